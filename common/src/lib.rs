@@ -1,1 +1,18 @@
-//! common
+//! Flotilla's pure heart: its vocabulary, its wire messages, and the state machines that decide.
+//!
+//! Nothing here has a clock, a socket, a disk, a thread or randomness of its own: time and generators are
+//! arguments. That is what lets `simulations` prove the very code that ships; CI holds the line.
+
+pub mod chunk;
+pub mod codec;
+pub mod digest;
+pub mod grant;
+pub mod hex;
+pub mod manifest;
+pub mod map;
+pub mod name;
+pub mod proof;
+pub mod seal;
+pub mod time;
+pub mod tree;
+pub mod units;

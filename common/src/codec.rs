@@ -1,0 +1,81 @@
+//! The one door to the binary encoding: bincode 2 behind a version byte and a limit of size.
+//!
+//! bincode is finished and unmaintained; nothing outside this file calls its functions, so that it can be
+//! replaced here. A body never changes within a version: a change of a message is a new kind or a new version.
+
+use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
+use bincode::{Decode, Encode};
+
+/// The version of every encoding in this build.
+pub const VERSION: u8 = 1;
+/// Bytes that one encoded value may have: a table of 16,384 chunks with room to spare.
+pub const MAX_LEN: usize = 4 << 20;
+
+/// Why bytes could not be decoded, or a value not encoded.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// Written by another version.
+    #[error("encoded with version {0}, this build reads version {VERSION}")]
+    Version(u8),
+    /// Longer than [`MAX_LEN`].
+    #[error("encoded value of {0} bytes exceeds the limit of {MAX_LEN}")]
+    TooLong(usize),
+    /// Nothing there, cut short, or followed by something else.
+    #[error("malformed encoding: {0}")]
+    Malformed(String),
+}
+
+fn configuration() -> Configuration<LittleEndian, Varint, Limit<MAX_LEN>> {
+    config::standard().with_limit::<MAX_LEN>()
+}
+
+/// The version byte and the encoded value.
+///
+/// # Errors
+/// [`CodecError::TooLong`] beyond [`MAX_LEN`].
+pub fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, CodecError> {
+    let mut bytes = vec![VERSION];
+    bincode::encode_into_std_write(value, &mut bytes, configuration())
+        .map_err(|error| CodecError::Malformed(error.to_string()))?;
+    if bytes.len() > MAX_LEN {
+        return Err(CodecError::TooLong(bytes.len()));
+    }
+    Ok(bytes)
+}
+
+/// The value of exactly these bytes. Never panics, never allocates more than a small multiple of what it is given.
+///
+/// # Errors
+/// What is wrong with the bytes.
+pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
+    if bytes.len() > MAX_LEN {
+        return Err(CodecError::TooLong(bytes.len()));
+    }
+    let (version, body) = bytes.split_first().ok_or_else(|| CodecError::Malformed("no bytes".to_owned()))?;
+    if *version != VERSION {
+        return Err(CodecError::Version(*version));
+    }
+    let (value, used) = bincode::decode_from_slice(body, configuration())
+        .map_err(|error| CodecError::Malformed(error.to_string()))?;
+    if used != body.len() {
+        return Err(CodecError::Malformed(format!("{} bytes left over", body.len() - used)));
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_length_and_leftovers_are_checked() {
+        let bytes = encode(&(7_u32, "x".to_owned())).expect("encodes");
+        assert_eq!(decode::<(u32, String)>(&bytes).expect("own bytes"), (7, "x".to_owned()));
+        assert!(matches!(decode::<u32>(&[]), Err(CodecError::Malformed(_))));
+        assert!(matches!(decode::<u32>(&[9, 1]), Err(CodecError::Version(9))));
+        assert!(matches!(decode::<u32>(&[VERSION, 1, 1]), Err(CodecError::Malformed(_))));
+        assert!(matches!(decode::<u32>(&vec![VERSION; MAX_LEN + 1]), Err(CodecError::TooLong(_))));
+        let huge_length = [VERSION, 253, 255, 255, 255, 255, 255, 255, 255, 127];
+        assert!(matches!(decode::<Vec<u64>>(&huge_length), Err(CodecError::Malformed(_))));
+    }
+}

@@ -1,0 +1,162 @@
+//! OCI manifests and indexes, as far as a registry and its peers read them: what names what.
+//!
+//! Follows the OCI image specification 1.1 ("Image Manifest", "Image Index") and Docker's schema 2, whose
+//! shape is the same. Unknown fields are kept out of the way: the bytes are what is stored and served.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+
+/// Media type of an OCI image manifest.
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Media type of an OCI image index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Media type of Docker's manifest, schema 2.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Media type of Docker's manifest list.
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// All media types of manifests, as an Accept header lists them.
+pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+/// Bytes that a manifest may have.
+pub const MAX_MANIFEST_LEN: usize = 4 << 20;
+
+/// A reference to bytes: media type, digest and size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What the bytes are.
+    #[serde(default)]
+    pub media_type: String,
+    /// Their digest.
+    pub digest: Digest,
+    /// Their number.
+    pub size: u64,
+    /// For an entry of an index: the platform, as given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<serde_json::Value>,
+    /// For an artifact: what it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// Free text by key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// Other places to fetch from: the bytes need not be in the registry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
+}
+
+/// A manifest or an index, read as one shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Always 2.
+    pub schema_version: u32,
+    /// What it is; may be left out in OCI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
+    /// For an artifact: what it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// The configuration blob of an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Descriptor>,
+    /// The layers of an image, lowest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<Descriptor>,
+    /// The manifests of an index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub manifests: Vec<Descriptor>,
+    /// The manifest that this one refers to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<Descriptor>,
+    /// Free text by key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Why bytes are not a manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not JSON of the right shape.
+    #[error("malformed manifest: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Schema 1, or something unheard of.
+    #[error("unsupported manifest: schemaVersion {0}, this registry stores schemaVersion 2")]
+    Schema(u32),
+    /// Larger than [`MAX_MANIFEST_LEN`].
+    #[error("manifest of {0} bytes exceeds the limit of {MAX_MANIFEST_LEN}")]
+    TooLarge(usize),
+}
+
+impl Manifest {
+    /// Reads a manifest's bytes.
+    ///
+    /// # Errors
+    /// Why they are not one.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        if bytes.len() > MAX_MANIFEST_LEN {
+            return Err(ManifestError::TooLarge(bytes.len()));
+        }
+        let manifest: Self = serde_json::from_slice(bytes)?;
+        if manifest.schema_version != 2 {
+            return Err(ManifestError::Schema(manifest.schema_version));
+        }
+        Ok(manifest)
+    }
+
+    /// Whether it lists manifests instead of blobs.
+    pub fn is_index(&self) -> bool {
+        match self.media_type.as_deref() {
+            Some(media_type) => media_type == OCI_INDEX || media_type == DOCKER_LIST,
+            None => self.config.is_none() && !self.manifests.is_empty(),
+        }
+    }
+
+    /// The blobs that it names and that a registry must hold: configuration, then layers, each once.
+    pub fn blobs(&self) -> Vec<&Descriptor> {
+        let mut blobs: Vec<&Descriptor> = Vec::with_capacity(self.layers.len() + 1);
+        for blob in self.config.iter().chain(&self.layers) {
+            let elsewhere = !blob.urls.is_empty();
+            if !elsewhere && blobs.iter().all(|known| known.digest != blob.digest) {
+                blobs.push(blob);
+            }
+        }
+        blobs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blobs_are_named_once_and_foreign_layers_left_out() {
+        let digest = Digest::sha256(b"layer");
+        let layer = |urls: &str| format!(r#"{{"mediaType":"x","digest":"{digest}","size":5,"urls":{urls}}}"#);
+        let config = Digest::sha256(b"config");
+        let text = format!(
+            r#"{{"schemaVersion":2,"config":{{"mediaType":"c","digest":"{config}","size":6}},"layers":[{},{}],"unknown":1}}"#,
+            layer("[]"),
+            layer("[]")
+        );
+        let manifest = Manifest::parse(text.as_bytes()).expect("a manifest");
+        assert_eq!(manifest.blobs().iter().map(|blob| blob.digest).collect::<Vec<_>>(), [config, digest]);
+        assert!(!manifest.is_index());
+        let text =
+            format!(r#"{{"schemaVersion":2,"layers":[{}]}}"#, layer(r#"["https://elsewhere.invalid/x"]"#));
+        assert!(Manifest::parse(text.as_bytes()).expect("a manifest").blobs().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_refused() {
+        assert!(matches!(Manifest::parse(b"{"), Err(ManifestError::Malformed(_))));
+        assert!(matches!(Manifest::parse(br#"{"schemaVersion":1}"#), Err(ManifestError::Schema(1))));
+        assert!(matches!(
+            Manifest::parse(&vec![b' '; MAX_MANIFEST_LEN + 1]),
+            Err(ManifestError::TooLarge(_))
+        ));
+    }
+}

@@ -1,0 +1,257 @@
+//! Seals: an origin's signature over the identity of a blob.
+//!
+//! Whoever has a seal can check a chunk table that came from anybody. Ed25519 (RFC 8032) over a fixed byte
+//! layout, so that no codec's habits are part of what is signed.
+
+use core::fmt;
+
+use bincode::{Decode, Encode};
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+
+use crate::chunk::Geometry;
+use crate::digest::Digest;
+use crate::name::RegionName;
+use crate::tree::Value;
+
+/// Separates a seal's signature from every other use of the key.
+const CONTEXT: &[u8] = b"flotilla seal 1\0";
+
+/// What is known of a blob's bytes: stored unsigned, signed when served.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct BlobFacts {
+    /// The digest by which manifests name it.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// log2 of its chunk size.
+    pub chunk_log2: u8,
+    /// Its BLAKE3 hash.
+    pub root: Value,
+}
+
+impl BlobFacts {
+    /// How the blob is cut; `None` if the facts name another chunk size than its size gives.
+    pub fn geometry(&self) -> Option<Geometry> {
+        Geometry::checked(self.size, self.chunk_log2)
+    }
+}
+
+/// Which key of an issuer signed: the first 8 bytes of the BLAKE3 hash of the public key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+pub struct KeyId(pub [u8; 8]);
+
+impl KeyId {
+    /// The id of a public key.
+    pub fn of(key: &[u8; 32]) -> Self {
+        let hash = *blake3::hash(key).as_bytes();
+        let mut id = [0; 8];
+        id.copy_from_slice(&hash[..8]);
+        Self(id)
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&crate::hex::encode(&self.0))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An origin's signature over {issuer, key id, digest, size, log2 chunk size, root}.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Seal {
+    /// The region whose origin signed.
+    pub issuer: RegionName,
+    /// The key it signed with.
+    pub key_id: KeyId,
+    /// What it vouches for.
+    pub facts: BlobFacts,
+    /// Ed25519.
+    pub signature: [u8; 64],
+}
+
+/// Why a seal or a grant is not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TrustError {
+    /// Signed by a key that is not configured.
+    #[error("signed with key {0}, which is not among the trusted origin keys")]
+    UnknownKey(KeyId),
+    /// The signature does not fit.
+    #[error("the signature does not fit what it signs")]
+    BadSignature,
+    /// The chunk size is not the one for the size.
+    #[error("the chunk size is not the one for the blob's size")]
+    BadGeometry,
+    /// A grant that is over.
+    #[error("expired")]
+    Expired,
+}
+
+/// An origin's private key.
+#[derive(Clone)]
+pub struct SealKey {
+    issuer: RegionName,
+    key: SigningKey,
+}
+
+impl SealKey {
+    /// A key from its 32 secret bytes.
+    pub fn from_secret(issuer: RegionName, secret: &[u8; 32]) -> Self {
+        Self { issuer, key: SigningKey::from_bytes(secret) }
+    }
+
+    /// The public key, for peers' configuration.
+    pub fn public(&self) -> [u8; 32] {
+        self.key.verifying_key().to_bytes()
+    }
+
+    /// The id that its signatures carry.
+    pub fn key_id(&self) -> KeyId {
+        KeyId::of(&self.public())
+    }
+
+    /// The region that issues with this key.
+    pub const fn issuer(&self) -> &RegionName {
+        &self.issuer
+    }
+
+    /// Signs a blob's facts.
+    pub fn seal(&self, facts: BlobFacts) -> Seal {
+        let key_id = self.key_id();
+        let signature = self.sign(&signed_bytes(&self.issuer, key_id, &facts));
+        Seal { issuer: self.issuer.clone(), key_id, facts, signature }
+    }
+
+    pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {
+        self.key.sign(message).to_bytes()
+    }
+}
+
+impl fmt::Debug for SealKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SealKey({}, {})", self.issuer, self.key_id())
+    }
+}
+
+/// The origin keys that a peer accepts; several at once are rotation, or several regions.
+#[derive(Clone, Debug, Default)]
+pub struct TrustedKeys {
+    keys: Vec<(KeyId, VerifyingKey)>,
+}
+
+impl TrustedKeys {
+    /// No key: nothing is accepted.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Adds a public key.
+    ///
+    /// # Errors
+    /// [`TrustError::BadSignature`] if the bytes are no point of the curve.
+    pub fn add(&mut self, public: &[u8; 32]) -> Result<(), TrustError> {
+        let key = VerifyingKey::from_bytes(public).map_err(|_| TrustError::BadSignature)?;
+        let id = KeyId::of(public);
+        if self.keys.iter().all(|(known, _)| *known != id) {
+            self.keys.push((id, key));
+        }
+        Ok(())
+    }
+
+    /// Checks a seal: its key, its signature, its chunk size.
+    ///
+    /// # Errors
+    /// Why it is not accepted.
+    pub fn check(&self, seal: &Seal) -> Result<Geometry, TrustError> {
+        self.verify(seal.key_id, &signed_bytes(&seal.issuer, seal.key_id, &seal.facts), &seal.signature)?;
+        seal.facts.geometry().ok_or(TrustError::BadGeometry)
+    }
+
+    pub(crate) fn verify(
+        &self,
+        key_id: KeyId,
+        message: &[u8],
+        signature: &[u8; 64],
+    ) -> Result<(), TrustError> {
+        let (_, key) =
+            self.keys.iter().find(|(id, _)| *id == key_id).ok_or(TrustError::UnknownKey(key_id))?;
+        key.verify_strict(message, &Signature::from_bytes(signature)).map_err(|_| TrustError::BadSignature)
+    }
+}
+
+/// What a seal signs: context, length-prefixed issuer, key id, algorithm, hash, size, log2 chunk size, root.
+fn signed_bytes(issuer: &RegionName, key_id: KeyId, facts: &BlobFacts) -> Vec<u8> {
+    let mut bytes = CONTEXT.to_vec();
+    push_text(&mut bytes, issuer.as_str());
+    bytes.extend_from_slice(&key_id.0);
+    push_digest(&mut bytes, &facts.digest);
+    bytes.extend_from_slice(&facts.size.to_be_bytes());
+    bytes.push(facts.chunk_log2);
+    bytes.extend_from_slice(&facts.root);
+    bytes
+}
+
+/// A label of at most 63 bytes behind its length.
+pub(crate) fn push_text(bytes: &mut Vec<u8>, text: &str) {
+    bytes.push(text.len() as u8);
+    bytes.extend_from_slice(text.as_bytes());
+}
+
+/// A digest behind its length, which tells the algorithm.
+pub(crate) fn push_digest(bytes: &mut Vec<u8>, digest: &Digest) {
+    bytes.push(digest.hash().len() as u8);
+    bytes.extend_from_slice(digest.hash());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> BlobFacts {
+        BlobFacts { digest: Digest::sha256(b"x"), size: 64 << 20, chunk_log2: 18, root: [7; 32] }
+    }
+
+    fn key(secret: u8) -> SealKey {
+        SealKey::from_secret("eu-1".parse().expect("a label"), &[secret; 32])
+    }
+
+    #[test]
+    fn a_seal_is_accepted_only_from_a_trusted_key_and_unaltered() {
+        let seal = key(1).seal(facts());
+        let mut trusted = TrustedKeys::none();
+        assert_eq!(trusted.check(&seal), Err(TrustError::UnknownKey(seal.key_id)));
+        trusted.add(&key(2).public()).expect("a key");
+        trusted.add(&key(1).public()).expect("a key");
+        assert_eq!(trusted.check(&seal), Ok(Geometry::for_size(64 << 20)));
+        for alter in [
+            |seal: &mut Seal| seal.facts.size += 1,
+            |seal: &mut Seal| seal.facts.root[0] ^= 1,
+            |seal: &mut Seal| seal.facts.digest = Digest::sha256(b"y"),
+            |seal: &mut Seal| seal.signature[9] ^= 1,
+            |seal: &mut Seal| seal.issuer = "eu-2".parse().expect("a label"),
+        ] {
+            let mut altered = seal.clone();
+            alter(&mut altered);
+            assert_eq!(trusted.check(&altered), Err(TrustError::BadSignature));
+        }
+    }
+
+    #[test]
+    fn a_signed_but_wrong_chunk_size_is_refused() {
+        let mut trusted = TrustedKeys::none();
+        trusted.add(&key(1).public()).expect("a key");
+        let seal = key(1).seal(BlobFacts { chunk_log2: 20, ..facts() });
+        assert_eq!(trusted.check(&seal), Err(TrustError::BadGeometry));
+    }
+
+    #[test]
+    fn a_seal_is_small() {
+        let bytes = crate::codec::encode(&key(1).seal(facts())).expect("encodes");
+        assert!(bytes.len() <= 160, "{} bytes", bytes.len());
+    }
+}

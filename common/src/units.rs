@@ -1,0 +1,179 @@
+//! Sizes and rates as people write them: `64MiB`, `50Mbit`.
+
+use core::fmt;
+use core::str::FromStr;
+use core::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Why a text is not a size or a rate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnitError {
+    /// Not a size.
+    #[error(
+        "'{0}' is no size: write a number and B, KiB, MiB, GiB, TiB, kB, MB, GB or TB, for example 64MiB"
+    )]
+    Size(String),
+    /// Not a rate.
+    #[error("'{0}' is no rate: write a number and bit, kbit, Mbit or Gbit (per second), for example 50Mbit")]
+    Rate(String),
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ByteSize(pub u64);
+
+/// A number of bits per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BitRate(pub u64);
+
+const SIZE_UNITS: [(&str, u64); 9] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("B", 1),
+];
+
+const RATE_UNITS: [(&str, u64); 4] =
+    [("kbit", 1_000), ("Mbit", 1_000_000), ("Gbit", 1_000_000_000), ("bit", 1)];
+
+impl BitRate {
+    /// Bytes per second.
+    pub fn bytes_per_second(self) -> f64 {
+        self.0 as f64 / 8.0
+    }
+
+    /// The time that `bytes` take at this rate; at a rate of zero, for ever.
+    pub fn time_for(self, bytes: u64) -> Duration {
+        let nanos = (u128::from(bytes) * 8_000_000_000).checked_div(u128::from(self.0));
+        Duration::from_nanos(nanos.and_then(|nanos| u64::try_from(nanos).ok()).unwrap_or(u64::MAX))
+    }
+}
+
+/// Splits a number from its unit; a bare number counts in the base unit.
+fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let text = text.trim();
+    let (number, factor) = units
+        .iter()
+        .find_map(|(unit, factor)| text.strip_suffix(unit).map(|number| (number, *factor)))
+        .unwrap_or((text, 1));
+    let number = number.trim_end();
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(factor);
+    }
+    let value = number.parse::<f64>().ok().filter(|value| value.is_finite() && *value >= 0.0)?;
+    let product = value * factor as f64;
+    (product < u64::MAX as f64).then_some(product as u64)
+}
+
+impl FromStr for ByteSize {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        parse(text, &SIZE_UNITS).map(Self).ok_or_else(|| UnitError::Size(text.to_owned()))
+    }
+}
+
+impl FromStr for BitRate {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        parse(text, &RATE_UNITS)
+            .filter(|rate| *rate > 0)
+            .map(Self)
+            .ok_or_else(|| UnitError::Rate(text.to_owned()))
+    }
+}
+
+/// The largest of `units` (ascending) that `value` reaches, with one decimal unless it is whole.
+fn print(f: &mut fmt::Formatter<'_>, value: u64, units: &[(&str, u64)], base: &str) -> fmt::Result {
+    match units.iter().rev().find(|(_, factor)| value >= *factor) {
+        Some((unit, factor)) if value % factor == 0 => write!(f, "{}{unit}", value / factor),
+        Some((unit, factor)) => write!(f, "{:.1}{unit}", value as f64 / *factor as f64),
+        None => write!(f, "{value}{base}"),
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        print(f, self.0, &SIZE_UNITS[..4], "B")
+    }
+}
+
+impl fmt::Display for BitRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        print(f, self.0, &RATE_UNITS[..3], "bit")
+    }
+}
+
+/// Codecs of a unit: printed exactly, read from a text with a unit or from a bare number.
+macro_rules! unit_serde {
+    ($name:ident, $units:literal) => {
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_u64(self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Visitor;
+                impl de::Visitor<'_> for Visitor {
+                    type Value = $name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($units)
+                    }
+
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        text.parse().map_err(E::custom)
+                    }
+
+                    fn visit_u64<E: de::Error>(self, value: u64) -> Result<$name, E> {
+                        Ok($name(value))
+                    }
+
+                    fn visit_i64<E: de::Error>(self, value: i64) -> Result<$name, E> {
+                        u64::try_from(value).map($name).map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_any(Visitor)
+            }
+        }
+    };
+}
+
+unit_serde!(ByteSize, "a size such as \"64MiB\" or a number of bytes");
+unit_serde!(BitRate, "a rate such as \"50Mbit\" or a number of bits per second");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_rates_as_people_write_them() {
+        assert_eq!("64MiB".parse(), Ok(ByteSize(64 << 20)));
+        assert_eq!("1.5 GiB".parse(), Ok(ByteSize(3 << 29)));
+        assert_eq!("17".parse(), Ok(ByteSize(17)));
+        assert_eq!("1GB".parse(), Ok(ByteSize(1_000_000_000)));
+        assert_eq!("50Mbit".parse(), Ok(BitRate(50_000_000)));
+        assert!("50Mbyte".parse::<BitRate>().is_err());
+        assert!("0bit".parse::<BitRate>().is_err());
+        assert!("-1MiB".parse::<ByteSize>().is_err());
+        assert!("99999999999TiB".parse::<ByteSize>().is_err());
+        assert_eq!(ByteSize(64 << 20).to_string(), "64MiB");
+        assert_eq!(BitRate(2_500_000).to_string(), "2.5Mbit");
+        assert_eq!(ByteSize(12).to_string(), "12B");
+    }
+
+    #[test]
+    fn time_at_a_rate() {
+        assert_eq!(BitRate(8_000).time_for(1_000), Duration::from_secs(1));
+        assert_eq!(BitRate(1).time_for(u64::MAX), Duration::from_nanos(u64::MAX));
+    }
+}
