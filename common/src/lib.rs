@@ -13,6 +13,7 @@ pub mod map;
 pub mod name;
 pub mod proof;
 pub mod seal;
+pub mod swarm;
 pub mod time;
 pub mod tree;
 pub mod units;

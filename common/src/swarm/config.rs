@@ -1,0 +1,78 @@
+//! What an operator or a test may set.
+
+use core::time::Duration;
+
+/// Settings of a peer's machine; [`Config::default`] is what `docs/decisions/choosing.md` measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Own uplink, bits per second; `None` if it has no cap and is not known.
+    pub up_bits_per_second: Option<u64>,
+    /// Own downlink, bits per second; `None` if it has no cap and is not known.
+    pub down_bits_per_second: Option<u64>,
+    /// What a link is taken to carry while nothing better is known, bits per second.
+    pub assumed_bits_per_second: u64,
+    /// Transfers each way at the neighbours' median rate.
+    pub slots: u32,
+    /// Most transfers each way, however fast the own link is.
+    pub max_slots: u32,
+    /// Number of configured origins, the own region's first.
+    pub origins: u32,
+    /// A stable hash of the own id, as in [`super::PeerFacts::key`].
+    pub key: u64,
+
+    /// Most connections altogether.
+    pub max_connections: u32,
+    /// Most neighbours with which one blob is exchanged.
+    pub max_neighbours: u32,
+    /// Fewer neighbours than this for a wanted blob: announce for more.
+    pub min_neighbours: u32,
+    /// Least time between two announces for want of neighbours.
+    pub refill_interval: Duration,
+
+    /// One pick in this many is the lowest chunk that a reader waits for, rather than the rarest.
+    pub in_order_one_in: u32,
+    /// Least time between two Have batches of one blob; the first goes at once.
+    pub have_interval: Duration,
+    /// A transfer with less than this left, or less than a round trip, counts as free.
+    pub nearly_done: Duration,
+    /// A transfer that has not moved for this long is given up, longer on slow links.
+    pub stalled: Duration,
+    /// A wanted blob that could be fetched but has not moved for this long is taken from the origin without a lease;
+    /// longer on slow links, jittered, growing with each use.
+    pub escalate: Duration,
+    /// As `escalate`, while a tracker answers: then somebody else holds the lease, and waiting is cheaper.
+    pub escalate_with_tracker: Duration,
+    /// How long a neighbour that sent corrupt bytes is not used.
+    pub quarantine: Duration,
+    /// How long a peer that could not be reached is not dialled, doubling up to 16 times.
+    pub redial: Duration,
+    /// How long a failed origin is not used if there is another, doubling up to 16 times.
+    pub origin_rest: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            up_bits_per_second: None,
+            down_bits_per_second: None,
+            assumed_bits_per_second: 1_000_000_000,
+            slots: 3,
+            max_slots: 24,
+            origins: 1,
+            key: 0,
+            max_connections: 64,
+            max_neighbours: 32,
+            min_neighbours: 12,
+            refill_interval: Duration::from_secs(1),
+            in_order_one_in: 4,
+            have_interval: Duration::from_millis(50),
+            nearly_done: Duration::from_millis(3),
+            stalled: Duration::from_secs(2),
+            escalate: Duration::from_secs(2),
+            escalate_with_tracker: Duration::from_secs(10),
+            quarantine: Duration::from_secs(600),
+            redial: Duration::from_secs(1),
+            origin_rest: Duration::from_secs(1),
+        }
+    }
+}
