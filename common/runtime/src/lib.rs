@@ -1,1 +1,8 @@
-//! common/runtime
+//! What the drivers share.
+//!
+//! The machines of `flotilla_common` decide; the services round them read sockets, disks and clocks. Whatever two of
+//! those services need alike is here, a room per subject. Nothing here knows an origin, a tracker or a peer.
+
+pub mod clock;
+pub mod rate;
+pub mod shutdown;

@@ -1,0 +1,245 @@
+//! Bandwidth caps: an asynchronous token bucket over payload bytes.
+//!
+//! A [`Limiter`] is cheap to clone and all clones share one bucket, so an origin's uplink is one limiter however many
+//! responses it feeds. Takers are served in the order in which they asked. What a taker asks for is granted when a
+//! link of that rate would have carried its last byte; a taker that goes away while it waits gives everything back.
+//!
+//! The arithmetic is in [`Bucket`], which knows no clock: exact integers, so no rate drifts however small the takes.
+//!
+//! It must never queue bytes itself, and never grant more than `rate * time + burst` over any stretch of time in which
+//! the process was given the processor.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flotilla_common::units::BitRate;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+/// The least burst: what an idle bucket grants at once.
+const BURST_BYTES: u64 = 64 * 1024;
+/// At high rates the burst is this much time, several ticks of the timer.
+const BURST_TIME: Duration = Duration::from_millis(5);
+/// How far a taker that was already waiting may catch up on a timer that fired late.
+const LATENESS: Duration = Duration::from_millis(50);
+
+const NANOS_PER_SECOND: u128 = 1_000_000_000;
+
+/// A bandwidth cap shared by its clones. Counts payload bytes only.
+#[derive(Clone, Debug)]
+pub struct Limiter {
+    shared: Option<Arc<Shared>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    rate: BitRate,
+    started: Instant,
+    /// Fair: waiters get it first come, first served. Held while its holder sleeps.
+    bucket: Mutex<Bucket>,
+}
+
+impl Limiter {
+    /// A cap of `rate`. A rate of zero is read as one bit per second: it never divides by zero and never grants much.
+    pub fn new(rate: BitRate) -> Self {
+        let shared = Shared { rate, started: Instant::now(), bucket: Mutex::new(Bucket::new(rate.0)) };
+        Self { shared: Some(Arc::new(shared)) }
+    }
+
+    /// No cap: `take` returns at once and touches no shared memory.
+    pub const fn unlimited() -> Self {
+        Self { shared: None }
+    }
+
+    /// The cap where there is one.
+    pub fn rate(&self) -> Option<BitRate> {
+        self.shared.as_ref().map(|shared| shared.rate)
+    }
+
+    /// Waits until `bytes` may pass.
+    ///
+    /// Takers behind this one wait for the whole of it, so ask for pieces of some tens of KiB, not for whole chunks.
+    /// Dropping the future before it is ready takes nothing.
+    pub async fn take(&self, bytes: usize) {
+        let Some(shared) = &self.shared else {
+            return;
+        };
+        let arrived = shared.started.elapsed();
+        let mut bucket = shared.bucket.lock().await;
+        let now = shared.started.elapsed();
+        let quote = bucket.quote(arrived, now, bytes);
+        if quote.at > now {
+            tokio::time::sleep_until(shared.started + quote.at).await;
+        }
+        bucket.settle(quote);
+    }
+}
+
+impl From<Option<BitRate>> for Limiter {
+    fn from(rate: Option<BitRate>) -> Self {
+        rate.map_or_else(Self::unlimited, Self::new)
+    }
+}
+
+/// A token bucket as a line in time: `free` is when the link has carried all that was granted.
+///
+/// All times are since the bucket's start. Positions are kept in units of one nanosecond divided by the rate, in which
+/// a byte costs exactly 8e9 units, so nothing is rounded until an instant is read.
+#[derive(Debug)]
+struct Bucket {
+    bits_per_second: u128,
+    burst: u128,
+    free: u128,
+}
+
+/// What a take would cost: not yet charged.
+#[derive(Debug)]
+struct Quote {
+    at: Duration,
+    free: u128,
+}
+
+impl Bucket {
+    fn new(bits_per_second: u64) -> Self {
+        let bits_per_second = u128::from(bits_per_second.max(1));
+        let burst = cost(BURST_BYTES).max(BURST_TIME.as_nanos() * bits_per_second);
+        Self { bits_per_second, burst, free: 0 }
+    }
+
+    /// When `bytes` asked for at `arrived` may pass, as seen at `now` by the first in the queue.
+    fn quote(&self, arrived: Duration, now: Duration, bytes: usize) -> Quote {
+        // An idle link forgets its past but for one burst. For a taker that waited, the link was not idle: what the
+        // timer was late is made good, within reason.
+        let idle_since = arrived.max(now.saturating_sub(LATENESS)).as_nanos() * self.bits_per_second;
+        let free = self.free.max(idle_since) + cost(bytes as u64);
+        let nanos = free.saturating_sub(self.burst).div_ceil(self.bits_per_second);
+        Quote { at: Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)), free }
+    }
+
+    fn settle(&mut self, quote: Quote) {
+        self.free = quote.free;
+    }
+}
+
+const fn cost(bytes: u64) -> u128 {
+    bytes as u128 * 8 * NANOS_PER_SECOND
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    const MEGABIT: u64 = 1_000_000;
+
+    fn bytes_in(bits_per_second: u64, time: Duration) -> f64 {
+        bits_per_second as f64 / 8.0 * time.as_secs_f64()
+    }
+
+    #[test]
+    fn an_idle_bucket_grants_one_burst_at_once_and_then_the_rate() {
+        let mut bucket = Bucket::new(8 * MEGABIT); // one byte per microsecond
+        let now = Duration::from_secs(10);
+        let first = bucket.quote(now, now, 65_536);
+        assert!(first.at <= now);
+        bucket.settle(first);
+        let second = bucket.quote(now, now, 1_000);
+        assert_eq!(second.at, now + Duration::from_micros(1_000));
+        bucket.settle(second);
+        let third = bucket.quote(now, now, 500);
+        assert_eq!(third.at, now + Duration::from_micros(1_500));
+    }
+
+    #[test]
+    fn a_quote_that_is_not_settled_costs_nothing() {
+        let bucket = Bucket::new(MEGABIT);
+        let now = Duration::from_secs(1);
+        let abandoned = bucket.quote(now, now, 10_000_000);
+        assert!(abandoned.at > now);
+        assert!(bucket.quote(now, now, 1_000).at <= now);
+    }
+
+    #[test]
+    fn tiny_takes_at_a_huge_rate_lose_nothing_to_rounding() {
+        let rate = 99_999 * MEGABIT;
+        let mut bucket = Bucket::new(rate);
+        let mut now = Duration::ZERO;
+        let takes = 10_000_000_u64;
+        for _ in 0..takes {
+            let quote = bucket.quote(now, now, 1);
+            now = now.max(quote.at);
+            bucket.settle(quote);
+        }
+        let burst = bytes_in(rate, BURST_TIME) as u64;
+        assert!(takes < burst, "all of it fits the burst");
+        assert_eq!(now, Duration::ZERO);
+        assert_eq!(bucket.free, cost(takes));
+    }
+
+    #[test]
+    fn a_late_timer_is_made_good_within_reason() {
+        let mut bucket = Bucket::new(8 * MEGABIT);
+        bucket.settle(bucket.quote(Duration::ZERO, Duration::ZERO, 65_536));
+        // Waiting since the start, seen 20 ms late: as if it had been on time.
+        let late = Duration::from_millis(20);
+        assert_eq!(bucket.quote(Duration::ZERO, late, 10_000).at, Duration::from_millis(10));
+        // Seen ten seconds late: at most LATENESS and a burst are made good.
+        let very_late = Duration::from_secs(10);
+        let most = bytes_in(8 * MEGABIT, LATENESS) as usize + 65_536;
+        assert_eq!(bucket.quote(Duration::ZERO, very_late, most).at, very_late);
+        assert!(bucket.quote(Duration::ZERO, very_late, most + 1).at > very_late);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sixteen_takers_share_one_cap_fairly_and_exactly() {
+        let rate = BitRate(50 * MEGABIT);
+        let limiter = Limiter::new(rate);
+        let started = Instant::now();
+        let finish = started + Duration::from_secs(20);
+        let takers: Vec<_> = (0..16)
+            .map(|_| {
+                let limiter = limiter.clone();
+                tokio::spawn(async move {
+                    let mut taken = 0_u64;
+                    loop {
+                        limiter.take(16_384).await;
+                        if Instant::now() > finish {
+                            return taken;
+                        }
+                        taken += 16_384;
+                    }
+                })
+            })
+            .collect();
+        let mut shares = Vec::new();
+        for taker in takers {
+            shares.push(taker.await.unwrap());
+        }
+        let sum: u64 = shares.iter().sum();
+        let ideal = bytes_in(rate.0, Duration::from_secs(20));
+        assert!((sum as f64 / ideal - 1.0).abs() < 0.01, "{sum} of {ideal}");
+        let most = shares.iter().max().unwrap();
+        let least = shares.iter().min().unwrap();
+        // The burst at the start goes to who is first.
+        assert!(most - least <= BURST_BYTES + 16_384, "{shares:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_taker_that_goes_away_gives_its_place_back() {
+        let limiter = Limiter::new(BitRate(8 * MEGABIT));
+        limiter.take(65_536).await;
+        let started = Instant::now();
+        let greedy = limiter.take(100_000_000);
+        assert!(tokio::time::timeout(Duration::from_millis(1), greedy).await.is_err());
+        limiter.take(10_000).await;
+        assert!(started.elapsed() <= Duration::from_millis(12));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_cap_no_wait() {
+        let started = Instant::now();
+        Limiter::unlimited().take(usize::MAX).await;
+        Limiter::from(None).take(usize::MAX).await;
+        assert_eq!(started.elapsed(), Duration::ZERO);
+    }
+}
