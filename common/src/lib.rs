@@ -17,3 +17,4 @@ pub mod swarm;
 pub mod time;
 pub mod tree;
 pub mod units;
+pub mod wire;

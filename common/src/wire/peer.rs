@@ -1,0 +1,182 @@
+//! Between two peers, over QUIC (ALPN [`ALPN`]).
+//!
+//! ```text
+//! dialler                                   listener
+//!    | ---- control stream (bidirectional): Hello ----> |
+//!    | <--------------- Hello ------------------------- |
+//!    | <--- Holds, Have, Forgot, ProofWanted, Proof --> |   both ways, any time
+//!    |                                                  |
+//!    | ---- a bidirectional stream per chunk: Ask ----> |
+//!    | <--- Refused | Parts, then the chunk's bytes --- |
+//! ```
+
+use bincode::{Decode, Encode};
+
+use crate::digest::Digest;
+use crate::grant::Grant;
+use crate::map::ChunkMap;
+use crate::proof;
+use crate::tree::Value;
+use crate::wire::frame::messages;
+
+/// The protocol's name in the TLS handshake.
+pub const ALPN: &[u8] = b"flotilla/1";
+/// The version of the peer protocol that this build speaks.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// The first message of either side.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Hello {
+    /// Oldest protocol version spoken.
+    pub oldest: u16,
+    /// Newest protocol version spoken; both sides use the newest that both speak.
+    pub newest: u16,
+    /// Feature bits; unknown ones are ignored.
+    pub features: u64,
+}
+
+impl Hello {
+    /// What this build says.
+    pub const fn ours() -> Self {
+        Self { oldest: PROTOCOL_VERSION, newest: PROTOCOL_VERSION, features: 0 }
+    }
+
+    /// The newest version that both sides speak.
+    pub fn common_version(&self, other: &Self) -> Option<u16> {
+        let newest = self.newest.min(other.newest);
+        (newest >= self.oldest.max(other.oldest)).then_some(newest)
+    }
+}
+
+/// All that the sender holds of one blob: said when a connection begins, and when a blob comes up.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Holds {
+    /// The blob.
+    pub digest: Digest,
+    /// Its chunks that the sender holds, verified.
+    pub holding: Holding,
+}
+
+/// How much of a blob somebody holds.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Holding {
+    /// Every chunk.
+    Complete,
+    /// These chunks.
+    Partial(ChunkMap),
+}
+
+/// Chunks that the sender holds since it last said so.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Have {
+    /// The blob.
+    pub digest: Digest,
+    /// The new chunks.
+    pub chunks: Vec<u32>,
+}
+
+/// The sender holds nothing of this blob any more.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Forgot {
+    /// The blob.
+    pub digest: Digest,
+}
+
+/// The sender wants the seal and table of a blob.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ProofWanted {
+    /// The blob.
+    pub digest: Digest,
+}
+
+messages! {
+    /// Messages of the control stream.
+    Control {
+        /// Versions and features.
+        Hello(Hello) = 1,
+        /// All chunks held of one blob.
+        Holds(Holds) = 2,
+        /// New chunks held of one blob.
+        Have(Have) = 3,
+        /// A blob was evicted.
+        Forgot(Forgot) = 4,
+        /// A question for a proof.
+        ProofWanted(ProofWanted) = 5,
+        /// A proof, handed on.
+        Proof(proof::Proof) = 6,
+    }
+}
+
+/// Asks for one chunk.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Ask {
+    /// The blob.
+    pub digest: Digest,
+    /// The chunk; 0 for a blob that is exchanged as a whole.
+    pub chunk: u32,
+    /// The permission, where the fleet requires one.
+    pub grant: Option<Grant>,
+}
+
+/// Why a chunk is not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Refusal {
+    /// All upload slots are taken: ask again in half a chunk's time.
+    Busy,
+    /// The chunk is not held (any more).
+    Gone,
+    /// The asker has no valid grant.
+    NotPermitted,
+}
+
+/// The chaining values of a chunk's parts, which merge to its entry in the chunk table. The chunk's bytes follow
+/// the frame, as many as the geometry says. Empty for a blob that is exchanged as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Parts {
+    /// One per part, in order.
+    pub values: Vec<Value>,
+}
+
+messages! {
+    /// Messages of a chunk's stream.
+    Chunk {
+        /// The question.
+        Ask(Ask) = 32,
+        /// No.
+        Refused(Refusal) = 33,
+        /// Yes: the bytes follow.
+        Parts(Parts) = 34,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::frame::{HEADER_LEN, Header, Message};
+
+    #[test]
+    fn versions_overlap_or_do_not() {
+        let hello = |oldest, newest| Hello { oldest, newest, features: 0 };
+        assert_eq!(hello(1, 3).common_version(&hello(2, 5)), Some(3));
+        assert_eq!(hello(1, 1).common_version(&hello(2, 5)), None);
+    }
+
+    #[test]
+    fn messages_round_trip_and_unknown_kinds_are_skipped() {
+        let have = Control::Have(Have { digest: Digest::sha256(b"x"), chunks: vec![1, 70_000] });
+        let frame = have.to_frame().expect("encodes");
+        let header = Header::parse(frame[..HEADER_LEN].try_into().expect("five bytes")).expect("own header");
+        assert_eq!(Control::decode(header.kind, &frame[HEADER_LEN..]).expect("own body"), Some(have));
+        assert_eq!(Control::decode(200, b"whatever").expect("skipped"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_decoder_panic(kind in 0_u8..40, body: Vec<u8>) {
+            let _ = Control::decode(kind, &body);
+            let _ = Chunk::decode(kind, &body);
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Between a peer and a tracker, over HTTP: announces and handouts, and leases as requests of their own.
+
+use core::net::SocketAddr;
+
+use bincode::{Decode, Encode};
+
+use crate::digest::Digest;
+use crate::map::ChunkMap;
+use crate::name::{PeerId, RegionName, ZoneName};
+
+/// Where announces are posted.
+pub const ANNOUNCE_PATH: &str = "/flotilla/v1/announce";
+/// Where leases are asked for.
+pub const LEASE_PATH: &str = "/flotilla/v1/lease";
+/// Progress of a peer that holds the whole blob; 0 is none of it.
+pub const PROGRESS_COMPLETE: u8 = 15;
+/// Changes that one announce may carry.
+pub const MAX_CHANGES: usize = 10_000;
+
+/// How to find a peer, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+pub struct PeerInfo {
+    /// Its id, as in its certificate.
+    pub id: PeerId,
+    /// Where its QUIC endpoint listens.
+    pub addr: SocketAddr,
+    /// Its region.
+    pub region: RegionName,
+    /// Its zone.
+    pub zone: ZoneName,
+}
+
+/// What changed for one blob since the last announce, or its state in a full announce.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Change {
+    /// The blob.
+    pub digest: Digest,
+    /// What the peer has to do with it now.
+    pub state: BlobState,
+}
+
+/// A peer's part in one swarm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum BlobState {
+    /// It wants the blob and would like neighbours.
+    Wanted {
+        /// Fifteenths held, rounded down.
+        progress: u8,
+    },
+    /// It holds this much and wants no more.
+    Held {
+        /// Fifteenths held, rounded down; [`PROGRESS_COMPLETE`] only for the whole blob.
+        progress: u8,
+    },
+    /// It has nothing to do with the blob any more.
+    Gone,
+}
+
+/// A lease that the peer believes it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct HeldLease {
+    /// The blob.
+    pub digest: Digest,
+    /// The chunk.
+    pub chunk: u32,
+    /// Chunks of the blob.
+    pub chunks: u32,
+}
+
+/// One announce: the peer's changes, all blobs together.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AnnounceRequest {
+    /// Who announces.
+    pub peer: PeerInfo,
+    /// The tracker's epoch as the peer knows it; 0 for none.
+    pub epoch: u64,
+    /// Counts the peer's announces within the epoch, from 0, which is always full.
+    pub sequence: u64,
+    /// Whether `changes` are the peer's whole state.
+    pub full: bool,
+    /// What changed.
+    pub changes: Vec<Change>,
+    /// Leases held, all of them.
+    pub leases: Vec<HeldLease>,
+    /// Peers it is connected to: they come first where equal.
+    pub connected: Vec<PeerId>,
+    /// Peers that it lately could not reach.
+    pub unreachable: Vec<PeerId>,
+    /// Whether the peer is leaving: everything of it is to be forgotten.
+    pub leaving: bool,
+}
+
+/// The tracker's answer to an announce.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum AnnounceAnswer {
+    /// The epoch or sequence is not what the tracker expects: announce in full, with this epoch and sequence 0.
+    Resync {
+        /// The tracker's epoch.
+        epoch: u64,
+    },
+    /// Taken.
+    Accepted {
+        /// The tracker's epoch.
+        epoch: u64,
+        /// Milliseconds until the next announce.
+        next_ms: u32,
+        /// Neighbours for each blob wanted.
+        handouts: Vec<Handout>,
+    },
+}
+
+/// Neighbours for one blob.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Handout {
+    /// The blob.
+    pub digest: Digest,
+    /// Peers that hold or want it.
+    pub peers: Vec<PeerInfo>,
+}
+
+/// A question about leases.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LeaseRequest {
+    /// Who asks; must have announced.
+    pub peer: PeerId,
+    /// The blob.
+    pub digest: Digest,
+    /// Whether the peer could not reach the first tracker of this blob: only then the second one grants.
+    pub first_unreachable: bool,
+    /// What is asked.
+    pub ask: LeaseAsk,
+}
+
+/// What a peer asks of the lease authority.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum LeaseAsk {
+    /// A lease, on any chunk. Parked until one can be granted, or the tracker's bound has passed.
+    Take {
+        /// Chunks that neither the peer nor any neighbour of it holds. Its length is the blob's.
+        missing: ChunkMap,
+        /// Whether the peer can go on with nothing else.
+        starving: bool,
+    },
+    /// The transfer makes progress: another term.
+    Renew {
+        /// The chunk.
+        chunk: u32,
+    },
+    /// The chunk is held now.
+    Done {
+        /// The chunk.
+        chunk: u32,
+    },
+    /// The origin did not give it; somebody else may try.
+    Failed {
+        /// The chunk.
+        chunk: u32,
+    },
+}
+
+/// The lease authority's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum LeaseAnswer {
+    /// Fetch this chunk from the origin.
+    Granted {
+        /// The chunk.
+        chunk: u32,
+        /// Milliseconds until it runs out, unless renewed.
+        term_ms: u32,
+    },
+    /// Nothing to grant for now: the chunks come from neighbours. Ask again after this time.
+    Wait {
+        /// Milliseconds.
+        retry_ms: u32,
+    },
+    /// Somebody alive holds what the starving peer lacks: dial it.
+    Dial {
+        /// The holder.
+        peer: PeerInfo,
+    },
+    /// Taken note of (renew, done, failed).
+    Noted,
+    /// The lease is not (or no longer) the peer's.
+    NotHeld,
+    /// This tracker does not know the peer: announce first.
+    Unknown,
+    /// Another tracker, the first of this blob, grants.
+    NotFirst,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::codec;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_decoder_panic(mut body: Vec<u8>) {
+            body.insert(0, codec::VERSION);
+            let _ = codec::decode::<AnnounceRequest>(&body);
+            let _ = codec::decode::<AnnounceAnswer>(&body);
+            let _ = codec::decode::<LeaseRequest>(&body);
+            let _ = codec::decode::<LeaseAnswer>(&body);
+        }
+    }
+
+    #[test]
+    fn an_announce_round_trips() {
+        let request = AnnounceRequest {
+            peer: PeerInfo {
+                id: "vm-1".parse().expect("a label"),
+                addr: SocketAddr::from(([10, 0, 0, 1], 4001)),
+                region: "eu".parse().expect("a label"),
+                zone: "eu-a".parse().expect("a label"),
+            },
+            epoch: 7,
+            sequence: 3,
+            full: false,
+            changes: vec![Change { digest: Digest::sha256(b"x"), state: BlobState::Wanted { progress: 3 } }],
+            leases: vec![HeldLease { digest: Digest::sha256(b"x"), chunk: 4, chunks: 9 }],
+            connected: Vec::new(),
+            unreachable: Vec::new(),
+            leaving: false,
+        };
+        let bytes = codec::encode(&request).expect("encodes");
+        assert_eq!(codec::decode::<AnnounceRequest>(&bytes).expect("own bytes"), request);
+    }
+}
