@@ -279,10 +279,13 @@ pub enum Input {
         /// How long the lease lasts unless it is renewed.
         term: Duration,
     },
-    /// A parked request came back with nothing: the machine asks again while it still lacks chunks.
+    /// A request came back without a lease: the machine asks again while it still lacks chunks. When the tracker names
+    /// a holder to dial instead, that is an [`Input::Handout`] of that peer, and then this.
     LeaseWait {
         /// The blob of our request.
         blob: BlobSlot,
+        /// Not before this long from now; may be zero after a request that was parked.
+        retry_after: Duration,
     },
     /// The tracker says a lease is no longer ours (a renewal came too late). The fetch goes on; nothing is renewed.
     LeaseLost {
@@ -370,12 +373,15 @@ pub enum Output {
     /// Announce to the trackers now rather than at the next interval: a new want, a completed blob, or too few
     /// neighbours for a wanted blob.
     Announce,
-    /// Ask the tracker for a lease on a chunk of `missing`. One request per blob is under way at most; the tracker parks it.
+    /// Ask the tracker for a lease on a chunk of `missing`; the tracker parks the request. A second request for the
+    /// same blob takes the place of the first, whose answer is void.
     LeaseTake {
         /// The blob.
         blob: BlobSlot,
         /// Chunks that neither we nor any neighbour has.
         missing: ChunkMap,
+        /// Whether nothing of the blob has moved for so long that something must be wrong.
+        starving: bool,
     },
     /// Withdraw a parked request: it is needed no more. No answer.
     LeaseDrop {
@@ -388,6 +394,8 @@ pub enum Output {
         blob: BlobSlot,
         /// The chunk.
         chunk: u32,
+        /// Bytes of it received so far.
+        received: u64,
     },
     /// The chunk of a lease is here.
     LeaseDone {
