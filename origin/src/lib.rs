@@ -1,1 +1,4 @@
-//! origin
+//! The origin: an OCI registry directly on object storage.
+
+mod nonce;
+pub mod storage;

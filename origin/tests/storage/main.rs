@@ -1,0 +1,29 @@
+//! One conformance suite for every implementation of storage, and what is special about the local directory.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod conformance;
+mod local;
+
+use std::sync::Arc;
+
+use flotilla_origin::storage::{self, Counted, LocalDirectory, Storage};
+
+fn memory() -> Arc<dyn Storage> {
+    storage::open("memory:///", 64 << 20).unwrap()
+}
+
+#[tokio::test]
+async fn memory_conforms() {
+    conformance::check(memory()).await;
+}
+
+#[tokio::test]
+async fn the_counting_decorator_conforms() {
+    conformance::check(Arc::new(Counted::new(memory()))).await;
+}
+
+#[tokio::test]
+async fn a_local_directory_conforms() {
+    let directory = tempfile::tempdir().unwrap();
+    conformance::check(Arc::new(LocalDirectory::open(directory.path()).unwrap())).await;
+}
