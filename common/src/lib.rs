@@ -15,6 +15,7 @@ pub mod proof;
 pub mod seal;
 pub mod swarm;
 pub mod time;
+pub mod tracker;
 pub mod tree;
 pub mod units;
 pub mod wire;

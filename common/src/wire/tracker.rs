@@ -140,11 +140,15 @@ pub enum LeaseAsk {
         missing: ChunkMap,
         /// Whether the peer can go on with nothing else.
         starving: bool,
+        /// Holders that it was told to dial for this blob and could not reach.
+        unreachable: Vec<PeerId>,
     },
-    /// The transfer makes progress: another term.
+    /// The transfer makes progress: another term, if more was received than at the last renewal.
     Renew {
         /// The chunk.
         chunk: u32,
+        /// Bytes of the chunk received so far.
+        received: u32,
     },
     /// The chunk is held now.
     Done {

@@ -1,0 +1,178 @@
+//! The handout: whom a peer should dial for a digest.
+//!
+//! Three quarters come from the peer's own zone, then its region, and about one in sixteen from other regions, so that
+//! the graph stays connected across zones and an outage of one region's origin is no outage of the swarm. In each of
+//! these classes peers that the asker is connected to come first, but leave a quarter to strangers: neighbours of
+//! neighbours alone would close into cliques. Seeders are useful but not all: they fill at most half of a class that has
+//! leechers enough, and a lone seeder is not sent to everybody. Of two candidates the one handed out less lately is
+//! taken, so that early comers are not dialled by the whole fleet. Nothing here walks a swarm: what is read is
+//! proportional to the handout.
+
+use rand::{Rng, RngExt};
+
+use super::roster::{Roster, Swarm};
+use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
+
+/// About how many leechers a seeder is handed to when it is scarce.
+const HANDOUTS_PER_SCARCE_SEEDER: u64 = 32;
+
+/// How far away a member is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Zone,
+    Region,
+    Elsewhere,
+}
+
+/// Who asks for a handout.
+pub(super) struct Asker<'a> {
+    pub(super) peer: PeerSlot,
+    /// Preferred.
+    pub(super) connected: &'a [PeerSlot],
+    /// Left out.
+    pub(super) unreachable: &'a [PeerSlot],
+}
+
+/// Chooses up to `count` members of the swarm for the asker.
+pub(super) fn choose(
+    roster: &mut Roster,
+    rng: &mut impl Rng,
+    asker: &Asker<'_>,
+    blob: BlobSlot,
+    count: usize,
+) -> Vec<PeerSlot> {
+    let Some(swarm) = roster.swarm(blob) else { return Vec::new() };
+    let mut choice = Choice { roster, swarm, blob, asker, chosen: Vec::with_capacity(count) };
+    let near = count.div_ceil(4) * 3;
+    let far = count.div_ceil(16);
+    for (class, quota) in [
+        (Class::Zone, near.min(count)),
+        (Class::Elsewhere, far),
+        (Class::Region, count),
+        (Class::Zone, count),
+        (Class::Elsewhere, count),
+    ] {
+        let open = count - choice.chosen.len();
+        choice.add(rng, class, quota.min(open));
+    }
+    let chosen = choice.chosen;
+    for peer in &chosen {
+        if let Some(record) = roster.peer_mut(*peer) {
+            record.handed = record.handed.saturating_add(1);
+        }
+    }
+    chosen
+}
+
+/// A handout in the making.
+struct Choice<'a> {
+    roster: &'a Roster,
+    swarm: &'a Swarm,
+    blob: BlobSlot,
+    asker: &'a Asker<'a>,
+    chosen: Vec<PeerSlot>,
+}
+
+impl<'a> Choice<'a> {
+    /// Adds up to `quota` members of `class`.
+    fn add(&mut self, rng: &mut impl Rng, class: Class, quota: usize) {
+        let full = self.chosen.len() + quota;
+        self.add_connected(class, quota - quota / 4);
+        let (leechers, seeders) = self.members(class);
+        let leecher_count = leechers.iter().map(|list| list.len()).sum::<usize>();
+        let seeder_count = seeders.iter().map(|list| list.len()).sum::<usize>();
+        let open = full - self.chosen.len();
+        let seeders_wanted = seeder_share(rng, open, leecher_count, seeder_count);
+        self.add_random(rng, &seeders, seeders_wanted);
+        self.add_random(rng, &leechers, full - self.chosen.len());
+        self.add_random(rng, &seeders, full - self.chosen.len());
+    }
+
+    fn class_of(&self, zone: ZoneSlot, region: RegionSlot) -> Option<Class> {
+        let record = self.roster.peer(self.asker.peer)?;
+        Some(match () {
+            () if zone == record.zone => Class::Zone,
+            () if region == record.region => Class::Region,
+            () => Class::Elsewhere,
+        })
+    }
+
+    fn add_connected(&mut self, class: Class, quota: usize) {
+        let full = self.chosen.len() + quota;
+        for &other in self.asker.connected {
+            if self.chosen.len() == full {
+                return;
+            }
+            let Some(record) = self.roster.peer(other) else { continue };
+            let is_member = self.roster.progress(other, self.blob).is_some();
+            if is_member && self.class_of(record.zone, record.region) == Some(class) && self.is_new(other) {
+                self.chosen.push(other);
+            }
+        }
+    }
+
+    /// The lists of leechers and of seeders of a class.
+    fn members(&self, class: Class) -> (Vec<&'a [PeerSlot]>, Vec<&'a [PeerSlot]>) {
+        let zones = self.swarm.zones.iter().filter(|zone| self.class_of(zone.zone, zone.region) == Some(class));
+        zones.map(|zone| (zone.leechers.as_slice(), zone.seeders.as_slice())).unzip()
+    }
+
+    /// Adds up to `quota` from the lists, at random, of two candidates the one handed out less lately.
+    fn add_random(&mut self, rng: &mut impl Rng, lists: &[&[PeerSlot]], quota: usize) {
+        if quota == 0 {
+            return;
+        }
+        let total = lists.iter().map(|list| list.len()).sum::<usize>();
+        let spare = self.chosen.len() + self.asker.unreachable.len() + 1;
+        let mut candidates: Vec<PeerSlot> = distinct(rng, total, 2 * quota + spare)
+            .into_iter()
+            .filter_map(|index| nth(lists, index))
+            .filter(|candidate| self.is_new(*candidate))
+            .take(2 * quota)
+            .collect();
+        candidates.sort_by_key(|candidate| self.roster.peer(*candidate).map_or(u16::MAX, |record| record.handed));
+        self.chosen.extend(candidates.into_iter().take(quota));
+    }
+
+    fn is_new(&self, candidate: PeerSlot) -> bool {
+        candidate != self.asker.peer
+            && !self.chosen.contains(&candidate)
+            && !self.asker.unreachable.contains(&candidate)
+    }
+}
+
+/// How many of `open` places seeders get at first.
+fn seeder_share(rng: &mut impl Rng, open: usize, leechers: usize, seeders: usize) -> usize {
+    if open == 0 || seeders == 0 {
+        return 0;
+    }
+    // In proportion, at most half; and one even where the proportion gives none, unless all leechers would get it.
+    let proportional = (open * seeders / (leechers + seeders)).min(open / 2);
+    let scarce = rng.random_range(0..=leechers as u64) < HANDOUTS_PER_SCARCE_SEEDER * seeders as u64;
+    proportional.max(usize::from(scarce))
+}
+
+/// The element at `index` of the lists, taken as one.
+fn nth(lists: &[&[PeerSlot]], mut index: usize) -> Option<PeerSlot> {
+    for list in lists {
+        match list.get(index) {
+            Some(peer) => return Some(*peer),
+            None => index -= list.len(),
+        }
+    }
+    None
+}
+
+/// Up to `count` distinct numbers below `total` in random order: Floyd's sampling, then a shuffle.
+fn distinct(rng: &mut impl Rng, total: usize, count: usize) -> Vec<usize> {
+    let count = count.min(total);
+    let mut chosen: Vec<usize> = Vec::with_capacity(count);
+    for last in total - count..total {
+        let drawn = rng.random_range(0..=last as u64) as usize;
+        chosen.push(if chosen.contains(&drawn) { last } else { drawn });
+    }
+    for last in (1..chosen.len()).rev() {
+        chosen.swap(last, rng.random_range(0..=last as u64) as usize);
+    }
+    chosen
+}

@@ -1,0 +1,457 @@
+//! The lease authority of one blob in one region: who may fetch which chunk from the region's origin.
+//!
+//! ```text
+//!            granted              done
+//!   Free ──────────────> Open ──────────────> Held(by a live peer)
+//!    ^                    │                      │  its holder is gone, or lacks it now
+//!    └────────────────────┘                      v
+//!      failed, holder gone,                   Orphaned ──> Open, for a starving peer, once per term
+//!      term ran out
+//! ```
+//!
+//! A lease is one chunk, the lowest that the asker lacks and nobody was granted. A few are open at once, one per peer.
+//! Requests are parked, one per peer, and served in the order in which they came, which is round-robin over the
+//! peers. What a requester and its neighbours have is believed: a chunk that nobody was granted and that the requester
+//! does not miss is in the swarm already, and the requester is its witness; so a tracker that was restarted learns.
+//!
+//! The authority never grants a chunk that is open, never more than the limit, and never again a chunk whose holder
+//! lives: a starving peer is told to dial that holder instead.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+
+use rand::RngExt;
+use rand_pcg::Pcg64Mcg;
+
+use super::messages::{Counts, LeaseAnswer, Output, RequestId, Take};
+use super::roster::Roster;
+use super::slots::{BlobSlot, PeerSlot, RegionSlot};
+use super::timers::{Timer, Timers};
+use super::config::LeaseConfig;
+use crate::map::ChunkMap;
+use crate::time::Time;
+
+/// Place in the queue of parked requests; unique in the life of a machine.
+pub(super) type Ticket = u64;
+
+/// What is known of one chunk in the region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Nobody has it: never granted, or a grant came to nothing.
+    Free,
+    /// Somebody is fetching it.
+    Open,
+    /// This peer has it, or a neighbour of it.
+    Held(PeerSlot),
+    /// It was in the swarm once, but who had it is gone.
+    Orphaned,
+}
+
+/// A lease that is open.
+#[derive(Debug)]
+struct Open {
+    chunk: u32,
+    holder: PeerSlot,
+    /// Over then, unless renewed with progress.
+    deadline: Time,
+    /// Over then, whatever was renewed.
+    last_deadline: Time,
+    /// Bytes that the holder had at its last renewal.
+    received: u64,
+    /// Another peer that has the chunk all the same, if this lease comes to nothing.
+    fallback: Option<PeerSlot>,
+}
+
+/// A request that waits.
+#[derive(Debug)]
+struct Parked {
+    request: RequestId,
+    peer: PeerSlot,
+    missing: ChunkMap,
+    starving: bool,
+    unreachable: Vec<PeerSlot>,
+    deadline: Time,
+}
+
+/// What the authority works with besides itself.
+pub(super) struct Context<'a> {
+    pub(super) now: Time,
+    pub(super) config: &'a LeaseConfig,
+    pub(super) roster: &'a Roster,
+    pub(super) rng: &'a mut Pcg64Mcg,
+    pub(super) timers: &'a mut Timers,
+    pub(super) outputs: &'a mut VecDeque<Output>,
+    pub(super) counts: &'a mut Counts,
+    pub(super) next_ticket: &'a mut Ticket,
+    /// The tracker started a moment ago and may not know yet what is in the swarm.
+    pub(super) is_settling: bool,
+}
+
+impl Context<'_> {
+    fn answer(&mut self, request: RequestId, answer: LeaseAnswer) {
+        self.outputs.push_back(Output::Lease { request, answer });
+    }
+}
+
+/// The leases of one blob in one region.
+#[derive(Debug)]
+pub(super) struct Authority {
+    blob: BlobSlot,
+    region: RegionSlot,
+    standings: Vec<Standing>,
+    /// When each chunk was granted last; zero for never.
+    granted_at: Vec<Time>,
+    free: ChunkMap,
+    orphaned: ChunkMap,
+    open: Vec<Open>,
+    parked: BTreeMap<Ticket, Parked>,
+    tickets: BTreeMap<PeerSlot, Ticket>,
+    /// Somebody had a part of the blob before this authority granted any of it.
+    is_resumed: bool,
+}
+
+impl Authority {
+    pub(super) fn new(blob: BlobSlot, region: RegionSlot, chunks: u32) -> Self {
+        Self {
+            blob,
+            region,
+            standings: vec![Standing::Free; chunks as usize],
+            granted_at: vec![Time::ZERO; chunks as usize],
+            free: ChunkMap::full(chunks),
+            orphaned: ChunkMap::empty(chunks),
+            open: Vec::new(),
+            parked: BTreeMap::new(),
+            tickets: BTreeMap::new(),
+            is_resumed: false,
+        }
+    }
+
+    pub(super) fn region(&self) -> RegionSlot {
+        self.region
+    }
+
+    pub(super) fn chunks(&self) -> u32 {
+        self.standings.len() as u32
+    }
+
+    pub(super) fn open_count(&self) -> usize {
+        self.open.len()
+    }
+
+    pub(super) fn parked_count(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Chunks that nobody was granted or was seen to have.
+    pub(super) fn free_count(&self) -> u32 {
+        self.free.count()
+    }
+
+    /// The open leases: chunk and holder.
+    pub(super) fn open_leases(&self) -> impl Iterator<Item = (u32, PeerSlot)> + '_ {
+        self.open.iter().map(|lease| (lease.chunk, lease.holder))
+    }
+
+    /// A peer asks for a lease. It is answered now or parked.
+    pub(super) fn take(&mut self, take: Take, ctx: &mut Context<'_>) {
+        if self.standings.iter().all(|standing| *standing == Standing::Free) {
+            self.is_resumed |= !take.missing.is_full() || ctx.roster.has_started(self.blob);
+        }
+        self.learn(take.peer, &take.missing, &take.unreachable);
+        if take.missing.is_empty() {
+            self.unpark(take.peer, LeaseAnswer::Wait { retry_after: ctx.config.park }, ctx);
+            ctx.answer(take.request, LeaseAnswer::Wait { retry_after: ctx.config.park });
+        } else if self.parked.len() >= ctx.config.parked_limit && !self.tickets.contains_key(&take.peer) {
+            let retry_after = ctx.config.term.mul_f64(ctx.rng.random_range(0.5..1.5));
+            ctx.answer(take.request, LeaseAnswer::Wait { retry_after });
+        } else {
+            let ticket = self.park(take, ctx);
+            self.pump(ctx);
+            self.introduce(ticket, ctx);
+        }
+    }
+
+    /// The holder of a lease has `received` bytes by now.
+    pub(super) fn renew(&mut self, peer: PeerSlot, chunk: u32, received: u64, ctx: &mut Context<'_>) -> LeaseAnswer {
+        if let Some(lease) = self.open.iter_mut().find(|lease| lease.chunk == chunk && lease.holder == peer) {
+            if received > lease.received {
+                lease.received = received;
+                lease.deadline = (ctx.now + ctx.config.term).min(lease.last_deadline);
+                ctx.timers.set(lease.deadline, Timer::Lease { blob: self.blob, region: self.region, chunk });
+            }
+            return LeaseAnswer::Renewed { term: lease.deadline.saturating_since(ctx.now) };
+        }
+        if self.adopt(peer, chunk, received, ctx) {
+            LeaseAnswer::Renewed { term: ctx.config.term }
+        } else {
+            LeaseAnswer::NotHeld
+        }
+    }
+
+    /// Takes up a lease that its holder says it has: after a restart, or when its term ran out here and nobody else got
+    /// the chunk. Above the limit, or when the peer has another one open, the chunk only counts as held. False if
+    /// another peer has the lease.
+    pub(super) fn adopt(&mut self, peer: PeerSlot, chunk: u32, received: u64, ctx: &mut Context<'_>) -> bool {
+        match self.standing(chunk) {
+            None => false,
+            Some(Standing::Open) => self.open.iter().any(|lease| lease.chunk == chunk && lease.holder == peer),
+            Some(Standing::Held(_)) => true,
+            Some(Standing::Free | Standing::Orphaned) => {
+                if self.open.len() < ctx.config.open_limit && !self.has_open(peer) {
+                    self.open(peer, chunk, ctx);
+                    if let Some(lease) = self.open.last_mut() {
+                        lease.received = received;
+                    }
+                    ctx.counts.adopted += 1;
+                } else {
+                    self.set(chunk, Standing::Held(peer));
+                }
+                true
+            }
+        }
+    }
+
+    /// The peer has verified the chunk.
+    pub(super) fn done(&mut self, peer: PeerSlot, chunk: u32, ctx: &mut Context<'_>) -> LeaseAnswer {
+        match self.open.iter().position(|lease| lease.chunk == chunk) {
+            Some(at) if self.open[at].holder == peer => {
+                self.open.swap_remove(at);
+                self.set(chunk, Standing::Held(peer));
+                ctx.counts.done += 1;
+            }
+            Some(at) => self.open[at].fallback = Some(peer),
+            None => self.set(chunk, Standing::Held(peer)),
+        }
+        self.pump(ctx);
+        LeaseAnswer::Noted
+    }
+
+    /// The peer gives the chunk up: its lease is over, nobody has the chunk.
+    pub(super) fn failed(&mut self, peer: PeerSlot, chunk: u32, ctx: &mut Context<'_>) -> LeaseAnswer {
+        match self.open.iter().position(|lease| lease.chunk == chunk && lease.holder == peer) {
+            Some(at) => {
+                self.close(at);
+                ctx.counts.failed += 1;
+            }
+            None if self.standing(chunk) == Some(Standing::Held(peer)) => self.set(chunk, Standing::Free),
+            None => {}
+        }
+        self.pump(ctx);
+        LeaseAnswer::Noted
+    }
+
+    /// The peer is no longer in the swarm: its request is answered, its leases end, what it held is orphaned.
+    pub(super) fn peer_left(&mut self, peer: PeerSlot, ctx: &mut Context<'_>) {
+        self.unpark(peer, LeaseAnswer::Unknown, ctx);
+        for lease in &mut self.open {
+            lease.fallback = lease.fallback.filter(|fallback| *fallback != peer);
+        }
+        while let Some(at) = self.open.iter().position(|lease| lease.holder == peer) {
+            self.close(at);
+        }
+        self.orphan_chunks(peer);
+        self.pump(ctx);
+    }
+
+    /// The peer holds nothing, so it is nobody to dial.
+    pub(super) fn orphan_chunks(&mut self, peer: PeerSlot) {
+        for chunk in 0..self.chunks() {
+            if self.standings[chunk as usize] == Standing::Held(peer) {
+                self.set(chunk, Standing::Orphaned);
+            }
+        }
+    }
+
+    /// The request is no longer waited for.
+    pub(super) fn cancel(&mut self, peer: PeerSlot, request: RequestId) {
+        if let Some(ticket) = self.tickets.get(&peer)
+            && self.parked.get(ticket).is_some_and(|parked| parked.request == request)
+        {
+            self.parked.remove(ticket);
+            self.tickets.remove(&peer);
+        }
+    }
+
+    /// A term may have run out.
+    pub(super) fn lease_timeout(&mut self, chunk: u32, ctx: &mut Context<'_>) {
+        if let Some(at) = self.open.iter().position(|lease| lease.chunk == chunk && lease.deadline <= ctx.now) {
+            self.close(at);
+            ctx.counts.expired += 1;
+            self.pump(ctx);
+        }
+    }
+
+    /// A request may have waited long enough.
+    pub(super) fn park_timeout(&mut self, ticket: Ticket, ctx: &mut Context<'_>) {
+        if let Some(parked) = self.parked.get(&ticket).filter(|parked| parked.deadline <= ctx.now) {
+            let peer = parked.peer;
+            self.unpark(peer, LeaseAnswer::Wait { retry_after: core::time::Duration::ZERO }, ctx);
+        }
+    }
+
+    /// Grants what can be granted to those who wait.
+    pub(super) fn pump(&mut self, ctx: &mut Context<'_>) {
+        let mut after = Bound::Unbounded;
+        let seeders: Vec<PeerSlot> = if self.parked.is_empty() {
+            Vec::new()
+        } else {
+            ctx.roster.seeders_in(self.blob, self.region).take(MANY_SEEDERS).collect()
+        };
+        while self.open.len() < ctx.config.open_limit && !(self.free.is_empty() && self.orphaned.is_empty()) {
+            let Some((ticket, parked)) = self.parked.range((after, Bound::Unbounded)).next() else { return };
+            let (ticket, peer, request) = (*ticket, parked.peer, parked.request);
+            after = Bound::Excluded(ticket);
+            let Some(chunk) = self.choose(parked, &seeders, ctx) else { continue };
+            self.parked.remove(&ticket);
+            self.tickets.remove(&peer);
+            if self.standings[chunk as usize] == Standing::Orphaned {
+                ctx.counts.granted_again += 1;
+            }
+            ctx.counts.granted += 1;
+            self.open(peer, chunk, ctx);
+            ctx.answer(request, LeaseAnswer::Granted { chunk, term: ctx.config.term });
+        }
+    }
+
+    /// The chunk to grant to a parked request, if any may be.
+    fn choose(&self, parked: &Parked, seeders: &[PeerSlot], ctx: &Context<'_>) -> Option<u32> {
+        if self.has_open(parked.peer) || (ctx.is_settling && self.is_resumed) {
+            return None;
+        }
+        // A seeder has every chunk: dial it, and ask the origin only when none of them can be reached.
+        let are_seeders_out_of_reach =
+            parked.starving && seeders.iter().all(|seeder| parked.unreachable.contains(seeder));
+        if (seeders.is_empty() || are_seeders_out_of_reach)
+            && let Some(chunk) = common_chunks(&self.free, &parked.missing).next()
+        {
+            return Some(chunk);
+        }
+        let may_again = |chunk: &u32| {
+            let granted_at = self.granted_at[*chunk as usize];
+            granted_at == Time::ZERO || granted_at + ctx.config.term <= ctx.now
+        };
+        let mut orphans = common_chunks(&self.orphaned, &parked.missing).filter(may_again);
+        if parked.starving { orphans.next() } else { None }
+    }
+
+    /// Names a live holder to a starving peer that waits for nothing that could be granted.
+    fn introduce(&mut self, ticket: Ticket, ctx: &mut Context<'_>) {
+        let Some(parked) = self.parked.get(&ticket).filter(|parked| parked.starving) else { return };
+        let is_candidate = |holder: PeerSlot| holder != parked.peer && !parked.unreachable.contains(&holder);
+        let seeders: Vec<PeerSlot> = ctx
+            .roster
+            .seeders_in(self.blob, self.region)
+            .filter(|seeder| is_candidate(*seeder))
+            .take(MANY_SEEDERS)
+            .collect();
+        let holder = if let (Some(chunk), false) = (parked.missing.iter().next(), seeders.is_empty()) {
+            Some((chunk, seeders[ctx.rng.random_range(0..seeders.len() as u64) as usize]))
+        } else if common_chunks(&self.free, &parked.missing).next().is_some() {
+            None
+        } else {
+            let held: Vec<(u32, PeerSlot)> = parked
+                .missing
+                .iter()
+                .filter_map(|chunk| match self.standings[chunk as usize] {
+                    Standing::Held(holder) if is_candidate(holder) => Some((chunk, holder)),
+                    _ => None,
+                })
+                .collect();
+            (!held.is_empty()).then(|| held[ctx.rng.random_range(0..held.len() as u64) as usize])
+        };
+        if let Some((chunk, holder)) = holder {
+            let peer = parked.peer;
+            ctx.counts.introduced += 1;
+            self.unpark(peer, LeaseAnswer::Dial { holder, chunk }, ctx);
+        }
+    }
+
+    /// Draws what a request says about who has what.
+    fn learn(&mut self, peer: PeerSlot, missing: &ChunkMap, unreachable: &[PeerSlot]) {
+        for chunk in 0..self.chunks() {
+            let is_missing = missing.contains(chunk);
+            match self.standings[chunk as usize] {
+                Standing::Free | Standing::Orphaned if !is_missing => self.set(chunk, Standing::Held(peer)),
+                Standing::Held(holder) if is_missing && (holder == peer || unreachable.contains(&holder)) => {
+                    self.set(chunk, Standing::Orphaned);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn standing(&self, chunk: u32) -> Option<Standing> {
+        self.standings.get(chunk as usize).copied()
+    }
+
+    fn set(&mut self, chunk: u32, standing: Standing) {
+        if let Some(place) = self.standings.get_mut(chunk as usize) {
+            *place = standing;
+            self.free.remove(chunk);
+            self.orphaned.remove(chunk);
+            match standing {
+                Standing::Free => _ = self.free.insert(chunk),
+                Standing::Orphaned => _ = self.orphaned.insert(chunk),
+                Standing::Open | Standing::Held(_) => {}
+            }
+        }
+    }
+
+    fn has_open(&self, peer: PeerSlot) -> bool {
+        self.open.iter().any(|lease| lease.holder == peer)
+    }
+
+    fn open(&mut self, holder: PeerSlot, chunk: u32, ctx: &mut Context<'_>) {
+        let deadline = ctx.now + ctx.config.term;
+        let last_deadline = ctx.now + ctx.config.longest;
+        self.set(chunk, Standing::Open);
+        self.granted_at[chunk as usize] = ctx.now;
+        self.open.push(Open { chunk, holder, deadline, last_deadline, received: 0, fallback: None });
+        ctx.timers.set(deadline, Timer::Lease { blob: self.blob, region: self.region, chunk });
+    }
+
+    /// Ends the open lease at `at` without the chunk.
+    fn close(&mut self, at: usize) {
+        let lease = self.open.swap_remove(at);
+        self.set(lease.chunk, lease.fallback.map_or(Standing::Free, Standing::Held));
+    }
+
+    /// Parks a request; a newer one of the same peer takes the place of the older.
+    fn park(&mut self, take: Take, ctx: &mut Context<'_>) -> Ticket {
+        let ticket = *self.tickets.entry(take.peer).or_insert_with(|| {
+            *ctx.next_ticket += 1;
+            *ctx.next_ticket
+        });
+        let deadline = ctx.now + if take.starving { ctx.config.park_starving } else { ctx.config.park };
+        let Take { request, peer, missing, starving, unreachable, .. } = take;
+        let parked = Parked { request, peer, missing, starving, unreachable, deadline };
+        if let Some(older) = self.parked.insert(ticket, parked) {
+            ctx.answer(older.request, LeaseAnswer::Wait { retry_after: ctx.config.park });
+        }
+        ctx.timers.set(deadline, Timer::Parked { blob: self.blob, region: self.region, ticket });
+        ticket
+    }
+
+    fn unpark(&mut self, peer: PeerSlot, answer: LeaseAnswer, ctx: &mut Context<'_>) {
+        if let Some(parked) = self.tickets.remove(&peer).and_then(|ticket| self.parked.remove(&ticket)) {
+            ctx.answer(parked.request, answer);
+        }
+    }
+}
+
+/// How many seeders are looked at; beyond these, one is as good as another.
+const MANY_SEEDERS: usize = 64;
+
+/// The chunks in both maps, ascending.
+fn common_chunks<'a>(one: &'a ChunkMap, other: &'a ChunkMap) -> impl Iterator<Item = u32> + 'a {
+    one.words().iter().zip(other.words()).zip(0_u32..).flat_map(|((one, other), index)| {
+        let mut word = one & other;
+        core::iter::from_fn(move || {
+            (word != 0).then(|| {
+                let bit = word.trailing_zeros();
+                word &= word - 1;
+                index * 64 + bit
+            })
+        })
+    })
+}
