@@ -1,0 +1,335 @@
+//! A light registry client: pushes a layout as other tools do, and pulls through a mirror as containerd does
+//! (HEAD the tag, GET the manifest by digest, then the blobs, three at a time), checking every digest.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use flotilla_common::digest::{Digest, DigestHasher};
+use flotilla_common::manifest::{ACCEPT, Descriptor, Manifest, ManifestError};
+use flotilla_common::name::{NameError, RepositoryName};
+use reqwest::{Body, Client, Response, StatusCode, header};
+use tokio::task::JoinSet;
+use tokio_util::io::ReaderStream;
+
+use crate::image::{Layout, LayoutError};
+
+/// Blobs that are fetched at once, containerd's default.
+const PARALLEL_BLOBS: usize = 3;
+
+/// Why a push or a pull failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The layout cannot be read.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The request did not get through, or its answer broke off.
+    #[error("{action}: {source}")]
+    Http {
+        /// What was done.
+        action: String,
+        /// Why it failed.
+        source: reqwest::Error,
+    },
+    /// The registry refused.
+    #[error("{action}: answered {status}: {message}")]
+    Status {
+        /// What was done.
+        action: String,
+        /// The answer.
+        status: StatusCode,
+        /// What it said.
+        message: String,
+    },
+    /// An answer lacks what the specification demands.
+    #[error("{action}: the answer has no usable {what}")]
+    Answer {
+        /// What was done.
+        action: String,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// What came is no manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// What came is not what the digest names.
+    #[error("pulled {got_len} bytes of {digest}, and they are not what the digest names")]
+    Digest {
+        /// What was asked for.
+        digest: Digest,
+        /// What came.
+        got_len: u64,
+    },
+    /// Not a repository name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A blob's task died.
+    #[error("a task failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// An image that was pulled.
+#[derive(Clone, Debug)]
+pub struct Pulled {
+    /// Its manifest's digest.
+    pub digest: Digest,
+    /// Bytes of its blobs.
+    pub bytes: u64,
+    /// From the start to the first byte of a blob.
+    pub first_byte: Duration,
+    /// From the start to the last digest checked.
+    pub total: Duration,
+}
+
+/// A client of one registry endpoint.
+#[derive(Clone, Debug)]
+pub struct RegistryClient {
+    http: Client,
+    base: String,
+    repository: RepositoryName,
+    /// The registry that a mirror stands in for.
+    namespace: Option<String>,
+}
+
+impl RegistryClient {
+    /// A client of the registry at `base` (`http://host:port`).
+    ///
+    /// # Errors
+    /// If there can be no HTTP client at all.
+    pub fn new(base: impl Into<String>, repository: RepositoryName) -> Result<Self, ClientError> {
+        let http = Client::builder()
+            .no_proxy()
+            .connect_timeout(Duration::from_secs(5))
+            .read_timeout(Duration::from_secs(60))
+            .build()
+            .map_err(|source| ClientError::Http { action: "set up an HTTP client".to_owned(), source })?;
+        Ok(Self { http, base: base.into(), repository, namespace: None })
+    }
+
+    /// The same client, speaking to a mirror that stands in for the registry `namespace`.
+    pub fn through_mirror(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = Some(namespace.into());
+        self
+    }
+
+    fn url(&self, kind: &str, last: &str) -> String {
+        let query = self.namespace.as_ref().map(|name| format!("?ns={name}")).unwrap_or_default();
+        format!("{}/v2/{}/{kind}/{last}{query}", self.base, self.repository)
+    }
+
+    /// Pushes the image of a layout under `tag`, with all manifests below it.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn push(&self, layout: &Layout, tag: &str) -> Result<Digest, ClientError> {
+        let image = layout.image().clone();
+        self.push_manifest(layout, &image, tag).await?;
+        Ok(image.digest)
+    }
+
+    async fn push_manifest(
+        &self,
+        layout: &Layout,
+        image: &Descriptor,
+        reference: &str,
+    ) -> Result<(), ClientError> {
+        let (bytes, manifest) = layout.manifest(&image.digest)?;
+        for blob in manifest.blobs() {
+            self.push_blob(layout, &blob.digest).await?;
+        }
+        for child in &manifest.manifests {
+            Box::pin(self.push_manifest(layout, child, &child.digest.to_string())).await?;
+        }
+        let media_type = manifest.media_type.unwrap_or_else(|| image.media_type.clone());
+        self.put_manifest(reference, &media_type, bytes).await
+    }
+
+    /// Puts a manifest's bytes under a tag or digest.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn put_manifest(
+        &self,
+        reference: &str,
+        media_type: &str,
+        bytes: Vec<u8>,
+    ) -> Result<(), ClientError> {
+        let action = format!("push manifest {reference}");
+        let request =
+            self.http.put(self.url("manifests", reference)).header(header::CONTENT_TYPE, media_type);
+        expect_success(&action, request.body(bytes).send().await).await?;
+        Ok(())
+    }
+
+    async fn push_blob(&self, layout: &Layout, digest: &Digest) -> Result<(), ClientError> {
+        let action = format!("look for blob {digest}");
+        let head = self.http.head(self.url("blobs", &digest.to_string())).send().await;
+        let head = head.map_err(|source| ClientError::Http { action, source })?;
+        if head.status() == StatusCode::OK {
+            return Ok(());
+        }
+        let (file, len) = layout.open_blob(digest)?;
+        let stream = ReaderStream::with_capacity(tokio::fs::File::from_std(file), 256 << 10);
+        self.upload(digest, len, Body::wrap_stream(stream)).await
+    }
+
+    /// Uploads a blob the usual way: POST, one PATCH, PUT.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn upload(&self, digest: &Digest, len: u64, body: Body) -> Result<(), ClientError> {
+        let action = format!("upload blob {digest}");
+        let opened = self.http.post(self.url("blobs", "uploads/")).header(header::CONTENT_LENGTH, 0);
+        let opened = expect_success(&action, opened.send().await).await?;
+        let location = self.location(&action, &opened)?;
+        let patch = self
+            .http
+            .patch(location)
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .header(header::CONTENT_LENGTH, len)
+            .body(body);
+        let patched = expect_success(&action, patch.send().await).await?;
+        let location = self.location(&action, &patched)?;
+        let separator = if location.contains('?') { '&' } else { '?' };
+        let put =
+            self.http.put(format!("{location}{separator}digest={digest}")).header(header::CONTENT_LENGTH, 0);
+        expect_success(&action, put.send().await).await?;
+        Ok(())
+    }
+
+    fn location(&self, action: &str, response: &Response) -> Result<String, ClientError> {
+        let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+        let location = location
+            .ok_or_else(|| ClientError::Answer { action: action.to_owned(), what: "Location header" })?;
+        Ok(if location.starts_with('/') { format!("{}{location}", self.base) } else { location.to_owned() })
+    }
+
+    /// Pulls an image as containerd does; `on_bytes` is told of each piece that arrives.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn pull(
+        &self,
+        tag: &str,
+        on_bytes: impl Fn(u64) + Clone + Send + Sync + 'static,
+    ) -> Result<Pulled, ClientError> {
+        let start = Instant::now();
+        let mut digest = self.resolve(tag).await?;
+        let mut manifest = self.manifest(&digest).await?;
+        if manifest.is_index() {
+            digest = pick_platform(&manifest).ok_or_else(|| ClientError::Answer {
+                action: format!("pull {tag}"),
+                what: "manifest in its index",
+            })?;
+            manifest = self.manifest(&digest).await?;
+        }
+        let mut waiting = manifest.blobs().into_iter().cloned().collect::<Vec<_>>().into_iter();
+        let mut fetches = JoinSet::new();
+        let (mut bytes, mut first_byte) = (0, None::<Duration>);
+        loop {
+            while fetches.len() < PARALLEL_BLOBS {
+                let Some(blob) = waiting.next() else { break };
+                let (client, on_bytes) = (self.clone(), on_bytes.clone());
+                fetches.spawn(async move { client.fetch_blob(&blob, start, on_bytes).await });
+            }
+            let Some(fetched) = fetches.join_next().await else { break };
+            let (len, first) = fetched??;
+            bytes += len;
+            first_byte = Some(first_byte.map_or(first, |known| known.min(first)));
+        }
+        Ok(Pulled { digest, bytes, first_byte: first_byte.unwrap_or_default(), total: start.elapsed() })
+    }
+
+    /// The digest that a tag names now.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn resolve(&self, tag: &str) -> Result<Digest, ClientError> {
+        let action = format!("resolve {}:{tag}", self.repository);
+        let request = self.http.head(self.url("manifests", tag)).header(header::ACCEPT, ACCEPT);
+        let response = expect_success(&action, request.send().await).await?;
+        let digest = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
+        digest
+            .and_then(|digest| digest.parse().ok())
+            .ok_or(ClientError::Answer { action, what: "Docker-Content-Digest header" })
+    }
+
+    /// A manifest by its digest, checked.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn manifest(&self, digest: &Digest) -> Result<Manifest, ClientError> {
+        let action = format!("fetch manifest {digest}");
+        let request =
+            self.http.get(self.url("manifests", &digest.to_string())).header(header::ACCEPT, ACCEPT);
+        let response = expect_success(&action, request.send().await).await?;
+        let bytes = response.bytes().await.map_err(|source| ClientError::Http { action, source })?;
+        if !digest.matches(&bytes) {
+            return Err(ClientError::Digest { digest: *digest, got_len: bytes.len() as u64 });
+        }
+        Ok(Manifest::parse(&bytes)?)
+    }
+
+    /// Streams a blob and checks its digest: its length, and the time from `start` to its first byte.
+    async fn fetch_blob(
+        &self,
+        blob: &Descriptor,
+        start: Instant,
+        on_bytes: impl Fn(u64),
+    ) -> Result<(u64, Duration), ClientError> {
+        let action = format!("fetch blob {}", blob.digest);
+        let request = self.http.get(self.url("blobs", &blob.digest.to_string()));
+        let mut response = expect_success(&action, request.send().await).await?;
+        let mut hasher = DigestHasher::new(blob.digest.algorithm());
+        let (mut len, mut first_byte) = (0, None);
+        while let Some(piece) = next_piece(&action, &mut response).await? {
+            first_byte.get_or_insert_with(|| start.elapsed());
+            hasher.update(&piece);
+            len += piece.len() as u64;
+            on_bytes(piece.len() as u64);
+        }
+        if len != blob.size || hasher.finish() != blob.digest {
+            return Err(ClientError::Digest { digest: blob.digest, got_len: len });
+        }
+        Ok((len, first_byte.unwrap_or_else(|| start.elapsed())))
+    }
+}
+
+async fn next_piece(action: &str, response: &mut Response) -> Result<Option<Bytes>, ClientError> {
+    response.chunk().await.map_err(|source| ClientError::Http { action: action.to_owned(), source })
+}
+
+/// The manifest for linux/amd64 if the index has one, otherwise its first.
+fn pick_platform(index: &Manifest) -> Option<Digest> {
+    let is_ours = |entry: &&Descriptor| {
+        entry.platform.as_ref().is_some_and(|platform| {
+            platform.get("os").is_some_and(|os| os == "linux")
+                && platform.get("architecture").is_some_and(|architecture| architecture == "amd64")
+        })
+    };
+    index.manifests.iter().find(is_ours).or(index.manifests.first()).map(|entry| entry.digest)
+}
+
+async fn expect_success(action: &str, sent: reqwest::Result<Response>) -> Result<Response, ClientError> {
+    let response = sent.map_err(|source| ClientError::Http { action: action.to_owned(), source })?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let message = response.text().await.unwrap_or_default();
+    Err(ClientError::Status { action: action.to_owned(), status, message: message.trim().to_owned() })
+}
+
+/// Opens a layout and pushes its image: what `flotilla demo` and the stories begin with.
+///
+/// # Errors
+/// What failed.
+pub async fn push_layout(
+    origin: &str,
+    repository: &str,
+    tag: &str,
+    dir: &Path,
+) -> Result<Digest, ClientError> {
+    let layout = Layout::open(dir)?;
+    RegistryClient::new(origin, repository.parse()?)?.push(&layout, tag).await
+}

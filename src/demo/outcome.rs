@@ -1,0 +1,147 @@
+//! What a demonstration measured, and the bound it is held against.
+
+use std::time::Duration;
+
+use flotilla_common::units::BitRate;
+use flotilla_simulations::bounds;
+use serde::Serialize;
+
+/// Origin bytes per image byte that a demonstration may cost.
+pub const ORIGIN_COPIES_ALLOWED: f64 = 1.2;
+
+/// What one peer's pull took and where its bytes came from.
+#[derive(Clone, Debug)]
+pub struct PeerOutcome {
+    /// The peer's id.
+    pub id: String,
+    /// Its zone.
+    pub zone: String,
+    /// From the common start to its last digest checked; `Err` with what the runtime would have been told.
+    pub total: Result<Duration, String>,
+    /// From the common start to the first byte of a blob.
+    pub first_byte: Duration,
+    /// Verified bytes that came from other peers.
+    pub from_peers: u64,
+    /// Verified bytes that came from the origin.
+    pub from_origin: u64,
+    /// Bytes that were read from the own store to serve the runtime without any transfer.
+    pub from_store: u64,
+}
+
+/// What is known before the pulls begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Peers that pull at once.
+    pub peers: u32,
+    /// Zones they are spread over.
+    pub zones: u32,
+    /// Bytes of the image's blobs.
+    pub image_bytes: u64,
+    /// Chunks of the image's blobs.
+    pub image_chunks: u32,
+    /// The cap of the origin's uplink and of each peer's uplink and downlink.
+    pub rate: BitRate,
+}
+
+/// The one object that `demo --json` prints.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// Peers that pulled.
+    pub peers: u32,
+    /// Zones they were spread over.
+    pub zones: u32,
+    /// Bytes of the image's blobs.
+    pub image_bytes: u64,
+    /// Blob bytes that the origin sent.
+    pub origin_bytes: u64,
+    /// Blob bytes that peers got from peers.
+    pub peer_bytes: u64,
+    /// `origin_bytes / image_bytes`.
+    pub origin_copies: f64,
+    /// Median time of a pull, seconds.
+    pub p50_s: f64,
+    /// 99th percentile (nearest rank) of the time of a pull, seconds.
+    pub p99_s: f64,
+    /// The cap, bits per second.
+    pub rate_bit_s: u64,
+    /// The time that the best pipeline of equal peers needs, seconds.
+    pub pipelined_bound_s: f64,
+    /// `p99_s / pipelined_bound_s`.
+    pub p99_over_bound: f64,
+    /// Whether every pull completed with the right digests within the origin's budget.
+    pub ok: bool,
+}
+
+impl Outcome {
+    /// Sums up the peers' pulls; `origin_bytes` is the origin's own count.
+    pub fn of(setup: &Setup, peers: &[PeerOutcome], origin_bytes: u64) -> Self {
+        let mut times: Vec<f64> =
+            peers.iter().filter_map(|peer| peer.total.as_ref().ok()).map(Duration::as_secs_f64).collect();
+        times.sort_by(f64::total_cmp);
+        let origin_copies = origin_bytes as f64 / setup.image_bytes.max(1) as f64;
+        let bound = bounds::pipelined(
+            setup.image_bytes,
+            setup.rate.bytes_per_second(),
+            u64::from(setup.peers),
+            u64::from(setup.image_chunks),
+        );
+        let p99_s = percentile(&times, 99);
+        Self {
+            peers: setup.peers,
+            zones: setup.zones,
+            image_bytes: setup.image_bytes,
+            origin_bytes,
+            peer_bytes: peers.iter().map(|peer| peer.from_peers).sum(),
+            origin_copies,
+            p50_s: percentile(&times, 50),
+            p99_s,
+            rate_bit_s: setup.rate.0,
+            pipelined_bound_s: bound,
+            p99_over_bound: p99_s / bound,
+            ok: times.len() == setup.peers as usize && origin_copies <= ORIGIN_COPIES_ALLOWED,
+        }
+    }
+}
+
+/// The smallest value that `percent` of all values do not exceed (nearest rank); zero for none.
+pub fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(total: Result<Duration, String>) -> PeerOutcome {
+        PeerOutcome {
+            id: "peer-1".to_owned(),
+            zone: "zone-1".to_owned(),
+            total,
+            first_byte: Duration::ZERO,
+            from_peers: 10,
+            from_origin: 0,
+            from_store: 0,
+        }
+    }
+
+    #[test]
+    fn nearest_rank() {
+        let values: Vec<f64> = (1..=200).map(f64::from).collect();
+        assert_eq!(percentile(&values, 50), 100.0);
+        assert_eq!(percentile(&values, 99), 198.0);
+        assert_eq!(percentile(&values[..1], 99), 1.0);
+        assert_eq!(percentile(&[], 99), 0.0);
+    }
+
+    #[test]
+    fn one_failed_pull_or_a_budget_overdrawn_is_not_ok() {
+        let setup =
+            Setup { peers: 2, zones: 1, image_bytes: 1_000, image_chunks: 1, rate: BitRate(8_000) };
+        let good = || peer(Ok(Duration::from_secs(2)));
+        assert!(Outcome::of(&setup, &[good(), good()], 1_100).ok);
+        assert!(!Outcome::of(&setup, &[good(), good()], 1_300).ok);
+        assert!(!Outcome::of(&setup, &[good(), peer(Err("cut".to_owned()))], 1_000).ok);
+        assert_eq!(Outcome::of(&setup, &[good(), good()], 1_000).origin_copies, 1.0);
+    }
+}
