@@ -167,7 +167,9 @@ pub enum Input {
         /// The chunk that is gone.
         chunk: u32,
     },
-    /// The blob left the store; its slot may be used again. Uploads of it that still run are the driver's to end.
+    /// The blob left the store; its slot may be used again. Its neighbours
+    /// ([`super::PeerMachine::neighbours`], asked before) are to be told. Uploads of it that still run are the
+    /// driver's to end.
     Forget {
         /// An added blob.
         blob: BlobSlot,
@@ -212,6 +214,14 @@ pub enum Input {
         blob: BlobSlot,
         /// What it holds.
         have: Have,
+    },
+
+    /// A neighbour holds and wants nothing of a blob any more.
+    Forgot {
+        /// A connected peer.
+        peer: PeerSlot,
+        /// An added blob.
+        blob: BlobSlot,
     },
 
     /// A neighbour asks for a chunk. Answered at once by [`Output::Serve`] or [`Output::Refuse`].

@@ -1,7 +1,17 @@
 //! The machine itself: its one door for inputs and its one stream of outputs.
 
+use core::time::Duration;
 use std::collections::VecDeque;
 
+use super::blob::{Blob, Interest};
+use super::choose::Scratch;
+use super::download::Transfers;
+use super::health::Health;
+use super::lease::Lease;
+use super::neighbours::{Link, Peer};
+use super::rng::Rng;
+use super::timers::{Timer, Timers};
+use super::upload::Uploads;
 use super::{BlobSlot, Config, Input, Output, PeerSlot};
 use crate::map::ChunkMap;
 use crate::time::Time;
@@ -27,22 +37,130 @@ pub struct Stats {
     pub corrupt: u64,
 }
 
+/// The blobs, by slot.
+#[derive(Debug, Default)]
+pub(super) struct Blobs(Vec<Option<Box<Blob>>>);
+
+impl Blobs {
+    pub(super) fn get(&self, slot: BlobSlot) -> Option<&Blob> {
+        self.0.get(slot.0 as usize)?.as_deref()
+    }
+
+    pub(super) fn get_mut(&mut self, slot: BlobSlot) -> Option<&mut Blob> {
+        self.0.get_mut(slot.0 as usize)?.as_deref_mut()
+    }
+
+    fn insert(&mut self, slot: BlobSlot, blob: Blob) {
+        let index = slot.0 as usize;
+        if index >= self.0.len() {
+            self.0.resize_with(index + 1, || None);
+        }
+        self.0[index] = Some(Box::new(blob));
+    }
+
+    fn remove(&mut self, slot: BlobSlot) {
+        if let Some(place) = self.0.get_mut(slot.0 as usize) {
+            *place = None;
+        }
+    }
+}
+
 /// The deciding half of one peer process. See the module's documentation.
 #[derive(Debug)]
 pub struct PeerMachine {
-    config: Config,
-    outputs: VecDeque<Output>,
-    stats: Stats,
+    pub(super) config: Config,
+    pub(super) rng: Rng,
+    pub(super) outputs: VecDeque<Output>,
+    pub(super) timers: Timers,
+    pub(super) stats: Stats,
+    pub(super) blobs: Blobs,
+    /// Blobs wanted and not complete, in the order they were wanted.
+    pub(super) wanted: Vec<BlobSlot>,
+    pub(super) peers: Vec<Peer>,
+    pub(super) connections: u32,
+    pub(super) dialling: u32,
+    /// Transfers each way.
+    pub(super) slots: u32,
+    pub(super) transfers: Transfers,
+    pub(super) uploads: Uploads,
+    pub(super) leases: Vec<Lease>,
+    pub(super) is_tracker_reachable: bool,
+    pub(super) health: Health,
+    pub(super) scratch: Scratch,
+    /// Blobs whose newly held chunks wait to be told; each at most once.
+    untold: Vec<BlobSlot>,
+    /// A slot may have become fillable: looked at once per input.
+    pub(super) wants_fill: bool,
+    /// A lease may be needed, or needed no more: looked at once per input.
+    pub(super) wants_leases: bool,
 }
 
 impl PeerMachine {
     /// A machine that knows no blob and no peer.
-    pub fn new(config: Config, _rng_seed: u64) -> Self {
-        Self { config, outputs: VecDeque::new(), stats: Stats::default() }
+    pub fn new(config: Config, rng_seed: u64) -> Self {
+        Self {
+            rng: Rng::new(rng_seed),
+            outputs: VecDeque::new(),
+            timers: Timers::new(),
+            stats: Stats::default(),
+            blobs: Blobs::default(),
+            wanted: Vec::new(),
+            peers: Vec::new(),
+            connections: 0,
+            dialling: 0,
+            slots: config.slots.max(1),
+            transfers: Transfers::default(),
+            uploads: Uploads::default(),
+            leases: Vec::new(),
+            is_tracker_reachable: true,
+            health: Health::new(config.origins, config.origin_rest),
+            scratch: Scratch::default(),
+            untold: Vec::new(),
+            wants_fill: false,
+            wants_leases: false,
+            config,
+        }
     }
 
     /// Something happened at `now`. Time must not go backwards.
-    pub fn handle(&mut self, _now: Time, _input: Input) {}
+    pub fn handle(&mut self, now: Time, input: Input) {
+        match input {
+            Input::AddBlob { blob, geometry, held } => self.blobs.insert(blob, Blob::new(geometry, held)),
+            Input::Want { blob } => self.on_want(now, blob),
+            Input::Unwant { blob } => self.on_unwant(blob),
+            Input::Reader { blob, cursor } => self.on_reader(blob, cursor),
+            Input::Lost { blob, chunk } => self.on_lost(now, blob, chunk),
+            Input::Forget { blob } => self.on_forget(blob),
+            Input::Handout { blob, peers } => self.on_handout(now, blob, &peers),
+            Input::Connected { facts, round_trip } => self.on_connected(now, &facts, round_trip),
+            Input::Disconnected { peer } => self.on_disconnected(now, peer),
+            Input::DialFailed { peer } => self.on_dial_failed(now, peer),
+            Input::RateHint { peer, bits_per_second } => self.on_rate_hint(peer, bits_per_second),
+            Input::Have { peer, blob, have } => self.on_have(now, peer, blob, &have),
+            Input::Forgot { peer, blob } => self.on_forgot(peer, blob),
+            Input::UploadRequest { peer, blob, chunk, upload } => {
+                self.on_upload_request(now, peer, blob, chunk, upload);
+            }
+            Input::UploadProgress { upload, sent } => self.on_upload_progress(now, upload, sent),
+            Input::UploadEnded { upload } => self.uploads.ended(upload),
+            Input::FirstByte { transfer } => self.on_first_byte(now, transfer),
+            Input::Progress { transfer, received } => self.on_progress(now, transfer, received),
+            Input::Received { transfer } => self.on_received(now, transfer),
+            Input::Refused { transfer, reason } => self.on_refused(now, transfer, reason),
+            Input::Failed { transfer, why } => self.on_failed(now, transfer, why),
+            Input::LeaseGranted { blob, chunk, term } => self.on_lease_granted(now, blob, chunk, term),
+            Input::LeaseWait { blob, retry_after } => self.on_lease_wait(now, blob, retry_after),
+            Input::LeaseLost { blob, chunk } => self.on_lease_lost(blob, chunk),
+            Input::TrackerUnreachable => self.on_tracker(now, false),
+            Input::TrackerReachable => self.on_tracker(now, true),
+            Input::OriginUp { origin } => {
+                self.health.succeeded(origin);
+                self.wants_leases = true;
+            }
+            Input::OriginDown { origin } => self.on_origin_down(now, origin),
+        }
+        self.settle(now);
+    }
 
     /// The next thing to do, in order; `None` when all is said.
     pub fn poll_output(&mut self) -> Option<Output> {
@@ -51,35 +169,64 @@ impl PeerMachine {
 
     /// When [`Self::handle_timeout`] wants to be called; may be earlier than needed, and changes with every input.
     pub fn poll_timeout(&self) -> Option<Time> {
-        None
+        self.timers.next()
     }
 
     /// The deadline of [`Self::poll_timeout`] has come. Too early or too often does no harm.
-    pub fn handle_timeout(&mut self, _now: Time) {}
-
-    /// The chunks held of a blob; `None` if no such blob was added.
-    pub fn held(&self, _blob: BlobSlot) -> Option<&ChunkMap> {
-        None
+    pub fn handle_timeout(&mut self, now: Time) {
+        while let Some(timer) = self.timers.take_due(now) {
+            match timer {
+                Timer::Have => self.tell_due(now),
+                Timer::Fill => self.wants_fill = true,
+                Timer::Stall => self.check_stalls(now),
+                Timer::Escalate => self.escalate(now),
+                Timer::Lease => {
+                    self.renew_leases(now);
+                    self.seek_leases(now);
+                }
+                Timer::Dial => self.meet(now),
+            }
+        }
+        self.settle(now);
     }
 
-    /// Who is to be told about newly held chunks of a blob: its neighbours that are not known to hold all of it.
-    pub fn audience(&self, _blob: BlobSlot) -> impl Iterator<Item = PeerSlot> + '_ {
-        core::iter::empty()
+    /// The chunks held of a blob; `None` if no such blob was added.
+    pub fn held(&self, blob: BlobSlot) -> Option<&ChunkMap> {
+        self.blobs.get(blob).map(|blob| &blob.held)
+    }
+
+    /// Who is to be told about newly held chunks of a blob: its neighbours that were greeted and are not known to hold
+    /// all of it.
+    pub fn audience(&self, blob: BlobSlot) -> impl Iterator<Item = PeerSlot> + '_ {
+        let pairs = self.blobs.get(blob).into_iter().flat_map(|blob| blob.who.iter().zip(&blob.members));
+        pairs.filter(|(_, member)| member.greeted_at.is_some() && !member.is_complete).map(|(peer, _)| *peer)
+    }
+
+    /// Everybody with whom a blob is exchanged.
+    pub fn neighbours(&self, blob: BlobSlot) -> impl Iterator<Item = PeerSlot> + '_ {
+        self.blobs.get(blob).into_iter().flat_map(|blob| blob.who.iter().copied())
     }
 
     /// The blobs wanted and not complete.
     pub fn wanted(&self) -> impl Iterator<Item = BlobSlot> + '_ {
-        core::iter::empty()
+        self.wanted.iter().copied()
     }
 
     /// The leases held, for the tracker's announce.
     pub fn leases(&self) -> impl Iterator<Item = (BlobSlot, u32)> + '_ {
-        core::iter::empty()
+        self.leases.iter().map(|lease| (lease.blob, lease.chunk))
     }
 
     /// Whether nothing refers to the peer, so that its slot may be given to another one.
-    pub fn is_idle(&self, _peer: PeerSlot) -> bool {
-        true
+    pub fn is_idle(&self, peer: PeerSlot) -> bool {
+        self.peers.get(peer.0 as usize).is_none_or(|peer| {
+            matches!(peer.link, Link::Down { .. }) && peer.handouts == 0 && peer.blobs.is_empty()
+        })
+    }
+
+    /// Transfers each way at present, by the neighbours' rates.
+    pub fn slots(&self) -> u32 {
+        self.slots
     }
 
     /// Counters since the start.
@@ -90,5 +237,154 @@ impl PeerMachine {
     /// The settings it was made with.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    fn on_want(&mut self, now: Time, slot: BlobSlot) {
+        let jitter = self.rng.jitter(Duration::from_secs(1)).as_secs_f64();
+        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        if blob.interest != Interest::Idle {
+            return;
+        }
+        blob.interest = Interest::Wanted;
+        blob.moved_at = now;
+        blob.jitter = jitter;
+        blob.patience_log2 = 0;
+        blob.refill_wait = self.config.refill_interval;
+        blob.refill_at = now + blob.refill_wait;
+        self.wanted.push(slot);
+        self.outputs.push_back(Output::Announce);
+        self.timers.by(Timer::Escalate, now);
+        self.wants_fill = true;
+        self.wants_leases = true;
+        self.complete_if_held(slot);
+        self.meet(now);
+    }
+
+    fn on_unwant(&mut self, slot: BlobSlot) {
+        self.wanted.retain(|wanted| *wanted != slot);
+        self.cancel_transfers(slot);
+        self.drop_leases(slot);
+        if let Some(blob) = self.blobs.get_mut(slot) {
+            blob.interest = Interest::Idle;
+            blob.reader = None;
+        }
+        self.forget_handout(slot);
+        self.wants_leases = true;
+    }
+
+    fn on_reader(&mut self, slot: BlobSlot, cursor: Option<u32>) {
+        if let Some(blob) = self.blobs.get_mut(slot) {
+            blob.reader = cursor;
+        }
+    }
+
+    fn on_lost(&mut self, now: Time, slot: BlobSlot, chunk: u32) {
+        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        if blob.lose(chunk) && blob.interest == Interest::Complete {
+            blob.interest = Interest::Wanted;
+            blob.moved_at = now;
+            self.wanted.push(slot);
+            self.timers.by(Timer::Escalate, now);
+            self.outputs.push_back(Output::Announce);
+            self.meet(now);
+        }
+        self.wants_fill = true;
+        self.wants_leases = true;
+    }
+
+    fn on_forget(&mut self, slot: BlobSlot) {
+        self.on_unwant(slot);
+        self.forget_members(slot);
+        self.blobs.remove(slot);
+    }
+
+    fn on_tracker(&mut self, now: Time, is_reachable: bool) {
+        if !is_reachable {
+            self.void_requests(now);
+        }
+        self.is_tracker_reachable = is_reachable;
+        self.wants_leases = true;
+        self.timers.by(Timer::Escalate, now);
+    }
+
+    /// Ends the want of a blob that is all here.
+    pub(super) fn complete_if_held(&mut self, slot: BlobSlot) {
+        let Some(blob) = self.blobs.get_mut(slot).filter(|blob| blob.is_wanted() && blob.is_complete())
+        else {
+            return;
+        };
+        blob.interest = Interest::Complete;
+        blob.reader = None;
+        self.wanted.retain(|wanted| *wanted != slot);
+        self.drop_leases(slot);
+        self.forget_handout(slot);
+        self.outputs.push_back(Output::Complete { blob: slot });
+        self.outputs.push_back(Output::Announce);
+        self.wants_leases = true;
+    }
+
+    /// Tells neighbours about a chunk, now or soon.
+    pub(super) fn tell(&mut self, now: Time, slot: BlobSlot, chunk: u32) {
+        let interval = self.config.have_interval;
+        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        if let Some(batch) = blob.outbox.add(now, chunk, interval) {
+            self.outputs.push_back(Output::Have { blob: slot, batch });
+        } else if let Some(due_at) = blob.outbox.due_at() {
+            self.timers.by(Timer::Have, due_at);
+            if !self.untold.contains(&slot) {
+                self.untold.push(slot);
+            }
+        }
+    }
+
+    fn tell_due(&mut self, now: Time) {
+        let interval = self.config.have_interval;
+        let mut untold = core::mem::take(&mut self.untold);
+        untold.retain(|slot| {
+            let Some(blob) = self.blobs.get_mut(*slot) else { return false };
+            if let Some(batch) = blob.outbox.take_due(now, interval) {
+                self.outputs.push_back(Output::Have { blob: *slot, batch });
+            }
+            let due_at = blob.outbox.due_at();
+            if let Some(due_at) = due_at {
+                self.timers.by(Timer::Have, due_at);
+            }
+            due_at.is_some()
+        });
+        self.untold = untold;
+    }
+
+    /// What every input may have made possible.
+    fn settle(&mut self, now: Time) {
+        if self.wants_fill {
+            self.fill(now);
+        }
+        if self.wants_leases {
+            self.seek_leases(now);
+        }
+    }
+
+    /// How long one chunk of the blob takes at the own rate.
+    pub(super) fn chunk_time(&self, slot: BlobSlot) -> Duration {
+        let length = self.blobs.get(slot).map_or(0, |blob| blob.geometry.chunk_len(0));
+        let rate = self.own_rate().unwrap_or(self.config.assumed_bits_per_second).max(1);
+        Duration::from_secs_f64((length * 8) as f64 / rate as f64)
+    }
+
+    /// The own rate, the slower of both directions, in bits per second.
+    fn own_rate(&self) -> Option<u64> {
+        let Config { up_bits_per_second: up, down_bits_per_second: down, .. } = self.config;
+        up.into_iter().chain(down).min()
+    }
+
+    /// Slots follow the own rate in relation to the neighbours': `max(1, round(slots x own / median))`.
+    pub(super) fn recompute_slots(&mut self) {
+        let Some(own) = self.own_rate() else { return };
+        let mut rates: Vec<u64> =
+            self.peers.iter().filter(|peer| peer.is_up()).filter_map(|peer| peer.rate).collect();
+        rates.sort_unstable();
+        let median = rates.get(rates.len() / 2).copied().unwrap_or(own).max(1);
+        let slots = (u64::from(self.config.slots) * own + median / 2) / median;
+        self.slots = u32::try_from(slots).unwrap_or(u32::MAX).clamp(1, self.config.max_slots.max(1));
     }
 }

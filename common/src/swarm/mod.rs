@@ -52,9 +52,21 @@
 //!   way the mark is cleared.
 //! - Ordered maps and hash maps: slots are indices into vectors, chunk maps are bitsets.
 
+mod blob;
+mod choose;
 mod config;
+mod download;
+mod escalate;
+mod have;
+mod health;
 mod io;
+mod lease;
 mod machine;
+mod neighbours;
+mod pace;
+mod rng;
+mod timers;
+mod upload;
 
 pub use config::Config;
 pub use io::{

@@ -1,0 +1,351 @@
+//! What is known about one blob: what we hold, what is being fetched, and what each neighbour holds.
+//!
+//! Counters follow the maps: `availability` says how many neighbours hold a chunk, `unseen` how many chunks nobody
+//! around holds. Every change goes through the methods here, which keep them in step.
+
+use core::time::Duration;
+
+use super::have::Outbox;
+use super::lease::Asked;
+use super::{Have, PeerSlot};
+use crate::chunk::Geometry;
+use crate::map::ChunkMap;
+use crate::time::Time;
+
+/// Peers of a handout that are remembered for a blob.
+const MAX_HANDOUT: usize = 64;
+
+/// Whether anybody here waits for the blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interest {
+    /// Nobody: it is only served.
+    Idle,
+    /// It is being fetched.
+    Wanted,
+    /// It was wanted, and is complete.
+    Complete,
+}
+
+/// One neighbour with which the blob is exchanged.
+#[derive(Debug)]
+pub(super) struct Member {
+    /// What it holds, as far as it said.
+    pub(super) map: ChunkMap,
+    /// Whether that is everything.
+    pub(super) is_complete: bool,
+    /// When we told it what we hold.
+    pub(super) greeted_at: Option<Time>,
+    /// It told us what it holds.
+    pub(super) is_heard: bool,
+}
+
+/// One blob.
+#[derive(Debug)]
+pub(super) struct Blob {
+    pub(super) geometry: Geometry,
+    pub(super) interest: Interest,
+    /// The lowest chunk that a reader waits for.
+    pub(super) reader: Option<u32>,
+    pub(super) held: ChunkMap,
+    pub(super) held_count: u32,
+    /// Being fetched; never held.
+    pub(super) pending: ChunkMap,
+    /// The neighbours, and beside each its slot: `members[i]` belongs to `who[i]`.
+    pub(super) who: Vec<PeerSlot>,
+    pub(super) members: Vec<Member>,
+    /// Neighbours that hold each chunk.
+    pub(super) availability: Vec<u8>,
+    /// Chunks that neither we nor any neighbour holds.
+    pub(super) unseen: u32,
+    /// Peers to meet over this blob, nearest first.
+    pub(super) handout: Vec<PeerSlot>,
+    pub(super) outbox: Outbox,
+    /// Our request for a lease.
+    pub(super) asked: Asked,
+    /// When bytes of it last came, or it was wanted.
+    pub(super) moved_at: Time,
+    /// How long it may not move before the origin is asked without a lease, relative to the configured bound, as a
+    /// power of two.
+    pub(super) patience_log2: i32,
+    /// Spreads peers that wait for the same thing, from 1 to 2.
+    pub(super) jitter: f64,
+    /// Nothing is fetched before this: our own store failed.
+    pub(super) rests_until: Time,
+    /// When the tracker may be asked for more neighbours again, and how long to wait after that.
+    pub(super) refill_at: Time,
+    pub(super) refill_wait: Duration,
+}
+
+impl Blob {
+    pub(super) fn new(geometry: Geometry, held: ChunkMap) -> Self {
+        let chunks = geometry.chunks();
+        let held = if held.len() == chunks { held } else { ChunkMap::empty(chunks) };
+        let held_count = held.count();
+        Self {
+            geometry,
+            interest: Interest::Idle,
+            reader: None,
+            held,
+            held_count,
+            pending: ChunkMap::empty(chunks),
+            who: Vec::new(),
+            members: Vec::new(),
+            availability: vec![0; chunks as usize],
+            unseen: chunks - held_count,
+            handout: Vec::new(),
+            outbox: Outbox::default(),
+            asked: Asked::default(),
+            moved_at: Time::ZERO,
+            patience_log2: 0,
+            jitter: 1.0,
+            rests_until: Time::ZERO,
+            refill_at: Time::ZERO,
+            refill_wait: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn chunks(&self) -> u32 {
+        self.held.len()
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.held_count == self.chunks()
+    }
+
+    /// Wanted and not complete.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.interest == Interest::Wanted
+    }
+
+    /// Whether somebody may gain by meeting us over it.
+    pub(super) fn is_of_use(&self) -> bool {
+        self.is_wanted() || self.held_count > 0
+    }
+
+    /// Marks a chunk as held; false if it was.
+    pub(super) fn hold(&mut self, chunk: u32) -> bool {
+        let is_new = self.held.insert(chunk);
+        if is_new {
+            self.held_count += 1;
+            self.unseen -= u32::from(self.availability[chunk as usize] == 0);
+        }
+        is_new
+    }
+
+    /// Marks a chunk as not held; false if it was not.
+    pub(super) fn lose(&mut self, chunk: u32) -> bool {
+        let was_held = self.held.remove(chunk);
+        if was_held {
+            self.held_count -= 1;
+            self.unseen += u32::from(self.availability[chunk as usize] == 0);
+        }
+        was_held
+    }
+
+    pub(super) fn member(&self, peer: PeerSlot) -> Option<usize> {
+        self.who.iter().position(|member| *member == peer)
+    }
+
+    /// Adds a neighbour of which nothing is known yet; it must not be one already.
+    pub(super) fn add_member(&mut self, peer: PeerSlot) -> usize {
+        self.who.push(peer);
+        self.members.push(Member {
+            map: ChunkMap::empty(self.chunks()),
+            is_complete: false,
+            greeted_at: None,
+            is_heard: false,
+        });
+        self.who.len() - 1
+    }
+
+    /// Forgets a neighbour and all it held.
+    pub(super) fn remove_member(&mut self, peer: PeerSlot) {
+        if let Some(index) = self.member(peer) {
+            self.who.remove(index);
+            let member = self.members.remove(index);
+            for chunk in member.map.iter() {
+                self.less_available(chunk);
+            }
+        }
+    }
+
+    /// Takes note of what a neighbour says it holds. True if we lack some of that.
+    pub(super) fn learn(&mut self, index: usize, have: &Have) -> bool {
+        let chunks = self.chunks();
+        self.members[index].is_heard = true;
+        let mut any_wanted = false;
+        match have {
+            Have::Chunks(batch) => {
+                for chunk in batch.chunks() {
+                    any_wanted |= self.member_holds(index, *chunk);
+                }
+            }
+            Have::Map(map) if map.len() == chunks => {
+                let before = core::mem::replace(&mut self.members[index].map, ChunkMap::empty(chunks));
+                for chunk in before.iter() {
+                    self.less_available(chunk);
+                }
+                for chunk in map.iter() {
+                    any_wanted |= self.member_holds(index, chunk);
+                }
+            }
+            Have::Map(_) => {}
+            Have::Complete => {
+                for chunk in 0..chunks {
+                    any_wanted |= self.member_holds(index, chunk);
+                }
+            }
+        }
+        let member = &mut self.members[index];
+        member.is_complete = member.map.is_full();
+        any_wanted
+    }
+
+    /// A neighbour turns out not to hold a chunk.
+    pub(super) fn member_lacks(&mut self, peer: PeerSlot, chunk: u32) {
+        if let Some(index) = self.member(peer)
+            && self.members[index].map.remove(chunk)
+        {
+            self.members[index].is_complete = false;
+            self.less_available(chunk);
+        }
+    }
+
+    /// Chunks that neither we nor any neighbour holds and that we are not fetching either.
+    pub(super) fn missing(&self) -> ChunkMap {
+        let mut missing = ChunkMap::empty(self.chunks());
+        for chunk in self.unseen_chunks() {
+            missing.insert(chunk);
+        }
+        missing
+    }
+
+    /// The chunks of [`Self::missing`], ascending.
+    pub(super) fn unseen_chunks(&self) -> impl Iterator<Item = u32> + '_ {
+        let is_unseen = |chunk: &u32| {
+            self.availability[*chunk as usize] == 0
+                && !self.held.contains(*chunk)
+                && !self.pending.contains(*chunk)
+        };
+        (0..self.chunks()).filter(is_unseen)
+    }
+
+    /// The lowest chunk that is neither held nor being fetched.
+    pub(super) fn lowest_missing(&self) -> Option<u32> {
+        (0..self.chunks()).find(|chunk| !self.held.contains(*chunk) && !self.pending.contains(*chunk))
+    }
+
+    /// Remembers peers to meet; true for those that are new.
+    pub(super) fn remember(&mut self, peer: PeerSlot) -> bool {
+        let is_new = self.handout.len() < MAX_HANDOUT && !self.handout.contains(&peer);
+        if is_new {
+            self.handout.push(peer);
+        }
+        is_new
+    }
+
+    fn member_holds(&mut self, index: usize, chunk: u32) -> bool {
+        let is_new = self.members[index].map.insert(chunk);
+        if is_new {
+            let available = &mut self.availability[chunk as usize];
+            *available = available.saturating_add(1);
+            self.unseen -= u32::from(*available == 1 && !self.held.contains(chunk));
+        }
+        is_new && !self.held.contains(chunk)
+    }
+
+    fn less_available(&mut self, chunk: u32) {
+        let available = &mut self.availability[chunk as usize];
+        *available = available.saturating_sub(1);
+        self.unseen += u32::from(*available == 0 && !self.held.contains(chunk));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::swarm::Batch;
+
+    const CHUNKS: u32 = 70;
+
+    fn blob() -> Blob {
+        Blob::new(Geometry::for_size(u64::from(CHUNKS) << 18), ChunkMap::empty(CHUNKS))
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Hold(u32),
+        Lose(u32),
+        Join(u32),
+        Leave(u32),
+        Says(u32, u32),
+        Map(u32, Vec<u32>),
+        Complete(u32),
+        Lacks(u32, u32),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (chunk, peer) = (0..CHUNKS, 0_u32..4);
+        prop_oneof![
+            chunk.clone().prop_map(Step::Hold),
+            chunk.clone().prop_map(Step::Lose),
+            peer.clone().prop_map(Step::Join),
+            peer.clone().prop_map(Step::Leave),
+            (peer.clone(), 0..CHUNKS + 5).prop_map(|(peer, chunk)| Step::Says(peer, chunk)),
+            (peer.clone(), prop::collection::vec(chunk.clone(), 0..70))
+                .prop_map(|(p, map)| Step::Map(p, map)),
+            peer.clone().prop_map(Step::Complete),
+            (peer, chunk).prop_map(|(peer, chunk)| Step::Lacks(peer, chunk)),
+        ]
+    }
+
+    fn apply(blob: &mut Blob, step: Step) {
+        let says = |blob: &mut Blob, peer, have: Have| {
+            if let Some(index) = blob.member(PeerSlot(peer)) {
+                blob.learn(index, &have);
+            }
+        };
+        match step {
+            Step::Hold(chunk) => _ = blob.hold(chunk),
+            Step::Lose(chunk) => _ = blob.lose(chunk),
+            Step::Join(peer) if blob.member(PeerSlot(peer)).is_none() => _ = blob.add_member(PeerSlot(peer)),
+            Step::Join(_) => {}
+            Step::Leave(peer) => blob.remove_member(PeerSlot(peer)),
+            Step::Says(peer, chunk) => {
+                let mut batch = Batch::default();
+                batch.push(chunk);
+                says(blob, peer, Have::Chunks(batch));
+            }
+            Step::Map(peer, chunks) => {
+                let mut map = ChunkMap::empty(CHUNKS);
+                for chunk in chunks {
+                    map.insert(chunk);
+                }
+                says(blob, peer, Have::Map(map));
+            }
+            Step::Complete(peer) => says(blob, peer, Have::Complete),
+            Step::Lacks(peer, chunk) => blob.member_lacks(PeerSlot(peer), chunk),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn counters_follow_the_maps(steps in prop::collection::vec(step(), 0..60)) {
+            let mut blob = blob();
+            for step in steps {
+                apply(&mut blob, step);
+                prop_assert_eq!(blob.held_count, blob.held.count());
+                for chunk in 0..CHUNKS {
+                    let holders = blob.members.iter().filter(|member| member.map.contains(chunk)).count();
+                    prop_assert_eq!(usize::from(blob.availability[chunk as usize]), holders);
+                }
+                prop_assert_eq!(blob.unseen, blob.missing().count());
+                for member in &blob.members {
+                    prop_assert_eq!(member.is_complete, member.map.is_full());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Download slots: keeping them filled, and what happens to a transfer.
+
+use core::time::Duration;
+
+use super::machine::PeerMachine;
+use super::neighbours::Peer;
+use super::pace::Pace;
+use super::timers::Timer;
+use super::{BlobSlot, Failure, Nearness, OriginSlot, Output, PeerSlot, Refusal, Source, TransferId};
+use crate::time::Time;
+
+/// How long a neighbour that did not deliver is left alone, doubling.
+const FIRST_STRIKE: Duration = Duration::from_millis(100);
+/// How often that doubles at most.
+const STRIKES: u32 = 6;
+/// How long nothing of a blob is fetched after our own store failed.
+const STORE_REST: Duration = Duration::from_secs(1);
+/// An origin may take this many times longer than a neighbour before its first byte counts as late: it has storage to ask.
+const ORIGIN_PATIENCE: u32 = 2;
+
+/// Whether a fetch from an origin was permitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Permission {
+    /// Neighbours need none.
+    NotNeeded,
+    /// The tracker gave a lease.
+    Leased,
+    /// Nobody did: we waited too long.
+    Escalated,
+}
+
+/// One download of one chunk.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) id: TransferId,
+    pub(super) blob: BlobSlot,
+    pub(super) chunk: u32,
+    pub(super) source: Source,
+    pub(super) permission: Permission,
+    /// Bytes received.
+    pub(super) received: u64,
+    /// When it last moved.
+    moved_at: Time,
+    pace: Pace,
+}
+
+/// The downloads under way: a handful.
+#[derive(Debug, Default)]
+pub(super) struct Transfers {
+    running: Vec<Transfer>,
+    next: u64,
+}
+
+impl Transfers {
+    /// Transfers that count against the slots: from neighbours, and not nearly done.
+    fn busy(&self, now: Time) -> u32 {
+        let counts = |transfer: &&Transfer| {
+            transfer.permission == Permission::NotNeeded && !transfer.pace.is_free(now)
+        };
+        self.running.iter().filter(counts).count() as u32
+    }
+
+    /// Transfers from other zones.
+    pub(super) fn crossing(&self, peers: &[Peer]) -> u32 {
+        let crosses = |transfer: &&Transfer| match transfer.source {
+            Source::Peer(peer) => peers[peer.0 as usize].nearness != Nearness::SameZone,
+            Source::Origin(_) => false,
+        };
+        self.running.iter().filter(crosses).count() as u32
+    }
+
+    pub(super) fn of_blob(&self, blob: BlobSlot) -> impl Iterator<Item = &Transfer> {
+        self.running.iter().filter(move |transfer| transfer.blob == blob)
+    }
+
+    pub(super) fn of_chunk(&mut self, blob: BlobSlot, chunk: u32) -> Option<&mut Transfer> {
+        self.running.iter_mut().find(|transfer| (transfer.blob, transfer.chunk) == (blob, chunk))
+    }
+
+    fn first_of(&self, is_one: impl Fn(&Transfer) -> bool) -> Option<TransferId> {
+        self.running.iter().find(|transfer| is_one(transfer)).map(|transfer| transfer.id)
+    }
+
+    pub(super) fn escalated(&self) -> usize {
+        self.running.iter().filter(|transfer| transfer.permission == Permission::Escalated).count()
+    }
+
+    pub(super) fn find(&mut self, id: TransferId) -> Option<&mut Transfer> {
+        self.running.iter_mut().find(|transfer| transfer.id == id)
+    }
+
+    fn take(&mut self, id: TransferId) -> Option<Transfer> {
+        let at = self.running.iter().position(|transfer| transfer.id == id)?;
+        Some(self.running.swap_remove(at))
+    }
+}
+
+impl PeerMachine {
+    /// Fills the download slots as far as neighbours have something for us.
+    pub(super) fn fill(&mut self, now: Time) {
+        self.wants_fill = false;
+        if self.wanted.is_empty() {
+            return;
+        }
+        while self.transfers.busy(now) < self.slots
+            && self.transfers.running.len() < 2 * self.slots as usize + 2
+        {
+            let Some(pick) = self.pick(now) else {
+                self.wait_for_neighbours(now);
+                return;
+            };
+            self.peers[pick.peer.0 as usize].is_asked = true;
+            self.start(now, pick.blob, pick.chunk, Source::Peer(pick.peer), Permission::NotNeeded);
+        }
+        for transfer in &self.transfers.running {
+            if transfer.pace.free_at() > now && transfer.pace.free_at() != Time::MAX {
+                self.timers.by(Timer::Fill, transfer.pace.free_at());
+            }
+        }
+    }
+
+    /// Slots are free, but whoever has something is busy: look again when the first is not.
+    fn wait_for_neighbours(&mut self, now: Time) {
+        for slot in &self.wanted {
+            let Some(blob) = self.blobs.get(*slot) else { continue };
+            for peer in &blob.who {
+                let busy_until = self.peers[peer.0 as usize].busy_until;
+                if busy_until > now {
+                    self.timers.by(Timer::Fill, busy_until);
+                }
+            }
+            if blob.rests_until > now {
+                self.timers.by(Timer::Fill, blob.rests_until);
+            }
+        }
+    }
+
+    pub(super) fn start(
+        &mut self,
+        now: Time,
+        slot: BlobSlot,
+        chunk: u32,
+        source: Source,
+        permission: Permission,
+    ) -> TransferId {
+        let id = TransferId(self.transfers.next);
+        self.transfers.next += 1;
+        let length = self.blobs.get_mut(slot).map_or(0, |blob| {
+            blob.pending.insert(chunk);
+            blob.geometry.chunk_len(chunk)
+        });
+        let pace = Pace::new(now, length);
+        self.transfers.running.push(Transfer {
+            id,
+            blob: slot,
+            chunk,
+            source,
+            permission,
+            received: 0,
+            moved_at: now,
+            pace,
+        });
+        self.timers.by(Timer::Stall, now + self.config.stalled);
+        self.outputs.push_back(Output::Fetch { transfer: id, blob: slot, chunk, source });
+        id
+    }
+
+    pub(super) fn on_first_byte(&mut self, now: Time, id: TransferId) {
+        if let Some(transfer) = self.transfers.find(id) {
+            transfer.moved_at = now;
+            transfer.pace.begin(now);
+            let blob = transfer.blob;
+            self.moved(now, blob);
+        }
+    }
+
+    pub(super) fn on_progress(&mut self, now: Time, id: TransferId, received: u64) {
+        let Some(transfer) = self.transfers.find(id) else { return };
+        if received <= transfer.received {
+            return;
+        }
+        transfer.received = received;
+        transfer.moved_at = now;
+        let round_trip = match transfer.source {
+            Source::Peer(peer) => self.peers[peer.0 as usize].round_trip,
+            Source::Origin(_) => Duration::ZERO,
+        };
+        transfer.pace.progress(now, received, self.config.nearly_done.max(round_trip));
+        self.timers.by(Timer::Fill, transfer.pace.free_at());
+        let blob = transfer.blob;
+        self.moved(now, blob);
+    }
+
+    pub(super) fn on_received(&mut self, now: Time, id: TransferId) {
+        let Some(transfer) = self.end(id) else { return };
+        match (transfer.source, transfer.permission) {
+            (Source::Peer(peer), _) => {
+                self.peers[peer.0 as usize].strikes = 0;
+                self.stats.from_peers += 1;
+            }
+            (Source::Origin(origin), permission) => {
+                self.health.succeeded(origin);
+                match permission {
+                    Permission::Leased => self.stats.from_origin_leased += 1,
+                    _ => self.stats.from_origin_unleased += 1,
+                }
+            }
+        }
+        let Some(blob) = self.blobs.get_mut(transfer.blob) else { return };
+        if transfer.permission == Permission::Escalated {
+            blob.patience_log2 -= 1;
+        }
+        if blob.hold(transfer.chunk) {
+            self.tell(now, transfer.blob, transfer.chunk);
+        }
+        self.moved(now, transfer.blob);
+        self.lease_done(transfer.blob, transfer.chunk);
+        self.complete_if_held(transfer.blob);
+    }
+
+    pub(super) fn on_refused(&mut self, now: Time, id: TransferId, reason: Refusal) {
+        let Some(transfer) = self.end(id) else { return };
+        self.stats.refusals_met += 1;
+        let Source::Peer(peer) = transfer.source else {
+            return self.origin_failed(now, &transfer);
+        };
+        let half_chunk = self.chunk_time(transfer.blob) / 2;
+        match reason {
+            Refusal::Busy => self.peers[peer.0 as usize].busy_until = now + half_chunk,
+            Refusal::Gone => {
+                if let Some(blob) = self.blobs.get_mut(transfer.blob) {
+                    blob.member_lacks(peer, transfer.chunk);
+                    self.wants_leases = true;
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_failed(&mut self, now: Time, id: TransferId, why: Failure) {
+        if let Some(transfer) = self.end(id) {
+            self.failed(now, &transfer, why);
+        }
+    }
+
+    /// Gives up transfers that have not moved for too long.
+    pub(super) fn check_stalls(&mut self, now: Time) {
+        while let Some(id) = self.next_stalled(now) {
+            self.outputs.push_back(Output::Cancel { transfer: id });
+            self.on_failed(now, id, Failure::Timeout);
+        }
+    }
+
+    fn next_stalled(&mut self, now: Time) -> Option<TransferId> {
+        for transfer in &self.transfers.running {
+            let patience = match transfer.source {
+                Source::Origin(_) if transfer.received == 0 => ORIGIN_PATIENCE,
+                _ => 1,
+            };
+            let deadline = transfer.moved_at + self.config.stalled * patience;
+            if deadline <= now {
+                return Some(transfer.id);
+            }
+            self.timers.by(Timer::Stall, deadline);
+        }
+        None
+    }
+
+    fn failed(&mut self, now: Time, transfer: &Transfer, why: Failure) {
+        self.stats.failures += 1;
+        self.stats.corrupt += u64::from(why == Failure::Corrupt);
+        if why == Failure::Store {
+            if let Some(blob) = self.blobs.get_mut(transfer.blob) {
+                blob.rests_until = now + STORE_REST;
+            }
+            if transfer.permission == Permission::Leased {
+                self.lease_failed(now, transfer.blob, transfer.chunk);
+            }
+            return;
+        }
+        match transfer.source {
+            Source::Peer(peer) if why == Failure::Corrupt => self.quarantine(now, peer),
+            Source::Peer(peer) => {
+                let peer = &mut self.peers[peer.0 as usize];
+                peer.busy_until = now + FIRST_STRIKE * (1 << peer.strikes.min(STRIKES));
+                peer.strikes += 1;
+            }
+            Source::Origin(_) => self.origin_failed(now, transfer),
+        }
+    }
+
+    /// An origin did not deliver: the next one is asked, under the same permission.
+    fn origin_failed(&mut self, now: Time, transfer: &Transfer) {
+        if let Source::Origin(origin) = transfer.source {
+            self.health.failed(now, origin);
+        }
+        if let Some(origin) = self.health.choose(now) {
+            self.start(now, transfer.blob, transfer.chunk, Source::Origin(origin), transfer.permission);
+            return;
+        }
+        match transfer.permission {
+            Permission::Leased => self.lease_failed(now, transfer.blob, transfer.chunk),
+            _ => {
+                if let Some(blob) = self.blobs.get_mut(transfer.blob) {
+                    blob.patience_log2 += 1;
+                }
+            }
+        }
+    }
+
+    /// Forgets a transfer and whatever was marked for it.
+    fn end(&mut self, id: TransferId) -> Option<Transfer> {
+        let transfer = self.transfers.take(id)?;
+        if let Source::Peer(peer) = transfer.source {
+            self.peers[peer.0 as usize].is_asked = false;
+        }
+        if let Some(blob) = self.blobs.get_mut(transfer.blob) {
+            blob.pending.remove(transfer.chunk);
+        }
+        self.wants_fill = true;
+        Some(transfer)
+    }
+
+    /// The transfers of a connection that is gone.
+    pub(super) fn drop_transfers_of(&mut self, peer: PeerSlot) {
+        while let Some(id) = self.transfers.first_of(|transfer| transfer.source == Source::Peer(peer)) {
+            self.stats.failures += 1;
+            self.end(id);
+        }
+    }
+
+    /// Cancels all downloads of a blob.
+    pub(super) fn cancel_transfers(&mut self, slot: BlobSlot) {
+        while let Some(id) = self.transfers.first_of(|transfer| transfer.blob == slot) {
+            self.outputs.push_back(Output::Cancel { transfer: id });
+            self.end(id);
+        }
+    }
+
+    /// An origin failed outside of a fetch, or a fetch from it should not be waited for.
+    pub(super) fn on_origin_down(&mut self, now: Time, origin: OriginSlot) {
+        self.health.failed(now, origin);
+    }
+
+    /// Bytes of a blob came.
+    fn moved(&mut self, now: Time, slot: BlobSlot) {
+        if let Some(blob) = self.blobs.get_mut(slot) {
+            blob.moved_at = now;
+        }
+    }
+
+    /// Whether a download slot is free.
+    pub(super) fn has_free_slot(&self, now: Time) -> bool {
+        self.transfers.busy(now) < self.slots
+    }
+
+    /// Every transfer, for invariants.
+    #[cfg(test)]
+    pub(super) fn running(&self) -> &[Transfer] {
+        &self.transfers.running
+    }
+}

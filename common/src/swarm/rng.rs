@@ -1,0 +1,38 @@
+//! The machine's own generator: small, seeded once, the same on every machine.
+
+use core::time::Duration;
+
+use rand::{Rng as _, SeedableRng as _};
+use rand_pcg::Pcg32;
+
+#[derive(Debug)]
+pub(super) struct Rng(Pcg32);
+
+impl Rng {
+    pub(super) fn new(rng_seed: u64) -> Self {
+        Self(Pcg32::seed_from_u64(rng_seed))
+    }
+
+    /// A number below `bound`, which is not 0; the bias is below `bound / 2^32`.
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        ((u64::from(self.0.next_u32()) * bound as u64) >> 32) as usize
+    }
+
+    /// True once in `times` on average; never for 0.
+    pub(super) fn one_in(&mut self, times: u32) -> bool {
+        times > 0 && self.below(times as usize) == 0
+    }
+
+    /// Between once and twice the duration.
+    pub(super) fn jitter(&mut self, duration: Duration) -> Duration {
+        duration + duration.mul_f64(f64::from(self.0.next_u32()) / 4_294_967_296.0)
+    }
+}
+
+/// Mixes two numbers into one that depends on every bit of both (splitmix64's finisher): for rendezvous hashing.
+pub(super) fn mix(a: u64, b: u64) -> u64 {
+    let mut z = a ^ b.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
