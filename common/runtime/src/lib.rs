@@ -4,5 +4,7 @@
 //! those services need alike is here, a room per subject. Nothing here knows an origin, a tracker or a peer.
 
 pub mod clock;
+pub mod http;
+pub mod identity;
 pub mod rate;
 pub mod shutdown;

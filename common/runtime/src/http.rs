@@ -1,0 +1,252 @@
+//! Serving HTTP/1.1 over TCP or TLS, with a drain that finishes what is in flight.
+//!
+//! What this adds to hyper:
+//! - a handler sees who asks: [`ClientIdentity`] and `ConnectInfo<SocketAddr>` are in the request's extensions;
+//! - everything is bounded: connections, the wait for a request's head, the TLS handshake, the drain;
+//! - **a connection always ends with FIN**, never with a reset as long as the client behaves. A client such as
+//!   containerd resumes a body that was cut short by FIN and fails the whole pull on a reset, and the kernel resets
+//!   a socket that is closed while it holds unread bytes. So the end of a connection is: send what the handler
+//!   yielded, close the sending side, read and discard until the client closes its own, for a bounded time.
+//!
+//! ```text
+//! body ends in an error:   ... bytes | FIN ->            <- FIN | closed
+//! shutdown triggered:      listener closed, idle connections FIN, the others after their response
+//! ```
+//!
+//! It must never buffer a body.
+
+mod cut;
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::Request;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use flotilla_common::name::PeerId;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tower_service::Service;
+
+use crate::identity;
+use crate::shutdown::Shutdown;
+use cut::FlushBeforeCut;
+
+/// Who the client is, by its verified certificate: in the extensions of every request.
+///
+/// `None` without TLS, without a client certificate, and for a certificate that names no peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientIdentity(pub Option<PeerId>);
+
+/// The bounds of a listener.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections at once; more wait in the kernel's backlog. Default 8192.
+    pub connections: usize,
+    /// For a whole request head, and for the next request of an idle connection. Default 120 s, more than common
+    /// clients keep an idle connection, so that the client is the one to close it.
+    pub head_timeout: Duration,
+    /// For a TLS handshake. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// For what is in flight when the shutdown starts. Default 20 s.
+    pub drain_timeout: Duration,
+    /// For the client to close its side after we closed ours. Default 1 s.
+    pub linger_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 8192,
+            head_timeout: Duration::from_secs(120),
+            handshake_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(20),
+            linger_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A running listener.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    accepting: JoinHandle<Option<()>>,
+}
+
+impl Server {
+    /// The address that was bound, with the port that the kernel chose for port 0.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until the shutdown has come and every connection has ended.
+    pub async fn finished(self) {
+        if let Err(error) = self.accepting.await {
+            tracing::error!(%error, "serve HTTP");
+        }
+    }
+}
+
+/// Serves `router` on `listener` until `shutdown`, with the default [`Limits`]. With `tls`, HTTPS only.
+///
+/// The work is spawned through `shutdown`, whose `drain` waits for it.
+///
+/// # Errors
+/// The listener has no address.
+pub fn serve(
+    listener: TcpListener,
+    router: Router,
+    tls: Option<Arc<ServerConfig>>,
+    shutdown: &Shutdown,
+) -> io::Result<Server> {
+    serve_with(listener, router, tls, shutdown, Limits::default())
+}
+
+/// [`serve`] with other bounds.
+///
+/// # Errors
+/// The listener has no address.
+pub fn serve_with(
+    listener: TcpListener,
+    router: Router,
+    tls: Option<Arc<ServerConfig>>,
+    shutdown: &Shutdown,
+    limits: Limits,
+) -> io::Result<Server> {
+    let address = listener.local_addr()?;
+    let mut http = http1::Builder::new();
+    // No half-close: a client that hangs up is noticed while its response still waits for bytes.
+    http.timer(TokioTimer::new()).header_read_timeout(limits.head_timeout);
+    let service = Arc::new(HttpService {
+        http,
+        router,
+        tls: tls.map(TlsAcceptor::from),
+        permits: Arc::new(Semaphore::new(limits.connections)),
+        limits,
+        shutdown: shutdown.clone(),
+    });
+    let accepting = shutdown.spawn(service.accept_all(listener));
+    Ok(Server { address, accepting })
+}
+
+struct HttpService {
+    http: http1::Builder,
+    router: Router,
+    tls: Option<TlsAcceptor>,
+    permits: Arc<Semaphore>,
+    limits: Limits,
+    shutdown: Shutdown,
+}
+
+impl HttpService {
+    async fn accept_all(self: Arc<Self>, listener: TcpListener) {
+        while let Some((stream, client, permit)) = self.accept(&listener).await {
+            let service = Arc::clone(&self);
+            self.shutdown.spawn(async move {
+                service.connection(stream, client).await;
+                drop(permit);
+            });
+        }
+        drop(listener);
+        let everyone = u32::try_from(self.limits.connections).unwrap_or(u32::MAX);
+        // Each connection ends by its own drain bound.
+        let _all_ended = self.permits.acquire_many(everyone).await;
+    }
+
+    /// The next connection; `None` when the shutdown starts.
+    async fn accept(&self, listener: &TcpListener) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+        let next = async {
+            let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
+            loop {
+                match listener.accept().await {
+                    Ok((stream, client)) => return Some((stream, client, permit)),
+                    Err(error) => {
+                        // Out of file descriptors, or a client that left at once: neither ends the service.
+                        tracing::warn!(%error, "accept connection");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.shutdown.wait() => None,
+            accepted = next => accepted,
+        }
+    }
+
+    async fn connection(&self, stream: TcpStream, client: SocketAddr) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%client, %error, "set TCP_NODELAY");
+        }
+        let Some(tls) = &self.tls else {
+            return self.requests(stream, client, ClientIdentity(None)).await;
+        };
+        match timeout(self.limits.handshake_timeout, tls.accept(stream)).await {
+            Ok(Ok(stream)) => {
+                let certificates = stream.get_ref().1.peer_certificates();
+                let certificate = certificates.and_then(|chain| chain.first());
+                let peer = certificate.and_then(|certificate| identity::peer_id(certificate));
+                self.requests(stream, client, ClientIdentity(peer)).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%client, %error, "accept TLS handshake"),
+            Err(_) => tracing::debug!(%client, "TLS handshake timed out"),
+        }
+    }
+
+    async fn requests<S>(&self, mut stream: S, client: SocketAddr, identity: ClientIdentity)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let respond = service_fn(|request: Request<Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(ConnectInfo(client));
+            request.extensions_mut().insert(identity.clone());
+            let response = self.router.clone().call(request);
+            async move { response.await.map(|response| response.map(FlushBeforeCut::new)) }
+        });
+        let ended = {
+            let io = TokioIo::new(&mut stream);
+            let mut connection = pin!(self.http.serve_connection(io, respond));
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = self.shutdown.wait() => {
+                    connection.as_mut().graceful_shutdown();
+                    timeout(self.limits.drain_timeout, connection).await.unwrap_or(Ok(()))
+                }
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%client, %error, "serve connection");
+        }
+        close(stream, self.limits.linger_timeout).await;
+    }
+}
+
+/// Ends a connection with FIN: nothing unread may be left when the socket is closed.
+async fn close<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, linger: Duration) {
+    let farewell = async {
+        stream.shutdown().await?;
+        let mut discarded = [0; 8192];
+        while stream.read(&mut discarded).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // A client that is gone already, or that does not close in time, has seen all that it will see.
+    let _client_closed = timeout(linger, farewell).await;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! Stories of a connection's end, told with a raw TCP client.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use axum::extract::Extension;
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use tokio::sync::Notify;
+
+use super::*;
+
+/// 40 bytes of the 100 that the head promises, then an error.
+async fn cut_short() -> http::Response<Body> {
+    let frames =
+        stream::iter([Ok(Bytes::from_static(&[b'x'; 40])), Err(io::Error::other("the source is gone"))]);
+    http::Response::builder().header("content-length", 100).body(Body::from_stream(frames)).unwrap()
+}
+
+async fn start(router: Router) -> (SocketAddr, Shutdown) {
+    let shutdown = Shutdown::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = serve(listener, router, None, &shutdown).unwrap();
+    (server.address(), shutdown)
+}
+
+/// Sends `request` and reads until the end of the stream; an error is a reset.
+async fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8(answer).unwrap())
+}
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: origin\r\n\r\n";
+
+#[tokio::test]
+async fn a_body_cut_short_ends_with_fin_after_all_that_was_yielded() {
+    let (address, _shutdown) = start(Router::new().route("/", get(cut_short))).await;
+    let answer = exchange(address, GET).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.ends_with(&format!("\r\n\r\n{}", "x".repeat(40))), "{answer}");
+}
+
+#[tokio::test]
+async fn a_body_cut_short_ends_with_fin_even_if_the_client_pipelined_more() {
+    let (address, _shutdown) = start(Router::new().route("/", get(cut_short))).await;
+    // Far more than hyper reads ahead: it is unread in the socket when the body fails.
+    let mut request = GET.to_vec();
+    request.extend_from_slice(b"POST /more HTTP/1.1\r\nhost: origin\r\ncontent-length: 1000000\r\n\r\n");
+    request.resize(request.len() + 1_000_000, b'y');
+    let answer = exchange(address, &request).await.unwrap();
+    assert!(answer.ends_with(&"x".repeat(40)), "{answer}");
+}
+
+#[tokio::test]
+async fn an_upload_that_is_refused_early_reads_its_answer() {
+    let refuse = || async { (http::StatusCode::FORBIDDEN, "not you") };
+    let (address, _shutdown) = start(Router::new().route("/", post(refuse))).await;
+    let mut request = b"POST / HTTP/1.1\r\nhost: origin\r\ncontent-length: 3000000\r\n\r\n".to_vec();
+    request.resize(request.len() + 3_000_000, b'y');
+    let answer = exchange(address, &request).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    assert!(answer.ends_with("not you"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_drain_finishes_the_response_in_flight_and_refuses_new_connections() {
+    let (started, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let slow = {
+        let (started, release) = (Arc::clone(&started), Arc::clone(&release));
+        move || async move {
+            started.notify_one();
+            release.notified().await;
+            "done"
+        }
+    };
+    let (address, shutdown) = start(Router::new().route("/", get(slow))).await;
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    let request = tokio::spawn(exchange(address, GET));
+    started.notified().await;
+    let draining = tokio::spawn({
+        let shutdown = shutdown.clone();
+        async move { shutdown.drain(Duration::from_secs(60)).await }
+    });
+    // The idle connection is closed at once.
+    assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
+    drop(idle);
+    assert!(!draining.is_finished());
+    release.notify_one();
+    assert!(request.await.unwrap().unwrap().ends_with("done"));
+    assert_eq!(draining.await.unwrap(), crate::shutdown::Drained::Complete);
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_drain_cuts_what_never_ends_after_its_bound() {
+    let endless = || async {
+        let ones = stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"1"))]).chain(stream::pending());
+        Body::from_stream(ones)
+    };
+    let shutdown = Shutdown::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let limits = Limits { drain_timeout: Duration::from_millis(10), ..Limits::default() };
+    let server =
+        serve_with(listener, Router::new().route("/", get(endless)), None, &shutdown, limits).unwrap();
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    stream.write_all(GET).await.unwrap();
+    stream.read_exact(&mut [0; 15]).await.unwrap();
+    shutdown.trigger();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    drop(stream);
+    server.finished().await;
+}
+
+#[tokio::test]
+async fn connections_are_kept_alive_and_bounded() {
+    let shutdown = Shutdown::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let router = Router::new().route("/", get(|| async { "hello" }));
+    let server = serve_with(listener, router, None, &shutdown, limits).unwrap();
+    let mut first = TcpStream::connect(server.address()).await.unwrap();
+    let mut answer = vec![0; 1024];
+    for _ in 0..2 {
+        first.write_all(GET).await.unwrap();
+        let mut length = 0;
+        while !answer[..length].ends_with(b"hello") {
+            length += first.read(&mut answer[length..]).await.unwrap();
+        }
+    }
+    // The second waits until the first one leaves.
+    let mut second = tokio::spawn(exchange(
+        server.address(),
+        b"GET / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n",
+    ));
+    let bound = Duration::from_millis(50);
+    assert!(timeout(bound, &mut second).await.is_err());
+    drop(first);
+    assert!(second.await.unwrap().unwrap().ends_with("hello"));
+}
+
+#[tokio::test]
+async fn a_handler_sees_who_asks() {
+    let who = |ConnectInfo(client): ConnectInfo<SocketAddr>,
+               Extension(identity): Extension<ClientIdentity>| async move {
+        assert_eq!(identity, ClientIdentity(None));
+        client.ip().to_string()
+    };
+    let (address, _shutdown) = start(Router::new().route("/", get(who))).await;
+    let request = b"GET / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n";
+    assert!(exchange(address, request).await.unwrap().ends_with("127.0.0.1"));
+}
+
+/// Says when it is dropped.
+struct Dropped(Arc<Notify>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_is_noticed_while_its_response_waits_for_bytes() {
+    let dropped = Arc::new(Notify::new());
+    let waiting = {
+        let dropped = Arc::clone(&dropped);
+        move || async move {
+            let guard = Dropped(dropped);
+            let one = stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"1"))]);
+            let for_ever = stream::poll_fn(move |_| {
+                let _until_the_body_is_dropped = &guard;
+                std::task::Poll::Pending
+            });
+            Body::from_stream(one.chain(for_ever))
+        }
+    };
+    let (address, _shutdown) = start(Router::new().route("/", get(waiting))).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(GET).await.unwrap();
+    stream.read_exact(&mut [0; 15]).await.unwrap();
+    drop(stream);
+    dropped.notified().await;
+}

@@ -1,0 +1,33 @@
+//! Who is who: the fleet's certificate authority, certificates, and TLS configurations made of them.
+//!
+//! A peer's id is the label in front of [`PEER_DOMAIN`] in its certificate's subject alternative names, so that the
+//! stock verifier checks it and a new certificate keeps it.
+
+use flotilla_common::name::PeerId;
+use rustls::pki_types::CertificateDer;
+use x509_parser::extensions::GeneralName;
+
+/// The domain in which peers have their names: `<id>.peer.flotilla.internal`.
+pub const PEER_DOMAIN: &str = "peer.flotilla.internal";
+
+/// The server name under which a peer is dialled.
+pub fn peer_name(peer: &PeerId) -> String {
+    format!("{peer}.{PEER_DOMAIN}")
+}
+
+/// The peer that a certificate names; `None` unless it names exactly one.
+///
+/// Says nothing about trust: pass only certificates that a TLS session has verified.
+pub fn peer_id(certificate: &CertificateDer<'_>) -> Option<PeerId> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let names = certificate.subject_alternative_name().ok()??;
+    let mut peers = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => name.strip_suffix(PEER_DOMAIN)?.strip_suffix('.'),
+        _ => None,
+    });
+    let id = peers.next()?;
+    if peers.next().is_some() {
+        return None;
+    }
+    id.parse().ok()
+}
