@@ -1,1 +1,2 @@
 //! peer
+mod store;

@@ -1,0 +1,87 @@
+//! The `hosts.toml` that makes containerd ask this mirror first and the origin after it.
+//!
+//! A mistake in this file is only logged by containerd, which then works as if there were no mirror at all;
+//! so it is printed by the program and not written by hand.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// How long containerd waits for the mirror's listener. Without it a host that is gone costs 30 s.
+const DIAL_TIMEOUT: &str = "200ms";
+
+/// The text for `<hosts-dir>/<registry host>_<port>_/hosts.toml` (or `_default/hosts.toml`).
+///
+/// `mirror` is the address that the mirror listens on. `origin` is the URL that containerd turns to when the
+/// mirror is not there or cannot serve, with its scheme.
+///
+/// No TLS key is set for the mirror: with one, containerd would speak HTTPS to it first.
+pub fn hosts_toml(mirror: SocketAddr, origin: Option<&str>) -> String {
+    let mut text = String::new();
+    text.push_str("# Put this into <hosts-dir>/_default/hosts.toml, or for one registry into\n");
+    text.push_str("# <hosts-dir>/<host>_<port>_/hosts.toml. containerd reads it at each pull.\n");
+    if let Some(origin) = origin {
+        text.push_str("\n# Asked last: with the peer gone, pulls go straight to the origin.\n");
+        let _ = writeln!(text, "server = {}", quoted(origin));
+    }
+    let mirror = format!("http://{}", reachable(mirror));
+    let _ = write!(
+        text,
+        "\n[host.{}]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"{DIAL_TIMEOUT}\"\n",
+        quoted(&mirror)
+    );
+    text
+}
+
+/// An address that a client on this machine can dial.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// A TOML basic string.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => {
+                out.push('\\');
+                out.push(character);
+            }
+            control if control.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(control));
+            }
+            plain => out.push(plain),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containerd_asks_the_mirror_first_and_the_origin_last() {
+        let text = hosts_toml(
+            SocketAddr::from(([0, 0, 0, 0], 5001)),
+            Some("http://origin.internal:5000"),
+        );
+        assert!(text.contains("\nserver = \"http://origin.internal:5000\"\n"));
+        assert!(text.contains("[host.\"http://127.0.0.1:5001\"]"));
+        assert!(text.contains("capabilities = [\"pull\", \"resolve\"]"));
+        assert!(text.contains("dial_timeout = \"200ms\""));
+        // A TLS key would make containerd try HTTPS at the plain port first.
+        assert!(!text.contains("skip_verify") && !text.contains("ca ="));
+    }
+
+    #[test]
+    fn an_odd_origin_cannot_break_the_file() {
+        let text = hosts_toml(SocketAddr::from(([127, 0, 0, 1], 1)), Some("http://a\"\n"));
+        assert!(text.contains("server = \"http://a\\\"\\u000A\""));
+    }
+}

@@ -1,0 +1,419 @@
+//! One blob of the store: which of its chunks are held, which of its parts may be emitted, and its bytes.
+//!
+//! Two maps say what may be done with the bytes in the file:
+//! - `parts`: verified (or, for a blob without chunk proofs, read from the origin itself) and written: a
+//!   local reader may have them.
+//! - `held`: whole verified chunks: they may be advertised and served.
+//!
+//! After a restart every held chunk is *doubtful* until its first read has verified it again; so nothing here
+//! needs ordered writes. Nothing outside the maps is ever read as content.
+
+use core::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use flotilla_common::chunk::{Geometry, PART_SIZE};
+use flotilla_common::digest::{Digest, DigestHasher};
+use flotilla_common::map::ChunkMap;
+use flotilla_common::proof::Proof;
+use flotilla_common::tree::{self, ChunkTable, Value};
+use tokio::sync::Notify;
+
+use super::StoreError;
+use super::file::BlobFile;
+
+/// What a reader learns when it asks for the bytes at its cursor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Availability {
+    /// Bytes from the asked offset to this one (exclusive) may be read.
+    Ready(u64),
+    /// Not here yet.
+    Waiting,
+    /// The store cannot take this blob (its disk is full): read it from the origin.
+    Bypassed,
+    /// It cannot be had: why.
+    Failed(Arc<str>),
+}
+
+/// A blob in the store, shared by its readers, fetches and uploads.
+#[derive(Debug)]
+pub(crate) struct StoredBlob {
+    proof: Proof,
+    geometry: Geometry,
+    path: PathBuf,
+    file: Mutex<Option<BlobFile>>,
+    state: Mutex<State>,
+    changed: Notify,
+    /// Use counter of the store at the last use.
+    pub(super) used_at: AtomicU64,
+    pins: AtomicU32,
+}
+
+#[derive(Debug)]
+struct State {
+    held: ChunkMap,
+    doubtful: ChunkMap,
+    parts: ChunkMap,
+    /// Values of the parts of held, undoubted chunks.
+    values: Vec<Value>,
+    /// Chunks held since the map was last saved.
+    unsaved: u32,
+    complete: bool,
+    end: Option<End>,
+}
+
+#[derive(Debug, Clone)]
+enum End {
+    Bypassed,
+    Failed(Arc<str>),
+}
+
+/// A chunk's content as it is sent to a neighbour.
+#[derive(Debug, Clone)]
+pub(crate) struct HeldChunk {
+    pub(crate) range: Range<u64>,
+    pub(crate) values: Vec<Value>,
+}
+
+/// Keeps a blob from being evicted while it lives.
+#[derive(Debug)]
+pub(crate) struct Pin(Arc<StoredBlob>);
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.0.pins.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl StoredBlob {
+    /// A blob whose chunks in `held` were held before the process began.
+    pub(super) fn new(
+        proof: Proof,
+        geometry: Geometry,
+        path: PathBuf,
+        held: ChunkMap,
+        complete: bool,
+    ) -> Self {
+        let parts_total = u32::try_from(geometry.size().div_ceil(PART_SIZE).max(1)).unwrap_or(u32::MAX);
+        let mut parts = ChunkMap::empty(parts_total);
+        for chunk in held.iter() {
+            insert_parts(&mut parts, &geometry.chunk_range(chunk));
+        }
+        let state = State {
+            complete: complete && held.is_full(),
+            doubtful: held.clone(),
+            held,
+            parts,
+            values: Vec::new(),
+            unsaved: 0,
+            end: None,
+        };
+        Self {
+            proof,
+            geometry,
+            path,
+            file: Mutex::new(None),
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            used_at: AtomicU64::new(0),
+            pins: AtomicU32::new(0),
+        }
+    }
+
+    pub(crate) const fn digest(&self) -> &Digest {
+        self.proof.digest()
+    }
+
+    pub(crate) const fn proof(&self) -> &Proof {
+        &self.proof
+    }
+
+    pub(crate) const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// The chunk table of a sealed blob of more than one chunk.
+    pub(crate) const fn table(&self) -> Option<&ChunkTable> {
+        match &self.proof {
+            Proof::Sealed { table, .. } => table.as_ref(),
+            Proof::DigestOnly { .. } => None,
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Keeps the blob in the store until the pin is dropped.
+    pub(crate) fn pin(self: &Arc<Self>) -> Pin {
+        self.pins.fetch_add(1, Ordering::AcqRel);
+        Pin(Arc::clone(self))
+    }
+
+    pub(super) fn is_pinned(&self) -> bool {
+        self.pins.load(Ordering::Acquire) > 0
+    }
+
+    /// The chunks held now.
+    pub(crate) fn held(&self) -> ChunkMap {
+        self.lock().held.clone()
+    }
+
+    /// Whether all chunks are held and the whole blob's digest was checked.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.lock().complete
+    }
+
+    /// Bytes of the chunks held.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        let state = self.lock();
+        state.held.iter().map(|chunk| self.geometry.chunk_len(chunk)).sum()
+    }
+
+    /// What a reader at `offset` may do.
+    pub(crate) fn availability(&self, offset: u64) -> Availability {
+        let state = self.lock();
+        let part = part_of(offset);
+        if state.parts.contains(part) {
+            let end = state.parts.first_missing(part).map_or(self.geometry.size(), |missing| {
+                u64::from(missing) * PART_SIZE
+            });
+            return Availability::Ready(end.min(self.geometry.size()));
+        }
+        match &state.end {
+            None => Availability::Waiting,
+            Some(End::Bypassed) => Availability::Bypassed,
+            Some(End::Failed(why)) => Availability::Failed(Arc::clone(why)),
+        }
+    }
+
+    /// Waits until the byte at `offset` may be read or never will be.
+    pub(crate) async fn available(&self, offset: u64) -> Availability {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match self.availability(offset) {
+                Availability::Waiting => changed.await,
+                now => return now,
+            }
+        }
+    }
+
+    /// Reads bytes that [`StoredBlob::available`] said are there.
+    ///
+    /// # Errors
+    /// [`StoreError::Doubtful`] if a chunk held before the restart turned out damaged: it is dropped from
+    /// the maps, and must be fetched again.
+    pub(crate) async fn read(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let chunks = self.geometry.chunk_at(range.start)
+            ..=self.geometry.chunk_at(range.end.saturating_sub(1).max(range.start));
+        for chunk in chunks {
+            self.settle_doubt(chunk).await?;
+        }
+        self.read_raw(range).await
+    }
+
+    /// A held chunk for a neighbour: `None` if it is not held.
+    ///
+    /// # Errors
+    /// As [`StoredBlob::read`].
+    pub(crate) async fn chunk(&self, chunk: u32) -> Result<Option<HeldChunk>, StoreError> {
+        self.settle_doubt(chunk).await?;
+        let range = self.geometry.chunk_range(chunk);
+        let state = self.lock();
+        if !state.held.contains(chunk) {
+            return Ok(None);
+        }
+        let values = if self.table().is_some() {
+            let first = part_of(range.start) as usize;
+            state
+                .values
+                .get(first..first + self.geometry.part_count(chunk))
+                .map(<[Value]>::to_vec)
+                .unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        Ok(Some(HeldChunk { range, values }))
+    }
+
+    /// Writes bytes that are verified, whole parts from `offset` on, and lets readers have them.
+    pub(crate) async fn write_verified(&self, offset: u64, bytes: Bytes) -> Result<(), StoreError> {
+        let range = offset..offset + bytes.len() as u64;
+        self.write_raw(offset, bytes).await?;
+        insert_parts(&mut self.lock().parts, &range);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Takes the parts' values of a chunk whose parts are all verified and written: now it is held. True if
+    /// it was not before.
+    pub(crate) fn hold(&self, chunk: u32, values: &[Value]) -> bool {
+        let mut state = self.lock();
+        state.keep_values(&self.geometry, chunk, values);
+        let range = self.geometry.chunk_range(chunk);
+        insert_parts(&mut state.parts, &range);
+        state.doubtful.remove(chunk);
+        let new = state.held.insert(chunk);
+        state.unsaved += u32::from(new);
+        drop(state);
+        self.changed.notify_waiters();
+        new
+    }
+
+    /// Hashes the whole file once all chunks are held: whether the blob is what its digest says.
+    pub(crate) async fn check_digest(&self) -> Result<bool, StoreError> {
+        let hasher = DigestHasher::new(self.digest().algorithm());
+        let hasher = self
+            .open()?
+            .scan(self.geometry.size(), hasher, |hasher, piece| hasher.update(piece))
+            .await
+            .map_err(|error| StoreError::reading(&self.path, error))?;
+        Ok(hasher.finish() == *self.digest())
+    }
+
+    /// Records that the whole blob's digest was checked.
+    pub(crate) fn complete(&self) {
+        let mut state = self.lock();
+        state.complete = true;
+        state.unsaved += 1;
+    }
+
+    /// Nothing more will come into the store: readers take the rest from the origin.
+    pub(crate) fn bypass(&self) {
+        self.end(End::Bypassed);
+    }
+
+    /// Nothing more will come: readers end with this.
+    pub(crate) fn fail(&self, why: &str) {
+        self.end(End::Failed(why.into()));
+    }
+
+    /// A new attempt begins: an earlier end is forgotten.
+    pub(crate) fn revive(&self) {
+        self.lock().end = None;
+    }
+
+    /// Drops all that is held.
+    pub(crate) fn clear(&self) {
+        let mut state = self.lock();
+        state.held = ChunkMap::empty(state.held.len());
+        state.doubtful = ChunkMap::empty(state.held.len());
+        state.parts = ChunkMap::empty(state.parts.len());
+        state.complete = false;
+    }
+
+    /// The map to save and whether anything changed since the last time.
+    pub(super) fn take_unsaved(&self) -> Option<ChunkMap> {
+        let mut state = self.lock();
+        (core::mem::take(&mut state.unsaved) > 0).then(|| state.held.clone())
+    }
+
+    /// Reads a chunk that was held before the restart once, and drops it if it is damaged.
+    async fn settle_doubt(&self, chunk: u32) -> Result<(), StoreError> {
+        if !self.lock().doubtful.contains(chunk) {
+            return Ok(());
+        }
+        let range = self.geometry.chunk_range(chunk);
+        let values = match self.table() {
+            Some(table) => {
+                let bytes = self.read_raw(range.clone()).await;
+                bytes.ok().and_then(|bytes| {
+                    let values = tree::part_values(range.start, &bytes);
+                    table.verifies_parts(&self.geometry, chunk, &values).then_some(values)
+                })
+            }
+            None => matches!(self.check_digest().await, Ok(true)).then(Vec::new),
+        };
+        let mut state = self.lock();
+        state.doubtful.remove(chunk);
+        match values {
+            Some(values) => {
+                state.keep_values(&self.geometry, chunk, &values);
+                Ok(())
+            }
+            None => {
+                state.held.remove(chunk);
+                for part in part_of(range.start)..=part_of(range.end.saturating_sub(1)) {
+                    state.parts.remove(part);
+                }
+                state.complete = false;
+                state.unsaved += 1;
+                Err(StoreError::Doubtful { digest: *self.digest(), chunk })
+            }
+        }
+    }
+
+    async fn read_raw(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let length = usize::try_from(range.end - range.start)
+            .map_err(|_| StoreError::reading(&self.path, std::io::ErrorKind::InvalidInput.into()))?;
+        self.open()?
+            .read_at(range.start, length)
+            .await
+            .map_err(|error| StoreError::reading(&self.path, error))
+    }
+
+    /// Writes bytes that nobody may read yet.
+    pub(crate) async fn write_raw(&self, offset: u64, bytes: Bytes) -> Result<(), StoreError> {
+        self.open()?
+            .write_at(offset, bytes)
+            .await
+            .map_err(|error| StoreError::writing(&self.path, error))
+    }
+
+    /// Opens the file, making it if it is not there. A few microseconds, so it is done where it is first needed.
+    fn open(&self) -> Result<BlobFile, StoreError> {
+        // One at a time: a second creation would cut away what was written into the first.
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = file.as_ref() {
+            return Ok(file.clone());
+        }
+        let opened = if self.lock().held.is_empty() {
+            BlobFile::create(&self.path, self.geometry.size())
+        } else {
+            BlobFile::open(&self.path, self.geometry.size())
+        }
+        .map_err(|error| StoreError::writing(&self.path, error))?;
+        *file = Some(opened.clone());
+        Ok(opened)
+    }
+
+    fn end(&self, end: End) {
+        self.lock().end = Some(end);
+        self.changed.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it holds the lock, and the state has no invariant that a cut could break.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn keep_values(&mut self, geometry: &Geometry, chunk: u32, values: &[Value]) {
+        if values.is_empty() {
+            return;
+        }
+        if self.values.is_empty() {
+            self.values = vec![Value::default(); self.parts.len() as usize];
+        }
+        let first = part_of(geometry.chunk_range(chunk).start) as usize;
+        if let Some(slots) = self.values.get_mut(first..first + values.len()) {
+            slots.copy_from_slice(values);
+        }
+    }
+}
+
+fn part_of(offset: u64) -> u32 {
+    u32::try_from(offset / PART_SIZE).unwrap_or(u32::MAX)
+}
+
+/// Marks the parts of a range that begins at a part and ends at one or at the blob's end.
+fn insert_parts(parts: &mut ChunkMap, range: &Range<u64>) {
+    for part in part_of(range.start)..=part_of(range.end.saturating_sub(1).max(range.start)) {
+        parts.insert(part);
+    }
+}

@@ -1,0 +1,373 @@
+//! The peer's own store of blobs: containerd may discard its content, this one keeps what neighbours need.
+//!
+//! A folder holds, per blob, a sparse file and a record of its proof and chunk map. Start-up reads the
+//! records only. A byte quota over the blobs' sizes is kept by evicting what was used longest ago, never
+//! what is pinned by a reader or a download. The bookkeeping is in memory behind one lock that is never held
+//! across an await or a disk call.
+//!
+//! The store never decides what to fetch, and never holds a byte as content that was not verified.
+
+mod blob;
+mod file;
+mod manifests;
+mod meta;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use flotilla_common::chunk::Geometry;
+use flotilla_common::digest::Digest;
+use flotilla_common::map::ChunkMap;
+use flotilla_common::proof::Proof;
+use flotilla_common::seal::TrustedKeys;
+use flotilla_common::units::ByteSize;
+use rustix::fs::{FlockOperation, flock};
+
+pub(crate) use blob::{Availability, HeldChunk, Pin, StoredBlob};
+pub(crate) use file::{PIECE, blocking};
+pub(crate) use manifests::{ManifestStore, StoredManifest};
+use meta::Record;
+
+/// Eviction goes on until this share of the quota is free, so that it does not run at each new blob.
+const FREE_AFTER_EVICTION: u64 = 10;
+
+/// What went wrong in the store.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The folder cannot be used: choose another or change its rights.
+    #[error("open store {}: {source}; the peer must be able to create and write files there", dir.display())]
+    Unusable {
+        /// The configured folder.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("open store {}: another peer is using it", dir.display())]
+    InUse {
+        /// The configured folder.
+        dir: PathBuf,
+    },
+    /// The disk is full.
+    #[error("write {}: the disk is full", path.display())]
+    DiskFull {
+        /// The file being written.
+        path: PathBuf,
+    },
+    /// The blob does not fit under the quota beside what is in use.
+    #[error("a blob of {size} does not fit into the store's quota of {quota}")]
+    OverQuota {
+        /// The blob's size.
+        size: ByteSize,
+        /// The configured quota.
+        quota: ByteSize,
+    },
+    /// Reading or writing a file failed.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What was done: a verb.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A chunk that was held before the restart is damaged: fetch it again.
+    #[error("chunk {chunk} of {digest} was damaged on disk")]
+    Doubtful {
+        /// The blob.
+        digest: Digest,
+        /// The chunk, now dropped from the map.
+        chunk: u32,
+    },
+}
+
+impl StoreError {
+    fn reading(path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    fn writing(path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
+                path: path.to_owned(),
+            },
+            _ => Self::Io {
+                action: "write",
+                path: path.to_owned(),
+                source,
+            },
+        }
+    }
+}
+
+/// The store of all blobs.
+#[derive(Debug)]
+pub(crate) struct Store {
+    dir: PathBuf,
+    quota: ByteSize,
+    inner: Mutex<Inner>,
+    uses: AtomicU64,
+    /// Holds the lock on the folder while the process lives.
+    _lock: File,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    blobs: HashMap<Digest, Arc<StoredBlob>>,
+    bytes: u64,
+}
+
+impl Store {
+    /// Opens or makes the store in `dir`. Blocking: reads every blob's record, and no content.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] and [`StoreError::InUse`].
+    pub(crate) fn open(dir: &Path, quota: ByteSize, trusted: &TrustedKeys) -> Result<Self, StoreError> {
+        let unusable = |source| StoreError::Unusable {
+            dir: dir.to_owned(),
+            source,
+        };
+        let blobs = dir.join("blobs");
+        fs::create_dir_all(&blobs).map_err(unusable)?;
+        let lock = File::create(dir.join("lock")).map_err(unusable)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+            if error == rustix::io::Errno::WOULDBLOCK {
+                StoreError::InUse {
+                    dir: dir.to_owned(),
+                }
+            } else {
+                unusable(error.into())
+            }
+        })?;
+        // An unwritable folder may still be readable: find out now, not in the middle of a pull.
+        meta::write_whole(&blobs.join("probe"), b"").map_err(unusable)?;
+        let store = Self {
+            inner: Mutex::new(load(&blobs, trusted).map_err(unusable)?),
+            dir: blobs,
+            quota,
+            uses: AtomicU64::new(1),
+            _lock: lock,
+        };
+        Ok(store)
+    }
+
+    /// A blob that the store knows, whole or in part.
+    pub(crate) fn get(&self, digest: &Digest) -> Option<Arc<StoredBlob>> {
+        let blob = self.lock().blobs.get(digest).cloned()?;
+        self.touch(&blob);
+        Some(blob)
+    }
+
+    /// Notes that a blob is being used, which keeps it longer.
+    pub(crate) fn touch(&self, blob: &StoredBlob) {
+        blob.used_at
+            .store(self.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// All blobs.
+    pub(crate) fn blobs(&self) -> Vec<Arc<StoredBlob>> {
+        let mut blobs: Vec<_> = self.lock().blobs.values().cloned().collect();
+        blobs.sort_unstable_by_key(|blob| *blob.digest());
+        blobs
+    }
+
+    /// Makes room for a blob and takes it in, nothing of it held; or finds it. The second value names what
+    /// was evicted for it. `proof` must have been checked, and `geometry` be its cut.
+    ///
+    /// # Errors
+    /// [`StoreError::OverQuota`] if it cannot fit.
+    pub(crate) fn insert(
+        &self,
+        proof: Proof,
+        geometry: Geometry,
+    ) -> Result<(Arc<StoredBlob>, Vec<Digest>), StoreError> {
+        let digest = *proof.digest();
+        if let Some(blob) = self.get(&digest) {
+            return Ok((blob, Vec::new()));
+        }
+        let evicted = self.make_room(geometry.size())?;
+        let path = meta::data_path(&self.dir, &digest);
+        let held = ChunkMap::empty(geometry.chunks());
+        let blob = Arc::new(StoredBlob::new(proof, geometry, path, held, false));
+        self.touch(&blob);
+        let mut inner = self.lock();
+        inner.bytes += geometry.size();
+        inner.blobs.insert(digest, Arc::clone(&blob));
+        Ok((blob, evicted))
+    }
+
+    /// Forgets a blob and deletes its files.
+    pub(crate) fn remove(&self, digest: &Digest) {
+        let mut inner = self.lock();
+        if let Some(blob) = inner.blobs.remove(digest) {
+            inner.bytes = inner.bytes.saturating_sub(blob.geometry().size());
+            drop(inner);
+            blob.clear();
+            delete(blob.path().to_owned());
+        }
+    }
+
+    /// Writes the records of blobs that changed. Blocking.
+    pub(crate) fn save(&self) {
+        for blob in self.blobs() {
+            if let Err(error) = save_blob(&blob) {
+                tracing::warn!(blob = %blob.digest(), %error, "save record");
+            }
+        }
+    }
+
+    /// Bytes that the blobs in the store have, held or not.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.lock().bytes
+    }
+
+    fn make_room(&self, size: u64) -> Result<Vec<Digest>, StoreError> {
+        let quota = self.quota.0;
+        let over = || StoreError::OverQuota {
+            size: ByteSize(size),
+            quota: self.quota,
+        };
+        if size > quota {
+            return Err(over());
+        }
+        let inner = self.lock();
+        if inner.bytes + size <= quota {
+            return Ok(Vec::new());
+        }
+        let mut candidates: Vec<_> = inner
+            .blobs
+            .values()
+            .filter(|blob| !blob.is_pinned())
+            .map(|blob| {
+                (blob.used_at.load(Ordering::Relaxed), *blob.digest(), blob.geometry().size())
+            })
+            .collect();
+        candidates.sort_unstable();
+        let must_free = (inner.bytes + size).saturating_sub(quota);
+        let aim = must_free.max((inner.bytes + size).saturating_sub(quota - quota / FREE_AFTER_EVICTION));
+        drop(inner);
+        let mut freed = 0;
+        let mut evicted = Vec::new();
+        for (_, digest, bytes) in candidates {
+            if freed >= aim {
+                break;
+            }
+            freed += bytes;
+            evicted.push(digest);
+        }
+        if freed < must_free {
+            return Err(over());
+        }
+        for digest in &evicted {
+            tracing::info!(blob = %digest, "evict from the store");
+            self.remove(digest);
+        }
+        Ok(evicted)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it holds the lock.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn save_blob(blob: &StoredBlob) -> io::Result<()> {
+    let Some(held) = blob.take_unsaved() else {
+        return Ok(());
+    };
+    if held.is_empty() && !blob.path().exists() {
+        return Ok(());
+    }
+    let record = Record {
+        proof: blob.proof().clone(),
+        held,
+        complete: blob.is_complete(),
+    };
+    record.save(blob.path())
+}
+
+/// Reads all records in the folder; what belongs to none is deleted.
+fn load(dir: &Path, trusted: &TrustedKeys) -> io::Result<Inner> {
+    let mut inner = Inner::default();
+    let mut data_files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if meta::is_leftover(&path) {
+            fs::remove_file(&path)?;
+        } else if meta::is_record(&path) {
+            match load_blob(&path, dir, trusted) {
+                Ok(blob) => {
+                    inner.bytes += blob.geometry().size();
+                    inner.blobs.insert(*blob.digest(), Arc::new(blob));
+                }
+                Err(error) => {
+                    tracing::warn!(record = %path.display(), %error, "drop a blob that cannot be taken up");
+                    fs::remove_file(&path)?;
+                }
+            }
+        } else {
+            data_files.push(path);
+        }
+    }
+    for path in data_files {
+        if !meta::named(&path).is_some_and(|digest| inner.blobs.contains_key(&digest)) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(inner)
+}
+
+fn load_blob(record: &Path, dir: &Path, trusted: &TrustedKeys) -> io::Result<StoredBlob> {
+    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    let Record {
+        proof,
+        held,
+        complete,
+    } = Record::load(record)?;
+    let digest = *proof.digest();
+    if meta::named(record) != Some(digest) {
+        return Err(invalid("the record is another blob's".to_owned()));
+    }
+    let geometry = proof
+        .check(trusted)
+        .map_err(|error| invalid(error.to_string()))?;
+    let path = meta::data_path(dir, &digest);
+    if held.len() != geometry.chunks() {
+        return Err(invalid("the chunk map has another length".to_owned()));
+    }
+    if !held.is_empty() && fs::metadata(&path)?.len() != geometry.size() {
+        return Err(invalid("the file has another size".to_owned()));
+    }
+    Ok(StoredBlob::new(proof, geometry, path, held, complete))
+}
+
+/// Deletes a blob's files behind the scenes: nobody waits for it.
+fn delete(data: PathBuf) {
+    let work = move || {
+        for path in [meta::record_path(&data), data] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "delete file");
+                }
+                _ => {}
+            }
+        }
+    };
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(work)),
+        Err(_) => work(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use bytes::Bytes;
+use flotilla_common::chunk::PART_SIZE;
+use flotilla_common::seal::{BlobFacts, SealKey};
+use flotilla_common::tree::{self, TreeHasher};
+
+use super::*;
+
+const PART: usize = PART_SIZE as usize;
+
+struct Sample {
+    bytes: Bytes,
+    proof: Proof,
+    geometry: Geometry,
+    trusted: TrustedKeys,
+}
+
+/// A sealed blob of three chunks, the last one short; `salt` makes it another blob.
+fn sample(salt: u8) -> Sample {
+    let bytes: Vec<u8> = (0..2 * PART + 100).map(|n| (n / 7) as u8 ^ salt).collect();
+    let mut hasher = TreeHasher::new();
+    hasher.update(&bytes);
+    let tree = hasher.finish();
+    let key = SealKey::from_secret("eu-1".parse().unwrap(), &[1; 32]);
+    let mut trusted = TrustedKeys::none();
+    trusted.add(&key.public()).unwrap();
+    let seal = key.seal(BlobFacts {
+        digest: Digest::sha256(&bytes),
+        size: tree.geometry.size(),
+        chunk_log2: tree.geometry.chunk_log2(),
+        root: tree.root,
+    });
+    let proof = Proof::Sealed {
+        seal,
+        table: tree.table,
+    };
+    Sample {
+        bytes: bytes.into(),
+        geometry: proof.check(&trusted).unwrap(),
+        proof,
+        trusted,
+    }
+}
+
+async fn hold(sample: &Sample, blob: &StoredBlob, chunk: u32) {
+    let range = sample.geometry.chunk_range(chunk);
+    let bytes = sample.bytes.slice(range.start as usize..range.end as usize);
+    let values = tree::part_values(range.start, &bytes);
+    blob.write_verified(range.start, bytes).await.unwrap();
+    blob.hold(chunk, &values);
+}
+
+#[tokio::test]
+async fn a_partial_blob_is_taken_up_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = sample(0);
+    let digest = *sample.proof.digest();
+    {
+        let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
+        let (blob, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
+        hold(&sample, &blob, 0).await;
+        hold(&sample, &blob, 2).await;
+        store.save();
+    }
+    let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
+    let blob = store.get(&digest).unwrap();
+    assert_eq!(blob.held().iter().collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(blob.availability(5), Availability::Ready(PART_SIZE));
+    assert_eq!(blob.availability(PART_SIZE), Availability::Waiting);
+    assert_eq!(blob.read(10..20).await.unwrap(), sample.bytes.slice(10..20));
+    let sent = blob.chunk(2).await.unwrap().unwrap();
+    assert_eq!(sent.values, tree::part_values(2 * PART_SIZE, &sample.bytes[2 * PART..]));
+
+    hold(&sample, &blob, 1).await;
+    assert!(blob.held().is_full());
+    assert!(!blob.is_complete());
+    assert!(blob.check_digest().await.unwrap());
+}
+
+#[tokio::test]
+async fn a_chunk_damaged_on_disk_is_dropped_at_its_first_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = sample(0);
+    let digest = *sample.proof.digest();
+    {
+        let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
+        let (blob, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
+        for chunk in 0..3 {
+            hold(&sample, &blob, chunk).await;
+        }
+        blob.complete();
+        store.save();
+    }
+    let path = meta::data_path(&dir.path().join("blobs"), &digest);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[PART + 3] ^= 1;
+    fs::write(&path, bytes).unwrap();
+
+    let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
+    let blob = store.get(&digest).unwrap();
+    assert!(blob.is_complete());
+    assert!(matches!(blob.chunk(1).await, Err(StoreError::Doubtful { chunk: 1, .. })));
+    assert!(!blob.is_complete());
+    assert_eq!(blob.held().iter().collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(blob.availability(PART_SIZE), Availability::Waiting);
+    assert_eq!(blob.read(0..10).await.unwrap(), sample.bytes.slice(0..10));
+}
+
+#[tokio::test]
+async fn the_quota_evicts_what_was_used_longest_ago_and_never_what_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b, c, d] = [0, 1, 2, 3].map(sample);
+    let size = a.geometry.size();
+    let store = Store::open(dir.path(), ByteSize(3 * size), &a.trusted).unwrap();
+    for sample in [&a, &b, &c] {
+        let (blob, evicted) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
+        hold(sample, &blob, 0).await;
+        assert!(evicted.is_empty());
+    }
+    let pin = store.get(a.proof.digest()).unwrap().pin();
+    store.get(b.proof.digest()).unwrap();
+    let (_, evicted) = store.insert(d.proof.clone(), d.geometry).unwrap();
+    assert_eq!(evicted[0], *c.proof.digest());
+    assert!(!evicted.contains(a.proof.digest()));
+    assert!(store.bytes() <= 3 * size);
+    drop(pin);
+}
+
+#[tokio::test]
+async fn what_cannot_fit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = [0, 1].map(sample);
+    let store = Store::open(dir.path(), ByteSize(a.geometry.size()), &a.trusted).unwrap();
+    let (blob, _) = store.insert(a.proof.clone(), a.geometry).unwrap();
+    let _pin = blob.pin();
+    let refused = store.insert(b.proof.clone(), b.geometry).unwrap_err();
+    assert!(matches!(refused, StoreError::OverQuota { .. }));
+}
+
+#[test]
+fn an_unwritable_store_is_a_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, b"").unwrap();
+    let error = Store::open(&file, ByteSize(1), &TrustedKeys::none()).unwrap_err();
+    assert!(matches!(error, StoreError::Unusable { .. }));
+    assert!(error.to_string().starts_with("open store "), "{error}");
+}
+
+#[test]
+fn two_peers_cannot_share_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let _first = Store::open(dir.path(), ByteSize(1), &TrustedKeys::none()).unwrap();
+    let error = Store::open(dir.path(), ByteSize(1), &TrustedKeys::none()).unwrap_err();
+    assert!(matches!(error, StoreError::InUse { .. }));
+}
+
+#[test]
+fn records_that_cannot_be_read_are_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = dir.path().join("blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    let data = meta::data_path(&blobs, &Digest::sha256(b"x"));
+    fs::write(&data, b"x").unwrap();
+    fs::write(meta::record_path(&data), b"rubbish").unwrap();
+    let store = Store::open(dir.path(), ByteSize(1), &TrustedKeys::none()).unwrap();
+    assert!(store.blobs().is_empty());
+    assert!(!data.exists());
+}
