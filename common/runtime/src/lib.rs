@@ -8,3 +8,4 @@ pub mod http;
 pub mod identity;
 pub mod rate;
 pub mod shutdown;
+pub mod telemetry;
