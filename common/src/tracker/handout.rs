@@ -113,7 +113,8 @@ impl<'a> Choice<'a> {
 
     /// The lists of leechers and of seeders of a class.
     fn members(&self, class: Class) -> (Vec<&'a [PeerSlot]>, Vec<&'a [PeerSlot]>) {
-        let zones = self.swarm.zones.iter().filter(|zone| self.class_of(zone.zone, zone.region) == Some(class));
+        let zones =
+            self.swarm.zones.iter().filter(|zone| self.class_of(zone.zone, zone.region) == Some(class));
         zones.map(|zone| (zone.leechers.as_slice(), zone.seeders.as_slice())).unzip()
     }
 
@@ -130,7 +131,8 @@ impl<'a> Choice<'a> {
             .filter(|candidate| self.is_new(*candidate))
             .take(2 * quota)
             .collect();
-        candidates.sort_by_key(|candidate| self.roster.peer(*candidate).map_or(u16::MAX, |record| record.handed));
+        candidates
+            .sort_by_key(|candidate| self.roster.peer(*candidate).map_or(u16::MAX, |record| record.handed));
         self.chosen.extend(candidates.into_iter().take(quota));
     }
 

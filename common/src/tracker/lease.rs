@@ -5,8 +5,9 @@
 //!   Free ──────────────> Open ──────────────> Held(by a live peer)
 //!    ^                    │                      │  its holder is gone, or lacks it now
 //!    └────────────────────┘                      v
-//!      failed, holder gone,                   Orphaned ──> Open, for a starving peer, once per term
-//!      term ran out
+//!      failed, holder gone,                   Orphaned ──> Open, for a starving peer, once per term;
+//!      term ran out                              ^          │ back when it comes to nothing
+//!                                                └──────────┘
 //! ```
 //!
 //! A lease is one chunk, the lowest that the asker lacks and nobody was granted. A few are open at once, one per peer.
@@ -20,14 +21,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
+use core::time::Duration;
 use rand::RngExt;
 use rand_pcg::Pcg64Mcg;
 
+use super::config::LeaseConfig;
 use super::messages::{Counts, LeaseAnswer, Output, RequestId, Take};
 use super::roster::Roster;
 use super::slots::{BlobSlot, PeerSlot, RegionSlot};
 use super::timers::{Timer, Timers};
-use super::config::LeaseConfig;
 use crate::map::ChunkMap;
 use crate::time::Time;
 
@@ -58,8 +60,8 @@ struct Open {
     last_deadline: Time,
     /// Bytes that the holder had at its last renewal.
     received: u64,
-    /// Another peer that has the chunk all the same, if this lease comes to nothing.
-    fallback: Option<PeerSlot>,
+    /// What the chunk is if this lease comes to nothing: what it was, or held by a peer that came with it late.
+    fallback: Standing,
 }
 
 /// A request that waits.
@@ -172,7 +174,13 @@ impl Authority {
     }
 
     /// The holder of a lease has `received` bytes by now.
-    pub(super) fn renew(&mut self, peer: PeerSlot, chunk: u32, received: u64, ctx: &mut Context<'_>) -> LeaseAnswer {
+    pub(super) fn renew(
+        &mut self,
+        peer: PeerSlot,
+        chunk: u32,
+        received: u64,
+        ctx: &mut Context<'_>,
+    ) -> LeaseAnswer {
         if let Some(lease) = self.open.iter_mut().find(|lease| lease.chunk == chunk && lease.holder == peer) {
             if received > lease.received {
                 lease.received = received;
@@ -194,7 +202,9 @@ impl Authority {
     pub(super) fn adopt(&mut self, peer: PeerSlot, chunk: u32, received: u64, ctx: &mut Context<'_>) -> bool {
         match self.standing(chunk) {
             None => false,
-            Some(Standing::Open) => self.open.iter().any(|lease| lease.chunk == chunk && lease.holder == peer),
+            Some(Standing::Open) => {
+                self.open.iter().any(|lease| lease.chunk == chunk && lease.holder == peer)
+            }
             Some(Standing::Held(_)) => true,
             Some(Standing::Free | Standing::Orphaned) => {
                 if self.open.len() < ctx.config.open_limit && !self.has_open(peer) {
@@ -219,21 +229,21 @@ impl Authority {
                 self.set(chunk, Standing::Held(peer));
                 ctx.counts.done += 1;
             }
-            Some(at) => self.open[at].fallback = Some(peer),
+            Some(at) => self.open[at].fallback = Standing::Held(peer),
             None => self.set(chunk, Standing::Held(peer)),
         }
         self.pump(ctx);
         LeaseAnswer::Noted
     }
 
-    /// The peer gives the chunk up: its lease is over, nobody has the chunk.
+    /// The peer gives the chunk up.
     pub(super) fn failed(&mut self, peer: PeerSlot, chunk: u32, ctx: &mut Context<'_>) -> LeaseAnswer {
         match self.open.iter().position(|lease| lease.chunk == chunk && lease.holder == peer) {
             Some(at) => {
                 self.close(at);
                 ctx.counts.failed += 1;
             }
-            None if self.standing(chunk) == Some(Standing::Held(peer)) => self.set(chunk, Standing::Free),
+            None if self.standing(chunk) == Some(Standing::Held(peer)) => self.set(chunk, Standing::Orphaned),
             None => {}
         }
         self.pump(ctx);
@@ -243,8 +253,8 @@ impl Authority {
     /// The peer is no longer in the swarm: its request is answered, its leases end, what it held is orphaned.
     pub(super) fn peer_left(&mut self, peer: PeerSlot, ctx: &mut Context<'_>) {
         self.unpark(peer, LeaseAnswer::Unknown, ctx);
-        for lease in &mut self.open {
-            lease.fallback = lease.fallback.filter(|fallback| *fallback != peer);
+        for lease in self.open.iter_mut().filter(|lease| lease.fallback == Standing::Held(peer)) {
+            lease.fallback = Standing::Orphaned;
         }
         while let Some(at) = self.open.iter().position(|lease| lease.holder == peer) {
             self.close(at);
@@ -262,19 +272,15 @@ impl Authority {
         }
     }
 
-    /// The request is no longer waited for.
-    pub(super) fn cancel(&mut self, peer: PeerSlot, request: RequestId) {
-        if let Some(ticket) = self.tickets.get(&peer)
-            && self.parked.get(ticket).is_some_and(|parked| parked.request == request)
-        {
-            self.parked.remove(ticket);
-            self.tickets.remove(&peer);
-        }
+    /// The peer's request is not needed any more.
+    pub(super) fn drop_request(&mut self, peer: PeerSlot, ctx: &mut Context<'_>) {
+        self.unpark(peer, LeaseAnswer::Wait { retry_after: Duration::ZERO }, ctx);
     }
 
     /// A term may have run out.
     pub(super) fn lease_timeout(&mut self, chunk: u32, ctx: &mut Context<'_>) {
-        if let Some(at) = self.open.iter().position(|lease| lease.chunk == chunk && lease.deadline <= ctx.now) {
+        if let Some(at) = self.open.iter().position(|lease| lease.chunk == chunk && lease.deadline <= ctx.now)
+        {
             self.close(at);
             ctx.counts.expired += 1;
             self.pump(ctx);
@@ -285,7 +291,7 @@ impl Authority {
     pub(super) fn park_timeout(&mut self, ticket: Ticket, ctx: &mut Context<'_>) {
         if let Some(parked) = self.parked.get(&ticket).filter(|parked| parked.deadline <= ctx.now) {
             let peer = parked.peer;
-            self.unpark(peer, LeaseAnswer::Wait { retry_after: core::time::Duration::ZERO }, ctx);
+            self.unpark(peer, LeaseAnswer::Wait { retry_after: Duration::ZERO }, ctx);
         }
     }
 
@@ -404,16 +410,17 @@ impl Authority {
     fn open(&mut self, holder: PeerSlot, chunk: u32, ctx: &mut Context<'_>) {
         let deadline = ctx.now + ctx.config.term;
         let last_deadline = ctx.now + ctx.config.longest;
+        let fallback = self.standings[chunk as usize];
         self.set(chunk, Standing::Open);
         self.granted_at[chunk as usize] = ctx.now;
-        self.open.push(Open { chunk, holder, deadline, last_deadline, received: 0, fallback: None });
+        self.open.push(Open { chunk, holder, deadline, last_deadline, received: 0, fallback });
         ctx.timers.set(deadline, Timer::Lease { blob: self.blob, region: self.region, chunk });
     }
 
     /// Ends the open lease at `at` without the chunk.
     fn close(&mut self, at: usize) {
         let lease = self.open.swap_remove(at);
-        self.set(lease.chunk, lease.fallback.map_or(Standing::Free, Standing::Held));
+        self.set(lease.chunk, lease.fallback);
     }
 
     /// Parks a request; a newer one of the same peer takes the place of the older.

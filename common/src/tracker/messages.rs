@@ -19,10 +19,8 @@ pub enum Input {
     Take(Take),
     /// A peer says something about a lease; answered by [`Output::Lease`] now.
     Lease(Lease),
-    /// Nobody waits for the answer to this [`Input::Take`] any more.
-    Cancel {
-        /// The request.
-        request: RequestId,
+    /// The peer needs no lease for the blob now: its parked request, if any, is answered.
+    Drop {
         /// Who asked.
         peer: PeerSlot,
         /// For which blob.

@@ -41,8 +41,8 @@ use rand_pcg::Pcg64Mcg;
 
 pub use config::{Config, LeaseConfig};
 pub use messages::{
-    Announce, AnnounceAnswer, BlobState, Change, Counts, HeldLease, Input, Lease, LeaseAnswer, LeaseEvent, Output,
-    RequestId, Take,
+    Announce, AnnounceAnswer, BlobState, Change, Counts, HeldLease, Input, Lease, LeaseAnswer, LeaseEvent,
+    Output, RequestId, Take,
 };
 pub use roster::Progress;
 pub use slots::{BlobSlot, Interner, PeerSlot, RegionSlot, Slot, ZoneSlot};
@@ -150,9 +150,11 @@ impl TrackerMachine {
             Input::Announce(announce) => self.announce(now, announce),
             Input::Take(take) => self.take(now, take),
             Input::Lease(lease) => self.lease(now, lease),
-            Input::Cancel { request, peer, blob } => {
+            Input::Drop { peer, blob } => {
                 if let Some(region) = self.roster.peer(peer).map(|record| record.region) {
-                    self.with_authority(now, blob, region, |authority, _| authority.cancel(peer, request));
+                    self.with_authority(now, blob, region, |authority, ctx| {
+                        authority.drop_request(peer, ctx)
+                    });
                 }
             }
             Input::Gone { peer } => {
@@ -184,10 +186,14 @@ impl TrackerMachine {
                     }
                 }
                 Timer::Lease { blob, region, chunk } => {
-                    self.with_authority(now, blob, region, |authority, ctx| authority.lease_timeout(chunk, ctx));
+                    self.with_authority(now, blob, region, |authority, ctx| {
+                        authority.lease_timeout(chunk, ctx)
+                    });
                 }
                 Timer::Parked { blob, region, ticket } => {
-                    self.with_authority(now, blob, region, |authority, ctx| authority.park_timeout(ticket, ctx));
+                    self.with_authority(now, blob, region, |authority, ctx| {
+                        authority.park_timeout(ticket, ctx)
+                    });
                 }
                 Timer::Settled => self.settle(now),
             }
@@ -205,7 +211,9 @@ impl TrackerMachine {
     fn settle(&mut self, now: Time) {
         let keys: Vec<(BlobSlot, RegionSlot)> = (0_u32..)
             .zip(&self.authorities)
-            .flat_map(|(blob, regions)| regions.iter().map(move |authority| (BlobSlot::at(blob), authority.region())))
+            .flat_map(|(blob, regions)| {
+                regions.iter().map(move |authority| (BlobSlot::at(blob), authority.region()))
+            })
             .collect();
         for (blob, region) in keys {
             self.with_authority(now, blob, region, Authority::pump);
@@ -259,7 +267,8 @@ impl TrackerMachine {
         announce.full
             || self.roster.peer(announce.peer).is_some_and(|record| {
                 announce.epoch == self.epoch
-                    && (announce.sequence == record.sequence || announce.sequence == record.sequence.wrapping_add(1))
+                    && (announce.sequence == record.sequence
+                        || announce.sequence == record.sequence.wrapping_add(1))
                     && (announce.zone, announce.region) == (record.zone, record.region)
             })
     }
@@ -281,7 +290,9 @@ impl TrackerMachine {
             }
             self.roster.set_progress(peer, change.blob, progress);
             if announce.full && progress == Progress::NONE {
-                self.with_authority(now, change.blob, announce.region, |authority, _| authority.orphan_chunks(peer));
+                self.with_authority(now, change.blob, announce.region, |authority, _| {
+                    authority.orphan_chunks(peer)
+                });
             }
         }
     }
@@ -331,7 +342,8 @@ impl TrackerMachine {
                 connected: &announce.connected,
                 unreachable: &announce.unreachable,
             };
-            let peers = handout::choose(&mut self.roster, &mut self.rng, &asker, change.blob, self.config.handout);
+            let peers =
+                handout::choose(&mut self.roster, &mut self.rng, &asker, change.blob, self.config.handout);
             handouts.push((change.blob, peers));
         }
         handouts
@@ -339,10 +351,13 @@ impl TrackerMachine {
 
     /// The next announce, jittered by a quarter: such that all peers together stay below the load that was set.
     fn next_interval(&mut self) -> Duration {
-        let needed = Duration::from_secs(1) * self.roster.peer_count() / self.config.announces_per_second.max(1);
-        let interval = needed.clamp(self.config.min_interval, self.config.max_interval.max(self.config.min_interval));
+        let needed =
+            Duration::from_secs(1) * self.roster.peer_count() / self.config.announces_per_second.max(1);
+        let interval =
+            needed.clamp(self.config.min_interval, self.config.max_interval.max(self.config.min_interval));
         let quarter = interval.as_nanos() as u64 / 4;
-        interval - Duration::from_nanos(quarter) + Duration::from_nanos(self.rng.random_range(0..=2 * quarter))
+        interval - Duration::from_nanos(quarter)
+            + Duration::from_nanos(self.rng.random_range(0..=2 * quarter))
     }
 
     fn take(&mut self, now: Time, take: Take) {

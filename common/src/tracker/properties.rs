@@ -1,1 +1,323 @@
-//! Random schedules.
+//! Random schedules against a model of what the tracker was told: what holds whatever happens.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::tests::{BLOB, Desk, REGION};
+use super::*;
+use crate::map::ChunkMap;
+
+const PEERS: u32 = 7;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Join { peer: u32, progress: u8 },
+    Leave { peer: u32 },
+    Gone { peer: u32 },
+    Take { peer: u32, missing: u64, starving: bool, unreachable: Option<u32> },
+    Drop { peer: u32 },
+    Renew { peer: u32, chunk: u32, received: u64 },
+    Done { peer: u32, chunk: u32 },
+    Failed { peer: u32, chunk: u32 },
+    Hold { peer: u32, chunk: u32 },
+    Pass { millis: u64 },
+}
+
+fn step(chunks: u32) -> impl Strategy<Value = Step> {
+    let peer = 0..PEERS;
+    let chunk = 0..chunks;
+    prop_oneof![
+        3 => (peer.clone(), 0_u8..15).prop_map(|(peer, progress)| Step::Join { peer, progress }),
+        1 => peer.clone().prop_map(|peer| Step::Leave { peer }),
+        1 => peer.clone().prop_map(|peer| Step::Gone { peer }),
+        10 => (peer.clone(), any::<u64>(), any::<bool>(), prop::option::weighted(0.2, peer.clone())).prop_map(
+            |(peer, missing, starving, unreachable)| Step::Take { peer, missing, starving, unreachable }
+        ),
+        1 => peer.clone().prop_map(|peer| Step::Drop { peer }),
+        3 => (peer.clone(), chunk.clone(), 0_u64..100).prop_map(|(peer, chunk, received)| Step::Renew {
+            peer,
+            chunk,
+            received
+        }),
+        6 => (peer.clone(), chunk.clone()).prop_map(|(peer, chunk)| Step::Done { peer, chunk }),
+        2 => (peer.clone(), chunk.clone()).prop_map(|(peer, chunk)| Step::Failed { peer, chunk }),
+        1 => (peer, chunk).prop_map(|(peer, chunk)| Step::Hold { peer, chunk }),
+        6 => (1_u64..2_000).prop_map(|millis| Step::Pass { millis }),
+    ]
+}
+
+/// A request that waits for its answer.
+struct Asked {
+    peer: PeerSlot,
+    missing: ChunkMap,
+    starving: bool,
+    /// Answered by then at the latest.
+    bound: Time,
+}
+
+/// What the tracker was told, and the tracker.
+struct World {
+    desk: Desk,
+    config: Config,
+    chunks: u32,
+    joined: BTreeSet<PeerSlot>,
+    asked: BTreeMap<RequestId, Asked>,
+    /// Peers that said that they, or a neighbour, have the chunk, and did not take it back.
+    holders: BTreeMap<u32, BTreeSet<PeerSlot>>,
+    was_done: BTreeSet<u32>,
+    granted_at: BTreeMap<u32, Time>,
+}
+
+impl World {
+    fn new(config: Config, chunks: u32) -> Self {
+        Self {
+            desk: Desk::new(config.clone()),
+            config,
+            chunks,
+            joined: BTreeSet::new(),
+            asked: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            was_done: BTreeSet::new(),
+            granted_at: BTreeMap::new(),
+        }
+    }
+
+    fn open(&self) -> Vec<(u32, PeerSlot)> {
+        self.desk.machine.open_leases(BLOB, REGION)
+    }
+
+    fn apply(&mut self, step: Step) -> Result<(), TestCaseError> {
+        match step {
+            Step::Join { peer, progress } => {
+                let progress = Progress::from_step(progress).unwrap();
+                self.desk.join(peer, 0, BlobState::Wanted(progress));
+                self.joined.insert(PeerSlot(peer));
+                if progress == Progress::NONE {
+                    self.forget_holder(PeerSlot(peer));
+                }
+            }
+            Step::Leave { peer } => {
+                self.desk.announce_with(PeerSlot(peer), 0, |announce| announce.leaving = true);
+            }
+            Step::Gone { peer } => self.desk.handle(Input::Gone { peer: PeerSlot(peer) }),
+            Step::Take { peer, missing, starving, unreachable } => {
+                self.take(peer, missing, starving, unreachable)
+            }
+            Step::Drop { peer } => self.desk.handle(Input::Drop { peer: PeerSlot(peer), blob: BLOB }),
+            Step::Renew { peer, chunk, received } => {
+                self.desk.lease(peer, chunk, LeaseEvent::Renew { received });
+            }
+            Step::Done { peer, chunk } => self.done(PeerSlot(peer), chunk),
+            Step::Failed { peer, chunk } => {
+                self.holders.entry(chunk).or_default().remove(&PeerSlot(peer));
+                self.desk.lease(peer, chunk, LeaseEvent::Failed);
+            }
+            Step::Hold { peer, chunk } => {
+                self.joined.insert(PeerSlot(peer));
+                let lease = HeldLease { blob: BLOB, chunk, chunks: self.chunks };
+                self.desk.announce_with(PeerSlot(peer), 0, |announce| {
+                    let state = BlobState::Wanted(Progress::from_step(1).unwrap());
+                    announce.changes.push(Change { blob: BLOB, state });
+                    announce.leases.push(lease);
+                });
+            }
+            Step::Pass { millis } => self.desk.pass(Duration::from_millis(millis)),
+        }
+        self.check()
+    }
+
+    fn take(&mut self, peer: u32, missing: u64, starving: bool, unreachable: Option<u32>) {
+        let mut map = ChunkMap::empty(self.chunks);
+        for chunk in (0..self.chunks).filter(|chunk| missing >> (chunk % 64) & 1 == 1) {
+            map.insert(chunk);
+        }
+        self.ask(PeerSlot(peer), map, starving, unreachable.map(PeerSlot));
+    }
+
+    fn ask(
+        &mut self,
+        peer: PeerSlot,
+        missing: ChunkMap,
+        starving: bool,
+        unreachable: Option<PeerSlot>,
+    ) -> RequestId {
+        if self.joined.contains(&peer) {
+            for chunk in 0..self.chunks {
+                let holders = self.holders.entry(chunk).or_default();
+                if missing.contains(chunk) {
+                    holders.remove(&peer);
+                    unreachable.map(|unreachable| holders.remove(&unreachable));
+                } else {
+                    holders.insert(peer);
+                }
+            }
+        }
+        let request = self.desk.request();
+        let lease = &self.config.lease;
+        let bound = self.desk.now + if starving { lease.park_starving } else { lease.park };
+        self.asked.insert(request, Asked { peer, missing: missing.clone(), starving, bound });
+        let unreachable = unreachable.into_iter().collect();
+        self.desk.handle(Input::Take(Take { request, peer, blob: BLOB, missing, starving, unreachable }));
+        request
+    }
+
+    fn done(&mut self, peer: PeerSlot, chunk: u32) {
+        if self.joined.contains(&peer) && self.desk.machine.free_chunks(BLOB, REGION).is_some() {
+            self.holders.entry(chunk).or_default().insert(peer);
+            self.was_done.insert(chunk);
+        }
+        self.desk.lease(peer.0, chunk, LeaseEvent::Done);
+    }
+
+    fn forget_holder(&mut self, peer: PeerSlot) {
+        self.holders.values_mut().for_each(|holders| _ = holders.remove(&peer));
+    }
+
+    /// What must hold after every step.
+    fn check(&mut self) -> Result<(), TestCaseError> {
+        for peer in core::mem::take(&mut self.desk.forgotten_peers) {
+            self.joined.remove(&peer);
+            self.forget_holder(peer);
+        }
+        if self.joined.is_empty() {
+            // The swarm ended, and with it all that was known of it.
+            self.was_done.clear();
+            self.granted_at.clear();
+            self.holders.clear();
+        }
+        let open = self.open();
+        prop_assert!(open.len() <= self.config.lease.open_limit, "{open:?}");
+        let chunks: BTreeSet<u32> = open.iter().map(|(chunk, _)| *chunk).collect();
+        let holders: BTreeSet<PeerSlot> = open.iter().map(|(_, holder)| *holder).collect();
+        prop_assert_eq!(chunks.len(), open.len(), "one holder per chunk");
+        prop_assert_eq!(holders.len(), open.len(), "one chunk per holder");
+        prop_assert!(holders.is_subset(&self.joined), "a holder that is gone holds nothing");
+        let mut answers: Vec<(RequestId, LeaseAnswer)> =
+            core::mem::take(&mut self.desk.leases).into_iter().collect();
+        answers.sort_by_key(|(request, _)| self.desk.answered_at[request]);
+        for (request, answer) in answers {
+            if let Some(asked) = self.asked.remove(&request) {
+                let at = self.desk.answered_at[&request];
+                prop_assert!(at <= asked.bound, "answered within its bound");
+                self.check_answer(&asked, answer, at)?;
+            }
+        }
+        for asked in self.asked.values() {
+            prop_assert!(self.joined.contains(&asked.peer), "who is gone is answered");
+            prop_assert!(asked.bound > self.desk.now, "a request is answered in time");
+        }
+        Ok(())
+    }
+
+    fn check_answer(&mut self, asked: &Asked, answer: LeaseAnswer, at: Time) -> Result<(), TestCaseError> {
+        match answer {
+            LeaseAnswer::Granted { chunk, .. } => {
+                prop_assert!(asked.missing.contains(chunk), "granted what is missing");
+                if self.was_done.contains(&chunk) {
+                    prop_assert!(asked.starving, "chunk {} again for one that does not starve", chunk);
+                    if let Some(before) = self.granted_at.get(&chunk) {
+                        prop_assert!(*before + self.config.lease.term <= at, "once per term");
+                    }
+                }
+                self.granted_at.insert(chunk, at);
+            }
+            LeaseAnswer::Dial { holder, chunk } => {
+                prop_assert!(asked.starving && asked.missing.contains(chunk));
+                prop_assert!(holder != asked.peer && self.joined.contains(&holder));
+            }
+            LeaseAnswer::Wait { .. } | LeaseAnswer::Unknown => {}
+            other => prop_assert!(false, "not an answer to a request: {other:?}"),
+        }
+        Ok(())
+    }
+
+    /// All peers stay, are neighbours of each other and ask until nothing is missing.
+    fn finish(&mut self) -> Result<(), TestCaseError> {
+        let mut has = ChunkMap::empty(self.chunks);
+        for peer in 0..PEERS {
+            self.apply(Step::Join { peer, progress: 1 })?;
+        }
+        for round in 0.. {
+            prop_assert!(round < 40 + 10 * self.chunks, "stranded with {} of {}", has.count(), self.chunks);
+            let mut missing = ChunkMap::full(self.chunks);
+            has.iter().for_each(|chunk| _ = missing.remove(chunk));
+            if missing.is_empty() {
+                return Ok(());
+            }
+            for peer in 0..PEERS {
+                self.ask(PeerSlot(peer), missing.clone(), true, None);
+                self.check()?;
+            }
+            for (chunk, holder) in self.open() {
+                self.done(holder, chunk);
+                has.insert(chunk);
+                self.check()?;
+            }
+            self.desk.pass(Duration::from_millis(250));
+            for peer in 0..PEERS {
+                self.apply(Step::Join { peer, progress: 1 })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn leases_are_safe_and_nobody_is_stranded(
+        (chunks, steps) in (1_u32..20).prop_flat_map(|chunks| (Just(chunks), prop::collection::vec(step(chunks), 0..150))),
+        open_limit in 1_usize..6,
+    ) {
+        let lease = LeaseConfig { open_limit, ..LeaseConfig::default() };
+        let mut world = World::new(Config { lease, ..Config::default() }, chunks);
+        for step in steps {
+            world.apply(step)?;
+        }
+        world.finish()?;
+    }
+
+    /// Peers come, go, expire and move among zones; the roster's lists stay the same as a plain list of facts.
+    #[test]
+    fn the_roster_is_what_was_announced(
+        steps in prop::collection::vec((0_u32..12, 0_u32..4, 0_u32..3, 0_u8..=15, 0_u8..8), 1..120),
+    ) {
+        let mut desk = Desk::new(Config::default());
+        let mut facts: BTreeMap<(PeerSlot, BlobSlot), Progress> = BTreeMap::new();
+        for (peer, zone, blob, progress, kind) in steps {
+            let (peer, blob) = (PeerSlot(peer), BlobSlot(blob));
+            let progress = Progress::from_step(progress).unwrap();
+            let answer = desk.announce_with(peer, zone * 7, |announce| {
+                announce.changes.push(Change { blob, state: BlobState::Wanted(progress) });
+                announce.leaving = kind == 0;
+            });
+            facts.retain(|(other, _), _| *other != peer);
+            if kind > 0 {
+                facts.insert((peer, blob), progress);
+            }
+            if let AnnounceAnswer::Accepted { handouts, .. } = answer {
+                for (blob, peers) in handouts {
+                    let distinct: BTreeSet<PeerSlot> = peers.iter().copied().collect();
+                    prop_assert_eq!(distinct.len(), peers.len());
+                    prop_assert!(!distinct.contains(&peer));
+                    prop_assert!(peers.iter().all(|other| facts.contains_key(&(*other, blob))));
+                    let others = facts.keys().filter(|(other, of)| *of == blob && *other != peer).count();
+                    prop_assert_eq!(peers.len(), others.min(16), "all of a small swarm");
+                }
+            }
+            for blob in (0..3).map(BlobSlot) {
+                let members = facts.iter().filter(|((_, of), _)| *of == blob);
+                let seeders = members.clone().filter(|(_, progress)| progress.is_complete()).count();
+                let summary = desk.machine.swarms().find(|swarm| swarm.blob == blob);
+                let seen = summary.map_or((0, 0), |swarm| (swarm.peers, swarm.seeders));
+                prop_assert_eq!(seen, (members.count(), seeders));
+            }
+        }
+        desk.pass(Duration::from_secs(60));
+        prop_assert_eq!(desk.machine.peer_count(), 0);
+        prop_assert_eq!(desk.machine.swarms().count(), 0);
+    }
+}

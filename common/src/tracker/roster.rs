@@ -153,7 +153,9 @@ impl Roster {
 
     /// The swarms that `peer` is in, ascending.
     pub(super) fn swarms_of(&self, peer: PeerSlot) -> impl Iterator<Item = BlobSlot> + '_ {
-        self.peer(peer).into_iter().flat_map(|record| record.memberships.iter().map(|membership| membership.blob))
+        self.peer(peer)
+            .into_iter()
+            .flat_map(|record| record.memberships.iter().map(|membership| membership.blob))
     }
 
     /// How much `peer` holds of `blob`, if it is in that swarm.
@@ -169,7 +171,11 @@ impl Roster {
     }
 
     /// The seeders of `blob` in `region`, in a fixed order.
-    pub(super) fn seeders_in(&self, blob: BlobSlot, region: RegionSlot) -> impl Iterator<Item = PeerSlot> + '_ {
+    pub(super) fn seeders_in(
+        &self,
+        blob: BlobSlot,
+        region: RegionSlot,
+    ) -> impl Iterator<Item = PeerSlot> + '_ {
         let zones = self.swarm(blob).into_iter().flat_map(|swarm| &swarm.zones);
         zones.filter(move |zone| zone.region == region).flat_map(|zone| zone.seeders.iter().copied())
     }

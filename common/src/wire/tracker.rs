@@ -143,6 +143,9 @@ pub enum LeaseAsk {
         /// Holders that it was told to dial for this blob and could not reach.
         unreachable: Vec<PeerId>,
     },
+    /// The parked [`Self::Take`] is needed no more: it is answered now, with [`LeaseAnswer::Wait`]. Hanging up alone does
+    /// not tell the tracker.
+    Drop,
     /// The transfer makes progress: another term, if more was received than at the last renewal.
     Renew {
         /// The chunk.
@@ -182,7 +185,7 @@ pub enum LeaseAnswer {
         /// The holder.
         peer: PeerInfo,
     },
-    /// Taken note of (renew, done, failed).
+    /// Taken note of (drop, renew, done, failed).
     Noted,
     /// The lease is not (or no longer) the peer's.
     NotHeld,
