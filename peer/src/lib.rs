@@ -1,2 +1,3 @@
 //! peer
 mod store;
+pub mod transport;

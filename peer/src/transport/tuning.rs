@@ -5,14 +5,16 @@ use core::time::Duration;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
+use flotilla_common::units::BitRate;
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
-
-/// The protocol's name in the TLS handshake.
-pub(crate) const ALPN: &[u8] = b"flotilla/1";
 
 /// Bytes in flight on one stream: one chunk of the largest size, so that a transfer never waits for its
 /// own window.
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Under a cap on downloads, a stream's window is what the cap lets through in this time: otherwise neighbours
+/// would pour whole chunks into our buffers and think them delivered.
+const CAPPED_WINDOW_MS: u64 = 20;
+const MIN_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
 /// Bytes in flight on one connection: one chunk each way is the rule, a hedge and control come on top.
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// What a connection buffers for sending.
@@ -27,22 +29,30 @@ const MTU_UPPER_BOUND: u16 = 8_900;
 /// Kernel buffers of the one UDP socket that all connections share.
 const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
-/// The transport settings of both directions.
-pub(crate) fn transport_config() -> TransportConfig {
+/// The transport settings of both directions, under a cap on downloads.
+pub(crate) fn transport_config(down: Option<BitRate>) -> TransportConfig {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_UPPER_BOUND);
     let mut config = TransportConfig::default();
     config
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .stream_receive_window(VarInt::from_u32(stream_window(down)))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
-        .max_concurrent_uni_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
         .keep_alive_interval(Some(KEEP_ALIVE))
         .mtu_discovery_config(Some(mtu));
     config
+}
+
+fn stream_window(down: Option<BitRate>) -> u32 {
+    let capped = down.map(|rate| rate.0 / 8 * CAPPED_WINDOW_MS / 1000);
+    capped
+        .and_then(|bytes| u32::try_from(bytes).ok())
+        .unwrap_or(STREAM_WINDOW_BYTES)
+        .clamp(MIN_STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES)
 }
 
 /// Binds the UDP socket with large kernel buffers, as far as the system allows.

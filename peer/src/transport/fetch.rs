@@ -1,0 +1,155 @@
+//! Asking a neighbour for a chunk, and believing nothing of what it sends.
+//!
+//! ```text
+//! -> Ask {digest, chunk}
+//! <- Parts {values}       they must merge to the chunk's entry in the table, or the neighbour lies
+//! <- 256 KiB              must have the first value; then it is written and may be emitted
+//! <- 256 KiB              ...
+//! ```
+//! A blob without a table (one part at most) is checked against its digest before anything is written. Bytes that
+//! fail their check never leave this function.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use flotilla_common::grant::Grant;
+use flotilla_common::proof::Proof;
+use flotilla_common::tree::{self, Value};
+use flotilla_common::wire::peer::{Ask, Chunk, Refusal};
+use flotilla_runtime::rate::Limiter;
+use quinn::{RecvStream, VarInt};
+use tokio::time::timeout;
+
+use super::frames::{self, FRAME_TIMEOUT, StreamError};
+use super::link::Link;
+use crate::store::{StoreError, StoredBlob};
+
+/// Bytes taken from the download cap at once.
+const SIP: usize = 64 << 10;
+/// Values of 16 parts, the most that a chunk has, with room to spare.
+const MAX_ANSWER_LEN: usize = 4096;
+
+/// Why no chunk came.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    #[error("refused: {0:?}")]
+    Refused(Refusal),
+    #[error("{0}")]
+    Stream(#[from] StreamError),
+    #[error("connection: {0}")]
+    Connection(#[from] quinn::ConnectionError),
+    #[error("the bytes are not what their proof says")]
+    Corrupt,
+    #[error("{0}")]
+    Store(#[from] StoreError),
+}
+
+/// Fetches one chunk, verifies it part by part, and puts it into the store. `progress` is told the bytes received so
+/// far, first of all 0 when the neighbour has accepted.
+pub(crate) async fn fetch_chunk(
+    link: &Link,
+    blob: &Arc<StoredBlob>,
+    chunk: u32,
+    grant: Option<Grant>,
+    cap: &Limiter,
+    mut progress: impl FnMut(u64),
+) -> Result<(), FetchError> {
+    let (mut send, mut receive) = link.connection().open_bi().await?;
+    let ask = Chunk::Ask(Ask { digest: *blob.digest(), chunk, grant });
+    frames::write(&mut send, &ask).await?;
+    // The connection carries on without this stream whether or not it still stands.
+    let _ = send.finish();
+    let values = match frames::read(&mut receive, MAX_ANSWER_LEN).await? {
+        Chunk::Refused(refusal) => return Err(FetchError::Refused(refusal)),
+        Chunk::Parts(parts) => parts.values,
+        Chunk::Ask(_) => return Err(StreamError::Unexpected.into()),
+    };
+    progress(0);
+    let received = match (blob.table(), blob.proof()) {
+        (Some(table), _) => {
+            if !table.verifies_parts(blob.geometry(), chunk, &values) {
+                return Err(FetchError::Corrupt);
+            }
+            by_parts(&mut receive, blob, chunk, &values, cap, progress).await
+        }
+        (None, Proof::Sealed { .. }) => by_digest(&mut receive, blob, cap, progress).await,
+        (None, Proof::DigestOnly { .. }) => as_a_whole(&mut receive, blob, cap, progress).await,
+    };
+    if received.is_err() {
+        let _ = receive.stop(VarInt::from_u32(1));
+    }
+    received?;
+    blob.hold(chunk, &values);
+    Ok(())
+}
+
+async fn by_parts(
+    receive: &mut RecvStream,
+    blob: &StoredBlob,
+    chunk: u32,
+    values: &[Value],
+    cap: &Limiter,
+    mut progress: impl FnMut(u64),
+) -> Result<(), FetchError> {
+    let start = blob.geometry().chunk_range(chunk).start;
+    for (range, value) in blob.geometry().parts(chunk).zip(values) {
+        let before = range.start - start;
+        let bytes = read_part(receive, range.end - range.start, cap, |got| progress(before + got)).await?;
+        if tree::subtree_value(range.start, &bytes) != *value {
+            return Err(FetchError::Corrupt);
+        }
+        blob.write_verified(range.start, bytes).await?;
+    }
+    Ok(())
+}
+
+/// A sealed blob of one part at most: its digest is its check.
+async fn by_digest(
+    receive: &mut RecvStream,
+    blob: &StoredBlob,
+    cap: &Limiter,
+    progress: impl FnMut(u64),
+) -> Result<(), FetchError> {
+    let bytes = read_part(receive, blob.geometry().size(), cap, progress).await?;
+    if !blob.digest().matches(&bytes) {
+        return Err(FetchError::Corrupt);
+    }
+    blob.write_verified(0, bytes).await?;
+    Ok(())
+}
+
+/// A blob that nothing proves but its digest: nobody may have a byte of it before all of it was hashed.
+async fn as_a_whole(
+    receive: &mut RecvStream,
+    blob: &StoredBlob,
+    cap: &Limiter,
+    mut progress: impl FnMut(u64),
+) -> Result<(), FetchError> {
+    for range in blob.geometry().parts(0) {
+        let before = range.start;
+        let bytes = read_part(receive, range.end - range.start, cap, |got| progress(before + got)).await?;
+        blob.write_raw(range.start, bytes).await?;
+    }
+    if blob.check_digest().await? { Ok(()) } else { Err(FetchError::Corrupt) }
+}
+
+/// Exactly `length` bytes, in sips under the cap.
+async fn read_part(
+    receive: &mut RecvStream,
+    length: u64,
+    cap: &Limiter,
+    mut progress: impl FnMut(u64),
+) -> Result<Bytes, StreamError> {
+    let length = usize::try_from(length).map_err(|_| StreamError::Unexpected)?;
+    let mut bytes = BytesMut::zeroed(length);
+    let mut got = 0;
+    while got < length {
+        let until = (got + SIP).min(length);
+        let read = receive.read_exact(&mut bytes[got..until]);
+        timeout(FRAME_TIMEOUT, read).await.map_err(|_| StreamError::Timeout)??;
+        cap.take(until - got).await;
+        got = until;
+        progress(got as u64);
+    }
+    Ok(bytes.freeze())
+}

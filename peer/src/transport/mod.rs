@@ -1,0 +1,205 @@
+//! QUIC between peers: one connection per neighbour, mutual TLS, a control stream, a stream per chunk.
+//!
+//! The transport moves messages and chunks and checks every byte it receives. It decides nothing: whom to dial,
+//! what to ask for and whom to serve is said by the driver, which hears of everything as an [`Incident`].
+
+mod fetch;
+mod frames;
+mod link;
+mod serve;
+mod tuning;
+
+use core::time::Duration;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use flotilla_common::name::PeerId;
+use flotilla_common::units::BitRate;
+use flotilla_common::wire::peer::Control;
+use flotilla_runtime::identity;
+use flotilla_runtime::shutdown::Shutdown;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, Endpoint, EndpointConfig, Incoming, ServerConfig};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+pub(crate) use fetch::{FetchError, fetch_chunk};
+pub(crate) use link::{Goodbye, Link, LinkError};
+use link::NewLink;
+pub use serve::{Faithful, Outbound};
+pub(crate) use serve::Question;
+
+/// From the first packet to the finished handshake.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What the driver hears from the transport.
+#[derive(Debug)]
+pub(crate) enum Incident {
+    /// A link stands, whoever dialled.
+    Linked(Link),
+    /// A dial came to nothing.
+    DialFailed(PeerId),
+    /// A link is gone.
+    Unlinked(Link),
+    /// A neighbour said something.
+    Said(Link, Control),
+    /// A neighbour asks for a chunk.
+    Asked(Link, Question),
+}
+
+/// Why the transport did not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TransportError {
+    #[error("bind UDP socket {0}: {1}")]
+    Bind(SocketAddr, io::Error),
+    #[error("TLS identity cannot be used for QUIC: {0}")]
+    Tls(String),
+}
+
+/// The endpoint.
+#[derive(Debug, Clone)]
+pub(crate) struct Transport {
+    endpoint: Endpoint,
+    incidents: mpsc::Sender<Incident>,
+    shutdown: Shutdown,
+}
+
+impl Transport {
+    /// Binds the socket and begins to accept. `server` and `client` authenticate both sides.
+    pub(crate) fn start(
+        listen: SocketAddr,
+        server: rustls::ServerConfig,
+        client: rustls::ClientConfig,
+        down: Option<BitRate>,
+        shutdown: &Shutdown,
+        incidents: mpsc::Sender<Incident>,
+    ) -> Result<Self, TransportError> {
+        let (server, client) = configs(server, client, down)?;
+        let socket = tuning::bind(listen).map_err(|error| TransportError::Bind(listen, error))?;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let mut endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
+            .map_err(|error| TransportError::Bind(listen, error))?;
+        endpoint.set_default_client_config(client);
+        let transport = Self { endpoint, incidents, shutdown: shutdown.clone() };
+        shutdown.spawn(transport.clone().accept_all());
+        Ok(transport)
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// Dials a peer behind the scenes; [`Incident::Linked`] or [`Incident::DialFailed`] follows.
+    pub(crate) fn dial(&self, peer: PeerId, address: SocketAddr) {
+        let transport = self.clone();
+        self.shutdown.spawn(async move {
+            match transport.establish(&peer, address).await {
+                Ok(link) => transport.drive(link).await,
+                Err(error) => {
+                    tracing::debug!(%peer, %address, %error, "dial peer");
+                    transport.report(Incident::DialFailed(peer)).await;
+                }
+            }
+        });
+    }
+
+    /// Closes every connection and waits until the goodbyes are sent.
+    pub(crate) async fn close(&self) {
+        self.endpoint.close(quinn::VarInt::from_u32(Goodbye::Leaving as u32), b"leaving");
+        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+
+    async fn establish(&self, peer: &PeerId, address: SocketAddr) -> Result<NewLink, LinkError> {
+        let connecting = self.endpoint.connect(address, &identity::peer_name(peer))?;
+        let connection = timeout(DIAL_TIMEOUT, connecting).await.map_err(|_| LinkError::Timeout)??;
+        Link::greet(connection, peer).await
+    }
+
+    async fn accept_all(self) {
+        loop {
+            let incoming = tokio::select! {
+                () = self.shutdown.wait() => return,
+                incoming = self.endpoint.accept() => incoming,
+            };
+            let Some(incoming) = incoming else { return };
+            let transport = self.clone();
+            self.shutdown.spawn(async move {
+                match accept(incoming).await {
+                    Ok(link) => transport.drive(link).await,
+                    Err(error) => tracing::debug!(%error, "accept peer"),
+                }
+            });
+        }
+    }
+
+    /// Serves a link until it ends.
+    async fn drive(&self, new: NewLink) {
+        let NewLink { link, outbox, send, mut receive } = new;
+        self.report(Incident::Linked(link.clone())).await;
+        let control = async {
+            loop {
+                match link::read_control(&mut receive).await {
+                    Ok(message) => self.report(Incident::Said(link.clone(), message)).await,
+                    Err(error) => return error,
+                }
+            }
+        };
+        tokio::select! {
+            error = control => {
+                tracing::debug!(peer = %link.peer(), %error, "read control stream");
+                link.close(Goodbye::Misbehaved);
+            }
+            () = link::write_control(outbox, send) => {}
+            () = self.take_questions(&link) => {}
+            () = self.shutdown.wait() => link.close(Goodbye::Leaving),
+        }
+        link.close(Goodbye::Done);
+        self.report(Incident::Unlinked(link)).await;
+    }
+
+    /// Hands each chunk stream of the neighbour to the driver; quinn bounds their number.
+    async fn take_questions(&self, link: &Link) {
+        while let Ok((send, mut receive)) = link.connection().accept_bi().await {
+            let (transport, link) = (self.clone(), link.clone());
+            self.shutdown.spawn(async move {
+                match serve::read_ask(&mut receive).await {
+                    Ok(ask) => {
+                        let question = Question::new(ask, send);
+                        transport.report(Incident::Asked(link, question)).await;
+                    }
+                    Err(error) => tracing::debug!(peer = %link.peer(), %error, "read question"),
+                }
+            });
+        }
+    }
+
+    async fn report(&self, incident: Incident) {
+        // Only fails when the driver is gone, and then nobody needs to know.
+        let _ = self.incidents.send(incident).await;
+    }
+}
+
+async fn accept(incoming: Incoming) -> Result<NewLink, LinkError> {
+    let connection = timeout(DIAL_TIMEOUT, incoming).await.map_err(|_| LinkError::Timeout)??;
+    Link::answer(connection).await
+}
+
+fn configs(
+    mut server: rustls::ServerConfig,
+    mut client: rustls::ClientConfig,
+    down: Option<BitRate>,
+) -> Result<(ServerConfig, ClientConfig), TransportError> {
+    let alpn = vec![flotilla_common::wire::peer::ALPN.to_vec()];
+    server.alpn_protocols.clone_from(&alpn);
+    client.alpn_protocols = alpn;
+    let tls = |error: quinn::crypto::rustls::NoInitialCipherSuite| TransportError::Tls(error.to_string());
+    let server = QuicServerConfig::try_from(server).map_err(tls)?;
+    let client = QuicClientConfig::try_from(client).map_err(tls)?;
+    let transport = Arc::new(tuning::transport_config(down));
+    let mut server = ServerConfig::with_crypto(Arc::new(server));
+    server.transport_config(Arc::clone(&transport));
+    let mut client = ClientConfig::new(Arc::new(client));
+    client.transport_config(transport);
+    Ok((server, client))
+}
