@@ -1,11 +1,31 @@
-//! Who is who: the fleet's certificate authority, certificates, and TLS configurations made of them.
+//! Who is who: the fleet's certificate authority, certificates, TLS configurations made of them, and origins' seal
+//! keys.
+//!
+//! ```text
+//! Authority ---issues---> certificate of a peer:   <id>.peer.flotilla.internal, client and server
+//!     |                   certificate of a server: names and addresses, server only
+//!     '---trusted by----> Identity: own certificate and the authority ---> TLS configurations
+//! ```
 //!
 //! A peer's id is the label in front of [`PEER_DOMAIN`] in its certificate's subject alternative names, so that the
-//! stock verifier checks it and a new certificate keeps it.
+//! stock verifier checks it and a new certificate keeps it. No server certificate is ever issued for that domain.
+//!
+//! The cryptography is `ring`'s, named in every configuration: nothing here installs a default for the process, and
+//! no verification is weakened.
+
+mod authority;
+mod files;
+mod seal_keys;
+mod tls;
 
 use flotilla_common::name::PeerId;
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
+
+pub use authority::{Authority, Issued};
+pub use files::{FileKind, IdentityError, write_new};
+pub use seal_keys::{SealSecret, load_seal_key, load_trusted_keys, parse_trusted_keys, trusted_key_line};
+pub use tls::{CertificateFiles, Clients, Identity, client_trusting, client_without_trust};
 
 /// The domain in which peers have their names: `<id>.peer.flotilla.internal`.
 pub const PEER_DOMAIN: &str = "peer.flotilla.internal";
@@ -31,3 +51,6 @@ pub fn peer_id(certificate: &CertificateDer<'_>) -> Option<PeerId> {
     }
     id.parse().ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! A fleet's certificate authority: one root that issues certificates to peers and servers.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use flotilla_common::name::PeerId;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PublicKeyData, date_time_ymd,
+};
+use rustls::pki_types::{DnsName, IpAddr, ServerName};
+
+use super::files::{self, FileKind, IdentityError, Place};
+use super::{PEER_DOMAIN, peer_name};
+use crate::clock::Clock;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Ten years.
+const AUTHORITY_VALIDITY: Duration = Duration::from_secs(3650 * DAY.as_secs());
+/// Certificates begin a little in the past: clocks of VMs that just booted may be behind.
+const BACKDATED: Duration = Duration::from_secs(60 * 60);
+
+/// The root of a fleet's trust, with its private key.
+#[derive(Debug)]
+pub struct Authority {
+    certificate_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate and its private key, both PEM.
+#[derive(Clone)]
+pub struct Issued {
+    /// The certificate; public.
+    pub certificate_pem: String,
+    /// The private key; secret.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Issued {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Issued").field("certificate_pem", &self.certificate_pem).finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// How long certificates are good for unless something else is asked for: a year.
+    pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(365 * DAY.as_secs());
+
+    /// A new authority, valid for ten years.
+    ///
+    /// # Errors
+    /// The key cannot be made.
+    pub fn create() -> Result<Self, IdentityError> {
+        let mut params = params("Flotilla fleet CA", AUTHORITY_VALIDITY);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate()?;
+        let certificate_pem = params.self_signed(&key)?.pem();
+        Ok(Self { certificate_pem, issuer: Issuer::new(params, key) })
+    }
+
+    /// The authority in two PEM files.
+    ///
+    /// # Errors
+    /// A file cannot be read, is no PEM, or the key is not the certificate's.
+    pub fn load(certificate: &Path, key: &Path) -> Result<Self, IdentityError> {
+        let certificate_pem = files::read(FileKind::Authority, certificate)?;
+        let key_pem = files::read(FileKind::AuthorityKey, key)?;
+        let key_place = Place::File(key.to_owned());
+        let key =
+            KeyPair::from_pem(&key_pem).map_err(|error| key_place.fault(FileKind::AuthorityKey, error))?;
+        let place = Place::File(certificate.to_owned());
+        check_pair(&place, &certificate_pem, &key)?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key)
+            .map_err(|error| place.fault(FileKind::Authority, error))?;
+        Ok(Self { certificate_pem, issuer })
+    }
+
+    /// The certificate that everybody trusts; public.
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// The private key; secret.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
+    /// A certificate for a peer, as client and as server.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn issue_peer(&self, peer: &PeerId, validity: Duration) -> Result<Issued, IdentityError> {
+        let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(peer.as_str(), vec![peer_name(peer)], &usages, validity)
+    }
+
+    /// A certificate for an origin or a tracker, under DNS names and IP addresses.
+    ///
+    /// # Errors
+    /// [`IdentityError::ServerName`] for what is neither, or lies in the peers' domain; or it cannot be made.
+    pub fn issue_server(&self, names: &[String], validity: Duration) -> Result<Issued, IdentityError> {
+        let first = names.first().ok_or_else(|| IdentityError::ServerName(String::new()))?;
+        for name in names {
+            check_server_name(name)?;
+        }
+        self.issue(first, names.to_vec(), &[ExtendedKeyUsagePurpose::ServerAuth], validity)
+    }
+
+    fn issue(
+        &self,
+        common_name: &str,
+        names: Vec<String>,
+        usages: &[ExtendedKeyUsagePurpose],
+        validity: Duration,
+    ) -> Result<Issued, IdentityError> {
+        let mut params = params(common_name, validity);
+        params.subject_alt_names = CertificateParams::new(names)?.subject_alt_names;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = usages.to_vec();
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(Issued { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+    }
+}
+
+fn params(common_name: &str, validity: Duration) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let now = date_time_ymd(1970, 1, 1) + Duration::from_secs(Clock::unix_seconds());
+    params.not_before = now - BACKDATED;
+    params.not_after = now + validity;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params
+}
+
+fn check_pair(place: &Place, certificate_pem: &str, key: &KeyPair) -> Result<(), IdentityError> {
+    let certificates = place.certificates(FileKind::Authority, certificate_pem)?;
+    let fault = |fault: &str| place.fault(FileKind::Authority, fault);
+    let first = certificates.first().ok_or_else(|| fault("holds no certificate"))?;
+    let (_, parsed) =
+        x509_parser::parse_x509_certificate(first).map_err(|error| fault(&error.to_string()))?;
+    if !parsed.is_ca() {
+        return Err(fault("is not a certificate authority's"));
+    }
+    if parsed.public_key().raw != key.subject_public_key_info() {
+        return Err(fault("does not belong to the authority's private key"));
+    }
+    Ok(())
+}
+
+fn check_server_name(name: &str) -> Result<(), IdentityError> {
+    let refused = || IdentityError::ServerName(name.to_owned());
+    let of_peers = |name: &DnsName<'_>| {
+        let name = name.as_ref().to_ascii_lowercase();
+        name == PEER_DOMAIN || name.ends_with(&format!(".{PEER_DOMAIN}"))
+    };
+    match ServerName::try_from(name).map_err(|_| refused())? {
+        ServerName::DnsName(name) if of_peers(&name) => Err(refused()),
+        ServerName::DnsName(_) => Ok(()),
+        ServerName::IpAddress(IpAddr::V4(_) | IpAddr::V6(_)) if std::net::IpAddr::from_str(name).is_ok() => {
+            Ok(())
+        }
+        _ => Err(refused()),
+    }
+}

@@ -1,0 +1,179 @@
+//! Files of identities: read with errors that name the file, the fault and the cure; written once, secrets for their
+//! owner only.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// What a file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A certificate, followed by its intermediates (PEM).
+    Certificate,
+    /// The private key of a certificate (PEM).
+    PrivateKey,
+    /// The certificates that are trusted (PEM).
+    Authority,
+    /// The private key of the fleet's certificate authority (PEM).
+    AuthorityKey,
+    /// The secret with which an origin signs seals.
+    SealKey,
+    /// The public keys of the origins that are trusted.
+    TrustedKeys,
+}
+
+impl FileKind {
+    const fn is_secret(self) -> bool {
+        matches!(self, Self::PrivateKey | Self::AuthorityKey | Self::SealKey)
+    }
+
+    const fn cure(self) -> &'static str {
+        match self {
+            Self::Certificate | Self::PrivateKey => "'flotilla pki issue' makes certificates with their keys",
+            _ => "'flotilla pki init' makes the files of a fleet",
+        }
+    }
+}
+
+impl fmt::Display for FileKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Certificate => "certificate",
+            Self::PrivateKey => "private key",
+            Self::Authority => "authority's certificate",
+            Self::AuthorityKey => "authority's private key",
+            Self::SealKey => "seal key",
+            Self::TrustedKeys => "trusted keys",
+        })
+    }
+}
+
+/// Why an identity cannot be made, loaded or written.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// A file cannot be read.
+    #[error("read {kind} '{}': {source} ({})", path.display(), kind.cure())]
+    Read {
+        /// What it is for.
+        kind: FileKind,
+        /// Where it is.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// The content is not what it should be.
+    #[error("{kind} in {place}: {fault} ({})", kind.cure())]
+    Content {
+        /// What it is for.
+        kind: FileKind,
+        /// The file, or how else it was given.
+        place: Place,
+        /// What is wrong.
+        fault: String,
+    },
+    /// A file cannot be written.
+    #[error("write {kind} '{}': {source}", path.display())]
+    Write {
+        /// What it is for.
+        kind: FileKind,
+        /// Where it should be.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// A file is there already, and secrets are never overwritten.
+    #[error("{kind} '{}' is there already: choose another directory, or move it away first", .0.display(), kind = .1)]
+    Exists(PathBuf, FileKind),
+    /// A name that no certificate may be issued for.
+    #[error("'{0}' is no name for a server: give a DNS name outside {domain} or an IP address", domain = super::PEER_DOMAIN)]
+    ServerName(String),
+    /// A certificate cannot be made.
+    #[error("issue certificate: {0}")]
+    Issue(#[from] rcgen::Error),
+    /// TLS cannot be configured.
+    #[error("configure TLS: {0}")]
+    Tls(String),
+    /// The operating system gives no random bytes.
+    #[error("no random bytes from the operating system")]
+    Random,
+}
+
+/// Where content comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A file.
+    File(PathBuf),
+    /// Handed over by the program.
+    Memory,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "'{}'", path.display()),
+            Self::Memory => f.write_str("memory"),
+        }
+    }
+}
+
+impl Place {
+    pub(super) fn fault(&self, kind: FileKind, fault: impl fmt::Display) -> IdentityError {
+        IdentityError::Content { kind, place: self.clone(), fault: fault.to_string() }
+    }
+
+    /// All certificates of a PEM text; at least one.
+    pub(super) fn certificates(
+        &self,
+        kind: FileKind,
+        text: &str,
+    ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+        let certificates: Result<Vec<_>, pem::Error> =
+            CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+        let certificates = certificates.map_err(|error| self.fault(kind, error))?;
+        if certificates.is_empty() {
+            return Err(self.fault(kind, "holds no '-----BEGIN CERTIFICATE-----'"));
+        }
+        Ok(certificates)
+    }
+
+    /// The private key of a PEM text.
+    pub(super) fn private_key(&self, text: &str) -> Result<PrivateKeyDer<'static>, IdentityError> {
+        PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| match error {
+            pem::Error::NoItemsFound => {
+                self.fault(FileKind::PrivateKey, "holds no '-----BEGIN PRIVATE KEY-----'")
+            }
+            error => self.fault(FileKind::PrivateKey, error),
+        })
+    }
+}
+
+/// The text of a file.
+pub(super) fn read(kind: FileKind, path: &Path) -> Result<String, IdentityError> {
+    std::fs::read_to_string(path).map_err(|source| IdentityError::Read {
+        kind,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Writes a new file and makes it durable; a secret with mode 0600. Never overwrites.
+///
+/// # Errors
+/// [`IdentityError::Exists`], or the file cannot be written.
+pub fn write_new(kind: FileKind, path: &Path, text: &str) -> Result<(), IdentityError> {
+    let mode = if kind.is_secret() { 0o600 } else { 0o644 };
+    let written =
+        OpenOptions::new().write(true).create_new(true).mode(mode).open(path).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        });
+    written.map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => IdentityError::Exists(path.to_owned(), kind),
+        _ => IdentityError::Write { kind, path: path.to_owned(), source },
+    })
+}

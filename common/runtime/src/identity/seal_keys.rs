@@ -1,0 +1,142 @@
+//! The keys with which origins sign seals: secrets in a file of the origin, public keys in a file of every peer.
+//!
+//! Both are lines of text; what follows a `#` is for people.
+//!
+//! ```text
+//! seal-key:      <region> ed25519-secret <64 hex digits>
+//! trusted-keys:  <region> ed25519 <64 hex digits>        one line per key: several are rotation or several regions
+//! ```
+
+use std::path::Path;
+
+use flotilla_common::hex;
+use flotilla_common::name::RegionName;
+use flotilla_common::seal::{SealKey, TrustedKeys};
+
+use super::files::{self, FileKind, IdentityError, Place};
+use super::tls;
+
+const SECRET: &str = "ed25519-secret";
+const PUBLIC: &str = "ed25519";
+
+/// An origin's seal key with the secret that can be written to a file.
+pub struct SealSecret {
+    issuer: RegionName,
+    secret: [u8; 32],
+}
+
+impl std::fmt::Debug for SealSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.key().fmt(f)
+    }
+}
+
+impl SealSecret {
+    /// A new key for a region's origin.
+    ///
+    /// # Errors
+    /// [`IdentityError::Random`].
+    pub fn generate(issuer: RegionName) -> Result<Self, IdentityError> {
+        let mut secret = [0; 32];
+        tls::provider().secure_random.fill(&mut secret).map_err(|_| IdentityError::Random)?;
+        Ok(Self { issuer, secret })
+    }
+
+    /// The key that signs.
+    pub fn key(&self) -> SealKey {
+        SealKey::from_secret(self.issuer.clone(), &self.secret)
+    }
+
+    /// The text of the seal key's file; secret.
+    pub fn to_text(&self) -> String {
+        let Self { issuer, secret } = self;
+        format!(
+            "# The origin of region {issuer} signs seals with this key (id {}). Keep it secret.\n{issuer} {SECRET} {}\n",
+            self.key().key_id(),
+            hex::encode(secret),
+        )
+    }
+}
+
+/// The line of a trusted-keys file for an origin's key; public.
+pub fn trusted_key_line(key: &SealKey) -> String {
+    format!("{} {PUBLIC} {} # key id {}\n", key.issuer(), hex::encode(&key.public()), key.key_id())
+}
+
+/// The seal key in a file.
+///
+/// # Errors
+/// The file cannot be read, or is not exactly one secret.
+pub fn load_seal_key(path: &Path) -> Result<SealKey, IdentityError> {
+    let text = files::read(FileKind::SealKey, path)?;
+    let place = Place::File(path.to_owned());
+    match keys(&place, FileKind::SealKey, SECRET, &text)?.as_slice() {
+        [(issuer, secret)] => Ok(SealKey::from_secret(issuer.clone(), secret)),
+        several => {
+            let fault = format!("holds {} keys and should hold one", several.len());
+            Err(place.fault(FileKind::SealKey, fault))
+        }
+    }
+}
+
+/// The public keys in a file.
+///
+/// # Errors
+/// The file cannot be read, holds no key, or a line is none.
+pub fn load_trusted_keys(path: &Path) -> Result<TrustedKeys, IdentityError> {
+    let text = files::read(FileKind::TrustedKeys, path)?;
+    trusted_keys(&Place::File(path.to_owned()), &text)
+}
+
+/// The public keys in a text of the same form.
+///
+/// # Errors
+/// It holds no key, or a line is none.
+pub fn parse_trusted_keys(text: &str) -> Result<TrustedKeys, IdentityError> {
+    trusted_keys(&Place::Memory, text)
+}
+
+fn trusted_keys(place: &Place, text: &str) -> Result<TrustedKeys, IdentityError> {
+    let found = keys(place, FileKind::TrustedKeys, PUBLIC, text)?;
+    if found.is_empty() {
+        return Err(place.fault(FileKind::TrustedKeys, "holds no key"));
+    }
+    let mut trusted = TrustedKeys::none();
+    for (issuer, public) in found {
+        trusted.add(&public).map_err(|_| {
+            place.fault(FileKind::TrustedKeys, format!("the key of {issuer} is no Ed25519 public key"))
+        })?;
+    }
+    Ok(trusted)
+}
+
+fn keys(
+    place: &Place,
+    kind: FileKind,
+    algorithm: &str,
+    text: &str,
+) -> Result<Vec<(RegionName, [u8; 32])>, IdentityError> {
+    let mut keys = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.split_once('#').map_or(line, |(line, _for_people)| line).trim();
+        if line.is_empty() {
+            continue;
+        }
+        let key = key(line, algorithm).ok_or_else(|| {
+            // The line may be a secret: it is not repeated.
+            place.fault(kind, format!("line {number} is not '<region> {algorithm} <64 hex digits>'"))
+        })?;
+        keys.push(key);
+    }
+    Ok(keys)
+}
+
+fn key(line: &str, algorithm: &str) -> Option<(RegionName, [u8; 32])> {
+    let mut words = line.split_whitespace();
+    let region = words.next()?.parse().ok()?;
+    if words.next()? != algorithm {
+        return None;
+    }
+    let bytes = hex::decode_exact(words.next()?)?;
+    words.next().is_none().then_some((region, bytes))
+}

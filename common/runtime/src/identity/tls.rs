@@ -1,0 +1,262 @@
+//! TLS configurations: both ways authenticated, by `ring`, with certificates that are reloaded from disk.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use flotilla_common::name::PeerId;
+use rustls::client::ResolvesClientCert;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme, SupportedProtocolVersion, version};
+
+use super::files::{self, FileKind, IdentityError, Place};
+use crate::clock::Clock;
+
+/// QUIC knows no older version.
+static QUIC_VERSIONS: &[&SupportedProtocolVersion] = &[&version::TLS13];
+static HTTPS_VERSIONS: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS12];
+
+/// The cryptography that every configuration names.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+/// Where an identity is on disk; all PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The certificate, then its intermediates.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The authorities that are trusted.
+    pub authority: PathBuf,
+}
+
+/// Whether clients must show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// Without one, no connection.
+    Authenticated,
+    /// It is asked for, and checked if it is shown.
+    Anybody,
+}
+
+/// A certificate with its key, and whom it trusts. Clones share the certificate, also after a reload.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    current: Arc<Current>,
+    roots: Arc<RootCertStore>,
+    files: Option<CertificateFiles>,
+}
+
+/// The certificate in use; every handshake reads it.
+#[derive(Debug)]
+struct Current(ArcSwap<CertifiedKey>);
+
+impl Identity {
+    /// The identity in three files.
+    ///
+    /// # Errors
+    /// Which file is wrong, why, and the cure: unreadable, no PEM, key and certificate that do not belong together,
+    /// a certificate that is over.
+    pub fn load(files: &CertificateFiles) -> Result<Self, IdentityError> {
+        let certified = load_certified(files)?;
+        let authority = files::read(FileKind::Authority, &files.authority)?;
+        let roots = roots(&Place::File(files.authority.clone()), &authority)?;
+        Ok(Self::new(certified, roots, Some(files.clone())))
+    }
+
+    /// The identity in three PEM texts, for services that make their own fleet.
+    ///
+    /// # Errors
+    /// As [`Identity::load`].
+    pub fn from_pem(certificate: &str, key: &str, authority: &str) -> Result<Self, IdentityError> {
+        let place = Place::Memory;
+        let certified = certified(&place, certificate, &place, key)?;
+        Ok(Self::new(certified, roots(&place, authority)?, None))
+    }
+
+    fn new(certified: CertifiedKey, roots: RootCertStore, files: Option<CertificateFiles>) -> Self {
+        let current = Arc::new(Current(ArcSwap::from_pointee(certified)));
+        Self { current, roots: Arc::new(roots), files }
+    }
+
+    /// Reads certificate and key again; connections from now on use them. The authorities stay.
+    ///
+    /// # Errors
+    /// As [`Identity::load`]; the certificate in use stays in use.
+    pub fn reload(&self) -> Result<(), IdentityError> {
+        if let Some(files) = &self.files {
+            self.current.0.store(Arc::new(load_certified(files)?));
+        }
+        Ok(())
+    }
+
+    /// The peer that the certificate names, if it is a peer's.
+    pub fn peer_id(&self) -> Option<PeerId> {
+        super::peer_id(self.current.0.load().cert.first()?)
+    }
+
+    /// For a listener of QUIC: TLS 1.3, clients authenticated, the protocol `alpn`.
+    ///
+    /// # Errors
+    /// The authorities cannot verify anybody.
+    pub fn quic_server(&self, alpn: &[u8]) -> Result<ServerConfig, IdentityError> {
+        self.server(QUIC_VERSIONS, Clients::Authenticated, alpn)
+    }
+
+    /// For dialling by QUIC: TLS 1.3, with the own certificate, the protocol `alpn`.
+    ///
+    /// # Errors
+    /// The provider lacks TLS 1.3.
+    pub fn quic_client(&self, alpn: &[u8]) -> Result<ClientConfig, IdentityError> {
+        self.client(QUIC_VERSIONS, alpn)
+    }
+
+    /// For a listener of HTTPS.
+    ///
+    /// # Errors
+    /// The authorities cannot verify anybody.
+    pub fn https_server(&self, clients: Clients) -> Result<Arc<ServerConfig>, IdentityError> {
+        self.server(HTTPS_VERSIONS, clients, b"http/1.1").map(Arc::new)
+    }
+
+    /// For an HTTPS client that shows its certificate.
+    ///
+    /// # Errors
+    /// The provider lacks a protocol version.
+    pub fn https_client(&self) -> Result<ClientConfig, IdentityError> {
+        self.client(HTTPS_VERSIONS, b"http/1.1")
+    }
+
+    fn server(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        clients: Clients,
+        alpn: &[u8],
+    ) -> Result<ServerConfig, IdentityError> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider());
+        let verifier = match clients {
+            Clients::Authenticated => verifier,
+            Clients::Anybody => verifier.allow_unauthenticated(),
+        };
+        let verifier = verifier.build().map_err(tls_error)?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .map_err(tls_error)?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::<Current>::clone(&self.current));
+        config.alpn_protocols = vec![alpn.to_vec()];
+        Ok(config)
+    }
+
+    fn client(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: &[u8],
+    ) -> Result<ClientConfig, IdentityError> {
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .map_err(tls_error)?
+            .with_root_certificates(Arc::clone(&self.roots))
+            .with_client_cert_resolver(Arc::<Current>::clone(&self.current));
+        config.alpn_protocols = vec![alpn.to_vec()];
+        Ok(config)
+    }
+}
+
+/// For an HTTPS client without a certificate of its own that trusts the authorities of a PEM file.
+///
+/// # Errors
+/// The file cannot be read, or holds no certificate.
+pub fn client_trusting(authority: &std::path::Path) -> Result<ClientConfig, IdentityError> {
+    let text = files::read(FileKind::Authority, authority)?;
+    anonymous_client(roots(&Place::File(authority.to_owned()), &text)?)
+}
+
+/// For clients of plain HTTP, whose library wants a TLS configuration all the same: every handshake fails.
+///
+/// # Errors
+/// The provider lacks a protocol version.
+pub fn client_without_trust() -> Result<ClientConfig, IdentityError> {
+    anonymous_client(RootCertStore::empty())
+}
+
+fn anonymous_client(roots: RootCertStore) -> Result<ClientConfig, IdentityError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(HTTPS_VERSIONS)
+        .map_err(tls_error)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+impl ResolvesClientCert for Current {
+    fn resolve(&self, _authorities: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn load_certified(files: &CertificateFiles) -> Result<CertifiedKey, IdentityError> {
+    let certificate = files::read(FileKind::Certificate, &files.certificate)?;
+    let key = files::read(FileKind::PrivateKey, &files.key)?;
+    let (certificate_place, key_place) =
+        (Place::File(files.certificate.clone()), Place::File(files.key.clone()));
+    certified(&certificate_place, &certificate, &key_place, &key)
+}
+
+fn certified(
+    certificate_place: &Place,
+    certificate: &str,
+    key_place: &Place,
+    key: &str,
+) -> Result<CertifiedKey, IdentityError> {
+    let chain = certificate_place.certificates(FileKind::Certificate, certificate)?;
+    let key = key_place.private_key(key)?;
+    let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => key_place.fault(
+            FileKind::PrivateKey,
+            format!("does not belong to the certificate in {certificate_place}"),
+        ),
+        error => key_place.fault(FileKind::PrivateKey, error),
+    })?;
+    let fault = |fault: String| certificate_place.fault(FileKind::Certificate, fault);
+    let end_entity = certified.end_entity_cert().map_err(|error| fault(error.to_string()))?;
+    let (_, parsed) =
+        x509_parser::parse_x509_certificate(end_entity).map_err(|error| fault(error.to_string()))?;
+    let not_after = parsed.validity().not_after;
+    if u64::try_from(not_after.timestamp()).unwrap_or(0) <= Clock::unix_seconds() {
+        return Err(fault(format!("expired on {not_after}")));
+    }
+    Ok(certified)
+}
+
+/// A bundle may hold certificates that this cryptography cannot read; one good one is enough.
+fn roots(place: &Place, text: &str) -> Result<RootCertStore, IdentityError> {
+    let mut roots = RootCertStore::empty();
+    let (usable, unusable) = roots.add_parsable_certificates(place.certificates(FileKind::Authority, text)?);
+    if usable == 0 {
+        return Err(place.fault(FileKind::Authority, "holds no certificate that can be trusted"));
+    }
+    if unusable > 0 {
+        tracing::debug!(%place, usable, unusable, "some authorities cannot be used");
+    }
+    Ok(roots)
+}
+
+fn tls_error(error: impl std::fmt::Display) -> IdentityError {
+    IdentityError::Tls(error.to_string())
+}
