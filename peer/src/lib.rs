@@ -1,3 +1,4 @@
 //! peer
+mod origin;
 mod store;
 pub mod transport;

@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use flotilla_common::name::PeerId;
 use flotilla_common::units::BitRate;
-use flotilla_common::wire::peer::Control;
-use flotilla_runtime::identity;
+use flotilla_common::wire::peer::{ALPN, Control};
+use flotilla_runtime::identity::{self, Identity, IdentityError};
 use flotilla_runtime::shutdown::Shutdown;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, EndpointConfig, Incoming, ServerConfig};
@@ -53,8 +53,10 @@ pub(crate) enum Incident {
 pub(crate) enum TransportError {
     #[error("bind UDP socket {0}: {1}")]
     Bind(SocketAddr, io::Error),
-    #[error("TLS identity cannot be used for QUIC: {0}")]
+    #[error("use identity for QUIC: {0}")]
     Tls(String),
+    #[error("use identity for QUIC: {0}")]
+    Identity(#[from] IdentityError),
 }
 
 /// The endpoint.
@@ -66,16 +68,15 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// Binds the socket and begins to accept. `server` and `client` authenticate both sides.
+    /// Binds the socket and begins to accept. Both sides of every connection show their certificates.
     pub(crate) fn start(
         listen: SocketAddr,
-        server: rustls::ServerConfig,
-        client: rustls::ClientConfig,
+        identity: &Identity,
         down: Option<BitRate>,
         shutdown: &Shutdown,
         incidents: mpsc::Sender<Incident>,
     ) -> Result<Self, TransportError> {
-        let (server, client) = configs(server, client, down)?;
+        let (server, client) = configs(identity, down)?;
         let socket = tuning::bind(listen).map_err(|error| TransportError::Bind(listen, error))?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let mut endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
@@ -186,16 +187,12 @@ async fn accept(incoming: Incoming) -> Result<NewLink, LinkError> {
 }
 
 fn configs(
-    mut server: rustls::ServerConfig,
-    mut client: rustls::ClientConfig,
+    identity: &Identity,
     down: Option<BitRate>,
 ) -> Result<(ServerConfig, ClientConfig), TransportError> {
-    let alpn = vec![flotilla_common::wire::peer::ALPN.to_vec()];
-    server.alpn_protocols.clone_from(&alpn);
-    client.alpn_protocols = alpn;
-    let tls = |error: quinn::crypto::rustls::NoInitialCipherSuite| TransportError::Tls(error.to_string());
-    let server = QuicServerConfig::try_from(server).map_err(tls)?;
-    let client = QuicClientConfig::try_from(client).map_err(tls)?;
+    let no_suite = |error: quinn::crypto::rustls::NoInitialCipherSuite| TransportError::Tls(error.to_string());
+    let server = QuicServerConfig::try_from(identity.quic_server(ALPN)?).map_err(no_suite)?;
+    let client = QuicClientConfig::try_from(identity.quic_client(ALPN)?).map_err(no_suite)?;
     let transport = Arc::new(tuning::transport_config(down));
     let mut server = ServerConfig::with_crypto(Arc::new(server));
     server.transport_config(Arc::clone(&transport));

@@ -1,0 +1,311 @@
+//! The client of the origins: manifests, closures, chunks, and whole blobs to pass through.
+//!
+//! Origins are tried in configured order, the own region's first; one that just failed goes to the end for a moment.
+//! Which origin serves a *chunk* is not decided here but by the machine, which hears how each request went.
+//! Every wait has a bound: on the connection, on the answer's head, and on progress.
+
+mod chunk;
+mod client;
+
+use core::ops::Range;
+use core::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use flotilla_common::codec;
+use flotilla_common::digest::Digest;
+use flotilla_common::manifest::{ACCEPT, MAX_MANIFEST_LEN};
+use flotilla_common::name::{Reference, RepositoryName};
+use flotilla_common::swarm::OriginSlot;
+use flotilla_common::time::Time;
+use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer, ClosureRequest};
+use flotilla_runtime::clock::Clock;
+use reqwest::header::{ACCEPT as ACCEPT_HEADER, CONTENT_LENGTH, CONTENT_TYPE, RANGE};
+use reqwest::{Client, Method, Response, StatusCode};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+pub(crate) use chunk::{OriginFetchError, fetch_chunk};
+pub(crate) use client::{ClientError, http_client};
+
+/// From the request to the head of the answer.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the whole of a manifest or a closure.
+const SMALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an origin that failed is asked last.
+const REST: Duration = Duration::from_secs(2);
+/// Bytes of an error body that are read for its message.
+const MAX_ERROR_LEN: usize = 4096;
+
+/// Why an origin did not give what it was asked for.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum OriginError {
+    /// It says that it does not have it, or that nobody may have it.
+    #[error("{0}")]
+    Refused(String),
+    /// It does not answer, or cannot serve now.
+    #[error("{0}")]
+    Unavailable(String),
+    /// There is no origin.
+    #[error("no origin is configured")]
+    None,
+}
+
+/// A manifest as an origin sent it, its digest checked.
+#[derive(Debug, Clone)]
+pub(crate) struct FetchedManifest {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: String,
+    pub(crate) bytes: Bytes,
+}
+
+/// What an origin's health turned out to be outside of a chunk's fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sighting {
+    pub(crate) origin: OriginSlot,
+    pub(crate) is_up: bool,
+}
+
+/// All configured origins. Clones share what they know.
+#[derive(Debug, Clone)]
+pub(crate) struct Origins(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    client: Client,
+    origins: Vec<Origin>,
+    sightings: mpsc::Sender<Sighting>,
+}
+
+#[derive(Debug)]
+struct Origin {
+    /// Without a slash at its end.
+    url: String,
+    /// Nanoseconds of the clock at which its rest ends.
+    rests_until: AtomicU64,
+}
+
+impl Origins {
+    /// A client of `urls`, in order; each `http://` or `https://` with a host.
+    pub(crate) fn new(client: Client, urls: &[String], sightings: mpsc::Sender<Sighting>) -> Self {
+        let origin = |url: &String| Origin {
+            url: url.trim_end_matches('/').to_owned(),
+            rests_until: AtomicU64::new(0),
+        };
+        let origins = urls.iter().map(origin).collect();
+        Self(Arc::new(Inner { client, origins, sightings }))
+    }
+
+    /// The manifest under a reference, from the first origin that has it.
+    pub(crate) async fn manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, OriginError> {
+        let path = format!("/v2/{repository}/manifests/{reference}");
+        self.first(|origin| {
+            let path = &path;
+            async move {
+                let request = self.request(Method::GET, origin, path).header(ACCEPT_HEADER, ACCEPT);
+                let response = send(request).await?;
+                let media_type = header(&response, CONTENT_TYPE.as_str()).unwrap_or_default();
+                let bytes = whole(response, MAX_MANIFEST_LEN).await?;
+                let digest = match reference {
+                    Reference::Digest(digest) if digest.matches(&bytes) => *digest,
+                    Reference::Digest(_) => {
+                        return Err(OriginError::Unavailable("sent bytes of another digest".to_owned()));
+                    }
+                    Reference::Tag(_) => Digest::sha256(&bytes),
+                };
+                Ok(FetchedManifest { digest, media_type, bytes })
+            }
+        })
+        .await
+    }
+
+    /// The proofs of all blobs of a manifest; `None` from an upstream that is no Flotilla.
+    pub(crate) async fn closure(
+        &self,
+        repository: &RepositoryName,
+        manifest: &Digest,
+    ) -> Result<Option<ClosureAnswer>, OriginError> {
+        let question = ClosureRequest { repository: repository.clone(), manifest: *manifest };
+        let question =
+            Bytes::from(codec::encode(&question).map_err(|error| OriginError::Refused(error.to_string()))?);
+        let answer = self
+            .first(|origin| {
+                let request = self.request(Method::POST, origin, CLOSURE_PATH).body(question.clone());
+                async move {
+                    let bytes = whole(send(request).await?, codec::MAX_LEN).await?;
+                    codec::decode(&bytes).map_err(|error| OriginError::Unavailable(error.to_string()))
+                }
+            })
+            .await;
+        match answer {
+            Ok(answer) => Ok(Some(answer)),
+            Err(OriginError::Refused(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The size of a blob.
+    pub(crate) async fn blob_size(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<u64, OriginError> {
+        let path = blob_path(repository, digest);
+        self.first(|origin| {
+            let request = self.request(Method::HEAD, origin, &path);
+            async move {
+                let response = send(request).await?;
+                // reqwest takes the body's length from the body, and a HEAD's answer has none.
+                header(&response, CONTENT_LENGTH.as_str())
+                    .and_then(|length| length.parse().ok())
+                    .ok_or_else(|| OriginError::Unavailable("sent no length for a blob".to_owned()))
+            }
+        })
+        .await
+    }
+
+    /// Opens the bytes of a blob from an offset to its end or to `range.end`, from the first origin that gives them.
+    pub(crate) async fn open_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        range: &Range<u64>,
+    ) -> Result<Response, OriginError> {
+        self.first(|origin| self.open_range(origin, repository, digest, range)).await
+    }
+
+    /// Opens a range of a blob at one origin.
+    async fn open_range(
+        &self,
+        origin: OriginSlot,
+        repository: &RepositoryName,
+        digest: &Digest,
+        range: &Range<u64>,
+    ) -> Result<Response, OriginError> {
+        let mut request = self.request(Method::GET, origin, &blob_path(repository, digest));
+        let is_partial = range.end > range.start;
+        if is_partial {
+            request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+        }
+        let response = send(request).await?;
+        let begins_right = response.status() == StatusCode::PARTIAL_CONTENT || range.start == 0;
+        if begins_right {
+            Ok(response)
+        } else {
+            Err(OriginError::Unavailable("does not serve ranges".to_owned()))
+        }
+    }
+
+    /// Asks one origin after the other until one serves. An origin that refuses does not keep the next one from
+    /// being asked: a region may lag behind.
+    async fn first<T, F: Future<Output = Result<T, OriginError>>>(
+        &self,
+        ask: impl Fn(OriginSlot) -> F,
+    ) -> Result<T, OriginError> {
+        let mut told = OriginError::None;
+        for origin in self.in_order() {
+            match ask(origin).await {
+                Ok(answer) => {
+                    self.saw(origin, true);
+                    return Ok(answer);
+                }
+                Err(OriginError::Refused(message)) => {
+                    self.saw(origin, true);
+                    told = OriginError::Refused(self.told_by(origin, &message));
+                }
+                Err(error) => {
+                    self.saw(origin, false);
+                    tracing::warn!(origin = self.url(origin), %error, "ask origin");
+                    // "Does not have it" from another region says more than "is down" from this one, but only
+                    // "is down" tells the runtime that a later attempt may succeed.
+                    told = OriginError::Unavailable(self.told_by(origin, &error.to_string()));
+                }
+            }
+        }
+        Err(told)
+    }
+
+    fn in_order(&self) -> Vec<OriginSlot> {
+        let now = Clock::now().as_nanos();
+        let rests = |slot: &OriginSlot| {
+            self.0.origins[slot.0 as usize].rests_until.load(Ordering::Relaxed) > now
+        };
+        let mut slots: Vec<_> = (0..self.0.origins.len() as u32).map(OriginSlot).collect();
+        slots.sort_by_key(rests);
+        slots
+    }
+
+    fn saw(&self, origin: OriginSlot, is_up: bool) {
+        let rests_until = if is_up { Time::ZERO } else { Clock::now() + REST };
+        if let Some(origin) = self.0.origins.get(origin.0 as usize) {
+            origin.rests_until.store(rests_until.as_nanos(), Ordering::Relaxed);
+        }
+        // A machine that is busy learns it the next time.
+        let _ = self.0.sightings.try_send(Sighting { origin, is_up });
+    }
+
+    fn request(&self, method: Method, origin: OriginSlot, path: &str) -> reqwest::RequestBuilder {
+        self.0.client.request(method, format!("{}{path}", self.url(origin)))
+    }
+
+    fn url(&self, origin: OriginSlot) -> &str {
+        self.0.origins.get(origin.0 as usize).map_or("", |origin| &origin.url)
+    }
+
+    fn told_by(&self, origin: OriginSlot, message: &str) -> String {
+        format!("origin {}: {message}", self.url(origin))
+    }
+}
+
+fn blob_path(repository: &RepositoryName, digest: &Digest) -> String {
+    format!("/v2/{repository}/blobs/{digest}")
+}
+
+/// Sends a request and reads the head of its answer.
+async fn send(request: reqwest::RequestBuilder) -> Result<Response, OriginError> {
+    let response = timeout(HEAD_TIMEOUT, request.send())
+        .await
+        .map_err(|_| OriginError::Unavailable(format!("no answer within {HEAD_TIMEOUT:?}")))?
+        .map_err(|error| OriginError::Unavailable(client::explain(&error)))?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let message = match whole(response, MAX_ERROR_LEN).await {
+        Ok(body) => client::error_message(&body),
+        Err(_) => None,
+    };
+    let message = message.map_or_else(|| status.to_string(), |message| format!("{status}: {message}"));
+    // Whoever is asked too often, or too early, may be asked again; every other 4xx is an answer.
+    let may_pass =
+        status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::REQUEST_TIMEOUT || !status.is_client_error();
+    Err(if may_pass { OriginError::Unavailable(message) } else { OriginError::Refused(message) })
+}
+
+/// A body of at most `limit` bytes.
+async fn whole(mut response: Response, limit: usize) -> Result<Bytes, OriginError> {
+    let read = async {
+        let mut body = Vec::new();
+        while let Some(piece) =
+            response.chunk().await.map_err(|error| OriginError::Unavailable(client::explain(&error)))?
+        {
+            if body.len() + piece.len() > limit {
+                return Err(OriginError::Unavailable(format!("sent more than {limit} bytes")));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(Bytes::from(body))
+    };
+    timeout(SMALL_TIMEOUT, read)
+        .await
+        .map_err(|_| OriginError::Unavailable(format!("sent no whole body within {SMALL_TIMEOUT:?}")))?
+}
+
+fn header(response: &Response, name: &str) -> Option<String> {
+    response.headers().get(name)?.to_str().ok().map(str::to_owned)
+}
