@@ -184,3 +184,30 @@ async fn a_client_that_hangs_up_is_noticed_while_its_response_waits_for_bytes() 
     drop(stream);
     dropped.notified().await;
 }
+
+#[tokio::test]
+async fn over_tls_a_handler_sees_which_peer_asks() {
+    let fleet = identity::Authority::create().unwrap();
+    let day = Duration::from_secs(86_400);
+    let id = |issued: identity::Issued| {
+        let (certificate, key) = (issued.certificate_pem, issued.key_pem);
+        identity::Identity::from_pem(&certificate, &key, fleet.certificate_pem()).unwrap()
+    };
+    let origin = id(fleet.issue_server(&["localhost".to_owned()], day).unwrap());
+    let peer = id(fleet.issue_peer(&"vm-1".parse().unwrap(), day).unwrap());
+    let who =
+        |Extension(ClientIdentity(peer)): Extension<ClientIdentity>| async move { peer.unwrap().to_string() };
+    let shutdown = Shutdown::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tls = origin.https_server(identity::Clients::Anybody).unwrap();
+    let server = serve(listener, Router::new().route("/", get(who)), Some(tls), &shutdown).unwrap();
+
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(peer.https_client().unwrap()));
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    let stream = TcpStream::connect(server.address()).await.unwrap();
+    let mut stream = connector.connect(name, stream).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with("vm-1"), "{answer}");
+}
