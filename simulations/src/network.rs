@@ -1,0 +1,232 @@
+//! Fluid links: concurrent transfers share both ends.
+//!
+//! A transfer's rate is the smaller of the equal shares at its two ends, which is at most what max-min fairness would
+//! give it: pessimistic, never optimistic. When a transfer begins or ends, those at its two ends are rated again.
+//! Each transfer has one event in the queue at a time, at its end as it was known when the event was made or earlier;
+//! an event that comes too early makes the next one.
+
+use core::time::Duration;
+
+use flotilla_common::time::Time;
+
+use crate::queue::Queue;
+use crate::slab::{Key, Slab};
+
+/// One end of links: a peer or an origin, by number.
+pub(crate) type End = u32;
+
+/// Before its end a transfer reports once when this share of it has come, for whoever counts it as nearly done.
+const REPORT_AT: f64 = 0.75;
+/// And it reports at least this often.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
+
+#[derive(Debug)]
+struct Sides {
+    /// Bytes per nanosecond.
+    up: f64,
+    down: f64,
+    sending: Vec<Key>,
+    receiving: Vec<Key>,
+}
+
+#[derive(Debug)]
+struct Flow {
+    from: End,
+    to: End,
+    length: f64,
+    left: f64,
+    /// Bytes per nanosecond.
+    rate: f64,
+    as_of: Time,
+    /// When its event in the queue fires.
+    planned: Time,
+    reported_at: Time,
+    has_reported_share: bool,
+    tag: u64,
+}
+
+/// What a transfer did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Moved {
+    /// So many bytes have come.
+    Progress { tag: u64, moved: u64 },
+    /// All of them.
+    Done { tag: u64, from: End, to: End },
+}
+
+/// All links and the transfers on them.
+#[derive(Debug)]
+pub(crate) struct Network {
+    ends: Vec<Sides>,
+    flows: Slab<Flow>,
+    queue: Queue<Key>,
+}
+
+impl Network {
+    pub(crate) fn new() -> Self {
+        Self { ends: Vec::new(), flows: Slab::new(), queue: Queue::new() }
+    }
+
+    /// Adds an end with these rates, in bytes per second.
+    pub(crate) fn add_end(&mut self, up: f64, down: f64) -> End {
+        self.ends.push(Sides { up: up / 1e9, down: down / 1e9, sending: Vec::new(), receiving: Vec::new() });
+        self.ends.len() as End - 1
+    }
+
+    /// Begins a transfer; `tag` comes back in what is reported of it.
+    pub(crate) fn start(&mut self, now: Time, from: End, to: End, bytes: u64, tag: u64) -> Key {
+        let length = bytes.max(1) as f64;
+        let key = self.flows.insert(Flow {
+            from,
+            to,
+            length,
+            left: length,
+            rate: 0.0,
+            as_of: now,
+            planned: Time::MAX,
+            reported_at: now,
+            has_reported_share: false,
+            tag,
+        });
+        self.ends[from as usize].sending.push(key);
+        self.ends[to as usize].receiving.push(key);
+        self.rate_again(now, from, to);
+        key
+    }
+
+    /// Breaks a transfer off; what it had moved, if it was still running.
+    pub(crate) fn abort(&mut self, now: Time, key: Key) -> Option<u64> {
+        let flow = self.flows.remove(key)?;
+        self.detach(now, key, flow.from, flow.to);
+        let left = (flow.left - flow.rate * now.saturating_since(flow.as_of).as_nanos() as f64).max(0.0);
+        Some((flow.length - left) as u64)
+    }
+
+    /// When [`Self::pop`] may have something.
+    pub(crate) fn next_at(&self) -> Option<Time> {
+        self.queue.next_at()
+    }
+
+    /// Takes the next event off the queue: something happened, or nothing yet.
+    pub(crate) fn pop(&mut self) -> Option<(Time, Option<Moved>)> {
+        let (now, key) = self.queue.pop()?;
+        let Some(flow) = self.flows.get_mut(key).filter(|flow| flow.planned == now) else {
+            return Some((now, None));
+        };
+        flow.advance(now);
+        if flow.left < 0.5 {
+            let (tag, from, to) = (flow.tag, flow.from, flow.to);
+            self.flows.remove(key);
+            self.detach(now, key, from, to);
+            return Some((now, Some(Moved::Done { tag, from, to })));
+        }
+        let reports_share = !flow.has_reported_share && flow.left <= flow.length * (1.0 - REPORT_AT) + 0.5;
+        let reports_time = flow.reported_at + REPORT_EVERY <= now;
+        let progress = (reports_share || reports_time).then(|| {
+            flow.has_reported_share |= reports_share;
+            flow.reported_at = now;
+            Moved::Progress { tag: flow.tag, moved: (flow.length - flow.left) as u64 }
+        });
+        flow.planned = flow.next_event();
+        self.queue.push(flow.planned, key);
+        Some((now, progress))
+    }
+
+    fn detach(&mut self, now: Time, key: Key, from: End, to: End) {
+        self.ends[from as usize].sending.retain(|other| *other != key);
+        self.ends[to as usize].receiving.retain(|other| *other != key);
+        self.rate_again(now, from, to);
+    }
+
+    fn rate_again(&mut self, now: Time, from: End, to: End) {
+        for at in 0..self.ends[from as usize].sending.len() {
+            self.rate(now, self.ends[from as usize].sending[at]);
+        }
+        for at in 0..self.ends[to as usize].receiving.len() {
+            let key = self.ends[to as usize].receiving[at];
+            if self.flows.get(key).is_some_and(|flow| flow.from != from) {
+                self.rate(now, key);
+            }
+        }
+    }
+
+    fn rate(&mut self, now: Time, key: Key) {
+        let Some(flow) = self.flows.get_mut(key) else { return };
+        let (from, to) = (&self.ends[flow.from as usize], &self.ends[flow.to as usize]);
+        let rate = (from.up / from.sending.len() as f64).min(to.down / to.receiving.len() as f64);
+        if rate == flow.rate {
+            return;
+        }
+        flow.advance(now);
+        flow.rate = rate;
+        let next = flow.next_event();
+        if next < flow.planned {
+            flow.planned = next;
+            self.queue.push(next, key);
+        }
+    }
+}
+
+impl Flow {
+    fn advance(&mut self, now: Time) {
+        self.left = (self.left - self.rate * now.saturating_since(self.as_of).as_nanos() as f64).max(0.0);
+        self.as_of = now;
+    }
+
+    /// When, at this rate, there is something to report, at least a nanosecond after `as_of`.
+    fn next_event(&self) -> Time {
+        let target = if self.has_reported_share { 0.0 } else { self.length * (1.0 - REPORT_AT) };
+        let nanos = ((self.left - target).max(0.0) / self.rate).ceil().max(1.0);
+        (self.as_of + Duration::from_nanos(nanos as u64))
+            .min(self.reported_at + REPORT_EVERY)
+            .max(self.as_of + Duration::from_nanos(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(network: &mut Network) -> Vec<(u64, u64)> {
+        let mut done = Vec::new();
+        while let Some((now, moved)) = network.pop() {
+            if let Some(Moved::Done { tag, .. }) = moved {
+                done.push((tag, now.as_nanos() / 1_000_000));
+            }
+        }
+        done
+    }
+
+    #[test]
+    fn transfers_share_an_uplink() {
+        let mut network = Network::new();
+        let hub = network.add_end(1000.0, 1000.0);
+        let (a, b) = (network.add_end(1000.0, 1000.0), network.add_end(1000.0, 1000.0));
+        network.start(Time::ZERO, hub, a, 1000, 1);
+        network.start(Time::ZERO, hub, b, 500, 2);
+        // Both at half rate until the short one is done after a second; the rest at full rate.
+        assert_eq!(run(&mut network), vec![(2, 1000), (1, 1500)]);
+    }
+
+    #[test]
+    fn the_narrower_end_decides() {
+        let mut network = Network::new();
+        let fast = network.add_end(1e6, 1e6);
+        let slow = network.add_end(100.0, 100.0);
+        network.start(Time::ZERO, fast, slow, 100, 1);
+        network.start(Time::ZERO, fast, slow, 100, 2);
+        assert_eq!(run(&mut network), vec![(1, 2000), (2, 2000)]);
+    }
+
+    #[test]
+    fn an_aborted_transfer_frees_its_share() {
+        let mut network = Network::new();
+        let (a, b) = (network.add_end(1000.0, 1000.0), network.add_end(1000.0, 1000.0));
+        let first = network.start(Time::ZERO, a, b, 1000, 1);
+        network.start(Time::ZERO, a, b, 1000, 2);
+        let second = Time::from_nanos(1_000_000_000);
+        assert_eq!(network.abort(second, first), Some(500));
+        assert_eq!(network.abort(second, first), None);
+        assert_eq!(run(&mut network), vec![(2, 1500)]);
+    }
+}
