@@ -1,4 +1,5 @@
 //! peer
 mod origin;
 mod store;
+mod tracker_client;
 pub mod transport;

@@ -4,6 +4,7 @@
 //! dialler                                   listener
 //!    | ---- control stream (bidirectional): Hello ----> |
 //!    | <--------------- Hello ------------------------- |
+//!    | <--- About ------------------------------------> |   both, once
 //!    | <--- Holds, Have, Forgot, ProofWanted, Proof --> |   both ways, any time
 //!    |                                                  |
 //!    | ---- a bidirectional stream per chunk: Ask ----> |
@@ -15,6 +16,7 @@ use bincode::{Decode, Encode};
 use crate::digest::Digest;
 use crate::grant::Grant;
 use crate::map::ChunkMap;
+use crate::name::{RegionName, ZoneName};
 use crate::proof;
 use crate::tree::Value;
 use crate::wire::frame::messages;
@@ -46,6 +48,17 @@ impl Hello {
         let newest = self.newest.min(other.newest);
         (newest >= self.oldest.max(other.oldest)).then_some(newest)
     }
+}
+
+/// Where the sender is and how fast: the second message of either side.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct About {
+    /// Its region.
+    pub region: RegionName,
+    /// Its zone.
+    pub zone: ZoneName,
+    /// Its uplink in bits per second, if it is capped or known.
+    pub up_bits_per_second: Option<u64>,
 }
 
 /// All that the sender holds of one blob: said when a connection begins, and when a blob comes up.
@@ -104,6 +117,8 @@ messages! {
         ProofWanted(ProofWanted) = 5,
         /// A proof, handed on.
         Proof(proof::Proof) = 6,
+        /// Where the sender is.
+        About(About) = 7,
     }
 }
 

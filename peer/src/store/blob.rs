@@ -9,6 +9,7 @@
 //! needs ordered writes. Nothing outside the maps is ever read as content.
 
 use core::ops::Range;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,8 +34,6 @@ pub(crate) enum Availability {
     Waiting,
     /// The store cannot take this blob (its disk is full): read it from the origin.
     Bypassed,
-    /// It cannot be had: why.
-    Failed(Arc<str>),
 }
 
 /// A blob in the store, shared by its readers, fetches and uploads.
@@ -61,13 +60,9 @@ struct State {
     /// Chunks held since the map was last saved.
     unsaved: u32,
     complete: bool,
-    end: Option<End>,
-}
-
-#[derive(Debug, Clone)]
-enum End {
-    Bypassed,
-    Failed(Arc<str>),
+    is_bypassed: bool,
+    /// The chunk that each reader waits for or reads.
+    cursors: BTreeMap<u64, u32>,
 }
 
 /// A chunk's content as it is sent to a neighbour.
@@ -108,7 +103,8 @@ impl StoredBlob {
             parts,
             values: Vec::new(),
             unsaved: 0,
-            end: None,
+            is_bypassed: false,
+            cursors: BTreeMap::new(),
         };
         Self {
             proof,
@@ -182,11 +178,7 @@ impl StoredBlob {
             });
             return Availability::Ready(end.min(self.geometry.size()));
         }
-        match &state.end {
-            None => Availability::Waiting,
-            Some(End::Bypassed) => Availability::Bypassed,
-            Some(End::Failed(why)) => Availability::Failed(Arc::clone(why)),
-        }
+        if state.is_bypassed { Availability::Bypassed } else { Availability::Waiting }
     }
 
     /// Waits until the byte at `offset` may be read or never will be.
@@ -284,17 +276,28 @@ impl StoredBlob {
 
     /// Nothing more will come into the store: readers take the rest from the origin.
     pub(crate) fn bypass(&self) {
-        self.end(End::Bypassed);
+        self.lock().is_bypassed = true;
+        self.changed.notify_waiters();
     }
 
-    /// Nothing more will come: readers end with this.
-    pub(crate) fn fail(&self, why: &str) {
-        self.end(End::Failed(why.into()));
-    }
-
-    /// A new attempt begins: an earlier end is forgotten.
+    /// A new attempt begins: an earlier [`StoredBlob::bypass`] is forgotten.
     pub(crate) fn revive(&self) {
-        self.lock().end = None;
+        self.lock().is_bypassed = false;
+    }
+
+    /// Notes where a reader is. True if that changed.
+    pub(crate) fn set_cursor(&self, reader: u64, chunk: u32) -> bool {
+        self.lock().cursors.insert(reader, chunk) != Some(chunk)
+    }
+
+    /// A reader is gone.
+    pub(crate) fn remove_cursor(&self, reader: u64) {
+        self.lock().cursors.remove(&reader);
+    }
+
+    /// The lowest chunk that a reader is at; `None` without readers.
+    pub(crate) fn cursor(&self) -> Option<u32> {
+        self.lock().cursors.values().min().copied()
     }
 
     /// Drops all that is held.
@@ -379,11 +382,6 @@ impl StoredBlob {
         .map_err(|error| StoreError::writing(&self.path, error))?;
         *file = Some(opened.clone());
         Ok(opened)
-    }
-
-    fn end(&self, end: End) {
-        self.lock().end = Some(end);
-        self.changed.notify_waiters();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -5,19 +5,19 @@
 //!   | -- handshake, both certificates ------> |
 //!   | -- control stream: Hello -------------> |
 //!   | <----------------- Hello -------------- |
+//!   | <---- About --------------------------> |
 //!   |       (now it is a link on both sides)  |
 //! ```
 //!
 //! Control messages go through a bounded queue: a neighbour that does not read them is hung up on, so nobody
 //! ever waits for it.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use core::time::Duration;
 use flotilla_common::name::PeerId;
-use flotilla_common::wire::peer::{Control, Hello};
+use flotilla_common::wire::peer::{About, Control, Hello};
 use flotilla_runtime::identity;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -75,6 +75,7 @@ pub(crate) struct Link(Arc<Inner>);
 struct Inner {
     id: u64,
     peer: PeerId,
+    about: About,
     connection: Connection,
     control: mpsc::Sender<Control>,
     dialled: bool,
@@ -91,41 +92,40 @@ pub(super) struct NewLink {
 
 impl Link {
     /// Greets on a connection that we dialled.
-    pub(super) async fn greet(connection: Connection, expected: &PeerId) -> Result<NewLink, LinkError> {
+    pub(super) async fn greet(
+        connection: Connection,
+        expected: &PeerId,
+        about: &About,
+    ) -> Result<NewLink, LinkError> {
         let peer = named(&connection)?;
         if peer != *expected {
             return Err(LinkError::Stranger(peer));
         }
         let greeting = async {
             let (send, receive) = connection.open_bi().await?;
-            exchange(send, receive).await
+            exchange(send, receive, about).await
         };
-        let (send, receive) = bounded(greeting).await?;
-        Ok(Self::new(connection, peer, true, send, receive))
+        let greeted = bounded(greeting).await?;
+        Ok(Self::new(connection, peer, true, greeted))
     }
 
     /// Answers the greeting on a connection that was accepted.
-    pub(super) async fn answer(connection: Connection) -> Result<NewLink, LinkError> {
+    pub(super) async fn answer(connection: Connection, about: &About) -> Result<NewLink, LinkError> {
         let peer = named(&connection)?;
         let greeting = async {
             let (send, receive) = connection.accept_bi().await?;
-            exchange(send, receive).await
+            exchange(send, receive, about).await
         };
-        let (send, receive) = bounded(greeting).await?;
-        Ok(Self::new(connection, peer, false, send, receive))
+        let greeted = bounded(greeting).await?;
+        Ok(Self::new(connection, peer, false, greeted))
     }
 
-    fn new(
-        connection: Connection,
-        peer: PeerId,
-        dialled: bool,
-        send: SendStream,
-        receive: RecvStream,
-    ) -> NewLink {
+    fn new(connection: Connection, peer: PeerId, dialled: bool, greeted: Greeted) -> NewLink {
+        let Greeted { about, send, receive } = greeted;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (control, outbox) = mpsc::channel(CONTROL_QUEUE);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let link = Self(Arc::new(Inner { id, peer, connection, control, dialled, since: Instant::now() }));
+        let link = Self(Arc::new(Inner { id, peer, about, connection, control, dialled, since: Instant::now() }));
         NewLink { link, outbox, send, receive }
     }
 
@@ -138,12 +138,13 @@ impl Link {
         &self.0.peer
     }
 
-    pub(crate) fn connection(&self) -> &Connection {
-        &self.0.connection
+    /// What the neighbour says of itself.
+    pub(crate) fn about(&self) -> &About {
+        &self.0.about
     }
 
-    pub(crate) fn remote(&self) -> SocketAddr {
-        self.0.connection.remote_address()
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.0.connection
     }
 
     pub(crate) fn round_trip(&self) -> Duration {
@@ -172,17 +173,28 @@ impl Link {
     }
 }
 
-/// Both Hellos.
+/// A control stream on which both sides have said who they are.
+struct Greeted {
+    about: About,
+    send: SendStream,
+    receive: RecvStream,
+}
+
 async fn exchange(
     mut send: SendStream,
     mut receive: RecvStream,
-) -> Result<(SendStream, RecvStream), LinkError> {
+    about: &About,
+) -> Result<Greeted, LinkError> {
     frames::write(&mut send, &Control::Hello(Hello::ours())).await?;
+    frames::write(&mut send, &Control::About(about.clone())).await?;
     let Control::Hello(theirs) = frames::read(&mut receive, MAX_CONTROL_LEN).await? else {
         return Err(StreamError::Unexpected.into());
     };
     Hello::ours().common_version(&theirs).ok_or(LinkError::Version)?;
-    Ok((send, receive))
+    let Control::About(about) = frames::read(&mut receive, MAX_CONTROL_LEN).await? else {
+        return Err(StreamError::Unexpected.into());
+    };
+    Ok(Greeted { about, send, receive })
 }
 
 async fn bounded<T>(greeting: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {

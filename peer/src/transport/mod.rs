@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use flotilla_common::name::PeerId;
 use flotilla_common::units::BitRate;
-use flotilla_common::wire::peer::{ALPN, Control};
+use flotilla_common::wire::peer::{ALPN, About, Control};
 use flotilla_runtime::identity::{self, Identity, IdentityError};
 use flotilla_runtime::shutdown::Shutdown;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -63,6 +63,7 @@ pub(crate) enum TransportError {
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
     endpoint: Endpoint,
+    about: Arc<About>,
     incidents: mpsc::Sender<Incident>,
     shutdown: Shutdown,
 }
@@ -72,6 +73,7 @@ impl Transport {
     pub(crate) fn start(
         listen: SocketAddr,
         identity: &Identity,
+        about: About,
         down: Option<BitRate>,
         shutdown: &Shutdown,
         incidents: mpsc::Sender<Incident>,
@@ -82,7 +84,7 @@ impl Transport {
         let mut endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
             .map_err(|error| TransportError::Bind(listen, error))?;
         endpoint.set_default_client_config(client);
-        let transport = Self { endpoint, incidents, shutdown: shutdown.clone() };
+        let transport = Self { endpoint, about: Arc::new(about), incidents, shutdown: shutdown.clone() };
         shutdown.spawn(transport.clone().accept_all());
         Ok(transport)
     }
@@ -114,7 +116,7 @@ impl Transport {
     async fn establish(&self, peer: &PeerId, address: SocketAddr) -> Result<NewLink, LinkError> {
         let connecting = self.endpoint.connect(address, &identity::peer_name(peer))?;
         let connection = timeout(DIAL_TIMEOUT, connecting).await.map_err(|_| LinkError::Timeout)??;
-        Link::greet(connection, peer).await
+        Link::greet(connection, peer, &self.about).await
     }
 
     async fn accept_all(self) {
@@ -126,7 +128,7 @@ impl Transport {
             let Some(incoming) = incoming else { return };
             let transport = self.clone();
             self.shutdown.spawn(async move {
-                match accept(incoming).await {
+                match accept(incoming, &transport.about).await {
                     Ok(link) => transport.drive(link).await,
                     Err(error) => tracing::debug!(%error, "accept peer"),
                 }
@@ -181,9 +183,9 @@ impl Transport {
     }
 }
 
-async fn accept(incoming: Incoming) -> Result<NewLink, LinkError> {
+async fn accept(incoming: Incoming, about: &About) -> Result<NewLink, LinkError> {
     let connection = timeout(DIAL_TIMEOUT, incoming).await.map_err(|_| LinkError::Timeout)??;
-    Link::answer(connection).await
+    Link::answer(connection, about).await
 }
 
 fn configs(
