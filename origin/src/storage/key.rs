@@ -5,8 +5,9 @@ use core::str::FromStr;
 
 /// Bytes of a key at most (S3's limit).
 const MAX_KEY_LEN: usize = 1024;
-/// Bytes of a segment at most: a file name of 255 less the local directory's mark.
-const MAX_SEGMENT_LEN: usize = 254;
+/// Bytes of a segment at most: a file name, and of the last one a file name less the local directory's mark.
+const MAX_SEGMENT_LEN: usize = 255;
+const MAX_LAST_SEGMENT_LEN: usize = 254;
 
 /// Why a text is not a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,7 +71,7 @@ impl Prefix {
     pub fn new(text: impl Into<Box<str>>) -> Result<Self, KeyError> {
         let text = text.into();
         match text.strip_suffix('/') {
-            Some(segments) if is_key(segments) => Ok(Self(text)),
+            Some(segments) if is_directory(segments) => Ok(Self(text)),
             _ => Err(KeyError(text.into())),
         }
     }
@@ -98,8 +99,13 @@ impl fmt::Debug for Prefix {
     }
 }
 
-fn is_key(text: &str) -> bool {
+fn is_directory(text: &str) -> bool {
     text.len() <= MAX_KEY_LEN && text.split('/').all(is_segment)
+}
+
+fn is_key(text: &str) -> bool {
+    let last = text.rsplit('/').next().unwrap_or_default();
+    text.len() <= MAX_KEY_LEN && last.len() <= MAX_LAST_SEGMENT_LEN && is_directory(text)
 }
 
 fn is_segment(segment: &str) -> bool {

@@ -1,0 +1,113 @@
+//! The origin's configuration, one struct with documented defaults.
+
+use core::time::Duration;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use flotilla_common::name::RegionName;
+use flotilla_common::seal::SealKey;
+use flotilla_common::units::{BitRate, ByteSize};
+use flotilla_runtime::rate::Limiter;
+use rustls::ServerConfig;
+
+pub use crate::format::Horizons;
+
+/// How an origin runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it listens; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Its storage: `file:///dir` or `memory:///`.
+    pub storage: String,
+    /// Its region: in the stamps of tags and manifests.
+    pub region: RegionName,
+    /// What signs seals; its issuer is the region that peers see in them.
+    pub seal_key: SealKey,
+    /// A cap on the bytes of blobs that it sends, shared by all responses. Default none.
+    pub uplink: Limiter,
+    /// HTTPS with this, HTTP without. Default none.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// The times of collection: the same at all replicas of a bucket.
+    pub horizons: Horizons,
+    /// Everything that is bounded.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// A configuration with the defaults for all that has one.
+    pub fn new(
+        listen: SocketAddr,
+        storage: impl Into<String>,
+        region: RegionName,
+        seal_key: SealKey,
+    ) -> Self {
+        Self {
+            listen,
+            storage: storage.into(),
+            region,
+            seal_key,
+            uplink: Limiter::unlimited(),
+            tls: None,
+            horizons: Horizons::default(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// The same with a cap on the uplink.
+    #[must_use]
+    pub fn with_uplink(mut self, rate: Option<BitRate>) -> Self {
+        self.uplink = rate.into();
+        self
+    }
+}
+
+/// The origin's bounds.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How long a tag may be served from memory, from the start of its read. At most 1 s, the default.
+    pub tag_time_to_live: Duration,
+    /// How long "this repository has this digest" may be. At most 10 s, the default; refreshed ahead at half of it.
+    pub repository_time_to_live: Duration,
+    /// Memory for manifests. Default 64 MiB.
+    pub manifest_cache: ByteSize,
+    /// Memory for records of blobs. Default 64 MiB.
+    pub record_cache: ByteSize,
+    /// Memory for blobs of at most 64 KiB: configurations, mostly. Default 32 MiB.
+    pub small_blob_cache: ByteSize,
+    /// Memory for tags, claims to blobs, open uploads and closures, each. Default 16 MiB.
+    pub other_caches: ByteSize,
+    /// Memory for the bytes of uploads on their way to storage, in batches of 1 MiB. Default 64 MiB.
+    pub upload_buffers: ByteSize,
+    /// Memory for parts of 8 MiB on their way to a remote storage. Default 128 MiB.
+    pub part_buffers: ByteSize,
+    /// How long an upload's id is good for. Default 24 h; shorter than the horizon.
+    pub upload_lifetime: Duration,
+    /// How long a client may send nothing in the middle of a body. Default 60 s.
+    pub stall_timeout: Duration,
+    /// For one storage call on a small object. Default 30 s.
+    pub storage_timeout: Duration,
+    /// Bytes at which a segment ends. Default 4 GiB.
+    pub segment_len: ByteSize,
+    /// How long a shutdown waits for what is in flight. Default 20 s.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            tag_time_to_live: Duration::from_secs(1),
+            repository_time_to_live: Duration::from_secs(10),
+            manifest_cache: ByteSize(64 << 20),
+            record_cache: ByteSize(64 << 20),
+            small_blob_cache: ByteSize(32 << 20),
+            other_caches: ByteSize(16 << 20),
+            upload_buffers: ByteSize(64 << 20),
+            part_buffers: ByteSize(128 << 20),
+            upload_lifetime: Duration::from_hours(24),
+            stall_timeout: Duration::from_mins(1),
+            storage_timeout: Duration::from_secs(30),
+            segment_len: ByteSize(4 << 30),
+            drain_timeout: Duration::from_secs(20),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `rm/<name>/_/<digest>`: a repository has a manifest. A small head, then the manifest's bytes as they were pushed.
+
+use bincode::{Decode, Encode};
+use bytes::Bytes;
+
+use super::{Stamp, decode, encode};
+use crate::storage::{Key, StorageError};
+
+/// Bytes of a head at most: a stamp, a nonce and a media type.
+const MAX_HEAD_LEN: usize = 4096;
+
+/// What stands before the bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+struct Head {
+    stamp: Stamp,
+    /// The media type of a live manifest; none once it is deleted.
+    media_type: Option<String>,
+    nonce: u128,
+}
+
+/// A manifest, or the tombstone of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ManifestRecord {
+    pub(crate) stamp: Stamp,
+    /// The media type and the bytes; none once it is deleted.
+    pub(crate) content: Option<(String, Bytes)>,
+    pub(crate) nonce: u128,
+}
+
+impl ManifestRecord {
+    /// The body of the object.
+    pub(crate) fn body(&self, key: &Key) -> Result<Bytes, StorageError> {
+        let (media_type, bytes) = self.content.clone().unzip();
+        let head = Head { stamp: self.stamp.clone(), media_type, nonce: self.nonce };
+        let head = encode(key, &head)?;
+        let bytes = bytes.unwrap_or_default();
+        let mut body = Vec::with_capacity(4 + head.len() + bytes.len());
+        body.extend_from_slice(&(head.len() as u32).to_le_bytes());
+        body.extend_from_slice(&head);
+        body.extend_from_slice(&bytes);
+        Ok(body.into())
+    }
+
+    /// What a body says; the manifest's bytes are a slice of it.
+    pub(crate) fn of(key: &Key, body: &Bytes) -> Result<Self, StorageError> {
+        let torn = || StorageError::unavailable("decode record", key, "cut short");
+        let (len, _) = body.split_first_chunk::<4>().ok_or_else(torn)?;
+        let end = 4 + (u32::from_le_bytes(*len) as usize).min(MAX_HEAD_LEN);
+        let head: Head = decode(key, body.get(4..end).ok_or_else(torn)?)?;
+        let content = head.media_type.map(|media_type| (media_type, body.slice(end..)));
+        Ok(Self { stamp: head.stamp, content, nonce: head.nonce })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::*;
+
+    #[test]
+    fn a_manifest_and_its_tombstone_come_back_as_they_went() {
+        let key: Key = "rm/app/_/x".parse().unwrap();
+        let stamp = Stamp { clock: 7, region: "eu-1".parse().unwrap() };
+        let live = ManifestRecord { stamp, content: Some(("m".to_owned(), "{}".into())), nonce: 9 };
+        assert_eq!(ManifestRecord::of(&key, &live.body(&key).unwrap()).unwrap(), live);
+        let dead = ManifestRecord { content: None, ..live };
+        assert_eq!(ManifestRecord::of(&key, &dead.body(&key).unwrap()).unwrap(), dead);
+        for torn in [&[][..], &[9, 0, 0, 0, 1], &[255; 9]] {
+            assert!(ManifestRecord::of(&key, &Bytes::copy_from_slice(torn)).is_err());
+        }
+    }
+}

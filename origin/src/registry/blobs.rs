@@ -1,0 +1,316 @@
+//! Blobs: a repository's claim (`rb`) names a generation, the generation's record names the data.
+//!
+//! A cold blob costs two reads and no listing. GET serves what is live or condemned; HEAD, mount and manifest PUT swap
+//! what is condemned back to live, at any time. A claim whose generation is dead looks for another generation.
+
+use std::sync::{Arc, OnceLock};
+
+use flotilla_common::digest::Digest;
+use flotilla_common::name::RepositoryName;
+use flotilla_common::seal::{BlobFacts, Seal};
+use flotilla_common::time::Time;
+use flotilla_runtime::clock::Clock;
+
+use super::{ENTRY_LEN, Registry, RegistryError};
+use crate::keys;
+use crate::nonce::nonce;
+use crate::record::{BlobRecord, RepositoryBlob, Segment, State, Step, TableAt, decode, encode};
+use crate::settle::Settled;
+use crate::storage::{Key, Object, Storage, StorageError};
+use crate::upload::id::Generation;
+
+/// Generations of one digest that are looked at when a claim's own is dead.
+const GENERATIONS: usize = 100;
+
+/// What the caller relies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Its bytes, now: condemned is good enough, and so is memory of any age.
+    Bytes,
+    /// That it stays: live, read within L.
+    Live,
+}
+
+/// A repository's claim to a blob, as cached.
+#[derive(Clone, Debug)]
+pub(super) struct Claim {
+    generation: Generation,
+    state: State,
+}
+
+/// A record in memory.
+#[derive(Debug)]
+pub(crate) struct StoredRecord {
+    pub(crate) facts: BlobFacts,
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) table: TableAt,
+    state: State,
+    seal: OnceLock<Seal>,
+}
+
+impl StoredRecord {
+    fn new(record: BlobRecord) -> Arc<Self> {
+        let BlobRecord { state, facts, segments, table, nonce: _ } = record;
+        Arc::new(Self { facts, segments, table, state, seal: OnceLock::new() })
+    }
+
+    pub(super) fn weight(&self) -> usize {
+        let values = match &self.table {
+            TableAt::Here(table) => table.values().len(),
+            TableAt::Nowhere | TableAt::Object { .. } => 0,
+        };
+        2 * ENTRY_LEN + values * 32 + self.segments.len() * size_of::<Segment>()
+    }
+}
+
+/// A blob that a repository has.
+#[derive(Clone, Debug)]
+pub(crate) struct Blob {
+    pub(crate) generation: Generation,
+    pub(crate) record: Arc<StoredRecord>,
+    /// When the oldest read behind this began.
+    pub(crate) read_at: Time,
+    /// Known only from memory past its time, since storage cannot be reached.
+    pub(crate) stale: bool,
+}
+
+impl Blob {
+    pub(crate) fn size(&self) -> u64 {
+        self.record.facts.size
+    }
+}
+
+impl Registry {
+    /// The blob, if the repository has it.
+    pub(crate) async fn blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        need: Need,
+    ) -> Result<Option<Blob>, RegistryError> {
+        let Some((claim, claimed_at, stale)) = self.claim(repository, digest).await? else { return Ok(None) };
+        if need == Need::Live && stale {
+            let key = keys::repository_blob(repository, digest);
+            return Err(StorageError::unavailable("read claim", key, "only an expired one is known").into());
+        }
+        if need == Need::Live && claim.state == State::Condemned {
+            self.hold(repository, digest, &claim.generation).await?;
+        }
+        if let Some((record, read_at)) = self.record(digest, &claim.generation, need).await? {
+            let (generation, read_at) = (claim.generation, read_at.min(claimed_at));
+            return Ok(Some(Blob { generation, record, read_at, stale }));
+        }
+        self.other_generation(repository, digest).await
+    }
+
+    async fn claim(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<(Claim, Time, bool)>, RegistryError> {
+        let fill = || {
+            let (storage, key) = (Arc::clone(&self.storage), keys::repository_blob(repository, digest));
+            async move {
+                let Some(object) = storage.read(&key).await? else { return Ok(None) };
+                let RepositoryBlob { state, generation, nonce: _ } = decode(&key, &object.body)?;
+                Ok(state.is_served().then_some(Claim { generation, state }))
+            }
+        };
+        let cached = self.claims.get(&(repository.clone(), *digest), fill).await?;
+        Ok(cached.map(|cached| (cached.value, cached.read_at, cached.stale)))
+    }
+
+    /// The record of a generation that is not dead.
+    async fn record(
+        &self,
+        digest: &Digest,
+        generation: &Generation,
+        need: Need,
+    ) -> Result<Option<(Arc<StoredRecord>, Time)>, RegistryError> {
+        let cache_key = (*digest, *generation);
+        if need == Need::Bytes
+            && let Some(cached) = self.records.peek(&cache_key)
+        {
+            return Ok(Some((cached.value, cached.read_at)));
+        }
+        let fill = || {
+            let (storage, key) = (Arc::clone(&self.storage), keys::blob(digest, generation));
+            async move { read_record(&*storage, &key).await.map(|found| found.map(|(record, _)| record)) }
+        };
+        let Some(cached) = self.records.get(&cache_key, fill).await? else { return Ok(None) };
+        if need == Need::Bytes || (cached.value.state == State::Live && !cached.stale) {
+            return Ok(Some((cached.value, cached.read_at)));
+        }
+        self.rescue(digest, generation).await
+    }
+
+    /// Swaps a condemned record to live. `None` if it is dead.
+    async fn rescue(
+        &self,
+        digest: &Digest,
+        generation: &Generation,
+    ) -> Result<Option<(Arc<StoredRecord>, Time)>, RegistryError> {
+        let (key, cache_key) = (keys::blob(digest, generation), (*digest, *generation));
+        let (epoch, read_at) = (self.records.epoch(&cache_key), Clock::now());
+        let Some(object) = self.storage.read(&key).await? else { return Ok(None) };
+        let mut record: BlobRecord = decode(&key, &object.body)?;
+        if record.state == State::Dead {
+            self.records.invalidate(&cache_key);
+            return Ok(None);
+        }
+        if let Some(state) = record.state.after(Step::Rescue) {
+            record.state = state;
+            record.nonce = nonce();
+            let body = encode(&key, &record)?.into();
+            if let Settled::Lost(present) = self.settler().write(&key, Some(&object.version), body).await? {
+                self.records.invalidate(&cache_key);
+                // Somebody else's rescue is as good as one's own.
+                return match present.map(|object| decode::<BlobRecord>(&key, &object.body)).transpose()? {
+                    Some(record) if record.state == State::Live => {
+                        Ok(Some((StoredRecord::new(record), read_at)))
+                    }
+                    Some(record) if record.state == State::Condemned => Err(RegistryError::Contended),
+                    _ => Ok(None),
+                };
+            }
+        }
+        let record = StoredRecord::new(record);
+        self.records.wrote(&cache_key, epoch, read_at, Arc::clone(&record));
+        Ok(Some((record, read_at)))
+    }
+
+    /// Points a claim whose generation is dead at one that is not.
+    async fn other_generation(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<Blob>, RegistryError> {
+        let page = self.storage.list(&keys::generations(digest), None, GENERATIONS).await?;
+        for entry in page.entries {
+            let Ok(generation) = entry.key.last_segment().parse::<Generation>() else { continue };
+            if let Some((record, read_at)) = self.rescue(digest, &generation).await? {
+                self.hold(repository, digest, &generation).await?;
+                return Ok(Some(Blob { generation, record, read_at, stale: false }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes the record of a finished upload. What is there already is the same, whoever wrote it.
+    pub(super) async fn keep_record(
+        &self,
+        generation: &Generation,
+        record: BlobRecord,
+    ) -> Result<(), RegistryError> {
+        let digest = record.facts.digest;
+        let (key, cache_key) = (keys::blob(&digest, generation), (digest, *generation));
+        let (epoch, started) = (self.records.epoch(&cache_key), Clock::now());
+        let body = encode(&key, &record)?.into();
+        match self.settler().write(&key, None, body).await? {
+            Settled::Written => {
+                self.records.wrote(&cache_key, epoch, started, StoredRecord::new(record));
+                Ok(())
+            }
+            Settled::Lost(_) => {
+                let rescued = self.rescue(&digest, generation).await?;
+                rescued.map(drop).ok_or(RegistryError::UploadUnknown)
+            }
+        }
+    }
+
+    /// Makes the repository's claim live, naming a generation that is live.
+    pub(super) async fn hold(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        generation: &Generation,
+    ) -> Result<(), RegistryError> {
+        let (key, cache_key) = (keys::repository_blob(repository, digest), (repository.clone(), *digest));
+        let (epoch, started) = (self.claims.epoch(&cache_key), Clock::now());
+        let claim = RepositoryBlob { state: State::Live, generation: *generation, nonce: nonce() };
+        let mut settled = self.settler().write(&key, None, encode(&key, &claim)?.into()).await?;
+        if let Settled::Lost(Some(present)) = settled {
+            if self.is_held(digest, &key, &present).await? {
+                self.claims.invalidate(&cache_key);
+                return Ok(());
+            }
+            // The first write met a claim that was there before, so it did not apply and never will.
+            let body = encode(&key, &RepositoryBlob { nonce: nonce(), ..claim })?.into();
+            settled = self.settler().write(&key, Some(&present.version), body).await?;
+        }
+        match settled {
+            Settled::Written => {
+                let claim = Claim { generation: *generation, state: State::Live };
+                self.claims.wrote(&cache_key, epoch, started, claim);
+                Ok(())
+            }
+            Settled::Lost(present) => {
+                self.claims.invalidate(&cache_key);
+                match present {
+                    Some(present) if self.is_held(digest, &key, &present).await? => Ok(()),
+                    _ => Err(RegistryError::Contended),
+                }
+            }
+        }
+    }
+
+    /// Whether a claim that is there is live and names a generation that lives.
+    async fn is_held(&self, digest: &Digest, key: &Key, present: &Object) -> Result<bool, RegistryError> {
+        let claim: RepositoryBlob = decode(key, &present.body)?;
+        let live = claim.state == State::Live;
+        Ok(live && self.record(digest, &claim.generation, Need::Live).await?.is_some())
+    }
+
+    /// Lets a repository have a blob that another one has. `None` if that one has not.
+    pub(crate) async fn mount(
+        &self,
+        from: &RepositoryName,
+        to: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<()>, RegistryError> {
+        let Some(blob) = self.blob(from, digest, Need::Live).await? else { return Ok(None) };
+        self.hold(to, digest, &blob.generation).await.map(Some)
+    }
+
+    /// Takes a blob out of a repository, by a tombstone in the place of its claim.
+    pub(crate) async fn delete_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<(), RegistryError> {
+        let key = keys::repository_blob(repository, digest);
+        let object = self.storage.read(&key).await?.ok_or(RegistryError::BlobUnknown)?;
+        let mut claim: RepositoryBlob = decode(&key, &object.body)?;
+        if !claim.state.is_served() {
+            return Err(RegistryError::BlobUnknown);
+        }
+        (claim.state, claim.nonce) = (State::Dead, nonce());
+        let settled = self.settler().write(&key, Some(&object.version), encode(&key, &claim)?.into()).await;
+        self.claims.invalidate(&(repository.clone(), *digest));
+        match settled? {
+            Settled::Written => Ok(()),
+            Settled::Lost(_) => Err(RegistryError::Contended),
+        }
+    }
+
+    /// Forgets what memory says of a blob whose data was not where its record says.
+    pub(super) fn forget(&self, repository: &RepositoryName, digest: &Digest, generation: &Generation) {
+        self.records.invalidate(&(*digest, *generation));
+        self.claims.invalidate(&(repository.clone(), *digest));
+    }
+
+    /// The seal of a record, signed once and kept.
+    pub(super) fn seal<'a>(&self, record: &'a StoredRecord) -> &'a Seal {
+        record.seal.get_or_init(|| self.seal_key.seal(record.facts.clone()))
+    }
+}
+
+/// A record that is not dead, and the object that it came from.
+async fn read_record(
+    storage: &dyn Storage,
+    key: &Key,
+) -> Result<Option<(Arc<StoredRecord>, Object)>, StorageError> {
+    let Some(object) = storage.read(key).await? else { return Ok(None) };
+    let record: BlobRecord = decode(key, &object.body)?;
+    Ok(record.state.is_served().then(|| (StoredRecord::new(record), object)))
+}

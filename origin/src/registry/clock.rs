@@ -1,0 +1,49 @@
+//! The hybrid clock of tags, manifests and referrers: the wall clock, but never behind what was seen.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use flotilla_common::name::RegionName;
+
+use crate::record::Stamp;
+
+#[derive(Debug)]
+pub(crate) struct HybridClock {
+    region: RegionName,
+    last: AtomicU64,
+}
+
+impl HybridClock {
+    pub(crate) fn new(region: RegionName) -> Self {
+        Self { region, last: AtomicU64::new(0) }
+    }
+
+    /// A stamp above the wall clock, above all stamps given before, and above the one in the place of which it is
+    /// written.
+    pub(crate) fn stamp(&self, replaced: Option<&Stamp>) -> Stamp {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX);
+        let least = wall.max(replaced.map_or(0, |stamp| stamp.clock));
+        let before = self
+            .last
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |last| Some(last.max(least).saturating_add(1)));
+        let before = before.unwrap_or_else(|last| last);
+        Stamp { clock: before.max(least).saturating_add(1), region: self.region.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_above_all_before_it_even_with_a_wall_clock_that_is_behind() {
+        let clock = HybridClock::new("eu-1".parse().expect("a label"));
+        let first = clock.stamp(None);
+        let second = clock.stamp(None);
+        assert!(second > first);
+        let future = Stamp { clock: first.clock + (1 << 60), region: first.region };
+        let third = clock.stamp(Some(&future));
+        assert!(third > future && clock.stamp(None) > third);
+    }
+}

@@ -1,0 +1,93 @@
+//! What proves all blobs of a manifest: seals and chunk tables, in one answer for peers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_common::chunk::Geometry;
+use flotilla_common::codec;
+use flotilla_common::digest::Digest;
+use flotilla_common::manifest::Manifest;
+use flotilla_common::name::RepositoryName;
+use flotilla_common::proof::Proof;
+use flotilla_common::tree::ChunkTable;
+use flotilla_common::wire::origin::ClosureAnswer;
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::{Blob, ENTRY_LEN, Need, Registry, RegistryError};
+use crate::keys;
+use crate::record::TableAt;
+use crate::storage::StorageError;
+
+/// Blobs of a manifest that are looked up at once.
+const LOOKUPS_AT_ONCE: usize = 16;
+
+/// An encoded answer, kept by the manifest's digest: facts of bytes that never change.
+#[derive(Debug)]
+pub(super) struct Closure {
+    answer: Bytes,
+}
+
+impl Closure {
+    pub(super) fn weight(&self) -> usize {
+        ENTRY_LEN + self.answer.len()
+    }
+}
+
+impl Registry {
+    /// The encoded [`ClosureAnswer`] for a manifest that the repository has.
+    ///
+    /// A blob that the repository does not have, though the manifest names it, is left to its digest.
+    pub(crate) async fn closure(
+        &self,
+        repository: &RepositoryName,
+        manifest: &Digest,
+    ) -> Result<Bytes, RegistryError> {
+        let found =
+            self.manifest_by_digest(repository, manifest).await?.ok_or(RegistryError::ManifestUnknown)?;
+        if let Some(closure) = self.closures.get(manifest) {
+            return Ok(closure.answer.clone());
+        }
+        let parsed = Manifest::parse(&found.manifest.bytes);
+        let parsed = parsed.map_err(|error| StorageError::unavailable("parse manifest", manifest, error))?;
+        let named: Vec<_> = parsed.blobs().into_iter().map(|blob| (blob.digest, blob.size)).collect();
+        let proofs = stream::iter(named).map(|(digest, size)| async move {
+            match self.blob(repository, &digest, Need::Bytes).await? {
+                Some(blob) => self.proof(&blob).await.map(|proof| (proof, true)),
+                None => Ok((Proof::DigestOnly { digest, size }, false)),
+            }
+        });
+        let proofs: Vec<_> = proofs.buffered(LOOKUPS_AT_ONCE).try_collect::<Vec<_>>().await?;
+        let complete = proofs.iter().all(|(_, sealed)| *sealed);
+        let answer =
+            ClosureAnswer { proofs: proofs.into_iter().map(|(proof, _)| proof).collect(), grant: None };
+        let answer = codec::encode(&answer);
+        let answer: Bytes =
+            answer.map_err(|error| StorageError::unavailable("encode closure", manifest, error))?.into();
+        if complete {
+            self.closures.insert(*manifest, Arc::new(Closure { answer: answer.clone() }));
+        }
+        Ok(answer)
+    }
+
+    async fn proof(&self, blob: &Blob) -> Result<Proof, RegistryError> {
+        let table = match &blob.record.table {
+            TableAt::Nowhere => None,
+            TableAt::Here(table) => Some(table.clone()),
+            TableAt::Object { nonce } => Some(self.read_table(blob, *nonce).await?),
+        };
+        Ok(Proof::Sealed { seal: self.seal(&blob.record).clone(), table })
+    }
+
+    async fn read_table(&self, blob: &Blob, nonce: u128) -> Result<ChunkTable, RegistryError> {
+        let (facts, key) = (&blob.record.facts, keys::segment(&blob.generation, nonce));
+        let object =
+            self.storage.read(&key).await?.ok_or_else(|| StorageError::missing("read table", &key))?;
+        let table: Result<ChunkTable, _> = codec::decode(&object.body);
+        let table = table.map_err(|error| StorageError::unavailable("decode table", &key, error))?;
+        if !table.proves(&Geometry::for_size(facts.size), &facts.root) {
+            tracing::error!(%key, "read table: it does not roll up to the blob's root");
+            return Err(StorageError::unavailable("read table", &key, "not the table of the blob").into());
+        }
+        Ok(table)
+    }
+}

@@ -1,0 +1,140 @@
+//! The bytes of blobs: ranges over segments, and small blobs from memory.
+
+use core::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use flotilla_common::digest::Digest;
+use flotilla_common::name::RepositoryName;
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::{Blob, Need, Registry, RegistryError};
+use crate::keys;
+use crate::record::Segment;
+use crate::storage::{ByteStream, Key, Storage, StorageError};
+use crate::upload::id::Generation;
+
+/// Bytes of a blob that is kept in memory.
+const SMALL: u64 = 64 << 10;
+
+impl Registry {
+    /// The bytes of a range of a blob, which must lie within it.
+    ///
+    /// Data that is not where the record says (its generation died, and memory did not know) is looked for once more.
+    pub(crate) async fn read_blob(
+        &self,
+        repository: &RepositoryName,
+        blob: &Blob,
+        range: Range<u64>,
+    ) -> Result<ByteStream, RegistryError> {
+        match self.open_range(blob, range.clone()).await {
+            Err(StorageError::Missing { key, .. }) => {
+                let digest = blob.record.facts.digest;
+                tracing::warn!(%digest, key, "read blob: a segment is not there, reading the record again");
+                self.forget(repository, &digest, &blob.generation);
+                let blob =
+                    self.blob(repository, &digest, Need::Bytes).await?.ok_or(RegistryError::BlobUnknown)?;
+                Ok(self.open_range(&blob, range).await?)
+            }
+            opened => Ok(opened?),
+        }
+    }
+
+    async fn open_range(&self, blob: &Blob, range: Range<u64>) -> Result<ByteStream, StorageError> {
+        if blob.size() > SMALL {
+            return read_segments(&self.storage, &blob.generation, &blob.record.segments, range).await;
+        }
+        let digest = blob.record.facts.digest;
+        let fill = || {
+            let (storage, blob) = (Arc::clone(&self.storage), blob.clone());
+            async move { read_small(&storage, &blob, &digest).await.map(Some) }
+        };
+        let whole = match self.small_blobs.get(&(digest, blob.generation), fill).await {
+            Ok(cached) => cached.map(|cached| cached.value).unwrap_or_default(),
+            Err(error) => return Err(own(error)),
+        };
+        // A range of a blob of at most 64 KiB.
+        let piece = whole.slice(range.start as usize..range.end as usize);
+        Ok(stream::iter([Ok(piece)]).boxed())
+    }
+}
+
+/// The error of a fill, which others may have waited for, too.
+fn own(error: Arc<StorageError>) -> StorageError {
+    match Arc::try_unwrap(error) {
+        Ok(error) => error,
+        Err(shared) => match &*shared {
+            StorageError::Missing { action, key } => StorageError::Missing { action, key: key.clone() },
+            _ => StorageError::unavailable("read bytes", "blob", shared),
+        },
+    }
+}
+
+/// A whole small blob, checked: what is kept in memory must be right.
+async fn read_small(storage: &Arc<dyn Storage>, blob: &Blob, digest: &Digest) -> Result<Bytes, StorageError> {
+    let read = read_segments(storage, &blob.generation, &blob.record.segments, 0..blob.size()).await?;
+    let bytes = read.try_fold(BytesMut::new(), |mut bytes, piece| async move {
+        bytes.extend_from_slice(&piece);
+        Ok(bytes)
+    });
+    let bytes = bytes.await?.freeze();
+    if !digest.matches(&bytes) {
+        tracing::error!(%digest, "read blob: the storage holds other bytes than were pushed");
+        return Err(StorageError::unavailable("read bytes", digest, "the bytes are not those of the digest"));
+    }
+    Ok(bytes)
+}
+
+/// The bytes of `range` of consecutive segments. The first is opened at once, so that its absence is told here.
+pub(super) async fn read_segments(
+    storage: &Arc<dyn Storage>,
+    generation: &Generation,
+    segments: &[Segment],
+    range: Range<u64>,
+) -> Result<ByteStream, StorageError> {
+    let mut cuts = cuts(generation, segments, range).into_iter();
+    let Some((key, within)) = cuts.next() else { return Ok(stream::empty().boxed()) };
+    let first = storage.read_range(&key, within).await?;
+    let storage = Arc::clone(storage);
+    let rest = stream::iter(cuts).then(move |(key, within)| {
+        let storage = Arc::clone(&storage);
+        async move { storage.read_range(&key, within).await }
+    });
+    Ok(first.chain(rest.try_flatten()).boxed())
+}
+
+/// Which bytes of which objects a range covers.
+fn cuts(generation: &Generation, segments: &[Segment], range: Range<u64>) -> Vec<(Key, Range<u64>)> {
+    let mut cuts = Vec::new();
+    let mut start = 0;
+    for segment in segments {
+        let end = start + segment.size;
+        let covered = range.start.max(start)..range.end.min(end);
+        if !covered.is_empty() {
+            let key = keys::segment(generation, segment.nonce);
+            cuts.push((key, covered.start - start..covered.end - start));
+        }
+        start = end;
+    }
+    cuts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upload::id::Signer;
+
+    #[test]
+    fn a_range_touches_only_the_segments_that_it_needs() {
+        let repository: RepositoryName = "app".parse().expect("a name");
+        let generation = Signer::new([0; 32]).begin(&repository, 1, false).id;
+        let segments = [3, 5, 2].map(|size| Segment { nonce: size.into(), size });
+        let ranges =
+            |range| cuts(&generation, &segments, range).into_iter().map(|cut| cut.1).collect::<Vec<_>>();
+        assert_eq!(ranges(0..10), [0..3, 0..5, 0..2]);
+        assert_eq!(ranges(2..4), [2..3, 0..1]);
+        assert_eq!(ranges(3..8), [0..5]);
+        assert_eq!(ranges(9..10), [1..2]);
+        assert!(ranges(4..4).is_empty());
+    }
+}

@@ -1,0 +1,292 @@
+//! Manifests: stored per repository with their bytes, found by digest or by tag.
+//!
+//! A PUT checks that every blob it names is live, then writes `rm`, the referrer, the tag, in that order, each by a
+//! compare-and-swap on what was read just before. If more than L passed between the oldest check and the confirmed
+//! `rm`, all is checked again past the caches before it is acknowledged.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_common::digest::Digest;
+use flotilla_common::manifest::{self, Manifest};
+use flotilla_common::name::{Reference, RepositoryName, Tag};
+use flotilla_common::time::Time;
+use flotilla_runtime::clock::Clock;
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::{Need, Registry, RegistryError};
+use crate::keys;
+use crate::nonce::nonce;
+use crate::record::{ManifestRecord, Pointer, TagValue};
+use crate::settle::Settled;
+use crate::storage::StorageError;
+
+/// Blobs of a manifest that are checked at once.
+const CHECKS_AT_ONCE: usize = 16;
+
+/// A manifest in memory.
+#[derive(Debug)]
+pub(crate) struct StoredManifest {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: String,
+    pub(crate) bytes: Bytes,
+}
+
+/// A manifest, and whether it is known only from memory past its time.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) manifest: Arc<StoredManifest>,
+    pub(crate) stale: bool,
+}
+
+/// What a PUT answers.
+#[derive(Clone, Debug)]
+pub(crate) struct Pushed {
+    pub(crate) digest: Digest,
+    /// What it refers to.
+    pub(crate) subject: Option<Digest>,
+}
+
+impl Registry {
+    /// The manifest that a reference names.
+    pub(crate) async fn manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<Found, RegistryError> {
+        let (digest, tag_is_stale) = match reference {
+            Reference::Digest(digest) => (*digest, false),
+            Reference::Tag(tag) => self.tag(repository, tag).await?.ok_or(RegistryError::ManifestUnknown)?,
+        };
+        let found =
+            self.manifest_by_digest(repository, &digest).await?.ok_or(RegistryError::ManifestUnknown)?;
+        Ok(Found { stale: found.stale || tag_is_stale, ..found })
+    }
+
+    pub(super) async fn manifest_by_digest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<Found>, RegistryError> {
+        let digest = *digest;
+        let fill = || {
+            let (storage, key) = (Arc::clone(&self.storage), keys::manifest(repository, &digest));
+            async move {
+                let Some(object) = storage.read(&key).await? else { return Ok(None) };
+                let Some((media_type, bytes)) = ManifestRecord::of(&key, &object.body)?.content else {
+                    return Ok(None);
+                };
+                if !digest.matches(&bytes) {
+                    tracing::error!(%key, "read manifest: the storage holds other bytes than were pushed");
+                    return Err(StorageError::unavailable(
+                        "read manifest",
+                        &key,
+                        "not the bytes of the digest",
+                    ));
+                }
+                Ok(Some(Arc::new(StoredManifest { digest, media_type, bytes })))
+            }
+        };
+        let cached = self.manifests.get(&(repository.clone(), digest), fill).await?;
+        Ok(cached.map(|cached| Found { manifest: cached.value, stale: cached.stale }))
+    }
+
+    /// Stores a manifest. `media_type` is what the request says, without parameters.
+    pub(crate) async fn put_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+        media_type: Option<&str>,
+        bytes: Bytes,
+    ) -> Result<Pushed, RegistryError> {
+        let digest = match reference {
+            Reference::Digest(digest) => *digest,
+            Reference::Tag(_) => Digest::sha256(&bytes),
+        };
+        if !digest.matches(&bytes) {
+            let computed = Digest::of(digest.algorithm(), &bytes);
+            return Err(RegistryError::DigestInvalid(format!("the manifest has the digest {computed}")));
+        }
+        let manifest =
+            Manifest::parse(&bytes).map_err(|error| RegistryError::ManifestInvalid(error.to_string()))?;
+        let media_type = agreed_media_type(media_type, &manifest)?;
+        let oldest = self.check_named(repository, &manifest).await?;
+        let stored = Arc::new(StoredManifest { digest, media_type, bytes });
+        self.write_manifest(repository, Arc::clone(&stored)).await?;
+        if Clock::now().saturating_since(oldest) > self.format.horizons.liveness {
+            self.check_again(repository, &manifest, &digest).await?;
+        }
+        let subject = manifest.subject.as_ref().map(|subject| subject.digest);
+        if let Some(subject) = subject {
+            self.write_referrer(repository, &subject, &stored, &manifest).await?;
+        }
+        if let Reference::Tag(tag) = reference {
+            self.write_tag(repository, tag, Some(digest)).await?;
+        }
+        Ok(Pushed { digest, subject })
+    }
+
+    /// Checks that the repository has all that a manifest names. The start of the oldest read that it rests on.
+    async fn check_named(
+        &self,
+        repository: &RepositoryName,
+        manifest: &Manifest,
+    ) -> Result<Time, RegistryError> {
+        let began = Clock::now();
+        let blobs = manifest.blobs().into_iter().map(|blob| blob.digest).collect::<Vec<_>>();
+        let checks = stream::iter(blobs).map(|digest| async move {
+            let found = self.blob(repository, &digest, Need::Live).await?;
+            Ok(found.ok_or(RegistryError::ManifestBlobUnknown(digest))?.read_at)
+        });
+        let oldest = checks
+            .buffer_unordered(CHECKS_AT_ONCE)
+            .try_fold(began, |oldest, read_at| async move { Ok::<_, RegistryError>(oldest.min(read_at)) });
+        let oldest = oldest.await?;
+        let children =
+            manifest.manifests.iter().filter(|child| child.urls.is_empty()).map(|child| child.digest);
+        let checks = stream::iter(children.collect::<Vec<_>>()).map(|digest| async move {
+            let found = self.manifest_by_digest(repository, &digest).await?;
+            found.map(drop).ok_or(RegistryError::ManifestBlobUnknown(digest))
+        });
+        checks.buffer_unordered(CHECKS_AT_ONCE).try_collect::<()>().await?;
+        Ok(oldest)
+    }
+
+    /// Checks past the caches what was checked too long ago; a manifest that names what has died is taken back.
+    async fn check_again(
+        &self,
+        repository: &RepositoryName,
+        manifest: &Manifest,
+        digest: &Digest,
+    ) -> Result<(), RegistryError> {
+        for blob in manifest.blobs() {
+            self.claims.invalidate(&(repository.clone(), blob.digest));
+        }
+        let checked = self.check_named(repository, manifest).await;
+        if let Err(RegistryError::ManifestBlobUnknown(_)) = &checked {
+            self.bury_manifest(repository, digest).await?;
+        }
+        checked.map(drop)
+    }
+
+    async fn write_manifest(
+        &self,
+        repository: &RepositoryName,
+        manifest: Arc<StoredManifest>,
+    ) -> Result<(), RegistryError> {
+        let (key, cache_key) =
+            (keys::manifest(repository, &manifest.digest), (repository.clone(), manifest.digest));
+        let (epoch, started) = (self.manifests.epoch(&cache_key), Clock::now());
+        let present = self.storage.read(&key).await?;
+        let replaced = present.as_ref().map(|object| ManifestRecord::of(&key, &object.body)).transpose()?;
+        let record = ManifestRecord {
+            stamp: self.clock.stamp(replaced.as_ref().map(|record| &record.stamp)),
+            content: Some((manifest.media_type.clone(), manifest.bytes.clone())),
+            nonce: nonce(),
+        };
+        let seen = present.as_ref().map(|object| &object.version);
+        let settled = self.settler().write(&key, seen, record.body(&key)?).await;
+        if let Ok(Settled::Written) = settled {
+            self.manifests.wrote(&cache_key, epoch, started, manifest);
+            return Ok(());
+        }
+        self.manifests.invalidate(&cache_key);
+        match settled? {
+            // The bytes under a digest are always the same: another's are as good, while they are alive.
+            Settled::Lost(Some(object)) if ManifestRecord::of(&key, &object.body)?.content.is_some() => {
+                Ok(())
+            }
+            _ => Err(RegistryError::Contended),
+        }
+    }
+
+    /// Writes a tombstone in the place of a manifest. The manifest that was there.
+    async fn bury_manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Bytes, RegistryError> {
+        let key = keys::manifest(repository, digest);
+        let object = self.storage.read(&key).await?.ok_or(RegistryError::ManifestUnknown)?;
+        let record = ManifestRecord::of(&key, &object.body)?;
+        let (_, bytes) = record.content.ok_or(RegistryError::ManifestUnknown)?;
+        let stamp = self.clock.stamp(Some(&record.stamp));
+        let tombstone = ManifestRecord { stamp, content: None, nonce: nonce() };
+        let settled = self.settler().write(&key, Some(&object.version), tombstone.body(&key)?).await;
+        self.manifests.invalidate(&(repository.clone(), *digest));
+        match settled? {
+            Settled::Written => Ok(bytes),
+            Settled::Lost(_) => Err(RegistryError::Contended),
+        }
+    }
+
+    /// Deletes a tag, or a manifest with its referrer. Tags that name the manifest then lead nowhere.
+    pub(crate) async fn delete_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<(), RegistryError> {
+        let digest = match reference {
+            Reference::Tag(tag) => return self.write_tag(repository, tag, None).await,
+            Reference::Digest(digest) => digest,
+        };
+        let bytes = self.bury_manifest(repository, digest).await?;
+        let subject = Manifest::parse(&bytes).ok().and_then(|manifest| manifest.subject);
+        match subject {
+            Some(subject) => self.bury_referrer(repository, &subject.digest, digest).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The digest that a tag names, and whether it is known only from memory past its time.
+    async fn tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) -> Result<Option<(Digest, bool)>, RegistryError> {
+        let fill = || {
+            let (storage, key) = (Arc::clone(&self.storage), keys::tag(repository, tag));
+            async move {
+                let Some(object) = storage.read(&key).await? else { return Ok(None) };
+                let pointer = Pointer::<TagValue>::of(&key, &object.body)?;
+                Ok(pointer.value.map(|value| value.digest))
+            }
+        };
+        let cached = self.tags.get(&(repository.clone(), tag.clone()), fill).await?;
+        Ok(cached.map(|cached| (cached.value, cached.stale)))
+    }
+
+    /// Moves a tag to a digest, or deletes it.
+    async fn write_tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+        digest: Option<Digest>,
+    ) -> Result<(), RegistryError> {
+        let (key, cache_key) = (keys::tag(repository, tag), (repository.clone(), tag.clone()));
+        let (epoch, started) = (self.tags.epoch(&cache_key), Clock::now());
+        let settled = self.write_pointer(&key, digest.map(|digest| TagValue { digest })).await;
+        match (settled, digest) {
+            (Ok(()), Some(digest)) => {
+                self.tags.wrote(&cache_key, epoch, started, digest);
+                Ok(())
+            }
+            (settled, _) => {
+                self.tags.invalidate(&cache_key);
+                settled
+            }
+        }
+    }
+}
+
+/// The media type that request and manifest agree on.
+fn agreed_media_type(header: Option<&str>, manifest: &Manifest) -> Result<String, RegistryError> {
+    match (header, manifest.media_type.as_deref()) {
+        (Some(header), Some(own)) if header != own => Err(RegistryError::ManifestInvalid(format!(
+            "the request's Content-Type is {header}, the manifest's mediaType {own}"
+        ))),
+        (Some(media_type), _) | (None, Some(media_type)) => Ok(media_type.to_owned()),
+        (None, None) if manifest.is_index() => Ok(manifest::OCI_INDEX.to_owned()),
+        (None, None) => Ok(manifest::OCI_MANIFEST.to_owned()),
+    }
+}

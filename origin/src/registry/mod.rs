@@ -1,0 +1,136 @@
+//! The registry's facts and how they change, without HTTP: blobs, uploads, manifests, tags, referrers, closures.
+//!
+//! Everything here reads through caches and writes through [`Settler`]; nothing is read, changed and written back
+//! without a precondition, and nothing is kept here that another replica could not learn from storage.
+
+mod blobs;
+mod clock;
+mod closure;
+mod content;
+mod error;
+mod manifests;
+mod referrers;
+mod tags;
+mod uploads;
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_common::digest::Digest;
+use flotilla_common::name::{RegionName, RepositoryName, Tag};
+use flotilla_common::seal::SealKey;
+use tokio::sync::Semaphore;
+
+use crate::cache::{self, Cache};
+use crate::config::Limits;
+use crate::format::Format;
+use crate::settle::Settler;
+use crate::storage::Storage;
+use crate::upload::id::{Generation, Signer};
+use crate::upload::receive::BATCH_LEN;
+
+pub(crate) use blobs::{Blob, Need};
+pub(crate) use error::RegistryError;
+pub(crate) use manifests::{Pushed, StoredManifest};
+pub(crate) use tags::TagPage;
+pub(crate) use uploads::{Body, Known, Progress};
+
+use blobs::{Claim, StoredRecord};
+use clock::HybridClock;
+
+type BlobKey = (RepositoryName, Digest);
+
+/// All that a replica knows and may do.
+pub(crate) struct Registry {
+    storage: Arc<dyn Storage>,
+    limits: Limits,
+    format: Format,
+    clock: HybridClock,
+    seal_key: SealKey,
+    signer: Signer,
+    batches: Arc<Semaphore>,
+    sessions: moka::sync::Cache<Generation, Arc<uploads::Session>>,
+    claims: Cache<BlobKey, Claim>,
+    records: Cache<(Digest, Generation), Arc<StoredRecord>>,
+    small_blobs: Cache<(Digest, Generation), Bytes>,
+    manifests: Cache<BlobKey, Arc<StoredManifest>>,
+    tags: Cache<(RepositoryName, Tag), Digest>,
+    closures: moka::sync::Cache<Digest, Arc<closure::Closure>>,
+}
+
+/// Time-to-live of what never changes.
+const FOR_EVER: Duration = Duration::from_hours(24 * 365);
+/// Bytes of an entry's bookkeeping, roughly.
+const ENTRY_LEN: usize = 160;
+
+impl Registry {
+    pub(crate) fn new(
+        storage: Arc<dyn Storage>,
+        format: Format,
+        region: RegionName,
+        seal_key: SealKey,
+        limits: Limits,
+    ) -> Self {
+        let timed = |time_to_live: Duration, bytes: u64| cache::Limits {
+            time_to_live,
+            refresh_after: None,
+            bytes,
+            fill_timeout: limits.storage_timeout,
+        };
+        let refreshed = |bytes: u64| cache::Limits {
+            refresh_after: Some(limits.repository_time_to_live / 2),
+            ..timed(limits.repository_time_to_live, bytes)
+        };
+        let other = limits.other_caches.0;
+        let batches = usize::try_from(limits.upload_buffers.0).unwrap_or(usize::MAX) / BATCH_LEN;
+        Self {
+            clock: HybridClock::new(region),
+            seal_key,
+            signer: Signer::new(format.upload_secret),
+            batches: Arc::new(Semaphore::new(batches.clamp(1, Semaphore::MAX_PERMITS))),
+            sessions: moka::sync::Cache::builder()
+                .max_capacity(other)
+                .weigher(|_, session: &Arc<uploads::Session>| {
+                    u32::try_from(session.weight()).unwrap_or(u32::MAX)
+                })
+                .time_to_live(limits.upload_lifetime)
+                .build(),
+            claims: Cache::new(refreshed(other), |(name, _): &BlobKey, _| ENTRY_LEN + name.as_str().len()),
+            records: Cache::new(timed(format.horizons.liveness, limits.record_cache.0), |_, record: &Arc<StoredRecord>| {
+                record.weight()
+            }),
+            small_blobs: Cache::new(timed(FOR_EVER, limits.small_blob_cache.0), |_, bytes: &Bytes| {
+                ENTRY_LEN + bytes.len()
+            }),
+            manifests: Cache::new(refreshed(limits.manifest_cache.0), |(name, _): &BlobKey, manifest: &Arc<StoredManifest>| {
+                ENTRY_LEN + name.as_str().len() + manifest.bytes.len()
+            }),
+            tags: Cache::new(timed(limits.tag_time_to_live, other), |(name, tag): &(RepositoryName, Tag), _| {
+                ENTRY_LEN + name.as_str().len() + tag.as_str().len()
+            }),
+            closures: moka::sync::Cache::builder()
+                .max_capacity(other)
+                .weigher(|_, closure: &Arc<closure::Closure>| {
+                    u32::try_from(closure.weight()).unwrap_or(u32::MAX)
+                })
+                .build(),
+            storage,
+            limits,
+            format,
+        }
+    }
+
+    pub(crate) fn seal_key(&self) -> &SealKey {
+        &self.seal_key
+    }
+
+    /// How often a value was served past its time, since storage could not be reached.
+    pub(crate) fn stale_answers(&self) -> u64 {
+        self.claims.stale_answers() + self.manifests.stale_answers() + self.tags.stale_answers()
+    }
+
+    fn settler(&self) -> Settler<'_> {
+        Settler { storage: &*self.storage, timeout: self.limits.storage_timeout }
+    }
+}

@@ -1,0 +1,89 @@
+//! Listing a repository's tags, and writing pointers: tags and referrers.
+
+use bincode::{Decode, Encode};
+use flotilla_common::name::{RepositoryName, Tag};
+
+use super::{Registry, RegistryError};
+use crate::keys;
+use crate::nonce::nonce;
+use crate::record::{Pointer, TOMBSTONE_LIMIT};
+use crate::settle::Settled;
+use crate::storage::{Key, Prefix};
+
+/// Tags that one answer lists at most.
+pub(crate) const MAX_TAGS: usize = 10_000;
+/// Keys of one page of storage.
+const KEYS_PER_PAGE: usize = 1000;
+
+/// A page of tags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TagPage {
+    pub(crate) tags: Vec<String>,
+    /// Whether there are more after the last.
+    pub(crate) more: bool,
+}
+
+impl Registry {
+    /// At most `limit` tags after `last`, in the order of their bytes.
+    pub(crate) async fn tag_page(
+        &self,
+        repository: &RepositoryName,
+        last: Option<&Tag>,
+        limit: usize,
+    ) -> Result<TagPage, RegistryError> {
+        let limit = limit.min(MAX_TAGS);
+        let after = last.map(|last| keys::tag(repository, last));
+        let live = self.live_keys(&keys::tags(repository), after, limit).await?;
+        if live.is_empty() && last.is_none() && limit > 0 && !self.has_manifests(repository).await? {
+            return Err(RegistryError::NameUnknown);
+        }
+        let more = live.len() > limit;
+        let tags = live.iter().take(limit).map(|key| key.last_segment().to_owned()).collect();
+        Ok(TagPage { tags, more })
+    }
+
+    /// The live pointers under a prefix, one more than `limit` if there are more: tombstones are told by their size.
+    pub(super) async fn live_keys(
+        &self,
+        prefix: &Prefix,
+        mut after: Option<Key>,
+        limit: usize,
+    ) -> Result<Vec<Key>, RegistryError> {
+        let mut live = Vec::new();
+        while live.len() <= limit {
+            let wanted = (limit + 1 - live.len()).min(KEYS_PER_PAGE);
+            let page = self.storage.list(prefix, after.as_ref(), wanted).await?;
+            after = page.entries.last().map(|entry| entry.key.clone());
+            let alive = page.entries.into_iter().filter(|entry| entry.size >= TOMBSTONE_LIMIT);
+            live.extend(alive.map(|entry| entry.key));
+            if !page.more {
+                break;
+            }
+        }
+        Ok(live)
+    }
+
+    async fn has_manifests(&self, repository: &RepositoryName) -> Result<bool, RegistryError> {
+        let page = self.storage.list(&keys::manifests(repository), None, 1).await?;
+        Ok(!page.entries.is_empty())
+    }
+
+    /// Writes a pointer in the place of the one that is there; none is a tombstone, which needs something to bury.
+    pub(super) async fn write_pointer<T>(&self, key: &Key, value: Option<T>) -> Result<(), RegistryError>
+    where
+        T: Encode + Decode<()>,
+    {
+        let present = self.storage.read(key).await?;
+        let replaced = present.as_ref().map(|object| Pointer::<T>::of(key, &object.body)).transpose()?;
+        if value.is_none() && replaced.as_ref().is_none_or(|pointer| pointer.value.is_none()) {
+            return Err(RegistryError::ManifestUnknown);
+        }
+        let stamp = self.clock.stamp(replaced.as_ref().map(|pointer| &pointer.stamp));
+        let body = Pointer { stamp, value, nonce: nonce() }.body(key)?.into();
+        let seen = present.as_ref().map(|object| &object.version);
+        match self.settler().write(key, seen, body).await? {
+            Settled::Written => Ok(()),
+            Settled::Lost(_) => Err(RegistryError::Contended),
+        }
+    }
+}

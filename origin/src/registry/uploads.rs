@@ -1,0 +1,465 @@
+//! Uploads over HTTP requests, each of which may land on any replica.
+//!
+//! ```text
+//! POST                    nothing is written: the id is signed
+//! PATCH    segment -> data link at the end so far            lost: drop the segment, 416
+//! PUT      [segment ->] finish link at the end -> record -> claim
+//! DELETE   cancel link at the end
+//! ```
+//! A replica that made the last link has the hashes in memory; another one reads that link, which the Location names,
+//! and the bytes after its last whole part. All that memory holds may be lost or out of date: claims find out.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use flotilla_common::chunk::PART_SIZE;
+use flotilla_common::codec;
+use flotilla_common::digest::{Digest, DigestHasher};
+use flotilla_common::name::RepositoryName;
+use flotilla_common::seal::BlobFacts;
+use flotilla_common::tree::{ChunkTable, Tree};
+use flotilla_runtime::clock::Clock;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
+
+use super::content::read_segments;
+use super::{Registry, RegistryError};
+use crate::keys;
+use crate::nonce::nonce;
+use crate::record::{EMBEDDED_VALUES, Segment, TableAt, decode, encode};
+use crate::settle::Settled;
+use crate::storage::{Key, Object, StorageError};
+use crate::upload::chain::{Chain, Next};
+use crate::upload::hash::Hashes;
+use crate::upload::id::{Generation, Ticket};
+use crate::upload::link::{Act, Link};
+use crate::upload::receive::{Bounds, Received, receive};
+
+/// Links that one page of a listing shows.
+const LINKS_PER_PAGE: usize = 1000;
+/// How often a cancel follows a chain that grows under it.
+const CANCEL_TRIES: u32 = 8;
+
+/// A request's body.
+pub(crate) struct Body {
+    pub(crate) bytes: BoxStream<'static, Result<Bytes, String>>,
+    /// Its length, as far as the client said.
+    pub(crate) len: Option<u64>,
+    /// Where its bytes begin within the upload, if the client said.
+    pub(crate) offset: Option<u64>,
+}
+
+impl core::fmt::Debug for Body {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Body").field("len", &self.len).field("offset", &self.offset).finish_non_exhaustive()
+    }
+}
+
+/// What a Location says of its upload: the offset of its last link when it was written, none for no link yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Known {
+    pub(crate) last: Option<u64>,
+}
+
+/// How far an upload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Which one.
+    pub(crate) upload: Generation,
+    /// Bytes so far.
+    pub(crate) end: u64,
+    /// For the Location.
+    pub(crate) known: Known,
+}
+
+/// An open upload in memory.
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    chain: Chain,
+    hashes: Hashes,
+}
+
+impl Session {
+    fn new(ticket: Ticket) -> Self {
+        Self { chain: Chain::default(), hashes: Hashes::new(ticket.hash_sha512) }
+    }
+
+    pub(super) fn weight(&self) -> usize {
+        // Hashers of fixed size, and a value for each unit of the tree: some thousands at most.
+        4096 + size_of_val(self.chain.segments()) + 32 * (self.chain.end() / PART_SIZE).min(4096) as usize
+    }
+
+    fn progress(&self, upload: Generation) -> Progress {
+        Progress { upload, end: self.chain.end(), known: Known { last: self.chain.last() } }
+    }
+}
+
+/// An upload, wherever it is.
+enum Upload {
+    Open(Arc<Session>),
+    Finished(Link),
+    Cancelled,
+}
+
+impl Upload {
+    fn open(self) -> Result<Arc<Session>, RegistryError> {
+        match self {
+            Self::Open(session) => Ok(session),
+            Self::Finished(_) | Self::Cancelled => Err(RegistryError::UploadUnknown),
+        }
+    }
+}
+
+impl Registry {
+    /// A new upload. Nothing is written.
+    pub(crate) fn begin_upload(&self, repository: &RepositoryName, hash_sha512: bool) -> (Ticket, Progress) {
+        let expires = Clock::unix_seconds().saturating_add(self.limits.upload_lifetime.as_secs());
+        let ticket = self.signer.begin(repository, expires, hash_sha512);
+        (ticket, Session::new(ticket).progress(ticket.id))
+    }
+
+    /// The upload that a request names.
+    pub(crate) fn ticket(&self, repository: &RepositoryName, id: &str) -> Result<Ticket, RegistryError> {
+        let ticket = self.signer.check(repository, id, Clock::unix_seconds());
+        ticket.map_err(|_| RegistryError::UploadUnknown)
+    }
+
+    /// Adds a body to an upload.
+    pub(crate) async fn append(
+        &self,
+        ticket: Ticket,
+        known: Option<Known>,
+        body: Body,
+    ) -> Result<Progress, RegistryError> {
+        let upload = self.upload(ticket, known).await?;
+        let session = self.expecting(ticket, upload, body.offset).await?.open()?;
+        let Received { segments, hashes } = self.receive(ticket, body, session.hashes.clone()).await?;
+        if segments.is_empty() {
+            return Ok(session.progress(ticket.id));
+        }
+        let link = session.chain.data(&segments, hashes.midstates(), nonce());
+        match self.claim_offset(ticket, session.chain.end(), &link).await? {
+            None => {
+                let before = if link.base.is_some() { session.chain.base_segments() } else { &[] };
+                let next = Chain::after(session.chain.end(), link, before);
+                let Ok(Next::Open(chain)) = next else { return Err(RegistryError::UploadUnknown) };
+                let session = Arc::new(Session { chain, hashes });
+                self.sessions.insert(ticket.id, Arc::clone(&session));
+                Ok(session.progress(ticket.id))
+            }
+            Some(_) => {
+                self.drop_segments(ticket, &segments).await;
+                let session = self.latest(ticket, Some(session.chain.end())).await?.open()?;
+                Err(RegistryError::Offset(session.progress(ticket.id)))
+            }
+        }
+    }
+
+    /// Finishes an upload, perhaps with last bytes. Repeated, it gives the same answer.
+    pub(crate) async fn finish(
+        &self,
+        repository: &RepositoryName,
+        ticket: Ticket,
+        known: Option<Known>,
+        digest: Digest,
+        body: Body,
+    ) -> Result<(), RegistryError> {
+        let upload = self.upload(ticket, known).await?;
+        let session = match self.expecting(ticket, upload, body.offset).await? {
+            Upload::Open(session) => session,
+            Upload::Finished(link) => return self.complete(repository, ticket, &link, digest).await,
+            Upload::Cancelled => return Err(RegistryError::UploadUnknown),
+        };
+        let Received { segments, hashes } = self.receive(ticket, body, session.hashes.clone()).await?;
+        let (facts, table) = match self.identify(ticket, &session, &segments, hashes, digest).await {
+            Ok(identified) => identified,
+            Err(error) => {
+                // No link was tried, so nobody can know these segments.
+                self.drop_segments(ticket, &segments).await;
+                return Err(error);
+            }
+        };
+        let link = session.chain.finish(&segments, facts, table, nonce());
+        let Some(winner) = self.claim_offset(ticket, session.chain.end(), &link).await? else {
+            self.sessions.invalidate(&ticket.id);
+            return self.complete(repository, ticket, &link, digest).await;
+        };
+        let mut mine = segments;
+        mine.extend(table_object(&link));
+        self.drop_segments(ticket, &mine).await;
+        match winner.act {
+            Act::Finish { .. } => self.complete(repository, ticket, &winner, digest).await,
+            Act::Cancel => Err(RegistryError::UploadUnknown),
+            Act::Data { .. } => {
+                let session = self.latest(ticket, Some(session.chain.end())).await?.open()?;
+                Err(RegistryError::Offset(session.progress(ticket.id)))
+            }
+        }
+    }
+
+    /// Gives an upload up.
+    pub(crate) async fn cancel(&self, ticket: Ticket, known: Option<Known>) -> Result<(), RegistryError> {
+        let mut upload = self.upload(ticket, known).await?;
+        for _ in 0..CANCEL_TRIES {
+            let session = upload.open()?;
+            let end = session.chain.end();
+            let won = self.claim_offset(ticket, end, &session.chain.cancel(nonce())).await?.is_none();
+            self.sessions.invalidate(&ticket.id);
+            if won {
+                return Ok(());
+            }
+            upload = self.latest(ticket, Some(end)).await?;
+        }
+        Err(RegistryError::Contended)
+    }
+
+    /// How far an upload is, looked up in storage.
+    pub(crate) async fn progress(
+        &self,
+        ticket: Ticket,
+        known: Option<Known>,
+    ) -> Result<Progress, RegistryError> {
+        let upload = self.latest(ticket, known.and_then(|known| known.last)).await?;
+        Ok(upload.open()?.progress(ticket.id))
+    }
+
+    /// The upload as this replica or the request's Location knows it; it may be further by now.
+    async fn upload(&self, ticket: Ticket, known: Option<Known>) -> Result<Upload, RegistryError> {
+        let session = self.sessions.get(&ticket.id);
+        if let Some(session) = session
+            && known.is_none_or(|known| known.last <= session.chain.last())
+        {
+            return Ok(Upload::Open(session));
+        }
+        match known {
+            Some(Known { last: None }) => Ok(Upload::Open(Arc::new(Session::new(ticket)))),
+            Some(Known { last: Some(offset) }) => {
+                let key = keys::link(&ticket.id, offset);
+                match self.storage.read(&key).await? {
+                    Some(object) => self.follow(ticket, offset, &key, &object).await,
+                    None => self.latest(ticket, None).await,
+                }
+            }
+            None => self.latest(ticket, None).await,
+        }
+    }
+
+    /// The upload, looked up once more if it is not where the request's bytes begin.
+    async fn expecting(
+        &self,
+        ticket: Ticket,
+        upload: Upload,
+        offset: Option<u64>,
+    ) -> Result<Upload, RegistryError> {
+        let (Some(offset), Upload::Open(session)) = (offset, &upload) else { return Ok(upload) };
+        if session.chain.end() == offset {
+            return Ok(upload);
+        }
+        let upload = self.latest(ticket, session.chain.last()).await?;
+        match &upload {
+            Upload::Open(session) if session.chain.end() != offset => {
+                Err(RegistryError::Offset(session.progress(ticket.id)))
+            }
+            _ => Ok(upload),
+        }
+    }
+
+    /// The upload by the last of its links in storage, at or after the link at `from`.
+    async fn latest(&self, ticket: Ticket, from: Option<u64>) -> Result<Upload, RegistryError> {
+        let prefix = keys::links(&ticket.id);
+        // A listing begins after a key: the one before the first that is looked for.
+        let mut after =
+            from.and_then(|from| from.checked_sub(1)).map(|before| keys::link(&ticket.id, before));
+        let mut last = None;
+        loop {
+            let page = self.storage.list(&prefix, after.as_ref(), LINKS_PER_PAGE).await?;
+            last = page.entries.into_iter().next_back().map(|entry| entry.key).or(last);
+            if !page.more {
+                break;
+            }
+            after.clone_from(&last);
+        }
+        let Some(key) = last else { return Ok(Upload::Open(Arc::new(Session::new(ticket)))) };
+        let offset = u64::from_str_radix(key.last_segment(), 16);
+        let offset = offset.map_err(|error| StorageError::unavailable("list links", &key, error))?;
+        let object = self.storage.read(&key).await?.ok_or(RegistryError::UploadUnknown)?;
+        self.follow(ticket, offset, &key, &object).await
+    }
+
+    /// The upload after a link.
+    async fn follow(
+        &self,
+        ticket: Ticket,
+        offset: u64,
+        key: &Key,
+        object: &Object,
+    ) -> Result<Upload, RegistryError> {
+        let mut link: Link = decode(key, &object.body)?;
+        let before = match link.base {
+            Some(base) => self.base_segments(ticket, base).await?,
+            None => Vec::new(),
+        };
+        let midstates = match &mut link.act {
+            Act::Data { midstates } => Some(midstates.clone()),
+            Act::Finish { .. } | Act::Cancel => None,
+        };
+        let misfit = |error| StorageError::unavailable("follow upload", key, error);
+        let chain = match Chain::after(offset, link, &before).map_err(misfit)? {
+            Next::Open(chain) => chain,
+            Next::Finished(link) => return Ok(Upload::Finished(link)),
+            Next::Cancelled => return Ok(Upload::Cancelled),
+        };
+        let Some(midstates) = midstates else { return Err(RegistryError::UploadUnknown) };
+        let tail = midstates.covered()..chain.end();
+        if tail.end.saturating_sub(tail.start) > PART_SIZE {
+            return Err(StorageError::unavailable("follow upload", key, "midstates far behind").into());
+        }
+        let tail = read_segments(&self.storage, &ticket.id, chain.segments(), tail).await?;
+        let tail = tail.try_fold(BytesMut::new(), |mut bytes, piece| async move {
+            bytes.extend_from_slice(&piece);
+            Ok(bytes)
+        });
+        let hashes = Hashes::resume(midstates, &tail.await?);
+        let hashes = hashes.map_err(|error| StorageError::unavailable("follow upload", key, error))?;
+        let session = Arc::new(Session { chain, hashes });
+        self.sessions.insert(ticket.id, Arc::clone(&session));
+        Ok(Upload::Open(session))
+    }
+
+    async fn base_segments(&self, ticket: Ticket, offset: u64) -> Result<Vec<Segment>, RegistryError> {
+        let key = keys::link(&ticket.id, offset);
+        let object =
+            self.storage.read(&key).await?.ok_or_else(|| StorageError::missing("read link", &key))?;
+        let link: Link = decode(&key, &object.body)?;
+        Ok(link.segments)
+    }
+
+    async fn receive(&self, ticket: Ticket, body: Body, hashes: Hashes) -> Result<Received, RegistryError> {
+        let bounds = Bounds {
+            batches: Arc::clone(&self.batches),
+            stall: self.limits.stall_timeout,
+            segment_len: self.limits.segment_len.0,
+            expected: body.len,
+        };
+        Ok(receive(&*self.storage, &ticket.id, body.bytes, hashes, &bounds).await?)
+    }
+
+    /// Creates a link. `None` if it is there, otherwise the one that is.
+    async fn claim_offset(
+        &self,
+        ticket: Ticket,
+        offset: u64,
+        link: &Link,
+    ) -> Result<Option<Link>, RegistryError> {
+        let key = keys::link(&ticket.id, offset);
+        match self.settler().write(&key, None, encode(&key, link)?.into()).await {
+            Ok(Settled::Written) => Ok(None),
+            Ok(Settled::Lost(present)) => {
+                self.sessions.invalidate(&ticket.id);
+                let present = present.ok_or_else(|| StorageError::missing("read link", &key))?;
+                Ok(Some(decode(&key, &present.body)?))
+            }
+            Err(error) => {
+                // The link may be there or come later: its segments stay.
+                self.sessions.invalidate(&ticket.id);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Checks the digest, and tells what the record will say.
+    async fn identify(
+        &self,
+        ticket: Ticket,
+        session: &Session,
+        arrived: &[Segment],
+        hashes: Hashes,
+        digest: Digest,
+    ) -> Result<(BlobFacts, TableAt), RegistryError> {
+        let (computed, tree) = hashes.finish(digest.algorithm());
+        let computed = match computed {
+            Some(computed) => computed,
+            None => self.hash_again(ticket, session, arrived, digest).await?,
+        };
+        if computed != digest {
+            let reason = format!("the bytes have the digest {computed}, not {digest}");
+            return Err(RegistryError::DigestInvalid(reason));
+        }
+        let Tree { geometry, root, table } = tree;
+        let facts = BlobFacts { digest, size: geometry.size(), chunk_log2: geometry.chunk_log2(), root };
+        let table = match table {
+            None => TableAt::Nowhere,
+            Some(table) if table.values().len() <= EMBEDDED_VALUES => TableAt::Here(table),
+            Some(table) => self.write_table(ticket, &table).await?,
+        };
+        Ok((facts, table))
+    }
+
+    /// The digest under an algorithm that the client did not announce: the segments are read once more.
+    async fn hash_again(
+        &self,
+        ticket: Ticket,
+        session: &Session,
+        arrived: &[Segment],
+        digest: Digest,
+    ) -> Result<Digest, RegistryError> {
+        let segments: Vec<_> = session.chain.segments().iter().chain(arrived).copied().collect();
+        let len = segments.iter().map(|segment| segment.size).sum();
+        let mut bytes = read_segments(&self.storage, &ticket.id, &segments, 0..len).await?;
+        let mut hasher = DigestHasher::new(digest.algorithm());
+        while let Some(piece) = bytes.next().await {
+            let piece = piece?;
+            let update = move || {
+                hasher.update(&piece);
+                hasher
+            };
+            let hashed = tokio::task::spawn_blocking(update).await;
+            hasher = hashed.map_err(|stopped| StorageError::unavailable("hash bytes", "upload", stopped))?;
+        }
+        Ok(hasher.finish())
+    }
+
+    async fn write_table(&self, ticket: Ticket, table: &ChunkTable) -> Result<TableAt, RegistryError> {
+        let nonce = nonce();
+        let key = keys::segment(&ticket.id, nonce);
+        let body =
+            codec::encode(table).map_err(|error| StorageError::unavailable("encode table", &key, error))?;
+        self.storage.create(&key, body.into()).await?;
+        Ok(TableAt::Object { nonce })
+    }
+
+    /// The record and the claim of a finish link, which may be another's.
+    async fn complete(
+        &self,
+        repository: &RepositoryName,
+        ticket: Ticket,
+        link: &Link,
+        digest: Digest,
+    ) -> Result<(), RegistryError> {
+        let record = link.record(nonce()).ok_or(RegistryError::UploadUnknown)?;
+        if record.facts.digest != digest {
+            let reason = format!("the upload was finished as {}", record.facts.digest);
+            return Err(RegistryError::DigestInvalid(reason));
+        }
+        self.keep_record(&ticket.id, record).await?;
+        self.hold(repository, &digest, &ticket.id).await
+    }
+
+    /// Removes segments that no link names, now or later.
+    async fn drop_segments(&self, ticket: Ticket, segments: &[Segment]) {
+        for segment in segments {
+            let key = keys::segment(&ticket.id, segment.nonce);
+            if let Err(error) = self.storage.delete(&key).await {
+                tracing::debug!(%key, %error, "a segment is left to the collector");
+            }
+        }
+    }
+}
+
+/// The object of a finish link's table, if it has one.
+fn table_object(link: &Link) -> Option<Segment> {
+    match link.act {
+        Act::Finish { table: TableAt::Object { nonce }, .. } => Some(Segment { nonce, size: 0 }),
+        _ => None,
+    }
+}

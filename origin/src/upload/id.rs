@@ -1,0 +1,147 @@
+//! Upload ids: signed and dated, so that beginning an upload writes nothing and any replica knows its own kind.
+//!
+//! ```text
+//! id = hex( flags 1 | expiry 8 | random 15 | mac 16 )      mac = SHA-256(secret | SHA-256(repository) | the first 24)
+//! ```
+//! The lengths are fixed, so the plain hash is a sound MAC. An id is valid within one repository. It also is the
+//! generation of the blob that the upload finishes: every attempt to finish writes the same record.
+
+use core::fmt;
+use core::str::FromStr;
+
+use bincode::{Decode, Encode};
+use flotilla_common::hex;
+use flotilla_common::name::RepositoryName;
+use sha2::{Digest, Sha256};
+
+use crate::nonce::random_bytes;
+
+const SIGNED_LEN: usize = 24;
+const MAC_LEN: usize = 16;
+const LEN: usize = SIGNED_LEN + MAC_LEN;
+const HASH_SHA512: u8 = 1;
+
+/// The name of one upload, and of the blob generation that it leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+pub(crate) struct Generation([u8; LEN]);
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(&self.0))
+    }
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(&self.0[9..15]))
+    }
+}
+
+impl FromStr for Generation {
+    type Err = UnknownUpload;
+
+    fn from_str(text: &str) -> Result<Self, UnknownUpload> {
+        hex::decode_exact(text).map(Self).ok_or(UnknownUpload)
+    }
+}
+
+/// An id that this bucket's replicas never gave out, gave out for another repository, or that has expired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown upload")]
+pub(crate) struct UnknownUpload;
+
+/// An upload whose id was checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    pub(crate) id: Generation,
+    /// Whether sha512 is hashed while the bytes stream in.
+    pub(crate) hash_sha512: bool,
+}
+
+/// Gives out and checks upload ids.
+#[derive(Clone)]
+pub(crate) struct Signer {
+    secret: [u8; 32],
+}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Signer")
+    }
+}
+
+impl Signer {
+    pub(crate) const fn new(secret: [u8; 32]) -> Self {
+        Self { secret }
+    }
+
+    /// A new upload in `repository`, valid until `expires_unix_s`.
+    pub(crate) fn begin(
+        &self,
+        repository: &RepositoryName,
+        expires_unix_s: u64,
+        hash_sha512: bool,
+    ) -> Ticket {
+        let mut id = [0; LEN];
+        id[0] = if hash_sha512 { HASH_SHA512 } else { 0 };
+        id[1..9].copy_from_slice(&expires_unix_s.to_be_bytes());
+        id[9..SIGNED_LEN].copy_from_slice(&random_bytes::<15>());
+        let mac = self.mac(repository, &id);
+        id[SIGNED_LEN..].copy_from_slice(&mac);
+        Ticket { id: Generation(id), hash_sha512 }
+    }
+
+    /// Checks the id of a request.
+    pub(crate) fn check(
+        &self,
+        repository: &RepositoryName,
+        id: &str,
+        now_unix_s: u64,
+    ) -> Result<Ticket, UnknownUpload> {
+        let id: Generation = id.parse()?;
+        let mac = self.mac(repository, &id.0);
+        let difference = id.0[SIGNED_LEN..].iter().zip(mac).fold(0, |sum, (a, b)| sum | (a ^ b));
+        let expiry = id.0.get(1..9).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
+        if difference != 0 || now_unix_s >= expiry {
+            return Err(UnknownUpload);
+        }
+        Ok(Ticket { id, hash_sha512: id.0[0] & HASH_SHA512 != 0 })
+    }
+
+    fn mac(&self, repository: &RepositoryName, id: &[u8; LEN]) -> [u8; MAC_LEN] {
+        let mut hasher = Sha256::new();
+        hasher.update(self.secret);
+        hasher.update(Sha256::digest(repository.as_str()));
+        hasher.update(&id[..SIGNED_LEN]);
+        let full: [u8; 32] = hasher.finalize().into();
+        let mut mac = [0; MAC_LEN];
+        mac.copy_from_slice(&full[..MAC_LEN]);
+        mac
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_good_for_its_repository_until_it_expires() {
+        let signer = Signer::new([1; 32]);
+        let app: RepositoryName = "app".parse().expect("a name");
+        let other: RepositoryName = "other".parse().expect("a name");
+        let ticket = signer.begin(&app, 100, true);
+        let text = ticket.id.to_string();
+        assert_eq!(signer.check(&app, &text, 99), Ok(ticket));
+        assert!(ticket.hash_sha512);
+        assert_eq!(signer.check(&app, &text, 100), Err(UnknownUpload));
+        assert_eq!(signer.check(&other, &text, 99), Err(UnknownUpload));
+        assert_eq!(Signer::new([2; 32]).check(&app, &text, 99), Err(UnknownUpload));
+        for place in [0, 5, 40, 79] {
+            let mut altered = text.clone().into_bytes();
+            altered[place] = if altered[place] == b'0' { b'1' } else { b'0' };
+            let altered = String::from_utf8(altered).expect("hex");
+            assert_eq!(signer.check(&app, &altered, 99), Err(UnknownUpload), "digit {place}");
+        }
+        assert_eq!(signer.check(&app, "", 99), Err(UnknownUpload));
+    }
+}

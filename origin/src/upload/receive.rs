@@ -1,0 +1,296 @@
+//! The bytes of one request body on their way into segments, hashed as they pass.
+//!
+//! ```text
+//! socket -> batch of 1 MiB -> hash (blocking thread) -+-> next
+//!                          -> segment's writer       -+
+//! ```
+//! While a batch is hashed and written, the next one is read: two batches per upload, each with a permit of the pool.
+//! An upload without a permit does not read its socket. Nothing is visible before the segment is finished, and the
+//! segment counts only once a link names it.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::hash::Hashes;
+use super::id::Generation;
+use crate::keys;
+use crate::nonce::nonce;
+use crate::record::Segment;
+use crate::storage::{ObjectWriter, Storage, StorageError};
+
+/// Bytes that are gathered before they are hashed and written.
+pub(crate) const BATCH_LEN: usize = 1 << 20;
+/// Fewer bytes than this are hashed where they are: handing them over would cost more.
+const HASH_HERE_LEN: usize = 64 << 10;
+
+/// The bounds of a body.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    /// Permits for batches.
+    pub(crate) batches: Arc<Semaphore>,
+    /// How long a client may send nothing.
+    pub(crate) stall: Duration,
+    /// Bytes at which a segment ends.
+    pub(crate) segment_len: u64,
+    /// Bytes that the body may have; none if the client did not say.
+    pub(crate) expected: Option<u64>,
+}
+
+/// What arrived.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) segments: Vec<Segment>,
+    /// After all bytes of the upload.
+    pub(crate) hashes: Hashes,
+}
+
+/// Why a body did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReceiveError {
+    /// The client went away or broke the protocol.
+    #[error("read request body: {0}")]
+    Body(String),
+    /// The client sent nothing for too long.
+    #[error("the client stalled")]
+    Stalled,
+    /// The body has another length than the client said.
+    #[error("the body has another length than announced")]
+    Length,
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// Streams `body` into segments of the upload.
+///
+/// On an error nothing of it stays: no link was tried yet, so nobody can know the segments.
+pub(crate) async fn receive<S, E>(
+    storage: &dyn Storage,
+    upload: &Generation,
+    body: S,
+    hashes: Hashes,
+    bounds: &Bounds,
+) -> Result<Received, ReceiveError>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin,
+    E: core::fmt::Display,
+{
+    let mut sink = Sink { storage, upload, bounds, segments: Vec::new(), open: None };
+    match pump(&mut sink, body, hashes, bounds).await {
+        Ok(hashes) => Ok(Received { segments: sink.segments, hashes }),
+        Err(error) => {
+            sink.drop_segments().await;
+            Err(error)
+        }
+    }
+}
+
+async fn pump<S, E>(
+    sink: &mut Sink<'_>,
+    body: S,
+    mut hashes: Hashes,
+    bounds: &Bounds,
+) -> Result<Hashes, ReceiveError>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin,
+    E: core::fmt::Display,
+{
+    let mut source = Source { body, bounds, left: bounds.expected };
+    let mut batch = source.batch().await?;
+    while !batch.pieces.is_empty() {
+        let (next, stored) = tokio::join!(source.batch(), sink.store(hashes, batch));
+        (batch, hashes) = (next?, stored?);
+    }
+    if source.left.is_some_and(|left| left > 0) {
+        return Err(ReceiveError::Length);
+    }
+    sink.finish().await?;
+    Ok(hashes)
+}
+
+#[derive(Default)]
+struct Batch {
+    pieces: Vec<Bytes>,
+    len: usize,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+struct Source<'a, S> {
+    body: S,
+    bounds: &'a Bounds,
+    left: Option<u64>,
+}
+
+impl<S, E> Source<'_, S>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin,
+    E: core::fmt::Display,
+{
+    /// The next batch; of no pieces at the end of the body.
+    async fn batch(&mut self) -> Result<Batch, ReceiveError> {
+        let permit = Arc::clone(&self.bounds.batches).acquire_owned().await.ok();
+        let mut batch = Batch { _permit: permit, ..Batch::default() };
+        while batch.len < BATCH_LEN {
+            let piece = tokio::time::timeout(self.bounds.stall, self.body.next()).await;
+            let Some(piece) = piece.map_err(|_| ReceiveError::Stalled)? else { break };
+            let piece = piece.map_err(|error| ReceiveError::Body(error.to_string()))?;
+            if let Some(left) = &mut self.left {
+                *left = left.checked_sub(piece.len() as u64).ok_or(ReceiveError::Length)?;
+            }
+            if !piece.is_empty() {
+                batch.len += piece.len();
+                batch.pieces.push(piece);
+            }
+        }
+        Ok(batch)
+    }
+}
+
+async fn hash(mut hashes: Hashes, pieces: Vec<Bytes>, len: usize) -> Result<Hashes, StorageError> {
+    let update = move || {
+        pieces.iter().for_each(|piece| hashes.update(piece));
+        hashes
+    };
+    if len < HASH_HERE_LEN {
+        return Ok(update());
+    }
+    let hashed = tokio::task::spawn_blocking(update).await;
+    hashed.map_err(|stopped| StorageError::unavailable("hash bytes", "upload", stopped))
+}
+
+struct Sink<'a> {
+    storage: &'a dyn Storage,
+    upload: &'a Generation,
+    bounds: &'a Bounds,
+    segments: Vec<Segment>,
+    open: Option<(Segment, Box<dyn ObjectWriter>)>,
+}
+
+impl Sink<'_> {
+    /// Hashes and writes a batch. Its permit is free again at the end: the next batch may be waiting for it.
+    async fn store(&mut self, hashes: Hashes, batch: Batch) -> Result<Hashes, StorageError> {
+        let (hashed, written) =
+            tokio::join!(hash(hashes, batch.pieces.clone(), batch.len), self.write(&batch));
+        written.and(hashed)
+    }
+
+    async fn write(&mut self, batch: &Batch) -> Result<(), StorageError> {
+        let full = |segment: &Segment| segment.size + batch.len as u64 > self.bounds.segment_len;
+        if self.open.as_ref().is_some_and(|(segment, _)| full(segment)) {
+            self.finish().await?;
+        }
+        let (segment, writer) = match &mut self.open {
+            Some(open) => open,
+            none => {
+                let segment = Segment { nonce: nonce(), size: 0 };
+                let writer = self.storage.write(&keys::segment(self.upload, segment.nonce)).await?;
+                none.insert((segment, writer))
+            }
+        };
+        for piece in &batch.pieces {
+            writer.write(piece.clone()).await?;
+        }
+        segment.size += batch.len as u64;
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), StorageError> {
+        if let Some((segment, writer)) = self.open.take() {
+            // Noted before the attempt: an outcome that stays unknown may have left an object behind.
+            self.segments.push(segment);
+            writer.finish().await?;
+        }
+        Ok(())
+    }
+
+    async fn drop_segments(&self) {
+        for segment in &self.segments {
+            let key = keys::segment(self.upload, segment.nonce);
+            if let Err(error) = self.storage.delete(&key).await {
+                tracing::debug!(%key, %error, "a segment is left to the collector");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use flotilla_common::digest::{Algorithm, Digest};
+    use flotilla_common::name::RepositoryName;
+    use futures_util::stream;
+
+    use super::*;
+    use crate::storage::{Prefix, open};
+    use crate::upload::id::Signer;
+
+    fn upload() -> Generation {
+        let repository: RepositoryName = "app".parse().unwrap();
+        Signer::new([0; 32]).begin(&repository, u64::MAX, false).id
+    }
+
+    fn bounds(expected: Option<u64>) -> Bounds {
+        let batches = Arc::new(Semaphore::new(1));
+        Bounds { batches, stall: Duration::from_secs(60), segment_len: 2 << 20, expected }
+    }
+
+    async fn run(
+        pieces: Vec<Result<Bytes, String>>,
+        bounds: &Bounds,
+    ) -> (Result<Received, ReceiveError>, usize) {
+        let storage = open("memory:///", 0).unwrap();
+        let received = receive(&*storage, &upload(), stream::iter(pieces), Hashes::new(false), bounds).await;
+        let left = storage.list(&Prefix::new("seg/").unwrap(), None, 99).await.unwrap().entries.len();
+        (received, left)
+    }
+
+    fn pieces(count: usize) -> Vec<Result<Bytes, String>> {
+        (0..count).map(|index| Ok(vec![index as u8; 700 << 10].into())).collect()
+    }
+
+    #[tokio::test]
+    async fn a_long_body_becomes_several_segments_and_one_hash() {
+        let bounds = bounds(None);
+        let (received, objects) = run(pieces(8), &bounds).await;
+        let received = received.unwrap();
+        assert_eq!(objects, received.segments.len());
+        assert!(objects >= 3);
+        let whole: Vec<u8> = (0..8_u8).flat_map(|index| vec![index; 700 << 10]).collect();
+        assert_eq!(received.segments.iter().map(|segment| segment.size).sum::<u64>(), whole.len() as u64);
+        let (digest, _) = received.hashes.finish(Algorithm::Sha256);
+        assert_eq!(digest, Some(Digest::sha256(&whole)));
+        assert_eq!(bounds.batches.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_or_lies_about_its_length_leaves_nothing() {
+        let mut broken = pieces(6);
+        broken.push(Err("reset".to_owned()));
+        let (received, left) = run(broken, &bounds(None)).await;
+        assert!(matches!(received, Err(ReceiveError::Body(_))));
+        assert_eq!(left, 0);
+        for expected in [699 << 10, 9 * (700 << 10)] {
+            let (received, left) = run(pieces(6), &bounds(Some(expected))).await;
+            assert!(matches!(received, Err(ReceiveError::Length)), "{expected}");
+            assert_eq!(left, 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn no_bytes_write_nothing() {
+        let (received, left) = run(Vec::new(), &bounds(Some(0))).await;
+        assert!(received.unwrap().segments.is_empty());
+        assert_eq!(left, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_sends_nothing_is_given_up() {
+        let storage = open("memory:///", 0).unwrap();
+        let body = stream::iter(pieces(2)).chain(stream::pending());
+        let received = receive(&*storage, &upload(), body, Hashes::new(false), &bounds(None)).await;
+        assert!(matches!(received, Err(ReceiveError::Stalled)));
+    }
+}
