@@ -6,6 +6,7 @@
 pub mod chunk;
 pub mod codec;
 pub mod digest;
+pub mod figures;
 pub mod grant;
 pub mod hex;
 pub mod manifest;
