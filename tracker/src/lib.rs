@@ -1,1 +1,111 @@
-//! tracker
+//! The tracker: announces in, handouts and leases out.
+//!
+//! Everything that decides is [`flotilla_common::tracker::TrackerMachine`]; this crate gives it names for its slots, a
+//! clock, HTTP and figures. Soft state in memory only: no disk, no database, no other tracker is ever asked. A restarted
+//! tracker is filled again by its peers within one announce interval.
+//!
+//! ```text
+//! POST /flotilla/v1/announce   wire::tracker::AnnounceRequest -> AnnounceAnswer
+//! POST /flotilla/v1/lease      wire::tracker::LeaseRequest -> LeaseAnswer, parked for a bounded time
+//! GET  /healthz, /readyz       alive; alive and not draining
+//! GET  /metrics                figures for Prometheus
+//! GET  /admin/swarms           the largest swarms as JSON, for people
+//! ```
+
+mod config;
+mod http;
+mod metrics;
+mod service;
+mod state;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use flotilla_common::tracker::Counts;
+use flotilla_runtime::admin::Readiness;
+use flotilla_runtime::http::{Limits, Server, serve_with};
+use flotilla_runtime::shutdown::Shutdown;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+
+pub use config::{Config, ConfigError, LeaseConfig, LimitsConfig};
+use service::Service;
+pub use state::SwarmStatus;
+
+/// Why a tracker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting that cannot be.
+    #[error("tracker configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// The address is taken, or not one of this machine.
+    #[error("listen on {addr}: {source}")]
+    Listen {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// A running tracker.
+#[derive(Debug)]
+pub struct Tracker {
+    server: Server,
+    service: Arc<Service>,
+}
+
+impl Tracker {
+    /// Binds and serves until `shutdown`. With `tls`, HTTPS only, and a peer must announce under the id in its
+    /// certificate.
+    ///
+    /// The work is spawned through `shutdown`, whose `drain` waits for it; parked requests are answered when it starts.
+    ///
+    /// # Errors
+    /// A setting that cannot be, or an address that cannot be listened on.
+    pub async fn start(
+        config: Config,
+        tls: Option<Arc<ServerConfig>>,
+        shutdown: &Shutdown,
+    ) -> Result<Self, StartError> {
+        config.validate()?;
+        let addr = config.listen;
+        let listener = TcpListener::bind(addr).await.map_err(|source| StartError::Listen { addr, source })?;
+        let limits = Limits { connections: config.limits.connections as usize, ..Limits::default() };
+        let service = Arc::new(Service::new(config, shutdown.clone()));
+        shutdown.spawn(Arc::clone(&service).run_timers());
+        let readiness = Readiness::starting(shutdown);
+        let router = http::router(Arc::clone(&service), readiness.clone());
+        let server = serve_with(listener, router, tls, shutdown, limits)
+            .map_err(|source| StartError::Listen { addr, source })?;
+        readiness.ready();
+        tracing::info!(addr = %server.address(), "tracker listens");
+        Ok(Self { server, service })
+    }
+
+    /// Where it listens, with the port that the system chose.
+    pub fn addr(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// Peers known.
+    pub fn peer_count(&self) -> u32 {
+        self.service.peer_count()
+    }
+
+    /// What was done since the start.
+    pub fn counts(&self) -> Counts {
+        self.service.counts()
+    }
+
+    /// The largest swarms, at most `limit`.
+    pub fn swarms(&self, limit: usize) -> Vec<SwarmStatus> {
+        self.service.swarms(limit)
+    }
+
+    /// Waits until the shutdown has come and every connection has ended.
+    pub async fn finished(self) {
+        self.server.finished().await;
+    }
+}

@@ -24,6 +24,7 @@ mod config;
 mod handout;
 mod lease;
 mod messages;
+mod rendezvous;
 mod roster;
 mod slots;
 mod timers;
@@ -44,6 +45,7 @@ pub use messages::{
     Announce, AnnounceAnswer, BlobState, Change, Counts, HeldLease, Input, Lease, LeaseAnswer, LeaseEvent,
     Output, RequestId, Take,
 };
+pub use rendezvous::ranked;
 pub use roster::Progress;
 pub use slots::{BlobSlot, Interner, PeerSlot, RegionSlot, Slot, ZoneSlot};
 

@@ -1,0 +1,226 @@
+//! What can be set about a tracker, with defaults that need no thought for a region of some thousand peers.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use flotilla_common::tracker as machine;
+use serde::{Deserialize, Serialize};
+
+/// A tracker's settings. Times are milliseconds, sizes bytes. A key that is not known is an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where to listen. Port 0 takes a free one. Default 127.0.0.1:7070.
+    pub listen: SocketAddr,
+    /// All trackers of the fleet, by the URLs that the peers know, this one included. Empty, the default, for one
+    /// tracker alone. The first by rendezvous hashing grants a blob's leases.
+    pub trackers: Vec<String>,
+    /// This tracker's own URL in `trackers`. Needed exactly when `trackers` is not empty.
+    pub own_url: Option<String>,
+    /// Shortest time between two announces of a peer. Default 5000.
+    pub min_interval_ms: u32,
+    /// Longest time between two announces of a peer. Default 120000.
+    pub max_interval_ms: u32,
+    /// Announces per second that all peers together should keep below: the interval grows with the peers. Default 2000.
+    pub announces_per_second: u32,
+    /// Intervals without an announce after which a peer is forgotten. Default 3.
+    pub intervals_to_expiry: u32,
+    /// Neighbours in a handout. Default 16.
+    pub handout: u32,
+    /// After a start, how long chunks of blobs that peers already have parts of are not granted, so that peers can say
+    /// what they hold. Default 2000.
+    pub settle_ms: u32,
+    /// Bounds.
+    pub limits: LimitsConfig,
+    /// Who may ask the origin.
+    pub lease: LeaseConfig,
+}
+
+/// Bounds of a tracker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Most peers. Who comes then is answered 503. Default 1000000.
+    pub peers: u32,
+    /// Most swarms that one peer may be in; more are left out. Default 10000.
+    pub swarms_per_peer: u32,
+    /// Most regions, and most zones in all of them. Default 1024.
+    pub zones: u32,
+    /// Longest body of an announce, in bytes; 4 MiB is the most that the encoding allows. Default 2 MiB.
+    pub announce_bytes: u32,
+    /// Longest body of a lease request, in bytes. Default 512 KiB.
+    pub lease_bytes: u32,
+    /// Most connections. A parked lease request holds one. Default 20000.
+    pub connections: u32,
+}
+
+/// Settings of the lease authorities.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LeaseConfig {
+    /// Leases open at once for one blob in one region. Default 4; 6 when a chunk takes 10 ms or less, 8 to 24 when the
+    /// origin is ten times faster than the peers.
+    pub open: u32,
+    /// How long a lease is good, and is extended by progress. Default 1000.
+    pub term_ms: u32,
+    /// Longest time that a lease is extended to while others wait. Default 30000.
+    pub longest_ms: u32,
+    /// How long a request is parked at most. Default 10000.
+    pub park_ms: u32,
+    /// How long the request of a starving peer is parked at most. Default 1000.
+    pub park_starving_ms: u32,
+    /// Most requests parked for one blob in one region. Default 20000.
+    pub parked: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
+            trackers: Vec::new(),
+            own_url: None,
+            min_interval_ms: 5_000,
+            max_interval_ms: 120_000,
+            announces_per_second: 2_000,
+            intervals_to_expiry: 3,
+            handout: 16,
+            settle_ms: 2_000,
+            limits: LimitsConfig::default(),
+            lease: LeaseConfig::default(),
+        }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            peers: 1_000_000,
+            swarms_per_peer: 10_000,
+            zones: 1_024,
+            announce_bytes: 2 << 20,
+            lease_bytes: 512 << 10,
+            connections: 20_000,
+        }
+    }
+}
+
+impl Default for LeaseConfig {
+    fn default() -> Self {
+        Self {
+            open: 4,
+            term_ms: 1_000,
+            longest_ms: 30_000,
+            park_ms: 10_000,
+            park_starving_ms: 1_000,
+            parked: 20_000,
+        }
+    }
+}
+
+/// A setting that cannot be: which, and how to cure it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Must be at least one.
+    #[error("{0} must be at least 1")]
+    Zero(&'static str),
+    /// One bound above another.
+    #[error("{0} must not be above {1}")]
+    Above(&'static str, &'static str),
+    /// The own URL is missing in the list, or there is one without a list.
+    #[error(
+        "own_url must be one of trackers, exactly as written there, and is needed when trackers is not empty"
+    )]
+    OwnUrl,
+}
+
+impl Config {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// The first that cannot be.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let at_least_one = [
+            ("min_interval_ms", self.min_interval_ms),
+            ("announces_per_second", self.announces_per_second),
+            ("intervals_to_expiry", self.intervals_to_expiry),
+            ("handout", self.handout),
+            ("limits.peers", self.limits.peers),
+            ("limits.swarms_per_peer", self.limits.swarms_per_peer),
+            ("limits.zones", self.limits.zones),
+            ("limits.announce_bytes", self.limits.announce_bytes),
+            ("limits.lease_bytes", self.limits.lease_bytes),
+            ("limits.connections", self.limits.connections),
+            ("lease.open", self.lease.open),
+            ("lease.term_ms", self.lease.term_ms),
+            ("lease.park_ms", self.lease.park_ms),
+            ("lease.park_starving_ms", self.lease.park_starving_ms),
+            ("lease.parked", self.lease.parked),
+        ];
+        if let Some((key, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError::Zero(key));
+        }
+        if self.min_interval_ms > self.max_interval_ms {
+            return Err(ConfigError::Above("min_interval_ms", "max_interval_ms"));
+        }
+        if self.lease.term_ms > self.lease.longest_ms {
+            return Err(ConfigError::Above("lease.term_ms", "lease.longest_ms"));
+        }
+        let is_listed = self.own_url.as_ref().is_some_and(|own| self.trackers.contains(own));
+        if is_listed == self.trackers.is_empty() || self.own_url.is_some() != is_listed {
+            return Err(ConfigError::OwnUrl);
+        }
+        Ok(())
+    }
+
+    /// The settings as the machine takes them.
+    pub(crate) fn machine(&self) -> machine::Config {
+        machine::Config {
+            min_interval: millis(self.min_interval_ms),
+            max_interval: millis(self.max_interval_ms),
+            announces_per_second: self.announces_per_second,
+            intervals_to_expiry: self.intervals_to_expiry,
+            peers_limit: self.limits.peers,
+            swarms_per_peer_limit: self.limits.swarms_per_peer as usize,
+            handout: self.handout as usize,
+            settle: millis(self.settle_ms),
+            lease: machine::LeaseConfig {
+                open_limit: self.lease.open as usize,
+                term: millis(self.lease.term_ms),
+                longest: millis(self.lease.longest_ms),
+                park: millis(self.lease.park_ms),
+                park_starving: millis(self.lease.park_starving_ms),
+                parked_limit: self.lease.parked as usize,
+                ..machine::LeaseConfig::default()
+            },
+        }
+    }
+}
+
+fn millis(millis: u32) -> Duration {
+    Duration::from_millis(u64::from(millis))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(Config::default().validate(), Ok(()));
+        assert_eq!(toml::from_str::<Config>(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn a_bad_value_is_named() {
+        let error = |text| {
+            let config: Config = toml::from_str(text).expect("parses");
+            config.validate().expect_err("not valid").to_string()
+        };
+        assert_eq!(error("[lease]\nopen = 0"), "lease.open must be at least 1");
+        assert_eq!(error("min_interval_ms = 200000"), "min_interval_ms must not be above max_interval_ms");
+        assert!(error("trackers = ['http://a']").starts_with("own_url must be one of trackers"));
+        assert!(error("own_url = 'http://a'").starts_with("own_url must be one of trackers"));
+        let unknown = toml::from_str::<Config>("intervall = 3").expect_err("unknown key").to_string();
+        assert!(unknown.contains("intervall"), "{unknown}");
+    }
+}
