@@ -190,10 +190,8 @@ impl Trackers {
         loop {
             let Some(snapshot) = self.snapshot(index).await else { return };
             let request = self.request(epoch, sequence, &snapshot);
-            let request = AnnounceRequest {
-                changes: self.changes(index, sequence == 0, &snapshot.blobs),
-                ..request
-            };
+            let request =
+                AnnounceRequest { changes: self.changes(index, sequence == 0, &snapshot.blobs), ..request };
             let answer = self.post(index, ANNOUNCE_PATH, &request, REQUEST_TIMEOUT).await;
             let wait = match answer {
                 Ok(AnnounceAnswer::Accepted { epoch: now, next_ms, handouts }) => {
@@ -308,7 +306,12 @@ impl Trackers {
     }
 
     /// Asks the first tracker of the blob that answers.
-    async fn ask_lease(&self, digest: &Digest, ask: LeaseAsk, bound: Duration) -> Result<LeaseAnswer, AskError> {
+    async fn ask_lease(
+        &self,
+        digest: &Digest,
+        ask: LeaseAsk,
+        bound: Duration,
+    ) -> Result<LeaseAnswer, AskError> {
         let mut failure = AskError::None;
         let mut first_unreachable = false;
         for index in self.responsible(digest) {

@@ -46,9 +46,6 @@ pub(crate) fn error(status: StatusCode, code: &str, message: &str) -> Response<B
     let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static("application/json"),
-    );
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
     response
 }

@@ -67,10 +67,7 @@ mod tests {
 
     #[test]
     fn containerd_asks_the_mirror_first_and_the_origin_last() {
-        let text = hosts_toml(
-            SocketAddr::from(([0, 0, 0, 0], 5001)),
-            Some("http://origin.internal:5000"),
-        );
+        let text = hosts_toml(SocketAddr::from(([0, 0, 0, 0], 5001)), Some("http://origin.internal:5000"));
         assert!(text.contains("\nserver = \"http://origin.internal:5000\"\n"));
         assert!(text.contains("[host.\"http://127.0.0.1:5001\"]"));
         assert!(text.contains("capabilities = [\"pull\", \"resolve\"]"));

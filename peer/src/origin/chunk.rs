@@ -3,7 +3,6 @@
 //! The chunk is kept in memory until its parts' values, computed while it arrives, merge to its entry in the table:
 //! written earlier, it could overwrite good bytes with bad ones.
 
-use core::time::Duration;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -48,9 +47,9 @@ pub(crate) async fn fetch_chunk(
     progress(0);
     let mut arriving = Arriving::new(range.start, length);
     arriving.receive(response, cap, progress).await?;
-    let (bytes, values) = arriving.finish().ok_or_else(|| {
-        OriginError::Unavailable(format!("sent fewer than the {length} bytes of a chunk"))
-    })?;
+    let (bytes, values) = arriving
+        .finish()
+        .ok_or_else(|| OriginError::Unavailable(format!("sent fewer than the {length} bytes of a chunk")))?;
     let is_proved = match blob.table() {
         Some(table) => table.verifies_parts(blob.geometry(), chunk, &values),
         None => blob.digest().matches(&bytes),
@@ -83,10 +82,8 @@ impl Arriving {
         mut progress: impl FnMut(u64),
     ) -> Result<(), OriginError> {
         while self.bytes.len() < self.length {
-            let piece = response
-                .chunk()
-                .await
-                .map_err(|error| OriginError::Unavailable(client::explain(&error)))?;
+            let piece =
+                response.chunk().await.map_err(|error| OriginError::Unavailable(client::explain(&error)))?;
             let Some(piece) = piece else { break };
             for sip in piece.chunks(SIP) {
                 cap.take(sip.len()).await;
@@ -148,7 +145,9 @@ mod tests {
     fn more_than_was_asked_for_is_left_out_and_less_is_nothing() {
         let mut arriving = Arriving::new(0, 10);
         arriving.take(&[1; 9]);
-        assert!(Arriving { bytes: arriving.bytes.clone(), values: Vec::new(), ..arriving }.finish().is_none());
+        assert!(
+            Arriving { bytes: arriving.bytes.clone(), values: Vec::new(), ..arriving }.finish().is_none()
+        );
         let mut arriving = Arriving::new(0, 10);
         arriving.take(&[1; 12]);
         assert_eq!(arriving.finish().unwrap().0.len(), 10);

@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 pub(crate) use chunk::{OriginFetchError, fetch_chunk};
-pub(crate) use client::{ClientError, http_client};
+pub(crate) use client::http_client;
 
 /// From the request to the head of the answer.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -232,9 +232,8 @@ impl Origins {
 
     fn in_order(&self) -> Vec<OriginSlot> {
         let now = Clock::now().as_nanos();
-        let rests = |slot: &OriginSlot| {
-            self.0.origins[slot.0 as usize].rests_until.load(Ordering::Relaxed) > now
-        };
+        let rests =
+            |slot: &OriginSlot| self.0.origins[slot.0 as usize].rests_until.load(Ordering::Relaxed) > now;
         let mut slots: Vec<_> = (0..self.0.origins.len() as u32).map(OriginSlot).collect();
         slots.sort_by_key(rests);
         slots
@@ -282,8 +281,9 @@ async fn send(request: reqwest::RequestBuilder) -> Result<Response, OriginError>
     };
     let message = message.map_or_else(|| status.to_string(), |message| format!("{status}: {message}"));
     // Whoever is asked too often, or too early, may be asked again; every other 4xx is an answer.
-    let may_pass =
-        status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::REQUEST_TIMEOUT || !status.is_client_error();
+    let may_pass = status == StatusCode::TOO_MANY_REQUESTS
+        || status == StatusCode::REQUEST_TIMEOUT
+        || !status.is_client_error();
     Err(if may_pass { OriginError::Unavailable(message) } else { OriginError::Refused(message) })
 }
 

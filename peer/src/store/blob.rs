@@ -76,6 +76,12 @@ pub(crate) struct HeldChunk {
 #[derive(Debug)]
 pub(crate) struct Pin(Arc<StoredBlob>);
 
+impl Pin {
+    pub(crate) const fn blob(&self) -> &Arc<StoredBlob> {
+        &self.0
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
         self.0.pins.fetch_sub(1, Ordering::AcqRel);
@@ -157,6 +163,11 @@ impl StoredBlob {
         self.lock().held.clone()
     }
 
+    /// Whether a chunk is held.
+    pub(crate) fn holds(&self, chunk: u32) -> bool {
+        self.lock().held.contains(chunk)
+    }
+
     /// Whether all chunks are held and the whole blob's digest was checked.
     pub(crate) fn is_complete(&self) -> bool {
         self.lock().complete
@@ -173,9 +184,10 @@ impl StoredBlob {
         let state = self.lock();
         let part = part_of(offset);
         if state.parts.contains(part) {
-            let end = state.parts.first_missing(part).map_or(self.geometry.size(), |missing| {
-                u64::from(missing) * PART_SIZE
-            });
+            let end = state
+                .parts
+                .first_missing(part)
+                .map_or(self.geometry.size(), |missing| u64::from(missing) * PART_SIZE);
             return Availability::Ready(end.min(self.geometry.size()));
         }
         if state.is_bypassed { Availability::Bypassed } else { Availability::Waiting }
@@ -361,10 +373,7 @@ impl StoredBlob {
 
     /// Writes bytes that nobody may read yet.
     pub(crate) async fn write_raw(&self, offset: u64, bytes: Bytes) -> Result<(), StoreError> {
-        self.open()?
-            .write_at(offset, bytes)
-            .await
-            .map_err(|error| StoreError::writing(&self.path, error))
+        self.open()?.write_at(offset, bytes).await.map_err(|error| StoreError::writing(&self.path, error))
     }
 
     /// Opens the file, making it if it is not there. A few microseconds, so it is done where it is first needed.

@@ -24,16 +24,9 @@ pub(crate) struct BlobFile {
 impl BlobFile {
     /// Makes an empty sparse file of `size` bytes, in place of any earlier one.
     pub(crate) fn create(path: &Path, size: u64) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
         file.set_len(size)?;
-        Ok(Self {
-            file: Arc::new(file),
-        })
+        Ok(Self { file: Arc::new(file) })
     }
 
     /// Opens a file that [`BlobFile::create`] made.
@@ -43,14 +36,9 @@ impl BlobFile {
     pub(crate) fn open(path: &Path, size: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         if file.metadata()?.len() != size {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the file does not have the blob's size",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file does not have the blob's size"));
         }
-        Ok(Self {
-            file: Arc::new(file),
-        })
+        Ok(Self { file: Arc::new(file) })
     }
 
     /// Writes `bytes` at `offset`.
@@ -122,15 +110,10 @@ mod tests {
         let size = 3 * PIECE as u64 + 5;
         let file = BlobFile::create(&path, size).unwrap();
         let bytes: Bytes = (0..PIECE + 5).map(|n| n as u8).collect::<Vec<_>>().into();
-        file.write_at(2 * PIECE as u64, bytes.clone())
-            .await
-            .unwrap();
+        file.write_at(2 * PIECE as u64, bytes.clone()).await.unwrap();
 
         let again = BlobFile::open(&path, size).unwrap();
-        assert_eq!(
-            again.read_at(2 * PIECE as u64, bytes.len()).await.unwrap(),
-            bytes
-        );
+        assert_eq!(again.read_at(2 * PIECE as u64, bytes.len()).await.unwrap(), bytes);
         assert_eq!(again.read_at(0, 4).await.unwrap(), vec![0; 4]);
         let (total, tail) = again
             .scan(size, (0, 0), |state, piece| {

@@ -70,11 +70,7 @@ impl ManifestStore {
                 u32::try_from(manifest.bytes.len() + 256).unwrap_or(u32::MAX)
             })
             .build();
-        Ok(Self {
-            dir,
-            memory,
-            on_disk: Mutex::new(found.into_iter().map(|(_, digest)| digest).collect()),
-        })
+        Ok(Self { dir, memory, on_disk: Mutex::new(found.into_iter().map(|(_, digest)| digest).collect()) })
     }
 
     /// The manifest under `digest`, if it was seen before.
@@ -92,10 +88,7 @@ impl ManifestStore {
             tracing::warn!(manifest = %digest, "drop a manifest that was damaged on disk");
             return None;
         }
-        let manifest = StoredManifest {
-            media_type: record.media_type,
-            bytes: record.bytes.into(),
-        };
+        let manifest = StoredManifest { media_type: record.media_type, bytes: record.bytes.into() };
         self.memory.insert(*digest, manifest.clone()).await;
         Some(manifest)
     }
@@ -105,10 +98,7 @@ impl ManifestStore {
         self.memory.insert(digest, manifest.clone()).await;
         let path = self.path(&digest);
         let written = blocking(move || {
-            let record = Record {
-                media_type: manifest.media_type,
-                bytes: manifest.bytes.into(),
-            };
+            let record = Record { media_type: manifest.media_type, bytes: manifest.bytes.into() };
             let bytes = codec::encode(&record).map_err(io::Error::other)?;
             meta::write_whole(&path, &bytes)
         })
@@ -151,10 +141,8 @@ mod tests {
     #[tokio::test]
     async fn a_manifest_survives_a_restart_and_a_damaged_one_does_not() {
         let dir = tempfile::tempdir().unwrap();
-        let manifest = StoredManifest {
-            media_type: "application/x".to_owned(),
-            bytes: Bytes::from_static(b"{}"),
-        };
+        let manifest =
+            StoredManifest { media_type: "application/x".to_owned(), bytes: Bytes::from_static(b"{}") };
         let digest = Digest::sha256(b"{}");
         let store = ManifestStore::open(dir.path()).unwrap();
         store.put(digest, manifest.clone()).await;

@@ -75,7 +75,6 @@ impl Record {
         if fs::metadata(record)?.len() > codec::MAX_LEN as u64 {
             return Err(too_long());
         }
-        codec::decode(&fs::read(record)?)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        codec::decode(&fs::read(record)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 }

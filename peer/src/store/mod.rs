@@ -12,7 +12,7 @@ mod file;
 mod manifests;
 mod meta;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,13 +27,15 @@ use flotilla_common::seal::TrustedKeys;
 use flotilla_common::units::ByteSize;
 use rustix::fs::{FlockOperation, flock};
 
-pub(crate) use blob::{Availability, HeldChunk, Pin, StoredBlob};
+pub(crate) use blob::{Availability, Pin, StoredBlob};
 pub(crate) use file::{PIECE, blocking};
 pub(crate) use manifests::{ManifestStore, StoredManifest};
 use meta::Record;
 
 /// Eviction goes on until this share of the quota is free, so that it does not run at each new blob.
 const FREE_AFTER_EVICTION: u64 = 10;
+/// Blobs in quarantine that are remembered.
+const MAX_BANNED: usize = 1024;
 
 /// What went wrong in the store.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +69,12 @@ pub enum StoreError {
         /// The configured quota.
         quota: ByteSize,
     },
+    /// The blob is in quarantine.
+    #[error("{digest} is in quarantine: an origin's seal contradicts its bytes or another seal")]
+    Banned {
+        /// The blob.
+        digest: Digest,
+    },
     /// Reading or writing a file failed.
     #[error("{action} {}: {source}", path.display())]
     Io {
@@ -89,23 +97,15 @@ pub enum StoreError {
 
 impl StoreError {
     fn reading(path: &Path, source: io::Error) -> Self {
-        Self::Io {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        }
+        Self::Io { action: "read", path: path.to_owned(), source }
     }
 
     fn writing(path: &Path, source: io::Error) -> Self {
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
-                path: path.to_owned(),
-            },
-            _ => Self::Io {
-                action: "write",
-                path: path.to_owned(),
-                source,
-            },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::DiskFull { path: path.to_owned() }
+            }
+            _ => Self::Io { action: "write", path: path.to_owned(), source },
         }
     }
 }
@@ -125,6 +125,8 @@ pub(crate) struct Store {
 struct Inner {
     blobs: HashMap<Digest, Arc<StoredBlob>>,
     bytes: u64,
+    /// Never taken in again while the process lives; the oldest are forgotten first.
+    banned: VecDeque<Digest>,
 }
 
 impl Store {
@@ -133,18 +135,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unusable`] and [`StoreError::InUse`].
     pub(crate) fn open(dir: &Path, quota: ByteSize, trusted: &TrustedKeys) -> Result<Self, StoreError> {
-        let unusable = |source| StoreError::Unusable {
-            dir: dir.to_owned(),
-            source,
-        };
+        let unusable = |source| StoreError::Unusable { dir: dir.to_owned(), source };
         let blobs = dir.join("blobs");
         fs::create_dir_all(&blobs).map_err(unusable)?;
         let lock = File::create(dir.join("lock")).map_err(unusable)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
             if error == rustix::io::Errno::WOULDBLOCK {
-                StoreError::InUse {
-                    dir: dir.to_owned(),
-                }
+                StoreError::InUse { dir: dir.to_owned() }
             } else {
                 unusable(error.into())
             }
@@ -170,8 +167,7 @@ impl Store {
 
     /// Notes that a blob is being used, which keeps it longer.
     pub(crate) fn touch(&self, blob: &StoredBlob) {
-        blob.used_at
-            .store(self.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        blob.used_at.store(self.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// All blobs.
@@ -185,7 +181,7 @@ impl Store {
     /// was evicted for it. `proof` must have been checked, and `geometry` be its cut.
     ///
     /// # Errors
-    /// [`StoreError::OverQuota`] if it cannot fit.
+    /// [`StoreError::OverQuota`] if it cannot fit, [`StoreError::Banned`].
     pub(crate) fn insert(
         &self,
         proof: Proof,
@@ -194,6 +190,9 @@ impl Store {
         let digest = *proof.digest();
         if let Some(blob) = self.get(&digest) {
             return Ok((blob, Vec::new()));
+        }
+        if self.lock().banned.contains(&digest) {
+            return Err(StoreError::Banned { digest });
         }
         let evicted = self.make_room(geometry.size())?;
         let path = meta::data_path(&self.dir, &digest);
@@ -204,6 +203,16 @@ impl Store {
         inner.bytes += geometry.size();
         inner.blobs.insert(digest, Arc::clone(&blob));
         Ok((blob, evicted))
+    }
+
+    /// Forgets a blob and does not take it in again.
+    pub(crate) fn ban(&self, digest: &Digest) {
+        self.remove(digest);
+        let mut inner = self.lock();
+        inner.banned.push_back(*digest);
+        if inner.banned.len() > MAX_BANNED {
+            inner.banned.pop_front();
+        }
     }
 
     /// Forgets a blob and deletes its files.
@@ -233,10 +242,7 @@ impl Store {
 
     fn make_room(&self, size: u64) -> Result<Vec<Digest>, StoreError> {
         let quota = self.quota.0;
-        let over = || StoreError::OverQuota {
-            size: ByteSize(size),
-            quota: self.quota,
-        };
+        let over = || StoreError::OverQuota { size: ByteSize(size), quota: self.quota };
         if size > quota {
             return Err(over());
         }
@@ -248,9 +254,7 @@ impl Store {
             .blobs
             .values()
             .filter(|blob| !blob.is_pinned())
-            .map(|blob| {
-                (blob.used_at.load(Ordering::Relaxed), *blob.digest(), blob.geometry().size())
-            })
+            .map(|blob| (blob.used_at.load(Ordering::Relaxed), *blob.digest(), blob.geometry().size()))
             .collect();
         candidates.sort_unstable();
         let must_free = (inner.bytes + size).saturating_sub(quota);
@@ -288,11 +292,7 @@ fn save_blob(blob: &StoredBlob) -> io::Result<()> {
     if held.is_empty() && !blob.path().exists() {
         return Ok(());
     }
-    let record = Record {
-        proof: blob.proof().clone(),
-        held,
-        complete: blob.is_complete(),
-    };
+    let record = Record { proof: blob.proof().clone(), held, complete: blob.is_complete() };
     record.save(blob.path())
 }
 
@@ -329,18 +329,12 @@ fn load(dir: &Path, trusted: &TrustedKeys) -> io::Result<Inner> {
 
 fn load_blob(record: &Path, dir: &Path, trusted: &TrustedKeys) -> io::Result<StoredBlob> {
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-    let Record {
-        proof,
-        held,
-        complete,
-    } = Record::load(record)?;
+    let Record { proof, held, complete } = Record::load(record)?;
     let digest = *proof.digest();
     if meta::named(record) != Some(digest) {
         return Err(invalid("the record is another blob's".to_owned()));
     }
-    let geometry = proof
-        .check(trusted)
-        .map_err(|error| invalid(error.to_string()))?;
+    let geometry = proof.check(trusted).map_err(|error| invalid(error.to_string()))?;
     let path = meta::data_path(dir, &digest);
     if held.len() != geometry.chunks() {
         return Err(invalid("the chunk map has another length".to_owned()));

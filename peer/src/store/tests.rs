@@ -31,16 +31,8 @@ fn sample(salt: u8) -> Sample {
         chunk_log2: tree.geometry.chunk_log2(),
         root: tree.root,
     });
-    let proof = Proof::Sealed {
-        seal,
-        table: tree.table,
-    };
-    Sample {
-        bytes: bytes.into(),
-        geometry: proof.check(&trusted).unwrap(),
-        proof,
-        trusted,
-    }
+    let proof = Proof::Sealed { seal, table: tree.table };
+    Sample { bytes: bytes.into(), geometry: proof.check(&trusted).unwrap(), proof, trusted }
 }
 
 async fn hold(sample: &Sample, blob: &StoredBlob, chunk: u32) {

@@ -125,7 +125,8 @@ impl Link {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (control, outbox) = mpsc::channel(CONTROL_QUEUE);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let link = Self(Arc::new(Inner { id, peer, about, connection, control, dialled, since: Instant::now() }));
+        let link =
+            Self(Arc::new(Inner { id, peer, about, connection, control, dialled, since: Instant::now() }));
         NewLink { link, outbox, send, receive }
     }
 

@@ -25,10 +25,10 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 pub(crate) use fetch::{FetchError, fetch_chunk};
-pub(crate) use link::{Goodbye, Link, LinkError};
 use link::NewLink;
+pub(crate) use link::{Goodbye, Link, LinkError};
 pub use serve::{Faithful, Outbound};
-pub(crate) use serve::Question;
+pub(crate) use serve::{Question, ServeError};
 
 /// From the first packet to the finished handshake.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -192,7 +192,8 @@ fn configs(
     identity: &Identity,
     down: Option<BitRate>,
 ) -> Result<(ServerConfig, ClientConfig), TransportError> {
-    let no_suite = |error: quinn::crypto::rustls::NoInitialCipherSuite| TransportError::Tls(error.to_string());
+    let no_suite =
+        |error: quinn::crypto::rustls::NoInitialCipherSuite| TransportError::Tls(error.to_string());
     let server = QuicServerConfig::try_from(identity.quic_server(ALPN)?).map_err(no_suite)?;
     let client = QuicClientConfig::try_from(identity.quic_client(ALPN)?).map_err(no_suite)?;
     let transport = Arc::new(tuning::transport_config(down));

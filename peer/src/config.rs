@@ -1,0 +1,130 @@
+//! A peer's settings.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use flotilla_common::name::{PeerId, RegionName, ZoneName};
+use flotilla_common::seal::TrustedKeys;
+use flotilla_common::swarm;
+use flotilla_common::units::{BitRate, ByteSize};
+use flotilla_runtime::identity::Identity;
+
+use crate::transport::{Faithful, Outbound};
+
+/// A peer's settings. [`Config::new`] gives the defaults.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The own name; the certificate's.
+    pub id: PeerId,
+    /// The own certificate and whom it trusts: for neighbours, and for origins and trackers over HTTPS.
+    pub identity: Identity,
+    /// The origin keys whose seals are believed.
+    pub trusted_keys: TrustedKeys,
+    /// Where the container runtime asks. Loopback: whoever reaches it may pull what this machine may pull. Default
+    /// 127.0.0.1:5001.
+    pub mirror: SocketAddr,
+    /// Where neighbours connect (UDP). Default 0.0.0.0:5002.
+    pub quic: SocketAddr,
+    /// The address that neighbours are told, if it is not the one bound. An unspecified one is replaced by the
+    /// tracker with the address it sees. Default none.
+    pub advertised: Option<SocketAddr>,
+    /// The origins' URLs, the own region's first.
+    pub origins: Vec<String>,
+    /// The trackers' URLs, in any order, but the same for every peer. Without one, origins serve alone.
+    pub trackers: Vec<String>,
+    /// The store's folder; no other peer may use it.
+    pub store: PathBuf,
+    /// What the blobs in the store may have together. Default 50 GiB.
+    pub quota: ByteSize,
+    /// Where this peer is. Default `default`, both.
+    pub region: RegionName,
+    /// Where this peer is.
+    pub zone: ZoneName,
+    /// Cap on payload sent to neighbours. Default none.
+    pub up: Option<BitRate>,
+    /// Cap on payload received from neighbours and origins. Default none.
+    pub down: Option<BitRate>,
+    /// Whether neighbours must show a grant of an origin. Default false.
+    pub requires_grants: bool,
+    /// The machine's settings; what follows from the above is filled in.
+    pub swarm: swarm::Config,
+    /// The seed of the machine's random choices; `None` for one from the operating system.
+    pub rng_seed: Option<u64>,
+    /// What happens to chunks on their way out: nothing, but in tests.
+    pub outbound: Arc<dyn Outbound>,
+}
+
+impl Config {
+    /// The defaults for a peer with this identity, store and origins.
+    pub fn new(id: PeerId, identity: Identity, store: PathBuf, region: RegionName, zone: ZoneName) -> Self {
+        Self {
+            id,
+            identity,
+            trusted_keys: TrustedKeys::none(),
+            mirror: SocketAddr::from((Ipv4Addr::LOCALHOST, 5001)),
+            quic: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5002)),
+            advertised: None,
+            origins: Vec::new(),
+            trackers: Vec::new(),
+            store,
+            quota: ByteSize(50 << 30),
+            region,
+            zone,
+            up: None,
+            down: None,
+            requires_grants: false,
+            swarm: swarm::Config::default(),
+            rng_seed: None,
+            outbound: Arc::new(Faithful),
+        }
+    }
+
+    /// What cannot work, said before anything is started.
+    pub(crate) fn validate(&self) -> Result<(), String> {
+        match self.identity.peer_id() {
+            Some(named) if named == self.id => {}
+            Some(named) => {
+                return Err(format!("id: is {}, but the certificate names {named}; use the same", self.id));
+            }
+            None => {
+                return Err(
+                    "identity: the certificate names no peer; issue one with `flotilla pki issue`".to_owned()
+                );
+            }
+        }
+        for (key, urls) in [("origins", &self.origins), ("trackers", &self.trackers)] {
+            for url in urls {
+                check_url(url).map_err(|why| format!("{key}: {url}: {why}"))?;
+            }
+        }
+        if self.origins.is_empty() {
+            return Err(
+                "origins: none; give at least one URL, such as http://origin.internal:5000".to_owned()
+            );
+        }
+        Ok(())
+    }
+}
+
+fn check_url(url: &str) -> Result<(), String> {
+    let parsed = reqwest::Url::parse(url).map_err(|error| error.to_string())?;
+    if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
+        return Err("begin with http:// or https:// and a host".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_need_a_scheme_and_a_host() {
+        assert!(check_url("http://127.0.0.1:5000").is_ok());
+        assert!(check_url("https://origin.internal").is_ok());
+        assert!(check_url("origin.internal:5000").is_err());
+        assert!(check_url("127.0.0.1:5000").is_err());
+        assert!(check_url("ftp://origin").is_err());
+    }
+}

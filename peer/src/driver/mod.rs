@@ -1,0 +1,215 @@
+//! The driver: one task that owns the machine, feeds it everything that happens, and does what it says.
+//!
+//! ```text
+//! mirror ── Command ──┐                          ┌──▶ transport: dial, say, fetch, serve
+//! transport ─ Incident ┼─▶ driver ─▶ PeerMachine ─┼──▶ origins: fetch
+//! tracker ─── Event ──┤            ◀─ outputs    ├──▶ trackers: announce, leases
+//! tasks ───── Report ─┘                          └──▶ store: whole-blob check, bypass
+//! ```
+//!
+//! It is boring on purpose: whatever decides is in the machine. It never waits for anything but the next event, never
+//! touches a payload byte, and every queue into it is bounded.
+
+mod act;
+mod events;
+mod roster;
+mod tasks;
+
+use core::time::Duration;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flotilla_common::digest::Digest;
+use flotilla_common::grant::Grant;
+use flotilla_common::name::RepositoryName;
+use flotilla_common::seal::TrustedKeys;
+use flotilla_common::swarm::{BlobSlot, PeerMachine, TransferId, UploadId};
+use flotilla_common::time::Time;
+use flotilla_common::wire::tracker::PeerInfo;
+use flotilla_runtime::clock::Clock;
+use flotilla_runtime::rate::Limiter;
+use flotilla_runtime::shutdown::Shutdown;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::origin::{Origins, Sighting};
+use crate::stats::Counters;
+use crate::store::{Pin, Store, StoredBlob};
+use crate::tracker_client::{TrackerEvent, Trackers};
+use crate::transport::{Incident, Link, Outbound, Question, Transport};
+use roster::Roster;
+pub(crate) use roster::peer_key;
+
+/// Events of each kind that wait for the driver at most.
+pub(crate) const QUEUE: usize = 1024;
+/// How often it looks after what no event calls for: records to save, blobs nobody reads any more.
+const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// A blob that no reader has used for this long is not downloaded further.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// What the mirror asks of the driver.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A pull needs this blob, or soon will.
+    Want { pin: Pin, repository: RepositoryName, grant: Option<Grant> },
+    /// The readers of a blob moved, came or went.
+    ReadersMoved(Digest),
+    /// A stored chunk turned out damaged.
+    Lost { digest: Digest, chunk: u32 },
+    /// The store let these blobs go.
+    Evicted(Vec<Digest>),
+    /// Nothing of this blob can be trusted any more.
+    Quarantine { digest: Digest, why: String },
+}
+
+/// How the tasks that the driver spawned are getting on.
+#[derive(Debug)]
+enum Report {
+    FirstByte(TransferId),
+    Progress(TransferId, u64),
+    Fetched(TransferId, tasks::Fetched),
+    UploadProgress(UploadId, u64),
+    UploadEnded(UploadId),
+    /// A chunk was found damaged while it was served.
+    Lost(Digest, u32),
+    /// The whole blob was hashed.
+    Checked(Digest, bool),
+}
+
+/// What the driver and its tasks share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) me: PeerInfo,
+    pub(crate) store: Store,
+    pub(crate) origins: Origins,
+    pub(crate) transport: Transport,
+    pub(crate) trackers: Trackers,
+    pub(crate) trusted: TrustedKeys,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) moved: Moved,
+    pub(crate) up: Limiter,
+    pub(crate) down: Limiter,
+    pub(crate) outbound: Arc<dyn Outbound>,
+    /// Whether neighbours must show a grant.
+    pub(crate) requires_grants: bool,
+    pub(crate) shutdown: Shutdown,
+}
+
+/// When bytes of any blob last came: readers that wait tell a swarm that is busy from one that is stuck.
+#[derive(Debug, Default)]
+pub(crate) struct Moved(AtomicU64);
+
+impl Moved {
+    fn note(&self, now: Time) {
+        self.0.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// How long ago that was.
+    pub(crate) fn ago(&self, now: Time) -> Duration {
+        now.saturating_since(Time::from_nanos(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// The receiving ends of what happens elsewhere.
+#[derive(Debug)]
+pub(crate) struct Events {
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) incidents: mpsc::Receiver<Incident>,
+    pub(crate) tracker: mpsc::Receiver<TrackerEvent>,
+    pub(crate) sightings: mpsc::Receiver<Sighting>,
+}
+
+/// A download that runs.
+#[derive(Debug)]
+struct Fetch {
+    blob: BlobSlot,
+    bytes: u64,
+    from_origin: bool,
+    task: AbortHandle,
+}
+
+/// An upload: asked for, or running.
+#[derive(Debug)]
+struct Upload {
+    link: Link,
+    stored: Arc<StoredBlob>,
+    /// Until the machine has answered.
+    question: Option<Question>,
+    task: Option<AbortHandle>,
+}
+
+/// The task's state.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    machine: PeerMachine,
+    roster: Roster,
+    shared: Arc<Shared>,
+    fetches: HashMap<TransferId, Fetch>,
+    uploads: HashMap<UploadId, Upload>,
+    next_upload: u64,
+    next_ticket: u64,
+    reports: mpsc::Sender<Report>,
+    housekeeping_at: Time,
+}
+
+impl Driver {
+    /// Runs until the shutdown starts. Blobs that the store held before are served from the beginning.
+    pub(crate) async fn run(machine: PeerMachine, shared: Arc<Shared>, mut events: Events) {
+        let (reports, mut reported) = mpsc::channel(QUEUE);
+        let now = Clock::now();
+        let mut driver = Self {
+            machine,
+            roster: Roster::default(),
+            shared,
+            fetches: HashMap::new(),
+            uploads: HashMap::new(),
+            next_upload: 0,
+            next_ticket: 0,
+            reports,
+            housekeeping_at: now + HOUSEKEEPING,
+        };
+        driver.begin(now);
+        let shutdown = driver.shared.shutdown.clone();
+        loop {
+            driver.act();
+            let deadline = driver.deadline();
+            tokio::select! {
+                biased;
+                () = shutdown.wait() => break,
+                Some(report) = reported.recv() => driver.on_report(Clock::now(), report),
+                Some(command) = events.commands.recv() => driver.on_command(Clock::now(), command),
+                Some(incident) = events.incidents.recv() => driver.on_incident(Clock::now(), incident),
+                Some(event) = events.tracker.recv() => driver.on_tracker(Clock::now(), event),
+                Some(sighting) = events.sightings.recv() => driver.on_sighting(Clock::now(), sighting),
+                () = Clock::sleep_until(Some(deadline)) => {}
+            }
+            driver.on_time(Clock::now());
+        }
+        driver.end();
+    }
+
+    fn deadline(&self) -> Time {
+        self.machine.poll_timeout().map_or(self.housekeeping_at, |next| next.min(self.housekeeping_at))
+    }
+
+    fn on_time(&mut self, now: Time) {
+        if self.machine.poll_timeout().is_some_and(|deadline| deadline <= now) {
+            self.machine.handle_timeout(now);
+        }
+        if self.housekeeping_at <= now {
+            self.housekeeping_at = now + HOUSEKEEPING;
+            self.keep_house(now);
+        }
+    }
+
+    /// Nothing goes on after this.
+    fn end(self) {
+        for fetch in self.fetches.values() {
+            fetch.task.abort();
+        }
+        for task in self.uploads.values().filter_map(|upload| upload.task.as_ref()) {
+            task.abort();
+        }
+    }
+}

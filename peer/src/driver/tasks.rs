@@ -1,0 +1,153 @@
+//! What the driver spawns: downloads, uploads, and the hashing of whole blobs. Each reports how it goes.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use flotilla_common::grant::Grant;
+use flotilla_common::name::RepositoryName;
+use flotilla_common::swarm::{Failure, OriginSlot, Refusal, TransferId, UploadId};
+use flotilla_common::wire::peer;
+use flotilla_runtime::rate::Limiter;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{Report, Shared};
+use crate::origin::{self, OriginFetchError};
+use crate::store::{StoreError, StoredBlob};
+use crate::transport::{self, FetchError, Link, Outbound, Question, ServeError};
+
+/// Least time between two progress reports of one transfer.
+const REPORT_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How a download ended.
+#[derive(Debug)]
+pub(super) enum Fetched {
+    Received,
+    Refused(Refusal),
+    Failed(Failure),
+}
+
+/// Tells the driver now and then how many bytes have moved. A driver that is busy hears of later ones.
+struct Progress<F> {
+    reports: mpsc::Sender<Report>,
+    told_at: Instant,
+    report: F,
+}
+
+impl<F: Fn(u64) -> Report> Progress<F> {
+    fn new(reports: mpsc::Sender<Report>, report: F) -> Self {
+        Self { reports, told_at: Instant::now(), report }
+    }
+
+    fn tell(&mut self, bytes: u64) {
+        if bytes == 0 || self.told_at.elapsed() >= REPORT_INTERVAL {
+            self.told_at = Instant::now();
+            let _ = self.reports.try_send((self.report)(bytes));
+        }
+    }
+}
+
+const fn download_report(transfer: TransferId) -> impl Fn(u64) -> Report {
+    move |bytes| if bytes == 0 { Report::FirstByte(transfer) } else { Report::Progress(transfer, bytes) }
+}
+
+/// Downloads a chunk from a neighbour.
+pub(super) async fn from_peer(
+    transfer: TransferId,
+    link: Link,
+    blob: Arc<StoredBlob>,
+    chunk: u32,
+    grant: Option<Grant>,
+    cap: Limiter,
+    reports: mpsc::Sender<Report>,
+) {
+    let mut progress = Progress::new(reports.clone(), download_report(transfer));
+    let fetched =
+        transport::fetch_chunk(&link, &blob, chunk, grant, &cap, |bytes| progress.tell(bytes)).await;
+    let outcome = match fetched {
+        Ok(()) => Fetched::Received,
+        Err(FetchError::Refused(peer::Refusal::Busy)) => Fetched::Refused(Refusal::Busy),
+        Err(FetchError::Refused(peer::Refusal::Gone | peer::Refusal::NotPermitted)) => {
+            Fetched::Refused(Refusal::Gone)
+        }
+        Err(error) => {
+            tracing::debug!(peer = %link.peer(), blob = %blob.digest(), chunk, %error, "fetch chunk");
+            Fetched::Failed(match error {
+                FetchError::Corrupt => Failure::Corrupt,
+                FetchError::Store(error) => store_failed(&blob, &error),
+                _ => Failure::Link,
+            })
+        }
+    };
+    finish(reports, Report::Fetched(transfer, outcome)).await;
+}
+
+/// Downloads a chunk from an origin.
+#[allow(clippy::too_many_arguments, reason = "what a download is made of")]
+pub(super) async fn from_origin(
+    transfer: TransferId,
+    shared: Arc<Shared>,
+    origin: OriginSlot,
+    repository: RepositoryName,
+    blob: Arc<StoredBlob>,
+    chunk: u32,
+    reports: mpsc::Sender<Report>,
+) {
+    let mut progress = Progress::new(reports.clone(), download_report(transfer));
+    let progress = |bytes| progress.tell(bytes);
+    let fetched =
+        origin::fetch_chunk(&shared.origins, origin, &repository, &blob, chunk, &shared.down, progress).await;
+    let outcome = match fetched {
+        Ok(()) => Fetched::Received,
+        Err(error) => {
+            tracing::warn!(origin = origin.0, blob = %blob.digest(), chunk, %error, "fetch chunk from origin");
+            Fetched::Failed(match error {
+                OriginFetchError::Corrupt => Failure::Corrupt,
+                OriginFetchError::Store(error) => store_failed(&blob, &error),
+                OriginFetchError::Origin(_) => Failure::Link,
+            })
+        }
+    };
+    finish(reports, Report::Fetched(transfer, outcome)).await;
+}
+
+/// The store cannot take the blob: readers get the rest from the origin, past the store.
+fn store_failed(blob: &StoredBlob, error: &StoreError) -> Failure {
+    tracing::error!(blob = %blob.digest(), %error, "the store cannot take a blob, which is passed through now");
+    blob.bypass();
+    Failure::Store
+}
+
+/// Answers a neighbour's question with the chunk.
+pub(super) async fn serve(
+    upload: UploadId,
+    question: Question,
+    blob: Arc<StoredBlob>,
+    shared: Arc<Shared>,
+    outbound: Arc<dyn Outbound>,
+    reports: mpsc::Sender<Report>,
+) {
+    let mut progress = Progress::new(reports.clone(), move |bytes| Report::UploadProgress(upload, bytes));
+    match question.serve(&blob, &shared.up, &outbound, |bytes| progress.tell(bytes)).await {
+        Ok(bytes) => shared.counters.to_peers.add(bytes),
+        Err(ServeError::Store(StoreError::Doubtful { digest, chunk })) => {
+            tracing::warn!(blob = %digest, chunk, "a stored chunk was damaged and is fetched again");
+            finish(reports.clone(), Report::Lost(digest, chunk)).await;
+        }
+        Err(error) => tracing::debug!(blob = %blob.digest(), %error, "serve chunk"),
+    }
+    finish(reports, Report::UploadEnded(upload)).await;
+}
+
+/// Hashes a whole blob whose chunks are all held.
+pub(super) async fn check(blob: Arc<StoredBlob>, reports: mpsc::Sender<Report>) {
+    match blob.check_digest().await {
+        Ok(is_right) => finish(reports, Report::Checked(*blob.digest(), is_right)).await,
+        Err(error) => tracing::warn!(blob = %blob.digest(), %error, "hash blob"),
+    }
+}
+
+async fn finish(reports: mpsc::Sender<Report>, report: Report) {
+    // Only fails when the driver is gone.
+    let _ = reports.send(report).await;
+}

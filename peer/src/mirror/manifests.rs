@@ -1,0 +1,181 @@
+//! Serving manifests, and with each image's manifest the first step of its pull: all its blobs are wanted before the
+//! runtime asks for the first.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::{Response, StatusCode, header};
+use flotilla_common::digest::Digest;
+use flotilla_common::grant::Grant;
+use flotilla_common::manifest::Manifest;
+use flotilla_common::name::{Reference, RepositoryName};
+use flotilla_common::proof::Proof;
+use tokio::time::timeout;
+
+use super::answer::Failure;
+use super::range::Wanted;
+use super::{Mirror, content_headers, content_range, unsatisfiable};
+use crate::driver::Command;
+use crate::origin::OriginError;
+use crate::store::{StoreError, StoredManifest};
+
+/// How long a manifest is kept back for the proofs of its blobs. Usually one round trip.
+const CLOSURE_PATIENCE: Duration = Duration::from_secs(2);
+
+impl Mirror {
+    /// The manifest under a reference. Unless the runtime only looks, its blobs are wanted from now on.
+    pub(super) async fn manifest(
+        self: &Arc<Self>,
+        repository: &RepositoryName,
+        reference: &Reference,
+        is_head: bool,
+    ) -> Result<(Digest, StoredManifest), Failure> {
+        let (digest, manifest) = self.find_manifest(repository, reference).await?;
+        if !is_head {
+            let (mirror, repository, bytes) = (Arc::clone(self), repository.clone(), manifest.bytes.clone());
+            let wanting = self
+                .shared
+                .shutdown
+                .spawn(async move { mirror.want_blobs(&repository, &digest, &bytes).await });
+            // It goes on behind the scenes if it takes longer.
+            let _ = timeout(CLOSURE_PATIENCE, wanting).await;
+        }
+        Ok((digest, manifest))
+    }
+
+    async fn find_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<(Digest, StoredManifest), Failure> {
+        if let Reference::Digest(digest) = reference
+            && let Some(manifest) = self.manifests.get(digest).await
+        {
+            return Ok((*digest, manifest));
+        }
+        let key = (repository.clone(), reference.clone());
+        let fetch = self.shared.origins.manifest(repository, reference);
+        let fetched = self.resolved.try_get_with(key, fetch).await.map_err(|error| {
+            let what = match reference {
+                Reference::Tag(tag) => format!("{repository}:{tag}"),
+                Reference::Digest(digest) => format!("{repository}@{digest}"),
+            };
+            failure(&what, &error)
+        })?;
+        let manifest = StoredManifest { media_type: fetched.media_type, bytes: fetched.bytes };
+        self.manifests.put(fetched.digest, manifest.clone()).await;
+        Ok((fetched.digest, manifest))
+    }
+
+    /// Gets the proofs of an image's blobs, and lets the swarm have them all.
+    async fn want_blobs(&self, repository: &RepositoryName, digest: &Digest, bytes: &[u8]) {
+        let manifest = match Manifest::parse(bytes) {
+            Ok(manifest) => manifest,
+            Err(error) => return tracing::debug!(manifest = %digest, %error, "read manifest"),
+        };
+        let blobs = manifest.blobs();
+        if manifest.is_index() || blobs.is_empty() {
+            return;
+        }
+        if blobs.iter().all(|blob| self.shared.store.get(&blob.digest).is_some()) {
+            for blob in blobs {
+                self.want_known(repository, &blob.digest, None).await;
+            }
+            return;
+        }
+        match self.shared.origins.closure(repository, digest).await {
+            Ok(Some(closure)) => {
+                for proof in closure.proofs {
+                    self.want_proved(repository, proof, closure.grant.clone()).await;
+                }
+            }
+            Ok(None) => tracing::info!(%repository, "the origin seals nothing; blobs are passed through"),
+            Err(error) => tracing::warn!(manifest = %digest, %error, "get proofs of the blobs"),
+        }
+    }
+
+    async fn want_proved(&self, repository: &RepositoryName, proof: Proof, grant: Option<Grant>) {
+        let digest = *proof.digest();
+        let geometry = match proof.check(&self.shared.trusted) {
+            Ok(geometry) if matches!(proof, Proof::Sealed { .. }) => geometry,
+            // Nothing proves its pieces: it is passed through.
+            Ok(_) => return,
+            Err(error) => {
+                return tracing::error!(blob = %digest, %error, "an origin sent a proof that proves nothing");
+            }
+        };
+        if let Some(known) = self.shared.store.get(&digest) {
+            if contradict(known.proof(), &proof) {
+                let why = "two valid seals name different bytes under one digest".to_owned();
+                return self.command(Command::Quarantine { digest, why }).await;
+            }
+            return self.want_known(repository, &digest, grant).await;
+        }
+        match self.shared.store.insert(proof, geometry) {
+            Ok((blob, evicted)) => {
+                let pin = blob.pin();
+                if !evicted.is_empty() {
+                    self.command(Command::Evicted(evicted)).await;
+                }
+                self.command(Command::Want { pin, repository: repository.clone(), grant }).await;
+            }
+            Err(error @ StoreError::Banned { .. }) => tracing::warn!(%error, "pass blob through"),
+            Err(error) => tracing::error!(blob = %digest, %error, "the store cannot take a blob"),
+        }
+    }
+
+    pub(super) async fn want_known(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        grant: Option<Grant>,
+    ) {
+        if let Some(blob) = self.shared.store.get(digest) {
+            let pin = blob.pin();
+            self.command(Command::Want { pin, repository: repository.clone(), grant }).await;
+        }
+    }
+
+    pub(super) async fn command(&self, command: Command) {
+        // Only fails when the driver is gone; then readers are passed through.
+        let _ = self.commands.send(command).await;
+    }
+}
+
+/// Whether two valid seals say different things about one digest.
+fn contradict(known: &Proof, new: &Proof) -> bool {
+    match (known, new) {
+        (Proof::Sealed { seal: known, .. }, Proof::Sealed { seal: new, .. }) => known.facts != new.facts,
+        _ => false,
+    }
+}
+
+/// What a person reads if no other host has it either.
+pub(super) fn failure(what: &str, error: &OriginError) -> Failure {
+    match error {
+        OriginError::Refused(message) => Failure::Unknown(format!("{what}: {message}")),
+        OriginError::Unavailable(_) | OriginError::None => Failure::Unavailable(format!("{what}: {error}")),
+    }
+}
+
+/// The manifest as HTTP; containerd asks even for these with a range.
+pub(super) fn response(digest: &Digest, manifest: &StoredManifest, range: Option<&str>) -> Response<Body> {
+    let size = manifest.bytes.len() as u64;
+    let (status, part) = match Wanted::parse(range, size) {
+        Wanted::Whole => (StatusCode::OK, 0..size),
+        Wanted::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
+        Wanted::Unsatisfiable => return unsatisfiable(size),
+    };
+    // Both ends are within a body that is in memory.
+    let bytes = manifest.bytes.slice(part.start as usize..part.end as usize);
+    let mut response = Response::new(Body::from(bytes));
+    *response.status_mut() = status;
+    content_headers(response.headers_mut(), digest, &manifest.media_type, part.end - part.start);
+    if status == StatusCode::PARTIAL_CONTENT
+        && let Some(value) = content_range(&part, size)
+    {
+        response.headers_mut().insert(header::CONTENT_RANGE, value);
+    }
+    response
+}

@@ -1,0 +1,213 @@
+//! The mirror: the registry that the container runtime on this machine talks to.
+//!
+//! ```text
+//! runtime                     mirror                          origin            swarm
+//!   GET manifest ───────────▶   (cached, or) ─────────────────▶
+//!                               closure: seals, tables ───────▶
+//!                               every blob is wanted ─────────────────────────▶
+//!   ◀──────────────── manifest
+//!   GET blob ───────────────▶   reader at its cursor ─────────────────────────▶
+//!   ◀───── parts as they are verified
+//! ```
+//!
+//! The rules of its answers are containerd's habits: an error is 404 or 503, at once, and says what happened; never
+//! 408 or 429. The head of an answer goes out when its first bytes are there. A body that cannot go on is cut, and
+//! what comes after it is refused at once unless the bytes are there by then. What the swarm cannot deliver is passed
+//! through from the origin: a pull is never worse than without a peer.
+
+mod admin;
+mod answer;
+mod blobs;
+mod hosts_toml;
+mod manifests;
+mod passing;
+mod range;
+mod reader;
+
+use core::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use axum::routing::get;
+use flotilla_common::digest::Digest;
+use flotilla_common::name::{Reference, RepositoryName};
+use moka::future::Cache;
+use tokio::sync::mpsc;
+
+use crate::driver::{Command, Shared};
+use crate::origin::FetchedManifest;
+use crate::store::ManifestStore;
+use answer::{Failure, Subject, error, failed};
+pub use hosts_toml::hosts_toml;
+
+/// How long a tag's digest is believed, and a manifest that several ask for at once is fetched once.
+const TAG_TTL: Duration = Duration::from_secs(2);
+/// How long a blob that was cut is refused at once.
+const CUT_TTL: Duration = Duration::from_secs(30);
+/// Entries of either cache.
+const CACHED: u64 = 4096;
+
+/// The mirror's state; its handlers share it.
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    manifests: ManifestStore,
+    resolved: Cache<(RepositoryName, Reference), FetchedManifest>,
+    /// Blobs of which a body was cut just now.
+    cut: Cache<Digest, ()>,
+    next_reader: AtomicU64,
+}
+
+impl Mirror {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        commands: mpsc::Sender<Command>,
+        manifests: ManifestStore,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            shared,
+            commands,
+            manifests,
+            resolved: Cache::builder().max_capacity(CACHED).time_to_live(TAG_TTL).build(),
+            cut: Cache::builder().max_capacity(CACHED).time_to_live(CUT_TTL).build(),
+            next_reader: AtomicU64::new(0),
+        })
+    }
+
+    /// All that is served on the mirror's address.
+    pub(crate) fn router(self: Arc<Self>) -> Router {
+        Router::new()
+            .route("/flotilla/healthz", get(async || "alive\n"))
+            .route("/flotilla/metrics", get(admin::metrics))
+            .route("/flotilla/status", get(admin::status))
+            .fallback(serve)
+            .with_state(self)
+    }
+
+    fn reader_id(&self) -> u64 {
+        self.next_reader.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What a path asks for.
+enum Target {
+    Ping,
+    Manifest(RepositoryName, Reference),
+    Blob(RepositoryName, Digest),
+}
+
+async fn serve(State(mirror): State<Arc<Mirror>>, request: Request) -> Response<Body> {
+    let is_head = request.method() == Method::HEAD;
+    if !is_head && request.method() != Method::GET {
+        let message = "this is a mirror for pulls; push to the origin";
+        return error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", message);
+    }
+    match target(request.uri().path()) {
+        Ok(Target::Ping) => ping(),
+        Ok(Target::Manifest(repository, reference)) => {
+            let range = range_of(request.headers());
+            match mirror.manifest(&repository, &reference, is_head).await {
+                Ok((digest, manifest)) => manifests::response(&digest, &manifest, range.as_deref()),
+                Err(failure) => failed(Subject::Manifest, &failure),
+            }
+        }
+        Ok(Target::Blob(repository, digest)) => {
+            let range = range_of(request.headers());
+            match mirror.blob(&repository, digest, range.as_deref(), is_head).await {
+                Ok(response) => response,
+                Err(failure) => failed(Subject::Blob, &failure),
+            }
+        }
+        Err((subject, failure)) => failed(subject, &failure),
+    }
+}
+
+/// Reads a path; the repository's name may have slashes of its own.
+fn target(path: &str) -> Result<Target, (Subject, Failure)> {
+    let unknown = || (Subject::Blob, Failure::Unknown(format!("there is nothing at {path}")));
+    let rest = path.strip_prefix("/v2").ok_or_else(unknown)?;
+    if rest.is_empty() || rest == "/" {
+        return Ok(Target::Ping);
+    }
+    let rest = rest.strip_prefix('/').ok_or_else(unknown)?;
+    let invalid = |subject, error: &dyn core::fmt::Display| (subject, Failure::Invalid(error.to_string()));
+    if let Some((name, reference)) = rest.rsplit_once("/manifests/") {
+        let name = name.parse().map_err(|error| invalid(Subject::Manifest, &error))?;
+        let reference = reference.parse().map_err(|error| invalid(Subject::Manifest, &error))?;
+        return Ok(Target::Manifest(name, reference));
+    }
+    if let Some((name, digest)) = rest.rsplit_once("/blobs/") {
+        let name =
+            name.parse().map_err(|error: flotilla_common::name::NameError| invalid(Subject::Blob, &error))?;
+        let digest = digest.parse().map_err(|error| invalid(Subject::Blob, &error))?;
+        return Ok(Target::Blob(name, digest));
+    }
+    Err(unknown())
+}
+
+fn ping() -> Response<Body> {
+    let mut response = Response::new(Body::from("{}"));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
+    response
+}
+
+fn range_of(headers: &HeaderMap) -> Option<String> {
+    headers.get(header::RANGE)?.to_str().ok().map(str::to_owned)
+}
+
+/// The headers that every content has: its digest, its exact type, its length.
+fn content_headers(headers: &mut HeaderMap, digest: &Digest, media_type: &str, length: u64) {
+    let media_type = HeaderValue::from_str(media_type)
+        .unwrap_or_else(|_| HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CONTENT_TYPE, media_type);
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    if let Ok(digest) = HeaderValue::from_str(&digest.to_string()) {
+        headers.insert("docker-content-digest", digest);
+    }
+}
+
+/// `Content-Range` of a part of `size` bytes.
+fn content_range(range: &core::ops::Range<u64>, size: u64) -> Option<HeaderValue> {
+    HeaderValue::from_str(&format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1))).ok()
+}
+
+/// Status 416 for a body of `size` bytes.
+fn unsatisfiable(size: u64) -> Response<Body> {
+    let message = format!("the range begins behind the end, at {size} bytes");
+    let mut response = error(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", &message);
+    if let Ok(range) = HeaderValue::from_str(&format!("bytes */{size}")) {
+        response.headers_mut().insert(header::CONTENT_RANGE, range);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_name_their_target() {
+        let digest = Digest::sha256(b"x");
+        assert!(matches!(target("/v2/"), Ok(Target::Ping)));
+        assert!(matches!(target("/v2"), Ok(Target::Ping)));
+        assert!(matches!(
+            target("/v2/a/b/manifests/v1"),
+            Ok(Target::Manifest(name, Reference::Tag(_))) if name.as_str() == "a/b"
+        ));
+        assert!(matches!(
+            target(&format!("/v2/manifests/blobs/{digest}")),
+            Ok(Target::Blob(name, found)) if name.as_str() == "manifests" && found == digest
+        ));
+        assert!(matches!(target("/v2/a/blobs/sha256:zz"), Err((Subject::Blob, Failure::Invalid(_)))));
+        assert!(matches!(target("/v2/A/manifests/v1"), Err((Subject::Manifest, Failure::Invalid(_)))));
+        assert!(matches!(target("/v3/"), Err((_, Failure::Unknown(_)))));
+        assert!(matches!(target("/v2/_catalog"), Err((_, Failure::Unknown(_)))));
+    }
+}

@@ -1,0 +1,104 @@
+//! What a peer has done: counters for people, the demonstration and the metrics endpoint.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flotilla_common::digest::Digest;
+
+/// A snapshot of a peer's counters. Bytes are payload bytes of blobs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Received from neighbours and verified.
+    pub bytes_from_peers: u64,
+    /// Received from origins: verified chunks, and what was passed through.
+    pub bytes_from_origin: u64,
+    /// Of the origin's bytes, those that went to the runtime without being stored.
+    pub bytes_passed_through: u64,
+    /// Found in the own store when a pull began.
+    pub bytes_from_store: u64,
+    /// Sent to neighbours.
+    pub bytes_to_peers: u64,
+    /// Handed to the container runtime.
+    pub bytes_to_runtime: u64,
+    /// Chunks from neighbours that failed their check; nothing of them was kept.
+    pub corrupt_chunks: u64,
+    /// Neighbours that were found lying.
+    pub quarantined_peers: u64,
+    /// Blobs whose proofs or bytes contradict each other: an origin's fault.
+    pub quarantined_blobs: u64,
+    /// Requests of neighbours refused because all upload slots were taken.
+    pub refused_busy: u64,
+    /// Connections to neighbours now.
+    pub neighbours: u64,
+    /// Bytes of the blobs in the store.
+    pub store_bytes: u64,
+    /// Every blob in the store.
+    pub blobs: Vec<BlobProgress>,
+}
+
+/// How far one blob is.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct BlobProgress {
+    /// The blob.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+    /// Bytes of the chunks held.
+    pub held: u64,
+    /// Whether all is held and the whole was checked against its digest.
+    pub is_complete: bool,
+}
+
+/// The live counters.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) from_peers: Counter,
+    pub(crate) from_origin: Counter,
+    pub(crate) passed_through: Counter,
+    pub(crate) from_store: Counter,
+    pub(crate) to_peers: Counter,
+    pub(crate) to_runtime: Counter,
+    pub(crate) corrupt_chunks: Counter,
+    pub(crate) quarantined_peers: Counter,
+    pub(crate) quarantined_blobs: Counter,
+    pub(crate) refused_busy: Counter,
+    pub(crate) neighbours: Counter,
+}
+
+/// A number that only its own changes touch.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set(&self, now: u64) {
+        self.0.store(now, Ordering::Relaxed);
+    }
+
+    pub(crate) fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Counters {
+    /// The counters, with nothing about the store.
+    pub(crate) fn snapshot(&self) -> Stats {
+        Stats {
+            bytes_from_peers: self.from_peers.value(),
+            bytes_from_origin: self.from_origin.value(),
+            bytes_passed_through: self.passed_through.value(),
+            bytes_from_store: self.from_store.value(),
+            bytes_to_peers: self.to_peers.value(),
+            bytes_to_runtime: self.to_runtime.value(),
+            corrupt_chunks: self.corrupt_chunks.value(),
+            quarantined_peers: self.quarantined_peers.value(),
+            quarantined_blobs: self.quarantined_blobs.value(),
+            refused_busy: self.refused_busy.value(),
+            neighbours: self.neighbours.value(),
+            ..Stats::default()
+        }
+    }
+}
