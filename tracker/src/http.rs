@@ -95,7 +95,9 @@ impl IntoResponse for Reject {
         let text = format!("{self}\n");
         let status = match self {
             Self::Body(rejection) => rejection.status(),
-            Self::Refused(Refusal::OtherIdentity { .. }) => StatusCode::FORBIDDEN,
+            Self::Refused(Refusal::OtherIdentity { .. } | Refusal::NoIdentity { .. }) => {
+                StatusCode::FORBIDDEN
+            }
             Self::Refused(Refusal::TooManyPeers | Refusal::TooManyZones) => {
                 let retry_after = [(header::RETRY_AFTER, RETRY_AFTER_SECS)];
                 return (StatusCode::SERVICE_UNAVAILABLE, retry_after, text).into_response();

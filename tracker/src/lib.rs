@@ -73,7 +73,7 @@ impl Tracker {
         let addr = config.listen;
         let listener = TcpListener::bind(addr).await.map_err(|source| StartError::Listen { addr, source })?;
         let limits = Limits { connections: config.limits.connections as usize, ..Limits::default() };
-        let service = Arc::new(Service::new(config, shutdown.clone()));
+        let service = Arc::new(Service::new(config, tls.is_some(), shutdown.clone()));
         shutdown.spawn(Arc::clone(&service).run_timers());
         let readiness = Readiness::starting(shutdown);
         let router = http::router(Arc::clone(&service), readiness.clone());

@@ -26,15 +26,17 @@ const DRAINING_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Service {
     config: Config,
     state: Mutex<State>,
+    /// Whether every peer must show a certificate with its id.
+    with_certificates: bool,
     /// The machine's next deadline is earlier than the one that the timer task sleeps for.
     is_earlier: Notify,
     shutdown: Shutdown,
 }
 
 impl Service {
-    pub(crate) fn new(config: Config, shutdown: Shutdown) -> Self {
+    pub(crate) fn new(config: Config, with_certificates: bool, shutdown: Shutdown) -> Self {
         let state = Mutex::new(State::new(&config));
-        Self { config, state, is_earlier: Notify::new(), shutdown }
+        Self { config, state, with_certificates, is_earlier: Notify::new(), shutdown }
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -48,7 +50,7 @@ impl Service {
         identity: Option<&PeerId>,
         client: IpAddr,
     ) -> Result<AnnounceAnswer, Refusal> {
-        check_identity(identity, &request.peer.id)?;
+        self.check_identity(identity, &request.peer.id)?;
         self.with_state(|state| state.announce(Clock::now(), request, client))
     }
 
@@ -58,7 +60,7 @@ impl Service {
         request: LeaseRequest,
         identity: Option<&PeerId>,
     ) -> Result<LeaseAnswer, Refusal> {
-        check_identity(identity, &request.peer)?;
+        self.check_identity(identity, &request.peer)?;
         let answer = self.with_state(|state| state.lease(Clock::now(), request))?;
         let draining = LeaseAnswer::Wait { retry_ms: DRAINING_WAIT.as_millis() as u32 };
         tokio::select! {
@@ -96,6 +98,16 @@ impl Service {
         self.lock().snapshot()
     }
 
+    fn check_identity(&self, certified: Option<&PeerId>, claimed: &PeerId) -> Result<(), Refusal> {
+        match certified {
+            None if self.with_certificates => Err(Refusal::NoIdentity { claimed: claimed.clone() }),
+            Some(certified) if certified != claimed => {
+                Err(Refusal::OtherIdentity { certified: certified.clone(), claimed: claimed.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn with_state<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.lock();
         let result = act(&mut state);
@@ -108,14 +120,5 @@ impl Service {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic under the lock is a failed request; what is left is soft state that announces repair.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn check_identity(identity: Option<&PeerId>, claimed: &PeerId) -> Result<(), Refusal> {
-    match identity {
-        Some(certified) if certified != claimed => {
-            Err(Refusal::OtherIdentity { certified: certified.clone(), claimed: claimed.clone() })
-        }
-        _ => Ok(()),
     }
 }

@@ -36,6 +36,8 @@ pub(crate) enum Refusal {
     Progress { digest: Digest, progress: u8 },
     #[error("{digest} has another number of chunks than {chunks}, as others say or as any blob may have")]
     Chunks { digest: Digest, chunks: u32 },
+    #[error("the message is of peer {claimed}, and no certificate says so")]
+    NoIdentity { claimed: PeerId },
     #[error("the certificate is of peer {certified}, the message of peer {claimed}")]
     OtherIdentity { certified: PeerId, claimed: PeerId },
     #[error("this tracker has as many peers as it may have: limits.peers")]

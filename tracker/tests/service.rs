@@ -11,10 +11,14 @@ use flotilla_common::wire::tracker::{
     ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Change, HeldLease, LEASE_PATH, LeaseAnswer,
     LeaseAsk, LeaseRequest, PeerInfo,
 };
+use flotilla_runtime::identity::{
+    Authority, Clients, Identity, Issued, client_trusting, client_without_trust,
+};
 use flotilla_runtime::shutdown::{Drained, Shutdown};
 use flotilla_tracker::{Config, LeaseConfig, StartError, Tracker};
 use reqwest::StatusCode;
 
+const DAY: Duration = Duration::from_secs(86_400);
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// A tracker that a test may stop.
@@ -25,30 +29,18 @@ struct Region {
 
 impl Region {
     async fn start(config: Config) -> Self {
-        // The HTTP client wants a provider even when it speaks no TLS; the first test installs it for all.
-        let _is_first = rustls::crypto::ring::default_provider().install_default();
         let shutdown = Shutdown::new();
         let tracker = Tracker::start(config, None, &shutdown).await.unwrap();
         Self { tracker, shutdown }
     }
 
     fn peer(&self, name: &str, zone: &str) -> Peer {
-        Peer {
-            http: reqwest::Client::new(),
-            tracker: self.tracker.addr(),
-            info: PeerInfo {
-                id: name.parse().unwrap(),
-                addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 4_000)),
-                region: "here".parse().unwrap(),
-                zone: zone.parse().unwrap(),
-            },
-            epoch: 0,
-            sequence: 0,
-        }
+        Peer::new(name, zone, self.tracker.addr())
     }
 
     async fn get(&self, path: &str) -> (StatusCode, String) {
-        let answer = reqwest::get(format!("http://{}{path}", self.tracker.addr())).await.unwrap();
+        let http = client(client_without_trust().unwrap());
+        let answer = http.get(format!("http://{}{path}", self.tracker.addr())).send().await.unwrap();
         (answer.status(), answer.text().await.unwrap())
     }
 
@@ -68,6 +60,21 @@ struct Peer {
 }
 
 impl Peer {
+    fn new(name: &str, zone: &str, tracker: SocketAddr) -> Self {
+        Self {
+            http: client(client_without_trust().unwrap()),
+            tracker,
+            info: PeerInfo {
+                id: name.parse().unwrap(),
+                addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 4_000)),
+                region: "here".parse().unwrap(),
+                zone: zone.parse().unwrap(),
+            },
+            epoch: 0,
+            sequence: 0,
+        }
+    }
+
     async fn post(&self, path: &str, body: Vec<u8>) -> (StatusCode, Vec<u8>) {
         let url = format!("http://{}{path}", self.tracker);
         let answer = self.http.post(url).body(body).send().await.unwrap();
@@ -123,6 +130,10 @@ impl Peer {
     async fn take(&self, digest: Digest, missing: ChunkMap) -> LeaseAnswer {
         self.ask(digest, LeaseAsk::Take { missing, starving: false, unreachable: Vec::new() }).await
     }
+}
+
+fn client(tls: rustls::ClientConfig) -> reqwest::Client {
+    reqwest::Client::builder().tls_backend_preconfigured(tls).build().unwrap()
 }
 
 fn blob() -> Digest {
@@ -341,6 +352,37 @@ async fn a_peer_that_listens_everywhere_is_found_where_it_announced_from() {
     let AnnounceAnswer::Accepted { handouts, .. } = other.announce(request).await else { panic!("accepted") };
     assert_eq!(handouts[0].peers[0].addr, SocketAddr::from((Ipv4Addr::LOCALHOST, 4_001)));
     region.stop().await;
+}
+
+#[tokio::test]
+async fn with_certificates_a_peer_speaks_only_for_itself() {
+    let fleet = Authority::create().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let authority = directory.path().join("ca.pem");
+    std::fs::write(&authority, fleet.certificate_pem()).unwrap();
+    let identity = |issued: Issued| {
+        Identity::from_pem(&issued.certificate_pem, &issued.key_pem, fleet.certificate_pem()).unwrap()
+    };
+    let server = identity(fleet.issue_server(&["127.0.0.1".to_owned()], DAY).unwrap());
+    let shutdown = Shutdown::new();
+    let tls = server.https_server(Clients::Anybody).unwrap();
+    let tracker = Tracker::start(config(), Some(tls), &shutdown).await.unwrap();
+    let url = format!("https://{}{ANNOUNCE_PATH}", tracker.addr());
+    let announced_as = async |claimed: &str, tls: rustls::ClientConfig| {
+        let http = client(tls);
+        let request = Peer::new(claimed, "a", tracker.addr()).request(true, Vec::new());
+        let answer = http.post(&url).body(codec::encode(&request).unwrap()).send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap_or_default())
+    };
+    let peer = identity(fleet.issue_peer(&"peer".parse().unwrap(), DAY).unwrap());
+    assert_eq!(announced_as("peer", peer.https_client().unwrap()).await.0, StatusCode::OK);
+    let (status, text) = announced_as("other", peer.https_client().unwrap()).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert_eq!(text, "the certificate is of peer peer, the message of peer other\n");
+    let (status, text) = announced_as("peer", client_trusting(&authority).unwrap()).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{text}");
+    assert_eq!(tracker.peer_count(), 1);
+    assert_eq!(shutdown.drain(DRAIN).await, Drained::Complete);
 }
 
 #[tokio::test]
