@@ -1,10 +1,27 @@
 //! The origin: an OCI registry directly on object storage.
+//!
+//! [`Origin::start`] opens the storage, agrees with it on its format and serves the OCI distribution specification. It
+//! has no state of its own that matters: any request may land on any replica, and any replica may stop at any moment.
+//! `docs/origin.md` has the key layout and the protocols; the rooms here are
+//!
+//! - [`storage`]: the one dependency, as a trait, with its implementations
+//! - `record`, `keys`, `format`: what is stored, and where
+//! - `upload`: ids, chains of links, hashing while bytes stream in
+//! - `settle`, `cache`: writes that know what became of them, reads that are shared and dated
+//! - `registry`: blobs, uploads, manifests, tags, referrers, closures
+//! - `http`: the same over HTTP
+//!
+//! It must never depend on the tracker or on a peer, never keep what storage does not have, and never write twice
+//! where the outcome of a first write is unknown.
 
 mod cache;
 mod config;
 mod format;
+mod http;
 mod keys;
+mod metrics;
 mod nonce;
+mod origin;
 mod record;
 mod registry;
 mod settle;
@@ -12,3 +29,6 @@ pub mod storage;
 mod upload;
 
 pub use config::{Config, Horizons, Limits};
+pub use format::FormatError;
+pub use metrics::Metrics;
+pub use origin::{Origin, StartError};

@@ -25,15 +25,16 @@ use tokio::sync::Semaphore;
 use crate::cache::{self, Cache};
 use crate::config::Limits;
 use crate::format::Format;
+use crate::keys;
 use crate::settle::Settler;
-use crate::storage::Storage;
+use crate::storage::{Storage, StorageError};
 use crate::upload::id::{Generation, Signer};
 use crate::upload::receive::BATCH_LEN;
 
 pub(crate) use blobs::{Blob, Need};
 pub(crate) use error::RegistryError;
-pub(crate) use manifests::{Pushed, StoredManifest};
-pub(crate) use tags::TagPage;
+use manifests::StoredManifest;
+pub(crate) use tags::MAX_TAGS;
 pub(crate) use uploads::{Body, Known, Progress};
 
 use blobs::{Claim, StoredRecord};
@@ -97,18 +98,23 @@ impl Registry {
                 .time_to_live(limits.upload_lifetime)
                 .build(),
             claims: Cache::new(refreshed(other), |(name, _): &BlobKey, _| ENTRY_LEN + name.as_str().len()),
-            records: Cache::new(timed(format.horizons.liveness, limits.record_cache.0), |_, record: &Arc<StoredRecord>| {
-                record.weight()
-            }),
+            records: Cache::new(
+                timed(format.horizons.liveness, limits.record_cache.0),
+                |_, record: &Arc<StoredRecord>| record.weight(),
+            ),
             small_blobs: Cache::new(timed(FOR_EVER, limits.small_blob_cache.0), |_, bytes: &Bytes| {
                 ENTRY_LEN + bytes.len()
             }),
-            manifests: Cache::new(refreshed(limits.manifest_cache.0), |(name, _): &BlobKey, manifest: &Arc<StoredManifest>| {
-                ENTRY_LEN + name.as_str().len() + manifest.bytes.len()
-            }),
-            tags: Cache::new(timed(limits.tag_time_to_live, other), |(name, tag): &(RepositoryName, Tag), _| {
-                ENTRY_LEN + name.as_str().len() + tag.as_str().len()
-            }),
+            manifests: Cache::new(
+                refreshed(limits.manifest_cache.0),
+                |(name, _): &BlobKey, manifest: &Arc<StoredManifest>| {
+                    ENTRY_LEN + name.as_str().len() + manifest.bytes.len()
+                },
+            ),
+            tags: Cache::new(
+                timed(limits.tag_time_to_live, other),
+                |(name, tag): &(RepositoryName, Tag), _| ENTRY_LEN + name.as_str().len() + tag.as_str().len(),
+            ),
             closures: moka::sync::Cache::builder()
                 .max_capacity(other)
                 .weigher(|_, closure: &Arc<closure::Closure>| {
@@ -128,6 +134,20 @@ impl Registry {
     /// How often a value was served past its time, since storage could not be reached.
     pub(crate) fn stale_answers(&self) -> u64 {
         self.claims.stale_answers() + self.manifests.stale_answers() + self.tags.stale_answers()
+    }
+
+    /// How long a client may send nothing.
+    pub(crate) fn stall_timeout(&self) -> Duration {
+        self.limits.stall_timeout
+    }
+
+    /// Whether storage answers a small read in time.
+    pub(crate) async fn check_storage(&self) -> Result<(), RegistryError> {
+        let key = keys::format();
+        match tokio::time::timeout(self.limits.storage_timeout, self.storage.read(&key)).await {
+            Ok(read) => Ok(read.map(drop)?),
+            Err(_) => Err(StorageError::unavailable("read format", key, "no answer in time").into()),
+        }
     }
 
     fn settler(&self) -> Settler<'_> {

@@ -33,7 +33,7 @@ use crate::upload::chain::{Chain, Next};
 use crate::upload::hash::Hashes;
 use crate::upload::id::{Generation, Ticket};
 use crate::upload::link::{Act, Link};
-use crate::upload::receive::{Bounds, Received, receive};
+use crate::upload::receive::{Bounds, Received, drop_segments, receive};
 
 /// Links that one page of a listing shows.
 const LINKS_PER_PAGE: usize = 1000;
@@ -148,7 +148,7 @@ impl Registry {
                 Ok(session.progress(ticket.id))
             }
             Some(_) => {
-                self.drop_segments(ticket, &segments).await;
+                drop_segments(&*self.storage, &ticket.id, &segments).await;
                 let session = self.latest(ticket, Some(session.chain.end())).await?.open()?;
                 Err(RegistryError::Offset(session.progress(ticket.id)))
             }
@@ -175,7 +175,7 @@ impl Registry {
             Ok(identified) => identified,
             Err(error) => {
                 // No link was tried, so nobody can know these segments.
-                self.drop_segments(ticket, &segments).await;
+                drop_segments(&*self.storage, &ticket.id, &segments).await;
                 return Err(error);
             }
         };
@@ -186,7 +186,7 @@ impl Registry {
         };
         let mut mine = segments;
         mine.extend(table_object(&link));
-        self.drop_segments(ticket, &mine).await;
+        drop_segments(&*self.storage, &ticket.id, &mine).await;
         match winner.act {
             Act::Finish { .. } => self.complete(repository, ticket, &winner, digest).await,
             Act::Cancel => Err(RegistryError::UploadUnknown),
@@ -443,16 +443,6 @@ impl Registry {
         }
         self.keep_record(&ticket.id, record).await?;
         self.hold(repository, &digest, &ticket.id).await
-    }
-
-    /// Removes segments that no link names, now or later.
-    async fn drop_segments(&self, ticket: Ticket, segments: &[Segment]) {
-        for segment in segments {
-            let key = keys::segment(&ticket.id, segment.nonce);
-            if let Err(error) = self.storage.delete(&key).await {
-                tracing::debug!(%key, %error, "a segment is left to the collector");
-            }
-        }
     }
 }
 

@@ -82,7 +82,9 @@ where
     match pump(&mut sink, body, hashes, bounds).await {
         Ok(hashes) => Ok(Received { segments: sink.segments, hashes }),
         Err(error) => {
-            sink.drop_segments().await;
+            let Sink { segments, open, .. } = sink;
+            drop(open);
+            drop_segments(storage, upload, &segments).await;
             Err(error)
         }
     }
@@ -205,13 +207,14 @@ impl Sink<'_> {
         }
         Ok(())
     }
+}
 
-    async fn drop_segments(&self) {
-        for segment in &self.segments {
-            let key = keys::segment(self.upload, segment.nonce);
-            if let Err(error) = self.storage.delete(&key).await {
-                tracing::debug!(%key, %error, "a segment is left to the collector");
-            }
+/// Removes segments that no link names, now or later.
+pub(crate) async fn drop_segments(storage: &dyn Storage, upload: &Generation, segments: &[Segment]) {
+    for segment in segments {
+        let key = keys::segment(upload, segment.nonce);
+        if let Err(error) = storage.delete(&key).await {
+            tracing::debug!(%key, %error, "a segment is left to the collector");
         }
     }
 }

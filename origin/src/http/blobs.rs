@@ -1,0 +1,122 @@
+//! Pulling and deleting blobs.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::Bytes;
+use flotilla_common::digest::Digest;
+use flotilla_common::name::RepositoryName;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+
+use super::error::{ApiError, Code};
+use super::range::{Wanted, wanted};
+use super::{Answer, Api, CONTENT_DIGEST, empty, matches_etag, set, text_of, warn_if_stale};
+use crate::registry::{Blob, Need, RegistryError};
+use crate::storage::{ByteStream, StorageError};
+
+/// Bytes for which a capped response asks its uplink at once.
+const CAPPED_PIECE_LEN: usize = 32 << 10;
+
+pub(super) async fn get(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    headers: &HeaderMap,
+) -> Answer {
+    let blob = find(api, repository, digest, Need::Bytes).await?;
+    let size = blob.size();
+    let etag = format!("\"{digest}\"");
+    if matches_etag(headers, &etag) {
+        return Ok(empty(StatusCode::NOT_MODIFIED, &[(header::ETAG, &etag)]));
+    }
+    let unchanged = text_of(headers, header::IF_RANGE).is_none_or(|validator| validator == etag);
+    let range = text_of(headers, header::RANGE).filter(|_| unchanged);
+    let (status, range) = match wanted(range, size) {
+        Wanted::All => (StatusCode::OK, 0..size),
+        Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+        Wanted::Beyond => {
+            let error = ApiError::new(Code::RangeUnsatisfiable, format_args!("the blob has {size} bytes"));
+            return Err(error.with(header::CONTENT_RANGE, format!("bytes */{size}")));
+        }
+    };
+    let bytes = api.registry.read_blob(repository, &blob, range.clone()).await?;
+    let mut response = described(&blob, digest, range.end - range.start);
+    *response.status_mut() = status;
+    if status == StatusCode::PARTIAL_CONTENT {
+        let last = range.end.saturating_sub(1);
+        set(&mut response, header::CONTENT_RANGE, &format!("bytes {}-{last}/{size}", range.start));
+    }
+    *response.body_mut() = sent(api, bytes);
+    Ok(response)
+}
+
+pub(super) async fn head(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    headers: &HeaderMap,
+) -> Answer {
+    let blob = find(api, repository, digest, Need::Live).await?;
+    let etag = format!("\"{digest}\"");
+    if matches_etag(headers, &etag) {
+        return Ok(empty(StatusCode::NOT_MODIFIED, &[(header::ETAG, &etag)]));
+    }
+    Ok(described(&blob, digest, blob.size()))
+}
+
+pub(super) async fn delete(api: &Arc<Api>, repository: &RepositoryName, digest: &Digest) -> Answer {
+    api.registry.delete_blob(repository, digest).await?;
+    Ok(empty(StatusCode::ACCEPTED, &[]))
+}
+
+async fn find(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    need: Need,
+) -> Result<Blob, ApiError> {
+    let found = api.registry.blob(repository, digest, need).await?;
+    Ok(found.ok_or(RegistryError::BlobUnknown)?)
+}
+
+fn described(blob: &Blob, digest: &Digest, len: u64) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(len));
+    set(&mut response, CONTENT_DIGEST, &digest.to_string());
+    set(&mut response, header::ETAG, &format!("\"{digest}\""));
+    warn_if_stale(&mut response, blob.stale);
+    response
+}
+
+/// A body whose bytes pass the uplink and are counted.
+fn sent(api: &Arc<Api>, bytes: ByteStream) -> Body {
+    let metrics = Arc::clone(&api.metrics);
+    if api.uplink.rate().is_none() {
+        let counted = bytes.inspect_ok(move |piece| metrics.blob_bytes_sent(piece.len()));
+        return Body::from_stream(
+            counted.inspect_err(|error| tracing::warn!(%error, "a response is cut short")),
+        );
+    }
+    let uplink = api.uplink.clone();
+    let pieces = bytes.map_ok(|piece| stream::iter(cut(piece)).map(Ok::<_, StorageError>)).try_flatten();
+    let capped = pieces.and_then(move |piece: Bytes| {
+        let (uplink, metrics) = (uplink.clone(), Arc::clone(&metrics));
+        async move {
+            uplink.take(piece.len()).await;
+            metrics.blob_bytes_sent(piece.len());
+            Ok(piece)
+        }
+    });
+    Body::from_stream(capped.inspect_err(|error| tracing::warn!(%error, "a response is cut short")))
+}
+
+fn cut(mut piece: Bytes) -> impl Iterator<Item = Bytes> + Send {
+    core::iter::from_fn(move || {
+        let next = piece.split_to(piece.len().min(CAPPED_PIECE_LEN));
+        (!next.is_empty()).then_some(next)
+    })
+}

@@ -1,0 +1,163 @@
+//! Errors as the OCI distribution specification has them ("Error Codes"): a status, a code, a message, as JSON.
+
+use axum::body::Body;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+
+use crate::registry::{Progress, RegistryError};
+
+/// Codes of errors: those of the specification, and a few for what it leaves open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Code {
+    BlobUnknown,
+    BlobUploadInvalid,
+    BlobUploadUnknown,
+    DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestInvalid,
+    ManifestTooLarge,
+    ManifestUnknown,
+    NameInvalid,
+    NameUnknown,
+    SizeInvalid,
+    RangeInvalid,
+    RangeUnsatisfiable,
+    PaginationInvalid,
+    RequestInvalid,
+    Unsupported,
+    NotFound,
+    Timeout,
+    Unavailable,
+}
+
+impl Code {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::BlobUnknown => "BLOB_UNKNOWN",
+            Self::BlobUploadInvalid | Self::RangeInvalid => "BLOB_UPLOAD_INVALID",
+            Self::BlobUploadUnknown => "BLOB_UPLOAD_UNKNOWN",
+            Self::DigestInvalid => "DIGEST_INVALID",
+            Self::ManifestBlobUnknown => "MANIFEST_BLOB_UNKNOWN",
+            Self::ManifestInvalid => "MANIFEST_INVALID",
+            Self::ManifestTooLarge | Self::SizeInvalid => "SIZE_INVALID",
+            Self::ManifestUnknown => "MANIFEST_UNKNOWN",
+            Self::NameInvalid => "NAME_INVALID",
+            Self::NameUnknown => "NAME_UNKNOWN",
+            Self::RangeUnsatisfiable => "RANGE_INVALID",
+            Self::PaginationInvalid => "PAGINATION_NUMBER_INVALID",
+            Self::RequestInvalid => "REQUEST_INVALID",
+            Self::Unsupported => "UNSUPPORTED",
+            Self::NotFound => "NOT_FOUND",
+            Self::Timeout => "TIMEOUT",
+            Self::Unavailable => "UNAVAILABLE",
+        }
+    }
+
+    const fn status(self) -> StatusCode {
+        match self {
+            Self::BlobUnknown
+            | Self::BlobUploadUnknown
+            | Self::ManifestBlobUnknown
+            | Self::ManifestUnknown
+            | Self::NameUnknown
+            | Self::NotFound => StatusCode::NOT_FOUND,
+            Self::BlobUploadInvalid
+            | Self::DigestInvalid
+            | Self::ManifestInvalid
+            | Self::NameInvalid
+            | Self::SizeInvalid
+            | Self::PaginationInvalid
+            | Self::RequestInvalid => StatusCode::BAD_REQUEST,
+            Self::ManifestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::RangeInvalid | Self::RangeUnsatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// An error on its way to the client.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    code: Code,
+    message: String,
+    headers: Vec<(header::HeaderName, String)>,
+}
+
+impl ApiError {
+    pub(super) fn new(code: Code, message: impl core::fmt::Display) -> Self {
+        let headers = match code {
+            Code::Unavailable => vec![(header::RETRY_AFTER, "1".to_owned())],
+            _ => Vec::new(),
+        };
+        Self { code, message: message.to_string(), headers }
+    }
+
+    #[must_use]
+    pub(super) fn with(mut self, name: header::HeaderName, value: String) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    pub(super) const fn code(&self) -> Code {
+        self.code
+    }
+
+    /// The registry's error, about the upload at `location` if it is about one.
+    pub(super) fn of(error: RegistryError, location: impl FnOnce(Progress) -> String) -> Self {
+        let code = match &error {
+            RegistryError::BlobUnknown => Code::BlobUnknown,
+            RegistryError::UploadUnknown => Code::BlobUploadUnknown,
+            RegistryError::Offset(progress) => {
+                let range = upload_range(progress.end);
+                let location = location(*progress);
+                let error = Self::new(Code::RangeInvalid, &error);
+                return error.with(header::RANGE, range).with(header::LOCATION, location);
+            }
+            RegistryError::DigestInvalid(_) => Code::DigestInvalid,
+            RegistryError::SizeInvalid(_) => Code::SizeInvalid,
+            RegistryError::UploadInvalid(_) => Code::BlobUploadInvalid,
+            RegistryError::Stalled => Code::Timeout,
+            RegistryError::NameUnknown => Code::NameUnknown,
+            RegistryError::ManifestUnknown => Code::ManifestUnknown,
+            RegistryError::ManifestInvalid(_) => Code::ManifestInvalid,
+            RegistryError::ManifestBlobUnknown(_) => Code::ManifestBlobUnknown,
+            RegistryError::Contended => Code::Unavailable,
+            RegistryError::Storage(error) => {
+                tracing::warn!(%error, "storage failed a request");
+                return Self::new(
+                    Code::Unavailable,
+                    "the storage cannot be reached or failed; repeat the request",
+                );
+            }
+        };
+        Self::new(code, error)
+    }
+
+    pub(super) fn into_response(self) -> Response<Body> {
+        let body = json!({"errors": [{"code": self.code.as_str(), "message": self.message}]}).to_string();
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = self.code.status();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        for (name, value) in self.headers {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(name, value);
+            }
+        }
+        response
+    }
+}
+
+impl From<RegistryError> for ApiError {
+    fn from(error: RegistryError) -> Self {
+        // Only requests about an upload meet an offset, and they tell its location.
+        Self::of(error, |_| "/v2/".to_owned())
+    }
+}
+
+/// The Range header of an upload: the bytes that are there, inclusive.
+pub(super) fn upload_range(end: u64) -> String {
+    format!("0-{}", end.saturating_sub(1))
+}

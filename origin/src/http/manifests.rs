@@ -1,0 +1,132 @@
+//! Manifests by tag and digest, tags lists and referrers.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use flotilla_common::digest::Digest;
+use flotilla_common::manifest::{MAX_MANIFEST_LEN, OCI_INDEX};
+use flotilla_common::name::{Reference, RepositoryName, Tag};
+use futures_util::StreamExt;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http_body::Body as _;
+use serde_json::json;
+
+use super::error::{ApiError, Code};
+use super::route::parameter;
+use super::{
+    Answer, Api, CONTENT_DIGEST, OCI_SUBJECT, empty, json, matches_etag, set, text_of, typed, warn_if_stale,
+};
+use crate::registry::{MAX_TAGS, RegistryError};
+
+pub(super) async fn get(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    reference: &Reference,
+    request: &Parts,
+) -> Answer {
+    let found = api.registry.manifest(repository, reference).await?;
+    let manifest = found.manifest;
+    let digest = manifest.digest.to_string();
+    let etag = format!("\"{digest}\"");
+    if matches_etag(&request.headers, &etag) {
+        return Ok(empty(StatusCode::NOT_MODIFIED, &[(header::ETAG, &etag), (CONTENT_DIGEST, &digest)]));
+    }
+    let body = if request.method == Method::HEAD { Bytes::new() } else { manifest.bytes.clone() };
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(manifest.bytes.len()));
+    set(&mut response, header::CONTENT_TYPE, &manifest.media_type);
+    set(&mut response, CONTENT_DIGEST, &digest);
+    set(&mut response, header::ETAG, &etag);
+    warn_if_stale(&mut response, found.stale);
+    Ok(response)
+}
+
+pub(super) async fn put(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    reference: &Reference,
+    headers: &HeaderMap,
+    body: Body,
+) -> Answer {
+    let media_type = text_of(headers, header::CONTENT_TYPE);
+    let media_type =
+        media_type.and_then(|value| value.split(';').next()).map(|value| value.trim().to_owned());
+    let bytes = body_up_to_limit(api, body).await?;
+    let pushed = api.registry.put_manifest(repository, reference, media_type.as_deref(), bytes).await?;
+    let digest = pushed.digest.to_string();
+    let location = format!("/v2/{repository}/manifests/{digest}");
+    let headers = [(header::LOCATION, &*location), (CONTENT_DIGEST, &*digest)];
+    let mut response = empty(StatusCode::CREATED, &headers);
+    if let Some(subject) = pushed.subject {
+        set(&mut response, OCI_SUBJECT, &subject.to_string());
+    }
+    Ok(response)
+}
+
+pub(super) async fn delete(api: &Arc<Api>, repository: &RepositoryName, reference: &Reference) -> Answer {
+    api.registry.delete_manifest(repository, reference).await?;
+    Ok(empty(StatusCode::ACCEPTED, &[]))
+}
+
+async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<Bytes, ApiError> {
+    let too_large = || {
+        ApiError::new(Code::ManifestTooLarge, format_args!("a manifest has at most {MAX_MANIFEST_LEN} bytes"))
+    };
+    let limit = MAX_MANIFEST_LEN as u64;
+    if body.size_hint().lower() > limit {
+        return Err(too_large());
+    }
+    let mut bytes = BytesMut::new();
+    let mut body = body.into_data_stream();
+    loop {
+        let piece = tokio::time::timeout(api.registry.stall_timeout(), body.next()).await;
+        let Some(piece) = piece.map_err(|_| RegistryError::Stalled)? else { return Ok(bytes.freeze()) };
+        let piece = piece.map_err(|error| ApiError::new(Code::ManifestInvalid, error))?;
+        if bytes.len() + piece.len() > MAX_MANIFEST_LEN {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&piece);
+    }
+}
+
+/// `GET /v2/<name>/tags/list?n=&last=`.
+pub(super) async fn tags(api: &Arc<Api>, repository: &RepositoryName, query: Option<&str>) -> Answer {
+    let limit = match parameter(query, "n") {
+        Some(n) => n.parse().map_err(|_| ApiError::new(Code::PaginationInvalid, "n is not a number"))?,
+        None => MAX_TAGS,
+    };
+    let last: Option<Tag> = match parameter(query, "last").filter(|last| !last.is_empty()) {
+        Some(last) => Some(last.parse().map_err(|error| ApiError::new(Code::RequestInvalid, error))?),
+        None => None,
+    };
+    let page = api.registry.tag_page(repository, last.as_ref(), limit).await?;
+    let mut response = json(json!({"name": repository, "tags": page.tags}).to_string());
+    if let Some(last) = page.tags.last().filter(|_| page.more) {
+        let next =
+            format!("</v2/{repository}/tags/list?n={}&last={last}>; rel=\"next\"", limit.min(MAX_TAGS));
+        set(&mut response, header::LINK, &next);
+    }
+    Ok(response)
+}
+
+/// `GET /v2/<name>/referrers/<digest>?artifactType=`.
+pub(super) async fn referrers(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    subject: &Digest,
+    query: Option<&str>,
+) -> Answer {
+    let mut manifests = api.registry.referrers(repository, subject).await?;
+    let wanted = parameter(query, "artifactType");
+    if let Some(wanted) = &wanted {
+        manifests.retain(|descriptor| descriptor.get("artifactType").is_some_and(|own| own == wanted));
+    }
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
+    let mut response = typed(OCI_INDEX, Body::from(index.to_string()));
+    if wanted.is_some() {
+        set(&mut response, http::HeaderName::from_static("oci-filters-applied"), "artifactType");
+    }
+    Ok(response)
+}

@@ -1,0 +1,55 @@
+//! What peers and operators ask for beside the OCI interface.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::BytesMut;
+use flotilla_common::codec;
+use flotilla_common::hex;
+use flotilla_common::wire::origin::ClosureRequest;
+use futures_util::StreamExt;
+use http::Response;
+use serde_json::json;
+
+use super::error::{ApiError, Code};
+use super::{Answer, Api, json, text, typed};
+use crate::registry::RegistryError;
+
+/// Bytes of a closure request at most: a name and a digest.
+const MAX_REQUEST_LEN: usize = 1024;
+
+/// `POST /flotilla/v1/closure`: seals and tables of all blobs of a manifest.
+pub(super) async fn closure(api: &Arc<Api>, body: Body) -> Answer {
+    let malformed = |reason: &dyn core::fmt::Display| ApiError::new(Code::RequestInvalid, reason);
+    let mut bytes = BytesMut::new();
+    let mut body = body.into_data_stream();
+    loop {
+        let piece = tokio::time::timeout(api.registry.stall_timeout(), body.next()).await;
+        let Some(piece) = piece.map_err(|_| RegistryError::Stalled)? else { break };
+        let piece = piece.map_err(|error| malformed(&error))?;
+        if bytes.len() + piece.len() > MAX_REQUEST_LEN {
+            return Err(malformed(&"the request is too long"));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    let ClosureRequest { repository, manifest } = codec::decode(&bytes).map_err(|error| malformed(&error))?;
+    let answer = api.registry.closure(&repository, &manifest).await?;
+    Ok(typed("application/octet-stream", Body::from(answer)))
+}
+
+/// `GET /flotilla/v1/keys`: the public seal keys, for setting up a fleet; peers trust what is configured.
+pub(super) fn keys(api: &Arc<Api>) -> Response<Body> {
+    let key = api.registry.seal_key();
+    let entry = json!({
+        "issuer": key.issuer(),
+        "key_id": key.key_id().to_string(),
+        "public_key": hex::encode(&key.public()),
+    });
+    json(json!({"keys": [entry]}).to_string())
+}
+
+/// `GET /readyz`: whether the storage answers.
+pub(super) async fn ready(api: &Arc<Api>) -> Answer {
+    api.registry.check_storage().await?;
+    Ok(text("ready\n"))
+}

@@ -1,0 +1,210 @@
+//! Which request a path is: one pure function, since a repository's name contains slashes.
+//!
+//! A path is read from its end: what stands there tells the kind, and all before it is the name. So a repository may be
+//! called `blobs/uploads` or `manifests/tags`.
+
+use flotilla_common::digest::Digest;
+use flotilla_common::name::{Reference, RepositoryName};
+use flotilla_common::wire::origin::{CLOSURE_PATH, KEYS_PATH};
+use http::Method;
+
+use super::error::{ApiError, Code};
+
+/// A request's target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    Ping,
+    Blob { repository: RepositoryName, digest: Digest },
+    Uploads { repository: RepositoryName },
+    Upload { repository: RepositoryName, id: String },
+    Manifest { repository: RepositoryName, reference: Reference },
+    Tags { repository: RepositoryName },
+    Referrers { repository: RepositoryName, subject: Digest },
+    Closure,
+    Keys,
+    Health,
+    Ready,
+    Metrics,
+}
+
+impl Route {
+    /// The label of metrics.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Ping => "ping",
+            Self::Blob { .. } => "blob",
+            Self::Uploads { .. } | Self::Upload { .. } => "upload",
+            Self::Manifest { .. } => "manifest",
+            Self::Tags { .. } => "tags",
+            Self::Referrers { .. } => "referrers",
+            Self::Closure => "closure",
+            Self::Keys => "keys",
+            Self::Health | Self::Ready | Self::Metrics => "admin",
+        }
+    }
+}
+
+/// Reads a path as it stands in the request line.
+pub(super) fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
+    match path {
+        "/v2" | "/v2/" => return Ok(Route::Ping),
+        CLOSURE_PATH => return Ok(Route::Closure),
+        KEYS_PATH => return Ok(Route::Keys),
+        "/healthz" => return Ok(Route::Health),
+        "/readyz" => return Ok(Route::Ready),
+        "/metrics" => return Ok(Route::Metrics),
+        _ => {}
+    }
+    let path = percent_decode(path).ok_or_else(not_found)?;
+    let rest = path.strip_prefix("/v2/").ok_or_else(not_found)?;
+    let (before, last) = rest.rsplit_once('/').ok_or_else(not_found)?;
+    let (name, kind) = before.rsplit_once('/').ok_or_else(not_found)?;
+    match (kind, last) {
+        ("tags", "list") => Ok(Route::Tags { repository: repository(name)? }),
+        ("blobs", "uploads") => Ok(Route::Uploads { repository: repository(name)? }),
+        ("blobs", text) => Ok(Route::Blob { repository: repository(name)?, digest: digest(text)? }),
+        ("manifests", text) => {
+            Ok(Route::Manifest { repository: repository(name)?, reference: reference(method, text)? })
+        }
+        ("referrers", text) => Ok(Route::Referrers { repository: repository(name)?, subject: digest(text)? }),
+        ("uploads", id) => {
+            let repository = repository(name.strip_suffix("/blobs").ok_or_else(not_found)?)?;
+            if id.is_empty() {
+                Ok(Route::Uploads { repository })
+            } else {
+                Ok(Route::Upload { repository, id: id.to_owned() })
+            }
+        }
+        _ => Err(not_found()),
+    }
+}
+
+fn not_found() -> ApiError {
+    ApiError::new(Code::NotFound, "no such resource")
+}
+
+fn repository(text: &str) -> Result<RepositoryName, ApiError> {
+    text.parse().map_err(|error| ApiError::new(Code::NameInvalid, error))
+}
+
+pub(super) fn digest(text: &str) -> Result<Digest, ApiError> {
+    text.parse().map_err(|error| ApiError::new(Code::DigestInvalid, error))
+}
+
+/// A tag that no push could have made is one that is not there.
+fn reference(method: &Method, text: &str) -> Result<Reference, ApiError> {
+    if text.contains(':') {
+        return digest(text).map(Reference::Digest);
+    }
+    text.parse().map_err(|error| {
+        let code = if method == Method::PUT { Code::ManifestInvalid } else { Code::ManifestUnknown };
+        ApiError::new(code, error)
+    })
+}
+
+/// `None` for a `%` without two hexadecimal digits, and for what is not UTF-8.
+pub(super) fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        if *byte != b'%' {
+            bytes.push(*byte);
+            continue;
+        }
+        let (pair, after) = rest.split_first_chunk::<2>()?;
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        bytes.push(u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok()?);
+        rest = after;
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// The value of a parameter of a query, decoded; `None` where it is not given or cannot be decoded.
+pub(super) fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+    query?.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then(|| percent_decode(&value.replace('+', "%20")))?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    /// The route of a GET, in short.
+    fn told(path: &str) -> String {
+        match route(&Method::GET, &path.replace("HEX", HEX)) {
+            Ok(Route::Blob { repository, .. }) => format!("blob of {repository}"),
+            Ok(Route::Uploads { repository }) => format!("uploads of {repository}"),
+            Ok(Route::Upload { repository, id }) => format!("upload {id} of {repository}"),
+            Ok(Route::Manifest { repository, reference: Reference::Tag(tag) }) => {
+                format!("{tag} of {repository}")
+            }
+            Ok(Route::Manifest { repository, .. }) => format!("manifest of {repository}"),
+            Ok(Route::Tags { repository }) => format!("tags of {repository}"),
+            Ok(Route::Referrers { repository, .. }) => format!("referrers of {repository}"),
+            Ok(other) => other.name().to_owned(),
+            Err(error) => error.code().as_str().to_owned(),
+        }
+    }
+
+    #[test]
+    fn paths_and_what_they_name() {
+        for (path, expected) in [
+            ("/v2/", "ping"),
+            ("/v2", "ping"),
+            ("/healthz", "admin"),
+            ("/v2/app/blobs/sha256:HEX", "blob of app"),
+            ("/v2/app/blobs/sha256%3AHEX", "blob of app"),
+            ("/v2/a/b/c/blobs/uploads/", "uploads of a/b/c"),
+            ("/v2/a/b/c/blobs/uploads", "uploads of a/b/c"),
+            ("/v2/app/blobs/uploads/00ff", "upload 00ff of app"),
+            ("/v2/app/manifests/v1.0", "v1.0 of app"),
+            ("/v2/app/manifests/sha256:HEX", "manifest of app"),
+            ("/v2/app/tags/list", "tags of app"),
+            ("/v2/app/referrers/sha256:HEX", "referrers of app"),
+            ("/v2/blobs/uploads/manifests/list", "list of blobs/uploads"),
+            ("/v2/tags/list/tags/list", "tags of tags/list"),
+            ("/v2/manifests/blobs/uploads/x", "upload x of manifests"),
+            ("/v2/app/blobs/sha256:00", "DIGEST_INVALID"),
+            ("/v2/app/blobs/nonsense", "DIGEST_INVALID"),
+            ("/v2/app/manifests/sha256:zz", "DIGEST_INVALID"),
+            ("/v2/app/manifests/.INVALID", "MANIFEST_UNKNOWN"),
+            ("/v2/App/manifests/v1", "NAME_INVALID"),
+            ("/v2/a..b/tags/list", "NAME_INVALID"),
+            ("/v2//tags/list", "NAME_INVALID"),
+            ("/v2/app/uploads/x", "NOT_FOUND"),
+            ("/v2/app", "NOT_FOUND"),
+            ("/v2/app/%zz", "NOT_FOUND"),
+            ("/v2/app/%ff/manifests/v1", "NOT_FOUND"),
+            ("/", "NOT_FOUND"),
+            ("/v1/x", "NOT_FOUND"),
+        ] {
+            assert_eq!(told(path), expected, "{path}");
+        }
+        assert_eq!(route(&Method::PUT, "/v2/app/manifests/.x").unwrap_err().code(), Code::ManifestInvalid);
+    }
+
+    #[test]
+    fn parameters_are_found_and_decoded() {
+        let query = Some("mount=sha256%3Aab&from=a%2Fb&empty&n=5");
+        assert_eq!(parameter(query, "mount").as_deref(), Some("sha256:ab"));
+        assert_eq!(parameter(query, "from").as_deref(), Some("a/b"));
+        assert_eq!(parameter(query, "empty").as_deref(), Some(""));
+        assert_eq!(parameter(query, "fro"), None);
+        assert_eq!(parameter(None, "n"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_is_too_strange(path in "/v2/[ -~]{0,60}") {
+            let _ = route(&Method::GET, &path);
+        }
+    }
+}

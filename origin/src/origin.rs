@@ -1,0 +1,106 @@
+//! A running origin: storage opened and probed, the bucket's format agreed on, a listener.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use flotilla_runtime::http::serve;
+use flotilla_runtime::shutdown::Shutdown;
+use tokio::net::TcpListener;
+
+use crate::config::Config;
+use crate::format::{self, FormatError};
+use crate::http::{self, Api};
+use crate::metrics::Metrics;
+use crate::registry::Registry;
+use crate::storage::{self, Counted, OpenError, Storage};
+
+/// Why an origin does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The storage cannot be used.
+    #[error(transparent)]
+    Storage(#[from] OpenError),
+    /// The storage is set up for others.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// An upload would outlive what it relies on.
+    #[error("upload_lifetime must be shorter than the horizon")]
+    UploadLifetime,
+    /// The address cannot be bound.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A running origin. Dropped without [`shutdown`](Self::shutdown), it stops where it stands.
+#[derive(Debug)]
+pub struct Origin {
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    shutdown: Shutdown,
+    drain_timeout: core::time::Duration,
+}
+
+impl Origin {
+    /// Starts an origin on the storage that its configuration names.
+    ///
+    /// # Errors
+    /// [`StartError`]: each names what to change.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let storage = storage::open(&config.storage, config.limits.part_buffers.0)?;
+        Self::start_on(config, storage).await
+    }
+
+    /// Starts an origin on a storage that is already open: several replicas in one process share one.
+    ///
+    /// # Errors
+    /// [`StartError`]: each names what to change.
+    pub async fn start_on(config: Config, storage: Arc<dyn Storage>) -> Result<Self, StartError> {
+        if config.limits.upload_lifetime >= config.horizons.horizon {
+            return Err(StartError::UploadLifetime);
+        }
+        storage::probe(&*storage).await?;
+        let format = format::agree(&*storage, config.horizons).await?;
+        let counted = Counted::new(storage);
+        let metrics = Arc::new(Metrics::new(counted.operations()));
+        let drain_timeout = config.limits.drain_timeout;
+        let registry =
+            Registry::new(Arc::new(counted), format, config.region, config.seal_key, config.limits);
+        let api = Api { registry, uplink: config.uplink, metrics: Arc::clone(&metrics) };
+        let shutdown = Shutdown::new();
+        let listen_error = |source| StartError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
+        let server =
+            serve(listener, http::router(Arc::new(api)), config.tls, &shutdown).map_err(listen_error)?;
+        let address = server.address();
+        tracing::info!(%address, storage = config.storage, "origin started");
+        Ok(Self { address, metrics, shutdown, drain_timeout })
+    }
+
+    /// The address that it listens on.
+    pub const fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Finishes what is in flight, within the drain's bound.
+    pub async fn shutdown(self) {
+        let drained = self.shutdown.drain(self.drain_timeout).await;
+        tracing::info!(?drained, "origin stopped");
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.shutdown.abandon();
+    }
+}
