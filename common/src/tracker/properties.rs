@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use core::time::Duration;
 use proptest::prelude::*;
 
 use super::tests::{BLOB, Desk, REGION};
 use super::*;
 use crate::map::ChunkMap;
+use crate::time::Time;
 
 const PEERS: u32 = 7;
 

@@ -286,3 +286,13 @@ impl Roster {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_in_a_swarm_costs_twelve_bytes() {
+        assert_eq!(size_of::<Membership>() + size_of::<PeerSlot>(), 12);
+    }
+}

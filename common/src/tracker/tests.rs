@@ -3,8 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use core::time::Duration;
+
 use super::*;
 use crate::map::ChunkMap;
+use crate::time::Time;
 
 pub(super) const BLOB: BlobSlot = BlobSlot(0);
 pub(super) const REGION: RegionSlot = RegionSlot(0);
