@@ -93,7 +93,7 @@ impl FromStr for BitRate {
 /// The largest of `units` (ascending) that `value` reaches, with one decimal unless it is whole.
 fn print(f: &mut fmt::Formatter<'_>, value: u64, units: &[(&str, u64)], base: &str) -> fmt::Result {
     match units.iter().rev().find(|(_, factor)| value >= *factor) {
-        Some((unit, factor)) if value % factor == 0 => write!(f, "{}{unit}", value / factor),
+        Some((unit, factor)) if value.is_multiple_of(*factor) => write!(f, "{}{unit}", value / factor),
         Some((unit, factor)) => write!(f, "{:.1}{unit}", value as f64 / *factor as f64),
         None => write!(f, "{value}{base}"),
     }
