@@ -2,7 +2,8 @@
 //!
 //! What this adds to hyper:
 //! - a handler sees who asks: [`ClientIdentity`] and `ConnectInfo<SocketAddr>` are in the request's extensions;
-//! - everything is bounded: connections, the wait for a request's head, the TLS handshake, the drain;
+//! - everything is bounded: connections, the waits for a request's head, for the client to take its
+//!   response and for the TLS handshake, the drain;
 //! - **a connection always ends with FIN**, never with a reset as long as the client behaves. A client such as
 //!   containerd resumes a body that was cut short by FIN and fails the whole pull on a reset, and the kernel resets
 //!   a socket that is closed while it holds unread bytes. So the end of a connection is: send what the handler
@@ -16,6 +17,7 @@
 //! It must never buffer a body.
 
 mod cut;
+mod patience;
 
 use std::io;
 use std::net::SocketAddr;
@@ -44,6 +46,7 @@ use tower_service::Service;
 use crate::identity;
 use crate::shutdown::Shutdown;
 use cut::FlushBeforeCut;
+use patience::Patient;
 
 /// Who the client is, by its verified certificate: in the extensions of every request.
 ///
@@ -61,6 +64,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// For a TLS handshake. Default 10 s.
     pub handshake_timeout: Duration,
+    /// For the client to take any byte of its response. Default 300 s: containerd parks responses while it reads others.
+    pub write_timeout: Duration,
     /// For what is in flight when the shutdown starts. Default 20 s.
     pub drain_timeout: Duration,
     /// For the client to close its side after we closed ours. Default 1 s.
@@ -73,6 +78,7 @@ impl Default for Limits {
             connections: 8192,
             head_timeout: Duration::from_secs(120),
             handshake_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(300),
             drain_timeout: Duration::from_secs(20),
             linger_timeout: Duration::from_secs(1),
         }
@@ -219,7 +225,7 @@ impl HttpService {
             async move { response.await.map(|response| response.map(FlushBeforeCut::new)) }
         });
         let ended = {
-            let io = TokioIo::new(&mut stream);
+            let io = TokioIo::new(Patient::new(&mut stream, self.limits.write_timeout));
             let mut connection = pin!(self.http.serve_connection(io, respond));
             tokio::select! {
                 ended = connection.as_mut() => ended,
