@@ -1,0 +1,174 @@
+//! An origin of a few lines: one image `app:v1`, sealed.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{Method, Response, StatusCode, header};
+use bytes::Bytes;
+use flotilla_common::codec;
+use flotilla_common::digest::Digest;
+use flotilla_common::manifest::OCI_MANIFEST;
+use flotilla_common::proof::Proof;
+use flotilla_common::seal::{BlobFacts, SealKey};
+use flotilla_common::tree::TreeHasher;
+use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer};
+use flotilla_runtime::http;
+use flotilla_runtime::shutdown::Shutdown;
+use tokio::net::TcpListener;
+
+pub(crate) struct FakeOrigin {
+    url: String,
+    key: SealKey,
+    manifest: Mutex<Bytes>,
+    /// In the manifest's order.
+    order: Mutex<Vec<Digest>>,
+    pub blobs: Mutex<HashMap<Digest, Bytes>>,
+    pub proofs: Mutex<HashMap<Digest, Proof>>,
+    /// Bytes of blobs sent.
+    pub sent: AtomicU64,
+    /// Answers 503 to requests for blobs.
+    pub is_down: AtomicBool,
+    /// Answers 404 for closures, as any other registry would.
+    pub is_foreign: AtomicBool,
+    /// Refuses ranges that begin behind this.
+    pub serves_until: AtomicU64,
+}
+
+impl FakeOrigin {
+    pub(crate) async fn start(key: SealKey, shutdown: &Shutdown) -> Arc<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = Arc::new(Self {
+            url: format!("http://{}", listener.local_addr().unwrap()),
+            key,
+            manifest: Mutex::default(),
+            order: Mutex::default(),
+            blobs: Mutex::default(),
+            proofs: Mutex::default(),
+            sent: AtomicU64::new(0),
+            is_down: AtomicBool::new(false),
+            is_foreign: AtomicBool::new(false),
+            serves_until: AtomicU64::new(u64::MAX),
+        });
+        let router = Router::new().fallback(serve).with_state(Arc::clone(&origin));
+        http::serve(listener, router, None, shutdown).unwrap();
+        origin
+    }
+
+    pub(crate) fn url(&self) -> String {
+        self.url.clone()
+    }
+
+    /// Pushes `app:v1` with these layers, the first one as its configuration.
+    pub(crate) fn push(&self, layers: &[Bytes]) {
+        let descriptor = |bytes: &Bytes| serde_json::json!({"mediaType": "application/x", "digest": Digest::sha256(bytes), "size": bytes.len()});
+        for bytes in layers {
+            let digest = Digest::sha256(bytes);
+            self.proofs.lock().unwrap().insert(digest, self.seal(bytes));
+            self.blobs.lock().unwrap().insert(digest, bytes.clone());
+        }
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": descriptor(&layers[0]),
+            "layers": layers[1..].iter().map(descriptor).collect::<Vec<_>>(),
+        });
+        *self.manifest.lock().unwrap() = manifest.to_string().into();
+        *self.order.lock().unwrap() = layers.iter().map(|bytes| Digest::sha256(bytes)).collect();
+    }
+
+    pub(crate) fn seal(&self, bytes: &[u8]) -> Proof {
+        self.seal_as(Digest::sha256(bytes), bytes)
+    }
+
+    /// Seals the tree of `bytes` under a digest that need not be theirs.
+    pub(crate) fn seal_as(&self, digest: Digest, bytes: &[u8]) -> Proof {
+        let mut hasher = TreeHasher::new();
+        hasher.update(bytes);
+        let tree = hasher.finish();
+        let facts = BlobFacts {
+            digest,
+            size: tree.geometry.size(),
+            chunk_log2: tree.geometry.chunk_log2(),
+            root: tree.root,
+        };
+        Proof::Sealed { seal: self.key.seal(facts), table: tree.table }
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    fn closure(&self) -> Response<Body> {
+        if self.is_foreign.load(Ordering::Relaxed) {
+            return status(StatusCode::NOT_FOUND);
+        }
+        let proofs = self.proofs.lock().unwrap();
+        let proofs = self.order.lock().unwrap().iter().map(|digest| proofs[digest].clone()).collect();
+        Response::new(Body::from(codec::encode(&ClosureAnswer { proofs, grant: None }).unwrap()))
+    }
+
+    fn manifest(&self, reference: &str) -> Response<Body> {
+        let manifest = self.manifest.lock().unwrap().clone();
+        if reference != "v1" && reference != Digest::sha256(&manifest).to_string() {
+            return status(StatusCode::NOT_FOUND);
+        }
+        let mut response = Response::new(Body::from(manifest));
+        response.headers_mut().insert(header::CONTENT_TYPE, OCI_MANIFEST.parse().unwrap());
+        response
+    }
+
+    fn blob(&self, digest: &str, request: &Request) -> Response<Body> {
+        if self.is_down.load(Ordering::Relaxed) {
+            return status(StatusCode::SERVICE_UNAVAILABLE);
+        }
+        let blob =
+            digest.parse().ok().and_then(|digest: Digest| self.blobs.lock().unwrap().get(&digest).cloned());
+        let Some(blob) = blob else {
+            return status(StatusCode::NOT_FOUND);
+        };
+        if request.method() == Method::HEAD {
+            let mut response = Response::new(Body::empty());
+            response.headers_mut().insert(header::CONTENT_LENGTH, blob.len().into());
+            return response;
+        }
+        let range = request.headers().get(header::RANGE).map(|range| range.to_str().unwrap());
+        let (status_code, bytes) = match range {
+            None => (StatusCode::OK, blob),
+            Some(range) => {
+                let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+                let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+                if first as u64 >= self.serves_until.load(Ordering::Relaxed) {
+                    return status(StatusCode::SERVICE_UNAVAILABLE);
+                }
+                (StatusCode::PARTIAL_CONTENT, blob.slice(first..=last))
+            }
+        };
+        self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let mut response = Response::new(Body::from(bytes));
+        *response.status_mut() = status_code;
+        response
+    }
+}
+
+async fn serve(State(origin): State<Arc<FakeOrigin>>, request: Request) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    if path == CLOSURE_PATH {
+        return origin.closure();
+    }
+    match path.strip_prefix("/v2/app/").and_then(|rest| rest.split_once('/')) {
+        Some(("manifests", reference)) => origin.manifest(reference),
+        Some(("blobs", digest)) => origin.blob(digest, &request),
+        _ => status(StatusCode::NOT_FOUND),
+    }
+}
+
+fn status(status: StatusCode) -> Response<Body> {
+    let mut response =
+        Response::new(Body::from(r#"{"errors":[{"code":"FAKE","message":"says the origin of the test"}]}"#));
+    *response.status_mut() = status;
+    response
+}
