@@ -100,6 +100,7 @@ impl ApiError {
         self
     }
 
+    #[cfg(test)]
     pub(super) const fn code(&self) -> Code {
         self.code
     }

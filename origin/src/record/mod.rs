@@ -11,7 +11,7 @@ use flotilla_common::name::RegionName;
 
 pub(crate) use blob::{BlobRecord, EMBEDDED_VALUES, RepositoryBlob, Segment, TableAt};
 pub(crate) use manifest::ManifestRecord;
-pub(crate) use state::{State, Step};
+pub(crate) use state::{Rescue, State};
 pub(crate) use tag::{Pointer, ReferrerValue, TOMBSTONE_LIMIT, TagValue};
 
 use crate::storage::{Key, StorageError};

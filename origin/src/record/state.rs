@@ -3,9 +3,10 @@
 //! ```text
 //! live --condemn--> condemned --kill--> dead          (final for a generation)
 //!   ^                  |                  |
-//!   +-----rescue-------+     revive, rb only (names a new generation)
+//!   +-----rescue-------+     revive, rb only (names a generation that lives)
 //! ```
-//! Each step is a compare-and-swap on the version in which the state was seen.
+//! Each step is a compare-and-swap on the version in which the state was seen. Condemning and killing are the
+//! collector's; a repository that deletes a blob kills its own `rb`.
 
 use bincode::{Decode, Encode};
 
@@ -20,15 +21,15 @@ pub(crate) enum State {
     Dead,
 }
 
-/// What can happen to a record.
+/// What has to happen before somebody may rely on a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Somebody relies on it: a HEAD, a mount, a manifest that names it.
-    Rescue,
-    /// A mark did not find it, or its repository deletes it.
-    Condemn,
-    /// It was seen condemned for long enough, and a second mark did not find it.
-    Kill,
+pub(crate) enum Rescue {
+    /// Nothing.
+    NotNeeded,
+    /// A swap to live.
+    SwapToLive,
+    /// It is too late.
+    Impossible,
 }
 
 impl State {
@@ -37,28 +38,12 @@ impl State {
         matches!(self, Self::Live | Self::Condemned)
     }
 
-    /// The state after a step; `None` where the step is not allowed or changes nothing.
-    pub(crate) const fn after(self, step: Step) -> Option<Self> {
-        match (self, step) {
-            (Self::Live, Step::Condemn) => Some(Self::Condemned),
-            (Self::Condemned, Step::Rescue) => Some(Self::Live),
-            (Self::Condemned, Step::Kill) => Some(Self::Dead),
-            _ => None,
+    /// What it takes to rely on it: for a HEAD, a mount, a manifest that names it.
+    pub(crate) const fn rescue(self) -> Rescue {
+        match self {
+            Self::Live => Rescue::NotNeeded,
+            Self::Condemned => Rescue::SwapToLive,
+            Self::Dead => Rescue::Impossible,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dead_is_final_and_live_never_dies_at_once() {
-        for step in [Step::Rescue, Step::Condemn, Step::Kill] {
-            assert_eq!(State::Dead.after(step), None);
-        }
-        assert_eq!(State::Live.after(Step::Kill), None);
-        assert_eq!(State::Live.after(Step::Rescue), None, "nothing to write");
-        assert!(State::Condemned.is_served() && !State::Dead.is_served());
     }
 }

@@ -14,7 +14,7 @@ use flotilla_runtime::clock::Clock;
 use super::{ENTRY_LEN, Registry, RegistryError};
 use crate::keys;
 use crate::nonce::nonce;
-use crate::record::{BlobRecord, RepositoryBlob, Segment, State, Step, TableAt, decode, encode};
+use crate::record::{BlobRecord, RepositoryBlob, Rescue, Segment, State, TableAt, decode, encode};
 use crate::settle::Settled;
 use crate::storage::{Key, Object, Storage, StorageError};
 use crate::upload::id::Generation;
@@ -135,7 +135,7 @@ impl Registry {
         }
         let fill = || {
             let (storage, key) = (Arc::clone(&self.storage), keys::blob(digest, generation));
-            async move { read_record(&*storage, &key).await.map(|found| found.map(|(record, _)| record)) }
+            async move { read_record(&*storage, &key).await }
         };
         let Some(cached) = self.records.get(&cache_key, fill).await? else { return Ok(None) };
         if need == Need::Bytes || (cached.value.state == State::Live && !cached.stale) {
@@ -154,24 +154,20 @@ impl Registry {
         let (epoch, read_at) = (self.records.epoch(&cache_key), Clock::now());
         let Some(object) = self.storage.read(&key).await? else { return Ok(None) };
         let mut record: BlobRecord = decode(&key, &object.body)?;
-        if record.state == State::Dead {
-            self.records.invalidate(&cache_key);
-            return Ok(None);
-        }
-        if let Some(state) = record.state.after(Step::Rescue) {
-            record.state = state;
-            record.nonce = nonce();
-            let body = encode(&key, &record)?.into();
-            if let Settled::Lost(present) = self.settler().write(&key, Some(&object.version), body).await? {
+        match record.state.rescue() {
+            Rescue::Impossible => {
                 self.records.invalidate(&cache_key);
-                // Somebody else's rescue is as good as one's own.
-                return match present.map(|object| decode::<BlobRecord>(&key, &object.body)).transpose()? {
-                    Some(record) if record.state == State::Live => {
-                        Ok(Some((StoredRecord::new(record), read_at)))
-                    }
-                    Some(record) if record.state == State::Condemned => Err(RegistryError::Contended),
-                    _ => Ok(None),
-                };
+                return Ok(None);
+            }
+            Rescue::NotNeeded => {}
+            Rescue::SwapToLive => {
+                let (seen, present) = (object.version, &mut record);
+                (present.state, present.nonce) = (State::Live, nonce());
+                let body = encode(&key, present)?.into();
+                if let Settled::Lost(winner) = self.settler().write(&key, Some(&seen), body).await? {
+                    self.records.invalidate(&cache_key);
+                    return after_lost_rescue(&key, winner, read_at);
+                }
             }
         }
         let record = StoredRecord::new(record);
@@ -305,12 +301,28 @@ impl Registry {
     }
 }
 
-/// A record that is not dead, and the object that it came from.
-async fn read_record(
-    storage: &dyn Storage,
+/// What another's write left of a rescue: somebody else's rescue is as good as one's own.
+fn after_lost_rescue(
     key: &Key,
-) -> Result<Option<(Arc<StoredRecord>, Object)>, StorageError> {
+    winner: Option<Object>,
+    read_at: Time,
+) -> Result<Option<(Arc<StoredRecord>, Time)>, RegistryError> {
+    let Some(winner) = winner else { return Ok(None) };
+    let record: BlobRecord = decode(key, &winner.body)?;
+    match record.state.rescue() {
+        Rescue::NotNeeded => Ok(Some((StoredRecord::new(record), read_at))),
+        Rescue::SwapToLive => Err(RegistryError::Contended),
+        Rescue::Impossible => Ok(None),
+    }
+}
+
+/// A record that is not dead.
+async fn read_record(storage: &dyn Storage, key: &Key) -> Result<Option<Arc<StoredRecord>>, StorageError> {
     let Some(object) = storage.read(key).await? else { return Ok(None) };
     let record: BlobRecord = decode(key, &object.body)?;
-    Ok(record.state.is_served().then(|| (StoredRecord::new(record), object)))
+    Ok(record.state.is_served().then(|| StoredRecord::new(record)))
 }
+
+#[cfg(test)]
+#[path = "blobs_tests.rs"]
+mod tests;

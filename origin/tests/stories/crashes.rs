@@ -1,0 +1,192 @@
+//! Replicas that stop between two steps, and answers that are lost: what was acknowledged stays, what was not can be
+//! repeated anywhere.
+
+use bytes::Bytes;
+use flotilla_common::digest::Digest;
+use reqwest::{Response, StatusCode};
+
+use crate::fault::Fate;
+use crate::support::{MANIFEST, Region, code, header, location, manifest, sample};
+
+/// An upload of these bytes, up to its PUT.
+async fn patched(region: &Region, bytes: &Bytes) -> String {
+    let client = region.client(0);
+    location(&client.patch(&client.begin("app").await, bytes.clone()).await)
+}
+
+fn is_unavailable(answer: &Response) -> bool {
+    answer.status() == StatusCode::SERVICE_UNAVAILABLE && header(answer, "retry-after") == "1"
+}
+
+async fn pulls(region: &Region, replica: usize, bytes: &Bytes) -> bool {
+    let path = format!("/v2/app/blobs/{}", Digest::sha256(bytes));
+    let answer = region.client(replica).get(&path).await;
+    answer.status() == StatusCode::OK && answer.bytes().await.unwrap() == *bytes
+}
+
+#[tokio::test]
+async fn a_finish_cut_short_after_any_step_is_completed_by_a_repeated_put_elsewhere() {
+    for step in ["upload/", "blob/", "rb/"] {
+        for fate in [Fate::Refused, Fate::Unheard] {
+            let region = Region::start(2).await;
+            let bytes = sample(100_000, 0);
+            let digest = Digest::sha256(&bytes);
+            let next = patched(&region, &bytes).await;
+            // All that one request tries, and storage is gone for its reading back, too.
+            region.faults.arm(step, 3, fate);
+            let answer = region.client(0).put(&next, &digest, "").await;
+            assert!(is_unavailable(&answer) || answer.status() == StatusCode::CREATED, "{step}");
+            let answer = region.client(1).put(&next, &digest, "").await;
+            assert_eq!(answer.status(), StatusCode::CREATED, "{step}");
+            assert!(pulls(&region, 0, &bytes).await && pulls(&region, 1, &bytes).await);
+            assert_eq!(region.keys("blob/").await.len(), 1, "every attempt writes the same record");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_write_whose_answer_was_lost_is_known_by_its_nonce() {
+    for prefix in ["upload/", "blob/", "rb/", "rm/", "tag/"] {
+        let region = Region::start(1).await;
+        region.faults.arm(prefix, 1, Fate::Unheard);
+        // Every request is acknowledged at its first attempt.
+        region.client(0).push_image("app", "v1", &[sample(1000, 0)]).await;
+        assert!(pulls(&region, 0, &sample(1000, 0)).await, "{prefix}");
+    }
+}
+
+#[tokio::test]
+async fn a_segment_without_a_link_does_not_count_and_the_chunk_is_sent_again() {
+    let region = Region::start(2).await;
+    let bytes = sample(100_000, 0);
+    let upload = region.client(0).begin("app").await;
+    region.faults.arm("upload/", 3, Fate::Refused);
+    assert!(is_unavailable(&region.client(0).chunk(&upload, 0, bytes.clone()).await));
+    assert_eq!(region.keys("seg/").await.len(), 1, "the link may still come, so the segment stays");
+    let answer = region.client(1).chunk(&upload, 0, bytes.clone()).await;
+    assert_eq!(answer.status(), StatusCode::ACCEPTED);
+    let answer = region.client(0).put(&location(&answer), &Digest::sha256(&bytes), "").await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    assert!(pulls(&region, 1, &bytes).await);
+}
+
+/// A segment dropped after a time-out must not stand under an acknowledged record.
+#[tokio::test]
+async fn a_link_that_arrives_late_owns_its_offset_and_its_segment_is_still_there() {
+    let region = Region::start(2).await;
+    let (late, early) = (sample(100_000, 1), sample(100_000, 2));
+    let upload = region.client(0).begin("app").await;
+    let (reached, go_on) = region.faults.hold("upload/");
+    let (first, second) = (region.client(0), region.client(1));
+    let held = tokio::spawn({
+        let (upload, late) = (upload.clone(), late.clone());
+        async move { first.chunk(&upload, 0, late).await }
+    });
+    reached.notified().await;
+    // While the first link is on its way, the client repeats at another replica and wins.
+    let answer = second.chunk(&upload, 0, early.clone()).await;
+    assert_eq!(answer.status(), StatusCode::ACCEPTED);
+    go_on.notify_one();
+    let lost = held.await.unwrap();
+    assert_eq!(lost.status(), StatusCode::RANGE_NOT_SATISFIABLE);
+    assert_eq!(region.keys("seg/").await.len(), 1, "only the loser's segment is gone");
+    let answer = second.put(&location(&answer), &Digest::sha256(&early), "").await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    assert!(pulls(&region, 0, &early).await && !pulls(&region, 0, &late).await);
+}
+
+/// A chain cancelled while a finish is on its way: one of them, and nothing in between.
+#[tokio::test]
+async fn a_finish_that_arrives_after_a_cancel_finds_the_upload_gone() {
+    let region = Region::start(2).await;
+    let bytes = sample(100_000, 0);
+    let digest = Digest::sha256(&bytes);
+    let next = patched(&region, &bytes).await;
+    let (reached, go_on) = region.faults.hold("upload/");
+    let client = region.client(0);
+    let held = tokio::spawn({
+        let next = next.clone();
+        async move { client.put(&next, &digest, "").await }
+    });
+    reached.notified().await;
+    assert_eq!(region.client(1).delete(&next).await, StatusCode::NO_CONTENT);
+    go_on.notify_one();
+    assert_eq!(code(held.await.unwrap()).await, "BLOB_UPLOAD_UNKNOWN");
+    assert!(region.keys("blob/").await.is_empty() && region.keys("rb/").await.is_empty());
+}
+
+/// A swap that was overtaken is never written a second time: a newer acknowledged tag stays.
+#[tokio::test]
+async fn a_tag_whose_swap_was_overtaken_is_503_and_the_newer_one_stays() {
+    let region = Region::start(2).await;
+    let client = region.client(0);
+    client.push_image("app", "v1", &[]).await;
+    let (slow, fast) = (
+        client.push_image("app", "a", &[sample(1, 1)]).await,
+        client.push_image("app", "b", &[sample(1, 2)]).await,
+    );
+    let (reached, go_on) = region.faults.hold("tag/app/_/v1");
+    let held = tokio::spawn(async move { client.put_manifest("/v2/app/manifests/v1", MANIFEST, slow).await });
+    reached.notified().await;
+    let answer = region.client(1).put_manifest("/v2/app/manifests/v1", MANIFEST, fast.clone()).await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    go_on.notify_one();
+    assert!(is_unavailable(&held.await.unwrap()));
+    for replica in 0..2 {
+        let tag = region.client(replica).get("/v2/app/manifests/v1").await.bytes().await.unwrap();
+        assert_eq!(tag, fast);
+    }
+}
+
+#[tokio::test]
+async fn storage_that_is_down_is_503_and_what_is_warm_is_served() {
+    let region = Region::start(1).await;
+    let client = region.client(0);
+    let pushed = client.push_image("app", "v1", &[sample(1000, 0)]).await;
+    assert!(pulls(&region, 0, &sample(1000, 0)).await);
+    client.get("/v2/app/manifests/v1").await;
+    region.faults.set_down(true);
+    let by_digest = format!("/v2/app/manifests/{}", Digest::sha256(&pushed));
+    assert_eq!(client.get(&by_digest).await.bytes().await.unwrap(), pushed);
+    assert!(pulls(&region, 0, &sample(1000, 0)).await);
+    assert!(is_unavailable(&client.get("/v2/app/manifests/other").await));
+    assert!(is_unavailable(&client.get("/v2/app/tags/list").await));
+    let answer = client.put_manifest("/v2/app/manifests/v2", MANIFEST, manifest(b"{}", &[])).await;
+    assert!(is_unavailable(&answer));
+    region.faults.set_down(false);
+    assert_eq!(client.get("/v2/app/manifests/other").await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn an_expired_tag_is_served_with_a_warning_while_storage_is_down() {
+    let none = core::time::Duration::ZERO;
+    let region = Region::start_with(1, |config| config.limits.tag_time_to_live = none).await;
+    let client = region.client(0);
+    let pushed = client.push_image("app", "v1", &[]).await;
+    assert_eq!(header(&client.get("/v2/app/manifests/v1").await, "warning"), "");
+    region.faults.set_down(true);
+    let answer = client.get("/v2/app/manifests/v1").await;
+    assert!(header(&answer, "warning").starts_with("110"));
+    assert_eq!(answer.bytes().await.unwrap(), pushed);
+    let metrics = client.get("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("flotilla_origin_stale_answers_total 1"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_in_the_middle_leaves_nothing_and_can_begin_again() {
+    use tokio::io::AsyncWriteExt;
+    let region = Region::start(1).await;
+    let client = region.client(0);
+    let upload = client.begin("app").await;
+    let mut stream = tokio::net::TcpStream::connect(region.origins[0].addr()).await.unwrap();
+    let head = format!("PATCH {upload} HTTP/1.1\r\nhost: origin\r\ncontent-length: 5000000\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&sample(3_000_000, 0)).await.unwrap();
+    drop(stream);
+    let bytes = sample(1000, 1);
+    let answer = client.chunk(&upload, 0, bytes.clone()).await;
+    assert_eq!(answer.status(), StatusCode::ACCEPTED);
+    let answer = client.put(&location(&answer), &Digest::sha256(&bytes), "").await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    assert!(pulls(&region, 0, &bytes).await);
+}

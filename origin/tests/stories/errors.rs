@@ -1,0 +1,105 @@
+//! Malformed input is a 4xx with a code, and starting says what is wrong.
+
+use flotilla_common::digest::Digest;
+use flotilla_origin::{Horizons, Origin, StartError};
+use reqwest::{Method, StatusCode};
+
+use crate::support::{Region, code, config, header};
+
+#[tokio::test]
+async fn malformed_requests_are_refused_and_never_500() {
+    let region = Region::start(1).await;
+    let client = region.client(0);
+    let unknown = Digest::sha256(b"unknown");
+    for (method, path, status, expected) in [
+        (Method::GET, "/v2/app/blobs/sha256:00".to_owned(), 400, "DIGEST_INVALID"),
+        (Method::GET, "/v2/app/blobs/md5:d41d8cd98f00b204e9800998ecf8427e".to_owned(), 400, "DIGEST_INVALID"),
+        (Method::GET, "/v2/UPPER/blobs/x".to_owned(), 400, "NAME_INVALID"),
+        (Method::GET, "/v2/app/manifests/sha256:zz".to_owned(), 400, "DIGEST_INVALID"),
+        (Method::GET, "/v2/app/manifests/.INVALID".to_owned(), 404, "MANIFEST_UNKNOWN"),
+        (Method::GET, format!("/v2/app/manifests/{unknown}"), 404, "MANIFEST_UNKNOWN"),
+        (Method::GET, format!("/v2/app/blobs/{unknown}"), 404, "BLOB_UNKNOWN"),
+        (Method::DELETE, format!("/v2/app/blobs/{unknown}"), 404, "BLOB_UNKNOWN"),
+        (Method::PATCH, "/v2/app/blobs/uploads/nonsense".to_owned(), 404, "BLOB_UPLOAD_UNKNOWN"),
+        (
+            Method::PUT,
+            format!("/v2/app/blobs/uploads/{}?digest={unknown}", "0".repeat(80)),
+            404,
+            "BLOB_UPLOAD_UNKNOWN",
+        ),
+        (Method::POST, "/v2/app/blobs/uploads/?digest=sha256:1".to_owned(), 400, "DIGEST_INVALID"),
+        (Method::POST, "/v2/app/blobs/uploads/?digest-algorithm=md5".to_owned(), 400, "DIGEST_INVALID"),
+        (Method::POST, format!("/v2/app/blobs/uploads/?mount={unknown}&from=A"), 400, "NAME_INVALID"),
+        (Method::GET, "/v2/app/referrers/x".to_owned(), 400, "DIGEST_INVALID"),
+        (Method::GET, "/nowhere".to_owned(), 404, "NOT_FOUND"),
+        (Method::POST, "/v2/app/tags/list".to_owned(), 405, "UNSUPPORTED"),
+        (Method::POST, "/flotilla/v1/closure".to_owned(), 400, "REQUEST_INVALID"),
+    ] {
+        let answer = client.request(method, &path).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{path}");
+        assert_eq!(header(&answer, "content-type"), "application/json", "{path}");
+        assert_eq!(code(answer).await, expected, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_is_asked_for_what_it_lacks() {
+    let region = Region::start(1).await;
+    let client = region.client(0);
+    let upload = client.begin("app").await;
+    let without_digest = client.request(Method::PUT, &upload).send().await.unwrap();
+    assert_eq!(code(without_digest).await, "DIGEST_INVALID");
+    let elsewhere = upload.replace("/v2/app/", "/v2/other/");
+    assert_eq!(code(client.patch(&elsewhere, "x").await).await, "BLOB_UPLOAD_UNKNOWN");
+    for range in ["nonsense", "5-2", "0-99"] {
+        let request =
+            client.request(Method::PATCH, &upload).header("content-range", range).body("0123456789");
+        assert_eq!(request.send().await.unwrap().status(), StatusCode::BAD_REQUEST, "{range}");
+    }
+    let tampered = upload.replace("last=none", "last=zz");
+    assert_eq!(client.patch(&tampered, "x").await.status(), StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn operators_see_health_and_metrics() {
+    let region = Region::start(1).await;
+    let client = region.client(0);
+    assert_eq!(client.get("/v2/").await.status(), StatusCode::OK);
+    assert_eq!(client.get("/healthz").await.status(), StatusCode::OK);
+    assert_eq!(client.get("/readyz").await.status(), StatusCode::OK);
+    let metrics = client.get("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("flotilla_origin_requests_total{route=\"ping\",status=\"200\"} 1"), "{metrics}");
+    assert!(metrics.contains("flotilla_origin_storage_operations_total{kind=\"read\"}"), "{metrics}");
+    region.faults.set_down(true);
+    assert_eq!(client.get("/readyz").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(client.get("/healthz").await.status(), StatusCode::OK);
+}
+
+async fn refused(adjust: impl FnOnce(&mut flotilla_origin::Config)) -> String {
+    let mut config = config();
+    adjust(&mut config);
+    Origin::start(config).await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn an_origin_that_cannot_start_says_why() {
+    let message = refused(|config| config.storage = "file:///dev/null/x".to_owned()).await;
+    assert!(message.starts_with("open storage directory \"/dev/null/x\""), "{message}");
+    let message = refused(|config| config.storage = "s3://bucket".to_owned()).await;
+    assert!(message.contains("not part of this build"), "{message}");
+    let message = refused(|config| config.limits.upload_lifetime = config.horizons.horizon).await;
+    assert!(message.contains("upload_lifetime"), "{message}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let message = refused(|config| config.listen = address).await;
+    assert!(message.starts_with(&format!("listen on {address}")), "{message}");
+}
+
+#[tokio::test]
+async fn a_replica_with_other_horizons_refuses_to_start() {
+    let region = Region::start(1).await;
+    let mut other = config();
+    other.horizons = Horizons { condemned: core::time::Duration::from_secs(3600), ..Horizons::default() };
+    let outcome = Origin::start_on(other, std::sync::Arc::clone(&region.storage)).await;
+    assert!(matches!(outcome, Err(StartError::Format(_))));
+}

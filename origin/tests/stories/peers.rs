@@ -1,0 +1,71 @@
+//! What peers ask for: proofs of all blobs of a manifest.
+
+use flotilla_common::codec;
+use flotilla_common::digest::Digest;
+use flotilla_common::hex;
+use flotilla_common::proof::Proof;
+use flotilla_common::seal::TrustedKeys;
+use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer, ClosureRequest, KEYS_PATH};
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+
+use crate::support::{Region, Registry, code, sample, seal_key};
+
+async fn closure(client: &Registry, repository: &str, manifest: Digest) -> reqwest::Response {
+    let request = ClosureRequest { repository: repository.parse().unwrap(), manifest };
+    let body = codec::encode(&request).unwrap();
+    client.request(Method::POST, CLOSURE_PATH).body(body).send().await.unwrap()
+}
+
+#[tokio::test]
+async fn one_request_proves_every_blob_of_a_manifest() {
+    let region = Region::start(2).await;
+    let layers = [sample(100, 1), sample(5 << 20, 2)];
+    let pushed = region.client(0).push_image("app", "v1", &layers).await;
+    let mut trusted = TrustedKeys::none();
+    trusted.add(&seal_key().public()).unwrap();
+    // At another replica: the record carries everything.
+    for _ in 0..2 {
+        let answer = closure(&region.client(1), "app", Digest::sha256(&pushed)).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let answer: ClosureAnswer = codec::decode(&answer.bytes().await.unwrap()).unwrap();
+        assert_eq!(answer.proofs.len(), 3);
+        assert_eq!(answer.grant, None);
+        for (proof, layer) in answer.proofs[1..].iter().zip(&layers) {
+            assert_eq!(*proof.digest(), Digest::sha256(layer));
+            let geometry = proof.check(&trusted).unwrap();
+            assert_eq!(geometry.size(), layer.len() as u64);
+            let Proof::Sealed { table, .. } = proof else { panic!("it is sealed") };
+            assert_eq!(table.is_some(), layer.len() > 256 << 10);
+            if let Some(table) = table {
+                let range = geometry.chunk_range(3);
+                assert!(table.verifies_chunk(&geometry, 3, &layer[range.start as usize..range.end as usize]));
+            }
+        }
+    }
+    // The second answer came from memory.
+    let before = region.operations(1).total();
+    closure(&region.client(1), "app", Digest::sha256(&pushed)).await;
+    assert_eq!(region.operations(1).total(), before);
+}
+
+#[tokio::test]
+async fn a_closure_is_scoped_to_its_repository() {
+    let region = Region::start(1).await;
+    let client = region.client(0);
+    let pushed = client.push_image("app", "v1", &[sample(100, 1)]).await;
+    let answer = closure(&client, "other", Digest::sha256(&pushed)).await;
+    assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+    assert_eq!(code(answer).await, "MANIFEST_UNKNOWN");
+    let answer = client.request(Method::POST, CLOSURE_PATH).body(vec![0; 5000]).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn the_public_keys_are_shown() {
+    let region = Region::start(1).await;
+    let answer = region.client(0).get(KEYS_PATH).await.text().await.unwrap();
+    let keys: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(keys["keys"][0]["public_key"], hex::encode(&seal_key().public()));
+    assert_eq!(keys["keys"][0]["issuer"], "eu-1");
+}

@@ -1,0 +1,87 @@
+//! Pulling: ranges, conditions, headers, and the cap on the uplink.
+
+use flotilla_common::digest::Digest;
+use flotilla_common::units::BitRate;
+use reqwest::{Method, StatusCode};
+
+use crate::support::{Region, code, header, sample};
+
+#[tokio::test]
+async fn ranges_of_large_and_small_blobs() {
+    let region = Region::start(1).await;
+    let client = region.client(0);
+    for len in [100, 3_000_000] {
+        let bytes = sample(len, 0);
+        let digest = client.push_blob("app", bytes.clone()).await;
+        let path = format!("/v2/app/blobs/{digest}");
+        let ranged = |range: String| client.request(Method::GET, &path).header("range", range).send();
+        for (range, start, end) in [
+            ("bytes=0-0".to_owned(), 0, 1),
+            ("bytes=10-19".to_owned(), 10, 20),
+            ("bytes=-7".to_owned(), len - 7, len),
+            (format!("bytes={}-", len - 1), len - 1, len),
+            ("bytes=50-99999999".to_owned(), 50, len),
+        ] {
+            let answer = ranged(range.clone()).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::PARTIAL_CONTENT, "{range}");
+            assert_eq!(header(&answer, "content-range"), format!("bytes {start}-{}/{len}", end - 1));
+            assert_eq!(header(&answer, "content-length"), (end - start).to_string());
+            assert!(answer.bytes().await.unwrap() == bytes[start..end], "{range}");
+        }
+        let answer = ranged(format!("bytes={len}-")).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::RANGE_NOT_SATISFIABLE);
+        assert_eq!(header(&answer, "content-range"), format!("bytes */{len}"));
+        let answer = ranged("bytes=0-1,5-6".to_owned()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.bytes().await.unwrap().len(), len);
+    }
+}
+
+#[tokio::test]
+async fn a_head_tells_all_and_sends_nothing() {
+    let region = Region::start(1).await;
+    let client = region.client(0);
+    let digest = client.push_blob("app", sample(5000, 0)).await;
+    let path = format!("/v2/app/blobs/{digest}");
+    let answer = client.head(&path).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(header(&answer, "content-length"), "5000");
+    assert_eq!(header(&answer, "docker-content-digest"), digest.to_string());
+    assert_eq!(header(&answer, "accept-ranges"), "bytes");
+    assert_eq!(header(&answer, "docker-distribution-api-version"), "registry/2.0");
+    let etag = header(&answer, "etag").to_owned();
+    for method in [Method::GET, Method::HEAD] {
+        let answer = client.request(method, &path).header("if-none-match", &etag).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::NOT_MODIFIED);
+    }
+    let answer = client.head(&format!("/v2/app/blobs/{}", Digest::sha256(b"unknown"))).await;
+    assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+    assert!(answer.bytes().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_blob_belongs_to_its_repository() {
+    let region = Region::start(1).await;
+    let client = region.client(0);
+    let digest = client.push_blob("app", sample(5000, 0)).await;
+    assert_eq!(code(client.get(&format!("/v2/other/blobs/{digest}")).await).await, "BLOB_UNKNOWN");
+    assert_eq!(code(client.get(&format!("/v2/app/sub/blobs/{digest}")).await).await, "BLOB_UNKNOWN");
+}
+
+#[tokio::test]
+async fn the_uplink_is_one_cap_for_all_and_every_byte_is_counted() {
+    let rate = BitRate(64_000_000);
+    let region = Region::start_with(1, |config| config.uplink = Some(rate).into()).await;
+    let client = region.client(0);
+    let bytes = sample(1 << 20, 0);
+    let digest = client.push_blob("app", bytes.clone()).await;
+    let path = format!("/v2/app/blobs/{digest}");
+    let started = std::time::Instant::now();
+    let pulls = futures_util::future::join_all((0..3).map(|_| client.get(&path))).await;
+    for answer in pulls {
+        assert!(answer.bytes().await.unwrap() == bytes);
+    }
+    // 3 MiB at 8 MB/s are 393 ms; an idle cap grants a first 64 KiB at once.
+    assert!(started.elapsed().as_millis() >= 350, "{:?}", started.elapsed());
+    assert_eq!(region.origins[0].metrics().blob_bytes(), 3 << 20);
+}

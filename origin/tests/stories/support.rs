@@ -1,0 +1,196 @@
+//! One region: replicas over one storage, and a client that speaks the distribution specification.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_common::digest::Digest;
+use flotilla_common::seal::SealKey;
+use flotilla_origin::storage::{self, Operations, Storage};
+use flotilla_origin::{Config, Origin};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::fault::{Faults, Faulty};
+
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// Replicas that share a storage, whose faults the story decides.
+pub(crate) struct Region {
+    pub(crate) origins: Vec<Origin>,
+    pub(crate) faults: Faults,
+    pub(crate) storage: Arc<dyn Storage>,
+}
+
+pub(crate) fn seal_key() -> SealKey {
+    SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32])
+}
+
+pub(crate) fn config() -> Config {
+    Config::new("127.0.0.1:0".parse().unwrap(), "memory:///", "eu-1".parse().unwrap(), seal_key())
+}
+
+impl Region {
+    pub(crate) async fn start(replicas: usize) -> Self {
+        Self::start_with(replicas, |_| {}).await
+    }
+
+    pub(crate) async fn start_with(replicas: usize, adjust: impl Fn(&mut Config)) -> Self {
+        let storage = storage::open("memory:///", 64 << 20).unwrap();
+        let faulty = Faulty::new(Arc::clone(&storage));
+        let faults = faulty.faults();
+        let faulty: Arc<dyn Storage> = Arc::new(faulty);
+        let mut origins = Vec::new();
+        for _ in 0..replicas {
+            let mut config = config();
+            adjust(&mut config);
+            origins.push(Origin::start_on(config, Arc::clone(&faulty)).await.unwrap());
+        }
+        Self { origins, faults, storage }
+    }
+
+    /// A client of one replica.
+    pub(crate) fn client(&self, replica: usize) -> Registry {
+        Registry::at(self.origins[replica].addr())
+    }
+
+    /// What has been counted so far at a replica.
+    pub(crate) fn operations(&self, replica: usize) -> &Operations {
+        self.origins[replica].metrics().operations()
+    }
+
+    /// Keys that are in storage under a prefix.
+    pub(crate) async fn keys(&self, prefix: &str) -> Vec<String> {
+        let prefix = storage::Prefix::new(prefix).unwrap();
+        let page = self.storage.list(&prefix, None, 10_000).await.unwrap();
+        page.entries.into_iter().map(|entry| entry.key.to_string()).collect()
+    }
+}
+
+/// A client of one origin.
+#[derive(Clone)]
+pub(crate) struct Registry {
+    http: Client,
+    base: String,
+}
+
+impl Registry {
+    pub(crate) fn at(address: std::net::SocketAddr) -> Self {
+        // Plain HTTP; the builder wants to know of a TLS provider all the same. All tests install the same one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = Client::builder().no_proxy().build().unwrap();
+        Self { http, base: format!("http://{address}") }
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Response {
+        self.request(Method::GET, path).send().await.unwrap()
+    }
+
+    pub(crate) async fn head(&self, path: &str) -> Response {
+        self.request(Method::HEAD, path).send().await.unwrap()
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> StatusCode {
+        self.request(Method::DELETE, path).send().await.unwrap().status()
+    }
+
+    /// `POST`: the Location of a new upload.
+    pub(crate) async fn begin(&self, repository: &str) -> String {
+        let path = format!("/v2/{repository}/blobs/uploads/");
+        let answer = self.request(Method::POST, &path).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::ACCEPTED);
+        location(&answer)
+    }
+
+    pub(crate) async fn patch(&self, upload: &str, bytes: impl Into<Bytes>) -> Response {
+        self.request(Method::PATCH, upload).body(bytes.into()).send().await.unwrap()
+    }
+
+    /// `PATCH` with a Content-Range.
+    pub(crate) async fn chunk(&self, upload: &str, offset: usize, bytes: impl Into<Bytes>) -> Response {
+        let bytes: Bytes = bytes.into();
+        let range = format!("{offset}-{}", offset + bytes.len() - 1);
+        let request = self.request(Method::PATCH, upload).header("content-range", range);
+        request.body(bytes).send().await.unwrap()
+    }
+
+    pub(crate) async fn put(&self, upload: &str, digest: &Digest, bytes: impl Into<Bytes>) -> Response {
+        let path = format!("{upload}&digest={digest}");
+        self.request(Method::PUT, &path).body(bytes.into()).send().await.unwrap()
+    }
+
+    /// Pushes a blob as clients do: HEAD, POST, PATCH, PUT.
+    pub(crate) async fn push_blob(&self, repository: &str, bytes: impl Into<Bytes>) -> Digest {
+        let bytes: Bytes = bytes.into();
+        let digest = Digest::sha256(&bytes);
+        let head = self.head(&format!("/v2/{repository}/blobs/{digest}")).await;
+        if head.status() == StatusCode::OK {
+            return digest;
+        }
+        let upload = self.begin(repository).await;
+        let answer = self.patch(&upload, bytes).await;
+        assert_eq!(answer.status(), StatusCode::ACCEPTED);
+        let answer = self.put(&location(&answer), &digest, Bytes::new()).await;
+        assert_eq!(answer.status(), StatusCode::CREATED, "{}", answer.text().await.unwrap());
+        digest
+    }
+
+    pub(crate) async fn put_manifest(
+        &self,
+        path: &str,
+        media_type: &str,
+        body: impl Into<Bytes>,
+    ) -> Response {
+        let request = self.request(Method::PUT, path).header("content-type", media_type);
+        request.body(body.into()).send().await.unwrap()
+    }
+
+    /// Pushes an image of these layers under a tag. Its manifest.
+    pub(crate) async fn push_image(&self, repository: &str, tag: &str, layers: &[Bytes]) -> Bytes {
+        let config = Bytes::from(format!("{{\"tag\":\"{tag}\"}}"));
+        self.push_blob(repository, config.clone()).await;
+        for layer in layers {
+            self.push_blob(repository, layer.clone()).await;
+        }
+        let manifest = manifest(&config, layers);
+        let path = format!("/v2/{repository}/manifests/{tag}");
+        let answer = self.put_manifest(&path, MANIFEST, manifest.clone()).await;
+        assert_eq!(answer.status(), StatusCode::CREATED, "{}", answer.text().await.unwrap());
+        manifest
+    }
+}
+
+pub(crate) fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
+    json!({"mediaType": media_type, "digest": Digest::sha256(bytes), "size": bytes.len()})
+}
+
+pub(crate) fn manifest(config: &[u8], layers: &[Bytes]) -> Bytes {
+    let layers: Vec<_> =
+        layers.iter().map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar", layer)).collect();
+    let config = descriptor("application/vnd.oci.image.config.v1+json", config);
+    json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}).to_string().into()
+}
+
+pub(crate) fn location(answer: &Response) -> String {
+    header(answer, "location").to_owned()
+}
+
+pub(crate) fn header<'a>(answer: &'a Response, name: &str) -> &'a str {
+    answer.headers().get(name).map_or("", |value| value.to_str().unwrap())
+}
+
+/// The code of an error's body.
+pub(crate) async fn code(answer: Response) -> String {
+    let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+    body["errors"][0]["code"].as_str().unwrap().to_owned()
+}
+
+/// Bytes that differ everywhere, without randomness.
+pub(crate) fn sample(len: usize, salt: usize) -> Bytes {
+    let byte = |index: usize| ((index + salt).wrapping_mul(2_654_435_761) >> 11) as u8;
+    (0..len).map(byte).collect::<Vec<_>>().into()
+}
