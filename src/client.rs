@@ -8,6 +8,7 @@ use bytes::Bytes;
 use flotilla_common::digest::{Digest, DigestHasher};
 use flotilla_common::manifest::{ACCEPT, Descriptor, Manifest, ManifestError};
 use flotilla_common::name::{NameError, RepositoryName};
+use flotilla_runtime::identity::{IdentityError, client_without_trust};
 use reqwest::{Body, Client, Response, StatusCode, header};
 use tokio::task::JoinSet;
 use tokio_util::io::ReaderStream;
@@ -60,6 +61,9 @@ pub enum ClientError {
         /// What came.
         got_len: u64,
     },
+    /// There can be no HTTP client.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// Not a repository name.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -81,6 +85,20 @@ pub struct Pulled {
     pub total: Duration,
 }
 
+/// An HTTP client for registries on this machine: no proxy, bounded waits.
+///
+/// # Errors
+/// If there can be none.
+pub fn http_client() -> Result<Client, ClientError> {
+    Client::builder()
+        .tls_backend_preconfigured(client_without_trust()?)
+        .no_proxy()
+        .connect_timeout(Duration::from_secs(5))
+        .read_timeout(Duration::from_secs(60))
+        .build()
+        .map_err(|source| ClientError::Http { action: "set up an HTTP client".to_owned(), source })
+}
+
 /// A client of one registry endpoint.
 #[derive(Clone, Debug)]
 pub struct RegistryClient {
@@ -97,12 +115,7 @@ impl RegistryClient {
     /// # Errors
     /// If there can be no HTTP client at all.
     pub fn new(base: impl Into<String>, repository: RepositoryName) -> Result<Self, ClientError> {
-        let http = Client::builder()
-            .no_proxy()
-            .connect_timeout(Duration::from_secs(5))
-            .read_timeout(Duration::from_secs(60))
-            .build()
-            .map_err(|source| ClientError::Http { action: "set up an HTTP client".to_owned(), source })?;
+        let http = http_client()?;
         Ok(Self { http, base: base.into(), repository, namespace: None })
     }
 
@@ -300,7 +313,7 @@ async fn next_piece(action: &str, response: &mut Response) -> Result<Option<Byte
 }
 
 /// The manifest for linux/amd64 if the index has one, otherwise its first.
-fn pick_platform(index: &Manifest) -> Option<Digest> {
+pub fn pick_platform(index: &Manifest) -> Option<Digest> {
     let is_ours = |entry: &&Descriptor| {
         entry.platform.as_ref().is_some_and(|platform| {
             platform.get("os").is_some_and(|os| os == "linux")

@@ -1,4 +1,12 @@
 //! Flotilla's commands, and the region in one process that `demo`, `up` and the stories in `tests/` start.
 
+pub mod cli;
 pub mod client;
+pub mod demo;
+pub mod fleet;
 pub mod image;
+pub mod pki;
+pub mod region;
+pub mod service;
+pub mod simulate;
+pub mod up;

@@ -21,8 +21,11 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use flotilla_common::name::{PeerId, RegionName};
 use flotilla_runtime::identity::{
-    Authority, FileKind, IdentityError, Issued, SealSecret, load_trusted_keys, trusted_key_line, write_new,
+    Authority, FileKind, IdentityError, Issued, SealSecret, load_seal_key, load_trusted_keys,
+    trusted_key_line, write_new,
 };
+
+use crate::fleet::Fleet;
 
 /// Arguments of `flotilla pki`.
 #[derive(Clone, Debug, Args)]
@@ -206,6 +209,18 @@ fn issue_seal_key(dir: &Path, region: &RegionName) -> Result<Made, PkiError> {
     Ok(Made { files, next })
 }
 
+/// The fleet of a development region, with its files in `dir`; made there if they are missing.
+///
+/// # Errors
+/// They cannot be made, or are not all there.
+pub fn open_or_init(dir: &Path, region: &RegionName) -> Result<Fleet, PkiError> {
+    if !dir.join(CA).exists() {
+        init(&InitArgs { dir: dir.to_owned(), region: region.clone() })?;
+    }
+    let seal_key = load_seal_key(&dir.join(seal_file(region)))?;
+    Ok(Fleet::of(load_authority(dir)?, seal_key))
+}
+
 const CA: &str = "ca.pem";
 const CA_KEY: &str = "ca.key";
 const TRUSTED_KEYS: &str = "trusted-keys";
@@ -257,7 +272,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use clap::Parser;
-    use flotilla_runtime::identity::{CertificateFiles, Identity, load_seal_key};
+    use flotilla_runtime::identity::{CertificateFiles, Identity};
 
     use super::*;
 

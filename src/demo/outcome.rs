@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
+use flotilla_common::figures::{percentile, pipelined_s};
 use flotilla_common::units::BitRate;
-use flotilla_simulations::bounds;
 use serde::Serialize;
 
 /// Origin bytes per image byte that a demonstration may cost.
-pub const ORIGIN_COPIES_ALLOWED: f64 = 1.2;
+pub(super) const ORIGIN_COPIES_ALLOWED: f64 = 1.2;
 
 /// What one peer's pull took and where its bytes came from.
 #[derive(Clone, Debug)]
-pub struct PeerOutcome {
+pub(super) struct PeerOutcome {
     /// The peer's id.
     pub id: String,
     /// Its zone.
@@ -30,7 +30,7 @@ pub struct PeerOutcome {
 
 /// What is known before the pulls begin.
 #[derive(Clone, Copy, Debug)]
-pub struct Setup {
+pub(super) struct Setup {
     /// Peers that pull at once.
     pub peers: u32,
     /// Zones they are spread over.
@@ -45,7 +45,7 @@ pub struct Setup {
 
 /// The one object that `demo --json` prints.
 #[derive(Clone, Debug, Serialize)]
-pub struct Outcome {
+pub(super) struct Outcome {
     /// Peers that pulled.
     pub peers: u32,
     /// Zones they were spread over.
@@ -74,18 +74,18 @@ pub struct Outcome {
 
 impl Outcome {
     /// Sums up the peers' pulls; `origin_bytes` is the origin's own count.
-    pub fn of(setup: &Setup, peers: &[PeerOutcome], origin_bytes: u64) -> Self {
+    pub(super) fn of(setup: &Setup, peers: &[PeerOutcome], origin_bytes: u64) -> Self {
         let mut times: Vec<f64> =
             peers.iter().filter_map(|peer| peer.total.as_ref().ok()).map(Duration::as_secs_f64).collect();
         times.sort_by(f64::total_cmp);
         let origin_copies = origin_bytes as f64 / setup.image_bytes.max(1) as f64;
-        let bound = bounds::pipelined(
+        let bound = pipelined_s(
             setup.image_bytes,
-            setup.rate.bytes_per_second(),
             u64::from(setup.peers),
             u64::from(setup.image_chunks),
+            setup.rate.bytes_per_second(),
         );
-        let p99_s = percentile(&times, 99);
+        let p99_s = percentile(&times, 0.99);
         Self {
             peers: setup.peers,
             zones: setup.zones,
@@ -93,7 +93,7 @@ impl Outcome {
             origin_bytes,
             peer_bytes: peers.iter().map(|peer| peer.from_peers).sum(),
             origin_copies,
-            p50_s: percentile(&times, 50),
+            p50_s: percentile(&times, 0.5),
             p99_s,
             rate_bit_s: setup.rate.0,
             pipelined_bound_s: bound,
@@ -101,12 +101,6 @@ impl Outcome {
             ok: times.len() == setup.peers as usize && origin_copies <= ORIGIN_COPIES_ALLOWED,
         }
     }
-}
-
-/// The smallest value that `percent` of all values do not exceed (nearest rank); zero for none.
-pub fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -126,18 +120,8 @@ mod tests {
     }
 
     #[test]
-    fn nearest_rank() {
-        let values: Vec<f64> = (1..=200).map(f64::from).collect();
-        assert_eq!(percentile(&values, 50), 100.0);
-        assert_eq!(percentile(&values, 99), 198.0);
-        assert_eq!(percentile(&values[..1], 99), 1.0);
-        assert_eq!(percentile(&[], 99), 0.0);
-    }
-
-    #[test]
     fn one_failed_pull_or_a_budget_overdrawn_is_not_ok() {
-        let setup =
-            Setup { peers: 2, zones: 1, image_bytes: 1_000, image_chunks: 1, rate: BitRate(8_000) };
+        let setup = Setup { peers: 2, zones: 1, image_bytes: 1_000, image_chunks: 1, rate: BitRate(8_000) };
         let good = || peer(Ok(Duration::from_secs(2)));
         assert!(Outcome::of(&setup, &[good(), good()], 1_100).ok);
         assert!(!Outcome::of(&setup, &[good(), good()], 1_300).ok);

@@ -13,7 +13,7 @@ const LINE_EVERY: Duration = Duration::from_secs(2);
 
 /// Shows how far each pull is.
 #[derive(Clone, Debug)]
-pub struct Progress(Kind);
+pub(super) struct Progress(Kind);
 
 #[derive(Clone, Debug)]
 enum Kind {
@@ -33,7 +33,7 @@ struct Lines {
 
 /// One pull's share of the progress.
 #[derive(Clone, Debug)]
-pub struct PullProgress(Option<Pull>);
+pub(super) struct PullProgress(Option<Pull>);
 
 #[derive(Clone, Debug)]
 enum Pull {
@@ -43,7 +43,7 @@ enum Pull {
 
 impl Progress {
     /// Bars if stderr is a terminal, lines if it is not, nothing if `quiet`.
-    pub fn new(quiet: bool) -> Self {
+    pub(super) fn new(quiet: bool) -> Self {
         Self(if quiet {
             Kind::Silent
         } else if stderr().is_terminal() {
@@ -56,7 +56,7 @@ impl Progress {
     }
 
     /// Adds a pull of `bytes` bytes.
-    pub fn pull(&self, name: &str, bytes: u64) -> PullProgress {
+    pub(super) fn pull(&self, name: &str, bytes: u64) -> PullProgress {
         PullProgress(match &self.0 {
             Kind::Bars(bars) => {
                 let bar = bars.add(ProgressBar::new(bytes));
@@ -75,7 +75,7 @@ impl Progress {
 
 impl PullProgress {
     /// So many more bytes arrived.
-    pub fn add(&self, bytes: u64) {
+    pub(super) fn add(&self, bytes: u64) {
         match &self.0 {
             Some(Pull::Bar(bar)) => bar.inc(bytes),
             Some(Pull::Lines(lines)) => lines.add(bytes),
@@ -84,7 +84,7 @@ impl PullProgress {
     }
 
     /// The pull is over.
-    pub fn finish(&self, ok: bool) {
+    pub(super) fn finish(&self, ok: bool) {
         if let Some(Pull::Bar(bar)) = &self.0 {
             if ok { bar.finish() } else { bar.abandon() }
         }
@@ -104,7 +104,9 @@ impl Lines {
 }
 
 fn bar_style() -> ProgressStyle {
-    ProgressStyle::with_template("{prefix:>10} [{bar:40}] {bytes:>11} of {total_bytes} {binary_bytes_per_sec}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("=> ")
+    ProgressStyle::with_template(
+        "{prefix:>10} [{bar:40}] {bytes:>11} of {total_bytes} {binary_bytes_per_sec}",
+    )
+    .unwrap_or_else(|_| ProgressStyle::default_bar())
+    .progress_chars("=> ")
 }

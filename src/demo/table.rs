@@ -7,13 +7,14 @@ use flotilla_common::units::{BitRate, ByteSize};
 use super::outcome::{ORIGIN_COPIES_ALLOWED, Outcome, PeerOutcome};
 
 /// A row per peer, then what the fleet as a whole got.
-pub fn render(peers: &[PeerOutcome], outcome: &Outcome) -> String {
+pub(super) fn render(peers: &[PeerOutcome], outcome: &Outcome) -> String {
     let mut text = format!(
         "\n{:<10} {:<8} {:>8} {:>11} {:>12} {:>12} {:>12}\n",
         "peer", "zone", "time", "first byte", "from peers", "from origin", "own store"
     );
     for peer in peers {
-        let time = peer.total.as_ref().map_or("failed".to_owned(), |total| format!("{:.2} s", total.as_secs_f64()));
+        let time =
+            peer.total.as_ref().map_or("failed".to_owned(), |total| format!("{:.2} s", total.as_secs_f64()));
         line(
             &mut text,
             format_args!(

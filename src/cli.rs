@@ -1,0 +1,116 @@
+//! What people type: the table of commands, and how a command ends.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use crate::demo::{self, DemoArgs};
+use crate::pki::{self, PkiArgs};
+use crate::service::{self, OriginArgs, PeerArgs, TrackerArgs};
+use crate::simulate::{self, SimulateArgs};
+use crate::up::{self, UpArgs};
+
+/// Container images for serverless fleets that start in bursts.
+#[derive(Debug, Parser)]
+#[command(name = "flotilla", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show it: an origin, a tracker and some peers in this process, and all peers pull one image at once
+    Demo(DemoArgs),
+    /// Start a region on this machine, for trying things out: origin, tracker and two peers
+    Up(UpArgs),
+    /// Run an origin: the OCI registry on object storage
+    Origin(OriginArgs),
+    /// Run a tracker: announces in, handouts and leases out
+    Tracker(TrackerArgs),
+    /// Run a peer: the mirror for this machine's container runtime
+    Peer(PeerArgs),
+    /// Make a fleet's certificate authority and keys, and issue certificates
+    Pki(PkiArgs),
+    /// Run a scenario in the simulator
+    Simulate(SimulateArgs),
+}
+
+/// How a command can end other than well.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// Something could not be done.
+    #[error("{what}: {source}")]
+    Failed {
+        /// Verb and noun.
+        what: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It ran, and what it measured is not good enough; the output says so already.
+    #[error("not ok")]
+    NotOk,
+}
+
+impl CommandError {
+    /// `what` (verb and noun) could not be done because of `source`.
+    pub fn failed(
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Failed { what: what.into(), source: source.into() }
+    }
+}
+
+impl Cli {
+    /// Runs the command: 0 if all is well, 1 if not. (clap exits with 2 for a bad flag.)
+    pub fn run(self) -> ExitCode {
+        let result = match self.command {
+            Command::Demo(args) => demo::run(args),
+            Command::Up(args) => up::run(&args),
+            Command::Origin(args) => service::origin(args),
+            Command::Tracker(args) => service::tracker(args),
+            Command::Peer(args) => service::peer(args),
+            Command::Pki(args) => pki::run(&args)
+                .map(print_text)
+                .map_err(|error| CommandError::failed("manage the fleet's keys", error)),
+            Command::Simulate(args) => simulate::run(&args),
+        };
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(CommandError::NotOk) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("flotilla: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+/// Runs a command's future to its end on all cores.
+///
+/// # Errors
+/// The future's, or if there can be no runtime.
+pub fn block_on(command: impl Future<Output = Result<(), CommandError>>) -> Result<(), CommandError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| CommandError::failed("start the runtime", error))?.block_on(command)
+}
+
+/// Prints one JSON object on stdout.
+///
+/// # Errors
+/// If the value does not encode.
+#[allow(clippy::print_stdout, reason = "this is the command's output")]
+pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
+    let text = serde_json::to_string(value).map_err(|error| CommandError::failed("encode JSON", error))?;
+    println!("{text}");
+    Ok(())
+}
+
+/// Prints text for people on stdout.
+#[allow(clippy::print_stdout, reason = "this is the command's output")]
+pub fn print_text(text: impl fmt::Display) {
+    print!("{text}");
+}

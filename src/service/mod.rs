@@ -1,0 +1,29 @@
+//! `flotilla origin`, `tracker` and `peer`: the services as processes of their own.
+//!
+//! Each turns its arguments (flag, environment, configuration file) into the service's configuration, starts it,
+//! and drains it on SIGTERM or SIGINT.
+
+mod origin;
+mod peer;
+mod tls;
+mod tracker;
+
+use std::time::Duration;
+
+use flotilla_runtime::shutdown::Shutdown;
+use flotilla_runtime::telemetry::{self, LogFormat};
+
+pub use origin::{OriginArgs, run as origin};
+pub use peer::{PeerArgs, run as peer};
+pub use tracker::{TrackerArgs, run as tracker};
+
+use crate::cli::CommandError;
+
+/// How long a service may drain.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Logging and signals, which every service begins with.
+fn begin() -> Result<Shutdown, CommandError> {
+    telemetry::init(LogFormat::Auto).map_err(|error| CommandError::failed("start logging", error))?;
+    Shutdown::on_signals().map_err(|error| CommandError::failed("listen for signals", error))
+}

@@ -1,0 +1,133 @@
+//! `flotilla peer`, and what people ask of a peer.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use flotilla_common::name::{RegionName, ZoneName};
+use flotilla_common::units::{BitRate, ByteSize};
+use flotilla_peer::{Config, Peer, hosts_toml};
+use flotilla_runtime::config::ConfigFile;
+use flotilla_runtime::identity::load_trusted_keys;
+
+use super::begin;
+use super::tls::TlsArgs;
+use crate::cli::{CommandError, block_on, print_text};
+
+/// The arguments of `flotilla peer`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct PeerArgs {
+    #[command(subcommand)]
+    command: Option<PeerCommand>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum PeerCommand {
+    /// Print the hosts.toml that makes containerd ask a mirror first
+    HostsToml(HostsTomlArgs),
+}
+
+#[derive(Debug, Args)]
+struct HostsTomlArgs {
+    /// Where the mirror listens
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5001")]
+    mirror: SocketAddr,
+    /// Where containerd turns to when the mirror is not there
+    #[arg(long, value_name = "URL")]
+    origin: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// Where the container runtime asks; loopback, for whoever reaches it may pull what this machine may pull
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5001")]
+    mirror: SocketAddr,
+    /// Where neighbours connect (UDP)
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:5002")]
+    quic: SocketAddr,
+    /// The origins, the own region's first
+    #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
+    origin: Vec<String>,
+    /// The trackers; without one, the origins serve alone
+    #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
+    tracker: Vec<String>,
+    /// The folder of the chunk store
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// What the store may hold
+    #[arg(long, value_name = "BYTES", default_value_t = ByteSize(50 << 30))]
+    quota: ByteSize,
+    /// Where this peer is
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    region: RegionName,
+    /// Where this peer is
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    zone: ZoneName,
+    /// Cap on what is sent to neighbours [default: none]
+    #[arg(long, value_name = "BITS")]
+    up: Option<BitRate>,
+    /// Cap on what is received from neighbours and origins [default: none]
+    #[arg(long, value_name = "BITS")]
+    down: Option<BitRate>,
+    /// The origin keys that are trusted, as `flotilla pki init` makes them
+    #[arg(long, value_name = "FILE")]
+    trusted_keys: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+/// Runs the peer until it is told to stop, or answers a question about peers.
+///
+/// # Errors
+/// Why it does not start.
+pub fn run(args: PeerArgs) -> Result<(), CommandError> {
+    match args.command {
+        Some(PeerCommand::HostsToml(args)) => {
+            print_text(hosts_toml(args.mirror, args.origin.as_deref()));
+            Ok(())
+        }
+        None => block_on(serve(args.serve)),
+    }
+}
+
+async fn serve(args: ServeArgs) -> Result<(), CommandError> {
+    let shutdown = begin()?;
+    let config = config(args)?;
+    let peer = Peer::start(config, &shutdown.child())
+        .await
+        .map_err(|error| CommandError::failed("start the peer", error))?;
+    shutdown.wait().await;
+    peer.shutdown().await;
+    Ok(())
+}
+
+fn config(args: ServeArgs) -> Result<Config, CommandError> {
+    let missing = |flag: &str, cure: &str| {
+        CommandError::failed("configure the peer", format!("{flag} is missing; {cure}"))
+    };
+    let issue = "`flotilla pki issue --peer ID` makes certificate and key";
+    let identity = args.tls.identity()?.ok_or_else(|| missing("--tls-cert", issue))?;
+    let id = identity.peer_id().ok_or_else(|| missing("a peer's name in --tls-cert", issue))?;
+    let store = args.store.ok_or_else(|| missing("--store", "name a folder for the chunk store"))?;
+    let trusted = args
+        .trusted_keys
+        .ok_or_else(|| missing("--trusted-keys", "it is the file trusted-keys of `flotilla pki init`"))?;
+    let trusted_keys =
+        load_trusted_keys(&trusted).map_err(|error| CommandError::failed("load the trusted keys", error))?;
+    Ok(Config {
+        trusted_keys,
+        mirror: args.mirror,
+        quic: args.quic,
+        origins: args.origin,
+        trackers: args.tracker,
+        quota: args.quota,
+        up: args.up,
+        down: args.down,
+        ..Config::new(id, identity, store, args.region, args.zone)
+    })
+}

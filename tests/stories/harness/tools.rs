@@ -1,0 +1,60 @@
+//! Other people's programs that a story needs.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// Set to anything but `0` or nothing, a missing tool fails its story instead of skipping it.
+const FORBID_SKIPS: &str = "FLOTILLA_FORBID_SKIPS";
+
+/// Finds all `tools` and root's rights if they are needed; `None`, said loudly, if the story must be skipped.
+///
+/// # Panics
+/// If something is missing and skips are forbidden.
+pub(crate) fn find(story: &str, tools: &[&str], needs_root: bool) -> Option<Vec<PathBuf>> {
+    let found: Result<Vec<_>, _> = tools.iter().map(|tool| on_path(tool).ok_or(*tool)).collect();
+    let missing = match &found {
+        Err(tool) => Some(format!("{tool} is not installed")),
+        Ok(_) if needs_root && !is_root() => Some("root's rights are needed".to_owned()),
+        Ok(_) => None,
+    };
+    if let Some(missing) = missing {
+        let forbidden = env::var_os(FORBID_SKIPS).is_some_and(|value| !value.is_empty() && value != "0");
+        assert!(!forbidden, "{story}: {missing}, and {FORBID_SKIPS} is set");
+        eprintln!("SKIPPED {story}: {missing}");
+        return None;
+    }
+    found.ok()
+}
+
+fn on_path(tool: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|dir| dir.join(tool)).find(|file| file.is_file())
+}
+
+fn is_root() -> bool {
+    run(Path::new("id"), ["-u"]).is_ok_and(|text| text.trim() == "0")
+}
+
+/// Runs a program to its end: its stdout, or all that it printed if it failed.
+///
+/// # Errors
+/// What it printed.
+pub(crate) fn run<S: AsRef<OsStr>>(
+    program: &Path,
+    arguments: impl IntoIterator<Item = S>,
+) -> Result<String, String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("run {}: {error}", program.display()))?;
+    let Output { status, stdout, stderr } = output;
+    let text = String::from_utf8_lossy(&stdout).into_owned();
+    if status.success() {
+        Ok(text)
+    } else {
+        Err(format!("{} ended with {status}:\n{text}{}", program.display(), String::from_utf8_lossy(&stderr)))
+    }
+}

@@ -1,0 +1,11 @@
+//! Stories: what a user would see, with real listeners, real clients where they are needed, and things going wrong.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed story")]
+
+mod burst;
+mod commands;
+mod errors;
+mod faults;
+mod harness;
+mod liar;
+mod real_tools;
