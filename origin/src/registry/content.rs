@@ -129,12 +129,14 @@ mod tests {
         let repository: RepositoryName = "app".parse().expect("a name");
         let generation = Signer::new([0; 32]).begin(&repository, 1, false).id;
         let segments = [3, 5, 2].map(|size| Segment { nonce: size.into(), size });
-        let ranges =
-            |range| cuts(&generation, &segments, range).into_iter().map(|cut| cut.1).collect::<Vec<_>>();
-        assert_eq!(ranges(0..10), [0..3, 0..5, 0..2]);
-        assert_eq!(ranges(2..4), [2..3, 0..1]);
-        assert_eq!(ranges(3..8), [0..5]);
-        assert_eq!(ranges(9..10), [1..2]);
+        let ranges = |range| {
+            let within = cuts(&generation, &segments, range).into_iter().map(|cut| cut.1);
+            within.map(|within| (within.start, within.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(ranges(0..10), [(0, 3), (0, 5), (0, 2)]);
+        assert_eq!(ranges(2..4), [(2, 3), (0, 1)]);
+        assert_eq!(ranges(3..8), [(0, 5)]);
+        assert_eq!(ranges(9..10), [(1, 2)]);
         assert!(ranges(4..4).is_empty());
     }
 }

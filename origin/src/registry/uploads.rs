@@ -97,7 +97,7 @@ impl Session {
 /// An upload, wherever it is.
 enum Upload {
     Open(Arc<Session>),
-    Finished(Link),
+    Finished(Box<Link>),
     Cancelled,
 }
 
@@ -306,7 +306,7 @@ impl Registry {
         let misfit = |error| StorageError::unavailable("follow upload", key, error);
         let chain = match Chain::after(offset, link, &before).map_err(misfit)? {
             Next::Open(chain) => chain,
-            Next::Finished(link) => return Ok(Upload::Finished(link)),
+            Next::Finished(link) => return Ok(Upload::Finished(Box::new(link))),
             Next::Cancelled => return Ok(Upload::Cancelled),
         };
         let Some(midstates) = midstates else { return Err(RegistryError::UploadUnknown) };

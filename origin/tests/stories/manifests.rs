@@ -56,7 +56,7 @@ async fn a_manifest_is_refused_for_a_reason() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let (config, layer) = (Bytes::from_static(b"{}"), sample(10, 0));
-    let whole = manifest(&config, &[layer.clone()]);
+    let whole = manifest(&config, std::slice::from_ref(&layer));
     let put = |path: &'static str, media_type: &'static str, body: Bytes| {
         client.put_manifest(path, media_type, body)
     };
