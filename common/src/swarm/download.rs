@@ -209,6 +209,10 @@ impl PeerMachine {
         let Some(blob) = self.blobs.get_mut(transfer.blob) else { return };
         if transfer.permission == Permission::Escalated {
             blob.patience_log2 -= 1;
+            if !self.is_tracker_reachable {
+                // Nobody else decides who fetches next: a pull that is on its own must not wait for a timer.
+                self.timers.by(Timer::Escalate, now);
+            }
         }
         if blob.hold(transfer.chunk) {
             self.tell(now, transfer.blob, transfer.chunk);

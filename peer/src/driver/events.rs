@@ -471,7 +471,12 @@ impl Driver {
     }
 
     pub(super) fn unreachable(&self) -> Vec<PeerId> {
-        let unreachable = self.roster.peers().filter(|peer| peer.is_unreachable && peer.link.is_none());
+        // Who lies is as good as gone: the tracker must not send us there.
+        let now = Clock::now();
+        let is_of_no_use = |peer: &&super::roster::Peer| {
+            peer.link.is_none() && (peer.is_unreachable || peer.quarantined_until > now)
+        };
+        let unreachable = self.roster.peers().filter(is_of_no_use);
         unreachable.take(MAX_UNREACHABLE).map(|peer| peer.id.clone()).collect()
     }
 }

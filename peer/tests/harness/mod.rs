@@ -16,6 +16,7 @@ use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::seal::{SealKey, TrustedKeys};
+use flotilla_common::swarm;
 use flotilla_peer::{Config, Peer};
 use flotilla_runtime::identity::{Authority, Identity, client_without_trust};
 use flotilla_runtime::shutdown::Shutdown;
@@ -65,6 +66,12 @@ impl Fleet {
             Identity::from_pem(&issued.certificate_pem, &issued.key_pem, self.authority.certificate_pem())
                 .unwrap();
         let (region, zone) = ("eu".parse().unwrap(), "eu-a".parse().unwrap());
+        // As patient as a test may be.
+        let swarm = swarm::Config {
+            escalate: Duration::from_millis(50),
+            escalate_with_tracker: Duration::from_millis(500),
+            ..swarm::Config::default()
+        };
         let mut trusted = TrustedKeys::none();
         trusted.add(&self.key.public()).unwrap();
         Config {
@@ -74,6 +81,7 @@ impl Fleet {
             origins: vec![self.origin.url()],
             trackers: self.tracker.iter().map(|tracker| tracker.url()).collect(),
             rng_seed: Some(1),
+            swarm,
             ..Config::new(id, identity, self.store_of(name), region, zone)
         }
     }

@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 struct Roster {
     peers: BTreeMap<PeerId, PeerInfo>,
     swarms: BTreeMap<Digest, BTreeSet<PeerId>>,
-    granted: BTreeSet<(Digest, u32)>,
+    granted: BTreeMap<(Digest, u32), PeerId>,
 }
 
 pub(crate) struct FakeTracker {
@@ -84,12 +84,15 @@ async fn lease(State(tracker): State<Arc<FakeTracker>>, body: Bytes) -> Vec<u8> 
     let request: LeaseRequest = codec::decode(&body).unwrap();
     let mut roster = tracker.roster.lock().unwrap();
     let answer = match request.ask {
-        LeaseAsk::Take { missing, starving, .. } => {
-            let free =
-                missing.iter().find(|chunk| starving || !roster.granted.contains(&(request.digest, *chunk)));
-            match free {
+        LeaseAsk::Take { missing, starving, unreachable } => {
+            // Who is gone, or of no use to the one who starves, holds nothing.
+            let is_lost = |holder: &PeerId| {
+                !roster.peers.contains_key(holder) || (starving && unreachable.contains(holder))
+            };
+            let is_free = |chunk: &u32| roster.granted.get(&(request.digest, *chunk)).is_none_or(is_lost);
+            match missing.iter().find(is_free) {
                 Some(chunk) => {
-                    roster.granted.insert((request.digest, chunk));
+                    roster.granted.insert((request.digest, chunk), request.peer);
                     LeaseAnswer::Granted { chunk, term_ms: 1000 }
                 }
                 None => LeaseAnswer::Wait { retry_ms: 100 },
