@@ -189,9 +189,10 @@ impl Peer {
     /// seconds.
     pub async fn shutdown(self) {
         self.serving.drain(DRAIN).await;
+        // First nobody announces any more, then the trackers are told.
+        self.working.drain(Duration::from_secs(1)).await;
         self.shared.trackers.leave().await;
         self.shared.transport.close().await;
-        self.working.drain(Duration::from_secs(1)).await;
         self.save().await;
     }
 

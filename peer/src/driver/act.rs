@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use flotilla_common::swarm::{BlobSlot, Input, Output, PeerSlot, Source, TransferId, UploadId};
-use flotilla_common::swarm::{Failure, OriginSlot, Refusal};
+use flotilla_common::swarm::{
+    BlobSlot, Failure, Input, OriginSlot, Output, PeerSlot, Refusal, Source, TransferId, UploadId,
+};
 use flotilla_common::wire::peer::{self, Control, Forgot, Have, Holding, Holds};
 use flotilla_common::wire::tracker::LeaseAsk;
 use flotilla_runtime::clock::Clock;
+use tokio::task::JoinHandle;
 
 use super::{Driver, Fetch, tasks};
-use crate::transport::Goodbye;
+use crate::transport::{Goodbye, Question};
 
 impl Driver {
     /// Does everything that the machine has to say.
@@ -132,7 +134,7 @@ impl Driver {
         slot: BlobSlot,
         chunk: u32,
         peer: PeerSlot,
-    ) -> Option<tokio::task::JoinHandle<Option<()>>> {
+    ) -> Option<JoinHandle<Option<()>>> {
         let (blob, link) = (self.roster.blob(slot)?, self.roster.link(peer)?.clone());
         let work = tasks::from_peer(
             transfer,
@@ -152,7 +154,7 @@ impl Driver {
         slot: BlobSlot,
         chunk: u32,
         origin: OriginSlot,
-    ) -> Option<tokio::task::JoinHandle<Option<()>>> {
+    ) -> Option<JoinHandle<Option<()>>> {
         let blob = self.roster.blob(slot)?;
         let work = tasks::from_origin(
             transfer,
@@ -193,7 +195,7 @@ impl Driver {
     }
 
     /// Refuses a question, behind the scenes.
-    pub(super) fn say_no(&self, question: crate::transport::Question, why: peer::Refusal) {
+    pub(super) fn say_no(&self, question: Question, why: peer::Refusal) {
         self.shared.shutdown.spawn(async move {
             if let Err(error) = question.refuse(why).await {
                 tracing::debug!(%error, "refuse chunk");

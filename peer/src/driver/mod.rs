@@ -12,6 +12,7 @@
 
 mod act;
 mod events;
+mod meetings;
 mod roster;
 mod tasks;
 

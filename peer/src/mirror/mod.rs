@@ -49,7 +49,7 @@ const TAG_TTL: Duration = Duration::from_secs(2);
 /// How long a blob that was cut is refused at once.
 const CUT_TTL: Duration = Duration::from_secs(30);
 /// Entries of either cache.
-const CACHED: u64 = 4096;
+const CACHED: u64 = 1024;
 
 /// The mirror's state; its handlers share it.
 #[derive(Debug)]

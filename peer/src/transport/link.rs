@@ -106,7 +106,7 @@ impl Link {
             exchange(send, receive, about).await
         };
         let greeted = bounded(greeting).await?;
-        Ok(Self::new(connection, peer, true, greeted))
+        Ok(Self::established(connection, peer, true, greeted))
     }
 
     /// Answers the greeting on a connection that was accepted.
@@ -117,10 +117,10 @@ impl Link {
             exchange(send, receive, about).await
         };
         let greeted = bounded(greeting).await?;
-        Ok(Self::new(connection, peer, false, greeted))
+        Ok(Self::established(connection, peer, false, greeted))
     }
 
-    fn new(connection: Connection, peer: PeerId, dialled: bool, greeted: Greeted) -> NewLink {
+    fn established(connection: Connection, peer: PeerId, dialled: bool, greeted: Greeted) -> NewLink {
         let Greeted { about, send, receive } = greeted;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (control, outbox) = mpsc::channel(CONTROL_QUEUE);
