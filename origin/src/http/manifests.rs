@@ -9,16 +9,20 @@ use flotilla_common::manifest::{MAX_MANIFEST_LEN, OCI_INDEX};
 use flotilla_common::name::{Reference, RepositoryName, Tag};
 use futures_util::StreamExt;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body::Body as _;
 use serde_json::json;
 
 use super::error::{ApiError, Code};
-use super::route::parameter;
+use super::route::{parameter, parameters};
 use super::{
-    Answer, Api, CONTENT_DIGEST, OCI_SUBJECT, empty, json, matches_etag, set, text_of, typed, warn_if_stale,
+    Answer, Api, CONTENT_DIGEST, OCI_SUBJECT, OCI_TAG, empty, json, matches_etag, set, text_of, typed,
+    warn_if_stale,
 };
 use crate::registry::{MAX_TAGS, RegistryError};
+
+/// Tags that one request moves at most.
+const MAX_TAGS_PER_PUT: usize = 32;
 
 pub(super) async fn get(
     api: &Arc<Api>,
@@ -47,14 +51,16 @@ pub(super) async fn put(
     api: &Arc<Api>,
     repository: &RepositoryName,
     reference: &Reference,
-    headers: &HeaderMap,
+    request: &Parts,
     body: Body,
 ) -> Answer {
-    let media_type = text_of(headers, header::CONTENT_TYPE);
+    let tags = tags_of(reference, request.uri.query())?;
+    let media_type = text_of(&request.headers, header::CONTENT_TYPE);
     let media_type =
         media_type.and_then(|value| value.split(';').next()).map(|value| value.trim().to_owned());
     let bytes = body_up_to_limit(api, body).await?;
-    let pushed = api.registry.put_manifest(repository, reference, media_type.as_deref(), bytes).await?;
+    let pushed =
+        api.registry.put_manifest(repository, reference, &tags, media_type.as_deref(), bytes).await?;
     let digest = pushed.digest.to_string();
     let location = format!("/v2/{repository}/manifests/{digest}");
     let headers = [(header::LOCATION, &*location), (CONTENT_DIGEST, &*digest)];
@@ -62,7 +68,32 @@ pub(super) async fn put(
     if let Some(subject) = pushed.subject {
         set(&mut response, OCI_SUBJECT, &subject.to_string());
     }
+    if tags.len() > usize::from(matches!(reference, Reference::Tag(_))) {
+        let names: Vec<_> = tags.iter().map(Tag::as_str).collect();
+        set(&mut response, OCI_TAG, &names.join(", "));
+    }
     Ok(response)
+}
+
+/// The tags that a PUT moves: the one that it names, and those of its `tag` parameters.
+fn tags_of(reference: &Reference, query: Option<&str>) -> Result<Vec<Tag>, ApiError> {
+    let own = match reference {
+        Reference::Tag(tag) => Some(tag.clone()),
+        Reference::Digest(_) => None,
+    };
+    let mut tags: Vec<Tag> = own.into_iter().collect();
+    for text in parameters(query, "tag") {
+        let tag =
+            text.unwrap_or_default().parse().map_err(|error| ApiError::new(Code::ManifestInvalid, error))?;
+        if tags.len() == MAX_TAGS_PER_PUT {
+            let message = format_args!("a manifest is put under at most {MAX_TAGS_PER_PUT} tags at once");
+            return Err(ApiError::new(Code::RequestInvalid, message));
+        }
+        if !tags.contains(&tag) {
+            tags.push(tag);
+        }
+    }
+    Ok(tags)
 }
 
 pub(super) async fn delete(api: &Arc<Api>, repository: &RepositoryName, reference: &Reference) -> Answer {

@@ -87,7 +87,7 @@ async fn answer(api: &Arc<Api>, route: Route, request: Request<Body>) -> Answer 
         },
         Route::Manifest { repository, reference } => match method {
             Method::GET | Method::HEAD => manifests::get(api, &repository, &reference, &parts).await,
-            Method::PUT => manifests::put(api, &repository, &reference, &parts.headers, body).await,
+            Method::PUT => manifests::put(api, &repository, &reference, &parts, body).await,
             Method::DELETE => manifests::delete(api, &repository, &reference).await,
             _ => Err(not_allowed("GET, HEAD, PUT, DELETE")),
         },
@@ -148,6 +148,7 @@ fn text_of(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 const CHUNK_MIN_LENGTH: HeaderName = HeaderName::from_static("oci-chunk-min-length");
+const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 
 /// Whether an If-None-Match names this entity tag (weak comparison).

@@ -9,7 +9,7 @@ pub(super) enum Wanted {
     All,
     /// These bytes, at least one.
     Part(Range<u64>),
-    /// Bytes that are not there.
+    /// Bytes that are not there, or a range that ends before it begins.
     Beyond,
 }
 
@@ -25,6 +25,7 @@ pub(super) fn wanted(header: Option<&str>, size: u64) -> Wanted {
     match (number(first), number(last)) {
         (Some(first), _) if last.is_empty() => part(first, size, size),
         (Some(first), Some(last)) if first <= last => part(first, last.saturating_add(1), size),
+        (Some(_), Some(_)) => Wanted::Beyond,
         (None, Some(count)) if first.is_empty() => part(size.saturating_sub(count), size, size),
         _ => Wanted::All,
     }
@@ -64,7 +65,7 @@ mod tests {
             ("bytes=10-", Wanted::Beyond),
             ("bytes=10-12", Wanted::Beyond),
             ("bytes=-0", Wanted::Beyond),
-            ("bytes=4-2", Wanted::All),
+            ("bytes=4-2", Wanted::Beyond),
             ("bytes=0-1,3-4", Wanted::All),
             ("bytes=x-", Wanted::All),
             ("bytes=-", Wanted::All),

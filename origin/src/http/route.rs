@@ -120,11 +120,19 @@ pub(super) fn percent_decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// The value of a parameter of a query, decoded; `None` where it is not given or cannot be decoded.
+/// The first value of a parameter of a query, decoded; `None` where it is not given or cannot be decoded.
 pub(super) fn parameter(query: Option<&str>, name: &str) -> Option<String> {
-    query?.split('&').find_map(|pair| {
+    parameters(query, name).next()?
+}
+
+/// All values of a parameter of a query, decoded; `None` for one that cannot be decoded.
+pub(super) fn parameters<'a>(
+    query: Option<&'a str>,
+    name: &'a str,
+) -> impl Iterator<Item = Option<String>> + 'a {
+    query.unwrap_or_default().split('&').filter_map(move |pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then(|| percent_decode(&value.replace('+', "%20")))?
+        (key == name).then(|| percent_decode(&value.replace('+', "%20")))
     })
 }
 

@@ -52,12 +52,13 @@ async fn mount(
     repository: &RepositoryName,
     query: Option<&str>,
 ) -> Result<Option<Digest>, ApiError> {
-    let (Some(digest), Some(from)) = (parameter(query, "mount"), parameter(query, "from")) else {
-        return Ok(None);
-    };
+    let Some(digest) = parameter(query, "mount") else { return Ok(None) };
     let digest = parse_digest(&digest)?;
-    let from: RepositoryName = from.parse().map_err(|error| ApiError::new(Code::NameInvalid, error))?;
-    let mounted = api.registry.mount(&from, repository, &digest).await?;
+    let from: Option<RepositoryName> = match parameter(query, "from") {
+        Some(from) => Some(from.parse().map_err(|error| ApiError::new(Code::NameInvalid, error))?),
+        None => None,
+    };
+    let mounted = api.registry.mount(from.as_ref(), repository, &digest).await?;
     Ok(mounted.map(|()| digest))
 }
 

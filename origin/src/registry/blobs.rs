@@ -257,13 +257,16 @@ impl Registry {
         Ok(live && self.record(digest, &claim.generation, Need::Live).await?.is_some())
     }
 
-    /// Lets a repository have a blob that another one has. `None` if that one has not.
+    /// Lets a repository have a blob that another one has, or that any has. `None` if there is none.
     pub(crate) async fn mount(
         &self,
-        from: &RepositoryName,
+        from: Option<&RepositoryName>,
         to: &RepositoryName,
         digest: &Digest,
     ) -> Result<Option<()>, RegistryError> {
+        let Some(from) = from else {
+            return Ok(self.other_generation(to, digest).await?.map(drop));
+        };
         let Some(blob) = self.blob(from, digest, Need::Live).await? else { return Ok(None) };
         self.hold(to, digest, &blob.generation).await.map(Some)
     }

@@ -91,11 +91,12 @@ impl Registry {
         Ok(cached.map(|cached| Found { manifest: cached.value, stale: cached.stale }))
     }
 
-    /// Stores a manifest. `media_type` is what the request says, without parameters.
+    /// Stores a manifest and moves tags to it. `media_type` is what the request says, without parameters.
     pub(crate) async fn put_manifest(
         &self,
         repository: &RepositoryName,
         reference: &Reference,
+        tags: &[Tag],
         media_type: Option<&str>,
         bytes: Bytes,
     ) -> Result<Pushed, RegistryError> {
@@ -120,7 +121,7 @@ impl Registry {
         if let Some(subject) = subject {
             self.write_referrer(repository, &subject, &stored, &manifest).await?;
         }
-        if let Reference::Tag(tag) = reference {
+        for tag in tags {
             self.write_tag(repository, tag, Some(digest)).await?;
         }
         Ok(Pushed { digest, subject })

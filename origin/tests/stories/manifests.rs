@@ -52,6 +52,30 @@ async fn a_tag_moves_and_an_index_lists_platforms() {
 }
 
 #[tokio::test]
+async fn one_put_by_digest_moves_several_tags() {
+    let region = Region::start(1).await;
+    let client = region.client(0);
+    let pushed = client.push_image("app", "v1", &[]).await;
+    for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+        let digest = Digest::of(algorithm, &pushed);
+        let path = format!("/v2/app/manifests/{digest}?tag=1.2&tag=1&tag=1.2");
+        let answer = client.put_manifest(&path, MANIFEST, pushed.clone()).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        assert_eq!(header(&answer, "oci-tag"), "1.2, 1");
+        for tag in ["1", "1.2"] {
+            let answer = client.head(&format!("/v2/app/manifests/{tag}")).await;
+            assert_eq!(header(&answer, "docker-content-digest"), digest.to_string());
+        }
+    }
+    let digest = Digest::sha256(&pushed);
+    let path = format!("/v2/app/manifests/{digest}?tag=.bad");
+    assert_eq!(code(client.put_manifest(&path, MANIFEST, pushed.clone()).await).await, "MANIFEST_INVALID");
+    let many: String = (0..40).map(|index| format!("&tag=t{index}")).collect();
+    let path = format!("/v2/app/manifests/{digest}?{many}");
+    assert_eq!(code(client.put_manifest(&path, MANIFEST, pushed).await).await, "REQUEST_INVALID");
+}
+
+#[tokio::test]
 async fn a_manifest_is_refused_for_a_reason() {
     let region = Region::start(1).await;
     let client = region.client(0);

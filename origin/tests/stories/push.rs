@@ -151,8 +151,14 @@ async fn a_mount_costs_no_bytes_and_an_impossible_one_becomes_an_upload() {
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert_eq!(location(&answer), format!("/v2/other/blobs/{digest}"));
     assert_eq!(client.head(&format!("/v2/other/blobs/{digest}")).await.status(), StatusCode::OK);
+    // From anywhere.
+    let path = format!("/v2/third/blobs/uploads/?mount={digest}");
+    assert_eq!(client.request(Method::POST, &path).send().await.unwrap().status(), StatusCode::CREATED);
+    assert_eq!(client.get(&format!("/v2/third/blobs/{digest}")).await.status(), StatusCode::OK);
     let answer = mount(Digest::sha256(b"unknown"), "app").await.unwrap();
     assert_eq!(answer.status(), StatusCode::ACCEPTED);
+    let path = format!("/v2/third/blobs/uploads/?mount={}", Digest::sha256(b"unknown"));
+    assert_eq!(client.request(Method::POST, &path).send().await.unwrap().status(), StatusCode::ACCEPTED);
     assert_eq!(region.keys("seg/").await.len(), 1);
 }
 
