@@ -211,10 +211,14 @@ impl Trackers {
                     COALESCE
                 }
                 Err(error) => {
-                    tracing::warn!(tracker = self.0.urls[index], %error, "announce");
+                    self.complain(index, &error);
                     (epoch, sequence) = (0, 0);
                     self.heard(index, false).await;
-                    RETRY
+                    // News do not shorten this wait: nobody hears them.
+                    tokio::select! {
+                        () = self.0.shutdown.wait() => return,
+                        () = sleep(RETRY) => continue,
+                    }
                 }
             };
             tokio::select! {
@@ -261,6 +265,16 @@ impl Trackers {
             connected: snapshot.connected.clone(),
             unreachable: snapshot.unreachable.clone(),
             leaving: false,
+        }
+    }
+
+    /// Logs a failed announce: the first one loudly.
+    fn complain(&self, index: usize, error: &AskError) {
+        let tracker = &self.0.urls[index];
+        if self.0.trackers[index].is_silent.load(Ordering::Relaxed) {
+            tracing::debug!(tracker, %error, "announce");
+        } else {
+            tracing::warn!(tracker, %error, "announce: the tracker does not answer, going on without it");
         }
     }
 

@@ -139,7 +139,6 @@ impl Driver {
         blob.used_at = now;
         if blob.pin.is_none() {
             blob.stored.revive();
-            self.shared.counters.from_store.add(blob.stored.held_bytes());
             blob.pin = Some(pin);
             self.machine.handle(now, Input::Want { blob: slot });
         }

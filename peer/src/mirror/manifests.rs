@@ -78,7 +78,9 @@ impl Mirror {
         if manifest.is_index() || blobs.is_empty() {
             return;
         }
-        if blobs.iter().all(|blob| self.shared.store.get(&blob.digest).is_some()) {
+        let known: Vec<_> = blobs.iter().filter_map(|blob| self.shared.store.get(&blob.digest)).collect();
+        self.shared.counters.from_store.add(known.iter().map(|blob| blob.held_bytes()).sum());
+        if known.len() == blobs.len() {
             for blob in blobs {
                 self.want_known(repository, &blob.digest, None).await;
             }
