@@ -13,7 +13,7 @@ use crate::format::{self, FormatError};
 use crate::http::{self, Api};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
-use crate::storage::{self, Counted, OpenError, Storage};
+use crate::storage::{self, Bounded, Counted, OpenError, Storage};
 
 /// Why an origin does not start.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,7 @@ impl Origin {
         if config.limits.upload_lifetime >= config.horizons.horizon {
             return Err(StartError::UploadLifetime);
         }
+        let storage: Arc<dyn Storage> = Arc::new(Bounded::new(storage, config.limits.storage_timeout));
         storage::probe(&*storage).await?;
         let format = format::agree(&*storage, config.horizons).await?;
         let counted = Counted::new(storage);

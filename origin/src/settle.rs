@@ -5,8 +5,6 @@
 //! unchanged, the same bytes are sent again; anything else, it is lost, and the caller **never writes a second time**
 //! in its place: a newer acknowledged write may be there. Bodies carry nonces, so nobody else writes the same bytes.
 
-use core::time::Duration;
-
 use bytes::Bytes;
 
 use crate::storage::{Key, Object, Storage, StorageError, Version};
@@ -23,12 +21,10 @@ pub(crate) enum Settled {
     Lost(Option<Object>),
 }
 
-/// Settles writes, each storage call within a bound.
+/// Settles writes. The storage's calls are bounded in time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settler<'a> {
     pub(crate) storage: &'a dyn Storage,
-    /// For one call.
-    pub(crate) timeout: Duration,
 }
 
 impl Settler<'_> {
@@ -44,12 +40,12 @@ impl Settler<'_> {
     ) -> Result<Settled, StorageError> {
         let mut failure = None;
         for _ in 0..ATTEMPTS {
-            match self.bounded(key, self.attempt(key, seen, body.clone())).await {
+            match self.attempt(key, seen, body.clone()).await {
                 Ok(_) => return Ok(Settled::Written),
                 Err(StorageError::Conflict { .. }) => {}
                 Err(error) => failure = Some(error),
             }
-            match self.bounded(key, self.storage.read(key)).await {
+            match self.storage.read(key).await {
                 Ok(Some(object)) if object.body == body => return Ok(Settled::Written),
                 Ok(present) if present.as_ref().map(|object| &object.version) != seen => {
                     return Ok(Settled::Lost(present));
@@ -67,17 +63,6 @@ impl Settler<'_> {
         match seen {
             None => self.storage.create(key, body).await,
             Some(version) => self.storage.swap(key, version, body).await,
-        }
-    }
-
-    async fn bounded<T>(
-        self,
-        key: &Key,
-        call: impl Future<Output = Result<T, StorageError>>,
-    ) -> Result<T, StorageError> {
-        match tokio::time::timeout(self.timeout, call).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(StorageError::unavailable("await storage", key, "it did not answer in time")),
         }
     }
 }

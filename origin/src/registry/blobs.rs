@@ -29,6 +29,8 @@ pub(crate) enum Need {
     Bytes,
     /// That it stays: live, read within L.
     Live,
+    /// The same, read now.
+    LiveNow,
 }
 
 /// A repository's claim to a blob, as cached.
@@ -89,11 +91,11 @@ impl Registry {
         need: Need,
     ) -> Result<Option<Blob>, RegistryError> {
         let Some((claim, claimed_at, stale)) = self.claim(repository, digest).await? else { return Ok(None) };
-        if need == Need::Live && stale {
+        if need != Need::Bytes && stale {
             let key = keys::repository_blob(repository, digest);
             return Err(StorageError::unavailable("read claim", key, "only an expired one is known").into());
         }
-        if need == Need::Live && claim.state == State::Condemned {
+        if need != Need::Bytes && claim.state == State::Condemned {
             self.hold(repository, digest, &claim.generation).await?;
         }
         if let Some((record, read_at)) = self.record(digest, &claim.generation, need).await? {
@@ -132,6 +134,9 @@ impl Registry {
             && let Some(cached) = self.records.peek(&cache_key)
         {
             return Ok(Some((cached.value, cached.read_at)));
+        }
+        if need == Need::LiveNow {
+            return self.rescue(digest, generation).await;
         }
         let fill = || {
             let (storage, key) = (Arc::clone(&self.storage), keys::blob(digest, generation));

@@ -111,7 +111,7 @@ impl Registry {
         let manifest =
             Manifest::parse(&bytes).map_err(|error| RegistryError::ManifestInvalid(error.to_string()))?;
         let media_type = agreed_media_type(media_type, &manifest)?;
-        let oldest = self.check_named(repository, &manifest).await?;
+        let oldest = self.check_named(repository, &manifest, Need::Live).await?;
         let stored = Arc::new(StoredManifest { digest, media_type, bytes });
         self.write_manifest(repository, Arc::clone(&stored)).await?;
         if Clock::now().saturating_since(oldest) > self.format.horizons.liveness {
@@ -132,11 +132,12 @@ impl Registry {
         &self,
         repository: &RepositoryName,
         manifest: &Manifest,
+        need: Need,
     ) -> Result<Time, RegistryError> {
         let began = Clock::now();
         let blobs = manifest.blobs().into_iter().map(|blob| blob.digest).collect::<Vec<_>>();
         let checks = stream::iter(blobs).map(|digest| async move {
-            let found = self.blob(repository, &digest, Need::Live).await?;
+            let found = self.blob(repository, &digest, need).await?;
             Ok(found.ok_or(RegistryError::ManifestBlobUnknown(digest))?.read_at)
         });
         let oldest = checks
@@ -163,7 +164,7 @@ impl Registry {
         for blob in manifest.blobs() {
             self.claims.invalidate(&(repository.clone(), blob.digest));
         }
-        let checked = self.check_named(repository, manifest).await;
+        let checked = self.check_named(repository, manifest, Need::LiveNow).await;
         if let Err(RegistryError::ManifestBlobUnknown(_)) = &checked {
             self.bury_manifest(repository, digest).await?;
         }

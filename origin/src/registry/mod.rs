@@ -10,6 +10,7 @@ mod content;
 mod error;
 mod manifests;
 mod referrers;
+mod sessions;
 mod tags;
 mod uploads;
 
@@ -27,7 +28,7 @@ use crate::config::Limits;
 use crate::format::Format;
 use crate::keys;
 use crate::settle::Settler;
-use crate::storage::{Storage, StorageError};
+use crate::storage::Storage;
 use crate::upload::id::{Generation, Signer};
 use crate::upload::receive::BATCH_LEN;
 
@@ -51,7 +52,7 @@ pub(crate) struct Registry {
     seal_key: SealKey,
     signer: Signer,
     batches: Arc<Semaphore>,
-    sessions: moka::sync::Cache<Generation, Arc<uploads::Session>>,
+    sessions: moka::sync::Cache<Generation, Arc<sessions::Session>>,
     claims: Cache<BlobKey, Claim>,
     records: Cache<(Digest, Generation), Arc<StoredRecord>>,
     small_blobs: Cache<(Digest, Generation), Bytes>,
@@ -92,7 +93,7 @@ impl Registry {
             batches: Arc::new(Semaphore::new(batches.clamp(1, Semaphore::MAX_PERMITS))),
             sessions: moka::sync::Cache::builder()
                 .max_capacity(other)
-                .weigher(|_, session: &Arc<uploads::Session>| {
+                .weigher(|_, session: &Arc<sessions::Session>| {
                     u32::try_from(session.weight()).unwrap_or(u32::MAX)
                 })
                 .time_to_live(limits.upload_lifetime)
@@ -143,14 +144,11 @@ impl Registry {
 
     /// Whether storage answers a small read in time.
     pub(crate) async fn check_storage(&self) -> Result<(), RegistryError> {
-        let key = keys::format();
-        match tokio::time::timeout(self.limits.storage_timeout, self.storage.read(&key)).await {
-            Ok(read) => Ok(read.map(drop)?),
-            Err(_) => Err(StorageError::unavailable("read format", key, "no answer in time").into()),
-        }
+        self.storage.read(&keys::format()).await?;
+        Ok(())
     }
 
     fn settler(&self) -> Settler<'_> {
-        Settler { storage: &*self.storage, timeout: self.limits.storage_timeout }
+        Settler { storage: &*self.storage }
     }
 }

@@ -8,6 +8,7 @@
 //! Reads of one key are linearizable with its writes: what a completed write left is what a read that begins later
 //! returns. All the object stores named in the design promise that today.
 
+mod bounded;
 mod counted;
 mod key;
 mod local;
@@ -25,6 +26,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
+pub use bounded::Bounded;
 pub use counted::{Counted, Operations};
 pub use key::{Key, KeyError, Prefix};
 pub use local::LocalDirectory;

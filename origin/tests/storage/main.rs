@@ -6,7 +6,7 @@ mod local;
 
 use std::sync::Arc;
 
-use flotilla_origin::storage::{self, Counted, LocalDirectory, Storage};
+use flotilla_origin::storage::{self, Bounded, Counted, LocalDirectory, Storage};
 
 fn memory() -> Arc<dyn Storage> {
     storage::open("memory:///", 64 << 20).unwrap()
@@ -18,8 +18,9 @@ async fn memory_conforms() {
 }
 
 #[tokio::test]
-async fn the_counting_decorator_conforms() {
-    conformance::check(Arc::new(Counted::new(memory()))).await;
+async fn the_decorators_conform() {
+    let bounded = Bounded::new(Arc::new(Counted::new(memory())), core::time::Duration::from_secs(60));
+    conformance::check(Arc::new(bounded)).await;
 }
 
 #[tokio::test]

@@ -138,6 +138,49 @@ async fn a_tag_whose_swap_was_overtaken_is_503_and_the_newer_one_stays() {
     }
 }
 
+/// A blob that dies between its check and the confirmed manifest: the manifest is taken back.
+#[tokio::test]
+async fn a_manifest_confirmed_too_late_checks_again_and_is_taken_back_if_a_blob_died() {
+    let none = core::time::Duration::ZERO;
+    let region = Region::start_with(2, |config| config.horizons.liveness = none).await;
+    let layer = sample(1000, 0);
+    let client = region.client(0);
+    client.push_blob("app", "{}").await;
+    let digest = client.push_blob("app", layer.clone()).await;
+    let body = manifest(b"{}", &[layer]);
+    let by_digest = format!("/v2/app/manifests/{}", Digest::sha256(&body));
+    let (reached, go_on) = region.faults.hold("rm/");
+    let held = tokio::spawn({
+        let body = body.clone();
+        async move { client.put_manifest("/v2/app/manifests/v1", MANIFEST, body).await }
+    });
+    reached.notified().await;
+    let gone = region.client(1).delete(&format!("/v2/app/blobs/{digest}")).await;
+    assert_eq!(gone, StatusCode::ACCEPTED);
+    go_on.notify_one();
+    assert_eq!(code(held.await.unwrap()).await, "MANIFEST_BLOB_UNKNOWN");
+    for replica in 0..2 {
+        assert_eq!(region.client(replica).get(&by_digest).await.status(), StatusCode::NOT_FOUND);
+        let tag = region.client(replica).get("/v2/app/manifests/v1").await;
+        assert_eq!(tag.status(), StatusCode::NOT_FOUND);
+    }
+}
+
+#[tokio::test]
+async fn storage_that_hangs_is_503_and_not_a_request_that_hangs() {
+    let brief = core::time::Duration::from_millis(300);
+    let region = Region::start_with(1, |config| config.limits.storage_timeout = brief).await;
+    let client = region.client(0);
+    client.push_blob("app", "{}").await;
+    for _ in 0..3 {
+        region.faults.hold("rm/");
+    }
+    let answer = client.put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[])).await;
+    assert!(is_unavailable(&answer));
+    let answer = client.put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[])).await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+}
+
 #[tokio::test]
 async fn storage_that_is_down_is_503_and_what_is_warm_is_served() {
     let region = Region::start(1).await;
