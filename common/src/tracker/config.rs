@@ -50,6 +50,9 @@ pub struct LeaseConfig {
     pub open_limit: usize,
     /// How long a lease is good, and how long it is extended by progress.
     pub term: Duration,
+    /// How long a lease counts against the limit before its holder has said anything. A holder confirms at once, so one
+    /// that is silent for longer is probably dead, and the origin should not idle for the rest of its term.
+    pub confirm: Duration,
     /// Longest time that a lease is extended to, whatever the progress.
     pub longest: Duration,
     /// How long a request waits at most.
@@ -67,6 +70,7 @@ impl Default for LeaseConfig {
         Self {
             open_limit: 4,
             term: Duration::from_secs(1),
+            confirm: Duration::from_millis(50),
             longest: Duration::from_secs(30),
             park: Duration::from_secs(10),
             park_starving: Duration::from_secs(1),

@@ -4,8 +4,8 @@
 //! the graph stays connected across zones and an outage of one region's origin is no outage of the swarm. In each of
 //! these classes peers that the asker is connected to come first, but leave a quarter to strangers: neighbours of
 //! neighbours alone would close into cliques. Seeders are useful but not all: they fill at most half of a class that has
-//! leechers enough, and a lone seeder is not sent to everybody. Of two candidates the one handed out less lately is
-//! taken, so that early comers are not dialled by the whole fleet. Nothing here walks a swarm: what is read is
+//! leechers enough, and a lone seeder is not sent to everybody. Who was handed out very often lately comes last, so that
+//! early comers are not dialled by the whole fleet. Nothing here walks a swarm: what is read is
 //! proportional to the handout.
 
 use rand::{Rng, RngExt};
@@ -15,6 +15,10 @@ use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
 
 /// About how many leechers a seeder is handed to when it is scarce.
 const HANDOUTS_PER_SCARCE_SEEDER: u64 = 32;
+/// Whoever was handed out less often than this lately is preferred: others hardly know it yet.
+const HARDLY: u16 = 4;
+/// Whoever was handed out this often lately comes last: more would only be turned away.
+const OFTEN: u16 = 40;
 
 /// How far away a member is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -118,7 +122,8 @@ impl<'a> Choice<'a> {
         zones.map(|zone| (zone.leechers.as_slice(), zone.seeders.as_slice())).unzip()
     }
 
-    /// Adds up to `quota` from the lists, at random, of two candidates the one handed out less lately.
+    /// Adds up to `quota` from the lists at random, sparing those that were handed out very often and preferring those
+    /// that hardly were.
     fn add_random(&mut self, rng: &mut impl Rng, lists: &[&[PeerSlot]], quota: usize) {
         if quota == 0 {
             return;
@@ -131,8 +136,9 @@ impl<'a> Choice<'a> {
             .filter(|candidate| self.is_new(*candidate))
             .take(2 * quota)
             .collect();
-        candidates
-            .sort_by_key(|candidate| self.roster.peer(*candidate).map_or(u16::MAX, |record| record.handed));
+        candidates.sort_by_key(|candidate| {
+            self.roster.peer(*candidate).map_or(2, |record| crowding(record.handed))
+        });
         self.chosen.extend(candidates.into_iter().take(quota));
     }
 
@@ -140,6 +146,16 @@ impl<'a> Choice<'a> {
         candidate != self.asker.peer
             && !self.chosen.contains(&candidate)
             && !self.asker.unreachable.contains(&candidate)
+    }
+}
+
+/// Whom to prefer, by how often they were handed out lately: 0 before 1 before 2. Nothing finer: whoever evens this out
+/// in a burst joins each newcomer to the newest of the others, and the swarm becomes a long chain.
+fn crowding(handed: u16) -> u8 {
+    match handed {
+        0..HARDLY => 0,
+        HARDLY..OFTEN => 1,
+        OFTEN.. => 2,
     }
 }
 

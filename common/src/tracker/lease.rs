@@ -10,9 +10,11 @@
 //!                                                └──────────┘
 //! ```
 //!
-//! A lease is one chunk, the lowest that the asker lacks and nobody was granted. A few are open at once, one per peer.
-//! Requests are parked, one per peer, and served in the order in which they came, which is round-robin over the
-//! peers. What a requester and its neighbours have is believed: a chunk that nobody was granted and that the requester
+//! A lease is one chunk, the lowest that the asker lacks and nobody was granted. A few are open at once, one per peer
+//! unless nobody else asks.
+//! Requests are parked, one per peer, and served in rounds, each peer once per round, in random order: who comes first
+//! to a burst knows those who came first, and chunks that all begin in one corner of the swarm are slow to leave it.
+//! What a requester and its neighbours have is believed: a chunk that nobody was granted and that the requester
 //! does not miss is in the swarm already, and the requester is its witness; so a tracker that was restarted learns.
 //!
 //! The authority never grants a chunk that is open, never more than the limit, and never again a chunk whose holder
@@ -60,8 +62,25 @@ struct Open {
     last_deadline: Time,
     /// Bytes that the holder had at its last renewal.
     received: u64,
+    /// Whether the holder has said anything since the grant. Until then it may be dead.
+    is_confirmed: bool,
+    /// From when on it does not count against the limit unless it is confirmed.
+    late_at: Time,
     /// What the chunk is if this lease comes to nothing: what it was, or held by a peer that came with it late.
     fallback: Standing,
+}
+
+impl Open {
+    fn counts(&self, now: Time) -> bool {
+        self.is_confirmed || now < self.late_at
+    }
+}
+
+/// How many leases a peer may have in a round of grants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    One,
+    More,
 }
 
 /// A request that waits.
@@ -108,6 +127,8 @@ pub(super) struct Authority {
     open: Vec<Open>,
     parked: BTreeMap<Ticket, Parked>,
     tickets: BTreeMap<PeerSlot, Ticket>,
+    /// Leases that each peer was granted: the round that its next request is in.
+    rounds: BTreeMap<PeerSlot, u16>,
     /// Somebody had a part of the blob before this authority granted any of it.
     is_resumed: bool,
 }
@@ -124,6 +145,7 @@ impl Authority {
             open: Vec::new(),
             parked: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            rounds: BTreeMap::new(),
             is_resumed: false,
         }
     }
@@ -182,6 +204,7 @@ impl Authority {
         ctx: &mut Context<'_>,
     ) -> LeaseAnswer {
         if let Some(lease) = self.open.iter_mut().find(|lease| lease.chunk == chunk && lease.holder == peer) {
+            lease.is_confirmed = true;
             if received > lease.received {
                 lease.received = received;
                 lease.deadline = (ctx.now + ctx.config.term).min(lease.last_deadline);
@@ -207,10 +230,11 @@ impl Authority {
             }
             Some(Standing::Held(_)) => true,
             Some(Standing::Free | Standing::Orphaned) => {
-                if self.open.len() < ctx.config.open_limit && !self.has_open(peer) {
+                if self.counted(ctx.now) < ctx.config.open_limit && !self.has_open(peer) {
                     self.open(peer, chunk, ctx);
                     if let Some(lease) = self.open.last_mut() {
                         lease.received = received;
+                        lease.is_confirmed = true;
                     }
                     ctx.counts.adopted += 1;
                 } else {
@@ -260,6 +284,7 @@ impl Authority {
             self.close(at);
         }
         self.orphan_chunks(peer);
+        self.rounds.remove(&peer);
         self.pump(ctx);
     }
 
@@ -277,14 +302,22 @@ impl Authority {
         self.unpark(peer, LeaseAnswer::Wait { retry_after: Duration::ZERO }, ctx);
     }
 
-    /// A term may have run out.
+    /// A term may have run out, or a holder may be late to confirm.
     pub(super) fn lease_timeout(&mut self, chunk: u32, ctx: &mut Context<'_>) {
-        if let Some(at) = self.open.iter().position(|lease| lease.chunk == chunk && lease.deadline <= ctx.now)
-        {
+        let Some(at) = self.open.iter().position(|lease| lease.chunk == chunk) else { return };
+        let lease = &self.open[at];
+        if lease.deadline <= ctx.now {
             self.close(at);
             ctx.counts.expired += 1;
             self.pump(ctx);
+        } else if !lease.counts(ctx.now) {
+            self.pump(ctx);
         }
+    }
+
+    /// Open leases that count against the limit: those whose holders are not known to be silent.
+    fn counted(&self, now: Time) -> usize {
+        self.open.iter().filter(|lease| lease.counts(now)).count()
     }
 
     /// A request may have waited long enough.
@@ -295,21 +328,30 @@ impl Authority {
         }
     }
 
-    /// Grants what can be granted to those who wait.
+    /// Grants what can be granted to those who wait: one lease each, and more only where that leaves the origin idle.
     pub(super) fn pump(&mut self, ctx: &mut Context<'_>) {
-        let mut after = Bound::Unbounded;
         let seeders: Vec<PeerSlot> = if self.parked.is_empty() {
             Vec::new()
         } else {
             ctx.roster.seeders_in(self.blob, self.region).take(MANY_SEEDERS).collect()
         };
-        while self.open.len() < ctx.config.open_limit && !(self.free.is_empty() && self.orphaned.is_empty()) {
+        self.pump_round(Share::One, &seeders, ctx);
+        self.pump_round(Share::More, &seeders, ctx);
+    }
+
+    fn pump_round(&mut self, share: Share, seeders: &[PeerSlot], ctx: &mut Context<'_>) {
+        let mut after = Bound::Unbounded;
+        while self.counted(ctx.now) < ctx.config.open_limit
+            && !(self.free.is_empty() && self.orphaned.is_empty())
+        {
             let Some((ticket, parked)) = self.parked.range((after, Bound::Unbounded)).next() else { return };
             let (ticket, peer, request) = (*ticket, parked.peer, parked.request);
             after = Bound::Excluded(ticket);
-            let Some(chunk) = self.choose(parked, &seeders, ctx) else { continue };
+            let Some(chunk) = self.choose(parked, share, seeders, ctx) else { continue };
             self.parked.remove(&ticket);
             self.tickets.remove(&peer);
+            let round = self.rounds.entry(peer).or_default();
+            *round = round.saturating_add(1);
             if self.standings[chunk as usize] == Standing::Orphaned {
                 ctx.counts.granted_again += 1;
             }
@@ -320,8 +362,8 @@ impl Authority {
     }
 
     /// The chunk to grant to a parked request, if any may be.
-    fn choose(&self, parked: &Parked, seeders: &[PeerSlot], ctx: &Context<'_>) -> Option<u32> {
-        if self.has_open(parked.peer) || (ctx.is_settling && self.is_resumed) {
+    fn choose(&self, parked: &Parked, share: Share, seeders: &[PeerSlot], ctx: &Context<'_>) -> Option<u32> {
+        if (share == Share::One && self.has_open(parked.peer)) || (ctx.is_settling && self.is_resumed) {
             return None;
         }
         // A seeder has every chunk: dial it, and ask the origin only when none of them can be reached.
@@ -413,8 +455,20 @@ impl Authority {
         let fallback = self.standings[chunk as usize];
         self.set(chunk, Standing::Open);
         self.granted_at[chunk as usize] = ctx.now;
-        self.open.push(Open { chunk, holder, deadline, last_deadline, received: 0, fallback });
-        ctx.timers.set(deadline, Timer::Lease { blob: self.blob, region: self.region, chunk });
+        let late_at = ctx.now + ctx.config.confirm;
+        self.open.push(Open {
+            chunk,
+            holder,
+            deadline,
+            last_deadline,
+            received: 0,
+            is_confirmed: false,
+            late_at,
+            fallback,
+        });
+        for at in [late_at, deadline] {
+            ctx.timers.set(at, Timer::Lease { blob: self.blob, region: self.region, chunk });
+        }
     }
 
     /// Ends the open lease at `at` without the chunk.
@@ -425,10 +479,10 @@ impl Authority {
 
     /// Parks a request; a newer one of the same peer takes the place of the older.
     fn park(&mut self, take: Take, ctx: &mut Context<'_>) -> Ticket {
-        let ticket = *self.tickets.entry(take.peer).or_insert_with(|| {
-            *ctx.next_ticket += 1;
-            *ctx.next_ticket
-        });
+        let ticket = match self.tickets.get(&take.peer) {
+            Some(ticket) => *ticket,
+            None => self.draw_ticket(take.peer, ctx),
+        };
         let deadline = ctx.now + if take.starving { ctx.config.park_starving } else { ctx.config.park };
         let Take { request, peer, missing, starving, unreachable, .. } = take;
         let parked = Parked { request, peer, missing, starving, unreachable, deadline };
@@ -436,6 +490,16 @@ impl Authority {
             ctx.answer(older.request, LeaseAnswer::Wait { retry_after: ctx.config.park });
         }
         ctx.timers.set(deadline, Timer::Parked { blob: self.blob, region: self.region, ticket });
+        ticket
+    }
+
+    /// A place in the queue: within the peer's round at random.
+    fn draw_ticket(&mut self, peer: PeerSlot, ctx: &mut Context<'_>) -> Ticket {
+        let round = u64::from(self.rounds.get(&peer).copied().unwrap_or(0));
+        let place = ctx.rng.random_range(0..1_u64 << 16);
+        *ctx.next_ticket += 1;
+        let ticket = round << 48 | place << 32 | (*ctx.next_ticket & 0xffff_ffff);
+        self.tickets.insert(peer, ticket);
         ticket
     }
 

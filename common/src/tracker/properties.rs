@@ -194,7 +194,6 @@ impl World {
         let chunks: BTreeSet<u32> = open.iter().map(|(chunk, _)| *chunk).collect();
         let holders: BTreeSet<PeerSlot> = open.iter().map(|(_, holder)| *holder).collect();
         prop_assert_eq!(chunks.len(), open.len(), "one holder per chunk");
-        prop_assert_eq!(holders.len(), open.len(), "one chunk per holder");
         prop_assert!(holders.is_subset(&self.joined), "a holder that is gone holds nothing");
         let mut answers: Vec<(RequestId, LeaseAnswer)> =
             core::mem::take(&mut self.desk.leases).into_iter().collect();
@@ -274,7 +273,9 @@ proptest! {
         (chunks, steps) in (1_u32..20).prop_flat_map(|chunks| (Just(chunks), prop::collection::vec(step(chunks), 0..150))),
         open_limit in 1_usize..6,
     ) {
-        let lease = LeaseConfig { open_limit, ..LeaseConfig::default() };
+        // Here nobody confirms a lease, and the limit is exact only while silence is not held against anybody.
+        let confirm = LeaseConfig::default().longest;
+        let lease = LeaseConfig { open_limit, confirm, ..LeaseConfig::default() };
         let mut world = World::new(Config { lease, ..Config::default() }, chunks);
         for step in steps {
             world.apply(step)?;

@@ -364,33 +364,51 @@ fn different_chunks_go_to_different_peers_four_at_a_time() {
     let requests: Vec<RequestId> = (0..8).map(|peer| desk.take(peer, &all)).collect();
     let granted: Vec<Option<u32>> = requests.iter().map(|request| desk.granted(*request)).collect();
     assert_eq!(granted, [Some(0), Some(1), Some(2), Some(3), None, None, None, None]);
+    let granted_now = |desk: &Desk| {
+        let mut granted: Vec<u32> = requests.iter().filter_map(|request| desk.granted(*request)).collect();
+        granted.sort_unstable();
+        granted
+    };
     assert_eq!(desk.lease(2, 2, LeaseEvent::Done), LeaseAnswer::Noted);
-    assert_eq!(desk.granted(requests[4]), Some(4), "the next in the queue has the next chunk");
+    assert_eq!(granted_now(&desk), [0, 1, 2, 3, 4], "somebody in the queue has the next chunk");
     assert_eq!(desk.lease(0, 0, LeaseEvent::Failed), LeaseAnswer::Noted);
-    assert_eq!(desk.granted(requests[5]), Some(0), "what failed is granted again at once");
+    assert_eq!(granted_now(&desk), [0, 0, 1, 2, 3, 4], "what failed is granted again at once");
     desk.lease(1, 1, LeaseEvent::Done);
-    assert_eq!(desk.granted(requests[6]), Some(5));
+    assert_eq!(granted_now(&desk), [0, 0, 1, 2, 3, 4, 5]);
     desk.lease(3, 3, LeaseEvent::Done);
-    assert_eq!(desk.leases.get(&requests[7]), None, "nothing is left to grant");
+    assert_eq!(granted_now(&desk).len(), 7, "nothing is left to grant");
     desk.pass(Duration::from_secs(10));
-    let mut held = 0;
-    for request in &requests {
-        held += u32::from(desk.granted(*request).is_some());
-    }
-    assert_eq!(held, 8, "the leases that nobody renewed ran out, and the last one got one of them");
+    assert_eq!(granted_now(&desk).len(), 8, "leases that nobody renewed ran out, and the last one got one");
 }
 
 #[test]
-fn one_peer_has_one_lease_of_a_blob() {
+fn a_holder_that_is_silent_from_the_start_does_not_keep_the_origin_idle() {
     let mut desk = Desk::new(Config::default());
-    desk.join_all(0..1);
+    desk.join_all(0..6);
+    let all = ChunkMap::full(100);
+    let requests: Vec<RequestId> = (0..6).map(|peer| desk.take(peer, &all)).collect();
+    let granted = |desk: &Desk| requests.iter().filter(|request| desk.granted(**request).is_some()).count();
+    for peer in [0, 1, 2] {
+        desk.lease(peer, peer, LeaseEvent::Renew { received: 0 });
+    }
+    desk.pass(millis(49));
+    assert_eq!(granted(&desk), 4);
+    desk.pass(millis(1));
+    assert_eq!(granted(&desk), 5, "only the silent one is passed over");
+    assert!(desk.machine.open_leases(BLOB, REGION).contains(&(3, PeerSlot(3))), "but its lease stands");
+}
+
+#[test]
+fn one_peer_has_one_lease_of_a_blob_unless_nobody_else_asks() {
+    let mut desk = Desk::new(Config::default());
+    desk.join_all(0..4);
     let all = ChunkMap::full(6);
-    let first = desk.take(0, &all);
-    assert_eq!(desk.granted(first), Some(0));
-    let second = desk.take(0, &all);
-    assert_eq!(desk.granted(second), None);
+    let requests: Vec<RequestId> = [0, 0, 1, 2, 3].map(|peer| desk.take(peer, &all)).to_vec();
+    let granted: Vec<Option<u32>> = requests.iter().map(|request| desk.granted(*request)).collect();
+    assert_eq!(granted, [Some(0), Some(1), Some(2), Some(3), None], "alone at first, it has two");
+    let more = desk.take(0, &all);
     desk.lease(0, 0, LeaseEvent::Done);
-    assert_eq!(desk.granted(second), Some(1));
+    assert_eq!((desk.granted(more), desk.granted(requests[4])), (None, Some(4)), "others come first");
 }
 
 #[test]
