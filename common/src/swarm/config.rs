@@ -31,7 +31,7 @@ pub struct Config {
 
     /// One pick in this many is the lowest chunk that a reader waits for, rather than the rarest.
     pub in_order_one_in: u32,
-    /// Least time between two Have batches of one blob; the first goes at once.
+    /// Least time between two Have batches of one blob, or half a chunk's time if that is less; the first goes at once.
     pub have_interval: Duration,
     /// A transfer with less than this left, or less than a round trip, counts as free.
     pub nearly_done: Duration,
@@ -40,6 +40,9 @@ pub struct Config {
     /// A wanted blob that could be fetched but has not moved for this long is taken from the origin without a lease;
     /// longer on slow links, jittered, growing with each use.
     pub escalate: Duration,
+    /// A wanted blob that could be fetched but has not moved for this long is reported to the tracker as starving;
+    /// longer on slow links, jittered.
+    pub starving: Duration,
     /// As `escalate`, while a tracker answers: then somebody else holds the lease, and waiting is cheaper.
     pub escalate_with_tracker: Duration,
     /// How long a neighbour that sent corrupt bytes is not used.
@@ -69,6 +72,7 @@ impl Default for Config {
             nearly_done: Duration::from_millis(3),
             stalled: Duration::from_secs(2),
             escalate: Duration::from_secs(2),
+            starving: Duration::from_millis(300),
             escalate_with_tracker: Duration::from_secs(10),
             quarantine: Duration::from_secs(600),
             redial: Duration::from_secs(1),

@@ -52,12 +52,9 @@ pub(super) struct Transfers {
 }
 
 impl Transfers {
-    /// Transfers that count against the slots: from neighbours, and not nearly done.
+    /// Transfers that count against the slots: those not nearly done.
     fn busy(&self, now: Time) -> u32 {
-        let counts = |transfer: &&Transfer| {
-            transfer.permission == Permission::NotNeeded && !transfer.pace.is_free(now)
-        };
-        self.running.iter().filter(counts).count() as u32
+        self.running.iter().filter(|transfer| !transfer.pace.is_free(now)).count() as u32
     }
 
     /// Transfers from other zones.
@@ -335,9 +332,13 @@ impl PeerMachine {
     /// Cancels all downloads of a blob.
     pub(super) fn cancel_transfers(&mut self, slot: BlobSlot) {
         while let Some(id) = self.transfers.first_of(|transfer| transfer.blob == slot) {
-            self.outputs.push_back(Output::Cancel { transfer: id });
-            self.end(id);
+            self.cancel_transfer(id);
         }
+    }
+
+    pub(super) fn cancel_transfer(&mut self, id: TransferId) {
+        self.outputs.push_back(Output::Cancel { transfer: id });
+        self.end(id);
     }
 
     /// An origin failed outside of a fetch, or a fetch from it should not be waited for.

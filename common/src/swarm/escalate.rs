@@ -24,7 +24,7 @@ const MIN_PATIENCE_LOG2: i32 = -6;
 /// A chunk may take so many chunk times on its way through the swarm before something must be wrong.
 const CHUNK_TIMES: u32 = 16;
 /// As `CHUNK_TIMES`, before the tracker is told that we starve.
-const STARVING_CHUNK_TIMES: u32 = 8;
+const STARVING_CHUNK_TIMES: u32 = 4;
 /// Fetches without a lease at once while there are neighbours.
 const AMONG_NEIGHBOURS: usize = 1;
 
@@ -43,7 +43,7 @@ impl PeerMachine {
     /// When the tracker is to be told that the blob starves.
     pub(super) fn starves_at(&self, slot: BlobSlot) -> Time {
         let Some(blob) = self.blobs.get(slot) else { return Time::MAX };
-        let bound = self.config.escalate / 2 + self.chunk_time(slot) * STARVING_CHUNK_TIMES;
+        let bound = self.config.starving + self.chunk_time(slot) * STARVING_CHUNK_TIMES;
         blob.moved_at + bound.mul_f64(blob.jitter)
     }
 

@@ -297,7 +297,7 @@ pub enum Input {
         /// Not before this long from now; may be zero after a request that was parked.
         retry_after: Duration,
     },
-    /// The tracker says a lease is no longer ours (a renewal came too late). The fetch goes on; nothing is renewed.
+    /// The tracker says a lease is no longer ours (a renewal came too late).
     LeaseLost {
         /// The blob.
         blob: BlobSlot,
@@ -398,7 +398,7 @@ pub enum Output {
         /// The blob.
         blob: BlobSlot,
     },
-    /// A lease's download moves: extend it. No answer unless it is lost.
+    /// A lease is taken up (at once, with 0 bytes), or its download moves: extend it. No answer unless it is lost.
     LeaseRenew {
         /// The blob.
         blob: BlobSlot,

@@ -63,6 +63,8 @@ impl PeerMachine {
         let renew_at = now + term / 2;
         self.leases.push(Lease { blob: slot, chunk, term, renew_at, renewed: 0 });
         self.timers.by(Timer::Lease, renew_at);
+        // A first word at once: until it comes, the tracker cannot tell us from the dead.
+        self.outputs.push_back(Output::LeaseRenew { blob: slot, chunk, received: 0 });
         // An escalated fetch of the same chunk goes on, under the lease now.
         if let Some(transfer) = self.transfers.of_chunk(slot, chunk) {
             transfer.permission = Permission::Leased;
@@ -79,9 +81,16 @@ impl PeerMachine {
         }
     }
 
-    /// The lease is another's now: our fetch goes on, for its bytes are half way here.
+    /// The lease is another's now. A fetch that has brought something goes on, for the rest is on its way.
     pub(super) fn on_lease_lost(&mut self, slot: BlobSlot, chunk: u32) {
         self.leases.retain(|lease| (lease.blob, lease.chunk) != (slot, chunk));
+        if let Some(transfer) = self.transfers.of_chunk(slot, chunk)
+            && transfer.permission == Permission::Leased
+            && transfer.received == 0
+        {
+            let id = transfer.id;
+            self.cancel_transfer(id);
+        }
     }
 
     /// The chunk is here: if there was a lease on it, it is over.

@@ -325,7 +325,7 @@ impl PeerMachine {
 
     /// Tells neighbours about a chunk, now or soon.
     pub(super) fn tell(&mut self, now: Time, slot: BlobSlot, chunk: u32) {
-        let interval = self.config.have_interval;
+        let interval = self.have_interval(slot);
         let Some(blob) = self.blobs.get_mut(slot) else { return };
         if let Some(batch) = blob.outbox.add(now, chunk, interval) {
             self.outputs.push_back(Output::Have { blob: slot, batch });
@@ -338,9 +338,9 @@ impl PeerMachine {
     }
 
     fn tell_due(&mut self, now: Time) {
-        let interval = self.config.have_interval;
         let mut untold = core::mem::take(&mut self.untold);
         untold.retain(|slot| {
+            let interval = self.have_interval(*slot);
             let Some(blob) = self.blobs.get_mut(*slot) else { return false };
             if let Some(batch) = blob.outbox.take_due(now, interval) {
                 self.outputs.push_back(Output::Have { blob: *slot, batch });
@@ -352,6 +352,10 @@ impl PeerMachine {
             due_at.is_some()
         });
         self.untold = untold;
+    }
+
+    fn have_interval(&self, slot: BlobSlot) -> Duration {
+        self.config.have_interval.min(self.chunk_time(slot) / 2)
     }
 
     /// What every input may have made possible.
