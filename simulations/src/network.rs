@@ -1,11 +1,14 @@
 //! Fluid links: concurrent transfers share both ends.
 //!
-//! A transfer's rate is the smaller of the equal shares at its two ends, which is at most what max-min fairness would
-//! give it: pessimistic, never optimistic. When a transfer begins or ends, those at its two ends are rated again.
+//! Every side of an end (its uplink, its downlink) has a *level*: the most that a transfer may have there, such that
+//! those that are held back at their other end leave their part to the rest. A transfer's rate is the smaller of its two
+//! levels. When a transfer begins or ends, the levels at its two ends are found again, and those of the ends they
+//! change things for, in bounded number: near max-min fairness, which is what congestion control comes to.
 //! Each transfer has one event in the queue at a time, at its end as it was known when the event was made or earlier;
 //! an event that comes too early makes the next one.
 
 use core::time::Duration;
+use std::collections::VecDeque;
 
 use flotilla_common::time::Time;
 
@@ -20,13 +23,27 @@ const REPORT_AT: f64 = 0.75;
 /// And it reports at least this often.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
 
+/// A change of a level by less than this share is not passed on.
+const NOTABLE: f64 = 0.02;
+/// Levels found again after one change at most.
+const MAX_STEPS: usize = 48;
+
+/// An uplink or a downlink.
 #[derive(Debug)]
-struct Sides {
+struct Side {
     /// Bytes per nanosecond.
-    up: f64,
-    down: f64,
-    sending: Vec<Key>,
-    receiving: Vec<Key>,
+    capacity: f64,
+    /// The most that one transfer may have.
+    level: f64,
+    flows: Vec<Key>,
+    is_due: bool,
+}
+
+impl Side {
+    fn new(bytes_per_second: f64) -> Self {
+        let capacity = bytes_per_second / 1e9;
+        Self { capacity, level: capacity, flows: Vec::new(), is_due: false }
+    }
 }
 
 #[derive(Debug)]
@@ -57,20 +74,32 @@ pub(crate) enum Moved {
 /// All links and the transfers on them.
 #[derive(Debug)]
 pub(crate) struct Network {
-    ends: Vec<Sides>,
+    /// Two of each end: first its uplink, then its downlink.
+    sides: Vec<Side>,
     flows: Slab<Flow>,
     queue: Queue<Key>,
+    /// Sides whose level is to be found again.
+    due: VecDeque<u32>,
+    /// What the transfers of a side may have at their other ends, ascending.
+    offers: Vec<f64>,
 }
 
 impl Network {
     pub(crate) fn new() -> Self {
-        Self { ends: Vec::new(), flows: Slab::new(), queue: Queue::new() }
+        Self {
+            sides: Vec::new(),
+            flows: Slab::new(),
+            queue: Queue::new(),
+            due: VecDeque::new(),
+            offers: Vec::new(),
+        }
     }
 
     /// Adds an end with these rates, in bytes per second.
     pub(crate) fn add_end(&mut self, up: f64, down: f64) -> End {
-        self.ends.push(Sides { up: up / 1e9, down: down / 1e9, sending: Vec::new(), receiving: Vec::new() });
-        self.ends.len() as End - 1
+        self.sides.push(Side::new(up));
+        self.sides.push(Side::new(down));
+        self.sides.len() as End / 2 - 1
     }
 
     /// Begins a transfer; `tag` comes back in what is reported of it.
@@ -88,9 +117,11 @@ impl Network {
             has_reported_share: false,
             tag,
         });
-        self.ends[from as usize].sending.push(key);
-        self.ends[to as usize].receiving.push(key);
-        self.rate_again(now, from, to);
+        for side in [uplink(from), downlink(to)] {
+            self.sides[side as usize].flows.push(key);
+            self.find_again(side);
+        }
+        self.settle(now);
         key
     }
 
@@ -133,27 +164,68 @@ impl Network {
     }
 
     fn detach(&mut self, now: Time, key: Key, from: End, to: End) {
-        self.ends[from as usize].sending.retain(|other| *other != key);
-        self.ends[to as usize].receiving.retain(|other| *other != key);
-        self.rate_again(now, from, to);
+        for side in [uplink(from), downlink(to)] {
+            self.sides[side as usize].flows.retain(|other| *other != key);
+            self.find_again(side);
+        }
+        self.settle(now);
     }
 
-    fn rate_again(&mut self, now: Time, from: End, to: End) {
-        for at in 0..self.ends[from as usize].sending.len() {
-            self.rate(now, self.ends[from as usize].sending[at]);
+    fn find_again(&mut self, side: u32) {
+        let place = &mut self.sides[side as usize];
+        if !place.is_due {
+            place.is_due = true;
+            self.due.push_back(side);
         }
-        for at in 0..self.ends[to as usize].receiving.len() {
-            let key = self.ends[to as usize].receiving[at];
-            if self.flows.get(key).is_some_and(|flow| flow.from != from) {
+    }
+
+    /// Finds levels until none changes notably, or enough of them were found.
+    fn settle(&mut self, now: Time) {
+        let mut steps = 0;
+        while let Some(side) = self.due.pop_front() {
+            self.sides[side as usize].is_due = false;
+            let level = self.find_level(side);
+            let place = &mut self.sides[side as usize];
+            let is_notable = (level - place.level).abs() > NOTABLE * place.level;
+            place.level = level;
+            steps += 1;
+            for at in 0..self.sides[side as usize].flows.len() {
+                let key = self.sides[side as usize].flows[at];
+                let Some(flow) = self.flows.get(key) else { continue };
+                let other = flow.other(side);
+                if is_notable && steps < MAX_STEPS {
+                    self.find_again(other);
+                }
                 self.rate(now, key);
             }
         }
     }
 
+    /// The level at which the transfers of a side, each held to what it may have at its other end, fill the side.
+    fn find_level(&mut self, side: u32) -> f64 {
+        let Side { capacity, flows, .. } = &self.sides[side as usize];
+        self.offers.clear();
+        for key in flows {
+            if let Some(flow) = self.flows.get(*key) {
+                self.offers.push(self.sides[flow.other(side) as usize].level);
+            }
+        }
+        self.offers.sort_unstable_by(f64::total_cmp);
+        let (mut left, mut sharers) = (*capacity, self.offers.len() as f64);
+        for offer in &self.offers {
+            if *offer * sharers >= left {
+                break;
+            }
+            left -= offer;
+            sharers -= 1.0;
+        }
+        if sharers > 0.0 { left / sharers } else { *capacity }
+    }
+
     fn rate(&mut self, now: Time, key: Key) {
         let Some(flow) = self.flows.get_mut(key) else { return };
-        let (from, to) = (&self.ends[flow.from as usize], &self.ends[flow.to as usize]);
-        let rate = (from.up / from.sending.len() as f64).min(to.down / to.receiving.len() as f64);
+        let [up, down] = [uplink(flow.from), downlink(flow.to)].map(|side| self.sides[side as usize].level);
+        let rate = up.min(down);
         if rate == flow.rate {
             return;
         }
@@ -167,7 +239,20 @@ impl Network {
     }
 }
 
+const fn uplink(end: End) -> u32 {
+    2 * end
+}
+
+const fn downlink(end: End) -> u32 {
+    2 * end + 1
+}
+
 impl Flow {
+    /// The side at its other end.
+    fn other(&self, side: u32) -> u32 {
+        if side == uplink(self.from) { downlink(self.to) } else { uplink(self.from) }
+    }
+
     fn advance(&mut self, now: Time) {
         self.left = (self.left - self.rate * now.saturating_since(self.as_of).as_nanos() as f64).max(0.0);
         self.as_of = now;
