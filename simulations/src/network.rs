@@ -310,6 +310,9 @@ mod tests {
         let first = network.start(Time::ZERO, a, b, 1000, 1);
         network.start(Time::ZERO, a, b, 1000, 2);
         let second = Time::from_nanos(1_000_000_000);
+        while network.next_at().is_some_and(|at| at <= second) {
+            network.pop();
+        }
         assert_eq!(network.abort(second, first), Some(500));
         assert_eq!(network.abort(second, first), None);
         assert_eq!(run(&mut network), vec![(2, 1500)]);

@@ -31,6 +31,8 @@ pub(super) enum Interest {
 pub(super) struct Member {
     /// What it holds, as far as it said.
     pub(super) map: ChunkMap,
+    /// How many chunks that is.
+    pub(super) held_count: u32,
     /// Whether that is everything.
     pub(super) is_complete: bool,
     /// When we told it what we hold.
@@ -151,6 +153,7 @@ impl Blob {
         self.who.push(peer);
         self.members.push(Member {
             map: ChunkMap::empty(self.chunks()),
+            held_count: 0,
             is_complete: false,
             greeted_at: None,
             is_heard: false,
@@ -182,6 +185,7 @@ impl Blob {
             }
             Have::Map(map) if map.len() == chunks => {
                 let before = core::mem::replace(&mut self.members[index].map, ChunkMap::empty(chunks));
+                self.members[index].held_count = 0;
                 for chunk in before.iter() {
                     self.less_available(chunk);
                 }
@@ -197,7 +201,7 @@ impl Blob {
             }
         }
         let member = &mut self.members[index];
-        member.is_complete = member.map.is_full();
+        member.is_complete = member.held_count == chunks;
         any_wanted
     }
 
@@ -207,6 +211,7 @@ impl Blob {
             && self.members[index].map.remove(chunk)
         {
             self.members[index].is_complete = false;
+            self.members[index].held_count -= 1;
             self.less_available(chunk);
         }
     }
@@ -247,6 +252,7 @@ impl Blob {
     fn member_holds(&mut self, index: usize, chunk: u32) -> bool {
         let is_new = self.members[index].map.insert(chunk);
         if is_new {
+            self.members[index].held_count += 1;
             let available = &mut self.availability[chunk as usize];
             *available = available.saturating_add(1);
             self.unseen -= u32::from(*available == 1 && !self.held.contains(chunk));
@@ -343,6 +349,7 @@ mod tests {
                 }
                 prop_assert_eq!(blob.unseen, blob.missing().count());
                 for member in &blob.members {
+                    prop_assert_eq!(member.held_count, member.map.count());
                     prop_assert_eq!(member.is_complete, member.map.is_full());
                 }
             }

@@ -304,6 +304,7 @@ impl PeerMachine {
                 if let Some(blob) = self.blobs.get_mut(transfer.blob) {
                     blob.patience_log2 += 1;
                 }
+                self.timers.by(Timer::Escalate, now);
             }
         }
     }

@@ -4,8 +4,7 @@
 //! the graph stays connected across zones and an outage of one region's origin is no outage of the swarm. In each of
 //! these classes peers that the asker is connected to come first, but leave a quarter to strangers: neighbours of
 //! neighbours alone would close into cliques. Seeders are useful but not all: they fill at most half of a class that has
-//! leechers enough, and a lone seeder is not sent to everybody. Who was handed out very often lately comes last, so that
-//! early comers are not dialled by the whole fleet. Nothing here walks a swarm: what is read is
+//! leechers enough, and a lone seeder is not sent to everybody. Nothing here walks a swarm: what is read is
 //! proportional to the handout.
 
 use rand::{Rng, RngExt};
@@ -17,8 +16,6 @@ use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
 const HANDOUTS_PER_SCARCE_SEEDER: u64 = 32;
 /// Whoever was handed out less often than this lately is preferred: others hardly know it yet.
 const HARDLY: u16 = 4;
-/// Whoever was handed out this often lately comes last: more would only be turned away.
-const OFTEN: u16 = 40;
 
 /// How far away a member is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -122,8 +119,9 @@ impl<'a> Choice<'a> {
         zones.map(|zone| (zone.leechers.as_slice(), zone.seeders.as_slice())).unzip()
     }
 
-    /// Adds up to `quota` from the lists at random, sparing those that were handed out very often and preferring those
-    /// that hardly were.
+    /// Adds up to `quota` from the lists at random, preferring those that were hardly handed out. Nothing finer: whoever
+    /// evens out how often peers are handed out joins each newcomer of a burst to the newest of the others, and the swarm
+    /// becomes a long chain.
     fn add_random(&mut self, rng: &mut impl Rng, lists: &[&[PeerSlot]], quota: usize) {
         if quota == 0 {
             return;
@@ -136,9 +134,9 @@ impl<'a> Choice<'a> {
             .filter(|candidate| self.is_new(*candidate))
             .take(2 * quota)
             .collect();
-        candidates.sort_by_key(|candidate| {
-            self.roster.peer(*candidate).map_or(2, |record| crowding(record.handed))
-        });
+        let is_known =
+            |candidate: &PeerSlot| self.roster.peer(*candidate).is_none_or(|peer| peer.handed >= HARDLY);
+        candidates.sort_by_key(is_known);
         self.chosen.extend(candidates.into_iter().take(quota));
     }
 
@@ -146,16 +144,6 @@ impl<'a> Choice<'a> {
         candidate != self.asker.peer
             && !self.chosen.contains(&candidate)
             && !self.asker.unreachable.contains(&candidate)
-    }
-}
-
-/// Whom to prefer, by how often they were handed out lately: 0 before 1 before 2. Nothing finer: whoever evens this out
-/// in a burst joins each newcomer to the newest of the others, and the swarm becomes a long chain.
-fn crowding(handed: u16) -> u8 {
-    match handed {
-        0..HARDLY => 0,
-        HARDLY..OFTEN => 1,
-        OFTEN.. => 2,
     }
 }
 

@@ -226,7 +226,8 @@ fn the_graph_of_a_burst_is_connected_and_nobody_is_dialled_by_everybody() {
     }
     assert!(group.iter().all(|one| *one == group[0]), "two halves never meet");
     let busiest = degree.iter().max().unwrap();
-    assert!(*busiest <= 80, "a peer is a neighbour of {busiest}");
+    // At random among those that came before, the first are handed out about 16 ln(1000 / 16) times.
+    assert!(*busiest <= 120, "a peer is a neighbour of {busiest}");
 }
 
 #[test]

@@ -1,0 +1,120 @@
+//! Nobody is ever stranded as long as one source has each chunk.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use flotilla_simulations::{Failure, FailureKind, Outcome, Scenario, run};
+
+fn small(peers: u32) -> Scenario {
+    Scenario::parse(&format!(
+        "name = 'small'\n[image]\nlayers = ['4MiB', '1MiB', '1kB']\n[peers]\ncount = {peers}\nup = '100Mbit'\n\
+         down = '100Mbit'\n[origin]\nup = '100Mbit'"
+    ))
+    .unwrap()
+}
+
+fn failing(at_s: f64, kind: FailureKind, for_s: Option<f64>) -> Failure {
+    Failure { at_s, kind, share: 1.0, for_s, over_s: 0.0 }
+}
+
+fn must_be_ok(outcome: &Outcome) {
+    assert!(outcome.ok, "{:?} in {:?}", outcome.details.complaints, outcome.trace_hash);
+}
+
+#[test]
+fn without_a_tracker_known_peers_share_the_work() {
+    let mut scenario = small(12);
+    scenario.tracker.enabled = false;
+    let outcome = run(&scenario, 1);
+    must_be_ok(&outcome);
+    assert!(outcome.origin_copies < 3.0, "{}", outcome.origin_copies);
+}
+
+#[test]
+fn a_peer_without_tracker_and_neighbours_goes_to_the_origin_at_once() {
+    let mut scenario = small(1);
+    scenario.tracker.enabled = false;
+    let outcome = run(&scenario, 1);
+    must_be_ok(&outcome);
+    assert!(outcome.p99_over_bound < 1.1, "{}", outcome.p99_over_bound);
+}
+
+#[test]
+fn the_tracker_may_stop_or_forget_at_any_time() {
+    for kind in [FailureKind::StopTracker, FailureKind::RestartTracker] {
+        for at_s in [0.0, 0.05, 0.2, 0.4] {
+            let mut scenario = small(12);
+            scenario.failures = vec![failing(at_s, kind, None)];
+            let outcome = run(&scenario, 1);
+            must_be_ok(&outcome);
+        }
+    }
+}
+
+#[test]
+fn the_tracker_may_come_back() {
+    let mut scenario = small(12);
+    scenario.failures = vec![failing(0.05, FailureKind::StopTracker, Some(2.0))];
+    must_be_ok(&run(&scenario, 1));
+}
+
+#[test]
+fn an_origin_that_pauses_delays_and_strands_nobody() {
+    let mut scenario = small(12);
+    scenario.failures = vec![failing(0.1, FailureKind::StopOrigin, Some(3.0))];
+    let outcome = run(&scenario, 1);
+    must_be_ok(&outcome);
+    assert!(outcome.max_s < 10.0, "{}", outcome.max_s);
+}
+
+#[test]
+fn the_origin_of_another_region_stands_in() {
+    let mut scenario = small(12);
+    scenario.peers.regions = 2.try_into().unwrap();
+    scenario.failures = vec![failing(0.0, FailureKind::StopOrigin, None)];
+    let outcome = run(&scenario, 1);
+    must_be_ok(&outcome);
+    assert!(outcome.wan_bytes > 0);
+}
+
+#[test]
+fn a_blob_without_a_seal_is_exchanged_as_a_whole() {
+    let mut scenario = small(12);
+    scenario.image.digest_only = true;
+    let outcome = run(&scenario, 1);
+    must_be_ok(&outcome);
+    assert!(outcome.origin_copies <= 1.5, "{}", outcome.origin_copies);
+}
+
+#[test]
+fn late_comers_find_what_is_there() {
+    let mut scenario = small(40);
+    scenario.peers.start_spread_s = 3.0;
+    let outcome = run(&scenario, 1);
+    must_be_ok(&outcome);
+    assert!(outcome.origin_copies <= 1.1, "{}", outcome.origin_copies);
+}
+
+#[test]
+fn whatever_dies_whenever_nobody_is_stranded() {
+    let kinds = [
+        FailureKind::KillPeers,
+        FailureKind::KillLeaseHolders,
+        FailureKind::LeavePeers,
+        FailureKind::StopTracker,
+        FailureKind::RestartTracker,
+    ];
+    for rng_seed in 0..20 {
+        let mut scenario = small(10 + rng_seed as u32);
+        scenario.peers.start_spread_s = (rng_seed % 3) as f64 * 0.3;
+        scenario.peers.lying_share = if rng_seed % 4 == 0 { 0.1 } else { 0.0 };
+        scenario.failures = (0..3)
+            .map(|step| {
+                let kind = kinds[(rng_seed as usize * 7 + step * 3) % kinds.len()];
+                let mut failure = failing(0.05 + 0.2 * step as f64, kind, None);
+                failure.share = 0.3;
+                failure
+            })
+            .collect();
+        let outcome = run(&scenario, rng_seed);
+        assert!(outcome.ok, "rng_seed {rng_seed}: {:?}", outcome.details.complaints);
+    }
+}
