@@ -8,7 +8,7 @@
 use bincode::{Decode, Encode};
 use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
 
-use crate::chunk::{Geometry, PART_LOG2, PART_SIZE};
+use crate::chunk::{Geometry, MAX_CHUNK_LOG2, PART_LOG2, PART_SIZE};
 
 /// A chaining value, or the root's hash: 32 bytes.
 pub type Value = ChainingValue;
@@ -107,7 +107,9 @@ pub fn part_values(offset: u64, bytes: &[u8]) -> Vec<Value> {
 
 /// What a [`TreeHasher`] has after whole parts: stored with an upload, so that any replica can go on.
 ///
-/// Bytes after the last whole part are not in it: who takes it up reads the tail of at most 256 KiB - 1 again.
+/// Bytes after the last whole part are not in it, and neither is a part that is all there is so far, since it may turn
+/// out to be the whole blob, which has a root and no chaining value: who takes it up reads that tail of at most
+/// 256 KiB again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct TreeState {
     /// log2 of the unit of `values`.
@@ -167,13 +169,16 @@ impl TreeHasher {
         }
     }
 
-    /// A hasher that goes on after the bytes that `state` covers.
+    /// A hasher that goes on after the bytes that `state` covers and `tail`, those that it does not.
     ///
     /// # Errors
-    /// [`TreeStateError`] if the state is not one that [`state`](Self::state) gives.
-    pub fn from_state(state: TreeState) -> Result<Self, TreeStateError> {
+    /// [`TreeStateError`] if the state is not one that [`state`](Self::state) gives with such a tail.
+    pub fn from_state(state: TreeState, tail: &[u8]) -> Result<Self, TreeStateError> {
         let unit = u32::from(state.unit_log2.checked_sub(PART_LOG2).ok_or(TreeStateError)?);
-        if state.unit_log2 > crate::chunk::MAX_CHUNK_LOG2 || state.pending.len() >= 1 << unit {
+        if state.unit_log2 > MAX_CHUNK_LOG2 || state.pending.len() >= 1 << unit {
+            return Err(TreeStateError);
+        }
+        if state.covered() == PART_SIZE && tail.is_empty() {
             return Err(TreeStateError);
         }
         let mut hasher = Self {
@@ -184,6 +189,7 @@ impl TreeHasher {
             part_len: 0,
         };
         hasher.start_part();
+        hasher.update(tail);
         Ok(hasher)
     }
 
@@ -197,9 +203,14 @@ impl TreeHasher {
         self.len() == 0
     }
 
-    /// Bytes after the last whole part, which a stored state does not cover.
-    pub const fn tail_len(&self) -> u64 {
-        self.part_len % PART_SIZE
+    /// Bytes at the end that a stored state does not cover: less than a part, or the only part.
+    pub fn tail_len(&self) -> u64 {
+        if self.is_one_part() { self.part_len } else { self.part_len % PART_SIZE }
+    }
+
+    /// Whether all bytes so far are in one part.
+    fn is_one_part(&self) -> bool {
+        self.values.is_empty() && self.pending.is_empty()
     }
 
     /// Takes the next bytes.
@@ -216,10 +227,10 @@ impl TreeHasher {
         }
     }
 
-    /// The state after the last whole part. The bytes beyond it, [`tail_len`](Self::tail_len), are not covered.
+    /// The state after the last whole part. The bytes at the end, [`tail_len`](Self::tail_len), are not covered.
     pub fn state(&self) -> TreeState {
         let mut whole = self.clone();
-        if whole.part_len == PART_SIZE {
+        if whole.part_len == PART_SIZE && !whole.is_one_part() {
             whole.end_part();
         }
         TreeState { unit_log2: whole.unit_log2, values: whole.values, pending: whole.pending }
@@ -229,7 +240,7 @@ impl TreeHasher {
     pub fn finish(mut self) -> Tree {
         let size = self.len();
         let geometry = Geometry::for_size(size);
-        if self.values.is_empty() && self.pending.is_empty() {
+        if self.is_one_part() {
             // One part: its hash as a root. It was set up at offset 0, so it may be finalized as one.
             return Tree { geometry, root: self.part.finalize().into(), table: None };
         }
@@ -302,6 +313,36 @@ mod tests {
     }
 
     #[test]
+    fn a_blob_of_exactly_whole_parts_can_be_taken_up_anywhere() {
+        let part = PART_SIZE as usize;
+        for len in [part, 2 * part] {
+            let bytes = sample(len);
+            for cut in [0, 1, part, len] {
+                let mut hasher = TreeHasher::new();
+                hasher.update(&bytes[..cut]);
+                let state = hasher.state();
+                let covered = state.covered() as usize;
+                assert_eq!(covered + hasher.tail_len() as usize, cut);
+                let mut hasher = TreeHasher::from_state(state, &bytes[covered..cut]).expect("own state");
+                hasher.update(&bytes[cut..]);
+                assert_eq!(hasher.finish().root, root_of(&bytes), "{len} bytes, cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_that_no_hasher_gives_is_refused() {
+        let state = |unit_log2, values, pending| TreeState {
+            unit_log2,
+            values: vec![[0; 32]; values],
+            pending: vec![[0; 32]; pending],
+        };
+        for bad in [state(17, 0, 0), state(23, 2, 0), state(18, 1, 0), state(19, 0, 1), state(19, 2, 2)] {
+            assert!(TreeHasher::from_state(bad.clone(), &[]).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn a_blob_whose_chunks_outgrow_the_part_keeps_its_root() {
         // 401, 402 and 403 parts and a bit: the unit doubles in between.
         for parts in [400, 401, 402, 403, 801] {
@@ -356,8 +397,7 @@ mod tests {
                 hasher.update(&bytes[from..cut]);
                 let covered = hasher.state().covered();
                 prop_assert_eq!(covered + hasher.tail_len(), cut as u64);
-                hasher = TreeHasher::from_state(hasher.state()).expect("own state");
-                hasher.update(&bytes[covered as usize..cut]);
+                hasher = TreeHasher::from_state(hasher.state(), &bytes[covered as usize..cut]).expect("own state");
                 from = cut;
             }
             hasher.update(&bytes[from..]);

@@ -1,7 +1,6 @@
 //! The hashes of an upload's bytes: sha256 and the BLAKE3 tree always, sha512 when it was announced.
 
 use bincode::{Decode, Encode};
-use flotilla_common::chunk::PART_SIZE;
 use flotilla_common::digest::{Algorithm, Digest, DigestHasher};
 use flotilla_common::tree::{Tree, TreeHasher, TreeState};
 
@@ -54,10 +53,8 @@ impl Hashes {
 
     /// What a link stores.
     pub(crate) fn midstates(&self) -> Midstates {
-        // A blob of one part has a root and no chaining values, so its part stays open until more comes.
-        let tree = if self.tree.len() <= PART_SIZE { TreeHasher::new().state() } else { self.tree.state() };
         let sha512 = self.sha512.as_ref().map(DigestHasher::midstate);
-        Midstates { sha256: self.sha256.midstate(), sha512, tree }
+        Midstates { sha256: self.sha256.midstate(), sha512, tree: self.tree.state() }
     }
 
     /// The hashers after the bytes of a link; `tail` are those that the tree's state does not cover.
@@ -65,8 +62,7 @@ impl Hashes {
         let hasher =
             |algorithm, state: &[u8]| DigestHasher::from_midstate(algorithm, state).map_err(|_| BadMidstates);
         let sha512 = midstates.sha512.map(|state| hasher(Algorithm::Sha512, &state)).transpose()?;
-        let mut tree = TreeHasher::from_state(midstates.tree).map_err(|_| BadMidstates)?;
-        tree.update(tail);
+        let tree = TreeHasher::from_state(midstates.tree, tail).map_err(|_| BadMidstates)?;
         Ok(Self { sha256: hasher(Algorithm::Sha256, &midstates.sha256)?, sha512, tree })
     }
 
@@ -82,6 +78,8 @@ impl Hashes {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_common::chunk::PART_SIZE;
+
     use super::*;
 
     #[test]
