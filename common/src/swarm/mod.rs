@@ -68,6 +68,9 @@ mod rng;
 mod timers;
 mod upload;
 
+#[cfg(test)]
+mod properties;
+
 pub use config::Config;
 pub use io::{
     Batch, BlobSlot, Failure, Have, Input, Nearness, OriginSlot, Output, PeerFacts, PeerSlot, Refusal,
