@@ -81,16 +81,22 @@ impl Arriving {
         cap: &Limiter,
         mut progress: impl FnMut(u64),
     ) -> Result<(), OriginError> {
+        let mut owed = 0;
         while self.bytes.len() < self.length {
             let piece =
                 response.chunk().await.map_err(|error| OriginError::Unavailable(client::explain(&error)))?;
             let Some(piece) = piece else { break };
-            for sip in piece.chunks(SIP) {
-                cap.take(sip.len()).await;
-                self.take(sip);
-                progress(self.bytes.len() as u64);
+            self.take(&piece);
+            progress(self.bytes.len() as u64);
+            // In the same sips as a neighbour's stream: the cap serves its takers in turn, and smaller ones would get
+            // less of the link.
+            owed += piece.len();
+            while owed >= SIP {
+                cap.take(SIP).await;
+                owed -= SIP;
             }
         }
+        cap.take(owed).await;
         Ok(())
     }
 
