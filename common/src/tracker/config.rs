@@ -51,7 +51,7 @@ pub struct LeaseConfig {
     /// How long a lease is good, and how long it is extended by progress.
     pub term: Duration,
     /// How long a lease counts against the limit before its holder has said anything. A holder confirms at once, so one
-    /// that is silent for longer is probably dead, and the origin should not idle for the rest of its term.
+    /// that is silent for longer is probably dead, and the origin should not idle. After five times as long the lease is over.
     pub confirm: Duration,
     /// Longest time that a lease is extended to, whatever the progress.
     pub longest: Duration,

@@ -204,8 +204,8 @@ impl Authority {
         ctx: &mut Context<'_>,
     ) -> LeaseAnswer {
         if let Some(lease) = self.open.iter_mut().find(|lease| lease.chunk == chunk && lease.holder == peer) {
-            lease.is_confirmed = true;
-            if received > lease.received {
+            if !lease.is_confirmed || received > lease.received {
+                lease.is_confirmed = true;
                 lease.received = received;
                 lease.deadline = (ctx.now + ctx.config.term).min(lease.last_deadline);
                 ctx.timers.set(lease.deadline, Timer::Lease { blob: self.blob, region: self.region, chunk });
@@ -231,11 +231,7 @@ impl Authority {
             Some(Standing::Held(_)) => true,
             Some(Standing::Free | Standing::Orphaned) => {
                 if self.counted(ctx.now) < ctx.config.open_limit && !self.has_open(peer) {
-                    self.open(peer, chunk, ctx);
-                    if let Some(lease) = self.open.last_mut() {
-                        lease.received = received;
-                        lease.is_confirmed = true;
-                    }
+                    self.open(peer, chunk, Some(received), ctx);
                     ctx.counts.adopted += 1;
                 } else {
                     self.set(chunk, Standing::Held(peer));
@@ -356,7 +352,7 @@ impl Authority {
                 ctx.counts.granted_again += 1;
             }
             ctx.counts.granted += 1;
-            self.open(peer, chunk, ctx);
+            self.open(peer, chunk, None, ctx);
             ctx.answer(request, LeaseAnswer::Granted { chunk, term: ctx.config.term });
         }
     }
@@ -449,8 +445,11 @@ impl Authority {
         self.open.iter().any(|lease| lease.holder == peer)
     }
 
-    fn open(&mut self, holder: PeerSlot, chunk: u32, ctx: &mut Context<'_>) {
-        let deadline = ctx.now + ctx.config.term;
+    /// Opens a lease; `heard` are the bytes of a holder that has spoken of it already.
+    fn open(&mut self, holder: PeerSlot, chunk: u32, heard: Option<u64>, ctx: &mut Context<'_>) {
+        let silence = ctx.config.confirm * SILENCE;
+        let term = if heard.is_some() { ctx.config.term } else { ctx.config.term.min(silence) };
+        let deadline = ctx.now + term;
         let last_deadline = ctx.now + ctx.config.longest;
         let fallback = self.standings[chunk as usize];
         self.set(chunk, Standing::Open);
@@ -461,8 +460,8 @@ impl Authority {
             holder,
             deadline,
             last_deadline,
-            received: 0,
-            is_confirmed: false,
+            received: heard.unwrap_or(0),
+            is_confirmed: heard.is_some(),
             late_at,
             fallback,
         });
@@ -479,26 +478,26 @@ impl Authority {
 
     /// Parks a request; a newer one of the same peer takes the place of the older.
     fn park(&mut self, take: Take, ctx: &mut Context<'_>) -> Ticket {
-        let ticket = match self.tickets.get(&take.peer) {
-            Some(ticket) => *ticket,
-            None => self.draw_ticket(take.peer, ctx),
-        };
+        let ticket = self.draw_ticket(take.peer, take.starving, ctx);
         let deadline = ctx.now + if take.starving { ctx.config.park_starving } else { ctx.config.park };
         let Take { request, peer, missing, starving, unreachable, .. } = take;
         let parked = Parked { request, peer, missing, starving, unreachable, deadline };
-        if let Some(older) = self.parked.insert(ticket, parked) {
-            ctx.answer(older.request, LeaseAnswer::Wait { retry_after: ctx.config.park });
-        }
+        self.parked.insert(ticket, parked);
         ctx.timers.set(deadline, Timer::Parked { blob: self.blob, region: self.region, ticket });
         ticket
     }
 
-    /// A place in the queue: within the peer's round at random.
-    fn draw_ticket(&mut self, peer: PeerSlot, ctx: &mut Context<'_>) -> Ticket {
+    /// A place in the queue: who starves first, for it has spoken just now and lives; then by rounds, within a round at
+    /// random. An older request of the peer is answered.
+    fn draw_ticket(&mut self, peer: PeerSlot, starving: bool, ctx: &mut Context<'_>) -> Ticket {
+        self.unpark(peer, LeaseAnswer::Wait { retry_after: ctx.config.park }, ctx);
         let round = u64::from(self.rounds.get(&peer).copied().unwrap_or(0));
         let place = ctx.rng.random_range(0..1_u64 << 16);
         *ctx.next_ticket += 1;
-        let ticket = round << 48 | place << 32 | (*ctx.next_ticket & 0xffff_ffff);
+        let ticket = u64::from(!starving) << 63
+            | round.min(0x7fff) << 48
+            | place << 32
+            | (*ctx.next_ticket & 0xffff_ffff);
         self.tickets.insert(peer, ticket);
         ticket
     }
@@ -510,6 +509,8 @@ impl Authority {
     }
 }
 
+/// A lease whose holder stays silent ends after so many times the time it has to confirm.
+const SILENCE: u32 = 5;
 /// How many seeders are looked at; beyond these, one is as good as another.
 const MANY_SEEDERS: usize = 64;
 

@@ -419,6 +419,8 @@ fn a_term_is_extended_by_progress_only_and_not_for_ever() {
     let one = ChunkMap::full(1);
     desk.take(0, &one);
     let next = desk.take(1, &one);
+    let confirmed = desk.lease(0, 0, LeaseEvent::Renew { received: 0 });
+    assert_eq!(confirmed, LeaseAnswer::Renewed { term: millis(1_000) });
     desk.pass(millis(900));
     let renewed = desk.lease(0, 0, LeaseEvent::Renew { received: 10 });
     assert_eq!(renewed, LeaseAnswer::Renewed { term: millis(1_000) });
