@@ -11,7 +11,7 @@ use crate::cli::CommandError;
 
 /// The files of a TLS identity.
 #[derive(Debug, Args)]
-pub struct TlsArgs {
+pub(super) struct TlsArgs {
     /// Certificate of this service, PEM, as `flotilla pki issue` makes it
     #[arg(long, value_name = "FILE", requires = "tls_key", requires = "tls_ca")]
     tls_cert: Option<PathBuf>,

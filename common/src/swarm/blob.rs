@@ -69,6 +69,9 @@ pub(super) struct Blob {
     /// How long it may not move before the origin is asked without a lease, relative to the configured bound, as a
     /// power of two.
     pub(super) patience_log2: i32,
+    /// How often in a row a starving request brought a lease, with nothing from neighbours in between: the next one is
+    /// made so much sooner, as a power of two.
+    pub(super) starved_log2: i32,
     /// Spreads peers that wait for the same thing, from 1 to 2.
     pub(super) jitter: f64,
     /// Nothing is fetched before this: our own store failed.
@@ -99,6 +102,7 @@ impl Blob {
             asked: Asked::default(),
             moved_at: Time::ZERO,
             patience_log2: 0,
+            starved_log2: 0,
             jitter: 1.0,
             rests_until: Time::ZERO,
             refill_at: Time::ZERO,

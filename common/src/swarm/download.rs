@@ -194,6 +194,9 @@ impl PeerMachine {
             (Source::Peer(peer), _) => {
                 self.peers[peer.0 as usize].strikes = 0;
                 self.stats.from_peers += 1;
+                if let Some(blob) = self.blobs.get_mut(transfer.blob) {
+                    blob.starved_log2 = 0;
+                }
             }
             (Source::Origin(origin), permission) => {
                 self.health.succeeded(origin);

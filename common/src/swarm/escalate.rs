@@ -40,11 +40,12 @@ impl PeerMachine {
         }
     }
 
-    /// When the tracker is to be told that the blob starves.
+    /// When the tracker is to be told that the blob starves. Sooner each time that it was right to say so.
     pub(super) fn starves_at(&self, slot: BlobSlot) -> Time {
         let Some(blob) = self.blobs.get(slot) else { return Time::MAX };
         let bound = self.config.starving + self.chunk_time(slot) * STARVING_CHUNK_TIMES;
-        blob.moved_at + bound.mul_f64(blob.jitter)
+        let log2 = (-blob.starved_log2).max(MIN_PATIENCE_LOG2);
+        blob.moved_at + bound.mul_f64(blob.jitter * libm::exp2(f64::from(log2)))
     }
 
     /// Starts one fetch if it is time; true if it did, so that another may follow.

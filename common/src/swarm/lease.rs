@@ -47,6 +47,9 @@ impl PeerMachine {
     pub(super) fn on_lease_granted(&mut self, now: Time, slot: BlobSlot, chunk: u32, term: Duration) {
         self.wants_leases = true;
         let Some(blob) = self.blobs.get_mut(slot) else { return };
+        if blob.asked == (Asked::Parked { starving: true }) {
+            blob.starved_log2 += 1;
+        }
         blob.asked = Asked::No { not_before: now };
         if chunk >= blob.chunks() {
             return;

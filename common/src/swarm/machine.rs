@@ -249,6 +249,7 @@ impl PeerMachine {
         blob.moved_at = now;
         blob.jitter = jitter;
         blob.patience_log2 = 0;
+        blob.starved_log2 = 0;
         blob.refill_wait = self.config.refill_interval;
         blob.refill_at = now + blob.refill_wait;
         self.wanted.push(slot);
