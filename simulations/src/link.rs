@@ -1,5 +1,7 @@
 //! Connections between peers, and what is said over them.
 
+use core::time::Duration;
+
 use flotilla_common::swarm::{Batch, BlobSlot, Have, Input, Nearness, PeerFacts, PeerSlot};
 use flotilla_common::time::Time;
 
@@ -81,9 +83,11 @@ impl Links {
 pub(crate) struct Broadcast {
     blob: BlobSlot,
     batch: Batch,
-    /// Number of the receiver, its slot for the sender, the connection's epoch.
-    to: Vec<(u32, u32, u32)>,
+    to: Vec<Receiver>,
 }
+
+/// Number of the receiver, its slot for the sender, the connection's epoch.
+type Receiver = (u32, u32, u32);
 
 /// What a peer holds, on its way to one neighbour.
 #[derive(Debug)]
@@ -160,7 +164,7 @@ impl World<'_> {
     }
 
     /// Closes a connection; the other side learns of it after `notice`.
-    pub(crate) fn hang_up(&mut self, peer: u32, slot: u32, notice: core::time::Duration) {
+    pub(crate) fn hang_up(&mut self, peer: u32, slot: u32, notice: Duration) {
         let link = *self.nodes[peer as usize].links.at(slot);
         if !link.is_up {
             return;
@@ -210,7 +214,7 @@ impl World<'_> {
     /// Says to all who may care that chunks are held, one event per distance.
     pub(crate) fn broadcast(&mut self, peer: u32, blob: BlobSlot, batch: Batch) {
         let node = &self.nodes[peer as usize];
-        let mut by_delay: Vec<(core::time::Duration, Vec<(u32, u32, u32)>)> = Vec::new();
+        let mut by_delay: Vec<(Duration, Vec<Receiver>)> = Vec::new();
         for slot in node.machine.audience(blob) {
             let link = node.links.at(slot.0);
             if !link.is_up {
