@@ -6,8 +6,8 @@
 
 use super::blob::Blob;
 use super::machine::PeerMachine;
-use super::neighbours::Peer;
 use super::rng::Rng;
+use super::turns::Turns;
 use super::{BlobSlot, Nearness, PeerSlot};
 use crate::time::Time;
 
@@ -34,12 +34,12 @@ impl PeerMachine {
     /// What to fetch next; `None` if no free neighbour has anything that is missing.
     pub(super) fn pick(&mut self, now: Time) -> Option<Pick> {
         let is_for_reader = self.rng.one_in(self.config.in_order_one_in);
-        let crossing = self.transfers.crossing(&self.peers);
+        let crossing = self.transfers.crossing(&self.turns);
         let mut rarest = u8::MAX;
         self.scratch.ties.clear();
         for slot in &self.wanted {
             let Some(blob) = self.blobs.get(*slot).filter(|blob| blob.rests_until <= now) else { continue };
-            if !offer(&mut self.scratch, blob, &self.peers, now, crossing, self.slots) {
+            if !offer(&mut self.scratch, blob, &self.turns, now, crossing, self.slots) {
                 continue;
             }
             if is_for_reader
@@ -73,13 +73,14 @@ impl PeerMachine {
     /// The nearest free neighbour that has the chunk, ties at random.
     fn choose_neighbour(&mut self, now: Time, slot: BlobSlot, chunk: u32, crossing: u32) -> Option<Pick> {
         let blob = self.blobs.get(slot)?;
-        let may_cross = crossing < crossing_limit(blob, &self.peers, self.slots);
-        let holders = blob.who.iter().zip(&blob.members).filter(|(_, member)| member.map.contains(chunk));
+        let may_cross = crossing < crossing_limit(blob, &self.turns, self.slots);
+        let free = blob.who.iter().zip(&blob.members).filter(|(peer, _)| self.turns.of(**peer).is_free(now));
+        let holders = free.filter(|(_, member)| member.map.contains(chunk));
         let mut best = Best::default();
         for (peer, _) in holders {
-            let facts = &self.peers[peer.0 as usize];
-            if facts.is_free(now) && (may_cross || facts.nearness == Nearness::SameZone) {
-                best.consider(facts.nearness, *peer, &mut self.rng);
+            let turn = self.turns.of(*peer);
+            if may_cross || turn.is_near() {
+                best.consider(turn.nearness, *peer, &mut self.rng);
             }
         }
         best.peer.map(|peer| Pick { blob: slot, chunk, peer })
@@ -108,7 +109,7 @@ impl Best {
 }
 
 /// Puts into `scratch.offered` the chunks that we lack and a free neighbour has and may be asked for; false if none.
-fn offer(scratch: &mut Scratch, blob: &Blob, peers: &[Peer], now: Time, crossing: u32, slots: u32) -> bool {
+fn offer(scratch: &mut Scratch, blob: &Blob, turns: &Turns, now: Time, crossing: u32, slots: u32) -> bool {
     let words = blob.held.words().len();
     scratch.offered.clear();
     scratch.offered.resize(words, 0);
@@ -116,24 +117,27 @@ fn offer(scratch: &mut Scratch, blob: &Blob, peers: &[Peer], now: Time, crossing
     scratch.near.resize(words, 0);
     let (mut any, mut any_far) = (false, false);
     for (peer, member) in blob.who.iter().zip(&blob.members) {
-        let facts = &peers[peer.0 as usize];
-        if facts.nearness != Nearness::SameZone {
-            any_far |= member.is_heard && facts.is_free(now);
-        } else if facts.is_free(now) {
+        let turn = turns.of(*peer);
+        if !turn.is_free(now) {
+            continue;
+        }
+        if !turn.is_near() {
+            any_far |= member.is_heard;
+        } else {
             any = true;
             add(&mut scratch.offered, member.map.words());
         }
     }
-    if any_far && crossing < crossing_limit(blob, peers, slots) {
+    if any_far && crossing < crossing_limit(blob, turns, slots) {
         any = true;
         for (peer, member) in blob.who.iter().zip(&blob.members) {
-            if peers[peer.0 as usize].nearness == Nearness::SameZone {
+            if turns.of(*peer).is_near() {
                 add(&mut scratch.near, member.map.words());
             }
         }
         for (peer, member) in blob.who.iter().zip(&blob.members) {
-            let facts = &peers[peer.0 as usize];
-            if facts.nearness != Nearness::SameZone && facts.is_free(now) {
+            let turn = turns.of(*peer);
+            if !turn.is_near() && turn.is_free(now) {
                 for ((offered, near), held) in
                     scratch.offered.iter_mut().zip(&scratch.near).zip(member.map.words())
                 {
@@ -154,8 +158,8 @@ fn offer(scratch: &mut Scratch, blob: &Blob, peers: &[Peer], now: Time, crossing
 
 /// How many transfers may come from other zones at once: one, and the slots that neighbours in the own zone are too few
 /// to fill.
-fn crossing_limit(blob: &Blob, peers: &[Peer], slots: u32) -> u32 {
-    let is_near = |peer: &&PeerSlot| peers[peer.0 as usize].nearness == Nearness::SameZone;
+fn crossing_limit(blob: &Blob, turns: &Turns, slots: u32) -> u32 {
+    let is_near = |peer: &&PeerSlot| turns.of(**peer).is_near();
     let near = blob.who.iter().filter(is_near).count() as u32;
     slots.saturating_sub(near).max(1)
 }

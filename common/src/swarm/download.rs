@@ -3,10 +3,10 @@
 use core::time::Duration;
 
 use super::machine::PeerMachine;
-use super::neighbours::Peer;
 use super::pace::Pace;
 use super::timers::Timer;
-use super::{BlobSlot, Failure, Nearness, OriginSlot, Output, PeerSlot, Refusal, Source, TransferId};
+use super::turns::Turns;
+use super::{BlobSlot, Failure, OriginSlot, Output, PeerSlot, Refusal, Source, TransferId};
 use crate::time::Time;
 
 /// How long a neighbour that did not deliver is left alone, doubling.
@@ -58,9 +58,9 @@ impl Transfers {
     }
 
     /// Transfers from other zones.
-    pub(super) fn crossing(&self, peers: &[Peer]) -> u32 {
+    pub(super) fn crossing(&self, turns: &Turns) -> u32 {
         let crosses = |transfer: &&Transfer| match transfer.source {
-            Source::Peer(peer) => peers[peer.0 as usize].nearness != Nearness::SameZone,
+            Source::Peer(peer) => !turns.of(peer).is_near(),
             Source::Origin(_) => false,
         };
         self.running.iter().filter(crosses).count() as u32
@@ -106,7 +106,7 @@ impl PeerMachine {
                 self.wait_for_neighbours(now);
                 return;
             };
-            self.peers[pick.peer.0 as usize].is_asked = true;
+            self.turns.ask(pick.peer);
             self.start(now, pick.blob, pick.chunk, Source::Peer(pick.peer), Permission::NotNeeded);
         }
         for transfer in &self.transfers.running {
@@ -121,9 +121,8 @@ impl PeerMachine {
         for slot in &self.wanted {
             let Some(blob) = self.blobs.get(*slot) else { continue };
             for peer in &blob.who {
-                let busy_until = self.peers[peer.0 as usize].busy_until;
-                if busy_until > now {
-                    self.timers.by(Timer::Fill, busy_until);
+                if let Some(until) = self.turns.of(*peer).rests_until().filter(|until| *until > now) {
+                    self.timers.by(Timer::Fill, until);
                 }
             }
             if blob.rests_until > now {
@@ -230,7 +229,7 @@ impl PeerMachine {
         };
         let half_chunk = self.chunk_time(transfer.blob) / 2;
         match reason {
-            Refusal::Busy => self.peers[peer.0 as usize].busy_until = now + half_chunk,
+            Refusal::Busy => self.turns.rest(peer, now + half_chunk),
             Refusal::Gone => {
                 if let Some(blob) = self.blobs.get_mut(transfer.blob) {
                     blob.member_lacks(peer, transfer.chunk);
@@ -283,9 +282,9 @@ impl PeerMachine {
         }
         match transfer.source {
             Source::Peer(peer) if why == Failure::Corrupt => self.quarantine(now, peer),
-            Source::Peer(peer) => {
-                let peer = &mut self.peers[peer.0 as usize];
-                peer.busy_until = now + FIRST_STRIKE * (1 << peer.strikes.min(STRIKES));
+            Source::Peer(slot) => {
+                let peer = &mut self.peers[slot.0 as usize];
+                self.turns.rest(slot, now + FIRST_STRIKE * (1 << peer.strikes.min(STRIKES)));
                 peer.strikes += 1;
             }
             Source::Origin(_) => self.origin_failed(now, transfer),
@@ -316,7 +315,7 @@ impl PeerMachine {
     fn end(&mut self, id: TransferId) -> Option<Transfer> {
         let transfer = self.transfers.take(id)?;
         if let Source::Peer(peer) = transfer.source {
-            self.peers[peer.0 as usize].is_asked = false;
+            self.turns.rest(peer, Time::ZERO);
         }
         if let Some(blob) = self.blobs.get_mut(transfer.blob) {
             blob.pending.remove(transfer.chunk);

@@ -11,6 +11,7 @@ use super::lease::Lease;
 use super::neighbours::{Link, Peer};
 use super::rng::Rng;
 use super::timers::{Timer, Timers};
+use super::turns::Turns;
 use super::upload::Uploads;
 use super::{BlobSlot, Config, Input, Output, PeerSlot};
 use crate::map::ChunkMap;
@@ -77,6 +78,7 @@ pub struct PeerMachine {
     /// Blobs wanted and not complete, in the order they were wanted.
     pub(super) wanted: Vec<BlobSlot>,
     pub(super) peers: Vec<Peer>,
+    pub(super) turns: Turns,
     pub(super) connections: u32,
     pub(super) dialling: u32,
     /// Transfers each way.
@@ -106,6 +108,7 @@ impl PeerMachine {
             blobs: Blobs::default(),
             wanted: Vec::new(),
             peers: Vec::new(),
+            turns: Turns::default(),
             connections: 0,
             dialling: 0,
             slots: config.slots.max(1),

@@ -66,6 +66,7 @@ mod neighbours;
 mod pace;
 mod rng;
 mod timers;
+mod turns;
 mod upload;
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use core::time::Duration;
 use super::blob::Interest;
 use super::machine::PeerMachine;
 use super::timers::Timer;
-use super::{BlobSlot, Have, Nearness, Output, PeerFacts, PeerSlot};
+use super::{BlobSlot, Have, Output, PeerFacts, PeerSlot};
 use crate::time::Time;
 
 /// How often the wait before the next dial doubles at most; after that many failures the peer is forgotten.
@@ -30,16 +30,11 @@ pub(super) enum Link {
 /// One peer.
 #[derive(Debug)]
 pub(super) struct Peer {
-    pub(super) nearness: Nearness,
     pub(super) key: u64,
     pub(super) link: Link,
     pub(super) round_trip: Duration,
     /// Its uplink in bits per second, if it said so.
     pub(super) rate: Option<u64>,
-    /// Not asked before this.
-    pub(super) busy_until: Time,
-    /// A request of ours to it is open.
-    pub(super) is_asked: bool,
     /// Times in a row that it did not deliver.
     pub(super) strikes: u32,
     pub(super) quarantined_until: Time,
@@ -52,13 +47,10 @@ pub(super) struct Peer {
 impl Default for Peer {
     fn default() -> Self {
         Self {
-            nearness: Nearness::Elsewhere,
             key: 0,
             link: Link::Down { not_before: Time::ZERO, failures: 0 },
             round_trip: Duration::ZERO,
             rate: None,
-            busy_until: Time::ZERO,
-            is_asked: false,
             strikes: 0,
             quarantined_until: Time::ZERO,
             blobs: Vec::new(),
@@ -70,11 +62,6 @@ impl Default for Peer {
 impl Peer {
     pub(super) fn is_up(&self) -> bool {
         self.link == Link::Up
-    }
-
-    /// Whether it may be asked for a chunk now.
-    pub(super) fn is_free(&self, now: Time) -> bool {
-        !self.is_asked && self.busy_until <= now
     }
 
     fn is_quarantined(&self, now: Time) -> bool {
@@ -114,7 +101,7 @@ impl PeerMachine {
         let peer = &mut self.peers[facts.peer.0 as usize];
         peer.link = Link::Up;
         peer.round_trip = round_trip;
-        peer.busy_until = Time::ZERO;
+        self.turns.rest(facts.peer, Time::ZERO);
         peer.strikes = 0;
         self.connections += 1;
         self.recompute_slots();
@@ -172,7 +159,7 @@ impl PeerMachine {
             self.outputs.push_back(Output::Greet { peer, blob: slot });
         }
         if any_wanted && blob.is_wanted() {
-            self.wants_fill |= self.peers[peer.0 as usize].is_free(now);
+            self.wants_fill |= self.turns.of(peer).is_free(now);
         }
         self.wants_leases |= (blob.unseen == 0) != (was_unseen == 0);
     }
@@ -288,7 +275,7 @@ impl PeerMachine {
             self.peers.resize_with(index + 1, Peer::default);
         }
         let peer = &mut self.peers[index];
-        peer.nearness = facts.nearness;
+        self.turns.place(facts.peer, facts.nearness);
         peer.key = facts.key;
     }
 
@@ -304,7 +291,6 @@ impl PeerMachine {
             return false;
         };
         peer.link = Link::Down { not_before: now + self.config.redial, failures: 0 };
-        peer.is_asked = false;
         for blob in core::mem::take(&mut peer.blobs) {
             if let Some(blob) = self.blobs.get_mut(blob) {
                 blob.remove_member(slot);
@@ -334,7 +320,7 @@ impl PeerMachine {
     fn make_room(&mut self, now: Time) -> bool {
         let is_useless = |slot: PeerSlot, peer: &Peer| {
             peer.is_up()
-                && !peer.is_asked
+                && !self.turns.of(slot).is_asked()
                 && !self.uploads.serves(slot)
                 && peer.blobs.iter().all(|blob| {
                     self.blobs.get(*blob).is_none_or(|blob| {

@@ -255,12 +255,13 @@ impl World {
             let mut chunks: Vec<u32> = running.iter().map(|transfer| transfer.chunk).collect();
             chunks.sort_unstable();
             assert_eq!(chunks, blob.pending.iter().collect::<Vec<_>>(), "marks are for transfers, one each");
-            for (number, peer) in (0_u32..).zip(&machine.peers) {
-                let asked = running
-                    .iter()
-                    .filter(|transfer| transfer.source == Source::Peer(PeerSlot(number)))
-                    .count();
-                assert_eq!(usize::from(peer.is_asked), asked, "one request per neighbour");
+            for slot in (0..machine.peers.len() as u32).map(PeerSlot) {
+                let asked = running.iter().filter(|transfer| transfer.source == Source::Peer(slot)).count();
+                assert_eq!(
+                    usize::from(machine.turns.of(slot).is_asked()),
+                    asked,
+                    "one request per neighbour"
+                );
             }
         }
     }
