@@ -83,7 +83,7 @@ async fn demonstrate(args: DemoArgs) -> Result<(), CommandError> {
     for number in 0..args.peers {
         region.add_peer(PeerPlan::numbered(number + 1, number % args.zones + 1)).await?;
     }
-    say(&args, format!("region started: {} peers in {} zones, {rate} each", args.peers, args.zones));
+    say(&args, format!("region started: peers: {}, zones: {}, {rate} each", args.peers, args.zones));
     push_layout(&region.origin_url(), REPOSITORY, TAG, &image)
         .await
         .map_err(|error| CommandError::failed("push the image", error))?;
