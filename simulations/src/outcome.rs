@@ -1,5 +1,6 @@
 //! What came of a run, against the lower bounds.
 
+use flotilla_common::figures::{fluid_s, pipelined_s};
 use serde::Serialize;
 
 use crate::scenario::Scenario;
@@ -69,38 +70,16 @@ pub struct Details {
     pub corrupt: u64,
 }
 
-/// The lower bounds of a scenario, in seconds: fluid and pipelined.
+/// The lower bounds of a scenario, in seconds: fluid and pipelined. Every region has an origin of its own.
 pub(crate) fn bounds(scenario: &Scenario, up_sum: f64, slowest_down: f64) -> (f64, f64) {
-    let bytes = scenario.image_bytes() as f64;
-    let peers = f64::from(scenario.peers.count);
-    let regions = f64::from(scenario.peers.regions.get());
+    let (bytes, peers) = (scenario.image_bytes(), scenario.peers.count);
+    let regions = scenario.peers.regions.get();
     let origin_up = scenario.origin.up.bytes_per_second();
-    let fluid =
-        (bytes / origin_up).max(bytes / slowest_down).max(peers * bytes / (origin_up * regions + up_sum));
+    let other_origins = origin_up * f64::from(regions - 1);
+    let fluid = fluid_s(bytes, u64::from(peers), origin_up, slowest_down, other_origins + up_sum);
     let rate = scenario.peers.up.bytes_per_second().min(scenario.peers.down.bytes_per_second());
     let chunks: u32 =
         scenario.image.layers.iter().map(|size| crate::world::geometry(scenario, *size).chunks()).sum();
-    let hops = f64::from((scenario.peers.count / scenario.peers.regions.get()).max(1).ilog2());
-    let pipelined = bytes / rate * (1.0 + hops / f64::from(chunks));
+    let pipelined = pipelined_s(bytes, u64::from(peers / regions), u64::from(chunks), rate);
     (fluid, pipelined)
-}
-
-/// The value that `share` of the ascending values do not exceed; 0 of none.
-pub(crate) fn percentile(ascending: &[f64], share: f64) -> f64 {
-    let rank = (ascending.len() as f64 * share).ceil() as usize;
-    ascending.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_values_that_occurred() {
-        let values: Vec<f64> = (1..=200).map(f64::from).collect();
-        assert_eq!(percentile(&values, 0.5), 100.0);
-        assert_eq!(percentile(&values, 0.99), 198.0);
-        assert_eq!(percentile(&values, 1.0), 200.0);
-        assert_eq!(percentile(&[], 0.99), 0.0);
-    }
 }

@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use flotilla_common::chunk::Geometry;
+use flotilla_common::figures::percentile;
 use flotilla_common::map::ChunkMap;
 use flotilla_common::swarm::{BlobSlot, Config, Input, PeerMachine, Refusal, TransferId};
 use flotilla_common::time::Time;
@@ -13,7 +14,7 @@ use rand_pcg::Pcg64Mcg;
 use crate::link::{Broadcast, Greeting, Links};
 use crate::network::{Moved, Network};
 use crate::oracle::Oracle;
-use crate::outcome::{Details, Outcome, bounds, percentile};
+use crate::outcome::{Details, Outcome, bounds};
 use crate::queue::Queue;
 use crate::scenario::Scenario;
 use crate::slab::{Key, Slab};
