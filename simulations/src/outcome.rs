@@ -54,6 +54,8 @@ pub struct Outcome {
 pub struct Details {
     /// Seconds to completion of each peer that completed, ascending.
     pub completions_s: Vec<f64>,
+    /// Seconds to the first chunk of the first layer, of each peer that got so far, ascending.
+    pub first_chunks_s: Vec<f64>,
     /// What the oracle or a bar has to say; empty if `ok`.
     pub complaints: Vec<String>,
     /// Bytes that crossed zones within a region, over the image's bytes.

@@ -4,10 +4,13 @@ use core::fmt::Write as _;
 
 use crate::outcome::Outcome;
 
-const WIDTH: f64 = 720.0;
+/// The plot within its picture, in its units: what the labels of shares need on the left, its width, its top and bottom.
+const LEFT: f64 = 48.0;
+const WIDTH: f64 = 672.0;
+const TOP: f64 = 20.0;
 const HEIGHT: f64 = 280.0;
 
-/// The page: what came of it, the figures, and when how many peers were done.
+/// The page: what came of it, the figures, and when how many peers had begun and were done.
 pub fn report(outcome: &Outcome) -> String {
     let name = escape(&outcome.scenario);
     let verdict = if outcome.ok { "ok" } else { "not ok" };
@@ -59,36 +62,71 @@ fn figures(outcome: &Outcome) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The share of peers that are done, over time, with both bounds.
+/// The shares of peers that have their first chunk and that are done, over time, with both bounds.
 fn curve(outcome: &Outcome) -> String {
-    let times = &outcome.details.completions_s;
-    let end = outcome.max_s.max(outcome.pipelined_bound_s).max(outcome.fluid_bound_s).max(1e-9) * 1.05;
-    let x = |seconds: f64| seconds / end * WIDTH;
-    let y = |share: f64| HEIGHT - share * (HEIGHT - 20.0);
-    let mut path = format!("M0 {HEIGHT}");
-    for (done, seconds) in times.iter().enumerate() {
-        let share = (done + 1) as f64 / f64::from(outcome.peers.max(1));
-        let _ = write!(path, "H{:.1}V{:.1}", x(*seconds), y(share));
-    }
-    let mut marks = String::new();
-    for (label, seconds, height) in
-        [("fluid bound", outcome.fluid_bound_s, 34.0), ("pipelined bound", outcome.pipelined_bound_s, 52.0)]
-    {
-        let at = x(seconds);
-        let _ = write!(
-            marks,
-            "<line x1='{at:.1}' x2='{at:.1}' y1='20' y2='{HEIGHT}' stroke='#c60' stroke-dasharray='4 3'/>\
-             <text x='{:.1}' y='{height}' text-anchor='end'>{label} {seconds:.2} s</text>",
-            at - 4.0
-        );
-    }
-    let bottom = HEIGHT + 16.0;
+    let details = &outcome.details;
+    let bounds =
+        [("fluid bound", outcome.fluid_bound_s, 40.0), ("pipelined bound", outcome.pipelined_bound_s, 56.0)];
+    let longest = bounds.iter().map(|(_, seconds, _)| *seconds).fold(outcome.max_s, f64::max).max(1e-9);
+    let end = longest * 1.05;
+    let grid: String = [0.0, 0.25, 0.5, 0.75, 1.0].into_iter().map(grid_line).collect();
+    let marks: String =
+        bounds.into_iter().map(|(label, seconds, height)| mark(label, seconds, end, height)).collect();
+    let first = steps(&details.first_chunks_s, outcome.peers, end);
+    let done = steps(&details.completions_s, outcome.peers, end);
+    let (width, bottom) = (LEFT + WIDTH, HEIGHT + 18.0);
     format!(
-        "<svg viewBox='0 0 {WIDTH} {}' role=img aria-label='share of peers that are done, over time'>{marks}\
-         <path d='{path}' fill=none stroke='#06c' stroke-width=2 />\
-         <text x=0 y={bottom}>0 s</text><text x={WIDTH} y={bottom} text-anchor=end>{end:.2} s</text></svg>",
-        HEIGHT + 20.0
+        "<svg viewBox='0 0 {width} {}' role=img aria-label='share of peers that have begun and that are done, over time'>\
+         {grid}{marks}\
+         <path d='{first}' fill=none stroke='#7ab' stroke-width=2 />\
+         <path d='{done}' fill=none stroke='#06c' stroke-width=2 />\
+         <text x={LEFT} y={bottom}>0 s</text><text x={width} y={bottom} text-anchor=end>{end:.2} s</text></svg>\n\
+         <p><span style='color:#7ab'>&#9644;</span> have their first chunk \
+         <span style='color:#06c'>&#9644;</span> are done</p>",
+        HEIGHT + 24.0
     )
+}
+
+fn x(seconds: f64, end: f64) -> f64 {
+    LEFT + seconds / end * WIDTH
+}
+
+fn y(share: f64) -> f64 {
+    HEIGHT - share * (HEIGHT - TOP)
+}
+
+/// A horizontal line at a share of the peers, with its label.
+fn grid_line(share: f64) -> String {
+    let (at, right) = (y(share), LEFT + WIDTH);
+    format!(
+        "<line x1='{LEFT}' x2='{right}' y1='{at:.1}' y2='{at:.1}' stroke='#ddd'/>\
+         <text x='{:.1}' y='{:.1}' text-anchor='end'>{:.0} %</text>",
+        LEFT - 6.0,
+        at + 4.0,
+        share * 100.0
+    )
+}
+
+/// A bound: a vertical line, its label to the left of all lines on a ground that they do not shine through.
+fn mark(label: &str, seconds: f64, end: f64, height: f64) -> String {
+    let at = x(seconds, end);
+    format!(
+        "<line x1='{at:.1}' x2='{at:.1}' y1='{TOP}' y2='{HEIGHT}' stroke='#c60' stroke-dasharray='4 3'/>\
+         <text x='{:.1}' y='{height}' text-anchor='end' paint-order='stroke' stroke='#fff' stroke-width='6'>\
+         {label} {seconds:.2} s</text>",
+        at - 5.0
+    )
+}
+
+/// One step up at each of the ascending `times`, in seconds.
+fn steps(times: &[f64], peers: u32, end: f64) -> String {
+    let mut path = format!("M{LEFT} {HEIGHT}");
+    for (count, seconds) in (1_u32..).zip(times) {
+        let share = f64::from(count) / f64::from(peers.max(1));
+        let _ = write!(path, "H{:.1}V{:.1}", x(*seconds, end), y(share));
+    }
+    let _ = write!(path, "H{:.1}", LEFT + WIDTH);
+    path
 }
 
 fn escape(text: &str) -> String {

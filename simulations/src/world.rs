@@ -366,6 +366,7 @@ impl<'a> World<'a> {
         self.oracle.judge(&scenario.bars, stranded, p99_over_bound, origin_copies);
         let mut details = Details {
             completions_s: completions,
+            first_chunks_s: first_bytes,
             cross_zone_copies: self.cross_zone_bytes as f64 / bytes,
             ..Details::default()
         };
@@ -388,7 +389,7 @@ impl<'a> World<'a> {
             p50_s: percentile(&details.completions_s, 0.5),
             p99_s,
             max_s: percentile(&details.completions_s, 1.0),
-            first_byte_p99_s: percentile(&first_bytes, 0.99),
+            first_byte_p99_s: percentile(&details.first_chunks_s, 0.99),
             fluid_bound_s,
             pipelined_bound_s,
             p99_over_bound,
