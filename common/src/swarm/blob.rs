@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use super::have::Outbox;
 use super::lease::Asked;
+use super::waits::Waiting;
 use super::{Have, PeerSlot};
 use crate::chunk::Geometry;
 use crate::map::ChunkMap;
@@ -79,6 +80,8 @@ pub(super) struct Blob {
     /// When the tracker may be asked for more neighbours again, and how long to wait after that.
     pub(super) refill_at: Time,
     pub(super) refill_wait: Duration,
+    /// What its pull waits for.
+    pub(super) waiting: Waiting,
 }
 
 impl Blob {
@@ -107,6 +110,7 @@ impl Blob {
             rests_until: Time::ZERO,
             refill_at: Time::ZERO,
             refill_wait: Duration::ZERO,
+            waiting: Waiting::default(),
         }
     }
 

@@ -41,6 +41,8 @@ pub(super) struct Transfer {
     pub(super) received: u64,
     /// When it last moved.
     moved_at: Time,
+    /// Its first byte is here.
+    pub(super) has_begun: bool,
     pace: Pace,
 }
 
@@ -154,6 +156,7 @@ impl PeerMachine {
             permission,
             received: 0,
             moved_at: now,
+            has_begun: false,
             pace,
         });
         self.timers.by(Timer::Stall, now + self.config.stalled);
@@ -164,6 +167,7 @@ impl PeerMachine {
     pub(super) fn on_first_byte(&mut self, now: Time, id: TransferId) {
         if let Some(transfer) = self.transfers.find(id) {
             transfer.moved_at = now;
+            transfer.has_begun = true;
             transfer.pace.begin(now);
             let blob = transfer.blob;
             self.moved(now, blob);
@@ -177,6 +181,7 @@ impl PeerMachine {
         }
         transfer.received = received;
         transfer.moved_at = now;
+        transfer.has_begun = true;
         let round_trip = match transfer.source {
             Source::Peer(peer) => self.peers[peer.0 as usize].round_trip,
             Source::Origin(_) => Duration::ZERO,
@@ -218,7 +223,7 @@ impl PeerMachine {
         }
         self.moved(now, transfer.blob);
         self.lease_done(transfer.blob, transfer.chunk);
-        self.complete_if_held(transfer.blob);
+        self.complete_if_held(now, transfer.blob);
     }
 
     pub(super) fn on_refused(&mut self, now: Time, id: TransferId, reason: Refusal) {
@@ -353,7 +358,9 @@ impl PeerMachine {
     fn moved(&mut self, now: Time, slot: BlobSlot) {
         if let Some(blob) = self.blobs.get_mut(slot) {
             blob.moved_at = now;
+            blob.waiting.note(now, None);
         }
+        self.stands_still.note(now, None);
     }
 
     /// Whether a download slot is free.

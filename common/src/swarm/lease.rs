@@ -13,7 +13,7 @@ use crate::time::Time;
 
 /// Blobs for which a request is parked at once: the next one's origin copy begins while the last chunks of the first
 /// are on their way, and yet all peers begin with the same blob.
-const ASKED_BLOBS: usize = 2;
+pub(super) const ASKED_BLOBS: usize = 2;
 /// Least time between two requests for one blob.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 

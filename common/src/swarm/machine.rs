@@ -13,6 +13,7 @@ use super::rng::Rng;
 use super::timers::{Timer, Timers};
 use super::turns::Turns;
 use super::upload::Uploads;
+use super::waits::Waiting;
 use super::{BlobSlot, Config, Input, Output, PeerSlot};
 use crate::map::ChunkMap;
 use crate::time::Time;
@@ -89,6 +90,8 @@ pub struct PeerMachine {
     pub(super) is_tracker_reachable: bool,
     pub(super) health: Health,
     pub(super) scratch: Scratch,
+    /// While something is wanted and nothing moves.
+    pub(super) stands_still: Waiting,
     /// Blobs whose newly held chunks wait to be told; each at most once.
     untold: Vec<BlobSlot>,
     /// A slot may have become fillable: looked at once per input.
@@ -118,6 +121,7 @@ impl PeerMachine {
             is_tracker_reachable: true,
             health: Health::new(config.origins, config.origin_rest),
             scratch: Scratch::default(),
+            stands_still: Waiting::default(),
             untold: Vec::new(),
             wants_fill: false,
             wants_leases: false,
@@ -130,10 +134,10 @@ impl PeerMachine {
         match input {
             Input::AddBlob { blob, geometry, held } => self.blobs.insert(blob, Blob::new(geometry, held)),
             Input::Want { blob } => self.on_want(now, blob),
-            Input::Unwant { blob } => self.on_unwant(blob),
+            Input::Unwant { blob } => self.on_unwant(now, blob),
             Input::Reader { blob, cursor } => self.on_reader(blob, cursor),
             Input::Lost { blob, chunk } => self.on_lost(now, blob, chunk),
-            Input::Forget { blob } => self.on_forget(blob),
+            Input::Forget { blob } => self.on_forget(now, blob),
             Input::Handout { blob, peers } => self.on_handout(now, blob, &peers),
             Input::Connected { facts, round_trip } => self.on_connected(now, &facts, round_trip),
             Input::Disconnected { peer } => self.on_disconnected(now, peer),
@@ -182,10 +186,14 @@ impl PeerMachine {
                 Timer::Have => self.tell_due(now),
                 Timer::Fill => self.wants_fill = true,
                 Timer::Stall => self.check_stalls(now),
-                Timer::Escalate => self.escalate(now),
+                Timer::Escalate => {
+                    self.escalate(now);
+                    self.account_waits(now);
+                }
                 Timer::Lease => {
                     self.renew_leases(now);
                     self.seek_leases(now);
+                    self.account_waits(now);
                 }
                 Timer::Dial => self.meet(now),
             }
@@ -249,6 +257,7 @@ impl PeerMachine {
             return;
         }
         blob.interest = Interest::Wanted;
+        blob.waiting = Waiting::default();
         blob.moved_at = now;
         blob.jitter = jitter;
         blob.patience_log2 = 0;
@@ -260,17 +269,18 @@ impl PeerMachine {
         self.timers.by(Timer::Escalate, now);
         self.wants_fill = true;
         self.wants_leases = true;
-        self.complete_if_held(slot);
+        self.complete_if_held(now, slot);
         self.meet(now);
     }
 
-    fn on_unwant(&mut self, slot: BlobSlot) {
+    fn on_unwant(&mut self, now: Time, slot: BlobSlot) {
         self.wanted.retain(|wanted| *wanted != slot);
         self.cancel_transfers(slot);
         self.drop_leases(slot);
         if let Some(blob) = self.blobs.get_mut(slot) {
             blob.interest = Interest::Idle;
             blob.reader = None;
+            blob.waiting.note(now, None);
         }
         self.forget_handout(slot);
         self.wants_leases = true;
@@ -296,8 +306,8 @@ impl PeerMachine {
         self.wants_leases = true;
     }
 
-    fn on_forget(&mut self, slot: BlobSlot) {
-        self.on_unwant(slot);
+    fn on_forget(&mut self, now: Time, slot: BlobSlot) {
+        self.on_unwant(now, slot);
         self.forget_members(slot);
         self.blobs.remove(slot);
     }
@@ -312,13 +322,14 @@ impl PeerMachine {
     }
 
     /// Ends the want of a blob that is all here.
-    pub(super) fn complete_if_held(&mut self, slot: BlobSlot) {
+    pub(super) fn complete_if_held(&mut self, now: Time, slot: BlobSlot) {
         let Some(blob) = self.blobs.get_mut(slot).filter(|blob| blob.is_wanted() && blob.is_complete())
         else {
             return;
         };
         blob.interest = Interest::Complete;
         blob.reader = None;
+        blob.waiting.note(now, None);
         self.wanted.retain(|wanted| *wanted != slot);
         self.drop_leases(slot);
         self.forget_handout(slot);
@@ -364,11 +375,15 @@ impl PeerMachine {
 
     /// What every input may have made possible.
     fn settle(&mut self, now: Time) {
+        let is_news = self.wants_fill || self.wants_leases;
         if self.wants_fill {
             self.fill(now);
         }
         if self.wants_leases {
             self.seek_leases(now);
+        }
+        if is_news {
+            self.account_waits(now);
         }
     }
 

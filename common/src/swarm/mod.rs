@@ -68,6 +68,7 @@ mod rng;
 mod timers;
 mod turns;
 mod upload;
+mod waits;
 
 #[cfg(test)]
 mod properties;
@@ -78,3 +79,4 @@ pub use io::{
     Source, TransferId, UploadId,
 };
 pub use machine::{PeerMachine, Stats};
+pub use waits::{Wait, WaitTimes};

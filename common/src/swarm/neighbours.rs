@@ -64,7 +64,7 @@ impl Peer {
         self.link == Link::Up
     }
 
-    fn is_quarantined(&self, now: Time) -> bool {
+    pub(super) fn is_quarantined(&self, now: Time) -> bool {
         self.quarantined_until > now
     }
 }
