@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
+use crate::bench::{self, BenchArgs};
 use crate::demo::{self, DemoArgs};
 use crate::pki::{self, PkiArgs};
 use crate::service::{self, OriginArgs, PeerArgs, TrackerArgs};
@@ -36,6 +37,8 @@ enum Command {
     Pki(PkiArgs),
     /// Run a scenario in the simulator
     Simulate(SimulateArgs),
+    /// Measure what the pieces can do on this machine
+    Bench(BenchArgs),
 }
 
 /// How a command can end other than well.
@@ -77,6 +80,7 @@ impl Cli {
                 .map(print_text)
                 .map_err(|error| CommandError::failed("manage the fleet's keys", error)),
             Command::Simulate(args) => simulate::run(&args),
+            Command::Bench(args) => bench::run(args),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

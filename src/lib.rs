@@ -1,5 +1,6 @@
 //! Flotilla's commands, and the region in one process that `demo`, `up` and the stories in `tests/` start.
 
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod demo;

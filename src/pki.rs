@@ -21,8 +21,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use flotilla_common::name::{PeerId, RegionName};
 use flotilla_runtime::identity::{
-    Authority, FileKind, IdentityError, Issued, SealSecret, load_seal_key, load_trusted_keys,
-    trusted_key_line, write_new,
+    Authority, CertificateFiles, FileKind, IdentityError, Issued, SealSecret, load_seal_key,
+    load_trusted_keys, trusted_key_line, write_new,
 };
 
 use crate::fleet::Fleet;
@@ -221,9 +221,20 @@ pub fn open_or_init(dir: &Path, region: &RegionName) -> Result<Fleet, PkiError> 
     Ok(Fleet::of(load_authority(dir)?, seal_key))
 }
 
+/// Issues a certificate to a peer, beside the fleet's files in `dir`, and says where all its files are.
+///
+/// # Errors
+/// It has one already, or it cannot be made.
+pub fn issue_peer_files(dir: &Path, peer: &PeerId) -> Result<CertificateFiles, PkiError> {
+    issue_peer(dir, peer, Authority::DEFAULT_VALIDITY)?;
+    let [certificate, key] = ["pem", "key"].map(|extension| dir.join(format!("{peer}.{extension}")));
+    Ok(CertificateFiles { certificate, key, authority: dir.join(CA) })
+}
+
 const CA: &str = "ca.pem";
 const CA_KEY: &str = "ca.key";
-const TRUSTED_KEYS: &str = "trusted-keys";
+/// The file of the origin keys that peers trust.
+pub(crate) const TRUSTED_KEYS: &str = "trusted-keys";
 
 fn seal_file(region: &RegionName) -> String {
     format!("{region}.seal.key")

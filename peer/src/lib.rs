@@ -42,7 +42,7 @@ pub use config::Config;
 pub use mirror::hosts_toml;
 pub use stats::{BlobProgress, Stats};
 pub use store::StoreError;
-pub use transport::{Faithful, Outbound};
+pub use transport::{Faithful, Outbound, TransportError, quic_endpoint};
 
 use driver::{Driver, Events, Moved, QUEUE, Shared};
 use mirror::Mirror;

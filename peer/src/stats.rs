@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flotilla_common::digest::Digest;
 
 /// A snapshot of a peer's counters. Bytes are payload bytes of blobs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Stats {
     /// Received from neighbours and verified.
@@ -37,7 +38,7 @@ pub struct Stats {
 }
 
 /// How far one blob is.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BlobProgress {
     /// The blob.
     pub digest: Digest,

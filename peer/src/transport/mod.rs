@@ -50,11 +50,14 @@ pub(crate) enum Incident {
 
 /// Why the transport did not start.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TransportError {
+pub enum TransportError {
+    /// The address is not this machine's, or taken.
     #[error("bind UDP socket {0}: {1}")]
     Bind(SocketAddr, io::Error),
+    /// The cryptography cannot protect QUIC.
     #[error("use identity for QUIC: {0}")]
     Tls(String),
+    /// The identity cannot be used.
     #[error("use identity for QUIC: {0}")]
     Identity(#[from] IdentityError),
 }
@@ -78,12 +81,7 @@ impl Transport {
         shutdown: &Shutdown,
         incidents: mpsc::Sender<Incident>,
     ) -> Result<Self, TransportError> {
-        let (server, client) = configs(identity, down)?;
-        let socket = tuning::bind(listen).map_err(|error| TransportError::Bind(listen, error))?;
-        let runtime = Arc::new(quinn::TokioRuntime);
-        let mut endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
-            .map_err(|error| TransportError::Bind(listen, error))?;
-        endpoint.set_default_client_config(client);
+        let endpoint = quic_endpoint(listen, identity, down)?;
         let transport = Self { endpoint, about: Arc::new(about), incidents, shutdown: shutdown.clone() };
         shutdown.spawn(transport.clone().accept_all());
         Ok(transport)
@@ -186,6 +184,25 @@ impl Transport {
 async fn accept(incoming: Incoming, about: &About) -> Result<NewLink, LinkError> {
     let connection = timeout(DIAL_TIMEOUT, incoming).await.map_err(|_| LinkError::Timeout)??;
     Link::answer(connection, about).await
+}
+
+/// An endpoint with the settings of peers, both to dial and to accept: both sides of every connection show their
+/// certificates.
+///
+/// # Errors
+/// The address cannot be bound, or the identity not used.
+pub fn quic_endpoint(
+    listen: SocketAddr,
+    identity: &Identity,
+    down: Option<BitRate>,
+) -> Result<Endpoint, TransportError> {
+    let (server, client) = configs(identity, down)?;
+    let socket = tuning::bind(listen).map_err(|error| TransportError::Bind(listen, error))?;
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let mut endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
+        .map_err(|error| TransportError::Bind(listen, error))?;
+    endpoint.set_default_client_config(client);
+    Ok(endpoint)
 }
 
 fn configs(

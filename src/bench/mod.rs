@@ -1,0 +1,47 @@
+//! `flotilla bench`: what the pieces can do on this machine, measured on real processes and sockets.
+//!
+//! A measurement never touches the network beyond this machine, leaves no process and no file behind, and says
+//! [`CommandError::NotOk`] when what was to be measured did not happen.
+
+mod content;
+mod peers;
+mod plain;
+mod transfer;
+
+use clap::{Args, Subcommand};
+use flotilla_runtime::shutdown::Shutdown;
+
+use crate::cli::{CommandError, block_on};
+
+/// The arguments of `flotilla bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    command: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// One peer to another, disk to verified disk, beside a plain QUIC stream of the same bytes
+    Transfer(transfer::TransferArgs),
+}
+
+/// Runs a benchmark.
+///
+/// # Errors
+/// If it cannot be run; [`CommandError::NotOk`] if what it measured is not good enough.
+pub fn run(args: BenchArgs) -> Result<(), CommandError> {
+    match args.command {
+        BenchCommand::Transfer(args) => block_on(until_signal(transfer::run(args))),
+    }
+}
+
+/// Whatever a benchmark started ends with it, also when it is told to stop.
+async fn until_signal(work: impl Future<Output = Result<(), CommandError>>) -> Result<(), CommandError> {
+    let shutdown =
+        Shutdown::on_signals().map_err(|error| CommandError::failed("listen for signals", error))?;
+    tokio::select! {
+        done = work => done,
+        () = shutdown.wait() => Err(CommandError::failed("run the benchmark", "it was told to stop")),
+    }
+}
