@@ -1,16 +1,12 @@
 //! What an origin counts: for Prometheus, and for a demonstration that runs in the same process.
 
-use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use std::sync::Arc;
 
-use http::StatusCode;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use axum::body::Body;
+use flotilla_runtime::metrics::{self, Figures, Requests};
+use http::{HeaderMap, Response, StatusCode};
 
 use crate::registry::Registry;
 use crate::storage::Operations;
@@ -19,40 +15,13 @@ use crate::storage::Operations;
 #[derive(Debug)]
 pub struct Metrics {
     blob_bytes_sent: AtomicU64,
-    requests: Family<RequestLabels, Counter>,
-    durations: Family<RouteLabel, Histogram, fn() -> Histogram>,
+    requests: Requests,
     operations: Arc<Operations>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    route: &'static str,
-    status: Status,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RouteLabel {
-    route: &'static str,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Status(StatusCode);
-
-impl EncodeLabelValue for Status {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), core::fmt::Error> {
-        encoder.write_str(self.0.as_str())
-    }
 }
 
 impl Metrics {
     pub(crate) fn new(operations: Arc<Operations>) -> Self {
-        let durations: fn() -> Histogram = || Histogram::new(exponential_buckets(0.000_05, 4.0, 10));
-        Self {
-            blob_bytes_sent: AtomicU64::new(0),
-            requests: Family::default(),
-            durations: Family::new_with_constructor(durations),
-            operations,
-        }
+        Self { blob_bytes_sent: AtomicU64::new(0), requests: Requests::default(), operations }
     }
 
     /// Bytes of blobs handed to clients' connections.
@@ -70,31 +39,20 @@ impl Metrics {
     }
 
     pub(crate) fn request(&self, route: &'static str, status: StatusCode, duration: Duration) {
-        self.requests.get_or_create(&RequestLabels { route, status: Status(status) }).inc();
-        self.durations.get_or_create(&RouteLabel { route }).observe(duration.as_secs_f64());
+        self.requests.answered(route, status, duration);
     }
 
-    /// The Prometheus text.
-    pub(crate) fn encode(&self, registry: &Registry) -> String {
+    /// The answer of `/metrics`, of an origin that answers from `registry`.
+    pub(crate) fn answer(self: &Arc<Self>, registry: &Registry, headers: &HeaderMap) -> Response<Body> {
         let mut exposition = prometheus_client::registry::Registry::with_prefix("flotilla_origin");
-        exposition.register("requests", "Requests answered", self.requests.clone());
-        exposition.register("request_seconds", "Time to an answer's head", self.durations.clone());
-        let bytes = Counter::<u64>::default();
-        bytes.inc_by(self.blob_bytes());
-        exposition.register("blob_bytes_sent", "Bytes of blobs handed to clients' connections", bytes);
-        let stale = Counter::<u64>::default();
-        stale.inc_by(registry.stale_answers());
-        exposition.register("stale_answers", "Answers from memory past its time, without storage", stale);
-        let operations = Family::<[(&'static str, &'static str); 1], Counter>::default();
-        for (kind, count) in self.operations.by_kind() {
-            operations.get_or_create(&[("kind", kind)]).inc_by(count);
-        }
-        exposition.register("storage_operations", "Calls of the storage", operations);
-        let mut text = String::new();
-        if encode(&mut text, &exposition).is_err() {
-            text.clear();
-            tracing::error!("encode metrics");
-        }
-        text
+        self.requests.register(&mut exposition);
+        let (metrics, stale) = (Arc::clone(self), registry.stale_answers());
+        exposition.register_collector(Figures::collector(move |figures| {
+            figures.counter("sent_bytes", "Bytes of blobs handed to clients", metrics.blob_bytes())?;
+            figures.counter("stale_answers", "Answers from memory past its time, without storage", stale)?;
+            let operations = metrics.operations.by_kind();
+            figures.counters("storage_operations", "Calls of the storage", "kind", operations)
+        }));
+        metrics::answer(headers, &exposition)
     }
 }

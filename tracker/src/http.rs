@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -43,20 +44,43 @@ async fn announce(
     Extension(identity): Extension<ClientIdentity>,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Reject> {
-    let request = codec::decode(&body?)?;
-    let answer = service.announce(request, identity.0.as_ref(), client.ip())?;
-    Ok(encoded(codec::encode(&answer)))
+) -> Response {
+    let began = Instant::now();
+    let answer = || -> Result<Response, Reject> {
+        let request = codec::decode(&body?)?;
+        let answer = service.announce(request, identity.0.as_ref(), client.ip())?;
+        Ok(encoded(codec::encode(&answer)))
+    };
+    let response = answered(&service, "announce", began, answer());
+    service.metrics().handout_seconds.observe(began.elapsed().as_secs_f64());
+    response
 }
 
 async fn lease(
     State(service): State<Arc<Service>>,
     Extension(identity): Extension<ClientIdentity>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Response, Reject> {
-    let request = codec::decode(&body?)?;
-    let answer = service.lease(request, identity.0.as_ref()).await?;
-    Ok(encoded(codec::encode(&answer)))
+) -> Response {
+    let began = Instant::now();
+    let answer = async || -> Result<Response, Reject> {
+        let request = codec::decode(&body?)?;
+        let answer = service.lease(request, identity.0.as_ref()).await?;
+        Ok(encoded(codec::encode(&answer)))
+    };
+    let answer = answer().await;
+    answered(&service, "lease", began, answer)
+}
+
+/// The answer, counted.
+fn answered(
+    service: &Service,
+    route: &'static str,
+    began: Instant,
+    answer: Result<Response, Reject>,
+) -> Response {
+    let response = answer.unwrap_or_else(IntoResponse::into_response);
+    service.metrics().requests.answered(route, response.status(), began.elapsed());
+    response
 }
 
 /// How many swarms to show.

@@ -15,7 +15,7 @@ use flotilla_runtime::shutdown::Shutdown;
 use tokio::sync::Notify;
 
 use crate::config::Config;
-use crate::metrics::Snapshot;
+use crate::metrics::{Metrics, Snapshot};
 use crate::state::{Refusal, State, SwarmStatus};
 
 /// What a peer is told that still waits when the tracker drains.
@@ -31,16 +31,22 @@ pub(crate) struct Service {
     /// The machine's next deadline is earlier than the one that the timer task sleeps for.
     is_earlier: Notify,
     shutdown: Shutdown,
+    metrics: Metrics,
 }
 
 impl Service {
     pub(crate) fn new(config: Config, with_certificates: bool, shutdown: Shutdown) -> Self {
         let state = Mutex::new(State::new(&config));
-        Self { config, state, with_certificates, is_earlier: Notify::new(), shutdown }
+        let (is_earlier, metrics) = (Notify::new(), Metrics::default());
+        Self { config, state, with_certificates, is_earlier, shutdown, metrics }
     }
 
     pub(crate) fn config(&self) -> &Config {
         &self.config
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Takes an announce that came from `client`, which is `identity` by its certificate.

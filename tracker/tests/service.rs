@@ -169,7 +169,7 @@ async fn peers_that_want_the_same_blob_get_each_other_near_ones_first() {
     assert_eq!(region.get("/readyz").await.0, StatusCode::OK);
     let metrics = region.get("/metrics").await.1;
     assert!(metrics.contains("flotilla_tracker_peers 42"), "{metrics}");
-    assert!(metrics.contains("flotilla_tracker_announces_total 42"), "{metrics}");
+    assert!(metrics.contains("flotilla_tracker_announces_total{answer=\"accepted\"} 42"), "{metrics}");
     region.stop().await;
 }
 

@@ -4,7 +4,7 @@
 //! |------------|--------|
 //! | `/healthz` | 200 while the process answers at all |
 //! | `/readyz`  | 200 when it can do its work; 503 and why not while it starts and while it drains |
-//! | `/metrics` | every metric, in the OpenMetrics text format |
+//! | `/metrics` | every metric, in the text formats of Prometheus |
 //!
 //! It must never answer anything that changes a service, nor anything secret: it may listen without TLS.
 
@@ -13,16 +13,13 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
+use crate::metrics;
 use crate::shutdown::Shutdown;
-
-/// The media type of OpenMetrics text.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Whether a service can do its work. Clones share one answer.
 #[derive(Clone, Debug)]
@@ -67,7 +64,7 @@ pub fn router(registry: Arc<Registry>, readiness: Readiness) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready).with_state(readiness))
-        .route("/metrics", get(metrics).with_state(registry))
+        .route("/metrics", get(figures).with_state(registry))
 }
 
 async fn ready(State(readiness): State<Readiness>) -> Response {
@@ -77,15 +74,8 @@ async fn ready(State(readiness): State<Readiness>) -> Response {
     }
 }
 
-async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
-    let mut text = String::new();
-    match encode(&mut text, &registry) {
-        Ok(()) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
-        Err(error) => {
-            tracing::error!(%error, "encode metrics");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
-    }
+async fn figures(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
+    metrics::answer(&headers, &registry)
 }
 
 #[cfg(test)]
@@ -124,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn metrics_are_open_metrics_text() {
+    async fn metrics_are_answered_beside_it() {
         let served = Counter::<u64>::default();
         let mut registry = Registry::default();
         registry.register("flotilla_served_bytes", "Payload bytes served", served.clone());
@@ -133,6 +123,5 @@ mod tests {
             ask(&router(Arc::new(registry), Readiness::starting(&Shutdown::new())), "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         assert!(text.contains("flotilla_served_bytes_total 42"), "{text}");
-        assert!(text.ends_with("# EOF\n"), "{text}");
     }
 }

@@ -65,7 +65,7 @@ async fn answer(api: &Arc<Api>, route: Route, request: Request<Body>) -> Answer 
         Route::Ping if is_read(&method) => Ok(json("{}")),
         Route::Health if is_read(&method) => Ok(text("ok\n")),
         Route::Ready if is_read(&method) => peers::ready(api).await,
-        Route::Metrics if is_read(&method) => Ok(text(api.metrics.encode(&api.registry))),
+        Route::Metrics if is_read(&method) => Ok(api.metrics.answer(&api.registry, &parts.headers)),
         Route::Keys if is_read(&method) => Ok(peers::keys(api)),
         Route::Closure if method == Method::POST => peers::closure(api, body).await,
         Route::Blob { repository, digest } => match method {

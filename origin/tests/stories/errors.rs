@@ -68,7 +68,10 @@ async fn operators_see_health_and_metrics() {
     assert_eq!(client.get("/healthz").await.status(), StatusCode::OK);
     assert_eq!(client.get("/readyz").await.status(), StatusCode::OK);
     let metrics = client.get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains("flotilla_origin_requests_total{route=\"ping\",status=\"200\"} 1"), "{metrics}");
+    assert!(
+        metrics.contains("flotilla_origin_http_requests_total{route=\"ping\",code=\"200\"} 1"),
+        "{metrics}"
+    );
     assert!(metrics.contains("flotilla_origin_storage_operations_total{kind=\"read\"}"), "{metrics}");
     region.faults.set_down(true);
     assert_eq!(client.get("/readyz").await.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -1,0 +1,281 @@
+//! Metrics, one way for every service: what is counted, how it is read, and how `/metrics` answers.
+//!
+//! A service counts in its own words (atomics, or the counters of a machine) and hands them out as [`Figures`] when
+//! somebody asks; only what needs buckets or labels of its own is kept in the library's types. Names end in their
+//! unit, durations are seconds, sizes bytes.
+//!
+//! It must never make a label out of something that a client can choose freely.
+
+use std::fmt;
+
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use std::time::Duration;
+
+/// The media type of OpenMetrics text.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The media type of the older text format, for whoever does not ask for the other.
+const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// A histogram of seconds, from 0.1 ms to a minute.
+pub fn seconds_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_1, 4.0, 11))
+}
+
+/// Figures that are read at the moment they are asked for.
+///
+/// ```
+/// # use flotilla_runtime::metrics::Figures;
+/// # use prometheus_client::registry::Registry;
+/// let mut registry = Registry::with_prefix("flotilla_peer");
+/// registry.register_collector(Figures::collector(|figures| {
+///     figures.gauge("neighbours", "Connections to neighbours", 3)?;
+///     figures.counters("received_bytes", "Payload received", "source", [("origin", 1), ("zone", 2)])
+/// }));
+/// ```
+pub struct Figures<'e>(DescriptorEncoder<'e>);
+
+impl Figures<'_> {
+    /// A collector that asks `read` each time.
+    pub fn collector<F>(read: F) -> Box<dyn Collector>
+    where
+        F: Fn(&mut Figures<'_>) -> fmt::Result + Send + Sync + 'static,
+    {
+        Box::new(Reading(read))
+    }
+
+    /// A number that only grows.
+    ///
+    /// # Errors
+    /// As every other method: the text cannot be written.
+    pub fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let counter = ConstCounter::new(value);
+        counter.encode(self.0.encode_descriptor(name, help, None, counter.metric_type())?)
+    }
+
+    /// A number that only grows, for each value of a label.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn counters<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (&'l str, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (value, count) in values {
+            ConstCounter::new(count).encode(family.encode_family(&[(label, value)])?)?;
+        }
+        Ok(())
+    }
+
+    /// Seconds that only grow, for each value of a label.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn seconds<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (&'l str, Duration)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (value, time) in values {
+            ConstCounter::new(time.as_secs_f64()).encode(family.encode_family(&[(label, value)])?)?;
+        }
+        Ok(())
+    }
+
+    /// A number that goes up and down.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+        gauge.encode(self.0.encode_descriptor(name, help, None, gauge.metric_type())?)
+    }
+
+    /// A number that goes up and down, for each value of a label.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn gauges<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (&'l str, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (value, number) in values {
+            let gauge = ConstGauge::new(i64::try_from(number).unwrap_or(i64::MAX));
+            gauge.encode(family.encode_family(&[(label, value)])?)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Figures<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Figures").finish()
+    }
+}
+
+struct Reading<F>(F);
+
+impl<F> fmt::Debug for Reading<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Reading").finish()
+    }
+}
+
+impl<F> Collector for Reading<F>
+where
+    F: Fn(&mut Figures<'_>) -> fmt::Result + Send + Sync + 'static,
+{
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        (self.0)(&mut Figures(encoder))
+    }
+}
+
+/// Requests answered over HTTP, by route and status, and how long the head of the answer took. Clones count together.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    answered: Family<RequestLabels, Counter>,
+    durations: Family<RouteLabel, Histogram, fn() -> Histogram>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: &'static str,
+    code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabel {
+    route: &'static str,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        let durations = Family::new_with_constructor(seconds_histogram as fn() -> Histogram);
+        Self { answered: Family::default(), durations }
+    }
+}
+
+impl Requests {
+    /// Adds `http_requests_total` and `http_request_seconds` to a service's registry.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("http_requests", "Requests answered", self.answered.clone());
+        registry.register("http_request_seconds", "Time to the head of an answer", self.durations.clone());
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, route: &'static str, status: StatusCode, took: Duration) {
+        self.answered.get_or_create(&RequestLabels { route, code: status.as_u16() }).inc();
+        self.durations.get_or_create(&RouteLabel { route }).observe(took.as_secs_f64());
+    }
+}
+
+/// The answer of `/metrics`: OpenMetrics for those that accept it, otherwise the older text format.
+pub fn answer(headers: &HeaderMap, registry: &Registry) -> Response {
+    let mut text = String::new();
+    if let Err(error) = encode(&mut text, registry) {
+        tracing::error!(%error, "encode metrics");
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if accepted.contains("application/openmetrics-text") {
+        ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response()
+    } else {
+        ([(header::CONTENT_TYPE, PLAIN)], plain(&text)).into_response()
+    }
+}
+
+/// OpenMetrics in the older text format: there a counter's family is named as its samples are, and there are no units
+/// and no end.
+fn plain(open: &str) -> String {
+    let mut text = String::with_capacity(open.len());
+    let mut lines = open.lines().peekable();
+    while let Some(line) = lines.next() {
+        match line.split(' ').collect::<Vec<_>>()[..] {
+            ["#", "UNIT", ..] | ["#", "EOF"] => continue,
+            ["#", "HELP", name, ..] => {
+                let is_counter = lines.peek().is_some_and(|next| *next == format!("# TYPE {name} counter"));
+                let suffix = if is_counter { "_total" } else { "" };
+                let help = line.get("# HELP ".len() + name.len()..).unwrap_or_default();
+                text.push_str(&format!("# HELP {name}{suffix}{}", help.trim_end_matches('.')));
+            }
+            ["#", "TYPE", name, "counter"] => text.push_str(&format!("# TYPE {name}_total counter")),
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    fn registry() -> Registry {
+        let mut registry = Registry::with_prefix("flotilla_test");
+        let requests = Requests::default();
+        requests.register(&mut registry);
+        requests.answered("blob", StatusCode::OK, Duration::from_millis(3));
+        registry.register_collector(Figures::collector(|figures| {
+            figures.gauge("neighbours", "Connections to neighbours", 3)?;
+            figures.counters("received_bytes", "Payload received", "source", [("zone", 2)])?;
+            figures.seconds("wait_seconds", "Waited", "reason", [("lease", Duration::from_millis(1500))])
+        }));
+        registry
+    }
+
+    async fn text(accept: &'static str) -> (String, String) {
+        let headers = HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]);
+        let answer = answer(&headers, &registry());
+        let media_type = answer.headers()[header::CONTENT_TYPE].to_str().unwrap().to_owned();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        (media_type, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn who_accepts_open_metrics_gets_it() {
+        let (media_type, text) = text("application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;
+        assert_eq!(media_type, OPEN_METRICS);
+        assert!(text.contains("# TYPE flotilla_test_received_bytes counter"), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn everybody_else_gets_families_named_as_their_samples() {
+        let (media_type, text) = text("*/*").await;
+        assert_eq!(media_type, PLAIN);
+        for line in [
+            "# HELP flotilla_test_received_bytes_total Payload received",
+            "# TYPE flotilla_test_received_bytes_total counter",
+            "flotilla_test_received_bytes_total{source=\"zone\"} 2",
+            "flotilla_test_wait_seconds_total{reason=\"lease\"} 1.5",
+            "# TYPE flotilla_test_neighbours gauge",
+            "flotilla_test_neighbours 3",
+            "flotilla_test_http_requests_total{route=\"blob\",code=\"200\"} 1",
+            "# TYPE flotilla_test_http_request_seconds histogram",
+        ] {
+            assert!(text.lines().any(|printed| printed == line), "{line} is missing in\n{text}");
+        }
+        assert!(!text.contains("EOF") && !text.contains("UNIT"), "{text}");
+    }
+}
