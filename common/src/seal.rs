@@ -184,6 +184,18 @@ impl TrustedKeys {
     }
 }
 
+/// The ids of the keys, for people.
+impl fmt::Display for TrustedKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (id, _) in &self.keys {
+            write!(f, "{separator}{id}")?;
+            separator = ", ";
+        }
+        Ok(())
+    }
+}
+
 /// What a seal signs: context, length-prefixed issuer, key id, algorithm, hash, size, log2 chunk size, root.
 fn signed_bytes(issuer: &RegionName, key_id: KeyId, facts: &BlobFacts) -> Vec<u8> {
     let mut bytes = CONTEXT.to_vec();

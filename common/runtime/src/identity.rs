@@ -15,8 +15,10 @@
 
 mod authority;
 mod files;
+mod live;
 mod seal_keys;
 mod tls;
+mod watch;
 
 use flotilla_common::name::PeerId;
 use rustls::pki_types::CertificateDer;
@@ -26,6 +28,7 @@ pub use authority::{Authority, Issued};
 pub use files::{FileKind, IdentityError, Place, write_new};
 pub use seal_keys::{SealSecret, load_seal_key, load_trusted_keys, parse_trusted_keys, trusted_key_line};
 pub use tls::{CertificateFiles, Clients, Identity, client_trusting, client_without_trust};
+pub use watch::{LiveKeys, Reloadable, Timing, keep_fresh};
 
 /// The domain in which peers have their names: `<id>.peer.flotilla.internal`.
 pub const PEER_DOMAIN: &str = "peer.flotilla.internal";

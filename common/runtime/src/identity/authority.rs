@@ -18,8 +18,8 @@ use crate::clock::Clock;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ten years.
 const AUTHORITY_VALIDITY: Duration = Duration::from_secs(3650 * DAY.as_secs());
-/// Certificates begin a little in the past: clocks of VMs that just booted may be behind.
-const BACKDATED: Duration = Duration::from_secs(60 * 60);
+/// Certificates begin in the past: clocks of VMs that just booted may be behind, by an hour or by a time zone.
+const BACKDATED: Duration = DAY;
 
 /// The root of a fleet's trust, with its private key.
 #[derive(Debug)]

@@ -15,6 +15,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
 
+mod rotation;
+
 const ALPN: &[u8] = b"flotilla/1";
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -150,25 +152,6 @@ fn write_files(directory: &std::path::Path, fleet: &Authority, issued: &Issued) 
     write_new(FileKind::PrivateKey, &files.key, &issued.key_pem).unwrap();
     write_new(FileKind::Authority, &files.authority, fleet.certificate_pem()).unwrap();
     files
-}
-
-#[tokio::test]
-async fn a_renewed_certificate_is_used_without_a_restart() {
-    let fleet = Authority::create().unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let files = write_files(directory.path(), &fleet, &fleet.issue_peer(&peer("old"), DAY).unwrap());
-    let vm = Identity::load(&files).unwrap();
-    let server = vm.quic_server(ALPN).unwrap();
-    let renewed = fleet.issue_peer(&peer("new"), DAY).unwrap();
-    std::fs::write(&files.certificate, &renewed.certificate_pem).unwrap();
-    let error = vm.reload().unwrap_err().to_string();
-    assert!(error.contains("does not belong to the certificate"), "{error}");
-    assert_eq!(vm.peer_id(), Some(peer("old")));
-
-    std::fs::write(&files.key, &renewed.key_pem).unwrap();
-    vm.reload().unwrap();
-    let seen = handshake(server, vm.quic_client(ALPN).unwrap(), &peer_name(&peer("new"))).await.unwrap();
-    assert_eq!(seen, (Some(peer("new")), Some(peer("new"))));
 }
 
 #[test]

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use flotilla_common::name::PeerId;
-use rustls::client::ResolvesClientCert;
+use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme, SupportedProtocolVersion, version};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 
 use super::files::{self, FileKind, IdentityError, Place};
+use super::live::{Live, LiveClients, Moment, Validity};
 use crate::clock::Clock;
 
 /// QUIC knows no older version.
@@ -43,17 +44,12 @@ pub enum Clients {
     Anybody,
 }
 
-/// A certificate with its key, and whom it trusts. Clones share the certificate, also after a reload.
+/// A certificate with its key, and whom it trusts. Clones share all of it, also after a reload.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    current: Arc<Current>,
-    roots: Arc<RootCertStore>,
+    live: Arc<Live>,
     files: Option<CertificateFiles>,
 }
-
-/// The certificate in use; every handshake reads it.
-#[derive(Debug)]
-struct Current(ArcSwap<CertifiedKey>);
 
 impl Identity {
     /// The identity in three files.
@@ -62,10 +58,7 @@ impl Identity {
     /// Which file is wrong, why, and the cure: unreadable, no PEM, key and certificate that do not belong together,
     /// a certificate that is over.
     pub fn load(files: &CertificateFiles) -> Result<Self, IdentityError> {
-        let certified = load_certified(files)?;
-        let authority = files::read(FileKind::Authority, &files.authority)?;
-        let roots = roots(&Place::File(files.authority.clone()), &authority)?;
-        Ok(Self::new(certified, roots, Some(files.clone())))
+        Ok(Self::new(load(files)?, Some(files.clone())))
     }
 
     /// The identity in three PEM texts, for services that make their own fleet.
@@ -74,29 +67,49 @@ impl Identity {
     /// As [`Identity::load`].
     pub fn from_pem(certificate: &str, key: &str, authority: &str) -> Result<Self, IdentityError> {
         let place = Place::Memory;
-        let certified = certified(&place, certificate, &place, key)?;
-        Ok(Self::new(certified, roots(&place, authority)?, None))
+        let (certified, validity) = certified(&place, certificate, &place, key)?;
+        Ok(Self::new(Moment::new(certified, validity, roots(&place, authority)?)?, None))
     }
 
-    fn new(certified: CertifiedKey, roots: RootCertStore, files: Option<CertificateFiles>) -> Self {
-        let current = Arc::new(Current(ArcSwap::from_pointee(certified)));
-        Self { current, roots: Arc::new(roots), files }
+    fn new(moment: Moment, files: Option<CertificateFiles>) -> Self {
+        Self { live: Arc::new(Live(ArcSwap::from_pointee(moment))), files }
     }
 
-    /// Reads certificate and key again; connections from now on use them. The authorities stay.
+    /// The files it is in; `None` for one that was made in memory and never changes.
+    pub const fn files(&self) -> Option<&CertificateFiles> {
+        self.files.as_ref()
+    }
+
+    /// Reads certificate, key and authorities again; connections from now on use them, those that stand go on.
     ///
     /// # Errors
-    /// As [`Identity::load`]; the certificate in use stays in use.
+    /// As [`Identity::load`], and a certificate of another peer: a name lasts as long as its process. What was in use
+    /// stays in use.
     pub fn reload(&self) -> Result<(), IdentityError> {
-        if let Some(files) = &self.files {
-            self.current.0.store(Arc::new(load_certified(files)?));
+        let Some(files) = &self.files else { return Ok(()) };
+        let moment = load(files)?;
+        let named = peer_of(&moment);
+        if let Some(id) = self.peer_id().filter(|id| named.as_ref() != Some(id)) {
+            let named = named.map_or_else(|| "no peer".to_owned(), |named| format!("peer {named}"));
+            let fault = format!("names {named}, and this process is peer {id}: restart it to rename it");
+            return Err(Place::File(files.certificate.clone()).fault(FileKind::Certificate, fault));
         }
+        self.live.0.store(Arc::new(moment));
         Ok(())
     }
 
     /// The peer that the certificate names, if it is a peer's.
     pub fn peer_id(&self) -> Option<PeerId> {
-        super::peer_id(self.current.0.load().cert.first()?)
+        peer_of(&self.live.0.load())
+    }
+
+    /// When the certificate in use is over, in seconds since 1970.
+    pub fn ends_unix_s(&self) -> u64 {
+        self.live.0.load().validity.ends_unix_s
+    }
+
+    pub(super) fn validity(&self) -> Validity {
+        self.live.0.load().validity
     }
 
     /// For a listener of QUIC: TLS 1.3, clients authenticated, the protocol `alpn`.
@@ -137,17 +150,15 @@ impl Identity {
         clients: Clients,
         alpn: &[u8],
     ) -> Result<ServerConfig, IdentityError> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider());
-        let verifier = match clients {
-            Clients::Authenticated => verifier,
-            Clients::Anybody => verifier.allow_unauthenticated(),
-        };
-        let verifier = verifier.build().map_err(tls_error)?;
+        let verifier = LiveClients { live: Arc::clone(&self.live), clients };
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(versions)
             .map_err(tls_error)?
-            .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::<Current>::clone(&self.current));
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(Arc::<Live>::clone(&self.live));
+        // A resumed session would carry on with a certificate that nobody checks any more.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         config.alpn_protocols = vec![alpn.to_vec()];
         Ok(config)
     }
@@ -160,8 +171,10 @@ impl Identity {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(versions)
             .map_err(tls_error)?
-            .with_root_certificates(Arc::clone(&self.roots))
-            .with_client_cert_resolver(Arc::<Current>::clone(&self.current));
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::<Live>::clone(&self.live))
+            .with_client_cert_resolver(Arc::<Live>::clone(&self.live));
+        config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![alpn.to_vec()];
         Ok(config)
     }
@@ -194,28 +207,18 @@ fn anonymous_client(roots: RootCertStore) -> Result<ClientConfig, IdentityError>
     Ok(config)
 }
 
-impl ResolvesServerCert for Current {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
-    }
-}
-
-impl ResolvesClientCert for Current {
-    fn resolve(&self, _authorities: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
-    }
-
-    fn has_certs(&self) -> bool {
-        true
-    }
-}
-
-fn load_certified(files: &CertificateFiles) -> Result<CertifiedKey, IdentityError> {
+fn load(files: &CertificateFiles) -> Result<Moment, IdentityError> {
     let certificate = files::read(FileKind::Certificate, &files.certificate)?;
     let key = files::read(FileKind::PrivateKey, &files.key)?;
-    let (certificate_place, key_place) =
-        (Place::File(files.certificate.clone()), Place::File(files.key.clone()));
-    certified(&certificate_place, &certificate, &key_place, &key)
+    let authority = files::read(FileKind::Authority, &files.authority)?;
+    let [certificate_place, key_place, authority_place] =
+        [&files.certificate, &files.key, &files.authority].map(|path| Place::File(path.clone()));
+    let (certified, validity) = certified(&certificate_place, &certificate, &key_place, &key)?;
+    Moment::new(certified, validity, roots(&authority_place, &authority)?)
+}
+
+fn peer_of(moment: &Moment) -> Option<PeerId> {
+    super::peer_id(moment.certified.cert.first()?)
 }
 
 fn certified(
@@ -223,7 +226,7 @@ fn certified(
     certificate: &str,
     key_place: &Place,
     key: &str,
-) -> Result<CertifiedKey, IdentityError> {
+) -> Result<(CertifiedKey, Validity), IdentityError> {
     let chain = certificate_place.certificates(FileKind::Certificate, certificate)?;
     let key = key_place.private_key(key)?;
     let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
@@ -237,11 +240,13 @@ fn certified(
     let end_entity = certified.end_entity_cert().map_err(|error| fault(error.to_string()))?;
     let (_, parsed) =
         x509_parser::parse_x509_certificate(end_entity).map_err(|error| fault(error.to_string()))?;
-    let not_after = parsed.validity().not_after;
-    if u64::try_from(not_after.timestamp()).unwrap_or(0) <= Clock::unix_seconds() {
+    let (not_before, not_after) = (parsed.validity().not_before, parsed.validity().not_after);
+    let unix_s = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+    let validity = Validity { begins_unix_s: unix_s(not_before), ends_unix_s: unix_s(not_after) };
+    if validity.ends_unix_s <= Clock::unix_seconds() {
         return Err(fault(format!("expired on {not_after}")));
     }
-    Ok(certified)
+    Ok((certified, validity))
 }
 
 /// A bundle may hold certificates that this cryptography cannot read; one good one is enough.
@@ -257,6 +262,6 @@ fn roots(place: &Place, text: &str) -> Result<RootCertStore, IdentityError> {
     Ok(roots)
 }
 
-fn tls_error(error: impl std::fmt::Display) -> IdentityError {
+pub(super) fn tls_error(error: impl std::fmt::Display) -> IdentityError {
     IdentityError::Tls(error.to_string())
 }

@@ -1,0 +1,158 @@
+//! What an identity is at this moment: every handshake reads it, a reload replaces it as a whole.
+//!
+//! TLS configurations hold it behind the resolvers and verifiers below, which ask the stock ones of that moment. So a
+//! configuration made once follows every rotation, for new connections; those that stand go on. Nothing is verified less
+//! than by the stock verifiers.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+
+use super::Clients;
+use super::files::IdentityError;
+use super::tls::{provider, tls_error};
+
+/// A certificate with its key, and the verifiers made of the authorities that are trusted beside it.
+#[derive(Debug)]
+pub(super) struct Moment {
+    pub(super) certified: Arc<CertifiedKey>,
+    pub(super) validity: Validity,
+    servers: Arc<WebPkiServerVerifier>,
+    clients: Arc<dyn ClientCertVerifier>,
+}
+
+/// From when until when a certificate is good, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Validity {
+    pub(super) begins_unix_s: u64,
+    pub(super) ends_unix_s: u64,
+}
+
+impl Moment {
+    pub(super) fn new(
+        certified: CertifiedKey,
+        validity: Validity,
+        roots: RootCertStore,
+    ) -> Result<Self, IdentityError> {
+        let roots = Arc::new(roots);
+        let servers = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), provider());
+        let clients = WebPkiClientVerifier::builder_with_provider(roots, provider());
+        Ok(Self {
+            certified: Arc::new(certified),
+            validity,
+            servers: servers.build().map_err(tls_error)?,
+            clients: clients.build().map_err(tls_error)?,
+        })
+    }
+}
+
+/// The current moment, as certificate of either side and as a client's verifier of servers.
+#[derive(Debug)]
+pub(super) struct Live(pub(super) ArcSwap<Moment>);
+
+impl ResolvesServerCert for Live {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.load().certified))
+    }
+}
+
+impl ResolvesClientCert for Live {
+    fn resolve(&self, _authorities: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.load().certified))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl ServerCertVerifier for Live {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.0.load().servers.verify_server_cert(end_entity, intermediates, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.load().servers.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.load().servers.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.load().servers.supported_verify_schemes()
+    }
+}
+
+/// A server's verifier of clients.
+#[derive(Debug)]
+pub(super) struct LiveClients {
+    pub(super) live: Arc<Live>,
+    pub(super) clients: Clients,
+}
+
+impl ClientCertVerifier for LiveClients {
+    fn client_auth_mandatory(&self) -> bool {
+        self.clients == Clients::Authenticated
+    }
+
+    /// None: the list could change during the handshake, and everybody here has but one certificate to show.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.live.0.load().clients.verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.live.0.load().clients.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.live.0.load().clients.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.live.0.load().clients.supported_verify_schemes()
+    }
+}
