@@ -9,7 +9,9 @@
 //! | `<id>.pem`, `<id>.key`          | that peer |
 //! | `<name>.pem`, `<name>.key`      | the origin or tracker that answers under that name |
 //!
-//! It never overwrites a file, and a secret is readable for its owner only.
+//! It never overwrites a file unasked, and a secret is readable for its owner only. `--renew` is the asking: a
+//! certificate is replaced by a new one under the same name, and an origin gets a second key beside the first. How a
+//! fleet is led through each rotation is in `docs/security.md`.
 
 use std::fmt;
 use std::fs::{DirBuilder, OpenOptions};
@@ -22,7 +24,7 @@ use clap::{Args, Subcommand};
 use flotilla_common::name::{PeerId, RegionName};
 use flotilla_runtime::identity::{
     Authority, CertificateFiles, FileKind, IdentityError, Issued, SealSecret, load_seal_key,
-    load_trusted_keys, trusted_key_line, write_new,
+    load_trusted_keys, replace, trusted_key_line, write_new,
 };
 
 use crate::fleet::Fleet;
@@ -62,6 +64,9 @@ struct IssueArgs {
     /// Days for which the certificate is good
     #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
+    /// Replace the certificate that was issued under this name; for an origin, add a second key beside the first
+    #[arg(long)]
+    renew: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -115,17 +120,18 @@ impl fmt::Display for Made {
 /// Runs `flotilla pki init` or `flotilla pki issue`.
 ///
 /// # Errors
-/// Nothing is overwritten: a file that is there already is an error, before anything is written.
+/// Nothing is overwritten unasked: a file that is there already is an error, before anything is written.
 pub fn run(args: &PkiArgs) -> Result<Made, PkiError> {
     match &args.command {
         PkiCommand::Init(args) => init(args),
         PkiCommand::Issue(args) => {
-            let IssueArgs { dir, subject, days } = args;
+            let IssueArgs { dir, subject, days, renew } = args;
             let validity = Duration::from_secs(u64::from(*days) * 24 * 60 * 60);
+            let existing = if *renew { Existing::Replaced } else { Existing::Kept };
             match subject {
-                Subject { peer: Some(peer), .. } => issue_peer(dir, peer, validity),
-                Subject { origin: Some(region), .. } => issue_seal_key(dir, region),
-                Subject { server, .. } => issue_server(dir, server, validity),
+                Subject { peer: Some(peer), .. } => issue_peer(dir, peer, validity, existing),
+                Subject { origin: Some(region), .. } => issue_seal_key(dir, region, existing),
+                Subject { server, .. } => issue_server(dir, server, validity, existing),
             }
         }
     }
@@ -164,32 +170,51 @@ fn init(args: &InitArgs) -> Result<Made, PkiError> {
     Ok(Made { files, next })
 }
 
-fn issue_peer(dir: &Path, peer: &PeerId, validity: Duration) -> Result<Made, PkiError> {
-    let files = New::certificate(dir, peer.as_str())?;
-    let issued = load_authority(dir)?.issue_peer(peer, validity)?;
-    let next = format!(
-        "Next: bring both files with {CA} and {TRUSTED_KEYS} to the VM of peer {peer}; the key stays its own."
-    );
-    write_certificate(files, &issued, next)
+/// What becomes of a file that is there already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    /// It stays, and nothing is issued.
+    Kept,
+    Replaced,
 }
 
-fn issue_server(dir: &Path, names: &[String], validity: Duration) -> Result<Made, PkiError> {
+fn issue_peer(dir: &Path, peer: &PeerId, validity: Duration, existing: Existing) -> Result<Made, PkiError> {
+    let files = New::certificate(dir, peer.as_str(), existing)?;
+    let issued = load_authority(dir)?.issue_peer(peer, validity)?;
+    let next = format!(
+        "Next: bring both files with {CA} and {TRUSTED_KEYS} to the VM of peer {peer}; the key stays its own. \
+         A running peer takes them up within seconds."
+    );
+    write_certificate(files, &issued, existing, next)
+}
+
+fn issue_server(
+    dir: &Path,
+    names: &[String],
+    validity: Duration,
+    existing: Existing,
+) -> Result<Made, PkiError> {
     let authority = load_authority(dir)?;
     // The names are judged first: one becomes part of a path.
     let issued = authority.issue_server(names, validity)?;
-    let files = New::certificate(dir, names.first().map_or("server", String::as_str))?;
+    let files = New::certificate(dir, names.first().map_or("server", String::as_str), existing)?;
     let [certificate, key] = files.each_ref().map(|new| new.path.display().to_string());
     let authority = dir.join(CA);
     let next = format!(
         "Next: start the server with --tls-cert {certificate} --tls-key {key} --tls-ca {}",
         authority.display()
     );
-    write_certificate(files, &issued, next)
+    write_certificate(files, &issued, existing, next)
 }
 
-fn issue_seal_key(dir: &Path, region: &RegionName) -> Result<Made, PkiError> {
+fn issue_seal_key(dir: &Path, region: &RegionName, existing: Existing) -> Result<Made, PkiError> {
     let seal = SealSecret::generate(region.clone())?;
-    let new = New { kind: FileKind::SealKey, path: dir.join(seal_file(region)) };
+    let file = match existing {
+        Existing::Kept => seal_file(region),
+        // The key in use is needed until every peer trusts the new one.
+        Existing::Replaced => format!("{region}.{}.seal.key", seal.key().key_id()),
+    };
+    let new = New { kind: FileKind::SealKey, path: dir.join(file) };
     let trusted = dir.join(TRUSTED_KEYS);
     new.check()?;
     load_trusted_keys(&trusted)?;
@@ -204,7 +229,8 @@ fn issue_seal_key(dir: &Path, region: &RegionName) -> Result<Made, PkiError> {
         (trusted, "grew by its public key: for every peer"),
     ];
     let next = format!(
-        "Next: bring {TRUSTED_KEYS} to every peer first, then the seal key to the origin of region {region}."
+        "Next: bring {TRUSTED_KEYS} to every peer first, then the seal key to the origin of region {region} (--seal-key).\n\
+         When no replica signs with an older key of {region} any more, take its line out of {TRUSTED_KEYS} everywhere."
     );
     Ok(Made { files, next })
 }
@@ -226,7 +252,7 @@ pub fn open_or_init(dir: &Path, region: &RegionName) -> Result<Fleet, PkiError> 
 /// # Errors
 /// It has one already, or it cannot be made.
 pub fn issue_peer_files(dir: &Path, peer: &PeerId) -> Result<CertificateFiles, PkiError> {
-    issue_peer(dir, peer, Authority::DEFAULT_VALIDITY)?;
+    issue_peer(dir, peer, Authority::DEFAULT_VALIDITY, Existing::Kept)?;
     let [certificate, key] = ["pem", "key"].map(|extension| dir.join(format!("{peer}.{extension}")));
     Ok(CertificateFiles { certificate, key, authority: dir.join(CA) })
 }
@@ -244,26 +270,37 @@ fn load_authority(dir: &Path) -> Result<Authority, IdentityError> {
     Authority::load(&dir.join(CA), &dir.join(CA_KEY))
 }
 
-fn write_certificate([certificate, key]: [New; 2], issued: &Issued, next: String) -> Result<Made, PkiError> {
+fn write_certificate(
+    [certificate, key]: [New; 2],
+    issued: &Issued,
+    existing: Existing,
+    next: String,
+) -> Result<Made, PkiError> {
+    let write = |new: New, text: &str, purpose| match existing {
+        Existing::Kept => new.write(text, purpose),
+        Existing::Replaced => new.replace(text, purpose),
+    };
     let files = vec![
-        key.write(&issued.key_pem, "its private key: secret")?,
-        certificate.write(&issued.certificate_pem, "its certificate")?,
+        write(key, &issued.key_pem, "its private key: secret")?,
+        write(certificate, &issued.certificate_pem, "its certificate")?,
     ];
     Ok(Made { files, next })
 }
 
-/// A file that must not be there yet.
+/// A file that is to be written.
 struct New {
     kind: FileKind,
     path: PathBuf,
 }
 
 impl New {
-    /// The files of a certificate and its key, neither of which is there.
-    fn certificate(dir: &Path, name: &str) -> Result<[Self; 2], IdentityError> {
+    /// The files of a certificate and its key, neither of which is there unless it is replaced.
+    fn certificate(dir: &Path, name: &str, existing: Existing) -> Result<[Self; 2], IdentityError> {
         let files = [(FileKind::Certificate, "pem"), (FileKind::PrivateKey, "key")]
             .map(|(kind, extension)| Self { kind, path: dir.join(format!("{name}.{extension}")) });
-        files.iter().try_for_each(Self::check)?;
+        if existing == Existing::Kept {
+            files.iter().try_for_each(Self::check)?;
+        }
         Ok(files)
     }
 
@@ -273,6 +310,11 @@ impl New {
 
     fn write(self, text: &str, purpose: &'static str) -> Result<(PathBuf, &'static str), IdentityError> {
         write_new(self.kind, &self.path, text)?;
+        Ok((self.path, purpose))
+    }
+
+    fn replace(self, text: &str, purpose: &'static str) -> Result<(PathBuf, &'static str), IdentityError> {
+        replace(self.kind, &self.path, text)?;
         Ok((self.path, purpose))
     }
 }
@@ -349,6 +391,29 @@ mod tests {
             assert!(error.contains("is there already"), "{error}");
         }
         assert_eq!(contents(), before);
+    }
+
+    #[test]
+    fn a_peer_renewed_keeps_its_name_and_an_origin_gets_a_second_key() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path();
+        pki(dir, &["init", "--region", "eu-1"]).unwrap();
+        pki(dir, &["issue", "--peer", "vm-1", "--days", "1"]).unwrap();
+        let running = identity(dir, "vm-1");
+        let first = running.ends_unix_s();
+        pki(dir, &["issue", "--peer", "vm-1", "--days", "9", "--renew"]).unwrap();
+        running.reload().unwrap();
+        assert_eq!(running.peer_id(), Some("vm-1".parse().unwrap()));
+        assert!(running.ends_unix_s() > first);
+        assert_eq!(dir.join("vm-1.key").metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        pki(dir, &["issue", "--server", "origin.example", "--renew"]).unwrap();
+
+        let first = load_seal_key(&dir.join("eu-1.seal.key")).unwrap();
+        let said = pki(dir, &["issue", "--origin", "eu-1", "--renew"]).unwrap();
+        assert!(said.contains("bring trusted-keys to every peer first"), "{said}");
+        let trusted = load_trusted_keys(&dir.join(TRUSTED_KEYS)).unwrap().to_string();
+        assert!(trusted.starts_with(&first.key_id().to_string()) && trusted.contains(", "), "{trusted}");
+        assert_eq!(load_seal_key(&dir.join("eu-1.seal.key")).unwrap().key_id(), first.key_id());
     }
 
     #[test]

@@ -154,7 +154,7 @@ impl Region {
         let store = self.dir.join("peers").join(plan.id.as_str());
         let (id, region, zone) = (plan.id.clone(), self.name.clone(), plan.zone.clone());
         let config = flotilla_peer::Config {
-            trusted_keys: trusted,
+            trusted_keys: trusted.into(),
             mirror: plan.mirror,
             quic: ANY_PORT,
             origins: vec![self.origin_url()],

@@ -2,13 +2,12 @@
 
 use core::time::Duration;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use flotilla_common::name::RegionName;
 use flotilla_common::seal::SealKey;
 use flotilla_common::units::{BitRate, ByteSize};
+use flotilla_runtime::identity::Identity;
 use flotilla_runtime::rate::Limiter;
-use rustls::ServerConfig;
 
 pub use crate::format::Horizons;
 
@@ -25,8 +24,8 @@ pub struct Config {
     pub seal_key: SealKey,
     /// A cap on the bytes of blobs that it sends, shared by all responses. Default none.
     pub uplink: Limiter,
-    /// HTTPS with this, HTTP without. Default none.
-    pub tls: Option<Arc<ServerConfig>>,
+    /// HTTPS with this certificate, which follows its files; HTTP without. Default none.
+    pub tls: Option<Identity>,
     /// The times of collection: the same at all replicas of a bucket.
     pub horizons: Horizons,
     /// Everything that is bounded.

@@ -5,6 +5,7 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use axum::body::Body;
+use flotilla_runtime::identity::Identity;
 use flotilla_runtime::metrics::{self, Figures, Requests};
 use http::{HeaderMap, Response, StatusCode};
 
@@ -17,11 +18,12 @@ pub struct Metrics {
     blob_bytes_sent: AtomicU64,
     requests: Requests,
     operations: Arc<Operations>,
+    identity: Option<Identity>,
 }
 
 impl Metrics {
-    pub(crate) fn new(operations: Arc<Operations>) -> Self {
-        Self { blob_bytes_sent: AtomicU64::new(0), requests: Requests::default(), operations }
+    pub(crate) fn new(operations: Arc<Operations>, identity: Option<Identity>) -> Self {
+        Self { blob_bytes_sent: AtomicU64::new(0), requests: Requests::default(), operations, identity }
     }
 
     /// Bytes of blobs handed to clients' connections.
@@ -50,6 +52,7 @@ impl Metrics {
         exposition.register_collector(Figures::collector(move |figures| {
             figures.counter("sent_bytes", "Bytes of blobs handed to clients", metrics.blob_bytes())?;
             figures.counter("stale_answers", "Answers from memory past its time, without storage", stale)?;
+            metrics.identity.iter().try_for_each(|identity| identity.figures(figures))?;
             let operations = metrics.operations.by_kind();
             figures.counters("storage_operations", "Calls of the storage", "kind", operations)
         }));

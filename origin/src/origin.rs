@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use flotilla_runtime::http::serve;
+use flotilla_runtime::identity::{Clients, IdentityError, Timing, keep_fresh};
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
@@ -27,6 +28,9 @@ pub enum StartError {
     /// An upload would outlive what it relies on.
     #[error("upload_lifetime must be shorter than the horizon")]
     UploadLifetime,
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The address cannot be bound.
     #[error("listen on {address}: {source}")]
     Listen {
@@ -68,16 +72,19 @@ impl Origin {
         storage::probe(&*storage).await?;
         let format = format::agree(&*storage, config.horizons).await?;
         let counted = Counted::new(storage);
-        let metrics = Arc::new(Metrics::new(counted.operations()));
+        let metrics = Arc::new(Metrics::new(counted.operations(), config.tls.clone()));
         let drain_timeout = config.limits.drain_timeout;
         let registry =
             Registry::new(Arc::new(counted), format, config.region, config.seal_key, config.limits);
         let api = Api { registry, uplink: config.uplink, metrics: Arc::clone(&metrics) };
         let shutdown = Shutdown::new();
+        let tls = config.tls.as_ref().map(|identity| identity.https_server(Clients::Anybody)).transpose()?;
+        if let Some(identity) = config.tls {
+            keep_fresh(identity, Timing::default(), &shutdown);
+        }
         let listen_error = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
-        let server =
-            serve(listener, http::router(Arc::new(api)), config.tls, &shutdown).map_err(listen_error)?;
+        let server = serve(listener, http::router(Arc::new(api)), tls, &shutdown).map_err(listen_error)?;
         let address = server.address();
         tracing::info!(%address, storage = config.storage, "origin started");
         Ok(Self { address, metrics, shutdown, drain_timeout })

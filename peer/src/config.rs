@@ -8,7 +8,7 @@ use flotilla_common::name::{PeerId, RegionName, ZoneName};
 use flotilla_common::seal::TrustedKeys;
 use flotilla_common::swarm;
 use flotilla_common::units::{BitRate, ByteSize};
-use flotilla_runtime::identity::Identity;
+use flotilla_runtime::identity::{Identity, LiveKeys};
 
 use crate::transport::{Faithful, Outbound};
 
@@ -17,10 +17,10 @@ use crate::transport::{Faithful, Outbound};
 pub struct Config {
     /// The own name; the certificate's.
     pub id: PeerId,
-    /// The own certificate and whom it trusts: for neighbours, and for origins and trackers over HTTPS.
+    /// The own certificate and whom it trusts, which follow their files: for neighbours, and for origins and trackers over HTTPS.
     pub identity: Identity,
-    /// The origin keys whose seals are believed.
-    pub trusted_keys: TrustedKeys,
+    /// The origin keys whose seals are believed; they follow their file.
+    pub trusted_keys: LiveKeys,
     /// Where the container runtime asks. Loopback: whoever reaches it may pull what this machine may pull. Default
     /// 127.0.0.1:5001.
     pub mirror: SocketAddr,
@@ -61,7 +61,7 @@ impl Config {
         Self {
             id,
             identity,
-            trusted_keys: TrustedKeys::none(),
+            trusted_keys: TrustedKeys::none().into(),
             mirror: SocketAddr::from((Ipv4Addr::LOCALHOST, 5001)),
             quic: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5002)),
             advertised: None,

@@ -32,6 +32,7 @@ use flotilla_common::swarm::{self, PeerMachine};
 use flotilla_common::wire::peer::About;
 use flotilla_common::wire::tracker::PeerInfo;
 use flotilla_runtime::http;
+use flotilla_runtime::identity::{Timing, keep_fresh};
 use flotilla_runtime::rate::Limiter;
 use flotilla_runtime::shutdown::Shutdown;
 use rand::RngExt;
@@ -142,6 +143,7 @@ impl Peer {
             origins,
             transport,
             trackers,
+            identity: config.identity,
             trusted: config.trusted_keys,
             counters: Arc::new(Counters::default()),
             moved: Moved::default(),
@@ -151,6 +153,8 @@ impl Peer {
             requires_grants: config.requires_grants,
             shutdown: working.clone(),
         });
+        keep_fresh(shared.identity.clone(), Timing::default(), &working);
+        keep_fresh(shared.trusted.clone(), Timing::default(), &working);
         let events = Events {
             commands: command_queue,
             incidents: incident_queue,
@@ -226,12 +230,17 @@ impl Shared {
             held: blob.held_bytes(),
             is_complete: blob.is_complete(),
         });
-        Stats { store_bytes: self.store.bytes(), blobs: blobs.collect(), ..self.counters.snapshot() }
+        Stats {
+            store_bytes: self.store.bytes(),
+            blobs: blobs.collect(),
+            certificate_ends_unix_s: self.identity.ends_unix_s(),
+            ..self.counters.snapshot()
+        }
     }
 }
 
 async fn open_store(config: &Config) -> Result<(Store, ManifestStore), StartError> {
-    let (dir, quota, trusted) = (config.store.clone(), config.quota, config.trusted_keys.clone());
+    let (dir, quota, trusted) = (config.store.clone(), config.quota, config.trusted_keys.current());
     let unusable = |source| StoreError::Unusable { dir: config.store.clone(), source };
     let opened = blocking(move || {
         Ok(Store::open(&dir, quota, &trusted).and_then(|store| {

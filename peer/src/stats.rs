@@ -33,6 +33,8 @@ pub struct Stats {
     pub neighbours: u64,
     /// Bytes of the blobs in the store.
     pub store_bytes: u64,
+    /// When the certificate in use is over, in seconds since 1970.
+    pub certificate_ends_unix_s: u64,
     /// Every blob in the store.
     pub blobs: Vec<BlobProgress>,
 }

@@ -48,7 +48,7 @@ pub fn run(args: OriginArgs) -> Result<(), CommandError> {
         let seal_key = load_seal_key(&args.seal_key)
             .map_err(|error| CommandError::failed("load the seal key", error))?;
         let mut config = Config::new(args.listen, args.storage, args.region, seal_key).with_uplink(args.up);
-        config.tls = args.tls.server()?;
+        config.tls = args.tls.identity()?;
         let origin =
             Origin::start(config).await.map_err(|error| CommandError::failed("start the origin", error))?;
         shutdown.wait().await;

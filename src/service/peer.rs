@@ -8,7 +8,7 @@ use flotilla_common::name::{RegionName, ZoneName};
 use flotilla_common::units::{BitRate, ByteSize};
 use flotilla_peer::{Config, Peer, hosts_toml};
 use flotilla_runtime::config::ConfigFile;
-use flotilla_runtime::identity::load_trusted_keys;
+use flotilla_runtime::identity::LiveKeys;
 
 use super::begin;
 use super::tls::TlsArgs;
@@ -118,7 +118,7 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
         .trusted_keys
         .ok_or_else(|| missing("--trusted-keys", "it is the file trusted-keys of `flotilla pki init`"))?;
     let trusted_keys =
-        load_trusted_keys(&trusted).map_err(|error| CommandError::failed("load the trusted keys", error))?;
+        LiveKeys::load(&trusted).map_err(|error| CommandError::failed("load the trusted keys", error))?;
     Ok(Config {
         trusted_keys,
         mirror: args.mirror,

@@ -1,11 +1,9 @@
 //! The three files of TLS that every service takes.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::Args;
-use flotilla_runtime::identity::{CertificateFiles, Clients, Identity};
-use rustls::ServerConfig;
+use flotilla_runtime::identity::{CertificateFiles, Identity};
 
 use crate::cli::CommandError;
 
@@ -36,12 +34,5 @@ impl TlsArgs {
             authority: authority.clone(),
         };
         Identity::load(&files).map(Some).map_err(|error| CommandError::failed("load the TLS identity", error))
-    }
-
-    /// The configuration of an HTTPS server that asks its clients for certificates; `None` for plain HTTP.
-    pub(super) fn server(&self) -> Result<Option<Arc<ServerConfig>>, CommandError> {
-        let Some(identity) = self.identity()? else { return Ok(None) };
-        let server = identity.https_server(Clients::Anybody);
-        server.map(Some).map_err(|error| CommandError::failed("use the TLS identity", error))
     }
 }

@@ -34,7 +34,7 @@ pub fn run(args: TrackerArgs) -> Result<(), CommandError> {
         let shutdown = begin()?;
         let mut config = Config { listen: args.listen, ..Config::default() };
         config.lease.open = args.open_leases;
-        let tracker = Tracker::start(config, args.tls.server()?, &shutdown)
+        let tracker = Tracker::start(config, args.tls.identity()?, &shutdown)
             .await
             .map_err(|error| CommandError::failed("start the tracker", error))?;
         shutdown.wait().await;

@@ -25,8 +25,8 @@ use std::sync::Arc;
 use flotilla_common::tracker::Counts;
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::http::{Limits, Server, serve_with};
+use flotilla_runtime::identity::{Clients, Identity, IdentityError, Timing, keep_fresh};
 use flotilla_runtime::shutdown::Shutdown;
-use rustls::ServerConfig;
 use tokio::net::TcpListener;
 
 pub use config::{Config, ConfigError, LeaseConfig, LimitsConfig};
@@ -39,6 +39,9 @@ pub enum StartError {
     /// A setting that cannot be.
     #[error("tracker configuration: {0}")]
     Config(#[from] ConfigError),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The address is taken, or not one of this machine.
     #[error("listen on {addr}: {source}")]
     Listen {
@@ -57,8 +60,8 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Binds and serves until `shutdown`. With `tls`, HTTPS only, and a peer must announce under the id in its
-    /// certificate.
+    /// Binds and serves until `shutdown`. With `tls`, HTTPS only, by a certificate that follows its files, and a peer
+    /// must announce under the id in its own.
     ///
     /// The work is spawned through `shutdown`, whose `drain` waits for it; parked requests are answered when it starts.
     ///
@@ -66,18 +69,22 @@ impl Tracker {
     /// A setting that cannot be, or an address that cannot be listened on.
     pub async fn start(
         config: Config,
-        tls: Option<Arc<ServerConfig>>,
+        tls: Option<Identity>,
         shutdown: &Shutdown,
     ) -> Result<Self, StartError> {
         config.validate()?;
         let addr = config.listen;
         let listener = TcpListener::bind(addr).await.map_err(|source| StartError::Listen { addr, source })?;
         let limits = Limits { connections: config.limits.connections as usize, ..Limits::default() };
-        let service = Arc::new(Service::new(config, tls.is_some(), shutdown.clone()));
+        let https = tls.as_ref().map(|identity| identity.https_server(Clients::Anybody)).transpose()?;
+        if let Some(identity) = &tls {
+            keep_fresh(identity.clone(), Timing::default(), shutdown);
+        }
+        let service = Arc::new(Service::new(config, tls, shutdown.clone()));
         shutdown.spawn(Arc::clone(&service).run_timers());
         let readiness = Readiness::starting(shutdown);
         let router = http::router(Arc::clone(&service), readiness.clone());
-        let server = serve_with(listener, router, tls, shutdown, limits)
+        let server = serve_with(listener, router, https, shutdown, limits)
             .map_err(|source| StartError::Listen { addr, source })?;
         readiness.ready();
         tracing::info!(addr = %server.address(), "tracker listens");

@@ -46,6 +46,7 @@ pub(crate) fn registry(service: Arc<Service>) -> Registry {
         figures.gauge("swarms", "Blobs that a peer holds or wants", swarms)?;
         figures.gauge("leases_open", "Leases open", leases_open)?;
         figures.gauge("requests_parked", "Lease requests that wait", requests_parked)?;
+        service.identity().iter().try_for_each(|identity| identity.figures(figures))?;
         let announces = [("accepted", counts.announces), ("resync", counts.resyncs)];
         figures.counters("announces", "Announces, by how they were answered", "answer", announces)?;
         figures.counter("peers_expired", "Peers forgotten because they were silent", counts.peers_expired)?;

@@ -11,6 +11,7 @@ use flotilla_common::name::PeerId;
 use flotilla_common::tracker::Counts;
 use flotilla_common::wire::tracker::{AnnounceAnswer, AnnounceRequest, LeaseAnswer, LeaseRequest};
 use flotilla_runtime::clock::Clock;
+use flotilla_runtime::identity::Identity;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::sync::Notify;
 
@@ -26,8 +27,8 @@ const DRAINING_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Service {
     config: Config,
     state: Mutex<State>,
-    /// Whether every peer must show a certificate with its id.
-    with_certificates: bool,
+    /// With one, every peer must show a certificate with its id.
+    identity: Option<Identity>,
     /// The machine's next deadline is earlier than the one that the timer task sleeps for.
     is_earlier: Notify,
     shutdown: Shutdown,
@@ -35,14 +36,18 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(config: Config, with_certificates: bool, shutdown: Shutdown) -> Self {
+    pub(crate) fn new(config: Config, identity: Option<Identity>, shutdown: Shutdown) -> Self {
         let state = Mutex::new(State::new(&config));
         let (is_earlier, metrics) = (Notify::new(), Metrics::default());
-        Self { config, state, with_certificates, is_earlier, shutdown, metrics }
+        Self { config, state, identity, is_earlier, shutdown, metrics }
     }
 
     pub(crate) fn config(&self) -> &Config {
         &self.config
+    }
+
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
@@ -106,7 +111,7 @@ impl Service {
 
     fn check_identity(&self, certified: Option<&PeerId>, claimed: &PeerId) -> Result<(), Refusal> {
         match certified {
-            None if self.with_certificates => Err(Refusal::NoIdentity { claimed: claimed.clone() }),
+            None if self.identity.is_some() => Err(Refusal::NoIdentity { claimed: claimed.clone() }),
             Some(certified) if certified != claimed => {
                 Err(Refusal::OtherIdentity { certified: certified.clone(), claimed: claimed.clone() })
             }

@@ -11,9 +11,7 @@ use flotilla_common::wire::tracker::{
     ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Change, HeldLease, LEASE_PATH, LeaseAnswer,
     LeaseAsk, LeaseRequest, PeerInfo,
 };
-use flotilla_runtime::identity::{
-    Authority, Clients, Identity, Issued, client_trusting, client_without_trust,
-};
+use flotilla_runtime::identity::{Authority, Identity, Issued, client_trusting, client_without_trust};
 use flotilla_runtime::shutdown::{Drained, Shutdown};
 use flotilla_tracker::{Config, LeaseConfig, StartError, Tracker};
 use reqwest::StatusCode;
@@ -365,8 +363,7 @@ async fn with_certificates_a_peer_speaks_only_for_itself() {
     };
     let server = identity(fleet.issue_server(&["127.0.0.1".to_owned()], DAY).unwrap());
     let shutdown = Shutdown::new();
-    let tls = server.https_server(Clients::Anybody).unwrap();
-    let tracker = Tracker::start(config(), Some(tls), &shutdown).await.unwrap();
+    let tracker = Tracker::start(config(), Some(server), &shutdown).await.unwrap();
     let url = format!("https://{}{ANNOUNCE_PATH}", tracker.addr());
     let announced_as = async |claimed: &str, tls: rustls::ClientConfig| {
         let http = client(tls);

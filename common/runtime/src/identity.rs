@@ -25,7 +25,7 @@ use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 
 pub use authority::{Authority, Issued};
-pub use files::{FileKind, IdentityError, Place, write_new};
+pub use files::{FileKind, IdentityError, Place, replace, write_new};
 pub use seal_keys::{SealSecret, load_seal_key, load_trusted_keys, parse_trusted_keys, trusted_key_line};
 pub use tls::{CertificateFiles, Clients, Identity, client_trusting, client_without_trust};
 pub use watch::{LiveKeys, Reloadable, Timing, keep_fresh};

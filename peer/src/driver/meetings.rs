@@ -186,7 +186,7 @@ impl Driver {
             return Ok(());
         }
         let grant = ask.grant.as_ref().ok_or(TrustError::BadSignature)?;
-        grant.check(&self.shared.trusted, peer, &ask.digest, Clock::unix_seconds())
+        grant.check(&self.shared.trusted.current(), peer, &ask.digest, Clock::unix_seconds())
     }
 
     fn handout(&mut self, now: Time, handout: &Handout) {

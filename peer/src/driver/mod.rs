@@ -24,11 +24,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
 use flotilla_common::name::RepositoryName;
-use flotilla_common::seal::TrustedKeys;
 use flotilla_common::swarm::{BlobSlot, PeerMachine, TransferId, UploadId};
 use flotilla_common::time::Time;
 use flotilla_common::wire::tracker::PeerInfo;
 use flotilla_runtime::clock::Clock;
+use flotilla_runtime::identity::{Identity, LiveKeys};
 use flotilla_runtime::rate::Limiter;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::sync::mpsc;
@@ -86,7 +86,8 @@ pub(crate) struct Shared {
     pub(crate) origins: Origins,
     pub(crate) transport: Transport,
     pub(crate) trackers: Trackers,
-    pub(crate) trusted: TrustedKeys,
+    pub(crate) identity: Identity,
+    pub(crate) trusted: LiveKeys,
     pub(crate) counters: Arc<Counters>,
     pub(crate) moved: Moved,
     pub(crate) up: Limiter,

@@ -42,6 +42,12 @@ fn render(stats: &Stats) -> String {
         ("refused_busy_total", "counter", "Requests refused for want of a slot.", stats.refused_busy),
         ("neighbours", "gauge", "Connections to neighbours.", stats.neighbours),
         ("store_bytes", "gauge", "Bytes of the blobs in the store.", stats.store_bytes),
+        (
+            "certificate_ends_timestamp_seconds",
+            "gauge",
+            "When the certificate in use is over, in seconds since 1970.",
+            stats.certificate_ends_unix_s,
+        ),
     ] {
         let _ = writeln!(text, "# HELP flotilla_peer_{name} {help}");
         let _ = writeln!(text, "# TYPE flotilla_peer_{name} {kind}");

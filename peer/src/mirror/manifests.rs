@@ -99,7 +99,7 @@ impl Mirror {
 
     async fn want_proved(&self, repository: &RepositoryName, proof: Proof, grant: Option<Grant>) {
         let digest = *proof.digest();
-        let geometry = match proof.check(&self.shared.trusted) {
+        let geometry = match proof.check(&self.shared.trusted.current()) {
             Ok(geometry) if matches!(proof, Proof::Sealed { .. }) => geometry,
             // Nothing proves its pieces: it is passed through.
             Ok(_) => return,

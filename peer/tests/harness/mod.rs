@@ -75,7 +75,7 @@ impl Fleet {
         let mut trusted = TrustedKeys::none();
         trusted.add(&self.key.public()).unwrap();
         Config {
-            trusted_keys: trusted,
+            trusted_keys: trusted.into(),
             mirror: ([127, 0, 0, 1], 0).into(),
             quic: ([127, 0, 0, 1], 0).into(),
             origins: vec![self.origin.url()],

@@ -86,8 +86,8 @@ pub enum IdentityError {
         /// What the operating system says.
         source: io::Error,
     },
-    /// A file is there already, and secrets are never overwritten.
-    #[error("{kind} '{}' is there already: choose another directory, or move it away first", .0.display(), kind = .1)]
+    /// A file is there already, and secrets are never overwritten unasked.
+    #[error("{kind} '{}' is there already: choose another directory, or renew it (flotilla pki issue --renew)", .0.display(), kind = .1)]
     Exists(PathBuf, FileKind),
     /// A name that no certificate may be issued for.
     #[error("'{0}' is no name for a server: give a DNS name outside {domain} or an IP address", domain = super::PEER_DOMAIN)]
@@ -159,6 +159,22 @@ pub(super) fn read(kind: FileKind, path: &Path) -> Result<String, IdentityError>
         path: path.to_owned(),
         source,
     })
+}
+
+/// Writes a file in place of the one that is there, which stays until the new one is durable.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn replace(kind: FileKind, path: &Path, text: &str) -> Result<(), IdentityError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    let write = |source| IdentityError::Write { kind, path: path.to_owned(), source };
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(write(error)),
+        _ => write_new(kind, &new, text)?,
+    }
+    std::fs::rename(&new, path).map_err(write)
 }
 
 /// Writes a new file and makes it durable; a secret with mode 0600. Never overwrites.

@@ -1,5 +1,6 @@
 //! TLS configurations: both ways authenticated, by `ring`, with certificates that are reloaded from disk.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 use super::files::{self, FileKind, IdentityError, Place};
 use super::live::{Live, LiveClients, Moment, Validity};
 use crate::clock::Clock;
+use crate::metrics::Figures;
 
 /// QUIC knows no older version.
 static QUIC_VERSIONS: &[&SupportedProtocolVersion] = &[&version::TLS13];
@@ -106,6 +108,15 @@ impl Identity {
     /// When the certificate in use is over, in seconds since 1970.
     pub fn ends_unix_s(&self) -> u64 {
         self.live.0.load().validity.ends_unix_s
+    }
+
+    /// What a service shows of it as metrics.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    pub fn figures(&self, figures: &mut Figures<'_>) -> fmt::Result {
+        let help = "When the certificate in use is over, in seconds since 1970";
+        figures.gauge("certificate_ends_timestamp_seconds", help, self.ends_unix_s())
     }
 
     pub(super) fn validity(&self) -> Validity {

@@ -10,7 +10,6 @@
 //! It must never leave a service without an identity, and never complain twice of the same files.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use flotilla_common::seal::TrustedKeys;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 use super::files::IdentityError;
@@ -158,12 +157,18 @@ impl Reloadable for LiveKeys {
     }
 }
 
-/// Follows the files of `subject` until the shutdown.
-///
-/// # Errors
-/// The operating system refuses a handler for SIGHUP.
-pub fn keep_fresh(subject: impl Reloadable, timing: Timing, shutdown: &Shutdown) -> io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
+/// Follows the files of `subject`, if it has any, until the shutdown.
+pub fn keep_fresh(subject: impl Reloadable, timing: Timing, shutdown: &Shutdown) {
+    if subject.files().is_empty() {
+        return;
+    }
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => Some(hangup),
+        Err(error) => {
+            tracing::warn!(%error, "SIGHUP cannot be listened to: changed files are seen at the next look");
+            None
+        }
+    };
     let mut watch = Watch::new(subject, timing.patience);
     let stop = shutdown.clone();
     shutdown.spawn(async move {
@@ -173,7 +178,7 @@ pub fn keep_fresh(subject: impl Reloadable, timing: Timing, shutdown: &Shutdown)
             let asked = tokio::select! {
                 () = stop.wait() => return,
                 _ = ticks.tick() => false,
-                Some(()) = hangup.recv() => true,
+                () = hung_up(&mut hangup) => true,
             };
             let looked = tokio::task::spawn_blocking(move || {
                 let seen = watch.look(asked, Instant::now());
@@ -185,7 +190,15 @@ pub fn keep_fresh(subject: impl Reloadable, timing: Timing, shutdown: &Shutdown)
             watch.tell(&seen, asked);
         }
     });
-    Ok(())
+}
+
+async fn hung_up(hangup: &mut Option<Signal>) {
+    if let Some(signal) = hangup
+        && signal.recv().await.is_some()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// What makes a changed file a different one: device, inode, length, and the times of content and of inode, since
