@@ -1,4 +1,5 @@
-//! Flotilla's commands, and the region in one process that `demo`, `up` and the stories in `tests/` start.
+//! Flotilla's commands, and the regions that are started here: in one process by `demo` and `up`, as
+//! processes by `bench swarm`, both by the stories in `tests/`.
 
 pub mod bench;
 pub mod cli;
@@ -6,6 +7,7 @@ pub mod client;
 pub mod demo;
 pub mod fleet;
 pub mod image;
+pub mod lab;
 pub mod pki;
 pub mod region;
 pub mod service;

@@ -7,5 +7,6 @@ mod commands;
 mod errors;
 mod faults;
 mod harness;
+mod killed;
 mod liar;
 mod real_tools;

@@ -20,12 +20,20 @@ pub(crate) fn find(story: &str, tools: &[&str], needs_root: bool) -> Option<Vec<
         Ok(_) => None,
     };
     if let Some(missing) = missing {
-        let forbidden = env::var_os(FORBID_SKIPS).is_some_and(|value| !value.is_empty() && value != "0");
-        assert!(!forbidden, "{story}: {missing}, and {FORBID_SKIPS} is set");
-        eprintln!("SKIPPED {story}: {missing}");
+        skip(story, &missing);
         return None;
     }
     found.ok()
+}
+
+/// Says loudly that a story is skipped, and why.
+///
+/// # Panics
+/// If skips are forbidden.
+pub(crate) fn skip(story: &str, missing: &str) {
+    let forbidden = env::var_os(FORBID_SKIPS).is_some_and(|value| !value.is_empty() && value != "0");
+    assert!(!forbidden, "{story}: {missing}, and {FORBID_SKIPS} is set");
+    eprintln!("SKIPPED {story}: {missing}");
 }
 
 fn on_path(tool: &str) -> Option<PathBuf> {

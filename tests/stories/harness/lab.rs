@@ -1,0 +1,83 @@
+//! A region of real processes with an image in its origin, to be broken. [`flotilla::lab`] says what can be done to it.
+
+use std::time::Duration;
+
+use flotilla::client::Pulled;
+use flotilla::image::{self, Layout};
+use flotilla::lab::{Ground, Lab, LabPlan, PeerPlan, Pulling, Shape, missing_for_hosts};
+use flotilla_common::units::{BitRate, ByteSize};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::tools;
+
+/// No pull of a story may take longer; far more than any needs.
+const PULL_BOUND: Duration = Duration::from_secs(90);
+const POLL_EVERY: Duration = Duration::from_millis(20);
+
+/// The ground of a story that needs hosts of their own, links shaped to `rate`; `None`, said loudly, if there can be
+/// none here and the story must be skipped.
+pub(crate) fn hosts(story: &str, rate: BitRate) -> Option<Ground> {
+    if let Some(missing) = missing_for_hosts() {
+        tools::skip(story, &missing);
+        return None;
+    }
+    Some(Ground::Hosts(Some(Shape::of(rate))))
+}
+
+/// A laboratory with an image in its origin.
+pub(crate) struct LabScene {
+    pub(crate) lab: Lab,
+    pub(crate) image_bytes: u64,
+}
+
+impl LabScene {
+    /// Starts an origin, a tracker and peers, and pushes an image of about `size` bytes.
+    pub(crate) async fn start(ground: Ground, size: ByteSize, peers: &[PeerPlan]) -> Self {
+        Self::of(LabPlan::new(env!("CARGO_BIN_EXE_flotilla"), ground), size, peers).await
+    }
+
+    /// As [`LabScene::start`], with a plan of the story's own.
+    pub(crate) async fn of(plan: LabPlan, size: ByteSize, peers: &[PeerPlan]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = dir.path().join("image");
+        image::make(&layout, size, 1).unwrap();
+        let mut lab = Lab::start(plan).await.unwrap();
+        lab.push(&layout).await.unwrap();
+        lab.add_peers(peers).await.unwrap();
+        let image = Layout::open(&layout).unwrap();
+        let (_, manifest) = image.manifest(&image.image().digest).unwrap();
+        let image_bytes = manifest.blobs().iter().map(|blob| blob.size).sum();
+        Self { lab, image_bytes }
+    }
+
+    /// Begins a pull through a peer's mirror.
+    pub(crate) fn pull(&self, peer: usize) -> Pulling {
+        self.lab.pull(peer, |_| {}).unwrap()
+    }
+
+    /// Begins a pull through every peer's mirror.
+    pub(crate) fn pull_everywhere(&self) -> Vec<Pulling> {
+        (0..self.lab.peer_count()).map(|peer| self.pull(peer)).collect()
+    }
+
+    /// Waits for a pull that must come to a good end, with all bytes of the image.
+    pub(crate) async fn completes(&self, pull: Pulling) -> Pulled {
+        let pulled = timeout(PULL_BOUND, pull).await.expect("a pull ends").unwrap().unwrap();
+        assert_eq!(pulled.bytes, self.image_bytes);
+        pulled
+    }
+
+    /// Bytes of the image that a peer's store holds, verified.
+    pub(crate) async fn held_by(&self, peer: usize) -> u64 {
+        self.lab.stats(peer).await.unwrap().blobs.iter().map(|blob| blob.held).sum()
+    }
+
+    /// Waits until a peer holds this share of the image.
+    pub(crate) async fn until_held(&self, peer: usize, share: f64) {
+        let deadline = Instant::now() + PULL_BOUND;
+        while (self.held_by(peer).await as f64) < share * self.image_bytes as f64 {
+            assert!(Instant::now() < deadline, "waited in vain until peer {peer} held {share} of the image");
+            sleep(POLL_EVERY).await;
+        }
+    }
+}
