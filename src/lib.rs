@@ -9,6 +9,7 @@ pub mod fleet;
 pub mod image;
 pub mod lab;
 pub mod pki;
+mod progress;
 pub mod region;
 pub mod service;
 pub mod simulate;

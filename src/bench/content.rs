@@ -15,7 +15,7 @@ use crate::client::{ClientError, RegistryClient};
 /// Bytes made at once.
 const PIECE: usize = 256 << 10;
 /// The configuration of an image that has none (image specification 1.1, "Guidance for an Empty Descriptor").
-const EMPTY: &[u8] = b"{}";
+pub(super) const EMPTY: &[u8] = b"{}";
 
 /// The bytes of a layer: the same for the same `rng_seed`.
 #[derive(Clone, Copy, Debug)]

@@ -6,6 +6,8 @@
 mod content;
 mod peers;
 mod plain;
+mod processor;
+mod swarm;
 mod transfer;
 
 use clap::{Args, Subcommand};
@@ -24,6 +26,8 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// One peer to another, disk to verified disk, beside a plain QUIC stream of the same bytes
     Transfer(transfer::TransferArgs),
+    /// Many peers pull one layer at once, each on a host of its own with a shaped link
+    Swarm(swarm::SwarmArgs),
 }
 
 /// Runs a benchmark.
@@ -33,6 +37,7 @@ enum BenchCommand {
 pub fn run(args: BenchArgs) -> Result<(), CommandError> {
     match args.command {
         BenchCommand::Transfer(args) => block_on(until_signal(transfer::run(args))),
+        BenchCommand::Swarm(args) => block_on(until_signal(swarm::run(args))),
     }
 }
 

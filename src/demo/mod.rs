@@ -1,7 +1,6 @@
 //! `flotilla demo`: a region in this process, one image, and all peers pull it at once.
 
 mod outcome;
-mod progress;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -18,12 +17,12 @@ use tokio::task::JoinSet;
 
 use outcome::Setup;
 use outcome::{Outcome, PeerOutcome};
-use progress::Progress;
 
 use crate::cli::{CommandError, block_on, print_json, print_text};
 use crate::client::{ClientError, Pulled, pick_platform, push_layout};
 use crate::fleet::Fleet;
 use crate::image::{self, Layout, LayoutError};
+use crate::progress::Progress;
 use crate::region::{PeerPlan, Region, RegionPlan, RunningPeer};
 
 const REPOSITORY: &str = "demo";

@@ -25,7 +25,7 @@ use std::path::Path;
 
 pub use host::Host;
 pub use network::{Ground, Shape, missing_for_hosts};
-pub use region::{Lab, LabPlan, PeerPlan, Pulling};
+pub use region::{Lab, LabPlan, PeerPlan, Pulling, TAG};
 pub use service::Service;
 
 use crate::client::ClientError;

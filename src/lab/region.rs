@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::network::Network;
 use super::service::Recipe;
-use super::{Ground, LabError, Service};
+use super::{Ground, Host, LabError, Service};
 use crate::client::{ClientError, Pulled, RegistryClient};
 use crate::image::Layout;
 
@@ -20,7 +20,8 @@ const QUIC_PORT: u16 = 15_002;
 const TRACKER_PORT: u16 = 15_070;
 const REGION: &str = "local";
 const REPOSITORY: &str = "library/app";
-const TAG: &str = "v1";
+/// The tag of the image that is pulled.
+pub const TAG: &str = "v1";
 
 /// How a laboratory is set up.
 #[derive(Clone, Debug)]
@@ -176,6 +177,11 @@ impl Lab {
         self.peers.last_mut().map_or(Ok(()), Service::launch)
     }
 
+    /// The origin's host.
+    pub const fn origin_host(&self) -> &Host {
+        self.origin.host()
+    }
+
     /// The origin.
     pub const fn origin(&mut self) -> &mut Service {
         &mut self.origin
@@ -222,13 +228,20 @@ impl Lab {
         format!("http://{}", self.peers[peer].host().private(MIRROR_PORT))
     }
 
-    /// Pushes the image in a layout, from the origin's own host.
+    /// A client that pushes to the origin; to be used on the origin's host, where no link slows it.
+    ///
+    /// # Errors
+    /// If there can be none.
+    pub fn origin_client(&self) -> Result<RegistryClient, LabError> {
+        Ok(RegistryClient::new(self.origin_url(), self.repository.clone())?)
+    }
+
+    /// Pushes the image in a layout under [`TAG`].
     ///
     /// # Errors
     /// What failed.
     pub async fn push(&self, layout: &Path) -> Result<(), LabError> {
-        let client = RegistryClient::new(self.origin_url(), self.repository.clone())?;
-        let layout = layout.to_owned();
+        let (client, layout) = (self.origin_client()?, layout.to_owned());
         let pushed = self.origin.host().spawn(async move {
             let layout = Layout::open(&layout)?;
             client.push(&layout, TAG).await

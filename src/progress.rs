@@ -13,7 +13,7 @@ const LINE_EVERY: Duration = Duration::from_secs(2);
 
 /// Shows how far each pull is.
 #[derive(Clone, Debug)]
-pub(super) struct Progress(Kind);
+pub(crate) struct Progress(Kind);
 
 #[derive(Clone, Debug)]
 enum Kind {
@@ -33,7 +33,7 @@ struct Lines {
 
 /// One pull's share of the progress.
 #[derive(Clone, Debug)]
-pub(super) struct PullProgress(Option<Pull>);
+pub(crate) struct PullProgress(Option<Pull>);
 
 #[derive(Clone, Debug)]
 enum Pull {
@@ -43,7 +43,7 @@ enum Pull {
 
 impl Progress {
     /// Bars if stderr is a terminal, lines if it is not, nothing if `quiet`.
-    pub(super) fn new(quiet: bool) -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         Self(if quiet {
             Kind::Silent
         } else if stderr().is_terminal() {
@@ -56,7 +56,7 @@ impl Progress {
     }
 
     /// Adds a pull of `bytes` bytes.
-    pub(super) fn pull(&self, name: &str, bytes: u64) -> PullProgress {
+    pub(crate) fn pull(&self, name: &str, bytes: u64) -> PullProgress {
         PullProgress(match &self.0 {
             Kind::Bars(bars) => {
                 let bar = bars.add(ProgressBar::new(bytes));
@@ -75,7 +75,7 @@ impl Progress {
 
 impl PullProgress {
     /// So many more bytes arrived.
-    pub(super) fn add(&self, bytes: u64) {
+    pub(crate) fn add(&self, bytes: u64) {
         match &self.0 {
             Some(Pull::Bar(bar)) => bar.inc(bytes),
             Some(Pull::Lines(lines)) => lines.add(bytes),
@@ -84,7 +84,7 @@ impl PullProgress {
     }
 
     /// The pull is over.
-    pub(super) fn finish(&self, ok: bool) {
+    pub(crate) fn finish(&self, ok: bool) {
         if let Some(Pull::Bar(bar)) = &self.0 {
             if ok { bar.finish() } else { bar.abandon() }
         }
