@@ -77,7 +77,7 @@ impl ChunkMap {
 
     /// The chunks held, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        self.words.iter().zip(0_u32..).flat_map(|(word, index)| Bits(*word).map(move |bit| index * 64 + bit))
+        self.words.iter().zip(0_u32..).flat_map(|(word, index)| bits(*word).map(move |bit| index * 64 + bit))
     }
 
     /// The lowest chunk at or after `from` that is not held.
@@ -107,6 +107,10 @@ impl ChunkMap {
 }
 
 /// The set bits of a word, ascending.
+pub(crate) fn bits(word: u64) -> impl Iterator<Item = u32> {
+    Bits(word)
+}
+
 struct Bits(u64);
 
 impl Iterator for Bits {

@@ -1,7 +1,9 @@
 //! What is known about one blob: what we hold, what is being fetched, and what each neighbour holds.
 //!
-//! Counters follow the maps: `availability` says how many neighbours hold a chunk, `unseen` how many chunks nobody
-//! around holds. Every change goes through the methods here, which keep them in step.
+//! What neighbours hold is kept by chunk: a word per chunk with a bit per neighbour, so that hearing of a chunk touches
+//! one word, and choosing looks only at chunks that are missing. Counters follow it: `availability` says how many
+//! neighbours hold a chunk, `unseen` how many chunks nobody around holds. Every change goes through the methods here,
+//! which keep them in step.
 
 use core::time::Duration;
 
@@ -10,9 +12,11 @@ use super::lease::Asked;
 use super::waits::Waiting;
 use super::{Have, PeerSlot};
 use crate::chunk::Geometry;
-use crate::map::ChunkMap;
+use crate::map::{ChunkMap, bits};
 use crate::time::Time;
 
+/// Neighbours of a blob at most: one bit each.
+pub(super) const MAX_MEMBERS: u32 = u64::BITS;
 /// Peers of a handout that are remembered for a blob.
 const MAX_HANDOUT: usize = 64;
 
@@ -30,9 +34,7 @@ pub(super) enum Interest {
 /// One neighbour with which the blob is exchanged.
 #[derive(Debug)]
 pub(super) struct Member {
-    /// What it holds, as far as it said.
-    pub(super) map: ChunkMap,
-    /// How many chunks that is.
+    /// How many chunks it holds, as far as it said.
     pub(super) held_count: u32,
     /// Whether that is everything.
     pub(super) is_complete: bool,
@@ -56,7 +58,9 @@ pub(super) struct Blob {
     /// The neighbours, and beside each its slot: `members[i]` belongs to `who[i]`.
     pub(super) who: Vec<PeerSlot>,
     pub(super) members: Vec<Member>,
-    /// Neighbours that hold each chunk.
+    /// Who holds each chunk, as far as they said: bit `i` stands for `who[i]`.
+    pub(super) holders: Vec<u64>,
+    /// How many neighbours hold each chunk.
     pub(super) availability: Vec<u8>,
     /// Chunks that neither we nor any neighbour holds.
     pub(super) unseen: u32,
@@ -98,6 +102,7 @@ impl Blob {
             pending: ChunkMap::empty(chunks),
             who: Vec::new(),
             members: Vec::new(),
+            holders: vec![0; chunks as usize],
             availability: vec![0; chunks as usize],
             unseen: chunks - held_count,
             handout: Vec::new(),
@@ -156,26 +161,22 @@ impl Blob {
         self.who.iter().position(|member| *member == peer)
     }
 
-    /// Adds a neighbour of which nothing is known yet; it must not be one already.
+    /// Adds a neighbour of which nothing is known yet; it must not be one already, and there must be room for it.
     pub(super) fn add_member(&mut self, peer: PeerSlot) -> usize {
         self.who.push(peer);
-        self.members.push(Member {
-            map: ChunkMap::empty(self.chunks()),
-            held_count: 0,
-            is_complete: false,
-            greeted_at: None,
-            is_heard: false,
-        });
+        self.members.push(Member { held_count: 0, is_complete: false, greeted_at: None, is_heard: false });
         self.who.len() - 1
     }
 
     /// Forgets a neighbour and all it held.
     pub(super) fn remove_member(&mut self, peer: PeerSlot) {
         if let Some(index) = self.member(peer) {
+            self.clear_member(index);
             self.who.remove(index);
-            let member = self.members.remove(index);
-            for chunk in member.map.iter() {
-                self.less_available(chunk);
+            self.members.remove(index);
+            let below = (1 << index) - 1;
+            for holders in &mut self.holders {
+                *holders = (*holders & below) | ((*holders >> 1) & !below);
             }
         }
     }
@@ -192,11 +193,7 @@ impl Blob {
                 }
             }
             Have::Map(map) if map.len() == chunks => {
-                let before = core::mem::replace(&mut self.members[index].map, ChunkMap::empty(chunks));
-                self.members[index].held_count = 0;
-                for chunk in before.iter() {
-                    self.less_available(chunk);
-                }
+                self.clear_member(index);
                 for chunk in map.iter() {
                     any_wanted |= self.member_holds(index, chunk);
                 }
@@ -216,11 +213,10 @@ impl Blob {
     /// A neighbour turns out not to hold a chunk.
     pub(super) fn member_lacks(&mut self, peer: PeerSlot, chunk: u32) {
         if let Some(index) = self.member(peer)
-            && self.members[index].map.remove(chunk)
+            && chunk < self.chunks()
         {
+            self.member_loses(index, chunk);
             self.members[index].is_complete = false;
-            self.members[index].held_count -= 1;
-            self.less_available(chunk);
         }
     }
 
@@ -235,17 +231,29 @@ impl Blob {
 
     /// The chunks of [`Self::missing`], ascending.
     pub(super) fn unseen_chunks(&self) -> impl Iterator<Item = u32> + '_ {
-        let is_unseen = |chunk: &u32| {
-            self.availability[*chunk as usize] == 0
-                && !self.held.contains(*chunk)
-                && !self.pending.contains(*chunk)
-        };
-        (0..self.chunks()).filter(is_unseen)
+        self.missing_chunks(0).filter(|chunk| self.availability[*chunk as usize] == 0)
+    }
+
+    /// The chunks at or after `from` that are neither held nor being fetched, ascending.
+    pub(super) fn missing_chunks(&self, from: u32) -> impl Iterator<Item = u32> + '_ {
+        let end = self.chunks();
+        let words = self.held.words().iter().zip(self.pending.words()).zip(0_u32..);
+        words.skip(from as usize / 64).flat_map(move |((held, pending), index)| {
+            let first = index * 64;
+            let mut word = !(held | pending);
+            if first < from {
+                word &= u64::MAX << (from - first);
+            }
+            if end - first < 64 {
+                word &= (1 << (end - first)) - 1;
+            }
+            bits(word).map(move |bit| first + bit)
+        })
     }
 
     /// The lowest chunk that is neither held nor being fetched.
     pub(super) fn lowest_missing(&self) -> Option<u32> {
-        (0..self.chunks()).find(|chunk| !self.held.contains(*chunk) && !self.pending.contains(*chunk))
+        self.missing_chunks(0).next()
     }
 
     /// Remembers peers to meet; true for those that are new.
@@ -257,21 +265,37 @@ impl Blob {
         is_new
     }
 
+    /// A neighbour says it holds a chunk; true if that is new and we lack it.
     fn member_holds(&mut self, index: usize, chunk: u32) -> bool {
-        let is_new = self.members[index].map.insert(chunk);
-        if is_new {
-            self.members[index].held_count += 1;
-            let available = &mut self.availability[chunk as usize];
-            *available = available.saturating_add(1);
-            self.unseen -= u32::from(*available == 1 && !self.held.contains(chunk));
-        }
-        is_new && !self.held.contains(chunk)
+        let Some(holders) =
+            self.holders.get_mut(chunk as usize).filter(|holders| **holders >> index & 1 == 0)
+        else {
+            return false;
+        };
+        *holders |= 1 << index;
+        self.members[index].held_count += 1;
+        let available = &mut self.availability[chunk as usize];
+        *available += 1;
+        let is_missing = !self.held.contains(chunk);
+        self.unseen -= u32::from(*available == 1 && is_missing);
+        is_missing
     }
 
-    fn less_available(&mut self, chunk: u32) {
-        let available = &mut self.availability[chunk as usize];
-        *available = available.saturating_sub(1);
-        self.unseen += u32::from(*available == 0 && !self.held.contains(chunk));
+    fn member_loses(&mut self, index: usize, chunk: u32) {
+        let holders = &mut self.holders[chunk as usize];
+        if *holders >> index & 1 == 1 {
+            *holders &= !(1 << index);
+            self.members[index].held_count -= 1;
+            let available = &mut self.availability[chunk as usize];
+            *available -= 1;
+            self.unseen += u32::from(*available == 0 && !self.held.contains(chunk));
+        }
+    }
+
+    fn clear_member(&mut self, index: usize) {
+        for chunk in 0..self.chunks() {
+            self.member_loses(index, chunk);
+        }
     }
 }
 
@@ -352,13 +376,20 @@ mod tests {
                 apply(&mut blob, step);
                 prop_assert_eq!(blob.held_count, blob.held.count());
                 for chunk in 0..CHUNKS {
-                    let holders = blob.members.iter().filter(|member| member.map.contains(chunk)).count();
-                    prop_assert_eq!(usize::from(blob.availability[chunk as usize]), holders);
+                    let holders = blob.holders[chunk as usize].count_ones();
+                    prop_assert_eq!(u32::from(blob.availability[chunk as usize]), holders);
                 }
                 prop_assert_eq!(blob.unseen, blob.missing().count());
-                for member in &blob.members {
-                    prop_assert_eq!(member.held_count, member.map.count());
-                    prop_assert_eq!(member.is_complete, member.map.is_full());
+                for from in [0, 1, 63, 64, 65, CHUNKS - 1, CHUNKS] {
+                    let missing: Vec<u32> = blob.missing_chunks(from).collect();
+                    let expected = (from..CHUNKS).filter(|chunk| !blob.held.contains(*chunk));
+                    prop_assert_eq!(missing, expected.collect::<Vec<_>>());
+                }
+                for (index, member) in blob.members.iter().enumerate() {
+                    let held = (0..CHUNKS).filter(|chunk| blob.holders[*chunk as usize] >> index & 1 == 1);
+                    let count = held.count() as u32;
+                    prop_assert_eq!(member.held_count, count);
+                    prop_assert_eq!(member.is_complete, count == CHUNKS);
                 }
             }
         }

@@ -9,6 +9,7 @@ use super::machine::PeerMachine;
 use super::rng::Rng;
 use super::turns::Turns;
 use super::{BlobSlot, Nearness, PeerSlot};
+use crate::map::bits;
 use crate::time::Time;
 
 /// A chunk and the neighbour to ask for it.
@@ -22,10 +23,6 @@ pub(super) struct Pick {
 /// Buffers that live as long as the machine, so that choosing allocates nothing.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    /// What any neighbour in the own zone holds.
-    near: Vec<u64>,
-    /// What a free neighbour offers.
-    offered: Vec<u64>,
     /// The rarest chunks found so far, equally rare.
     ties: Vec<(BlobSlot, u32)>,
 }
@@ -39,28 +36,23 @@ impl PeerMachine {
         self.scratch.ties.clear();
         for slot in &self.wanted {
             let Some(blob) = self.blobs.get(*slot).filter(|blob| blob.rests_until <= now) else { continue };
-            if !offer(&mut self.scratch, blob, &self.turns, now, crossing, self.slots) {
+            let reach = Reach::of(blob, &self.turns, now, crossing, self.slots);
+            if reach.is_nobody() {
                 continue;
             }
-            if is_for_reader
-                && let Some(chunk) = blob.reader.and_then(|from| lowest(&self.scratch.offered, from))
-            {
+            if is_for_reader && let Some(chunk) = blob.reader.and_then(|from| reach.lowest(blob, from)) {
                 return self.choose_neighbour(now, *slot, chunk, crossing);
             }
-            for (word, index) in self.scratch.offered.iter().zip(0_u32..) {
-                let mut word = *word;
-                while word != 0 {
-                    let chunk = index * 64 + word.trailing_zeros();
-                    word &= word - 1;
-                    let available = blob.availability[chunk as usize];
-                    if available < rarest {
-                        rarest = available;
-                        self.scratch.ties.clear();
-                    }
-                    if available == rarest {
-                        self.scratch.ties.push((*slot, chunk));
-                    }
+            for chunk in blob.missing_chunks(0) {
+                let available = blob.availability[chunk as usize];
+                if available > rarest || !reach.offers(blob.holders[chunk as usize]) {
+                    continue;
                 }
+                if available < rarest {
+                    rarest = available;
+                    self.scratch.ties.clear();
+                }
+                self.scratch.ties.push((*slot, chunk));
             }
         }
         if self.scratch.ties.is_empty() {
@@ -73,17 +65,56 @@ impl PeerMachine {
     /// The nearest free neighbour that has the chunk, ties at random.
     fn choose_neighbour(&mut self, now: Time, slot: BlobSlot, chunk: u32, crossing: u32) -> Option<Pick> {
         let blob = self.blobs.get(slot)?;
-        let may_cross = crossing < crossing_limit(blob, &self.turns, self.slots);
-        let free = blob.who.iter().zip(&blob.members).filter(|(peer, _)| self.turns.of(**peer).is_free(now));
-        let holders = free.filter(|(_, member)| member.map.contains(chunk));
+        let reach = Reach::of(blob, &self.turns, now, crossing, self.slots);
         let mut best = Best::default();
-        for (peer, _) in holders {
-            let turn = self.turns.of(*peer);
-            if may_cross || turn.is_near() {
-                best.consider(turn.nearness, *peer, &mut self.rng);
-            }
+        for index in bits(blob.holders[chunk as usize] & (reach.near | reach.far)) {
+            let peer = blob.who[index as usize];
+            best.consider(self.turns.of(peer).nearness, peer, &mut self.rng);
         }
         best.peer.map(|peer| Pick { blob: slot, chunk, peer })
+    }
+}
+
+/// Whom of a blob's neighbours we may ask now, a bit each.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reach {
+    /// Free, in the own zone.
+    near: u64,
+    /// Free, in other zones; nobody while enough comes from there.
+    far: u64,
+    /// All in the own zone: what one of them has is not asked of others.
+    zone: u64,
+}
+
+impl Reach {
+    fn of(blob: &Blob, turns: &Turns, now: Time, crossing: u32, slots: u32) -> Self {
+        let mut reach = Self::default();
+        for (peer, bit) in blob.who.iter().zip(0..) {
+            let turn = turns.of(*peer);
+            let is_free = u64::from(turn.is_free(now));
+            let is_near = u64::from(turn.is_near());
+            reach.near |= (is_free & is_near) << bit;
+            reach.far |= (is_free & (is_near ^ 1)) << bit;
+            reach.zone |= is_near << bit;
+        }
+        if crossing >= crossing_limit(reach.zone.count_ones(), slots) {
+            reach.far = 0;
+        }
+        reach
+    }
+
+    fn is_nobody(&self) -> bool {
+        (self.near | self.far) == 0
+    }
+
+    /// Whether a chunk with these holders can be had.
+    fn offers(&self, holders: u64) -> bool {
+        holders & self.near != 0 || (holders & self.far != 0 && holders & self.zone == 0)
+    }
+
+    /// The lowest chunk at or after `from` that is missing and can be had.
+    fn lowest(&self, blob: &Blob, from: u32) -> Option<u32> {
+        blob.missing_chunks(from).find(|chunk| self.offers(blob.holders[*chunk as usize]))
     }
 }
 
@@ -108,90 +139,15 @@ impl Best {
     }
 }
 
-/// Puts into `scratch.offered` the chunks that we lack and a free neighbour has and may be asked for; false if none.
-fn offer(scratch: &mut Scratch, blob: &Blob, turns: &Turns, now: Time, crossing: u32, slots: u32) -> bool {
-    let words = blob.held.words().len();
-    scratch.offered.clear();
-    scratch.offered.resize(words, 0);
-    scratch.near.clear();
-    scratch.near.resize(words, 0);
-    let (mut any, mut any_far) = (false, false);
-    for (peer, member) in blob.who.iter().zip(&blob.members) {
-        let turn = turns.of(*peer);
-        if !turn.is_free(now) {
-            continue;
-        }
-        if !turn.is_near() {
-            any_far |= member.is_heard;
-        } else {
-            any = true;
-            add(&mut scratch.offered, member.map.words());
-        }
-    }
-    if any_far && crossing < crossing_limit(blob, turns, slots) {
-        any = true;
-        for (peer, member) in blob.who.iter().zip(&blob.members) {
-            if turns.of(*peer).is_near() {
-                add(&mut scratch.near, member.map.words());
-            }
-        }
-        for (peer, member) in blob.who.iter().zip(&blob.members) {
-            let turn = turns.of(*peer);
-            if !turn.is_near() && turn.is_free(now) {
-                for ((offered, near), held) in
-                    scratch.offered.iter_mut().zip(&scratch.near).zip(member.map.words())
-                {
-                    *offered |= held & !near;
-                }
-            }
-        }
-    }
-    let mut left = 0;
-    for ((offered, held), pending) in
-        scratch.offered.iter_mut().zip(blob.held.words()).zip(blob.pending.words())
-    {
-        *offered &= !(held | pending);
-        left |= *offered;
-    }
-    any && left != 0
-}
-
 /// How many transfers may come from other zones at once: one, and the slots that neighbours in the own zone are too few
 /// to fill.
-fn crossing_limit(blob: &Blob, turns: &Turns, slots: u32) -> u32 {
-    let is_near = |peer: &&PeerSlot| turns.of(**peer).is_near();
-    let near = blob.who.iter().filter(is_near).count() as u32;
+fn crossing_limit(near: u32, slots: u32) -> u32 {
     slots.saturating_sub(near).max(1)
-}
-
-fn add(to: &mut [u64], more: &[u64]) {
-    for (word, more) in to.iter_mut().zip(more) {
-        *word |= more;
-    }
-}
-
-/// The lowest chunk at or after `from`.
-fn lowest(words: &[u64], from: u32) -> Option<u32> {
-    let first = from as usize / 64;
-    words.iter().enumerate().skip(first).find_map(|(index, word)| {
-        let word = if index == first { word & (u64::MAX << (from % 64)) } else { *word };
-        (word != 0).then(|| index as u32 * 64 + word.trailing_zeros())
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lowest_starts_at_the_cursor() {
-        let words = [0b1001, 0, 1 << 63];
-        assert_eq!(lowest(&words, 0), Some(0));
-        assert_eq!(lowest(&words, 1), Some(3));
-        assert_eq!(lowest(&words, 4), Some(191));
-        assert_eq!(lowest(&words, 191), Some(191));
-        assert_eq!(lowest(&words, 192), None);
-    }
 
     #[test]
     fn equals_have_equal_chances_and_the_nearer_wins() {

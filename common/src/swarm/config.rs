@@ -22,7 +22,7 @@ pub struct Config {
 
     /// Most connections altogether.
     pub max_connections: u32,
-    /// Most neighbours with which one blob is exchanged.
+    /// Most neighbours with which one blob is exchanged; at most 64.
     pub max_neighbours: u32,
     /// Fewer neighbours than this for a wanted blob: announce for more.
     pub min_neighbours: u32,

@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::collections::VecDeque;
 
-use super::blob::{Blob, Interest};
+use super::blob::{Blob, Interest, MAX_MEMBERS};
 use super::choose::Scratch;
 use super::download::Transfers;
 use super::health::Health;
@@ -102,7 +102,8 @@ pub struct PeerMachine {
 
 impl PeerMachine {
     /// A machine that knows no blob and no peer.
-    pub fn new(config: Config, rng_seed: u64) -> Self {
+    pub fn new(mut config: Config, rng_seed: u64) -> Self {
+        config.max_neighbours = config.max_neighbours.min(MAX_MEMBERS);
         Self {
             rng: Rng::new(rng_seed),
             outputs: VecDeque::new(),

@@ -135,11 +135,9 @@ impl PeerMachine {
 
     pub(super) fn on_have(&mut self, now: Time, peer: PeerSlot, slot: BlobSlot, have: &Have) {
         let Some(blob) = self.blobs.get_mut(slot) else { return };
-        if !self.peers.get(peer.0 as usize).is_some_and(Peer::is_up) {
-            return;
-        }
         let index = match blob.member(peer) {
             Some(index) => index,
+            None if !self.peers.get(peer.0 as usize).is_some_and(Peer::is_up) => return,
             None => {
                 let has_room = blob.who.len() < self.config.max_neighbours as usize;
                 if !has_room || !blob.is_of_use() || (!blob.is_wanted() && *have == Have::Complete) {
