@@ -57,7 +57,7 @@ impl World<'_> {
         };
         let request = self.requests.insert(Request { peer, transfer, source, blob, chunk, flow: None });
         self.nodes[peer as usize].fetches.push((transfer, request));
-        self.queue.push(self.now + delay, Event::Asked { request });
+        self.queue.push_after(self.now, delay, Event::Asked { request });
     }
 
     pub(crate) fn on_asked(&mut self, key: Key) {
@@ -72,7 +72,7 @@ impl World<'_> {
             }
             Origin::Region(region) => {
                 let delay = self.delay_to_region(peer, region);
-                self.queue.push(self.now + delay, Event::SourceFailed { request: key });
+                self.queue.push_after(self.now, delay, Event::SourceFailed { request: key });
             }
         }
     }
@@ -98,13 +98,13 @@ impl World<'_> {
             request.flow = Some(flow);
         }
         let delay = self.way_back(peer, source);
-        self.queue.push(self.now + delay, Event::FirstByte { request: key });
+        self.queue.push_after(self.now, delay, Event::FirstByte { request: key });
     }
 
     fn refuse(&mut self, key: Key, reason: Refusal) {
         if let Some(request) = self.requests.get(key) {
             let delay = self.way_back(request.peer, request.source);
-            self.queue.push(self.now + delay, Event::Refused { request: key, reason });
+            self.queue.push_after(self.now, delay, Event::Refused { request: key, reason });
         }
     }
 
@@ -145,7 +145,7 @@ impl World<'_> {
                 let &mut Request { peer, source, .. } = request;
                 self.count_bytes(key, None);
                 let delay = self.way_back(peer, source);
-                self.queue.push(self.now + delay, Event::Arrived { request: key });
+                self.queue.push_after(self.now, delay, Event::Arrived { request: key });
                 if let Origin::Peer { peer: uploader, .. } = source {
                     self.feed(uploader, Input::UploadEnded { upload: UploadId(tag) });
                 }

@@ -84,6 +84,8 @@ pub(crate) struct Broadcast {
     blob: BlobSlot,
     batch: Batch,
     to: Vec<Receiver>,
+    /// Connections that had ended anywhere when it was said: if none has since, it reaches everybody.
+    hang_ups: u64,
 }
 
 /// Number of the receiver, its slot for the sender, the connection's epoch.
@@ -116,8 +118,7 @@ impl World<'_> {
         link.is_dialling = true;
         let other = link.peer;
         // One round trip for the handshake, and one for the control stream's greeting.
-        let at = self.now + self.delay(peer, other) * 4;
-        self.queue.push(at, Event::Dialled { peer, slot });
+        self.queue.push_after(self.now, self.delay(peer, other) * 4, Event::Dialled { peer, slot });
     }
 
     pub(crate) fn on_dialled(&mut self, peer: u32, slot: u32) {
@@ -169,6 +170,7 @@ impl World<'_> {
         if !link.is_up {
             return;
         }
+        self.hang_ups += 1;
         self.nodes[peer as usize].links.at_mut(slot).is_up = false;
         self.drop_requests(peer, link.peer);
         self.drop_requests(link.peer, peer);
@@ -176,7 +178,7 @@ impl World<'_> {
         if other.is_up && other.epoch == link.epoch {
             other.is_up = false;
             let closed = Event::Closed { peer: link.peer, slot: link.remote, epoch: link.epoch };
-            self.queue.push(self.now + notice, closed);
+            self.queue.push_after(self.now, notice, closed);
         }
     }
 
@@ -200,7 +202,7 @@ impl World<'_> {
             blob,
             have,
         });
-        self.queue.push(self.now + self.delay(peer, link.peer), Event::Greeted { greeting });
+        self.queue.push_after(self.now, self.delay(peer, link.peer), Event::Greeted { greeting });
     }
 
     pub(crate) fn on_greeting(&mut self, greeting: Key) {
@@ -228,16 +230,20 @@ impl World<'_> {
             }
         }
         for (delay, to) in by_delay {
-            let broadcast = self.broadcasts.insert(Broadcast { blob, batch, to });
-            self.queue.push(self.now + delay, Event::Have { broadcast });
+            let hang_ups = self.hang_ups;
+            let broadcast = self.broadcasts.insert(Broadcast { blob, batch, to, hang_ups });
+            self.queue.push_after(self.now, delay, Event::Have { broadcast });
         }
     }
 
     pub(crate) fn on_broadcast(&mut self, broadcast: Key) {
-        let Some(Broadcast { blob, batch, to }) = self.broadcasts.remove(broadcast) else { return };
+        let Some(Broadcast { blob, batch, to, hang_ups }) = self.broadcasts.remove(broadcast) else { return };
         for (peer, slot, epoch) in to {
-            let link = self.nodes[peer as usize].links.at(slot);
-            if link.is_up && link.epoch == epoch {
+            let is_up = || {
+                let link = self.nodes[peer as usize].links.at(slot);
+                link.is_up && link.epoch == epoch
+            };
+            if self.hang_ups == hang_ups || is_up() {
                 self.feed(peer, Input::Have { peer: PeerSlot(slot), blob, have: Have::Chunks(batch) });
             }
         }

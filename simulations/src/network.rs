@@ -33,17 +33,16 @@ const MAX_STEPS: usize = 48;
 struct Side {
     /// Bytes per nanosecond.
     capacity: f64,
-    /// The most that one transfer may have.
-    level: f64,
-    flows: Vec<Key>,
+    flows: Vec<Lane>,
     is_due: bool,
 }
 
-impl Side {
-    fn new(bytes_per_second: f64) -> Self {
-        let capacity = bytes_per_second / 1e9;
-        Self { capacity, level: capacity, flows: Vec::new(), is_due: false }
-    }
+/// A transfer as a side sees it.
+#[derive(Clone, Copy, Debug)]
+struct Lane {
+    flow: Key,
+    /// The side at its other end.
+    other: u32,
 }
 
 #[derive(Debug)]
@@ -76,6 +75,8 @@ pub(crate) enum Moved {
 pub(crate) struct Network {
     /// Two of each end: first its uplink, then its downlink.
     sides: Vec<Side>,
+    /// The most that one transfer may have at each side, bytes per nanosecond. Apart, for they are looked at most.
+    levels: Vec<f64>,
     flows: Slab<Flow>,
     queue: Queue<Key>,
     /// Sides whose level is to be found again.
@@ -88,6 +89,7 @@ impl Network {
     pub(crate) fn new() -> Self {
         Self {
             sides: Vec::new(),
+            levels: Vec::new(),
             flows: Slab::new(),
             queue: Queue::new(),
             due: VecDeque::new(),
@@ -97,8 +99,11 @@ impl Network {
 
     /// Adds an end with these rates, in bytes per second.
     pub(crate) fn add_end(&mut self, up: f64, down: f64) -> End {
-        self.sides.push(Side::new(up));
-        self.sides.push(Side::new(down));
+        for bytes_per_second in [up, down] {
+            let capacity = bytes_per_second / 1e9;
+            self.sides.push(Side { capacity, flows: Vec::new(), is_due: false });
+            self.levels.push(capacity);
+        }
         self.sides.len() as End / 2 - 1
     }
 
@@ -117,11 +122,13 @@ impl Network {
             has_reported_share: false,
             tag,
         });
-        for side in [uplink(from), downlink(to)] {
-            self.sides[side as usize].flows.push(key);
+        let (up, down) = (uplink(from), downlink(to));
+        for (side, other) in [(up, down), (down, up)] {
+            self.sides[side as usize].flows.push(Lane { flow: key, other });
             self.find_again(side);
         }
         self.settle(now);
+        self.rate(now, key);
         key
     }
 
@@ -165,7 +172,7 @@ impl Network {
 
     fn detach(&mut self, now: Time, key: Key, from: End, to: End) {
         for side in [uplink(from), downlink(to)] {
-            self.sides[side as usize].flows.retain(|other| *other != key);
+            self.sides[side as usize].flows.retain(|lane| lane.flow != key);
             self.find_again(side);
         }
         self.settle(now);
@@ -184,19 +191,24 @@ impl Network {
         let mut steps = 0;
         while let Some(side) = self.due.pop_front() {
             self.sides[side as usize].is_due = false;
+            let before = self.levels[side as usize];
             let level = self.find_level(side);
-            let place = &mut self.sides[side as usize];
-            let is_notable = (level - place.level).abs() > NOTABLE * place.level;
-            place.level = level;
+            self.levels[side as usize] = level;
+            let is_notable = (level - before).abs() > NOTABLE * before;
             steps += 1;
+            if level == before {
+                continue;
+            }
             for at in 0..self.sides[side as usize].flows.len() {
-                let key = self.sides[side as usize].flows[at];
-                let Some(flow) = self.flows.get(key) else { continue };
-                let other = flow.other(side);
+                let Lane { flow, other } = self.sides[side as usize].flows[at];
+                // What holds a transfer back at its other end holds it back as before.
+                if level.min(before) >= self.levels[other as usize] {
+                    continue;
+                }
                 if is_notable && steps < MAX_STEPS {
                     self.find_again(other);
                 }
-                self.rate(now, key);
+                self.rate(now, flow);
             }
         }
     }
@@ -205,11 +217,7 @@ impl Network {
     fn find_level(&mut self, side: u32) -> f64 {
         let Side { capacity, flows, .. } = &self.sides[side as usize];
         self.offers.clear();
-        for key in flows {
-            if let Some(flow) = self.flows.get(*key) {
-                self.offers.push(self.sides[flow.other(side) as usize].level);
-            }
-        }
+        self.offers.extend(flows.iter().map(|lane| self.levels[lane.other as usize]));
         self.offers.sort_unstable_by(f64::total_cmp);
         let (mut left, mut sharers) = (*capacity, self.offers.len() as f64);
         for offer in &self.offers {
@@ -224,7 +232,7 @@ impl Network {
 
     fn rate(&mut self, now: Time, key: Key) {
         let Some(flow) = self.flows.get_mut(key) else { return };
-        let [up, down] = [uplink(flow.from), downlink(flow.to)].map(|side| self.sides[side as usize].level);
+        let [up, down] = [uplink(flow.from), downlink(flow.to)].map(|side| self.levels[side as usize]);
         let rate = up.min(down);
         if rate == flow.rate {
             return;
@@ -248,11 +256,6 @@ const fn downlink(end: End) -> u32 {
 }
 
 impl Flow {
-    /// The side at its other end.
-    fn other(&self, side: u32) -> u32 {
-        if side == uplink(self.from) { downlink(self.to) } else { uplink(self.from) }
-    }
-
     fn advance(&mut self, now: Time) {
         self.left = (self.left - self.rate * now.saturating_since(self.as_of).as_nanos() as f64).max(0.0);
         self.as_of = now;

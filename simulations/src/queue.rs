@@ -1,15 +1,32 @@
 //! The event queue: earliest first, and among simultaneous events the one said first.
+//!
+//! Most events come a fixed delay after they are said (a message's way from one zone to another), and time does not go
+//! back while they are said: each such delay has a lane, in which events are in order as they come. The rest is a heap.
 
+use core::time::Duration;
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 
 use flotilla_common::time::Time;
+
+/// Delays that have lanes of their own.
+const MAX_LANES: usize = 8;
 
 /// What happens when, in an order that depends on nothing else.
 #[derive(Debug)]
 pub(crate) struct Queue<E> {
     heap: BinaryHeap<Reverse<Entry<E>>>,
+    lanes: Vec<Lane<E>>,
     sequence: u64,
+}
+
+/// The events that come after one delay.
+#[derive(Debug)]
+struct Lane<E> {
+    delay: Duration,
+    /// Of the first event; the end of time if there is none.
+    next: (Time, u64),
+    events: VecDeque<Entry<E>>,
 }
 
 #[derive(Debug)]
@@ -21,22 +38,53 @@ struct Entry<E> {
 
 impl<E> Queue<E> {
     pub(crate) fn new() -> Self {
-        Self { heap: BinaryHeap::new(), sequence: 0 }
+        Self { heap: BinaryHeap::new(), lanes: Vec::new(), sequence: 0 }
     }
 
+    /// Says that something happens at `at`.
     pub(crate) fn push(&mut self, at: Time, event: E) {
         self.sequence += 1;
         self.heap.push(Reverse(Entry { at, sequence: self.sequence, event }));
     }
 
+    /// Says that something happens `delay` after `now`, which never goes back.
+    pub(crate) fn push_after(&mut self, now: Time, delay: Duration, event: E) {
+        let at = now + delay;
+        let lane = match self.lanes.iter_mut().position(|lane| lane.delay == delay) {
+            Some(lane) => lane,
+            None if self.lanes.len() < MAX_LANES => {
+                self.lanes.push(Lane { delay, next: NEVER, events: VecDeque::new() });
+                self.lanes.len() - 1
+            }
+            None => return self.push(at, event),
+        };
+        self.sequence += 1;
+        let lane = &mut self.lanes[lane];
+        if lane.events.is_empty() {
+            lane.next = (at, self.sequence);
+        }
+        lane.events.push_back(Entry { at, sequence: self.sequence, event });
+    }
+
     pub(crate) fn next_at(&self) -> Option<Time> {
-        self.heap.peek().map(|Reverse(entry)| entry.at)
+        let in_lanes = self.lanes.iter().map(|lane| lane.next.0);
+        let in_heap = self.heap.peek().map(|Reverse(entry)| entry.at);
+        in_lanes.chain(in_heap).min().filter(|at| *at != Time::MAX)
     }
 
     pub(crate) fn pop(&mut self) -> Option<(Time, E)> {
-        self.heap.pop().map(|Reverse(entry)| (entry.at, entry.event))
+        let in_heap = self.heap.peek().map_or(NEVER, |Reverse(entry)| (entry.at, entry.sequence));
+        let lane = self.lanes.iter_mut().filter(|lane| lane.next < in_heap).min_by_key(|lane| lane.next);
+        let Some(lane) = lane else {
+            return self.heap.pop().map(|Reverse(entry)| (entry.at, entry.event));
+        };
+        let entry = lane.events.pop_front()?;
+        lane.next = lane.events.front().map_or(NEVER, |entry| (entry.at, entry.sequence));
+        Some((entry.at, entry.event))
     }
 }
+
+const NEVER: (Time, u64) = (Time::MAX, u64::MAX);
 
 impl<E> PartialEq for Entry<E> {
     fn eq(&self, other: &Self) -> bool {
@@ -71,5 +119,33 @@ mod tests {
         assert_eq!(queue.next_at(), Some(Time::from_nanos(1)));
         let order: String = core::iter::from_fn(|| queue.pop().map(|(_, event)| event)).collect();
         assert_eq!(order, "abcd");
+    }
+
+    #[test]
+    fn lanes_and_heap_are_one_order() {
+        let mut queue = Queue::new();
+        let (long, short) = (Duration::from_nanos(9), Duration::from_nanos(1));
+        let at = Time::from_nanos;
+        queue.push_after(at(0), long, 'e');
+        queue.push(at(9), 'f');
+        queue.push_after(at(0), short, 'a');
+        queue.push(at(1), 'b');
+        queue.push_after(at(1), short, 'c');
+        queue.push_after(at(8), short, 'g');
+        queue.push(at(3), 'd');
+        assert_eq!(queue.next_at(), Some(at(1)));
+        let order: String = core::iter::from_fn(|| queue.pop().map(|(_, event)| event)).collect();
+        assert_eq!(order, "abcdefg");
+        assert_eq!(queue.next_at(), None);
+    }
+
+    #[test]
+    fn more_delays_than_lanes_are_in_order_all_the_same() {
+        let mut queue = Queue::new();
+        for delay in (0..20).rev() {
+            queue.push_after(Time::ZERO, Duration::from_nanos(delay), delay);
+        }
+        let order: Vec<u64> = core::iter::from_fn(|| queue.pop().map(|(_, event)| event)).collect();
+        assert_eq!(order, (0..20).collect::<Vec<_>>());
     }
 }

@@ -279,7 +279,7 @@ impl World<'_> {
         }
         let message = self.tracking.messages.insert(message);
         let delay = self.delay_to_region(peer, self.nodes[peer as usize].region);
-        self.queue.push(self.now + delay, Event::ToTracker { message });
+        self.queue.push_after(self.now, delay, Event::ToTracker { message });
     }
 
     pub(crate) fn on_tracker_message(&mut self, message: Key) {
@@ -353,7 +353,7 @@ impl World<'_> {
             let epoch = self.tracking.machine.epoch();
             let answer = self.tracking.answers.insert(Answer { request, question, epoch, reply });
             let delay = self.delay_to_region(peer, self.nodes[peer as usize].region);
-            self.queue.push(self.now + delay, Event::FromTracker { answer });
+            self.queue.push_after(self.now, delay, Event::FromTracker { answer });
         }
         if let Some(at) = self.tracking.machine.poll_timeout()
             && at < self.tracking.wake_at

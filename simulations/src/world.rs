@@ -122,6 +122,8 @@ pub(crate) struct World<'a> {
     pub(crate) requests: Slab<Request>,
     pub(crate) broadcasts: Slab<Broadcast>,
     pub(crate) greetings: Slab<Greeting>,
+    /// Connections that have ended so far.
+    pub(crate) hang_ups: u64,
     pub(crate) tracking: Tracking,
     /// Whether each region's origin answers.
     pub(crate) origins_up: Vec<bool>,
@@ -149,6 +151,7 @@ impl<'a> World<'a> {
             requests: Slab::new(),
             broadcasts: Slab::new(),
             greetings: Slab::new(),
+            hang_ups: 0,
             tracking: Tracking::new(scenario, rng_seed),
             origins_up: vec![true; scenario.peers.regions.get() as usize],
             origin_bytes: 0,
