@@ -50,7 +50,7 @@ impl World<'_> {
             }
             Source::Origin(place) => {
                 let regions = self.origins_up.len() as u32;
-                let region = (node.region + place.0) % regions;
+                let region = (self.places[peer as usize].region + place.0) % regions;
                 let delay = self.delay_to_region(peer, region) + millis(self.scenario.origin.think_ms);
                 (Origin::Region(region), delay)
             }
@@ -229,14 +229,14 @@ impl World<'_> {
         let Some(request) = self.requests.get(key) else { return };
         let bytes =
             moved.unwrap_or_else(|| self.geometries[request.blob.0 as usize].chunk_len(request.chunk));
-        let to = &self.nodes[request.peer as usize];
+        let to = self.places[request.peer as usize];
         match request.source {
             Origin::Region(region) => {
                 self.origin_bytes += bytes;
                 self.wan_bytes += if region == to.region { 0 } else { bytes };
             }
             Origin::Peer { peer, .. } => {
-                let from = &self.nodes[peer as usize];
+                let from = self.places[peer as usize];
                 if from.region != to.region {
                     self.wan_bytes += bytes;
                 } else if from.zone != to.zone {

@@ -104,13 +104,13 @@ pub(crate) struct Greeting {
 impl World<'_> {
     pub(crate) fn facts(&mut self, of: u32, to: u32) -> PeerFacts {
         let slot = self.nodes[to as usize].links.intern(of);
-        let (one, other) = (&self.nodes[of as usize], &self.nodes[to as usize]);
+        let (one, other) = (self.places[of as usize], self.places[to as usize]);
         let nearness = match () {
             () if one.zone == other.zone => Nearness::SameZone,
             () if one.region == other.region => Nearness::SameRegion,
             () => Nearness::Elsewhere,
         };
-        PeerFacts { peer: PeerSlot(slot), nearness, key: one.key }
+        PeerFacts { peer: PeerSlot(slot), nearness, key: self.nodes[of as usize].key }
     }
 
     pub(crate) fn dial(&mut self, peer: u32, slot: u32) {

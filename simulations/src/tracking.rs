@@ -194,8 +194,8 @@ impl World<'_> {
         let announce = Announce {
             request: request(self.tracking.questions.insert(question)),
             peer: PeerSlot(peer),
-            zone: ZoneSlot(node.zone),
-            region: RegionSlot(node.region),
+            zone: ZoneSlot(self.places[peer as usize].zone),
+            region: RegionSlot(self.places[peer as usize].region),
             epoch: session.epoch,
             sequence: session.sequence,
             full: session.is_full,
@@ -255,12 +255,11 @@ impl World<'_> {
     pub(crate) fn say_good_bye(&mut self, peer: u32) {
         let session = &self.nodes[peer as usize].session;
         let (epoch, sequence) = (session.epoch, session.sequence.wrapping_add(1));
-        let node = &self.nodes[peer as usize];
         let announce = Announce {
             request: request(self.tracking.questions.insert(Question::Nothing { peer })),
             peer: PeerSlot(peer),
-            zone: ZoneSlot(node.zone),
-            region: RegionSlot(node.region),
+            zone: ZoneSlot(self.places[peer as usize].zone),
+            region: RegionSlot(self.places[peer as usize].region),
             epoch,
             sequence,
             full: false,
@@ -278,7 +277,7 @@ impl World<'_> {
             return;
         }
         let message = self.tracking.messages.insert(message);
-        let delay = self.delay_to_region(peer, self.nodes[peer as usize].region);
+        let delay = self.delay_to_region(peer, self.places[peer as usize].region);
         self.queue.push_after(self.now, delay, Event::ToTracker { message });
     }
 
@@ -352,7 +351,7 @@ impl World<'_> {
             | Question::Nothing { peer }) = question;
             let epoch = self.tracking.machine.epoch();
             let answer = self.tracking.answers.insert(Answer { request, question, epoch, reply });
-            let delay = self.delay_to_region(peer, self.nodes[peer as usize].region);
+            let delay = self.delay_to_region(peer, self.places[peer as usize].region);
             self.queue.push_after(self.now, delay, Event::FromTracker { answer });
         }
         if let Some(at) = self.tracking.machine.poll_timeout()

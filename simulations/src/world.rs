@@ -84,12 +84,17 @@ pub(crate) enum Origin {
     Region(u32),
 }
 
+/// Where a peer is. Zones are numbered across regions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) zone: u32,
+    pub(crate) region: u32,
+}
+
 /// One peer.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) machine: PeerMachine,
-    pub(crate) zone: u32,
-    pub(crate) region: u32,
     pub(crate) key: u64,
     pub(crate) rate: u64,
     pub(crate) lies: bool,
@@ -118,6 +123,8 @@ pub(crate) struct World<'a> {
     pub(crate) queue: Queue<Event>,
     pub(crate) network: Network,
     pub(crate) nodes: Vec<Node>,
+    /// Where each peer is. Apart, for every message looks there.
+    pub(crate) places: Vec<Place>,
     pub(crate) geometries: Vec<Geometry>,
     pub(crate) requests: Slab<Request>,
     pub(crate) broadcasts: Slab<Broadcast>,
@@ -147,6 +154,7 @@ impl<'a> World<'a> {
             queue: Queue::new(),
             network: Network::new(),
             nodes: Vec::new(),
+            places: Vec::new(),
             geometries: scenario.image.layers.iter().map(|size| geometry(scenario, *size)).collect(),
             requests: Slab::new(),
             broadcasts: Slab::new(),
@@ -182,12 +190,11 @@ impl<'a> World<'a> {
             let machine = PeerMachine::new(self.config(up, down, key), self.rng.random());
             let region = number % regions;
             let zone = region * peers.zones.get() + number / regions % peers.zones.get();
+            self.places.push(Place { zone, region });
             let lies = self.rng.random_bool(peers.lying_share);
             let started_at = Time::ZERO + seconds(peers.start_spread_s * self.rng.random::<f64>());
             self.nodes.push(Node {
                 machine,
-                zone,
-                region,
                 key,
                 rate: up.min(down),
                 lies,
@@ -328,7 +335,7 @@ impl<'a> World<'a> {
 
     /// One-way delay between two peers.
     pub(crate) fn delay(&self, one: u32, other: u32) -> Duration {
-        let (one, other) = (&self.nodes[one as usize], &self.nodes[other as usize]);
+        let (one, other) = (self.places[one as usize], self.places[other as usize]);
         let links = &self.scenario.links;
         if one.zone == other.zone {
             millis(links.zone_ms)
@@ -342,7 +349,7 @@ impl<'a> World<'a> {
     /// One-way delay to a region's origin and tracker.
     pub(crate) fn delay_to_region(&self, peer: u32, region: u32) -> Duration {
         let links = &self.scenario.links;
-        millis(if self.nodes[peer as usize].region == region { links.region_ms } else { links.wan_ms })
+        millis(if self.places[peer as usize].region == region { links.region_ms } else { links.wan_ms })
     }
 
     fn outcome(mut self) -> Outcome {

@@ -48,6 +48,8 @@ pub(super) struct Member {
 #[derive(Debug)]
 pub(super) struct Blob {
     pub(super) geometry: Geometry,
+    /// How long one chunk takes at the own rate.
+    pub(super) chunk_time: Duration,
     pub(super) interest: Interest,
     /// The lowest chunk that a reader waits for.
     pub(super) reader: Option<u32>,
@@ -89,12 +91,13 @@ pub(super) struct Blob {
 }
 
 impl Blob {
-    pub(super) fn new(geometry: Geometry, held: ChunkMap) -> Self {
+    pub(super) fn new(geometry: Geometry, held: ChunkMap, chunk_time: Duration) -> Self {
         let chunks = geometry.chunks();
         let held = if held.len() == chunks { held } else { ChunkMap::empty(chunks) };
         let held_count = held.count();
         Self {
             geometry,
+            chunk_time,
             interest: Interest::Idle,
             reader: None,
             held,
@@ -309,7 +312,7 @@ mod tests {
     const CHUNKS: u32 = 70;
 
     fn blob() -> Blob {
-        Blob::new(Geometry::for_size(u64::from(CHUNKS) << 18), ChunkMap::empty(CHUNKS))
+        Blob::new(Geometry::for_size(u64::from(CHUNKS) << 18), ChunkMap::empty(CHUNKS), Duration::ZERO)
     }
 
     #[derive(Clone, Debug)]

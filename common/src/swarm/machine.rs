@@ -15,6 +15,7 @@ use super::turns::Turns;
 use super::upload::Uploads;
 use super::waits::Waiting;
 use super::{BlobSlot, Config, Input, Output, PeerSlot};
+use crate::chunk::Geometry;
 use crate::map::ChunkMap;
 use crate::time::Time;
 
@@ -133,7 +134,7 @@ impl PeerMachine {
     /// Something happened at `now`. Time must not go backwards.
     pub fn handle(&mut self, now: Time, input: Input) {
         match input {
-            Input::AddBlob { blob, geometry, held } => self.blobs.insert(blob, Blob::new(geometry, held)),
+            Input::AddBlob { blob, geometry, held } => self.on_add(blob, geometry, held),
             Input::Want { blob } => self.on_want(now, blob),
             Input::Unwant { blob } => self.on_unwant(now, blob),
             Input::Reader { blob, cursor } => self.on_reader(blob, cursor),
@@ -249,6 +250,12 @@ impl PeerMachine {
     /// The settings it was made with.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    fn on_add(&mut self, slot: BlobSlot, geometry: Geometry, held: ChunkMap) {
+        let rate = self.own_rate().unwrap_or(self.config.assumed_bits_per_second).max(1);
+        let chunk_time = Duration::from_secs_f64((geometry.chunk_len(0) * 8) as f64 / rate as f64);
+        self.blobs.insert(slot, Blob::new(geometry, held, chunk_time));
     }
 
     fn on_want(&mut self, now: Time, slot: BlobSlot) {
@@ -390,9 +397,7 @@ impl PeerMachine {
 
     /// How long one chunk of the blob takes at the own rate.
     pub(super) fn chunk_time(&self, slot: BlobSlot) -> Duration {
-        let length = self.blobs.get(slot).map_or(0, |blob| blob.geometry.chunk_len(0));
-        let rate = self.own_rate().unwrap_or(self.config.assumed_bits_per_second).max(1);
-        Duration::from_secs_f64((length * 8) as f64 / rate as f64)
+        self.blobs.get(slot).map_or(Duration::ZERO, |blob| blob.chunk_time)
     }
 
     /// The own rate, the slower of both directions, in bits per second.

@@ -53,18 +53,18 @@ impl PeerMachine {
         chunk: u32,
         upload: UploadId,
     ) {
-        let is_known = self.peers.get(peer.0 as usize).is_some_and(Peer::is_up);
-        let length = match self.blobs.get(slot) {
-            Some(blob) if is_known && blob.held.contains(chunk) => blob.geometry.chunk_len(chunk),
-            _ => return self.outputs.push_back(Output::Refuse { upload, reason: Refusal::Gone }),
-        };
-        // Whoever is nearly done does not count, but the sum is bounded all the same.
+        // First what is most often so. Whoever is nearly done does not count, but the sum is bounded all the same.
         let slots = self.slots as usize;
         if self.uploads.busy(now) >= slots || self.uploads.len() >= 2 * slots {
             self.stats.refused_busy += 1;
             self.outputs.push_back(Output::Refuse { upload, reason: Refusal::Busy });
             return;
         }
+        let is_known = self.peers.get(peer.0 as usize).is_some_and(Peer::is_up);
+        let length = match self.blobs.get(slot) {
+            Some(blob) if is_known && blob.held.contains(chunk) => blob.geometry.chunk_len(chunk),
+            _ => return self.outputs.push_back(Output::Refuse { upload, reason: Refusal::Gone }),
+        };
         self.stats.served += 1;
         self.uploads.running.push(Upload { id: upload, peer, pace: Pace::new(now, length) });
         self.outputs.push_back(Output::Serve { upload });

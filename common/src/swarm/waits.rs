@@ -131,6 +131,9 @@ pub(super) struct Waiting {
 impl Waiting {
     /// From `now` on the reason is this; `None` if there is nothing to wait for.
     pub(super) fn note(&mut self, now: Time, reason: Option<Wait>) {
+        if reason == self.reason {
+            return;
+        }
         if let Some(before) = self.reason {
             self.spent.0[before as usize] += now.saturating_since(self.since);
         }
