@@ -217,7 +217,7 @@ impl World<'_> {
     pub(crate) fn broadcast(&mut self, peer: u32, blob: BlobSlot, batch: Batch) {
         let node = &self.nodes[peer as usize];
         let mut by_delay: Vec<(Duration, Vec<Receiver>)> = Vec::new();
-        for slot in node.machine.audience(blob) {
+        for slot in node.machine.audience(blob, &batch) {
             let link = node.links.at(slot.0);
             if !link.is_up {
                 continue;

@@ -44,6 +44,15 @@ pub(super) struct Member {
     pub(super) is_heard: bool,
 }
 
+/// What a neighbour's words change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct News {
+    /// It holds something that it did not hold before and that we lack.
+    pub(super) any_wanted: bool,
+    /// It lacks something that it held before.
+    pub(super) is_correction: bool,
+}
+
 /// One blob.
 #[derive(Debug)]
 pub(super) struct Blob {
@@ -184,11 +193,17 @@ impl Blob {
         }
     }
 
-    /// Takes note of what a neighbour says it holds. True if we lack some of that.
-    pub(super) fn learn(&mut self, index: usize, have: &Have) -> bool {
+    /// The neighbours that hold all of these chunks, a bit each.
+    pub(super) fn holders_of_all(&self, chunks: &[u32]) -> u64 {
+        let holders = chunks.iter().map(|chunk| self.holders.get(*chunk as usize).copied().unwrap_or(0));
+        holders.fold(u64::MAX, |all, holders| all & holders)
+    }
+
+    /// Takes note of what a neighbour says it holds.
+    pub(super) fn learn(&mut self, index: usize, have: &Have) -> News {
         let chunks = self.chunks();
         self.members[index].is_heard = true;
-        let mut any_wanted = false;
+        let (mut any_wanted, mut is_correction) = (false, false);
         match have {
             Have::Chunks(batch) => {
                 for chunk in batch.chunks() {
@@ -196,6 +211,8 @@ impl Blob {
                 }
             }
             Have::Map(map) if map.len() == chunks => {
+                let bit = 1 << index;
+                is_correction = (0..chunks).any(|c| self.holders[c as usize] & bit != 0 && !map.contains(c));
                 self.clear_member(index);
                 for chunk in map.iter() {
                     any_wanted |= self.member_holds(index, chunk);
@@ -210,7 +227,7 @@ impl Blob {
         }
         let member = &mut self.members[index];
         member.is_complete = member.held_count == chunks;
-        any_wanted
+        News { any_wanted, is_correction }
     }
 
     /// A neighbour turns out not to hold a chunk.

@@ -25,6 +25,11 @@ impl Outbox {
         (!self.batch.is_empty() && self.not_before <= now).then(|| self.send(now, interval))
     }
 
+    /// Forgets what was not told: it is said in another way.
+    pub(super) fn clear(&mut self) {
+        self.batch = Batch::default();
+    }
+
     /// When [`Self::take_due`] will have something.
     pub(super) fn due_at(&self) -> Option<Time> {
         (!self.batch.is_empty()).then_some(self.not_before)

@@ -14,7 +14,7 @@ use super::timers::{Timer, Timers};
 use super::turns::Turns;
 use super::upload::Uploads;
 use super::waits::Waiting;
-use super::{BlobSlot, Config, Input, Output, PeerSlot};
+use super::{Batch, BlobSlot, Config, Input, Output, PeerSlot};
 use crate::chunk::Geometry;
 use crate::map::ChunkMap;
 use crate::time::Time;
@@ -209,10 +209,14 @@ impl PeerMachine {
     }
 
     /// Who is to be told about newly held chunks of a blob: its neighbours that were greeted and are not known to hold
-    /// all of it.
-    pub fn audience(&self, blob: BlobSlot) -> impl Iterator<Item = PeerSlot> + '_ {
-        let pairs = self.blobs.get(blob).into_iter().flat_map(|blob| blob.who.iter().zip(&blob.members));
-        pairs.filter(|(_, member)| member.greeted_at.is_some() && !member.is_complete).map(|(peer, _)| *peer)
+    /// all of these chunks. Who holds them learns that we do from the greeting when we are complete, or lack one again.
+    pub fn audience(&self, blob: BlobSlot, batch: &Batch) -> impl Iterator<Item = PeerSlot> + '_ {
+        let blob = self.blobs.get(blob);
+        let holders = blob.map_or(0, |blob| blob.holders_of_all(batch.chunks()));
+        let members = blob.into_iter().flat_map(|blob| blob.who.iter().zip(&blob.members)).zip(0_u32..);
+        members
+            .filter(move |((_, member), bit)| member.greeted_at.is_some() && holders >> bit & 1 == 0)
+            .map(|((peer, _), _)| *peer)
     }
 
     /// Everybody with whom a blob is exchanged.
@@ -302,7 +306,10 @@ impl PeerMachine {
 
     fn on_lost(&mut self, now: Time, slot: BlobSlot, chunk: u32) {
         let Some(blob) = self.blobs.get_mut(slot) else { return };
-        if blob.lose(chunk) && blob.interest == Interest::Complete {
+        if !blob.lose(chunk) {
+            return;
+        }
+        if blob.interest == Interest::Complete {
             blob.interest = Interest::Wanted;
             blob.moved_at = now;
             self.wanted.push(slot);
@@ -310,6 +317,7 @@ impl PeerMachine {
             self.outputs.push_back(Output::Announce);
             self.meet(now);
         }
+        self.greet_again(slot);
         self.wants_fill = true;
         self.wants_leases = true;
     }
@@ -341,9 +349,22 @@ impl PeerMachine {
         self.wanted.retain(|wanted| *wanted != slot);
         self.drop_leases(slot);
         self.forget_handout(slot);
+        self.greet_again(slot);
         self.outputs.push_back(Output::Complete { blob: slot });
         self.outputs.push_back(Output::Announce);
         self.wants_leases = true;
+    }
+
+    /// Tells the neighbours that were greeted and still lack something exactly what we hold: all of it at last, or less
+    /// than we said.
+    fn greet_again(&mut self, slot: BlobSlot) {
+        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        blob.outbox.clear();
+        for (peer, member) in blob.who.iter().zip(&blob.members) {
+            if member.greeted_at.is_some() && !member.is_complete {
+                self.outputs.push_back(Output::Greet { peer: *peer, blob: slot });
+            }
+        }
     }
 
     /// Tells neighbours about a chunk, now or soon.

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::blob::Interest;
+use super::blob::{Interest, News};
 use super::machine::PeerMachine;
 use super::timers::Timer;
 use super::{BlobSlot, Have, Output, PeerFacts, PeerSlot};
@@ -149,10 +149,11 @@ impl PeerMachine {
         };
         let was_unseen = blob.unseen;
         let is_first = !blob.members[index].is_heard;
-        let any_wanted = blob.learn(index, have);
+        let News { any_wanted, is_correction } = blob.learn(index, have);
         // A greeting of ours that is older than an answer takes met a peer that did not know the blob yet.
         let stale = |greeted_at: Time| is_first && greeted_at + UNANSWERED <= now;
-        if blob.members[index].greeted_at.is_none_or(stale) {
+        // And whoever lost a chunk was perhaps not told that we have it.
+        if blob.members[index].greeted_at.is_none_or(stale) || (is_correction && blob.held_count > 0) {
             blob.members[index].greeted_at = Some(now);
             self.outputs.push_back(Output::Greet { peer, blob: slot });
         }

@@ -107,7 +107,8 @@ impl World {
                 self.flying.push(Flying::Have { from: peer, to: to.0, have });
             }
             Output::Have { batch, .. } => {
-                let audience: Vec<u32> = self.machines[peer as usize].audience(BLOB).map(|to| to.0).collect();
+                let audience = self.machines[peer as usize].audience(BLOB, &batch);
+                let audience: Vec<u32> = audience.map(|to| to.0).collect();
                 for to in audience {
                     self.flying.push(Flying::Have { from: peer, to, have: Have::Chunks(batch) });
                 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flotilla_common::swarm::{
-    BlobSlot, Failure, Input, OriginSlot, Output, PeerSlot, Refusal, Source, TransferId, UploadId,
+    Batch, BlobSlot, Failure, Input, OriginSlot, Output, PeerSlot, Refusal, Source, TransferId, UploadId,
 };
 use flotilla_common::wire::peer::{self, Control, Forgot, Have, Holding, Holds};
 use flotilla_common::wire::tracker::LeaseAsk;
@@ -26,7 +26,7 @@ impl Driver {
             Output::Dial { peer } => self.dial(peer),
             Output::HangUp { peer } => self.hang_up(peer),
             Output::Greet { peer, blob } => self.greet(peer, blob),
-            Output::Have { blob, batch } => self.tell_have(blob, batch.chunks()),
+            Output::Have { blob, batch } => self.tell_have(blob, &batch),
             Output::Fetch { transfer, blob, chunk, source } => self.fetch(transfer, blob, chunk, source),
             Output::Cancel { transfer } => {
                 if let Some(fetch) = self.fetches.remove(&transfer) {
@@ -91,10 +91,10 @@ impl Driver {
         link.say(Control::Holds(Holds { digest: *blob.stored.digest(), holding }));
     }
 
-    fn tell_have(&self, slot: BlobSlot, chunks: &[u32]) {
+    fn tell_have(&self, slot: BlobSlot, batch: &Batch) {
         let Some(blob) = self.roster.blob(slot) else { return };
-        let have = Control::Have(Have { digest: *blob.stored.digest(), chunks: chunks.to_vec() });
-        for link in self.machine.audience(slot).filter_map(|peer| self.roster.link(peer)) {
+        let have = Control::Have(Have { digest: *blob.stored.digest(), chunks: batch.chunks().to_vec() });
+        for link in self.machine.audience(slot, batch).filter_map(|peer| self.roster.link(peer)) {
             link.say(have.clone());
         }
     }
