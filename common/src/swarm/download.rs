@@ -280,6 +280,8 @@ impl PeerMachine {
             if let Some(blob) = self.blobs.get_mut(transfer.blob) {
                 blob.rests_until = now + STORE_REST;
             }
+            // On its own, a pull whose last chunk failed here would have nothing else to wake it.
+            self.timers.by(Timer::Escalate, now + STORE_REST);
             if transfer.permission == Permission::Leased {
                 self.lease_failed(now, transfer.blob, transfer.chunk);
             }

@@ -272,6 +272,17 @@ fn facts(peer: u32) -> PeerFacts {
     PeerFacts { peer: PeerSlot(peer), nearness: Nearness::SameZone, key: u64::from(peer) }
 }
 
+#[test]
+fn a_store_that_fails_at_the_last_chunk_delays_the_pull_and_no_more() {
+    let mut world = World::new(1, 1);
+    world.pass(Duration::ZERO);
+    world.fail(0, Failure::Store);
+    assert!(world.flying.is_empty(), "the store is given a rest");
+    world.pass(Duration::from_secs(2));
+    world.arrive(0);
+    assert!(world.complete[0]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
