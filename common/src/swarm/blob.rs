@@ -183,6 +183,9 @@ impl Blob {
     /// Forgets a neighbour and all it held.
     pub(super) fn remove_member(&mut self, peer: PeerSlot) {
         if let Some(index) = self.member(peer) {
+            if let Asked::Parked { is_outdated, .. } = &mut self.asked {
+                *is_outdated = true;
+            }
             self.clear_member(index);
             self.who.remove(index);
             self.members.remove(index);

@@ -1,7 +1,9 @@
 //! Leases: asking the tracker who may fetch from the origin, and keeping its answer alive.
 //!
 //! For at most [`ASKED_BLOBS`] wanted blobs at a time, in the order they were wanted, a request is parked at the tracker
-//! while there are chunks that neither we nor any neighbour has. A lease is kept while its download moves.
+//! while there are chunks that neither we nor any neighbour has. A neighbour that is gone may have been the only one
+//! around with a chunk: then the request is made again, and the tracker hears at once what went with it. A lease is kept
+//! while its download moves.
 
 use core::time::Duration;
 
@@ -22,8 +24,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 pub(super) enum Asked {
     /// None is under way; the next not before a time.
     No { not_before: Time },
-    /// The tracker has it.
-    Parked { starving: bool },
+    /// The tracker has it. It is outdated once a neighbour is gone: chunks that only that one had are missing now.
+    Parked { starving: bool, since: Time, is_outdated: bool },
 }
 
 impl Default for Asked {
@@ -47,7 +49,7 @@ impl PeerMachine {
     pub(super) fn on_lease_granted(&mut self, now: Time, slot: BlobSlot, chunk: u32, term: Duration) {
         self.wants_leases = true;
         let Some(blob) = self.blobs.get_mut(slot) else { return };
-        if blob.asked == (Asked::Parked { starving: true }) {
+        if matches!(blob.asked, Asked::Parked { starving: true, .. }) {
             blob.starved_log2 += 1;
         }
         blob.asked = Asked::No { not_before: now };
@@ -158,8 +160,9 @@ impl PeerMachine {
         let Some(blob) = self.blobs.get_mut(slot) else { return };
         let is_starving = starves_at <= now && self.transfers.of_blob(slot).next().is_none();
         let not_before = match blob.asked {
-            Asked::Parked { starving: true } => return,
-            Asked::Parked { starving: false } if !is_starving => {
+            Asked::Parked { starving: true, .. } => return,
+            Asked::Parked { is_outdated: true, since, .. } if !is_starving => since + ASK_AGAIN,
+            Asked::Parked { .. } if !is_starving => {
                 return self.timers.by(Timer::Lease, starves_at.max(now + ASK_AGAIN));
             }
             Asked::Parked { .. } => now,
@@ -169,12 +172,12 @@ impl PeerMachine {
         if not_before > now {
             return self.timers.by(Timer::Lease, not_before);
         }
+        self.timers.by(Timer::Lease, starves_at.max(now + ASK_AGAIN));
         let missing = blob.missing();
         if missing.is_empty() {
             return;
         }
-        blob.asked = Asked::Parked { starving: is_starving };
-        self.timers.by(Timer::Lease, starves_at.max(now + ASK_AGAIN));
+        blob.asked = Asked::Parked { starving: is_starving, since: now, is_outdated: false };
         self.outputs.push_back(Output::LeaseTake { blob: slot, missing, starving: is_starving });
     }
 
@@ -210,5 +213,47 @@ impl PeerMachine {
         self.leases.retain(|lease| (lease.blob, lease.chunk) != (slot, chunk));
         self.wants_leases = true;
         self.leases.len() < before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::Geometry;
+    use crate::map::ChunkMap;
+    use crate::swarm::{Batch, Config, Have, Input, Nearness, PeerFacts, PeerSlot};
+
+    const BLOB: BlobSlot = BlobSlot(0);
+    const PEER: PeerSlot = PeerSlot(0);
+
+    #[test]
+    fn what_went_with_a_neighbour_is_asked_for_again() {
+        let ms = |millis| Time::ZERO + Duration::from_millis(millis);
+        let mut machine = PeerMachine::new(Config::default(), 1);
+        let geometry = Geometry::for_size(8 << 18);
+        let held = ChunkMap::empty(geometry.chunks());
+        machine.handle(ms(0), Input::AddBlob { blob: BLOB, geometry, held });
+        machine.handle(ms(0), Input::Want { blob: BLOB });
+        let facts = PeerFacts { peer: PEER, nearness: Nearness::SameZone, key: 7 };
+        machine.handle(ms(0), Input::Connected { facts, round_trip: Duration::ZERO });
+        let mut batch = Batch::default();
+        batch.push(0);
+        machine.handle(ms(0), Input::Have { peer: PEER, blob: BLOB, have: Have::Chunks(batch) });
+        assert_eq!(asked_for(&mut machine), vec![8], "before anybody was met");
+        machine.handle(ms(50), Input::Disconnected { peer: PEER });
+        machine.handle_timeout(ms(99));
+        assert!(asked_for(&mut machine).is_empty(), "not too often");
+        machine.handle_timeout(ms(100));
+        assert_eq!(asked_for(&mut machine), vec![8]);
+    }
+
+    /// How many chunks each request for a lease names.
+    fn asked_for(machine: &mut PeerMachine) -> Vec<u32> {
+        let outputs = core::iter::from_fn(|| machine.poll_output());
+        let missing = |output| match output {
+            Output::LeaseTake { missing, .. } => Some(missing.count()),
+            _ => None,
+        };
+        outputs.filter_map(missing).collect()
     }
 }
