@@ -18,7 +18,7 @@ use super::range::Wanted;
 use super::{Mirror, content_headers, content_range, unsatisfiable};
 use crate::driver::Command;
 use crate::origin::OriginError;
-use crate::store::{StoreError, StoredManifest};
+use crate::store::{StoreError, StoredBlob, StoredManifest};
 
 /// How long a manifest is kept back for the proofs of its blobs. Usually one round trip.
 const CLOSURE_PATIENCE: Duration = Duration::from_secs(2);
@@ -80,11 +80,9 @@ impl Mirror {
         }
         let known: Vec<_> = blobs.iter().filter_map(|blob| self.shared.store.get(&blob.digest)).collect();
         self.shared.counters.from_store.add(known.iter().map(|blob| blob.held_bytes()).sum());
-        if known.len() == blobs.len() {
-            for blob in blobs {
-                self.want_known(repository, &blob.digest, None).await;
-            }
-            return;
+        let is_whole = known.len() == blobs.len() && known.iter().all(|blob| blob.is_complete());
+        if is_whole {
+            return self.want_all_known(repository, &known).await;
         }
         match self.shared.origins.closure(repository, digest).await {
             Ok(Some(closure)) => {
@@ -93,7 +91,10 @@ impl Mirror {
                 }
             }
             Ok(None) => tracing::info!(%repository, "the origin seals nothing; blobs are passed through"),
-            Err(error) => tracing::warn!(manifest = %digest, %error, "get proofs of the blobs"),
+            Err(error) => {
+                tracing::warn!(manifest = %digest, %error, "get proofs of the blobs");
+                self.want_all_known(repository, &known).await;
+            }
         }
     }
 
@@ -115,8 +116,7 @@ impl Mirror {
             return self.want_known(repository, &digest, grant).await;
         }
         match self.shared.store.insert(proof, geometry) {
-            Ok((blob, evicted)) => {
-                let pin = blob.pin();
+            Ok((pin, evicted)) => {
                 if !evicted.is_empty() {
                     self.command(Command::Evicted(evicted)).await;
                 }
@@ -127,14 +127,19 @@ impl Mirror {
         }
     }
 
+    async fn want_all_known(&self, repository: &RepositoryName, known: &[Arc<StoredBlob>]) {
+        for blob in known {
+            self.want_known(repository, blob.digest(), None).await;
+        }
+    }
+
     pub(super) async fn want_known(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
         grant: Option<Grant>,
     ) {
-        if let Some(blob) = self.shared.store.get(digest) {
-            let pin = blob.pin();
+        if let Some(pin) = self.shared.store.pin(digest) {
             self.command(Command::Want { pin, repository: repository.clone(), grant }).await;
         }
     }

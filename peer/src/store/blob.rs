@@ -6,10 +6,13 @@
 //! - `held`: whole verified chunks: they may be advertised and served.
 //!
 //! After a restart every held chunk is *doubtful* until its first read has verified it again; so nothing here
-//! needs ordered writes. Nothing outside the maps is ever read as content.
+//! needs ordered writes. A chunk that was verified more than a minute ago is doubtful, too: what changed on the disk
+//! meanwhile is found out before it is given away. Nothing outside the maps is ever read as content.
 
 use core::ops::Range;
+use core::time::Duration;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +22,9 @@ use flotilla_common::chunk::{Geometry, PART_SIZE};
 use flotilla_common::digest::{Digest, DigestHasher};
 use flotilla_common::map::ChunkMap;
 use flotilla_common::proof::Proof;
+use flotilla_common::time::Time;
 use flotilla_common::tree::{self, ChunkTable, Value};
+use flotilla_runtime::clock::Clock;
 use tokio::sync::Notify;
 
 use super::StoreError;
@@ -47,13 +52,21 @@ pub(crate) struct StoredBlob {
     changed: Notify,
     /// Use counter of the store at the last use.
     pub(super) used_at: AtomicU64,
+    /// The use that [`StoredBlob::take_use`] last saw.
+    seen_use: AtomicU64,
     pins: AtomicU32,
 }
+
+/// After this time a chunk is verified again before it is read: a disk may rot, or somebody write to it, under a process
+/// that runs for months.
+const RECHECK: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct State {
     held: ChunkMap,
     doubtful: ChunkMap,
+    /// When each chunk was last verified.
+    verified_at: Vec<Time>,
     parts: ChunkMap,
     /// Values of the parts of held, undoubted chunks.
     values: Vec<Value>,
@@ -61,6 +74,8 @@ struct State {
     unsaved: u32,
     complete: bool,
     is_bypassed: bool,
+    /// Out of the store: its files are gone, and must not come back.
+    is_removed: bool,
     /// The chunk that each reader waits for or reads.
     cursors: BTreeMap<u64, u32>,
 }
@@ -105,11 +120,13 @@ impl StoredBlob {
         let state = State {
             complete: complete && held.is_full(),
             doubtful: held.clone(),
+            verified_at: vec![Time::ZERO; held.len() as usize],
             held,
             parts,
             values: Vec::new(),
             unsaved: 0,
             is_bypassed: false,
+            is_removed: false,
             cursors: BTreeMap::new(),
         };
         Self {
@@ -120,6 +137,7 @@ impl StoredBlob {
             state: Mutex::new(state),
             changed: Notify::new(),
             used_at: AtomicU64::new(0),
+            seen_use: AtomicU64::new(0),
             pins: AtomicU32::new(0),
         }
     }
@@ -214,10 +232,18 @@ impl StoredBlob {
     pub(crate) async fn read(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
         let chunks = self.geometry.chunk_at(range.start)
             ..=self.geometry.chunk_at(range.end.saturating_sub(1).max(range.start));
+        let first = *chunks.start();
         for chunk in chunks {
             self.settle_doubt(chunk).await?;
         }
-        self.read_raw(range).await
+        match self.read_raw(range).await {
+            Err(error) if self.holds(first) => {
+                tracing::warn!(%error, chunk = first, "drop a chunk that cannot be read");
+                self.lock().drop_chunk(&self.geometry, first);
+                Err(StoreError::Doubtful { digest: *self.digest(), chunk: first })
+            }
+            read => read,
+        }
     }
 
     /// A held chunk for a neighbour: `None` if it is not held.
@@ -260,7 +286,7 @@ impl StoredBlob {
         state.keep_values(&self.geometry, chunk, values);
         let range = self.geometry.chunk_range(chunk);
         insert_parts(&mut state.parts, &range);
-        state.doubtful.remove(chunk);
+        state.verified(chunk);
         let new = state.held.insert(chunk);
         state.unsaved += u32::from(new);
         drop(state);
@@ -312,23 +338,54 @@ impl StoredBlob {
         self.lock().cursors.values().min().copied()
     }
 
-    /// Drops all that is held.
-    pub(crate) fn clear(&self) {
+    /// Drops all that is held, for good: the blob leaves the store.
+    pub(super) fn clear(&self) {
         let mut state = self.lock();
+        state.is_removed = true;
         state.held = ChunkMap::empty(state.held.len());
         state.doubtful = ChunkMap::empty(state.held.len());
         state.parts = ChunkMap::empty(state.parts.len());
         state.complete = false;
     }
 
-    /// The map to save and whether anything changed since the last time.
-    pub(super) fn take_unsaved(&self) -> Option<ChunkMap> {
+    /// The map to save and whether the digest was checked, if anything changed since the last time.
+    pub(super) fn take_unsaved(&self) -> Option<(ChunkMap, bool)> {
         let mut state = self.lock();
-        (core::mem::take(&mut state.unsaved) > 0).then(|| state.held.clone())
+        let is_unsaved = core::mem::take(&mut state.unsaved) > 0 && !state.is_removed;
+        is_unsaved.then(|| (state.held.clone(), state.complete))
     }
 
-    /// Reads a chunk that was held before the restart once, and drops it if it is damaged.
+    /// Makes every chunk one that was verified long ago.
+    #[cfg(test)]
+    pub(super) fn grow_old(&self) {
+        self.lock().verified_at.fill(Time::ZERO);
+    }
+
+    /// What was taken could not be saved: it is to be tried again.
+    pub(super) fn is_unsaved(&self) {
+        self.lock().unsaved += 1;
+    }
+
+    /// Whether the blob was used since this was last asked.
+    pub(super) fn take_use(&self) -> bool {
+        let used_at = self.used_at.load(Ordering::Relaxed);
+        self.seen_use.swap(used_at, Ordering::Relaxed) != used_at
+    }
+
+    /// A chunk that was verified long ago is doubtful again. Not of a blob that only its digest proves: all of it would
+    /// have to be hashed for each chunk.
+    fn renew_doubt(&self, chunk: u32) {
+        let mut state = self.lock();
+        let verified_at = state.verified_at.get(chunk as usize).copied().unwrap_or(Time::ZERO);
+        let is_old = Clock::now().saturating_since(verified_at) > RECHECK;
+        if is_old && matches!(self.proof, Proof::Sealed { .. }) && state.held.contains(chunk) {
+            state.doubtful.insert(chunk);
+        }
+    }
+
+    /// Reads a chunk that was held before the restart, or verified long ago, and drops it if it is damaged.
     async fn settle_doubt(&self, chunk: u32) -> Result<(), StoreError> {
+        self.renew_doubt(chunk);
         if !self.lock().doubtful.contains(chunk) {
             return Ok(());
         }
@@ -344,19 +401,14 @@ impl StoredBlob {
             None => matches!(self.check_digest().await, Ok(true)).then(Vec::new),
         };
         let mut state = self.lock();
-        state.doubtful.remove(chunk);
         match values {
             Some(values) => {
+                state.verified(chunk);
                 state.keep_values(&self.geometry, chunk, &values);
                 Ok(())
             }
             None => {
-                state.held.remove(chunk);
-                for part in part_of(range.start)..=part_of(range.end.saturating_sub(1)) {
-                    state.parts.remove(part);
-                }
-                state.complete = false;
-                state.unsaved += 1;
+                state.drop_chunk(&self.geometry, chunk);
                 Err(StoreError::Doubtful { digest: *self.digest(), chunk })
             }
         }
@@ -383,12 +435,25 @@ impl StoredBlob {
         if let Some(file) = file.as_ref() {
             return Ok(file.clone());
         }
-        let opened = if self.lock().held.is_empty() {
-            BlobFile::create(&self.path, self.geometry.size())
-        } else {
-            BlobFile::open(&self.path, self.geometry.size())
+        let (is_removed, is_new) = {
+            let state = self.lock();
+            (state.is_removed, state.held.is_empty())
+        };
+        if is_removed {
+            return Err(StoreError::Removed { digest: *self.digest() });
         }
-        .map_err(|error| StoreError::writing(&self.path, error))?;
+        let size = self.geometry.size();
+        let opened = match BlobFile::open(&self.path, size) {
+            Ok(file) if !is_new => Ok(file),
+            // Not as it was left. All that was held is still doubtful, and found missing when it is looked for.
+            Err(error)
+                if !is_new && !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) =>
+            {
+                Err(error)
+            }
+            _ => BlobFile::create(&self.path, size),
+        };
+        let opened = opened.map_err(|error| StoreError::writing(&self.path, error))?;
         *file = Some(opened.clone());
         Ok(opened)
     }
@@ -400,6 +465,25 @@ impl StoredBlob {
 }
 
 impl State {
+    fn verified(&mut self, chunk: u32) {
+        self.doubtful.remove(chunk);
+        if let Some(at) = self.verified_at.get_mut(chunk as usize) {
+            *at = Clock::now();
+        }
+    }
+
+    /// Its bytes are not what they were.
+    fn drop_chunk(&mut self, geometry: &Geometry, chunk: u32) {
+        let range = geometry.chunk_range(chunk);
+        self.doubtful.remove(chunk);
+        self.held.remove(chunk);
+        for part in part_of(range.start)..=part_of(range.end.saturating_sub(1)) {
+            self.parts.remove(part);
+        }
+        self.complete = false;
+        self.unsaved += 1;
+    }
+
     fn keep_values(&mut self, geometry: &Geometry, chunk: u32, values: &[Value]) {
         if values.is_empty() {
             return;

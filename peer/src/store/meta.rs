@@ -52,6 +52,11 @@ pub(super) fn is_record(path: &Path) -> bool {
     path.extension().is_some_and(|suffix| suffix == RECORD_SUFFIX)
 }
 
+/// Where the data file of an evicted blob waits to be deleted: a leftover, should that not come about.
+pub(super) fn evicted_path(data: &Path, number: u64) -> PathBuf {
+    data.with_extension(format!("{number}.{NEW_SUFFIX}"))
+}
+
 /// Whether a file is what an interrupted save left.
 pub(super) fn is_leftover(path: &Path) -> bool {
     path.extension().is_some_and(|suffix| suffix == NEW_SUFFIX)
@@ -76,5 +81,27 @@ impl Record {
             return Err(too_long());
         }
         codec::decode(&fs::read(record)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_file_is_a_record_or_refused(mut body: Vec<u8>, name in ".{0,80}") {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("record");
+            for _ in 0..2 {
+                fs::write(&path, &body).unwrap();
+                let _ = Record::load(&path);
+                body.insert(0, codec::VERSION);
+            }
+            let _ = named(Path::new(&name));
+        }
     }
 }

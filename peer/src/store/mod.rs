@@ -3,7 +3,8 @@
 //! A folder holds, per blob, a sparse file and a record of its proof and chunk map. Start-up reads the
 //! records only. A byte quota over the blobs' sizes is kept by evicting what was used longest ago, never
 //! what is pinned by a reader or a download. The bookkeeping is in memory behind one lock that is never held
-//! across an await or a disk call.
+//! across an await or a disk call, but for the two that hide an evicted blob's files: whoever takes the blob in again
+//! must find none of them, and nobody may delete his.
 //!
 //! The store never decides what to fetch, and never holds a byte as content that was not verified.
 
@@ -18,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use flotilla_common::chunk::Geometry;
 use flotilla_common::digest::Digest;
@@ -85,6 +87,12 @@ pub enum StoreError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The blob was evicted or put in quarantine meanwhile.
+    #[error("{digest} is not in the store any more")]
+    Removed {
+        /// The blob.
+        digest: Digest,
+    },
     /// A chunk that was held before the restart is damaged: fetch it again.
     #[error("chunk {chunk} of {digest} was damaged on disk")]
     Doubtful {
@@ -116,6 +124,7 @@ pub(crate) struct Store {
     dir: PathBuf,
     quota: ByteSize,
     inner: Mutex<Inner>,
+    /// Counts uses of blobs, for the order of eviction, and evictions.
     uses: AtomicU64,
     /// Holds the lock on the folder while the process lives.
     _lock: File,
@@ -148,13 +157,11 @@ impl Store {
         })?;
         // An unwritable folder may still be readable: find out now, not in the middle of a pull.
         meta::write_whole(&blobs.join("probe"), b"").map_err(unusable)?;
-        let store = Self {
-            inner: Mutex::new(load(&blobs, trusted).map_err(unusable)?),
-            dir: blobs,
-            quota,
-            uses: AtomicU64::new(1),
-            _lock: lock,
-        };
+        let inner = load(&blobs, trusted).map_err(unusable)?;
+        let uses = AtomicU64::new(inner.blobs.len() as u64);
+        let store = Self { inner: Mutex::new(inner), dir: blobs, quota, uses, _lock: lock };
+        // The quota may be smaller than it was.
+        store.make_room(&mut store.lock(), 0)?;
         Ok(store)
     }
 
@@ -177,38 +184,45 @@ impl Store {
         blobs
     }
 
-    /// Makes room for a blob and takes it in, nothing of it held; or finds it. The second value names what
-    /// was evicted for it. `proof` must have been checked, and `geometry` be its cut.
+    /// As [`Store::get`], and keeps the blob from being evicted from then on.
+    pub(crate) fn pin(&self, digest: &Digest) -> Option<Pin> {
+        let inner = self.lock();
+        let blob = inner.blobs.get(digest)?;
+        self.touch(blob);
+        Some(blob.pin())
+    }
+
+    /// Makes room for a blob and takes it in, nothing of it held; or finds it; and pins it. The second value names
+    /// what was evicted for it. `proof` must have been checked, and `geometry` be its cut.
     ///
     /// # Errors
     /// [`StoreError::OverQuota`] if it cannot fit, [`StoreError::Banned`].
-    pub(crate) fn insert(
-        &self,
-        proof: Proof,
-        geometry: Geometry,
-    ) -> Result<(Arc<StoredBlob>, Vec<Digest>), StoreError> {
+    pub(crate) fn insert(&self, proof: Proof, geometry: Geometry) -> Result<(Pin, Vec<Digest>), StoreError> {
         let digest = *proof.digest();
-        if let Some(blob) = self.get(&digest) {
-            return Ok((blob, Vec::new()));
+        // From the look to the insertion: two who insert must neither both find room nor both make the blob.
+        let mut inner = self.lock();
+        if let Some(blob) = inner.blobs.get(&digest) {
+            self.touch(blob);
+            return Ok((blob.pin(), Vec::new()));
         }
-        if self.lock().banned.contains(&digest) {
+        if inner.banned.contains(&digest) {
             return Err(StoreError::Banned { digest });
         }
-        let evicted = self.make_room(geometry.size())?;
+        let evicted = self.make_room(&mut inner, geometry.size())?;
         let path = meta::data_path(&self.dir, &digest);
         let held = ChunkMap::empty(geometry.chunks());
         let blob = Arc::new(StoredBlob::new(proof, geometry, path, held, false));
         self.touch(&blob);
-        let mut inner = self.lock();
+        let pin = blob.pin();
         inner.bytes += geometry.size();
-        inner.blobs.insert(digest, Arc::clone(&blob));
-        Ok((blob, evicted))
+        inner.blobs.insert(digest, blob);
+        Ok((pin, evicted))
     }
 
     /// Forgets a blob and does not take it in again.
     pub(crate) fn ban(&self, digest: &Digest) {
-        self.remove(digest);
         let mut inner = self.lock();
+        self.remove_from(&mut inner, digest);
         inner.banned.push_back(*digest);
         if inner.banned.len() > MAX_BANNED {
             inner.banned.pop_front();
@@ -216,14 +230,21 @@ impl Store {
     }
 
     /// Forgets a blob and deletes its files.
-    pub(crate) fn remove(&self, digest: &Digest) {
-        let mut inner = self.lock();
-        if let Some(blob) = inner.blobs.remove(digest) {
-            inner.bytes = inner.bytes.saturating_sub(blob.geometry().size());
-            drop(inner);
-            blob.clear();
-            delete(blob.path().to_owned());
+    fn remove_from(&self, inner: &mut Inner, digest: &Digest) {
+        let Some(blob) = inner.blobs.remove(digest) else { return };
+        inner.bytes = inner.bytes.saturating_sub(blob.geometry().size());
+        blob.clear();
+        let hidden = meta::evicted_path(blob.path(), self.uses.fetch_add(1, Ordering::Relaxed));
+        // First the record, without which nothing of the data is believed.
+        for done in [fs::remove_file(meta::record_path(blob.path())), fs::rename(blob.path(), &hidden)] {
+            match done {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(blob = %digest, %error, "hide the files of an evicted blob");
+                }
+                _ => {}
+            }
         }
+        delete(hidden);
     }
 
     /// Writes the records of blobs that changed. Blocking.
@@ -240,13 +261,12 @@ impl Store {
         self.lock().bytes
     }
 
-    fn make_room(&self, size: u64) -> Result<Vec<Digest>, StoreError> {
+    fn make_room(&self, inner: &mut Inner, size: u64) -> Result<Vec<Digest>, StoreError> {
         let quota = self.quota.0;
         let over = || StoreError::OverQuota { size: ByteSize(size), quota: self.quota };
         if size > quota {
             return Err(over());
         }
-        let inner = self.lock();
         if inner.bytes + size <= quota {
             return Ok(Vec::new());
         }
@@ -259,7 +279,6 @@ impl Store {
         candidates.sort_unstable();
         let must_free = (inner.bytes + size).saturating_sub(quota);
         let aim = must_free.max((inner.bytes + size).saturating_sub(quota - quota / FREE_AFTER_EVICTION));
-        drop(inner);
         let mut freed = 0;
         let mut evicted = Vec::new();
         for (_, digest, bytes) in candidates {
@@ -274,7 +293,7 @@ impl Store {
         }
         for digest in &evicted {
             tracing::info!(blob = %digest, "evict from the store");
-            self.remove(digest);
+            self.remove_from(inner, digest);
         }
         Ok(evicted)
     }
@@ -286,20 +305,31 @@ impl Store {
 }
 
 fn save_blob(blob: &StoredBlob) -> io::Result<()> {
-    let Some(held) = blob.take_unsaved() else {
-        return Ok(());
+    let path = blob.path();
+    let Some((held, complete)) = blob.take_unsaved() else {
+        return if blob.take_use() { note_use(&meta::record_path(path)) } else { Ok(()) };
     };
-    if held.is_empty() && !blob.path().exists() {
+    if held.is_empty() && !path.exists() {
         return Ok(());
     }
-    let record = Record { proof: blob.proof().clone(), held, complete: blob.is_complete() };
-    record.save(blob.path())
+    let record = Record { proof: blob.proof().clone(), held, complete };
+    record.save(path).inspect_err(|_| blob.is_unsaved())
+}
+
+/// A record is as old as the last use of its blob: that orders eviction after a restart.
+fn note_use(record: &Path) -> io::Result<()> {
+    match File::options().write(true).open(record) {
+        Ok(file) => file.set_modified(SystemTime::now()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads all records in the folder; what belongs to none is deleted.
 fn load(dir: &Path, trusted: &TrustedKeys) -> io::Result<Inner> {
     let mut inner = Inner::default();
     let mut data_files = Vec::new();
+    let mut by_last_use = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if meta::is_leftover(&path) {
@@ -307,6 +337,7 @@ fn load(dir: &Path, trusted: &TrustedKeys) -> io::Result<Inner> {
         } else if meta::is_record(&path) {
             match load_blob(&path, dir, trusted) {
                 Ok(blob) => {
+                    by_last_use.push((fs::metadata(&path)?.modified()?, *blob.digest()));
                     inner.bytes += blob.geometry().size();
                     inner.blobs.insert(*blob.digest(), Arc::new(blob));
                 }
@@ -322,6 +353,14 @@ fn load(dir: &Path, trusted: &TrustedKeys) -> io::Result<Inner> {
     for path in data_files {
         if !meta::named(&path).is_some_and(|digest| inner.blobs.contains_key(&digest)) {
             fs::remove_file(&path)?;
+        }
+    }
+    by_last_use.sort_unstable();
+    for (used_at, (_, digest)) in (0..).zip(by_last_use) {
+        if let Some(blob) = inner.blobs.get(&digest) {
+            blob.used_at.store(used_at, Ordering::Relaxed);
+            // That it was taken up is no use of it.
+            blob.take_use();
         }
     }
     Ok(inner)
@@ -345,17 +384,13 @@ fn load_blob(record: &Path, dir: &Path, trusted: &TrustedKeys) -> io::Result<Sto
     Ok(StoredBlob::new(proof, geometry, path, held, complete))
 }
 
-/// Deletes a blob's files behind the scenes: nobody waits for it.
-fn delete(data: PathBuf) {
-    let work = move || {
-        for path in [meta::record_path(&data), data] {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "delete file");
-                }
-                _ => {}
-            }
+/// Deletes a file behind the scenes: nobody waits for it.
+fn delete(path: PathBuf) {
+    let work = move || match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "delete file");
         }
+        _ => {}
     };
     match tokio::runtime::Handle::try_current() {
         Ok(runtime) => drop(runtime.spawn_blocking(work)),
@@ -363,5 +398,9 @@ fn delete(data: PathBuf) {
     }
 }
 
+#[cfg(test)]
+mod damaged;
+#[cfg(test)]
+mod killed;
 #[cfg(test)]
 mod tests;

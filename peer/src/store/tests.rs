@@ -9,16 +9,21 @@ use super::*;
 
 const PART: usize = PART_SIZE as usize;
 
-struct Sample {
-    bytes: Bytes,
-    proof: Proof,
-    geometry: Geometry,
-    trusted: TrustedKeys,
+pub(super) struct Sample {
+    pub(super) bytes: Bytes,
+    pub(super) proof: Proof,
+    pub(super) geometry: Geometry,
+    pub(super) trusted: TrustedKeys,
 }
 
 /// A sealed blob of three chunks, the last one short; `salt` makes it another blob.
-fn sample(salt: u8) -> Sample {
-    let bytes: Vec<u8> = (0..2 * PART + 100).map(|n| (n / 7) as u8 ^ salt).collect();
+pub(super) fn sample(salt: u8) -> Sample {
+    sample_of(salt, 2 * PART + 100)
+}
+
+/// A sealed blob of `length` bytes.
+pub(super) fn sample_of(salt: u8, length: usize) -> Sample {
+    let bytes: Vec<u8> = (0..length).map(|n| (n / 7) as u8 ^ salt).collect();
     let mut hasher = TreeHasher::new();
     hasher.update(&bytes);
     let tree = hasher.finish();
@@ -35,7 +40,7 @@ fn sample(salt: u8) -> Sample {
     Sample { bytes: bytes.into(), geometry: proof.check(&trusted).unwrap(), proof, trusted }
 }
 
-async fn hold(sample: &Sample, blob: &StoredBlob, chunk: u32) {
+pub(super) async fn hold(sample: &Sample, blob: &StoredBlob, chunk: u32) {
     let range = sample.geometry.chunk_range(chunk);
     let bytes = sample.bytes.slice(range.start as usize..range.end as usize);
     let values = tree::part_values(range.start, &bytes);
@@ -50,9 +55,10 @@ async fn a_partial_blob_is_taken_up_after_a_restart() {
     let digest = *sample.proof.digest();
     {
         let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
-        let (blob, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
-        hold(&sample, &blob, 0).await;
-        hold(&sample, &blob, 2).await;
+        let (pin, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
+        let blob = pin.blob();
+        hold(&sample, blob, 0).await;
+        hold(&sample, blob, 2).await;
         store.save();
     }
     let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
@@ -77,9 +83,10 @@ async fn a_chunk_damaged_on_disk_is_dropped_at_its_first_read() {
     let digest = *sample.proof.digest();
     {
         let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
-        let (blob, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
+        let (pin, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
+        let blob = pin.blob();
         for chunk in 0..3 {
-            hold(&sample, &blob, chunk).await;
+            hold(&sample, blob, chunk).await;
         }
         blob.complete();
         store.save();
@@ -106,11 +113,11 @@ async fn the_quota_evicts_what_was_used_longest_ago_and_never_what_is_read() {
     let size = a.geometry.size();
     let store = Store::open(dir.path(), ByteSize(3 * size), &a.trusted).unwrap();
     for sample in [&a, &b, &c] {
-        let (blob, evicted) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
-        hold(sample, &blob, 0).await;
+        let (pin, evicted) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
+        hold(sample, pin.blob(), 0).await;
         assert!(evicted.is_empty());
     }
-    let pin = store.get(a.proof.digest()).unwrap().pin();
+    let pin = store.pin(a.proof.digest()).unwrap();
     store.get(b.proof.digest()).unwrap();
     let (_, evicted) = store.insert(d.proof.clone(), d.geometry).unwrap();
     assert_eq!(evicted[0], *c.proof.digest());
@@ -124,8 +131,7 @@ async fn what_cannot_fit_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let [a, b] = [0, 1].map(sample);
     let store = Store::open(dir.path(), ByteSize(a.geometry.size()), &a.trusted).unwrap();
-    let (blob, _) = store.insert(a.proof.clone(), a.geometry).unwrap();
-    let _pin = blob.pin();
+    let _pin = store.insert(a.proof.clone(), a.geometry).unwrap();
     let refused = store.insert(b.proof.clone(), b.geometry).unwrap_err();
     assert!(matches!(refused, StoreError::OverQuota { .. }));
 }
