@@ -1,4 +1,14 @@
 //! Grants: an origin's permission for one peer to receive the digests of one manifest's closure.
+//!
+//! ```text
+//! origin                      peer                          neighbour, which requires grants
+//!   | <-- closure, mTLS ------- |                               |
+//!   | --- proofs, grant ------> | --- Ask with the grant -----> |   its own certificate, signature, digest, end
+//!   | <-- closure again ------- |                               |   when RENEW_BEFORE_S is left
+//! ```
+//!
+//! Clocks need not agree: a grant is honoured until [`CLOCK_TOLERANCE_S`] after its end, and renewed so long before it
+//! that neither a holder's nor a neighbour's clock that is an hour wrong, either way, cuts a pull short.
 
 use bincode::{Decode, Encode};
 
@@ -9,12 +19,19 @@ use crate::seal::{KeyId, SealKey, TrustError, TrustedKeys, push_digest, push_tex
 /// Separates a grant's signature from every other use of the key.
 const CONTEXT: &[u8] = b"flotilla grant 1\0";
 
+/// How long a grant is good for. An origin that withdraws a permission is obeyed after this time and the tolerance.
+pub const LIFETIME_S: u64 = 12 * 60 * 60;
+/// A holder asks for a new one when this much is left.
+pub const RENEW_BEFORE_S: u64 = 4 * 60 * 60;
+/// How far clocks may be apart.
+pub const CLOCK_TOLERANCE_S: u64 = 60 * 60;
+
 /// Who may receive what, until when; signed by an origin.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Grant {
     /// The peer that may receive.
     pub peer: PeerId,
-    /// What it may receive: a manifest and all that it names.
+    /// What it may receive: a manifest, which comes first, and the blobs that it names.
     pub digests: Vec<Digest>,
     /// Seconds since the Unix epoch at which the grant ends.
     pub expires_unix_s: u64,
@@ -32,10 +49,20 @@ impl Grant {
         Self { peer, digests, expires_unix_s, key_id, signature }
     }
 
+    /// The manifest whose closure it is.
+    pub fn manifest(&self) -> Option<&Digest> {
+        self.digests.first()
+    }
+
+    /// Whether it is time to ask for a new one.
+    pub const fn is_due(&self, now_unix_s: u64) -> bool {
+        self.expires_unix_s.saturating_sub(now_unix_s) < RENEW_BEFORE_S
+    }
+
     /// Checks that an origin among `trusted` permits `peer` to receive `digest` at `now_unix_s`.
     ///
     /// # Errors
-    /// [`TrustError::Expired`] after its end; [`TrustError::BadSignature`] also if the grant is for another
+    /// [`TrustError::Expired`] more than the tolerance after its end; [`TrustError::BadSignature`] also if the grant is for another
     /// peer or does not name the digest.
     pub fn check(
         &self,
@@ -46,7 +73,7 @@ impl Grant {
     ) -> Result<(), TrustError> {
         let signed = signed_bytes(&self.peer, &self.digests, self.expires_unix_s, self.key_id);
         trusted.verify(self.key_id, &signed, &self.signature)?;
-        if now_unix_s >= self.expires_unix_s {
+        if now_unix_s >= self.expires_unix_s.saturating_add(CLOCK_TOLERANCE_S) {
             return Err(TrustError::Expired);
         }
         if self.peer != *peer || !self.digests.contains(digest) {
@@ -73,6 +100,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_grant_is_renewed_in_time_by_clocks_that_are_an_hour_wrong() {
+        let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
+        let issued_at = 1_000_000;
+        let grant = Grant::sign(&key, "vm-1".parse().expect("a label"), Vec::new(), issued_at + LIFETIME_S);
+        let hour = 60 * 60;
+        for wrong in [issued_at - hour, issued_at, issued_at + hour] {
+            assert!(!grant.is_due(wrong), "not at once");
+        }
+        let last_moment = grant.expires_unix_s - RENEW_BEFORE_S + 1;
+        // The slowest holder renews while the fastest neighbour would still serve it for hours.
+        assert!(grant.is_due(last_moment) && last_moment + 2 * hour < grant.expires_unix_s);
+    }
+
+    #[test]
     fn a_grant_names_a_peer_digests_and_an_end() {
         let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
         let mut trusted = TrustedKeys::none();
@@ -82,9 +123,15 @@ mod tests {
         let (inside, outside) = (Digest::sha256(b"in"), Digest::sha256(b"out"));
         let grant = Grant::sign(&key, peer.clone(), vec![inside], 100);
         assert_eq!(grant.check(&trusted, &peer, &inside, 99), Ok(()));
-        assert_eq!(grant.check(&trusted, &peer, &inside, 100), Err(TrustError::Expired));
+        let clock_ahead = 99 + CLOCK_TOLERANCE_S;
+        assert_eq!(grant.check(&trusted, &peer, &inside, clock_ahead), Ok(()));
+        assert_eq!(grant.check(&trusted, &peer, &inside, clock_ahead + 1), Err(TrustError::Expired));
         assert_eq!(grant.check(&trusted, &other, &inside, 99), Err(TrustError::BadSignature));
         assert_eq!(grant.check(&trusted, &peer, &outside, 99), Err(TrustError::BadSignature));
+        let stranger = SealKey::from_secret("eu-1".parse().expect("a label"), &[2; 32]);
+        let foreign = Grant::sign(&stranger, peer.clone(), vec![inside], 100);
+        let unknown = TrustError::UnknownKey(stranger.key_id());
+        assert_eq!(foreign.check(&trusted, &peer, &inside, 99), Err(unknown));
         let longer = Grant { expires_unix_s: 1_000, ..grant };
         assert_eq!(longer.check(&trusted, &peer, &inside, 99), Err(TrustError::BadSignature));
     }

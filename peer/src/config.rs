@@ -45,7 +45,8 @@ pub struct Config {
     pub up: Option<BitRate>,
     /// Cap on payload received from neighbours and origins. Default none.
     pub down: Option<BitRate>,
-    /// Whether neighbours must show a grant of an origin. Default false.
+    /// Whether neighbours must show a grant of an origin. The origins then are asked over HTTPS: they give grants to
+    /// whom they know by certificate. Default false.
     pub requires_grants: bool,
     /// The machine's settings; what follows from the above is filled in.
     pub swarm: swarm::Config,
@@ -97,6 +98,12 @@ impl Config {
             for url in urls {
                 check_url(url).map_err(|why| format!("{key}: {url}: {why}"))?;
             }
+        }
+        let plain = self.origins.iter().find(|url| self.requires_grants && !url.starts_with("https://"));
+        if let Some(url) = plain {
+            return Err(format!(
+                "requires_grants: origin {url} cannot know this peer without TLS and gives it no grant; use https://"
+            ));
         }
         if self.origins.is_empty() {
             return Err(

@@ -29,6 +29,8 @@ pub struct Stats {
     pub quarantined_blobs: u64,
     /// Requests of neighbours refused because all upload slots were taken.
     pub refused_busy: u64,
+    /// Requests of neighbours refused because they showed no valid grant.
+    pub refused_not_permitted: u64,
     /// Connections to neighbours now.
     pub neighbours: u64,
     /// Bytes of the blobs in the store.
@@ -65,6 +67,7 @@ pub(crate) struct Counters {
     pub(crate) quarantined_peers: Counter,
     pub(crate) quarantined_blobs: Counter,
     pub(crate) refused_busy: Counter,
+    pub(crate) refused_not_permitted: Counter,
     pub(crate) neighbours: Counter,
 }
 
@@ -100,6 +103,7 @@ impl Counters {
             quarantined_peers: self.quarantined_peers.value(),
             quarantined_blobs: self.quarantined_blobs.value(),
             refused_busy: self.refused_busy.value(),
+            refused_not_permitted: self.refused_not_permitted.value(),
             neighbours: self.neighbours.value(),
             ..Stats::default()
         }

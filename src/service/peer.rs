@@ -72,6 +72,9 @@ struct ServeArgs {
     /// Cap on what is received from neighbours and origins [default: none]
     #[arg(long, value_name = "BITS")]
     down: Option<BitRate>,
+    /// Serve a neighbour only what an origin's grant to it names; needs origins with https://
+    #[arg(long)]
+    require_grants: bool,
     /// The origin keys that are trusted, as `flotilla pki init` makes them
     #[arg(long, value_name = "FILE")]
     trusted_keys: Option<PathBuf>,
@@ -128,6 +131,7 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
         quota: args.quota,
         up: args.up,
         down: args.down,
+        requires_grants: args.require_grants,
         ..Config::new(id, identity, store, args.region, args.zone)
     })
 }

@@ -11,6 +11,9 @@ mod range;
 mod route;
 mod uploads;
 
+#[cfg(test)]
+mod any_text;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -67,7 +70,7 @@ async fn answer(api: &Arc<Api>, route: Route, request: Request<Body>) -> Answer 
         Route::Ready if is_read(&method) => peers::ready(api).await,
         Route::Metrics if is_read(&method) => Ok(api.metrics.answer(&api.registry, &parts.headers)),
         Route::Keys if is_read(&method) => Ok(peers::keys(api)),
-        Route::Closure if method == Method::POST => peers::closure(api, body).await,
+        Route::Closure if method == Method::POST => peers::closure(api, parts.extensions.get(), body).await,
         Route::Blob { repository, digest } => match method {
             Method::GET => blobs::get(api, &repository, &digest, &parts.headers).await,
             Method::HEAD => blobs::head(api, &repository, &digest, &parts.headers).await,

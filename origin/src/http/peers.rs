@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use flotilla_common::codec;
 use flotilla_common::hex;
 use flotilla_common::wire::origin::ClosureRequest;
+use flotilla_runtime::http::ClientIdentity;
 use futures_util::StreamExt;
 use http::Response;
 use serde_json::json;
@@ -18,8 +19,9 @@ use crate::registry::RegistryError;
 /// Bytes of a closure request at most: a name and a digest.
 const MAX_REQUEST_LEN: usize = 1024;
 
-/// `POST /flotilla/v1/closure`: seals and tables of all blobs of a manifest.
-pub(super) async fn closure(api: &Arc<Api>, body: Body) -> Answer {
+/// `POST /flotilla/v1/closure`: seals and tables of all blobs of a manifest, and a grant for the peer that the client's
+/// certificate names.
+pub(super) async fn closure(api: &Arc<Api>, client: Option<&ClientIdentity>, body: Body) -> Answer {
     let malformed = |reason: &dyn core::fmt::Display| ApiError::new(Code::RequestInvalid, reason);
     let mut bytes = BytesMut::new();
     let mut body = body.into_data_stream();
@@ -33,7 +35,8 @@ pub(super) async fn closure(api: &Arc<Api>, body: Body) -> Answer {
         bytes.extend_from_slice(&piece);
     }
     let ClosureRequest { repository, manifest } = codec::decode(&bytes).map_err(|error| malformed(&error))?;
-    let answer = api.registry.closure(&repository, &manifest).await?;
+    let peer = client.and_then(|client| client.0.as_ref());
+    let answer = api.registry.closure(&repository, &manifest, peer).await?;
     Ok(typed("application/octet-stream", Body::from(answer)))
 }
 

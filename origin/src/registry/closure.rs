@@ -1,4 +1,5 @@
-//! What proves all blobs of a manifest: seals and chunk tables, in one answer for peers.
+//! What proves all blobs of a manifest: seals and chunk tables, in one answer for peers; and the grant with which
+//! neighbours give them to the peer that asked.
 
 use std::sync::Arc;
 
@@ -6,11 +7,13 @@ use bytes::Bytes;
 use flotilla_common::chunk::Geometry;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
+use flotilla_common::grant::{Grant, LIFETIME_S};
 use flotilla_common::manifest::Manifest;
-use flotilla_common::name::RepositoryName;
+use flotilla_common::name::{PeerId, RepositoryName};
 use flotilla_common::proof::Proof;
 use flotilla_common::tree::ChunkTable;
 use flotilla_common::wire::origin::ClosureAnswer;
+use flotilla_runtime::clock::Clock;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{Blob, ENTRY_LEN, Need, Registry, RegistryError};
@@ -21,35 +24,61 @@ use crate::storage::StorageError;
 /// Blobs of a manifest that are looked up at once.
 const LOOKUPS_AT_ONCE: usize = 16;
 
-/// An encoded answer, kept by the manifest's digest: facts of bytes that never change.
+/// An encoded answer without a grant, kept by the manifest's digest: facts of bytes that never change.
 #[derive(Debug)]
 pub(super) struct Closure {
     answer: Bytes,
+    /// The manifest, and its blobs.
+    digests: Vec<Digest>,
 }
 
 impl Closure {
     pub(super) fn weight(&self) -> usize {
-        ENTRY_LEN + self.answer.len()
+        ENTRY_LEN + self.answer.len() + self.digests.len() * size_of::<Digest>()
     }
 }
 
+/// Whether a peer may receive what a repository has. Whoever has a certificate of the fleet may: a policy that maps
+/// peers to repositories is asked here.
+const fn is_permitted(_peer: &PeerId, _repository: &RepositoryName) -> bool {
+    true
+}
+
 impl Registry {
-    /// The encoded [`ClosureAnswer`] for a manifest that the repository has.
+    /// The encoded [`ClosureAnswer`] for a manifest that the repository has: with a grant for `peer`, if it showed a
+    /// certificate.
     ///
     /// A blob that the repository does not have, though the manifest names it, is left to its digest.
     pub(crate) async fn closure(
         &self,
         repository: &RepositoryName,
         manifest: &Digest,
+        peer: Option<&PeerId>,
     ) -> Result<Bytes, RegistryError> {
+        let closure = self.ungranted_closure(repository, manifest).await?;
+        let Some(peer) = peer.filter(|peer| is_permitted(peer, repository)) else {
+            return Ok(closure.answer.clone());
+        };
+        let expires_unix_s = Clock::unix_seconds() + LIFETIME_S;
+        let grant = Grant::sign(&self.seal_key, peer.clone(), closure.digests.clone(), expires_unix_s);
+        let granted = ClosureAnswer::with_grant(&closure.answer, grant);
+        Ok(granted.map_err(|error| StorageError::unavailable("encode closure", manifest, error))?.into())
+    }
+
+    async fn ungranted_closure(
+        &self,
+        repository: &RepositoryName,
+        manifest: &Digest,
+    ) -> Result<Arc<Closure>, RegistryError> {
         let found =
             self.manifest_by_digest(repository, manifest).await?.ok_or(RegistryError::ManifestUnknown)?;
         if let Some(closure) = self.closures.get(manifest) {
-            return Ok(closure.answer.clone());
+            return Ok(closure);
         }
         let parsed = Manifest::parse(&found.manifest.bytes);
         let parsed = parsed.map_err(|error| StorageError::unavailable("parse manifest", manifest, error))?;
         let named: Vec<_> = parsed.blobs().into_iter().map(|blob| (blob.digest, blob.size)).collect();
+        let digests = core::iter::once(*manifest).chain(named.iter().map(|(digest, _)| *digest)).collect();
         let proofs = stream::iter(named).map(|(digest, size)| async move {
             match self.blob(repository, &digest, Need::Bytes).await? {
                 Some(blob) => self.proof(&blob).await.map(|proof| (proof, true)),
@@ -63,10 +92,11 @@ impl Registry {
         let answer = codec::encode(&answer);
         let answer: Bytes =
             answer.map_err(|error| StorageError::unavailable("encode closure", manifest, error))?.into();
+        let closure = Arc::new(Closure { answer, digests });
         if complete {
-            self.closures.insert(*manifest, Arc::new(Closure { answer: answer.clone() }));
+            self.closures.insert(*manifest, Arc::clone(&closure));
         }
-        Ok(answer)
+        Ok(closure)
     }
 
     async fn proof(&self, blob: &Blob) -> Result<Proof, RegistryError> {

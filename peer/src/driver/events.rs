@@ -90,6 +90,7 @@ impl Driver {
             }
             Report::Lost(digest, chunk) => self.lost(now, &digest, chunk),
             Report::Checked(digest, is_right) => self.checked(now, &digest, is_right),
+            Report::Granted(grant) => self.granted(&grant),
         }
     }
 
@@ -106,6 +107,7 @@ impl Driver {
         for slot in idle {
             self.unwant(now, slot);
         }
+        self.renew_grants(now);
         let shared = Arc::clone(&self.shared);
         self.shared.shutdown.spawn(blocking(move || {
             shared.store.save();

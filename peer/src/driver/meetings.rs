@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
-use flotilla_common::seal::TrustError;
 use flotilla_common::swarm::{Batch, BlobSlot, Have, Input, PeerFacts, PeerSlot, UploadId};
 use flotilla_common::time::Time;
-use flotilla_common::wire::peer::{self, Ask, Control, Holding};
+use flotilla_common::wire::peer::{self, Control, Holding};
 use flotilla_common::wire::tracker::{
     BlobState, Change, Handout, HeldLease, LeaseAnswer, LeaseAsk, PROGRESS_COMPLETE, PeerInfo,
 };
@@ -155,6 +154,10 @@ impl Driver {
 
     fn heard_have(&mut self, now: Time, peer: PeerSlot, have: &peer::Have) {
         let Some(blob) = self.roster.blob_slot(&have.digest) else { return };
+        // Nobody has more chunks than there are.
+        if self.machine.held(blob).is_none_or(|held| have.chunks.len() > held.len() as usize) {
+            return;
+        }
         for chunks in have.chunks.chunks(Batch::MAX) {
             let mut batch = Batch::default();
             for chunk in chunks {
@@ -170,7 +173,8 @@ impl Driver {
             return self.say_no(question, peer::Refusal::Gone);
         };
         if let Err(error) = self.check_grant(link.peer(), &question.ask) {
-            tracing::info!(peer = %link.peer(), blob = %question.ask.digest, %error, "refuse chunk");
+            tracing::debug!(peer = %link.peer(), blob = %question.ask.digest, %error, "refuse chunk");
+            self.shared.counters.refused_not_permitted.add(1);
             return self.say_no(question, peer::Refusal::NotPermitted);
         }
         let Some(stored) = self.roster.blob(blob).map(|blob| Arc::clone(&blob.stored)) else { return };
@@ -179,14 +183,6 @@ impl Driver {
         let chunk = question.ask.chunk;
         self.uploads.insert(upload, Upload { link, stored, question: Some(question), task: None });
         self.machine.handle(now, Input::UploadRequest { peer, blob, chunk, upload });
-    }
-
-    fn check_grant(&self, peer: &PeerId, ask: &Ask) -> Result<(), TrustError> {
-        if !self.shared.requires_grants {
-            return Ok(());
-        }
-        let grant = ask.grant.as_ref().ok_or(TrustError::BadSignature)?;
-        grant.check(&self.shared.trusted.current(), peer, &ask.digest, Clock::unix_seconds())
     }
 
     fn handout(&mut self, now: Time, handout: &Handout) {

@@ -12,6 +12,7 @@
 
 mod act;
 mod events;
+mod grants;
 mod meetings;
 mod roster;
 mod tasks;
@@ -76,6 +77,8 @@ enum Report {
     Lost(Digest, u32),
     /// The whole blob was hashed.
     Checked(Digest, bool),
+    /// An origin renewed a grant.
+    Granted(Grant),
 }
 
 /// What the driver and its tasks share.
@@ -151,6 +154,7 @@ pub(crate) struct Driver {
     uploads: HashMap<UploadId, Upload>,
     next_upload: u64,
     next_ticket: u64,
+    renewals: grants::Renewals,
     reports: mpsc::Sender<Report>,
     housekeeping_at: Time,
 }
@@ -168,6 +172,7 @@ impl Driver {
             uploads: HashMap::new(),
             next_upload: 0,
             next_ticket: 0,
+            renewals: grants::Renewals::new(),
             reports,
             housekeeping_at: now + HOUSEKEEPING,
         };

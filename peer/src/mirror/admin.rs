@@ -40,6 +40,12 @@ fn render(stats: &Stats) -> String {
         ("quarantined_peers_total", "counter", "Neighbours found lying.", stats.quarantined_peers),
         ("quarantined_blobs_total", "counter", "Blobs with contradicting proofs.", stats.quarantined_blobs),
         ("refused_busy_total", "counter", "Requests refused for want of a slot.", stats.refused_busy),
+        (
+            "refused_not_permitted_total",
+            "counter",
+            "Requests refused for want of a grant.",
+            stats.refused_not_permitted,
+        ),
         ("neighbours", "gauge", "Connections to neighbours.", stats.neighbours),
         ("store_bytes", "gauge", "Bytes of the blobs in the store.", stats.store_bytes),
         (

@@ -27,13 +27,15 @@ use tempfile::TempDir;
 use origin::FakeOrigin;
 use tracker::FakeTracker;
 
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+
 /// A fleet; everything in it stops with it.
 pub(crate) struct Fleet {
     pub shutdown: Shutdown,
     pub origin: Arc<FakeOrigin>,
     pub tracker: Option<Arc<FakeTracker>>,
     pub key: SealKey,
-    authority: Authority,
+    pub authority: Authority,
     dir: TempDir,
 }
 
@@ -46,13 +48,29 @@ impl Fleet {
     }
 
     pub(crate) async fn without_tracker() -> Self {
+        Self::of(Authority::create().unwrap(), None).await
+    }
+
+    /// A fleet whose origin knows its peers by their certificates.
+    pub(crate) async fn over_tls() -> Self {
+        let authority = Authority::create().unwrap();
+        let issued = authority.issue_server(&["127.0.0.1".to_owned()], HOUR).unwrap();
+        let origin =
+            Identity::from_pem(&issued.certificate_pem, &issued.key_pem, authority.certificate_pem())
+                .unwrap();
+        let mut fleet = Self::of(authority, Some(origin)).await;
+        fleet.tracker = Some(FakeTracker::start(&fleet.shutdown).await);
+        fleet
+    }
+
+    async fn of(authority: Authority, origin: Option<Identity>) -> Self {
         let shutdown = Shutdown::new();
         let key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
         Self {
-            origin: FakeOrigin::start(key.clone(), &shutdown).await,
+            origin: FakeOrigin::start(key.clone(), origin, &shutdown).await,
             tracker: None,
             key,
-            authority: Authority::create().unwrap(),
+            authority,
             dir: tempfile::tempdir().unwrap(),
             shutdown,
         }
@@ -61,7 +79,7 @@ impl Fleet {
     /// The settings of a peer of this fleet, to be changed or used as they are.
     pub(crate) fn config(&self, name: &str) -> Config {
         let id: PeerId = name.parse().unwrap();
-        let issued = self.authority.issue_peer(&id, Duration::from_secs(3600)).unwrap();
+        let issued = self.authority.issue_peer(&id, HOUR).unwrap();
         let identity =
             Identity::from_pem(&issued.certificate_pem, &issued.key_pem, self.authority.certificate_pem())
                 .unwrap();

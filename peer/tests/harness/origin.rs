@@ -11,12 +11,15 @@ use axum::http::{Method, Response, StatusCode, header};
 use bytes::Bytes;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
+use flotilla_common::grant::Grant;
 use flotilla_common::manifest::OCI_MANIFEST;
+use flotilla_common::name::PeerId;
 use flotilla_common::proof::Proof;
 use flotilla_common::seal::{BlobFacts, SealKey};
 use flotilla_common::tree::TreeHasher;
 use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer};
 use flotilla_runtime::http;
+use flotilla_runtime::identity::{Clients, Identity};
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
@@ -36,13 +39,23 @@ pub(crate) struct FakeOrigin {
     pub is_foreign: AtomicBool,
     /// Refuses ranges that begin behind this.
     pub serves_until: AtomicU64,
+    /// What becomes of the grant for a peer that shows its certificate; none without it.
+    pub grants: Mutex<Option<Granting>>,
+    /// Closures given out.
+    pub closures: AtomicU64,
 }
 
+/// Makes the grant that a peer gets: with which key, for whom, for which digests.
+pub(crate) type Granting = Box<dyn Fn(&SealKey, PeerId, Vec<Digest>) -> Option<Grant> + Send + Sync>;
+
 impl FakeOrigin {
-    pub(crate) async fn start(key: SealKey, shutdown: &Shutdown) -> Arc<Self> {
+    /// Serves HTTPS with an identity, HTTP without.
+    pub(crate) async fn start(key: SealKey, identity: Option<Identity>, shutdown: &Shutdown) -> Arc<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let scheme = if identity.is_some() { "https" } else { "http" };
+        let tls = identity.map(|identity| identity.https_server(Clients::Anybody).unwrap());
         let origin = Arc::new(Self {
-            url: format!("http://{}", listener.local_addr().unwrap()),
+            url: format!("{scheme}://{}", listener.local_addr().unwrap()),
             key,
             manifest: Mutex::default(),
             order: Mutex::default(),
@@ -52,9 +65,11 @@ impl FakeOrigin {
             is_down: AtomicBool::new(false),
             is_foreign: AtomicBool::new(false),
             serves_until: AtomicU64::new(u64::MAX),
+            grants: Mutex::default(),
+            closures: AtomicU64::new(0),
         });
         let router = Router::new().fallback(serve).with_state(Arc::clone(&origin));
-        http::serve(listener, router, None, shutdown).unwrap();
+        http::serve(listener, router, tls, shutdown).unwrap();
         origin
     }
 
@@ -102,13 +117,18 @@ impl FakeOrigin {
         self.sent.load(Ordering::Relaxed)
     }
 
-    fn closure(&self) -> Response<Body> {
+    fn closure(&self, client: Option<PeerId>) -> Response<Body> {
+        self.closures.fetch_add(1, Ordering::Relaxed);
         if self.is_foreign.load(Ordering::Relaxed) {
             return status(StatusCode::NOT_FOUND);
         }
         let proofs = self.proofs.lock().unwrap();
-        let proofs = self.order.lock().unwrap().iter().map(|digest| proofs[digest].clone()).collect();
-        Response::new(Body::from(codec::encode(&ClosureAnswer { proofs, grant: None }).unwrap()))
+        let order = self.order.lock().unwrap().clone();
+        let proofs = order.iter().map(|digest| proofs[digest].clone()).collect();
+        let digests = std::iter::once(Digest::sha256(&self.manifest.lock().unwrap())).chain(order).collect();
+        let granting = self.grants.lock().unwrap();
+        let grant = client.zip(granting.as_ref()).and_then(|(peer, grant)| grant(&self.key, peer, digests));
+        Response::new(Body::from(codec::encode(&ClosureAnswer { proofs, grant }).unwrap()))
     }
 
     fn manifest(&self, reference: &str) -> Response<Body> {
@@ -157,7 +177,8 @@ impl FakeOrigin {
 async fn serve(State(origin): State<Arc<FakeOrigin>>, request: Request) -> Response<Body> {
     let path = request.uri().path().to_owned();
     if path == CLOSURE_PATH {
-        return origin.closure();
+        let client = request.extensions().get::<http::ClientIdentity>();
+        return origin.closure(client.and_then(|client| client.0.clone()));
     }
     match path.strip_prefix("/v2/app/").and_then(|rest| rest.split_once('/')) {
         Some(("manifests", reference)) => origin.manifest(reference),
