@@ -5,7 +5,7 @@
 
 use core::ops::Range;
 
-use bincode::{Decode, Encode};
+use crate::map::MAX_CHUNKS;
 
 /// Bytes of a part: what is verified, written and emitted at once. Also the smallest chunk.
 pub const PART_SIZE: u64 = 256 << 10;
@@ -13,11 +13,13 @@ pub const PART_SIZE: u64 = 256 << 10;
 pub const PART_LOG2: u8 = 18;
 /// log2 of the largest chunk, 4 MiB.
 pub const MAX_CHUNK_LOG2: u8 = 22;
+/// Bytes that a blob may have, 16 TiB: bounds what is kept per chunk.
+pub const MAX_BLOB_SIZE: u64 = (MAX_CHUNKS as u64) << MAX_CHUNK_LOG2;
 /// Chunks that a blob has at most while its chunk size can still grow.
 const CHUNKS_AIMED_AT: u64 = 400;
 
 /// The cut of one blob: its size and its chunk size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Geometry {
     size: u64,
     chunk_log2: u8,
@@ -39,10 +41,11 @@ impl Geometry {
         Self { size, chunk_log2: 63 }
     }
 
-    /// A cut that came from elsewhere: `None` unless it is exactly the one for its size.
+    /// A cut that came from elsewhere: `None` unless it is exactly the one for its size, and that is one that a blob may
+    /// have.
     pub fn checked(size: u64, chunk_log2: u8) -> Option<Self> {
         let geometry = Self::for_size(size);
-        (geometry.chunk_log2 == chunk_log2).then_some(geometry)
+        (geometry.chunk_log2 == chunk_log2 && size <= MAX_BLOB_SIZE).then_some(geometry)
     }
 
     /// Bytes of the blob.
@@ -122,6 +125,13 @@ mod tests {
         assert_eq!(cut(256 << 20), (1 << 20, 256));
         assert_eq!(cut(1 << 30), (4 << 20, 256));
         assert_eq!(cut(10 << 30), (4 << 20, 2560));
+    }
+
+    #[test]
+    fn a_blob_has_a_bound() {
+        assert_eq!(Geometry::for_size(MAX_BLOB_SIZE).chunks(), MAX_CHUNKS);
+        assert!(Geometry::checked(MAX_BLOB_SIZE, MAX_CHUNK_LOG2).is_some());
+        assert_eq!(Geometry::checked(MAX_BLOB_SIZE + 1, MAX_CHUNK_LOG2), None);
     }
 
     proptest! {

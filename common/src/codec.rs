@@ -43,7 +43,8 @@ pub fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, CodecError> {
     Ok(bytes)
 }
 
-/// The value of exactly these bytes. Never panics, never allocates more than a small multiple of what it is given.
+/// The value of exactly these bytes. Never panics; whatever lengths the bytes claim, what is allocated for them stays
+/// below [`MAX_LEN`] in all.
 ///
 /// # Errors
 /// What is wrong with the bytes.

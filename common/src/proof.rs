@@ -2,7 +2,7 @@
 
 use bincode::{Decode, Encode};
 
-use crate::chunk::Geometry;
+use crate::chunk::{Geometry, MAX_BLOB_SIZE};
 use crate::digest::Digest;
 use crate::seal::{Seal, TrustError, TrustedKeys};
 use crate::tree::ChunkTable;
@@ -33,6 +33,9 @@ pub enum ProofError {
     /// The seal is not accepted.
     #[error("check seal: {0}")]
     Seal(#[from] TrustError),
+    /// No blob is that large.
+    #[error("{0} bytes are more than a blob may have")]
+    Size(u64),
     /// There is no table, or it does not roll up to the sealed root.
     #[error("the chunk table does not roll up to the sealed root")]
     Table,
@@ -69,6 +72,7 @@ impl Proof {
                 };
                 if proved { Ok(geometry) } else { Err(ProofError::Table) }
             }
+            Self::DigestOnly { size, .. } if *size > MAX_BLOB_SIZE => Err(ProofError::Size(*size)),
             Self::DigestOnly { size, .. } => Ok(Geometry::whole(*size)),
         }
     }

@@ -123,7 +123,10 @@ pub struct TreeState {
 impl TreeState {
     /// Bytes that the state covers: a multiple of [`PART_SIZE`].
     pub fn covered(&self) -> u64 {
-        ((self.values.len() as u64) << self.unit_log2) + self.pending.len() as u64 * PART_SIZE
+        // Any state may come from a storage: one with an impossible unit covers nothing.
+        let units =
+            (self.values.len() as u64).checked_mul(1_u64.checked_shl(self.unit_log2.into()).unwrap_or(0));
+        units.unwrap_or(0) + self.pending.len() as u64 * PART_SIZE
     }
 }
 
@@ -176,6 +179,11 @@ impl TreeHasher {
     pub fn from_state(state: TreeState, tail: &[u8]) -> Result<Self, TreeStateError> {
         let unit = u32::from(state.unit_log2.checked_sub(PART_LOG2).ok_or(TreeStateError)?);
         if state.unit_log2 > MAX_CHUNK_LOG2 || state.pending.len() >= 1 << unit {
+            return Err(TreeStateError);
+        }
+        // Units grow with the chunk size: larger ones than the bytes give have no chunks to be merged into.
+        let bytes = state.covered() + tail.len() as u64;
+        if Geometry::for_size(bytes).chunk_log2() < state.unit_log2 {
             return Err(TreeStateError);
         }
         if state.covered() == PART_SIZE && tail.is_empty() {

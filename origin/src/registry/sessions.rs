@@ -149,8 +149,8 @@ impl Registry {
         };
         let Some(midstates) = midstates else { return Err(RegistryError::UploadUnknown) };
         let tail = midstates.covered()..chain.end();
-        if tail.end.saturating_sub(tail.start) > PART_SIZE {
-            return Err(StorageError::unavailable("follow upload", key, "midstates far behind").into());
+        if tail.end.checked_sub(tail.start).is_none_or(|len| len > PART_SIZE) {
+            return Err(StorageError::unavailable("follow upload", key, "midstates of other bytes").into());
         }
         let tail = read_segments(&self.storage, &ticket.id, chain.segments(), tail).await?;
         let tail = tail.try_fold(BytesMut::new(), |mut bytes, piece| async move {

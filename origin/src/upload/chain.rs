@@ -110,13 +110,14 @@ impl Chain {
         if link.end <= offset || bytes != Some(link.end) {
             return Err(Misfit);
         }
+        let links = link.index.checked_add(1).ok_or(Misfit)?;
         let repeated_all = link.index > 0 && link.base.is_none() && link.index.is_multiple_of(LINKS_PER_BASE);
         let base = if repeated_all {
             Some((offset, segments.len()))
         } else {
             link.base.map(|base| (base, before.len()))
         };
-        Ok(Next::Open(Self { last: Some(offset), end: link.end, links: link.index + 1, base, segments }))
+        Ok(Next::Open(Self { last: Some(offset), end: link.end, links, base, segments }))
     }
 }
 

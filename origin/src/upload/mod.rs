@@ -5,3 +5,6 @@ pub(crate) mod hash;
 pub(crate) mod id;
 pub(crate) mod link;
 pub(crate) mod receive;
+
+#[cfg(test)]
+mod any_bytes;
