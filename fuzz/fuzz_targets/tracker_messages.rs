@@ -1,0 +1,16 @@
+//! Announces and leases, both ways. The first byte says which message the rest is.
+#![no_main]
+
+use flotilla_common::wire::tracker::{AnnounceAnswer, AnnounceRequest, LeaseAnswer, LeaseRequest};
+use flotilla_fuzz::round_trip;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((which, bytes)) = bytes.split_first() else { return };
+    match which % 4 {
+        0 => drop(round_trip::<AnnounceRequest>(bytes)),
+        1 => drop(round_trip::<AnnounceAnswer>(bytes)),
+        2 => drop(round_trip::<LeaseRequest>(bytes)),
+        _ => drop(round_trip::<LeaseAnswer>(bytes)),
+    }
+});
