@@ -1,11 +1,15 @@
 //! What peers ask for: proofs of all blobs of a manifest.
 
+use std::time::Duration;
+
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
+use flotilla_common::grant::LIFETIME_S;
 use flotilla_common::hex;
 use flotilla_common::proof::Proof;
 use flotilla_common::seal::TrustedKeys;
 use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer, ClosureRequest, KEYS_PATH};
+use flotilla_runtime::identity::{Authority, Identity, Issued, client_trusting};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
@@ -47,6 +51,42 @@ async fn one_request_proves_every_blob_of_a_manifest() {
     let before = region.operations(1).total();
     closure(&region.client(1), "app", Digest::sha256(&pushed)).await;
     assert_eq!(region.operations(1).total(), before);
+}
+
+#[tokio::test]
+async fn a_peer_that_shows_its_certificate_gets_a_grant_for_the_whole_image() {
+    let fleet = Authority::create().unwrap();
+    let identity = |issued: Issued| {
+        Identity::from_pem(&issued.certificate_pem, &issued.key_pem, fleet.certificate_pem()).unwrap()
+    };
+    let (day, vm) = (Duration::from_secs(86_400), "vm-1".parse().unwrap());
+    let server = identity(fleet.issue_server(&["127.0.0.1".to_owned()], day).unwrap());
+    let region = Region::start_with(1, |config| config.tls = Some(server.clone())).await;
+    let address = region.origins[0].addr();
+    let peer = identity(fleet.issue_peer(&vm, day).unwrap());
+    let client = Registry::over_tls(address, peer.https_client().unwrap());
+    let layers = [sample(100, 1), sample(600 << 10, 2)];
+    let manifest = Digest::sha256(&client.push_image("app", "v1", &layers).await);
+    let mut trusted = TrustedKeys::none();
+    trusted.add(&seal_key().public()).unwrap();
+    // The second answer is made of what the first one left in memory.
+    for _ in 0..2 {
+        let answer = closure(&client, "app", manifest).await.bytes().await.unwrap();
+        let ClosureAnswer { proofs, grant } = codec::decode(&answer).unwrap();
+        let grant = grant.unwrap();
+        let now = grant.expires_unix_s - LIFETIME_S;
+        assert_eq!(grant.manifest(), Some(&manifest));
+        for digest in proofs.iter().map(Proof::digest).chain([&manifest]) {
+            assert_eq!(grant.check(&trusted, &vm, digest, now), Ok(()));
+        }
+        assert!(grant.check(&trusted, &vm, &Digest::sha256(b"another"), now).is_err());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let authority = dir.path().join("ca.pem");
+    std::fs::write(&authority, fleet.certificate_pem()).unwrap();
+    let nobody = Registry::over_tls(address, client_trusting(&authority).unwrap());
+    let answer = closure(&nobody, "app", manifest).await.bytes().await.unwrap();
+    assert_eq!(codec::decode::<ClosureAnswer>(&answer).unwrap().grant, None);
 }
 
 #[tokio::test]

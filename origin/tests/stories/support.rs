@@ -82,6 +82,12 @@ impl Registry {
         Self { http, base: format!("http://{address}") }
     }
 
+    /// A client over HTTPS.
+    pub(crate) fn over_tls(address: std::net::SocketAddr, tls: rustls::ClientConfig) -> Self {
+        let http = Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap();
+        Self { http, base: format!("https://{address}") }
+    }
+
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base))
     }
