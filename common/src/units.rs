@@ -68,7 +68,8 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     }
     let value = number.parse::<f64>().ok().filter(|value| value.is_finite() && *value >= 0.0)?;
     let product = value * factor as f64;
-    (product < u64::MAX as f64).then_some(product as u64)
+    // Just above the largest number lies how that one is printed; the conversion saturates.
+    (product <= u64::MAX as f64).then_some(product as u64)
 }
 
 impl FromStr for ByteSize {
@@ -169,6 +170,7 @@ mod tests {
         assert_eq!(ByteSize(64 << 20).to_string(), "64MiB");
         assert_eq!(BitRate(2_500_000).to_string(), "2.5Mbit");
         assert_eq!(ByteSize(12).to_string(), "12B");
+        assert_eq!(ByteSize(u64::MAX).to_string().parse(), Ok(ByteSize(u64::MAX)));
     }
 
     #[test]
