@@ -15,9 +15,13 @@
 
 mod config;
 mod driver;
+mod flow;
+mod metrics;
 mod mirror;
 mod origin;
+mod pulls;
 mod stats;
+pub mod status;
 mod store;
 mod tracker_client;
 mod transport;
@@ -40,14 +44,15 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 pub use config::Config;
-pub use mirror::hosts_toml;
+pub use mirror::{Warming, hosts_toml};
 pub use stats::{BlobProgress, Stats};
 pub use store::StoreError;
 pub use transport::{Faithful, Outbound, TransportError, quic_endpoint};
 
-use driver::{Driver, Events, Moved, QUEUE, Shared};
+use driver::{Driver, Events, Moved, QUEUE, Shared, Waited};
 use mirror::Mirror;
 use origin::{Origins, http_client};
+use pulls::Pulls;
 use stats::Counters;
 use store::{ManifestStore, Store, blocking};
 use tracker_client::{POLL_TIMEOUT, Trackers};
@@ -146,7 +151,10 @@ impl Peer {
             identity: config.identity,
             trusted: config.trusted_keys,
             counters: Arc::new(Counters::default()),
+            pulls: Pulls::new(config.down),
+            waited: Waited::default(),
             moved: Moved::default(),
+            up_cap: config.up,
             up: Limiter::from(config.up),
             down: Limiter::from(config.down),
             outbound: config.outbound,

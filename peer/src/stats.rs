@@ -58,7 +58,11 @@ pub struct BlobProgress {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) from_peers: Counter,
+    pub(crate) from_same_zone: Counter,
+    pub(crate) from_other_zones: Counter,
     pub(crate) from_origin: Counter,
+    pub(crate) origin_leased: Counter,
+    pub(crate) origin_unleased: Counter,
     pub(crate) passed_through: Counter,
     pub(crate) from_store: Counter,
     pub(crate) to_peers: Counter,
@@ -69,6 +73,7 @@ pub(crate) struct Counters {
     pub(crate) refused_busy: Counter,
     pub(crate) refused_not_permitted: Counter,
     pub(crate) neighbours: Counter,
+    pub(crate) leases: Counter,
 }
 
 /// A number that only its own changes touch.

@@ -32,6 +32,9 @@ use reqwest::Client;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
+use crate::stats::Counter;
+use crate::status::TrackerStatus;
+
 /// Trackers that hear of one blob.
 const TRACKERS_PER_BLOB: usize = 2;
 /// For an announce, and for what says how a lease goes on.
@@ -107,6 +110,10 @@ struct Tracker {
     /// Announce now.
     wake: Notify,
     is_silent: AtomicBool,
+    /// Announces that it accepted.
+    announces: Counter,
+    /// What went wrong last.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Trackers {
@@ -131,6 +138,17 @@ impl Trackers {
     /// Whether there is any.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.urls.is_empty()
+    }
+
+    /// Each tracker, and whether it answers.
+    pub(crate) fn status(&self) -> Vec<TrackerStatus> {
+        let status = |(url, tracker): (&String, &Tracker)| {
+            let announces = tracker.announces.value();
+            let is_answering = announces > 0 && !tracker.is_silent.load(Ordering::Relaxed);
+            let trouble = lock(&tracker.trouble).clone().filter(|_| !is_answering);
+            TrackerStatus { url: url.clone(), is_answering, announces, trouble }
+        };
+        self.0.urls.iter().zip(&self.0.trackers).map(status).collect()
     }
 
     /// Announces to all, at once.
@@ -199,6 +217,7 @@ impl Trackers {
                     sequence += 1;
                     *lock(&tracker.announced) =
                         snapshot.blobs.into_iter().map(|change| (change.digest, change.state)).collect();
+                    tracker.announces.add(1);
                     tracker.accepted.notify_waiters();
                     self.heard(index, true).await;
                     if !handouts.is_empty() {
@@ -271,6 +290,7 @@ impl Trackers {
     /// Logs a failed announce: the first one loudly.
     fn complain(&self, index: usize, error: &AskError) {
         let tracker = &self.0.urls[index];
+        *lock(&self.0.trackers[index].trouble) = Some(error.to_string());
         if self.0.trackers[index].is_silent.load(Ordering::Relaxed) {
             tracing::debug!(tracker, %error, "announce");
         } else {

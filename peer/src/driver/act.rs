@@ -120,8 +120,8 @@ impl Driver {
         let bytes = self.roster.blob(slot).map_or(0, |blob| blob.stored.geometry().chunk_len(chunk));
         match task {
             Some(task) => {
-                let from_origin = matches!(source, Source::Origin(_));
-                let fetch = Fetch { blob: slot, bytes, from_origin, task: task.abort_handle() };
+                let task = task.abort_handle();
+                let fetch = Fetch { blob: slot, chunk, bytes, received: 0, source, task };
                 self.fetches.insert(transfer, fetch);
             }
             None => self.machine.handle(Clock::now(), Input::Failed { transfer, why: Failure::Link }),
@@ -219,8 +219,12 @@ impl Driver {
     }
 
     fn check_whole(&mut self, slot: BlobSlot) {
+        let now = Clock::now();
+        self.count_waits(now, slot);
         let Some(blob) = self.roster.blob_mut(slot) else { return };
-        if !blob.stored.is_complete() && !blob.is_being_checked {
+        if blob.stored.is_complete() {
+            self.shared.pulls.completed(now, blob.stored.digest());
+        } else if !blob.is_being_checked {
             blob.is_being_checked = true;
             self.shared.shutdown.spawn(tasks::check(Arc::clone(&blob.stored), self.reports.clone()));
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
-use flotilla_common::swarm::{BlobSlot, Failure, Input};
+use flotilla_common::swarm::{BlobSlot, Failure, Input, WaitTimes};
 use flotilla_common::time::Time;
 
 use super::tasks::Fetched;
@@ -36,6 +36,7 @@ impl Driver {
                 if let Some(slot) = self.roster.blob_slot(&digest) {
                     self.readers_moved(now, slot);
                 }
+                self.shared.pulls.settle(now, self.machine.stood_still(now));
             }
             Command::Lost { digest, chunk } => self.lost(now, &digest, chunk),
             Command::Evicted(digests) => {
@@ -46,6 +47,11 @@ impl Driver {
                 }
             }
             Command::Quarantine { digest, why } => self.quarantine(now, &digest, &why),
+            Command::Pull(opened) => self.open_pull(now, opened),
+            Command::Status(sender) => {
+                // Who asked may have gone.
+                let _ = sender.send(Box::new(self.status(now)));
+            }
         }
     }
 
@@ -54,19 +60,23 @@ impl Driver {
             Report::FirstByte(transfer) => self.machine.handle(now, Input::FirstByte { transfer }),
             Report::Progress(transfer, received) => {
                 self.shared.moved.note(now);
+                self.flowed(now, transfer, received);
                 self.machine.handle(now, Input::Progress { transfer, received });
             }
             Report::Fetched(transfer, fetched) => {
                 // Cancelled in the meantime: the machine does not wait for it any more. What it brought is in the
                 // store all the same, and found there.
+                if matches!(fetched, Fetched::Received)
+                    && let Some(bytes) = self.fetches.get(&transfer).map(|fetch| fetch.bytes)
+                {
+                    self.flowed(now, transfer, bytes);
+                }
                 let Some(fetch) = self.fetches.remove(&transfer) else { return };
                 let counters = &self.shared.counters;
                 let input = match fetched {
                     Fetched::Received => {
                         self.shared.moved.note(now);
-                        let counter =
-                            if fetch.from_origin { &counters.from_origin } else { &counters.from_peers };
-                        counter.add(fetch.bytes);
+                        self.count_received(now, &fetch);
                         Input::Received { transfer }
                     }
                     Fetched::Refused(reason) => Input::Refused { transfer, reason },
@@ -82,9 +92,11 @@ impl Driver {
                 }
             }
             Report::UploadProgress(upload, sent) => {
+                self.flowed_out(now, upload, sent);
                 self.machine.handle(now, Input::UploadProgress { upload, sent });
             }
-            Report::UploadEnded(upload) => {
+            Report::UploadEnded(upload, sent) => {
+                self.flowed_out(now, upload, sent);
                 self.uploads.remove(&upload);
                 self.machine.handle(now, Input::UploadEnded { upload });
             }
@@ -108,6 +120,7 @@ impl Driver {
             self.unwant(now, slot);
         }
         self.renew_grants(now);
+        self.renew_figures(now);
         let shared = Arc::clone(&self.shared);
         self.shared.shutdown.spawn(blocking(move || {
             shared.store.save();
@@ -142,11 +155,13 @@ impl Driver {
         if blob.pin.is_none() {
             blob.stored.revive();
             blob.pin = Some(pin);
+            blob.waited = WaitTimes::default();
             self.machine.handle(now, Input::Want { blob: slot });
         }
     }
 
     fn unwant(&mut self, now: Time, slot: BlobSlot) {
+        self.count_waits(now, slot);
         self.machine.handle(now, Input::Unwant { blob: slot });
         if let Some(blob) = self.roster.blob_mut(slot) {
             blob.pin = None;
@@ -172,6 +187,8 @@ impl Driver {
             blob.is_being_checked = false;
             if is_right {
                 blob.stored.complete();
+                self.shared.pulls.completed(now, digest);
+                self.shared.pulls.settle(now, self.machine.stood_still(now));
                 return;
             }
         }
@@ -183,6 +200,7 @@ impl Driver {
     fn quarantine(&mut self, now: Time, digest: &Digest, why: &str) {
         tracing::error!(blob = %digest, why, "QUARANTINE: an origin's seal cannot be trusted for this blob");
         self.shared.counters.quarantined_blobs.add(1);
+        self.shared.pulls.failed(digest, why);
         if let Some(stored) = self.shared.store.get(digest) {
             stored.bypass();
         }

@@ -181,7 +181,7 @@ impl Driver {
         self.next_upload += 1;
         let upload = UploadId(self.next_upload);
         let chunk = question.ask.chunk;
-        self.uploads.insert(upload, Upload { link, stored, question: Some(question), task: None });
+        self.uploads.insert(upload, Upload { link, stored, question: Some(question), task: None, sent: 0 });
         self.machine.handle(now, Input::UploadRequest { peer, blob, chunk, upload });
     }
 

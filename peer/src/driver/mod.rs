@@ -10,33 +10,39 @@
 //! It is boring on purpose: whatever decides is in the machine. It never waits for anything but the next event, never
 //! touches a payload byte, and every queue into it is bounded.
 
+mod accounts;
 mod act;
 mod events;
 mod grants;
 mod meetings;
+mod report;
 mod roster;
 mod tasks;
 
 use core::time::Duration;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
 use flotilla_common::name::RepositoryName;
-use flotilla_common::swarm::{BlobSlot, PeerMachine, TransferId, UploadId};
+use flotilla_common::swarm::{BlobSlot, PeerMachine, Source, TransferId, UploadId, WaitTimes};
 use flotilla_common::time::Time;
+use flotilla_common::units::BitRate;
 use flotilla_common::wire::tracker::PeerInfo;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Identity, LiveKeys};
 use flotilla_runtime::rate::Limiter;
 use flotilla_runtime::shutdown::Shutdown;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use crate::flow::Flow;
 use crate::origin::{Origins, Sighting};
+use crate::pulls::{Opened, Pulls};
 use crate::stats::Counters;
+use crate::status::Status;
 use crate::store::{Pin, Store, StoredBlob};
 use crate::tracker_client::{TrackerEvent, Trackers};
 use crate::transport::{Incident, Link, Outbound, Question, Transport};
@@ -63,6 +69,10 @@ pub(crate) enum Command {
     Evicted(Vec<Digest>),
     /// Nothing of this blob can be trusted any more.
     Quarantine { digest: Digest, why: String },
+    /// The runtime pulls an image from now on.
+    Pull(Opened),
+    /// How is it going?
+    Status(oneshot::Sender<Box<Status>>),
 }
 
 /// How the tasks that the driver spawned are getting on.
@@ -72,7 +82,8 @@ enum Report {
     Progress(TransferId, u64),
     Fetched(TransferId, tasks::Fetched),
     UploadProgress(UploadId, u64),
-    UploadEnded(UploadId),
+    /// So many bytes were sent.
+    UploadEnded(UploadId, u64),
     /// A chunk was found damaged while it was served.
     Lost(Digest, u32),
     /// The whole blob was hashed.
@@ -92,13 +103,30 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) trusted: LiveKeys,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) pulls: Pulls,
+    pub(crate) waited: Waited,
     pub(crate) moved: Moved,
+    pub(crate) up_cap: Option<BitRate>,
     pub(crate) up: Limiter,
     pub(crate) down: Limiter,
     pub(crate) outbound: Arc<dyn Outbound>,
     /// Whether neighbours must show a grant.
     pub(crate) requires_grants: bool,
     pub(crate) shutdown: Shutdown,
+}
+
+/// What was waited until now: by the peer as a whole, and by blobs. Renewed now and then.
+#[derive(Debug, Default)]
+pub(crate) struct Waited(Mutex<(WaitTimes, WaitTimes)>);
+
+impl Waited {
+    pub(crate) fn read(&self) -> (WaitTimes, WaitTimes) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, still: WaitTimes, blobs: WaitTimes) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (still, blobs);
+    }
 }
 
 /// When bytes of any blob last came: readers that wait tell a swarm that is busy from one that is stuck.
@@ -129,8 +157,10 @@ pub(crate) struct Events {
 #[derive(Debug)]
 struct Fetch {
     blob: BlobSlot,
+    chunk: u32,
     bytes: u64,
-    from_origin: bool,
+    received: u64,
+    source: Source,
     task: AbortHandle,
 }
 
@@ -142,6 +172,7 @@ struct Upload {
     /// Until the machine has answered.
     question: Option<Question>,
     task: Option<AbortHandle>,
+    sent: u64,
 }
 
 /// The task's state.
@@ -155,6 +186,10 @@ pub(crate) struct Driver {
     next_upload: u64,
     next_ticket: u64,
     renewals: grants::Renewals,
+    down: Flow,
+    up: Flow,
+    /// What blobs have waited, all together.
+    blob_waits: WaitTimes,
     reports: mpsc::Sender<Report>,
     housekeeping_at: Time,
 }
@@ -173,6 +208,9 @@ impl Driver {
             next_upload: 0,
             next_ticket: 0,
             renewals: grants::Renewals::new(),
+            down: Flow::default(),
+            up: Flow::default(),
+            blob_waits: WaitTimes::default(),
             reports,
             housekeeping_at: now + HOUSEKEEPING,
         };

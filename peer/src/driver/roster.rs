@@ -6,10 +6,11 @@ use std::sync::Arc;
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
 use flotilla_common::name::{PeerId, RegionName, RepositoryName, ZoneName};
-use flotilla_common::swarm::{BlobSlot, Nearness, PeerFacts, PeerSlot};
+use flotilla_common::swarm::{BlobSlot, Nearness, PeerFacts, PeerSlot, WaitTimes};
 use flotilla_common::time::Time;
 use flotilla_common::wire::tracker::PeerInfo;
 
+use crate::flow::Flow;
 use crate::store::{Pin, StoredBlob};
 use crate::transport::Link;
 
@@ -28,6 +29,10 @@ pub(super) struct Blob {
     pub(super) lease_ticket: u64,
     /// Whether the whole is being hashed.
     pub(super) is_being_checked: bool,
+    /// What comes of it.
+    pub(super) down: Flow,
+    /// What it has waited, as far as it was counted.
+    pub(super) waited: WaitTimes,
 }
 
 /// A peer that the machine knows.
@@ -40,6 +45,9 @@ pub(super) struct Peer {
     pub(super) quarantined_until: Time,
     /// The last dial failed.
     pub(super) is_unreachable: bool,
+    /// What comes from it, and what goes there.
+    pub(super) down: Flow,
+    pub(super) up: Flow,
 }
 
 impl Peer {
@@ -90,6 +98,8 @@ impl Roster {
             used_at: now,
             lease_ticket: 0,
             is_being_checked: false,
+            down: Flow::default(),
+            waited: WaitTimes::default(),
         };
         let slot = BlobSlot(place(&mut self.blobs, blob));
         self.blob_slots.insert(digest, slot);
@@ -115,6 +125,11 @@ impl Roster {
         self.peer_slots.get(id).copied()
     }
 
+    /// Every peer with its slot.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (PeerSlot, &Peer)> {
+        (0_u32..).map(PeerSlot).zip(&self.peers).filter_map(|(slot, peer)| Some((slot, peer.as_ref()?)))
+    }
+
     pub(super) fn peers(&self) -> impl Iterator<Item = &Peer> {
         self.peers.iter().flatten()
     }
@@ -135,6 +150,8 @@ impl Roster {
             link: None,
             quarantined_until: Time::ZERO,
             is_unreachable: false,
+            down: Flow::default(),
+            up: Flow::default(),
         };
         let may_reuse = self.peers.len() >= PEERS_BEFORE_REUSE;
         let forgotten = if may_reuse {
@@ -175,15 +192,19 @@ pub(crate) fn peer_key(id: &PeerId) -> u64 {
 pub(super) fn facts(
     slot: PeerSlot,
     id: &PeerId,
-    (region, zone): (&RegionName, &ZoneName),
+    place: (&RegionName, &ZoneName),
     own: &PeerInfo,
 ) -> PeerFacts {
-    let nearness = if *region != own.region {
+    PeerFacts { peer: slot, nearness: nearness(place, own), key: peer_key(id) }
+}
+
+/// How far away a place is.
+pub(super) fn nearness((region, zone): (&RegionName, &ZoneName), own: &PeerInfo) -> Nearness {
+    if *region != own.region {
         Nearness::Elsewhere
     } else if *zone != own.zone {
         Nearness::SameRegion
     } else {
         Nearness::SameZone
-    };
-    PeerFacts { peer: slot, nearness, key: peer_key(id) }
+    }
 }

@@ -97,6 +97,11 @@ pub(super) async fn from_origin(
     let progress = |bytes| progress.tell(bytes);
     let fetched =
         origin::fetch_chunk(&shared.origins, origin, &repository, &blob, chunk, &shared.down, progress).await;
+    let trouble = match &fetched {
+        Err(OriginFetchError::Origin(error)) => Some(error.to_string()),
+        _ => None,
+    };
+    shared.origins.heard(origin, trouble);
     let outcome = match fetched {
         Ok(()) => Fetched::Received,
         Err(error) => {
@@ -128,15 +133,19 @@ pub(super) async fn serve(
     reports: mpsc::Sender<Report>,
 ) {
     let mut progress = Progress::new(reports.clone(), move |bytes| Report::UploadProgress(upload, bytes));
+    let mut sent = 0;
     match question.serve(&blob, &shared.up, &outbound, |bytes| progress.tell(bytes)).await {
-        Ok(bytes) => shared.counters.to_peers.add(bytes),
+        Ok(bytes) => {
+            sent = bytes;
+            shared.counters.to_peers.add(bytes);
+        }
         Err(ServeError::Store(StoreError::Doubtful { digest, chunk })) => {
             tracing::warn!(blob = %digest, chunk, "a stored chunk was damaged and is fetched again");
             finish(reports.clone(), Report::Lost(digest, chunk)).await;
         }
         Err(error) => tracing::debug!(blob = %blob.digest(), %error, "serve chunk"),
     }
-    finish(reports, Report::UploadEnded(upload)).await;
+    finish(reports, Report::UploadEnded(upload, sent)).await;
 }
 
 /// Hashes a whole blob whose chunks are all held.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use core::ops::Range;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
+use flotilla_runtime::clock::Clock;
 use futures_util::{Stream, StreamExt, stream};
 
 use super::answer::Failure;
@@ -105,8 +106,12 @@ impl Mirror {
             let mirror = Arc::clone(&mirror);
             async move {
                 match &piece {
-                    Ok(bytes) => mirror.shared.counters.to_runtime.add(bytes.len() as u64),
+                    Ok(bytes) => {
+                        mirror.shared.counters.to_runtime.add(bytes.len() as u64);
+                        mirror.shared.pulls.emitted(Clock::now(), &digest, bytes.len() as u64);
+                    }
                     Err(failure) => {
+                        mirror.shared.pulls.failed(&digest, &failure.to_string());
                         tracing::warn!(blob = %digest, %failure, "cut a blob's body");
                         mirror.cut.insert(digest, ()).await;
                     }

@@ -11,13 +11,16 @@ use flotilla_common::grant::Grant;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_common::proof::Proof;
+use flotilla_runtime::clock::Clock;
 use tokio::time::timeout;
 
 use super::answer::Failure;
+use super::names::name;
 use super::range::Wanted;
 use super::{Mirror, content_headers, content_range, unsatisfiable};
 use crate::driver::Command;
 use crate::origin::OriginError;
+use crate::pulls::Opened;
 use crate::store::{StoreError, StoredBlob, StoredManifest};
 
 /// How long a manifest is kept back for the proofs of its blobs. Usually one round trip.
@@ -31,20 +34,24 @@ impl Mirror {
         reference: &Reference,
         is_head: bool,
     ) -> Result<(Digest, StoredManifest), Failure> {
-        let (digest, manifest) = self.find_manifest(repository, reference).await?;
+        let found = self.find_manifest(repository, reference).await;
+        let (digest, manifest) = found.inspect_err(|failure| {
+            self.shared.pulls.refuse(&name(repository, reference), &failure.to_string());
+        })?;
+        self.names.found(repository, reference, &digest);
         if !is_head {
             let (mirror, repository, bytes) = (Arc::clone(self), repository.clone(), manifest.bytes.clone());
             let wanting = self
                 .shared
                 .shutdown
-                .spawn(async move { mirror.want_blobs(&repository, &digest, &bytes).await });
+                .spawn(async move { mirror.want_blobs(&repository, &digest, &bytes, false).await });
             // It goes on behind the scenes if it takes longer.
             let _ = timeout(CLOSURE_PATIENCE, wanting).await;
         }
         Ok((digest, manifest))
     }
 
-    async fn find_manifest(
+    pub(super) async fn find_manifest(
         &self,
         repository: &RepositoryName,
         reference: &Reference,
@@ -56,28 +63,43 @@ impl Mirror {
         }
         let key = (repository.clone(), reference.clone());
         let fetch = self.shared.origins.manifest(repository, reference);
-        let fetched = self.resolved.try_get_with(key, fetch).await.map_err(|error| {
-            let what = match reference {
-                Reference::Tag(tag) => format!("{repository}:{tag}"),
-                Reference::Digest(digest) => format!("{repository}@{digest}"),
-            };
-            failure(&what, &error)
-        })?;
+        let fetched = self
+            .resolved
+            .try_get_with(key, fetch)
+            .await
+            .map_err(|error| failure(&name(repository, reference), &error))?;
         let manifest = StoredManifest { media_type: fetched.media_type, bytes: fetched.bytes };
         self.manifests.put(fetched.digest, manifest.clone()).await;
         Ok((fetched.digest, manifest))
     }
 
     /// Gets the proofs of an image's blobs, and lets the swarm have them all.
-    async fn want_blobs(&self, repository: &RepositoryName, digest: &Digest, bytes: &[u8]) {
+    pub(super) async fn want_blobs(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        bytes: &[u8],
+        is_warming: bool,
+    ) {
         let manifest = match Manifest::parse(bytes) {
             Ok(manifest) => manifest,
             Err(error) => return tracing::debug!(manifest = %digest, %error, "read manifest"),
         };
         let blobs = manifest.blobs();
-        if manifest.is_index() || blobs.is_empty() {
+        if manifest.is_index() {
+            return self.names.index(digest, &manifest);
+        }
+        if blobs.is_empty() {
             return;
         }
+        self.command(Command::Pull(Opened {
+            image: self.names.of(repository, digest),
+            manifest: *digest,
+            blobs: blobs.iter().map(|blob| (blob.digest, blob.size)).collect(),
+            is_warming,
+            started: Clock::now(),
+        }))
+        .await;
         let known: Vec<_> = blobs.iter().filter_map(|blob| self.shared.store.get(&blob.digest)).collect();
         self.shared.counters.from_store.add(known.iter().map(|blob| blob.held_bytes()).sum());
         let is_whole = known.len() == blobs.len() && known.iter().all(|blob| blob.is_complete());

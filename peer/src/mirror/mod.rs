@@ -20,29 +20,37 @@ mod answer;
 mod blobs;
 mod hosts_toml;
 mod manifests;
+mod names;
 mod passing;
 mod range;
 mod reader;
+mod warm;
 
 use core::time::Duration;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
-use axum::routing::get;
+use axum::routing::{get, post};
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName};
+use flotilla_runtime::metrics::Requests;
 use moka::future::Cache;
+use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
 use crate::driver::{Command, Shared};
+use crate::metrics;
 use crate::origin::FetchedManifest;
 use crate::store::ManifestStore;
 use answer::{Failure, Subject, error, failed};
 pub use hosts_toml::hosts_toml;
+use names::Names;
+pub use warm::Warming;
 
 /// How long a tag's digest is believed, and a manifest that several ask for at once is fetched once.
 const TAG_TTL: Duration = Duration::from_secs(2);
@@ -61,6 +69,9 @@ pub(crate) struct Mirror {
     /// Blobs of which a body was cut just now.
     cut: Cache<Digest, ()>,
     next_reader: AtomicU64,
+    names: Names,
+    requests: Requests,
+    registry: Registry,
 }
 
 impl Mirror {
@@ -69,7 +80,11 @@ impl Mirror {
         commands: mpsc::Sender<Command>,
         manifests: ManifestStore,
     ) -> Arc<Self> {
+        let requests = Requests::default();
         Arc::new(Self {
+            registry: metrics::registry(Arc::clone(&shared), &requests),
+            requests,
+            names: Names::default(),
             shared,
             commands,
             manifests,
@@ -83,8 +98,9 @@ impl Mirror {
     pub(crate) fn router(self: Arc<Self>) -> Router {
         Router::new()
             .route("/flotilla/healthz", get(async || "alive\n"))
-            .route("/flotilla/metrics", get(admin::metrics))
+            .route("/flotilla/metrics", get(admin::figures))
             .route("/flotilla/status", get(admin::status))
+            .route("/flotilla/warm/{*image}", post(warm::warm))
             .fallback(serve)
             .with_state(self)
     }
@@ -102,6 +118,24 @@ enum Target {
 }
 
 async fn serve(State(mirror): State<Arc<Mirror>>, request: Request) -> Response<Body> {
+    let began = Instant::now();
+    let route = route_of(request.uri().path());
+    let response = answer(&mirror, request).await;
+    mirror.requests.answered(route, response.status(), began.elapsed());
+    response
+}
+
+/// What requests are counted under.
+fn route_of(path: &str) -> &'static str {
+    match target(path) {
+        Ok(Target::Ping) => "ping",
+        Ok(Target::Manifest(..)) | Err((Subject::Manifest, _)) => "manifest",
+        Ok(Target::Blob(..)) => "blob",
+        Err((Subject::Blob, _)) => "other",
+    }
+}
+
+async fn answer(mirror: &Arc<Mirror>, request: Request) -> Response<Body> {
     let is_head = request.method() == Method::HEAD;
     if !is_head && request.method() != Method::GET {
         let message = "this is a mirror for pulls; push to the origin";

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
+use flotilla_runtime::clock::Clock;
 use futures_util::{Stream, stream};
 use reqwest::Response;
 
@@ -61,6 +62,7 @@ impl Passing {
         self.shared.down.take(bytes.len()).await;
         self.shared.counters.from_origin.add(bytes.len() as u64);
         self.shared.counters.passed_through.add(bytes.len() as u64);
+        self.shared.pulls.passed(Clock::now(), &self.digest, bytes.len() as u64);
         Ok(Some(bytes))
     }
 }

@@ -9,8 +9,8 @@ mod client;
 
 use core::ops::Range;
 use core::time::Duration;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use flotilla_common::codec;
@@ -28,6 +28,8 @@ use tokio::time::timeout;
 
 pub(crate) use chunk::{OriginFetchError, fetch_chunk};
 pub(crate) use client::http_client;
+
+use crate::status::OriginStatus;
 
 /// From the request to the head of the answer.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,6 +86,8 @@ struct Origin {
     url: String,
     /// Nanoseconds of the clock at which its rest ends.
     rests_until: AtomicU64,
+    /// How the last request went, if there was one: nothing, or what went wrong.
+    last: Mutex<Option<Option<String>>>,
 }
 
 impl Origins {
@@ -92,6 +96,7 @@ impl Origins {
         let origin = |url: &String| Origin {
             url: url.trim_end_matches('/').to_owned(),
             rests_until: AtomicU64::new(0),
+            last: Mutex::new(None),
         };
         let origins = urls.iter().map(origin).collect();
         Self(Arc::new(Inner { client, origins, sightings }))
@@ -211,15 +216,15 @@ impl Origins {
         for origin in self.in_order() {
             match ask(origin).await {
                 Ok(answer) => {
-                    self.saw(origin, true);
+                    self.saw(origin, None);
                     return Ok(answer);
                 }
                 Err(OriginError::Refused(message)) => {
-                    self.saw(origin, true);
+                    self.saw(origin, None);
                     told = OriginError::Refused(self.told_by(origin, &message));
                 }
                 Err(error) => {
-                    self.saw(origin, false);
+                    self.saw(origin, Some(error.to_string()));
                     tracing::warn!(origin = self.url(origin), %error, "ask origin");
                     // "Does not have it" from another region says more than "is down" from this one, but only
                     // "is down" tells the runtime that a later attempt may succeed.
@@ -239,8 +244,10 @@ impl Origins {
         slots
     }
 
-    fn saw(&self, origin: OriginSlot, is_up: bool) {
+    fn saw(&self, origin: OriginSlot, trouble: Option<String>) {
+        let is_up = trouble.is_none();
         let rests_until = if is_up { Time::ZERO } else { Clock::now() + REST };
+        self.heard(origin, trouble);
         if let Some(origin) = self.0.origins.get(origin.0 as usize) {
             origin.rests_until.store(rests_until.as_nanos(), Ordering::Relaxed);
         }
@@ -248,11 +255,31 @@ impl Origins {
         let _ = self.0.sightings.try_send(Sighting { origin, is_up });
     }
 
+    /// How a request went: what went wrong, if anything did.
+    pub(crate) fn heard(&self, origin: OriginSlot, trouble: Option<String>) {
+        if let Some(origin) = self.0.origins.get(origin.0 as usize) {
+            *origin.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
+        }
+    }
+
+    /// Each origin, and how the last request went.
+    pub(crate) fn status(&self) -> Vec<OriginStatus> {
+        let status = |origin: &Origin| {
+            let last = origin.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            OriginStatus {
+                url: origin.url.clone(),
+                is_answering: last == Some(None),
+                trouble: last.flatten(),
+            }
+        };
+        self.0.origins.iter().map(status).collect()
+    }
+
     fn request(&self, method: Method, origin: OriginSlot, path: &str) -> reqwest::RequestBuilder {
         self.0.client.request(method, format!("{}{path}", self.url(origin)))
     }
 
-    fn url(&self, origin: OriginSlot) -> &str {
+    pub(crate) fn url(&self, origin: OriginSlot) -> &str {
         self.0.origins.get(origin.0 as usize).map_or("", |origin| &origin.url)
     }
 

@@ -261,6 +261,16 @@ impl Store {
         self.lock().bytes
     }
 
+    /// Its folder.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the blobs in it may have together.
+    pub(crate) fn quota(&self) -> ByteSize {
+        self.quota
+    }
+
     fn make_room(&self, inner: &mut Inner, size: u64) -> Result<Vec<Digest>, StoreError> {
         let quota = self.quota.0;
         let over = || StoreError::OverQuota { size: ByteSize(size), quota: self.quota };

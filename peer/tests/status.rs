@@ -1,0 +1,143 @@
+//! What a peer says of itself: a pull under way and after it, why it waits, and its figures for Prometheus.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod harness;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_common::swarm::Wait;
+use flotilla_common::units::BitRate;
+use flotilla_peer::status::{BlobStatus, Near, PullResult, Status};
+use flotilla_peer::{Config, Peer, Warming};
+use harness::{Fleet, client, get, noise, pull, try_pull};
+use serde::de::DeserializeOwned;
+
+const MIB: usize = 1 << 20;
+
+fn image() -> Vec<Bytes> {
+    vec![noise(700, 1), noise(3 * MIB, 2), noise(5 * MIB + 5, 3)]
+}
+
+fn bytes_of(image: &[Bytes]) -> u64 {
+    image.iter().map(|bytes| bytes.len() as u64).sum()
+}
+
+fn json<T: DeserializeOwned>(bytes: &[u8]) -> T {
+    serde_json::from_slice(bytes).unwrap()
+}
+
+/// The status, looked at again and again until it is so.
+async fn when(peer: &Peer, what: &str, is_so: impl Fn(&Status) -> bool) -> Status {
+    for _ in 0..3000 {
+        let status: Status = json(&get(peer, "/flotilla/status").await.bytes().await.unwrap());
+        if is_so(&status) {
+            return status;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never came: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_is_shown_while_it_goes_on_and_explained_when_it_is_over() {
+    let fleet = Fleet::new().await;
+    let image = image();
+    fleet.origin.push(&image);
+    let first = fleet.peer("vm-1").await;
+    pull(&first).await;
+    let second = fleet.start(Config { down: Some(BitRate(40_000_000)), ..fleet.config("vm-2") }).await;
+    let (pulled, status) = tokio::join!(
+        pull(&second),
+        when(&second, "a chunk comes from vm-1", |status| {
+            let from_first = |from: &str| from == "vm-1";
+            let mut transfers = status.wanted.iter().flat_map(|blob| &blob.transfers);
+            status.pulls.iter().any(|pull| pull.held > 0)
+                && transfers.any(|transfer| from_first(&transfer.from) && transfer.received > 0)
+        })
+    );
+    assert_eq!(pulled, image);
+    assert_eq!(status.pulls[0].image, "app:v1");
+    assert_eq!(status.pulls[0].bytes, bytes_of(&image));
+    assert_eq!(status.connected[0].id, *first.id());
+    assert_eq!(status.connected[0].nearness, Near::SameZone);
+    assert!(status.trackers[0].is_answering && status.origins[0].is_answering, "{status:?}");
+
+    let status = when(&second, "the pull is over", |status| !status.finished.is_empty()).await;
+    let report = &status.finished[0];
+    assert!(status.pulls.is_empty());
+    assert_eq!((report.result, report.image.as_str()), (PullResult::Pulled, "app:v1"));
+    assert_eq!(report.emitted, bytes_of(&image));
+    assert_eq!(report.sources.received(), bytes_of(&image));
+    assert!(report.sources.same_zone > bytes_of(&image) * 9 / 10, "{report:?}");
+    let over_bound = report.over_bound.unwrap();
+    assert!((0.7..5.0).contains(&over_bound), "{report:?}");
+    assert_eq!(status.store.bytes, bytes_of(&image));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_waits_says_why() {
+    let fleet = Fleet::without_tracker().await;
+    let image = image();
+    fleet.origin.push(&image);
+    fleet.origin.is_down.store(true, Ordering::Relaxed);
+    let peer = fleet.peer("vm-1").await;
+    let is_waiting = |status: &Status| {
+        let waits = |blob: &BlobStatus| blob.waits_for == Some(Wait::Origin);
+        status.wanted.iter().any(waits) && status.stood_still.contains_key(&Wait::Origin)
+    };
+    let status = tokio::select! {
+        pulled = try_pull(&peer) => panic!("the origin is down: {pulled:?}"),
+        status = when(&peer, "a blob waits for an origin", is_waiting) => status,
+    };
+    assert!(status.wanted.iter().any(|blob| blob.waited.contains_key(&Wait::Origin)), "{status:?}");
+    assert!(!status.origins[0].is_answering && status.origins[0].trouble.is_some(), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_warmed_without_a_reader() {
+    let fleet = Fleet::new().await;
+    let image = image();
+    fleet.origin.push(&image);
+    let peer = fleet.peer("vm-1").await;
+    let url = format!("http://{}/flotilla/warm/app/manifests/v1", peer.mirror_addr());
+    let answer = client().post(url).send().await.unwrap();
+    let warming: Warming = json(&answer.bytes().await.unwrap());
+    let status = when(&peer, "it is warm", |status| !status.finished.is_empty()).await;
+    let report = &status.finished[0];
+    assert_eq!(warming.manifests, [report.manifest]);
+    assert!(report.is_warming && report.emitted == 0, "{report:?}");
+    assert!(peer.stats().blobs.iter().all(|blob| blob.is_complete));
+    let sent = fleet.origin.sent();
+    assert_eq!(pull(&peer).await, image);
+    assert_eq!(fleet.origin.sent(), sent, "the origin is not asked again");
+
+    let url = format!("http://{}/flotilla/warm/app/nonsense", peer.mirror_addr());
+    let answer = client().post(url).send().await.unwrap();
+    let message = answer.text().await.unwrap();
+    assert!(message.contains("REPOSITORY/manifests/TAG"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn figures_have_units_and_labels() {
+    let fleet = Fleet::new().await;
+    let image = image();
+    fleet.origin.push(&image);
+    let peer = fleet.peer("vm-1").await;
+    pull(&peer).await;
+    when(&peer, "the pull is over", |status| !status.finished.is_empty()).await;
+    let text = get(&peer, "/flotilla/metrics").await.text().await.unwrap();
+    for line in [
+        format!("flotilla_peer_pulled_bytes_total{{source=\"origin_leased\"}} {}", bytes_of(&image)),
+        format!("flotilla_peer_sent_bytes_total{{to=\"runtime\"}} {}", bytes_of(&image)),
+        "flotilla_peer_pulls_total{result=\"pulled\"} 1".to_owned(),
+        "flotilla_peer_pull_seconds_count 1".to_owned(),
+        "flotilla_peer_http_requests_total{route=\"blob\",code=\"200\"} 3".to_owned(),
+        format!("flotilla_peer_origin_up{{url=\"{}\"}} 1", fleet.origin.url()),
+        format!("flotilla_peer_store_bytes {}", bytes_of(&image)),
+    ] {
+        assert!(text.lines().any(|printed| printed == line), "{line} is missing in\n{text}");
+    }
+    assert!(text.contains("flotilla_peer_wait_seconds_total{reason=\"lease\"} "), "{text}");
+}
