@@ -13,6 +13,7 @@ use flotilla_runtime::identity::LiveKeys;
 use super::begin;
 use super::tls::TlsArgs;
 use crate::cli::{CommandError, block_on, print_text};
+use crate::peer::{self, PullArgs, StatusArgs, WarmArgs};
 
 /// The arguments of `flotilla peer`.
 #[derive(Debug, Args)]
@@ -26,6 +27,12 @@ pub struct PeerArgs {
 
 #[derive(Debug, Subcommand)]
 enum PeerCommand {
+    /// Show what a peer is doing: what it pulls, from whom, how fast, how far, and why it waits
+    Status(StatusArgs),
+    /// Pull an image through a peer as containerd would, check it, and throw it away
+    Pull(PullArgs),
+    /// Fetch an image into a peer's store before anybody pulls it
+    Warm(WarmArgs),
     /// Print the hosts.toml that makes containerd ask a mirror first
     HostsToml(HostsTomlArgs),
 }
@@ -94,6 +101,9 @@ pub fn run(args: PeerArgs) -> Result<(), CommandError> {
             print_text(hosts_toml(args.mirror, args.origin.as_deref()));
             Ok(())
         }
+        Some(PeerCommand::Status(args)) => peer::status(&args),
+        Some(PeerCommand::Pull(args)) => peer::pull(args),
+        Some(PeerCommand::Warm(args)) => peer::warm(args),
         None => block_on(serve(args.serve)),
     }
 }

@@ -1,0 +1,65 @@
+//! What people ask of a peer on this machine: how it is doing, an image pulled through it, an image warmed in it.
+
+mod progress;
+mod pull;
+mod reference;
+mod render;
+mod status;
+mod warm;
+
+use std::net::SocketAddr;
+
+use clap::Args;
+use reqwest::Response;
+use serde::de::DeserializeOwned;
+
+use crate::cli::CommandError;
+use crate::client::http_client;
+
+pub use pull::{PullArgs, run as pull};
+pub use reference::ImageReference;
+pub use status::{StatusArgs, run as status};
+pub use warm::{WarmArgs, run as warm};
+
+/// Which peer is meant.
+#[derive(Clone, Debug, Args)]
+struct MirrorArg {
+    /// Where the peer's mirror listens
+    #[arg(long, value_name = "ADDR", env = "FLOTILLA_MIRROR", default_value = "127.0.0.1:5001")]
+    mirror: SocketAddr,
+}
+
+impl MirrorArg {
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.mirror)
+    }
+
+    /// What can be done if nothing answers there.
+    fn failed(&self, source: reqwest::Error) -> CommandError {
+        let cure = "is a peer running there? --mirror ADDR names another address";
+        let why = if source.is_connect() { "nothing listens".to_owned() } else { source.to_string() };
+        CommandError::failed(format!("ask the peer at {}", self.mirror), format!("{why}; {cure}"))
+    }
+
+    /// The JSON under a path.
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CommandError> {
+        let client = http_client().map_err(|error| CommandError::failed("set up an HTTP client", error))?;
+        let response = client.get(self.url(path)).send().await.map_err(|error| self.failed(error))?;
+        self.read(response).await
+    }
+
+    /// The JSON of an answer; what it says if it is none.
+    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, CommandError> {
+        let status = response.status();
+        let body = response.bytes().await.map_err(|error| self.failed(error))?;
+        if !status.is_success() {
+            let said = String::from_utf8_lossy(&body).trim().to_owned();
+            let what = format!("ask the peer at {}", self.mirror);
+            return Err(CommandError::failed(what, format!("answered {status}: {said}")));
+        }
+        serde_json::from_slice(&body).map_err(|error| {
+            let what = format!("read what the peer at {} says", self.mirror);
+            CommandError::failed(what, format!("{error}; is it a peer of this version?"))
+        })
+    }
+}
