@@ -3,10 +3,11 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::bench::{self, BenchArgs};
+use crate::completions::{self, CompletionsArgs};
 use crate::demo::{self, DemoArgs};
 use crate::pki::{self, PkiArgs};
 use crate::service::{self, OriginArgs, PeerArgs, TrackerArgs};
@@ -37,6 +38,8 @@ enum Command {
     Pki(PkiArgs),
     /// Run a scenario in the simulator
     Simulate(SimulateArgs),
+    /// Print a shell's completions
+    Completions(CompletionsArgs),
     /// Measure what the pieces can do on this machine
     Bench(BenchArgs),
 }
@@ -80,6 +83,7 @@ impl Cli {
                 .map(print_text)
                 .map_err(|error| CommandError::failed("manage the fleet's keys", error)),
             Command::Simulate(args) => simulate::run(&args),
+            Command::Completions(args) => completions::run(&args, Self::command()),
             Command::Bench(args) => bench::run(args),
         };
         match result {

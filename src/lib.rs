@@ -4,10 +4,12 @@
 pub mod bench;
 pub mod cli;
 pub mod client;
+pub mod completions;
 pub mod demo;
 pub mod fleet;
 pub mod image;
 pub mod lab;
+pub mod peer;
 pub mod pki;
 mod progress;
 pub mod region;
