@@ -16,7 +16,13 @@ use crate::up::{self, UpArgs};
 
 /// Container images for serverless fleets that start in bursts.
 #[derive(Debug, Parser)]
-#[command(name = "flotilla", version, about, max_term_width = 100)]
+#[command(name = "flotilla", version, about, max_term_width = 120)]
+#[command(after_help = "\
+Begin with:
+  flotilla demo                                 a burst of pulls on this machine, in half a minute
+  flotilla up                                   a region on this machine, and what to type next
+  flotilla peer status                          what a peer is doing
+FLOTILLA_LOG (info, debug, flotilla_peer=debug,warn) selects what services log. Real regions: docs/operations.md.")]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -33,7 +39,7 @@ enum Command {
     /// Run a tracker: announces in, handouts and leases out
     Tracker(TrackerArgs),
     /// Run a peer: the mirror for this machine's container runtime
-    Peer(PeerArgs),
+    Peer(Box<PeerArgs>),
     /// Make a fleet's certificate authority and keys, and issue certificates
     Pki(PkiArgs),
     /// Run a scenario in the simulator
@@ -78,7 +84,7 @@ impl Cli {
             Command::Up(args) => up::run(&args),
             Command::Origin(args) => service::origin(args),
             Command::Tracker(args) => service::tracker(args),
-            Command::Peer(args) => service::peer(args),
+            Command::Peer(args) => service::peer(*args),
             Command::Pki(args) => pki::run(&args)
                 .map(print_text)
                 .map_err(|error| CommandError::failed("manage the fleet's keys", error)),

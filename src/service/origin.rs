@@ -16,8 +16,16 @@ use crate::cli::{CommandError, block_on};
 
 /// The arguments of `flotilla origin`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Every flag is also a line of the --config file (seal-key = \"...\") and an environment variable (FLOTILLA_SEAL_KEY).
+Whatever it acknowledges is in the storage: it may be stopped and started at any time, and run several times.
+
+Examples:
+  flotilla pki init --dir pki
+  flotilla origin --storage file:///var/lib/flotilla/origin --seal-key pki/local.seal.key
+  flotilla origin --config /etc/flotilla/origin.toml")]
 pub struct OriginArgs {
-    /// Where to listen
+    /// Where to listen, for clients, peers and /metrics
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000")]
     listen: SocketAddr,
     /// Where images are stored: file:///dir or memory:///
@@ -29,8 +37,8 @@ pub struct OriginArgs {
     /// The key that seals are signed with, as `flotilla pki init` makes it
     #[arg(long, value_name = "FILE")]
     seal_key: PathBuf,
-    /// Cap on the bytes of blobs that are sent [default: none]
-    #[arg(long, value_name = "BITS")]
+    /// Cap on the bytes of blobs sent to everybody, per second: 500Mbit, 10Gbit [default: none]
+    #[arg(long, value_name = "RATE")]
     up: Option<BitRate>,
     #[command(flatten)]
     tls: TlsArgs,

@@ -18,6 +18,15 @@ use crate::peer::{self, PullArgs, StatusArgs, WarmArgs};
 /// The arguments of `flotilla peer`.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
+#[command(after_help = "\
+Without a command it runs a peer. Every flag is also a line of the --config file (zone = \"a\") and an environment
+variable (FLOTILLA_ZONE=a); lists are arrays there.
+
+Examples:
+  flotilla peer --config /etc/flotilla/peer.toml
+  flotilla peer --origin http://origin:5000 --tracker http://tracker:7070 --store /var/lib/flotilla/peer \\
+      --trusted-keys pki/trusted-keys --tls-cert pki/vm-1.pem --tls-key pki/vm-1.key --tls-ca pki/ca.pem
+  flotilla peer status --watch")]
 pub struct PeerArgs {
     #[command(subcommand)]
     command: Option<PeerCommand>,
@@ -52,7 +61,7 @@ struct ServeArgs {
     /// Where the container runtime asks; loopback, for whoever reaches it may pull what this machine may pull
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5001")]
     mirror: SocketAddr,
-    /// Where neighbours connect (UDP)
+    /// Where neighbours connect: UDP
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:5002")]
     quic: SocketAddr,
     /// The origins, the own region's first
@@ -62,28 +71,28 @@ struct ServeArgs {
     #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
     tracker: Vec<String>,
     /// The folder of the chunk store
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = "Store")]
     store: Option<PathBuf>,
-    /// What the store may hold
-    #[arg(long, value_name = "BYTES", default_value_t = ByteSize(50 << 30))]
+    /// What the blobs in it may have together: 50GiB, 500GB
+    #[arg(long, value_name = "SIZE", help_heading = "Store", default_value_t = ByteSize(50 << 30))]
     quota: ByteSize,
-    /// Where this peer is
-    #[arg(long, value_name = "NAME", default_value = "default")]
+    /// The region of this machine; another region's peers come last
+    #[arg(long, value_name = "NAME", help_heading = "Place", default_value = "default")]
     region: RegionName,
-    /// Where this peer is
-    #[arg(long, value_name = "NAME", default_value = "default")]
+    /// Its zone, within which traffic is cheap; peers of the same zone come first
+    #[arg(long, value_name = "NAME", help_heading = "Place", default_value = "default")]
     zone: ZoneName,
-    /// Cap on what is sent to neighbours [default: none]
-    #[arg(long, value_name = "BITS")]
+    /// Cap on what is sent to neighbours, per second: 500Mbit, 2Gbit [default: none]
+    #[arg(long, value_name = "RATE", help_heading = "Caps")]
     up: Option<BitRate>,
-    /// Cap on what is received from neighbours and origins [default: none]
-    #[arg(long, value_name = "BITS")]
+    /// Cap on what comes from neighbours and origins, per second [default: none]
+    #[arg(long, value_name = "RATE", help_heading = "Caps")]
     down: Option<BitRate>,
     /// Serve a neighbour only what an origin's grant to it names; needs origins with https://
     #[arg(long)]
     require_grants: bool,
     /// The origin keys that are trusted, as `flotilla pki init` makes them
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Trust")]
     trusted_keys: Option<PathBuf>,
     #[command(flatten)]
     tls: TlsArgs,

@@ -11,13 +11,13 @@ use crate::cli::CommandError;
 #[derive(Debug, Args)]
 pub(super) struct TlsArgs {
     /// Certificate of this service, PEM, as `flotilla pki issue` makes it
-    #[arg(long, value_name = "FILE", requires = "tls_key", requires = "tls_ca")]
+    #[arg(long, value_name = "FILE", help_heading = "Trust", requires = "tls_key", requires = "tls_ca")]
     tls_cert: Option<PathBuf>,
     /// Private key of the certificate, PEM
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE", help_heading = "Trust", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
     /// Certificate of the fleet's authority, PEM
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE", help_heading = "Trust", requires = "tls_cert")]
     tls_ca: Option<PathBuf>,
 }
 
