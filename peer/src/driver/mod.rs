@@ -250,6 +250,7 @@ impl Driver {
 
     /// Nothing goes on after this.
     fn end(self) {
+        self.shared.pulls.close(self.machine.stood_still(Clock::now()));
         for fetch in self.fetches.values() {
             fetch.task.abort();
         }

@@ -197,6 +197,19 @@ impl Pulls {
         }
     }
 
+    /// Nothing comes after this: what is not here by now is given up.
+    pub(crate) fn close(&self, stood_still: WaitTimes) {
+        let mut table = self.lock();
+        for pull in core::mem::take(&mut table.open) {
+            let (result, why) = if pull.is_all_here() {
+                (PullResult::Pulled, None)
+            } else {
+                (PullResult::GivenUp, Some("the peer was stopped".to_owned()))
+            };
+            self.finish(&mut table, &pull, result, why, stood_still);
+        }
+    }
+
     /// The pulls under way; `held` says how much of a blob is in the store.
     pub(crate) fn open_now(&self, now: Time, held: impl Fn(&Digest) -> u64) -> Vec<PullStatus> {
         self.lock().open.iter().map(|pull| pull.status(now, &held)).collect()
@@ -294,13 +307,16 @@ impl Pull {
     /// How it has ended, if it has.
     fn result(&self, now: Time) -> Option<PullResult> {
         let rests = now.saturating_since(self.moved);
-        let is_all_here = self.blobs.iter().all(|blob| blob.is_complete || blob.is_emitted());
         let is_all_out = self.opened.is_warming || self.blobs.iter().all(Blob::is_emitted);
-        if is_all_here && (is_all_out || rests >= QUIET) {
+        if self.is_all_here() && (is_all_out || rests >= QUIET) {
             Some(PullResult::Pulled)
         } else {
             (rests >= GIVEN_UP).then_some(PullResult::GivenUp)
         }
+    }
+
+    fn is_all_here(&self) -> bool {
+        self.blobs.iter().all(|blob| blob.is_complete || blob.is_emitted())
     }
 
     /// Whoever only looks at a manifest whose image is here pulls nothing.

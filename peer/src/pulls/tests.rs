@@ -96,6 +96,20 @@ fn warming_is_over_when_all_is_in_the_store_and_looking_is_no_pull() {
 }
 
 #[test]
+fn a_peer_that_stops_gives_up_what_is_not_here() {
+    let pulls = Pulls::new(None);
+    pulls.open(opened(false), WaitTimes::default(), nothing_held);
+    let [config, layer] = digests();
+    pulls.emitted(ms(1100), &config, 10);
+    pulls.close(WaitTimes::default());
+    assert_eq!(pulls.finished()[0].why.as_deref(), Some("the peer was stopped"));
+    pulls.open(opened(false), WaitTimes::default(), |_| (505, true));
+    pulls.emitted(ms(1100), &layer, 10);
+    pulls.close(WaitTimes::default());
+    assert_eq!(pulls.finished()[0].result, PullResult::Pulled);
+}
+
+#[test]
 fn pulls_are_bounded() {
     let pulls = Pulls::new(None);
     for number in 0..=MAX_OPEN as u32 {
