@@ -7,6 +7,9 @@ use rand::RngExt as _;
 use crate::scenario::FailureKind;
 use crate::world::{Event, World, millis, seconds};
 
+/// What a frozen peer's links carry, in bytes per second: less than a byte in any run.
+const FROZEN: f64 = 1e-6;
+
 impl World<'_> {
     pub(crate) fn on_failure(&mut self, number: usize) {
         let failure = &self.scenario.failures[number];
@@ -14,6 +17,7 @@ impl World<'_> {
             FailureKind::KillPeers => self.doom(number, self.living(), false),
             FailureKind::KillLeaseHolders => self.doom(number, self.lease_holders(), false),
             FailureKind::LeavePeers => self.doom(number, self.living(), true),
+            FailureKind::FreezePeers => self.freeze(number),
             FailureKind::RestartTracker => {
                 self.silence_parked();
                 self.tracking.restart();
@@ -33,6 +37,7 @@ impl World<'_> {
         match self.scenario.failures[number].kind {
             FailureKind::StopTracker => self.tracking.restart(),
             FailureKind::StopOrigin => self.origins_up[0] = true,
+            FailureKind::FreezePeers => self.thaw(),
             FailureKind::KillPeers
             | FailureKind::KillLeaseHolders
             | FailureKind::LeavePeers
@@ -60,6 +65,33 @@ impl World<'_> {
         let keys: Vec<_> = node.fetches.iter().map(|(_, key)| *key).collect();
         for key in keys {
             self.end_request(key);
+        }
+    }
+
+    /// The failure's share of the living stops at once.
+    fn freeze(&mut self, number: usize) {
+        let mut candidates = self.living();
+        candidates.retain(|peer| self.nodes[*peer as usize].frozen.is_none());
+        let count = (candidates.len() as f64 * self.scenario.failures[number].share).ceil() as usize;
+        for _ in 0..count.min(candidates.len()) {
+            let peer = candidates.swap_remove(self.rng.random_range(0..candidates.len() as u64) as usize);
+            self.nodes[peer as usize].frozen = Some(Vec::new());
+            self.network.set_rates(self.now, peer, FROZEN, FROZEN);
+        }
+    }
+
+    /// Whoever is frozen goes on.
+    fn thaw(&mut self) {
+        for peer in self.living() {
+            let node = &mut self.nodes[peer as usize];
+            let Some(backlog) = node.frozen.take() else { continue };
+            let (up, down) = (node.up as f64 / 8.0, node.down as f64 / 8.0);
+            node.machine.handle_timeout(self.now);
+            self.network.set_rates(self.now, peer, up, down);
+            self.drain(peer);
+            for input in backlog {
+                self.feed(peer, input);
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use flotilla_common::swarm::{Batch, BlobSlot, Have, Input, Nearness, PeerFacts, 
 use flotilla_common::time::Time;
 
 use crate::slab::Key;
-use crate::world::{Event, Origin, World, seconds};
+use crate::world::{Event, Node, Origin, World, seconds};
 
 /// How long a dial to a dead machine takes to fail.
 const DIAL_TIMEOUT_S: f64 = 1.0;
@@ -131,7 +131,7 @@ impl World<'_> {
             link.is_dialling = false;
             return;
         }
-        if !self.nodes[other as usize].alive {
+        if !self.nodes[other as usize].alive || self.nodes[other as usize].frozen.is_some() {
             self.queue.push(self.now + seconds(DIAL_TIMEOUT_S), Event::DialTimeout { peer, slot });
             return;
         }
@@ -149,7 +149,8 @@ impl World<'_> {
         for (one, of) in [(other, peer), (peer, other)] {
             let facts = self.facts(of, one);
             self.feed(one, Input::Connected { facts, round_trip });
-            let bits_per_second = self.nodes[of as usize].rate;
+            let Node { up, down, .. } = self.nodes[of as usize];
+            let bits_per_second = up.min(down);
             self.feed(one, Input::RateHint { peer: facts.peer, bits_per_second });
         }
     }

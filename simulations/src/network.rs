@@ -107,6 +107,15 @@ impl Network {
         self.sides.len() as End / 2 - 1
     }
 
+    /// Changes what an end can carry, in bytes per second; not to nothing.
+    pub(crate) fn set_rates(&mut self, now: Time, end: End, up: f64, down: f64) {
+        for (side, bytes_per_second) in [(uplink(end), up), (downlink(end), down)] {
+            self.sides[side as usize].capacity = bytes_per_second / 1e9;
+            self.find_again(side);
+        }
+        self.settle(now);
+    }
+
     /// Begins a transfer; `tag` comes back in what is reported of it.
     pub(crate) fn start(&mut self, now: Time, from: End, to: End, bytes: u64, tag: u64) -> Key {
         let length = bytes.max(1) as f64;

@@ -163,7 +163,7 @@ pub struct Failure {
     /// Of those it can befall, this share.
     #[serde(default = "all")]
     pub share: f64,
-    /// If given, the failure ends after so many seconds (trackers and origins only).
+    /// If given, the failure ends after so many seconds (frozen peers, trackers and origins only).
     pub for_s: Option<f64>,
     /// If given, the peers fail one after the other within so many seconds.
     #[serde(default)]
@@ -178,6 +178,9 @@ pub enum FailureKind {
     KillPeers,
     /// As `kill-peers`, of those that hold a lease at that time.
     KillLeaseHolders,
+    /// Peers stop where they are and nobody is told: connections stand, nothing moves on them. With `for_s` they go on
+    /// after that time as if nothing had been.
+    FreezePeers,
     /// Peers say good-bye to the tracker and hang up.
     LeavePeers,
     /// The tracker does not answer.

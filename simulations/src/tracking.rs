@@ -211,7 +211,12 @@ impl World<'_> {
 
     pub(crate) fn on_announce_due(&mut self, peer: u32, round: u32) {
         let node = &self.nodes[peer as usize];
-        if node.alive && node.session.round == round {
+        if !node.alive || node.session.round != round {
+            return;
+        }
+        if node.frozen.is_some() {
+            self.queue.push(self.now + TRY_AGAIN, Event::AnnounceDue { peer, round });
+        } else {
             self.announce(peer);
         }
     }

@@ -96,9 +96,13 @@ pub(crate) struct Place {
 pub(crate) struct Node {
     pub(crate) machine: PeerMachine,
     pub(crate) key: u64,
-    pub(crate) rate: u64,
+    /// Its links, bits per second.
+    pub(crate) up: u64,
+    pub(crate) down: u64,
     pub(crate) lies: bool,
     pub(crate) alive: bool,
+    /// While it is frozen, what it has not taken in.
+    pub(crate) frozen: Option<Vec<Input>>,
     pub(crate) links: Links,
     pub(crate) session: Session,
     /// Our requests under way.
@@ -196,9 +200,11 @@ impl<'a> World<'a> {
             self.nodes.push(Node {
                 machine,
                 key,
-                rate: up.min(down),
+                up,
+                down,
                 lies,
                 alive: true,
+                frozen: None,
                 links: Links::default(),
                 session: Session::new(self.geometries.len()),
                 fetches: Vec::new(),
@@ -304,6 +310,9 @@ impl<'a> World<'a> {
         let node = &mut self.nodes[peer as usize];
         if node.alive && node.wake_at == self.now {
             node.wake_at = Time::MAX;
+            if node.frozen.is_some() {
+                return;
+            }
             node.machine.handle_timeout(self.now);
             self.drain(peer);
         }
@@ -312,13 +321,15 @@ impl<'a> World<'a> {
     /// Gives a peer's machine an input and does what it says.
     pub(crate) fn feed(&mut self, peer: u32, input: Input) {
         let node = &mut self.nodes[peer as usize];
-        if node.alive {
+        if let Some(backlog) = &mut node.frozen {
+            backlog.push(input);
+        } else if node.alive {
             node.machine.handle(self.now, input);
             self.drain(peer);
         }
     }
 
-    fn drain(&mut self, peer: u32) {
+    pub(crate) fn drain(&mut self, peer: u32) {
         while let Some(output) = self.nodes[peer as usize].machine.poll_output() {
             self.act(peer, output);
         }
