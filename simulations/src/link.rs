@@ -6,7 +6,7 @@ use flotilla_common::swarm::{Batch, BlobSlot, Have, Input, Nearness, PeerFacts, 
 use flotilla_common::time::Time;
 
 use crate::slab::Key;
-use crate::world::{Event, Node, Origin, World, seconds};
+use crate::world::{Event, Origin, World, seconds};
 
 /// How long a dial to a dead machine takes to fail.
 const DIAL_TIMEOUT_S: f64 = 1.0;
@@ -149,8 +149,7 @@ impl World<'_> {
         for (one, of) in [(other, peer), (peer, other)] {
             let facts = self.facts(of, one);
             self.feed(one, Input::Connected { facts, round_trip });
-            let Node { up, down, .. } = self.nodes[of as usize];
-            let bits_per_second = up.min(down);
+            let bits_per_second = self.nodes[of as usize].rate();
             self.feed(one, Input::RateHint { peer: facts.peer, bits_per_second });
         }
     }

@@ -119,6 +119,13 @@ pub(crate) struct Node {
     wake_at: Time,
 }
 
+impl Node {
+    /// The slower of its links, bits per second.
+    pub(crate) fn rate(&self) -> u64 {
+        self.up.min(self.down)
+    }
+}
+
 pub(crate) struct World<'a> {
     pub(crate) scenario: &'a Scenario,
     rng_seed: u64,
@@ -375,8 +382,8 @@ impl<'a> World<'a> {
         }
         completions.sort_by(f64::total_cmp);
         first_bytes.sort_by(f64::total_cmp);
-        let up_sum = self.nodes.iter().map(|node| node.rate as f64 / 8.0).sum();
-        let slowest = self.nodes.iter().map(|node| node.rate as f64 / 8.0).fold(f64::INFINITY, f64::min);
+        let up_sum = self.nodes.iter().map(|node| node.rate() as f64 / 8.0).sum();
+        let slowest = self.nodes.iter().map(|node| node.rate() as f64 / 8.0).fold(f64::INFINITY, f64::min);
         let (fluid_bound_s, pipelined_bound_s) = bounds(scenario, up_sum, slowest);
         let p99_s = percentile(&completions, 0.99);
         let p99_over_bound = p99_s / fluid_bound_s.max(pipelined_bound_s);
