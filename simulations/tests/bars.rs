@@ -49,6 +49,18 @@ fn three_in_ten_peers_leave_or_die() {
 }
 
 #[test]
+fn two_of_three_hundred_freeze_and_the_others_do_not_wait_for_them() {
+    must_be_ok(&run(&scenario("frozen"), 1));
+}
+
+#[test]
+fn without_a_tracker_a_burst_completes_from_whom_peers_knew_before() {
+    let outcome = run(&scenario("no-tracker"), 1);
+    must_be_ok(&outcome);
+    assert!(outcome.origin_copies < 10.0, "{}", outcome.origin_copies);
+}
+
+#[test]
 fn zones_exchange_a_fraction_of_what_they_pull() {
     let scenario = scenario("zones");
     let outcome = run(&scenario, 1);

@@ -35,6 +35,9 @@ pub struct Config {
     pub have_interval: Duration,
     /// A transfer with less than this left, or less than a round trip, counts as free.
     pub nearly_done: Duration,
+    /// A neighbour whose first byte has not come for this long and four chunk times is not waited for: whoever has a
+    /// slot answers at once. Twice as long each time in a row, up to `stalled`.
+    pub first_byte: Duration,
     /// A transfer that has not moved for this long is given up, longer on slow links.
     pub stalled: Duration,
     /// A wanted blob that could be fetched but has not moved for this long is taken from the origin without a lease;
@@ -70,6 +73,7 @@ impl Default for Config {
             in_order_one_in: 4,
             have_interval: Duration::from_millis(50),
             nearly_done: Duration::from_millis(3),
+            first_byte: Duration::from_millis(250),
             stalled: Duration::from_secs(2),
             escalate: Duration::from_secs(2),
             starving: Duration::from_millis(300),

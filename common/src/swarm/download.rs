@@ -13,6 +13,8 @@ use crate::time::Time;
 const FIRST_STRIKE: Duration = Duration::from_millis(100);
 /// How often that doubles at most.
 const STRIKES: u32 = 6;
+/// So many chunk times are added to the wait for a neighbour's first byte: on a slow link it comes behind others' chunks.
+const FIRST_BYTE_CHUNK_TIMES: u32 = 4;
 /// How long nothing of a blob is fetched after our own store failed.
 const STORE_REST: Duration = Duration::from_secs(1);
 /// An origin may take this many times longer than a neighbour before its first byte counts as late: it has storage to ask.
@@ -148,7 +150,7 @@ impl PeerMachine {
             blob.geometry.chunk_len(chunk)
         });
         let pace = Pace::new(now, length);
-        self.transfers.running.push(Transfer {
+        let transfer = Transfer {
             id,
             blob: slot,
             chunk,
@@ -158,8 +160,9 @@ impl PeerMachine {
             moved_at: now,
             has_begun: false,
             pace,
-        });
-        self.timers.by(Timer::Stall, now + self.config.stalled);
+        };
+        self.timers.by(Timer::Stall, now + self.patience_with(&transfer));
+        self.transfers.running.push(transfer);
         self.outputs.push_back(Output::Fetch { transfer: id, blob: slot, chunk, source });
         id
     }
@@ -260,17 +263,28 @@ impl PeerMachine {
 
     fn next_stalled(&mut self, now: Time) -> Option<TransferId> {
         for transfer in &self.transfers.running {
-            let patience = match transfer.source {
-                Source::Origin(_) if transfer.received == 0 => ORIGIN_PATIENCE,
-                _ => 1,
-            };
-            let deadline = transfer.moved_at + self.config.stalled * patience;
+            let deadline = transfer.moved_at + self.patience_with(transfer);
             if deadline <= now {
                 return Some(transfer.id);
             }
             self.timers.by(Timer::Stall, deadline);
         }
         None
+    }
+
+    /// How long a transfer may stand still.
+    fn patience_with(&self, transfer: &Transfer) -> Duration {
+        let stalled = self.config.stalled;
+        match transfer.source {
+            Source::Origin(_) if transfer.received == 0 => stalled * ORIGIN_PATIENCE,
+            Source::Peer(peer) if !transfer.has_begun => {
+                let strikes = self.peers[peer.0 as usize].strikes.min(STRIKES);
+                let patience =
+                    self.config.first_byte + self.chunk_time(transfer.blob) * FIRST_BYTE_CHUNK_TIMES;
+                (patience * (1 << strikes)).min(stalled)
+            }
+            _ => stalled,
+        }
     }
 
     fn failed(&mut self, now: Time, transfer: &Transfer, why: Failure) {
@@ -374,5 +388,47 @@ impl PeerMachine {
     #[cfg(test)]
     pub(super) fn running(&self) -> &[Transfer] {
         &self.transfers.running
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::Geometry;
+    use crate::map::ChunkMap;
+    use crate::swarm::{Config, Have, Input, Nearness, PeerFacts};
+
+    #[test]
+    fn a_neighbour_that_does_not_begin_is_not_waited_for_as_long_as_one_that_began() {
+        let ms = |millis| Time::ZERO + Duration::from_millis(millis);
+        let blob = BlobSlot(0);
+        let mut machine = PeerMachine::new(Config::default(), 1);
+        let geometry = Geometry::for_size(2 << 18);
+        let held = ChunkMap::empty(geometry.chunks());
+        machine.handle(ms(0), Input::AddBlob { blob, geometry, held });
+        machine.handle(ms(0), Input::Want { blob });
+        for peer in [PeerSlot(0), PeerSlot(1)] {
+            let facts = PeerFacts { peer, nearness: Nearness::SameZone, key: 7 };
+            machine.handle(ms(0), Input::Connected { facts, round_trip: Duration::ZERO });
+            machine.handle(ms(0), Input::Have { peer, blob, have: Have::Complete });
+        }
+        let ids: Vec<TransferId> = machine.running().iter().map(|transfer| transfer.id).collect();
+        assert_eq!(ids.len(), 2);
+        machine.handle(ms(1), Input::FirstByte { transfer: ids[0] });
+        machine.handle_timeout(ms(250));
+        assert!(cancelled(&mut machine).is_empty());
+        machine.handle_timeout(ms(260));
+        assert_eq!(cancelled(&mut machine), [ids[1]]);
+        machine.handle_timeout(ms(2001));
+        assert!(cancelled(&mut machine).contains(&ids[0]));
+    }
+
+    fn cancelled(machine: &mut PeerMachine) -> Vec<TransferId> {
+        let outputs = core::iter::from_fn(|| machine.poll_output());
+        let cancelled = |output| match output {
+            Output::Cancel { transfer } => Some(transfer),
+            _ => None,
+        };
+        outputs.filter_map(cancelled).collect()
     }
 }
