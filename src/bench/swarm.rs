@@ -19,7 +19,7 @@ use serde::Serialize;
 use super::content::{Content, EMPTY};
 use super::processor::Processor;
 use crate::cli::{CommandError, print_json, print_text};
-use crate::lab::{Ground, Lab, LabError, LabPlan, PeerPlan, Shape, TAG, missing_for_hosts};
+use crate::lab::{Carried, Ground, Lab, LabError, LabPlan, PeerPlan, Shape, TAG, missing_for_hosts};
 use crate::progress::Progress;
 
 /// What is ok: p99 over the bound, copies that the origin sent, seconds to the first byte of the layer.
@@ -87,12 +87,13 @@ pub(super) async fn run(args: SwarmArgs) -> Result<(), CommandError> {
     let rows = pull_everywhere(&lab, &args).await.map_err(failed)?;
     let busy = Processor::now()?.share_since(before);
     let sent = lab.origin_blob_bytes().await.map_err(failed)?;
+    let wire = Wire::of(&lab, args.size.0).map_err(failed)?;
     lab.end().map_err(failed)?;
     let outcome = Outcome::of(&args, &rows, sent);
     if args.json {
         print_json(&outcome)?;
     } else {
-        print_text(render(&rows, &outcome, busy));
+        print_text(render(&rows, &outcome, &wire, busy));
     }
     if outcome.ok { Ok(()) } else { Err(CommandError::NotOk) }
 }
@@ -164,6 +165,34 @@ impl FirstByte {
     }
 }
 
+/// What all links carried: the bytes that sharing costs beside the payload, and the packets that were lost.
+struct Wire {
+    /// Bytes of the layer.
+    size: u64,
+    origin: [Carried; 2],
+    peers: [Carried; 2],
+}
+
+impl Wire {
+    fn of(lab: &Lab, size: u64) -> Result<Self, LabError> {
+        let mut peers = [Carried::default(); 2];
+        for index in 0..lab.peer_count() {
+            for (sum, one) in peers.iter_mut().zip(lab.peer_host(index).carried()?) {
+                sum.bytes += one.bytes;
+                sum.lost += one.lost;
+            }
+        }
+        Ok(Self { size, origin: lab.origin_host().carried()?, peers })
+    }
+
+    /// From and to some hosts, in copies of the layer.
+    fn render([from, to]: &[Carried; 2], size: u64) -> String {
+        let copies = |carried: &Carried| carried.bytes as f64 / size.max(1) as f64;
+        let (sent, received) = (copies(from), copies(to));
+        format!("{sent:.3} copies out ({} packets lost), {received:.3} in ({} lost)", from.lost, to.lost)
+    }
+}
+
 impl Outcome {
     fn of(args: &SwarmArgs, rows: &[Row], origin_bytes: u64) -> Self {
         let ascending = |seconds: Vec<f64>| {
@@ -197,7 +226,7 @@ impl Outcome {
 }
 
 /// A row per peer, then what the swarm as a whole got.
-fn render(rows: &[Row], outcome: &Outcome, busy: f64) -> String {
+fn render(rows: &[Row], outcome: &Outcome, wire: &Wire, busy: f64) -> String {
     let mut text = format!(
         "\n{:<10} {:>9} {:>11} {:>12} {:>12} {:>12} {:>8}\n",
         "peer", "time", "first byte", "from peers", "from origin", "to peers", "refused"
@@ -228,6 +257,8 @@ fn render(rows: &[Row], outcome: &Outcome, busy: f64) -> String {
             "first byte",
             format!("p99 {} {}", seconds(outcome.first_byte_p99_s), allowed(FIRST_BYTE_ALLOWED_S)),
         ),
+        ("peers' links", Wire::render(&wire.peers, wire.size)),
+        ("origin's link", Wire::render(&wire.origin, wire.size)),
         ("processors", format!("{:.0} % busy", busy * 100.0)),
         ("result", if outcome.ok { "ok" } else { "NOT ok" }.to_owned()),
     ] {

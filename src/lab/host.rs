@@ -16,7 +16,7 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::network::Link;
+use super::network::{Carried, Link};
 use super::{LabError, Shape};
 
 /// Whether a host shares the network of this process.
@@ -171,6 +171,14 @@ impl Host {
     /// As [`Host::cut`].
     pub fn shape(&self, shape: Shape) -> Result<(), LabError> {
         self.link()?.shape(self, shape)
+    }
+
+    /// What its link carried from it and to it since it was shaped.
+    ///
+    /// # Errors
+    /// As [`Host::cut`].
+    pub fn carried(&self) -> Result<[Carried; 2], LabError> {
+        self.link()?.carried(self)
     }
 
     fn link(&self) -> Result<&Link, LabError> {

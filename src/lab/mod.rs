@@ -24,7 +24,7 @@ mod service;
 use std::path::Path;
 
 pub use host::Host;
-pub use network::{Ground, Shape, missing_for_hosts};
+pub use network::{Carried, Ground, Shape, missing_for_hosts};
 pub use region::{Lab, LabPlan, PeerPlan, Pulling, TAG};
 pub use service::Service;
 

@@ -58,6 +58,15 @@ impl Shape {
     }
 }
 
+/// What a shaper has done since it was set, packet headers included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Bytes that went through.
+    pub bytes: u64,
+    /// Packets that found its queue full.
+    pub lost: u64,
+}
+
 /// Why there can be no hosts of their own on this machine; `None` if there can.
 pub fn missing_for_hosts() -> Option<String> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -180,6 +189,28 @@ impl Link {
         }
         Ok(())
     }
+}
+
+impl Link {
+    /// What the shapers carried from and to the host.
+    pub(super) fn carried(&self, host: &Host) -> Result<[Carried; 2], LabError> {
+        let of = |host: &Host, device: &str| {
+            let told = host.run(&["tc", "-s", "-j", "qdisc", "show", "dev", device], "")?;
+            let shapers: Vec<Shaper> = serde_json::from_str(&told)
+                .map_err(|error| LabError::failed(format!("read what tc tells of {device}"), error))?;
+            let shaper = shapers.into_iter().next().unwrap_or_default();
+            Ok::<_, LabError>(Carried { bytes: shaper.bytes, lost: shaper.drops })
+        };
+        Ok([of(host, HOST_END)?, of(&self.switch, &self.port)?])
+    }
+}
+
+/// A queueing discipline as `tc -s -j` tells of it.
+#[derive(Default, serde::Deserialize)]
+#[serde(default)]
+struct Shaper {
+    bytes: u64,
+    drops: u64,
 }
 
 #[cfg(test)]

@@ -182,6 +182,14 @@ impl Lab {
         self.origin.host()
     }
 
+    /// A peer's host.
+    ///
+    /// # Panics
+    /// If there is no such peer.
+    pub fn peer_host(&self, index: usize) -> &Host {
+        self.peers[index].host()
+    }
+
     /// The origin.
     pub const fn origin(&mut self) -> &mut Service {
         &mut self.origin
