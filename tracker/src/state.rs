@@ -202,9 +202,7 @@ impl State {
                 self.drain(now);
                 return Ok(answered(LeaseAnswer::Noted));
             }
-            LeaseAsk::Renew { chunk, received } => {
-                event(chunk, LeaseEvent::Renew { received: u64::from(received) })
-            }
+            LeaseAsk::Renew { chunk, received } => event(chunk, LeaseEvent::Renew { received }),
             LeaseAsk::Done { chunk } => event(chunk, LeaseEvent::Done),
             LeaseAsk::Failed { chunk } => event(chunk, LeaseEvent::Failed),
         };

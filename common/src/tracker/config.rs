@@ -55,6 +55,8 @@ pub struct LeaseConfig {
     pub confirm: Duration,
     /// Longest time that a lease is extended to, whatever the progress.
     pub longest: Duration,
+    /// As `longest`, for a blob of one chunk: it may be one that cannot be cut, of any size.
+    pub longest_whole: Duration,
     /// How long a request waits at most.
     pub park: Duration,
     /// How long the request of a starving peer waits at most: what it says about its neighbours goes stale.
@@ -72,6 +74,7 @@ impl Default for LeaseConfig {
             term: Duration::from_secs(1),
             confirm: Duration::from_millis(50),
             longest: Duration::from_secs(30),
+            longest_whole: Duration::from_secs(900),
             park: Duration::from_secs(10),
             park_starving: Duration::from_secs(1),
             parked_limit: 20_000,

@@ -450,7 +450,8 @@ impl Authority {
         let silence = ctx.config.confirm * SILENCE;
         let term = if heard.is_some() { ctx.config.term } else { ctx.config.term.min(silence) };
         let deadline = ctx.now + term;
-        let last_deadline = ctx.now + ctx.config.longest;
+        let longest = if self.chunks() == 1 { ctx.config.longest_whole } else { ctx.config.longest };
+        let last_deadline = ctx.now + longest;
         let fallback = self.standings[chunk as usize];
         self.set(chunk, Standing::Open);
         self.granted_at[chunk as usize] = ctx.now;

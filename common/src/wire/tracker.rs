@@ -151,7 +151,7 @@ pub enum LeaseAsk {
         /// The chunk.
         chunk: u32,
         /// Bytes of the chunk received so far.
-        received: u32,
+        received: u64,
     },
     /// The chunk is held now.
     Done {

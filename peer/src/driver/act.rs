@@ -47,7 +47,6 @@ impl Driver {
                 self.tell_lease(blob, LeaseAsk::Drop);
             }
             Output::LeaseRenew { blob, chunk, received } => {
-                let received = u32::try_from(received).unwrap_or(u32::MAX);
                 self.tell_lease(blob, LeaseAsk::Renew { chunk, received });
             }
             Output::LeaseDone { blob, chunk } => self.tell_lease(blob, LeaseAsk::Done { chunk }),
