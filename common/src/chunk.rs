@@ -15,6 +15,8 @@ pub const PART_LOG2: u8 = 18;
 pub const MAX_CHUNK_LOG2: u8 = 22;
 /// Bytes that a blob may have, 16 TiB: bounds what is kept per chunk.
 pub const MAX_BLOB_SIZE: u64 = (MAX_CHUNKS as u64) << MAX_CHUNK_LOG2;
+/// Says that a blob is not cut at all.
+const WHOLE_LOG2: u8 = 63;
 /// Chunks that a blob has at most while its chunk size can still grow.
 const CHUNKS_AIMED_AT: u64 = 400;
 
@@ -38,7 +40,7 @@ impl Geometry {
     /// A blob that is exchanged only as a whole, since nothing proves a piece of it
     /// (`Proof::DigestOnly`): one chunk of any size.
     pub const fn whole(size: u64) -> Self {
-        Self { size, chunk_log2: 63 }
+        Self { size, chunk_log2: WHOLE_LOG2 }
     }
 
     /// A cut that came from elsewhere: `None` unless it is exactly the one for its size, and that is one that a blob may
@@ -67,6 +69,11 @@ impl Geometry {
     pub fn chunks(&self) -> u32 {
         let chunks = self.size.div_ceil(self.chunk_size()).max(1);
         u32::try_from(chunks).unwrap_or(u32::MAX)
+    }
+
+    /// Whether this is [`Self::whole`]: a chunk of any size, of which no piece can be checked.
+    pub const fn is_whole(&self) -> bool {
+        self.chunk_log2 == WHOLE_LOG2
     }
 
     /// Whether the blob is one chunk or less, so that its digest is its check and it needs no table.

@@ -104,7 +104,10 @@ impl PeerMachine {
         let configured =
             if self.is_tracker_reachable { self.config.escalate_with_tracker } else { self.config.escalate };
         let log2 = blob.patience_log2.clamp(MIN_PATIENCE_LOG2, MAX_PATIENCE_LOG2);
-        (configured + self.chunk_time(slot) * CHUNK_TIMES).mul_f64(blob.jitter * libm::exp2(f64::from(log2)))
+        // Of a blob that is one chunk of any size, a reader gets nothing before all of it is here.
+        let is_waited_for = blob.geometry.is_whole() && blob.reader.is_some();
+        let chunk_times = if is_waited_for { 0 } else { CHUNK_TIMES };
+        (configured + self.chunk_time(slot) * chunk_times).mul_f64(blob.jitter * libm::exp2(f64::from(log2)))
     }
 
     fn key_of(&self, peer: PeerSlot) -> u64 {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use flotilla_common::grant::Grant;
 use flotilla_common::name::RepositoryName;
+use flotilla_common::proof::Proof;
 use flotilla_common::swarm::{Failure, OriginSlot, Refusal, TransferId, UploadId};
 use flotilla_common::wire::peer;
 use flotilla_runtime::rate::Limiter;
@@ -12,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{Report, Shared};
-use crate::origin::{self, OriginFetchError};
+use crate::origin::{self, OriginError, OriginFetchError};
 use crate::store::{StoreError, StoredBlob};
 use crate::transport::{self, FetchError, Link, Outbound, Question, ServeError};
 
@@ -106,7 +107,13 @@ pub(super) async fn from_origin(
         Ok(()) => Fetched::Received,
         Err(error) => {
             tracing::warn!(origin = origin.0, blob = %blob.digest(), chunk, %error, "fetch chunk from origin");
+            let is_whole = matches!(blob.proof(), Proof::DigestOnly { .. });
             Fetched::Failed(match error {
+                // Nobody vouched for it: it is that blob that is wrong there, not the origin.
+                OriginFetchError::Corrupt | OriginFetchError::Origin(OriginError::Refused(_)) if is_whole => {
+                    blob.bypass();
+                    Failure::Store
+                }
                 OriginFetchError::Corrupt => Failure::Corrupt,
                 OriginFetchError::Store(error) => store_failed(&blob, &error),
                 OriginFetchError::Origin(_) => Failure::Link,

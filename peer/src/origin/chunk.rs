@@ -8,12 +8,13 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use flotilla_common::chunk::PART_SIZE;
 use flotilla_common::name::RepositoryName;
+use flotilla_common::proof::Proof;
 use flotilla_common::swarm::OriginSlot;
 use flotilla_common::tree::{self, Value};
 use flotilla_runtime::rate::Limiter;
 use reqwest::Response;
 
-use super::{OriginError, Origins, client};
+use super::{OriginError, Origins, client, whole};
 use crate::store::{StoreError, StoredBlob};
 
 /// Bytes taken from the download cap at once.
@@ -41,12 +42,15 @@ pub(crate) async fn fetch_chunk(
     cap: &Limiter,
     mut progress: impl FnMut(u64),
 ) -> Result<(), OriginFetchError> {
+    if matches!(blob.proof(), Proof::DigestOnly { .. }) {
+        return whole::fetch(origins, origin, repository, blob, cap, progress).await;
+    }
     let range = blob.geometry().chunk_range(chunk);
     let length = usize::try_from(range.end - range.start).map_err(|_| OriginFetchError::Corrupt)?;
-    let response = origins.open_range(origin, repository, blob.digest(), &range).await?;
+    let open = origins.open_part_at(origin, repository, blob.digest(), &range).await?;
     progress(0);
     let mut arriving = Arriving::new(range.start, length);
-    arriving.receive(response, cap, progress).await?;
+    arriving.receive(open.response, cap, progress).await?;
     let (bytes, values) = arriving
         .finish()
         .ok_or_else(|| OriginError::Unavailable(format!("sent fewer than the {length} bytes of a chunk")))?;

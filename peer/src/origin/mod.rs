@@ -4,10 +4,11 @@
 //! Which origin serves a *chunk* is not decided here but by the machine, which hears how each request went.
 //! Every wait has a bound: on the connection, on the answer's head, and on progress.
 
+mod blob;
 mod chunk;
 mod client;
+mod whole;
 
-use core::ops::Range;
 use core::time::Duration;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,11 +22,12 @@ use flotilla_common::swarm::OriginSlot;
 use flotilla_common::time::Time;
 use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer, ClosureRequest};
 use flotilla_runtime::clock::Clock;
-use reqwest::header::{ACCEPT as ACCEPT_HEADER, CONTENT_LENGTH, CONTENT_TYPE, RANGE};
+use reqwest::header::{ACCEPT as ACCEPT_HEADER, CONTENT_TYPE};
 use reqwest::{Client, Method, Response, StatusCode};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+pub(crate) use blob::OpenBlob;
 pub(crate) use chunk::{OriginFetchError, fetch_chunk};
 pub(crate) use client::http_client;
 
@@ -46,9 +48,15 @@ pub(crate) enum OriginError {
     /// It says that it does not have it, or that nobody may have it.
     #[error("{0}")]
     Refused(String),
-    /// It does not answer, or cannot serve now.
+    /// It does not answer, or cannot serve now. Of all origins together: none of them does.
     #[error("{0}")]
     Unavailable(String),
+    /// Of all origins together: some do not have it, and the others cannot be asked now.
+    #[error("{0}")]
+    Unsure(String),
+    /// The range that was asked for begins behind the end of the bytes, which are this many.
+    #[error("the range begins behind the end, at {0} bytes")]
+    Unsatisfiable(u64),
     /// There is no origin.
     #[error("no origin is configured")]
     None,
@@ -154,85 +162,41 @@ impl Origins {
         }
     }
 
-    /// The size of a blob.
-    pub(crate) async fn blob_size(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) -> Result<u64, OriginError> {
-        let path = blob_path(repository, digest);
-        self.first(|origin| {
-            let request = self.request(Method::HEAD, origin, &path);
-            async move {
-                let response = send(request).await?;
-                // reqwest takes the body's length from the body, and a HEAD's answer has none.
-                header(&response, CONTENT_LENGTH.as_str())
-                    .and_then(|length| length.parse().ok())
-                    .ok_or_else(|| OriginError::Unavailable("sent no length for a blob".to_owned()))
-            }
-        })
-        .await
-    }
-
-    /// Opens the bytes of a blob from an offset to its end or to `range.end`, from the first origin that gives them.
-    pub(crate) async fn open_blob(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-        range: &Range<u64>,
-    ) -> Result<Response, OriginError> {
-        self.first(|origin| self.open_range(origin, repository, digest, range)).await
-    }
-
-    /// Opens a range of a blob at one origin.
-    async fn open_range(
-        &self,
-        origin: OriginSlot,
-        repository: &RepositoryName,
-        digest: &Digest,
-        range: &Range<u64>,
-    ) -> Result<Response, OriginError> {
-        let mut request = self.request(Method::GET, origin, &blob_path(repository, digest));
-        let is_partial = range.end > range.start;
-        if is_partial {
-            request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
-        }
-        let response = send(request).await?;
-        let begins_right = response.status() == StatusCode::PARTIAL_CONTENT || range.start == 0;
-        if begins_right {
-            Ok(response)
-        } else {
-            Err(OriginError::Unavailable("does not serve ranges".to_owned()))
-        }
-    }
-
     /// Asks one origin after the other until one serves. An origin that refuses does not keep the next one from
     /// being asked: a region may lag behind.
     async fn first<T, F: Future<Output = Result<T, OriginError>>>(
         &self,
         ask: impl Fn(OriginSlot) -> F,
     ) -> Result<T, OriginError> {
-        let mut told = OriginError::None;
+        let (mut refused, mut failed) = (Vec::new(), Vec::new());
         for origin in self.in_order() {
             match ask(origin).await {
                 Ok(answer) => {
                     self.saw(origin, None);
                     return Ok(answer);
                 }
+                Err(error @ OriginError::Unsatisfiable(_)) => {
+                    self.saw(origin, None);
+                    return Err(error);
+                }
                 Err(OriginError::Refused(message)) => {
                     self.saw(origin, None);
-                    told = OriginError::Refused(self.told_by(origin, &message));
+                    refused.push(self.told_by(origin, &message));
                 }
                 Err(error) => {
                     self.saw(origin, Some(error.to_string()));
                     tracing::warn!(origin = self.url(origin), %error, "ask origin");
-                    // "Does not have it" from another region says more than "is down" from this one, but only
-                    // "is down" tells the runtime that a later attempt may succeed.
-                    told = OriginError::Unavailable(self.told_by(origin, &error.to_string()));
+                    failed.push(self.told_by(origin, &error.to_string()));
                 }
             }
         }
-        Err(told)
+        Err(match (refused.is_empty(), failed.is_empty()) {
+            (true, true) => OriginError::None,
+            (false, true) => OriginError::Refused(refused.join("; ")),
+            (true, false) => OriginError::Unavailable(failed.join("; ")),
+            // One that was not asked may have it: only "is down" tells the runtime that a later attempt may succeed.
+            (false, false) => OriginError::Unsure(format!("{}; {}", failed.join("; "), refused.join("; "))),
+        })
     }
 
     fn in_order(&self) -> Vec<OriginSlot> {
@@ -288,10 +252,6 @@ impl Origins {
     }
 }
 
-fn blob_path(repository: &RepositoryName, digest: &Digest) -> String {
-    format!("/v2/{repository}/blobs/{digest}")
-}
-
 /// Sends a request and reads the head of its answer.
 async fn send(request: reqwest::RequestBuilder) -> Result<Response, OriginError> {
     let response = timeout(HEAD_TIMEOUT, request.send())
@@ -301,6 +261,11 @@ async fn send(request: reqwest::RequestBuilder) -> Result<Response, OriginError>
     let status = response.status();
     if status.is_success() {
         return Ok(response);
+    }
+    if status == StatusCode::RANGE_NOT_SATISFIABLE
+        && let Some(size) = blob::size_of_unsatisfied(&response)
+    {
+        return Err(OriginError::Unsatisfiable(size));
     }
     let message = match whole(response, MAX_ERROR_LEN).await {
         Ok(body) => client::error_message(&body),

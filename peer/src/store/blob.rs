@@ -25,10 +25,11 @@ use flotilla_common::proof::Proof;
 use flotilla_common::time::Time;
 use flotilla_common::tree::{self, ChunkTable, Value};
 use flotilla_runtime::clock::Clock;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use super::StoreError;
 use super::file::BlobFile;
+use super::whole::Prefix;
 
 /// What a reader learns when it asks for the bytes at its cursor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,9 @@ pub(crate) struct StoredBlob {
     file: Mutex<Option<BlobFile>>,
     state: Mutex<State>,
     changed: Notify,
+    /// Of a blob that only its digest proves: how much of it came from an origin, in order. Whoever has the lock is the
+    /// only one to change what the file has of it.
+    pub(super) prefix: Arc<AsyncMutex<Prefix>>,
     /// Use counter of the store at the last use.
     pub(super) used_at: AtomicU64,
     /// The use that [`StoredBlob::take_use`] last saw.
@@ -76,8 +80,8 @@ struct State {
     is_bypassed: bool,
     /// Out of the store: its files are gone, and must not come back.
     is_removed: bool,
-    /// The chunk that each reader waits for or reads.
-    cursors: BTreeMap<u64, u32>,
+    /// The byte that each reader waits for or reads.
+    cursors: BTreeMap<u64, u64>,
 }
 
 /// A chunk's content as it is sent to a neighbour.
@@ -136,6 +140,7 @@ impl StoredBlob {
             file: Mutex::new(None),
             state: Mutex::new(state),
             changed: Notify::new(),
+            prefix: Arc::default(),
             used_at: AtomicU64::new(0),
             seen_use: AtomicU64::new(0),
             pins: AtomicU32::new(0),
@@ -274,9 +279,29 @@ impl StoredBlob {
     pub(crate) async fn write_verified(&self, offset: u64, bytes: Bytes) -> Result<(), StoreError> {
         let range = offset..offset + bytes.len() as u64;
         self.write_raw(offset, bytes).await?;
-        insert_parts(&mut self.lock().parts, &range);
-        self.changed.notify_waiters();
+        self.emit(&range);
         Ok(())
+    }
+
+    /// Lets readers have bytes that were written, whole parts.
+    pub(super) fn emit(&self, range: &Range<u64>) {
+        insert_parts(&mut self.lock().parts, range);
+        self.changed.notify_waiters();
+    }
+
+    /// All of the blob is in this file, and its digest was checked.
+    pub(super) fn adopt(&self, file: BlobFile) {
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        for chunk in 0..self.geometry.chunks() {
+            self.hold(chunk, &[]);
+        }
+        self.complete();
+    }
+
+    /// Takes back bytes that readers could have: they were not the blob's.
+    pub(super) fn retract(&self) {
+        let mut state = self.lock();
+        state.parts = ChunkMap::empty(state.parts.len());
     }
 
     /// Takes the parts' values of a chunk whose parts are all verified and written: now it is held. True if
@@ -323,19 +348,38 @@ impl StoredBlob {
         self.lock().is_bypassed = false;
     }
 
-    /// Notes where a reader is. True if that changed.
-    pub(crate) fn set_cursor(&self, reader: u64, chunk: u32) -> bool {
-        self.lock().cursors.insert(reader, chunk) != Some(chunk)
+    /// Notes which byte a reader waits for. True if it is in another chunk than before.
+    pub(crate) fn set_cursor(&self, reader: u64, offset: u64) -> bool {
+        let before = self.lock().cursors.insert(reader, offset);
+        before.map(|before| self.geometry.chunk_at(before)) != Some(self.geometry.chunk_at(offset))
     }
 
     /// A reader is gone.
     pub(crate) fn remove_cursor(&self, reader: u64) {
         self.lock().cursors.remove(&reader);
+        self.changed.notify_waiters();
     }
 
     /// The lowest chunk that a reader is at; `None` without readers.
     pub(crate) fn cursor(&self) -> Option<u32> {
-        self.lock().cursors.values().min().copied()
+        self.lock().cursors.values().min().map(|offset| self.geometry.chunk_at(*offset))
+    }
+
+    /// Waits until no reader stands before this one.
+    pub(crate) async fn is_foremost(&self, reader: u64) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let state = self.lock();
+                let own = state.cursors.get(&reader).copied().unwrap_or_default();
+                if state.cursors.values().all(|other| *other >= own) {
+                    return;
+                }
+            }
+            changed.await;
+        }
     }
 
     /// Drops all that is held, for good: the blob leaves the store.
@@ -389,6 +433,14 @@ impl StoredBlob {
         if !self.lock().doubtful.contains(chunk) {
             return Ok(());
         }
+        // One reader checks a blob that has no table; the others wait for what it finds.
+        let mut prefix = match self.proof {
+            Proof::DigestOnly { .. } => Some(self.prefix.lock().await),
+            Proof::Sealed { .. } => None,
+        };
+        if !self.lock().doubtful.contains(chunk) {
+            return Ok(());
+        }
         let range = self.geometry.chunk_range(chunk);
         let values = match self.table() {
             Some(table) => {
@@ -408,6 +460,9 @@ impl StoredBlob {
                 Ok(())
             }
             None => {
+                if let Some(prefix) = &mut prefix {
+                    **prefix = Prefix::default();
+                }
                 state.drop_chunk(&self.geometry, chunk);
                 Err(StoreError::Doubtful { digest: *self.digest(), chunk })
             }
@@ -424,12 +479,12 @@ impl StoredBlob {
     }
 
     /// Writes bytes that nobody may read yet.
-    pub(crate) async fn write_raw(&self, offset: u64, bytes: Bytes) -> Result<(), StoreError> {
+    async fn write_raw(&self, offset: u64, bytes: Bytes) -> Result<(), StoreError> {
         self.open()?.write_at(offset, bytes).await.map_err(|error| StoreError::writing(&self.path, error))
     }
 
     /// Opens the file, making it if it is not there. A few microseconds, so it is done where it is first needed.
-    fn open(&self) -> Result<BlobFile, StoreError> {
+    pub(super) fn open(&self) -> Result<BlobFile, StoreError> {
         // One at a time: a second creation would cut away what was written into the first.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = file.as_ref() {

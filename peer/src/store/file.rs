@@ -43,16 +43,18 @@ impl BlobFile {
 
     /// Writes `bytes` at `offset`.
     pub(crate) async fn write_at(&self, offset: u64, bytes: Bytes) -> io::Result<()> {
-        let file = Arc::clone(&self.file);
-        blocking(move || {
-            let mut at = offset;
-            for piece in bytes.chunks(PIECE) {
-                file.write_all_at(piece, at)?;
-                at += piece.len() as u64;
-            }
-            Ok(())
-        })
-        .await
+        let file = self.clone();
+        blocking(move || file.write_now(offset, &bytes)).await
+    }
+
+    /// As [`BlobFile::write_at`], on the thread that calls. Blocking.
+    pub(crate) fn write_now(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut at = offset;
+        for piece in bytes.chunks(PIECE) {
+            self.file.write_all_at(piece, at)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
     }
 
     /// Reads `length` bytes at `offset`.

@@ -25,6 +25,7 @@ pub(super) struct Record {
 
 const RECORD_SUFFIX: &str = "meta";
 const NEW_SUFFIX: &str = "new";
+const ASIDE_SUFFIX: &str = "aside";
 
 /// The file that holds a blob's bytes.
 pub(super) fn data_path(dir: &Path, digest: &Digest) -> PathBuf {
@@ -57,9 +58,14 @@ pub(super) fn evicted_path(data: &Path, number: u64) -> PathBuf {
     data.with_extension(format!("{number}.{NEW_SUFFIX}"))
 }
 
-/// Whether a file is what an interrupted save left.
+/// Where the `number`th attempt at receiving a blob beside its data file writes.
+pub(super) fn aside_path(data: &Path, number: u64) -> PathBuf {
+    data.with_extension(format!("{number}.{ASIDE_SUFFIX}"))
+}
+
+/// Whether a file is what an interrupted save, download or eviction left.
 pub(super) fn is_leftover(path: &Path) -> bool {
-    path.extension().is_some_and(|suffix| suffix == NEW_SUFFIX)
+    path.extension().is_some_and(|suffix| suffix == NEW_SUFFIX || suffix == ASIDE_SUFFIX)
 }
 
 /// Writes a file so that it is there as a whole or not at all.

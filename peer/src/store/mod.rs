@@ -12,6 +12,7 @@ mod blob;
 mod file;
 mod manifests;
 mod meta;
+mod whole;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};

@@ -121,16 +121,17 @@ async fn by_digest(
 /// A blob that nothing proves but its digest: nobody may have a byte of it before all of it was hashed.
 async fn as_a_whole(
     receive: &mut RecvStream,
-    blob: &StoredBlob,
+    blob: &Arc<StoredBlob>,
     cap: &Limiter,
     mut progress: impl FnMut(u64),
 ) -> Result<(), FetchError> {
+    let mut aside = blob.aside()?;
     for range in blob.geometry().parts(0) {
         let before = range.start;
         let bytes = read_part(receive, range.end - range.start, cap, |got| progress(before + got)).await?;
-        blob.write_raw(range.start, bytes).await?;
+        aside = aside.push(bytes).await?;
     }
-    if blob.check_digest().await? { Ok(()) } else { Err(FetchError::Corrupt) }
+    if aside.finish().await? { Ok(()) } else { Err(FetchError::Corrupt) }
 }
 
 /// Exactly `length` bytes, in sips under the cap.
