@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use flotilla_common::name::{RegionName, ZoneName};
 use flotilla_common::units::{BitRate, ByteSize};
-use flotilla_peer::{Config, Peer, hosts_toml};
+use flotilla_peer::{Config, Peer, docker_daemon_json, hosts_toml, registries_conf};
 use flotilla_runtime::config::ConfigFile;
 use flotilla_runtime::identity::LiveKeys;
 
@@ -42,7 +42,7 @@ enum PeerCommand {
     Pull(PullArgs),
     /// Fetch an image into a peer's store before anybody pulls it
     Warm(WarmArgs),
-    /// Print the hosts.toml that makes containerd ask a mirror first
+    /// Print the configuration that makes a container runtime ask a mirror first
     HostsToml(HostsTomlArgs),
 }
 
@@ -51,9 +51,39 @@ struct HostsTomlArgs {
     /// Where the mirror listens
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5001")]
     mirror: SocketAddr,
-    /// Where containerd turns to when the mirror is not there
+    /// Where the runtime turns to when the mirror is not there; needed for podman and crio
     #[arg(long, value_name = "URL")]
     origin: Option<String>,
+    /// For which container runtime
+    #[arg(long = "for", value_enum, default_value_t = Runtime::Containerd)]
+    runtime: Runtime,
+}
+
+/// A container runtime that can be told to ask a mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Runtime {
+    /// containerd: a hosts.toml
+    Containerd,
+    /// Docker: a daemon.json; Docker asks mirrors for images of Docker Hub only
+    Docker,
+    /// Podman, Buildah, skopeo: a registries.conf
+    Podman,
+    /// CRI-O: a registries.conf
+    Crio,
+}
+
+impl HostsTomlArgs {
+    fn text(&self) -> Result<String, CommandError> {
+        match (self.runtime, &self.origin) {
+            (Runtime::Containerd, origin) => Ok(hosts_toml(self.mirror, origin.as_deref())),
+            (Runtime::Docker, _) => Ok(docker_daemon_json(self.mirror)),
+            (Runtime::Podman | Runtime::Crio, Some(origin)) => Ok(registries_conf(self.mirror, origin)),
+            (Runtime::Podman | Runtime::Crio, None) => {
+                let cure = "--origin is missing; a registries.conf names the registry that is mirrored";
+                Err(CommandError::failed("print the configuration", cure))
+            }
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -107,7 +137,7 @@ struct ServeArgs {
 pub fn run(args: PeerArgs) -> Result<(), CommandError> {
     match args.command {
         Some(PeerCommand::HostsToml(args)) => {
-            print_text(hosts_toml(args.mirror, args.origin.as_deref()));
+            print_text(args.text()?);
             Ok(())
         }
         Some(PeerCommand::Status(args)) => peer::status(&args),

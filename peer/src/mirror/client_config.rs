@@ -1,7 +1,7 @@
-//! The `hosts.toml` that makes containerd ask this mirror first and the origin after it.
+//! The configurations that make a container runtime ask this mirror first and the origin after it.
 //!
-//! A mistake in this file is only logged by containerd, which then works as if there were no mirror at all;
-//! so it is printed by the program and not written by hand.
+//! They are printed by the program and not written by hand: a mistake in containerd's `hosts.toml`, for one, is only
+//! logged by containerd, which then works as if there were no mirror at all.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -29,6 +29,32 @@ pub fn hosts_toml(mirror: SocketAddr, origin: Option<&str>) -> String {
         "\n[host.{}]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"{DIAL_TIMEOUT}\"\n",
         quoted(&mirror)
     );
+    text
+}
+
+/// The text for Docker's `/etc/docker/daemon.json`. Docker asks its mirrors for images of Docker Hub only, and Docker Hub
+/// itself when no mirror has one.
+pub fn docker_daemon_json(mirror: SocketAddr) -> String {
+    // Docker needs no more to speak plain HTTP to a loopback address.
+    let daemon = serde_json::json!({ "registry-mirrors": [format!("http://{}", reachable(mirror))] });
+    format!("{daemon:#}\n")
+}
+
+/// The text for a file in `/etc/containers/registries.conf.d`, which Podman, Buildah, skopeo and CRI-O read. `origin` is
+/// the URL of the registry that images name.
+pub fn registries_conf(mirror: SocketAddr, origin: &str) -> String {
+    let (is_plain, host) = match origin.split_once("://") {
+        Some((scheme, host)) => (scheme == "http", host),
+        None => (false, origin),
+    };
+    let host = quoted(host.trim_end_matches('/'));
+    let mut text = String::new();
+    text.push_str("# Put this into /etc/containers/registries.conf.d/flotilla.conf.\n");
+    text.push_str("# CRI-O reads it again on SIGHUP; Podman, Buildah and skopeo read it each time.\n\n");
+    let _ = write!(text, "[[registry]]\nprefix = {host}\nlocation = {host}\ninsecure = {is_plain}\n");
+    text.push_str("\n# Asked first; with the peer gone, pulls go straight to the registry.\n");
+    let mirror = quoted(&reachable(mirror).to_string());
+    let _ = write!(text, "[[registry.mirror]]\nlocation = {mirror}\ninsecure = true\n");
     text
 }
 
@@ -74,6 +100,24 @@ mod tests {
         assert!(text.contains("dial_timeout = \"200ms\""));
         // A TLS key would make containerd try HTTPS at the plain port first.
         assert!(!text.contains("skip_verify") && !text.contains("ca ="));
+    }
+
+    #[test]
+    fn docker_gets_json_with_the_mirror_as_a_url() {
+        let text = docker_daemon_json(SocketAddr::from(([0, 0, 0, 0], 5001)));
+        let daemon: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(daemon["registry-mirrors"][0], "http://127.0.0.1:5001");
+    }
+
+    #[test]
+    fn podman_asks_the_mirror_before_the_registry_that_images_name() {
+        let text = registries_conf(SocketAddr::from(([127, 0, 0, 1], 5001)), "http://origin.internal:5000/");
+        assert!(text.contains(
+            "prefix = \"origin.internal:5000\"\nlocation = \"origin.internal:5000\"\ninsecure = true"
+        ));
+        assert!(text.contains("[[registry.mirror]]\nlocation = \"127.0.0.1:5001\"\ninsecure = true"));
+        let text = registries_conf(SocketAddr::from(([127, 0, 0, 1], 5001)), "https://origin.internal");
+        assert!(text.contains("location = \"origin.internal\"\ninsecure = false"));
     }
 
     #[test]
