@@ -10,6 +10,7 @@ use flotilla_common::swarm;
 use flotilla_common::units::{BitRate, ByteSize};
 use flotilla_runtime::identity::{Identity, LiveKeys};
 
+use crate::mirror::Patience;
 use crate::transport::{Faithful, Outbound};
 
 /// A peer's settings. [`Config::new`] gives the defaults.
@@ -48,6 +49,8 @@ pub struct Config {
     /// Whether neighbours must show a grant of an origin. The origins then are asked over HTTPS: they give grants to
     /// whom they know by certificate. Default false.
     pub requires_grants: bool,
+    /// How long the mirror lets the runtime wait for the swarm.
+    pub patience: Patience,
     /// The machine's settings; what follows from the above is filled in.
     pub swarm: swarm::Config,
     /// The seed of the machine's random choices; `None` for one from the operating system.
@@ -75,6 +78,7 @@ impl Config {
             up: None,
             down: None,
             requires_grants: false,
+            patience: Patience::default(),
             swarm: swarm::Config::default(),
             rng_seed: None,
             outbound: Arc::new(Faithful),

@@ -44,7 +44,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 pub use config::Config;
-pub use mirror::{Warming, hosts_toml};
+pub use mirror::{Patience, Warming, docker_daemon_json, hosts_toml, registries_conf};
 pub use stats::{BlobProgress, Stats};
 pub use store::StoreError;
 pub use transport::{Faithful, Outbound, TransportError, quic_endpoint};
@@ -159,6 +159,7 @@ impl Peer {
             down: Limiter::from(config.down),
             outbound: config.outbound,
             requires_grants: config.requires_grants,
+            patience: config.patience,
             shutdown: working.clone(),
         });
         keep_fresh(shared.identity.clone(), Timing::default(), &working);

@@ -61,6 +61,8 @@ fn pulls_and_faults(shared: &Shared, figures: &mut Figures<'_>) -> fmt::Result {
     let quarantines =
         [("peer", counters.quarantined_peers.value()), ("blob", counters.quarantined_blobs.value())];
     figures.counters("quarantines", "Peers and blobs put into quarantine", "what", quarantines)?;
+    let stale = "Tags served as they were because every origin was out";
+    figures.counter("stale_tags", stale, counters.stale_tags.value())?;
     let refusals =
         [("busy", counters.refused_busy.value()), ("not_permitted", counters.refused_not_permitted.value())];
     figures.counters("refusals", "Requests of neighbours refused", "reason", refusals)

@@ -29,6 +29,8 @@ pub struct Stats {
     pub quarantined_blobs: u64,
     /// Requests of neighbours refused because all upload slots were taken.
     pub refused_busy: u64,
+    /// Tags answered as they were, because every origin was out.
+    pub stale_tags: u64,
     /// Requests of neighbours refused because they showed no valid grant.
     pub refused_not_permitted: u64,
     /// Connections to neighbours now.
@@ -71,6 +73,7 @@ pub(crate) struct Counters {
     pub(crate) quarantined_peers: Counter,
     pub(crate) quarantined_blobs: Counter,
     pub(crate) refused_busy: Counter,
+    pub(crate) stale_tags: Counter,
     pub(crate) refused_not_permitted: Counter,
     pub(crate) neighbours: Counter,
     pub(crate) leases: Counter,
@@ -108,6 +111,7 @@ impl Counters {
             quarantined_peers: self.quarantined_peers.value(),
             quarantined_blobs: self.quarantined_blobs.value(),
             refused_busy: self.refused_busy.value(),
+            stale_tags: self.stale_tags.value(),
             refused_not_permitted: self.refused_not_permitted.value(),
             neighbours: self.neighbours.value(),
             ..Stats::default()

@@ -224,6 +224,15 @@ impl PeerMachine {
         self.blobs.get(blob).into_iter().flat_map(|blob| blob.who.iter().copied())
     }
 
+    /// Whether nobody can bring a chunk now: no neighbour has it, nothing of the blob is on its way, and every origin
+    /// rests after a failure. It may be otherwise a moment later.
+    pub fn is_out_of_reach(&self, now: Time, slot: BlobSlot, chunk: u32) -> bool {
+        let Some(blob) = self.blobs.get(slot) else { return true };
+        let is_around = blob.held.contains(chunk)
+            || blob.availability.get(chunk as usize).is_some_and(|holders| *holders > 0);
+        !is_around && self.transfers.of_blob(slot).next().is_none() && self.health.choose(now).is_none()
+    }
+
     /// The blobs wanted and not complete.
     pub fn wanted(&self) -> impl Iterator<Item = BlobSlot> + '_ {
         self.wanted.iter().copied()
@@ -436,5 +445,43 @@ impl PeerMachine {
         let median = rates.get(rates.len() / 2).copied().unwrap_or(own).max(1);
         let slots = (u64::from(self.config.slots) * own + median / 2) / median;
         self.slots = u32::try_from(slots).unwrap_or(u32::MAX).clamp(1, self.config.max_slots.max(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Failure, Have, Nearness, PeerFacts, Source};
+    use super::*;
+    use crate::chunk::Geometry;
+
+    const BLOB: BlobSlot = BlobSlot(0);
+    const NEIGHBOUR: PeerFacts = PeerFacts { peer: PeerSlot(0), nearness: Nearness::SameZone, key: 1 };
+
+    fn wanting_one_chunk(now: Time) -> PeerMachine {
+        let mut machine = PeerMachine::new(Config::default(), 1);
+        let held = ChunkMap::empty(1);
+        machine.handle(now, Input::TrackerUnreachable);
+        machine.handle(now, Input::AddBlob { blob: BLOB, geometry: Geometry::for_size(10), held });
+        machine.handle(now, Input::Want { blob: BLOB });
+        machine.handle_timeout(now);
+        machine
+    }
+
+    #[test]
+    fn a_chunk_is_out_of_reach_when_no_neighbour_has_it_and_the_origin_rests() {
+        let now = Time::ZERO;
+        let mut machine = wanting_one_chunk(now);
+        let outputs: Vec<_> = core::iter::from_fn(|| machine.poll_output()).collect();
+        let asked = outputs.iter().find_map(|output| match output {
+            Output::Fetch { transfer, source: Source::Origin(_), .. } => Some(*transfer),
+            _ => None,
+        });
+        let transfer = asked.expect("alone, it asks the origin at once");
+        assert!(!machine.is_out_of_reach(now, BLOB, 0), "it is on its way");
+        machine.handle(now, Input::Failed { transfer, why: Failure::Link });
+        assert!(machine.is_out_of_reach(now, BLOB, 0));
+        machine.handle(now, Input::Connected { facts: NEIGHBOUR, round_trip: Duration::ZERO });
+        machine.handle(now, Input::Have { peer: NEIGHBOUR.peer, blob: BLOB, have: Have::Complete });
+        assert!(!machine.is_out_of_reach(now, BLOB, 0), "a neighbour has it");
     }
 }

@@ -7,7 +7,7 @@ use flotilla_common::swarm::{BlobSlot, Failure, Input, WaitTimes};
 use flotilla_common::time::Time;
 
 use super::tasks::Fetched;
-use super::{Command, Driver, LINGER, Report};
+use super::{Command, Driver, LINGER, Reach, Report};
 use crate::store::{Pin, StoredBlob, blocking};
 
 impl Driver {
@@ -37,6 +37,10 @@ impl Driver {
                     self.readers_moved(now, slot);
                 }
                 self.shared.pulls.settle(now, self.machine.stood_still(now));
+            }
+            Command::Reach { digest, chunk, answer } => {
+                // A reader that is gone needs no answer.
+                let _ = answer.send(self.reach(now, &digest, chunk));
             }
             Command::Lost { digest, chunk } => self.lost(now, &digest, chunk),
             Command::Evicted(digests) => {
@@ -173,6 +177,12 @@ impl Driver {
         blob.used_at = now;
         let cursor = blob.stored.cursor();
         self.machine.handle(now, Input::Reader { blob: slot, cursor });
+    }
+
+    fn reach(&self, now: Time, digest: &Digest, chunk: u32) -> Reach {
+        let slot = self.roster.blob_slot(digest);
+        let is_out = slot.is_none_or(|slot| self.machine.is_out_of_reach(now, slot, chunk));
+        if is_out { Reach::Out } else { Reach::Within }
     }
 
     fn lost(&mut self, now: Time, digest: &Digest, chunk: u32) {

@@ -39,6 +39,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::flow::Flow;
+use crate::mirror::Patience;
 use crate::origin::{Origins, Sighting};
 use crate::pulls::{Opened, Pulls};
 use crate::stats::Counters;
@@ -63,6 +64,8 @@ pub(crate) enum Command {
     Want { pin: Pin, repository: RepositoryName, grant: Option<Grant> },
     /// The readers of a blob moved, came or went.
     ReadersMoved(Digest),
+    /// Can anybody bring this chunk now?
+    Reach { digest: Digest, chunk: u32, answer: oneshot::Sender<Reach> },
     /// A stored chunk turned out damaged.
     Lost { digest: Digest, chunk: u32 },
     /// The store let these blobs go.
@@ -73,6 +76,15 @@ pub(crate) enum Command {
     Pull(Opened),
     /// How is it going?
     Status(oneshot::Sender<Box<Status>>),
+}
+
+/// Whether waiting for a chunk makes sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// It is on its way, a neighbour has it, or an origin may be asked.
+    Within,
+    /// No source that is known can bring it at the moment.
+    Out,
 }
 
 /// How the tasks that the driver spawned are getting on.
@@ -112,6 +124,8 @@ pub(crate) struct Shared {
     pub(crate) outbound: Arc<dyn Outbound>,
     /// Whether neighbours must show a grant.
     pub(crate) requires_grants: bool,
+    /// How long readers wait.
+    pub(crate) patience: Patience,
     pub(crate) shutdown: Shutdown,
 }
 

@@ -5,7 +5,7 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::http::{Response, StatusCode, header};
+use axum::http::{HeaderValue, Response, StatusCode, header};
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
 use flotilla_common::manifest::Manifest;
@@ -19,12 +19,25 @@ use super::names::name;
 use super::range::Wanted;
 use super::{Mirror, content_headers, content_range, unsatisfiable};
 use crate::driver::Command;
-use crate::origin::OriginError;
+use crate::origin::{FetchedManifest, OriginError};
 use crate::pulls::Opened;
 use crate::store::{StoreError, StoredBlob, StoredManifest};
 
 /// How long a manifest is kept back for the proofs of its blobs. Usually one round trip.
 const CLOSURE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A manifest as it is served.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) digest: Digest,
+    pub(super) manifest: StoredManifest,
+    /// Every origin is out: the tag named this manifest when it was last asked for.
+    is_stale: bool,
+}
+
+/// RFC 7234, section 5.5: the answer is stale, and the origin could not be asked.
+const STALE_WARNINGS: [&str; 2] =
+    ["110 flotilla \"Response is Stale\"", "111 flotilla \"Revalidation Failed\""];
 
 impl Mirror {
     /// The manifest under a reference. Unless the runtime only looks, its blobs are wanted from now on.
@@ -33,14 +46,14 @@ impl Mirror {
         repository: &RepositoryName,
         reference: &Reference,
         is_head: bool,
-    ) -> Result<(Digest, StoredManifest), Failure> {
-        let found = self.find_manifest(repository, reference).await;
-        let (digest, manifest) = found.inspect_err(|failure| {
+    ) -> Result<Found, Failure> {
+        let found = self.find_manifest(repository, reference).await.inspect_err(|failure| {
             self.shared.pulls.refuse(&name(repository, reference), &failure.to_string());
         })?;
-        self.names.found(repository, reference, &digest);
+        self.names.found(repository, reference, &found.digest);
         if !is_head {
-            let (mirror, repository, bytes) = (Arc::clone(self), repository.clone(), manifest.bytes.clone());
+            let (mirror, repository) = (Arc::clone(self), repository.clone());
+            let (digest, bytes) = (found.digest, found.manifest.bytes.clone());
             let wanting = self
                 .shared
                 .shutdown
@@ -48,29 +61,46 @@ impl Mirror {
             // It goes on behind the scenes if it takes longer.
             let _ = timeout(CLOSURE_PATIENCE, wanting).await;
         }
-        Ok((digest, manifest))
+        Ok(found)
     }
 
     pub(super) async fn find_manifest(
         &self,
         repository: &RepositoryName,
         reference: &Reference,
-    ) -> Result<(Digest, StoredManifest), Failure> {
+    ) -> Result<Found, Failure> {
         if let Reference::Digest(digest) = reference
             && let Some(manifest) = self.manifests.get(digest).await
         {
-            return Ok((*digest, manifest));
+            return Ok(Found { digest: *digest, manifest, is_stale: false });
         }
         let key = (repository.clone(), reference.clone());
         let fetch = self.shared.origins.manifest(repository, reference);
-        let fetched = self
-            .resolved
-            .try_get_with(key, fetch)
-            .await
-            .map_err(|error| failure(&name(repository, reference), &error))?;
-        let manifest = StoredManifest { media_type: fetched.media_type, bytes: fetched.bytes };
-        self.manifests.put(fetched.digest, manifest.clone()).await;
-        Ok((fetched.digest, manifest))
+        match self.resolved.try_get_with(key.clone(), fetch).await {
+            Ok(FetchedManifest { digest, media_type, bytes }) => {
+                let manifest = StoredManifest { media_type, bytes };
+                self.manifests.put(digest, manifest.clone()).await;
+                self.last_known.insert(key, digest).await;
+                Ok(Found { digest, manifest, is_stale: false })
+            }
+            Err(error) => match self.stale(&key, &error).await {
+                Some(found) => Ok(found),
+                None => Err(failure(&name(repository, reference), &error)),
+            },
+        }
+    }
+
+    /// What a tag named when it was last asked for: only if every origin is out, and none says otherwise.
+    async fn stale(&self, key: &(RepositoryName, Reference), error: &OriginError) -> Option<Found> {
+        if !matches!(error, OriginError::Unavailable(_)) {
+            return None;
+        }
+        let digest = self.last_known.get(key).await?;
+        let manifest = self.manifests.get(&digest).await?;
+        self.shared.counters.stale_tags.add(1);
+        let tag = name(&key.0, &key.1);
+        tracing::warn!(tag, manifest = %digest, %error, "every origin is out; serve the tag as it was");
+        Some(Found { digest, manifest, is_stale: true })
     }
 
     /// Gets the proofs of an image's blobs, and lets the swarm have them all.
@@ -112,7 +142,14 @@ impl Mirror {
                     self.want_proved(repository, proof, closure.grant.clone()).await;
                 }
             }
-            Ok(None) => tracing::info!(%repository, "the origin seals nothing; blobs are passed through"),
+            Ok(None) => {
+                tracing::debug!(%repository, "the origin seals nothing; blobs are shared as wholes");
+                // What has other places to be fetched from need not be in the registry.
+                for blob in blobs.iter().filter(|blob| blob.urls.is_empty()) {
+                    let proof = Proof::DigestOnly { digest: blob.digest, size: blob.size };
+                    self.want_proved(repository, proof, None).await;
+                }
+            }
             Err(error) => {
                 tracing::warn!(manifest = %digest, %error, "get proofs of the blobs");
                 self.want_all_known(repository, &known).await;
@@ -123,9 +160,7 @@ impl Mirror {
     async fn want_proved(&self, repository: &RepositoryName, proof: Proof, grant: Option<Grant>) {
         let digest = *proof.digest();
         let geometry = match proof.check(&self.shared.trusted.current()) {
-            Ok(geometry) if matches!(proof, Proof::Sealed { .. }) => geometry,
-            // Nothing proves its pieces: it is passed through.
-            Ok(_) => return,
+            Ok(geometry) => geometry,
             Err(error) => {
                 return tracing::error!(blob = %digest, %error, "an origin sent a proof that proves nothing");
             }
@@ -184,12 +219,13 @@ fn contradict(known: &Proof, new: &Proof) -> bool {
 pub(super) fn failure(what: &str, error: &OriginError) -> Failure {
     match error {
         OriginError::Refused(message) => Failure::Unknown(format!("{what}: {message}")),
-        OriginError::Unavailable(_) | OriginError::None => Failure::Unavailable(format!("{what}: {error}")),
+        _ => Failure::Unavailable(format!("{what}: {error}")),
     }
 }
 
 /// The manifest as HTTP; containerd asks even for these with a range.
-pub(super) fn response(digest: &Digest, manifest: &StoredManifest, range: Option<&str>) -> Response<Body> {
+pub(super) fn response(found: &Found, range: Option<&str>) -> Response<Body> {
+    let Found { digest, manifest, is_stale } = found;
     let size = manifest.bytes.len() as u64;
     let (status, part) = match Wanted::parse(range, size) {
         Wanted::Whole => (StatusCode::OK, 0..size),
@@ -205,6 +241,11 @@ pub(super) fn response(digest: &Digest, manifest: &StoredManifest, range: Option
         && let Some(value) = content_range(&part, size)
     {
         response.headers_mut().insert(header::CONTENT_RANGE, value);
+    }
+    if *is_stale {
+        for warning in STALE_WARNINGS {
+            response.headers_mut().append(header::WARNING, HeaderValue::from_static(warning));
+        }
     }
     response
 }

@@ -18,7 +18,7 @@
 mod admin;
 mod answer;
 mod blobs;
-mod hosts_toml;
+mod client_config;
 mod manifests;
 mod names;
 mod passing;
@@ -26,6 +26,8 @@ mod range;
 mod reader;
 mod warm;
 
+use core::fmt::Display;
+use core::str::FromStr;
 use core::time::Duration;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,15 +50,20 @@ use crate::metrics;
 use crate::origin::FetchedManifest;
 use crate::store::ManifestStore;
 use answer::{Failure, Subject, error, failed};
-pub use hosts_toml::hosts_toml;
+pub use client_config::{docker_daemon_json, hosts_toml, registries_conf};
 use names::Names;
+pub use reader::Patience;
 pub use warm::Warming;
 
 /// How long a tag's digest is believed, and a manifest that several ask for at once is fetched once.
 const TAG_TTL: Duration = Duration::from_secs(2);
-/// How long a blob that was cut is refused at once.
+/// How long it is known what a tag named, for the case that every origin is out.
+const LAST_KNOWN_TTL: Duration = Duration::from_secs(24 * 3600);
+/// How long a body that was cut is not gone on with at once.
 const CUT_TTL: Duration = Duration::from_secs(30);
-/// Entries of either cache.
+/// How long after its last request a blob counts as begun.
+const BEGUN_TTL: Duration = Duration::from_secs(600);
+/// Entries of each cache.
 const CACHED: u64 = 1024;
 
 /// The mirror's state; its handlers share it.
@@ -66,8 +73,12 @@ pub(crate) struct Mirror {
     commands: mpsc::Sender<Command>,
     manifests: ManifestStore,
     resolved: Cache<(RepositoryName, Reference), FetchedManifest>,
-    /// Blobs of which a body was cut just now.
-    cut: Cache<Digest, ()>,
+    /// What each reference named when an origin was last asked.
+    last_known: Cache<(RepositoryName, Reference), Digest>,
+    /// Where bodies were cut just now: what the runtime asks for next.
+    cut: Cache<(Digest, u64), ()>,
+    /// Blobs of which bytes were handed out, and their sizes.
+    begun: Cache<Digest, u64>,
     next_reader: AtomicU64,
     names: Names,
     requests: Requests,
@@ -89,7 +100,9 @@ impl Mirror {
             commands,
             manifests,
             resolved: Cache::builder().max_capacity(CACHED).time_to_live(TAG_TTL).build(),
+            last_known: Cache::builder().max_capacity(CACHED).time_to_live(LAST_KNOWN_TTL).build(),
             cut: Cache::builder().max_capacity(CACHED).time_to_live(CUT_TTL).build(),
+            begun: Cache::builder().max_capacity(CACHED).time_to_idle(BEGUN_TTL).build(),
             next_reader: AtomicU64::new(0),
         })
     }
@@ -146,7 +159,7 @@ async fn answer(mirror: &Arc<Mirror>, request: Request) -> Response<Body> {
         Ok(Target::Manifest(repository, reference)) => {
             let range = range_of(request.headers());
             match mirror.manifest(&repository, &reference, is_head).await {
-                Ok((digest, manifest)) => manifests::response(&digest, &manifest, range.as_deref()),
+                Ok(found) => manifests::response(&found, range.as_deref()),
                 Err(failure) => failed(Subject::Manifest, &failure),
             }
         }
@@ -169,19 +182,18 @@ fn target(path: &str) -> Result<Target, (Subject, Failure)> {
         return Ok(Target::Ping);
     }
     let rest = rest.strip_prefix('/').ok_or_else(unknown)?;
-    let invalid = |subject, error: &dyn core::fmt::Display| (subject, Failure::Invalid(error.to_string()));
     if let Some((name, reference)) = rest.rsplit_once("/manifests/") {
-        let name = name.parse().map_err(|error| invalid(Subject::Manifest, &error))?;
-        let reference = reference.parse().map_err(|error| invalid(Subject::Manifest, &error))?;
-        return Ok(Target::Manifest(name, reference));
+        let subject = Subject::Manifest;
+        return Ok(Target::Manifest(parsed(subject, name)?, parsed(subject, reference)?));
     }
     if let Some((name, digest)) = rest.rsplit_once("/blobs/") {
-        let name =
-            name.parse().map_err(|error: flotilla_common::name::NameError| invalid(Subject::Blob, &error))?;
-        let digest = digest.parse().map_err(|error| invalid(Subject::Blob, &error))?;
-        return Ok(Target::Blob(name, digest));
+        return Ok(Target::Blob(parsed(Subject::Blob, name)?, parsed(Subject::Blob, digest)?));
     }
     Err(unknown())
+}
+
+fn parsed<T: FromStr<Err: Display>>(subject: Subject, text: &str) -> Result<T, (Subject, Failure)> {
+    text.parse().map_err(|error| (subject, Failure::Invalid(format!("{text}: {error}"))))
 }
 
 fn ping() -> Response<Body> {

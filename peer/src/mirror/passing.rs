@@ -10,30 +10,48 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
 use flotilla_runtime::clock::Clock;
 use futures_util::{Stream, stream};
-use reqwest::Response;
 
 use super::answer::Failure;
+use super::blobs::Place;
 use crate::driver::Shared;
-use crate::origin::OriginError;
+use crate::origin::{OpenBlob, OriginError};
 
 /// An origin's body on its way to the runtime.
 pub(super) struct Passing {
     shared: Arc<Shared>,
-    response: Response,
+    open: OpenBlob,
     digest: Digest,
     left: u64,
 }
 
 impl Passing {
-    /// Opens a range of a blob at the first origin that gives it.
+    /// Opens what a `Range` header asks for, or all, at the first origin that gives it.
+    pub(super) async fn ask(
+        shared: Arc<Shared>,
+        repository: &RepositoryName,
+        digest: &Digest,
+        range: Option<&str>,
+    ) -> Result<Self, OriginError> {
+        let open = shared.origins.open_blob(repository, digest, range).await?;
+        let left = open.part.end - open.part.start;
+        Ok(Self { shared, open, digest: *digest, left })
+    }
+
+    /// Opens exactly these bytes of a blob at the first origin that gives them.
     pub(super) async fn open(
         shared: Arc<Shared>,
         repository: &RepositoryName,
         digest: &Digest,
         part: Range<u64>,
     ) -> Result<Self, OriginError> {
-        let response = shared.origins.open_blob(repository, digest, &part).await?;
-        Ok(Self { shared, response, digest: *digest, left: part.end - part.start })
+        let open = shared.origins.open_part(repository, digest, &part).await?;
+        Ok(Self { shared, open, digest: *digest, left: part.end - part.start })
+    }
+
+    /// Which bytes these are.
+    pub(super) fn place(&self) -> Place {
+        let OpenBlob { part, size, is_partial, .. } = &self.open;
+        Place { digest: self.digest, part: part.clone(), size: *size, is_partial: *is_partial }
     }
 
     /// The bytes, in order.
@@ -53,7 +71,7 @@ impl Passing {
         if self.left == 0 {
             return Ok(None);
         }
-        let piece = self.response.chunk().await;
+        let piece = self.open.response.chunk().await;
         let broken = |why: String| Failure::Unavailable(format!("{}: {why}", self.digest));
         let piece = piece.map_err(|error| broken(format!("the origin broke off: {error}")))?;
         let mut bytes = piece.ok_or_else(|| broken("the origin broke off".to_owned()))?;

@@ -38,6 +38,15 @@ impl Wanted {
     }
 }
 
+/// The header as an origin may be asked, if it is a usable one.
+pub(crate) fn forwarded(header: Option<&str>) -> Option<String> {
+    Some(match single_spec(header?)? {
+        Spec::From(first) => format!("bytes={first}-"),
+        Spec::Between(first, last) => format!("bytes={first}-{last}"),
+        Spec::Suffix(length) => format!("bytes=-{length}"),
+    })
+}
+
 enum Spec {
     From(u64),
     Between(u64, u64),
@@ -98,6 +107,15 @@ mod tests {
         ] {
             assert_eq!(Wanted::parse(header, 1000), wanted, "{header:?}");
         }
+    }
+
+    #[test]
+    fn only_a_usable_header_is_handed_on() {
+        assert_eq!(forwarded(Some("bytes=5-")).as_deref(), Some("bytes=5-"));
+        assert_eq!(forwarded(Some("BYTES=5-9")).as_deref(), Some("bytes=5-9"));
+        assert_eq!(forwarded(Some("bytes=-9")).as_deref(), Some("bytes=-9"));
+        assert_eq!(forwarded(Some("bytes=0-1,3-4")), None);
+        assert_eq!(forwarded(None), None);
     }
 
     #[test]

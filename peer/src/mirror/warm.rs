@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 use super::answer::{Failure, Subject, failed};
+use super::manifests::Found;
 use super::{Mirror, Target, target};
 
 /// How often the blobs are said to be wanted still: well within the time after which an unread blob is let go.
@@ -53,7 +54,7 @@ impl Mirror {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<Warming, Failure> {
-        let (digest, manifest) = self.find_manifest(repository, reference).await?;
+        let Found { digest, manifest, .. } = self.find_manifest(repository, reference).await?;
         let parsed = Manifest::parse(&manifest.bytes)
             .map_err(|error| Failure::Invalid(format!("read manifest {digest}: {error}")))?;
         let mut images = vec![(digest, manifest.bytes.clone())];
@@ -61,8 +62,8 @@ impl Mirror {
             self.names.index(&digest, &parsed);
             images.clear();
             for child in parsed.manifests.iter().take(MAX_MANIFESTS) {
-                let (digest, manifest) =
-                    self.find_manifest(repository, &Reference::Digest(child.digest)).await?;
+                let child = Reference::Digest(child.digest);
+                let Found { digest, manifest, .. } = self.find_manifest(repository, &child).await?;
                 images.push((digest, manifest.bytes));
             }
         }

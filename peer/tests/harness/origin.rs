@@ -1,6 +1,8 @@
 //! An origin of a few lines: one image `app:v1`, sealed.
 
 use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -21,7 +23,9 @@ use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer};
 use flotilla_runtime::http;
 use flotilla_runtime::identity::{Clients, Identity};
 use flotilla_runtime::shutdown::Shutdown;
+use futures_util::stream;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 pub(crate) struct FakeOrigin {
     url: String,
@@ -33,12 +37,24 @@ pub(crate) struct FakeOrigin {
     pub proofs: Mutex<HashMap<Digest, Proof>>,
     /// Bytes of blobs sent.
     pub sent: AtomicU64,
+    /// What was asked: method, path and range.
+    pub asked: Mutex<Vec<String>>,
     /// Answers 503 to requests for blobs.
     pub is_down: AtomicBool,
+    /// Answers 503 to everything.
+    pub is_out: AtomicBool,
+    /// Takes requests for blobs and never answers.
+    pub is_silent: AtomicBool,
     /// Answers 404 for closures, as any other registry would.
     pub is_foreign: AtomicBool,
+    /// Knows no tag any more.
+    pub is_untagged: AtomicBool,
     /// Refuses ranges that begin behind this.
     pub serves_until: AtomicU64,
+    /// Breaks bodies off here.
+    pub breaks_at: AtomicU64,
+    /// Bodies stand still here until it is moved.
+    pub flows_until: watch::Sender<u64>,
     /// What becomes of the grant for a peer that shows its certificate; none without it.
     pub grants: Mutex<Option<Granting>>,
     /// Closures given out.
@@ -47,6 +63,9 @@ pub(crate) struct FakeOrigin {
 
 /// Makes the grant that a peer gets: with which key, for whom, for which digests.
 pub(crate) type Granting = Box<dyn Fn(&SealKey, PeerId, Vec<Digest>) -> Option<Grant> + Send + Sync>;
+
+/// Bytes of a body that are handed to the connection at once.
+const PIECE: u64 = 64 << 10;
 
 impl FakeOrigin {
     /// Serves HTTPS with an identity, HTTP without.
@@ -62,9 +81,15 @@ impl FakeOrigin {
             blobs: Mutex::default(),
             proofs: Mutex::default(),
             sent: AtomicU64::new(0),
+            asked: Mutex::default(),
             is_down: AtomicBool::new(false),
+            is_out: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
             is_foreign: AtomicBool::new(false),
+            is_untagged: AtomicBool::new(false),
             serves_until: AtomicU64::new(u64::MAX),
+            breaks_at: AtomicU64::new(u64::MAX),
+            flows_until: watch::Sender::new(u64::MAX),
             grants: Mutex::default(),
             closures: AtomicU64::new(0),
         });
@@ -77,8 +102,8 @@ impl FakeOrigin {
         self.url.clone()
     }
 
-    /// Pushes `app:v1` with these layers, the first one as its configuration.
-    pub(crate) fn push(&self, layers: &[Bytes]) {
+    /// Pushes `app:v1` with these layers, the first one as its configuration. Returns the manifest's digest.
+    pub(crate) fn push(&self, layers: &[Bytes]) -> Digest {
         let descriptor = |bytes: &Bytes| serde_json::json!({"mediaType": "application/x", "digest": Digest::sha256(bytes), "size": bytes.len()});
         for bytes in layers {
             let digest = Digest::sha256(bytes);
@@ -91,8 +116,10 @@ impl FakeOrigin {
             "config": descriptor(&layers[0]),
             "layers": layers[1..].iter().map(descriptor).collect::<Vec<_>>(),
         });
-        *self.manifest.lock().unwrap() = manifest.to_string().into();
+        let manifest = Bytes::from(manifest.to_string());
+        *self.manifest.lock().unwrap() = manifest.clone();
         *self.order.lock().unwrap() = layers.iter().map(|bytes| Digest::sha256(bytes)).collect();
+        Digest::sha256(&manifest)
     }
 
     pub(crate) fn seal(&self, bytes: &[u8]) -> Proof {
@@ -133,7 +160,8 @@ impl FakeOrigin {
 
     fn manifest(&self, reference: &str) -> Response<Body> {
         let manifest = self.manifest.lock().unwrap().clone();
-        if reference != "v1" && reference != Digest::sha256(&manifest).to_string() {
+        let is_tag = reference == "v1" && !self.is_untagged.load(Ordering::Relaxed);
+        if !is_tag && reference != Digest::sha256(&manifest).to_string() {
             return status(StatusCode::NOT_FOUND);
         }
         let mut response = Response::new(Body::from(manifest));
@@ -141,7 +169,7 @@ impl FakeOrigin {
         response
     }
 
-    fn blob(&self, digest: &str, request: &Request) -> Response<Body> {
+    fn blob(self: &Arc<Self>, digest: &str, request: &Request) -> Response<Body> {
         if self.is_down.load(Ordering::Relaxed) {
             return status(StatusCode::SERVICE_UNAVAILABLE);
         }
@@ -155,27 +183,71 @@ impl FakeOrigin {
             response.headers_mut().insert(header::CONTENT_LENGTH, blob.len().into());
             return response;
         }
-        let range = request.headers().get(header::RANGE).map(|range| range.to_str().unwrap());
-        let (status_code, bytes) = match range {
-            None => (StatusCode::OK, blob),
-            Some(range) => {
-                let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
-                let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
-                if first as u64 >= self.serves_until.load(Ordering::Relaxed) {
-                    return status(StatusCode::SERVICE_UNAVAILABLE);
-                }
-                (StatusCode::PARTIAL_CONTENT, blob.slice(first..=last))
-            }
+        let size = blob.len() as u64;
+        let Some(range) = range_of(request) else {
+            return self.body(blob, 0..size);
         };
-        self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let mut response = Response::new(Body::from(bytes));
-        *response.status_mut() = status_code;
+        let part = match range.strip_prefix("bytes=").unwrap().split_once('-').unwrap() {
+            ("", last) => size.saturating_sub(last.parse().unwrap())..size,
+            (first, "") => first.parse().unwrap()..size,
+            (first, last) => first.parse().unwrap()..size.min(last.parse::<u64>().unwrap() + 1),
+        };
+        if part.start >= self.serves_until.load(Ordering::Relaxed) {
+            return status(StatusCode::SERVICE_UNAVAILABLE);
+        }
+        if part.start >= size {
+            let mut response = status(StatusCode::RANGE_NOT_SATISFIABLE);
+            let range = format!("bytes */{size}").parse().unwrap();
+            response.headers_mut().insert(header::CONTENT_RANGE, range);
+            return response;
+        }
+        let range = format!("bytes {}-{}/{size}", part.start, part.end - 1).parse().unwrap();
+        let mut response = self.body(blob, part);
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        response.headers_mut().insert(header::CONTENT_RANGE, range);
+        response
+    }
+
+    fn body(self: &Arc<Self>, blob: Bytes, part: Range<u64>) -> Response<Body> {
+        let length = part.end - part.start;
+        let pieces = stream::try_unfold((Arc::clone(self), part), move |(origin, mut left)| {
+            let blob = blob.clone();
+            async move {
+                if left.is_empty() {
+                    return Ok(None);
+                }
+                if left.start >= origin.breaks_at.load(Ordering::Relaxed) {
+                    return Err(io::Error::other("the test breaks it off"));
+                }
+                let at = left.start;
+                origin.flows_until.subscribe().wait_for(|until| at < *until).await.unwrap();
+                let limit = (*origin.flows_until.borrow()).min(origin.breaks_at.load(Ordering::Relaxed));
+                let end = (at + PIECE).min(left.end).min(limit);
+                origin.sent.fetch_add(end - at, Ordering::Relaxed);
+                left.start = end;
+                Ok(Some((blob.slice(at as usize..end as usize), (origin, left))))
+            }
+        });
+        let mut response = Response::new(Body::from_stream(pieces));
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
         response
     }
 }
 
+fn range_of(request: &Request) -> Option<&str> {
+    request.headers().get(header::RANGE).map(|range| range.to_str().unwrap())
+}
+
 async fn serve(State(origin): State<Arc<FakeOrigin>>, request: Request) -> Response<Body> {
     let path = request.uri().path().to_owned();
+    let asked = format!("{} {path} {}", request.method(), range_of(&request).unwrap_or_default());
+    origin.asked.lock().unwrap().push(asked.trim_end().to_owned());
+    if origin.is_out.load(Ordering::Relaxed) {
+        return status(StatusCode::SERVICE_UNAVAILABLE);
+    }
+    if origin.is_silent.load(Ordering::Relaxed) && path.contains("/blobs/") {
+        std::future::pending::<()>().await;
+    }
     if path == CLOSURE_PATH {
         let client = request.extensions().get::<http::ClientIdentity>();
         return origin.closure(client.and_then(|client| client.0.clone()));
