@@ -4,6 +4,7 @@
 //! [`CommandError::NotOk`] when what was to be measured did not happen.
 
 mod content;
+mod passthrough;
 mod peers;
 mod plain;
 mod processor;
@@ -28,6 +29,8 @@ enum BenchCommand {
     Transfer(transfer::TransferArgs),
     /// Many peers pull one layer at once, each on a host of its own with a shaped link
     Swarm(swarm::SwarmArgs),
+    /// A pull through a mirror that nobody helps, beside a pull straight from the origin
+    Passthrough(passthrough::PassthroughArgs),
 }
 
 /// Runs a benchmark.
@@ -38,6 +41,7 @@ pub fn run(args: BenchArgs) -> Result<(), CommandError> {
     match args.command {
         BenchCommand::Transfer(args) => block_on(until_signal(transfer::run(args))),
         BenchCommand::Swarm(args) => block_on(until_signal(swarm::run(args))),
+        BenchCommand::Passthrough(args) => block_on(until_signal(passthrough::run(args))),
     }
 }
 
