@@ -45,6 +45,8 @@ pub struct PeerPlan {
     pub zone: ZoneName,
     /// Where its mirror listens.
     pub mirror: SocketAddr,
+    /// The registry that it asks, if not the region's origin.
+    pub upstream: Option<String>,
     /// What it sends; something else than [`Faithful`] plays a liar.
     pub outbound: Arc<dyn Outbound>,
 }
@@ -60,6 +62,7 @@ impl PeerPlan {
             id: format!("peer-{number}").parse().expect(label),
             zone: format!("zone-{zone}").parse().expect(label),
             mirror: ANY_PORT,
+            upstream: None,
             outbound: Arc::new(Faithful),
         }
     }
@@ -146,6 +149,15 @@ impl Region {
     /// # Errors
     /// Why it did not start.
     pub async fn add_peer(&mut self, plan: PeerPlan) -> Result<&RunningPeer, CommandError> {
+        let config = self.peer_config(&plan)?;
+        self.add_peer_with(plan, config).await
+    }
+
+    /// The settings that [`Region::add_peer`] uses.
+    ///
+    /// # Errors
+    /// If the fleet cannot give it an identity.
+    pub fn peer_config(&self, plan: &PeerPlan) -> Result<flotilla_peer::Config, CommandError> {
         let what = format!("start {}", plan.id);
         let identity =
             self.fleet.peer(&plan.id).map_err(|error| CommandError::failed(what.as_str(), error))?;
@@ -153,20 +165,31 @@ impl Region {
             self.fleet.trusted_keys().map_err(|error| CommandError::failed(what.as_str(), error))?;
         let store = self.dir.join("peers").join(plan.id.as_str());
         let (id, region, zone) = (plan.id.clone(), self.name.clone(), plan.zone.clone());
-        let config = flotilla_peer::Config {
+        Ok(flotilla_peer::Config {
             trusted_keys: trusted.into(),
             mirror: plan.mirror,
             quic: ANY_PORT,
-            origins: vec![self.origin_url()],
+            origins: vec![plan.upstream.clone().unwrap_or_else(|| self.origin_url())],
             trackers: vec![self.tracker_url()],
             up: self.rate,
             down: self.rate,
             outbound: Arc::clone(&plan.outbound),
             ..flotilla_peer::Config::new(id, identity, store, region, zone)
-        };
+        })
+    }
+
+    /// As [`Region::add_peer`], with other settings.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub async fn add_peer_with(
+        &mut self,
+        plan: PeerPlan,
+        config: flotilla_peer::Config,
+    ) -> Result<&RunningPeer, CommandError> {
         let peer = Peer::start(config, &Shutdown::new())
             .await
-            .map_err(|error| CommandError::failed(what.as_str(), error))?;
+            .map_err(|error| CommandError::failed(format!("start {}", plan.id), error))?;
         let running = RunningPeer { plan, peer };
         self.peers.push(running);
         Ok(&self.peers[self.peers.len() - 1])

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed story")]
 
 mod burst;
+mod clients;
 mod commands;
 mod errors;
 mod faults;
@@ -10,3 +11,5 @@ mod harness;
 mod killed;
 mod liar;
 mod real_tools;
+mod resume;
+mod upstream;

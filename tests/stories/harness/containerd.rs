@@ -1,57 +1,63 @@
 //! A containerd daemon of a story's own: private root, state and socket, ended with the story.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
-
+use super::daemon::Daemon;
 use super::tools;
 
-/// Time that the daemon has until its socket answers.
-const START_BOUND: Duration = Duration::from_secs(30);
-const POLL_EVERY: Duration = Duration::from_millis(50);
+/// What the versions that are tried want in their configuration.
+const VERSION_1: &str = r#"version = 2
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+"#;
+const VERSION_2: &str = r#"version = 3
+disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"]
+[plugins."io.containerd.transfer.v1.local"]
+  max_concurrent_downloads = 3
+  concurrent_layer_fetch_buffer = RANGE
+  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = "linux/amd64"
+    snapshotter = "native"
+"#;
 
 /// A running daemon and its client program.
 #[derive(Debug)]
 pub(crate) struct Containerd {
-    daemon: Child,
+    daemon: Daemon,
     ctr: PathBuf,
-    dir: TempDir,
 }
 
 impl Containerd {
-    /// Starts a daemon and waits until it answers.
+    /// Starts Debian's containerd, version 1, and waits until it answers.
     ///
     /// # Panics
     /// If it does not come up; with its log.
     pub(crate) fn start(containerd: &Path, ctr: &Path) -> Self {
+        Self::start_with(containerd, ctr, VERSION_1)
+    }
+
+    /// As [`Containerd::start`], version 2 as it comes.
+    pub(crate) fn start_2(containerd: &Path, ctr: &Path) -> Self {
+        Self::start_with(containerd, ctr, &VERSION_2.replace("RANGE", "0"))
+    }
+
+    /// As [`Containerd::start_2`]; each layer is fetched in three ranges at once, of 1 MiB so that there are many.
+    pub(crate) fn start_2_in_ranges(containerd: &Path, ctr: &Path) -> Self {
+        Self::start_with(containerd, ctr, &VERSION_2.replace("RANGE", "1048576"))
+    }
+
+    fn start_with(containerd: &Path, ctr: &Path, version: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = |name: &str| dir.path().join(name);
-        let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = {:?}\n",
-            path("root"),
-            path("state"),
-            path("sock"),
-        );
-        fs::write(path("config.toml"), config).expect("write containerd's configuration");
-        let log = File::create(path("log")).expect("create containerd's log");
-        let daemon = Command::new(containerd)
-            .arg("--config")
-            .arg(path("config.toml"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("share the log"))
-            .stderr(log)
-            .spawn()
-            .expect("start containerd");
-        let this = Self { daemon, ctr: ctr.to_owned(), dir };
-        let start = Instant::now();
-        while let Err(message) = this.ctr(["version"]) {
-            assert!(start.elapsed() < START_BOUND, "containerd does not answer: {message}\n{}", this.log());
-            thread::sleep(POLL_EVERY);
-        }
+        // Keys before the first table.
+        let places = format!("root = {:?}\nstate = {:?}\n", path("root"), path("state"));
+        let socket = format!("[grpc]\n  address = {:?}\n", path("sock"));
+        fs::write(path("config.toml"), [&places, version, &socket].concat())
+            .expect("write containerd's configuration");
+        let arguments = ["--config".into(), path("config.toml")];
+        let daemon = Daemon::start(containerd, &arguments, dir);
+        let this = Self { daemon, ctr: ctr.to_owned() };
+        this.daemon.wait_until("containerd answers", || this.ctr(["version"]).map(drop));
         this
     }
 
@@ -70,8 +76,17 @@ impl Containerd {
     /// # Errors
     /// What `ctr` printed.
     pub(crate) fn pull(&self, image: &str) -> Result<String, String> {
+        self.pull_with(&[], image)
+    }
+
+    /// As [`Containerd::pull`], with more flags for `ctr images pull`.
+    ///
+    /// # Errors
+    /// What `ctr` printed.
+    pub(crate) fn pull_with(&self, flags: &[&str], image: &str) -> Result<String, String> {
         let hosts = self.hosts_dir().display().to_string();
-        self.ctr(["images", "pull", "--snapshotter", "native", "--hosts-dir", &hosts, image])
+        let pull = ["images", "pull", "--snapshotter", "native", "--hosts-dir", &hosts];
+        self.ctr(pull.into_iter().chain(flags.iter().copied()).chain([image]))
     }
 
     /// The digests of all content that the daemon holds, sorted.
@@ -86,25 +101,13 @@ impl Containerd {
     }
 
     fn hosts_dir(&self) -> PathBuf {
-        self.dir.path().join("hosts")
+        self.daemon.dir().join("hosts")
     }
 
     fn ctr<'a>(&'a self, arguments: impl IntoIterator<Item = &'a str>) -> Result<String, String> {
-        let socket = self.dir.path().join("sock").display().to_string();
+        let socket = self.daemon.dir().join("sock").display().to_string();
         let arguments: Vec<_> =
             ["-a".to_owned(), socket].into_iter().chain(arguments.into_iter().map(str::to_owned)).collect();
         tools::run(&self.ctr, arguments)
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
-    }
-}
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        // It is ours, and the folder goes with it: nothing to save. An error means that it has ended already.
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
     }
 }

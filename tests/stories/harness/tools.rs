@@ -53,16 +53,21 @@ pub(crate) fn run<S: AsRef<OsStr>>(
     program: &Path,
     arguments: impl IntoIterator<Item = S>,
 ) -> Result<String, String> {
-    let output = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("run {}: {error}", program.display()))?;
+    output(Command::new(program).args(arguments))
+}
+
+/// As [`run`], for a command that is more than a program and its arguments.
+///
+/// # Errors
+/// What it printed.
+pub(crate) fn output(command: &mut Command) -> Result<String, String> {
+    let program = command.get_program().display().to_string();
+    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("run {program}: {error}"))?;
     let Output { status, stdout, stderr } = output;
     let text = String::from_utf8_lossy(&stdout).into_owned();
     if status.success() {
         Ok(text)
     } else {
-        Err(format!("{} ended with {status}:\n{text}{}", program.display(), String::from_utf8_lossy(&stderr)))
+        Err(format!("{program} ended with {status}:\n{text}{}", String::from_utf8_lossy(&stderr)))
     }
 }

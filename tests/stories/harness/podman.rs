@@ -1,0 +1,52 @@
+//! Podman with a storage of a story's own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::tools;
+
+/// Podman's folder and program.
+#[derive(Debug)]
+pub(crate) struct Podman {
+    podman: PathBuf,
+    dir: TempDir,
+}
+
+impl Podman {
+    /// Podman with this `registries.conf`.
+    ///
+    /// # Panics
+    /// If its files cannot be written.
+    pub(crate) fn new(podman: &Path, registries_conf: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
+        fs::write(dir.path().join("policy.json"), policy).expect("write Podman's policy");
+        fs::write(dir.path().join("registries.conf"), registries_conf).expect("write Podman's registries");
+        Self { podman: podman.to_owned(), dir }
+    }
+
+    /// Pulls an image, and says which digest it has.
+    ///
+    /// # Errors
+    /// What Podman printed.
+    pub(crate) fn pull(&self, image: &str) -> Result<String, String> {
+        let policy = self.path("policy.json");
+        self.run(&["pull", "--quiet", "--signature-policy", &policy, image])?;
+        self.run(&["image", "inspect", "--format", "{{.Digest}}", image]).map(|text| text.trim().to_owned())
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<String, String> {
+        let (root, runroot, tmp) = (self.path("root"), self.path("run"), self.path("tmp"));
+        let own = ["--root", &root, "--runroot", &runroot, "--tmpdir", &tmp, "--storage-driver", "vfs"];
+        let mut command = Command::new(&self.podman);
+        command.args(own).args(arguments).env("CONTAINERS_REGISTRIES_CONF", self.path("registries.conf"));
+        tools::output(&mut command)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+}

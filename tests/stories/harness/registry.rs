@@ -1,0 +1,47 @@
+//! Debian's `docker-registry`, the distribution project's registry: an upstream that is no Flotilla.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+
+use super::daemon::Daemon;
+
+/// A running registry, empty at first.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    _daemon: Daemon,
+    address: SocketAddr,
+}
+
+impl Registry {
+    /// Starts it on a free port and waits until it listens.
+    ///
+    /// # Panics
+    /// If it does not come up; with its log.
+    pub(crate) fn start(docker_registry: &Path) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let address = free_port();
+        let config = format!(
+            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
+            dir.path().join("data").display(),
+        );
+        let file = dir.path().join("config.yml");
+        fs::write(&file, config).expect("write the registry's configuration");
+        let daemon = Daemon::start(docker_registry, &["serve".into(), file], dir);
+        daemon.wait_until("the registry listens", || {
+            TcpStream::connect(address).map(drop).map_err(|error| error.to_string())
+        });
+        Self { _daemon: daemon, address }
+    }
+
+    /// Its base URL.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+/// A port that nobody listens on just now: the registry cannot be told to choose one and say which.
+fn free_port() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a free port");
+    listener.local_addr().expect("the bound address")
+}
