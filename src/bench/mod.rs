@@ -4,6 +4,7 @@
 //! [`CommandError::NotOk`] when what was to be measured did not happen.
 
 mod content;
+mod memory;
 mod passthrough;
 mod peers;
 mod plain;
@@ -31,6 +32,8 @@ enum BenchCommand {
     Swarm(swarm::SwarmArgs),
     /// A pull through a mirror that nobody helps, beside a pull straight from the origin
     Passthrough(passthrough::PassthroughArgs),
+    /// What a peer has in memory while it pulls many images at once
+    Memory(memory::MemoryArgs),
 }
 
 /// Runs a benchmark.
@@ -42,6 +45,7 @@ pub fn run(args: BenchArgs) -> Result<(), CommandError> {
         BenchCommand::Transfer(args) => block_on(until_signal(transfer::run(args))),
         BenchCommand::Swarm(args) => block_on(until_signal(swarm::run(args))),
         BenchCommand::Passthrough(args) => block_on(until_signal(passthrough::run(args))),
+        BenchCommand::Memory(args) => block_on(until_signal(memory::run(args))),
     }
 }
 

@@ -4,7 +4,8 @@
 //! on loopback. It lives no longer than its [`PeerProcess`].
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{NameError, PeerId, RegionName};
+use flotilla_common::units::ByteSize;
 use flotilla_peer::Stats;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -74,7 +76,7 @@ impl Field {
     }
 
     /// A client of a peer's mirror.
-    fn mirror(&self, peer: &PeerProcess) -> Result<RegistryClient, CommandError> {
+    pub(super) fn mirror(&self, peer: &PeerProcess) -> Result<RegistryClient, CommandError> {
         Ok(self.client(format!("http://{}", peer.mirror))?.through_mirror(self.region.registry()))
     }
 
@@ -135,6 +137,20 @@ impl Field {
         Ok(peer)
     }
 
+    /// Writes a file of `size` bytes and deletes it: the page cache has used that much memory before.
+    pub(super) async fn warm_page_cache(&self, size: u64) -> Result<(), CommandError> {
+        let path = self.dir.path().join("scratch");
+        let work = move || {
+            let mut file = File::create(&path)?;
+            io::copy(&mut io::repeat(1).take(size), &mut file)?;
+            std::fs::remove_file(&path)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(io::Error::other)
+            .flatten()
+            .map_err(|error| CommandError::failed("write a scratch file", error))
+    }
+
     /// Has a peer fetch an image as a runtime begins to: by asking for its manifest.
     pub(super) async fn want(&self, peer: &PeerProcess, image: &Pushed) -> Result<(), CommandError> {
         let what = || format!("ask {} for an image", peer.id);
@@ -192,6 +208,16 @@ impl PeerProcess {
         let ticks: u64 =
             fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
         Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+    }
+
+    /// The most memory that it has had resident so far.
+    pub(super) fn peak_resident(&self) -> Result<ByteSize, CommandError> {
+        let status = self.proc_file("status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        // proc_pid_status(5) says kB and means KiB.
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.map(|kib| ByteSize(kib << 10))
+            .ok_or_else(|| CommandError::failed(format!("read the memory of {}", self.id), "no VmHWM in it"))
     }
 
     fn proc_file(&self, name: &str) -> Result<String, CommandError> {

@@ -304,6 +304,23 @@ impl StoredBlob {
         state.parts = ChunkMap::empty(state.parts.len());
     }
 
+    /// Writes whole parts from `offset` on and lets readers have them, if `is_right` says so; it is asked where disk work
+    /// is done, since hashing takes as long. False if they are not right: nothing is written then.
+    pub(crate) async fn write_checked(
+        &self,
+        offset: u64,
+        bytes: Bytes,
+        is_right: impl FnOnce(&[u8]) -> bool + Send + 'static,
+    ) -> Result<bool, StoreError> {
+        let range = offset..offset + bytes.len() as u64;
+        let written = self.open()?.write_if(offset, bytes, is_right).await;
+        let written = written.map_err(|error| StoreError::writing(&self.path, error))?;
+        if written {
+            self.emit(&range);
+        }
+        Ok(written)
+    }
+
     /// Takes the parts' values of a chunk whose parts are all verified and written: now it is held. True if
     /// it was not before.
     pub(crate) fn hold(&self, chunk: u32, values: &[Value]) -> bool {
@@ -472,6 +489,9 @@ impl StoredBlob {
     async fn read_raw(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
         let length = usize::try_from(range.end - range.start)
             .map_err(|_| StoreError::reading(&self.path, std::io::ErrorKind::InvalidInput.into()))?;
+        if length == 0 {
+            return Ok(Bytes::new());
+        }
         self.open()?
             .read_at(range.start, length)
             .await

@@ -10,6 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::io::{pread, retry_on_intr};
 
 /// What one disk call moves at most, in bytes: large enough that the hand-over to the blocking pool is
 /// cheap against it (8 KiB pieces were seen to be five times slower).
@@ -43,8 +45,25 @@ impl BlobFile {
 
     /// Writes `bytes` at `offset`.
     pub(crate) async fn write_at(&self, offset: u64, bytes: Bytes) -> io::Result<()> {
+        self.write_if(offset, bytes, |_| true).await.map(drop)
+    }
+
+    /// Writes `bytes` at `offset` if `is_right` says so; what it answered.
+    pub(crate) async fn write_if(
+        &self,
+        offset: u64,
+        bytes: Bytes,
+        is_right: impl FnOnce(&[u8]) -> bool + Send + 'static,
+    ) -> io::Result<bool> {
         let file = self.clone();
-        blocking(move || file.write_now(offset, &bytes)).await
+        blocking(move || {
+            if !is_right(&bytes) {
+                return Ok(false);
+            }
+            file.write_now(offset, &bytes)?;
+            Ok(true)
+        })
+        .await
     }
 
     /// As [`BlobFile::write_at`], on the thread that calls. Blocking.
@@ -61,8 +80,16 @@ impl BlobFile {
     pub(crate) async fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         let file = Arc::clone(&self.file);
         blocking(move || {
-            let mut bytes = vec![0; length];
-            file.read_exact_at(&mut bytes, offset)?;
+            let mut bytes = Vec::with_capacity(length);
+            while bytes.len() < length {
+                let at = offset + bytes.len() as u64;
+                // Into memory that was not zeroed before.
+                let read = retry_on_intr(|| pread(&file, spare_capacity(&mut bytes), at))?;
+                if read == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            bytes.truncate(length);
             Ok(Bytes::from(bytes))
         })
         .await

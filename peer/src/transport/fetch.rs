@@ -7,7 +7,8 @@
 //! <- 256 KiB              ...
 //! ```
 //! A blob without a table (one part at most) is checked against its digest before anything is written. Bytes that
-//! fail their check never leave this function.
+//! fail their check never leave this function. While a part is checked and written, the next one is received: a transfer
+//! has two parts in memory at most.
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use flotilla_common::proof::Proof;
 use flotilla_common::tree::{self, Value};
 use flotilla_common::wire::peer::{Ask, Chunk, Refusal};
 use flotilla_runtime::rate::Limiter;
+use futures_util::future::try_join;
 use quinn::{RecvStream, VarInt};
 use tokio::time::timeout;
 
@@ -92,15 +94,36 @@ async fn by_parts(
     mut progress: impl FnMut(u64),
 ) -> Result<(), FetchError> {
     let start = blob.geometry().chunk_range(chunk).start;
+    let mut arrived: Option<Part> = None;
     for (range, value) in blob.geometry().parts(chunk).zip(values) {
         let before = range.start - start;
-        let bytes = read_part(receive, range.end - range.start, cap, |got| progress(before + got)).await?;
-        if tree::subtree_value(range.start, &bytes) != *value {
-            return Err(FetchError::Corrupt);
-        }
-        blob.write_verified(range.start, bytes).await?;
+        let length = range.end - range.start;
+        let reading = async { Ok(read_part(receive, length, cap, |got| progress(before + got)).await?) };
+        let bytes = match arrived.take() {
+            Some(part) => try_join(reading, part.store(blob)).await?.0,
+            None => reading.await?,
+        };
+        arrived = Some(Part { start: range.start, value: *value, bytes });
     }
-    Ok(())
+    match arrived {
+        Some(part) => part.store(blob).await,
+        None => Ok(()),
+    }
+}
+
+/// A part that has arrived, and the value that it must have.
+struct Part {
+    start: u64,
+    value: Value,
+    bytes: Bytes,
+}
+
+impl Part {
+    async fn store(self, blob: &StoredBlob) -> Result<(), FetchError> {
+        let Self { start, value, bytes } = self;
+        let is_right = move |bytes: &[u8]| tree::subtree_value(start, bytes) == value;
+        if blob.write_checked(start, bytes, is_right).await? { Ok(()) } else { Err(FetchError::Corrupt) }
+    }
 }
 
 /// A sealed blob of one part at most: its digest is its check.
@@ -111,11 +134,9 @@ async fn by_digest(
     progress: impl FnMut(u64),
 ) -> Result<(), FetchError> {
     let bytes = read_part(receive, blob.geometry().size(), cap, progress).await?;
-    if !blob.digest().matches(&bytes) {
-        return Err(FetchError::Corrupt);
-    }
-    blob.write_verified(0, bytes).await?;
-    Ok(())
+    let digest = *blob.digest();
+    let is_right = move |bytes: &[u8]| digest.matches(bytes);
+    if blob.write_checked(0, bytes, is_right).await? { Ok(()) } else { Err(FetchError::Corrupt) }
 }
 
 /// A blob that nothing proves but its digest: nobody may have a byte of it before all of it was hashed.
@@ -142,15 +163,26 @@ async fn read_part(
     mut progress: impl FnMut(u64),
 ) -> Result<Bytes, StreamError> {
     let length = usize::try_from(length).map_err(|_| StreamError::Unexpected)?;
-    let mut bytes = BytesMut::zeroed(length);
-    let mut got = 0;
-    while got < length {
-        let until = (got + SIP).min(length);
-        let read = receive.read_exact(&mut bytes[got..until]);
-        timeout(FRAME_TIMEOUT, read).await.map_err(|_| StreamError::Timeout)??;
-        cap.take(until - got).await;
-        got = until;
-        progress(got as u64);
+    let mut bytes = BytesMut::with_capacity(length);
+    while bytes.len() < length {
+        let until = (bytes.len() + SIP).min(length);
+        let before = bytes.len();
+        timeout(FRAME_TIMEOUT, read_until(receive, &mut bytes, until))
+            .await
+            .map_err(|_| StreamError::Timeout)??;
+        cap.take(until - before).await;
+        progress(until as u64);
     }
     Ok(bytes.freeze())
+}
+
+/// Reads on until there are `until` bytes: each is copied once, out of its packet, into memory that was not zeroed.
+async fn read_until(receive: &mut RecvStream, bytes: &mut BytesMut, until: usize) -> Result<(), StreamError> {
+    while bytes.len() < until {
+        let read = receive.read_chunk(until - bytes.len(), true).await;
+        let chunk = read.map_err(quinn::ReadExactError::ReadError)?;
+        let chunk = chunk.ok_or(quinn::ReadExactError::FinishedEarly(bytes.len()))?;
+        bytes.extend_from_slice(&chunk.bytes);
+    }
+    Ok(())
 }

@@ -20,7 +20,7 @@ use flotilla_common::wire::peer::{ALPN, About, Control};
 use flotilla_runtime::identity::{self, Identity, IdentityError};
 use flotilla_runtime::shutdown::Shutdown;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Endpoint, EndpointConfig, Incoming, ServerConfig};
+use quinn::{ClientConfig, Endpoint, Incoming, ServerConfig};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -199,7 +199,8 @@ pub fn quic_endpoint(
     let (server, client) = configs(identity, down)?;
     let socket = tuning::bind(listen).map_err(|error| TransportError::Bind(listen, error))?;
     let runtime = Arc::new(quinn::TokioRuntime);
-    let mut endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
+    let config = tuning::endpoint_config().map_err(|error| TransportError::Tls(error.to_string()))?;
+    let mut endpoint = Endpoint::new(config, Some(server), socket, runtime)
         .map_err(|error| TransportError::Bind(listen, error))?;
     endpoint.set_default_client_config(client);
     Ok(endpoint)

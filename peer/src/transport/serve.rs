@@ -10,6 +10,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::tree::Value;
 use flotilla_common::wire::peer::{Ask, Chunk, Parts, Refusal};
 use flotilla_runtime::rate::Limiter;
+use futures_util::future::try_join;
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::time::timeout;
 
@@ -104,23 +105,40 @@ impl Question {
         };
         let values = outbound.values(&digest, chunk, held.values);
         frames::write(&mut self.send, &Chunk::Parts(Parts { values })).await?;
+        let end = held.range.end;
+        let part_at = |at: u64| at..(at + PART_SIZE).min(end);
         let mut at = held.range.start;
-        while at < held.range.end {
-            let part = at..(at + PART_SIZE).min(held.range.end);
-            let bytes = outbound.bytes(&digest, at, blob.read(part.clone()).await?);
-            for offset in (0..bytes.len()).step_by(SIP) {
-                let sip = bytes.slice(offset..(offset + SIP).min(bytes.len()));
-                cap.take(sip.len()).await;
-                let sent = offset + sip.len();
-                self.send_bytes(sip).await?;
-                progress(at - held.range.start + sent as u64);
-            }
-            at = part.end;
+        let mut bytes = blob.read(part_at(at)).await?;
+        while at < end {
+            let sending = self.send_part(outbound.bytes(&digest, at, bytes), cap, |sent| {
+                progress(at - held.range.start + sent);
+            });
+            let next = part_at(at).end;
+            // The next part is read while this one is sent.
+            let reading = async { Ok(blob.read(part_at(next)).await?) };
+            bytes = try_join(sending, reading).await?.1;
+            at = next;
         }
         let _ = self.send.finish();
         // The slot is free when the last byte has arrived, not when it was queued here.
         let _ = timeout(FAREWELL_TIMEOUT, self.send.stopped()).await;
         Ok(held.range.end - held.range.start)
+    }
+
+    async fn send_part(
+        &mut self,
+        bytes: Bytes,
+        cap: &Limiter,
+        mut progress: impl FnMut(u64),
+    ) -> Result<(), ServeError> {
+        for offset in (0..bytes.len()).step_by(SIP) {
+            let sip = bytes.slice(offset..(offset + SIP).min(bytes.len()));
+            cap.take(sip.len()).await;
+            let sent = offset + sip.len();
+            self.send_bytes(sip).await?;
+            progress(sent as u64);
+        }
+        Ok(())
     }
 
     async fn send_bytes(&mut self, bytes: Bytes) -> Result<(), StreamError> {

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
 use flotilla_common::units::BitRate;
-use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{ConfigError, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 /// Bytes in flight on one stream: one chunk of the largest size, so that a transfer never waits for its
 /// own window.
@@ -24,8 +24,9 @@ const STREAMS: u32 = 32;
 /// A silent neighbour is gone after this time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(6);
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// Loopback and jumbo frames carry more than an Ethernet packet; the probe finds out what fits.
-const MTU_UPPER_BOUND: u16 = 8_900;
+/// Loopback and jumbo frames carry more than an Ethernet packet; the probe finds out what fits. Not more than this: quinn
+/// hands ten packets at once to the kernel, which takes 65,507 bytes and refuses all of them if it is more.
+const MTU_UPPER_BOUND: u16 = 6_500;
 /// Kernel buffers of the one UDP socket that all connections share.
 const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
@@ -45,6 +46,13 @@ pub(crate) fn transport_config(down: Option<BitRate>) -> TransportConfig {
         .keep_alive_interval(Some(KEEP_ALIVE))
         .mtu_discovery_config(Some(mtu));
     config
+}
+
+/// The settings of the endpoint: the largest packet that others may send here.
+pub(crate) fn endpoint_config() -> Result<EndpointConfig, ConfigError> {
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(MTU_UPPER_BOUND)?;
+    Ok(config)
 }
 
 fn stream_window(down: Option<BitRate>) -> u32 {
