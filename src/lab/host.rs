@@ -137,7 +137,7 @@ impl Host {
     ///
     /// # Errors
     /// If it does not start or does not succeed, with what it said.
-    pub(super) fn run(&self, program: &[&str], input: &str) -> Result<String, LabError> {
+    pub fn run(&self, program: &[&str], input: &str) -> Result<String, LabError> {
         let (words, input) =
             (program.iter().map(|&word| word.to_owned()).collect::<Vec<_>>(), input.to_owned());
         let (tell, told) = mpsc::sync_channel(1);

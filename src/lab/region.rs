@@ -56,6 +56,8 @@ impl LabPlan {
 pub struct PeerPlan {
     /// Its zone; `None` for the default one.
     pub zone: Option<String>,
+    /// The folder of its store; `None` for one in the laboratory's folder.
+    pub store: Option<PathBuf>,
     /// Further arguments.
     pub arguments: Vec<String>,
     /// Further environment.
@@ -150,6 +152,7 @@ impl Lab {
         let issue = ["pki", "issue", "--dir", &text(&pki), "--peer", &name];
         host.run(&flotilla(&self.plan.program, &issue), "")?;
         let mirror = host.private(MIRROR_PORT);
+        let store = plan.store.clone().unwrap_or_else(|| self.dir.path().join("stores").join(&name));
         let trackers =
             self.trackers.iter().map(|tracker| format!("http://{}", tracker.host().public(TRACKER_PORT)));
         let mut arguments = words(&["peer", "--mirror", &mirror.to_string()]);
@@ -157,7 +160,7 @@ impl Lab {
             ("--quic", host.public(QUIC_PORT).to_string()),
             ("--origin", self.origin_url()),
             ("--tracker", trackers.collect::<Vec<_>>().join(",")),
-            ("--store", text(&self.dir.path().join("stores").join(&name))),
+            ("--store", text(&store)),
             ("--region", REGION.to_owned()),
             ("--zone", plan.zone.clone().unwrap_or_else(|| "default".to_owned())),
             ("--trusted-keys", text(&pki.join("trusted-keys"))),

@@ -2,31 +2,14 @@
 
 use std::time::Duration;
 
-use flotilla::lab::{Ground, LabPlan, PeerPlan};
-use flotilla_common::units::{BitRate, ByteSize};
+use flotilla::lab::PeerPlan;
 use tokio::time::Instant;
 
-use crate::harness::lab::{LabScene, hosts};
-
-const SIZE: ByteSize = ByteSize(16 << 20);
-/// The image takes 3.4 s at this rate.
-const RATE: BitRate = BitRate(40_000_000);
-
-/// Peers whose own caps make a pull last long enough to be broken, also on loopback.
-fn slow_peers(count: usize) -> Vec<PeerPlan> {
-    let arguments = ["--up", "40Mbit", "--down", "40Mbit"].map(str::to_owned).to_vec();
-    vec![PeerPlan { arguments, ..PeerPlan::default() }; count]
-}
-
-/// A region on loopback whose origin is as slow as its peers.
-fn slow_region() -> LabPlan {
-    let origin_arguments = ["--up", "40Mbit"].map(str::to_owned).to_vec();
-    LabPlan { origin_arguments, ..LabPlan::new(env!("CARGO_BIN_EXE_flotilla"), Ground::Loopback) }
-}
+use crate::harness::lab::{LabScene, SLOW_RATE, SLOW_SIZE, hosts, slow_peers, slow_region};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_is_killed_in_mid_transfer() {
-    let mut scene = LabScene::of(slow_region(), SIZE, &slow_peers(4)).await;
+    let mut scene = LabScene::of(slow_region(), SLOW_SIZE, &slow_peers(4)).await;
     let mut pulls = scene.pull_everywhere();
     scene.until_held(0, 0.25).await;
     scene.lab.peer(0).kill();
@@ -42,7 +25,7 @@ async fn a_peer_is_killed_in_mid_transfer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tracker_is_killed_and_started_again_in_mid_burst() {
-    let mut scene = LabScene::of(slow_region(), SIZE, &slow_peers(4)).await;
+    let mut scene = LabScene::of(slow_region(), SLOW_SIZE, &slow_peers(4)).await;
     let pulls = scene.pull_everywhere();
     scene.until_held(0, 0.25).await;
     scene.lab.tracker(0).kill();
@@ -52,14 +35,14 @@ async fn the_tracker_is_killed_and_started_again_in_mid_burst() {
         let total = scene.completes(pull).await.total;
         assert!(total < Duration::from_secs(9), "a dead tracker cost a pull {total:?}");
     }
-    let copies = scene.lab.origin_blob_bytes().await.unwrap() as f64 / scene.image_bytes as f64;
+    let copies = scene.origin_copies().await;
     assert!(copies < 2.0, "{copies} copies from the origin");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_is_cut_and_healed() {
-    let Some(ground) = hosts("a link is cut and healed", RATE) else { return };
-    let mut scene = LabScene::start(ground, SIZE, &vec![PeerPlan::default(); 3]).await;
+    let Some(ground) = hosts("a link is cut and healed", SLOW_RATE) else { return };
+    let mut scene = LabScene::start(ground, SLOW_SIZE, &vec![PeerPlan::default(); 3]).await;
     let mut pulls = scene.pull_everywhere();
     scene.until_held(0, 0.25).await;
     scene.lab.peer(0).host().cut().unwrap();

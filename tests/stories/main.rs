@@ -4,12 +4,17 @@
 
 mod burst;
 mod clients;
+mod clock;
 mod commands;
+mod disks;
 mod errors;
 mod faults;
+mod frozen;
 mod harness;
 mod killed;
 mod liar;
+mod origins;
 mod real_tools;
 mod resume;
+mod trackers;
 mod upstream;

@@ -24,6 +24,24 @@ pub(crate) fn hosts(story: &str, rate: BitRate) -> Option<Ground> {
     Some(Ground::Hosts(Some(Shape::of(rate))))
 }
 
+/// An image that takes 3.4 s at [`SLOW_RATE`].
+pub(crate) const SLOW_SIZE: ByteSize = ByteSize(16 << 20);
+/// Slow enough that there is time to break something, and that two cores are not the limit.
+pub(crate) const SLOW_RATE: BitRate = BitRate(40_000_000);
+
+/// Peers whose own caps make a pull last long enough to be broken, also on loopback.
+pub(crate) fn slow_peers(count: usize) -> Vec<PeerPlan> {
+    let rate = SLOW_RATE.0.to_string();
+    let arguments = ["--up", &rate, "--down", &rate].map(str::to_owned).to_vec();
+    vec![PeerPlan { arguments, ..PeerPlan::default() }; count]
+}
+
+/// A region on loopback whose origin is as slow as its peers.
+pub(crate) fn slow_region() -> LabPlan {
+    let origin_arguments = vec!["--up".to_owned(), SLOW_RATE.0.to_string()];
+    LabPlan { origin_arguments, ..LabPlan::new(env!("CARGO_BIN_EXE_flotilla"), Ground::Loopback) }
+}
+
 /// A laboratory with an image in its origin.
 pub(crate) struct LabScene {
     pub(crate) lab: Lab,
@@ -65,6 +83,18 @@ impl LabScene {
         let pulled = timeout(PULL_BOUND, pull).await.expect("a pull ends").unwrap().unwrap();
         assert_eq!(pulled.bytes, self.image_bytes);
         pulled
+    }
+
+    /// As [`LabScene::completes`], within `bound` from now.
+    pub(crate) async fn completes_within(&self, pull: Pulling, bound: Duration) -> Pulled {
+        timeout(bound, self.completes(pull))
+            .await
+            .unwrap_or_else(|_| panic!("a pull is not through {bound:?} later"))
+    }
+
+    /// Bytes that left the origin since it started, over those of the image.
+    pub(crate) async fn origin_copies(&self) -> f64 {
+        self.lab.origin_blob_bytes().await.unwrap() as f64 / self.image_bytes as f64
     }
 
     /// Bytes of the image that a peer's store holds, verified.

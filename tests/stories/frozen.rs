@@ -1,0 +1,41 @@
+//! A peer is stopped (SIGSTOP) in mid-transfer: its connections stand, and it says nothing. A machine that swaps, a
+//! paused VM.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::harness::lab::{LabScene, SLOW_SIZE, slow_peers, slow_region};
+
+/// What one silent neighbour may cost the others: a transfer is given up when it has not moved for 2 s, and what only
+/// the frozen peer had is leased again.
+const OTHERS_BOUND: Duration = Duration::from_secs(10);
+/// From its thawing until a peer's own pull is through: it finds its neighbours gone and dials them again.
+const THAWED_BOUND: Duration = Duration::from_secs(15);
+
+async fn frozen_for(at_least: Duration) {
+    let mut scene = LabScene::of(slow_region(), SLOW_SIZE, &slow_peers(4)).await;
+    let mut pulls = scene.pull_everywhere();
+    scene.until_held(0, 0.25).await;
+    scene.lab.peer(0).freeze();
+    let frozen = sleep(at_least);
+    let own = pulls.remove(0);
+    for pull in pulls {
+        let total = scene.completes(pull).await.total;
+        assert!(total < OTHERS_BOUND, "a silent neighbour cost a pull {total:?}");
+    }
+    frozen.await;
+    scene.lab.peer(0).thaw();
+    scene.completes_within(own, THAWED_BOUND).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_is_frozen_until_the_others_are_done() {
+    frozen_for(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: half a minute of silence"]
+async fn a_peer_is_frozen_for_half_a_minute() {
+    frozen_for(Duration::from_secs(30)).await;
+}
