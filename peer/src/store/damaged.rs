@@ -81,13 +81,12 @@ async fn flipped_bits_are_found_and_only_their_chunks_lost() {
 }
 
 #[tokio::test]
-async fn bits_that_flip_while_the_peer_runs_are_found_within_a_minute() {
+async fn bits_that_flip_while_the_peer_runs_are_found_at_the_next_read() {
     let (dir, [large, small]) = (tempfile::tempdir().unwrap(), [sample(0), sample_of(1, 1000)]);
     let store = Store::open(dir.path(), ROOM, &large.trusted).unwrap();
-    let pins = [fill(&store, &large).await, fill(&store, &small).await];
-    for (sample, pin) in [&large, &small].into_iter().zip(&pins) {
+    let _pins = [fill(&store, &large).await, fill(&store, &small).await];
+    for sample in [&large, &small] {
         flip(&data(dir.path(), sample), 7);
-        pin.blob().grow_old();
         assert_eq!(lost(&store, sample).await, [0]);
         heals(&store, sample, &[0]).await;
     }
