@@ -6,7 +6,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::swarm::{BlobSlot, Failure, Input, WaitTimes};
 use flotilla_common::time::Time;
 
-use super::tasks::Fetched;
+use super::tasks::{Fetched, Whole};
 use super::{Command, Driver, LINGER, Reach, Report};
 use crate::store::{Pin, StoredBlob, blocking};
 
@@ -105,7 +105,7 @@ impl Driver {
                 self.machine.handle(now, Input::UploadEnded { upload });
             }
             Report::Lost(digest, chunk) => self.lost(now, &digest, chunk),
-            Report::Checked(digest, is_right) => self.checked(now, &digest, is_right),
+            Report::Checked(digest, whole) => self.checked(now, &digest, whole),
             Report::Granted(grant) => self.granted(&grant),
         }
     }
@@ -191,18 +191,24 @@ impl Driver {
         }
     }
 
-    fn checked(&mut self, now: Time, digest: &Digest, is_right: bool) {
+    fn checked(&mut self, now: Time, digest: &Digest, whole: Whole) {
         let Some(slot) = self.roster.blob_slot(digest) else { return };
-        if let Some(blob) = self.roster.blob_mut(slot) {
-            blob.is_being_checked = false;
-            if is_right {
+        let Some(blob) = self.roster.blob_mut(slot) else { return };
+        blob.is_being_checked = false;
+        match whole {
+            Whole::Right => {
                 blob.stored.complete();
                 self.shared.pulls.completed(now, digest);
                 self.shared.pulls.settle(now, self.machine.stood_still(now));
-                return;
+            }
+            Whole::Damaged(chunks) => {
+                tracing::warn!(blob = %digest, ?chunks, "stored chunks were damaged and are fetched again");
+                chunks.into_iter().for_each(|chunk| self.lost(now, digest, chunk));
+            }
+            Whole::Wrong => {
+                self.quarantine(now, digest, "its chunks are as sealed, but the whole has another digest");
             }
         }
-        self.quarantine(now, digest, "its chunks are as sealed, but the whole has another digest");
     }
 
     /// Says loudly that an origin contradicts itself, and has nothing more to do with the blob: readers get it from

@@ -99,7 +99,7 @@ enum Report {
     /// A chunk was found damaged while it was served.
     Lost(Digest, u32),
     /// The whole blob was hashed.
-    Checked(Digest, bool),
+    Checked(Digest, tasks::Whole),
     /// An origin renewed a grant.
     Granted(Grant),
 }

@@ -155,12 +155,36 @@ pub(super) async fn serve(
     finish(reports, Report::UploadEnded(upload, sent)).await;
 }
 
+/// What a whole blob turned out to be.
+#[derive(Debug)]
+pub(super) enum Whole {
+    /// What its digest says.
+    Right,
+    /// Something else, although every chunk is as its proof says.
+    Wrong,
+    /// These chunks are not on the own disk as they were verified.
+    Damaged(Vec<u32>),
+}
+
 /// Hashes a whole blob whose chunks are all held.
 pub(super) async fn check(blob: Arc<StoredBlob>, reports: mpsc::Sender<Report>) {
-    match blob.check_digest().await {
-        Ok(is_right) => finish(reports, Report::Checked(*blob.digest(), is_right)).await,
+    match judge(&blob).await {
+        Ok(whole) => finish(reports, Report::Checked(*blob.digest(), whole)).await,
         Err(error) => tracing::warn!(blob = %blob.digest(), %error, "hash blob"),
     }
+}
+
+/// Before anybody is accused of a wrong digest, the chunks are looked at once more, for the own disk may have changed
+/// them; and then the digest, for they may have been fetched again meanwhile.
+async fn judge(blob: &StoredBlob) -> Result<Whole, StoreError> {
+    if blob.check_digest().await? {
+        return Ok(Whole::Right);
+    }
+    let damaged = blob.damaged_chunks().await?;
+    if !damaged.is_empty() {
+        return Ok(Whole::Damaged(damaged));
+    }
+    Ok(if blob.check_digest().await? { Whole::Right } else { Whole::Wrong })
 }
 
 async fn finish(reports: mpsc::Sender<Report>, report: Report) {

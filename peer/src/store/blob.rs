@@ -10,6 +10,8 @@
 //! cost a chunk, never a lie to a neighbour or a broken pull. (BLAKE3 needs 0.2 s for a GiB.) Nothing outside the maps is
 //! ever read as content.
 
+mod verify;
+
 use core::ops::Range;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -22,11 +24,11 @@ use flotilla_common::chunk::{Geometry, PART_SIZE};
 use flotilla_common::digest::{Digest, DigestHasher};
 use flotilla_common::map::ChunkMap;
 use flotilla_common::proof::Proof;
-use flotilla_common::tree::{self, ChunkTable, Value};
+use flotilla_common::tree::{ChunkTable, Value};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use super::StoreError;
-use super::file::{BlobFile, blocking};
+use super::file::BlobFile;
 use super::whole::Prefix;
 
 /// What a reader learns when it asks for the bytes at its cursor.
@@ -247,38 +249,6 @@ impl StoredBlob {
         Ok(bytes.slice(cut(range.start)..cut(range.end)))
     }
 
-    /// The parts that a range touches, as a range of bytes.
-    fn whole_parts(&self, range: &Range<u64>) -> Range<u64> {
-        let end = range.end.div_ceil(PART_SIZE).saturating_mul(PART_SIZE);
-        range.start / PART_SIZE * PART_SIZE..end.min(self.geometry.size())
-    }
-
-    /// The first held chunk that is not what was verified, among whole parts read from `start` on. Of a blob that only its
-    /// digest proves, all would have to be hashed each time: there nothing is compared.
-    async fn first_damaged(&self, start: u64, bytes: &Bytes) -> Result<Option<u32>, StoreError> {
-        let Proof::Sealed { table, .. } = &self.proof else { return Ok(None) };
-        if table.is_none() {
-            return Ok((!self.digest().matches(bytes)).then_some(0));
-        }
-        let read = bytes.clone();
-        let values = blocking(move || Ok(tree::part_values(start, &read)))
-            .await
-            .map_err(|error| StoreError::reading(&self.path, error))?;
-        let state = self.lock();
-        let is_damaged = |(offset, value): (u64, &Value)| {
-            let chunk = self.geometry.chunk_at(offset);
-            let known = state.values.get(part_of(offset) as usize);
-            (state.held.contains(chunk) && known.is_some_and(|known| known != value)).then_some(chunk)
-        };
-        let offsets = (start..).step_by(PART_SIZE as usize);
-        Ok(offsets.zip(&values).find_map(is_damaged))
-    }
-
-    fn drop_damaged(&self, chunk: u32) -> StoreError {
-        self.lock().drop_chunk(&self.geometry, chunk);
-        StoreError::Doubtful { digest: *self.digest(), chunk }
-    }
-
     /// A held chunk for a neighbour: `None` if it is not held.
     ///
     /// # Errors
@@ -453,47 +423,6 @@ impl StoredBlob {
     pub(super) fn take_use(&self) -> bool {
         let used_at = self.used_at.load(Ordering::Relaxed);
         self.seen_use.swap(used_at, Ordering::Relaxed) != used_at
-    }
-
-    /// Reads a chunk that was held before the restart once, and drops it if it is damaged.
-    async fn settle_doubt(&self, chunk: u32) -> Result<(), StoreError> {
-        if !self.lock().doubtful.contains(chunk) {
-            return Ok(());
-        }
-        // One reader checks a blob that has no table; the others wait for what it finds.
-        let mut prefix = match self.proof {
-            Proof::DigestOnly { .. } => Some(self.prefix.lock().await),
-            Proof::Sealed { .. } => None,
-        };
-        if !self.lock().doubtful.contains(chunk) {
-            return Ok(());
-        }
-        let range = self.geometry.chunk_range(chunk);
-        let values = match self.table() {
-            Some(table) => {
-                let bytes = self.read_raw(range.clone()).await;
-                bytes.ok().and_then(|bytes| {
-                    let values = tree::part_values(range.start, &bytes);
-                    table.verifies_parts(&self.geometry, chunk, &values).then_some(values)
-                })
-            }
-            None => matches!(self.check_digest().await, Ok(true)).then(Vec::new),
-        };
-        let mut state = self.lock();
-        match values {
-            Some(values) => {
-                state.doubtful.remove(chunk);
-                state.keep_values(&self.geometry, chunk, &values);
-                Ok(())
-            }
-            None => {
-                if let Some(prefix) = &mut prefix {
-                    **prefix = Prefix::default();
-                }
-                drop(state);
-                Err(self.drop_damaged(chunk))
-            }
-        }
     }
 
     async fn read_raw(&self, range: Range<u64>) -> Result<Bytes, StoreError> {

@@ -1,8 +1,8 @@
 //! What the stories share: a region to break, an image to pull, real tools, and waiting for what must come.
 
-mod daemon;
 pub(crate) mod breaker;
 pub(crate) mod containerd;
+mod daemon;
 pub(crate) mod disk;
 pub(crate) mod docker;
 pub(crate) mod lab;
