@@ -169,6 +169,11 @@ impl Blob {
         was_held
     }
 
+    /// Whether any neighbour holds any of it.
+    pub(super) fn is_offered(&self) -> bool {
+        self.members.iter().any(|member| member.held_count > 0)
+    }
+
     pub(super) fn member(&self, peer: PeerSlot) -> Option<usize> {
         self.who.iter().position(|member| *member == peer)
     }

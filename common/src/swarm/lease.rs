@@ -16,6 +16,9 @@ use crate::time::Time;
 /// Blobs for which a request is parked at once: the next one's origin copy begins while the last chunks of the first
 /// are on their way, and yet all peers begin with the same blob.
 pub(super) const ASKED_BLOBS: usize = 2;
+/// So often in a row a starving request must have been right, as a power of two of its patience, that a pull without any
+/// neighbour that has something goes on with several at once.
+const SURELY_ALONE: i32 = 3;
 /// Least time between two requests for one blob.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -158,7 +161,10 @@ impl PeerMachine {
     fn seek_lease(&mut self, now: Time, slot: BlobSlot) {
         let starves_at = self.starves_at(slot);
         let Some(blob) = self.blobs.get_mut(slot) else { return };
-        let is_starving = starves_at <= now && self.transfers.of_blob(slot).next().is_none();
+        let is_alone = blob.starved_log2 >= SURELY_ALONE && !blob.is_offered();
+        let running = self.transfers.of_blob(slot).count();
+        let is_starving =
+            if is_alone { running < self.slots as usize } else { starves_at <= now && running == 0 };
         let not_before = match blob.asked {
             Asked::Parked { starving: true, .. } => return,
             Asked::Parked { is_outdated: true, since, .. } if !is_starving => since + ASK_AGAIN,
