@@ -2,6 +2,10 @@
 
 use std::path::Path;
 
+use clap::{Arg, CommandFactory as _};
+use flotilla::cli::Cli;
+use flotilla_runtime::config;
+
 use crate::harness::tools::run;
 
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
@@ -74,4 +78,63 @@ fn a_scenario_with_a_typo_names_the_key() {
     std::fs::write(&scenario, "nam = \"typo\"\n").unwrap();
     let message = flotilla(&["simulate", scenario.to_str().unwrap()]).unwrap_err();
     assert!(message.contains("nam") && message.contains("typo.toml"), "{message}");
+}
+
+#[test]
+fn the_example_configurations_are_read_and_show_every_key() {
+    for service in ["origin", "tracker", "peer"] {
+        let path = format!("{}/deploy/config/{service}.toml", env!("CARGO_MANIFEST_DIR"));
+        config::try_parse_from::<Cli, _>(["flotilla", service, "--config", &path]).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let command = Cli::command();
+        let flags = command.find_subcommand(service).unwrap().get_arguments().filter_map(Arg::get_long);
+        for key in flags.filter(|flag| !["config", "help"].contains(flag)) {
+            let shows = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            assert!(text.lines().any(shows), "{path} does not show {key}");
+        }
+    }
+}
+
+#[test]
+fn a_fault_in_a_configuration_names_the_key_and_the_cure() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("flotilla.toml");
+    for (service, text, words) in [
+        ("origin", "listn = '127.0.0.1:0'", ["unknown key 'listn'", "did you mean 'listen'?"]),
+        ("origin", "up = 'fast'", ["key 'up'", "for example 50Mbit"]),
+        ("origin", "[tls]\ncert = 'x'", ["unknown key 'tls'", "there are: listen, storage"]),
+        ("tracker", "open_lease = 3", ["unknown key 'open_lease'", "did you mean 'open-leases'?"]),
+        ("tracker", "listen = 7070", ["key 'listen'", "invalid socket address"]),
+        ("tracker", "[lease]\nopen = 3", ["unknown key 'lease'", "there are: listen, trackers"]),
+        ("peer", "mirorr = '127.0.0.1:0'", ["unknown key 'mirorr'", "did you mean 'mirror'?"]),
+        ("peer", "quota = 'much'", ["key 'quota'", "for example 64MiB"]),
+        ("peer", "[store]\ndir = '/s'", ["key 'store'", "without [sections]"]),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let message = flotilla(&[service, "--config", file.to_str().unwrap()]).unwrap_err();
+        assert!(words.iter().all(|word| message.contains(word)), "{service} with {text}: {message}");
+        assert!(message.contains("flotilla.toml") && message.contains("exit status: 2"), "{message}");
+    }
+}
+
+#[test]
+fn shells_complete_commands_and_flags() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = flotilla(&["completions", shell]).unwrap();
+        assert!(script.contains("hosts-toml") && script.contains("trusted-keys"), "{shell}");
+    }
+}
+
+#[test]
+fn help_shows_examples_units_and_variables() {
+    let help = flotilla(&["peer", "--help"]).unwrap();
+    for word in ["Examples:", "status", "50GiB", "500Mbit", "FLOTILLA_TRUSTED_KEYS", "Store:"] {
+        assert!(help.contains(word), "{word} is missing in\n{help}");
+    }
+}
+
+#[test]
+fn a_peer_that_is_not_there_says_what_to_check() {
+    let message = flotilla(&["peer", "status", "--mirror", "127.0.0.1:1"]).unwrap_err();
+    assert!(message.contains("127.0.0.1:1") && message.contains("--mirror ADDR"), "{message}");
 }

@@ -7,6 +7,7 @@ mod clients;
 mod clock;
 mod commands;
 mod disks;
+mod draining;
 mod errors;
 mod faults;
 mod frozen;

@@ -1,0 +1,164 @@
+//! SIGTERM to each service as a process of its own: what is in flight is finished, nothing new is accepted, and the
+//! process ends well and soon.
+
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use flotilla::client::{http_client, push_layout};
+use flotilla::image::{self, Layout};
+use flotilla_common::digest::Digest;
+use flotilla_common::manifest::{ACCEPT, Descriptor};
+use flotilla_common::units::ByteSize;
+use reqwest::Response;
+use tokio::time::{sleep, timeout};
+
+use crate::harness::tools::run;
+
+const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
+/// For a service to start, and to end.
+const BOUND: Duration = Duration::from_secs(30);
+const POLL_EVERY: Duration = Duration::from_millis(5);
+
+/// A service as a process; killed if the story ends before it.
+struct Service {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Service {
+    /// Starts a service and waits until it says where it listens.
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(FLOTILLA)
+            .args(arguments)
+            .env("FLOTILLA_LOG", "info")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, address) = mpsc::channel();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            for line in log.lines().map_while(Result::ok) {
+                let fields: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+                let named = ["mirror", "address", "addr"].into_iter().find_map(|key| fields[key].as_str());
+                if let Some(address) = named.and_then(|address| address.parse().ok()) {
+                    let _ = sender.send(address);
+                }
+            }
+        });
+        match address.recv_timeout(BOUND) {
+            Ok(address) => Self { child, address },
+            Err(error) => panic!("flotilla {arguments:?} did not start: {error}"),
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn terminate(&self) {
+        run(Path::new("kill"), ["-TERM", &self.child.id().to_string()]).unwrap();
+    }
+
+    /// Waits until nobody can connect any more.
+    async fn accepts_nothing_new(&self) {
+        let closed = async {
+            while TcpStream::connect(self.address).is_ok() {
+                sleep(POLL_EVERY).await;
+            }
+        };
+        timeout(BOUND, closed).await.expect("it goes on listening");
+    }
+
+    /// Waits for a good end.
+    async fn ends_well(mut self) {
+        let ended = async {
+            loop {
+                if let Some(status) = self.child.try_wait().unwrap() {
+                    return status;
+                }
+                sleep(POLL_EVERY).await;
+            }
+        };
+        let status = timeout(BOUND, ended).await.expect("it does not end");
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Begins to download a layer, so slowly that it is still under way when the service is told to stop.
+async fn begin(base: &str, layer: &Descriptor) -> (Response, Vec<u8>) {
+    let client = http_client().unwrap();
+    let manifest = format!("{base}/v2/app/manifests/v1?ns=registry");
+    client.get(manifest).header("accept", ACCEPT).send().await.unwrap().error_for_status().unwrap();
+    let blob = format!("{base}/v2/app/blobs/{}?ns=registry", layer.digest);
+    let mut response = client.get(blob).send().await.unwrap().error_for_status().unwrap();
+    let first = response.chunk().await.unwrap().unwrap().to_vec();
+    assert!((first.len() as u64) < layer.size, "the whole layer came at once");
+    (response, first)
+}
+
+/// Reads the rest of a download and checks it.
+async fn finishes((mut response, mut bytes): (Response, Vec<u8>), layer: &Descriptor) {
+    while let Some(piece) = response.chunk().await.unwrap() {
+        bytes.extend_from_slice(&piece);
+    }
+    assert_eq!(Digest::sha256(&bytes), layer.digest);
+}
+
+async fn drains(service: Service, layer: &Descriptor) {
+    let download = begin(&service.url(), layer).await;
+    service.terminate();
+    service.accepts_nothing_new().await;
+    finishes(download, layer).await;
+    service.ends_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_service_finishes_what_is_in_flight_when_it_is_told_to_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let flotilla = |arguments: &[&str]| run(Path::new(FLOTILLA), arguments).unwrap();
+    flotilla(&["pki", "init", "--dir", &path("pki")]);
+    flotilla(&["pki", "issue", "--dir", &path("pki"), "--peer", "vm-1"]);
+    let any = "127.0.0.1:0";
+    let seal_key = path("pki/local.seal.key");
+    let origin: [&[&str]; 2] = [
+        &["origin", "--listen", any, "--storage", "memory:///"],
+        &["--seal-key", &seal_key, "--up", "40Mbit"],
+    ];
+    let origin = Service::start(&origin.concat());
+    let tracker = Service::start(&["tracker", "--listen", any]);
+    let (origin_url, tracker_url, store) = (origin.url(), tracker.url(), path("store"));
+    let (trusted, ca) = (path("pki/trusted-keys"), path("pki/ca.pem"));
+    let (certificate, key) = (path("pki/vm-1.pem"), path("pki/vm-1.key"));
+    let peer: [&[&str]; 3] = [
+        &["peer", "--mirror", any, "--quic", any, "--store", &store],
+        &["--origin", &origin_url, "--tracker", &tracker_url, "--trusted-keys", &trusted],
+        &["--tls-cert", &certificate, "--tls-key", &key, "--tls-ca", &ca],
+    ];
+    let peer = Service::start(&peer.concat());
+
+    let layout = dir.path().join("image");
+    image::make(&layout, ByteSize(16 << 20), 1).unwrap();
+    push_layout(&origin_url, "app", "v1", &layout).await.unwrap();
+    let layout = Layout::open(&layout).unwrap();
+    let (_, manifest) = layout.manifest(&layout.image().digest).unwrap();
+    let layer = manifest.layers.iter().max_by_key(|layer| layer.size).unwrap();
+
+    drains(peer, layer).await;
+    drains(origin, layer).await;
+    tracker.terminate();
+    tracker.accepts_nothing_new().await;
+    tracker.ends_well().await;
+}
