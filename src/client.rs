@@ -259,8 +259,13 @@ impl RegistryClient {
     /// What failed.
     pub async fn resolve(&self, tag: &str) -> Result<Digest, ClientError> {
         let action = format!("resolve {}:{tag}", self.repository);
-        let request = self.http.head(self.url("manifests", tag)).header(header::ACCEPT, ACCEPT);
-        let response = expect_success(&action, request.send().await).await?;
+        let url = self.url("manifests", tag);
+        let mut sent = self.http.head(&url).header(header::ACCEPT, ACCEPT).send().await;
+        if sent.as_ref().is_ok_and(|response| !response.status().is_success()) {
+            // An answer to HEAD cannot say why.
+            sent = self.http.get(&url).header(header::ACCEPT, ACCEPT).send().await;
+        }
+        let response = expect_success(&action, sent).await?;
         let digest = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
         digest
             .and_then(|digest| digest.parse().ok())
