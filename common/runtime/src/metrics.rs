@@ -73,11 +73,8 @@ impl Figures<'_> {
         label: &str,
         values: impl IntoIterator<Item = (&'l str, u64)>,
     ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (value, count) in values {
-            ConstCounter::new(count).encode(family.encode_family(&[(label, value)])?)?;
-        }
-        Ok(())
+        let counters = values.into_iter().map(|(value, count)| (value, ConstCounter::new(count)));
+        self.family(name, help, MetricType::Counter, label, counters)
     }
 
     /// Seconds that only grow, for each value of a label.
@@ -91,11 +88,8 @@ impl Figures<'_> {
         label: &str,
         values: impl IntoIterator<Item = (&'l str, Duration)>,
     ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (value, time) in values {
-            ConstCounter::new(time.as_secs_f64()).encode(family.encode_family(&[(label, value)])?)?;
-        }
-        Ok(())
+        let counters = values.into_iter().map(|(value, time)| (value, ConstCounter::new(time.as_secs_f64())));
+        self.family(name, help, MetricType::Counter, label, counters)
     }
 
     /// A number that goes up and down.
@@ -103,7 +97,7 @@ impl Figures<'_> {
     /// # Errors
     /// The text cannot be written.
     pub fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+        let gauge = gauge_of(value);
         gauge.encode(self.0.encode_descriptor(name, help, None, gauge.metric_type())?)
     }
 
@@ -118,13 +112,29 @@ impl Figures<'_> {
         label: &str,
         values: impl IntoIterator<Item = (&'l str, u64)>,
     ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (value, number) in values {
-            let gauge = ConstGauge::new(i64::try_from(number).unwrap_or(i64::MAX));
-            gauge.encode(family.encode_family(&[(label, value)])?)?;
+        let gauges = values.into_iter().map(|(value, number)| (value, gauge_of(number)));
+        self.family(name, help, MetricType::Gauge, label, gauges)
+    }
+
+    /// One metric for each value of a label.
+    fn family<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        label: &str,
+        metrics: impl IntoIterator<Item = (&'l str, impl EncodeMetric)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
+        for (value, metric) in metrics {
+            metric.encode(family.encode_family(&[(label, value)])?)?;
         }
         Ok(())
     }
+}
+
+fn gauge_of(number: u64) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
 impl fmt::Debug for Figures<'_> {
