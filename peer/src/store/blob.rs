@@ -24,7 +24,7 @@ use flotilla_common::chunk::{Geometry, PART_SIZE};
 use flotilla_common::digest::{Digest, DigestHasher};
 use flotilla_common::map::ChunkMap;
 use flotilla_common::proof::Proof;
-use flotilla_common::tree::{ChunkTable, Value};
+use flotilla_common::tree::{self, ChunkTable, Value};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use super::StoreError;
@@ -235,14 +235,14 @@ impl StoredBlob {
             self.settle_doubt(chunk).await?;
         }
         let parts = self.whole_parts(&range);
-        let bytes = match self.read_raw(parts.clone()).await {
+        let (bytes, values) = match self.read_parts(parts.clone()).await {
             Err(error) if self.holds(first) => {
                 tracing::warn!(%error, chunk = first, "drop a chunk that cannot be read");
                 return Err(self.drop_damaged(first));
             }
             read => read?,
         };
-        if let Some(chunk) = self.first_damaged(parts.start, &bytes).await? {
+        if let Some(chunk) = self.first_damaged(parts.start, &bytes, &values) {
             return Err(self.drop_damaged(chunk));
         }
         let cut = |offset: u64| usize::try_from(offset - parts.start).unwrap_or(usize::MAX);
@@ -425,14 +425,17 @@ impl StoredBlob {
         self.seen_use.swap(used_at, Ordering::Relaxed) != used_at
     }
 
-    async fn read_raw(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
+    /// Reads whole parts, with their values if there is a table to compare them with.
+    async fn read_parts(&self, range: Range<u64>) -> Result<(Bytes, Vec<Value>), StoreError> {
         let length = usize::try_from(range.end - range.start)
             .map_err(|_| StoreError::reading(&self.path, std::io::ErrorKind::InvalidInput.into()))?;
         if length == 0 {
-            return Ok(Bytes::new());
+            return Ok((Bytes::new(), Vec::new()));
         }
+        let (start, has_table) = (range.start, self.table().is_some());
+        let values = move |bytes: &[u8]| if has_table { tree::part_values(start, bytes) } else { Vec::new() };
         self.open()?
-            .read_at(range.start, length)
+            .read_with(start, length, values)
             .await
             .map_err(|error| StoreError::reading(&self.path, error))
     }

@@ -76,8 +76,14 @@ impl BlobFile {
         Ok(())
     }
 
-    /// Reads `length` bytes at `offset`.
-    pub(crate) async fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+    /// Reads `length` bytes at `offset`, and what `look` says of them; it is asked where disk work is done, since hashing
+    /// takes as long.
+    pub(crate) async fn read_with<T: Send + 'static>(
+        &self,
+        offset: u64,
+        length: usize,
+        look: impl FnOnce(&[u8]) -> T + Send + 'static,
+    ) -> io::Result<(Bytes, T)> {
         let file = Arc::clone(&self.file);
         blocking(move || {
             let mut bytes = Vec::with_capacity(length);
@@ -90,7 +96,8 @@ impl BlobFile {
                 }
             }
             bytes.truncate(length);
-            Ok(Bytes::from(bytes))
+            let seen = look(&bytes);
+            Ok((Bytes::from(bytes), seen))
         })
         .await
     }
@@ -142,8 +149,8 @@ mod tests {
         file.write_at(2 * PIECE as u64, bytes.clone()).await.unwrap();
 
         let again = BlobFile::open(&path, size).unwrap();
-        assert_eq!(again.read_at(2 * PIECE as u64, bytes.len()).await.unwrap(), bytes);
-        assert_eq!(again.read_at(0, 4).await.unwrap(), vec![0; 4]);
+        assert_eq!(again.read_with(2 * PIECE as u64, bytes.len(), |_| ()).await.unwrap().0, bytes);
+        assert_eq!(again.read_with(0, 4, <[u8]>::len).await.unwrap(), (vec![0; 4].into(), 4));
         let (total, tail) = again
             .scan(size, (0, 0), |state, piece| {
                 *state = (state.0 + piece.len() as u64, piece[piece.len() - 1]);

@@ -5,13 +5,11 @@
 
 use core::ops::Range;
 
-use bytes::Bytes;
 use flotilla_common::chunk::PART_SIZE;
 use flotilla_common::proof::Proof;
-use flotilla_common::tree::{self, Value};
+use flotilla_common::tree::Value;
 
 use super::super::StoreError;
-use super::super::file::blocking;
 use super::super::whole::Prefix;
 use super::{StoredBlob, part_of};
 
@@ -32,11 +30,9 @@ impl StoredBlob {
         let range = self.geometry.chunk_range(chunk);
         let values = match self.table() {
             Some(table) => {
-                let bytes = self.read_raw(range.clone()).await;
-                bytes.ok().and_then(|bytes| {
-                    let values = tree::part_values(range.start, &bytes);
-                    table.verifies_parts(&self.geometry, chunk, &values).then_some(values)
-                })
+                let read = self.read_parts(range.clone()).await.ok();
+                let values = read.map(|(_, values)| values);
+                values.filter(|values| table.verifies_parts(&self.geometry, chunk, values))
             }
             None => matches!(self.check_digest().await, Ok(true)).then(Vec::new),
         };
@@ -57,17 +53,13 @@ impl StoredBlob {
         }
     }
 
-    /// The first held chunk that is not what was verified, among whole parts read from `start` on. Of a blob that only its
-    /// digest proves, all would have to be hashed each time: there nothing is compared.
-    pub(super) async fn first_damaged(&self, start: u64, bytes: &Bytes) -> Result<Option<u32>, StoreError> {
-        let Proof::Sealed { table, .. } = &self.proof else { return Ok(None) };
+    /// The first held chunk that is not what was verified, among whole parts read from `start` on, with their values.
+    /// Of a blob that only its digest proves, all would have to be hashed each time: there nothing is compared.
+    pub(super) fn first_damaged(&self, start: u64, bytes: &[u8], values: &[Value]) -> Option<u32> {
+        let Proof::Sealed { table, .. } = &self.proof else { return None };
         if table.is_none() {
-            return Ok((!self.digest().matches(bytes)).then_some(0));
+            return (!self.digest().matches(bytes)).then_some(0);
         }
-        let read = bytes.clone();
-        let values = blocking(move || Ok(tree::part_values(start, &read)))
-            .await
-            .map_err(|error| StoreError::reading(&self.path, error))?;
         let state = self.lock();
         let is_damaged = |(offset, value): (u64, &Value)| {
             let chunk = self.geometry.chunk_at(offset);
@@ -75,7 +67,7 @@ impl StoredBlob {
             (state.held.contains(chunk) && known.is_some_and(|known| known != value)).then_some(chunk)
         };
         let offsets = (start..).step_by(PART_SIZE as usize);
-        Ok(offsets.zip(&values).find_map(is_damaged))
+        offsets.zip(values).find_map(is_damaged)
     }
 
     /// The chunks that are not on disk as they were verified; they are dropped.
