@@ -15,7 +15,7 @@ mod meta;
 mod whole;
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +28,6 @@ use flotilla_common::map::ChunkMap;
 use flotilla_common::proof::Proof;
 use flotilla_common::seal::TrustedKeys;
 use flotilla_common::units::ByteSize;
-use rustix::fs::{FlockOperation, flock};
 
 pub(crate) use blob::{Availability, Pin, StoredBlob};
 pub(crate) use file::{PIECE, blocking};
@@ -127,8 +126,31 @@ pub(crate) struct Store {
     inner: Mutex<Inner>,
     /// Counts uses of blobs, for the order of eviction, and evictions.
     uses: AtomicU64,
-    /// Holds the lock on the folder while the process lives.
-    _lock: File,
+    _lock: Lock,
+}
+
+/// The lock on a store's folder. It is given back by word and not by closing the file alone: a child process that is
+/// being started at that moment has the file open too, and would keep the folder locked until it runs.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Lock {
+    fn take(dir: &Path) -> Result<Self, StoreError> {
+        let unusable = |source| StoreError::Unusable { dir: dir.to_owned(), source };
+        let file = File::create(dir.join("lock")).map_err(unusable)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(StoreError::InUse { dir: dir.to_owned() }),
+            Err(TryLockError::Error(error)) => Err(unusable(error)),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file does the same, if a moment later.
+        let _ = self.0.unlock();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -148,14 +170,7 @@ impl Store {
         let unusable = |source| StoreError::Unusable { dir: dir.to_owned(), source };
         let blobs = dir.join("blobs");
         fs::create_dir_all(&blobs).map_err(unusable)?;
-        let lock = File::create(dir.join("lock")).map_err(unusable)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-            if error == rustix::io::Errno::WOULDBLOCK {
-                StoreError::InUse { dir: dir.to_owned() }
-            } else {
-                unusable(error.into())
-            }
-        })?;
+        let lock = Lock::take(dir)?;
         // An unwritable folder may still be readable: find out now, not in the middle of a pull.
         meta::write_whole(&blobs.join("probe"), b"").map_err(unusable)?;
         let inner = load(&blobs, trusted).map_err(unusable)?;
