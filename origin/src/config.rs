@@ -16,7 +16,7 @@ pub use crate::format::Horizons;
 pub struct Config {
     /// Where it listens; port 0 lets the system choose.
     pub listen: SocketAddr,
-    /// Its storage: `file:///dir` or `memory:///`.
+    /// Its storage: `file:///dir`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix` or `memory:///`.
     pub storage: String,
     /// Its region: in the stamps of tags and manifests.
     pub region: RegionName,

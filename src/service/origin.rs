@@ -28,7 +28,7 @@ pub struct OriginArgs {
     /// Where to listen, for clients, peers and /metrics
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000")]
     listen: SocketAddr,
-    /// Where images are stored: file:///dir or memory:///
+    /// Where images are stored: file:///dir, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or memory:///
     #[arg(long, value_name = "URL")]
     storage: String,
     /// The region of this origin

@@ -14,8 +14,10 @@ mod key;
 mod local;
 mod local_files;
 mod local_list;
+mod object_writer;
 mod objects;
 mod open;
+mod remote;
 
 use core::fmt;
 use core::ops::Range;
@@ -30,8 +32,10 @@ pub use bounded::Bounded;
 pub use counted::{Counted, Operations};
 pub use key::{Key, KeyError, Prefix};
 pub use local::LocalDirectory;
-pub use objects::{ObjectStorage, PartPool};
-pub use open::{OpenError, open, probe};
+pub use object_writer::PartPool;
+pub use objects::{ObjectStorage, Remote};
+pub use open::{OpenError, open, open_with, probe};
+pub use remote::Variables;
 
 /// Bytes that [`Storage::read`] returns at most: a manifest of 4 MiB or a table of 16,384 chunks, with room to spare.
 pub const MAX_READ_LEN: u64 = 8 << 20;

@@ -1,4 +1,7 @@
-//! Storage over the `object_store` crate: memory today, S3, GCS and Azure by the same code once they are switched on.
+//! Storage over the `object_store` crate: memory, S3, GCS and Azure by the same code.
+//!
+//! What a store answers with "it is there already" may be one's own write, repeated by the client library: whoever
+//! calls reads the key back before it decides anything, here as everywhere.
 
 use core::ops::Range;
 use core::time::Duration;
@@ -7,43 +10,68 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{
-    GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
-    UpdateVersion,
-};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use object_store::signer::Signer;
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
 
+use super::object_writer::{PartPool, Writer};
 use super::{
     ByteStream, Entry, Key, MAX_READ_LEN, Object, ObjectWriter, Page, Prefix, Storage, StorageError,
     StorageFuture, Version,
 };
 
-/// Bytes of a part: all of one object's are equal but the last, as some stores ask.
-const PART_LEN: usize = 8 << 20;
-
-/// The memory for parts that are being gathered or sent: a writer without a part waits, and so does its client.
+/// A client of an object store, and where in it our keys are.
 #[derive(Clone, Debug)]
-pub struct PartPool(Arc<Semaphore>);
+pub struct Remote {
+    store: Arc<dyn ObjectStore>,
+    signer: Option<Arc<dyn Signer>>,
+    prefix: Option<Prefix>,
+}
 
-impl PartPool {
-    /// A pool of `bytes`, at least one part of 8 MiB.
-    pub fn new(bytes: u64) -> Self {
-        let parts = usize::try_from(bytes).unwrap_or(usize::MAX) / PART_LEN;
-        Self(Arc::new(Semaphore::new(parts.clamp(1, Semaphore::MAX_PERMITS))))
+impl Remote {
+    /// A store that signs URLs.
+    pub(super) fn new(store: impl ObjectStore + Signer + Clone) -> Self {
+        Self { store: Arc::new(store.clone()), signer: Some(Arc::new(store)), prefix: None }
+    }
+
+    /// A store of this process.
+    pub(super) fn unsigned(store: impl ObjectStore) -> Self {
+        Self { store: Arc::new(store), signer: None, prefix: None }
+    }
+
+    /// The same, with all keys under a prefix.
+    pub(super) fn under(self, prefix: Option<Prefix>) -> Self {
+        Self { prefix, ..self }
+    }
+
+    fn prefix(&self) -> &str {
+        self.prefix.as_ref().map_or("", Prefix::as_str)
+    }
+
+    fn parse(&self, text: &str) -> Result<Path, object_store::path::Error> {
+        Path::parse(format!("{}{text}", self.prefix()))
+    }
+
+    fn path(&self, action: &'static str, key: &Key) -> Result<Path, StorageError> {
+        self.parse(key.as_str()).map_err(|error| StorageError::unavailable(action, key, error))
+    }
+
+    /// The key at a path; none if it is not one of ours.
+    fn key(&self, path: &Path) -> Option<Key> {
+        Key::new(path.as_ref().strip_prefix(self.prefix())?).ok()
     }
 }
 
 /// Any `object_store` that has conditional puts.
 #[derive(Debug)]
 pub struct ObjectStorage {
-    store: Arc<dyn ObjectStore>,
+    remote: Remote,
     pool: PartPool,
 }
 
 impl ObjectStorage {
-    /// Storage over `store`, its streamed writes bounded by `pool`.
-    pub fn new(store: Arc<dyn ObjectStore>, pool: PartPool) -> Self {
-        Self { store, pool }
+    /// Storage over `remote`, its streamed writes bounded by `pool`.
+    pub fn new(remote: Remote, pool: PartPool) -> Self {
+        Self { remote, pool }
     }
 
     async fn put(
@@ -53,18 +81,14 @@ impl ObjectStorage {
         mode: PutMode,
         body: Bytes,
     ) -> Result<Version, StorageError> {
-        let path = path_of(action, key)?;
-        let put = self.store.put_opts(&path, body.into(), PutOptions::from(mode)).await;
+        let path = self.remote.path(action, key)?;
+        let put = self.remote.store.put_opts(&path, body.into(), PutOptions::from(mode)).await;
         let result = put.map_err(|error| told(action, key, error))?;
         version_of(result.e_tag, result.version).ok_or_else(|| no_version(action, key))
     }
 }
 
-fn path_of(action: &'static str, key: &Key) -> Result<Path, StorageError> {
-    Path::parse(key.as_str()).map_err(|error| StorageError::unavailable(action, key, error))
-}
-
-fn told(action: &'static str, key: &Key, error: object_store::Error) -> StorageError {
+pub(super) fn told(action: &'static str, key: &Key, error: object_store::Error) -> StorageError {
     match error {
         object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => {
             StorageError::conflict(action, key)
@@ -107,7 +131,7 @@ impl Storage for ObjectStorage {
     fn read<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Object>> {
         const ACTION: &str = "read object";
         async move {
-            let result = match self.store.get(&path_of(ACTION, key)?).await {
+            let result = match self.remote.store.get(&self.remote.path(ACTION, key)?).await {
                 Err(object_store::Error::NotFound { .. }) => return Ok(None),
                 other => other.map_err(|error| told(ACTION, key, error))?,
             };
@@ -130,7 +154,7 @@ impl Storage for ObjectStorage {
             }
             let wanted = range.end - range.start;
             let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
-            let result = self.store.get_opts(&path_of(ACTION, key)?, options).await;
+            let result = self.remote.store.get_opts(&self.remote.path(ACTION, key)?, options).await;
             let result = result.map_err(|error| told(ACTION, key, error))?;
             if result.range.end - result.range.start != wanted {
                 return Err(StorageError::unavailable(ACTION, key, "shorter than its record says"));
@@ -150,17 +174,17 @@ impl Storage for ObjectStorage {
         async move {
             let unavailable =
                 |error: object_store::Error| StorageError::unavailable("list objects", prefix, error);
-            let parsed = |text: &str| Path::parse(text).map_err(|error| unavailable(error.into()));
+            let parsed = |text: &str| self.remote.parse(text).map_err(|error| unavailable(error.into()));
             let path = parsed(prefix.without_slash())?;
             let listing = match after {
-                Some(after) => self.store.list_with_offset(Some(&path), &parsed(after.as_str())?),
-                None => self.store.list(Some(&path)),
+                Some(after) => self.remote.store.list_with_offset(Some(&path), &parsed(after.as_str())?),
+                None => self.remote.store.list(Some(&path)),
             };
             let mut found = listing.take(limit + 1).map_err(unavailable);
             let mut page = Page::default();
             while let Some(meta) = found.try_next().await? {
                 // What is no key of ours was not put there by us.
-                if let Ok(key) = Key::new(meta.location.as_ref()) {
+                if let Some(key) = self.remote.key(&meta.location) {
                     page.entries.push(Entry { key, size: meta.size });
                 }
             }
@@ -173,121 +197,34 @@ impl Storage for ObjectStorage {
 
     fn write<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Box<dyn ObjectWriter>> {
         async move {
-            let path = path_of("begin object", key)?;
-            let writer: Box<dyn ObjectWriter> = Box::new(Writer {
-                store: Arc::clone(&self.store),
-                pool: self.pool.clone(),
-                key: key.clone(),
-                path,
-                part: Part::default(),
-                upload: None,
-            });
+            let path = self.remote.path("begin object", key)?;
+            let store = Arc::clone(&self.remote.store);
+            let writer: Box<dyn ObjectWriter> =
+                Box::new(Writer::new(store, self.pool.clone(), key.clone(), path));
             Ok(writer)
         }
         .boxed()
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, ()> {
+        const ACTION: &str = "delete object";
         async move {
-            match self.store.delete(&path_of("delete object", key)?).await {
+            match self.remote.store.delete(&self.remote.path(ACTION, key)?).await {
                 Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-                Err(error) => Err(told("delete object", key, error)),
+                Err(error) => Err(told(ACTION, key, error)),
             }
         }
         .boxed()
     }
 
-    fn presigned_get<'a>(&'a self, _key: &'a Key, _valid_for: Duration) -> StorageFuture<'a, Option<String>> {
-        async { Ok(None) }.boxed()
-    }
-}
-
-/// A part that is being gathered; it holds its place in the pool from its first byte on.
-#[derive(Default)]
-struct Part {
-    pieces: Vec<Bytes>,
-    len: usize,
-    permit: Option<OwnedSemaphorePermit>,
-}
-
-struct Writer {
-    store: Arc<dyn ObjectStore>,
-    pool: PartPool,
-    key: Key,
-    path: Path,
-    part: Part,
-    /// Begun only with the second part: what fits one part is one conditional put.
-    upload: Option<Box<dyn MultipartUpload>>,
-}
-
-impl Writer {
-    async fn take(&mut self, mut bytes: Bytes) -> Result<(), StorageError> {
-        while !bytes.is_empty() {
-            if self.part.len == PART_LEN {
-                self.send_part().await?;
-            }
-            if self.part.permit.is_none() {
-                let permit = Arc::clone(&self.pool.0).acquire_owned().await;
-                self.part.permit = permit.ok();
-            }
-            let now = bytes.split_to(bytes.len().min(PART_LEN - self.part.len));
-            self.part.len += now.len();
-            self.part.pieces.push(now);
+    fn presigned_get<'a>(&'a self, key: &'a Key, valid_for: Duration) -> StorageFuture<'a, Option<String>> {
+        const ACTION: &str = "sign URL";
+        async move {
+            let Some(signer) = &self.remote.signer else { return Ok(None) };
+            let path = self.remote.path(ACTION, key)?;
+            let url = signer.signed_url(http::Method::GET, &path, valid_for).await;
+            url.map(|url| Some(url.into())).map_err(|error| told(ACTION, key, error))
         }
-        Ok(())
-    }
-
-    async fn send_part(&mut self) -> Result<(), StorageError> {
-        let told = |error| told("write object", &self.key, error);
-        let upload = match &mut self.upload {
-            Some(upload) => upload,
-            none => none.insert(self.store.put_multipart(&self.path).await.map_err(told)?),
-        };
-        let part = core::mem::take(&mut self.part);
-        upload.put_part(PutPayload::from_iter(part.pieces)).await.map_err(told)
-    }
-
-    async fn complete(mut self) -> Result<(), StorageError> {
-        if self.upload.is_none() {
-            let payload = PutPayload::from_iter(core::mem::take(&mut self.part.pieces));
-            let put = self.store.put_opts(&self.path, payload, PutOptions::from(PutMode::Create)).await;
-            return put.map(drop).map_err(|error| told("write object", &self.key, error));
-        }
-        if self.part.len > 0 {
-            self.send_part().await?;
-        }
-        let told = |error| told("write object", &self.key, error);
-        // No backend completes a multipart upload under a condition everywhere. The keys of streamed objects carry a
-        // nonce and are written once, so this look only finds a broken generator of nonces.
-        match self.store.head(&self.path).await {
-            Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(told(error)),
-            Ok(_) => {
-                self.abort().await;
-                return Err(StorageError::conflict("write object", &self.key));
-            }
-        }
-        match &mut self.upload {
-            Some(upload) => upload.complete().await.map(drop).map_err(told),
-            None => Ok(()),
-        }
-    }
-
-    async fn abort(&mut self) {
-        if let Some(upload) = &mut self.upload
-            && let Err(error) = upload.abort().await
-        {
-            tracing::debug!(key = %self.key, %error, "a multipart upload is left to the bucket's lifecycle rule");
-        }
-    }
-}
-
-impl ObjectWriter for Writer {
-    fn write(&mut self, bytes: Bytes) -> StorageFuture<'_, ()> {
-        self.take(bytes).boxed()
-    }
-
-    fn finish(self: Box<Self>) -> StorageFuture<'static, ()> {
-        (*self).complete().boxed()
+        .boxed()
     }
 }

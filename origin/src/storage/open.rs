@@ -4,21 +4,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use object_store::memory::InMemory;
 
-use super::{Key, LocalDirectory, ObjectStorage, PartPool, Prefix, Storage, StorageError, Version};
+use super::remote::{self, Variables};
+use super::{Key, LocalDirectory, ObjectStorage, PartPool, Prefix, Remote, Storage, StorageError, Version};
 use crate::nonce::nonce;
 
 /// Why storage cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The URL names no backend of this build.
-    #[error("storage {url:?}: {problem}; this build has file:///directory and memory:///")]
+    #[error(
+        "storage {url:?}: {problem}; there are file:///directory, s3://bucket/prefix, gs://bucket/prefix, \
+         az://container/prefix and memory:///"
+    )]
     Url {
         /// What was given.
         url: String,
         /// What is wrong with it.
-        problem: &'static str,
+        problem: String,
     },
     /// The directory cannot be made or written to.
     #[error("open storage directory {path:?}: {source}")]
@@ -29,21 +34,38 @@ pub enum OpenError {
         source: std::io::Error,
     },
     /// The storage does not do what the protocols need.
-    #[error("probe storage: {step}: {source}")]
+    #[error("probe storage: {step}: {source}; {cure}")]
     Probe {
         /// What was tried.
         step: &'static str,
         /// What happened.
         source: Box<dyn core::error::Error + Send + Sync>,
+        /// What to do about it.
+        cure: &'static str,
     },
 }
 
-/// Opens storage by its URL. Streamed writes of remote backends share a pool of `part_bytes`.
+/// What to do where a storage breaks a promise, and where it cannot be used at all.
+const ANOTHER_STORE: &str = "take a storage that honours If-None-Match and If-Match on every write, see the page on \
+    operations";
+const LOOK_AT_ACCESS: &str = "check that it can be reached, and that these credentials may read, write, list and \
+    delete, see the page on operations";
+
+/// Opens storage by its URL, with the variables of this process. Streamed writes of remote backends share a pool of
+/// `part_bytes`.
 ///
 /// # Errors
 /// [`OpenError::Url`] and [`OpenError::Directory`].
 pub fn open(url: &str, part_bytes: u64) -> Result<Arc<dyn Storage>, OpenError> {
-    let wrong = |problem| OpenError::Url { url: url.to_owned(), problem };
+    open_with(url, part_bytes, &remote::process_variables())
+}
+
+/// The same with other variables than those of this process.
+///
+/// # Errors
+/// [`OpenError::Url`] and [`OpenError::Directory`].
+pub fn open_with(url: &str, part_bytes: u64, variables: &Variables) -> Result<Arc<dyn Storage>, OpenError> {
+    let wrong = |problem: &str| OpenError::Url { url: url.to_owned(), problem: problem.to_owned() };
     match url.split_once("://") {
         Some(("file", path)) if path.starts_with('/') => {
             let path = PathBuf::from(path);
@@ -52,11 +74,15 @@ pub fn open(url: &str, part_bytes: u64) -> Result<Arc<dyn Storage>, OpenError> {
         }
         Some(("file", _)) => Err(wrong("a directory is given by its full path")),
         Some(("memory", "" | "/")) => {
-            Ok(Arc::new(ObjectStorage::new(Arc::new(InMemory::new()), PartPool::new(part_bytes))))
+            let memory = Remote::unsigned(InMemory::new());
+            Ok(Arc::new(ObjectStorage::new(memory, PartPool::new(part_bytes))))
         }
         Some(("memory", _)) => Err(wrong("memory has no name")),
-        Some(("s3" | "gs" | "az", _)) => Err(wrong("this backend is not part of this build")),
-        Some(_) => Err(wrong("unknown kind of storage")),
+        Some((kind, address)) => match remote::connect(kind, address, variables) {
+            Some(Ok(remote)) => Ok(Arc::new(ObjectStorage::new(remote, PartPool::new(part_bytes)))),
+            Some(Err(error)) => Err(wrong(&error.to_string())),
+            None => Err(wrong("unknown kind of storage")),
+        },
         None => Err(wrong("not a URL")),
     }
 }
@@ -85,7 +111,15 @@ async fn probe_key(storage: &dyn Storage, key: &Key) -> Result<(), OpenError> {
     refused("swap an object by an old version", storage.swap(key, &first, body("third")).await)?;
     let read = storage.read(key).await.map_err(|error| failed("read an object", error))?;
     if read.is_none_or(|object| object.body != body("second")) {
-        return Err(failed("read an object", "it is not what was written last"));
+        let source = "it is not what was written last".into();
+        return Err(OpenError::Probe { step: "read an object", source, cure: ANOTHER_STORE });
+    }
+    let range = storage.read_range(key, 1..4).await;
+    let range: Vec<Bytes> =
+        async { range?.try_collect().await }.await.map_err(|error| failed("read a range", error))?;
+    if range.concat() != b"eco" {
+        let source = "it is not the bytes that were asked for".into();
+        return Err(OpenError::Probe { step: "read a range", source, cure: ANOTHER_STORE });
     }
     let prefix = Prefix::new("probe/").map_err(|error| failed("name a prefix", error))?;
     storage.list(&prefix, None, 1).await.map_err(|error| failed("list objects", error))?;
@@ -96,12 +130,15 @@ fn refused(step: &'static str, outcome: Result<Version, StorageError>) -> Result
     match outcome {
         Err(StorageError::Conflict { .. }) => Ok(()),
         Err(error) => Err(failed(step, error)),
-        Ok(_) => Err(failed(step, "the storage did it, so it has no conditional writes")),
+        Ok(_) => {
+            let source = "the storage did it, so it has no conditional writes".into();
+            Err(OpenError::Probe { step, source, cure: ANOTHER_STORE })
+        }
     }
 }
 
 fn failed(step: &'static str, source: impl Into<Box<dyn core::error::Error + Send + Sync>>) -> OpenError {
-    OpenError::Probe { step, source: source.into() }
+    OpenError::Probe { step, source: source.into(), cure: LOOK_AT_ACCESS }
 }
 
 #[cfg(test)]
@@ -113,7 +150,10 @@ mod tests {
         let told = |url: &str| open(url, 0).map(drop).map_err(|error| error.to_string());
         assert!(told("memory:///").is_ok());
         for (url, part) in [
-            ("s3://bucket/prefix", "not part of this build"),
+            ("s3://", "bucket is missing"),
+            ("s3://bucket/a prefix", "a prefix has letters"),
+            ("s3://bucket--x-s3", "general purpose bucket"),
+            ("az://container", "Account must be specified"),
             ("file://relative/path", "full path"),
             ("/var/lib/flotilla", "not a URL"),
             ("ftp://host", "unknown kind"),

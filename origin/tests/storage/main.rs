@@ -3,9 +3,13 @@
 
 mod conformance;
 mod local;
+mod remote;
+#[path = "../servers/mod.rs"]
+mod servers;
 
 use std::sync::Arc;
 
+use conformance::Lacks;
 use flotilla_origin::storage::{self, Bounded, Counted, LocalDirectory, Storage};
 
 fn memory() -> Arc<dyn Storage> {
@@ -14,17 +18,17 @@ fn memory() -> Arc<dyn Storage> {
 
 #[tokio::test]
 async fn memory_conforms() {
-    conformance::check(memory()).await;
+    conformance::check(memory(), Lacks::default()).await;
 }
 
 #[tokio::test]
 async fn the_decorators_conform() {
     let bounded = Bounded::new(Arc::new(Counted::new(memory())), core::time::Duration::from_secs(60));
-    conformance::check(Arc::new(bounded)).await;
+    conformance::check(Arc::new(bounded), Lacks::default()).await;
 }
 
 #[tokio::test]
 async fn a_local_directory_conforms() {
     let directory = tempfile::tempdir().unwrap();
-    conformance::check(Arc::new(LocalDirectory::open(directory.path()).unwrap())).await;
+    conformance::check(Arc::new(LocalDirectory::open(directory.path()).unwrap()), Lacks::default()).await;
 }

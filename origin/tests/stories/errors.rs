@@ -88,8 +88,8 @@ async fn refused(adjust: impl FnOnce(&mut flotilla_origin::Config)) -> String {
 async fn an_origin_that_cannot_start_says_why() {
     let message = refused(|config| config.storage = "file:///dev/null/x".to_owned()).await;
     assert!(message.starts_with("open storage directory \"/dev/null/x\""), "{message}");
-    let message = refused(|config| config.storage = "s3://bucket".to_owned()).await;
-    assert!(message.contains("not part of this build"), "{message}");
+    let message = refused(|config| config.storage = "s3://".to_owned()).await;
+    assert!(message.contains("a bucket is missing"), "{message}");
     let message = refused(|config| config.limits.upload_lifetime = config.horizons.horizon).await;
     assert!(message.contains("upload_lifetime"), "{message}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

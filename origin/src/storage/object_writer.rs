@@ -1,0 +1,213 @@
+//! One object on its way into an object store: what fits one part is one conditional put, what is longer is a multipart
+//! upload of equal parts, several of them under way at once.
+//!
+//! ```text
+//! bytes -> part of 8 MiB, with a permit of the pool -> put_part, at most 3 at once -+
+//!                                                      put_part --------------------+-> complete
+//! ```
+//! The permit goes with the part until the store has it: the pool bounds the memory of all writers together. A writer
+//! that is dropped, or that fails, aborts its multipart upload; what a crash leaves is for the bucket's lifecycle rule.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use object_store::path::Path;
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinError, JoinSet};
+
+use super::objects::told;
+use super::{Key, ObjectWriter, StorageError, StorageFuture};
+
+/// Bytes of a part: all of one object's are equal but the last, as some stores ask.
+const PART_LEN: usize = 8 << 20;
+/// Parts of one object that are under way at once.
+const PARTS_AT_ONCE: usize = 3;
+/// How long an abort may take, behind everybody's back.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
+const ACTION: &str = "write object";
+
+/// The memory for parts that are being gathered or sent: a writer without a part waits, and so does its client.
+#[derive(Clone, Debug)]
+pub struct PartPool(Arc<Semaphore>);
+
+impl PartPool {
+    /// A pool of `bytes`, at least one part of 8 MiB.
+    pub fn new(bytes: u64) -> Self {
+        let parts = usize::try_from(bytes).unwrap_or(usize::MAX) / PART_LEN;
+        Self(Arc::new(Semaphore::new(parts.clamp(1, Semaphore::MAX_PERMITS))))
+    }
+}
+
+/// A part that is being gathered; it holds its place in the pool from its first byte on.
+#[derive(Default)]
+struct Part {
+    pieces: Vec<Bytes>,
+    len: usize,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// A multipart upload, begun only with the second part.
+struct Upload {
+    multipart: Box<dyn MultipartUpload>,
+    under_way: JoinSet<object_store::Result<()>>,
+}
+
+pub(super) struct Writer {
+    store: Arc<dyn ObjectStore>,
+    pool: PartPool,
+    key: Key,
+    path: Path,
+    part: Part,
+    len: u64,
+    upload: Option<Upload>,
+}
+
+impl Writer {
+    pub(super) fn new(store: Arc<dyn ObjectStore>, pool: PartPool, key: Key, path: Path) -> Self {
+        Self { store, pool, key, path, part: Part::default(), len: 0, upload: None }
+    }
+
+    async fn take(&mut self, mut bytes: Bytes) -> Result<(), StorageError> {
+        self.len += bytes.len() as u64;
+        while !bytes.is_empty() {
+            if self.part.len == PART_LEN {
+                self.send_part().await?;
+            }
+            if self.part.permit.is_none() {
+                let permit = Arc::clone(&self.pool.0).acquire_owned().await;
+                self.part.permit = permit.ok();
+            }
+            let now = bytes.split_to(bytes.len().min(PART_LEN - self.part.len));
+            self.part.len += now.len();
+            self.part.pieces.push(now);
+        }
+        Ok(())
+    }
+
+    /// Sets the gathered part on its way, once fewer than [`PARTS_AT_ONCE`] are.
+    async fn send_part(&mut self) -> Result<(), StorageError> {
+        let told = |error| told(ACTION, &self.key, error);
+        let upload = match &mut self.upload {
+            Some(upload) => upload,
+            none => {
+                let multipart = self.store.put_multipart(&self.path).await.map_err(told)?;
+                none.insert(Upload { multipart, under_way: JoinSet::new() })
+            }
+        };
+        while upload.under_way.len() >= PARTS_AT_ONCE {
+            arrived(&self.key, upload.under_way.join_next().await)?;
+        }
+        let Part { pieces, len: _, permit } = core::mem::take(&mut self.part);
+        let sent = upload.multipart.put_part(PutPayload::from_iter(pieces));
+        upload.under_way.spawn(async move {
+            let outcome = sent.await;
+            drop(permit);
+            outcome
+        });
+        Ok(())
+    }
+
+    async fn complete(mut self) -> Result<(), StorageError> {
+        if self.upload.is_none() {
+            return self.put_whole().await;
+        }
+        if self.part.len > 0 {
+            self.send_part().await?;
+        }
+        let Some(upload) = &mut self.upload else { return Ok(()) };
+        while let Some(joined) = upload.under_way.join_next().await {
+            arrived(&self.key, Some(joined))?;
+        }
+        // No backend completes a multipart upload under a condition everywhere. The keys of streamed objects carry a
+        // nonce and are written once, so this look only finds a broken generator of nonces.
+        if let Some(_present) = stored_len(&*self.store, &self.key, &self.path).await? {
+            return Err(StorageError::conflict(ACTION, &self.key));
+        }
+        if let Err(error) = upload.multipart.complete().await {
+            // A repeated request whose first answer was lost meets an upload that is no more.
+            let stored = stored_len(&*self.store, &self.key, &self.path).await?;
+            if stored != Some(self.len) {
+                return Err(told(ACTION, &self.key, error));
+            }
+        }
+        self.upload = None;
+        Ok(())
+    }
+
+    /// What fits one part, in one conditional put.
+    async fn put_whole(&mut self) -> Result<(), StorageError> {
+        let payload = PutPayload::from_iter(core::mem::take(&mut self.part.pieces));
+        let put = self.store.put_opts(&self.path, payload.clone(), PutOptions::from(PutMode::Create)).await;
+        match put {
+            Ok(_) => Ok(()),
+            Err(error) => match told(ACTION, &self.key, error) {
+                // The client library repeats what was throttled, also if it had applied.
+                StorageError::Conflict { .. }
+                    if is_there(&*self.store, &self.key, &self.path, payload).await? =>
+                {
+                    Ok(())
+                }
+                error => Err(error),
+            },
+        }
+    }
+}
+
+async fn is_there(
+    store: &dyn ObjectStore,
+    key: &Key,
+    path: &Path,
+    payload: PutPayload,
+) -> Result<bool, StorageError> {
+    let read = async { store.get(path).await?.bytes().await };
+    let present = read.await.map_err(|error| told("read object back", key, error))?;
+    Ok(present.len() == payload.content_length() && present == Bytes::from(payload))
+}
+
+fn arrived(
+    key: &Key,
+    joined: Option<Result<object_store::Result<()>, JoinError>>,
+) -> Result<(), StorageError> {
+    match joined {
+        None | Some(Ok(Ok(()))) => Ok(()),
+        Some(Ok(Err(error))) => Err(told("write part", key, error)),
+        Some(Err(stopped)) => Err(StorageError::unavailable("write part", key, stopped)),
+    }
+}
+
+async fn stored_len(store: &dyn ObjectStore, key: &Key, path: &Path) -> Result<Option<u64>, StorageError> {
+    match store.head(path).await {
+        Ok(meta) => Ok(Some(meta.size)),
+        Err(object_store::Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(told("look for object", key, error)),
+    }
+}
+
+impl ObjectWriter for Writer {
+    fn write(&mut self, bytes: Bytes) -> StorageFuture<'_, ()> {
+        self.take(bytes).boxed()
+    }
+
+    fn finish(self: Box<Self>) -> StorageFuture<'static, ()> {
+        (*self).complete().boxed()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let Some(Upload { mut multipart, mut under_way }) = self.upload.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let key = self.key.clone();
+        runtime.spawn(async move {
+            under_way.shutdown().await;
+            match tokio::time::timeout(ABORT_TIMEOUT, multipart.abort()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%key, %error, "a multipart upload is left behind"),
+                Err(_) => tracing::debug!(%key, "a multipart upload is left behind: no answer to its abort"),
+            }
+        });
+    }
+}

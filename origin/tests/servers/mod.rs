@@ -1,0 +1,252 @@
+//! Object stores that are servers of their own: other people's programs, each on a free port and in a folder that end
+//! with the story. `tests/run` installs them; where one is missing its stories are skipped, loudly. Everybody speaks to
+//! a server through its proxy, which knows faults.
+#![allow(dead_code, reason = "two test programs share this, and neither uses all of it")]
+
+mod proxy;
+
+use std::env;
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use flotilla_origin::storage::{self, Storage, Variables};
+use tempfile::TempDir;
+
+use proxy::Proxy;
+pub(crate) use proxy::{Fault, Faults};
+
+/// Set to anything but `0` or nothing, a missing program fails its story instead of skipping it.
+const FORBID_SKIPS: &str = "FLOTILLA_FORBID_SKIPS";
+const START_BOUND: Duration = Duration::from_secs(60);
+const POLL_EVERY: Duration = Duration::from_millis(20);
+
+pub(crate) const BUCKET: &str = "images";
+
+/// Which server a story wants.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    /// S3 over a folder, from crates.io.
+    S3Fs,
+    /// S3 in memory, from PyPI.
+    Moto,
+    /// GCS in memory, from the Go module registry.
+    FakeGcs,
+    /// Azure over a folder, from npm.
+    Azurite,
+}
+
+impl Kind {
+    const fn program(self) -> &'static str {
+        match self {
+            Self::S3Fs => "s3s-fs",
+            Self::Moto => "moto_server",
+            Self::FakeGcs => "fake-gcs-server",
+            Self::Azurite => "azurite-blob",
+        }
+    }
+
+    fn arguments(self, port: u16, proxy: SocketAddr, dir: &Path) -> Vec<String> {
+        let (port, proxy, dir) = (port.to_string(), proxy.to_string(), dir.display().to_string());
+        let arguments: &[&str] = match self {
+            Self::S3Fs => {
+                &["--host", "127.0.0.1", "--port", &port, "--access-key", KEY, "--secret-key", SECRET, &dir]
+            }
+            Self::Moto => &["-H", "127.0.0.1", "-p", &port],
+            Self::FakeGcs => &[
+                "-scheme",
+                "http",
+                "-host",
+                "127.0.0.1",
+                "-port",
+                &port,
+                "-public-host",
+                &proxy,
+                "-backend",
+                "memory",
+            ],
+            Self::Azurite => {
+                &["--blobHost", "127.0.0.1", "--blobPort", &port, "--location", &dir, "--skipApiVersionCheck"]
+            }
+        };
+        arguments.iter().map(|argument| (*argument).to_owned()).collect()
+    }
+}
+
+const KEY: &str = "flotilla";
+const SECRET: &str = "flotilla-secret";
+/// The one account that every emulator of Azure has, and everybody knows.
+const AZURE_ACCOUNT: &str = "devstoreaccount1";
+const AZURE_KEY: &str =
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+
+/// Service account of nobody: no server of a test asks for a signature.
+const GOOGLE_ACCOUNT: &str = r#"{"private_key": "none", "private_key_id": "none", "client_email": "none",
+    "disable_oauth": true}"#;
+
+/// A running object store with one bucket.
+pub(crate) struct Server {
+    kind: Kind,
+    address: SocketAddr,
+    process: Child,
+    dir: TempDir,
+    proxy: Proxy,
+}
+
+impl Server {
+    /// Starts a server; `None`, said loudly, if its program is missing.
+    ///
+    /// # Panics
+    /// If it does not start, or if its program is missing and skips are forbidden.
+    pub(crate) async fn start(story: &str, kind: Kind) -> Option<Self> {
+        let Some(program) = on_path(kind.program()) else {
+            skip(story, kind.program());
+            return None;
+        };
+        let dir = tempfile::tempdir().expect("make the server's folder");
+        let address = free_address();
+        let log = File::create(dir.path().join(".log")).expect("create the server's log");
+        // Plain HTTP; the builder wants to know of a TLS provider all the same. All tests install the same one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let proxy = Proxy::start(address).await;
+        let process = Command::new(&program)
+            .args(kind.arguments(address.port(), proxy.address, dir.path()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("share the log"))
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {}: {error}", program.display()));
+        let mut server = Self { kind, address, process, dir, proxy };
+        server.wait_until_it_listens();
+        server.make_bucket().await;
+        Some(server)
+    }
+
+    /// The faults that its clients meet.
+    pub(crate) fn faults(&self) -> &Faults {
+        &self.proxy.faults
+    }
+
+    /// A storage in its bucket.
+    pub(crate) fn storage(&self) -> Arc<dyn Storage> {
+        storage::open_with(&self.url(), 64 << 20, &self.variables()).unwrap()
+    }
+
+    /// The storage's URL, with all keys under a prefix.
+    pub(crate) fn url(&self) -> String {
+        let kind = match self.kind {
+            Kind::S3Fs | Kind::Moto => "s3",
+            Kind::FakeGcs => "gs",
+            Kind::Azurite => "az",
+        };
+        format!("{kind}://{BUCKET}/fleet/eu-1")
+    }
+
+    /// The variables of a process that uses it.
+    pub(crate) fn variables(&self) -> Variables {
+        let endpoint = format!("http://{}", self.proxy.address);
+        let variables = match self.kind {
+            Kind::S3Fs | Kind::Moto => vec![
+                ("AWS_ENDPOINT", endpoint),
+                ("AWS_ALLOW_HTTP", "true".to_owned()),
+                ("AWS_REGION", "us-east-1".to_owned()),
+                ("AWS_ACCESS_KEY_ID", KEY.to_owned()),
+                ("AWS_SECRET_ACCESS_KEY", SECRET.to_owned()),
+            ],
+            Kind::FakeGcs => vec![
+                ("GOOGLE_BASE_URL", endpoint),
+                ("GOOGLE_ALLOW_HTTP", "true".to_owned()),
+                ("GOOGLE_SERVICE_ACCOUNT_KEY", GOOGLE_ACCOUNT.to_owned()),
+            ],
+            Kind::Azurite => vec![
+                ("AZURE_STORAGE_ENDPOINT", format!("{endpoint}/{AZURE_ACCOUNT}")),
+                ("AZURE_ALLOW_HTTP", "true".to_owned()),
+                ("AZURE_STORAGE_ACCOUNT_NAME", AZURE_ACCOUNT.to_owned()),
+                ("AZURE_STORAGE_ACCOUNT_KEY", AZURE_KEY.to_owned()),
+            ],
+        };
+        variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Multipart uploads that are neither complete nor aborted.
+    pub(crate) async fn unfinished_uploads(&self) -> usize {
+        let url = format!("http://{}/{BUCKET}?uploads", self.address);
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        client.get(url).send().await.unwrap().text().await.unwrap().matches("<UploadId>").count()
+    }
+
+    fn wait_until_it_listens(&mut self) {
+        let start = Instant::now();
+        while TcpStream::connect(self.address).is_err() {
+            let ended = self.process.try_wait().expect("look after the server");
+            let log = fs::read_to_string(self.dir.path().join(".log")).unwrap_or_default();
+            assert!(
+                ended.is_none() && start.elapsed() < START_BOUND,
+                "{:?} does not listen: {log}",
+                self.kind
+            );
+            thread::sleep(POLL_EVERY);
+        }
+    }
+
+    async fn make_bucket(&self) {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let base = format!("http://{}", self.address);
+        let request = match self.kind {
+            // A bucket is a folder.
+            Kind::S3Fs => return fs::create_dir(self.dir.path().join(BUCKET)).unwrap(),
+            Kind::Azurite => return make_azure_container(&base),
+            Kind::Moto => client.put(format!("{base}/{BUCKET}")),
+            Kind::FakeGcs => {
+                client.post(format!("{base}/storage/v1/b")).body(format!("{{\"name\":\"{BUCKET}\"}}"))
+            }
+        };
+        let answer = request.send().await.unwrap();
+        assert!(answer.status().is_success(), "{:?}: {answer:?}", self.kind);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Containers are made by signed requests only; whoever has azurite has node.
+fn make_azure_container(base: &str) {
+    const SCRIPT: &str = r"
+        const [base, account, key, container] = process.argv.slice(1);
+        const date = new Date().toUTCString(), version = '2021-08-06';
+        const text = ['PUT', '', '', '', '', '', '', '', '', '', '', '', `x-ms-date:${date}`,
+            `x-ms-version:${version}`, `/${account}/${account}/${container}`, 'restype:container'].join('\n');
+        const hmac = require('crypto').createHmac('sha256', Buffer.from(key, 'base64')).update(text);
+        const headers = { 'x-ms-date': date, 'x-ms-version': version,
+            authorization: `SharedKey ${account}:${hmac.digest('base64')}` };
+        fetch(`${base}/${account}/${container}?restype=container`, { method: 'PUT', headers })
+            .then(async answer => { if (!answer.ok) throw new Error(await answer.text()); });
+    ";
+    let arguments = ["-e", SCRIPT, base, AZURE_ACCOUNT, AZURE_KEY, BUCKET];
+    let output = Command::new("node").args(arguments).output().expect("run node");
+    assert!(output.status.success(), "make a container: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("find a free port");
+    listener.local_addr().expect("name the free port")
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+fn skip(story: &str, program: &str) {
+    let forbidden = env::var_os(FORBID_SKIPS).is_some_and(|value| !value.is_empty() && value != "0");
+    assert!(!forbidden, "{story}: {program} is not installed, and {FORBID_SKIPS} is set");
+    eprintln!("SKIPPED {story}: {program} is not installed");
+}
