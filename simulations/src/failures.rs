@@ -5,7 +5,7 @@ use core::time::Duration;
 use rand::RngExt as _;
 
 use crate::scenario::FailureKind;
-use crate::world::{Event, World, millis, seconds};
+use crate::world::{Event, Node, World, millis, seconds};
 
 /// What a frozen peer's links carry, in bytes per second: less than a byte in any run.
 const FROZEN: f64 = 1e-6;
@@ -96,7 +96,8 @@ impl World<'_> {
     }
 
     fn living(&self) -> Vec<u32> {
-        (0_u32..).zip(&self.nodes).filter(|(_, node)| node.alive).map(|(number, _)| number).collect()
+        let lives = |node: &Node| node.alive && node.started_at <= self.now;
+        (0_u32..).zip(&self.nodes).filter(|(_, node)| lives(node)).map(|(number, _)| number).collect()
     }
 
     /// Chooses the failure's share of the candidates; each goes within the failure's time.

@@ -3,13 +3,12 @@
 use core::time::Duration;
 
 use flotilla_common::swarm::{Batch, BlobSlot, Have, Input, Nearness, PeerFacts, PeerSlot};
-use flotilla_common::time::Time;
 
 use crate::slab::Key;
 use crate::world::{Event, Origin, World, seconds};
 
 /// How long a dial to a dead machine takes to fail.
-const DIAL_TIMEOUT_S: f64 = 1.0;
+const DIAL_TIMEOUT_S: f64 = 3.0;
 
 /// One peer's view of another.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +21,6 @@ pub(crate) struct Link {
     is_dialling: bool,
     /// Counts connections, so that a message of an old one is not taken for one of the new.
     epoch: u32,
-    failed_at: Option<Time>,
 }
 
 /// One peer's table of others: slots as its machine knows them.
@@ -40,14 +38,7 @@ impl Links {
             Ok(at) => self.by_number[at].1,
             Err(at) => {
                 let slot = self.by_slot.len() as u32;
-                self.by_slot.push(Link {
-                    peer,
-                    remote: 0,
-                    is_up: false,
-                    is_dialling: false,
-                    epoch: 0,
-                    failed_at: None,
-                });
+                self.by_slot.push(Link { peer, remote: 0, is_up: false, is_dialling: false, epoch: 0 });
                 self.by_number.insert(at, (peer, slot));
                 slot
             }
@@ -70,11 +61,6 @@ impl Links {
     /// The slots of connections that stand.
     pub(crate) fn up_slots(&self) -> Vec<u32> {
         (0_u32..).zip(&self.by_slot).filter(|(_, link)| link.is_up).map(|(slot, _)| slot).collect()
-    }
-
-    /// The peers that could not be reached lately.
-    pub(crate) fn unreachable(&self) -> impl Iterator<Item = u32> + '_ {
-        self.by_slot.iter().filter(|link| !link.is_up && link.failed_at.is_some()).map(|link| link.peer)
     }
 }
 
@@ -142,7 +128,6 @@ impl World<'_> {
             link.remote = back;
             link.is_up = true;
             link.is_dialling = false;
-            link.failed_at = None;
             link.epoch = epoch;
         }
         let round_trip = self.delay(peer, other) * 2;
@@ -155,11 +140,9 @@ impl World<'_> {
     }
 
     pub(crate) fn on_dial_timeout(&mut self, peer: u32, slot: u32) {
-        let now = self.now;
         let link = self.nodes[peer as usize].links.at_mut(slot);
         if link.is_dialling && !link.is_up {
             link.is_dialling = false;
-            link.failed_at = Some(now);
             self.feed(peer, Input::DialFailed { peer: PeerSlot(slot) });
         }
     }

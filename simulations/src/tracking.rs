@@ -168,6 +168,7 @@ impl World<'_> {
             return;
         }
         let node = &mut self.nodes[peer as usize];
+        let unreachable = node.unreachable(self.now, None);
         let session = &mut node.session;
         session.announces += 1;
         session.round += 1;
@@ -202,7 +203,7 @@ impl World<'_> {
             changes,
             leases: leases.collect(),
             connected: node.links.connected().map(PeerSlot).collect(),
-            unreachable: node.links.unreachable().map(PeerSlot).collect(),
+            unreachable,
             leaving: false,
         };
         session.is_full = false;
@@ -225,7 +226,7 @@ impl World<'_> {
         let request = request(self.tracking.questions.insert(Question::Take { peer, blob }));
         let node = &mut self.nodes[peer as usize];
         node.session.asked[blob.0 as usize] = Some(request);
-        let unreachable = node.links.unreachable().map(PeerSlot).collect();
+        let unreachable = node.unreachable(self.now, Some(blob));
         let take =
             Take { request, peer: PeerSlot(peer), blob: tracker_blob(blob), missing, starving, unreachable };
         self.send(peer, Message::Take(take));

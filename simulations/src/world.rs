@@ -7,6 +7,7 @@ use flotilla_common::figures::percentile;
 use flotilla_common::map::ChunkMap;
 use flotilla_common::swarm::{BlobSlot, Config, Input, PeerMachine, Refusal, TransferId};
 use flotilla_common::time::Time;
+use flotilla_common::tracker;
 use flotilla_common::units::ByteSize;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
@@ -123,6 +124,12 @@ impl Node {
     /// The slower of its links, bits per second.
     pub(crate) fn rate(&self) -> u64 {
         self.up.min(self.down)
+    }
+
+    /// Whom it tells the tracker not to count on.
+    pub(crate) fn unreachable(&self, now: Time, blob: Option<BlobSlot>) -> Vec<tracker::PeerSlot> {
+        let unreachable = self.machine.unreachable(now, blob);
+        unreachable.map(|slot| tracker::PeerSlot(self.links.at(slot.0).peer)).collect()
     }
 }
 

@@ -54,6 +54,11 @@ fn two_of_three_hundred_freeze_and_the_others_do_not_wait_for_them() {
 }
 
 #[test]
+fn who_comes_after_all_others_died_does_not_wait_for_them() {
+    must_be_ok(&run(&scenario("dead-neighbours"), 1));
+}
+
+#[test]
 fn without_a_tracker_a_burst_completes_from_whom_peers_knew_before() {
     let outcome = run(&scenario("no-tracker"), 1);
     must_be_ok(&outcome);

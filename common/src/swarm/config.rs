@@ -22,6 +22,11 @@ pub struct Config {
 
     /// Most connections altogether.
     pub max_connections: u32,
+    /// Most dials at once, of which some may be to the dead.
+    pub max_dialling: u32,
+    /// A dial that has not been answered for this long is not waited for: the peer counts as out of reach, while the dial
+    /// goes on. Four times as long for a peer in another region.
+    pub dial: Duration,
     /// Most neighbours with which one blob is exchanged; at most 64.
     pub max_neighbours: u32,
     /// Fewer neighbours than this for a wanted blob: announce for more.
@@ -67,6 +72,8 @@ impl Default for Config {
             origins: 1,
             key: 0,
             max_connections: 64,
+            max_dialling: 32,
+            dial: Duration::from_millis(250),
             max_neighbours: 32,
             min_neighbours: 12,
             refill_interval: Duration::from_secs(1),

@@ -17,7 +17,7 @@ use crate::time::Time;
 /// are on their way, and yet all peers begin with the same blob.
 pub(super) const ASKED_BLOBS: usize = 2;
 /// So often in a row a starving request must have been right, as a power of two of its patience, that a pull without any
-/// neighbour that has something goes on with several at once.
+/// neighbour that has something goes on with several at once. One whose dials nobody answers does so from the start.
 const SURELY_ALONE: i32 = 3;
 /// Least time between two requests for one blob.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -160,8 +160,9 @@ impl PeerMachine {
 
     fn seek_lease(&mut self, now: Time, slot: BlobSlot) {
         let starves_at = self.starves_at(slot);
+        let is_abandoned = self.is_abandoned(slot);
         let Some(blob) = self.blobs.get_mut(slot) else { return };
-        let is_alone = blob.starved_log2 >= SURELY_ALONE && !blob.is_offered();
+        let is_alone = is_abandoned || (blob.starved_log2 >= SURELY_ALONE && !blob.is_offered());
         let running = self.transfers.of_blob(slot).count();
         let is_starving =
             if is_alone { running < self.slots as usize } else { starves_at <= now && running == 0 };

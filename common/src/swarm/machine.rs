@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 
 use super::blob::{Blob, Interest, MAX_MEMBERS};
 use super::choose::Scratch;
+use super::dial::Link;
 use super::download::Transfers;
 use super::health::Health;
 use super::lease::Lease;
-use super::neighbours::{Link, Peer};
+use super::neighbours::Peer;
 use super::rng::Rng;
 use super::timers::{Timer, Timers};
 use super::turns::Turns;
@@ -197,7 +198,10 @@ impl PeerMachine {
                     self.seek_leases(now);
                     self.account_waits(now);
                 }
-                Timer::Dial => self.meet(now),
+                Timer::Dial => {
+                    self.note_late_dials(now);
+                    self.meet(now);
+                }
             }
         }
         self.settle(now);

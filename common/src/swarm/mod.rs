@@ -55,6 +55,7 @@
 mod blob;
 mod choose;
 mod config;
+mod dial;
 mod download;
 mod escalate;
 mod have;

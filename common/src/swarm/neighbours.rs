@@ -3,29 +3,17 @@
 use core::time::Duration;
 
 use super::blob::{Interest, News};
+use super::dial::Link;
 use super::machine::PeerMachine;
 use super::timers::Timer;
 use super::{BlobSlot, Have, Output, PeerFacts, PeerSlot};
 use crate::time::Time;
 
-/// How often the wait before the next dial doubles at most; after that many failures the peer is forgotten.
-const REDIALS: u32 = 4;
 /// How often the wait between two announces for want of neighbours doubles at most, as a factor.
 const MAX_REFILL_WAIT: u32 = 16;
 
 /// A greeting that was not answered for this long was not understood.
 const UNANSWERED: Duration = Duration::from_secs(1);
-
-/// Whether there is a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Link {
-    /// None; not to be dialled before a time.
-    Down { not_before: Time, failures: u32 },
-    /// A dial is under way.
-    Dialling { failures: u32 },
-    /// It stands.
-    Up,
-}
 
 /// One peer.
 #[derive(Debug)]
@@ -114,18 +102,6 @@ impl PeerMachine {
         }
     }
 
-    pub(super) fn on_dial_failed(&mut self, now: Time, slot: PeerSlot) {
-        let Some(peer) = self.peers.get_mut(slot.0 as usize) else { return };
-        let Link::Dialling { failures } = peer.link else { return };
-        self.dialling -= 1;
-        peer.link =
-            Link::Down { not_before: now + self.config.redial * (1 << failures), failures: failures + 1 };
-        if failures + 1 > REDIALS {
-            self.forget_peer(slot);
-        }
-        self.meet(now);
-    }
-
     pub(super) fn on_rate_hint(&mut self, slot: PeerSlot, bits_per_second: u64) {
         if let Some(peer) = self.peers.get_mut(slot.0 as usize) {
             peer.rate = Some(bits_per_second);
@@ -184,8 +160,8 @@ impl PeerMachine {
     fn meet_over(&mut self, now: Time, slot: BlobSlot) {
         let Some(blob) = self.blobs.get_mut(slot) else { return };
         let mut room = (self.config.max_neighbours as usize).saturating_sub(blob.who.len());
-        let dialling = |peer: &PeerSlot| matches!(self.peers[peer.0 as usize].link, Link::Dialling { .. });
-        room = room.saturating_sub(blob.handout.iter().filter(|peer| dialling(peer)).count());
+        let may_answer = |peer: &PeerSlot| self.peers[peer.0 as usize].link.may_answer();
+        room = room.saturating_sub(blob.handout.iter().filter(|peer| may_answer(peer)).count());
         for at in 0..blob.handout.len() {
             let peer_slot = blob.handout[at];
             let peer = &mut self.peers[peer_slot.0 as usize];
@@ -208,7 +184,11 @@ impl PeerMachine {
                 }
                 Link::Down { not_before, failures } => {
                     let not_before = not_before.max(peer.quarantined_until);
-                    if room == 0 || self.connections + self.dialling >= self.config.max_connections {
+                    let sockets = self.connections + self.dialling;
+                    if room == 0
+                        || sockets >= self.config.max_connections
+                        || self.dialling >= self.config.max_dialling
+                    {
                         continue;
                     }
                     if not_before > now {
@@ -217,7 +197,9 @@ impl PeerMachine {
                     }
                     room -= 1;
                     self.dialling += 1;
-                    peer.link = Link::Dialling { failures };
+                    let late_at = now + self.config.answer_to_dial(self.turns.of(peer_slot).nearness);
+                    peer.link = Link::Dialling { failures, late_at, is_late: false };
+                    self.timers.by(Timer::Dial, late_at);
                     self.outputs.push_back(Output::Dial { peer: peer_slot });
                 }
             }
@@ -302,17 +284,6 @@ impl PeerMachine {
         self.wants_fill = true;
         self.wants_leases = true;
         true
-    }
-
-    /// A peer that cannot be reached leaves all handouts.
-    fn forget_peer(&mut self, slot: PeerSlot) {
-        for at in 0..self.wanted.len() {
-            if let Some(blob) = self.blobs.get_mut(self.wanted[at]) {
-                let before = blob.handout.len();
-                blob.handout.retain(|peer| *peer != slot);
-                self.peers[slot.0 as usize].handouts -= (before - blob.handout.len()) as u32;
-            }
-        }
     }
 
     /// Hangs up on a neighbour with which nothing is left to exchange; false if there is none.

@@ -362,9 +362,11 @@ impl Authority {
         if (share == Share::One && self.has_open(parked.peer)) || (ctx.is_settling && self.is_resumed) {
             return None;
         }
-        // A seeder has every chunk: dial it, and ask the origin only when none of them can be reached.
+        // A seeder has every chunk: dial it, and ask the origin only when none of them can be reached, or none of so
+        // many that the others will be no better.
+        let out_of_reach = seeders.iter().filter(|seeder| parked.unreachable.contains(seeder)).count();
         let are_seeders_out_of_reach =
-            parked.starving && seeders.iter().all(|seeder| parked.unreachable.contains(seeder));
+            parked.starving && (out_of_reach == seeders.len() || out_of_reach >= MANY_UNREACHABLE);
         if (seeders.is_empty() || are_seeders_out_of_reach)
             && let Some(chunk) = common_chunks(&self.free, &parked.missing).next()
         {
@@ -514,6 +516,8 @@ impl Authority {
 const SILENCE: u32 = 5;
 /// How many seeders are looked at; beyond these, one is as good as another.
 const MANY_SEEDERS: usize = 64;
+/// Whoever could not reach so many seeders need not try the rest: about a handout.
+const MANY_UNREACHABLE: usize = 12;
 
 /// The chunks in both maps, ascending.
 fn common_chunks<'a>(one: &'a ChunkMap, other: &'a ChunkMap) -> impl Iterator<Item = u32> + 'a {

@@ -37,7 +37,7 @@ impl Driver {
             Output::Refuse { upload, reason } => self.refuse(upload, reason),
             Output::Announce => self.shared.trackers.announce(),
             Output::LeaseTake { blob, missing, starving } => {
-                let unreachable = self.unreachable();
+                let unreachable = self.unreachable(Some(blob));
                 self.take_lease(blob, LeaseAsk::Take { missing, starving, unreachable });
             }
             Output::LeaseDrop { blob } => {

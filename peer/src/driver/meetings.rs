@@ -32,9 +32,6 @@ impl Driver {
             Incident::Unlinked(link) => self.unlinked(now, &link),
             Incident::DialFailed(id) => {
                 if let Some(slot) = self.roster.peer_slot(&id) {
-                    if let Some(peer) = self.roster.peer_mut(slot) {
-                        peer.is_unreachable = true;
-                    }
                     self.machine.handle(now, Input::DialFailed { peer: slot });
                 }
             }
@@ -78,7 +75,6 @@ impl Driver {
         if peer.quarantined_until > now {
             return link.close(Goodbye::Misbehaved);
         }
-        peer.is_unreachable = false;
         if let Some(older) = &peer.link {
             let loser = if link.is_preferred_to(older, &own) { peer.link.replace(link) } else { Some(link) };
             if let Some(loser) = loser {
@@ -263,17 +259,15 @@ impl Driver {
             blobs: self.roster.blobs().filter_map(change).collect(),
             leases: self.machine.leases().filter_map(lease).collect(),
             connected: named(&mut self.roster.peers().filter(|peer| peer.link.is_some())),
-            unreachable: self.unreachable(),
+            unreachable: self.unreachable(None),
         }
     }
 
-    pub(super) fn unreachable(&self) -> Vec<PeerId> {
-        // Who lies is as good as gone: the tracker must not send us there.
-        let now = Clock::now();
-        let is_of_no_use =
-            |peer: &&Peer| peer.link.is_none() && (peer.is_unreachable || peer.quarantined_until > now);
-        let unreachable = self.roster.peers().filter(is_of_no_use);
-        unreachable.take(MAX_UNREACHABLE).map(|peer| peer.id.clone()).collect()
+    /// Whom the tracker must not send us to; those to meet over `blob` first.
+    pub(super) fn unreachable(&self, blob: Option<BlobSlot>) -> Vec<PeerId> {
+        let unreachable = self.machine.unreachable(Clock::now(), blob);
+        let named = unreachable.filter_map(|slot| Some(self.roster.peer(slot)?.id.clone()));
+        named.take(MAX_UNREACHABLE).collect()
     }
 }
 

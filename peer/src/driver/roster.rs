@@ -43,8 +43,6 @@ pub(super) struct Peer {
     pub(super) info: Option<PeerInfo>,
     pub(super) link: Option<Link>,
     pub(super) quarantined_until: Time,
-    /// The last dial failed.
-    pub(super) is_unreachable: bool,
     /// What comes from it, and what goes there.
     pub(super) down: Flow,
     pub(super) up: Flow,
@@ -149,7 +147,6 @@ impl Roster {
             info: None,
             link: None,
             quarantined_until: Time::ZERO,
-            is_unreachable: false,
             down: Flow::default(),
             up: Flow::default(),
         };

@@ -195,6 +195,26 @@ fn a_seeder_of_the_region_is_dialled_before_the_origin_is_asked() {
 }
 
 #[test]
+fn who_could_not_reach_a_dozen_seeders_need_not_try_the_rest() {
+    let mut desk = Desk::new(Config::default());
+    for seeder in 20..50 {
+        desk.join(seeder, 0, BlobState::Held(Progress::COMPLETE));
+    }
+    desk.join_all(0..1);
+    desk.pass(Config::default().settle);
+    let all = ChunkMap::full(5);
+    let mut starve = |dead: core::ops::Range<u32>| {
+        let request = desk.take_with(0, &all, |take| {
+            take.starving = true;
+            take.unreachable = dead.map(PeerSlot).collect();
+        });
+        desk.leases[&request]
+    };
+    assert!(matches!(starve(20..31), LeaseAnswer::Dial { .. }));
+    assert!(matches!(starve(20..32), LeaseAnswer::Granted { .. }));
+}
+
+#[test]
 fn a_tracker_that_was_restarted_takes_up_leases_and_learns_what_is_in_the_swarm() {
     let mut desk = Desk::new(Config::default());
     let some = BlobState::Wanted(Progress::from_step(4).unwrap());
