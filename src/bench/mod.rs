@@ -5,6 +5,7 @@
 
 mod content;
 mod memory;
+mod page_cache;
 mod passthrough;
 mod peers;
 mod plain;

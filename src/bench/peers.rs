@@ -4,10 +4,9 @@
 //! on loopback. It lives no longer than its [`PeerProcess`].
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -137,18 +136,9 @@ impl Field {
         Ok(peer)
     }
 
-    /// Writes a file of `size` bytes and deletes it: the page cache has used that much memory before.
-    pub(super) async fn warm_page_cache(&self, size: u64) -> Result<(), CommandError> {
-        let path = self.dir.path().join("scratch");
-        let work = move || {
-            let mut file = File::create(&path)?;
-            io::copy(&mut io::repeat(1).take(size), &mut file)?;
-            std::fs::remove_file(&path)
-        };
-        let done = tokio::task::spawn_blocking(work).await;
-        done.map_err(io::Error::other)
-            .flatten()
-            .map_err(|error| CommandError::failed("write a scratch file", error))
+    /// Its folder, with the stores of all in it.
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Has a peer fetch an image as a runtime begins to: by asking for its manifest.
