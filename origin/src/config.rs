@@ -10,6 +10,7 @@ use flotilla_runtime::identity::Identity;
 use flotilla_runtime::rate::Limiter;
 
 pub use crate::format::Horizons;
+pub use crate::replicas::Replicas;
 
 /// How an origin runs.
 #[derive(Clone, Debug)]
@@ -26,6 +27,10 @@ pub struct Config {
     pub uplink: Limiter,
     /// HTTPS with this certificate, which follows its files; HTTP without. Default none.
     pub tls: Option<Identity>,
+    /// The replicas that are told what this one changes. Default none.
+    pub replicas: Replicas,
+    /// Where this one is told by the others; port 0 lets the system choose. Default nowhere.
+    pub replica_listen: Option<SocketAddr>,
     /// The times of collection: the same at all replicas of a bucket.
     pub horizons: Horizons,
     /// Everything that is bounded.
@@ -47,6 +52,8 @@ impl Config {
             seal_key,
             uplink: Limiter::unlimited(),
             tls: None,
+            replicas: Replicas::none(),
+            replica_listen: None,
             horizons: Horizons::default(),
             limits: Limits::default(),
         }

@@ -9,7 +9,8 @@
 //! - `upload`: ids, chains of links, hashing while bytes stream in
 //! - `settle`, `cache`: writes that know what became of them, reads that are shared and dated
 //! - `registry`: blobs, uploads, manifests, tags, referrers, closures
-//! - `http`: the same over HTTP
+//! - `replicas`: telling the other replicas what changed
+//! - `http`: the registry over HTTP
 //!
 //! It must never depend on the tracker or on a peer, never keep what storage does not have, and never write twice
 //! where the outcome of a first write is unknown.
@@ -24,11 +25,13 @@ mod nonce;
 mod origin;
 mod record;
 mod registry;
+mod replicas;
 mod settle;
 pub mod storage;
 mod upload;
 
-pub use config::{Config, Horizons, Limits};
+pub use config::{Config, Horizons, Limits, Replicas};
 pub use format::FormatError;
 pub use metrics::Metrics;
 pub use origin::{Origin, StartError};
+pub use replicas::{ReplicaAddress, ReplicaAddressError};

@@ -49,9 +49,14 @@ impl Metrics {
         let mut exposition = prometheus_client::registry::Registry::with_prefix("flotilla_origin");
         self.requests.register(&mut exposition);
         let (metrics, stale) = (Arc::clone(self), registry.stale_answers());
+        let (replicas, counts) = (registry.announcer().listed(), registry.announcer().counts());
         exposition.register_collector(Figures::collector(move |figures| {
             figures.counter("sent_bytes", "Bytes of blobs handed to clients", metrics.blob_bytes())?;
             figures.counter("stale_answers", "Answers from memory past its time, without storage", stale)?;
+            figures.gauge("replicas_listed", "Replicas that are told of changes", replicas as u64)?;
+            let (help, outcomes) = ("Changes told to a replica, by outcome", counts.by_outcome());
+            figures.counters("changes_told", help, "outcome", outcomes)?;
+            figures.counter("changes_heard", "Messages of other replicas", counts.received())?;
             metrics.identity.iter().try_for_each(|identity| identity.figures(figures))?;
             let operations = metrics.operations.by_kind();
             figures.counters("storage_operations", "Calls of the storage", "kind", operations)

@@ -14,6 +14,7 @@ use crate::format::{self, FormatError};
 use crate::http::{self, Api};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::replicas::{self, Announcer, Secret};
 use crate::storage::{self, Bounded, Counted, OpenError, Storage};
 
 /// Why an origin does not start.
@@ -28,6 +29,9 @@ pub enum StartError {
     /// An upload would outlive what it relies on.
     #[error("upload_lifetime must be shorter than the horizon")]
     UploadLifetime,
+    /// The others could not tell this replica.
+    #[error("replicas are listed, but this one listens nowhere for them: set replica-listen")]
+    ReplicaListen,
     /// The certificate cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -45,6 +49,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Origin {
     address: SocketAddr,
+    replica_address: Option<SocketAddr>,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
     drain_timeout: core::time::Duration,
@@ -68,31 +73,45 @@ impl Origin {
         if config.limits.upload_lifetime >= config.horizons.horizon {
             return Err(StartError::UploadLifetime);
         }
+        if !config.replicas.is_none() && config.replica_listen.is_none() {
+            return Err(StartError::ReplicaListen);
+        }
         let storage: Arc<dyn Storage> = Arc::new(Bounded::new(storage, config.limits.storage_timeout));
         storage::probe(&*storage).await?;
         let format = format::agree(&*storage, config.horizons).await?;
         let counted = Counted::new(storage);
         let metrics = Arc::new(Metrics::new(counted.operations(), config.tls.clone()));
         let drain_timeout = config.limits.drain_timeout;
-        let registry =
-            Registry::new(Arc::new(counted), format, config.region, config.seal_key, config.limits);
-        let api = Api { registry, uplink: config.uplink, metrics: Arc::clone(&metrics) };
         let shutdown = Shutdown::new();
+        config.replicas.follow(&shutdown).await;
+        let announcer = Announcer::new(config.replicas, Secret::of(&format))?;
+        let (region, seal_key) = (config.region, config.seal_key);
+        let registry = Registry::new(Arc::new(counted), format, region, seal_key, config.limits, announcer);
+        let api = Arc::new(Api { registry, uplink: config.uplink, metrics: Arc::clone(&metrics) });
+        let replica_address = match config.replica_listen {
+            Some(address) => Some(listen_for_replicas(address, Arc::clone(&api), &shutdown).await?),
+            None => None,
+        };
         let tls = config.tls.as_ref().map(|identity| identity.https_server(Clients::Anybody)).transpose()?;
         if let Some(identity) = config.tls {
             keep_fresh(identity, Timing::default(), &shutdown);
         }
         let listen_error = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
-        let server = serve(listener, http::router(Arc::new(api)), tls, &shutdown).map_err(listen_error)?;
+        let server = serve(listener, http::router(api), tls, &shutdown).map_err(listen_error)?;
         let address = server.address();
         tracing::info!(%address, storage = config.storage, "origin started");
-        Ok(Self { address, metrics, shutdown, drain_timeout })
+        Ok(Self { address, replica_address, metrics, shutdown, drain_timeout })
     }
 
     /// The address that it listens on.
     pub const fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The address where the other replicas tell it what they changed.
+    pub const fn replica_addr(&self) -> Option<SocketAddr> {
+        self.replica_address
     }
 
     /// What it counts.
@@ -105,6 +124,17 @@ impl Origin {
         let drained = self.shutdown.drain(self.drain_timeout).await;
         tracing::info!(?drained, "origin stopped");
     }
+}
+
+async fn listen_for_replicas(
+    address: SocketAddr,
+    api: Arc<Api>,
+    shutdown: &Shutdown,
+) -> Result<SocketAddr, StartError> {
+    let listen_error = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(listen_error)?;
+    let server = serve(listener, replicas::router(api), None, shutdown).map_err(listen_error)?;
+    Ok(server.address())
 }
 
 impl Drop for Origin {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use flotilla_common::name::RegionName;
 use flotilla_common::units::BitRate;
-use flotilla_origin::{Config, Origin};
+use flotilla_origin::{Config, Origin, ReplicaAddress, Replicas};
 use flotilla_runtime::config::ConfigFile;
 use flotilla_runtime::identity::load_seal_key;
 
@@ -19,10 +19,12 @@ use crate::cli::{CommandError, block_on};
 #[command(after_help = "\
 Every flag is also a line of the --config file (seal-key = \"...\") and an environment variable (FLOTILLA_SEAL_KEY).
 Whatever it acknowledges is in the storage: it may be stopped and started at any time, and run several times.
+Replicas on one storage that list each other show an acknowledged change at once; others within seconds.
 
 Examples:
   flotilla pki init --dir pki
   flotilla origin --storage file:///var/lib/flotilla/origin --seal-key pki/local.seal.key
+  flotilla origin --config origin.toml --replica-listen 0.0.0.0:5001 --replicas origin-replicas.internal:5001
   flotilla origin --config /etc/flotilla/origin.toml")]
 pub struct OriginArgs {
     /// Where to listen, for clients, peers and /metrics
@@ -40,6 +42,12 @@ pub struct OriginArgs {
     /// Cap on the bytes of blobs sent to everybody, per second: 500Mbit, 10Gbit [default: none]
     #[arg(long, value_name = "RATE")]
     up: Option<BitRate>,
+    /// Where the other replicas tell this one what they changed
+    #[arg(long, value_name = "ADDR")]
+    replica_listen: Option<SocketAddr>,
+    /// The replicas' own listeners, its own among them or not; a name is looked up again and again
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    replicas: Vec<ReplicaAddress>,
     #[command(flatten)]
     tls: TlsArgs,
     #[command(flatten)]
@@ -57,6 +65,8 @@ pub fn run(args: OriginArgs) -> Result<(), CommandError> {
             .map_err(|error| CommandError::failed("load the seal key", error))?;
         let mut config = Config::new(args.listen, args.storage, args.region, seal_key).with_uplink(args.up);
         config.tls = args.tls.identity()?;
+        config.replicas = Replicas::at(args.replicas);
+        config.replica_listen = args.replica_listen;
         let origin =
             Origin::start(config).await.map_err(|error| CommandError::failed("start the origin", error))?;
         shutdown.wait().await;

@@ -15,6 +15,7 @@ use super::{ENTRY_LEN, Registry, RegistryError};
 use crate::keys;
 use crate::nonce::nonce;
 use crate::record::{BlobRecord, RepositoryBlob, Rescue, Segment, State, TableAt, decode, encode};
+use crate::replicas::Changed;
 use crate::settle::Settled;
 use crate::storage::{Key, Object, Storage, StorageError};
 use crate::upload::id::Generation;
@@ -292,7 +293,10 @@ impl Registry {
         let settled = self.settler().write(&key, Some(&object.version), encode(&key, &claim)?.into()).await;
         self.claims.invalidate(&(repository.clone(), *digest));
         match settled? {
-            Settled::Written => Ok(()),
+            Settled::Written => {
+                self.announce(vec![Changed::Blob(repository.clone(), *digest)]).await;
+                Ok(())
+            }
             Settled::Lost(_) => Err(RegistryError::Contended),
         }
     }

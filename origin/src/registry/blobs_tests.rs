@@ -8,6 +8,7 @@ use super::*;
 use crate::config::Limits;
 use crate::format::{Horizons, agree};
 use crate::registry::uploads::Body;
+use crate::replicas::{Announcer, Replicas, Secret};
 use crate::storage::open;
 
 const BYTES: &[u8] = b"some bytes of a layer";
@@ -28,7 +29,9 @@ impl Story {
     async fn replica(&self) -> Registry {
         let format = agree(&*self.storage, Horizons::default()).await.unwrap();
         let key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
-        Registry::new(Arc::clone(&self.storage), format, "eu-1".parse().unwrap(), key, Limits::default())
+        let announcer = Announcer::new(Replicas::none(), Secret::of(&format)).unwrap();
+        let (storage, region) = (Arc::clone(&self.storage), "eu-1".parse().unwrap());
+        Registry::new(storage, format, region, key, Limits::default(), announcer)
     }
 
     async fn push(&self) -> Generation {

@@ -18,6 +18,7 @@ use super::{Need, Registry, RegistryError};
 use crate::keys;
 use crate::nonce::nonce;
 use crate::record::{ManifestRecord, Pointer, TagValue};
+use crate::replicas::Changed;
 use crate::settle::Settled;
 use crate::storage::StorageError;
 
@@ -45,6 +46,15 @@ pub(crate) struct Pushed {
     pub(crate) digest: Digest,
     /// What it refers to.
     pub(crate) subject: Option<Digest>,
+}
+
+/// What storing a manifest did to what caches may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stored {
+    /// Nothing: it was not there, or was the same. Absence is never cached.
+    New,
+    /// It had another media type.
+    Changed,
 }
 
 impl Registry {
@@ -91,7 +101,7 @@ impl Registry {
         Ok(cached.map(|cached| Found { manifest: cached.value, stale: cached.stale }))
     }
 
-    /// Stores a manifest and moves tags to it. `media_type` is what the request says, without parameters.
+    /// Stores a manifest and moves tags to it, and tells the other replicas. `media_type` is what the request says, without parameters.
     pub(crate) async fn put_manifest(
         &self,
         repository: &RepositoryName,
@@ -113,7 +123,10 @@ impl Registry {
         let media_type = agreed_media_type(media_type, &manifest)?;
         let oldest = self.check_named(repository, &manifest, Need::Live).await?;
         let stored = Arc::new(StoredManifest { digest, media_type, bytes });
-        self.write_manifest(repository, Arc::clone(&stored)).await?;
+        let mut changed = Vec::new();
+        if self.write_manifest(repository, Arc::clone(&stored)).await? == Stored::Changed {
+            changed.push(Changed::Manifest(repository.clone(), digest));
+        }
         if Clock::now().saturating_since(oldest) > self.format.horizons.liveness {
             self.check_again(repository, &manifest, &digest).await?;
         }
@@ -123,7 +136,9 @@ impl Registry {
         }
         for tag in tags {
             self.write_tag(repository, tag, Some(digest)).await?;
+            changed.push(Changed::Tag(repository.clone(), tag.clone()));
         }
+        self.announce(changed).await;
         Ok(Pushed { digest, subject })
     }
 
@@ -175,7 +190,7 @@ impl Registry {
         &self,
         repository: &RepositoryName,
         manifest: Arc<StoredManifest>,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<Stored, RegistryError> {
         let (key, cache_key) =
             (keys::manifest(repository, &manifest.digest), (repository.clone(), manifest.digest));
         let (epoch, started) = (self.manifests.epoch(&cache_key), Clock::now());
@@ -186,23 +201,28 @@ impl Registry {
             content: Some((manifest.media_type.clone(), manifest.bytes.clone())),
             nonce: nonce(),
         };
+        let another_type = |(media_type, _): (String, Bytes)| media_type != manifest.media_type;
+        let stored = match replaced.and_then(|record| record.content).is_some_and(another_type) {
+            true => Stored::Changed,
+            false => Stored::New,
+        };
         let seen = present.as_ref().map(|object| &object.version);
         let settled = self.settler().write(&key, seen, record.body(&key)?).await;
         if let Ok(Settled::Written) = settled {
             self.manifests.wrote(&cache_key, epoch, started, manifest);
-            return Ok(());
+            return Ok(stored);
         }
         self.manifests.invalidate(&cache_key);
         match settled? {
             // The bytes under a digest are always the same: another's are as good, while they are alive.
             Settled::Lost(Some(object)) if ManifestRecord::of(&key, &object.body)?.content.is_some() => {
-                Ok(())
+                Ok(stored)
             }
             _ => Err(RegistryError::Contended),
         }
     }
 
-    /// Writes a tombstone in the place of a manifest. The manifest that was there.
+    /// Writes a tombstone in the place of a manifest, and tells the other replicas. The manifest that was there.
     async fn bury_manifest(
         &self,
         repository: &RepositoryName,
@@ -217,7 +237,10 @@ impl Registry {
         let settled = self.settler().write(&key, Some(&object.version), tombstone.body(&key)?).await;
         self.manifests.invalidate(&(repository.clone(), *digest));
         match settled? {
-            Settled::Written => Ok(bytes),
+            Settled::Written => {
+                self.announce(vec![Changed::Manifest(repository.clone(), *digest)]).await;
+                Ok(bytes)
+            }
             Settled::Lost(_) => Err(RegistryError::Contended),
         }
     }
@@ -229,7 +252,11 @@ impl Registry {
         reference: &Reference,
     ) -> Result<(), RegistryError> {
         let digest = match reference {
-            Reference::Tag(tag) => return self.write_tag(repository, tag, None).await,
+            Reference::Tag(tag) => {
+                self.write_tag(repository, tag, None).await?;
+                self.announce(vec![Changed::Tag(repository.clone(), tag.clone())]).await;
+                return Ok(());
+            }
             Reference::Digest(digest) => digest,
         };
         let bytes = self.bury_manifest(repository, digest).await?;

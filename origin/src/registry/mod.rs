@@ -27,6 +27,7 @@ use crate::cache::{self, Cache};
 use crate::config::Limits;
 use crate::format::Format;
 use crate::keys;
+use crate::replicas::{Announcer, Changed};
 use crate::settle::Settler;
 use crate::storage::Storage;
 use crate::upload::id::{Generation, Signer};
@@ -35,6 +36,7 @@ use crate::upload::receive::BATCH_LEN;
 pub(crate) use blobs::{Blob, Need};
 pub(crate) use error::RegistryError;
 use manifests::StoredManifest;
+pub(crate) use referrers::MAX_REFERRERS;
 pub(crate) use tags::MAX_TAGS;
 pub(crate) use uploads::{Body, Known, Progress};
 
@@ -59,6 +61,7 @@ pub(crate) struct Registry {
     manifests: Cache<BlobKey, Arc<StoredManifest>>,
     tags: Cache<(RepositoryName, Tag), Digest>,
     closures: moka::sync::Cache<Digest, Arc<closure::Closure>>,
+    announcer: Announcer,
 }
 
 /// Time-to-live of what never changes.
@@ -73,6 +76,7 @@ impl Registry {
         region: RegionName,
         seal_key: SealKey,
         limits: Limits,
+        announcer: Announcer,
     ) -> Self {
         let timed = |time_to_live: Duration, bytes: u64| cache::Limits {
             time_to_live,
@@ -125,6 +129,7 @@ impl Registry {
             storage,
             limits,
             format,
+            announcer,
         }
     }
 
@@ -146,6 +151,29 @@ impl Registry {
     pub(crate) async fn check_storage(&self) -> Result<(), RegistryError> {
         self.storage.read(&keys::format()).await?;
         Ok(())
+    }
+
+    pub(crate) const fn announcer(&self) -> &Announcer {
+        &self.announcer
+    }
+
+    /// Tells the other replicas what was changed; when it returns, none of them serves what was there before.
+    async fn announce(&self, changed: Vec<Changed>) {
+        let longest = changed.iter().map(|changed| match changed {
+            Changed::Tag(..) => self.limits.tag_time_to_live,
+            Changed::Manifest(..) | Changed::Blob(..) => self.limits.repository_time_to_live,
+        });
+        let longest = longest.max().unwrap_or_default();
+        self.announcer.tell(changed, longest).await;
+    }
+
+    /// Another replica changed this.
+    pub(crate) fn forget_changed(&self, changed: Changed) {
+        match changed {
+            Changed::Tag(repository, tag) => self.tags.invalidate(&(repository, tag)),
+            Changed::Manifest(repository, digest) => self.manifests.invalidate(&(repository, digest)),
+            Changed::Blob(repository, digest) => self.claims.invalidate(&(repository, digest)),
+        }
     }
 
     fn settler(&self) -> Settler<'_> {

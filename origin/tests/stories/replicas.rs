@@ -1,7 +1,14 @@
 //! Any request may land on any replica.
 
+use core::time::Duration;
+use std::sync::Arc;
+use std::time::Instant;
+
 use flotilla_common::digest::Digest;
+use flotilla_origin::Origin;
 use reqwest::StatusCode;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::support::{MANIFEST, Region, header, location, sample};
 
@@ -81,12 +88,132 @@ async fn what_one_replica_acknowledged_another_names_in_a_manifest() {
     assert_eq!(first.get("/v2/app/manifests/v1").await.bytes().await.unwrap(), manifest);
 }
 
+/// So long that nothing expires while a story runs.
+fn remember(config: &mut flotilla_origin::Config) {
+    config.limits.tag_time_to_live = Duration::from_secs(600);
+    config.limits.repository_time_to_live = Duration::from_secs(600);
+}
+
 #[tokio::test]
-async fn a_tag_moved_elsewhere_is_seen_within_its_time_to_live() {
-    let none = core::time::Duration::ZERO;
-    let region = Region::start_with(2, |config| config.limits.tag_time_to_live = none).await;
-    let old = region.client(0).push_image("app", "v1", &[sample(10, 1)]).await;
-    assert_eq!(region.client(1).get("/v2/app/manifests/v1").await.bytes().await.unwrap(), old);
-    let new = region.client(0).push_image("app", "v1", &[sample(10, 2)]).await;
-    assert_eq!(region.client(1).get("/v2/app/manifests/v1").await.bytes().await.unwrap(), new);
+async fn an_acknowledged_change_is_seen_through_every_listed_replica() {
+    let region = Region::start_with(3, remember).await;
+    let layer = sample(1000, 1);
+    let (tag, blob) = ("/v2/app/manifests/v1", format!("/v2/app/blobs/{}", Digest::sha256(&layer)));
+    let old = region.client(0).push_image("app", "v1", &[layer]).await;
+    let by_digest = format!("/v2/app/manifests/{}", Digest::sha256(&old));
+    for replica in 0..3 {
+        assert_eq!(region.client(replica).get(tag).await.bytes().await.unwrap(), old);
+        assert_eq!(region.client(replica).head(&blob).await.status(), StatusCode::OK);
+    }
+    let new = region.client(1).push_image("app", "v1", &[sample(10, 2)]).await;
+    for replica in 0..3 {
+        assert_eq!(region.client(replica).get(tag).await.bytes().await.unwrap(), new);
+    }
+    for (changer, path) in [(2, tag), (0, &*by_digest), (1, &*blob)] {
+        assert_eq!(region.client(changer).delete(path).await, StatusCode::ACCEPTED);
+        for replica in 0..3 {
+            assert_eq!(region.client(replica).get(path).await.status(), StatusCode::NOT_FOUND, "{path}");
+        }
+    }
+    let metrics = region.client(1).get("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("flotilla_origin_replicas_listed 3"), "{metrics}");
+    assert!(metrics.contains("flotilla_origin_changes_told_total{outcome=\"waited_out\"} 0"), "{metrics}");
+    assert!(metrics.contains("flotilla_origin_changes_heard_total 3"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_manifest_put_again_under_another_media_type_is_seen_so_everywhere() {
+    let region = Region::start_with(2, remember).await;
+    let untyped =
+        r#"{"schemaVersion":2,"config":{"mediaType":"x/y","digest":"DIGEST","size":2},"layers":[]}"#;
+    let untyped = untyped.replace("DIGEST", &region.client(0).push_blob("app", "{}").await.to_string());
+    let docker = "application/vnd.docker.distribution.manifest.v2+json";
+    for media_type in [MANIFEST, docker] {
+        let path = "/v2/app/manifests/v1";
+        let answer = region.client(0).put_manifest(path, media_type, untyped.clone()).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        for replica in 0..2 {
+            assert_eq!(header(&region.client(replica).get(path).await, "content-type"), media_type);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_is_not_listed_is_stale_for_one_time_to_live_at_most() {
+    let ttl = Duration::from_millis(300);
+    let region = Region::start_with(1, |config| config.limits.tag_time_to_live = ttl).await;
+    let mut loner = crate::support::config();
+    loner.limits.tag_time_to_live = ttl;
+    let loner = Origin::start_on(loner, Arc::clone(&region.storage)).await.unwrap();
+    let elsewhere = crate::support::Registry::at(loner.addr());
+    let (tag, client) = ("/v2/app/manifests/v1", region.client(0));
+    let old = client.push_image("app", "v1", &[sample(10, 1)]).await;
+    let read = Instant::now();
+    assert_eq!(elsewhere.get(tag).await.bytes().await.unwrap(), old);
+    let new = client.push_image("app", "v1", &[sample(10, 2)]).await;
+    loop {
+        let (asked, seen) = (Instant::now(), elsewhere.get(tag).await.bytes().await.unwrap());
+        if seen == new {
+            break;
+        }
+        assert!(asked < read + ttl + Duration::from_millis(50), "stale after its time-to-live");
+    }
+}
+
+/// Waits for its time-to-live rather than believe: nobody there, somebody who hangs, somebody who is no replica.
+#[tokio::test]
+async fn who_does_not_answer_as_a_replica_is_waited_out() {
+    let ttl = Duration::from_millis(400);
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let stranger = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listed = [silent.local_addr().unwrap(), gone, stranger.local_addr().unwrap()];
+    tokio::spawn(axum::serve(stranger, axum::Router::new().fallback(async || [7_u8; 32])).into_future());
+    let (list, replicas) = watch::channel(Arc::default());
+    let region = Region::start_with(1, |config| {
+        config.limits.tag_time_to_live = ttl;
+        config.replicas = flotilla_origin::Replicas::followed(replicas.clone());
+    })
+    .await;
+    let client = region.client(0);
+    client.push_image("app", "v1", &[]).await;
+    for (count, replica) in listed.into_iter().enumerate() {
+        list.send_replace(Arc::from([replica]));
+        let began = Instant::now();
+        client.push_image("app", "v1", &[sample(10, count)]).await;
+        assert!(began.elapsed() >= ttl);
+        let metrics = client.get("/metrics").await.text().await.unwrap();
+        let told = format!("flotilla_origin_changes_told_total{{outcome=\"waited_out\"}} {}", count + 1);
+        assert!(metrics.contains(&told), "{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn replicas_listen_to_replicas_only() {
+    let region = Region::start_with(1, remember).await;
+    let internal = crate::support::Registry::at(region.origins[0].replica_addr().unwrap());
+    for (body, status) in
+        [(sample(200, 0), StatusCode::FORBIDDEN), (sample(70_000, 0), StatusCode::PAYLOAD_TOO_LARGE)]
+    {
+        let request = internal.request(reqwest::Method::POST, "/flotilla/v1/changed").body(body);
+        assert_eq!(request.send().await.unwrap().status(), status);
+    }
+    assert_eq!(internal.get("/v2/").await.status(), StatusCode::NOT_FOUND);
+    let outside =
+        region.client(0).request(reqwest::Method::POST, "/flotilla/v1/changed").send().await.unwrap();
+    assert_eq!(outside.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn replicas_are_found_by_address_and_by_name() {
+    let listening = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let named = format!("localhost:{}", listening.port());
+    let region = Region::start_with(2, |config| {
+        config.limits.tag_time_to_live = Duration::from_secs(600);
+        config.replicas = flotilla_origin::Replicas::at(vec![named.parse().unwrap()]);
+    })
+    .await;
+    let metrics = region.client(0).get("/metrics").await.text().await.unwrap();
+    let listed = metrics.lines().find_map(|line| line.strip_prefix("flotilla_origin_replicas_listed "));
+    assert!(matches!(listed, Some("1" | "2")), "{metrics}");
 }

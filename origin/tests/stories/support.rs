@@ -6,9 +6,10 @@ use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::seal::SealKey;
 use flotilla_origin::storage::{self, Operations, Storage};
-use flotilla_origin::{Config, Origin};
+use flotilla_origin::{Config, Origin, Replicas};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::fault::{Faults, Faulty};
 
@@ -30,6 +31,25 @@ pub(crate) fn config() -> Config {
     Config::new("127.0.0.1:0".parse().unwrap(), "memory:///", "eu-1".parse().unwrap(), seal_key())
 }
 
+/// Replicas over a storage that list each other.
+pub(crate) async fn start_replicas(
+    replicas: usize,
+    storage: Arc<dyn Storage>,
+    adjust: impl Fn(&mut Config),
+) -> Vec<Origin> {
+    let (list, listed) = watch::channel(Arc::default());
+    let mut origins = Vec::new();
+    for _ in 0..replicas {
+        let mut config = config();
+        config.replicas = Replicas::followed(listed.clone());
+        config.replica_listen = Some("127.0.0.1:0".parse().unwrap());
+        adjust(&mut config);
+        origins.push(Origin::start_on(config, Arc::clone(&storage)).await.unwrap());
+    }
+    list.send_replace(origins.iter().filter_map(Origin::replica_addr).collect());
+    origins
+}
+
 impl Region {
     pub(crate) async fn start(replicas: usize) -> Self {
         Self::start_with(replicas, |_| {}).await
@@ -39,13 +59,7 @@ impl Region {
         let storage = storage::open("memory:///", 64 << 20).unwrap();
         let faulty = Faulty::new(Arc::clone(&storage));
         let faults = faulty.faults();
-        let faulty: Arc<dyn Storage> = Arc::new(faulty);
-        let mut origins = Vec::new();
-        for _ in 0..replicas {
-            let mut config = config();
-            adjust(&mut config);
-            origins.push(Origin::start_on(config, Arc::clone(&faulty)).await.unwrap());
-        }
+        let origins = start_replicas(replicas, Arc::new(faulty), adjust).await;
         Self { origins, faults, storage }
     }
 

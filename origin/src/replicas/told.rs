@@ -1,0 +1,32 @@
+//! Being told: a listener of its own, for the other replicas only.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::State;
+use axum::routing::post;
+use http::StatusCode;
+
+use super::message::MAX_LEN;
+use crate::http::Api;
+
+/// Where a replica is told.
+pub(super) const PATH: &str = "/flotilla/v1/changed";
+
+/// The service.
+pub(crate) fn router(api: Arc<Api>) -> Router {
+    Router::new().route(PATH, post(told)).with_state(api)
+}
+
+async fn told(State(api): State<Arc<Api>>, body: Body) -> Result<Vec<u8>, StatusCode> {
+    let body = to_bytes(body, MAX_LEN).await.map_err(|_| StatusCode::PAYLOAD_TOO_LARGE)?;
+    let announcer = api.registry.announcer();
+    let (message, answer) = announcer.secret().open(&body).ok_or(StatusCode::FORBIDDEN)?;
+    if message.sender != announcer.id() {
+        announcer.counts().received.fetch_add(1, Ordering::Relaxed);
+        message.changed.into_iter().for_each(|changed| api.registry.forget_changed(changed));
+    }
+    Ok(answer.to_vec())
+}
