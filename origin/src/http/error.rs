@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::registry::{Progress, RegistryError};
 
-/// Codes of errors: those of the specification, and a few for what it leaves open.
+/// What is wrong. A 4xx has one of the specification's codes, whatever it is about; a 503 has one of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
     BlobUnknown,
@@ -22,7 +22,6 @@ pub(super) enum Code {
     SizeInvalid,
     RangeInvalid,
     RangeUnsatisfiable,
-    PaginationInvalid,
     RequestInvalid,
     Unsupported,
     NotFound,
@@ -34,21 +33,16 @@ impl Code {
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::BlobUnknown => "BLOB_UNKNOWN",
-            Self::BlobUploadInvalid | Self::RangeInvalid => "BLOB_UPLOAD_INVALID",
+            Self::BlobUploadInvalid | Self::RangeInvalid | Self::Timeout => "BLOB_UPLOAD_INVALID",
             Self::BlobUploadUnknown => "BLOB_UPLOAD_UNKNOWN",
             Self::DigestInvalid => "DIGEST_INVALID",
             Self::ManifestBlobUnknown => "MANIFEST_BLOB_UNKNOWN",
             Self::ManifestInvalid => "MANIFEST_INVALID",
-            Self::ManifestTooLarge | Self::SizeInvalid => "SIZE_INVALID",
+            Self::ManifestTooLarge | Self::SizeInvalid | Self::RangeUnsatisfiable => "SIZE_INVALID",
             Self::ManifestUnknown => "MANIFEST_UNKNOWN",
             Self::NameInvalid => "NAME_INVALID",
             Self::NameUnknown => "NAME_UNKNOWN",
-            Self::RangeUnsatisfiable => "RANGE_INVALID",
-            Self::PaginationInvalid => "PAGINATION_NUMBER_INVALID",
-            Self::RequestInvalid => "REQUEST_INVALID",
-            Self::Unsupported => "UNSUPPORTED",
-            Self::NotFound => "NOT_FOUND",
-            Self::Timeout => "TIMEOUT",
+            Self::RequestInvalid | Self::Unsupported | Self::NotFound => "UNSUPPORTED",
             Self::Unavailable => "UNAVAILABLE",
         }
     }
@@ -66,7 +60,6 @@ impl Code {
             | Self::ManifestInvalid
             | Self::NameInvalid
             | Self::SizeInvalid
-            | Self::PaginationInvalid
             | Self::RequestInvalid => StatusCode::BAD_REQUEST,
             Self::ManifestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RangeInvalid | Self::RangeUnsatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,

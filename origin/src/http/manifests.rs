@@ -14,12 +14,12 @@ use http_body::Body as _;
 use serde_json::json;
 
 use super::error::{ApiError, Code};
-use super::route::{parameter, parameters};
+use super::route::{digest as parse_digest, parameter, parameters, percent_encode};
 use super::{
     Answer, Api, CONTENT_DIGEST, OCI_SUBJECT, OCI_TAG, empty, json, matches_etag, set, text_of, typed,
     warn_if_stale,
 };
-use crate::registry::{MAX_TAGS, RegistryError};
+use crate::registry::{MAX_REFERRERS, MAX_TAGS, RegistryError};
 
 /// Tags that one request moves at most.
 const MAX_TAGS_PER_PUT: usize = 32;
@@ -125,7 +125,7 @@ async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<Bytes, ApiError>
 /// `GET /v2/<name>/tags/list?n=&last=`.
 pub(super) async fn tags(api: &Arc<Api>, repository: &RepositoryName, query: Option<&str>) -> Answer {
     let limit = match parameter(query, "n") {
-        Some(n) => n.parse().map_err(|_| ApiError::new(Code::PaginationInvalid, "n is not a number"))?,
+        Some(n) => n.parse().map_err(|_| ApiError::new(Code::RequestInvalid, "n is not a number"))?,
         None => MAX_TAGS,
     };
     let last: Option<Tag> = match parameter(query, "last").filter(|last| !last.is_empty()) {
@@ -142,14 +142,21 @@ pub(super) async fn tags(api: &Arc<Api>, repository: &RepositoryName, query: Opt
     Ok(response)
 }
 
-/// `GET /v2/<name>/referrers/<digest>?artifactType=`.
+/// `GET /v2/<name>/referrers/<digest>?artifactType=`. A Link, which also has `n` and `last`, leads to what one answer
+/// does not hold. With a filter a page may have fewer than it could, or none.
 pub(super) async fn referrers(
     api: &Arc<Api>,
     repository: &RepositoryName,
     subject: &Digest,
     query: Option<&str>,
 ) -> Answer {
-    let mut manifests = api.registry.referrers(repository, subject).await?;
+    let limit = match parameter(query, "n") {
+        Some(n) => n.parse().map_err(|_| ApiError::new(Code::RequestInvalid, "n is not a number"))?,
+        None => MAX_REFERRERS,
+    };
+    let last = parameter(query, "last").map(|last| parse_digest(&last)).transpose()?;
+    let page = api.registry.referrers(repository, subject, last.as_ref(), limit).await?;
+    let (mut manifests, next) = (page.descriptors, page.next);
     let wanted = parameter(query, "artifactType");
     if let Some(wanted) = &wanted {
         manifests.retain(|descriptor| descriptor.get("artifactType").is_some_and(|own| own == wanted));
@@ -158,6 +165,13 @@ pub(super) async fn referrers(
     let mut response = typed(OCI_INDEX, Body::from(index.to_string()));
     if wanted.is_some() {
         set(&mut response, http::HeaderName::from_static("oci-filters-applied"), "artifactType");
+    }
+    if let Some(last) = next {
+        let filter = wanted.map(|wanted| format!("&artifactType={}", percent_encode(&wanted)));
+        let filter = filter.unwrap_or_default();
+        let next =
+            format!("</v2/{repository}/referrers/{subject}?n={limit}&last={last}{filter}>; rel=\"next\"");
+        set(&mut response, header::LINK, &next);
     }
     Ok(response)
 }

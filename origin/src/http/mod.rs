@@ -160,11 +160,11 @@ fn matches_etag(headers: &HeaderMap, etag: &str) -> bool {
     listed.split(',').map(str::trim).any(|one| one == "*" || one.trim_start_matches("W/") == etag)
 }
 
-/// Marks an answer that is known only from memory past its time.
+/// Marks an answer that is known only from memory past its time. The specification has one code for all warnings.
 fn warn_if_stale(response: &mut Response<Body>, stale: bool) {
     if stale {
         response
             .headers_mut()
-            .insert(header::WARNING, HeaderValue::from_static("110 - \"Response is Stale\""));
+            .insert(header::WARNING, HeaderValue::from_static("299 - \"Response is stale\""));
     }
 }

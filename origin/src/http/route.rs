@@ -120,6 +120,20 @@ pub(super) fn percent_decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// Text as the value of a parameter.
+pub(super) fn percent_encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
+                encoded.push(char::from(byte));
+            }
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
 /// The first value of a parameter of a query, decoded; `None` where it is not given or cannot be decoded.
 pub(super) fn parameter(query: Option<&str>, name: &str) -> Option<String> {
     parameters(query, name).next()?
@@ -187,12 +201,12 @@ mod tests {
             ("/v2/App/manifests/v1", "NAME_INVALID"),
             ("/v2/a..b/tags/list", "NAME_INVALID"),
             ("/v2//tags/list", "NAME_INVALID"),
-            ("/v2/app/uploads/x", "NOT_FOUND"),
-            ("/v2/app", "NOT_FOUND"),
-            ("/v2/app/%zz", "NOT_FOUND"),
-            ("/v2/app/%ff/manifests/v1", "NOT_FOUND"),
-            ("/", "NOT_FOUND"),
-            ("/v1/x", "NOT_FOUND"),
+            ("/v2/app/uploads/x", "UNSUPPORTED"),
+            ("/v2/app", "UNSUPPORTED"),
+            ("/v2/app/%zz", "UNSUPPORTED"),
+            ("/v2/app/%ff/manifests/v1", "UNSUPPORTED"),
+            ("/", "UNSUPPORTED"),
+            ("/v1/x", "UNSUPPORTED"),
         ] {
             assert_eq!(told(path), expected, "{path}");
         }
@@ -210,6 +224,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_parameter_comes_back_as_it_was_encoded(text in "\\PC{0,30}") {
+            let query = format!("a={}&b=x", percent_encode(&text));
+            assert_eq!(parameter(Some(&query), "a"), Some(text));
+        }
+
         #[test]
         fn no_path_is_too_strange(path in "/v2/[ -~]{0,60}") {
             let _ = route(&Method::GET, &path);

@@ -11,25 +11,54 @@ use crate::keys;
 use crate::record::{Pointer, ReferrerValue};
 
 /// Referrers that one answer lists at most.
-const MAX_REFERRERS: usize = 1000;
+pub(crate) const MAX_REFERRERS: usize = 1000;
+/// Bytes of descriptors after which an answer ends: annotations may be long, and clients limit what they read.
+const MAX_PAGE_LEN: usize = 2 << 20;
 /// Descriptors that are read at once.
 const READS_AT_ONCE: usize = 16;
 
+/// A page of the manifests that refer to a subject.
+#[derive(Debug, Default)]
+pub(crate) struct ReferrerPage {
+    pub(crate) descriptors: Vec<Value>,
+    /// The last one, if there are more after it.
+    pub(crate) next: Option<String>,
+}
+
 impl Registry {
-    /// The descriptors of the manifests that refer to `subject`, which itself need not exist.
+    /// At most `limit` descriptors of the manifests that refer to `subject`, which itself need not exist, after the one
+    /// of the digest `last`; at least one, if there are any.
     pub(crate) async fn referrers(
         &self,
         repository: &RepositoryName,
         subject: &Digest,
-    ) -> Result<Vec<Value>, RegistryError> {
-        let live = self.live_keys(&keys::referrers(repository, subject), None, MAX_REFERRERS).await?;
-        let reads = stream::iter(live.into_iter().take(MAX_REFERRERS)).map(|key| async move {
-            let Some(object) = self.storage.read(&key).await? else { return Ok(None) };
-            let value = Pointer::<ReferrerValue>::of(&key, &object.body)?.value;
-            Ok::<_, RegistryError>(value.and_then(|value| serde_json::from_str(&value.descriptor).ok()))
+        last: Option<&Digest>,
+        limit: usize,
+    ) -> Result<ReferrerPage, RegistryError> {
+        let limit = limit.clamp(1, MAX_REFERRERS);
+        let after = last.map(|last| keys::referrer(repository, subject, last));
+        let live = self.live_keys(&keys::referrers(repository, subject), after, limit).await?;
+        let keys = live.len();
+        let reads = stream::iter(live.into_iter().take(limit)).map(|key| async move {
+            let object = self.storage.read(&key).await?;
+            let pointer =
+                object.map(|object| Pointer::<ReferrerValue>::of(&key, &object.body)).transpose()?;
+            Ok::<_, RegistryError>((key, pointer.and_then(|pointer| pointer.value)))
         });
-        let found: Vec<Option<Value>> = reads.buffered(READS_AT_ONCE).try_collect().await?;
-        Ok(found.into_iter().flatten().collect())
+        let mut reads = reads.buffered(READS_AT_ONCE);
+        let (mut page, mut read, mut len) = (ReferrerPage::default(), 0, 0);
+        while let Some((key, value)) = reads.try_next().await? {
+            read += 1;
+            if let Some(value) = value {
+                len += value.descriptor.len();
+                page.descriptors.extend(serde_json::from_str::<Value>(&value.descriptor));
+            }
+            if read == limit || len >= MAX_PAGE_LEN {
+                page.next = (read < keys).then(|| key.last_segment().to_owned());
+                break;
+            }
+        }
+        Ok(page)
     }
 
     pub(super) async fn write_referrer(

@@ -31,9 +31,9 @@ async fn malformed_requests_are_refused_and_never_500() {
         (Method::POST, "/v2/app/blobs/uploads/?digest-algorithm=md5".to_owned(), 400, "DIGEST_INVALID"),
         (Method::POST, format!("/v2/app/blobs/uploads/?mount={unknown}&from=A"), 400, "NAME_INVALID"),
         (Method::GET, "/v2/app/referrers/x".to_owned(), 400, "DIGEST_INVALID"),
-        (Method::GET, "/nowhere".to_owned(), 404, "NOT_FOUND"),
+        (Method::GET, "/nowhere".to_owned(), 404, "UNSUPPORTED"),
         (Method::POST, "/v2/app/tags/list".to_owned(), 405, "UNSUPPORTED"),
-        (Method::POST, "/flotilla/v1/closure".to_owned(), 400, "REQUEST_INVALID"),
+        (Method::POST, "/flotilla/v1/closure".to_owned(), 400, "UNSUPPORTED"),
     ] {
         let answer = client.request(method, &path).send().await.unwrap();
         assert_eq!(answer.status().as_u16(), status, "{path}");
@@ -90,6 +90,10 @@ async fn an_origin_that_cannot_start_says_why() {
     assert!(message.starts_with("open storage directory \"/dev/null/x\""), "{message}");
     let message = refused(|config| config.storage = "s3://".to_owned()).await;
     assert!(message.contains("a bucket is missing"), "{message}");
+    let unheard = |config: &mut flotilla_origin::Config| {
+        config.replicas = flotilla_origin::Replicas::at(vec!["127.0.0.1:5001".parse().unwrap()]);
+    };
+    assert!(refused(unheard).await.contains("set replica-listen"));
     let message = refused(|config| config.limits.upload_lifetime = config.horizons.horizon).await;
     assert!(message.contains("upload_lifetime"), "{message}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
