@@ -11,4 +11,5 @@ mod pull;
 mod push;
 mod races;
 mod replicas;
+mod standard;
 mod support;
