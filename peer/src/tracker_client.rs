@@ -1,7 +1,8 @@
 //! The trackers, as a peer uses them: announces out, handouts in, leases asked for by long polls.
 //!
 //! Per tracker one task announces, when its interval is over and at once when something changed. Of several trackers
-//! the best two by rendezvous hashing hear of a blob, and leases come from the first of them that answers. Nothing is
+//! the best two by rendezvous hashing hear of a blob, and leases come from the first of them that answers: which ones do
+//! is [`Health`]'s opinion, and a request that a tracker has parked is put to the next one once it fell silent. Nothing is
 //! decided here: whether no tracker can be reached is told to the machine, which then does without.
 //!
 //! ```text
@@ -16,17 +17,17 @@
 
 use core::time::Duration;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
-use flotilla_common::tracker::ranked;
+use flotilla_common::tracker::{Health, News, ranked};
 use flotilla_common::wire::tracker::{
     ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, HeldLease, LEASE_PATH,
     LeaseAnswer, LeaseAsk, LeaseRequest, MAX_CHANGES, PeerInfo,
 };
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
 use reqwest::Client;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -37,6 +38,11 @@ use crate::status::TrackerStatus;
 
 /// Trackers that hear of one blob.
 const TRACKERS_PER_BLOB: usize = 2;
+/// An announce that is not answered for this long is not waited for: its tracker counts as silent. Twice as long for the
+/// last one that answers.
+const LATE: Duration = Duration::from_secs(1);
+/// A parked request whose tracker said nothing at all for this long is a reason to announce, which is answered at once.
+const QUIET: Duration = Duration::from_secs(3);
 /// For an announce, and for what says how a lease goes on.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a request that the tracker parks: its bound and some more.
@@ -83,6 +89,8 @@ enum AskError {
     Codec(#[from] codec::CodecError),
     #[error("no answer in time")]
     Timeout,
+    #[error("it fell silent")]
+    Silent,
     #[error("no tracker is configured")]
     None,
 }
@@ -96,6 +104,7 @@ struct Inner {
     client: Client,
     urls: Vec<String>,
     trackers: Vec<Tracker>,
+    health: Mutex<Health>,
     me: PeerInfo,
     events: mpsc::Sender<TrackerEvent>,
     shutdown: Shutdown,
@@ -109,7 +118,8 @@ struct Tracker {
     accepted: Notify,
     /// Announce now.
     wake: Notify,
-    is_silent: AtomicBool,
+    /// When it falls silent.
+    silenced: Notify,
     /// Announces that it accepted.
     announces: Counter,
     /// What went wrong last.
@@ -127,7 +137,8 @@ impl Trackers {
     ) -> Self {
         let urls: Vec<String> = urls.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
         let trackers = urls.iter().map(|_| Tracker::default()).collect();
-        let inner = Inner { client, urls, trackers, me, events, shutdown: shutdown.clone() };
+        let health = Mutex::new(Health::new(urls.len(), LATE));
+        let inner = Inner { client, urls, trackers, health, me, events, shutdown: shutdown.clone() };
         let trackers = Self(Arc::new(inner));
         for index in 0..trackers.0.urls.len() {
             shutdown.spawn(trackers.clone().announce_for_ever(index));
@@ -142,13 +153,13 @@ impl Trackers {
 
     /// Each tracker, and whether it answers.
     pub(crate) fn status(&self) -> Vec<TrackerStatus> {
-        let status = |(url, tracker): (&String, &Tracker)| {
+        let status = |(index, (url, tracker)): (usize, (&String, &Tracker))| {
             let announces = tracker.announces.value();
-            let is_answering = announces > 0 && !tracker.is_silent.load(Ordering::Relaxed);
+            let is_answering = announces > 0 && !self.is_silent(index);
             let trouble = lock(&tracker.trouble).clone().filter(|_| !is_answering);
             TrackerStatus { url: url.clone(), is_answering, announces, trouble }
         };
-        self.0.urls.iter().zip(&self.0.trackers).map(status).collect()
+        self.0.urls.iter().zip(&self.0.trackers).enumerate().map(status).collect()
     }
 
     /// Announces to all, at once.
@@ -162,7 +173,6 @@ impl Trackers {
     pub(crate) fn take_lease(&self, digest: Digest, ticket: u64, ask: LeaseAsk) {
         let trackers = self.clone();
         self.0.shutdown.spawn(async move {
-            trackers.until_announced(&digest).await;
             let answer = match trackers.ask_lease(&digest, ask, POLL_TIMEOUT).await {
                 Ok(answer) => answer,
                 Err(error) => {
@@ -210,7 +220,7 @@ impl Trackers {
             let request = self.request(epoch, sequence, &snapshot);
             let request =
                 AnnounceRequest { changes: self.changes(index, sequence == 0, &snapshot.blobs), ..request };
-            let answer = self.post(index, ANNOUNCE_PATH, &request, REQUEST_TIMEOUT).await;
+            let answer = self.post_announce(index, &request).await;
             let wait = match answer {
                 Ok(AnnounceAnswer::Accepted { epoch: now, next_ms, handouts }) => {
                     epoch = now;
@@ -219,7 +229,7 @@ impl Trackers {
                         snapshot.blobs.into_iter().map(|change| (change.digest, change.state)).collect();
                     tracker.announces.add(1);
                     tracker.accepted.notify_waiters();
-                    self.heard(index, true).await;
+                    self.heard(|health| health.answered(Clock::now(), index)).await;
                     if !handouts.is_empty() {
                         self.report(TrackerEvent::Handouts(handouts)).await;
                     }
@@ -232,7 +242,7 @@ impl Trackers {
                 Err(error) => {
                     self.complain(index, &error);
                     (epoch, sequence) = (0, 0);
-                    self.heard(index, false).await;
+                    self.heard(|health| health.failed(index)).await;
                     // News do not shorten this wait: nobody hears them.
                     tokio::select! {
                         () = self.0.shutdown.wait() => return,
@@ -291,27 +301,63 @@ impl Trackers {
     fn complain(&self, index: usize, error: &AskError) {
         let tracker = &self.0.urls[index];
         *lock(&self.0.trackers[index].trouble) = Some(error.to_string());
-        if self.0.trackers[index].is_silent.load(Ordering::Relaxed) {
+        if self.is_silent(index) {
             tracing::debug!(tracker, %error, "announce");
         } else {
             tracing::warn!(tracker, %error, "announce: the tracker does not answer, going on without it");
         }
     }
 
-    /// Notes whether a tracker answers, and tells the driver when that makes a difference.
-    async fn heard(&self, index: usize, is_answering: bool) {
-        let before = self.is_any_answering();
-        let was_silent = self.0.trackers[index].is_silent.swap(!is_answering, Ordering::Relaxed);
-        if is_answering && (was_silent || !before) {
-            self.report(TrackerEvent::Reachable).await;
+    /// Notes how a tracker is getting on, and tells whom it concerns: who waits for it, and the driver.
+    async fn heard(&self, note: impl FnOnce(&mut Health) -> Option<News>) {
+        let news = note(&mut lock(&self.0.health));
+        for (index, tracker) in self.0.trackers.iter().enumerate() {
+            if self.is_silent(index) {
+                tracker.silenced.notify_waiters();
+            }
         }
-        if !is_answering && before && !self.is_any_answering() {
-            self.report(TrackerEvent::Unreachable).await;
+        match news {
+            Some(News::Reachable) => self.report(TrackerEvent::Reachable).await,
+            Some(News::Unreachable) => self.report(TrackerEvent::Unreachable).await,
+            None => {}
         }
     }
 
-    fn is_any_answering(&self) -> bool {
-        self.0.trackers.iter().any(|tracker| !tracker.is_silent.load(Ordering::Relaxed))
+    fn is_silent(&self, index: usize) -> bool {
+        lock(&self.0.health).is_silent(index)
+    }
+
+    /// Comes back when the tracker is silent.
+    async fn silence_of(&self, index: usize) {
+        loop {
+            let silenced = self.0.trackers[index].silenced.notified();
+            tokio::pin!(silenced);
+            silenced.as_mut().enable();
+            if self.is_silent(index) {
+                return;
+            }
+            silenced.await;
+        }
+    }
+
+    /// Announces, and takes note when the answer is late, which does not end the waiting for it.
+    async fn post_announce(
+        &self,
+        index: usize,
+        request: &AnnounceRequest,
+    ) -> Result<AnnounceAnswer, AskError> {
+        lock(&self.0.health).asked(Clock::now(), index);
+        let answer = self.post(index, ANNOUNCE_PATH, request, REQUEST_TIMEOUT);
+        tokio::pin!(answer);
+        loop {
+            let late_at = lock(&self.0.health).poll_timeout();
+            tokio::select! {
+                answer = &mut answer => return answer,
+                () = Clock::sleep_until(late_at) => {
+                    self.heard(|health| health.handle_timeout(Clock::now())).await;
+                }
+            }
+        }
     }
 
     /// The trackers of a blob, best first.
@@ -319,11 +365,9 @@ impl Trackers {
         ranked(&self.0.urls, digest).into_iter().take(TRACKERS_PER_BLOB)
     }
 
-    /// Waits, not for ever, until a responsible tracker that answers has heard of the blob.
-    async fn until_announced(&self, digest: &Digest) {
-        let first =
-            self.responsible(digest).find(|index| !self.0.trackers[*index].is_silent.load(Ordering::Relaxed));
-        let Some(tracker) = first.and_then(|index| self.0.trackers.get(index)) else { return };
+    /// Waits, not for ever, until a tracker has heard of the blob.
+    async fn until_announced(&self, index: usize, digest: &Digest) {
+        let tracker = &self.0.trackers[index];
         let heard_of = async {
             loop {
                 let accepted = tracker.accepted.notified();
@@ -339,7 +383,7 @@ impl Trackers {
         let _ = timeout(ANNOUNCED_TIMEOUT, heard_of).await;
     }
 
-    /// Asks the first tracker of the blob that answers.
+    /// Asks the first tracker of the blob that answers, and the next one when it falls silent meanwhile.
     async fn ask_lease(
         &self,
         digest: &Digest,
@@ -355,7 +399,15 @@ impl Trackers {
                 first_unreachable,
                 ask: ask.clone(),
             };
-            match self.post(index, LEASE_PATH, &request, bound).await {
+            let answer = tokio::select! {
+                biased;
+                () = self.silence_of(index) => Err(AskError::Silent),
+                answer = self.post_lease(index, &request, bound) => answer,
+            };
+            if answer.is_ok() {
+                self.heard(|health| health.answered(Clock::now(), index)).await;
+            }
+            match answer {
                 Ok(LeaseAnswer::NotFirst) => {}
                 Ok(LeaseAnswer::Unknown) => {
                     self.0.trackers[index].wake.notify_one();
@@ -369,6 +421,31 @@ impl Trackers {
             }
         }
         Err(failure)
+    }
+
+    /// Asks one tracker for a lease, or tells it about one. While it parks the question and says nothing else, it may be
+    /// dead: then an announce finds out.
+    async fn post_lease(
+        &self,
+        index: usize,
+        request: &LeaseRequest,
+        bound: Duration,
+    ) -> Result<LeaseAnswer, AskError> {
+        if matches!(request.ask, LeaseAsk::Take { .. }) {
+            self.until_announced(index, &request.digest).await;
+        }
+        let answer = self.post(index, LEASE_PATH, request, bound);
+        tokio::pin!(answer);
+        loop {
+            tokio::select! {
+                answer = &mut answer => return answer,
+                () = sleep(QUIET) => {
+                    if lock(&self.0.health).is_quiet(Clock::now(), index, QUIET) {
+                        self.0.trackers[index].wake.notify_one();
+                    }
+                }
+            }
+        }
     }
 
     async fn post<Q: bincode::Encode, A: bincode::Decode<()>>(

@@ -22,6 +22,7 @@
 
 mod config;
 mod handout;
+mod health;
 mod lease;
 mod machine;
 mod messages;
@@ -36,6 +37,7 @@ mod properties;
 mod tests;
 
 pub use config::{Config, LeaseConfig};
+pub use health::{Health, News};
 pub use machine::{SwarmSummary, TrackerMachine};
 pub use messages::{
     Announce, AnnounceAnswer, BlobState, Change, Counts, HeldLease, Input, Lease, LeaseAnswer, LeaseEvent,
