@@ -71,8 +71,25 @@ impl Grant {
         digest: &Digest,
         now_unix_s: u64,
     ) -> Result<(), TrustError> {
+        self.verify(trusted)?;
+        self.permits(peer, digest, now_unix_s)
+    }
+
+    /// The part of [`Self::check`] that costs something, and says of the same grant and the same keys always the same: that an
+    /// origin among `trusted` signed it.
+    ///
+    /// # Errors
+    /// [`TrustError::UnknownKey`], [`TrustError::BadSignature`].
+    pub fn verify(&self, trusted: &TrustedKeys) -> Result<(), TrustError> {
         let signed = signed_bytes(&self.peer, &self.digests, self.expires_unix_s, self.key_id);
-        trusted.verify(self.key_id, &signed, &self.signature)?;
+        trusted.verify(self.key_id, &signed, &self.signature)
+    }
+
+    /// The other part of [`Self::check`]: whether the grant, if it is genuine, is for this peer, digest and time.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn permits(&self, peer: &PeerId, digest: &Digest, now_unix_s: u64) -> Result<(), TrustError> {
         if now_unix_s >= self.expires_unix_s.saturating_add(CLOCK_TOLERANCE_S) {
             return Err(TrustError::Expired);
         }

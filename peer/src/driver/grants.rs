@@ -6,19 +6,55 @@ use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
-use flotilla_common::name::{PeerId, RepositoryName};
-use flotilla_common::seal::TrustError;
+use flotilla_common::name::RepositoryName;
+use flotilla_common::seal::{TrustError, TrustedKeys};
 use flotilla_common::time::Time;
 use flotilla_common::wire::peer::Ask;
 use flotilla_runtime::clock::Clock;
 
 use super::{Driver, Report, Shared};
+use crate::transport::Link;
 
+/// Links whose last grant is remembered: more than there are connections.
+const MAX_VERIFIED: usize = 128;
 /// Least time between two questions for one manifest's grant.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Which manifests' grants were asked for lately, and until when they are not asked for again.
 pub(super) type Renewals = BTreeMap<Digest, Time>;
+
+/// Grants that were verified, the last one of each link: a neighbour shows the same one with each question of a pull.
+/// Nothing but the signature is remembered; whom a grant is for, for what and until when is looked at each time.
+#[derive(Debug, Default)]
+pub(super) struct Verified {
+    /// The keys that it was verified with: with others, nothing counts.
+    trusted: Option<Arc<TrustedKeys>>,
+    by_link: BTreeMap<u64, Grant>,
+}
+
+impl Verified {
+    /// That an origin signed the grant that came over this link.
+    fn check(&mut self, link: u64, grant: &Grant, trusted: &Arc<TrustedKeys>) -> Result<(), TrustError> {
+        if !self.trusted.as_ref().is_some_and(|before| Arc::ptr_eq(before, trusted)) {
+            self.trusted = Some(Arc::clone(trusted));
+            self.by_link.clear();
+        }
+        if self.by_link.get(&link) == Some(grant) {
+            return Ok(());
+        }
+        grant.verify(trusted)?;
+        if self.by_link.len() >= MAX_VERIFIED {
+            self.by_link.clear();
+        }
+        self.by_link.insert(link, grant.clone());
+        Ok(())
+    }
+
+    /// A link is no more.
+    pub(super) fn unlinked(&mut self, link: u64) {
+        self.by_link.remove(&link);
+    }
+}
 
 /// Why a neighbour gets nothing.
 #[derive(Debug, thiserror::Error)]
@@ -31,13 +67,13 @@ pub(super) enum NotPermitted {
 
 impl Driver {
     /// Whether a neighbour may have what it asks for.
-    pub(super) fn check_grant(&self, peer: &PeerId, ask: &Ask) -> Result<(), NotPermitted> {
+    pub(super) fn check_grant(&mut self, link: &Link, ask: &Ask) -> Result<(), NotPermitted> {
         if !self.shared.requires_grants {
             return Ok(());
         }
         let grant = ask.grant.as_ref().ok_or(NotPermitted::NoGrant)?;
-        let trusted = self.shared.trusted.current();
-        Ok(grant.check(&trusted, peer, &ask.digest, Clock::unix_seconds())?)
+        self.verified.check(link.id(), grant, &self.shared.trusted.current())?;
+        Ok(grant.permits(link.peer(), &ask.digest, Clock::unix_seconds())?)
     }
 
     /// Asks for new grants where a pull goes on and the old one ends soon.
@@ -82,5 +118,35 @@ async fn ask_again(shared: &Shared, repository: &RepositoryName, manifest: &Dige
             tracing::warn!(%manifest, %error, "renew grant");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_common::seal::SealKey;
+
+    use super::*;
+
+    #[test]
+    fn a_grant_is_verified_once_for_each_link_and_again_with_other_keys() {
+        let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
+        let mut trusted = TrustedKeys::none();
+        trusted.add(&key.public()).expect("a key");
+        let (trusted, nobody) = (Arc::new(trusted), Arc::new(TrustedKeys::none()));
+        let grant = Grant::sign(&key, "vm-1".parse().expect("a label"), vec![Digest::sha256(b"x")], 100);
+        let forged = Grant { expires_unix_s: 1_000, ..grant.clone() };
+        let mut verified = Verified::default();
+        assert_eq!(verified.check(7, &grant, &trusted), Ok(()));
+        assert_eq!(verified.check(7, &forged, &trusted), Err(TrustError::BadSignature));
+        assert_eq!(verified.check(7, &grant, &trusted), Ok(()));
+        assert_eq!(verified.by_link.len(), 1);
+        let unknown = Err(TrustError::UnknownKey(key.key_id()));
+        assert_eq!(verified.check(7, &grant, &nobody), unknown, "an origin's key was withdrawn");
+        for link in 0..1000 {
+            assert_eq!(verified.check(link, &grant, &trusted), Ok(()));
+            assert!(verified.by_link.len() <= MAX_VERIFIED);
+        }
+        verified.unlinked(999);
+        assert!(!verified.by_link.contains_key(&999));
     }
 }

@@ -101,6 +101,7 @@ impl Driver {
     }
 
     fn unlinked(&mut self, now: Time, link: &Link) {
+        self.verified.unlinked(link.id());
         self.uploads.retain(|_, upload| {
             let stays = upload.link.id() != link.id();
             if let (false, Some(task)) = (stays, &upload.task) {
@@ -168,7 +169,7 @@ impl Driver {
         let Some(blob) = self.roster.blob_slot(&question.ask.digest) else {
             return self.say_no(question, peer::Refusal::Gone);
         };
-        if let Err(error) = self.check_grant(link.peer(), &question.ask) {
+        if let Err(error) = self.check_grant(&link, &question.ask) {
             tracing::debug!(peer = %link.peer(), blob = %question.ask.digest, %error, "refuse chunk");
             self.shared.counters.refused_not_permitted.add(1);
             return self.say_no(question, peer::Refusal::NotPermitted);

@@ -200,6 +200,7 @@ pub(crate) struct Driver {
     next_upload: u64,
     next_ticket: u64,
     renewals: grants::Renewals,
+    verified: grants::Verified,
     down: Flow,
     up: Flow,
     /// What blobs have waited, all together.
@@ -222,6 +223,7 @@ impl Driver {
             next_upload: 0,
             next_ticket: 0,
             renewals: grants::Renewals::new(),
+            verified: grants::Verified::default(),
             down: Flow::default(),
             up: Flow::default(),
             blob_waits: WaitTimes::default(),
