@@ -1,12 +1,8 @@
 //! SIGTERM to each service as a process of its own: what is in flight is finished, nothing new is accepted, and the
 //! process ends well and soon.
 
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::process::Command;
 
 use flotilla::client::{http_client, push_layout};
 use flotilla::image::{self, Layout};
@@ -14,87 +10,11 @@ use flotilla_common::digest::Digest;
 use flotilla_common::manifest::{ACCEPT, Descriptor};
 use flotilla_common::units::ByteSize;
 use reqwest::Response;
-use tokio::time::{sleep, timeout};
 
+use crate::harness::process::Process;
 use crate::harness::tools::run;
 
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
-/// For a service to start, and to end.
-const BOUND: Duration = Duration::from_secs(30);
-const POLL_EVERY: Duration = Duration::from_millis(5);
-
-/// A service as a process; killed if the story ends before it.
-struct Service {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Service {
-    /// Starts a service and waits until it says where it listens.
-    fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(FLOTILLA)
-            .args(arguments)
-            .env("FLOTILLA_LOG", "info")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (sender, address) = mpsc::channel();
-        let log = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || {
-            for line in log.lines().map_while(Result::ok) {
-                let fields: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-                let named = ["mirror", "address", "addr"].into_iter().find_map(|key| fields[key].as_str());
-                if let Some(address) = named.and_then(|address| address.parse().ok()) {
-                    let _ = sender.send(address);
-                }
-            }
-        });
-        match address.recv_timeout(BOUND) {
-            Ok(address) => Self { child, address },
-            Err(error) => panic!("flotilla {arguments:?} did not start: {error}"),
-        }
-    }
-
-    fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    fn terminate(&self) {
-        run(Path::new("kill"), ["-TERM", &self.child.id().to_string()]).unwrap();
-    }
-
-    /// Waits until nobody can connect any more.
-    async fn accepts_nothing_new(&self) {
-        let closed = async {
-            while TcpStream::connect(self.address).is_ok() {
-                sleep(POLL_EVERY).await;
-            }
-        };
-        timeout(BOUND, closed).await.expect("it goes on listening");
-    }
-
-    /// Waits for a good end.
-    async fn ends_well(mut self) {
-        let ended = async {
-            loop {
-                if let Some(status) = self.child.try_wait().unwrap() {
-                    return status;
-                }
-                sleep(POLL_EVERY).await;
-            }
-        };
-        let status = timeout(BOUND, ended).await.expect("it does not end");
-        assert!(status.success(), "{status}");
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// Begins to download a layer, so slowly that it is still under way when the service is told to stop.
 async fn begin(base: &str, layer: &Descriptor) -> (Response, Vec<u8>) {
@@ -116,7 +36,7 @@ async fn finishes((mut response, mut bytes): (Response, Vec<u8>), layer: &Descri
     assert_eq!(Digest::sha256(&bytes), layer.digest);
 }
 
-async fn drains(service: Service, layer: &Descriptor) {
+async fn drains(service: Process, layer: &Descriptor) {
     let download = begin(&service.url(), layer).await;
     service.terminate();
     service.accepts_nothing_new().await;
@@ -137,8 +57,9 @@ async fn every_service_finishes_what_is_in_flight_when_it_is_told_to_stop() {
         &["origin", "--listen", any, "--storage", "memory:///"],
         &["--seal-key", &seal_key, "--up", "40Mbit"],
     ];
-    let origin = Service::start(&origin.concat());
-    let tracker = Service::start(&["tracker", "--listen", any]);
+    let start = |arguments: &[&str]| Process::start(Command::new(FLOTILLA).args(arguments));
+    let origin = start(&origin.concat());
+    let tracker = start(&["tracker", "--listen", any]);
     let (origin_url, tracker_url, store) = (origin.url(), tracker.url(), path("store"));
     let (trusted, ca) = (path("pki/trusted-keys"), path("pki/ca.pem"));
     let (certificate, key) = (path("pki/vm-1.pem"), path("pki/vm-1.key"));
@@ -147,7 +68,7 @@ async fn every_service_finishes_what_is_in_flight_when_it_is_told_to_stop() {
         &["--origin", &origin_url, "--tracker", &tracker_url, "--trusted-keys", &trusted],
         &["--tls-cert", &certificate, "--tls-key", &key, "--tls-ca", &ca],
     ];
-    let peer = Service::start(&peer.concat());
+    let peer = start(&peer.concat());
 
     let layout = dir.path().join("image");
     image::make(&layout, ByteSize(16 << 20), 1).unwrap();

@@ -18,4 +18,5 @@ mod origins;
 mod real_tools;
 mod resume;
 mod trackers;
+mod units;
 mod upstream;

@@ -7,6 +7,7 @@ pub(crate) mod disk;
 pub(crate) mod docker;
 pub(crate) mod lab;
 pub(crate) mod podman;
+pub(crate) mod process;
 pub(crate) mod registry;
 pub(crate) mod scene;
 pub(crate) mod tools;

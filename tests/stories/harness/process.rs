@@ -1,0 +1,103 @@
+//! A service as a process of its own, without a laboratory round it.
+
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::tools::run;
+
+/// For a service to start, and to end.
+const BOUND: Duration = Duration::from_secs(30);
+const POLL_EVERY: Duration = Duration::from_millis(5);
+
+/// A service as a process; killed if the story ends before it.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) address: SocketAddr,
+}
+
+impl Process {
+    /// Starts a service and waits until it says where it listens.
+    ///
+    /// # Panics
+    /// If it does not say so; with its log.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .env("FLOTILLA_LOG", "info")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start a service");
+        let (sender, address) = mpsc::channel();
+        let log = BufReader::new(child.stderr.take().expect("its log"));
+        std::thread::spawn(move || {
+            for line in log.lines().map_while(Result::ok) {
+                let fields: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+                let named = ["mirror", "address", "addr"].into_iter().find_map(|key| fields[key].as_str());
+                if let Some(address) = named.and_then(|address| address.parse().ok()) {
+                    let _ = sender.send(address);
+                } else {
+                    eprintln!("{line}");
+                }
+            }
+        });
+        match address.recv_timeout(BOUND) {
+            Ok(address) => Self { child, address },
+            Err(error) => panic!("{command:?} did not start: {error}"),
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Sends SIGTERM.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub(crate) fn terminate(&self) {
+        run(Path::new("kill"), ["-TERM", &self.child.id().to_string()]).expect("send SIGTERM");
+    }
+
+    /// Waits until nobody can connect any more.
+    ///
+    /// # Panics
+    /// If it goes on listening.
+    pub(crate) async fn accepts_nothing_new(&self) {
+        let closed = async {
+            while TcpStream::connect(self.address).is_ok() {
+                sleep(POLL_EVERY).await;
+            }
+        };
+        timeout(BOUND, closed).await.expect("it goes on listening");
+    }
+
+    /// Waits for a good end.
+    ///
+    /// # Panics
+    /// If it does not end, or not with status 0.
+    pub(crate) async fn ends_well(mut self) {
+        let ended = async {
+            loop {
+                if let Some(status) = self.child.try_wait().expect("ask for its status") {
+                    return status;
+                }
+                sleep(POLL_EVERY).await;
+            }
+        };
+        let status = timeout(BOUND, ended).await.expect("it does not end");
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,88 @@
+//! The systemd units of `deploy/`, as far as they can be run where systemd does not: each unit's own command line and complete
+//! example configuration, as a user without rights, on a file system that is read-only but for its state folder.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use flotilla::lab::missing_for_hosts;
+
+use crate::harness::process::Process;
+use crate::harness::tools::{self, run};
+
+const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
+/// Nobody and nogroup, where the unit has a user of its own.
+const NOBODY: &str = "65534";
+/// What `ProtectSystem=strict`, `StateDirectory=` and `UMask=` do, and then the service: `$0` is its state folder.
+const SANDBOX: &str = r#"mount --make-rprivate / && mount --bind "$0" "$0" && mount -o remount,bind,ro / &&
+    ! touch /flotilla-was-here 2>/dev/null && umask 077 && exec "$@""#;
+/// What `User=`, `NoNewPrivileges=` and the empty sets of capabilities do.
+const SETPRIV: &[&str] = &[
+    "setpriv",
+    "--reuid",
+    NOBODY,
+    "--regid",
+    NOBODY,
+    "--clear-groups",
+    "--no-new-privs",
+    "--bounding-set=-all",
+    "--inh-caps=-all",
+];
+
+fn deployed(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))
+}
+
+/// The command line of a unit.
+fn exec_start(service: &str) -> Vec<String> {
+    let unit = deployed(&format!("systemd/flotilla-{service}.service"));
+    let line =
+        unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("a unit starts something");
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The example configuration of a service, with its folders below `root` and ports that are free.
+fn configure(service: &str, root: &str) {
+    let example = deployed(&format!("config/{service}.toml"));
+    let here = example
+        .replace("/etc/flotilla", &format!("{root}/etc"))
+        .replace("/var/lib/flotilla", &format!("{root}/var"))
+        .replace("0.0.0.0:5000", "127.0.0.1:0")
+        .replace("0.0.0.0:5002", "127.0.0.1:0")
+        .replace("0.0.0.0:7070", "127.0.0.1:0")
+        .replace("127.0.0.1:5001", "127.0.0.1:0");
+    fs::write(format!("{root}/etc/{service}.toml"), here).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_unit_starts_with_the_example_configuration_in_its_sandbox_and_ends_well() {
+    if let Some(missing) = missing_for_hosts() {
+        return tools::skip("systemd's units in a sandbox", &missing);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().display().to_string();
+    let pki = format!("{root}/etc/pki");
+    let flotilla = |arguments: &[&str]| run(Path::new(FLOTILLA), arguments).unwrap();
+    fs::create_dir_all(format!("{root}/etc")).unwrap();
+    flotilla(&["pki", "init", "--dir", &pki, "--region", "eu-1"]);
+    flotilla(&["pki", "issue", "--dir", &pki, "--server", "origin.internal"]);
+    flotilla(&["pki", "issue", "--dir", &pki, "--server", "tracker.internal"]);
+    flotilla(&["pki", "issue", "--dir", &pki, "--peer", "peer"]);
+    fs::copy(FLOTILLA, format!("{root}/flotilla")).unwrap();
+    for service in ["origin", "tracker", "peer"] {
+        configure(service, &root);
+        let state = format!("{root}/var/{service}");
+        fs::create_dir_all(&state).unwrap();
+        run(Path::new("chown"), ["-R", &format!("{NOBODY}:{NOBODY}"), &root]).unwrap();
+        let command = exec_start(service);
+        assert_eq!(command[0], "/usr/local/bin/flotilla", "where the operations page puts it");
+        let arguments = command[1..].iter().map(|word| word.replace("/etc/flotilla", &format!("{root}/etc")));
+        let mut sandboxed = Command::new("unshare");
+        sandboxed.args(["--mount", "--", "sh", "-c", SANDBOX, &state]).args(SETPRIV);
+        let process = Process::start(sandboxed.arg(format!("{root}/flotilla")).args(arguments));
+        process.terminate();
+        process.accepts_nothing_new().await;
+        process.ends_well().await;
+    }
+}
