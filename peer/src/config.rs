@@ -1,6 +1,6 @@
 //! A peer's settings.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -32,6 +32,9 @@ pub struct Config {
     pub advertised: Option<SocketAddr>,
     /// The origins' URLs, the own region's first.
     pub origins: Vec<String>,
+    /// Names of the registries whose images the origins have, as clients write them. Not empty, the mirror refuses requests
+    /// that name another one (`?ns=`). Default none: all are taken.
+    pub registries: Vec<String>,
     /// The trackers' URLs, in any order, but the same for every peer. Without one, origins serve alone.
     pub trackers: Vec<String>,
     /// The store's folder; no other peer may use it.
@@ -60,16 +63,20 @@ pub struct Config {
 }
 
 impl Config {
+    /// Where the container runtime asks unless something else is said.
+    pub const MIRROR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5001);
+
     /// The defaults for a peer with this identity, store and origins.
     pub fn new(id: PeerId, identity: Identity, store: PathBuf, region: RegionName, zone: ZoneName) -> Self {
         Self {
             id,
             identity,
             trusted_keys: TrustedKeys::none().into(),
-            mirror: SocketAddr::from((Ipv4Addr::LOCALHOST, 5001)),
+            mirror: Self::MIRROR,
             quic: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5002)),
             advertised: None,
             origins: Vec::new(),
+            registries: Vec::new(),
             trackers: Vec::new(),
             store,
             quota: ByteSize(50 << 30),
@@ -102,6 +109,11 @@ impl Config {
             for url in urls {
                 check_url(url).map_err(|why| format!("{key}: {url}: {why}"))?;
             }
+        }
+        if let Some(name) = self.registries.iter().find(|name| name.is_empty() || name.contains("/")) {
+            return Err(format!(
+                "registries: {name:?} is no registry's name; write it as images do, host:port"
+            ));
         }
         let plain = self.origins.iter().find(|url| self.requires_grants && !url.starts_with("https://"));
         if let Some(url) = plain {

@@ -171,7 +171,7 @@ impl Peer {
             sightings: sighting_queue,
         };
         working.spawn(Driver::run(machine, Arc::clone(&shared), events));
-        let router = Mirror::new(Arc::clone(&shared), commands, manifests).router();
+        let router = Mirror::new(Arc::clone(&shared), commands, manifests, config.registries).router();
         let server = http::serve(listener, router, None, &serving).map_err(listen(config.mirror))?;
         let mirror = server.address();
         tracing::info!(id = %config.id, %mirror, %quic, "peer started");

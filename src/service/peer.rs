@@ -1,13 +1,13 @@
 //! `flotilla peer`, and what people ask of a peer.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use flotilla_common::name::{RegionName, ZoneName};
 use flotilla_common::units::{BitRate, ByteSize};
 use flotilla_peer::{Config, Peer, docker_daemon_json, hosts_toml, registries_conf};
-use flotilla_runtime::config::ConfigFile;
+use flotilla_runtime::config::{self, ConfigFile};
 use flotilla_runtime::identity::LiveKeys;
 
 use super::begin;
@@ -48,12 +48,18 @@ enum PeerCommand {
 
 #[derive(Debug, Args)]
 struct HostsTomlArgs {
-    /// Where the mirror listens
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5001")]
-    mirror: SocketAddr,
+    /// Take mirror, origin and authority from this configuration of a peer, as far as they are not given here
+    #[arg(long = "config", id = "peer_config", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the mirror listens [default: 127.0.0.1:5001]
+    #[arg(long, value_name = "ADDR")]
+    mirror: Option<SocketAddr>,
     /// Where the runtime turns to when the mirror is not there; needed for podman and crio
     #[arg(long, value_name = "URL")]
     origin: Option<String>,
+    /// The authority of an https:// origin's certificate, PEM, where that is the fleet's own
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// For which container runtime
     #[arg(long = "for", value_enum, default_value_t = Runtime::Containerd)]
     runtime: Runtime,
@@ -73,11 +79,18 @@ enum Runtime {
 }
 
 impl HostsTomlArgs {
-    fn text(&self) -> Result<String, CommandError> {
-        match (self.runtime, &self.origin) {
-            (Runtime::Containerd, origin) => Ok(hosts_toml(self.mirror, origin.as_deref())),
-            (Runtime::Docker, _) => Ok(docker_daemon_json(self.mirror)),
-            (Runtime::Podman | Runtime::Crio, Some(origin)) => Ok(registries_conf(self.mirror, origin)),
+    fn text(self) -> Result<String, CommandError> {
+        let peer = self.config.as_deref().map(ServeArgs::of_file).transpose()?;
+        let (mirror, origin, ca) = match peer {
+            Some(peer) => (peer.mirror, peer.origin.into_iter().next(), peer.tls.authority()),
+            None => (Config::MIRROR, None, None),
+        };
+        let (mirror, origin) = (self.mirror.unwrap_or(mirror), self.origin.or(origin));
+        let ca = self.ca.or(ca);
+        match (self.runtime, origin) {
+            (Runtime::Containerd, origin) => Ok(hosts_toml(mirror, origin.as_deref(), ca.as_deref())),
+            (Runtime::Docker, _) => Ok(docker_daemon_json(mirror)),
+            (Runtime::Podman | Runtime::Crio, Some(origin)) => Ok(registries_conf(mirror, &origin)),
             (Runtime::Podman | Runtime::Crio, None) => {
                 let cure = "--origin is missing; a registries.conf names the registry that is mirrored";
                 Err(CommandError::failed("print the configuration", cure))
@@ -97,6 +110,10 @@ struct ServeArgs {
     /// The origins, the own region's first
     #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
     origin: Vec<String>,
+    /// Names of the registries whose images the origins have, as clients write them (host:port); the mirror refuses requests
+    /// for another one. All are taken if none is named
+    #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
+    registry: Vec<String>,
     /// The trackers; without one, the origins serve alone
     #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
     tracker: Vec<String>,
@@ -130,6 +147,23 @@ struct ServeArgs {
     config: ConfigFile,
 }
 
+/// A configuration file of a peer, and nothing else.
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true)]
+struct FileArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+impl ServeArgs {
+    fn of_file(path: &Path) -> Result<Self, CommandError> {
+        let arguments = ["--config".into(), path.as_os_str().to_owned()];
+        let read = config::try_parse_from::<FileArgs, _>(arguments);
+        let failed = |error| CommandError::failed("read the peer's configuration", error);
+        read.map(|file| file.serve).map_err(failed)
+    }
+}
+
 /// Runs the peer until it is told to stop, or answers a question about peers.
 ///
 /// # Errors
@@ -149,7 +183,7 @@ pub fn run(args: PeerArgs) -> Result<(), CommandError> {
 
 async fn serve(args: ServeArgs) -> Result<(), CommandError> {
     let shutdown = begin()?;
-    let config = config(args)?;
+    let config = configured(args)?;
     let peer = Peer::start(config, &shutdown.child())
         .await
         .map_err(|error| CommandError::failed("start the peer", error))?;
@@ -158,7 +192,7 @@ async fn serve(args: ServeArgs) -> Result<(), CommandError> {
     Ok(())
 }
 
-fn config(args: ServeArgs) -> Result<Config, CommandError> {
+fn configured(args: ServeArgs) -> Result<Config, CommandError> {
     let missing = |flag: &str, cure: &str| {
         CommandError::failed("configure the peer", format!("{flag} is missing; {cure}"))
     };
@@ -176,6 +210,7 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
         mirror: args.mirror,
         quic: args.quic,
         origins: args.origin,
+        registries: args.registry,
         trackers: args.tracker,
         quota: args.quota,
         up: args.up,

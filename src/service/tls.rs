@@ -22,6 +22,11 @@ pub(super) struct TlsArgs {
 }
 
 impl TlsArgs {
+    /// The file of the fleet's authority, if it is given.
+    pub(super) fn authority(&self) -> Option<PathBuf> {
+        self.tls_ca.clone()
+    }
+
     /// The identity in the files; `None` if none are given.
     pub(super) fn identity(&self) -> Result<Option<Identity>, CommandError> {
         let (Some(certificate), Some(key), Some(authority)) = (&self.tls_cert, &self.tls_key, &self.tls_ca)

@@ -2,7 +2,7 @@
 //! machine gets the image from the first one's peer.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use flotilla_common::units::{BitRate, ByteSize};
 use flotilla_peer::{docker_daemon_json, hosts_toml, registries_conf};
@@ -62,7 +62,7 @@ fn image_at(origin: &str) -> (String, String) {
 
 fn containerd_pulls(daemon: &Containerd, flags: &[&str], origin: &str, mirror: SocketAddr) -> Vec<String> {
     let (registry, image) = image_at(origin);
-    daemon.configure_mirror(&registry, &hosts_toml(mirror, Some(origin)));
+    daemon.configure_mirror(&registry, &hosts_toml(mirror, Some(origin), None));
     daemon.pull_with(flags, &image).unwrap();
     daemon.content()
 }
@@ -115,4 +115,32 @@ async fn podman_pulls_through_the_mirror() {
         Podman::new(&podman, &registries_conf(mirror, &origin)).pull(&image).unwrap()
     };
     second_machine_is_served_by_the_first(&mut scene, pull).await;
+}
+
+/// What reads and pulls there is the library of Podman and skopeo.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_library_in_cri_o_reads_what_is_printed_for_it_and_finds_the_origin_when_the_peer_is_gone() {
+    let Some(tools) = tools::find("CRI-O's library", &["skopeo"], false) else { return };
+    let [skopeo] = <[_; 1]>::try_from(tools).unwrap();
+    let mut scene = pushed_with_skopeo(skopeo.clone(), None).await;
+    scene.add_peers(1).await;
+    let (mirror, origin) = (scene.region.peers()[0].mirror_addr().to_string(), scene.region.origin_url());
+    let asked = ["peer", "hosts-toml", "--for", "crio", "--mirror", &mirror, "--origin", &origin];
+    let printed = tools::run(Path::new(env!("CARGO_BIN_EXE_flotilla")), asked).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(path("registries.conf"), printed).unwrap();
+    let (_, image) = image_at(&origin);
+    let pull = async |to: &str| {
+        let (skopeo, conf) = (skopeo.clone(), path("registries.conf"));
+        let (from, to) = (format!("docker://{image}"), format!("dir:{}", path(to)));
+        let arguments =
+            move || ["--insecure-policy", "--registries-conf", &conf, "copy", &from, &to].map(str::to_owned);
+        blocking(move || tools::run(&skopeo, arguments())).await.unwrap();
+    };
+    pull("through-the-mirror").await;
+    let stats = scene.region.peers()[0].stats();
+    assert!(stats.bytes_to_runtime >= scene.image_bytes, "it went through the mirror: {stats:?}");
+    scene.region.stop_peer(0).await;
+    pull("from-the-origin").await;
 }

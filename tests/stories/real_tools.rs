@@ -32,7 +32,7 @@ async fn skopeo_pushes_and_the_second_containerd_gets_it_from_the_first_ones_pee
     let mut contents = Vec::new();
     for peer in 0..2 {
         let mirror = scene.region.peers()[peer].mirror_addr();
-        let hosts = hosts_toml(mirror, Some(&scene.region.origin_url()));
+        let hosts = hosts_toml(mirror, Some(&scene.region.origin_url()), None);
         let (containerd, ctr, registry, image) =
             (containerd.clone(), ctr.clone(), registry.clone(), image.clone());
         let content = blocking(move || {

@@ -20,7 +20,7 @@ fn pulls(scene: &Scene, peer: usize, containerd: Containerd) -> thread::JoinHand
     let mirror = scene.region.peers()[peer].mirror_addr();
     let (registry, origin) = (scene.region.registry(), scene.region.origin_url());
     thread::spawn(move || {
-        containerd.configure_mirror(&registry, &hosts_toml(mirror, Some(&origin)));
+        containerd.configure_mirror(&registry, &hosts_toml(mirror, Some(&origin), None));
         containerd.pull(&format!("{registry}/{REPOSITORY}:{TAG}")).unwrap();
         containerd.content()
     })

@@ -27,6 +27,8 @@ pub(crate) enum Failure {
 pub(crate) enum Subject {
     Manifest,
     Blob,
+    /// Anything, of a registry that is not mirrored here.
+    Name,
 }
 
 /// The error as HTTP.
@@ -34,6 +36,7 @@ pub(crate) fn failed(subject: Subject, failure: &Failure) -> Response<Body> {
     let (status, code) = match (failure, subject) {
         (Failure::Invalid(_), Subject::Manifest) => (StatusCode::NOT_FOUND, "MANIFEST_INVALID"),
         (Failure::Invalid(_), Subject::Blob) => (StatusCode::NOT_FOUND, "DIGEST_INVALID"),
+        (Failure::Invalid(_) | Failure::Unknown(_), Subject::Name) => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
         (Failure::Unknown(_), Subject::Manifest) => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"),
         (Failure::Unknown(_), Subject::Blob) => (StatusCode::NOT_FOUND, "BLOB_UNKNOWN"),
         (Failure::Unavailable(_), _) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 /// How long containerd waits for the mirror's listener. Without it a host that is gone costs 30 s.
 const DIAL_TIMEOUT: &str = "200ms";
@@ -12,16 +13,20 @@ const DIAL_TIMEOUT: &str = "200ms";
 /// The text for `<hosts-dir>/<registry host>_<port>_/hosts.toml` (or `_default/hosts.toml`).
 ///
 /// `mirror` is the address that the mirror listens on. `origin` is the URL that containerd turns to when the
-/// mirror is not there or cannot serve, with its scheme.
+/// mirror is not there or cannot serve, with its scheme; `ca` the authority of its certificate, if that is no public one.
 ///
 /// No TLS key is set for the mirror: with one, containerd would speak HTTPS to it first.
-pub fn hosts_toml(mirror: SocketAddr, origin: Option<&str>) -> String {
+pub fn hosts_toml(mirror: SocketAddr, origin: Option<&str>, ca: Option<&Path>) -> String {
     let mut text = String::new();
     text.push_str("# Put this into <hosts-dir>/_default/hosts.toml, or for one registry into\n");
     text.push_str("# <hosts-dir>/<host>_<port>_/hosts.toml. containerd reads it at each pull.\n");
     if let Some(origin) = origin {
         text.push_str("\n# Asked last: with the peer gone, pulls go straight to the origin.\n");
         let _ = writeln!(text, "server = {}", quoted(origin));
+        // It holds for the server alone; a relative path would be taken from the file's own folder.
+        if let Some(ca) = ca.filter(|_| origin.starts_with("https://")) {
+            let _ = writeln!(text, "ca = {}", quoted(&absolute(ca).to_string_lossy()));
+        }
     }
     let mirror = format!("http://{}", reachable(mirror));
     let _ = write!(
@@ -68,6 +73,10 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// A TOML basic string.
 fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
@@ -93,13 +102,27 @@ mod tests {
 
     #[test]
     fn containerd_asks_the_mirror_first_and_the_origin_last() {
-        let text = hosts_toml(SocketAddr::from(([0, 0, 0, 0], 5001)), Some("http://origin.internal:5000"));
+        let text =
+            hosts_toml(SocketAddr::from(([0, 0, 0, 0], 5001)), Some("http://origin.internal:5000"), None);
         assert!(text.contains("\nserver = \"http://origin.internal:5000\"\n"));
         assert!(text.contains("[host.\"http://127.0.0.1:5001\"]"));
         assert!(text.contains("capabilities = [\"pull\", \"resolve\"]"));
         assert!(text.contains("dial_timeout = \"200ms\""));
         // A TLS key would make containerd try HTTPS at the plain port first.
         assert!(!text.contains("skip_verify") && !text.contains("ca ="));
+    }
+
+    #[test]
+    fn the_authority_is_the_origins_and_not_the_mirrors() {
+        let mirror = SocketAddr::from(([127, 0, 0, 1], 5001));
+        let ca = Some(Path::new("/etc/flotilla/pki/ca.pem"));
+        let text = hosts_toml(mirror, Some("https://origin.internal:5000"), ca);
+        let (top, of_mirror) = text.split_once("[host.").expect("a mirror");
+        assert!(
+            top.contains("server = \"https://origin.internal:5000\"\nca = \"/etc/flotilla/pki/ca.pem\"\n")
+        );
+        assert!(!of_mirror.contains("ca ="));
+        assert!(!hosts_toml(mirror, Some("http://origin.internal:5000"), ca).contains("ca ="));
     }
 
     #[test]
@@ -122,7 +145,7 @@ mod tests {
 
     #[test]
     fn an_odd_origin_cannot_break_the_file() {
-        let text = hosts_toml(SocketAddr::from(([127, 0, 0, 1], 1)), Some("http://a\"\n"));
+        let text = hosts_toml(SocketAddr::from(([127, 0, 0, 1], 1)), Some("http://a\"\n"), None);
         assert!(text.contains("server = \"http://a\\\"\\u000A\""));
     }
 }

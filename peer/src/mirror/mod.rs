@@ -24,6 +24,7 @@ mod names;
 mod passing;
 mod range;
 mod reader;
+mod registries;
 mod warm;
 
 use core::fmt::Display;
@@ -53,6 +54,7 @@ use answer::{Failure, Subject, error, failed};
 pub use client_config::{docker_daemon_json, hosts_toml, registries_conf};
 use names::Names;
 pub use reader::Patience;
+use registries::Registries;
 pub use warm::Warming;
 
 /// How long a tag's digest is believed, and a manifest that several ask for at once is fetched once.
@@ -81,6 +83,7 @@ pub(crate) struct Mirror {
     begun: Cache<Digest, u64>,
     next_reader: AtomicU64,
     names: Names,
+    registries: Registries,
     requests: Requests,
     registry: Registry,
 }
@@ -90,12 +93,14 @@ impl Mirror {
         shared: Arc<Shared>,
         commands: mpsc::Sender<Command>,
         manifests: ManifestStore,
+        registries: Vec<String>,
     ) -> Arc<Self> {
         let requests = Requests::default();
         Arc::new(Self {
             registry: metrics::registry(Arc::clone(&shared), &requests),
             requests,
             names: Names::default(),
+            registries: Registries::new(registries),
             shared,
             commands,
             manifests,
@@ -144,7 +149,7 @@ fn route_of(path: &str) -> &'static str {
         Ok(Target::Ping) => "ping",
         Ok(Target::Manifest(..)) | Err((Subject::Manifest, _)) => "manifest",
         Ok(Target::Blob(..)) => "blob",
-        Err((Subject::Blob, _)) => "other",
+        Err((Subject::Blob | Subject::Name, _)) => "other",
     }
 }
 
@@ -154,7 +159,13 @@ async fn answer(mirror: &Arc<Mirror>, request: Request) -> Response<Body> {
         let message = "this is a mirror for pulls; push to the origin";
         return error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", message);
     }
-    match target(request.uri().path()) {
+    let target = target(request.uri().path());
+    if let (Ok(Target::Manifest(..) | Target::Blob(..)), Err(failure)) =
+        (&target, mirror.registries.check(request.uri()))
+    {
+        return failed(Subject::Name, &failure);
+    }
+    match target {
         Ok(Target::Ping) => ping(),
         Ok(Target::Manifest(repository, reference)) => {
             let range = range_of(request.headers());
