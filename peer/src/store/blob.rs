@@ -10,6 +10,7 @@
 //! cost a chunk, never a lie to a neighbour or a broken pull. (BLAKE3 needs 0.2 s for a GiB.) Nothing outside the maps is
 //! ever read as content.
 
+mod along;
 mod verify;
 
 use core::ops::Range;
@@ -21,14 +22,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use flotilla_common::chunk::{Geometry, PART_SIZE};
-use flotilla_common::digest::{Digest, DigestHasher};
+use flotilla_common::digest::Digest;
 use flotilla_common::map::ChunkMap;
 use flotilla_common::proof::Proof;
 use flotilla_common::tree::{self, ChunkTable, Value};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use super::StoreError;
-use super::file::BlobFile;
+use super::file::{BlobFile, blocking};
 use super::whole::Prefix;
 
 /// What a reader learns when it asks for the bytes at its cursor.
@@ -51,8 +52,8 @@ pub(crate) struct StoredBlob {
     file: Mutex<Option<BlobFile>>,
     state: Mutex<State>,
     changed: Notify,
-    /// Of a blob that only its digest proves: how much of it came from an origin, in order. Whoever has the lock is the
-    /// only one to change what the file has of it.
+    /// How much of it was hashed, in order: of a blob that only its digest proves, how much came from an origin, and
+    /// whoever has the lock is the only one to change what the file has of it.
     pub(super) prefix: Arc<AsyncMutex<Prefix>>,
     /// Use counter of the store at the last use.
     pub(super) used_at: AtomicU64,
@@ -274,11 +275,12 @@ impl StoredBlob {
     }
 
     /// Writes bytes that are verified, whole parts from `offset` on, and lets readers have them.
-    pub(crate) async fn write_verified(&self, offset: u64, bytes: Bytes) -> Result<(), StoreError> {
-        let range = offset..offset + bytes.len() as u64;
-        self.write_raw(offset, bytes).await?;
-        self.emit(&range);
-        Ok(())
+    pub(crate) async fn write_verified(
+        self: &Arc<Self>,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<(), StoreError> {
+        self.write_checked(offset, bytes, |_| true).await.map(drop)
     }
 
     /// Lets readers have bytes that were written, whole parts.
@@ -305,18 +307,22 @@ impl StoredBlob {
     /// Writes whole parts from `offset` on and lets readers have them, if `is_right` says so; it is asked where disk work
     /// is done, since hashing takes as long. False if they are not right: nothing is written then.
     pub(crate) async fn write_checked(
-        &self,
+        self: &Arc<Self>,
         offset: u64,
         bytes: Bytes,
         is_right: impl FnOnce(&[u8]) -> bool + Send + 'static,
     ) -> Result<bool, StoreError> {
-        let range = offset..offset + bytes.len() as u64;
-        let written = self.open()?.write_if(offset, bytes, is_right).await;
-        let written = written.map_err(|error| StoreError::writing(&self.path, error))?;
-        if written {
-            self.emit(&range);
-        }
-        Ok(written)
+        let (blob, file) = (Arc::clone(self), self.open()?);
+        let work = move || {
+            if !is_right(&bytes) {
+                return Ok(false);
+            }
+            file.write_now(offset, &bytes)?;
+            blob.emit(&(offset..offset + bytes.len() as u64));
+            blob.hash_along(&file, offset, &bytes);
+            Ok(true)
+        };
+        blocking(work).await.map_err(|error| StoreError::writing(&self.path, error))
     }
 
     /// Takes the parts' values of a chunk whose parts are all verified and written: now it is held. True if
@@ -332,17 +338,6 @@ impl StoredBlob {
         drop(state);
         self.changed.notify_waiters();
         new
-    }
-
-    /// Hashes the whole file once all chunks are held: whether the blob is what its digest says.
-    pub(crate) async fn check_digest(&self) -> Result<bool, StoreError> {
-        let hasher = DigestHasher::new(self.digest().algorithm());
-        let hasher = self
-            .open()?
-            .scan(self.geometry.size(), hasher, |hasher, piece| hasher.update(piece))
-            .await
-            .map_err(|error| StoreError::reading(&self.path, error))?;
-        Ok(hasher.finish() == *self.digest())
     }
 
     /// Records that the whole blob's digest was checked.
@@ -438,11 +433,6 @@ impl StoredBlob {
             .read_with(start, length, values)
             .await
             .map_err(|error| StoreError::reading(&self.path, error))
-    }
-
-    /// Writes bytes that nobody may read yet.
-    async fn write_raw(&self, offset: u64, bytes: Bytes) -> Result<(), StoreError> {
-        self.open()?.write_at(offset, bytes).await.map_err(|error| StoreError::writing(&self.path, error))
     }
 
     /// Opens the file, making it if it is not there. A few microseconds, so it is done where it is first needed.

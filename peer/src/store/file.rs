@@ -3,6 +3,7 @@
 //! All disk work runs on the blocking pool in pieces of at most [`PIECE`] bytes, so that no call holds a
 //! thread for long. The file knows nothing of chunks and checks nothing: whoever writes has verified.
 
+use core::ops::Range;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -43,30 +44,7 @@ impl BlobFile {
         Ok(Self { file: Arc::new(file) })
     }
 
-    /// Writes `bytes` at `offset`.
-    pub(crate) async fn write_at(&self, offset: u64, bytes: Bytes) -> io::Result<()> {
-        self.write_if(offset, bytes, |_| true).await.map(drop)
-    }
-
-    /// Writes `bytes` at `offset` if `is_right` says so; what it answered.
-    pub(crate) async fn write_if(
-        &self,
-        offset: u64,
-        bytes: Bytes,
-        is_right: impl FnOnce(&[u8]) -> bool + Send + 'static,
-    ) -> io::Result<bool> {
-        let file = self.clone();
-        blocking(move || {
-            if !is_right(&bytes) {
-                return Ok(false);
-            }
-            file.write_now(offset, &bytes)?;
-            Ok(true)
-        })
-        .await
-    }
-
-    /// As [`BlobFile::write_at`], on the thread that calls. Blocking.
+    /// Writes `bytes` at `offset`, on the thread that calls. Blocking.
     pub(crate) fn write_now(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut at = offset;
         for piece in bytes.chunks(PIECE) {
@@ -74,6 +52,11 @@ impl BlobFile {
             at += piece.len() as u64;
         }
         Ok(())
+    }
+
+    /// Fills `buffer` from `offset` on, on the thread that calls. Blocking.
+    pub(crate) fn read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
     }
 
     /// Reads `length` bytes at `offset`, and what `look` says of them; it is asked where disk work is done, since hashing
@@ -102,19 +85,19 @@ impl BlobFile {
         .await
     }
 
-    /// Feeds the whole file to `each`, in order and in pieces.
+    /// Feeds these bytes of the file to `each`, in order and in pieces.
     pub(crate) async fn scan<T: Send + 'static>(
         &self,
-        size: u64,
+        range: Range<u64>,
         mut state: T,
         mut each: impl FnMut(&mut T, &[u8]) + Send + 'static,
     ) -> io::Result<T> {
         let file = Arc::clone(&self.file);
         blocking(move || {
             let mut buffer = vec![0; PIECE];
-            let mut at = 0;
-            while at < size {
-                let length = usize::try_from(size - at).map_or(PIECE, |rest| rest.min(PIECE));
+            let mut at = range.start;
+            while at < range.end {
+                let length = usize::try_from(range.end - at).map_or(PIECE, |rest| rest.min(PIECE));
                 file.read_exact_at(&mut buffer[..length], at)?;
                 each(&mut state, &buffer[..length]);
                 at += length as u64;
@@ -146,13 +129,13 @@ mod tests {
         let size = 3 * PIECE as u64 + 5;
         let file = BlobFile::create(&path, size).unwrap();
         let bytes: Bytes = (0..PIECE + 5).map(|n| n as u8).collect::<Vec<_>>().into();
-        file.write_at(2 * PIECE as u64, bytes.clone()).await.unwrap();
+        file.write_now(2 * PIECE as u64, &bytes).unwrap();
 
         let again = BlobFile::open(&path, size).unwrap();
         assert_eq!(again.read_with(2 * PIECE as u64, bytes.len(), |_| ()).await.unwrap().0, bytes);
         assert_eq!(again.read_with(0, 4, <[u8]>::len).await.unwrap(), (vec![0; 4].into(), 4));
         let (total, tail) = again
-            .scan(size, (0, 0), |state, piece| {
+            .scan(0..size, (0, 0), |state, piece| {
                 *state = (state.0 + piece.len() as u64, piece[piece.len() - 1]);
             })
             .await

@@ -23,7 +23,17 @@ pub(super) fn sample(salt: u8) -> Sample {
 
 /// A sealed blob of `length` bytes.
 pub(super) fn sample_of(salt: u8, length: usize) -> Sample {
-    let bytes: Vec<u8> = (0..length).map(|n| (n / 7) as u8 ^ salt).collect();
+    let bytes: Vec<u8> = bytes_of(salt, length).collect();
+    sample_under(Digest::sha256(&bytes), salt, length)
+}
+
+fn bytes_of(salt: u8, length: usize) -> impl Iterator<Item = u8> {
+    (0..length).map(move |n| (n / 7) as u8 ^ salt)
+}
+
+/// The same, sealed as if this were its digest.
+fn sample_under(digest: Digest, salt: u8, length: usize) -> Sample {
+    let bytes: Vec<u8> = bytes_of(salt, length).collect();
     let mut hasher = TreeHasher::new();
     hasher.update(&bytes);
     let tree = hasher.finish();
@@ -31,7 +41,7 @@ pub(super) fn sample_of(salt: u8, length: usize) -> Sample {
     let mut trusted = TrustedKeys::none();
     trusted.add(&key.public()).unwrap();
     let seal = key.seal(BlobFacts {
-        digest: Digest::sha256(&bytes),
+        digest,
         size: tree.geometry.size(),
         chunk_log2: tree.geometry.chunk_log2(),
         root: tree.root,
@@ -40,7 +50,7 @@ pub(super) fn sample_of(salt: u8, length: usize) -> Sample {
     Sample { bytes: bytes.into(), geometry: proof.check(&trusted).unwrap(), proof, trusted }
 }
 
-pub(super) async fn hold(sample: &Sample, blob: &StoredBlob, chunk: u32) {
+pub(super) async fn hold(sample: &Sample, blob: &Arc<StoredBlob>, chunk: u32) {
     let range = sample.geometry.chunk_range(chunk);
     let bytes = sample.bytes.slice(range.start as usize..range.end as usize);
     let values = tree::part_values(range.start, &bytes);
@@ -74,6 +84,34 @@ async fn a_partial_blob_is_taken_up_after_a_restart() {
     assert!(blob.held().is_full());
     assert!(!blob.is_complete());
     assert!(blob.check_digest().await.unwrap());
+}
+
+#[tokio::test]
+async fn the_digest_is_hashed_along_in_whatever_order_chunks_come() {
+    for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
+        let dir = tempfile::tempdir().unwrap();
+        let sample = sample(0);
+        let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
+        let (pin, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
+        for chunk in order {
+            hold(&sample, pin.blob(), chunk).await;
+        }
+        assert_eq!(pin.blob().prefix.lock().await.at(), sample.geometry.size(), "nothing is left to read");
+        assert!(pin.blob().check_digest().await.unwrap());
+        assert!(pin.blob().check_digest().await.unwrap(), "and when all is read again");
+    }
+}
+
+#[tokio::test]
+async fn a_blob_sealed_under_a_wrong_digest_is_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = sample_under(Digest::sha256(b"another"), 0, 2 * PART + 100);
+    let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
+    let (pin, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
+    for chunk in 0..3 {
+        hold(&sample, pin.blob(), chunk).await;
+    }
+    assert!(!pin.blob().check_digest().await.unwrap());
 }
 
 #[tokio::test]

@@ -32,13 +32,18 @@ pub(crate) struct Prefix {
 }
 
 impl Prefix {
-    fn take(&mut self, digest: &Digest, bytes: &[u8]) {
+    /// Bytes so far.
+    pub(super) const fn at(&self) -> u64 {
+        self.at
+    }
+
+    pub(super) fn take(&mut self, digest: &Digest, bytes: &[u8]) {
         self.hasher.get_or_insert_with(|| DigestHasher::new(digest.algorithm())).update(bytes);
         self.at += bytes.len() as u64;
     }
 
     /// Whether all bytes that were taken are the blob.
-    fn is(&mut self, digest: &Digest) -> bool {
+    pub(super) fn is(&mut self, digest: &Digest) -> bool {
         let hasher = self.hasher.take().unwrap_or_else(|| DigestHasher::new(digest.algorithm()));
         hasher.finish() == *digest
     }

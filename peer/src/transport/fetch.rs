@@ -87,7 +87,7 @@ pub(crate) async fn fetch_chunk(
 
 async fn by_parts(
     receive: &mut RecvStream,
-    blob: &StoredBlob,
+    blob: &Arc<StoredBlob>,
     chunk: u32,
     values: &[Value],
     cap: &Limiter,
@@ -119,7 +119,7 @@ struct Part {
 }
 
 impl Part {
-    async fn store(self, blob: &StoredBlob) -> Result<(), FetchError> {
+    async fn store(self, blob: &Arc<StoredBlob>) -> Result<(), FetchError> {
         let Self { start, value, bytes } = self;
         let is_right = move |bytes: &[u8]| tree::subtree_value(start, bytes) == value;
         if blob.write_checked(start, bytes, is_right).await? { Ok(()) } else { Err(FetchError::Corrupt) }
@@ -129,7 +129,7 @@ impl Part {
 /// A sealed blob of one part at most: its digest is its check.
 async fn by_digest(
     receive: &mut RecvStream,
-    blob: &StoredBlob,
+    blob: &Arc<StoredBlob>,
     cap: &Limiter,
     progress: impl FnMut(u64),
 ) -> Result<(), FetchError> {

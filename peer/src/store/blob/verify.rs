@@ -34,7 +34,7 @@ impl StoredBlob {
                 let values = read.map(|(_, values)| values);
                 values.filter(|values| table.verifies_parts(&self.geometry, chunk, values))
             }
-            None => matches!(self.check_digest().await, Ok(true)).then(Vec::new),
+            None => matches!(self.hash_on(Prefix::default()).await, Ok(true)).then(Vec::new),
         };
         let mut state = self.lock();
         match values {
