@@ -19,6 +19,8 @@ use crate::time::Time;
 pub(super) const MAX_MEMBERS: u32 = u64::BITS;
 /// Peers of a handout that are remembered for a blob.
 const MAX_HANDOUT: usize = 64;
+/// Within this time of a handout those in it are met, or they are slow or dead.
+const MEETING: Duration = Duration::from_millis(200);
 
 /// Whether anybody here waits for the blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +79,8 @@ pub(super) struct Blob {
     pub(super) unseen: u32,
     /// Peers to meet over this blob, nearest first.
     pub(super) handout: Vec<PeerSlot>,
+    /// When the last of them was first named.
+    pub(super) handed_at: Time,
     pub(super) outbox: Outbox,
     /// Our request for a lease.
     pub(super) asked: Asked,
@@ -118,6 +122,7 @@ impl Blob {
             availability: vec![0; chunks as usize],
             unseen: chunks - held_count,
             handout: Vec::new(),
+            handed_at: Time::ZERO,
             outbox: Outbox::default(),
             asked: Asked::default(),
             moved_at: Time::ZERO,
@@ -167,6 +172,14 @@ impl Blob {
             self.unseen += u32::from(self.availability[chunk as usize] == 0);
         }
         was_held
+    }
+
+    /// Whether everybody that is known to exchange it holds all of it. Peers that are yet to be met count as leechers for
+    /// a while, but not for as long as a dial to a dead one takes.
+    pub(super) fn has_only_seeders(&self, now: Time) -> bool {
+        !self.members.is_empty()
+            && self.members.iter().all(|member| member.is_complete)
+            && (self.handed_at + MEETING <= now || self.handout.iter().all(|peer| self.who.contains(peer)))
     }
 
     /// Whether any neighbour holds any of it.
@@ -285,10 +298,11 @@ impl Blob {
     }
 
     /// Remembers peers to meet; true for those that are new.
-    pub(super) fn remember(&mut self, peer: PeerSlot) -> bool {
+    pub(super) fn remember(&mut self, now: Time, peer: PeerSlot) -> bool {
         let is_new = self.handout.len() < MAX_HANDOUT && !self.handout.contains(&peer);
         if is_new {
             self.handout.push(peer);
+            self.handed_at = now;
         }
         is_new
     }

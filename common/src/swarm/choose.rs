@@ -1,8 +1,10 @@
 //! Which chunk to fetch next, and from which neighbour.
 //!
 //! Mostly the rarest chunk among the neighbours, now and then the lowest that a reader waits for; ties at random, for
-//! peers that all see the same must not all do the same. Then the nearest neighbour that has it and is free. Across
-//! zones only what no neighbour in the own zone has, and only in a few slots.
+//! peers that all see the same must not all do the same. Where everybody known has everything no chunk is rare and nobody
+//! gains by another order: there the lowest comes first, for a reader, and so that the whole digest can be hashed along.
+//! Then the nearest neighbour that has it and is free. Across zones only what no neighbour in the own zone has, and only
+//! in a few slots.
 
 use super::blob::Blob;
 use super::machine::PeerMachine;
@@ -43,6 +45,7 @@ impl PeerMachine {
             if is_for_reader && let Some(chunk) = blob.reader.and_then(|from| reach.lowest(blob, from)) {
                 return self.choose_neighbour(now, *slot, chunk, crossing);
             }
+            let only_seeders = blob.has_only_seeders(now);
             for chunk in blob.missing_chunks(0) {
                 let available = blob.availability[chunk as usize];
                 if available > rarest || !reach.offers(blob.holders[chunk as usize]) {
@@ -53,6 +56,9 @@ impl PeerMachine {
                     self.scratch.ties.clear();
                 }
                 self.scratch.ties.push((*slot, chunk));
+                if only_seeders {
+                    break;
+                }
             }
         }
         if self.scratch.ties.is_empty() {
@@ -147,7 +153,60 @@ fn crossing_limit(near: u32, slots: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use core::time::Duration;
+
     use super::*;
+    use crate::chunk::Geometry;
+    use crate::map::ChunkMap;
+    use crate::swarm::{Batch, Config, Have, Input, Output, PeerFacts};
+
+    /// The first chunks that a peer asks for that knows these neighbours: seeders, and leechers with the last chunk.
+    fn first_asked(seeders: u32, leechers: u32, met: u32, after: Duration) -> Vec<u32> {
+        let (now, blob) = (Time::ZERO, BlobSlot(0));
+        let mut machine = PeerMachine::new(Config::default(), 1);
+        let geometry = Geometry::for_size(64 << 18);
+        machine.handle(now, Input::AddBlob { blob, geometry, held: ChunkMap::empty(geometry.chunks()) });
+        machine.handle(now, Input::Want { blob });
+        let facts = |peer| PeerFacts { peer: PeerSlot(peer), nearness: Nearness::SameZone, key: 1 };
+        let everybody = seeders + leechers;
+        machine.handle(now, Input::Handout { blob, peers: (0..everybody).map(facts).collect() });
+        let mut asked = Vec::new();
+        let now = now + after;
+        for peer in 0..met {
+            machine.handle(now, Input::Connected { facts: facts(peer), round_trip: Duration::ZERO });
+            let mut last = Batch::default();
+            last.push(63);
+            let have = if peer < seeders { Have::Complete } else { Have::Chunks(last) };
+            machine.handle(now, Input::Have { peer: PeerSlot(peer), blob, have });
+        }
+        while let Some(output) = machine.poll_output() {
+            if let Output::Fetch { chunk, transfer, .. } = output {
+                asked.push(chunk);
+                machine.handle(now, Input::Received { transfer });
+            }
+            if asked.len() == 8 {
+                break;
+            }
+        }
+        asked
+    }
+
+    #[test]
+    fn from_seeders_alone_chunks_come_in_order() {
+        assert_eq!(first_asked(1, 0, 1, Duration::ZERO), [0, 1, 2, 3, 4, 5, 6, 7]);
+        let after = Duration::from_secs(1);
+        assert_eq!(first_asked(1, 1, 1, after), [0, 1, 2, 3, 4, 5, 6, 7], "whoever cannot be met is dead");
+    }
+
+    #[test]
+    fn with_leechers_about_chunks_do_not_come_in_order() {
+        assert_ne!(first_asked(1, 1, 2, Duration::from_secs(9)), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_ne!(
+            first_asked(1, 1, 1, Duration::ZERO),
+            [0, 1, 2, 3, 4, 5, 6, 7],
+            "one that is yet to be met"
+        );
+    }
 
     #[test]
     fn equals_have_equal_chances_and_the_nearer_wins() {

@@ -62,7 +62,7 @@ impl PeerMachine {
         for facts in peers {
             self.introduce(facts);
             if let Some(blob) = self.blobs.get_mut(slot)
-                && blob.remember(facts.peer)
+                && blob.remember(now, facts.peer)
             {
                 self.peers[facts.peer.0 as usize].handouts += 1;
             }
