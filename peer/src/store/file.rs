@@ -14,6 +14,8 @@ use bytes::Bytes;
 use rustix::buffer::spare_capacity;
 use rustix::io::{pread, retry_on_intr};
 
+use super::buffers;
+
 /// What one disk call moves at most, in bytes: large enough that the hand-over to the blocking pool is
 /// cheap against it (8 KiB pieces were seen to be five times slower).
 pub(crate) const PIECE: usize = 256 * 1024;
@@ -54,9 +56,19 @@ impl BlobFile {
         Ok(())
     }
 
-    /// Fills `buffer` from `offset` on, on the thread that calls. Blocking.
-    pub(crate) fn read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset)
+    /// Reads `length` bytes at `offset`, on the thread that calls. Blocking.
+    pub(crate) fn read_now(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        let mut bytes = buffers::take(length);
+        while bytes.len() < length {
+            let at = offset + bytes.len() as u64;
+            // Into memory that was not zeroed before.
+            let read = retry_on_intr(|| pread(&self.file, spare_capacity(&mut bytes), at))?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        bytes.truncate(length);
+        Ok(buffers::freeze(bytes))
     }
 
     /// Reads `length` bytes at `offset`, and what `look` says of them; it is asked where disk work is done, since hashing
@@ -67,20 +79,11 @@ impl BlobFile {
         length: usize,
         look: impl FnOnce(&[u8]) -> T + Send + 'static,
     ) -> io::Result<(Bytes, T)> {
-        let file = Arc::clone(&self.file);
+        let file = self.clone();
         blocking(move || {
-            let mut bytes = Vec::with_capacity(length);
-            while bytes.len() < length {
-                let at = offset + bytes.len() as u64;
-                // Into memory that was not zeroed before.
-                let read = retry_on_intr(|| pread(&file, spare_capacity(&mut bytes), at))?;
-                if read == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-            }
-            bytes.truncate(length);
+            let bytes = file.read_now(offset, length)?;
             let seen = look(&bytes);
-            Ok((Bytes::from(bytes), seen))
+            Ok((bytes, seen))
         })
         .await
     }
@@ -92,14 +95,12 @@ impl BlobFile {
         mut state: T,
         mut each: impl FnMut(&mut T, &[u8]) + Send + 'static,
     ) -> io::Result<T> {
-        let file = Arc::clone(&self.file);
+        let file = self.clone();
         blocking(move || {
-            let mut buffer = vec![0; PIECE];
             let mut at = range.start;
             while at < range.end {
                 let length = usize::try_from(range.end - at).map_or(PIECE, |rest| rest.min(PIECE));
-                file.read_exact_at(&mut buffer[..length], at)?;
-                each(&mut state, &buffer[..length]);
+                each(&mut state, &file.read_now(at, length)?);
                 at += length as u64;
             }
             Ok(state)

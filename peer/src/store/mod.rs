@@ -9,6 +9,7 @@
 //! The store never decides what to fetch, and never holds a byte as content that was not verified.
 
 mod blob;
+mod buffers;
 mod file;
 mod manifests;
 mod meta;
@@ -30,6 +31,7 @@ use flotilla_common::seal::TrustedKeys;
 use flotilla_common::units::ByteSize;
 
 pub(crate) use blob::{Availability, Pin, StoredBlob};
+pub(crate) use buffers::{freeze, take};
 pub(crate) use file::{PIECE, blocking};
 pub(crate) use manifests::{ManifestStore, StoredManifest};
 use meta::Record;

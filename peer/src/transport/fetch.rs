@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use flotilla_common::grant::Grant;
 use flotilla_common::proof::Proof;
 use flotilla_common::tree::{self, Value};
@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use super::frames::{self, FRAME_TIMEOUT, StreamError};
 use super::link::Link;
-use crate::store::{StoreError, StoredBlob};
+use crate::store::{self, StoreError, StoredBlob};
 
 /// Bytes taken from the download cap at once.
 const SIP: usize = 64 << 10;
@@ -163,7 +163,7 @@ async fn read_part(
     mut progress: impl FnMut(u64),
 ) -> Result<Bytes, StreamError> {
     let length = usize::try_from(length).map_err(|_| StreamError::Unexpected)?;
-    let mut bytes = BytesMut::with_capacity(length);
+    let mut bytes = store::take(length);
     while bytes.len() < length {
         let until = (bytes.len() + SIP).min(length);
         let before = bytes.len();
@@ -173,11 +173,11 @@ async fn read_part(
         cap.take(until - before).await;
         progress(until as u64);
     }
-    Ok(bytes.freeze())
+    Ok(store::freeze(bytes))
 }
 
 /// Reads on until there are `until` bytes: each is copied once, out of its packet, into memory that was not zeroed.
-async fn read_until(receive: &mut RecvStream, bytes: &mut BytesMut, until: usize) -> Result<(), StreamError> {
+async fn read_until(receive: &mut RecvStream, bytes: &mut Vec<u8>, until: usize) -> Result<(), StreamError> {
     while bytes.len() < until {
         let read = receive.read_chunk(until - bytes.len(), true).await;
         let chunk = read.map_err(quinn::ReadExactError::ReadError)?;

@@ -28,19 +28,15 @@ impl StoredBlob {
         if prefix.at() == offset {
             prefix.take(self.digest(), bytes);
         }
-        let mut buffer = Vec::new();
         for _ in 0..MAX_CAUGHT_UP {
             let at = prefix.at();
             if at == self.geometry.size() || !self.lock().parts.contains(part_of(at)) {
                 return;
             }
             let length = PART_SIZE.min(self.geometry.size() - at);
-            buffer.resize(length as usize, 0);
             // The check of the whole will meet the same error, and say so.
-            if file.read_now(at, &mut buffer).is_err() {
-                return;
-            }
-            prefix.take(self.digest(), &buffer);
+            let Ok(read) = file.read_now(at, length as usize) else { return };
+            prefix.take(self.digest(), &read);
         }
     }
 
