@@ -125,7 +125,8 @@ impl PeerMachine {
         for slot in &self.wanted {
             let Some(blob) = self.blobs.get(*slot) else { continue };
             for peer in &blob.who {
-                if let Some(until) = self.turns.of(*peer).rests_until().filter(|until| *until > now) {
+                let until = self.turns.of(*peer).rests_until();
+                if until > now {
                     self.timers.by(Timer::Fill, until);
                 }
             }
@@ -191,6 +192,9 @@ impl PeerMachine {
         };
         transfer.pace.progress(now, received, self.config.nearly_done.max(round_trip));
         self.timers.by(Timer::Fill, transfer.pace.free_at());
+        if let Source::Peer(peer) = transfer.source {
+            self.turns.moves(peer, transfer.pace.free_at());
+        }
         let blob = transfer.blob;
         self.moved(now, blob);
     }
@@ -336,7 +340,7 @@ impl PeerMachine {
     fn end(&mut self, id: TransferId) -> Option<Transfer> {
         let transfer = self.transfers.take(id)?;
         if let Source::Peer(peer) = transfer.source {
-            self.turns.rest(peer, Time::ZERO);
+            self.turns.end(peer);
         }
         if let Some(blob) = self.blobs.get_mut(transfer.blob) {
             blob.pending.remove(transfer.chunk);

@@ -290,7 +290,7 @@ impl PeerMachine {
     fn make_room(&mut self, now: Time) -> bool {
         let is_useless = |slot: PeerSlot, peer: &Peer| {
             peer.is_up()
-                && !self.turns.of(slot).is_asked()
+                && self.turns.of(slot).open() == 0
                 && !self.uploads.serves(slot)
                 && peer.blobs.iter().all(|blob| {
                     self.blobs.get(*blob).is_none_or(|blob| {

@@ -17,8 +17,10 @@ use crate::origin::{self, OriginError, OriginFetchError};
 use crate::store::{StoreError, StoredBlob};
 use crate::transport::{self, FetchError, Link, Outbound, Question, ServeError};
 
-/// Least time between two progress reports of one transfer.
+/// Time between two progress reports of one transfer.
 const REPORT_INTERVAL: Duration = Duration::from_millis(20);
+/// A transfer reports at every such part of its length at least: on a fast link it is over before the time is.
+const REPORTS: u64 = 4;
 
 /// How a download ended.
 #[derive(Debug)]
@@ -28,20 +30,24 @@ pub(super) enum Fetched {
     Failed(Failure),
 }
 
-/// Tells the driver now and then how many bytes have moved. A driver that is busy hears of later ones.
+/// Tells the driver now and then how many of a transfer's bytes have moved. A driver that is busy hears of later ones.
 struct Progress<F> {
     reports: mpsc::Sender<Report>,
+    told: u64,
     told_at: Instant,
+    step: u64,
     report: F,
 }
 
 impl<F: Fn(u64) -> Report> Progress<F> {
-    fn new(reports: mpsc::Sender<Report>, report: F) -> Self {
-        Self { reports, told_at: Instant::now(), report }
+    fn new(reports: mpsc::Sender<Report>, length: u64, report: F) -> Self {
+        Self { reports, told: 0, told_at: Instant::now(), step: length / REPORTS, report }
     }
 
     fn tell(&mut self, bytes: u64) {
-        if bytes == 0 || self.told_at.elapsed() >= REPORT_INTERVAL {
+        let is_due = || bytes - self.told >= self.step || self.told_at.elapsed() >= REPORT_INTERVAL;
+        if bytes == 0 || is_due() {
+            self.told = bytes;
             self.told_at = Instant::now();
             let _ = self.reports.try_send((self.report)(bytes));
         }
@@ -62,7 +68,8 @@ pub(super) async fn from_peer(
     cap: Limiter,
     reports: mpsc::Sender<Report>,
 ) {
-    let mut progress = Progress::new(reports.clone(), download_report(transfer));
+    let length = blob.geometry().chunk_len(chunk);
+    let mut progress = Progress::new(reports.clone(), length, download_report(transfer));
     let fetched =
         transport::fetch_chunk(&link, &blob, chunk, grant, &cap, |bytes| progress.tell(bytes)).await;
     let outcome = match fetched {
@@ -94,7 +101,8 @@ pub(super) async fn from_origin(
     chunk: u32,
     reports: mpsc::Sender<Report>,
 ) {
-    let mut progress = Progress::new(reports.clone(), download_report(transfer));
+    let length = blob.geometry().chunk_len(chunk);
+    let mut progress = Progress::new(reports.clone(), length, download_report(transfer));
     let progress = |bytes| progress.tell(bytes);
     let fetched =
         origin::fetch_chunk(&shared.origins, origin, &repository, &blob, chunk, &shared.down, progress).await;
@@ -139,7 +147,9 @@ pub(super) async fn serve(
     outbound: Arc<dyn Outbound>,
     reports: mpsc::Sender<Report>,
 ) {
-    let mut progress = Progress::new(reports.clone(), move |bytes| Report::UploadProgress(upload, bytes));
+    let length = blob.geometry().chunk_len(question.ask.chunk);
+    let mut progress =
+        Progress::new(reports.clone(), length, move |bytes| Report::UploadProgress(upload, bytes));
     let mut sent = 0;
     match question.serve(&blob, &shared.up, &outbound, |bytes| progress.tell(bytes)).await {
         Ok(bytes) => {
