@@ -31,6 +31,8 @@ pub struct Config {
     pub replicas: Replicas,
     /// Where this one is told by the others; port 0 lets the system choose. Default nowhere.
     pub replica_listen: Option<SocketAddr>,
+    /// Whether clients are sent to the storage for blobs (307 to a presigned URL). Default no: all bytes pass the origin.
+    pub redirect_blobs: bool,
     /// The times of collection: the same at all replicas of a bucket.
     pub horizons: Horizons,
     /// Everything that is bounded.
@@ -54,6 +56,7 @@ impl Config {
             tls: None,
             replicas: Replicas::none(),
             replica_listen: None,
+            redirect_blobs: false,
             horizons: Horizons::default(),
             limits: Limits::default(),
         }

@@ -16,6 +16,7 @@ use crate::storage::Operations;
 #[derive(Debug)]
 pub struct Metrics {
     blob_bytes_sent: AtomicU64,
+    redirects: AtomicU64,
     requests: Requests,
     operations: Arc<Operations>,
     identity: Option<Identity>,
@@ -23,7 +24,13 @@ pub struct Metrics {
 
 impl Metrics {
     pub(crate) fn new(operations: Arc<Operations>, identity: Option<Identity>) -> Self {
-        Self { blob_bytes_sent: AtomicU64::new(0), requests: Requests::default(), operations, identity }
+        Self {
+            blob_bytes_sent: AtomicU64::new(0),
+            redirects: AtomicU64::new(0),
+            requests: Requests::default(),
+            operations,
+            identity,
+        }
     }
 
     /// Bytes of blobs handed to clients' connections.
@@ -40,6 +47,11 @@ impl Metrics {
         self.blob_bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// A client was sent to the storage.
+    pub(crate) fn redirected(&self) {
+        self.redirects.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn request(&self, route: &'static str, status: StatusCode, duration: Duration) {
         self.requests.answered(route, status, duration);
     }
@@ -52,6 +64,8 @@ impl Metrics {
         let (replicas, counts) = (registry.announcer().listed(), registry.announcer().counts());
         exposition.register_collector(Figures::collector(move |figures| {
             figures.counter("sent_bytes", "Bytes of blobs handed to clients", metrics.blob_bytes())?;
+            let redirects = metrics.redirects.load(Ordering::Relaxed);
+            figures.counter("redirects", "Requests for blobs that were sent to the storage", redirects)?;
             figures.counter("stale_answers", "Answers from memory past its time, without storage", stale)?;
             figures.gauge("replicas_listed", "Replicas that are told of changes", replicas as u64)?;
             let (help, outcomes) = ("Changes told to a replica, by outcome", counts.by_outcome());

@@ -32,6 +32,9 @@ pub enum StartError {
     /// The others could not tell this replica.
     #[error("replicas are listed, but this one listens nowhere for them: set replica-listen")]
     ReplicaListen,
+    /// Nobody can be sent to this storage.
+    #[error("redirect blobs: {0}; leave redirect-blobs out, or take a storage that signs URLs: s3, gs or az")]
+    Redirects(String),
     /// The certificate cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -78,6 +81,9 @@ impl Origin {
         }
         let storage: Arc<dyn Storage> = Arc::new(Bounded::new(storage, config.limits.storage_timeout));
         storage::probe(&*storage).await?;
+        if config.redirect_blobs {
+            storage::probe_signing(&*storage).await.map_err(StartError::Redirects)?;
+        }
         let format = format::agree(&*storage, config.horizons).await?;
         let counted = Counted::new(storage);
         let metrics = Arc::new(Metrics::new(counted.operations(), config.tls.clone()));
@@ -87,7 +93,8 @@ impl Origin {
         let announcer = Announcer::new(config.replicas, Secret::of(&format))?;
         let (region, seal_key) = (config.region, config.seal_key);
         let registry = Registry::new(Arc::new(counted), format, region, seal_key, config.limits, announcer);
-        let api = Arc::new(Api { registry, uplink: config.uplink, metrics: Arc::clone(&metrics) });
+        let (uplink, redirect_blobs) = (config.uplink, config.redirect_blobs);
+        let api = Arc::new(Api { registry, uplink, redirect_blobs, metrics: Arc::clone(&metrics) });
         let replica_address = match config.replica_listen {
             Some(address) => Some(listen_for_replicas(address, Arc::clone(&api), &shutdown).await?),
             None => None,

@@ -48,6 +48,9 @@ pub struct OriginArgs {
     /// The replicas' own listeners, its own among them or not; a name is looked up again and again
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     replicas: Vec<ReplicaAddress>,
+    /// Send clients to the storage for blobs, by presigned URLs; peers always get them from the origin
+    #[arg(long)]
+    redirect_blobs: bool,
     #[command(flatten)]
     tls: TlsArgs,
     #[command(flatten)]
@@ -67,6 +70,7 @@ pub fn run(args: OriginArgs) -> Result<(), CommandError> {
         config.tls = args.tls.identity()?;
         config.replicas = Replicas::at(args.replicas);
         config.replica_listen = args.replica_listen;
+        config.redirect_blobs = args.redirect_blobs;
         let origin =
             Origin::start(config).await.map_err(|error| CommandError::failed("start the origin", error))?;
         shutdown.wait().await;

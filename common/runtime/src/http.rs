@@ -25,7 +25,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::Request;
+use ::http::{HeaderName, Request};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
@@ -42,6 +42,10 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
+
+/// A request's header: with the value `never` an origin sends a blob's bytes itself, where it would send others to its
+/// storage. Peers trust the certificates of their fleet only.
+pub const REDIRECT: HeaderName = HeaderName::from_static("flotilla-redirect");
 
 use crate::identity;
 use crate::shutdown::Shutdown;

@@ -6,6 +6,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
+use flotilla_runtime::http::REDIRECT;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
@@ -24,11 +25,19 @@ pub(super) async fn get(
     digest: &Digest,
     headers: &HeaderMap,
 ) -> Answer {
-    let blob = find(api, repository, digest, Need::Bytes).await?;
+    let redirects = api.redirect_blobs && may_be_redirected(headers);
+    // Who is sent away reads the data later: its record must not be one from long ago.
+    let need = if redirects { Need::Live } else { Need::Bytes };
+    let blob = find(api, repository, digest, need).await?;
     let size = blob.size();
     let etag = format!("\"{digest}\"");
     if matches_etag(headers, &etag) {
         return Ok(empty(StatusCode::NOT_MODIFIED, &[(header::ETAG, &etag)]));
+    }
+    if redirects && let Some(url) = api.registry.presigned_blob(&blob).await? {
+        api.metrics.redirected();
+        let headers = [(header::LOCATION, url.as_str()), (header::CACHE_CONTROL, "no-store")];
+        return Ok(empty(StatusCode::TEMPORARY_REDIRECT, &headers));
     }
     let unchanged = text_of(headers, header::IF_RANGE).is_none_or(|validator| validator == etag);
     let range = text_of(headers, header::RANGE).filter(|_| unchanged);
@@ -68,6 +77,11 @@ pub(super) async fn head(
 pub(super) async fn delete(api: &Arc<Api>, repository: &RepositoryName, digest: &Digest) -> Answer {
     api.registry.delete_blob(repository, digest).await?;
     Ok(empty(StatusCode::ACCEPTED, &[]))
+}
+
+/// Whether whoever asks can be sent to the storage. Its ETags are not ours, so a condition on a range stays here.
+fn may_be_redirected(headers: &HeaderMap) -> bool {
+    text_of(headers, header::IF_RANGE).is_none() && text_of(headers, REDIRECT) != Some("never")
 }
 
 async fn find(

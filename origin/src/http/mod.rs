@@ -32,6 +32,7 @@ use route::{Route, route};
 pub(crate) struct Api {
     pub(crate) registry: Registry,
     pub(crate) uplink: Limiter,
+    pub(crate) redirect_blobs: bool,
     pub(crate) metrics: Arc<Metrics>,
 }
 

@@ -1,6 +1,7 @@
 //! The bytes of blobs: ranges over segments, and small blobs from memory.
 
 use core::ops::Range;
+use core::time::Duration;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -16,6 +17,9 @@ use crate::upload::id::Generation;
 
 /// Bytes of a blob that is kept in memory.
 const SMALL: u64 = 64 << 10;
+/// How long a client may begin to read at a presigned URL. With L, for which a record counts as live, far below the
+/// time that a condemned blob has.
+const PRESIGNED_FOR: Duration = Duration::from_mins(15);
 
 impl Registry {
     /// The bytes of a range of a blob, which must lie within it.
@@ -37,6 +41,18 @@ impl Registry {
                 Ok(self.open_range(&blob, range).await?)
             }
             opened => Ok(opened?),
+        }
+    }
+
+    /// A URL of the storage at which anybody may read the blob for a while; `None` if the blob is better, or only, read
+    /// here: it is in memory, or in several segments, or this storage signs no URLs.
+    pub(crate) async fn presigned_blob(&self, blob: &Blob) -> Result<Option<String>, RegistryError> {
+        match &*blob.record.segments {
+            [segment] if blob.size() > SMALL => {
+                let key = keys::segment(&blob.generation, segment.nonce);
+                Ok(self.storage.presigned_get(&key, PRESIGNED_FOR).await?)
+            }
+            _ => Ok(None),
         }
     }
 

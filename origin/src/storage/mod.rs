@@ -34,6 +34,7 @@ pub use key::{Key, KeyError, Prefix};
 pub use local::LocalDirectory;
 pub use object_writer::PartPool;
 pub use objects::{ObjectStorage, Remote};
+pub(crate) use open::probe_signing;
 pub use open::{OpenError, open, open_with, probe};
 pub use remote::Variables;
 

@@ -1,5 +1,6 @@
 //! Storage by its URL, and the probe that every replica makes before it serves.
 
+use core::time::Duration;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -124,6 +125,16 @@ async fn probe_key(storage: &dyn Storage, key: &Key) -> Result<(), OpenError> {
     let prefix = Prefix::new("probe/").map_err(|error| failed("name a prefix", error))?;
     storage.list(&prefix, None, 1).await.map_err(|error| failed("list objects", error))?;
     Ok(())
+}
+
+/// Whether the storage signs URLs; if not, why.
+pub(crate) async fn probe_signing(storage: &dyn Storage) -> Result<(), String> {
+    let key = Key::new("probe/signed").map_err(|error| error.to_string())?;
+    match storage.presigned_get(&key, Duration::from_secs(1)).await {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err("this storage cannot sign URLs".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn refused(step: &'static str, outcome: Result<Version, StorageError>) -> Result<(), OpenError> {

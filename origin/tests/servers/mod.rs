@@ -103,10 +103,7 @@ impl Server {
     /// # Panics
     /// If it does not start, or if its program is missing and skips are forbidden.
     pub(crate) async fn start(story: &str, kind: Kind) -> Option<Self> {
-        let Some(program) = on_path(kind.program()) else {
-            skip(story, kind.program());
-            return None;
-        };
+        let program = find(story, kind.program())?;
         let dir = tempfile::tempdir().expect("make the server's folder");
         let address = free_address();
         let log = File::create(dir.path().join(".log")).expect("create the server's log");
@@ -238,6 +235,18 @@ fn make_azure_container(base: &str) {
 fn free_address() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("find a free port");
     listener.local_addr().expect("name the free port")
+}
+
+/// Another's program; `None`, said loudly, if it is missing.
+///
+/// # Panics
+/// If it is missing and skips are forbidden.
+pub(crate) fn find(story: &str, program: &str) -> Option<PathBuf> {
+    let found = on_path(program);
+    if found.is_none() {
+        skip(story, program);
+    }
+    found
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {

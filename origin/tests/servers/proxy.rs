@@ -47,6 +47,7 @@ pub(crate) struct Faults {
     armed: Arc<Mutex<Vec<Armed>>>,
     /// Of so many requests one is throttled; 0: none.
     throttle: Arc<Mutex<(u32, u32)>>,
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Faults {
@@ -60,12 +61,18 @@ impl Faults {
         *self.throttle.lock().unwrap() = (requests, 0);
     }
 
+    /// The requests since they were last asked for, also those that met a fault.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut *self.requests.lock().unwrap())
+    }
+
     /// Whether all faults have been met.
     pub(crate) fn are_spent(&self) -> bool {
         self.armed.lock().unwrap().iter().all(|armed| armed.times == 0)
     }
 
     fn meet(&self, method: &Method, target: &str) -> Option<Fault> {
+        self.requests.lock().unwrap().push(format!("{method} {target}"));
         let (one_in, seen) = &mut *self.throttle.lock().unwrap();
         *seen += 1;
         if *one_in > 0 && seen.is_multiple_of(*one_in) {

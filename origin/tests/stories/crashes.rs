@@ -3,19 +3,15 @@
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
-use reqwest::{Response, StatusCode};
+use reqwest::StatusCode;
 
 use crate::fault::Fate;
-use crate::support::{MANIFEST, Region, code, header, location, manifest, sample};
+use crate::support::{MANIFEST, Region, code, header, is_unavailable, location, manifest, sample};
 
 /// An upload of these bytes, up to its PUT.
 async fn patched(region: &Region, bytes: &Bytes) -> String {
     let client = region.client(0);
     location(&client.patch(&client.begin("app").await, bytes.clone()).await)
-}
-
-fn is_unavailable(answer: &Response) -> bool {
-    answer.status() == StatusCode::SERVICE_UNAVAILABLE && header(answer, "retry-after") == "1"
 }
 
 async fn pulls(region: &Region, replica: usize, bytes: &Bytes) -> bool {

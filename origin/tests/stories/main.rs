@@ -5,11 +5,16 @@ mod costs;
 mod crashes;
 mod errors;
 mod fault;
+mod faults;
 mod manifests;
 mod peers;
 mod pull;
 mod push;
 mod races;
+mod redirects;
+mod remote;
 mod replicas;
+#[path = "../servers/mod.rs"]
+mod servers;
 mod standard;
 mod support;

@@ -56,7 +56,15 @@ impl Region {
     }
 
     pub(crate) async fn start_with(replicas: usize, adjust: impl Fn(&mut Config)) -> Self {
-        let storage = storage::open("memory:///", 64 << 20).unwrap();
+        Self::start_on(storage::open("memory:///", 64 << 20).unwrap(), replicas, adjust).await
+    }
+
+    /// Replicas on this storage.
+    pub(crate) async fn start_on(
+        storage: Arc<dyn Storage>,
+        replicas: usize,
+        adjust: impl Fn(&mut Config),
+    ) -> Self {
         let faulty = Faulty::new(Arc::clone(&storage));
         let faults = faulty.faults();
         let origins = start_replicas(replicas, Arc::new(faulty), adjust).await;
@@ -92,7 +100,16 @@ impl Registry {
     pub(crate) fn at(address: std::net::SocketAddr) -> Self {
         // Plain HTTP; the builder wants to know of a TLS provider all the same. All tests install the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = Client::builder().no_proxy().build().unwrap();
+        Self::with(Client::builder(), address)
+    }
+
+    /// A client that follows no redirects.
+    pub(crate) fn that_stays(address: std::net::SocketAddr) -> Self {
+        Self::with(Client::builder().redirect(reqwest::redirect::Policy::none()), address)
+    }
+
+    fn with(builder: reqwest::ClientBuilder, address: std::net::SocketAddr) -> Self {
+        let http = builder.no_proxy().build().unwrap();
         Self { http, base: format!("http://{address}") }
     }
 
@@ -201,6 +218,11 @@ pub(crate) fn location(answer: &Response) -> String {
 
 pub(crate) fn header<'a>(answer: &'a Response, name: &str) -> &'a str {
     answer.headers().get(name).map_or("", |value| value.to_str().unwrap())
+}
+
+/// Whether a client is told to come again.
+pub(crate) fn is_unavailable(answer: &Response) -> bool {
+    answer.status() == StatusCode::SERVICE_UNAVAILABLE && header(answer, "retry-after") == "1"
 }
 
 /// The code of an error's body.

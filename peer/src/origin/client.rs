@@ -3,8 +3,10 @@
 use core::time::Duration;
 use std::error::Error;
 
+use flotilla_runtime::http::REDIRECT;
 use flotilla_runtime::identity::{Identity, IdentityError};
 use reqwest::Client;
+use reqwest::header::{HeaderMap, HeaderValue};
 use serde::Deserialize;
 
 /// For TCP and TLS together.
@@ -26,7 +28,9 @@ pub(crate) enum ClientError {
 /// A client that shows the peer's certificate. `progress` bounds how long an answer may stand still; a long poll
 /// needs more than the default.
 pub(crate) fn http_client(identity: &Identity, progress: Option<Duration>) -> Result<Client, ClientError> {
+    let never = (REDIRECT, HeaderValue::from_static("never"));
     let client = Client::builder()
+        .default_headers(HeaderMap::from_iter([never]))
         .tls_backend_preconfigured(identity.https_client()?)
         .no_proxy()
         .http1_only()
