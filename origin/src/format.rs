@@ -112,6 +112,22 @@ pub(crate) async fn agree(storage: &dyn Storage, horizons: Horizons) -> Result<F
     check(&object.body, horizons)
 }
 
+/// What is wrong with the bucket's format object, whatever its times are; `None` if nothing is.
+///
+/// # Errors
+/// [`StorageError`] if the storage cannot be read.
+pub(crate) async fn problem(storage: &dyn Storage) -> Result<Option<String>, StorageError> {
+    let Some(object) = storage.read(&keys::format()).await? else {
+        return Ok(Some("it is not there: no origin has started here".to_owned()));
+    };
+    let stored: Result<Stored, _> = serde_json::from_slice(&object.body);
+    Ok(match stored {
+        Err(error) => Some(error.to_string()),
+        Ok(stored) if stored.format != VERSION => Some(FormatError::Version(stored.format).to_string()),
+        Ok(_) => None,
+    })
+}
+
 fn check(body: &[u8], horizons: Horizons) -> Result<Format, FormatError> {
     let malformed = |error: serde_json::Error| FormatError::Malformed(error.to_string());
     let version: serde_json::Value = serde_json::from_slice(body).map_err(malformed)?;

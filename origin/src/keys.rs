@@ -44,6 +44,10 @@ pub(crate) fn segment(generation: &Generation, nonce: u128) -> Key {
     key(format!("seg/{generation}/{nonce:032x}"))
 }
 
+pub(crate) fn segments(generation: &Generation) -> Prefix {
+    prefix(format!("seg/{generation}/"))
+}
+
 pub(crate) fn link(generation: &Generation, offset: u64) -> Key {
     key(format!("upload/{generation}/{offset:016x}"))
 }

@@ -11,11 +11,13 @@
 //! - `registry`: blobs, uploads, manifests, tags, referrers, closures
 //! - `replicas`: telling the other replicas what changed
 //! - `http`: the registry over HTTP
+//! - [`check`]: whether a storage holds what was acknowledged
 //!
 //! It must never depend on the tracker or on a peer, never keep what storage does not have, and never write twice
 //! where the outcome of a first write is unknown.
 
 mod cache;
+pub mod check;
 mod config;
 mod format;
 mod http;

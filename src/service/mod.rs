@@ -3,6 +3,7 @@
 //! Each turns its arguments (flag, environment, configuration file) into the service's configuration, starts it,
 //! and drains it on SIGTERM or SIGINT.
 
+mod check;
 mod origin;
 mod peer;
 mod tls;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use flotilla_common::name::RegionName;
 use flotilla_common::units::BitRate;
 use flotilla_origin::{Config, Origin, ReplicaAddress, Replicas};
@@ -11,13 +11,15 @@ use flotilla_runtime::config::ConfigFile;
 use flotilla_runtime::identity::load_seal_key;
 
 use super::begin;
+use super::check::{self, CheckArgs};
 use super::tls::TlsArgs;
 use crate::cli::{CommandError, block_on};
 
 /// The arguments of `flotilla origin`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "\
-Every flag is also a line of the --config file (seal-key = \"...\") and an environment variable (FLOTILLA_SEAL_KEY).
+Without a command it runs an origin. Every flag is also a line of the --config file (seal-key = \"...\") and an environment variable (FLOTILLA_SEAL_KEY).
 Whatever it acknowledges is in the storage: it may be stopped and started at any time, and run several times.
 Replicas on one storage that list each other show an acknowledged change at once; others within seconds.
 
@@ -25,20 +27,35 @@ Examples:
   flotilla pki init --dir pki
   flotilla origin --storage file:///var/lib/flotilla/origin --seal-key pki/local.seal.key
   flotilla origin --config origin.toml --replica-listen 0.0.0.0:5001 --replicas origin-replicas.internal:5001
-  flotilla origin --config /etc/flotilla/origin.toml")]
+  flotilla origin --config /etc/flotilla/origin.toml
+  flotilla origin check --storage file:///var/lib/flotilla/origin")]
 pub struct OriginArgs {
+    #[command(subcommand)]
+    command: Option<OriginCommand>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum OriginCommand {
+    /// Verify that a storage holds what was acknowledged: records, segments, references, uploads
+    Check(CheckArgs),
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
     /// Where to listen, for clients, peers and /metrics
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000")]
     listen: SocketAddr,
     /// Where images are stored: file:///dir, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or memory:///
     #[arg(long, value_name = "URL")]
-    storage: String,
+    storage: Option<String>,
     /// The region of this origin
     #[arg(long, value_name = "NAME", default_value = "local")]
     region: RegionName,
     /// The key that seals are signed with, as `flotilla pki init` makes it
     #[arg(long, value_name = "FILE")]
-    seal_key: PathBuf,
+    seal_key: Option<PathBuf>,
     /// Cap on the bytes of blobs sent to everybody, per second: 500Mbit, 10Gbit [default: none]
     #[arg(long, value_name = "RATE")]
     up: Option<BitRate>,
@@ -57,24 +74,39 @@ pub struct OriginArgs {
     config: ConfigFile,
 }
 
-/// Runs the origin until it is told to stop.
+/// Runs the origin until it is told to stop, or checks a storage.
 ///
 /// # Errors
-/// Why it does not start.
+/// Why it does not start, or what the check found.
 pub fn run(args: OriginArgs) -> Result<(), CommandError> {
-    block_on(async move {
-        let shutdown = begin()?;
-        let seal_key = load_seal_key(&args.seal_key)
-            .map_err(|error| CommandError::failed("load the seal key", error))?;
-        let mut config = Config::new(args.listen, args.storage, args.region, seal_key).with_uplink(args.up);
-        config.tls = args.tls.identity()?;
-        config.replicas = Replicas::at(args.replicas);
-        config.replica_listen = args.replica_listen;
-        config.redirect_blobs = args.redirect_blobs;
-        let origin =
-            Origin::start(config).await.map_err(|error| CommandError::failed("start the origin", error))?;
-        shutdown.wait().await;
-        origin.shutdown().await;
-        Ok(())
-    })
+    match args.command {
+        Some(OriginCommand::Check(args)) => check::run(&args),
+        None => block_on(serve(args.serve)),
+    }
+}
+
+async fn serve(args: ServeArgs) -> Result<(), CommandError> {
+    let shutdown = begin()?;
+    let config = config(args)?;
+    let origin =
+        Origin::start(config).await.map_err(|error| CommandError::failed("start the origin", error))?;
+    shutdown.wait().await;
+    origin.shutdown().await;
+    Ok(())
+}
+
+fn config(args: ServeArgs) -> Result<Config, CommandError> {
+    let missing = |flag: &str, cure: &str| {
+        CommandError::failed("configure the origin", format!("{flag} is missing; {cure}"))
+    };
+    let storage = args.storage.ok_or_else(|| missing("--storage", "file:///dir, s3://bucket/prefix, ..."))?;
+    let seal_key = args.seal_key.ok_or_else(|| missing("--seal-key", "`flotilla pki init` makes one"))?;
+    let seal_key =
+        load_seal_key(&seal_key).map_err(|error| CommandError::failed("load the seal key", error))?;
+    let mut config = Config::new(args.listen, storage, args.region, seal_key).with_uplink(args.up);
+    config.tls = args.tls.identity()?;
+    config.replicas = Replicas::at(args.replicas);
+    config.replica_listen = args.replica_listen;
+    config.redirect_blobs = args.redirect_blobs;
+    Ok(config)
 }

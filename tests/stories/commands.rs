@@ -47,6 +47,18 @@ fn an_origin_on_an_unusable_storage_says_which_and_why() {
 }
 
 #[test]
+fn a_check_tells_people_and_scripts_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = format!("file://{}", dir.path().display());
+    let message = flotilla(&["origin", "check", "--storage", &storage]).unwrap_err();
+    assert!(message.contains("no origin has started here") && message.contains("NOT SOUND"), "{message}");
+    let printed = flotilla(&["origin", "check", "--storage", &storage, "--json"]).unwrap_err();
+    assert!(printed.contains(r#""damage":{"count":1,"shown":[{"key":"format""#), "{printed}");
+    let message = flotilla(&["origin"]).unwrap_err();
+    assert!(message.contains("--storage is missing"), "{message}");
+}
+
+#[test]
 fn a_demonstration_prints_one_json_object() {
     let printed =
         flotilla(&["demo", "--peers", "3", "--size", "4MiB", "--rate", "80Mbit", "--json"]).unwrap();

@@ -1,9 +1,20 @@
-//! A peer's disk is full, or changes its bytes behind the peer's back.
+//! An origin's or a peer's disk is full, or changes its bytes behind the peer's back.
 
 use std::fs::{self, File};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla::client::http_client;
+use flotilla_common::digest::Digest;
+use flotilla_common::seal::SealKey;
+use flotilla_origin::check::check;
+use flotilla_origin::storage::LocalDirectory;
+use flotilla_origin::{Config, Origin};
+use reqwest::StatusCode;
 
 use crate::harness::disk::SmallDisk;
 use crate::harness::lab::{LabScene, SLOW_SIZE, slow_peers, slow_region};
@@ -57,4 +68,35 @@ fn corrupt_blobs(store: &Path) {
         }
     }
     assert!(changed > 100, "there was something to damage");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_disk_of_an_origin_is_full() {
+    let Some(disk) = SmallDisk::mount("the disk of an origin is full", "4m") else { return };
+    let storage = disk.path().join("origin");
+    let (region, listen) = ("eu-1".parse().unwrap(), "127.0.0.1:0".parse().unwrap());
+    let seal_key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
+    let config = Config::new(listen, format!("file://{}", storage.display()), region, seal_key);
+    let origin = Origin::start(config).await.unwrap();
+    let push = |bytes: Bytes| {
+        let url = format!("http://{}/v2/app/blobs/uploads/?digest={}", origin.addr(), Digest::sha256(&bytes));
+        async move { http_client().unwrap().post(url).body(bytes).send().await.unwrap() }
+    };
+    let small = Bytes::from(vec![1; 1 << 20]);
+    assert_eq!(push(small.clone()).await.status(), StatusCode::CREATED);
+    for _ in 0..3 {
+        let answer = push(vec![2; 6 << 20].into()).await;
+        assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
+        let message = answer.text().await.unwrap();
+        assert!(message.contains("STORAGE_FULL") && message.contains("nothing was written"), "{message}");
+    }
+    assert_eq!(fs::read_dir(storage.join(".tmp")).unwrap().count(), 0, "nothing half-written stays");
+    // What was acknowledged is there, and what fits is taken.
+    assert_eq!(push(vec![3; 1 << 20].into()).await.status(), StatusCode::CREATED);
+    let url = format!("http://{}/v2/app/blobs/{}", origin.addr(), Digest::sha256(&small));
+    let pulled = http_client().unwrap().get(url).send().await.unwrap().bytes().await.unwrap();
+    assert!(pulled == small);
+    let report = check(Arc::new(LocalDirectory::open(&storage).unwrap()), true).await.unwrap();
+    assert!(report.is_sound() && report.leftovers.count == 0, "{report:?}");
+    origin.shutdown().await;
 }

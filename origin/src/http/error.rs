@@ -5,6 +5,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 use crate::registry::{Progress, RegistryError};
+use crate::storage::StorageError;
 
 /// What is wrong. A 4xx has one of the specification's codes, whatever it is about; a 503 has one of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,7 @@ pub(super) enum Code {
     Unsupported,
     NotFound,
     Timeout,
+    StorageFull,
     Unavailable,
 }
 
@@ -43,6 +45,7 @@ impl Code {
             Self::NameInvalid => "NAME_INVALID",
             Self::NameUnknown => "NAME_UNKNOWN",
             Self::RequestInvalid | Self::Unsupported | Self::NotFound => "UNSUPPORTED",
+            Self::StorageFull => "STORAGE_FULL",
             Self::Unavailable => "UNAVAILABLE",
         }
     }
@@ -65,6 +68,7 @@ impl Code {
             Self::RangeInvalid | Self::RangeUnsatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -120,6 +124,12 @@ impl ApiError {
             RegistryError::Contended => Code::Unavailable,
             RegistryError::Storage(error) => {
                 tracing::warn!(%error, "storage failed a request");
+                if matches!(**error, StorageError::Full { .. }) {
+                    return Self::new(
+                        Code::StorageFull,
+                        "the registry's storage is full; nothing was written",
+                    );
+                }
                 return Self::new(
                     Code::Unavailable,
                     "the storage cannot be reached or failed; repeat the request",

@@ -102,7 +102,7 @@ async fn read_small(storage: &Arc<dyn Storage>, blob: &Blob, digest: &Digest) ->
 }
 
 /// The bytes of `range` of consecutive segments. The first is opened at once, so that its absence is told here.
-pub(super) async fn read_segments(
+pub(crate) async fn read_segments(
     storage: &Arc<dyn Storage>,
     generation: &Generation,
     segments: &[Segment],

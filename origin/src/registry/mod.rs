@@ -34,6 +34,7 @@ use crate::upload::id::{Generation, Signer};
 use crate::upload::receive::BATCH_LEN;
 
 pub(crate) use blobs::{Blob, Need};
+pub(crate) use content::read_segments;
 pub(crate) use error::RegistryError;
 use manifests::StoredManifest;
 pub(crate) use referrers::MAX_REFERRERS;

@@ -76,6 +76,9 @@ impl LocalDirectory {
 fn told(action: &'static str, key: &Key, error: io::Error) -> StorageError {
     match error.kind() {
         io::ErrorKind::AlreadyExists => StorageError::conflict(action, key),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            StorageError::Full { action, key: key.to_string() }
+        }
         _ => StorageError::unavailable(action, key, error),
     }
 }

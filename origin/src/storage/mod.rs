@@ -188,6 +188,14 @@ pub enum StorageError {
         /// Where.
         key: String,
     },
+    /// There is no room: the write did not apply, and left nothing.
+    #[error("{action} {key}: the storage is full")]
+    Full {
+        /// What was tried, verb and noun.
+        action: &'static str,
+        /// Where.
+        key: String,
+    },
     /// The storage did not do it, or did not say so: a write may have applied, or may apply later.
     #[error("{action} {key}: {source}")]
     Unavailable {

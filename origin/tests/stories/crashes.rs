@@ -36,6 +36,7 @@ async fn a_finish_cut_short_after_any_step_is_completed_by_a_repeated_put_elsewh
             assert_eq!(answer.status(), StatusCode::CREATED, "{step}");
             assert!(pulls(&region, 0, &bytes).await && pulls(&region, 1, &bytes).await);
             assert_eq!(region.keys("blob/").await.len(), 1, "every attempt writes the same record");
+            region.is_sound().await;
         }
     }
 }
@@ -48,6 +49,7 @@ async fn a_write_whose_answer_was_lost_is_known_by_its_nonce() {
         // Every request is acknowledged at its first attempt.
         region.client(0).push_image("app", "v1", &[sample(1000, 0)]).await;
         assert!(pulls(&region, 0, &sample(1000, 0)).await, "{prefix}");
+        region.is_sound().await;
     }
 }
 
@@ -64,6 +66,7 @@ async fn a_segment_without_a_link_does_not_count_and_the_chunk_is_sent_again() {
     let answer = region.client(0).put(&location(&answer), &Digest::sha256(&bytes), "").await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert!(pulls(&region, 1, &bytes).await);
+    region.is_sound().await;
 }
 
 /// A segment dropped after a time-out must not stand under an acknowledged record.
@@ -89,6 +92,7 @@ async fn a_link_that_arrives_late_owns_its_offset_and_its_segment_is_still_there
     let answer = second.put(&location(&answer), &Digest::sha256(&early), "").await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert!(pulls(&region, 0, &early).await && !pulls(&region, 0, &late).await);
+    region.is_sound().await;
 }
 
 /// A chain cancelled while a finish is on its way: one of them, and nothing in between.
@@ -109,6 +113,7 @@ async fn a_finish_that_arrives_after_a_cancel_finds_the_upload_gone() {
     go_on.notify_one();
     assert_eq!(code(held.await.unwrap()).await, "BLOB_UPLOAD_UNKNOWN");
     assert!(region.keys("blob/").await.is_empty() && region.keys("rb/").await.is_empty());
+    region.is_sound().await;
 }
 
 /// A swap that was overtaken is never written a second time: a newer acknowledged tag stays.
@@ -132,6 +137,7 @@ async fn a_tag_whose_swap_was_overtaken_is_503_and_the_newer_one_stays() {
         let tag = region.client(replica).get("/v2/app/manifests/v1").await.bytes().await.unwrap();
         assert_eq!(tag, fast);
     }
+    region.is_sound().await;
 }
 
 /// A blob that dies between its check and the confirmed manifest: the manifest is taken back.
@@ -160,6 +166,7 @@ async fn a_manifest_confirmed_too_late_checks_again_and_is_taken_back_if_a_blob_
         let tag = region.client(replica).get("/v2/app/manifests/v1").await;
         assert_eq!(tag.status(), StatusCode::NOT_FOUND);
     }
+    region.is_sound().await;
 }
 
 #[tokio::test]
@@ -175,6 +182,7 @@ async fn storage_that_hangs_is_503_and_not_a_request_that_hangs() {
     assert!(is_unavailable(&answer));
     let answer = client.put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[])).await;
     assert_eq!(answer.status(), StatusCode::CREATED);
+    region.is_sound().await;
 }
 
 #[tokio::test]
@@ -194,6 +202,7 @@ async fn storage_that_is_down_is_503_and_what_is_warm_is_served() {
     assert!(is_unavailable(&answer));
     region.faults.set_down(false);
     assert_eq!(client.get("/v2/app/manifests/other").await.status(), StatusCode::NOT_FOUND);
+    region.is_sound().await;
 }
 
 #[tokio::test]
@@ -209,6 +218,7 @@ async fn an_expired_tag_is_served_with_a_warning_while_storage_is_down() {
     assert_eq!(answer.bytes().await.unwrap(), pushed);
     let metrics = client.get("/metrics").await.text().await.unwrap();
     assert!(metrics.contains("flotilla_origin_stale_answers_total 1"), "{metrics}");
+    region.is_sound().await;
 }
 
 #[tokio::test]
@@ -228,4 +238,5 @@ async fn a_client_that_goes_away_in_the_middle_leaves_nothing_and_can_begin_agai
     let answer = client.put(&location(&answer), &Digest::sha256(&bytes), "").await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert!(pulls(&region, 0, &bytes).await);
+    region.is_sound().await;
 }

@@ -52,6 +52,7 @@ async fn every_write_may_be_throttled_or_fail_or_lose_its_answer_and_the_push_su
             assert!(pulled(&region, 1, &layer).await.unwrap(), "{fault:?} {part}");
         }
     }
+    region.is_sound().await;
 }
 
 #[tokio::test]
@@ -77,6 +78,8 @@ async fn a_request_that_hangs_is_given_up_and_the_write_settled() {
     assert!(server.faults().are_spent());
     server.faults().arm(Method::GET, "/tag/", 9, Fault::Hangs);
     assert!(is_unavailable(&client.get("/v2/app/manifests/v2").await));
+    server.faults().disarm();
+    region.is_sound().await;
 }
 
 #[tokio::test]
@@ -107,4 +110,6 @@ async fn a_torn_body_goes_on_where_it_broke_off_and_one_that_never_comes_whole_i
     server.faults().arm(Method::GET, "/seg/", u32::MAX, Fault::Failed);
     server.faults().arm(Method::GET, "/seg/", 1, Fault::Torn);
     assert!(pulled(&region, 0, &layer).await.is_err());
+    server.faults().disarm();
+    region.is_sound().await;
 }

@@ -1,6 +1,7 @@
 //! Stories of an origin, told over real HTTP in one process.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod check;
 mod costs;
 mod crashes;
 mod errors;

@@ -81,6 +81,12 @@ impl Region {
         self.origins[replica].metrics().operations()
     }
 
+    /// Asserts that everything that was acknowledged is whole, down to the bytes.
+    pub(crate) async fn is_sound(&self) {
+        let report = flotilla_origin::check::check(Arc::clone(&self.storage), true).await.unwrap();
+        assert!(report.is_sound(), "{report:#?}");
+    }
+
     /// Keys that are in storage under a prefix.
     pub(crate) async fn keys(&self, prefix: &str) -> Vec<String> {
         let prefix = storage::Prefix::new(prefix).unwrap();

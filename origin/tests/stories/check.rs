@@ -1,0 +1,143 @@
+//! A check of a storage: sound after pushes, and each kind of damage is found and named.
+
+use bytes::Bytes;
+use flotilla_common::digest::Digest;
+use flotilla_origin::check::{Report, check};
+use flotilla_origin::storage::Key;
+use reqwest::StatusCode;
+
+use crate::fault::Fate;
+use crate::support::{MANIFEST, Region, descriptor, location, sample};
+
+/// A region with an image, a referrer, and a blob that wandered; its report.
+async fn filled() -> Region {
+    let region = Region::start_with(2, |config| config.limits.segment_len.0 = 2 << 20).await;
+    let client = region.client(0);
+    let pushed = client.push_image("library/app", "v1", &[sample(1000, 1), sample(5 << 20, 2)]).await;
+    let mut artifact: serde_json::Value = serde_json::from_slice(&pushed).unwrap();
+    artifact["subject"] = descriptor(MANIFEST, &pushed);
+    let answer = client.put_manifest("/v2/library/app/manifests/sig", MANIFEST, artifact.to_string()).await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    let bytes = sample(70 * 1000, 3);
+    let mut upload = client.begin("other").await;
+    for chunk in 0..70 {
+        let answer =
+            region.client(chunk % 2).patch(&upload, bytes.slice(chunk * 1000..(chunk + 1) * 1000)).await;
+        upload = location(&answer);
+    }
+    assert_eq!(client.put(&upload, &Digest::sha256(&bytes), "").await.status(), StatusCode::CREATED);
+    region
+}
+
+async fn report(region: &Region, deep: bool) -> Report {
+    check(region.storage.clone(), deep).await.unwrap()
+}
+
+/// That the shallow check finds exactly one kind of damage, at a key under `prefix`, told with these words.
+async fn finds(region: &Region, prefix: &str, words: &str) {
+    let report = report(region, false).await;
+    let fits = |finding: &flotilla_origin::check::Finding| {
+        finding.key.starts_with(prefix) && finding.problem.contains(words)
+    };
+    assert!(!report.is_sound() && report.damage.shown.iter().all(fits), "{prefix} {words}: {report:#?}");
+}
+
+async fn remove(region: &Region, key: &str) {
+    region.storage.delete(&key.parse().unwrap()).await.unwrap();
+}
+
+async fn replace(region: &Region, key: &str, body: impl Into<Bytes>) {
+    let key: Key = key.parse().unwrap();
+    region.storage.delete(&key).await.unwrap();
+    region.storage.create(&key, body.into()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_pushed_is_sound() {
+    let region = filled().await;
+    let report = report(&region, true).await;
+    assert!(report.is_sound() && report.leftovers.count == 0, "{report:#?}");
+    assert_eq!(report.objects["tags"], 2);
+    assert_eq!((report.objects["manifests"], report.objects["referrers"]), (2, 1));
+    assert_eq!((report.objects["claims"], report.objects["blobs"]), (4, 4));
+    assert_eq!(report.hashed_bytes, (5 << 20) + 1000 + 70_000 + "{\"tag\":\"v1\"}".len() as u64);
+}
+
+#[tokio::test]
+async fn what_is_lost_is_found_and_named() {
+    for (prefix, at, words) in [
+        ("seg/", "blob/", "is missing"),
+        ("blob/", "rb/", "no record of the blob is left"),
+        ("rb/", "rm/", "is missing"),
+        ("rm/", "", "manifest"),
+    ] {
+        let region = filled().await;
+        let key = region.keys(prefix).await.swap_remove(0);
+        remove(&region, &key).await;
+        finds(&region, at, words).await;
+    }
+    let region = filled().await;
+    remove(&region, "format").await;
+    finds(&region, "format", "no origin has started here").await;
+}
+
+#[tokio::test]
+async fn what_was_changed_is_found_and_named() {
+    for (prefix, at, words) in [
+        ("blob/", "", "decode"),
+        ("rb/library/", "r", ""),
+        ("tag/", "tag/", "cut short"),
+        ("ref/", "ref/", "cut short"),
+        ("upload/", "upload/", ""),
+    ] {
+        let region = filled().await;
+        let key = region.keys(prefix).await.swap_remove(0);
+        replace(&region, &key, vec![7; 3]).await;
+        let report = report(&region, false).await;
+        let found = report.damage.shown.iter().any(|finding| finding.key.starts_with(at));
+        assert!(found, "{prefix} {words}: {report:#?}");
+    }
+    let region = filled().await;
+    replace(&region, "tag/no-repository", "x").await;
+    finds(&region, "tag/no-repository", "none that an origin writes").await;
+}
+
+#[tokio::test]
+async fn other_bytes_of_the_same_length_are_found_by_a_deep_check() {
+    let region = filled().await;
+    let keys = region.keys("seg/").await;
+    let key: Key = keys[0].parse().unwrap();
+    let prefix =
+        flotilla_origin::storage::Prefix::new(key.as_str().rsplit_once('/').unwrap().0.to_owned() + "/")
+            .unwrap();
+    let page = region.storage.list(&prefix, None, 1).await.unwrap();
+    replace(&region, key.as_str(), vec![0; page.entries[0].size as usize]).await;
+    assert!(report(&region, false).await.is_sound());
+    let report = report(&region, true).await;
+    assert!(
+        report.damage.count == 1 && report.damage.shown[0].problem.contains("have the digest"),
+        "{report:#?}"
+    );
+}
+
+#[tokio::test]
+async fn what_a_client_took_away_or_did_not_finish_is_left_over_and_no_damage() {
+    let region = filled().await;
+    let layer = Digest::sha256(&sample(1000, 1));
+    let client = region.client(0);
+    assert_eq!(client.delete(&format!("/v2/library/app/blobs/{layer}")).await, StatusCode::ACCEPTED);
+    let upload = client.begin("app").await;
+    assert_eq!(client.patch(&upload, sample(1000, 4)).await.status(), StatusCode::ACCEPTED);
+    let upload = client.begin("app").await;
+    region.faults.arm("upload/", 3, Fate::Refused);
+    client.patch(&upload, sample(1000, 5)).await;
+    let report = report(&region, true).await;
+    assert!(report.is_sound(), "{report:#?}");
+    let told =
+        report.leftovers.shown.iter().map(|finding| finding.problem.as_str()).collect::<Vec<_>>().join("\n");
+    for words in
+        ["was deleted", "of 1000 bytes so far that is not finished", "of 1000 bytes is named by nothing"]
+    {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+}
