@@ -3,6 +3,7 @@
 //! The transport moves messages and chunks and checks every byte it receives. It decides nothing: whom to dial,
 //! what to ask for and whom to serve is said by the driver, which hears of everything as an [`Incident`].
 
+mod congestion;
 mod fetch;
 mod frames;
 mod link;
@@ -166,7 +167,7 @@ impl Transport {
             self.shutdown.spawn(async move {
                 match serve::read_ask(&mut receive).await {
                     Ok(ask) => {
-                        let question = Question::new(ask, send);
+                        let question = Question::new(ask, send, link.connection().clone());
                         transport.report(Incident::Asked(link, question)).await;
                     }
                     Err(error) => tracing::debug!(peer = %link.peer(), %error, "read question"),

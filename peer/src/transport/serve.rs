@@ -11,14 +11,15 @@ use flotilla_common::tree::Value;
 use flotilla_common::wire::peer::{Ask, Chunk, Parts, Refusal};
 use flotilla_runtime::rate::Limiter;
 use futures_util::future::try_join;
-use quinn::{RecvStream, SendStream, VarInt};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::time::timeout;
 
 use super::frames::{self, FRAME_TIMEOUT, StreamError};
+use super::tuning;
 use crate::store::{StoreError, StoredBlob};
 
 /// Bytes taken from the upload cap and handed to the connection at once.
-const SIP: usize = 64 << 10;
+const SIP: usize = 32 << 10;
 /// A question with a grant for a manifest of very many layers.
 const MAX_ASK_LEN: usize = 256 << 10;
 /// How long the last bytes of a chunk may wait for the neighbour's acknowledgement.
@@ -69,11 +70,12 @@ pub(super) async fn read_ask(receive: &mut RecvStream) -> Result<Ask, StreamErro
 pub(crate) struct Question {
     pub(crate) ask: Ask,
     send: SendStream,
+    connection: Connection,
 }
 
 impl Question {
-    pub(super) const fn new(ask: Ask, send: SendStream) -> Self {
-        Self { ask, send }
+    pub(super) const fn new(ask: Ask, send: SendStream, connection: Connection) -> Self {
+        Self { ask, send, connection }
     }
 
     /// Says no.
@@ -134,6 +136,7 @@ impl Question {
         for offset in (0..bytes.len()).step_by(SIP) {
             let sip = bytes.slice(offset..(offset + SIP).min(bytes.len()));
             cap.take(sip.len()).await;
+            tuning::bound_sending(&self.connection);
             let sent = offset + sip.len();
             self.send_bytes(sip).await?;
             progress(sent as u64);

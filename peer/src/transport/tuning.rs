@@ -4,9 +4,14 @@
 use core::time::Duration;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 
 use flotilla_common::units::BitRate;
-use quinn::{ConfigError, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{
+    ConfigError, Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+};
+
+use super::congestion::DelayBoundConfig;
 
 /// Bytes in flight on one stream: one chunk of the largest size, so that a transfer never waits for its
 /// own window.
@@ -17,8 +22,11 @@ const CAPPED_WINDOW_MS: u64 = 20;
 const MIN_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
 /// Bytes in flight on one connection: one chunk each way is the rule, a hedge and control come on top.
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
-/// What a connection buffers for sending.
-const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// What a connection buffers for sending: so many times what it may have in flight, within bounds. What waits there seems
+/// sent to us, so more of it makes an upload seem nearly done that has hardly begun.
+const SEND_WINDOWS: u64 = 2;
+const MIN_SEND_WINDOW_BYTES: u64 = 32 * 1024;
+const MAX_SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 /// Chunk requests that a neighbour may have open at once, with those that are refused at once.
 const STREAMS: u32 = 32;
 /// A silent neighbour is gone after this time.
@@ -38,14 +46,22 @@ pub(crate) fn transport_config(down: Option<BitRate>) -> TransportConfig {
     config
         .stream_receive_window(VarInt::from_u32(stream_window(down)))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-        .send_window(SEND_WINDOW_BYTES)
+        .send_window(MAX_SEND_WINDOW_BYTES)
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
         .keep_alive_interval(Some(KEEP_ALIVE))
-        .mtu_discovery_config(Some(mtu));
+        .mtu_discovery_config(Some(mtu))
+        .congestion_controller_factory(Arc::new(DelayBoundConfig));
     config
+}
+
+/// Brings what a connection buffers for sending in line with what it may have in flight now.
+pub(super) fn bound_sending(connection: &Connection) {
+    let in_flight = connection.stats().path.cwnd;
+    let window = in_flight.saturating_mul(SEND_WINDOWS);
+    connection.set_send_window(window.clamp(MIN_SEND_WINDOW_BYTES, MAX_SEND_WINDOW_BYTES));
 }
 
 /// The settings of the endpoint: the largest packet that others may send here.
