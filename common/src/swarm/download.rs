@@ -43,9 +43,18 @@ pub(super) struct Transfer {
     pub(super) received: u64,
     /// When it last moved.
     moved_at: Time,
+    /// From when on it is late: an idle neighbour would have answered.
+    late_at: Time,
     /// Its first byte is here.
     pub(super) has_begun: bool,
     pace: Pace,
+}
+
+impl Transfer {
+    /// Whether a neighbour has not answered for longer than an idle one takes.
+    fn is_late(&self, now: Time) -> bool {
+        !self.has_begun && matches!(self.source, Source::Peer(_)) && self.late_at <= now
+    }
 }
 
 /// The downloads under way: a handful.
@@ -56,9 +65,15 @@ pub(super) struct Transfers {
 }
 
 impl Transfers {
-    /// Transfers that count against the slots: those not nearly done.
-    fn busy(&self, now: Time) -> u32 {
-        self.running.iter().filter(|transfer| !transfer.pace.is_free(now)).count() as u32
+    /// Transfers that count against the slots: those not nearly done. Questions whose answer is late have a limit of
+    /// their own, as many again: a refusal that comes behind others' chunks must not keep a slot from bringing something.
+    fn busy(&self, now: Time, slots: u32) -> u32 {
+        let (mut busy, mut late) = (0, 0);
+        for transfer in &self.running {
+            late += u32::from(transfer.is_late(now));
+            busy += u32::from(!transfer.is_late(now) && !transfer.pace.is_free(now));
+        }
+        busy + late.saturating_sub(slots)
     }
 
     /// Transfers from other zones.
@@ -103,7 +118,7 @@ impl PeerMachine {
         if self.wanted.is_empty() {
             return;
         }
-        while self.transfers.busy(now) < self.slots
+        while self.transfers.busy(now, self.slots) < self.slots
             && self.transfers.running.len() < 2 * self.slots as usize + 2
         {
             let Some(pick) = self.pick(now) else {
@@ -116,6 +131,9 @@ impl PeerMachine {
         for transfer in &self.transfers.running {
             if transfer.pace.free_at() > now && transfer.pace.free_at() != Time::MAX {
                 self.timers.by(Timer::Fill, transfer.pace.free_at());
+            }
+            if !transfer.has_begun && transfer.late_at > now {
+                self.timers.by(Timer::Fill, transfer.late_at);
             }
         }
     }
@@ -151,6 +169,7 @@ impl PeerMachine {
             blob.geometry.chunk_len(chunk)
         });
         let pace = Pace::new(now, length);
+        let round_trip = self.round_trip(source);
         let transfer = Transfer {
             id,
             blob: slot,
@@ -159,6 +178,7 @@ impl PeerMachine {
             permission,
             received: 0,
             moved_at: now,
+            late_at: now + self.config.nearly_done.max(round_trip),
             has_begun: false,
             pace,
         };
@@ -166,6 +186,14 @@ impl PeerMachine {
         self.transfers.running.push(transfer);
         self.outputs.push_back(Output::Fetch { transfer: id, blob: slot, chunk, source });
         id
+    }
+
+    /// The round trip to a source when the link is idle.
+    fn round_trip(&self, source: Source) -> Duration {
+        match source {
+            Source::Peer(peer) => self.peers[peer.0 as usize].round_trip,
+            Source::Origin(_) => Duration::ZERO,
+        }
     }
 
     pub(super) fn on_first_byte(&mut self, now: Time, id: TransferId) {
@@ -186,16 +214,15 @@ impl PeerMachine {
         transfer.received = received;
         transfer.moved_at = now;
         transfer.has_begun = true;
-        let round_trip = match transfer.source {
-            Source::Peer(peer) => self.peers[peer.0 as usize].round_trip,
-            Source::Origin(_) => Duration::ZERO,
-        };
-        transfer.pace.progress(now, received, self.config.nearly_done.max(round_trip));
+        let (blob, source) = (transfer.blob, transfer.source);
+        let nearly_done = self.config.nearly_done.max(self.round_trip(source));
+        let Some(transfer) = self.transfers.find(id) else { return };
+        transfer.pace.progress(now, received, nearly_done);
         self.timers.by(Timer::Fill, transfer.pace.free_at());
-        if let Source::Peer(peer) = transfer.source {
-            self.turns.moves(peer, transfer.pace.free_at());
+        let free_at = transfer.pace.free_at();
+        if let Source::Peer(peer) = source {
+            self.turns.moves(peer, free_at);
         }
-        let blob = transfer.blob;
         self.moved(now, blob);
     }
 
@@ -385,7 +412,7 @@ impl PeerMachine {
 
     /// Whether a download slot is free.
     pub(super) fn has_free_slot(&self, now: Time) -> bool {
-        self.transfers.busy(now) < self.slots
+        self.transfers.busy(now, self.slots) < self.slots
     }
 
     /// Every transfer, for invariants.
