@@ -13,6 +13,10 @@ use flotilla_runtime::identity::{Identity, LiveKeys};
 use crate::mirror::Patience;
 use crate::transport::{Faithful, Outbound};
 
+/// Transfers each way on real links, where a slot also waits for questions and answers; more than the simulator needs,
+/// whose links have no queues: `docs/decisions/shaped-burst.md`.
+const SLOTS: u32 = 8;
+
 /// A peer's settings. [`Config::new`] gives the defaults.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -86,7 +90,7 @@ impl Config {
             down: None,
             requires_grants: false,
             patience: Patience::default(),
-            swarm: swarm::Config::default(),
+            swarm: swarm::Config { slots: SLOTS, ..swarm::Config::default() },
             rng_seed: None,
             outbound: Arc::new(Faithful),
         }
