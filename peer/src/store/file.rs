@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use rustix::buffer::spare_capacity;
@@ -24,6 +24,8 @@ pub(crate) const PIECE: usize = 256 * 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct BlobFile {
     file: Arc<File>,
+    /// Held while writing. The kernel lets one at a time write into a file; others would spin on its lock, not sleep.
+    writing: Arc<Mutex<()>>,
 }
 
 impl BlobFile {
@@ -31,7 +33,7 @@ impl BlobFile {
     pub(crate) fn create(path: &Path, size: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
         file.set_len(size)?;
-        Ok(Self { file: Arc::new(file) })
+        Ok(Self::of(file))
     }
 
     /// Opens a file that [`BlobFile::create`] made.
@@ -43,13 +45,18 @@ impl BlobFile {
         if file.metadata()?.len() != size {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the file does not have the blob's size"));
         }
-        Ok(Self { file: Arc::new(file) })
+        Ok(Self::of(file))
+    }
+
+    fn of(file: File) -> Self {
+        Self { file: Arc::new(file), writing: Arc::default() }
     }
 
     /// Writes `bytes` at `offset`, on the thread that calls. Blocking.
     pub(crate) fn write_now(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut at = offset;
         for piece in bytes.chunks(PIECE) {
+            let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
             self.file.write_all_at(piece, at)?;
             at += piece.len() as u64;
         }
