@@ -89,7 +89,7 @@ async fn pull_all(
         pulled.map_err(|error| CommandError::failed("pull an image", error))?;
     }
     let stats = field.complete(peer, images).await?;
-    let peak = peer.peak_resident()?;
+    let peak = peer.process().peak_resident()?;
     Ok(Outcome {
         images: args.images,
         image_bytes: args.size.0,

@@ -4,12 +4,15 @@
 //! [`CommandError::NotOk`] when what was to be measured did not happen.
 
 mod content;
+mod load;
 mod memory;
 mod page_cache;
 mod passthrough;
 mod peers;
 mod plain;
+mod process;
 mod processor;
+mod registry;
 mod swarm;
 mod transfer;
 
@@ -27,6 +30,8 @@ pub struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum BenchCommand {
+    /// What a registry answers in a second: ours, or any other
+    Registry(registry::RegistryArgs),
     /// One peer to another, disk to verified disk, beside a plain QUIC stream of the same bytes
     Transfer(transfer::TransferArgs),
     /// Many peers pull one layer at once, each on a host of its own with a shaped link
@@ -43,6 +48,7 @@ enum BenchCommand {
 /// If it cannot be run; [`CommandError::NotOk`] if what it measured is not good enough.
 pub fn run(args: BenchArgs) -> Result<(), CommandError> {
     match args.command {
+        BenchCommand::Registry(args) => block_on(until_signal(registry::run(args))),
         BenchCommand::Transfer(args) => block_on(until_signal(transfer::run(args))),
         BenchCommand::Swarm(args) => block_on(until_signal(swarm::run(args))),
         BenchCommand::Passthrough(args) => block_on(until_signal(passthrough::run(args))),

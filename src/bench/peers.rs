@@ -13,13 +13,13 @@ use std::time::Duration;
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{NameError, PeerId, RegionName};
-use flotilla_common::units::ByteSize;
 use flotilla_peer::Stats;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::content::Pushed;
+use super::process::Process;
 use crate::cli::CommandError;
 use crate::client::{RegistryClient, http_client};
 use crate::pki;
@@ -188,31 +188,9 @@ impl Field {
 }
 
 impl PeerProcess {
-    /// Processor time that it has had so far.
-    pub(super) fn cpu_time(&self) -> Result<Duration, CommandError> {
-        let failed = |why: &str| CommandError::failed(format!("read the processor time of {}", self.id), why);
-        let stat = self.proc_file("stat")?;
-        // proc_pid_stat(5): the second field is a name in parentheses; utime and stime are the 14th and 15th.
-        let fields =
-            stat.rsplit_once(')').map(|(_, fields)| fields).ok_or_else(|| failed("no name in it"))?;
-        let ticks: u64 =
-            fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-        Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
-    }
-
-    /// The most memory that it has had resident so far.
-    pub(super) fn peak_resident(&self) -> Result<ByteSize, CommandError> {
-        let status = self.proc_file("status")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        // proc_pid_status(5) says kB and means KiB.
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kib.map(|kib| ByteSize(kib << 10))
-            .ok_or_else(|| CommandError::failed(format!("read the memory of {}", self.id), "no VmHWM in it"))
-    }
-
-    fn proc_file(&self, name: &str) -> Result<String, CommandError> {
-        let path = format!("/proc/{}/{name}", self.child.id());
-        std::fs::read_to_string(&path).map_err(|error| CommandError::failed(format!("read {path}"), error))
+    /// Its process.
+    pub(super) fn process(&self) -> Process {
+        Process(self.child.id())
     }
 
     /// Ends it and deletes its store.

@@ -137,15 +137,15 @@ async fn transfer(
     image: &Pushed,
     work: Work,
 ) -> Result<Transfer, CommandError> {
-    let (sender_before, receiver_before) = (sender.cpu_time()?, receiver.cpu_time()?);
+    let (sender_before, receiver_before) = (sender.process().cpu_time()?, receiver.process().cpu_time()?);
     let started = Instant::now();
     field.want(&receiver, image).await?;
     let stats = field.complete(&receiver, std::slice::from_ref(image)).await?;
     let took = started.elapsed();
     let transfer = Transfer {
         took,
-        sender_cpu: sender.cpu_time()?.saturating_sub(sender_before),
-        receiver_cpu: receiver.cpu_time()?.saturating_sub(receiver_before),
+        sender_cpu: sender.process().cpu_time()?.saturating_sub(sender_before),
+        receiver_cpu: receiver.process().cpu_time()?.saturating_sub(receiver_before),
         work,
     };
     receiver.discard()?;
