@@ -4,6 +4,7 @@
 //! - a handler sees who asks: [`ClientIdentity`] and `ConnectInfo<SocketAddr>` are in the request's extensions;
 //! - everything is bounded: connections, the waits for a request's head, for the client to take its
 //!   response and for the TLS handshake, the drain;
+//! - a body of files can leave without passing through this process: [`FileSender`];
 //! - **a connection always ends with FIN**, never with a reset as long as the client behaves. A client such as
 //!   containerd resumes a body that was cut short by FIN and fails the whole pull on a reset, and the kernel resets
 //!   a socket that is closed while it holds unread bytes. So the end of a connection is: send what the handler
@@ -17,6 +18,7 @@
 //! It must never buffer a body.
 
 mod cut;
+mod files;
 mod patience;
 
 use std::io;
@@ -43,6 +45,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
+pub use files::FileSender;
+
 /// A request's header: with the value `never` an origin sends a blob's bytes itself, where it would send others to its
 /// storage. Peers trust the certificates of their fleet only.
 pub const REDIRECT: HeaderName = HeaderName::from_static("flotilla-redirect");
@@ -50,6 +54,7 @@ pub const REDIRECT: HeaderName = HeaderName::from_static("flotilla-redirect");
 use crate::identity;
 use crate::shutdown::Shutdown;
 use cut::FlushBeforeCut;
+use files::FileStream;
 use patience::Patient;
 
 /// Who the client is, by its verified certificate: in the extensions of every request.
@@ -140,6 +145,8 @@ pub fn serve_with(
     let mut http = http1::Builder::new();
     // No half-close: a client that hangs up is noticed while its response still waits for bytes.
     http.timer(TokioTimer::new()).header_read_timeout(limits.head_timeout);
+    // Pieces of bodies reach the stream as they are: `files` knows its own among them by their address.
+    http.writev(true);
     let service = Arc::new(HttpService {
         http,
         router,
@@ -203,28 +210,38 @@ impl HttpService {
             tracing::debug!(%client, %error, "set TCP_NODELAY");
         }
         let Some(tls) = &self.tls else {
-            return self.requests(stream, client, ClientIdentity(None)).await;
+            let files = FileSender::default();
+            let stream = FileStream::new(stream, files.clone());
+            return self.requests(stream, client, ClientIdentity(None), Some(files)).await;
         };
         match timeout(self.limits.handshake_timeout, tls.accept(stream)).await {
             Ok(Ok(stream)) => {
                 let certificates = stream.get_ref().1.peer_certificates();
                 let certificate = certificates.and_then(|chain| chain.first());
                 let peer = certificate.and_then(|certificate| identity::peer_id(certificate));
-                self.requests(stream, client, ClientIdentity(peer)).await;
+                self.requests(stream, client, ClientIdentity(peer), None).await;
             }
             Ok(Err(error)) => tracing::debug!(%client, %error, "accept TLS handshake"),
             Err(_) => tracing::debug!(%client, "TLS handshake timed out"),
         }
     }
 
-    async fn requests<S>(&self, mut stream: S, client: SocketAddr, identity: ClientIdentity)
-    where
+    async fn requests<S>(
+        &self,
+        mut stream: S,
+        client: SocketAddr,
+        identity: ClientIdentity,
+        files: Option<FileSender>,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let respond = service_fn(|request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(ConnectInfo(client));
             request.extensions_mut().insert(identity.clone());
+            if let Some(files) = &files {
+                request.extensions_mut().insert(files.clone());
+            }
             let response = self.router.clone().call(request);
             async move { response.await.map(|response| response.map(FlushBeforeCut::new)) }
         });

@@ -1,20 +1,21 @@
 //! Pulling and deleting blobs.
 
+use core::ops::Range;
 use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
-use flotilla_runtime::http::REDIRECT;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use flotilla_runtime::http::{FileSender, REDIRECT};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::error::{ApiError, Code};
 use super::range::{Wanted, wanted};
 use super::{Answer, Api, CONTENT_DIGEST, empty, matches_etag, set, text_of, warn_if_stale};
 use crate::registry::{Blob, Need, RegistryError};
-use crate::storage::{ByteStream, StorageError};
 
 /// Bytes for which a capped response asks its uplink at once.
 const CAPPED_PIECE_LEN: usize = 32 << 10;
@@ -23,8 +24,9 @@ pub(super) async fn get(
     api: &Arc<Api>,
     repository: &RepositoryName,
     digest: &Digest,
-    headers: &HeaderMap,
+    request: &Parts,
 ) -> Answer {
+    let headers = &request.headers;
     let redirects = api.redirect_blobs && may_be_redirected(headers);
     // Who is sent away reads the data later: its record must not be one from long ago.
     let need = if redirects { Need::Live } else { Need::Bytes };
@@ -49,14 +51,14 @@ pub(super) async fn get(
             return Err(error.with(header::CONTENT_RANGE, format!("bytes */{size}")));
         }
     };
-    let bytes = api.registry.read_blob(repository, &blob, range.clone()).await?;
+    let body = body(api, repository, &blob, range.clone(), request.extensions.get()).await?;
     let mut response = described(&blob, digest, range.end - range.start);
     *response.status_mut() = status;
     if status == StatusCode::PARTIAL_CONTENT {
         let last = range.end.saturating_sub(1);
         set(&mut response, header::CONTENT_RANGE, &format!("bytes {}-{last}/{size}", range.start));
     }
-    *response.body_mut() = sent(api, bytes);
+    *response.body_mut() = body;
     Ok(response)
 }
 
@@ -106,8 +108,28 @@ fn described(blob: &Blob, digest: &Digest, len: u64) -> Response<Body> {
     response
 }
 
+/// The bytes of a range; straight from files where storage has them and the connection takes them so.
+async fn body(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    blob: &Blob,
+    range: Range<u64>,
+    sender: Option<&FileSender>,
+) -> Result<Body, ApiError> {
+    if let Some(sender) = sender
+        && let Some(files) = api.registry.blob_files(blob, range.clone()).await?
+    {
+        return Ok(sent(api, sender.clone().body(files)));
+    }
+    Ok(sent(api, api.registry.read_blob(repository, blob, range).await?))
+}
+
 /// A body whose bytes pass the uplink and are counted.
-fn sent(api: &Arc<Api>, bytes: ByteStream) -> Body {
+fn sent<S, E>(api: &Arc<Api>, bytes: S) -> Body
+where
+    S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+    E: core::error::Error + Send + Sync + 'static,
+{
     let metrics = Arc::clone(&api.metrics);
     if api.uplink.rate().is_none() {
         let counted = bytes.inspect_ok(move |piece| metrics.blob_bytes_sent(piece.len()));
@@ -116,7 +138,7 @@ fn sent(api: &Arc<Api>, bytes: ByteStream) -> Body {
         );
     }
     let uplink = api.uplink.clone();
-    let pieces = bytes.map_ok(|piece| stream::iter(cut(piece)).map(Ok::<_, StorageError>)).try_flatten();
+    let pieces = bytes.map_ok(|piece| stream::iter(cut(piece)).map(Ok::<_, E>)).try_flatten();
     let capped = pieces.and_then(move |piece: Bytes| {
         let (uplink, metrics) = (uplink.clone(), Arc::clone(&metrics));
         async move {

@@ -73,7 +73,7 @@ async fn answer(api: &Arc<Api>, route: Route, request: Request<Body>) -> Answer 
         Route::Keys if is_read(&method) => Ok(peers::keys(api)),
         Route::Closure if method == Method::POST => peers::closure(api, parts.extensions.get(), body).await,
         Route::Blob { repository, digest } => match method {
-            Method::GET => blobs::get(api, &repository, &digest, &parts.headers).await,
+            Method::GET => blobs::get(api, &repository, &digest, &parts).await,
             Method::HEAD => blobs::head(api, &repository, &digest, &parts.headers).await,
             Method::DELETE => blobs::delete(api, &repository, &digest).await,
             _ => Err(not_allowed("GET, HEAD, DELETE")),

@@ -2,6 +2,7 @@
 
 use core::ops::Range;
 use core::time::Duration;
+use std::fs::File;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -20,6 +21,8 @@ const SMALL: u64 = 64 << 10;
 /// How long a client may begin to read at a presigned URL. With L, for which a record counts as live, far below the
 /// time that a condemned blob has.
 const PRESIGNED_FOR: Duration = Duration::from_mins(15);
+/// Files that one response holds open at most.
+const MAX_FILES: usize = 8;
 
 impl Registry {
     /// The bytes of a range of a blob, which must lie within it.
@@ -54,6 +57,25 @@ impl Registry {
             }
             _ => Ok(None),
         }
+    }
+
+    /// The files that hold a range of a blob, with what is wanted of each; `None` where the storage keeps no files, or too
+    /// many, or one is not where the record says, or the blob is small: then [`Self::read_blob`] has its bytes.
+    pub(crate) async fn blob_files(
+        &self,
+        blob: &Blob,
+        range: Range<u64>,
+    ) -> Result<Option<Vec<(Arc<File>, Range<u64>)>>, RegistryError> {
+        let cuts = cuts(&blob.generation, &blob.record.segments, range);
+        if blob.size() <= SMALL || cuts.len() > MAX_FILES {
+            return Ok(None);
+        }
+        let mut files = Vec::new();
+        for (key, within) in cuts {
+            let Some(file) = self.storage.file(&key).await? else { return Ok(None) };
+            files.push((file, within));
+        }
+        Ok(Some(files))
     }
 
     async fn open_range(&self, blob: &Blob, range: Range<u64>) -> Result<ByteStream, StorageError> {

@@ -4,6 +4,7 @@
 
 use core::ops::Range;
 use core::time::Duration;
+use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -72,6 +73,10 @@ impl Storage for Bounded {
             Ok(bounded.boxed())
         }
         .boxed()
+    }
+
+    fn file<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Arc<File>>> {
+        self.within("open object", key, self.inner.file(key))
     }
 
     fn list<'a>(

@@ -3,6 +3,7 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -109,6 +110,16 @@ impl Storage for Counted {
     fn read_range<'a>(&'a self, key: &'a Key, range: Range<u64>) -> StorageFuture<'a, ByteStream> {
         count(&self.operations.range_reads);
         self.inner.read_range(key, range)
+    }
+
+    /// Counts as a read of a data object, which it takes the place of.
+    fn file<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Arc<File>>> {
+        let file = self.inner.file(key);
+        Box::pin(async move {
+            let file = file.await?;
+            file.iter().for_each(|_| count(&self.operations.range_reads));
+            Ok(file)
+        })
     }
 
     fn list<'a>(

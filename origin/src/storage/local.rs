@@ -118,16 +118,18 @@ impl Storage for LocalDirectory {
     }
 
     fn read_range<'a>(&'a self, key: &'a Key, range: Range<u64>) -> StorageFuture<'a, ByteStream> {
-        const ACTION: &str = "open object";
         async move {
-            let opened = self.blocking(ACTION, key, |root, key| match File::open(path_of(root, key)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-                opened => opened.map(Some),
-            });
-            let file = opened.await?.ok_or_else(|| StorageError::missing(ACTION, key))?;
-            Ok(file_stream(file.into(), key.clone(), range))
+            let file = self.file(key).await?.ok_or_else(|| StorageError::missing("open object", key))?;
+            Ok(file_stream(file, key.clone(), range))
         }
         .boxed()
+    }
+
+    fn file<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Arc<File>>> {
+        self.blocking("open object", key, |root, key| match File::open(path_of(root, key)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => Ok(Some(Arc::new(opened?))),
+        })
     }
 
     fn list<'a>(

@@ -22,6 +22,7 @@ mod remote;
 use core::fmt;
 use core::ops::Range;
 use core::time::Duration;
+use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -74,6 +75,16 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`StorageError::Missing`] where there is none; [`StorageError::Unavailable`] also within the stream.
     fn read_range<'a>(&'a self, key: &'a Key, range: Range<u64>) -> StorageFuture<'a, ByteStream>;
+
+    /// The file that an object is, where it is one; `None` where there is none, or where objects are no files. A file that
+    /// is open stays whole, even if its key is deleted.
+    ///
+    /// # Errors
+    /// [`StorageError::Unavailable`].
+    fn file<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Arc<File>>> {
+        let _ = key;
+        Box::pin(async { Ok(None) })
+    }
 
     /// At most `limit` keys under `prefix`, in the order of their bytes, after the key `after`.
     ///
