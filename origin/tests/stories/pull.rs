@@ -1,10 +1,12 @@
 //! Pulling: ranges, conditions, headers, and the cap on the uplink.
 
+use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::units::BitRate;
+use flotilla_origin::storage;
 use reqwest::{Method, StatusCode};
 
-use crate::support::{Region, code, header, sample};
+use crate::support::{Region, Registry, code, header, location, sample, start_replicas};
 
 #[tokio::test]
 async fn ranges_of_large_and_small_blobs() {
@@ -35,6 +37,29 @@ async fn ranges_of_large_and_small_blobs() {
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(answer.bytes().await.unwrap().len(), len);
     }
+}
+
+/// A local directory's files go to the socket by themselves, without passing through the origin.
+#[tokio::test]
+async fn ranges_over_the_segments_of_a_local_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = storage::open(&format!("file://{}", directory.path().display()), 64 << 20).unwrap();
+    let replicas = start_replicas(1, storage, |_| {}).await;
+    let client = Registry::at(replicas[0].addr());
+    let (bytes, cut) = (sample(3_000_000, 0), 1_200_000);
+    let upload = client.begin("app").await;
+    let upload = location(&client.chunk(&upload, 0, bytes.slice(..cut)).await);
+    let upload = location(&client.chunk(&upload, cut, bytes.slice(cut..)).await);
+    let digest = Digest::sha256(&bytes);
+    assert_eq!(client.put(&upload, &digest, Bytes::new()).await.status(), StatusCode::CREATED);
+    let path = format!("/v2/app/blobs/{digest}");
+    for (start, end) in [(0, bytes.len()), (cut - 5, cut + 5), (7, cut), (cut, bytes.len()), (0, 1)] {
+        let range = format!("bytes={start}-{}", end - 1);
+        let answer = client.request(Method::GET, &path).header("range", &range).send().await.unwrap();
+        assert!(answer.bytes().await.unwrap() == bytes[start..end], "{range}");
+    }
+    assert!(client.get(&path).await.bytes().await.unwrap() == bytes);
+    assert!(replicas[0].metrics().blob_bytes() >= bytes.len() as u64 * 2);
 }
 
 #[tokio::test]
