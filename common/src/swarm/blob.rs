@@ -44,6 +44,8 @@ pub(super) struct Member {
     pub(super) greeted_at: Option<Time>,
     /// It told us what it holds.
     pub(super) is_heard: bool,
+    /// What it holds, while it is silent and that counts for nothing.
+    set_aside: Option<ChunkMap>,
 }
 
 /// What a neighbour's words change.
@@ -194,16 +196,20 @@ impl Blob {
     /// Adds a neighbour of which nothing is known yet; it must not be one already, and there must be room for it.
     pub(super) fn add_member(&mut self, peer: PeerSlot) -> usize {
         self.who.push(peer);
-        self.members.push(Member { held_count: 0, is_complete: false, greeted_at: None, is_heard: false });
+        self.members.push(Member {
+            held_count: 0,
+            is_complete: false,
+            greeted_at: None,
+            is_heard: false,
+            set_aside: None,
+        });
         self.who.len() - 1
     }
 
     /// Forgets a neighbour and all it held.
     pub(super) fn remove_member(&mut self, peer: PeerSlot) {
         if let Some(index) = self.member(peer) {
-            if let Asked::Parked { is_outdated, .. } = &mut self.asked {
-                *is_outdated = true;
-            }
+            self.outdate_request();
             self.clear_member(index);
             self.who.remove(index);
             self.members.remove(index);
@@ -258,6 +264,39 @@ impl Blob {
         {
             self.member_loses(index, chunk);
             self.members[index].is_complete = false;
+        }
+    }
+
+    /// What a neighbour holds counts for nothing until [`Self::take_back`].
+    pub(super) fn set_aside(&mut self, peer: PeerSlot) {
+        let Some(index) = self.member(peer).filter(|index| self.members[*index].set_aside.is_none()) else {
+            return;
+        };
+        let mut held = ChunkMap::empty(self.chunks());
+        for chunk in (0..self.chunks()).filter(|chunk| self.holders[*chunk as usize] >> index & 1 == 1) {
+            held.insert(chunk);
+        }
+        self.clear_member(index);
+        self.members[index].is_complete = false;
+        self.members[index].set_aside = Some(held);
+        self.outdate_request();
+    }
+
+    /// What it holds counts again.
+    pub(super) fn take_back(&mut self, peer: PeerSlot) {
+        let Some(index) = self.member(peer) else { return };
+        if let Some(held) = self.members[index].set_aside.take() {
+            for chunk in held.iter() {
+                self.member_holds(index, chunk);
+            }
+            self.members[index].is_complete = self.members[index].held_count == self.chunks();
+        }
+    }
+
+    /// The request for a lease that the tracker has does not name what just went.
+    fn outdate_request(&mut self) {
+        if let Asked::Parked { is_outdated, .. } = &mut self.asked {
+            *is_outdated = true;
         }
     }
 
@@ -364,6 +403,8 @@ mod tests {
         Map(u32, Vec<u32>),
         Complete(u32),
         Lacks(u32, u32),
+        SetAside(u32),
+        TakeBack(u32),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -377,7 +418,9 @@ mod tests {
             (peer.clone(), prop::collection::vec(chunk.clone(), 0..70))
                 .prop_map(|(p, map)| Step::Map(p, map)),
             peer.clone().prop_map(Step::Complete),
-            (peer, chunk).prop_map(|(peer, chunk)| Step::Lacks(peer, chunk)),
+            (peer.clone(), chunk).prop_map(|(peer, chunk)| Step::Lacks(peer, chunk)),
+            peer.clone().prop_map(Step::SetAside),
+            peer.prop_map(Step::TakeBack),
         ]
     }
 
@@ -407,6 +450,8 @@ mod tests {
             }
             Step::Complete(peer) => says(blob, peer, Have::Complete),
             Step::Lacks(peer, chunk) => blob.member_lacks(PeerSlot(peer), chunk),
+            Step::SetAside(peer) => blob.set_aside(PeerSlot(peer)),
+            Step::TakeBack(peer) => blob.take_back(PeerSlot(peer)),
         }
     }
 

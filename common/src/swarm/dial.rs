@@ -59,14 +59,17 @@ impl Config {
 }
 
 impl PeerMachine {
-    /// Peers that the tracker should count on no more for our sake: they do not answer, or send corrupt bytes. Those to meet
+    /// Peers that the tracker should count on no more for our sake: they do not answer, fell
+    /// silent, or send corrupt bytes. Those to meet
     /// over `blob` come first.
     pub fn unreachable(&self, now: Time, blob: Option<BlobSlot>) -> impl Iterator<Item = PeerSlot> + '_ {
         let of_use = blob.and_then(|blob| self.blobs.get(blob)).map_or(&[][..], |blob| &blob.handout);
         let others = (0_u32..).map(PeerSlot).take(self.peers.len()).filter(|slot| !of_use.contains(slot));
         of_use.iter().copied().chain(others).filter(move |slot| {
             let peer = &self.peers[slot.0 as usize];
-            peer.link.is_unanswered() || (!peer.is_up() && peer.is_quarantined(now))
+            peer.link.is_unanswered()
+                || peer.silent_until.is_some_and(|_| peer.is_up())
+                || (!peer.is_up() && peer.is_quarantined(now))
         })
     }
 

@@ -201,8 +201,15 @@ impl PeerMachine {
             transfer.moved_at = now;
             transfer.has_begun = true;
             transfer.pace.begin(now);
-            let blob = transfer.blob;
+            let (blob, source) = (transfer.blob, transfer.source);
             self.moved(now, blob);
+            self.heard_from(source);
+        }
+    }
+
+    fn heard_from(&mut self, source: Source) {
+        if let Source::Peer(peer) = source {
+            self.spoke(peer);
         }
     }
 
@@ -224,12 +231,14 @@ impl PeerMachine {
             self.turns.moves(peer, free_at);
         }
         self.moved(now, blob);
+        self.heard_from(source);
     }
 
     pub(super) fn on_received(&mut self, now: Time, id: TransferId) {
         let Some(transfer) = self.end(id) else { return };
         match (transfer.source, transfer.permission) {
             (Source::Peer(peer), _) => {
+                self.spoke(peer);
                 self.peers[peer.0 as usize].strikes = 0;
                 self.stats.from_peers += 1;
                 if let Some(blob) = self.blobs.get_mut(transfer.blob) {
@@ -266,6 +275,7 @@ impl PeerMachine {
         let Source::Peer(peer) = transfer.source else {
             return self.origin_failed(now, &transfer);
         };
+        self.spoke(peer);
         let half_chunk = self.chunk_time(transfer.blob) / 2;
         match reason {
             Refusal::Busy => self.turns.rest(peer, now + half_chunk),
@@ -338,6 +348,9 @@ impl PeerMachine {
                 let peer = &mut self.peers[slot.0 as usize];
                 self.turns.rest(slot, now + FIRST_STRIKE * (1 << peer.strikes.min(STRIKES)));
                 peer.strikes += 1;
+                if why == Failure::Timeout {
+                    self.unanswered(now, slot);
+                }
             }
             Source::Origin(_) => self.origin_failed(now, transfer),
         }

@@ -188,7 +188,10 @@ impl PeerMachine {
             match timer {
                 Timer::Have => self.tell_due(now),
                 Timer::Fill => self.wants_fill = true,
-                Timer::Stall => self.check_stalls(now),
+                Timer::Stall => {
+                    self.check_stalls(now);
+                    self.end_silences(now);
+                }
                 Timer::Escalate => {
                     self.escalate(now);
                     self.account_waits(now);

@@ -66,6 +66,7 @@ mod machine;
 mod neighbours;
 mod pace;
 mod rng;
+mod silence;
 mod timers;
 mod turns;
 mod upload;

@@ -26,6 +26,10 @@ pub(super) struct Peer {
     /// Times in a row that it did not deliver.
     pub(super) strikes: u32,
     pub(super) quarantined_until: Time,
+    /// Requests in a row that it did not answer in time.
+    pub(super) unanswered: u32,
+    /// Taken for silent until then, if it is.
+    pub(super) silent_until: Option<Time>,
     /// Blobs that it is a member of.
     pub(super) blobs: Vec<BlobSlot>,
     /// Handouts that name it.
@@ -41,6 +45,8 @@ impl Default for Peer {
             rate: None,
             strikes: 0,
             quarantined_until: Time::ZERO,
+            unanswered: 0,
+            silent_until: None,
             blobs: Vec::new(),
             handouts: 0,
         }
@@ -89,6 +95,7 @@ impl PeerMachine {
         let peer = &mut self.peers[facts.peer.0 as usize];
         peer.link = Link::Up;
         peer.round_trip = round_trip;
+        (peer.unanswered, peer.silent_until) = (0, None);
         self.turns.rest(facts.peer, Time::ZERO);
         peer.strikes = 0;
         self.connections += 1;
@@ -110,6 +117,7 @@ impl PeerMachine {
     }
 
     pub(super) fn on_have(&mut self, now: Time, peer: PeerSlot, slot: BlobSlot, have: &Have) {
+        self.spoke(peer);
         let Some(blob) = self.blobs.get_mut(slot) else { return };
         let index = match blob.member(peer) {
             Some(index) => index,
