@@ -41,7 +41,7 @@ use flotilla_runtime::rate::Limiter;
 use flotilla_runtime::shutdown::Shutdown;
 use rand::RngExt;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 pub use config::Config;
 pub use mirror::{Patience, Warming, docker_daemon_json, hosts_toml, registries_conf};
@@ -49,7 +49,7 @@ pub use stats::{BlobProgress, Stats};
 pub use store::StoreError;
 pub use transport::{Faithful, Outbound, TransportError, quic_endpoint};
 
-use driver::{Driver, Events, Moved, QUEUE, Shared, Waited};
+use driver::{Driver, Events, MAX_TOLD, Moved, QUEUE, Shared, Waited};
 use mirror::Mirror;
 use origin::{Origins, http_client};
 use pulls::Pulls;
@@ -145,6 +145,8 @@ impl Peer {
         let shared = Arc::new(Shared {
             me,
             store,
+            manifests,
+            images_told: Arc::new(Semaphore::new(MAX_TOLD)),
             origins,
             transport,
             trackers,
@@ -171,7 +173,7 @@ impl Peer {
             sightings: sighting_queue,
         };
         working.spawn(Driver::run(machine, Arc::clone(&shared), events));
-        let router = Mirror::new(Arc::clone(&shared), commands, manifests, config.registries).router();
+        let router = Mirror::new(Arc::clone(&shared), commands, config.registries).router();
         let server = http::serve(listener, router, None, &serving).map_err(listen(config.mirror))?;
         let mirror = server.address();
         tracing::info!(id = %config.id, %mirror, %quic, "peer started");

@@ -9,6 +9,9 @@
 //!    |                                                  |
 //!    | ---- a bidirectional stream per chunk: Ask ----> |
 //!    | <--- Refused | Parts, then the chunk's bytes --- |
+//!    |                                                  |
+//!    | ---- a bidirectional stream: AskImage ---------> |   if Hello had HANDS_ON
+//!    | <--- Refused | Image --------------------------- |
 //! ```
 
 use bincode::{Decode, Encode};
@@ -26,6 +29,9 @@ pub const ALPN: &[u8] = b"flotilla/1";
 /// The version of the peer protocol that this build speaks.
 pub const PROTOCOL_VERSION: u16 = 1;
 
+/// Feature: answers [`AskImage`].
+pub const HANDS_ON: u64 = 1;
+
 /// The first message of either side.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Hello {
@@ -40,7 +46,7 @@ pub struct Hello {
 impl Hello {
     /// What this build says.
     pub const fn ours() -> Self {
-        Self { oldest: PROTOCOL_VERSION, newest: PROTOCOL_VERSION, features: 0 }
+        Self { oldest: PROTOCOL_VERSION, newest: PROTOCOL_VERSION, features: HANDS_ON }
     }
 
     /// The newest version that both sides speak.
@@ -152,6 +158,26 @@ pub struct Parts {
     pub values: Vec<Value>,
 }
 
+/// Asks for an image: its manifest, and the proofs of the blobs that it names. For whoever can ask no origin.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AskImage {
+    /// The manifest.
+    pub manifest: Digest,
+    /// The permission, where the fleet requires one; it names the manifest.
+    pub grant: Option<Grant>,
+}
+
+/// An image, handed on. Nothing of it is to be believed: the manifest has its digest or is none, and the proofs prove themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Image {
+    /// The manifest's media type, as an origin said it.
+    pub media_type: String,
+    /// The manifest.
+    pub manifest: Vec<u8>,
+    /// As many proofs of its blobs as there were, and as fit into a frame.
+    pub proofs: Vec<proof::Proof>,
+}
+
 messages! {
     /// Messages of a chunk's stream.
     Chunk {
@@ -161,6 +187,10 @@ messages! {
         Refused(Refusal) = 33,
         /// Yes: the bytes follow.
         Parts(Parts) = 34,
+        /// A question for an image.
+        AskImage(AskImage) = 35,
+        /// The image.
+        Image(Image) = 36,
     }
 }
 

@@ -51,6 +51,7 @@ impl Driver {
                 }
             }
             Command::Quarantine { digest, why } => self.quarantine(now, &digest, &why),
+            Command::Seek { manifest, answer } => self.seek(manifest, answer),
             Command::Pull(opened) => self.open_pull(now, opened),
             Command::Status(sender) => {
                 // Who asked may have gone.
@@ -107,6 +108,7 @@ impl Driver {
             Report::Lost(digest, chunk) => self.lost(now, &digest, chunk),
             Report::Checked(digest, whole) => self.checked(now, &digest, whole),
             Report::Granted(grant) => self.granted(&grant),
+            Report::HandedOn(manifest, image) => self.handed_on(&manifest, &image),
         }
     }
 

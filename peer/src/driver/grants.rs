@@ -9,7 +9,6 @@ use flotilla_common::grant::Grant;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::seal::{TrustError, TrustedKeys};
 use flotilla_common::time::Time;
-use flotilla_common::wire::peer::Ask;
 use flotilla_runtime::clock::Clock;
 
 use super::{Driver, Report, Shared};
@@ -67,13 +66,18 @@ pub(super) enum NotPermitted {
 
 impl Driver {
     /// Whether a neighbour may have what it asks for.
-    pub(super) fn check_grant(&mut self, link: &Link, ask: &Ask) -> Result<(), NotPermitted> {
+    pub(super) fn check_grant(
+        &mut self,
+        link: &Link,
+        digest: &Digest,
+        grant: Option<&Grant>,
+    ) -> Result<(), NotPermitted> {
         if !self.shared.requires_grants {
             return Ok(());
         }
-        let grant = ask.grant.as_ref().ok_or(NotPermitted::NoGrant)?;
+        let grant = grant.ok_or(NotPermitted::NoGrant)?;
         self.verified.check(link.id(), grant, &self.shared.trusted.current())?;
-        Ok(grant.permits(link.peer(), &ask.digest, Clock::unix_seconds())?)
+        Ok(grant.permits(link.peer(), digest, Clock::unix_seconds())?)
     }
 
     /// Asks for new grants where a pull goes on and the old one ends soon.

@@ -22,6 +22,8 @@ use crate::transport::{Goodbye, Incident, Link, Question};
 
 /// How long the loser of two connections with one neighbour may finish what it carries.
 const DUPLICATE_GRACE: Duration = Duration::from_secs(10);
+/// Manifests announced at most, the newest.
+const MAX_MANIFESTS: usize = 256;
 /// Unreachable peers named to the tracker at most.
 const MAX_UNREACHABLE: usize = 32;
 
@@ -37,6 +39,7 @@ impl Driver {
             }
             Incident::Said(link, message) => self.said(now, &link, message),
             Incident::Asked(link, question) => self.asked(now, link, question),
+            Incident::AskedImage(link, question) => self.asked_for_image(&link, question),
         }
     }
 
@@ -90,6 +93,7 @@ impl Driver {
         if let Some(bits_per_second) = about.up_bits_per_second {
             self.machine.handle(now, Input::RateHint { peer: slot, bits_per_second });
         }
+        self.ask_for_images(&link);
     }
 
     /// Lets a connection finish what it carries.
@@ -169,7 +173,7 @@ impl Driver {
         let Some(blob) = self.roster.blob_slot(&question.ask.digest) else {
             return self.say_no(question, peer::Refusal::Gone);
         };
-        if let Err(error) = self.check_grant(&link, &question.ask) {
+        if let Err(error) = self.check_grant(&link, &question.ask.digest, question.ask.grant.as_ref()) {
             tracing::debug!(peer = %link.peer(), blob = %question.ask.digest, %error, "refuse chunk");
             self.shared.counters.refused_not_permitted.add(1);
             return self.say_no(question, peer::Refusal::NotPermitted);
@@ -183,7 +187,7 @@ impl Driver {
     }
 
     fn handout(&mut self, now: Time, handout: &Handout) {
-        let Some(blob) = self.roster.blob_slot(&handout.digest) else { return };
+        let Some(blob) = self.roster.blob_slot(&handout.digest) else { return self.image_handout(handout) };
         let own = self.shared.me.id.clone();
         let others = handout.peers.iter().filter(|info| info.id != own);
         let peers: Vec<PeerFacts> = others.map(|info| self.meet(info)).collect();
@@ -191,7 +195,7 @@ impl Driver {
     }
 
     /// Takes note of where a peer is.
-    fn meet(&mut self, info: &PeerInfo) -> PeerFacts {
+    pub(super) fn meet(&mut self, info: &PeerInfo) -> PeerFacts {
         let slot = self.intern(&info.id);
         if let Some(peer) = self.roster.peer_mut(slot) {
             peer.info = Some(info.clone());
@@ -256,8 +260,13 @@ impl Driver {
         };
         let named =
             |peers: &mut dyn Iterator<Item = &Peer>| peers.map(|peer| peer.id.clone()).collect::<Vec<_>>();
+        // Manifests have no chunks; who holds one is whom to ask for it when no origin can be.
+        let sought = self.seeks.manifests().map(|digest| (*digest, BlobState::Wanted { progress: 0 }));
+        let held = self.shared.manifests.newest(MAX_MANIFESTS).into_iter();
+        let held = held.map(|digest| (digest, BlobState::Held { progress: PROGRESS_COMPLETE }));
+        let manifests = sought.chain(held).map(|(digest, state)| Change { digest, state });
         Snapshot {
-            blobs: self.roster.blobs().filter_map(change).collect(),
+            blobs: self.roster.blobs().filter_map(change).chain(manifests).collect(),
             leases: self.machine.leases().filter_map(lease).collect(),
             connected: named(&mut self.roster.peers().filter(|peer| peer.link.is_some())),
             unreachable: self.unreachable(None),

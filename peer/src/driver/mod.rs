@@ -14,6 +14,7 @@ mod accounts;
 mod act;
 mod events;
 mod grants;
+mod images;
 mod meetings;
 mod report;
 mod roster;
@@ -30,12 +31,13 @@ use flotilla_common::name::RepositoryName;
 use flotilla_common::swarm::{BlobSlot, PeerMachine, Source, TransferId, UploadId, WaitTimes};
 use flotilla_common::time::Time;
 use flotilla_common::units::BitRate;
+use flotilla_common::wire::peer::Image;
 use flotilla_common::wire::tracker::PeerInfo;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Identity, LiveKeys};
 use flotilla_runtime::rate::Limiter;
 use flotilla_runtime::shutdown::Shutdown;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::flow::Flow;
@@ -44,9 +46,10 @@ use crate::origin::{Origins, Sighting};
 use crate::pulls::{Opened, Pulls};
 use crate::stats::Counters;
 use crate::status::Status;
-use crate::store::{Pin, Store, StoredBlob};
+use crate::store::{ManifestStore, Pin, Store, StoredBlob};
 use crate::tracker_client::{TrackerEvent, Trackers};
 use crate::transport::{Incident, Link, Outbound, Question, Transport};
+pub(crate) use images::MAX_TOLD;
 use roster::Roster;
 pub(crate) use roster::peer_key;
 
@@ -72,6 +75,8 @@ pub(crate) enum Command {
     Evicted(Vec<Digest>),
     /// Nothing of this blob can be trusted any more.
     Quarantine { digest: Digest, why: String },
+    /// No origin can tell an image: perhaps a neighbour can. Dropped if none does.
+    Seek { manifest: Digest, answer: oneshot::Sender<Image> },
     /// The runtime pulls an image from now on.
     Pull(Opened),
     /// How is it going?
@@ -102,6 +107,8 @@ enum Report {
     Checked(Digest, tasks::Whole),
     /// An origin renewed a grant.
     Granted(Grant),
+    /// A neighbour handed on an image, whose manifest has its digest.
+    HandedOn(Digest, Box<Image>),
 }
 
 /// What the driver and its tasks share.
@@ -109,6 +116,7 @@ enum Report {
 pub(crate) struct Shared {
     pub(crate) me: PeerInfo,
     pub(crate) store: Store,
+    pub(crate) manifests: ManifestStore,
     pub(crate) origins: Origins,
     pub(crate) transport: Transport,
     pub(crate) trackers: Trackers,
@@ -122,6 +130,8 @@ pub(crate) struct Shared {
     pub(crate) up: Limiter,
     pub(crate) down: Limiter,
     pub(crate) outbound: Arc<dyn Outbound>,
+    /// One permit for each image that may be told to a neighbour at a time.
+    pub(crate) images_told: Arc<Semaphore>,
     /// Whether neighbours must show a grant.
     pub(crate) requires_grants: bool,
     /// How long readers wait.
@@ -201,6 +211,7 @@ pub(crate) struct Driver {
     next_ticket: u64,
     renewals: grants::Renewals,
     verified: grants::Verified,
+    seeks: images::Seeks,
     down: Flow,
     up: Flow,
     /// What blobs have waited, all together.
@@ -224,6 +235,7 @@ impl Driver {
             next_ticket: 0,
             renewals: grants::Renewals::new(),
             verified: grants::Verified::default(),
+            seeks: images::Seeks::default(),
             down: Flow::default(),
             up: Flow::default(),
             blob_waits: WaitTimes::default(),

@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
+use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
-use flotilla_common::manifest::Manifest;
+use flotilla_common::manifest::{Descriptor, Manifest};
 use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_common::proof::Proof;
+use flotilla_common::wire::peer::Image;
 use flotilla_runtime::clock::Clock;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::answer::Failure;
@@ -25,6 +28,9 @@ use crate::store::{StoreError, StoredBlob, StoredManifest};
 
 /// How long a manifest is kept back for the proofs of its blobs. Usually one round trip.
 const CLOSURE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long neighbours are asked for an image: they are introduced, dialled and asked within some round trips.
+const SEEK_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A manifest as it is served.
 #[derive(Debug, Clone)]
@@ -70,7 +76,7 @@ impl Mirror {
         reference: &Reference,
     ) -> Result<Found, Failure> {
         if let Reference::Digest(digest) = reference
-            && let Some(manifest) = self.manifests.get(digest).await
+            && let Some(manifest) = self.shared.manifests.get(digest).await
         {
             return Ok(Found { digest: *digest, manifest, is_stale: false });
         }
@@ -79,14 +85,17 @@ impl Mirror {
         match self.resolved.try_get_with(key.clone(), fetch).await {
             Ok(FetchedManifest { digest, media_type, bytes }) => {
                 let manifest = StoredManifest { media_type, bytes };
-                self.manifests.put(digest, manifest.clone()).await;
+                self.shared.manifests.put(digest, manifest.clone()).await;
                 self.last_known.insert(key, digest).await;
                 Ok(Found { digest, manifest, is_stale: false })
             }
-            Err(error) => match self.stale(&key, &error).await {
-                Some(found) => Ok(found),
-                None => Err(failure(&name(repository, reference), &error)),
-            },
+            Err(error) => {
+                let found = match reference {
+                    Reference::Tag(_) => self.stale(&key, &error).await,
+                    Reference::Digest(digest) => self.handed_on(digest, &error).await,
+                };
+                found.ok_or_else(|| failure(&name(repository, reference), &error))
+            }
         }
     }
 
@@ -96,11 +105,60 @@ impl Mirror {
             return None;
         }
         let digest = self.last_known.get(key).await?;
-        let manifest = self.manifests.get(&digest).await?;
+        let manifest = match self.shared.manifests.get(&digest).await {
+            Some(manifest) => manifest,
+            None => self.handed_on(&digest, error).await?.manifest,
+        };
         self.shared.counters.stale_tags.add(1);
         let tag = name(&key.0, &key.1);
         tracing::warn!(tag, manifest = %digest, %error, "every origin is out; serve the tag as it was");
         Some(Found { digest, manifest, is_stale: true })
+    }
+
+    /// A manifest that a neighbour hands on: only if every origin is out.
+    async fn handed_on(&self, digest: &Digest, error: &OriginError) -> Option<Found> {
+        let image = self.seek(digest, error).await?;
+        let manifest = StoredManifest {
+            media_type: image.media_type.clone(),
+            bytes: Bytes::copy_from_slice(&image.manifest),
+        };
+        self.shared.manifests.put(*digest, manifest.clone()).await;
+        Some(Found { digest: *digest, manifest, is_stale: false })
+    }
+
+    /// An image as a neighbour knows it; its manifest has the digest.
+    async fn seek(&self, digest: &Digest, error: &OriginError) -> Option<Arc<Image>> {
+        if !matches!(error, OriginError::Unavailable(_)) {
+            return None;
+        }
+        let seek = async {
+            let (answer, image) = oneshot::channel();
+            self.command(Command::Seek { manifest: *digest, answer }).await;
+            let image = timeout(SEEK_PATIENCE, image).await.ok()?.ok()?;
+            tracing::info!(manifest = %digest, "every origin is out; a neighbour handed the image on");
+            Some(Arc::new(image))
+        };
+        self.images.optionally_get_with(*digest, seek).await
+    }
+
+    /// Wants what a neighbour's proofs prove of an image's blobs; the rest as far as it is known.
+    async fn want_handed_on(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        blobs: &[&Descriptor],
+        error: &OriginError,
+    ) {
+        let Some(image) = self.seek(digest, error).await else { return };
+        let trusted = self.shared.trusted.current();
+        for proof in &image.proofs {
+            let is_named = blobs.iter().any(|b| b.digest == *proof.digest() && b.size == proof.size());
+            match proof.check(&trusted) {
+                Ok(_) if is_named => self.want_proved(repository, proof.clone(), None).await,
+                Ok(_) => tracing::debug!(blob = %proof.digest(), "a proof of something else"),
+                Err(error) => tracing::debug!(blob = %proof.digest(), %error, "check a neighbour's proof"),
+            }
+        }
     }
 
     /// Gets the proofs of an image's blobs, and lets the swarm have them all.
@@ -153,6 +211,9 @@ impl Mirror {
             Err(error) => {
                 tracing::warn!(manifest = %digest, %error, "get proofs of the blobs");
                 self.want_all_known(repository, &known).await;
+                if known.len() < blobs.len() {
+                    self.want_handed_on(repository, digest, &blobs, &error).await;
+                }
             }
         }
     }

@@ -41,6 +41,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use axum::routing::{get, post};
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName};
+use flotilla_common::wire::peer::Image;
 use flotilla_runtime::metrics::Requests;
 use moka::future::Cache;
 use prometheus_client::registry::Registry;
@@ -49,7 +50,6 @@ use tokio::sync::mpsc;
 use crate::driver::{Command, Shared};
 use crate::metrics;
 use crate::origin::FetchedManifest;
-use crate::store::ManifestStore;
 use answer::{Failure, Subject, error, failed};
 pub use client_config::{docker_daemon_json, hosts_toml, registries_conf};
 use names::Names;
@@ -65,7 +65,10 @@ const LAST_KNOWN_TTL: Duration = Duration::from_secs(24 * 3600);
 const CUT_TTL: Duration = Duration::from_secs(30);
 /// How long after its last request a blob counts as begun.
 const BEGUN_TTL: Duration = Duration::from_secs(600);
-/// Entries of each cache.
+/// How long an image that a neighbour handed on is at hand, and how many are.
+const HANDED_ON_TTL: Duration = Duration::from_secs(30);
+const HANDED_ON: u64 = 8;
+/// Entries of each other cache.
 const CACHED: u64 = 1024;
 
 /// The mirror's state; its handlers share it.
@@ -73,10 +76,11 @@ const CACHED: u64 = 1024;
 pub(crate) struct Mirror {
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
-    manifests: ManifestStore,
     resolved: Cache<(RepositoryName, Reference), FetchedManifest>,
     /// What each reference named when an origin was last asked.
     last_known: Cache<(RepositoryName, Reference), Digest>,
+    /// Images that neighbours handed on just now, since no origin could be asked.
+    images: Cache<Digest, Arc<Image>>,
     /// Where bodies were cut just now: what the runtime asks for next.
     cut: Cache<(Digest, u64), ()>,
     /// Blobs of which bytes were handed out, and their sizes.
@@ -92,7 +96,6 @@ impl Mirror {
     pub(crate) fn new(
         shared: Arc<Shared>,
         commands: mpsc::Sender<Command>,
-        manifests: ManifestStore,
         registries: Vec<String>,
     ) -> Arc<Self> {
         let requests = Requests::default();
@@ -103,9 +106,9 @@ impl Mirror {
             registries: Registries::new(registries),
             shared,
             commands,
-            manifests,
             resolved: Cache::builder().max_capacity(CACHED).time_to_live(TAG_TTL).build(),
             last_known: Cache::builder().max_capacity(CACHED).time_to_live(LAST_KNOWN_TTL).build(),
+            images: Cache::builder().max_capacity(HANDED_ON).time_to_live(HANDED_ON_TTL).build(),
             cut: Cache::builder().max_capacity(CACHED).time_to_live(CUT_TTL).build(),
             begun: Cache::builder().max_capacity(CACHED).time_to_idle(BEGUN_TTL).build(),
             next_reader: AtomicU64::new(0),

@@ -73,6 +73,11 @@ impl ManifestStore {
         Ok(Self { dir, memory, on_disk: Mutex::new(found.into_iter().map(|(_, digest)| digest).collect()) })
     }
 
+    /// The newest ones on disk, at most so many.
+    pub(crate) fn newest(&self, most: usize) -> Vec<Digest> {
+        self.lock().iter().rev().take(most).copied().collect()
+    }
+
     /// The manifest under `digest`, if it was seen before.
     pub(crate) async fn get(&self, digest: &Digest) -> Option<StoredManifest> {
         if let Some(manifest) = self.memory.get(digest).await {

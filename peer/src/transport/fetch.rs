@@ -64,7 +64,7 @@ pub(crate) async fn fetch_chunk(
     let values = match frames::read(&mut receive, MAX_ANSWER_LEN).await? {
         Chunk::Refused(refusal) => return Err(FetchError::Refused(refusal)),
         Chunk::Parts(parts) => parts.values,
-        Chunk::Ask(_) => return Err(StreamError::Unexpected.into()),
+        Chunk::Ask(_) | Chunk::AskImage(_) | Chunk::Image(_) => return Err(StreamError::Unexpected.into()),
     };
     progress(0);
     let received = match (blob.table(), blob.proof()) {

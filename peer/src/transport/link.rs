@@ -76,6 +76,7 @@ struct Inner {
     id: u64,
     peer: PeerId,
     about: About,
+    features: u64,
     connection: Connection,
     control: mpsc::Sender<Control>,
     dialled: bool,
@@ -121,12 +122,12 @@ impl Link {
     }
 
     fn established(connection: Connection, peer: PeerId, dialled: bool, greeted: Greeted) -> NewLink {
-        let Greeted { about, send, receive } = greeted;
+        let Greeted { about, features, send, receive } = greeted;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (control, outbox) = mpsc::channel(CONTROL_QUEUE);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let link =
-            Self(Arc::new(Inner { id, peer, about, connection, control, dialled, since: Instant::now() }));
+        let since = Instant::now();
+        let link = Self(Arc::new(Inner { id, peer, about, features, connection, control, dialled, since }));
         NewLink { link, outbox, send, receive }
     }
 
@@ -142,6 +143,11 @@ impl Link {
     /// What the neighbour says of itself.
     pub(crate) fn about(&self) -> &About {
         &self.0.about
+    }
+
+    /// What it can do: bits of [`Hello::features`].
+    pub(crate) fn features(&self) -> u64 {
+        self.0.features
     }
 
     pub(crate) fn connection(&self) -> &Connection {
@@ -177,6 +183,7 @@ impl Link {
 /// A control stream on which both sides have said who they are.
 struct Greeted {
     about: About,
+    features: u64,
     send: SendStream,
     receive: RecvStream,
 }
@@ -195,7 +202,7 @@ async fn exchange(
     let Control::About(about) = frames::read(&mut receive, MAX_CONTROL_LEN).await? else {
         return Err(StreamError::Unexpected.into());
     };
-    Ok(Greeted { about, send, receive })
+    Ok(Greeted { about, features: theirs.features, send, receive })
 }
 
 async fn bounded<T>(greeting: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {

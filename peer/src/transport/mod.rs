@@ -6,6 +6,7 @@
 mod congestion;
 mod fetch;
 mod frames;
+mod image;
 mod link;
 mod serve;
 mod tuning;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 
 use flotilla_common::name::PeerId;
 use flotilla_common::units::BitRate;
-use flotilla_common::wire::peer::{ALPN, About, Control};
+use flotilla_common::wire::peer::{ALPN, About, Chunk, Control};
 use flotilla_runtime::identity::{self, Identity, IdentityError};
 use flotilla_runtime::shutdown::Shutdown;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -26,6 +27,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 pub(crate) use fetch::{FetchError, fetch_chunk};
+pub(crate) use image::{ImageQuestion, ask_image, hands_on};
 use link::NewLink;
 pub(crate) use link::{Goodbye, Link, LinkError};
 pub use serve::{Faithful, Outbound};
@@ -47,6 +49,8 @@ pub(crate) enum Incident {
     Said(Link, Control),
     /// A neighbour asks for a chunk.
     Asked(Link, Question),
+    /// A neighbour asks for a manifest and its proofs.
+    AskedImage(Link, ImageQuestion),
 }
 
 /// Why the transport did not start.
@@ -160,16 +164,21 @@ impl Transport {
         self.report(Incident::Unlinked(link)).await;
     }
 
-    /// Hands each chunk stream of the neighbour to the driver; quinn bounds their number.
+    /// Hands each question of the neighbour, a stream of its own, to the driver; quinn bounds their number.
     async fn take_questions(&self, link: &Link) {
         while let Ok((send, mut receive)) = link.connection().accept_bi().await {
             let (transport, link) = (self.clone(), link.clone());
             self.shutdown.spawn(async move {
                 match serve::read_ask(&mut receive).await {
-                    Ok(ask) => {
+                    Ok(Chunk::Ask(ask)) => {
                         let question = Question::new(ask, send, link.connection().clone());
                         transport.report(Incident::Asked(link, question)).await;
                     }
+                    Ok(Chunk::AskImage(ask)) => {
+                        let question = ImageQuestion::new(ask, send);
+                        transport.report(Incident::AskedImage(link, question)).await;
+                    }
+                    Ok(answer) => tracing::debug!(peer = %link.peer(), ?answer, "an answer to nothing"),
                     Err(error) => tracing::debug!(peer = %link.peer(), %error, "read question"),
                 }
             });

@@ -58,11 +58,8 @@ pub(crate) enum ServeError {
 }
 
 /// Reads a neighbour's question.
-pub(super) async fn read_ask(receive: &mut RecvStream) -> Result<Ask, StreamError> {
-    match frames::read(receive, MAX_ASK_LEN).await? {
-        Chunk::Ask(ask) => Ok(ask),
-        _ => Err(StreamError::Unexpected),
-    }
+pub(super) async fn read_ask(receive: &mut RecvStream) -> Result<Chunk, StreamError> {
+    frames::read(receive, MAX_ASK_LEN).await
 }
 
 /// One question that waits for its answer. Dropped without one, the neighbour sees its stream end.

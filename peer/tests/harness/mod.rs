@@ -147,7 +147,12 @@ pub(crate) async fn pull(peer: &Peer) -> Vec<Bytes> {
 }
 
 pub(crate) async fn try_pull(peer: &Peer) -> Result<Vec<Bytes>, String> {
-    let manifest = get(peer, "/v2/app/manifests/v1").await;
+    try_pull_of(peer, "v1").await
+}
+
+/// As [`pull`], of another tag or digest.
+pub(crate) async fn try_pull_of(peer: &Peer, reference: &str) -> Result<Vec<Bytes>, String> {
+    let manifest = get(peer, &format!("/v2/app/manifests/{reference}")).await;
     if !manifest.status().is_success() {
         return Err(manifest.text().await.unwrap());
     }
