@@ -6,7 +6,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use flotilla_common::digest::Digest;
+use flotilla_common::digest::{Digest, DigestHasher};
 use flotilla_common::name::RepositoryName;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -79,10 +79,13 @@ impl Registry {
     }
 
     async fn open_range(&self, blob: &Blob, range: Range<u64>) -> Result<ByteStream, StorageError> {
-        if blob.size() > SMALL {
-            return read_segments(&self.storage, &blob.generation, &blob.record.segments, range).await;
-        }
         let digest = blob.record.facts.digest;
+        if blob.size() > SMALL {
+            let is_whole = range == (0..blob.size());
+            let bytes = read_segments(&self.storage, &blob.generation, &blob.record.segments, range).await?;
+            let checks = is_whole && self.storage.is_remote();
+            return Ok(if checks { checked(bytes, digest, blob.size()) } else { bytes });
+        }
         let fill = || {
             let (storage, blob) = (Arc::clone(&self.storage), blob.clone());
             async move { read_small(&storage, &blob, &digest).await.map(Some) }
@@ -121,6 +124,23 @@ async fn read_small(storage: &Arc<dyn Storage>, blob: &Blob, digest: &Digest) ->
         return Err(StorageError::unavailable("read bytes", digest, "the bytes are not those of the digest"));
     }
     Ok(bytes)
+}
+
+/// Passes all bytes of a blob on, but the last of them only if they have its digest: whoever reads gets an error in their
+/// place, and never a whole body that is wrong.
+fn checked(bytes: ByteStream, digest: Digest, size: u64) -> ByteStream {
+    let hasher = DigestHasher::new(digest.algorithm());
+    let passed = stream::try_unfold((bytes, hasher, size), move |(mut bytes, mut hasher, left)| async move {
+        let Some(piece) = bytes.try_next().await? else { return Ok(None) };
+        hasher.update(&piece);
+        let left = left.saturating_sub(piece.len() as u64);
+        if left == 0 && hasher.clone().finish() != digest {
+            tracing::error!(%digest, "read blob: other bytes came from the storage than were pushed");
+            return Err(StorageError::unavailable("read bytes", digest, "they are not those of the digest"));
+        }
+        Ok(Some((piece, (bytes, hasher, left))))
+    });
+    passed.boxed()
 }
 
 /// The bytes of `range` of consecutive segments. The first is opened at once, so that its absence is told here.

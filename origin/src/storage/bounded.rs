@@ -96,6 +96,10 @@ impl Storage for Bounded {
         self.within("delete object", key, self.inner.delete(key))
     }
 
+    fn is_remote(&self) -> bool {
+        self.inner.is_remote()
+    }
+
     fn presigned_get<'a>(&'a self, key: &'a Key, valid_for: Duration) -> StorageFuture<'a, Option<String>> {
         self.within("sign URL", key, self.inner.presigned_get(key, valid_for))
     }

@@ -169,6 +169,10 @@ impl Storage for LocalDirectory {
         self.blocking("delete object", key, |root, key| local_files::remove(&path_of(root, key)))
     }
 
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     fn presigned_get<'a>(&'a self, _key: &'a Key, _valid_for: Duration) -> StorageFuture<'a, Option<String>> {
         async { Ok(None) }.boxed()
     }

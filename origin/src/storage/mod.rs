@@ -110,6 +110,9 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// [`StorageError::Unavailable`].
     fn delete<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, ()>;
 
+    /// Whether bytes come from afar, through machines that may change them. Whole bodies are then checked on their way.
+    fn is_remote(&self) -> bool;
+
     /// A URL that anybody may GET until `valid_for` has passed; `None` where the storage has no such thing.
     ///
     /// # Errors

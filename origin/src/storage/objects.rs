@@ -217,6 +217,10 @@ impl Storage for ObjectStorage {
         .boxed()
     }
 
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn presigned_get<'a>(&'a self, key: &'a Key, valid_for: Duration) -> StorageFuture<'a, Option<String>> {
         const ACTION: &str = "sign URL";
         async move {

@@ -167,6 +167,10 @@ impl Storage for Faulty {
         .boxed()
     }
 
+    fn is_remote(&self) -> bool {
+        self.inner.is_remote()
+    }
+
     fn presigned_get<'a>(&'a self, key: &'a Key, valid_for: Duration) -> StorageFuture<'a, Option<String>> {
         self.inner.presigned_get(key, valid_for)
     }

@@ -113,3 +113,17 @@ async fn a_torn_body_goes_on_where_it_broke_off_and_one_that_never_comes_whole_i
     server.faults().disarm();
     region.is_sound().await;
 }
+
+/// A client that does not check what it gets must not take it for whole, either.
+#[tokio::test]
+async fn a_body_that_was_changed_on_its_way_is_cut_and_never_completed() {
+    let story = "a_body_that_was_changed_on_its_way_is_cut_and_never_completed";
+    let Some((server, region)) = start(story, 2, PATIENT).await else { return };
+    for layer in [sample(9 << 20, 0), sample(70_000, 1), sample(1000, 2)] {
+        region.client(0).push_blob("app", layer.clone()).await;
+        server.faults().arm(Method::GET, "/seg/", 1, Fault::Wrong);
+        assert!(pulled(&region, 1, &layer).await.is_err(), "{} bytes", layer.len());
+        assert!(server.faults().are_spent());
+        assert!(pulled(&region, 1, &layer).await.unwrap());
+    }
+}
