@@ -1,7 +1,7 @@
 //! Object stores that are servers of their own: other people's programs, each on a free port and in a folder that end
 //! with the story. `tests/run` installs them; where one is missing its stories are skipped, loudly. Everybody speaks to
 //! a server through its proxy, which knows faults.
-#![allow(dead_code, reason = "two test programs share this, and neither uses all of it")]
+#![allow(dead_code, unused_imports, reason = "two test programs share this, and neither uses all of it")]
 
 mod proxy;
 

@@ -7,6 +7,7 @@ mod crashes;
 mod errors;
 mod fault;
 mod faults;
+mod history;
 mod manifests;
 mod peers;
 mod pull;

@@ -186,12 +186,12 @@ fn referrers() -> Vec<Row> {
 
 #[tokio::test]
 async fn listing_tags_is_as_specified() {
-    check(tags).await;
+    check("listing_tags_is_as_specified", tags).await;
 }
 
 #[tokio::test]
 async fn listing_referrers_is_as_specified() {
-    check(referrers).await;
+    check("listing_referrers_is_as_specified", referrers).await;
 }
 
 /// The pages of a listing, followed by their Links, are the listing.
@@ -202,7 +202,7 @@ async fn the_pages_of_referrers_are_all_of_them() {
 
     use crate::support::{header, manifest};
 
-    let set_up = super::SetUp::round_robin().await;
+    let set_up = super::SetUp::one_replica().await;
     let client = set_up.client();
     let subject = client.push_image("app", "v1", &[]).await;
     for index in 0..7 {

@@ -161,10 +161,10 @@ fn errors() -> Vec<Row> {
 
 #[tokio::test]
 async fn deleting_is_as_specified() {
-    check(deletes).await;
+    check("deleting_is_as_specified", deletes).await;
 }
 
 #[tokio::test]
 async fn errors_are_as_specified() {
-    check(errors).await;
+    check("errors_are_as_specified", errors).await;
 }

@@ -193,5 +193,5 @@ fn rows() -> Vec<Row> {
 
 #[tokio::test]
 async fn pushing_manifests_is_as_specified() {
-    check(rows).await;
+    check("pushing_manifests_is_as_specified", rows).await;
 }

@@ -166,5 +166,5 @@ fn rows() -> Vec<Row> {
 
 #[tokio::test]
 async fn pulling_is_as_specified() {
-    check(rows).await;
+    check("pulling_is_as_specified", rows).await;
 }

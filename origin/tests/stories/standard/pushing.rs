@@ -374,10 +374,10 @@ fn chunks() -> Vec<Row> {
 
 #[tokio::test]
 async fn pushing_whole_blobs_is_as_specified() {
-    check(whole).await;
+    check("pushing_whole_blobs_is_as_specified", whole).await;
 }
 
 #[tokio::test]
 async fn pushing_chunks_is_as_specified() {
-    check(chunks).await;
+    check("pushing_chunks_is_as_specified", chunks).await;
 }

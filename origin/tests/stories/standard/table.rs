@@ -331,8 +331,8 @@ fn value_of(name: &str, kept: &Kept) -> Option<String> {
 }
 
 /// Checks rows in both set-ups, and tells of all that do not hold.
-pub(super) async fn check(rows: fn() -> Vec<Row>) {
-    for set_up in [SetUp::one_replica().await, SetUp::round_robin().await] {
+pub(super) async fn check(story: &str, rows: fn() -> Vec<Row>) {
+    for set_up in SetUp::all(story).await {
         let client = &set_up.client();
         let runs = rows().into_iter().enumerate().map(|(index, row)| async move {
             let repo = format!("row-{index}");
