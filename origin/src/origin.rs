@@ -90,7 +90,7 @@ impl Origin {
         let drain_timeout = config.limits.drain_timeout;
         let shutdown = Shutdown::new();
         config.replicas.follow(&shutdown).await;
-        let announcer = Announcer::new(config.replicas, Secret::of(&format))?;
+        let announcer = Arc::new(Announcer::new(config.replicas, Secret::of(&format))?);
         let (region, seal_key) = (config.region, config.seal_key);
         let registry = Registry::new(Arc::new(counted), format, region, seal_key, config.limits, announcer);
         let (uplink, redirect_blobs) = (config.uplink, config.redirect_blobs);

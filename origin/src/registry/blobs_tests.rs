@@ -29,7 +29,7 @@ impl Story {
     async fn replica(&self) -> Registry {
         let format = agree(&*self.storage, Horizons::default()).await.unwrap();
         let key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
-        let announcer = Announcer::new(Replicas::none(), Secret::of(&format)).unwrap();
+        let announcer = Arc::new(Announcer::new(Replicas::none(), Secret::of(&format)).unwrap());
         let (storage, region) = (Arc::clone(&self.storage), "eu-1".parse().unwrap());
         Registry::new(storage, format, region, key, Limits::default(), announcer)
     }

@@ -62,7 +62,7 @@ pub(crate) struct Registry {
     manifests: Cache<BlobKey, Arc<StoredManifest>>,
     tags: Cache<(RepositoryName, Tag), Digest>,
     closures: moka::sync::Cache<Digest, Arc<closure::Closure>>,
-    announcer: Announcer,
+    announcer: Arc<Announcer>,
 }
 
 /// Time-to-live of what never changes.
@@ -77,7 +77,7 @@ impl Registry {
         region: RegionName,
         seal_key: SealKey,
         limits: Limits,
-        announcer: Announcer,
+        announcer: Arc<Announcer>,
     ) -> Self {
         let timed = |time_to_live: Duration, bytes: u64| cache::Limits {
             time_to_live,
@@ -154,7 +154,7 @@ impl Registry {
         Ok(())
     }
 
-    pub(crate) const fn announcer(&self) -> &Announcer {
+    pub(crate) fn announcer(&self) -> &Announcer {
         &self.announcer
     }
 

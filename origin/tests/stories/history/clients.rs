@@ -1,0 +1,239 @@
+//! What clients do, and write down.
+
+use core::time::Duration;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use flotilla_common::digest::Digest;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+use reqwest::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+
+use super::checker::{Event, History, Outcome};
+use super::fleet::{Entrances, Fleet};
+use crate::support::{MANIFEST, Registry, descriptor, manifest};
+
+const TAGS: [&str; 2] = ["one", "two"];
+const WRITERS: u64 = 3;
+const READERS: u64 = 4;
+const MOST_REFERRERS: u64 = 900;
+/// For one request. What it did by then is unknown.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One client, which asks another replica each time.
+struct Client {
+    entrances: Entrances,
+    rng: Pcg64Mcg,
+    events: Arc<Mutex<Vec<Event>>>,
+    until: Instant,
+}
+
+/// Runs clients for a while, with replicas being disturbed.
+pub(super) async fn run(fleet: &mut Fleet, time: Duration, rng_seed: u64) -> History {
+    let (events, until) = (Arc::<Mutex<Vec<Event>>>::default(), Instant::now() + time);
+    let anybody = fleet.entrances.read().unwrap()[0].clone().expect("everybody is up at first");
+    anybody.push_blob("app", "{}").await;
+    let client = |number: u64| Client {
+        entrances: Arc::clone(&fleet.entrances),
+        rng: Pcg64Mcg::seed_from_u64(rng_seed * 100 + number),
+        events: Arc::clone(&events),
+        until,
+    };
+    let mut clients = JoinSet::new();
+    for writer in 0..WRITERS {
+        clients.spawn(client(writer).move_tags(writer));
+        clients.spawn(client(10 + writer).push_and_delete_blob(writer));
+        clients.spawn(client(20 + writer).refer(writer));
+    }
+    for reader in 0..READERS {
+        clients.spawn(client(30 + reader).read());
+    }
+    let mut rng = Pcg64Mcg::seed_from_u64(rng_seed);
+    while Instant::now() < until {
+        fleet.disturb(&mut rng).await;
+    }
+    while let Some(ended) = clients.join_next().await {
+        ended.unwrap();
+    }
+    let applied = fleet.log.lock().await.clone();
+    History { events: std::mem::take(&mut *events.lock().await), applied }
+}
+
+/// The manifest that one write of a tag is known by.
+fn image(writer: u64, count: u64) -> Bytes {
+    let mut image: Value = serde_json::from_slice(&manifest(b"{}", &[])).unwrap();
+    image["annotations"] = json!({"write": format!("{writer}-{count}")});
+    image.to_string().into()
+}
+
+pub(super) fn subject(writer: u64) -> Bytes {
+    format!("subject {writer}").into()
+}
+
+fn blob(writer: u64) -> Bytes {
+    format!("blob {writer}").into()
+}
+
+impl Client {
+    async fn anybody(&mut self) -> Option<Registry> {
+        while Instant::now() < self.until {
+            let up: Vec<_> = self.entrances.read().unwrap().iter().flatten().cloned().collect();
+            if !up.is_empty() {
+                return Some(up[self.rng.random_range(0..up.len())].clone());
+            }
+            tokio::task::yield_now().await;
+        }
+        None
+    }
+
+    /// Sends a request, and writes down what came of it.
+    async fn send(
+        &mut self,
+        key: String,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+        outcome: impl AsyncFnOnce(Response) -> Outcome,
+    ) -> Option<Outcome> {
+        let client = self.anybody().await?;
+        let mut request = client.request(method, path).header("content-type", MANIFEST).timeout(PATIENCE);
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        let began = Instant::now();
+        let outcome = match request.send().await {
+            Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => Outcome::Unknown,
+            Ok(answer) => outcome(answer).await,
+            Err(_) => Outcome::Unknown,
+        };
+        let event = Event { key, began, ended: Instant::now(), outcome: outcome.clone() };
+        self.events.lock().await.push(event);
+        Some(outcome)
+    }
+
+    async fn move_tags(mut self, writer: u64) {
+        for count in 0.. {
+            let tag = TAGS[self.rng.random_range(0..TAGS.len())];
+            let (key, path) = (format!("tag/app/_/{tag}"), format!("/v2/app/manifests/{tag}"));
+            let sent = if self.rng.random_bool(0.2) {
+                let outcome = async |answer: Response| match answer.status() {
+                    StatusCode::ACCEPTED => Outcome::Buried,
+                    StatusCode::NOT_FOUND => Outcome::Unknown,
+                    status => panic!("DELETE {status}"),
+                };
+                self.send(key, Method::DELETE, &path, None, outcome).await
+            } else {
+                let image = image(writer, count);
+                let digest = Digest::sha256(&image);
+                let outcome = async |answer: Response| {
+                    assert_eq!(answer.status(), StatusCode::CREATED);
+                    Outcome::Moved(digest)
+                };
+                self.send(key, Method::PUT, &path, Some(image), outcome).await
+            };
+            if sent.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn push_and_delete_blob(mut self, writer: u64) {
+        let bytes = blob(writer);
+        let digest = Digest::sha256(&bytes);
+        loop {
+            let path = format!("/v2/app/blobs/uploads/?digest={digest}");
+            let pushed = async |answer: Response| {
+                assert_eq!(answer.status(), StatusCode::CREATED);
+                Outcome::Put
+            };
+            // Until it is acknowledged: what came of an attempt before is then of no interest.
+            loop {
+                let key = format!("blob {digest}");
+                match self.send(key, Method::POST, &path, Some(bytes.clone()), pushed).await {
+                    None => return,
+                    Some(Outcome::Put) => break,
+                    Some(_) => {}
+                }
+            }
+            let path = format!("/v2/app/blobs/{digest}");
+            let deleted = async |answer: Response| match answer.status() {
+                StatusCode::ACCEPTED => Outcome::Deleted,
+                // An attempt before did it.
+                StatusCode::NOT_FOUND => Outcome::Unknown,
+                status => panic!("DELETE {status}"),
+            };
+            if self.send(format!("blob {digest}"), Method::DELETE, &path, None, deleted).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Pushes referrers of a subject, and never deletes one. Fewer than a listing's page has.
+    async fn refer(mut self, writer: u64) {
+        let subject = subject(writer);
+        for count in 0..MOST_REFERRERS {
+            let mut artifact: Value = serde_json::from_slice(&image(writer, count)).unwrap();
+            artifact["subject"] = descriptor(MANIFEST, &subject);
+            let artifact = Bytes::from(artifact.to_string());
+            let digest = Digest::sha256(&artifact);
+            let path = format!("/v2/app/manifests/{digest}");
+            let pushed = async |answer: Response| {
+                assert_eq!(answer.status(), StatusCode::CREATED);
+                Outcome::Referred(digest)
+            };
+            let key = format!("referrers {}", Digest::sha256(&subject));
+            if self.send(key, Method::PUT, &path, Some(artifact), pushed).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn read(mut self) {
+        loop {
+            let sent = match self.rng.random_range(0..4) {
+                0 => {
+                    let digest = Digest::sha256(&blob(self.rng.random_range(0..WRITERS)));
+                    let path = format!("/v2/app/blobs/{digest}");
+                    let found = async |answer: Response| Outcome::Found(answer.status() == StatusCode::OK);
+                    self.send(format!("blob {digest}"), Method::GET, &path, None, found).await
+                }
+                1 => {
+                    let subject = Digest::sha256(&subject(self.rng.random_range(0..WRITERS)));
+                    let path = format!("/v2/app/referrers/{subject}");
+                    self.send(format!("referrers {subject}"), Method::GET, &path, None, listed).await
+                }
+                _ => {
+                    let tag = TAGS[self.rng.random_range(0..TAGS.len())];
+                    let (key, path) = (format!("tag/app/_/{tag}"), format!("/v2/app/manifests/{tag}"));
+                    self.send(key, Method::GET, &path, None, named).await
+                }
+            };
+            if sent.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+async fn listed(answer: Response) -> Outcome {
+    let Ok(text) = answer.text().await else { return Outcome::Unknown };
+    let index: Value = serde_json::from_str(&text).unwrap();
+    let digests = index["manifests"].as_array().unwrap().iter();
+    Outcome::Listed(digests.map(|one| one["digest"].as_str().unwrap().parse().unwrap()).collect())
+}
+
+async fn named(answer: Response) -> Outcome {
+    if answer.headers().contains_key("warning") {
+        return Outcome::Unknown;
+    }
+    match (answer.status(), answer.bytes().await) {
+        (StatusCode::OK, Ok(bytes)) => Outcome::Named(Some(Digest::sha256(&bytes))),
+        (StatusCode::NOT_FOUND, _) => Outcome::Named(None),
+        (StatusCode::OK, Err(_)) => Outcome::Unknown,
+        (status, _) => panic!("GET {status}"),
+    }
+}

@@ -1,0 +1,38 @@
+//! Many clients, several replicas that are killed and paused, and a checker of what the clients saw.
+//!
+//! The promise (`docs/origin.md`, "Replicas"): a read that begins after an acknowledged change returns it or a later one,
+//! through any listed replica. The order of changes to a tag is the storage's own, written down as it applies them;
+//! blobs and referrers have one writer each, whose order it is.
+
+mod checker;
+mod clients;
+mod fleet;
+mod recorder;
+
+use core::time::Duration;
+
+use clients::run;
+use fleet::Fleet;
+
+/// Short, so that a story sees many of them pass.
+const TIME_TO_LIVE: Duration = Duration::from_millis(300);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_read_is_older_than_what_was_acknowledged_before_it() {
+    let mut fleet = Fleet::start(3, TIME_TO_LIVE, fleet::Listing::Everybody).await;
+    let history = run(&mut fleet, Duration::from_secs(4), 1).await;
+    history.assert_busy();
+    assert_eq!(history.violations(Duration::ZERO), Vec::<String>::new());
+}
+
+/// The checker has teeth: without invalidations it finds stale reads. And what is promised without them holds: nothing
+/// is stale for longer than a time-to-live.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_invalidations_reads_are_stale_but_for_a_time_to_live_at_most() {
+    let mut fleet = Fleet::start(3, TIME_TO_LIVE, fleet::Listing::Nobody).await;
+    let history = run(&mut fleet, Duration::from_secs(3), 2).await;
+    history.assert_busy();
+    let stale = history.violations(Duration::ZERO);
+    assert!(stale.iter().any(|stale| stale.contains("saw change")), "the checker sees nothing: {stale:?}");
+    assert_eq!(history.violations(TIME_TO_LIVE), Vec::<String>::new());
+}
