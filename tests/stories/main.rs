@@ -15,6 +15,7 @@ mod harness;
 mod killed;
 mod liar;
 mod origins;
+mod pushes;
 mod real_tools;
 mod resume;
 mod trackers;

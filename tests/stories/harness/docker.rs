@@ -52,6 +52,15 @@ impl Docker {
         digest.ok_or_else(|| format!("no digest in {digests}"))
     }
 
+    /// Pushes an image under another name.
+    ///
+    /// # Errors
+    /// What Docker printed.
+    pub(crate) fn push(&self, image: &str, target: &str) -> Result<(), String> {
+        self.run(&["tag", image, target])?;
+        self.run(&["push", target]).map(drop)
+    }
+
     fn run(&self, arguments: &[&str]) -> Result<String, String> {
         let host = format!("unix://{}", self.daemon.dir().join("sock").display());
         tools::run(&self.docker, ["--host", &host].into_iter().chain(arguments.iter().copied()))

@@ -38,6 +38,15 @@ impl Podman {
         self.run(&["image", "inspect", "--format", "{{.Digest}}", image]).map(|text| text.trim().to_owned())
     }
 
+    /// Pushes an image under another name.
+    ///
+    /// # Errors
+    /// What Podman printed.
+    pub(crate) fn push(&self, image: &str, target: &str) -> Result<(), String> {
+        let policy = self.path("policy.json");
+        self.run(&["push", "--quiet", "--signature-policy", &policy, image, target]).map(drop)
+    }
+
     fn run(&self, arguments: &[&str]) -> Result<String, String> {
         let (root, runroot, tmp) = (self.path("root"), self.path("run"), self.path("tmp"));
         let own = ["--root", &root, "--runroot", &runroot, "--tmpdir", &tmp, "--storage-driver", "vfs"];
