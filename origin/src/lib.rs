@@ -23,6 +23,8 @@ mod format;
 mod http;
 mod keys;
 mod metrics;
+#[cfg(test)]
+mod models;
 mod nonce;
 mod origin;
 mod record;

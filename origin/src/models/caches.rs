@@ -1,0 +1,115 @@
+//! Caches of two replicas: one writes, tells the other and acknowledges; a reader at the other begins whenever it likes.
+
+use core::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use flotilla_runtime::clock::Clock;
+
+use super::explorer::{Explored, Scenario, explore};
+use super::model::{Faults, Model};
+use crate::cache::{Cache, Limits};
+use crate::settle::{Settled, Settler};
+use crate::storage::{Key, Storage};
+
+const KEY: &str = "tag/app/_/v1";
+
+/// What a writer does between its swap and its acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Telling {
+    /// As shipped: bump the epoch, drop the value, detach fills.
+    Invalidation,
+    /// Nothing: as without any message.
+    Nothing,
+    /// Breaks "an invalidation bumps the epoch": the old value is dropped, and a fill that comes later keeps its own.
+    DroppingOnly,
+}
+
+type Values = Cache<&'static str, u64>;
+
+fn cache() -> Values {
+    let for_ever = Duration::from_hours(1);
+    let limits =
+        Limits { time_to_live: for_ever, refresh_after: None, bytes: 1 << 20, fill_timeout: for_ever };
+    Cache::new(limits, |_, _| 1)
+}
+
+async fn read(cache: &Values, model: &Model) -> Option<u64> {
+    let fill = || {
+        let model = model.clone();
+        async move {
+            let key: Key = KEY.parse().expect("a key");
+            let object = model.read(&key).await?;
+            model.point("what was read arrives").await;
+            Ok(object.map(|object| String::from_utf8_lossy(&object.body).parse().expect("a number")))
+        }
+    };
+    cache.get(&KEY, fill).await.expect("reads have no faults").map(|cached| cached.value)
+}
+
+async fn explored(telling: Telling, reads: usize) -> Explored {
+    let scenario = async |model: Model| {
+        let key: Key = KEY.parse().expect("a key");
+        model.create(&key, "1".into()).await.expect("a value");
+        let (own, other) = (cache(), cache());
+        let acknowledged = Arc::new(AtomicU64::new(1));
+        let stale = Arc::new(Mutex::new(None));
+        let writer = {
+            let (model, other, acknowledged) = (model.clone(), other.clone(), Arc::clone(&acknowledged));
+            async move {
+                for value in 2_u64..=3 {
+                    let seen = model.read(&key).await.expect("no faults").expect("a value").version;
+                    let (epoch, started) = (own.epoch(&KEY), Clock::now());
+                    let settler = Settler { storage: &model };
+                    let settled = settler.write(&key, Some(&seen), value.to_string().into()).await;
+                    assert!(matches!(settled, Ok(Settled::Written)), "nobody else writes");
+                    own.wrote(&KEY, epoch, started, value);
+                    model.point("the message arrives").await;
+                    match telling {
+                        Telling::Invalidation => other.invalidate(&KEY),
+                        Telling::DroppingOnly => other.drop_only(&KEY),
+                        Telling::Nothing => {}
+                    }
+                    acknowledged.store(value, Ordering::SeqCst);
+                }
+            }
+        };
+        let reader = |name: &'static str| {
+            let (model, other, stale) = (model.clone(), other.clone(), Arc::clone(&stale));
+            let acknowledged = Arc::clone(&acknowledged);
+            async move {
+                for _ in 0..reads {
+                    model.point(name).await;
+                    let least = acknowledged.load(Ordering::SeqCst);
+                    let value = read(&other, &model).await.expect("it is never deleted");
+                    if value < least {
+                        *stale.lock().expect("no panic") = Some((value, least));
+                    }
+                }
+            }
+        };
+        let (first, second) = (reader("the first reader begins"), reader("the second reader begins"));
+        let check = move |_: &Model| match *stale.lock().expect("no panic") {
+            Some((value, least)) => Err(format!("read {value} after {least} was acknowledged")),
+            None => Ok(()),
+        };
+        Scenario { actors: vec![Box::pin(writer), Box::pin(first), Box::pin(second)], check: Box::new(check) }
+    };
+    explore(Faults::NONE, scenario).await
+}
+
+#[tokio::test]
+async fn a_read_that_begins_after_an_acknowledged_write_returns_it() {
+    explored(Telling::Invalidation, 1).await.assert_holds(1000);
+}
+
+#[tokio::test]
+async fn without_a_message_the_other_replica_is_stale() {
+    explored(Telling::Nothing, 1).await.assert_broken();
+}
+
+/// A fill that read before the write and ends after the invalidation would keep the old value.
+#[tokio::test]
+async fn without_epochs_a_late_fill_keeps_what_was_before() {
+    explored(Telling::DroppingOnly, 1).await.assert_broken();
+}
