@@ -394,6 +394,10 @@ impl Storage for Model {
     fn presigned_get<'a>(&'a self, _: &'a Key, _: Duration) -> StorageFuture<'a, Option<String>> {
         async { Ok(None) }.boxed()
     }
+
+    fn is_remote(&self) -> bool {
+        false
+    }
 }
 
 struct Writer {

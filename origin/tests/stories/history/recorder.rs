@@ -111,4 +111,8 @@ impl Storage for Recorder {
     fn presigned_get<'a>(&'a self, key: &'a Key, valid_for: Duration) -> StorageFuture<'a, Option<String>> {
         self.inner.presigned_get(key, valid_for)
     }
+
+    fn is_remote(&self) -> bool {
+        self.inner.is_remote()
+    }
 }
