@@ -79,12 +79,16 @@ impl Driver {
             return link.close(Goodbye::Misbehaved);
         }
         if let Some(older) = &peer.link {
-            let loser = if link.is_preferred_to(older, &own) { peer.link.replace(link) } else { Some(link) };
-            if let Some(loser) = loser {
-                self.retire(loser);
+            if !link.is_preferred_to(older, &own) {
+                return self.retire(link);
             }
-            return;
+            // The neighbour may have started again, and knows nothing of what was said on the older one.
+            if let Some(older) = peer.link.take() {
+                self.retire(older);
+            }
+            self.machine.handle(now, Input::Disconnected { peer: slot });
         }
+        let Some(peer) = self.roster.peer_mut(slot) else { return };
         peer.link = Some(link.clone());
         self.count_neighbours();
         let about = link.about();
