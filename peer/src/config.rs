@@ -13,9 +13,9 @@ use flotilla_runtime::identity::{Identity, LiveKeys};
 use crate::mirror::Patience;
 use crate::transport::{Faithful, Outbound};
 
-/// Transfers each way on real links, where a slot also waits for questions and answers; more than the simulator needs,
+/// Transfers each way on real links, where a slot also waits for questions and answers; one more than the simulator needs,
 /// whose links have no queues: `docs/decisions/shaped-burst.md`.
-const SLOTS: u32 = 8;
+const SLOTS: u32 = 4;
 
 /// A peer's settings. [`Config::new`] gives the defaults.
 #[derive(Clone, Debug)]
