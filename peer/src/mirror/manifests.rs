@@ -29,8 +29,9 @@ use crate::store::{StoreError, StoredBlob, StoredManifest};
 /// How long a manifest is kept back for the proofs of its blobs. Usually one round trip.
 const CLOSURE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long neighbours are asked for an image: they are introduced, dialled and asked within some round trips.
-const SEEK_PATIENCE: Duration = Duration::from_secs(3);
+/// How long neighbours are asked for an image: they are introduced, dialled and asked within some round trips, and a runtime
+/// that could go elsewhere must not wait for much longer.
+const SEEK_PATIENCE: Duration = Duration::from_millis(750);
 
 /// A manifest as it is served.
 #[derive(Debug, Clone)]
