@@ -90,6 +90,8 @@ pub(crate) struct Session {
     /// Counts announces: only the latest one's answer plans the next.
     round: u32,
     announces: u64,
+    /// Lease requests so far, of all blobs.
+    takes: u64,
 }
 
 impl Session {
@@ -103,6 +105,7 @@ impl Session {
             asked: vec![None; blobs],
             round: 0,
             announces: 0,
+            takes: 0,
         }
     }
 }
@@ -227,8 +230,16 @@ impl World<'_> {
         let node = &mut self.nodes[peer as usize];
         node.session.asked[blob.0 as usize] = Some(request);
         let unreachable = node.unreachable(self.now, Some(blob));
-        let take =
-            Take { request, peer: PeerSlot(peer), blob: tracker_blob(blob), missing, starving, unreachable };
+        node.session.takes += 1;
+        let take = Take {
+            request,
+            peer: PeerSlot(peer),
+            blob: tracker_blob(blob),
+            number: node.session.takes,
+            missing,
+            starving,
+            unreachable,
+        };
         self.send(peer, Message::Take(take));
     }
 

@@ -191,11 +191,12 @@ impl State {
         let mut chunks = 0;
         let event = |chunk, event| Input::Lease(machine::Lease { request: id, peer, blob, chunk, event });
         let input = match request.ask {
-            LeaseAsk::Take { missing, starving, unreachable } => {
+            LeaseAsk::Take { number, missing, starving, unreachable } => {
                 check_count("unreachable", unreachable.len(), MAX_NAMED_PEERS)?;
                 chunks = missing.len();
                 let unreachable = self.known(&unreachable);
-                Input::Take(machine::Take { request: id, peer, blob, missing, starving, unreachable })
+                let request = id;
+                Input::Take(machine::Take { request, peer, blob, number, missing, starving, unreachable })
             }
             LeaseAsk::Drop => {
                 self.machine.handle(now, Input::Drop { peer, blob });

@@ -126,7 +126,7 @@ impl Peer {
     }
 
     async fn take(&self, digest: Digest, missing: ChunkMap) -> LeaseAnswer {
-        self.ask(digest, LeaseAsk::Take { missing, starving: false, unreachable: Vec::new() }).await
+        self.ask(digest, take(1, missing, false)).await
     }
 }
 
@@ -136,6 +136,10 @@ fn client(tls: rustls::ClientConfig) -> reqwest::Client {
 
 fn blob() -> Digest {
     Digest::sha256(b"a layer")
+}
+
+fn take(number: u64, missing: ChunkMap, starving: bool) -> LeaseAsk {
+    LeaseAsk::Take { number, missing, starving, unreachable: Vec::new() }
 }
 
 fn wanted(digest: Digest, progress: u8) -> Change {
@@ -214,7 +218,7 @@ async fn a_starving_peer_is_told_whom_to_dial_and_gets_the_chunk_when_that_peer_
     starving.want(blob()).await;
     holder.take(blob(), ChunkMap::full(1)).await;
     holder.ask(blob(), LeaseAsk::Done { chunk: 0 }).await;
-    let take = || LeaseAsk::Take { missing: ChunkMap::full(1), starving: true, unreachable: Vec::new() };
+    let take = || take(1, ChunkMap::full(1), true);
     assert_eq!(starving.ask(blob(), take()).await, LeaseAnswer::Dial { peer: holder.info.clone() });
     let mut farewell = holder.request(false, Vec::new());
     farewell.leaving = true;
@@ -300,7 +304,7 @@ async fn a_bad_request_is_told_what_is_wrong() {
 
     peer.want(blob()).await;
     peer.take(blob(), ChunkMap::full(3)).await;
-    let take = LeaseAsk::Take { missing: ChunkMap::full(4), starving: false, unreachable: Vec::new() };
+    let take = take(1, ChunkMap::full(4), false);
     let request =
         LeaseRequest { peer: peer.info.id.clone(), digest: blob(), first_unreachable: false, ask: take };
     let (status, text) = peer.refused(LEASE_PATH, codec::encode(&request).unwrap()).await;
@@ -325,8 +329,7 @@ async fn only_the_first_tracker_of_a_blob_grants_until_it_cannot_be_reached() {
             LeaseAnswer::Granted { .. } => true,
             answer => {
                 assert_eq!(answer, LeaseAnswer::NotFirst);
-                let ask =
-                    LeaseAsk::Take { missing: ChunkMap::full(1), starving: false, unreachable: Vec::new() };
+                let ask = take(1, ChunkMap::full(1), false);
                 let request =
                     LeaseRequest { peer: peer.info.id.clone(), digest: blob(), first_unreachable: true, ask };
                 let (_, body) = peer.post(LEASE_PATH, codec::encode(&request).unwrap()).await;

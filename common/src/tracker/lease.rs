@@ -88,6 +88,7 @@ enum Share {
 struct Parked {
     request: RequestId,
     peer: PeerSlot,
+    number: u64,
     missing: ChunkMap,
     starving: bool,
     unreachable: Vec<PeerSlot>,
@@ -178,6 +179,9 @@ impl Authority {
 
     /// A peer asks for a lease. It is answered now or parked.
     pub(super) fn take(&mut self, take: Take, ctx: &mut Context<'_>) {
+        if self.parked_of(take.peer).is_some_and(|parked| take.number < parked.number) {
+            return ctx.answer(take.request, LeaseAnswer::Wait { retry_after: Duration::ZERO });
+        }
         if self.standings.iter().all(|standing| *standing == Standing::Free) {
             self.is_resumed |= !take.missing.is_full() || ctx.roster.has_started(self.blob);
         }
@@ -483,8 +487,8 @@ impl Authority {
     fn park(&mut self, take: Take, ctx: &mut Context<'_>) -> Ticket {
         let ticket = self.draw_ticket(take.peer, take.starving, ctx);
         let deadline = ctx.now + if take.starving { ctx.config.park_starving } else { ctx.config.park };
-        let Take { request, peer, missing, starving, unreachable, .. } = take;
-        let parked = Parked { request, peer, missing, starving, unreachable, deadline };
+        let Take { request, peer, number, missing, starving, unreachable, .. } = take;
+        let parked = Parked { request, peer, number, missing, starving, unreachable, deadline };
         self.parked.insert(ticket, parked);
         ctx.timers.set(deadline, Timer::Parked { blob: self.blob, region: self.region, ticket });
         ticket
@@ -503,6 +507,10 @@ impl Authority {
             | (*ctx.next_ticket & 0xffff_ffff);
         self.tickets.insert(peer, ticket);
         ticket
+    }
+
+    fn parked_of(&self, peer: PeerSlot) -> Option<&Parked> {
+        self.tickets.get(&peer).and_then(|ticket| self.parked.get(ticket))
     }
 
     fn unpark(&mut self, peer: PeerSlot, answer: LeaseAnswer, ctx: &mut Context<'_>) {

@@ -242,6 +242,7 @@ impl TrackerMachine {
         let peer = announce.peer;
         if announce.full {
             self.leave_all_but(now, announce);
+            self.drop_requests(now, announce);
         }
         for change in &announce.changes {
             let (BlobState::Wanted(progress) | BlobState::Held(progress)) = change.state else {
@@ -259,6 +260,15 @@ impl TrackerMachine {
                     authority.orphan_chunks(peer)
                 });
             }
+        }
+    }
+
+    /// A peer that says everything anew may have started again, and counts its requests from the beginning.
+    fn drop_requests(&mut self, now: Time, announce: &Announce) {
+        for change in &announce.changes {
+            self.with_authority(now, change.blob, announce.region, |authority, ctx| {
+                authority.drop_request(announce.peer, ctx);
+            });
         }
     }
 

@@ -102,6 +102,8 @@ pub struct Take {
     pub peer: PeerSlot,
     /// For which blob.
     pub blob: BlobSlot,
+    /// Grows with each take of the peer's life: an older one that comes late does not replace a newer one.
+    pub number: u64,
     /// Chunks that neither the peer nor any neighbour holds; as long as the blob has chunks.
     pub missing: ChunkMap,
     /// Whether no neighbour has anything that the peer lacks.

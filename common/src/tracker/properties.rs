@@ -161,7 +161,16 @@ impl World {
         let bound = self.desk.now + if starving { lease.park_starving } else { lease.park };
         self.asked.insert(request, Asked { peer, missing: missing.clone(), starving, bound });
         let unreachable = unreachable.into_iter().collect();
-        self.desk.handle(Input::Take(Take { request, peer, blob: BLOB, missing, starving, unreachable }));
+        let number = request.0;
+        self.desk.handle(Input::Take(Take {
+            request,
+            peer,
+            blob: BLOB,
+            number,
+            missing,
+            starving,
+            unreachable,
+        }));
         request
     }
 

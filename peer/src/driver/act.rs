@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use flotilla_common::map::ChunkMap;
 use flotilla_common::swarm::{
     Batch, BlobSlot, Failure, Input, OriginSlot, Output, PeerSlot, Refusal, Source, TransferId, UploadId,
 };
@@ -37,8 +38,7 @@ impl Driver {
             Output::Refuse { upload, reason } => self.refuse(upload, reason),
             Output::Announce => self.shared.trackers.announce(),
             Output::LeaseTake { blob, missing, starving } => {
-                let unreachable = self.unreachable(Some(blob));
-                self.take_lease(blob, LeaseAsk::Take { missing, starving, unreachable });
+                self.take_lease(blob, missing, starving);
             }
             Output::LeaseDrop { blob } => {
                 if let Some(blob) = self.roster.blob_mut(blob) {
@@ -202,11 +202,13 @@ impl Driver {
         });
     }
 
-    fn take_lease(&mut self, slot: BlobSlot, ask: LeaseAsk) {
+    fn take_lease(&mut self, slot: BlobSlot, missing: ChunkMap, starving: bool) {
         self.next_ticket += 1;
         let ticket = self.next_ticket;
+        let unreachable = self.unreachable(Some(slot));
         if let Some(blob) = self.roster.blob_mut(slot) {
             blob.lease_ticket = ticket;
+            let ask = LeaseAsk::Take { number: ticket, missing, starving, unreachable };
             self.shared.trackers.take_lease(*blob.stored.digest(), ticket, ask);
         }
     }

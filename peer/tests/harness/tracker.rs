@@ -84,7 +84,7 @@ async fn lease(State(tracker): State<Arc<FakeTracker>>, body: Bytes) -> Vec<u8> 
     let request: LeaseRequest = codec::decode(&body).unwrap();
     let mut roster = tracker.roster.lock().unwrap();
     let answer = match request.ask {
-        LeaseAsk::Take { missing, starving, unreachable } => {
+        LeaseAsk::Take { missing, starving, unreachable, .. } => {
             // Who is gone, or of no use to the one who starves, holds nothing.
             let is_lost = |holder: &PeerId| {
                 !roster.peers.contains_key(holder) || (starving && unreachable.contains(holder))

@@ -275,6 +275,37 @@ fn who_is_not_known_or_counts_other_chunks_is_told_so() {
 }
 
 #[test]
+fn a_request_that_was_overtaken_by_a_newer_one_does_not_take_its_place() {
+    let mut desk = Desk::new(Config::default());
+    desk.join_all(0..2);
+    let one = ChunkMap::full(1);
+    desk.take(0, &one);
+    desk.lease(0, 0, LeaseEvent::Renew { received: 1 });
+    let newer = desk.take_with(1, &one, |take| take.number = 7);
+    let older = desk.take_with(1, &one, |take| take.number = 6);
+    assert_eq!(desk.leases[&older], LeaseAnswer::Wait { retry_after: Duration::ZERO });
+    assert_eq!(desk.leases.get(&newer), None, "it waits on");
+    desk.lease(0, 0, LeaseEvent::Failed);
+    assert!(matches!(desk.leases[&newer], LeaseAnswer::Granted { chunk: 0, .. }));
+}
+
+#[test]
+fn a_peer_that_starts_again_counts_its_requests_from_the_beginning() {
+    let mut desk = Desk::new(Config::default());
+    desk.join_all(0..2);
+    let one = ChunkMap::full(1);
+    desk.take(0, &one);
+    desk.lease(0, 0, LeaseEvent::Renew { received: 1 });
+    let before = desk.take_with(1, &one, |take| take.number = 7);
+    desk.join(1, 0, BlobState::Wanted(Progress::NONE));
+    assert_eq!(desk.leases[&before], LeaseAnswer::Wait { retry_after: Duration::ZERO });
+    let after = desk.take_with(1, &one, |take| take.number = 1);
+    assert_eq!(desk.leases.get(&after), None, "it waits");
+    desk.lease(0, 0, LeaseEvent::Failed);
+    assert!(matches!(desk.leases[&after], LeaseAnswer::Granted { chunk: 0, .. }));
+}
+
+#[test]
 fn a_parked_request_is_answered_in_time_superseded_dropped_or_turned_away() {
     let config =
         Config { lease: LeaseConfig { parked_limit: 1, ..LeaseConfig::default() }, ..Config::default() };

@@ -143,12 +143,18 @@ impl Desk {
         self.take_with(peer, missing, |take| take.starving = true)
     }
 
-    fn take_with(&mut self, peer: u32, missing: &ChunkMap, change: impl FnOnce(&mut Take)) -> RequestId {
+    pub(super) fn take_with(
+        &mut self,
+        peer: u32,
+        missing: &ChunkMap,
+        change: impl FnOnce(&mut Take),
+    ) -> RequestId {
         let request = self.request();
         let mut take = Take {
             request,
             peer: PeerSlot(peer),
             blob: BLOB,
+            number: request.0,
             missing: missing.clone(),
             starving: false,
             unreachable: Vec::new(),
