@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use flotilla::lab::PeerPlan;
+use flotilla::lab::{Ground, LabPlan, PeerPlan};
+use flotilla_common::units::ByteSize;
 use tokio::time::{Instant, timeout};
 
 use crate::harness::lab::{LabScene, SLOW_RATE, SLOW_SIZE, hosts, slow_peers, slow_region};
 
+/// An image of 256 chunks that takes no second where nothing is capped.
+const FAST_SIZE: ByteSize = ByteSize(64 << 20);
 /// How long a pull that nobody can serve may keep the runtime waiting before it hears so.
 const GIVE_UP_BOUND: Duration = Duration::from_secs(30);
 
@@ -24,6 +27,23 @@ async fn a_peer_is_killed_in_mid_transfer() {
     }
     scene.lab.peer(0).start().await.unwrap();
     scene.completes(scene.pull(0)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_neighbours_that_the_tracker_names_are_dead() {
+    // Nothing is capped: many leases a second, whose requests overtake each other.
+    let region = LabPlan::new(env!("CARGO_BIN_EXE_flotilla"), Ground::Loopback);
+    let mut scene = LabScene::of(region, FAST_SIZE, &vec![PeerPlan::default(); 2]).await;
+    for pull in scene.pull_everywhere() {
+        scene.completes(pull).await;
+    }
+    for peer in 0..2 {
+        scene.lab.peer(peer).kill();
+    }
+    scene.lab.add_peers(&[PeerPlan::default()]).await.unwrap();
+    // Less than 1 s alone; 0.25 s until they count as out of reach, and 1 s until what they got last is leased again.
+    let total = scene.completes(scene.pull(2)).await.total;
+    assert!(total < Duration::from_secs(6), "dead neighbours cost a pull {total:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,8 @@ use flotilla_common::tree::TreeHasher;
 use flotilla_common::wire::frame::Message;
 use flotilla_common::wire::origin::{ClosureAnswer, ClosureRequest};
 use flotilla_common::wire::peer::{
-    About, Ask, Chunk, Control, Forgot, Have, Hello, Holding, Holds, Parts, ProofWanted, Refusal,
+    About, Ask, AskImage, Chunk, Control, Forgot, Have, Hello, Holding, Holds, Image, Parts, ProofWanted,
+    Refusal,
 };
 use flotilla_common::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, HeldLease, LeaseAnswer, LeaseAsk,
@@ -60,6 +61,8 @@ fn frames() -> Seeds {
     let mut map = ChunkMap::empty(100);
     map.insert(70);
     let digest = digest();
+    let media_type = "application/vnd.oci.image.manifest.v1+json".to_owned();
+    let image = Image { media_type, manifest: b"{}".to_vec(), proofs: vec![proof()] };
     let control = [
         ("hello", Control::Hello(Hello::ours())),
         (
@@ -78,6 +81,8 @@ fn frames() -> Seeds {
         ("ask-granted", Chunk::Ask(Ask { digest, chunk: 3, grant: Some(grant()) })),
         ("refused", Chunk::Refused(Refusal::NotPermitted)),
         ("parts", Chunk::Parts(Parts { values: vec![[7; 32]; 2] })),
+        ("ask-image", Chunk::AskImage(AskImage { manifest: digest, grant: Some(grant()) })),
+        ("image", Chunk::Image(image)),
     ];
     let control = control.map(|(name, message)| ("peer_frames", name, message.to_frame().expect("fits")));
     let chunk = chunk.map(|(name, message)| ("peer_frames", name, message.to_frame().expect("fits")));
@@ -110,8 +115,12 @@ fn tracker() -> Seeds {
     };
     let handouts = vec![Handout { digest, peers: vec![info()] }];
     let accepted = AnnounceAnswer::Accepted { epoch: 7, next_ms: 900, handouts };
-    let take =
-        LeaseAsk::Take { missing: ChunkMap::full(9), starving: true, unreachable: vec![label("vm-3")] };
+    let take = LeaseAsk::Take {
+        number: 5,
+        missing: ChunkMap::full(9),
+        starving: true,
+        unreachable: vec![label("vm-3")],
+    };
     let lease = |ask| LeaseRequest { peer: label("vm-1"), digest, first_unreachable: false, ask };
     vec![
         ("tracker_messages", "announce", chosen(0, &announce)),
