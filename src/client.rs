@@ -119,6 +119,11 @@ impl RegistryClient {
         Ok(Self { http, base: base.into(), repository, namespace: None })
     }
 
+    /// A client that speaks through `http`, which may trust more than [`http_client`] does.
+    pub fn with_http(http: Client, base: impl Into<String>, repository: RepositoryName) -> Self {
+        Self { http, base: base.into(), repository, namespace: None }
+    }
+
     /// The same client, speaking to a mirror that stands in for the registry `namespace`.
     pub fn through_mirror(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = Some(namespace.into());

@@ -6,6 +6,8 @@
 mod content;
 mod load;
 mod memory;
+mod origin;
+mod origin_memory;
 mod page_cache;
 mod passthrough;
 mod peers;
@@ -40,6 +42,8 @@ enum BenchCommand {
     Passthrough(passthrough::PassthroughArgs),
     /// What a peer has in memory while it pulls many images at once
     Memory(memory::MemoryArgs),
+    /// What an origin has in memory under many uploads and pulls at once
+    OriginMemory(origin_memory::OriginMemoryArgs),
 }
 
 /// Runs a benchmark.
@@ -53,6 +57,7 @@ pub fn run(args: BenchArgs) -> Result<(), CommandError> {
         BenchCommand::Swarm(args) => block_on(until_signal(swarm::run(args))),
         BenchCommand::Passthrough(args) => block_on(until_signal(passthrough::run(args))),
         BenchCommand::Memory(args) => block_on(until_signal(memory::run(args))),
+        BenchCommand::OriginMemory(args) => block_on(until_signal(origin_memory::run(args))),
     }
 }
 

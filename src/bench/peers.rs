@@ -120,7 +120,7 @@ impl Field {
         let (started, mirror) = oneshot::channel();
         if let Some(stderr) = child.stderr.take() {
             let log = log.clone();
-            std::thread::spawn(move || log.follow(stderr, started));
+            std::thread::spawn(move || log.follow(stderr, Started::PEER, started));
         }
         // From here on the child ends with it, whatever goes wrong.
         let mut peer = PeerProcess { id, child, mirror: ANY_PORT, store, log };
@@ -210,20 +210,39 @@ impl Drop for PeerProcess {
     }
 }
 
-/// The last lines of a peer's log.
+/// The line of a log that says where a service listens.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Started {
+    message: &'static str,
+    address: &'static str,
+}
+
+impl Started {
+    /// A peer's, with its mirror.
+    const PEER: Self = Self { message: "peer started", address: "mirror" };
+    /// An origin's.
+    pub(super) const ORIGIN: Self = Self { message: "origin started", address: "address" };
+
+    fn address_in(self, line: &str) -> Option<SocketAddr> {
+        let event: serde_json::Value = serde_json::from_str(line).ok()?;
+        (event.get("message")? == self.message).then(|| event.get(self.address)?.as_str()?.parse().ok())?
+    }
+}
+
+/// The last lines of a service's log.
 #[derive(Clone, Debug, Default)]
-struct Log(Arc<Mutex<VecDeque<String>>>);
+pub(super) struct Log(Arc<Mutex<VecDeque<String>>>);
 
 impl Log {
-    /// Reads a peer's log to its end, and tells where its mirror listens.
-    fn follow(&self, stderr: ChildStderr, started: oneshot::Sender<SocketAddr>) {
-        let mut started = Some(started);
+    /// Reads a service's log to its end, and tells where it listens.
+    pub(super) fn follow(&self, stderr: ChildStderr, line: Started, started: oneshot::Sender<SocketAddr>) {
+        let (said, mut started) = (line, Some(started));
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            if let Some(mirror) = mirror_in(&line)
+            if let Some(address) = said.address_in(&line)
                 && let Some(started) = started.take()
             {
                 // Nobody waits any more if it took too long.
-                let _ = started.send(mirror);
+                let _ = started.send(address);
             }
             let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             if lines.len() == LOG_LINES {
@@ -233,14 +252,8 @@ impl Log {
         }
     }
 
-    fn tail(&self) -> String {
+    pub(super) fn tail(&self) -> String {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
     }
-}
-
-/// The mirror's address in the line that says that a peer has started.
-fn mirror_in(line: &str) -> Option<SocketAddr> {
-    let event: serde_json::Value = serde_json::from_str(line).ok()?;
-    (event.get("message")? == "peer started").then(|| event.get("mirror")?.as_str()?.parse().ok())?
 }

@@ -30,12 +30,22 @@ impl Process {
 
     /// The most memory that it has had resident so far.
     pub(super) fn peak_resident(self) -> Result<ByteSize, CommandError> {
+        self.memory("VmHWM")
+    }
+
+    /// The memory that it has resident now and that is no file's: heap and stacks.
+    pub(super) fn anonymous_resident(self) -> Result<ByteSize, CommandError> {
+        self.memory("RssAnon")
+    }
+
+    fn memory(self, name: &str) -> Result<ByteSize, CommandError> {
         let status = self.file("status")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         // proc_pid_status(5) says kB and means KiB.
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kib.map(|kib| ByteSize(kib << 10))
-            .ok_or_else(|| CommandError::failed(format!("read the memory of {}", self.0), "no VmHWM in it"))
+        kib.map(|kib| ByteSize(kib << 10)).ok_or_else(|| {
+            CommandError::failed(format!("read the memory of {}", self.0), format!("no {name} in it"))
+        })
     }
 
     fn file(self, name: &str) -> Result<String, CommandError> {
