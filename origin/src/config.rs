@@ -85,10 +85,14 @@ pub struct Limits {
     pub small_blob_cache: ByteSize,
     /// Memory for tags, claims to blobs, open uploads and closures, each. Default 16 MiB.
     pub other_caches: ByteSize,
-    /// Memory for the bytes of uploads on their way to storage, in batches of 1 MiB. Default 64 MiB.
+    /// Memory for the bytes of uploads on their way to storage, in batches of 1 MiB. Default 32 MiB: 16 uploads at full
+    /// speed, the others wait.
     pub upload_buffers: ByteSize,
     /// Memory for parts of 8 MiB on their way to a remote storage. Default 128 MiB.
     pub part_buffers: ByteSize,
+    /// Memory for the bytes of blobs on their way to clients, where they pass through this process, in large pieces.
+    /// Default 32 MiB; beyond, each response has a piece of 32 KiB.
+    pub pull_buffers: ByteSize,
     /// How long an upload's id is good for. Default 24 h; shorter than the horizon.
     pub upload_lifetime: Duration,
     /// How long a client may send nothing in the middle of a body. Default 60 s.
@@ -110,8 +114,9 @@ impl Default for Limits {
             record_cache: ByteSize(64 << 20),
             small_blob_cache: ByteSize(32 << 20),
             other_caches: ByteSize(16 << 20),
-            upload_buffers: ByteSize(64 << 20),
+            upload_buffers: ByteSize(32 << 20),
             part_buffers: ByteSize(128 << 20),
+            pull_buffers: ByteSize(32 << 20),
             upload_lifetime: Duration::from_hours(24),
             stall_timeout: Duration::from_mins(1),
             storage_timeout: Duration::from_secs(30),

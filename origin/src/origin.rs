@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 
 use crate::config::Config;
 use crate::format::{self, FormatError};
-use crate::http::{self, Api};
+use crate::http::{self, Api, SendBuffers};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::replicas::{self, Announcer, Secret};
@@ -92,9 +92,10 @@ impl Origin {
         config.replicas.follow(&shutdown).await;
         let announcer = Arc::new(Announcer::new(config.replicas, Secret::of(&format))?);
         let (region, seal_key) = (config.region, config.seal_key);
+        let buffers = SendBuffers::new(config.limits.pull_buffers);
         let registry = Registry::new(Arc::new(counted), format, region, seal_key, config.limits, announcer);
         let (uplink, redirect_blobs) = (config.uplink, config.redirect_blobs);
-        let api = Arc::new(Api { registry, uplink, redirect_blobs, metrics: Arc::clone(&metrics) });
+        let api = Arc::new(Api { registry, uplink, buffers, redirect_blobs, metrics: Arc::clone(&metrics) });
         let replica_address = match config.replica_listen {
             Some(address) => Some(listen_for_replicas(address, Arc::clone(&api), &shutdown).await?),
             None => None,

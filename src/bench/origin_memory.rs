@@ -186,7 +186,7 @@ impl Blobs {
         let bytes = repeated(&pattern, self.size - ending.len() as u64).collect::<Vec<_>>();
         let bytes = stream::iter(bytes.into_iter().chain([ending]).map(Ok::<_, std::io::Error>));
         let uploaded = client.upload(&hasher.finish(), self.size, Body::wrap_stream(bytes)).await;
-        uploaded.map_err(|error| error.to_string())
+        uploaded.map_err(told)
     }
 }
 
@@ -236,9 +236,9 @@ async fn pull(
 }
 
 /// An error with all its causes.
-fn told(error: reqwest::Error) -> String {
+fn told(error: impl std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
+    let mut cause = error.source();
     while let Some(error) = cause {
         text.push_str(&format!(": {error}"));
         cause = error.source();

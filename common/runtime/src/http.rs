@@ -63,6 +63,11 @@ use patience::Patient;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientIdentity(pub Option<PeerId>);
 
+/// Bytes of a connection's buffer each way; a request's head has to fit.
+const BUFFER_LEN: usize = 128 << 10;
+/// Encrypted bytes that wait for a client to take them: two records.
+const ENCRYPTED_LEN: usize = 32 << 10;
+
 /// The bounds of a listener.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -147,6 +152,8 @@ pub fn serve_with(
     http.timer(TokioTimer::new()).header_read_timeout(limits.head_timeout);
     // Pieces of bodies reach the stream as they are: `files` knows its own among them by their address.
     http.writev(true);
+    // An upload that waits for its turn has as much in memory.
+    http.max_buf_size(BUFFER_LEN);
     let service = Arc::new(HttpService {
         http,
         router,
@@ -215,7 +222,8 @@ impl HttpService {
             return self.requests(stream, client, ClientIdentity(None), Some(files)).await;
         };
         match timeout(self.limits.handshake_timeout, tls.accept(stream)).await {
-            Ok(Ok(stream)) => {
+            Ok(Ok(mut stream)) => {
+                stream.get_mut().1.set_buffer_limit(Some(ENCRYPTED_LEN));
                 let certificates = stream.get_ref().1.peer_certificates();
                 let certificate = certificates.and_then(|chain| chain.first());
                 let peer = certificate.and_then(|certificate| identity::peer_id(certificate));

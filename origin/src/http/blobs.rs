@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::error::{ApiError, Code};
 use super::range::{Wanted, wanted};
+use super::sending::one_by_one;
 use super::{Answer, Api, CONTENT_DIGEST, empty, matches_etag, set, text_of, warn_if_stale};
 use crate::registry::{Blob, Need, RegistryError};
 
@@ -116,12 +117,13 @@ async fn body(
     range: Range<u64>,
     sender: Option<&FileSender>,
 ) -> Result<Body, ApiError> {
-    if let Some(sender) = sender
-        && let Some(files) = api.registry.blob_files(blob, range.clone()).await?
-    {
-        return Ok(sent(api, sender.clone().body(files)));
+    if let Some(files) = api.registry.blob_files(blob, range.clone()).await? {
+        return Ok(match sender {
+            Some(sender) => sent(api, sender.clone().body(files)),
+            None => sent(api, api.buffers.files(files)),
+        });
     }
-    Ok(sent(api, api.registry.read_blob(repository, blob, range).await?))
+    Ok(sent(api, one_by_one(api.registry.read_blob(repository, blob, range).await?)))
 }
 
 /// A body whose bytes pass the uplink and are counted.

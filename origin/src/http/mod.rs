@@ -9,6 +9,7 @@ mod manifests;
 mod peers;
 mod range;
 mod route;
+mod sending;
 mod uploads;
 
 #[cfg(test)]
@@ -27,11 +28,13 @@ use crate::metrics::Metrics;
 use crate::registry::Registry;
 use error::{ApiError, Code};
 use route::{Route, route};
+pub(crate) use sending::SendBuffers;
 
 /// What handlers need.
 pub(crate) struct Api {
     pub(crate) registry: Registry,
     pub(crate) uplink: Limiter,
+    pub(crate) buffers: SendBuffers,
     pub(crate) redirect_blobs: bool,
     pub(crate) metrics: Arc<Metrics>,
 }

@@ -210,7 +210,8 @@ fn file_stream(file: Arc<File>, key: Key, range: Range<u64>) -> ByteStream {
         .boxed()
 }
 
-fn read_piece(file: &File, start: u64, len: usize) -> io::Result<Bytes> {
+/// `len` bytes of a file. Blocking.
+pub(crate) fn read_piece(file: &File, start: u64, len: usize) -> io::Result<Bytes> {
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len {
         let offset = start + bytes.len() as u64;
@@ -236,7 +237,7 @@ struct LocalWriter {
 
 impl LocalWriter {
     /// Writes what was gathered, and does `and_then` on the same thread.
-    async fn flush<T: Send + 'static>(
+    async fn write_out<T: Send + 'static>(
         &mut self,
         and_then: impl FnOnce(TemporaryFile) -> io::Result<T> + Send + 'static,
     ) -> Result<T, StorageError> {
@@ -262,7 +263,17 @@ impl ObjectWriter for LocalWriter {
         self.gathered.push(bytes);
         async move {
             if self.len >= WRITE_LEN {
-                self.temporary = Some(self.flush(Ok).await?);
+                self.temporary = Some(self.write_out(Ok).await?);
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn flush(&mut self) -> StorageFuture<'_, ()> {
+        async move {
+            if self.len > 0 {
+                self.temporary = Some(self.write_out(Ok).await?);
             }
             Ok(())
         }
@@ -272,7 +283,7 @@ impl ObjectWriter for LocalWriter {
     fn finish(mut self: Box<Self>) -> StorageFuture<'static, ()> {
         async move {
             let path = self.path.clone();
-            self.flush(move |temporary| temporary.publish_new(&path)).await
+            self.write_out(move |temporary| temporary.publish_new(&path)).await
         }
         .boxed()
     }

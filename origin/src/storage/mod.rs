@@ -33,6 +33,7 @@ pub use bounded::Bounded;
 pub use counted::{Counted, Operations};
 pub use key::{Key, KeyError, Prefix};
 pub use local::LocalDirectory;
+pub(crate) use local::read_piece;
 pub use object_writer::PartPool;
 pub use objects::{ObjectStorage, Remote};
 pub(crate) use open::probe_signing;
@@ -122,11 +123,29 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
 
 /// One object being written. Dropped before `finish`, it leaves nothing behind that a listing shows.
 pub trait ObjectWriter: Send {
+    /// How many bytes can be written, after `pending` more, without waiting for memory. Waits for memory only if none are
+    /// pending, and then there is room for some.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    fn room(&mut self, pending: usize) -> StorageFuture<'_, usize> {
+        let _ = pending;
+        Box::pin(async { Ok(usize::MAX) })
+    }
+
     /// Takes the next bytes. Waits while the storage, or the pool of parts, is behind.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`]; the writer is of no use afterwards.
     fn write(&mut self, bytes: Bytes) -> StorageFuture<'_, ()>;
+
+    /// Holds on to as little of what was written as it can: its memory is counted no longer.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    fn flush(&mut self) -> StorageFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// Makes the object durable and visible.
     ///

@@ -9,17 +9,18 @@
 //! hyper:       head, then the same slice, uncopied, to write_vectored
 //! FileStream:  is it in STAND_IN?   yes: sendfile from the queue's front   no: write it
 //! ```
-//! Only bytes that are in memory already take this way, for sendfile waits for a disk, and no thread of the runtime
-//! may; others are read where waiting is allowed, and yielded as they are.
+//! Only bytes that are in the page cache take this way, for sendfile waits for a disk, and no thread of the runtime may;
+//! others are brought there first, where waiting is allowed. None are kept in this process: of a thousand clients that
+//! take their time, each would hold its piece.
 //!
 //! What must never happen: a client gets the zeros of a stand-in. hyper may not copy what a body yields (it writes
 //! vectored, which [`super::serve_with`] insists on); a stand-in that finds nothing in the queue ends the connection.
 
+use core::num::NonZeroU64;
 use core::ops::Range;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -76,9 +77,12 @@ impl FileSender {
     }
 
     async fn yielded(self, piece: Piece) -> io::Result<Bytes> {
-        if !piece.is_in_memory() {
-            return tokio::task::spawn_blocking(move || piece.read()).await.map_err(io::Error::other)?;
-        }
+        let piece = if piece.is_in_memory() {
+            piece
+        } else {
+            let fetched = tokio::task::spawn_blocking(move || piece.fetch().map(|()| piece)).await;
+            fetched.map_err(io::Error::other)??
+        };
         let len = (piece.range.end - piece.range.start) as usize;
         self.lock().push_back(piece);
         Ok(STAND_IN.slice(..len))
@@ -95,7 +99,7 @@ impl FileSender {
         let left = (piece.range.end - piece.range.start) as usize;
         let sent = rustix::fs::sendfile(stream, &piece.file, Some(&mut piece.range.start), len.min(left))?;
         if sent == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than its range"));
+            return Err(shorter());
         }
         if sent == left {
             queue.pop_front();
@@ -107,19 +111,32 @@ impl FileSender {
 impl Piece {
     /// Whether it can be read without waiting, as far as a few bytes of it tell.
     fn is_in_memory(&self) -> bool {
-        let last = self.range.end.saturating_sub(1);
-        let probes = (self.range.start..last).step_by(PROBE_EVERY as usize).chain([last]);
-        probes.into_iter().all(|offset| {
-            let (mut byte, flags) = ([0], ReadWriteFlags::NOWAIT);
-            rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(&mut byte)], offset, flags) == Ok(1)
-        })
+        self.probe(ReadWriteFlags::NOWAIT).is_ok()
     }
 
-    fn read(&self) -> io::Result<Bytes> {
-        let mut bytes = vec![0; (self.range.end - self.range.start) as usize];
-        self.file.read_exact_at(&mut bytes, self.range.start)?;
-        Ok(bytes.into())
+    /// Brings it into the page cache. Blocking.
+    fn fetch(&self) -> io::Result<()> {
+        let len = NonZeroU64::new(self.range.end - self.range.start);
+        // Only a hint, without which it takes longer.
+        let _ = rustix::fs::fadvise(&self.file, self.range.start, len, rustix::fs::Advice::WillNeed);
+        self.probe(ReadWriteFlags::empty())
     }
+
+    fn probe(&self, flags: ReadWriteFlags) -> io::Result<()> {
+        let last = self.range.end.saturating_sub(1);
+        let mut probes = (self.range.start..last).step_by(PROBE_EVERY as usize).chain([last]);
+        probes.try_for_each(|offset| {
+            let mut byte = [0];
+            match rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(&mut byte)], offset, flags)? {
+                0 => Err(shorter()),
+                _ => Ok(()),
+            }
+        })
+    }
+}
+
+fn shorter() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than its range")
 }
 
 /// A connection's stream that sends files in the place of their stand-ins.

@@ -1,0 +1,176 @@
+//! The bytes of blobs that pass through this process on their way to clients, and the memory that they may have.
+//!
+//! A client that takes nothing keeps what it was to get next; a thousand of them would keep as much as the sum of their
+//! buffers. So a response has at most two large pieces of a file at once, and those only while the pool of all responses
+//! together has some left; without, it goes on with a small piece at a time. Nobody waits for the pool: a slow client
+//! costs the others a part of their speed, and never their turn.
+//!
+//! Whoever collects all pieces before it drops the first waits for ever; a connection drops each one that it has sent.
+
+use core::ops::Range;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_common::units::ByteSize;
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::storage::read_piece;
+
+/// Bytes of a large piece: small ones cost more in scheduling than in copying.
+const LARGE: usize = 512 << 10;
+/// Bytes of a small piece, the pool's unit.
+const SMALL: usize = 32 << 10;
+/// Large pieces of one response: one on its way out, one ahead. A small piece is alone.
+const AT_ONCE: usize = 2;
+
+/// The memory of all responses together.
+#[derive(Clone, Debug)]
+pub(crate) struct SendBuffers(Arc<Semaphore>);
+
+/// A piece with its places, free again when it was sent.
+struct Held {
+    bytes: Bytes,
+    _places: [Option<OwnedSemaphorePermit>; 3],
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn held(bytes: Bytes, places: [Option<OwnedSemaphorePermit>; 3]) -> Bytes {
+    Bytes::from_owner(Held { bytes, _places: places })
+}
+
+async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(places).acquire_owned().await.ok()
+}
+
+impl SendBuffers {
+    pub(crate) fn new(bytes: ByteSize) -> Self {
+        let units = usize::try_from(bytes.0).unwrap_or(usize::MAX) / SMALL;
+        Self(Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))))
+    }
+
+    /// The bytes of ranges of files, one after the other.
+    pub(super) fn files(
+        &self,
+        files: Vec<(Arc<File>, Range<u64>)>,
+    ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+        let own = Arc::new(Semaphore::new(AT_ONCE));
+        let pool = Arc::clone(&self.0);
+        let files = stream::iter(files.into_iter().map(Ok::<_, io::Error>));
+        let pieces = files.map_ok(move |(file, range)| {
+            let (own, pool) = (Arc::clone(&own), Arc::clone(&pool));
+            stream::try_unfold(range, move |range| {
+                let (file, own, pool) = (Arc::clone(&file), Arc::clone(&own), Arc::clone(&pool));
+                async move {
+                    if range.is_empty() {
+                        return Ok(None);
+                    }
+                    let first = place(&own).await;
+                    let large = pool.try_acquire_many_owned((LARGE / SMALL) as u32).ok();
+                    let (len, second) =
+                        if large.is_some() { (LARGE, None) } else { (SMALL, place(&own).await) };
+                    let end = range.end.min(range.start + len as u64);
+                    let piece = read(file, range.start..end).await?;
+                    Ok::<_, io::Error>(Some((held(piece, [first, large, second]), end..range.end)))
+                }
+            })
+        });
+        pieces.try_flatten().boxed()
+    }
+}
+
+/// Bytes that come from a server, one piece at a time.
+pub(super) fn one_by_one<S, E>(bytes: S) -> impl Stream<Item = Result<Bytes, E>> + Send + 'static
+where
+    S: Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static,
+    E: Send + 'static,
+{
+    let own = Arc::new(Semaphore::new(1));
+    stream::unfold((bytes, own), |(mut bytes, own)| async move {
+        let turn = place(&own).await;
+        let piece = bytes.next().await?;
+        Some((piece.map(|piece| held(piece, [turn, None, None])), (bytes, own)))
+    })
+    .boxed()
+}
+
+async fn read(file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
+    let reading = move || read_piece(&file, range.start, (range.end - range.start) as usize);
+    tokio::task::spawn_blocking(reading).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use std::io::Write;
+
+    use super::*;
+
+    const LEN: usize = 2 * LARGE + 5;
+
+    fn file() -> (Arc<File>, Vec<u8>) {
+        let bytes: Vec<u8> = (0..LEN).map(|at| (at % 251) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        (Arc::new(file), bytes)
+    }
+
+    /// The length of each piece, and all bytes, of a client that drops what it was sent.
+    async fn sent(buffers: &SendBuffers, range: Range<u64>) -> (Vec<usize>, Vec<u8>) {
+        let pieces = buffers.files(vec![(file().0, range)]);
+        let (mut lens, mut bytes, mut pieces) = (Vec::new(), Vec::new(), Box::pin(pieces));
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.unwrap();
+            lens.push(piece.len());
+            bytes.extend_from_slice(&piece);
+        }
+        (lens, bytes)
+    }
+
+    #[tokio::test]
+    async fn pieces_are_large_while_the_pool_has_memory_and_small_without() {
+        let buffers = SendBuffers::new(ByteSize(2 * LARGE as u64));
+        let (lens, bytes) = sent(&buffers, 3..LEN as u64).await;
+        assert_eq!(lens, [LARGE, LARGE, 2]);
+        assert_eq!(bytes, file().1[3..]);
+        let _all = buffers.0.try_acquire_many(buffers.0.available_permits() as u32).unwrap();
+        let (lens, bytes) = sent(&buffers, 3..LEN as u64).await;
+        assert!(lens.iter().all(|len| *len <= SMALL), "{lens:?}");
+        assert_eq!(bytes, file().1[3..]);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_holds_two_large_pieces_or_a_small_one() {
+        let buffers = SendBuffers::new(ByteSize(3 * LARGE as u64));
+        let of = || Box::pin(buffers.files(vec![(file().0, 0..LEN as u64)]));
+        let (mut first, mut second, mut third) = (of(), of(), of());
+        let held: [Bytes; 2] = [first.next().await.unwrap().unwrap(), first.next().await.unwrap().unwrap()];
+        assert!(futures_util::poll!(first.next()).is_pending());
+        let last_large = second.next().await.unwrap().unwrap();
+        let small = third.next().await.unwrap().unwrap();
+        assert_eq!((last_large.len(), small.len()), (LARGE, SMALL));
+        assert!(futures_util::poll!(third.next()).is_pending());
+        drop(held);
+        assert_eq!(first.next().await.unwrap().unwrap().len(), 5);
+        drop(small);
+        assert_eq!(third.next().await.unwrap().unwrap().len(), LARGE);
+    }
+
+    #[tokio::test]
+    async fn what_comes_from_a_server_is_passed_on_one_by_one() {
+        let pieces = [Bytes::from_static(b"a"), Bytes::from_static(b"b")].map(Ok::<_, io::Error>);
+        let mut passed = Box::pin(one_by_one(stream::iter(pieces)));
+        let first = passed.next().await.unwrap().unwrap();
+        assert!(futures_util::poll!(passed.next()).is_pending());
+        drop(first);
+        assert_eq!(passed.next().await.unwrap().unwrap(), "b");
+        assert!(passed.next().await.is_none());
+    }
+}
