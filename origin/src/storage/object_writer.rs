@@ -5,7 +5,8 @@
 //! bytes -> part of 8 MiB, with a permit of the pool -> put_part, at most 3 at once -+
 //!                                                      put_part --------------------+-> complete
 //! ```
-//! The permit goes with the part until the store has it: the pool bounds the memory of all writers together. A writer
+//! The permit goes with the part until the store has it: the pool bounds the memory of all writers together. A part that
+//! is full needs nobody to be sent, so whoever waits for a part gets one in the end. A writer
 //! that is dropped, or that fails, aborts its multipart upload; what a crash leaves is for the bucket's lifecycle rule.
 
 use core::time::Duration;
@@ -61,30 +62,54 @@ pub(super) struct Writer {
     key: Key,
     path: Path,
     part: Part,
+    /// For the next part, if there was one to be had before it was needed.
+    spare: Option<OwnedSemaphorePermit>,
     len: u64,
     upload: Option<Upload>,
 }
 
 impl Writer {
     pub(super) fn new(store: Arc<dyn ObjectStore>, pool: PartPool, key: Key, path: Path) -> Self {
-        Self { store, pool, key, path, part: Part::default(), len: 0, upload: None }
+        Self { store, pool, key, path, part: Part::default(), spare: None, len: 0, upload: None }
     }
 
     async fn take(&mut self, mut bytes: Bytes) -> Result<(), StorageError> {
         self.len += bytes.len() as u64;
         while !bytes.is_empty() {
-            if self.part.len == PART_LEN {
-                self.send_part().await?;
-            }
-            if self.part.permit.is_none() {
-                let permit = Arc::clone(&self.pool.0).acquire_owned().await;
-                self.part.permit = permit.ok();
-            }
+            self.make_room().await?;
             let now = bytes.split_to(bytes.len().min(PART_LEN - self.part.len));
             self.part.len += now.len();
             self.part.pieces.push(now);
         }
         Ok(())
+    }
+
+    /// Has a part that is not full. Waits for one without holding another that waits for bytes.
+    async fn make_room(&mut self) -> Result<(), StorageError> {
+        if self.part.len == PART_LEN {
+            self.send_part().await?;
+        }
+        if self.part.permit.is_none() {
+            self.part.permit = match self.spare.take() {
+                Some(spare) => Some(spare),
+                None => Arc::clone(&self.pool.0).acquire_owned().await.ok(),
+            };
+        }
+        Ok(())
+    }
+
+    async fn room_after(&mut self, pending: usize) -> Result<usize, StorageError> {
+        if pending == 0 {
+            self.make_room().await?;
+        }
+        let in_part = PART_LEN.saturating_sub(self.part.len + pending);
+        if in_part > 0 {
+            return Ok(in_part);
+        }
+        if self.spare.is_none() {
+            self.spare = Arc::clone(&self.pool.0).try_acquire_owned().ok();
+        }
+        Ok(if self.spare.is_some() { PART_LEN } else { 0 })
     }
 
     /// Sets the gathered part on its way, once fewer than [`PARTS_AT_ONCE`] are.
@@ -187,6 +212,10 @@ async fn stored_len(store: &dyn ObjectStore, key: &Key, path: &Path) -> Result<O
 }
 
 impl ObjectWriter for Writer {
+    fn room(&mut self, pending: usize) -> StorageFuture<'_, usize> {
+        self.room_after(pending).boxed()
+    }
+
     fn write(&mut self, bytes: Bytes) -> StorageFuture<'_, ()> {
         self.take(bytes).boxed()
     }

@@ -5,8 +5,14 @@
 //!                          -> segment's writer       -+
 //! ```
 //! While a batch is hashed and written, the next one is read: two batches per upload, each with a permit of the pool.
-//! An upload without a permit does not read its socket. Nothing is visible before the segment is finished, and the
-//! segment counts only once a link names it.
+//! An upload without a permit has one piece of its body and does not read its socket any further. So that slow clients
+//! keep nobody waiting, a batch is gathered only when its first bytes are there, and for a short time only.
+//!
+//! Memory is asked for in one order, what the segment's writer needs before the permit of a batch: who holds a permit waits
+//! for nobody. Without that, uploads with permits that wait for parts and uploads with parts that wait for permits wait
+//! for each other for ever.
+//!
+//! Nothing is visible before the segment is finished, and the segment counts only once a link names it.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -14,6 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::hash::Hashes;
 use super::id::Generation;
@@ -24,6 +31,8 @@ use crate::storage::{ObjectWriter, Storage, StorageError};
 
 /// Bytes that are gathered before they are hashed and written.
 pub(crate) const BATCH_LEN: usize = 1 << 20;
+/// How long a batch is gathered after its first bytes; a slow client's is smaller then.
+const GATHER_TIMEOUT: Duration = Duration::from_millis(100);
 /// Fewer bytes than this are hashed where they are: handing them over would cost more.
 const HASH_HERE_LEN: usize = 64 << 10;
 
@@ -100,17 +109,36 @@ where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
     E: core::fmt::Display,
 {
-    let mut source = Source { body, bounds, left: bounds.expected };
-    let mut batch = source.batch().await?;
+    let mut source = Source { body, bounds, left: bounds.expected, held: None, has_ended: false };
+    let mut batch = next_batch(&mut source, sink).await?;
     while !batch.pieces.is_empty() {
-        let (next, stored) = tokio::join!(source.batch(), sink.store(hashes, batch));
-        (batch, hashes) = (next?, stored?);
+        let room = sink.room(batch.len).await?;
+        if room == 0 {
+            hashes = sink.store(hashes, batch).await?;
+            batch = next_batch(&mut source, sink).await?;
+        } else {
+            let (next, stored) = tokio::join!(source.batch(room), sink.store(hashes, batch));
+            (batch, hashes) = (next?, stored?);
+        }
     }
     if source.left.is_some_and(|left| left > 0) {
         return Err(ReceiveError::Length);
     }
     sink.finish().await?;
     Ok(hashes)
+}
+
+/// The next batch, with none under way.
+async fn next_batch<S, E>(source: &mut Source<'_, S>, sink: &mut Sink<'_>) -> Result<Batch, ReceiveError>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin,
+    E: core::fmt::Display,
+{
+    if source.wait().await? {
+        let room = sink.room(0).await?;
+        return source.batch(room).await;
+    }
+    Ok(Batch::default())
 }
 
 #[derive(Default)]
@@ -124,6 +152,9 @@ struct Source<'a, S> {
     body: S,
     bounds: &'a Bounds,
     left: Option<u64>,
+    /// What was read and is in no batch yet.
+    held: Option<Bytes>,
+    has_ended: bool,
 }
 
 impl<S, E> Source<'_, S>
@@ -131,21 +162,40 @@ where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
     E: core::fmt::Display,
 {
-    /// The next batch; of no pieces at the end of the body.
-    async fn batch(&mut self) -> Result<Batch, ReceiveError> {
-        let permit = Arc::clone(&self.bounds.batches).acquire_owned().await.ok();
-        let mut batch = Batch { _permit: permit, ..Batch::default() };
-        while batch.len < BATCH_LEN {
+    /// Waits for bytes; false at the end of the body.
+    async fn wait(&mut self) -> Result<bool, ReceiveError> {
+        while self.held.is_none() && !self.has_ended {
             let piece = tokio::time::timeout(self.bounds.stall, self.body.next()).await;
-            let Some(piece) = piece.map_err(|_| ReceiveError::Stalled)? else { break };
+            let Some(piece) = piece.map_err(|_| ReceiveError::Stalled)? else {
+                self.has_ended = true;
+                break;
+            };
             let piece = piece.map_err(|error| ReceiveError::Body(error.to_string()))?;
             if let Some(left) = &mut self.left {
                 *left = left.checked_sub(piece.len() as u64).ok_or(ReceiveError::Length)?;
             }
-            if !piece.is_empty() {
-                batch.len += piece.len();
-                batch.pieces.push(piece);
-            }
+            self.held = (!piece.is_empty()).then_some(piece);
+        }
+        Ok(self.held.is_some())
+    }
+
+    /// The next batch, of at most `room` bytes; of no pieces at the end of the body.
+    async fn batch(&mut self, room: usize) -> Result<Batch, ReceiveError> {
+        if !self.wait().await? {
+            return Ok(Batch::default());
+        }
+        let permit = Arc::clone(&self.bounds.batches).acquire_owned().await.ok();
+        let mut batch = Batch { _permit: permit, ..Batch::default() };
+        let deadline = Instant::now() + GATHER_TIMEOUT;
+        let len = room.min(BATCH_LEN);
+        while batch.len < len {
+            let Ok(more) = tokio::time::timeout_at(deadline, self.wait()).await else { break };
+            more?;
+            let Some(mut piece) = self.held.take() else { break };
+            let now = piece.split_to(piece.len().min(len - batch.len));
+            self.held = (!piece.is_empty()).then_some(piece);
+            batch.len += now.len();
+            batch.pieces.push(now);
         }
         Ok(batch)
     }
@@ -179,24 +229,33 @@ impl Sink<'_> {
         written.and(hashed)
     }
 
-    async fn write(&mut self, batch: &Batch) -> Result<(), StorageError> {
-        let full = |segment: &Segment| segment.size + batch.len as u64 > self.bounds.segment_len;
-        if self.open.as_ref().is_some_and(|(segment, _)| full(segment)) {
-            self.finish().await?;
-        }
-        let (segment, writer) = match &mut self.open {
-            Some(open) => open,
-            none => {
-                let segment = Segment { nonce: nonce(), size: 0 };
-                let writer = self.storage.write(&keys::segment(self.upload, segment.nonce)).await?;
-                none.insert((segment, writer))
+    /// How many bytes can be written after `pending` more without waiting for memory. Only without any pending it waits for
+    /// memory, or begins a segment.
+    async fn room(&mut self, pending: usize) -> Result<usize, StorageError> {
+        if let Some((segment, writer)) = &mut self.open {
+            let left = self.bounds.segment_len.saturating_sub(segment.size + pending as u64);
+            if left > 0 {
+                let room = writer.room(pending).await?;
+                return Ok(room.min(usize::try_from(left).unwrap_or(usize::MAX)));
             }
-        };
+        }
+        if pending > 0 {
+            return Ok(0);
+        }
+        self.finish().await?;
+        let segment = Segment { nonce: nonce(), size: 0 };
+        let writer = self.storage.write(&keys::segment(self.upload, segment.nonce)).await?;
+        self.open.insert((segment, writer)).1.room(0).await
+    }
+
+    /// There is room for the batch.
+    async fn write(&mut self, batch: &Batch) -> Result<(), StorageError> {
+        let Some((segment, writer)) = &mut self.open else { return Ok(()) };
         for piece in &batch.pieces {
             writer.write(piece.clone()).await?;
         }
         segment.size += batch.len as u64;
-        Ok(())
+        writer.flush().await
     }
 
     async fn finish(&mut self) -> Result<(), StorageError> {
