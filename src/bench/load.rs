@@ -1,23 +1,36 @@
 //! Load on an HTTP/1.1 server: connections that stay open, each of which asks again as soon as it was answered.
 //!
 //! It is light, because it shares the machine with what it measures: requests are written ready-made, and of an answer
-//! only the head is looked at. Bodies are counted and dropped.
+//! only the head is looked at. Bodies are counted and dropped. Each of its threads has its own connections, which take
+//! turns, and one buffer for all of them: a connection that is answered is not kept waiting for the others' reading.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::pin::{Pin, pin};
+use std::task::{Poll, ready};
+use std::thread::available_parallelism;
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::runtime::Builder;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep};
 
-/// Bytes of an answer that are read at once; a head has to fit.
+/// Bytes of an answer that are read at once.
 const BUFFER_LEN: usize = 256 << 10;
+/// Of the head of an answer.
+const MAX_HEAD_LEN: usize = 64 << 10;
 const MAX_HEADERS: usize = 64;
 /// How long an answer may take; a server that does not give one has failed.
 const ANSWER_BOUND: Duration = Duration::from_secs(10);
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_LEN]);
+}
+
 /// A connection that fails this often in a row is given up: errors are not to be had by the million.
 const FAILURES_IN_A_ROW: u32 = 10;
 
@@ -56,7 +69,14 @@ impl Measured {
     }
 
     /// What several connections measured side by side since `started`.
-    pub(super) async fn gather(mut clients: JoinSet<Self>, started: Instant) -> Self {
+    pub(super) async fn gather(clients: JoinSet<Self>, started: Instant) -> Self {
+        let mut sum = Self::sum(clients).await;
+        sum.took = started.elapsed();
+        sum.latencies_s.sort_unstable_by(f64::total_cmp);
+        sum
+    }
+
+    async fn sum(mut clients: JoinSet<Self>) -> Self {
         let mut sum = Self::default();
         while let Some(measured) = clients.join_next().await {
             match measured {
@@ -64,8 +84,6 @@ impl Measured {
                 Err(error) => sum.failed(error),
             }
         }
-        sum.took = started.elapsed();
-        sum.latencies_s.sort_unstable_by(f64::total_cmp);
         sum
     }
 
@@ -81,24 +99,45 @@ impl Load {
     /// Puts the load on the server.
     pub(super) async fn run(self) -> Measured {
         let started = Instant::now();
-        let mut clients = JoinSet::new();
-        for _ in 0..self.connections {
-            clients.spawn(self.clone().client(started + self.duration));
+        let number = available_parallelism().map_or(1, |cores| cores.get() as u32).min(self.connections);
+        let mut threads = JoinSet::new();
+        for thread in 0..number {
+            let share = (self.connections + thread) / number;
+            let load = Self { connections: share, ..self.clone() };
+            threads.spawn_blocking(move || load.run_on_this_thread(started));
         }
-        Measured::gather(clients, started).await
+        Measured::gather(threads, started).await
+    }
+
+    fn run_on_this_thread(self, started: Instant) -> Measured {
+        let mut measured = Measured::default();
+        match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(async {
+                let mut clients = JoinSet::new();
+                for _ in 0..self.connections {
+                    clients.spawn(self.clone().client(started + self.duration));
+                }
+                Measured::sum(clients).await
+            }),
+            Err(error) => {
+                measured.failed(error);
+                measured
+            }
+        }
     }
 
     async fn client(self, deadline: Instant) -> Measured {
         let (mut measured, mut connection, mut in_a_row) = (Measured::default(), None, 0);
+        let mut alarm = pin!(sleep(ANSWER_BOUND));
         while Instant::now() < deadline && in_a_row < FAILURES_IN_A_ROW {
-            // The bound holds for the last request, too: a few timers are cheap where nobody waits for long.
-            match timeout(ANSWER_BOUND, self.ask(&mut connection)).await {
-                Ok(Ok((latency, bytes))) => {
+            // The bound holds for the last request, too.
+            match in_time(alarm.as_mut(), self.ask(&mut connection)).await {
+                Some(Ok((latency, bytes))) => {
                     measured.answered(latency, bytes);
                     in_a_row = 0;
                 }
-                Ok(Err(error)) => (connection, in_a_row) = fail(&mut measured, error, in_a_row),
-                Err(_) => {
+                Some(Err(error)) => (connection, in_a_row) = fail(&mut measured, error, in_a_row),
+                None => {
                     let error = format!("no answer within {ANSWER_BOUND:?}");
                     (connection, in_a_row) = fail(&mut measured, error, in_a_row);
                 }
@@ -123,6 +162,24 @@ impl Load {
     }
 }
 
+/// What `work` gives, unless it takes too long. The alarm is set only when it goes off, not for each request.
+async fn in_time<T>(mut alarm: Pin<&mut Sleep>, work: impl Future<Output = T>) -> Option<T> {
+    let deadline = Instant::now() + ANSWER_BOUND;
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = work.as_mut() => return Some(done),
+            () = alarm.as_mut() => {
+                if Instant::now() >= deadline {
+                    return None;
+                }
+                alarm.as_mut().reset(deadline);
+            }
+        }
+    }
+}
+
 fn fail(measured: &mut Measured, error: impl ToString, in_a_row: u32) -> (Option<Connection>, u32) {
     measured.failed(error);
     (None, in_a_row + 1)
@@ -131,7 +188,6 @@ fn fail(measured: &mut Measured, error: impl ToString, in_a_row: u32) -> (Option
 #[derive(Debug)]
 struct Connection {
     stream: TcpStream,
-    buffer: Vec<u8>,
 }
 
 /// The head of an answer, as far as it matters here.
@@ -147,34 +203,53 @@ impl Connection {
     async fn open(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: vec![0; BUFFER_LEN] })
+        Ok(Self { stream })
     }
 
     /// Reads an answer to its end.
     async fn answer(&mut self) -> io::Result<Answer> {
-        let mut filled = 0;
-        let answer = loop {
-            filled += self.read(filled).await?;
-            if let Some(answer) = Answer::parse(&self.buffer[..filled])? {
-                break answer;
+        // Only what comes in pieces is put together here.
+        let mut head = Vec::new();
+        let (answer, mut got) = loop {
+            let parsed = self.read(|bytes| parse(&mut head, bytes)).await??;
+            if let Some(parsed) = parsed {
+                break parsed;
             }
         };
-        let mut got = (filled - answer.head_len) as u64;
         while got < answer.len {
-            got += self.read(0).await? as u64;
+            got += self.read(|bytes| bytes.len() as u64).await?;
         }
         if got == answer.len { Ok(answer) } else { Err(invalid("more came than Content-Length says")) }
     }
 
-    async fn read(&mut self, filled: usize) -> io::Result<usize> {
-        let room = &mut self.buffer[filled..];
-        if room.is_empty() {
-            return Err(invalid("the head is too long"));
-        }
-        match self.stream.read(room).await? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            len => Ok(len),
-        }
+    /// Shows what comes next.
+    async fn read<T>(&mut self, mut look: impl FnMut(&[u8]) -> T) -> io::Result<T> {
+        poll_fn(|context| {
+            BUFFER.with_borrow_mut(|buffer| {
+                let mut buffer = ReadBuf::new(buffer);
+                ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
+                Poll::Ready(match buffer.filled() {
+                    [] => Err(io::ErrorKind::UnexpectedEof.into()),
+                    bytes => Ok(look(bytes)),
+                })
+            })
+        })
+        .await
+    }
+}
+
+/// The head of an answer that begins with `before`, and how much of the body came with it.
+fn parse(before: &mut Vec<u8>, bytes: &[u8]) -> io::Result<Option<(Answer, u64)>> {
+    if before.is_empty()
+        && let Some(answer) = Answer::parse(bytes)?
+    {
+        return Ok(Some((answer, (bytes.len() - answer.head_len) as u64)));
+    }
+    before.extend_from_slice(bytes);
+    match Answer::parse(before)? {
+        Some(answer) => Ok(Some((answer, (before.len() - answer.head_len) as u64))),
+        None if before.len() > MAX_HEAD_LEN => Err(invalid("the head is too long")),
+        None => Ok(None),
     }
 }
 
@@ -207,6 +282,7 @@ fn invalid(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Erro
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
+    use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
 
     use super::*;

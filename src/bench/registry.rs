@@ -7,7 +7,7 @@
 use std::env;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum, value_parser};
@@ -20,6 +20,7 @@ use futures_util::stream;
 use reqwest::{Body, Url};
 use serde::Serialize;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::content::{Content, Pushed};
 use super::load::{Load, Measured};
