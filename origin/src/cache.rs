@@ -157,6 +157,14 @@ where
         }
     }
 
+    /// The value if it is in memory, and neither too old nor due to be refreshed.
+    pub(crate) fn fresh(&self, key: &K) -> Option<V> {
+        let entry = self.shared.entries.get(key)?;
+        let (limits, age) = (&self.shared.limits, Clock::now().saturating_since(entry.read_at));
+        let bound = limits.refresh_after.unwrap_or(limits.time_to_live).min(limits.time_to_live);
+        (age < bound).then_some(entry.value)
+    }
+
     /// The value if it is in memory, however old: for what never changes.
     pub(crate) fn peek(&self, key: &K) -> Option<Cached<V>> {
         self.shared.entries.get(key).map(Entry::fresh)

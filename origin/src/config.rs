@@ -33,6 +33,8 @@ pub struct Config {
     pub replica_listen: Option<SocketAddr>,
     /// Whether clients are sent to the storage for blobs (307 to a presigned URL). Default no: all bytes pass the origin.
     pub redirect_blobs: bool,
+    /// Threads that serve connections, each its own. Default 0: the caller's runtime does.
+    pub threads: usize,
     /// The times of collection: the same at all replicas of a bucket.
     pub horizons: Horizons,
     /// Everything that is bounded.
@@ -57,6 +59,7 @@ impl Config {
             replicas: Replicas::none(),
             replica_listen: None,
             redirect_blobs: false,
+            threads: 0,
             horizons: Horizons::default(),
             limits: Limits::default(),
         }

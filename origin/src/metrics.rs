@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use flotilla_runtime::identity::Identity;
-use flotilla_runtime::metrics::{self, Figures, Requests};
+use flotilla_runtime::metrics::{self, Answers, Figures, Requests};
 use http::{HeaderMap, Response, StatusCode};
 
 use crate::registry::Registry;
 use crate::storage::Operations;
+
+/// The route of manifests, as a label.
+pub(crate) const MANIFEST: &str = "manifest";
 
 /// Counters of an origin, from its start on.
 #[derive(Debug)]
@@ -18,16 +21,20 @@ pub struct Metrics {
     blob_bytes_sent: AtomicU64,
     redirects: AtomicU64,
     requests: Requests,
+    /// Of manifests from memory.
+    manifests: Answers,
     operations: Arc<Operations>,
     identity: Option<Identity>,
 }
 
 impl Metrics {
     pub(crate) fn new(operations: Arc<Operations>, identity: Option<Identity>) -> Self {
+        let requests = Requests::default();
         Self {
             blob_bytes_sent: AtomicU64::new(0),
             redirects: AtomicU64::new(0),
-            requests: Requests::default(),
+            manifests: requests.of(MANIFEST, StatusCode::OK),
+            requests,
             operations,
             identity,
         }
@@ -54,6 +61,11 @@ impl Metrics {
 
     pub(crate) fn request(&self, route: &'static str, status: StatusCode, duration: Duration) {
         self.requests.answered(route, status, duration);
+    }
+
+    /// A manifest was answered from memory.
+    pub(crate) fn manifest_answered(&self, duration: Duration) {
+        self.manifests.answered(duration);
     }
 
     /// The answer of `/metrics`, of an origin that answers from `registry`.

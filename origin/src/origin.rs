@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use flotilla_runtime::http::serve;
+use flotilla_runtime::http::{Workers, serve};
 use flotilla_runtime::identity::{Clients, IdentityError, Timing, keep_fresh};
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
@@ -35,6 +35,9 @@ pub enum StartError {
     /// Nobody can be sent to this storage.
     #[error("redirect blobs: {0}; leave redirect-blobs out, or take a storage that signs URLs: s3, gs or az")]
     Redirects(String),
+    /// A thread cannot be started.
+    #[error("start threads: {0}")]
+    Threads(io::Error),
     /// The certificate cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -56,6 +59,7 @@ pub struct Origin {
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
     drain_timeout: core::time::Duration,
+    _workers: Option<Arc<Workers>>,
 }
 
 impl Origin {
@@ -106,10 +110,13 @@ impl Origin {
         }
         let listen_error = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
-        let server = serve(listener, http::router(api), tls, &shutdown).map_err(listen_error)?;
+        let workers = (config.threads > 0).then(|| Workers::start(config.threads)).transpose();
+        let workers = workers.map_err(StartError::Threads)?.map(Arc::new);
+        let responder = http::responder(api).on(workers.clone());
+        let server = serve(listener, responder, tls, &shutdown).map_err(listen_error)?;
         let address = server.address();
         tracing::info!(%address, storage = config.storage, "origin started");
-        Ok(Self { address, replica_address, metrics, shutdown, drain_timeout })
+        Ok(Self { address, replica_address, metrics, shutdown, drain_timeout, _workers: workers })
     }
 
     /// The address that it listens on.

@@ -1,7 +1,9 @@
 //! `flotilla origin`.
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::thread::available_parallelism;
 
 use clap::{Args, Subcommand};
 use flotilla_common::name::RegionName;
@@ -108,5 +110,6 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
     config.replicas = Replicas::at(args.replicas);
     config.replica_listen = args.replica_listen;
     config.redirect_blobs = args.redirect_blobs;
+    config.threads = available_parallelism().map_or(1, NonZero::get);
     Ok(config)
 }

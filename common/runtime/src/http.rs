@@ -5,6 +5,7 @@
 //! - everything is bounded: connections, the waits for a request's head, for the client to take its
 //!   response and for the TLS handshake, the drain;
 //! - a body of files can leave without passing through this process: [`FileSender`];
+//! - what is in memory can be answered before the router ([`Responder`]), on threads that share nothing ([`Workers`]);
 //! - **a connection always ends with FIN**, never with a reset as long as the client behaves. A client such as
 //!   containerd resumes a body that was cut short by FIN and fails the whole pull on a reset, and the kernel resets
 //!   a socket that is closed while it holds unread bytes. So the end of a connection is: send what the handler
@@ -17,25 +18,30 @@
 //!
 //! It must never buffer a body.
 
+mod alarm;
 mod cut;
 mod files;
 mod patience;
+mod responder;
+mod workers;
 
+use std::convert::Infallible;
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{HeaderName, Request};
-use axum::Router;
+use ::http::{HeaderName, Request, Response};
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use flotilla_common::name::PeerId;
+use futures_util::future::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -46,6 +52,8 @@ use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
 pub use files::FileSender;
+pub use responder::Responder;
+pub use workers::Workers;
 
 /// A request's header: with the value `never` an origin sends a blob's bytes itself, where it would send others to its
 /// storage. Peers trust the certificates of their fleet only.
@@ -53,6 +61,8 @@ pub const REDIRECT: HeaderName = HeaderName::from_static("flotilla-redirect");
 
 use crate::identity;
 use crate::shutdown::Shutdown;
+use crate::woken::OnlyWhenWoken;
+use alarm::Alarm;
 use cut::FlushBeforeCut;
 use files::FileStream;
 use patience::Patient;
@@ -120,7 +130,7 @@ impl Server {
     }
 }
 
-/// Serves `router` on `listener` until `shutdown`, with the default [`Limits`]. With `tls`, HTTPS only.
+/// Serves what `responder` answers on `listener` until `shutdown`, with the default [`Limits`]. With `tls`, HTTPS only.
 ///
 /// The work is spawned through `shutdown`, whose `drain` waits for it.
 ///
@@ -128,11 +138,11 @@ impl Server {
 /// The listener has no address.
 pub fn serve(
     listener: TcpListener,
-    router: Router,
+    responder: impl Into<Responder>,
     tls: Option<Arc<ServerConfig>>,
     shutdown: &Shutdown,
 ) -> io::Result<Server> {
-    serve_with(listener, router, tls, shutdown, Limits::default())
+    serve_with(listener, responder, tls, shutdown, Limits::default())
 }
 
 /// [`serve`] with other bounds.
@@ -141,7 +151,7 @@ pub fn serve(
 /// The listener has no address.
 pub fn serve_with(
     listener: TcpListener,
-    router: Router,
+    responder: impl Into<Responder>,
     tls: Option<Arc<ServerConfig>>,
     shutdown: &Shutdown,
     limits: Limits,
@@ -149,14 +159,14 @@ pub fn serve_with(
     let address = listener.local_addr()?;
     let mut http = http1::Builder::new();
     // No half-close: a client that hangs up is noticed while its response still waits for bytes.
-    http.timer(TokioTimer::new()).header_read_timeout(limits.head_timeout);
+    http.header_read_timeout(limits.head_timeout);
     // Pieces of bodies reach the stream as they are: `files` knows its own among them by their address.
     http.writev(true);
     // An upload that waits for its turn has as much in memory.
     http.max_buf_size(BUFFER_LEN);
     let service = Arc::new(HttpService {
         http,
-        router,
+        responder: responder.into(),
         tls: tls.map(TlsAcceptor::from),
         permits: Arc::new(Semaphore::new(limits.connections)),
         limits,
@@ -168,7 +178,7 @@ pub fn serve_with(
 
 struct HttpService {
     http: http1::Builder,
-    router: Router,
+    responder: Responder,
     tls: Option<TlsAcceptor>,
     permits: Arc<Semaphore>,
     limits: Limits,
@@ -178,11 +188,7 @@ struct HttpService {
 impl HttpService {
     async fn accept_all(self: Arc<Self>, listener: TcpListener) {
         while let Some((stream, client, permit)) = self.accept(&listener).await {
-            let service = Arc::clone(&self);
-            self.shutdown.spawn(async move {
-                service.connection(stream, client).await;
-                drop(permit);
-            });
+            Arc::clone(&self).start(stream, client, permit);
         }
         drop(listener);
         let everyone = u32::try_from(self.limits.connections).unwrap_or(u32::MAX);
@@ -210,6 +216,28 @@ impl HttpService {
             () = self.shutdown.wait() => None,
             accepted = next => accepted,
         }
+    }
+
+    /// Serves a connection in a task of its own, here or on a worker.
+    fn start(self: Arc<Self>, stream: TcpStream, client: SocketAddr, permit: OwnedSemaphorePermit) {
+        let shutdown = self.shutdown.clone();
+        let Some(workers) = self.responder.workers.clone() else {
+            shutdown.spawn(async move {
+                self.connection(stream, client).await;
+                drop(permit);
+            });
+            return;
+        };
+        let (runtime, seat) = workers.seat();
+        let stream = stream.into_std();
+        shutdown.spawn_on(runtime, async move {
+            // A socket belongs to the runtime that polls it.
+            match stream.and_then(TcpStream::from_std) {
+                Ok(stream) => self.connection(stream, client).await,
+                Err(error) => tracing::warn!(%client, %error, "hand a connection to its thread"),
+            }
+            drop((seat, permit));
+        });
     }
 
     async fn connection(&self, stream: TcpStream, client: SocketAddr) {
@@ -243,22 +271,16 @@ impl HttpService {
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let respond = service_fn(|request: Request<Incoming>| {
-            let mut request = request.map(Body::new);
-            request.extensions_mut().insert(ConnectInfo(client));
-            request.extensions_mut().insert(identity.clone());
-            if let Some(files) = &files {
-                request.extensions_mut().insert(files.clone());
-            }
-            let response = self.router.clone().call(request);
-            async move { response.await.map(|response| response.map(FlushBeforeCut::new)) }
-        });
+        let respond =
+            service_fn(|request: Request<Incoming>| self.respond(request, client, &identity, files.as_ref()));
         let ended = {
             let io = TokioIo::new(Patient::new(&mut stream, self.limits.write_timeout));
-            let mut connection = pin!(self.http.serve_connection(io, respond));
+            let mut http = self.http.clone();
+            let mut connection = pin!(http.timer(Alarm::default()).serve_connection(io, respond));
             tokio::select! {
+                biased;
                 ended = connection.as_mut() => ended,
-                () = self.shutdown.wait() => {
+                () = OnlyWhenWoken::new(self.shutdown.wait()) => {
                     connection.as_mut().graceful_shutdown();
                     timeout(self.limits.drain_timeout, connection).await.unwrap_or(Ok(()))
                 }
@@ -268,6 +290,28 @@ impl HttpService {
             tracing::debug!(%client, %error, "serve connection");
         }
         close(stream, self.limits.linger_timeout).await;
+    }
+
+    /// The answer of the shortcut, or else of the router.
+    fn respond(
+        &self,
+        request: Request<Incoming>,
+        client: SocketAddr,
+        identity: &ClientIdentity,
+        files: Option<&FileSender>,
+    ) -> impl Future<Output = Result<Response<FlushBeforeCut>, Infallible>> + use<> {
+        let (parts, body) = request.into_parts();
+        if let Some(response) = self.responder.shortcut.as_ref().and_then(|shortcut| shortcut(&parts)) {
+            return Either::Left(ready(Ok(response.map(FlushBeforeCut::new))));
+        }
+        let mut request = Request::from_parts(parts, Body::new(body));
+        request.extensions_mut().insert(ConnectInfo(client));
+        request.extensions_mut().insert(identity.clone());
+        if let Some(files) = files {
+            request.extensions_mut().insert(files.clone());
+        }
+        let response = self.responder.router.clone().call(request);
+        Either::Right(async move { response.await.map(|response| response.map(FlushBeforeCut::new)) })
     }
 }
 

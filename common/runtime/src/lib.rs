@@ -12,3 +12,4 @@ pub mod metrics;
 pub mod rate;
 pub mod shutdown;
 pub mod telemetry;
+mod woken;

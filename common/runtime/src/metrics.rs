@@ -192,10 +192,33 @@ impl Requests {
         registry.register("http_request_seconds", "Time to the head of an answer", self.durations.clone());
     }
 
+    /// For answers of one kind that are too many to look the metrics up for each.
+    pub fn of(&self, route: &'static str, status: StatusCode) -> Answers {
+        Answers {
+            answered: self.answered.get_or_create_owned(&RequestLabels { route, code: status.as_u16() }),
+            durations: self.durations.get_or_create_owned(&RouteLabel { route }),
+        }
+    }
+
     /// A request was answered.
     pub fn answered(&self, route: &'static str, status: StatusCode, took: Duration) {
         self.answered.get_or_create(&RequestLabels { route, code: status.as_u16() }).inc();
         self.durations.get_or_create(&RouteLabel { route }).observe(took.as_secs_f64());
+    }
+}
+
+/// Counts answers of one route and status.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    answered: Counter,
+    durations: Histogram,
+}
+
+impl Answers {
+    /// A request was answered.
+    pub fn answered(&self, took: Duration) {
+        self.answered.inc();
+        self.durations.observe(took.as_secs_f64());
     }
 }
 

@@ -12,10 +12,13 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::woken::OnlyWhenWoken;
 
 /// A clone of it is in every part of a service. A service made of services hands out children.
 #[derive(Clone, Debug, Default)]
@@ -94,8 +97,24 @@ impl Shutdown {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let abandoned = self.abandoned.clone();
-        self.tasks.spawn(abandoned.run_until_cancelled_owned(work))
+        self.spawn_on(&Handle::current(), work)
+    }
+
+    /// [`spawn`](Self::spawn) on another runtime than the caller's.
+    pub fn spawn_on<F>(&self, runtime: &Handle, work: F) -> JoinHandle<Option<F::Output>>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let abandoned = OnlyWhenWoken::new(self.abandoned.clone().cancelled_owned());
+        let until_abandoned = async move {
+            tokio::select! {
+                biased;
+                () = abandoned => None,
+                output = work => Some(output),
+            }
+        };
+        self.tasks.spawn_on(until_abandoned, runtime)
     }
 
     /// Starts the shutdown and waits at most `bound` for the work spawned through this handle (not through its

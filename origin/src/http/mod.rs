@@ -21,6 +21,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
+use flotilla_runtime::http::Responder;
 use flotilla_runtime::rate::Limiter;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 
@@ -42,8 +43,9 @@ pub(crate) struct Api {
 type Answer = Result<Response<Body>, ApiError>;
 
 /// The service.
-pub(crate) fn router(api: Arc<Api>) -> Router {
-    Router::new().fallback(handle).with_state(api)
+pub(crate) fn responder(api: Arc<Api>) -> Responder {
+    let router = Router::new().fallback(handle).with_state(Arc::clone(&api));
+    Responder::from(router).with_shortcut(move |request| manifests::shortcut(&api, request))
 }
 
 async fn handle(State(api): State<Arc<Api>>, request: Request<Body>) -> Response<Body> {
@@ -59,8 +61,7 @@ async fn handle(State(api): State<Arc<Api>>, request: Request<Body>) -> Response
     if is_head && !response.status().is_success() {
         *response.body_mut() = Body::empty();
     }
-    let version = HeaderValue::from_static("registry/2.0");
-    response.headers_mut().insert(HeaderName::from_static("docker-distribution-api-version"), version);
+    set_version(&mut response);
     api.metrics.request(name, response.status(), started.elapsed());
     response
 }
@@ -140,6 +141,10 @@ fn empty(status: StatusCode, headers: &[(HeaderName, &str)]) -> Response<Body> {
     response
 }
 
+fn set_version(response: &mut Response<Body>) {
+    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+}
+
 /// Sets a header whose value is made of names and digests; one that cannot be sent is left out.
 fn set(response: &mut Response<Body>, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
@@ -152,6 +157,7 @@ fn text_of(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 const CHUNK_MIN_LENGTH: HeaderName = HeaderName::from_static("oci-chunk-min-length");
@@ -159,9 +165,12 @@ const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 
 /// Whether an If-None-Match names this entity tag (weak comparison).
-fn matches_etag(headers: &HeaderMap, etag: &str) -> bool {
+fn matches_etag(headers: &HeaderMap, etag: impl AsRef<[u8]>) -> bool {
     let Some(listed) = text_of(headers, header::IF_NONE_MATCH) else { return false };
-    listed.split(',').map(str::trim).any(|one| one == "*" || one.trim_start_matches("W/") == etag)
+    listed
+        .split(',')
+        .map(str::trim)
+        .any(|one| one == "*" || one.trim_start_matches("W/").as_bytes() == etag.as_ref())
 }
 
 /// Marks an answer that is known only from memory past its time. The specification has one code for all warnings.

@@ -3,12 +3,15 @@
 //! A path is read from its end: what stands there tells the kind, and all before it is the name. So a repository may be
 //! called `blobs/uploads` or `manifests/tags`.
 
+use std::borrow::Cow;
+
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_common::wire::origin::{CLOSURE_PATH, KEYS_PATH};
 use http::Method;
 
 use super::error::{ApiError, Code};
+use crate::metrics::MANIFEST;
 
 /// A request's target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +37,7 @@ impl Route {
             Self::Ping => "ping",
             Self::Blob { .. } => "blob",
             Self::Uploads { .. } | Self::Upload { .. } => "upload",
-            Self::Manifest { .. } => "manifest",
+            Self::Manifest { .. } => MANIFEST,
             Self::Tags { .. } => "tags",
             Self::Referrers { .. } => "referrers",
             Self::Closure => "closure",
@@ -55,7 +58,10 @@ pub(super) fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
         "/metrics" => return Ok(Route::Metrics),
         _ => {}
     }
-    let path = percent_decode(path).ok_or_else(not_found)?;
+    let path = match path.contains('%') {
+        true => Cow::Owned(percent_decode(path).ok_or_else(not_found)?),
+        false => Cow::Borrowed(path),
+    };
     let rest = path.strip_prefix("/v2/").ok_or_else(not_found)?;
     let (before, last) = rest.rsplit_once('/').ok_or_else(not_found)?;
     let (name, kind) = before.rsplit_once('/').ok_or_else(not_found)?;

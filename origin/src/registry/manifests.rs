@@ -31,6 +31,29 @@ pub(crate) struct StoredManifest {
     pub(crate) digest: Digest,
     pub(crate) media_type: String,
     pub(crate) bytes: Bytes,
+    /// The digest as text, in quotes.
+    quoted_digest: Bytes,
+}
+
+impl StoredManifest {
+    fn new(digest: Digest, media_type: String, bytes: Bytes) -> Self {
+        Self { digest, media_type, bytes, quoted_digest: format!("\"{digest}\"").into() }
+    }
+
+    /// The digest as text, as an entity tag has it.
+    pub(crate) const fn quoted_digest(&self) -> &Bytes {
+        &self.quoted_digest
+    }
+
+    /// The digest as text.
+    pub(crate) fn digest_text(&self) -> Bytes {
+        self.quoted_digest.slice(1..self.quoted_digest.len() - 1)
+    }
+
+    /// Bytes that it takes in memory.
+    pub(super) fn weight(&self) -> usize {
+        self.bytes.len() + self.media_type.len() + self.quoted_digest.len()
+    }
 }
 
 /// A manifest, and whether it is known only from memory past its time.
@@ -73,6 +96,24 @@ impl Registry {
         Ok(Found { stale: found.stale || tag_is_stale, ..found })
     }
 
+    /// The manifest that a reference names if memory holds all that the answer needs, and nothing of it is due to be
+    /// read again.
+    pub(crate) fn manifest_in_memory(
+        &self,
+        repository: RepositoryName,
+        reference: Reference,
+    ) -> Option<Arc<StoredManifest>> {
+        let key = match reference {
+            Reference::Digest(digest) => (repository, digest),
+            Reference::Tag(tag) => {
+                let key = (repository, tag);
+                let digest = self.tags.fresh(&key)?;
+                (key.0, digest)
+            }
+        };
+        self.manifests.fresh(&key)
+    }
+
     pub(super) async fn manifest_by_digest(
         &self,
         repository: &RepositoryName,
@@ -94,7 +135,7 @@ impl Registry {
                         "not the bytes of the digest",
                     ));
                 }
-                Ok(Some(Arc::new(StoredManifest { digest, media_type, bytes })))
+                Ok(Some(Arc::new(StoredManifest::new(digest, media_type, bytes))))
             }
         };
         let cached = self.manifests.get(&(repository.clone(), digest), fill).await?;
@@ -122,7 +163,7 @@ impl Registry {
             Manifest::parse(&bytes).map_err(|error| RegistryError::ManifestInvalid(error.to_string()))?;
         let media_type = agreed_media_type(media_type, &manifest)?;
         let oldest = self.check_named(repository, &manifest, Need::Live).await?;
-        let stored = Arc::new(StoredManifest { digest, media_type, bytes });
+        let stored = Arc::new(StoredManifest::new(digest, media_type, bytes));
         let mut changed = Vec::new();
         if self.write_manifest(repository, Arc::clone(&stored)).await? == Stored::Changed {
             changed.push(Changed::Manifest(repository.clone(), digest));

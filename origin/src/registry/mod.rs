@@ -36,7 +36,7 @@ use crate::upload::receive::BATCH_LEN;
 pub(crate) use blobs::{Blob, Need};
 pub(crate) use content::read_segments;
 pub(crate) use error::RegistryError;
-use manifests::StoredManifest;
+pub(crate) use manifests::StoredManifest;
 pub(crate) use referrers::MAX_REFERRERS;
 pub(crate) use tags::MAX_TAGS;
 pub(crate) use uploads::{Body, Known, Progress};
@@ -114,7 +114,7 @@ impl Registry {
             manifests: Cache::new(
                 refreshed(limits.manifest_cache.0),
                 |(name, _): &BlobKey, manifest: &Arc<StoredManifest>| {
-                    ENTRY_LEN + name.as_str().len() + manifest.bytes.len()
+                    ENTRY_LEN + name.as_str().len() + manifest.weight()
                 },
             ),
             tags: Cache::new(

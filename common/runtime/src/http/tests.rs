@@ -1,6 +1,7 @@
 //! Stories of a connection's end, told with a raw TCP client.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use axum::Router;
 use axum::extract::Extension;
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -16,10 +17,10 @@ async fn cut_short() -> http::Response<Body> {
     http::Response::builder().header("content-length", 100).body(Body::from_stream(frames)).unwrap()
 }
 
-async fn start(router: Router) -> (SocketAddr, Shutdown) {
+async fn start(responder: impl Into<Responder>) -> (SocketAddr, Shutdown) {
     let shutdown = Shutdown::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let server = serve(listener, router, None, &shutdown).unwrap();
+    let server = serve(listener, responder, None, &shutdown).unwrap();
     (server.address(), shutdown)
 }
 
@@ -151,6 +152,52 @@ async fn a_handler_sees_who_asks() {
     let (address, _shutdown) = start(Router::new().route("/", get(who))).await;
     let request = b"GET / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n";
     assert!(exchange(address, request).await.unwrap().ends_with("127.0.0.1"));
+}
+
+#[tokio::test]
+async fn what_a_shortcut_answers_does_not_reach_the_router() {
+    let responder = Responder::from(Router::new().route("/", get(|| async { "the long way" })));
+    let responder = responder
+        .with_shortcut(|request| (request.method == "HEAD").then(|| Response::new(Body::from("short"))));
+    let shutdown = Shutdown::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = serve(listener, responder, None, &shutdown).unwrap();
+    let request = |method| format!("{method} / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n");
+    let get = exchange(server.address(), request("GET").as_bytes()).await.unwrap();
+    let head = exchange(server.address(), request("HEAD").as_bytes()).await.unwrap();
+    assert!(get.ends_with("the long way"), "{get}");
+    assert!(head.contains("content-length: 5\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn threads_of_their_own_serve_and_drain_connections() {
+    let workers = Arc::new(Workers::start(2).unwrap());
+    let thread = || async { std::thread::current().name().unwrap_or_default().to_owned() };
+    let router = Router::new().route("/", get(thread));
+    let (address, shutdown) = start(Responder::from(router).on(Some(workers))).await;
+    let mut served_by = Vec::new();
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(GET).await.unwrap();
+        let mut answer = String::new();
+        while !answer.contains("http-") {
+            let mut bytes = [0; 1024];
+            let len = stream.read(&mut bytes).await.unwrap();
+            answer.push_str(std::str::from_utf8(&bytes[..len]).unwrap());
+        }
+        served_by.push(answer.split("http-").last().unwrap().to_owned());
+        idle.push(stream);
+    }
+    served_by.sort();
+    assert_eq!(served_by, ["0", "1"]);
+    let drain = shutdown.drain(Duration::from_secs(60));
+    let hang_up = async {
+        for mut stream in idle {
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        }
+    };
+    assert_eq!(tokio::join!(drain, hang_up).0, crate::shutdown::Drained::Complete);
 }
 
 /// Says when it is dropped.
