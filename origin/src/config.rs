@@ -96,14 +96,27 @@ pub struct Limits {
     /// Memory for the bytes of blobs on their way to clients, where they pass through this process, in large pieces.
     /// Default 32 MiB; beyond, each response has a piece of 32 KiB.
     pub pull_buffers: ByteSize,
+    /// Connections at once. Default 8192; 128 more are told to come again (503), and operators are answered there, too.
+    pub connections: usize,
+    /// Requests at once, from their head to the last byte of their answer. Default 4096; more are refused (429).
+    pub requests: usize,
+    /// Uploads at once whose bytes are received or wait for their turn. Default 512; more are refused (429).
+    pub uploads: usize,
+    /// For a whole request head, and for the next request of an idle connection. Default 120 s.
+    pub head_timeout: Duration,
+    /// How long a client may take nothing of its answer. Default 300 s: containerd parks answers while it reads others.
+    pub reader_timeout: Duration,
     /// How long an upload's id is good for. Default 24 h; shorter than the horizon.
     pub upload_lifetime: Duration,
     /// How long a client may send nothing in the middle of a body. Default 60 s.
     pub stall_timeout: Duration,
-    /// For one storage call on a small object. Default 30 s.
+    /// For one storage call on a small object, and for one write with all its repetitions. Default 30 s.
     pub storage_timeout: Duration,
     /// Bytes at which a segment ends. Default 4 GiB.
     pub segment_len: ByteSize,
+    /// How long a shutdown still takes on work while it says that it is not ready, so that load balancers turn away first.
+    /// Default none.
+    pub drain_delay: Duration,
     /// How long a shutdown waits for what is in flight. Default 20 s.
     pub drain_timeout: Duration,
 }
@@ -120,10 +133,16 @@ impl Default for Limits {
             upload_buffers: ByteSize(32 << 20),
             part_buffers: ByteSize(128 << 20),
             pull_buffers: ByteSize(32 << 20),
+            connections: 8192,
+            requests: 4096,
+            uploads: 512,
+            head_timeout: Duration::from_mins(2),
+            reader_timeout: Duration::from_mins(5),
             upload_lifetime: Duration::from_hours(24),
             stall_timeout: Duration::from_mins(1),
             storage_timeout: Duration::from_secs(30),
             segment_len: ByteSize(4 << 30),
+            drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(20),
         }
     }

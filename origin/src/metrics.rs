@@ -9,6 +9,7 @@ use flotilla_runtime::identity::Identity;
 use flotilla_runtime::metrics::{self, Answers, Figures, Requests};
 use http::{HeaderMap, Response, StatusCode};
 
+use crate::http::Admission;
 use crate::registry::Registry;
 use crate::storage::Operations;
 
@@ -24,11 +25,16 @@ pub struct Metrics {
     /// Of manifests from memory.
     manifests: Answers,
     operations: Arc<Operations>,
+    admission: Arc<Admission>,
     identity: Option<Identity>,
 }
 
 impl Metrics {
-    pub(crate) fn new(operations: Arc<Operations>, identity: Option<Identity>) -> Self {
+    pub(crate) fn new(
+        operations: Arc<Operations>,
+        admission: Arc<Admission>,
+        identity: Option<Identity>,
+    ) -> Self {
         let requests = Requests::default();
         Self {
             blob_bytes_sent: AtomicU64::new(0),
@@ -36,6 +42,7 @@ impl Metrics {
             manifests: requests.of(MANIFEST, StatusCode::OK),
             requests,
             operations,
+            admission,
             identity,
         }
     }
@@ -79,6 +86,17 @@ impl Metrics {
             let redirects = metrics.redirects.load(Ordering::Relaxed);
             figures.counter("redirects", "Requests for blobs that were sent to the storage", redirects)?;
             figures.counter("stale_answers", "Answers from memory past its time, without storage", stale)?;
+            let admission = &metrics.admission;
+            figures.counters(
+                "shed",
+                "Requests refused because it was too much",
+                "reason",
+                admission.shed(),
+            )?;
+            let requests = admission.requests_under_way();
+            figures.gauge("requests_under_way", "Requests that are not answered to their end", requests)?;
+            let uploads = admission.uploads_under_way();
+            figures.gauge("uploads_under_way", "Uploads whose bytes are received or wait", uploads)?;
             figures.gauge("replicas_listed", "Replicas that are told of changes", replicas as u64)?;
             let (help, outcomes) = ("Changes told to a replica, by outcome", counts.by_outcome());
             figures.counters("changes_told", help, "outcome", outcomes)?;

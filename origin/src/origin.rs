@@ -1,21 +1,26 @@
 //! A running origin: storage opened and probed, the bucket's format agreed on, a listener.
 
+use core::time::Duration;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use flotilla_runtime::http::{Workers, serve};
+use flotilla_runtime::admin::Readiness;
+use flotilla_runtime::http::{self as http_server, Workers, serve, serve_with};
 use flotilla_runtime::identity::{Clients, IdentityError, Timing, keep_fresh};
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::format::{self, FormatError};
-use crate::http::{self, Api, SendBuffers};
+use crate::http::{self, Admission, Api, SendBuffers};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::replicas::{self, Announcer, Secret};
 use crate::storage::{self, Bounded, Counted, OpenError, Storage};
+
+/// Connections beyond their bound that are answered at all.
+const CONNECTION_RESERVE: usize = 128;
 
 /// Why an origin does not start.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +62,10 @@ pub struct Origin {
     address: SocketAddr,
     replica_address: Option<SocketAddr>,
     metrics: Arc<Metrics>,
+    readiness: Readiness,
     shutdown: Shutdown,
-    drain_timeout: core::time::Duration,
+    drain_delay: Duration,
+    drain_timeout: Duration,
     _workers: Option<Arc<Workers>>,
 }
 
@@ -90,8 +97,11 @@ impl Origin {
         }
         let format = format::agree(&*storage, config.horizons).await?;
         let counted = Counted::new(storage);
-        let metrics = Arc::new(Metrics::new(counted.operations(), config.tls.clone()));
-        let drain_timeout = config.limits.drain_timeout;
+        let admission = Arc::new(Admission::new(&config.limits));
+        let metrics = Metrics::new(counted.operations(), Arc::clone(&admission), config.tls.clone());
+        let metrics = Arc::new(metrics);
+        let Limits { drain_delay, drain_timeout, .. } = config.limits;
+        let listener_limits = listener_limits(&config.limits);
         let shutdown = Shutdown::new();
         config.replicas.follow(&shutdown).await;
         let announcer = Arc::new(Announcer::new(config.replicas, Secret::of(&format))?);
@@ -99,7 +109,17 @@ impl Origin {
         let buffers = SendBuffers::new(config.limits.pull_buffers);
         let registry = Registry::new(Arc::new(counted), format, region, seal_key, config.limits, announcer);
         let (uplink, redirect_blobs) = (config.uplink, config.redirect_blobs);
-        let api = Arc::new(Api { registry, uplink, buffers, redirect_blobs, metrics: Arc::clone(&metrics) });
+        let readiness = Readiness::starting(&shutdown);
+        let api = Api {
+            registry,
+            uplink,
+            buffers,
+            redirect_blobs,
+            readiness: readiness.clone(),
+            admission,
+            metrics: Arc::clone(&metrics),
+        };
+        let api = Arc::new(api);
         let replica_address = match config.replica_listen {
             Some(address) => Some(listen_for_replicas(address, Arc::clone(&api), &shutdown).await?),
             None => None,
@@ -113,10 +133,21 @@ impl Origin {
         let workers = (config.threads > 0).then(|| Workers::start(config.threads)).transpose();
         let workers = workers.map_err(StartError::Threads)?.map(Arc::new);
         let responder = http::responder(api).on(workers.clone());
-        let server = serve(listener, responder, tls, &shutdown).map_err(listen_error)?;
+        let server =
+            serve_with(listener, responder, tls, &shutdown, listener_limits).map_err(listen_error)?;
+        readiness.ready();
         let address = server.address();
         tracing::info!(%address, storage = config.storage, "origin started");
-        Ok(Self { address, replica_address, metrics, shutdown, drain_timeout, _workers: workers })
+        Ok(Self {
+            address,
+            replica_address,
+            metrics,
+            readiness,
+            shutdown,
+            drain_delay,
+            drain_timeout,
+            _workers: workers,
+        })
     }
 
     /// The address that it listens on.
@@ -134,10 +165,28 @@ impl Origin {
         &self.metrics
     }
 
-    /// Finishes what is in flight, within the drain's bound.
+    /// Says that it is not ready, and works on until those who balance load have seen it; then finishes what is in flight,
+    /// within the drain's bound.
     pub async fn shutdown(self) {
+        self.readiness.not_ready("draining");
+        if !self.drain_delay.is_zero() {
+            tracing::info!(delay = ?self.drain_delay, "not ready any more");
+            tokio::time::sleep(self.drain_delay).await;
+        }
         let drained = self.shutdown.drain(self.drain_timeout).await;
         tracing::info!(?drained, "origin stopped");
+    }
+}
+
+/// The bounds of the listener for clients.
+fn listener_limits(limits: &Limits) -> http_server::Limits {
+    http_server::Limits {
+        connections: limits.connections,
+        reserve: CONNECTION_RESERVE,
+        head_timeout: limits.head_timeout,
+        write_timeout: limits.reader_timeout,
+        drain_timeout: limits.drain_timeout,
+        ..http_server::Limits::default()
     }
 }
 

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::thread::available_parallelism;
+use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, value_parser};
 use flotilla_common::name::RegionName;
 use flotilla_common::units::BitRate;
 use flotilla_origin::{Config, Origin, ReplicaAddress, Replicas};
@@ -70,6 +71,18 @@ struct ServeArgs {
     /// Send clients to the storage for blobs, by presigned URLs; peers always get them from the origin
     #[arg(long)]
     redirect_blobs: bool,
+    /// Connections at once; more are told to come again
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = value_parser!(u32).range(1..))]
+    max_connections: u32,
+    /// Requests at once, each until the last byte of its answer; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = value_parser!(u32).range(1..))]
+    max_requests: u32,
+    /// Uploads at once whose bytes are received or wait for their turn; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(1..))]
+    max_uploads: u32,
+    /// How long it works on after it was told to stop, while /readyz says that it is not ready
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = value_parser!(u64).range(0..=300))]
+    drain_delay: u64,
     #[command(flatten)]
     tls: TlsArgs,
     #[command(flatten)]
@@ -111,5 +124,9 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
     config.replica_listen = args.replica_listen;
     config.redirect_blobs = args.redirect_blobs;
     config.threads = available_parallelism().map_or(1, NonZero::get);
+    config.limits.connections = args.max_connections as usize;
+    config.limits.requests = args.max_requests as usize;
+    config.limits.uploads = args.max_uploads as usize;
+    config.limits.drain_delay = Duration::from_secs(args.drain_delay);
     Ok(config)
 }

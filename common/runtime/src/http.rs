@@ -78,11 +78,18 @@ const BUFFER_LEN: usize = 128 << 10;
 /// Encrypted bytes that wait for a client to take them: two records.
 const ENCRYPTED_LEN: usize = 32 << 10;
 
+/// The request came on a connection beyond [`Limits::connections`]: in its extensions. Whoever sees it refuses what can wait,
+/// and ends the connection with its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crowded;
+
 /// The bounds of a listener.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at once; more wait in the kernel's backlog. Default 8192.
+    /// Connections at once. Default 8192.
     pub connections: usize,
+    /// Connections beyond, whose requests are [`Crowded`]; more wait in the kernel's backlog. Default none.
+    pub reserve: usize,
     /// For a whole request head, and for the next request of an idle connection. Default 120 s, more than common
     /// clients keep an idle connection, so that the client is the one to close it.
     pub head_timeout: Duration,
@@ -100,6 +107,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 8192,
+            reserve: 0,
             head_timeout: Duration::from_secs(120),
             handshake_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(300),
@@ -169,6 +177,7 @@ pub fn serve_with(
         responder: responder.into(),
         tls: tls.map(TlsAcceptor::from),
         permits: Arc::new(Semaphore::new(limits.connections)),
+        reserve: Arc::new(Semaphore::new(limits.reserve)),
         limits,
         shutdown: shutdown.clone(),
     });
@@ -176,33 +185,61 @@ pub fn serve_with(
     Ok(Server { address, accepting })
 }
 
+/// A connection's place among those that there may be.
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    is_crowded: bool,
+}
+
 struct HttpService {
     http: http1::Builder,
     responder: Responder,
     tls: Option<TlsAcceptor>,
     permits: Arc<Semaphore>,
+    reserve: Arc<Semaphore>,
     limits: Limits,
     shutdown: Shutdown,
 }
 
 impl HttpService {
     async fn accept_all(self: Arc<Self>, listener: TcpListener) {
-        while let Some((stream, client, permit)) = self.accept(&listener).await {
-            Arc::clone(&self).start(stream, client, permit);
+        while let Some((stream, client, place)) = self.accept(&listener).await {
+            Arc::clone(&self).start(stream, client, place);
         }
         drop(listener);
-        let everyone = u32::try_from(self.limits.connections).unwrap_or(u32::MAX);
         // Each connection ends by its own drain bound.
-        let _all_ended = self.permits.acquire_many(everyone).await;
+        for (permits, all) in [(&self.permits, self.limits.connections), (&self.reserve, self.limits.reserve)]
+        {
+            let _all_ended = permits.acquire_many(u32::try_from(all).unwrap_or(u32::MAX)).await;
+        }
+    }
+
+    /// A place for the next connection. In the reserve only while all others are taken.
+    async fn place(&self) -> Option<Place> {
+        let taken = |permit, is_crowded| Some(Place { _permit: permit, is_crowded });
+        tokio::select! {
+            biased;
+            permit = Arc::clone(&self.permits).acquire_owned() => taken(permit.ok()?, false),
+            permit = Arc::clone(&self.reserve).acquire_owned() => taken(permit.ok()?, true),
+        }
+    }
+
+    /// The same place, or a better one that became free meanwhile.
+    fn or_better(&self, place: Place) -> Place {
+        if !place.is_crowded {
+            return place;
+        }
+        let better = Arc::clone(&self.permits).try_acquire_owned();
+        better.map_or(place, |permit| Place { _permit: permit, is_crowded: false })
     }
 
     /// The next connection; `None` when the shutdown starts.
-    async fn accept(&self, listener: &TcpListener) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    async fn accept(&self, listener: &TcpListener) -> Option<(TcpStream, SocketAddr, Place)> {
         let next = async {
-            let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
+            let place = self.place().await?;
             loop {
                 match listener.accept().await {
-                    Ok((stream, client)) => return Some((stream, client, permit)),
+                    Ok((stream, client)) => return Some((stream, client, self.or_better(place))),
                     Err(error) => {
                         // Out of file descriptors, or a client that left at once: neither ends the service.
                         tracing::warn!(%error, "accept connection");
@@ -219,12 +256,12 @@ impl HttpService {
     }
 
     /// Serves a connection in a task of its own, here or on a worker.
-    fn start(self: Arc<Self>, stream: TcpStream, client: SocketAddr, permit: OwnedSemaphorePermit) {
+    fn start(self: Arc<Self>, stream: TcpStream, client: SocketAddr, place: Place) {
         let shutdown = self.shutdown.clone();
         let Some(workers) = self.responder.workers.clone() else {
             shutdown.spawn(async move {
-                self.connection(stream, client).await;
-                drop(permit);
+                self.connection(stream, client, place.is_crowded).await;
+                drop(place);
             });
             return;
         };
@@ -233,21 +270,21 @@ impl HttpService {
         shutdown.spawn_on(runtime, async move {
             // A socket belongs to the runtime that polls it.
             match stream.and_then(TcpStream::from_std) {
-                Ok(stream) => self.connection(stream, client).await,
+                Ok(stream) => self.connection(stream, client, place.is_crowded).await,
                 Err(error) => tracing::warn!(%client, %error, "hand a connection to its thread"),
             }
-            drop((seat, permit));
+            drop((seat, place));
         });
     }
 
-    async fn connection(&self, stream: TcpStream, client: SocketAddr) {
+    async fn connection(&self, stream: TcpStream, client: SocketAddr, is_crowded: bool) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%client, %error, "set TCP_NODELAY");
         }
         let Some(tls) = &self.tls else {
             let files = FileSender::default();
             let stream = FileStream::new(stream, files.clone());
-            return self.requests(stream, client, ClientIdentity(None), Some(files)).await;
+            return self.requests(stream, client, ClientIdentity(None), Some(files), is_crowded).await;
         };
         match timeout(self.limits.handshake_timeout, tls.accept(stream)).await {
             Ok(Ok(mut stream)) => {
@@ -255,7 +292,7 @@ impl HttpService {
                 let certificates = stream.get_ref().1.peer_certificates();
                 let certificate = certificates.and_then(|chain| chain.first());
                 let peer = certificate.and_then(|certificate| identity::peer_id(certificate));
-                self.requests(stream, client, ClientIdentity(peer), None).await;
+                self.requests(stream, client, ClientIdentity(peer), None, is_crowded).await;
             }
             Ok(Err(error)) => tracing::debug!(%client, %error, "accept TLS handshake"),
             Err(_) => tracing::debug!(%client, "TLS handshake timed out"),
@@ -268,11 +305,13 @@ impl HttpService {
         client: SocketAddr,
         identity: ClientIdentity,
         files: Option<FileSender>,
+        is_crowded: bool,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let respond =
-            service_fn(|request: Request<Incoming>| self.respond(request, client, &identity, files.as_ref()));
+        let respond = service_fn(|request: Request<Incoming>| {
+            self.respond(request, client, &identity, files.as_ref(), is_crowded)
+        });
         let ended = {
             let io = TokioIo::new(Patient::new(&mut stream, self.limits.write_timeout));
             let mut http = self.http.clone();
@@ -299,14 +338,19 @@ impl HttpService {
         client: SocketAddr,
         identity: &ClientIdentity,
         files: Option<&FileSender>,
+        is_crowded: bool,
     ) -> impl Future<Output = Result<Response<FlushBeforeCut>, Infallible>> + use<> {
         let (parts, body) = request.into_parts();
-        if let Some(response) = self.responder.shortcut.as_ref().and_then(|shortcut| shortcut(&parts)) {
+        let shortcut = self.responder.shortcut.as_ref().filter(|_| !is_crowded);
+        if let Some(response) = shortcut.and_then(|shortcut| shortcut(&parts)) {
             return Either::Left(ready(Ok(response.map(FlushBeforeCut::new))));
         }
         let mut request = Request::from_parts(parts, Body::new(body));
         request.extensions_mut().insert(ConnectInfo(client));
         request.extensions_mut().insert(identity.clone());
+        if is_crowded {
+            request.extensions_mut().insert(Crowded);
+        }
         if let Some(files) = files {
             request.extensions_mut().insert(files.clone());
         }

@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::error::{ApiError, Code};
 use super::range::{Wanted, wanted};
+use super::request_id::RequestId;
 use super::sending::one_by_one;
 use super::{Answer, Api, CONTENT_DIGEST, empty, matches_etag, set, text_of, warn_if_stale};
 use crate::registry::{Blob, Need, RegistryError};
@@ -52,7 +53,7 @@ pub(super) async fn get(
             return Err(error.with(header::CONTENT_RANGE, format!("bytes */{size}")));
         }
     };
-    let body = body(api, repository, &blob, range.clone(), request.extensions.get()).await?;
+    let body = body(api, repository, &blob, range.clone(), request).await?;
     let mut response = described(&blob, digest, range.end - range.start);
     *response.status_mut() = status;
     if status == StatusCode::PARTIAL_CONTENT {
@@ -115,29 +116,32 @@ async fn body(
     repository: &RepositoryName,
     blob: &Blob,
     range: Range<u64>,
-    sender: Option<&FileSender>,
+    request: &Parts,
 ) -> Result<Body, ApiError> {
     if let Some(files) = api.registry.blob_files(blob, range.clone()).await? {
-        return Ok(match sender {
-            Some(sender) => sent(api, sender.clone().body(files)),
-            None => sent(api, api.buffers.files(files)),
+        return Ok(match request.extensions.get::<FileSender>() {
+            Some(sender) => sent(api, request, sender.clone().body(files)),
+            None => sent(api, request, api.buffers.files(files)),
         });
     }
-    Ok(sent(api, one_by_one(api.registry.read_blob(repository, blob, range).await?)))
+    Ok(sent(api, request, one_by_one(api.registry.read_blob(repository, blob, range).await?)))
 }
 
 /// A body whose bytes pass the uplink and are counted.
-fn sent<S, E>(api: &Arc<Api>, bytes: S) -> Body
+fn sent<S, E>(api: &Arc<Api>, request: &Parts, bytes: S) -> Body
 where
     S: Stream<Item = Result<Bytes, E>> + Send + 'static,
     E: core::error::Error + Send + Sync + 'static,
 {
     let metrics = Arc::clone(&api.metrics);
+    let id = request.extensions.get::<RequestId>().cloned();
+    let bytes = bytes.inspect_err(move |error| {
+        let request_id = id.as_ref().map(tracing::field::display);
+        tracing::warn!(target: "flotilla_origin::request", request_id, %error, "a response is cut short");
+    });
     if api.uplink.rate().is_none() {
         let counted = bytes.inspect_ok(move |piece| metrics.blob_bytes_sent(piece.len()));
-        return Body::from_stream(
-            counted.inspect_err(|error| tracing::warn!(%error, "a response is cut short")),
-        );
+        return Body::from_stream(counted);
     }
     let uplink = api.uplink.clone();
     let pieces = bytes.map_ok(|piece| stream::iter(cut(piece)).map(Ok::<_, E>)).try_flatten();
@@ -149,7 +153,7 @@ where
             Ok(piece)
         }
     });
-    Body::from_stream(capped.inspect_err(|error| tracing::warn!(%error, "a response is cut short")))
+    Body::from_stream(capped)
 }
 
 fn cut(mut piece: Bytes) -> impl Iterator<Item = Bytes> + Send {

@@ -1,5 +1,7 @@
 //! Errors as the OCI distribution specification has them ("Error Codes"): a status, a code, a message, as JSON.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
@@ -28,6 +30,7 @@ pub(super) enum Code {
     NotFound,
     Timeout,
     StorageFull,
+    TooMany,
     Unavailable,
 }
 
@@ -46,6 +49,7 @@ impl Code {
             Self::NameUnknown => "NAME_UNKNOWN",
             Self::RequestInvalid | Self::Unsupported | Self::NotFound => "UNSUPPORTED",
             Self::StorageFull => "STORAGE_FULL",
+            Self::TooMany => "TOOMANYREQUESTS",
             Self::Unavailable => "UNAVAILABLE",
         }
     }
@@ -69,6 +73,7 @@ impl Code {
             Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -80,21 +85,28 @@ pub(super) struct ApiError {
     code: Code,
     message: String,
     headers: Vec<(header::HeaderName, String)>,
+    /// What the storage said, for the log.
+    cause: Option<Arc<StorageError>>,
 }
 
 impl ApiError {
     pub(super) fn new(code: Code, message: impl core::fmt::Display) -> Self {
         let headers = match code {
-            Code::Unavailable => vec![(header::RETRY_AFTER, "1".to_owned())],
+            Code::TooMany | Code::Unavailable => vec![(header::RETRY_AFTER, "1".to_owned())],
             _ => Vec::new(),
         };
-        Self { code, message: message.to_string(), headers }
+        Self { code, message: message.to_string(), headers, cause: None }
     }
 
     #[must_use]
     pub(super) fn with(mut self, name: header::HeaderName, value: String) -> Self {
         self.headers.push((name, value));
         self
+    }
+
+    /// What the storage said, if that is why.
+    pub(super) const fn cause(&self) -> Option<&Arc<StorageError>> {
+        self.cause.as_ref()
     }
 
     #[cfg(test)]
@@ -123,17 +135,13 @@ impl ApiError {
             RegistryError::ManifestBlobUnknown(_) => Code::ManifestBlobUnknown,
             RegistryError::Contended => Code::Unavailable,
             RegistryError::Storage(error) => {
-                tracing::warn!(%error, "storage failed a request");
-                if matches!(**error, StorageError::Full { .. }) {
-                    return Self::new(
-                        Code::StorageFull,
-                        "the registry's storage is full; nothing was written",
-                    );
-                }
-                return Self::new(
-                    Code::Unavailable,
-                    "the storage cannot be reached or failed; repeat the request",
-                );
+                let told = if matches!(**error, StorageError::Full { .. }) {
+                    Self::new(Code::StorageFull, "the registry's storage is full; nothing was written")
+                } else {
+                    let message = "the storage cannot be reached or failed; repeat the request";
+                    Self::new(Code::Unavailable, message)
+                };
+                return Self { cause: Some(Arc::clone(error)), ..told };
             }
         };
         Self::new(code, error)

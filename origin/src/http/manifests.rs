@@ -13,6 +13,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body::Body as _;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::{ApiError, Code};
 use super::route::{Route, digest as parse_digest, parameter, parameters, percent_encode, route};
@@ -88,7 +89,7 @@ pub(super) async fn put(
     let media_type = text_of(&request.headers, header::CONTENT_TYPE);
     let media_type =
         media_type.and_then(|value| value.split(';').next()).map(|value| value.trim().to_owned());
-    let bytes = body_up_to_limit(api, body).await?;
+    let (bytes, _places) = body_up_to_limit(api, body).await?;
     let pushed =
         api.registry.put_manifest(repository, reference, &tags, media_type.as_deref(), bytes).await?;
     let digest = pushed.digest.to_string();
@@ -131,7 +132,10 @@ pub(super) async fn delete(api: &Arc<Api>, repository: &RepositoryName, referenc
     Ok(empty(StatusCode::ACCEPTED, &[]))
 }
 
-async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<Bytes, ApiError> {
+/// The memory of a body, until it is dropped.
+type Places = Vec<OwnedSemaphorePermit>;
+
+async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Places), ApiError> {
     let too_large = || {
         ApiError::new(Code::ManifestTooLarge, format_args!("a manifest has at most {MAX_MANIFEST_LEN} bytes"))
     };
@@ -139,15 +143,18 @@ async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<Bytes, ApiError>
     if body.size_hint().lower() > limit {
         return Err(too_large());
     }
-    let mut bytes = BytesMut::new();
+    let (mut bytes, mut places) = (BytesMut::new(), Vec::new());
     let mut body = body.into_data_stream();
     loop {
         let piece = tokio::time::timeout(api.registry.stall_timeout(), body.next()).await;
-        let Some(piece) = piece.map_err(|_| RegistryError::Stalled)? else { return Ok(bytes.freeze()) };
+        let Some(piece) = piece.map_err(|_| RegistryError::Stalled)? else {
+            return Ok((bytes.freeze(), places));
+        };
         let piece = piece.map_err(|error| ApiError::new(Code::ManifestInvalid, error))?;
         if bytes.len() + piece.len() > MAX_MANIFEST_LEN {
             return Err(too_large());
         }
+        places.push(api.admission.manifest(piece.len())?);
         bytes.extend_from_slice(&piece);
     }
 }

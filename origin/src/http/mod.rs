@@ -3,11 +3,13 @@
 //!
 //! Malformed input is a 4xx, storage that fails is a 503 with Retry-After; nothing here answers 500.
 
+mod admission;
 mod blobs;
 mod error;
 mod manifests;
 mod peers;
 mod range;
+mod request_id;
 mod route;
 mod sending;
 mod uploads;
@@ -21,13 +23,19 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use flotilla_runtime::http::Responder;
+use flotilla_runtime::admin::Readiness;
+use flotilla_runtime::http::{Crowded, Responder};
 use flotilla_runtime::rate::Limiter;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body_util::BodyExt as _;
 
 use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::storage::StorageError;
+pub(crate) use admission::Admission;
+use admission::{Place, Reason};
 use error::{ApiError, Code};
+use request_id::RequestId;
 use route::{Route, route};
 pub(crate) use sending::SendBuffers;
 
@@ -37,6 +45,8 @@ pub(crate) struct Api {
     pub(crate) uplink: Limiter,
     pub(crate) buffers: SendBuffers,
     pub(crate) redirect_blobs: bool,
+    pub(crate) readiness: Readiness,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -48,22 +58,101 @@ pub(crate) fn responder(api: Arc<Api>) -> Responder {
     Responder::from(router).with_shortcut(move |request| manifests::shortcut(&api, request))
 }
 
-async fn handle(State(api): State<Arc<Api>>, request: Request<Body>) -> Response<Body> {
-    let started = Instant::now();
-    let is_head = request.method() == Method::HEAD;
+async fn handle(State(api): State<Arc<Api>>, mut request: Request<Body>) -> Response<Body> {
+    let asked = Asked::of(&request);
     let routed = route(request.method(), request.uri().path());
     let name = routed.as_ref().map_or("none", Route::name);
-    let answer = match routed {
-        Ok(route) => answer(&api, route, request).await,
+    let answer = match routed.and_then(|route| Ok((taken_on(&api, &route, asked.is_crowded)?, route))) {
+        Ok((place, route)) => {
+            let streams = matches!(route, Route::Blob { .. });
+            if streams {
+                request.extensions_mut().insert(asked.id.clone());
+            }
+            let answer = answer(&api, route, request).await;
+            answer.map(|response| if streams { until_sent(place, response) } else { response })
+        }
         Err(error) => Err(error),
     };
-    let mut response = answer.unwrap_or_else(ApiError::into_response);
-    if is_head && !response.status().is_success() {
-        *response.body_mut() = Body::empty();
-    }
-    set_version(&mut response);
-    api.metrics.request(name, response.status(), started.elapsed());
+    let response = asked.answered(name, answer);
+    api.metrics.request(name, response.status(), asked.started.elapsed());
     response
+}
+
+/// A place among the requests that are taken on. What operators ask for needs none.
+fn taken_on(api: &Api, route: &Route, is_crowded: bool) -> Result<Option<Place>, ApiError> {
+    match route {
+        Route::Health | Route::Ready | Route::Metrics => Ok(None),
+        _ if is_crowded => Err(api.admission.refuse(Reason::Connections)),
+        _ => api.admission.request().map(Some),
+    }
+}
+
+/// The answer, which keeps its place until its last byte is on its way.
+fn until_sent(place: Option<Place>, response: Response<Body>) -> Response<Body> {
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _until_here = &place;
+            frame
+        }))
+    })
+}
+
+/// What is known of a request when it comes.
+struct Asked {
+    id: RequestId,
+    method: Method,
+    path: Option<String>,
+    version: Version,
+    is_crowded: bool,
+    started: Instant,
+}
+
+impl Asked {
+    fn of(request: &Request<Body>) -> Self {
+        Self {
+            id: RequestId::of(request.headers()),
+            method: request.method().clone(),
+            // Only for a log that wants it.
+            path: tracing::enabled!(target: "flotilla_origin::request", tracing::Level::WARN)
+                .then(|| request.uri().path().to_owned()),
+            version: request.version(),
+            is_crowded: request.extensions().get::<Crowded>().is_some(),
+            started: Instant::now(),
+        }
+    }
+
+    /// The whole answer.
+    fn answered(&self, route: &'static str, answer: Answer) -> Response<Body> {
+        let cause = answer.as_ref().err().and_then(ApiError::cause).cloned();
+        let mut response = answer.unwrap_or_else(ApiError::into_response);
+        let status = response.status();
+        if self.method == Method::HEAD && !status.is_success() {
+            *response.body_mut() = Body::empty();
+        }
+        let headers = response.headers_mut();
+        headers.insert(request_id::HEADER, self.id.value().clone());
+        if self.is_crowded && self.version <= Version::HTTP_11 {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        set_version(&mut response);
+        self.log(route, status, cause.as_deref());
+        response
+    }
+
+    /// One line for each request that failed by no fault of its client; with `debug`, for all.
+    fn log(&self, route: &'static str, status: StatusCode, cause: Option<&StorageError>) {
+        const TARGET: &str = "flotilla_origin::request";
+        let (request_id, method, path) = (&self.id, &self.method, self.path.as_deref());
+        let (status, seconds) = (status.as_u16(), self.started.elapsed().as_secs_f64());
+        match cause {
+            Some(error) => {
+                tracing::warn!(target: TARGET, %request_id, %method, path, route, status, seconds, %error, "storage failed a request")
+            }
+            None => {
+                tracing::debug!(target: TARGET, %request_id, %method, path, route, status, seconds, "answered")
+            }
+        }
+    }
 }
 
 async fn answer(api: &Arc<Api>, route: Route, request: Request<Body>) -> Answer {

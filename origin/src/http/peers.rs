@@ -51,8 +51,9 @@ pub(super) fn keys(api: &Arc<Api>) -> Response<Body> {
     json(json!({"keys": [entry]}).to_string())
 }
 
-/// `GET /readyz`: whether the storage answers.
+/// `GET /readyz`: whether the storage answers, and this replica takes on work.
 pub(super) async fn ready(api: &Arc<Api>) -> Answer {
+    api.readiness.check().map_err(|reason| ApiError::new(Code::Unavailable, reason))?;
     api.registry.check_storage().await?;
     Ok(text("ready\n"))
 }

@@ -41,6 +41,7 @@ pub(super) async fn begin(
     let Some(digest) = whole else {
         return Ok(accepted(StatusCode::ACCEPTED, repository, &progress));
     };
+    let _place = api.admission.upload()?;
     let finished = api.registry.finish(repository, ticket, Some(progress.known), digest, body).await;
     finished.map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
     Ok(created(repository, &digest))
@@ -84,6 +85,7 @@ pub(super) async fn patch(
 ) -> Answer {
     let ticket = api.registry.ticket(repository, id)?;
     let known = known(request.uri.query());
+    let _place = api.admission.upload()?;
     let appended = api.registry.append(ticket, known, body_of(request, body)?).await;
     let progress =
         appended.map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
@@ -104,7 +106,10 @@ pub(super) async fn put(
     let digest =
         digest.ok_or_else(|| ApiError::new(Code::DigestInvalid, "the digest parameter is missing"))?;
     let (digest, known) = (parse_digest(&digest)?, known(query));
-    let finished = api.registry.finish(repository, ticket, known, digest, body_of(request, body)?).await;
+    let body = body_of(request, body)?;
+    // Without bytes it only ends what was taken on.
+    let _place = if body.len == Some(0) { None } else { Some(api.admission.upload()?) };
+    let finished = api.registry.finish(repository, ticket, known, digest, body).await;
     finished.map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
     Ok(created(repository, &digest))
 }

@@ -28,7 +28,7 @@ use crate::config::Limits;
 use crate::format::Format;
 use crate::keys;
 use crate::replicas::{Announcer, Changed};
-use crate::settle::Settler;
+use crate::settle::{BoundedSettler, Settler};
 use crate::storage::Storage;
 use crate::upload::id::{Generation, Signer};
 use crate::upload::receive::BATCH_LEN;
@@ -177,7 +177,7 @@ impl Registry {
         }
     }
 
-    fn settler(&self) -> Settler<'_> {
-        Settler { storage: &*self.storage }
+    fn settler(&self) -> BoundedSettler<'_> {
+        BoundedSettler { settler: Settler { storage: &*self.storage }, within: self.limits.storage_timeout }
     }
 }

@@ -33,6 +33,8 @@ use crate::storage::{ObjectWriter, Storage, StorageError};
 pub(crate) const BATCH_LEN: usize = 1 << 20;
 /// How long a batch is gathered after its first bytes; a slow client's is smaller then.
 const GATHER_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long a client whose upload failed waits for its segments to be removed.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Fewer bytes than this are hashed where they are: handing them over would cost more.
 const HASH_HERE_LEN: usize = 64 << 10;
 
@@ -268,13 +270,19 @@ impl Sink<'_> {
     }
 }
 
-/// Removes segments that no link names, now or later.
+/// Removes segments that no link names, now or later. A storage that takes its time keeps no client waiting: what is left is
+/// the collector's.
 pub(crate) async fn drop_segments(storage: &dyn Storage, upload: &Generation, segments: &[Segment]) {
-    for segment in segments {
-        let key = keys::segment(upload, segment.nonce);
-        if let Err(error) = storage.delete(&key).await {
-            tracing::debug!(%key, %error, "a segment is left to the collector");
+    let removed = async {
+        for segment in segments {
+            let key = keys::segment(upload, segment.nonce);
+            if let Err(error) = storage.delete(&key).await {
+                tracing::debug!(%key, %error, "a segment is left to the collector");
+            }
         }
+    };
+    if tokio::time::timeout(REMOVE_TIMEOUT, removed).await.is_err() {
+        tracing::debug!(%upload, "segments are left to the collector");
     }
 }
 

@@ -8,6 +8,7 @@ mod errors;
 mod fault;
 mod faults;
 mod history;
+mod limits;
 mod manifests;
 mod peers;
 mod pull;
