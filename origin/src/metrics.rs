@@ -2,9 +2,10 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
+use flotilla_runtime::http::Connections;
 use flotilla_runtime::identity::Identity;
 use flotilla_runtime::metrics::{self, Answers, Figures, Requests};
 use http::{HeaderMap, Response, StatusCode};
@@ -26,6 +27,7 @@ pub struct Metrics {
     manifests: Answers,
     operations: Arc<Operations>,
     admission: Arc<Admission>,
+    connections: OnceLock<Connections>,
     identity: Option<Identity>,
 }
 
@@ -43,8 +45,14 @@ impl Metrics {
             requests,
             operations,
             admission,
+            connections: OnceLock::new(),
             identity,
         }
+    }
+
+    /// The listener's connections are these.
+    pub(crate) fn watch(&self, connections: Connections) {
+        self.connections.get_or_init(|| connections);
     }
 
     /// Bytes of blobs handed to clients' connections.
@@ -102,6 +110,11 @@ impl Metrics {
             figures.counters("changes_told", help, "outcome", outcomes)?;
             figures.counter("changes_heard", "Messages of other replicas", counts.received())?;
             metrics.identity.iter().try_for_each(|identity| identity.figures(figures))?;
+            let failures = metrics.operations.failures_by_kind();
+            figures.counters("storage_failures", "Calls that the storage failed", "kind", failures)?;
+            if let Some(connections) = metrics.connections.get() {
+                figures.gauge("connections", "Connections of clients", connections.open())?;
+            }
             let operations = metrics.operations.by_kind();
             figures.counters("storage_operations", "Calls of the storage", "kind", operations)
         }));

@@ -135,6 +135,7 @@ impl Origin {
         let responder = http::responder(api).on(workers.clone());
         let server =
             serve_with(listener, responder, tls, &shutdown, listener_limits).map_err(listen_error)?;
+        metrics.watch(server.connections());
         readiness.ready();
         let address = server.address();
         tracing::info!(%address, storage = config.storage, "origin started");

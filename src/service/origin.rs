@@ -106,7 +106,11 @@ async fn serve(args: ServeArgs) -> Result<(), CommandError> {
     let origin =
         Origin::start(config).await.map_err(|error| CommandError::failed("start the origin", error))?;
     shutdown.wait().await;
-    origin.shutdown().await;
+    tokio::select! {
+        () = origin.shutdown() => {}
+        // Dropped, it stops where it stands.
+        () = shutdown.wait_abandoned() => {}
+    }
     Ok(())
 }
 

@@ -117,10 +117,27 @@ impl Default for Limits {
     }
 }
 
+/// How many connections a listener has open. Clones count the same ones.
+#[derive(Clone, Debug)]
+pub struct Connections {
+    permits: Arc<Semaphore>,
+    reserve: Arc<Semaphore>,
+    bound: usize,
+}
+
+impl Connections {
+    /// Those that are open now, or are accepted in this moment.
+    pub fn open(&self) -> u64 {
+        let free = self.permits.available_permits() + self.reserve.available_permits();
+        self.bound.saturating_sub(free) as u64
+    }
+}
+
 /// A running listener.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    connections: Connections,
     accepting: JoinHandle<Option<()>>,
 }
 
@@ -128,6 +145,11 @@ impl Server {
     /// The address that was bound, with the port that the kernel chose for port 0.
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Its connections, to be counted.
+    pub fn connections(&self) -> Connections {
+        self.connections.clone()
     }
 
     /// Waits until the shutdown has come and every connection has ended.
@@ -181,8 +203,13 @@ pub fn serve_with(
         limits,
         shutdown: shutdown.clone(),
     });
+    let connections = Connections {
+        permits: Arc::clone(&service.permits),
+        reserve: Arc::clone(&service.reserve),
+        bound: service.limits.connections + service.limits.reserve,
+    };
     let accepting = shutdown.spawn(service.accept_all(listener));
-    Ok(Server { address, accepting })
+    Ok(Server { address, connections, accepting })
 }
 
 /// A connection's place among those that there may be.

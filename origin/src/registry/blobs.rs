@@ -286,7 +286,9 @@ impl Registry {
         let key = keys::repository_blob(repository, digest);
         let object = self.storage.read(&key).await?.ok_or(RegistryError::BlobUnknown)?;
         let mut claim: RepositoryBlob = decode(&key, &object.body)?;
+        let change = Changed::Blob(repository.clone(), *digest);
         if !claim.state.is_served() {
+            self.gone_already(change).await;
             return Err(RegistryError::BlobUnknown);
         }
         (claim.state, claim.nonce) = (State::Dead, nonce());
@@ -294,7 +296,7 @@ impl Registry {
         self.claims.invalidate(&(repository.clone(), *digest));
         match settled? {
             Settled::Written => {
-                self.announce(vec![Changed::Blob(repository.clone(), *digest)]).await;
+                self.announce(vec![change]).await;
                 Ok(())
             }
             Settled::Lost(_) => Err(RegistryError::Contended),

@@ -272,14 +272,18 @@ impl Registry {
         let key = keys::manifest(repository, digest);
         let object = self.storage.read(&key).await?.ok_or(RegistryError::ManifestUnknown)?;
         let record = ManifestRecord::of(&key, &object.body)?;
-        let (_, bytes) = record.content.ok_or(RegistryError::ManifestUnknown)?;
+        let change = Changed::Manifest(repository.clone(), *digest);
+        let Some((_, bytes)) = record.content else {
+            self.gone_already(change).await;
+            return Err(RegistryError::ManifestUnknown);
+        };
         let stamp = self.clock.stamp(Some(&record.stamp));
         let tombstone = ManifestRecord { stamp, content: None, nonce: nonce() };
         let settled = self.settler().write(&key, Some(&object.version), tombstone.body(&key)?).await;
         self.manifests.invalidate(&(repository.clone(), *digest));
         match settled? {
             Settled::Written => {
-                self.announce(vec![Changed::Manifest(repository.clone(), *digest)]).await;
+                self.announce(vec![change]).await;
                 Ok(bytes)
             }
             Settled::Lost(_) => Err(RegistryError::Contended),
@@ -294,8 +298,16 @@ impl Registry {
     ) -> Result<(), RegistryError> {
         let digest = match reference {
             Reference::Tag(tag) => {
-                self.write_tag(repository, tag, None).await?;
-                self.announce(vec![Changed::Tag(repository.clone(), tag.clone())]).await;
+                let change = Changed::Tag(repository.clone(), tag.clone());
+                match self.write_tag(repository, tag, None).await {
+                    // That no tag was ever there is told, too: it is not known here what there was.
+                    Err(RegistryError::ManifestUnknown) => {
+                        self.gone_already(change).await;
+                        return Err(RegistryError::ManifestUnknown);
+                    }
+                    written => written?,
+                }
+                self.announce(vec![change]).await;
                 return Ok(());
             }
             Reference::Digest(digest) => digest,

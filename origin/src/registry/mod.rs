@@ -168,6 +168,13 @@ impl Registry {
         self.announcer.tell(changed, longest).await;
     }
 
+    /// A delete finds what was deleted before, perhaps by a replica that died before it told the others: they are told
+    /// before the client hears that there is nothing, and would still be served it elsewhere.
+    async fn gone_already(&self, change: Changed) {
+        self.forget_changed(change.clone());
+        self.announce(vec![change]).await;
+    }
+
     /// Another replica changed this.
     pub(crate) fn forget_changed(&self, changed: Changed) {
         match changed {

@@ -8,45 +8,77 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{ByteStream, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageFuture, Version};
+use super::{
+    ByteStream, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageError, StorageFuture, Version,
+};
 
-/// How many operations of each kind were begun. A streamed object is one write, however many parts it has.
+/// Operations of one kind.
+#[derive(Debug, Default)]
+struct Kind {
+    begun: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Kind {
+    fn begin(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Counts the operation, and whether storage fails it. A conflict, or nothing there, is an answer.
+    fn count<'a, T: Send + 'a>(&'a self, call: StorageFuture<'a, T>) -> StorageFuture<'a, T> {
+        self.begin();
+        Box::pin(async move {
+            let outcome = call.await;
+            if let Err(StorageError::Unavailable { .. } | StorageError::Full { .. }) = &outcome {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+            }
+            outcome
+        })
+    }
+}
+
+/// How many operations of each kind were begun, and how many failed. A streamed object is one write, however many parts it
+/// has; of what is streamed, only a beginning that fails counts as failed.
 #[derive(Debug, Default)]
 pub struct Operations {
-    creates: AtomicU64,
-    swaps: AtomicU64,
-    reads: AtomicU64,
-    range_reads: AtomicU64,
-    lists: AtomicU64,
-    streamed_writes: AtomicU64,
-    deletes: AtomicU64,
+    creates: Kind,
+    swaps: Kind,
+    reads: Kind,
+    range_reads: Kind,
+    lists: Kind,
+    streamed_writes: Kind,
+    deletes: Kind,
 }
 
 impl Operations {
     /// Create-only puts, swaps and streamed writes.
     pub fn writes(&self) -> u64 {
         let counters = [&self.creates, &self.swaps, &self.streamed_writes];
-        counters.map(|counter| counter.load(Ordering::Relaxed)).iter().sum()
+        counters.map(Kind::begun).iter().sum()
     }
 
     /// Reads of whole small objects: records, manifests, tags.
     pub fn metadata_reads(&self) -> u64 {
-        self.reads.load(Ordering::Relaxed)
+        self.reads.begun()
     }
 
     /// Reads of data objects.
     pub fn range_reads(&self) -> u64 {
-        self.range_reads.load(Ordering::Relaxed)
+        self.range_reads.begun()
     }
 
     /// Pages of listings.
     pub fn lists(&self) -> u64 {
-        self.lists.load(Ordering::Relaxed)
+        self.lists.begun()
     }
 
     /// Unconditional deletes.
     pub fn deletes(&self) -> u64 {
-        self.deletes.load(Ordering::Relaxed)
+        self.deletes.begun()
     }
 
     /// All of them.
@@ -54,17 +86,26 @@ impl Operations {
         self.writes() + self.metadata_reads() + self.range_reads() + self.lists() + self.deletes()
     }
 
+    fn kinds(&self) -> [(&'static str, &Kind); 7] {
+        [
+            ("create", &self.creates),
+            ("swap", &self.swaps),
+            ("read", &self.reads),
+            ("range_read", &self.range_reads),
+            ("list", &self.lists),
+            ("streamed_write", &self.streamed_writes),
+            ("delete", &self.deletes),
+        ]
+    }
+
     /// Each kind with its name, for metrics.
     pub fn by_kind(&self) -> [(&'static str, u64); 7] {
-        [
-            ("create", self.creates.load(Ordering::Relaxed)),
-            ("swap", self.swaps.load(Ordering::Relaxed)),
-            ("read", self.metadata_reads()),
-            ("range_read", self.range_reads()),
-            ("list", self.lists()),
-            ("streamed_write", self.streamed_writes.load(Ordering::Relaxed)),
-            ("delete", self.deletes()),
-        ]
+        self.kinds().map(|(name, kind)| (name, kind.begun()))
+    }
+
+    /// How many of each kind failed: storage could not be reached, refused, throttled for too long, or is full.
+    pub fn failures_by_kind(&self) -> [(&'static str, u64); 7] {
+        self.kinds().map(|(name, kind)| (name, kind.failed.load(Ordering::Relaxed)))
     }
 }
 
@@ -87,29 +128,21 @@ impl Counted {
     }
 }
 
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
-}
-
 impl Storage for Counted {
     fn create<'a>(&'a self, key: &'a Key, body: Bytes) -> StorageFuture<'a, Version> {
-        count(&self.operations.creates);
-        self.inner.create(key, body)
+        self.operations.creates.count(self.inner.create(key, body))
     }
 
     fn swap<'a>(&'a self, key: &'a Key, seen: &'a Version, body: Bytes) -> StorageFuture<'a, Version> {
-        count(&self.operations.swaps);
-        self.inner.swap(key, seen, body)
+        self.operations.swaps.count(self.inner.swap(key, seen, body))
     }
 
     fn read<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Object>> {
-        count(&self.operations.reads);
-        self.inner.read(key)
+        self.operations.reads.count(self.inner.read(key))
     }
 
     fn read_range<'a>(&'a self, key: &'a Key, range: Range<u64>) -> StorageFuture<'a, ByteStream> {
-        count(&self.operations.range_reads);
-        self.inner.read_range(key, range)
+        self.operations.range_reads.count(self.inner.read_range(key, range))
     }
 
     /// Counts as a read of a data object, which it takes the place of.
@@ -117,7 +150,7 @@ impl Storage for Counted {
         let file = self.inner.file(key);
         Box::pin(async move {
             let file = file.await?;
-            file.iter().for_each(|_| count(&self.operations.range_reads));
+            file.iter().for_each(|_| self.operations.range_reads.begin());
             Ok(file)
         })
     }
@@ -128,18 +161,15 @@ impl Storage for Counted {
         after: Option<&'a Key>,
         limit: usize,
     ) -> StorageFuture<'a, Page> {
-        count(&self.operations.lists);
-        self.inner.list(prefix, after, limit)
+        self.operations.lists.count(self.inner.list(prefix, after, limit))
     }
 
     fn write<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Box<dyn ObjectWriter>> {
-        count(&self.operations.streamed_writes);
-        self.inner.write(key)
+        self.operations.streamed_writes.count(self.inner.write(key))
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, ()> {
-        count(&self.operations.deletes);
-        self.inner.delete(key)
+        self.operations.deletes.count(self.inner.delete(key))
     }
 
     fn is_remote(&self) -> bool {

@@ -10,7 +10,7 @@ use reqwest::StatusCode;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::support::{MANIFEST, Region, header, location, sample};
+use crate::support::{MANIFEST, Region, Registry, config, header, location, sample};
 
 #[tokio::test]
 async fn an_upload_wanders_between_replicas_chunk_by_chunk() {
@@ -216,4 +216,27 @@ async fn replicas_are_found_by_address_and_by_name() {
     let metrics = region.client(0).get("/metrics").await.text().await.unwrap();
     let listed = metrics.lines().find_map(|line| line.strip_prefix("flotilla_origin_replicas_listed "));
     assert!(matches!(listed, Some("1" | "2")), "{metrics}");
+}
+
+/// A replica that nobody lists stands for one that died between its write and its messages.
+#[tokio::test]
+async fn a_delete_that_finds_nothing_tells_the_others_before_it_says_so() {
+    let region =
+        Region::start_with(2, |config| config.limits.tag_time_to_live = Duration::from_mins(1)).await;
+    let dead = Origin::start_on(config(), Arc::clone(&region.storage)).await.unwrap();
+    let dead = Registry::at(dead.addr());
+    let manifest = Digest::sha256(&region.client(0).push_image("app", "v1", &[sample(1000, 0)]).await);
+    let blob = Digest::sha256(&sample(1000, 0));
+    let paths = [
+        "/v2/app/manifests/v1".to_owned(),
+        format!("/v2/app/manifests/{manifest}"),
+        format!("/v2/app/blobs/{blob}"),
+    ];
+    for path in paths {
+        assert_eq!(region.client(1).get(&path).await.status(), StatusCode::OK, "{path}");
+        assert_eq!(dead.delete(&path).await, StatusCode::ACCEPTED, "{path}");
+        assert_eq!(region.client(1).get(&path).await.status(), StatusCode::OK, "nobody told it of {path}");
+        assert_eq!(region.client(0).delete(&path).await, StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(region.client(1).get(&path).await.status(), StatusCode::NOT_FOUND, "{path}");
+    }
 }
