@@ -1,4 +1,4 @@
-//! Serving HTTP/1.1 over TCP or TLS, with a drain that finishes what is in flight.
+//! Serving HTTP/1.1 and HTTP/2 over TCP or TLS, with a drain that finishes what is in flight.
 //!
 //! What this adds to hyper:
 //! - a handler sees who asks: [`ClientIdentity`] and `ConnectInfo<SocketAddr>` are in the request's extensions;
@@ -6,14 +6,14 @@
 //!   response and for the TLS handshake, the drain;
 //! - a body of files can leave without passing through this process: [`FileSender`];
 //! - what is in memory can be answered before the router ([`Responder`]), on threads that share nothing ([`Workers`]);
-//! - **a connection always ends with FIN**, never with a reset as long as the client behaves. A client such as
+//! - **a connection of HTTP/1.1 always ends with FIN**, never with a reset as long as the client behaves. A client such as
 //!   containerd resumes a body that was cut short by FIN and fails the whole pull on a reset, and the kernel resets
 //!   a socket that is closed while it holds unread bytes. So the end of a connection is: send what the handler
 //!   yielded, close the sending side, read and discard until the client closes its own, for a bounded time.
 //!
 //! ```text
-//! body ends in an error:   ... bytes | FIN ->            <- FIN | closed
-//! shutdown triggered:      listener closed, idle connections FIN, the others after their response
+//! body ends in an error:   ... bytes | FIN ->            <- FIN | closed        (HTTP/2: its stream is reset)
+//! shutdown triggered:      listener closed, idle connections FIN, the others after their response (HTTP/2: GOAWAY)
 //! ```
 //!
 //! It must never buffer a body.
@@ -21,19 +21,20 @@
 mod alarm;
 mod cut;
 mod files;
+mod http2;
 mod patience;
 mod responder;
 mod workers;
 
 use std::convert::Infallible;
-use std::future::ready;
+use std::future::{pending, ready};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{HeaderName, Request, Response};
+use ::http::{HeaderName, Request, Response, Version};
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use flotilla_common::name::PeerId;
@@ -228,6 +229,14 @@ struct HttpService {
     shutdown: Shutdown,
 }
 
+/// What handlers are told of a connection.
+struct Told {
+    client: SocketAddr,
+    identity: ClientIdentity,
+    files: Option<FileSender>,
+    is_crowded: bool,
+}
+
 impl HttpService {
     async fn accept_all(self: Arc<Self>, listener: TcpListener) {
         while let Some((stream, client, place)) = self.accept(&listener).await {
@@ -308,77 +317,106 @@ impl HttpService {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%client, %error, "set TCP_NODELAY");
         }
+        let mut told = Told { client, identity: ClientIdentity(None), files: None, is_crowded };
         let Some(tls) = &self.tls else {
-            let files = FileSender::default();
-            let stream = FileStream::new(stream, files.clone());
-            return self.requests(stream, client, ClientIdentity(None), Some(files), is_crowded).await;
+            return self.unencrypted(stream, told).await;
         };
         match timeout(self.limits.handshake_timeout, tls.accept(stream)).await {
             Ok(Ok(mut stream)) => {
                 stream.get_mut().1.set_buffer_limit(Some(ENCRYPTED_LEN));
-                let certificates = stream.get_ref().1.peer_certificates();
-                let certificate = certificates.and_then(|chain| chain.first());
-                let peer = certificate.and_then(|certificate| identity::peer_id(certificate));
-                self.requests(stream, client, ClientIdentity(peer), None, is_crowded).await;
+                let session = stream.get_ref().1;
+                let certificate = session.peer_certificates().and_then(|chain| chain.first());
+                told.identity = ClientIdentity(certificate.and_then(|first| identity::peer_id(first)));
+                let is_http2 = session.alpn_protocol() == Some(http2::ALPN);
+                let version = if is_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+                self.requests(stream, version, told).await;
             }
             Ok(Err(error)) => tracing::debug!(%client, %error, "accept TLS handshake"),
             Err(_) => tracing::debug!(%client, "TLS handshake timed out"),
         }
     }
 
-    async fn requests<S>(
-        &self,
-        mut stream: S,
-        client: SocketAddr,
-        identity: ClientIdentity,
-        files: Option<FileSender>,
-        is_crowded: bool,
-    ) where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
-    {
-        let respond = service_fn(|request: Request<Incoming>| {
-            self.respond(request, client, &identity, files.as_ref(), is_crowded)
-        });
-        let ended = {
-            let io = TokioIo::new(Patient::new(&mut stream, self.limits.write_timeout));
-            let mut http = self.http.clone();
-            let mut connection = pin!(http.timer(Alarm::default()).serve_connection(io, respond));
-            tokio::select! {
-                biased;
-                ended = connection.as_mut() => ended,
-                () = OnlyWhenWoken::new(self.shutdown.wait()) => {
-                    connection.as_mut().graceful_shutdown();
-                    timeout(self.limits.drain_timeout, connection).await.unwrap_or(Ok(()))
-                }
+    async fn unencrypted(&self, stream: TcpStream, mut told: Told) {
+        let is_http2 = tokio::select! {
+            begins = timeout(self.limits.head_timeout, http2::begins_with_preface(&stream)) => begins,
+            () = self.shutdown.wait() => return close(stream, self.limits.linger_timeout).await,
+        };
+        match is_http2 {
+            // Its frames are put together from copies: no file can stand in for them.
+            Ok(Ok(true)) => self.requests(stream, Version::HTTP_2, told).await,
+            Ok(Ok(false)) => {
+                let files = FileSender::default();
+                told.files = Some(files.clone());
+                self.requests(FileStream::new(stream, files), Version::HTTP_11, told).await;
             }
+            Ok(Err(error)) => tracing::debug!(client = %told.client, %error, "wait for the first request"),
+            Err(_) => close(stream, self.limits.linger_timeout).await,
+        }
+    }
+
+    /// The requests of a connection, whoever of the two ends it.
+    async fn requests<S>(&self, mut stream: S, version: Version, told: Told)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let respond = service_fn(|request: Request<Incoming>| self.respond(request, &told));
+        let patience = self.limits.write_timeout;
+        let ended = if version == Version::HTTP_2 {
+            let streams = http2::Streams::new(self.shutdown.clone());
+            let io = TokioIo::new(Patient::new(stream, patience));
+            let connection = streams.builder(&self.limits).serve_connection(io, respond);
+            let idle = streams.idle(self.limits.head_timeout);
+            self.until_drained(connection, |connection| connection.graceful_shutdown(), idle).await
+        } else {
+            let mut http = self.http.clone();
+            let io = TokioIo::new(Patient::new(&mut stream, patience));
+            let connection = http.timer(Alarm::default()).serve_connection(io, respond);
+            let ended =
+                self.until_drained(connection, |connection| connection.graceful_shutdown(), pending()).await;
+            close(stream, self.limits.linger_timeout).await;
+            ended
         };
         if let Err(error) = ended {
-            tracing::debug!(%client, %error, "serve connection");
+            tracing::debug!(client = %told.client, %error, "serve connection");
         }
-        close(stream, self.limits.linger_timeout).await;
+    }
+
+    /// Runs a connection to its end. From the shutdown on, or when it is idle, it takes no new requests.
+    async fn until_drained<C: Future<Output = hyper::Result<()>>>(
+        &self,
+        connection: C,
+        take_no_more: impl FnOnce(Pin<&mut C>),
+        idle: impl Future<Output = ()>,
+    ) -> hyper::Result<()> {
+        let mut connection = pin!(connection);
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return ended,
+            () = OnlyWhenWoken::new(self.shutdown.wait()) => {}
+            () = idle => {}
+        }
+        take_no_more(connection.as_mut());
+        timeout(self.limits.drain_timeout, connection).await.unwrap_or(Ok(()))
     }
 
     /// The answer of the shortcut, or else of the router.
     fn respond(
         &self,
         request: Request<Incoming>,
-        client: SocketAddr,
-        identity: &ClientIdentity,
-        files: Option<&FileSender>,
-        is_crowded: bool,
+        told: &Told,
     ) -> impl Future<Output = Result<Response<FlushBeforeCut>, Infallible>> + use<> {
         let (parts, body) = request.into_parts();
-        let shortcut = self.responder.shortcut.as_ref().filter(|_| !is_crowded);
+        let shortcut = self.responder.shortcut.as_ref().filter(|_| !told.is_crowded);
         if let Some(response) = shortcut.and_then(|shortcut| shortcut(&parts)) {
             return Either::Left(ready(Ok(response.map(FlushBeforeCut::new))));
         }
         let mut request = Request::from_parts(parts, Body::new(body));
-        request.extensions_mut().insert(ConnectInfo(client));
-        request.extensions_mut().insert(identity.clone());
-        if is_crowded {
+        request.extensions_mut().insert(ConnectInfo(told.client));
+        request.extensions_mut().insert(told.identity.clone());
+        if told.is_crowded {
             request.extensions_mut().insert(Crowded);
         }
-        if let Some(files) = files {
+        if let Some(files) = &told.files {
             request.extensions_mut().insert(files.clone());
         }
         let response = self.responder.router.clone().call(request);

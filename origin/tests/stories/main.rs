@@ -8,6 +8,7 @@ mod errors;
 mod fault;
 mod faults;
 mod history;
+mod http2;
 mod limits;
 mod manifests;
 mod peers;

@@ -119,6 +119,12 @@ impl Registry {
         Self { http, base: format!("http://{address}") }
     }
 
+    /// A client that speaks HTTP/2 from the first byte on, without TLS.
+    pub(crate) fn with_prior_knowledge(address: std::net::SocketAddr) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self::with(Client::builder().http2_prior_knowledge(), address)
+    }
+
     /// A client over HTTPS.
     pub(crate) fn over_tls(address: std::net::SocketAddr, tls: rustls::ClientConfig) -> Self {
         let http = Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap();

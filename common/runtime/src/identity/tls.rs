@@ -128,7 +128,7 @@ impl Identity {
     /// # Errors
     /// The authorities cannot verify anybody.
     pub fn quic_server(&self, alpn: &[u8]) -> Result<ServerConfig, IdentityError> {
-        self.server(QUIC_VERSIONS, Clients::Authenticated, alpn)
+        self.server(QUIC_VERSIONS, Clients::Authenticated, &[alpn])
     }
 
     /// For dialling by QUIC: TLS 1.3, with the own certificate, the protocol `alpn`.
@@ -139,12 +139,12 @@ impl Identity {
         self.client(QUIC_VERSIONS, alpn)
     }
 
-    /// For a listener of HTTPS.
+    /// For a listener of HTTPS: HTTP/2 for whoever offers it, or HTTP/1.1.
     ///
     /// # Errors
     /// The authorities cannot verify anybody.
     pub fn https_server(&self, clients: Clients) -> Result<Arc<ServerConfig>, IdentityError> {
-        self.server(HTTPS_VERSIONS, clients, b"http/1.1").map(Arc::new)
+        self.server(HTTPS_VERSIONS, clients, &[b"h2", b"http/1.1"]).map(Arc::new)
     }
 
     /// For an HTTPS client that shows its certificate.
@@ -159,7 +159,7 @@ impl Identity {
         &self,
         versions: &[&'static SupportedProtocolVersion],
         clients: Clients,
-        alpn: &[u8],
+        alpn: &[&[u8]],
     ) -> Result<ServerConfig, IdentityError> {
         let verifier = LiveClients { live: Arc::clone(&self.live), clients };
         let mut config = ServerConfig::builder_with_provider(provider())
@@ -170,7 +170,7 @@ impl Identity {
         // A resumed session would carry on with a certificate that nobody checks any more.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         Ok(config)
     }
 

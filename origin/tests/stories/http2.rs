@@ -1,0 +1,179 @@
+//! Stories of clients that speak HTTP/2.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_common::digest::Digest;
+use flotilla_runtime::identity::{Authority, CertificateFiles, Identity, Issued, client_trusting};
+use futures_util::{StreamExt, stream};
+use http::{Method, Request, StatusCode, Version};
+use reqwest::Body;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use crate::support::{Region, Registry, header, location, sample};
+
+/// Streams that nobody opens in a moment who means them.
+const MANY: u32 = 100_000;
+/// Streams after which the connection and the origin have their turn.
+const BURST: u32 = 100;
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A fleet's authority, and an identity of a server in files.
+struct Files {
+    dir: tempfile::TempDir,
+}
+
+impl Files {
+    fn create() -> Self {
+        let files = Self { dir: tempfile::tempdir().unwrap() };
+        files.renew();
+        files
+    }
+
+    /// Another authority, and a certificate of it.
+    fn renew(&self) {
+        let fleet = Authority::create().unwrap();
+        let Issued { certificate_pem, key_pem, .. } =
+            fleet.issue_server(&["127.0.0.1".to_owned()], DAY).unwrap();
+        for (name, text) in
+            [("ca.pem", fleet.certificate_pem()), ("tls.pem", &certificate_pem), ("tls.key", &key_pem)]
+        {
+            std::fs::write(self.dir.path().join(name), text).unwrap();
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        let [authority, certificate, key] =
+            ["ca.pem", "tls.pem", "tls.key"].map(|name| self.dir.path().join(name));
+        Identity::load(&CertificateFiles { certificate, key, authority }).unwrap()
+    }
+
+    /// A client that trusts the authority as it is now, and offers these protocols.
+    fn client(&self, region: &Region, protocols: &[&[u8]]) -> Registry {
+        let mut tls = client_trusting(&self.dir.path().join("ca.pem")).unwrap();
+        tls.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        Registry::over_tls(region.origins[0].addr(), tls)
+    }
+}
+
+async fn pushes_and_pulls(client: &Registry, version: Version) {
+    let layers = [sample(100, 1), sample(3 << 20, 2)];
+    let manifest = client.push_image("app", "v1", &layers).await;
+    let answer = client.get("/v2/app/manifests/v1").await;
+    assert_eq!((answer.version(), answer.status()), (version, StatusCode::OK));
+    assert_eq!(answer.bytes().await.unwrap(), manifest);
+    for layer in layers {
+        let answer = client.get(&format!("/v2/app/blobs/{}", Digest::sha256(&layer))).await;
+        assert_eq!(answer.version(), version);
+        assert_eq!(answer.bytes().await.unwrap(), layer);
+    }
+    let head = client.head("/v2/app/manifests/v1").await;
+    assert_eq!(header(&head, "content-length"), manifest.len().to_string());
+    assert_eq!(client.get("/v2/app/manifests/v2").await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn over_tls_the_client_chooses_the_protocol() {
+    let files = Files::create();
+    let region = Region::start_with(1, |config| config.tls = Some(files.identity())).await;
+    let both: [&[u8]; 2] = [b"h2", b"http/1.1"];
+    pushes_and_pulls(&files.client(&region, &both), Version::HTTP_2).await;
+    pushes_and_pulls(&files.client(&region, &both[1..]), Version::HTTP_11).await;
+    pushes_and_pulls(&files.client(&region, &[]), Version::HTTP_11).await;
+}
+
+#[tokio::test]
+async fn without_tls_a_client_may_begin_with_http2() {
+    let region = Region::start(1).await;
+    pushes_and_pulls(&Registry::with_prior_knowledge(region.origins[0].addr()), Version::HTTP_2).await;
+    pushes_and_pulls(&region.client(0), Version::HTTP_11).await;
+}
+
+#[tokio::test]
+async fn a_drain_finishes_the_push_in_flight() {
+    let mut region = Region::start(1).await;
+    let client = Registry::with_prior_knowledge(region.origins[0].addr());
+    let upload = client.begin("app").await;
+    let bytes = sample(1000, 1);
+    let (begin, rest) = (bytes.slice(..500), bytes.slice(500..));
+    let (began, has_begun) = oneshot::channel();
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let first = stream::once(async move {
+        began.send(()).unwrap();
+        Ok::<_, std::io::Error>(begin)
+    });
+    let second = stream::once(async move {
+        may_go_on.await.unwrap();
+        Ok(rest)
+    });
+    let patch = client.request(Method::PATCH, &upload).body(Body::wrap_stream(first.chain(second)));
+    let patch = tokio::spawn(patch.send());
+    has_begun.await.unwrap();
+    // An answer to a later request on the connection: the origin has seen the one before it.
+    assert_eq!(client.get("/v2/").await.status(), StatusCode::OK);
+    let origin = region.origins.remove(0);
+    let address = origin.addr();
+    let draining = tokio::spawn(origin.shutdown());
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    go_on.send(()).unwrap();
+    let answer = patch.await.unwrap().unwrap();
+    assert_eq!((answer.version(), answer.status()), (Version::HTTP_2, StatusCode::ACCEPTED));
+    assert_eq!(header(&answer, "range"), "0-999");
+    assert!(location(&answer).starts_with("/v2/app/blobs/uploads/"));
+    draining.await.unwrap();
+}
+
+#[tokio::test]
+async fn certificates_are_taken_up_without_ending_connections() {
+    let files = Files::create();
+    let identity = files.identity();
+    let region = Region::start_with(1, |config| config.tls = Some(identity.clone())).await;
+    let before = files.client(&region, &[b"h2"]);
+    assert_eq!(before.get("/v2/").await.version(), Version::HTTP_2);
+    files.renew();
+    identity.reload().unwrap();
+    let after = files.client(&region, &[b"h2"]);
+    assert_eq!(after.get("/v2/").await.version(), Version::HTTP_2);
+    assert_eq!(before.get("/v2/").await.status(), StatusCode::OK, "a connection that stands goes on");
+}
+
+#[tokio::test]
+async fn who_opens_streams_only_to_reset_them_is_sent_away() {
+    let region = Region::start(1).await;
+    let stream = TcpStream::connect(region.origins[0].addr()).await.unwrap();
+    let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut requests = requests.ready().await.unwrap();
+    let mut opened = 0;
+    while opened < MANY {
+        let request = Request::get("http://origin/v2/").body(()).unwrap();
+        let Ok((_response, mut stream)) = requests.send_request(request, false) else { break };
+        stream.send_reset(h2::Reason::CANCEL);
+        opened += 1;
+        if opened % BURST == 0 {
+            tokio::task::yield_now().await;
+        }
+        match requests.ready().await {
+            Ok(ready) => requests = ready,
+            Err(_) => break,
+        }
+    }
+    assert!(opened < MANY, "all of them were taken");
+    // It is told why (ENHANCE_YOUR_CALM), if it still listens.
+    assert!(connection.await.unwrap().is_err());
+    assert_eq!(region.client(0).get("/v2/").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn headers_are_bounded() {
+    let region = Region::start(1).await;
+    let client = Registry::with_prior_knowledge(region.origins[0].addr());
+    let long = client.request(Method::GET, "/v2/").header("x-long", "x".repeat(100_000)).send().await;
+    let status = long.map(|answer| answer.status());
+    assert!(!matches!(status, Ok(StatusCode::OK)), "{status:?}");
+    assert_eq!(client.get("/v2/").await.status(), StatusCode::OK);
+    assert_eq!(client.push_blob("app", Bytes::from_static(b"x")).await, Digest::sha256(b"x"));
+}
