@@ -59,9 +59,8 @@ impl Config {
 }
 
 impl PeerMachine {
-    /// Peers that the tracker should count on no more for our sake: they do not answer, fell
-    /// silent, or send corrupt bytes. Those to meet
-    /// over `blob` come first.
+    /// Peers that the tracker should count on no more for our sake: they do not answer, fell silent, or send corrupt bytes.
+    /// Those to meet over `blob` come first.
     pub fn unreachable(&self, now: Time, blob: Option<BlobSlot>) -> impl Iterator<Item = PeerSlot> + '_ {
         let of_use = blob.and_then(|blob| self.blobs.get(blob)).map_or(&[][..], |blob| &blob.handout);
         let others = (0_u32..).map(PeerSlot).take(self.peers.len()).filter(|slot| !of_use.contains(slot));
@@ -124,28 +123,13 @@ impl PeerMachine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::Geometry;
-    use crate::map::ChunkMap;
-    use crate::swarm::{Input, Output, PeerFacts};
-
-    const BLOB: BlobSlot = BlobSlot(0);
-
-    fn ms(millis: u64) -> Time {
-        Time::ZERO + Duration::from_millis(millis)
-    }
-
-    fn facts(peer: u32, nearness: Nearness) -> PeerFacts {
-        PeerFacts { peer: PeerSlot(peer), nearness, key: 7 }
-    }
+    use crate::swarm::fixture::{BLOB, facts, ms, outputs, wanting};
+    use crate::swarm::{Input, Output};
 
     /// A machine that wants a blob of eight chunks, and has been told of so many peers.
     fn machine(peers: u32, nearness: Nearness) -> PeerMachine {
-        let mut machine = PeerMachine::new(Config::default(), 1);
-        let geometry = Geometry::for_size(8 << 18);
-        let held = ChunkMap::empty(geometry.chunks());
-        machine.handle(ms(0), Input::AddBlob { blob: BLOB, geometry, held });
-        machine.handle(ms(0), Input::Want { blob: BLOB });
-        let peers = (0..peers).map(|peer| facts(peer, nearness)).collect();
+        let mut machine = wanting(8);
+        let peers = (0..peers).map(|peer| facts(PeerSlot(peer), nearness)).collect();
         machine.handle(ms(0), Input::Handout { blob: BLOB, peers });
         machine
     }
@@ -160,7 +144,7 @@ mod tests {
 
     fn until(machine: &mut PeerMachine, now: Time) -> Vec<Output> {
         machine.handle_timeout(now);
-        core::iter::from_fn(|| machine.poll_output()).collect()
+        outputs(machine)
     }
 
     #[test]
@@ -191,9 +175,8 @@ mod tests {
     fn who_answers_late_is_a_neighbour_like_any_other() {
         let mut machine = machine(2, Nearness::SameZone);
         until(&mut machine, ms(250));
-        let connected =
-            Input::Connected { facts: facts(1, Nearness::SameZone), round_trip: Duration::from_millis(400) };
-        machine.handle(ms(800), connected);
+        let facts = facts(PeerSlot(1), Nearness::SameZone);
+        machine.handle(ms(800), Input::Connected { facts, round_trip: Duration::from_millis(400) });
         let unreachable: Vec<_> = machine.unreachable(ms(800), Some(BLOB)).collect();
         assert_eq!(unreachable, [PeerSlot(0)]);
         assert!(until(&mut machine, ms(800)).contains(&Output::Greet { peer: PeerSlot(1), blob: BLOB }));

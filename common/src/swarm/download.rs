@@ -43,7 +43,7 @@ pub(super) struct Transfer {
     pub(super) received: u64,
     /// When it last moved.
     moved_at: Time,
-    /// From when on it is late: an idle neighbour would have answered.
+    /// From when on it is late: an idle neighbour next door would have answered.
     late_at: Time,
     /// Its first byte is here.
     pub(super) has_begun: bool,
@@ -51,7 +51,7 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
-    /// Whether a neighbour has not answered for longer than an idle one takes.
+    /// Whether a neighbour has not answered yet, as an idle one next door would have.
     fn is_late(&self, now: Time) -> bool {
         !self.has_begun && matches!(self.source, Source::Peer(_)) && self.late_at <= now
     }
@@ -169,7 +169,6 @@ impl PeerMachine {
             blob.geometry.chunk_len(chunk)
         });
         let pace = Pace::new(now, length);
-        let round_trip = self.round_trip(source);
         let transfer = Transfer {
             id,
             blob: slot,
@@ -178,7 +177,7 @@ impl PeerMachine {
             permission,
             received: 0,
             moved_at: now,
-            late_at: now + self.config.nearly_done.max(round_trip),
+            late_at: now + self.config.nearly_done,
             has_begun: false,
             pace,
         };
@@ -438,23 +437,30 @@ impl PeerMachine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::Geometry;
-    use crate::map::ChunkMap;
-    use crate::swarm::{Config, Have, Input, Nearness, PeerFacts};
+    use crate::swarm::fixture::{PEER, fetches, meet, meet_far, ms, outputs, wanting};
+    use crate::swarm::{Have, Input};
+
+    #[test]
+    fn a_question_holds_its_slot_for_a_moment_however_far_its_neighbour_is() {
+        let mut machine = wanting(16);
+        let slots = machine.slots() as usize;
+        for peer in (0..16).map(PeerSlot) {
+            meet_far(&mut machine, ms(0), peer, Have::Complete, Duration::from_millis(100));
+        }
+        assert_eq!(fetches(&mut machine).len(), slots);
+        machine.handle_timeout(ms(2));
+        assert_eq!(fetches(&mut machine).len(), 0);
+        machine.handle_timeout(ms(3));
+        assert_eq!(fetches(&mut machine).len(), slots, "others are asked");
+        machine.handle_timeout(ms(99));
+        assert_eq!(fetches(&mut machine).len(), 0, "but not for ever");
+    }
 
     #[test]
     fn a_neighbour_that_does_not_begin_is_not_waited_for_as_long_as_one_that_began() {
-        let ms = |millis| Time::ZERO + Duration::from_millis(millis);
-        let blob = BlobSlot(0);
-        let mut machine = PeerMachine::new(Config::default(), 1);
-        let geometry = Geometry::for_size(2 << 18);
-        let held = ChunkMap::empty(geometry.chunks());
-        machine.handle(ms(0), Input::AddBlob { blob, geometry, held });
-        machine.handle(ms(0), Input::Want { blob });
-        for peer in [PeerSlot(0), PeerSlot(1)] {
-            let facts = PeerFacts { peer, nearness: Nearness::SameZone, key: 7 };
-            machine.handle(ms(0), Input::Connected { facts, round_trip: Duration::ZERO });
-            machine.handle(ms(0), Input::Have { peer, blob, have: Have::Complete });
+        let mut machine = wanting(2);
+        for peer in [PEER, PeerSlot(1)] {
+            meet(&mut machine, ms(0), peer, Have::Complete);
         }
         let ids: Vec<TransferId> = machine.running().iter().map(|transfer| transfer.id).collect();
         assert_eq!(ids.len(), 2);
@@ -468,11 +474,10 @@ mod tests {
     }
 
     fn cancelled(machine: &mut PeerMachine) -> Vec<TransferId> {
-        let outputs = core::iter::from_fn(|| machine.poll_output());
         let cancelled = |output| match output {
             Output::Cancel { transfer } => Some(transfer),
             _ => None,
         };
-        outputs.filter_map(cancelled).collect()
+        outputs(machine).into_iter().filter_map(cancelled).collect()
     }
 }

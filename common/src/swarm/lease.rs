@@ -226,26 +226,15 @@ impl PeerMachine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::Geometry;
-    use crate::map::ChunkMap;
-    use crate::swarm::{Batch, Config, Have, Input, Nearness, PeerFacts, PeerSlot};
-
-    const BLOB: BlobSlot = BlobSlot(0);
-    const PEER: PeerSlot = PeerSlot(0);
+    use crate::swarm::fixture::{PEER, meet, ms, outputs, wanting};
+    use crate::swarm::{Batch, Have, Input};
 
     #[test]
     fn what_went_with_a_neighbour_is_asked_for_again() {
-        let ms = |millis| Time::ZERO + Duration::from_millis(millis);
-        let mut machine = PeerMachine::new(Config::default(), 1);
-        let geometry = Geometry::for_size(8 << 18);
-        let held = ChunkMap::empty(geometry.chunks());
-        machine.handle(ms(0), Input::AddBlob { blob: BLOB, geometry, held });
-        machine.handle(ms(0), Input::Want { blob: BLOB });
-        let facts = PeerFacts { peer: PEER, nearness: Nearness::SameZone, key: 7 };
-        machine.handle(ms(0), Input::Connected { facts, round_trip: Duration::ZERO });
+        let mut machine = wanting(8);
         let mut batch = Batch::default();
         batch.push(0);
-        machine.handle(ms(0), Input::Have { peer: PEER, blob: BLOB, have: Have::Chunks(batch) });
+        meet(&mut machine, ms(0), PEER, Have::Chunks(batch));
         assert_eq!(asked_for(&mut machine), vec![8], "before anybody was met");
         machine.handle(ms(50), Input::Disconnected { peer: PEER });
         machine.handle_timeout(ms(99));
@@ -256,11 +245,10 @@ mod tests {
 
     /// How many chunks each request for a lease names.
     fn asked_for(machine: &mut PeerMachine) -> Vec<u32> {
-        let outputs = core::iter::from_fn(|| machine.poll_output());
         let missing = |output| match output {
             Output::LeaseTake { missing, .. } => Some(missing.count()),
             _ => None,
         };
-        outputs.filter_map(missing).collect()
+        outputs(machine).into_iter().filter_map(missing).collect()
     }
 }

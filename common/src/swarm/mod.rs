@@ -73,6 +73,8 @@ mod upload;
 mod waits;
 
 #[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod properties;
 
 pub use config::Config;

@@ -79,37 +79,23 @@ impl PeerMachine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::Geometry;
-    use crate::map::ChunkMap;
-    use crate::swarm::{BlobSlot, Config, Have, Input, Nearness, Output, PeerFacts, Source};
-
-    const BLOB: BlobSlot = BlobSlot(0);
-    const PEER: PeerSlot = PeerSlot(0);
-
-    fn ms(millis: u64) -> Time {
-        Time::ZERO + Duration::from_millis(millis)
-    }
+    use crate::swarm::fixture::{BLOB, PEER, meet, ms, outputs, wanting};
+    use crate::swarm::{Have, Input, Output, Source};
 
     /// A machine that wants a blob of two chunks, which its one neighbour holds.
     fn machine() -> PeerMachine {
-        let mut machine = PeerMachine::new(Config::default(), 1);
-        let geometry = Geometry::for_size(2 << 18);
-        let held = ChunkMap::empty(geometry.chunks());
-        machine.handle(ms(0), Input::AddBlob { blob: BLOB, geometry, held });
-        machine.handle(ms(0), Input::Want { blob: BLOB });
-        let facts = PeerFacts { peer: PEER, nearness: Nearness::SameZone, key: 7 };
-        machine.handle(ms(0), Input::Connected { facts, round_trip: Duration::ZERO });
-        machine.handle(ms(0), Input::Have { peer: PEER, blob: BLOB, have: Have::Complete });
+        let mut machine = wanting(2);
+        meet(&mut machine, ms(0), PEER, Have::Complete);
         machine
     }
 
     fn pass(machine: &mut PeerMachine, from: u64, to: u64) -> Vec<Output> {
-        let mut outputs = Vec::new();
+        let mut all = Vec::new();
         for now in (from..to).step_by(10) {
             machine.handle_timeout(ms(now));
-            outputs.extend(core::iter::from_fn(|| machine.poll_output()));
+            all.extend(outputs(machine));
         }
-        outputs
+        all
     }
 
     fn asks_for_a_lease(outputs: &[Output]) -> bool {

@@ -224,48 +224,12 @@ impl PeerMachine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::Geometry;
-    use crate::map::ChunkMap;
-    use crate::swarm::{
-        Config, Failure, Have, Input, Nearness, Output, PeerFacts, PeerSlot, Refusal, TransferId,
-    };
-
-    const BLOB: BlobSlot = BlobSlot(0);
-    const PEER: PeerSlot = PeerSlot(0);
-
-    fn ms(millis: u64) -> Time {
-        Time::ZERO + Duration::from_millis(millis)
-    }
-
-    /// A machine that wants a blob of eight chunks from the start on.
-    fn machine() -> PeerMachine {
-        let mut machine = PeerMachine::new(Config::default(), 1);
-        let geometry = Geometry::for_size(8 << 18);
-        let held = ChunkMap::empty(geometry.chunks());
-        machine.handle(ms(0), Input::AddBlob { blob: BLOB, geometry, held });
-        machine.handle(ms(0), Input::Want { blob: BLOB });
-        machine
-    }
-
-    fn fetches(machine: &mut PeerMachine) -> Vec<TransferId> {
-        let outputs = core::iter::from_fn(|| machine.poll_output());
-        let fetch = |output| match output {
-            Output::Fetch { transfer, .. } => Some(transfer),
-            _ => None,
-        };
-        outputs.filter_map(fetch).collect()
-    }
-
-    /// A neighbour in the own zone that holds everything.
-    fn seeder(machine: &mut PeerMachine, now: Time) {
-        let facts = PeerFacts { peer: PEER, nearness: Nearness::SameZone, key: 7 };
-        machine.handle(now, Input::Connected { facts, round_trip: Duration::ZERO });
-        machine.handle(now, Input::Have { peer: PEER, blob: BLOB, have: Have::Complete });
-    }
+    use crate::swarm::fixture::{BLOB, PEER, facts, fetches, meet, ms, wanting};
+    use crate::swarm::{Failure, Have, Input, Nearness, Refusal};
 
     #[test]
     fn a_blob_waits_for_its_lease_then_for_the_first_byte_then_not_at_all() {
-        let mut machine = machine();
+        let mut machine = wanting(8);
         assert_eq!(machine.waits_for(BLOB), Some(Wait::Lease));
         let term = Duration::from_secs(1);
         machine.handle(ms(200), Input::LeaseGranted { blob: BLOB, chunk: 0, term });
@@ -283,8 +247,8 @@ mod tests {
 
     #[test]
     fn a_busy_holder_is_said_to_be_one() {
-        let mut machine = machine();
-        seeder(&mut machine, ms(10));
+        let mut machine = wanting(8);
+        meet(&mut machine, ms(10), PEER, Have::Complete);
         let transfer = fetches(&mut machine)[0];
         machine.handle(ms(20), Input::Refused { transfer, reason: Refusal::Busy });
         assert_eq!(machine.waits_for(BLOB), Some(Wait::Holders));
@@ -292,11 +256,11 @@ mod tests {
 
     #[test]
     fn a_liar_and_silent_origins_are_told_apart() {
-        let mut machine = machine();
+        let mut machine = wanting(8);
         machine.handle(ms(1), Input::TrackerUnreachable);
-        let peers = vec![PeerFacts { peer: PEER, nearness: Nearness::SameZone, key: 7 }];
+        let peers = vec![facts(PEER, Nearness::SameZone)];
         machine.handle(ms(1), Input::Handout { blob: BLOB, peers });
-        seeder(&mut machine, ms(2));
+        meet(&mut machine, ms(2), PEER, Have::Complete);
         for transfer in fetches(&mut machine) {
             machine.handle(ms(3), Input::Failed { transfer, why: Failure::Corrupt });
         }
@@ -314,7 +278,7 @@ mod tests {
 
     #[test]
     fn what_is_complete_or_not_wanted_waits_for_nothing() {
-        let mut machine = machine();
+        let mut machine = wanting(8);
         machine.handle(ms(500), Input::Unwant { blob: BLOB });
         assert_eq!(machine.waits_for(BLOB), None);
         assert_eq!(machine.waited(ms(9000), BLOB).total(), Duration::from_millis(500));
