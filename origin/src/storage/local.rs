@@ -17,9 +17,10 @@ use futures_util::{FutureExt, StreamExt, TryFutureExt, stream};
 use rustix::buffer::spare_capacity;
 
 use super::local_files::{self, KeyLock, TemporaryFile, path_of, version_of};
+use super::local_list::Listings;
 use super::{
     ByteStream, Key, MAX_READ_LEN, Object, ObjectWriter, Page, Prefix, Storage, StorageError, StorageFuture,
-    Version, local_list,
+    Version,
 };
 use crate::nonce::nonce;
 
@@ -36,6 +37,7 @@ const ABANDONED: Duration = Duration::from_hours(24);
 #[derive(Clone)]
 pub struct LocalDirectory {
     root: Arc<Path>,
+    listings: Listings,
 }
 
 impl fmt::Debug for LocalDirectory {
@@ -53,7 +55,7 @@ impl LocalDirectory {
         let root = root.into();
         local_files::prepare(&root)?;
         local_files::sweep_temporary(&root, ABANDONED)?;
-        Ok(Self { root: root.into() })
+        Ok(Self { root: root.into(), listings: Listings::new() })
     }
 
     /// Runs what blocks on a thread that may block.
@@ -139,8 +141,8 @@ impl Storage for LocalDirectory {
         limit: usize,
     ) -> StorageFuture<'a, Page> {
         let (root, owned, after) = (Arc::clone(&self.root), prefix.clone(), after.cloned());
-        let task =
-            tokio::task::spawn_blocking(move || local_list::page(&root, &owned, after.as_ref(), limit));
+        let listings = self.listings.clone();
+        let task = tokio::task::spawn_blocking(move || listings.page(&root, &owned, after.as_ref(), limit));
         async move {
             let page = task.await.unwrap_or_else(|stopped| Err(stopped.into()));
             page.map_err(|error| StorageError::unavailable("list objects", prefix, error))
