@@ -4,6 +4,7 @@
 //! [`CommandError::NotOk`] when what was to be measured did not happen.
 
 mod content;
+mod growth;
 mod load;
 mod memory;
 mod origin;
@@ -34,6 +35,8 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// What a registry answers in a second: ours, or any other
     Registry(registry::RegistryArgs),
+    /// What a request costs at a registry with few images, and at one with many
+    Growth(growth::GrowthArgs),
     /// One peer to another, disk to verified disk, beside a plain QUIC stream of the same bytes
     Transfer(transfer::TransferArgs),
     /// Many peers pull one layer at once, each on a host of its own with a shaped link
@@ -53,6 +56,7 @@ enum BenchCommand {
 pub fn run(args: BenchArgs) -> Result<(), CommandError> {
     match args.command {
         BenchCommand::Registry(args) => block_on(until_signal(registry::run(args))),
+        BenchCommand::Growth(args) => block_on(until_signal(growth::run(args))),
         BenchCommand::Transfer(args) => block_on(until_signal(transfer::run(args))),
         BenchCommand::Swarm(args) => block_on(until_signal(swarm::run(args))),
         BenchCommand::Passthrough(args) => block_on(until_signal(passthrough::run(args))),
