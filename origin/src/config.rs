@@ -94,7 +94,7 @@ pub struct Limits {
     /// Memory for parts of 8 MiB on their way to a remote storage. Default 128 MiB.
     pub part_buffers: ByteSize,
     /// Memory for the bytes of blobs on their way to clients, where they pass through this process, in large pieces.
-    /// Default 32 MiB; beyond, each response has a piece of 32 KiB.
+    /// Default 16 MiB; beyond, each response has a piece of 16 KiB.
     pub pull_buffers: ByteSize,
     /// Connections at once. Default 8192; 128 more are told to come again (503), and operators are answered there, too.
     pub connections: usize,
@@ -132,7 +132,7 @@ impl Default for Limits {
             other_caches: ByteSize(16 << 20),
             upload_buffers: ByteSize(32 << 20),
             part_buffers: ByteSize(128 << 20),
-            pull_buffers: ByteSize(32 << 20),
+            pull_buffers: ByteSize(16 << 20),
             connections: 8192,
             requests: 4096,
             uploads: 512,

@@ -22,7 +22,7 @@ use crate::storage::read_piece;
 /// Bytes of a large piece: small ones cost more in scheduling than in copying.
 const LARGE: usize = 512 << 10;
 /// Bytes of a small piece, the pool's unit.
-const SMALL: usize = 32 << 10;
+const SMALL: usize = 16 << 10;
 /// Large pieces of one response: one on its way out, one ahead. A small piece is alone.
 const AT_ONCE: usize = 2;
 

@@ -1,7 +1,7 @@
 //! Caches of two replicas: one writes, tells the other and acknowledges; a reader at the other begins whenever it likes.
 
 use core::time::Duration;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use flotilla_runtime::clock::Clock;
@@ -112,4 +112,81 @@ async fn without_a_message_the_other_replica_is_stale() {
 #[tokio::test]
 async fn without_epochs_a_late_fill_keeps_what_was_before() {
     explored(Telling::DroppingOnly, 1).await.assert_broken();
+}
+
+/// What a delete does that finds a tombstone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Finding {
+    /// As shipped: it tells the other replicas before it says that there is nothing.
+    TellsFirst,
+    /// Breaks that: who wrote the tombstone has told them, or will.
+    SaysAtOnce,
+}
+
+/// What a tombstone reads as.
+const GONE: u64 = 0;
+
+/// A delete whose replica may die anywhere, another one of the same thing at a second replica, and reads at a third.
+async fn explored_deletes(finding: Finding) -> Explored {
+    let scenario = async move |model: Model| {
+        let key: Key = KEY.parse().expect("a key");
+        model.create(&key, "1".into()).await.expect("a value");
+        let (third, is_gone) = (cache(), Arc::new(AtomicBool::new(false)));
+        let stale = Arc::new(AtomicBool::new(false));
+        assert_eq!(read(&third, &model).await, Some(1), "it is in memory there");
+        let first = {
+            let (model, third, is_gone) = (model.clone(), third.clone(), Arc::clone(&is_gone));
+            let (dying, key) = (model.clone(), key.clone());
+            let delete = async move {
+                let seen = model.read(&key).await.expect("no faults").expect("a value").version;
+                let settler = Settler { storage: &model };
+                let settled = settler.write(&key, Some(&seen), GONE.to_string().into()).await;
+                assert!(matches!(settled, Ok(Settled::Written)), "nobody else writes");
+                model.point("the message arrives").await;
+                third.invalidate(&KEY);
+                is_gone.store(true, Ordering::SeqCst);
+            };
+            async move { dying.mortal(delete).await }
+        };
+        let second = {
+            let (model, third, is_gone) = (model.clone(), third.clone(), Arc::clone(&is_gone));
+            async move {
+                let object = model.read(&key).await.expect("no faults").expect("a value");
+                if object.body != GONE.to_string() {
+                    return;
+                }
+                if finding == Finding::TellsFirst {
+                    model.point("the second message arrives").await;
+                    third.invalidate(&KEY);
+                }
+                is_gone.store(true, Ordering::SeqCst);
+            }
+        };
+        let reader = {
+            let stale = Arc::clone(&stale);
+            async move {
+                model.point("the reader begins").await;
+                let was_gone = is_gone.load(Ordering::SeqCst);
+                let value = read(&third, &model).await;
+                stale.store(was_gone && value != Some(GONE), Ordering::SeqCst);
+            }
+        };
+        let check = move |_: &Model| match stale.load(Ordering::SeqCst) {
+            true => Err("it was read after a client heard that it is gone".to_owned()),
+            false => Ok(()),
+        };
+        Scenario { actors: vec![Box::pin(first), Box::pin(second), Box::pin(reader)], check: Box::new(check) }
+    };
+    explore(Faults::NONE, scenario).await
+}
+
+#[tokio::test]
+async fn what_a_delete_did_not_find_is_served_nowhere() {
+    explored_deletes(Finding::TellsFirst).await.assert_holds(50);
+}
+
+/// Who wrote the tombstone died before it told anybody.
+#[tokio::test]
+async fn a_delete_that_tells_nobody_what_it_found_leaves_it_served_elsewhere() {
+    explored_deletes(Finding::SaysAtOnce).await.assert_broken();
 }

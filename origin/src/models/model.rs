@@ -226,6 +226,14 @@ impl Model {
         self.ask(Call::Point(name)).await;
     }
 
+    /// Acts until it is done, or its replica dies: at any moment. What it had asked of storage may still come about.
+    pub(super) async fn mortal(&self, acting: impl Future<Output = ()>) {
+        tokio::select! {
+            () = acting => {}
+            () = self.point("its replica dies") => {}
+        }
+    }
+
     async fn ask(&self, call: Call) -> Reply {
         let answer = {
             let mut state = self.lock();

@@ -104,18 +104,31 @@ impl Client {
 }
 
 async fn explored(acts: &'static [(usize, Act)], faults: Faults) -> Explored {
+    explored_with(acts, faults, false).await
+}
+
+/// The same where the first actor's replica may die.
+async fn explored_with_a_death(acts: &'static [(usize, Act)]) -> Explored {
+    explored_with(acts, Faults::NONE, true).await
+}
+
+async fn explored_with(acts: &'static [(usize, Act)], faults: Faults, first_is_mortal: bool) -> Explored {
     let scenario = async |model: Model| {
         let replicas = [replica(&model).await, replica(&model).await];
         let (ticket, _) = replicas[0].begin_upload(&repository(), false);
         let told = Arc::new(Mutex::new(Vec::new()));
-        let actors = acts.iter().map(|(at, act)| {
+        let actors = acts.iter().enumerate().map(|(index, (at, act))| {
             let (registry, told) = (Arc::clone(&replicas[*at]), Arc::clone(&told));
             let client = Client { registry, model: model.clone(), repository: repository(), ticket };
+            let model = model.clone();
             let actor = async move {
                 if let Ok(outcome) = client.act(*act).await {
                     told.lock().expect("no panic").push(outcome);
                 }
             };
+            if first_is_mortal && index == 0 {
+                return Box::pin(async move { model.mortal(actor).await }) as _;
+            }
             Box::pin(actor) as _
         });
         let actors = actors.collect();
@@ -187,4 +200,12 @@ async fn a_chain_that_is_deleted_can_be_begun_again_and_becomes_two_blobs() {
     explored(&[(0, Act::Push("ab")), (1, Act::Forget), (1, Act::Push("cd"))], Faults::NONE)
         .await
         .assert_broken();
+}
+
+/// A client whose replica died goes on, repeats its request or gives up at another one.
+#[tokio::test]
+async fn an_upload_whose_replica_dies_anywhere_ends_whole_elsewhere_or_not_at_all() {
+    explored_with_a_death(&[(0, Act::Put("ab")), (1, Act::Put("ab"))]).await.assert_holds(100);
+    explored_with_a_death(&[(0, Act::Push("ab")), (1, Act::Finish("ab"))]).await.assert_holds(100);
+    explored_with_a_death(&[(0, Act::Push("ab")), (1, Act::Cancel)]).await.assert_holds(100);
 }
