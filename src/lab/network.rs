@@ -78,6 +78,11 @@ pub fn missing_for_hosts() -> Option<String> {
     tried.err().map(|error| format!("network namespaces are not allowed ({error})"))
 }
 
+/// Lets the switch pass frames on unseen. Where the kernel filters bridges, as it does beside container runtimes, each frame
+/// would go through a firewall that no switch has.
+const UNFILTERED: &str =
+    r#"for call in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e "$call" ] || echo 0 >"$call"; done"#;
+
 /// The hosts' network.
 #[derive(Debug)]
 pub(super) struct Network {
@@ -105,6 +110,7 @@ impl Network {
                               link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
                               link set br0 up\n";
                 switch.run(&["ip", "-batch", "-"], bridge)?;
+                switch.run(&["sh", "-c", UNFILTERED], "")?;
                 Ok(Self { base: NETWORK, hosts: 0, kind: Kind::Switch { switch, shape } })
             }
         }
