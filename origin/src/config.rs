@@ -110,7 +110,8 @@ pub struct Limits {
     pub upload_lifetime: Duration,
     /// How long a client may send nothing in the middle of a body. Default 60 s.
     pub stall_timeout: Duration,
-    /// For one storage call on a small object, and for one write with all its repetitions. Default 30 s.
+    /// For one storage call on a small object. A write, whose outcome is looked up and which is then repeated, has twice as
+    /// long for all of it. Default 15 s.
     pub storage_timeout: Duration,
     /// Bytes at which a segment ends. Default 4 GiB.
     pub segment_len: ByteSize,
@@ -140,7 +141,7 @@ impl Default for Limits {
             reader_timeout: Duration::from_mins(5),
             upload_lifetime: Duration::from_hours(24),
             stall_timeout: Duration::from_mins(1),
-            storage_timeout: Duration::from_secs(30),
+            storage_timeout: Duration::from_secs(15),
             segment_len: ByteSize(4 << 30),
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(20),

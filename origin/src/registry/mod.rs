@@ -185,6 +185,8 @@ impl Registry {
     }
 
     fn settler(&self) -> BoundedSettler<'_> {
-        BoundedSettler { settler: Settler { storage: &*self.storage }, within: self.limits.storage_timeout }
+        // Time for a call that hangs, for finding out what became of it, and for repeating it.
+        let within = self.limits.storage_timeout * 2;
+        BoundedSettler { settler: Settler { storage: &*self.storage }, within }
     }
 }
