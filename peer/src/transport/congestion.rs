@@ -7,15 +7,20 @@
 //! Per round trip the window moves by
 //! ```text
 //! window x GAIN x (TARGET - queueing) / round trip     at most doubled, at least halved
-//! + one packet                                         so that flows which share a link become equal
+//! + STEP packets                                       so that flows which share a link become equal
 //! ```
 //! which doubles it while the link is idle, holds it while the queue is as long as it should be, and empties a long queue
 //! within a few round trips. It is FAST's and LEDBAT++'s law (RFC 6817 has the traps). A loss is a loss: the window
 //! shrinks as CUBIC's does.
 //!
+//! The first term alone would keep shares as they are: it multiplies. A chunk lasts for a dozen round trips, neighbours come and
+//! go with each, and a transfer that begins with a small window must have its share long before it ends: hence several
+//! packets. Their price is a queue that is longer by what twice so many packets of each flow take, three milliseconds at
+//! 50 Mbit/s.
+//!
 //! - The shortest round trip is that of the last minutes, not for ever: a route may change.
 //! - A packet that was held up by a busy processor is no queue: the least of the last few measurements counts.
-//! - The window never falls below a few packets: beside somebody who fills queues we are slow, but never starve.
+//! - The window never falls below some packets: beside somebody who fills queues we are slow, but never starve.
 
 use std::any::Any;
 use std::mem;
@@ -25,11 +30,13 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
-/// The delay that a connection may cause: well above what a busy processor or a token bucket adds, and a fraction of what
+/// The delay that a connection may cause: above what a busy processor or a token bucket adds, and a fraction of what
 /// a chunk takes where that matters.
-const TARGET: Duration = Duration::from_millis(20);
+const TARGET: Duration = Duration::from_millis(7);
 /// How much of the way towards the target is made in a round trip. More overshoots: the answer is a round trip old.
 const GAIN: f64 = 0.5;
+/// Packets by which a window grows in a round trip whatever the delay.
+const STEP: f64 = 6.0;
 /// After a loss.
 const BETA: f64 = 0.7;
 const INITIAL_WINDOW: u64 = 14_720;
@@ -110,7 +117,7 @@ impl DelayBound {
         let queueing = round_trip.saturating_sub(base);
         let off_target = TARGET.as_secs_f64() - queueing.as_secs_f64();
         let pull = GAIN * off_target / round_trip.max(LEAST_ROUND_TRIP).as_secs_f64();
-        let per_round_trip = self.window * pull.clamp(-0.5, 1.0) + self.mtu as f64;
+        let per_round_trip = self.window * pull.clamp(-0.5, 1.0) + STEP * self.mtu as f64;
         // Who sends less than the window learns nothing about a larger one.
         if per_round_trip > 0.0 && is_app_limited {
             return;
@@ -213,6 +220,8 @@ mod tests {
     use super::*;
 
     const MTU: u16 = 1_452;
+    /// What a window comes to when the queue is far too long: of each round trip half of it goes, and the steps come.
+    const LEAST_BY_DELAY: f64 = 3.0 * STEP * MTU as f64;
 
     /// A link with a queue before it, and what is sent over it by controllers that always have something to send.
     struct Pipe {
@@ -271,6 +280,12 @@ mod tests {
         Duration::from_millis(millis)
     }
 
+    /// The queue that may be seen where so many flows share a link: twice what is aimed at, and what their steps add.
+    fn longest(bits_per_second: f64, flows: u32) -> Duration {
+        let step = Duration::from_secs_f64(STEP * f64::from(MTU) * 8.0 / bits_per_second);
+        2 * TARGET + 2 * flows * step
+    }
+
     #[test]
     fn links_from_slow_to_fast_and_near_to_far_are_filled_with_the_queue_that_is_wanted() {
         for bits_per_second in [5e6, 50e6, 1e9, 10e9] {
@@ -280,7 +295,7 @@ mod tests {
                 pipe.round_trips(&mut flows, 100);
                 let queueing = pipe.queueing(&flows);
                 assert!(
-                    (TARGET / 2..2 * TARGET).contains(&queueing),
+                    (TARGET / 2..longest(bits_per_second, 1)).contains(&queueing),
                     "{queueing:?} at {bits_per_second} bit/s and {idle:?}"
                 );
             }
@@ -302,10 +317,10 @@ mod tests {
         let mut pipe = Pipe::new(50e6, ms(1));
         let mut flows = [flow(&pipe), flow(&pipe), flow(&pipe)];
         flows[0].window = 60_000.0;
-        pipe.round_trips(&mut flows, 200);
+        pipe.round_trips(&mut flows, 12);
         let windows = flows.each_ref().map(|flow| flow.window);
         assert!(windows.iter().all(|window| (0.7..1.4).contains(&(window / windows[0]))), "{windows:?}");
-        assert!(pipe.queueing(&flows) < 2 * TARGET, "{:?}", pipe.queueing(&flows));
+        assert!(pipe.queueing(&flows) < longest(50e6, 3), "{:?}", pipe.queueing(&flows));
     }
 
     #[test]
@@ -322,7 +337,7 @@ mod tests {
         pipe.others = ms(100);
         let mut flows = [flow(&pipe)];
         pipe.round_trips(&mut flows, 100);
-        assert_eq!(flows[0].window(), MIN_WINDOW_PACKETS * u64::from(MTU));
+        assert!(flows[0].window <= LEAST_BY_DELAY, "{}", flows[0].window);
         pipe.others = Duration::ZERO;
         pipe.round_trips(&mut flows, 20);
         assert!(flows[0].window() > 30_000, "{}", flows[0].window());
@@ -336,7 +351,7 @@ mod tests {
         while pipe.now.saturating_duration_since(flows[0].base.since) < SPAN / 2 {
             pipe.round_trips(&mut flows, 1);
         }
-        assert_eq!(flows[0].window(), MIN_WINDOW_PACKETS * u64::from(MTU));
+        assert!(flows[0].window <= LEAST_BY_DELAY, "{}", flows[0].window);
         for _ in 0..SPANS {
             pipe.now += SPAN;
             pipe.round_trips(&mut flows, 1);
