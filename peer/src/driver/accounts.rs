@@ -94,6 +94,15 @@ impl Driver {
         let still = self.machine.stood_still(now);
         self.shared.waited.write(still, self.blob_waits);
         self.shared.counters.leases.set(self.machine.leases().count() as u64);
-        self.shared.pulls.settle(now, still);
+        self.settle_pulls(now);
+    }
+
+    /// Ends the pulls that are over.
+    pub(super) fn settle_pulls(&self, now: Time) {
+        let is_on_its_way = |digest: &Digest| {
+            let slot = self.roster.blob_slot(digest);
+            slot.is_some_and(|slot| self.fetches.values().any(|fetch| fetch.blob == slot))
+        };
+        self.shared.pulls.settle(now, self.machine.stood_still(now), is_on_its_way);
     }
 }

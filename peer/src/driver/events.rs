@@ -36,7 +36,7 @@ impl Driver {
                 if let Some(slot) = self.roster.blob_slot(&digest) {
                     self.readers_moved(now, slot);
                 }
-                self.shared.pulls.settle(now, self.machine.stood_still(now));
+                self.settle_pulls(now);
             }
             Command::Reach { digest, chunk, answer } => {
                 // A reader that is gone needs no answer.
@@ -201,7 +201,7 @@ impl Driver {
             Whole::Right => {
                 blob.stored.complete();
                 self.shared.pulls.completed(now, digest);
-                self.shared.pulls.settle(now, self.machine.stood_still(now));
+                self.settle_pulls(now);
             }
             Whole::Damaged(chunks) => {
                 tracing::warn!(blob = %digest, ?chunks, "stored chunks were damaged and are fetched again");

@@ -182,12 +182,15 @@ impl Pulls {
         }
     }
 
-    /// Logs and counts the pulls that are over.
-    pub(crate) fn settle(&self, now: Time, stood_still: WaitTimes) {
+    /// Logs and counts the pulls that are over. One is not while a chunk of it counts as on its way: the runtime may have read
+    /// it from the store before its download is reported, and the report would say too little.
+    pub(crate) fn settle(&self, now: Time, stood_still: WaitTimes, is_on_its_way: impl Fn(&Digest) -> bool) {
         let mut table = self.lock();
         let mut at = 0;
         while let Some(pull) = table.open.get(at) {
-            let Some(result) = pull.result(now) else {
+            let is_counted = || !pull.blobs.iter().any(|blob| is_on_its_way(&blob.digest));
+            let over = pull.result(now).filter(|result| *result == PullResult::GivenUp || is_counted());
+            let Some(result) = over else {
                 at += 1;
                 continue;
             };

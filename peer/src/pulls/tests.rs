@@ -25,6 +25,25 @@ fn nothing_held(_: &Digest) -> (u64, bool) {
     (0, false)
 }
 
+fn nothing_comes(_: &Digest) -> bool {
+    false
+}
+
+#[test]
+fn a_pull_is_not_over_while_a_chunk_that_was_read_is_not_counted_yet() {
+    let pulls = Pulls::new(None);
+    pulls.open(opened(false), WaitTimes::default(), nothing_held);
+    let [config, layer] = digests();
+    pulls.received(ms(1100), &config, From::OriginLeased, 10);
+    pulls.emitted(ms(1200), &config, 10);
+    pulls.emitted(ms(1200), &layer, 1000);
+    pulls.settle(ms(1200), WaitTimes::default(), |digest| *digest == layer);
+    assert!(pulls.finished().is_empty());
+    pulls.received(ms(1201), &layer, From::SameZone, 1000);
+    pulls.settle(ms(1201), WaitTimes::default(), nothing_comes);
+    assert_eq!(pulls.finished()[0].sources.received(), 1010);
+}
+
 #[test]
 fn a_pull_is_over_when_the_runtime_has_everything() {
     let pulls = Pulls::new(Some(BitRate(8_000)));
@@ -38,10 +57,10 @@ fn a_pull_is_over_when_the_runtime_has_everything() {
     pulls.completed(ms(1300), &layer);
     pulls.completed(ms(1300), &config);
     pulls.emitted(ms(1150), &config, 10);
-    pulls.settle(ms(1400), WaitTimes::default());
+    pulls.settle(ms(1400), WaitTimes::default(), nothing_comes);
     assert_eq!(pulls.open_now(ms(1400), |_| 0)[0].emitted, 10);
     pulls.emitted(ms(3020), &layer, 1000);
-    pulls.settle(ms(3021), WaitTimes::default());
+    pulls.settle(ms(3021), WaitTimes::default(), nothing_comes);
     let report = &pulls.finished()[0];
     assert_eq!(report.result, PullResult::Pulled);
     assert_eq!(report.bytes, 1010, "a layer that the manifest names twice comes once");
@@ -57,9 +76,9 @@ fn what_the_runtime_does_not_ask_for_is_not_waited_for_long() {
     pulls.open(opened(false), WaitTimes::default(), |_| (505, true));
     let [_, layer] = digests();
     pulls.emitted(ms(1500), &layer, 1000);
-    pulls.settle(ms(1600), WaitTimes::default());
+    pulls.settle(ms(1600), WaitTimes::default(), nothing_comes);
     assert!(pulls.finished().is_empty());
-    pulls.settle(ms(3500), WaitTimes::default());
+    pulls.settle(ms(3500), WaitTimes::default(), nothing_comes);
     let report = &pulls.finished()[0];
     assert_eq!(report.sources.own_store, 1010);
     assert_eq!((report.seconds, report.bound_seconds), (0.5, None));
@@ -72,9 +91,9 @@ fn a_pull_that_stands_still_is_given_up_and_says_why() {
     let [_, layer] = digests();
     pulls.received(ms(2000), &layer, From::OtherZones, 500);
     pulls.failed(&layer, "no neighbour and no origin delivers it");
-    pulls.settle(ms(61_999), WaitTimes::default());
+    pulls.settle(ms(61_999), WaitTimes::default(), nothing_comes);
     assert!(pulls.finished().is_empty());
-    pulls.settle(ms(62_000), WaitTimes::default());
+    pulls.settle(ms(62_000), WaitTimes::default(), nothing_comes);
     let report = &pulls.finished()[0];
     assert_eq!(report.result, PullResult::GivenUp);
     assert_eq!(report.why.as_deref(), Some("no neighbour and no origin delivers it"));
@@ -88,10 +107,10 @@ fn warming_is_over_when_all_is_in_the_store_and_looking_is_no_pull() {
     for digest in digests() {
         pulls.completed(ms(1200), &digest);
     }
-    pulls.settle(ms(1200), WaitTimes::default());
+    pulls.settle(ms(1200), WaitTimes::default(), nothing_comes);
     assert!(pulls.finished()[0].is_warming);
     pulls.open(opened(false), WaitTimes::default(), |_| (505, true));
-    pulls.settle(ms(9000), WaitTimes::default());
+    pulls.settle(ms(9000), WaitTimes::default(), nothing_comes);
     assert_eq!(pulls.pulled.value(), 1, "nobody read anything the second time");
 }
 
