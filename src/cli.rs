@@ -123,6 +123,24 @@ pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
     Ok(())
 }
 
+/// Prints what was found, as JSON or as `text` for people, and ends as it is: well if `ok`.
+///
+/// # Errors
+/// If the value does not encode; [`CommandError::NotOk`] if it is not `ok`.
+pub fn conclude<T: Serialize>(
+    outcome: &T,
+    json: bool,
+    text: impl FnOnce(&T) -> String,
+    ok: bool,
+) -> Result<(), CommandError> {
+    if json {
+        print_json(outcome)?;
+    } else {
+        print_text(text(outcome));
+    }
+    if ok { Ok(()) } else { Err(CommandError::NotOk) }
+}
+
 /// Prints text for people on stdout.
 #[allow(clippy::print_stdout, reason = "this is the command's output")]
 pub fn print_text(text: impl fmt::Display) {

@@ -115,8 +115,7 @@ impl RegistryClient {
     /// # Errors
     /// If there can be no HTTP client at all.
     pub fn new(base: impl Into<String>, repository: RepositoryName) -> Result<Self, ClientError> {
-        let http = http_client()?;
-        Ok(Self { http, base: base.into(), repository, namespace: None })
+        Ok(Self::with_http(http_client()?, base, repository))
     }
 
     /// A client that speaks through `http`, which may trust more than [`http_client`] does.

@@ -12,7 +12,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::manifest::OCI_MANIFEST;
 use flotilla_common::name::RepositoryName;
 use flotilla_origin::storage::{self, Storage};
-use flotilla_origin::{Config, Origin};
+use flotilla_origin::{Config, Limits, Origin};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::{Body, Client, StatusCode};
 use serde::Serialize;
@@ -20,7 +20,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::content::EMPTY;
-use crate::cli::{CommandError, print_json, print_text};
+use crate::cli::{CommandError, conclude};
 use crate::client::{RegistryClient, http_client};
 use crate::fleet::Fleet;
 use crate::region::ANY_PORT;
@@ -37,8 +37,6 @@ const REQUESTS: u32 = 10;
 const ORIGINS: u32 = 10;
 /// Numbers of images from here on are pushed while it is measured, and no others.
 const NEW: u32 = 2_000_000_000;
-/// Memory for parts on their way to a remote storage, as an origin has by default.
-const PART_BUFFERS_LEN: u64 = 128 << 20;
 
 /// The arguments of `flotilla bench growth`.
 #[derive(Debug, Args)]
@@ -92,7 +90,7 @@ struct Outcome {
 
 /// Runs the benchmark.
 pub(super) async fn run(args: GrowthArgs) -> Result<(), CommandError> {
-    let storage = storage::open(&args.storage, PART_BUFFERS_LEN);
+    let storage = storage::open(&args.storage, Limits::default().part_buffers.0);
     let storage = storage.map_err(|error| CommandError::failed("open the storage", error))?;
     let (mut sizes, mut present) = (Vec::new(), 0);
     for images in core::iter::successors(Some(10_u32), |images| images.checked_mul(10)) {
@@ -105,12 +103,7 @@ pub(super) async fn run(args: GrowthArgs) -> Result<(), CommandError> {
     }
     let ok = grows_nowhere(&sizes);
     let outcome = Outcome { sizes, ok };
-    if args.json {
-        print_json(&outcome)?;
-    } else {
-        print_text(table(&outcome));
-    }
-    if ok { Ok(()) } else { Err(CommandError::NotOk) }
+    conclude(&outcome, args.json, table, ok)
 }
 
 /// An origin of this process.

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::content::{Content, Pushed};
 use super::peers::{Field, PeerProcess};
-use crate::cli::{CommandError, print_json, print_text};
+use crate::cli::{CommandError, conclude};
 
 /// What a peer may have in memory at most.
 const LIMIT: ByteSize = ByteSize(128 << 20);
@@ -64,12 +64,7 @@ pub(super) async fn run(args: MemoryArgs) -> Result<(), CommandError> {
     field.complete(&neighbour, shared).await?;
 
     let outcome = pull_all(&field, &field.peer("measured").await?, &args, &images).await?;
-    if args.json {
-        print_json(&outcome)?;
-    } else {
-        print_text(summary(&outcome));
-    }
-    if outcome.ok { Ok(()) } else { Err(CommandError::NotOk) }
+    conclude(&outcome, args.json, summary, outcome.ok)
 }
 
 async fn pull_all(

@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use super::content::Content;
 use super::origin::{OriginPlan, OriginProcess};
 use super::process::Process;
-use crate::cli::{CommandError, print_json, print_text};
+use crate::cli::{CommandError, conclude};
 use crate::client::RegistryClient;
 
 /// What an origin may have in memory at most.
@@ -101,12 +101,7 @@ pub(super) async fn run(args: OriginMemoryArgs) -> Result<(), CommandError> {
         images.push(image.map_err(|error| CommandError::failed("push what is pulled", error))?.layer);
     }
     let outcome = measure(&origin, &args, &images).await?;
-    if args.json {
-        print_json(&outcome)?;
-    } else {
-        print_text(summary(&outcome));
-    }
-    if outcome.ok { Ok(()) } else { Err(CommandError::NotOk) }
+    conclude(&outcome, args.json, summary, outcome.ok)
 }
 
 async fn measure(

@@ -13,7 +13,7 @@ use flotilla_common::units::{BitRate, ByteSize};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use crate::cli::{CommandError, print_json, print_text};
+use crate::cli::{CommandError, conclude};
 use crate::client::{ClientError, Pulled, RegistryClient, push_layout};
 use crate::fleet::Fleet;
 use crate::image;
@@ -91,12 +91,7 @@ pub(super) async fn run(args: PassthroughArgs) -> Result<(), CommandError> {
     let is_good = |pair: &Pair| pair.mirror_s <= pair.direct_s * MOST_RATIO + MOST_DELAY_S;
     let outcome =
         Outcome { without_everything, without_tracker, with_dead_neighbours, ok: pairs.iter().all(is_good) };
-    if args.json {
-        print_json(&outcome)?;
-    } else {
-        print_text(summary(&outcome));
-    }
-    if outcome.ok { Ok(()) } else { Err(CommandError::NotOk) }
+    conclude(&outcome, args.json, summary, outcome.ok)
 }
 
 /// The medians of one kind of pull and of direct pulls between them.

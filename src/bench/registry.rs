@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use super::content::{Content, Pushed};
 use super::load::{Load, Measured};
 use super::process::Process;
-use crate::cli::{CommandError, print_json, print_text};
+use crate::cli::{CommandError, conclude};
 use crate::client::RegistryClient;
 use crate::lab::{Ground, Lab, LabPlan};
 
@@ -108,12 +108,7 @@ pub(super) async fn run(args: RegistryArgs) -> Result<(), CommandError> {
         eprintln!("the first of {} errors: {error}", measured.measured.errors);
     }
     let outcome = measured.outcome();
-    if args.json {
-        print_json(&outcome)?;
-    } else {
-        print_text(summary(&outcome));
-    }
-    if outcome.errors == 0 { Ok(()) } else { Err(CommandError::NotOk) }
+    conclude(&outcome, args.json, summary, outcome.errors == 0)
 }
 
 async fn target(args: &RegistryArgs) -> Result<Target, CommandError> {

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::content::{Content, EMPTY};
 use super::processor::Processor;
-use crate::cli::{CommandError, print_json, print_text};
+use crate::cli::{CommandError, conclude};
 use crate::lab::{Carried, Ground, Lab, LabError, LabPlan, PeerPlan, Shape, TAG, missing_for_hosts};
 use crate::progress::Progress;
 
@@ -90,12 +90,7 @@ pub(super) async fn run(args: SwarmArgs) -> Result<(), CommandError> {
     let wire = Wire::of(&lab, args.size.0).map_err(failed)?;
     lab.end().map_err(failed)?;
     let outcome = Outcome::of(&args, &rows, sent);
-    if args.json {
-        print_json(&outcome)?;
-    } else {
-        print_text(render(&rows, &outcome, &wire, busy));
-    }
-    if outcome.ok { Ok(()) } else { Err(CommandError::NotOk) }
+    conclude(&outcome, args.json, |outcome| render(&rows, outcome, &wire, busy), outcome.ok)
 }
 
 /// The region with its peers, and the image in its origin.

@@ -21,7 +21,7 @@ use serde::Serialize;
 use super::content::{Content, Pushed};
 use super::peers::{Field, PeerProcess};
 use super::{page_cache, plain};
-use crate::cli::{CommandError, print_json, print_text};
+use crate::cli::{CommandError, conclude};
 
 /// What a transfer must have of the plain stream's rate.
 const LEAST_RATIO: f64 = 0.9;
@@ -106,12 +106,7 @@ pub(super) async fn run(args: TransferArgs) -> Result<(), CommandError> {
         transfers.push(transferred);
     }
     let outcome = outcome(size, &plain, &transfers);
-    if args.json {
-        print_json(&outcome)?;
-    } else {
-        print_text(summary(&outcome));
-    }
-    if outcome.ratio >= LEAST_RATIO { Ok(()) } else { Err(CommandError::NotOk) }
+    conclude(&outcome, args.json, summary, outcome.ratio >= LEAST_RATIO)
 }
 
 /// Brings the page cache into its state, and measures what the bytes cost without a network.

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use outcome::Setup;
 use outcome::{Outcome, PeerOutcome};
 
-use crate::cli::{CommandError, block_on, print_json, print_text};
+use crate::cli::{CommandError, block_on, conclude};
 use crate::client::{ClientError, Pulled, pick_platform, push_layout};
 use crate::fleet::Fleet;
 use crate::image::{self, Layout, LayoutError};
@@ -101,12 +101,7 @@ async fn demonstrate(args: DemoArgs) -> Result<(), CommandError> {
     let setup = Setup { peers: args.peers, zones: args.zones, image_bytes, image_chunks, rate };
     let outcome = Outcome::of(&setup, &peers, region.origin_blob_bytes());
     region.shut_down().await;
-    if args.json {
-        print_json(&outcome)?;
-    } else {
-        print_text(table::render(&peers, &outcome));
-    }
-    if outcome.ok { Ok(()) } else { Err(CommandError::NotOk) }
+    conclude(&outcome, args.json, |outcome| table::render(&peers, outcome), outcome.ok)
 }
 
 /// Makes the image off the reactor; hashing some hundred MiB takes a while.

@@ -7,7 +7,7 @@ use flotilla_common::units::ByteSize;
 use flotilla_origin::check::{Findings, Report, check};
 use flotilla_origin::storage;
 
-use crate::cli::{CommandError, block_on, print_json, print_text};
+use crate::cli::{CommandError, block_on, conclude};
 
 /// Findings that are printed for people; `--json` has up to 1000.
 const SHOWN: usize = 50;
@@ -43,12 +43,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), CommandError> {
         let storage = storage.map_err(|error| CommandError::failed("open the storage", error))?;
         let checked = check(storage, args.deep).await;
         let report = checked.map_err(|error| CommandError::failed("check the storage", error))?;
-        if args.json {
-            print_json(&report)?;
-        } else {
-            print_text(rendered(&report));
-        }
-        if report.is_sound() { Ok(()) } else { Err(CommandError::NotOk) }
+        conclude(&report, args.json, rendered, report.is_sound())
     })
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, value_parser};
 use flotilla_common::name::RegionName;
 use flotilla_common::units::BitRate;
-use flotilla_origin::{Config, Origin, ReplicaAddress, Replicas};
+use flotilla_origin::{Config, Limits, Origin, ReplicaAddress, Replicas};
 use flotilla_runtime::config::ConfigFile;
 use flotilla_runtime::identity::load_seal_key;
 
@@ -72,16 +72,16 @@ struct ServeArgs {
     #[arg(long)]
     redirect_blobs: bool,
     /// Connections at once; more are told to come again
-    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = Limits::default().connections as u32, value_parser = value_parser!(u32).range(1..))]
     max_connections: u32,
     /// Requests at once, each until the last byte of its answer; more are refused with 429
-    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = Limits::default().requests as u32, value_parser = value_parser!(u32).range(1..))]
     max_requests: u32,
     /// Uploads at once whose bytes are received or wait for their turn; more are refused with 429
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = Limits::default().uploads as u32, value_parser = value_parser!(u32).range(1..))]
     max_uploads: u32,
     /// How long it works on after it was told to stop, while /readyz says that it is not ready
-    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = value_parser!(u64).range(0..=300))]
+    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().drain_delay.as_secs(), value_parser = value_parser!(u64).range(0..=300))]
     drain_delay: u64,
     #[command(flatten)]
     tls: TlsArgs,
