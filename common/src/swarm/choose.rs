@@ -156,28 +156,21 @@ mod tests {
     use core::time::Duration;
 
     use super::*;
-    use crate::chunk::Geometry;
-    use crate::map::ChunkMap;
-    use crate::swarm::{Batch, Config, Have, Input, Output, PeerFacts};
+    use crate::swarm::fixture::{BLOB, facts, meet, wanting};
+    use crate::swarm::{Batch, Have, Input, Output};
 
     /// The first chunks that a peer asks for that knows these neighbours: seeders, and leechers with the last chunk.
     fn first_asked(seeders: u32, leechers: u32, met: u32, after: Duration) -> Vec<u32> {
-        let (now, blob) = (Time::ZERO, BlobSlot(0));
-        let mut machine = PeerMachine::new(Config::default(), 1);
-        let geometry = Geometry::for_size(64 << 18);
-        machine.handle(now, Input::AddBlob { blob, geometry, held: ChunkMap::empty(geometry.chunks()) });
-        machine.handle(now, Input::Want { blob });
-        let facts = |peer| PeerFacts { peer: PeerSlot(peer), nearness: Nearness::SameZone, key: 1 };
-        let everybody = seeders + leechers;
-        machine.handle(now, Input::Handout { blob, peers: (0..everybody).map(facts).collect() });
+        let mut machine = wanting(64);
+        let everybody = (0..seeders + leechers).map(|peer| facts(PeerSlot(peer), Nearness::SameZone));
+        machine.handle(Time::ZERO, Input::Handout { blob: BLOB, peers: everybody.collect() });
         let mut asked = Vec::new();
-        let now = now + after;
+        let now = Time::ZERO + after;
         for peer in 0..met {
-            machine.handle(now, Input::Connected { facts: facts(peer), round_trip: Duration::ZERO });
             let mut last = Batch::default();
             last.push(63);
             let have = if peer < seeders { Have::Complete } else { Have::Chunks(last) };
-            machine.handle(now, Input::Have { peer: PeerSlot(peer), blob, have });
+            meet(&mut machine, now, PeerSlot(peer), have);
         }
         while let Some(output) = machine.poll_output() {
             if let Output::Fetch { chunk, transfer, .. } = output {

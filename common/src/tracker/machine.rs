@@ -242,7 +242,6 @@ impl TrackerMachine {
         let peer = announce.peer;
         if announce.full {
             self.leave_all_but(now, announce);
-            self.drop_requests(now, announce);
         }
         for change in &announce.changes {
             let (BlobState::Wanted(progress) | BlobState::Held(progress)) = change.state else {
@@ -255,20 +254,15 @@ impl TrackerMachine {
                 continue;
             }
             self.roster.set_progress(peer, change.blob, progress);
-            if announce.full && progress == Progress::NONE {
-                self.with_authority(now, change.blob, announce.region, |authority, _| {
-                    authority.orphan_chunks(peer)
+            if announce.full {
+                self.with_authority(now, change.blob, announce.region, |authority, ctx| {
+                    // Who says everything anew may have started again, and counts its requests from the beginning.
+                    authority.drop_request(peer, ctx);
+                    if progress == Progress::NONE {
+                        authority.orphan_chunks(peer);
+                    }
                 });
             }
-        }
-    }
-
-    /// A peer that says everything anew may have started again, and counts its requests from the beginning.
-    fn drop_requests(&mut self, now: Time, announce: &Announce) {
-        for change in &announce.changes {
-            self.with_authority(now, change.blob, announce.region, |authority, ctx| {
-                authority.drop_request(announce.peer, ctx);
-            });
         }
     }
 

@@ -274,13 +274,19 @@ fn who_is_not_known_or_counts_other_chunks_is_told_so() {
     assert_eq!(desk.lease(1, 99, LeaseEvent::Renew { received: 1 }), LeaseAnswer::NotHeld);
 }
 
-#[test]
-fn a_request_that_was_overtaken_by_a_newer_one_does_not_take_its_place() {
+/// Two peers and a blob of one chunk, all of which is missing; the first has the lease, and it moves.
+fn one_lease_among_two() -> (Desk, ChunkMap) {
     let mut desk = Desk::new(Config::default());
     desk.join_all(0..2);
     let one = ChunkMap::full(1);
     desk.take(0, &one);
     desk.lease(0, 0, LeaseEvent::Renew { received: 1 });
+    (desk, one)
+}
+
+#[test]
+fn a_request_that_was_overtaken_by_a_newer_one_does_not_take_its_place() {
+    let (mut desk, one) = one_lease_among_two();
     let newer = desk.take_with(1, &one, |take| take.number = 7);
     let older = desk.take_with(1, &one, |take| take.number = 6);
     assert_eq!(desk.leases[&older], LeaseAnswer::Wait { retry_after: Duration::ZERO });
@@ -291,11 +297,7 @@ fn a_request_that_was_overtaken_by_a_newer_one_does_not_take_its_place() {
 
 #[test]
 fn a_peer_that_starts_again_counts_its_requests_from_the_beginning() {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..2);
-    let one = ChunkMap::full(1);
-    desk.take(0, &one);
-    desk.lease(0, 0, LeaseEvent::Renew { received: 1 });
+    let (mut desk, one) = one_lease_among_two();
     let before = desk.take_with(1, &one, |take| take.number = 7);
     desk.join(1, 0, BlobState::Wanted(Progress::NONE));
     assert_eq!(desk.leases[&before], LeaseAnswer::Wait { retry_after: Duration::ZERO });
