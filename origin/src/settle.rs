@@ -5,8 +5,6 @@
 //! unchanged, the same bytes are sent again; anything else, it is lost, and the caller **never writes a second time**
 //! in its place: a newer acknowledged write may be there. Bodies carry nonces, so nobody else writes the same bytes.
 
-use core::time::Duration;
-
 use bytes::Bytes;
 
 use crate::storage::{Key, Object, Storage, StorageError, Version};
@@ -66,29 +64,5 @@ impl Settler<'_> {
             None => self.storage.create(key, body).await,
             Some(version) => self.storage.swap(key, version, body).await,
         }
-    }
-}
-
-/// Settles writes within a time, whatever the storage does: a client that waits longer has given up.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BoundedSettler<'a> {
-    pub(crate) settler: Settler<'a>,
-    pub(crate) within: Duration,
-}
-
-impl BoundedSettler<'_> {
-    /// [`Settler::write`], which is left where it stands when its time is over.
-    ///
-    /// # Errors
-    /// [`StorageError::Unavailable`] if the outcome is not known by then.
-    pub(crate) async fn write(
-        self,
-        key: &Key,
-        seen: Option<&Version>,
-        body: Bytes,
-    ) -> Result<Settled, StorageError> {
-        let settled = tokio::time::timeout(self.within, self.settler.write(key, seen, body)).await;
-        let late = "what became of it is not known in time";
-        settled.unwrap_or_else(|_| Err(StorageError::unavailable("settle write", key, late)))
     }
 }

@@ -170,7 +170,7 @@ impl Registry {
                 let (seen, present) = (object.version, &mut record);
                 (present.state, present.nonce) = (State::Live, nonce());
                 let body = encode(&key, present)?.into();
-                if let Settled::Lost(winner) = self.settler().write(&key, Some(&seen), body).await? {
+                if let Settled::Lost(winner) = self.settle(&key, Some(&seen), body).await? {
                     self.records.invalidate(&cache_key);
                     return after_lost_rescue(&key, winner, read_at);
                 }
@@ -208,7 +208,7 @@ impl Registry {
         let (key, cache_key) = (keys::blob(&digest, generation), (digest, *generation));
         let (epoch, started) = (self.records.epoch(&cache_key), Clock::now());
         let body = encode(&key, &record)?.into();
-        match self.settler().write(&key, None, body).await? {
+        match self.settle(&key, None, body).await? {
             Settled::Written => {
                 self.records.wrote(&cache_key, epoch, started, StoredRecord::new(record));
                 Ok(())
@@ -230,7 +230,7 @@ impl Registry {
         let (key, cache_key) = (keys::repository_blob(repository, digest), (repository.clone(), *digest));
         let (epoch, started) = (self.claims.epoch(&cache_key), Clock::now());
         let claim = RepositoryBlob { state: State::Live, generation: *generation, nonce: nonce() };
-        let mut settled = self.settler().write(&key, None, encode(&key, &claim)?.into()).await?;
+        let mut settled = self.settle(&key, None, encode(&key, &claim)?.into()).await?;
         if let Settled::Lost(Some(present)) = settled {
             if self.is_held(digest, &key, &present).await? {
                 self.claims.invalidate(&cache_key);
@@ -238,7 +238,7 @@ impl Registry {
             }
             // The first write met a claim that was there before, so it did not apply and never will.
             let body = encode(&key, &RepositoryBlob { nonce: nonce(), ..claim })?.into();
-            settled = self.settler().write(&key, Some(&present.version), body).await?;
+            settled = self.settle(&key, Some(&present.version), body).await?;
         }
         match settled {
             Settled::Written => {
@@ -292,7 +292,7 @@ impl Registry {
             return Err(RegistryError::BlobUnknown);
         }
         (claim.state, claim.nonce) = (State::Dead, nonce());
-        let settled = self.settler().write(&key, Some(&object.version), encode(&key, &claim)?.into()).await;
+        let settled = self.settle(&key, Some(&object.version), encode(&key, &claim)?.into()).await;
         self.claims.invalidate(&(repository.clone(), *digest));
         match settled? {
             Settled::Written => {

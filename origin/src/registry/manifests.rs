@@ -248,7 +248,7 @@ impl Registry {
             false => Stored::New,
         };
         let seen = present.as_ref().map(|object| &object.version);
-        let settled = self.settler().write(&key, seen, record.body(&key)?).await;
+        let settled = self.settle(&key, seen, record.body(&key)?).await;
         if let Ok(Settled::Written) = settled {
             self.manifests.wrote(&cache_key, epoch, started, manifest);
             return Ok(stored);
@@ -279,7 +279,7 @@ impl Registry {
         };
         let stamp = self.clock.stamp(Some(&record.stamp));
         let tombstone = ManifestRecord { stamp, content: None, nonce: nonce() };
-        let settled = self.settler().write(&key, Some(&object.version), tombstone.body(&key)?).await;
+        let settled = self.settle(&key, Some(&object.version), tombstone.body(&key)?).await;
         self.manifests.invalidate(&(repository.clone(), *digest));
         match settled? {
             Settled::Written => {

@@ -22,14 +22,15 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::{RegionName, RepositoryName, Tag};
 use flotilla_common::seal::SealKey;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::cache::{self, Cache};
 use crate::config::Limits;
 use crate::format::Format;
 use crate::keys;
 use crate::replicas::{Announcer, Changed};
-use crate::settle::{BoundedSettler, Settler};
-use crate::storage::Storage;
+use crate::settle::{Settled, Settler};
+use crate::storage::{Key, Storage, StorageError, Version};
 use crate::upload::id::{Generation, Signer};
 use crate::upload::receive::BATCH_LEN;
 
@@ -184,9 +185,16 @@ impl Registry {
         }
     }
 
-    fn settler(&self) -> BoundedSettler<'_> {
+    /// Settles a write, whatever the storage does: a client that waits longer has given up.
+    ///
+    /// # Errors
+    /// As [`Settler::write`], which is left where it stands when its time is over.
+    async fn settle(&self, key: &Key, seen: Option<&Version>, body: Bytes) -> Result<Settled, StorageError> {
         // Time for a call that hangs, for finding out what became of it, and for repeating it.
         let within = self.limits.storage_timeout * 2;
-        BoundedSettler { settler: Settler { storage: &*self.storage }, within }
+        let settling = Settler { storage: &*self.storage }.write(key, seen, body);
+        let late =
+            |_| StorageError::unavailable("settle write", key, "what became of it is not known in time");
+        timeout(within, settling).await.map_err(late)?
     }
 }

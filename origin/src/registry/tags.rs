@@ -81,7 +81,7 @@ impl Registry {
         let stamp = self.clock.stamp(replaced.as_ref().map(|pointer| &pointer.stamp));
         let body = Pointer { stamp, value, nonce: nonce() }.body(key)?.into();
         let seen = present.as_ref().map(|object| &object.version);
-        match self.settler().write(key, seen, body).await? {
+        match self.settle(key, seen, body).await? {
             Settled::Written => Ok(()),
             Settled::Lost(_) => Err(RegistryError::Contended),
         }

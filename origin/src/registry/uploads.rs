@@ -201,7 +201,7 @@ impl Registry {
         link: &Link,
     ) -> Result<Option<Link>, RegistryError> {
         let key = keys::link(&ticket.id, offset);
-        match self.settler().write(&key, None, encode(&key, link)?.into()).await {
+        match self.settle(&key, None, encode(&key, link)?.into()).await {
             Ok(Settled::Written) => Ok(None),
             Ok(Settled::Lost(present)) => {
                 self.sessions.invalidate(&ticket.id);
