@@ -195,20 +195,19 @@ pub fn serve_with(
     http.writev(true);
     // An upload that waits for its turn has as much in memory.
     http.max_buf_size(BUFFER_LEN);
+    let connections = Connections {
+        permits: Arc::new(Semaphore::new(limits.connections)),
+        reserve: Arc::new(Semaphore::new(limits.reserve)),
+        bound: limits.connections + limits.reserve,
+    };
     let service = Arc::new(HttpService {
         http,
         responder: responder.into(),
         tls: tls.map(TlsAcceptor::from),
-        permits: Arc::new(Semaphore::new(limits.connections)),
-        reserve: Arc::new(Semaphore::new(limits.reserve)),
+        connections: connections.clone(),
         limits,
         shutdown: shutdown.clone(),
     });
-    let connections = Connections {
-        permits: Arc::clone(&service.permits),
-        reserve: Arc::clone(&service.reserve),
-        bound: service.limits.connections + service.limits.reserve,
-    };
     let accepting = shutdown.spawn(service.accept_all(listener));
     Ok(Server { address, connections, accepting })
 }
@@ -223,8 +222,7 @@ struct HttpService {
     http: http1::Builder,
     responder: Responder,
     tls: Option<TlsAcceptor>,
-    permits: Arc<Semaphore>,
-    reserve: Arc<Semaphore>,
+    connections: Connections,
     limits: Limits,
     shutdown: Shutdown,
 }
@@ -244,8 +242,8 @@ impl HttpService {
         }
         drop(listener);
         // Each connection ends by its own drain bound.
-        for (permits, all) in [(&self.permits, self.limits.connections), (&self.reserve, self.limits.reserve)]
-        {
+        let Connections { permits, reserve, .. } = &self.connections;
+        for (permits, all) in [(permits, self.limits.connections), (reserve, self.limits.reserve)] {
             let _all_ended = permits.acquire_many(u32::try_from(all).unwrap_or(u32::MAX)).await;
         }
     }
@@ -255,8 +253,8 @@ impl HttpService {
         let taken = |permit, is_crowded| Some(Place { _permit: permit, is_crowded });
         tokio::select! {
             biased;
-            permit = Arc::clone(&self.permits).acquire_owned() => taken(permit.ok()?, false),
-            permit = Arc::clone(&self.reserve).acquire_owned() => taken(permit.ok()?, true),
+            permit = Arc::clone(&self.connections.permits).acquire_owned() => taken(permit.ok()?, false),
+            permit = Arc::clone(&self.connections.reserve).acquire_owned() => taken(permit.ok()?, true),
         }
     }
 
@@ -265,7 +263,7 @@ impl HttpService {
         if !place.is_crowded {
             return place;
         }
-        let better = Arc::clone(&self.permits).try_acquire_owned();
+        let better = Arc::clone(&self.connections.permits).try_acquire_owned();
         better.map_or(place, |permit| Place { _permit: permit, is_crowded: false })
     }
 

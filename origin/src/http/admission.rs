@@ -10,7 +10,7 @@
 //!
 //! What operators ask for (health, metrics) is always answered.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -47,37 +47,34 @@ impl Reason {
 #[derive(Debug)]
 struct Gate {
     bound: usize,
-    taken: AtomicUsize,
+    free: Arc<Semaphore>,
 }
 
-/// A place among them; free again when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Place(Arc<Gate>);
+/// A place among them, or several; free again when it is dropped.
+pub(super) type Place = OwnedSemaphorePermit;
 
 impl Gate {
-    fn new(bound: usize) -> Arc<Self> {
-        Arc::new(Self { bound, taken: AtomicUsize::new(0) })
+    fn new(bound: usize) -> Self {
+        let bound = bound.min(Semaphore::MAX_PERMITS);
+        Self { bound, free: Arc::new(Semaphore::new(bound)) }
     }
 
-    fn place(self: &Arc<Self>) -> Option<Place> {
-        let before = self.taken.fetch_add(1, Ordering::Relaxed);
-        let place = Place(Arc::clone(self));
-        (before < self.bound).then_some(place)
+    fn places(&self, number: usize) -> Option<Place> {
+        Arc::clone(&self.free).try_acquire_many_owned(u32::try_from(number).ok()?).ok()
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+    fn taken(&self) -> u64 {
+        (self.bound - self.free.available_permits()) as u64
     }
 }
 
 /// The bounds of one origin, and how often each was reached.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    requests: Arc<Gate>,
-    uploads: Arc<Gate>,
-    manifests: Arc<Semaphore>,
+    requests: Gate,
+    uploads: Gate,
+    /// Bytes of manifests.
+    manifests: Gate,
     shed: [AtomicU64; Reason::ALL.len()],
 }
 
@@ -86,26 +83,24 @@ impl Admission {
         Self {
             requests: Gate::new(limits.requests),
             uploads: Gate::new(limits.uploads),
-            manifests: Arc::new(Semaphore::new(MANIFEST_BYTES)),
+            manifests: Gate::new(MANIFEST_BYTES),
             shed: Default::default(),
         }
     }
 
     /// A request's place, until its answer's last byte.
     pub(super) fn request(&self) -> Result<Place, ApiError> {
-        self.requests.place().ok_or_else(|| self.refuse(Reason::Requests))
+        self.requests.places(1).ok_or_else(|| self.refuse(Reason::Requests))
     }
 
     /// The place of an upload whose bytes come now.
     pub(super) fn upload(&self) -> Result<Place, ApiError> {
-        self.uploads.place().ok_or_else(|| self.refuse(Reason::Uploads))
+        self.uploads.places(1).ok_or_else(|| self.refuse(Reason::Uploads))
     }
 
     /// Memory for the next bytes of a manifest.
-    pub(super) fn manifest(&self, len: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-        let Ok(len) = u32::try_from(len) else { return Err(self.refuse(Reason::Manifests)) };
-        let places = Arc::clone(&self.manifests).try_acquire_many_owned(len);
-        places.map_err(|_| self.refuse(Reason::Manifests))
+    pub(super) fn manifest(&self, len: usize) -> Result<Place, ApiError> {
+        self.manifests.places(len).ok_or_else(|| self.refuse(Reason::Manifests))
     }
 
     /// Counts, and says to the client, that this is too much.
@@ -127,11 +122,11 @@ impl Admission {
 
     /// Requests that are under way.
     pub(crate) fn requests_under_way(&self) -> u64 {
-        self.requests.taken.load(Ordering::Relaxed) as u64
+        self.requests.taken()
     }
 
     /// Uploads whose bytes are received, or wait for their turn.
     pub(crate) fn uploads_under_way(&self) -> u64 {
-        self.uploads.taken.load(Ordering::Relaxed) as u64
+        self.uploads.taken()
     }
 }

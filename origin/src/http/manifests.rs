@@ -13,8 +13,8 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body::Body as _;
 use serde_json::json;
-use tokio::sync::OwnedSemaphorePermit;
 
+use super::admission::Place;
 use super::error::{ApiError, Code};
 use super::route::{Route, digest as parse_digest, parameter, parameters, percent_encode, route};
 use super::{
@@ -133,7 +133,7 @@ pub(super) async fn delete(api: &Arc<Api>, repository: &RepositoryName, referenc
 }
 
 /// The memory of a body, until it is dropped.
-type Places = Vec<OwnedSemaphorePermit>;
+type Places = Vec<Place>;
 
 async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Places), ApiError> {
     let too_large = || {
