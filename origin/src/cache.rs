@@ -84,7 +84,27 @@ pub(crate) struct Cache<K, V> {
     shared: Arc<Shared<K, V>>,
 }
 
+/// Rules that a story can take out, to see what each is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// A fill older than the time-to-live is not joined.
+    OldFillsAreLeft,
+    /// Absence is not taken from a read that began before it was asked for.
+    AbsenceIsReadAnew,
+}
+
+/// What a story does to a cache.
+#[cfg(test)]
+#[derive(Debug, Default)]
+struct Story {
+    /// Nanoseconds by which the cache's clock is ahead.
+    passed: AtomicU64,
+    without: std::sync::OnceLock<Rule>,
+}
+
 struct Shared<K, V> {
+    #[cfg(test)]
+    story: Story,
     limits: Limits,
     entries: moka::sync::Cache<K, Entry<V>>,
     slots: Mutex<HashMap<K, Slot<V>>>,
@@ -121,7 +141,17 @@ where
             .build();
         let epochs = (0..EPOCHS).map(|_| AtomicU64::new(0)).collect();
         let (slots, hasher, stale_answers) = Default::default();
-        Self { shared: Arc::new(Shared { limits, entries, slots, epochs, hasher, stale_answers }) }
+        let shared = Shared {
+            #[cfg(test)]
+            story: Story::default(),
+            limits,
+            entries,
+            slots,
+            epochs,
+            hasher,
+            stale_answers,
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// The value of `key`, from memory or by `fill`; `None` only by a read that began after this call.
@@ -150,7 +180,9 @@ where
             };
             match filled {
                 Ok(Some(entry)) => return Ok(Some(entry.fresh())),
-                Ok(None) if joined_running => may_join_running = false,
+                Ok(None) if joined_running && !self.shared.is_without(Rule::AbsenceIsReadAnew) => {
+                    may_join_running = false;
+                }
                 Ok(None) => return Ok(None),
                 Err(error) => return self.stale(key).map(Some).ok_or(error),
             }
@@ -160,7 +192,7 @@ where
     /// The value if it is in memory, and neither too old nor due to be refreshed.
     pub(crate) fn fresh(&self, key: &K) -> Option<V> {
         let entry = self.shared.entries.get(key)?;
-        let (limits, age) = (&self.shared.limits, Clock::now().saturating_since(entry.read_at));
+        let (limits, age) = (&self.shared.limits, self.shared.now().saturating_since(entry.read_at));
         let bound = limits.refresh_after.unwrap_or(limits.time_to_live).min(limits.time_to_live);
         (age < bound).then_some(entry.value)
     }
@@ -199,6 +231,19 @@ where
         self.shared.entries.invalidate(key);
     }
 
+    /// Time passes.
+    #[cfg(test)]
+    pub(crate) fn let_pass(&self, time: Duration) {
+        self.shared.story.passed.fetch_add(time.as_nanos() as u64, Ordering::SeqCst);
+    }
+
+    /// The same cache without a rule.
+    #[cfg(test)]
+    pub(crate) fn without(self, rule: Rule) -> Self {
+        self.shared.story.without.get_or_init(|| rule);
+        self
+    }
+
     /// How often an expired value was served since storage could not be reached.
     pub(crate) fn stale_answers(&self) -> u64 {
         self.shared.stale_answers.load(Ordering::Relaxed)
@@ -213,7 +258,7 @@ where
     where
         F: Future<Output = Result<Option<V>, StorageError>> + Send + 'static,
     {
-        let now = Clock::now();
+        let now = self.shared.now();
         if let Some(entry) = self.shared.fresh(key, now) {
             let age = now.saturating_since(entry.read_at);
             if self.shared.limits.refresh_after.is_some_and(|refresh_after| age >= refresh_after) {
@@ -233,7 +278,8 @@ where
             if may_join_running
                 && let Some(running) = &slot.running
                 && running.epoch == self.epoch(key).0
-                && now.saturating_since(running.started) < self.shared.limits.time_to_live
+                && (now.saturating_since(running.started) < self.shared.limits.time_to_live
+                    || self.shared.is_without(Rule::OldFillsAreLeft))
             {
                 return Err((running.flight.clone(), true));
             }
@@ -283,6 +329,26 @@ where
         &self.epochs[self.hasher.hash_one(key) as usize % EPOCHS]
     }
 
+    #[cfg(not(test))]
+    fn now(&self) -> Time {
+        Clock::now()
+    }
+
+    #[cfg(test)]
+    fn now(&self) -> Time {
+        Time::from_nanos(Clock::now().as_nanos() + self.story.passed.load(Ordering::SeqCst))
+    }
+
+    #[cfg(not(test))]
+    const fn is_without(&self, _: Rule) -> bool {
+        false
+    }
+
+    #[cfg(test)]
+    fn is_without(&self, rule: Rule) -> bool {
+        self.story.without.get() == Some(&rule)
+    }
+
     fn fresh(&self, key: &K, now: Time) -> Option<Entry<V>> {
         let entry = self.entries.get(key)?;
         (now.saturating_since(entry.read_at) < self.limits.time_to_live).then_some(entry)
@@ -320,7 +386,7 @@ where
     /// From waiting to running.
     fn begin(&self, key: &K, land: &watch::Sender<Option<Filled<V>>>) -> (Time, u64) {
         let mut slots = self.lock();
-        let (started, epoch) = (Clock::now(), self.epoch_of(key).load(Ordering::SeqCst));
+        let (started, epoch) = (self.now(), self.epoch_of(key).load(Ordering::SeqCst));
         let running = Running { flight: land.subscribe(), started, epoch };
         slots.insert(key.clone(), Slot { running: Some(running), waiting: None });
         (started, epoch)

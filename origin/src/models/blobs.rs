@@ -44,6 +44,14 @@ async fn replica_with(model: &Model, horizons: Horizons) -> Arc<Registry> {
     Arc::new(Registry::new(storage, format, region, key, Limits::default(), announcer))
 }
 
+/// Pushes a blob.
+pub(super) async fn push(registry: &Registry, blob: &'static [u8]) {
+    let (ticket, progress) = registry.begin_upload(&repository(), false);
+    let body = Body { bytes: stream::iter([Ok(blob.into())]).boxed(), len: None, offset: None };
+    let digest = Digest::sha256(blob);
+    registry.finish(&repository(), ticket, Some(progress.known), digest, body).await.expect("a push");
+}
+
 /// How a collector kills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kill {
@@ -51,6 +59,10 @@ enum Kill {
     WhatItObserved,
     /// Breaks that: whatever is there, as a paused worker would that does not look.
     WhateverIsThere,
+    /// Breaks "a second mark, begun after it was observed": it kills what it has condemned.
+    AfterOneMark,
+    /// Breaks "observed before": its window begins with its attempt, whenever that takes effect.
+    HoweverLate,
 }
 
 /// Whether a manifest names the layer; a tombstone names nothing.
@@ -79,20 +91,35 @@ async fn collect(model: Model, key: Key, kill: Kill) {
         return;
     }
     let Some(found) = model.read(&key).await.expect("no faults") else { return };
-    let Some(condemned) = swap(&model, &key, &found, State::Condemned).await else { return };
+    let attempted = swap(&model, &key, &found, State::Condemned).await;
+    let observed = match (attempted, kill) {
+        (Some(condemned), _) => Some(condemned),
+        (None, Kill::HoweverLate) => None,
+        // What came of it is read, and what is not there now is another time's work.
+        (None, _) => match is_condemned(&model, &key).await {
+            None => return,
+            condemned => condemned,
+        },
+    };
     // W passes here.
-    if is_marked(&model).await {
+    if kill != Kill::AfterOneMark && is_marked(&model).await {
         return;
     }
-    match kill {
-        Kill::WhatItObserved => {
-            swap(&model, &key, &condemned, State::Dead).await;
-        }
-        Kill::WhateverIsThere => {
-            let Some(present) = model.read(&key).await.expect("no faults") else { return };
-            swap(&model, &key, &present, State::Dead).await;
-        }
+    let victim = match kill {
+        Kill::WhatItObserved | Kill::AfterOneMark => observed,
+        Kill::WhateverIsThere => model.read(&key).await.expect("no faults"),
+        Kill::HoweverLate => is_condemned(&model, &key).await,
+    };
+    if let Some(victim) = victim {
+        swap(&model, &key, &victim, State::Dead).await;
     }
+}
+
+/// The record, if it is condemned.
+async fn is_condemned(model: &Model, key: &Key) -> Option<Object> {
+    let present = model.read(key).await.expect("no faults")?;
+    let record: BlobRecord = decode(key, &present.body).expect("a record");
+    (record.state == State::Condemned).then_some(present)
 }
 
 fn manifest() -> Bytes {
@@ -104,13 +131,14 @@ fn manifest() -> Bytes {
 }
 
 async fn explored(kill: Kill, horizons: Horizons) -> Explored {
+    explored_with(kill, horizons, Faults::NONE).await
+}
+
+async fn explored_with(kill: Kill, horizons: Horizons, faults: Faults) -> Explored {
     let scenario = async |model: Model| {
         let registry = replica_with(&model, horizons).await;
-        let (ticket, progress) = registry.begin_upload(&repository(), false);
-        let bytes = stream::iter([Ok(LAYER.into())]).boxed();
-        let body = Body { bytes, len: None, offset: None };
+        push(&registry, LAYER).await;
         let digest = Digest::sha256(LAYER);
-        registry.finish(&repository(), ticket, Some(progress.known), digest, body).await.expect("a push");
         registry.blob(&repository(), &digest, Need::Live).await.expect("a HEAD").expect("a blob");
         let (key, _) = model.objects("blob/").pop().expect("a record");
         let pushed = Arc::new(Mutex::new(false));
@@ -134,7 +162,7 @@ async fn explored(kill: Kill, horizons: Horizons) -> Explored {
         };
         Scenario { actors: vec![Box::pin(push), Box::pin(collector)], check: Box::new(check) }
     };
-    explore(Faults::NONE, scenario).await
+    explore(faults, scenario).await
 }
 
 /// More than L passes while a manifest is pushed, always.
@@ -142,18 +170,86 @@ fn slow() -> Horizons {
     Horizons { liveness: core::time::Duration::ZERO, ..Horizons::default() }
 }
 
+/// The swaps of records take effect later than their worker waits.
+const LATE: Faults = Faults { late_only: true, ..Faults::of(1, "blob/") };
+
 #[tokio::test]
 async fn an_acknowledged_manifest_names_no_dead_blob() {
     explored(Kill::WhatItObserved, slow()).await.assert_holds(100);
+    explored_with(Kill::WhatItObserved, slow(), LATE).await.assert_holds(100);
 }
 
 /// A HEAD from a cache, condemn, kill, then 201: time passes, and nobody looks at it.
 #[tokio::test]
 async fn a_liveness_that_is_not_read_again_is_acknowledged_dead() {
-    explored(Kill::WhatItObserved, Horizons::default()).await.assert_broken();
+    explored(Kill::WhatItObserved, Horizons::default()).await.assert_broken("names a dead blob");
 }
 
 #[tokio::test]
 async fn a_worker_that_kills_another_version_than_it_observed_kills_what_was_rescued() {
-    explored(Kill::WhateverIsThere, slow()).await.assert_broken();
+    explored(Kill::WhateverIsThere, slow()).await.assert_broken("names a dead blob");
+}
+
+/// A manifest that is acknowledged after the mark is found by a second one only.
+#[tokio::test]
+async fn a_worker_that_does_not_mark_again_kills_what_a_manifest_names() {
+    explored(Kill::AfterOneMark, slow()).await.assert_broken("names a dead blob");
+}
+
+/// What condemns arrives when its window is over already.
+#[tokio::test]
+async fn a_worker_that_kills_what_it_has_not_observed_for_long_kills_what_a_manifest_names() {
+    explored_with(Kill::HoweverLate, slow(), LATE).await.assert_broken("names a dead blob");
+}
+
+/// How a pull takes a record that is condemned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pull {
+    /// As shipped.
+    Serves,
+    /// Breaks "GET serves live and condemned".
+    TakesForGone,
+}
+
+/// A pull of the layer of a manifest that was acknowledged, while a collector is at work.
+async fn explored_pull(pull: Pull) -> Explored {
+    let scenario = async move |model: Model| {
+        let (pusher, puller) = (replica_with(&model, slow()).await, replica_with(&model, slow()).await);
+        push(&pusher, LAYER).await;
+        let digest = Digest::sha256(LAYER);
+        pusher.blob(&repository(), &digest, Need::Live).await.expect("a HEAD").expect("a blob");
+        let (key, _) = model.objects("blob/").pop().expect("a record");
+        let is_missing = Arc::new(Mutex::new(false));
+        let client = {
+            let (model, key, is_missing) = (model.clone(), key.clone(), Arc::clone(&is_missing));
+            async move {
+                let reference = flotilla_common::name::Reference::Digest(Digest::sha256(&manifest()));
+                let repository = repository();
+                let put = pusher.put_manifest(&repository, &reference, &[], Some(OCI_MANIFEST), manifest());
+                if put.await.is_err() {
+                    return;
+                }
+                let is_there = match pull {
+                    Pull::Serves => {
+                        puller.blob(&repository, &digest, Need::Bytes).await.expect("no faults").is_some()
+                    }
+                    Pull::TakesForGone => is_condemned(&model, &key).await.is_none(),
+                };
+                *is_missing.lock().expect("no panic") = !is_there;
+            }
+        };
+        let collector = collect(model.clone(), key, Kill::WhatItObserved);
+        let check = move |_: &Model| match *is_missing.lock().expect("no panic") {
+            true => Err("a layer of an acknowledged manifest is not served".to_owned()),
+            false => Ok(()),
+        };
+        Scenario { actors: vec![Box::pin(client), Box::pin(collector)], check: Box::new(check) }
+    };
+    explore(Faults::NONE, scenario).await
+}
+
+#[tokio::test]
+async fn what_an_acknowledged_manifest_names_is_served_while_it_is_condemned() {
+    explored_pull(Pull::Serves).await.assert_holds(100);
+    explored_pull(Pull::TakesForGone).await.assert_broken("is not served");
 }

@@ -8,7 +8,7 @@ use flotilla_runtime::clock::Clock;
 
 use super::explorer::{Explored, Scenario, explore};
 use super::model::{Faults, Model};
-use crate::cache::{Cache, Limits};
+use crate::cache::{Cache, Limits, Rule};
 use crate::settle::{Settled, Settler};
 use crate::storage::{Key, Storage};
 
@@ -27,11 +27,24 @@ enum Telling {
 
 type Values = Cache<&'static str, u64>;
 
+/// Long enough to pass only where a story says so.
+const TIME_TO_LIVE: Duration = Duration::from_hours(1);
+
 fn cache() -> Values {
-    let for_ever = Duration::from_hours(1);
-    let limits =
-        Limits { time_to_live: for_ever, refresh_after: None, bytes: 1 << 20, fill_timeout: for_ever };
+    let limits = Limits {
+        time_to_live: TIME_TO_LIVE,
+        refresh_after: None,
+        bytes: 1 << 20,
+        fill_timeout: TIME_TO_LIVE,
+    };
     Cache::new(limits, |_, _| 1)
+}
+
+fn cache_without(rule: Option<Rule>) -> Values {
+    match rule {
+        Some(rule) => cache().without(rule),
+        None => cache(),
+    }
 }
 
 async fn read(cache: &Values, model: &Model) -> Option<u64> {
@@ -105,13 +118,13 @@ async fn a_read_that_begins_after_an_acknowledged_write_returns_it() {
 
 #[tokio::test]
 async fn without_a_message_the_other_replica_is_stale() {
-    explored(Telling::Nothing, 1).await.assert_broken();
+    explored(Telling::Nothing, 1).await.assert_broken("was acknowledged");
 }
 
 /// A fill that read before the write and ends after the invalidation would keep the old value.
 #[tokio::test]
 async fn without_epochs_a_late_fill_keeps_what_was_before() {
-    explored(Telling::DroppingOnly, 1).await.assert_broken();
+    explored(Telling::DroppingOnly, 1).await.assert_broken("was acknowledged");
 }
 
 /// What a delete does that finds a tombstone.
@@ -188,5 +201,99 @@ async fn what_a_delete_did_not_find_is_served_nowhere() {
 /// Who wrote the tombstone died before it told anybody.
 #[tokio::test]
 async fn a_delete_that_tells_nobody_what_it_found_leaves_it_served_elsewhere() {
-    explored_deletes(Finding::SaysAtOnce).await.assert_broken();
+    explored_deletes(Finding::SaysAtOnce).await.assert_broken("heard that it is gone");
+}
+
+/// A replica that nobody tells, and whose reads may hang: what it answers is at most one time-to-live old.
+async fn explored_unlisted(without: Option<Rule>) -> Explored {
+    let scenario = async move |model: Model| {
+        let key: Key = KEY.parse().expect("a key");
+        model.create(&key, "1".into()).await.expect("a value");
+        let cache = cache_without(without);
+        let (is_over, stale) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let writer = {
+            let (model, cache, is_over) = (model.clone(), cache.clone(), Arc::clone(&is_over));
+            async move {
+                let seen = model.read(&key).await.expect("no faults").expect("a value").version;
+                let settled = Settler { storage: &model }.write(&key, Some(&seen), "2".into()).await;
+                assert!(matches!(settled, Ok(Settled::Written)), "nobody else writes");
+                model.point("a time-to-live passes").await;
+                cache.let_pass(TIME_TO_LIVE);
+                is_over.store(true, Ordering::SeqCst);
+            }
+        };
+        let reader = |name: &'static str| {
+            let (model, cache) = (model.clone(), cache.clone());
+            let (is_over, stale) = (Arc::clone(&is_over), Arc::clone(&stale));
+            async move {
+                model.point(name).await;
+                let least = if is_over.load(Ordering::SeqCst) { 2 } else { 1 };
+                let value = read(&cache, &model).await.expect("it is never deleted");
+                stale.fetch_or(value < least, Ordering::SeqCst);
+            }
+        };
+        let (first, second) = (reader("the first reader begins"), reader("the second reader begins"));
+        let check = move |_: &Model| match stale.load(Ordering::SeqCst) {
+            true => Err("what was read is older than a time-to-live".to_owned()),
+            false => Ok(()),
+        };
+        Scenario { actors: vec![Box::pin(writer), Box::pin(first), Box::pin(second)], check: Box::new(check) }
+    };
+    explore(Faults::NONE, scenario).await
+}
+
+#[tokio::test]
+async fn a_replica_that_nobody_tells_is_stale_for_a_time_to_live_at_most() {
+    explored_unlisted(None).await.assert_holds(100);
+}
+
+/// A read that hangs from before the write on is still there when its time-to-live is over.
+#[tokio::test]
+async fn a_hung_fill_joined_late_is_older_than_any_time_to_live() {
+    explored_unlisted(Some(Rule::OldFillsAreLeft)).await.assert_broken("older than a time-to-live");
+}
+
+/// What is created through one replica and asked for at another: nobody is told, since absence is never kept.
+async fn explored_appearance(without: Option<Rule>) -> Explored {
+    let scenario = async move |model: Model| {
+        let key: Key = KEY.parse().expect("a key");
+        let other = cache_without(without);
+        let (is_there, is_missing) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let writer = {
+            let (model, is_there) = (model.clone(), Arc::clone(&is_there));
+            async move {
+                let settled = Settler { storage: &model }.write(&key, None, "1".into()).await;
+                assert!(matches!(settled, Ok(Settled::Written)), "nobody else writes");
+                is_there.store(true, Ordering::SeqCst);
+            }
+        };
+        let reader = |name: &'static str| {
+            let (model, other) = (model.clone(), other.clone());
+            let (is_there, is_missing) = (Arc::clone(&is_there), Arc::clone(&is_missing));
+            async move {
+                model.point(name).await;
+                let was_there = is_there.load(Ordering::SeqCst);
+                let value = read(&other, &model).await;
+                is_missing.fetch_or(was_there && value.is_none(), Ordering::SeqCst);
+            }
+        };
+        let (first, second) = (reader("the first reader begins"), reader("the second reader begins"));
+        let check = move |_: &Model| match is_missing.load(Ordering::SeqCst) {
+            true => Err("what was acknowledged is said to be absent".to_owned()),
+            false => Ok(()),
+        };
+        Scenario { actors: vec![Box::pin(writer), Box::pin(first), Box::pin(second)], check: Box::new(check) }
+    };
+    explore(Faults::NONE, scenario).await
+}
+
+#[tokio::test]
+async fn what_appears_is_there_for_every_read_that_begins_later() {
+    explored_appearance(None).await.assert_holds(20);
+}
+
+/// A read that found nothing, and arrives after what it did not find.
+#[tokio::test]
+async fn absence_from_a_read_that_began_before_denies_what_was_acknowledged() {
+    explored_appearance(Some(Rule::AbsenceIsReadAnew)).await.assert_broken("said to be absent");
 }

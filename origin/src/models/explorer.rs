@@ -34,15 +34,16 @@ impl Explored {
         assert!(self.runs >= least_runs, "only {} runs", self.runs);
     }
 
-    /// The trace that the missing rule would have prevented.
+    /// The trace that the missing rule would have prevented, known by what does not hold after it.
     ///
     /// # Panics
-    /// If there is none.
-    pub(super) fn assert_broken(&self) {
+    /// If there is none, or another one.
+    pub(super) fn assert_broken(&self, saying: &str) {
         let Some((what, trace)) = &self.violation else {
             panic!("{} runs, and nothing is broken", self.runs)
         };
         eprintln!("after {} runs: {what}\n  {}", self.runs, trace.join("\n  "));
+        assert!(what.contains(saying), "not {saying:?}, but {what}");
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod blobs;
 mod caches;
+mod deletes;
 mod explorer;
 mod model;
 mod settling;

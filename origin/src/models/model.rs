@@ -129,11 +129,10 @@ impl Call {
         }
     }
 
-    fn body(&self) -> Bytes {
-        match self {
-            Self::Create(_, body) | Self::Swap(_, _, body) => body.clone(),
-            _ => Bytes::new(),
-        }
+    /// The call and the kind of its key, without what differs from run to run.
+    fn kind(&self) -> String {
+        let described = self.describe();
+        described.split('/').next().unwrap_or_default().to_owned()
     }
 
     /// What only one actor ever touches may happen at once: no order of it matters.
@@ -256,8 +255,9 @@ impl Model {
     pub(super) fn moves(&self) -> Vec<Move> {
         let mut state = self.lock();
         state.pending.retain(|pending| pending.call.is_conditional_write() || !pending.reply.is_closed());
-        // Who wakes first is no decision of ours.
-        state.pending.sort_by_cached_key(|pending| (pending.call.describe(), pending.call.body()));
+        // Who wakes first is no decision of ours, and neither is what a nonce sorts before: calls of one kind stay in the
+        // order in which they came.
+        state.pending.sort_by_cached_key(|pending| pending.call.kind());
         if let Some(private) = state.pending.iter().position(|pending| pending.call.is_private()) {
             return vec![Move::Perform(private)];
         }

@@ -103,12 +103,12 @@ async fn three_replicas_settle_with_one_fault() {
 /// A version is a hash of the body: without a nonce the old body is back, and a duplicated swap succeeds later.
 #[tokio::test]
 async fn without_a_nonce_a_duplicated_swap_succeeds_later() {
-    explored(&["one", "base"], Manner::WithoutNonce, 1).await.assert_broken();
+    explored(&["one", "base"], Manner::WithoutNonce, 1).await.assert_broken("took effect twice");
 }
 
 #[tokio::test]
 async fn written_a_second_time_it_takes_effect_twice() {
-    explored(&["one", "two"], Manner::WritingTwice, 1).await.assert_broken();
+    explored(&["one", "two"], Manner::WritingTwice, 1).await.assert_broken("and the history is");
 }
 
 /// The first of several that create a key.

@@ -2,6 +2,7 @@
 
 use bincode::{Decode, Encode};
 use bytes::Bytes;
+use flotilla_common::digest::Digest;
 
 use super::{Stamp, decode, encode};
 use crate::storage::{Key, StorageError};
@@ -15,6 +16,8 @@ struct Head {
     stamp: Stamp,
     /// The media type of a live manifest; none once it is deleted.
     media_type: Option<String>,
+    /// What a deleted manifest referred to.
+    buried_subject: Option<Digest>,
     nonce: u128,
 }
 
@@ -24,6 +27,8 @@ pub(crate) struct ManifestRecord {
     pub(crate) stamp: Stamp,
     /// The media type and the bytes; none once it is deleted.
     pub(crate) content: Option<(String, Bytes)>,
+    /// What a deleted manifest referred to: whoever finds the tombstone can take it out of that list, too.
+    pub(crate) buried_subject: Option<Digest>,
     pub(crate) nonce: u128,
 }
 
@@ -31,7 +36,8 @@ impl ManifestRecord {
     /// The body of the object.
     pub(crate) fn body(&self, key: &Key) -> Result<Bytes, StorageError> {
         let (media_type, bytes) = self.content.clone().unzip();
-        let head = Head { stamp: self.stamp.clone(), media_type, nonce: self.nonce };
+        let (stamp, buried_subject) = (self.stamp.clone(), self.buried_subject);
+        let head = Head { stamp, media_type, buried_subject, nonce: self.nonce };
         let head = encode(key, &head)?;
         let bytes = bytes.unwrap_or_default();
         let mut body = Vec::with_capacity(4 + head.len() + bytes.len());
@@ -47,8 +53,9 @@ impl ManifestRecord {
         let (len, _) = body.split_first_chunk::<4>().ok_or_else(torn)?;
         let end = 4 + (u32::from_le_bytes(*len) as usize).min(MAX_HEAD_LEN);
         let head: Head = decode(key, body.get(4..end).ok_or_else(torn)?)?;
-        let content = head.media_type.map(|media_type| (media_type, body.slice(end..)));
-        Ok(Self { stamp: head.stamp, content, nonce: head.nonce })
+        let content = head.media_type.clone().map(|media_type| (media_type, body.slice(end..)));
+        let Head { stamp, media_type: _, buried_subject, nonce } = head;
+        Ok(Self { stamp, content, buried_subject, nonce })
     }
 }
 
@@ -61,9 +68,10 @@ mod tests {
     fn a_manifest_and_its_tombstone_come_back_as_they_went() {
         let key: Key = "rm/app/_/x".parse().unwrap();
         let stamp = Stamp { clock: 7, region: "eu-1".parse().unwrap() };
-        let live = ManifestRecord { stamp, content: Some(("m".to_owned(), "{}".into())), nonce: 9 };
+        let content = Some(("m".to_owned(), "{}".into()));
+        let live = ManifestRecord { stamp, content, buried_subject: None, nonce: 9 };
         assert_eq!(ManifestRecord::of(&key, &live.body(&key).unwrap()).unwrap(), live);
-        let dead = ManifestRecord { content: None, ..live };
+        let dead = ManifestRecord { content: None, buried_subject: Some(Digest::sha256(b"subject")), ..live };
         assert_eq!(ManifestRecord::of(&key, &dead.body(&key).unwrap()).unwrap(), dead);
         for torn in [&[][..], &[9, 0, 0, 0, 1], &[255; 9]] {
             assert!(ManifestRecord::of(&key, &Bytes::copy_from_slice(torn)).is_err());

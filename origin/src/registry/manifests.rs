@@ -1,7 +1,7 @@
 //! Manifests: stored per repository with their bytes, found by digest or by tag.
 //!
 //! A PUT checks that every blob it names is live, then writes `rm`, the referrer, the tag, in that order, each by a
-//! compare-and-swap on what was read just before. If more than L passed between the oldest check and the confirmed
+//! compare-and-swap on what was read just before. The referrer has the stamp of `rm`, see `referrers`. If more than L passed between the oldest check and the confirmed
 //! `rm`, all is checked again past the caches before it is acknowledged.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::{Need, Registry, RegistryError};
 use crate::keys;
 use crate::nonce::nonce;
-use crate::record::{ManifestRecord, Pointer, TagValue};
+use crate::record::{ManifestRecord, Pointer, Stamp, TagValue};
 use crate::replicas::Changed;
 use crate::settle::Settled;
 use crate::storage::StorageError;
@@ -165,7 +165,8 @@ impl Registry {
         let oldest = self.check_named(repository, &manifest, Need::Live).await?;
         let stored = Arc::new(StoredManifest::new(digest, media_type, bytes));
         let mut changed = Vec::new();
-        if self.write_manifest(repository, Arc::clone(&stored)).await? == Stored::Changed {
+        let (what_became, stamp) = self.write_manifest(repository, Arc::clone(&stored)).await?;
+        if what_became == Stored::Changed {
             changed.push(Changed::Manifest(repository.clone(), digest));
         }
         if Clock::now().saturating_since(oldest) > self.format.horizons.liveness {
@@ -173,7 +174,7 @@ impl Registry {
         }
         let subject = manifest.subject.as_ref().map(|subject| subject.digest);
         if let Some(subject) = subject {
-            self.write_referrer(repository, &subject, &stored, &manifest).await?;
+            self.write_referrer(repository, &subject, &stored, &manifest, stamp).await?;
         }
         for tag in tags {
             self.write_tag(repository, tag, Some(digest)).await?;
@@ -227,11 +228,12 @@ impl Registry {
         checked.map(drop)
     }
 
+    /// Stores a manifest. What that did, and the stamp of what is there now.
     async fn write_manifest(
         &self,
         repository: &RepositoryName,
         manifest: Arc<StoredManifest>,
-    ) -> Result<Stored, RegistryError> {
+    ) -> Result<(Stored, Stamp), RegistryError> {
         let (key, cache_key) =
             (keys::manifest(repository, &manifest.digest), (repository.clone(), manifest.digest));
         let (epoch, started) = (self.manifests.epoch(&cache_key), Clock::now());
@@ -240,6 +242,7 @@ impl Registry {
         let record = ManifestRecord {
             stamp: self.clock.stamp(replaced.as_ref().map(|record| &record.stamp)),
             content: Some((manifest.media_type.clone(), manifest.bytes.clone())),
+            buried_subject: None,
             nonce: nonce(),
         };
         let another_type = |(media_type, _): (String, Bytes)| media_type != manifest.media_type;
@@ -251,42 +254,43 @@ impl Registry {
         let settled = self.settle(&key, seen, record.body(&key)?).await;
         if let Ok(Settled::Written) = settled {
             self.manifests.wrote(&cache_key, epoch, started, manifest);
-            return Ok(stored);
+            return Ok((stored, record.stamp));
         }
         self.manifests.invalidate(&cache_key);
-        match settled? {
-            // The bytes under a digest are always the same: another's are as good, while they are alive.
-            Settled::Lost(Some(object)) if ManifestRecord::of(&key, &object.body)?.content.is_some() => {
-                Ok(stored)
-            }
-            _ => Err(RegistryError::Contended),
-        }
+        let Settled::Lost(Some(winner)) = settled? else { return Err(RegistryError::Contended) };
+        // The bytes under a digest are always the same: another's are as good, while they are alive.
+        let winner = ManifestRecord::of(&key, &winner.body)?;
+        winner.content.map(|_| (stored, winner.stamp)).ok_or(RegistryError::Contended)
     }
 
-    /// Writes a tombstone in the place of a manifest, and tells the other replicas. The manifest that was there.
-    async fn bury_manifest(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-    ) -> Result<Bytes, RegistryError> {
+    /// Writes a tombstone in the place of a manifest, tells the other replicas, and takes it out of its subject's list.
+    async fn bury_manifest(&self, repository: &RepositoryName, digest: &Digest) -> Result<(), RegistryError> {
         let key = keys::manifest(repository, digest);
         let object = self.storage.read(&key).await?.ok_or(RegistryError::ManifestUnknown)?;
         let record = ManifestRecord::of(&key, &object.body)?;
         let change = Changed::Manifest(repository.clone(), *digest);
         let Some((_, bytes)) = record.content else {
             self.gone_already(change).await;
+            // Who wrote the tombstone may have died before it did this.
+            if let Some(subject) = record.buried_subject {
+                self.bury_referrer(repository, &subject, digest, record.stamp).await?;
+            }
             return Err(RegistryError::ManifestUnknown);
         };
         let stamp = self.clock.stamp(Some(&record.stamp));
-        let tombstone = ManifestRecord { stamp, content: None, nonce: nonce() };
+        let subject = Manifest::parse(&bytes).ok().and_then(|manifest| manifest.subject);
+        let buried_subject = subject.map(|subject| subject.digest);
+        let tombstone =
+            ManifestRecord { stamp: stamp.clone(), content: None, buried_subject, nonce: nonce() };
         let settled = self.settle(&key, Some(&object.version), tombstone.body(&key)?).await;
         self.manifests.invalidate(&(repository.clone(), *digest));
         match settled? {
-            Settled::Written => {
-                self.announce(vec![change]).await;
-                Ok(bytes)
-            }
-            Settled::Lost(_) => Err(RegistryError::Contended),
+            Settled::Written => self.announce(vec![change]).await,
+            Settled::Lost(_) => return Err(RegistryError::Contended),
+        }
+        match buried_subject {
+            Some(subject) => self.bury_referrer(repository, &subject, digest, stamp).await,
+            None => Ok(()),
         }
     }
 
@@ -296,27 +300,22 @@ impl Registry {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<(), RegistryError> {
-        let digest = match reference {
-            Reference::Tag(tag) => {
-                let change = Changed::Tag(repository.clone(), tag.clone());
-                match self.write_tag(repository, tag, None).await {
-                    // That no tag was ever there is told, too: it is not known here what there was.
-                    Err(RegistryError::ManifestUnknown) => {
-                        self.gone_already(change).await;
-                        return Err(RegistryError::ManifestUnknown);
-                    }
-                    written => written?,
-                }
-                self.announce(vec![change]).await;
-                return Ok(());
-            }
-            Reference::Digest(digest) => digest,
+        let tag = match reference {
+            Reference::Digest(digest) => return self.bury_manifest(repository, digest).await,
+            Reference::Tag(tag) => tag,
         };
-        let bytes = self.bury_manifest(repository, digest).await?;
-        let subject = Manifest::parse(&bytes).ok().and_then(|manifest| manifest.subject);
-        match subject {
-            Some(subject) => self.bury_referrer(repository, &subject.digest, digest).await,
-            None => Ok(()),
+        let change = Changed::Tag(repository.clone(), tag.clone());
+        match self.write_tag(repository, tag, None).await {
+            // That no tag was ever there is told, too: it is not known here what there was.
+            Err(RegistryError::ManifestUnknown) => {
+                self.gone_already(change).await;
+                Err(RegistryError::ManifestUnknown)
+            }
+            written => {
+                written?;
+                self.announce(vec![change]).await;
+                Ok(())
+            }
         }
     }
 

@@ -1,4 +1,7 @@
 //! Referrers: one key per fact "this manifest refers to that subject", listed by subject.
+//!
+//! An entry has the stamp of the change of its manifest that it follows, and the higher stamp stays. So a push and a delete
+//! of one manifest through two replicas leave an entry if they leave the manifest, whichever of them is slower.
 
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
@@ -8,7 +11,10 @@ use serde_json::{Map, Value, json};
 
 use super::{Registry, RegistryError, StoredManifest};
 use crate::keys;
-use crate::record::{Pointer, ReferrerValue};
+use crate::nonce::nonce;
+use crate::record::{Pointer, ReferrerValue, Stamp};
+use crate::settle::Settled;
+use crate::storage::Key;
 
 /// Referrers that one answer lists at most.
 pub(crate) const MAX_REFERRERS: usize = 1000;
@@ -16,6 +22,8 @@ pub(crate) const MAX_REFERRERS: usize = 1000;
 const MAX_PAGE_LEN: usize = 2 << 20;
 /// Descriptors that are read at once.
 const READS_AT_ONCE: usize = 16;
+/// How often an entry gives way to others of earlier changes before its request is given up.
+const FOLLOW_TRIES: u32 = 8;
 
 /// A page of the manifests that refer to a subject.
 #[derive(Debug, Default)]
@@ -61,31 +69,56 @@ impl Registry {
         Ok(page)
     }
 
+    /// Lists a manifest that was stored with this stamp.
     pub(super) async fn write_referrer(
         &self,
         repository: &RepositoryName,
         subject: &Digest,
         stored: &StoredManifest,
         manifest: &Manifest,
+        stamp: Stamp,
     ) -> Result<(), RegistryError> {
         let key = keys::referrer(repository, subject, &stored.digest);
         let descriptor =
             descriptor(&stored.digest, manifest, &stored.media_type, stored.bytes.len()).to_string();
-        self.write_pointer(&key, Some(ReferrerValue { descriptor })).await
+        self.follow_manifest(&key, &stamp, Some(ReferrerValue { descriptor })).await
     }
 
+    /// Takes a manifest that was deleted with this stamp out of the list. Without an entry there leaves a tombstone all the
+    /// same: the one of a push that was overtaken may still come.
     pub(super) async fn bury_referrer(
         &self,
         repository: &RepositoryName,
         subject: &Digest,
         digest: &Digest,
+        stamp: Stamp,
     ) -> Result<(), RegistryError> {
-        let key = keys::referrer(repository, subject, digest);
-        match self.write_pointer::<ReferrerValue>(&key, None).await {
-            // Buried before, by a delete that was cut short.
-            Err(RegistryError::ManifestUnknown) => Ok(()),
-            other => other,
+        self.follow_manifest(&keys::referrer(repository, subject, digest), &stamp, None).await
+    }
+
+    /// Writes an entry, unless the one that is there follows a later change. What lost to an earlier one did not apply
+    /// and never will, so that it may be written again.
+    async fn follow_manifest(
+        &self,
+        key: &Key,
+        stamp: &Stamp,
+        value: Option<ReferrerValue>,
+    ) -> Result<(), RegistryError> {
+        let mut present = self.storage.read(key).await?;
+        for _ in 0..FOLLOW_TRIES {
+            if let Some(object) = &present
+                && Pointer::<ReferrerValue>::of(key, &object.body)?.stamp >= *stamp
+            {
+                return Ok(());
+            }
+            let entry = Pointer { stamp: stamp.clone(), value: value.clone(), nonce: nonce() };
+            let seen = present.as_ref().map(|object| &object.version);
+            match self.settle(key, seen, entry.body(key)?.into()).await? {
+                Settled::Written => return Ok(()),
+                Settled::Lost(winner) => present = winner,
+            }
         }
+        Err(RegistryError::Contended)
     }
 }
 

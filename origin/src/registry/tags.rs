@@ -1,12 +1,11 @@
-//! Listing a repository's tags, and writing pointers: tags and referrers.
+//! Listing a repository's tags, and moving them.
 
-use bincode::{Decode, Encode};
 use flotilla_common::name::{RepositoryName, Tag};
 
 use super::{Registry, RegistryError};
 use crate::keys;
 use crate::nonce::nonce;
-use crate::record::{Pointer, TOMBSTONE_LIMIT};
+use crate::record::{Pointer, TOMBSTONE_LIMIT, TagValue};
 use crate::settle::Settled;
 use crate::storage::{Key, Prefix};
 
@@ -68,13 +67,15 @@ impl Registry {
         Ok(!page.entries.is_empty())
     }
 
-    /// Writes a pointer in the place of the one that is there; none is a tombstone, which needs something to bury.
-    pub(super) async fn write_pointer<T>(&self, key: &Key, value: Option<T>) -> Result<(), RegistryError>
-    where
-        T: Encode + Decode<()>,
-    {
+    /// Writes a tag in the place of the one that is there; none is a tombstone, which needs something to bury.
+    pub(super) async fn write_pointer(
+        &self,
+        key: &Key,
+        value: Option<TagValue>,
+    ) -> Result<(), RegistryError> {
         let present = self.storage.read(key).await?;
-        let replaced = present.as_ref().map(|object| Pointer::<T>::of(key, &object.body)).transpose()?;
+        let replaced =
+            present.as_ref().map(|object| Pointer::<TagValue>::of(key, &object.body)).transpose()?;
         if value.is_none() && replaced.as_ref().is_none_or(|pointer| pointer.value.is_none()) {
             return Err(RegistryError::ManifestUnknown);
         }
