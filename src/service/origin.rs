@@ -15,7 +15,7 @@ use flotilla_runtime::identity::load_seal_key;
 
 use super::begin;
 use super::check::{self, CheckArgs};
-use super::tls::TlsArgs;
+use super::tls::{TlsArgs, WithoutTls};
 use crate::cli::{CommandError, block_on};
 
 /// The arguments of `flotilla origin`.
@@ -123,7 +123,7 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
     let seal_key =
         load_seal_key(&seal_key).map_err(|error| CommandError::failed("load the seal key", error))?;
     let mut config = Config::new(args.listen, storage, args.region, seal_key).with_uplink(args.up);
-    config.tls = args.tls.identity()?;
+    config.tls = args.tls.identity(WithoutTls::Plain)?;
     config.replicas = Replicas::at(args.replicas);
     config.replica_listen = args.replica_listen;
     config.redirect_blobs = args.redirect_blobs;

@@ -11,7 +11,7 @@ use flotilla_runtime::config::{self, ConfigFile};
 use flotilla_runtime::identity::LiveKeys;
 
 use super::begin;
-use super::tls::TlsArgs;
+use super::tls::{TlsArgs, WithoutTls};
 use crate::cli::{CommandError, block_on, print_text};
 use crate::peer::{self, PullArgs, StatusArgs, WarmArgs};
 
@@ -197,8 +197,8 @@ fn configured(args: ServeArgs) -> Result<Config, CommandError> {
         CommandError::failed("configure the peer", format!("{flag} is missing; {cure}"))
     };
     let issue = "`flotilla pki issue --peer ID` makes certificate and key";
-    let identity = args.tls.identity()?.ok_or_else(|| missing("--tls-cert", issue))?;
-    let id = identity.peer_id().ok_or_else(|| missing("a peer's name in --tls-cert", issue))?;
+    let identity = args.tls.identity(WithoutTls::Refused)?.ok_or_else(|| missing("tls-cert", issue))?;
+    let id = identity.peer_id().ok_or_else(|| missing("a peer's name in tls-cert", issue))?;
     let store = args.store.ok_or_else(|| missing("--store", "name a folder for the chunk store"))?;
     let trusted = args
         .trusted_keys

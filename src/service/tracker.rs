@@ -6,7 +6,7 @@ use clap::Args;
 use flotilla_runtime::config::ConfigFile;
 use flotilla_tracker::{Config, Tracker};
 
-use super::tls::TlsArgs;
+use super::tls::{TlsArgs, WithoutTls};
 use super::{DRAIN, begin};
 use crate::cli::{CommandError, block_on};
 
@@ -49,7 +49,8 @@ pub fn run(args: TrackerArgs) -> Result<(), CommandError> {
         let (trackers, own_url) = (args.trackers, args.own_url);
         let mut config = Config { listen: args.listen, trackers, own_url, ..Config::default() };
         config.lease.open = args.open_leases;
-        let tracker = Tracker::start(config, args.tls.identity()?, &shutdown)
+        let identity = args.tls.identity(WithoutTls::Plain)?;
+        let tracker = Tracker::start(config, identity, &shutdown)
             .await
             .map_err(|error| CommandError::failed("start the tracker", error))?;
         shutdown.wait().await;

@@ -6,6 +6,7 @@ mod burst;
 mod clients;
 mod clock;
 mod commands;
+mod configurations;
 mod disks;
 mod draining;
 mod errors;
