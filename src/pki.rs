@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use flotilla_common::name::{PeerId, RegionName};
+use flotilla_common::name::{DEFAULT_REGION, PeerId, RegionName};
 use flotilla_runtime::identity::{
     Authority, CertificateFiles, FileKind, IdentityError, Issued, SealSecret, load_seal_key,
     load_trusted_keys, replace, trusted_key_line, write_new,
@@ -50,7 +50,7 @@ struct InitArgs {
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// The region of the first origin
-    #[arg(long, value_name = "NAME", default_value = "local")]
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_REGION)]
     region: RegionName,
 }
 
@@ -89,6 +89,14 @@ pub enum PkiError {
     /// A key, a certificate or its file.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// `--renew` of what was never issued.
+    #[error("there is no {kind} '{}' to renew: is the name right? Without --renew it is issued anew", path.display())]
+    NothingToRenew {
+        /// What should be renewed.
+        kind: FileKind,
+        /// Where it would be.
+        path: PathBuf,
+    },
     /// The directory, or the list of trusted keys in it.
     #[error("write '{}': {source}", path.display())]
     Write {
@@ -212,7 +220,15 @@ fn issue_seal_key(dir: &Path, region: &RegionName, existing: Existing) -> Result
     let file = match existing {
         Existing::Kept => seal_file(region),
         // The key in use is needed until every peer trusts the new one.
-        Existing::Replaced => format!("{region}.{}.seal.key", seal.key().key_id()),
+        Existing::Replaced => {
+            if !has_seal_key(dir, region) {
+                return Err(PkiError::NothingToRenew {
+                    kind: FileKind::SealKey,
+                    path: dir.join(seal_file(region)),
+                });
+            }
+            format!("{region}.{}.seal.key", seal.key().key_id())
+        }
     };
     let new = New { kind: FileKind::SealKey, path: dir.join(file) };
     let trusted = dir.join(TRUSTED_KEYS);
@@ -266,6 +282,13 @@ fn seal_file(region: &RegionName) -> String {
     format!("{region}.seal.key")
 }
 
+/// Whether a region has a seal key, its first or a later one.
+fn has_seal_key(dir: &Path, region: &RegionName) -> bool {
+    let is_one = |name: &str| name.starts_with(&format!("{region}.")) && name.ends_with(".seal.key");
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.into_iter().any(|name| name.to_str().is_some_and(is_one))
+}
+
 fn load_authority(dir: &Path) -> Result<Authority, IdentityError> {
     Authority::load(&dir.join(CA), &dir.join(CA_KEY))
 }
@@ -294,14 +317,22 @@ struct New {
 }
 
 impl New {
-    /// The files of a certificate and its key, neither of which is there unless it is replaced.
-    fn certificate(dir: &Path, name: &str, existing: Existing) -> Result<[Self; 2], IdentityError> {
+    /// The files of a certificate and its key: to be replaced, the certificate must be there; otherwise neither is.
+    fn certificate(dir: &Path, name: &str, existing: Existing) -> Result<[Self; 2], PkiError> {
         let files = [(FileKind::Certificate, "pem"), (FileKind::PrivateKey, "key")]
             .map(|(kind, extension)| Self { kind, path: dir.join(format!("{name}.{extension}")) });
-        if existing == Existing::Kept {
-            files.iter().try_for_each(Self::check)?;
+        match existing {
+            Existing::Kept => files.iter().try_for_each(Self::check)?,
+            Existing::Replaced => files[0].is_renewable()?,
         }
         Ok(files)
+    }
+
+    fn is_renewable(&self) -> Result<(), PkiError> {
+        if self.path.exists() {
+            return Ok(());
+        }
+        Err(PkiError::NothingToRenew { kind: self.kind, path: self.path.clone() })
     }
 
     fn check(&self) -> Result<(), IdentityError> {
@@ -406,6 +437,7 @@ mod tests {
         assert_eq!(running.peer_id(), Some("vm-1".parse().unwrap()));
         assert!(running.ends_unix_s() > first);
         assert_eq!(dir.join("vm-1.key").metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        pki(dir, &["issue", "--server", "origin.example"]).unwrap();
         pki(dir, &["issue", "--server", "origin.example", "--renew"]).unwrap();
 
         let first = load_seal_key(&dir.join("eu-1.seal.key")).unwrap();
@@ -414,6 +446,29 @@ mod tests {
         let trusted = load_trusted_keys(&dir.join(TRUSTED_KEYS)).unwrap().to_string();
         assert!(trusted.starts_with(&first.key_id().to_string()) && trusted.contains(", "), "{trusted}");
         assert_eq!(load_seal_key(&dir.join("eu-1.seal.key")).unwrap().key_id(), first.key_id());
+    }
+
+    #[test]
+    fn only_what_was_issued_is_renewed() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path();
+        pki(dir, &["init", "--region", "eu-1"]).unwrap();
+        let files = || std::fs::read_dir(dir).unwrap().count();
+        let before = (files(), std::fs::read(dir.join(TRUSTED_KEYS)).unwrap());
+        for (words, file) in [
+            (["issue", "--peer", "vm-l", "--renew"], "vm-l.pem"),
+            (["issue", "--server", "orign.example", "--renew"], "orign.example.pem"),
+            (["issue", "--origin", "eu-2", "--renew"], "eu-2.seal.key"),
+        ] {
+            let error = pki(dir, &words).unwrap_err();
+            assert!(error.contains(file) && error.contains("to renew: is the name right?"), "{error}");
+        }
+        assert_eq!((files(), std::fs::read(dir.join(TRUSTED_KEYS)).unwrap()), before);
+        let error = pki(dir, &["init", "--region", "eu-1"]).unwrap_err();
+        assert!(error.contains("another directory") && !error.contains("--renew"), "{error}");
+        pki(dir, &["issue", "--peer", "vm-1"]).unwrap();
+        let error = pki(dir, &["issue", "--peer", "vm-1"]).unwrap_err();
+        assert!(error.contains("with --renew"), "{error}");
     }
 
     #[test]

@@ -38,6 +38,22 @@ impl FileKind {
             _ => "'flotilla pki init' makes the files of a fleet",
         }
     }
+
+    /// What to do where one is there already that must not be overwritten.
+    const fn cure_if_there(self) -> &'static str {
+        match self {
+            Self::Certificate | Self::PrivateKey => {
+                "choose another name, or renew it ('flotilla pki issue' with --renew)"
+            }
+            Self::SealKey => {
+                "its origin has it; 'flotilla pki issue --origin REGION --renew' adds a second one"
+            }
+            Self::Authority | Self::AuthorityKey | Self::TrustedKeys => {
+                "this directory has a fleet. 'flotilla pki issue' adds peers, servers and origins to it; another directory \
+                 begins another fleet, since an authority cannot be renewed in place"
+            }
+        }
+    }
 }
 
 impl fmt::Display for FileKind {
@@ -87,7 +103,7 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// A file is there already, and secrets are never overwritten unasked.
-    #[error("{kind} '{}' is there already: choose another directory, or renew it (flotilla pki issue --renew)", .0.display(), kind = .1)]
+    #[error("{kind} '{}' is there already: {cure}", .0.display(), kind = .1, cure = .1.cure_if_there())]
     Exists(PathBuf, FileKind),
     /// A name that no certificate may be issued for.
     #[error("'{0}' is no name for a server: give a DNS name outside {domain} or an IP address", domain = super::PEER_DOMAIN)]
