@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use clap::Args;
 use flotilla_common::units::ByteSize;
 use flotilla_origin::check::{Findings, Report, check};
-use flotilla_origin::storage;
+use flotilla_origin::storage::{self, missing_credentials};
 
 use crate::cli::{CommandError, block_on, conclude};
 
@@ -39,10 +39,13 @@ pub(super) struct CheckArgs {
 /// If the storage cannot be read; [`CommandError::NotOk`] if something is wrong.
 pub(super) fn run(args: &CheckArgs) -> Result<(), CommandError> {
     block_on(async {
-        let storage = storage::open(&args.storage, 0);
+        let storage = storage::open_existing(&args.storage);
         let storage = storage.map_err(|error| CommandError::failed("open the storage", error))?;
         let checked = check(storage, args.deep).await;
-        let report = checked.map_err(|error| CommandError::failed("check the storage", error))?;
+        let report = checked.map_err(|error| {
+            let cure = missing_credentials(&error.to_string()).map(|cure| format!("; {cure}"));
+            CommandError::failed("check the storage", format!("{error}{}", cure.unwrap_or_default()))
+        })?;
         conclude(&report, args.json, rendered, report.is_sound())
     })
 }
@@ -59,10 +62,11 @@ fn rendered(report: &Report) -> String {
     list(&mut text, &report.leftovers);
     let _ = writeln!(text, "{:>12} damaged", report.damage.count);
     list(&mut text, &report.damage);
-    text.push_str(if report.is_sound() {
-        "sound\n"
-    } else {
-        "NOT SOUND: push the images again that these belong to\n"
+    let is_empty = report.objects.values().all(|count| *count == 0);
+    text.push_str(match (report.is_sound(), is_empty) {
+        (true, _) => "sound\n",
+        (false, true) => "NOT SOUND: there is nothing at all; is --storage what its origins are given?\n",
+        (false, false) => "NOT SOUND: push the images again that these belong to\n",
     });
     text
 }

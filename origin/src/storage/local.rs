@@ -58,6 +58,16 @@ impl LocalDirectory {
         Ok(Self { root: root.into(), listings: Listings::new() })
     }
 
+    /// Opens a directory that is there, for reading: nothing is made in it.
+    ///
+    /// # Errors
+    /// If it is not there, or no directory.
+    pub fn open_existing(root: impl Into<PathBuf>) -> io::Result<Self> {
+        let root = root.into();
+        std::fs::read_dir(&root)?;
+        Ok(Self { root: root.into(), listings: Listings::new() })
+    }
+
     /// Runs what blocks on a thread that may block.
     fn blocking<'a, T: Send + 'static>(
         &self,

@@ -37,7 +37,7 @@ pub(crate) use local::read_piece;
 pub use object_writer::PartPool;
 pub use objects::{ObjectStorage, Remote};
 pub(crate) use open::probe_signing;
-pub use open::{OpenError, open, open_with, probe};
+pub use open::{OpenError, missing_credentials, open, open_existing, open_with, probe};
 pub use remote::Variables;
 
 /// Bytes that [`Storage::read`] returns at most: a manifest of 4 MiB or a table of 16,384 chunks, with room to spare.

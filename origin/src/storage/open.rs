@@ -1,6 +1,7 @@
 //! Storage by its URL, and the probe that every replica makes before it serves.
 
 use core::time::Duration;
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -42,7 +43,7 @@ pub enum OpenError {
         /// What happened.
         source: Box<dyn core::error::Error + Send + Sync>,
         /// What to do about it.
-        cure: &'static str,
+        cure: Cow<'static, str>,
     },
 }
 
@@ -59,6 +60,21 @@ const LOOK_AT_ACCESS: &str = "check that it can be reached, and that these crede
 /// [`OpenError::Url`] and [`OpenError::Directory`].
 pub fn open(url: &str, part_bytes: u64) -> Result<Arc<dyn Storage>, OpenError> {
     open_with(url, part_bytes, &remote::process_variables())
+}
+
+/// Opens storage only to read what origins have written: a directory that is not there is not made.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_existing(url: &str) -> Result<Arc<dyn Storage>, OpenError> {
+    match url.split_once("://") {
+        Some(("file", path)) if path.starts_with('/') => {
+            let path = PathBuf::from(path);
+            let directory = LocalDirectory::open_existing(&path);
+            Ok(Arc::new(directory.map_err(|source| OpenError::Directory { path, source })?))
+        }
+        _ => open(url, 0),
+    }
 }
 
 /// The same with other variables than those of this process.
@@ -113,14 +129,14 @@ async fn probe_key(storage: &dyn Storage, key: &Key) -> Result<(), OpenError> {
     let read = storage.read(key).await.map_err(|error| failed("read an object", error))?;
     if read.is_none_or(|object| object.body != body("second")) {
         let source = "it is not what was written last".into();
-        return Err(OpenError::Probe { step: "read an object", source, cure: ANOTHER_STORE });
+        return Err(OpenError::Probe { step: "read an object", source, cure: ANOTHER_STORE.into() });
     }
     let range = storage.read_range(key, 1..4).await;
     let range: Vec<Bytes> =
         async { range?.try_collect().await }.await.map_err(|error| failed("read a range", error))?;
     if range.concat() != b"eco" {
         let source = "it is not the bytes that were asked for".into();
-        return Err(OpenError::Probe { step: "read a range", source, cure: ANOTHER_STORE });
+        return Err(OpenError::Probe { step: "read a range", source, cure: ANOTHER_STORE.into() });
     }
     let prefix = Prefix::new("probe/").map_err(|error| failed("name a prefix", error))?;
     storage.list(&prefix, None, 1).await.map_err(|error| failed("list objects", error))?;
@@ -143,13 +159,32 @@ fn refused(step: &'static str, outcome: Result<Version, StorageError>) -> Result
         Err(error) => Err(failed(step, error)),
         Ok(_) => {
             let source = "the storage did it, so it has no conditional writes".into();
-            Err(OpenError::Probe { step, source, cure: ANOTHER_STORE })
+            Err(OpenError::Probe { step, source, cure: ANOTHER_STORE.into() })
         }
     }
 }
 
 fn failed(step: &'static str, source: impl Into<Box<dyn core::error::Error + Send + Sync>>) -> OpenError {
-    OpenError::Probe { step, source: source.into(), cure: LOOK_AT_ACCESS }
+    let source = source.into();
+    let cure = missing_credentials(&source.to_string());
+    let cure = cure.map_or(Cow::Borrowed(LOOK_AT_ACCESS), Cow::Owned);
+    OpenError::Probe { step, source, cure }
+}
+
+/// Under which path a provider's client asks the machine for its role, and what was not set, so that it did.
+const ROLES: [(&str, &str); 3] = [
+    ("/latest/api/token", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    ("/computeMetadata/", "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS"),
+    ("/metadata/identity/", "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN"),
+];
+
+/// What to do about what a storage `said` if it failed because nobody told who asks it: the client then asks the machine, at
+/// an address that means nothing to who forgot the credentials.
+pub fn missing_credentials(said: &str) -> Option<String> {
+    let (_, variables) = ROLES.iter().find(|(path, _)| said.contains(path))?;
+    Some(format!(
+        "{variables} must be set, see the page on operations: without, this machine was asked for a role, and gave none"
+    ))
 }
 
 #[cfg(test)]
@@ -173,6 +208,26 @@ mod tests {
             let message = told(url).err().unwrap_or_default();
             assert!(message.contains(part) && message.contains("file:///directory"), "{url}: {message}");
         }
+    }
+
+    #[test]
+    fn who_forgot_the_credentials_is_told_their_names() {
+        let said =
+            "Error performing PUT http://169.254.169.254/latest/api/token in 4 ms - connection refused";
+        let message = failed("create an object", said).to_string();
+        assert!(message.contains("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be set"), "{message}");
+        let message = failed("create an object", "403 Forbidden").to_string();
+        assert!(message.contains("check that it can be reached"), "{message}");
+    }
+
+    #[test]
+    fn what_is_only_read_is_not_made() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let url = format!("file://{}/typo", dir.path().display());
+        let message = open_existing(&url).map(drop).err().map(|error| error.to_string());
+        assert!(message.is_some_and(|message| message.contains("typo") && message.contains("No such file")));
+        assert!(open_existing(&format!("file://{}", dir.path().display())).is_ok());
+        assert_eq!(std::fs::read_dir(dir.path()).expect("it is there").count(), 0);
     }
 
     #[test]
