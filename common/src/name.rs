@@ -118,6 +118,9 @@ checked_name!(
     /// A region: a group of zones with its own origin and storage.
     RegionName, is_label, NameError::Label
 );
+/// The region of whoever is told no other: keys that are made for a fleet, origins, peers.
+pub const DEFAULT_REGION: &str = "local";
+
 checked_name!(
     /// A zone: a domain of cheap traffic and common failure.
     ZoneName, is_label, NameError::Label

@@ -19,7 +19,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Its storage: `file:///dir`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix` or `memory:///`.
     pub storage: String,
-    /// Its region: in the stamps of tags and manifests.
+    /// Its region, in the stamps of tags and manifests; the seal key's.
     pub region: RegionName,
     /// What signs seals; its issuer is the region that peers see in them.
     pub seal_key: SealKey,

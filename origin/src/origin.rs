@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use flotilla_common::name::RegionName;
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::http::{self as http_server, Workers, serve, serve_with};
 use flotilla_runtime::identity::{Clients, IdentityError, Timing, keep_fresh};
@@ -34,6 +35,17 @@ pub enum StartError {
     /// An upload would outlive what it relies on.
     #[error("upload_lifetime must be shorter than the horizon")]
     UploadLifetime,
+    /// Seals would name another region than tags.
+    #[error(
+        "region is {region}, but seal-key is one of region {issuer}, and seals would name that: leave region out, or take a \
+         key of {region} (`flotilla pki issue --origin {region}` makes one)"
+    )]
+    Region {
+        /// The configured one.
+        region: RegionName,
+        /// The seal key's.
+        issuer: RegionName,
+    },
     /// The others could not tell this replica.
     #[error("replicas are listed, but this one listens nowhere for them: set replica-listen")]
     ReplicaListen,
@@ -86,6 +98,10 @@ impl Origin {
     pub async fn start_on(config: Config, storage: Arc<dyn Storage>) -> Result<Self, StartError> {
         if config.limits.upload_lifetime >= config.horizons.horizon {
             return Err(StartError::UploadLifetime);
+        }
+        let (region, issuer) = (&config.region, config.seal_key.issuer());
+        if region != issuer {
+            return Err(StartError::Region { region: region.clone(), issuer: issuer.clone() });
         }
         if !config.replicas.is_none() && config.replica_listen.is_none() {
             return Err(StartError::ReplicaListen);

@@ -45,7 +45,7 @@ pub struct Config {
     pub store: PathBuf,
     /// What the blobs in the store may have together. Default 50 GiB.
     pub quota: ByteSize,
-    /// Where this peer is. Default `default`, both.
+    /// Where this peer is.
     pub region: RegionName,
     /// Where this peer is.
     pub zone: ZoneName,
@@ -96,50 +96,55 @@ impl Config {
         }
     }
 
-    /// What cannot work, said before anything is started.
+    /// What cannot work, said before anything is started, by the keys of configuration files.
     pub(crate) fn validate(&self) -> Result<(), String> {
         match self.identity.peer_id() {
             Some(named) if named == self.id => {}
             Some(named) => {
-                return Err(format!("id: is {}, but the certificate names {named}; use the same", self.id));
+                return Err(format!(
+                    "tls-cert: it names peer {named}, and this is peer {}; use the same",
+                    self.id
+                ));
             }
             None => {
-                return Err(
-                    "identity: the certificate names no peer; issue one with `flotilla pki issue`".to_owned()
-                );
+                return Err("tls-cert: it names no peer; `flotilla pki issue --peer ID` makes one that does"
+                    .to_owned());
             }
         }
-        for (key, urls) in [("origins", &self.origins), ("trackers", &self.trackers)] {
+        for (key, urls) in [("origin", &self.origins), ("tracker", &self.trackers)] {
             for url in urls {
-                check_url(url).map_err(|why| format!("{key}: {url}: {why}"))?;
+                check_url(url).map_err(|why| format!("{key}: '{url}' is {why}"))?;
             }
         }
         if let Some(name) = self.registries.iter().find(|name| name.is_empty() || name.contains("/")) {
             return Err(format!(
-                "registries: {name:?} is no registry's name; write it as images do, host:port"
+                "registry: {name:?} is no registry's name; write it as images do, host:port"
             ));
         }
         let plain = self.origins.iter().find(|url| self.requires_grants && !url.starts_with("https://"));
         if let Some(url) = plain {
             return Err(format!(
-                "requires_grants: origin {url} cannot know this peer without TLS and gives it no grant; use https://"
+                "require-grants: origin {url} cannot know this peer without TLS and gives it no grant; use https://"
             ));
         }
         if self.origins.is_empty() {
-            return Err(
-                "origins: none; give at least one URL, such as http://origin.internal:5000".to_owned()
-            );
+            return Err("origin: none is given; give at least one URL, such as https://origin.internal:5000"
+                .to_owned());
         }
         Ok(())
     }
 }
 
-fn check_url(url: &str) -> Result<(), String> {
-    let parsed = reqwest::Url::parse(url).map_err(|error| error.to_string())?;
-    if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
-        return Err("begin with http:// or https:// and a host".to_owned());
+/// Whether a text is the URL of a service.
+///
+/// # Errors
+/// What such a URL looks like.
+pub fn check_url(url: &str) -> Result<(), &'static str> {
+    let parsed = reqwest::Url::parse(url).ok();
+    match parsed.filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some()) {
+        Some(_) => Ok(()),
+        None => Err("no URL of a service: write scheme, host and port, such as https://origin.internal:5000"),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ use rand::RngExt;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 
-pub use config::Config;
+pub use config::{Config, check_url};
 pub use mirror::{Patience, Warming, docker_daemon_json, hosts_toml, registries_conf};
 pub use stats::{BlobProgress, Stats};
 pub use store::StoreError;
@@ -176,6 +176,13 @@ impl Peer {
         let router = Mirror::new(Arc::clone(&shared), commands, config.registries).router();
         let server = http::serve(listener, router, None, &serving).map_err(listen(config.mirror))?;
         let mirror = server.address();
+        if !mirror.ip().is_loopback() {
+            tracing::warn!(
+                %mirror,
+                "the mirror can be reached from other machines, and whoever reaches it may pull what this one may pull; \
+                 set mirror to an address of loopback, such as 127.0.0.1:5001"
+            );
+        }
         tracing::info!(id = %config.id, %mirror, %quic, "peer started");
         Ok(Self { id: config.id, mirror, quic, shared, serving, working })
     }
@@ -203,12 +210,13 @@ impl Peer {
     /// Lets pulls under way finish, takes leave of tracker and neighbours, and saves the store. Bounded by some
     /// seconds.
     pub async fn shutdown(self) {
-        self.serving.drain(DRAIN).await;
+        let drained = self.serving.drain(DRAIN).await;
         // First nobody announces any more, then the trackers are told.
         self.working.drain(Duration::from_secs(1)).await;
         self.shared.trackers.leave().await;
         self.shared.transport.close().await;
         self.save().await;
+        tracing::info!(?drained, "peer stopped");
     }
 
     /// Stops where it stands: no pull drains, no tracker is told, nothing is saved. All that a neighbour sees is that

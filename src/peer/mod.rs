@@ -7,6 +7,7 @@ mod render;
 mod status;
 mod warm;
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 
 use clap::Args;
@@ -34,11 +35,21 @@ impl MirrorArg {
         format!("http://{}{path}", self.mirror)
     }
 
-    /// What can be done if nothing answers there.
+    /// What can be done if nothing answers there, or nothing that speaks plain HTTP.
     fn failed(&self, source: reqwest::Error) -> CommandError {
-        let cure = "is a peer running there? --mirror ADDR names another address";
-        let why = if source.is_connect() { "nothing listens".to_owned() } else { source.to_string() };
-        CommandError::failed(format!("ask the peer at {}", self.mirror), format!("{why}; {cure}"))
+        let why = if source.is_connect() {
+            "nothing listens; is a peer running there?".to_owned()
+        } else if source.is_request() && !source.is_timeout() {
+            "it does not answer plain HTTP; is it an origin or a tracker with TLS?".to_owned()
+        } else {
+            source.to_string()
+        };
+        self.no_peer(why)
+    }
+
+    fn no_peer(&self, why: impl Display) -> CommandError {
+        let cure = "--mirror ADDR is where a peer's mirror listens";
+        CommandError::failed(format!("ask the peer at {}", self.mirror), format!("{why} {cure}"))
     }
 
     /// The JSON under a path.
@@ -54,8 +65,8 @@ impl MirrorArg {
         let body = response.bytes().await.map_err(|error| self.failed(error))?;
         if !status.is_success() {
             let said = String::from_utf8_lossy(&body).trim().to_owned();
-            let what = format!("ask the peer at {}", self.mirror);
-            return Err(CommandError::failed(what, format!("answered {status}: {said}")));
+            let why = format!("it answered {status}: {said}; is it a peer, and no origin or tracker?");
+            return Err(self.no_peer(why));
         }
         serde_json::from_slice(&body).map_err(|error| {
             let what = format!("read what the peer at {} says", self.mirror);

@@ -53,9 +53,9 @@ struct ServeArgs {
     /// Where images are stored: file:///dir, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or memory:///
     #[arg(long, value_name = "URL")]
     storage: Option<String>,
-    /// The region of this origin
-    #[arg(long, value_name = "NAME", default_value = "local")]
-    region: RegionName,
+    /// The region of this origin; its seal key must be one of that region [default: the seal key's]
+    #[arg(long, value_name = "NAME")]
+    region: Option<RegionName>,
     /// The key that seals are signed with, as `flotilla pki init` makes it
     #[arg(long, value_name = "FILE")]
     seal_key: Option<PathBuf>,
@@ -122,7 +122,8 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
     let seal_key = args.seal_key.ok_or_else(|| missing("--seal-key", "`flotilla pki init` makes one"))?;
     let seal_key =
         load_seal_key(&seal_key).map_err(|error| CommandError::failed("load the seal key", error))?;
-    let mut config = Config::new(args.listen, storage, args.region, seal_key).with_uplink(args.up);
+    let region = args.region.unwrap_or_else(|| seal_key.issuer().clone());
+    let mut config = Config::new(args.listen, storage, region, seal_key).with_uplink(args.up);
     config.tls = args.tls.identity(WithoutTls::Plain)?;
     config.replicas = Replicas::at(args.replicas);
     config.replica_listen = args.replica_listen;

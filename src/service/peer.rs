@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use flotilla_common::name::{RegionName, ZoneName};
-use flotilla_common::units::{BitRate, ByteSize};
-use flotilla_peer::{Config, Peer, docker_daemon_json, hosts_toml, registries_conf};
+use flotilla_common::chunk::MAX_CHUNK_LOG2;
+use flotilla_common::name::{DEFAULT_REGION, RegionName, ZoneName};
+use flotilla_common::units::{BitRate, ByteSize, UnitError};
+use flotilla_peer::{Config, Peer, check_url, docker_daemon_json, hosts_toml, registries_conf};
 use flotilla_runtime::config::{self, ConfigFile};
 use flotilla_runtime::identity::LiveKeys;
 
@@ -14,6 +15,9 @@ use super::begin;
 use super::tls::{TlsArgs, WithoutTls};
 use crate::cli::{CommandError, block_on, print_text};
 use crate::peer::{self, PullArgs, StatusArgs, WarmArgs};
+
+/// One chunk of the largest size.
+const LEAST_QUOTA: ByteSize = ByteSize(1 << MAX_CHUNK_LOG2);
 
 /// The arguments of `flotilla peer`.
 #[derive(Debug, Args)]
@@ -48,14 +52,15 @@ enum PeerCommand {
 
 #[derive(Debug, Args)]
 struct HostsTomlArgs {
-    /// Take mirror, origin and authority from this configuration of a peer, as far as they are not given here
+    /// Take mirror, origin and authority from this configuration of a peer (or FLOTILLA_CONFIG, or FLOTILLA_MIRROR,
+    /// FLOTILLA_ORIGIN and FLOTILLA_TLS_CA) as far as they are not given here
     #[arg(long = "config", id = "peer_config", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the mirror listens [default: 127.0.0.1:5001]
     #[arg(long, value_name = "ADDR")]
     mirror: Option<SocketAddr>,
     /// Where the runtime turns to when the mirror is not there; needed for podman and crio
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = service_url)]
     origin: Option<String>,
     /// The authority of an https:// origin's certificate, PEM, where that is the fleet's own
     #[arg(long, value_name = "FILE")]
@@ -80,13 +85,10 @@ enum Runtime {
 
 impl HostsTomlArgs {
     fn text(self) -> Result<String, CommandError> {
-        let peer = self.config.as_deref().map(ServeArgs::of_file).transpose()?;
-        let (mirror, origin, ca) = match peer {
-            Some(peer) => (peer.mirror, peer.origin.into_iter().next(), peer.tls.authority()),
-            None => (Config::MIRROR, None, None),
-        };
-        let (mirror, origin) = (self.mirror.unwrap_or(mirror), self.origin.or(origin));
-        let ca = self.ca.or(ca);
+        let peer = ServeArgs::of_this_machine(self.config.as_deref())?;
+        let mirror = self.mirror.unwrap_or(peer.mirror);
+        let ca = self.ca.or_else(|| peer.tls.authority());
+        let origin = self.origin.or_else(|| peer.origin.into_iter().next());
         match (self.runtime, origin) {
             (Runtime::Containerd, origin) => Ok(hosts_toml(mirror, origin.as_deref(), ca.as_deref())),
             (Runtime::Docker, _) => Ok(docker_daemon_json(mirror)),
@@ -108,23 +110,23 @@ struct ServeArgs {
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:5002")]
     quic: SocketAddr,
     /// The origins, the own region's first
-    #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
+    #[arg(long, value_name = "URL[,URL]", value_delimiter = ',', value_parser = service_url)]
     origin: Vec<String>,
     /// Names of the registries whose images the origins have, as clients write them (host:port); the mirror refuses requests
     /// for another one. All are taken if none is named
     #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
     registry: Vec<String>,
     /// The trackers; without one, the origins serve alone
-    #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
+    #[arg(long, value_name = "URL[,URL]", value_delimiter = ',', value_parser = service_url)]
     tracker: Vec<String>,
     /// The folder of the chunk store
     #[arg(long, value_name = "DIR", help_heading = "Store")]
     store: Option<PathBuf>,
     /// What the blobs in it may have together: 50GiB, 500GB
-    #[arg(long, value_name = "SIZE", help_heading = "Store", default_value_t = ByteSize(50 << 30))]
+    #[arg(long, value_name = "SIZE", help_heading = "Store", default_value_t = ByteSize(50 << 30), value_parser = useful_quota)]
     quota: ByteSize,
     /// The region of this machine; another region's peers come last
-    #[arg(long, value_name = "NAME", help_heading = "Place", default_value = "default")]
+    #[arg(long, value_name = "NAME", help_heading = "Place", default_value = DEFAULT_REGION)]
     region: RegionName,
     /// Its zone, within which traffic is cheap; peers of the same zone come first
     #[arg(long, value_name = "NAME", help_heading = "Place", default_value = "default")]
@@ -147,7 +149,7 @@ struct ServeArgs {
     config: ConfigFile,
 }
 
-/// A configuration file of a peer, and nothing else.
+/// The configuration of a peer, without flags.
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true)]
 struct FileArgs {
@@ -156,12 +158,30 @@ struct FileArgs {
 }
 
 impl ServeArgs {
-    fn of_file(path: &Path) -> Result<Self, CommandError> {
-        let arguments = ["--config".into(), path.as_os_str().to_owned()];
-        let read = config::try_parse_from::<FileArgs, _>(arguments);
+    /// What a peer would be told by the environment and by a file, if there is one.
+    fn of_this_machine(file: Option<&Path>) -> Result<Self, CommandError> {
+        let arguments = file.map(|path| ["--config".into(), path.as_os_str().to_owned()]);
+        let read = config::try_parse_from::<FileArgs, _>(arguments.into_iter().flatten());
         let failed = |error| CommandError::failed("read the peer's configuration", error);
         read.map(|file| file.serve).map_err(failed)
     }
+}
+
+/// The URL of an origin or a tracker.
+fn service_url(text: &str) -> Result<String, String> {
+    check_url(text).map(|()| text.to_owned()).map_err(|why| format!("it is {why}"))
+}
+
+/// A quota in which blobs of images can be.
+fn useful_quota(text: &str) -> Result<ByteSize, String> {
+    let quota: ByteSize = text.parse().map_err(|error: UnitError| error.to_string())?;
+    if quota < LEAST_QUOTA {
+        return Err(format!(
+            "{quota} is too small for a layer, and nothing would be shared; the least is {LEAST_QUOTA}, and several \
+             images are useful: 50GiB"
+        ));
+    }
+    Ok(quota)
 }
 
 /// Runs the peer until it is told to stop, or answers a question about peers.
@@ -199,10 +219,10 @@ fn configured(args: ServeArgs) -> Result<Config, CommandError> {
     let issue = "`flotilla pki issue --peer ID` makes certificate and key";
     let identity = args.tls.identity(WithoutTls::Refused)?.ok_or_else(|| missing("tls-cert", issue))?;
     let id = identity.peer_id().ok_or_else(|| missing("a peer's name in tls-cert", issue))?;
-    let store = args.store.ok_or_else(|| missing("--store", "name a folder for the chunk store"))?;
+    let store = args.store.ok_or_else(|| missing("store", "name a folder for the chunk store"))?;
     let trusted = args
         .trusted_keys
-        .ok_or_else(|| missing("--trusted-keys", "it is the file trusted-keys of `flotilla pki init`"))?;
+        .ok_or_else(|| missing("trusted-keys", "it is the file trusted-keys of `flotilla pki init`"))?;
     let trusted_keys =
         LiveKeys::load(&trusted).map_err(|error| CommandError::failed("load the trusted keys", error))?;
     Ok(Config {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use clap::Args;
+use clap::{Args, value_parser};
 use flotilla_runtime::config::ConfigFile;
 use flotilla_tracker::{Config, Tracker};
 
@@ -31,7 +31,7 @@ pub struct TrackerArgs {
     #[arg(long, value_name = "URL")]
     own_url: Option<String>,
     /// Chunks of one blob that may be fetched from the origin at once in one region
-    #[arg(long, value_name = "N", default_value_t = Config::default().lease.open)]
+    #[arg(long, value_name = "N", default_value_t = Config::default().lease.open, value_parser = value_parser!(u32).range(1..))]
     open_leases: u32,
     #[command(flatten)]
     tls: TlsArgs,
@@ -54,8 +54,9 @@ pub fn run(args: TrackerArgs) -> Result<(), CommandError> {
             .await
             .map_err(|error| CommandError::failed("start the tracker", error))?;
         shutdown.wait().await;
-        shutdown.drain(DRAIN).await;
+        let drained = shutdown.drain(DRAIN).await;
         tracker.finished().await;
+        tracing::info!(?drained, "tracker stopped");
         Ok(())
     })
 }

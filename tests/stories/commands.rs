@@ -1,11 +1,13 @@
 //! The program as people and scripts type it.
 
 use std::path::Path;
+use std::process::Command;
 
 use clap::{Arg, CommandFactory as _};
 use flotilla::cli::Cli;
 use flotilla_runtime::config;
 
+use crate::harness::process::Process;
 use crate::harness::tools::run;
 
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
@@ -52,6 +54,10 @@ fn a_check_tells_people_and_scripts_what_is_wrong() {
     let storage = format!("file://{}", dir.path().display());
     let message = flotilla(&["origin", "check", "--storage", &storage]).unwrap_err();
     assert!(message.contains("no origin has started here") && message.contains("NOT SOUND"), "{message}");
+    assert!(message.contains("is --storage what its origins are given?"), "{message}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it only looks");
+    let message = flotilla(&["origin", "check", "--storage", &format!("{storage}/typo")]).unwrap_err();
+    assert!(message.contains("typo") && message.contains("No such file"), "{message}");
     let printed = flotilla(&["origin", "check", "--storage", &storage, "--json"]).unwrap_err();
     assert!(printed.contains(r#""damage":{"count":1,"shown":[{"key":"format""#), "{printed}");
     let message = flotilla(&["origin"]).unwrap_err();
@@ -149,4 +155,21 @@ fn help_shows_examples_units_and_variables() {
 fn a_peer_that_is_not_there_says_what_to_check() {
     let message = flotilla(&["peer", "status", "--mirror", "127.0.0.1:1"]).unwrap_err();
     assert!(message.contains("127.0.0.1:1") && message.contains("--mirror ADDR"), "{message}");
+}
+
+#[test]
+fn a_status_of_what_is_no_peer_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = dir.path().join("pki");
+    let pki = pki.to_str().unwrap();
+    flotilla(&["pki", "init", "--dir", pki]).unwrap();
+    flotilla(&["pki", "issue", "--dir", pki, "--server", "127.0.0.1"]).unwrap();
+    let tls = ["--tls-cert", "127.0.0.1.pem", "--tls-key", "127.0.0.1.key", "--tls-ca", "ca.pem"];
+    for (tls, why) in [(&tls[..], "an origin or a tracker with TLS?"), (&[], "answered 404 Not Found")] {
+        let mut tracker = Command::new(FLOTILLA);
+        let tracker =
+            Process::start(tracker.args(["tracker", "--listen", "127.0.0.1:0"]).args(tls).current_dir(pki));
+        let message = flotilla(&["peer", "status", "--mirror", &tracker.address.to_string()]).unwrap_err();
+        assert!(message.contains(why) && message.contains("--mirror ADDR is where"), "{message}");
+    }
 }

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use crate::harness::process::Process;
 use crate::harness::tools::output;
 
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
@@ -75,4 +76,75 @@ fn a_part_of_tls_is_never_taken_for_plain_http() {
     );
     let message = folder.refusal("peer", peer);
     assert!(message.contains("tls-cert and tls-key and tls-ca are missing"), "{message}");
+}
+
+#[test]
+fn a_bad_value_names_its_key_and_what_would_be_right() {
+    let folder = Folder::new();
+    let tls = "tls-cert = 'pki/vm-1.pem'\ntls-key = 'pki/vm-1.key'\ntls-ca = 'pki/ca.pem'\n";
+    let peer = format!("{tls}store = 'store'\ntrusted-keys = 'pki/trusted-keys'\n");
+    let with = |rest: &str| format!("{peer}{rest}");
+    let origin = "origin = ['http://127.0.0.1:5000']\n";
+    let of_another = "storage = 'memory:///'\nseal-key = 'pki/eu-1.seal.key'\nregion = 'us-1'";
+    let url = "write scheme, host and port, such as https://origin.internal:5000";
+    for (service, text, words) in [
+        ("peer", with("quota = '0'"), ["key 'quota'", "the least is 4MiB"]),
+        ("peer", with("quota = 10"), ["key 'quota'", "10B is too small"]),
+        ("peer", with("origin = ['127.0.0.1:5000']"), ["key 'origin'", url]),
+        ("peer", with("tracker = ['tracker.internal:7070']"), ["key 'tracker'", url]),
+        ("peer", peer.clone(), ["origin: none is given", "https://origin.internal:5000"]),
+        ("peer", with(&format!("{origin}require-grants = true")), ["require-grants: origin", "use https://"]),
+        ("tracker", "open-leases = 0".to_owned(), ["key 'open-leases'", "0 is not in 1.."]),
+        (
+            "tracker",
+            "own-url = 'http://t1:7070'".to_owned(),
+            ["own-url must be one of trackers", "or neither"],
+        ),
+        (
+            "origin",
+            of_another.to_owned(),
+            ["region is us-1, but seal-key is one of region eu-1", "pki issue --origin us-1"],
+        ),
+    ] {
+        let message = folder.refusal(service, &text);
+        assert!(words.iter().all(|word| message.contains(word)), "{service} with {text}: {message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_others_can_reach_is_warned_of() {
+    let folder = Folder::new();
+    let line = "peer --mirror 0.0.0.0:0 --quic 127.0.0.1:0 --origin http://127.0.0.1:1 --store store \
+        --trusted-keys pki/trusted-keys --tls-cert pki/vm-1.pem --tls-key pki/vm-1.key --tls-ca pki/ca.pem";
+    let peer = Process::start(&mut folder.command(line));
+    peer.says(&["WARN", "whoever reaches it may pull", "such as 127.0.0.1:5001"]).await;
+}
+
+#[test]
+fn a_runtimes_configuration_knows_what_the_peer_is_told() {
+    let folder = Folder::new();
+    let print = |line: &str, variables: &[(&str, &str)]| {
+        output(folder.command(&format!("peer hosts-toml {line}")).envs(variables.iter().copied()))
+    };
+    let variables = [
+        ("FLOTILLA_MIRROR", "127.0.0.1:6001"),
+        ("FLOTILLA_ORIGIN", "https://one:5000,https://two:5000"),
+        ("FLOTILLA_TLS_CA", "/pki/ca.pem"),
+    ];
+    let text = print("", &variables).unwrap();
+    assert!(text.contains("server = \"https://one:5000\"\nca = \"/pki/ca.pem\""), "{text}");
+    assert!(text.contains("[host.\"http://127.0.0.1:6001\"]"), "{text}");
+    std::fs::write(
+        folder.path().join("peer.toml"),
+        "mirror = '127.0.0.1:7001'\norigin = ['http://three:5000']",
+    )
+    .unwrap();
+    let text = print("", &[("FLOTILLA_CONFIG", "peer.toml")]).unwrap();
+    assert!(text.contains("127.0.0.1:7001") && text.contains("http://three:5000"), "{text}");
+    let text = print("--config peer.toml --origin http://four:5000", &variables[..1]).unwrap();
+    assert!(text.contains("127.0.0.1:6001") && text.contains("http://four:5000"), "{text}");
+    for runtime in ["containerd", "podman"] {
+        let message = print(&format!("--for {runtime} --origin origin.internal:5000"), &[]).unwrap_err();
+        assert!(message.contains("--origin") && message.contains("write scheme, host and port"), "{message}");
+    }
 }

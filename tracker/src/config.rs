@@ -128,7 +128,7 @@ pub enum ConfigError {
     Above(&'static str, &'static str),
     /// The own URL is missing in the list, or there is one without a list.
     #[error(
-        "own_url must be one of trackers, exactly as written there, and is needed when trackers is not empty"
+        "own-url must be one of trackers, exactly as it is written there; give both, or neither for one tracker alone"
     )]
     OwnUrl,
 }
@@ -218,8 +218,8 @@ mod tests {
         };
         assert_eq!(error("[lease]\nopen = 0"), "lease.open must be at least 1");
         assert_eq!(error("min_interval_ms = 200000"), "min_interval_ms must not be above max_interval_ms");
-        assert!(error("trackers = ['http://a']").starts_with("own_url must be one of trackers"));
-        assert!(error("own_url = 'http://a'").starts_with("own_url must be one of trackers"));
+        assert!(error("trackers = ['http://a']").starts_with("own-url must be one of trackers"));
+        assert!(error("own_url = 'http://a'").starts_with("own-url must be one of trackers"));
         let unknown = toml::from_str::<Config>("intervall = 3").expect_err("unknown key").to_string();
         assert!(unknown.contains("intervall"), "{unknown}");
     }

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -18,6 +18,7 @@ const POLL_EVERY: Duration = Duration::from_millis(5);
 /// A service as a process; killed if the story ends before it.
 pub(crate) struct Process {
     child: Child,
+    log: Arc<Mutex<Vec<String>>>,
     pub(crate) address: SocketAddr,
 }
 
@@ -34,9 +35,12 @@ impl Process {
             .spawn()
             .expect("start a service");
         let (sender, address) = mpsc::channel();
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let lines = Arc::clone(&said);
         let log = BufReader::new(child.stderr.take().expect("its log"));
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
+                lines.lock().expect("its log").push(line.clone());
                 let fields: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
                 let named = ["mirror", "address", "addr"].into_iter().find_map(|key| fields[key].as_str());
                 if let Some(address) = named.and_then(|address| address.parse().ok()) {
@@ -47,13 +51,27 @@ impl Process {
             }
         });
         match address.recv_timeout(BOUND) {
-            Ok(address) => Self { child, address },
+            Ok(address) => Self { child, log: said, address },
             Err(error) => panic!("{command:?} did not start: {error}"),
         }
     }
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Waits until it logs a line with all of these words.
+    ///
+    /// # Panics
+    /// If it does not; with its log.
+    pub(crate) async fn says(&self, words: &[&str]) {
+        let has_all = |line: &String| words.iter().all(|word| line.contains(word));
+        let said = async {
+            while !self.log.lock().expect("its log").iter().any(has_all) {
+                sleep(POLL_EVERY).await;
+            }
+        };
+        assert!(timeout(BOUND, said).await.is_ok(), "it never said {words:?}");
     }
 
     /// Sends SIGTERM.
@@ -77,11 +95,12 @@ impl Process {
         timeout(BOUND, closed).await.expect("it goes on listening");
     }
 
-    /// Waits for a good end.
+    /// Waits until it says that everything in flight was finished, and for a good end.
     ///
     /// # Panics
     /// If it does not end, or not with status 0.
     pub(crate) async fn ends_well(mut self) {
+        self.says(&["\"INFO\"", " stopped\"", "\"drained\":\"Complete\""]).await;
         let ended = async {
             loop {
                 if let Some(status) = self.child.try_wait().expect("ask for its status") {
