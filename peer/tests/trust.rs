@@ -121,7 +121,7 @@ async fn a_grant_is_renewed_while_the_pull_goes_on() {
 async fn grants_need_an_origin_that_knows_its_peers() {
     let fleet = Fleet::new().await;
     let error = Peer::start(requiring(fleet.config("vm-1")), &fleet.shutdown).await.unwrap_err().to_string();
-    assert!(error.contains("requires_grants") && error.contains("https://"), "{error}");
+    assert!(error.contains("require-grants") && error.contains("https://"), "{error}");
 }
 
 fn replace(path: &Path, text: &str) {
