@@ -27,6 +27,7 @@ mod metrics;
 mod models;
 mod nonce;
 mod origin;
+mod readiness;
 mod record;
 mod registry;
 mod replicas;

@@ -16,6 +16,7 @@ use crate::config::{Config, Limits};
 use crate::format::{self, FormatError};
 use crate::http::{self, Admission, Api, SendBuffers};
 use crate::metrics::Metrics;
+use crate::readiness::StorageHealth;
 use crate::registry::Registry;
 use crate::replicas::{self, Announcer, Secret};
 use crate::storage::{self, Bounded, Counted, OpenError, Storage};
@@ -132,6 +133,7 @@ impl Origin {
             buffers,
             redirect_blobs,
             readiness: readiness.clone(),
+            storage_health: StorageHealth::default(),
             admission,
             metrics: Arc::clone(&metrics),
         };

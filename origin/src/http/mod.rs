@@ -30,6 +30,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body_util::BodyExt as _;
 
 use crate::metrics::Metrics;
+use crate::readiness::StorageHealth;
 use crate::registry::Registry;
 use crate::storage::StorageError;
 pub(crate) use admission::Admission;
@@ -46,6 +47,7 @@ pub(crate) struct Api {
     pub(crate) buffers: SendBuffers,
     pub(crate) redirect_blobs: bool,
     pub(crate) readiness: Readiness,
+    pub(crate) storage_health: StorageHealth,
     pub(crate) admission: Arc<Admission>,
     pub(crate) metrics: Arc<Metrics>,
 }

@@ -51,9 +51,12 @@ pub(super) fn keys(api: &Arc<Api>) -> Response<Body> {
     json(json!({"keys": [entry]}).to_string())
 }
 
-/// `GET /readyz`: whether the storage answers, and this replica takes on work.
+/// `GET /readyz`: whether the storage can be used, and this replica takes on work.
 pub(super) async fn ready(api: &Arc<Api>) -> Answer {
     api.readiness.check().map_err(|reason| ApiError::new(Code::Unavailable, reason))?;
-    api.registry.check_storage().await?;
+    let looked = api.storage_health.check(|| api.registry.check_storage()).await;
+    looked.map_err(|reason| {
+        ApiError::new(Code::Unavailable, format_args!("storage cannot be used: {reason}"))
+    })?;
     Ok(text("ready\n"))
 }

@@ -149,10 +149,11 @@ impl Registry {
         self.limits.stall_timeout
     }
 
-    /// Whether storage answers a small read in time.
-    pub(crate) async fn check_storage(&self) -> Result<(), RegistryError> {
-        self.storage.read(&keys::format()).await?;
-        Ok(())
+    /// Whether storage answers a small read, and is the one that it was: it has the object that is in all of ours.
+    pub(crate) async fn check_storage(&self) -> Result<(), StorageError> {
+        let key = keys::format();
+        let found = self.storage.read(&key).await?;
+        found.map(drop).ok_or_else(|| StorageError::missing("read object", &key))
     }
 
     pub(crate) fn announcer(&self) -> &Announcer {

@@ -1,10 +1,12 @@
 //! Malformed input is a 4xx with a code, and starting says what is wrong.
 
+use std::time::Duration;
+
 use flotilla_common::digest::Digest;
-use flotilla_origin::{Horizons, Origin, StartError};
+use flotilla_origin::{Horizons, Origin, StartError, storage};
 use reqwest::{Method, StatusCode};
 
-use crate::support::{Region, code, config, header};
+use crate::support::{Region, Registry, code, config, header};
 
 #[tokio::test]
 async fn malformed_requests_are_refused_and_never_500() {
@@ -74,8 +76,40 @@ async fn operators_see_health_and_metrics() {
     );
     assert!(metrics.contains("flotilla_origin_storage_operations_total{kind=\"read\"}"), "{metrics}");
     region.faults.set_down(true);
-    assert_eq!(client.get("/readyz").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    until_ready_is(&client, StatusCode::SERVICE_UNAVAILABLE).await;
     assert_eq!(client.get("/healthz").await.status(), StatusCode::OK);
+    region.faults.set_down(false);
+    until_ready_is(&client, StatusCode::OK).await;
+}
+
+/// Asks until `/readyz` has this status, which it has within seconds; what it says then.
+async fn until_ready_is(client: &Registry, status: StatusCode) -> String {
+    let asked = async {
+        loop {
+            let answer = client.get("/readyz").await;
+            if answer.status() == status {
+                return answer.text().await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), asked).await.expect("it is that in time")
+}
+
+#[tokio::test]
+async fn a_storage_folder_that_is_gone_makes_a_replica_not_ready_until_it_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, elsewhere) = (dir.path().join("storage"), dir.path().join("elsewhere"));
+    let storage = storage::open(&format!("file://{}", folder.display()), 64 << 20).unwrap();
+    let region = Region::start_on(storage, 1, |_| {}).await;
+    let client = region.client(0);
+    until_ready_is(&client, StatusCode::OK).await;
+    std::fs::rename(&folder, &elsewhere).unwrap();
+    let reason = until_ready_is(&client, StatusCode::SERVICE_UNAVAILABLE).await;
+    assert!(reason.contains("storage cannot be used: read object format: no such object"), "{reason}");
+    assert!(!folder.exists(), "nothing is made anew in its place");
+    std::fs::rename(&elsewhere, &folder).unwrap();
+    until_ready_is(&client, StatusCode::OK).await;
 }
 
 async fn refused(adjust: impl FnOnce(&mut flotilla_origin::Config)) -> String {
