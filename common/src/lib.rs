@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod map;
 pub mod name;
 pub mod proof;
+pub mod reachability;
 pub mod seal;
 pub mod swarm;
 pub mod time;

@@ -134,6 +134,7 @@ impl Peer {
             http_client(&config.identity, progress).map_err(|error| StartError::Transport(error.to_string()))
         };
         let origins = Origins::new(client(None)?, &config.origins, sightings);
+        working.spawn(origins.clone().probe_for_ever(working.clone()));
         let trackers = Trackers::start(
             client(Some(POLL_TIMEOUT))?,
             &config.trackers,

@@ -75,12 +75,13 @@ fn state(shared: &Shared, figures: &mut Figures<'_>) -> fmt::Result {
     figures.gauge("store_quota_bytes", "Bytes that the store may have", shared.store.quota().0)?;
     shared.identity.figures(figures)?;
     let trackers = shared.trackers.status();
-    let answers = trackers.iter().map(|tracker| (tracker.url.as_str(), u64::from(tracker.is_answering)));
+    let answers = trackers.iter().filter_map(|it| Some((it.url.as_str(), u64::from(it.is_answering?))));
     figures.gauges("tracker_up", "Whether a tracker answered last time", "url", answers)?;
     let announces = trackers.iter().map(|tracker| (tracker.url.as_str(), tracker.announces));
     figures.counters("announces", "Announces that a tracker accepted", "url", announces)?;
     let origins = shared.origins.status();
-    let answers = origins.iter().map(|origin| (origin.url.as_str(), u64::from(origin.is_answering)));
+    // Of one that was never asked nothing is known, and nothing is said.
+    let answers = origins.iter().filter_map(|it| Some((it.url.as_str(), u64::from(it.is_answering?))));
     figures.gauges("origin_up", "Whether an origin answered last time", "url", answers)
 }
 

@@ -287,8 +287,8 @@ pub struct Quarantined {
 pub struct TrackerStatus {
     /// Its URL.
     pub url: String,
-    /// Whether the last announce was answered.
-    pub is_answering: bool,
+    /// Whether the last announce was answered; `null` before the first one was.
+    pub is_answering: Option<bool>,
     /// Announces that it accepted.
     pub announces: u64,
     /// What went wrong, if it does not answer.
@@ -300,8 +300,8 @@ pub struct TrackerStatus {
 pub struct OriginStatus {
     /// Its URL.
     pub url: String,
-    /// Whether the last request was answered.
-    pub is_answering: bool,
+    /// Whether the last request, or probe after it, was answered; `null` if it was never asked.
+    pub is_answering: Option<bool>,
     /// What went wrong, if it does not answer.
     pub trouble: Option<String>,
 }

@@ -155,8 +155,9 @@ impl Trackers {
     pub(crate) fn status(&self) -> Vec<TrackerStatus> {
         let status = |(index, (url, tracker)): (usize, (&String, &Tracker))| {
             let announces = tracker.announces.value();
-            let is_answering = announces > 0 && !self.is_silent(index);
-            let trouble = lock(&tracker.trouble).clone().filter(|_| !is_answering);
+            let is_silent = self.is_silent(index);
+            let is_answering = (is_silent || announces > 0).then_some(!is_silent);
+            let trouble = lock(&tracker.trouble).clone().filter(|_| is_silent);
             TrackerStatus { url: url.clone(), is_answering, announces, trouble }
         };
         self.0.urls.iter().zip(&self.0.trackers).enumerate().map(status).collect()

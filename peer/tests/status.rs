@@ -62,7 +62,8 @@ async fn a_pull_is_shown_while_it_goes_on_and_explained_when_it_is_over() {
     assert_eq!(status.pulls[0].bytes, bytes_of(&image));
     assert_eq!(status.connected[0].id, *first.id());
     assert_eq!(status.connected[0].nearness, Near::SameZone);
-    assert!(status.trackers[0].is_answering && status.origins[0].is_answering, "{status:?}");
+    let (tracker, origin) = (&status.trackers[0], &status.origins[0]);
+    assert_eq!((tracker.is_answering, origin.is_answering), (Some(true), Some(true)), "{status:?}");
 
     let status = when(&second, "the pull is over", |status| !status.finished.is_empty()).await;
     let report = &status.finished[0];
@@ -92,7 +93,44 @@ async fn a_blob_that_waits_says_why() {
         status = when(&peer, "a blob waits for an origin", is_waiting) => status,
     };
     assert!(status.wanted.iter().any(|blob| blob.waited.contains_key(&Wait::Origin)), "{status:?}");
-    assert!(!status.origins[0].is_answering && status.origins[0].trouble.is_some(), "{status:?}");
+    let origin = &status.origins[0];
+    assert!(origin.is_answering == Some(false) && origin.trouble.is_some(), "{status:?}");
+}
+
+/// The lines of the metric that says whether an origin answers.
+async fn origin_up(peer: &Peer) -> Vec<String> {
+    let text = get(peer, "/flotilla/metrics").await.text().await.unwrap();
+    text.lines().filter(|line| line.starts_with("flotilla_peer_origin_up{")).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_is_unknown_until_asked_and_probed_only_while_it_does_not_answer() {
+    let fleet = Fleet::new().await;
+    fleet.origin.push(&image());
+    let peer = fleet.peer("vm-1").await;
+    let probes =
+        || fleet.origin.asked.lock().unwrap().iter().filter(|asked| asked.contains("/readyz")).count();
+    let line = |up| vec![format!("flotilla_peer_origin_up{{url=\"{}\"}} {up}", fleet.origin.url())];
+
+    let status =
+        when(&peer, "the tracker answers", |status| status.trackers[0].is_answering == Some(true)).await;
+    assert_eq!(status.origins[0].is_answering, None, "{status:?}");
+    assert_eq!(origin_up(&peer).await, [""; 0], "no alarm for what is not known");
+    pull(&peer).await;
+    assert_eq!(origin_up(&peer).await, line(1));
+    assert_eq!(probes(), 0, "all is well");
+
+    fleet.origin.is_out.store(true, Ordering::Relaxed);
+    get(&peer, "/v2/app/manifests/other").await;
+    assert_eq!(origin_up(&peer).await, line(0));
+    let status = when(&peer, "a probe finds it out", |status| {
+        probes() > 0 && status.origins[0].is_answering == Some(false)
+    });
+    assert!(status.await.origins[0].trouble.as_ref().is_some_and(|trouble| trouble.contains("503")));
+    fleet.origin.is_out.store(false, Ordering::Relaxed);
+    // Nobody pulls. What it answers to a path that it does not know is an answer.
+    when(&peer, "a probe finds it back", |status| status.origins[0].is_answering == Some(true)).await;
+    assert_eq!(origin_up(&peer).await, line(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -108,9 +108,10 @@ fn services(text: &mut String, status: &Status) {
     let origins = status.origins.iter().map(|it| ("origin", &it.url, it.is_answering, &it.trouble));
     for (what, url, is_answering, trouble) in trackers.chain(origins) {
         let health = match (is_answering, trouble) {
-            (true, _) => "answers".to_owned(),
-            (false, Some(trouble)) => format!("DOES NOT ANSWER: {trouble}"),
-            (false, None) => "not asked yet".to_owned(),
+            (None, _) => "not asked yet".to_owned(),
+            (Some(true), _) => "answers".to_owned(),
+            (Some(false), Some(trouble)) => format!("DOES NOT ANSWER: {trouble}"),
+            (Some(false), None) => "DOES NOT ANSWER".to_owned(),
         };
         line(text, format_args!("{what:<11} {url}  {health}"));
     }

@@ -1,30 +1,32 @@
 //! The client of the origins: manifests, closures, chunks, and whole blobs to pass through.
 //!
 //! Origins are tried in configured order, the own region's first; one that just failed goes to the end for a moment.
-//! Which origin serves a *chunk* is not decided here but by the machine, which hears how each request went.
+//! One that does not answer is probed until it does. Which origin serves a *chunk* is not decided here but by the machine, which hears how each request went.
 //! Every wait has a bound: on the connection, on the answer's head, and on progress.
 
 mod blob;
 mod chunk;
 mod client;
+mod probe;
 mod whole;
 
 use core::time::Duration;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::{ACCEPT, MAX_MANIFEST_LEN};
 use flotilla_common::name::{Reference, RepositoryName};
+use flotilla_common::reachability::Reachability;
 use flotilla_common::swarm::OriginSlot;
 use flotilla_common::time::Time;
 use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer, ClosureRequest};
 use flotilla_runtime::clock::Clock;
 use reqwest::header::{ACCEPT as ACCEPT_HEADER, CONTENT_TYPE};
 use reqwest::{Client, Method, Response, StatusCode};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
 pub(crate) use blob::OpenBlob;
@@ -86,6 +88,8 @@ struct Inner {
     client: Client,
     origins: Vec<Origin>,
     sightings: mpsc::Sender<Sighting>,
+    /// An origin fell silent: it is to be probed.
+    silent: Notify,
 }
 
 #[derive(Debug)]
@@ -94,8 +98,8 @@ struct Origin {
     url: String,
     /// Nanoseconds of the clock at which its rest ends.
     rests_until: AtomicU64,
-    /// How the last request went, if there was one: nothing, or what went wrong.
-    last: Mutex<Option<Option<String>>>,
+    /// What is known of it.
+    reachability: Mutex<Reachability>,
 }
 
 impl Origins {
@@ -104,10 +108,10 @@ impl Origins {
         let origin = |url: &String| Origin {
             url: url.trim_end_matches('/').to_owned(),
             rests_until: AtomicU64::new(0),
-            last: Mutex::new(None),
+            reachability: Mutex::default(),
         };
         let origins = urls.iter().map(origin).collect();
-        Self(Arc::new(Inner { client, origins, sightings }))
+        Self(Arc::new(Inner { client, origins, sightings, silent: Notify::new() }))
     }
 
     /// The manifest under a reference, from the first origin that has it.
@@ -221,19 +225,25 @@ impl Origins {
 
     /// How a request went: what went wrong, if anything did.
     pub(crate) fn heard(&self, origin: OriginSlot, trouble: Option<String>) {
-        if let Some(origin) = self.0.origins.get(origin.0 as usize) {
-            *origin.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
+        let Some(Origin { url, reachability, .. }) = self.0.origins.get(origin.0 as usize) else { return };
+        match trouble {
+            None if lock(reachability).answered() => tracing::info!(origin = url, "origin answers again"),
+            None => {}
+            Some(trouble) => {
+                lock(reachability).failed(Clock::now(), trouble, &mut rand::rng());
+                self.0.silent.notify_one();
+            }
         }
     }
 
-    /// Each origin, and how the last request went.
+    /// Each origin, and what is known of it.
     pub(crate) fn status(&self) -> Vec<OriginStatus> {
         let status = |origin: &Origin| {
-            let last = origin.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let reachability = lock(&origin.reachability);
             OriginStatus {
                 url: origin.url.clone(),
-                is_answering: last == Some(None),
-                trouble: last.flatten(),
+                is_answering: reachability.is_answering(),
+                trouble: reachability.trouble().map(str::to_owned),
             }
         };
         self.0.origins.iter().map(status).collect()
@@ -250,6 +260,10 @@ impl Origins {
     fn told_by(&self, origin: OriginSlot, message: &str) -> String {
         format!("origin {}: {message}", self.url(origin))
     }
+}
+
+fn lock(reachability: &Mutex<Reachability>) -> MutexGuard<'_, Reachability> {
+    reachability.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Sends a request and reads the head of its answer.

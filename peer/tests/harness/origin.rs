@@ -39,7 +39,7 @@ pub(crate) struct FakeOrigin {
     pub sent: AtomicU64,
     /// What was asked: method, path and range.
     pub asked: Mutex<Vec<String>>,
-    /// Answers 503 to requests for blobs.
+    /// Answers 503 to requests for blobs, and is not ready.
     pub is_down: AtomicBool,
     /// Answers 503 to everything.
     pub is_out: AtomicBool,
@@ -247,6 +247,9 @@ async fn serve(State(origin): State<Arc<FakeOrigin>>, request: Request) -> Respo
     }
     if origin.is_silent.load(Ordering::Relaxed) && path.contains("/blobs/") {
         std::future::pending::<()>().await;
+    }
+    if path == "/readyz" && origin.is_down.load(Ordering::Relaxed) {
+        return status(StatusCode::SERVICE_UNAVAILABLE);
     }
     if path == CLOSURE_PATH {
         let client = request.extensions().get::<http::ClientIdentity>();
