@@ -38,6 +38,7 @@ impl Metrics {
         identity: Option<Identity>,
     ) -> Self {
         let requests = Requests::default();
+        requests.begin_with(&["blob"]);
         Self {
             blob_bytes_sent: AtomicU64::new(0),
             redirects: AtomicU64::new(0),

@@ -114,6 +114,13 @@ fn the_example_configurations_are_read_and_show_every_key() {
 }
 
 #[test]
+fn the_example_for_containerd_is_what_the_example_peer_prints() {
+    let deployed = |file: &str| format!("{}/deploy/{file}", env!("CARGO_MANIFEST_DIR"));
+    let printed = flotilla(&["peer", "hosts-toml", "--config", &deployed("config/peer.toml")]).unwrap();
+    assert_eq!(printed, std::fs::read_to_string(deployed("containerd/_default/hosts.toml")).unwrap());
+}
+
+#[test]
 fn a_fault_in_a_configuration_names_the_key_and_the_cure() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("flotilla.toml");

@@ -15,6 +15,7 @@ mod frozen;
 mod harness;
 mod killed;
 mod liar;
+mod metrics;
 mod origins;
 mod pushes;
 mod real_tools;

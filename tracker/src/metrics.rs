@@ -29,7 +29,9 @@ pub(crate) struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self { requests: Requests::default(), handout_seconds: seconds_histogram() }
+        let requests = Requests::default();
+        requests.begin_with(&["announce", "lease"]);
+        Self { requests, handout_seconds: seconds_histogram() }
     }
 }
 

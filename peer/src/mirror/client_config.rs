@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// How long containerd waits for the mirror's listener. Without it a host that is gone costs 30 s.
 const DIAL_TIMEOUT: &str = "200ms";
 
-/// The text for `<hosts-dir>/<registry host>_<port>_/hosts.toml` (or `_default/hosts.toml`).
+/// The text for `<hosts-dir>/<registry host>:<port>/hosts.toml` (or `_default/hosts.toml`).
 ///
 /// `mirror` is the address that the mirror listens on. `origin` is the URL that containerd turns to when the
 /// mirror is not there or cannot serve, with its scheme; `ca` the authority of its certificate, if that is no public one.
@@ -19,7 +19,7 @@ const DIAL_TIMEOUT: &str = "200ms";
 pub fn hosts_toml(mirror: SocketAddr, origin: Option<&str>, ca: Option<&Path>) -> String {
     let mut text = String::new();
     text.push_str("# Put this into <hosts-dir>/_default/hosts.toml, or for one registry into\n");
-    text.push_str("# <hosts-dir>/<host>_<port>_/hosts.toml. containerd reads it at each pull.\n");
+    text.push_str("# <hosts-dir>/<host>:<port>/hosts.toml. containerd reads it at each pull.\n");
     if let Some(origin) = origin {
         text.push_str("\n# Asked last: with the peer gone, pulls go straight to the origin.\n");
         let _ = writeln!(text, "server = {}", quoted(origin));

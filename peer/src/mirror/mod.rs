@@ -99,6 +99,7 @@ impl Mirror {
         registries: Vec<String>,
     ) -> Arc<Self> {
         let requests = Requests::default();
+        requests.begin_with(&["manifest", "blob"]);
         Arc::new(Self {
             registry: metrics::registry(Arc::clone(&shared), &requests),
             requests,
