@@ -22,6 +22,7 @@ mod alarm;
 mod cut;
 mod files;
 mod http2;
+mod pace;
 mod patience;
 mod responder;
 mod workers;
@@ -66,6 +67,7 @@ use crate::woken::OnlyWhenWoken;
 use alarm::Alarm;
 use cut::FlushBeforeCut;
 use files::FileStream;
+use pace::InPieces;
 use patience::Patient;
 
 /// Who the client is, by its verified certificate: in the extensions of every request.
@@ -357,15 +359,19 @@ impl HttpService {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let respond = service_fn(|request: Request<Incoming>| self.respond(request, &told));
         let patience = self.limits.write_timeout;
         let ended = if version == Version::HTTP_2 {
-            let streams = http2::Streams::new(self.shutdown.clone());
+            let respond = service_fn(|request: Request<Incoming>| {
+                let response = self.respond(request, &told);
+                async move { response.await.map(|response| response.map(InPieces::new)) }
+            });
+            let streams = http2::Streams::new(self.shutdown.clone(), patience);
             let io = TokioIo::new(Patient::new(stream, patience));
             let connection = streams.builder(&self.limits).serve_connection(io, respond);
             let idle = streams.idle(self.limits.head_timeout);
             self.until_drained(connection, |connection| connection.graceful_shutdown(), idle).await
         } else {
+            let respond = service_fn(|request: Request<Incoming>| self.respond(request, &told));
             let mut http = self.http.clone();
             let io = TokioIo::new(Patient::new(&mut stream, patience));
             let connection = http.timer(Alarm::default()).serve_connection(io, respond);

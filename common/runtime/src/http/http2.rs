@@ -1,7 +1,8 @@
 //! HTTP/2: over TLS where both ends name it (ALPN), without TLS for clients that begin with its preface.
 //!
 //! One connection carries many requests, so what bounds a connection of HTTP/1.1 has to bound each of its streams: how
-//! many there are, what each may have in memory, how long none may be open. A client that opens streams only to reset
+//! many there are, what each may have in memory, how long none may be open, how long a client may take nothing of one
+//! (`pace`). A client that opens streams only to reset
 //! them (CVE-2023-44487) is told to go away by the `h2` crate: after 20 of them that were not yet looked at, or 1024
 //! that broke the protocol; those are its defaults, and hyper's.
 
@@ -18,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::Limits;
+use super::pace::patiently;
 use crate::shutdown::Shutdown;
 
 /// What ALPN calls it.
@@ -29,7 +31,7 @@ const PREFACE_START: &[u8; 4] = b"PRI ";
 const MAX_STREAMS: u32 = 128;
 /// Bytes of a request's header fields as they are counted for SETTINGS_MAX_HEADER_LIST_SIZE.
 const MAX_HEADERS_LEN: u32 = 16 << 10;
-/// Bytes of a stream's response that wait for the client.
+/// Bytes of a stream's response that its window has room for and that wait for the socket.
 const SEND_BUFFER_LEN: usize = 64 << 10;
 /// Bytes of a request's body, and of all on a connection, that wait for their handlers.
 const WINDOW_LEN: u32 = 1 << 20;
@@ -40,6 +42,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub(super) struct Streams {
     shutdown: Shutdown,
+    /// With a client that takes nothing.
+    patience: Duration,
     counts: Arc<Counts>,
 }
 
@@ -50,8 +54,8 @@ struct Counts {
 }
 
 impl Streams {
-    pub(super) fn new(shutdown: Shutdown) -> Self {
-        Self { shutdown, counts: Arc::default() }
+    pub(super) fn new(shutdown: Shutdown, patience: Duration) -> Self {
+        Self { shutdown, patience, counts: Arc::default() }
     }
 
     /// The settings of a connection with these streams.
@@ -88,8 +92,9 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
         self.counts.begun.fetch_add(1, Ordering::Relaxed);
         self.counts.open.fetch_add(1, Ordering::Relaxed);
         let open = Open(Arc::clone(&self.counts));
+        let patience = self.patience;
         self.shutdown.spawn(async move {
-            stream.await;
+            patiently(stream, patience).await;
             drop(open);
         });
     }
