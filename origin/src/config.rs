@@ -108,7 +108,7 @@ pub struct Limits {
     pub reader_timeout: Duration,
     /// How long an upload's id is good for. Default 24 h; shorter than the horizon.
     pub upload_lifetime: Duration,
-    /// How long a client may send nothing in the middle of a body. Default 60 s.
+    /// How long a client may send nothing in the middle of a body, or less than 16 KiB per second on average. Default 60 s.
     pub stall_timeout: Duration,
     /// For one storage call on a small object. A write, whose outcome is looked up and which is then repeated, has twice as
     /// long for all of it. Default 15 s.

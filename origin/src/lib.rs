@@ -8,6 +8,7 @@
 //! - `record`, `keys`, `format`: what is stored, and where
 //! - `upload`: ids, chains of links, hashing while bytes stream in
 //! - `settle`, `cache`: writes that know what became of them, reads that are shared and dated
+//! - `patience`: how long a client may take to send a body
 //! - `registry`: blobs, uploads, manifests, tags, referrers, closures
 //! - `replicas`: telling the other replicas what changed
 //! - `http`: the registry over HTTP
@@ -27,6 +28,7 @@ mod metrics;
 mod models;
 mod nonce;
 mod origin;
+mod patience;
 mod readiness;
 mod record;
 mod registry;

@@ -22,6 +22,7 @@ use super::{
     text_of, typed, warn_if_stale,
 };
 use crate::metrics::MANIFEST;
+use crate::patience::UsedUp;
 use crate::registry::{MAX_REFERRERS, MAX_TAGS, RegistryError, StoredManifest};
 
 /// Tags that one request moves at most.
@@ -144,16 +145,17 @@ async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Places),
         return Err(too_large());
     }
     let (mut bytes, mut places) = (BytesMut::new(), Vec::new());
-    let mut body = body.into_data_stream();
+    let (mut body, mut patience) = (body.into_data_stream(), api.registry.patience());
     loop {
-        let piece = tokio::time::timeout(api.registry.stall_timeout(), body.next()).await;
-        let Some(piece) = piece.map_err(|_| RegistryError::Stalled)? else {
+        let piece = patience.wait(body.next()).await;
+        let Some(piece) = piece.map_err(|UsedUp| RegistryError::Stalled)? else {
             return Ok((bytes.freeze(), places));
         };
         let piece = piece.map_err(|error| ApiError::new(Code::ManifestInvalid, error))?;
         if bytes.len() + piece.len() > MAX_MANIFEST_LEN {
             return Err(too_large());
         }
+        patience.restore(piece.len());
         places.push(api.admission.manifest(piece.len())?);
         bytes.extend_from_slice(&piece);
     }

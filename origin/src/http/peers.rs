@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::error::{ApiError, Code};
 use super::{Answer, Api, json, text, typed};
+use crate::patience::UsedUp;
 use crate::registry::RegistryError;
 
 /// Bytes of a closure request at most: a name and a digest.
@@ -24,10 +25,10 @@ const MAX_REQUEST_LEN: usize = 1024;
 pub(super) async fn closure(api: &Arc<Api>, client: Option<&ClientIdentity>, body: Body) -> Answer {
     let malformed = |reason: &dyn core::fmt::Display| ApiError::new(Code::RequestInvalid, reason);
     let mut bytes = BytesMut::new();
-    let mut body = body.into_data_stream();
+    let (mut body, mut patience) = (body.into_data_stream(), api.registry.patience());
     loop {
-        let piece = tokio::time::timeout(api.registry.stall_timeout(), body.next()).await;
-        let Some(piece) = piece.map_err(|_| RegistryError::Stalled)? else { break };
+        let piece = patience.wait(body.next()).await;
+        let Some(piece) = piece.map_err(|UsedUp| RegistryError::Stalled)? else { break };
         let piece = piece.map_err(|error| malformed(&error))?;
         if bytes.len() + piece.len() > MAX_REQUEST_LEN {
             return Err(malformed(&"the request is too long"));

@@ -28,6 +28,7 @@ use crate::cache::{self, Cache};
 use crate::config::Limits;
 use crate::format::Format;
 use crate::keys;
+use crate::patience::Patience;
 use crate::replicas::{Announcer, Changed};
 use crate::settle::{Settled, Settler};
 use crate::storage::{Key, Storage, StorageError, Version};
@@ -144,9 +145,9 @@ impl Registry {
         self.claims.stale_answers() + self.manifests.stale_answers() + self.tags.stale_answers()
     }
 
-    /// How long a client may send nothing.
-    pub(crate) fn stall_timeout(&self) -> Duration {
-        self.limits.stall_timeout
+    /// The patience with a client that sends a body.
+    pub(crate) fn patience(&self) -> Patience {
+        Patience::new(self.limits.stall_timeout)
     }
 
     /// Whether storage answers a small read, and is the one that it was: it has the object that is in all of ours.

@@ -26,6 +26,7 @@ use super::hash::Hashes;
 use super::id::Generation;
 use crate::keys;
 use crate::nonce::nonce;
+use crate::patience::{Patience, UsedUp};
 use crate::record::Segment;
 use crate::storage::{ObjectWriter, Storage, StorageError};
 
@@ -43,7 +44,7 @@ const HASH_HERE_LEN: usize = 64 << 10;
 pub(crate) struct Bounds {
     /// Permits for batches.
     pub(crate) batches: Arc<Semaphore>,
-    /// How long a client may send nothing.
+    /// The patience with a client that sends nothing, or little.
     pub(crate) stall: Duration,
     /// Bytes at which a segment ends.
     pub(crate) segment_len: u64,
@@ -65,7 +66,7 @@ pub(crate) enum ReceiveError {
     /// The client went away or broke the protocol.
     #[error("read request body: {0}")]
     Body(String),
-    /// The client sent nothing for too long.
+    /// The client sent nothing, or too little, for too long.
     #[error("the client stalled")]
     Stalled,
     /// The body has another length than the client said.
@@ -111,7 +112,8 @@ where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
     E: core::fmt::Display,
 {
-    let mut source = Source { body, bounds, left: bounds.expected, held: None, has_ended: false };
+    let patience = Patience::new(bounds.stall);
+    let mut source = Source { body, bounds, left: bounds.expected, patience, held: None, has_ended: false };
     let mut batch = next_batch(&mut source, sink).await?;
     while !batch.pieces.is_empty() {
         let room = sink.room(batch.len).await?;
@@ -154,6 +156,7 @@ struct Source<'a, S> {
     body: S,
     bounds: &'a Bounds,
     left: Option<u64>,
+    patience: Patience,
     /// What was read and is in no batch yet.
     held: Option<Bytes>,
     has_ended: bool,
@@ -167,12 +170,13 @@ where
     /// Waits for bytes; false at the end of the body.
     async fn wait(&mut self) -> Result<bool, ReceiveError> {
         while self.held.is_none() && !self.has_ended {
-            let piece = tokio::time::timeout(self.bounds.stall, self.body.next()).await;
-            let Some(piece) = piece.map_err(|_| ReceiveError::Stalled)? else {
+            let piece = self.patience.wait(self.body.next()).await;
+            let Some(piece) = piece.map_err(|UsedUp| ReceiveError::Stalled)? else {
                 self.has_ended = true;
                 break;
             };
             let piece = piece.map_err(|error| ReceiveError::Body(error.to_string()))?;
+            self.patience.restore(piece.len());
             if let Some(left) = &mut self.left {
                 *left = left.checked_sub(piece.len() as u64).ok_or(ReceiveError::Length)?;
             }
