@@ -21,6 +21,8 @@ const TAGS: [&str; 2] = ["one", "two"];
 const WRITERS: u64 = 3;
 const READERS: u64 = 4;
 const MOST_REFERRERS: u64 = 900;
+/// Manifests of each writer that are attached to its subject and detached again.
+const DETACHED: u64 = 3;
 /// For one request. What it did by then is unknown.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -48,6 +50,7 @@ pub(super) async fn run(fleet: &mut Fleet, time: Duration, rng_seed: u64) -> His
         clients.spawn(client(writer).move_tags(writer));
         clients.spawn(client(10 + writer).push_and_delete_blob(writer));
         clients.spawn(client(20 + writer).refer(writer));
+        clients.spawn(client(40 + writer).attach_and_detach(writer));
     }
     for reader in 0..READERS {
         clients.spawn(client(30 + reader).read());
@@ -72,6 +75,23 @@ fn image(writer: u64, count: u64) -> Bytes {
 
 pub(super) fn subject(writer: u64) -> Bytes {
     format!("subject {writer}").into()
+}
+
+/// A manifest that refers to a writer's subject.
+fn artifact(writer: u64, count: u64) -> Bytes {
+    let mut artifact: Value = serde_json::from_slice(&image(writer, count)).unwrap();
+    artifact["subject"] = descriptor(MANIFEST, &subject(writer));
+    artifact.to_string().into()
+}
+
+/// What a list of a writer's referrers is known by; an entry of it has its digest behind a space.
+fn referrers(writer: u64) -> String {
+    format!("referrers {}", Digest::sha256(&subject(writer)))
+}
+
+/// One that is deleted now and then. Counted from above, where the others do not come.
+fn detached(count: u64) -> u64 {
+    MOST_REFERRERS + count
 }
 
 fn blob(writer: u64) -> Bytes {
@@ -174,19 +194,43 @@ impl Client {
 
     /// Pushes referrers of a subject, and never deletes one. Fewer than a listing's page has.
     async fn refer(mut self, writer: u64) {
-        let subject = subject(writer);
         for count in 0..MOST_REFERRERS {
-            let mut artifact: Value = serde_json::from_slice(&image(writer, count)).unwrap();
-            artifact["subject"] = descriptor(MANIFEST, &subject);
-            let artifact = Bytes::from(artifact.to_string());
+            let artifact = artifact(writer, count);
             let digest = Digest::sha256(&artifact);
             let path = format!("/v2/app/manifests/{digest}");
             let pushed = async |answer: Response| {
                 assert_eq!(answer.status(), StatusCode::CREATED);
                 Outcome::Referred(digest)
             };
-            let key = format!("referrers {}", Digest::sha256(&subject));
-            if self.send(key, Method::PUT, &path, Some(artifact), pushed).await.is_none() {
+            if self.send(referrers(writer), Method::PUT, &path, Some(artifact), pushed).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Pushes and deletes manifests that refer to a subject.
+    async fn attach_and_detach(mut self, writer: u64) {
+        loop {
+            let artifact = artifact(writer, detached(self.rng.random_range(0..DETACHED)));
+            let digest = Digest::sha256(&artifact);
+            let (key, path) =
+                (format!("{} {digest}", referrers(writer)), format!("/v2/app/manifests/{digest}"));
+            let sent = if self.rng.random_bool(0.5) {
+                let deleted = async |answer: Response| match answer.status() {
+                    StatusCode::ACCEPTED => Outcome::Deleted,
+                    // It was never there, or an attempt before did it.
+                    StatusCode::NOT_FOUND => Outcome::Unknown,
+                    status => panic!("DELETE {status}"),
+                };
+                self.send(key, Method::DELETE, &path, None, deleted).await
+            } else {
+                let pushed = async |answer: Response| {
+                    assert_eq!(answer.status(), StatusCode::CREATED);
+                    Outcome::Put
+                };
+                self.send(key, Method::PUT, &path, Some(artifact), pushed).await
+            };
+            if sent.is_none() {
                 return;
             }
         }
@@ -194,17 +238,27 @@ impl Client {
 
     async fn read(mut self) {
         loop {
-            let sent = match self.rng.random_range(0..4) {
+            let writer = self.rng.random_range(0..WRITERS);
+            let found = async |answer: Response| match answer.status() {
+                StatusCode::OK if answer.headers().contains_key("warning") => Outcome::Unknown,
+                status => Outcome::Found(status == StatusCode::OK),
+            };
+            let sent = match self.rng.random_range(0..5) {
                 0 => {
-                    let digest = Digest::sha256(&blob(self.rng.random_range(0..WRITERS)));
+                    let digest = Digest::sha256(&blob(writer));
                     let path = format!("/v2/app/blobs/{digest}");
-                    let found = async |answer: Response| Outcome::Found(answer.status() == StatusCode::OK);
                     self.send(format!("blob {digest}"), Method::GET, &path, None, found).await
                 }
                 1 => {
-                    let subject = Digest::sha256(&subject(self.rng.random_range(0..WRITERS)));
-                    let path = format!("/v2/app/referrers/{subject}");
-                    self.send(format!("referrers {subject}"), Method::GET, &path, None, listed).await
+                    let path = format!("/v2/app/referrers/{}", Digest::sha256(&subject(writer)));
+                    self.send(referrers(writer), Method::GET, &path, None, listed).await
+                }
+                2 => {
+                    let count = detached(self.rng.random_range(0..DETACHED));
+                    let digest = Digest::sha256(&artifact(writer, count));
+                    let path = format!("/v2/app/manifests/{digest}");
+                    self.send(format!("{} {digest}", referrers(writer)), Method::GET, &path, None, found)
+                        .await
                 }
                 _ => {
                     let tag = TAGS[self.rng.random_range(0..TAGS.len())];

@@ -78,6 +78,12 @@ impl Fleet {
         }
     }
 
+    /// Asserts that everything that was acknowledged is whole.
+    pub(super) async fn is_sound(&self) {
+        let report = flotilla_origin::check::check(Arc::clone(&self.storage), true).await.unwrap();
+        assert!(report.is_sound(), "{report:#?}");
+    }
+
     /// Something happens to one of the replicas.
     pub(super) async fn disturb(&mut self, rng: &mut impl Rng) {
         let index = rng.random_range(0..self.members.len());
