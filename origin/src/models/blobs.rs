@@ -18,7 +18,7 @@ use crate::config::Limits;
 use crate::format::{Horizons, agree};
 use crate::nonce::nonce;
 use crate::record::{BlobRecord, ManifestRecord, State, decode, encode};
-use crate::registry::{Body, Need, Registry};
+use crate::registry::{Body, Need, Registry, RegistryError};
 use crate::replicas::{Announcer, Replicas, Secret};
 use crate::storage::{Key, Object, Prefix, Storage};
 
@@ -45,11 +45,11 @@ async fn replica_with(model: &Model, horizons: Horizons) -> Arc<Registry> {
 }
 
 /// Pushes a blob.
-pub(super) async fn push(registry: &Registry, blob: &'static [u8]) {
+pub(super) async fn push(registry: &Registry, blob: &'static [u8]) -> Result<(), RegistryError> {
     let (ticket, progress) = registry.begin_upload(&repository(), false);
     let body = Body { bytes: stream::iter([Ok(blob.into())]).boxed(), len: None, offset: None };
     let digest = Digest::sha256(blob);
-    registry.finish(&repository(), ticket, Some(progress.known), digest, body).await.expect("a push");
+    registry.finish(&repository(), ticket, Some(progress.known), digest, body).await
 }
 
 /// How a collector kills.
@@ -137,7 +137,7 @@ async fn explored(kill: Kill, horizons: Horizons) -> Explored {
 async fn explored_with(kill: Kill, horizons: Horizons, faults: Faults) -> Explored {
     let scenario = async |model: Model| {
         let registry = replica_with(&model, horizons).await;
-        push(&registry, LAYER).await;
+        push(&registry, LAYER).await.expect("a push");
         let digest = Digest::sha256(LAYER);
         registry.blob(&repository(), &digest, Need::Live).await.expect("a HEAD").expect("a blob");
         let (key, _) = model.objects("blob/").pop().expect("a record");
@@ -215,7 +215,7 @@ enum Pull {
 async fn explored_pull(pull: Pull) -> Explored {
     let scenario = async move |model: Model| {
         let (pusher, puller) = (replica_with(&model, slow()).await, replica_with(&model, slow()).await);
-        push(&pusher, LAYER).await;
+        push(&pusher, LAYER).await.expect("a push");
         let digest = Digest::sha256(LAYER);
         pusher.blob(&repository(), &digest, Need::Live).await.expect("a HEAD").expect("a blob");
         let (key, _) = model.objects("blob/").pop().expect("a record");

@@ -111,7 +111,7 @@ fn is_live(model: &Model, key: &Key) -> bool {
 /// A replica whose caches know the repository's configuration.
 async fn warm_replica(model: &Model) -> Arc<Registry> {
     let registry = replica(model).await;
-    push(&registry, CONFIG).await;
+    push(&registry, CONFIG).await.expect("a push");
     registry.blob(&repository(), &Digest::sha256(CONFIG), Need::Live).await.expect("a HEAD").expect("a blob");
     registry
 }
@@ -223,8 +223,8 @@ async fn explored_tombstone(kind: &'static str, finder: Finder) -> Explored {
         let comes = {
             let came_again = Arc::clone(&came_again);
             async move {
-                push(&second, CONFIG).await;
-                *came_again.lock().expect("no panic") = put(&second, &[tag()]).await.is_ok();
+                let came = push(&second, CONFIG).await.is_ok() && put(&second, &[tag()]).await.is_ok();
+                *came_again.lock().expect("no panic") = came;
             }
         };
         let finds = {
