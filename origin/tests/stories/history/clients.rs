@@ -1,5 +1,6 @@
 //! What clients do, and write down.
 
+use core::ops::Range;
 use core::time::Duration;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +16,7 @@ use tokio::task::JoinSet;
 
 use super::checker::{Event, History, Outcome};
 use super::fleet::{Entrances, Fleet};
-use crate::support::{MANIFEST, Registry, descriptor, manifest};
+use crate::support::{MANIFEST, Registry, descriptor, header, location, manifest};
 
 const TAGS: [&str; 2] = ["one", "two"];
 const WRITERS: u64 = 3;
@@ -23,6 +24,8 @@ const READERS: u64 = 4;
 const MOST_REFERRERS: u64 = 900;
 /// Manifests of each writer that are attached to its subject and detached again.
 const DETACHED: u64 = 3;
+/// More than one: the range of one byte reads as that of none.
+const CHUNK_LEN: usize = 3;
 /// For one request. What it did by then is unknown.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -173,7 +176,12 @@ impl Client {
             // Until it is acknowledged: what came of an attempt before is then of no interest.
             loop {
                 let key = format!("blob {digest}");
-                match self.send(key, Method::POST, &path, Some(bytes.clone()), pushed).await {
+                let sent = if self.rng.random_bool(0.5) {
+                    self.send(key, Method::POST, &path, Some(bytes.clone()), pushed).await
+                } else {
+                    self.push_in_chunks(key, &bytes).await
+                };
+                match sent {
                     None => return,
                     Some(Outcome::Put) => break,
                     Some(_) => {}
@@ -190,6 +198,56 @@ impl Client {
                 return;
             }
         }
+    }
+
+    /// Pushes a blob in chunks, each through another replica. Where one has died or is lost, the upload is asked how
+    /// far it is, and goes on from there.
+    async fn push_in_chunks(&mut self, key: String, bytes: &Bytes) -> Option<Outcome> {
+        let begun = self.ask(Method::POST, "/v2/app/blobs/uploads/", 0..0, bytes).await?;
+        let Some((mut upload, mut end)) = begun else { return Some(Outcome::Unknown) };
+        while end < bytes.len() {
+            let chunk = end..bytes.len().min(end + CHUNK_LEN);
+            let next = self.ask(Method::PATCH, &upload, chunk, bytes).await?;
+            (upload, end) = match next {
+                Some(next) => next,
+                None => self.ask(Method::GET, &upload, 0..0, bytes).await?.unwrap_or((upload, end)),
+            };
+        }
+        let path = format!("{upload}&digest={}", Digest::sha256(bytes));
+        let pushed = async |answer: Response| {
+            assert_eq!(answer.status(), StatusCode::CREATED);
+            Outcome::Put
+        };
+        let mut sent = Some(Outcome::Unknown);
+        while let Some(Outcome::Unknown) = sent {
+            sent = self.send(key.clone(), Method::PUT, &path, None, pushed).await;
+        }
+        sent
+    }
+
+    /// One request about an upload: its Location, and how many bytes it has. The inner one is none if there was no answer.
+    async fn ask(
+        &mut self,
+        method: Method,
+        path: &str,
+        chunk: Range<usize>,
+        bytes: &Bytes,
+    ) -> Option<Option<(String, usize)>> {
+        let client = self.anybody().await?;
+        let mut request = client.request(method, path).timeout(PATIENCE);
+        if !chunk.is_empty() {
+            request = request.header("content-range", format!("{}-{}", chunk.start, chunk.end - 1));
+            request = request.body(bytes.slice(chunk));
+        }
+        let Ok(answer) = request.send().await else { return Some(None) };
+        if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
+            return Some(None);
+        }
+        // What was lost on its way may have arrived: the chunk is there already.
+        let is_fine = answer.status().is_success() || answer.status() == StatusCode::RANGE_NOT_SATISFIABLE;
+        assert!(is_fine, "{}", answer.status());
+        let last: usize = header(&answer, "range").rsplit('-').next().unwrap().parse().unwrap();
+        Some(Some((location(&answer), if last == 0 { 0 } else { last + 1 })))
     }
 
     /// Pushes referrers of a subject, and never deletes one. Fewer than a listing's page has.

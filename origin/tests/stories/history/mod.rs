@@ -2,8 +2,8 @@
 //!
 //! The promise (`docs/origin.md`, "Replicas"): a read that begins after an acknowledged change returns it or a later one,
 //! through any listed replica. The order of changes to a tag is the storage's own, written down as it applies them;
-//! blobs and referrers, which are deleted and come again, have one writer each, whose order it is. In the end a deep check of
-//! the storage finds no damage.
+//! blobs, whose chunks come through replica after replica, and referrers, which are deleted and come again, have one writer
+//! each, whose order it is. In the end a deep check of the storage finds no damage.
 
 mod checker;
 mod clients;
@@ -37,7 +37,7 @@ async fn without_invalidations_reads_are_stale_but_for_a_time_to_live_at_most() 
     let history = run(&mut fleet, Duration::from_secs(3), 2).await;
     history.assert_busy();
     let stale = history.violations(Duration::ZERO);
-    for (what, saying) in [("tag", "saw change"), ("manifest after its delete", "saw true after")] {
+    for (what, saying) in [("tag", "saw change"), ("blob or manifest after its delete", "saw true after")] {
         assert!(stale.iter().any(|stale| stale.contains(saying)), "no stale {what} was seen: {stale:?}");
     }
     assert_eq!(history.violations(TIME_TO_LIVE), Vec::<String>::new());
