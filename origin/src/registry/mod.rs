@@ -22,7 +22,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::{RegionName, RepositoryName, Tag};
 use flotilla_common::seal::SealKey;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use crate::cache::{self, Cache};
 use crate::config::Limits;
@@ -195,8 +195,13 @@ impl Registry {
         // Time for a call that hangs, for finding out what became of it, and for repeating it.
         let within = self.limits.storage_timeout * 2;
         let settling = Settler { storage: &*self.storage }.write(key, seen, body);
-        let late =
-            |_| StorageError::unavailable("settle write", key, "what became of it is not known in time");
-        timeout(within, settling).await.map_err(late)?
+        tokio::select! {
+            // Looked at first: a call that ends with its time is not followed by another one.
+            biased;
+            () = sleep(within) => {
+                Err(StorageError::unavailable("settle write", key, "what became of it is not known in time"))
+            }
+            settled = settling => settled,
+        }
     }
 }
