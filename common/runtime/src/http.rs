@@ -81,6 +81,11 @@ const BUFFER_LEN: usize = 128 << 10;
 /// Encrypted bytes that wait for a client to take them: two records.
 const ENCRYPTED_LEN: usize = 32 << 10;
 
+/// Connections that the kernel keeps until they are accepted, as far as it lets us (`net.core.somaxconn`). The standard
+/// library asks for 128: when a fleet starts all at once, the rest would try again after a second, or think that they
+/// are connected and wait for an answer.
+const BACKLOG: i32 = 4096;
+
 /// The request came on a connection beyond [`Limits::connections`]: in its extensions. Whoever sees it refuses what can wait,
 /// and ends the connection with its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +195,7 @@ pub fn serve_with(
     limits: Limits,
 ) -> io::Result<Server> {
     let address = listener.local_addr()?;
+    rustix::net::listen(&listener, BACKLOG)?;
     let mut http = http1::Builder::new();
     // No half-close: a client that hangs up is noticed while its response still waits for bytes.
     http.header_read_timeout(limits.head_timeout);

@@ -143,6 +143,20 @@ async fn connections_are_kept_alive_and_bounded() {
 }
 
 #[tokio::test]
+async fn a_burst_of_connections_waits_in_the_kernel_until_it_is_accepted() {
+    let shutdown = Shutdown::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let router = Router::new().route("/", get(|| async { "hello" }));
+    let server = serve_with(listener, router, None, &shutdown, limits).unwrap();
+    let address = server.address();
+    let burst = futures_util::future::try_join_all((0..500).map(|_| TcpStream::connect(address)));
+    // One is served and never leaves; a connection that the kernel has no place for tries again for minutes.
+    let connected = timeout(Duration::from_secs(10), burst).await.unwrap().unwrap();
+    assert_eq!(connected.len(), 500);
+}
+
+#[tokio::test]
 async fn a_handler_sees_who_asks() {
     let who = |ConnectInfo(client): ConnectInfo<SocketAddr>,
                Extension(identity): Extension<ClientIdentity>| async move {

@@ -14,6 +14,10 @@ use std::thread;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+/// One in so many tasks is taken from what other threads want run here: new connections, and answers that were made
+/// elsewhere. By default it is one in 31, and on a busy thread hundreds of new connections would wait for each other.
+const FROM_OTHERS_EVERY: u32 = 2;
+
 /// The threads; they end with it, and all that still runs on them ends where it stands.
 #[derive(Debug)]
 pub struct Workers {
@@ -57,7 +61,8 @@ impl Workers {
 
 impl Worker {
     fn start(number: usize, running: CancellationToken) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime =
+            Builder::new_current_thread().global_queue_interval(FROM_OTHERS_EVERY).enable_all().build()?;
         let handle = runtime.handle().clone();
         thread::Builder::new().name(format!("http-{number}")).spawn(move || {
             runtime.block_on(running.cancelled());
