@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::{Poll, ready};
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Builder;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, Sleep, sleep};
 
 /// Bytes of an answer that are read at once.
@@ -41,6 +42,8 @@ pub(super) struct Load {
     /// A whole request.
     pub(super) request: Bytes,
     pub(super) connections: u32,
+    /// Until then nothing counts: connections are opened, and what is asked for gets into memory.
+    pub(super) warm_up: Duration,
     pub(super) duration: Duration,
 }
 
@@ -68,7 +71,7 @@ impl Measured {
         self.first_error.get_or_insert_with(|| error.to_string());
     }
 
-    /// What several connections measured side by side since `started`.
+    /// What several connections measured side by side since `started`, of which none ends before it.
     pub(super) async fn gather(clients: JoinSet<Self>, started: Instant) -> Self {
         let mut sum = Self::sum(clients).await;
         sum.took = started.elapsed();
@@ -98,55 +101,63 @@ impl Measured {
 impl Load {
     /// Puts the load on the server.
     pub(super) async fn run(self) -> Measured {
-        let started = Instant::now();
+        let counts_from = Instant::now() + self.warm_up;
         let number = available_parallelism().map_or(1, |cores| cores.get() as u32).min(self.connections);
         let mut threads = JoinSet::new();
         for thread in 0..number {
             let share = (self.connections + thread) / number;
             let load = Self { connections: share, ..self.clone() };
-            threads.spawn_blocking(move || load.run_on_this_thread(started));
+            threads.spawn_blocking(move || load.run_on_this_thread(counts_from));
         }
-        Measured::gather(threads, started).await
+        Measured::gather(threads, counts_from).await
     }
 
-    fn run_on_this_thread(self, started: Instant) -> Measured {
+    fn run_on_this_thread(self, counts_from: Instant) -> Measured {
         let mut measured = Measured::default();
         match Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(async {
+            Ok(runtime) => runtime.block_on(LocalSet::new().run_until(async {
+                // One for all that this thread measures: memory of each connection's own would have to be fetched for
+                // each of its answers.
+                let shared = Rc::new(RefCell::new(Measured::default()));
                 let mut clients = JoinSet::new();
                 for _ in 0..self.connections {
-                    clients.spawn(self.clone().client(started + self.duration));
+                    clients.spawn_local(self.clone().client(counts_from, Rc::clone(&shared)));
                 }
-                Measured::sum(clients).await
-            }),
-            Err(error) => {
-                measured.failed(error);
-                measured
-            }
-        }
-    }
-
-    async fn client(self, deadline: Instant) -> Measured {
-        let (mut measured, mut connection, mut in_a_row) = (Measured::default(), None, 0);
-        let mut alarm = pin!(sleep(ANSWER_BOUND));
-        while Instant::now() < deadline && in_a_row < FAILURES_IN_A_ROW {
-            // The bound holds for the last request, too.
-            match in_time(alarm.as_mut(), self.ask(&mut connection)).await {
-                Some(Ok((latency, bytes))) => {
-                    measured.answered(latency, bytes);
-                    in_a_row = 0;
+                while let Some(ended) = clients.join_next().await {
+                    if let Err(error) = ended {
+                        shared.borrow_mut().failed(error);
+                    }
                 }
-                Some(Err(error)) => (connection, in_a_row) = fail(&mut measured, error, in_a_row),
-                None => {
-                    let error = format!("no answer within {ANSWER_BOUND:?}");
-                    (connection, in_a_row) = fail(&mut measured, error, in_a_row);
-                }
-            }
+                measured = shared.take();
+            })),
+            Err(error) => measured.failed(error),
         }
         measured
     }
 
-    async fn ask(&self, connection: &mut Option<Connection>) -> io::Result<(Duration, u64)> {
+    async fn client(self, counts_from: Instant, measured: Rc<RefCell<Measured>>) {
+        let (mut connection, mut in_a_row) = (None, 0);
+        let deadline = counts_from + self.duration;
+        let mut alarm = pin!(sleep(ANSWER_BOUND));
+        while Instant::now() < deadline && in_a_row < FAILURES_IN_A_ROW {
+            // The bound holds for the last request, too.
+            match in_time(alarm.as_mut(), self.ask(&mut connection)).await {
+                Some(Ok((asked_at, latency, bytes))) => {
+                    if asked_at >= counts_from {
+                        measured.borrow_mut().answered(latency, bytes);
+                    }
+                    in_a_row = 0;
+                }
+                Some(Err(error)) => (connection, in_a_row) = fail(&measured, error, in_a_row),
+                None => {
+                    let error = format!("no answer within {ANSWER_BOUND:?}");
+                    (connection, in_a_row) = fail(&measured, error, in_a_row);
+                }
+            }
+        }
+    }
+
+    async fn ask(&self, connection: &mut Option<Connection>) -> io::Result<(Instant, Duration, u64)> {
         let mut open = match connection.take() {
             Some(open) => open,
             None => Connection::open(self.address).await?,
@@ -158,7 +169,7 @@ impl Load {
         if answer.stays_open {
             *connection = Some(open);
         }
-        Ok((latency, answer.len))
+        Ok((started, latency, answer.len))
     }
 }
 
@@ -180,8 +191,8 @@ async fn in_time<T>(mut alarm: Pin<&mut Sleep>, work: impl Future<Output = T>) -
     }
 }
 
-fn fail(measured: &mut Measured, error: impl ToString, in_a_row: u32) -> (Option<Connection>, u32) {
-    measured.failed(error);
+fn fail(measured: &RefCell<Measured>, error: impl ToString, in_a_row: u32) -> (Option<Connection>, u32) {
+    measured.borrow_mut().failed(error);
     (None, in_a_row + 1)
 }
 
@@ -304,7 +315,8 @@ mod tests {
             }
         });
         let request = Bytes::from_static(b"GET\n");
-        let load = Load { address, request, connections: 1, duration: Duration::from_millis(20) };
+        let (warm_up, duration) = (Duration::ZERO, Duration::from_millis(20));
+        let load = Load { address, request, connections: 1, warm_up, duration };
         let measured = load.run().await;
         server.abort();
         measured

@@ -32,8 +32,8 @@ use crate::lab::{Ground, Lab, LabPlan};
 const REPOSITORY: &str = "bench";
 const TAG: &str = "v1";
 const RNG_SEED: u64 = 1;
-/// Before what counts, so that connections are open and what is asked for is in memory.
-const WARM_UP: Duration = Duration::from_millis(500);
+/// Before what counts.
+const WARM_UP: Duration = Duration::from_secs(1);
 
 /// The arguments of `flotilla bench registry`.
 #[derive(Debug, Args)]
@@ -155,16 +155,18 @@ async fn measure_gets(target: &Target, args: &RegistryArgs) -> Result<Figures, C
     };
     let host = target.address;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: {ACCEPT}, */*\r\n\r\n");
-    let load = |duration| Load {
+    let load = Load {
         address: target.address,
-        request: Bytes::from(request.clone()),
+        request: Bytes::from(request),
         connections: args.connections,
-        duration,
+        warm_up: WARM_UP,
+        duration: Duration::from_secs(args.seconds),
     };
-    load(WARM_UP).run().await;
-    let before = cpu(target)?;
-    let measured = load(Duration::from_secs(args.seconds)).run().await;
-    figures(target, measured, before)
+    let (measured, before) = tokio::join!(load.run(), async {
+        tokio::time::sleep(WARM_UP).await;
+        cpu(target)
+    });
+    figures(target, measured, before?)
 }
 
 fn path(what: Question, image: Pushed) -> String {
