@@ -23,6 +23,8 @@ impl Driver {
 
     pub(super) fn on_command(&mut self, now: Time, command: Command) {
         match command {
+            // It was put in quarantine while this was on its way, and is not fetched again.
+            Command::Want { pin, .. } if pin.blob().is_removed() => {}
             Command::Want { pin, repository, grant } => {
                 let slot = self.slot_of(now, pin.blob());
                 self.want(now, slot, pin);

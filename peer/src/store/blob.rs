@@ -392,6 +392,11 @@ impl StoredBlob {
         }
     }
 
+    /// Whether the blob has left the store.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.lock().is_removed
+    }
+
     /// Drops all that is held, for good: the blob leaves the store.
     pub(super) fn clear(&self) {
         let mut state = self.lock();

@@ -23,6 +23,7 @@ use flotilla_runtime::shutdown::Shutdown;
 use futures_util::StreamExt;
 use reqwest::{Client, Response};
 use tempfile::TempDir;
+use tracing_subscriber::EnvFilter;
 
 use origin::FakeOrigin;
 use tracker::FakeTracker;
@@ -64,6 +65,7 @@ impl Fleet {
     }
 
     async fn of(authority: Authority, origin: Option<Identity>) -> Self {
+        show_logs();
         let shutdown = Shutdown::new();
         let key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
         Self {
@@ -115,6 +117,13 @@ impl Fleet {
     pub(crate) async fn start(&self, config: Config) -> Peer {
         Peer::start(config, &self.shutdown).await.unwrap()
     }
+}
+
+/// The log of a test that fails is shown with it, for its threads inherit where its output goes.
+fn show_logs() {
+    let filter = EnvFilter::new("flotilla_peer=debug,flotilla_common=debug,warn");
+    let _started_before =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_test_writer().try_init();
 }
 
 impl Drop for Fleet {
