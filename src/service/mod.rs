@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use flotilla_runtime::shutdown::Shutdown;
 use flotilla_runtime::telemetry::{self, LogFormat};
+use tokio::signal::unix::{SignalKind, signal};
 
 pub use origin::{OriginArgs, run as origin};
 pub use peer::{PeerArgs, run as peer};
@@ -26,5 +27,9 @@ const DRAIN: Duration = Duration::from_secs(20);
 /// Logging and signals, which every service begins with.
 fn begin() -> Result<Shutdown, CommandError> {
     telemetry::init(LogFormat::Auto).map_err(|error| CommandError::failed("start logging", error))?;
-    Shutdown::on_signals().map_err(|error| CommandError::failed("listen for signals", error))
+    let failed = |error| CommandError::failed("listen for signals", error);
+    // Files are read again on SIGHUP. A service without certificates has none, and `systemctl reload` must not end it:
+    // once it was listened for, a signal has not its default effect any more.
+    let _hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    Shutdown::on_signals().map_err(failed)
 }

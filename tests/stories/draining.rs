@@ -83,3 +83,39 @@ async fn every_service_finishes_what_is_in_flight_when_it_is_told_to_stop() {
     tracker.accepts_nothing_new().await;
     tracker.ends_well().await;
 }
+
+/// An origin in memory and a tracker, on plain HTTP.
+fn plain_services(dir: &Path, start: impl Fn(&mut Command) -> Process) -> [Process; 2] {
+    let pki = dir.join("pki").display().to_string();
+    run(Path::new(FLOTILLA), ["pki", "init", "--dir", &pki]).unwrap();
+    let seal_key = format!("{pki}/local.seal.key");
+    let any = ["--listen", "127.0.0.1:0"];
+    let origin = ["origin", "--storage", "memory:///", "--seal-key", &seal_key];
+    [
+        start(Command::new(FLOTILLA).args(origin).args(any)),
+        start(Command::new(FLOTILLA).arg("tracker").args(any)),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_whose_log_nobody_reads_any_more_goes_on_and_ends_when_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    for service in plain_services(dir.path(), Process::start_unread) {
+        let health = http_client().unwrap().get(format!("{}/healthz", service.url())).send().await;
+        health.unwrap().error_for_status().unwrap();
+        service.terminate();
+        service.ends().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_does_not_end_a_service_that_has_no_certificates() {
+    let dir = tempfile::tempdir().unwrap();
+    for service in plain_services(dir.path(), Process::start) {
+        service.reload();
+        let health = http_client().unwrap().get(format!("{}/healthz", service.url())).send().await;
+        health.unwrap().error_for_status().unwrap();
+        service.terminate();
+        service.ends_well().await;
+    }
+}

@@ -1,7 +1,8 @@
 //! Logs: one subscriber for the process, to standard error.
 //!
 //! `FLOTILLA_LOG` selects what is logged, in the syntax of `tracing-subscriber`'s filters (`info`,
-//! `flotilla_peer=debug,warn`). Standard output belongs to what commands print: never log there.
+//! `flotilla_peer=debug,warn`). Standard output belongs to what commands print: never log there. A line that cannot be
+//! written, since nobody reads the pipe any more or the disk is full, is lost, and nothing else.
 
 use std::io::{self, IsTerminal};
 
@@ -52,7 +53,11 @@ pub fn init_with(format: LogFormat, filter: &str) -> Result<(), FilterError> {
     let parsed =
         EnvFilter::try_new(filter).map_err(|source| FilterError { filter: filter.to_owned(), source })?;
     let on_terminal = io::stderr().is_terminal();
-    let lines = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(parsed)
+        .with_writer(io::stderr)
+        // It would complain on standard error, which just failed, and panic in whoever logs.
+        .log_internal_errors(false);
     let json = match format {
         LogFormat::Auto => !on_terminal,
         LogFormat::Text => false,

@@ -28,6 +28,16 @@ impl Process {
     /// # Panics
     /// If it does not say so; with its log.
     pub(crate) fn start(command: &mut Command) -> Self {
+        Self::start_and_read(command, usize::MAX)
+    }
+
+    /// As [`Process::start`]; nobody reads its log from the line on that says where it listens.
+    pub(crate) fn start_unread(command: &mut Command) -> Self {
+        Self::start_and_read(command, 1)
+    }
+
+    /// Reads its log until so many lines have said where it listens.
+    fn start_and_read(command: &mut Command, addresses: usize) -> Self {
         let mut child = command
             .env("FLOTILLA_LOG", "info")
             .stdin(Stdio::null())
@@ -39,12 +49,17 @@ impl Process {
         let lines = Arc::clone(&said);
         let log = BufReader::new(child.stderr.take().expect("its log"));
         std::thread::spawn(move || {
+            let mut left = addresses;
             for line in log.lines().map_while(Result::ok) {
                 lines.lock().expect("its log").push(line.clone());
                 let fields: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
                 let named = ["mirror", "address", "addr"].into_iter().find_map(|key| fields[key].as_str());
                 if let Some(address) = named.and_then(|address| address.parse().ok()) {
                     let _ = sender.send(address);
+                    left -= 1;
+                    if left == 0 {
+                        return;
+                    }
                 } else {
                     eprintln!("{line}");
                 }
@@ -79,7 +94,19 @@ impl Process {
     /// # Panics
     /// If it is gone.
     pub(crate) fn terminate(&self) {
-        run(Path::new("kill"), ["-TERM", &self.child.id().to_string()]).expect("send SIGTERM");
+        self.signal("-TERM");
+    }
+
+    /// Sends SIGHUP, as `systemctl reload` does.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub(crate) fn reload(&self) {
+        self.signal("-HUP");
+    }
+
+    fn signal(&self, signal: &str) {
+        run(Path::new("kill"), [signal, &self.child.id().to_string()]).expect("send a signal");
     }
 
     /// Waits until nobody can connect any more.
@@ -99,8 +126,16 @@ impl Process {
     ///
     /// # Panics
     /// If it does not end, or not with status 0.
-    pub(crate) async fn ends_well(mut self) {
+    pub(crate) async fn ends_well(self) {
         self.says(&["\"INFO\"", " stopped\"", "\"drained\":\"Complete\""]).await;
+        self.ends().await;
+    }
+
+    /// Waits for a good end.
+    ///
+    /// # Panics
+    /// If it does not end, or not with status 0.
+    pub(crate) async fn ends(mut self) {
         let ended = async {
             loop {
                 if let Some(status) = self.child.try_wait().expect("ask for its status") {
