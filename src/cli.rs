@@ -1,6 +1,7 @@
 //! What people type: the table of commands, and how a command ends.
 
 use std::fmt;
+use std::io::{ErrorKind, Write as _, stdout};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -64,6 +65,9 @@ pub enum CommandError {
     /// It ran, and what it measured is not good enough; the output says so already.
     #[error("not ok")]
     NotOk,
+    /// Whoever read the output has hung up (`| head`), and wants no more.
+    #[error("nobody reads the output")]
+    NobodyReads,
 }
 
 impl CommandError {
@@ -86,14 +90,14 @@ impl Cli {
             Command::Tracker(args) => service::tracker(args),
             Command::Peer(args) => service::peer(*args),
             Command::Pki(args) => pki::run(&args)
-                .map(print_text)
-                .map_err(|error| CommandError::failed("manage the fleet's keys", error)),
+                .map_err(|error| CommandError::failed("manage the fleet's keys", error))
+                .and_then(print_text),
             Command::Simulate(args) => simulate::run(&args),
             Command::Completions(args) => completions::run(&args, Self::command()),
             Command::Bench(args) => bench::run(args),
         };
         match result {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(()) | Err(CommandError::NobodyReads) => ExitCode::SUCCESS,
             Err(CommandError::NotOk) => ExitCode::FAILURE,
             Err(error) => {
                 eprintln!("flotilla: {error}");
@@ -115,18 +119,16 @@ pub fn block_on(command: impl Future<Output = Result<(), CommandError>>) -> Resu
 /// Prints one JSON object on stdout.
 ///
 /// # Errors
-/// If the value does not encode.
-#[allow(clippy::print_stdout, reason = "this is the command's output")]
+/// If the value does not encode; as [`print_text`].
 pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
     let text = serde_json::to_string(value).map_err(|error| CommandError::failed("encode JSON", error))?;
-    println!("{text}");
-    Ok(())
+    print_text(format_args!("{text}\n"))
 }
 
 /// Prints what was found, as JSON or as `text` for people, and ends as it is: well if `ok`.
 ///
 /// # Errors
-/// If the value does not encode; [`CommandError::NotOk`] if it is not `ok`.
+/// As [`print_json`]; [`CommandError::NotOk`] if it is not `ok`.
 pub fn conclude<T: Serialize>(
     outcome: &T,
     json: bool,
@@ -136,13 +138,19 @@ pub fn conclude<T: Serialize>(
     if json {
         print_json(outcome)?;
     } else {
-        print_text(text(outcome));
+        print_text(text(outcome))?;
     }
     if ok { Ok(()) } else { Err(CommandError::NotOk) }
 }
 
 /// Prints text for people on stdout.
-#[allow(clippy::print_stdout, reason = "this is the command's output")]
-pub fn print_text(text: impl fmt::Display) {
-    print!("{text}");
+///
+/// # Errors
+/// [`CommandError::NobodyReads`], or that it cannot be written.
+pub fn print_text(text: impl fmt::Display) -> Result<(), CommandError> {
+    let mut stdout = stdout().lock();
+    match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(CommandError::NobodyReads),
+        written => written.map_err(|error| CommandError::failed("print", error)),
+    }
 }

@@ -46,9 +46,9 @@ pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
             let text = serde_json::to_string(&outcome)
                 .map_err(|error| CommandError::failed("encode the outcome", error))?;
             write(path, &text)?;
-            print_text(summary(&outcome));
+            print_text(summary(&outcome))?;
         }
-        None => print_text(summary(&outcome)),
+        None => print_text(summary(&outcome))?,
     }
     if outcome.ok { Ok(()) } else { Err(CommandError::NotOk) }
 }

@@ -45,7 +45,7 @@ async fn serve(args: &UpArgs) -> Result<(), CommandError> {
     for (number, port) in (1..).zip(MIRROR_PORTS) {
         region.add_peer(PeerPlan { mirror: local(port), ..PeerPlan::numbered(number, 1) }).await?;
     }
-    print_text(greeting(&region));
+    print_text(greeting(&region))?;
     shutdown.wait().await;
     region.shut_down().await;
     Ok(())

@@ -92,6 +92,6 @@ fn say(image: &str, pulled: &Pulled, is_json: bool) -> Result<(), CommandError> 
     print_text(format!(
         "{image}\nmanifest    {manifest}\nbytes       {size}, every digest checked\n\
          time        {total_s:.2} s, first byte after {first_byte_s:.2} s, {rate}/s\n"
-    ));
+    ))?;
     Ok(())
 }

@@ -54,6 +54,5 @@ async fn show(args: &StatusArgs) -> Result<(), CommandError> {
         return print_json(&status);
     }
     let clear = if args.watch && stdout().is_terminal() { CLEAR } else { "" };
-    print_text(format!("{clear}{}", render::status(&status)));
-    Ok(())
+    print_text(format!("{clear}{}", render::status(&status)))
 }

@@ -48,7 +48,8 @@ pub fn run(args: WarmArgs) -> Result<(), CommandError> {
         let response = response.map_err(|error| args.mirror.failed(error))?;
         let warming: Warming = args.mirror.read(response).await?;
         if args.no_wait {
-            return Ok(());
+            let told = format!("{repository} is being fetched; `flotilla peer status` shows how far it is\n");
+            return if args.json { Ok(()) } else { print_text(told) };
         }
         let progress = Bytes::start(args.json, repository.as_str());
         let reports = until_warm(&args.mirror, &warming.manifests, &progress).await;
@@ -93,7 +94,7 @@ fn say(reports: &[PullReport], is_json: bool) -> Result<(), CommandError> {
                 PullResult::GivenUp => {
                     format!("{image} was given up: {}\n", report.why.as_deref().unwrap_or("it stood still"))
                 }
-            });
+            })?;
         }
     }
     let is_well = reports.iter().all(|report| report.result == PullResult::Pulled);

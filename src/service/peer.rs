@@ -190,10 +190,7 @@ fn useful_quota(text: &str) -> Result<ByteSize, String> {
 /// Why it does not start.
 pub fn run(args: PeerArgs) -> Result<(), CommandError> {
     match args.command {
-        Some(PeerCommand::HostsToml(args)) => {
-            print_text(args.text()?);
-            Ok(())
-        }
+        Some(PeerCommand::HostsToml(args)) => print_text(args.text()?),
         Some(PeerCommand::Status(args)) => peer::status(&args),
         Some(PeerCommand::Pull(args)) => peer::pull(args),
         Some(PeerCommand::Warm(args)) => peer::warm(args),

@@ -129,7 +129,7 @@ fn a_fault_in_a_configuration_names_the_key_and_the_cure() {
         ("origin", "up = 'fast'", ["key 'up'", "for example 50Mbit"]),
         ("origin", "[tls]\ncert = 'x'", ["unknown key 'tls'", "there are: listen, storage"]),
         ("tracker", "open_lease = 3", ["unknown key 'open_lease'", "did you mean 'open-leases'?"]),
-        ("tracker", "listen = 7070", ["key 'listen'", "invalid socket address"]),
+        ("tracker", "listen = 7070", ["key 'listen'", "write an IP address and a port"]),
         ("tracker", "[lease]\nopen = 3", ["unknown key 'lease'", "there are: listen, trackers"]),
         ("peer", "mirorr = '127.0.0.1:0'", ["unknown key 'mirorr'", "did you mean 'mirror'?"]),
         ("peer", "quota = 'much'", ["key 'quota'", "for example 64MiB"]),
@@ -179,4 +179,16 @@ fn a_status_of_what_is_no_peer_says_so() {
         let message = flotilla(&["peer", "status", "--mirror", &tracker.address.to_string()]).unwrap_err();
         assert!(message.contains(why) && message.contains("--mirror ADDR is where"), "{message}");
     }
+}
+
+#[test]
+fn who_has_read_enough_hangs_up_and_no_command_minds() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = dir.path().join("pki").display().to_string();
+    // The shell tells how the first of both ended.
+    let line = format!("'{FLOTILLA}' pki init --dir '{pki}' | true; echo \"${{PIPESTATUS[0]}}\"");
+    let mut shell = Command::new("bash");
+    let said = shell.args(["-c", &line]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "0\n", "{said:?}");
+    assert!(said.stderr.is_empty(), "{said:?}");
 }
