@@ -10,6 +10,8 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -26,6 +28,8 @@ pub struct Shutdown {
     draining: CancellationToken,
     abandoned: CancellationToken,
     tasks: TaskTracker,
+    /// Tasks that were dropped where they stood.
+    dropped: Arc<AtomicUsize>,
 }
 
 /// How a drain ended.
@@ -61,6 +65,7 @@ impl Shutdown {
             draining: self.draining.child_token(),
             abandoned: self.abandoned.child_token(),
             tasks: TaskTracker::new(),
+            dropped: Arc::default(),
         }
     }
 
@@ -107,10 +112,14 @@ impl Shutdown {
         F::Output: Send + 'static,
     {
         let abandoned = OnlyWhenWoken::new(self.abandoned.clone().cancelled_owned());
+        let dropped = Arc::clone(&self.dropped);
         let until_abandoned = async move {
             tokio::select! {
                 biased;
-                () = abandoned => None,
+                () = abandoned => {
+                    dropped.fetch_add(1, Ordering::Relaxed);
+                    None
+                }
                 output = work => Some(output),
             }
         };
@@ -124,14 +133,18 @@ impl Shutdown {
         self.tasks.close();
         tokio::select! {
             biased;
-            () = self.tasks.wait() => return Drained::Complete,
+            () = self.tasks.wait() => {}
             () = self.abandoned.cancelled() => {}
             () = tokio::time::sleep(bound) => {}
         }
-        let left = self.tasks.len();
-        self.abandon();
-        self.tasks.wait().await;
-        if left == 0 { Drained::Complete } else { Drained::Abandoned(left) }
+        if !self.tasks.is_empty() {
+            self.abandon();
+            self.tasks.wait().await;
+        }
+        match self.dropped.load(Ordering::Relaxed) {
+            0 => Drained::Complete,
+            dropped => Drained::Abandoned(dropped),
+        }
     }
 }
 
@@ -181,6 +194,15 @@ mod tests {
         assert_eq!(shutdown.drain(BOUND).await, Drained::Abandoned(1));
         assert_eq!(started.elapsed(), BOUND);
         assert_eq!(work.await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_drain_that_was_abandoned_says_so_however_soon_its_work_is_gone() {
+        let shutdown = Shutdown::new();
+        let work = shutdown.spawn(std::future::pending::<()>());
+        shutdown.abandon();
+        assert_eq!(work.await.unwrap(), None);
+        assert_eq!(shutdown.drain(BOUND).await, Drained::Abandoned(1));
     }
 
     #[tokio::test]
