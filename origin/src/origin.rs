@@ -9,6 +9,7 @@ use flotilla_common::name::RegionName;
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::http::{self as http_server, Workers, serve, serve_with};
 use flotilla_runtime::identity::{Clients, IdentityError, Timing, keep_fresh};
+use flotilla_runtime::listen::listening_cure;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
@@ -60,7 +61,7 @@ pub enum StartError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The address cannot be bound.
-    #[error("listen on {address}: {source}")]
+    #[error("listen on {address}: {source}{}", listening_cure(source))]
     Listen {
         /// The address.
         address: SocketAddr,

@@ -37,6 +37,7 @@ use flotilla_common::wire::peer::About;
 use flotilla_common::wire::tracker::PeerInfo;
 use flotilla_runtime::http;
 use flotilla_runtime::identity::{Timing, keep_fresh};
+use flotilla_runtime::listen::listening_cure;
 use flotilla_runtime::rate::Limiter;
 use flotilla_runtime::shutdown::Shutdown;
 use rand::RngExt;
@@ -72,7 +73,7 @@ pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// An address cannot be bound.
-    #[error("listen on {address}: {source}")]
+    #[error("listen on {address}: {source}{}", listening_cure(source))]
     Listen {
         /// The address.
         address: SocketAddr,

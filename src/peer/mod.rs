@@ -64,6 +64,9 @@ impl MirrorArg {
         let status = response.status();
         let body = response.bytes().await.map_err(|error| self.failed(error))?;
         if !status.is_success() {
+            if let Some(said) = said_of_an_image(&body) {
+                return Err(CommandError::failed(format!("ask the peer at {}", self.mirror), said));
+            }
             let said = String::from_utf8_lossy(&body).trim().to_owned();
             let why = format!("it answered {status}: {said}; is it a peer, and no origin or tracker?");
             return Err(self.no_peer(why));
@@ -73,4 +76,12 @@ impl MirrorArg {
             CommandError::failed(what, format!("{error}; is it a peer of this version?"))
         })
     }
+}
+
+/// What a peer says of an image that it cannot have, in the words of a registry; an origin or a tracker knows no such path.
+fn said_of_an_image(body: &[u8]) -> Option<String> {
+    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let error = answer.get("errors")?.get(0)?;
+    let is_of_an_image = ["MANIFEST_UNKNOWN", "UNAVAILABLE"].iter().any(|code| error["code"] == *code);
+    error["message"].as_str().filter(|_| is_of_an_image).map(str::to_owned)
 }

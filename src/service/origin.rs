@@ -13,9 +13,9 @@ use flotilla_origin::{Config, Limits, Origin, ReplicaAddress, Replicas};
 use flotilla_runtime::config::ConfigFile;
 use flotilla_runtime::identity::load_seal_key;
 
-use super::begin;
 use super::check::{self, CheckArgs};
 use super::tls::{TlsArgs, WithoutTls};
+use super::{address, begin, useful_rate};
 use crate::cli::{CommandError, block_on};
 
 /// The arguments of `flotilla origin`.
@@ -48,7 +48,7 @@ enum OriginCommand {
 #[derive(Debug, Args)]
 struct ServeArgs {
     /// Where to listen, for clients, peers and /metrics
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000", value_parser = address)]
     listen: SocketAddr,
     /// Where images are stored: file:///dir, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or memory:///
     #[arg(long, value_name = "URL")]
@@ -60,10 +60,10 @@ struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     seal_key: Option<PathBuf>,
     /// Cap on the bytes of blobs sent to everybody, per second: 500Mbit, 10Gbit [default: none]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = useful_rate)]
     up: Option<BitRate>,
     /// Where the other replicas tell this one what they changed
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     replica_listen: Option<SocketAddr>,
     /// The replicas' own listeners, its own among them or not; a name is looked up again and again
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]

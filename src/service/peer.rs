@@ -11,8 +11,8 @@ use flotilla_peer::{Config, Peer, check_url, docker_daemon_json, hosts_toml, reg
 use flotilla_runtime::config::{self, ConfigFile};
 use flotilla_runtime::identity::LiveKeys;
 
-use super::begin;
 use super::tls::{TlsArgs, WithoutTls};
+use super::{address, begin, useful_rate};
 use crate::cli::{CommandError, block_on, print_text};
 use crate::peer::{self, PullArgs, StatusArgs, WarmArgs};
 
@@ -57,7 +57,7 @@ struct HostsTomlArgs {
     #[arg(long = "config", id = "peer_config", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the mirror listens [default: 127.0.0.1:5001]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     mirror: Option<SocketAddr>,
     /// Where the runtime turns to when the mirror is not there; needed for podman and crio
     #[arg(long, value_name = "URL", value_parser = service_url)]
@@ -104,10 +104,10 @@ impl HostsTomlArgs {
 #[derive(Debug, Args)]
 struct ServeArgs {
     /// Where the container runtime asks; loopback, for whoever reaches it may pull what this machine may pull
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5001")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5001", value_parser = address)]
     mirror: SocketAddr,
     /// Where neighbours connect: UDP
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:5002")]
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:5002", value_parser = address)]
     quic: SocketAddr,
     /// The origins, the own region's first
     #[arg(long, value_name = "URL[,URL]", value_delimiter = ',', value_parser = service_url)]
@@ -132,10 +132,10 @@ struct ServeArgs {
     #[arg(long, value_name = "NAME", help_heading = "Place", default_value = "default")]
     zone: ZoneName,
     /// Cap on what is sent to neighbours, per second: 500Mbit, 2Gbit [default: none]
-    #[arg(long, value_name = "RATE", help_heading = "Caps")]
+    #[arg(long, value_name = "RATE", help_heading = "Caps", value_parser = useful_rate)]
     up: Option<BitRate>,
     /// Cap on what comes from neighbours and origins, per second [default: none]
-    #[arg(long, value_name = "RATE", help_heading = "Caps")]
+    #[arg(long, value_name = "RATE", help_heading = "Caps", value_parser = useful_rate)]
     down: Option<BitRate>,
     /// Serve a neighbour only what an origin's grant to it names; needs origins with https://
     #[arg(long)]

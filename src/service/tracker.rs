@@ -7,7 +7,7 @@ use flotilla_runtime::config::ConfigFile;
 use flotilla_tracker::{Config, Tracker};
 
 use super::tls::{TlsArgs, WithoutTls};
-use super::{DRAIN, begin};
+use super::{DRAIN, address, begin};
 use crate::cli::{CommandError, block_on};
 
 /// The arguments of `flotilla tracker`.
@@ -22,7 +22,7 @@ Examples:
   flotilla tracker --listen 0.0.0.0:7070 --own-url http://t1:7070 --trackers http://t1:7070,http://t2:7070")]
 pub struct TrackerArgs {
     /// Where to listen, for peers and for /metrics
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070", value_parser = address)]
     listen: SocketAddr,
     /// All trackers of the fleet, this one too, as the peers know them [default: this one alone]
     #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]

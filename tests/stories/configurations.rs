@@ -90,6 +90,9 @@ fn a_bad_value_names_its_key_and_what_would_be_right() {
     for (service, text, words) in [
         ("peer", with("quota = '0'"), ["key 'quota'", "the least is 4MiB"]),
         ("peer", with("quota = 10"), ["key 'quota'", "10B is too small"]),
+        ("peer", with("down = '200'"), ["key 'down'", "the least is 1Mbit"]),
+        ("peer", with("mirror = 'localhost:5001'"), ["key 'mirror'", "write an IP address and a port"]),
+        ("origin", "listen = 5000".to_owned(), ["key 'listen'", "such as 127.0.0.1:5000"]),
         ("peer", with("origin = ['127.0.0.1:5000']"), ["key 'origin'", url]),
         ("peer", with("tracker = ['tracker.internal:7070']"), ["key 'tracker'", url]),
         ("peer", peer.clone(), ["origin: none is given", "https://origin.internal:5000"]),
@@ -108,6 +111,7 @@ fn a_bad_value_names_its_key_and_what_would_be_right() {
     ] {
         let message = folder.refusal(service, &text);
         assert!(words.iter().all(|word| message.contains(word)), "{service} with {text}: {message}");
+        assert!(!message.contains("Usage"), "its flags are not at fault: {message}");
     }
 }
 

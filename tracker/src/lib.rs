@@ -26,6 +26,7 @@ use flotilla_common::tracker::Counts;
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::http::{Limits, Server, serve_with};
 use flotilla_runtime::identity::{Clients, Identity, IdentityError, Timing, keep_fresh};
+use flotilla_runtime::listen::listening_cure;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
@@ -43,7 +44,7 @@ pub enum StartError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The address is taken, or not one of this machine.
-    #[error("listen on {addr}: {source}")]
+    #[error("listen on {addr}: {source}{}", listening_cure(source))]
     Listen {
         /// The address asked for.
         addr: SocketAddr,

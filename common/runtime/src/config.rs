@@ -80,7 +80,10 @@ pub fn parse<P: Parser>() -> P {
     match try_parse_from(std::env::args_os()) {
         Ok(parsed) => parsed,
         Err(ConfigError::Arguments(error)) => error.exit(),
-        Err(error) => P::command().error(ErrorKind::InvalidValue, error).exit(),
+        // The flags are not at fault: no usage beside it.
+        Err(error) => {
+            clap::Error::raw(ErrorKind::InvalidValue, format!("{}\n", error.to_string().trim_end())).exit()
+        }
     }
 }
 

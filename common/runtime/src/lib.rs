@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod http;
 pub mod identity;
+pub mod listen;
 pub mod metrics;
 pub mod rate;
 pub mod shutdown;

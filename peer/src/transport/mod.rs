@@ -20,6 +20,7 @@ use flotilla_common::name::PeerId;
 use flotilla_common::units::BitRate;
 use flotilla_common::wire::peer::{ALPN, About, Chunk, Control};
 use flotilla_runtime::identity::{self, Identity, IdentityError};
+use flotilla_runtime::listen::listening_cure;
 use flotilla_runtime::shutdown::Shutdown;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, Incoming, ServerConfig};
@@ -57,7 +58,7 @@ pub(crate) enum Incident {
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// The address is not this machine's, or taken.
-    #[error("bind UDP socket {0}: {1}")]
+    #[error("bind UDP socket {0}: {1}{cure}", cure = listening_cure(.1))]
     Bind(SocketAddr, io::Error),
     /// The cryptography cannot protect QUIC.
     #[error("use identity for QUIC: {0}")]
