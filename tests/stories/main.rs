@@ -20,6 +20,7 @@ mod origins;
 mod pushes;
 mod real_tools;
 mod resume;
+mod system_calls;
 mod trackers;
 mod units;
 mod upstream;
