@@ -31,9 +31,16 @@ pub fn report(outcome: &Outcome) -> String {
     )
 }
 
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:760px;margin:2em auto;color:#222}\
-    table{border-collapse:collapse}th{text-align:left;padding-right:2em;font-weight:500}\
-    td{text-align:right;font-variant-numeric:tabular-nums}.bad{color:#b00}svg{width:100%}text{font-size:12px;fill:#555}";
+const STYLE: &str = ":root{color-scheme:light dark;--ground:#fff;--ink:#222;--label:#555;--grid:#ddd;--bound:#c60;\
+    --first:#7ab;--done:#06c;--bad:#b00}\
+    @media(prefers-color-scheme:dark){:root{--ground:#16181b;--ink:#ddd;--label:#aaa;--grid:#3a3d41;--bound:#e93;\
+    --done:#5af;--bad:#f77}}\
+    body{font:15px/1.5 system-ui,sans-serif;max-width:760px;margin:2em auto;padding:0 1em;color:var(--ink);\
+    background:var(--ground)}table{border-collapse:collapse}th{text-align:left;padding-right:2em;font-weight:500}\
+    td{text-align:right;font-variant-numeric:tabular-nums}.bad{color:var(--bad)}svg{width:100%}\
+    text{font-size:12px;fill:var(--label)}.grid{stroke:var(--grid)}.bound{stroke:var(--bound);stroke-dasharray:4 3}\
+    .over{paint-order:stroke;stroke:var(--ground);stroke-width:6px}path{fill:none;stroke-width:2px}\
+    .first{stroke:var(--first);color:var(--first)}.done{stroke:var(--done);color:var(--done)}";
 
 fn figures(outcome: &Outcome) -> Vec<(&'static str, String)> {
     let seconds = |value: f64| format!("{value:.3} s");
@@ -74,15 +81,13 @@ fn curve(outcome: &Outcome) -> String {
         bounds.into_iter().map(|(label, seconds, height)| mark(label, seconds, end, height)).collect();
     let first = steps(&details.first_chunks_s, outcome.peers, end);
     let done = steps(&details.completions_s, outcome.peers, end);
-    let (width, bottom) = (LEFT + WIDTH, HEIGHT + 18.0);
+    let times: String = ticks(end).into_iter().map(|seconds| time(seconds, end)).collect();
+    let width = LEFT + WIDTH;
     format!(
         "<svg viewBox='0 0 {width} {}' role=img aria-label='share of peers that have begun and that are done, over time'>\
-         {grid}{marks}\
-         <path d='{first}' fill=none stroke='#7ab' stroke-width=2 />\
-         <path d='{done}' fill=none stroke='#06c' stroke-width=2 />\
-         <text x={LEFT} y={bottom}>0 s</text><text x={width} y={bottom} text-anchor=end>{end:.2} s</text></svg>\n\
-         <p><span style='color:#7ab'>&#9644;</span> have their first chunk \
-         <span style='color:#06c'>&#9644;</span> are done</p>",
+         {grid}{times}{marks}<path class=first d='{first}'/><path class=done d='{done}'/></svg>\n\
+         <p>Of all peers <span class=first>&#9644;</span> have their first chunk, \
+         <span class=done>&#9644;</span> are done</p>",
         HEIGHT + 24.0
     )
 }
@@ -99,7 +104,7 @@ fn y(share: f64) -> f64 {
 fn grid_line(share: f64) -> String {
     let (at, right) = (y(share), LEFT + WIDTH);
     format!(
-        "<line x1='{LEFT}' x2='{right}' y1='{at:.1}' y2='{at:.1}' stroke='#ddd'/>\
+        "<line x1='{LEFT}' x2='{right}' y1='{at:.1}' y2='{at:.1}' class=grid />\
          <text x='{:.1}' y='{:.1}' text-anchor='end'>{:.0} %</text>",
         LEFT - 6.0,
         at + 4.0,
@@ -107,12 +112,32 @@ fn grid_line(share: f64) -> String {
     )
 }
 
+/// Round times from zero up to `end`, in seconds: eleven at most.
+fn ticks(end: f64) -> Vec<f64> {
+    let mut step_ms = 1_u32;
+    // 1, 2, 5, 10, and so on.
+    for factor in [4, 5, 4].into_iter().cycle().take(30) {
+        if end * 1000.0 <= 10.0 * f64::from(step_ms) {
+            break;
+        }
+        step_ms = step_ms.saturating_mul(factor) / 2;
+    }
+    let seconds = (0_u32..).map(|number| f64::from(number) * f64::from(step_ms) / 1000.0);
+    seconds.take_while(|seconds| *seconds <= end).take(11).collect()
+}
+
+/// A time below the plot.
+fn time(seconds: f64, end: f64) -> String {
+    let (at, bottom) = (x(seconds, end), HEIGHT + 18.0);
+    format!("<text x='{at:.1}' y='{bottom}' text-anchor='middle'>{seconds} s</text>")
+}
+
 /// A bound: a vertical line, its label to the left of all lines on a ground that they do not shine through.
 fn mark(label: &str, seconds: f64, end: f64, height: f64) -> String {
     let at = x(seconds, end);
     format!(
-        "<line x1='{at:.1}' x2='{at:.1}' y1='{TOP}' y2='{HEIGHT}' stroke='#c60' stroke-dasharray='4 3'/>\
-         <text x='{:.1}' y='{height}' text-anchor='end' paint-order='stroke' stroke='#fff' stroke-width='6'>\
+        "<line x1='{at:.1}' x2='{at:.1}' y1='{TOP}' y2='{HEIGHT}' class=bound />\
+         <text x='{:.1}' y='{height}' text-anchor='end' class=over>\
          {label} {seconds:.2} s</text>",
         at - 5.0
     )
@@ -149,5 +174,15 @@ mod tests {
         assert!(page.contains("&lt;one&gt;: ok"));
         assert!(page.contains("<svg"));
         assert!(!page.contains("http"));
+    }
+
+    #[test]
+    fn times_are_round_few_and_within_the_plot() {
+        assert_eq!(super::ticks(9.79), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
+        assert_eq!(super::ticks(45.0), [0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 45.0]);
+        for end in [0.004, 0.11, 1.3, 21.0, 130.0, 9000.0] {
+            let ticks = super::ticks(end);
+            assert!((5..=11).contains(&ticks.len()) && ticks.iter().all(|at| *at <= end), "{end}: {ticks:?}");
+        }
     }
 }
