@@ -10,7 +10,7 @@ use flotilla::lab::{Ground, LabPlan, PeerPlan};
 use flotilla_common::units::ByteSize;
 
 use crate::harness::lab::LabScene;
-use crate::harness::tools::{find, run};
+use crate::harness::tools::{find, run, skip};
 
 const STORY: &str = "the units' system calls";
 const SERVICES: [&str; 3] = ["origin", "tracker", "peer"];
@@ -93,6 +93,9 @@ fn allowed<'s>(unit: &'s str, sets: &BTreeMap<&'s str, Vec<&'s str>>) -> BTreeSe
 #[tokio::test(flavor = "multi_thread")]
 async fn the_units_let_every_system_call_of_their_services_through() {
     let Some(tools) = find(STORY, &["strace", "systemd-analyze"], false) else { return };
+    if run(&tools[0], ["-D", "-qq", "-o", "/dev/null", "true"]).is_err() {
+        return skip(STORY, "strace may trace nothing here");
+    }
     let dir = tempfile::tempdir().unwrap();
     let plan = LabPlan::new(traced(&tools[0], dir.path()), Ground::Loopback);
     let mut scene = LabScene::of(plan, ByteSize(8 << 20), &vec![PeerPlan::default(); 2]).await;
