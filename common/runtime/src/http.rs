@@ -31,7 +31,7 @@ use std::convert::Infallible;
 use std::future::{pending, ready};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ use patience::Patient;
 pub struct ClientIdentity(pub Option<PeerId>);
 
 /// Bytes of a connection's buffer each way; a request's head has to fit.
-const BUFFER_LEN: usize = 128 << 10;
+const BUFFER_LEN: usize = 64 << 10;
 /// Encrypted bytes that wait for a client to take them: two records.
 const ENCRYPTED_LEN: usize = 32 << 10;
 
@@ -319,23 +319,26 @@ impl HttpService {
         });
     }
 
+    /// What it waits for is in boxes of its own: a task is as large as the largest of all that it may wait for, several times over
+    /// where that is handed on, and most connections need the smallest.
     async fn connection(&self, stream: TcpStream, client: SocketAddr, is_crowded: bool) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%client, %error, "set TCP_NODELAY");
         }
         let mut told = Told { client, identity: ClientIdentity(None), files: None, is_crowded };
         let Some(tls) = &self.tls else {
-            return self.unencrypted(stream, told).await;
+            return Box::pin(self.unencrypted(stream, told)).await;
         };
-        match timeout(self.limits.handshake_timeout, tls.accept(stream)).await {
-            Ok(Ok(mut stream)) => {
+        match timeout(self.limits.handshake_timeout, Box::pin(tls.accept(stream))).await {
+            Ok(Ok(stream)) => {
+                let mut stream = Box::new(stream);
                 stream.get_mut().1.set_buffer_limit(Some(ENCRYPTED_LEN));
                 let session = stream.get_ref().1;
                 let certificate = session.peer_certificates().and_then(|chain| chain.first());
                 told.identity = ClientIdentity(certificate.and_then(|first| identity::peer_id(first)));
                 let is_http2 = session.alpn_protocol() == Some(http2::ALPN);
                 let version = if is_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
-                self.requests(stream, version, told).await;
+                Box::pin(self.requests(stream, version, told)).await;
             }
             Ok(Err(error)) => tracing::debug!(%client, %error, "accept TLS handshake"),
             Err(_) => tracing::debug!(%client, "TLS handshake timed out"),
@@ -345,7 +348,7 @@ impl HttpService {
     async fn unencrypted(&self, stream: TcpStream, mut told: Told) {
         let is_http2 = tokio::select! {
             begins = timeout(self.limits.head_timeout, http2::begins_with_preface(&stream)) => begins,
-            () = self.shutdown.wait() => return close(stream, self.limits.linger_timeout).await,
+            () = self.shutdown.wait() => return Box::pin(close(stream, self.limits.linger_timeout)).await,
         };
         match is_http2 {
             // Its frames are put together from copies: no file can stand in for them.
@@ -356,7 +359,7 @@ impl HttpService {
                 self.requests(FileStream::new(stream, files), Version::HTTP_11, told).await;
             }
             Ok(Err(error)) => tracing::debug!(client = %told.client, %error, "wait for the first request"),
-            Err(_) => close(stream, self.limits.linger_timeout).await,
+            Err(_) => Box::pin(close(stream, self.limits.linger_timeout)).await,
         }
     }
 
@@ -373,17 +376,21 @@ impl HttpService {
             });
             let streams = http2::Streams::new(self.shutdown.clone(), patience);
             let io = TokioIo::new(Patient::new(stream, patience));
-            let connection = streams.builder(&self.limits).serve_connection(io, respond);
+            let connection = Box::pin(streams.builder(&self.limits).serve_connection(io, respond));
             let idle = streams.idle(self.limits.head_timeout);
-            self.until_drained(connection, |connection| connection.graceful_shutdown(), idle).await
+            Box::pin(self.until_drained(connection, |connection| connection.graceful_shutdown(), idle)).await
         } else {
             let respond = service_fn(|request: Request<Incoming>| self.respond(request, &told));
             let mut http = self.http.clone();
             let io = TokioIo::new(Patient::new(&mut stream, patience));
-            let connection = http.timer(Alarm::default()).serve_connection(io, respond);
-            let ended =
-                self.until_drained(connection, |connection| connection.graceful_shutdown(), pending()).await;
-            close(stream, self.limits.linger_timeout).await;
+            let connection = Box::pin(http.timer(Alarm::default()).serve_connection(io, respond));
+            let ended = Box::pin(self.until_drained(
+                connection,
+                |connection| connection.graceful_shutdown(),
+                pending(),
+            ))
+            .await;
+            Box::pin(close(stream, self.limits.linger_timeout)).await;
             ended
         };
         if let Err(error) = ended {
@@ -394,11 +401,10 @@ impl HttpService {
     /// Runs a connection to its end. From the shutdown on, or when it is idle, it takes no new requests.
     async fn until_drained<C: Future<Output = hyper::Result<()>>>(
         &self,
-        connection: C,
+        mut connection: Pin<Box<C>>,
         take_no_more: impl FnOnce(Pin<&mut C>),
         idle: impl Future<Output = ()>,
     ) -> hyper::Result<()> {
-        let mut connection = pin!(connection);
         tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
