@@ -1,7 +1,7 @@
 //! `flotilla bench origin-memory`: what an origin has in memory under many uploads and pulls at once.
 //!
 //! All uploads begin together, each of a blob that nobody has, and so do all pulls, over a connection each. A pull that
-//! was answered is followed by the next one until all uploads are done; every tenth is slow: it takes a piece, waits, and takes
+//! was answered is followed by the next one until all uploads are done; one in ten is slow (or as many as one wants): it takes a piece, waits, and takes
 //! the next one, as a machine with a bad link does. Meanwhile the files of a local storage are taken out of the page cache
 //! every second, so that much of what is pulled comes from the disk. What counts is the peak of the origin's resident
 //! memory as the kernel keeps it (`VmHWM`, proc_pid_status(5)); that part of it that is no file's (`RssAnon`) is shown
@@ -33,8 +33,6 @@ const LIMIT: ByteSize = ByteSize(256 << 20);
 const PATTERN_LEN: u64 = 16 << 20;
 /// Blobs that are pulled.
 const IMAGES: u64 = 8;
-/// One in so many pulls is slow.
-const SLOW_ONE_IN: u32 = 10;
 /// What a slow pull waits for between two pieces.
 const SLOW_PAUSE: Duration = Duration::from_millis(500);
 const SAMPLE_EVERY: Duration = Duration::from_millis(20);
@@ -49,12 +47,15 @@ pub(super) struct OriginMemoryArgs {
     /// Bytes of each upload; the temporary folder needs all of them
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(1 << 30))]
     size: ByteSize,
-    /// Pulls at once, every tenth of which is slow
+    /// Pulls at once
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = value_parser!(u32).range(0..=10_000))]
     pulls: u32,
     /// Bytes of each blob that is pulled
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(16 << 20))]
     pull_size: ByteSize,
+    /// One in so many pulls is slow; the more, the more is kept for them, and the less time the others take from uploads
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..))]
+    slow_one_in: u32,
     /// The origin's storage, which keeps what was pushed; a folder that is deleted afterwards without it
     #[arg(long, value_name = "URL")]
     storage: Option<String>,
@@ -72,6 +73,7 @@ struct Outcome {
     uploads: u32,
     upload_bytes: u64,
     pulls: u32,
+    slow_one_in: u32,
     /// Pulls that got all bytes.
     pulls_finished: u64,
     pulled_bytes: u64,
@@ -123,7 +125,7 @@ async fn measure(
     }
     for (number, layer) in (0..args.pulls).zip(images.iter().cycle()) {
         let url = origin.url(&format!("blobs/{layer}"));
-        let slow = number % SLOW_ONE_IN == 0;
+        let slow = number % args.slow_one_in == 0;
         pulls.spawn(pull(Arc::clone(origin), url, args.pull_size.0, slow, Arc::clone(&shared)));
     }
     let mut errors = failures(uploads).await;
@@ -143,6 +145,7 @@ async fn measure(
         uploads: args.uploads,
         upload_bytes: args.size.0,
         pulls: args.pulls,
+        slow_one_in: args.slow_one_in,
         pulls_finished: shared.pulls_finished.load(Ordering::Relaxed),
         pulled_bytes: shared.pulled_bytes.load(Ordering::Relaxed),
         seconds,
@@ -286,7 +289,7 @@ fn summary(outcome: &Outcome) -> String {
     let verdict = if outcome.ok { "ok" } else { "NOT OK" };
     format!(
         "uploads          {} of {} at once, {:.1} s\n\
-         pulls            {} at once, {} finished, {}\n\
+         pulls            {} at once, one in {} of them slow, {} finished, {}\n\
          errors           {}\n\
          heap and stacks  {} at most\n\
          peak resident    {}, at most {} is wanted: {verdict}\n",
@@ -294,6 +297,7 @@ fn summary(outcome: &Outcome) -> String {
         ByteSize(outcome.upload_bytes),
         outcome.seconds,
         outcome.pulls,
+        outcome.slow_one_in,
         outcome.pulls_finished,
         ByteSize(outcome.pulled_bytes),
         outcome.errors,
