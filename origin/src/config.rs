@@ -88,10 +88,10 @@ pub struct Limits {
     pub small_blob_cache: ByteSize,
     /// Memory for tags, claims to blobs, open uploads and closures, each. Default 16 MiB.
     pub other_caches: ByteSize,
-    /// Memory for the bytes of uploads on their way to storage, in batches of 1 MiB. Default 32 MiB: 16 uploads at full
+    /// Memory for the bytes of uploads on their way to storage, in batches of 512 KiB. Default 16 MiB: 16 uploads at full
     /// speed, the others wait.
     pub upload_buffers: ByteSize,
-    /// Memory for parts of 8 MiB on their way to a remote storage. Default 128 MiB.
+    /// Memory for parts of 5 MiB on their way to a remote storage. Default 80 MiB: one for each of 16 uploads.
     pub part_buffers: ByteSize,
     /// Memory for the bytes of blobs on their way to clients, where they pass through this process, in large pieces.
     /// Default 16 MiB; beyond, each response has a piece of 16 KiB.
@@ -131,8 +131,8 @@ impl Default for Limits {
             record_cache: ByteSize(64 << 20),
             small_blob_cache: ByteSize(32 << 20),
             other_caches: ByteSize(16 << 20),
-            upload_buffers: ByteSize(32 << 20),
-            part_buffers: ByteSize(128 << 20),
+            upload_buffers: ByteSize(16 << 20),
+            part_buffers: ByteSize(80 << 20),
             pull_buffers: ByteSize(16 << 20),
             connections: 8192,
             requests: 4096,

@@ -1,7 +1,7 @@
 //! The patience with a client that sends a body.
 //!
 //! Who sends nothing for the length of it has used it up; so has, after a while, who sends a byte now and then. A client
-//! that is slow holds memory which others wait for, up to a part of 8 MiB on remote storage, and an upload's place. Waiting for
+//! that is slow holds memory which others wait for, up to a part of 5 MiB on remote storage, and an upload's place. Waiting for
 //! bytes costs patience, and bytes restore it at the least rate: who sends as much on average may go on for ever, in
 //! whatever bursts. What it waits for us costs nothing.
 
@@ -9,7 +9,7 @@ use core::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-/// The least rate, in bytes per second: far below what a layer's push can use, and a part of 8 MiB in nine minutes.
+/// The least rate, in bytes per second: far below what a layer's push can use, and a part of 5 MiB in five and a half minutes.
 const LEAST_RATE: u32 = 16 << 10;
 
 /// The patience is at its end.

@@ -2,14 +2,15 @@
 //!
 //! A client that takes nothing keeps what it was to get next; a thousand of them would keep as much as the sum of their
 //! buffers. So a response has at most two large pieces of a file at once, and those only while the pool of all responses
-//! together has some left; without, it goes on with a small piece at a time. Nobody waits for the pool: a slow client
+//! together has a block left; without, it goes on with a small piece at a time. Nobody waits for the pool: a slow client
 //! costs the others a part of their speed, and never their turn.
 //!
 //! Whoever collects all pieces before it drops the first waits for ever; a connection drops each one that it has sent.
 
 use core::ops::Range;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,23 +18,23 @@ use flotilla_common::units::ByteSize;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::storage::read_piece;
+use crate::blocks::{Block, Blocks};
 
 /// Bytes of a large piece: small ones cost more in scheduling than in copying.
 const LARGE: usize = 512 << 10;
-/// Bytes of a small piece, the pool's unit.
+/// Bytes of a small piece.
 const SMALL: usize = 16 << 10;
 /// Large pieces of one response: one on its way out, one ahead. A small piece is alone.
 const AT_ONCE: usize = 2;
 
 /// The memory of all responses together.
 #[derive(Clone, Debug)]
-pub(crate) struct SendBuffers(Arc<Semaphore>);
+pub(crate) struct SendBuffers(Blocks);
 
 /// A piece with its places, free again when it was sent.
 struct Held {
     bytes: Bytes,
-    _places: [Option<OwnedSemaphorePermit>; 3],
+    _places: [Option<OwnedSemaphorePermit>; 2],
 }
 
 impl AsRef<[u8]> for Held {
@@ -42,7 +43,7 @@ impl AsRef<[u8]> for Held {
     }
 }
 
-fn held(bytes: Bytes, places: [Option<OwnedSemaphorePermit>; 3]) -> Bytes {
+fn held(bytes: Bytes, places: [Option<OwnedSemaphorePermit>; 2]) -> Bytes {
     Bytes::from_owner(Held { bytes, _places: places })
 }
 
@@ -52,8 +53,7 @@ async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
 
 impl SendBuffers {
     pub(crate) fn new(bytes: ByteSize) -> Self {
-        let units = usize::try_from(bytes.0).unwrap_or(usize::MAX) / SMALL;
-        Self(Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))))
+        Self(Blocks::new(LARGE, bytes.0))
     }
 
     /// The bytes of ranges of files, one after the other.
@@ -62,23 +62,26 @@ impl SendBuffers {
         files: Vec<(Arc<File>, Range<u64>)>,
     ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         let own = Arc::new(Semaphore::new(AT_ONCE));
-        let pool = Arc::clone(&self.0);
+        let pool = self.0.clone();
         let files = stream::iter(files.into_iter().map(Ok::<_, io::Error>));
         let pieces = files.map_ok(move |(file, range)| {
-            let (own, pool) = (Arc::clone(&own), Arc::clone(&pool));
+            let (own, pool) = (Arc::clone(&own), pool.clone());
             stream::try_unfold(range, move |range| {
-                let (file, own, pool) = (Arc::clone(&file), Arc::clone(&own), Arc::clone(&pool));
+                let (file, own, pool) = (Arc::clone(&file), Arc::clone(&own), pool.clone());
                 async move {
                     if range.is_empty() {
                         return Ok(None);
                     }
                     let first = place(&own).await;
-                    let large = pool.try_acquire_many_owned((LARGE / SMALL) as u32).ok();
-                    let (len, second) =
-                        if large.is_some() { (LARGE, None) } else { (SMALL, place(&own).await) };
-                    let end = range.end.min(range.start + len as u64);
-                    let piece = read(file, range.start..end).await?;
-                    Ok::<_, io::Error>(Some((held(piece, [first, large, second]), end..range.end)))
+                    let (piece, second) = match pool.try_take() {
+                        Some(block) => (large(block, file, range.clone()).await?, None),
+                        None => {
+                            let second = place(&own).await;
+                            (small(file, range.clone()).await?, second)
+                        }
+                    };
+                    let rest = range.start + piece.len() as u64..range.end;
+                    Ok::<_, io::Error>(Some((held(piece, [first, second]), rest)))
                 }
             })
         });
@@ -96,13 +99,35 @@ where
     stream::unfold((bytes, own), |(mut bytes, own)| async move {
         let turn = place(&own).await;
         let piece = bytes.next().await?;
-        Some((piece.map(|piece| held(piece, [turn, None, None])), (bytes, own)))
+        Some((piece.map(|piece| held(piece, [turn, None])), (bytes, own)))
     })
     .boxed()
 }
 
-async fn read(file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
-    let reading = move || read_piece(&file, range.start, (range.end - range.start) as usize);
+/// The first bytes of a range, in a block.
+async fn large(mut block: Block, file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
+    let reading = move || {
+        let len = usize::try_from(range.end - range.start).unwrap_or(LARGE);
+        block.append_with(len, |room| file.read_exact_at(room, range.start))?;
+        Ok(block.freeze())
+    };
+    tokio::task::spawn_blocking(reading).await.map_err(io::Error::other)?
+}
+
+/// The first bytes of a range; here if they are in memory, and otherwise where waiting for a disk is allowed.
+async fn small(file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
+    let len = usize::try_from(range.end - range.start).map_or(SMALL, |len| len.min(SMALL));
+    let mut bytes = vec![0; len];
+    let now = rustix::io::preadv2(
+        &file,
+        &mut [IoSliceMut::new(&mut bytes)],
+        range.start,
+        rustix::io::ReadWriteFlags::NOWAIT,
+    );
+    if now == Ok(len) {
+        return Ok(bytes.into());
+    }
+    let reading = move || file.read_exact_at(&mut bytes, range.start).map(|()| bytes.into());
     tokio::task::spawn_blocking(reading).await.map_err(io::Error::other)?
 }
 
@@ -140,7 +165,7 @@ mod tests {
         let (lens, bytes) = sent(&buffers, 3..LEN as u64).await;
         assert_eq!(lens, [LARGE, LARGE, 2]);
         assert_eq!(bytes, file().1[3..]);
-        let _all = buffers.0.try_acquire_many(buffers.0.available_permits() as u32).unwrap();
+        let _all: Vec<_> = core::iter::from_fn(|| buffers.0.try_take()).collect();
         let (lens, bytes) = sent(&buffers, 3..LEN as u64).await;
         assert!(lens.iter().all(|len| *len <= SMALL), "{lens:?}");
         assert_eq!(bytes, file().1[3..]);

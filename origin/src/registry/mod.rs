@@ -21,9 +21,9 @@ use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{RegionName, RepositoryName, Tag};
 use flotilla_common::seal::SealKey;
-use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
+use crate::blocks::Blocks;
 use crate::cache::{self, Cache};
 use crate::config::Limits;
 use crate::format::Format;
@@ -56,7 +56,7 @@ pub(crate) struct Registry {
     clock: HybridClock,
     seal_key: SealKey,
     signer: Signer,
-    batches: Arc<Semaphore>,
+    batches: Blocks,
     sessions: moka::sync::Cache<Generation, Arc<sessions::Session>>,
     claims: Cache<BlobKey, Claim>,
     records: Cache<(Digest, Generation), Arc<StoredRecord>>,
@@ -92,12 +92,11 @@ impl Registry {
             ..timed(limits.repository_time_to_live, bytes)
         };
         let other = limits.other_caches.0;
-        let batches = usize::try_from(limits.upload_buffers.0).unwrap_or(usize::MAX) / BATCH_LEN;
         Self {
             clock: HybridClock::new(region),
             seal_key,
             signer: Signer::new(format.upload_secret),
-            batches: Arc::new(Semaphore::new(batches.clamp(1, Semaphore::MAX_PERMITS))),
+            batches: Blocks::new(BATCH_LEN, limits.upload_buffers.0),
             sessions: moka::sync::Cache::builder()
                 .max_capacity(other)
                 .weigher(|_, session: &Arc<sessions::Session>| {

@@ -185,7 +185,7 @@ impl Registry {
 
     async fn receive(&self, ticket: Ticket, body: Body, hashes: Hashes) -> Result<Received, RegistryError> {
         let bounds = Bounds {
-            batches: Arc::clone(&self.batches),
+            batches: self.batches.clone(),
             stall: self.limits.stall_timeout,
             segment_len: self.limits.segment_len.0,
             expected: body.len,

@@ -223,7 +223,7 @@ fn file_stream(file: Arc<File>, key: Key, range: Range<u64>) -> ByteStream {
 }
 
 /// `len` bytes of a file. Blocking.
-pub(crate) fn read_piece(file: &File, start: u64, len: usize) -> io::Result<Bytes> {
+fn read_piece(file: &File, start: u64, len: usize) -> io::Result<Bytes> {
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len {
         let offset = start + bytes.len() as u64;

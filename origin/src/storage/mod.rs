@@ -33,7 +33,6 @@ pub use bounded::Bounded;
 pub use counted::{Counted, Operations};
 pub use key::{Key, KeyError, Prefix};
 pub use local::LocalDirectory;
-pub(crate) use local::read_piece;
 pub use object_writer::PartPool;
 pub use objects::{ObjectStorage, Remote};
 pub(crate) use open::probe_signing;

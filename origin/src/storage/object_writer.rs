@@ -2,52 +2,53 @@
 //! upload of equal parts, several of them under way at once.
 //!
 //! ```text
-//! bytes -> part of 8 MiB, with a permit of the pool -> put_part, at most 3 at once -+
-//!                                                      put_part --------------------+-> complete
+//! bytes -> part of 5 MiB, in a block of the pool -> put_part, at most 5 at once -+
+//!                                                  put_part --------------------+-> complete
 //! ```
-//! The permit goes with the part until the store has it: the pool bounds the memory of all writers together. A part that
+//! The block goes with the part until the store has it: the pool bounds the memory of all writers together. A part that
 //! is full needs nobody to be sent, so whoever waits for a part gets one in the end. A writer
 //! that is dropped, or that fails, aborts its multipart upload; what a crash leaves is for the bucket's lifecycle rule.
 
 use core::time::Duration;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 
 use super::objects::told;
 use super::{Key, ObjectWriter, StorageError, StorageFuture};
+use crate::blocks::{Block, Blocks};
 
-/// Bytes of a part: all of one object's are equal but the last, as some stores ask.
-const PART_LEN: usize = 8 << 20;
+/// Bytes of a part: all of one object's are equal but the last, as some stores ask. S3 takes no smaller ones.
+const PART_LEN: usize = 5 << 20;
 /// Parts of one object that are under way at once.
-const PARTS_AT_ONCE: usize = 3;
+const PARTS_AT_ONCE: usize = 5;
+/// Multipart uploads that are completed at once: with all of a burst at once, a store that copies bytes for it answers none in
+/// time.
+const COMPLETING_AT_ONCE: usize = 16;
+/// Bytes of a part that are handed to the HTTP client at once, which may copy them.
+const PIECE_LEN: usize = 64 << 10;
 /// How long an abort may take, behind everybody's back.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
 const ACTION: &str = "write object";
 
 /// The memory for parts that are being gathered or sent: a writer without a part waits, and so does its client.
 #[derive(Clone, Debug)]
-pub struct PartPool(Arc<Semaphore>);
-
-impl PartPool {
-    /// A pool of `bytes`, at least one part of 8 MiB.
-    pub fn new(bytes: u64) -> Self {
-        let parts = usize::try_from(bytes).unwrap_or(usize::MAX) / PART_LEN;
-        Self(Arc::new(Semaphore::new(parts.clamp(1, Semaphore::MAX_PERMITS))))
-    }
+pub struct PartPool {
+    parts: Blocks,
+    /// Uploads that are put together at once: all bytes of them may be copied for it.
+    completing: Arc<Semaphore>,
 }
 
-/// A part that is being gathered; it holds its place in the pool from its first byte on.
-#[derive(Default)]
-struct Part {
-    pieces: Vec<Bytes>,
-    len: usize,
-    permit: Option<OwnedSemaphorePermit>,
+impl PartPool {
+    /// A pool of `bytes`, at least one part of 5 MiB.
+    pub fn new(bytes: u64) -> Self {
+        Self { parts: Blocks::new(PART_LEN, bytes), completing: Arc::new(Semaphore::new(COMPLETING_AT_ONCE)) }
+    }
 }
 
 /// A multipart upload, begun only with the second part.
@@ -58,62 +59,82 @@ struct Upload {
 
 pub(super) struct Writer {
     store: Arc<dyn ObjectStore>,
+    /// The store keeps the bytes that it is given, so it must not get the pool's.
+    keeps_bytes: bool,
     pool: PartPool,
     key: Key,
     path: Path,
-    part: Part,
+    /// The part that is being gathered.
+    part: Option<Block>,
     /// For the next part, if there was one to be had before it was needed.
-    spare: Option<OwnedSemaphorePermit>,
+    spare: Option<Block>,
     len: u64,
     upload: Option<Upload>,
 }
 
 impl Writer {
-    pub(super) fn new(store: Arc<dyn ObjectStore>, pool: PartPool, key: Key, path: Path) -> Self {
-        Self { store, pool, key, path, part: Part::default(), spare: None, len: 0, upload: None }
+    pub(super) fn new(
+        store: Arc<dyn ObjectStore>,
+        keeps_bytes: bool,
+        pool: PartPool,
+        key: Key,
+        path: Path,
+    ) -> Self {
+        Self { store, keeps_bytes, pool, key, path, part: None, spare: None, len: 0, upload: None }
     }
 
     async fn take(&mut self, mut bytes: Bytes) -> Result<(), StorageError> {
         self.len += bytes.len() as u64;
         while !bytes.is_empty() {
-            self.make_room().await?;
-            let now = bytes.split_to(bytes.len().min(PART_LEN - self.part.len));
-            self.part.len += now.len();
-            self.part.pieces.push(now);
+            let now = self.part().await?.append(&bytes);
+            bytes.advance(now);
         }
         Ok(())
     }
 
-    /// Has a part that is not full. Waits for one without holding another that waits for bytes.
-    async fn make_room(&mut self) -> Result<(), StorageError> {
-        if self.part.len == PART_LEN {
+    /// Takes the part that is being gathered.
+    fn gathered(&mut self) -> Bytes {
+        let part = self.part.take().map(Block::freeze).unwrap_or_default();
+        if self.keeps_bytes { Bytes::copy_from_slice(&part) } else { part }
+    }
+
+    fn part_len(&self) -> usize {
+        self.part.as_ref().map_or(0, Block::len)
+    }
+
+    /// A part that is not full. Waits for one without holding another that waits for bytes.
+    async fn part(&mut self) -> Result<&mut Block, StorageError> {
+        if self.part_len() == PART_LEN {
             self.send_part().await?;
         }
-        if self.part.permit.is_none() {
-            self.part.permit = match self.spare.take() {
-                Some(spare) => Some(spare),
-                None => Arc::clone(&self.pool.0).acquire_owned().await.ok(),
-            };
-        }
-        Ok(())
+        let part = match (self.part.take(), self.spare.take()) {
+            (Some(part), spare) => {
+                self.spare = spare;
+                part
+            }
+            (None, Some(spare)) => spare,
+            (None, None) => self.pool.parts.take().await,
+        };
+        Ok(self.part.insert(part))
     }
 
     async fn room_after(&mut self, pending: usize) -> Result<usize, StorageError> {
         if pending == 0 {
-            self.make_room().await?;
+            self.part().await?;
         }
-        let in_part = PART_LEN.saturating_sub(self.part.len + pending);
+        let in_part = PART_LEN.saturating_sub(self.part_len() + pending);
         if in_part > 0 {
             return Ok(in_part);
         }
         if self.spare.is_none() {
-            self.spare = Arc::clone(&self.pool.0).try_acquire_owned().ok();
+            self.spare = self.pool.parts.try_take();
         }
         Ok(if self.spare.is_some() { PART_LEN } else { 0 })
     }
 
     /// Sets the gathered part on its way, once fewer than [`PARTS_AT_ONCE`] are.
     async fn send_part(&mut self) -> Result<(), StorageError> {
+        let gathered = self.gathered();
         let told = |error| told(ACTION, &self.key, error);
         let upload = match &mut self.upload {
             Some(upload) => upload,
@@ -125,13 +146,8 @@ impl Writer {
         while upload.under_way.len() >= PARTS_AT_ONCE {
             arrived(&self.key, upload.under_way.join_next().await)?;
         }
-        let Part { pieces, len: _, permit } = core::mem::take(&mut self.part);
-        let sent = upload.multipart.put_part(PutPayload::from_iter(pieces));
-        upload.under_way.spawn(async move {
-            let outcome = sent.await;
-            drop(permit);
-            outcome
-        });
+        let part = upload.multipart.put_part(payload(&gathered));
+        upload.under_way.spawn(part);
         Ok(())
     }
 
@@ -139,13 +155,15 @@ impl Writer {
         if self.upload.is_none() {
             return self.put_whole().await;
         }
-        if self.part.len > 0 {
+        if self.part_len() > 0 {
             self.send_part().await?;
         }
         let Some(upload) = &mut self.upload else { return Ok(()) };
         while let Some(joined) = upload.under_way.join_next().await {
             arrived(&self.key, Some(joined))?;
         }
+        // The pool is never closed.
+        let _turn = self.pool.completing.acquire().await.ok();
         // No backend completes a multipart upload under a condition everywhere. The keys of streamed objects carry a
         // nonce and are written once, so this look only finds a broken generator of nonces.
         if let Some(_present) = stored_len(&*self.store, &self.key, &self.path).await? {
@@ -164,7 +182,7 @@ impl Writer {
 
     /// What fits one part, in one conditional put.
     async fn put_whole(&mut self) -> Result<(), StorageError> {
-        let payload = PutPayload::from_iter(core::mem::take(&mut self.part.pieces));
+        let payload = payload(&self.gathered());
         let put = self.store.put_opts(&self.path, payload.clone(), PutOptions::from(PutMode::Create)).await;
         match put {
             Ok(_) => Ok(()),
@@ -179,6 +197,12 @@ impl Writer {
             },
         }
     }
+}
+
+/// Bytes in pieces.
+fn payload(bytes: &Bytes) -> PutPayload {
+    let starts = (0..bytes.len()).step_by(PIECE_LEN);
+    starts.map(|start| bytes.slice(start..bytes.len().min(start + PIECE_LEN))).collect()
 }
 
 async fn is_there(

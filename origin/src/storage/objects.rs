@@ -24,18 +24,25 @@ use super::{
 pub struct Remote {
     store: Arc<dyn ObjectStore>,
     signer: Option<Arc<dyn Signer>>,
+    /// It is of this process, and keeps the bytes that it is given.
+    keeps_bytes: bool,
     prefix: Option<Prefix>,
 }
 
 impl Remote {
     /// A store that signs URLs.
     pub(super) fn new(store: impl ObjectStore + Signer + Clone) -> Self {
-        Self { store: Arc::new(store.clone()), signer: Some(Arc::new(store)), prefix: None }
+        Self {
+            store: Arc::new(store.clone()),
+            signer: Some(Arc::new(store)),
+            keeps_bytes: false,
+            prefix: None,
+        }
     }
 
     /// A store of this process.
     pub(super) fn unsigned(store: impl ObjectStore) -> Self {
-        Self { store: Arc::new(store), signer: None, prefix: None }
+        Self { store: Arc::new(store), signer: None, keeps_bytes: true, prefix: None }
     }
 
     /// The same, with all keys under a prefix.
@@ -200,7 +207,7 @@ impl Storage for ObjectStorage {
             let path = self.remote.path("begin object", key)?;
             let store = Arc::clone(&self.remote.store);
             let writer: Box<dyn ObjectWriter> =
-                Box::new(Writer::new(store, self.pool.clone(), key.clone(), path));
+                Box::new(Writer::new(store, self.remote.keeps_bytes, self.pool.clone(), key.clone(), path));
             Ok(writer)
         }
         .boxed()

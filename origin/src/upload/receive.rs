@@ -1,29 +1,29 @@
 //! The bytes of one request body on their way into segments, hashed as they pass.
 //!
 //! ```text
-//! socket -> batch of 1 MiB -> hash (blocking thread) -+-> next
+//! socket -> batch of 512 KiB -> hash (blocking thread) -+-> next
 //!                          -> segment's writer       -+
 //! ```
-//! While a batch is hashed and written, the next one is read: two batches per upload, each with a permit of the pool.
-//! An upload without a permit has one piece of its body and does not read its socket any further. So that slow clients
+//! While a batch is hashed and written, the next one is read: two batches per upload, each in a block of the pool.
+//! An upload without a block has one piece of its body and does not read its socket any further. Bytes are copied into the
+//! block: a piece as it came keeps the buffer that it was read into, which may be much larger. So that slow clients
 //! keep nobody waiting, a batch is gathered only when its first bytes are there, and for a short time only.
 //!
-//! Memory is asked for in one order, what the segment's writer needs before the permit of a batch: who holds a permit waits
-//! for nobody. Without that, uploads with permits that wait for parts and uploads with parts that wait for permits wait
+//! Memory is asked for in one order, what the segment's writer needs before the block of a batch: who holds a block waits
+//! for nobody. Without that, uploads with blocks that wait for parts and uploads with parts that wait for blocks wait
 //! for each other for ever.
 //!
 //! Nothing is visible before the segment is finished, and the segment counts only once a link names it.
 
 use core::time::Duration;
-use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::hash::Hashes;
 use super::id::Generation;
+use crate::blocks::Blocks;
 use crate::keys;
 use crate::nonce::nonce;
 use crate::patience::{Patience, UsedUp};
@@ -31,7 +31,7 @@ use crate::record::Segment;
 use crate::storage::{ObjectWriter, Storage, StorageError};
 
 /// Bytes that are gathered before they are hashed and written.
-pub(crate) const BATCH_LEN: usize = 1 << 20;
+pub(crate) const BATCH_LEN: usize = 512 << 10;
 /// How long a batch is gathered after its first bytes; a slow client's is smaller then.
 const GATHER_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a client whose upload failed waits for its segments to be removed.
@@ -42,8 +42,8 @@ const HASH_HERE_LEN: usize = 64 << 10;
 /// The bounds of a body.
 #[derive(Clone, Debug)]
 pub(crate) struct Bounds {
-    /// Permits for batches.
-    pub(crate) batches: Arc<Semaphore>,
+    /// Memory for batches.
+    pub(crate) batches: Blocks,
     /// The patience with a client that sends nothing, or little.
     pub(crate) stall: Duration,
     /// Bytes at which a segment ends.
@@ -115,8 +115,8 @@ where
     let patience = Patience::new(bounds.stall);
     let mut source = Source { body, bounds, left: bounds.expected, patience, held: None, has_ended: false };
     let mut batch = next_batch(&mut source, sink).await?;
-    while !batch.pieces.is_empty() {
-        let room = sink.room(batch.len).await?;
+    while !batch.is_empty() {
+        let room = sink.room(batch.len()).await?;
         if room == 0 {
             hashes = sink.store(hashes, batch).await?;
             batch = next_batch(&mut source, sink).await?;
@@ -132,8 +132,8 @@ where
     Ok(hashes)
 }
 
-/// The next batch, with none under way.
-async fn next_batch<S, E>(source: &mut Source<'_, S>, sink: &mut Sink<'_>) -> Result<Batch, ReceiveError>
+/// The next batch, with none under way; empty at the end of the body.
+async fn next_batch<S, E>(source: &mut Source<'_, S>, sink: &mut Sink<'_>) -> Result<Bytes, ReceiveError>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
     E: core::fmt::Display,
@@ -142,14 +142,7 @@ where
         let room = sink.room(0).await?;
         return source.batch(room).await;
     }
-    Ok(Batch::default())
-}
-
-#[derive(Default)]
-struct Batch {
-    pieces: Vec<Bytes>,
-    len: usize,
-    _permit: Option<OwnedSemaphorePermit>,
+    Ok(Bytes::new())
 }
 
 struct Source<'a, S> {
@@ -185,31 +178,30 @@ where
         Ok(self.held.is_some())
     }
 
-    /// The next batch, of at most `room` bytes; of no pieces at the end of the body.
-    async fn batch(&mut self, room: usize) -> Result<Batch, ReceiveError> {
+    /// The next batch, of at most `room` bytes; empty at the end of the body.
+    async fn batch(&mut self, room: usize) -> Result<Bytes, ReceiveError> {
         if !self.wait().await? {
-            return Ok(Batch::default());
+            return Ok(Bytes::new());
         }
-        let permit = Arc::clone(&self.bounds.batches).acquire_owned().await.ok();
-        let mut batch = Batch { _permit: permit, ..Batch::default() };
+        let mut block = self.bounds.batches.take().await;
         let deadline = Instant::now() + GATHER_TIMEOUT;
         let len = room.min(BATCH_LEN);
-        while batch.len < len {
+        while block.len() < len {
             let Ok(more) = tokio::time::timeout_at(deadline, self.wait()).await else { break };
             more?;
             let Some(mut piece) = self.held.take() else { break };
-            let now = piece.split_to(piece.len().min(len - batch.len));
+            let now = block.append(&piece[..piece.len().min(len - block.len())]);
+            piece.advance(now);
             self.held = (!piece.is_empty()).then_some(piece);
-            batch.len += now.len();
-            batch.pieces.push(now);
         }
-        Ok(batch)
+        Ok(block.freeze())
     }
 }
 
-async fn hash(mut hashes: Hashes, pieces: Vec<Bytes>, len: usize) -> Result<Hashes, StorageError> {
+async fn hash(mut hashes: Hashes, bytes: Bytes) -> Result<Hashes, StorageError> {
+    let len = bytes.len();
     let update = move || {
-        pieces.iter().for_each(|piece| hashes.update(piece));
+        hashes.update(&bytes);
         hashes
     };
     if len < HASH_HERE_LEN {
@@ -228,10 +220,9 @@ struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// Hashes and writes a batch. Its permit is free again at the end: the next batch may be waiting for it.
-    async fn store(&mut self, hashes: Hashes, batch: Batch) -> Result<Hashes, StorageError> {
-        let (hashed, written) =
-            tokio::join!(hash(hashes, batch.pieces.clone(), batch.len), self.write(&batch));
+    /// Hashes and writes a batch. Its block is free again at the end: the next batch may be waiting for it.
+    async fn store(&mut self, hashes: Hashes, batch: Bytes) -> Result<Hashes, StorageError> {
+        let (hashed, written) = tokio::join!(hash(hashes, batch.clone()), self.write(batch));
         written.and(hashed)
     }
 
@@ -255,12 +246,11 @@ impl Sink<'_> {
     }
 
     /// There is room for the batch.
-    async fn write(&mut self, batch: &Batch) -> Result<(), StorageError> {
+    async fn write(&mut self, batch: Bytes) -> Result<(), StorageError> {
         let Some((segment, writer)) = &mut self.open else { return Ok(()) };
-        for piece in &batch.pieces {
-            writer.write(piece.clone()).await?;
-        }
-        segment.size += batch.len as u64;
+        let len = batch.len() as u64;
+        writer.write(batch).await?;
+        segment.size += len;
         writer.flush().await
     }
 
@@ -307,7 +297,7 @@ mod tests {
     }
 
     fn bounds(expected: Option<u64>) -> Bounds {
-        let batches = Arc::new(Semaphore::new(1));
+        let batches = Blocks::new(BATCH_LEN, BATCH_LEN as u64);
         Bounds { batches, stall: Duration::from_secs(60), segment_len: 2 << 20, expected }
     }
 
@@ -336,7 +326,7 @@ mod tests {
         assert_eq!(received.segments.iter().map(|segment| segment.size).sum::<u64>(), whole.len() as u64);
         let (digest, _) = received.hashes.finish(Algorithm::Sha256);
         assert_eq!(digest, Some(Digest::sha256(&whole)));
-        assert_eq!(bounds.batches.available_permits(), 1);
+        assert!(bounds.batches.try_take().is_some());
     }
 
     #[tokio::test]

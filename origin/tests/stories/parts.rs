@@ -15,7 +15,9 @@ use tokio::task::JoinHandle;
 use crate::support::{Region, Registry, sample};
 
 /// Bytes of a part.
-const PART: u64 = 8 << 20;
+const PART: u64 = 5 << 20;
+/// Bytes of a batch.
+const BATCH: u64 = 512 << 10;
 const MIB: usize = 1 << 20;
 
 /// Remote storage, in memory, with room for so many parts.
@@ -52,7 +54,7 @@ impl Sending {
 /// could go on.
 #[tokio::test]
 async fn uploads_that_have_a_part_never_wait_for_those_that_wait_for_one() {
-    let two_batches = ByteSize(2 * MIB as u64);
+    let two_batches = ByteSize(2 * BATCH);
     let region =
         Region::start_on(with_parts(2), 1, |config| config.limits.upload_buffers = two_batches).await;
     let client = region.client(0);
