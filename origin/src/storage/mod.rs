@@ -18,6 +18,7 @@ mod object_writer;
 mod objects;
 mod open;
 mod remote;
+mod transport;
 
 use core::fmt;
 use core::ops::Range;

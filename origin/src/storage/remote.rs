@@ -16,13 +16,14 @@ use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 
 use super::Prefix;
 use super::objects::Remote;
+use super::transport::SmallBuffers;
 
 /// Variables of the environment.
 pub type Variables = BTreeMap<String, String>;
 
 /// How long a server may send nothing. No bound on a whole answer: a client may take its time with a large blob.
-const READ_TIMEOUT: Duration = Duration::from_secs(15);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// After this long no further attempt is made; one that is under way may last a [`READ_TIMEOUT`] more.
 const RETRY_FOR: Duration = Duration::from_secs(10);
 const ATTEMPTS: usize = 8;
@@ -85,7 +86,8 @@ fn parse(address: &str) -> Result<(&str, Option<Prefix>), RemoteError> {
 }
 
 fn s3(bucket: &str, variables: &Variables) -> Result<Remote, object_store::Error> {
-    let builder = AmazonS3Builder::new().with_client_options(client()).with_retry(retry());
+    let builder = AmazonS3Builder::new().with_http_connector(SmallBuffers);
+    let builder = builder.with_client_options(client()).with_retry(retry());
     // Objects go one at a time, and not every server that calls itself S3 knows the other way.
     let builder = builder.with_config(object_store::aws::AmazonS3ConfigKey::DisableBulkDelete, "true");
     let builder =
@@ -94,14 +96,16 @@ fn s3(bucket: &str, variables: &Variables) -> Result<Remote, object_store::Error
 }
 
 fn gs(bucket: &str, variables: &Variables) -> Result<Remote, object_store::Error> {
-    let builder = GoogleCloudStorageBuilder::new().with_client_options(client()).with_retry(retry());
+    let builder = GoogleCloudStorageBuilder::new().with_http_connector(SmallBuffers);
+    let builder = builder.with_client_options(client()).with_retry(retry());
     let builder =
         configured(builder, "GOOGLE_", variables, |builder, key, value| builder.with_config(key, value));
     Ok(Remote::new(builder.with_bucket_name(bucket).build()?))
 }
 
 fn az(container: &str, variables: &Variables) -> Result<Remote, object_store::Error> {
-    let builder = MicrosoftAzureBuilder::new().with_client_options(client()).with_retry(retry());
+    let builder = MicrosoftAzureBuilder::new().with_http_connector(SmallBuffers);
+    let builder = builder.with_client_options(client()).with_retry(retry());
     let builder =
         configured(builder, "AZURE_", variables, |builder, key, value| builder.with_config(key, value));
     Ok(Remote::new(builder.with_container_name(container).build()?))
@@ -119,7 +123,7 @@ fn configured<B, K: FromStr>(
     known.fold(builder, |builder, (key, value)| set(builder, key, value))
 }
 
-fn client() -> ClientOptions {
+pub(super) fn client() -> ClientOptions {
     ClientOptions::new()
         .with_timeout_disabled()
         .with_read_timeout(READ_TIMEOUT)
