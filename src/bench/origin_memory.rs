@@ -33,8 +33,6 @@ const LIMIT: ByteSize = ByteSize(256 << 20);
 const PATTERN_LEN: u64 = 16 << 20;
 /// Blobs that are pulled.
 const IMAGES: u64 = 8;
-/// What a slow pull waits for between two pieces.
-const SLOW_PAUSE: Duration = Duration::from_millis(500);
 const SAMPLE_EVERY: Duration = Duration::from_millis(20);
 const EVICT_EVERY: Duration = Duration::from_secs(1);
 
@@ -56,6 +54,9 @@ pub(super) struct OriginMemoryArgs {
     /// One in so many pulls is slow; the more, the more is kept for them, and the less time the others take from uploads
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..))]
     slow_one_in: u32,
+    /// What a slow pull waits between two pieces, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = value_parser!(u64).range(1..=60_000))]
+    slow_pause_ms: u64,
     /// The origin's storage, which keeps what was pushed; a folder that is deleted afterwards without it
     #[arg(long, value_name = "URL")]
     storage: Option<String>,
@@ -125,8 +126,9 @@ async fn measure(
     }
     for (number, layer) in (0..args.pulls).zip(images.iter().cycle()) {
         let url = origin.url(&format!("blobs/{layer}"));
-        let slow = number % args.slow_one_in == 0;
-        pulls.spawn(pull(Arc::clone(origin), url, args.pull_size.0, slow, Arc::clone(&shared)));
+        let pause = Duration::from_millis(args.slow_pause_ms);
+        let pause = (number % args.slow_one_in == 0).then_some(pause);
+        pulls.spawn(pull(Arc::clone(origin), url, args.pull_size.0, pause, Arc::clone(&shared)));
     }
     let mut errors = failures(uploads).await;
     let seconds = started.elapsed().as_secs_f64();
@@ -201,12 +203,12 @@ fn repeated(pattern: &[Bytes], len: u64) -> impl Iterator<Item = Bytes> {
     })
 }
 
-/// Pulls a blob until all uploads are done, at least once; a slow one leaves then, wherever it is.
+/// Pulls a blob until all uploads are done, at least once; one that pauses is slow, and leaves then, wherever it is.
 async fn pull(
     origin: Arc<OriginProcess>,
     url: String,
     size: u64,
-    slow: bool,
+    pause: Option<Duration>,
     shared: Arc<Shared>,
 ) -> Result<(), String> {
     loop {
@@ -216,11 +218,11 @@ async fn pull(
         while let Some(piece) = answer.chunk().await.map_err(told)? {
             got += piece.len() as u64;
             shared.pulled_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            if slow {
+            if let Some(pause) = pause {
                 if shared.uploaded.load(Ordering::Relaxed) {
                     return Ok(());
                 }
-                tokio::time::sleep(SLOW_PAUSE).await;
+                tokio::time::sleep(pause).await;
             }
         }
         if got != size {
