@@ -1,17 +1,14 @@
 //! An origin as a process of its own, so that what it uses can be told from what its clients use.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::Command;
 
 use flotilla_common::name::{NameError, PeerId, RegionName, RepositoryName};
 use reqwest::Client;
 use tempfile::TempDir;
-use tokio::sync::oneshot;
-use tokio::time::timeout;
 
-use super::peers::{Log, Started};
 use super::process::Process;
+use super::service::{ServiceProcess, Started};
 use crate::cli::CommandError;
 use crate::client::RegistryClient;
 use crate::pki;
@@ -21,17 +18,14 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 const REGION: &str = "local";
 const REPOSITORY: &str = "bench";
-/// The probe of a remote storage is in it.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running `flotilla origin`, which lives no longer than this, with the files that it wrote.
 #[derive(Debug)]
 pub(super) struct OriginProcess {
-    child: Child,
+    service: ServiceProcess,
     base: String,
     http: Client,
     storage: Option<PathBuf>,
-    log: Log,
     _dir: TempDir,
 }
 
@@ -58,27 +52,17 @@ impl OriginProcess {
             }
         };
         let (http, mut command) = prepared(dir.path(), plan.tls).map_err(failed)?;
-        command.args(["--storage", &storage]).stdin(Stdio::null()).stdout(Stdio::null());
-        let mut child = command.stderr(Stdio::piped()).spawn().map_err(|error| failed(error.into()))?;
-        let (log, (started, address)) = (Log::default(), oneshot::channel());
-        if let Some(stderr) = child.stderr.take() {
-            let log = log.clone();
-            std::thread::spawn(move || log.follow(stderr, Started::ORIGIN, started));
-        }
-        let storage = plan.storage.is_none().then_some(folder);
-        // From here on the child ends with it, whatever goes wrong.
-        let mut origin = Self { child, base: String::new(), http, storage, log, _dir: dir };
+        let service = ServiceProcess::start(command.args(["--storage", &storage]), Started::ORIGIN).await;
+        let service = service.map_err(|error| failed(error.into()))?;
         let scheme = if plan.tls { "https" } else { "http" };
-        match timeout(START_TIMEOUT, address).await {
-            Ok(Ok(address)) => origin.base = format!("{scheme}://{address}"),
-            _ => return Err(failed(format!("it does not listen; its log:\n{}", origin.log.tail()).into())),
-        }
-        Ok(origin)
+        let base = format!("{scheme}://{}", service.address());
+        let storage = plan.storage.is_none().then_some(folder);
+        Ok(Self { service, base, http, storage, _dir: dir })
     }
 
     /// Its process.
     pub(super) fn process(&self) -> Process {
-        Process(self.child.id())
+        self.service.process()
     }
 
     /// The folder of its storage, if that is one.
@@ -88,7 +72,7 @@ impl OriginProcess {
 
     /// The end of its log.
     pub(super) fn log(&self) -> String {
-        self.log.tail()
+        self.service.log()
     }
 
     /// An HTTP client that trusts it.
@@ -110,14 +94,6 @@ impl OriginProcess {
     }
 }
 
-impl Drop for OriginProcess {
-    fn drop(&mut self) {
-        // Either fails only if it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// Makes keys, and what depends on them: a client, and the command of an origin.
 fn prepared(dir: &Path, tls: bool) -> Result<(Client, Command), Failed> {
     let (name, pki): (RegionName, _) = (REGION.parse()?, dir.join("pki"));
@@ -131,7 +107,7 @@ fn prepared(dir: &Path, tls: bool) -> Result<(Client, Command), Failed> {
     let program = std::env::current_exe()?;
     let mut command = Command::new(&program);
     command.arg("origin").args(["--listen", &ANY_PORT.to_string(), "--region", REGION]).arg("--seal-key");
-    command.arg(pki.join(format!("{REGION}.seal.key"))).env("FLOTILLA_LOG", "info");
+    command.arg(pki.join(format!("{REGION}.seal.key")));
     if tls {
         let server = ANY_PORT.ip().to_string();
         let issue =

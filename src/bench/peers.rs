@@ -3,23 +3,19 @@
 //! The region's origin and tracker run in this process; each peer is `flotilla peer` with a store and ports of its own,
 //! on loopback. It lives no longer than its [`PeerProcess`].
 
-use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::Command;
 use std::time::Duration;
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{NameError, PeerId, RegionName};
 use flotilla_peer::Stats;
 use tempfile::TempDir;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::content::Pushed;
 use super::process::Process;
+use super::service::{ServiceProcess, Started};
 use crate::cli::CommandError;
 use crate::client::{RegistryClient, http_client};
 use crate::pki;
@@ -29,13 +25,10 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 const REGION: &str = "local";
 const REPOSITORY: &str = "bench";
-const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a peer is asked how far it is: a small share of what is measured, both in time and in work.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// With no chunk held in this time, a download is taken to be stuck.
 const STUCK: Duration = Duration::from_secs(30);
-/// Lines of a peer's log that are shown if it fails.
-const LOG_LINES: usize = 20;
 
 /// An origin and a tracker in this process, and where peers are started.
 #[derive(Debug)]
@@ -49,10 +42,8 @@ pub(super) struct Field {
 #[derive(Debug)]
 pub(super) struct PeerProcess {
     id: PeerId,
-    child: Child,
-    mirror: SocketAddr,
+    service: ServiceProcess,
     store: PathBuf,
-    log: Log,
 }
 
 impl Field {
@@ -76,7 +67,7 @@ impl Field {
 
     /// A client of a peer's mirror.
     pub(super) fn mirror(&self, peer: &PeerProcess) -> Result<RegistryClient, CommandError> {
-        Ok(self.client(format!("http://{}", peer.mirror))?.through_mirror(self.region.registry()))
+        Ok(self.client(format!("http://{}", peer.service.address()))?.through_mirror(self.region.registry()))
     }
 
     fn client(&self, base: String) -> Result<RegistryClient, CommandError> {
@@ -110,30 +101,9 @@ impl Field {
             .arg("--tls-ca")
             .arg(&files.authority)
             .arg("--trusted-keys")
-            .arg(pki.join(pki::TRUSTED_KEYS))
-            .env("FLOTILLA_LOG", "info")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| failed(error.into()))?;
-        let log = Log::default();
-        let (started, mirror) = oneshot::channel();
-        if let Some(stderr) = child.stderr.take() {
-            let log = log.clone();
-            std::thread::spawn(move || log.follow(stderr, Started::PEER, started));
-        }
-        // From here on the child ends with it, whatever goes wrong.
-        let mut peer = PeerProcess { id, child, mirror: ANY_PORT, store, log };
-        match timeout(START_TIMEOUT, mirror).await {
-            Ok(Ok(mirror)) => peer.mirror = mirror,
-            Ok(Err(_)) => return Err(failed(format!("it ended; its log:\n{}", peer.log.tail()).into())),
-            Err(_) => {
-                return Err(failed(
-                    format!("not within {START_TIMEOUT:?}; its log:\n{}", peer.log.tail()).into(),
-                ));
-            }
-        }
-        Ok(peer)
+            .arg(pki.join(pki::TRUSTED_KEYS));
+        let service = ServiceProcess::start(&mut command, Started::PEER).await;
+        Ok(PeerProcess { id, service: service.map_err(|error| failed(error.into()))?, store })
     }
 
     /// Its folder, with the stores of all in it.
@@ -168,7 +138,7 @@ impl Field {
             }
             if moved_at.elapsed() > STUCK {
                 let why =
-                    format!("nothing moved for {STUCK:?} at {held} bytes; its log:\n{}", peer.log.tail());
+                    format!("nothing moved for {STUCK:?} at {held} bytes; its log:\n{}", peer.service.log());
                 return Err(CommandError::failed(format!("wait for {}", peer.id), why));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -177,7 +147,8 @@ impl Field {
 
     async fn stats(&self, peer: &PeerProcess) -> Result<Stats, CommandError> {
         let asked = async {
-            let response = self.http.get(format!("http://{}/flotilla/status", peer.mirror)).send().await?;
+            let response =
+                self.http.get(format!("http://{}/flotilla/status", peer.service.address())).send().await?;
             response.error_for_status()?.bytes().await
         };
         let body = asked
@@ -190,7 +161,7 @@ impl Field {
 impl PeerProcess {
     /// Its process.
     pub(super) fn process(&self) -> Process {
-        Process(self.child.id())
+        self.service.process()
     }
 
     /// Ends it and deletes its store.
@@ -199,61 +170,5 @@ impl PeerProcess {
         drop(self);
         std::fs::remove_dir_all(&store)
             .map_err(|error| CommandError::failed(format!("delete {}", store.display()), error))
-    }
-}
-
-impl Drop for PeerProcess {
-    fn drop(&mut self) {
-        // Either fails only if it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The line of a log that says where a service listens.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Started {
-    message: &'static str,
-    address: &'static str,
-}
-
-impl Started {
-    /// A peer's, with its mirror.
-    const PEER: Self = Self { message: "peer started", address: "mirror" };
-    /// An origin's.
-    pub(super) const ORIGIN: Self = Self { message: "origin started", address: "address" };
-
-    fn address_in(self, line: &str) -> Option<SocketAddr> {
-        let event: serde_json::Value = serde_json::from_str(line).ok()?;
-        (event.get("message")? == self.message).then(|| event.get(self.address)?.as_str()?.parse().ok())?
-    }
-}
-
-/// The last lines of a service's log.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Log(Arc<Mutex<VecDeque<String>>>);
-
-impl Log {
-    /// Reads a service's log to its end, and tells where it listens.
-    pub(super) fn follow(&self, stderr: ChildStderr, line: Started, started: oneshot::Sender<SocketAddr>) {
-        let (said, mut started) = (line, Some(started));
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            if let Some(address) = said.address_in(&line)
-                && let Some(started) = started.take()
-            {
-                // Nobody waits any more if it took too long.
-                let _ = started.send(address);
-            }
-            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if lines.len() == LOG_LINES {
-                lines.pop_front();
-            }
-            lines.push_back(line);
-        }
-    }
-
-    pub(super) fn tail(&self) -> String {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 }
