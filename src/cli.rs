@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{ErrorKind, Write as _, stdout};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use serde::Serialize;
@@ -14,6 +15,9 @@ use crate::pki::{self, PkiArgs};
 use crate::service::{self, OriginArgs, PeerArgs, TrackerArgs};
 use crate::simulate::{self, SimulateArgs};
 use crate::up::{self, UpArgs};
+
+/// How long a command that has ended waits for threads that still hash or write.
+const LEFTOVERS_BOUND: Duration = Duration::from_secs(5);
 
 /// Container images for serverless fleets that start in bursts.
 #[derive(Debug, Parser)]
@@ -107,13 +111,16 @@ impl Cli {
     }
 }
 
-/// Runs a command's future to its end on all cores.
+/// Runs a command's future to its end on all cores. Work that nobody waits for any more does not keep it.
 ///
 /// # Errors
 /// The future's, or if there can be no runtime.
 pub fn block_on(command: impl Future<Output = Result<(), CommandError>>) -> Result<(), CommandError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.map_err(|error| CommandError::failed("start the runtime", error))?.block_on(command)
+    let runtime = runtime.map_err(|error| CommandError::failed("start the runtime", error))?;
+    let result = runtime.block_on(command);
+    runtime.shutdown_timeout(LEFTOVERS_BOUND);
+    result
 }
 
 /// Prints one JSON object on stdout.

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::content::{Content, Pushed};
 use super::peers::{Field, PeerProcess};
+use super::room;
 use crate::cli::{CommandError, conclude};
 
 /// What a peer may have in memory at most.
@@ -48,6 +49,8 @@ struct Outcome {
 
 /// Runs the benchmark.
 pub(super) async fn run(args: MemoryArgs) -> Result<(), CommandError> {
+    // All at the origin and at the peer, half of them at its neighbour.
+    room::for_bytes(u64::from(args.images).saturating_mul(args.size.0).saturating_mul(5) / 2)?;
     let field = Field::start().await?;
     let origin = field.origin()?;
     let mut images = Vec::new();

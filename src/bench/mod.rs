@@ -16,6 +16,7 @@ mod plain;
 mod process;
 mod processor;
 mod registry;
+mod room;
 mod service;
 mod swarm;
 mod transfer;

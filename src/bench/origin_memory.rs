@@ -1,11 +1,11 @@
 //! `flotilla bench origin-memory`: what an origin has in memory under many uploads and pulls at once.
 //!
 //! All uploads begin together, each of a blob that nobody has, and so do all pulls, over a connection each. A pull that
-//! was answered is followed by the next one until all uploads are done; one in ten is slow (or as many as one wants): it takes a piece, waits, and takes
-//! the next one, as a machine with a bad link does. Meanwhile the files of a local storage are taken out of the page cache
-//! every second, so that much of what is pulled comes from the disk. What counts is the peak of the origin's resident
-//! memory as the kernel keeps it (`VmHWM`, proc_pid_status(5)); that part of it that is no file's (`RssAnon`) is shown
-//! beside it.
+//! was answered is followed by the next one until all uploads are done; one in ten is slow (or as many as one wants): it
+//! takes a piece, waits, and takes the next one, as a machine with a bad link does. Meanwhile the files of a local storage
+//! are taken out of the page cache every second, so that much of what is pulled comes from the disk. What counts is the
+//! peak of the origin's resident memory as the kernel keeps it (`VmHWM`, proc_pid_status(5)); that part of it that is no
+//! file's (`RssAnon`) is shown beside it.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use super::content::Content;
 use super::origin::{OriginPlan, OriginProcess};
 use super::process::Process;
+use super::room;
 use crate::cli::{CommandError, conclude};
 use crate::client::RegistryClient;
 
@@ -96,6 +97,9 @@ struct Shared {
 
 /// Runs the benchmark.
 pub(super) async fn run(args: OriginMemoryArgs) -> Result<(), CommandError> {
+    if args.storage.is_none() {
+        room::for_bytes(u64::from(args.uploads).saturating_mul(args.size.0))?;
+    }
     let plan = OriginPlan { storage: args.storage.clone(), tls: args.tls };
     let origin = Arc::new(OriginProcess::start(plan).await?);
     let mut images = Vec::new();

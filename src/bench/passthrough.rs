@@ -13,6 +13,7 @@ use flotilla_common::units::{BitRate, ByteSize};
 use serde::Serialize;
 use tempfile::TempDir;
 
+use super::room;
 use crate::cli::{CommandError, conclude};
 use crate::client::{ClientError, Pulled, RegistryClient, push_layout};
 use crate::fleet::Fleet;
@@ -78,6 +79,8 @@ struct Outcome {
 
 /// Runs the benchmark.
 pub(super) async fn run(args: PassthroughArgs) -> Result<(), CommandError> {
+    // As a layout, at an origin and at a peer.
+    room::for_bytes(args.size.0.saturating_mul(3))?;
     let dir = TempDir::new().map_err(|error| CommandError::failed("make a temporary folder", error))?;
     let layout = dir.path().join("image");
     image::make(&layout, args.size, 1).map_err(|error| CommandError::failed("make an image", error))?;

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use super::content::{Content, EMPTY};
 use super::processor::Processor;
+use super::room;
 use crate::cli::{CommandError, conclude};
 use crate::lab::{Carried, Ground, Lab, LabError, LabPlan, PeerPlan, Shape, TAG, missing_for_hosts};
 use crate::progress::Progress;
@@ -78,6 +79,7 @@ pub(super) async fn run(args: SwarmArgs) -> Result<(), CommandError> {
         let why = format!("hosts of their own are needed: {missing}");
         return Err(CommandError::failed("measure a swarm", why));
     }
+    room::for_bytes(args.size.0.saturating_mul(u64::from(args.peers) + 1))?;
     let lab = start(&args).await?;
     say(
         &args,

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use super::content::{Content, Pushed};
 use super::peers::{Field, PeerProcess};
-use super::{page_cache, plain};
+use super::{page_cache, plain, room};
 use crate::cli::{CommandError, conclude};
 
 /// What a transfer must have of the plain stream's rate.
@@ -77,6 +77,8 @@ struct Work {
 /// Runs the benchmark.
 pub(super) async fn run(args: TransferArgs) -> Result<(), CommandError> {
     let size = args.size.0;
+    // At the origin, the sender and the receiver, and what keeps the page cache warm.
+    room::for_bytes(size.saturating_mul(4))?;
     let field = Field::start().await?;
     let content = Content { size, rng_seed: RNG_SEED };
     let image = content.push(&field.origin()?, TAG).await;
