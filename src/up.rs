@@ -7,6 +7,7 @@ use clap::Args;
 use flotilla_common::name::{NameError, RegionName};
 use flotilla_runtime::shutdown::Shutdown;
 use flotilla_runtime::telemetry::{self, LogFormat};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{CommandError, block_on, print_text};
 use crate::pki;
@@ -24,7 +25,7 @@ pub struct UpArgs {
     dir: PathBuf,
 }
 
-/// Runs the command until SIGTERM or SIGINT.
+/// Runs the command until SIGTERM, SIGINT or, when its terminal is closed, SIGHUP.
 ///
 /// # Errors
 /// What did not start, and why.
@@ -46,7 +47,13 @@ async fn serve(args: &UpArgs) -> Result<(), CommandError> {
         region.add_peer(PeerPlan { mirror: local(port), ..PeerPlan::numbered(number, 1) }).await?;
     }
     print_text(greeting(&region))?;
-    shutdown.wait().await;
+    // Its peers listen for SIGHUP, to read certificates again; so it would not end here by itself.
+    let mut hangup =
+        signal(SignalKind::hangup()).map_err(|error| CommandError::failed("listen for signals", error))?;
+    tokio::select! {
+        () = shutdown.wait() => {}
+        _ = hangup.recv() => {}
+    }
     region.shut_down().await;
     Ok(())
 }

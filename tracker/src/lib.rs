@@ -88,7 +88,7 @@ impl Tracker {
         let server = serve_with(listener, router, https, shutdown, limits)
             .map_err(|source| StartError::Listen { addr, source })?;
         readiness.ready();
-        tracing::info!(addr = %server.address(), "tracker listens");
+        tracing::info!(address = %server.address(), "tracker started");
         Ok(Self { server, service })
     }
 
