@@ -7,6 +7,8 @@
 
 use core::time::Duration;
 
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, timeout};
 
 /// The least rate, in bytes per second: far below what a layer's push can use, and a part of 5 MiB in five and a half minutes.
@@ -28,15 +30,28 @@ impl Patience {
         Self { whole, left: whole }
     }
 
-    /// Waits for something of the client's. Given up before it is ready, it has cost what was waited all the same.
-    pub(crate) async fn wait<T>(&mut self, something: impl Future<Output = T>) -> Result<T, UsedUp> {
+    /// The next piece of a body, which restores what it is worth; `None` at the end. Given up before it is there, it has cost
+    /// what was waited all the same.
+    pub(crate) async fn next<E>(
+        &mut self,
+        body: &mut (impl Stream<Item = Result<Bytes, E>> + Unpin),
+    ) -> Result<Option<Result<Bytes, E>>, UsedUp> {
+        let piece = self.wait(body.next()).await?;
+        if let Some(Ok(piece)) = &piece {
+            self.restore(piece.len());
+        }
+        Ok(piece)
+    }
+
+    /// Waits for something of the client's.
+    async fn wait<T>(&mut self, something: impl Future<Output = T>) -> Result<T, UsedUp> {
         let left = self.left;
         let _waiting = Waiting { patience: self, since: Instant::now() };
         timeout(left, something).await.map_err(|_| UsedUp)
     }
 
     /// The client has sent so many bytes.
-    pub(crate) fn restore(&mut self, bytes: usize) {
+    fn restore(&mut self, bytes: usize) {
         let worth = Duration::from_secs_f64(bytes as f64 / f64::from(LEAST_RATE));
         self.left = self.left.saturating_add(worth).min(self.whole);
     }

@@ -8,7 +8,6 @@ use bytes::{Bytes, BytesMut};
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::{MAX_MANIFEST_LEN, OCI_INDEX};
 use flotilla_common::name::{Reference, RepositoryName, Tag};
-use futures_util::StreamExt;
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body::Body as _;
@@ -147,7 +146,7 @@ async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Places),
     let (mut bytes, mut places) = (BytesMut::new(), Vec::new());
     let (mut body, mut patience) = (body.into_data_stream(), api.registry.patience());
     loop {
-        let piece = patience.wait(body.next()).await;
+        let piece = patience.next(&mut body).await;
         let Some(piece) = piece.map_err(|UsedUp| RegistryError::Stalled)? else {
             return Ok((bytes.freeze(), places));
         };
@@ -155,7 +154,6 @@ async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Places),
         if bytes.len() + piece.len() > MAX_MANIFEST_LEN {
             return Err(too_large());
         }
-        patience.restore(piece.len());
         places.push(api.admission.manifest(piece.len())?);
         bytes.extend_from_slice(&piece);
     }

@@ -8,7 +8,6 @@ use flotilla_common::codec;
 use flotilla_common::hex;
 use flotilla_common::wire::origin::ClosureRequest;
 use flotilla_runtime::http::ClientIdentity;
-use futures_util::StreamExt;
 use http::Response;
 use serde_json::json;
 
@@ -27,7 +26,7 @@ pub(super) async fn closure(api: &Arc<Api>, client: Option<&ClientIdentity>, bod
     let mut bytes = BytesMut::new();
     let (mut body, mut patience) = (body.into_data_stream(), api.registry.patience());
     loop {
-        let piece = patience.wait(body.next()).await;
+        let piece = patience.next(&mut body).await;
         let Some(piece) = piece.map_err(|UsedUp| RegistryError::Stalled)? else { break };
         let piece = piece.map_err(|error| malformed(&error))?;
         if bytes.len() + piece.len() > MAX_REQUEST_LEN {

@@ -18,7 +18,7 @@
 use core::time::Duration;
 
 use bytes::{Buf, Bytes};
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
 use tokio::time::Instant;
 
 use super::hash::Hashes;
@@ -163,13 +163,12 @@ where
     /// Waits for bytes; false at the end of the body.
     async fn wait(&mut self) -> Result<bool, ReceiveError> {
         while self.held.is_none() && !self.has_ended {
-            let piece = self.patience.wait(self.body.next()).await;
+            let piece = self.patience.next(&mut self.body).await;
             let Some(piece) = piece.map_err(|UsedUp| ReceiveError::Stalled)? else {
                 self.has_ended = true;
                 break;
             };
             let piece = piece.map_err(|error| ReceiveError::Body(error.to_string()))?;
-            self.patience.restore(piece.len());
             if let Some(left) = &mut self.left {
                 *left = left.checked_sub(piece.len() as u64).ok_or(ReceiveError::Length)?;
             }
@@ -285,7 +284,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
     use flotilla_common::digest::{Algorithm, Digest};
     use flotilla_common::name::RepositoryName;
-    use futures_util::stream;
+    use futures_util::{StreamExt, stream};
 
     use super::*;
     use crate::storage::{Prefix, open};
