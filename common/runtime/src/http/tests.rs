@@ -18,10 +18,20 @@ async fn cut_short() -> http::Response<Body> {
 }
 
 async fn start(responder: impl Into<Responder>) -> (SocketAddr, Shutdown) {
+    let (server, shutdown) = start_within(responder, Limits::default()).await;
+    (server.address(), shutdown)
+}
+
+async fn start_within(responder: impl Into<Responder>, limits: Limits) -> (Server, Shutdown) {
     let shutdown = Shutdown::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let server = serve(listener, responder, None, &shutdown).unwrap();
-    (server.address(), shutdown)
+    let server = serve_with(listener, responder, None, &shutdown, limits).unwrap();
+    (server, shutdown)
+}
+
+/// Says hello.
+fn hello() -> Router {
+    Router::new().route("/", get(|| async { "hello" }))
 }
 
 /// Sends `request` and reads until the end of the stream; an error is a reset.
@@ -100,11 +110,8 @@ async fn a_drain_cuts_what_never_ends_after_its_bound() {
         let ones = stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"1"))]).chain(stream::pending());
         Body::from_stream(ones)
     };
-    let shutdown = Shutdown::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let limits = Limits { drain_timeout: Duration::from_millis(10), ..Limits::default() };
-    let server =
-        serve_with(listener, Router::new().route("/", get(endless)), None, &shutdown, limits).unwrap();
+    let (server, shutdown) = start_within(Router::new().route("/", get(endless)), limits).await;
     let mut stream = TcpStream::connect(server.address()).await.unwrap();
     stream.write_all(GET).await.unwrap();
     stream.read_exact(&mut [0; 15]).await.unwrap();
@@ -117,11 +124,7 @@ async fn a_drain_cuts_what_never_ends_after_its_bound() {
 
 #[tokio::test]
 async fn connections_are_kept_alive_and_bounded() {
-    let shutdown = Shutdown::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let limits = Limits { connections: 1, ..Limits::default() };
-    let router = Router::new().route("/", get(|| async { "hello" }));
-    let server = serve_with(listener, router, None, &shutdown, limits).unwrap();
+    let (server, _shutdown) = start_within(hello(), Limits { connections: 1, ..Limits::default() }).await;
     let mut first = TcpStream::connect(server.address()).await.unwrap();
     let mut answer = vec![0; 1024];
     for _ in 0..2 {
@@ -144,11 +147,7 @@ async fn connections_are_kept_alive_and_bounded() {
 
 #[tokio::test]
 async fn a_burst_of_connections_waits_in_the_kernel_until_it_is_accepted() {
-    let shutdown = Shutdown::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let limits = Limits { connections: 1, ..Limits::default() };
-    let router = Router::new().route("/", get(|| async { "hello" }));
-    let server = serve_with(listener, router, None, &shutdown, limits).unwrap();
+    let (server, _shutdown) = start_within(hello(), Limits { connections: 1, ..Limits::default() }).await;
     let address = server.address();
     let burst = futures_util::future::try_join_all((0..500).map(|_| TcpStream::connect(address)));
     // One is served and never leaves; a connection that the kernel has no place for tries again for minutes.
@@ -173,12 +172,10 @@ async fn what_a_shortcut_answers_does_not_reach_the_router() {
     let responder = Responder::from(Router::new().route("/", get(|| async { "the long way" })));
     let responder = responder
         .with_shortcut(|request| (request.method == "HEAD").then(|| Response::new(Body::from("short"))));
-    let shutdown = Shutdown::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let server = serve(listener, responder, None, &shutdown).unwrap();
+    let (address, _shutdown) = start(responder).await;
     let request = |method| format!("{method} / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n");
-    let get = exchange(server.address(), request("GET").as_bytes()).await.unwrap();
-    let head = exchange(server.address(), request("HEAD").as_bytes()).await.unwrap();
+    let get = exchange(address, request("GET").as_bytes()).await.unwrap();
+    let head = exchange(address, request("HEAD").as_bytes()).await.unwrap();
     assert!(get.ends_with("the long way"), "{get}");
     assert!(head.contains("content-length: 5\r\n"), "{head}");
 }
