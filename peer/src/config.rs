@@ -68,7 +68,7 @@ pub struct Config {
 
 impl Config {
     /// Where the container runtime asks unless something else is said.
-    pub const MIRROR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5001);
+    const MIRROR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5001);
 
     /// The defaults for a peer with this identity, store and origins.
     pub fn new(id: PeerId, identity: Identity, store: PathBuf, region: RegionName, zone: ZoneName) -> Self {

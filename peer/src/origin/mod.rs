@@ -1,7 +1,8 @@
 //! The client of the origins: manifests, closures, chunks, and whole blobs to pass through.
 //!
 //! Origins are tried in configured order, the own region's first; one that just failed goes to the end for a moment.
-//! One that does not answer is probed until it does. Which origin serves a *chunk* is not decided here but by the machine, which hears how each request went.
+//! One that does not answer is probed until it does. Which origin serves a *chunk* is not decided here but by the machine,
+//! which hears how each request went.
 //! Every wait has a bound: on the connection, on the answer's head, and on progress.
 
 mod blob;

@@ -53,7 +53,7 @@ impl Process {
             for line in log.lines().map_while(Result::ok) {
                 lines.lock().expect("its log").push(line.clone());
                 let fields: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-                let named = ["mirror", "address", "addr"].into_iter().find_map(|key| fields[key].as_str());
+                let named = ["mirror", "address"].into_iter().find_map(|key| fields[key].as_str());
                 if let Some(address) = named.and_then(|address| address.parse().ok()) {
                     let _ = sender.send(address);
                     left -= 1;
