@@ -80,7 +80,10 @@ impl CommandError {
         what: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self::Failed { what: what.into(), source: source.into() }
+        Self::Failed {
+            what: what.into(),
+            source: source.into(),
+        }
     }
 }
 
@@ -115,8 +118,12 @@ impl Cli {
 ///
 /// # Errors
 /// The future's, or if there can be no runtime.
-pub fn block_on(command: impl Future<Output = Result<(), CommandError>>) -> Result<(), CommandError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+pub fn block_on(
+    command: impl Future<Output = Result<(), CommandError>>,
+) -> Result<(), CommandError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|error| CommandError::failed("start the runtime", error))?;
     let result = runtime.block_on(command);
     runtime.shutdown_timeout(LEFTOVERS_BOUND);
@@ -128,7 +135,8 @@ pub fn block_on(command: impl Future<Output = Result<(), CommandError>>) -> Resu
 /// # Errors
 /// If the value does not encode; as [`print_text`].
 pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
-    let text = serde_json::to_string(value).map_err(|error| CommandError::failed("encode JSON", error))?;
+    let text =
+        serde_json::to_string(value).map_err(|error| CommandError::failed("encode JSON", error))?;
     print_text(format_args!("{text}\n"))
 }
 

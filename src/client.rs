@@ -96,7 +96,10 @@ pub fn http_client() -> Result<Client, ClientError> {
         .connect_timeout(Duration::from_secs(5))
         .read_timeout(Duration::from_secs(60))
         .build()
-        .map_err(|source| ClientError::Http { action: "set up an HTTP client".to_owned(), source })
+        .map_err(|source| ClientError::Http {
+            action: "set up an HTTP client".to_owned(),
+            source,
+        })
 }
 
 /// A client of one registry endpoint.
@@ -120,7 +123,12 @@ impl RegistryClient {
 
     /// A client that speaks through `http`, which may trust more than [`http_client`] does.
     pub fn with_http(http: Client, base: impl Into<String>, repository: RepositoryName) -> Self {
-        Self { http, base: base.into(), repository, namespace: None }
+        Self {
+            http,
+            base: base.into(),
+            repository,
+            namespace: None,
+        }
     }
 
     /// The same client, speaking to a mirror that stands in for the registry `namespace`.
@@ -130,7 +138,11 @@ impl RegistryClient {
     }
 
     fn url(&self, kind: &str, last: &str) -> String {
-        let query = self.namespace.as_ref().map(|name| format!("?ns={name}")).unwrap_or_default();
+        let query = self
+            .namespace
+            .as_ref()
+            .map(|name| format!("?ns={name}"))
+            .unwrap_or_default();
         format!("{}/v2/{}/{kind}/{last}{query}", self.base, self.repository)
     }
 
@@ -157,7 +169,9 @@ impl RegistryClient {
         for child in &manifest.manifests {
             Box::pin(self.push_manifest(layout, child, &child.digest.to_string())).await?;
         }
-        let media_type = manifest.media_type.unwrap_or_else(|| image.media_type.clone());
+        let media_type = manifest
+            .media_type
+            .unwrap_or_else(|| image.media_type.clone());
         self.put_manifest(reference, &media_type, bytes).await
     }
 
@@ -172,15 +186,21 @@ impl RegistryClient {
         bytes: Vec<u8>,
     ) -> Result<(), ClientError> {
         let action = format!("push manifest {reference}");
-        let request =
-            self.http.put(self.url("manifests", reference)).header(header::CONTENT_TYPE, media_type);
+        let request = self
+            .http
+            .put(self.url("manifests", reference))
+            .header(header::CONTENT_TYPE, media_type);
         expect_success(&action, request.body(bytes).send().await).await?;
         Ok(())
     }
 
     async fn push_blob(&self, layout: &Layout, digest: &Digest) -> Result<(), ClientError> {
         let action = format!("look for blob {digest}");
-        let head = self.http.head(self.url("blobs", &digest.to_string())).send().await;
+        let head = self
+            .http
+            .head(self.url("blobs", &digest.to_string()))
+            .send()
+            .await;
         let head = head.map_err(|source| ClientError::Http { action, source })?;
         if head.status() == StatusCode::OK {
             return Ok(());
@@ -196,7 +216,10 @@ impl RegistryClient {
     /// What failed.
     pub async fn upload(&self, digest: &Digest, len: u64, body: Body) -> Result<(), ClientError> {
         let action = format!("upload blob {digest}");
-        let opened = self.http.post(self.url("blobs", "uploads/")).header(header::CONTENT_LENGTH, 0);
+        let opened = self
+            .http
+            .post(self.url("blobs", "uploads/"))
+            .header(header::CONTENT_LENGTH, 0);
         let opened = expect_success(&action, opened.send().await).await?;
         let location = self.location(&action, &opened)?;
         let patch = self
@@ -208,17 +231,28 @@ impl RegistryClient {
         let patched = expect_success(&action, patch.send().await).await?;
         let location = self.location(&action, &patched)?;
         let separator = if location.contains('?') { '&' } else { '?' };
-        let put =
-            self.http.put(format!("{location}{separator}digest={digest}")).header(header::CONTENT_LENGTH, 0);
+        let put = self
+            .http
+            .put(format!("{location}{separator}digest={digest}"))
+            .header(header::CONTENT_LENGTH, 0);
         expect_success(&action, put.send().await).await?;
         Ok(())
     }
 
     fn location(&self, action: &str, response: &Response) -> Result<String, ClientError> {
-        let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
-        let location = location
-            .ok_or_else(|| ClientError::Answer { action: action.to_owned(), what: "Location header" })?;
-        Ok(if location.starts_with('/') { format!("{}{location}", self.base) } else { location.to_owned() })
+        let location = response
+            .headers()
+            .get(header::LOCATION)
+            .and_then(|value| value.to_str().ok());
+        let location = location.ok_or_else(|| ClientError::Answer {
+            action: action.to_owned(),
+            what: "Location header",
+        })?;
+        Ok(if location.starts_with('/') {
+            format!("{}{location}", self.base)
+        } else {
+            location.to_owned()
+        })
     }
 
     /// Pulls an image as containerd does; `on_bytes` is told of each piece that arrives.
@@ -240,7 +274,12 @@ impl RegistryClient {
             })?;
             manifest = self.manifest(&digest).await?;
         }
-        let mut waiting = manifest.blobs().into_iter().cloned().collect::<Vec<_>>().into_iter();
+        let mut waiting = manifest
+            .blobs()
+            .into_iter()
+            .cloned()
+            .collect::<Vec<_>>()
+            .into_iter();
         let mut fetches = JoinSet::new();
         let (mut bytes, mut first_byte) = (0, None::<Duration>);
         loop {
@@ -249,12 +288,19 @@ impl RegistryClient {
                 let (client, on_bytes) = (self.clone(), on_bytes.clone());
                 fetches.spawn(async move { client.fetch_blob(&blob, start, on_bytes).await });
             }
-            let Some(fetched) = fetches.join_next().await else { break };
+            let Some(fetched) = fetches.join_next().await else {
+                break;
+            };
             let (len, first) = fetched??;
             bytes += len;
             first_byte = Some(first_byte.map_or(first, |known| known.min(first)));
         }
-        Ok(Pulled { digest, bytes, first_byte: first_byte.unwrap_or_default(), total: start.elapsed() })
+        Ok(Pulled {
+            digest,
+            bytes,
+            first_byte: first_byte.unwrap_or_default(),
+            total: start.elapsed(),
+        })
     }
 
     /// The digest that a tag names now.
@@ -264,16 +310,35 @@ impl RegistryClient {
     pub async fn resolve(&self, tag: &str) -> Result<Digest, ClientError> {
         let action = format!("resolve {}:{tag}", self.repository);
         let url = self.url("manifests", tag);
-        let mut sent = self.http.head(&url).header(header::ACCEPT, ACCEPT).send().await;
-        if sent.as_ref().is_ok_and(|response| !response.status().is_success()) {
+        let mut sent = self
+            .http
+            .head(&url)
+            .header(header::ACCEPT, ACCEPT)
+            .send()
+            .await;
+        if sent
+            .as_ref()
+            .is_ok_and(|response| !response.status().is_success())
+        {
             // An answer to HEAD cannot say why.
-            sent = self.http.get(&url).header(header::ACCEPT, ACCEPT).send().await;
+            sent = self
+                .http
+                .get(&url)
+                .header(header::ACCEPT, ACCEPT)
+                .send()
+                .await;
         }
         let response = expect_success(&action, sent).await?;
-        let digest = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
+        let digest = response
+            .headers()
+            .get("docker-content-digest")
+            .and_then(|value| value.to_str().ok());
         digest
             .and_then(|digest| digest.parse().ok())
-            .ok_or(ClientError::Answer { action, what: "Docker-Content-Digest header" })
+            .ok_or(ClientError::Answer {
+                action,
+                what: "Docker-Content-Digest header",
+            })
     }
 
     /// A manifest by its digest, checked.
@@ -282,12 +347,20 @@ impl RegistryClient {
     /// What failed.
     pub async fn manifest(&self, digest: &Digest) -> Result<Manifest, ClientError> {
         let action = format!("fetch manifest {digest}");
-        let request =
-            self.http.get(self.url("manifests", &digest.to_string())).header(header::ACCEPT, ACCEPT);
+        let request = self
+            .http
+            .get(self.url("manifests", &digest.to_string()))
+            .header(header::ACCEPT, ACCEPT);
         let response = expect_success(&action, request.send().await).await?;
-        let bytes = response.bytes().await.map_err(|source| ClientError::Http { action, source })?;
+        let bytes = response
+            .bytes()
+            .await
+            .map_err(|source| ClientError::Http { action, source })?;
         if !digest.matches(&bytes) {
-            return Err(ClientError::Digest { digest: *digest, got_len: bytes.len() as u64 });
+            return Err(ClientError::Digest {
+                digest: *digest,
+                got_len: bytes.len() as u64,
+            });
         }
         Ok(Manifest::parse(&bytes)?)
     }
@@ -311,14 +384,20 @@ impl RegistryClient {
             on_bytes(piece.len() as u64);
         }
         if len != blob.size || hasher.finish() != blob.digest {
-            return Err(ClientError::Digest { digest: blob.digest, got_len: len });
+            return Err(ClientError::Digest {
+                digest: blob.digest,
+                got_len: len,
+            });
         }
         Ok((len, first_byte.unwrap_or_else(|| start.elapsed())))
     }
 }
 
 async fn next_piece(action: &str, response: &mut Response) -> Result<Option<Bytes>, ClientError> {
-    response.chunk().await.map_err(|source| ClientError::Http { action: action.to_owned(), source })
+    response.chunk().await.map_err(|source| ClientError::Http {
+        action: action.to_owned(),
+        source,
+    })
 }
 
 /// The manifest for linux/amd64 if the index has one, otherwise its first.
@@ -326,20 +405,37 @@ pub fn pick_platform(index: &Manifest) -> Option<Digest> {
     let is_ours = |entry: &&Descriptor| {
         entry.platform.as_ref().is_some_and(|platform| {
             platform.get("os").is_some_and(|os| os == "linux")
-                && platform.get("architecture").is_some_and(|architecture| architecture == "amd64")
+                && platform
+                    .get("architecture")
+                    .is_some_and(|architecture| architecture == "amd64")
         })
     };
-    index.manifests.iter().find(is_ours).or(index.manifests.first()).map(|entry| entry.digest)
+    index
+        .manifests
+        .iter()
+        .find(is_ours)
+        .or(index.manifests.first())
+        .map(|entry| entry.digest)
 }
 
-async fn expect_success(action: &str, sent: reqwest::Result<Response>) -> Result<Response, ClientError> {
-    let response = sent.map_err(|source| ClientError::Http { action: action.to_owned(), source })?;
+async fn expect_success(
+    action: &str,
+    sent: reqwest::Result<Response>,
+) -> Result<Response, ClientError> {
+    let response = sent.map_err(|source| ClientError::Http {
+        action: action.to_owned(),
+        source,
+    })?;
     let status = response.status();
     if status.is_success() {
         return Ok(response);
     }
     let message = response.text().await.unwrap_or_default();
-    Err(ClientError::Status { action: action.to_owned(), status, message: message.trim().to_owned() })
+    Err(ClientError::Status {
+        action: action.to_owned(),
+        status,
+        message: message.trim().to_owned(),
+    })
 }
 
 /// Opens a layout and pushes its image: what `flotilla demo` and the stories begin with.
@@ -353,5 +449,7 @@ pub async fn push_layout(
     dir: &Path,
 ) -> Result<Digest, ClientError> {
     let layout = Layout::open(dir)?;
-    RegistryClient::new(origin, repository.parse()?)?.push(&layout, tag).await
+    RegistryClient::new(origin, repository.parse()?)?
+        .push(&layout, tag)
+        .await
 }

@@ -28,5 +28,7 @@ pub fn run(args: &CompletionsArgs, mut command: Command) -> Result<(), CommandEr
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, name, &mut script);
-    stdout().write_all(&script).map_err(|error| CommandError::failed("print the script", error))
+    stdout()
+        .write_all(&script)
+        .map_err(|error| CommandError::failed("print the script", error))
 }

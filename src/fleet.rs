@@ -19,12 +19,18 @@ impl Fleet {
     /// # Errors
     /// If keys cannot be made.
     pub fn create(region: RegionName) -> Result<Self, IdentityError> {
-        Ok(Self { authority: Authority::create()?, seal_key: SealSecret::generate(region)?.key() })
+        Ok(Self {
+            authority: Authority::create()?,
+            seal_key: SealSecret::generate(region)?.key(),
+        })
     }
 
     /// A fleet of keys that are on disk.
     pub const fn of(authority: Authority, seal_key: SealKey) -> Self {
-        Self { authority, seal_key }
+        Self {
+            authority,
+            seal_key,
+        }
     }
 
     /// What the origin signs seals with.
@@ -46,6 +52,10 @@ impl Fleet {
     /// If it cannot be made.
     pub fn peer(&self, id: &PeerId) -> Result<Identity, IdentityError> {
         let issued = self.authority.issue_peer(id, Authority::DEFAULT_VALIDITY)?;
-        Identity::from_pem(&issued.certificate_pem, &issued.key_pem, self.authority.certificate_pem())
+        Identity::from_pem(
+            &issued.certificate_pem,
+            &issued.key_pem,
+            self.authority.certificate_pem(),
+        )
     }
 }

@@ -116,7 +116,11 @@ pub struct Made {
 
 impl fmt::Display for Made {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths: Vec<_> = self.files.iter().map(|(path, _)| path.display().to_string()).collect();
+        let paths: Vec<_> = self
+            .files
+            .iter()
+            .map(|(path, _)| path.display().to_string())
+            .collect();
         let width = paths.iter().map(String::len).max().unwrap_or(0);
         for (path, (_, purpose)) in paths.iter().zip(&self.files) {
             writeln!(f, "{path:width$}  {purpose}")?;
@@ -133,12 +137,26 @@ pub fn run(args: &PkiArgs) -> Result<Made, PkiError> {
     match &args.command {
         PkiCommand::Init(args) => init(args),
         PkiCommand::Issue(args) => {
-            let IssueArgs { dir, subject, days, renew } = args;
+            let IssueArgs {
+                dir,
+                subject,
+                days,
+                renew,
+            } = args;
             let validity = Duration::from_secs(u64::from(*days) * 24 * 60 * 60);
-            let existing = if *renew { Existing::Replaced } else { Existing::Kept };
+            let existing = if *renew {
+                Existing::Replaced
+            } else {
+                Existing::Kept
+            };
             match subject {
-                Subject { peer: Some(peer), .. } => issue_peer(dir, peer, validity, existing),
-                Subject { origin: Some(region), .. } => issue_seal_key(dir, region, existing),
+                Subject {
+                    peer: Some(peer), ..
+                } => issue_peer(dir, peer, validity, existing),
+                Subject {
+                    origin: Some(region),
+                    ..
+                } => issue_seal_key(dir, region, existing),
                 Subject { server, .. } => issue_server(dir, server, validity, existing),
             }
         }
@@ -148,26 +166,46 @@ pub fn run(args: &PkiArgs) -> Result<Made, PkiError> {
 fn init(args: &InitArgs) -> Result<Made, PkiError> {
     let InitArgs { dir, region } = args;
     let seal_file = seal_file(region);
-    let file = |kind, name: &str| New { kind, path: dir.join(name) };
+    let file = |kind, name: &str| New {
+        kind,
+        path: dir.join(name),
+    };
     let authority_file = file(FileKind::Authority, CA);
     let authority_key_file = file(FileKind::AuthorityKey, CA_KEY);
     let trusted_file = file(FileKind::TrustedKeys, TRUSTED_KEYS);
     let seal_file = file(FileKind::SealKey, &seal_file);
-    for new in [&authority_file, &authority_key_file, &trusted_file, &seal_file] {
+    for new in [
+        &authority_file,
+        &authority_key_file,
+        &trusted_file,
+        &seal_file,
+    ] {
         new.check()?;
     }
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .map_err(|source| PkiError::Write { path: dir.clone(), source })?;
+        .map_err(|source| PkiError::Write {
+            path: dir.clone(),
+            source,
+        })?;
     let authority = Authority::create()?;
     let seal = SealSecret::generate(region.clone())?;
     let files = vec![
-        authority_key_file.write(&authority.key_pem(), "signs certificates: secret, keep it offline")?,
-        authority_file.write(authority.certificate_pem(), "the fleet's authority: for everybody")?,
+        authority_key_file.write(
+            &authority.key_pem(),
+            "signs certificates: secret, keep it offline",
+        )?,
+        authority_file.write(
+            authority.certificate_pem(),
+            "the fleet's authority: for everybody",
+        )?,
         seal_file.write(&seal.to_text(), "signs seals: secret, for the origin")?,
-        trusted_file.write(&trusted_key_line(&seal.key()), "the origins that peers trust: for every peer")?,
+        trusted_file.write(
+            &trusted_key_line(&seal.key()),
+            "the origins that peers trust: for every peer",
+        )?,
     ];
     let dir = dir.display();
     let next = format!(
@@ -186,7 +224,12 @@ enum Existing {
     Replaced,
 }
 
-fn issue_peer(dir: &Path, peer: &PeerId, validity: Duration, existing: Existing) -> Result<Made, PkiError> {
+fn issue_peer(
+    dir: &Path,
+    peer: &PeerId,
+    validity: Duration,
+    existing: Existing,
+) -> Result<Made, PkiError> {
     let files = New::certificate(dir, peer.as_str(), existing)?;
     let issued = load_authority(dir)?.issue_peer(peer, validity)?;
     let next = format!(
@@ -205,7 +248,11 @@ fn issue_server(
     let authority = load_authority(dir)?;
     // The names are judged first: one becomes part of a path.
     let issued = authority.issue_server(names, validity)?;
-    let files = New::certificate(dir, names.first().map_or("server", String::as_str), existing)?;
+    let files = New::certificate(
+        dir,
+        names.first().map_or("server", String::as_str),
+        existing,
+    )?;
     let [certificate, key] = files.each_ref().map(|new| new.path.display().to_string());
     let authority = dir.join(CA);
     let next = format!(
@@ -230,16 +277,25 @@ fn issue_seal_key(dir: &Path, region: &RegionName, existing: Existing) -> Result
             format!("{region}.{}.seal.key", seal.key().key_id())
         }
     };
-    let new = New { kind: FileKind::SealKey, path: dir.join(file) };
+    let new = New {
+        kind: FileKind::SealKey,
+        path: dir.join(file),
+    };
     let trusted = dir.join(TRUSTED_KEYS);
     new.check()?;
     load_trusted_keys(&trusted)?;
     // Peers first: a key that nobody uses yet does no harm, a seal that nobody trusts does.
-    let appended = OpenOptions::new().append(true).open(&trusted).and_then(|mut file| {
-        file.write_all(trusted_key_line(&seal.key()).as_bytes())?;
-        file.sync_all()
-    });
-    appended.map_err(|source| PkiError::Write { path: trusted.clone(), source })?;
+    let appended = OpenOptions::new()
+        .append(true)
+        .open(&trusted)
+        .and_then(|mut file| {
+            file.write_all(trusted_key_line(&seal.key()).as_bytes())?;
+            file.sync_all()
+        });
+    appended.map_err(|source| PkiError::Write {
+        path: trusted.clone(),
+        source,
+    })?;
     let files = vec![
         new.write(&seal.to_text(), "signs seals: secret, for the origin")?,
         (trusted, "grew by its public key: for every peer"),
@@ -257,7 +313,10 @@ fn issue_seal_key(dir: &Path, region: &RegionName, existing: Existing) -> Result
 /// They cannot be made, or are not all there.
 pub fn open_or_init(dir: &Path, region: &RegionName) -> Result<Fleet, PkiError> {
     if !dir.join(CA).exists() {
-        init(&InitArgs { dir: dir.to_owned(), region: region.clone() })?;
+        init(&InitArgs {
+            dir: dir.to_owned(),
+            region: region.clone(),
+        })?;
     }
     let seal_key = load_seal_key(&dir.join(seal_file(region)))?;
     Ok(Fleet::of(load_authority(dir)?, seal_key))
@@ -269,8 +328,13 @@ pub fn open_or_init(dir: &Path, region: &RegionName) -> Result<Fleet, PkiError> 
 /// It has one already, or it cannot be made.
 pub fn issue_peer_files(dir: &Path, peer: &PeerId) -> Result<CertificateFiles, PkiError> {
     issue_peer(dir, peer, Authority::DEFAULT_VALIDITY, Existing::Kept)?;
-    let [certificate, key] = ["pem", "key"].map(|extension| dir.join(format!("{peer}.{extension}")));
-    Ok(CertificateFiles { certificate, key, authority: dir.join(CA) })
+    let [certificate, key] =
+        ["pem", "key"].map(|extension| dir.join(format!("{peer}.{extension}")));
+    Ok(CertificateFiles {
+        certificate,
+        key,
+        authority: dir.join(CA),
+    })
 }
 
 const CA: &str = "ca.pem";
@@ -284,9 +348,16 @@ fn seal_file(region: &RegionName) -> String {
 
 /// Whether a region has a seal key, its first or a later one.
 fn has_seal_key(dir: &Path, region: &RegionName) -> bool {
-    let is_one = |name: &str| name.starts_with(&format!("{region}.")) && name.ends_with(".seal.key");
-    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    names.into_iter().any(|name| name.to_str().is_some_and(is_one))
+    let is_one =
+        |name: &str| name.starts_with(&format!("{region}.")) && name.ends_with(".seal.key");
+    let names = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name());
+    names
+        .into_iter()
+        .any(|name| name.to_str().is_some_and(is_one))
 }
 
 fn load_authority(dir: &Path) -> Result<Authority, IdentityError> {
@@ -319,8 +390,14 @@ struct New {
 impl New {
     /// The files of a certificate and its key: to be replaced, the certificate must be there; otherwise neither is.
     fn certificate(dir: &Path, name: &str, existing: Existing) -> Result<[Self; 2], PkiError> {
-        let files = [(FileKind::Certificate, "pem"), (FileKind::PrivateKey, "key")]
-            .map(|(kind, extension)| Self { kind, path: dir.join(format!("{name}.{extension}")) });
+        let files = [
+            (FileKind::Certificate, "pem"),
+            (FileKind::PrivateKey, "key"),
+        ]
+        .map(|(kind, extension)| Self {
+            kind,
+            path: dir.join(format!("{name}.{extension}")),
+        });
         match existing {
             Existing::Kept => files.iter().try_for_each(Self::check)?,
             Existing::Replaced => files[0].is_renewable()?,
@@ -332,19 +409,34 @@ impl New {
         if self.path.exists() {
             return Ok(());
         }
-        Err(PkiError::NothingToRenew { kind: self.kind, path: self.path.clone() })
+        Err(PkiError::NothingToRenew {
+            kind: self.kind,
+            path: self.path.clone(),
+        })
     }
 
     fn check(&self) -> Result<(), IdentityError> {
-        if self.path.exists() { Err(IdentityError::Exists(self.path.clone(), self.kind)) } else { Ok(()) }
+        if self.path.exists() {
+            Err(IdentityError::Exists(self.path.clone(), self.kind))
+        } else {
+            Ok(())
+        }
     }
 
-    fn write(self, text: &str, purpose: &'static str) -> Result<(PathBuf, &'static str), IdentityError> {
+    fn write(
+        self,
+        text: &str,
+        purpose: &'static str,
+    ) -> Result<(PathBuf, &'static str), IdentityError> {
         write_new(self.kind, &self.path, text)?;
         Ok((self.path, purpose))
     }
 
-    fn replace(self, text: &str, purpose: &'static str) -> Result<(PathBuf, &'static str), IdentityError> {
+    fn replace(
+        self,
+        text: &str,
+        purpose: &'static str,
+    ) -> Result<(PathBuf, &'static str), IdentityError> {
         replace(self.kind, &self.path, text)?;
         Ok((self.path, purpose))
     }
@@ -368,9 +460,15 @@ mod tests {
 
     /// `flotilla pki WORDS --dir DIR`.
     fn pki(dir: &Path, words: &[&str]) -> Result<String, String> {
-        let typed = ["pki"].iter().chain(words).copied().chain(["--dir", dir.to_str().unwrap()]);
+        let typed = ["pki"]
+            .iter()
+            .chain(words)
+            .copied()
+            .chain(["--dir", dir.to_str().unwrap()]);
         let args = Cli::try_parse_from(typed).map_err(|error| error.to_string())?;
-        run(&args.pki).map(|made| made.to_string()).map_err(|error| error.to_string())
+        run(&args.pki)
+            .map(|made| made.to_string())
+            .map_err(|error| error.to_string())
     }
 
     fn identity(dir: &Path, name: &str) -> Identity {
@@ -391,9 +489,26 @@ mod tests {
             assert!(said.contains(file), "{said}");
         }
         pki(&dir, &["issue", "--peer", "vm-1"]).unwrap();
-        assert_eq!(identity(&dir, "vm-1").peer_id(), Some("vm-1".parse().unwrap()));
-        let said = pki(&dir, &["issue", "--days", "7", "--server", "origin.example", "10.0.0.1"]).unwrap();
-        assert!(said.contains("--tls-cert") && said.contains("origin.example.key"), "{said}");
+        assert_eq!(
+            identity(&dir, "vm-1").peer_id(),
+            Some("vm-1".parse().unwrap())
+        );
+        let said = pki(
+            &dir,
+            &[
+                "issue",
+                "--days",
+                "7",
+                "--server",
+                "origin.example",
+                "10.0.0.1",
+            ],
+        )
+        .unwrap();
+        assert!(
+            said.contains("--tls-cert") && said.contains("origin.example.key"),
+            "{said}"
+        );
         assert_eq!(identity(&dir, "origin.example").peer_id(), None);
 
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
@@ -409,8 +524,9 @@ mod tests {
         let dir = root.path();
         pki(dir, &["init"]).unwrap();
         pki(dir, &["issue", "--peer", "vm-1"]).unwrap();
-        let contents =
-            || ["ca.key", "vm-1.key", TRUSTED_KEYS].map(|name| std::fs::read(dir.join(name)).unwrap());
+        let contents = || {
+            ["ca.key", "vm-1.key", TRUSTED_KEYS].map(|name| std::fs::read(dir.join(name)).unwrap())
+        };
         let before = contents();
         for words in [
             &["init"][..],
@@ -436,16 +552,35 @@ mod tests {
         running.reload().unwrap();
         assert_eq!(running.peer_id(), Some("vm-1".parse().unwrap()));
         assert!(running.ends_unix_s() > first);
-        assert_eq!(dir.join("vm-1.key").metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            dir.join("vm-1.key")
+                .metadata()
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777,
+            0o600
+        );
         pki(dir, &["issue", "--server", "origin.example"]).unwrap();
         pki(dir, &["issue", "--server", "origin.example", "--renew"]).unwrap();
 
         let first = load_seal_key(&dir.join("eu-1.seal.key")).unwrap();
         let said = pki(dir, &["issue", "--origin", "eu-1", "--renew"]).unwrap();
-        assert!(said.contains("bring trusted-keys to every peer first"), "{said}");
-        let trusted = load_trusted_keys(&dir.join(TRUSTED_KEYS)).unwrap().to_string();
-        assert!(trusted.starts_with(&first.key_id().to_string()) && trusted.contains(", "), "{trusted}");
-        assert_eq!(load_seal_key(&dir.join("eu-1.seal.key")).unwrap().key_id(), first.key_id());
+        assert!(
+            said.contains("bring trusted-keys to every peer first"),
+            "{said}"
+        );
+        let trusted = load_trusted_keys(&dir.join(TRUSTED_KEYS))
+            .unwrap()
+            .to_string();
+        assert!(
+            trusted.starts_with(&first.key_id().to_string()) && trusted.contains(", "),
+            "{trusted}"
+        );
+        assert_eq!(
+            load_seal_key(&dir.join("eu-1.seal.key")).unwrap().key_id(),
+            first.key_id()
+        );
     }
 
     #[test]
@@ -457,15 +592,27 @@ mod tests {
         let before = (files(), std::fs::read(dir.join(TRUSTED_KEYS)).unwrap());
         for (words, file) in [
             (["issue", "--peer", "vm-l", "--renew"], "vm-l.pem"),
-            (["issue", "--server", "orign.example", "--renew"], "orign.example.pem"),
+            (
+                ["issue", "--server", "orign.example", "--renew"],
+                "orign.example.pem",
+            ),
             (["issue", "--origin", "eu-2", "--renew"], "eu-2.seal.key"),
         ] {
             let error = pki(dir, &words).unwrap_err();
-            assert!(error.contains(file) && error.contains("to renew: is the name right?"), "{error}");
+            assert!(
+                error.contains(file) && error.contains("to renew: is the name right?"),
+                "{error}"
+            );
         }
-        assert_eq!((files(), std::fs::read(dir.join(TRUSTED_KEYS)).unwrap()), before);
+        assert_eq!(
+            (files(), std::fs::read(dir.join(TRUSTED_KEYS)).unwrap()),
+            before
+        );
         let error = pki(dir, &["init", "--region", "eu-1"]).unwrap_err();
-        assert!(error.contains("another directory") && !error.contains("--renew"), "{error}");
+        assert!(
+            error.contains("another directory") && !error.contains("--renew"),
+            "{error}"
+        );
         pki(dir, &["issue", "--peer", "vm-1"]).unwrap();
         let error = pki(dir, &["issue", "--peer", "vm-1"]).unwrap_err();
         assert!(error.contains("with --renew"), "{error}");
@@ -480,21 +627,39 @@ mod tests {
         let lines = std::fs::read_to_string(dir.join(TRUSTED_KEYS)).unwrap();
         assert_eq!(lines.lines().count(), 2, "{lines}");
         load_trusted_keys(&dir.join(TRUSTED_KEYS)).unwrap();
-        assert_eq!(load_seal_key(&dir.join("us-1.seal.key")).unwrap().issuer().as_str(), "us-1");
+        assert_eq!(
+            load_seal_key(&dir.join("us-1.seal.key"))
+                .unwrap()
+                .issuer()
+                .as_str(),
+            "us-1"
+        );
     }
 
     #[test]
     fn what_cannot_be_issued_is_explained() {
         let root = tempfile::tempdir().unwrap();
         let error = pki(root.path(), &["issue", "--peer", "vm-1"]).unwrap_err();
-        assert!(error.contains("ca.pem") && error.contains("flotilla pki init"), "{error}");
+        assert!(
+            error.contains("ca.pem") && error.contains("flotilla pki init"),
+            "{error}"
+        );
         pki(root.path(), &["init"]).unwrap();
         for (words, cure) in [
             (&["issue", "--peer", "VM_1"][..], "1 to 63 of a-z"),
-            (&["issue", "--server", "../escape"], "is no name for a server"),
-            (&["issue", "--server", "vm-1.peer.flotilla.internal"], "is no name for a server"),
+            (
+                &["issue", "--server", "../escape"],
+                "is no name for a server",
+            ),
+            (
+                &["issue", "--server", "vm-1.peer.flotilla.internal"],
+                "is no name for a server",
+            ),
             (&["issue"], "--peer"),
-            (&["issue", "--peer", "a", "--origin", "b"], "cannot be used with"),
+            (
+                &["issue", "--peer", "a", "--origin", "b"],
+                "cannot be used with",
+            ),
         ] {
             let error = pki(root.path(), words).unwrap_err();
             assert!(error.contains(cure), "{error}");

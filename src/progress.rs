@@ -51,7 +51,12 @@ impl Progress {
         } else {
             let now = Instant::now();
             let (total, done) = (AtomicU64::new(0), AtomicU64::new(0));
-            Kind::Lines(Arc::new(Lines { total, done, started: now, printed: Mutex::new(now) }))
+            Kind::Lines(Arc::new(Lines {
+                total,
+                done,
+                started: now,
+                printed: Mutex::new(now),
+            }))
         })
     }
 
@@ -98,7 +103,12 @@ impl Lines {
         if printed.elapsed() >= LINE_EVERY {
             *printed = Instant::now();
             let (total, elapsed) = (self.total.load(Ordering::Relaxed), self.started.elapsed());
-            eprintln!("  {:>4.0} s  {} of {}", elapsed.as_secs_f64(), ByteSize(done), ByteSize(total));
+            eprintln!(
+                "  {:>4.0} s  {} of {}",
+                elapsed.as_secs_f64(),
+                ByteSize(done),
+                ByteSize(total)
+            );
         }
     }
 }

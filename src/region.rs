@@ -32,7 +32,11 @@ pub struct RegionPlan {
 
 impl Default for RegionPlan {
     fn default() -> Self {
-        Self { origin: ANY_PORT, tracker: ANY_PORT, rate: None }
+        Self {
+            origin: ANY_PORT,
+            tracker: ANY_PORT,
+            rate: None,
+        }
     }
 }
 
@@ -120,12 +124,20 @@ impl Region {
     pub async fn start(dir: &Path, fleet: Fleet, plan: RegionPlan) -> Result<Self, CommandError> {
         let name = fleet.seal_key().issuer().clone();
         let storage = storage_url(dir)?;
-        let config =
-            flotilla_origin::Config::new(plan.origin, storage, name.clone(), fleet.seal_key().clone())
-                .with_uplink(plan.rate);
-        let origin =
-            Origin::start(config).await.map_err(|error| CommandError::failed("start the origin", error))?;
-        let config = flotilla_tracker::Config { listen: plan.tracker, ..flotilla_tracker::Config::default() };
+        let config = flotilla_origin::Config::new(
+            plan.origin,
+            storage,
+            name.clone(),
+            fleet.seal_key().clone(),
+        )
+        .with_uplink(plan.rate);
+        let origin = Origin::start(config)
+            .await
+            .map_err(|error| CommandError::failed("start the origin", error))?;
+        let config = flotilla_tracker::Config {
+            listen: plan.tracker,
+            ..flotilla_tracker::Config::default()
+        };
         let shutdown = Shutdown::new();
         let tracker = Tracker::start(config, None, &shutdown)
             .await
@@ -159,10 +171,14 @@ impl Region {
     /// If the fleet cannot give it an identity.
     pub fn peer_config(&self, plan: &PeerPlan) -> Result<flotilla_peer::Config, CommandError> {
         let what = format!("start {}", plan.id);
-        let identity =
-            self.fleet.peer(&plan.id).map_err(|error| CommandError::failed(what.as_str(), error))?;
-        let trusted =
-            self.fleet.trusted_keys().map_err(|error| CommandError::failed(what.as_str(), error))?;
+        let identity = self
+            .fleet
+            .peer(&plan.id)
+            .map_err(|error| CommandError::failed(what.as_str(), error))?;
+        let trusted = self
+            .fleet
+            .trusted_keys()
+            .map_err(|error| CommandError::failed(what.as_str(), error))?;
         let store = self.dir.join("peers").join(plan.id.as_str());
         let (id, region, zone) = (plan.id.clone(), self.name.clone(), plan.zone.clone());
         Ok(flotilla_peer::Config {
@@ -217,14 +233,20 @@ impl Region {
 
     /// Bytes of blobs that the origin has sent, also if it is stopped by now.
     pub fn origin_blob_bytes(&self) -> u64 {
-        self.origin.as_ref().map_or(self.origin_bytes, |origin| origin.metrics().blob_bytes())
+        self.origin
+            .as_ref()
+            .map_or(self.origin_bytes, |origin| origin.metrics().blob_bytes())
     }
 
     /// A client that pulls `repository` through a peer's mirror.
     ///
     /// # Errors
     /// If the name is none.
-    pub fn mirror_client(&self, peer: usize, repository: &str) -> Result<RegistryClient, ClientError> {
+    pub fn mirror_client(
+        &self,
+        peer: usize,
+        repository: &str,
+    ) -> Result<RegistryClient, ClientError> {
         let base = format!("http://{}", self.peers[peer].mirror_addr());
         Ok(RegistryClient::new(base, repository.parse()?)?.through_mirror(self.registry()))
     }
@@ -269,8 +291,9 @@ impl Region {
 
 /// The URL of the origin's local storage in a region's folder.
 fn storage_url(dir: &Path) -> Result<String, CommandError> {
-    let dir = std::path::absolute(dir.join("storage"))
-        .map_err(|error| CommandError::failed(format!("use the folder {}", dir.display()), error))?;
+    let dir = std::path::absolute(dir.join("storage")).map_err(|error| {
+        CommandError::failed(format!("use the folder {}", dir.display()), error)
+    })?;
     std::fs::create_dir_all(&dir)
         .map_err(|error| CommandError::failed(format!("create {}", dir.display()), error))?;
     Ok(format!("file://{}", dir.display()))

@@ -30,10 +30,12 @@ pub struct SimulateArgs {
 /// # Errors
 /// If the scenario cannot be read or an output not written; [`CommandError::NotOk`] if a bar was missed.
 pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
-    let text = fs::read_to_string(&args.scenario)
-        .map_err(|error| CommandError::failed(format!("read scenario {}", args.scenario.display()), error))?;
-    let scenario = Scenario::parse(&text)
-        .map_err(|error| CommandError::failed(format!("read scenario {}", args.scenario.display()), error))?;
+    let text = fs::read_to_string(&args.scenario).map_err(|error| {
+        CommandError::failed(format!("read scenario {}", args.scenario.display()), error)
+    })?;
+    let scenario = Scenario::parse(&text).map_err(|error| {
+        CommandError::failed(format!("read scenario {}", args.scenario.display()), error)
+    })?;
     let start = Instant::now();
     let mut outcome = flotilla_simulations::run(&scenario, args.rng_seed);
     outcome.wall_s = start.elapsed().as_secs_f64();
@@ -50,11 +52,16 @@ pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
         }
         None => print_text(summary(&outcome))?,
     }
-    if outcome.ok { Ok(()) } else { Err(CommandError::NotOk) }
+    if outcome.ok {
+        Ok(())
+    } else {
+        Err(CommandError::NotOk)
+    }
 }
 
 fn write(path: &Path, text: &str) -> Result<(), CommandError> {
-    fs::write(path, text).map_err(|error| CommandError::failed(format!("write {}", path.display()), error))
+    fs::write(path, text)
+        .map_err(|error| CommandError::failed(format!("write {}", path.display()), error))
 }
 
 /// The outcome for people.

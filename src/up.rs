@@ -30,26 +30,37 @@ pub struct UpArgs {
 /// # Errors
 /// What did not start, and why.
 pub fn run(args: &UpArgs) -> Result<(), CommandError> {
-    telemetry::init(LogFormat::Auto).map_err(|error| CommandError::failed("start logging", error))?;
+    telemetry::init(LogFormat::Auto)
+        .map_err(|error| CommandError::failed("start logging", error))?;
     block_on(serve(args))
 }
 
 async fn serve(args: &UpArgs) -> Result<(), CommandError> {
-    let shutdown =
-        Shutdown::on_signals().map_err(|error| CommandError::failed("listen for signals", error))?;
-    let name: RegionName =
-        "local".parse().map_err(|error: NameError| CommandError::failed("name the region", error))?;
+    let shutdown = Shutdown::on_signals()
+        .map_err(|error| CommandError::failed("listen for signals", error))?;
+    let name: RegionName = "local"
+        .parse()
+        .map_err(|error: NameError| CommandError::failed("name the region", error))?;
     let fleet = pki::open_or_init(&args.dir.join("pki"), &name)
         .map_err(|error| CommandError::failed("open the fleet's keys", error))?;
-    let plan = RegionPlan { origin: local(ORIGIN_PORT), tracker: local(TRACKER_PORT), rate: None };
+    let plan = RegionPlan {
+        origin: local(ORIGIN_PORT),
+        tracker: local(TRACKER_PORT),
+        rate: None,
+    };
     let mut region = Region::start(&args.dir, fleet, plan).await?;
     for (number, port) in (1..).zip(MIRROR_PORTS) {
-        region.add_peer(PeerPlan { mirror: local(port), ..PeerPlan::numbered(number, 1) }).await?;
+        region
+            .add_peer(PeerPlan {
+                mirror: local(port),
+                ..PeerPlan::numbered(number, 1)
+            })
+            .await?;
     }
     print_text(greeting(&region))?;
     // Its peers listen for SIGHUP, to read certificates again; so it would not end here by itself.
-    let mut hangup =
-        signal(SignalKind::hangup()).map_err(|error| CommandError::failed("listen for signals", error))?;
+    let mut hangup = signal(SignalKind::hangup())
+        .map_err(|error| CommandError::failed("listen for signals", error))?;
     tokio::select! {
         () = shutdown.wait() => {}
         _ = hangup.recv() => {}
@@ -65,9 +76,17 @@ const fn local(port: u16) -> SocketAddr {
 /// What to do with the region.
 fn greeting(region: &Region) -> String {
     let registry = region.registry();
-    let mut text = format!("origin   {}\ntracker  {}\n", region.origin_url(), region.tracker_url());
+    let mut text = format!(
+        "origin   {}\ntracker  {}\n",
+        region.origin_url(),
+        region.tracker_url()
+    );
     for peer in region.peers() {
-        text.push_str(&format!("{}   mirror http://{}\n", peer.id(), peer.mirror_addr()));
+        text.push_str(&format!(
+            "{}   mirror http://{}\n",
+            peer.id(),
+            peer.mirror_addr()
+        ));
     }
     text.push_str(&format!(
         "\nPush an image:\n\n    \

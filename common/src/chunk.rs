@@ -40,7 +40,10 @@ impl Geometry {
     /// A blob that is exchanged only as a whole, since nothing proves a piece of it
     /// (`Proof::DigestOnly`): one chunk of any size.
     pub const fn whole(size: u64) -> Self {
-        Self { size, chunk_log2: WHOLE_LOG2 }
+        Self {
+            size,
+            chunk_log2: WHOLE_LOG2,
+        }
     }
 
     /// A cut that came from elsewhere: `None` unless it is exactly the one for its size, and that is one that a blob may
@@ -83,7 +86,9 @@ impl Geometry {
 
     /// The bytes of a chunk within the blob; empty beyond the last.
     pub fn chunk_range(&self, chunk: u32) -> Range<u64> {
-        let start = u64::from(chunk).saturating_mul(self.chunk_size()).min(self.size);
+        let start = u64::from(chunk)
+            .saturating_mul(self.chunk_size())
+            .min(self.size);
         start..start.saturating_add(self.chunk_size()).min(self.size)
     }
 

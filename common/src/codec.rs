@@ -52,14 +52,19 @@ pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
     if bytes.len() > MAX_LEN {
         return Err(CodecError::TooLong(bytes.len()));
     }
-    let (version, body) = bytes.split_first().ok_or_else(|| CodecError::Malformed("no bytes".to_owned()))?;
+    let (version, body) = bytes
+        .split_first()
+        .ok_or_else(|| CodecError::Malformed("no bytes".to_owned()))?;
     if *version != VERSION {
         return Err(CodecError::Version(*version));
     }
     let (value, used) = bincode::decode_from_slice(body, configuration())
         .map_err(|error| CodecError::Malformed(error.to_string()))?;
     if used != body.len() {
-        return Err(CodecError::Malformed(format!("{} bytes left over", body.len() - used)));
+        return Err(CodecError::Malformed(format!(
+            "{} bytes left over",
+            body.len() - used
+        )));
     }
     Ok(value)
 }
@@ -71,12 +76,27 @@ mod tests {
     #[test]
     fn version_length_and_leftovers_are_checked() {
         let bytes = encode(&(7_u32, "x".to_owned())).expect("encodes");
-        assert_eq!(decode::<(u32, String)>(&bytes).expect("own bytes"), (7, "x".to_owned()));
+        assert_eq!(
+            decode::<(u32, String)>(&bytes).expect("own bytes"),
+            (7, "x".to_owned())
+        );
         assert!(matches!(decode::<u32>(&[]), Err(CodecError::Malformed(_))));
-        assert!(matches!(decode::<u32>(&[9, 1]), Err(CodecError::Version(9))));
-        assert!(matches!(decode::<u32>(&[VERSION, 1, 1]), Err(CodecError::Malformed(_))));
-        assert!(matches!(decode::<u32>(&vec![VERSION; MAX_LEN + 1]), Err(CodecError::TooLong(_))));
+        assert!(matches!(
+            decode::<u32>(&[9, 1]),
+            Err(CodecError::Version(9))
+        ));
+        assert!(matches!(
+            decode::<u32>(&[VERSION, 1, 1]),
+            Err(CodecError::Malformed(_))
+        ));
+        assert!(matches!(
+            decode::<u32>(&vec![VERSION; MAX_LEN + 1]),
+            Err(CodecError::TooLong(_))
+        ));
         let huge_length = [VERSION, 253, 255, 255, 255, 255, 255, 255, 255, 127];
-        assert!(matches!(decode::<Vec<u64>>(&huge_length), Err(CodecError::Malformed(_))));
+        assert!(matches!(
+            decode::<Vec<u64>>(&huge_length),
+            Err(CodecError::Malformed(_))
+        ));
     }
 }

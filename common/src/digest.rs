@@ -142,7 +142,9 @@ pub enum DigestError {
     #[error("unsupported digest algorithm; use sha256 or sha512")]
     UnknownAlgorithm,
     /// The hash is not lower-case hexadecimal of the algorithm's length.
-    #[error("malformed digest: the hash must be 64 (sha256) or 128 (sha512) lower-case hexadecimal digits")]
+    #[error(
+        "malformed digest: the hash must be 64 (sha256) or 128 (sha512) lower-case hexadecimal digits"
+    )]
     BadEncoding,
     /// A stored midstate is not one.
     #[error("malformed hash midstate")]
@@ -203,15 +205,25 @@ impl DigestHasher {
         match algorithm {
             Algorithm::Sha256 => {
                 let blocks = state.get(32..40).and_then(|blocks| blocks.try_into().ok());
-                blocks.map(u64::from_le_bytes).filter(|blocks| *blocks <= MAX_BLOCKS).ok_or(bad)?;
+                blocks
+                    .map(u64::from_le_bytes)
+                    .filter(|blocks| *blocks <= MAX_BLOCKS)
+                    .ok_or(bad)?;
                 let state = state.try_into().map_err(|_| bad)?;
-                Sha256::deserialize(state).map(Self::Sha256).map_err(|_| bad)
+                Sha256::deserialize(state)
+                    .map(Self::Sha256)
+                    .map_err(|_| bad)
             }
             Algorithm::Sha512 => {
                 let blocks = state.get(64..80).and_then(|blocks| blocks.try_into().ok());
-                blocks.map(u128::from_le_bytes).filter(|blocks| *blocks <= MAX_BLOCKS.into()).ok_or(bad)?;
+                blocks
+                    .map(u128::from_le_bytes)
+                    .filter(|blocks| *blocks <= MAX_BLOCKS.into())
+                    .ok_or(bad)?;
                 let state = state.try_into().map_err(|_| bad)?;
-                Sha512::deserialize(state).map(Self::Sha512).map_err(|_| bad)
+                Sha512::deserialize(state)
+                    .map(Self::Sha512)
+                    .map_err(|_| bad)
             }
         }
     }
@@ -243,7 +255,10 @@ mod tests {
     #[test]
     fn malformed_digests_are_told_apart() {
         assert_eq!("abc".parse::<Digest>(), Err(DigestError::NoAlgorithm));
-        assert_eq!("md5:00".parse::<Digest>(), Err(DigestError::UnknownAlgorithm));
+        assert_eq!(
+            "md5:00".parse::<Digest>(),
+            Err(DigestError::UnknownAlgorithm)
+        );
         assert_eq!("sha256:00".parse::<Digest>(), Err(DigestError::BadEncoding));
         let upper = format!("sha256:{}", "A".repeat(64));
         assert_eq!(upper.parse::<Digest>(), Err(DigestError::BadEncoding));

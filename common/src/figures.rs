@@ -5,7 +5,13 @@
 /// The fluid bound, `max(F/u_s, F/d_min, N F / (u_s + sum of u_i))`: no schedule whatsoever is faster.
 ///
 /// `origin_up` is u_s, `slowest_down` d_min, `peers_up` the sum of all peers' uplinks.
-pub fn fluid_s(image_bytes: u64, peers: u64, origin_up: f64, slowest_down: f64, peers_up: f64) -> f64 {
+pub fn fluid_s(
+    image_bytes: u64,
+    peers: u64,
+    origin_up: f64,
+    slowest_down: f64,
+    peers_up: f64,
+) -> f64 {
     let bytes = image_bytes as f64;
     let all = peers as f64 * bytes / (origin_up + peers_up);
     (bytes / origin_up).max(bytes / slowest_down).max(all)
@@ -20,7 +26,10 @@ pub fn pipelined_s(image_bytes: u64, peers: u64, chunks: u64, rate: f64) -> f64 
 /// The smallest of the ascending values that `share` of all do not exceed (nearest rank); 0 of none.
 pub fn percentile(ascending: &[f64], share: f64) -> f64 {
     let rank = libm::ceil(ascending.len() as f64 * share) as usize;
-    ascending.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+    ascending
+        .get(rank.saturating_sub(1))
+        .copied()
+        .unwrap_or(0.0)
 }
 
 #[cfg(test)]
@@ -33,7 +42,10 @@ mod tests {
         let rate = 50e6 / 8.0;
         let bytes = 64 << 20;
         let pipelined = pipelined_s(bytes, 16, 256, rate);
-        assert!((pipelined - 10.737_418_24 * (1.0 + 4.0 / 256.0)).abs() < 1e-9, "{pipelined}");
+        assert!(
+            (pipelined - 10.737_418_24 * (1.0 + 4.0 / 256.0)).abs() < 1e-9,
+            "{pipelined}"
+        );
         let fluid = fluid_s(bytes, 16, rate, rate, 16.0 * rate);
         assert!((fluid - 10.737_418_24).abs() < 1e-9, "{fluid}");
     }

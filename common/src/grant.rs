@@ -46,7 +46,13 @@ impl Grant {
     pub fn sign(key: &SealKey, peer: PeerId, digests: Vec<Digest>, expires_unix_s: u64) -> Self {
         let key_id = key.key_id();
         let signature = key.sign(&signed_bytes(&peer, &digests, expires_unix_s, key_id));
-        Self { peer, digests, expires_unix_s, key_id, signature }
+        Self {
+            peer,
+            digests,
+            expires_unix_s,
+            key_id,
+            signature,
+        }
     }
 
     /// The manifest whose closure it is.
@@ -89,7 +95,12 @@ impl Grant {
     ///
     /// # Errors
     /// As [`Self::check`].
-    pub fn permits(&self, peer: &PeerId, digest: &Digest, now_unix_s: u64) -> Result<(), TrustError> {
+    pub fn permits(
+        &self,
+        peer: &PeerId,
+        digest: &Digest,
+        now_unix_s: u64,
+    ) -> Result<(), TrustError> {
         if now_unix_s >= self.expires_unix_s.saturating_add(CLOCK_TOLERANCE_S) {
             return Err(TrustError::Expired);
         }
@@ -120,7 +131,12 @@ mod tests {
     fn a_grant_is_renewed_in_time_by_clocks_that_are_an_hour_wrong() {
         let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
         let issued_at = 1_000_000;
-        let grant = Grant::sign(&key, "vm-1".parse().expect("a label"), Vec::new(), issued_at + LIFETIME_S);
+        let grant = Grant::sign(
+            &key,
+            "vm-1".parse().expect("a label"),
+            Vec::new(),
+            issued_at + LIFETIME_S,
+        );
         let hour = 60 * 60;
         for wrong in [issued_at - hour, issued_at, issued_at + hour] {
             assert!(!grant.is_due(wrong), "not at once");
@@ -142,14 +158,29 @@ mod tests {
         assert_eq!(grant.check(&trusted, &peer, &inside, 99), Ok(()));
         let clock_ahead = 99 + CLOCK_TOLERANCE_S;
         assert_eq!(grant.check(&trusted, &peer, &inside, clock_ahead), Ok(()));
-        assert_eq!(grant.check(&trusted, &peer, &inside, clock_ahead + 1), Err(TrustError::Expired));
-        assert_eq!(grant.check(&trusted, &other, &inside, 99), Err(TrustError::BadSignature));
-        assert_eq!(grant.check(&trusted, &peer, &outside, 99), Err(TrustError::BadSignature));
+        assert_eq!(
+            grant.check(&trusted, &peer, &inside, clock_ahead + 1),
+            Err(TrustError::Expired)
+        );
+        assert_eq!(
+            grant.check(&trusted, &other, &inside, 99),
+            Err(TrustError::BadSignature)
+        );
+        assert_eq!(
+            grant.check(&trusted, &peer, &outside, 99),
+            Err(TrustError::BadSignature)
+        );
         let stranger = SealKey::from_secret("eu-1".parse().expect("a label"), &[2; 32]);
         let foreign = Grant::sign(&stranger, peer.clone(), vec![inside], 100);
         let unknown = TrustError::UnknownKey(stranger.key_id());
         assert_eq!(foreign.check(&trusted, &peer, &inside, 99), Err(unknown));
-        let longer = Grant { expires_unix_s: 1_000, ..grant };
-        assert_eq!(longer.check(&trusted, &peer, &inside, 99), Err(TrustError::BadSignature));
+        let longer = Grant {
+            expires_unix_s: 1_000,
+            ..grant
+        };
+        assert_eq!(
+            longer.check(&trusted, &peer, &inside, 99),
+            Err(TrustError::BadSignature)
+        );
     }
 }

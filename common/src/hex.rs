@@ -40,7 +40,11 @@ mod tests {
     fn round_trip_and_refusals() {
         assert_eq!(encode(&[0x0f, 0xa0]), "0fa0");
         assert_eq!(decode_exact::<2>("0fa0"), Some([0x0f, 0xa0]));
-        assert_eq!(decode_exact::<2>("0FA0"), None, "upper case is not canonical");
+        assert_eq!(
+            decode_exact::<2>("0FA0"),
+            None,
+            "upper case is not canonical"
+        );
         assert_eq!(decode_exact::<2>("0fa"), None);
         assert_eq!(decode_exact::<2>("0fg0"), None);
     }

@@ -119,7 +119,11 @@ impl Manifest {
     pub fn blobs(&self) -> Vec<&Descriptor> {
         // A manifest of 4 MiB has room for tens of thousands of layers.
         let mut known = BTreeSet::new();
-        let here = self.config.iter().chain(&self.layers).filter(|blob| blob.urls.is_empty());
+        let here = self
+            .config
+            .iter()
+            .chain(&self.layers)
+            .filter(|blob| blob.urls.is_empty());
         here.filter(|blob| known.insert(blob.digest)).collect()
     }
 }
@@ -131,7 +135,9 @@ mod tests {
     #[test]
     fn blobs_are_named_once_and_foreign_layers_left_out() {
         let digest = Digest::sha256(b"layer");
-        let layer = |urls: &str| format!(r#"{{"mediaType":"x","digest":"{digest}","size":5,"urls":{urls}}}"#);
+        let layer = |urls: &str| {
+            format!(r#"{{"mediaType":"x","digest":"{digest}","size":5,"urls":{urls}}}"#)
+        };
         let config = Digest::sha256(b"config");
         let text = format!(
             r#"{{"schemaVersion":2,"config":{{"mediaType":"c","digest":"{config}","size":6}},"layers":[{},{}],"unknown":1}}"#,
@@ -139,17 +145,37 @@ mod tests {
             layer("[]")
         );
         let manifest = Manifest::parse(text.as_bytes()).expect("a manifest");
-        assert_eq!(manifest.blobs().iter().map(|blob| blob.digest).collect::<Vec<_>>(), [config, digest]);
+        assert_eq!(
+            manifest
+                .blobs()
+                .iter()
+                .map(|blob| blob.digest)
+                .collect::<Vec<_>>(),
+            [config, digest]
+        );
         assert!(!manifest.is_index());
-        let text =
-            format!(r#"{{"schemaVersion":2,"layers":[{}]}}"#, layer(r#"["https://elsewhere.invalid/x"]"#));
-        assert!(Manifest::parse(text.as_bytes()).expect("a manifest").blobs().is_empty());
+        let text = format!(
+            r#"{{"schemaVersion":2,"layers":[{}]}}"#,
+            layer(r#"["https://elsewhere.invalid/x"]"#)
+        );
+        assert!(
+            Manifest::parse(text.as_bytes())
+                .expect("a manifest")
+                .blobs()
+                .is_empty()
+        );
     }
 
     #[test]
     fn what_is_no_manifest_is_refused() {
-        assert!(matches!(Manifest::parse(b"{"), Err(ManifestError::Malformed(_))));
-        assert!(matches!(Manifest::parse(br#"{"schemaVersion":1}"#), Err(ManifestError::Schema(1))));
+        assert!(matches!(
+            Manifest::parse(b"{"),
+            Err(ManifestError::Malformed(_))
+        ));
+        assert!(matches!(
+            Manifest::parse(br#"{"schemaVersion":1}"#),
+            Err(ManifestError::Schema(1))
+        ));
         assert!(matches!(
             Manifest::parse(&vec![b' '; MAX_MANIFEST_LEN + 1]),
             Err(ManifestError::TooLarge(_))

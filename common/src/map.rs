@@ -15,12 +15,18 @@ pub struct ChunkMap {
 impl ChunkMap {
     /// A map over `chunks` chunks, none of them held.
     pub fn empty(chunks: u32) -> Self {
-        Self { chunks, words: vec![0; (chunks as usize).div_ceil(64)] }
+        Self {
+            chunks,
+            words: vec![0; (chunks as usize).div_ceil(64)],
+        }
     }
 
     /// A map over `chunks` chunks, all of them held.
     pub fn full(chunks: u32) -> Self {
-        let mut map = Self { chunks, words: vec![u64::MAX; (chunks as usize).div_ceil(64)] };
+        let mut map = Self {
+            chunks,
+            words: vec![u64::MAX; (chunks as usize).div_ceil(64)],
+        };
         if let (Some(last), used @ 1..) = (map.words.last_mut(), chunks % 64) {
             *last = (1 << used) - 1;
         }
@@ -77,7 +83,10 @@ impl ChunkMap {
 
     /// The chunks held, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        self.words.iter().zip(0_u32..).flat_map(|(word, index)| bits(*word).map(move |bit| index * 64 + bit))
+        self.words
+            .iter()
+            .zip(0_u32..)
+            .flat_map(|(word, index)| bits(*word).map(move |bit| index * 64 + bit))
     }
 
     /// The lowest chunk at or after `from` that is not held.
@@ -86,14 +95,17 @@ impl ChunkMap {
             return None;
         }
         let first = from as usize / 64;
-        self.words[first..].iter().enumerate().find_map(|(index, word)| {
-            let mut free = !word;
-            if index == 0 {
-                free &= u64::MAX << (from % 64);
-            }
-            let chunk = ((first + index) * 64) as u32 + free.trailing_zeros();
-            (free != 0 && chunk < self.chunks).then_some(chunk)
-        })
+        self.words[first..]
+            .iter()
+            .enumerate()
+            .find_map(|(index, word)| {
+                let mut free = !word;
+                if index == 0 {
+                    free &= u64::MAX << (from % 64);
+                }
+                let chunk = ((first + index) * 64) as u32 + free.trailing_zeros();
+                (free != 0 && chunk < self.chunks).then_some(chunk)
+            })
     }
 
     /// Adds what `other` holds. Maps of different lengths are not mixed: then nothing happens.
@@ -132,12 +144,18 @@ impl<Context> Decode<Context> for ChunkMap {
     ) -> Result<Self, bincode::error::DecodeError> {
         let chunks = u32::decode(decoder)?;
         if chunks > MAX_CHUNKS {
-            return Err(bincode::error::DecodeError::Other("chunk map longer than any blob"));
+            return Err(bincode::error::DecodeError::Other(
+                "chunk map longer than any blob",
+            ));
         }
         let words = Vec::<u64>::decode(decoder)?;
-        let spare_bits = words.last().is_some_and(|last| chunks % 64 != 0 && last >> (chunks % 64) != 0);
+        let spare_bits = words
+            .last()
+            .is_some_and(|last| chunks % 64 != 0 && last >> (chunks % 64) != 0);
         if words.len() != (chunks as usize).div_ceil(64) || spare_bits {
-            return Err(bincode::error::DecodeError::Other("chunk map of another length than it says"));
+            return Err(bincode::error::DecodeError::Other(
+                "chunk map of another length than it says",
+            ));
         }
         Ok(Self { chunks, words })
     }

@@ -16,7 +16,9 @@ pub enum NameError {
     )]
     Repository,
     /// Not a tag.
-    #[error("malformed tag: a letter, digit or '_', then up to 127 letters, digits, '_', '.' or '-'")]
+    #[error(
+        "malformed tag: a letter, digit or '_', then up to 127 letters, digits, '_', '.' or '-'"
+    )]
     Tag,
     /// Neither a tag nor a digest.
     #[error("malformed reference: neither a tag nor a digest")]
@@ -140,9 +142,13 @@ impl FromStr for Reference {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         if text.contains(':') {
-            text.parse().map(Self::Digest).map_err(|_| NameError::Reference)
+            text.parse()
+                .map(Self::Digest)
+                .map_err(|_| NameError::Reference)
         } else {
-            text.parse().map(Self::Tag).map_err(|_| NameError::Reference)
+            text.parse()
+                .map(Self::Tag)
+                .map_err(|_| NameError::Reference)
         }
     }
 }
@@ -169,7 +175,10 @@ fn is_path_component(component: &str) -> bool {
     let bytes = component.as_bytes();
     let mut rest = bytes;
     loop {
-        let word = rest.iter().take_while(|byte| is_lower_alphanumeric(**byte)).count();
+        let word = rest
+            .iter()
+            .take_while(|byte| is_lower_alphanumeric(**byte))
+            .count();
         if word == 0 {
             return false;
         }
@@ -177,7 +186,10 @@ fn is_path_component(component: &str) -> bool {
         if rest.is_empty() {
             return true;
         }
-        let separator = rest.iter().take_while(|byte| !is_lower_alphanumeric(**byte)).count();
+        let separator = rest
+            .iter()
+            .take_while(|byte| !is_lower_alphanumeric(**byte))
+            .count();
         let allowed = match &rest[..separator] {
             b"." | b"_" | b"__" => true,
             dashes => dashes.iter().all(|byte| *byte == b'-'),
@@ -194,13 +206,17 @@ fn is_tag(text: &str) -> bool {
     let word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
     (1..=128).contains(&bytes.len())
         && word(&bytes[0])
-        && bytes.iter().all(|byte| word(byte) || *byte == b'.' || *byte == b'-')
+        && bytes
+            .iter()
+            .all(|byte| word(byte) || *byte == b'.' || *byte == b'-')
 }
 
 fn is_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     (1..=63).contains(&bytes.len())
-        && bytes.iter().all(|byte| is_lower_alphanumeric(*byte) || *byte == b'-')
+        && bytes
+            .iter()
+            .all(|byte| is_lower_alphanumeric(*byte) || *byte == b'-')
         && bytes[0] != b'-'
         && bytes[bytes.len() - 1] != b'-'
 }
@@ -214,7 +230,9 @@ mod tests {
         for good in ["app", "library/app", "a.b/c_d/e__f/g--h", "0"] {
             assert!(good.parse::<RepositoryName>().is_ok(), "{good}");
         }
-        for bad in ["", "/", "App", "a/", "/a", "a//b", "a..b", "a___b", ".a", "a-", "a/_/b", "a b"] {
+        for bad in [
+            "", "/", "App", "a/", "/a", "a//b", "a..b", "a___b", ".a", "a-", "a/_/b", "a b",
+        ] {
             assert!(bad.parse::<RepositoryName>().is_err(), "{bad}");
         }
         assert!("a".repeat(256).parse::<RepositoryName>().is_err());

@@ -70,7 +70,11 @@ impl Proof {
                     Some(table) => table.proves(&geometry, &seal.facts.root),
                     None => geometry.is_single_chunk(),
                 };
-                if proved { Ok(geometry) } else { Err(ProofError::Table) }
+                if proved {
+                    Ok(geometry)
+                } else {
+                    Err(ProofError::Table)
+                }
             }
             Self::DigestOnly { size, .. } if *size > MAX_BLOB_SIZE => Err(ProofError::Size(*size)),
             Self::DigestOnly { size, .. } => Ok(Geometry::whole(*size)),
@@ -99,10 +103,24 @@ mod tests {
             chunk_log2: tree.geometry.chunk_log2(),
             root: tree.root,
         });
-        let proof = Proof::Sealed { seal: seal.clone(), table: tree.table };
+        let proof = Proof::Sealed {
+            seal: seal.clone(),
+            table: tree.table,
+        };
         assert_eq!(proof.check(&trusted), Ok(tree.geometry));
-        assert_eq!(Proof::Sealed { seal, table: None }.check(&trusted), Err(ProofError::Table));
-        let whole = Proof::DigestOnly { digest: Digest::sha256(&bytes), size: 600 << 10 };
-        assert_eq!(whole.check(&TrustedKeys::none()).map(|geometry| geometry.chunks()), Ok(1));
+        assert_eq!(
+            Proof::Sealed { seal, table: None }.check(&trusted),
+            Err(ProofError::Table)
+        );
+        let whole = Proof::DigestOnly {
+            digest: Digest::sha256(&bytes),
+            size: 600 << 10,
+        };
+        assert_eq!(
+            whole
+                .check(&TrustedKeys::none())
+                .map(|geometry| geometry.chunks()),
+            Ok(1)
+        );
     }
 }

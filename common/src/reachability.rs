@@ -66,7 +66,11 @@ impl Reachability {
 
     fn silent(now: Time, trouble: String, pause: Duration, rng: &mut impl Rng) -> Self {
         let probe_at = now + pause.mul_f64(rng.random_range(0.75..=1.0));
-        Self::Silent(Silent { trouble, pause, probe_at })
+        Self::Silent(Silent {
+            trouble,
+            pause,
+            probe_at,
+        })
     }
 
     /// When it wants to be probed.
@@ -113,7 +117,10 @@ mod tests {
         let mut origin = Reachability::default();
         assert_eq!((origin.is_answering(), origin.probe_at()), (None, None));
         assert!(!origin.answered(), "no news: nobody had missed it");
-        assert_eq!((origin.is_answering(), origin.probe_at()), (Some(true), None));
+        assert_eq!(
+            (origin.is_answering(), origin.probe_at()),
+            (Some(true), None)
+        );
     }
 
     #[test]
@@ -122,19 +129,31 @@ mod tests {
         let mut origin = Reachability::default();
         let mut now = Time::ZERO + SECOND;
         origin.failed(now, trouble(), &mut rng);
-        assert_eq!((origin.is_answering(), origin.trouble()), (Some(false), Some("no answer")));
+        assert_eq!(
+            (origin.is_answering(), origin.trouble()),
+            (Some(false), Some("no answer"))
+        );
         for pause_s in [1, 2, 4, 8, 16, 30, 30, 30] {
             let probe_at = origin.probe_at().expect("it is silent");
             let pause = probe_at.saturating_since(now);
             let longest = Duration::from_secs(pause_s);
-            assert!(pause <= longest && pause >= longest.mul_f64(0.74), "{pause:?} of {longest:?}");
+            assert!(
+                pause <= longest && pause >= longest.mul_f64(0.74),
+                "{pause:?} of {longest:?}"
+            );
             now = probe_at;
             origin.probe_failed(now, trouble(), &mut rng);
         }
         assert!(origin.answered(), "that is news");
-        assert_eq!((origin.is_answering(), origin.trouble(), origin.probe_at()), (Some(true), None, None));
+        assert_eq!(
+            (origin.is_answering(), origin.trouble(), origin.probe_at()),
+            (Some(true), None, None)
+        );
         origin.failed(now, trouble(), &mut rng);
-        assert!(origin.probe_at().expect("silent again") <= now + SECOND, "the pauses begin anew");
+        assert!(
+            origin.probe_at().expect("silent again") <= now + SECOND,
+            "the pauses begin anew"
+        );
     }
 
     #[test]
@@ -144,9 +163,16 @@ mod tests {
         origin.failed(Time::ZERO, trouble(), &mut rng);
         let probe_at = origin.probe_at();
         for tenths in 1..100 {
-            origin.failed(Time::ZERO + SECOND * tenths / 10, "again".to_owned(), &mut rng);
+            origin.failed(
+                Time::ZERO + SECOND * tenths / 10,
+                "again".to_owned(),
+                &mut rng,
+            );
         }
-        assert_eq!((origin.probe_at(), origin.trouble()), (probe_at, Some("again")));
+        assert_eq!(
+            (origin.probe_at(), origin.trouble()),
+            (probe_at, Some("again"))
+        );
     }
 
     #[test]

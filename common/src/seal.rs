@@ -102,7 +102,10 @@ pub struct SealKey {
 impl SealKey {
     /// A key from its 32 secret bytes.
     pub fn from_secret(issuer: RegionName, secret: &[u8; 32]) -> Self {
-        Self { issuer, key: SigningKey::from_bytes(secret) }
+        Self {
+            issuer,
+            key: SigningKey::from_bytes(secret),
+        }
     }
 
     /// The public key, for peers' configuration.
@@ -124,7 +127,12 @@ impl SealKey {
     pub fn seal(&self, facts: BlobFacts) -> Seal {
         let key_id = self.key_id();
         let signature = self.sign(&signed_bytes(&self.issuer, key_id, &facts));
-        Seal { issuer: self.issuer.clone(), key_id, facts, signature }
+        Seal {
+            issuer: self.issuer.clone(),
+            key_id,
+            facts,
+            signature,
+        }
     }
 
     pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {
@@ -168,7 +176,11 @@ impl TrustedKeys {
     /// # Errors
     /// Why it is not accepted.
     pub fn check(&self, seal: &Seal) -> Result<Geometry, TrustError> {
-        self.verify(seal.key_id, &signed_bytes(&seal.issuer, seal.key_id, &seal.facts), &seal.signature)?;
+        self.verify(
+            seal.key_id,
+            &signed_bytes(&seal.issuer, seal.key_id, &seal.facts),
+            &seal.signature,
+        )?;
         seal.facts.geometry().ok_or(TrustError::BadGeometry)
     }
 
@@ -178,9 +190,13 @@ impl TrustedKeys {
         message: &[u8],
         signature: &[u8; 64],
     ) -> Result<(), TrustError> {
-        let (_, key) =
-            self.keys.iter().find(|(id, _)| *id == key_id).ok_or(TrustError::UnknownKey(key_id))?;
-        key.verify_strict(message, &Signature::from_bytes(signature)).map_err(|_| TrustError::BadSignature)
+        let (_, key) = self
+            .keys
+            .iter()
+            .find(|(id, _)| *id == key_id)
+            .ok_or(TrustError::UnknownKey(key_id))?;
+        key.verify_strict(message, &Signature::from_bytes(signature))
+            .map_err(|_| TrustError::BadSignature)
     }
 }
 
@@ -225,7 +241,12 @@ mod tests {
     use super::*;
 
     fn facts() -> BlobFacts {
-        BlobFacts { digest: Digest::sha256(b"x"), size: 64 << 20, chunk_log2: 18, root: [7; 32] }
+        BlobFacts {
+            digest: Digest::sha256(b"x"),
+            size: 64 << 20,
+            chunk_log2: 18,
+            root: [7; 32],
+        }
     }
 
     fn key(secret: u8) -> SealKey {
@@ -236,7 +257,10 @@ mod tests {
     fn a_seal_is_accepted_only_from_a_trusted_key_and_unaltered() {
         let seal = key(1).seal(facts());
         let mut trusted = TrustedKeys::none();
-        assert_eq!(trusted.check(&seal), Err(TrustError::UnknownKey(seal.key_id)));
+        assert_eq!(
+            trusted.check(&seal),
+            Err(TrustError::UnknownKey(seal.key_id))
+        );
         trusted.add(&key(2).public()).expect("a key");
         trusted.add(&key(1).public()).expect("a key");
         assert_eq!(trusted.check(&seal), Ok(Geometry::for_size(64 << 20)));
@@ -257,7 +281,10 @@ mod tests {
     fn a_signed_but_wrong_chunk_size_is_refused() {
         let mut trusted = TrustedKeys::none();
         trusted.add(&key(1).public()).expect("a key");
-        let seal = key(1).seal(BlobFacts { chunk_log2: 20, ..facts() });
+        let seal = key(1).seal(BlobFacts {
+            chunk_log2: 20,
+            ..facts()
+        });
         assert_eq!(trusted.check(&seal), Err(TrustError::BadGeometry));
     }
 

@@ -42,7 +42,11 @@ pub fn merge(values: &[Value]) -> Option<Value> {
         [value] => Some(*value),
         _ => {
             let (left, right) = values.split_at(left_len(values.len()));
-            Some(hazmat::merge_subtrees_non_root(&merge(left)?, &merge(right)?, Mode::Hash))
+            Some(hazmat::merge_subtrees_non_root(
+                &merge(left)?,
+                &merge(right)?,
+                Mode::Hash,
+            ))
         }
     }
 }
@@ -77,7 +81,8 @@ impl ChunkTable {
 
     /// Whether this table, as it came over the wire, is the one of `root`.
     pub fn proves(&self, geometry: &Geometry, root: &Value) -> bool {
-        self.values.len() == geometry.chunks() as usize && merge_root(&self.values).as_ref() == Some(root)
+        self.values.len() == geometry.chunks() as usize
+            && merge_root(&self.values).as_ref() == Some(root)
     }
 
     /// The values, one per chunk.
@@ -95,14 +100,18 @@ impl ChunkTable {
     /// Whether `parts`, the values of a chunk's parts as its sender says, are the chunk's.
     pub fn verifies_parts(&self, geometry: &Geometry, chunk: u32, parts: &[Value]) -> bool {
         parts.len() == geometry.part_count(chunk)
-            && merge(parts).as_ref().is_some_and(|value| self.values.get(chunk as usize) == Some(value))
+            && merge(parts)
+                .as_ref()
+                .is_some_and(|value| self.values.get(chunk as usize) == Some(value))
     }
 }
 
 /// The values of a chunk's parts, computed from its bytes, which start at `offset` of the blob.
 pub fn part_values(offset: u64, bytes: &[u8]) -> Vec<Value> {
     let parts = bytes.chunks(PART_SIZE as usize).zip(0_u64..);
-    parts.map(|(part, index)| subtree_value(offset + index * PART_SIZE, part)).collect()
+    parts
+        .map(|(part, index)| subtree_value(offset + index * PART_SIZE, part))
+        .collect()
 }
 
 /// What a [`TreeHasher`] has after whole parts: stored with an upload, so that any replica can go on.
@@ -124,8 +133,8 @@ impl TreeState {
     /// Bytes that the state covers: a multiple of [`PART_SIZE`].
     pub fn covered(&self) -> u64 {
         // Any state may come from a storage: one with an impossible unit covers nothing.
-        let units =
-            (self.values.len() as u64).checked_mul(1_u64.checked_shl(self.unit_log2.into()).unwrap_or(0));
+        let units = (self.values.len() as u64)
+            .checked_mul(1_u64.checked_shl(self.unit_log2.into()).unwrap_or(0));
         units.unwrap_or(0) + self.pending.len() as u64 * PART_SIZE
     }
 }
@@ -177,7 +186,12 @@ impl TreeHasher {
     /// # Errors
     /// [`TreeStateError`] if the state is not one that [`state`](Self::state) gives with such a tail.
     pub fn from_state(state: TreeState, tail: &[u8]) -> Result<Self, TreeStateError> {
-        let unit = u32::from(state.unit_log2.checked_sub(PART_LOG2).ok_or(TreeStateError)?);
+        let unit = u32::from(
+            state
+                .unit_log2
+                .checked_sub(PART_LOG2)
+                .ok_or(TreeStateError)?,
+        );
         if state.unit_log2 > MAX_CHUNK_LOG2 || state.pending.len() >= 1 << unit {
             return Err(TreeStateError);
         }
@@ -203,7 +217,9 @@ impl TreeHasher {
 
     /// Bytes taken so far.
     pub fn len(&self) -> u64 {
-        ((self.values.len() as u64) << self.unit_log2) + self.pending.len() as u64 * PART_SIZE + self.part_len
+        ((self.values.len() as u64) << self.unit_log2)
+            + self.pending.len() as u64 * PART_SIZE
+            + self.part_len
     }
 
     /// Whether no byte was taken yet.
@@ -213,7 +229,11 @@ impl TreeHasher {
 
     /// Bytes at the end that a stored state does not cover: less than a part, or the only part.
     pub fn tail_len(&self) -> u64 {
-        if self.is_one_part() { self.part_len } else { self.part_len % PART_SIZE }
+        if self.is_one_part() {
+            self.part_len
+        } else {
+            self.part_len % PART_SIZE
+        }
     }
 
     /// Whether all bytes so far are in one part.
@@ -241,7 +261,11 @@ impl TreeHasher {
         if whole.part_len == PART_SIZE && !whole.is_one_part() {
             whole.end_part();
         }
-        TreeState { unit_log2: whole.unit_log2, values: whole.values, pending: whole.pending }
+        TreeState {
+            unit_log2: whole.unit_log2,
+            values: whole.values,
+            pending: whole.pending,
+        }
     }
 
     /// The tree of all bytes taken.
@@ -250,16 +274,30 @@ impl TreeHasher {
         let geometry = Geometry::for_size(size);
         if self.is_one_part() {
             // One part: its hash as a root. It was set up at offset 0, so it may be finalized as one.
-            return Tree { geometry, root: self.part.finalize().into(), table: None };
+            return Tree {
+                geometry,
+                root: self.part.finalize().into(),
+                table: None,
+            };
         }
         self.end_part();
         self.values.extend(merge(&self.pending));
         let units_per_chunk = 1 << (geometry.chunk_log2() - self.unit_log2);
-        let values: Vec<_> = self.values.chunks(units_per_chunk).filter_map(merge).collect();
+        let values: Vec<_> = self
+            .values
+            .chunks(units_per_chunk)
+            .filter_map(merge)
+            .collect();
         match merge_root(&values) {
-            Some(root) => Tree { geometry, root, table: Some(ChunkTable { values }) },
+            Some(root) => Tree {
+                geometry,
+                root,
+                table: Some(ChunkTable { values }),
+            },
             None => {
-                unreachable!("two parts or more are two chunks or more, since the smallest chunk is a part")
+                unreachable!(
+                    "two parts or more are two chunks or more, since the smallest chunk is a part"
+                )
             }
         }
     }
@@ -286,7 +324,10 @@ impl TreeHasher {
     /// Merges units pairwise once the size so far asks for larger chunks and the units pair up.
     fn grow_unit(&mut self) {
         let wanted = Geometry::for_size(self.len()).chunk_log2();
-        while self.unit_log2 < wanted && self.pending.is_empty() && self.values.len().is_multiple_of(2) {
+        while self.unit_log2 < wanted
+            && self.pending.is_empty()
+            && self.values.len().is_multiple_of(2)
+        {
             self.values = self.values.chunks_exact(2).filter_map(merge).collect();
             self.unit_log2 += 1;
         }
@@ -301,7 +342,9 @@ mod tests {
 
     /// Bytes that differ everywhere, without randomness.
     fn sample(len: usize) -> Vec<u8> {
-        (0..len).map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+        (0..len)
+            .map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect()
     }
 
     fn tree_of(bytes: &[u8]) -> Tree {
@@ -331,9 +374,14 @@ mod tests {
                 let state = hasher.state();
                 let covered = state.covered() as usize;
                 assert_eq!(covered + hasher.tail_len() as usize, cut);
-                let mut hasher = TreeHasher::from_state(state, &bytes[covered..cut]).expect("own state");
+                let mut hasher =
+                    TreeHasher::from_state(state, &bytes[covered..cut]).expect("own state");
                 hasher.update(&bytes[cut..]);
-                assert_eq!(hasher.finish().root, root_of(&bytes), "{len} bytes, cut at {cut}");
+                assert_eq!(
+                    hasher.finish().root,
+                    root_of(&bytes),
+                    "{len} bytes, cut at {cut}"
+                );
             }
         }
     }
@@ -345,7 +393,13 @@ mod tests {
             values: vec![[0; 32]; values],
             pending: vec![[0; 32]; pending],
         };
-        for bad in [state(17, 0, 0), state(23, 2, 0), state(18, 1, 0), state(19, 0, 1), state(19, 2, 2)] {
+        for bad in [
+            state(17, 0, 0),
+            state(23, 2, 0),
+            state(18, 1, 0),
+            state(19, 0, 1),
+            state(19, 2, 2),
+        ] {
             assert!(TreeHasher::from_state(bad.clone(), &[]).is_err(), "{bad:?}");
         }
     }

@@ -15,7 +15,9 @@ pub enum UnitError {
     )]
     Size(String),
     /// Not a rate.
-    #[error("'{0}' is no rate: write a number and bit, kbit, Mbit or Gbit (per second), for example 50Mbit")]
+    #[error(
+        "'{0}' is no rate: write a number and bit, kbit, Mbit or Gbit (per second), for example 50Mbit"
+    )]
     Rate(String),
 }
 
@@ -39,8 +41,12 @@ const SIZE_UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-const RATE_UNITS: [(&str, u64); 4] =
-    [("kbit", 1_000), ("Mbit", 1_000_000), ("Gbit", 1_000_000_000), ("bit", 1)];
+const RATE_UNITS: [(&str, u64); 4] = [
+    ("kbit", 1_000),
+    ("Mbit", 1_000_000),
+    ("Gbit", 1_000_000_000),
+    ("bit", 1),
+];
 
 impl BitRate {
     /// Bytes per second.
@@ -51,7 +57,11 @@ impl BitRate {
     /// The time that `bytes` take at this rate; at a rate of zero, for ever.
     pub fn time_for(self, bytes: u64) -> Duration {
         let nanos = (u128::from(bytes) * 8_000_000_000).checked_div(u128::from(self.0));
-        Duration::from_nanos(nanos.and_then(|nanos| u64::try_from(nanos).ok()).unwrap_or(u64::MAX))
+        Duration::from_nanos(
+            nanos
+                .and_then(|nanos| u64::try_from(nanos).ok())
+                .unwrap_or(u64::MAX),
+        )
     }
 }
 
@@ -66,7 +76,10 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     if let Ok(whole) = number.parse::<u64>() {
         return whole.checked_mul(factor);
     }
-    let value = number.parse::<f64>().ok().filter(|value| value.is_finite() && *value >= 0.0)?;
+    let value = number
+        .parse::<f64>()
+        .ok()
+        .filter(|value| value.is_finite() && *value >= 0.0)?;
     let product = value * factor as f64;
     // Just above the largest number lies how that one is printed; the conversion saturates.
     (product <= u64::MAX as f64).then_some(product as u64)
@@ -76,7 +89,9 @@ impl FromStr for ByteSize {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        parse(text, &SIZE_UNITS).map(Self).ok_or_else(|| UnitError::Size(text.to_owned()))
+        parse(text, &SIZE_UNITS)
+            .map(Self)
+            .ok_or_else(|| UnitError::Size(text.to_owned()))
     }
 }
 
@@ -94,7 +109,9 @@ impl FromStr for BitRate {
 /// The largest of `units` (ascending) that `value` reaches, with one decimal unless it is whole.
 fn print(f: &mut fmt::Formatter<'_>, value: u64, units: &[(&str, u64)], base: &str) -> fmt::Result {
     match units.iter().rev().find(|(_, factor)| value >= *factor) {
-        Some((unit, factor)) if value.is_multiple_of(*factor) => write!(f, "{}{unit}", value / factor),
+        Some((unit, factor)) if value.is_multiple_of(*factor) => {
+            write!(f, "{}{unit}", value / factor)
+        }
         Some((unit, factor)) => write!(f, "{:.1}{unit}", value as f64 / *factor as f64),
         None => write!(f, "{value}{base}"),
     }
@@ -150,7 +167,10 @@ macro_rules! unit_serde {
 }
 
 unit_serde!(ByteSize, "a size such as \"64MiB\" or a number of bytes");
-unit_serde!(BitRate, "a rate such as \"50Mbit\" or a number of bits per second");
+unit_serde!(
+    BitRate,
+    "a rate such as \"50Mbit\" or a number of bits per second"
+);
 
 #[cfg(test)]
 mod tests {
@@ -170,12 +190,18 @@ mod tests {
         assert_eq!(ByteSize(64 << 20).to_string(), "64MiB");
         assert_eq!(BitRate(2_500_000).to_string(), "2.5Mbit");
         assert_eq!(ByteSize(12).to_string(), "12B");
-        assert_eq!(ByteSize(u64::MAX).to_string().parse(), Ok(ByteSize(u64::MAX)));
+        assert_eq!(
+            ByteSize(u64::MAX).to_string().parse(),
+            Ok(ByteSize(u64::MAX))
+        );
     }
 
     #[test]
     fn time_at_a_rate() {
         assert_eq!(BitRate(8_000).time_for(1_000), Duration::from_secs(1));
-        assert_eq!(BitRate(1).time_for(u64::MAX), Duration::from_nanos(u64::MAX));
+        assert_eq!(
+            BitRate(1).time_for(u64::MAX),
+            Duration::from_nanos(u64::MAX)
+        );
     }
 }

@@ -29,20 +29,32 @@ fn corpus() -> Vec<Vec<u8>> {
         .map(|file| file.unwrap().path())
         .collect();
     files.sort_unstable();
-    files.into_iter().map(|file| fs::read(file).unwrap()).collect()
+    files
+        .into_iter()
+        .map(|file| fs::read(file).unwrap())
+        .collect()
 }
 
 /// The value, if the bytes are one; it survives another round.
 fn round_trip<T: Encode + Decode<()> + PartialEq + core::fmt::Debug>(bytes: &[u8]) -> Option<T> {
     let value = codec::decode::<T>(bytes).ok()?;
-    assert_eq!(codec::decode::<T>(&codec::encode(&value).unwrap()).unwrap(), value);
+    assert_eq!(
+        codec::decode::<T>(&codec::encode(&value).unwrap()).unwrap(),
+        value
+    );
     Some(value)
 }
 
 fn framed<M: Message + PartialEq + core::fmt::Debug>(bytes: &[u8]) -> usize {
-    let Some((header, body)) = bytes.split_first_chunk::<HEADER_LEN>() else { return 0 };
-    let Ok(header) = Header::parse(*header) else { return 0 };
-    let Ok(Some(message)) = M::decode(header.kind, body) else { return 0 };
+    let Some((header, body)) = bytes.split_first_chunk::<HEADER_LEN>() else {
+        return 0;
+    };
+    let Ok(header) = Header::parse(*header) else {
+        return 0;
+    };
+    let Ok(Some(message)) = M::decode(header.kind, body) else {
+        return 0;
+    };
     let (kind, body) = message.encode().unwrap();
     assert_eq!(M::decode(kind, &body).unwrap(), Some(message));
     1
@@ -51,7 +63,9 @@ fn framed<M: Message + PartialEq + core::fmt::Debug>(bytes: &[u8]) -> usize {
 /// Hands the bytes to everything that reads bytes; how many took them.
 fn decode_all(bytes: &[u8]) -> usize {
     let mut taken = framed::<Control>(bytes) + framed::<Chunk>(bytes);
-    taken += usize::from(Manifest::parse(bytes).is_ok_and(|manifest| manifest.blobs().len() < usize::MAX));
+    taken += usize::from(
+        Manifest::parse(bytes).is_ok_and(|manifest| manifest.blobs().len() < usize::MAX),
+    );
     for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
         taken += usize::from(DigestHasher::from_midstate(algorithm, bytes).is_ok());
     }

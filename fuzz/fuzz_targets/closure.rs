@@ -11,7 +11,9 @@ use flotilla_fuzz::round_trip;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some((which, bytes)) = bytes.split_first() else { return };
+    let Some((which, bytes)) = bytes.split_first() else {
+        return;
+    };
     match which % 4 {
         0 => drop(round_trip::<ClosureRequest>(bytes)),
         1 => {
@@ -40,12 +42,17 @@ fn check(proof: &Proof) {
     let signed = match proof {
         Proof::Sealed { seal, table } => {
             let seal = key().seal(seal.facts.clone());
-            Proof::Sealed { seal, table: table.clone() }
+            Proof::Sealed {
+                seal,
+                table: table.clone(),
+            }
         }
         whole @ Proof::DigestOnly { .. } => whole.clone(),
     };
     for proof in [proof, &signed] {
-        let Ok(geometry) = proof.check(&trusted()) else { continue };
+        let Ok(geometry) = proof.check(&trusted()) else {
+            continue;
+        };
         let chunks = geometry.chunks();
         assert!((1..=MAX_CHUNKS).contains(&chunks));
         let last = geometry.chunk_range(chunks - 1);
@@ -59,7 +66,12 @@ fn check_grant(grant: &Grant) {
     let digest = grant.manifest().copied().unwrap_or(Digest::Sha256([0; 32]));
     let _ = grant.check(&trusted(), &grant.peer, &digest, 0);
     let _ = grant.is_due(u64::MAX);
-    let signed = Grant::sign(&key(), grant.peer.clone(), grant.digests.clone(), grant.expires_unix_s);
+    let signed = Grant::sign(
+        &key(),
+        grant.peer.clone(),
+        grant.digests.clone(),
+        grant.expires_unix_s,
+    );
     let permitted = signed.check(&trusted(), &grant.peer, &digest, 0);
     assert_eq!(permitted.is_ok(), grant.digests.contains(&digest));
 }

@@ -14,7 +14,9 @@ fuzz_target!(|bytes: &[u8]| {
             let _ = hasher.finish();
         }
     }
-    let Some(state) = round_trip::<TreeState>(bytes) else { return };
+    let Some(state) = round_trip::<TreeState>(bytes) else {
+        return;
+    };
     let covered = state.covered();
     if let Ok(mut hasher) = TreeHasher::from_state(state, &bytes[..bytes.len().min(64)]) {
         assert!(hasher.len() >= covered);

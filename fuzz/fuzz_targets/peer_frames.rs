@@ -12,8 +12,12 @@ fuzz_target!(|stream: &[u8]| {
 
 fn read_all<M: Message + PartialEq + core::fmt::Debug>(mut stream: &[u8]) {
     while let Some((header, rest)) = stream.split_first_chunk::<HEADER_LEN>() {
-        let Ok(header) = Header::parse(*header) else { return };
-        let Some((body, rest)) = rest.split_at_checked(header.len) else { return };
+        let Ok(header) = Header::parse(*header) else {
+            return;
+        };
+        let Some((body, rest)) = rest.split_at_checked(header.len) else {
+            return;
+        };
         if let Ok(Some(message)) = M::decode(header.kind, body) {
             let (kind, body) = message.encode().expect("what was decoded is encoded");
             assert_eq!(M::decode(kind, &body).expect("own bytes"), Some(message));

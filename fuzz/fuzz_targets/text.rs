@@ -12,7 +12,9 @@ use flotilla_common::units::{BitRate, ByteSize};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(text) = core::str::from_utf8(bytes) else { return };
+    let Ok(text) = core::str::from_utf8(bytes) else {
+        return;
+    };
     prints_as_itself::<Digest>(text);
     prints_as_itself::<RepositoryName>(text);
     prints_as_itself::<Tag>(text);

@@ -6,7 +6,9 @@ use flotilla_fuzz::round_trip;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some((which, bytes)) = bytes.split_first() else { return };
+    let Some((which, bytes)) = bytes.split_first() else {
+        return;
+    };
     match which % 4 {
         0 => drop(round_trip::<AnnounceRequest>(bytes)),
         1 => drop(round_trip::<AnnounceAnswer>(bytes)),

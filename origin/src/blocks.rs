@@ -40,7 +40,11 @@ impl Blocks {
     pub(crate) fn new(block_len: usize, bytes: u64) -> Self {
         let blocks = usize::try_from(bytes).unwrap_or(usize::MAX) / block_len;
         let places = Arc::new(Semaphore::new(blocks.clamp(1, Semaphore::MAX_PERMITS)));
-        Self(Arc::new(Pool { block_len, places, free: Mutex::default() }))
+        Self(Arc::new(Pool {
+            block_len,
+            places,
+            free: Mutex::default(),
+        }))
     }
 
     /// An empty block; waits for one, in turn with others.
@@ -57,9 +61,19 @@ impl Blocks {
     }
 
     fn block(&self, place: Option<OwnedSemaphorePermit>) -> Block {
-        let used = self.0.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let used = self
+            .0
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
         let memory = used.unwrap_or_else(|| vec![0; self.0.block_len].into_boxed_slice());
-        Block { memory, len: 0, pool: Arc::clone(&self.0), _place: place }
+        Block {
+            memory,
+            len: 0,
+            pool: Arc::clone(&self.0),
+            _place: place,
+        }
     }
 }
 
@@ -105,7 +119,11 @@ impl AsRef<[u8]> for Block {
 impl Drop for Block {
     fn drop(&mut self) {
         let memory = core::mem::take(&mut self.memory);
-        self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+        self.pool
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(memory);
     }
 }
 
@@ -123,7 +141,10 @@ mod tests {
         let place = first.as_ref().as_ptr();
         let (bytes, part) = (first.freeze(), second.freeze());
         let clone = bytes.slice(1..);
-        assert_eq!((&bytes[..], &clone[..], &part[..]), (&b"abcd"[..], &b"bcd"[..], &b""[..]));
+        assert_eq!(
+            (&bytes[..], &clone[..], &part[..]),
+            (&b"abcd"[..], &b"bcd"[..], &b""[..])
+        );
         drop(bytes);
         assert!(blocks.try_take().is_none());
         drop(clone);
@@ -136,7 +157,11 @@ mod tests {
     #[test]
     fn what_could_not_be_filled_is_not_there() {
         let mut block = Blocks::new(4, 0).try_take().unwrap();
-        assert!(block.append_with(2, |_| Err(io::Error::other("no"))).is_err());
+        assert!(
+            block
+                .append_with(2, |_| Err(io::Error::other("no")))
+                .is_err()
+        );
         assert_eq!(block.len(), 0);
         let fill = |room: &mut [u8]| {
             room.fill(7);

@@ -115,13 +115,17 @@ struct Shared<K, V> {
 
 impl<K, V> Clone for Cache<K, V> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
     }
 }
 
 impl<K, V> fmt::Debug for Cache<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache").field("limits", &self.shared.limits).finish_non_exhaustive()
+        f.debug_struct("Cache")
+            .field("limits", &self.shared.limits)
+            .finish_non_exhaustive()
     }
 }
 
@@ -131,9 +135,13 @@ where
     V: Clone + Send + Sync + 'static,
 {
     /// A cache whose entries weigh `bytes_of` each.
-    pub(crate) fn new(limits: Limits, bytes_of: impl Fn(&K, &V) -> usize + Send + Sync + 'static) -> Self {
-        let weigher =
-            move |key: &K, entry: &Entry<V>| u32::try_from(bytes_of(key, &entry.value)).unwrap_or(u32::MAX);
+    pub(crate) fn new(
+        limits: Limits,
+        bytes_of: impl Fn(&K, &V) -> usize + Send + Sync + 'static,
+    ) -> Self {
+        let weigher = move |key: &K, entry: &Entry<V>| {
+            u32::try_from(bytes_of(key, &entry.value)).unwrap_or(u32::MAX)
+        };
         let entries = moka::sync::Cache::builder()
             .max_capacity(limits.bytes)
             .weigher(weigher)
@@ -151,7 +159,9 @@ where
             hasher,
             stale_answers,
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// The value of `key`, from memory or by `fill`; `None` only by a read that began after this call.
@@ -168,15 +178,18 @@ where
     {
         let mut may_join_running = true;
         loop {
-            let (mut flight, joined_running) = match self.hit_or_flight(key, may_join_running, &fill) {
-                Ok(hit) => return Ok(Some(hit)),
-                Err(flight) => flight,
-            };
+            let (mut flight, joined_running) =
+                match self.hit_or_flight(key, may_join_running, &fill) {
+                    Ok(hit) => return Ok(Some(hit)),
+                    Err(flight) => flight,
+                };
             let filled = match flight.wait_for(Option::is_some).await {
                 Ok(filled) => filled.clone().unwrap_or(Ok(None)),
-                Err(_) => {
-                    Err(Arc::new(StorageError::unavailable("fill cache", "entry", "the fill was dropped")))
-                }
+                Err(_) => Err(Arc::new(StorageError::unavailable(
+                    "fill cache",
+                    "entry",
+                    "the fill was dropped",
+                ))),
             };
             match filled {
                 Ok(Some(entry)) => return Ok(Some(entry.fresh())),
@@ -192,8 +205,14 @@ where
     /// The value if it is in memory, and neither too old nor due to be refreshed.
     pub(crate) fn fresh(&self, key: &K) -> Option<V> {
         let entry = self.shared.entries.get(key)?;
-        let (limits, age) = (&self.shared.limits, self.shared.now().saturating_since(entry.read_at));
-        let bound = limits.refresh_after.unwrap_or(limits.time_to_live).min(limits.time_to_live);
+        let (limits, age) = (
+            &self.shared.limits,
+            self.shared.now().saturating_since(entry.read_at),
+        );
+        let bound = limits
+            .refresh_after
+            .unwrap_or(limits.time_to_live)
+            .min(limits.time_to_live);
         (age < bound).then_some(entry.value)
     }
 
@@ -212,7 +231,13 @@ where
     pub(crate) fn wrote(&self, key: &K, before: Epoch, started: Time, value: V) {
         let _slots = self.shared.lock();
         if self.shared.epoch_of(key).fetch_add(1, Ordering::SeqCst) == before.0 {
-            self.shared.entries.insert(key.clone(), Entry { value, read_at: started });
+            self.shared.entries.insert(
+                key.clone(),
+                Entry {
+                    value,
+                    read_at: started,
+                },
+            );
         } else {
             self.shared.entries.invalidate(key);
         }
@@ -234,7 +259,10 @@ where
     /// Time passes.
     #[cfg(test)]
     pub(crate) fn let_pass(&self, time: Duration) {
-        self.shared.story.passed.fetch_add(time.as_nanos() as u64, Ordering::SeqCst);
+        self.shared
+            .story
+            .passed
+            .fetch_add(time.as_nanos() as u64, Ordering::SeqCst);
     }
 
     /// The same cache without a rule.
@@ -261,7 +289,12 @@ where
         let now = self.shared.now();
         if let Some(entry) = self.shared.fresh(key, now) {
             let age = now.saturating_since(entry.read_at);
-            if self.shared.limits.refresh_after.is_some_and(|refresh_after| age >= refresh_after) {
+            if self
+                .shared
+                .limits
+                .refresh_after
+                .is_some_and(|refresh_after| age >= refresh_after)
+            {
                 let mut slots = self.shared.lock();
                 if !slots.contains_key(key) {
                     self.take_off(&mut slots, key, fill());
@@ -296,7 +329,10 @@ where
         F: Future<Output = Result<Option<V>, StorageError>> + Send + 'static,
     {
         let (land, flight) = watch::channel(None);
-        let slot = slots.entry(key.clone()).or_insert(Slot { running: None, waiting: None });
+        let slot = slots.entry(key.clone()).or_insert(Slot {
+            running: None,
+            waiting: None,
+        });
         let before = slot.running.as_ref().map(|running| running.flight.clone());
         slot.waiting = Some(flight.clone());
         tokio::spawn(Arc::clone(&self.shared).fill(key.clone(), before, land, read));
@@ -306,13 +342,20 @@ where
     fn stale(&self, key: &K) -> Option<Cached<V>> {
         let entry = self.shared.entries.get(key)?;
         self.shared.stale_answers.fetch_add(1, Ordering::Relaxed);
-        Some(Cached { stale: true, ..entry.fresh() })
+        Some(Cached {
+            stale: true,
+            ..entry.fresh()
+        })
     }
 }
 
 impl<V> Entry<V> {
     fn fresh(self) -> Cached<V> {
-        Cached { value: self.value, read_at: self.read_at, stale: false }
+        Cached {
+            value: self.value,
+            read_at: self.read_at,
+            stale: false,
+        }
     }
 }
 
@@ -366,12 +409,16 @@ where
         if let Some(mut before) = before {
             // A fill that hangs is left behind after its time-out.
             let _ended =
-                tokio::time::timeout(self.limits.fill_timeout, before.wait_for(Option::is_some)).await;
+                tokio::time::timeout(self.limits.fill_timeout, before.wait_for(Option::is_some))
+                    .await;
         }
         let (started, epoch) = self.begin(&key, &land);
         let read = tokio::time::timeout(self.limits.fill_timeout, read).await;
         let filled = match read {
-            Ok(Ok(value)) => Ok(value.map(|value| Entry { value, read_at: started })),
+            Ok(Ok(value)) => Ok(value.map(|value| Entry {
+                value,
+                read_at: started,
+            })),
             Ok(Err(error)) => Err(Arc::new(error)),
             Err(_) => Err(Arc::new(StorageError::unavailable(
                 "fill cache",
@@ -387,8 +434,18 @@ where
     fn begin(&self, key: &K, land: &watch::Sender<Option<Filled<V>>>) -> (Time, u64) {
         let mut slots = self.lock();
         let (started, epoch) = (self.now(), self.epoch_of(key).load(Ordering::SeqCst));
-        let running = Running { flight: land.subscribe(), started, epoch };
-        slots.insert(key.clone(), Slot { running: Some(running), waiting: None });
+        let running = Running {
+            flight: land.subscribe(),
+            started,
+            epoch,
+        };
+        slots.insert(
+            key.clone(),
+            Slot {
+                running: Some(running),
+                waiting: None,
+            },
+        );
         (started, epoch)
     }
 
@@ -401,7 +458,10 @@ where
             self.entries.insert(key.clone(), entry.clone());
         }
         if let Some(slot) = slots.get_mut(key)
-            && slot.running.as_ref().is_some_and(|running| running.started == started)
+            && slot
+                .running
+                .as_ref()
+                .is_some_and(|running| running.started == started)
         {
             slot.running = None;
             if slot.waiting.is_none() {

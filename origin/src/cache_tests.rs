@@ -18,12 +18,17 @@ struct Backend {
 impl Backend {
     fn new(value: Option<u32>, open: bool) -> Arc<Self> {
         let gate = Semaphore::new(if open { Semaphore::MAX_PERMITS } else { 0 });
-        Arc::new(Self { value: Mutex::new(value), reads: AtomicUsize::new(0), gate })
+        Arc::new(Self {
+            value: Mutex::new(value),
+            reads: AtomicUsize::new(0),
+            gate,
+        })
     }
 
     fn read(
         self: &Arc<Self>,
-    ) -> impl Fn() -> futures_util::future::BoxFuture<'static, Result<Option<u32>, StorageError>> {
+    ) -> impl Fn() -> futures_util::future::BoxFuture<'static, Result<Option<u32>, StorageError>>
+    {
         let backend = Arc::clone(self);
         move || {
             let backend = Arc::clone(&backend);
@@ -50,8 +55,12 @@ impl Backend {
 }
 
 fn cache(time_to_live: Duration) -> Cache<&'static str, u32> {
-    let limits =
-        Limits { time_to_live, refresh_after: None, bytes: 1 << 20, fill_timeout: Duration::from_secs(60) };
+    let limits = Limits {
+        time_to_live,
+        refresh_after: None,
+        bytes: 1 << 20,
+        fill_timeout: Duration::from_secs(60),
+    };
     Cache::new(limits, |_, _| 100)
 }
 
@@ -64,7 +73,10 @@ async fn until(condition: impl Fn() -> bool) {
 }
 
 fn values(answers: Vec<Result<Option<Cached<u32>>, Arc<StorageError>>>) -> Vec<Option<u32>> {
-    answers.into_iter().map(|answer| answer.unwrap().map(|cached| cached.value)).collect()
+    answers
+        .into_iter()
+        .map(|answer| answer.unwrap().map(|cached| cached.value))
+        .collect()
 }
 
 #[tokio::test]
@@ -94,7 +106,11 @@ async fn a_fill_that_read_before_a_write_is_neither_kept_nor_joined_after_it() {
         values(late)
     };
     let (early, late) = tokio::join!(early, rest);
-    assert_eq!(early.unwrap().unwrap().value, 1, "it began before the write");
+    assert_eq!(
+        early.unwrap().unwrap().value,
+        1,
+        "it began before the write"
+    );
     assert_eq!(late, vec![Some(2); 10]);
     assert_eq!(backend.reads(), 2);
     assert_eq!(cache.peek(&"tag").unwrap().value, 2);
@@ -156,6 +172,10 @@ async fn a_value_is_refreshed_behind_its_readers() {
     let fill = backend.read();
     assert_eq!(cache.get(&"rb", &fill).await.unwrap().unwrap().value, 1);
     backend.set(Some(2));
-    assert_eq!(cache.get(&"rb", &fill).await.unwrap().unwrap().value, 1, "nobody waits");
+    assert_eq!(
+        cache.get(&"rb", &fill).await.unwrap().unwrap().value,
+        1,
+        "nobody waits"
+    );
     until(|| cache.peek(&"rb").is_some_and(|cached| cached.value == 2)).await;
 }

@@ -86,7 +86,10 @@ pub enum FormatError {
 ///
 /// # Errors
 /// [`FormatError`] if the storage fails or is set up for others.
-pub(crate) async fn agree(storage: &dyn Storage, horizons: Horizons) -> Result<Format, FormatError> {
+pub(crate) async fn agree(
+    storage: &dyn Storage,
+    horizons: Horizons,
+) -> Result<Format, FormatError> {
     if horizons.condemned <= horizons.liveness {
         return Err(FormatError::Order(horizons.condemned, horizons.liveness));
     }
@@ -101,14 +104,17 @@ pub(crate) async fn agree(storage: &dyn Storage, horizons: Horizons) -> Result<F
         liveness_s: horizons.liveness.as_secs(),
         upload_secret: hex::encode(&random_bytes::<32>()),
     };
-    let body =
-        serde_json::to_vec_pretty(&first).map_err(|error| FormatError::Malformed(error.to_string()))?;
+    let body = serde_json::to_vec_pretty(&first)
+        .map_err(|error| FormatError::Malformed(error.to_string()))?;
     match storage.create(&key, body.into()).await {
         Ok(_) | Err(StorageError::Conflict { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     // Whoever wrote it: what is there now stays.
-    let object = storage.read(&key).await?.ok_or_else(|| FormatError::Malformed("it vanished".to_owned()))?;
+    let object = storage
+        .read(&key)
+        .await?
+        .ok_or_else(|| FormatError::Malformed("it vanished".to_owned()))?;
     check(&object.body, horizons)
 }
 
@@ -118,12 +124,16 @@ pub(crate) async fn agree(storage: &dyn Storage, horizons: Horizons) -> Result<F
 /// [`StorageError`] if the storage cannot be read.
 pub(crate) async fn problem(storage: &dyn Storage) -> Result<Option<String>, StorageError> {
     let Some(object) = storage.read(&keys::format()).await? else {
-        return Ok(Some("it is not there: no origin has started here".to_owned()));
+        return Ok(Some(
+            "it is not there: no origin has started here".to_owned(),
+        ));
     };
     let stored: Result<Stored, _> = serde_json::from_slice(&object.body);
     Ok(match stored {
         Err(error) => Some(error.to_string()),
-        Ok(stored) if stored.format != VERSION => Some(FormatError::Version(stored.format).to_string()),
+        Ok(stored) if stored.format != VERSION => {
+            Some(FormatError::Version(stored.format).to_string())
+        }
         Ok(_) => None,
     })
 }
@@ -133,19 +143,34 @@ fn check(body: &[u8], horizons: Horizons) -> Result<Format, FormatError> {
     let version: serde_json::Value = serde_json::from_slice(body).map_err(malformed)?;
     match version.get("format").and_then(serde_json::Value::as_u64) {
         Some(version) if version == u64::from(VERSION) => {}
-        Some(other) => return Err(FormatError::Version(u32::try_from(other).unwrap_or(u32::MAX))),
+        Some(other) => {
+            return Err(FormatError::Version(
+                u32::try_from(other).unwrap_or(u32::MAX),
+            ));
+        }
         None => return Err(FormatError::Malformed("no version".to_owned())),
     }
     let stored: Stored = serde_json::from_slice(body).map_err(malformed)?;
-    let wanted = (horizons.horizon.as_secs(), horizons.condemned.as_secs(), horizons.liveness.as_secs());
+    let wanted = (
+        horizons.horizon.as_secs(),
+        horizons.condemned.as_secs(),
+        horizons.liveness.as_secs(),
+    );
     let found = (stored.horizon_s, stored.condemned_s, stored.liveness_s);
     if wanted != found {
         let told = |(h, w, l)| format!("horizon {h} s, condemned {w} s, liveness {l} s");
-        return Err(FormatError::Horizons { stored: told(found), configured: told(wanted) });
+        return Err(FormatError::Horizons {
+            stored: told(found),
+            configured: told(wanted),
+        });
     }
     let secret = hex::decode_exact(&stored.upload_secret);
-    let upload_secret = secret.ok_or_else(|| FormatError::Malformed("malformed upload_secret".to_owned()))?;
-    Ok(Format { horizons, upload_secret })
+    let upload_secret =
+        secret.ok_or_else(|| FormatError::Malformed("malformed upload_secret".to_owned()))?;
+    Ok(Format {
+        horizons,
+        upload_secret,
+    })
 }
 
 #[cfg(test)]
@@ -160,11 +185,20 @@ mod tests {
         let first = agree(&*storage, Horizons::default()).await.unwrap();
         let second = agree(&*storage, Horizons::default()).await.unwrap();
         assert_eq!(first.upload_secret, second.upload_secret);
-        let hasty = Horizons { horizon: Duration::from_hours(1), ..Horizons::default() };
+        let hasty = Horizons {
+            horizon: Duration::from_hours(1),
+            ..Horizons::default()
+        };
         let error = agree(&*storage, hasty).await.unwrap_err();
         assert!(error.to_string().contains("horizon 172800 s"), "{error}");
-        let reversed = Horizons { liveness: Duration::from_hours(24), ..Horizons::default() };
-        assert!(matches!(agree(&*storage, reversed).await, Err(FormatError::Order(..))));
+        let reversed = Horizons {
+            liveness: Duration::from_hours(24),
+            ..Horizons::default()
+        };
+        assert!(matches!(
+            agree(&*storage, reversed).await,
+            Err(FormatError::Order(..))
+        ));
     }
 
     #[test]

@@ -67,7 +67,8 @@ impl Metrics {
     }
 
     pub(crate) fn blob_bytes_sent(&self, bytes: usize) {
-        self.blob_bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.blob_bytes_sent
+            .fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// A client was sent to the storage.
@@ -85,16 +86,32 @@ impl Metrics {
     }
 
     /// The answer of `/metrics`, of an origin that answers from `registry`.
-    pub(crate) fn answer(self: &Arc<Self>, registry: &Registry, headers: &HeaderMap) -> Response<Body> {
+    pub(crate) fn answer(
+        self: &Arc<Self>,
+        registry: &Registry,
+        headers: &HeaderMap,
+    ) -> Response<Body> {
         let mut exposition = prometheus_client::registry::Registry::with_prefix("flotilla_origin");
         self.requests.register(&mut exposition);
         let (metrics, stale) = (Arc::clone(self), registry.stale_answers());
         let (replicas, counts) = (registry.announcer().listed(), registry.announcer().counts());
         exposition.register_collector(Figures::collector(move |figures| {
-            figures.counter("sent_bytes", "Bytes of blobs handed to clients", metrics.blob_bytes())?;
+            figures.counter(
+                "sent_bytes",
+                "Bytes of blobs handed to clients",
+                metrics.blob_bytes(),
+            )?;
             let redirects = metrics.redirects.load(Ordering::Relaxed);
-            figures.counter("redirects", "Requests for blobs that were sent to the storage", redirects)?;
-            figures.counter("stale_answers", "Answers from memory past its time, without storage", stale)?;
+            figures.counter(
+                "redirects",
+                "Requests for blobs that were sent to the storage",
+                redirects,
+            )?;
+            figures.counter(
+                "stale_answers",
+                "Answers from memory past its time, without storage",
+                stale,
+            )?;
             let admission = &metrics.admission;
             figures.counters(
                 "shed",
@@ -103,21 +120,50 @@ impl Metrics {
                 admission.shed(),
             )?;
             let requests = admission.requests_under_way();
-            figures.gauge("requests_under_way", "Requests that are not answered to their end", requests)?;
+            figures.gauge(
+                "requests_under_way",
+                "Requests that are not answered to their end",
+                requests,
+            )?;
             let uploads = admission.uploads_under_way();
-            figures.gauge("uploads_under_way", "Uploads whose bytes are received or wait", uploads)?;
-            figures.gauge("replicas_listed", "Replicas that are told of changes", replicas as u64)?;
+            figures.gauge(
+                "uploads_under_way",
+                "Uploads whose bytes are received or wait",
+                uploads,
+            )?;
+            figures.gauge(
+                "replicas_listed",
+                "Replicas that are told of changes",
+                replicas as u64,
+            )?;
             let (help, outcomes) = ("Changes told to a replica, by outcome", counts.by_outcome());
             figures.counters("changes_told", help, "outcome", outcomes)?;
-            figures.counter("changes_heard", "Messages of other replicas", counts.received())?;
-            metrics.identity.iter().try_for_each(|identity| identity.figures(figures))?;
+            figures.counter(
+                "changes_heard",
+                "Messages of other replicas",
+                counts.received(),
+            )?;
+            metrics
+                .identity
+                .iter()
+                .try_for_each(|identity| identity.figures(figures))?;
             let failures = metrics.operations.failures_by_kind();
-            figures.counters("storage_failures", "Calls that the storage failed", "kind", failures)?;
+            figures.counters(
+                "storage_failures",
+                "Calls that the storage failed",
+                "kind",
+                failures,
+            )?;
             if let Some(connections) = metrics.connections.get() {
                 figures.gauge("connections", "Connections of clients", connections.open())?;
             }
             let operations = metrics.operations.by_kind();
-            figures.counters("storage_operations", "Calls of the storage", "kind", operations)
+            figures.counters(
+                "storage_operations",
+                "Calls of the storage",
+                "kind",
+                operations,
+            )
         }));
         metrics::answer(headers, &exposition)
     }

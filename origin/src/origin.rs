@@ -52,7 +52,9 @@ pub enum StartError {
     #[error("replicas are listed, but this one listens nowhere for them: set replica-listen")]
     ReplicaListen,
     /// Nobody can be sent to this storage.
-    #[error("redirect blobs: {0}; leave redirect-blobs out, or take a storage that signs URLs: s3, gs or az")]
+    #[error(
+        "redirect blobs: {0}; leave redirect-blobs out, or take a storage that signs URLs: s3, gs or az"
+    )]
     Redirects(String),
     /// A thread cannot be started.
     #[error("start threads: {0}")]
@@ -103,29 +105,50 @@ impl Origin {
         }
         let (region, issuer) = (&config.region, config.seal_key.issuer());
         if region != issuer {
-            return Err(StartError::Region { region: region.clone(), issuer: issuer.clone() });
+            return Err(StartError::Region {
+                region: region.clone(),
+                issuer: issuer.clone(),
+            });
         }
         if !config.replicas.is_none() && config.replica_listen.is_none() {
             return Err(StartError::ReplicaListen);
         }
-        let storage: Arc<dyn Storage> = Arc::new(Bounded::new(storage, config.limits.storage_timeout));
+        let storage: Arc<dyn Storage> =
+            Arc::new(Bounded::new(storage, config.limits.storage_timeout));
         storage::probe(&*storage).await?;
         if config.redirect_blobs {
-            storage::probe_signing(&*storage).await.map_err(StartError::Redirects)?;
+            storage::probe_signing(&*storage)
+                .await
+                .map_err(StartError::Redirects)?;
         }
         let format = format::agree(&*storage, config.horizons).await?;
         let counted = Counted::new(storage);
         let admission = Arc::new(Admission::new(&config.limits));
-        let metrics = Metrics::new(counted.operations(), Arc::clone(&admission), config.tls.clone());
+        let metrics = Metrics::new(
+            counted.operations(),
+            Arc::clone(&admission),
+            config.tls.clone(),
+        );
         let metrics = Arc::new(metrics);
-        let Limits { drain_delay, drain_timeout, .. } = config.limits;
+        let Limits {
+            drain_delay,
+            drain_timeout,
+            ..
+        } = config.limits;
         let listener_limits = listener_limits(&config.limits);
         let shutdown = Shutdown::new();
         config.replicas.follow(&shutdown).await;
         let announcer = Arc::new(Announcer::new(config.replicas, Secret::of(&format))?);
         let (region, seal_key) = (config.region, config.seal_key);
         let buffers = SendBuffers::new(config.limits.pull_buffers);
-        let registry = Registry::new(Arc::new(counted), format, region, seal_key, config.limits, announcer);
+        let registry = Registry::new(
+            Arc::new(counted),
+            format,
+            region,
+            seal_key,
+            config.limits,
+            announcer,
+        );
         let (uplink, redirect_blobs) = (config.uplink, config.redirect_blobs);
         let readiness = Readiness::starting(&shutdown);
         let api = Api {
@@ -143,17 +166,28 @@ impl Origin {
             Some(address) => Some(listen_for_replicas(address, Arc::clone(&api), &shutdown).await?),
             None => None,
         };
-        let tls = config.tls.as_ref().map(|identity| identity.https_server(Clients::Anybody)).transpose()?;
+        let tls = config
+            .tls
+            .as_ref()
+            .map(|identity| identity.https_server(Clients::Anybody))
+            .transpose()?;
         if let Some(identity) = config.tls {
             keep_fresh(identity, Timing::default(), &shutdown);
         }
-        let listen_error = |source| StartError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
-        let workers = (config.threads > 0).then(|| Workers::start(config.threads)).transpose();
+        let listen_error = |source| StartError::Listen {
+            address: config.listen,
+            source,
+        };
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(listen_error)?;
+        let workers = (config.threads > 0)
+            .then(|| Workers::start(config.threads))
+            .transpose();
         let workers = workers.map_err(StartError::Threads)?.map(Arc::new);
         let responder = http::responder(api).on(workers.clone());
-        let server =
-            serve_with(listener, responder, tls, &shutdown, listener_limits).map_err(listen_error)?;
+        let server = serve_with(listener, responder, tls, &shutdown, listener_limits)
+            .map_err(listen_error)?;
         metrics.watch(server.connections());
         readiness.ready();
         let address = server.address();

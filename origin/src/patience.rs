@@ -46,7 +46,10 @@ impl Patience {
     /// Waits for something of the client's.
     async fn wait<T>(&mut self, something: impl Future<Output = T>) -> Result<T, UsedUp> {
         let left = self.left;
-        let _waiting = Waiting { patience: self, since: Instant::now() };
+        let _waiting = Waiting {
+            patience: self,
+            since: Instant::now(),
+        };
         timeout(left, something).await.map_err(|_| UsedUp)
     }
 
@@ -81,7 +84,9 @@ mod tests {
     /// How long a client is waited for that sends so many bytes each second, for an hour at most.
     async fn waited(bytes_each_second: usize) -> Duration {
         let (mut patience, started) = (Patience::new(MINUTE), Instant::now());
-        while started.elapsed() < Duration::from_hours(1) && patience.wait(sleep(SECOND)).await.is_ok() {
+        while started.elapsed() < Duration::from_hours(1)
+            && patience.wait(sleep(SECOND)).await.is_ok()
+        {
             patience.restore(bytes_each_second);
         }
         started.elapsed()
@@ -102,8 +107,14 @@ mod tests {
         sleep(2 * MINUTE).await;
         let started = Instant::now();
         // Looked at and left, again and again.
-        while timeout(SECOND, patience.wait(core::future::pending::<()>())).await.is_err() {}
+        while timeout(SECOND, patience.wait(core::future::pending::<()>()))
+            .await
+            .is_err()
+        {}
         assert_eq!(started.elapsed(), MINUTE);
-        assert_eq!(patience.wait(core::future::pending::<()>()).await, Err(UsedUp));
+        assert_eq!(
+            patience.wait(core::future::pending::<()>()).await,
+            Err(UsedUp)
+        );
     }
 }

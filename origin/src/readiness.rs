@@ -61,7 +61,10 @@ impl StorageHealth {
             Ok(()) if !was_ready => tracing::info!("storage can be used again: ready"),
             _ => {}
         }
-        *found = Some(Found { at: Instant::now(), outcome: outcome.clone() });
+        *found = Some(Found {
+            at: Instant::now(),
+            outcome: outcome.clone(),
+        });
         outcome
     }
 }
@@ -93,14 +96,21 @@ mod tests {
 
     impl Looks {
         fn failing(looks: impl IntoIterator<Item = usize>) -> Self {
-            Self { made: AtomicUsize::new(0), failing: looks.into_iter().collect() }
+            Self {
+                made: AtomicUsize::new(0),
+                failing: looks.into_iter().collect(),
+            }
         }
 
         async fn look(&self) -> Result<(), StorageError> {
             let number = self.made.fetch_add(1, Ordering::Relaxed);
             sleep(Duration::from_millis(10)).await;
             let fault = StorageError::unavailable("read object", "format", "it is gone");
-            if self.failing.contains(&number) { Err(fault) } else { Ok(()) }
+            if self.failing.contains(&number) {
+                Err(fault)
+            } else {
+                Ok(())
+            }
         }
 
         fn made(&self) -> usize {
@@ -122,10 +132,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_failure_changes_nothing_two_do_and_one_success_mends_it() {
         let (health, looks) = (StorageHealth::default(), Looks::failing([0, 2, 3, 4, 5]));
-        assert_eq!(health.check(|| looks.look()).await, Ok(()), "the second look was good");
+        assert_eq!(
+            health.check(|| looks.look()).await,
+            Ok(()),
+            "the second look was good"
+        );
         for _ in 0..2 {
             sleep(FRESH).await;
-            let reason = health.check(|| looks.look()).await.expect_err("storage is gone");
+            let reason = health
+                .check(|| looks.look())
+                .await
+                .expect_err("storage is gone");
             assert!(reason.contains("it is gone"), "{reason}");
         }
         sleep(FRESH).await;
@@ -136,7 +153,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn storage_that_hangs_is_not_waited_for() {
         let (health, began) = (StorageHealth::default(), Instant::now());
-        let reason = health.check(core::future::pending).await.expect_err("it hangs");
+        let reason = health
+            .check(core::future::pending)
+            .await
+            .expect_err("it hangs");
         assert!(reason.contains("does not answer within 2s"), "{reason}");
         assert_eq!(began.elapsed(), 2 * LOOK_TIMEOUT + PAUSE);
     }

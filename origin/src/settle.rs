@@ -55,11 +55,20 @@ impl Settler<'_> {
             }
         }
         Err(failure.unwrap_or_else(|| {
-            StorageError::unavailable("settle write", key, "conflicts with nothing, again and again")
+            StorageError::unavailable(
+                "settle write",
+                key,
+                "conflicts with nothing, again and again",
+            )
         }))
     }
 
-    async fn attempt(self, key: &Key, seen: Option<&Version>, body: Bytes) -> Result<Version, StorageError> {
+    async fn attempt(
+        self,
+        key: &Key,
+        seen: Option<&Version>,
+        body: Bytes,
+    ) -> Result<Version, StorageError> {
         match seen {
             None => self.storage.create(key, body).await,
             Some(version) => self.storage.swap(key, version, body).await,

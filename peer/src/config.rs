@@ -71,7 +71,13 @@ impl Config {
     const MIRROR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5001);
 
     /// The defaults for a peer with this identity, store and origins.
-    pub fn new(id: PeerId, identity: Identity, store: PathBuf, region: RegionName, zone: ZoneName) -> Self {
+    pub fn new(
+        id: PeerId,
+        identity: Identity,
+        store: PathBuf,
+        region: RegionName,
+        zone: ZoneName,
+    ) -> Self {
         Self {
             id,
             identity,
@@ -90,7 +96,10 @@ impl Config {
             down: None,
             requires_grants: false,
             patience: Patience::default(),
-            swarm: swarm::Config { slots: SLOTS, ..swarm::Config::default() },
+            swarm: swarm::Config {
+                slots: SLOTS,
+                ..swarm::Config::default()
+            },
             rng_seed: None,
             outbound: Arc::new(Faithful),
         }
@@ -116,12 +125,19 @@ impl Config {
                 check_url(url).map_err(|why| format!("{key}: '{url}' is {why}"))?;
             }
         }
-        if let Some(name) = self.registries.iter().find(|name| name.is_empty() || name.contains("/")) {
+        if let Some(name) = self
+            .registries
+            .iter()
+            .find(|name| name.is_empty() || name.contains("/"))
+        {
             return Err(format!(
                 "registry: {name:?} is no registry's name; write it as images do, host:port"
             ));
         }
-        let plain = self.origins.iter().find(|url| self.requires_grants && !url.starts_with("https://"));
+        let plain = self
+            .origins
+            .iter()
+            .find(|url| self.requires_grants && !url.starts_with("https://"));
         if let Some(url) = plain {
             return Err(format!(
                 "require-grants: origin {url} cannot know this peer without TLS and gives it no grant; use https://"
@@ -141,9 +157,12 @@ impl Config {
 /// What such a URL looks like.
 pub fn check_url(url: &str) -> Result<(), &'static str> {
     let parsed = reqwest::Url::parse(url).ok();
-    match parsed.filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some()) {
+    match parsed.filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some())
+    {
         Some(_) => Ok(()),
-        None => Err("no URL of a service: write scheme, host and port, such as https://origin.internal:5000"),
+        None => Err(
+            "no URL of a service: write scheme, host and port, such as https://origin.internal:5000",
+        ),
     }
 }
 

@@ -109,7 +109,9 @@ impl Peer {
         let (serving, working) = (parent.child(), parent.child());
         let (store, manifests) = open_store(&config).await?;
         let listen = |address| move |source| StartError::Listen { address, source };
-        let listener = TcpListener::bind(config.mirror).await.map_err(listen(config.mirror))?;
+        let listener = TcpListener::bind(config.mirror)
+            .await
+            .map_err(listen(config.mirror))?;
 
         let (commands, command_queue) = mpsc::channel(QUEUE);
         let (incidents, incident_queue) = mpsc::channel(QUEUE);
@@ -121,9 +123,15 @@ impl Peer {
             zone: config.zone.clone(),
             up_bits_per_second: config.up.map(|rate| rate.0),
         };
-        let transport =
-            Transport::start(config.quic, &config.identity, about, config.down, &working, incidents)
-                .map_err(|error| StartError::Transport(error.to_string()))?;
+        let transport = Transport::start(
+            config.quic,
+            &config.identity,
+            about,
+            config.down,
+            &working,
+            incidents,
+        )
+        .map_err(|error| StartError::Transport(error.to_string()))?;
         let quic = transport.local_addr().map_err(listen(config.quic))?;
         let me = PeerInfo {
             id: config.id.clone(),
@@ -132,7 +140,8 @@ impl Peer {
             zone: config.zone.clone(),
         };
         let client = |progress| {
-            http_client(&config.identity, progress).map_err(|error| StartError::Transport(error.to_string()))
+            http_client(&config.identity, progress)
+                .map_err(|error| StartError::Transport(error.to_string()))
         };
         let origins = Origins::new(client(None)?, &config.origins, sightings);
         working.spawn(origins.clone().probe_for_ever(working.clone()));
@@ -176,7 +185,8 @@ impl Peer {
         };
         working.spawn(Driver::run(machine, Arc::clone(&shared), events));
         let router = Mirror::new(Arc::clone(&shared), commands, config.registries).router();
-        let server = http::serve(listener, router, None, &serving).map_err(listen(config.mirror))?;
+        let server =
+            http::serve(listener, router, None, &serving).map_err(listen(config.mirror))?;
         let mirror = server.address();
         if !mirror.ip().is_loopback() {
             tracing::warn!(
@@ -186,7 +196,14 @@ impl Peer {
             );
         }
         tracing::info!(id = %config.id, %mirror, %quic, "peer started");
-        Ok(Self { id: config.id, mirror, quic, shared, serving, working })
+        Ok(Self {
+            id: config.id,
+            mirror,
+            quic,
+            shared,
+            serving,
+            working,
+        })
     }
 
     /// Its name.
@@ -261,8 +278,15 @@ impl Shared {
 }
 
 async fn open_store(config: &Config) -> Result<(Store, ManifestStore), StartError> {
-    let (dir, quota, trusted) = (config.store.clone(), config.quota, config.trusted_keys.current());
-    let unusable = |source| StoreError::Unusable { dir: config.store.clone(), source };
+    let (dir, quota, trusted) = (
+        config.store.clone(),
+        config.quota,
+        config.trusted_keys.current(),
+    );
+    let unusable = |source| StoreError::Unusable {
+        dir: config.store.clone(),
+        source,
+    };
     let opened = blocking(move || {
         Ok(Store::open(&dir, quota, &trusted).and_then(|store| {
             let manifests =

@@ -61,7 +61,11 @@ pub type Waits = BTreeMap<Wait, f64>;
 
 /// The waits as JSON has them.
 pub(crate) fn waits(times: &WaitTimes) -> Waits {
-    times.longest().into_iter().map(|(wait, time)| (wait, rounded(time.as_secs_f64()))).collect()
+    times
+        .longest()
+        .into_iter()
+        .map(|(wait, time)| (wait, rounded(time.as_secs_f64())))
+        .collect()
 }
 
 /// To the millisecond.
@@ -111,7 +115,11 @@ pub struct Sources {
 impl Sources {
     /// All that came over the network.
     pub fn received(&self) -> u64 {
-        self.same_zone + self.other_zones + self.origin_leased + self.origin_unleased + self.passed_through
+        self.same_zone
+            + self.other_zones
+            + self.origin_leased
+            + self.origin_unleased
+            + self.passed_through
     }
 }
 

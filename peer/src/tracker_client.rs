@@ -24,8 +24,8 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::tracker::{Health, News, ranked};
 use flotilla_common::wire::tracker::{
-    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, HeldLease, LEASE_PATH,
-    LeaseAnswer, LeaseAsk, LeaseRequest, MAX_CHANGES, PeerInfo,
+    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, HeldLease,
+    LEASE_PATH, LeaseAnswer, LeaseAsk, LeaseRequest, MAX_CHANGES, PeerInfo,
 };
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
@@ -71,7 +71,11 @@ pub(crate) enum TrackerEvent {
     /// Neighbours.
     Handouts(Vec<Handout>),
     /// The answer to [`Trackers::take_lease`] with this ticket.
-    Lease { digest: Digest, ticket: u64, answer: LeaseAnswer },
+    Lease {
+        digest: Digest,
+        ticket: u64,
+        answer: LeaseAnswer,
+    },
     /// A renewal came too late.
     LeaseLost { digest: Digest, chunk: u32 },
     /// A tracker answers (again).
@@ -135,10 +139,21 @@ impl Trackers {
         events: mpsc::Sender<TrackerEvent>,
         shutdown: &Shutdown,
     ) -> Self {
-        let urls: Vec<String> = urls.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
+        let urls: Vec<String> = urls
+            .iter()
+            .map(|url| url.trim_end_matches('/').to_owned())
+            .collect();
         let trackers = urls.iter().map(|_| Tracker::default()).collect();
         let health = Mutex::new(Health::new(urls.len(), LATE));
-        let inner = Inner { client, urls, trackers, health, me, events, shutdown: shutdown.clone() };
+        let inner = Inner {
+            client,
+            urls,
+            trackers,
+            health,
+            me,
+            events,
+            shutdown: shutdown.clone(),
+        };
         let trackers = Self(Arc::new(inner));
         for index in 0..trackers.0.urls.len() {
             shutdown.spawn(trackers.clone().announce_for_ever(index));
@@ -158,9 +173,20 @@ impl Trackers {
             let is_silent = self.is_silent(index);
             let is_answering = (is_silent || announces > 0).then_some(!is_silent);
             let trouble = lock(&tracker.trouble).clone().filter(|_| is_silent);
-            TrackerStatus { url: url.clone(), is_answering, announces, trouble }
+            TrackerStatus {
+                url: url.clone(),
+                is_answering,
+                announces,
+                trouble,
+            }
         };
-        self.0.urls.iter().zip(&self.0.trackers).enumerate().map(status).collect()
+        self.0
+            .urls
+            .iter()
+            .zip(&self.0.trackers)
+            .enumerate()
+            .map(status)
+            .collect()
     }
 
     /// Announces to all, at once.
@@ -178,10 +204,18 @@ impl Trackers {
                 Ok(answer) => answer,
                 Err(error) => {
                     tracing::debug!(blob = %digest, %error, "ask for lease");
-                    LeaseAnswer::Wait { retry_ms: RETRY.as_millis() as u32 }
+                    LeaseAnswer::Wait {
+                        retry_ms: RETRY.as_millis() as u32,
+                    }
                 }
             };
-            trackers.report(TrackerEvent::Lease { digest, ticket, answer }).await;
+            trackers
+                .report(TrackerEvent::Lease {
+                    digest,
+                    ticket,
+                    answer,
+                })
+                .await;
         });
     }
 
@@ -193,12 +227,19 @@ impl Trackers {
                 LeaseAsk::Renew { chunk, .. } => Some(chunk),
                 _ => None,
             };
-            match (trackers.ask_lease(&digest, ask, REQUEST_TIMEOUT).await, renewed) {
+            match (
+                trackers.ask_lease(&digest, ask, REQUEST_TIMEOUT).await,
+                renewed,
+            ) {
                 (Ok(LeaseAnswer::NotHeld), Some(chunk)) => {
-                    trackers.report(TrackerEvent::LeaseLost { digest, chunk }).await;
+                    trackers
+                        .report(TrackerEvent::LeaseLost { digest, chunk })
+                        .await;
                 }
                 (Ok(_), _) => {}
-                (Err(error), _) => tracing::debug!(blob = %digest, %error, "say how a lease goes on"),
+                (Err(error), _) => {
+                    tracing::debug!(blob = %digest, %error, "say how a lease goes on")
+                }
             }
         });
     }
@@ -206,8 +247,14 @@ impl Trackers {
     /// Tells every tracker that this peer leaves.
     pub(crate) async fn leave(&self) {
         for index in 0..self.0.urls.len() {
-            let request = AnnounceRequest { leaving: true, ..self.request(0, 0, &Snapshot::default()) };
-            if let Err(error) = self.post::<_, AnnounceAnswer>(index, ANNOUNCE_PATH, &request, RETRY).await {
+            let request = AnnounceRequest {
+                leaving: true,
+                ..self.request(0, 0, &Snapshot::default())
+            };
+            if let Err(error) = self
+                .post::<_, AnnounceAnswer>(index, ANNOUNCE_PATH, &request, RETRY)
+                .await
+            {
                 tracing::debug!(tracker = self.0.urls[index], %error, "say goodbye");
             }
         }
@@ -217,20 +264,32 @@ impl Trackers {
         let (mut epoch, mut sequence) = (0, 0);
         let tracker = &self.0.trackers[index];
         loop {
-            let Some(snapshot) = self.snapshot(index).await else { return };
+            let Some(snapshot) = self.snapshot(index).await else {
+                return;
+            };
             let request = self.request(epoch, sequence, &snapshot);
-            let request =
-                AnnounceRequest { changes: self.changes(index, sequence == 0, &snapshot.blobs), ..request };
+            let request = AnnounceRequest {
+                changes: self.changes(index, sequence == 0, &snapshot.blobs),
+                ..request
+            };
             let answer = self.post_announce(index, &request).await;
             let wait = match answer {
-                Ok(AnnounceAnswer::Accepted { epoch: now, next_ms, handouts }) => {
+                Ok(AnnounceAnswer::Accepted {
+                    epoch: now,
+                    next_ms,
+                    handouts,
+                }) => {
                     epoch = now;
                     sequence += 1;
-                    *lock(&tracker.announced) =
-                        snapshot.blobs.into_iter().map(|change| (change.digest, change.state)).collect();
+                    *lock(&tracker.announced) = snapshot
+                        .blobs
+                        .into_iter()
+                        .map(|change| (change.digest, change.state))
+                        .collect();
                     tracker.announces.add(1);
                     tracker.accepted.notify_waiters();
-                    self.heard(|health| health.answered(Clock::now(), index)).await;
+                    self.heard(|health| health.answered(Clock::now(), index))
+                        .await;
                     if !handouts.is_empty() {
                         self.report(TrackerEvent::Handouts(handouts)).await;
                     }
@@ -264,7 +323,9 @@ impl Trackers {
         let (sender, answer) = oneshot::channel();
         self.report(TrackerEvent::Snapshot(sender)).await;
         let mut snapshot = answer.await.ok()?;
-        snapshot.blobs.retain(|change| self.responsible(&change.digest).any(|other| other == index));
+        snapshot
+            .blobs
+            .retain(|change| self.responsible(&change.digest).any(|other| other == index));
         Some(snapshot)
     }
 
@@ -277,8 +338,13 @@ impl Trackers {
         };
         let mut changes: Vec<Change> = blobs.iter().filter(is_news).cloned().collect();
         if !full {
-            let gone = announced.keys().filter(|digest| blobs.iter().all(|change| change.digest != **digest));
-            changes.extend(gone.map(|digest| Change { digest: *digest, state: BlobState::Gone }));
+            let gone = announced
+                .keys()
+                .filter(|digest| blobs.iter().all(|change| change.digest != **digest));
+            changes.extend(gone.map(|digest| Change {
+                digest: *digest,
+                state: BlobState::Gone,
+            }));
         }
         changes.truncate(MAX_CHANGES);
         changes
@@ -363,7 +429,9 @@ impl Trackers {
 
     /// The trackers of a blob, best first.
     fn responsible(&self, digest: &Digest) -> impl Iterator<Item = usize> + use<> {
-        ranked(&self.0.urls, digest).into_iter().take(TRACKERS_PER_BLOB)
+        ranked(&self.0.urls, digest)
+            .into_iter()
+            .take(TRACKERS_PER_BLOB)
     }
 
     /// Waits, not for ever, until a tracker has heard of the blob.
@@ -406,7 +474,8 @@ impl Trackers {
                 answer = self.post_lease(index, &request, bound) => answer,
             };
             if answer.is_ok() {
-                self.heard(|health| health.answered(Clock::now(), index)).await;
+                self.heard(|health| health.answered(Clock::now(), index))
+                    .await;
             }
             match answer {
                 Ok(LeaseAnswer::NotFirst) => {}
@@ -462,7 +531,9 @@ impl Trackers {
             let answer = request.send().await?.error_for_status()?;
             Ok(codec::decode(&answer.bytes().await?)?)
         };
-        timeout(bound, exchange).await.map_err(|_| AskError::Timeout)?
+        timeout(bound, exchange)
+            .await
+            .map_err(|_| AskError::Timeout)?
     }
 
     async fn report(&self, event: TrackerEvent) {

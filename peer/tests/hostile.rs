@@ -40,18 +40,32 @@ impl Hostile {
     async fn dial(fleet: &Fleet, victim: &Peer, hello: Hello) -> Self {
         let identity = fleet.config("vm-hostile").identity;
         let endpoint = quic_endpoint(([127, 0, 0, 1], 0).into(), &identity, None).unwrap();
-        let dialled = endpoint.connect(victim.quic_addr(), &peer_name(victim.id())).unwrap();
+        let dialled = endpoint
+            .connect(victim.quic_addr(), &peer_name(victim.id()))
+            .unwrap();
         let connection = dialled.await.unwrap();
         let (mut control, receive) = connection.open_bi().await.unwrap();
-        control.write_all(&Control::Hello(hello).to_frame().unwrap()).await.unwrap();
-        Self { connection, control, _receive: receive, _endpoint: endpoint }
+        control
+            .write_all(&Control::Hello(hello).to_frame().unwrap())
+            .await
+            .unwrap();
+        Self {
+            connection,
+            control,
+            _receive: receive,
+            _endpoint: endpoint,
+        }
     }
 
     /// Dials, and is a neighbour like any other so far.
     async fn neighbour(fleet: &Fleet, victim: &Peer) -> Self {
         let mut hostile = Self::dial(fleet, victim, Hello::ours()).await;
         let (region, zone) = ("eu".parse().unwrap(), "eu-a".parse().unwrap());
-        let about = About { region, zone, up_bits_per_second: Some(1_000_000_000_000) };
+        let about = About {
+            region,
+            zone,
+            up_bits_per_second: Some(1_000_000_000_000),
+        };
         hostile.say(&Control::About(about)).await.unwrap();
         until("it is a neighbour", || victim.stats().neighbours == 1).await;
         hostile
@@ -63,7 +77,11 @@ impl Hostile {
 
     async fn promise(&mut self, blobs: &[Digest]) -> Result<(), quinn::WriteError> {
         for digest in blobs {
-            self.say(&Control::Holds(Holds { digest: *digest, holding: Holding::Complete })).await?;
+            self.say(&Control::Holds(Holds {
+                digest: *digest,
+                holding: Holding::Complete,
+            }))
+            .await?;
         }
         Ok(())
     }
@@ -77,7 +95,10 @@ async fn completes(peer: &Peer, image: &[Bytes]) {
     assert!(took < BOUND, "bad company cost {took:?}");
     let stats = peer.stats();
     assert_eq!(stats.bytes_from_peers, 0, "{stats:?}");
-    until("what is stored is right", || peer.stats().blobs.iter().all(|blob| blob.is_complete)).await;
+    until("what is stored is right", || {
+        peer.stats().blobs.iter().all(|blob| blob.is_complete)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,9 +106,15 @@ async fn a_peer_of_another_version_is_hung_up_on() {
     let (fleet, image) = (Fleet::new().await, image());
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
-    let hello = Hello { oldest: 900, newest: 999, features: u64::MAX };
+    let hello = Hello {
+        oldest: 900,
+        newest: 999,
+        features: u64::MAX,
+    };
     let hostile = Hostile::dial(&fleet, &peer, hello).await;
-    tokio::time::timeout(BOUND, hostile.connection.closed()).await.expect("it is hung up on");
+    tokio::time::timeout(BOUND, hostile.connection.closed())
+        .await
+        .expect("it is hung up on");
     completes(&peer, &image).await;
 }
 
@@ -99,7 +126,9 @@ async fn a_peer_that_talks_nonsense_is_hung_up_on() {
     let mut hostile = Hostile::neighbour(&fleet, &peer).await;
     // A frame that says it has four gigabytes.
     let _ = hostile.control.write_all(&[2, 255, 255, 255, 255]).await;
-    tokio::time::timeout(BOUND, hostile.connection.closed()).await.expect("it is hung up on");
+    tokio::time::timeout(BOUND, hostile.connection.closed())
+        .await
+        .expect("it is hung up on");
     completes(&peer, &image).await;
 }
 
@@ -126,7 +155,10 @@ async fn a_peer_that_promises_and_stalls_is_done_without() {
         }
     });
     completes(&peer, &image).await;
-    assert!(asked.load(Ordering::Relaxed) > 0, "its promise was believed at first");
+    assert!(
+        asked.load(Ordering::Relaxed) > 0,
+        "its promise was believed at first"
+    );
     promising.abort();
     silent.abort();
 }
@@ -140,7 +172,11 @@ async fn a_peer_that_floods_harms_nobody_but_itself() {
     let connection = hostile.connection.clone();
     let blobs: Vec<Digest> = image.iter().map(|blob| digest(blob)).collect();
     let asking = tokio::spawn(async move {
-        let ask = Ask { digest: Digest::sha256(b"nothing"), chunk: u32::MAX, grant: None };
+        let ask = Ask {
+            digest: Digest::sha256(b"nothing"),
+            chunk: u32::MAX,
+            grant: None,
+        };
         let ask = Chunk::Ask(ask).to_frame().unwrap();
         // Answers are not read, and streams are not ended.
         let mut kept = Vec::new();
@@ -154,8 +190,17 @@ async fn a_peer_that_floods_harms_nobody_but_itself() {
             let chunks = (0..1000).map(|chunk| chunk ^ round).collect();
             let digest = blobs[round as usize % blobs.len()];
             let nonsense = Holding::Partial(ChunkMap::full(round % 5000));
-            let said = hostile.say(&Control::Have(Have { digest, chunks })).await.is_ok()
-                && hostile.say(&Control::Holds(Holds { digest, holding: nonsense })).await.is_ok();
+            let said = hostile
+                .say(&Control::Have(Have { digest, chunks }))
+                .await
+                .is_ok()
+                && hostile
+                    .say(&Control::Holds(Holds {
+                        digest,
+                        holding: nonsense,
+                    }))
+                    .await
+                    .is_ok();
             if !said {
                 return;
             }

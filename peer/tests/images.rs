@@ -38,15 +38,27 @@ async fn a_new_peer_pulls_by_digest_what_another_one_has() {
     let manifest = fleet.origin.push(&image());
     let tracker = fleet.tracker.clone().unwrap();
     let _first = whole(&fleet, fleet.config("vm-1")).await;
-    until("the image is announced", || tracker.swarm_of(&manifest) == 1).await;
+    until("the image is announced", || {
+        tracker.swarm_of(&manifest) == 1
+    })
+    .await;
     let sent = origin_dies(&fleet);
     let second = fleet.peer("vm-2").await;
-    assert_eq!(try_pull_of(&second, &manifest.to_string()).await.unwrap(), image());
+    assert_eq!(
+        try_pull_of(&second, &manifest.to_string()).await.unwrap(),
+        image()
+    );
     assert_eq!(fleet.origin.sent(), sent, "the origin is dead");
     // And it hands the image on itself.
-    until("the image is announced", || tracker.swarm_of(&manifest) == 2).await;
+    until("the image is announced", || {
+        tracker.swarm_of(&manifest) == 2
+    })
+    .await;
     let third = fleet.peer("vm-3").await;
-    assert_eq!(try_pull_of(&third, &manifest.to_string()).await.unwrap(), image());
+    assert_eq!(
+        try_pull_of(&third, &manifest.to_string()).await.unwrap(),
+        image()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,8 +67,17 @@ async fn a_tag_that_was_known_is_pulled_with_proofs_of_a_neighbour() {
     fleet.origin.push(&image());
     let _first = whole(&fleet, fleet.config("vm-1")).await;
     let second = fleet.peer("vm-2").await;
-    let looked = client().head(format!("http://{}/v2/app/manifests/v1", second.mirror_addr())).send().await;
-    assert!(looked.unwrap().status().is_success(), "the tag is known, and nothing is wanted");
+    let looked = client()
+        .head(format!(
+            "http://{}/v2/app/manifests/v1",
+            second.mirror_addr()
+        ))
+        .send()
+        .await;
+    assert!(
+        looked.unwrap().status().is_success(),
+        "the tag is known, and nothing is wanted"
+    );
     origin_dies(&fleet);
     assert_eq!(try_pull(&second).await.unwrap(), image());
 }
@@ -80,14 +101,29 @@ async fn who_has_no_grant_is_told_nothing() {
     let fleet = Fleet::over_tls().await;
     let manifest = fleet.origin.push(&image());
     *fleet.origin.grants.lock().unwrap() = Some(Box::new(|key, peer, digests| {
-        Some(Grant::sign(key, peer, digests, Clock::unix_seconds() + LIFETIME_S))
+        Some(Grant::sign(
+            key,
+            peer,
+            digests,
+            Clock::unix_seconds() + LIFETIME_S,
+        ))
     }));
-    let requiring = |name| Config { requires_grants: true, ..fleet.config(name) };
+    let requiring = |name| Config {
+        requires_grants: true,
+        ..fleet.config(name)
+    };
     let first = whole(&fleet, requiring("vm-1")).await;
     let tracker = fleet.tracker.clone().unwrap();
-    until("the image is announced", || tracker.swarm_of(&manifest) == 1).await;
+    until("the image is announced", || {
+        tracker.swarm_of(&manifest) == 1
+    })
+    .await;
     origin_dies(&fleet);
     let second = fleet.start(requiring("vm-2")).await;
     assert!(try_pull_of(&second, &manifest.to_string()).await.is_err());
-    assert!(first.stats().refused_not_permitted > 0, "{:?}", first.stats());
+    assert!(
+        first.stats().refused_not_permitted > 0,
+        "{:?}",
+        first.stats()
+    );
 }

@@ -47,7 +47,12 @@ async fn a_pull_is_shown_while_it_goes_on_and_explained_when_it_is_over() {
     fleet.origin.push(&image);
     let first = fleet.peer("vm-1").await;
     pull(&first).await;
-    let second = fleet.start(Config { down: Some(BitRate(40_000_000)), ..fleet.config("vm-2") }).await;
+    let second = fleet
+        .start(Config {
+            down: Some(BitRate(40_000_000)),
+            ..fleet.config("vm-2")
+        })
+        .await;
     let (pulled, status) = tokio::join!(
         pull(&second),
         when(&second, "a chunk comes from vm-1", |status| {
@@ -63,15 +68,28 @@ async fn a_pull_is_shown_while_it_goes_on_and_explained_when_it_is_over() {
     assert_eq!(status.connected[0].id, *first.id());
     assert_eq!(status.connected[0].nearness, Near::SameZone);
     let (tracker, origin) = (&status.trackers[0], &status.origins[0]);
-    assert_eq!((tracker.is_answering, origin.is_answering), (Some(true), Some(true)), "{status:?}");
+    assert_eq!(
+        (tracker.is_answering, origin.is_answering),
+        (Some(true), Some(true)),
+        "{status:?}"
+    );
 
-    let status = when(&second, "the pull is over", |status| !status.finished.is_empty()).await;
+    let status = when(&second, "the pull is over", |status| {
+        !status.finished.is_empty()
+    })
+    .await;
     let report = &status.finished[0];
     assert!(status.pulls.is_empty());
-    assert_eq!((report.result, report.image.as_str()), (PullResult::Pulled, "app:v1"));
+    assert_eq!(
+        (report.result, report.image.as_str()),
+        (PullResult::Pulled, "app:v1")
+    );
     assert_eq!(report.emitted, bytes_of(&image));
     assert_eq!(report.sources.received(), bytes_of(&image));
-    assert!(report.sources.same_zone > bytes_of(&image) * 9 / 10, "{report:?}");
+    assert!(
+        report.sources.same_zone > bytes_of(&image) * 9 / 10,
+        "{report:?}"
+    );
     let over_bound = report.over_bound.unwrap();
     assert!((0.7..5.0).contains(&over_bound), "{report:?}");
     assert_eq!(status.store.bytes, bytes_of(&image));
@@ -92,15 +110,27 @@ async fn a_blob_that_waits_says_why() {
         pulled = try_pull(&peer) => panic!("the origin is down: {pulled:?}"),
         status = when(&peer, "a blob waits for an origin", is_waiting) => status,
     };
-    assert!(status.wanted.iter().any(|blob| blob.waited.contains_key(&Wait::Origin)), "{status:?}");
+    assert!(
+        status
+            .wanted
+            .iter()
+            .any(|blob| blob.waited.contains_key(&Wait::Origin)),
+        "{status:?}"
+    );
     let origin = &status.origins[0];
-    assert!(origin.is_answering == Some(false) && origin.trouble.is_some(), "{status:?}");
+    assert!(
+        origin.is_answering == Some(false) && origin.trouble.is_some(),
+        "{status:?}"
+    );
 }
 
 /// The lines of the metric that says whether an origin answers.
 async fn origin_up(peer: &Peer) -> Vec<String> {
     let text = get(peer, "/flotilla/metrics").await.text().await.unwrap();
-    text.lines().filter(|line| line.starts_with("flotilla_peer_origin_up{")).map(str::to_owned).collect()
+    text.lines()
+        .filter(|line| line.starts_with("flotilla_peer_origin_up{"))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,14 +138,33 @@ async fn an_origin_is_unknown_until_asked_and_probed_only_while_it_does_not_answ
     let fleet = Fleet::new().await;
     fleet.origin.push(&image());
     let peer = fleet.peer("vm-1").await;
-    let probes =
-        || fleet.origin.asked.lock().unwrap().iter().filter(|asked| asked.contains("/readyz")).count();
-    let line = |up| vec![format!("flotilla_peer_origin_up{{url=\"{}\"}} {up}", fleet.origin.url())];
+    let probes = || {
+        fleet
+            .origin
+            .asked
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|asked| asked.contains("/readyz"))
+            .count()
+    };
+    let line = |up| {
+        vec![format!(
+            "flotilla_peer_origin_up{{url=\"{}\"}} {up}",
+            fleet.origin.url()
+        )]
+    };
 
-    let status =
-        when(&peer, "the tracker answers", |status| status.trackers[0].is_answering == Some(true)).await;
+    let status = when(&peer, "the tracker answers", |status| {
+        status.trackers[0].is_answering == Some(true)
+    })
+    .await;
     assert_eq!(status.origins[0].is_answering, None, "{status:?}");
-    assert_eq!(origin_up(&peer).await, [""; 0], "no alarm for what is not known");
+    assert_eq!(
+        origin_up(&peer).await,
+        [""; 0],
+        "no alarm for what is not known"
+    );
     pull(&peer).await;
     assert_eq!(origin_up(&peer).await, line(1));
     assert_eq!(probes(), 0, "all is well");
@@ -126,10 +175,18 @@ async fn an_origin_is_unknown_until_asked_and_probed_only_while_it_does_not_answ
     let status = when(&peer, "a probe finds it out", |status| {
         probes() > 0 && status.origins[0].is_answering == Some(false)
     });
-    assert!(status.await.origins[0].trouble.as_ref().is_some_and(|trouble| trouble.contains("503")));
+    assert!(
+        status.await.origins[0]
+            .trouble
+            .as_ref()
+            .is_some_and(|trouble| trouble.contains("503"))
+    );
     fleet.origin.is_out.store(false, Ordering::Relaxed);
     // Nobody pulls. What it answers to a path that it does not know is an answer.
-    when(&peer, "a probe finds it back", |status| status.origins[0].is_answering == Some(true)).await;
+    when(&peer, "a probe finds it back", |status| {
+        status.origins[0].is_answering == Some(true)
+    })
+    .await;
     assert_eq!(origin_up(&peer).await, line(1));
 }
 
@@ -139,7 +196,10 @@ async fn an_image_is_warmed_without_a_reader() {
     let image = image();
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
-    let url = format!("http://{}/flotilla/warm/app/manifests/v1", peer.mirror_addr());
+    let url = format!(
+        "http://{}/flotilla/warm/app/manifests/v1",
+        peer.mirror_addr()
+    );
     let answer = client().post(url).send().await.unwrap();
     let warming: Warming = json(&answer.bytes().await.unwrap());
     let status = when(&peer, "it is warm", |status| !status.finished.is_empty()).await;
@@ -164,18 +224,36 @@ async fn figures_have_units_and_labels() {
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
     pull(&peer).await;
-    when(&peer, "the pull is over", |status| !status.finished.is_empty()).await;
+    when(&peer, "the pull is over", |status| {
+        !status.finished.is_empty()
+    })
+    .await;
     let text = get(&peer, "/flotilla/metrics").await.text().await.unwrap();
     for line in [
-        format!("flotilla_peer_pulled_bytes_total{{source=\"origin_leased\"}} {}", bytes_of(&image)),
-        format!("flotilla_peer_sent_bytes_total{{to=\"runtime\"}} {}", bytes_of(&image)),
+        format!(
+            "flotilla_peer_pulled_bytes_total{{source=\"origin_leased\"}} {}",
+            bytes_of(&image)
+        ),
+        format!(
+            "flotilla_peer_sent_bytes_total{{to=\"runtime\"}} {}",
+            bytes_of(&image)
+        ),
         "flotilla_peer_pulls_total{result=\"pulled\"} 1".to_owned(),
         "flotilla_peer_pull_seconds_count 1".to_owned(),
         "flotilla_peer_http_requests_total{route=\"blob\",code=\"200\"} 3".to_owned(),
-        format!("flotilla_peer_origin_up{{url=\"{}\"}} 1", fleet.origin.url()),
+        format!(
+            "flotilla_peer_origin_up{{url=\"{}\"}} 1",
+            fleet.origin.url()
+        ),
         format!("flotilla_peer_store_bytes {}", bytes_of(&image)),
     ] {
-        assert!(text.lines().any(|printed| printed == line), "{line} is missing in\n{text}");
+        assert!(
+            text.lines().any(|printed| printed == line),
+            "{line} is missing in\n{text}"
+        );
     }
-    assert!(text.contains("flotilla_peer_wait_seconds_total{reason=\"lease\"} "), "{text}");
+    assert!(
+        text.contains("flotilla_peer_wait_seconds_total{reason=\"lease\"} "),
+        "{text}"
+    );
 }

@@ -40,9 +40,16 @@ async fn the_second_peer_gets_the_image_from_the_first() {
     assert_eq!(pull(&second).await, image);
     let stats = second.stats();
     let from_peers = stats.bytes_from_peers as f64 / bytes_of(&image) as f64;
-    assert!(from_peers > 0.9, "{stats:?}, the origin sent {}", fleet.origin.sent() - sent_before);
+    assert!(
+        from_peers > 0.9,
+        "{stats:?}, the origin sent {}",
+        fleet.origin.sent() - sent_before
+    );
     assert_eq!(first.stats().bytes_to_peers, stats.bytes_from_peers);
-    until("every blob is complete", || second.stats().blobs.iter().all(|blob| blob.is_complete)).await;
+    until("every blob is complete", || {
+        second.stats().blobs.iter().all(|blob| blob.is_complete)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,7 +97,10 @@ async fn a_liar_is_found_out(is_clever: bool) {
     let fleet = Fleet::new().await;
     let image = image();
     fleet.origin.push(&image);
-    let liar = Config { outbound: Arc::new(Liar { is_clever }), ..fleet.config("vm-liar") };
+    let liar = Config {
+        outbound: Arc::new(Liar { is_clever }),
+        ..fleet.config("vm-liar")
+    };
     let liar = fleet.start(liar).await;
     assert_eq!(pull(&liar).await, image);
 
@@ -102,7 +112,10 @@ async fn a_liar_is_found_out(is_clever: bool) {
     assert_eq!(stats.bytes_from_peers, 0, "{stats:?}");
     assert_eq!(stats.bytes_from_origin, bytes_of(&image), "{stats:?}");
     assert_eq!(stats.neighbours, 0, "{stats:?}");
-    until("what is stored is right", || honest.stats().blobs.iter().all(|blob| blob.is_complete)).await;
+    until("what is stored is right", || {
+        honest.stats().blobs.iter().all(|blob| blob.is_complete)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,7 +133,10 @@ async fn a_peer_that_stops_in_the_middle_is_made_up_for() {
     let fleet = Fleet::new().await;
     let image = image();
     fleet.origin.push(&image);
-    let slow = Config { up: Some(BitRate(16_000_000)), ..fleet.config("vm-1") };
+    let slow = Config {
+        up: Some(BitRate(16_000_000)),
+        ..fleet.config("vm-1")
+    };
     let seeder = fleet.start(slow).await;
     pull(&seeder).await;
 
@@ -130,12 +146,18 @@ async fn a_peer_that_stops_in_the_middle_is_made_up_for() {
         assert_eq!(pulled, image);
     };
     let stopping = async {
-        until("some chunks came from the first", || second.stats().bytes_from_peers > MIB as u64).await;
+        until("some chunks came from the first", || {
+            second.stats().bytes_from_peers > MIB as u64
+        })
+        .await;
         seeder.abandon().await;
     };
     tokio::join!(pulling, stopping);
     let stats = second.stats();
-    assert!(stats.bytes_from_peers > 0 && stats.bytes_from_origin > 0, "{stats:?}");
+    assert!(
+        stats.bytes_from_peers > 0 && stats.bytes_from_origin > 0,
+        "{stats:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,12 +165,20 @@ async fn a_restarted_peer_goes_on_with_what_it_has() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
-    fleet.origin.serves_until.store(3 * MIB as u64, Ordering::Relaxed);
+    fleet
+        .origin
+        .serves_until
+        .store(3 * MIB as u64, Ordering::Relaxed);
     let peer = fleet.peer("vm-1").await;
     get(&peer, "/v2/app/manifests/v1").await;
     let large = harness::digest(&image[2]);
-    let held =
-        |peer: &Peer| peer.stats().blobs.iter().find(|blob| blob.digest == large).map_or(0, |blob| blob.held);
+    let held = |peer: &Peer| {
+        peer.stats()
+            .blobs
+            .iter()
+            .find(|blob| blob.digest == large)
+            .map_or(0, |blob| blob.held)
+    };
     until("three MiB are held", || held(&peer) == 3 * MIB as u64).await;
     peer.shutdown().await;
 
@@ -157,7 +187,10 @@ async fn a_restarted_peer_goes_on_with_what_it_has() {
     let peer = fleet.peer("vm-1").await;
     assert_eq!(pull(&peer).await, image);
     let sent = fleet.origin.sent() - sent_before;
-    assert!(sent <= bytes_of(&image) - 3 * MIB as u64, "{sent} bytes were fetched again");
+    assert!(
+        sent <= bytes_of(&image) - 3 * MIB as u64,
+        "{sent} bytes were fetched again"
+    );
     assert!(peer.stats().bytes_from_store >= 3 * MIB as u64);
 }
 
@@ -168,7 +201,10 @@ async fn what_is_in_the_store_is_served_without_anybody() {
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
     assert_eq!(pull(&peer).await, image);
-    until("all is complete", || peer.stats().blobs.iter().all(|blob| blob.is_complete)).await;
+    until("all is complete", || {
+        peer.stats().blobs.iter().all(|blob| blob.is_complete)
+    })
+    .await;
     peer.shutdown().await;
 
     fleet.origin.is_down.store(true, Ordering::Relaxed);
@@ -182,7 +218,10 @@ async fn what_does_not_fit_into_the_store_is_passed_through() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
-    let small = Config { quota: ByteSize(2 * MIB as u64), ..fleet.config("vm-1") };
+    let small = Config {
+        quota: ByteSize(2 * MIB as u64),
+        ..fleet.config("vm-1")
+    };
     let peer = fleet.start(small).await;
     assert_eq!(pull(&peer).await, image);
     let stats = peer.stats();
@@ -199,7 +238,9 @@ async fn two_seals_that_contradict_each_other_put_the_blob_into_quarantine() {
     pull(&peer).await;
     let digest = harness::digest(&image[1]);
     // A new layer makes the peer ask for the proofs again, once the tag is read anew.
-    fleet.origin.push(&[image[0].clone(), image[1].clone(), noise(10, 5)]);
+    fleet
+        .origin
+        .push(&[image[0].clone(), image[1].clone(), noise(10, 5)]);
     let other = fleet.origin.seal_as(digest, &noise(image[1].len(), 9));
     fleet.origin.proofs.lock().unwrap().insert(digest, other);
     let asking = async {
@@ -207,8 +248,13 @@ async fn two_seals_that_contradict_each_other_put_the_blob_into_quarantine() {
             get(&peer, "/v2/app/manifests/v1").await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), asking).await.unwrap();
-    assert!(peer.stats().blobs.iter().all(|blob| blob.digest != digest), "it is not kept");
+    tokio::time::timeout(Duration::from_secs(30), asking)
+        .await
+        .unwrap();
+    assert!(
+        peer.stats().blobs.iter().all(|blob| blob.digest != digest),
+        "it is not kept"
+    );
     assert_eq!(pull(&peer).await[1], image[1], "but passed through");
 }
 
@@ -236,7 +282,10 @@ async fn a_reader_that_hangs_up_leaves_nothing_behind() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
-    let slow = Config { down: Some(BitRate(32_000_000)), ..fleet.config("vm-1") };
+    let slow = Config {
+        down: Some(BitRate(32_000_000)),
+        ..fleet.config("vm-1")
+    };
     let peer = fleet.start(slow).await;
     get(&peer, "/v2/app/manifests/v1").await;
     let path = format!("/v2/app/blobs/{}", harness::digest(&image[2]));

@@ -20,16 +20,27 @@ impl World<'_> {
             }
             Output::Greet { peer: slot, blob } => self.greet(peer, slot.0, blob),
             Output::Have { blob, batch } => self.broadcast(peer, blob, batch),
-            Output::Fetch { transfer, blob, chunk, source } => {
-                self.fetch(peer, transfer, blob, chunk, source)
-            }
+            Output::Fetch {
+                transfer,
+                blob,
+                chunk,
+                source,
+            } => self.fetch(peer, transfer, blob, chunk, source),
             Output::Cancel { transfer } => self.cancel(peer, transfer),
             Output::Serve { upload } => self.serve(Key::from_bits(upload.0)),
             Output::Refuse { upload, reason } => self.refuse(Key::from_bits(upload.0), reason),
             Output::Announce => self.announce(peer),
-            Output::LeaseTake { blob, missing, starving } => self.lease_take(peer, blob, missing, starving),
+            Output::LeaseTake {
+                blob,
+                missing,
+                starving,
+            } => self.lease_take(peer, blob, missing, starving),
             Output::LeaseDrop { blob } => self.lease_drop(peer, blob),
-            Output::LeaseRenew { blob, chunk, received } => self.lease_renew(peer, blob, chunk, received),
+            Output::LeaseRenew {
+                blob,
+                chunk,
+                received,
+            } => self.lease_renew(peer, blob, chunk, received),
             Output::LeaseDone { blob, chunk } => self.lease_done(peer, blob, chunk),
             Output::LeaseFailed { blob, chunk } => self.lease_failed(peer, blob, chunk),
             Output::Complete { .. } => self.on_complete(peer),
@@ -38,7 +49,14 @@ impl World<'_> {
         }
     }
 
-    fn fetch(&mut self, peer: u32, transfer: TransferId, blob: BlobSlot, chunk: u32, source: Source) {
+    fn fetch(
+        &mut self,
+        peer: u32,
+        transfer: TransferId,
+        blob: BlobSlot,
+        chunk: u32,
+        source: Source,
+    ) {
         let node = &self.nodes[peer as usize];
         let (source, delay) = match source {
             Source::Peer(slot) => {
@@ -46,65 +64,125 @@ impl World<'_> {
                 if !link.is_up {
                     return; // The news of its end is on its way to the machine.
                 }
-                (Origin::Peer { peer: link.peer, asker: link.remote }, self.delay(peer, link.peer))
+                (
+                    Origin::Peer {
+                        peer: link.peer,
+                        asker: link.remote,
+                    },
+                    self.delay(peer, link.peer),
+                )
             }
             Source::Origin(place) => {
                 let regions = self.origins_up.len() as u32;
                 let region = (self.places[peer as usize].region + place.0) % regions;
-                let delay = self.delay_to_region(peer, region) + millis(self.scenario.origin.think_ms);
+                let delay =
+                    self.delay_to_region(peer, region) + millis(self.scenario.origin.think_ms);
                 (Origin::Region(region), delay)
             }
         };
-        let request = self.requests.insert(Request { peer, transfer, source, blob, chunk, flow: None });
+        let request = self.requests.insert(Request {
+            peer,
+            transfer,
+            source,
+            blob,
+            chunk,
+            flow: None,
+        });
         self.nodes[peer as usize].fetches.push((transfer, request));
-        self.queue.push_after(self.now, delay, Event::Asked { request });
+        self.queue
+            .push_after(self.now, delay, Event::Asked { request });
     }
 
     pub(crate) fn on_asked(&mut self, key: Key) {
-        let Some(&Request { peer, source, blob, chunk, .. }) = self.requests.get(key) else { return };
+        let Some(&Request {
+            peer,
+            source,
+            blob,
+            chunk,
+            ..
+        }) = self.requests.get(key)
+        else {
+            return;
+        };
         match source {
-            Origin::Peer { peer: uploader, asker } => {
+            Origin::Peer {
+                peer: uploader,
+                asker,
+            } => {
                 let upload = UploadId(key.to_bits());
-                self.feed(uploader, Input::UploadRequest { peer: PeerSlot(asker), blob, chunk, upload });
+                self.feed(
+                    uploader,
+                    Input::UploadRequest {
+                        peer: PeerSlot(asker),
+                        blob,
+                        chunk,
+                        upload,
+                    },
+                );
             }
             Origin::Region(region) if self.origins_up[region as usize] => {
                 self.start_flow(key, self.nodes.len() as u32 + region);
             }
             Origin::Region(region) => {
                 let delay = self.delay_to_region(peer, region);
-                self.queue.push_after(self.now, delay, Event::SourceFailed { request: key });
+                self.queue
+                    .push_after(self.now, delay, Event::SourceFailed { request: key });
             }
         }
     }
 
     fn serve(&mut self, key: Key) {
-        let Some(&Request { source: Origin::Peer { peer: uploader, .. }, blob, chunk, .. }) =
-            self.requests.get(key)
+        let Some(&Request {
+            source: Origin::Peer { peer: uploader, .. },
+            blob,
+            chunk,
+            ..
+        }) = self.requests.get(key)
         else {
             return;
         };
         if !self.nodes[uploader as usize].verified[blob.0 as usize].contains(chunk) {
-            self.oracle
-                .complain(|| format!("peer {uploader} served chunk {chunk}, which it has not verified"));
+            self.oracle.complain(|| {
+                format!("peer {uploader} served chunk {chunk}, which it has not verified")
+            });
         }
         self.start_flow(key, uploader);
     }
 
     fn start_flow(&mut self, key: Key, from: u32) {
-        let Some(&Request { peer, blob, chunk, source, .. }) = self.requests.get(key) else { return };
+        let Some(&Request {
+            peer,
+            blob,
+            chunk,
+            source,
+            ..
+        }) = self.requests.get(key)
+        else {
+            return;
+        };
         let bytes = self.geometries[blob.0 as usize].chunk_len(chunk);
-        let flow = self.network.start(self.now, from, peer, bytes, key.to_bits());
+        let flow = self
+            .network
+            .start(self.now, from, peer, bytes, key.to_bits());
         if let Some(request) = self.requests.get_mut(key) {
             request.flow = Some(flow);
         }
         let delay = self.way_back(peer, source);
-        self.queue.push_after(self.now, delay, Event::FirstByte { request: key });
+        self.queue
+            .push_after(self.now, delay, Event::FirstByte { request: key });
     }
 
     fn refuse(&mut self, key: Key, reason: Refusal) {
         if let Some(request) = self.requests.get(key) {
             let delay = self.way_back(request.peer, request.source);
-            self.queue.push_after(self.now, delay, Event::Refused { request: key, reason });
+            self.queue.push_after(
+                self.now,
+                delay,
+                Event::Refused {
+                    request: key,
+                    reason,
+                },
+            );
         }
     }
 
@@ -122,43 +200,91 @@ impl World<'_> {
 
     pub(crate) fn on_source_failed(&mut self, key: Key) {
         if let Some((peer, transfer)) = self.take_request(key) {
-            self.feed(peer, Input::Failed { transfer, why: Failure::Link });
+            self.feed(
+                peer,
+                Input::Failed {
+                    transfer,
+                    why: Failure::Link,
+                },
+            );
         }
     }
 
     pub(crate) fn on_moved(&mut self, moved: Moved) {
         match moved {
             Moved::Progress { tag, moved } => {
-                let Some(&Request { peer, transfer, source, .. }) = self.requests.get(Key::from_bits(tag))
+                let Some(&Request {
+                    peer,
+                    transfer,
+                    source,
+                    ..
+                }) = self.requests.get(Key::from_bits(tag))
                 else {
                     return;
                 };
-                self.feed(peer, Input::Progress { transfer, received: moved });
+                self.feed(
+                    peer,
+                    Input::Progress {
+                        transfer,
+                        received: moved,
+                    },
+                );
                 if let Origin::Peer { peer: uploader, .. } = source {
-                    self.feed(uploader, Input::UploadProgress { upload: UploadId(tag), sent: moved });
+                    self.feed(
+                        uploader,
+                        Input::UploadProgress {
+                            upload: UploadId(tag),
+                            sent: moved,
+                        },
+                    );
                 }
             }
             Moved::Done { tag, .. } => {
                 let key = Key::from_bits(tag);
-                let Some(request) = self.requests.get_mut(key) else { return };
+                let Some(request) = self.requests.get_mut(key) else {
+                    return;
+                };
                 request.flow = None;
                 let &mut Request { peer, source, .. } = request;
                 self.count_bytes(key, None);
                 let delay = self.way_back(peer, source);
-                self.queue.push_after(self.now, delay, Event::Arrived { request: key });
+                self.queue
+                    .push_after(self.now, delay, Event::Arrived { request: key });
                 if let Origin::Peer { peer: uploader, .. } = source {
-                    self.feed(uploader, Input::UploadEnded { upload: UploadId(tag) });
+                    self.feed(
+                        uploader,
+                        Input::UploadEnded {
+                            upload: UploadId(tag),
+                        },
+                    );
                 }
             }
         }
     }
 
     pub(crate) fn on_arrived(&mut self, key: Key) {
-        let Some(&Request { blob, chunk, source, .. }) = self.requests.get(key) else { return };
-        let Some((peer, transfer)) = self.take_request(key) else { return };
-        let is_corrupt = matches!(source, Origin::Peer { peer, .. } if self.nodes[peer as usize].lies);
+        let Some(&Request {
+            blob,
+            chunk,
+            source,
+            ..
+        }) = self.requests.get(key)
+        else {
+            return;
+        };
+        let Some((peer, transfer)) = self.take_request(key) else {
+            return;
+        };
+        let is_corrupt =
+            matches!(source, Origin::Peer { peer, .. } if self.nodes[peer as usize].lies);
         if is_corrupt {
-            self.feed(peer, Input::Failed { transfer, why: Failure::Corrupt });
+            self.feed(
+                peer,
+                Input::Failed {
+                    transfer,
+                    why: Failure::Corrupt,
+                },
+            );
             return;
         }
         let now = self.now;
@@ -167,7 +293,8 @@ impl World<'_> {
             return;
         }
         if !node.verified[blob.0 as usize].insert(chunk) {
-            self.oracle.complain(|| format!("peer {peer} fetched chunk {chunk} twice"));
+            self.oracle
+                .complain(|| format!("peer {peer} fetched chunk {chunk} twice"));
         }
         if (blob, chunk) == (BlobSlot(0), 0) {
             node.first_byte_at = Some(now);
@@ -200,18 +327,31 @@ impl World<'_> {
 
     fn cancel(&mut self, peer: u32, transfer: TransferId) {
         let fetches = &self.nodes[peer as usize].fetches;
-        if let Some(key) = fetches.iter().find(|(id, _)| *id == transfer).map(|(_, key)| *key) {
+        if let Some(key) = fetches
+            .iter()
+            .find(|(id, _)| *id == transfer)
+            .map(|(_, key)| *key)
+        {
             let source = self.requests.get(key).map(|request| request.source);
             self.end_request(key);
             if let Some(Origin::Peer { peer: uploader, .. }) = source {
-                self.feed(uploader, Input::UploadEnded { upload: UploadId(key.to_bits()) });
+                self.feed(
+                    uploader,
+                    Input::UploadEnded {
+                        upload: UploadId(key.to_bits()),
+                    },
+                );
             }
         }
     }
 
     /// Ends a request wherever it stands; what has flowed, has.
     pub(crate) fn end_request(&mut self, key: Key) {
-        if let Some(flow) = self.requests.get_mut(key).and_then(|request| request.flow.take()) {
+        if let Some(flow) = self
+            .requests
+            .get_mut(key)
+            .and_then(|request| request.flow.take())
+        {
             let moved = self.network.abort(self.now, flow);
             self.count_bytes(key, moved);
         }
@@ -220,15 +360,19 @@ impl World<'_> {
 
     fn take_request(&mut self, key: Key) -> Option<(u32, TransferId)> {
         let request = self.requests.remove(key)?;
-        self.nodes[request.peer as usize].fetches.retain(|(_, other)| *other != key);
+        self.nodes[request.peer as usize]
+            .fetches
+            .retain(|(_, other)| *other != key);
         Some((request.peer, request.transfer))
     }
 
     /// Counts the bytes of a request: `moved`, or all of the chunk.
     fn count_bytes(&mut self, key: Key, moved: Option<u64>) {
-        let Some(request) = self.requests.get(key) else { return };
-        let bytes =
-            moved.unwrap_or_else(|| self.geometries[request.blob.0 as usize].chunk_len(request.chunk));
+        let Some(request) = self.requests.get(key) else {
+            return;
+        };
+        let bytes = moved
+            .unwrap_or_else(|| self.geometries[request.blob.0 as usize].chunk_len(request.chunk));
         let to = self.places[request.peer as usize];
         match request.source {
             Origin::Region(region) => {

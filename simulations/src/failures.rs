@@ -29,7 +29,10 @@ impl World<'_> {
             FailureKind::StopOrigin => self.origins_up[0] = false,
         }
         if let Some(for_s) = failure.for_s {
-            self.queue.push(self.now + seconds(for_s), Event::Recovers { failure: number });
+            self.queue.push(
+                self.now + seconds(for_s),
+                Event::Recovers { failure: number },
+            );
         }
     }
 
@@ -55,8 +58,11 @@ impl World<'_> {
         }
         for slot in self.nodes[peer as usize].links.up_slots() {
             let other = self.nodes[peer as usize].links.at(slot).peer;
-            let notice =
-                if says_so { self.delay(peer, other) } else { millis(self.scenario.links.death_noticed_ms) };
+            let notice = if says_so {
+                self.delay(peer, other)
+            } else {
+                millis(self.scenario.links.death_noticed_ms)
+            };
             self.hang_up(peer, slot, notice);
         }
         let node = &mut self.nodes[peer as usize];
@@ -72,9 +78,11 @@ impl World<'_> {
     fn freeze(&mut self, number: usize) {
         let mut candidates = self.living();
         candidates.retain(|peer| self.nodes[*peer as usize].frozen.is_none());
-        let count = (candidates.len() as f64 * self.scenario.failures[number].share).ceil() as usize;
+        let count =
+            (candidates.len() as f64 * self.scenario.failures[number].share).ceil() as usize;
         for _ in 0..count.min(candidates.len()) {
-            let peer = candidates.swap_remove(self.rng.random_range(0..candidates.len() as u64) as usize);
+            let peer =
+                candidates.swap_remove(self.rng.random_range(0..candidates.len() as u64) as usize);
             self.nodes[peer as usize].frozen = Some(Vec::new());
             self.network.set_rates(self.now, peer, FROZEN, FROZEN);
         }
@@ -84,7 +92,9 @@ impl World<'_> {
     fn thaw(&mut self) {
         for peer in self.living() {
             let node = &mut self.nodes[peer as usize];
-            let Some(backlog) = node.frozen.take() else { continue };
+            let Some(backlog) = node.frozen.take() else {
+                continue;
+            };
             let (up, down) = (node.up as f64 / 8.0, node.down as f64 / 8.0);
             node.machine.handle_timeout(self.now);
             self.network.set_rates(self.now, peer, up, down);
@@ -97,7 +107,11 @@ impl World<'_> {
 
     fn living(&self) -> Vec<u32> {
         let lives = |node: &Node| node.alive && node.started_at <= self.now;
-        (0_u32..).zip(&self.nodes).filter(|(_, node)| lives(node)).map(|(number, _)| number).collect()
+        (0_u32..)
+            .zip(&self.nodes)
+            .filter(|(_, node)| lives(node))
+            .map(|(number, _)| number)
+            .collect()
     }
 
     /// Chooses the failure's share of the candidates; each goes within the failure's time.
@@ -105,9 +119,11 @@ impl World<'_> {
         let failure = &self.scenario.failures[number];
         let count = (candidates.len() as f64 * failure.share).ceil() as usize;
         for _ in 0..count.min(candidates.len()) {
-            let peer = candidates.swap_remove(self.rng.random_range(0..candidates.len() as u64) as usize);
+            let peer =
+                candidates.swap_remove(self.rng.random_range(0..candidates.len() as u64) as usize);
             let after = Duration::from_secs_f64(failure.over_s * self.rng.random::<f64>());
-            self.queue.push(self.now + after, Event::Goes { peer, says_so });
+            self.queue
+                .push(self.now + after, Event::Goes { peer, says_so });
         }
     }
 }

@@ -38,8 +38,8 @@ mod world;
 pub use outcome::{Details, Outcome};
 pub use report::report;
 pub use scenario::{
-    Bars, Failure, FailureKind, Image, Links, MachineSettings, Origins, Peers, Scenario, ScenarioError,
-    Tracker,
+    Bars, Failure, FailureKind, Image, Links, MachineSettings, Origins, Peers, Scenario,
+    ScenarioError, Tracker,
 };
 
 /// Runs a scenario to its end: everybody is done, or the scenario's time is up.

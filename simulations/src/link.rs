@@ -34,11 +34,20 @@ pub(crate) struct Links {
 impl Links {
     /// The slot of a peer, a new one if it was not known.
     pub(crate) fn intern(&mut self, peer: u32) -> u32 {
-        match self.by_number.binary_search_by_key(&peer, |(number, _)| *number) {
+        match self
+            .by_number
+            .binary_search_by_key(&peer, |(number, _)| *number)
+        {
             Ok(at) => self.by_number[at].1,
             Err(at) => {
                 let slot = self.by_slot.len() as u32;
-                self.by_slot.push(Link { peer, remote: 0, is_up: false, is_dialling: false, epoch: 0 });
+                self.by_slot.push(Link {
+                    peer,
+                    remote: 0,
+                    is_up: false,
+                    is_dialling: false,
+                    epoch: 0,
+                });
                 self.by_number.insert(at, (peer, slot));
                 slot
             }
@@ -55,12 +64,19 @@ impl Links {
 
     /// The peers connected to.
     pub(crate) fn connected(&self) -> impl Iterator<Item = u32> + '_ {
-        self.by_slot.iter().filter(|link| link.is_up).map(|link| link.peer)
+        self.by_slot
+            .iter()
+            .filter(|link| link.is_up)
+            .map(|link| link.peer)
     }
 
     /// The slots of connections that stand.
     pub(crate) fn up_slots(&self) -> Vec<u32> {
-        (0_u32..).zip(&self.by_slot).filter(|(_, link)| link.is_up).map(|(slot, _)| slot).collect()
+        (0_u32..)
+            .zip(&self.by_slot)
+            .filter(|(_, link)| link.is_up)
+            .map(|(slot, _)| slot)
+            .collect()
     }
 }
 
@@ -96,7 +112,11 @@ impl World<'_> {
             () if one.region == other.region => Nearness::SameRegion,
             () => Nearness::Elsewhere,
         };
-        PeerFacts { peer: PeerSlot(slot), nearness, key: self.nodes[of as usize].key }
+        PeerFacts {
+            peer: PeerSlot(slot),
+            nearness,
+            key: self.nodes[of as usize].key,
+        }
     }
 
     pub(crate) fn dial(&mut self, peer: u32, slot: u32) {
@@ -104,7 +124,11 @@ impl World<'_> {
         link.is_dialling = true;
         let other = link.peer;
         // One round trip for the handshake, and one for the control stream's greeting.
-        self.queue.push_after(self.now, self.delay(peer, other) * 4, Event::Dialled { peer, slot });
+        self.queue.push_after(
+            self.now,
+            self.delay(peer, other) * 4,
+            Event::Dialled { peer, slot },
+        );
     }
 
     pub(crate) fn on_dialled(&mut self, peer: u32, slot: u32) {
@@ -118,7 +142,10 @@ impl World<'_> {
             return;
         }
         if !self.nodes[other as usize].alive || self.nodes[other as usize].frozen.is_some() {
-            self.queue.push(self.now + seconds(DIAL_TIMEOUT_S), Event::DialTimeout { peer, slot });
+            self.queue.push(
+                self.now + seconds(DIAL_TIMEOUT_S),
+                Event::DialTimeout { peer, slot },
+            );
             return;
         }
         let remote = self.nodes[other as usize].links.intern(peer);
@@ -135,7 +162,13 @@ impl World<'_> {
             let facts = self.facts(of, one);
             self.feed(one, Input::Connected { facts, round_trip });
             let bits_per_second = self.nodes[of as usize].rate();
-            self.feed(one, Input::RateHint { peer: facts.peer, bits_per_second });
+            self.feed(
+                one,
+                Input::RateHint {
+                    peer: facts.peer,
+                    bits_per_second,
+                },
+            );
         }
     }
 
@@ -143,7 +176,12 @@ impl World<'_> {
         let link = self.nodes[peer as usize].links.at_mut(slot);
         if link.is_dialling && !link.is_up {
             link.is_dialling = false;
-            self.feed(peer, Input::DialFailed { peer: PeerSlot(slot) });
+            self.feed(
+                peer,
+                Input::DialFailed {
+                    peer: PeerSlot(slot),
+                },
+            );
         }
     }
 
@@ -160,7 +198,11 @@ impl World<'_> {
         let other = self.nodes[link.peer as usize].links.at_mut(link.remote);
         if other.is_up && other.epoch == link.epoch {
             other.is_up = false;
-            let closed = Event::Closed { peer: link.peer, slot: link.remote, epoch: link.epoch };
+            let closed = Event::Closed {
+                peer: link.peer,
+                slot: link.remote,
+                epoch: link.epoch,
+            };
             self.queue.push_after(self.now, notice, closed);
         }
     }
@@ -168,7 +210,12 @@ impl World<'_> {
     pub(crate) fn on_closed(&mut self, peer: u32, slot: u32, epoch: u32) {
         let link = self.nodes[peer as usize].links.at(slot);
         if link.epoch == epoch {
-            self.feed(peer, Input::Disconnected { peer: PeerSlot(slot) });
+            self.feed(
+                peer,
+                Input::Disconnected {
+                    peer: PeerSlot(slot),
+                },
+            );
         }
     }
 
@@ -176,8 +223,14 @@ impl World<'_> {
     pub(crate) fn greet(&mut self, peer: u32, slot: u32, blob: BlobSlot) {
         let node = &self.nodes[peer as usize];
         let link = *node.links.at(slot);
-        let Some(held) = node.machine.held(blob).filter(|_| link.is_up) else { return };
-        let have = if held.is_full() { Have::Complete } else { Have::Map(held.clone()) };
+        let Some(held) = node.machine.held(blob).filter(|_| link.is_up) else {
+            return;
+        };
+        let have = if held.is_full() {
+            Have::Complete
+        } else {
+            Have::Map(held.clone())
+        };
         let greeting = self.greetings.insert(Greeting {
             to: link.peer,
             slot: link.remote,
@@ -185,14 +238,34 @@ impl World<'_> {
             blob,
             have,
         });
-        self.queue.push_after(self.now, self.delay(peer, link.peer), Event::Greeted { greeting });
+        self.queue.push_after(
+            self.now,
+            self.delay(peer, link.peer),
+            Event::Greeted { greeting },
+        );
     }
 
     pub(crate) fn on_greeting(&mut self, greeting: Key) {
-        let Some(Greeting { to, slot, epoch, blob, have }) = self.greetings.remove(greeting) else { return };
+        let Some(Greeting {
+            to,
+            slot,
+            epoch,
+            blob,
+            have,
+        }) = self.greetings.remove(greeting)
+        else {
+            return;
+        };
         let link = self.nodes[to as usize].links.at(slot);
         if link.is_up && link.epoch == epoch {
-            self.feed(to, Input::Have { peer: PeerSlot(slot), blob, have });
+            self.feed(
+                to,
+                Input::Have {
+                    peer: PeerSlot(slot),
+                    blob,
+                    have,
+                },
+            );
         }
     }
 
@@ -214,32 +287,58 @@ impl World<'_> {
         }
         for (delay, to) in by_delay {
             let hang_ups = self.hang_ups;
-            let broadcast = self.broadcasts.insert(Broadcast { blob, batch, to, hang_ups });
-            self.queue.push_after(self.now, delay, Event::Have { broadcast });
+            let broadcast = self.broadcasts.insert(Broadcast {
+                blob,
+                batch,
+                to,
+                hang_ups,
+            });
+            self.queue
+                .push_after(self.now, delay, Event::Have { broadcast });
         }
     }
 
     pub(crate) fn on_broadcast(&mut self, broadcast: Key) {
-        let Some(Broadcast { blob, batch, to, hang_ups }) = self.broadcasts.remove(broadcast) else { return };
+        let Some(Broadcast {
+            blob,
+            batch,
+            to,
+            hang_ups,
+        }) = self.broadcasts.remove(broadcast)
+        else {
+            return;
+        };
         for (peer, slot, epoch) in to {
             let is_up = || {
                 let link = self.nodes[peer as usize].links.at(slot);
                 link.is_up && link.epoch == epoch
             };
             if self.hang_ups == hang_ups || is_up() {
-                self.feed(peer, Input::Have { peer: PeerSlot(slot), blob, have: Have::Chunks(batch) });
+                self.feed(
+                    peer,
+                    Input::Have {
+                        peer: PeerSlot(slot),
+                        blob,
+                        have: Have::Chunks(batch),
+                    },
+                );
             }
         }
     }
 
     /// Ends the requests of one peer to another without a word to their machines.
     fn drop_requests(&mut self, peer: u32, source: u32) {
-        let is_there = |origin: Origin| matches!(origin, Origin::Peer { peer, .. } if peer == source);
+        let is_there =
+            |origin: Origin| matches!(origin, Origin::Peer { peer, .. } if peer == source);
         let ended: Vec<Key> = self.nodes[peer as usize]
             .fetches
             .iter()
             .map(|(_, key)| *key)
-            .filter(|key| self.requests.get(*key).is_some_and(|request| is_there(request.source)))
+            .filter(|key| {
+                self.requests
+                    .get(*key)
+                    .is_some_and(|request| is_there(request.source))
+            })
             .collect();
         for key in ended {
             self.end_request(key);

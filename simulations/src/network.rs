@@ -101,7 +101,11 @@ impl Network {
     pub(crate) fn add_end(&mut self, up: f64, down: f64) -> End {
         for bytes_per_second in [up, down] {
             let capacity = bytes_per_second / 1e9;
-            self.sides.push(Side { capacity, flows: Vec::new(), is_due: false });
+            self.sides.push(Side {
+                capacity,
+                flows: Vec::new(),
+                is_due: false,
+            });
             self.levels.push(capacity);
         }
         self.sides.len() as End / 2 - 1
@@ -133,7 +137,9 @@ impl Network {
         });
         let (up, down) = (uplink(from), downlink(to));
         for (side, other) in [(up, down), (down, up)] {
-            self.sides[side as usize].flows.push(Lane { flow: key, other });
+            self.sides[side as usize]
+                .flows
+                .push(Lane { flow: key, other });
             self.find_again(side);
         }
         self.settle(now);
@@ -145,7 +151,8 @@ impl Network {
     pub(crate) fn abort(&mut self, now: Time, key: Key) -> Option<u64> {
         let flow = self.flows.remove(key)?;
         self.detach(now, key, flow.from, flow.to);
-        let left = (flow.left - flow.rate * now.saturating_since(flow.as_of).as_nanos() as f64).max(0.0);
+        let left =
+            (flow.left - flow.rate * now.saturating_since(flow.as_of).as_nanos() as f64).max(0.0);
         Some((flow.length - left) as u64)
     }
 
@@ -167,12 +174,16 @@ impl Network {
             self.detach(now, key, from, to);
             return Some((now, Some(Moved::Done { tag, from, to })));
         }
-        let reports_share = !flow.has_reported_share && flow.left <= flow.length * (1.0 - REPORT_AT) + 0.5;
+        let reports_share =
+            !flow.has_reported_share && flow.left <= flow.length * (1.0 - REPORT_AT) + 0.5;
         let reports_time = flow.reported_at + REPORT_EVERY <= now;
         let progress = (reports_share || reports_time).then(|| {
             flow.has_reported_share |= reports_share;
             flow.reported_at = now;
-            Moved::Progress { tag: flow.tag, moved: (flow.length - flow.left) as u64 }
+            Moved::Progress {
+                tag: flow.tag,
+                moved: (flow.length - flow.left) as u64,
+            }
         });
         flow.planned = flow.next_event();
         self.queue.push(flow.planned, key);
@@ -181,7 +192,9 @@ impl Network {
 
     fn detach(&mut self, now: Time, key: Key, from: End, to: End) {
         for side in [uplink(from), downlink(to)] {
-            self.sides[side as usize].flows.retain(|lane| lane.flow != key);
+            self.sides[side as usize]
+                .flows
+                .retain(|lane| lane.flow != key);
             self.find_again(side);
         }
         self.settle(now);
@@ -224,9 +237,12 @@ impl Network {
 
     /// The level at which the transfers of a side, each held to what it may have at its other end, fill the side.
     fn find_level(&mut self, side: u32) -> f64 {
-        let Side { capacity, flows, .. } = &self.sides[side as usize];
+        let Side {
+            capacity, flows, ..
+        } = &self.sides[side as usize];
         self.offers.clear();
-        self.offers.extend(flows.iter().map(|lane| self.levels[lane.other as usize]));
+        self.offers
+            .extend(flows.iter().map(|lane| self.levels[lane.other as usize]));
         self.offers.sort_unstable_by(f64::total_cmp);
         let (mut left, mut sharers) = (*capacity, self.offers.len() as f64);
         for offer in &self.offers {
@@ -236,12 +252,19 @@ impl Network {
             left -= offer;
             sharers -= 1.0;
         }
-        if sharers > 0.0 { left / sharers } else { *capacity }
+        if sharers > 0.0 {
+            left / sharers
+        } else {
+            *capacity
+        }
     }
 
     fn rate(&mut self, now: Time, key: Key) {
-        let Some(flow) = self.flows.get_mut(key) else { return };
-        let [up, down] = [uplink(flow.from), downlink(flow.to)].map(|side| self.levels[side as usize]);
+        let Some(flow) = self.flows.get_mut(key) else {
+            return;
+        };
+        let [up, down] =
+            [uplink(flow.from), downlink(flow.to)].map(|side| self.levels[side as usize]);
         let rate = up.min(down);
         if rate == flow.rate {
             return;
@@ -266,13 +289,18 @@ const fn downlink(end: End) -> u32 {
 
 impl Flow {
     fn advance(&mut self, now: Time) {
-        self.left = (self.left - self.rate * now.saturating_since(self.as_of).as_nanos() as f64).max(0.0);
+        self.left =
+            (self.left - self.rate * now.saturating_since(self.as_of).as_nanos() as f64).max(0.0);
         self.as_of = now;
     }
 
     /// When, at this rate, there is something to report, at least a nanosecond after `as_of`.
     fn next_event(&self) -> Time {
-        let target = if self.has_reported_share { 0.0 } else { self.length * (1.0 - REPORT_AT) };
+        let target = if self.has_reported_share {
+            0.0
+        } else {
+            self.length * (1.0 - REPORT_AT)
+        };
         let nanos = ((self.left - target).max(0.0) / self.rate).ceil().max(1.0);
         (self.as_of + Duration::from_nanos(nanos as u64))
             .min(self.reported_at + REPORT_EVERY)
@@ -298,7 +326,10 @@ mod tests {
     fn transfers_share_an_uplink() {
         let mut network = Network::new();
         let hub = network.add_end(1000.0, 1000.0);
-        let (a, b) = (network.add_end(1000.0, 1000.0), network.add_end(1000.0, 1000.0));
+        let (a, b) = (
+            network.add_end(1000.0, 1000.0),
+            network.add_end(1000.0, 1000.0),
+        );
         network.start(Time::ZERO, hub, a, 1000, 1);
         network.start(Time::ZERO, hub, b, 500, 2);
         // Both at half rate until the short one is done after a second; the rest at full rate.
@@ -318,7 +349,10 @@ mod tests {
     #[test]
     fn an_aborted_transfer_frees_its_share() {
         let mut network = Network::new();
-        let (a, b) = (network.add_end(1000.0, 1000.0), network.add_end(1000.0, 1000.0));
+        let (a, b) = (
+            network.add_end(1000.0, 1000.0),
+            network.add_end(1000.0, 1000.0),
+        );
         let first = network.start(Time::ZERO, a, b, 1000, 1);
         network.start(Time::ZERO, a, b, 1000, 2);
         let second = Time::from_nanos(1_000_000_000);

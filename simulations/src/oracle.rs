@@ -21,7 +21,13 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn judge(&mut self, bars: &Bars, stranded: u32, p99_over_bound: f64, origin_copies: f64) {
+    pub(crate) fn judge(
+        &mut self,
+        bars: &Bars,
+        stranded: u32,
+        p99_over_bound: f64,
+        origin_copies: f64,
+    ) {
         if stranded > 0 {
             self.complain(|| format!("{stranded} peers are stranded"));
         }

@@ -78,10 +78,24 @@ pub(crate) fn bounds(scenario: &Scenario, up_sum: f64, slowest_down: f64) -> (f6
     let regions = scenario.peers.regions.get();
     let origin_up = scenario.origin.up.bytes_per_second();
     let other_origins = origin_up * f64::from(regions - 1);
-    let fluid = fluid_s(bytes, u64::from(peers), origin_up, slowest_down, other_origins + up_sum);
-    let rate = scenario.peers.up.bytes_per_second().min(scenario.peers.down.bytes_per_second());
-    let chunks: u32 =
-        scenario.image.layers.iter().map(|size| crate::world::geometry(scenario, *size).chunks()).sum();
+    let fluid = fluid_s(
+        bytes,
+        u64::from(peers),
+        origin_up,
+        slowest_down,
+        other_origins + up_sum,
+    );
+    let rate = scenario
+        .peers
+        .up
+        .bytes_per_second()
+        .min(scenario.peers.down.bytes_per_second());
+    let chunks: u32 = scenario
+        .image
+        .layers
+        .iter()
+        .map(|size| crate::world::geometry(scenario, *size).chunks())
+        .sum();
     let pipelined = pipelined_s(bytes, u64::from(peers / regions), u64::from(chunks), rate);
     (fluid, pipelined)
 }

@@ -38,13 +38,21 @@ struct Entry<E> {
 
 impl<E> Queue<E> {
     pub(crate) fn new() -> Self {
-        Self { heap: BinaryHeap::new(), lanes: Vec::new(), sequence: 0 }
+        Self {
+            heap: BinaryHeap::new(),
+            lanes: Vec::new(),
+            sequence: 0,
+        }
     }
 
     /// Says that something happens at `at`.
     pub(crate) fn push(&mut self, at: Time, event: E) {
         self.sequence += 1;
-        self.heap.push(Reverse(Entry { at, sequence: self.sequence, event }));
+        self.heap.push(Reverse(Entry {
+            at,
+            sequence: self.sequence,
+            event,
+        }));
     }
 
     /// Says that something happens `delay` after `now`, which never goes back.
@@ -53,7 +61,11 @@ impl<E> Queue<E> {
         let lane = match self.lanes.iter_mut().position(|lane| lane.delay == delay) {
             Some(lane) => lane,
             None if self.lanes.len() < MAX_LANES => {
-                self.lanes.push(Lane { delay, next: NEVER, events: VecDeque::new() });
+                self.lanes.push(Lane {
+                    delay,
+                    next: NEVER,
+                    events: VecDeque::new(),
+                });
                 self.lanes.len() - 1
             }
             None => return self.push(at, event),
@@ -63,7 +75,11 @@ impl<E> Queue<E> {
         if lane.events.is_empty() {
             lane.next = (at, self.sequence);
         }
-        lane.events.push_back(Entry { at, sequence: self.sequence, event });
+        lane.events.push_back(Entry {
+            at,
+            sequence: self.sequence,
+            event,
+        });
     }
 
     pub(crate) fn next_at(&self) -> Option<Time> {
@@ -73,13 +89,26 @@ impl<E> Queue<E> {
     }
 
     pub(crate) fn pop(&mut self) -> Option<(Time, E)> {
-        let in_heap = self.heap.peek().map_or(NEVER, |Reverse(entry)| (entry.at, entry.sequence));
-        let lane = self.lanes.iter_mut().filter(|lane| lane.next < in_heap).min_by_key(|lane| lane.next);
+        let in_heap = self
+            .heap
+            .peek()
+            .map_or(NEVER, |Reverse(entry)| (entry.at, entry.sequence));
+        let lane = self
+            .lanes
+            .iter_mut()
+            .filter(|lane| lane.next < in_heap)
+            .min_by_key(|lane| lane.next);
         let Some(lane) = lane else {
-            return self.heap.pop().map(|Reverse(entry)| (entry.at, entry.event));
+            return self
+                .heap
+                .pop()
+                .map(|Reverse(entry)| (entry.at, entry.event));
         };
         let entry = lane.events.pop_front()?;
-        lane.next = lane.events.front().map_or(NEVER, |entry| (entry.at, entry.sequence));
+        lane.next = lane
+            .events
+            .front()
+            .map_or(NEVER, |entry| (entry.at, entry.sequence));
         Some((entry.at, entry.event))
     }
 }

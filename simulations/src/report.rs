@@ -50,17 +50,32 @@ fn figures(outcome: &Outcome) -> Vec<(&'static str, String)> {
         ("median", seconds(outcome.p50_s)),
         ("99th percentile", seconds(outcome.p99_s)),
         ("last", seconds(outcome.max_s)),
-        ("first chunk, 99th percentile", seconds(outcome.first_byte_p99_s)),
+        (
+            "first chunk, 99th percentile",
+            seconds(outcome.first_byte_p99_s),
+        ),
         ("fluid bound", seconds(outcome.fluid_bound_s)),
         ("pipelined bound", seconds(outcome.pipelined_bound_s)),
-        ("99th percentile over bound", format!("{:.3}", outcome.p99_over_bound)),
-        ("copies from the origin", format!("{:.3}", outcome.origin_copies)),
-        ("copies across zones", format!("{:.2}", details.cross_zone_copies)),
+        (
+            "99th percentile over bound",
+            format!("{:.3}", outcome.p99_over_bound),
+        ),
+        (
+            "copies from the origin",
+            format!("{:.3}", outcome.origin_copies),
+        ),
+        (
+            "copies across zones",
+            format!("{:.2}", details.cross_zone_copies),
+        ),
         ("bytes between regions", outcome.wan_bytes.to_string()),
         ("stranded", outcome.stranded.to_string()),
         ("chunks served by peers", details.served.to_string()),
         ("requests refused as busy", details.refused_busy.to_string()),
-        ("chunks fetched without a lease", details.unleased.to_string()),
+        (
+            "chunks fetched without a lease",
+            details.unleased.to_string(),
+        ),
         ("transfers failed", details.failures.to_string()),
         ("corrupt chunks found out", details.corrupt.to_string()),
         ("events", outcome.events.to_string()),
@@ -72,16 +87,30 @@ fn figures(outcome: &Outcome) -> Vec<(&'static str, String)> {
 /// The shares of peers that have their first chunk and that are done, over time, with both bounds.
 fn curve(outcome: &Outcome) -> String {
     let details = &outcome.details;
-    let bounds =
-        [("fluid bound", outcome.fluid_bound_s, 40.0), ("pipelined bound", outcome.pipelined_bound_s, 56.0)];
-    let longest = bounds.iter().map(|(_, seconds, _)| *seconds).fold(outcome.max_s, f64::max).max(1e-9);
+    let bounds = [
+        ("fluid bound", outcome.fluid_bound_s, 40.0),
+        ("pipelined bound", outcome.pipelined_bound_s, 56.0),
+    ];
+    let longest = bounds
+        .iter()
+        .map(|(_, seconds, _)| *seconds)
+        .fold(outcome.max_s, f64::max)
+        .max(1e-9);
     let end = longest * 1.05;
-    let grid: String = [0.0, 0.25, 0.5, 0.75, 1.0].into_iter().map(grid_line).collect();
-    let marks: String =
-        bounds.into_iter().map(|(label, seconds, height)| mark(label, seconds, end, height)).collect();
+    let grid: String = [0.0, 0.25, 0.5, 0.75, 1.0]
+        .into_iter()
+        .map(grid_line)
+        .collect();
+    let marks: String = bounds
+        .into_iter()
+        .map(|(label, seconds, height)| mark(label, seconds, end, height))
+        .collect();
     let first = steps(&details.first_chunks_s, outcome.peers, end);
     let done = steps(&details.completions_s, outcome.peers, end);
-    let times: String = ticks(end).into_iter().map(|seconds| time(seconds, end)).collect();
+    let times: String = ticks(end)
+        .into_iter()
+        .map(|seconds| time(seconds, end))
+        .collect();
     let width = LEFT + WIDTH;
     format!(
         "<svg viewBox='0 0 {width} {}' role=img aria-label='share of peers that have begun and that are done, over time'>\
@@ -123,7 +152,10 @@ fn ticks(end: f64) -> Vec<f64> {
         step_ms = step_ms.saturating_mul(factor) / 2;
     }
     let seconds = (0_u32..).map(|number| f64::from(number) * f64::from(step_ms) / 1000.0);
-    seconds.take_while(|seconds| *seconds <= end).take(11).collect()
+    seconds
+        .take_while(|seconds| *seconds <= end)
+        .take(11)
+        .collect()
 }
 
 /// A time below the plot.
@@ -155,7 +187,9 @@ fn steps(times: &[f64], peers: u32, end: f64) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -178,11 +212,20 @@ mod tests {
 
     #[test]
     fn times_are_round_few_and_within_the_plot() {
-        assert_eq!(super::ticks(9.79), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
-        assert_eq!(super::ticks(45.0), [0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 45.0]);
+        assert_eq!(
+            super::ticks(9.79),
+            [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+        );
+        assert_eq!(
+            super::ticks(45.0),
+            [0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 45.0]
+        );
         for end in [0.004, 0.11, 1.3, 21.0, 130.0, 9000.0] {
             let ticks = super::ticks(end);
-            assert!((5..=11).contains(&ticks.len()) && ticks.iter().all(|at| *at <= end), "{end}: {ticks:?}");
+            assert!(
+                (5..=11).contains(&ticks.len()) && ticks.iter().all(|at| *at <= end),
+                "{end}: {ticks:?}"
+            );
         }
     }
 }

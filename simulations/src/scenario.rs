@@ -223,26 +223,67 @@ impl Scenario {
             "image.layers",
             "name at least one size, such as [\"64MiB\"]",
         )?;
-        require(self.image.layers.len() <= MAX_LAYERS, "image.layers", "name at most 256 layers")?;
-        require(self.image_bytes() > 0, "image.layers", "an image has bytes: name a size such as \"64MiB\"")?;
+        require(
+            self.image.layers.len() <= MAX_LAYERS,
+            "image.layers",
+            "name at most 256 layers",
+        )?;
+        require(
+            self.image_bytes() > 0,
+            "image.layers",
+            "an image has bytes: name a size such as \"64MiB\"",
+        )?;
         require(
             (1..=MAX_PEERS).contains(&self.peers.count),
             "peers.count",
             "write a number from 1 to 100000",
         )?;
-        require(self.peers.up.0 > 0, "peers.up", "write a rate above zero, such as \"50Mbit\"")?;
-        require(self.peers.down.0 > 0, "peers.down", "write a rate above zero, such as \"50Mbit\"")?;
-        require(self.origin.up.0 > 0, "origin.up", "write a rate above zero, such as \"50Mbit\"")?;
-        require(is_share(self.peers.slow_share), "peers.slow_share", "write a share from 0 to 1")?;
-        require(is_share(self.peers.lying_share), "peers.lying_share", "write a share from 0 to 1")?;
-        require(is_time(self.peers.start_spread_s), "peers.start_spread_s", "write seconds, 0 or more")?;
+        require(
+            self.peers.up.0 > 0,
+            "peers.up",
+            "write a rate above zero, such as \"50Mbit\"",
+        )?;
+        require(
+            self.peers.down.0 > 0,
+            "peers.down",
+            "write a rate above zero, such as \"50Mbit\"",
+        )?;
+        require(
+            self.origin.up.0 > 0,
+            "origin.up",
+            "write a rate above zero, such as \"50Mbit\"",
+        )?;
+        require(
+            is_share(self.peers.slow_share),
+            "peers.slow_share",
+            "write a share from 0 to 1",
+        )?;
+        require(
+            is_share(self.peers.lying_share),
+            "peers.lying_share",
+            "write a share from 0 to 1",
+        )?;
+        require(
+            is_time(self.peers.start_spread_s),
+            "peers.start_spread_s",
+            "write seconds, 0 or more",
+        )?;
         require(
             is_time(self.time_limit_s) && self.time_limit_s > 0.0,
             "time_limit_s",
             "write seconds above zero",
         )?;
-        require(is_time(self.origin.think_ms), "origin.think_ms", "write milliseconds, 0 or more")?;
-        let Links { zone_ms, region_ms, wan_ms, death_noticed_ms } = self.links;
+        require(
+            is_time(self.origin.think_ms),
+            "origin.think_ms",
+            "write milliseconds, 0 or more",
+        )?;
+        let Links {
+            zone_ms,
+            region_ms,
+            wan_ms,
+            death_noticed_ms,
+        } = self.links;
         for (value, key) in [
             (zone_ms, "links.zone_ms"),
             (region_ms, "links.region_ms"),
@@ -252,10 +293,26 @@ impl Scenario {
             require(is_time(value), key, "write milliseconds, 0 or more")?;
         }
         for failure in &self.failures {
-            require(is_time(failure.at_s), "failures.at_s", "write seconds, 0 or more")?;
-            require(is_time(failure.over_s), "failures.over_s", "write seconds, 0 or more")?;
-            require(failure.for_s.is_none_or(is_time), "failures.for_s", "write seconds, 0 or more")?;
-            require(is_share(failure.share), "failures.share", "write a share from 0 to 1")?;
+            require(
+                is_time(failure.at_s),
+                "failures.at_s",
+                "write seconds, 0 or more",
+            )?;
+            require(
+                is_time(failure.over_s),
+                "failures.over_s",
+                "write seconds, 0 or more",
+            )?;
+            require(
+                failure.for_s.is_none_or(is_time),
+                "failures.for_s",
+                "write seconds, 0 or more",
+            )?;
+            require(
+                is_share(failure.share),
+                "failures.share",
+                "write a share from 0 to 1",
+            )?;
         }
         Ok(())
     }
@@ -263,18 +320,34 @@ impl Scenario {
 
 impl Default for Links {
     fn default() -> Self {
-        Self { zone_ms: 0.25, region_ms: 0.5, wan_ms: 40.0, death_noticed_ms: 1000.0 }
+        Self {
+            zone_ms: 0.25,
+            region_ms: 0.5,
+            wan_ms: 40.0,
+            death_noticed_ms: 1000.0,
+        }
     }
 }
 
 impl Default for Tracker {
     fn default() -> Self {
-        Self { enabled: true, open_leases: None, known_peers: 16 }
+        Self {
+            enabled: true,
+            open_leases: None,
+            known_peers: 16,
+        }
     }
 }
 
 fn require(holds: bool, key: &'static str, cure: &str) -> Result<(), ScenarioError> {
-    if holds { Ok(()) } else { Err(ScenarioError::Value { key, cure: cure.to_owned() }) }
+    if holds {
+        Ok(())
+    } else {
+        Err(ScenarioError::Value {
+            key,
+            cure: cure.to_owned(),
+        })
+    }
 }
 
 fn is_share(value: f64) -> bool {
@@ -331,7 +404,11 @@ mod tests {
 
     #[test]
     fn errors_name_the_key_and_the_cure() {
-        let says = |from: &str, to: &str| Scenario::parse(&SMALL.replace(from, to)).unwrap_err().to_string();
+        let says = |from: &str, to: &str| {
+            Scenario::parse(&SMALL.replace(from, to))
+                .unwrap_err()
+                .to_string()
+        };
         assert!(says("count = 16", "count = 0").contains("`peers.count`: write a number from 1"));
         assert!(says("count = 16", "cuont = 16").contains("cuont"));
         assert!(says("\"64MiB\"", "\"64 elephants\"").contains("write a number and B, KiB, MiB"));

@@ -14,7 +14,10 @@ impl Key {
     }
 
     pub(crate) fn from_bits(bits: u64) -> Self {
-        Self { index: bits as u32, generation: (bits >> 32) as u32 }
+        Self {
+            index: bits as u32,
+            generation: (bits >> 32) as u32,
+        }
     }
 }
 
@@ -26,17 +29,26 @@ pub(crate) struct Slab<T> {
 
 impl<T> Slab<T> {
     pub(crate) fn new() -> Self {
-        Self { places: Vec::new(), free: Vec::new() }
+        Self {
+            places: Vec::new(),
+            free: Vec::new(),
+        }
     }
 
     pub(crate) fn insert(&mut self, value: T) -> Key {
         if let Some(index) = self.free.pop() {
             let place = &mut self.places[index as usize];
             place.1 = Some(value);
-            return Key { index, generation: place.0 };
+            return Key {
+                index,
+                generation: place.0,
+            };
         }
         self.places.push((0, Some(value)));
-        Key { index: self.places.len() as u32 - 1, generation: 0 }
+        Key {
+            index: self.places.len() as u32 - 1,
+            generation: 0,
+        }
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
@@ -62,9 +74,19 @@ impl<T> Slab<T> {
 
     /// Everything, by place.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
-        (0_u32..).zip(&self.places).filter_map(|(index, (generation, value))| {
-            value.as_ref().map(|value| (Key { index, generation: *generation }, value))
-        })
+        (0_u32..)
+            .zip(&self.places)
+            .filter_map(|(index, (generation, value))| {
+                value.as_ref().map(|value| {
+                    (
+                        Key {
+                            index,
+                            generation: *generation,
+                        },
+                        value,
+                    )
+                })
+            })
     }
 }
 

@@ -7,8 +7,8 @@ use flotilla_common::swarm::{self, BlobSlot, Input, PeerFacts};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
     Announce, AnnounceAnswer, BlobState, Change, Config, HeldLease, Input as TrackerInput, Lease,
-    LeaseAnswer, LeaseEvent, Output as TrackerOutput, PeerSlot, Progress, RegionSlot, RequestId, Take,
-    TrackerMachine, ZoneSlot,
+    LeaseAnswer, LeaseEvent, Output as TrackerOutput, PeerSlot, Progress, RegionSlot, RequestId,
+    Take, TrackerMachine, ZoneSlot,
 };
 use rand::RngExt as _;
 
@@ -35,10 +35,22 @@ enum Message {
 /// What a peer waits for.
 #[derive(Clone, Copy, Debug)]
 enum Question {
-    Announce { peer: u32, number: u64 },
-    Take { peer: u32, blob: BlobSlot },
-    Renew { peer: u32, blob: BlobSlot, chunk: u32 },
-    Nothing { peer: u32 },
+    Announce {
+        peer: u32,
+        number: u64,
+    },
+    Take {
+        peer: u32,
+        blob: BlobSlot,
+    },
+    Renew {
+        peer: u32,
+        blob: BlobSlot,
+        chunk: u32,
+    },
+    Nothing {
+        peer: u32,
+    },
 }
 
 /// What is on its way back.
@@ -137,7 +149,8 @@ impl Tracking {
     /// Starts again with nothing remembered.
     pub(crate) fn restart(&mut self) {
         self.life += 1;
-        self.machine = TrackerMachine::new(self.config.clone(), mix(self.rng_seed ^ self.life << 32));
+        self.machine =
+            TrackerMachine::new(self.config.clone(), mix(self.rng_seed ^ self.life << 32));
         self.is_up = self.is_enabled;
         self.wake_at = Time::MAX;
     }
@@ -160,7 +173,13 @@ impl World<'_> {
             }
         }
         for blob in (0..self.geometries.len() as u32).map(BlobSlot) {
-            self.feed(peer, Input::Handout { blob, peers: peers.clone() });
+            self.feed(
+                peer,
+                Input::Handout {
+                    blob,
+                    peers: peers.clone(),
+                },
+            );
         }
         self.feed(peer, Input::TrackerUnreachable);
     }
@@ -175,18 +194,31 @@ impl World<'_> {
         let session = &mut node.session;
         session.announces += 1;
         session.round += 1;
-        session.sequence = if session.is_full { 0 } else { session.sequence.wrapping_add(1) };
+        session.sequence = if session.is_full {
+            0
+        } else {
+            session.sequence.wrapping_add(1)
+        };
         let mut changes = Vec::new();
         for (blob, geometry) in (0_u32..).zip(&self.geometries) {
-            let Some(held) = node.machine.held(BlobSlot(blob)) else { continue };
+            let Some(held) = node.machine.held(BlobSlot(blob)) else {
+                continue;
+            };
             let progress = Progress::of(held.count(), geometry.chunks());
             let is_complete = held.is_full();
             if is_complete && session.told[blob as usize] && !session.is_full {
                 continue;
             }
             session.told[blob as usize] = is_complete;
-            let state = if is_complete { BlobState::Held(progress) } else { BlobState::Wanted(progress) };
-            changes.push(Change { blob: tracker_blob(BlobSlot(blob)), state });
+            let state = if is_complete {
+                BlobState::Held(progress)
+            } else {
+                BlobState::Wanted(progress)
+            };
+            changes.push(Change {
+                blob: tracker_blob(BlobSlot(blob)),
+                state,
+            });
         }
         let chunks = |blob: BlobSlot| self.geometries[blob.0 as usize].chunks();
         let leases = node.machine.leases().map(|(blob, chunk)| HeldLease {
@@ -194,7 +226,10 @@ impl World<'_> {
             chunk,
             chunks: chunks(blob),
         });
-        let question = Question::Announce { peer, number: session.announces };
+        let question = Question::Announce {
+            peer,
+            number: session.announces,
+        };
         let announce = Announce {
             request: request(self.tracking.questions.insert(question)),
             peer: PeerSlot(peer),
@@ -219,14 +254,25 @@ impl World<'_> {
             return;
         }
         if node.frozen.is_some() {
-            self.queue.push(self.now + TRY_AGAIN, Event::AnnounceDue { peer, round });
+            self.queue
+                .push(self.now + TRY_AGAIN, Event::AnnounceDue { peer, round });
         } else {
             self.announce(peer);
         }
     }
 
-    pub(crate) fn lease_take(&mut self, peer: u32, blob: BlobSlot, missing: ChunkMap, starving: bool) {
-        let request = request(self.tracking.questions.insert(Question::Take { peer, blob }));
+    pub(crate) fn lease_take(
+        &mut self,
+        peer: u32,
+        blob: BlobSlot,
+        missing: ChunkMap,
+        starving: bool,
+    ) {
+        let request = request(
+            self.tracking
+                .questions
+                .insert(Question::Take { peer, blob }),
+        );
         let node = &mut self.nodes[peer as usize];
         node.session.asked[blob.0 as usize] = Some(request);
         let unreachable = node.unreachable(self.now, Some(blob));
@@ -251,20 +297,51 @@ impl World<'_> {
     }
 
     pub(crate) fn lease_renew(&mut self, peer: u32, blob: BlobSlot, chunk: u32, received: u64) {
-        self.say(peer, blob, chunk, LeaseEvent::Renew { received }, Question::Renew { peer, blob, chunk });
+        self.say(
+            peer,
+            blob,
+            chunk,
+            LeaseEvent::Renew { received },
+            Question::Renew { peer, blob, chunk },
+        );
     }
 
     pub(crate) fn lease_done(&mut self, peer: u32, blob: BlobSlot, chunk: u32) {
-        self.say(peer, blob, chunk, LeaseEvent::Done, Question::Nothing { peer });
+        self.say(
+            peer,
+            blob,
+            chunk,
+            LeaseEvent::Done,
+            Question::Nothing { peer },
+        );
     }
 
     pub(crate) fn lease_failed(&mut self, peer: u32, blob: BlobSlot, chunk: u32) {
-        self.say(peer, blob, chunk, LeaseEvent::Failed, Question::Nothing { peer });
+        self.say(
+            peer,
+            blob,
+            chunk,
+            LeaseEvent::Failed,
+            Question::Nothing { peer },
+        );
     }
 
-    fn say(&mut self, peer: u32, blob: BlobSlot, chunk: u32, event: LeaseEvent, question: Question) {
+    fn say(
+        &mut self,
+        peer: u32,
+        blob: BlobSlot,
+        chunk: u32,
+        event: LeaseEvent,
+        question: Question,
+    ) {
         let request = request(self.tracking.questions.insert(question));
-        let lease = Lease { request, peer: PeerSlot(peer), blob: tracker_blob(blob), chunk, event };
+        let lease = Lease {
+            request,
+            peer: PeerSlot(peer),
+            blob: tracker_blob(blob),
+            chunk,
+            event,
+        };
         self.send(peer, Message::Lease(lease));
     }
 
@@ -295,11 +372,14 @@ impl World<'_> {
         }
         let message = self.tracking.messages.insert(message);
         let delay = self.delay_to_region(peer, self.places[peer as usize].region);
-        self.queue.push_after(self.now, delay, Event::ToTracker { message });
+        self.queue
+            .push_after(self.now, delay, Event::ToTracker { message });
     }
 
     pub(crate) fn on_tracker_message(&mut self, message: Key) {
-        let Some(message) = self.tracking.messages.remove(message) else { return };
+        let Some(message) = self.tracking.messages.remove(message) else {
+            return;
+        };
         if !self.tracking.is_up {
             self.on_unanswered(&message);
             return;
@@ -308,9 +388,10 @@ impl World<'_> {
             Message::Announce(announce) => TrackerInput::Announce(announce),
             Message::Take(take) => TrackerInput::Take(take),
             Message::Lease(lease) => TrackerInput::Lease(lease),
-            Message::Drop { peer, blob } => {
-                TrackerInput::Drop { peer: PeerSlot(peer), blob: tracker_blob(blob) }
-            }
+            Message::Drop { peer, blob } => TrackerInput::Drop {
+                peer: PeerSlot(peer),
+                blob: tracker_blob(blob),
+            },
         };
         self.tracking.machine.handle(self.now, input);
         self.drain_tracker();
@@ -325,22 +406,38 @@ impl World<'_> {
             Message::Drop { .. } => return,
         };
         if let Some(question) = self.tracking.questions.remove(Key::from_bits(request.0)) {
-            let answer = Answer { request, question, epoch: 0, reply: Reply::Silence };
+            let answer = Answer {
+                request,
+                question,
+                epoch: 0,
+                reply: Reply::Silence,
+            };
             let answer = self.tracking.answers.insert(answer);
-            self.queue.push(self.now + ANSWER_TIMEOUT, Event::FromTracker { answer });
+            self.queue
+                .push(self.now + ANSWER_TIMEOUT, Event::FromTracker { answer });
         }
     }
 
     /// The tracker is gone: nobody who waits gets an answer.
     pub(crate) fn silence_parked(&mut self) {
-        let parked: Vec<(Key, Question)> =
-            self.tracking.questions.iter().map(|(key, question)| (key, *question)).collect();
+        let parked: Vec<(Key, Question)> = self
+            .tracking
+            .questions
+            .iter()
+            .map(|(key, question)| (key, *question))
+            .collect();
         for (key, question) in parked {
             if matches!(question, Question::Take { .. }) {
                 self.tracking.questions.remove(key);
-                let answer = Answer { request: request(key), question, epoch: 0, reply: Reply::Silence };
+                let answer = Answer {
+                    request: request(key),
+                    question,
+                    epoch: 0,
+                    reply: Reply::Silence,
+                };
                 let answer = self.tracking.answers.insert(answer);
-                self.queue.push(self.now + ANSWER_TIMEOUT, Event::FromTracker { answer });
+                self.queue
+                    .push(self.now + ANSWER_TIMEOUT, Event::FromTracker { answer });
             }
         }
     }
@@ -361,15 +458,23 @@ impl World<'_> {
                 // Slots are numbers of peers and blobs here, and never used again.
                 TrackerOutput::PeerForgotten(_) | TrackerOutput::BlobForgotten(_) => continue,
             };
-            let Some(question) = self.tracking.questions.remove(Key::from_bits(request.0)) else { continue };
+            let Some(question) = self.tracking.questions.remove(Key::from_bits(request.0)) else {
+                continue;
+            };
             let (Question::Announce { peer, .. }
             | Question::Take { peer, .. }
             | Question::Renew { peer, .. }
             | Question::Nothing { peer }) = question;
             let epoch = self.tracking.machine.epoch();
-            let answer = self.tracking.answers.insert(Answer { request, question, epoch, reply });
+            let answer = self.tracking.answers.insert(Answer {
+                request,
+                question,
+                epoch,
+                reply,
+            });
             let delay = self.delay_to_region(peer, self.places[peer as usize].region);
-            self.queue.push_after(self.now, delay, Event::FromTracker { answer });
+            self.queue
+                .push_after(self.now, delay, Event::FromTracker { answer });
         }
         if let Some(at) = self.tracking.machine.poll_timeout()
             && at < self.tracking.wake_at
@@ -381,7 +486,13 @@ impl World<'_> {
     }
 
     pub(crate) fn on_tracker_answer(&mut self, answer: Key) {
-        let Some(Answer { request, question, epoch, reply }) = self.tracking.answers.remove(answer) else {
+        let Some(Answer {
+            request,
+            question,
+            epoch,
+            reply,
+        }) = self.tracking.answers.remove(answer)
+        else {
             return;
         };
         match question {
@@ -404,12 +515,22 @@ impl World<'_> {
                 session.epoch = epoch;
                 let round = session.round;
                 if is_latest {
-                    self.queue.push(self.now + next, Event::AnnounceDue { peer, round });
+                    self.queue
+                        .push(self.now + next, Event::AnnounceDue { peer, round });
                 }
                 self.on_reachable(peer, true);
                 for (blob, peers) in handouts {
-                    let peers = peers.into_iter().map(|other| self.facts(other.0, peer)).collect();
-                    self.feed(peer, Input::Handout { blob: BlobSlot(blob.0), peers });
+                    let peers = peers
+                        .into_iter()
+                        .map(|other| self.facts(other.0, peer))
+                        .collect();
+                    self.feed(
+                        peer,
+                        Input::Handout {
+                            blob: BlobSlot(blob.0),
+                            peers,
+                        },
+                    );
                 }
             }
             Reply::Announced(AnnounceAnswer::Resync) => {
@@ -423,7 +544,8 @@ impl World<'_> {
                 session.is_full = true;
                 let round = session.round;
                 if is_latest {
-                    self.queue.push(self.now + TRY_AGAIN, Event::AnnounceDue { peer, round });
+                    self.queue
+                        .push(self.now + TRY_AGAIN, Event::AnnounceDue { peer, round });
                 }
                 self.on_reachable(peer, false);
             }
@@ -445,15 +567,39 @@ impl World<'_> {
             }
             Reply::Lease(LeaseAnswer::Dial { holder, .. }) => {
                 let facts = self.facts(holder.0, peer);
-                self.feed(peer, Input::Handout { blob, peers: vec![facts] });
-                self.feed(peer, Input::LeaseWait { blob, retry_after: Duration::ZERO });
+                self.feed(
+                    peer,
+                    Input::Handout {
+                        blob,
+                        peers: vec![facts],
+                    },
+                );
+                self.feed(
+                    peer,
+                    Input::LeaseWait {
+                        blob,
+                        retry_after: Duration::ZERO,
+                    },
+                );
             }
             Reply::Lease(LeaseAnswer::Unknown) => {
                 self.nodes[peer as usize].session.is_full = true;
                 self.announce(peer);
-                self.feed(peer, Input::LeaseWait { blob, retry_after: AFTER_UNKNOWN });
+                self.feed(
+                    peer,
+                    Input::LeaseWait {
+                        blob,
+                        retry_after: AFTER_UNKNOWN,
+                    },
+                );
             }
-            Reply::Lease(_) => self.feed(peer, Input::LeaseWait { blob, retry_after: AFTER_UNKNOWN }),
+            Reply::Lease(_) => self.feed(
+                peer,
+                Input::LeaseWait {
+                    blob,
+                    retry_after: AFTER_UNKNOWN,
+                },
+            ),
             Reply::Announced(_) | Reply::Silence => self.on_reachable(peer, false),
         }
     }
@@ -463,12 +609,20 @@ impl World<'_> {
         if session.is_reachable != is_reachable {
             session.is_reachable = is_reachable;
             session.asked.fill(None);
-            self.feed(peer, if is_reachable { Input::TrackerReachable } else { Input::TrackerUnreachable });
+            self.feed(
+                peer,
+                if is_reachable {
+                    Input::TrackerReachable
+                } else {
+                    Input::TrackerUnreachable
+                },
+            );
             if !is_reachable {
                 let session = &mut self.nodes[peer as usize].session;
                 session.is_full = true;
                 let round = session.round;
-                self.queue.push(self.now + TRY_AGAIN, Event::AnnounceDue { peer, round });
+                self.queue
+                    .push(self.now + TRY_AGAIN, Event::AnnounceDue { peer, round });
             }
         }
     }
@@ -476,7 +630,11 @@ impl World<'_> {
     /// The peers that hold a lease now, by number.
     pub(crate) fn lease_holders(&self) -> Vec<u32> {
         let holds = |node: &Node| node.alive && node.machine.leases().next().is_some();
-        (0_u32..).zip(&self.nodes).filter(|(_, node)| holds(node)).map(|(number, _)| number).collect()
+        (0_u32..)
+            .zip(&self.nodes)
+            .filter(|(_, node)| holds(node))
+            .map(|(number, _)| number)
+            .collect()
     }
 }
 

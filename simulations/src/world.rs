@@ -129,7 +129,9 @@ impl Node {
     /// Whom it tells the tracker not to count on.
     pub(crate) fn unreachable(&self, now: Time, blob: Option<BlobSlot>) -> Vec<tracker::PeerSlot> {
         let unreachable = self.machine.unreachable(now, blob);
-        unreachable.map(|slot| tracker::PeerSlot(self.links.at(slot.0).peer)).collect()
+        unreachable
+            .map(|slot| tracker::PeerSlot(self.links.at(slot.0).peer))
+            .collect()
     }
 }
 
@@ -173,7 +175,12 @@ impl<'a> World<'a> {
             network: Network::new(),
             nodes: Vec::new(),
             places: Vec::new(),
-            geometries: scenario.image.layers.iter().map(|size| geometry(scenario, *size)).collect(),
+            geometries: scenario
+                .image
+                .layers
+                .iter()
+                .map(|size| geometry(scenario, *size))
+                .collect(),
             requests: Slab::new(),
             broadcasts: Slab::new(),
             greetings: Slab::new(),
@@ -190,7 +197,10 @@ impl<'a> World<'a> {
         };
         world.populate();
         for (index, failure) in scenario.failures.iter().enumerate() {
-            world.queue.push(Time::ZERO + seconds(failure.at_s), Event::Fails { failure: index });
+            world.queue.push(
+                Time::ZERO + seconds(failure.at_s),
+                Event::Fails { failure: index },
+            );
         }
         world
     }
@@ -202,7 +212,10 @@ impl<'a> World<'a> {
         for number in 0..peers.count {
             let is_slow = self.rng.random_bool(peers.slow_share);
             let divisor = if is_slow { 10 } else { 1 };
-            let (up, down) = ((peers.up.0 / divisor).max(1), (peers.down.0 / divisor).max(1));
+            let (up, down) = (
+                (peers.up.0 / divisor).max(1),
+                (peers.down.0 / divisor).max(1),
+            );
             self.network.add_end(up as f64 / 8.0, down as f64 / 8.0);
             let key = mix(u64::from(number) + 1);
             let machine = PeerMachine::new(self.config(up, down, key), self.rng.random());
@@ -222,7 +235,11 @@ impl<'a> World<'a> {
                 links: Links::default(),
                 session: Session::new(self.geometries.len()),
                 fetches: Vec::new(),
-                verified: self.geometries.iter().map(|geometry| ChunkMap::empty(geometry.chunks())).collect(),
+                verified: self
+                    .geometries
+                    .iter()
+                    .map(|geometry| ChunkMap::empty(geometry.chunks()))
+                    .collect(),
                 cursors: vec![0; self.geometries.len()],
                 complete: 0,
                 started_at,
@@ -233,7 +250,8 @@ impl<'a> World<'a> {
             self.queue.push(started_at, Event::Start { peer: number });
         }
         for _ in 0..regions {
-            self.network.add_end(self.scenario.origin.up.bytes_per_second(), 1e12);
+            self.network
+                .add_end(self.scenario.origin.up.bytes_per_second(), 1e12);
         }
     }
 
@@ -250,7 +268,11 @@ impl<'a> World<'a> {
             in_order_one_in: settings.in_order_one_in.unwrap_or(default.in_order_one_in),
             have_interval: millis(settings.have_interval_ms, default.have_interval),
             nearly_done: millis(settings.nearly_done_ms, default.nearly_done),
-            max_connections: self.scenario.peers.max_connections.unwrap_or(default.max_connections),
+            max_connections: self
+                .scenario
+                .peers
+                .max_connections
+                .unwrap_or(default.max_connections),
             ..default
         }
     }
@@ -260,7 +282,12 @@ impl<'a> World<'a> {
         let limit = Time::ZERO + seconds(self.scenario.time_limit_s);
         while self.unfinished > 0 {
             let (event_at, moved_at) = (self.queue.next_at(), self.network.next_at());
-            let Some(next_at) = event_at.into_iter().chain(moved_at).min().filter(|at| *at <= limit) else {
+            let Some(next_at) = event_at
+                .into_iter()
+                .chain(moved_at)
+                .min()
+                .filter(|at| *at <= limit)
+            else {
                 break;
             };
             self.now = next_at;
@@ -313,8 +340,21 @@ impl<'a> World<'a> {
         for blob in (0..self.geometries.len() as u32).map(BlobSlot) {
             let geometry = self.geometries[blob.0 as usize];
             let held = ChunkMap::empty(geometry.chunks());
-            self.feed(peer, Input::AddBlob { blob, geometry, held });
-            self.feed(peer, Input::Reader { blob, cursor: Some(0) });
+            self.feed(
+                peer,
+                Input::AddBlob {
+                    blob,
+                    geometry,
+                    held,
+                },
+            );
+            self.feed(
+                peer,
+                Input::Reader {
+                    blob,
+                    cursor: Some(0),
+                },
+            );
             self.feed(peer, Input::Want { blob });
         }
         self.begin_session(peer);
@@ -374,13 +414,18 @@ impl<'a> World<'a> {
     /// One-way delay to a region's origin and tracker.
     pub(crate) fn delay_to_region(&self, peer: u32, region: u32) -> Duration {
         let links = &self.scenario.links;
-        millis(if self.places[peer as usize].region == region { links.region_ms } else { links.wan_ms })
+        millis(if self.places[peer as usize].region == region {
+            links.region_ms
+        } else {
+            links.wan_ms
+        })
     }
 
     fn outcome(mut self) -> Outcome {
         let scenario = self.scenario;
         self.check_maps();
-        let since_start = |node: &Node, at: Time| at.saturating_since(node.started_at).as_secs_f64();
+        let since_start =
+            |node: &Node, at: Time| at.saturating_since(node.started_at).as_secs_f64();
         let mut completions: Vec<f64> = Vec::new();
         let mut first_bytes: Vec<f64> = Vec::new();
         for node in &self.nodes {
@@ -390,15 +435,21 @@ impl<'a> World<'a> {
         completions.sort_by(f64::total_cmp);
         first_bytes.sort_by(f64::total_cmp);
         let up_sum = self.nodes.iter().map(|node| node.rate() as f64 / 8.0).sum();
-        let slowest = self.nodes.iter().map(|node| node.rate() as f64 / 8.0).fold(f64::INFINITY, f64::min);
+        let slowest = self
+            .nodes
+            .iter()
+            .map(|node| node.rate() as f64 / 8.0)
+            .fold(f64::INFINITY, f64::min);
         let (fluid_bound_s, pipelined_bound_s) = bounds(scenario, up_sum, slowest);
         let p99_s = percentile(&completions, 0.99);
         let p99_over_bound = p99_s / fluid_bound_s.max(pipelined_bound_s);
         let bytes = scenario.image_bytes() as f64;
-        let origin_copies = self.origin_bytes as f64 / bytes / f64::from(scenario.peers.regions.get());
+        let origin_copies =
+            self.origin_bytes as f64 / bytes / f64::from(scenario.peers.regions.get());
         let is_unfinished = |node: &&Node| node.alive && node.completed_at.is_none();
         let stranded = self.nodes.iter().filter(is_unfinished).count() as u32;
-        self.oracle.judge(&scenario.bars, stranded, p99_over_bound, origin_copies);
+        self.oracle
+            .judge(&scenario.bars, stranded, p99_over_bound, origin_copies);
         let mut details = Details {
             completions_s: completions,
             first_chunks_s: first_bytes,
@@ -453,7 +504,11 @@ impl<'a> World<'a> {
 
 /// The cut of a layer.
 pub(crate) fn geometry(scenario: &Scenario, size: ByteSize) -> Geometry {
-    if scenario.image.digest_only { Geometry::whole(size.0) } else { Geometry::for_size(size.0) }
+    if scenario.image.digest_only {
+        Geometry::whole(size.0)
+    } else {
+        Geometry::for_size(size.0)
+    }
 }
 
 pub(crate) fn seconds(seconds: f64) -> Duration {

@@ -9,7 +9,11 @@ fn scenario(name: &str) -> Scenario {
 }
 
 fn must_be_ok(outcome: &Outcome) {
-    assert!(outcome.ok, "{}: {:?}", outcome.scenario, outcome.details.complaints);
+    assert!(
+        outcome.ok,
+        "{}: {:?}",
+        outcome.scenario, outcome.details.complaints
+    );
     assert_eq!(outcome.stranded, 0);
 }
 
@@ -71,7 +75,11 @@ fn zones_exchange_a_fraction_of_what_they_pull() {
     let outcome = run(&scenario, 1);
     must_be_ok(&outcome);
     let zone = f64::from(scenario.peers.count / scenario.peers.zones);
-    assert!(outcome.details.cross_zone_copies < zone / 2.0, "{}", outcome.details.cross_zone_copies);
+    assert!(
+        outcome.details.cross_zone_copies < zone / 2.0,
+        "{}",
+        outcome.details.cross_zone_copies
+    );
 }
 
 #[test]
@@ -98,6 +106,9 @@ fn every_scenario_file_can_be_read() {
     for entry in std::fs::read_dir(format!("{}/scenarios", env!("CARGO_MANIFEST_DIR"))).unwrap() {
         let path = entry.unwrap().path();
         let scenario = Scenario::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
-        assert_eq!(path.file_stem().unwrap().to_str(), Some(scenario.name.as_str()));
+        assert_eq!(
+            path.file_stem().unwrap().to_str(),
+            Some(scenario.name.as_str())
+        );
     }
 }

@@ -12,11 +12,21 @@ fn small(peers: u32) -> Scenario {
 }
 
 fn failing(at_s: f64, kind: FailureKind, for_s: Option<f64>) -> Failure {
-    Failure { at_s, kind, share: 1.0, for_s, over_s: 0.0 }
+    Failure {
+        at_s,
+        kind,
+        share: 1.0,
+        for_s,
+        over_s: 0.0,
+    }
 }
 
 fn must_be_ok(outcome: &Outcome) {
-    assert!(outcome.ok, "{:?} in {:?}", outcome.details.complaints, outcome.trace_hash);
+    assert!(
+        outcome.ok,
+        "{:?} in {:?}",
+        outcome.details.complaints, outcome.trace_hash
+    );
 }
 
 #[test]
@@ -115,6 +125,10 @@ fn whatever_dies_whenever_nobody_is_stranded() {
             })
             .collect();
         let outcome = run(&scenario, rng_seed);
-        assert!(outcome.ok, "rng_seed {rng_seed}: {:?}", outcome.details.complaints);
+        assert!(
+            outcome.ok,
+            "rng_seed {rng_seed}: {:?}",
+            outcome.details.complaints
+        );
     }
 }

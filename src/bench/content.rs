@@ -53,12 +53,20 @@ impl Content {
     }
 
     /// Pushes an image of this one layer under `tag`.
-    pub(super) async fn push(self, origin: &RegistryClient, tag: &str) -> Result<Pushed, ClientError> {
+    pub(super) async fn push(
+        self,
+        origin: &RegistryClient,
+        tag: &str,
+    ) -> Result<Pushed, ClientError> {
         let layer = tokio::task::spawn_blocking(move || self.digest()).await?;
         let bytes = stream::iter(self.pieces().map(Ok::<_, std::io::Error>));
-        origin.upload(&layer, self.size, Body::wrap_stream(bytes)).await?;
+        origin
+            .upload(&layer, self.size, Body::wrap_stream(bytes))
+            .await?;
         let config = Digest::sha256(EMPTY);
-        origin.upload(&config, EMPTY.len() as u64, Body::from(EMPTY)).await?;
+        origin
+            .upload(&config, EMPTY.len() as u64, Body::from(EMPTY))
+            .await?;
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
@@ -69,7 +77,11 @@ impl Content {
         .into_bytes();
         let digest = Digest::sha256(&manifest);
         origin.put_manifest(tag, OCI_MANIFEST, manifest).await?;
-        Ok(Pushed { manifest: digest, layer, size: self.size })
+        Ok(Pushed {
+            manifest: digest,
+            layer,
+            size: self.size,
+        })
     }
 }
 
@@ -79,10 +91,20 @@ mod tests {
 
     #[test]
     fn content_has_its_size_and_is_the_same_again() {
-        let content = Content { size: 2 * PIECE as u64 + 5, rng_seed: 3 };
+        let content = Content {
+            size: 2 * PIECE as u64 + 5,
+            rng_seed: 3,
+        };
         let bytes: Vec<u8> = content.pieces().flatten().collect();
         assert_eq!(bytes.len() as u64, content.size);
         assert_eq!(content.digest(), Digest::sha256(&bytes));
-        assert_ne!(content.digest(), Content { rng_seed: 4, ..content }.digest());
+        assert_ne!(
+            content.digest(),
+            Content {
+                rng_seed: 4,
+                ..content
+            }
+            .digest()
+        );
     }
 }

@@ -65,8 +65,10 @@ enum Question {
 
 /// In this order at each origin. Pages have origins of their own: a storage that is not made for them may leave so much
 /// to clean up that whoever comes next would pay for it.
-const QUESTIONS: [&[Question]; 2] =
-    [&[Question::ColdPull, Question::WarmPull, Question::Push], &[Question::TagPage, Question::ReferrerPage]];
+const QUESTIONS: [&[Question]; 2] = [
+    &[Question::ColdPull, Question::WarmPull, Question::Push],
+    &[Question::TagPage, Question::ReferrerPage],
+];
 
 /// What requests of one kind cost, each.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -101,7 +103,10 @@ pub(super) async fn run(args: GrowthArgs) -> Result<(), CommandError> {
         }
         grow(&storage, present..images).await?;
         present = images;
-        sizes.push(Size { images, costs: costs(&storage, images).await? });
+        sizes.push(Size {
+            images,
+            costs: costs(&storage, images).await?,
+        });
     }
     let ok = grows_nowhere(&sizes);
     let outcome = Outcome { sizes, ok };
@@ -116,13 +121,16 @@ struct Registry {
 
 impl Registry {
     async fn start(storage: &Arc<dyn Storage>) -> Result<Self, CommandError> {
-        let failed =
-            |error: &dyn core::fmt::Display| CommandError::failed("start an origin", error.to_string());
+        let failed = |error: &dyn core::fmt::Display| {
+            CommandError::failed("start an origin", error.to_string())
+        };
         let region = "growth".parse().map_err(|error| failed(&error))?;
         let fleet = Fleet::create(region).map_err(|error| failed(&error))?;
         let (region, seal_key) = (fleet.seal_key().issuer().clone(), fleet.seal_key().clone());
         let config = Config::new(ANY_PORT, "growth", region, seal_key);
-        let origin = Origin::start_on(config, Arc::clone(storage)).await.map_err(|error| failed(&error))?;
+        let origin = Origin::start_on(config, Arc::clone(storage))
+            .await
+            .map_err(|error| failed(&error))?;
         let http = http_client().map_err(|error| failed(&error))?;
         let registry = Self { origin, http };
         // The connection is there before anything counts.
@@ -132,30 +140,54 @@ impl Registry {
 
     fn client(&self, repository: &str) -> Result<RegistryClient, CommandError> {
         let repository: Result<RepositoryName, _> = repository.parse();
-        let repository = repository.map_err(|error| CommandError::failed("name a repository", error))?;
+        let repository =
+            repository.map_err(|error| CommandError::failed("name a repository", error))?;
         let base = format!("http://{}", self.origin.addr());
-        Ok(RegistryClient::with_http(self.http.clone(), base, repository))
+        Ok(RegistryClient::with_http(
+            self.http.clone(),
+            base,
+            repository,
+        ))
     }
 
     async fn get(&self, path: &str, wanted: StatusCode) -> Result<(), CommandError> {
         let failed = |error: String| CommandError::failed(format!("get {path}"), error);
         let url = format!("http://{}/v2/{path}", self.origin.addr());
-        let answer = self.http.get(url).send().await.map_err(|error| failed(error.to_string()))?;
+        let answer = self
+            .http
+            .get(url)
+            .send()
+            .await
+            .map_err(|error| failed(error.to_string()))?;
         let status = answer.status();
-        answer.bytes().await.map_err(|error| failed(error.to_string()))?;
-        if status == wanted { Ok(()) } else { Err(failed(format!("answered {status}"))) }
+        answer
+            .bytes()
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        if status == wanted {
+            Ok(())
+        } else {
+            Err(failed(format!("answered {status}")))
+        }
     }
 
     /// Pushes an image of a layer of its own, which refers to the subject of all.
     async fn push(&self, number: u32) -> Result<(), CommandError> {
-        let failed =
-            |error: crate::client::ClientError| CommandError::failed(format!("push image {number}"), error);
+        let failed = |error: crate::client::ClientError| {
+            CommandError::failed(format!("push image {number}"), error)
+        };
         let client = self.client(REPOSITORY)?;
         let layer = number.to_string().into_bytes();
         let digest = Digest::sha256(&layer);
-        client.upload(&digest, layer.len() as u64, Body::from(layer.clone())).await.map_err(failed)?;
+        client
+            .upload(&digest, layer.len() as u64, Body::from(layer.clone()))
+            .await
+            .map_err(failed)?;
         let bytes = manifest(&[(digest, layer.len())], Some(subject()));
-        client.put_manifest(&tag(number), OCI_MANIFEST, bytes).await.map_err(failed)
+        client
+            .put_manifest(&tag(number), OCI_MANIFEST, bytes)
+            .await
+            .map_err(failed)
     }
 
     /// Pushes an image into a repository of its own.
@@ -163,8 +195,14 @@ impl Registry {
         let failed = |error| CommandError::failed(format!("push repository {number}"), error);
         let client = self.client(&format!("many/{number}"))?;
         let config = Digest::sha256(EMPTY);
-        client.upload(&config, EMPTY.len() as u64, Body::from(EMPTY)).await.map_err(failed)?;
-        client.put_manifest("v1", OCI_MANIFEST, manifest(&[], None)).await.map_err(failed)
+        client
+            .upload(&config, EMPTY.len() as u64, Body::from(EMPTY))
+            .await
+            .map_err(failed)?;
+        client
+            .put_manifest("v1", OCI_MANIFEST, manifest(&[], None))
+            .await
+            .map_err(failed)
     }
 
     /// Asks for what is there already; what is pushed is new.
@@ -173,7 +211,11 @@ impl Registry {
         let number = new % REQUESTS * (images / REQUESTS);
         match question {
             Question::ColdPull | Question::WarmPull => {
-                self.get(&format!("{REPOSITORY}/manifests/{}", tag(number)), StatusCode::OK).await
+                self.get(
+                    &format!("{REPOSITORY}/manifests/{}", tag(number)),
+                    StatusCode::OK,
+                )
+                .await
             }
             Question::Push => self.push(NEW + 10 * images + new).await,
             Question::TagPage => {
@@ -197,7 +239,8 @@ impl Registry {
         let operations = self.origin.metrics().operations();
         let (before, started) = (operations.total(), Instant::now());
         for request in 0..REQUESTS {
-            self.ask(question, images, round * REQUESTS + request).await?;
+            self.ask(question, images, round * REQUESTS + request)
+                .await?;
         }
         Ok((operations.total() - before, started.elapsed()))
     }
@@ -233,10 +276,16 @@ fn manifest(layers: &[(Digest, usize)], subject: Option<Digest>) -> Vec<u8> {
 }
 
 /// Pushes these images, and as many repositories.
-async fn grow(storage: &Arc<dyn Storage>, numbers: core::ops::Range<u32>) -> Result<(), CommandError> {
+async fn grow(
+    storage: &Arc<dyn Storage>,
+    numbers: core::ops::Range<u32>,
+) -> Result<(), CommandError> {
     let registry = Registry::start(storage).await?;
     let config = Digest::sha256(EMPTY);
-    let empty = registry.client(REPOSITORY)?.upload(&config, EMPTY.len() as u64, Body::from(EMPTY)).await;
+    let empty = registry
+        .client(REPOSITORY)?
+        .upload(&config, EMPTY.len() as u64, Body::from(EMPTY))
+        .await;
     empty.map_err(|error| CommandError::failed("push the configuration", error))?;
     let pushes = stream::iter(numbers).map(|number| {
         let registry = &registry;
@@ -245,7 +294,10 @@ async fn grow(storage: &Arc<dyn Storage>, numbers: core::ops::Range<u32>) -> Res
             registry.push_repository(number).await
         }
     });
-    pushes.buffer_unordered(PUSHES_AT_ONCE).try_collect::<()>().await?;
+    pushes
+        .buffer_unordered(PUSHES_AT_ONCE)
+        .try_collect::<()>()
+        .await?;
     registry.origin.shutdown().await;
     Ok(())
 }
@@ -264,20 +316,31 @@ async fn costs(storage: &Arc<dyn Storage>, images: u32) -> Result<Vec<Cost>, Com
             registry.origin.shutdown().await;
         }
         let each = f64::from(ORIGINS * REQUESTS);
-        costs.extend(questions.iter().zip(sums).map(|(question, (operations, took))| Cost {
-            question: *question,
-            storage_operations: operations as f64 / each,
-            ms: took.as_secs_f64() * 1e3 / each,
-        }));
+        costs.extend(
+            questions
+                .iter()
+                .zip(sums)
+                .map(|(question, (operations, took))| Cost {
+                    question: *question,
+                    storage_operations: operations as f64 / each,
+                    ms: took.as_secs_f64() * 1e3 / each,
+                }),
+        );
     }
     Ok(costs)
 }
 
 fn grows_nowhere(sizes: &[Size]) -> bool {
-    let (Some(first), Some(last)) = (sizes.first(), sizes.last()) else { return true };
+    let (Some(first), Some(last)) = (sizes.first(), sizes.last()) else {
+        return true;
+    };
     first.costs.iter().zip(&last.costs).all(|(first, last)| {
         // Among ten images there is not always a whole page: one list, and a read for each on it.
-        let least = if matches!(first.question, Question::ReferrerPage) { f64::from(PAGE + 1) } else { 0.0 };
+        let least = if matches!(first.question, Question::ReferrerPage) {
+            f64::from(PAGE + 1)
+        } else {
+            0.0
+        };
         last.storage_operations <= first.storage_operations.max(least)
     })
 }
@@ -289,7 +352,12 @@ fn table(outcome: &Outcome) -> String {
     );
     for Size { images, costs } in &outcome.sizes {
         text.push_str(&format!("{images:>9}"));
-        for Cost { storage_operations, ms, .. } in costs {
+        for Cost {
+            storage_operations,
+            ms,
+            ..
+        } in costs
+        {
             text.push_str(&format!(" {storage_operations:>6.1} {ms:>8.3}"));
         }
         text.push('\n');

@@ -102,11 +102,16 @@ impl Load {
     /// Puts the load on the server.
     pub(super) async fn run(self) -> Measured {
         let counts_from = Instant::now() + self.warm_up;
-        let number = available_parallelism().map_or(1, |cores| cores.get() as u32).min(self.connections);
+        let number = available_parallelism()
+            .map_or(1, |cores| cores.get() as u32)
+            .min(self.connections);
         let mut threads = JoinSet::new();
         for thread in 0..number {
             let share = (self.connections + thread) / number;
-            let load = Self { connections: share, ..self.clone() };
+            let load = Self {
+                connections: share,
+                ..self.clone()
+            };
             threads.spawn_blocking(move || load.run_on_this_thread(counts_from));
         }
         Measured::gather(threads, counts_from).await
@@ -157,7 +162,10 @@ impl Load {
         }
     }
 
-    async fn ask(&self, connection: &mut Option<Connection>) -> io::Result<(Instant, Duration, u64)> {
+    async fn ask(
+        &self,
+        connection: &mut Option<Connection>,
+    ) -> io::Result<(Instant, Duration, u64)> {
         let mut open = match connection.take() {
             Some(open) => open,
             None => Connection::open(self.address).await?,
@@ -191,7 +199,11 @@ async fn in_time<T>(mut alarm: Pin<&mut Sleep>, work: impl Future<Output = T>) -
     }
 }
 
-fn fail(measured: &RefCell<Measured>, error: impl ToString, in_a_row: u32) -> (Option<Connection>, u32) {
+fn fail(
+    measured: &RefCell<Measured>,
+    error: impl ToString,
+    in_a_row: u32,
+) -> (Option<Connection>, u32) {
     measured.borrow_mut().failed(error);
     (None, in_a_row + 1)
 }
@@ -230,7 +242,11 @@ impl Connection {
         while got < answer.len {
             got += self.read(|bytes| bytes.len() as u64).await?;
         }
-        if got == answer.len { Ok(answer) } else { Err(invalid("more came than Content-Length says")) }
+        if got == answer.len {
+            Ok(answer)
+        } else {
+            Err(invalid("more came than Content-Length says"))
+        }
     }
 
     /// Shows what comes next.
@@ -273,16 +289,27 @@ impl Answer {
             return Ok(None);
         };
         if response.code != Some(200) {
-            return Err(invalid(format!("answered {}", response.code.unwrap_or_default())));
+            return Err(invalid(format!(
+                "answered {}",
+                response.code.unwrap_or_default()
+            )));
         }
         let value = |name: &str| {
-            let header = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+            let header = response
+                .headers
+                .iter()
+                .find(|header| header.name.eq_ignore_ascii_case(name));
             header.and_then(|header| std::str::from_utf8(header.value).ok())
         };
         let len = value("content-length").and_then(|value| value.parse().ok());
         let len = len.ok_or_else(|| invalid("the answer has no Content-Length"))?;
-        let stays_open = value("connection").is_none_or(|value| !value.eq_ignore_ascii_case("close"));
-        Ok(Some(Self { head_len, len, stays_open }))
+        let stays_open =
+            value("connection").is_none_or(|value| !value.eq_ignore_ascii_case("close"));
+        Ok(Some(Self {
+            head_len,
+            len,
+            stays_open,
+        }))
     }
 }
 
@@ -316,7 +343,13 @@ mod tests {
         });
         let request = Bytes::from_static(b"GET\n");
         let (warm_up, duration) = (Duration::ZERO, Duration::from_millis(20));
-        let load = Load { address, request, connections: 1, warm_up, duration };
+        let load = Load {
+            address,
+            request,
+            connections: 1,
+            warm_up,
+            duration,
+        };
         let measured = load.run().await;
         server.abort();
         measured
@@ -325,7 +358,8 @@ mod tests {
     #[tokio::test]
     async fn answers_are_counted_with_their_bytes() {
         let measured =
-            measure(&["HTTP/1.1 200 OK\r\ncontent-length: 3\r\nConnection: close\r\n\r\nabc"]).await;
+            measure(&["HTTP/1.1 200 OK\r\ncontent-length: 3\r\nConnection: close\r\n\r\nabc"])
+                .await;
         assert_eq!((measured.errors, measured.first_error), (0, None));
         assert!(!measured.latencies_s.is_empty());
         assert_eq!(measured.bytes, 3 * measured.latencies_s.len() as u64);
@@ -334,9 +368,18 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_good_answer_is_an_error_and_ends_soon() {
         for (answer, why) in [
-            ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "answered 404"),
-            ("HTTP/1.1 200 OK\r\n\r\n", "the answer has no Content-Length"),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nabc", "more came than Content-Length says"),
+            (
+                "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+                "answered 404",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\n\r\n",
+                "the answer has no Content-Length",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nabc",
+                "more came than Content-Length says",
+            ),
             ("nonsense\r\n\r\n", "invalid HTTP version"),
         ] {
             let answers: &'static [&'static str] = Box::leak(Box::new([answer]));

@@ -50,12 +50,20 @@ struct Outcome {
 /// Runs the benchmark.
 pub(super) async fn run(args: MemoryArgs) -> Result<(), CommandError> {
     // All at the origin and at the peer, half of them at its neighbour.
-    room::for_bytes(u64::from(args.images).saturating_mul(args.size.0).saturating_mul(5) / 2)?;
+    room::for_bytes(
+        u64::from(args.images)
+            .saturating_mul(args.size.0)
+            .saturating_mul(5)
+            / 2,
+    )?;
     let field = Field::start().await?;
     let origin = field.origin()?;
     let mut images = Vec::new();
     for number in 0..args.images {
-        let content = Content { size: args.size.0, rng_seed: u64::from(number) + 1 };
+        let content = Content {
+            size: args.size.0,
+            rng_seed: u64::from(number) + 1,
+        };
         let pushed = content.push(&origin, &tag(number)).await;
         images.push(pushed.map_err(|error| CommandError::failed("push an image", error))?);
     }

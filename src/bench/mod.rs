@@ -68,9 +68,11 @@ pub fn run(args: BenchArgs) -> Result<(), CommandError> {
 }
 
 /// Whatever a benchmark started ends with it, also when it is told to stop.
-async fn until_signal(work: impl Future<Output = Result<(), CommandError>>) -> Result<(), CommandError> {
-    let shutdown =
-        Shutdown::on_signals().map_err(|error| CommandError::failed("listen for signals", error))?;
+async fn until_signal(
+    work: impl Future<Output = Result<(), CommandError>>,
+) -> Result<(), CommandError> {
+    let shutdown = Shutdown::on_signals()
+        .map_err(|error| CommandError::failed("listen for signals", error))?;
     tokio::select! {
         done = work => done,
         () = shutdown.wait() => Err(CommandError::failed("run the benchmark", "it was told to stop")),

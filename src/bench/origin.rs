@@ -52,12 +52,19 @@ impl OriginProcess {
             }
         };
         let (http, mut command) = prepared(dir.path(), plan.tls).map_err(failed)?;
-        let service = ServiceProcess::start(command.args(["--storage", &storage]), Started::ORIGIN).await;
+        let service =
+            ServiceProcess::start(command.args(["--storage", &storage]), Started::ORIGIN).await;
         let service = service.map_err(|error| failed(error.into()))?;
         let scheme = if plan.tls { "https" } else { "http" };
         let base = format!("{scheme}://{}", service.address());
         let storage = plan.storage.is_none().then_some(folder);
-        Ok(Self { service, base, http, storage, _dir: dir })
+        Ok(Self {
+            service,
+            base,
+            http,
+            storage,
+            _dir: dir,
+        })
     }
 
     /// Its process.
@@ -90,7 +97,11 @@ impl OriginProcess {
         let repository: RepositoryName = REPOSITORY
             .parse()
             .map_err(|error: NameError| CommandError::failed("name the repository", error))?;
-        Ok(RegistryClient::with_http(self.http.clone(), self.base.clone(), repository))
+        Ok(RegistryClient::with_http(
+            self.http.clone(),
+            self.base.clone(),
+            repository,
+        ))
     }
 }
 
@@ -106,17 +117,26 @@ fn prepared(dir: &Path, tls: bool) -> Result<(Client, Command), Failed> {
         .build()?;
     let program = std::env::current_exe()?;
     let mut command = Command::new(&program);
-    command.arg("origin").args(["--listen", &ANY_PORT.to_string(), "--region", REGION]).arg("--seal-key");
+    command
+        .arg("origin")
+        .args(["--listen", &ANY_PORT.to_string(), "--region", REGION])
+        .arg("--seal-key");
     command.arg(pki.join(format!("{REGION}.seal.key")));
     if tls {
         let server = ANY_PORT.ip().to_string();
-        let issue =
-            Command::new(&program).args(["pki", "issue", "--server", &server, "--dir"]).arg(&pki).output()?;
+        let issue = Command::new(&program)
+            .args(["pki", "issue", "--server", &server, "--dir"])
+            .arg(&pki)
+            .output()?;
         if !issue.status.success() {
             return Err(String::from_utf8_lossy(&issue.stderr).into());
         }
-        command.arg("--tls-cert").arg(pki.join(format!("{server}.pem")));
-        command.arg("--tls-key").arg(pki.join(format!("{server}.key")));
+        command
+            .arg("--tls-cert")
+            .arg(pki.join(format!("{server}.pem")));
+        command
+            .arg("--tls-key")
+            .arg(pki.join(format!("{server}.key")));
         command.arg("--tls-ca").arg(pki.join("ca.pem"));
     }
     Ok((http, command))

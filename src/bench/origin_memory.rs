@@ -100,12 +100,24 @@ pub(super) async fn run(args: OriginMemoryArgs) -> Result<(), CommandError> {
     if args.storage.is_none() {
         room::for_bytes(u64::from(args.uploads).saturating_mul(args.size.0))?;
     }
-    let plan = OriginPlan { storage: args.storage.clone(), tls: args.tls };
+    let plan = OriginPlan {
+        storage: args.storage.clone(),
+        tls: args.tls,
+    };
     let origin = Arc::new(OriginProcess::start(plan).await?);
     let mut images = Vec::new();
     for rng_seed in 1..=IMAGES {
-        let image = Content { size: args.pull_size.0, rng_seed }.push(&origin.client()?, "pulled").await;
-        images.push(image.map_err(|error| CommandError::failed("push what is pulled", error))?.layer);
+        let image = Content {
+            size: args.pull_size.0,
+            rng_seed,
+        }
+        .push(&origin.client()?, "pulled")
+        .await;
+        images.push(
+            image
+                .map_err(|error| CommandError::failed("push what is pulled", error))?
+                .layer,
+        );
     }
     let outcome = measure(&origin, &args, &images).await?;
     conclude(&outcome, args.json, summary, outcome.ok)
@@ -132,19 +144,32 @@ async fn measure(
         let url = origin.url(&format!("blobs/{layer}"));
         let pause = Duration::from_millis(args.slow_pause_ms);
         let pause = (number % args.slow_one_in == 0).then_some(pause);
-        pulls.spawn(pull(Arc::clone(origin), url, args.pull_size.0, pause, Arc::clone(&shared)));
+        pulls.spawn(pull(
+            Arc::clone(origin),
+            url,
+            args.pull_size.0,
+            pause,
+            Arc::clone(&shared),
+        ));
     }
     let mut errors = failures(uploads).await;
     let seconds = started.elapsed().as_secs_f64();
     shared.uploaded.store(true, Ordering::Relaxed);
     errors.extend(failures(pulls).await);
-    let peak_anonymous =
-        sampling.await.map_err(|error| CommandError::failed("sample the memory", error))??;
+    let peak_anonymous = sampling
+        .await
+        .map_err(|error| CommandError::failed("sample the memory", error))??;
     if let Some(evicting) = evicting {
-        evicting.join().map_err(|_| CommandError::failed("empty the page cache", "its thread panicked"))?;
+        evicting
+            .join()
+            .map_err(|_| CommandError::failed("empty the page cache", "its thread panicked"))?;
     }
     if let Some(error) = errors.first() {
-        eprintln!("the first of {} errors: {error}; the origin's log:\n{}", errors.len(), origin.log());
+        eprintln!(
+            "the first of {} errors: {error}; the origin's log:\n{}",
+            errors.len(),
+            origin.log()
+        );
     }
     let peak = origin.process().peak_resident()?;
     Ok(Outcome {
@@ -173,13 +198,25 @@ struct Blobs {
 
 impl Blobs {
     fn new(size: u64) -> Result<Self, CommandError> {
-        let pattern: Arc<Vec<Bytes>> =
-            Arc::new(Content { size: PATTERN_LEN, rng_seed: 0 }.pieces().collect());
+        let pattern: Arc<Vec<Bytes>> = Arc::new(
+            Content {
+                size: PATTERN_LEN,
+                rng_seed: 0,
+            }
+            .pieces()
+            .collect(),
+        );
         let too_short = || CommandError::failed("make blobs", "they are too short to differ");
-        let before_end = size.checked_sub(ending(0).len() as u64).ok_or_else(too_short)?;
+        let before_end = size
+            .checked_sub(ending(0).len() as u64)
+            .ok_or_else(too_short)?;
         let mut hasher = DigestHasher::new(Algorithm::Sha256);
         repeated(&pattern, before_end).for_each(|piece| hasher.update(&piece));
-        Ok(Self { pattern, size, before_end: hasher })
+        Ok(Self {
+            pattern,
+            size,
+            before_end: hasher,
+        })
     }
 
     async fn upload(self, client: RegistryClient, number: u32) -> Result<(), String> {
@@ -188,8 +225,15 @@ impl Blobs {
         hasher.update(&ending);
         let pattern = Arc::clone(&self.pattern);
         let bytes = repeated(&pattern, self.size - ending.len() as u64).collect::<Vec<_>>();
-        let bytes = stream::iter(bytes.into_iter().chain([ending]).map(Ok::<_, std::io::Error>));
-        let uploaded = client.upload(&hasher.finish(), self.size, Body::wrap_stream(bytes)).await;
+        let bytes = stream::iter(
+            bytes
+                .into_iter()
+                .chain([ending])
+                .map(Ok::<_, std::io::Error>),
+        );
+        let uploaded = client
+            .upload(&hasher.finish(), self.size, Body::wrap_stream(bytes))
+            .await;
         uploaded.map_err(told)
     }
 }
@@ -216,12 +260,19 @@ async fn pull(
     shared: Arc<Shared>,
 ) -> Result<(), String> {
     loop {
-        let answer = origin.http().get(&url).send().await.and_then(reqwest::Response::error_for_status);
+        let answer = origin
+            .http()
+            .get(&url)
+            .send()
+            .await
+            .and_then(reqwest::Response::error_for_status);
         let mut answer = answer.map_err(told)?;
         let mut got = 0;
         while let Some(piece) = answer.chunk().await.map_err(told)? {
             got += piece.len() as u64;
-            shared.pulled_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            shared
+                .pulled_bytes
+                .fetch_add(piece.len() as u64, Ordering::Relaxed);
             if let Some(pause) = pause {
                 if shared.uploaded.load(Ordering::Relaxed) {
                     return Ok(());
@@ -253,7 +304,10 @@ fn told(error: impl std::error::Error) -> String {
 async fn failures(mut clients: JoinSet<Result<(), String>>) -> Vec<String> {
     let mut failures = Vec::new();
     while let Some(done) = clients.join_next().await {
-        failures.extend(done.unwrap_or_else(|stopped| Err(stopped.to_string())).err());
+        failures.extend(
+            done.unwrap_or_else(|stopped| Err(stopped.to_string()))
+                .err(),
+        );
     }
     failures
 }
@@ -270,7 +324,10 @@ async fn sample(process: Process, shared: Arc<Shared>) -> Result<ByteSize, Comma
 
 /// Also ends when the measurement was dropped.
 fn while_uploading(shared: &Weak<Shared>, work: impl Fn()) {
-    while shared.upgrade().is_some_and(|shared| !shared.uploaded.load(Ordering::Relaxed)) {
+    while shared
+        .upgrade()
+        .is_some_and(|shared| !shared.uploaded.load(Ordering::Relaxed))
+    {
         work();
         std::thread::sleep(EVICT_EVERY);
     }

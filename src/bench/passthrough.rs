@@ -81,19 +81,33 @@ struct Outcome {
 pub(super) async fn run(args: PassthroughArgs) -> Result<(), CommandError> {
     // As a layout, at an origin and at a peer.
     room::for_bytes(args.size.0.saturating_mul(3))?;
-    let dir = TempDir::new().map_err(|error| CommandError::failed("make a temporary folder", error))?;
+    let dir =
+        TempDir::new().map_err(|error| CommandError::failed("make a temporary folder", error))?;
     let layout = dir.path().join("image");
-    image::make(&layout, args.size, 1).map_err(|error| CommandError::failed("make an image", error))?;
+    image::make(&layout, args.size, 1)
+        .map_err(|error| CommandError::failed("make an image", error))?;
     let mut pairs = Vec::new();
     for plight in [Plight::Everything, Plight::Tracker, Plight::Neighbours] {
-        pairs.push(measure(&dir.path().join(format!("{plight:?}")), &layout, plight, &args).await?);
+        pairs.push(
+            measure(
+                &dir.path().join(format!("{plight:?}")),
+                &layout,
+                plight,
+                &args,
+            )
+            .await?,
+        );
     }
     let [without_everything, without_tracker, with_dead_neighbours] = pairs[..] else {
         return Err(CommandError::failed("measure", "a kind of pull is lacking"));
     };
     let is_good = |pair: &Pair| pair.mirror_s <= pair.direct_s * MOST_RATIO + MOST_DELAY_S;
-    let outcome =
-        Outcome { without_everything, without_tracker, with_dead_neighbours, ok: pairs.iter().all(is_good) };
+    let outcome = Outcome {
+        without_everything,
+        without_tracker,
+        with_dead_neighbours,
+        ok: pairs.iter().all(is_good),
+    };
     conclude(&outcome, args.json, summary, outcome.ok)
 }
 
@@ -104,17 +118,24 @@ async fn measure(
     plight: Plight,
     args: &PassthroughArgs,
 ) -> Result<Pair, CommandError> {
-    let name =
-        "local".parse().map_err(|error| CommandError::failed("name the region", format!("{error}")))?;
+    let name = "local"
+        .parse()
+        .map_err(|error| CommandError::failed("name the region", format!("{error}")))?;
     let fleet = Fleet::create(name).map_err(|error| CommandError::failed("make a fleet", error))?;
-    let plan = RegionPlan { rate: Some(args.rate), ..RegionPlan::default() };
+    let plan = RegionPlan {
+        rate: Some(args.rate),
+        ..RegionPlan::default()
+    };
     let mut region = Region::start(dir, fleet, plan).await?;
-    push_layout(&region.origin_url(), REPOSITORY, TAG, layout).await.map_err(failed)?;
+    push_layout(&region.origin_url(), REPOSITORY, TAG, layout)
+        .await
+        .map_err(failed)?;
     prepare(&mut region, plight).await?;
     let (mut direct, mut mirror) = (Vec::new(), Vec::new());
     for round in 0..args.rounds {
-        let repository =
-            REPOSITORY.parse().map_err(|error| CommandError::failed("name", format!("{error}")))?;
+        let repository = REPOSITORY
+            .parse()
+            .map_err(|error| CommandError::failed("name", format!("{error}")))?;
         let origin = RegistryClient::new(region.origin_url(), repository).map_err(failed)?;
         direct.push(origin.pull(TAG, |_| {}).await.map_err(failed)?);
         mirror.push(through_a_mirror(&mut region, plight, 100 + round).await?);
@@ -142,7 +163,11 @@ async fn prepare(region: &mut Region, plight: Plight) -> Result<(), CommandError
     Ok(())
 }
 
-async fn through_a_mirror(region: &mut Region, plight: Plight, number: u32) -> Result<Pulled, CommandError> {
+async fn through_a_mirror(
+    region: &mut Region,
+    plight: Plight,
+    number: u32,
+) -> Result<Pulled, CommandError> {
     let plan = PeerPlan::numbered(number, 1);
     let mut config = region.peer_config(&plan)?;
     (config.up, config.down) = (None, None);
@@ -150,19 +175,29 @@ async fn through_a_mirror(region: &mut Region, plight: Plight, number: u32) -> R
         config.quota = ByteSize(0);
     }
     region.add_peer_with(plan, config).await?;
-    let pulled =
-        region.mirror_client(0, REPOSITORY).map_err(failed)?.pull(TAG, |_| {}).await.map_err(failed)?;
+    let pulled = region
+        .mirror_client(0, REPOSITORY)
+        .map_err(failed)?
+        .pull(TAG, |_| {})
+        .await
+        .map_err(failed)?;
     region.stop_peer(0).await;
     Ok(pulled)
 }
 
 fn pair(direct: &[Pulled], mirror: &[Pulled]) -> Pair {
     let median = |pulls: &[Pulled], time: fn(&Pulled) -> Duration| {
-        let mut seconds: Vec<f64> = pulls.iter().map(|pulled| time(pulled).as_secs_f64()).collect();
+        let mut seconds: Vec<f64> = pulls
+            .iter()
+            .map(|pulled| time(pulled).as_secs_f64())
+            .collect();
         seconds.sort_unstable_by(f64::total_cmp);
         percentile(&seconds, 0.5)
     };
-    let (direct_s, mirror_s) = (median(direct, |pulled| pulled.total), median(mirror, |pulled| pulled.total));
+    let (direct_s, mirror_s) = (
+        median(direct, |pulled| pulled.total),
+        median(mirror, |pulled| pulled.total),
+    );
     Pair {
         direct_s,
         mirror_s,
@@ -188,7 +223,10 @@ fn summary(outcome: &Outcome) -> String {
         )
     };
     [
-        format!("{:<34} {:>9} {:>9} {:>6}   first byte\n", "", "direct", "mirror", "ratio"),
+        format!(
+            "{:<34} {:>9} {:>9} {:>6}   first byte\n",
+            "", "direct", "mirror", "ratio"
+        ),
         line("no tracker, neighbour, store", &outcome.without_everything),
         line("no tracker, no neighbour", &outcome.without_tracker),
         line("neighbours that are dead", &outcome.with_dead_neighbours),

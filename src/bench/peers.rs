@@ -49,14 +49,16 @@ pub(super) struct PeerProcess {
 impl Field {
     /// Starts an origin and a tracker, without any cap.
     pub(super) async fn start() -> Result<Self, CommandError> {
-        let dir =
-            tempfile::tempdir().map_err(|error| CommandError::failed("make a temporary folder", error))?;
-        let name: RegionName =
-            REGION.parse().map_err(|error: NameError| CommandError::failed("name the region", error))?;
+        let dir = tempfile::tempdir()
+            .map_err(|error| CommandError::failed("make a temporary folder", error))?;
+        let name: RegionName = REGION
+            .parse()
+            .map_err(|error: NameError| CommandError::failed("name the region", error))?;
         let fleet = pki::open_or_init(&dir.path().join("pki"), &name)
             .map_err(|error| CommandError::failed("make the fleet's keys", error))?;
         let region = Region::start(dir.path(), fleet, RegionPlan::default()).await?;
-        let http = http_client().map_err(|error| CommandError::failed("make an HTTP client", error))?;
+        let http =
+            http_client().map_err(|error| CommandError::failed("make an HTTP client", error))?;
         Ok(Self { dir, region, http })
     }
 
@@ -67,7 +69,9 @@ impl Field {
 
     /// A client of a peer's mirror.
     pub(super) fn mirror(&self, peer: &PeerProcess) -> Result<RegistryClient, CommandError> {
-        Ok(self.client(format!("http://{}", peer.service.address()))?.through_mirror(self.region.registry()))
+        Ok(self
+            .client(format!("http://{}", peer.service.address()))?
+            .through_mirror(self.region.registry()))
     }
 
     fn client(&self, base: String) -> Result<RegistryClient, CommandError> {
@@ -82,15 +86,28 @@ impl Field {
     pub(super) async fn peer(&self, id: &str) -> Result<PeerProcess, CommandError> {
         let what = format!("start {id}");
         let failed = |error: Failed| CommandError::failed(what.as_str(), error);
-        let id: PeerId = id.parse().map_err(|error: NameError| failed(error.into()))?;
+        let id: PeerId = id
+            .parse()
+            .map_err(|error: NameError| failed(error.into()))?;
         let pki = self.dir.path().join("pki");
         let files = pki::issue_peer_files(&pki, &id).map_err(|error| failed(error.into()))?;
         let store = self.dir.path().join(id.as_str());
-        let mut command = Command::new(std::env::current_exe().map_err(|error| failed(error.into()))?);
+        let mut command =
+            Command::new(std::env::current_exe().map_err(|error| failed(error.into()))?);
         command
             .arg("peer")
-            .args(["--mirror", &ANY_PORT.to_string(), "--quic", &ANY_PORT.to_string()])
-            .args(["--origin", &self.region.origin_url(), "--tracker", &self.region.tracker_url()])
+            .args([
+                "--mirror",
+                &ANY_PORT.to_string(),
+                "--quic",
+                &ANY_PORT.to_string(),
+            ])
+            .args([
+                "--origin",
+                &self.region.origin_url(),
+                "--tracker",
+                &self.region.tracker_url(),
+            ])
             .args(["--region", REGION, "--zone", "bench"])
             .arg("--store")
             .arg(&store)
@@ -103,7 +120,11 @@ impl Field {
             .arg("--trusted-keys")
             .arg(pki.join(pki::TRUSTED_KEYS));
         let service = ServiceProcess::start(&mut command, Started::PEER).await;
-        Ok(PeerProcess { id, service: service.map_err(|error| failed(error.into()))?, store })
+        Ok(PeerProcess {
+            id,
+            service: service.map_err(|error| failed(error.into()))?,
+            store,
+        })
     }
 
     /// Its folder, with the stores of all in it.
@@ -112,10 +133,16 @@ impl Field {
     }
 
     /// Has a peer fetch an image as a runtime begins to: by asking for its manifest.
-    pub(super) async fn want(&self, peer: &PeerProcess, image: &Pushed) -> Result<(), CommandError> {
+    pub(super) async fn want(
+        &self,
+        peer: &PeerProcess,
+        image: &Pushed,
+    ) -> Result<(), CommandError> {
         let what = || format!("ask {} for an image", peer.id);
         let manifest = self.mirror(peer)?.manifest(&image.manifest).await;
-        manifest.map(drop).map_err(|error| CommandError::failed(what(), error))
+        manifest
+            .map(drop)
+            .map_err(|error| CommandError::failed(what(), error))
     }
 
     /// Waits until a peer holds all these images, each layer checked as a whole.
@@ -128,7 +155,12 @@ impl Field {
         let (mut held, mut moved_at) = (0, Instant::now());
         loop {
             let stats = self.stats(peer).await?;
-            let of_layers = || stats.blobs.iter().filter(|blob| layers.contains(&blob.digest));
+            let of_layers = || {
+                stats
+                    .blobs
+                    .iter()
+                    .filter(|blob| layers.contains(&blob.digest))
+            };
             if of_layers().filter(|blob| blob.is_complete).count() == layers.len() {
                 return Ok(stats);
             }
@@ -137,8 +169,10 @@ impl Field {
                 (held, moved_at) = (now, Instant::now());
             }
             if moved_at.elapsed() > STUCK {
-                let why =
-                    format!("nothing moved for {STUCK:?} at {held} bytes; its log:\n{}", peer.service.log());
+                let why = format!(
+                    "nothing moved for {STUCK:?} at {held} bytes; its log:\n{}",
+                    peer.service.log()
+                );
                 return Err(CommandError::failed(format!("wait for {}", peer.id), why));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -147,14 +181,18 @@ impl Field {
 
     async fn stats(&self, peer: &PeerProcess) -> Result<Stats, CommandError> {
         let asked = async {
-            let response =
-                self.http.get(format!("http://{}/flotilla/status", peer.service.address())).send().await?;
+            let response = self
+                .http
+                .get(format!("http://{}/flotilla/status", peer.service.address()))
+                .send()
+                .await?;
             response.error_for_status()?.bytes().await
         };
-        let body = asked
-            .await
-            .map_err(|error| CommandError::failed(format!("ask {} how far it is", peer.id), error))?;
-        serde_json::from_slice(&body).map_err(|error| CommandError::failed("read a peer's status", error))
+        let body = asked.await.map_err(|error| {
+            CommandError::failed(format!("ask {} how far it is", peer.id), error)
+        })?;
+        serde_json::from_slice(&body)
+            .map_err(|error| CommandError::failed("read a peer's status", error))
     }
 }
 

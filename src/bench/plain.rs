@@ -35,8 +35,12 @@ fn try_carry(bytes: Vec<Bytes>) -> Result<Duration, Failed> {
             let address = address.recv()?;
             runtime()?.block_on(receive(receiver, &id, address, total))
         });
-        let received = receiving.join().unwrap_or_else(|_| Err("the receiver panicked".into()));
-        let sent = sending.join().unwrap_or_else(|_| Err("the sender panicked".into()));
+        let received = receiving
+            .join()
+            .unwrap_or_else(|_| Err("the receiver panicked".into()));
+        let sent = sending
+            .join()
+            .unwrap_or_else(|_| Err("the sender panicked".into()));
         sent.and(received)
     })
 }
@@ -52,7 +56,11 @@ async fn send(
 ) -> Result<(), Failed> {
     let endpoint = quic_endpoint(ANY_PORT, &identity, None)?;
     listening.send(endpoint.local_addr()?)?;
-    let connection = endpoint.accept().await.ok_or("the endpoint is closed")?.await?;
+    let connection = endpoint
+        .accept()
+        .await
+        .ok_or("the endpoint is closed")?
+        .await?;
     let (mut send, _receive) = connection.accept_bi().await?;
     for piece in bytes {
         send.write_chunk(piece).await?;
@@ -81,5 +89,9 @@ async fn receive(
     let took = started.elapsed();
     connection.close(0_u32.into(), b"done");
     endpoint.wait_idle().await;
-    if received == total { Ok(took) } else { Err(format!("{received} bytes came of {total}").into()) }
+    if received == total {
+        Ok(took)
+    } else {
+        Err(format!("{received} bytes came of {total}").into())
+    }
 }

@@ -20,11 +20,20 @@ impl Processor {
 
     /// proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal; guests' time is in user's already.
     fn parse(text: &str) -> Self {
-        let fields = text.lines().next().unwrap_or_default().split_whitespace().skip(1).take(8);
+        let fields = text
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(1)
+            .take(8);
         let times: Vec<u64> = fields.map(|field| field.parse().unwrap_or(0)).collect();
         let all = times.iter().sum();
         let idle: u64 = times.iter().skip(3).take(2).sum();
-        Self { busy: all - idle, all }
+        Self {
+            busy: all - idle,
+            all,
+        }
     }
 
     /// The share of the time since `earlier` in which they were not idle, from 0 to 1.

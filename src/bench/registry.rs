@@ -121,13 +121,24 @@ async fn target(args: &RegistryArgs) -> Result<Target, CommandError> {
             (url, lab.origin().process_id(), Some(lab))
         }
     };
-    Ok(Target { address: address(&base).await?, base, process: process.map(Process), _lab: lab })
+    Ok(Target {
+        address: address(&base).await?,
+        base,
+        process: process.map(Process),
+        _lab: lab,
+    })
 }
 
 async fn start_lab() -> Result<Lab, CommandError> {
-    let program = env::current_exe().map_err(|error| CommandError::failed("find this program", error))?;
-    let plan = LabPlan { trackers: 0, ..LabPlan::new(program, Ground::Loopback) };
-    Lab::start(plan).await.map_err(|error| CommandError::failed("start an origin", error))
+    let program =
+        env::current_exe().map_err(|error| CommandError::failed("find this program", error))?;
+    let plan = LabPlan {
+        trackers: 0,
+        ..LabPlan::new(program, Ground::Loopback)
+    };
+    Lab::start(plan)
+        .await
+        .map_err(|error| CommandError::failed("start an origin", error))
 }
 
 /// Only unencrypted HTTP: a benchmark of TLS would measure its own end of it.
@@ -137,9 +148,12 @@ async fn address(url: &Url) -> Result<SocketAddr, CommandError> {
     let (Some(host), Some(port), "http") = (host, port, url.scheme()) else {
         return Err(failed("a URL such as http://127.0.0.1:5000 is needed"));
     };
-    let mut found =
-        tokio::net::lookup_host((host, port)).await.map_err(|error| failed(&error.to_string()))?;
-    found.next().ok_or_else(|| failed("its host has no address"))
+    let mut found = tokio::net::lookup_host((host, port))
+        .await
+        .map_err(|error| failed(&error.to_string()))?;
+    found
+        .next()
+        .ok_or_else(|| failed("its host has no address"))
 }
 
 /// What was measured, and the processor time that it took of the server.
@@ -179,13 +193,17 @@ fn path(what: Question, image: Pushed) -> String {
 }
 
 async fn push(target: &Target, args: &RegistryArgs) -> Result<Pushed, CommandError> {
-    let content = Content { size: args.size.0, rng_seed: RNG_SEED };
+    let content = Content {
+        size: args.size.0,
+        rng_seed: RNG_SEED,
+    };
     let pushed = content.push(&client(target)?, TAG).await;
     pushed.map_err(|error| CommandError::failed("push an image", error))
 }
 
 fn client(target: &Target) -> Result<RegistryClient, CommandError> {
-    let failed = |error: &dyn std::fmt::Display| CommandError::failed("make a client", error.to_string());
+    let failed =
+        |error: &dyn std::fmt::Display| CommandError::failed("make a client", error.to_string());
     let repository: RepositoryName = REPOSITORY.parse().map_err(|error| failed(&error))?;
     let base = format!("http://{}", target.address);
     RegistryClient::new(base, repository).map_err(|error| failed(&error))
@@ -193,16 +211,27 @@ fn client(target: &Target) -> Result<RegistryClient, CommandError> {
 
 /// Pushes blobs that nobody has pushed before, each as a client does: POST, PATCH, PUT.
 async fn measure_pushes(target: &Target, args: &RegistryArgs) -> Result<Figures, CommandError> {
-    let content = Content { size: args.size.0, rng_seed: RNG_SEED };
+    let content = Content {
+        size: args.size.0,
+        rng_seed: RNG_SEED,
+    };
     let pieces: Arc<Vec<Bytes>> = Arc::new(content.pieces().collect());
     let before = cpu(target)?;
     let started = Instant::now();
     let deadline = started + Duration::from_secs(args.seconds);
     // Blobs of an earlier run would be there already.
-    let run = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let run = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos();
     let mut clients = JoinSet::new();
     for number in 0..args.connections {
-        clients.spawn(pushes(client(target)?, Arc::clone(&pieces), format!("{run:032x} {number}"), deadline));
+        clients.spawn(pushes(
+            client(target)?,
+            Arc::clone(&pieces),
+            format!("{run:032x} {number}"),
+            deadline,
+        ));
     }
     figures(target, Measured::gather(clients, started).await, before)
 }
@@ -219,7 +248,9 @@ async fn pushes(
             break;
         }
         let first = Bytes::from(format!("{prefix} {round}\n"));
-        let blob: Vec<Bytes> = core::iter::once(first).chain(pieces.iter().cloned()).collect();
+        let blob: Vec<Bytes> = core::iter::once(first)
+            .chain(pieces.iter().cloned())
+            .collect();
         let len = blob.iter().map(|piece| piece.len() as u64).sum();
         let mut hasher = DigestHasher::new(Algorithm::Sha256);
         blob.iter().for_each(|piece| hasher.update(piece));
@@ -234,17 +265,32 @@ async fn pushes(
 }
 
 fn cpu(target: &Target) -> Result<Option<Duration>, CommandError> {
-    target.process.map(Process::cpu_time_with_workers).transpose()
+    target
+        .process
+        .map(Process::cpu_time_with_workers)
+        .transpose()
 }
 
-fn figures(target: &Target, measured: Measured, before: Option<Duration>) -> Result<Figures, CommandError> {
-    let cpu = cpu(target)?.zip(before).map(|(after, before)| after.saturating_sub(before));
+fn figures(
+    target: &Target,
+    measured: Measured,
+    before: Option<Duration>,
+) -> Result<Figures, CommandError> {
+    let cpu = cpu(target)?
+        .zip(before)
+        .map(|(after, before)| after.saturating_sub(before));
     Ok(Figures { measured, cpu })
 }
 
 impl Figures {
     fn outcome(&self) -> Outcome {
-        let Measured { latencies_s, bytes, errors, took, .. } = &self.measured;
+        let Measured {
+            latencies_s,
+            bytes,
+            errors,
+            took,
+            ..
+        } = &self.measured;
         let requests = latencies_s.len();
         let in_ms = |share| percentile(latencies_s, share) * 1e3;
         Outcome {
@@ -254,18 +300,27 @@ impl Figures {
             p99_ms: in_ms(0.99),
             errors: *errors,
             mib_s: *bytes as f64 / f64::from(1 << 20) / took.as_secs_f64(),
-            cpu_us_per_request: self.cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / requests.max(1) as f64),
+            cpu_us_per_request: self
+                .cpu
+                .map(|cpu| cpu.as_secs_f64() * 1e6 / requests.max(1) as f64),
         }
     }
 }
 
 fn summary(outcome: &Outcome) -> String {
-    let cpu = outcome.cpu_us_per_request.map_or_else(|| "unknown".to_owned(), |us| format!("{us:.1} us"));
+    let cpu = outcome
+        .cpu_us_per_request
+        .map_or_else(|| "unknown".to_owned(), |us| format!("{us:.1} us"));
     format!(
         "requests     {}, {:.0} per second, {:.1} MiB/s\n\
          latency      p50 {:.3} ms, p99 {:.3} ms\n\
          processor    {cpu} per request\n\
          errors       {}\n",
-        outcome.requests, outcome.rps, outcome.mib_s, outcome.p50_ms, outcome.p99_ms, outcome.errors,
+        outcome.requests,
+        outcome.rps,
+        outcome.mib_s,
+        outcome.p50_ms,
+        outcome.p99_ms,
+        outcome.errors,
     )
 }

@@ -11,8 +11,8 @@ use crate::cli::CommandError;
 pub(super) fn for_bytes(bytes: u64) -> Result<(), CommandError> {
     let folder = std::env::temp_dir();
     let failed = |error: String| CommandError::failed("find room for what is measured", error);
-    let system =
-        rustix::fs::statvfs(&folder).map_err(|error| failed(format!("{}: {error}", folder.display())))?;
+    let system = rustix::fs::statvfs(&folder)
+        .map_err(|error| failed(format!("{}: {error}", folder.display())))?;
     let free = ByteSize(system.f_bavail.saturating_mul(system.f_frsize));
     if bytes <= free.0 {
         return Ok(());

@@ -39,7 +39,11 @@ pub(super) enum StartError {
 impl ServiceProcess {
     /// Runs a command of this program, and waits until its log says where it listens.
     pub(super) async fn start(command: &mut Command, said: Started) -> Result<Self, StartError> {
-        command.env("FLOTILLA_LOG", "info").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .env("FLOTILLA_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let (log, (started, address)) = (Log::default(), oneshot::channel());
         if let Some(stderr) = child.stderr.take() {
@@ -47,7 +51,11 @@ impl ServiceProcess {
             std::thread::spawn(move || log.follow(stderr, said, started));
         }
         // From here on the child ends with it, whatever goes wrong.
-        let mut service = Self { child, address: SocketAddr::from(([0; 4], 0)), log };
+        let mut service = Self {
+            child,
+            address: SocketAddr::from(([0; 4], 0)),
+            log,
+        };
         match timeout(START_TIMEOUT, address).await {
             Ok(Ok(address)) => service.address = address,
             Ok(Err(_)) => return Err(StartError::Ended { log: service.log() }),
@@ -89,13 +97,20 @@ pub(super) struct Started {
 
 impl Started {
     /// A peer's, with its mirror.
-    pub(super) const PEER: Self = Self { message: "peer started", address: "mirror" };
+    pub(super) const PEER: Self = Self {
+        message: "peer started",
+        address: "mirror",
+    };
     /// An origin's.
-    pub(super) const ORIGIN: Self = Self { message: "origin started", address: "address" };
+    pub(super) const ORIGIN: Self = Self {
+        message: "origin started",
+        address: "address",
+    };
 
     fn address_in(self, line: &str) -> Option<SocketAddr> {
         let event: serde_json::Value = serde_json::from_str(line).ok()?;
-        (event.get("message")? == self.message).then(|| event.get(self.address)?.as_str()?.parse().ok())?
+        (event.get("message")? == self.message)
+            .then(|| event.get(self.address)?.as_str()?.parse().ok())?
     }
 }
 
@@ -124,6 +139,10 @@ impl Log {
 
     fn tail(&self) -> String {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
+        lines
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }

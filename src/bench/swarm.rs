@@ -20,7 +20,9 @@ use super::content::{Content, EMPTY};
 use super::processor::Processor;
 use super::room;
 use crate::cli::{CommandError, conclude};
-use crate::lab::{Carried, Ground, Lab, LabError, LabPlan, PeerPlan, Shape, TAG, missing_for_hosts};
+use crate::lab::{
+    Carried, Ground, Lab, LabError, LabPlan, PeerPlan, Shape, TAG, missing_for_hosts,
+};
 use crate::progress::Progress;
 
 /// What is ok: p99 over the bound, copies that the origin sent, seconds to the first byte of the layer.
@@ -83,7 +85,10 @@ pub(super) async fn run(args: SwarmArgs) -> Result<(), CommandError> {
     let lab = start(&args).await?;
     say(
         &args,
-        format!("{} peers on links of {} each way; the layer has {}", args.peers, args.rate, args.size),
+        format!(
+            "{} peers on links of {} each way; the layer has {}",
+            args.peers, args.rate, args.size
+        ),
     );
     let before = Processor::now()?;
     let rows = pull_everywhere(&lab, &args).await.map_err(failed)?;
@@ -92,23 +97,45 @@ pub(super) async fn run(args: SwarmArgs) -> Result<(), CommandError> {
     let wire = Wire::of(&lab, args.size.0).map_err(failed)?;
     lab.end().map_err(failed)?;
     let outcome = Outcome::of(&args, &rows, sent);
-    conclude(&outcome, args.json, |outcome| render(&rows, outcome, &wire, busy), outcome.ok)
+    conclude(
+        &outcome,
+        args.json,
+        |outcome| render(&rows, outcome, &wire, busy),
+        outcome.ok,
+    )
 }
 
 /// The region with its peers, and the image in its origin.
 async fn start(args: &SwarmArgs) -> Result<Lab, CommandError> {
     let failed = |error: LabError| CommandError::failed("set up a region", error);
-    let program = env::current_exe().map_err(|error| CommandError::failed("find this program", error))?;
-    let shape = Shape { queue: Duration::from_millis(args.queue_ms), ..Shape::of(args.rate) };
-    let mut lab = Lab::start(LabPlan::new(program, Ground::Hosts(Some(shape)))).await.map_err(failed)?;
-    let content = Content { size: args.size.0, rng_seed: RNG_SEED };
+    let program =
+        env::current_exe().map_err(|error| CommandError::failed("find this program", error))?;
+    let shape = Shape {
+        queue: Duration::from_millis(args.queue_ms),
+        ..Shape::of(args.rate)
+    };
+    let mut lab = Lab::start(LabPlan::new(program, Ground::Hosts(Some(shape))))
+        .await
+        .map_err(failed)?;
+    let content = Content {
+        size: args.size.0,
+        rng_seed: RNG_SEED,
+    };
     let client = lab.origin_client().map_err(failed)?;
-    let pushing = lab.origin_host().spawn(async move { content.push(&client, TAG).await });
-    let push_failed =
-        |error: Box<dyn std::error::Error + Send + Sync>| CommandError::failed("push the layer", error);
-    pushing.await.map_err(|error| push_failed(error.into()))?.map_err(|error| push_failed(error.into()))?;
-    let zone =
-        |number| PeerPlan { zone: Some(format!("zone-{}", number % args.zones + 1)), ..PeerPlan::default() };
+    let pushing = lab
+        .origin_host()
+        .spawn(async move { content.push(&client, TAG).await });
+    let push_failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        CommandError::failed("push the layer", error)
+    };
+    pushing
+        .await
+        .map_err(|error| push_failed(error.into()))?
+        .map_err(|error| push_failed(error.into()))?;
+    let zone = |number| PeerPlan {
+        zone: Some(format!("zone-{}", number % args.zones + 1)),
+        ..PeerPlan::default()
+    };
     let plans: Vec<_> = (0..args.peers).map(zone).collect();
     lab.add_peers(&plans).await.map_err(failed)?;
     Ok(lab)
@@ -138,7 +165,11 @@ async fn pull_everywhere(lab: &Lab, args: &SwarmArgs) -> Result<Vec<Row>, LabErr
         shown.finish(pulled.is_ok());
         let stats = lab.stats(peer).await?;
         let first_byte = first.0.at.get().copied().unwrap_or_default();
-        rows.push(Row { total: pulled.map(|pulled| pulled.total), first_byte, stats });
+        rows.push(Row {
+            total: pulled.map(|pulled| pulled.total),
+            first_byte,
+            stats,
+        });
     }
     Ok(rows)
 }
@@ -179,14 +210,21 @@ impl Wire {
                 sum.lost += one.lost;
             }
         }
-        Ok(Self { size, origin: lab.origin_host().carried()?, peers })
+        Ok(Self {
+            size,
+            origin: lab.origin_host().carried()?,
+            peers,
+        })
     }
 
     /// From and to some hosts, in copies of the layer.
     fn render([from, to]: &[Carried; 2], size: u64) -> String {
         let copies = |carried: &Carried| carried.bytes as f64 / size.max(1) as f64;
         let (sent, received) = (copies(from), copies(to));
-        format!("{sent:.3} copies out ({} packets lost), {received:.3} in ({} lost)", from.lost, to.lost)
+        format!(
+            "{sent:.3} copies out ({} packets lost), {received:.3} in ({} lost)",
+            from.lost, to.lost
+        )
     }
 }
 
@@ -197,12 +235,24 @@ impl Outcome {
             seconds.sort_by(f64::total_cmp);
             seconds
         };
-        let totals =
-            rows.iter().filter_map(|row| row.total.as_ref().ok()).map(Duration::as_secs_f64).collect();
+        let totals = rows
+            .iter()
+            .filter_map(|row| row.total.as_ref().ok())
+            .map(Duration::as_secs_f64)
+            .collect();
         let totals = ascending(totals);
-        let firsts = ascending(rows.iter().map(|row| row.first_byte.as_secs_f64()).collect());
+        let firsts = ascending(
+            rows.iter()
+                .map(|row| row.first_byte.as_secs_f64())
+                .collect(),
+        );
         let chunks = u64::from(Geometry::for_size(args.size.0).chunks());
-        let bound = pipelined_s(args.size.0, u64::from(args.peers), chunks, args.rate.bytes_per_second());
+        let bound = pipelined_s(
+            args.size.0,
+            u64::from(args.peers),
+            chunks,
+            args.rate.bytes_per_second(),
+        );
         let (p99_s, first_byte_p99_s) = (percentile(&totals, 0.99), percentile(&firsts, 0.99));
         let origin_copies = origin_bytes as f64 / args.size.0.max(1) as f64;
         let p99_over_bound = p99_s / bound;
@@ -229,7 +279,10 @@ fn render(rows: &[Row], outcome: &Outcome, wire: &Wire, busy: f64) -> String {
         "peer", "time", "first byte", "from peers", "from origin", "to peers", "refused"
     );
     for (number, row) in (1..).zip(rows) {
-        let time = row.total.as_ref().map_or("failed".to_owned(), |total| seconds(total.as_secs_f64()));
+        let time = row
+            .total
+            .as_ref()
+            .map_or("failed".to_owned(), |total| seconds(total.as_secs_f64()));
         text.push_str(&format!(
             "{:<10} {:>9} {:>11} {:>12} {:>12} {:>12} {:>8}\n",
             format!("peer-{number}"),
@@ -246,18 +299,46 @@ fn render(rows: &[Row], outcome: &Outcome, wire: &Wire, busy: f64) -> String {
     }
     let allowed = |allowed: f64| format!("(at most {allowed} is ok)");
     for (name, value) in [
-        ("time of a pull", format!("p50 {}, p99 {}", seconds(outcome.p50_s), seconds(outcome.p99_s))),
+        (
+            "time of a pull",
+            format!(
+                "p50 {}, p99 {}",
+                seconds(outcome.p50_s),
+                seconds(outcome.p99_s)
+            ),
+        ),
         ("pipelined bound", seconds(outcome.pipelined_bound_s)),
-        ("p99 over it", format!("{:.3} {}", outcome.p99_over_bound, allowed(P99_OVER_BOUND_ALLOWED))),
-        ("origin copies", format!("{:.3} {}", outcome.origin_copies, allowed(ORIGIN_COPIES_ALLOWED))),
+        (
+            "p99 over it",
+            format!(
+                "{:.3} {}",
+                outcome.p99_over_bound,
+                allowed(P99_OVER_BOUND_ALLOWED)
+            ),
+        ),
+        (
+            "origin copies",
+            format!(
+                "{:.3} {}",
+                outcome.origin_copies,
+                allowed(ORIGIN_COPIES_ALLOWED)
+            ),
+        ),
         (
             "first byte",
-            format!("p99 {} {}", seconds(outcome.first_byte_p99_s), allowed(FIRST_BYTE_ALLOWED_S)),
+            format!(
+                "p99 {} {}",
+                seconds(outcome.first_byte_p99_s),
+                allowed(FIRST_BYTE_ALLOWED_S)
+            ),
         ),
         ("peers' links", Wire::render(&wire.peers, wire.size)),
         ("origin's link", Wire::render(&wire.origin, wire.size)),
         ("processors", format!("{:.0} % busy", busy * 100.0)),
-        ("result", if outcome.ok { "ok" } else { "NOT ok" }.to_owned()),
+        (
+            "result",
+            if outcome.ok { "ok" } else { "NOT ok" }.to_owned(),
+        ),
     ] {
         text.push_str(&format!("\n{name:<16} {value}"));
     }

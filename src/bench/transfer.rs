@@ -80,7 +80,10 @@ pub(super) async fn run(args: TransferArgs) -> Result<(), CommandError> {
     // At the origin, the sender and the receiver, and what keeps the page cache warm.
     room::for_bytes(size.saturating_mul(4))?;
     let field = Field::start().await?;
-    let content = Content { size, rng_seed: RNG_SEED };
+    let content = Content {
+        size,
+        rng_seed: RNG_SEED,
+    };
     let image = content.push(&field.origin()?, TAG).await;
     let image = image.map_err(|error| CommandError::failed("push the blob", error))?;
     let sender = field.peer("sender").await?;
@@ -112,7 +115,10 @@ pub(super) async fn run(args: TransferArgs) -> Result<(), CommandError> {
 }
 
 /// Brings the page cache into its state, and measures what the bytes cost without a network.
-async fn prepare(field: &Field, bytes: Vec<Bytes>) -> Result<(page_cache::Warm, Work), CommandError> {
+async fn prepare(
+    field: &Field,
+    bytes: Vec<Bytes>,
+) -> Result<(page_cache::Warm, Work), CommandError> {
     let dir = field.dir().to_owned();
     let size = bytes.iter().map(|piece| piece.len() as u64).sum();
     let work = move || {
@@ -134,21 +140,30 @@ async fn transfer(
     image: &Pushed,
     work: Work,
 ) -> Result<Transfer, CommandError> {
-    let (sender_before, receiver_before) = (sender.process().cpu_time()?, receiver.process().cpu_time()?);
+    let (sender_before, receiver_before) =
+        (sender.process().cpu_time()?, receiver.process().cpu_time()?);
     let started = Instant::now();
     field.want(&receiver, image).await?;
-    let stats = field.complete(&receiver, std::slice::from_ref(image)).await?;
+    let stats = field
+        .complete(&receiver, std::slice::from_ref(image))
+        .await?;
     let took = started.elapsed();
     let transfer = Transfer {
         took,
         sender_cpu: sender.process().cpu_time()?.saturating_sub(sender_before),
-        receiver_cpu: receiver.process().cpu_time()?.saturating_sub(receiver_before),
+        receiver_cpu: receiver
+            .process()
+            .cpu_time()?
+            .saturating_sub(receiver_before),
         work,
     };
     receiver.discard()?;
     if (stats.bytes_from_peers as f64) < image.size as f64 * LEAST_FROM_SENDER {
         let why = format!("{} bytes came from the origin", stats.bytes_from_origin);
-        return Err(CommandError::failed("measure a transfer between peers", why));
+        return Err(CommandError::failed(
+            "measure a transfer between peers",
+            why,
+        ));
     }
     Ok(transfer)
 }
@@ -159,7 +174,8 @@ async fn carry_plain(bytes: Vec<Bytes>) -> Result<Duration, CommandError> {
 }
 
 fn outcome(size: u64, plain: &[Duration], transfers: &[Transfer]) -> Outcome {
-    let per_gib = |cpu: fn(&Transfer) -> Duration| median(transfers.iter().map(cpu)) * GIB / size as f64;
+    let per_gib =
+        |cpu: fn(&Transfer) -> Duration| median(transfers.iter().map(cpu)) * GIB / size as f64;
     let mib_s = rate(size, median(transfers.iter().map(|transfer| transfer.took)));
     let plain_quinn_mib_s = rate(size, median(plain.iter().copied()));
     Outcome {

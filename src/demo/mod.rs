@@ -67,22 +67,42 @@ pub fn run(args: DemoArgs) -> Result<(), CommandError> {
 
 async fn demonstrate(args: DemoArgs) -> Result<(), CommandError> {
     let started = Instant::now();
-    let dir = tempfile::tempdir().map_err(|error| CommandError::failed("make a temporary folder", error))?;
-    let rate = args.rate.unwrap_or(BitRate(DEFAULT_TOTAL_RATE / u64::from(args.peers)));
+    let dir = tempfile::tempdir()
+        .map_err(|error| CommandError::failed("make a temporary folder", error))?;
+    let rate = args
+        .rate
+        .unwrap_or(BitRate(DEFAULT_TOTAL_RATE / u64::from(args.peers)));
     let image = match &args.image {
         Some(image) => image.clone(),
         None => make_image(dir.path(), args.size).await?,
     };
     let fleet = Fleet::create(
-        REGION.parse().map_err(|error: NameError| CommandError::failed("name the region", error))?,
+        REGION
+            .parse()
+            .map_err(|error: NameError| CommandError::failed("name the region", error))?,
     )
     .map_err(|error| CommandError::failed("make the fleet's keys", error))?;
-    let mut region =
-        Region::start(dir.path(), fleet, RegionPlan { rate: Some(rate), ..RegionPlan::default() }).await?;
+    let mut region = Region::start(
+        dir.path(),
+        fleet,
+        RegionPlan {
+            rate: Some(rate),
+            ..RegionPlan::default()
+        },
+    )
+    .await?;
     for number in 0..args.peers {
-        region.add_peer(PeerPlan::numbered(number + 1, number % args.zones + 1)).await?;
+        region
+            .add_peer(PeerPlan::numbered(number + 1, number % args.zones + 1))
+            .await?;
     }
-    say(&args, format!("region started: peers: {}, zones: {}, {rate} each", args.peers, args.zones));
+    say(
+        &args,
+        format!(
+            "region started: peers: {}, zones: {}, {rate} each",
+            args.peers, args.zones
+        ),
+    );
     push_layout(&region.origin_url(), REPOSITORY, TAG, &image)
         .await
         .map_err(|error| CommandError::failed("push the image", error))?;
@@ -98,10 +118,21 @@ async fn demonstrate(args: DemoArgs) -> Result<(), CommandError> {
     );
 
     let peers = pull_everywhere(&region, image_bytes, args.json).await;
-    let setup = Setup { peers: args.peers, zones: args.zones, image_bytes, image_chunks, rate };
+    let setup = Setup {
+        peers: args.peers,
+        zones: args.zones,
+        image_bytes,
+        image_chunks,
+        rate,
+    };
     let outcome = Outcome::of(&setup, &peers, region.origin_blob_bytes());
     region.shut_down().await;
-    conclude(&outcome, args.json, |outcome| table::render(&peers, outcome), outcome.ok)
+    conclude(
+        &outcome,
+        args.json,
+        |outcome| table::render(&peers, outcome),
+        outcome.ok,
+    )
 }
 
 /// Makes the image off the reactor; hashing some hundred MiB takes a while.
@@ -127,7 +158,10 @@ fn image_extent(dir: &Path) -> Result<(u64, u32), LayoutError> {
     }
     let blobs = manifest.blobs();
     let bytes = blobs.iter().map(|blob| blob.size).sum();
-    let chunks = blobs.iter().map(|blob| Geometry::for_size(blob.size).chunks()).sum();
+    let chunks = blobs
+        .iter()
+        .map(|blob| Geometry::for_size(blob.size).chunks())
+        .sum();
     Ok((bytes, chunks))
 }
 
@@ -156,7 +190,11 @@ async fn pull_everywhere(region: &Region, image_bytes: u64, quiet: bool) -> Vec<
     }
     let mut results: Vec<_> = pulls.join_all().await;
     results.sort_by_key(|(index, _)| *index);
-    results.into_iter().zip(region.peers()).map(|((_, pulled), peer)| outcome_of(peer, pulled)).collect()
+    results
+        .into_iter()
+        .zip(region.peers())
+        .map(|((_, pulled), peer)| outcome_of(peer, pulled))
+        .collect()
 }
 
 fn outcome_of(peer: &RunningPeer, pulled: Result<Pulled, ClientError>) -> PeerOutcome {
@@ -164,8 +202,12 @@ fn outcome_of(peer: &RunningPeer, pulled: Result<Pulled, ClientError>) -> PeerOu
     PeerOutcome {
         id: peer.id().to_string(),
         zone: peer.zone().to_string(),
-        first_byte: pulled.as_ref().map_or(Duration::ZERO, |pulled| pulled.first_byte),
-        total: pulled.map(|pulled| pulled.total).map_err(|error| error.to_string()),
+        first_byte: pulled
+            .as_ref()
+            .map_or(Duration::ZERO, |pulled| pulled.first_byte),
+        total: pulled
+            .map(|pulled| pulled.total)
+            .map_err(|error| error.to_string()),
         from_peers: stats.bytes_from_peers,
         from_origin: stats.bytes_from_origin,
         from_store: stats.bytes_from_store,

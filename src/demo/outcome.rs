@@ -75,8 +75,11 @@ pub(super) struct Outcome {
 impl Outcome {
     /// Sums up the peers' pulls; `origin_bytes` is the origin's own count.
     pub(super) fn of(setup: &Setup, peers: &[PeerOutcome], origin_bytes: u64) -> Self {
-        let mut times: Vec<f64> =
-            peers.iter().filter_map(|peer| peer.total.as_ref().ok()).map(Duration::as_secs_f64).collect();
+        let mut times: Vec<f64> = peers
+            .iter()
+            .filter_map(|peer| peer.total.as_ref().ok())
+            .map(Duration::as_secs_f64)
+            .collect();
         times.sort_by(f64::total_cmp);
         let origin_copies = origin_bytes as f64 / setup.image_bytes.max(1) as f64;
         let bound = pipelined_s(
@@ -121,11 +124,20 @@ mod tests {
 
     #[test]
     fn one_failed_pull_or_a_budget_overdrawn_is_not_ok() {
-        let setup = Setup { peers: 2, zones: 1, image_bytes: 1_000, image_chunks: 1, rate: BitRate(8_000) };
+        let setup = Setup {
+            peers: 2,
+            zones: 1,
+            image_bytes: 1_000,
+            image_chunks: 1,
+            rate: BitRate(8_000),
+        };
         let good = || peer(Ok(Duration::from_secs(2)));
         assert!(Outcome::of(&setup, &[good(), good()], 1_100).ok);
         assert!(!Outcome::of(&setup, &[good(), good()], 1_300).ok);
         assert!(!Outcome::of(&setup, &[good(), peer(Err("cut".to_owned()))], 1_000).ok);
-        assert_eq!(Outcome::of(&setup, &[good(), good()], 1_000).origin_copies, 1.0);
+        assert_eq!(
+            Outcome::of(&setup, &[good(), good()], 1_000).origin_copies,
+            1.0
+        );
     }
 }

@@ -13,8 +13,9 @@ pub(super) fn render(peers: &[PeerOutcome], outcome: &Outcome) -> String {
         "peer", "zone", "time", "first byte", "from peers", "from origin", "own store"
     );
     for peer in peers {
-        let time =
-            peer.total.as_ref().map_or("failed".to_owned(), |total| format!("{:.2} s", total.as_secs_f64()));
+        let time = peer.total.as_ref().map_or("failed".to_owned(), |total| {
+            format!("{:.2} s", total.as_secs_f64())
+        });
         line(
             &mut text,
             format_args!(
@@ -48,11 +49,17 @@ pub(super) fn render(peers: &[PeerOutcome], outcome: &Outcome) -> String {
         ByteSize(outcome.image_bytes)
     );
     for (name, value) in [
-        ("time of a pull", format!("p50 {:.2} s, p99 {:.2} s", outcome.p50_s, outcome.p99_s)),
+        (
+            "time of a pull",
+            format!("p50 {:.2} s, p99 {:.2} s", outcome.p50_s, outcome.p99_s),
+        ),
         ("pipelined bound", bound),
         ("origin copies", copies),
         ("from peers", ByteSize(outcome.peer_bytes).to_string()),
-        ("result", if outcome.ok { "ok" } else { "NOT ok" }.to_owned()),
+        (
+            "result",
+            if outcome.ok { "ok" } else { "NOT ok" }.to_owned(),
+        ),
     ] {
         line(&mut text, format_args!("{name:<16} {value}"));
     }

@@ -55,8 +55,14 @@ impl Layout {
         let path = dir.join("index.json");
         let index = read_manifest(dir, &path)?;
         match <[Descriptor; 1]>::try_from(index.manifests) {
-            Ok([image]) => Ok(Self { dir: dir.to_owned(), image }),
-            Err(manifests) => Err(LayoutError::NotOneImage { dir: dir.to_owned(), found: manifests.len() }),
+            Ok([image]) => Ok(Self {
+                dir: dir.to_owned(),
+                image,
+            }),
+            Err(manifests) => Err(LayoutError::NotOneImage {
+                dir: dir.to_owned(),
+                found: manifests.len(),
+            }),
         }
     }
 
@@ -67,7 +73,10 @@ impl Layout {
 
     /// Where the bytes of a digest are.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.dir.join("blobs").join(digest.algorithm().as_str()).join(digest.hex())
+        self.dir
+            .join("blobs")
+            .join(digest.algorithm().as_str())
+            .join(digest.hex())
     }
 
     /// Opens the bytes of a digest, with their number.
@@ -79,7 +88,11 @@ impl Layout {
         File::open(&path)
             .and_then(|file| Ok((file.metadata()?.len(), file)))
             .map(|(len, file)| (file, len))
-            .map_err(|source| LayoutError::Read { path, dir: self.dir.clone(), source })
+            .map_err(|source| LayoutError::Read {
+                path,
+                dir: self.dir.clone(),
+                source,
+            })
     }
 
     /// The bytes of a manifest, and what they say.
@@ -89,18 +102,25 @@ impl Layout {
     pub fn manifest(&self, digest: &Digest) -> Result<(Vec<u8>, Manifest), LayoutError> {
         let path = self.blob_path(digest);
         let bytes = read(&self.dir, &path)?;
-        let manifest = Manifest::parse(&bytes).map_err(|source| LayoutError::Manifest { path, source })?;
+        let manifest =
+            Manifest::parse(&bytes).map_err(|source| LayoutError::Manifest { path, source })?;
         Ok((bytes, manifest))
     }
 }
 
 fn read_manifest(dir: &Path, path: &Path) -> Result<Manifest, LayoutError> {
-    Manifest::parse(&read(dir, path)?)
-        .map_err(|source| LayoutError::Manifest { path: path.to_owned(), source })
+    Manifest::parse(&read(dir, path)?).map_err(|source| LayoutError::Manifest {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn read(dir: &Path, path: &Path) -> Result<Vec<u8>, LayoutError> {
-    fs::read(path).map_err(|source| LayoutError::Read { path: path.to_owned(), dir: dir.to_owned(), source })
+    fs::read(path).map_err(|source| LayoutError::Read {
+        path: path.to_owned(),
+        dir: dir.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -110,9 +130,18 @@ mod tests {
     #[test]
     fn a_folder_that_is_no_layout_says_what_one_is() {
         let dir = tempfile::tempdir().expect("a folder");
-        let message = Layout::open(dir.path()).expect_err("nothing there").to_string();
-        assert!(message.contains("index.json") && message.contains("skopeo"), "{message}");
-        fs::write(dir.path().join("index.json"), r#"{"schemaVersion":2,"manifests":[]}"#).expect("written");
+        let message = Layout::open(dir.path())
+            .expect_err("nothing there")
+            .to_string();
+        assert!(
+            message.contains("index.json") && message.contains("skopeo"),
+            "{message}"
+        );
+        fs::write(
+            dir.path().join("index.json"),
+            r#"{"schemaVersion":2,"manifests":[]}"#,
+        )
+        .expect("written");
         let message = Layout::open(dir.path()).expect_err("no image").to_string();
         assert!(message.contains("names 0 images"), "{message}");
     }

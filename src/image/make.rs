@@ -29,7 +29,12 @@ pub fn make(dir: &Path, size: ByteSize, rng_seed: u64) -> io::Result<()> {
     let mut layers = Vec::with_capacity(LAYER_SHARES.len());
     for (number, share) in LAYER_SHARES.iter().enumerate() {
         let content = (size.0 * share / 100).saturating_sub(TAR_OVERHEAD).max(1);
-        layers.push(write_layer(&blobs, &format!("layer-{number}.bin"), content, &mut generator)?);
+        layers.push(write_layer(
+            &blobs,
+            &format!("layer-{number}.bin"),
+            content,
+            &mut generator,
+        )?);
     }
     let diff_ids: Vec<_> = layers.iter().map(|layer| layer.digest).collect();
     let config = json!({
@@ -39,7 +44,10 @@ pub fn make(dir: &Path, size: ByteSize, rng_seed: u64) -> io::Result<()> {
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
     let config = write_blob(&blobs, CONFIG, config.to_string().as_bytes())?;
-    let manifest = write_json(&blobs, &manifest(OCI_MANIFEST, Some(config), layers, Vec::new()))?;
+    let manifest = write_json(
+        &blobs,
+        &manifest(OCI_MANIFEST, Some(config), layers, Vec::new()),
+    )?;
     fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
     let index = manifest_text(&self::manifest(OCI_INDEX, None, Vec::new(), vec![manifest]))?;
     fs::write(dir.join("index.json"), index)
@@ -90,13 +98,25 @@ fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
 }
 
 /// A tar archive of one file of random bytes, hashed while it is written.
-fn write_layer(blobs: &Path, name: &str, content: u64, generator: &mut Pcg64Mcg) -> io::Result<Descriptor> {
+fn write_layer(
+    blobs: &Path,
+    name: &str,
+    content: u64,
+    generator: &mut Pcg64Mcg,
+) -> io::Result<Descriptor> {
     let unnamed = blobs.join(name);
     let mut archive = tar::Builder::new(Hashed::new(File::create(&unnamed)?));
     let mut header = tar::Header::new_ustar();
     header.set_size(content);
     header.set_mode(0o644);
-    archive.append_data(&mut header, name, Random { generator, left: content })?;
+    archive.append_data(
+        &mut header,
+        name,
+        Random {
+            generator,
+            left: content,
+        },
+    )?;
     let Hashed { file, hasher, len } = archive.into_inner()?;
     file.sync_data()?;
     let digest = hasher.finish();
@@ -128,7 +148,11 @@ struct Hashed {
 
 impl Hashed {
     fn new(file: File) -> Self {
-        Self { file, hasher: DigestHasher::new(Algorithm::Sha256), len: 0 }
+        Self {
+            file,
+            hasher: DigestHasher::new(Algorithm::Sha256),
+            len: 0,
+        }
     }
 }
 

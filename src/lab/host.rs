@@ -57,7 +57,9 @@ impl Host {
             .name(name.to_owned())
             .spawn(move || live(namespace, &tell, stopped))
             .map_err(|error| LabError::failed(what.as_str(), error))?;
-        let begun = told.recv().map_err(|_| LabError::failed(what.as_str(), "its thread ended"))?;
+        let begun = told
+            .recv()
+            .map_err(|_| LabError::failed(what.as_str(), "its thread ended"))?;
         let (runtime, thread_id) = begun.map_err(|why| LabError::failed(what.as_str(), why))?;
         let inner = Inner {
             name: name.to_owned(),
@@ -88,7 +90,11 @@ impl Host {
 
     /// Where a service that must not be reached from other hosts listens.
     pub fn private(&self, port: u16) -> SocketAddr {
-        let address = if self.0.link.is_some() { Ipv4Addr::LOCALHOST } else { self.0.address };
+        let address = if self.0.link.is_some() {
+            Ipv4Addr::LOCALHOST
+        } else {
+            self.0.address
+        };
         SocketAddr::from((address, port))
     }
 
@@ -129,7 +135,9 @@ impl Host {
             // Nobody hears it if the caller is gone, and then the child ends with the host.
             let _ = tell.send(command.spawn());
         });
-        let started = told.recv().map_err(|_| LabError::failed(what.as_str(), "the host has ended"))?;
+        let started = told
+            .recv()
+            .map_err(|_| LabError::failed(what.as_str(), "the host has ended"))?;
         started.map_err(|error| LabError::failed(what, error))
     }
 
@@ -138,14 +146,21 @@ impl Host {
     /// # Errors
     /// If it does not start or does not succeed, with what it said.
     pub fn run(&self, program: &[&str], input: &str) -> Result<String, LabError> {
-        let (words, input) =
-            (program.iter().map(|&word| word.to_owned()).collect::<Vec<_>>(), input.to_owned());
+        let (words, input) = (
+            program
+                .iter()
+                .map(|&word| word.to_owned())
+                .collect::<Vec<_>>(),
+            input.to_owned(),
+        );
         let (tell, told) = mpsc::sync_channel(1);
         self.spawn(async move {
             let _ = tell.send(run_to_end(&words, &input));
         });
         let what = || format!("run {} on {}", program.join(" "), self.0.name);
-        let ran = told.recv().map_err(|_| LabError::failed(what(), "the host has ended"))?;
+        let ran = told
+            .recv()
+            .map_err(|_| LabError::failed(what(), "the host has ended"))?;
         ran.map_err(|why| LabError::failed(what(), why))
     }
 
@@ -182,8 +197,12 @@ impl Host {
     }
 
     fn link(&self) -> Result<&Link, LabError> {
-        let none =
-            || LabError::failed(format!("change the link of {}", self.0.name), "loopback has no links");
+        let none = || {
+            LabError::failed(
+                format!("change the link of {}", self.0.name),
+                "loopback has no links",
+            )
+        };
         self.0.link.as_ref().ok_or_else(none)
     }
 }
@@ -191,7 +210,10 @@ impl Host {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.stop = None;
-        let thread = self.thread.take().filter(|thread| thread.thread().id() != thread::current().id());
+        let thread = self
+            .thread
+            .take()
+            .filter(|thread| thread.thread().id() != thread::current().id());
         if let Some(thread) = thread {
             // If it panicked, nothing of that matters now.
             let _ = thread.join();
@@ -207,7 +229,10 @@ fn live(namespace: Namespace, tell: &mpsc::SyncSender<Begun>, stopped: oneshot::
         if namespace == Namespace::Own {
             enter_new_namespace()?;
         }
-        runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())
+        runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| error.to_string())
     };
     match begin() {
         Ok(runtime) => {
@@ -226,21 +251,41 @@ fn live(namespace: Namespace, tell: &mpsc::SyncSender<Begun>, stopped: oneshot::
 /// making one by oneself is unsafe in Rust's eyes; it says when it has.
 fn enter_new_namespace() -> Result<(), String> {
     let mut command = Command::new("unshare");
-    command.args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut maker = command.spawn().map_err(|error| format!("run unshare: {error}"))?;
+    command
+        .args(["--net", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut maker = command
+        .spawn()
+        .map_err(|error| format!("run unshare: {error}"))?;
     let mut echo = [0; 1];
     let sent = maker.stdin.as_mut().map(|stdin| stdin.write_all(b"\n"));
-    let came = maker.stdout.as_mut().map(|stdout| stdout.read_exact(&mut echo));
+    let came = maker
+        .stdout
+        .as_mut()
+        .map(|stdout| stdout.read_exact(&mut echo));
     let entered = match (sent, came) {
         (Some(Ok(())), Some(Ok(()))) => File::open(format!("/proc/{}/ns/net", maker.id()))
-            .and_then(|file| Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?))
+            .and_then(|file| {
+                Ok(move_into_link_name_space(
+                    file.as_fd(),
+                    Some(LinkNameSpaceType::Network),
+                )?)
+            })
             .map_err(|error| format!("enter a network namespace: {error}")),
         _ => Err(String::new()),
     };
     // Closes its stdin, at which it ends.
-    let ended = maker.wait_with_output().map_err(|error| format!("wait for unshare: {error}"))?;
+    let ended = maker
+        .wait_with_output()
+        .map_err(|error| format!("wait for unshare: {error}"))?;
     entered.map_err(|why| {
-        if why.is_empty() { String::from_utf8_lossy(&ended.stderr).trim().to_owned() } else { why }
+        if why.is_empty() {
+            String::from_utf8_lossy(&ended.stderr).trim().to_owned()
+        } else {
+            why
+        }
     })
 }
 
@@ -249,16 +294,26 @@ fn run_to_end(words: &[String], input: &str) -> Result<String, String> {
         return Err("no program is named".to_owned());
     };
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| error.to_string())?;
     if let Some(mut stdin) = child.stdin.take() {
         // A program that ends early says why on its stderr.
         let _ = stdin.write_all(input.as_bytes());
     }
-    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+    let output = child
+        .wait_with_output()
+        .map_err(|error| error.to_string())?;
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
-        Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()))
+        Err(format!(
+            "{}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        ))
     }
 }

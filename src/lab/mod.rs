@@ -61,7 +61,10 @@ pub enum LabError {
 
 impl LabError {
     fn failed(what: impl Into<String>, why: impl ToString) -> Self {
-        Self::Failed { what: what.into(), why: why.to_string() }
+        Self::Failed {
+            what: what.into(),
+            why: why.to_string(),
+        }
     }
 
     fn io(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {

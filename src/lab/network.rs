@@ -44,7 +44,11 @@ impl Shape {
     /// A rate, with 5 ms of burst (at least 32 KiB) and 50 ms of queue.
     pub fn of(rate: BitRate) -> Self {
         let burst = (rate.0 / 8 / 200).max(32 << 10);
-        Self { rate, burst: ByteSize(burst), queue: Duration::from_millis(50) }
+        Self {
+            rate,
+            burst: ByteSize(burst),
+            queue: Duration::from_millis(50),
+        }
     }
 
     fn tbf(&self, device: &str) -> String {
@@ -74,14 +78,16 @@ pub fn missing_for_hosts() -> Option<String> {
     if let Some(missing) = PROGRAMS.iter().find(|program| !is_there(program)) {
         return Some(format!("{missing} is not installed"));
     }
-    let tried = Network::start(Ground::Hosts(None)).and_then(|mut network| network.add_host("trial"));
-    tried.err().map(|error| format!("network namespaces are not allowed ({error})"))
+    let tried =
+        Network::start(Ground::Hosts(None)).and_then(|mut network| network.add_host("trial"));
+    tried
+        .err()
+        .map(|error| format!("network namespaces are not allowed ({error})"))
 }
 
 /// Lets the switch pass frames on unseen. Where the kernel filters bridges, as it does beside container runtimes, each frame
 /// would go through a firewall that no switch has.
-const UNFILTERED: &str =
-    r#"for call in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e "$call" ] || echo 0 >"$call"; done"#;
+const UNFILTERED: &str = r#"for call in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e "$call" ] || echo 0 >"$call"; done"#;
 
 /// The hosts' network.
 #[derive(Debug)]
@@ -102,16 +108,26 @@ impl Network {
         match ground {
             Ground::Loopback => {
                 let (base, claim) = claim_loopback()?;
-                Ok(Self { base, hosts: 0, kind: Kind::Loopback { _claim: claim } })
+                Ok(Self {
+                    base,
+                    hosts: 0,
+                    kind: Kind::Loopback { _claim: claim },
+                })
             }
             Ground::Hosts(shape) => {
-                let switch = Host::start("switch", Ipv4Addr::UNSPECIFIED, Namespace::Own, |_| Ok(None))?;
+                let switch = Host::start("switch", Ipv4Addr::UNSPECIFIED, Namespace::Own, |_| {
+                    Ok(None)
+                })?;
                 let bridge = "link set lo up\n\
                               link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
                               link set br0 up\n";
                 switch.run(&["ip", "-batch", "-"], bridge)?;
                 switch.run(&["sh", "-c", UNFILTERED], "")?;
-                Ok(Self { base: NETWORK, hosts: 0, kind: Kind::Switch { switch, shape } })
+                Ok(Self {
+                    base: NETWORK,
+                    hosts: 0,
+                    kind: Kind::Switch { switch, shape },
+                })
             }
         }
     }
@@ -119,15 +135,18 @@ impl Network {
     /// Adds a host, its link shaped like all others.
     pub(super) fn add_host(&mut self, name: &str) -> Result<Host, LabError> {
         let number = self.hosts.checked_add(1).filter(|&number| number < 255);
-        let number =
-            number.ok_or_else(|| LabError::failed(format!("add host {name}"), "254 are the most"))?;
+        let number = number
+            .ok_or_else(|| LabError::failed(format!("add host {name}"), "254 are the most"))?;
         self.hosts = number;
         let [a, b, c] = self.base;
         let address = Ipv4Addr::new(a, b, c, number);
         match &self.kind {
             Kind::Loopback { .. } => Host::start(name, address, Namespace::Shared, |_| Ok(None)),
             Kind::Switch { switch, shape } => Host::start(name, address, Namespace::Own, |host| {
-                let link = Link { switch: switch.clone(), port: format!("port{number}") };
+                let link = Link {
+                    switch: switch.clone(),
+                    port: format!("port{number}"),
+                };
                 link.plug(host)?;
                 if let Some(shape) = shape {
                     link.shape(host, *shape)?;
@@ -144,8 +163,10 @@ fn claim_loopback() -> Result<([u8; 3], TcpListener), LabError> {
     let mut told = String::new();
     for _ in 0..CLAIMS {
         // Spread over processes, so that most first tries succeed.
-        let number =
-            process::id().wrapping_mul(37).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 64_000;
+        let number = process::id()
+            .wrapping_mul(37)
+            .wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed))
+            % 64_000;
         let base = [127, 1 + (number / 256) as u8, (number % 256) as u8];
         match TcpListener::bind((Ipv4Addr::new(base[0], base[1], base[2], 255), CLAIM_PORT)) {
             Ok(claim) => return Ok((base, claim)),
@@ -183,14 +204,22 @@ impl Link {
     /// Lets packets through, or loses them.
     pub(super) fn open(&self, is_open: bool) -> Result<(), LabError> {
         let state = if is_open { "forwarding" } else { "disabled" };
-        self.switch.run(&["bridge", "link", "set", "dev", &self.port, "state", state], "")?;
+        self.switch.run(
+            &["bridge", "link", "set", "dev", &self.port, "state", state],
+            "",
+        )?;
         Ok(())
     }
 
     /// Shapes both ways. Packets are then what a wire carries: nothing is cut or put together behind the shaper.
     pub(super) fn shape(&self, host: &Host, shape: Shape) -> Result<(), LabError> {
         for (host, device) in [(host, HOST_END), (&self.switch, &self.port)] {
-            host.run(&["ethtool", "-K", device, "tso", "off", "gso", "off", "gro", "off"], "")?;
+            host.run(
+                &[
+                    "ethtool", "-K", device, "tso", "off", "gso", "off", "gro", "off",
+                ],
+                "",
+            )?;
             host.run(&["tc", "-batch", "-"], &shape.tbf(device))?;
         }
         Ok(())
@@ -202,10 +231,14 @@ impl Link {
     pub(super) fn carried(&self, host: &Host) -> Result<[Carried; 2], LabError> {
         let of = |host: &Host, device: &str| {
             let told = host.run(&["tc", "-s", "-j", "qdisc", "show", "dev", device], "")?;
-            let shapers: Vec<Shaper> = serde_json::from_str(&told)
-                .map_err(|error| LabError::failed(format!("read what tc tells of {device}"), error))?;
+            let shapers: Vec<Shaper> = serde_json::from_str(&told).map_err(|error| {
+                LabError::failed(format!("read what tc tells of {device}"), error)
+            })?;
             let shaper = shapers.into_iter().next().unwrap_or_default();
-            Ok::<_, LabError>(Carried { bytes: shaper.bytes, lost: shaper.drops })
+            Ok::<_, LabError>(Carried {
+                bytes: shaper.bytes,
+                lost: shaper.drops,
+            })
         };
         Ok([of(host, HOST_END)?, of(&self.switch, &self.port)?])
     }
@@ -228,7 +261,12 @@ mod tests {
     fn two_loopback_networks_never_meet() {
         let mut first = Network::start(Ground::Loopback).unwrap();
         let mut second = Network::start(Ground::Loopback).unwrap();
-        let hosts = [first.add_host("a"), first.add_host("b"), second.add_host("a")].map(Result::unwrap);
+        let hosts = [
+            first.add_host("a"),
+            first.add_host("b"),
+            second.add_host("a"),
+        ]
+        .map(Result::unwrap);
         let addresses = hosts.map(|host| host.address());
         assert!(addresses.iter().all(Ipv4Addr::is_loopback));
         assert_ne!(addresses[0], addresses[1]);
@@ -239,7 +277,12 @@ mod tests {
     #[test]
     fn a_host_of_loopback_has_no_link_to_cut() {
         let mut network = Network::start(Ground::Loopback).unwrap();
-        let error = network.add_host("a").unwrap().cut().unwrap_err().to_string();
+        let error = network
+            .add_host("a")
+            .unwrap()
+            .cut()
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("loopback has no links"), "{error}");
     }
 }

@@ -88,16 +88,29 @@ impl Lab {
     /// # Errors
     /// What did not start, and why.
     pub async fn start(plan: LabPlan) -> Result<Self, LabError> {
-        let dir = tempfile::tempdir().map_err(|error| LabError::failed("make a temporary folder", error))?;
+        let dir = tempfile::tempdir()
+            .map_err(|error| LabError::failed("make a temporary folder", error))?;
         let mut network = Network::start(plan.ground)?;
         let host = network.add_host("origin")?;
-        host.run(&flotilla(&plan.program, &["pki", "init", "--dir", &text(&dir.path().join("pki"))]), "")?;
+        host.run(
+            &flotilla(
+                &plan.program,
+                &["pki", "init", "--dir", &text(&dir.path().join("pki"))],
+            ),
+            "",
+        )?;
         let listen = host.public(ORIGIN_PORT);
         let storage = dir.path().join("storage");
         std::fs::create_dir_all(&storage).map_err(LabError::io("create", &storage))?;
         let seal_key = text(&dir.path().join("pki").join(format!("{REGION}.seal.key")));
         let storage = format!("file://{}", storage.display());
-        let mut arguments = words(&["origin", "--listen", &listen.to_string(), "--storage", &storage]);
+        let mut arguments = words(&[
+            "origin",
+            "--listen",
+            &listen.to_string(),
+            "--storage",
+            &storage,
+        ]);
         arguments.extend(words(&["--region", REGION, "--seal-key", &seal_key]));
         arguments.extend(plan.origin_arguments.iter().cloned());
         let health = format!("http://{listen}/healthz");
@@ -105,8 +118,17 @@ impl Lab {
         let origin = Service::new(origin, host)?;
         let repository = REPOSITORY.parse().map_err(ClientError::from)?;
         let (expected, trackers, peers) = (Vec::new(), Vec::new(), Vec::new());
-        let mut lab =
-            Self { plan, repository, expected, is_over: false, origin, trackers, peers, network, dir };
+        let mut lab = Self {
+            plan,
+            repository,
+            expected,
+            is_over: false,
+            origin,
+            trackers,
+            peers,
+            network,
+            dir,
+        };
         lab.origin.launch()?;
         for number in 1..=lab.plan.trackers {
             lab.launch_tracker(number)?;
@@ -152,9 +174,14 @@ impl Lab {
         let issue = ["pki", "issue", "--dir", &text(&pki), "--peer", &name];
         host.run(&flotilla(&self.plan.program, &issue), "")?;
         let mirror = host.private(MIRROR_PORT);
-        let store = plan.store.clone().unwrap_or_else(|| self.dir.path().join("stores").join(&name));
-        let trackers =
-            self.trackers.iter().map(|tracker| format!("http://{}", tracker.host().public(TRACKER_PORT)));
+        let store = plan
+            .store
+            .clone()
+            .unwrap_or_else(|| self.dir.path().join("stores").join(&name));
+        let trackers = self
+            .trackers
+            .iter()
+            .map(|tracker| format!("http://{}", tracker.host().public(TRACKER_PORT)));
         let mut arguments = words(&["peer", "--mirror", &mirror.to_string()]);
         for (flag, value) in [
             ("--quic", host.public(QUIC_PORT).to_string()),
@@ -162,7 +189,10 @@ impl Lab {
             ("--tracker", trackers.collect::<Vec<_>>().join(",")),
             ("--store", text(&store)),
             ("--region", REGION.to_owned()),
-            ("--zone", plan.zone.clone().unwrap_or_else(|| "default".to_owned())),
+            (
+                "--zone",
+                plan.zone.clone().unwrap_or_else(|| "default".to_owned()),
+            ),
             ("--trusted-keys", text(&pki.join("trusted-keys"))),
             ("--tls-cert", text(&pki.join(format!("{name}.pem")))),
             ("--tls-key", text(&pki.join(format!("{name}.key")))),
@@ -244,7 +274,10 @@ impl Lab {
     /// # Errors
     /// If there can be none.
     pub fn origin_client(&self) -> Result<RegistryClient, LabError> {
-        Ok(RegistryClient::new(self.origin_url(), self.repository.clone())?)
+        Ok(RegistryClient::new(
+            self.origin_url(),
+            self.repository.clone(),
+        )?)
     }
 
     /// Pushes the image in a layout under [`TAG`].
@@ -272,7 +305,9 @@ impl Lab {
     ) -> Result<Pulling, LabError> {
         let client = RegistryClient::new(self.mirror_url(peer), self.repository.clone())?;
         let client = client.through_mirror(self.registry());
-        Ok(self.peers[peer].host().spawn(async move { client.pull(TAG, on_bytes).await }))
+        Ok(self.peers[peer]
+            .host()
+            .spawn(async move { client.pull(TAG, on_bytes).await }))
     }
 
     /// What a peer has done so far, as it says itself.
@@ -291,9 +326,19 @@ impl Lab {
     /// If it does not answer.
     pub async fn origin_blob_bytes(&self) -> Result<u64, LabError> {
         const COUNTER: &str = "flotilla_origin_sent_bytes_total ";
-        let text = self.origin.get(&format!("{}/metrics", self.origin_url())).await?;
-        let value = text.lines().find_map(|line| line.strip_prefix(COUNTER)?.parse().ok());
-        value.ok_or_else(|| LabError::failed("read the origin's metrics", format!("there is no {COUNTER}")))
+        let text = self
+            .origin
+            .get(&format!("{}/metrics", self.origin_url()))
+            .await?;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(COUNTER)?.parse().ok());
+        value.ok_or_else(|| {
+            LabError::failed(
+                "read the origin's metrics",
+                format!("there is no {COUNTER}"),
+            )
+        })
     }
 
     /// Announces an error: log lines with this text are no reason to fail.
@@ -313,23 +358,37 @@ impl Lab {
     fn judge(&mut self) -> Result<(), LabError> {
         self.is_over = true;
         let expected = std::mem::take(&mut self.expected);
-        let complaints: Vec<_> =
-            self.services_mut().flat_map(|service| service.complaints(&expected)).collect();
+        let complaints: Vec<_> = self
+            .services_mut()
+            .flat_map(|service| service.complaints(&expected))
+            .collect();
         self.services_mut().for_each(Service::kill);
         if complaints.is_empty() {
             return Ok(());
         }
-        Err(LabError::Complaints(format!("{}\n{}", complaints.join("\n"), self.logs())))
+        Err(LabError::Complaints(format!(
+            "{}\n{}",
+            complaints.join("\n"),
+            self.logs()
+        )))
     }
 
     fn services_mut(&mut self) -> impl Iterator<Item = &mut Service> {
-        [&mut self.origin].into_iter().chain(&mut self.trackers).chain(&mut self.peers)
+        [&mut self.origin]
+            .into_iter()
+            .chain(&mut self.trackers)
+            .chain(&mut self.peers)
     }
 
     /// The ends of all logs.
     fn logs(&self) -> String {
-        let services = [&self.origin].into_iter().chain(&self.trackers).chain(&self.peers);
-        services.map(|service| format!("\nlog of {}:\n{}", service.name(), service.log())).collect()
+        let services = [&self.origin]
+            .into_iter()
+            .chain(&self.trackers)
+            .chain(&self.peers);
+        services
+            .map(|service| format!("\nlog of {}:\n{}", service.name(), service.log()))
+            .collect()
     }
 }
 
@@ -347,7 +406,13 @@ impl Drop for Lab {
     }
 }
 
-fn recipe(plan: &LabPlan, dir: &Path, name: &str, arguments: Vec<String>, health_url: String) -> Recipe {
+fn recipe(
+    plan: &LabPlan,
+    dir: &Path,
+    name: &str,
+    arguments: Vec<String>,
+    health_url: String,
+) -> Recipe {
     Recipe {
         name: name.to_owned(),
         program: plan.program.clone(),
@@ -359,7 +424,10 @@ fn recipe(plan: &LabPlan, dir: &Path, name: &str, arguments: Vec<String>, health
 }
 
 fn flotilla<'a>(program: &'a Path, arguments: &[&'a str]) -> Vec<&'a str> {
-    [program.to_str().unwrap_or_default()].into_iter().chain(arguments.iter().copied()).collect()
+    [program.to_str().unwrap_or_default()]
+        .into_iter()
+        .chain(arguments.iter().copied())
+        .collect()
 }
 
 fn words(words: &[&str]) -> Vec<String> {

@@ -47,7 +47,12 @@ pub struct Service {
 impl Service {
     /// Not started yet.
     pub(super) fn new(recipe: Recipe, host: Host) -> Result<Self, LabError> {
-        Ok(Self { recipe, host, http: http_client()?, child: None })
+        Ok(Self {
+            recipe,
+            host,
+            http: http_client()?,
+            child: None,
+        })
     }
 
     /// Its name, that of its host too.
@@ -71,12 +76,24 @@ impl Service {
 
     /// Starts it without waiting.
     pub(super) fn launch(&mut self) -> Result<(), LabError> {
-        let Recipe { program, arguments, environment, log: path, .. } = &self.recipe;
+        let Recipe {
+            program,
+            arguments,
+            environment,
+            log: path,
+            ..
+        } = &self.recipe;
         let log = OpenOptions::new().create(true).append(true).open(path);
         let log = log.map_err(LabError::io("open the log", path))?;
         let mut command = self.host.command(program);
-        let stdout = log.try_clone().map_err(LabError::io("share the log", path))?;
-        command.args(arguments).envs(environment.iter().cloned()).stdout(stdout).stderr(log);
+        let stdout = log
+            .try_clone()
+            .map_err(LabError::io("share the log", path))?;
+        command
+            .args(arguments)
+            .envs(environment.iter().cloned())
+            .stdout(stdout)
+            .stderr(log);
         self.child = Some(self.host.start_process(command)?);
         Ok(())
     }
@@ -110,7 +127,10 @@ impl Service {
         let request = self.http.get(url).timeout(ANSWER_BOUND);
         let asked = async move { request.send().await?.error_for_status()?.text().await };
         let answer = self.host.spawn(asked).await?;
-        answer.map_err(|source| ClientError::Http { action: format!("ask {}", self.recipe.name), source })
+        answer.map_err(|source| ClientError::Http {
+            action: format!("ask {}", self.recipe.name),
+            source,
+        })
     }
 
     /// Kills it (SIGKILL): nothing is saved, nobody is told.
@@ -158,7 +178,10 @@ impl Service {
     }
 
     fn signal(&self, signal: Signal) {
-        let id = self.process_id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let id = self
+            .process_id()
+            .and_then(|id| i32::try_from(id).ok())
+            .and_then(Pid::from_raw);
         if let Some(id) = id {
             // It has not been waited for, so the number is still its own; it may have ended, though.
             let _ = kill_process(id, signal);
@@ -175,7 +198,11 @@ impl Service {
     }
 
     fn complain(&self, what: String) -> LabError {
-        LabError::Service { name: self.recipe.name.clone(), what, log: self.log() }
+        LabError::Service {
+            name: self.recipe.name.clone(),
+            what,
+            log: self.log(),
+        }
     }
 
     /// What nobody did and nobody expected: its death, errors in its log.
@@ -184,7 +211,10 @@ impl Service {
         if let Some(status) = self.ended() {
             complaints.push(format!("ended by itself with {status}"));
         }
-        complaints.into_iter().map(|text| format!("{}: {text}", self.recipe.name)).collect()
+        complaints
+            .into_iter()
+            .map(|text| format!("{}: {text}", self.recipe.name))
+            .collect()
     }
 }
 

@@ -26,7 +26,12 @@ pub use warm::{WarmArgs, run as warm};
 #[derive(Clone, Debug, Args)]
 struct MirrorArg {
     /// Where the peer's mirror listens
-    #[arg(long, value_name = "ADDR", env = "FLOTILLA_MIRROR", default_value = "127.0.0.1:5001")]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "FLOTILLA_MIRROR",
+        default_value = "127.0.0.1:5001"
+    )]
     mirror: SocketAddr,
 }
 
@@ -49,13 +54,21 @@ impl MirrorArg {
 
     fn no_peer(&self, why: impl Display) -> CommandError {
         let cure = "--mirror ADDR is where a peer's mirror listens";
-        CommandError::failed(format!("ask the peer at {}", self.mirror), format!("{why} {cure}"))
+        CommandError::failed(
+            format!("ask the peer at {}", self.mirror),
+            format!("{why} {cure}"),
+        )
     }
 
     /// The JSON under a path.
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CommandError> {
-        let client = http_client().map_err(|error| CommandError::failed("set up an HTTP client", error))?;
-        let response = client.get(self.url(path)).send().await.map_err(|error| self.failed(error))?;
+        let client =
+            http_client().map_err(|error| CommandError::failed("set up an HTTP client", error))?;
+        let response = client
+            .get(self.url(path))
+            .send()
+            .await
+            .map_err(|error| self.failed(error))?;
         self.read(response).await
     }
 
@@ -65,10 +78,14 @@ impl MirrorArg {
         let body = response.bytes().await.map_err(|error| self.failed(error))?;
         if !status.is_success() {
             if let Some(said) = said_of_an_image(&body) {
-                return Err(CommandError::failed(format!("ask the peer at {}", self.mirror), said));
+                return Err(CommandError::failed(
+                    format!("ask the peer at {}", self.mirror),
+                    said,
+                ));
             }
             let said = String::from_utf8_lossy(&body).trim().to_owned();
-            let why = format!("it answered {status}: {said}; is it a peer, and no origin or tracker?");
+            let why =
+                format!("it answered {status}: {said}; is it a peer, and no origin or tracker?");
             return Err(self.no_peer(why));
         }
         serde_json::from_slice(&body).map_err(|error| {
@@ -82,6 +99,11 @@ impl MirrorArg {
 fn said_of_an_image(body: &[u8]) -> Option<String> {
     let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
     let error = answer.get("errors")?.get(0)?;
-    let is_of_an_image = ["MANIFEST_UNKNOWN", "UNAVAILABLE"].iter().any(|code| error["code"] == *code);
-    error["message"].as_str().filter(|_| is_of_an_image).map(str::to_owned)
+    let is_of_an_image = ["MANIFEST_UNKNOWN", "UNAVAILABLE"]
+        .iter()
+        .any(|code| error["code"] == *code);
+    error["message"]
+        .as_str()
+        .filter(|_| is_of_an_image)
+        .map(str::to_owned)
 }

@@ -51,13 +51,21 @@ struct Outcome {
 /// What could not be had, and why.
 pub fn run(args: PullArgs) -> Result<(), CommandError> {
     block_on(async move {
-        let ImageReference { repository, reference } = &args.image;
+        let ImageReference {
+            repository,
+            reference,
+        } = &args.image;
         let reference = reference.to_string();
         let separator = if reference.contains(':') { '@' } else { ':' };
         let image = format!("{repository}{separator}{reference}");
-        let failed =
-            |error| CommandError::failed(format!("pull {image} through {}", args.mirror.mirror), error);
-        let mut client = RegistryClient::new(args.mirror.url(""), repository.clone()).map_err(failed)?;
+        let failed = |error| {
+            CommandError::failed(
+                format!("pull {image} through {}", args.mirror.mirror),
+                error,
+            )
+        };
+        let mut client =
+            RegistryClient::new(args.mirror.url(""), repository.clone()).map_err(failed)?;
         if let Some(namespace) = &args.ns {
             client = client.through_mirror(namespace);
         }

@@ -24,8 +24,12 @@ impl FromStr for ImageReference {
         let hint = "write REPOSITORY:TAG or REPOSITORY@DIGEST, without the registry's name";
         let failed = |error: &dyn std::fmt::Display| format!("{error}; {hint}");
         Ok(Self {
-            repository: repository.parse::<RepositoryName>().map_err(|error| failed(&error))?,
-            reference: reference.parse::<Reference>().map_err(|error| failed(&error))?,
+            repository: repository
+                .parse::<RepositoryName>()
+                .map_err(|error| failed(&error))?,
+            reference: reference
+                .parse::<Reference>()
+                .map_err(|error| failed(&error))?,
         })
     }
 }
@@ -38,14 +42,22 @@ mod tests {
     #[test]
     fn images_as_people_name_them() {
         let parsed = |text: &str| {
-            let ImageReference { repository, reference } = text.parse().unwrap();
+            let ImageReference {
+                repository,
+                reference,
+            } = text.parse().unwrap();
             (repository.to_string(), reference.to_string())
         };
         let digest = format!("sha256:{}", "ab".repeat(32));
-        assert_eq!(parsed("library/app:v1"), ("library/app".into(), "v1".into()));
+        assert_eq!(
+            parsed("library/app:v1"),
+            ("library/app".into(), "v1".into())
+        );
         assert_eq!(parsed("app"), ("app".into(), "latest".into()));
         assert_eq!(parsed(&format!("a/b@{digest}")), ("a/b".into(), digest));
-        let error = "127.0.0.1:5000/app:v1".parse::<ImageReference>().unwrap_err();
+        let error = "127.0.0.1:5000/app:v1"
+            .parse::<ImageReference>()
+            .unwrap_err();
         assert!(error.contains("without the registry's name"), "{error}");
     }
 }

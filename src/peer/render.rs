@@ -6,8 +6,8 @@ use flotilla_common::digest::Digest;
 use flotilla_common::swarm::Wait;
 use flotilla_common::units::ByteSize;
 use flotilla_peer::status::{
-    BlobStatus, Direction, Exchange, Near, NeighbourStatus, PullReport, PullResult, PullStatus, Sources,
-    Status, Waits,
+    BlobStatus, Direction, Exchange, Near, NeighbourStatus, PullReport, PullResult, PullStatus,
+    Sources, Status, Waits,
 };
 
 /// Characters of a digest that are shown.
@@ -21,44 +21,108 @@ const FINISHED_SHOWN: usize = 5;
 pub(super) fn status(status: &Status) -> String {
     let mut text = String::new();
     head(&mut text, status);
-    section(&mut text, "pulling", &["image", "time", "held", "to runtime", "of", "from"], &pulls(status));
-    section(&mut text, "wanted", &["blob", "held", "of", "rate", "from", "waits for"], &wanted(status));
+    section(
+        &mut text,
+        "pulling",
+        &["image", "time", "held", "to runtime", "of", "from"],
+        &pulls(status),
+    );
+    section(
+        &mut text,
+        "wanted",
+        &["blob", "held", "of", "rate", "from", "waits for"],
+        &wanted(status),
+    );
     let columns = ["peer", "where", "rtt", "down", "", "up", ""];
     section(&mut text, "neighbours", &columns, &neighbours(status));
     services(&mut text, status);
-    let finished = status.finished.iter().take(FINISHED_SHOWN).map(finished).collect::<Vec<_>>();
-    let columns = ["last pulls", "", "time", "first byte", "rate", "bound", "from", "stood still"];
+    let finished = status
+        .finished
+        .iter()
+        .take(FINISHED_SHOWN)
+        .map(finished)
+        .collect::<Vec<_>>();
+    let columns = [
+        "last pulls",
+        "",
+        "time",
+        "first byte",
+        "rate",
+        "bound",
+        "from",
+        "stood still",
+    ];
     table(&mut text, &columns, &finished);
     text
 }
 
 fn head(text: &mut String, status: &Status) {
-    let Status { id, region, zone, slots, down, up, .. } = status;
-    line(text, format_args!("{id} in {zone} of {region}, {}", status.address));
-    line(text, format_args!("down {}, up {}", direction(down), direction(up)));
+    let Status {
+        id,
+        region,
+        zone,
+        slots,
+        down,
+        up,
+        ..
+    } = status;
+    line(
+        text,
+        format_args!("{id} in {zone} of {region}, {}", status.address),
+    );
+    line(
+        text,
+        format_args!("down {}, up {}", direction(down), direction(up)),
+    );
     let (downloads, uploads, each_way) = (slots.downloads, slots.uploads, slots.each_way);
-    line(text, format_args!("transfers: {downloads} down, {uploads} up, {each_way} each way at a time"));
+    line(
+        text,
+        format_args!("transfers: {downloads} down, {uploads} up, {each_way} each way at a time"),
+    );
     if !status.stood_still.is_empty() {
-        line(text, format_args!("stood still since the start: {}", waits(&status.stood_still)));
+        line(
+            text,
+            format_args!(
+                "stood still since the start: {}",
+                waits(&status.stood_still)
+            ),
+        );
     }
 }
 
 fn pulls(status: &Status) -> Vec<Vec<String>> {
     let row = |pull: &PullStatus| {
-        let image = if pull.is_warming { format!("{} (warming)", pull.image) } else { pull.image.clone() };
+        let image = if pull.is_warming {
+            format!("{} (warming)", pull.image)
+        } else {
+            pull.image.clone()
+        };
         let mut from = sources(&pull.sources);
         if let Some(trouble) = &pull.trouble {
             let _ = write!(from, "; {trouble}");
         }
-        vec![image, seconds(pull.seconds), size(pull.held), size(pull.emitted), size(pull.bytes), from]
+        vec![
+            image,
+            seconds(pull.seconds),
+            size(pull.held),
+            size(pull.emitted),
+            size(pull.bytes),
+            from,
+        ]
     };
     status.pulls.iter().map(row).collect()
 }
 
 fn wanted(status: &Status) -> Vec<Vec<String>> {
     let row = |blob: &BlobStatus| {
-        let from = blob.transfers.iter().map(|transfer| transfer.from.as_str()).take(SOURCES_SHOWN);
-        let waiting = blob.waits_for.map_or_else(String::new, |wait| reason(wait).to_owned());
+        let from = blob
+            .transfers
+            .iter()
+            .map(|transfer| transfer.from.as_str())
+            .take(SOURCES_SHOWN);
+        let waiting = blob
+            .waits_for
+            .map_or_else(String::new, |wait| reason(wait).to_owned());
         let so_far = if blob.waited.is_empty() {
             String::new()
         } else {
@@ -88,11 +152,18 @@ fn neighbours(status: &Status) -> Vec<Vec<String>> {
                 0 => String::new(),
                 some => format!(" ({some} now)"),
             };
-            [rate(exchange.bytes_per_second), format!("{}{under_way}", size(exchange.bytes))]
+            [
+                rate(exchange.bytes_per_second),
+                format!("{}{under_way}", size(exchange.bytes)),
+            ]
         };
         let rtt = format!("{:.1} ms", neighbour.rtt_seconds * 1000.0);
         let mut row = vec![neighbour.id.to_string(), place, rtt];
-        row.extend(exchange(&neighbour.down).into_iter().chain(exchange(&neighbour.up)));
+        row.extend(
+            exchange(&neighbour.down)
+                .into_iter()
+                .chain(exchange(&neighbour.up)),
+        );
         row
     };
     status.connected.iter().map(row).collect()
@@ -102,10 +173,22 @@ fn services(text: &mut String, status: &Status) {
     text.push('\n');
     for banned in &status.quarantined {
         let left = seconds(banned.seconds_left);
-        line(text, format_args!("quarantine  {} sent corrupt bytes; not used for {left}", banned.id));
+        line(
+            text,
+            format_args!(
+                "quarantine  {} sent corrupt bytes; not used for {left}",
+                banned.id
+            ),
+        );
     }
-    let trackers = status.trackers.iter().map(|it| ("tracker", &it.url, it.is_answering, &it.trouble));
-    let origins = status.origins.iter().map(|it| ("origin", &it.url, it.is_answering, &it.trouble));
+    let trackers = status
+        .trackers
+        .iter()
+        .map(|it| ("tracker", &it.url, it.is_answering, &it.trouble));
+    let origins = status
+        .origins
+        .iter()
+        .map(|it| ("origin", &it.url, it.is_answering, &it.trouble));
     for (what, url, is_answering, trouble) in trackers.chain(origins) {
         let health = match (is_answering, trouble) {
             (None, _) => "not asked yet".to_owned(),
@@ -118,10 +201,22 @@ fn services(text: &mut String, status: &Status) {
     let store = &status.store;
     let (used, quota) = (size(store.bytes), size(store.quota));
     let (blobs, complete, dir) = (store.blobs, store.complete, store.dir.display());
-    line(text, format_args!("store       {used} of {quota}, {complete} of {blobs} blobs complete, {dir}"));
-    let leases = status.leases.iter().map(|lease| format!("{}/{}", short(&lease.blob), lease.chunk));
+    line(
+        text,
+        format_args!("store       {used} of {quota}, {complete} of {blobs} blobs complete, {dir}"),
+    );
+    let leases = status
+        .leases
+        .iter()
+        .map(|lease| format!("{}/{}", short(&lease.blob), lease.chunk));
     let leases = leases.collect::<Vec<_>>().join(" ");
-    line(text, format_args!("leases      {}", if leases.is_empty() { "none" } else { &leases }));
+    line(
+        text,
+        format_args!(
+            "leases      {}",
+            if leases.is_empty() { "none" } else { &leases }
+        ),
+    );
 }
 
 fn finished(report: &PullReport) -> Vec<String> {
@@ -129,7 +224,10 @@ fn finished(report: &PullReport) -> Vec<String> {
         (PullResult::Pulled, false) => "pulled".to_owned(),
         (PullResult::Pulled, true) => "warmed".to_owned(),
         (PullResult::GivenUp, _) => {
-            format!("GIVEN UP: {}", report.why.as_deref().unwrap_or("it stood still"))
+            format!(
+                "GIVEN UP: {}",
+                report.why.as_deref().unwrap_or("it stood still")
+            )
         }
     };
     vec![
@@ -138,7 +236,9 @@ fn finished(report: &PullReport) -> Vec<String> {
         seconds(report.seconds),
         report.first_byte_seconds.map_or_else(String::new, seconds),
         rate(report.bytes_per_second),
-        report.over_bound.map_or_else(String::new, |ratio| format!("{ratio:.2} x")),
+        report
+            .over_bound
+            .map_or_else(String::new, |ratio| format!("{ratio:.2} x")),
         sources(&report.sources),
         waits(&report.waits),
     ]
@@ -166,8 +266,14 @@ fn table(text: &mut String, head: &[&str], rows: &[Vec<String>]) {
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     text.push('\n');
     for row in [&head].into_iter().chain(rows) {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        line(text, format_args!("{}", cells.collect::<Vec<_>>().join("  ").trim_end()));
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
+        line(
+            text,
+            format_args!("{}", cells.collect::<Vec<_>>().join("  ").trim_end()),
+        );
     }
 }
 
@@ -191,7 +297,9 @@ fn reason(wait: Wait) -> &'static str {
 fn waits(waits: &Waits) -> String {
     let mut longest: Vec<_> = waits.iter().collect();
     longest.sort_by(|(_, one), (_, other)| other.total_cmp(one));
-    let words = longest.into_iter().map(|(wait, time)| format!("{} {}", wait.name(), seconds(*time)));
+    let words = longest
+        .into_iter()
+        .map(|(wait, time)| format!("{} {}", wait.name(), seconds(*time)));
     words.collect::<Vec<_>>().join(", ")
 }
 
@@ -206,12 +314,20 @@ pub(super) fn sources(sources: &Sources) -> String {
         ("passed through", sources.passed_through),
     ];
     let some = words.into_iter().filter(|(_, bytes)| *bytes > 0);
-    some.map(|(word, bytes)| format!("{word} {}", size(bytes))).collect::<Vec<_>>().join(", ")
+    some.map(|(word, bytes)| format!("{word} {}", size(bytes)))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn direction(direction: &Direction) -> String {
-    let cap = direction.cap_bits_per_second.map_or_else(String::new, |cap| format!(" of {cap}"));
-    format!("{}{cap} ({} so far)", bits(direction.bytes_per_second), size(direction.bytes))
+    let cap = direction
+        .cap_bits_per_second
+        .map_or_else(String::new, |cap| format!(" of {cap}"));
+    format!(
+        "{}{cap} ({} so far)",
+        bits(direction.bytes_per_second),
+        size(direction.bytes)
+    )
 }
 
 /// A rate beside a cap: in its unit.
@@ -220,7 +336,11 @@ fn bits(bytes_per_second: f64) -> String {
 }
 
 fn rate(bytes_per_second: f64) -> String {
-    if bytes_per_second < 1.0 { "-".to_owned() } else { format!("{}/s", size(bytes_per_second as u64)) }
+    if bytes_per_second < 1.0 {
+        "-".to_owned()
+    } else {
+        format!("{}/s", size(bytes_per_second as u64))
+    }
 }
 
 fn size(bytes: u64) -> String {

@@ -53,6 +53,10 @@ async fn show(args: &StatusArgs) -> Result<(), CommandError> {
     if args.json {
         return print_json(&status);
     }
-    let clear = if args.watch && stdout().is_terminal() { CLEAR } else { "" };
+    let clear = if args.watch && stdout().is_terminal() {
+        CLEAR
+    } else {
+        ""
+    };
     print_text(format!("{clear}{}", render::status(&status)))
 }

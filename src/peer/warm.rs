@@ -41,14 +41,20 @@ pub struct WarmArgs {
 /// What could not be had, and why.
 pub fn run(args: WarmArgs) -> Result<(), CommandError> {
     block_on(async move {
-        let ImageReference { repository, reference } = &args.image;
+        let ImageReference {
+            repository,
+            reference,
+        } = &args.image;
         let path = format!("/flotilla/warm/{repository}/manifests/{reference}");
-        let client = http_client().map_err(|error| CommandError::failed("set up an HTTP client", error))?;
+        let client =
+            http_client().map_err(|error| CommandError::failed("set up an HTTP client", error))?;
         let response = client.post(args.mirror.url(&path)).send().await;
         let response = response.map_err(|error| args.mirror.failed(error))?;
         let warming: Warming = args.mirror.read(response).await?;
         if args.no_wait {
-            let told = format!("{repository} is being fetched; `flotilla peer status` shows how far it is\n");
+            let told = format!(
+                "{repository} is being fetched; `flotilla peer status` shows how far it is\n"
+            );
             return if args.json { Ok(()) } else { print_text(told) };
         }
         let progress = Bytes::start(args.json, repository.as_str());
@@ -66,13 +72,18 @@ async fn until_warm(
 ) -> Result<Vec<PullReport>, CommandError> {
     loop {
         let status: Status = mirror.get("/flotilla/status").await?;
-        let is_ours = |manifest: &Digest, is_warming: bool| is_warming && manifests.contains(manifest);
-        let open: Vec<_> =
-            status.pulls.iter().filter(|pull| is_ours(&pull.manifest, pull.is_warming)).collect();
+        let is_ours =
+            |manifest: &Digest, is_warming: bool| is_warming && manifests.contains(manifest);
+        let open: Vec<_> = status
+            .pulls
+            .iter()
+            .filter(|pull| is_ours(&pull.manifest, pull.is_warming))
+            .collect();
         if open.is_empty() {
             let mut reports = Vec::new();
             for manifest in manifests {
-                let is_it = |report: &&PullReport| report.is_warming && report.manifest == *manifest;
+                let is_it =
+                    |report: &&PullReport| report.is_warming && report.manifest == *manifest;
                 reports.extend(status.finished.iter().find(is_it).cloned());
             }
             return Ok(reports);
@@ -90,13 +101,24 @@ fn say(reports: &[PullReport], is_json: bool) -> Result<(), CommandError> {
             let sources = render::sources(&report.sources);
             let (image, seconds) = (&report.image, report.seconds);
             print_text(match report.result {
-                PullResult::Pulled => format!("{image} is in the store: {sources}; {seconds:.2} s\n"),
+                PullResult::Pulled => {
+                    format!("{image} is in the store: {sources}; {seconds:.2} s\n")
+                }
                 PullResult::GivenUp => {
-                    format!("{image} was given up: {}\n", report.why.as_deref().unwrap_or("it stood still"))
+                    format!(
+                        "{image} was given up: {}\n",
+                        report.why.as_deref().unwrap_or("it stood still")
+                    )
                 }
             })?;
         }
     }
-    let is_well = reports.iter().all(|report| report.result == PullResult::Pulled);
-    if is_well { Ok(()) } else { Err(CommandError::NotOk) }
+    let is_well = reports
+        .iter()
+        .all(|report| report.result == PullResult::Pulled);
+    if is_well {
+        Ok(())
+    } else {
+        Err(CommandError::NotOk)
+    }
 }

@@ -44,7 +44,10 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), CommandError> {
         let checked = check(storage, args.deep).await;
         let report = checked.map_err(|error| {
             let cure = missing_credentials(&error.to_string()).map(|cure| format!("; {cure}"));
-            CommandError::failed("check the storage", format!("{error}{}", cure.unwrap_or_default()))
+            CommandError::failed(
+                "check the storage",
+                format!("{error}{}", cure.unwrap_or_default()),
+            )
         })?;
         conclude(&report, args.json, rendered, report.is_sound())
     })
@@ -56,7 +59,11 @@ fn rendered(report: &Report) -> String {
         let _ = writeln!(text, "{count:>12} {kind}");
     }
     if report.hashed_bytes > 0 {
-        let _ = writeln!(text, "{:>12} hashed", ByteSize(report.hashed_bytes).to_string());
+        let _ = writeln!(
+            text,
+            "{:>12} hashed",
+            ByteSize(report.hashed_bytes).to_string()
+        );
     }
     let _ = writeln!(text, "{:>12} left over, harmless", report.leftovers.count);
     list(&mut text, &report.leftovers);
@@ -65,7 +72,9 @@ fn rendered(report: &Report) -> String {
     let is_empty = report.objects.values().all(|count| *count == 0);
     text.push_str(match (report.is_sound(), is_empty) {
         (true, _) => "sound\n",
-        (false, true) => "NOT SOUND: there is nothing at all; is --storage what its origins are given?\n",
+        (false, true) => {
+            "NOT SOUND: there is nothing at all; is --storage what its origins are given?\n"
+        }
         (false, false) => "NOT SOUND: push the images again that these belong to\n",
     });
     text

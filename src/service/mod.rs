@@ -30,7 +30,8 @@ const DRAIN: Duration = Duration::from_secs(20);
 
 /// Logging and signals, which every service begins with.
 fn begin() -> Result<Shutdown, CommandError> {
-    telemetry::init(LogFormat::Auto).map_err(|error| CommandError::failed("start logging", error))?;
+    telemetry::init(LogFormat::Auto)
+        .map_err(|error| CommandError::failed("start logging", error))?;
     let failed = |error| CommandError::failed("listen for signals", error);
     // Files are read again on SIGHUP. A service without certificates has none, and `systemctl reload` must not end it:
     // once it was listened for, a signal has not its default effect any more.

@@ -103,8 +103,9 @@ pub fn run(args: OriginArgs) -> Result<(), CommandError> {
 async fn serve(args: ServeArgs) -> Result<(), CommandError> {
     let shutdown = begin()?;
     let config = config(args)?;
-    let origin =
-        Origin::start(config).await.map_err(|error| CommandError::failed("start the origin", error))?;
+    let origin = Origin::start(config)
+        .await
+        .map_err(|error| CommandError::failed("start the origin", error))?;
     shutdown.wait().await;
     tokio::select! {
         () = origin.shutdown() => {}
@@ -118,10 +119,14 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
     let missing = |flag: &str, cure: &str| {
         CommandError::failed("configure the origin", format!("{flag} is missing; {cure}"))
     };
-    let storage = args.storage.ok_or_else(|| missing("--storage", "file:///dir, s3://bucket/prefix, ..."))?;
-    let seal_key = args.seal_key.ok_or_else(|| missing("--seal-key", "`flotilla pki init` makes one"))?;
-    let seal_key =
-        load_seal_key(&seal_key).map_err(|error| CommandError::failed("load the seal key", error))?;
+    let storage = args
+        .storage
+        .ok_or_else(|| missing("--storage", "file:///dir, s3://bucket/prefix, ..."))?;
+    let seal_key = args
+        .seal_key
+        .ok_or_else(|| missing("--seal-key", "`flotilla pki init` makes one"))?;
+    let seal_key = load_seal_key(&seal_key)
+        .map_err(|error| CommandError::failed("load the seal key", error))?;
     let region = args.region.unwrap_or_else(|| seal_key.issuer().clone());
     let mut config = Config::new(args.listen, storage, region, seal_key).with_uplink(args.up);
     config.tls = args.tls.identity(WithoutTls::Plain)?;

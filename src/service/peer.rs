@@ -90,11 +90,14 @@ impl HostsTomlArgs {
         let ca = self.ca.or_else(|| peer.tls.authority());
         let origin = self.origin.or_else(|| peer.origin.into_iter().next());
         match (self.runtime, origin) {
-            (Runtime::Containerd, origin) => Ok(hosts_toml(mirror, origin.as_deref(), ca.as_deref())),
+            (Runtime::Containerd, origin) => {
+                Ok(hosts_toml(mirror, origin.as_deref(), ca.as_deref()))
+            }
             (Runtime::Docker, _) => Ok(docker_daemon_json(mirror)),
             (Runtime::Podman | Runtime::Crio, Some(origin)) => Ok(registries_conf(mirror, &origin)),
             (Runtime::Podman | Runtime::Crio, None) => {
-                let cure = "--origin is missing; a registries.conf names the registry that is mirrored";
+                let cure =
+                    "--origin is missing; a registries.conf names the registry that is mirrored";
                 Err(CommandError::failed("print the configuration", cure))
             }
         }
@@ -129,7 +132,12 @@ struct ServeArgs {
     #[arg(long, value_name = "NAME", help_heading = "Place", default_value = DEFAULT_REGION)]
     region: RegionName,
     /// Its zone, within which traffic is cheap; peers of the same zone come first
-    #[arg(long, value_name = "NAME", help_heading = "Place", default_value = "default")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        help_heading = "Place",
+        default_value = "default"
+    )]
     zone: ZoneName,
     /// Cap on what is sent to neighbours, per second: 500Mbit, 2Gbit [default: none]
     #[arg(long, value_name = "RATE", help_heading = "Caps", value_parser = useful_rate)]
@@ -169,7 +177,9 @@ impl ServeArgs {
 
 /// The URL of an origin or a tracker.
 fn service_url(text: &str) -> Result<String, String> {
-    check_url(text).map(|()| text.to_owned()).map_err(|why| format!("it is {why}"))
+    check_url(text)
+        .map(|()| text.to_owned())
+        .map_err(|why| format!("it is {why}"))
 }
 
 /// A quota in which blobs of images can be.
@@ -214,14 +224,24 @@ fn configured(args: ServeArgs) -> Result<Config, CommandError> {
         CommandError::failed("configure the peer", format!("{flag} is missing; {cure}"))
     };
     let issue = "`flotilla pki issue --peer ID` makes certificate and key";
-    let identity = args.tls.identity(WithoutTls::Refused)?.ok_or_else(|| missing("tls-cert", issue))?;
-    let id = identity.peer_id().ok_or_else(|| missing("a peer's name in tls-cert", issue))?;
-    let store = args.store.ok_or_else(|| missing("store", "name a folder for the chunk store"))?;
-    let trusted = args
-        .trusted_keys
-        .ok_or_else(|| missing("trusted-keys", "it is the file trusted-keys of `flotilla pki init`"))?;
-    let trusted_keys =
-        LiveKeys::load(&trusted).map_err(|error| CommandError::failed("load the trusted keys", error))?;
+    let identity = args
+        .tls
+        .identity(WithoutTls::Refused)?
+        .ok_or_else(|| missing("tls-cert", issue))?;
+    let id = identity
+        .peer_id()
+        .ok_or_else(|| missing("a peer's name in tls-cert", issue))?;
+    let store = args
+        .store
+        .ok_or_else(|| missing("store", "name a folder for the chunk store"))?;
+    let trusted = args.trusted_keys.ok_or_else(|| {
+        missing(
+            "trusted-keys",
+            "it is the file trusted-keys of `flotilla pki init`",
+        )
+    })?;
+    let trusted_keys = LiveKeys::load(&trusted)
+        .map_err(|error| CommandError::failed("load the trusted keys", error))?;
     Ok(Config {
         trusted_keys,
         mirror: args.mirror,

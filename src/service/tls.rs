@@ -46,14 +46,29 @@ impl TlsArgs {
                 authority: authority.clone(),
             },
             (None, None, None) if matches!(without, WithoutTls::Plain) => return Ok(None),
-            _ => return Err(CommandError::failed("configure TLS", self.what_is_missing(without))),
+            _ => {
+                return Err(CommandError::failed(
+                    "configure TLS",
+                    self.what_is_missing(without),
+                ));
+            }
         };
-        Identity::load(&files).map(Some).map_err(|error| CommandError::failed("load the TLS identity", error))
+        Identity::load(&files)
+            .map(Some)
+            .map_err(|error| CommandError::failed("load the TLS identity", error))
     }
 
     fn what_is_missing(&self, without: WithoutTls) -> String {
-        let keys = [("tls-cert", &self.tls_cert), ("tls-key", &self.tls_key), ("tls-ca", &self.tls_ca)];
-        let missing = keys.iter().filter(|(_, file)| file.is_none()).map(|(key, _)| *key).collect::<Vec<_>>();
+        let keys = [
+            ("tls-cert", &self.tls_cert),
+            ("tls-key", &self.tls_key),
+            ("tls-ca", &self.tls_ca),
+        ];
+        let missing = keys
+            .iter()
+            .filter(|(_, file)| file.is_none())
+            .map(|(key, _)| *key)
+            .collect::<Vec<_>>();
         let verb = if missing.len() == 1 { "is" } else { "are" };
         let (issued_to, or_none) = match without {
             WithoutTls::Plain => ("--server NAME", "; leave out all three for plain HTTP"),

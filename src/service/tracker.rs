@@ -47,7 +47,12 @@ pub fn run(args: TrackerArgs) -> Result<(), CommandError> {
     block_on(async move {
         let shutdown = begin()?;
         let (trackers, own_url) = (args.trackers, args.own_url);
-        let mut config = Config { listen: args.listen, trackers, own_url, ..Config::default() };
+        let mut config = Config {
+            listen: args.listen,
+            trackers,
+            own_url,
+            ..Config::default()
+        };
         config.lease.open = args.open_leases;
         let identity = args.tls.identity(WithoutTls::Plain)?;
         let tracker = Tracker::start(config, identity, &shutdown)

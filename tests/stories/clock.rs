@@ -18,9 +18,11 @@ async fn clocks_are_an_hour_wrong_in_both_directions() {
     let mut peers = slow_peers(3);
     for (peer, offset) in peers.iter_mut().zip(["+1h", "-1h"]) {
         let library = library.display().to_string();
-        for (key, value) in
-            [("LD_PRELOAD", library.as_str()), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]
-        {
+        for (key, value) in [
+            ("LD_PRELOAD", library.as_str()),
+            ("FAKETIME", offset),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ] {
             peer.environment.push((key.to_owned(), value.to_owned()));
         }
     }

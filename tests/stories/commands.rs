@@ -19,16 +19,25 @@ fn flotilla(arguments: &[&str]) -> Result<String, String> {
 #[test]
 fn a_bad_flag_names_the_right_one() {
     let message = flotilla(&["demo", "--pears", "3"]).unwrap_err();
-    assert!(message.contains("--pears") && message.contains("--peers"), "{message}");
+    assert!(
+        message.contains("--pears") && message.contains("--peers"),
+        "{message}"
+    );
     let message = flotilla(&["demo", "--rate", "50Mbyte"]).unwrap_err();
-    assert!(message.contains("50Mbyte") && message.contains("50Mbit"), "{message}");
+    assert!(
+        message.contains("50Mbyte") && message.contains("50Mbit"),
+        "{message}"
+    );
 }
 
 #[test]
 fn a_folder_that_is_no_image_says_what_one_is() {
     let dir = tempfile::tempdir().unwrap();
     let message = flotilla(&["demo", "--image", dir.path().to_str().unwrap()]).unwrap_err();
-    assert!(message.contains("index.json") && message.contains("skopeo"), "{message}");
+    assert!(
+        message.contains("index.json") && message.contains("skopeo"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -40,12 +49,26 @@ fn an_origin_on_an_unusable_storage_says_which_and_why() {
     let storage = format!("file://{}", path("file"));
     let seal_key = path("pki/local.seal.key");
     let origin = |storage: &str| {
-        flotilla(&["origin", "--listen", "127.0.0.1:0", "--storage", storage, "--seal-key", &seal_key])
+        flotilla(&[
+            "origin",
+            "--listen",
+            "127.0.0.1:0",
+            "--storage",
+            storage,
+            "--seal-key",
+            &seal_key,
+        ])
     };
     let message = origin(&storage).unwrap_err();
-    assert!(message.contains("start the origin") && message.contains(&path("file")), "{message}");
+    assert!(
+        message.contains("start the origin") && message.contains(&path("file")),
+        "{message}"
+    );
     let message = origin("ftp://somewhere").unwrap_err();
-    assert!(message.contains("ftp") && message.contains("file:///"), "{message}");
+    assert!(
+        message.contains("ftp") && message.contains("file:///"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -53,21 +76,40 @@ fn a_check_tells_people_and_scripts_what_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let storage = format!("file://{}", dir.path().display());
     let message = flotilla(&["origin", "check", "--storage", &storage]).unwrap_err();
-    assert!(message.contains("no origin has started here") && message.contains("NOT SOUND"), "{message}");
-    assert!(message.contains("is --storage what its origins are given?"), "{message}");
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "it only looks");
-    let message = flotilla(&["origin", "check", "--storage", &format!("{storage}/typo")]).unwrap_err();
-    assert!(message.contains("typo") && message.contains("No such file"), "{message}");
+    assert!(
+        message.contains("no origin has started here") && message.contains("NOT SOUND"),
+        "{message}"
+    );
+    assert!(
+        message.contains("is --storage what its origins are given?"),
+        "{message}"
+    );
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "it only looks"
+    );
+    let message =
+        flotilla(&["origin", "check", "--storage", &format!("{storage}/typo")]).unwrap_err();
+    assert!(
+        message.contains("typo") && message.contains("No such file"),
+        "{message}"
+    );
     let printed = flotilla(&["origin", "check", "--storage", &storage, "--json"]).unwrap_err();
-    assert!(printed.contains(r#""damage":{"count":1,"shown":[{"key":"format""#), "{printed}");
+    assert!(
+        printed.contains(r#""damage":{"count":1,"shown":[{"key":"format""#),
+        "{printed}"
+    );
     let message = flotilla(&["origin"]).unwrap_err();
     assert!(message.contains("--storage is missing"), "{message}");
 }
 
 #[test]
 fn a_demonstration_prints_one_json_object() {
-    let printed =
-        flotilla(&["demo", "--peers", "3", "--size", "4MiB", "--rate", "80Mbit", "--json"]).unwrap();
+    let printed = flotilla(&[
+        "demo", "--peers", "3", "--size", "4MiB", "--rate", "80Mbit", "--json",
+    ])
+    .unwrap();
     let outcome: serde_json::Value = serde_json::from_str(&printed).unwrap();
     assert_eq!(outcome["ok"], true, "{printed}");
     assert_eq!(outcome["peers"], 3);
@@ -86,7 +128,10 @@ fn a_demonstration_prints_one_json_object() {
         "ok",
     ];
     assert_eq!(outcome.as_object().unwrap().len(), fields.len());
-    assert!(fields.iter().all(|field| outcome.get(field).is_some()), "{printed}");
+    assert!(
+        fields.iter().all(|field| outcome.get(field).is_some()),
+        "{printed}"
+    );
 }
 
 #[test]
@@ -95,19 +140,32 @@ fn a_scenario_with_a_typo_names_the_key() {
     let scenario = dir.path().join("typo.toml");
     std::fs::write(&scenario, "nam = \"typo\"\n").unwrap();
     let message = flotilla(&["simulate", scenario.to_str().unwrap()]).unwrap_err();
-    assert!(message.contains("nam") && message.contains("typo.toml"), "{message}");
+    assert!(
+        message.contains("nam") && message.contains("typo.toml"),
+        "{message}"
+    );
 }
 
 #[test]
 fn the_example_configurations_are_read_and_show_every_key() {
     for service in ["origin", "tracker", "peer"] {
-        let path = format!("{}/deploy/config/{service}.toml", env!("CARGO_MANIFEST_DIR"));
+        let path = format!(
+            "{}/deploy/config/{service}.toml",
+            env!("CARGO_MANIFEST_DIR")
+        );
         config::try_parse_from::<Cli, _>(["flotilla", service, "--config", &path]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let command = Cli::command();
-        let flags = command.find_subcommand(service).unwrap().get_arguments().filter_map(Arg::get_long);
+        let flags = command
+            .find_subcommand(service)
+            .unwrap()
+            .get_arguments()
+            .filter_map(Arg::get_long);
         for key in flags.filter(|flag| !["config", "help"].contains(flag)) {
-            let shows = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+            let shows = |line: &str| {
+                line.trim_start_matches("# ")
+                    .starts_with(&format!("{key} = "))
+            };
             assert!(text.lines().any(shows), "{path} does not show {key}");
         }
     }
@@ -116,8 +174,17 @@ fn the_example_configurations_are_read_and_show_every_key() {
 #[test]
 fn the_example_for_containerd_is_what_the_example_peer_prints() {
     let deployed = |file: &str| format!("{}/deploy/{file}", env!("CARGO_MANIFEST_DIR"));
-    let printed = flotilla(&["peer", "hosts-toml", "--config", &deployed("config/peer.toml")]).unwrap();
-    assert_eq!(printed, std::fs::read_to_string(deployed("containerd/_default/hosts.toml")).unwrap());
+    let printed = flotilla(&[
+        "peer",
+        "hosts-toml",
+        "--config",
+        &deployed("config/peer.toml"),
+    ])
+    .unwrap();
+    assert_eq!(
+        printed,
+        std::fs::read_to_string(deployed("containerd/_default/hosts.toml")).unwrap()
+    );
 }
 
 #[test]
@@ -125,20 +192,58 @@ fn a_fault_in_a_configuration_names_the_key_and_the_cure() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("flotilla.toml");
     for (service, text, words) in [
-        ("origin", "listn = '127.0.0.1:0'", ["unknown key 'listn'", "did you mean 'listen'?"]),
+        (
+            "origin",
+            "listn = '127.0.0.1:0'",
+            ["unknown key 'listn'", "did you mean 'listen'?"],
+        ),
         ("origin", "up = 'fast'", ["key 'up'", "for example 50Mbit"]),
-        ("origin", "[tls]\ncert = 'x'", ["unknown key 'tls'", "there are: listen, storage"]),
-        ("tracker", "open_lease = 3", ["unknown key 'open_lease'", "did you mean 'open-leases'?"]),
-        ("tracker", "listen = 7070", ["key 'listen'", "write an IP address and a port"]),
-        ("tracker", "[lease]\nopen = 3", ["unknown key 'lease'", "there are: listen, trackers"]),
-        ("peer", "mirorr = '127.0.0.1:0'", ["unknown key 'mirorr'", "did you mean 'mirror'?"]),
-        ("peer", "quota = 'much'", ["key 'quota'", "for example 64MiB"]),
-        ("peer", "[store]\ndir = '/s'", ["key 'store'", "without [sections]"]),
+        (
+            "origin",
+            "[tls]\ncert = 'x'",
+            ["unknown key 'tls'", "there are: listen, storage"],
+        ),
+        (
+            "tracker",
+            "open_lease = 3",
+            ["unknown key 'open_lease'", "did you mean 'open-leases'?"],
+        ),
+        (
+            "tracker",
+            "listen = 7070",
+            ["key 'listen'", "write an IP address and a port"],
+        ),
+        (
+            "tracker",
+            "[lease]\nopen = 3",
+            ["unknown key 'lease'", "there are: listen, trackers"],
+        ),
+        (
+            "peer",
+            "mirorr = '127.0.0.1:0'",
+            ["unknown key 'mirorr'", "did you mean 'mirror'?"],
+        ),
+        (
+            "peer",
+            "quota = 'much'",
+            ["key 'quota'", "for example 64MiB"],
+        ),
+        (
+            "peer",
+            "[store]\ndir = '/s'",
+            ["key 'store'", "without [sections]"],
+        ),
     ] {
         std::fs::write(&file, text).unwrap();
         let message = flotilla(&[service, "--config", file.to_str().unwrap()]).unwrap_err();
-        assert!(words.iter().all(|word| message.contains(word)), "{service} with {text}: {message}");
-        assert!(message.contains("flotilla.toml") && message.contains("exit status: 2"), "{message}");
+        assert!(
+            words.iter().all(|word| message.contains(word)),
+            "{service} with {text}: {message}"
+        );
+        assert!(
+            message.contains("flotilla.toml") && message.contains("exit status: 2"),
+            "{message}"
+        );
     }
 }
 
@@ -146,14 +251,24 @@ fn a_fault_in_a_configuration_names_the_key_and_the_cure() {
 fn shells_complete_commands_and_flags() {
     for shell in ["bash", "zsh", "fish"] {
         let script = flotilla(&["completions", shell]).unwrap();
-        assert!(script.contains("hosts-toml") && script.contains("trusted-keys"), "{shell}");
+        assert!(
+            script.contains("hosts-toml") && script.contains("trusted-keys"),
+            "{shell}"
+        );
     }
 }
 
 #[test]
 fn help_shows_examples_units_and_variables() {
     let help = flotilla(&["peer", "--help"]).unwrap();
-    for word in ["Examples:", "status", "50GiB", "500Mbit", "FLOTILLA_TRUSTED_KEYS", "Store:"] {
+    for word in [
+        "Examples:",
+        "status",
+        "50GiB",
+        "500Mbit",
+        "FLOTILLA_TRUSTED_KEYS",
+        "Store:",
+    ] {
         assert!(help.contains(word), "{word} is missing in\n{help}");
     }
 }
@@ -161,7 +276,10 @@ fn help_shows_examples_units_and_variables() {
 #[test]
 fn a_peer_that_is_not_there_says_what_to_check() {
     let message = flotilla(&["peer", "status", "--mirror", "127.0.0.1:1"]).unwrap_err();
-    assert!(message.contains("127.0.0.1:1") && message.contains("--mirror ADDR"), "{message}");
+    assert!(
+        message.contains("127.0.0.1:1") && message.contains("--mirror ADDR"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -171,13 +289,31 @@ fn a_status_of_what_is_no_peer_says_so() {
     let pki = pki.to_str().unwrap();
     flotilla(&["pki", "init", "--dir", pki]).unwrap();
     flotilla(&["pki", "issue", "--dir", pki, "--server", "127.0.0.1"]).unwrap();
-    let tls = ["--tls-cert", "127.0.0.1.pem", "--tls-key", "127.0.0.1.key", "--tls-ca", "ca.pem"];
-    for (tls, why) in [(&tls[..], "an origin or a tracker with TLS?"), (&[], "answered 404 Not Found")] {
+    let tls = [
+        "--tls-cert",
+        "127.0.0.1.pem",
+        "--tls-key",
+        "127.0.0.1.key",
+        "--tls-ca",
+        "ca.pem",
+    ];
+    for (tls, why) in [
+        (&tls[..], "an origin or a tracker with TLS?"),
+        (&[], "answered 404 Not Found"),
+    ] {
         let mut tracker = Command::new(FLOTILLA);
-        let tracker =
-            Process::start(tracker.args(["tracker", "--listen", "127.0.0.1:0"]).args(tls).current_dir(pki));
-        let message = flotilla(&["peer", "status", "--mirror", &tracker.address.to_string()]).unwrap_err();
-        assert!(message.contains(why) && message.contains("--mirror ADDR is where"), "{message}");
+        let tracker = Process::start(
+            tracker
+                .args(["tracker", "--listen", "127.0.0.1:0"])
+                .args(tls)
+                .current_dir(pki),
+        );
+        let message =
+            flotilla(&["peer", "status", "--mirror", &tracker.address.to_string()]).unwrap_err();
+        assert!(
+            message.contains(why) && message.contains("--mirror ADDR is where"),
+            "{message}"
+        );
     }
 }
 

@@ -17,7 +17,9 @@ impl Folder {
     fn new() -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         folder.run("pki init --dir pki --region eu-1").unwrap();
-        folder.run("pki issue --dir pki --server 127.0.0.1").unwrap();
+        folder
+            .run("pki issue --dir pki --server 127.0.0.1")
+            .unwrap();
         folder.run("pki issue --dir pki --peer vm-1").unwrap();
         folder
     }
@@ -29,7 +31,9 @@ impl Folder {
     /// A command line in the folder.
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new(FLOTILLA);
-        command.args(line.split_whitespace()).current_dir(self.path());
+        command
+            .args(line.split_whitespace())
+            .current_dir(self.path());
         command
     }
 
@@ -50,7 +54,8 @@ fn a_part_of_tls_is_never_taken_for_plain_http() {
     let folder = Folder::new();
     let origin = "listen = '127.0.0.1:0'\nstorage = 'memory:///'\nseal-key = 'pki/eu-1.seal.key'\n";
     let tracker = "listen = '127.0.0.1:0'\n";
-    let peer = "origin = ['http://127.0.0.1:5000']\nstore = 'store'\ntrusted-keys = 'pki/trusted-keys'\n";
+    let peer =
+        "origin = ['http://127.0.0.1:5000']\nstore = 'store'\ntrusted-keys = 'pki/trusted-keys'\n";
     let cert = "tls-cert = 'pki/127.0.0.1.pem'\n";
     let key = "tls-key = 'pki/127.0.0.1.key'\n";
     let ca = "tls-ca = 'pki/ca.pem'\n";
@@ -69,13 +74,18 @@ fn a_part_of_tls_is_never_taken_for_plain_http() {
             );
         }
     }
-    let message = folder.run("tracker --listen 127.0.0.1:0 --tls-cert pki/127.0.0.1.pem").unwrap_err();
+    let message = folder
+        .run("tracker --listen 127.0.0.1:0 --tls-cert pki/127.0.0.1.pem")
+        .unwrap_err();
     assert!(
         message.contains("tls-key and tls-ca are missing") && message.contains("plain HTTP"),
         "{message}"
     );
     let message = folder.refusal("peer", peer);
-    assert!(message.contains("tls-cert and tls-key and tls-ca are missing"), "{message}");
+    assert!(
+        message.contains("tls-cert and tls-key and tls-ca are missing"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -88,16 +98,56 @@ fn a_bad_value_names_its_key_and_what_would_be_right() {
     let of_another = "storage = 'memory:///'\nseal-key = 'pki/eu-1.seal.key'\nregion = 'us-1'";
     let url = "write scheme, host and port, such as https://origin.internal:5000";
     for (service, text, words) in [
-        ("peer", with("quota = '0'"), ["key 'quota'", "the least is 4MiB"]),
-        ("peer", with("quota = 10"), ["key 'quota'", "10B is too small"]),
-        ("peer", with("down = '200'"), ["key 'down'", "the least is 1Mbit"]),
-        ("peer", with("mirror = 'localhost:5001'"), ["key 'mirror'", "write an IP address and a port"]),
-        ("origin", "listen = 5000".to_owned(), ["key 'listen'", "such as 127.0.0.1:5000"]),
-        ("peer", with("origin = ['127.0.0.1:5000']"), ["key 'origin'", url]),
-        ("peer", with("tracker = ['tracker.internal:7070']"), ["key 'tracker'", url]),
-        ("peer", peer.clone(), ["origin: none is given", "https://origin.internal:5000"]),
-        ("peer", with(&format!("{origin}require-grants = true")), ["require-grants: origin", "use https://"]),
-        ("tracker", "open-leases = 0".to_owned(), ["key 'open-leases'", "0 is not in 1.."]),
+        (
+            "peer",
+            with("quota = '0'"),
+            ["key 'quota'", "the least is 4MiB"],
+        ),
+        (
+            "peer",
+            with("quota = 10"),
+            ["key 'quota'", "10B is too small"],
+        ),
+        (
+            "peer",
+            with("down = '200'"),
+            ["key 'down'", "the least is 1Mbit"],
+        ),
+        (
+            "peer",
+            with("mirror = 'localhost:5001'"),
+            ["key 'mirror'", "write an IP address and a port"],
+        ),
+        (
+            "origin",
+            "listen = 5000".to_owned(),
+            ["key 'listen'", "such as 127.0.0.1:5000"],
+        ),
+        (
+            "peer",
+            with("origin = ['127.0.0.1:5000']"),
+            ["key 'origin'", url],
+        ),
+        (
+            "peer",
+            with("tracker = ['tracker.internal:7070']"),
+            ["key 'tracker'", url],
+        ),
+        (
+            "peer",
+            peer.clone(),
+            ["origin: none is given", "https://origin.internal:5000"],
+        ),
+        (
+            "peer",
+            with(&format!("{origin}require-grants = true")),
+            ["require-grants: origin", "use https://"],
+        ),
+        (
+            "tracker",
+            "open-leases = 0".to_owned(),
+            ["key 'open-leases'", "0 is not in 1.."],
+        ),
         (
             "tracker",
             "own-url = 'http://t1:7070'".to_owned(),
@@ -106,12 +156,21 @@ fn a_bad_value_names_its_key_and_what_would_be_right() {
         (
             "origin",
             of_another.to_owned(),
-            ["region is us-1, but seal-key is one of region eu-1", "pki issue --origin us-1"],
+            [
+                "region is us-1, but seal-key is one of region eu-1",
+                "pki issue --origin us-1",
+            ],
         ),
     ] {
         let message = folder.refusal(service, &text);
-        assert!(words.iter().all(|word| message.contains(word)), "{service} with {text}: {message}");
-        assert!(!message.contains("Usage"), "its flags are not at fault: {message}");
+        assert!(
+            words.iter().all(|word| message.contains(word)),
+            "{service} with {text}: {message}"
+        );
+        assert!(
+            !message.contains("Usage"),
+            "its flags are not at fault: {message}"
+        );
     }
 }
 
@@ -121,14 +180,23 @@ async fn a_mirror_that_others_can_reach_is_warned_of() {
     let line = "peer --mirror 0.0.0.0:0 --quic 127.0.0.1:0 --origin http://127.0.0.1:1 --store store \
         --trusted-keys pki/trusted-keys --tls-cert pki/vm-1.pem --tls-key pki/vm-1.key --tls-ca pki/ca.pem";
     let peer = Process::start(&mut folder.command(line));
-    peer.says(&["WARN", "whoever reaches it may pull", "such as 127.0.0.1:5001"]).await;
+    peer.says(&[
+        "WARN",
+        "whoever reaches it may pull",
+        "such as 127.0.0.1:5001",
+    ])
+    .await;
 }
 
 #[test]
 fn a_runtimes_configuration_knows_what_the_peer_is_told() {
     let folder = Folder::new();
     let print = |line: &str, variables: &[(&str, &str)]| {
-        output(folder.command(&format!("peer hosts-toml {line}")).envs(variables.iter().copied()))
+        output(
+            folder
+                .command(&format!("peer hosts-toml {line}"))
+                .envs(variables.iter().copied()),
+        )
     };
     let variables = [
         ("FLOTILLA_MIRROR", "127.0.0.1:6001"),
@@ -136,7 +204,10 @@ fn a_runtimes_configuration_knows_what_the_peer_is_told() {
         ("FLOTILLA_TLS_CA", "/pki/ca.pem"),
     ];
     let text = print("", &variables).unwrap();
-    assert!(text.contains("server = \"https://one:5000\"\nca = \"/pki/ca.pem\""), "{text}");
+    assert!(
+        text.contains("server = \"https://one:5000\"\nca = \"/pki/ca.pem\""),
+        "{text}"
+    );
     assert!(text.contains("[host.\"http://127.0.0.1:6001\"]"), "{text}");
     std::fs::write(
         folder.path().join("peer.toml"),
@@ -144,11 +215,28 @@ fn a_runtimes_configuration_knows_what_the_peer_is_told() {
     )
     .unwrap();
     let text = print("", &[("FLOTILLA_CONFIG", "peer.toml")]).unwrap();
-    assert!(text.contains("127.0.0.1:7001") && text.contains("http://three:5000"), "{text}");
-    let text = print("--config peer.toml --origin http://four:5000", &variables[..1]).unwrap();
-    assert!(text.contains("127.0.0.1:6001") && text.contains("http://four:5000"), "{text}");
+    assert!(
+        text.contains("127.0.0.1:7001") && text.contains("http://three:5000"),
+        "{text}"
+    );
+    let text = print(
+        "--config peer.toml --origin http://four:5000",
+        &variables[..1],
+    )
+    .unwrap();
+    assert!(
+        text.contains("127.0.0.1:6001") && text.contains("http://four:5000"),
+        "{text}"
+    );
     for runtime in ["containerd", "podman"] {
-        let message = print(&format!("--for {runtime} --origin origin.internal:5000"), &[]).unwrap_err();
-        assert!(message.contains("--origin") && message.contains("write scheme, host and port"), "{message}");
+        let message = print(
+            &format!("--for {runtime} --origin origin.internal:5000"),
+            &[],
+        )
+        .unwrap_err();
+        assert!(
+            message.contains("--origin") && message.contains("write scheme, host and port"),
+            "{message}"
+        );
     }
 }

@@ -21,7 +21,9 @@ use crate::harness::lab::{LabScene, SLOW_SIZE, slow_peers, slow_region};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_disk_of_a_peer_is_full() {
-    let Some(disk) = SmallDisk::mount("the disk of a peer is full", "4m") else { return };
+    let Some(disk) = SmallDisk::mount("the disk of a peer is full", "4m") else {
+        return;
+    };
     let mut peers = slow_peers(3);
     peers[0].store = Some(disk.path().join("store"));
     let mut scene = LabScene::of(slow_region(), SLOW_SIZE, &peers).await;
@@ -30,7 +32,10 @@ async fn the_disk_of_a_peer_is_full() {
         scene.completes(pull).await;
     }
     let stats = scene.lab.stats(0).await.unwrap();
-    assert!(stats.bytes_passed_through > 0, "what the store cannot take goes past it");
+    assert!(
+        stats.bytes_passed_through > 0,
+        "what the store cannot take goes past it"
+    );
     scene.lab.end().unwrap();
 }
 
@@ -44,7 +49,10 @@ async fn a_store_is_corrupted_behind_the_peers_back() {
     scene.completes(scene.pull(0)).await;
     for peer in 0..2 {
         let stats = scene.lab.stats(peer).await.unwrap();
-        assert_eq!(stats.corrupt_chunks, 0, "damaged bytes left the machine that they were damaged on");
+        assert_eq!(
+            stats.corrupt_chunks, 0,
+            "damaged bytes left the machine that they were damaged on"
+        );
         assert_eq!(stats.quarantined_peers, 0, "a damaged disk is no lie");
     }
 }
@@ -72,15 +80,34 @@ fn corrupt_blobs(store: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_disk_of_an_origin_is_full() {
-    let Some(disk) = SmallDisk::mount("the disk of an origin is full", "4m") else { return };
+    let Some(disk) = SmallDisk::mount("the disk of an origin is full", "4m") else {
+        return;
+    };
     let storage = disk.path().join("origin");
     let (region, listen) = ("eu-1".parse().unwrap(), "127.0.0.1:0".parse().unwrap());
     let seal_key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
-    let config = Config::new(listen, format!("file://{}", storage.display()), region, seal_key);
+    let config = Config::new(
+        listen,
+        format!("file://{}", storage.display()),
+        region,
+        seal_key,
+    );
     let origin = Origin::start(config).await.unwrap();
     let push = |bytes: Bytes| {
-        let url = format!("http://{}/v2/app/blobs/uploads/?digest={}", origin.addr(), Digest::sha256(&bytes));
-        async move { http_client().unwrap().post(url).body(bytes).send().await.unwrap() }
+        let url = format!(
+            "http://{}/v2/app/blobs/uploads/?digest={}",
+            origin.addr(),
+            Digest::sha256(&bytes)
+        );
+        async move {
+            http_client()
+                .unwrap()
+                .post(url)
+                .body(bytes)
+                .send()
+                .await
+                .unwrap()
+        }
     };
     let small = Bytes::from(vec![1; 1 << 20]);
     assert_eq!(push(small.clone()).await.status(), StatusCode::CREATED);
@@ -88,15 +115,42 @@ async fn the_disk_of_an_origin_is_full() {
         let answer = push(vec![2; 6 << 20].into()).await;
         assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
         let message = answer.text().await.unwrap();
-        assert!(message.contains("STORAGE_FULL") && message.contains("nothing was written"), "{message}");
+        assert!(
+            message.contains("STORAGE_FULL") && message.contains("nothing was written"),
+            "{message}"
+        );
     }
-    assert_eq!(fs::read_dir(storage.join(".tmp")).unwrap().count(), 0, "nothing half-written stays");
+    assert_eq!(
+        fs::read_dir(storage.join(".tmp")).unwrap().count(),
+        0,
+        "nothing half-written stays"
+    );
     // What was acknowledged is there, and what fits is taken.
-    assert_eq!(push(vec![3; 1 << 20].into()).await.status(), StatusCode::CREATED);
-    let url = format!("http://{}/v2/app/blobs/{}", origin.addr(), Digest::sha256(&small));
-    let pulled = http_client().unwrap().get(url).send().await.unwrap().bytes().await.unwrap();
+    assert_eq!(
+        push(vec![3; 1 << 20].into()).await.status(),
+        StatusCode::CREATED
+    );
+    let url = format!(
+        "http://{}/v2/app/blobs/{}",
+        origin.addr(),
+        Digest::sha256(&small)
+    );
+    let pulled = http_client()
+        .unwrap()
+        .get(url)
+        .send()
+        .await
+        .unwrap()
+        .bytes()
+        .await
+        .unwrap();
     assert!(pulled == small);
-    let report = check(Arc::new(LocalDirectory::open(&storage).unwrap()), true).await.unwrap();
-    assert!(report.is_sound() && report.leftovers.count == 0, "{report:?}");
+    let report = check(Arc::new(LocalDirectory::open(&storage).unwrap()), true)
+        .await
+        .unwrap();
+    assert!(
+        report.is_sound() && report.leftovers.count == 0,
+        "{report:?}"
+    );
     origin.shutdown().await;
 }

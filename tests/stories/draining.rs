@@ -20,11 +20,27 @@ const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
 async fn begin(base: &str, layer: &Descriptor) -> (Response, Vec<u8>) {
     let client = http_client().unwrap();
     let manifest = format!("{base}/v2/app/manifests/v1?ns=registry");
-    client.get(manifest).header("accept", ACCEPT).send().await.unwrap().error_for_status().unwrap();
+    client
+        .get(manifest)
+        .header("accept", ACCEPT)
+        .send()
+        .await
+        .unwrap()
+        .error_for_status()
+        .unwrap();
     let blob = format!("{base}/v2/app/blobs/{}?ns=registry", layer.digest);
-    let mut response = client.get(blob).send().await.unwrap().error_for_status().unwrap();
+    let mut response = client
+        .get(blob)
+        .send()
+        .await
+        .unwrap()
+        .error_for_status()
+        .unwrap();
     let first = response.chunk().await.unwrap().unwrap().to_vec();
-    assert!((first.len() as u64) < layer.size, "the whole layer came at once");
+    assert!(
+        (first.len() as u64) < layer.size,
+        "the whole layer came at once"
+    );
     (response, first)
 }
 
@@ -65,17 +81,37 @@ async fn every_service_finishes_what_is_in_flight_when_it_is_told_to_stop() {
     let (certificate, key) = (path("pki/vm-1.pem"), path("pki/vm-1.key"));
     let peer: [&[&str]; 3] = [
         &["peer", "--mirror", any, "--quic", any, "--store", &store],
-        &["--origin", &origin_url, "--tracker", &tracker_url, "--trusted-keys", &trusted],
-        &["--tls-cert", &certificate, "--tls-key", &key, "--tls-ca", &ca],
+        &[
+            "--origin",
+            &origin_url,
+            "--tracker",
+            &tracker_url,
+            "--trusted-keys",
+            &trusted,
+        ],
+        &[
+            "--tls-cert",
+            &certificate,
+            "--tls-key",
+            &key,
+            "--tls-ca",
+            &ca,
+        ],
     ];
     let peer = start(&peer.concat());
 
     let layout = dir.path().join("image");
     image::make(&layout, ByteSize(16 << 20), 1).unwrap();
-    push_layout(&origin_url, "app", "v1", &layout).await.unwrap();
+    push_layout(&origin_url, "app", "v1", &layout)
+        .await
+        .unwrap();
     let layout = Layout::open(&layout).unwrap();
     let (_, manifest) = layout.manifest(&layout.image().digest).unwrap();
-    let layer = manifest.layers.iter().max_by_key(|layer| layer.size).unwrap();
+    let layer = manifest
+        .layers
+        .iter()
+        .max_by_key(|layer| layer.size)
+        .unwrap();
 
     drains(peer, layer).await;
     drains(origin, layer).await;
@@ -101,7 +137,11 @@ fn plain_services(dir: &Path, start: impl Fn(&mut Command) -> Process) -> [Proce
 async fn a_service_whose_log_nobody_reads_any_more_goes_on_and_ends_when_it_is_told_to() {
     let dir = tempfile::tempdir().unwrap();
     for service in plain_services(dir.path(), Process::start_unread) {
-        let health = http_client().unwrap().get(format!("{}/healthz", service.url())).send().await;
+        let health = http_client()
+            .unwrap()
+            .get(format!("{}/healthz", service.url()))
+            .send()
+            .await;
         health.unwrap().error_for_status().unwrap();
         service.terminate();
         service.ends().await;
@@ -113,7 +153,11 @@ async fn a_reload_does_not_end_a_service_that_has_no_certificates() {
     let dir = tempfile::tempdir().unwrap();
     for service in plain_services(dir.path(), Process::start) {
         service.reload();
-        let health = http_client().unwrap().get(format!("{}/healthz", service.url())).send().await;
+        let health = http_client()
+            .unwrap()
+            .get(format!("{}/healthz", service.url()))
+            .send()
+            .await;
         health.unwrap().error_for_status().unwrap();
         service.terminate();
         service.ends_well().await;

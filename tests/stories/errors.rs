@@ -11,7 +11,9 @@ use crate::harness::scene::{REPOSITORY, Scene};
 
 fn status(error: ClientError) -> (StatusCode, String) {
     match error {
-        ClientError::Status { status, message, .. } => (status, message),
+        ClientError::Status {
+            status, message, ..
+        } => (status, message),
         other => panic!("not an answer of a registry: {other}"),
     }
 }
@@ -19,28 +21,40 @@ fn status(error: ClientError) -> (StatusCode, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_under_a_wrong_digest_is_refused_and_leaves_nothing() {
     let scene = Scene::with_image(ByteSize(1 << 20), None).await;
-    let origin = RegistryClient::new(scene.region.origin_url(), REPOSITORY.parse().unwrap()).unwrap();
+    let origin =
+        RegistryClient::new(scene.region.origin_url(), REPOSITORY.parse().unwrap()).unwrap();
     let wrong = Digest::sha256(b"something else");
     let error = origin.upload(&wrong, 5, "bytes".into()).await.unwrap_err();
     let (code, message) = status(error);
     assert_eq!(code, StatusCode::BAD_REQUEST);
     assert!(message.contains("DIGEST_INVALID"), "{message}");
-    let head = reqwest_head(&format!("{}/v2/{REPOSITORY}/blobs/{wrong}", scene.region.origin_url())).await;
+    let head = reqwest_head(&format!(
+        "{}/v2/{REPOSITORY}/blobs/{wrong}",
+        scene.region.origin_url()
+    ))
+    .await;
     assert_eq!(head, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_that_names_unknown_blobs_is_refused() {
     let scene = Scene::with_image(ByteSize(1 << 20), None).await;
-    let origin = RegistryClient::new(scene.region.origin_url(), REPOSITORY.parse().unwrap()).unwrap();
+    let origin =
+        RegistryClient::new(scene.region.origin_url(), REPOSITORY.parse().unwrap()).unwrap();
     let unknown = Digest::sha256(b"never pushed");
     let manifest = format!(
         r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{{"mediaType":"x","digest":"{unknown}","size":12}},"layers":[]}}"#
     );
-    let error = origin.put_manifest("broken", OCI_MANIFEST, manifest.into_bytes()).await.unwrap_err();
+    let error = origin
+        .put_manifest("broken", OCI_MANIFEST, manifest.into_bytes())
+        .await
+        .unwrap_err();
     let (code, message) = status(error);
     assert_eq!(code, StatusCode::NOT_FOUND);
-    assert!(message.contains("MANIFEST_BLOB_UNKNOWN") && message.contains(&unknown.to_string()), "{message}");
+    assert!(
+        message.contains("MANIFEST_BLOB_UNKNOWN") && message.contains(&unknown.to_string()),
+        "{message}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,7 +72,10 @@ async fn an_unknown_image_is_a_fast_and_clear_404_through_the_mirror() {
         scene.region.registry()
     );
     let message = get_text(&url).await;
-    assert!(message.contains("MANIFEST_UNKNOWN") && message.contains("library/typo"), "{message}");
+    assert!(
+        message.contains("MANIFEST_UNKNOWN") && message.contains("library/typo"),
+        "{message}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,13 +85,30 @@ async fn a_store_that_cannot_be_used_names_the_folder() {
     let in_the_way = scene.dir().join("peers");
     std::fs::write(&in_the_way, "a file where the folder should be").unwrap();
     let error = scene.region.add_peer(plan).await.unwrap_err().to_string();
-    assert!(error.contains("start peer-1") && error.contains(in_the_way.to_str().unwrap()), "{error}");
+    assert!(
+        error.contains("start peer-1") && error.contains(in_the_way.to_str().unwrap()),
+        "{error}"
+    );
 }
 
 async fn reqwest_head(url: &str) -> StatusCode {
-    flotilla::client::http_client().unwrap().head(url).send().await.unwrap().status()
+    flotilla::client::http_client()
+        .unwrap()
+        .head(url)
+        .send()
+        .await
+        .unwrap()
+        .status()
 }
 
 async fn get_text(url: &str) -> String {
-    flotilla::client::http_client().unwrap().get(url).send().await.unwrap().text().await.unwrap()
+    flotilla::client::http_client()
+        .unwrap()
+        .get(url)
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap()
 }

@@ -12,9 +12,16 @@ async fn a_peer_stops_in_mid_transfer() {
     let mut scene = Scene::with_image(SIZE, RATE).await;
     scene.add_peers(5).await;
     let mut pulls = scene.pull_everywhere();
-    scene.until("a quarter is held", |scene| scene.held_by(0) > scene.image_bytes / 4).await;
+    scene
+        .until("a quarter is held", |scene| {
+            scene.held_by(0) > scene.image_bytes / 4
+        })
+        .await;
     scene.region.stop_peer(0).await;
-    assert!(pulls.remove(0).await.unwrap().is_err(), "its own pull was cut off");
+    assert!(
+        pulls.remove(0).await.unwrap().is_err(),
+        "its own pull was cut off"
+    );
     for pull in pulls {
         scene.completes(pull).await;
     }
@@ -25,7 +32,11 @@ async fn the_tracker_stops_in_mid_burst() {
     let mut scene = Scene::with_image(SIZE, RATE).await;
     scene.add_peers(4).await;
     let pulls = scene.pull_everywhere();
-    scene.until("a quarter is held", |scene| scene.held_by(0) > scene.image_bytes / 4).await;
+    scene
+        .until("a quarter is held", |scene| {
+            scene.held_by(0) > scene.image_bytes / 4
+        })
+        .await;
     scene.region.stop_tracker();
     for pull in pulls {
         scene.completes(pull).await;

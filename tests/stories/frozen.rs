@@ -22,7 +22,10 @@ async fn frozen_for(at_least: Duration) {
     let own = pulls.remove(0);
     for pull in pulls {
         let total = scene.completes(pull).await.total;
-        assert!(total < OTHERS_BOUND, "a silent neighbour cost a pull {total:?}");
+        assert!(
+            total < OTHERS_BOUND,
+            "a silent neighbour cost a pull {total:?}"
+        );
     }
     frozen.await;
     scene.lab.peer(0).thaw();

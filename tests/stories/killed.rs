@@ -19,11 +19,17 @@ async fn a_peer_is_killed_in_mid_transfer() {
     let mut pulls = scene.pull_everywhere();
     scene.until_held(0, 0.25).await;
     scene.lab.peer(0).kill();
-    assert!(pulls.remove(0).await.unwrap().is_err(), "its own pull was cut off");
+    assert!(
+        pulls.remove(0).await.unwrap().is_err(),
+        "its own pull was cut off"
+    );
     for pull in pulls {
         // 3.4 s alone, and 6 s until the dead neighbour's silence is taken for its death.
         let total = scene.completes(pull).await.total;
-        assert!(total < Duration::from_secs(15), "one dead neighbour cost a pull {total:?}");
+        assert!(
+            total < Duration::from_secs(15),
+            "one dead neighbour cost a pull {total:?}"
+        );
     }
     scene.lab.peer(0).start().await.unwrap();
     scene.completes(scene.pull(0)).await;
@@ -43,7 +49,10 @@ async fn all_neighbours_that_the_tracker_names_are_dead() {
     scene.lab.add_peers(&[PeerPlan::default()]).await.unwrap();
     // Less than 1 s alone; 0.25 s until they count as out of reach, and 1 s until what they got last is leased again.
     let total = scene.completes(scene.pull(2)).await.total;
-    assert!(total < Duration::from_secs(6), "dead neighbours cost a pull {total:?}");
+    assert!(
+        total < Duration::from_secs(6),
+        "dead neighbours cost a pull {total:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,7 +65,10 @@ async fn the_tracker_is_killed_and_started_again_in_mid_burst() {
     scene.lab.tracker(0).start().await.unwrap();
     for pull in pulls {
         let total = scene.completes(pull).await.total;
-        assert!(total < Duration::from_secs(9), "a dead tracker cost a pull {total:?}");
+        assert!(
+            total < Duration::from_secs(9),
+            "a dead tracker cost a pull {total:?}"
+        );
     }
     let copies = scene.origin_copies().await;
     assert!(copies < 2.0, "{copies} copies from the origin");
@@ -64,7 +76,9 @@ async fn the_tracker_is_killed_and_started_again_in_mid_burst() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_is_cut_and_healed() {
-    let Some(ground) = hosts("a link is cut and healed", SLOW_RATE) else { return };
+    let Some(ground) = hosts("a link is cut and healed", SLOW_RATE) else {
+        return;
+    };
     let mut scene = LabScene::start(ground, SLOW_SIZE, &vec![PeerPlan::default(); 3]).await;
     let mut pulls = scene.pull_everywhere();
     scene.until_held(0, 0.25).await;
@@ -72,14 +86,23 @@ async fn a_link_is_cut_and_healed() {
     let own = pulls.remove(0);
     for pull in pulls {
         let total = scene.completes(pull).await.total;
-        assert!(total < Duration::from_secs(15), "a neighbour that was cut off cost a pull {total:?}");
+        assert!(
+            total < Duration::from_secs(15),
+            "a neighbour that was cut off cost a pull {total:?}"
+        );
     }
     // Nothing can reach it any more: it is cut, so that the runtime may go on elsewhere, and not kept waiting.
-    let cut_off = timeout(GIVE_UP_BOUND, own).await.expect("a hopeless pull ends").unwrap();
+    let cut_off = timeout(GIVE_UP_BOUND, own)
+        .await
+        .expect("a hopeless pull ends")
+        .unwrap();
     assert!(cut_off.is_err(), "bytes came over a link that is cut");
     scene.lab.peer(0).host().heal().unwrap();
     let healed = Instant::now();
     scene.completes(scene.pull(0)).await;
     let delay = healed.elapsed();
-    assert!(delay < Duration::from_secs(15), "{delay:?} after its link was healed");
+    assert!(
+        delay < Duration::from_secs(15),
+        "{delay:?} after its link was healed"
+    );
 }

@@ -27,29 +27,61 @@ impl Outbound for Liar {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lying_peer_is_found_out_and_nothing_of_it_is_stored_served_or_emitted() {
     let mut scene = Scene::with_image(ByteSize(8 << 20), Some(BitRate(200_000_000))).await;
-    let liar = PeerPlan { outbound: Arc::new(Liar), ..PeerPlan::numbered(1, 1) };
+    let liar = PeerPlan {
+        outbound: Arc::new(Liar),
+        ..PeerPlan::numbered(1, 1)
+    };
     scene.region.add_peer(liar).await.unwrap();
     scene.completes(scene.pull(0)).await;
 
     // Its only neighbour is the liar, which says that it holds everything.
-    scene.region.add_peer(PeerPlan::numbered(2, 1)).await.unwrap();
+    scene
+        .region
+        .add_peer(PeerPlan::numbered(2, 1))
+        .await
+        .unwrap();
     // The client checks each digest: nothing altered was emitted.
     scene.completes(scene.pull(1)).await;
     // What is stored is checked once more as a whole, after the last byte was emitted.
-    scene.until("the second peer's store is complete", |scene| is_complete(scene, 1)).await;
+    scene
+        .until("the second peer's store is complete", |scene| {
+            is_complete(scene, 1)
+        })
+        .await;
     let victim = scene.region.peers()[1].stats();
-    assert!(victim.corrupt_chunks >= 1, "the liar was asked and found out: {victim:?}");
+    assert!(
+        victim.corrupt_chunks >= 1,
+        "the liar was asked and found out: {victim:?}"
+    );
     assert_eq!(victim.quarantined_peers, 1);
-    assert_eq!(victim.bytes_from_peers, 0, "nothing of it counts as received");
+    assert_eq!(
+        victim.bytes_from_peers, 0,
+        "nothing of it counts as received"
+    );
 
     // A third peer gets honest bytes from the second: nothing altered is served on.
-    scene.region.add_peer(PeerPlan::numbered(3, 1)).await.unwrap();
+    scene
+        .region
+        .add_peer(PeerPlan::numbered(3, 1))
+        .await
+        .unwrap();
     scene.completes(scene.pull(2)).await;
-    scene.until("the third peer's store is complete", |scene| is_complete(scene, 2)).await;
+    scene
+        .until("the third peer's store is complete", |scene| {
+            is_complete(scene, 2)
+        })
+        .await;
     let third = scene.region.peers()[2].stats();
-    assert!(third.quarantined_peers <= 1, "the honest neighbour is not blamed");
+    assert!(
+        third.quarantined_peers <= 1,
+        "the honest neighbour is not blamed"
+    );
 }
 
 fn is_complete(scene: &Scene, peer: usize) -> bool {
-    scene.region.peers()[peer].stats().blobs.iter().all(|blob| blob.is_complete)
+    scene.region.peers()[peer]
+        .stats()
+        .blobs
+        .iter()
+        .all(|blob| blob.is_complete)
 }

@@ -36,7 +36,10 @@ async fn the_origin_is_killed_after_the_seeding() {
     scene.lab.origin().kill();
     for pull in pulls {
         let total = scene.completes(pull).await.total;
-        assert!(total < SEEDED_BOUND, "without the origin a pull took {total:?}");
+        assert!(
+            total < SEEDED_BOUND,
+            "without the origin a pull took {total:?}"
+        );
     }
 }
 
@@ -47,10 +50,16 @@ async fn the_origin_is_gone_for_good_and_nobody_has_the_image() {
     scene.until_held(0, 0.1).await;
     scene.lab.origin().kill();
     for pull in pulls {
-        let ended = timeout(GIVE_UP_BOUND, pull).await.expect("a hopeless pull ends").unwrap();
+        let ended = timeout(GIVE_UP_BOUND, pull)
+            .await
+            .expect("a hopeless pull ends")
+            .unwrap();
         assert!(ended.is_err(), "bytes that nobody has");
     }
     // Who comes now hears at once that there is nothing, and goes to its next host.
-    let ended = timeout(Duration::from_secs(10), scene.pull(1)).await.expect("a hopeless pull ends").unwrap();
+    let ended = timeout(Duration::from_secs(10), scene.pull(1))
+        .await
+        .expect("a hopeless pull ends")
+        .unwrap();
     assert!(ended.is_err(), "bytes that nobody has");
 }

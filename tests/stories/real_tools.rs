@@ -12,19 +12,34 @@ use crate::harness::tools;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn skopeo_pushes_and_the_second_containerd_gets_it_from_the_first_ones_peer() {
-    let Some(tools) = tools::find("the story with the real tools", &["skopeo", "containerd", "ctr"], true)
-    else {
+    let Some(tools) = tools::find(
+        "the story with the real tools",
+        &["skopeo", "containerd", "ctr"],
+        true,
+    ) else {
         return;
     };
     let [skopeo, containerd, ctr] = <[_; 3]>::try_from(tools).unwrap();
     let mut scene = Scene::with_image(ByteSize(24 << 20), None).await;
     let registry = scene.region.registry();
     let image = format!("{registry}/real/app:v1");
-    let (source, target) = (format!("oci:{}", scene.layout.display()), format!("docker://{image}"));
+    let (source, target) = (
+        format!("oci:{}", scene.layout.display()),
+        format!("docker://{image}"),
+    );
     blocking(move || {
         let skopeo = Path::new(&skopeo);
-        tools::run(skopeo, ["--insecure-policy", "copy", "--dest-tls-verify=false", &source, &target])
-            .unwrap();
+        tools::run(
+            skopeo,
+            [
+                "--insecure-policy",
+                "copy",
+                "--dest-tls-verify=false",
+                &source,
+                &target,
+            ],
+        )
+        .unwrap();
     })
     .await;
 
@@ -33,8 +48,12 @@ async fn skopeo_pushes_and_the_second_containerd_gets_it_from_the_first_ones_pee
     for peer in 0..2 {
         let mirror = scene.region.peers()[peer].mirror_addr();
         let hosts = hosts_toml(mirror, Some(&scene.region.origin_url()), None);
-        let (containerd, ctr, registry, image) =
-            (containerd.clone(), ctr.clone(), registry.clone(), image.clone());
+        let (containerd, ctr, registry, image) = (
+            containerd.clone(),
+            ctr.clone(),
+            registry.clone(),
+            image.clone(),
+        );
         let content = blocking(move || {
             let daemon = Containerd::start(&containerd, &ctr);
             daemon.configure_mirror(&registry, &hosts);
@@ -44,13 +63,27 @@ async fn skopeo_pushes_and_the_second_containerd_gets_it_from_the_first_ones_pee
         contents.push(content.await);
     }
     assert_eq!(contents[0], contents[1], "both hold the same digests");
-    assert_eq!(contents[0].len(), 6, "manifest, configuration and four layers: {:?}", contents[0]);
+    assert_eq!(
+        contents[0].len(),
+        6,
+        "manifest, configuration and four layers: {:?}",
+        contents[0]
+    );
 
-    let (first, second) = (scene.region.peers()[0].stats(), scene.region.peers()[1].stats());
-    assert!(first.bytes_to_runtime >= scene.image_bytes, "the first pull went through its mirror: {first:?}");
+    let (first, second) = (
+        scene.region.peers()[0].stats(),
+        scene.region.peers()[1].stats(),
+    );
+    assert!(
+        first.bytes_to_runtime >= scene.image_bytes,
+        "the first pull went through its mirror: {first:?}"
+    );
     let total = second.bytes_from_peers + second.bytes_from_origin;
     let share = second.bytes_from_peers as f64 / total as f64;
-    assert!(share > 0.9, "only {share:.3} of the second pull came from the first peer: {second:?}");
+    assert!(
+        share > 0.9,
+        "only {share:.3} of the second pull came from the first peer: {second:?}"
+    );
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

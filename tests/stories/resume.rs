@@ -21,14 +21,23 @@ fn pulls(scene: &Scene, peer: usize, containerd: Containerd) -> thread::JoinHand
     let (registry, origin) = (scene.region.registry(), scene.region.origin_url());
     thread::spawn(move || {
         containerd.configure_mirror(&registry, &hosts_toml(mirror, Some(&origin), None));
-        containerd.pull(&format!("{registry}/{REPOSITORY}:{TAG}")).unwrap();
+        containerd
+            .pull(&format!("{registry}/{REPOSITORY}:{TAG}"))
+            .unwrap();
         containerd.content()
     })
 }
 
 async fn finished(pulling: thread::JoinHandle<Vec<String>>) {
-    let content = tokio::task::spawn_blocking(|| pulling.join()).await.unwrap().expect("the pull succeeds");
-    assert_eq!(content.len(), 6, "manifest, configuration and four layers: {content:?}");
+    let content = tokio::task::spawn_blocking(|| pulling.join())
+        .await
+        .unwrap()
+        .expect("the pull succeeds");
+    assert_eq!(
+        content.len(),
+        6,
+        "manifest, configuration and four layers: {content:?}"
+    );
 }
 
 /// Both versions, if they are here; the second as it is started by `start_2`.
@@ -50,7 +59,11 @@ async fn a_mirror_that_dies_while_containerd_reads_costs_it_nothing_but_time() {
         let mut scene = Scene::with_image(SIZE, RATE).await;
         scene.add_peers(1).await;
         let pulling = pulls(&scene, 0, daemon);
-        scene.until("containerd reads", |scene| to_runtime(scene) > scene.image_bytes / 4).await;
+        scene
+            .until("containerd reads", |scene| {
+                to_runtime(scene) > scene.image_bytes / 4
+            })
+            .await;
         scene.region.stop_peer(0).await;
         finished(pulling).await;
     }
@@ -61,15 +74,25 @@ async fn a_download_that_the_mirror_must_cut_is_resumed_at_the_origin() {
     for daemon in daemons("a download that is cut", Containerd::start_2_in_ranges) {
         let mut scene = Scene::with_image(SIZE, RATE).await;
         let way = Breaker::to(scene.region.registry().parse().unwrap()).await;
-        let plan = PeerPlan { upstream: Some(way.url()), ..PeerPlan::numbered(1, 1) };
+        let plan = PeerPlan {
+            upstream: Some(way.url()),
+            ..PeerPlan::numbered(1, 1)
+        };
         scene.region.add_peer(plan).await.unwrap();
         let pulling = pulls(&scene, 0, daemon);
-        scene.until("containerd reads", |scene| to_runtime(scene) > scene.image_bytes / 4).await;
+        scene
+            .until("containerd reads", |scene| {
+                to_runtime(scene) > scene.image_bytes / 4
+            })
+            .await;
         // The peer cannot reach its origin any more, and nobody else has the image; containerd can.
         way.break_off().await;
         finished(pulling).await;
         let handed = to_runtime(&scene);
-        assert!(handed < scene.image_bytes, "the rest came from the origin: {handed} bytes");
+        assert!(
+            handed < scene.image_bytes,
+            "the rest came from the origin: {handed} bytes"
+        );
     }
 }
 

@@ -33,13 +33,22 @@ fn traced(strace: &Path, dir: &Path) -> String {
 fn calls_of(service: &str, dir: &Path) -> BTreeMap<String, String> {
     let mut calls = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
-        if entry.file_name().to_string_lossy().starts_with(&format!("{service}.")) {
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with(&format!("{service}."))
+        {
             // `NUMBER  NAME(ARGUMENTS) = RESULT`; what is resumed, a signal and an end have no name in its place.
             for line in fs::read_to_string(entry.path()).unwrap().lines() {
-                let call = line.split_once(' ').and_then(|(_, call)| call.trim_start().split_once('('));
-                let is_name = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+                let call = line
+                    .split_once(' ')
+                    .and_then(|(_, call)| call.trim_start().split_once('('));
+                let is_name =
+                    |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
                 if let Some((name, _)) = call.filter(|(name, _)| is_name(name)) {
-                    calls.entry(name.to_owned()).or_insert_with(|| line.to_owned());
+                    calls
+                        .entry(name.to_owned())
+                        .or_insert_with(|| line.to_owned());
                 }
             }
         }
@@ -51,7 +60,10 @@ fn calls_of(service: &str, dir: &Path) -> BTreeMap<String, String> {
 fn sets(printed: &str) -> BTreeMap<&str, Vec<&str>> {
     let mut sets = BTreeMap::<_, Vec<_>>::new();
     let mut current = "";
-    for line in printed.lines().filter(|line| !line.trim_start().starts_with('#')) {
+    for line in printed
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+    {
         if line.starts_with('@') {
             current = line;
         } else if !line.trim().is_empty() {
@@ -63,7 +75,10 @@ fn sets(printed: &str) -> BTreeMap<&str, Vec<&str>> {
 
 fn expand<'s>(name: &'s str, sets: &BTreeMap<&'s str, Vec<&'s str>>) -> BTreeSet<&'s str> {
     match sets.get(name) {
-        Some(members) => members.iter().flat_map(|member| expand(member, sets)).collect(),
+        Some(members) => members
+            .iter()
+            .flat_map(|member| expand(member, sets))
+            .collect(),
         None => BTreeSet::from([name]),
     }
 }
@@ -78,7 +93,9 @@ fn settings<'u>(unit: &'u str, key: &str) -> Vec<&'u str> {
 fn allowed<'s>(unit: &'s str, sets: &BTreeMap<&'s str, Vec<&'s str>>) -> BTreeSet<&'s str> {
     let mut allowed = expand("@default", sets);
     for line in settings(unit, "SystemCallFilter") {
-        let (names, is_let_through) = line.strip_prefix('~').map_or((line, true), |names| (names, false));
+        let (names, is_let_through) = line
+            .strip_prefix('~')
+            .map_or((line, true), |names| (names, false));
         for call in names.split_whitespace().flat_map(|name| expand(name, sets)) {
             if is_let_through {
                 allowed.insert(call);
@@ -92,7 +109,9 @@ fn allowed<'s>(unit: &'s str, sets: &BTreeMap<&'s str, Vec<&'s str>>) -> BTreeSe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_units_let_every_system_call_of_their_services_through() {
-    let Some(tools) = find(STORY, &["strace", "systemd-analyze"], false) else { return };
+    let Some(tools) = find(STORY, &["strace", "systemd-analyze"], false) else {
+        return;
+    };
     if run(&tools[0], ["-D", "-qq", "-o", "/dev/null", "true"]).is_err() {
         return skip(STORY, "strace may trace nothing here");
     }
@@ -115,14 +134,28 @@ async fn the_units_let_every_system_call_of_their_services_through() {
     let printed = run(&tools[1], ["syscall-filter", "--no-pager"]).unwrap();
     let sets = sets(&printed);
     for service in SERVICES {
-        let unit = format!("{}/deploy/systemd/flotilla-{service}.service", env!("CARGO_MANIFEST_DIR"));
+        let unit = format!(
+            "{}/deploy/systemd/flotilla-{service}.service",
+            env!("CARGO_MANIFEST_DIR")
+        );
         let unit = fs::read_to_string(unit).unwrap();
         let (allowed, calls) = (allowed(&unit, &sets), calls_of(service, dir.path()));
         assert!(
-            allowed.contains("sendfile") && !allowed.contains("mount") && !allowed.contains("setpriority")
+            allowed.contains("sendfile")
+                && !allowed.contains("mount")
+                && !allowed.contains("setpriority")
         );
-        assert!(calls.contains_key("listen") && calls.contains_key("exit_group"), "{service}: {calls:?}");
-        let refused: Vec<_> = calls.iter().filter(|(name, _)| !allowed.contains(name.as_str())).collect();
-        assert!(refused.is_empty(), "flotilla-{service}.service refuses {refused:#?}");
+        assert!(
+            calls.contains_key("listen") && calls.contains_key("exit_group"),
+            "{service}: {calls:?}"
+        );
+        let refused: Vec<_> = calls
+            .iter()
+            .filter(|(name, _)| !allowed.contains(name.as_str()))
+            .collect();
+        assert!(
+            refused.is_empty(),
+            "flotilla-{service}.service refuses {refused:#?}"
+        );
     }
 }

@@ -16,34 +16,51 @@ const DISAGREEING_BOUND: Duration = Duration::from_secs(14);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_trackers_are_dead_from_the_start() {
-    let plan = LabPlan { trackers: 2, ..slow_region() };
+    let plan = LabPlan {
+        trackers: 2,
+        ..slow_region()
+    };
     let mut scene = LabScene::of(plan, SLOW_SIZE, &[]).await;
     scene.lab.tracker(0).kill();
     scene.lab.tracker(1).kill();
     scene.lab.add_peers(&slow_peers(4)).await.unwrap();
     for pull in scene.pull_everywhere() {
         let total = scene.completes(pull).await.total;
-        assert!(total < ALONE_BOUND, "without a tracker a pull took {total:?}");
+        assert!(
+            total < ALONE_BOUND,
+            "without a tracker a pull took {total:?}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tracker_falls_silent_in_mid_burst() {
-    let Some(ground) = hosts("the tracker falls silent in mid burst", SLOW_RATE) else { return };
+    let Some(ground) = hosts("the tracker falls silent in mid burst", SLOW_RATE) else {
+        return;
+    };
     let scene = &mut LabScene::start(ground, SLOW_SIZE, &vec![PeerPlan::default(); 4]).await;
     let pulls = scene.pull_everywhere();
     scene.until_held(0, 0.25).await;
     scene.lab.tracker(0).host().cut().unwrap();
     for pull in pulls {
         let total = scene.completes(pull).await.total;
-        assert!(total < SHARING_BOUND, "a silent tracker cost a pull {total:?}");
+        assert!(
+            total < SHARING_BOUND,
+            "a silent tracker cost a pull {total:?}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_trackers_disagree() {
-    let Some(ground) = hosts("two trackers disagree", SLOW_RATE) else { return };
-    let plan = LabPlan { trackers: 2, ground, ..slow_region() };
+    let Some(ground) = hosts("two trackers disagree", SLOW_RATE) else {
+        return;
+    };
+    let plan = LabPlan {
+        trackers: 2,
+        ground,
+        ..slow_region()
+    };
     let mut scene = LabScene::of(plan, SLOW_SIZE, &vec![PeerPlan::default(); 4]).await;
     // Half of the fleet takes each of them for dead, so both grant leases.
     for peer in 0..4 {
@@ -53,8 +70,14 @@ async fn two_trackers_disagree() {
     }
     for pull in scene.pull_everywhere() {
         let total = scene.completes(pull).await.total;
-        assert!(total < DISAGREEING_BOUND, "trackers that disagree cost a pull {total:?}");
+        assert!(
+            total < DISAGREEING_BOUND,
+            "trackers that disagree cost a pull {total:?}"
+        );
     }
     let copies = scene.origin_copies().await;
-    assert!(copies < 2.5, "{copies} copies from the origin, where two trackers may cost two");
+    assert!(
+        copies < 2.5,
+        "{copies} copies from the origin, where two trackers may cost two"
+    );
 }

@@ -30,15 +30,19 @@ const SETPRIV: &[&str] = &[
 ];
 
 fn deployed(file: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("deploy")
+        .join(file);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))
 }
 
 /// The command line of a unit.
 fn exec_start(service: &str) -> Vec<String> {
     let unit = deployed(&format!("systemd/flotilla-{service}.service"));
-    let line =
-        unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("a unit starts something");
+    let line = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStart="))
+        .expect("a unit starts something");
     line.split_whitespace().map(str::to_owned).collect()
 }
 
@@ -67,19 +71,37 @@ async fn every_unit_starts_with_the_example_configuration_in_its_sandbox_and_end
     fs::create_dir_all(format!("{root}/etc")).unwrap();
     flotilla(&["pki", "init", "--dir", &pki, "--region", "eu-1"]);
     flotilla(&["pki", "issue", "--dir", &pki, "--server", "origin.internal"]);
-    flotilla(&["pki", "issue", "--dir", &pki, "--server", "tracker.internal"]);
+    flotilla(&[
+        "pki",
+        "issue",
+        "--dir",
+        &pki,
+        "--server",
+        "tracker.internal",
+    ]);
     flotilla(&["pki", "issue", "--dir", &pki, "--peer", "peer"]);
     fs::copy(FLOTILLA, format!("{root}/flotilla")).unwrap();
     for service in ["origin", "tracker", "peer"] {
         configure(service, &root);
         let state = format!("{root}/var/{service}");
         fs::create_dir_all(&state).unwrap();
-        run(Path::new("chown"), ["-R", &format!("{NOBODY}:{NOBODY}"), &root]).unwrap();
+        run(
+            Path::new("chown"),
+            ["-R", &format!("{NOBODY}:{NOBODY}"), &root],
+        )
+        .unwrap();
         let command = exec_start(service);
-        assert_eq!(command[0], "/usr/local/bin/flotilla", "where the operations page puts it");
-        let arguments = command[1..].iter().map(|word| word.replace("/etc/flotilla", &format!("{root}/etc")));
+        assert_eq!(
+            command[0], "/usr/local/bin/flotilla",
+            "where the operations page puts it"
+        );
+        let arguments = command[1..]
+            .iter()
+            .map(|word| word.replace("/etc/flotilla", &format!("{root}/etc")));
         let mut sandboxed = Command::new("unshare");
-        sandboxed.args(["--mount", "--", "sh", "-c", SANDBOX, &state]).args(SETPRIV);
+        sandboxed
+            .args(["--mount", "--", "sh", "-c", SANDBOX, &state])
+            .args(SETPRIV);
         let process = Process::start(sandboxed.arg(format!("{root}/flotilla")).args(arguments));
         process.terminate();
         process.accepts_nothing_new().await;

@@ -165,7 +165,10 @@ impl Config {
         if self.lease.term_ms > self.lease.longest_ms {
             return Err(ConfigError::Above("lease.term_ms", "lease.longest_ms"));
         }
-        let is_listed = self.own_url.as_ref().is_some_and(|own| self.trackers.contains(own));
+        let is_listed = self
+            .own_url
+            .as_ref()
+            .is_some_and(|own| self.trackers.contains(own));
         if is_listed == self.trackers.is_empty() || self.own_url.is_some() != is_listed {
             return Err(ConfigError::OwnUrl);
         }
@@ -217,10 +220,15 @@ mod tests {
             config.validate().expect_err("not valid").to_string()
         };
         assert_eq!(error("[lease]\nopen = 0"), "lease.open must be at least 1");
-        assert_eq!(error("min_interval_ms = 200000"), "min_interval_ms must not be above max_interval_ms");
+        assert_eq!(
+            error("min_interval_ms = 200000"),
+            "min_interval_ms must not be above max_interval_ms"
+        );
         assert!(error("trackers = ['http://a']").starts_with("own-url must be one of trackers"));
         assert!(error("own_url = 'http://a'").starts_with("own-url must be one of trackers"));
-        let unknown = toml::from_str::<Config>("intervall = 3").expect_err("unknown key").to_string();
+        let unknown = toml::from_str::<Config>("intervall = 3")
+            .expect_err("unknown key")
+            .to_string();
         assert!(unknown.contains("intervall"), "{unknown}");
     }
 }

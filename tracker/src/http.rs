@@ -52,7 +52,10 @@ async fn announce(
         Ok(encoded(codec::encode(&answer)))
     };
     let response = answered(&service, "announce", began, answer());
-    service.metrics().handout_seconds.observe(began.elapsed().as_secs_f64());
+    service
+        .metrics()
+        .handout_seconds
+        .observe(began.elapsed().as_secs_f64());
     response
 }
 
@@ -79,7 +82,10 @@ fn answered(
     answer: Result<Response, Reject>,
 ) -> Response {
     let response = answer.unwrap_or_else(IntoResponse::into_response);
-    service.metrics().requests.answered(route, response.status(), began.elapsed());
+    service
+        .metrics()
+        .requests
+        .answered(route, response.status(), began.elapsed());
     response
 }
 
@@ -89,7 +95,10 @@ struct Shown {
     limit: Option<usize>,
 }
 
-async fn swarms(State(service): State<Arc<Service>>, Query(shown): Query<Shown>) -> Json<Vec<SwarmStatus>> {
+async fn swarms(
+    State(service): State<Arc<Service>>,
+    Query(shown): Query<Shown>,
+) -> Json<Vec<SwarmStatus>> {
     Json(service.swarms(shown.limit.unwrap_or(SWARMS_SHOWN)))
 }
 
@@ -98,7 +107,11 @@ fn encoded(answer: Result<Vec<u8>, CodecError>) -> Response {
         Ok(body) => ([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response(),
         Err(error) => {
             tracing::error!(%error, "encode answer");
-            (StatusCode::INTERNAL_SERVER_ERROR, format!("encode answer: {error}\n")).into_response()
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("encode answer: {error}\n"),
+            )
+                .into_response()
         }
     }
 }

@@ -75,9 +75,17 @@ impl Tracker {
     ) -> Result<Self, StartError> {
         config.validate()?;
         let addr = config.listen;
-        let listener = TcpListener::bind(addr).await.map_err(|source| StartError::Listen { addr, source })?;
-        let limits = Limits { connections: config.limits.connections as usize, ..Limits::default() };
-        let https = tls.as_ref().map(|identity| identity.https_server(Clients::Anybody)).transpose()?;
+        let listener = TcpListener::bind(addr)
+            .await
+            .map_err(|source| StartError::Listen { addr, source })?;
+        let limits = Limits {
+            connections: config.limits.connections as usize,
+            ..Limits::default()
+        };
+        let https = tls
+            .as_ref()
+            .map(|identity| identity.https_server(Clients::Anybody))
+            .transpose()?;
         if let Some(identity) = &tls {
             keep_fresh(identity.clone(), Timing::default(), shutdown);
         }

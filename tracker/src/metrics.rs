@@ -31,7 +31,10 @@ impl Default for Metrics {
     fn default() -> Self {
         let requests = Requests::default();
         requests.begin_with(&["announce", "lease"]);
-        Self { requests, handout_seconds: seconds_histogram() }
+        Self {
+            requests,
+            handout_seconds: seconds_histogram(),
+        }
     }
 }
 
@@ -43,15 +46,37 @@ pub(crate) fn registry(service: Arc<Service>) -> Registry {
     let help = "Time to answer an announce, handouts included";
     registry.register("handout_seconds", help, metrics.handout_seconds.clone());
     registry.register_collector(Figures::collector(move |figures| {
-        let Snapshot { peers, swarms, leases_open, requests_parked, counts } = service.snapshot();
+        let Snapshot {
+            peers,
+            swarms,
+            leases_open,
+            requests_parked,
+            counts,
+        } = service.snapshot();
         figures.gauge("peers", "Peers known", u64::from(peers))?;
         figures.gauge("swarms", "Blobs that a peer holds or wants", swarms)?;
         figures.gauge("leases_open", "Leases open", leases_open)?;
-        figures.gauge("requests_parked", "Lease requests that wait", requests_parked)?;
-        service.identity().iter().try_for_each(|identity| identity.figures(figures))?;
+        figures.gauge(
+            "requests_parked",
+            "Lease requests that wait",
+            requests_parked,
+        )?;
+        service
+            .identity()
+            .iter()
+            .try_for_each(|identity| identity.figures(figures))?;
         let announces = [("accepted", counts.announces), ("resync", counts.resyncs)];
-        figures.counters("announces", "Announces, by how they were answered", "answer", announces)?;
-        figures.counter("peers_expired", "Peers forgotten because they were silent", counts.peers_expired)?;
+        figures.counters(
+            "announces",
+            "Announces, by how they were answered",
+            "answer",
+            announces,
+        )?;
+        figures.counter(
+            "peers_expired",
+            "Peers forgotten because they were silent",
+            counts.peers_expired,
+        )?;
         figures.counter(
             "changes_left_out",
             "Changes left out of too many swarms",
@@ -66,7 +91,11 @@ pub(crate) fn registry(service: Arc<Service>) -> Registry {
             ("expired", counts.expired),
         ];
         figures.counters("leases", "Leases, by what became of them", "event", leases)?;
-        figures.counter("introduced", "Starving peers told a holder to dial", counts.introduced)
+        figures.counter(
+            "introduced",
+            "Starving peers told a holder to dial",
+            counts.introduced,
+        )
     }));
     registry
 }

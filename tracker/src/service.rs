@@ -39,7 +39,14 @@ impl Service {
     pub(crate) fn new(config: Config, identity: Option<Identity>, shutdown: Shutdown) -> Self {
         let state = Mutex::new(State::new(&config));
         let (is_earlier, metrics) = (Notify::new(), Metrics::default());
-        Self { config, state, identity, is_earlier, shutdown, metrics }
+        Self {
+            config,
+            state,
+            identity,
+            is_earlier,
+            shutdown,
+            metrics,
+        }
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -73,7 +80,9 @@ impl Service {
     ) -> Result<LeaseAnswer, Refusal> {
         self.check_identity(identity, &request.peer)?;
         let answer = self.with_state(|state| state.lease(Clock::now(), request))?;
-        let draining = LeaseAnswer::Wait { retry_ms: DRAINING_WAIT.as_millis() as u32 };
+        let draining = LeaseAnswer::Wait {
+            retry_ms: DRAINING_WAIT.as_millis() as u32,
+        };
         tokio::select! {
             biased;
             answer = answer => answer.unwrap_or(Ok(draining)),
@@ -111,10 +120,13 @@ impl Service {
 
     fn check_identity(&self, certified: Option<&PeerId>, claimed: &PeerId) -> Result<(), Refusal> {
         match certified {
-            None if self.identity.is_some() => Err(Refusal::NoIdentity { claimed: claimed.clone() }),
-            Some(certified) if certified != claimed => {
-                Err(Refusal::OtherIdentity { certified: certified.clone(), claimed: claimed.clone() })
-            }
+            None if self.identity.is_some() => Err(Refusal::NoIdentity {
+                claimed: claimed.clone(),
+            }),
+            Some(certified) if certified != claimed => Err(Refusal::OtherIdentity {
+                certified: certified.clone(),
+                claimed: claimed.clone(),
+            }),
             _ => Ok(()),
         }
     }

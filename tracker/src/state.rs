@@ -13,8 +13,8 @@ use flotilla_common::tracker::{
     RequestId, Slot, TrackerMachine, ZoneSlot, ranked,
 };
 use flotilla_common::wire::tracker::{
-    AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, LeaseAnswer, LeaseAsk, LeaseRequest,
-    MAX_CHANGES, PeerInfo,
+    AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, LeaseAnswer, LeaseAsk,
+    LeaseRequest, MAX_CHANGES, PeerInfo,
 };
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -31,10 +31,16 @@ const MAX_LEASES: usize = 1_024;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("{what}: {count} are more than the {limit} that one message may carry")]
-    TooMany { what: &'static str, count: usize, limit: usize },
+    TooMany {
+        what: &'static str,
+        count: usize,
+        limit: usize,
+    },
     #[error("progress {progress} of {digest} is above {}", Progress::COMPLETE.step())]
     Progress { digest: Digest, progress: u8 },
-    #[error("{digest} has another number of chunks than {chunks}, as others say or as any blob may have")]
+    #[error(
+        "{digest} has another number of chunks than {chunks}, as others say or as any blob may have"
+    )]
     Chunks { digest: Digest, chunks: u32 },
     #[error("the message is of peer {claimed}, and no certificate says so")]
     NoIdentity { claimed: PeerId },
@@ -148,10 +154,18 @@ impl State {
             self.infos.resize_with(index + 1, || None);
         }
         self.infos[index] = Some(info);
-        let changes = request.changes.iter().filter_map(|change| self.change(change)).collect();
+        let changes = request
+            .changes
+            .iter()
+            .filter_map(|change| self.change(change))
+            .collect();
         let leases = request.leases.iter().filter_map(|lease| {
             let blob = self.blobs.slot(&lease.digest)?;
-            Some(machine::HeldLease { blob, chunk: lease.chunk, chunks: lease.chunks })
+            Some(machine::HeldLease {
+                blob,
+                chunk: lease.chunk,
+                chunks: lease.chunks,
+            })
         });
         let announce = machine::Announce {
             request: RequestId(0),
@@ -170,14 +184,17 @@ impl State {
         self.machine.handle(now, Input::Announce(announce));
         let epoch = self.machine.epoch();
         // An announce is answered while it is handled.
-        self.drain(now).unwrap_or(Ok(AnnounceAnswer::Resync { epoch }))
+        self.drain(now)
+            .unwrap_or(Ok(AnnounceAnswer::Resync { epoch }))
     }
 
     /// Takes a lease request; the answer may come later.
     pub(crate) fn lease(&mut self, now: Time, request: LeaseRequest) -> Result<Answer, Refusal> {
         let (sender, answer) = oneshot::channel();
-        let (Some(peer), Some(blob)) = (self.peers.slot(&request.peer), self.blobs.slot(&request.digest))
-        else {
+        let (Some(peer), Some(blob)) = (
+            self.peers.slot(&request.peer),
+            self.blobs.slot(&request.digest),
+        ) else {
             return Ok(answered(LeaseAnswer::Unknown));
         };
         if matches!(request.ask, LeaseAsk::Take { .. })
@@ -189,14 +206,35 @@ impl State {
         self.next_request += 1;
         let id = RequestId(self.next_request);
         let mut chunks = 0;
-        let event = |chunk, event| Input::Lease(machine::Lease { request: id, peer, blob, chunk, event });
+        let event = |chunk, event| {
+            Input::Lease(machine::Lease {
+                request: id,
+                peer,
+                blob,
+                chunk,
+                event,
+            })
+        };
         let input = match request.ask {
-            LeaseAsk::Take { number, missing, starving, unreachable } => {
+            LeaseAsk::Take {
+                number,
+                missing,
+                starving,
+                unreachable,
+            } => {
                 check_count("unreachable", unreachable.len(), MAX_NAMED_PEERS)?;
                 chunks = missing.len();
                 let unreachable = self.known(&unreachable);
                 let request = id;
-                Input::Take(machine::Take { request, peer, blob, number, missing, starving, unreachable })
+                Input::Take(machine::Take {
+                    request,
+                    peer,
+                    blob,
+                    number,
+                    missing,
+                    starving,
+                    unreachable,
+                })
             }
             LeaseAsk::Drop => {
                 self.machine.handle(now, Input::Drop { peer, blob });
@@ -207,7 +245,16 @@ impl State {
             LeaseAsk::Done { chunk } => event(chunk, LeaseEvent::Done),
             LeaseAsk::Failed { chunk } => event(chunk, LeaseEvent::Failed),
         };
-        self.waiting.insert(id, Waiting { answer: sender, peer, blob, digest: request.digest, chunks });
+        self.waiting.insert(
+            id,
+            Waiting {
+                answer: sender,
+                peer,
+                blob,
+                digest: request.digest,
+                chunks,
+            },
+        );
         self.machine.handle(now, input);
         self.drain(now);
         Ok(answer)
@@ -234,7 +281,11 @@ impl State {
         Snapshot {
             peers: self.machine.peer_count(),
             swarms: self.blobs.len() as u64,
-            leases_open: self.machine.swarms().map(|swarm| swarm.leases_open as u64).sum(),
+            leases_open: self
+                .machine
+                .swarms()
+                .map(|swarm| swarm.leases_open as u64)
+                .sum(),
             requests_parked: self.waiting.len() as u64,
             counts: self.machine.counts(),
         }
@@ -242,7 +293,9 @@ impl State {
 
     /// Whether this tracker is the first of the blob's.
     fn is_first(&self, digest: &Digest) -> bool {
-        let first = ranked(&self.trackers, digest).first().map(|first| &self.trackers[*first]);
+        let first = ranked(&self.trackers, digest)
+            .first()
+            .map(|first| &self.trackers[*first]);
         first == self.own_url.as_ref()
     }
 
@@ -261,9 +314,10 @@ impl State {
                 self.blobs.intern(&change.digest),
                 machine::BlobState::Wanted(Progress::from_step(progress)?),
             ),
-            BlobState::Held { progress } => {
-                (self.blobs.intern(&change.digest), machine::BlobState::Held(Progress::from_step(progress)?))
-            }
+            BlobState::Held { progress } => (
+                self.blobs.intern(&change.digest),
+                machine::BlobState::Held(Progress::from_step(progress)?),
+            ),
             BlobState::Gone => (self.blobs.slot(&change.digest)?, machine::BlobState::Gone),
         };
         Some(machine::Change { blob, state })
@@ -271,7 +325,10 @@ impl State {
 
     /// The slots of those of `peers` that are known.
     fn known(&self, peers: &[PeerId]) -> Vec<PeerSlot> {
-        peers.iter().filter_map(|peer| self.peers.slot(peer)).collect()
+        peers
+            .iter()
+            .filter_map(|peer| self.peers.slot(peer))
+            .collect()
     }
 
     fn info(&self, peer: PeerSlot) -> Option<&PeerInfo> {
@@ -304,42 +361,71 @@ impl State {
             machine::AnnounceAnswer::Full => Err(Refusal::TooManyPeers),
             machine::AnnounceAnswer::Accepted { next, handouts } => {
                 let handouts = handouts.into_iter().filter_map(|(blob, peers)| {
-                    let peers = peers.into_iter().filter_map(|peer| self.info(peer).cloned()).collect();
-                    Some(Handout { digest: *self.blobs.value(blob)?, peers })
+                    let peers = peers
+                        .into_iter()
+                        .filter_map(|peer| self.info(peer).cloned())
+                        .collect();
+                    Some(Handout {
+                        digest: *self.blobs.value(blob)?,
+                        peers,
+                    })
                 });
-                Ok(AnnounceAnswer::Accepted { epoch, next_ms: millis(next), handouts: handouts.collect() })
+                Ok(AnnounceAnswer::Accepted {
+                    epoch,
+                    next_ms: millis(next),
+                    handouts: handouts.collect(),
+                })
             }
         }
     }
 
     /// Answers a lease request. A lease for somebody who does not wait any more is given up at once.
     fn answer(&mut self, now: Time, request: RequestId, answer: machine::LeaseAnswer) {
-        let Some(waiting) = self.waiting.remove(&request) else { return };
+        let Some(waiting) = self.waiting.remove(&request) else {
+            return;
+        };
         let wire = match answer {
-            machine::LeaseAnswer::Granted { chunk, term } => {
-                Ok(LeaseAnswer::Granted { chunk, term_ms: millis(term) })
-            }
-            machine::LeaseAnswer::Wait { retry_after } => {
-                Ok(LeaseAnswer::Wait { retry_ms: millis(retry_after) })
-            }
+            machine::LeaseAnswer::Granted { chunk, term } => Ok(LeaseAnswer::Granted {
+                chunk,
+                term_ms: millis(term),
+            }),
+            machine::LeaseAnswer::Wait { retry_after } => Ok(LeaseAnswer::Wait {
+                retry_ms: millis(retry_after),
+            }),
             machine::LeaseAnswer::Dial { holder, .. } => Ok(match self.info(holder) {
-                Some(holder) => LeaseAnswer::Dial { peer: holder.clone() },
+                Some(holder) => LeaseAnswer::Dial {
+                    peer: holder.clone(),
+                },
                 None => LeaseAnswer::Wait { retry_ms: 0 },
             }),
-            machine::LeaseAnswer::Renewed { .. } | machine::LeaseAnswer::Noted => Ok(LeaseAnswer::Noted),
+            machine::LeaseAnswer::Renewed { .. } | machine::LeaseAnswer::Noted => {
+                Ok(LeaseAnswer::Noted)
+            }
             machine::LeaseAnswer::NotHeld => Ok(LeaseAnswer::NotHeld),
             machine::LeaseAnswer::Unknown => Ok(LeaseAnswer::Unknown),
-            machine::LeaseAnswer::Mismatch => {
-                Err(Refusal::Chunks { digest: waiting.digest, chunks: waiting.chunks })
-            }
+            machine::LeaseAnswer::Mismatch => Err(Refusal::Chunks {
+                digest: waiting.digest,
+                chunks: waiting.chunks,
+            }),
         };
         let (peer, blob) = (waiting.peer, waiting.blob);
-        if let (Err(_), machine::LeaseAnswer::Granted { chunk, .. }) = (waiting.answer.send(wire), answer) {
+        if let (Err(_), machine::LeaseAnswer::Granted { chunk, .. }) =
+            (waiting.answer.send(wire), answer)
+        {
             // The answer to this has nobody who waits for it.
             self.next_request += 1;
             let request = RequestId(self.next_request);
             let event = LeaseEvent::Failed;
-            self.machine.handle(now, Input::Lease(machine::Lease { request, peer, blob, chunk, event }));
+            self.machine.handle(
+                now,
+                Input::Lease(machine::Lease {
+                    request,
+                    peer,
+                    blob,
+                    chunk,
+                    event,
+                }),
+            );
         }
     }
 }
@@ -360,14 +446,21 @@ fn check_announce(request: &AnnounceRequest) -> Result<(), Refusal> {
         if let BlobState::Wanted { progress } | BlobState::Held { progress } = change.state
             && Progress::from_step(progress).is_none()
         {
-            return Err(Refusal::Progress { digest: change.digest, progress });
+            return Err(Refusal::Progress {
+                digest: change.digest,
+                progress,
+            });
         }
     }
     Ok(())
 }
 
 fn check_count(what: &'static str, count: usize, limit: usize) -> Result<(), Refusal> {
-    if count > limit { Err(Refusal::TooMany { what, count, limit }) } else { Ok(()) }
+    if count > limit {
+        Err(Refusal::TooMany { what, count, limit })
+    } else {
+        Ok(())
+    }
 }
 
 fn millis(duration: Duration) -> u32 {

@@ -8,10 +8,12 @@ use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::map::ChunkMap;
 use flotilla_common::wire::tracker::{
-    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Change, HeldLease, LEASE_PATH, LeaseAnswer,
-    LeaseAsk, LeaseRequest, PeerInfo,
+    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Change, HeldLease, LEASE_PATH,
+    LeaseAnswer, LeaseAsk, LeaseRequest, PeerInfo,
 };
-use flotilla_runtime::identity::{Authority, Identity, Issued, client_trusting, client_without_trust};
+use flotilla_runtime::identity::{
+    Authority, Identity, Issued, client_trusting, client_without_trust,
+};
 use flotilla_runtime::shutdown::{Drained, Shutdown};
 use flotilla_tracker::{Config, LeaseConfig, StartError, Tracker};
 use reqwest::StatusCode;
@@ -38,7 +40,11 @@ impl Region {
 
     async fn get(&self, path: &str) -> (StatusCode, String) {
         let http = client(client_without_trust().unwrap());
-        let answer = http.get(format!("http://{}{path}", self.tracker.addr())).send().await.unwrap();
+        let answer = http
+            .get(format!("http://{}{path}", self.tracker.addr()))
+            .send()
+            .await
+            .unwrap();
         (answer.status(), answer.text().await.unwrap())
     }
 
@@ -99,7 +105,9 @@ impl Peer {
     }
 
     async fn announce(&mut self, request: AnnounceRequest) -> AnnounceAnswer {
-        let (status, body) = self.post(ANNOUNCE_PATH, codec::encode(&request).unwrap()).await;
+        let (status, body) = self
+            .post(ANNOUNCE_PATH, codec::encode(&request).unwrap())
+            .await;
         assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
         let answer = codec::decode(&body).unwrap();
         if let AnnounceAnswer::Accepted { epoch, .. } = &answer {
@@ -115,12 +123,23 @@ impl Peer {
         let AnnounceAnswer::Accepted { handouts, .. } = self.announce(request).await else {
             panic!("a full announce is accepted")
         };
-        handouts[0].peers.iter().map(|peer| peer.id.to_string()).collect()
+        handouts[0]
+            .peers
+            .iter()
+            .map(|peer| peer.id.to_string())
+            .collect()
     }
 
     async fn ask(&self, digest: Digest, ask: LeaseAsk) -> LeaseAnswer {
-        let request = LeaseRequest { peer: self.info.id.clone(), digest, first_unreachable: false, ask };
-        let (status, body) = self.post(LEASE_PATH, codec::encode(&request).unwrap()).await;
+        let request = LeaseRequest {
+            peer: self.info.id.clone(),
+            digest,
+            first_unreachable: false,
+            ask,
+        };
+        let (status, body) = self
+            .post(LEASE_PATH, codec::encode(&request).unwrap())
+            .await;
         assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
         codec::decode(&body).unwrap()
     }
@@ -131,7 +150,10 @@ impl Peer {
 }
 
 fn client(tls: rustls::ClientConfig) -> reqwest::Client {
-    reqwest::Client::builder().tls_backend_preconfigured(tls).build().unwrap()
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .build()
+        .unwrap()
 }
 
 fn blob() -> Digest {
@@ -139,15 +161,26 @@ fn blob() -> Digest {
 }
 
 fn take(number: u64, missing: ChunkMap, starving: bool) -> LeaseAsk {
-    LeaseAsk::Take { number, missing, starving, unreachable: Vec::new() }
+    LeaseAsk::Take {
+        number,
+        missing,
+        starving,
+        unreachable: Vec::new(),
+    }
 }
 
 fn wanted(digest: Digest, progress: u8) -> Change {
-    Change { digest, state: BlobState::Wanted { progress } }
+    Change {
+        digest,
+        state: BlobState::Wanted { progress },
+    }
 }
 
 fn config() -> Config {
-    Config { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), ..Config::default() }
+    Config {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        ..Config::default()
+    }
 }
 
 #[tokio::test]
@@ -155,30 +188,53 @@ async fn peers_that_want_the_same_blob_get_each_other_near_ones_first() {
     let region = Region::start(config()).await;
     for peer in 0..40 {
         let zone = if peer % 2 == 0 { "even" } else { "odd" };
-        region.peer(&format!("{zone}-{peer}"), zone).want(blob()).await;
+        region
+            .peer(&format!("{zone}-{peer}"), zone)
+            .want(blob())
+            .await;
     }
     let handout = region.peer("newcomer", "even").want(blob()).await;
     assert_eq!(handout.len(), 16);
-    assert_eq!(handout.iter().filter(|id| id.starts_with("even")).count(), 12);
-    assert!(region.peer("elsewhere", "even").want(Digest::sha256(b"another")).await.is_empty());
+    assert_eq!(
+        handout.iter().filter(|id| id.starts_with("even")).count(),
+        12
+    );
+    assert!(
+        region
+            .peer("elsewhere", "even")
+            .want(Digest::sha256(b"another"))
+            .await
+            .is_empty()
+    );
 
     let (status, text) = region.get("/admin/swarms").await;
     let swarms: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(status, StatusCode::OK);
     assert_eq!(swarms[0]["digest"], blob().to_string());
-    assert_eq!((&swarms[0]["peers"], &swarms[0]["seeders"]), (&41.into(), &0.into()));
+    assert_eq!(
+        (&swarms[0]["peers"], &swarms[0]["seeders"]),
+        (&41.into(), &0.into())
+    );
     assert_eq!(region.get("/healthz").await.0, StatusCode::OK);
     assert_eq!(region.get("/readyz").await.0, StatusCode::OK);
     let metrics = region.get("/metrics").await.1;
     assert!(metrics.contains("flotilla_tracker_peers 42"), "{metrics}");
-    assert!(metrics.contains("flotilla_tracker_announces_total{answer=\"accepted\"} 42"), "{metrics}");
+    assert!(
+        metrics.contains("flotilla_tracker_announces_total{answer=\"accepted\"} 42"),
+        "{metrics}"
+    );
     region.stop().await;
 }
 
 #[tokio::test]
 async fn a_parked_request_gets_the_lease_that_another_peer_ends() {
     let region = Region::start(Config {
-        lease: LeaseConfig { open: 1, term_ms: 60_000, longest_ms: 60_000, ..LeaseConfig::default() },
+        lease: LeaseConfig {
+            open: 1,
+            term_ms: 60_000,
+            longest_ms: 60_000,
+            ..LeaseConfig::default()
+        },
         ..config()
     })
     .await;
@@ -186,32 +242,85 @@ async fn a_parked_request_gets_the_lease_that_another_peer_ends() {
     one.want(blob()).await;
     two.want(blob()).await;
     let granted = one.take(blob(), ChunkMap::full(3)).await;
-    assert_eq!(granted, LeaseAnswer::Granted { chunk: 0, term_ms: 60_000 });
+    assert_eq!(
+        granted,
+        LeaseAnswer::Granted {
+            chunk: 0,
+            term_ms: 60_000
+        }
+    );
     let waiting = tokio::spawn(async move { two.take(blob(), ChunkMap::full(3)).await });
     until(|| region.tracker.swarms(1)[0].leases_parked == 1).await;
-    assert_eq!(one.ask(blob(), LeaseAsk::Renew { chunk: 0, received: 5 }).await, LeaseAnswer::Noted);
-    assert_eq!(one.ask(blob(), LeaseAsk::Done { chunk: 0 }).await, LeaseAnswer::Noted);
-    assert_eq!(waiting.await.unwrap(), LeaseAnswer::Granted { chunk: 1, term_ms: 60_000 });
-    assert_eq!(one.ask(blob(), LeaseAsk::Renew { chunk: 1, received: 5 }).await, LeaseAnswer::NotHeld);
+    assert_eq!(
+        one.ask(
+            blob(),
+            LeaseAsk::Renew {
+                chunk: 0,
+                received: 5
+            }
+        )
+        .await,
+        LeaseAnswer::Noted
+    );
+    assert_eq!(
+        one.ask(blob(), LeaseAsk::Done { chunk: 0 }).await,
+        LeaseAnswer::Noted
+    );
+    assert_eq!(
+        waiting.await.unwrap(),
+        LeaseAnswer::Granted {
+            chunk: 1,
+            term_ms: 60_000
+        }
+    );
+    assert_eq!(
+        one.ask(
+            blob(),
+            LeaseAsk::Renew {
+                chunk: 1,
+                received: 5
+            }
+        )
+        .await,
+        LeaseAnswer::NotHeld
+    );
     region.stop().await;
 }
 
 #[tokio::test]
 async fn a_holder_that_goes_silent_is_replaced() {
-    let lease = LeaseConfig { term_ms: 100, ..LeaseConfig::default() };
+    let lease = LeaseConfig {
+        term_ms: 100,
+        ..LeaseConfig::default()
+    };
     let region = Region::start(Config { lease, ..config() }).await;
     let (mut silent, mut next) = (region.peer("silent", "a"), region.peer("next", "a"));
     silent.want(blob()).await;
     next.want(blob()).await;
-    assert_eq!(silent.take(blob(), ChunkMap::full(1)).await, LeaseAnswer::Granted { chunk: 0, term_ms: 100 });
-    assert_eq!(next.take(blob(), ChunkMap::full(1)).await, LeaseAnswer::Granted { chunk: 0, term_ms: 100 });
+    assert_eq!(
+        silent.take(blob(), ChunkMap::full(1)).await,
+        LeaseAnswer::Granted {
+            chunk: 0,
+            term_ms: 100
+        }
+    );
+    assert_eq!(
+        next.take(blob(), ChunkMap::full(1)).await,
+        LeaseAnswer::Granted {
+            chunk: 0,
+            term_ms: 100
+        }
+    );
     assert_eq!(region.tracker.counts().expired, 1);
     region.stop().await;
 }
 
 #[tokio::test]
 async fn a_starving_peer_is_told_whom_to_dial_and_gets_the_chunk_when_that_peer_leaves() {
-    let lease = LeaseConfig { term_ms: 50, ..LeaseConfig::default() };
+    let lease = LeaseConfig {
+        term_ms: 50,
+        ..LeaseConfig::default()
+    };
     let region = Region::start(Config { lease, ..config() }).await;
     let (mut holder, mut starving) = (region.peer("holder", "a"), region.peer("starving", "a"));
     holder.want(blob()).await;
@@ -219,7 +328,12 @@ async fn a_starving_peer_is_told_whom_to_dial_and_gets_the_chunk_when_that_peer_
     holder.take(blob(), ChunkMap::full(1)).await;
     holder.ask(blob(), LeaseAsk::Done { chunk: 0 }).await;
     let take = || take(1, ChunkMap::full(1), true);
-    assert_eq!(starving.ask(blob(), take()).await, LeaseAnswer::Dial { peer: holder.info.clone() });
+    assert_eq!(
+        starving.ask(blob(), take()).await,
+        LeaseAnswer::Dial {
+            peer: holder.info.clone()
+        }
+    );
     let mut farewell = holder.request(false, Vec::new());
     farewell.leaving = true;
     holder.announce(farewell).await;
@@ -242,7 +356,17 @@ async fn a_tracker_that_restarts_asks_for_everything_and_takes_up_leases() {
 
     let region = Region::start(config()).await;
     peer.tracker = region.tracker.addr();
-    assert_eq!(peer.ask(blob(), LeaseAsk::Renew { chunk: 0, received: 7 }).await, LeaseAnswer::Unknown);
+    assert_eq!(
+        peer.ask(
+            blob(),
+            LeaseAsk::Renew {
+                chunk: 0,
+                received: 7
+            }
+        )
+        .await,
+        LeaseAnswer::Unknown
+    );
     let delta = peer.request(false, Vec::new());
     let AnnounceAnswer::Resync { epoch } = peer.announce(delta).await else {
         panic!("an old epoch is noticed")
@@ -250,31 +374,69 @@ async fn a_tracker_that_restarts_asks_for_everything_and_takes_up_leases() {
     assert_ne!(epoch, peer.epoch);
     (peer.epoch, peer.sequence) = (epoch, 0);
     let mut full = peer.request(true, vec![wanted(blob(), 1)]);
-    full.leases.push(HeldLease { digest: blob(), chunk: 0, chunks: 9 });
-    assert!(matches!(peer.announce(full).await, AnnounceAnswer::Accepted { .. }));
-    assert_eq!(peer.ask(blob(), LeaseAsk::Renew { chunk: 0, received: 8 }).await, LeaseAnswer::Noted);
+    full.leases.push(HeldLease {
+        digest: blob(),
+        chunk: 0,
+        chunks: 9,
+    });
+    assert!(matches!(
+        peer.announce(full).await,
+        AnnounceAnswer::Accepted { .. }
+    ));
+    assert_eq!(
+        peer.ask(
+            blob(),
+            LeaseAsk::Renew {
+                chunk: 0,
+                received: 8
+            }
+        )
+        .await,
+        LeaseAnswer::Noted
+    );
     assert_eq!(region.tracker.counts().adopted, 1);
-    let delta = peer.request(false, vec![Change { digest: blob(), state: BlobState::Gone }]);
-    assert!(matches!(peer.announce(delta).await, AnnounceAnswer::Accepted { .. }));
+    let delta = peer.request(
+        false,
+        vec![Change {
+            digest: blob(),
+            state: BlobState::Gone,
+        }],
+    );
+    assert!(matches!(
+        peer.announce(delta).await,
+        AnnounceAnswer::Accepted { .. }
+    ));
     assert!(region.tracker.swarms(9).is_empty());
     region.stop().await;
 }
 
 #[tokio::test]
 async fn what_waits_is_answered_when_the_tracker_drains_or_the_peer_needs_nothing_more() {
-    let region =
-        Region::start(Config { lease: LeaseConfig { open: 1, ..LeaseConfig::default() }, ..config() }).await;
+    let region = Region::start(Config {
+        lease: LeaseConfig {
+            open: 1,
+            ..LeaseConfig::default()
+        },
+        ..config()
+    })
+    .await;
     let mut peers = Vec::new();
     for name in ["one", "two", "three"] {
         let mut peer = region.peer(name, "a");
         peer.want(blob()).await;
         peers.push(peer);
     }
-    assert!(matches!(peers[0].take(blob(), ChunkMap::full(2)).await, LeaseAnswer::Granted { .. }));
+    assert!(matches!(
+        peers[0].take(blob(), ChunkMap::full(2)).await,
+        LeaseAnswer::Granted { .. }
+    ));
     let wait = |peer: Peer| tokio::spawn(async move { peer.take(blob(), ChunkMap::full(2)).await });
     let (two, three) = (wait(peers[1].clone()), wait(peers[2].clone()));
     until(|| region.tracker.swarms(1)[0].leases_parked == 2).await;
-    assert_eq!(peers[1].ask(blob(), LeaseAsk::Drop).await, LeaseAnswer::Noted);
+    assert_eq!(
+        peers[1].ask(blob(), LeaseAsk::Drop).await,
+        LeaseAnswer::Noted
+    );
     assert_eq!(two.await.unwrap(), LeaseAnswer::Wait { retry_ms: 0 });
     region.stop().await;
     assert!(matches!(three.await.unwrap(), LeaseAnswer::Wait { .. }));
@@ -282,37 +444,64 @@ async fn what_waits_is_answered_when_the_tracker_drains_or_the_peer_needs_nothin
 
 #[tokio::test]
 async fn a_bad_request_is_told_what_is_wrong() {
-    let limits = flotilla_tracker::LimitsConfig { peers: 1, announce_bytes: 4_096, ..Default::default() };
+    let limits = flotilla_tracker::LimitsConfig {
+        peers: 1,
+        announce_bytes: 4_096,
+        ..Default::default()
+    };
     let region = Region::start(Config { limits, ..config() }).await;
     let mut peer = region.peer("peer", "a");
     let (status, text) = peer.refused(ANNOUNCE_PATH, vec![9, 9]).await;
     assert_eq!(
         (status, text.as_str()),
-        (StatusCode::BAD_REQUEST, "decode body: encoded with version 9, this build reads version 1\n")
+        (
+            StatusCode::BAD_REQUEST,
+            "decode body: encoded with version 9, this build reads version 1\n"
+        )
     );
     let bad = codec::encode(&peer.request(true, vec![wanted(blob(), 16)])).unwrap();
     let (status, text) = peer.refused(ANNOUNCE_PATH, bad).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
-    assert!(text.starts_with("progress 16 of sha256:") && text.ends_with("is above 15\n"), "{text}");
+    assert!(
+        text.starts_with("progress 16 of sha256:") && text.ends_with("is above 15\n"),
+        "{text}"
+    );
     let (status, text) = peer.refused(ANNOUNCE_PATH, vec![1; 5_000]).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{text}");
     let mut many = peer.request(true, Vec::new());
     many.connected = vec!["p".parse().unwrap(); 300];
-    let (status, text) = peer.refused(ANNOUNCE_PATH, codec::encode(&many).unwrap()).await;
+    let (status, text) = peer
+        .refused(ANNOUNCE_PATH, codec::encode(&many).unwrap())
+        .await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
-    assert_eq!(text, "connected: 300 are more than the 256 that one message may carry\n");
+    assert_eq!(
+        text,
+        "connected: 300 are more than the 256 that one message may carry\n"
+    );
 
     peer.want(blob()).await;
     peer.take(blob(), ChunkMap::full(3)).await;
     let take = take(1, ChunkMap::full(4), false);
-    let request =
-        LeaseRequest { peer: peer.info.id.clone(), digest: blob(), first_unreachable: false, ask: take };
-    let (status, text) = peer.refused(LEASE_PATH, codec::encode(&request).unwrap()).await;
+    let request = LeaseRequest {
+        peer: peer.info.id.clone(),
+        digest: blob(),
+        first_unreachable: false,
+        ask: take,
+    };
+    let (status, text) = peer
+        .refused(LEASE_PATH, codec::encode(&request).unwrap())
+        .await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
-    assert!(text.contains("has another number of chunks than 4"), "{text}");
+    assert!(
+        text.contains("has another number of chunks than 4"),
+        "{text}"
+    );
     let other = region.peer("other", "a");
     let body = codec::encode(&other.request(true, Vec::new())).unwrap();
-    assert_eq!(other.refused(ANNOUNCE_PATH, body).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        other.refused(ANNOUNCE_PATH, body).await.0,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
     region.stop().await;
 }
 
@@ -321,7 +510,11 @@ async fn only_the_first_tracker_of_a_blob_grants_until_it_cannot_be_reached() {
     let trackers = vec!["http://t1".to_owned(), "http://t2".to_owned()];
     let mut granted = Vec::new();
     for own in &trackers {
-        let config = Config { trackers: trackers.clone(), own_url: Some(own.clone()), ..config() };
+        let config = Config {
+            trackers: trackers.clone(),
+            own_url: Some(own.clone()),
+            ..config()
+        };
         let region = Region::start(config).await;
         let mut peer = region.peer("peer", "a");
         peer.want(blob()).await;
@@ -330,10 +523,19 @@ async fn only_the_first_tracker_of_a_blob_grants_until_it_cannot_be_reached() {
             answer => {
                 assert_eq!(answer, LeaseAnswer::NotFirst);
                 let ask = take(1, ChunkMap::full(1), false);
-                let request =
-                    LeaseRequest { peer: peer.info.id.clone(), digest: blob(), first_unreachable: true, ask };
-                let (_, body) = peer.post(LEASE_PATH, codec::encode(&request).unwrap()).await;
-                assert!(matches!(codec::decode(&body).unwrap(), LeaseAnswer::Granted { .. }));
+                let request = LeaseRequest {
+                    peer: peer.info.id.clone(),
+                    digest: blob(),
+                    first_unreachable: true,
+                    ask,
+                };
+                let (_, body) = peer
+                    .post(LEASE_PATH, codec::encode(&request).unwrap())
+                    .await;
+                assert!(matches!(
+                    codec::decode(&body).unwrap(),
+                    LeaseAnswer::Granted { .. }
+                ));
                 false
             }
         });
@@ -350,8 +552,13 @@ async fn a_peer_that_listens_everywhere_is_found_where_it_announced_from() {
     everywhere.want(blob()).await;
     let mut other = region.peer("other", "a");
     let request = other.request(true, vec![wanted(blob(), 0)]);
-    let AnnounceAnswer::Accepted { handouts, .. } = other.announce(request).await else { panic!("accepted") };
-    assert_eq!(handouts[0].peers[0].addr, SocketAddr::from((Ipv4Addr::LOCALHOST, 4_001)));
+    let AnnounceAnswer::Accepted { handouts, .. } = other.announce(request).await else {
+        panic!("accepted")
+    };
+    assert_eq!(
+        handouts[0].peers[0].addr,
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 4_001))
+    );
     region.stop().await;
 }
 
@@ -362,23 +569,41 @@ async fn with_certificates_a_peer_speaks_only_for_itself() {
     let authority = directory.path().join("ca.pem");
     std::fs::write(&authority, fleet.certificate_pem()).unwrap();
     let identity = |issued: Issued| {
-        Identity::from_pem(&issued.certificate_pem, &issued.key_pem, fleet.certificate_pem()).unwrap()
+        Identity::from_pem(
+            &issued.certificate_pem,
+            &issued.key_pem,
+            fleet.certificate_pem(),
+        )
+        .unwrap()
     };
     let server = identity(fleet.issue_server(&["127.0.0.1".to_owned()], DAY).unwrap());
     let shutdown = Shutdown::new();
-    let tracker = Tracker::start(config(), Some(server), &shutdown).await.unwrap();
+    let tracker = Tracker::start(config(), Some(server), &shutdown)
+        .await
+        .unwrap();
     let url = format!("https://{}{ANNOUNCE_PATH}", tracker.addr());
     let announced_as = async |claimed: &str, tls: rustls::ClientConfig| {
         let http = client(tls);
         let request = Peer::new(claimed, "a", tracker.addr()).request(true, Vec::new());
-        let answer = http.post(&url).body(codec::encode(&request).unwrap()).send().await.unwrap();
+        let answer = http
+            .post(&url)
+            .body(codec::encode(&request).unwrap())
+            .send()
+            .await
+            .unwrap();
         (answer.status(), answer.text().await.unwrap_or_default())
     };
     let peer = identity(fleet.issue_peer(&"peer".parse().unwrap(), DAY).unwrap());
-    assert_eq!(announced_as("peer", peer.https_client().unwrap()).await.0, StatusCode::OK);
+    assert_eq!(
+        announced_as("peer", peer.https_client().unwrap()).await.0,
+        StatusCode::OK
+    );
     let (status, text) = announced_as("other", peer.https_client().unwrap()).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
-    assert_eq!(text, "the certificate is of peer peer, the message of peer other\n");
+    assert_eq!(
+        text,
+        "the certificate is of peer peer, the message of peer other\n"
+    );
     let (status, text) = announced_as("peer", client_trusting(&authority).unwrap()).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "{text}");
     assert_eq!(tracker.peer_count(), 1);
@@ -388,13 +613,29 @@ async fn with_certificates_a_peer_speaks_only_for_itself() {
 #[tokio::test]
 async fn a_taken_address_and_a_bad_setting_are_clear_errors() {
     let region = Region::start(config()).await;
-    let taken = Config { listen: region.tracker.addr(), ..config() };
-    let error = Tracker::start(taken, None, &Shutdown::new()).await.unwrap_err();
+    let taken = Config {
+        listen: region.tracker.addr(),
+        ..config()
+    };
+    let error = Tracker::start(taken, None, &Shutdown::new())
+        .await
+        .unwrap_err();
     assert!(matches!(error, StartError::Listen { .. }));
-    assert!(error.to_string().starts_with("listen on 127.0.0.1:"), "{error}");
-    let bad = Config { handout: 0, ..config() };
-    let error = Tracker::start(bad, None, &Shutdown::new()).await.unwrap_err();
-    assert_eq!(error.to_string(), "tracker configuration: handout must be at least 1");
+    assert!(
+        error.to_string().starts_with("listen on 127.0.0.1:"),
+        "{error}"
+    );
+    let bad = Config {
+        handout: 0,
+        ..config()
+    };
+    let error = Tracker::start(bad, None, &Shutdown::new())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "tracker configuration: handout must be at least 1"
+    );
     region.stop().await;
 }
 
@@ -405,5 +646,7 @@ async fn until(is_so: impl Fn() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it comes about");
+    tokio::time::timeout(Duration::from_secs(10), waiting)
+        .await
+        .expect("it comes about");
 }

@@ -33,7 +33,10 @@ impl Readiness {
     /// Not ready yet, because it starts; never again once `shutdown` is triggered.
     pub fn starting(shutdown: &Shutdown) -> Self {
         let waiting_for = ArcSwap::from_pointee(Some("starting".to_owned()));
-        Self { waiting_for: Arc::new(waiting_for), shutdown: shutdown.clone() }
+        Self {
+            waiting_for: Arc::new(waiting_for),
+            shutdown: shutdown.clone(),
+        }
     }
 
     /// It can do its work.
@@ -104,9 +107,15 @@ mod tests {
         let not = |reason: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"));
         assert_eq!(ask(&router, "/readyz").await, not("starting"));
         readiness.ready();
-        assert_eq!(ask(&router, "/readyz").await, (StatusCode::OK, "ready\n".to_owned()));
+        assert_eq!(
+            ask(&router, "/readyz").await,
+            (StatusCode::OK, "ready\n".to_owned())
+        );
         readiness.not_ready("storage cannot be reached");
-        assert_eq!(ask(&router, "/readyz").await, not("storage cannot be reached"));
+        assert_eq!(
+            ask(&router, "/readyz").await,
+            not("storage cannot be reached")
+        );
         readiness.ready();
         shutdown.trigger();
         assert_eq!(ask(&router, "/readyz").await, not("draining"));
@@ -117,10 +126,17 @@ mod tests {
     async fn metrics_are_answered_beside_it() {
         let served = Counter::<u64>::default();
         let mut registry = Registry::default();
-        registry.register("flotilla_served_bytes", "Payload bytes served", served.clone());
+        registry.register(
+            "flotilla_served_bytes",
+            "Payload bytes served",
+            served.clone(),
+        );
         served.inc_by(42);
-        let (status, text) =
-            ask(&router(Arc::new(registry), Readiness::starting(&Shutdown::new())), "/metrics").await;
+        let (status, text) = ask(
+            &router(Arc::new(registry), Readiness::starting(&Shutdown::new())),
+            "/metrics",
+        )
+        .await;
         assert_eq!(status, StatusCode::OK);
         assert!(text.contains("flotilla_served_bytes_total 42"), "{text}");
     }

@@ -70,6 +70,10 @@ mod tests {
     async fn a_deadline_in_the_past_is_due_and_no_deadline_never_is() {
         Clock::sleep_until(Some(Time::ZERO)).await;
         let never = Clock::sleep_until(None);
-        assert!(tokio::time::timeout(Duration::from_secs(1_000), never).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_secs(1_000), never)
+                .await
+                .is_err()
+        );
     }
 }

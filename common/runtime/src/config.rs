@@ -23,7 +23,12 @@ use toml::{Table, Value};
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ConfigFile {
     /// Read the keys that are neither flags nor in the environment from this TOML file
-    #[arg(long = "config", id = "config", value_name = "FILE", env = "FLOTILLA_CONFIG")]
+    #[arg(
+        long = "config",
+        id = "config",
+        value_name = "FILE",
+        env = "FLOTILLA_CONFIG"
+    )]
     pub config: Option<PathBuf>,
 }
 
@@ -81,9 +86,11 @@ pub fn parse<P: Parser>() -> P {
         Ok(parsed) => parsed,
         Err(ConfigError::Arguments(error)) => error.exit(),
         // The flags are not at fault: no usage beside it.
-        Err(error) => {
-            clap::Error::raw(ErrorKind::InvalidValue, format!("{}\n", error.to_string().trim_end())).exit()
-        }
+        Err(error) => clap::Error::raw(
+            ErrorKind::InvalidValue,
+            format!("{}\n", error.to_string().trim_end()),
+        )
+        .exit(),
     }
 }
 
@@ -97,20 +104,28 @@ where
     I: IntoIterator,
     I::Item: Into<OsString>,
 {
-    let matches = matches(P::command(), arguments.into_iter().map(Into::into).collect())?;
+    let matches = matches(
+        P::command(),
+        arguments.into_iter().map(Into::into).collect(),
+    )?;
     Ok(P::from_arg_matches(&matches)?)
 }
 
 fn matches(command: Command, arguments: Vec<OsString>) -> Result<ArgMatches, ConfigError> {
     let command = with_environment(command);
     // The file may give what is missing: the first look overlooks every fault.
-    let first_look = command.clone().ignore_errors(true).try_get_matches_from(&arguments);
+    let first_look = command
+        .clone()
+        .ignore_errors(true)
+        .try_get_matches_from(&arguments);
     let file = first_look.ok().and_then(|matches| named_file(&matches));
     let command = match file {
         None => command,
         Some((path, subcommands)) => {
             let values = read(&path)?;
-            at(command, &subcommands, |command| with_file(command, &path, &values))?
+            at(command, &subcommands, |command| {
+                with_file(command, &path, &values)
+            })?
         }
     };
     Ok(command.try_get_matches_from(arguments)?)
@@ -135,7 +150,10 @@ fn with_environment(command: Command) -> Command {
     let command = if takes_part(&command) {
         command.mut_args(|arg| match key_of(&arg) {
             Some(key) if arg.get_env().is_none() => {
-                let variable = format!("{ENVIRONMENT_PREFIX}{}", key.replace('-', "_").to_ascii_uppercase());
+                let variable = format!(
+                    "{ENVIRONMENT_PREFIX}{}",
+                    key.replace('-', "_").to_ascii_uppercase()
+                );
                 arg.env(variable)
             }
             _ => arg,
@@ -178,16 +196,25 @@ where
 }
 
 fn read(path: &Path) -> Result<Table, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    text.parse().map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    text.parse().map_err(|source| ConfigError::Syntax {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })
 }
 
 /// Makes the values of the file the defaults of their flags.
 fn with_file(mut command: Command, path: &Path, values: &Table) -> Result<Command, ConfigError> {
     for (key, value) in values {
         let arg = find(&command, key).ok_or_else(|| unknown_key(&command, path, key))?;
-        let fault = |fault: String| ConfigError::Value { path: path.to_owned(), key: key.clone(), fault };
+        let fault = |fault: String| ConfigError::Value {
+            path: path.to_owned(),
+            key: key.clone(),
+            fault,
+        };
         let texts = texts(arg, value).map_err(fault)?;
         check(arg, &texts).map_err(fault)?;
         let id = arg.get_id().clone();
@@ -198,13 +225,16 @@ fn with_file(mut command: Command, path: &Path, values: &Table) -> Result<Comman
 
 fn find<'c>(command: &'c Command, key: &str) -> Option<&'c Arg> {
     let flag = key.replace('_', "-");
-    command.get_arguments().find(|arg| key_of(arg) == Some(flag.as_str()))
+    command
+        .get_arguments()
+        .find(|arg| key_of(arg) == Some(flag.as_str()))
 }
 
 /// A TOML value as what one would type behind the flag.
 fn texts(arg: &Arg, value: &Value) -> Result<Vec<String>, String> {
     let takes_value = arg.get_action().takes_values();
-    let repeats = matches!(arg.get_action(), ArgAction::Append) || arg.get_value_delimiter().is_some();
+    let repeats =
+        matches!(arg.get_action(), ArgAction::Append) || arg.get_value_delimiter().is_some();
     match value {
         Value::Boolean(value) => Ok(vec![value.to_string()]),
         _ if !takes_value => Err("is a switch: write true or false".to_owned()),
@@ -213,10 +243,13 @@ fn texts(arg: &Arg, value: &Value) -> Result<Vec<String>, String> {
         Value::Float(number) => Ok(vec![number.to_string()]),
         Value::Array(values) if repeats => {
             let each = values.iter().map(|value| texts(arg, value));
-            each.collect::<Result<Vec<_>, _>>().map(|texts| texts.concat())
+            each.collect::<Result<Vec<_>, _>>()
+                .map(|texts| texts.concat())
         }
         Value::Array(_) => Err("takes one value, not several".to_owned()),
-        Value::Table(_) => Err("is a table: write 'key = value' lines without [sections]".to_owned()),
+        Value::Table(_) => {
+            Err("is a table: write 'key = value' lines without [sections]".to_owned())
+        }
         Value::Datetime(_) => Err("is a date: write it in quotes".to_owned()),
     }
 }
@@ -255,7 +288,11 @@ fn unknown_key(command: &Command, path: &Path, key: &str) -> ConfigError {
         Some((distance, known)) if distance * 3 <= key.len() => format!("did you mean '{known}'?"),
         _ => format!("there are: {}", keys().collect::<Vec<_>>().join(", ")),
     };
-    ConfigError::UnknownKey { path: path.to_owned(), key: key.to_owned(), cure }
+    ConfigError::UnknownKey {
+        path: path.to_owned(),
+        key: key.to_owned(),
+        cure,
+    }
 }
 
 /// How many characters must be inserted, removed or replaced (Levenshtein).

@@ -217,7 +217,11 @@ pub fn serve_with(
         shutdown: shutdown.clone(),
     });
     let accepting = shutdown.spawn(service.accept_all(listener));
-    Ok(Server { address, connections, accepting })
+    Ok(Server {
+        address,
+        connections,
+        accepting,
+    })
 }
 
 /// A connection's place among those that there may be.
@@ -250,15 +254,27 @@ impl HttpService {
         }
         drop(listener);
         // Each connection ends by its own drain bound.
-        let Connections { permits, reserve, .. } = &self.connections;
-        for (permits, all) in [(permits, self.limits.connections), (reserve, self.limits.reserve)] {
-            let _all_ended = permits.acquire_many(u32::try_from(all).unwrap_or(u32::MAX)).await;
+        let Connections {
+            permits, reserve, ..
+        } = &self.connections;
+        for (permits, all) in [
+            (permits, self.limits.connections),
+            (reserve, self.limits.reserve),
+        ] {
+            let _all_ended = permits
+                .acquire_many(u32::try_from(all).unwrap_or(u32::MAX))
+                .await;
         }
     }
 
     /// A place for the next connection. In the reserve only while all others are taken.
     async fn place(&self) -> Option<Place> {
-        let taken = |permit, is_crowded| Some(Place { _permit: permit, is_crowded });
+        let taken = |permit, is_crowded| {
+            Some(Place {
+                _permit: permit,
+                is_crowded,
+            })
+        };
         tokio::select! {
             biased;
             permit = Arc::clone(&self.connections.permits).acquire_owned() => taken(permit.ok()?, false),
@@ -272,7 +288,10 @@ impl HttpService {
             return place;
         }
         let better = Arc::clone(&self.connections.permits).try_acquire_owned();
-        better.map_or(place, |permit| Place { _permit: permit, is_crowded: false })
+        better.map_or(place, |permit| Place {
+            _permit: permit,
+            is_crowded: false,
+        })
     }
 
     /// The next connection; `None` when the shutdown starts.
@@ -325,7 +344,12 @@ impl HttpService {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%client, %error, "set TCP_NODELAY");
         }
-        let mut told = Told { client, identity: ClientIdentity(None), files: None, is_crowded };
+        let mut told = Told {
+            client,
+            identity: ClientIdentity(None),
+            files: None,
+            is_crowded,
+        };
         let Some(tls) = &self.tls else {
             return Box::pin(self.unencrypted(stream, told)).await;
         };
@@ -335,9 +359,14 @@ impl HttpService {
                 stream.get_mut().1.set_buffer_limit(Some(ENCRYPTED_LEN));
                 let session = stream.get_ref().1;
                 let certificate = session.peer_certificates().and_then(|chain| chain.first());
-                told.identity = ClientIdentity(certificate.and_then(|first| identity::peer_id(first)));
+                told.identity =
+                    ClientIdentity(certificate.and_then(|first| identity::peer_id(first)));
                 let is_http2 = session.alpn_protocol() == Some(http2::ALPN);
-                let version = if is_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+                let version = if is_http2 {
+                    Version::HTTP_2
+                } else {
+                    Version::HTTP_11
+                };
                 Box::pin(self.requests(stream, version, told)).await;
             }
             Ok(Err(error)) => tracing::debug!(%client, %error, "accept TLS handshake"),
@@ -356,9 +385,12 @@ impl HttpService {
             Ok(Ok(false)) => {
                 let files = FileSender::default();
                 told.files = Some(files.clone());
-                self.requests(FileStream::new(stream, files), Version::HTTP_11, told).await;
+                self.requests(FileStream::new(stream, files), Version::HTTP_11, told)
+                    .await;
             }
-            Ok(Err(error)) => tracing::debug!(client = %told.client, %error, "wait for the first request"),
+            Ok(Err(error)) => {
+                tracing::debug!(client = %told.client, %error, "wait for the first request")
+            }
             Err(_) => Box::pin(close(stream, self.limits.linger_timeout)).await,
         }
     }
@@ -378,7 +410,12 @@ impl HttpService {
             let io = TokioIo::new(Patient::new(stream, patience));
             let connection = Box::pin(streams.builder(&self.limits).serve_connection(io, respond));
             let idle = streams.idle(self.limits.head_timeout);
-            Box::pin(self.until_drained(connection, |connection| connection.graceful_shutdown(), idle)).await
+            Box::pin(self.until_drained(
+                connection,
+                |connection| connection.graceful_shutdown(),
+                idle,
+            ))
+            .await
         } else {
             let respond = service_fn(|request: Request<Incoming>| self.respond(request, &told));
             let mut http = self.http.clone();
@@ -412,7 +449,9 @@ impl HttpService {
             () = idle => {}
         }
         take_no_more(connection.as_mut());
-        timeout(self.limits.drain_timeout, connection).await.unwrap_or(Ok(()))
+        timeout(self.limits.drain_timeout, connection)
+            .await
+            .unwrap_or(Ok(()))
     }
 
     /// The answer of the shortcut, or else of the router.
@@ -422,7 +461,11 @@ impl HttpService {
         told: &Told,
     ) -> impl Future<Output = Result<Response<FlushBeforeCut>, Infallible>> + use<> {
         let (parts, body) = request.into_parts();
-        let shortcut = self.responder.shortcut.as_ref().filter(|_| !told.is_crowded);
+        let shortcut = self
+            .responder
+            .shortcut
+            .as_ref()
+            .filter(|_| !told.is_crowded);
         if let Some(response) = shortcut.and_then(|shortcut| shortcut(&parts)) {
             return Either::Left(ready(Ok(response.map(FlushBeforeCut::new))));
         }
@@ -436,7 +479,11 @@ impl HttpService {
             request.extensions_mut().insert(files.clone());
         }
         let response = self.responder.router.clone().call(request);
-        Either::Right(async move { response.await.map(|response| response.map(FlushBeforeCut::new)) })
+        Either::Right(async move {
+            response
+                .await
+                .map(|response| response.map(FlushBeforeCut::new))
+        })
     }
 }
 

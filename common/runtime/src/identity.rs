@@ -26,7 +26,9 @@ use x509_parser::extensions::GeneralName;
 
 pub use authority::{Authority, Issued};
 pub use files::{FileKind, IdentityError, Place, replace, write_new};
-pub use seal_keys::{SealSecret, load_seal_key, load_trusted_keys, parse_trusted_keys, trusted_key_line};
+pub use seal_keys::{
+    SealSecret, load_seal_key, load_trusted_keys, parse_trusted_keys, trusted_key_line,
+};
 pub use tls::{CertificateFiles, Clients, Identity, client_trusting, client_without_trust};
 pub use watch::{LiveKeys, Reloadable, Timing, keep_fresh};
 
@@ -44,10 +46,14 @@ pub fn peer_name(peer: &PeerId) -> String {
 pub fn peer_id(certificate: &CertificateDer<'_>) -> Option<PeerId> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let names = certificate.subject_alternative_name().ok()??;
-    let mut peers = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::DNSName(name) => name.strip_suffix(PEER_DOMAIN)?.strip_suffix('.'),
-        _ => None,
-    });
+    let mut peers = names
+        .value
+        .general_names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => name.strip_suffix(PEER_DOMAIN)?.strip_suffix('.'),
+            _ => None,
+        });
     let id = peers.next()?;
     if peers.next().is_some() {
         return None;

@@ -6,7 +6,9 @@ use std::io::{Error, ErrorKind};
 pub fn listening_cure(error: &Error) -> &'static str {
     match error.kind() {
         ErrorKind::AddrInUse => "; another process listens there, and `ss -ltunp` names it",
-        ErrorKind::AddrNotAvailable => "; it is no address of this machine, and 0.0.0.0 is all of them",
+        ErrorKind::AddrNotAvailable => {
+            "; it is no address of this machine, and 0.0.0.0 is all of them"
+        }
         ErrorKind::PermissionDenied => "; ports below 1024 need rights that services do not have",
         _ => "",
     }

@@ -59,7 +59,10 @@ impl Figures<'_> {
     /// As every other method: the text cannot be written.
     pub fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let counter = ConstCounter::new(value);
-        counter.encode(self.0.encode_descriptor(name, help, None, counter.metric_type())?)
+        counter.encode(
+            self.0
+                .encode_descriptor(name, help, None, counter.metric_type())?,
+        )
     }
 
     /// A number that only grows, for each value of a label.
@@ -73,7 +76,9 @@ impl Figures<'_> {
         label: &str,
         values: impl IntoIterator<Item = (&'l str, u64)>,
     ) -> fmt::Result {
-        let counters = values.into_iter().map(|(value, count)| (value, ConstCounter::new(count)));
+        let counters = values
+            .into_iter()
+            .map(|(value, count)| (value, ConstCounter::new(count)));
         self.family(name, help, MetricType::Counter, label, counters)
     }
 
@@ -88,7 +93,9 @@ impl Figures<'_> {
         label: &str,
         values: impl IntoIterator<Item = (&'l str, Duration)>,
     ) -> fmt::Result {
-        let counters = values.into_iter().map(|(value, time)| (value, ConstCounter::new(time.as_secs_f64())));
+        let counters = values
+            .into_iter()
+            .map(|(value, time)| (value, ConstCounter::new(time.as_secs_f64())));
         self.family(name, help, MetricType::Counter, label, counters)
     }
 
@@ -98,7 +105,10 @@ impl Figures<'_> {
     /// The text cannot be written.
     pub fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let gauge = gauge_of(value);
-        gauge.encode(self.0.encode_descriptor(name, help, None, gauge.metric_type())?)
+        gauge.encode(
+            self.0
+                .encode_descriptor(name, help, None, gauge.metric_type())?,
+        )
     }
 
     /// A number that goes up and down, for each value of a label.
@@ -112,7 +122,9 @@ impl Figures<'_> {
         label: &str,
         values: impl IntoIterator<Item = (&'l str, u64)>,
     ) -> fmt::Result {
-        let gauges = values.into_iter().map(|(value, number)| (value, gauge_of(number)));
+        let gauges = values
+            .into_iter()
+            .map(|(value, number)| (value, gauge_of(number)));
         self.family(name, help, MetricType::Gauge, label, gauges)
     }
 
@@ -181,7 +193,10 @@ struct RouteLabel {
 impl Default for Requests {
     fn default() -> Self {
         let durations = Family::new_with_constructor(seconds_histogram as fn() -> Histogram);
-        Self { answered: Family::default(), durations }
+        Self {
+            answered: Family::default(),
+            durations,
+        }
     }
 }
 
@@ -189,7 +204,11 @@ impl Requests {
     /// Adds `http_requests_total` and `http_request_seconds` to a service's registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("http_requests", "Requests answered", self.answered.clone());
-        registry.register("http_request_seconds", "Time to the head of an answer", self.durations.clone());
+        registry.register(
+            "http_request_seconds",
+            "Time to the head of an answer",
+            self.durations.clone(),
+        );
     }
 
     /// Shows these routes from the start, as not asked yet: what is not there looks like what is not counted.
@@ -202,15 +221,25 @@ impl Requests {
     /// For answers of one kind that are too many to look the metrics up for each.
     pub fn of(&self, route: &'static str, status: StatusCode) -> Answers {
         Answers {
-            answered: self.answered.get_or_create_owned(&RequestLabels { route, code: status.as_u16() }),
+            answered: self.answered.get_or_create_owned(&RequestLabels {
+                route,
+                code: status.as_u16(),
+            }),
             durations: self.durations.get_or_create_owned(&RouteLabel { route }),
         }
     }
 
     /// A request was answered.
     pub fn answered(&self, route: &'static str, status: StatusCode, took: Duration) {
-        self.answered.get_or_create(&RequestLabels { route, code: status.as_u16() }).inc();
-        self.durations.get_or_create(&RouteLabel { route }).observe(took.as_secs_f64());
+        self.answered
+            .get_or_create(&RequestLabels {
+                route,
+                code: status.as_u16(),
+            })
+            .inc();
+        self.durations
+            .get_or_create(&RouteLabel { route })
+            .observe(took.as_secs_f64());
     }
 }
 
@@ -236,7 +265,10 @@ pub fn answer(headers: &HeaderMap, registry: &Registry) -> Response {
         tracing::error!(%error, "encode metrics");
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
-    let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let accepted = headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     if accepted.contains("application/openmetrics-text") {
         ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response()
     } else {
@@ -253,12 +285,19 @@ fn plain(open: &str) -> String {
         match line.split(' ').collect::<Vec<_>>()[..] {
             ["#", "UNIT", ..] | ["#", "EOF"] => continue,
             ["#", "HELP", name, ..] => {
-                let is_counter = lines.peek().is_some_and(|next| *next == format!("# TYPE {name} counter"));
+                let is_counter = lines
+                    .peek()
+                    .is_some_and(|next| *next == format!("# TYPE {name} counter"));
                 let suffix = if is_counter { "_total" } else { "" };
                 let help = line.get("# HELP ".len() + name.len()..).unwrap_or_default();
-                text.push_str(&format!("# HELP {name}{suffix}{}", help.trim_end_matches('.')));
+                text.push_str(&format!(
+                    "# HELP {name}{suffix}{}",
+                    help.trim_end_matches('.')
+                ));
             }
-            ["#", "TYPE", name, "counter"] => text.push_str(&format!("# TYPE {name}_total counter")),
+            ["#", "TYPE", name, "counter"] => {
+                text.push_str(&format!("# TYPE {name}_total counter"))
+            }
             _ => text.push_str(line),
         }
         text.push('\n');
@@ -278,8 +317,18 @@ mod tests {
         requests.answered("blob", StatusCode::OK, Duration::from_millis(3));
         registry.register_collector(Figures::collector(|figures| {
             figures.gauge("neighbours", "Connections to neighbours", 3)?;
-            figures.counters("received_bytes", "Payload received", "source", [("zone", 2)])?;
-            figures.seconds("wait_seconds", "Waited", "reason", [("lease", Duration::from_millis(1500))])
+            figures.counters(
+                "received_bytes",
+                "Payload received",
+                "source",
+                [("zone", 2)],
+            )?;
+            figures.seconds(
+                "wait_seconds",
+                "Waited",
+                "reason",
+                [("lease", Duration::from_millis(1500))],
+            )
         }));
         registry
     }
@@ -287,16 +336,25 @@ mod tests {
     async fn text(accept: &'static str) -> (String, String) {
         let headers = HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]);
         let answer = answer(&headers, &registry());
-        let media_type = answer.headers()[header::CONTENT_TYPE].to_str().unwrap().to_owned();
-        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        let media_type = answer.headers()[header::CONTENT_TYPE]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20)
+            .await
+            .unwrap();
         (media_type, String::from_utf8(body.to_vec()).unwrap())
     }
 
     #[tokio::test]
     async fn who_accepts_open_metrics_gets_it() {
-        let (media_type, text) = text("application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;
+        let (media_type, text) =
+            text("application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;
         assert_eq!(media_type, OPEN_METRICS);
-        assert!(text.contains("# TYPE flotilla_test_received_bytes counter"), "{text}");
+        assert!(
+            text.contains("# TYPE flotilla_test_received_bytes counter"),
+            "{text}"
+        );
         assert!(text.ends_with("# EOF\n"), "{text}");
     }
 
@@ -314,7 +372,10 @@ mod tests {
             "flotilla_test_http_requests_total{route=\"blob\",code=\"200\"} 1",
             "# TYPE flotilla_test_http_request_seconds histogram",
         ] {
-            assert!(text.lines().any(|printed| printed == line), "{line} is missing in\n{text}");
+            assert!(
+                text.lines().any(|printed| printed == line),
+                "{line} is missing in\n{text}"
+            );
         }
         assert!(!text.contains("EOF") && !text.contains("UNIT"), "{text}");
     }

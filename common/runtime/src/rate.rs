@@ -42,8 +42,14 @@ struct Shared {
 impl Limiter {
     /// A cap of `rate`. A rate of zero is read as one bit per second: it never divides by zero and never grants much.
     pub fn new(rate: BitRate) -> Self {
-        let shared = Shared { rate, started: Instant::now(), bucket: Mutex::new(Bucket::new(rate.0)) };
-        Self { shared: Some(Arc::new(shared)) }
+        let shared = Shared {
+            rate,
+            started: Instant::now(),
+            bucket: Mutex::new(Bucket::new(rate.0)),
+        };
+        Self {
+            shared: Some(Arc::new(shared)),
+        }
     }
 
     /// No cap: `take` returns at once and touches no shared memory.
@@ -103,17 +109,27 @@ impl Bucket {
     fn new(bits_per_second: u64) -> Self {
         let bits_per_second = u128::from(bits_per_second.max(1));
         let burst = cost(BURST_BYTES).max(BURST_TIME.as_nanos() * bits_per_second);
-        Self { bits_per_second, burst, free: 0 }
+        Self {
+            bits_per_second,
+            burst,
+            free: 0,
+        }
     }
 
     /// When `bytes` asked for at `arrived` may pass, as seen at `now` by the first in the queue.
     fn quote(&self, arrived: Duration, now: Duration, bytes: usize) -> Quote {
         // An idle link forgets its past but for one burst. For a taker that waited, the link was not idle: what the
         // timer was late is made good, within reason.
-        let idle_since = arrived.max(now.saturating_sub(LATENESS)).as_nanos() * self.bits_per_second;
+        let idle_since =
+            arrived.max(now.saturating_sub(LATENESS)).as_nanos() * self.bits_per_second;
         let free = self.free.max(idle_since) + cost(bytes as u64);
-        let nanos = free.saturating_sub(self.burst).div_ceil(self.bits_per_second);
-        Quote { at: Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)), free }
+        let nanos = free
+            .saturating_sub(self.burst)
+            .div_ceil(self.bits_per_second);
+        Quote {
+            at: Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)),
+            free,
+        }
     }
 
     fn settle(&mut self, quote: Quote) {
@@ -182,7 +198,10 @@ mod tests {
         bucket.settle(bucket.quote(Duration::ZERO, Duration::ZERO, 65_536));
         // Waiting since the start, seen 20 ms late: as if it had been on time.
         let late = Duration::from_millis(20);
-        assert_eq!(bucket.quote(Duration::ZERO, late, 10_000).at, Duration::from_millis(10));
+        assert_eq!(
+            bucket.quote(Duration::ZERO, late, 10_000).at,
+            Duration::from_millis(10)
+        );
         // Seen ten seconds late: at most LATENESS and a burst are made good.
         let very_late = Duration::from_secs(10);
         let most = bytes_in(8 * MEGABIT, LATENESS) as usize + 65_536;
@@ -230,7 +249,11 @@ mod tests {
         limiter.take(65_536).await;
         let started = Instant::now();
         let greedy = limiter.take(100_000_000);
-        assert!(tokio::time::timeout(Duration::from_millis(1), greedy).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(1), greedy)
+                .await
+                .is_err()
+        );
         limiter.take(10_000).await;
         assert!(started.elapsed() <= Duration::from_millis(12));
     }

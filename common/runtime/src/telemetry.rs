@@ -42,7 +42,13 @@ pub struct FilterError {
 /// # Errors
 /// The filter cannot be read; nothing is started then.
 pub fn init(format: LogFormat) -> Result<(), FilterError> {
-    init_with(format, std::env::var(FILTER_VARIABLE).ok().as_deref().unwrap_or(DEFAULT_FILTER))
+    init_with(
+        format,
+        std::env::var(FILTER_VARIABLE)
+            .ok()
+            .as_deref()
+            .unwrap_or(DEFAULT_FILTER),
+    )
 }
 
 /// [`init`] with a filter of the caller's, for commands that show progress and want a quiet log.
@@ -50,8 +56,10 @@ pub fn init(format: LogFormat) -> Result<(), FilterError> {
 /// # Errors
 /// The filter cannot be read; nothing is started then.
 pub fn init_with(format: LogFormat, filter: &str) -> Result<(), FilterError> {
-    let parsed =
-        EnvFilter::try_new(filter).map_err(|source| FilterError { filter: filter.to_owned(), source })?;
+    let parsed = EnvFilter::try_new(filter).map_err(|source| FilterError {
+        filter: filter.to_owned(),
+        source,
+    })?;
     let on_terminal = io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt()
         .with_env_filter(parsed)
@@ -84,8 +92,13 @@ mod tests {
 
     #[test]
     fn a_bad_filter_is_named_with_its_cure() {
-        let error = init_with(LogFormat::Auto, "flotilla_peer=loud").unwrap_err().to_string();
-        assert!(error.contains("FLOTILLA_LOG 'flotilla_peer=loud'"), "{error}");
+        let error = init_with(LogFormat::Auto, "flotilla_peer=loud")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("FLOTILLA_LOG 'flotilla_peer=loud'"),
+            "{error}"
+        );
         assert!(error.contains("debug"), "{error}");
     }
 }

@@ -108,7 +108,11 @@ pub(super) struct Blob {
 impl Blob {
     pub(super) fn new(geometry: Geometry, held: ChunkMap, chunk_time: Duration) -> Self {
         let chunks = geometry.chunks();
-        let held = if held.len() == chunks { held } else { ChunkMap::empty(chunks) };
+        let held = if held.len() == chunks {
+            held
+        } else {
+            ChunkMap::empty(chunks)
+        };
         let held_count = held.count();
         Self {
             geometry,
@@ -181,7 +185,8 @@ impl Blob {
     pub(super) fn has_only_seeders(&self, now: Time) -> bool {
         !self.members.is_empty()
             && self.members.iter().all(|member| member.is_complete)
-            && (self.handed_at + MEETING <= now || self.handout.iter().all(|peer| self.who.contains(peer)))
+            && (self.handed_at + MEETING <= now
+                || self.handout.iter().all(|peer| self.who.contains(peer)))
     }
 
     /// Whether any neighbour holds any of it.
@@ -222,7 +227,9 @@ impl Blob {
 
     /// The neighbours that hold all of these chunks, a bit each.
     pub(super) fn holders_of_all(&self, chunks: &[u32]) -> u64 {
-        let holders = chunks.iter().map(|chunk| self.holders.get(*chunk as usize).copied().unwrap_or(0));
+        let holders = chunks
+            .iter()
+            .map(|chunk| self.holders.get(*chunk as usize).copied().unwrap_or(0));
         holders.fold(u64::MAX, |all, holders| all & holders)
     }
 
@@ -239,7 +246,8 @@ impl Blob {
             }
             Have::Map(map) if map.len() == chunks => {
                 let bit = 1 << index;
-                is_correction = (0..chunks).any(|c| self.holders[c as usize] & bit != 0 && !map.contains(c));
+                is_correction =
+                    (0..chunks).any(|c| self.holders[c as usize] & bit != 0 && !map.contains(c));
                 self.clear_member(index);
                 for chunk in map.iter() {
                     any_wanted |= self.member_holds(index, chunk);
@@ -254,7 +262,10 @@ impl Blob {
         }
         let member = &mut self.members[index];
         member.is_complete = member.held_count == chunks;
-        News { any_wanted, is_correction }
+        News {
+            any_wanted,
+            is_correction,
+        }
     }
 
     /// A neighbour turns out not to hold a chunk.
@@ -269,11 +280,16 @@ impl Blob {
 
     /// What a neighbour holds counts for nothing until [`Self::take_back`].
     pub(super) fn set_aside(&mut self, peer: PeerSlot) {
-        let Some(index) = self.member(peer).filter(|index| self.members[*index].set_aside.is_none()) else {
+        let Some(index) = self
+            .member(peer)
+            .filter(|index| self.members[*index].set_aside.is_none())
+        else {
             return;
         };
         let mut held = ChunkMap::empty(self.chunks());
-        for chunk in (0..self.chunks()).filter(|chunk| self.holders[*chunk as usize] >> index & 1 == 1) {
+        for chunk in
+            (0..self.chunks()).filter(|chunk| self.holders[*chunk as usize] >> index & 1 == 1)
+        {
             held.insert(chunk);
         }
         self.clear_member(index);
@@ -284,7 +300,9 @@ impl Blob {
 
     /// What it holds counts again.
     pub(super) fn take_back(&mut self, peer: PeerSlot) {
-        let Some(index) = self.member(peer) else { return };
+        let Some(index) = self.member(peer) else {
+            return;
+        };
         if let Some(held) = self.members[index].set_aside.take() {
             for chunk in held.iter() {
                 self.member_holds(index, chunk);
@@ -311,24 +329,32 @@ impl Blob {
 
     /// The chunks of [`Self::missing`], ascending.
     pub(super) fn unseen_chunks(&self) -> impl Iterator<Item = u32> + '_ {
-        self.missing_chunks(0).filter(|chunk| self.availability[*chunk as usize] == 0)
+        self.missing_chunks(0)
+            .filter(|chunk| self.availability[*chunk as usize] == 0)
     }
 
     /// The chunks at or after `from` that are neither held nor being fetched, ascending.
     pub(super) fn missing_chunks(&self, from: u32) -> impl Iterator<Item = u32> + '_ {
         let end = self.chunks();
-        let words = self.held.words().iter().zip(self.pending.words()).zip(0_u32..);
-        words.skip(from as usize / 64).flat_map(move |((held, pending), index)| {
-            let first = index * 64;
-            let mut word = !(held | pending);
-            if first < from {
-                word &= u64::MAX << (from - first);
-            }
-            if end - first < 64 {
-                word &= (1 << (end - first)) - 1;
-            }
-            bits(word).map(move |bit| first + bit)
-        })
+        let words = self
+            .held
+            .words()
+            .iter()
+            .zip(self.pending.words())
+            .zip(0_u32..);
+        words
+            .skip(from as usize / 64)
+            .flat_map(move |((held, pending), index)| {
+                let first = index * 64;
+                let mut word = !(held | pending);
+                if first < from {
+                    word &= u64::MAX << (from - first);
+                }
+                if end - first < 64 {
+                    word &= (1 << (end - first)) - 1;
+                }
+                bits(word).map(move |bit| first + bit)
+            })
     }
 
     /// The lowest chunk that is neither held nor being fetched.
@@ -348,8 +374,10 @@ impl Blob {
 
     /// A neighbour says it holds a chunk; true if that is new and we lack it.
     fn member_holds(&mut self, index: usize, chunk: u32) -> bool {
-        let Some(holders) =
-            self.holders.get_mut(chunk as usize).filter(|holders| **holders >> index & 1 == 0)
+        let Some(holders) = self
+            .holders
+            .get_mut(chunk as usize)
+            .filter(|holders| **holders >> index & 1 == 0)
         else {
             return false;
         };
@@ -390,7 +418,11 @@ mod tests {
     const CHUNKS: u32 = 70;
 
     fn blob() -> Blob {
-        Blob::new(Geometry::for_size(u64::from(CHUNKS) << 18), ChunkMap::empty(CHUNKS), Duration::ZERO)
+        Blob::new(
+            Geometry::for_size(u64::from(CHUNKS) << 18),
+            ChunkMap::empty(CHUNKS),
+            Duration::ZERO,
+        )
     }
 
     #[derive(Clone, Debug)]
@@ -433,7 +465,9 @@ mod tests {
         match step {
             Step::Hold(chunk) => _ = blob.hold(chunk),
             Step::Lose(chunk) => _ = blob.lose(chunk),
-            Step::Join(peer) if blob.member(PeerSlot(peer)).is_none() => _ = blob.add_member(PeerSlot(peer)),
+            Step::Join(peer) if blob.member(PeerSlot(peer)).is_none() => {
+                _ = blob.add_member(PeerSlot(peer))
+            }
             Step::Join(_) => {}
             Step::Leave(peer) => blob.remove_member(PeerSlot(peer)),
             Step::Says(peer, chunk) => {

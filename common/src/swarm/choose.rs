@@ -37,12 +37,16 @@ impl PeerMachine {
         let mut rarest = u8::MAX;
         self.scratch.ties.clear();
         for slot in &self.wanted {
-            let Some(blob) = self.blobs.get(*slot).filter(|blob| blob.rests_until <= now) else { continue };
+            let Some(blob) = self.blobs.get(*slot).filter(|blob| blob.rests_until <= now) else {
+                continue;
+            };
             let reach = Reach::of(blob, &self.turns, now, crossing, self.slots);
             if reach.is_nobody() {
                 continue;
             }
-            if is_for_reader && let Some(chunk) = blob.reader.and_then(|from| reach.lowest(blob, from)) {
+            if is_for_reader
+                && let Some(chunk) = blob.reader.and_then(|from| reach.lowest(blob, from))
+            {
                 return self.choose_neighbour(now, *slot, chunk, crossing);
             }
             let only_seeders = blob.has_only_seeders(now);
@@ -69,7 +73,13 @@ impl PeerMachine {
     }
 
     /// The nearest free neighbour that has the chunk, ties at random.
-    fn choose_neighbour(&mut self, now: Time, slot: BlobSlot, chunk: u32, crossing: u32) -> Option<Pick> {
+    fn choose_neighbour(
+        &mut self,
+        now: Time,
+        slot: BlobSlot,
+        chunk: u32,
+        crossing: u32,
+    ) -> Option<Pick> {
         let blob = self.blobs.get(slot)?;
         let reach = Reach::of(blob, &self.turns, now, crossing, self.slots);
         let mut best = Best::default();
@@ -77,7 +87,11 @@ impl PeerMachine {
             let peer = blob.who[index as usize];
             best.consider(self.turns.of(peer).nearness, peer, &mut self.rng);
         }
-        best.peer.map(|peer| Pick { blob: slot, chunk, peer })
+        best.peer.map(|peer| Pick {
+            blob: slot,
+            chunk,
+            peer,
+        })
     }
 }
 
@@ -120,7 +134,8 @@ impl Reach {
 
     /// The lowest chunk at or after `from` that is missing and can be had.
     fn lowest(&self, blob: &Blob, from: u32) -> Option<u32> {
-        blob.missing_chunks(from).find(|chunk| self.offers(blob.holders[*chunk as usize]))
+        blob.missing_chunks(from)
+            .find(|chunk| self.offers(blob.holders[*chunk as usize]))
     }
 }
 
@@ -162,18 +177,32 @@ mod tests {
     /// The first chunks that a peer asks for that knows these neighbours: seeders, and leechers with the last chunk.
     fn first_asked(seeders: u32, leechers: u32, met: u32, after: Duration) -> Vec<u32> {
         let mut machine = wanting(64);
-        let everybody = (0..seeders + leechers).map(|peer| facts(PeerSlot(peer), Nearness::SameZone));
-        machine.handle(Time::ZERO, Input::Handout { blob: BLOB, peers: everybody.collect() });
+        let everybody =
+            (0..seeders + leechers).map(|peer| facts(PeerSlot(peer), Nearness::SameZone));
+        machine.handle(
+            Time::ZERO,
+            Input::Handout {
+                blob: BLOB,
+                peers: everybody.collect(),
+            },
+        );
         let mut asked = Vec::new();
         let now = Time::ZERO + after;
         for peer in 0..met {
             let mut last = Batch::default();
             last.push(63);
-            let have = if peer < seeders { Have::Complete } else { Have::Chunks(last) };
+            let have = if peer < seeders {
+                Have::Complete
+            } else {
+                Have::Chunks(last)
+            };
             meet(&mut machine, now, PeerSlot(peer), have);
         }
         while let Some(output) = machine.poll_output() {
-            if let Output::Fetch { chunk, transfer, .. } = output {
+            if let Output::Fetch {
+                chunk, transfer, ..
+            } = output
+            {
                 asked.push(chunk);
                 machine.handle(now, Input::Received { transfer });
             }
@@ -186,14 +215,24 @@ mod tests {
 
     #[test]
     fn from_seeders_alone_chunks_come_in_order() {
-        assert_eq!(first_asked(1, 0, 1, Duration::ZERO), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(
+            first_asked(1, 0, 1, Duration::ZERO),
+            [0, 1, 2, 3, 4, 5, 6, 7]
+        );
         let after = Duration::from_secs(1);
-        assert_eq!(first_asked(1, 1, 1, after), [0, 1, 2, 3, 4, 5, 6, 7], "whoever cannot be met is dead");
+        assert_eq!(
+            first_asked(1, 1, 1, after),
+            [0, 1, 2, 3, 4, 5, 6, 7],
+            "whoever cannot be met is dead"
+        );
     }
 
     #[test]
     fn with_leechers_about_chunks_do_not_come_in_order() {
-        assert_ne!(first_asked(1, 1, 2, Duration::from_secs(9)), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_ne!(
+            first_asked(1, 1, 2, Duration::from_secs(9)),
+            [0, 1, 2, 3, 4, 5, 6, 7]
+        );
         assert_ne!(
             first_asked(1, 1, 1, Duration::ZERO),
             [0, 1, 2, 3, 4, 5, 6, 7],
@@ -213,6 +252,9 @@ mod tests {
             }
             wins[best.peer.expect("one of them").0 as usize] += 1;
         }
-        assert!(wins.iter().all(|wins| (900..1100).contains(wins)), "{wins:?}");
+        assert!(
+            wins.iter().all(|wins| (900..1100).contains(wins)),
+            "{wins:?}"
+        );
     }
 }

@@ -30,7 +30,11 @@ pub(super) enum Link {
     /// None; not to be dialled before a time.
     Down { not_before: Time, failures: u32 },
     /// A dial is under way, and is not waited for once it is late.
-    Dialling { failures: u32, late_at: Time, is_late: bool },
+    Dialling {
+        failures: u32,
+        late_at: Time,
+        is_late: bool,
+    },
     /// It stands.
     Up,
 }
@@ -46,7 +50,9 @@ impl Link {
         match self {
             Self::Up => false,
             Self::Down { failures, .. } => *failures > 0,
-            Self::Dialling { failures, is_late, .. } => *is_late || *failures > 0,
+            Self::Dialling {
+                failures, is_late, ..
+            } => *is_late || *failures > 0,
         }
     }
 }
@@ -54,16 +60,29 @@ impl Link {
 impl Config {
     /// How long a dial is waited for.
     pub(super) fn answer_to_dial(&self, nearness: Nearness) -> Duration {
-        if nearness == Nearness::Elsewhere { self.dial * FAR } else { self.dial }
+        if nearness == Nearness::Elsewhere {
+            self.dial * FAR
+        } else {
+            self.dial
+        }
     }
 }
 
 impl PeerMachine {
     /// Peers that the tracker should count on no more for our sake: they do not answer, fell silent, or send corrupt bytes.
     /// Those to meet over `blob` come first.
-    pub fn unreachable(&self, now: Time, blob: Option<BlobSlot>) -> impl Iterator<Item = PeerSlot> + '_ {
-        let of_use = blob.and_then(|blob| self.blobs.get(blob)).map_or(&[][..], |blob| &blob.handout);
-        let others = (0_u32..).map(PeerSlot).take(self.peers.len()).filter(|slot| !of_use.contains(slot));
+    pub fn unreachable(
+        &self,
+        now: Time,
+        blob: Option<BlobSlot>,
+    ) -> impl Iterator<Item = PeerSlot> + '_ {
+        let of_use = blob
+            .and_then(|blob| self.blobs.get(blob))
+            .map_or(&[][..], |blob| &blob.handout);
+        let others = (0_u32..)
+            .map(PeerSlot)
+            .take(self.peers.len())
+            .filter(|slot| !of_use.contains(slot));
         of_use.iter().copied().chain(others).filter(move |slot| {
             let peer = &self.peers[slot.0 as usize];
             peer.link.is_unanswered()
@@ -74,7 +93,9 @@ impl PeerMachine {
 
     /// Whether nobody exchanges the blob with us, and whoever was dialled over it did not answer.
     pub(super) fn is_abandoned(&self, slot: BlobSlot) -> bool {
-        let Some(blob) = self.blobs.get(slot) else { return false };
+        let Some(blob) = self.blobs.get(slot) else {
+            return false;
+        };
         let is_unanswered = |slot: &PeerSlot| self.peers[slot.0 as usize].link.is_unanswered();
         blob.who.is_empty() && blob.handout.iter().any(is_unanswered)
     }
@@ -83,7 +104,12 @@ impl PeerMachine {
     pub(super) fn note_late_dials(&mut self, now: Time) {
         let mut next = Time::MAX;
         for peer in &mut self.peers {
-            if let Link::Dialling { late_at, is_late: is_late @ false, .. } = &mut peer.link {
+            if let Link::Dialling {
+                late_at,
+                is_late: is_late @ false,
+                ..
+            } = &mut peer.link
+            {
                 if *late_at <= now {
                     *is_late = true;
                     self.wants_leases = true;
@@ -96,12 +122,18 @@ impl PeerMachine {
     }
 
     pub(super) fn on_dial_failed(&mut self, now: Time, slot: PeerSlot) {
-        let Some(peer) = self.peers.get_mut(slot.0 as usize) else { return };
-        let Link::Dialling { failures, .. } = peer.link else { return };
+        let Some(peer) = self.peers.get_mut(slot.0 as usize) else {
+            return;
+        };
+        let Link::Dialling { failures, .. } = peer.link else {
+            return;
+        };
         self.dialling -= 1;
         self.wants_leases = true;
-        peer.link =
-            Link::Down { not_before: now + self.config.redial * (1 << failures), failures: failures + 1 };
+        peer.link = Link::Down {
+            not_before: now + self.config.redial * (1 << failures),
+            failures: failures + 1,
+        };
         if failures + 1 > REDIALS {
             self.forget_peer(slot);
         }
@@ -129,17 +161,24 @@ mod tests {
     /// A machine that wants a blob of eight chunks, and has been told of so many peers.
     fn machine(peers: u32, nearness: Nearness) -> PeerMachine {
         let mut machine = wanting(8);
-        let peers = (0..peers).map(|peer| facts(PeerSlot(peer), nearness)).collect();
+        let peers = (0..peers)
+            .map(|peer| facts(PeerSlot(peer), nearness))
+            .collect();
         machine.handle(ms(0), Input::Handout { blob: BLOB, peers });
         machine
     }
 
     fn dialled(outputs: &[Output]) -> usize {
-        outputs.iter().filter(|output| matches!(output, Output::Dial { .. })).count()
+        outputs
+            .iter()
+            .filter(|output| matches!(output, Output::Dial { .. }))
+            .count()
     }
 
     fn starves(outputs: &[Output]) -> bool {
-        outputs.iter().any(|output| matches!(output, Output::LeaseTake { starving: true, .. }))
+        outputs
+            .iter()
+            .any(|output| matches!(output, Output::LeaseTake { starving: true, .. }))
     }
 
     fn until(machine: &mut PeerMachine, now: Time) -> Vec<Output> {
@@ -154,12 +193,24 @@ mod tests {
         assert_eq!((dialled(&before), starves(&before)), (2, false));
         assert_eq!(machine.unreachable(ms(249), Some(BLOB)).count(), 0);
         assert!(starves(&until(&mut machine, ms(250))));
-        assert_eq!(machine.unreachable(ms(250), Some(BLOB)).count(), 2, "and says why");
+        assert_eq!(
+            machine.unreachable(ms(250), Some(BLOB)).count(),
+            2,
+            "and says why"
+        );
         for chunk in 0..3 {
-            let granted = Input::LeaseGranted { blob: BLOB, chunk, term: Duration::from_secs(1) };
+            let granted = Input::LeaseGranted {
+                blob: BLOB,
+                chunk,
+                term: Duration::from_secs(1),
+            };
             machine.handle(ms(251), granted);
             let goes_on = starves(&until(&mut machine, ms(251)));
-            assert_eq!(goes_on, chunk < 2, "one lease for each slot, while others run");
+            assert_eq!(
+                goes_on,
+                chunk < 2,
+                "one lease for each slot, while others run"
+            );
         }
     }
 
@@ -176,10 +227,19 @@ mod tests {
         let mut machine = machine(2, Nearness::SameZone);
         until(&mut machine, ms(250));
         let facts = facts(PeerSlot(1), Nearness::SameZone);
-        machine.handle(ms(800), Input::Connected { facts, round_trip: Duration::from_millis(400) });
+        machine.handle(
+            ms(800),
+            Input::Connected {
+                facts,
+                round_trip: Duration::from_millis(400),
+            },
+        );
         let unreachable: Vec<_> = machine.unreachable(ms(800), Some(BLOB)).collect();
         assert_eq!(unreachable, [PeerSlot(0)]);
-        assert!(until(&mut machine, ms(800)).contains(&Output::Greet { peer: PeerSlot(1), blob: BLOB }));
+        assert!(until(&mut machine, ms(800)).contains(&Output::Greet {
+            peer: PeerSlot(1),
+            blob: BLOB
+        }));
         machine.handle(ms(3000), Input::DialFailed { peer: PeerSlot(0) });
         assert_eq!(machine.dialling, 0);
     }
@@ -196,8 +256,17 @@ mod tests {
         }
         assert_eq!(under_way, most);
         for peer in 0..10 {
-            machine.handle(ms(3000), Input::DialFailed { peer: PeerSlot(peer) });
+            machine.handle(
+                ms(3000),
+                Input::DialFailed {
+                    peer: PeerSlot(peer),
+                },
+            );
         }
-        assert_eq!(dialled(&until(&mut machine, ms(3000))), 10, "others have their turn");
+        assert_eq!(
+            dialled(&until(&mut machine, ms(3000))),
+            10,
+            "others have their turn"
+        );
     }
 }

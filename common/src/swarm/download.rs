@@ -86,19 +86,29 @@ impl Transfers {
     }
 
     pub(super) fn of_blob(&self, blob: BlobSlot) -> impl Iterator<Item = &Transfer> {
-        self.running.iter().filter(move |transfer| transfer.blob == blob)
+        self.running
+            .iter()
+            .filter(move |transfer| transfer.blob == blob)
     }
 
     pub(super) fn of_chunk(&mut self, blob: BlobSlot, chunk: u32) -> Option<&mut Transfer> {
-        self.running.iter_mut().find(|transfer| (transfer.blob, transfer.chunk) == (blob, chunk))
+        self.running
+            .iter_mut()
+            .find(|transfer| (transfer.blob, transfer.chunk) == (blob, chunk))
     }
 
     fn first_of(&self, is_one: impl Fn(&Transfer) -> bool) -> Option<TransferId> {
-        self.running.iter().find(|transfer| is_one(transfer)).map(|transfer| transfer.id)
+        self.running
+            .iter()
+            .find(|transfer| is_one(transfer))
+            .map(|transfer| transfer.id)
     }
 
     pub(super) fn escalated(&self) -> usize {
-        self.running.iter().filter(|transfer| transfer.permission == Permission::Escalated).count()
+        self.running
+            .iter()
+            .filter(|transfer| transfer.permission == Permission::Escalated)
+            .count()
     }
 
     pub(super) fn find(&mut self, id: TransferId) -> Option<&mut Transfer> {
@@ -126,7 +136,13 @@ impl PeerMachine {
                 return;
             };
             self.turns.ask(pick.peer);
-            self.start(now, pick.blob, pick.chunk, Source::Peer(pick.peer), Permission::NotNeeded);
+            self.start(
+                now,
+                pick.blob,
+                pick.chunk,
+                Source::Peer(pick.peer),
+                Permission::NotNeeded,
+            );
         }
         for transfer in &self.transfers.running {
             if transfer.pace.free_at() > now && transfer.pace.free_at() != Time::MAX {
@@ -141,7 +157,9 @@ impl PeerMachine {
     /// Slots are free, but whoever has something is busy: look again when the first is not.
     fn wait_for_neighbours(&mut self, now: Time) {
         for slot in &self.wanted {
-            let Some(blob) = self.blobs.get(*slot) else { continue };
+            let Some(blob) = self.blobs.get(*slot) else {
+                continue;
+            };
             for peer in &blob.who {
                 let until = self.turns.of(*peer).rests_until();
                 if until > now {
@@ -181,9 +199,15 @@ impl PeerMachine {
             has_begun: false,
             pace,
         };
-        self.timers.by(Timer::Stall, now + self.patience_with(&transfer));
+        self.timers
+            .by(Timer::Stall, now + self.patience_with(&transfer));
         self.transfers.running.push(transfer);
-        self.outputs.push_back(Output::Fetch { transfer: id, blob: slot, chunk, source });
+        self.outputs.push_back(Output::Fetch {
+            transfer: id,
+            blob: slot,
+            chunk,
+            source,
+        });
         id
     }
 
@@ -213,7 +237,9 @@ impl PeerMachine {
     }
 
     pub(super) fn on_progress(&mut self, now: Time, id: TransferId, received: u64) {
-        let Some(transfer) = self.transfers.find(id) else { return };
+        let Some(transfer) = self.transfers.find(id) else {
+            return;
+        };
         if received <= transfer.received {
             return;
         }
@@ -222,7 +248,9 @@ impl PeerMachine {
         transfer.has_begun = true;
         let (blob, source) = (transfer.blob, transfer.source);
         let nearly_done = self.config.nearly_done.max(self.round_trip(source));
-        let Some(transfer) = self.transfers.find(id) else { return };
+        let Some(transfer) = self.transfers.find(id) else {
+            return;
+        };
         transfer.pace.progress(now, received, nearly_done);
         self.timers.by(Timer::Fill, transfer.pace.free_at());
         let free_at = transfer.pace.free_at();
@@ -252,7 +280,9 @@ impl PeerMachine {
                 }
             }
         }
-        let Some(blob) = self.blobs.get_mut(transfer.blob) else { return };
+        let Some(blob) = self.blobs.get_mut(transfer.blob) else {
+            return;
+        };
         if transfer.permission == Permission::Escalated {
             blob.patience_log2 -= 1;
             if !self.is_tracker_reachable {
@@ -319,8 +349,8 @@ impl PeerMachine {
             Source::Origin(_) if transfer.received == 0 => stalled * ORIGIN_PATIENCE,
             Source::Peer(peer) if !transfer.has_begun => {
                 let strikes = self.peers[peer.0 as usize].strikes.min(STRIKES);
-                let patience =
-                    self.config.first_byte + self.chunk_time(transfer.blob) * FIRST_BYTE_CHUNK_TIMES;
+                let patience = self.config.first_byte
+                    + self.chunk_time(transfer.blob) * FIRST_BYTE_CHUNK_TIMES;
                 (patience * (1 << strikes)).min(stalled)
             }
             _ => stalled,
@@ -345,7 +375,8 @@ impl PeerMachine {
             Source::Peer(peer) if why == Failure::Corrupt => self.quarantine(now, peer),
             Source::Peer(slot) => {
                 let peer = &mut self.peers[slot.0 as usize];
-                self.turns.rest(slot, now + FIRST_STRIKE * (1 << peer.strikes.min(STRIKES)));
+                self.turns
+                    .rest(slot, now + FIRST_STRIKE * (1 << peer.strikes.min(STRIKES)));
                 peer.strikes += 1;
                 if why == Failure::Timeout {
                     self.unanswered(now, slot);
@@ -361,7 +392,13 @@ impl PeerMachine {
             self.health.failed(now, origin);
         }
         if let Some(origin) = self.health.choose(now) {
-            self.start(now, transfer.blob, transfer.chunk, Source::Origin(origin), transfer.permission);
+            self.start(
+                now,
+                transfer.blob,
+                transfer.chunk,
+                Source::Origin(origin),
+                transfer.permission,
+            );
             return;
         }
         match transfer.permission {
@@ -390,7 +427,10 @@ impl PeerMachine {
 
     /// The transfers of a connection that is gone.
     pub(super) fn drop_transfers_of(&mut self, peer: PeerSlot) {
-        while let Some(id) = self.transfers.first_of(|transfer| transfer.source == Source::Peer(peer)) {
+        while let Some(id) = self
+            .transfers
+            .first_of(|transfer| transfer.source == Source::Peer(peer))
+        {
             self.stats.failures += 1;
             self.end(id);
         }
@@ -445,7 +485,13 @@ mod tests {
         let mut machine = wanting(16);
         let slots = machine.slots() as usize;
         for peer in (0..16).map(PeerSlot) {
-            meet_far(&mut machine, ms(0), peer, Have::Complete, Duration::from_millis(100));
+            meet_far(
+                &mut machine,
+                ms(0),
+                peer,
+                Have::Complete,
+                Duration::from_millis(100),
+            );
         }
         assert_eq!(fetches(&mut machine).len(), slots);
         machine.handle_timeout(ms(2));
@@ -462,7 +508,11 @@ mod tests {
         for peer in [PEER, PeerSlot(1)] {
             meet(&mut machine, ms(0), peer, Have::Complete);
         }
-        let ids: Vec<TransferId> = machine.running().iter().map(|transfer| transfer.id).collect();
+        let ids: Vec<TransferId> = machine
+            .running()
+            .iter()
+            .map(|transfer| transfer.id)
+            .collect();
         assert_eq!(ids.len(), 2);
         machine.handle(ms(1), Input::FirstByte { transfer: ids[0] });
         machine.handle_timeout(ms(250));

@@ -42,7 +42,9 @@ impl PeerMachine {
 
     /// When the tracker is to be told that the blob starves. Sooner each time that it was right to say so.
     pub(super) fn starves_at(&self, slot: BlobSlot) -> Time {
-        let Some(blob) = self.blobs.get(slot) else { return Time::MAX };
+        let Some(blob) = self.blobs.get(slot) else {
+            return Time::MAX;
+        };
         let bound = self.config.starving + self.chunk_time(slot) * STARVING_CHUNK_TIMES;
         let log2 = (-blob.starved_log2).max(MIN_PATIENCE_LOG2);
         blob.moved_at + bound.mul_f64(blob.jitter * libm::exp2(f64::from(log2)))
@@ -50,10 +52,20 @@ impl PeerMachine {
 
     /// Starts one fetch if it is time; true if it did, so that another may follow.
     fn escalate_blob(&mut self, now: Time, slot: BlobSlot) -> bool {
-        let Some(blob) = self.blobs.get(slot) else { return false };
+        let Some(blob) = self.blobs.get(slot) else {
+            return false;
+        };
         let is_alone = blob.who.is_empty() && !self.is_tracker_reachable;
-        let patience = if is_alone { Duration::ZERO } else { self.patience(slot) };
-        let at_once = if is_alone { self.slots as usize } else { AMONG_NEIGHBOURS };
+        let patience = if is_alone {
+            Duration::ZERO
+        } else {
+            self.patience(slot)
+        };
+        let at_once = if is_alone {
+            self.slots as usize
+        } else {
+            AMONG_NEIGHBOURS
+        };
         let deadline = (blob.moved_at + patience).max(blob.rests_until);
         if deadline > now {
             self.timers.by(Timer::Escalate, deadline);
@@ -61,17 +73,22 @@ impl PeerMachine {
         }
         let is_moving = !is_alone && self.transfers.of_blob(slot).next().is_some();
         if is_moving || !self.has_free_slot(now) || self.transfers.escalated() >= at_once {
-            self.timers.by(Timer::Escalate, now + self.config.escalate / 4);
+            self.timers
+                .by(Timer::Escalate, now + self.config.escalate / 4);
             return false;
         }
-        let Some(chunk) = blob.lowest_missing() else { return false };
+        let Some(chunk) = blob.lowest_missing() else {
+            return false;
+        };
         self.fetch_unleased(now, slot, chunk)
     }
 
     /// Fetches the chunks for which we rank highest among the peers we know.
     fn fetch_ranked(&mut self, now: Time, slot: BlobSlot) {
         while self.transfers.escalated() < self.slots as usize {
-            let Some(blob) = self.blobs.get(slot).filter(|blob| blob.rests_until <= now) else { return };
+            let Some(blob) = self.blobs.get(slot).filter(|blob| blob.rests_until <= now) else {
+                return;
+            };
             let rivals: Vec<u64> = blob.who.iter().map(|peer| self.key_of(*peer)).collect();
             if rivals.is_empty() {
                 return;
@@ -81,7 +98,9 @@ impl PeerMachine {
                 let rank = |key: u64| mix(u64::from(*chunk), key);
                 rivals.iter().all(|rival| rank(*rival) <= rank(own))
             };
-            let Some(chunk) = blob.unseen_chunks().find(ranks_first) else { return };
+            let Some(chunk) = blob.unseen_chunks().find(ranks_first) else {
+                return;
+            };
             if !self.fetch_unleased(now, slot, chunk) {
                 return;
             }
@@ -90,7 +109,13 @@ impl PeerMachine {
 
     fn fetch_unleased(&mut self, now: Time, slot: BlobSlot, chunk: u32) -> bool {
         if let Some(origin) = self.health.choose(now) {
-            self.start(now, slot, chunk, Source::Origin(origin), Permission::Escalated);
+            self.start(
+                now,
+                slot,
+                chunk,
+                Source::Origin(origin),
+                Permission::Escalated,
+            );
             return true;
         }
         if let Some(ready_at) = self.health.ready_at() {
@@ -100,17 +125,27 @@ impl PeerMachine {
     }
 
     fn patience(&self, slot: BlobSlot) -> Duration {
-        let Some(blob) = self.blobs.get(slot) else { return Duration::MAX };
-        let configured =
-            if self.is_tracker_reachable { self.config.escalate_with_tracker } else { self.config.escalate };
-        let log2 = blob.patience_log2.clamp(MIN_PATIENCE_LOG2, MAX_PATIENCE_LOG2);
+        let Some(blob) = self.blobs.get(slot) else {
+            return Duration::MAX;
+        };
+        let configured = if self.is_tracker_reachable {
+            self.config.escalate_with_tracker
+        } else {
+            self.config.escalate
+        };
+        let log2 = blob
+            .patience_log2
+            .clamp(MIN_PATIENCE_LOG2, MAX_PATIENCE_LOG2);
         // Of a blob that is one chunk of any size, a reader gets nothing before all of it is here.
         let is_waited_for = blob.geometry.is_whole() && blob.reader.is_some();
         let chunk_times = if is_waited_for { 0 } else { CHUNK_TIMES };
-        (configured + self.chunk_time(slot) * chunk_times).mul_f64(blob.jitter * libm::exp2(f64::from(log2)))
+        (configured + self.chunk_time(slot) * chunk_times)
+            .mul_f64(blob.jitter * libm::exp2(f64::from(log2)))
     }
 
     fn key_of(&self, peer: PeerSlot) -> u64 {
-        self.peers.get(peer.0 as usize).map_or(0, |peer: &Peer| peer.key)
+        self.peers
+            .get(peer.0 as usize)
+            .map_or(0, |peer: &Peer| peer.key)
     }
 }

@@ -2,7 +2,9 @@
 
 use core::time::Duration;
 
-use super::{BlobSlot, Config, Have, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot, TransferId};
+use super::{
+    BlobSlot, Config, Have, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot, TransferId,
+};
 use crate::chunk::Geometry;
 use crate::map::ChunkMap;
 use crate::time::Time;
@@ -20,20 +22,50 @@ pub(super) fn wanting(chunks: u64) -> PeerMachine {
     let mut machine = PeerMachine::new(Config::default(), 1);
     let geometry = Geometry::for_size(chunks << 18);
     let held = ChunkMap::empty(geometry.chunks());
-    machine.handle(ms(0), Input::AddBlob { blob: BLOB, geometry, held });
+    machine.handle(
+        ms(0),
+        Input::AddBlob {
+            blob: BLOB,
+            geometry,
+            held,
+        },
+    );
     machine.handle(ms(0), Input::Want { blob: BLOB });
     machine
 }
 
 pub(super) fn facts(peer: PeerSlot, nearness: Nearness) -> PeerFacts {
-    PeerFacts { peer, nearness, key: 7 }
+    PeerFacts {
+        peer,
+        nearness,
+        key: 7,
+    }
 }
 
 /// Meets a neighbour in the own zone that holds so much, `far` away.
-pub(super) fn meet_far(machine: &mut PeerMachine, now: Time, peer: PeerSlot, have: Have, far: Duration) {
+pub(super) fn meet_far(
+    machine: &mut PeerMachine,
+    now: Time,
+    peer: PeerSlot,
+    have: Have,
+    far: Duration,
+) {
     let facts = facts(peer, Nearness::SameZone);
-    machine.handle(now, Input::Connected { facts, round_trip: far });
-    machine.handle(now, Input::Have { peer, blob: BLOB, have });
+    machine.handle(
+        now,
+        Input::Connected {
+            facts,
+            round_trip: far,
+        },
+    );
+    machine.handle(
+        now,
+        Input::Have {
+            peer,
+            blob: BLOB,
+            have,
+        },
+    );
 }
 
 /// Meets a neighbour next door that holds so much.

@@ -17,7 +17,11 @@ impl Outbox {
     /// Adds a chunk; the batch to send now, if it is time or the batch is full.
     pub(super) fn add(&mut self, now: Time, chunk: u32, interval: Duration) -> Option<Batch> {
         self.batch.push(chunk);
-        if self.batch.is_full() { Some(self.send(now, interval)) } else { self.take_due(now, interval) }
+        if self.batch.is_full() {
+            Some(self.send(now, interval))
+        } else {
+            self.take_due(now, interval)
+        }
     }
 
     /// The batch, if there is one and it is time.
@@ -50,13 +54,17 @@ mod tests {
     #[test]
     fn the_first_goes_at_once_the_next_with_the_interval() {
         let mut outbox = Outbox::default();
-        let first = outbox.add(Time::ZERO, 7, INTERVAL).map(|batch| batch.chunks().to_vec());
+        let first = outbox
+            .add(Time::ZERO, 7, INTERVAL)
+            .map(|batch| batch.chunks().to_vec());
         assert_eq!(first, Some(vec![7]));
         assert_eq!(outbox.add(Time::ZERO, 8, INTERVAL), None);
         assert_eq!(outbox.add(Time::ZERO, 9, INTERVAL), None);
         assert_eq!(outbox.due_at(), Some(Time::ZERO + INTERVAL));
         assert_eq!(outbox.take_due(Time::ZERO, INTERVAL), None);
-        let second = outbox.take_due(Time::ZERO + INTERVAL, INTERVAL).map(|batch| batch.chunks().to_vec());
+        let second = outbox
+            .take_due(Time::ZERO + INTERVAL, INTERVAL)
+            .map(|batch| batch.chunks().to_vec());
         assert_eq!(second, Some(vec![8, 9]));
         assert_eq!(outbox.due_at(), None);
     }
@@ -65,7 +73,12 @@ mod tests {
     fn a_full_batch_does_not_wait() {
         let mut outbox = Outbox::default();
         outbox.add(Time::ZERO, 0, INTERVAL);
-        let full = (1..=8).filter_map(|chunk| outbox.add(Time::ZERO, chunk, INTERVAL)).next();
-        assert_eq!(full.map(|batch| batch.chunks().to_vec()), Some((1..=8).collect()));
+        let full = (1..=8)
+            .filter_map(|chunk| outbox.add(Time::ZERO, chunk, INTERVAL))
+            .next();
+        assert_eq!(
+            full.map(|batch| batch.chunks().to_vec()),
+            Some((1..=8).collect())
+        );
     }
 }

@@ -25,12 +25,18 @@ pub(super) struct Health {
 
 impl Health {
     pub(super) fn new(origins: u32, rest: Duration) -> Self {
-        Self { origins: vec![Origin::default(); origins as usize], rest }
+        Self {
+            origins: vec![Origin::default(); origins as usize],
+            rest,
+        }
     }
 
     /// The first origin, in configured order, that is not resting.
     pub(super) fn choose(&self, now: Time) -> Option<OriginSlot> {
-        (0_u32..).zip(&self.origins).find(|(_, origin)| origin.rests_until <= now).map(|(i, _)| OriginSlot(i))
+        (0_u32..)
+            .zip(&self.origins)
+            .find(|(_, origin)| origin.rests_until <= now)
+            .map(|(i, _)| OriginSlot(i))
     }
 
     /// When [`Self::choose`] may answer again; `None` if there is no origin at all.

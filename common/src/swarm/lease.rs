@@ -28,12 +28,18 @@ pub(super) enum Asked {
     /// None is under way; the next not before a time.
     No { not_before: Time },
     /// The tracker has it. It is outdated once a neighbour is gone: chunks that only that one had are missing now.
-    Parked { starving: bool, since: Time, is_outdated: bool },
+    Parked {
+        starving: bool,
+        since: Time,
+        is_outdated: bool,
+    },
 }
 
 impl Default for Asked {
     fn default() -> Self {
-        Self::No { not_before: Time::ZERO }
+        Self::No {
+            not_before: Time::ZERO,
+        }
     }
 }
 
@@ -49,9 +55,17 @@ pub(super) struct Lease {
 }
 
 impl PeerMachine {
-    pub(super) fn on_lease_granted(&mut self, now: Time, slot: BlobSlot, chunk: u32, term: Duration) {
+    pub(super) fn on_lease_granted(
+        &mut self,
+        now: Time,
+        slot: BlobSlot,
+        chunk: u32,
+        term: Duration,
+    ) {
         self.wants_leases = true;
-        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        let Some(blob) = self.blobs.get_mut(slot) else {
+            return;
+        };
         if matches!(blob.asked, Asked::Parked { starving: true, .. }) {
             blob.starved_log2 += 1;
         }
@@ -60,19 +74,31 @@ impl PeerMachine {
             return;
         }
         if blob.held.contains(chunk) || blob.availability[chunk as usize] > 0 {
-            self.outputs.push_back(Output::LeaseDone { blob: slot, chunk });
+            self.outputs
+                .push_back(Output::LeaseDone { blob: slot, chunk });
             return;
         }
         let source = self.health.choose(now).map(Source::Origin);
         let Some(source) = source.filter(|_| blob.is_wanted()) else {
-            self.outputs.push_back(Output::LeaseFailed { blob: slot, chunk });
+            self.outputs
+                .push_back(Output::LeaseFailed { blob: slot, chunk });
             return;
         };
         let renew_at = now + term / 2;
-        self.leases.push(Lease { blob: slot, chunk, term, renew_at, renewed: 0 });
+        self.leases.push(Lease {
+            blob: slot,
+            chunk,
+            term,
+            renew_at,
+            renewed: 0,
+        });
         self.timers.by(Timer::Lease, renew_at);
         // A first word at once: until it comes, the tracker cannot tell us from the dead.
-        self.outputs.push_back(Output::LeaseRenew { blob: slot, chunk, received: 0 });
+        self.outputs.push_back(Output::LeaseRenew {
+            blob: slot,
+            chunk,
+            received: 0,
+        });
         // An escalated fetch of the same chunk goes on, under the lease now.
         if let Some(transfer) = self.transfers.of_chunk(slot, chunk) {
             transfer.permission = Permission::Leased;
@@ -91,7 +117,8 @@ impl PeerMachine {
 
     /// The lease is another's now. A fetch that has brought something goes on, for the rest is on its way.
     pub(super) fn on_lease_lost(&mut self, slot: BlobSlot, chunk: u32) {
-        self.leases.retain(|lease| (lease.blob, lease.chunk) != (slot, chunk));
+        self.leases
+            .retain(|lease| (lease.blob, lease.chunk) != (slot, chunk));
         if let Some(transfer) = self.transfers.of_chunk(slot, chunk)
             && transfer.permission == Permission::Leased
             && transfer.received == 0
@@ -104,14 +131,16 @@ impl PeerMachine {
     /// The chunk is here: if there was a lease on it, it is over.
     pub(super) fn lease_done(&mut self, slot: BlobSlot, chunk: u32) {
         if self.end_lease(slot, chunk) {
-            self.outputs.push_back(Output::LeaseDone { blob: slot, chunk });
+            self.outputs
+                .push_back(Output::LeaseDone { blob: slot, chunk });
         }
     }
 
     /// The origin did not give the chunk.
     pub(super) fn lease_failed(&mut self, now: Time, slot: BlobSlot, chunk: u32) {
         if self.end_lease(slot, chunk) {
-            self.outputs.push_back(Output::LeaseFailed { blob: slot, chunk });
+            self.outputs
+                .push_back(Output::LeaseFailed { blob: slot, chunk });
         }
         if let Some(ready_at) = self.health.ready_at() {
             self.timers.by(Timer::Lease, ready_at.max(now));
@@ -122,7 +151,10 @@ impl PeerMachine {
     pub(super) fn drop_leases(&mut self, slot: BlobSlot) {
         while let Some(lease) = self.leases.iter().position(|lease| lease.blob == slot) {
             let lease = self.leases.swap_remove(lease);
-            self.outputs.push_back(Output::LeaseFailed { blob: slot, chunk: lease.chunk });
+            self.outputs.push_back(Output::LeaseFailed {
+                blob: slot,
+                chunk: lease.chunk,
+            });
         }
         self.drop_request(slot);
     }
@@ -146,7 +178,9 @@ impl PeerMachine {
         let mut asked = 0;
         for at in 0..self.wanted.len() {
             let slot = self.wanted[at];
-            let Some(blob) = self.blobs.get_mut(slot) else { continue };
+            let Some(blob) = self.blobs.get_mut(slot) else {
+                continue;
+            };
             if blob.unseen == 0 {
                 self.drop_request(slot);
                 continue;
@@ -161,16 +195,27 @@ impl PeerMachine {
     fn seek_lease(&mut self, now: Time, slot: BlobSlot) {
         let starves_at = self.starves_at(slot);
         let is_abandoned = self.is_abandoned(slot);
-        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        let Some(blob) = self.blobs.get_mut(slot) else {
+            return;
+        };
         let is_alone = is_abandoned || (blob.starved_log2 >= SURELY_ALONE && !blob.is_offered());
         let running = self.transfers.of_blob(slot).count();
-        let is_starving =
-            if is_alone { running < self.slots as usize } else { starves_at <= now && running == 0 };
+        let is_starving = if is_alone {
+            running < self.slots as usize
+        } else {
+            starves_at <= now && running == 0
+        };
         let not_before = match blob.asked {
             Asked::Parked { starving: true, .. } => return,
-            Asked::Parked { is_outdated: true, since, .. } if !is_starving => since + ASK_AGAIN,
+            Asked::Parked {
+                is_outdated: true,
+                since,
+                ..
+            } if !is_starving => since + ASK_AGAIN,
             Asked::Parked { .. } if !is_starving => {
-                return self.timers.by(Timer::Lease, starves_at.max(now + ASK_AGAIN));
+                return self
+                    .timers
+                    .by(Timer::Lease, starves_at.max(now + ASK_AGAIN));
             }
             Asked::Parked { .. } => now,
             Asked::No { not_before } => not_before,
@@ -179,26 +224,47 @@ impl PeerMachine {
         if not_before > now {
             return self.timers.by(Timer::Lease, not_before);
         }
-        self.timers.by(Timer::Lease, starves_at.max(now + ASK_AGAIN));
+        self.timers
+            .by(Timer::Lease, starves_at.max(now + ASK_AGAIN));
         let missing = blob.missing();
         if missing.is_empty() {
             return;
         }
-        blob.asked = Asked::Parked { starving: is_starving, since: now, is_outdated: false };
-        self.outputs.push_back(Output::LeaseTake { blob: slot, missing, starving: is_starving });
+        blob.asked = Asked::Parked {
+            starving: is_starving,
+            since: now,
+            is_outdated: false,
+        };
+        self.outputs.push_back(Output::LeaseTake {
+            blob: slot,
+            missing,
+            starving: is_starving,
+        });
     }
 
     /// Renews the leases whose downloads moved since the last time.
     pub(super) fn renew_leases(&mut self, now: Time) {
         for at in 0..self.leases.len() {
-            let Lease { blob, chunk, term, renew_at, renewed } = self.leases[at];
+            let Lease {
+                blob,
+                chunk,
+                term,
+                renew_at,
+                renewed,
+            } = self.leases[at];
             if renew_at <= now {
                 let mut transfers = self.transfers.of_blob(blob);
-                let received = transfers.find(|transfer| transfer.chunk == chunk).map_or(0, |t| t.received);
+                let received = transfers
+                    .find(|transfer| transfer.chunk == chunk)
+                    .map_or(0, |t| t.received);
                 let lease = &mut self.leases[at];
                 if received > renewed {
                     lease.renewed = received;
-                    self.outputs.push_back(Output::LeaseRenew { blob, chunk, received });
+                    self.outputs.push_back(Output::LeaseRenew {
+                        blob,
+                        chunk,
+                        received,
+                    });
                 }
                 lease.renew_at = now + term / 4;
             }
@@ -217,7 +283,8 @@ impl PeerMachine {
 
     fn end_lease(&mut self, slot: BlobSlot, chunk: u32) -> bool {
         let before = self.leases.len();
-        self.leases.retain(|lease| (lease.blob, lease.chunk) != (slot, chunk));
+        self.leases
+            .retain(|lease| (lease.blob, lease.chunk) != (slot, chunk));
         self.wants_leases = true;
         self.leases.len() < before
     }

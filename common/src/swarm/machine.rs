@@ -135,7 +135,11 @@ impl PeerMachine {
     /// Something happened at `now`. Time must not go backwards.
     pub fn handle(&mut self, now: Time, input: Input) {
         match input {
-            Input::AddBlob { blob, geometry, held } => self.on_add(blob, geometry, held),
+            Input::AddBlob {
+                blob,
+                geometry,
+                held,
+            } => self.on_add(blob, geometry, held),
             Input::Want { blob } => self.on_want(now, blob),
             Input::Unwant { blob } => self.on_unwant(now, blob),
             Input::Reader { blob, cursor } => self.on_reader(blob, cursor),
@@ -145,10 +149,18 @@ impl PeerMachine {
             Input::Connected { facts, round_trip } => self.on_connected(now, &facts, round_trip),
             Input::Disconnected { peer } => self.on_disconnected(now, peer),
             Input::DialFailed { peer } => self.on_dial_failed(now, peer),
-            Input::RateHint { peer, bits_per_second } => self.on_rate_hint(peer, bits_per_second),
+            Input::RateHint {
+                peer,
+                bits_per_second,
+            } => self.on_rate_hint(peer, bits_per_second),
             Input::Have { peer, blob, have } => self.on_have(now, peer, blob, &have),
             Input::Forgot { peer, blob } => self.on_forgot(peer, blob),
-            Input::UploadRequest { peer, blob, chunk, upload } => {
+            Input::UploadRequest {
+                peer,
+                blob,
+                chunk,
+                upload,
+            } => {
                 self.on_upload_request(now, peer, blob, chunk, upload);
             }
             Input::UploadProgress { upload, sent } => self.on_upload_progress(now, upload, sent),
@@ -158,7 +170,9 @@ impl PeerMachine {
             Input::Received { transfer } => self.on_received(now, transfer),
             Input::Refused { transfer, reason } => self.on_refused(now, transfer, reason),
             Input::Failed { transfer, why } => self.on_failed(now, transfer, why),
-            Input::LeaseGranted { blob, chunk, term } => self.on_lease_granted(now, blob, chunk, term),
+            Input::LeaseGranted { blob, chunk, term } => {
+                self.on_lease_granted(now, blob, chunk, term)
+            }
             Input::LeaseWait { blob, retry_after } => self.on_lease_wait(now, blob, retry_after),
             Input::LeaseLost { blob, chunk } => self.on_lease_lost(blob, chunk),
             Input::TrackerUnreachable => self.on_tracker(now, false),
@@ -220,24 +234,39 @@ impl PeerMachine {
     pub fn audience(&self, blob: BlobSlot, batch: &Batch) -> impl Iterator<Item = PeerSlot> + '_ {
         let blob = self.blobs.get(blob);
         let holders = blob.map_or(0, |blob| blob.holders_of_all(batch.chunks()));
-        let members = blob.into_iter().flat_map(|blob| blob.who.iter().zip(&blob.members)).zip(0_u32..);
+        let members = blob
+            .into_iter()
+            .flat_map(|blob| blob.who.iter().zip(&blob.members))
+            .zip(0_u32..);
         members
-            .filter(move |((_, member), bit)| member.greeted_at.is_some() && holders >> bit & 1 == 0)
+            .filter(move |((_, member), bit)| {
+                member.greeted_at.is_some() && holders >> bit & 1 == 0
+            })
             .map(|((peer, _), _)| *peer)
     }
 
     /// Everybody with whom a blob is exchanged.
     pub fn neighbours(&self, blob: BlobSlot) -> impl Iterator<Item = PeerSlot> + '_ {
-        self.blobs.get(blob).into_iter().flat_map(|blob| blob.who.iter().copied())
+        self.blobs
+            .get(blob)
+            .into_iter()
+            .flat_map(|blob| blob.who.iter().copied())
     }
 
     /// Whether nobody can bring a chunk now: no neighbour has it, nothing of the blob is on its way, and every origin
     /// rests after a failure. It may be otherwise a moment later.
     pub fn is_out_of_reach(&self, now: Time, slot: BlobSlot, chunk: u32) -> bool {
-        let Some(blob) = self.blobs.get(slot) else { return true };
+        let Some(blob) = self.blobs.get(slot) else {
+            return true;
+        };
         let is_around = blob.held.contains(chunk)
-            || blob.availability.get(chunk as usize).is_some_and(|holders| *holders > 0);
-        !is_around && self.transfers.of_blob(slot).next().is_none() && self.health.choose(now).is_none()
+            || blob
+                .availability
+                .get(chunk as usize)
+                .is_some_and(|holders| *holders > 0);
+        !is_around
+            && self.transfers.of_blob(slot).next().is_none()
+            && self.health.choose(now).is_none()
     }
 
     /// The blobs wanted and not complete.
@@ -273,14 +302,20 @@ impl PeerMachine {
     }
 
     fn on_add(&mut self, slot: BlobSlot, geometry: Geometry, held: ChunkMap) {
-        let rate = self.own_rate().unwrap_or(self.config.assumed_bits_per_second).max(1);
+        let rate = self
+            .own_rate()
+            .unwrap_or(self.config.assumed_bits_per_second)
+            .max(1);
         let chunk_time = Duration::from_secs_f64((geometry.chunk_len(0) * 8) as f64 / rate as f64);
-        self.blobs.insert(slot, Blob::new(geometry, held, chunk_time));
+        self.blobs
+            .insert(slot, Blob::new(geometry, held, chunk_time));
     }
 
     fn on_want(&mut self, now: Time, slot: BlobSlot) {
         let jitter = self.rng.jitter(Duration::from_secs(1)).as_secs_f64();
-        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        let Some(blob) = self.blobs.get_mut(slot) else {
+            return;
+        };
         if blob.interest != Interest::Idle {
             return;
         }
@@ -321,7 +356,9 @@ impl PeerMachine {
     }
 
     fn on_lost(&mut self, now: Time, slot: BlobSlot, chunk: u32) {
-        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        let Some(blob) = self.blobs.get_mut(slot) else {
+            return;
+        };
         if !blob.lose(chunk) {
             return;
         }
@@ -355,7 +392,10 @@ impl PeerMachine {
 
     /// Ends the want of a blob that is all here.
     pub(super) fn complete_if_held(&mut self, now: Time, slot: BlobSlot) {
-        let Some(blob) = self.blobs.get_mut(slot).filter(|blob| blob.is_wanted() && blob.is_complete())
+        let Some(blob) = self
+            .blobs
+            .get_mut(slot)
+            .filter(|blob| blob.is_wanted() && blob.is_complete())
         else {
             return;
         };
@@ -374,11 +414,16 @@ impl PeerMachine {
     /// Tells the neighbours that were greeted and still lack something exactly what we hold: all of it at last, or less
     /// than we said.
     fn greet_again(&mut self, slot: BlobSlot) {
-        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        let Some(blob) = self.blobs.get_mut(slot) else {
+            return;
+        };
         blob.outbox.clear();
         for (peer, member) in blob.who.iter().zip(&blob.members) {
             if member.greeted_at.is_some() && !member.is_complete {
-                self.outputs.push_back(Output::Greet { peer: *peer, blob: slot });
+                self.outputs.push_back(Output::Greet {
+                    peer: *peer,
+                    blob: slot,
+                });
             }
         }
     }
@@ -386,7 +431,9 @@ impl PeerMachine {
     /// Tells neighbours about a chunk, now or soon.
     pub(super) fn tell(&mut self, now: Time, slot: BlobSlot, chunk: u32) {
         let interval = self.have_interval(slot);
-        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        let Some(blob) = self.blobs.get_mut(slot) else {
+            return;
+        };
         if let Some(batch) = blob.outbox.add(now, chunk, interval) {
             self.outputs.push_back(Output::Have { blob: slot, batch });
         } else if let Some(due_at) = blob.outbox.due_at() {
@@ -401,7 +448,9 @@ impl PeerMachine {
         let mut untold = core::mem::take(&mut self.untold);
         untold.retain(|slot| {
             let interval = self.have_interval(*slot);
-            let Some(blob) = self.blobs.get_mut(*slot) else { return false };
+            let Some(blob) = self.blobs.get_mut(*slot) else {
+                return false;
+            };
             if let Some(batch) = blob.outbox.take_due(now, interval) {
                 self.outputs.push_back(Output::Have { blob: *slot, batch });
             }
@@ -434,24 +483,36 @@ impl PeerMachine {
 
     /// How long one chunk of the blob takes at the own rate.
     pub(super) fn chunk_time(&self, slot: BlobSlot) -> Duration {
-        self.blobs.get(slot).map_or(Duration::ZERO, |blob| blob.chunk_time)
+        self.blobs
+            .get(slot)
+            .map_or(Duration::ZERO, |blob| blob.chunk_time)
     }
 
     /// The own rate, the slower of both directions, in bits per second.
     fn own_rate(&self) -> Option<u64> {
-        let Config { up_bits_per_second: up, down_bits_per_second: down, .. } = self.config;
+        let Config {
+            up_bits_per_second: up,
+            down_bits_per_second: down,
+            ..
+        } = self.config;
         up.into_iter().chain(down).min()
     }
 
     /// Slots follow the own rate in relation to the neighbours': `max(1, round(slots x own / median))`.
     pub(super) fn recompute_slots(&mut self) {
         let Some(own) = self.own_rate() else { return };
-        let mut rates: Vec<u64> =
-            self.peers.iter().filter(|peer| peer.is_up()).filter_map(|peer| peer.rate).collect();
+        let mut rates: Vec<u64> = self
+            .peers
+            .iter()
+            .filter(|peer| peer.is_up())
+            .filter_map(|peer| peer.rate)
+            .collect();
         rates.sort_unstable();
         let median = rates.get(rates.len() / 2).copied().unwrap_or(own).max(1);
         let slots = (u64::from(self.config.slots) * own + median / 2) / median;
-        self.slots = u32::try_from(slots).unwrap_or(u32::MAX).clamp(1, self.config.max_slots.max(1));
+        self.slots = u32::try_from(slots)
+            .unwrap_or(u32::MAX)
+            .clamp(1, self.config.max_slots.max(1));
     }
 }
 
@@ -462,13 +523,24 @@ mod tests {
     use crate::chunk::Geometry;
 
     const BLOB: BlobSlot = BlobSlot(0);
-    const NEIGHBOUR: PeerFacts = PeerFacts { peer: PeerSlot(0), nearness: Nearness::SameZone, key: 1 };
+    const NEIGHBOUR: PeerFacts = PeerFacts {
+        peer: PeerSlot(0),
+        nearness: Nearness::SameZone,
+        key: 1,
+    };
 
     fn wanting_one_chunk(now: Time) -> PeerMachine {
         let mut machine = PeerMachine::new(Config::default(), 1);
         let held = ChunkMap::empty(1);
         machine.handle(now, Input::TrackerUnreachable);
-        machine.handle(now, Input::AddBlob { blob: BLOB, geometry: Geometry::for_size(10), held });
+        machine.handle(
+            now,
+            Input::AddBlob {
+                blob: BLOB,
+                geometry: Geometry::for_size(10),
+                held,
+            },
+        );
         machine.handle(now, Input::Want { blob: BLOB });
         machine.handle_timeout(now);
         machine
@@ -480,15 +552,38 @@ mod tests {
         let mut machine = wanting_one_chunk(now);
         let outputs: Vec<_> = core::iter::from_fn(|| machine.poll_output()).collect();
         let asked = outputs.iter().find_map(|output| match output {
-            Output::Fetch { transfer, source: Source::Origin(_), .. } => Some(*transfer),
+            Output::Fetch {
+                transfer,
+                source: Source::Origin(_),
+                ..
+            } => Some(*transfer),
             _ => None,
         });
         let transfer = asked.expect("alone, it asks the origin at once");
         assert!(!machine.is_out_of_reach(now, BLOB, 0), "it is on its way");
-        machine.handle(now, Input::Failed { transfer, why: Failure::Link });
+        machine.handle(
+            now,
+            Input::Failed {
+                transfer,
+                why: Failure::Link,
+            },
+        );
         assert!(machine.is_out_of_reach(now, BLOB, 0));
-        machine.handle(now, Input::Connected { facts: NEIGHBOUR, round_trip: Duration::ZERO });
-        machine.handle(now, Input::Have { peer: NEIGHBOUR.peer, blob: BLOB, have: Have::Complete });
+        machine.handle(
+            now,
+            Input::Connected {
+                facts: NEIGHBOUR,
+                round_trip: Duration::ZERO,
+            },
+        );
+        machine.handle(
+            now,
+            Input::Have {
+                peer: NEIGHBOUR.peer,
+                blob: BLOB,
+                have: Have::Complete,
+            },
+        );
         assert!(!machine.is_out_of_reach(now, BLOB, 0), "a neighbour has it");
     }
 }

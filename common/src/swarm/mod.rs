@@ -79,8 +79,8 @@ mod properties;
 
 pub use config::Config;
 pub use io::{
-    Batch, BlobSlot, Failure, Have, Input, Nearness, OriginSlot, Output, PeerFacts, PeerSlot, Refusal,
-    Source, TransferId, UploadId,
+    Batch, BlobSlot, Failure, Have, Input, Nearness, OriginSlot, Output, PeerFacts, PeerSlot,
+    Refusal, Source, TransferId, UploadId,
 };
 pub use machine::{PeerMachine, Stats};
 pub use waits::{Wait, WaitTimes};

@@ -40,7 +40,10 @@ impl Default for Peer {
     fn default() -> Self {
         Self {
             key: 0,
-            link: Link::Down { not_before: Time::ZERO, failures: 0 },
+            link: Link::Down {
+                not_before: Time::ZERO,
+                failures: 0,
+            },
             round_trip: Duration::ZERO,
             rate: None,
             strikes: 0,
@@ -87,8 +90,10 @@ impl PeerMachine {
         if peer.is_quarantined(now)
             || (self.connections >= self.config.max_connections && !self.make_room(now))
         {
-            self.peers[facts.peer.0 as usize].link =
-                Link::Down { not_before: now + self.config.redial, failures: 0 };
+            self.peers[facts.peer.0 as usize].link = Link::Down {
+                not_before: now + self.config.redial,
+                failures: 0,
+            };
             self.outputs.push_back(Output::HangUp { peer: facts.peer });
             return;
         }
@@ -118,13 +123,16 @@ impl PeerMachine {
 
     pub(super) fn on_have(&mut self, now: Time, peer: PeerSlot, slot: BlobSlot, have: &Have) {
         self.spoke(peer);
-        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        let Some(blob) = self.blobs.get_mut(slot) else {
+            return;
+        };
         let index = match blob.member(peer) {
             Some(index) => index,
             None if !self.peers.get(peer.0 as usize).is_some_and(Peer::is_up) => return,
             None => {
                 let has_room = blob.who.len() < self.config.max_neighbours as usize;
-                if !has_room || !blob.is_of_use() || (!blob.is_wanted() && *have == Have::Complete) {
+                if !has_room || !blob.is_of_use() || (!blob.is_wanted() && *have == Have::Complete)
+                {
                     return;
                 }
                 self.peers[peer.0 as usize].blobs.push(slot);
@@ -133,11 +141,16 @@ impl PeerMachine {
         };
         let was_unseen = blob.unseen;
         let is_first = !blob.members[index].is_heard;
-        let News { any_wanted, is_correction } = blob.learn(index, have);
+        let News {
+            any_wanted,
+            is_correction,
+        } = blob.learn(index, have);
         // A greeting of ours that is older than an answer takes met a peer that did not know the blob yet.
         let stale = |greeted_at: Time| is_first && greeted_at + UNANSWERED <= now;
         // And whoever lost a chunk was perhaps not told that we have it.
-        if blob.members[index].greeted_at.is_none_or(stale) || (is_correction && blob.held_count > 0) {
+        if blob.members[index].greeted_at.is_none_or(stale)
+            || (is_correction && blob.held_count > 0)
+        {
             blob.members[index].greeted_at = Some(now);
             self.outputs.push_back(Output::Greet { peer, blob: slot });
         }
@@ -149,7 +162,10 @@ impl PeerMachine {
 
     /// A neighbour evicted a blob, or ended our exchange of it.
     pub(super) fn on_forgot(&mut self, peer: PeerSlot, slot: BlobSlot) {
-        if let (Some(blob), Some(known)) = (self.blobs.get_mut(slot), self.peers.get_mut(peer.0 as usize)) {
+        if let (Some(blob), Some(known)) = (
+            self.blobs.get_mut(slot),
+            self.peers.get_mut(peer.0 as usize),
+        ) {
             blob.remove_member(peer);
             known.blobs.retain(|other| *other != slot);
             self.wants_leases = true;
@@ -166,7 +182,9 @@ impl PeerMachine {
     }
 
     fn meet_over(&mut self, now: Time, slot: BlobSlot) {
-        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        let Some(blob) = self.blobs.get_mut(slot) else {
+            return;
+        };
         let mut room = (self.config.max_neighbours as usize).saturating_sub(blob.who.len());
         let may_answer = |peer: &PeerSlot| self.peers[peer.0 as usize].link.may_answer();
         room = room.saturating_sub(blob.handout.iter().filter(|peer| may_answer(peer)).count());
@@ -187,10 +205,16 @@ impl PeerMachine {
                     };
                     if blob.members[index].greeted_at.is_none() {
                         blob.members[index].greeted_at = Some(now);
-                        self.outputs.push_back(Output::Greet { peer: peer_slot, blob: slot });
+                        self.outputs.push_back(Output::Greet {
+                            peer: peer_slot,
+                            blob: slot,
+                        });
                     }
                 }
-                Link::Down { not_before, failures } => {
+                Link::Down {
+                    not_before,
+                    failures,
+                } => {
                     let not_before = not_before.max(peer.quarantined_until);
                     let sockets = self.connections + self.dialling;
                     if room == 0
@@ -205,8 +229,15 @@ impl PeerMachine {
                     }
                     room -= 1;
                     self.dialling += 1;
-                    let late_at = now + self.config.answer_to_dial(self.turns.of(peer_slot).nearness);
-                    peer.link = Link::Dialling { failures, late_at, is_late: false };
+                    let late_at = now
+                        + self
+                            .config
+                            .answer_to_dial(self.turns.of(peer_slot).nearness);
+                    peer.link = Link::Dialling {
+                        failures,
+                        late_at,
+                        is_late: false,
+                    };
                     self.timers.by(Timer::Dial, late_at);
                     self.outputs.push_back(Output::Dial { peer: peer_slot });
                 }
@@ -216,12 +247,15 @@ impl PeerMachine {
 
     /// Announces for more neighbours when there are too few, less and less often while that brings none.
     fn refill(&mut self, now: Time, slot: BlobSlot) {
-        let Some(blob) = self.blobs.get_mut(slot) else { return };
+        let Some(blob) = self.blobs.get_mut(slot) else {
+            return;
+        };
         if blob.who.len() >= self.config.min_neighbours as usize {
             blob.refill_wait = self.config.refill_interval;
         } else if blob.refill_at <= now {
             blob.refill_at = now + self.rng.jitter(blob.refill_wait);
-            blob.refill_wait = (blob.refill_wait * 2).min(self.config.refill_interval * MAX_REFILL_WAIT);
+            blob.refill_wait =
+                (blob.refill_wait * 2).min(self.config.refill_interval * MAX_REFILL_WAIT);
             self.timers.by(Timer::Dial, blob.refill_at);
             self.outputs.push_back(Output::Announce);
         } else {
@@ -233,7 +267,8 @@ impl PeerMachine {
     pub(super) fn quarantine(&mut self, now: Time, slot: PeerSlot) {
         let until = now + self.config.quarantine;
         self.peers[slot.0 as usize].quarantined_until = until;
-        self.outputs.push_back(Output::Quarantine { peer: slot, until });
+        self.outputs
+            .push_back(Output::Quarantine { peer: slot, until });
         self.hang_up(now, slot);
         self.meet(now);
     }
@@ -251,7 +286,9 @@ impl PeerMachine {
     pub(super) fn forget_members(&mut self, slot: BlobSlot) {
         if let Some(blob) = self.blobs.get_mut(slot) {
             for peer in core::mem::take(&mut blob.who) {
-                self.peers[peer.0 as usize].blobs.retain(|other| *other != slot);
+                self.peers[peer.0 as usize]
+                    .blobs
+                    .retain(|other| *other != slot);
             }
             blob.members.clear();
         }
@@ -276,10 +313,17 @@ impl PeerMachine {
 
     /// Forgets a connection and everything that hung on it; false if there was none.
     fn drop_link(&mut self, now: Time, slot: PeerSlot) -> bool {
-        let Some(peer) = self.peers.get_mut(slot.0 as usize).filter(|peer| peer.is_up()) else {
+        let Some(peer) = self
+            .peers
+            .get_mut(slot.0 as usize)
+            .filter(|peer| peer.is_up())
+        else {
             return false;
         };
-        peer.link = Link::Down { not_before: now + self.config.redial, failures: 0 };
+        peer.link = Link::Down {
+            not_before: now + self.config.redial,
+            failures: 0,
+        };
         for blob in core::mem::take(&mut peer.blobs) {
             if let Some(blob) = self.blobs.get_mut(blob) {
                 blob.remove_member(slot);
@@ -302,13 +346,20 @@ impl PeerMachine {
                 && !self.uploads.serves(slot)
                 && peer.blobs.iter().all(|blob| {
                     self.blobs.get(*blob).is_none_or(|blob| {
-                        let is_done = blob.member(slot).is_some_and(|index| blob.members[index].is_complete);
+                        let is_done = blob
+                            .member(slot)
+                            .is_some_and(|index| blob.members[index].is_complete);
                         blob.interest != Interest::Wanted && is_done
                     })
                 })
         };
-        let useless = (0_u32..).map(PeerSlot).zip(&self.peers).find(|(slot, peer)| is_useless(*slot, peer));
-        let Some(slot) = useless.map(|(slot, _)| slot) else { return false };
+        let useless = (0_u32..)
+            .map(PeerSlot)
+            .zip(&self.peers)
+            .find(|(slot, peer)| is_useless(*slot, peer));
+        let Some(slot) = useless.map(|(slot, _)| slot) else {
+            return false;
+        };
         self.hang_up(now, slot);
         true
     }

@@ -15,7 +15,11 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(now: Time, length: u64) -> Self {
-        Self { length, begun: now, free_at: Time::MAX }
+        Self {
+            length,
+            begun: now,
+            free_at: Time::MAX,
+        }
     }
 
     /// The first byte moves now: what came before was the way there.

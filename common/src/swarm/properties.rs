@@ -16,11 +16,33 @@ const BLOB: BlobSlot = BlobSlot(0);
 /// Something under way. Peers are numbered alike in all tables.
 #[derive(Clone, Debug)]
 enum Flying {
-    Have { from: u32, to: u32, have: Have },
-    Ask { from: u32, to: u32, transfer: TransferId, chunk: u32 },
-    Refused { to: u32, transfer: TransferId, reason: Refusal },
-    Body { from: Option<u32>, to: u32, transfer: TransferId, upload: Option<UploadId>, chunk: u32 },
-    Dial { from: u32, to: u32 },
+    Have {
+        from: u32,
+        to: u32,
+        have: Have,
+    },
+    Ask {
+        from: u32,
+        to: u32,
+        transfer: TransferId,
+        chunk: u32,
+    },
+    Refused {
+        to: u32,
+        transfer: TransferId,
+        reason: Refusal,
+    },
+    Body {
+        from: Option<u32>,
+        to: u32,
+        transfer: TransferId,
+        upload: Option<UploadId>,
+        chunk: u32,
+    },
+    Dial {
+        from: u32,
+        to: u32,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -73,16 +95,37 @@ impl World {
             uploads: 0,
         };
         for peer in 0..peers {
-            let config = Config { key: u64::from(peer), ..Config::default() };
-            world.machines.push(PeerMachine::new(config, u64::from(peer)));
+            let config = Config {
+                key: u64::from(peer),
+                ..Config::default()
+            };
+            world
+                .machines
+                .push(PeerMachine::new(config, u64::from(peer)));
             world.verified.push(ChunkMap::empty(chunks));
         }
         for peer in 0..peers {
-            let others = (0..peers).filter(|other| *other != peer).map(facts).collect();
+            let others = (0..peers)
+                .filter(|other| *other != peer)
+                .map(facts)
+                .collect();
             world.feed(peer, Input::TrackerUnreachable);
-            world.feed(peer, Input::AddBlob { blob: BLOB, geometry, held: ChunkMap::empty(chunks) });
+            world.feed(
+                peer,
+                Input::AddBlob {
+                    blob: BLOB,
+                    geometry,
+                    held: ChunkMap::empty(chunks),
+                },
+            );
             world.feed(peer, Input::Want { blob: BLOB });
-            world.feed(peer, Input::Handout { blob: BLOB, peers: others });
+            world.feed(
+                peer,
+                Input::Handout {
+                    blob: BLOB,
+                    peers: others,
+                },
+            );
         }
         world
     }
@@ -100,24 +143,54 @@ impl World {
 
     fn act(&mut self, peer: u32, output: Output) {
         match output {
-            Output::Dial { peer: to } => self.flying.push(Flying::Dial { from: peer, to: to.0 }),
+            Output::Dial { peer: to } => self.flying.push(Flying::Dial {
+                from: peer,
+                to: to.0,
+            }),
             Output::HangUp { peer: to } => self.cut(peer, to.0, false),
             Output::Greet { peer: to, .. } => {
                 let have = Have::Map(self.machines[peer as usize].held(BLOB).unwrap().clone());
-                self.flying.push(Flying::Have { from: peer, to: to.0, have });
+                self.flying.push(Flying::Have {
+                    from: peer,
+                    to: to.0,
+                    have,
+                });
             }
             Output::Have { batch, .. } => {
                 let audience = self.machines[peer as usize].audience(BLOB, &batch);
                 let audience: Vec<u32> = audience.map(|to| to.0).collect();
                 for to in audience {
-                    self.flying.push(Flying::Have { from: peer, to, have: Have::Chunks(batch) });
+                    self.flying.push(Flying::Have {
+                        from: peer,
+                        to,
+                        have: Have::Chunks(batch),
+                    });
                 }
             }
-            Output::Fetch { transfer, chunk, source, .. } => {
-                assert!(!self.verified[peer as usize].contains(chunk), "fetches what it has");
+            Output::Fetch {
+                transfer,
+                chunk,
+                source,
+                ..
+            } => {
+                assert!(
+                    !self.verified[peer as usize].contains(chunk),
+                    "fetches what it has"
+                );
                 self.flying.push(match source {
-                    Source::Peer(to) => Flying::Ask { from: peer, to: to.0, transfer, chunk },
-                    Source::Origin(_) => Flying::Body { from: None, to: peer, transfer, upload: None, chunk },
+                    Source::Peer(to) => Flying::Ask {
+                        from: peer,
+                        to: to.0,
+                        transfer,
+                        chunk,
+                    },
+                    Source::Origin(_) => Flying::Body {
+                        from: None,
+                        to: peer,
+                        transfer,
+                        upload: None,
+                        chunk,
+                    },
                 });
             }
             Output::Cancel { transfer } => self.forget(peer, transfer),
@@ -131,14 +204,33 @@ impl World {
 
     /// Answers the request that was put last: machines answer at once.
     fn answer(&mut self, id: UploadId, refusal: Option<Refusal>) {
-        let Some(Flying::Ask { from, to, transfer, chunk }) = self.flying.pop() else {
+        let Some(Flying::Ask {
+            from,
+            to,
+            transfer,
+            chunk,
+        }) = self.flying.pop()
+        else {
             panic!("an answer to nothing")
         };
         self.flying.push(match refusal {
-            Some(reason) => Flying::Refused { to: from, transfer, reason },
+            Some(reason) => Flying::Refused {
+                to: from,
+                transfer,
+                reason,
+            },
             None => {
-                assert!(self.verified[to as usize].contains(chunk), "serves what it has not verified");
-                Flying::Body { from: Some(to), to: from, transfer, upload: Some(id), chunk }
+                assert!(
+                    self.verified[to as usize].contains(chunk),
+                    "serves what it has not verified"
+                );
+                Flying::Body {
+                    from: Some(to),
+                    to: from,
+                    transfer,
+                    upload: Some(id),
+                    chunk,
+                }
             }
         });
     }
@@ -152,7 +244,11 @@ impl World {
             Flying::Have { .. } | Flying::Dial { .. } => false,
         };
         if let Some(at) = self.flying.iter().position(is_it)
-            && let Flying::Body { from: Some(from), upload: Some(upload), .. } = self.flying.swap_remove(at)
+            && let Flying::Body {
+                from: Some(from),
+                upload: Some(upload),
+                ..
+            } = self.flying.swap_remove(at)
         {
             self.feed(from, Input::UploadEnded { upload });
         }
@@ -160,19 +256,35 @@ impl World {
 
     fn cut(&mut self, one: u32, other: u32, tell_one: bool) {
         let key = (one.min(other), one.max(other));
-        let Some(at) = self.connected.iter().position(|pair| *pair == key) else { return };
+        let Some(at) = self.connected.iter().position(|pair| *pair == key) else {
+            return;
+        };
         self.connected.swap_remove(at);
         let is_between = |from: u32, to: u32| (from.min(to), from.max(to)) == key;
         self.flying.retain(|flying| match flying {
             Flying::Have { from, to, .. } | Flying::Ask { from, to, .. } => !is_between(*from, *to),
-            Flying::Body { from: Some(from), to, .. } => !is_between(*from, *to),
+            Flying::Body {
+                from: Some(from),
+                to,
+                ..
+            } => !is_between(*from, *to),
             // Whose refusal it was is not known here any more: the machine ignores what it has forgotten.
             Flying::Refused { .. } | Flying::Body { .. } | Flying::Dial { .. } => true,
         });
         if tell_one {
-            self.feed(one, Input::Disconnected { peer: PeerSlot(other) });
+            self.feed(
+                one,
+                Input::Disconnected {
+                    peer: PeerSlot(other),
+                },
+            );
         }
-        self.feed(other, Input::Disconnected { peer: PeerSlot(one) });
+        self.feed(
+            other,
+            Input::Disconnected {
+                peer: PeerSlot(one),
+            },
+        );
     }
 
     fn arrive(&mut self, at: usize) {
@@ -184,32 +296,82 @@ impl World {
                 }
                 for (one, other) in [(from, to), (to, from)] {
                     let round_trip = Duration::from_millis(1);
-                    self.feed(one, Input::Connected { facts: facts(other), round_trip });
+                    self.feed(
+                        one,
+                        Input::Connected {
+                            facts: facts(other),
+                            round_trip,
+                        },
+                    );
                 }
             }
             Flying::Have { from, to, have } => {
-                self.feed(to, Input::Have { peer: PeerSlot(from), blob: BLOB, have });
+                self.feed(
+                    to,
+                    Input::Have {
+                        peer: PeerSlot(from),
+                        blob: BLOB,
+                        have,
+                    },
+                );
             }
-            Flying::Ask { from, to, transfer, chunk } => {
+            Flying::Ask {
+                from,
+                to,
+                transfer,
+                chunk,
+            } => {
                 self.uploads += 1;
                 let upload = UploadId(self.uploads);
-                self.flying.push(Flying::Ask { from, to, transfer, chunk });
-                let request = Input::UploadRequest { peer: PeerSlot(from), blob: BLOB, chunk, upload };
+                self.flying.push(Flying::Ask {
+                    from,
+                    to,
+                    transfer,
+                    chunk,
+                });
+                let request = Input::UploadRequest {
+                    peer: PeerSlot(from),
+                    blob: BLOB,
+                    chunk,
+                    upload,
+                };
                 self.feed(to, request);
             }
-            Flying::Refused { to, transfer, reason } => self.feed(to, Input::Refused { transfer, reason }),
-            Flying::Body { from, to, transfer, upload, chunk } => {
+            Flying::Refused {
+                to,
+                transfer,
+                reason,
+            } => self.feed(to, Input::Refused { transfer, reason }),
+            Flying::Body {
+                from,
+                to,
+                transfer,
+                upload,
+                chunk,
+            } => {
                 if let (Some(from), Some(upload)) = (from, upload) {
                     self.feed(from, Input::UploadEnded { upload });
                 }
-                assert!(self.verified[to as usize].insert(chunk), "chunk {chunk} came twice");
+                assert!(
+                    self.verified[to as usize].insert(chunk),
+                    "chunk {chunk} came twice"
+                );
                 self.feed(to, Input::Received { transfer });
             }
         }
     }
 
     fn fail(&mut self, at: usize, why: Failure) {
-        let Flying::Body { from, to, transfer, upload, .. } = self.flying[at].clone() else { return };
+        let Flying::Body {
+            from,
+            to,
+            transfer,
+            upload,
+            ..
+        } = self.flying[at].clone()
+        else {
+            return;
+        };
         self.flying.remove(at);
         if let (Some(from), Some(upload)) = (from, upload) {
             self.feed(from, Input::UploadEnded { upload });
@@ -221,7 +383,10 @@ impl World {
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
-            let deadlines = self.machines.iter().map(|machine| machine.poll_timeout().unwrap_or(Time::MAX));
+            let deadlines = self
+                .machines
+                .iter()
+                .map(|machine| machine.poll_timeout().unwrap_or(Time::MAX));
             let (at, peer) = deadlines.zip(0_u32..).min().unwrap();
             if at > end {
                 break;
@@ -249,16 +414,34 @@ impl World {
 
     fn check(&self) {
         for (machine, verified) in self.machines.iter().zip(&self.verified) {
-            assert_eq!(machine.held(BLOB), Some(verified), "believes what was verified");
+            assert_eq!(
+                machine.held(BLOB),
+                Some(verified),
+                "believes what was verified"
+            );
             let blob = machine.blobs.get(BLOB).unwrap();
             let running = machine.running();
-            assert!(running.len() <= 3 * machine.slots() as usize + 2, "slots are exceeded");
+            assert!(
+                running.len() <= 3 * machine.slots() as usize + 2,
+                "slots are exceeded"
+            );
             let mut chunks: Vec<u32> = running.iter().map(|transfer| transfer.chunk).collect();
             chunks.sort_unstable();
-            assert_eq!(chunks, blob.pending.iter().collect::<Vec<_>>(), "marks are for transfers, one each");
+            assert_eq!(
+                chunks,
+                blob.pending.iter().collect::<Vec<_>>(),
+                "marks are for transfers, one each"
+            );
             for slot in (0..machine.peers.len() as u32).map(PeerSlot) {
-                let asked = running.iter().filter(|transfer| transfer.source == Source::Peer(slot)).count();
-                assert_eq!(usize::from(machine.turns.of(slot).open()), asked, "turns are for requests");
+                let asked = running
+                    .iter()
+                    .filter(|transfer| transfer.source == Source::Peer(slot))
+                    .count();
+                assert_eq!(
+                    usize::from(machine.turns.of(slot).open()),
+                    asked,
+                    "turns are for requests"
+                );
                 assert!(asked <= 2, "two requests per neighbour at most");
             }
         }
@@ -266,7 +449,11 @@ impl World {
 }
 
 fn facts(peer: u32) -> PeerFacts {
-    PeerFacts { peer: PeerSlot(peer), nearness: Nearness::SameZone, key: u64::from(peer) }
+    PeerFacts {
+        peer: PeerSlot(peer),
+        nearness: Nearness::SameZone,
+        key: u64::from(peer),
+    }
 }
 
 #[test]

@@ -26,7 +26,13 @@ const SILENCE: Duration = Duration::from_secs(10);
 impl PeerMachine {
     /// A request had no answer in time.
     pub(super) fn unanswered(&mut self, now: Time, slot: PeerSlot) {
-        let Some(peer) = self.peers.get_mut(slot.0 as usize).filter(|peer| peer.is_up()) else { return };
+        let Some(peer) = self
+            .peers
+            .get_mut(slot.0 as usize)
+            .filter(|peer| peer.is_up())
+        else {
+            return;
+        };
         peer.unanswered += 1;
         if peer.unanswered < UNANSWERED || peer.silent_until.is_some() {
             return;
@@ -45,7 +51,9 @@ impl PeerMachine {
 
     /// A neighbour said something.
     pub(super) fn spoke(&mut self, slot: PeerSlot) {
-        let Some(peer) = self.peers.get_mut(slot.0 as usize) else { return };
+        let Some(peer) = self.peers.get_mut(slot.0 as usize) else {
+            return;
+        };
         peer.unanswered = 0;
         if peer.silent_until.take().is_none() {
             return;
@@ -100,27 +108,47 @@ mod tests {
 
     fn asks_for_a_lease(outputs: &[Output]) -> bool {
         let starves = |output: &Output| match output {
-            Output::LeaseTake { missing, starving, .. } => *starving && missing.count() == 2,
+            Output::LeaseTake {
+                missing, starving, ..
+            } => *starving && missing.count() == 2,
             _ => false,
         };
         outputs.iter().any(starves)
     }
 
     #[test]
-    fn what_only_a_silent_neighbour_has_is_asked_of_the_tracker_long_before_its_connection_is_lost() {
+    fn what_only_a_silent_neighbour_has_is_asked_of_the_tracker_long_before_its_connection_is_lost()
+    {
         let mut machine = machine();
         let outputs = pass(&mut machine, 0, 2000);
         assert!(asks_for_a_lease(&outputs), "{outputs:?}");
-        assert_eq!(machine.unreachable(ms(2000), Some(BLOB)).collect::<Vec<_>>(), [PEER]);
+        assert_eq!(
+            machine
+                .unreachable(ms(2000), Some(BLOB))
+                .collect::<Vec<_>>(),
+            [PEER]
+        );
     }
 
     #[test]
     fn a_word_is_enough_to_be_asked_again() {
         let mut machine = machine();
         pass(&mut machine, 0, 2000);
-        machine.handle(ms(2000), Input::Have { peer: PEER, blob: BLOB, have: Have::Complete });
+        machine.handle(
+            ms(2000),
+            Input::Have {
+                peer: PEER,
+                blob: BLOB,
+                have: Have::Complete,
+            },
+        );
         let outputs = pass(&mut machine, 2000, 2010);
-        assert!(outputs.iter().any(|output| matches!(output, Output::Fetch { .. })), "{outputs:?}");
+        assert!(
+            outputs
+                .iter()
+                .any(|output| matches!(output, Output::Fetch { .. })),
+            "{outputs:?}"
+        );
         assert_eq!(machine.unreachable(ms(2010), Some(BLOB)).count(), 0);
     }
 
@@ -128,7 +156,15 @@ mod tests {
     fn who_says_nothing_is_asked_again_after_a_while() {
         let mut machine = machine();
         pass(&mut machine, 0, 2000);
-        let asks = |output: &&Output| matches!(output, Output::Fetch { source: Source::Peer(_), .. });
+        let asks = |output: &&Output| {
+            matches!(
+                output,
+                Output::Fetch {
+                    source: Source::Peer(_),
+                    ..
+                }
+            )
+        };
         let fetches = |outputs: &[Output]| outputs.iter().filter(asks).count();
         let silent = pass(&mut machine, 2000, 9000);
         assert_eq!(fetches(&silent), 0);
@@ -144,7 +180,12 @@ mod tests {
             Output::Fetch { transfer, .. } => Some(*transfer),
             _ => None,
         });
-        machine.handle(ms(400), Input::FirstByte { transfer: second.expect("asked again") });
+        machine.handle(
+            ms(400),
+            Input::FirstByte {
+                transfer: second.expect("asked again"),
+            },
+        );
         pass(&mut machine, 400, 2000);
         assert_eq!(machine.unreachable(ms(2000), Some(BLOB)).count(), 0);
     }

@@ -22,7 +22,14 @@ pub(super) enum Timer {
     Dial,
 }
 
-const ALL: [Timer; 6] = [Timer::Have, Timer::Fill, Timer::Stall, Timer::Escalate, Timer::Lease, Timer::Dial];
+const ALL: [Timer; 6] = [
+    Timer::Have,
+    Timer::Fill,
+    Timer::Stall,
+    Timer::Escalate,
+    Timer::Lease,
+    Timer::Dial,
+];
 
 #[derive(Debug)]
 pub(super) struct Timers {
@@ -31,7 +38,9 @@ pub(super) struct Timers {
 
 impl Timers {
     pub(super) fn new() -> Self {
-        Self { at: [Time::MAX; ALL.len()] }
+        Self {
+            at: [Time::MAX; ALL.len()],
+        }
     }
 
     /// Wakes at `at`, or before if that is planned already.
@@ -48,7 +57,9 @@ impl Timers {
 
     /// A timer that is due, which is thereby cleared.
     pub(super) fn take_due(&mut self, now: Time) -> Option<Timer> {
-        let timer = ALL.into_iter().find(|timer| self.at[*timer as usize] <= now)?;
+        let timer = ALL
+            .into_iter()
+            .find(|timer| self.at[*timer as usize] <= now)?;
         self.at[timer as usize] = Time::MAX;
         Some(timer)
     }

@@ -21,7 +21,12 @@ pub(super) struct Turns(Vec<Turn>);
 
 impl Default for Turn {
     fn default() -> Self {
-        Self { rests_until: Time::ZERO, nearly_done_at: Time::MAX, open: 0, nearness: Nearness::Elsewhere }
+        Self {
+            rests_until: Time::ZERO,
+            nearly_done_at: Time::MAX,
+            open: 0,
+            nearness: Nearness::Elsewhere,
+        }
     }
 }
 

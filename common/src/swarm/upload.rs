@@ -24,7 +24,10 @@ pub(super) struct Uploads {
 impl Uploads {
     /// Uploads that count against the slots: those not nearly done.
     fn busy(&self, now: Time) -> usize {
-        self.running.iter().filter(|upload| !upload.pace.is_free(now)).count()
+        self.running
+            .iter()
+            .filter(|upload| !upload.pace.is_free(now))
+            .count()
     }
 
     pub(super) fn serves(&self, peer: PeerSlot) -> bool {
@@ -57,24 +60,45 @@ impl PeerMachine {
         let slots = self.slots as usize;
         if self.uploads.busy(now) >= slots || self.uploads.len() >= 2 * slots {
             self.stats.refused_busy += 1;
-            self.outputs.push_back(Output::Refuse { upload, reason: Refusal::Busy });
+            self.outputs.push_back(Output::Refuse {
+                upload,
+                reason: Refusal::Busy,
+            });
             return;
         }
         let is_known = self.peers.get(peer.0 as usize).is_some_and(Peer::is_up);
         let length = match self.blobs.get(slot) {
             Some(blob) if is_known && blob.held.contains(chunk) => blob.geometry.chunk_len(chunk),
-            _ => return self.outputs.push_back(Output::Refuse { upload, reason: Refusal::Gone }),
+            _ => {
+                return self.outputs.push_back(Output::Refuse {
+                    upload,
+                    reason: Refusal::Gone,
+                });
+            }
         };
         self.stats.served += 1;
-        self.uploads.running.push(Upload { id: upload, peer, pace: Pace::new(now, length) });
+        self.uploads.running.push(Upload {
+            id: upload,
+            peer,
+            pace: Pace::new(now, length),
+        });
         self.outputs.push_back(Output::Serve { upload });
     }
 
     pub(super) fn on_upload_progress(&mut self, now: Time, id: UploadId, sent: u64) {
-        if let Some(upload) = self.uploads.running.iter_mut().find(|upload| upload.id == id) {
-            let round_trip =
-                self.peers.get(upload.peer.0 as usize).map_or(Duration::ZERO, |peer| peer.round_trip);
-            upload.pace.progress(now, sent, self.config.nearly_done.max(round_trip));
+        if let Some(upload) = self
+            .uploads
+            .running
+            .iter_mut()
+            .find(|upload| upload.id == id)
+        {
+            let round_trip = self
+                .peers
+                .get(upload.peer.0 as usize)
+                .map_or(Duration::ZERO, |peer| peer.round_trip);
+            upload
+                .pace
+                .progress(now, sent, self.config.nearly_done.max(round_trip));
         }
     }
 }

@@ -14,7 +14,9 @@ use super::machine::PeerMachine;
 use crate::time::Time;
 
 /// Why nothing of a wanted blob moves, though a slot is free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Wait {
     /// A source was asked, and its first byte is not here yet.
@@ -78,7 +80,10 @@ pub struct WaitTimes([Duration; Wait::ALL.len()]);
 impl WaitTimes {
     /// The reasons for which any time was spent, longest first.
     pub fn longest(&self) -> Vec<(Wait, Duration)> {
-        let mut spent: Vec<_> = Wait::ALL.into_iter().map(|wait| (wait, self[wait])).collect();
+        let mut spent: Vec<_> = Wait::ALL
+            .into_iter()
+            .map(|wait| (wait, self[wait]))
+            .collect();
         spent.retain(|(_, time)| !time.is_zero());
         spent.sort_by_key(|(_, time)| core::cmp::Reverse(*time));
         spent
@@ -155,7 +160,9 @@ impl PeerMachine {
 
     /// How long a blob has waited since it was first wanted, by reason.
     pub fn waited(&self, now: Time, blob: BlobSlot) -> WaitTimes {
-        self.blobs.get(blob).map_or_else(WaitTimes::default, |blob| blob.waiting.spent(now))
+        self.blobs
+            .get(blob)
+            .map_or_else(WaitTimes::default, |blob| blob.waiting.spent(now))
     }
 
     /// How long something was wanted and nothing moved at all since the machine was made, by the reason of the blob
@@ -172,8 +179,13 @@ impl PeerMachine {
         let mut turn = 0;
         for at in 0..self.wanted.len() {
             let slot = self.wanted[at];
-            let moves = self.transfers.of_blob(slot).any(|transfer| transfer.has_begun);
-            let Some(blob) = self.blobs.get(slot) else { continue };
+            let moves = self
+                .transfers
+                .of_blob(slot)
+                .any(|transfer| transfer.has_begun);
+            let Some(blob) = self.blobs.get(slot) else {
+                continue;
+            };
             turn += usize::from(blob.unseen > 0);
             let reason = (has_free_slot && !moves).then(|| self.reason(now, slot, blob, turn));
             any_moves |= moves;
@@ -215,7 +227,9 @@ impl PeerMachine {
     /// Whether there are peers to meet over a blob, and all of them are in quarantine.
     fn meets_nobody(&self, now: Time, blob: &Blob) -> bool {
         let is_banned = |slot: &super::PeerSlot| {
-            self.peers.get(slot.0 as usize).is_some_and(|peer| peer.is_quarantined(now))
+            self.peers
+                .get(slot.0 as usize)
+                .is_some_and(|peer| peer.is_quarantined(now))
         };
         !blob.handout.is_empty() && blob.handout.iter().all(is_banned)
     }
@@ -232,7 +246,14 @@ mod tests {
         let mut machine = wanting(8);
         assert_eq!(machine.waits_for(BLOB), Some(Wait::Lease));
         let term = Duration::from_secs(1);
-        machine.handle(ms(200), Input::LeaseGranted { blob: BLOB, chunk: 0, term });
+        machine.handle(
+            ms(200),
+            Input::LeaseGranted {
+                blob: BLOB,
+                chunk: 0,
+                term,
+            },
+        );
         assert_eq!(machine.waits_for(BLOB), Some(Wait::FirstByte));
         let transfer = fetches(&mut machine)[0];
         machine.handle(ms(250), Input::FirstByte { transfer });
@@ -242,7 +263,11 @@ mod tests {
         assert_eq!(waited[Wait::Lease], Duration::from_millis(200 + 100));
         assert_eq!(waited[Wait::FirstByte], Duration::from_millis(50));
         assert_eq!(waited.longest()[0].0, Wait::Lease);
-        assert_eq!(machine.stood_still(ms(1000)), waited, "it is all that is wanted");
+        assert_eq!(
+            machine.stood_still(ms(1000)),
+            waited,
+            "it is all that is wanted"
+        );
     }
 
     #[test]
@@ -250,7 +275,13 @@ mod tests {
         let mut machine = wanting(8);
         meet(&mut machine, ms(10), PEER, Have::Complete);
         let transfer = fetches(&mut machine)[0];
-        machine.handle(ms(20), Input::Refused { transfer, reason: Refusal::Busy });
+        machine.handle(
+            ms(20),
+            Input::Refused {
+                transfer,
+                reason: Refusal::Busy,
+            },
+        );
         assert_eq!(machine.waits_for(BLOB), Some(Wait::Holders));
     }
 
@@ -262,16 +293,44 @@ mod tests {
         machine.handle(ms(1), Input::Handout { blob: BLOB, peers });
         meet(&mut machine, ms(2), PEER, Have::Complete);
         for transfer in fetches(&mut machine) {
-            machine.handle(ms(3), Input::Failed { transfer, why: Failure::Corrupt });
+            machine.handle(
+                ms(3),
+                Input::Failed {
+                    transfer,
+                    why: Failure::Corrupt,
+                },
+            );
         }
-        machine.handle(ms(3), Input::OriginDown { origin: crate::swarm::OriginSlot(0) });
+        machine.handle(
+            ms(3),
+            Input::OriginDown {
+                origin: crate::swarm::OriginSlot(0),
+            },
+        );
         for transfer in fetches(&mut machine) {
-            machine.handle(ms(4), Input::Failed { transfer, why: Failure::Link });
+            machine.handle(
+                ms(4),
+                Input::Failed {
+                    transfer,
+                    why: Failure::Link,
+                },
+            );
         }
         assert_eq!(machine.waits_for(BLOB), Some(Wait::Quarantine));
-        machine.handle(ms(5), Input::Forgot { peer: PEER, blob: BLOB });
+        machine.handle(
+            ms(5),
+            Input::Forgot {
+                peer: PEER,
+                blob: BLOB,
+            },
+        );
         machine.forget_handout(BLOB);
-        machine.handle(ms(5), Input::OriginDown { origin: crate::swarm::OriginSlot(0) });
+        machine.handle(
+            ms(5),
+            Input::OriginDown {
+                origin: crate::swarm::OriginSlot(0),
+            },
+        );
         machine.account_waits(ms(5));
         assert_eq!(machine.waits_for(BLOB), Some(Wait::Origin));
     }
@@ -281,7 +340,13 @@ mod tests {
         let mut machine = wanting(8);
         machine.handle(ms(500), Input::Unwant { blob: BLOB });
         assert_eq!(machine.waits_for(BLOB), None);
-        assert_eq!(machine.waited(ms(9000), BLOB).total(), Duration::from_millis(500));
-        assert_eq!(machine.stood_still(ms(9000)).total(), Duration::from_millis(500));
+        assert_eq!(
+            machine.waited(ms(9000), BLOB).total(),
+            Duration::from_millis(500)
+        );
+        assert_eq!(
+            machine.stood_still(ms(9000)).total(),
+            Duration::from_millis(500)
+        );
     }
 }

@@ -42,8 +42,16 @@ pub(super) fn choose(
     blob: BlobSlot,
     count: usize,
 ) -> Vec<PeerSlot> {
-    let Some(swarm) = roster.swarm(blob) else { return Vec::new() };
-    let mut choice = Choice { roster, swarm, blob, asker, chosen: Vec::with_capacity(count) };
+    let Some(swarm) = roster.swarm(blob) else {
+        return Vec::new();
+    };
+    let mut choice = Choice {
+        roster,
+        swarm,
+        blob,
+        asker,
+        chosen: Vec::with_capacity(count),
+    };
     let near = count.div_ceil(4) * 3;
     let far = count.div_ceil(16);
     for (class, quota) in [
@@ -104,9 +112,14 @@ impl<'a> Choice<'a> {
             if self.chosen.len() == full {
                 return;
             }
-            let Some(record) = self.roster.peer(other) else { continue };
+            let Some(record) = self.roster.peer(other) else {
+                continue;
+            };
             let is_member = self.roster.progress(other, self.blob).is_some();
-            if is_member && self.class_of(record.zone, record.region) == Some(class) && self.is_new(other) {
+            if is_member
+                && self.class_of(record.zone, record.region) == Some(class)
+                && self.is_new(other)
+            {
                 self.chosen.push(other);
             }
         }
@@ -114,9 +127,14 @@ impl<'a> Choice<'a> {
 
     /// The lists of leechers and of seeders of a class.
     fn members(&self, class: Class) -> (Vec<&'a [PeerSlot]>, Vec<&'a [PeerSlot]>) {
-        let zones =
-            self.swarm.zones.iter().filter(|zone| self.class_of(zone.zone, zone.region) == Some(class));
-        zones.map(|zone| (zone.leechers.as_slice(), zone.seeders.as_slice())).unzip()
+        let zones = self
+            .swarm
+            .zones
+            .iter()
+            .filter(|zone| self.class_of(zone.zone, zone.region) == Some(class));
+        zones
+            .map(|zone| (zone.leechers.as_slice(), zone.seeders.as_slice()))
+            .unzip()
     }
 
     /// Adds up to `quota` from the lists at random, preferring those that were hardly handed out. Nothing finer: whoever
@@ -134,8 +152,11 @@ impl<'a> Choice<'a> {
             .filter(|candidate| self.is_new(*candidate))
             .take(2 * quota)
             .collect();
-        let is_known =
-            |candidate: &PeerSlot| self.roster.peer(*candidate).is_none_or(|peer| peer.handed >= HARDLY);
+        let is_known = |candidate: &PeerSlot| {
+            self.roster
+                .peer(*candidate)
+                .is_none_or(|peer| peer.handed >= HARDLY)
+        };
         candidates.sort_by_key(is_known);
         self.chosen.extend(candidates.into_iter().take(quota));
     }
@@ -154,7 +175,8 @@ fn seeder_share(rng: &mut impl Rng, open: usize, leechers: usize, seeders: usize
     }
     // In proportion, at most half; and one even where the proportion gives none, unless all leechers would get it.
     let proportional = (open * seeders / (leechers + seeders)).min(open / 2);
-    let scarce = rng.random_range(0..=leechers as u64) < HANDOUTS_PER_SCARCE_SEEDER * seeders as u64;
+    let scarce =
+        rng.random_range(0..=leechers as u64) < HANDOUTS_PER_SCARCE_SEEDER * seeders as u64;
     proportional.max(usize::from(scarce))
 }
 

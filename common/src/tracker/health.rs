@@ -46,7 +46,10 @@ impl Health {
     /// Of so many trackers, all taken to answer until they do not: an answer may take as long as `late`, that of the
     /// last one twice as long.
     pub fn new(trackers: usize, late: Duration) -> Self {
-        Self { late, trackers: vec![(State::Answering, Time::ZERO); trackers] }
+        Self {
+            late,
+            trackers: vec![(State::Answering, Time::ZERO); trackers],
+        }
     }
 
     /// A tracker was asked what it answers at once.
@@ -73,7 +76,9 @@ impl Health {
 
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Time> {
-        (0..self.trackers.len()).filter_map(|tracker| self.late_at(tracker)).min()
+        (0..self.trackers.len())
+            .filter_map(|tracker| self.late_at(tracker))
+            .min()
     }
 
     /// Trackers whose answer is late count as silent from now on.
@@ -89,22 +94,41 @@ impl Health {
 
     /// Whether it is to be passed over.
     pub fn is_silent(&self, tracker: usize) -> bool {
-        self.trackers.get(tracker).is_none_or(|(state, _)| *state == State::Silent)
+        self.trackers
+            .get(tracker)
+            .is_none_or(|(state, _)| *state == State::Silent)
     }
 
     /// Whether nothing was heard from it for this long.
     pub fn is_quiet(&self, now: Time, tracker: usize, time: Duration) -> bool {
-        self.trackers.get(tracker).is_none_or(|(_, heard_at)| *heard_at + time <= now)
+        self.trackers
+            .get(tracker)
+            .is_none_or(|(_, heard_at)| *heard_at + time <= now)
     }
 
     fn is_any_answering(&self) -> bool {
-        self.trackers.iter().any(|(state, _)| *state != State::Silent)
+        self.trackers
+            .iter()
+            .any(|(state, _)| *state != State::Silent)
     }
 
     fn late_at(&self, tracker: usize) -> Option<Time> {
-        let State::Asked { since } = self.trackers[tracker].0 else { return None };
-        let answering = self.trackers.iter().filter(|(state, _)| *state != State::Silent).count();
-        Some(since + if answering > 1 { self.late } else { self.late * LAST })
+        let State::Asked { since } = self.trackers[tracker].0 else {
+            return None;
+        };
+        let answering = self
+            .trackers
+            .iter()
+            .filter(|(state, _)| *state != State::Silent)
+            .count();
+        Some(
+            since
+                + if answering > 1 {
+                    self.late
+                } else {
+                    self.late * LAST
+                },
+        )
     }
 }
 
@@ -126,7 +150,11 @@ mod tests {
         assert_eq!(health.poll_timeout(), None);
         health.asked(ms(100), 0);
         health.asked(ms(500), 0);
-        assert_eq!(health.poll_timeout(), Some(ms(1100)), "the oldest question counts");
+        assert_eq!(
+            health.poll_timeout(),
+            Some(ms(1100)),
+            "the oldest question counts"
+        );
         assert_eq!(health.handle_timeout(ms(1099)), None);
         assert!(!health.is_silent(0));
         assert_eq!(health.handle_timeout(ms(1100)), None, "another one answers");
@@ -142,7 +170,11 @@ mod tests {
         let mut health = health(2);
         health.asked(ms(0), 1);
         assert_eq!(health.failed(0), None);
-        assert_eq!(health.handle_timeout(ms(1000)), None, "there is no other one to ask");
+        assert_eq!(
+            health.handle_timeout(ms(1000)),
+            None,
+            "there is no other one to ask"
+        );
         assert_eq!(health.handle_timeout(ms(2000)), Some(News::Unreachable));
         assert_eq!(health.failed(1), None);
         assert_eq!(health.answered(ms(3000), 1), Some(News::Reachable));

@@ -179,17 +179,42 @@ impl Authority {
 
     /// A peer asks for a lease. It is answered now or parked.
     pub(super) fn take(&mut self, take: Take, ctx: &mut Context<'_>) {
-        if self.parked_of(take.peer).is_some_and(|parked| take.number < parked.number) {
-            return ctx.answer(take.request, LeaseAnswer::Wait { retry_after: Duration::ZERO });
+        if self
+            .parked_of(take.peer)
+            .is_some_and(|parked| take.number < parked.number)
+        {
+            return ctx.answer(
+                take.request,
+                LeaseAnswer::Wait {
+                    retry_after: Duration::ZERO,
+                },
+            );
         }
-        if self.standings.iter().all(|standing| *standing == Standing::Free) {
+        if self
+            .standings
+            .iter()
+            .all(|standing| *standing == Standing::Free)
+        {
             self.is_resumed |= !take.missing.is_full() || ctx.roster.has_started(self.blob);
         }
         self.learn(take.peer, &take.missing, &take.unreachable);
         if take.missing.is_empty() {
-            self.unpark(take.peer, LeaseAnswer::Wait { retry_after: ctx.config.park }, ctx);
-            ctx.answer(take.request, LeaseAnswer::Wait { retry_after: ctx.config.park });
-        } else if self.parked.len() >= ctx.config.parked_limit && !self.tickets.contains_key(&take.peer) {
+            self.unpark(
+                take.peer,
+                LeaseAnswer::Wait {
+                    retry_after: ctx.config.park,
+                },
+                ctx,
+            );
+            ctx.answer(
+                take.request,
+                LeaseAnswer::Wait {
+                    retry_after: ctx.config.park,
+                },
+            );
+        } else if self.parked.len() >= ctx.config.parked_limit
+            && !self.tickets.contains_key(&take.peer)
+        {
             let retry_after = ctx.config.term.mul_f64(ctx.rng.random_range(0.5..1.5));
             ctx.answer(take.request, LeaseAnswer::Wait { retry_after });
         } else {
@@ -207,17 +232,32 @@ impl Authority {
         received: u64,
         ctx: &mut Context<'_>,
     ) -> LeaseAnswer {
-        if let Some(lease) = self.open.iter_mut().find(|lease| lease.chunk == chunk && lease.holder == peer) {
+        if let Some(lease) = self
+            .open
+            .iter_mut()
+            .find(|lease| lease.chunk == chunk && lease.holder == peer)
+        {
             if !lease.is_confirmed || received > lease.received {
                 lease.is_confirmed = true;
                 lease.received = received;
                 lease.deadline = (ctx.now + ctx.config.term).min(lease.last_deadline);
-                ctx.timers.set(lease.deadline, Timer::Lease { blob: self.blob, region: self.region, chunk });
+                ctx.timers.set(
+                    lease.deadline,
+                    Timer::Lease {
+                        blob: self.blob,
+                        region: self.region,
+                        chunk,
+                    },
+                );
             }
-            return LeaseAnswer::Renewed { term: lease.deadline.saturating_since(ctx.now) };
+            return LeaseAnswer::Renewed {
+                term: lease.deadline.saturating_since(ctx.now),
+            };
         }
         if self.adopt(peer, chunk, received, ctx) {
-            LeaseAnswer::Renewed { term: ctx.config.term }
+            LeaseAnswer::Renewed {
+                term: ctx.config.term,
+            }
         } else {
             LeaseAnswer::NotHeld
         }
@@ -226,12 +266,19 @@ impl Authority {
     /// Takes up a lease that its holder says it has: after a restart, or when its term ran out here and nobody else got
     /// the chunk. Above the limit, or when the peer has another one open, the chunk only counts as held. False if
     /// another peer has the lease.
-    pub(super) fn adopt(&mut self, peer: PeerSlot, chunk: u32, received: u64, ctx: &mut Context<'_>) -> bool {
+    pub(super) fn adopt(
+        &mut self,
+        peer: PeerSlot,
+        chunk: u32,
+        received: u64,
+        ctx: &mut Context<'_>,
+    ) -> bool {
         match self.standing(chunk) {
             None => false,
-            Some(Standing::Open) => {
-                self.open.iter().any(|lease| lease.chunk == chunk && lease.holder == peer)
-            }
+            Some(Standing::Open) => self
+                .open
+                .iter()
+                .any(|lease| lease.chunk == chunk && lease.holder == peer),
             Some(Standing::Held(_)) => true,
             Some(Standing::Free | Standing::Orphaned) => {
                 if self.counted(ctx.now) < ctx.config.open_limit && !self.has_open(peer) {
@@ -246,7 +293,12 @@ impl Authority {
     }
 
     /// The peer has verified the chunk.
-    pub(super) fn done(&mut self, peer: PeerSlot, chunk: u32, ctx: &mut Context<'_>) -> LeaseAnswer {
+    pub(super) fn done(
+        &mut self,
+        peer: PeerSlot,
+        chunk: u32,
+        ctx: &mut Context<'_>,
+    ) -> LeaseAnswer {
         match self.open.iter().position(|lease| lease.chunk == chunk) {
             Some(at) if self.open[at].holder == peer => {
                 self.open.swap_remove(at);
@@ -261,13 +313,24 @@ impl Authority {
     }
 
     /// The peer gives the chunk up.
-    pub(super) fn failed(&mut self, peer: PeerSlot, chunk: u32, ctx: &mut Context<'_>) -> LeaseAnswer {
-        match self.open.iter().position(|lease| lease.chunk == chunk && lease.holder == peer) {
+    pub(super) fn failed(
+        &mut self,
+        peer: PeerSlot,
+        chunk: u32,
+        ctx: &mut Context<'_>,
+    ) -> LeaseAnswer {
+        match self
+            .open
+            .iter()
+            .position(|lease| lease.chunk == chunk && lease.holder == peer)
+        {
             Some(at) => {
                 self.close(at);
                 ctx.counts.failed += 1;
             }
-            None if self.standing(chunk) == Some(Standing::Held(peer)) => self.set(chunk, Standing::Orphaned),
+            None if self.standing(chunk) == Some(Standing::Held(peer)) => {
+                self.set(chunk, Standing::Orphaned)
+            }
             None => {}
         }
         self.pump(ctx);
@@ -277,7 +340,11 @@ impl Authority {
     /// The peer is no longer in the swarm: its request is answered, its leases end, what it held is orphaned.
     pub(super) fn peer_left(&mut self, peer: PeerSlot, ctx: &mut Context<'_>) {
         self.unpark(peer, LeaseAnswer::Unknown, ctx);
-        for lease in self.open.iter_mut().filter(|lease| lease.fallback == Standing::Held(peer)) {
+        for lease in self
+            .open
+            .iter_mut()
+            .filter(|lease| lease.fallback == Standing::Held(peer))
+        {
             lease.fallback = Standing::Orphaned;
         }
         while let Some(at) = self.open.iter().position(|lease| lease.holder == peer) {
@@ -299,12 +366,20 @@ impl Authority {
 
     /// The peer's request is not needed any more.
     pub(super) fn drop_request(&mut self, peer: PeerSlot, ctx: &mut Context<'_>) {
-        self.unpark(peer, LeaseAnswer::Wait { retry_after: Duration::ZERO }, ctx);
+        self.unpark(
+            peer,
+            LeaseAnswer::Wait {
+                retry_after: Duration::ZERO,
+            },
+            ctx,
+        );
     }
 
     /// A term may have run out, or a holder may be late to confirm.
     pub(super) fn lease_timeout(&mut self, chunk: u32, ctx: &mut Context<'_>) {
-        let Some(at) = self.open.iter().position(|lease| lease.chunk == chunk) else { return };
+        let Some(at) = self.open.iter().position(|lease| lease.chunk == chunk) else {
+            return;
+        };
         let lease = &self.open[at];
         if lease.deadline <= ctx.now {
             self.close(at);
@@ -322,9 +397,19 @@ impl Authority {
 
     /// A request may have waited long enough.
     pub(super) fn park_timeout(&mut self, ticket: Ticket, ctx: &mut Context<'_>) {
-        if let Some(parked) = self.parked.get(&ticket).filter(|parked| parked.deadline <= ctx.now) {
+        if let Some(parked) = self
+            .parked
+            .get(&ticket)
+            .filter(|parked| parked.deadline <= ctx.now)
+        {
             let peer = parked.peer;
-            self.unpark(peer, LeaseAnswer::Wait { retry_after: Duration::ZERO }, ctx);
+            self.unpark(
+                peer,
+                LeaseAnswer::Wait {
+                    retry_after: Duration::ZERO,
+                },
+                ctx,
+            );
         }
     }
 
@@ -333,7 +418,10 @@ impl Authority {
         let seeders: Vec<PeerSlot> = if self.parked.is_empty() {
             Vec::new()
         } else {
-            ctx.roster.seeders_in(self.blob, self.region).take(MANY_SEEDERS).collect()
+            ctx.roster
+                .seeders_in(self.blob, self.region)
+                .take(MANY_SEEDERS)
+                .collect()
         };
         self.pump_round(Share::One, &seeders, ctx);
         self.pump_round(Share::More, &seeders, ctx);
@@ -344,10 +432,14 @@ impl Authority {
         while self.counted(ctx.now) < ctx.config.open_limit
             && !(self.free.is_empty() && self.orphaned.is_empty())
         {
-            let Some((ticket, parked)) = self.parked.range((after, Bound::Unbounded)).next() else { return };
+            let Some((ticket, parked)) = self.parked.range((after, Bound::Unbounded)).next() else {
+                return;
+            };
             let (ticket, peer, request) = (*ticket, parked.peer, parked.request);
             after = Bound::Excluded(ticket);
-            let Some(chunk) = self.choose(parked, share, seeders, ctx) else { continue };
+            let Some(chunk) = self.choose(parked, share, seeders, ctx) else {
+                continue;
+            };
             self.parked.remove(&ticket);
             self.tickets.remove(&peer);
             let round = self.rounds.entry(peer).or_default();
@@ -357,18 +449,35 @@ impl Authority {
             }
             ctx.counts.granted += 1;
             self.open(peer, chunk, None, ctx);
-            ctx.answer(request, LeaseAnswer::Granted { chunk, term: ctx.config.term });
+            ctx.answer(
+                request,
+                LeaseAnswer::Granted {
+                    chunk,
+                    term: ctx.config.term,
+                },
+            );
         }
     }
 
     /// The chunk to grant to a parked request, if any may be.
-    fn choose(&self, parked: &Parked, share: Share, seeders: &[PeerSlot], ctx: &Context<'_>) -> Option<u32> {
-        if (share == Share::One && self.has_open(parked.peer)) || (ctx.is_settling && self.is_resumed) {
+    fn choose(
+        &self,
+        parked: &Parked,
+        share: Share,
+        seeders: &[PeerSlot],
+        ctx: &Context<'_>,
+    ) -> Option<u32> {
+        if (share == Share::One && self.has_open(parked.peer))
+            || (ctx.is_settling && self.is_resumed)
+        {
             return None;
         }
         // A seeder has every chunk: dial it, and ask the origin only when none of them can be reached, or none of so
         // many that the others will be no better.
-        let out_of_reach = seeders.iter().filter(|seeder| parked.unreachable.contains(seeder)).count();
+        let out_of_reach = seeders
+            .iter()
+            .filter(|seeder| parked.unreachable.contains(seeder))
+            .count();
         let are_seeders_out_of_reach =
             parked.starving && (out_of_reach == seeders.len() || out_of_reach >= MANY_UNREACHABLE);
         if (seeders.is_empty() || are_seeders_out_of_reach)
@@ -381,21 +490,33 @@ impl Authority {
             granted_at == Time::ZERO || granted_at + ctx.config.term <= ctx.now
         };
         let mut orphans = common_chunks(&self.orphaned, &parked.missing).filter(may_again);
-        if parked.starving { orphans.next() } else { None }
+        if parked.starving {
+            orphans.next()
+        } else {
+            None
+        }
     }
 
     /// Names a live holder to a starving peer that waits for nothing that could be granted.
     fn introduce(&mut self, ticket: Ticket, ctx: &mut Context<'_>) {
-        let Some(parked) = self.parked.get(&ticket).filter(|parked| parked.starving) else { return };
-        let is_candidate = |holder: PeerSlot| holder != parked.peer && !parked.unreachable.contains(&holder);
+        let Some(parked) = self.parked.get(&ticket).filter(|parked| parked.starving) else {
+            return;
+        };
+        let is_candidate =
+            |holder: PeerSlot| holder != parked.peer && !parked.unreachable.contains(&holder);
         let seeders: Vec<PeerSlot> = ctx
             .roster
             .seeders_in(self.blob, self.region)
             .filter(|seeder| is_candidate(*seeder))
             .take(MANY_SEEDERS)
             .collect();
-        let holder = if let (Some(chunk), false) = (parked.missing.iter().next(), seeders.is_empty()) {
-            Some((chunk, seeders[ctx.rng.random_range(0..seeders.len() as u64) as usize]))
+        let holder = if let (Some(chunk), false) =
+            (parked.missing.iter().next(), seeders.is_empty())
+        {
+            Some((
+                chunk,
+                seeders[ctx.rng.random_range(0..seeders.len() as u64) as usize],
+            ))
         } else if common_chunks(&self.free, &parked.missing).next().is_some() {
             None
         } else {
@@ -421,8 +542,12 @@ impl Authority {
         for chunk in 0..self.chunks() {
             let is_missing = missing.contains(chunk);
             match self.standings[chunk as usize] {
-                Standing::Free | Standing::Orphaned if !is_missing => self.set(chunk, Standing::Held(peer)),
-                Standing::Held(holder) if is_missing && (holder == peer || unreachable.contains(&holder)) => {
+                Standing::Free | Standing::Orphaned if !is_missing => {
+                    self.set(chunk, Standing::Held(peer))
+                }
+                Standing::Held(holder)
+                    if is_missing && (holder == peer || unreachable.contains(&holder)) =>
+                {
                     self.set(chunk, Standing::Orphaned);
                 }
                 _ => {}
@@ -454,9 +579,17 @@ impl Authority {
     /// Opens a lease; `heard` are the bytes of a holder that has spoken of it already.
     fn open(&mut self, holder: PeerSlot, chunk: u32, heard: Option<u64>, ctx: &mut Context<'_>) {
         let silence = ctx.config.confirm * SILENCE;
-        let term = if heard.is_some() { ctx.config.term } else { ctx.config.term.min(silence) };
+        let term = if heard.is_some() {
+            ctx.config.term
+        } else {
+            ctx.config.term.min(silence)
+        };
         let deadline = ctx.now + term;
-        let longest = if self.chunks() == 1 { ctx.config.longest_whole } else { ctx.config.longest };
+        let longest = if self.chunks() == 1 {
+            ctx.config.longest_whole
+        } else {
+            ctx.config.longest
+        };
         let last_deadline = ctx.now + longest;
         let fallback = self.standings[chunk as usize];
         self.set(chunk, Standing::Open);
@@ -473,7 +606,14 @@ impl Authority {
             fallback,
         });
         for at in [late_at, deadline] {
-            ctx.timers.set(at, Timer::Lease { blob: self.blob, region: self.region, chunk });
+            ctx.timers.set(
+                at,
+                Timer::Lease {
+                    blob: self.blob,
+                    region: self.region,
+                    chunk,
+                },
+            );
         }
     }
 
@@ -486,18 +626,52 @@ impl Authority {
     /// Parks a request; a newer one of the same peer takes the place of the older.
     fn park(&mut self, take: Take, ctx: &mut Context<'_>) -> Ticket {
         let ticket = self.draw_ticket(take.peer, take.starving, ctx);
-        let deadline = ctx.now + if take.starving { ctx.config.park_starving } else { ctx.config.park };
-        let Take { request, peer, number, missing, starving, unreachable, .. } = take;
-        let parked = Parked { request, peer, number, missing, starving, unreachable, deadline };
+        let deadline = ctx.now
+            + if take.starving {
+                ctx.config.park_starving
+            } else {
+                ctx.config.park
+            };
+        let Take {
+            request,
+            peer,
+            number,
+            missing,
+            starving,
+            unreachable,
+            ..
+        } = take;
+        let parked = Parked {
+            request,
+            peer,
+            number,
+            missing,
+            starving,
+            unreachable,
+            deadline,
+        };
         self.parked.insert(ticket, parked);
-        ctx.timers.set(deadline, Timer::Parked { blob: self.blob, region: self.region, ticket });
+        ctx.timers.set(
+            deadline,
+            Timer::Parked {
+                blob: self.blob,
+                region: self.region,
+                ticket,
+            },
+        );
         ticket
     }
 
     /// A place in the queue: who starves first, for it has spoken just now and lives; then by rounds, within a round at
     /// random. An older request of the peer is answered.
     fn draw_ticket(&mut self, peer: PeerSlot, starving: bool, ctx: &mut Context<'_>) -> Ticket {
-        self.unpark(peer, LeaseAnswer::Wait { retry_after: ctx.config.park }, ctx);
+        self.unpark(
+            peer,
+            LeaseAnswer::Wait {
+                retry_after: ctx.config.park,
+            },
+            ctx,
+        );
         let round = u64::from(self.rounds.get(&peer).copied().unwrap_or(0));
         let place = ctx.rng.random_range(0..1_u64 << 16);
         *ctx.next_ticket += 1;
@@ -510,11 +684,17 @@ impl Authority {
     }
 
     fn parked_of(&self, peer: PeerSlot) -> Option<&Parked> {
-        self.tickets.get(&peer).and_then(|ticket| self.parked.get(ticket))
+        self.tickets
+            .get(&peer)
+            .and_then(|ticket| self.parked.get(ticket))
     }
 
     fn unpark(&mut self, peer: PeerSlot, answer: LeaseAnswer, ctx: &mut Context<'_>) {
-        if let Some(parked) = self.tickets.remove(&peer).and_then(|ticket| self.parked.remove(&ticket)) {
+        if let Some(parked) = self
+            .tickets
+            .remove(&peer)
+            .and_then(|ticket| self.parked.remove(&ticket))
+        {
             ctx.answer(parked.request, answer);
         }
     }
@@ -529,14 +709,18 @@ const MANY_UNREACHABLE: usize = 12;
 
 /// The chunks in both maps, ascending.
 fn common_chunks<'a>(one: &'a ChunkMap, other: &'a ChunkMap) -> impl Iterator<Item = u32> + 'a {
-    one.words().iter().zip(other.words()).zip(0_u32..).flat_map(|((one, other), index)| {
-        let mut word = one & other;
-        core::iter::from_fn(move || {
-            (word != 0).then(|| {
-                let bit = word.trailing_zeros();
-                word &= word - 1;
-                index * 64 + bit
+    one.words()
+        .iter()
+        .zip(other.words())
+        .zip(0_u32..)
+        .flat_map(|((one, other), index)| {
+            let mut word = one & other;
+            core::iter::from_fn(move || {
+                (word != 0).then(|| {
+                    let bit = word.trailing_zeros();
+                    word &= word - 1;
+                    index * 64 + bit
+                })
             })
         })
-    })
 }

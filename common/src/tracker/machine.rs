@@ -10,7 +10,8 @@ use super::config::Config;
 use super::handout::{self, Asker};
 use super::lease::{Authority, Context, Ticket};
 use super::messages::{
-    Announce, AnnounceAnswer, BlobState, Counts, Input, Lease, LeaseAnswer, LeaseEvent, Output, Take,
+    Announce, AnnounceAnswer, BlobState, Counts, Input, Lease, LeaseAnswer, LeaseEvent, Output,
+    Take,
 };
 use super::roster::{Progress, Roster};
 use super::slots::{BlobSlot, PeerSlot, RegionSlot, Slot};
@@ -87,7 +88,10 @@ impl TrackerMachine {
     /// All swarms, by slot.
     pub fn swarms(&self) -> impl Iterator<Item = SwarmSummary> + '_ {
         self.roster.swarms().map(|(blob, swarm)| {
-            let authorities = self.authorities.get(blob.index() as usize).map_or(&[][..], Vec::as_slice);
+            let authorities = self
+                .authorities
+                .get(blob.index() as usize)
+                .map_or(&[][..], Vec::as_slice);
             SwarmSummary {
                 blob,
                 peers: swarm.peers(),
@@ -100,7 +104,9 @@ impl TrackerMachine {
 
     /// The leases open for a blob in a region: chunk and holder.
     pub fn open_leases(&self, blob: BlobSlot, region: RegionSlot) -> Vec<(u32, PeerSlot)> {
-        self.authority(blob, region).map(|authority| authority.open_leases().collect()).unwrap_or_default()
+        self.authority(blob, region)
+            .map(|authority| authority.open_leases().collect())
+            .unwrap_or_default()
     }
 
     /// The chunks of a blob that nobody in the region was granted or was seen to have; nothing before the first request.
@@ -145,17 +151,29 @@ impl TrackerMachine {
         while let Some(timer) = self.timers.pop(now) {
             match timer {
                 Timer::Peer(peer) => {
-                    if self.roster.peer(peer).is_some_and(|record| record.expires <= now) {
+                    if self
+                        .roster
+                        .peer(peer)
+                        .is_some_and(|record| record.expires <= now)
+                    {
                         self.counts.peers_expired += 1;
                         self.forget_peer(now, peer);
                     }
                 }
-                Timer::Lease { blob, region, chunk } => {
+                Timer::Lease {
+                    blob,
+                    region,
+                    chunk,
+                } => {
                     self.with_authority(now, blob, region, |authority, ctx| {
                         authority.lease_timeout(chunk, ctx)
                     });
                 }
-                Timer::Parked { blob, region, ticket } => {
+                Timer::Parked {
+                    blob,
+                    region,
+                    ticket,
+                } => {
                     self.with_authority(now, blob, region, |authority, ctx| {
                         authority.park_timeout(ticket, ctx)
                     });
@@ -177,7 +195,9 @@ impl TrackerMachine {
         let keys: Vec<(BlobSlot, RegionSlot)> = (0_u32..)
             .zip(&self.authorities)
             .flat_map(|(blob, regions)| {
-                regions.iter().map(move |authority| (BlobSlot::at(blob), authority.region()))
+                regions
+                    .iter()
+                    .map(move |authority| (BlobSlot::at(blob), authority.region()))
             })
             .collect();
         for (blob, region) in keys {
@@ -189,7 +209,10 @@ impl TrackerMachine {
         let peer = announce.peer;
         let touched: Vec<BlobSlot> = announce.changes.iter().map(|change| change.blob).collect();
         let answer = self.accept(now, &announce);
-        self.outputs.push_back(Output::Announced { request: announce.request, answer });
+        self.outputs.push_back(Output::Announced {
+            request: announce.request,
+            answer,
+        });
         if announce.leaving && self.roster.peer(peer).is_some() {
             self.forget_peer(now, peer);
         } else if self.roster.peer(peer).is_none() {
@@ -208,7 +231,8 @@ impl TrackerMachine {
             if self.roster.peer_count() >= self.config.peers_limit.min(Roster::MAX_PEERS) {
                 return AnnounceAnswer::Full;
             }
-            self.roster.insert_peer(peer, announce.zone, announce.region);
+            self.roster
+                .insert_peer(peer, announce.zone, announce.region);
         }
         self.counts.announces += 1;
         let next = self.next_interval();
@@ -221,10 +245,16 @@ impl TrackerMachine {
         }
         self.apply(now, announce);
         if announce.leaving {
-            return AnnounceAnswer::Accepted { next, handouts: Vec::new() };
+            return AnnounceAnswer::Accepted {
+                next,
+                handouts: Vec::new(),
+            };
         }
         self.adopt(now, announce);
-        AnnounceAnswer::Accepted { next, handouts: self.handouts(announce) }
+        AnnounceAnswer::Accepted {
+            next,
+            handouts: self.handouts(announce),
+        }
     }
 
     /// Whether the announce follows on what is known. A repetition does; it says the same again.
@@ -269,7 +299,9 @@ impl TrackerMachine {
     /// Takes the peer out of the swarms that its full announce does not name; out of all, if it moved.
     fn leave_all_but(&mut self, now: Time, announce: &Announce) {
         let peer = announce.peer;
-        let Some(record) = self.roster.peer_mut(peer) else { return };
+        let Some(record) = self.roster.peer_mut(peer) else {
+            return;
+        };
         let has_moved = (record.zone, record.region) != (announce.zone, announce.region);
         let mut named: Vec<BlobSlot> = announce.changes.iter().map(|change| change.blob).collect();
         named.sort_unstable();
@@ -303,7 +335,10 @@ impl TrackerMachine {
     }
 
     fn handouts(&mut self, announce: &Announce) -> Vec<(BlobSlot, Vec<PeerSlot>)> {
-        let wanted = announce.changes.iter().filter(|change| matches!(change.state, BlobState::Wanted(_)));
+        let wanted = announce
+            .changes
+            .iter()
+            .filter(|change| matches!(change.state, BlobState::Wanted(_)));
         let mut handouts = Vec::new();
         for change in wanted {
             let asker = Asker {
@@ -311,8 +346,13 @@ impl TrackerMachine {
                 connected: &announce.connected,
                 unreachable: &announce.unreachable,
             };
-            let peers =
-                handout::choose(&mut self.roster, &mut self.rng, &asker, change.blob, self.config.handout);
+            let peers = handout::choose(
+                &mut self.roster,
+                &mut self.rng,
+                &asker,
+                change.blob,
+                self.config.handout,
+            );
             handouts.push((change.blob, peers));
         }
         handouts
@@ -320,10 +360,12 @@ impl TrackerMachine {
 
     /// The next announce, jittered by a quarter: such that all peers together stay below the load that was set.
     fn next_interval(&mut self) -> Duration {
-        let needed =
-            Duration::from_secs(1) * self.roster.peer_count() / self.config.announces_per_second.max(1);
-        let interval =
-            needed.clamp(self.config.min_interval, self.config.max_interval.max(self.config.min_interval));
+        let needed = Duration::from_secs(1) * self.roster.peer_count()
+            / self.config.announces_per_second.max(1);
+        let interval = needed.clamp(
+            self.config.min_interval,
+            self.config.max_interval.max(self.config.min_interval),
+        );
         let quarter = interval.as_nanos() as u64 / 4;
         interval - Duration::from_nanos(quarter)
             + Duration::from_nanos(self.rng.random_range(0..=2 * quarter))
@@ -336,7 +378,9 @@ impl TrackerMachine {
             Some(region) if self.roster.progress(take.peer, take.blob).is_some() => {
                 if self.prepare_authority(take.blob, region, take.missing.len()) {
                     let blob = take.blob;
-                    self.with_authority(now, blob, region, |authority, ctx| authority.take(take, ctx));
+                    self.with_authority(now, blob, region, |authority, ctx| {
+                        authority.take(take, ctx)
+                    });
                     return;
                 }
                 LeaseAnswer::Mismatch
@@ -347,14 +391,22 @@ impl TrackerMachine {
     }
 
     fn lease(&mut self, now: Time, lease: Lease) {
-        let Lease { request, peer, blob, chunk, event } = lease;
+        let Lease {
+            request,
+            peer,
+            blob,
+            chunk,
+            event,
+        } = lease;
         let region = self.roster.peer(peer).map(|record| record.region);
         let answer = match region {
             Some(region) if self.roster.progress(peer, blob).is_some() => {
                 let mut answer = LeaseAnswer::NotHeld;
                 self.with_authority(now, blob, region, |authority, ctx| {
                     answer = match event {
-                        LeaseEvent::Renew { received } => authority.renew(peer, chunk, received, ctx),
+                        LeaseEvent::Renew { received } => {
+                            authority.renew(peer, chunk, received, ctx)
+                        }
                         LeaseEvent::Done => authority.done(peer, chunk, ctx),
                         LeaseEvent::Failed => authority.failed(peer, chunk, ctx),
                     };
@@ -377,11 +429,15 @@ impl TrackerMachine {
     }
 
     fn leave_swarm(&mut self, now: Time, peer: PeerSlot, blob: BlobSlot) {
-        let Some(region) = self.roster.peer(peer).map(|record| record.region) else { return };
+        let Some(region) = self.roster.peer(peer).map(|record| record.region) else {
+            return;
+        };
         if !self.roster.leave(peer, blob) {
             return;
         }
-        self.with_authority(now, blob, region, |authority, ctx| authority.peer_left(peer, ctx));
+        self.with_authority(now, blob, region, |authority, ctx| {
+            authority.peer_left(peer, ctx)
+        });
         if !self.roster.is_in_region(blob, region)
             && let Some(regions) = self.authorities.get_mut(blob.index() as usize)
         {
@@ -394,11 +450,15 @@ impl TrackerMachine {
         blobs.sort_unstable();
         blobs.dedup();
         blobs.retain(|blob| self.roster.swarm(*blob).is_none());
-        self.outputs.extend(blobs.into_iter().map(Output::BlobForgotten));
+        self.outputs
+            .extend(blobs.into_iter().map(Output::BlobForgotten));
     }
 
     fn authority(&self, blob: BlobSlot, region: RegionSlot) -> Option<&Authority> {
-        self.authorities.get(blob.index() as usize)?.iter().find(|authority| authority.region() == region)
+        self.authorities
+            .get(blob.index() as usize)?
+            .iter()
+            .find(|authority| authority.region() == region)
     }
 
     /// Makes sure that there is an authority for a blob of so many chunks; false if there is one for another number.
@@ -427,7 +487,11 @@ impl TrackerMachine {
         let authority = self
             .authorities
             .get_mut(blob.index() as usize)
-            .and_then(|regions| regions.iter_mut().find(|authority| authority.region() == region));
+            .and_then(|regions| {
+                regions
+                    .iter_mut()
+                    .find(|authority| authority.region() == region)
+            });
         if let Some(authority) = authority {
             let mut ctx = Context {
                 now,

@@ -40,8 +40,8 @@ pub use config::{Config, LeaseConfig};
 pub use health::{Health, News};
 pub use machine::{SwarmSummary, TrackerMachine};
 pub use messages::{
-    Announce, AnnounceAnswer, BlobState, Change, Counts, HeldLease, Input, Lease, LeaseAnswer, LeaseEvent,
-    Output, RequestId, Take,
+    Announce, AnnounceAnswer, BlobState, Change, Counts, HeldLease, Input, Lease, LeaseAnswer,
+    LeaseEvent, Output, RequestId, Take,
 };
 pub use rendezvous::ranked;
 pub use roster::Progress;

@@ -15,16 +15,45 @@ const PEERS: u32 = 7;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Join { peer: u32, progress: u8 },
-    Leave { peer: u32 },
-    Gone { peer: u32 },
-    Take { peer: u32, missing: u64, starving: bool, unreachable: Option<u32> },
-    Drop { peer: u32 },
-    Renew { peer: u32, chunk: u32, received: u64 },
-    Done { peer: u32, chunk: u32 },
-    Failed { peer: u32, chunk: u32 },
-    Hold { peer: u32, chunk: u32 },
-    Pass { millis: u64 },
+    Join {
+        peer: u32,
+        progress: u8,
+    },
+    Leave {
+        peer: u32,
+    },
+    Gone {
+        peer: u32,
+    },
+    Take {
+        peer: u32,
+        missing: u64,
+        starving: bool,
+        unreachable: Option<u32>,
+    },
+    Drop {
+        peer: u32,
+    },
+    Renew {
+        peer: u32,
+        chunk: u32,
+        received: u64,
+    },
+    Done {
+        peer: u32,
+        chunk: u32,
+    },
+    Failed {
+        peer: u32,
+        chunk: u32,
+    },
+    Hold {
+        peer: u32,
+        chunk: u32,
+    },
+    Pass {
+        millis: u64,
+    },
 }
 
 fn step(chunks: u32) -> impl Strategy<Value = Step> {
@@ -101,24 +130,44 @@ impl World {
                 }
             }
             Step::Leave { peer } => {
-                self.desk.announce_with(PeerSlot(peer), 0, |announce| announce.leaving = true);
+                self.desk
+                    .announce_with(PeerSlot(peer), 0, |announce| announce.leaving = true);
             }
-            Step::Gone { peer } => self.desk.handle(Input::Gone { peer: PeerSlot(peer) }),
-            Step::Take { peer, missing, starving, unreachable } => {
-                self.take(peer, missing, starving, unreachable)
-            }
-            Step::Drop { peer } => self.desk.handle(Input::Drop { peer: PeerSlot(peer), blob: BLOB }),
-            Step::Renew { peer, chunk, received } => {
+            Step::Gone { peer } => self.desk.handle(Input::Gone {
+                peer: PeerSlot(peer),
+            }),
+            Step::Take {
+                peer,
+                missing,
+                starving,
+                unreachable,
+            } => self.take(peer, missing, starving, unreachable),
+            Step::Drop { peer } => self.desk.handle(Input::Drop {
+                peer: PeerSlot(peer),
+                blob: BLOB,
+            }),
+            Step::Renew {
+                peer,
+                chunk,
+                received,
+            } => {
                 self.desk.lease(peer, chunk, LeaseEvent::Renew { received });
             }
             Step::Done { peer, chunk } => self.done(PeerSlot(peer), chunk),
             Step::Failed { peer, chunk } => {
-                self.holders.entry(chunk).or_default().remove(&PeerSlot(peer));
+                self.holders
+                    .entry(chunk)
+                    .or_default()
+                    .remove(&PeerSlot(peer));
                 self.desk.lease(peer, chunk, LeaseEvent::Failed);
             }
             Step::Hold { peer, chunk } => {
                 self.joined.insert(PeerSlot(peer));
-                let lease = HeldLease { blob: BLOB, chunk, chunks: self.chunks };
+                let lease = HeldLease {
+                    blob: BLOB,
+                    chunk,
+                    chunks: self.chunks,
+                };
                 self.desk.announce_with(PeerSlot(peer), 0, |announce| {
                     let state = BlobState::Wanted(Progress::from_step(1).unwrap());
                     announce.changes.push(Change { blob: BLOB, state });
@@ -158,8 +207,21 @@ impl World {
         }
         let request = self.desk.request();
         let lease = &self.config.lease;
-        let bound = self.desk.now + if starving { lease.park_starving } else { lease.park };
-        self.asked.insert(request, Asked { peer, missing: missing.clone(), starving, bound });
+        let bound = self.desk.now
+            + if starving {
+                lease.park_starving
+            } else {
+                lease.park
+            };
+        self.asked.insert(
+            request,
+            Asked {
+                peer,
+                missing: missing.clone(),
+                starving,
+                bound,
+            },
+        );
         let unreachable = unreachable.into_iter().collect();
         let number = request.0;
         self.desk.handle(Input::Take(Take {
@@ -183,7 +245,9 @@ impl World {
     }
 
     fn forget_holder(&mut self, peer: PeerSlot) {
-        self.holders.values_mut().for_each(|holders| _ = holders.remove(&peer));
+        self.holders
+            .values_mut()
+            .for_each(|holders| _ = holders.remove(&peer));
     }
 
     /// What must hold after every step.
@@ -203,7 +267,10 @@ impl World {
         let chunks: BTreeSet<u32> = open.iter().map(|(chunk, _)| *chunk).collect();
         let holders: BTreeSet<PeerSlot> = open.iter().map(|(_, holder)| *holder).collect();
         prop_assert_eq!(chunks.len(), open.len(), "one holder per chunk");
-        prop_assert!(holders.is_subset(&self.joined), "a holder that is gone holds nothing");
+        prop_assert!(
+            holders.is_subset(&self.joined),
+            "a holder that is gone holds nothing"
+        );
         let mut answers: Vec<(RequestId, LeaseAnswer)> =
             core::mem::take(&mut self.desk.leases).into_iter().collect();
         answers.sort_by_key(|(request, _)| self.desk.answered_at[request]);
@@ -221,12 +288,21 @@ impl World {
         Ok(())
     }
 
-    fn check_answer(&mut self, asked: &Asked, answer: LeaseAnswer, at: Time) -> Result<(), TestCaseError> {
+    fn check_answer(
+        &mut self,
+        asked: &Asked,
+        answer: LeaseAnswer,
+        at: Time,
+    ) -> Result<(), TestCaseError> {
         match answer {
             LeaseAnswer::Granted { chunk, .. } => {
                 prop_assert!(asked.missing.contains(chunk), "granted what is missing");
                 if self.was_done.contains(&chunk) {
-                    prop_assert!(asked.starving, "chunk {} again for one that does not starve", chunk);
+                    prop_assert!(
+                        asked.starving,
+                        "chunk {} again for one that does not starve",
+                        chunk
+                    );
                     if let Some(before) = self.granted_at.get(&chunk) {
                         prop_assert!(*before + self.config.lease.term <= at, "once per term");
                     }
@@ -250,7 +326,12 @@ impl World {
             self.apply(Step::Join { peer, progress: 1 })?;
         }
         for round in 0.. {
-            prop_assert!(round < 40 + 10 * self.chunks, "stranded with {} of {}", has.count(), self.chunks);
+            prop_assert!(
+                round < 40 + 10 * self.chunks,
+                "stranded with {} of {}",
+                has.count(),
+                self.chunks
+            );
             let mut missing = ChunkMap::full(self.chunks);
             has.iter().for_each(|chunk| _ = missing.remove(chunk));
             if missing.is_empty() {

@@ -14,7 +14,10 @@ pub fn ranked<T: AsRef<str>>(trackers: &[T], digest: &Digest) -> Vec<usize> {
         .enumerate()
         .map(|(index, tracker)| {
             let mut hasher = blake3::Hasher::new();
-            hasher.update(digest.as_bytes()).update(b" ").update(tracker.as_ref().as_bytes());
+            hasher
+                .update(digest.as_bytes())
+                .update(b" ")
+                .update(tracker.as_ref().as_bytes());
             (*hasher.finalize().as_bytes(), index)
         })
         .collect();
@@ -38,6 +41,9 @@ mod tests {
             firsts[ranked(&all, &digest)[0]] += 1;
             assert!(before == after || before == "http://t2");
         }
-        assert!(firsts.iter().all(|count| (60..140).contains(count)), "{firsts:?}");
+        assert!(
+            firsts.iter().all(|count| (60..140).contains(count)),
+            "{firsts:?}"
+        );
     }
 }

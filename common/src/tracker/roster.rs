@@ -20,7 +20,11 @@ impl Progress {
 
     /// The step from its number, 0 (nothing) to 15 (everything); larger numbers are not progress.
     pub const fn from_step(step: u8) -> Option<Self> {
-        if step <= Self::COMPLETE.0 { Some(Self(step)) } else { None }
+        if step <= Self::COMPLETE.0 {
+            Some(Self(step))
+        } else {
+            None
+        }
     }
 
     /// The step for `held` chunks of `chunks`. Nothing and everything are exact, what is between is rounded down.
@@ -96,7 +100,11 @@ pub(super) struct ZoneMembers {
 
 impl ZoneMembers {
     fn list(&mut self, progress: Progress) -> &mut Vec<PeerSlot> {
-        if progress.is_complete() { &mut self.seeders } else { &mut self.leechers }
+        if progress.is_complete() {
+            &mut self.seeders
+        } else {
+            &mut self.leechers
+        }
     }
 }
 
@@ -110,7 +118,10 @@ pub(super) struct Swarm {
 
 impl Swarm {
     pub(super) fn peers(&self) -> usize {
-        self.zones.iter().map(|zone| zone.leechers.len() + zone.seeders.len()).sum()
+        self.zones
+            .iter()
+            .map(|zone| zone.leechers.len() + zone.seeders.len())
+            .sum()
     }
 
     pub(super) fn seeders(&self) -> usize {
@@ -148,7 +159,9 @@ impl Roster {
 
     /// Every swarm with a member, by slot.
     pub(super) fn swarms(&self) -> impl Iterator<Item = (BlobSlot, &Swarm)> {
-        (0_u32..).zip(&self.swarms).filter_map(|(index, swarm)| Some((BlobSlot::at(index), swarm.as_ref()?)))
+        (0_u32..)
+            .zip(&self.swarms)
+            .filter_map(|(index, swarm)| Some((BlobSlot::at(index), swarm.as_ref()?)))
     }
 
     /// The swarms that `peer` is in, ascending.
@@ -161,7 +174,10 @@ impl Roster {
     /// How much `peer` holds of `blob`, if it is in that swarm.
     pub(super) fn progress(&self, peer: PeerSlot, blob: BlobSlot) -> Option<Progress> {
         let record = self.peer(peer)?;
-        let at = record.memberships.binary_search_by_key(&blob, |membership| membership.blob).ok()?;
+        let at = record
+            .memberships
+            .binary_search_by_key(&blob, |membership| membership.blob)
+            .ok()?;
         Some(record.memberships[at].place.progress())
     }
 
@@ -177,12 +193,15 @@ impl Roster {
         region: RegionSlot,
     ) -> impl Iterator<Item = PeerSlot> + '_ {
         let zones = self.swarm(blob).into_iter().flat_map(|swarm| &swarm.zones);
-        zones.filter(move |zone| zone.region == region).flat_map(|zone| zone.seeders.iter().copied())
+        zones
+            .filter(move |zone| zone.region == region)
+            .flat_map(|zone| zone.seeders.iter().copied())
     }
 
     /// Whether anybody of `region` is in the swarm.
     pub(super) fn is_in_region(&self, blob: BlobSlot, region: RegionSlot) -> bool {
-        self.swarm(blob).is_some_and(|swarm| swarm.zones.iter().any(|zone| zone.region == region))
+        self.swarm(blob)
+            .is_some_and(|swarm| swarm.zones.iter().any(|zone| zone.region == region))
     }
 
     /// Adds a peer that is in no swarm yet. It must not be there.
@@ -192,17 +211,29 @@ impl Roster {
             self.peers.resize_with(index + 1, || None);
         }
         debug_assert!(self.peers[index].is_none(), "a peer is inserted once");
-        let record =
-            PeerRecord { zone, region, sequence: 0, expires: Time::MAX, handed: 0, memberships: Vec::new() };
+        let record = PeerRecord {
+            zone,
+            region,
+            sequence: 0,
+            expires: Time::MAX,
+            handed: 0,
+            memberships: Vec::new(),
+        };
         self.peers[index] = Some(record);
         self.peer_count += 1;
     }
 
     /// Removes a peer that has left all its swarms.
     pub(super) fn remove_peer(&mut self, peer: PeerSlot) {
-        let removed = self.peers.get_mut(peer.index() as usize).and_then(Option::take);
+        let removed = self
+            .peers
+            .get_mut(peer.index() as usize)
+            .and_then(Option::take);
         if let Some(record) = removed {
-            debug_assert!(record.memberships.is_empty(), "a peer leaves its swarms before it goes");
+            debug_assert!(
+                record.memberships.is_empty(),
+                "a peer leaves its swarms before it goes"
+            );
             self.peer_count -= 1;
         }
     }
@@ -224,15 +255,24 @@ impl Roster {
 
     /// Takes `peer` out of the swarm of `blob`; false if it was not in it. The last one out ends the swarm.
     pub(super) fn leave(&mut self, peer: PeerSlot, blob: BlobSlot) -> bool {
-        let Some(record) = self.peer_mut(peer) else { return false };
-        let Ok(at) = record.memberships.binary_search_by_key(&blob, |membership| membership.blob) else {
+        let Some(record) = self.peer_mut(peer) else {
+            return false;
+        };
+        let Ok(at) = record
+            .memberships
+            .binary_search_by_key(&blob, |membership| membership.blob)
+        else {
             return false;
         };
         let place = record.memberships.remove(at).place;
         let zone = record.zone;
         self.count_started(blob, place.progress(), Progress::NONE);
-        let Some(Some(swarm)) = self.swarms.get_mut(blob.index() as usize) else { return false };
-        let Some(at) = swarm.zones.iter().position(|members| members.zone == zone) else { return false };
+        let Some(Some(swarm)) = self.swarms.get_mut(blob.index() as usize) else {
+            return false;
+        };
+        let Some(at) = swarm.zones.iter().position(|members| members.zone == zone) else {
+            return false;
+        };
         let list = swarm.zones[at].list(place.progress());
         list.swap_remove(place.index());
         let moved = list.get(place.index()).copied();
@@ -243,37 +283,59 @@ impl Roster {
             self.swarms[blob.index() as usize] = None;
         }
         if let Some(moved) = moved {
-            self.update_place(moved, blob, |moved| Place::new(moved.progress(), place.index()));
+            self.update_place(moved, blob, |moved| {
+                Place::new(moved.progress(), place.index())
+            });
         }
         true
     }
 
     fn join(&mut self, peer: PeerSlot, blob: BlobSlot, progress: Progress) {
-        let Some(record) = self.peer(peer) else { return };
+        let Some(record) = self.peer(peer) else {
+            return;
+        };
         let (zone, region) = (record.zone, record.region);
         let index = blob.index() as usize;
         if self.swarms.len() <= index {
             self.swarms.resize_with(index + 1, || None);
         }
         let swarm = self.swarms[index].get_or_insert_default();
-        let at = swarm.zones.iter().position(|members| members.zone == zone).unwrap_or_else(|| {
-            swarm.zones.push(ZoneMembers { zone, region, leechers: Vec::new(), seeders: Vec::new() });
-            swarm.zones.len() - 1
-        });
+        let at = swarm
+            .zones
+            .iter()
+            .position(|members| members.zone == zone)
+            .unwrap_or_else(|| {
+                swarm.zones.push(ZoneMembers {
+                    zone,
+                    region,
+                    leechers: Vec::new(),
+                    seeders: Vec::new(),
+                });
+                swarm.zones.len() - 1
+            });
         let list = swarm.zones[at].list(progress);
         list.push(peer);
         let place = Place::new(progress, list.len() - 1);
         self.count_started(blob, Progress::NONE, progress);
         if let Some(record) = self.peer_mut(peer)
-            && let Err(at) = record.memberships.binary_search_by_key(&blob, |membership| membership.blob)
+            && let Err(at) = record
+                .memberships
+                .binary_search_by_key(&blob, |membership| membership.blob)
         {
             record.memberships.insert(at, Membership { blob, place });
         }
     }
 
-    fn update_place(&mut self, peer: PeerSlot, blob: BlobSlot, update: impl FnOnce(Place) -> Place) {
+    fn update_place(
+        &mut self,
+        peer: PeerSlot,
+        blob: BlobSlot,
+        update: impl FnOnce(Place) -> Place,
+    ) {
         if let Some(record) = self.peer_mut(peer)
-            && let Ok(at) = record.memberships.binary_search_by_key(&blob, |membership| membership.blob)
+            && let Ok(at) = record
+                .memberships
+                .binary_search_by_key(&blob, |membership| membership.blob)
         {
             record.memberships[at].place = update(record.memberships[at].place);
         }

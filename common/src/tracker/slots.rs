@@ -52,7 +52,11 @@ pub struct Interner<T, S> {
 
 impl<T, S> Default for Interner<T, S> {
     fn default() -> Self {
-        Self { slots: BTreeMap::new(), values: Vec::new(), released: Vec::new() }
+        Self {
+            slots: BTreeMap::new(),
+            values: Vec::new(),
+            released: Vec::new(),
+        }
     }
 }
 

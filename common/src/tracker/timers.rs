@@ -13,9 +13,17 @@ pub(super) enum Timer {
     /// A peer may have been silent for too long.
     Peer(PeerSlot),
     /// A lease's term may have run out.
-    Lease { blob: BlobSlot, region: RegionSlot, chunk: u32 },
+    Lease {
+        blob: BlobSlot,
+        region: RegionSlot,
+        chunk: u32,
+    },
     /// A request may have been parked for long enough.
-    Parked { blob: BlobSlot, region: RegionSlot, ticket: Ticket },
+    Parked {
+        blob: BlobSlot,
+        region: RegionSlot,
+        ticket: Ticket,
+    },
     /// After a start, what is in the swarms is known.
     Settled,
 }
@@ -35,6 +43,10 @@ impl Timers {
 
     /// The next timer due at `now`, each once.
     pub(super) fn pop(&mut self, now: Time) -> Option<Timer> {
-        if self.next()? <= now { self.0.pop().map(|Reverse((_, timer))| timer) } else { None }
+        if self.next()? <= now {
+            self.0.pop().map(|Reverse((_, timer))| timer)
+        } else {
+            None
+        }
     }
 }

@@ -59,7 +59,12 @@ pub trait Message: Sized {
     /// As [`encode`](Self::encode).
     fn to_frame(&self) -> Result<Vec<u8>, CodecError> {
         let (kind, body) = self.encode()?;
-        let mut frame = Header { kind, len: body.len() }.to_bytes().to_vec();
+        let mut frame = Header {
+            kind,
+            len: body.len(),
+        }
+        .to_bytes()
+        .to_vec();
         frame.extend_from_slice(&body);
         Ok(frame)
     }
@@ -99,8 +104,14 @@ mod tests {
 
     #[test]
     fn a_header_round_trips_and_is_bounded() {
-        let header = Header { kind: 3, len: 70_000 };
+        let header = Header {
+            kind: 3,
+            len: 70_000,
+        };
         assert_eq!(Header::parse(header.to_bytes()).expect("own bytes"), header);
-        assert!(matches!(Header::parse([1, 255, 0, 0, 0]), Err(CodecError::TooLong(_))));
+        assert!(matches!(
+            Header::parse([1, 255, 0, 0, 0]),
+            Err(CodecError::TooLong(_))
+        ));
     }
 }

@@ -40,11 +40,17 @@ impl ClosureAnswer {
     pub fn with_grant(encoded: &[u8], grant: Grant) -> Result<Vec<u8>, CodecError> {
         // The grant is the last field, and none is a zero.
         let Some((0, proofs)) = encoded.split_last() else {
-            return Err(CodecError::Malformed("a closure that has a grant already".to_owned()));
+            return Err(CodecError::Malformed(
+                "a closure that has a grant already".to_owned(),
+            ));
         };
         let grant = codec::encode(&Some(grant))?;
         let bytes = [proofs, &grant[1..]].concat();
-        if bytes.len() > codec::MAX_LEN { Err(CodecError::TooLong(bytes.len())) } else { Ok(bytes) }
+        if bytes.len() > codec::MAX_LEN {
+            Err(CodecError::TooLong(bytes.len()))
+        } else {
+            Ok(bytes)
+        }
     }
 }
 
@@ -60,12 +66,23 @@ mod tests {
         let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
         let digest = Digest::sha256(b"x");
         let grant = Grant::sign(&key, "vm-1".parse().expect("a label"), vec![digest], 100);
-        let without = ClosureAnswer { proofs: vec![Proof::DigestOnly { digest, size: 1 }], grant: None };
+        let without = ClosureAnswer {
+            proofs: vec![Proof::DigestOnly { digest, size: 1 }],
+            grant: None,
+        };
         let encoded = codec::encode(&without).expect("encodes");
         let granted = ClosureAnswer::with_grant(&encoded, grant.clone()).expect("fits");
-        let expected = ClosureAnswer { grant: Some(grant.clone()), ..without };
-        assert_eq!(codec::decode::<ClosureAnswer>(&granted).expect("own bytes"), expected);
-        assert!(ClosureAnswer::with_grant(&granted, grant.clone()).is_err() || granted.ends_with(&[0]));
+        let expected = ClosureAnswer {
+            grant: Some(grant.clone()),
+            ..without
+        };
+        assert_eq!(
+            codec::decode::<ClosureAnswer>(&granted).expect("own bytes"),
+            expected
+        );
+        assert!(
+            ClosureAnswer::with_grant(&granted, grant.clone()).is_err() || granted.ends_with(&[0])
+        );
         assert!(ClosureAnswer::with_grant(&[], grant).is_err());
     }
 

@@ -46,7 +46,11 @@ pub struct Hello {
 impl Hello {
     /// What this build says.
     pub const fn ours() -> Self {
-        Self { oldest: PROTOCOL_VERSION, newest: PROTOCOL_VERSION, features: HANDS_ON }
+        Self {
+            oldest: PROTOCOL_VERSION,
+            newest: PROTOCOL_VERSION,
+            features: HANDS_ON,
+        }
     }
 
     /// The newest version that both sides speak.
@@ -203,17 +207,28 @@ mod tests {
 
     #[test]
     fn versions_overlap_or_do_not() {
-        let hello = |oldest, newest| Hello { oldest, newest, features: 0 };
+        let hello = |oldest, newest| Hello {
+            oldest,
+            newest,
+            features: 0,
+        };
         assert_eq!(hello(1, 3).common_version(&hello(2, 5)), Some(3));
         assert_eq!(hello(1, 1).common_version(&hello(2, 5)), None);
     }
 
     #[test]
     fn messages_round_trip_and_unknown_kinds_are_skipped() {
-        let have = Control::Have(Have { digest: Digest::sha256(b"x"), chunks: vec![1, 70_000] });
+        let have = Control::Have(Have {
+            digest: Digest::sha256(b"x"),
+            chunks: vec![1, 70_000],
+        });
         let frame = have.to_frame().expect("encodes");
-        let header = Header::parse(frame[..HEADER_LEN].try_into().expect("five bytes")).expect("own header");
-        assert_eq!(Control::decode(header.kind, &frame[HEADER_LEN..]).expect("own body"), Some(have));
+        let header =
+            Header::parse(frame[..HEADER_LEN].try_into().expect("five bytes")).expect("own header");
+        assert_eq!(
+            Control::decode(header.kind, &frame[HEADER_LEN..]).expect("own body"),
+            Some(have)
+        );
         assert_eq!(Control::decode(200, b"whatever").expect("skipped"), None);
     }
 

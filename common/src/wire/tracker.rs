@@ -227,13 +227,23 @@ mod tests {
             epoch: 7,
             sequence: 3,
             full: false,
-            changes: vec![Change { digest: Digest::sha256(b"x"), state: BlobState::Wanted { progress: 3 } }],
-            leases: vec![HeldLease { digest: Digest::sha256(b"x"), chunk: 4, chunks: 9 }],
+            changes: vec![Change {
+                digest: Digest::sha256(b"x"),
+                state: BlobState::Wanted { progress: 3 },
+            }],
+            leases: vec![HeldLease {
+                digest: Digest::sha256(b"x"),
+                chunk: 4,
+                chunks: 9,
+            }],
             connected: Vec::new(),
             unreachable: Vec::new(),
             leaving: false,
         };
         let bytes = codec::encode(&request).expect("encodes");
-        assert_eq!(codec::decode::<AnnounceRequest>(&bytes).expect("own bytes"), request);
+        assert_eq!(
+            codec::decode::<AnnounceRequest>(&bytes).expect("own bytes"),
+            request
+        );
     }
 }

@@ -13,8 +13,8 @@ use flotilla_common::tree::TreeHasher;
 use flotilla_common::wire::frame::Message;
 use flotilla_common::wire::origin::{ClosureAnswer, ClosureRequest};
 use flotilla_common::wire::peer::{
-    About, Ask, AskImage, Chunk, Control, Forgot, Have, Hello, Holding, Holds, Image, Parts, ProofWanted,
-    Refusal,
+    About, Ask, AskImage, Chunk, Control, Forgot, Have, Hello, Holding, Holds, Image, Parts,
+    ProofWanted, Refusal,
 };
 use flotilla_common::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, HeldLease, LeaseAnswer, LeaseAsk,
@@ -22,8 +22,19 @@ use flotilla_common::wire::tracker::{
 };
 
 fn main() -> std::io::Result<()> {
-    for (target, name, bytes) in [frames(), tracker(), closures(), manifests(), texts(), states()].concat() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    for (target, name, bytes) in [
+        frames(),
+        tracker(),
+        closures(),
+        manifests(),
+        texts(),
+        states(),
+    ]
+    .concat()
+    {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("corpus")
+            .join(target);
         fs::create_dir_all(&dir)?;
         fs::write(dir.join(name), bytes)?;
     }
@@ -49,12 +60,25 @@ fn proof() -> Proof {
     hasher.update(&vec![5; 600 << 10]);
     let tree = hasher.finish();
     let (size, chunk_log2) = (tree.geometry.size(), tree.geometry.chunk_log2());
-    let seal = key().seal(BlobFacts { digest: digest(), size, chunk_log2, root: tree.root });
-    Proof::Sealed { seal, table: tree.table }
+    let seal = key().seal(BlobFacts {
+        digest: digest(),
+        size,
+        chunk_log2,
+        root: tree.root,
+    });
+    Proof::Sealed {
+        seal,
+        table: tree.table,
+    }
 }
 
 fn grant() -> Grant {
-    Grant::sign(&key(), label("vm-1"), vec![digest(), Digest::of(Algorithm::Sha512, b"y")], 2_000_000_000)
+    Grant::sign(
+        &key(),
+        label("vm-1"),
+        vec![digest(), Digest::of(Algorithm::Sha512, b"y")],
+        2_000_000_000,
+    )
 }
 
 fn frames() -> Seeds {
@@ -62,30 +86,83 @@ fn frames() -> Seeds {
     map.insert(70);
     let digest = digest();
     let media_type = "application/vnd.oci.image.manifest.v1+json".to_owned();
-    let image = Image { media_type, manifest: b"{}".to_vec(), proofs: vec![proof()] };
+    let image = Image {
+        media_type,
+        manifest: b"{}".to_vec(),
+        proofs: vec![proof()],
+    };
     let control = [
         ("hello", Control::Hello(Hello::ours())),
         (
             "about",
-            Control::About(About { region: label("eu"), zone: label("eu-a"), up_bits_per_second: Some(1) }),
+            Control::About(About {
+                region: label("eu"),
+                zone: label("eu-a"),
+                up_bits_per_second: Some(1),
+            }),
         ),
-        ("holds-all", Control::Holds(Holds { digest, holding: Holding::Complete })),
-        ("holds-some", Control::Holds(Holds { digest, holding: Holding::Partial(map) })),
-        ("have", Control::Have(Have { digest, chunks: vec![1, 70_000] })),
+        (
+            "holds-all",
+            Control::Holds(Holds {
+                digest,
+                holding: Holding::Complete,
+            }),
+        ),
+        (
+            "holds-some",
+            Control::Holds(Holds {
+                digest,
+                holding: Holding::Partial(map),
+            }),
+        ),
+        (
+            "have",
+            Control::Have(Have {
+                digest,
+                chunks: vec![1, 70_000],
+            }),
+        ),
         ("forgot", Control::Forgot(Forgot { digest })),
         ("proof-wanted", Control::ProofWanted(ProofWanted { digest })),
         ("proof", Control::Proof(proof())),
     ];
     let chunk = [
-        ("ask", Chunk::Ask(Ask { digest, chunk: 3, grant: None })),
-        ("ask-granted", Chunk::Ask(Ask { digest, chunk: 3, grant: Some(grant()) })),
+        (
+            "ask",
+            Chunk::Ask(Ask {
+                digest,
+                chunk: 3,
+                grant: None,
+            }),
+        ),
+        (
+            "ask-granted",
+            Chunk::Ask(Ask {
+                digest,
+                chunk: 3,
+                grant: Some(grant()),
+            }),
+        ),
         ("refused", Chunk::Refused(Refusal::NotPermitted)),
-        ("parts", Chunk::Parts(Parts { values: vec![[7; 32]; 2] })),
-        ("ask-image", Chunk::AskImage(AskImage { manifest: digest, grant: Some(grant()) })),
+        (
+            "parts",
+            Chunk::Parts(Parts {
+                values: vec![[7; 32]; 2],
+            }),
+        ),
+        (
+            "ask-image",
+            Chunk::AskImage(AskImage {
+                manifest: digest,
+                grant: Some(grant()),
+            }),
+        ),
         ("image", Chunk::Image(image)),
     ];
-    let control = control.map(|(name, message)| ("peer_frames", name, message.to_frame().expect("fits")));
-    let chunk = chunk.map(|(name, message)| ("peer_frames", name, message.to_frame().expect("fits")));
+    let control =
+        control.map(|(name, message)| ("peer_frames", name, message.to_frame().expect("fits")));
+    let chunk =
+        chunk.map(|(name, message)| ("peer_frames", name, message.to_frame().expect("fits")));
     control.into_iter().chain(chunk).collect()
 }
 
@@ -107,36 +184,92 @@ fn tracker() -> Seeds {
         epoch: 7,
         sequence: 3,
         full: false,
-        changes: vec![Change { digest, state: BlobState::Wanted { progress: 3 } }],
-        leases: vec![HeldLease { digest, chunk: 4, chunks: 9 }],
+        changes: vec![Change {
+            digest,
+            state: BlobState::Wanted { progress: 3 },
+        }],
+        leases: vec![HeldLease {
+            digest,
+            chunk: 4,
+            chunks: 9,
+        }],
         connected: vec![label("vm-2")],
         unreachable: vec![label("vm-3")],
         leaving: false,
     };
-    let handouts = vec![Handout { digest, peers: vec![info()] }];
-    let accepted = AnnounceAnswer::Accepted { epoch: 7, next_ms: 900, handouts };
+    let handouts = vec![Handout {
+        digest,
+        peers: vec![info()],
+    }];
+    let accepted = AnnounceAnswer::Accepted {
+        epoch: 7,
+        next_ms: 900,
+        handouts,
+    };
     let take = LeaseAsk::Take {
         number: 5,
         missing: ChunkMap::full(9),
         starving: true,
         unreachable: vec![label("vm-3")],
     };
-    let lease = |ask| LeaseRequest { peer: label("vm-1"), digest, first_unreachable: false, ask };
+    let lease = |ask| LeaseRequest {
+        peer: label("vm-1"),
+        digest,
+        first_unreachable: false,
+        ask,
+    };
     vec![
         ("tracker_messages", "announce", chosen(0, &announce)),
-        ("tracker_messages", "resync", chosen(1, &AnnounceAnswer::Resync { epoch: 1 })),
+        (
+            "tracker_messages",
+            "resync",
+            chosen(1, &AnnounceAnswer::Resync { epoch: 1 }),
+        ),
         ("tracker_messages", "accepted", chosen(1, &accepted)),
         ("tracker_messages", "take", chosen(2, &lease(take))),
-        ("tracker_messages", "renew", chosen(2, &lease(LeaseAsk::Renew { chunk: 1, received: 9 }))),
-        ("tracker_messages", "granted", chosen(3, &LeaseAnswer::Granted { chunk: 1, term_ms: 9 })),
-        ("tracker_messages", "dial", chosen(3, &LeaseAnswer::Dial { peer: info() })),
+        (
+            "tracker_messages",
+            "renew",
+            chosen(
+                2,
+                &lease(LeaseAsk::Renew {
+                    chunk: 1,
+                    received: 9,
+                }),
+            ),
+        ),
+        (
+            "tracker_messages",
+            "granted",
+            chosen(
+                3,
+                &LeaseAnswer::Granted {
+                    chunk: 1,
+                    term_ms: 9,
+                },
+            ),
+        ),
+        (
+            "tracker_messages",
+            "dial",
+            chosen(3, &LeaseAnswer::Dial { peer: info() }),
+        ),
     ]
 }
 
 fn closures() -> Seeds {
-    let whole = Proof::DigestOnly { digest: digest(), size: 9 };
-    let request = ClosureRequest { repository: label("library/app"), manifest: digest() };
-    let answer = ClosureAnswer { proofs: vec![proof(), whole.clone()], grant: Some(grant()) };
+    let whole = Proof::DigestOnly {
+        digest: digest(),
+        size: 9,
+    };
+    let request = ClosureRequest {
+        repository: label("library/app"),
+        manifest: digest(),
+    };
+    let answer = ClosureAnswer {
+        proofs: vec![proof(), whole.clone()],
+        grant: Some(grant()),
+    };
     vec![
         ("closure", "request", chosen(0, &request)),
         ("closure", "answer", chosen(1, &answer)),
@@ -147,11 +280,17 @@ fn closures() -> Seeds {
 }
 
 fn manifests() -> Seeds {
-    let descriptor =
-        format!(r#"{{"mediaType":"x","digest":"{}","size":5,"annotations":{{"a":"b"}}}}"#, digest());
+    let descriptor = format!(
+        r#"{{"mediaType":"x","digest":"{}","size":5,"annotations":{{"a":"b"}}}}"#,
+        digest()
+    );
     let image = format!(r#"{{"schemaVersion":2,"config":{descriptor},"layers":[{descriptor}]}}"#);
-    let index = format!(r#"{{"schemaVersion":2,"manifests":[{descriptor}],"subject":{descriptor}}}"#);
-    vec![("manifest", "image", image.into_bytes()), ("manifest", "index", index.into_bytes())]
+    let index =
+        format!(r#"{{"schemaVersion":2,"manifests":[{descriptor}],"subject":{descriptor}}}"#);
+    vec![
+        ("manifest", "image", image.into_bytes()),
+        ("manifest", "index", index.into_bytes()),
+    ]
 }
 
 fn texts() -> Seeds {
@@ -177,7 +316,11 @@ fn states() -> Seeds {
         hasher.midstate()
     };
     vec![
-        ("hash_state", "tree", codec::encode(&tree.state()).expect("fits")),
+        (
+            "hash_state",
+            "tree",
+            codec::encode(&tree.state()).expect("fits"),
+        ),
         ("hash_state", "sha256", midstate(Algorithm::Sha256)),
         ("hash_state", "sha512", midstate(Algorithm::Sha512)),
     ]

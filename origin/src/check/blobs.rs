@@ -17,8 +17,12 @@ const GENERATIONS: usize = 100;
 
 impl Checker {
     pub(super) async fn look_at_claim(&self, key: &Key) -> Result<Look, StorageError> {
-        let Some((_, digest)) = in_repository::<Digest>(key) else { return Ok(Look::damage(NO_KEY)) };
-        let Some(object) = self.storage.read(key).await? else { return Ok(Look::default()) };
+        let Some((_, digest)) = in_repository::<Digest>(key) else {
+            return Ok(Look::damage(NO_KEY));
+        };
+        let Some(object) = self.storage.read(key).await? else {
+            return Ok(Look::default());
+        };
         let claim: RepositoryBlob = match codec::decode(&object.body) {
             Ok(claim) => claim,
             Err(error) => return Ok(Look::damage(error)),
@@ -27,9 +31,14 @@ impl Checker {
             return Ok(Look::default());
         }
         // Whoever asks for it finds another generation.
-        let page = self.storage.list(&keys::generations(&digest), None, GENERATIONS).await?;
+        let page = self
+            .storage
+            .list(&keys::generations(&digest), None, GENERATIONS)
+            .await?;
         for entry in page.entries {
-            let Ok(generation) = entry.key.last_segment().parse() else { continue };
+            let Ok(generation) = entry.key.last_segment().parse() else {
+                continue;
+            };
             if self.is_served(&digest, &generation).await? {
                 return Ok(Look::default());
             }
@@ -51,8 +60,12 @@ impl Checker {
     }
 
     pub(super) async fn look_at_blob(&self, key: &Key) -> Result<Look, StorageError> {
-        let Some((digest, generation)) = parse(key) else { return Ok(Look::damage(NO_KEY)) };
-        let Some(object) = self.storage.read(key).await? else { return Ok(Look::default()) };
+        let Some((digest, generation)) = parse(key) else {
+            return Ok(Look::damage(NO_KEY));
+        };
+        let Some(object) = self.storage.read(key).await? else {
+            return Ok(Look::default());
+        };
         let record: BlobRecord = match codec::decode(&object.body) {
             Ok(record) => record,
             Err(error) => return Ok(Look::damage(error)),
@@ -60,11 +73,14 @@ impl Checker {
         if record.state == State::Dead {
             return Ok(Look::default());
         }
-        let mut look =
-            Look { damage: self.record_problems(&digest, &generation, &record).await?, ..Look::default() };
+        let mut look = Look {
+            damage: self.record_problems(&digest, &generation, &record).await?,
+            ..Look::default()
+        };
         if look.damage.is_empty() && self.deep {
             look.hashed_bytes = record.facts.size;
-            look.damage.extend(self.bytes_problem(&generation, &record).await?);
+            look.damage
+                .extend(self.bytes_problem(&generation, &record).await?);
         }
         Ok(look)
     }
@@ -79,9 +95,15 @@ impl Checker {
         if record.facts.digest != *digest {
             problems.push(format!("it is the record of {}", record.facts.digest));
         }
-        let bytes = record.segments.iter().try_fold(0_u64, |sum, segment| sum.checked_add(segment.size));
+        let bytes = record
+            .segments
+            .iter()
+            .try_fold(0_u64, |sum, segment| sum.checked_add(segment.size));
         if bytes != Some(record.facts.size) {
-            problems.push(format!("its segments do not have the {} bytes of the blob", record.facts.size));
+            problems.push(format!(
+                "its segments do not have the {} bytes of the blob",
+                record.facts.size
+            ));
         }
         let present = self.segments(generation).await?;
         for segment in &record.segments {
@@ -92,9 +114,10 @@ impl Checker {
                     keys::segment(generation, segment.nonce),
                     segment.size
                 )),
-                None => {
-                    problems.push(format!("segment {} is missing", keys::segment(generation, segment.nonce)))
-                }
+                None => problems.push(format!(
+                    "segment {} is missing",
+                    keys::segment(generation, segment.nonce)
+                )),
             }
         }
         if !self.table_proves(generation, record).await? {
@@ -103,13 +126,23 @@ impl Checker {
         Ok(problems)
     }
 
-    async fn table_proves(&self, generation: &Generation, record: &BlobRecord) -> Result<bool, StorageError> {
-        let Some(geometry) = record.facts.geometry() else { return Ok(false) };
+    async fn table_proves(
+        &self,
+        generation: &Generation,
+        record: &BlobRecord,
+    ) -> Result<bool, StorageError> {
+        let Some(geometry) = record.facts.geometry() else {
+            return Ok(false);
+        };
         let proves = |table: &ChunkTable| table.proves(&geometry, &record.facts.root);
         Ok(match &record.table {
             TableAt::Nowhere => geometry.is_single_chunk(),
             TableAt::Here(table) => proves(table),
-            TableAt::Object { nonce } => match self.storage.read(&keys::segment(generation, *nonce)).await? {
+            TableAt::Object { nonce } => match self
+                .storage
+                .read(&keys::segment(generation, *nonce))
+                .await?
+            {
                 Some(object) => codec::decode(&object.body).is_ok_and(|table| proves(&table)),
                 None => false,
             },
@@ -123,8 +156,12 @@ impl Checker {
         record: &BlobRecord,
     ) -> Result<Option<String>, StorageError> {
         let facts = &record.facts;
-        let bytes = read_segments(&self.storage, generation, &record.segments, 0..facts.size).await?;
-        let hashers = (DigestHasher::new(facts.digest.algorithm()), TreeHasher::new());
+        let bytes =
+            read_segments(&self.storage, generation, &record.segments, 0..facts.size).await?;
+        let hashers = (
+            DigestHasher::new(facts.digest.algorithm()),
+            TreeHasher::new(),
+        );
         let hashed = bytes.try_fold(hashers, |(mut digest, mut tree), piece| async move {
             digest.update(&piece);
             tree.update(&piece);

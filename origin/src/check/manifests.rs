@@ -37,14 +37,20 @@ impl Checker {
         let Some((repository, digest)) = in_repository::<Digest>(key) else {
             return Ok(Look::damage(NO_KEY));
         };
-        let Some(object) = self.storage.read(key).await? else { return Ok(Look::default()) };
+        let Some(object) = self.storage.read(key).await? else {
+            return Ok(Look::default());
+        };
         let record = match ManifestRecord::of(key, &object.body) {
             Ok(record) => record,
             Err(error) => return Ok(Look::damage(error)),
         };
-        let Some((_, bytes)) = record.content else { return Ok(Look::default()) };
+        let Some((_, bytes)) = record.content else {
+            return Ok(Look::default());
+        };
         if !digest.matches(&bytes) {
-            return Ok(Look::damage("it holds other bytes than those of its digest"));
+            return Ok(Look::damage(
+                "it holds other bytes than those of its digest",
+            ));
         }
         let manifest = match Manifest::parse(&bytes) {
             Ok(manifest) => manifest,
@@ -74,14 +80,25 @@ impl Checker {
             // The referrer is written after the manifest, so a push that was cut short lacks it.
             let key = keys::referrer(repository, &subject.digest, digest);
             if self.storage.read(&key).await?.is_none() {
-                look.leftovers.push(format!("{} does not list it: its push was cut short", subject.digest));
+                look.leftovers.push(format!(
+                    "{} does not list it: its push was cut short",
+                    subject.digest
+                ));
             }
         }
         Ok(look)
     }
 
-    async fn named_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Named, StorageError> {
-        let Some(object) = self.storage.read(&keys::repository_blob(repository, digest)).await? else {
+    async fn named_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Named, StorageError> {
+        let Some(object) = self
+            .storage
+            .read(&keys::repository_blob(repository, digest))
+            .await?
+        else {
             return Ok(Named::Missing);
         };
         Ok(match codec::decode::<RepositoryBlob>(&object.body) {
@@ -97,7 +114,9 @@ impl Checker {
         digest: &Digest,
     ) -> Result<Named, StorageError> {
         let key = keys::manifest(repository, digest);
-        let Some(object) = self.storage.read(&key).await? else { return Ok(Named::Missing) };
+        let Some(object) = self.storage.read(&key).await? else {
+            return Ok(Named::Missing);
+        };
         Ok(match ManifestRecord::of(&key, &object.body) {
             Ok(record) if record.content.is_some() => Named::There,
             Ok(_) => Named::Deleted,
@@ -107,31 +126,45 @@ impl Checker {
 
     pub(super) async fn look_at_tag(&self, entry: &Entry) -> Result<Look, StorageError> {
         let key = &entry.key;
-        let Some((repository, _)) = in_repository::<Tag>(key) else { return Ok(Look::damage(NO_KEY)) };
-        let Some(object) = self.storage.read(key).await? else { return Ok(Look::default()) };
+        let Some((repository, _)) = in_repository::<Tag>(key) else {
+            return Ok(Look::damage(NO_KEY));
+        };
+        let Some(object) = self.storage.read(key).await? else {
+            return Ok(Look::default());
+        };
         let pointer = match Pointer::<TagValue>::of(key, &object.body) {
             Ok(pointer) => pointer,
             Err(error) => return Ok(Look::damage(error)),
         };
         let mut look = length_problem(object.body.len(), pointer.value.is_some());
         if let Some(TagValue { digest }) = pointer.value {
-            look.about(format_args!("manifest {digest}"), &self.named_manifest(&repository, &digest).await?);
+            look.about(
+                format_args!("manifest {digest}"),
+                &self.named_manifest(&repository, &digest).await?,
+            );
         }
         Ok(look)
     }
 
     pub(super) async fn look_at_referrer(&self, entry: &Entry) -> Result<Look, StorageError> {
         let key = &entry.key;
-        let Some((repository, subject, digest)) = referrer(key) else { return Ok(Look::damage(NO_KEY)) };
-        let Some(object) = self.storage.read(key).await? else { return Ok(Look::default()) };
+        let Some((repository, subject, digest)) = referrer(key) else {
+            return Ok(Look::damage(NO_KEY));
+        };
+        let Some(object) = self.storage.read(key).await? else {
+            return Ok(Look::default());
+        };
         let pointer = match Pointer::<ReferrerValue>::of(key, &object.body) {
             Ok(pointer) => pointer,
             Err(error) => return Ok(Look::damage(error)),
         };
         let mut look = length_problem(object.body.len(), pointer.value.is_some());
-        let Some(ReferrerValue { descriptor }) = pointer.value else { return Ok(look) };
+        let Some(ReferrerValue { descriptor }) = pointer.value else {
+            return Ok(look);
+        };
         if !describes(&descriptor, &digest) {
-            look.damage.push("its descriptor is not that of the manifest".to_owned());
+            look.damage
+                .push("its descriptor is not that of the manifest".to_owned());
         }
         let key = keys::manifest(&repository, &digest);
         let manifest = self.storage.read(&key).await?.and_then(|object| {
@@ -139,9 +172,18 @@ impl Checker {
             Manifest::parse(&bytes).ok()
         });
         match manifest {
-            Some(manifest) if manifest.subject.as_ref().is_some_and(|named| named.digest == subject) => {}
-            Some(_) => look.damage.push(format!("the manifest does not refer to {subject}")),
-            None => look.about("its manifest", &self.named_manifest(&repository, &digest).await?),
+            Some(manifest)
+                if manifest
+                    .subject
+                    .as_ref()
+                    .is_some_and(|named| named.digest == subject) => {}
+            Some(_) => look
+                .damage
+                .push(format!("the manifest does not refer to {subject}")),
+            None => look.about(
+                "its manifest",
+                &self.named_manifest(&repository, &digest).await?,
+            ),
         }
         Ok(look)
     }
@@ -167,5 +209,9 @@ fn describes(descriptor: &str, digest: &Digest) -> bool {
 fn referrer(key: &Key) -> Option<(RepositoryName, Digest, Digest)> {
     let (repository, rest) = key.as_str().strip_prefix("ref/")?.split_once("/_/")?;
     let (subject, digest) = rest.split_once('/')?;
-    Some((repository.parse().ok()?, subject.parse().ok()?, digest.parse().ok()?))
+    Some((
+        repository.parse().ok()?,
+        subject.parse().ok()?,
+        digest.parse().ok()?,
+    ))
 }

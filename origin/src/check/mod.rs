@@ -73,7 +73,10 @@ impl Findings {
     fn add(&mut self, key: &Key, problem: String) {
         self.count += 1;
         if self.shown.len() < FINDINGS {
-            self.shown.push(Finding { key: key.to_string(), problem });
+            self.shown.push(Finding {
+                key: key.to_string(),
+                problem,
+            });
         }
     }
 }
@@ -107,8 +110,15 @@ enum Kind {
 }
 
 /// From what points to what is pointed to.
-const KINDS: [Kind; 7] =
-    [Kind::Tag, Kind::Referrer, Kind::Manifest, Kind::Claim, Kind::Blob, Kind::Upload, Kind::Segment];
+const KINDS: [Kind; 7] = [
+    Kind::Tag,
+    Kind::Referrer,
+    Kind::Manifest,
+    Kind::Claim,
+    Kind::Blob,
+    Kind::Upload,
+    Kind::Segment,
+];
 
 impl Kind {
     const fn name(self) -> &'static str {
@@ -154,7 +164,10 @@ struct Look {
 
 impl Look {
     fn damage(problem: impl core::fmt::Display) -> Self {
-        Self { damage: vec![problem.to_string()], ..Self::default() }
+        Self {
+            damage: vec![problem.to_string()],
+            ..Self::default()
+        }
     }
 
     fn is_clean(&self) -> bool {
@@ -189,8 +202,12 @@ impl Checker {
             while let Some((entry, look)) = looks.next().await {
                 let look = look?;
                 report.hashed_bytes += look.hashed_bytes;
-                look.damage.into_iter().for_each(|problem| report.damage.add(&entry.key, problem));
-                look.leftovers.into_iter().for_each(|problem| report.leftovers.add(&entry.key, problem));
+                look.damage
+                    .into_iter()
+                    .for_each(|problem| report.damage.add(&entry.key, problem));
+                look.leftovers
+                    .into_iter()
+                    .for_each(|problem| report.leftovers.add(&entry.key, problem));
             }
             if !more {
                 break;
@@ -203,7 +220,11 @@ impl Checker {
     /// What is wrong is looked at again: it may have been written in between.
     async fn look_twice(&self, kind: Kind, entry: &Entry) -> Result<Look, StorageError> {
         let look = self.look(kind, entry).await?;
-        if look.is_clean() { Ok(look) } else { self.look(kind, entry).await }
+        if look.is_clean() {
+            Ok(look)
+        } else {
+            self.look(kind, entry).await
+        }
     }
 
     async fn look(&self, kind: Kind, entry: &Entry) -> Result<Look, StorageError> {
@@ -224,7 +245,9 @@ fn prefix(text: &str) -> Result<Prefix, StorageError> {
 }
 
 /// The repository and the rest of `kind/<name>/_/<rest>`, each as what it should be.
-fn in_repository<R: core::str::FromStr>(key: &Key) -> Option<(flotilla_common::name::RepositoryName, R)> {
+fn in_repository<R: core::str::FromStr>(
+    key: &Key,
+) -> Option<(flotilla_common::name::RepositoryName, R)> {
     let (_, named) = key.as_str().split_once('/')?;
     let (repository, rest) = named.split_once("/_/")?;
     Some((repository.parse().ok()?, rest.parse().ok()?))

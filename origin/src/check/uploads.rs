@@ -75,7 +75,10 @@ impl Links {
     fn names(&self, nonce: u128) -> bool {
         let table = match &self.ending {
             Ending::Finished(link) => match link.act {
-                Act::Finish { table: TableAt::Object { nonce }, .. } => Some(nonce),
+                Act::Finish {
+                    table: TableAt::Object { nonce },
+                    ..
+                } => Some(nonce),
                 _ => None,
             },
             Ending::Cancelled => return false,
@@ -87,12 +90,18 @@ impl Links {
 
 impl Checker {
     /// All data objects of an upload, and of the blob that it became, with their sizes.
-    pub(super) async fn segments(&self, upload: &Generation) -> Result<BTreeMap<u128, u64>, StorageError> {
+    pub(super) async fn segments(
+        &self,
+        upload: &Generation,
+    ) -> Result<BTreeMap<u128, u64>, StorageError> {
         let (prefix, mut sizes, mut after) = (keys::segments(upload), BTreeMap::new(), None);
         loop {
             let page = self.storage.list(&prefix, after.as_ref(), PAGE).await?;
             let sized = page.entries.iter().filter_map(|entry| {
-                Some((u128::from_str_radix(entry.key.last_segment(), 16).ok()?, entry.size))
+                Some((
+                    u128::from_str_radix(entry.key.last_segment(), 16).ok()?,
+                    entry.size,
+                ))
             });
             sizes.extend(sized);
             if !page.more {
@@ -108,9 +117,13 @@ impl Checker {
         loop {
             let page = self.storage.list(&prefix, after.as_ref(), PAGE).await?;
             for entry in &page.entries {
-                let Some(object) = self.storage.read(&entry.key).await? else { continue };
+                let Some(object) = self.storage.read(&entry.key).await? else {
+                    continue;
+                };
                 let followed = match (offset(&entry.key), codec::decode::<Link>(&object.body)) {
-                    (Some(offset), Ok(link)) => links.follow(offset, link, &mut base).map_err(str::to_owned),
+                    (Some(offset), Ok(link)) => {
+                        links.follow(offset, link, &mut base).map_err(str::to_owned)
+                    }
                     (None, _) => Err(NO_KEY.to_owned()),
                     (_, Err(error)) => Err(format!("{}: {error}", entry.key)),
                 };
@@ -125,9 +138,14 @@ impl Checker {
 
     /// `key` is the first link of the upload.
     pub(super) async fn look_at_upload(&self, key: &Key) -> Result<Look, StorageError> {
-        let Some(upload) = upload_of(key) else { return Ok(Look::damage(NO_KEY)) };
+        let Some(upload) = upload_of(key) else {
+            return Ok(Look::damage(NO_KEY));
+        };
         let links = self.links(&upload).await?;
-        let mut look = Look { damage: links.problems, ..Look::default() };
+        let mut look = Look {
+            damage: links.problems,
+            ..Look::default()
+        };
         match links.ending {
             Ending::Cancelled => {}
             Ending::Finished(link) => self.look_at_finish(&upload, &link, &mut look).await?,
@@ -138,9 +156,15 @@ impl Checker {
                     .iter()
                     .filter(|segment| present.get(&segment.nonce) != Some(&segment.size));
                 look.damage.extend(lost.map(|segment| {
-                    format!("segment {} is not there as acknowledged", keys::segment(&upload, segment.nonce))
+                    format!(
+                        "segment {} is not there as acknowledged",
+                        keys::segment(&upload, segment.nonce)
+                    )
                 }));
-                look.leftovers.push(format!("an upload of {} bytes so far that is not finished", links.end));
+                look.leftovers.push(format!(
+                    "an upload of {} bytes so far that is not finished",
+                    links.end
+                ));
             }
         }
         Ok(look)
@@ -152,17 +176,22 @@ impl Checker {
         link: &Link,
         look: &mut Look,
     ) -> Result<(), StorageError> {
-        let Some(expected) = link.record(0) else { return Ok(()) };
+        let Some(expected) = link.record(0) else {
+            return Ok(());
+        };
         let key = keys::blob(&expected.facts.digest, upload);
         match self.storage.read(&key).await? {
             // Its client was not told that it is done, and is when it asks again.
-            None => look.leftovers.push(format!("{key} is still to be written: its push was cut short")),
+            None => look.leftovers.push(format!(
+                "{key} is still to be written: its push was cut short"
+            )),
             Some(object) => {
                 let same = codec::decode::<BlobRecord>(&object.body).is_ok_and(|record| {
                     record.facts == expected.facts && record.segments == expected.segments
                 });
                 if !same {
-                    look.damage.push(format!("{key} is not what the upload was finished as"));
+                    look.damage
+                        .push(format!("{key} is not what the upload was finished as"));
                 }
             }
         }
@@ -171,14 +200,24 @@ impl Checker {
 
     /// `key` is the first data object of the upload.
     pub(super) async fn look_at_segments(&self, key: &Key) -> Result<Look, StorageError> {
-        let Some(upload) = upload_of(key) else { return Ok(Look::damage(NO_KEY)) };
+        let Some(upload) = upload_of(key) else {
+            return Ok(Look::damage(NO_KEY));
+        };
         let present = self.segments(&upload).await?;
         let links = self.links(&upload).await?;
-        let nameless = present.into_iter().filter(|(nonce, _)| !links.names(*nonce));
+        let nameless = present
+            .into_iter()
+            .filter(|(nonce, _)| !links.names(*nonce));
         let leftovers = nameless.map(|(nonce, size)| {
-            format!("{} of {size} bytes is named by nothing", keys::segment(&upload, nonce))
+            format!(
+                "{} of {size} bytes is named by nothing",
+                keys::segment(&upload, nonce)
+            )
         });
-        Ok(Look { leftovers: leftovers.collect(), ..Look::default() })
+        Ok(Look {
+            leftovers: leftovers.collect(),
+            ..Look::default()
+        })
     }
 }
 

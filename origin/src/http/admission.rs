@@ -31,7 +31,12 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 4] = [Self::Connections, Self::Requests, Self::Uploads, Self::Manifests];
+    const ALL: [Self; 4] = [
+        Self::Connections,
+        Self::Requests,
+        Self::Uploads,
+        Self::Manifests,
+    ];
 
     const fn label(self) -> &'static str {
         match self {
@@ -56,11 +61,16 @@ pub(super) type Place = OwnedSemaphorePermit;
 impl Gate {
     fn new(bound: usize) -> Self {
         let bound = bound.min(Semaphore::MAX_PERMITS);
-        Self { bound, free: Arc::new(Semaphore::new(bound)) }
+        Self {
+            bound,
+            free: Arc::new(Semaphore::new(bound)),
+        }
     }
 
     fn places(&self, number: usize) -> Option<Place> {
-        Arc::clone(&self.free).try_acquire_many_owned(u32::try_from(number).ok()?).ok()
+        Arc::clone(&self.free)
+            .try_acquire_many_owned(u32::try_from(number).ok()?)
+            .ok()
     }
 
     fn taken(&self) -> u64 {
@@ -90,23 +100,32 @@ impl Admission {
 
     /// A request's place, until its answer's last byte.
     pub(super) fn request(&self) -> Result<Place, ApiError> {
-        self.requests.places(1).ok_or_else(|| self.refuse(Reason::Requests))
+        self.requests
+            .places(1)
+            .ok_or_else(|| self.refuse(Reason::Requests))
     }
 
     /// The place of an upload whose bytes come now.
     pub(super) fn upload(&self) -> Result<Place, ApiError> {
-        self.uploads.places(1).ok_or_else(|| self.refuse(Reason::Uploads))
+        self.uploads
+            .places(1)
+            .ok_or_else(|| self.refuse(Reason::Uploads))
     }
 
     /// Memory for the next bytes of a manifest.
     pub(super) fn manifest(&self, len: usize) -> Result<Place, ApiError> {
-        self.manifests.places(len).ok_or_else(|| self.refuse(Reason::Manifests))
+        self.manifests
+            .places(len)
+            .ok_or_else(|| self.refuse(Reason::Manifests))
     }
 
     /// Counts, and says to the client, that this is too much.
     pub(super) fn refuse(&self, reason: Reason) -> ApiError {
         self.shed[reason as usize].fetch_add(1, Ordering::Relaxed);
-        let message = format_args!("too many {} at once; repeat the request later", reason.label());
+        let message = format_args!(
+            "too many {} at once; repeat the request later",
+            reason.label()
+        );
         match reason {
             Reason::Connections => ApiError::new(Code::Unavailable, message),
             _ => ApiError::new(Code::TooMany, message),
@@ -115,9 +134,12 @@ impl Admission {
 
     /// How often what was refused.
     pub(crate) fn shed(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        Reason::ALL
-            .into_iter()
-            .map(|reason| (reason.label(), self.shed[reason as usize].load(Ordering::Relaxed)))
+        Reason::ALL.into_iter().map(|reason| {
+            (
+                reason.label(),
+                self.shed[reason as usize].load(Ordering::Relaxed),
+            )
+        })
     }
 
     /// Requests that are under way.

@@ -40,7 +40,10 @@ pub(super) async fn get(
     }
     if redirects && let Some(url) = api.registry.presigned_blob(&blob).await? {
         api.metrics.redirected();
-        let headers = [(header::LOCATION, url.as_str()), (header::CACHE_CONTROL, "no-store")];
+        let headers = [
+            (header::LOCATION, url.as_str()),
+            (header::CACHE_CONTROL, "no-store"),
+        ];
         return Ok(empty(StatusCode::TEMPORARY_REDIRECT, &headers));
     }
     let unchanged = text_of(headers, header::IF_RANGE).is_none_or(|validator| validator == etag);
@@ -49,7 +52,10 @@ pub(super) async fn get(
         Wanted::All => (StatusCode::OK, 0..size),
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         Wanted::Beyond => {
-            let error = ApiError::new(Code::RangeUnsatisfiable, format_args!("the blob has {size} bytes"));
+            let error = ApiError::new(
+                Code::RangeUnsatisfiable,
+                format_args!("the blob has {size} bytes"),
+            );
             return Err(error.with(header::CONTENT_RANGE, format!("bytes */{size}")));
         }
     };
@@ -58,7 +64,11 @@ pub(super) async fn get(
     *response.status_mut() = status;
     if status == StatusCode::PARTIAL_CONTENT {
         let last = range.end.saturating_sub(1);
-        set(&mut response, header::CONTENT_RANGE, &format!("bytes {}-{last}/{size}", range.start));
+        set(
+            &mut response,
+            header::CONTENT_RANGE,
+            &format!("bytes {}-{last}/{size}", range.start),
+        );
     }
     *response.body_mut() = body;
     Ok(response)
@@ -101,7 +111,10 @@ async fn find(
 fn described(blob: &Blob, digest: &Digest, len: u64) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(len));
     set(&mut response, CONTENT_DIGEST, &digest.to_string());
@@ -124,7 +137,11 @@ async fn body(
             None => sent(api, request, api.buffers.files(files)),
         });
     }
-    Ok(sent(api, request, one_by_one(api.registry.read_blob(repository, blob, range).await?)))
+    Ok(sent(
+        api,
+        request,
+        one_by_one(api.registry.read_blob(repository, blob, range).await?),
+    ))
 }
 
 /// A body whose bytes pass the uplink and are counted.
@@ -144,7 +161,9 @@ where
         return Body::from_stream(counted);
     }
     let uplink = api.uplink.clone();
-    let pieces = bytes.map_ok(|piece| stream::iter(cut(piece)).map(Ok::<_, E>)).try_flatten();
+    let pieces = bytes
+        .map_ok(|piece| stream::iter(cut(piece)).map(Ok::<_, E>))
+        .try_flatten();
     let capped = pieces.and_then(move |piece: Bytes| {
         let (uplink, metrics) = (uplink.clone(), Arc::clone(&metrics));
         async move {

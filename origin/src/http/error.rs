@@ -95,7 +95,12 @@ impl ApiError {
             Code::TooMany | Code::Unavailable => vec![(header::RETRY_AFTER, "1".to_owned())],
             _ => Vec::new(),
         };
-        Self { code, message: message.to_string(), headers, cause: None }
+        Self {
+            code,
+            message: message.to_string(),
+            headers,
+            cause: None,
+        }
     }
 
     #[must_use]
@@ -123,7 +128,9 @@ impl ApiError {
                 let range = upload_range(progress.end);
                 let location = location(*progress);
                 let error = Self::new(Code::RangeInvalid, &error);
-                return error.with(header::RANGE, range).with(header::LOCATION, location);
+                return error
+                    .with(header::RANGE, range)
+                    .with(header::LOCATION, location);
             }
             RegistryError::DigestInvalid(_) => Code::DigestInvalid,
             RegistryError::SizeInvalid(_) => Code::SizeInvalid,
@@ -136,23 +143,33 @@ impl ApiError {
             RegistryError::Contended => Code::Unavailable,
             RegistryError::Storage(error) => {
                 let told = if matches!(**error, StorageError::Full { .. }) {
-                    Self::new(Code::StorageFull, "the registry's storage is full; nothing was written")
+                    Self::new(
+                        Code::StorageFull,
+                        "the registry's storage is full; nothing was written",
+                    )
                 } else {
                     let message = "the storage cannot be reached or failed; repeat the request";
                     Self::new(Code::Unavailable, message)
                 };
-                return Self { cause: Some(Arc::clone(error)), ..told };
+                return Self {
+                    cause: Some(Arc::clone(error)),
+                    ..told
+                };
             }
         };
         Self::new(code, error)
     }
 
     pub(super) fn into_response(self) -> Response<Body> {
-        let body = json!({"errors": [{"code": self.code.as_str(), "message": self.message}]}).to_string();
+        let body =
+            json!({"errors": [{"code": self.code.as_str(), "message": self.message}]}).to_string();
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.code.status();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
         for (name, value) in self.headers {
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert(name, value);

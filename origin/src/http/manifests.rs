@@ -17,8 +17,8 @@ use super::admission::Place;
 use super::error::{ApiError, Code};
 use super::route::{Route, digest as parse_digest, parameter, parameters, percent_encode, route};
 use super::{
-    Answer, Api, CONTENT_DIGEST, OCI_SUBJECT, OCI_TAG, empty, is_read, json, matches_etag, set, set_version,
-    text_of, typed, warn_if_stale,
+    Answer, Api, CONTENT_DIGEST, OCI_SUBJECT, OCI_TAG, empty, is_read, json, matches_etag, set,
+    set_version, text_of, typed, warn_if_stale,
 };
 use crate::metrics::MANIFEST;
 use crate::patience::UsedUp;
@@ -48,7 +48,13 @@ pub(super) fn shortcut(api: &Api, request: &Parts) -> Option<Response<Body>> {
         return None;
     }
     let started = Instant::now();
-    let Route::Manifest { repository, reference } = route(&request.method, path).ok()? else { return None };
+    let Route::Manifest {
+        repository,
+        reference,
+    } = route(&request.method, path).ok()?
+    else {
+        return None;
+    };
     let manifest = api.registry.manifest_in_memory(repository, reference)?;
     let mut response = answer_of(&manifest, request);
     set_version(&mut response);
@@ -62,18 +68,32 @@ pub(super) fn shortcut(api: &Api, request: &Parts) -> Option<Response<Body>> {
 fn answer_of(manifest: &StoredManifest, request: &Parts) -> Response<Body> {
     let is_known = matches_etag(&request.headers, manifest.quoted_digest());
     let sends_body = request.method != Method::HEAD && !is_known;
-    let body = if sends_body { Body::from(manifest.bytes.clone()) } else { Body::empty() };
+    let body = if sends_body {
+        Body::from(manifest.bytes.clone())
+    } else {
+        Body::empty()
+    };
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.reserve(6);
-    let texts = [(header::ETAG, manifest.quoted_digest().clone()), (CONTENT_DIGEST, manifest.digest_text())];
+    let texts = [
+        (header::ETAG, manifest.quoted_digest().clone()),
+        (CONTENT_DIGEST, manifest.digest_text()),
+    ];
     let texts = texts.map(|(name, text)| (name, HeaderValue::from_maybe_shared(text)));
-    headers.extend(texts.into_iter().filter_map(|(name, value)| Some((name, value.ok()?))));
+    headers.extend(
+        texts
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.ok()?))),
+    );
     if is_known {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(manifest.bytes.len()));
+    headers.insert(
+        header::CONTENT_LENGTH,
+        HeaderValue::from(manifest.bytes.len()),
+    );
     set(&mut response, header::CONTENT_TYPE, &manifest.media_type);
     response
 }
@@ -87,11 +107,14 @@ pub(super) async fn put(
 ) -> Answer {
     let tags = tags_of(reference, request.uri.query())?;
     let media_type = text_of(&request.headers, header::CONTENT_TYPE);
-    let media_type =
-        media_type.and_then(|value| value.split(';').next()).map(|value| value.trim().to_owned());
+    let media_type = media_type
+        .and_then(|value| value.split(';').next())
+        .map(|value| value.trim().to_owned());
     let (bytes, _places) = body_up_to_limit(api, body).await?;
-    let pushed =
-        api.registry.put_manifest(repository, reference, &tags, media_type.as_deref(), bytes).await?;
+    let pushed = api
+        .registry
+        .put_manifest(repository, reference, &tags, media_type.as_deref(), bytes)
+        .await?;
     let digest = pushed.digest.to_string();
     let location = format!("/v2/{repository}/manifests/{digest}");
     let headers = [(header::LOCATION, &*location), (CONTENT_DIGEST, &*digest)];
@@ -114,10 +137,13 @@ fn tags_of(reference: &Reference, query: Option<&str>) -> Result<Vec<Tag>, ApiEr
     };
     let mut tags: Vec<Tag> = own.into_iter().collect();
     for text in parameters(query, "tag") {
-        let tag =
-            text.unwrap_or_default().parse().map_err(|error| ApiError::new(Code::ManifestInvalid, error))?;
+        let tag = text
+            .unwrap_or_default()
+            .parse()
+            .map_err(|error| ApiError::new(Code::ManifestInvalid, error))?;
         if tags.len() == MAX_TAGS_PER_PUT {
-            let message = format_args!("a manifest is put under at most {MAX_TAGS_PER_PUT} tags at once");
+            let message =
+                format_args!("a manifest is put under at most {MAX_TAGS_PER_PUT} tags at once");
             return Err(ApiError::new(Code::RequestInvalid, message));
         }
         if !tags.contains(&tag) {
@@ -127,7 +153,11 @@ fn tags_of(reference: &Reference, query: Option<&str>) -> Result<Vec<Tag>, ApiEr
     Ok(tags)
 }
 
-pub(super) async fn delete(api: &Arc<Api>, repository: &RepositoryName, reference: &Reference) -> Answer {
+pub(super) async fn delete(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    reference: &Reference,
+) -> Answer {
     api.registry.delete_manifest(repository, reference).await?;
     Ok(empty(StatusCode::ACCEPTED, &[]))
 }
@@ -137,7 +167,10 @@ type Places = Vec<Place>;
 
 async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Places), ApiError> {
     let too_large = || {
-        ApiError::new(Code::ManifestTooLarge, format_args!("a manifest has at most {MAX_MANIFEST_LEN} bytes"))
+        ApiError::new(
+            Code::ManifestTooLarge,
+            format_args!("a manifest has at most {MAX_MANIFEST_LEN} bytes"),
+        )
     };
     let limit = MAX_MANIFEST_LEN as u64;
     if body.size_hint().lower() > limit {
@@ -160,20 +193,34 @@ async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Places),
 }
 
 /// `GET /v2/<name>/tags/list?n=&last=`.
-pub(super) async fn tags(api: &Arc<Api>, repository: &RepositoryName, query: Option<&str>) -> Answer {
+pub(super) async fn tags(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    query: Option<&str>,
+) -> Answer {
     let limit = match parameter(query, "n") {
-        Some(n) => n.parse().map_err(|_| ApiError::new(Code::RequestInvalid, "n is not a number"))?,
+        Some(n) => n
+            .parse()
+            .map_err(|_| ApiError::new(Code::RequestInvalid, "n is not a number"))?,
         None => MAX_TAGS,
     };
     let last: Option<Tag> = match parameter(query, "last").filter(|last| !last.is_empty()) {
-        Some(last) => Some(last.parse().map_err(|error| ApiError::new(Code::RequestInvalid, error))?),
+        Some(last) => Some(
+            last.parse()
+                .map_err(|error| ApiError::new(Code::RequestInvalid, error))?,
+        ),
         None => None,
     };
-    let page = api.registry.tag_page(repository, last.as_ref(), limit).await?;
+    let page = api
+        .registry
+        .tag_page(repository, last.as_ref(), limit)
+        .await?;
     let mut response = json(json!({"name": repository, "tags": page.tags}).to_string());
     if let Some(last) = page.tags.last().filter(|_| page.more) {
-        let next =
-            format!("</v2/{repository}/tags/list?n={}&last={last}>; rel=\"next\"", limit.min(MAX_TAGS));
+        let next = format!(
+            "</v2/{repository}/tags/list?n={}&last={last}>; rel=\"next\"",
+            limit.min(MAX_TAGS)
+        );
         set(&mut response, header::LINK, &next);
     }
     Ok(response)
@@ -188,26 +235,42 @@ pub(super) async fn referrers(
     query: Option<&str>,
 ) -> Answer {
     let limit = match parameter(query, "n") {
-        Some(n) => n.parse().map_err(|_| ApiError::new(Code::RequestInvalid, "n is not a number"))?,
+        Some(n) => n
+            .parse()
+            .map_err(|_| ApiError::new(Code::RequestInvalid, "n is not a number"))?,
         None => MAX_REFERRERS,
     };
-    let last = parameter(query, "last").map(|last| parse_digest(&last)).transpose()?;
-    let page = api.registry.referrers(repository, subject, last.as_ref(), limit).await?;
+    let last = parameter(query, "last")
+        .map(|last| parse_digest(&last))
+        .transpose()?;
+    let page = api
+        .registry
+        .referrers(repository, subject, last.as_ref(), limit)
+        .await?;
     let (mut manifests, next) = (page.descriptors, page.next);
     let wanted = parameter(query, "artifactType");
     if let Some(wanted) = &wanted {
-        manifests.retain(|descriptor| descriptor.get("artifactType").is_some_and(|own| own == wanted));
+        manifests.retain(|descriptor| {
+            descriptor
+                .get("artifactType")
+                .is_some_and(|own| own == wanted)
+        });
     }
     let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
     let mut response = typed(OCI_INDEX, Body::from(index.to_string()));
     if wanted.is_some() {
-        set(&mut response, http::HeaderName::from_static("oci-filters-applied"), "artifactType");
+        set(
+            &mut response,
+            http::HeaderName::from_static("oci-filters-applied"),
+            "artifactType",
+        );
     }
     if let Some(last) = next {
         let filter = wanted.map(|wanted| format!("&artifactType={}", percent_encode(&wanted)));
         let filter = filter.unwrap_or_default();
-        let next =
-            format!("</v2/{repository}/referrers/{subject}?n={limit}&last={last}{filter}>; rel=\"next\"");
+        let next = format!(
+            "</v2/{repository}/referrers/{subject}?n={limit}&last={last}{filter}>; rel=\"next\""
+        );
         set(&mut response, header::LINK, &next);
     }
     Ok(response)

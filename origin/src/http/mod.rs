@@ -26,7 +26,9 @@ use axum::extract::State;
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::http::{Crowded, Responder};
 use flotilla_runtime::rate::Limiter;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
 use http_body_util::BodyExt as _;
 
 use crate::metrics::Metrics;
@@ -64,19 +66,27 @@ async fn handle(State(api): State<Arc<Api>>, mut request: Request<Body>) -> Resp
     let asked = Asked::of(&request);
     let routed = route(request.method(), request.uri().path());
     let name = routed.as_ref().map_or("none", Route::name);
-    let answer = match routed.and_then(|route| Ok((taken_on(&api, &route, asked.is_crowded)?, route))) {
-        Ok((place, route)) => {
-            let streams = matches!(route, Route::Blob { .. });
-            if streams {
-                request.extensions_mut().insert(asked.id.clone());
+    let answer =
+        match routed.and_then(|route| Ok((taken_on(&api, &route, asked.is_crowded)?, route))) {
+            Ok((place, route)) => {
+                let streams = matches!(route, Route::Blob { .. });
+                if streams {
+                    request.extensions_mut().insert(asked.id.clone());
+                }
+                let answer = answer(&api, route, request).await;
+                answer.map(|response| {
+                    if streams {
+                        until_sent(place, response)
+                    } else {
+                        response
+                    }
+                })
             }
-            let answer = answer(&api, route, request).await;
-            answer.map(|response| if streams { until_sent(place, response) } else { response })
-        }
-        Err(error) => Err(error),
-    };
+            Err(error) => Err(error),
+        };
     let response = asked.answered(name, answer);
-    api.metrics.request(name, response.status(), asked.started.elapsed());
+    api.metrics
+        .request(name, response.status(), asked.started.elapsed());
     response
 }
 
@@ -166,7 +176,9 @@ async fn answer(api: &Arc<Api>, route: Route, request: Request<Body>) -> Answer 
         Route::Ready if is_read(&method) => peers::ready(api).await,
         Route::Metrics if is_read(&method) => Ok(api.metrics.answer(&api.registry, &parts.headers)),
         Route::Keys if is_read(&method) => Ok(peers::keys(api)),
-        Route::Closure if method == Method::POST => peers::closure(api, parts.extensions.get(), body).await,
+        Route::Closure if method == Method::POST => {
+            peers::closure(api, parts.extensions.get(), body).await
+        }
         Route::Blob { repository, digest } => match method {
             Method::GET => blobs::get(api, &repository, &digest, &parts).await,
             Method::HEAD => blobs::head(api, &repository, &digest, &parts.headers).await,
@@ -184,16 +196,24 @@ async fn answer(api: &Arc<Api>, route: Route, request: Request<Body>) -> Answer 
             Method::DELETE => uploads::cancel(api, &repository, &id, query).await,
             _ => Err(not_allowed("GET, PATCH, PUT, DELETE")),
         },
-        Route::Manifest { repository, reference } => match method {
-            Method::GET | Method::HEAD => manifests::get(api, &repository, &reference, &parts).await,
+        Route::Manifest {
+            repository,
+            reference,
+        } => match method {
+            Method::GET | Method::HEAD => {
+                manifests::get(api, &repository, &reference, &parts).await
+            }
             Method::PUT => manifests::put(api, &repository, &reference, &parts, body).await,
             Method::DELETE => manifests::delete(api, &repository, &reference).await,
             _ => Err(not_allowed("GET, HEAD, PUT, DELETE")),
         },
-        Route::Tags { repository } if is_read(&method) => manifests::tags(api, &repository, query).await,
-        Route::Referrers { repository, subject } if is_read(&method) => {
-            manifests::referrers(api, &repository, &subject, query).await
+        Route::Tags { repository } if is_read(&method) => {
+            manifests::tags(api, &repository, query).await
         }
+        Route::Referrers {
+            repository,
+            subject,
+        } if is_read(&method) => manifests::referrers(api, &repository, &subject, query).await,
         Route::Closure => Err(not_allowed("POST")),
         _ => Err(not_allowed("GET, HEAD")),
     }
@@ -204,7 +224,10 @@ fn is_read(method: &Method) -> bool {
 }
 
 fn not_allowed(allowed: &'static str) -> ApiError {
-    let error = ApiError::new(Code::Unsupported, format_args!("the methods here are {allowed}"));
+    let error = ApiError::new(
+        Code::Unsupported,
+        format_args!("the methods here are {allowed}"),
+    );
     error.with(header::ALLOW, allowed.to_owned())
 }
 
@@ -218,7 +241,9 @@ fn text(body: impl Into<Body>) -> Response<Body> {
 
 fn typed(content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -233,7 +258,9 @@ fn empty(status: StatusCode, headers: &[(HeaderName, &str)]) -> Response<Body> {
 }
 
 fn set_version(response: &mut Response<Body>) {
-    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    response
+        .headers_mut()
+        .insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
 }
 
 /// Sets a header whose value is made of names and digests; one that cannot be sent is left out.
@@ -257,7 +284,9 @@ const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 
 /// Whether an If-None-Match names this entity tag (weak comparison).
 fn matches_etag(headers: &HeaderMap, etag: impl AsRef<[u8]>) -> bool {
-    let Some(listed) = text_of(headers, header::IF_NONE_MATCH) else { return false };
+    let Some(listed) = text_of(headers, header::IF_NONE_MATCH) else {
+        return false;
+    };
     listed
         .split(',')
         .map(str::trim)
@@ -267,8 +296,9 @@ fn matches_etag(headers: &HeaderMap, etag: impl AsRef<[u8]>) -> bool {
 /// Marks an answer that is known only from memory past its time. The specification has one code for all warnings.
 fn warn_if_stale(response: &mut Response<Body>, stale: bool) {
     if stale {
-        response
-            .headers_mut()
-            .insert(header::WARNING, HeaderValue::from_static("299 - \"Response is stale\""));
+        response.headers_mut().insert(
+            header::WARNING,
+            HeaderValue::from_static("299 - \"Response is stale\""),
+        );
     }
 }

@@ -27,14 +27,19 @@ pub(super) async fn closure(api: &Arc<Api>, client: Option<&ClientIdentity>, bod
     let (mut body, mut patience) = (body.into_data_stream(), api.registry.patience());
     loop {
         let piece = patience.next(&mut body).await;
-        let Some(piece) = piece.map_err(|UsedUp| RegistryError::Stalled)? else { break };
+        let Some(piece) = piece.map_err(|UsedUp| RegistryError::Stalled)? else {
+            break;
+        };
         let piece = piece.map_err(|error| malformed(&error))?;
         if bytes.len() + piece.len() > MAX_REQUEST_LEN {
             return Err(malformed(&"the request is too long"));
         }
         bytes.extend_from_slice(&piece);
     }
-    let ClosureRequest { repository, manifest } = codec::decode(&bytes).map_err(|error| malformed(&error))?;
+    let ClosureRequest {
+        repository,
+        manifest,
+    } = codec::decode(&bytes).map_err(|error| malformed(&error))?;
     let peer = client.and_then(|client| client.0.as_ref());
     let answer = api.registry.closure(&repository, &manifest, peer).await?;
     Ok(typed("application/octet-stream", Body::from(answer)))
@@ -53,10 +58,18 @@ pub(super) fn keys(api: &Arc<Api>) -> Response<Body> {
 
 /// `GET /readyz`: whether the storage can be used, and this replica takes on work.
 pub(super) async fn ready(api: &Arc<Api>) -> Answer {
-    api.readiness.check().map_err(|reason| ApiError::new(Code::Unavailable, reason))?;
-    let looked = api.storage_health.check(|| api.registry.check_storage()).await;
+    api.readiness
+        .check()
+        .map_err(|reason| ApiError::new(Code::Unavailable, reason))?;
+    let looked = api
+        .storage_health
+        .check(|| api.registry.check_storage())
+        .await;
     looked.map_err(|reason| {
-        ApiError::new(Code::Unavailable, format_args!("storage cannot be used: {reason}"))
+        ApiError::new(
+            Code::Unavailable,
+            format_args!("storage cannot be used: {reason}"),
+        )
     })?;
     Ok(text("ready\n"))
 }

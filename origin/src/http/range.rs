@@ -16,7 +16,9 @@ pub(super) enum Wanted {
 /// Reads a `Range` header against a size.
 pub(super) fn wanted(header: Option<&str>, size: u64) -> Wanted {
     let spec = header.and_then(|header| header.trim().strip_prefix("bytes="));
-    let Some((first, last)) = spec.and_then(|spec| spec.trim().split_once('-')) else { return Wanted::All };
+    let Some((first, last)) = spec.and_then(|spec| spec.trim().split_once('-')) else {
+        return Wanted::All;
+    };
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         // More digits than a u64 has are a number all the same.
@@ -33,7 +35,11 @@ pub(super) fn wanted(header: Option<&str>, size: u64) -> Wanted {
 
 fn part(start: u64, end: u64, size: u64) -> Wanted {
     let range = start..end.min(size);
-    if range.is_empty() { Wanted::Beyond } else { Wanted::Part(range) }
+    if range.is_empty() {
+        Wanted::Beyond
+    } else {
+        Wanted::Part(range)
+    }
 }
 
 /// Reads a chunk's `Content-Range`: `START-END`, inclusive, as the distribution specification has it, or the same as

@@ -28,11 +28,19 @@ pub(super) struct RequestId(HeaderValue);
 impl RequestId {
     /// The id that the request has, or a new one.
     pub(super) fn of(headers: &HeaderMap) -> Self {
-        headers.get(HEADER).filter(|id| is_plain(id.as_bytes())).cloned().map_or_else(Self::new, Self)
+        headers
+            .get(HEADER)
+            .filter(|id| is_plain(id.as_bytes()))
+            .cloned()
+            .map_or_else(Self::new, Self)
     }
 
     fn new() -> Self {
-        let id = format!("{:08x}{:08x}", *PROCESS, NEXT.fetch_add(1, Ordering::Relaxed));
+        let id = format!(
+            "{:08x}{:08x}",
+            *PROCESS,
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         // Hexadecimal digits make a header.
         Self(HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("none")))
     }
@@ -65,8 +73,17 @@ mod tests {
     #[test]
     fn a_plain_id_is_kept_and_every_other_request_gets_its_own() {
         assert_eq!(of("edge-7/0a1b"), "edge-7/0a1b");
-        let own = [of(""), of("with space"), of(&"x".repeat(65)), of("\"quoted\"")];
+        let own = [
+            of(""),
+            of("with space"),
+            of(&"x".repeat(65)),
+            of("\"quoted\""),
+        ];
         assert!(own.iter().all(|id| id.len() == 16));
-        assert!(own.iter().enumerate().all(|(at, id)| !own[..at].contains(id)));
+        assert!(
+            own.iter()
+                .enumerate()
+                .all(|(at, id)| !own[..at].contains(id))
+        );
     }
 }

@@ -17,12 +17,28 @@ use crate::metrics::MANIFEST;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     Ping,
-    Blob { repository: RepositoryName, digest: Digest },
-    Uploads { repository: RepositoryName },
-    Upload { repository: RepositoryName, id: String },
-    Manifest { repository: RepositoryName, reference: Reference },
-    Tags { repository: RepositoryName },
-    Referrers { repository: RepositoryName, subject: Digest },
+    Blob {
+        repository: RepositoryName,
+        digest: Digest,
+    },
+    Uploads {
+        repository: RepositoryName,
+    },
+    Upload {
+        repository: RepositoryName,
+        id: String,
+    },
+    Manifest {
+        repository: RepositoryName,
+        reference: Reference,
+    },
+    Tags {
+        repository: RepositoryName,
+    },
+    Referrers {
+        repository: RepositoryName,
+        subject: Digest,
+    },
     Closure,
     Keys,
     Health,
@@ -66,19 +82,33 @@ pub(super) fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
     let (before, last) = rest.rsplit_once('/').ok_or_else(not_found)?;
     let (name, kind) = before.rsplit_once('/').ok_or_else(not_found)?;
     match (kind, last) {
-        ("tags", "list") => Ok(Route::Tags { repository: repository(name)? }),
-        ("blobs", "uploads") => Ok(Route::Uploads { repository: repository(name)? }),
-        ("blobs", text) => Ok(Route::Blob { repository: repository(name)?, digest: digest(text)? }),
-        ("manifests", text) => {
-            Ok(Route::Manifest { repository: repository(name)?, reference: reference(method, text)? })
-        }
-        ("referrers", text) => Ok(Route::Referrers { repository: repository(name)?, subject: digest(text)? }),
+        ("tags", "list") => Ok(Route::Tags {
+            repository: repository(name)?,
+        }),
+        ("blobs", "uploads") => Ok(Route::Uploads {
+            repository: repository(name)?,
+        }),
+        ("blobs", text) => Ok(Route::Blob {
+            repository: repository(name)?,
+            digest: digest(text)?,
+        }),
+        ("manifests", text) => Ok(Route::Manifest {
+            repository: repository(name)?,
+            reference: reference(method, text)?,
+        }),
+        ("referrers", text) => Ok(Route::Referrers {
+            repository: repository(name)?,
+            subject: digest(text)?,
+        }),
         ("uploads", id) => {
             let repository = repository(name.strip_suffix("/blobs").ok_or_else(not_found)?)?;
             if id.is_empty() {
                 Ok(Route::Uploads { repository })
             } else {
-                Ok(Route::Upload { repository, id: id.to_owned() })
+                Ok(Route::Upload {
+                    repository,
+                    id: id.to_owned(),
+                })
             }
         }
         _ => Err(not_found()),
@@ -90,11 +120,13 @@ fn not_found() -> ApiError {
 }
 
 fn repository(text: &str) -> Result<RepositoryName, ApiError> {
-    text.parse().map_err(|error| ApiError::new(Code::NameInvalid, error))
+    text.parse()
+        .map_err(|error| ApiError::new(Code::NameInvalid, error))
 }
 
 pub(super) fn digest(text: &str) -> Result<Digest, ApiError> {
-    text.parse().map_err(|error| ApiError::new(Code::DigestInvalid, error))
+    text.parse()
+        .map_err(|error| ApiError::new(Code::DigestInvalid, error))
 }
 
 /// A tag that no push could have made is one that is not there.
@@ -103,7 +135,11 @@ fn reference(method: &Method, text: &str) -> Result<Reference, ApiError> {
         return digest(text).map(Reference::Digest);
     }
     text.parse().map_err(|error| {
-        let code = if method == Method::PUT { Code::ManifestInvalid } else { Code::ManifestUnknown };
+        let code = if method == Method::PUT {
+            Code::ManifestInvalid
+        } else {
+            Code::ManifestUnknown
+        };
         ApiError::new(code, error)
     })
 }
@@ -150,10 +186,13 @@ pub(super) fn parameters<'a>(
     query: Option<&'a str>,
     name: &'a str,
 ) -> impl Iterator<Item = Option<String>> + 'a {
-    query.unwrap_or_default().split('&').filter_map(move |pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then(|| percent_decode(&value.replace('+', "%20")))
-    })
+    query
+        .unwrap_or_default()
+        .split('&')
+        .filter_map(move |pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (key == name).then(|| percent_decode(&value.replace('+', "%20")))
+        })
 }
 
 #[cfg(test)]
@@ -171,7 +210,10 @@ mod tests {
             Ok(Route::Blob { repository, .. }) => format!("blob of {repository}"),
             Ok(Route::Uploads { repository }) => format!("uploads of {repository}"),
             Ok(Route::Upload { repository, id }) => format!("upload {id} of {repository}"),
-            Ok(Route::Manifest { repository, reference: Reference::Tag(tag) }) => {
+            Ok(Route::Manifest {
+                repository,
+                reference: Reference::Tag(tag),
+            }) => {
                 format!("{tag} of {repository}")
             }
             Ok(Route::Manifest { repository, .. }) => format!("manifest of {repository}"),
@@ -216,7 +258,12 @@ mod tests {
         ] {
             assert_eq!(told(path), expected, "{path}");
         }
-        assert_eq!(route(&Method::PUT, "/v2/app/manifests/.x").unwrap_err().code(), Code::ManifestInvalid);
+        assert_eq!(
+            route(&Method::PUT, "/v2/app/manifests/.x")
+                .unwrap_err()
+                .code(),
+            Code::ManifestInvalid
+        );
     }
 
     #[test]

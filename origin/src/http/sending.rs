@@ -44,7 +44,10 @@ impl AsRef<[u8]> for Held {
 }
 
 fn held(bytes: Bytes, places: [Option<OwnedSemaphorePermit>; 2]) -> Bytes {
-    Bytes::from_owner(Held { bytes, _places: places })
+    Bytes::from_owner(Held {
+        bytes,
+        _places: places,
+    })
 }
 
 async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
@@ -111,7 +114,9 @@ async fn large(mut block: Block, file: Arc<File>, range: Range<u64>) -> io::Resu
         block.append_with(len, |room| file.read_exact_at(room, range.start))?;
         Ok(block.freeze())
     };
-    tokio::task::spawn_blocking(reading).await.map_err(io::Error::other)?
+    tokio::task::spawn_blocking(reading)
+        .await
+        .map_err(io::Error::other)?
 }
 
 /// The first bytes of a range; here if they are in memory, and otherwise where waiting for a disk is allowed.
@@ -127,8 +132,13 @@ async fn small(file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
     if now == Ok(len) {
         return Ok(bytes.into());
     }
-    let reading = move || file.read_exact_at(&mut bytes, range.start).map(|()| bytes.into());
-    tokio::task::spawn_blocking(reading).await.map_err(io::Error::other)?
+    let reading = move || {
+        file.read_exact_at(&mut bytes, range.start)
+            .map(|()| bytes.into())
+    };
+    tokio::task::spawn_blocking(reading)
+        .await
+        .map_err(io::Error::other)?
 }
 
 #[cfg(test)]
@@ -176,7 +186,10 @@ mod tests {
         let buffers = SendBuffers::new(ByteSize(3 * LARGE as u64));
         let of = || Box::pin(buffers.files(vec![(file().0, 0..LEN as u64)]));
         let (mut first, mut second, mut third) = (of(), of(), of());
-        let held: [Bytes; 2] = [first.next().await.unwrap().unwrap(), first.next().await.unwrap().unwrap()];
+        let held: [Bytes; 2] = [
+            first.next().await.unwrap().unwrap(),
+            first.next().await.unwrap().unwrap(),
+        ];
         assert!(futures_util::poll!(first.next()).is_pending());
         let last_large = second.next().await.unwrap().unwrap();
         let small = third.next().await.unwrap().unwrap();

@@ -30,19 +30,29 @@ pub(super) async fn begin(
     if let Some(mounted) = mount(api, repository, query).await? {
         return Ok(created(repository, &mounted));
     }
-    let digest = parameter(query, "digest").map(|text| parse_digest(&text)).transpose()?;
+    let digest = parameter(query, "digest")
+        .map(|text| parse_digest(&text))
+        .transpose()?;
     let announced = match parameter(query, "digest-algorithm") {
-        Some(name) => Some(name.parse().map_err(|error| ApiError::new(Code::DigestInvalid, error))?),
+        Some(name) => Some(
+            name.parse()
+                .map_err(|error| ApiError::new(Code::DigestInvalid, error))?,
+        ),
         None => digest.map(|digest| digest.algorithm()),
     };
-    let (ticket, progress) = api.registry.begin_upload(repository, announced == Some(Algorithm::Sha512));
+    let (ticket, progress) = api
+        .registry
+        .begin_upload(repository, announced == Some(Algorithm::Sha512));
     let body = body_of(request, body)?;
     let whole = digest.filter(|digest| body.len != Some(0) || digest.matches(b""));
     let Some(digest) = whole else {
         return Ok(accepted(StatusCode::ACCEPTED, repository, &progress));
     };
     let _place = api.admission.upload()?;
-    let finished = api.registry.finish(repository, ticket, Some(progress.known), digest, body).await;
+    let finished = api
+        .registry
+        .finish(repository, ticket, Some(progress.known), digest, body)
+        .await;
     finished.map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
     Ok(created(repository, &digest))
 }
@@ -53,13 +63,21 @@ async fn mount(
     repository: &RepositoryName,
     query: Option<&str>,
 ) -> Result<Option<Digest>, ApiError> {
-    let Some(digest) = parameter(query, "mount") else { return Ok(None) };
+    let Some(digest) = parameter(query, "mount") else {
+        return Ok(None);
+    };
     let digest = parse_digest(&digest)?;
     let from: Option<RepositoryName> = match parameter(query, "from") {
-        Some(from) => Some(from.parse().map_err(|error| ApiError::new(Code::NameInvalid, error))?),
+        Some(from) => Some(
+            from.parse()
+                .map_err(|error| ApiError::new(Code::NameInvalid, error))?,
+        ),
         None => None,
     };
-    let mounted = api.registry.mount(from.as_ref(), repository, &digest).await?;
+    let mounted = api
+        .registry
+        .mount(from.as_ref(), repository, &digest)
+        .await?;
     Ok(mounted.map(|()| digest))
 }
 
@@ -86,9 +104,12 @@ pub(super) async fn patch(
     let ticket = api.registry.ticket(repository, id)?;
     let known = known(request.uri.query());
     let _place = api.admission.upload()?;
-    let appended = api.registry.append(ticket, known, body_of(request, body)?).await;
-    let progress =
-        appended.map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
+    let appended = api
+        .registry
+        .append(ticket, known, body_of(request, body)?)
+        .await;
+    let progress = appended
+        .map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
     Ok(accepted(StatusCode::ACCEPTED, repository, &progress))
 }
 
@@ -103,13 +124,20 @@ pub(super) async fn put(
     let ticket = api.registry.ticket(repository, id)?;
     let query = request.uri.query();
     let digest = parameter(query, "digest");
-    let digest =
-        digest.ok_or_else(|| ApiError::new(Code::DigestInvalid, "the digest parameter is missing"))?;
+    let digest = digest
+        .ok_or_else(|| ApiError::new(Code::DigestInvalid, "the digest parameter is missing"))?;
     let (digest, known) = (parse_digest(&digest)?, known(query));
     let body = body_of(request, body)?;
     // Without bytes it only ends what was taken on.
-    let _place = if body.len == Some(0) { None } else { Some(api.admission.upload()?) };
-    let finished = api.registry.finish(repository, ticket, known, digest, body).await;
+    let _place = if body.len == Some(0) {
+        None
+    } else {
+        Some(api.admission.upload()?)
+    };
+    let finished = api
+        .registry
+        .finish(repository, ticket, known, digest, body)
+        .await;
     finished.map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
     Ok(created(repository, &digest))
 }
@@ -127,8 +155,14 @@ pub(super) async fn cancel(
 }
 
 fn created(repository: &RepositoryName, digest: &Digest) -> http::Response<HttpBody> {
-    let (location, digest) = (format!("/v2/{repository}/blobs/{digest}"), digest.to_string());
-    empty(StatusCode::CREATED, &[(header::LOCATION, &location), (CONTENT_DIGEST, &digest)])
+    let (location, digest) = (
+        format!("/v2/{repository}/blobs/{digest}"),
+        digest.to_string(),
+    );
+    empty(
+        StatusCode::CREATED,
+        &[(header::LOCATION, &location), (CONTENT_DIGEST, &digest)],
+    )
 }
 
 fn accepted(
@@ -147,15 +181,23 @@ fn accepted(
 
 /// Where the upload goes on. It names the last link, so that any replica takes it up with one read.
 fn location(repository: &RepositoryName, progress: &Progress) -> String {
-    let last = progress.known.last.map_or("none".to_owned(), |offset| format!("{offset:016x}"));
-    format!("/v2/{repository}/blobs/uploads/{}?last={last}", progress.upload)
+    let last = progress
+        .known
+        .last
+        .map_or("none".to_owned(), |offset| format!("{offset:016x}"));
+    format!(
+        "/v2/{repository}/blobs/uploads/{}?last={last}",
+        progress.upload
+    )
 }
 
 /// What a request's Location says; one that was tampered with says nothing.
 fn known(query: Option<&str>) -> Option<Known> {
     match parameter(query, "last")?.as_str() {
         "none" => Some(Known { last: None }),
-        offset => Some(Known { last: Some(u64::from_str_radix(offset, 16).ok()?) }),
+        offset => Some(Known {
+            last: Some(u64::from_str_radix(offset, 16).ok()?),
+        }),
     }
 }
 
@@ -164,15 +206,23 @@ fn body_of(request: &Parts, body: HttpBody) -> Result<Body, ApiError> {
     let exact = body.size_hint().exact();
     let len = match (&chunk, exact) {
         (Some(chunk), Some(exact)) if chunk.end - chunk.start != exact => {
-            return Err(
-                RegistryError::SizeInvalid("Content-Range and Content-Length disagree".to_owned()).into()
-            );
+            return Err(RegistryError::SizeInvalid(
+                "Content-Range and Content-Length disagree".to_owned(),
+            )
+            .into());
         }
         (Some(chunk), _) => Some(chunk.end - chunk.start),
         (None, exact) => exact,
     };
-    let bytes = body.into_data_stream().map_err(|error| error.to_string()).boxed();
-    Ok(Body { bytes, len, offset: chunk.map(|chunk| chunk.start) })
+    let bytes = body
+        .into_data_stream()
+        .map_err(|error| error.to_string())
+        .boxed();
+    Ok(Body {
+        bytes,
+        len,
+        offset: chunk.map(|chunk| chunk.start),
+    })
 }
 
 fn chunk_of(headers: &HeaderMap) -> Result<Option<core::ops::Range<u64>>, ApiError> {
@@ -180,6 +230,7 @@ fn chunk_of(headers: &HeaderMap) -> Result<Option<core::ops::Range<u64>>, ApiErr
         return Ok(None);
     }
     let chunk = text_of(headers, header::CONTENT_RANGE).and_then(chunk);
-    let chunk = chunk.ok_or_else(|| ApiError::new(Code::BlobUploadInvalid, "malformed Content-Range"))?;
+    let chunk =
+        chunk.ok_or_else(|| ApiError::new(Code::BlobUploadInvalid, "malformed Content-Range"))?;
     Ok(Some(chunk))
 }

@@ -38,18 +38,32 @@ async fn replica_with(model: &Model, horizons: Horizons) -> Arc<Registry> {
     let key = SealKey::from_secret("eu-1".parse().expect("a name"), &[7; 32]);
     // Nobody is told, and making one takes longer than all the rest.
     static NOBODY: OnceLock<Arc<Announcer>> = OnceLock::new();
-    let nobody = || Arc::new(Announcer::new(Replicas::none(), Secret::of(&format)).expect("a client"));
+    let nobody =
+        || Arc::new(Announcer::new(Replicas::none(), Secret::of(&format)).expect("a client"));
     let announcer = Arc::clone(NOBODY.get_or_init(nobody));
     let (storage, region) = (Arc::new(model.clone()), "eu-1".parse().expect("a name"));
-    Arc::new(Registry::new(storage, format, region, key, Limits::default(), announcer))
+    Arc::new(Registry::new(
+        storage,
+        format,
+        region,
+        key,
+        Limits::default(),
+        announcer,
+    ))
 }
 
 /// Pushes a blob.
 pub(super) async fn push(registry: &Registry, blob: &'static [u8]) -> Result<(), RegistryError> {
     let (ticket, progress) = registry.begin_upload(&repository(), false);
-    let body = Body { bytes: stream::iter([Ok(blob.into())]).boxed(), len: None, offset: None };
+    let body = Body {
+        bytes: stream::iter([Ok(blob.into())]).boxed(),
+        len: None,
+        offset: None,
+    };
     let digest = Digest::sha256(blob);
-    registry.finish(&repository(), ticket, Some(progress.known), digest, body).await
+    registry
+        .finish(&repository(), ticket, Some(progress.known), digest, body)
+        .await
 }
 
 /// How a collector kills.
@@ -70,8 +84,14 @@ async fn is_marked(model: &Model) -> bool {
     let prefix = Prefix::new("rm/").expect("a prefix");
     let page = model.list(&prefix, None, 99).await.expect("no faults");
     for entry in page.entries {
-        let Some(object) = model.read(&entry.key).await.expect("no faults") else { continue };
-        if ManifestRecord::of(&entry.key, &object.body).expect("a manifest").content.is_some() {
+        let Some(object) = model.read(&entry.key).await.expect("no faults") else {
+            continue;
+        };
+        if ManifestRecord::of(&entry.key, &object.body)
+            .expect("a manifest")
+            .content
+            .is_some()
+        {
             return true;
         }
     }
@@ -90,7 +110,9 @@ async fn collect(model: Model, key: Key, kill: Kill) {
     if is_marked(&model).await {
         return;
     }
-    let Some(found) = model.read(&key).await.expect("no faults") else { return };
+    let Some(found) = model.read(&key).await.expect("no faults") else {
+        return;
+    };
     let attempted = swap(&model, &key, &found, State::Condemned).await;
     let observed = match (attempted, kill) {
         (Some(condemned), _) => Some(condemned),
@@ -139,14 +161,19 @@ async fn explored_with(kill: Kill, horizons: Horizons, faults: Faults) -> Explor
         let registry = replica_with(&model, horizons).await;
         push(&registry, LAYER).await.expect("a push");
         let digest = Digest::sha256(LAYER);
-        registry.blob(&repository(), &digest, Need::Live).await.expect("a HEAD").expect("a blob");
+        registry
+            .blob(&repository(), &digest, Need::Live)
+            .await
+            .expect("a HEAD")
+            .expect("a blob");
         let (key, _) = model.objects("blob/").pop().expect("a record");
         let pushed = Arc::new(Mutex::new(false));
         let (acknowledged, by_digest) = (Arc::clone(&pushed), Digest::sha256(&manifest()));
         let push = async move {
             let reference = flotilla_common::name::Reference::Digest(by_digest);
             let repository = repository();
-            let put = registry.put_manifest(&repository, &reference, &[], Some(OCI_MANIFEST), manifest());
+            let put =
+                registry.put_manifest(&repository, &reference, &[], Some(OCI_MANIFEST), manifest());
             if put.await.is_ok() {
                 *acknowledged.lock().expect("no panic") = true;
             }
@@ -160,46 +187,67 @@ async fn explored_with(kill: Kill, horizons: Horizons, faults: Faults) -> Explor
                 _ => Ok(()),
             }
         };
-        Scenario { actors: vec![Box::pin(push), Box::pin(collector)], check: Box::new(check) }
+        Scenario {
+            actors: vec![Box::pin(push), Box::pin(collector)],
+            check: Box::new(check),
+        }
     };
     explore(faults, scenario).await
 }
 
 /// More than L passes while a manifest is pushed, always.
 fn slow() -> Horizons {
-    Horizons { liveness: core::time::Duration::ZERO, ..Horizons::default() }
+    Horizons {
+        liveness: core::time::Duration::ZERO,
+        ..Horizons::default()
+    }
 }
 
 /// The swaps of records take effect later than their worker waits.
-const LATE: Faults = Faults { late_only: true, ..Faults::of(1, "blob/") };
+const LATE: Faults = Faults {
+    late_only: true,
+    ..Faults::of(1, "blob/")
+};
 
 #[tokio::test]
 async fn an_acknowledged_manifest_names_no_dead_blob() {
-    explored(Kill::WhatItObserved, slow()).await.assert_holds(100);
-    explored_with(Kill::WhatItObserved, slow(), LATE).await.assert_holds(100);
+    explored(Kill::WhatItObserved, slow())
+        .await
+        .assert_holds(100);
+    explored_with(Kill::WhatItObserved, slow(), LATE)
+        .await
+        .assert_holds(100);
 }
 
 /// A HEAD from a cache, condemn, kill, then 201: time passes, and nobody looks at it.
 #[tokio::test]
 async fn a_liveness_that_is_not_read_again_is_acknowledged_dead() {
-    explored(Kill::WhatItObserved, Horizons::default()).await.assert_broken("names a dead blob");
+    explored(Kill::WhatItObserved, Horizons::default())
+        .await
+        .assert_broken("names a dead blob");
 }
 
 #[tokio::test]
 async fn a_worker_that_kills_another_version_than_it_observed_kills_what_was_rescued() {
-    explored(Kill::WhateverIsThere, slow()).await.assert_broken("names a dead blob");
+    explored(Kill::WhateverIsThere, slow())
+        .await
+        .assert_broken("names a dead blob");
 }
 
 /// A manifest that is acknowledged after the mark is found by a second one only.
 #[tokio::test]
 async fn a_worker_that_does_not_mark_again_kills_what_a_manifest_names() {
-    explored(Kill::AfterOneMark, slow()).await.assert_broken("names a dead blob");
+    explored(Kill::AfterOneMark, slow())
+        .await
+        .assert_broken("names a dead blob");
 }
 
 /// What condemns arrives when its window is over already.
 #[tokio::test]
 async fn a_worker_that_kills_what_it_has_not_observed_for_long_kills_what_a_manifest_names() {
-    explored_with(Kill::HoweverLate, slow(), LATE).await.assert_broken("names a dead blob");
+    explored_with(Kill::HoweverLate, slow(), LATE)
+        .await
+        .assert_broken("names a dead blob");
 }
 
 /// How a pull takes a record that is condemned.
@@ -214,25 +262,41 @@ enum Pull {
 /// A pull of the layer of a manifest that was acknowledged, while a collector is at work.
 async fn explored_pull(pull: Pull) -> Explored {
     let scenario = async move |model: Model| {
-        let (pusher, puller) = (replica_with(&model, slow()).await, replica_with(&model, slow()).await);
+        let (pusher, puller) = (
+            replica_with(&model, slow()).await,
+            replica_with(&model, slow()).await,
+        );
         push(&pusher, LAYER).await.expect("a push");
         let digest = Digest::sha256(LAYER);
-        pusher.blob(&repository(), &digest, Need::Live).await.expect("a HEAD").expect("a blob");
+        pusher
+            .blob(&repository(), &digest, Need::Live)
+            .await
+            .expect("a HEAD")
+            .expect("a blob");
         let (key, _) = model.objects("blob/").pop().expect("a record");
         let is_missing = Arc::new(Mutex::new(false));
         let client = {
             let (model, key, is_missing) = (model.clone(), key.clone(), Arc::clone(&is_missing));
             async move {
-                let reference = flotilla_common::name::Reference::Digest(Digest::sha256(&manifest()));
+                let reference =
+                    flotilla_common::name::Reference::Digest(Digest::sha256(&manifest()));
                 let repository = repository();
-                let put = pusher.put_manifest(&repository, &reference, &[], Some(OCI_MANIFEST), manifest());
+                let put = pusher.put_manifest(
+                    &repository,
+                    &reference,
+                    &[],
+                    Some(OCI_MANIFEST),
+                    manifest(),
+                );
                 if put.await.is_err() {
                     return;
                 }
                 let is_there = match pull {
-                    Pull::Serves => {
-                        puller.blob(&repository, &digest, Need::Bytes).await.expect("no faults").is_some()
-                    }
+                    Pull::Serves => puller
+                        .blob(&repository, &digest, Need::Bytes)
+                        .await
+                        .expect("no faults")
+                        .is_some(),
                     Pull::TakesForGone => is_condemned(&model, &key).await.is_none(),
                 };
                 *is_missing.lock().expect("no panic") = !is_there;
@@ -243,7 +307,10 @@ async fn explored_pull(pull: Pull) -> Explored {
             true => Err("a layer of an acknowledged manifest is not served".to_owned()),
             false => Ok(()),
         };
-        Scenario { actors: vec![Box::pin(client), Box::pin(collector)], check: Box::new(check) }
+        Scenario {
+            actors: vec![Box::pin(client), Box::pin(collector)],
+            check: Box::new(check),
+        }
     };
     explore(Faults::NONE, scenario).await
 }
@@ -251,5 +318,7 @@ async fn explored_pull(pull: Pull) -> Explored {
 #[tokio::test]
 async fn what_an_acknowledged_manifest_names_is_served_while_it_is_condemned() {
     explored_pull(Pull::Serves).await.assert_holds(100);
-    explored_pull(Pull::TakesForGone).await.assert_broken("is not served");
+    explored_pull(Pull::TakesForGone)
+        .await
+        .assert_broken("is not served");
 }

@@ -54,10 +54,18 @@ async fn read(cache: &Values, model: &Model) -> Option<u64> {
             let key: Key = KEY.parse().expect("a key");
             let object = model.read(&key).await?;
             model.point("what was read arrives").await;
-            Ok(object.map(|object| String::from_utf8_lossy(&object.body).parse().expect("a number")))
+            Ok(object.map(|object| {
+                String::from_utf8_lossy(&object.body)
+                    .parse()
+                    .expect("a number")
+            }))
         }
     };
-    cache.get(&KEY, fill).await.expect("reads have no faults").map(|cached| cached.value)
+    cache
+        .get(&KEY, fill)
+        .await
+        .expect("reads have no faults")
+        .map(|cached| cached.value)
 }
 
 async fn explored(telling: Telling, reads: usize) -> Explored {
@@ -68,14 +76,25 @@ async fn explored(telling: Telling, reads: usize) -> Explored {
         let acknowledged = Arc::new(AtomicU64::new(1));
         let stale = Arc::new(Mutex::new(None));
         let writer = {
-            let (model, other, acknowledged) = (model.clone(), other.clone(), Arc::clone(&acknowledged));
+            let (model, other, acknowledged) =
+                (model.clone(), other.clone(), Arc::clone(&acknowledged));
             async move {
                 for value in 2_u64..=3 {
-                    let seen = model.read(&key).await.expect("no faults").expect("a value").version;
+                    let seen = model
+                        .read(&key)
+                        .await
+                        .expect("no faults")
+                        .expect("a value")
+                        .version;
                     let (epoch, started) = (own.epoch(&KEY), Clock::now());
                     let settler = Settler { storage: &model };
-                    let settled = settler.write(&key, Some(&seen), value.to_string().into()).await;
-                    assert!(matches!(settled, Ok(Settled::Written)), "nobody else writes");
+                    let settled = settler
+                        .write(&key, Some(&seen), value.to_string().into())
+                        .await;
+                    assert!(
+                        matches!(settled, Ok(Settled::Written)),
+                        "nobody else writes"
+                    );
                     own.wrote(&KEY, epoch, started, value);
                     model.point("the message arrives").await;
                     match telling {
@@ -101,12 +120,18 @@ async fn explored(telling: Telling, reads: usize) -> Explored {
                 }
             }
         };
-        let (first, second) = (reader("the first reader begins"), reader("the second reader begins"));
+        let (first, second) = (
+            reader("the first reader begins"),
+            reader("the second reader begins"),
+        );
         let check = move |_: &Model| match *stale.lock().expect("no panic") {
             Some((value, least)) => Err(format!("read {value} after {least} was acknowledged")),
             None => Ok(()),
         };
-        Scenario { actors: vec![Box::pin(writer), Box::pin(first), Box::pin(second)], check: Box::new(check) }
+        Scenario {
+            actors: vec![Box::pin(writer), Box::pin(first), Box::pin(second)],
+            check: Box::new(check),
+        }
     };
     explore(Faults::NONE, scenario).await
 }
@@ -118,13 +143,17 @@ async fn a_read_that_begins_after_an_acknowledged_write_returns_it() {
 
 #[tokio::test]
 async fn without_a_message_the_other_replica_is_stale() {
-    explored(Telling::Nothing, 1).await.assert_broken("was acknowledged");
+    explored(Telling::Nothing, 1)
+        .await
+        .assert_broken("was acknowledged");
 }
 
 /// A fill that read before the write and ends after the invalidation would keep the old value.
 #[tokio::test]
 async fn without_epochs_a_late_fill_keeps_what_was_before() {
-    explored(Telling::DroppingOnly, 1).await.assert_broken("was acknowledged");
+    explored(Telling::DroppingOnly, 1)
+        .await
+        .assert_broken("was acknowledged");
 }
 
 /// What a delete does that finds a tombstone.
@@ -151,10 +180,20 @@ async fn explored_deletes(finding: Finding) -> Explored {
             let (model, third, is_gone) = (model.clone(), third.clone(), Arc::clone(&is_gone));
             let (dying, key) = (model.clone(), key.clone());
             let delete = async move {
-                let seen = model.read(&key).await.expect("no faults").expect("a value").version;
+                let seen = model
+                    .read(&key)
+                    .await
+                    .expect("no faults")
+                    .expect("a value")
+                    .version;
                 let settler = Settler { storage: &model };
-                let settled = settler.write(&key, Some(&seen), GONE.to_string().into()).await;
-                assert!(matches!(settled, Ok(Settled::Written)), "nobody else writes");
+                let settled = settler
+                    .write(&key, Some(&seen), GONE.to_string().into())
+                    .await;
+                assert!(
+                    matches!(settled, Ok(Settled::Written)),
+                    "nobody else writes"
+                );
                 model.point("the message arrives").await;
                 third.invalidate(&KEY);
                 is_gone.store(true, Ordering::SeqCst);
@@ -188,7 +227,10 @@ async fn explored_deletes(finding: Finding) -> Explored {
             true => Err("it was read after a client heard that it is gone".to_owned()),
             false => Ok(()),
         };
-        Scenario { actors: vec![Box::pin(first), Box::pin(second), Box::pin(reader)], check: Box::new(check) }
+        Scenario {
+            actors: vec![Box::pin(first), Box::pin(second), Box::pin(reader)],
+            check: Box::new(check),
+        }
     };
     explore(Faults::NONE, scenario).await
 }
@@ -201,7 +243,9 @@ async fn what_a_delete_did_not_find_is_served_nowhere() {
 /// Who wrote the tombstone died before it told anybody.
 #[tokio::test]
 async fn a_delete_that_tells_nobody_what_it_found_leaves_it_served_elsewhere() {
-    explored_deletes(Finding::SaysAtOnce).await.assert_broken("heard that it is gone");
+    explored_deletes(Finding::SaysAtOnce)
+        .await
+        .assert_broken("heard that it is gone");
 }
 
 /// A replica that nobody tells, and whose reads may hang: what it answers is at most one time-to-live old.
@@ -210,13 +254,26 @@ async fn explored_unlisted(without: Option<Rule>) -> Explored {
         let key: Key = KEY.parse().expect("a key");
         model.create(&key, "1".into()).await.expect("a value");
         let cache = cache_without(without);
-        let (is_over, stale) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (is_over, stale) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let writer = {
             let (model, cache, is_over) = (model.clone(), cache.clone(), Arc::clone(&is_over));
             async move {
-                let seen = model.read(&key).await.expect("no faults").expect("a value").version;
-                let settled = Settler { storage: &model }.write(&key, Some(&seen), "2".into()).await;
-                assert!(matches!(settled, Ok(Settled::Written)), "nobody else writes");
+                let seen = model
+                    .read(&key)
+                    .await
+                    .expect("no faults")
+                    .expect("a value")
+                    .version;
+                let settled = Settler { storage: &model }
+                    .write(&key, Some(&seen), "2".into())
+                    .await;
+                assert!(
+                    matches!(settled, Ok(Settled::Written)),
+                    "nobody else writes"
+                );
                 model.point("a time-to-live passes").await;
                 cache.let_pass(TIME_TO_LIVE);
                 is_over.store(true, Ordering::SeqCst);
@@ -232,12 +289,18 @@ async fn explored_unlisted(without: Option<Rule>) -> Explored {
                 stale.fetch_or(value < least, Ordering::SeqCst);
             }
         };
-        let (first, second) = (reader("the first reader begins"), reader("the second reader begins"));
+        let (first, second) = (
+            reader("the first reader begins"),
+            reader("the second reader begins"),
+        );
         let check = move |_: &Model| match stale.load(Ordering::SeqCst) {
             true => Err("what was read is older than a time-to-live".to_owned()),
             false => Ok(()),
         };
-        Scenario { actors: vec![Box::pin(writer), Box::pin(first), Box::pin(second)], check: Box::new(check) }
+        Scenario {
+            actors: vec![Box::pin(writer), Box::pin(first), Box::pin(second)],
+            check: Box::new(check),
+        }
     };
     explore(Faults::NONE, scenario).await
 }
@@ -250,7 +313,9 @@ async fn a_replica_that_nobody_tells_is_stale_for_a_time_to_live_at_most() {
 /// A read that hangs from before the write on is still there when its time-to-live is over.
 #[tokio::test]
 async fn a_hung_fill_joined_late_is_older_than_any_time_to_live() {
-    explored_unlisted(Some(Rule::OldFillsAreLeft)).await.assert_broken("older than a time-to-live");
+    explored_unlisted(Some(Rule::OldFillsAreLeft))
+        .await
+        .assert_broken("older than a time-to-live");
 }
 
 /// What is created through one replica and asked for at another: nobody is told, since absence is never kept.
@@ -258,12 +323,20 @@ async fn explored_appearance(without: Option<Rule>) -> Explored {
     let scenario = async move |model: Model| {
         let key: Key = KEY.parse().expect("a key");
         let other = cache_without(without);
-        let (is_there, is_missing) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (is_there, is_missing) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let writer = {
             let (model, is_there) = (model.clone(), Arc::clone(&is_there));
             async move {
-                let settled = Settler { storage: &model }.write(&key, None, "1".into()).await;
-                assert!(matches!(settled, Ok(Settled::Written)), "nobody else writes");
+                let settled = Settler { storage: &model }
+                    .write(&key, None, "1".into())
+                    .await;
+                assert!(
+                    matches!(settled, Ok(Settled::Written)),
+                    "nobody else writes"
+                );
                 is_there.store(true, Ordering::SeqCst);
             }
         };
@@ -277,12 +350,18 @@ async fn explored_appearance(without: Option<Rule>) -> Explored {
                 is_missing.fetch_or(was_there && value.is_none(), Ordering::SeqCst);
             }
         };
-        let (first, second) = (reader("the first reader begins"), reader("the second reader begins"));
+        let (first, second) = (
+            reader("the first reader begins"),
+            reader("the second reader begins"),
+        );
         let check = move |_: &Model| match is_missing.load(Ordering::SeqCst) {
             true => Err("what was acknowledged is said to be absent".to_owned()),
             false => Ok(()),
         };
-        Scenario { actors: vec![Box::pin(writer), Box::pin(first), Box::pin(second)], check: Box::new(check) }
+        Scenario {
+            actors: vec![Box::pin(writer), Box::pin(first), Box::pin(second)],
+            check: Box::new(check),
+        }
     };
     explore(Faults::NONE, scenario).await
 }
@@ -295,5 +374,7 @@ async fn what_appears_is_there_for_every_read_that_begins_later() {
 /// A read that found nothing, and arrives after what it did not find.
 #[tokio::test]
 async fn absence_from_a_read_that_began_before_denies_what_was_acknowledged() {
-    explored_appearance(Some(Rule::AbsenceIsReadAnew)).await.assert_broken("said to be absent");
+    explored_appearance(Some(Rule::AbsenceIsReadAnew))
+        .await
+        .assert_broken("said to be absent");
 }

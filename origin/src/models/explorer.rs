@@ -89,15 +89,25 @@ pub(super) async fn explore(faults: Faults, scenario: impl AsyncFn(Model) -> Sce
         model.begin(faults);
         let (outcome, trace) = run(&mut plan, &model, scenario).await;
         if let Err(what) = outcome {
-            return Explored { runs, violation: Some((what, trace)) };
+            return Explored {
+                runs,
+                violation: Some((what, trace)),
+            };
         }
         if !plan.advance() {
-            return Explored { runs, violation: None };
+            return Explored {
+                runs,
+                violation: None,
+            };
         }
     }
 }
 
-async fn run(plan: &mut Plan, model: &Model, scenario: Scenario) -> (Result<(), String>, Vec<String>) {
+async fn run(
+    plan: &mut Plan,
+    model: &Model,
+    scenario: Scenario,
+) -> (Result<(), String>, Vec<String>) {
     let actors: Vec<JoinHandle<()>> = scenario.actors.into_iter().map(tokio::spawn).collect();
     let mut trace = Vec::new();
     loop {
@@ -106,7 +116,11 @@ async fn run(plan: &mut Plan, model: &Model, scenario: Scenario) -> (Result<(), 
         if moves.is_empty() {
             break;
         }
-        let chosen = if moves.len() == 1 { 0 } else { plan.choose(moves.len()) };
+        let chosen = if moves.len() == 1 {
+            0
+        } else {
+            plan.choose(moves.len())
+        };
         trace.push(model.describe(&moves[chosen]));
         if matches!(moves[chosen], Move::Stop) {
             break;
@@ -115,7 +129,11 @@ async fn run(plan: &mut Plan, model: &Model, scenario: Scenario) -> (Result<(), 
     }
     let failed = actors.iter().any(|actor| !actor.is_finished());
     actors.iter().for_each(JoinHandle::abort);
-    let outcome = if failed { Err("an actor never ends".to_owned()) } else { (scenario.check)(model) };
+    let outcome = if failed {
+        Err("an actor never ends".to_owned())
+    } else {
+        (scenario.check)(model)
+    };
     (outcome, trace)
 }
 
@@ -124,7 +142,11 @@ async fn quiet(model: &Model) {
     let (mut seen, mut turns) = (model.activity(), 0);
     while turns < QUIET_TURNS {
         tokio::task::yield_now().await;
-        turns = if model.activity() == seen { turns + 1 } else { 0 };
+        turns = if model.activity() == seen {
+            turns + 1
+        } else {
+            0
+        };
         seen = model.activity();
     }
 }

@@ -12,7 +12,8 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::oneshot;
 
 use crate::storage::{
-    ByteStream, Entry, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageError, StorageFuture, Version,
+    ByteStream, Entry, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageError,
+    StorageFuture, Version,
 };
 
 /// How much may go wrong in one run.
@@ -30,7 +31,11 @@ impl Faults {
     pub(super) const NONE: Self = Self::of(0, "");
 
     pub(super) const fn of(writes: u32, under: &'static str) -> Self {
-        Self { writes, under, late_only: false }
+        Self {
+            writes,
+            under,
+            late_only: false,
+        }
     }
 }
 
@@ -42,7 +47,15 @@ impl Default for Model {
     fn default() -> Self {
         let (objects, history, pending, late) = Default::default();
         let faults = Faults::NONE;
-        let state = State { objects, history, pending, late, faults, decided: false, activity: 0 };
+        let state = State {
+            objects,
+            history,
+            pending,
+            late,
+            faults,
+            decided: false,
+            activity: 0,
+        };
         Self(Arc::new(Mutex::new(state)))
     }
 }
@@ -113,7 +126,9 @@ impl Call {
 
     fn meets(&self, faults: Faults) -> bool {
         match self {
-            Self::Create(key, _) | Self::Swap(key, ..) => faults.writes > 0 && key.starts_with(faults.under),
+            Self::Create(key, _) | Self::Swap(key, ..) => {
+                faults.writes > 0 && key.starts_with(faults.under)
+            }
             _ => false,
         }
     }
@@ -155,14 +170,22 @@ impl State {
                 Reply::Written(Ok(()))
             }
             Call::Swap(key, seen, body) => {
-                if self.objects.get(key).map(|present| version(present)).as_ref() != Some(seen) {
+                if self
+                    .objects
+                    .get(key)
+                    .map(|present| version(present))
+                    .as_ref()
+                    != Some(seen)
+                {
                     return Reply::Written(Err(()));
                 }
                 self.put(key, body);
                 Reply::Written(Ok(()))
             }
             Call::Read(key) => Reply::Object(self.objects.get(key).cloned()),
-            Call::List(prefix, after, limit) => Reply::Page(self.page(prefix, after.as_deref(), *limit)),
+            Call::List(prefix, after, limit) => {
+                Reply::Page(self.page(prefix, after.as_deref(), *limit))
+            }
             Call::Delete(key) => {
                 self.objects.remove(key);
                 Reply::Done
@@ -177,17 +200,19 @@ impl State {
     }
 
     fn page(&self, prefix: &str, after: Option<&str>, limit: usize) -> Page {
-        let mut found = self
-            .objects
-            .iter()
-            .filter(|(key, _)| key.starts_with(prefix) && after.is_none_or(|after| key.as_str() > after));
+        let mut found = self.objects.iter().filter(|(key, _)| {
+            key.starts_with(prefix) && after.is_none_or(|after| key.as_str() > after)
+        });
         let entries = found.by_ref().take(limit);
         let entry = |(key, body): (&String, &Bytes)| Entry {
             key: key.parse().expect("a key"),
             size: body.len() as u64,
         };
         let entries = entries.map(entry).collect();
-        Page { entries, more: found.next().is_some() }
+        Page {
+            entries,
+            more: found.next().is_some(),
+        }
     }
 }
 
@@ -210,14 +235,24 @@ impl Model {
     /// Bodies that came to be at a key, in their order.
     pub(super) fn history(&self, key: &str) -> Vec<Bytes> {
         let state = self.lock();
-        state.history.iter().filter(|(at, _)| at == key).map(|(_, body)| body.clone()).collect()
+        state
+            .history
+            .iter()
+            .filter(|(at, _)| at == key)
+            .map(|(_, body)| body.clone())
+            .collect()
     }
 
     /// The objects under a prefix.
     pub(super) fn objects(&self, prefix: &str) -> Vec<(Key, Bytes)> {
         let state = self.lock();
-        let found = state.objects.iter().filter(|(key, _)| key.starts_with(prefix));
-        found.map(|(key, body)| (key.parse().expect("a key"), body.clone())).collect()
+        let found = state
+            .objects
+            .iter()
+            .filter(|(key, _)| key.starts_with(prefix));
+        found
+            .map(|(key, body)| (key.parse().expect("a key"), body.clone()))
+            .collect()
     }
 
     /// A point at which an actor waits for its turn.
@@ -254,11 +289,19 @@ impl Model {
     /// All that may happen now.
     pub(super) fn moves(&self) -> Vec<Move> {
         let mut state = self.lock();
-        state.pending.retain(|pending| pending.call.is_conditional_write() || !pending.reply.is_closed());
+        state
+            .pending
+            .retain(|pending| pending.call.is_conditional_write() || !pending.reply.is_closed());
         // Who wakes first is no decision of ours, and neither is what a nonce sorts before: calls of one kind stay in the
         // order in which they came.
-        state.pending.sort_by_cached_key(|pending| pending.call.kind());
-        if let Some(private) = state.pending.iter().position(|pending| pending.call.is_private()) {
+        state
+            .pending
+            .sort_by_cached_key(|pending| pending.call.kind());
+        if let Some(private) = state
+            .pending
+            .iter()
+            .position(|pending| pending.call.is_private())
+        {
             return vec![Move::Perform(private)];
         }
         let mut moves = Vec::new();
@@ -334,7 +377,11 @@ impl Model {
         match self.ask(call).await {
             Reply::Written(Ok(())) => Ok(version(body)),
             Reply::Written(Err(())) => Err(StorageError::conflict("write object", key)),
-            _ => Err(StorageError::unavailable("write object", key, "a fault of the model")),
+            _ => Err(StorageError::unavailable(
+                "write object",
+                key,
+                "a fault of the model",
+            )),
         }
     }
 }
@@ -347,25 +394,42 @@ impl core::fmt::Debug for Model {
 
 impl Storage for Model {
     fn create<'a>(&'a self, key: &'a Key, body: Bytes) -> StorageFuture<'a, Version> {
-        async move { self.write_if(Call::Create(key.to_string(), body.clone()), key, &body).await }.boxed()
+        async move {
+            self.write_if(Call::Create(key.to_string(), body.clone()), key, &body)
+                .await
+        }
+        .boxed()
     }
 
-    fn swap<'a>(&'a self, key: &'a Key, seen: &'a Version, body: Bytes) -> StorageFuture<'a, Version> {
+    fn swap<'a>(
+        &'a self,
+        key: &'a Key,
+        seen: &'a Version,
+        body: Bytes,
+    ) -> StorageFuture<'a, Version> {
         let call = Call::Swap(key.to_string(), seen.clone(), body.clone());
         async move { self.write_if(call, key, &body).await }.boxed()
     }
 
     fn read<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Object>> {
         async move {
-            let Reply::Object(found) = self.ask(Call::Read(key.to_string())).await else { return Ok(None) };
-            Ok(found.map(|body| Object { version: version(&body), body }))
+            let Reply::Object(found) = self.ask(Call::Read(key.to_string())).await else {
+                return Ok(None);
+            };
+            Ok(found.map(|body| Object {
+                version: version(&body),
+                body,
+            }))
         }
         .boxed()
     }
 
     fn read_range<'a>(&'a self, key: &'a Key, range: Range<u64>) -> StorageFuture<'a, ByteStream> {
         async move {
-            let object = self.read(key).await?.ok_or_else(|| StorageError::missing("read range", key))?;
+            let object = self
+                .read(key)
+                .await?
+                .ok_or_else(|| StorageError::missing("read range", key))?;
             let bytes = object.body.slice(range.start as usize..range.end as usize);
             Ok(stream::once(async move { Ok(bytes) }).boxed())
         }
@@ -380,14 +444,20 @@ impl Storage for Model {
     ) -> StorageFuture<'a, Page> {
         let call = Call::List(prefix.to_string(), after.map(Key::to_string), limit);
         async move {
-            let Reply::Page(page) = self.ask(call).await else { return Ok(Page::default()) };
+            let Reply::Page(page) = self.ask(call).await else {
+                return Ok(Page::default());
+            };
             Ok(page)
         }
         .boxed()
     }
 
     fn write<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Box<dyn ObjectWriter>> {
-        let writer = Writer { model: self.clone(), key: key.clone(), bytes: BytesMut::new() };
+        let writer = Writer {
+            model: self.clone(),
+            key: key.clone(),
+            bytes: BytesMut::new(),
+        };
         async move { Ok(Box::new(writer) as Box<dyn ObjectWriter>) }.boxed()
     }
 
@@ -421,6 +491,12 @@ impl ObjectWriter for Writer {
     }
 
     fn finish(self: Box<Self>) -> StorageFuture<'static, ()> {
-        async move { self.model.create(&self.key, self.bytes.freeze()).await.map(drop) }.boxed()
+        async move {
+            self.model
+                .create(&self.key, self.bytes.freeze())
+                .await
+                .map(drop)
+        }
+        .boxed()
     }
 }

@@ -38,7 +38,11 @@ fn scenario(model: Model, bodies: &'static [&'static str], manner: Manner) -> Sc
         let actor = async move {
             let key: Key = KEY.parse().expect("a key");
             let settler = Settler { storage: &model };
-            let seen = model.read(&key).await.expect("reads have no faults").map(|object| object.version);
+            let seen = model
+                .read(&key)
+                .await
+                .expect("reads have no faults")
+                .map(|object| object.version);
             let body_bytes = Bytes::from_static(body.as_bytes());
             let mut settled = settler.write(&key, seen.as_ref(), body_bytes.clone()).await;
             if let (Ok(Settled::Lost(Some(winner))), Manner::WritingTwice) = (&settled, manner) {
@@ -48,7 +52,11 @@ fn scenario(model: Model, bodies: &'static [&'static str], manner: Manner) -> Sc
             let history = model.history(KEY).len();
             let Ok(settled) = settled else { return };
             let written = matches!(settled, Settled::Written);
-            told.lock().expect("no panic").push(Told { body, written, history });
+            told.lock().expect("no panic").push(Told {
+                body,
+                written,
+                history,
+            });
         };
         Box::pin(actor) as _
     });
@@ -61,7 +69,9 @@ fn scenario(model: Model, bodies: &'static [&'static str], manner: Manner) -> Sc
             Manner::Settling | Manner::WritingTwice => told.lock().expect("no panic").clone(),
         };
         for told in told {
-            let places: Vec<_> = (0..history.len()).filter(|at| history[*at] == told.body).collect();
+            let places: Vec<_> = (0..history.len())
+                .filter(|at| history[*at] == told.body)
+                .collect();
             let sound = if told.written {
                 places.len() == 1 && places[0] < told.history
             } else {
@@ -78,7 +88,10 @@ fn scenario(model: Model, bodies: &'static [&'static str], manner: Manner) -> Sc
         }
         Ok(())
     };
-    Scenario { actors, check: Box::new(check) }
+    Scenario {
+        actors,
+        check: Box::new(check),
+    }
 }
 
 async fn explored(bodies: &'static [&'static str], manner: Manner, writes: u32) -> Explored {
@@ -92,23 +105,31 @@ async fn explored(bodies: &'static [&'static str], manner: Manner, writes: u32) 
 
 #[tokio::test]
 async fn an_acknowledged_write_took_effect_once_and_a_lost_one_never_comes() {
-    explored(&["one", "two"], Manner::Settling, 2).await.assert_holds(1000);
+    explored(&["one", "two"], Manner::Settling, 2)
+        .await
+        .assert_holds(1000);
 }
 
 #[tokio::test]
 async fn three_replicas_settle_with_one_fault() {
-    explored(&["one", "two", "three"], Manner::Settling, 1).await.assert_holds(1000);
+    explored(&["one", "two", "three"], Manner::Settling, 1)
+        .await
+        .assert_holds(1000);
 }
 
 /// A version is a hash of the body: without a nonce the old body is back, and a duplicated swap succeeds later.
 #[tokio::test]
 async fn without_a_nonce_a_duplicated_swap_succeeds_later() {
-    explored(&["one", "base"], Manner::WithoutNonce, 1).await.assert_broken("took effect twice");
+    explored(&["one", "base"], Manner::WithoutNonce, 1)
+        .await
+        .assert_broken("took effect twice");
 }
 
 #[tokio::test]
 async fn written_a_second_time_it_takes_effect_twice() {
-    explored(&["one", "two"], Manner::WritingTwice, 1).await.assert_broken("and the history is");
+    explored(&["one", "two"], Manner::WritingTwice, 1)
+        .await
+        .assert_broken("and the history is");
 }
 
 /// The first of several that create a key.

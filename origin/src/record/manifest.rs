@@ -37,7 +37,12 @@ impl ManifestRecord {
     pub(crate) fn body(&self, key: &Key) -> Result<Bytes, StorageError> {
         let (media_type, bytes) = self.content.clone().unzip();
         let (stamp, buried_subject) = (self.stamp.clone(), self.buried_subject);
-        let head = Head { stamp, media_type, buried_subject, nonce: self.nonce };
+        let head = Head {
+            stamp,
+            media_type,
+            buried_subject,
+            nonce: self.nonce,
+        };
         let head = encode(key, &head)?;
         let bytes = bytes.unwrap_or_default();
         let mut body = Vec::with_capacity(4 + head.len() + bytes.len());
@@ -53,9 +58,22 @@ impl ManifestRecord {
         let (len, _) = body.split_first_chunk::<4>().ok_or_else(torn)?;
         let end = 4 + (u32::from_le_bytes(*len) as usize).min(MAX_HEAD_LEN);
         let head: Head = decode(key, body.get(4..end).ok_or_else(torn)?)?;
-        let content = head.media_type.clone().map(|media_type| (media_type, body.slice(end..)));
-        let Head { stamp, media_type: _, buried_subject, nonce } = head;
-        Ok(Self { stamp, content, buried_subject, nonce })
+        let content = head
+            .media_type
+            .clone()
+            .map(|media_type| (media_type, body.slice(end..)));
+        let Head {
+            stamp,
+            media_type: _,
+            buried_subject,
+            nonce,
+        } = head;
+        Ok(Self {
+            stamp,
+            content,
+            buried_subject,
+            nonce,
+        })
     }
 }
 
@@ -67,12 +85,30 @@ mod tests {
     #[test]
     fn a_manifest_and_its_tombstone_come_back_as_they_went() {
         let key: Key = "rm/app/_/x".parse().unwrap();
-        let stamp = Stamp { clock: 7, region: "eu-1".parse().unwrap() };
+        let stamp = Stamp {
+            clock: 7,
+            region: "eu-1".parse().unwrap(),
+        };
         let content = Some(("m".to_owned(), "{}".into()));
-        let live = ManifestRecord { stamp, content, buried_subject: None, nonce: 9 };
-        assert_eq!(ManifestRecord::of(&key, &live.body(&key).unwrap()).unwrap(), live);
-        let dead = ManifestRecord { content: None, buried_subject: Some(Digest::sha256(b"subject")), ..live };
-        assert_eq!(ManifestRecord::of(&key, &dead.body(&key).unwrap()).unwrap(), dead);
+        let live = ManifestRecord {
+            stamp,
+            content,
+            buried_subject: None,
+            nonce: 9,
+        };
+        assert_eq!(
+            ManifestRecord::of(&key, &live.body(&key).unwrap()).unwrap(),
+            live
+        );
+        let dead = ManifestRecord {
+            content: None,
+            buried_subject: Some(Digest::sha256(b"subject")),
+            ..live
+        };
+        assert_eq!(
+            ManifestRecord::of(&key, &dead.body(&key).unwrap()).unwrap(),
+            dead
+        );
         for torn in [&[][..], &[9, 0, 0, 0, 1], &[255; 9]] {
             assert!(ManifestRecord::of(&key, &Bytes::copy_from_slice(torn)).is_err());
         }

@@ -40,7 +40,11 @@ impl<T: Encode + Decode<()>> Pointer<T> {
         let len = len.map_err(|error| StorageError::unavailable("encode record", key, error))?;
         let mut body = len.to_le_bytes().to_vec();
         body.extend(encoded);
-        let least = if self.value.is_some() { TOMBSTONE_LIMIT as usize } else { 0 };
+        let least = if self.value.is_some() {
+            TOMBSTONE_LIMIT as usize
+        } else {
+            0
+        };
         body.resize(body.len().max(least), 0);
         Ok(body)
     }
@@ -51,7 +55,8 @@ impl<T: Encode + Decode<()>> Pointer<T> {
             let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
             rest.get(..len)
         });
-        let encoded = cut.ok_or_else(|| StorageError::unavailable("decode record", key, "cut short"))?;
+        let encoded =
+            cut.ok_or_else(|| StorageError::unavailable("decode record", key, "cut short"))?;
         decode(key, encoded)
     }
 }
@@ -66,26 +71,56 @@ mod tests {
     }
 
     fn pointer<T>(region: &str, value: Option<T>) -> Pointer<T> {
-        let stamp = Stamp { clock: u64::MAX, region: region.parse().unwrap() };
-        Pointer { stamp, value, nonce: u128::MAX }
+        let stamp = Stamp {
+            clock: u64::MAX,
+            region: region.parse().unwrap(),
+        };
+        Pointer {
+            stamp,
+            value,
+            nonce: u128::MAX,
+        }
     }
 
     #[test]
     fn sizes_tell_the_dead_from_the_living() {
         let long = "r".repeat(63);
         let tombstone = pointer::<TagValue>(&long, None).body(&key()).unwrap();
-        assert!((tombstone.len() as u64) < TOMBSTONE_LIMIT, "{} bytes", tombstone.len());
-        let live = pointer("r", Some(TagValue { digest: Digest::sha256(b"") }));
+        assert!(
+            (tombstone.len() as u64) < TOMBSTONE_LIMIT,
+            "{} bytes",
+            tombstone.len()
+        );
+        let live = pointer(
+            "r",
+            Some(TagValue {
+                digest: Digest::sha256(b""),
+            }),
+        );
         let body = live.body(&key()).unwrap();
         assert_eq!(body.len() as u64, TOMBSTONE_LIMIT);
         assert_eq!(Pointer::of(&key(), &body).unwrap(), live);
-        let referrer = pointer("r", Some(ReferrerValue { descriptor: "x".repeat(999) }));
-        assert_eq!(Pointer::of(&key(), &referrer.body(&key()).unwrap()).unwrap(), referrer);
+        let referrer = pointer(
+            "r",
+            Some(ReferrerValue {
+                descriptor: "x".repeat(999),
+            }),
+        );
+        assert_eq!(
+            Pointer::of(&key(), &referrer.body(&key()).unwrap()).unwrap(),
+            referrer
+        );
     }
 
     #[test]
     fn torn_bodies_are_errors() {
-        for body in [&[][..], &[1, 0, 0], &[9, 0, 0, 0, 1], &[0, 0, 0, 0], &[255; 200]] {
+        for body in [
+            &[][..],
+            &[1, 0, 0],
+            &[9, 0, 0, 0, 1],
+            &[0, 0, 0, 0],
+            &[255; 200],
+        ] {
             assert!(Pointer::<TagValue>::of(&key(), body).is_err());
         }
     }

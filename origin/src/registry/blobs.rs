@@ -53,8 +53,20 @@ pub(crate) struct StoredRecord {
 
 impl StoredRecord {
     fn new(record: BlobRecord) -> Arc<Self> {
-        let BlobRecord { state, facts, segments, table, nonce: _ } = record;
-        Arc::new(Self { facts, segments, table, state, seal: OnceLock::new() })
+        let BlobRecord {
+            state,
+            facts,
+            segments,
+            table,
+            nonce: _,
+        } = record;
+        Arc::new(Self {
+            facts,
+            segments,
+            table,
+            state,
+            seal: OnceLock::new(),
+        })
     }
 
     pub(super) fn weight(&self) -> usize {
@@ -91,17 +103,29 @@ impl Registry {
         digest: &Digest,
         need: Need,
     ) -> Result<Option<Blob>, RegistryError> {
-        let Some((claim, claimed_at, stale)) = self.claim(repository, digest).await? else { return Ok(None) };
+        let Some((claim, claimed_at, stale)) = self.claim(repository, digest).await? else {
+            return Ok(None);
+        };
         if need != Need::Bytes && stale {
             let key = keys::repository_blob(repository, digest);
-            return Err(StorageError::unavailable("read claim", key, "only an expired one is known").into());
+            return Err(StorageError::unavailable(
+                "read claim",
+                key,
+                "only an expired one is known",
+            )
+            .into());
         }
         if need != Need::Bytes && claim.state == State::Condemned {
             self.hold(repository, digest, &claim.generation).await?;
         }
         if let Some((record, read_at)) = self.record(digest, &claim.generation, need).await? {
             let (generation, read_at) = (claim.generation, read_at.min(claimed_at));
-            return Ok(Some(Blob { generation, record, read_at, stale }));
+            return Ok(Some(Blob {
+                generation,
+                record,
+                read_at,
+                stale,
+            }));
         }
         self.other_generation(repository, digest).await
     }
@@ -112,14 +136,26 @@ impl Registry {
         digest: &Digest,
     ) -> Result<Option<(Claim, Time, bool)>, RegistryError> {
         let fill = || {
-            let (storage, key) = (Arc::clone(&self.storage), keys::repository_blob(repository, digest));
+            let (storage, key) = (
+                Arc::clone(&self.storage),
+                keys::repository_blob(repository, digest),
+            );
             async move {
-                let Some(object) = storage.read(&key).await? else { return Ok(None) };
-                let RepositoryBlob { state, generation, nonce: _ } = decode(&key, &object.body)?;
+                let Some(object) = storage.read(&key).await? else {
+                    return Ok(None);
+                };
+                let RepositoryBlob {
+                    state,
+                    generation,
+                    nonce: _,
+                } = decode(&key, &object.body)?;
                 Ok(state.is_served().then_some(Claim { generation, state }))
             }
         };
-        let cached = self.claims.get(&(repository.clone(), *digest), fill).await?;
+        let cached = self
+            .claims
+            .get(&(repository.clone(), *digest), fill)
+            .await?;
         Ok(cached.map(|cached| (cached.value, cached.read_at, cached.stale)))
     }
 
@@ -143,7 +179,9 @@ impl Registry {
             let (storage, key) = (Arc::clone(&self.storage), keys::blob(digest, generation));
             async move { read_record(&*storage, &key).await }
         };
-        let Some(cached) = self.records.get(&cache_key, fill).await? else { return Ok(None) };
+        let Some(cached) = self.records.get(&cache_key, fill).await? else {
+            return Ok(None);
+        };
         if need == Need::Bytes || (cached.value.state == State::Live && !cached.stale) {
             return Ok(Some((cached.value, cached.read_at)));
         }
@@ -158,7 +196,9 @@ impl Registry {
     ) -> Result<Option<(Arc<StoredRecord>, Time)>, RegistryError> {
         let (key, cache_key) = (keys::blob(digest, generation), (*digest, *generation));
         let (epoch, read_at) = (self.records.epoch(&cache_key), Clock::now());
-        let Some(object) = self.storage.read(&key).await? else { return Ok(None) };
+        let Some(object) = self.storage.read(&key).await? else {
+            return Ok(None);
+        };
         let mut record: BlobRecord = decode(&key, &object.body)?;
         match record.state.rescue() {
             Rescue::Impossible => {
@@ -177,7 +217,8 @@ impl Registry {
             }
         }
         let record = StoredRecord::new(record);
-        self.records.wrote(&cache_key, epoch, read_at, Arc::clone(&record));
+        self.records
+            .wrote(&cache_key, epoch, read_at, Arc::clone(&record));
         Ok(Some((record, read_at)))
     }
 
@@ -187,12 +228,22 @@ impl Registry {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<Option<Blob>, RegistryError> {
-        let page = self.storage.list(&keys::generations(digest), None, GENERATIONS).await?;
+        let page = self
+            .storage
+            .list(&keys::generations(digest), None, GENERATIONS)
+            .await?;
         for entry in page.entries {
-            let Ok(generation) = entry.key.last_segment().parse::<Generation>() else { continue };
+            let Ok(generation) = entry.key.last_segment().parse::<Generation>() else {
+                continue;
+            };
             if let Some((record, read_at)) = self.rescue(digest, &generation).await? {
                 self.hold(repository, digest, &generation).await?;
-                return Ok(Some(Blob { generation, record, read_at, stale: false }));
+                return Ok(Some(Blob {
+                    generation,
+                    record,
+                    read_at,
+                    stale: false,
+                }));
             }
         }
         Ok(None)
@@ -210,7 +261,8 @@ impl Registry {
         let body = encode(&key, &record)?.into();
         match self.settle(&key, None, body).await? {
             Settled::Written => {
-                self.records.wrote(&cache_key, epoch, started, StoredRecord::new(record));
+                self.records
+                    .wrote(&cache_key, epoch, started, StoredRecord::new(record));
                 Ok(())
             }
             Settled::Lost(_) => {
@@ -227,22 +279,41 @@ impl Registry {
         digest: &Digest,
         generation: &Generation,
     ) -> Result<(), RegistryError> {
-        let (key, cache_key) = (keys::repository_blob(repository, digest), (repository.clone(), *digest));
+        let (key, cache_key) = (
+            keys::repository_blob(repository, digest),
+            (repository.clone(), *digest),
+        );
         let (epoch, started) = (self.claims.epoch(&cache_key), Clock::now());
-        let claim = RepositoryBlob { state: State::Live, generation: *generation, nonce: nonce() };
-        let mut settled = self.settle(&key, None, encode(&key, &claim)?.into()).await?;
+        let claim = RepositoryBlob {
+            state: State::Live,
+            generation: *generation,
+            nonce: nonce(),
+        };
+        let mut settled = self
+            .settle(&key, None, encode(&key, &claim)?.into())
+            .await?;
         if let Settled::Lost(Some(present)) = settled {
             if self.is_held(digest, &key, &present).await? {
                 self.claims.invalidate(&cache_key);
                 return Ok(());
             }
             // The first write met a claim that was there before, so it did not apply and never will.
-            let body = encode(&key, &RepositoryBlob { nonce: nonce(), ..claim })?.into();
+            let body = encode(
+                &key,
+                &RepositoryBlob {
+                    nonce: nonce(),
+                    ..claim
+                },
+            )?
+            .into();
             settled = self.settle(&key, Some(&present.version), body).await?;
         }
         match settled {
             Settled::Written => {
-                let claim = Claim { generation: *generation, state: State::Live };
+                let claim = Claim {
+                    generation: *generation,
+                    state: State::Live,
+                };
                 self.claims.wrote(&cache_key, epoch, started, claim);
                 Ok(())
             }
@@ -257,10 +328,19 @@ impl Registry {
     }
 
     /// Whether a claim that is there is live and names a generation that lives.
-    async fn is_held(&self, digest: &Digest, key: &Key, present: &Object) -> Result<bool, RegistryError> {
+    async fn is_held(
+        &self,
+        digest: &Digest,
+        key: &Key,
+        present: &Object,
+    ) -> Result<bool, RegistryError> {
         let claim: RepositoryBlob = decode(key, &present.body)?;
         let live = claim.state == State::Live;
-        Ok(live && self.record(digest, &claim.generation, Need::Live).await?.is_some())
+        Ok(live
+            && self
+                .record(digest, &claim.generation, Need::Live)
+                .await?
+                .is_some())
     }
 
     /// Lets a repository have a blob that another one has, or that any has. `None` if there is none.
@@ -273,7 +353,9 @@ impl Registry {
         let Some(from) = from else {
             return Ok(self.other_generation(to, digest).await?.map(drop));
         };
-        let Some(blob) = self.blob(from, digest, Need::Live).await? else { return Ok(None) };
+        let Some(blob) = self.blob(from, digest, Need::Live).await? else {
+            return Ok(None);
+        };
         self.hold(to, digest, &blob.generation).await.map(Some)
     }
 
@@ -284,7 +366,11 @@ impl Registry {
         digest: &Digest,
     ) -> Result<(), RegistryError> {
         let key = keys::repository_blob(repository, digest);
-        let object = self.storage.read(&key).await?.ok_or(RegistryError::BlobUnknown)?;
+        let object = self
+            .storage
+            .read(&key)
+            .await?
+            .ok_or(RegistryError::BlobUnknown)?;
         let mut claim: RepositoryBlob = decode(&key, &object.body)?;
         let change = Changed::Blob(repository.clone(), *digest);
         if !claim.state.is_served() {
@@ -292,7 +378,9 @@ impl Registry {
             return Err(RegistryError::BlobUnknown);
         }
         (claim.state, claim.nonce) = (State::Dead, nonce());
-        let settled = self.settle(&key, Some(&object.version), encode(&key, &claim)?.into()).await;
+        let settled = self
+            .settle(&key, Some(&object.version), encode(&key, &claim)?.into())
+            .await;
         self.claims.invalidate(&(repository.clone(), *digest));
         match settled? {
             Settled::Written => {
@@ -304,14 +392,21 @@ impl Registry {
     }
 
     /// Forgets what memory says of a blob whose data was not where its record says.
-    pub(super) fn forget(&self, repository: &RepositoryName, digest: &Digest, generation: &Generation) {
+    pub(super) fn forget(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        generation: &Generation,
+    ) {
         self.records.invalidate(&(*digest, *generation));
         self.claims.invalidate(&(repository.clone(), *digest));
     }
 
     /// The seal of a record, signed once and kept.
     pub(super) fn seal<'a>(&self, record: &'a StoredRecord) -> &'a Seal {
-        record.seal.get_or_init(|| self.seal_key.seal(record.facts.clone()))
+        record
+            .seal
+            .get_or_init(|| self.seal_key.seal(record.facts.clone()))
     }
 }
 
@@ -321,7 +416,9 @@ fn after_lost_rescue(
     winner: Option<Object>,
     read_at: Time,
 ) -> Result<Option<(Arc<StoredRecord>, Time)>, RegistryError> {
-    let Some(winner) = winner else { return Ok(None) };
+    let Some(winner) = winner else {
+        return Ok(None);
+    };
     let record: BlobRecord = decode(key, &winner.body)?;
     match record.state.rescue() {
         Rescue::NotNeeded => Ok(Some((StoredRecord::new(record), read_at))),
@@ -331,8 +428,13 @@ fn after_lost_rescue(
 }
 
 /// A record that is not dead.
-async fn read_record(storage: &dyn Storage, key: &Key) -> Result<Option<Arc<StoredRecord>>, StorageError> {
-    let Some(object) = storage.read(key).await? else { return Ok(None) };
+async fn read_record(
+    storage: &dyn Storage,
+    key: &Key,
+) -> Result<Option<Arc<StoredRecord>>, StorageError> {
+    let Some(object) = storage.read(key).await? else {
+        return Ok(None);
+    };
     let record: BlobRecord = decode(key, &object.body)?;
     Ok(record.state.is_served().then(|| StoredRecord::new(record)))
 }

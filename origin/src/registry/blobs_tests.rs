@@ -22,7 +22,11 @@ struct Story {
 impl Story {
     fn new() -> Self {
         let storage = open("memory:///", 0).unwrap();
-        Self { storage, repository: "app".parse().unwrap(), digest: Digest::sha256(BYTES) }
+        Self {
+            storage,
+            repository: "app".parse().unwrap(),
+            digest: Digest::sha256(BYTES),
+        }
     }
 
     /// A replica that has seen nothing yet.
@@ -38,8 +42,21 @@ impl Story {
         let registry = self.replica().await;
         let (ticket, progress) = registry.begin_upload(&self.repository, false);
         let bytes = stream::iter([Ok(BYTES.into())]).boxed();
-        let body = Body { bytes, len: None, offset: None };
-        registry.finish(&self.repository, ticket, Some(progress.known), self.digest, body).await.unwrap();
+        let body = Body {
+            bytes,
+            len: None,
+            offset: None,
+        };
+        registry
+            .finish(
+                &self.repository,
+                ticket,
+                Some(progress.known),
+                self.digest,
+                body,
+            )
+            .await
+            .unwrap();
         ticket.id
     }
 
@@ -47,11 +64,21 @@ impl Story {
         let key = keys::blob(&self.digest, generation);
         let object = self.storage.read(&key).await.unwrap().unwrap();
         let record: BlobRecord = decode(&key, &object.body).unwrap();
-        let record = BlobRecord { state, nonce: nonce(), ..record };
-        self.storage.swap(&key, &object.version, encode(&key, &record).unwrap().into()).await.unwrap();
+        let record = BlobRecord {
+            state,
+            nonce: nonce(),
+            ..record
+        };
+        self.storage
+            .swap(&key, &object.version, encode(&key, &record).unwrap().into())
+            .await
+            .unwrap();
         if state == State::Dead {
             for segment in record.segments {
-                self.storage.delete(&keys::segment(generation, segment.nonce)).await.unwrap();
+                self.storage
+                    .delete(&keys::segment(generation, segment.nonce))
+                    .await
+                    .unwrap();
             }
         }
     }
@@ -66,8 +93,15 @@ impl Story {
         let key = keys::repository_blob(&self.repository, &self.digest);
         let object = self.storage.read(&key).await.unwrap().unwrap();
         let claim: RepositoryBlob = decode(&key, &object.body).unwrap();
-        let claim = RepositoryBlob { state, nonce: nonce(), ..claim };
-        self.storage.swap(&key, &object.version, encode(&key, &claim).unwrap().into()).await.unwrap();
+        let claim = RepositoryBlob {
+            state,
+            nonce: nonce(),
+            ..claim
+        };
+        self.storage
+            .swap(&key, &object.version, encode(&key, &claim).unwrap().into())
+            .await
+            .unwrap();
     }
 
     async fn claim(&self) -> RepositoryBlob {
@@ -76,12 +110,20 @@ impl Story {
     }
 
     async fn find(&self, registry: &Registry, need: Need) -> Option<Blob> {
-        registry.blob(&self.repository, &self.digest, need).await.unwrap()
+        registry
+            .blob(&self.repository, &self.digest, need)
+            .await
+            .unwrap()
     }
 
     async fn pulls(&self, registry: &Registry) -> bool {
-        let Some(blob) = self.find(registry, Need::Bytes).await else { return false };
-        let bytes = registry.read_blob(&self.repository, &blob, 0..blob.size()).await.unwrap();
+        let Some(blob) = self.find(registry, Need::Bytes).await else {
+            return false;
+        };
+        let bytes = registry
+            .read_blob(&self.repository, &blob, 0..blob.size())
+            .await
+            .unwrap();
         bytes.try_collect::<Vec<_>>().await.unwrap().concat() == BYTES
     }
 }
@@ -94,7 +136,11 @@ async fn what_is_condemned_is_served_and_rescued_by_who_relies_on_it() {
     story.set_claim(State::Condemned).await;
     let registry = story.replica().await;
     assert!(story.pulls(&registry).await);
-    assert_eq!(story.record_state(&generation).await, State::Condemned, "a GET relies on nothing");
+    assert_eq!(
+        story.record_state(&generation).await,
+        State::Condemned,
+        "a GET relies on nothing"
+    );
     assert!(story.find(&registry, Need::Live).await.is_some());
     assert_eq!(story.record_state(&generation).await, State::Live);
     assert_eq!(story.claim().await.state, State::Live);
@@ -104,8 +150,11 @@ async fn what_is_condemned_is_served_and_rescued_by_who_relies_on_it() {
 async fn a_claim_to_a_dead_generation_finds_one_that_lives() {
     let story = Story::new();
     let (first, second) = (story.push().await, story.push().await);
-    let (dead, alive) =
-        if story.claim().await.generation == first { (first, second) } else { (second, first) };
+    let (dead, alive) = if story.claim().await.generation == first {
+        (first, second)
+    } else {
+        (second, first)
+    };
     let warm = story.replica().await;
     assert!(story.find(&warm, Need::Bytes).await.is_some());
     story.set_record(&dead, State::Dead).await;
@@ -124,7 +173,11 @@ async fn a_blob_whose_generations_are_all_dead_is_unknown_until_it_is_pushed_aga
     let registry = story.replica().await;
     assert!(story.find(&registry, Need::Bytes).await.is_none());
     assert!(story.find(&registry, Need::Live).await.is_none());
-    assert_eq!(story.record_state(&generation).await, State::Dead, "dead is final");
+    assert_eq!(
+        story.record_state(&generation).await,
+        State::Dead,
+        "dead is final"
+    );
     let again = story.push().await;
     assert_eq!(story.claim().await.generation, again);
     assert!(story.pulls(&story.replica().await).await);
@@ -135,7 +188,12 @@ async fn a_dead_claim_is_revived_by_a_push() {
     let story = Story::new();
     story.push().await;
     story.set_claim(State::Dead).await;
-    assert!(story.find(&story.replica().await, Need::Live).await.is_none());
+    assert!(
+        story
+            .find(&story.replica().await, Need::Live)
+            .await
+            .is_none()
+    );
     story.push().await;
     assert!(story.pulls(&story.replica().await).await);
 }
@@ -146,8 +204,20 @@ async fn a_finish_whose_record_has_died_since_is_an_unknown_upload() {
     let registry = story.replica().await;
     let (ticket, progress) = registry.begin_upload(&story.repository, false);
     let finish = async || {
-        let body = Body { bytes: stream::iter([Ok(BYTES.into())]).boxed(), len: None, offset: None };
-        registry.finish(&story.repository, ticket, Some(progress.known), story.digest, body).await
+        let body = Body {
+            bytes: stream::iter([Ok(BYTES.into())]).boxed(),
+            len: None,
+            offset: None,
+        };
+        registry
+            .finish(
+                &story.repository,
+                ticket,
+                Some(progress.known),
+                story.digest,
+                body,
+            )
+            .await
     };
     finish().await.unwrap();
     story.set_record(&ticket.id, State::Dead).await;

@@ -15,20 +15,30 @@ pub(crate) struct HybridClock {
 
 impl HybridClock {
     pub(crate) fn new(region: RegionName) -> Self {
-        Self { region, last: AtomicU64::new(0) }
+        Self {
+            region,
+            last: AtomicU64::new(0),
+        }
     }
 
     /// A stamp above the wall clock, above all stamps given before, and above the one in the place of which it is
     /// written.
     pub(crate) fn stamp(&self, replaced: Option<&Stamp>) -> Stamp {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_1970 = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let wall = u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX);
         let least = wall.max(replaced.map_or(0, |stamp| stamp.clock));
         let before = self
             .last
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |last| Some(last.max(least).saturating_add(1)));
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |last| {
+                Some(last.max(least).saturating_add(1))
+            });
         let before = before.unwrap_or_else(|last| last);
-        Stamp { clock: before.max(least).saturating_add(1), region: self.region.clone() }
+        Stamp {
+            clock: before.max(least).saturating_add(1),
+            region: self.region.clone(),
+        }
     }
 }
 
@@ -42,7 +52,10 @@ mod tests {
         let first = clock.stamp(None);
         let second = clock.stamp(None);
         assert!(second > first);
-        let future = Stamp { clock: first.clock + (1 << 60), region: first.region };
+        let future = Stamp {
+            clock: first.clock + (1 << 60),
+            region: first.region,
+        };
         let third = clock.stamp(Some(&future));
         assert!(third > future && clock.stamp(None) > third);
     }

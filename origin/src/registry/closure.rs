@@ -60,9 +60,16 @@ impl Registry {
             return Ok(closure.answer.clone());
         };
         let expires_unix_s = Clock::unix_seconds() + LIFETIME_S;
-        let grant = Grant::sign(&self.seal_key, peer.clone(), closure.digests.clone(), expires_unix_s);
+        let grant = Grant::sign(
+            &self.seal_key,
+            peer.clone(),
+            closure.digests.clone(),
+            expires_unix_s,
+        );
         let granted = ClosureAnswer::with_grant(&closure.answer, grant);
-        Ok(granted.map_err(|error| StorageError::unavailable("encode closure", manifest, error))?.into())
+        Ok(granted
+            .map_err(|error| StorageError::unavailable("encode closure", manifest, error))?
+            .into())
     }
 
     async fn ungranted_closure(
@@ -70,28 +77,43 @@ impl Registry {
         repository: &RepositoryName,
         manifest: &Digest,
     ) -> Result<Arc<Closure>, RegistryError> {
-        let found =
-            self.manifest_by_digest(repository, manifest).await?.ok_or(RegistryError::ManifestUnknown)?;
+        let found = self
+            .manifest_by_digest(repository, manifest)
+            .await?
+            .ok_or(RegistryError::ManifestUnknown)?;
         if let Some(closure) = self.closures.get(manifest) {
             return Ok(closure);
         }
         let parsed = Manifest::parse(&found.manifest.bytes);
-        let parsed = parsed.map_err(|error| StorageError::unavailable("parse manifest", manifest, error))?;
-        let named: Vec<_> = parsed.blobs().into_iter().map(|blob| (blob.digest, blob.size)).collect();
-        let digests = core::iter::once(*manifest).chain(named.iter().map(|(digest, _)| *digest)).collect();
+        let parsed =
+            parsed.map_err(|error| StorageError::unavailable("parse manifest", manifest, error))?;
+        let named: Vec<_> = parsed
+            .blobs()
+            .into_iter()
+            .map(|blob| (blob.digest, blob.size))
+            .collect();
+        let digests = core::iter::once(*manifest)
+            .chain(named.iter().map(|(digest, _)| *digest))
+            .collect();
         let proofs = stream::iter(named).map(|(digest, size)| async move {
             match self.blob(repository, &digest, Need::Bytes).await? {
                 Some(blob) => self.proof(&blob).await.map(|proof| (proof, true)),
                 None => Ok((Proof::DigestOnly { digest, size }, false)),
             }
         });
-        let proofs: Vec<_> = proofs.buffered(LOOKUPS_AT_ONCE).try_collect::<Vec<_>>().await?;
+        let proofs: Vec<_> = proofs
+            .buffered(LOOKUPS_AT_ONCE)
+            .try_collect::<Vec<_>>()
+            .await?;
         let complete = proofs.iter().all(|(_, sealed)| *sealed);
-        let answer =
-            ClosureAnswer { proofs: proofs.into_iter().map(|(proof, _)| proof).collect(), grant: None };
+        let answer = ClosureAnswer {
+            proofs: proofs.into_iter().map(|(proof, _)| proof).collect(),
+            grant: None,
+        };
         let answer = codec::encode(&answer);
-        let answer: Bytes =
-            answer.map_err(|error| StorageError::unavailable("encode closure", manifest, error))?.into();
+        let answer: Bytes = answer
+            .map_err(|error| StorageError::unavailable("encode closure", manifest, error))?
+            .into();
         let closure = Arc::new(Closure { answer, digests });
         if complete {
             self.closures.insert(*manifest, Arc::clone(&closure));
@@ -105,18 +127,27 @@ impl Registry {
             TableAt::Here(table) => Some(table.clone()),
             TableAt::Object { nonce } => Some(self.read_table(blob, *nonce).await?),
         };
-        Ok(Proof::Sealed { seal: self.seal(&blob.record).clone(), table })
+        Ok(Proof::Sealed {
+            seal: self.seal(&blob.record).clone(),
+            table,
+        })
     }
 
     async fn read_table(&self, blob: &Blob, nonce: u128) -> Result<ChunkTable, RegistryError> {
         let (facts, key) = (&blob.record.facts, keys::segment(&blob.generation, nonce));
-        let object =
-            self.storage.read(&key).await?.ok_or_else(|| StorageError::missing("read table", &key))?;
+        let object = self
+            .storage
+            .read(&key)
+            .await?
+            .ok_or_else(|| StorageError::missing("read table", &key))?;
         let table: Result<ChunkTable, _> = codec::decode(&object.body);
-        let table = table.map_err(|error| StorageError::unavailable("decode table", &key, error))?;
+        let table =
+            table.map_err(|error| StorageError::unavailable("decode table", &key, error))?;
         if !table.proves(&Geometry::for_size(facts.size), &facts.root) {
             tracing::error!(%key, "read table: it does not roll up to the blob's root");
-            return Err(StorageError::unavailable("read table", &key, "not the table of the blob").into());
+            return Err(
+                StorageError::unavailable("read table", &key, "not the table of the blob").into(),
+            );
         }
         Ok(table)
     }

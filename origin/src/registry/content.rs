@@ -39,8 +39,10 @@ impl Registry {
                 let digest = blob.record.facts.digest;
                 tracing::warn!(%digest, key, "read blob: a segment is not there, reading the record again");
                 self.forget(repository, &digest, &blob.generation);
-                let blob =
-                    self.blob(repository, &digest, Need::Bytes).await?.ok_or(RegistryError::BlobUnknown)?;
+                let blob = self
+                    .blob(repository, &digest, Need::Bytes)
+                    .await?
+                    .ok_or(RegistryError::BlobUnknown)?;
                 Ok(self.open_range(&blob, range).await?)
             }
             opened => Ok(opened?),
@@ -49,7 +51,10 @@ impl Registry {
 
     /// A URL of the storage at which anybody may read the blob for a while; `None` if the blob is better, or only, read
     /// here: it is in memory, or in several segments, or this storage signs no URLs.
-    pub(crate) async fn presigned_blob(&self, blob: &Blob) -> Result<Option<String>, RegistryError> {
+    pub(crate) async fn presigned_blob(
+        &self,
+        blob: &Blob,
+    ) -> Result<Option<String>, RegistryError> {
         match &*blob.record.segments {
             [segment] if blob.size() > SMALL => {
                 let key = keys::segment(&blob.generation, segment.nonce);
@@ -72,7 +77,9 @@ impl Registry {
         }
         let mut files = Vec::new();
         for (key, within) in cuts {
-            let Some(file) = self.storage.file(&key).await? else { return Ok(None) };
+            let Some(file) = self.storage.file(&key).await? else {
+                return Ok(None);
+            };
             files.push((file, within));
         }
         Ok(Some(files))
@@ -82,9 +89,19 @@ impl Registry {
         let digest = blob.record.facts.digest;
         if blob.size() > SMALL {
             let is_whole = range == (0..blob.size());
-            let bytes = read_segments(&self.storage, &blob.generation, &blob.record.segments, range).await?;
+            let bytes = read_segments(
+                &self.storage,
+                &blob.generation,
+                &blob.record.segments,
+                range,
+            )
+            .await?;
             let checks = is_whole && self.storage.is_remote();
-            return Ok(if checks { checked(bytes, digest, blob.size()) } else { bytes });
+            return Ok(if checks {
+                checked(bytes, digest, blob.size())
+            } else {
+                bytes
+            });
         }
         let fill = || {
             let (storage, blob) = (Arc::clone(&self.storage), blob.clone());
@@ -105,15 +122,28 @@ fn own(error: Arc<StorageError>) -> StorageError {
     match Arc::try_unwrap(error) {
         Ok(error) => error,
         Err(shared) => match &*shared {
-            StorageError::Missing { action, key } => StorageError::Missing { action, key: key.clone() },
+            StorageError::Missing { action, key } => StorageError::Missing {
+                action,
+                key: key.clone(),
+            },
             _ => StorageError::unavailable("read bytes", "blob", shared),
         },
     }
 }
 
 /// A whole small blob, checked: what is kept in memory must be right.
-async fn read_small(storage: &Arc<dyn Storage>, blob: &Blob, digest: &Digest) -> Result<Bytes, StorageError> {
-    let read = read_segments(storage, &blob.generation, &blob.record.segments, 0..blob.size()).await?;
+async fn read_small(
+    storage: &Arc<dyn Storage>,
+    blob: &Blob,
+    digest: &Digest,
+) -> Result<Bytes, StorageError> {
+    let read = read_segments(
+        storage,
+        &blob.generation,
+        &blob.record.segments,
+        0..blob.size(),
+    )
+    .await?;
     let bytes = read.try_fold(BytesMut::new(), |mut bytes, piece| async move {
         bytes.extend_from_slice(&piece);
         Ok(bytes)
@@ -121,7 +151,11 @@ async fn read_small(storage: &Arc<dyn Storage>, blob: &Blob, digest: &Digest) ->
     let bytes = bytes.await?.freeze();
     if !digest.matches(&bytes) {
         tracing::error!(%digest, "read blob: the storage holds other bytes than were pushed");
-        return Err(StorageError::unavailable("read bytes", digest, "the bytes are not those of the digest"));
+        return Err(StorageError::unavailable(
+            "read bytes",
+            digest,
+            "the bytes are not those of the digest",
+        ));
     }
     Ok(bytes)
 }
@@ -130,16 +164,25 @@ async fn read_small(storage: &Arc<dyn Storage>, blob: &Blob, digest: &Digest) ->
 /// place, and never a whole body that is wrong.
 fn checked(bytes: ByteStream, digest: Digest, size: u64) -> ByteStream {
     let hasher = DigestHasher::new(digest.algorithm());
-    let passed = stream::try_unfold((bytes, hasher, size), move |(mut bytes, mut hasher, left)| async move {
-        let Some(piece) = bytes.try_next().await? else { return Ok(None) };
-        hasher.update(&piece);
-        let left = left.saturating_sub(piece.len() as u64);
-        if left == 0 && hasher.clone().finish() != digest {
-            tracing::error!(%digest, "read blob: other bytes came from the storage than were pushed");
-            return Err(StorageError::unavailable("read bytes", digest, "they are not those of the digest"));
-        }
-        Ok(Some((piece, (bytes, hasher, left))))
-    });
+    let passed = stream::try_unfold(
+        (bytes, hasher, size),
+        move |(mut bytes, mut hasher, left)| async move {
+            let Some(piece) = bytes.try_next().await? else {
+                return Ok(None);
+            };
+            hasher.update(&piece);
+            let left = left.saturating_sub(piece.len() as u64);
+            if left == 0 && hasher.clone().finish() != digest {
+                tracing::error!(%digest, "read blob: other bytes came from the storage than were pushed");
+                return Err(StorageError::unavailable(
+                    "read bytes",
+                    digest,
+                    "they are not those of the digest",
+                ));
+            }
+            Ok(Some((piece, (bytes, hasher, left))))
+        },
+    );
     passed.boxed()
 }
 
@@ -151,7 +194,9 @@ pub(crate) async fn read_segments(
     range: Range<u64>,
 ) -> Result<ByteStream, StorageError> {
     let mut cuts = cuts(generation, segments, range).into_iter();
-    let Some((key, within)) = cuts.next() else { return Ok(stream::empty().boxed()) };
+    let Some((key, within)) = cuts.next() else {
+        return Ok(stream::empty().boxed());
+    };
     let first = storage.read_range(&key, within).await?;
     let storage = Arc::clone(storage);
     let rest = stream::iter(cuts).then(move |(key, within)| {
@@ -162,7 +207,11 @@ pub(crate) async fn read_segments(
 }
 
 /// Which bytes of which objects a range covers.
-fn cuts(generation: &Generation, segments: &[Segment], range: Range<u64>) -> Vec<(Key, Range<u64>)> {
+fn cuts(
+    generation: &Generation,
+    segments: &[Segment],
+    range: Range<u64>,
+) -> Vec<(Key, Range<u64>)> {
     let mut cuts = Vec::new();
     let mut start = 0;
     for segment in segments {
@@ -186,10 +235,17 @@ mod tests {
     fn a_range_touches_only_the_segments_that_it_needs() {
         let repository: RepositoryName = "app".parse().expect("a name");
         let generation = Signer::new([0; 32]).begin(&repository, 1, false).id;
-        let segments = [3, 5, 2].map(|size| Segment { nonce: size.into(), size });
+        let segments = [3, 5, 2].map(|size| Segment {
+            nonce: size.into(),
+            size,
+        });
         let ranges = |range| {
-            let within = cuts(&generation, &segments, range).into_iter().map(|cut| cut.1);
-            within.map(|within| (within.start, within.end)).collect::<Vec<_>>()
+            let within = cuts(&generation, &segments, range)
+                .into_iter()
+                .map(|cut| cut.1);
+            within
+                .map(|within| (within.start, within.end))
+                .collect::<Vec<_>>()
         };
         assert_eq!(ranges(0..10), [(0, 3), (0, 5), (0, 2)]);
         assert_eq!(ranges(2..4), [(2, 3), (0, 1)]);

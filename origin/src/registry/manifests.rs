@@ -37,7 +37,12 @@ pub(crate) struct StoredManifest {
 
 impl StoredManifest {
     fn new(digest: Digest, media_type: String, bytes: Bytes) -> Self {
-        Self { digest, media_type, bytes, quoted_digest: format!("\"{digest}\"").into() }
+        Self {
+            digest,
+            media_type,
+            bytes,
+            quoted_digest: format!("\"{digest}\"").into(),
+        }
     }
 
     /// The digest as text, as an entity tag has it.
@@ -89,11 +94,19 @@ impl Registry {
     ) -> Result<Found, RegistryError> {
         let (digest, tag_is_stale) = match reference {
             Reference::Digest(digest) => (*digest, false),
-            Reference::Tag(tag) => self.tag(repository, tag).await?.ok_or(RegistryError::ManifestUnknown)?,
+            Reference::Tag(tag) => self
+                .tag(repository, tag)
+                .await?
+                .ok_or(RegistryError::ManifestUnknown)?,
         };
-        let found =
-            self.manifest_by_digest(repository, &digest).await?.ok_or(RegistryError::ManifestUnknown)?;
-        Ok(Found { stale: found.stale || tag_is_stale, ..found })
+        let found = self
+            .manifest_by_digest(repository, &digest)
+            .await?
+            .ok_or(RegistryError::ManifestUnknown)?;
+        Ok(Found {
+            stale: found.stale || tag_is_stale,
+            ..found
+        })
     }
 
     /// The manifest that a reference names if memory holds all that the answer needs, and nothing of it is due to be
@@ -121,10 +134,16 @@ impl Registry {
     ) -> Result<Option<Found>, RegistryError> {
         let digest = *digest;
         let fill = || {
-            let (storage, key) = (Arc::clone(&self.storage), keys::manifest(repository, &digest));
+            let (storage, key) = (
+                Arc::clone(&self.storage),
+                keys::manifest(repository, &digest),
+            );
             async move {
-                let Some(object) = storage.read(&key).await? else { return Ok(None) };
-                let Some((media_type, bytes)) = ManifestRecord::of(&key, &object.body)?.content else {
+                let Some(object) = storage.read(&key).await? else {
+                    return Ok(None);
+                };
+                let Some((media_type, bytes)) = ManifestRecord::of(&key, &object.body)?.content
+                else {
                     return Ok(None);
                 };
                 if !digest.matches(&bytes) {
@@ -135,11 +154,19 @@ impl Registry {
                         "not the bytes of the digest",
                     ));
                 }
-                Ok(Some(Arc::new(StoredManifest::new(digest, media_type, bytes))))
+                Ok(Some(Arc::new(StoredManifest::new(
+                    digest, media_type, bytes,
+                ))))
             }
         };
-        let cached = self.manifests.get(&(repository.clone(), digest), fill).await?;
-        Ok(cached.map(|cached| Found { manifest: cached.value, stale: cached.stale }))
+        let cached = self
+            .manifests
+            .get(&(repository.clone(), digest), fill)
+            .await?;
+        Ok(cached.map(|cached| Found {
+            manifest: cached.value,
+            stale: cached.stale,
+        }))
     }
 
     /// Stores a manifest and moves tags to it, and tells the other replicas. `media_type` is what the request says, without parameters.
@@ -157,10 +184,12 @@ impl Registry {
         };
         if !digest.matches(&bytes) {
             let computed = Digest::of(digest.algorithm(), &bytes);
-            return Err(RegistryError::DigestInvalid(format!("the manifest has the digest {computed}")));
+            return Err(RegistryError::DigestInvalid(format!(
+                "the manifest has the digest {computed}"
+            )));
         }
-        let manifest =
-            Manifest::parse(&bytes).map_err(|error| RegistryError::ManifestInvalid(error.to_string()))?;
+        let manifest = Manifest::parse(&bytes)
+            .map_err(|error| RegistryError::ManifestInvalid(error.to_string()))?;
         let media_type = agreed_media_type(media_type, &manifest)?;
         let oldest = self.check_named(repository, &manifest, Need::Live).await?;
         let stored = Arc::new(StoredManifest::new(digest, media_type, bytes));
@@ -174,7 +203,8 @@ impl Registry {
         }
         let subject = manifest.subject.as_ref().map(|subject| subject.digest);
         if let Some(subject) = subject {
-            self.write_referrer(repository, &subject, &stored, &manifest, stamp).await?;
+            self.write_referrer(repository, &subject, &stored, &manifest, stamp)
+                .await?;
         }
         for tag in tags {
             self.write_tag(repository, tag, Some(digest)).await?;
@@ -192,22 +222,38 @@ impl Registry {
         need: Need,
     ) -> Result<Time, RegistryError> {
         let began = Clock::now();
-        let blobs = manifest.blobs().into_iter().map(|blob| blob.digest).collect::<Vec<_>>();
+        let blobs = manifest
+            .blobs()
+            .into_iter()
+            .map(|blob| blob.digest)
+            .collect::<Vec<_>>();
         let checks = stream::iter(blobs).map(|digest| async move {
             let found = self.blob(repository, &digest, need).await?;
-            Ok(found.ok_or(RegistryError::ManifestBlobUnknown(digest))?.read_at)
+            Ok(found
+                .ok_or(RegistryError::ManifestBlobUnknown(digest))?
+                .read_at)
         });
         let oldest = checks
             .buffer_unordered(CHECKS_AT_ONCE)
-            .try_fold(began, |oldest, read_at| async move { Ok::<_, RegistryError>(oldest.min(read_at)) });
+            .try_fold(began, |oldest, read_at| async move {
+                Ok::<_, RegistryError>(oldest.min(read_at))
+            });
         let oldest = oldest.await?;
-        let children =
-            manifest.manifests.iter().filter(|child| child.urls.is_empty()).map(|child| child.digest);
+        let children = manifest
+            .manifests
+            .iter()
+            .filter(|child| child.urls.is_empty())
+            .map(|child| child.digest);
         let checks = stream::iter(children.collect::<Vec<_>>()).map(|digest| async move {
             let found = self.manifest_by_digest(repository, &digest).await?;
-            found.map(drop).ok_or(RegistryError::ManifestBlobUnknown(digest))
+            found
+                .map(drop)
+                .ok_or(RegistryError::ManifestBlobUnknown(digest))
         });
-        checks.buffer_unordered(CHECKS_AT_ONCE).try_collect::<()>().await?;
+        checks
+            .buffer_unordered(CHECKS_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
         Ok(oldest)
     }
 
@@ -234,19 +280,29 @@ impl Registry {
         repository: &RepositoryName,
         manifest: Arc<StoredManifest>,
     ) -> Result<(Stored, Stamp), RegistryError> {
-        let (key, cache_key) =
-            (keys::manifest(repository, &manifest.digest), (repository.clone(), manifest.digest));
+        let (key, cache_key) = (
+            keys::manifest(repository, &manifest.digest),
+            (repository.clone(), manifest.digest),
+        );
         let (epoch, started) = (self.manifests.epoch(&cache_key), Clock::now());
         let present = self.storage.read(&key).await?;
-        let replaced = present.as_ref().map(|object| ManifestRecord::of(&key, &object.body)).transpose()?;
+        let replaced = present
+            .as_ref()
+            .map(|object| ManifestRecord::of(&key, &object.body))
+            .transpose()?;
         let record = ManifestRecord {
-            stamp: self.clock.stamp(replaced.as_ref().map(|record| &record.stamp)),
+            stamp: self
+                .clock
+                .stamp(replaced.as_ref().map(|record| &record.stamp)),
             content: Some((manifest.media_type.clone(), manifest.bytes.clone())),
             buried_subject: None,
             nonce: nonce(),
         };
         let another_type = |(media_type, _): (String, Bytes)| media_type != manifest.media_type;
-        let stored = match replaced.and_then(|record| record.content).is_some_and(another_type) {
+        let stored = match replaced
+            .and_then(|record| record.content)
+            .is_some_and(another_type)
+        {
             true => Stored::Changed,
             false => Stored::New,
         };
@@ -257,39 +313,64 @@ impl Registry {
             return Ok((stored, record.stamp));
         }
         self.manifests.invalidate(&cache_key);
-        let Settled::Lost(Some(winner)) = settled? else { return Err(RegistryError::Contended) };
+        let Settled::Lost(Some(winner)) = settled? else {
+            return Err(RegistryError::Contended);
+        };
         // The bytes under a digest are always the same: another's are as good, while they are alive.
         let winner = ManifestRecord::of(&key, &winner.body)?;
-        winner.content.map(|_| (stored, winner.stamp)).ok_or(RegistryError::Contended)
+        winner
+            .content
+            .map(|_| (stored, winner.stamp))
+            .ok_or(RegistryError::Contended)
     }
 
     /// Writes a tombstone in the place of a manifest, tells the other replicas, and takes it out of its subject's list.
-    async fn bury_manifest(&self, repository: &RepositoryName, digest: &Digest) -> Result<(), RegistryError> {
+    async fn bury_manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<(), RegistryError> {
         let key = keys::manifest(repository, digest);
-        let object = self.storage.read(&key).await?.ok_or(RegistryError::ManifestUnknown)?;
+        let object = self
+            .storage
+            .read(&key)
+            .await?
+            .ok_or(RegistryError::ManifestUnknown)?;
         let record = ManifestRecord::of(&key, &object.body)?;
         let change = Changed::Manifest(repository.clone(), *digest);
         let Some((_, bytes)) = record.content else {
             self.gone_already(change).await;
             // Who wrote the tombstone may have died before it did this.
             if let Some(subject) = record.buried_subject {
-                self.bury_referrer(repository, &subject, digest, record.stamp).await?;
+                self.bury_referrer(repository, &subject, digest, record.stamp)
+                    .await?;
             }
             return Err(RegistryError::ManifestUnknown);
         };
         let stamp = self.clock.stamp(Some(&record.stamp));
-        let subject = Manifest::parse(&bytes).ok().and_then(|manifest| manifest.subject);
+        let subject = Manifest::parse(&bytes)
+            .ok()
+            .and_then(|manifest| manifest.subject);
         let buried_subject = subject.map(|subject| subject.digest);
-        let tombstone =
-            ManifestRecord { stamp: stamp.clone(), content: None, buried_subject, nonce: nonce() };
-        let settled = self.settle(&key, Some(&object.version), tombstone.body(&key)?).await;
+        let tombstone = ManifestRecord {
+            stamp: stamp.clone(),
+            content: None,
+            buried_subject,
+            nonce: nonce(),
+        };
+        let settled = self
+            .settle(&key, Some(&object.version), tombstone.body(&key)?)
+            .await;
         self.manifests.invalidate(&(repository.clone(), *digest));
         match settled? {
             Settled::Written => self.announce(vec![change]).await,
             Settled::Lost(_) => return Err(RegistryError::Contended),
         }
         match buried_subject {
-            Some(subject) => self.bury_referrer(repository, &subject, digest, stamp).await,
+            Some(subject) => {
+                self.bury_referrer(repository, &subject, digest, stamp)
+                    .await
+            }
             None => Ok(()),
         }
     }
@@ -328,12 +409,17 @@ impl Registry {
         let fill = || {
             let (storage, key) = (Arc::clone(&self.storage), keys::tag(repository, tag));
             async move {
-                let Some(object) = storage.read(&key).await? else { return Ok(None) };
+                let Some(object) = storage.read(&key).await? else {
+                    return Ok(None);
+                };
                 let pointer = Pointer::<TagValue>::of(&key, &object.body)?;
                 Ok(pointer.value.map(|value| value.digest))
             }
         };
-        let cached = self.tags.get(&(repository.clone(), tag.clone()), fill).await?;
+        let cached = self
+            .tags
+            .get(&(repository.clone(), tag.clone()), fill)
+            .await?;
         Ok(cached.map(|cached| (cached.value, cached.stale)))
     }
 
@@ -344,9 +430,14 @@ impl Registry {
         tag: &Tag,
         digest: Option<Digest>,
     ) -> Result<(), RegistryError> {
-        let (key, cache_key) = (keys::tag(repository, tag), (repository.clone(), tag.clone()));
+        let (key, cache_key) = (
+            keys::tag(repository, tag),
+            (repository.clone(), tag.clone()),
+        );
         let (epoch, started) = (self.tags.epoch(&cache_key), Clock::now());
-        let settled = self.write_pointer(&key, digest.map(|digest| TagValue { digest })).await;
+        let settled = self
+            .write_pointer(&key, digest.map(|digest| TagValue { digest }))
+            .await;
         match (settled, digest) {
             (Ok(()), Some(digest)) => {
                 self.tags.wrote(&cache_key, epoch, started, digest);

@@ -104,14 +104,17 @@ impl Registry {
                 })
                 .time_to_live(limits.upload_lifetime)
                 .build(),
-            claims: Cache::new(refreshed(other), |(name, _): &BlobKey, _| ENTRY_LEN + name.as_str().len()),
+            claims: Cache::new(refreshed(other), |(name, _): &BlobKey, _| {
+                ENTRY_LEN + name.as_str().len()
+            }),
             records: Cache::new(
                 timed(format.horizons.liveness, limits.record_cache.0),
                 |_, record: &Arc<StoredRecord>| record.weight(),
             ),
-            small_blobs: Cache::new(timed(FOR_EVER, limits.small_blob_cache.0), |_, bytes: &Bytes| {
-                ENTRY_LEN + bytes.len()
-            }),
+            small_blobs: Cache::new(
+                timed(FOR_EVER, limits.small_blob_cache.0),
+                |_, bytes: &Bytes| ENTRY_LEN + bytes.len(),
+            ),
             manifests: Cache::new(
                 refreshed(limits.manifest_cache.0),
                 |(name, _): &BlobKey, manifest: &Arc<StoredManifest>| {
@@ -120,7 +123,9 @@ impl Registry {
             ),
             tags: Cache::new(
                 timed(limits.tag_time_to_live, other),
-                |(name, tag): &(RepositoryName, Tag), _| ENTRY_LEN + name.as_str().len() + tag.as_str().len(),
+                |(name, tag): &(RepositoryName, Tag), _| {
+                    ENTRY_LEN + name.as_str().len() + tag.as_str().len()
+                },
             ),
             closures: moka::sync::Cache::builder()
                 .max_capacity(other)
@@ -153,7 +158,9 @@ impl Registry {
     pub(crate) async fn check_storage(&self) -> Result<(), StorageError> {
         let key = keys::format();
         let found = self.storage.read(&key).await?;
-        found.map(drop).ok_or_else(|| StorageError::missing("read object", &key))
+        found
+            .map(drop)
+            .ok_or_else(|| StorageError::missing("read object", &key))
     }
 
     pub(crate) fn announcer(&self) -> &Announcer {
@@ -181,7 +188,9 @@ impl Registry {
     pub(crate) fn forget_changed(&self, changed: Changed) {
         match changed {
             Changed::Tag(repository, tag) => self.tags.invalidate(&(repository, tag)),
-            Changed::Manifest(repository, digest) => self.manifests.invalidate(&(repository, digest)),
+            Changed::Manifest(repository, digest) => {
+                self.manifests.invalidate(&(repository, digest))
+            }
             Changed::Blob(repository, digest) => self.claims.invalidate(&(repository, digest)),
         }
     }
@@ -190,10 +199,18 @@ impl Registry {
     ///
     /// # Errors
     /// As [`Settler::write`], which is left where it stands when its time is over.
-    async fn settle(&self, key: &Key, seen: Option<&Version>, body: Bytes) -> Result<Settled, StorageError> {
+    async fn settle(
+        &self,
+        key: &Key,
+        seen: Option<&Version>,
+        body: Bytes,
+    ) -> Result<Settled, StorageError> {
         // Time for a call that hangs, for finding out what became of it, and for repeating it.
         let within = self.limits.storage_timeout * 2;
-        let settling = Settler { storage: &*self.storage }.write(key, seen, body);
+        let settling = Settler {
+            storage: &*self.storage,
+        }
+        .write(key, seen, body);
         tokio::select! {
             // Looked at first: a call that ends with its time is not followed by another one.
             biased;

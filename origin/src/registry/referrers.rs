@@ -45,12 +45,15 @@ impl Registry {
     ) -> Result<ReferrerPage, RegistryError> {
         let limit = limit.clamp(1, MAX_REFERRERS);
         let after = last.map(|last| keys::referrer(repository, subject, last));
-        let live = self.live_keys(&keys::referrers(repository, subject), after, limit).await?;
+        let live = self
+            .live_keys(&keys::referrers(repository, subject), after, limit)
+            .await?;
         let keys = live.len();
         let reads = stream::iter(live.into_iter().take(limit)).map(|key| async move {
             let object = self.storage.read(&key).await?;
-            let pointer =
-                object.map(|object| Pointer::<ReferrerValue>::of(&key, &object.body)).transpose()?;
+            let pointer = object
+                .map(|object| Pointer::<ReferrerValue>::of(&key, &object.body))
+                .transpose()?;
             Ok::<_, RegistryError>((key, pointer.and_then(|pointer| pointer.value)))
         });
         let mut reads = reads.buffered(READS_AT_ONCE);
@@ -59,7 +62,8 @@ impl Registry {
             read += 1;
             if let Some(value) = value {
                 len += value.descriptor.len();
-                page.descriptors.extend(serde_json::from_str::<Value>(&value.descriptor));
+                page.descriptors
+                    .extend(serde_json::from_str::<Value>(&value.descriptor));
             }
             if read == limit || len >= MAX_PAGE_LEN {
                 page.next = (read < keys).then(|| key.last_segment().to_owned());
@@ -79,9 +83,15 @@ impl Registry {
         stamp: Stamp,
     ) -> Result<(), RegistryError> {
         let key = keys::referrer(repository, subject, &stored.digest);
-        let descriptor =
-            descriptor(&stored.digest, manifest, &stored.media_type, stored.bytes.len()).to_string();
-        self.follow_manifest(&key, &stamp, Some(ReferrerValue { descriptor })).await
+        let descriptor = descriptor(
+            &stored.digest,
+            manifest,
+            &stored.media_type,
+            stored.bytes.len(),
+        )
+        .to_string();
+        self.follow_manifest(&key, &stamp, Some(ReferrerValue { descriptor }))
+            .await
     }
 
     /// Takes a manifest that was deleted with this stamp out of the list. Without an entry there leaves a tombstone all the
@@ -93,7 +103,8 @@ impl Registry {
         digest: &Digest,
         stamp: Stamp,
     ) -> Result<(), RegistryError> {
-        self.follow_manifest(&keys::referrer(repository, subject, digest), &stamp, None).await
+        self.follow_manifest(&keys::referrer(repository, subject, digest), &stamp, None)
+            .await
     }
 
     /// Writes an entry, unless the one that is there follows a later change. What lost to an earlier one did not apply
@@ -111,7 +122,11 @@ impl Registry {
             {
                 return Ok(());
             }
-            let entry = Pointer { stamp: stamp.clone(), value: value.clone(), nonce: nonce() };
+            let entry = Pointer {
+                stamp: stamp.clone(),
+                value: value.clone(),
+                nonce: nonce(),
+            };
             let seen = present.as_ref().map(|object| &object.version);
             match self.settle(key, seen, entry.body(key)?.into()).await? {
                 Settled::Written => return Ok(()),
@@ -129,7 +144,10 @@ fn descriptor(digest: &Digest, manifest: &Manifest, media_type: &str, size: usiz
     descriptor.insert("digest".to_owned(), json!(digest.to_string()));
     descriptor.insert("size".to_owned(), json!(size));
     let own = manifest.artifact_type.clone().filter(|own| !own.is_empty());
-    let config = manifest.config.as_ref().map(|config| config.media_type.clone());
+    let config = manifest
+        .config
+        .as_ref()
+        .map(|config| config.media_type.clone());
     if let Some(artifact_type) = own.or(config) {
         descriptor.insert("artifactType".to_owned(), json!(artifact_type));
     }
@@ -149,7 +167,8 @@ mod tests {
     fn an_artifact_is_described_by_its_type_or_by_its_configuration() {
         let digest = Digest::sha256(b"x");
         let config = json!({"mediaType": "application/vnd.example", "digest": digest, "size": 1});
-        let text = json!({"schemaVersion": 2, "config": config, "annotations": {"a": "b"}}).to_string();
+        let text =
+            json!({"schemaVersion": 2, "config": config, "annotations": {"a": "b"}}).to_string();
         let manifest = Manifest::parse(text.as_bytes()).expect("a manifest");
         let described = descriptor(&digest, &manifest, OCI_MANIFEST, 9);
         assert_eq!(described["artifactType"], "application/vnd.example");
@@ -157,6 +176,9 @@ mod tests {
         assert_eq!(described["size"], 9);
         let text = json!({"schemaVersion": 2, "artifactType": "x/y", "manifests": []}).to_string();
         let manifest = Manifest::parse(text.as_bytes()).expect("an index");
-        assert_eq!(descriptor(&digest, &manifest, OCI_INDEX, 9)["artifactType"], "x/y");
+        assert_eq!(
+            descriptor(&digest, &manifest, OCI_INDEX, 9)["artifactType"],
+            "x/y"
+        );
     }
 }

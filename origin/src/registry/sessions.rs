@@ -31,16 +31,26 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(ticket: Ticket) -> Self {
-        Self { chain: Chain::default(), hashes: Hashes::new(ticket.hash_sha512) }
+        Self {
+            chain: Chain::default(),
+            hashes: Hashes::new(ticket.hash_sha512),
+        }
     }
 
     pub(super) fn weight(&self) -> usize {
         // Hashers of fixed size, and a value for each unit of the tree: some thousands at most.
-        4096 + size_of_val(self.chain.segments()) + 32 * (self.chain.end() / PART_SIZE).min(4096) as usize
+        4096 + size_of_val(self.chain.segments())
+            + 32 * (self.chain.end() / PART_SIZE).min(4096) as usize
     }
 
     pub(super) fn progress(&self, upload: Generation) -> Progress {
-        Progress { upload, end: self.chain.end(), known: Known { last: self.chain.last() } }
+        Progress {
+            upload,
+            end: self.chain.end(),
+            known: Known {
+                last: self.chain.last(),
+            },
+        }
     }
 }
 
@@ -62,7 +72,11 @@ impl Upload {
 
 impl Registry {
     /// The upload as this replica or the request's Location knows it; it may be further by now.
-    pub(super) async fn upload(&self, ticket: Ticket, known: Option<Known>) -> Result<Upload, RegistryError> {
+    pub(super) async fn upload(
+        &self,
+        ticket: Ticket,
+        known: Option<Known>,
+    ) -> Result<Upload, RegistryError> {
         let session = self.sessions.get(&ticket.id);
         if let Some(session) = session
             && known.is_none_or(|known| known.last <= session.chain.last())
@@ -89,7 +103,9 @@ impl Registry {
         upload: Upload,
         offset: Option<u64>,
     ) -> Result<Upload, RegistryError> {
-        let (Some(offset), Upload::Open(session)) = (offset, &upload) else { return Ok(upload) };
+        let (Some(offset), Upload::Open(session)) = (offset, &upload) else {
+            return Ok(upload);
+        };
         if session.chain.end() == offset {
             return Ok(upload);
         }
@@ -103,24 +119,44 @@ impl Registry {
     }
 
     /// The upload by the last of its links in storage, at or after the link at `from`.
-    pub(super) async fn latest(&self, ticket: Ticket, from: Option<u64>) -> Result<Upload, RegistryError> {
+    pub(super) async fn latest(
+        &self,
+        ticket: Ticket,
+        from: Option<u64>,
+    ) -> Result<Upload, RegistryError> {
         let prefix = keys::links(&ticket.id);
         // A listing begins after a key: the one before the first that is looked for.
-        let mut after =
-            from.and_then(|from| from.checked_sub(1)).map(|before| keys::link(&ticket.id, before));
+        let mut after = from
+            .and_then(|from| from.checked_sub(1))
+            .map(|before| keys::link(&ticket.id, before));
         let mut last = None;
         loop {
-            let page = self.storage.list(&prefix, after.as_ref(), LINKS_PER_PAGE).await?;
-            last = page.entries.into_iter().next_back().map(|entry| entry.key).or(last);
+            let page = self
+                .storage
+                .list(&prefix, after.as_ref(), LINKS_PER_PAGE)
+                .await?;
+            last = page
+                .entries
+                .into_iter()
+                .next_back()
+                .map(|entry| entry.key)
+                .or(last);
             if !page.more {
                 break;
             }
             after.clone_from(&last);
         }
-        let Some(key) = last else { return Ok(Upload::Open(Arc::new(Session::new(ticket)))) };
+        let Some(key) = last else {
+            return Ok(Upload::Open(Arc::new(Session::new(ticket))));
+        };
         let offset = u64::from_str_radix(key.last_segment(), 16);
-        let offset = offset.map_err(|error| StorageError::unavailable("list links", &key, error))?;
-        let object = self.storage.read(&key).await?.ok_or(RegistryError::UploadUnknown)?;
+        let offset =
+            offset.map_err(|error| StorageError::unavailable("list links", &key, error))?;
+        let object = self
+            .storage
+            .read(&key)
+            .await?
+            .ok_or(RegistryError::UploadUnknown)?;
         self.follow(ticket, offset, &key, &object).await
     }
 
@@ -147,10 +183,21 @@ impl Registry {
             Next::Finished(link) => return Ok(Upload::Finished(Box::new(link))),
             Next::Cancelled => return Ok(Upload::Cancelled),
         };
-        let Some(midstates) = midstates else { return Err(RegistryError::UploadUnknown) };
+        let Some(midstates) = midstates else {
+            return Err(RegistryError::UploadUnknown);
+        };
         let tail = midstates.covered()..chain.end();
-        if tail.end.checked_sub(tail.start).is_none_or(|len| len > PART_SIZE) {
-            return Err(StorageError::unavailable("follow upload", key, "midstates of other bytes").into());
+        if tail
+            .end
+            .checked_sub(tail.start)
+            .is_none_or(|len| len > PART_SIZE)
+        {
+            return Err(StorageError::unavailable(
+                "follow upload",
+                key,
+                "midstates of other bytes",
+            )
+            .into());
         }
         let tail = read_segments(&self.storage, &ticket.id, chain.segments(), tail).await?;
         let tail = tail.try_fold(BytesMut::new(), |mut bytes, piece| async move {
@@ -158,16 +205,24 @@ impl Registry {
             Ok(bytes)
         });
         let hashes = Hashes::resume(midstates, &tail.await?);
-        let hashes = hashes.map_err(|error| StorageError::unavailable("follow upload", key, error))?;
+        let hashes =
+            hashes.map_err(|error| StorageError::unavailable("follow upload", key, error))?;
         let session = Arc::new(Session { chain, hashes });
         self.sessions.insert(ticket.id, Arc::clone(&session));
         Ok(Upload::Open(session))
     }
 
-    async fn base_segments(&self, ticket: Ticket, offset: u64) -> Result<Vec<Segment>, RegistryError> {
+    async fn base_segments(
+        &self,
+        ticket: Ticket,
+        offset: u64,
+    ) -> Result<Vec<Segment>, RegistryError> {
         let key = keys::link(&ticket.id, offset);
-        let object =
-            self.storage.read(&key).await?.ok_or_else(|| StorageError::missing("read link", &key))?;
+        let object = self
+            .storage
+            .read(&key)
+            .await?
+            .ok_or_else(|| StorageError::missing("read link", &key))?;
         let link: Link = decode(&key, &object.body)?;
         Ok(link.segments)
     }

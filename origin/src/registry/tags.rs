@@ -32,12 +32,19 @@ impl Registry {
     ) -> Result<TagPage, RegistryError> {
         let limit = limit.min(MAX_TAGS);
         let after = last.map(|last| keys::tag(repository, last));
-        let live = self.live_keys(&keys::tags(repository), after, limit).await?;
-        if live.is_empty() && last.is_none() && limit > 0 && !self.has_manifests(repository).await? {
+        let live = self
+            .live_keys(&keys::tags(repository), after, limit)
+            .await?;
+        if live.is_empty() && last.is_none() && limit > 0 && !self.has_manifests(repository).await?
+        {
             return Err(RegistryError::NameUnknown);
         }
         let more = live.len() > limit;
-        let tags = live.iter().take(limit).map(|key| key.last_segment().to_owned()).collect();
+        let tags = live
+            .iter()
+            .take(limit)
+            .map(|key| key.last_segment().to_owned())
+            .collect();
         Ok(TagPage { tags, more })
     }
 
@@ -53,7 +60,10 @@ impl Registry {
             let wanted = (limit + 1 - live.len()).min(KEYS_PER_PAGE);
             let page = self.storage.list(prefix, after.as_ref(), wanted).await?;
             after = page.entries.last().map(|entry| entry.key.clone());
-            let alive = page.entries.into_iter().filter(|entry| entry.size >= TOMBSTONE_LIMIT);
+            let alive = page
+                .entries
+                .into_iter()
+                .filter(|entry| entry.size >= TOMBSTONE_LIMIT);
             live.extend(alive.map(|entry| entry.key));
             if !page.more {
                 break;
@@ -63,7 +73,10 @@ impl Registry {
     }
 
     async fn has_manifests(&self, repository: &RepositoryName) -> Result<bool, RegistryError> {
-        let page = self.storage.list(&keys::manifests(repository), None, 1).await?;
+        let page = self
+            .storage
+            .list(&keys::manifests(repository), None, 1)
+            .await?;
         Ok(!page.entries.is_empty())
     }
 
@@ -74,13 +87,27 @@ impl Registry {
         value: Option<TagValue>,
     ) -> Result<(), RegistryError> {
         let present = self.storage.read(key).await?;
-        let replaced =
-            present.as_ref().map(|object| Pointer::<TagValue>::of(key, &object.body)).transpose()?;
-        if value.is_none() && replaced.as_ref().is_none_or(|pointer| pointer.value.is_none()) {
+        let replaced = present
+            .as_ref()
+            .map(|object| Pointer::<TagValue>::of(key, &object.body))
+            .transpose()?;
+        if value.is_none()
+            && replaced
+                .as_ref()
+                .is_none_or(|pointer| pointer.value.is_none())
+        {
             return Err(RegistryError::ManifestUnknown);
         }
-        let stamp = self.clock.stamp(replaced.as_ref().map(|pointer| &pointer.stamp));
-        let body = Pointer { stamp, value, nonce: nonce() }.body(key)?.into();
+        let stamp = self
+            .clock
+            .stamp(replaced.as_ref().map(|pointer| &pointer.stamp));
+        let body = Pointer {
+            stamp,
+            value,
+            nonce: nonce(),
+        }
+        .body(key)?
+        .into();
         let seen = present.as_ref().map(|object| &object.version);
         match self.settle(key, seen, body).await? {
             Settled::Written => Ok(()),

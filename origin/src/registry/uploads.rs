@@ -49,7 +49,10 @@ pub(crate) struct Body {
 
 impl core::fmt::Debug for Body {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Body").field("len", &self.len).field("offset", &self.offset).finish_non_exhaustive()
+        f.debug_struct("Body")
+            .field("len", &self.len)
+            .field("offset", &self.offset)
+            .finish_non_exhaustive()
     }
 }
 
@@ -72,14 +75,22 @@ pub(crate) struct Progress {
 
 impl Registry {
     /// A new upload. Nothing is written.
-    pub(crate) fn begin_upload(&self, repository: &RepositoryName, hash_sha512: bool) -> (Ticket, Progress) {
+    pub(crate) fn begin_upload(
+        &self,
+        repository: &RepositoryName,
+        hash_sha512: bool,
+    ) -> (Ticket, Progress) {
         let expires = Clock::unix_seconds().saturating_add(self.limits.upload_lifetime.as_secs());
         let ticket = self.signer.begin(repository, expires, hash_sha512);
         (ticket, Session::new(ticket).progress(ticket.id))
     }
 
     /// The upload that a request names.
-    pub(crate) fn ticket(&self, repository: &RepositoryName, id: &str) -> Result<Ticket, RegistryError> {
+    pub(crate) fn ticket(
+        &self,
+        repository: &RepositoryName,
+        id: &str,
+    ) -> Result<Ticket, RegistryError> {
         let ticket = self.signer.check(repository, id, Clock::unix_seconds());
         ticket.map_err(|_| RegistryError::UploadUnknown)
     }
@@ -93,23 +104,36 @@ impl Registry {
     ) -> Result<Progress, RegistryError> {
         let upload = self.upload(ticket, known).await?;
         let session = self.expecting(ticket, upload, body.offset).await?.open()?;
-        let Received { segments, hashes } = self.receive(ticket, body, session.hashes.clone()).await?;
+        let Received { segments, hashes } =
+            self.receive(ticket, body, session.hashes.clone()).await?;
         if segments.is_empty() {
             return Ok(session.progress(ticket.id));
         }
         let link = session.chain.data(&segments, hashes.midstates(), nonce());
-        match self.claim_offset(ticket, session.chain.end(), &link).await? {
+        match self
+            .claim_offset(ticket, session.chain.end(), &link)
+            .await?
+        {
             None => {
-                let before = if link.base.is_some() { session.chain.base_segments() } else { &[] };
+                let before = if link.base.is_some() {
+                    session.chain.base_segments()
+                } else {
+                    &[]
+                };
                 let next = Chain::after(session.chain.end(), link, before);
-                let Ok(Next::Open(chain)) = next else { return Err(RegistryError::UploadUnknown) };
+                let Ok(Next::Open(chain)) = next else {
+                    return Err(RegistryError::UploadUnknown);
+                };
                 let session = Arc::new(Session { chain, hashes });
                 self.sessions.insert(ticket.id, Arc::clone(&session));
                 Ok(session.progress(ticket.id))
             }
             Some(_) => {
                 drop_segments(&*self.storage, &ticket.id, &segments).await;
-                let session = self.latest(ticket, Some(session.chain.end())).await?.open()?;
+                let session = self
+                    .latest(ticket, Some(session.chain.end()))
+                    .await?
+                    .open()?;
                 Err(RegistryError::Offset(session.progress(ticket.id)))
             }
         }
@@ -127,11 +151,17 @@ impl Registry {
         let upload = self.upload(ticket, known).await?;
         let session = match self.expecting(ticket, upload, body.offset).await? {
             Upload::Open(session) => session,
-            Upload::Finished(link) => return self.complete(repository, ticket, &link, digest).await,
+            Upload::Finished(link) => {
+                return self.complete(repository, ticket, &link, digest).await;
+            }
             Upload::Cancelled => return Err(RegistryError::UploadUnknown),
         };
-        let Received { segments, hashes } = self.receive(ticket, body, session.hashes.clone()).await?;
-        let (facts, table) = match self.identify(ticket, &session, &segments, hashes, digest).await {
+        let Received { segments, hashes } =
+            self.receive(ticket, body, session.hashes.clone()).await?;
+        let (facts, table) = match self
+            .identify(ticket, &session, &segments, hashes, digest)
+            .await
+        {
             Ok(identified) => identified,
             Err(error) => {
                 // No link was tried, so nobody can know these segments.
@@ -140,7 +170,10 @@ impl Registry {
             }
         };
         let link = session.chain.finish(&segments, facts, table, nonce());
-        let Some(winner) = self.claim_offset(ticket, session.chain.end(), &link).await? else {
+        let Some(winner) = self
+            .claim_offset(ticket, session.chain.end(), &link)
+            .await?
+        else {
             self.sessions.invalidate(&ticket.id);
             return self.complete(repository, ticket, &link, digest).await;
         };
@@ -151,19 +184,29 @@ impl Registry {
             Act::Finish { .. } => self.complete(repository, ticket, &winner, digest).await,
             Act::Cancel => Err(RegistryError::UploadUnknown),
             Act::Data { .. } => {
-                let session = self.latest(ticket, Some(session.chain.end())).await?.open()?;
+                let session = self
+                    .latest(ticket, Some(session.chain.end()))
+                    .await?
+                    .open()?;
                 Err(RegistryError::Offset(session.progress(ticket.id)))
             }
         }
     }
 
     /// Gives an upload up.
-    pub(crate) async fn cancel(&self, ticket: Ticket, known: Option<Known>) -> Result<(), RegistryError> {
+    pub(crate) async fn cancel(
+        &self,
+        ticket: Ticket,
+        known: Option<Known>,
+    ) -> Result<(), RegistryError> {
         let mut upload = self.upload(ticket, known).await?;
         for _ in 0..CANCEL_TRIES {
             let session = upload.open()?;
             let end = session.chain.end();
-            let won = self.claim_offset(ticket, end, &session.chain.cancel(nonce())).await?.is_none();
+            let won = self
+                .claim_offset(ticket, end, &session.chain.cancel(nonce()))
+                .await?
+                .is_none();
             self.sessions.invalidate(&ticket.id);
             if won {
                 return Ok(());
@@ -179,11 +222,18 @@ impl Registry {
         ticket: Ticket,
         known: Option<Known>,
     ) -> Result<Progress, RegistryError> {
-        let upload = self.latest(ticket, known.and_then(|known| known.last)).await?;
+        let upload = self
+            .latest(ticket, known.and_then(|known| known.last))
+            .await?;
         Ok(upload.open()?.progress(ticket.id))
     }
 
-    async fn receive(&self, ticket: Ticket, body: Body, hashes: Hashes) -> Result<Received, RegistryError> {
+    async fn receive(
+        &self,
+        ticket: Ticket,
+        body: Body,
+        hashes: Hashes,
+    ) -> Result<Received, RegistryError> {
         let bounds = Bounds {
             batches: self.batches.clone(),
             stall: self.limits.stall_timeout,
@@ -234,8 +284,17 @@ impl Registry {
             let reason = format!("the bytes have the digest {computed}, not {digest}");
             return Err(RegistryError::DigestInvalid(reason));
         }
-        let Tree { geometry, root, table } = tree;
-        let facts = BlobFacts { digest, size: geometry.size(), chunk_log2: geometry.chunk_log2(), root };
+        let Tree {
+            geometry,
+            root,
+            table,
+        } = tree;
+        let facts = BlobFacts {
+            digest,
+            size: geometry.size(),
+            chunk_log2: geometry.chunk_log2(),
+            root,
+        };
         let table = match table {
             None => TableAt::Nowhere,
             Some(table) if table.values().len() <= EMBEDDED_VALUES => TableAt::Here(table),
@@ -252,7 +311,13 @@ impl Registry {
         arrived: &[Segment],
         digest: Digest,
     ) -> Result<Digest, RegistryError> {
-        let segments: Vec<_> = session.chain.segments().iter().chain(arrived).copied().collect();
+        let segments: Vec<_> = session
+            .chain
+            .segments()
+            .iter()
+            .chain(arrived)
+            .copied()
+            .collect();
         let len = segments.iter().map(|segment| segment.size).sum();
         let mut bytes = read_segments(&self.storage, &ticket.id, &segments, 0..len).await?;
         let mut hasher = DigestHasher::new(digest.algorithm());
@@ -263,16 +328,21 @@ impl Registry {
                 hasher
             };
             let hashed = tokio::task::spawn_blocking(update).await;
-            hasher = hashed.map_err(|stopped| StorageError::unavailable("hash bytes", "upload", stopped))?;
+            hasher = hashed
+                .map_err(|stopped| StorageError::unavailable("hash bytes", "upload", stopped))?;
         }
         Ok(hasher.finish())
     }
 
-    async fn write_table(&self, ticket: Ticket, table: &ChunkTable) -> Result<TableAt, RegistryError> {
+    async fn write_table(
+        &self,
+        ticket: Ticket,
+        table: &ChunkTable,
+    ) -> Result<TableAt, RegistryError> {
         let nonce = nonce();
         let key = keys::segment(&ticket.id, nonce);
-        let body =
-            codec::encode(table).map_err(|error| StorageError::unavailable("encode table", &key, error))?;
+        let body = codec::encode(table)
+            .map_err(|error| StorageError::unavailable("encode table", &key, error))?;
         self.storage.create(&key, body.into()).await?;
         Ok(TableAt::Object { nonce })
     }
@@ -298,7 +368,10 @@ impl Registry {
 /// The object of a finish link's table, if it has one.
 fn table_object(link: &Link) -> Option<Segment> {
     match link.act {
-        Act::Finish { table: TableAt::Object { nonce }, .. } => Some(Segment { nonce, size: 0 }),
+        Act::Finish {
+            table: TableAt::Object { nonce },
+            ..
+        } => Some(Segment { nonce, size: 0 }),
         _ => None,
     }
 }

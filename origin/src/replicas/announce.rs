@@ -59,10 +59,21 @@ pub(crate) struct Announcer {
 impl Announcer {
     pub(crate) fn new(replicas: Replicas, secret: Secret) -> Result<Self, IdentityError> {
         // Plain HTTP: what is sent is authenticated by itself, and the builder wants to know of a provider all the same.
-        let http = Client::builder().tls_backend_preconfigured(client_without_trust()?).no_proxy();
-        let http = http.build().map_err(|error| IdentityError::Tls(error.to_string()))?;
+        let http = Client::builder()
+            .tls_backend_preconfigured(client_without_trust()?)
+            .no_proxy();
+        let http = http
+            .build()
+            .map_err(|error| IdentityError::Tls(error.to_string()))?;
         let turns = Semaphore::new(MAX_IN_FLIGHT);
-        Ok(Self { replicas, secret, id: nonce(), http, turns, counts: Arc::default() })
+        Ok(Self {
+            replicas,
+            secret,
+            id: nonce(),
+            http,
+            turns,
+            counts: Arc::default(),
+        })
     }
 
     pub(crate) const fn secret(&self) -> &Secret {
@@ -91,20 +102,33 @@ impl Announcer {
             return;
         }
         let expired = Instant::now() + time_to_live;
-        let (body, answer) = match self.secret.seal(&Message { sender: self.id, changed }) {
+        let (body, answer) = match self.secret.seal(&Message {
+            sender: self.id,
+            changed,
+        }) {
             Ok((body, answer)) => (Bytes::from(body), answer),
             Err(error) => {
                 tracing::error!(%error, "tell replicas");
                 return tokio::time::sleep_until(expired).await;
             }
         };
-        let told = replicas.iter().map(|replica| self.tell_one(*replica, &body, &answer, expired));
+        let told = replicas
+            .iter()
+            .map(|replica| self.tell_one(*replica, &body, &answer, expired));
         join_all(told).await;
     }
 
-    async fn tell_one(&self, replica: SocketAddr, body: &Bytes, answer: &[u8; MAC_LEN], expired: Instant) {
+    async fn tell_one(
+        &self,
+        replica: SocketAddr,
+        body: &Bytes,
+        answer: &[u8; MAC_LEN],
+        expired: Instant,
+    ) {
         let answered = async {
-            let Ok(_turn) = self.turns.acquire().await else { return };
+            let Ok(_turn) = self.turns.acquire().await else {
+                return;
+            };
             while let Err(reason) = self.attempt(replica, body, answer).await {
                 tracing::debug!(%replica, reason, "tell replica");
                 tokio::time::sleep(RETRY_AFTER).await;
@@ -118,13 +142,25 @@ impl Announcer {
         }
     }
 
-    async fn attempt(&self, replica: SocketAddr, body: &Bytes, answer: &[u8; MAC_LEN]) -> Result<(), String> {
-        let request = self.http.post(format!("http://{replica}{PATH}")).body(body.clone());
+    async fn attempt(
+        &self,
+        replica: SocketAddr,
+        body: &Bytes,
+        answer: &[u8; MAC_LEN],
+    ) -> Result<(), String> {
+        let request = self
+            .http
+            .post(format!("http://{replica}{PATH}"))
+            .body(body.clone());
         let response = request.send().await.map_err(|error| error.to_string())?;
         if response.content_length() != Some(MAC_LEN as u64) {
             return Err(format!("answered {}", response.status()));
         }
         let proof = response.bytes().await.map_err(|error| error.to_string())?;
-        if is_same(&proof, answer) { Ok(()) } else { Err("answered as a stranger".to_owned()) }
+        if is_same(&proof, answer) {
+            Ok(())
+        } else {
+            Err("answered as a stranger".to_owned())
+        }
     }
 }

@@ -30,7 +30,11 @@ impl FromStr for ReplicaAddress {
     fn from_str(text: &str) -> Result<Self, ReplicaAddressError> {
         let parted = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
         let valid = parted.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
-        if valid { Ok(Self(text.to_owned())) } else { Err(ReplicaAddressError(text.to_owned())) }
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ReplicaAddressError(text.to_owned()))
+        }
     }
 }
 
@@ -57,12 +61,20 @@ impl Replicas {
     /// Those at these addresses.
     pub fn at(addresses: Vec<ReplicaAddress>) -> Self {
         let (list, listed) = watch::channel(Arc::default());
-        Self { addresses, listed, list: Some(list) }
+        Self {
+            addresses,
+            listed,
+            list: Some(list),
+        }
     }
 
     /// Those that somebody else keeps a list of.
     pub const fn followed(listed: watch::Receiver<Arc<[SocketAddr]>>) -> Self {
-        Self { addresses: Vec::new(), listed, list: None }
+        Self {
+            addresses: Vec::new(),
+            listed,
+            list: None,
+        }
     }
 
     /// Whether there is anybody to tell, now or later.
@@ -77,7 +89,9 @@ impl Replicas {
 
     /// Asks for the names, once before it returns and then until the shutdown.
     pub(crate) async fn follow(&self, shutdown: &Shutdown) {
-        let Some(list) = self.list.clone().filter(|_| !self.addresses.is_empty()) else { return };
+        let Some(list) = self.list.clone().filter(|_| !self.addresses.is_empty()) else {
+            return;
+        };
         let addresses = self.addresses.clone();
         ask(&addresses, &list).await;
         let stop = shutdown.clone();
@@ -105,7 +119,11 @@ async fn ask(addresses: &[ReplicaAddress], list: &watch::Sender<Arc<[SocketAddr]
         }
     }
     if found.len() > MAX_REPLICAS {
-        tracing::warn!(found = found.len(), most = MAX_REPLICAS, "more replicas than are told of changes");
+        tracing::warn!(
+            found = found.len(),
+            most = MAX_REPLICAS,
+            "more replicas than are told of changes"
+        );
     }
     let found: Arc<[SocketAddr]> = found.into_iter().take(MAX_REPLICAS).collect();
     list.send_if_modified(|listed| {
@@ -128,7 +146,14 @@ mod tests {
         for good in ["10.0.0.1:5001", "origin.example:5001", "[::1]:5001"] {
             assert_eq!(good.parse::<ReplicaAddress>().unwrap().to_string(), good);
         }
-        for bad in ["", "origin", ":5001", "origin:0", "origin:x", "origin:70000"] {
+        for bad in [
+            "",
+            "origin",
+            ":5001",
+            "origin:0",
+            "origin:x",
+            "origin:70000",
+        ] {
             assert!(bad.parse::<ReplicaAddress>().is_err(), "{bad}");
         }
     }
@@ -137,9 +162,21 @@ mod tests {
     async fn a_name_that_cannot_be_resolved_forgets_nobody() {
         let known = |text: &str| text.parse::<ReplicaAddress>().unwrap();
         let (list, listed) = watch::channel(Arc::default());
-        ask(&[known("127.0.0.1:5001"), known("127.0.0.1:5002"), known("127.0.0.1:5001")], &list).await;
+        ask(
+            &[
+                known("127.0.0.1:5001"),
+                known("127.0.0.1:5002"),
+                known("127.0.0.1:5001"),
+            ],
+            &list,
+        )
+        .await;
         assert_eq!(listed.borrow().len(), 2);
-        ask(&[known("127.0.0.1:5001"), known("no such name:5002")], &list).await;
+        ask(
+            &[known("127.0.0.1:5001"), known("no such name:5002")],
+            &list,
+        )
+        .await;
         assert_eq!(listed.borrow().len(), 2);
     }
 }

@@ -84,7 +84,11 @@ impl Secret {
 
 /// Compares in a time that does not depend on the bytes.
 pub(crate) fn is_same(a: &[u8], b: &[u8; MAC_LEN]) -> bool {
-    a.len() == MAC_LEN && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+    a.len() == MAC_LEN
+        && a.iter()
+            .zip(b)
+            .fold(0, |difference, (a, b)| difference | (a ^ b))
+            == 0
 }
 
 #[cfg(test)]

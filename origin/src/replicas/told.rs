@@ -21,12 +21,20 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
 }
 
 async fn told(State(api): State<Arc<Api>>, body: Body) -> Result<Vec<u8>, StatusCode> {
-    let body = to_bytes(body, MAX_LEN).await.map_err(|_| StatusCode::PAYLOAD_TOO_LARGE)?;
+    let body = to_bytes(body, MAX_LEN)
+        .await
+        .map_err(|_| StatusCode::PAYLOAD_TOO_LARGE)?;
     let announcer = api.registry.announcer();
-    let (message, answer) = announcer.secret().open(&body).ok_or(StatusCode::FORBIDDEN)?;
+    let (message, answer) = announcer
+        .secret()
+        .open(&body)
+        .ok_or(StatusCode::FORBIDDEN)?;
     if message.sender != announcer.id() {
         announcer.counts().received.fetch_add(1, Ordering::Relaxed);
-        message.changed.into_iter().for_each(|changed| api.registry.forget_changed(changed));
+        message
+            .changed
+            .into_iter()
+            .for_each(|changed| api.registry.forget_changed(changed));
     }
     Ok(answer.to_vec())
 }

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
 
 use super::{
-    ByteStream, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageError, StorageFuture, Version,
+    ByteStream, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageError, StorageFuture,
+    Version,
 };
 
 /// Storage that answers in time or not at all. What a streamed write takes is its client's affair.
@@ -51,7 +52,12 @@ impl Storage for Bounded {
         self.within("create object", key, self.inner.create(key, body))
     }
 
-    fn swap<'a>(&'a self, key: &'a Key, seen: &'a Version, body: Bytes) -> StorageFuture<'a, Version> {
+    fn swap<'a>(
+        &'a self,
+        key: &'a Key,
+        seen: &'a Version,
+        body: Bytes,
+    ) -> StorageFuture<'a, Version> {
         self.within("swap object", key, self.inner.swap(key, seen, body))
     }
 
@@ -85,7 +91,11 @@ impl Storage for Bounded {
         after: Option<&'a Key>,
         limit: usize,
     ) -> StorageFuture<'a, Page> {
-        self.within("list objects", prefix, self.inner.list(prefix, after, limit))
+        self.within(
+            "list objects",
+            prefix,
+            self.inner.list(prefix, after, limit),
+        )
     }
 
     fn write<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Box<dyn ObjectWriter>> {
@@ -100,7 +110,11 @@ impl Storage for Bounded {
         self.inner.is_remote()
     }
 
-    fn presigned_get<'a>(&'a self, key: &'a Key, valid_for: Duration) -> StorageFuture<'a, Option<String>> {
+    fn presigned_get<'a>(
+        &'a self,
+        key: &'a Key,
+        valid_for: Duration,
+    ) -> StorageFuture<'a, Option<String>> {
         self.within("sign URL", key, self.inner.presigned_get(key, valid_for))
     }
 }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{
-    ByteStream, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageError, StorageFuture, Version,
+    ByteStream, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageError, StorageFuture,
+    Version,
 };
 
 /// Operations of one kind.
@@ -105,7 +106,8 @@ impl Operations {
 
     /// How many of each kind failed: storage could not be reached, refused, throttled for too long, or is full.
     pub fn failures_by_kind(&self) -> [(&'static str, u64); 7] {
-        self.kinds().map(|(name, kind)| (name, kind.failed.load(Ordering::Relaxed)))
+        self.kinds()
+            .map(|(name, kind)| (name, kind.failed.load(Ordering::Relaxed)))
     }
 }
 
@@ -119,7 +121,10 @@ pub struct Counted {
 impl Counted {
     /// Counts what goes to `inner`.
     pub fn new(inner: Arc<dyn Storage>) -> Self {
-        Self { inner, operations: Arc::default() }
+        Self {
+            inner,
+            operations: Arc::default(),
+        }
     }
 
     /// The counters, which go on counting.
@@ -133,8 +138,15 @@ impl Storage for Counted {
         self.operations.creates.count(self.inner.create(key, body))
     }
 
-    fn swap<'a>(&'a self, key: &'a Key, seen: &'a Version, body: Bytes) -> StorageFuture<'a, Version> {
-        self.operations.swaps.count(self.inner.swap(key, seen, body))
+    fn swap<'a>(
+        &'a self,
+        key: &'a Key,
+        seen: &'a Version,
+        body: Bytes,
+    ) -> StorageFuture<'a, Version> {
+        self.operations
+            .swaps
+            .count(self.inner.swap(key, seen, body))
     }
 
     fn read<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Object>> {
@@ -142,7 +154,9 @@ impl Storage for Counted {
     }
 
     fn read_range<'a>(&'a self, key: &'a Key, range: Range<u64>) -> StorageFuture<'a, ByteStream> {
-        self.operations.range_reads.count(self.inner.read_range(key, range))
+        self.operations
+            .range_reads
+            .count(self.inner.read_range(key, range))
     }
 
     /// Counts as a read of a data object, which it takes the place of.
@@ -150,7 +164,8 @@ impl Storage for Counted {
         let file = self.inner.file(key);
         Box::pin(async move {
             let file = file.await?;
-            file.iter().for_each(|_| self.operations.range_reads.begin());
+            file.iter()
+                .for_each(|_| self.operations.range_reads.begin());
             Ok(file)
         })
     }
@@ -161,7 +176,9 @@ impl Storage for Counted {
         after: Option<&'a Key>,
         limit: usize,
     ) -> StorageFuture<'a, Page> {
-        self.operations.lists.count(self.inner.list(prefix, after, limit))
+        self.operations
+            .lists
+            .count(self.inner.list(prefix, after, limit))
     }
 
     fn write<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Box<dyn ObjectWriter>> {
@@ -176,7 +193,11 @@ impl Storage for Counted {
         self.inner.is_remote()
     }
 
-    fn presigned_get<'a>(&'a self, key: &'a Key, valid_for: Duration) -> StorageFuture<'a, Option<String>> {
+    fn presigned_get<'a>(
+        &'a self,
+        key: &'a Key,
+        valid_for: Duration,
+    ) -> StorageFuture<'a, Option<String>> {
         self.inner.presigned_get(key, valid_for)
     }
 }

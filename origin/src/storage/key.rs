@@ -25,7 +25,11 @@ impl Key {
     /// [`KeyError`] for anything else.
     pub fn new(text: impl Into<Box<str>>) -> Result<Self, KeyError> {
         let text = text.into();
-        if is_key(&text) { Ok(Self(text)) } else { Err(KeyError(text.into())) }
+        if is_key(&text) {
+            Ok(Self(text))
+        } else {
+            Err(KeyError(text.into()))
+        }
     }
 
     /// The key as text.
@@ -125,7 +129,9 @@ mod tests {
             assert!(Key::new(good).is_ok(), "{good}");
             assert!(Prefix::new(format!("{good}/")).is_ok(), "{good}/");
         }
-        for bad in ["", "/", "a/", "/a", "a//b", "..", "a/../b", ".tmp/x", "a~", "a b", "ä", "a\\b"] {
+        for bad in [
+            "", "/", "a/", "/a", "a//b", "..", "a/../b", ".tmp/x", "a~", "a b", "ä", "a\\b",
+        ] {
             assert!(Key::new(bad).is_err(), "{bad}");
             assert!(Prefix::new(format!("{bad}/")).is_err(), "{bad}/");
         }

@@ -19,8 +19,8 @@ use rustix::buffer::spare_capacity;
 use super::local_files::{self, KeyLock, TemporaryFile, path_of, version_of};
 use super::local_list::Listings;
 use super::{
-    ByteStream, Key, MAX_READ_LEN, Object, ObjectWriter, Page, Prefix, Storage, StorageError, StorageFuture,
-    Version,
+    ByteStream, Key, MAX_READ_LEN, Object, ObjectWriter, Page, Prefix, Storage, StorageError,
+    StorageFuture, Version,
 };
 use crate::nonce::nonce;
 
@@ -55,7 +55,10 @@ impl LocalDirectory {
         let root = root.into();
         local_files::prepare(&root)?;
         local_files::sweep_temporary(&root, ABANDONED)?;
-        Ok(Self { root: root.into(), listings: Listings::new() })
+        Ok(Self {
+            root: root.into(),
+            listings: Listings::new(),
+        })
     }
 
     /// Opens a directory that is there, for reading: nothing is made in it.
@@ -65,7 +68,10 @@ impl LocalDirectory {
     pub fn open_existing(root: impl Into<PathBuf>) -> io::Result<Self> {
         let root = root.into();
         std::fs::read_dir(&root)?;
-        Ok(Self { root: root.into(), listings: Listings::new() })
+        Ok(Self {
+            root: root.into(),
+            listings: Listings::new(),
+        })
     }
 
     /// Runs what blocks on a thread that may block.
@@ -78,7 +84,9 @@ impl LocalDirectory {
         let (root, owned) = (Arc::clone(&self.root), key.clone());
         let task = tokio::task::spawn_blocking(move || work(&root, &owned));
         async move {
-            task.await.unwrap_or_else(|stopped| Err(stopped.into())).map_err(|error| told(action, key, error))
+            task.await
+                .unwrap_or_else(|stopped| Err(stopped.into()))
+                .map_err(|error| told(action, key, error))
         }
         .boxed()
     }
@@ -88,9 +96,10 @@ impl LocalDirectory {
 fn told(action: &'static str, key: &Key, error: io::Error) -> StorageError {
     match error.kind() {
         io::ErrorKind::AlreadyExists => StorageError::conflict(action, key),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            StorageError::Full { action, key: key.to_string() }
-        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StorageError::Full {
+            action,
+            key: key.to_string(),
+        },
         _ => StorageError::unavailable(action, key, error),
     }
 }
@@ -105,7 +114,12 @@ impl Storage for LocalDirectory {
         })
     }
 
-    fn swap<'a>(&'a self, key: &'a Key, seen: &'a Version, body: Bytes) -> StorageFuture<'a, Version> {
+    fn swap<'a>(
+        &'a self,
+        key: &'a Key,
+        seen: &'a Version,
+        body: Bytes,
+    ) -> StorageFuture<'a, Version> {
         let seen = seen.clone();
         self.blocking("swap object", key, move |root, key| {
             let mut temporary = TemporaryFile::new(root, nonce())?;
@@ -125,22 +139,30 @@ impl Storage for LocalDirectory {
     fn read<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Object>> {
         self.blocking("read object", key, |root, key| {
             let body = read_whole(&path_of(root, key))?;
-            Ok(body.map(|body| Object { version: version_of(&body), body: body.into() }))
+            Ok(body.map(|body| Object {
+                version: version_of(&body),
+                body: body.into(),
+            }))
         })
     }
 
     fn read_range<'a>(&'a self, key: &'a Key, range: Range<u64>) -> StorageFuture<'a, ByteStream> {
         async move {
-            let file = self.file(key).await?.ok_or_else(|| StorageError::missing("open object", key))?;
+            let file = self
+                .file(key)
+                .await?
+                .ok_or_else(|| StorageError::missing("open object", key))?;
             Ok(file_stream(file, key.clone(), range))
         }
         .boxed()
     }
 
     fn file<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Arc<File>>> {
-        self.blocking("open object", key, |root, key| match File::open(path_of(root, key)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            opened => Ok(Some(Arc::new(opened?))),
+        self.blocking("open object", key, |root, key| {
+            match File::open(path_of(root, key)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                opened => Ok(Some(Arc::new(opened?))),
+            }
         })
     }
 
@@ -152,7 +174,9 @@ impl Storage for LocalDirectory {
     ) -> StorageFuture<'a, Page> {
         let (root, owned, after) = (Arc::clone(&self.root), prefix.clone(), after.cloned());
         let listings = self.listings.clone();
-        let task = tokio::task::spawn_blocking(move || listings.page(&root, &owned, after.as_ref(), limit));
+        let task = tokio::task::spawn_blocking(move || {
+            listings.page(&root, &owned, after.as_ref(), limit)
+        });
         async move {
             let page = task.await.unwrap_or_else(|stopped| Err(stopped.into()));
             page.map_err(|error| StorageError::unavailable("list objects", prefix, error))
@@ -162,30 +186,38 @@ impl Storage for LocalDirectory {
 
     fn write<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Box<dyn ObjectWriter>> {
         let path = path_of(&self.root, key);
-        self.blocking("begin object", key, |root, _| TemporaryFile::new(root, nonce()))
-            .map_ok(move |temporary| {
-                let key = key.clone();
-                let writer: Box<dyn ObjectWriter> = Box::new(LocalWriter {
-                    key,
-                    path,
-                    temporary: Some(temporary),
-                    gathered: Vec::new(),
-                    len: 0,
-                });
-                writer
-            })
-            .boxed()
+        self.blocking("begin object", key, |root, _| {
+            TemporaryFile::new(root, nonce())
+        })
+        .map_ok(move |temporary| {
+            let key = key.clone();
+            let writer: Box<dyn ObjectWriter> = Box::new(LocalWriter {
+                key,
+                path,
+                temporary: Some(temporary),
+                gathered: Vec::new(),
+                len: 0,
+            });
+            writer
+        })
+        .boxed()
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, ()> {
-        self.blocking("delete object", key, |root, key| local_files::remove(&path_of(root, key)))
+        self.blocking("delete object", key, |root, key| {
+            local_files::remove(&path_of(root, key))
+        })
     }
 
     fn is_remote(&self) -> bool {
         false
     }
 
-    fn presigned_get<'a>(&'a self, _key: &'a Key, _valid_for: Duration) -> StorageFuture<'a, Option<String>> {
+    fn presigned_get<'a>(
+        &'a self,
+        _key: &'a Key,
+        _valid_for: Duration,
+    ) -> StorageFuture<'a, Option<String>> {
         async { Ok(None) }.boxed()
     }
 }
@@ -197,7 +229,9 @@ fn read_whole(path: &Path) -> io::Result<Option<Vec<u8>>> {
     };
     let len = file.metadata()?.len();
     if len > MAX_READ_LEN {
-        return Err(io::Error::other(format!("an object of {len} bytes where a record was expected")));
+        return Err(io::Error::other(format!(
+            "an object of {len} bytes where a record was expected"
+        )));
     }
     let mut body = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
     file.take(MAX_READ_LEN).read_to_end(&mut body)?;
@@ -228,7 +262,11 @@ fn read_piece(file: &File, start: u64, len: usize) -> io::Result<Bytes> {
     while bytes.len() < len {
         let offset = start + bytes.len() as u64;
         match rustix::io::pread(file, spare_capacity(&mut bytes), offset) {
-            Ok(0) => return Err(io::Error::other("the object is shorter than its record says")),
+            Ok(0) => {
+                return Err(io::Error::other(
+                    "the object is shorter than its record says",
+                ));
+            }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -259,7 +297,9 @@ impl LocalWriter {
             None => Err(io::Error::other("a write before this one failed")),
             Some(mut temporary) => {
                 let task = tokio::task::spawn_blocking(move || {
-                    gathered.iter().try_for_each(|bytes| temporary.file().write_all(bytes))?;
+                    gathered
+                        .iter()
+                        .try_for_each(|bytes| temporary.file().write_all(bytes))?;
                     and_then(temporary)
                 });
                 task.await.unwrap_or_else(|stopped| Err(stopped.into()))
@@ -295,7 +335,8 @@ impl ObjectWriter for LocalWriter {
     fn finish(mut self: Box<Self>) -> StorageFuture<'static, ()> {
         async move {
             let path = self.path.clone();
-            self.write_out(move |temporary| temporary.publish_new(&path)).await
+            self.write_out(move |temporary| temporary.publish_new(&path))
+                .await
         }
         .boxed()
     }

@@ -72,7 +72,9 @@ impl TemporaryFile {
                 Ok(()) => return sync_directory(directory),
             }
         }
-        Err(io::Error::other("the directory was removed again and again"))
+        Err(io::Error::other(
+            "the directory was removed again and again",
+        ))
     }
 
     /// Makes the bytes durable, then puts them in the place of an existing file.
@@ -94,7 +96,10 @@ impl Drop for TemporaryFile {
 pub(super) fn sweep_temporary(root: &Path, older_than: core::time::Duration) -> io::Result<()> {
     for entry in fs::read_dir(root.join(TEMPORARY))? {
         let entry = entry?;
-        let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
+        let age = entry
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .map(|time| time.elapsed());
         if let Ok(Ok(age)) = age
             && age > older_than
         {
@@ -113,7 +118,11 @@ pub(super) struct KeyLock {
 impl KeyLock {
     pub(super) fn wait(root: &Path, key: &Key) -> io::Result<Self> {
         let path = root.join(LOCKS).join(format!("{:02x}", lock_index(key)));
-        let file = File::options().create(true).truncate(false).write(true).open(path)?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)?;
         loop {
             match flock(&file, FlockOperation::LockExclusive) {
                 Ok(()) => return Ok(Self { _file: file }),
@@ -126,9 +135,12 @@ impl KeyLock {
 
 /// FNV-1a: the same in every process and build that shares the directory.
 fn lock_index(key: &Key) -> u64 {
-    let hash = key.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = key
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
     hash % LOCK_COUNT
 }
 
@@ -140,7 +152,11 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     }
     let directory = parent_of(path)?;
     // A directory that is not empty stays; a create that runs into its absence makes it again.
-    if fs::remove_dir(directory).is_ok() { Ok(()) } else { sync_directory(directory) }
+    if fs::remove_dir(directory).is_ok() {
+        Ok(())
+    } else {
+        sync_directory(directory)
+    }
 }
 
 /// Makes a directory and those above it, each durable in its parent.
@@ -166,5 +182,6 @@ fn sync_directory(directory: &Path) -> io::Result<()> {
 }
 
 fn parent_of(path: &Path) -> io::Result<&Path> {
-    path.parent().ok_or_else(|| io::Error::other("a path without a parent"))
+    path.parent()
+        .ok_or_else(|| io::Error::other("a path without a parent"))
 }

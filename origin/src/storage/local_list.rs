@@ -47,10 +47,19 @@ struct Changed {
 impl Listings {
     pub(super) fn new() -> Self {
         let weight = |path: &PathBuf, names: &Arc<Names>| {
-            let len = names.names.iter().map(|name| NAME_LEN + name.len()).sum::<usize>();
+            let len = names
+                .names
+                .iter()
+                .map(|name| NAME_LEN + name.len())
+                .sum::<usize>();
             u32::try_from(path.as_os_str().len() + len).unwrap_or(u32::MAX)
         };
-        Self(moka::sync::Cache::builder().max_capacity(MAX_LEN).weigher(weight).build())
+        Self(
+            moka::sync::Cache::builder()
+                .max_capacity(MAX_LEN)
+                .weigher(weight)
+                .build(),
+        )
     }
 
     /// At most `limit` keys under `prefix` after `after`.
@@ -62,21 +71,36 @@ impl Listings {
         limit: usize,
     ) -> io::Result<Page> {
         let after = after.map_or("", Key::as_str);
-        let mut walk = Walk { listings: self, after, wanted: limit + 1, entries: Vec::new() };
+        let mut walk = Walk {
+            listings: self,
+            after,
+            wanted: limit + 1,
+            entries: Vec::new(),
+        };
         walk.directory(&root.join(prefix.without_slash()), prefix.as_str())?;
         let more = walk.entries.len() > limit;
         walk.entries.truncate(limit);
-        Ok(Page { entries: walk.entries, more })
+        Ok(Page {
+            entries: walk.entries,
+            more,
+        })
     }
 
     /// What is in a directory; nothing if it is not there.
     fn names(&self, directory: &Path) -> io::Result<Arc<Names>> {
         let changed = Changed::of(&fs::metadata(directory)?)?;
-        if let Some(known) = self.0.get(directory).filter(|known| known.changed == changed) {
+        if let Some(known) = self
+            .0
+            .get(directory)
+            .filter(|known| known.changed == changed)
+        {
             return Ok(known);
         }
         let is_settled = changed.modified.elapsed().is_ok_and(|age| age >= SETTLED);
-        let names = Arc::new(Names { changed, names: sorted_names(directory)? });
+        let names = Arc::new(Names {
+            changed,
+            names: sorted_names(directory)?,
+        });
         if is_settled && names.names.len() > FEW {
             self.0.insert(directory.to_owned(), Arc::clone(&names));
         }
@@ -86,7 +110,10 @@ impl Listings {
 
 impl Changed {
     fn of(metadata: &fs::Metadata) -> io::Result<Self> {
-        Ok(Self { inode: metadata.ino(), modified: metadata.modified()? })
+        Ok(Self {
+            inode: metadata.ino(),
+            modified: metadata.modified()?,
+        })
     }
 }
 
@@ -94,7 +121,9 @@ fn sorted_names(directory: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
-        let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
+        let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else {
+            continue;
+        };
         names.push(match name.strip_suffix(FILE_MARK) {
             Some(name) => name.to_owned(),
             None => format!("{name}/"),
@@ -152,7 +181,10 @@ impl Walk<'_> {
             Ok(metadata) => {
                 // A file that is no key's was not put there by us.
                 if let Ok(key) = Key::new(key) {
-                    self.entries.push(Entry { key, size: metadata.len() });
+                    self.entries.push(Entry {
+                        key,
+                        size: metadata.len(),
+                    });
                 }
                 Ok(())
             }
@@ -174,7 +206,10 @@ mod tests {
     /// As if nothing had changed since long ago.
     fn settle(dir: &Path, at: u64) {
         let then = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
-        File::open(dir.join("tag")).unwrap().set_times(FileTimes::new().set_modified(then)).unwrap();
+        File::open(dir.join("tag"))
+            .unwrap()
+            .set_times(FileTimes::new().set_modified(then))
+            .unwrap();
     }
 
     #[test]
@@ -185,12 +220,21 @@ mod tests {
         let (listings, prefix) = (Listings::new(), Prefix::new("tag/").unwrap());
         let after = Key::new("tag/v099".to_owned()).unwrap();
         let last = || {
-            let page = listings.page(dir.path(), &prefix, Some(&after), 10).unwrap();
-            page.entries.iter().map(|entry| entry.key.last_segment().to_owned()).collect::<Vec<_>>()
+            let page = listings
+                .page(dir.path(), &prefix, Some(&after), 10)
+                .unwrap();
+            page.entries
+                .iter()
+                .map(|entry| entry.key.last_segment().to_owned())
+                .collect::<Vec<_>>()
         };
         assert_eq!(last(), ["v100"]);
         write(dir.path(), "v101");
-        assert_eq!(last(), ["v100", "v101"], "changed just before: not relied on");
+        assert_eq!(
+            last(),
+            ["v100", "v101"],
+            "changed just before: not relied on"
+        );
         settle(dir.path(), 1);
         assert_eq!(last(), ["v100", "v101"]);
         write(dir.path(), "v102");

@@ -63,7 +63,12 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`StorageError::Conflict`] if the key has another version or none; [`StorageError::Unavailable`] when the
     /// outcome is unknown.
-    fn swap<'a>(&'a self, key: &'a Key, seen: &'a Version, body: Bytes) -> StorageFuture<'a, Version>;
+    fn swap<'a>(
+        &'a self,
+        key: &'a Key,
+        seen: &'a Version,
+        body: Bytes,
+    ) -> StorageFuture<'a, Version>;
 
     /// The whole object, at most [`MAX_READ_LEN`] bytes; `None` where there is none.
     ///
@@ -118,7 +123,11 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StorageError::Unavailable`].
-    fn presigned_get<'a>(&'a self, key: &'a Key, valid_for: Duration) -> StorageFuture<'a, Option<String>>;
+    fn presigned_get<'a>(
+        &'a self,
+        key: &'a Key,
+        valid_for: Duration,
+    ) -> StorageFuture<'a, Option<String>>;
 }
 
 /// One object being written. Dropped before `finish`, it leaves nothing behind that a listing shows.
@@ -243,11 +252,17 @@ pub enum StorageError {
 
 impl StorageError {
     pub(crate) fn conflict(action: &'static str, key: &Key) -> Self {
-        Self::Conflict { action, key: key.to_string() }
+        Self::Conflict {
+            action,
+            key: key.to_string(),
+        }
     }
 
     pub(crate) fn missing(action: &'static str, key: &Key) -> Self {
-        Self::Missing { action, key: key.to_string() }
+        Self::Missing {
+            action,
+            key: key.to_string(),
+        }
     }
 
     /// The storage failed for any other reason.
@@ -256,6 +271,10 @@ impl StorageError {
         key: impl fmt::Display,
         source: impl Into<Box<dyn core::error::Error + Send + Sync>>,
     ) -> Self {
-        Self::Unavailable { action, key: key.to_string(), source: source.into() }
+        Self::Unavailable {
+            action,
+            key: key.to_string(),
+            source: source.into(),
+        }
     }
 }

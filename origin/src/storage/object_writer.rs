@@ -47,7 +47,10 @@ pub struct PartPool {
 impl PartPool {
     /// A pool of `bytes`, at least one part of 5 MiB.
     pub fn new(bytes: u64) -> Self {
-        Self { parts: Blocks::new(PART_LEN, bytes), completing: Arc::new(Semaphore::new(COMPLETING_AT_ONCE)) }
+        Self {
+            parts: Blocks::new(PART_LEN, bytes),
+            completing: Arc::new(Semaphore::new(COMPLETING_AT_ONCE)),
+        }
     }
 }
 
@@ -80,7 +83,17 @@ impl Writer {
         key: Key,
         path: Path,
     ) -> Self {
-        Self { store, keeps_bytes, pool, key, path, part: None, spare: None, len: 0, upload: None }
+        Self {
+            store,
+            keeps_bytes,
+            pool,
+            key,
+            path,
+            part: None,
+            spare: None,
+            len: 0,
+            upload: None,
+        }
     }
 
     async fn take(&mut self, mut bytes: Bytes) -> Result<(), StorageError> {
@@ -95,7 +108,11 @@ impl Writer {
     /// Takes the part that is being gathered.
     fn gathered(&mut self) -> Bytes {
         let part = self.part.take().map(Block::freeze).unwrap_or_default();
-        if self.keeps_bytes { Bytes::copy_from_slice(&part) } else { part }
+        if self.keeps_bytes {
+            Bytes::copy_from_slice(&part)
+        } else {
+            part
+        }
     }
 
     fn part_len(&self) -> usize {
@@ -140,7 +157,10 @@ impl Writer {
             Some(upload) => upload,
             none => {
                 let multipart = self.store.put_multipart(&self.path).await.map_err(told)?;
-                none.insert(Upload { multipart, under_way: JoinSet::new() })
+                none.insert(Upload {
+                    multipart,
+                    under_way: JoinSet::new(),
+                })
             }
         };
         while upload.under_way.len() >= PARTS_AT_ONCE {
@@ -158,7 +178,9 @@ impl Writer {
         if self.part_len() > 0 {
             self.send_part().await?;
         }
-        let Some(upload) = &mut self.upload else { return Ok(()) };
+        let Some(upload) = &mut self.upload else {
+            return Ok(());
+        };
         while let Some(joined) = upload.under_way.join_next().await {
             arrived(&self.key, Some(joined))?;
         }
@@ -183,7 +205,14 @@ impl Writer {
     /// What fits one part, in one conditional put.
     async fn put_whole(&mut self) -> Result<(), StorageError> {
         let payload = payload(&self.gathered());
-        let put = self.store.put_opts(&self.path, payload.clone(), PutOptions::from(PutMode::Create)).await;
+        let put = self
+            .store
+            .put_opts(
+                &self.path,
+                payload.clone(),
+                PutOptions::from(PutMode::Create),
+            )
+            .await;
         match put {
             Ok(_) => Ok(()),
             Err(error) => match told(ACTION, &self.key, error) {
@@ -202,7 +231,9 @@ impl Writer {
 /// Bytes in pieces.
 fn payload(bytes: &Bytes) -> PutPayload {
     let starts = (0..bytes.len()).step_by(PIECE_LEN);
-    starts.map(|start| bytes.slice(start..bytes.len().min(start + PIECE_LEN))).collect()
+    starts
+        .map(|start| bytes.slice(start..bytes.len().min(start + PIECE_LEN)))
+        .collect()
 }
 
 async fn is_there(
@@ -212,7 +243,9 @@ async fn is_there(
     payload: PutPayload,
 ) -> Result<bool, StorageError> {
     let read = async { store.get(path).await?.bytes().await };
-    let present = read.await.map_err(|error| told("read object back", key, error))?;
+    let present = read
+        .await
+        .map_err(|error| told("read object back", key, error))?;
     Ok(present.len() == payload.content_length() && present == Bytes::from(payload))
 }
 
@@ -227,7 +260,11 @@ fn arrived(
     }
 }
 
-async fn stored_len(store: &dyn ObjectStore, key: &Key, path: &Path) -> Result<Option<u64>, StorageError> {
+async fn stored_len(
+    store: &dyn ObjectStore,
+    key: &Key,
+    path: &Path,
+) -> Result<Option<u64>, StorageError> {
     match store.head(path).await {
         Ok(meta) => Ok(Some(meta.size)),
         Err(object_store::Error::NotFound { .. }) => Ok(None),
@@ -251,8 +288,16 @@ impl ObjectWriter for Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let Some(Upload { mut multipart, mut under_way }) = self.upload.take() else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Some(Upload {
+            mut multipart,
+            mut under_way,
+        }) = self.upload.take()
+        else {
+            return;
+        };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
         let key = self.key.clone();
         runtime.spawn(async move {
             under_way.shutdown().await;

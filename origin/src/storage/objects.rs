@@ -11,12 +11,14 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::signer::Signer;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
+use object_store::{
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion,
+};
 
 use super::object_writer::{PartPool, Writer};
 use super::{
-    ByteStream, Entry, Key, MAX_READ_LEN, Object, ObjectWriter, Page, Prefix, Storage, StorageError,
-    StorageFuture, Version,
+    ByteStream, Entry, Key, MAX_READ_LEN, Object, ObjectWriter, Page, Prefix, Storage,
+    StorageError, StorageFuture, Version,
 };
 
 /// A client of an object store, and where in it our keys are.
@@ -42,7 +44,12 @@ impl Remote {
 
     /// A store of this process.
     pub(super) fn unsigned(store: impl ObjectStore) -> Self {
-        Self { store: Arc::new(store), signer: None, keeps_bytes: true, prefix: None }
+        Self {
+            store: Arc::new(store),
+            signer: None,
+            keeps_bytes: true,
+            prefix: None,
+        }
     }
 
     /// The same, with all keys under a prefix.
@@ -59,7 +66,8 @@ impl Remote {
     }
 
     fn path(&self, action: &'static str, key: &Key) -> Result<Path, StorageError> {
-        self.parse(key.as_str()).map_err(|error| StorageError::unavailable(action, key, error))
+        self.parse(key.as_str())
+            .map_err(|error| StorageError::unavailable(action, key, error))
     }
 
     /// The key at a path; none if it is not one of ours.
@@ -89,7 +97,11 @@ impl ObjectStorage {
         body: Bytes,
     ) -> Result<Version, StorageError> {
         let path = self.remote.path(action, key)?;
-        let put = self.remote.store.put_opts(&path, body.into(), PutOptions::from(mode)).await;
+        let put = self
+            .remote
+            .store
+            .put_opts(&path, body.into(), PutOptions::from(mode))
+            .await;
         let result = put.map_err(|error| told(action, key, error))?;
         version_of(result.e_tag, result.version).ok_or_else(|| no_version(action, key))
     }
@@ -110,7 +122,11 @@ fn version_of(e_tag: Option<String>, generation: Option<String>) -> Option<Versi
     match (e_tag, generation) {
         (None, None) => None,
         (e_tag, generation) => {
-            let text = format!("{}\n{}", e_tag.unwrap_or_default(), generation.unwrap_or_default());
+            let text = format!(
+                "{}\n{}",
+                e_tag.unwrap_or_default(),
+                generation.unwrap_or_default()
+            );
             Some(Version::new(text))
         }
     }
@@ -119,7 +135,10 @@ fn version_of(e_tag: Option<String>, generation: Option<String>) -> Option<Versi
 fn update_of(version: &Version) -> UpdateVersion {
     let (e_tag, generation) = version.as_str().split_once('\n').unwrap_or_default();
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    UpdateVersion { e_tag: some(e_tag), version: some(generation) }
+    UpdateVersion {
+        e_tag: some(e_tag),
+        version: some(generation),
+    }
 }
 
 fn no_version(action: &'static str, key: &Key) -> StorageError {
@@ -128,11 +147,18 @@ fn no_version(action: &'static str, key: &Key) -> StorageError {
 
 impl Storage for ObjectStorage {
     fn create<'a>(&'a self, key: &'a Key, body: Bytes) -> StorageFuture<'a, Version> {
-        self.put("create object", key, PutMode::Create, body).boxed()
+        self.put("create object", key, PutMode::Create, body)
+            .boxed()
     }
 
-    fn swap<'a>(&'a self, key: &'a Key, seen: &'a Version, body: Bytes) -> StorageFuture<'a, Version> {
-        self.put("swap object", key, PutMode::Update(update_of(seen)), body).boxed()
+    fn swap<'a>(
+        &'a self,
+        key: &'a Key,
+        seen: &'a Version,
+        body: Bytes,
+    ) -> StorageFuture<'a, Version> {
+        self.put("swap object", key, PutMode::Update(update_of(seen)), body)
+            .boxed()
     }
 
     fn read<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Object>> {
@@ -143,11 +169,18 @@ impl Storage for ObjectStorage {
                 other => other.map_err(|error| told(ACTION, key, error))?,
             };
             if result.meta.size > MAX_READ_LEN {
-                return Err(StorageError::unavailable(ACTION, key, "too long for a record"));
+                return Err(StorageError::unavailable(
+                    ACTION,
+                    key,
+                    "too long for a record",
+                ));
             }
             let version = version_of(result.meta.e_tag.clone(), result.meta.version.clone());
             let version = version.ok_or_else(|| no_version(ACTION, key))?;
-            let body = result.bytes().await.map_err(|error| told(ACTION, key, error))?;
+            let body = result
+                .bytes()
+                .await
+                .map_err(|error| told(ACTION, key, error))?;
             Ok(Some(Object { body, version }))
         }
         .boxed()
@@ -160,14 +193,28 @@ impl Storage for ObjectStorage {
                 return Ok(futures_util::stream::empty().boxed());
             }
             let wanted = range.end - range.start;
-            let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
-            let result = self.remote.store.get_opts(&self.remote.path(ACTION, key)?, options).await;
+            let options = GetOptions {
+                range: Some(GetRange::Bounded(range)),
+                ..GetOptions::default()
+            };
+            let result = self
+                .remote
+                .store
+                .get_opts(&self.remote.path(ACTION, key)?, options)
+                .await;
             let result = result.map_err(|error| told(ACTION, key, error))?;
             if result.range.end - result.range.start != wanted {
-                return Err(StorageError::unavailable(ACTION, key, "shorter than its record says"));
+                return Err(StorageError::unavailable(
+                    ACTION,
+                    key,
+                    "shorter than its record says",
+                ));
             }
             let key = key.clone();
-            Ok(result.into_stream().map_err(move |error| told(ACTION, &key, error)).boxed())
+            Ok(result
+                .into_stream()
+                .map_err(move |error| told(ACTION, &key, error))
+                .boxed())
         }
         .boxed()
     }
@@ -179,12 +226,20 @@ impl Storage for ObjectStorage {
         limit: usize,
     ) -> StorageFuture<'a, Page> {
         async move {
-            let unavailable =
-                |error: object_store::Error| StorageError::unavailable("list objects", prefix, error);
-            let parsed = |text: &str| self.remote.parse(text).map_err(|error| unavailable(error.into()));
+            let unavailable = |error: object_store::Error| {
+                StorageError::unavailable("list objects", prefix, error)
+            };
+            let parsed = |text: &str| {
+                self.remote
+                    .parse(text)
+                    .map_err(|error| unavailable(error.into()))
+            };
             let path = parsed(prefix.without_slash())?;
             let listing = match after {
-                Some(after) => self.remote.store.list_with_offset(Some(&path), &parsed(after.as_str())?),
+                Some(after) => self
+                    .remote
+                    .store
+                    .list_with_offset(Some(&path), &parsed(after.as_str())?),
                 None => self.remote.store.list(Some(&path)),
             };
             let mut found = listing.take(limit + 1).map_err(unavailable);
@@ -192,7 +247,10 @@ impl Storage for ObjectStorage {
             while let Some(meta) = found.try_next().await? {
                 // What is no key of ours was not put there by us.
                 if let Some(key) = self.remote.key(&meta.location) {
-                    page.entries.push(Entry { key, size: meta.size });
+                    page.entries.push(Entry {
+                        key,
+                        size: meta.size,
+                    });
                 }
             }
             page.more = page.entries.len() > limit;
@@ -206,8 +264,13 @@ impl Storage for ObjectStorage {
         async move {
             let path = self.remote.path("begin object", key)?;
             let store = Arc::clone(&self.remote.store);
-            let writer: Box<dyn ObjectWriter> =
-                Box::new(Writer::new(store, self.remote.keeps_bytes, self.pool.clone(), key.clone(), path));
+            let writer: Box<dyn ObjectWriter> = Box::new(Writer::new(
+                store,
+                self.remote.keeps_bytes,
+                self.pool.clone(),
+                key.clone(),
+                path,
+            ));
             Ok(writer)
         }
         .boxed()
@@ -216,7 +279,12 @@ impl Storage for ObjectStorage {
     fn delete<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, ()> {
         const ACTION: &str = "delete object";
         async move {
-            match self.remote.store.delete(&self.remote.path(ACTION, key)?).await {
+            match self
+                .remote
+                .store
+                .delete(&self.remote.path(ACTION, key)?)
+                .await
+            {
                 Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
                 Err(error) => Err(told(ACTION, key, error)),
             }
@@ -228,13 +296,20 @@ impl Storage for ObjectStorage {
         true
     }
 
-    fn presigned_get<'a>(&'a self, key: &'a Key, valid_for: Duration) -> StorageFuture<'a, Option<String>> {
+    fn presigned_get<'a>(
+        &'a self,
+        key: &'a Key,
+        valid_for: Duration,
+    ) -> StorageFuture<'a, Option<String>> {
         const ACTION: &str = "sign URL";
         async move {
-            let Some(signer) = &self.remote.signer else { return Ok(None) };
+            let Some(signer) = &self.remote.signer else {
+                return Ok(None);
+            };
             let path = self.remote.path(ACTION, key)?;
             let url = signer.signed_url(http::Method::GET, &path, valid_for).await;
-            url.map(|url| Some(url.into())).map_err(|error| told(ACTION, key, error))
+            url.map(|url| Some(url.into()))
+                .map_err(|error| told(ACTION, key, error))
         }
         .boxed()
     }

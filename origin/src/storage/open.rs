@@ -10,7 +10,9 @@ use futures_util::TryStreamExt;
 use object_store::memory::InMemory;
 
 use super::remote::{self, Variables};
-use super::{Key, LocalDirectory, ObjectStorage, PartPool, Prefix, Remote, Storage, StorageError, Version};
+use super::{
+    Key, LocalDirectory, ObjectStorage, PartPool, Prefix, Remote, Storage, StorageError, Version,
+};
 use crate::nonce::nonce;
 
 /// Why storage cannot be used.
@@ -71,7 +73,9 @@ pub fn open_existing(url: &str) -> Result<Arc<dyn Storage>, OpenError> {
         Some(("file", path)) if path.starts_with('/') => {
             let path = PathBuf::from(path);
             let directory = LocalDirectory::open_existing(&path);
-            Ok(Arc::new(directory.map_err(|source| OpenError::Directory { path, source })?))
+            Ok(Arc::new(
+                directory.map_err(|source| OpenError::Directory { path, source })?,
+            ))
         }
         _ => open(url, 0),
     }
@@ -81,22 +85,37 @@ pub fn open_existing(url: &str) -> Result<Arc<dyn Storage>, OpenError> {
 ///
 /// # Errors
 /// [`OpenError::Url`] and [`OpenError::Directory`].
-pub fn open_with(url: &str, part_bytes: u64, variables: &Variables) -> Result<Arc<dyn Storage>, OpenError> {
-    let wrong = |problem: &str| OpenError::Url { url: url.to_owned(), problem: problem.to_owned() };
+pub fn open_with(
+    url: &str,
+    part_bytes: u64,
+    variables: &Variables,
+) -> Result<Arc<dyn Storage>, OpenError> {
+    let wrong = |problem: &str| OpenError::Url {
+        url: url.to_owned(),
+        problem: problem.to_owned(),
+    };
     match url.split_once("://") {
         Some(("file", path)) if path.starts_with('/') => {
             let path = PathBuf::from(path);
             let directory = LocalDirectory::open(&path);
-            Ok(Arc::new(directory.map_err(|source| OpenError::Directory { path, source })?))
+            Ok(Arc::new(
+                directory.map_err(|source| OpenError::Directory { path, source })?,
+            ))
         }
         Some(("file", _)) => Err(wrong("a directory is given by its full path")),
         Some(("memory", "" | "/")) => {
             let memory = Remote::unsigned(InMemory::new());
-            Ok(Arc::new(ObjectStorage::new(memory, PartPool::new(part_bytes))))
+            Ok(Arc::new(ObjectStorage::new(
+                memory,
+                PartPool::new(part_bytes),
+            )))
         }
         Some(("memory", _)) => Err(wrong("memory has no name")),
         Some((kind, address)) => match remote::connect(kind, address, variables) {
-            Some(Ok(remote)) => Ok(Arc::new(ObjectStorage::new(remote, PartPool::new(part_bytes)))),
+            Some(Ok(remote)) => Ok(Arc::new(ObjectStorage::new(
+                remote,
+                PartPool::new(part_bytes),
+            ))),
             Some(Err(error)) => Err(wrong(&error.to_string())),
             None => Err(wrong("unknown kind of storage")),
         },
@@ -122,24 +141,45 @@ async fn probe_key(storage: &dyn Storage, key: &Key) -> Result<(), OpenError> {
     let body = |text: &'static str| Bytes::from_static(text.as_bytes());
     let created = storage.create(key, body("first")).await;
     let first = created.map_err(|error| failed("create an object", error))?;
-    refused("create an object that exists", storage.create(key, body("second")).await)?;
+    refused(
+        "create an object that exists",
+        storage.create(key, body("second")).await,
+    )?;
     let swapped = storage.swap(key, &first, body("second")).await;
     swapped.map_err(|error| failed("swap an object", error))?;
-    refused("swap an object by an old version", storage.swap(key, &first, body("third")).await)?;
-    let read = storage.read(key).await.map_err(|error| failed("read an object", error))?;
+    refused(
+        "swap an object by an old version",
+        storage.swap(key, &first, body("third")).await,
+    )?;
+    let read = storage
+        .read(key)
+        .await
+        .map_err(|error| failed("read an object", error))?;
     if read.is_none_or(|object| object.body != body("second")) {
         let source = "it is not what was written last".into();
-        return Err(OpenError::Probe { step: "read an object", source, cure: ANOTHER_STORE.into() });
+        return Err(OpenError::Probe {
+            step: "read an object",
+            source,
+            cure: ANOTHER_STORE.into(),
+        });
     }
     let range = storage.read_range(key, 1..4).await;
-    let range: Vec<Bytes> =
-        async { range?.try_collect().await }.await.map_err(|error| failed("read a range", error))?;
+    let range: Vec<Bytes> = async { range?.try_collect().await }
+        .await
+        .map_err(|error| failed("read a range", error))?;
     if range.concat() != b"eco" {
         let source = "it is not the bytes that were asked for".into();
-        return Err(OpenError::Probe { step: "read a range", source, cure: ANOTHER_STORE.into() });
+        return Err(OpenError::Probe {
+            step: "read a range",
+            source,
+            cure: ANOTHER_STORE.into(),
+        });
     }
     let prefix = Prefix::new("probe/").map_err(|error| failed("name a prefix", error))?;
-    storage.list(&prefix, None, 1).await.map_err(|error| failed("list objects", error))?;
+    storage
+        .list(&prefix, None, 1)
+        .await
+        .map_err(|error| failed("list objects", error))?;
     Ok(())
 }
 
@@ -159,12 +199,19 @@ fn refused(step: &'static str, outcome: Result<Version, StorageError>) -> Result
         Err(error) => Err(failed(step, error)),
         Ok(_) => {
             let source = "the storage did it, so it has no conditional writes".into();
-            Err(OpenError::Probe { step, source, cure: ANOTHER_STORE.into() })
+            Err(OpenError::Probe {
+                step,
+                source,
+                cure: ANOTHER_STORE.into(),
+            })
         }
     }
 }
 
-fn failed(step: &'static str, source: impl Into<Box<dyn core::error::Error + Send + Sync>>) -> OpenError {
+fn failed(
+    step: &'static str,
+    source: impl Into<Box<dyn core::error::Error + Send + Sync>>,
+) -> OpenError {
     let source = source.into();
     let cure = missing_credentials(&source.to_string());
     let cure = cure.map_or(Cow::Borrowed(LOOK_AT_ACCESS), Cow::Owned);
@@ -173,9 +220,18 @@ fn failed(step: &'static str, source: impl Into<Box<dyn core::error::Error + Sen
 
 /// Under which path a provider's client asks the machine for its role, and what was not set, so that it did.
 const ROLES: [(&str, &str); 3] = [
-    ("/latest/api/token", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-    ("/computeMetadata/", "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS"),
-    ("/metadata/identity/", "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN"),
+    (
+        "/latest/api/token",
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    ),
+    (
+        "/computeMetadata/",
+        "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS",
+    ),
+    (
+        "/metadata/identity/",
+        "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+    ),
 ];
 
 /// What to do about what a storage `said` if it failed because nobody told who asks it: the client then asks the machine, at
@@ -206,35 +262,54 @@ mod tests {
             ("memory://name", "no name"),
         ] {
             let message = told(url).err().unwrap_or_default();
-            assert!(message.contains(part) && message.contains("file:///directory"), "{url}: {message}");
+            assert!(
+                message.contains(part) && message.contains("file:///directory"),
+                "{url}: {message}"
+            );
         }
     }
 
     #[test]
     fn who_forgot_the_credentials_is_told_their_names() {
-        let said =
-            "Error performing PUT http://169.254.169.254/latest/api/token in 4 ms - connection refused";
+        let said = "Error performing PUT http://169.254.169.254/latest/api/token in 4 ms - connection refused";
         let message = failed("create an object", said).to_string();
-        assert!(message.contains("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be set"), "{message}");
+        assert!(
+            message.contains("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be set"),
+            "{message}"
+        );
         let message = failed("create an object", "403 Forbidden").to_string();
-        assert!(message.contains("check that it can be reached"), "{message}");
+        assert!(
+            message.contains("check that it can be reached"),
+            "{message}"
+        );
     }
 
     #[test]
     fn what_is_only_read_is_not_made() {
         let dir = tempfile::tempdir().expect("a folder");
         let url = format!("file://{}/typo", dir.path().display());
-        let message = open_existing(&url).map(drop).err().map(|error| error.to_string());
+        let message = open_existing(&url)
+            .map(drop)
+            .err()
+            .map(|error| error.to_string());
         assert!(message.is_some_and(|message| message.contains("typo") && message.contains("No such file")));
         assert!(open_existing(&format!("file://{}", dir.path().display())).is_ok());
-        assert_eq!(std::fs::read_dir(dir.path()).expect("it is there").count(), 0);
+        assert_eq!(
+            std::fs::read_dir(dir.path()).expect("it is there").count(),
+            0
+        );
     }
 
     #[test]
     fn a_directory_that_cannot_be_made_is_named() {
-        let message = open("file:///dev/null/store", 0).map(drop).err().map(|error| error.to_string());
+        let message = open("file:///dev/null/store", 0)
+            .map(drop)
+            .err()
+            .map(|error| error.to_string());
         assert!(
-            message.is_some_and(|message| message.contains("open storage directory \"/dev/null/store\""))
+            message.is_some_and(
+                |message| message.contains("open storage directory \"/dev/null/store\"")
+            )
         );
     }
 }

@@ -74,14 +74,16 @@ fn parse(address: &str) -> Result<(&str, Option<Prefix>), RemoteError> {
         return Err(RemoteError::Url("a bucket is missing: s3://bucket/prefix"));
     }
     if bucket.ends_with("--x-s3") {
-        return Err(RemoteError::Url("a directory bucket lists in no order: take a general purpose bucket"));
+        return Err(RemoteError::Url(
+            "a directory bucket lists in no order: take a general purpose bucket",
+        ));
     }
     if prefix.is_empty() {
         return Ok((bucket, None));
     }
     let prefix = Prefix::new(format!("{prefix}/"));
-    let prefix =
-        prefix.map_err(|_| RemoteError::Url("a prefix has letters, digits and ._-:+=@ between slashes"));
+    let prefix = prefix
+        .map_err(|_| RemoteError::Url("a prefix has letters, digits and ._-:+=@ between slashes"));
     Ok((bucket, Some(prefix?)))
 }
 
@@ -89,25 +91,31 @@ fn s3(bucket: &str, variables: &Variables) -> Result<Remote, object_store::Error
     let builder = AmazonS3Builder::new().with_http_connector(SmallBuffers);
     let builder = builder.with_client_options(client()).with_retry(retry());
     // Objects go one at a time, and not every server that calls itself S3 knows the other way.
-    let builder = builder.with_config(object_store::aws::AmazonS3ConfigKey::DisableBulkDelete, "true");
-    let builder =
-        configured(builder, "AWS_", variables, |builder, key, value| builder.with_config(key, value));
+    let builder = builder.with_config(
+        object_store::aws::AmazonS3ConfigKey::DisableBulkDelete,
+        "true",
+    );
+    let builder = configured(builder, "AWS_", variables, |builder, key, value| {
+        builder.with_config(key, value)
+    });
     Ok(Remote::new(builder.with_bucket_name(bucket).build()?))
 }
 
 fn gs(bucket: &str, variables: &Variables) -> Result<Remote, object_store::Error> {
     let builder = GoogleCloudStorageBuilder::new().with_http_connector(SmallBuffers);
     let builder = builder.with_client_options(client()).with_retry(retry());
-    let builder =
-        configured(builder, "GOOGLE_", variables, |builder, key, value| builder.with_config(key, value));
+    let builder = configured(builder, "GOOGLE_", variables, |builder, key, value| {
+        builder.with_config(key, value)
+    });
     Ok(Remote::new(builder.with_bucket_name(bucket).build()?))
 }
 
 fn az(container: &str, variables: &Variables) -> Result<Remote, object_store::Error> {
     let builder = MicrosoftAzureBuilder::new().with_http_connector(SmallBuffers);
     let builder = builder.with_client_options(client()).with_retry(retry());
-    let builder =
-        configured(builder, "AZURE_", variables, |builder, key, value| builder.with_config(key, value));
+    let builder = configured(builder, "AZURE_", variables, |builder, key, value| {
+        builder.with_config(key, value)
+    });
     Ok(Remote::new(builder.with_container_name(container).build()?))
 }
 
@@ -118,8 +126,11 @@ fn configured<B, K: FromStr>(
     variables: &Variables,
     set: impl Fn(B, K, &str) -> B,
 ) -> B {
-    let ours = variables.iter().filter(|(name, _)| name.starts_with(prefix));
-    let known = ours.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value)));
+    let ours = variables
+        .iter()
+        .filter(|(name, _)| name.starts_with(prefix));
+    let known =
+        ours.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value)));
     known.fold(builder, |builder, (key, value)| set(builder, key, value))
 }
 
@@ -131,6 +142,14 @@ pub(super) fn client() -> ClientOptions {
 }
 
 fn retry() -> RetryConfig {
-    let backoff = BackoffConfig { init_backoff: FIRST_BACKOFF, max_backoff: LONGEST_BACKOFF, base: 2.0 };
-    RetryConfig { backoff, max_retries: ATTEMPTS, retry_timeout: RETRY_FOR }
+    let backoff = BackoffConfig {
+        init_backoff: FIRST_BACKOFF,
+        max_backoff: LONGEST_BACKOFF,
+        base: 2.0,
+    };
+    RetryConfig {
+        backoff,
+        max_retries: ATTEMPTS,
+        retry_timeout: RETRY_FOR,
+    }
 }

@@ -29,8 +29,8 @@ use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse,
-    HttpResponseBody, HttpService, ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody,
+    HttpResponse, HttpResponseBody, HttpService, ReqwestConnector,
 };
 use object_store::{ClientConfigKey, ClientOptions};
 use rustls_platform_verifier::BuilderVerifierExt;
@@ -50,7 +50,8 @@ const COMPLETE_TIMEOUT: Duration = Duration::from_mins(2);
 /// As long as other clients keep a connection that nobody uses.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-const AGENT: HeaderValue = HeaderValue::from_static(concat!("flotilla/", env!("CARGO_PKG_VERSION")));
+const AGENT: HeaderValue =
+    HeaderValue::from_static(concat!("flotilla/", env!("CARGO_PKG_VERSION")));
 
 /// Settings that this client has as [`remote::client`] says, and no others.
 const FIXED: [ClientConfigKey; 12] = [
@@ -76,13 +77,18 @@ impl HttpConnector for SmallBuffers {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let other = ReqwestConnector::default().connect(options)?;
         let ours = remote::client();
-        if FIXED.iter().any(|key| options.get_config_value(key) != ours.get_config_value(key)) {
+        if FIXED
+            .iter()
+            .any(|key| options.get_config_value(key) != ours.get_config_value(key))
+        {
             return Ok(other);
         }
         let may_be_http = options.get_config_value(&ClientConfigKey::AllowHttp);
         let https = https(may_be_http.is_some_and(|value| value == "true"));
-        let https = https
-            .map_err(|error| object_store::Error::Generic { store: "HTTP client", source: error.into() })?;
+        let https = https.map_err(|error| object_store::Error::Generic {
+            store: "HTTP client",
+            source: error.into(),
+        })?;
         Ok(HttpClient::new(Transport {
             small: direct(https.clone(), SMALL_LEN),
             large: direct(https, LARGE_LEN),
@@ -102,10 +108,15 @@ fn https(may_be_http: bool) -> Result<Https, rustls::Error> {
     tcp.set_keepalive(Some(KEEP_ALIVE));
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?;
     let tls = tls.with_platform_verifier()?.with_no_client_auth();
     let https = HttpsConnectorBuilder::new().with_tls_config(tls);
-    let https = if may_be_http { https.https_or_http() } else { https.https_only() };
+    let https = if may_be_http {
+        https.https_or_http()
+    } else {
+        https.https_only()
+    };
     Ok(https.enable_http1().wrap_connector(tcp))
 }
 
@@ -113,7 +124,10 @@ type Direct = Client<Https, HttpRequestBody>;
 
 fn direct(https: Https, buffer_len: usize) -> Direct {
     let mut client = Client::builder(TokioExecutor::new());
-    client.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).http1_max_buf_size(buffer_len);
+    client
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .http1_max_buf_size(buffer_len);
     client.build(https)
 }
 
@@ -136,12 +150,28 @@ impl HttpService for Transport {
         request.headers_mut().entry(USER_AGENT).or_insert(AGENT);
         // Others have small answers.
         let is_read = request.headers().contains_key(RANGE);
-        let place = is_read.then(|| Arc::clone(&self.places).try_acquire_owned().ok()).flatten();
-        let client = if place.is_some() { &self.large } else { &self.small };
-        let patience = if request.method() == Method::POST { COMPLETE_TIMEOUT } else { READ_TIMEOUT };
+        let place = is_read
+            .then(|| Arc::clone(&self.places).try_acquire_owned().ok())
+            .flatten();
+        let client = if place.is_some() {
+            &self.large
+        } else {
+            &self.small
+        };
+        let patience = if request.method() == Method::POST {
+            COMPLETE_TIMEOUT
+        } else {
+            READ_TIMEOUT
+        };
         let answer = timeout(patience, client.request(request)).await;
         let answer = answer.map_err(|_| silent())?.map_err(failed)?;
-        Ok(answer.map(|body| HttpResponseBody::new(Answer { body, silence: None, _place: place })))
+        Ok(answer.map(|body| {
+            HttpResponseBody::new(Answer {
+                body,
+                silence: None,
+                _place: place,
+            })
+        }))
     }
 }
 
@@ -167,7 +197,9 @@ impl Body for Answer {
                 frame.map(|frame| frame.map_err(|error| HttpError::new(kind(&error), error))),
             );
         }
-        let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(READ_TIMEOUT)));
+        let silence = self
+            .silence
+            .get_or_insert_with(|| Box::pin(sleep(READ_TIMEOUT)));
         ready!(silence.as_mut().poll(context));
         self.silence = None;
         Poll::Ready(Some(Err(silent())))
@@ -190,7 +222,11 @@ fn silent() -> HttpError {
 }
 
 fn failed(error: ClientError) -> HttpError {
-    let kind = if error.is_connect() { HttpErrorKind::Connect } else { kind(&error) };
+    let kind = if error.is_connect() {
+        HttpErrorKind::Connect
+    } else {
+        kind(&error)
+    };
     HttpError::new(kind, error)
 }
 
@@ -211,7 +247,8 @@ fn kind_alone(error: &(dyn Error + 'static)) -> Option<HttpErrorKind> {
         if error.is_timeout() {
             return Some(HttpErrorKind::Timeout);
         }
-        let has_ended = error.is_closed() || error.is_incomplete_message() || error.is_body_write_aborted();
+        let has_ended =
+            error.is_closed() || error.is_incomplete_message() || error.is_body_write_aborted();
         return has_ended.then_some(HttpErrorKind::Request);
     }
     match error.downcast_ref::<io::Error>()?.kind() {
@@ -239,9 +276,15 @@ mod tests {
     fn who_configures_what_this_client_has_not_gets_the_other() {
         assert!(is_ours(remote::client()));
         assert!(is_ours(remote::client().with_allow_http(true)));
-        assert!(!is_ours(remote::client().with_proxy_url("http://proxy.internal:3128")));
-        assert!(!is_ours(remote::client().with_allow_invalid_certificates(true)));
-        assert!(!is_ours(remote::client().with_timeout(Duration::from_secs(60))));
+        assert!(!is_ours(
+            remote::client().with_proxy_url("http://proxy.internal:3128")
+        ));
+        assert!(!is_ours(
+            remote::client().with_allow_invalid_certificates(true)
+        ));
+        assert!(!is_ours(
+            remote::client().with_timeout(Duration::from_secs(60))
+        ));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use super::hash::{Hashes, Midstates};
 use super::id::Signer;
 use super::link::{Act, Link};
 use crate::record::{
-    BlobRecord, ManifestRecord, Pointer, ReferrerValue, RepositoryBlob, Segment, State, TableAt, TagValue,
+    BlobRecord, ManifestRecord, Pointer, ReferrerValue, RepositoryBlob, Segment, State, TableAt,
+    TagValue,
 };
 use crate::storage::Key;
 
@@ -42,14 +43,36 @@ fn decode_all(body: &[u8]) {
 fn samples() -> Vec<Vec<u8>> {
     let mut hashes = Hashes::new(true);
     hashes.update(&vec![5; 600 << 10]);
-    let segments = vec![Segment { nonce: 3, size: 600 << 10 }];
-    let facts = BlobFacts { digest: Digest::sha256(b"x"), size: 600 << 10, chunk_log2: 18, root: [7; 32] };
+    let segments = vec![Segment {
+        nonce: 3,
+        size: 600 << 10,
+    }];
+    let facts = BlobFacts {
+        digest: Digest::sha256(b"x"),
+        size: 600 << 10,
+        chunk_log2: 18,
+        root: [7; 32],
+    };
     let data = Chain::default().data(&segments, hashes.midstates(), 9);
     let finish = Chain::default().finish(&segments, facts.clone(), TableAt::Nowhere, 9);
-    let record = BlobRecord { state: State::Live, facts, segments, table: TableAt::Nowhere, nonce: 4 };
-    let encoded = [codec::encode(&data), codec::encode(&finish), codec::encode(&record)];
+    let record = BlobRecord {
+        state: State::Live,
+        facts,
+        segments,
+        table: TableAt::Nowhere,
+        nonce: 4,
+    };
+    let encoded = [
+        codec::encode(&data),
+        codec::encode(&finish),
+        codec::encode(&record),
+    ];
     let midstates = codec::encode(&hashes.midstates());
-    encoded.into_iter().chain([midstates]).map(Result::unwrap).collect()
+    encoded
+        .into_iter()
+        .chain([midstates])
+        .map(Result::unwrap)
+        .collect()
 }
 
 proptest! {

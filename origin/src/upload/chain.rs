@@ -71,12 +71,22 @@ impl Chain {
             Some((offset, count)) if !repeats_all => (Some(offset), count),
             _ => (None, 0),
         };
-        let segments = self.segments[known..].iter().chain(arrived).copied().collect();
+        let segments = self.segments[known..]
+            .iter()
+            .chain(arrived)
+            .copied()
+            .collect();
         self.link(Act::Data { midstates }, arrived, base, segments, nonce)
     }
 
     /// The link that finishes the upload, perhaps with last bytes.
-    pub(crate) fn finish(&self, arrived: &[Segment], facts: BlobFacts, table: TableAt, nonce: u128) -> Link {
+    pub(crate) fn finish(
+        &self,
+        arrived: &[Segment],
+        facts: BlobFacts,
+        table: TableAt,
+        nonce: u128,
+    ) -> Link {
         let segments = self.segments.iter().chain(arrived).copied().collect();
         self.link(Act::Finish { facts, table }, arrived, None, segments, nonce)
     }
@@ -95,7 +105,14 @@ impl Chain {
         nonce: u128,
     ) -> Link {
         let end = self.end + arrived.iter().map(|segment| segment.size).sum::<u64>();
-        Link { act, end, index: self.links, base, segments, nonce }
+        Link {
+            act,
+            end,
+            index: self.links,
+            base,
+            segments,
+            nonce,
+        }
     }
 
     /// Where the link at `offset` leads. `before` are the segments of its base, if it names one.
@@ -106,18 +123,27 @@ impl Chain {
             Act::Data { .. } => {}
         }
         let segments: Vec<_> = before.iter().copied().chain(link.segments).collect();
-        let bytes = segments.iter().try_fold(0_u64, |sum, segment| sum.checked_add(segment.size));
+        let bytes = segments
+            .iter()
+            .try_fold(0_u64, |sum, segment| sum.checked_add(segment.size));
         if link.end <= offset || bytes != Some(link.end) {
             return Err(Misfit);
         }
         let links = link.index.checked_add(1).ok_or(Misfit)?;
-        let repeated_all = link.index > 0 && link.base.is_none() && link.index.is_multiple_of(LINKS_PER_BASE);
+        let repeated_all =
+            link.index > 0 && link.base.is_none() && link.index.is_multiple_of(LINKS_PER_BASE);
         let base = if repeated_all {
             Some((offset, segments.len()))
         } else {
             link.base.map(|base| (base, before.len()))
         };
-        Ok(Next::Open(Self { last: Some(offset), end: link.end, links, base, segments }))
+        Ok(Next::Open(Self {
+            last: Some(offset),
+            end: link.end,
+            links,
+            base,
+            segments,
+        }))
     }
 }
 
@@ -135,7 +161,10 @@ mod tests {
     /// A chain read back from its last link, and the base of that, as a replica does that never saw it.
     fn read_back(links: &BTreeMap<u64, Link>) -> Next {
         let (offset, link) = links.last_key_value().expect("a link");
-        let before = link.base.map(|base| links[&base].segments.clone()).unwrap_or_default();
+        let before = link
+            .base
+            .map(|base| links[&base].segments.clone())
+            .unwrap_or_default();
         Chain::after(*offset, link.clone(), &before).expect("own link")
     }
 
@@ -144,11 +173,19 @@ mod tests {
         let mut links = BTreeMap::new();
         let mut chain = Chain::default();
         for index in 0_u32..300 {
-            let segment = Segment { nonce: u128::from(index), size: 1 + u64::from(index % 7) };
+            let segment = Segment {
+                nonce: u128::from(index),
+                size: 1 + u64::from(index % 7),
+            };
             let link = chain.data(&[segment], midstates(), 0);
-            assert!(link.segments.len() <= if index % 64 == 0 { 300 } else { 64 }, "link {index}");
+            assert!(
+                link.segments.len() <= if index % 64 == 0 { 300 } else { 64 },
+                "link {index}"
+            );
             links.insert(chain.end(), link);
-            let Next::Open(next) = read_back(&links) else { panic!("it is open") };
+            let Next::Open(next) = read_back(&links) else {
+                panic!("it is open")
+            };
             assert_eq!(next.segments().len() as u32, index + 1);
             assert_eq!(next.segments().last(), Some(&segment));
             chain = next;
@@ -159,7 +196,9 @@ mod tests {
     fn patch_finish_and_cancel_claim_one_key() {
         let segment = Segment { nonce: 1, size: 5 };
         let link = Chain::default().data(&[segment], midstates(), 2);
-        let Ok(Next::Open(chain)) = Chain::after(0, link, &[]) else { panic!("it is open") };
+        let Ok(Next::Open(chain)) = Chain::after(0, link, &[]) else {
+            panic!("it is open")
+        };
         assert_eq!((chain.end(), chain.last()), (5, Some(0)));
         assert_eq!(Chain::after(5, chain.cancel(3), &[]), Ok(Next::Cancelled));
         assert_eq!(chain.cancel(3).end, 5);
@@ -168,11 +207,28 @@ mod tests {
     #[test]
     fn a_link_that_leads_nowhere_is_refused() {
         let empty = Chain::default().data(&[], midstates(), 0);
-        assert_eq!(Chain::after(0, empty, &[]), Err(Misfit), "a chain that stands still would never end");
+        assert_eq!(
+            Chain::after(0, empty, &[]),
+            Err(Misfit),
+            "a chain that stands still would never end"
+        );
         let segment = Segment { nonce: 1, size: 5 };
         let link = Chain::default().data(&[segment], midstates(), 0);
-        assert_eq!(Chain::after(0, link.clone(), &[segment]), Err(Misfit), "segments twice");
-        let huge = Link { segments: vec![Segment { nonce: 0, size: u64::MAX }; 2], ..link };
+        assert_eq!(
+            Chain::after(0, link.clone(), &[segment]),
+            Err(Misfit),
+            "segments twice"
+        );
+        let huge = Link {
+            segments: vec![
+                Segment {
+                    nonce: 0,
+                    size: u64::MAX
+                };
+                2
+            ],
+            ..link
+        };
         assert_eq!(Chain::after(0, huge, &[]), Err(Misfit));
     }
 }

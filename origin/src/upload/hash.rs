@@ -54,16 +54,28 @@ impl Hashes {
     /// What a link stores.
     pub(crate) fn midstates(&self) -> Midstates {
         let sha512 = self.sha512.as_ref().map(DigestHasher::midstate);
-        Midstates { sha256: self.sha256.midstate(), sha512, tree: self.tree.state() }
+        Midstates {
+            sha256: self.sha256.midstate(),
+            sha512,
+            tree: self.tree.state(),
+        }
     }
 
     /// The hashers after the bytes of a link; `tail` are those that the tree's state does not cover.
     pub(crate) fn resume(midstates: Midstates, tail: &[u8]) -> Result<Self, BadMidstates> {
-        let hasher =
-            |algorithm, state: &[u8]| DigestHasher::from_midstate(algorithm, state).map_err(|_| BadMidstates);
-        let sha512 = midstates.sha512.map(|state| hasher(Algorithm::Sha512, &state)).transpose()?;
+        let hasher = |algorithm, state: &[u8]| {
+            DigestHasher::from_midstate(algorithm, state).map_err(|_| BadMidstates)
+        };
+        let sha512 = midstates
+            .sha512
+            .map(|state| hasher(Algorithm::Sha512, &state))
+            .transpose()?;
         let tree = TreeHasher::from_state(midstates.tree, tail).map_err(|_| BadMidstates)?;
-        Ok(Self { sha256: hasher(Algorithm::Sha256, &midstates.sha256)?, sha512, tree })
+        Ok(Self {
+            sha256: hasher(Algorithm::Sha256, &midstates.sha256)?,
+            sha512,
+            tree,
+        })
     }
 
     /// The digest under `algorithm` and the tree; no digest if the algorithm was not announced.
@@ -89,15 +101,29 @@ mod tests {
         let mut whole = Hashes::new(true);
         whole.update(&bytes);
         let (digest, tree) = whole.finish(Algorithm::Sha512);
-        for cut in [0, 1, part - 1, part, part + 1, 2 * part, 3 * part, bytes.len()] {
+        for cut in [
+            0,
+            1,
+            part - 1,
+            part,
+            part + 1,
+            2 * part,
+            3 * part,
+            bytes.len(),
+        ] {
             let mut first = Hashes::new(true);
             first.update(&bytes[..cut]);
             let midstates = first.midstates();
             let covered = midstates.covered() as usize;
             assert!(cut - covered <= part, "a tail of {} bytes", cut - covered);
-            let mut second = Hashes::resume(midstates, &bytes[covered..cut]).expect("own midstates");
+            let mut second =
+                Hashes::resume(midstates, &bytes[covered..cut]).expect("own midstates");
             second.update(&bytes[cut..]);
-            assert_eq!(second.finish(Algorithm::Sha512), (digest, tree.clone()), "cut at {cut}");
+            assert_eq!(
+                second.finish(Algorithm::Sha512),
+                (digest, tree.clone()),
+                "cut at {cut}"
+            );
         }
     }
 

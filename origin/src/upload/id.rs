@@ -88,7 +88,10 @@ impl Signer {
         id[9..SIGNED_LEN].copy_from_slice(&random_bytes::<15>());
         let mac = self.mac(repository, &id);
         id[SIGNED_LEN..].copy_from_slice(&mac);
-        Ticket { id: Generation(id), hash_sha512 }
+        Ticket {
+            id: Generation(id),
+            hash_sha512,
+        }
     }
 
     /// Checks the id of a request.
@@ -100,12 +103,21 @@ impl Signer {
     ) -> Result<Ticket, UnknownUpload> {
         let id: Generation = id.parse()?;
         let mac = self.mac(repository, &id.0);
-        let difference = id.0[SIGNED_LEN..].iter().zip(mac).fold(0, |sum, (a, b)| sum | (a ^ b));
-        let expiry = id.0.get(1..9).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
+        let difference = id.0[SIGNED_LEN..]
+            .iter()
+            .zip(mac)
+            .fold(0, |sum, (a, b)| sum | (a ^ b));
+        let expiry =
+            id.0.get(1..9)
+                .and_then(|bytes| bytes.try_into().ok())
+                .map_or(0, u64::from_be_bytes);
         if difference != 0 || now_unix_s >= expiry {
             return Err(UnknownUpload);
         }
-        Ok(Ticket { id, hash_sha512: id.0[0] & HASH_SHA512 != 0 })
+        Ok(Ticket {
+            id,
+            hash_sha512: id.0[0] & HASH_SHA512 != 0,
+        })
     }
 
     fn mac(&self, repository: &RepositoryName, id: &[u8; LEN]) -> [u8; MAC_LEN] {
@@ -135,12 +147,19 @@ mod tests {
         assert!(ticket.hash_sha512);
         assert_eq!(signer.check(&app, &text, 100), Err(UnknownUpload));
         assert_eq!(signer.check(&other, &text, 99), Err(UnknownUpload));
-        assert_eq!(Signer::new([2; 32]).check(&app, &text, 99), Err(UnknownUpload));
+        assert_eq!(
+            Signer::new([2; 32]).check(&app, &text, 99),
+            Err(UnknownUpload)
+        );
         for place in [0, 5, 40, 79] {
             let mut altered = text.clone().into_bytes();
             altered[place] = if altered[place] == b'0' { b'1' } else { b'0' };
             let altered = String::from_utf8(altered).expect("hex");
-            assert_eq!(signer.check(&app, &altered, 99), Err(UnknownUpload), "digit {place}");
+            assert_eq!(
+                signer.check(&app, &altered, 99),
+                Err(UnknownUpload),
+                "digit {place}"
+            );
         }
         assert_eq!(signer.check(&app, "", 99), Err(UnknownUpload));
     }

@@ -43,7 +43,9 @@ pub(crate) struct Link {
 impl Link {
     /// The record of the blob that a finish link fixes; `None` for any other link.
     pub(crate) fn record(&self, nonce: u128) -> Option<BlobRecord> {
-        let Act::Finish { facts, table } = &self.act else { return None };
+        let Act::Finish { facts, table } = &self.act else {
+            return None;
+        };
         Some(BlobRecord {
             state: State::Live,
             facts: facts.clone(),

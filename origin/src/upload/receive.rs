@@ -90,9 +90,18 @@ where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
     E: core::fmt::Display,
 {
-    let mut sink = Sink { storage, upload, bounds, segments: Vec::new(), open: None };
+    let mut sink = Sink {
+        storage,
+        upload,
+        bounds,
+        segments: Vec::new(),
+        open: None,
+    };
     match pump(&mut sink, body, hashes, bounds).await {
-        Ok(hashes) => Ok(Received { segments: sink.segments, hashes }),
+        Ok(hashes) => Ok(Received {
+            segments: sink.segments,
+            hashes,
+        }),
         Err(error) => {
             let Sink { segments, open, .. } = sink;
             drop(open);
@@ -113,7 +122,14 @@ where
     E: core::fmt::Display,
 {
     let patience = Patience::new(bounds.stall);
-    let mut source = Source { body, bounds, left: bounds.expected, patience, held: None, has_ended: false };
+    let mut source = Source {
+        body,
+        bounds,
+        left: bounds.expected,
+        patience,
+        held: None,
+        has_ended: false,
+    };
     let mut batch = next_batch(&mut source, sink).await?;
     while !batch.is_empty() {
         let room = sink.room(batch.len()).await?;
@@ -133,7 +149,10 @@ where
 }
 
 /// The next batch, with none under way; empty at the end of the body.
-async fn next_batch<S, E>(source: &mut Source<'_, S>, sink: &mut Sink<'_>) -> Result<Bytes, ReceiveError>
+async fn next_batch<S, E>(
+    source: &mut Source<'_, S>,
+    sink: &mut Sink<'_>,
+) -> Result<Bytes, ReceiveError>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
     E: core::fmt::Display,
@@ -170,7 +189,9 @@ where
             };
             let piece = piece.map_err(|error| ReceiveError::Body(error.to_string()))?;
             if let Some(left) = &mut self.left {
-                *left = left.checked_sub(piece.len() as u64).ok_or(ReceiveError::Length)?;
+                *left = left
+                    .checked_sub(piece.len() as u64)
+                    .ok_or(ReceiveError::Length)?;
             }
             self.held = (!piece.is_empty()).then_some(piece);
         }
@@ -186,9 +207,13 @@ where
         let deadline = Instant::now() + GATHER_TIMEOUT;
         let len = room.min(BATCH_LEN);
         while block.len() < len {
-            let Ok(more) = tokio::time::timeout_at(deadline, self.wait()).await else { break };
+            let Ok(more) = tokio::time::timeout_at(deadline, self.wait()).await else {
+                break;
+            };
             more?;
-            let Some(mut piece) = self.held.take() else { break };
+            let Some(mut piece) = self.held.take() else {
+                break;
+            };
             let now = block.append(&piece[..piece.len().min(len - block.len())]);
             piece.advance(now);
             self.held = (!piece.is_empty()).then_some(piece);
@@ -229,7 +254,10 @@ impl Sink<'_> {
     /// memory, or begins a segment.
     async fn room(&mut self, pending: usize) -> Result<usize, StorageError> {
         if let Some((segment, writer)) = &mut self.open {
-            let left = self.bounds.segment_len.saturating_sub(segment.size + pending as u64);
+            let left = self
+                .bounds
+                .segment_len
+                .saturating_sub(segment.size + pending as u64);
             if left > 0 {
                 let room = writer.room(pending).await?;
                 return Ok(room.min(usize::try_from(left).unwrap_or(usize::MAX)));
@@ -239,14 +267,22 @@ impl Sink<'_> {
             return Ok(0);
         }
         self.finish().await?;
-        let segment = Segment { nonce: nonce(), size: 0 };
-        let writer = self.storage.write(&keys::segment(self.upload, segment.nonce)).await?;
+        let segment = Segment {
+            nonce: nonce(),
+            size: 0,
+        };
+        let writer = self
+            .storage
+            .write(&keys::segment(self.upload, segment.nonce))
+            .await?;
         self.open.insert((segment, writer)).1.room(0).await
     }
 
     /// There is room for the batch.
     async fn write(&mut self, batch: Bytes) -> Result<(), StorageError> {
-        let Some((segment, writer)) = &mut self.open else { return Ok(()) };
+        let Some((segment, writer)) = &mut self.open else {
+            return Ok(());
+        };
         let len = batch.len() as u64;
         writer.write(batch).await?;
         segment.size += len;
@@ -265,7 +301,11 @@ impl Sink<'_> {
 
 /// Removes segments that no link names, now or later. A storage that takes its time keeps no client waiting: what is left is
 /// the collector's.
-pub(crate) async fn drop_segments(storage: &dyn Storage, upload: &Generation, segments: &[Segment]) {
+pub(crate) async fn drop_segments(
+    storage: &dyn Storage,
+    upload: &Generation,
+    segments: &[Segment],
+) {
     let removed = async {
         for segment in segments {
             let key = keys::segment(upload, segment.nonce);
@@ -297,7 +337,12 @@ mod tests {
 
     fn bounds(expected: Option<u64>) -> Bounds {
         let batches = Blocks::new(BATCH_LEN, BATCH_LEN as u64);
-        Bounds { batches, stall: Duration::from_secs(60), segment_len: 2 << 20, expected }
+        Bounds {
+            batches,
+            stall: Duration::from_secs(60),
+            segment_len: 2 << 20,
+            expected,
+        }
     }
 
     async fn run(
@@ -305,13 +350,27 @@ mod tests {
         bounds: &Bounds,
     ) -> (Result<Received, ReceiveError>, usize) {
         let storage = open("memory:///", 0).unwrap();
-        let received = receive(&*storage, &upload(), stream::iter(pieces), Hashes::new(false), bounds).await;
-        let left = storage.list(&Prefix::new("seg/").unwrap(), None, 99).await.unwrap().entries.len();
+        let received = receive(
+            &*storage,
+            &upload(),
+            stream::iter(pieces),
+            Hashes::new(false),
+            bounds,
+        )
+        .await;
+        let left = storage
+            .list(&Prefix::new("seg/").unwrap(), None, 99)
+            .await
+            .unwrap()
+            .entries
+            .len();
         (received, left)
     }
 
     fn pieces(count: usize) -> Vec<Result<Bytes, String>> {
-        (0..count).map(|index| Ok(vec![index as u8; 700 << 10].into())).collect()
+        (0..count)
+            .map(|index| Ok(vec![index as u8; 700 << 10].into()))
+            .collect()
     }
 
     #[tokio::test]
@@ -322,7 +381,14 @@ mod tests {
         assert_eq!(objects, received.segments.len());
         assert!(objects >= 3);
         let whole: Vec<u8> = (0..8_u8).flat_map(|index| vec![index; 700 << 10]).collect();
-        assert_eq!(received.segments.iter().map(|segment| segment.size).sum::<u64>(), whole.len() as u64);
+        assert_eq!(
+            received
+                .segments
+                .iter()
+                .map(|segment| segment.size)
+                .sum::<u64>(),
+            whole.len() as u64
+        );
         let (digest, _) = received.hashes.finish(Algorithm::Sha256);
         assert_eq!(digest, Some(Digest::sha256(&whole)));
         assert!(bounds.batches.try_take().is_some());
@@ -353,7 +419,14 @@ mod tests {
     async fn a_client_that_sends_nothing_is_given_up() {
         let storage = open("memory:///", 0).unwrap();
         let body = stream::iter(pieces(2)).chain(stream::pending());
-        let received = receive(&*storage, &upload(), body, Hashes::new(false), &bounds(None)).await;
+        let received = receive(
+            &*storage,
+            &upload(),
+            body,
+            Hashes::new(false),
+            &bounds(None),
+        )
+        .await;
         assert!(matches!(received, Err(ReceiveError::Stalled)));
     }
 }

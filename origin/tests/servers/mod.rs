@@ -1,7 +1,11 @@
 //! Object stores that are servers of their own: other people's programs, each on a free port and in a folder that end
 //! with the story. `tests/run` installs them; where one is missing its stories are skipped, loudly. Everybody speaks to
 //! a server through its proxy, which knows faults.
-#![allow(dead_code, unused_imports, reason = "two test programs share this, and neither uses all of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "two test programs share this, and neither uses all of it"
+)]
 
 mod proxy;
 
@@ -51,11 +55,23 @@ impl Kind {
     }
 
     fn arguments(self, port: u16, proxy: SocketAddr, dir: &Path) -> Vec<String> {
-        let (port, proxy, dir) = (port.to_string(), proxy.to_string(), dir.display().to_string());
+        let (port, proxy, dir) = (
+            port.to_string(),
+            proxy.to_string(),
+            dir.display().to_string(),
+        );
         let arguments: &[&str] = match self {
-            Self::S3Fs => {
-                &["--host", "127.0.0.1", "--port", &port, "--access-key", KEY, "--secret-key", SECRET, &dir]
-            }
+            Self::S3Fs => &[
+                "--host",
+                "127.0.0.1",
+                "--port",
+                &port,
+                "--access-key",
+                KEY,
+                "--secret-key",
+                SECRET,
+                &dir,
+            ],
             Self::Moto => &["-H", "127.0.0.1", "-p", &port],
             Self::FakeGcs => &[
                 "-scheme",
@@ -69,11 +85,20 @@ impl Kind {
                 "-backend",
                 "memory",
             ],
-            Self::Azurite => {
-                &["--blobHost", "127.0.0.1", "--blobPort", &port, "--location", &dir, "--skipApiVersionCheck"]
-            }
+            Self::Azurite => &[
+                "--blobHost",
+                "127.0.0.1",
+                "--blobPort",
+                &port,
+                "--location",
+                &dir,
+                "--skipApiVersionCheck",
+            ],
         };
-        arguments.iter().map(|argument| (*argument).to_owned()).collect()
+        arguments
+            .iter()
+            .map(|argument| (*argument).to_owned())
+            .collect()
     }
 }
 
@@ -117,7 +142,13 @@ impl Server {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("start {}: {error}", program.display()));
-        let mut server = Self { kind, address, process, dir, proxy };
+        let mut server = Self {
+            kind,
+            address,
+            process,
+            dir,
+            proxy,
+        };
         server.wait_until_it_listens();
         server.make_bucket().await;
         Some(server)
@@ -160,20 +191,35 @@ impl Server {
                 ("GOOGLE_SERVICE_ACCOUNT_KEY", GOOGLE_ACCOUNT.to_owned()),
             ],
             Kind::Azurite => vec![
-                ("AZURE_STORAGE_ENDPOINT", format!("{endpoint}/{AZURE_ACCOUNT}")),
+                (
+                    "AZURE_STORAGE_ENDPOINT",
+                    format!("{endpoint}/{AZURE_ACCOUNT}"),
+                ),
                 ("AZURE_ALLOW_HTTP", "true".to_owned()),
                 ("AZURE_STORAGE_ACCOUNT_NAME", AZURE_ACCOUNT.to_owned()),
                 ("AZURE_STORAGE_ACCOUNT_KEY", AZURE_KEY.to_owned()),
             ],
         };
-        variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        variables
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
     }
 
     /// Multipart uploads that are neither complete nor aborted.
     pub(crate) async fn unfinished_uploads(&self) -> usize {
         let url = format!("http://{}/{BUCKET}?uploads", self.address);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        client.get(url).send().await.unwrap().text().await.unwrap().matches("<UploadId>").count()
+        client
+            .get(url)
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
+            .matches("<UploadId>")
+            .count()
     }
 
     fn wait_until_it_listens(&mut self) {
@@ -198,9 +244,9 @@ impl Server {
             Kind::S3Fs => return fs::create_dir(self.dir.path().join(BUCKET)).unwrap(),
             Kind::Azurite => return make_azure_container(&base),
             Kind::Moto => client.put(format!("{base}/{BUCKET}")),
-            Kind::FakeGcs => {
-                client.post(format!("{base}/storage/v1/b")).body(format!("{{\"name\":\"{BUCKET}\"}}"))
-            }
+            Kind::FakeGcs => client
+                .post(format!("{base}/storage/v1/b"))
+                .body(format!("{{\"name\":\"{BUCKET}\"}}")),
         };
         let answer = request.send().await.unwrap();
         assert!(answer.status().is_success(), "{:?}: {answer:?}", self.kind);
@@ -228,8 +274,15 @@ fn make_azure_container(base: &str) {
             .then(async answer => { if (!answer.ok) throw new Error(await answer.text()); });
     ";
     let arguments = ["-e", SCRIPT, base, AZURE_ACCOUNT, AZURE_KEY, BUCKET];
-    let output = Command::new("node").args(arguments).output().expect("run node");
-    assert!(output.status.success(), "make a container: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("node")
+        .args(arguments)
+        .output()
+        .expect("run node");
+    assert!(
+        output.status.success(),
+        "make a container: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn free_address() -> SocketAddr {
@@ -251,11 +304,17 @@ pub(crate) fn find(story: &str, program: &str) -> Option<PathBuf> {
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+    env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
 }
 
 fn skip(story: &str, program: &str) {
-    let forbidden = env::var_os(FORBID_SKIPS).is_some_and(|value| !value.is_empty() && value != "0");
-    assert!(!forbidden, "{story}: {program} is not installed, and {FORBID_SKIPS} is set");
+    let forbidden =
+        env::var_os(FORBID_SKIPS).is_some_and(|value| !value.is_empty() && value != "0");
+    assert!(
+        !forbidden,
+        "{story}: {program} is not installed, and {FORBID_SKIPS} is set"
+    );
     eprintln!("SKIPPED {story}: {program} is not installed");
 }

@@ -53,7 +53,12 @@ pub(crate) struct Faults {
 impl Faults {
     /// The next `times` requests of this method whose path and query have this part meet the fault.
     pub(crate) fn arm(&self, method: Method, part: &str, times: u32, fault: Fault) {
-        self.armed.lock().unwrap().push(Armed { method, part: part.to_owned(), times, fault });
+        self.armed.lock().unwrap().push(Armed {
+            method,
+            part: part.to_owned(),
+            times,
+            fault,
+        });
     }
 
     /// From now on nothing happens to anybody.
@@ -74,20 +79,27 @@ impl Faults {
 
     /// Whether all faults have been met.
     pub(crate) fn are_spent(&self) -> bool {
-        self.armed.lock().unwrap().iter().all(|armed| armed.times == 0)
+        self.armed
+            .lock()
+            .unwrap()
+            .iter()
+            .all(|armed| armed.times == 0)
     }
 
     fn meet(&self, method: &Method, target: &str) -> Option<Fault> {
-        self.requests.lock().unwrap().push(format!("{method} {target}"));
+        self.requests
+            .lock()
+            .unwrap()
+            .push(format!("{method} {target}"));
         let (one_in, seen) = &mut *self.throttle.lock().unwrap();
         *seen += 1;
         if *one_in > 0 && seen.is_multiple_of(*one_in) {
             return Some(Fault::Throttled);
         }
         let mut armed = self.armed.lock().unwrap();
-        let met = armed
-            .iter_mut()
-            .find(|armed| armed.times > 0 && armed.method == *method && target.contains(&armed.part))?;
+        let met = armed.iter_mut().find(|armed| {
+            armed.times > 0 && armed.method == *method && target.contains(&armed.part)
+        })?;
         met.times -= 1;
         Some(met.fault)
     }
@@ -110,7 +122,9 @@ pub(crate) struct Proxy {
 impl Proxy {
     pub(crate) async fn start(upstream: SocketAddr) -> Self {
         let faults = Faults::default();
-        let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none());
         let forwarder = Forwarder {
             client: client.build().unwrap(),
             upstream,
@@ -119,9 +133,15 @@ impl Proxy {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = axum::Router::new().fallback(forward).with_state(Arc::new(forwarder));
+        let router = axum::Router::new()
+            .fallback(forward)
+            .with_state(Arc::new(forwarder));
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { address, faults, serving }
+        Self {
+            address,
+            faults,
+            serving,
+        }
     }
 }
 
@@ -133,8 +153,13 @@ impl Drop for Proxy {
 
 async fn forward(State(forwarder): State<Arc<Forwarder>>, request: Request) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, MAX_BODY_LEN).await else { return told(StatusCode::BAD_REQUEST, "Torn") };
-    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    let Ok(body) = to_bytes(body, MAX_BODY_LEN).await else {
+        return told(StatusCode::BAD_REQUEST, "Torn");
+    };
+    let target = parts
+        .uri
+        .path_and_query()
+        .map_or("/", |target| target.as_str());
     let fault = forwarder.faults.meet(&parts.method, target);
     match fault {
         Some(Fault::Throttled) => return told(StatusCode::SERVICE_UNAVAILABLE, "SlowDown"),
@@ -142,11 +167,19 @@ async fn forward(State(forwarder): State<Arc<Forwarder>>, request: Request) -> R
         Some(Fault::Hangs) => std::future::pending().await,
         Some(Fault::Unheard | Fault::Torn | Fault::Wrong) | None => {}
     }
-    let conditional =
-        parts.headers.contains_key(header::IF_MATCH) || parts.headers.contains_key(header::IF_NONE_MATCH);
-    let alone = if conditional { Some(forwarder.conditional_writes.lock().await) } else { None };
+    let conditional = parts.headers.contains_key(header::IF_MATCH)
+        || parts.headers.contains_key(header::IF_NONE_MATCH);
+    let alone = if conditional {
+        Some(forwarder.conditional_writes.lock().await)
+    } else {
+        None
+    };
     let url = format!("http://{}{target}", forwarder.upstream);
-    let request = forwarder.client.request(parts.method, url).headers(parts.headers).body(body);
+    let request = forwarder
+        .client
+        .request(parts.method, url)
+        .headers(parts.headers)
+        .body(body);
     let answered = async {
         let answer = request.send().await?;
         let (status, headers) = (answer.status(), answer.headers().clone());
@@ -160,7 +193,11 @@ async fn forward(State(forwarder): State<Arc<Forwarder>>, request: Request) -> R
         (Ok((status, headers, body)), Some(Fault::Torn)) => {
             let half = body.slice(..body.len() / 2);
             let cut = std::io::Error::other("cut");
-            answer(status, headers, Body::from_stream(stream::iter([Ok(half), Err(cut)])))
+            answer(
+                status,
+                headers,
+                Body::from_stream(stream::iter([Ok(half), Err(cut)])),
+            )
         }
         (Ok((status, headers, body)), Some(Fault::Wrong)) => {
             let mut wrong = body.to_vec();
@@ -183,6 +220,8 @@ fn answer(status: StatusCode, mut headers: HeaderMap, body: Body) -> Response<Bo
 }
 
 fn told(status: StatusCode, code: &str) -> Response<Body> {
-    let body = Bytes::from(format!("<Error><Code>{code}</Code><Message>injected</Message></Error>"));
+    let body = Bytes::from(format!(
+        "<Error><Code>{code}</Code><Message>injected</Message></Error>"
+    ));
     answer(status, HeaderMap::new(), body.into())
 }

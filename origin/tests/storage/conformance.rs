@@ -55,7 +55,10 @@ async fn create_is_for_what_is_not_there(storage: &Shared) {
 
 /// Neither hides the other.
 async fn a_key_may_lie_under_another(storage: &Shared) {
-    storage.create(&key("create/a/b"), "below".into()).await.unwrap();
+    storage
+        .create(&key("create/a/b"), "below".into())
+        .await
+        .unwrap();
     assert_eq!(text(storage, "create/a").await.as_deref(), Some("one"));
     assert_eq!(text(storage, "create/a/b").await.as_deref(), Some("below"));
 }
@@ -64,11 +67,15 @@ async fn swap_is_for_what_was_seen(storage: &Shared) {
     let name = key("swap/a");
     let first = storage.create(&name, "one".into()).await.unwrap();
     let second = storage.swap(&name, &first, "two".into()).await.unwrap();
-    assert!(conflicts(&storage.swap(&name, &first, "three".into()).await));
+    assert!(conflicts(
+        &storage.swap(&name, &first, "three".into()).await
+    ));
     assert_eq!(text(storage, "swap/a").await.as_deref(), Some("two"));
     storage.swap(&name, &second, "three".into()).await.unwrap();
     assert_eq!(text(storage, "swap/a").await.as_deref(), Some("three"));
-    assert!(conflicts(&storage.swap(&key("swap/absent"), &first, "x".into()).await));
+    assert!(conflicts(
+        &storage.swap(&key("swap/absent"), &first, "x".into()).await
+    ));
     assert_eq!(text(storage, "swap/absent").await, None);
 }
 
@@ -76,44 +83,88 @@ async fn of_many_swaps_one_wins(storage: &Shared) {
     let name = key("race/swap");
     let mut version = storage.create(&name, "0".into()).await.unwrap();
     for round in 0..8 {
-        let attempts = (0..8).map(|rival| storage.swap(&name, &version, format!("{round}.{rival}").into()));
+        let attempts =
+            (0..8).map(|rival| storage.swap(&name, &version, format!("{round}.{rival}").into()));
         let attempts = attempts.collect::<Vec<_>>();
         let outcomes = future::join_all(attempts).await;
-        assert_eq!(outcomes.iter().filter(|outcome| conflicts(outcome)).count(), 7);
+        assert_eq!(
+            outcomes.iter().filter(|outcome| conflicts(outcome)).count(),
+            7
+        );
         let winner = outcomes.iter().position(Result::is_ok).unwrap();
-        assert_eq!(text(storage, "race/swap").await, Some(format!("{round}.{winner}")));
+        assert_eq!(
+            text(storage, "race/swap").await,
+            Some(format!("{round}.{winner}"))
+        );
         version = storage.read(&name).await.unwrap().unwrap().version;
     }
 }
 
 async fn of_many_creates_one_wins(storage: &Shared) {
     let name = key("race/create");
-    let attempts = (0..8).map(|rival| storage.create(&name, format!("{rival}").into())).collect::<Vec<_>>();
+    let attempts = (0..8)
+        .map(|rival| storage.create(&name, format!("{rival}").into()))
+        .collect::<Vec<_>>();
     let outcomes = future::join_all(attempts).await;
-    assert_eq!(outcomes.iter().filter(|outcome| conflicts(outcome)).count(), 7);
+    assert_eq!(
+        outcomes.iter().filter(|outcome| conflicts(outcome)).count(),
+        7
+    );
     let winner = outcomes.iter().position(Result::is_ok).unwrap();
-    assert_eq!(text(storage, "race/create").await, Some(format!("{winner}")));
+    assert_eq!(
+        text(storage, "race/create").await,
+        Some(format!("{winner}"))
+    );
 }
 
 async fn listings_are_pages_in_the_order_of_bytes(storage: &Shared, lacks: Lacks) {
-    let mut sorted = ["app-1/x", "app.2", "app/_/v1", "app/_/v10", "app/_/v2/x", "app0", "b/c/d"].to_vec();
+    let mut sorted = [
+        "app-1/x",
+        "app.2",
+        "app/_/v1",
+        "app/_/v10",
+        "app/_/v2/x",
+        "app0",
+        "b/c/d",
+    ]
+    .to_vec();
     if !lacks.keys_under_keys {
         sorted.extend(["app", "app/_/v2"]);
     }
-    let mut sorted: Vec<_> = sorted.into_iter().map(|name| format!("list/{name}")).collect();
+    let mut sorted: Vec<_> = sorted
+        .into_iter()
+        .map(|name| format!("list/{name}"))
+        .collect();
     sorted.sort_unstable();
     for name in &sorted {
-        storage.create(&key(name), name.clone().into()).await.unwrap();
+        storage
+            .create(&key(name), name.clone().into())
+            .await
+            .unwrap();
     }
-    storage.create(&key("listed"), "outside".into()).await.unwrap();
+    storage
+        .create(&key("listed"), "outside".into())
+        .await
+        .unwrap();
     for limit in 1..=sorted.len() + 1 {
-        assert_eq!(walk(storage, "list/", limit).await, sorted, "pages of {limit}");
+        assert_eq!(
+            walk(storage, "list/", limit).await,
+            sorted,
+            "pages of {limit}"
+        );
     }
-    let under: Vec<_> = sorted.iter().filter(|name| name.starts_with("list/app/_/")).cloned().collect();
+    let under: Vec<_> = sorted
+        .iter()
+        .filter(|name| name.starts_with("list/app/_/"))
+        .cloned()
+        .collect();
     assert_eq!(walk(storage, "list/app/_/", 2).await, under);
     assert!(walk(storage, "nothing/here/", 5).await.is_empty());
     // A page begins after a key that need not be there.
-    let page = storage.list(&prefix("list/"), Some(&key("list/app/_/v11")), 1).await.unwrap();
+    let page = storage
+        .list(&prefix("list/"), Some(&key("list/app/_/v11")), 1)
+        .await
+        .unwrap();
     assert_eq!(page.entries[0].key.as_str(), under[2]);
     assert_eq!(page.entries[0].size, under[2].len() as u64);
     assert!(page.more);
@@ -127,7 +178,10 @@ async fn walk(storage: &Shared, under: &str, limit: usize) -> Vec<String> {
     let mut names = Vec::new();
     let mut after = None;
     loop {
-        let page = storage.list(&prefix(under), after.as_ref(), limit).await.unwrap();
+        let page = storage
+            .list(&prefix(under), after.as_ref(), limit)
+            .await
+            .unwrap();
         assert!(page.entries.len() <= limit);
         names.extend(page.entries.iter().map(|entry| entry.key.to_string()));
         if !page.more {
@@ -138,7 +192,10 @@ async fn walk(storage: &Shared, under: &str, limit: usize) -> Vec<String> {
 }
 
 pub(crate) fn sample(len: usize) -> Bytes {
-    (0..len).map(|index| (index.wrapping_mul(2_654_435_761) >> 11) as u8).collect::<Vec<_>>().into()
+    (0..len)
+        .map(|index| (index.wrapping_mul(2_654_435_761) >> 11) as u8)
+        .collect::<Vec<_>>()
+        .into()
 }
 
 pub(crate) async fn stream(
@@ -149,27 +206,48 @@ pub(crate) async fn stream(
 ) -> Result<(), StorageError> {
     let mut writer = storage.write(name).await?;
     for start in (0..content.len()).step_by(piece) {
-        writer.write(content.slice(start..content.len().min(start + piece))).await?;
+        writer
+            .write(content.slice(start..content.len().min(start + piece)))
+            .await?;
     }
     writer.finish().await
 }
 
 async fn streams_of_any_length_read_back_by_range(storage: &Shared) {
-    for (len, piece) in [(0, 1), (1, 1), (100_000, 333), (3 << 20, 1 << 20), ((17 << 20) + 5, (1 << 20) + 7)]
-    {
+    for (len, piece) in [
+        (0, 1),
+        (1, 1),
+        (100_000, 333),
+        (3 << 20, 1 << 20),
+        ((17 << 20) + 5, (1 << 20) + 7),
+    ] {
         let name = key(&format!("stream/{len}"));
         let content = sample(len);
         stream(storage, &name, &content, piece).await.unwrap();
-        for range in [0..len, 0..len.min(1), len / 3..len / 2, len - len.min(9)..len] {
-            let read = storage.read_range(&name, range.start as u64..range.end as u64).await.unwrap();
+        for range in [
+            0..len,
+            0..len.min(1),
+            len / 3..len / 2,
+            len - len.min(9)..len,
+        ] {
+            let read = storage
+                .read_range(&name, range.start as u64..range.end as u64)
+                .await
+                .unwrap();
             let pieces: Vec<Bytes> = read.try_collect().await.unwrap();
-            assert!(pieces.concat() == content[range.clone()], "{len} bytes, {range:?}");
+            assert!(
+                pieces.concat() == content[range.clone()],
+                "{len} bytes, {range:?}"
+            );
         }
         let beyond = match storage.read_range(&name, 0..len as u64 + 1).await {
             Ok(read) => read.try_collect::<Vec<_>>().await.map(drop),
             Err(error) => Err(error),
         };
-        assert!(beyond.is_err(), "bytes that are not there are an error, not a short stream");
+        assert!(
+            beyond.is_err(),
+            "bytes that are not there are an error, not a short stream"
+        );
     }
     let absent = storage.read_range(&key("stream/absent"), 0..1).await;
     assert!(matches!(absent, Err(StorageError::Missing { .. })));
@@ -187,8 +265,12 @@ async fn an_abandoned_write_leaves_nothing(storage: &Shared) {
 async fn a_stream_never_replaces(storage: &Shared) {
     let name = key("stream/once");
     stream(storage, &name, &"first".into(), 2).await.unwrap();
-    assert!(conflicts(&stream(storage, &name, &"second".into(), 2).await));
-    assert!(conflicts(&stream(storage, &name, &sample(20 << 20), 1 << 20).await));
+    assert!(conflicts(
+        &stream(storage, &name, &"second".into(), 2).await
+    ));
+    assert!(conflicts(
+        &stream(storage, &name, &sample(20 << 20), 1 << 20).await
+    ));
     assert_eq!(text(storage, "stream/once").await.as_deref(), Some("first"));
 }
 

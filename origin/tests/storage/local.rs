@@ -42,11 +42,15 @@ proptest! {
 #[tokio::test]
 async fn two_openers_of_one_directory_never_both_win() {
     let directory = tempfile::tempdir().unwrap();
-    let openers: Vec<_> = (0..2).map(|_| Arc::new(LocalDirectory::open(directory.path()).unwrap())).collect();
+    let openers: Vec<_> = (0..2)
+        .map(|_| Arc::new(LocalDirectory::open(directory.path()).unwrap()))
+        .collect();
     let key: Key = "counter/a".parse().unwrap();
     openers[0].create(&key, "0".into()).await.unwrap();
     // Each adds one, twenty times, by compare-and-swap: no addition is lost.
-    let adders = openers.iter().flat_map(|opener| [Arc::clone(opener), Arc::clone(opener)]);
+    let adders = openers
+        .iter()
+        .flat_map(|opener| [Arc::clone(opener), Arc::clone(opener)]);
     let tasks = adders.map(|storage| {
         let key = key.clone();
         tokio::spawn(async move {
@@ -92,7 +96,12 @@ async fn nothing_temporary_stays() {
     let mut writer = storage.write(&"a/c".parse().unwrap()).await.unwrap();
     writer.write("x".into()).await.unwrap();
     drop(writer);
-    assert_eq!(std::fs::read_dir(directory.path().join(".tmp")).unwrap().count(), 0);
+    assert_eq!(
+        std::fs::read_dir(directory.path().join(".tmp"))
+            .unwrap()
+            .count(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -102,5 +111,14 @@ async fn a_directory_that_loses_its_disk_is_found_by_the_probe() {
     let storage = storage::open(&url, 0).unwrap();
     std::fs::remove_dir_all(directory.path().join(".tmp")).unwrap();
     let error = storage::probe(&*storage).await.unwrap_err();
-    assert!(matches!(error, OpenError::Probe { step: "create an object", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            OpenError::Probe {
+                step: "create an object",
+                ..
+            }
+        ),
+        "{error}"
+    );
 }

@@ -23,12 +23,19 @@ async fn memory_conforms() {
 
 #[tokio::test]
 async fn the_decorators_conform() {
-    let bounded = Bounded::new(Arc::new(Counted::new(memory())), core::time::Duration::from_secs(60));
+    let bounded = Bounded::new(
+        Arc::new(Counted::new(memory())),
+        core::time::Duration::from_secs(60),
+    );
     conformance::check(Arc::new(bounded), Lacks::default()).await;
 }
 
 #[tokio::test]
 async fn a_local_directory_conforms() {
     let directory = tempfile::tempdir().unwrap();
-    conformance::check(Arc::new(LocalDirectory::open(directory.path()).unwrap()), Lacks::default()).await;
+    conformance::check(
+        Arc::new(LocalDirectory::open(directory.path()).unwrap()),
+        Lacks::default(),
+    )
+    .await;
 }

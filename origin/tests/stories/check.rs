@@ -13,19 +13,35 @@ use crate::support::{MANIFEST, Region, descriptor, location, sample};
 async fn filled() -> Region {
     let region = Region::start_with(2, |config| config.limits.segment_len.0 = 2 << 20).await;
     let client = region.client(0);
-    let pushed = client.push_image("library/app", "v1", &[sample(1000, 1), sample(5 << 20, 2)]).await;
+    let pushed = client
+        .push_image("library/app", "v1", &[sample(1000, 1), sample(5 << 20, 2)])
+        .await;
     let mut artifact: serde_json::Value = serde_json::from_slice(&pushed).unwrap();
     artifact["subject"] = descriptor(MANIFEST, &pushed);
-    let answer = client.put_manifest("/v2/library/app/manifests/sig", MANIFEST, artifact.to_string()).await;
+    let answer = client
+        .put_manifest(
+            "/v2/library/app/manifests/sig",
+            MANIFEST,
+            artifact.to_string(),
+        )
+        .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     let bytes = sample(70 * 1000, 3);
     let mut upload = client.begin("other").await;
     for chunk in 0..70 {
-        let answer =
-            region.client(chunk % 2).patch(&upload, bytes.slice(chunk * 1000..(chunk + 1) * 1000)).await;
+        let answer = region
+            .client(chunk % 2)
+            .patch(&upload, bytes.slice(chunk * 1000..(chunk + 1) * 1000))
+            .await;
         upload = location(&answer);
     }
-    assert_eq!(client.put(&upload, &Digest::sha256(&bytes), "").await.status(), StatusCode::CREATED);
+    assert_eq!(
+        client
+            .put(&upload, &Digest::sha256(&bytes), "")
+            .await
+            .status(),
+        StatusCode::CREATED
+    );
     region
 }
 
@@ -39,7 +55,10 @@ async fn finds(region: &Region, prefix: &str, words: &str) {
     let fits = |finding: &flotilla_origin::check::Finding| {
         finding.key.starts_with(prefix) && finding.problem.contains(words)
     };
-    assert!(!report.is_sound() && report.damage.shown.iter().all(fits), "{prefix} {words}: {report:#?}");
+    assert!(
+        !report.is_sound() && report.damage.shown.iter().all(fits),
+        "{prefix} {words}: {report:#?}"
+    );
 }
 
 async fn remove(region: &Region, key: &str) {
@@ -56,11 +75,20 @@ async fn replace(region: &Region, key: &str, body: impl Into<Bytes>) {
 async fn what_was_pushed_is_sound() {
     let region = filled().await;
     let report = report(&region, true).await;
-    assert!(report.is_sound() && report.leftovers.count == 0, "{report:#?}");
+    assert!(
+        report.is_sound() && report.leftovers.count == 0,
+        "{report:#?}"
+    );
     assert_eq!(report.objects["tags"], 2);
-    assert_eq!((report.objects["manifests"], report.objects["referrers"]), (2, 1));
+    assert_eq!(
+        (report.objects["manifests"], report.objects["referrers"]),
+        (2, 1)
+    );
     assert_eq!((report.objects["claims"], report.objects["blobs"]), (4, 4));
-    assert_eq!(report.hashed_bytes, (5 << 20) + 1000 + 70_000 + "{\"tag\":\"v1\"}".len() as u64);
+    assert_eq!(
+        report.hashed_bytes,
+        (5 << 20) + 1000 + 70_000 + "{\"tag\":\"v1\"}".len() as u64
+    );
 }
 
 #[tokio::test]
@@ -94,7 +122,11 @@ async fn what_was_changed_is_found_and_named() {
         let key = region.keys(prefix).await.swap_remove(0);
         replace(&region, &key, vec![7; 3]).await;
         let report = report(&region, false).await;
-        let found = report.damage.shown.iter().any(|finding| finding.key.starts_with(at));
+        let found = report
+            .damage
+            .shown
+            .iter()
+            .any(|finding| finding.key.starts_with(at));
         assert!(found, "{prefix} {words}: {report:#?}");
     }
     let region = filled().await;
@@ -107,11 +139,17 @@ async fn other_bytes_of_the_same_length_are_found_by_a_deep_check() {
     let region = filled().await;
     let keys = region.keys("seg/").await;
     let key: Key = keys[0].parse().unwrap();
-    let prefix =
-        flotilla_origin::storage::Prefix::new(key.as_str().rsplit_once('/').unwrap().0.to_owned() + "/")
-            .unwrap();
+    let prefix = flotilla_origin::storage::Prefix::new(
+        key.as_str().rsplit_once('/').unwrap().0.to_owned() + "/",
+    )
+    .unwrap();
     let page = region.storage.list(&prefix, None, 1).await.unwrap();
-    replace(&region, key.as_str(), vec![0; page.entries[0].size as usize]).await;
+    replace(
+        &region,
+        key.as_str(),
+        vec![0; page.entries[0].size as usize],
+    )
+    .await;
     assert!(report(&region, false).await.is_sound());
     let report = report(&region, true).await;
     assert!(
@@ -125,19 +163,34 @@ async fn what_a_client_took_away_or_did_not_finish_is_left_over_and_no_damage() 
     let region = filled().await;
     let layer = Digest::sha256(&sample(1000, 1));
     let client = region.client(0);
-    assert_eq!(client.delete(&format!("/v2/library/app/blobs/{layer}")).await, StatusCode::ACCEPTED);
+    assert_eq!(
+        client
+            .delete(&format!("/v2/library/app/blobs/{layer}"))
+            .await,
+        StatusCode::ACCEPTED
+    );
     let upload = client.begin("app").await;
-    assert_eq!(client.patch(&upload, sample(1000, 4)).await.status(), StatusCode::ACCEPTED);
+    assert_eq!(
+        client.patch(&upload, sample(1000, 4)).await.status(),
+        StatusCode::ACCEPTED
+    );
     let upload = client.begin("app").await;
     region.faults.arm("upload/", 3, Fate::Refused);
     client.patch(&upload, sample(1000, 5)).await;
     let report = report(&region, true).await;
     assert!(report.is_sound(), "{report:#?}");
-    let told =
-        report.leftovers.shown.iter().map(|finding| finding.problem.as_str()).collect::<Vec<_>>().join("\n");
-    for words in
-        ["was deleted", "of 1000 bytes so far that is not finished", "of 1000 bytes is named by nothing"]
-    {
+    let told = report
+        .leftovers
+        .shown
+        .iter()
+        .map(|finding| finding.problem.as_str())
+        .collect::<Vec<_>>()
+        .join("\n");
+    for words in [
+        "was deleted",
+        "of 1000 bytes so far that is not finished",
+        "of 1000 bytes is named by nothing",
+    ] {
         assert!(told.contains(words), "{words}: {told}");
     }
 }

@@ -12,7 +12,11 @@ async fn a_push_of_1_mib_costs_6_operations_on_one_replica() {
     let client = region.client(0);
     let before = region.operations(0).total();
     client.push_blob("app", sample(1 << 20, 0)).await;
-    assert_eq!(region.operations(0).total() - before, 6, "HEAD, segment, link, finish link, record, claim");
+    assert_eq!(
+        region.operations(0).total() - before,
+        6,
+        "HEAD, segment, link, finish link, record, claim"
+    );
 }
 
 #[tokio::test]
@@ -22,10 +26,19 @@ async fn finished_at_another_replica_it_costs_7() {
     let total = || region.operations(0).total() + region.operations(1).total();
     let (bytes, before) = (sample(1 << 20, 0), total());
     let digest = Digest::sha256(&bytes);
-    assert_eq!(first.head(&format!("/v2/app/blobs/{digest}")).await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(
+        first
+            .head(&format!("/v2/app/blobs/{digest}"))
+            .await
+            .status(),
+        StatusCode::NOT_FOUND
+    );
     let upload = first.begin("app").await;
     let next = crate::support::location(&first.patch(&upload, bytes).await);
-    assert_eq!(second.put(&next, &digest, "").await.status(), StatusCode::CREATED);
+    assert_eq!(
+        second.put(&next, &digest, "").await.status(),
+        StatusCode::CREATED
+    );
     assert_eq!(total() - before, 7);
 }
 
@@ -37,7 +50,12 @@ async fn in_one_post_it_costs_5_with_the_head() {
     let digest = Digest::sha256(&bytes);
     client.head(&format!("/v2/app/blobs/{digest}")).await;
     let path = format!("/v2/app/blobs/uploads/?digest={digest}");
-    let answer = client.request(reqwest::Method::POST, &path).body(bytes).send().await.unwrap();
+    let answer = client
+        .request(reqwest::Method::POST, &path)
+        .body(bytes)
+        .send()
+        .await
+        .unwrap();
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert_eq!(region.operations(0).total() - before, 5);
 }
@@ -49,12 +67,16 @@ async fn a_manifest_costs_2_writes_and_a_subject_one_more() {
     let config = client.push_blob("app", "{}").await;
     let body = manifest(b"{}", &[]);
     let before = region.operations(0).writes();
-    client.put_manifest("/v2/app/manifests/v1", MANIFEST, body.clone()).await;
+    client
+        .put_manifest("/v2/app/manifests/v1", MANIFEST, body.clone())
+        .await;
     assert_eq!(region.operations(0).writes() - before, 2);
     let mut artifact: serde_json::Value = serde_json::from_slice(&body).unwrap();
     artifact["subject"] = crate::support::descriptor(MANIFEST, &body);
     let before = region.operations(0).writes();
-    client.put_manifest("/v2/app/manifests/v2", MANIFEST, artifact.to_string()).await;
+    client
+        .put_manifest("/v2/app/manifests/v2", MANIFEST, artifact.to_string())
+        .await;
     assert_eq!(region.operations(0).writes() - before, 3);
     assert_eq!(config, Digest::sha256(b"{}"));
 }
@@ -96,7 +118,10 @@ async fn a_warm_pull_by_digest_costs_nothing_and_small_blobs_stay_in_memory() {
 #[tokio::test]
 async fn two_hundred_cold_pulls_of_one_tag_cost_2_reads() {
     let region = Region::start(2).await;
-    region.client(0).push_image("app", "v1", &[sample(1000, 1)]).await;
+    region
+        .client(0)
+        .push_image("app", "v1", &[sample(1000, 1)])
+        .await;
     let (cold, operations) = (region.client(1), region.operations(1));
     let before = operations.total();
     let pulls = join_all((0..200).map(|_| cold.get("/v2/app/manifests/v1"))).await;
@@ -112,7 +137,9 @@ async fn finishing_costs_the_same_for_one_segment_and_for_many() {
         let bytes = sample(chunks * 1000, chunks);
         let mut upload = client.begin("app").await;
         for chunk in 0..chunks {
-            let answer = client.patch(&upload, bytes.slice(chunk * 1000..(chunk + 1) * 1000)).await;
+            let answer = client
+                .patch(&upload, bytes.slice(chunk * 1000..(chunk + 1) * 1000))
+                .await;
             upload = crate::support::location(&answer);
         }
         let before = region.operations(0).total();

@@ -11,7 +11,11 @@ use crate::support::{MANIFEST, Region, code, header, is_unavailable, location, m
 /// An upload of these bytes, up to its PUT.
 async fn patched(region: &Region, bytes: &Bytes) -> String {
     let client = region.client(0);
-    location(&client.patch(&client.begin("app").await, bytes.clone()).await)
+    location(
+        &client
+            .patch(&client.begin("app").await, bytes.clone())
+            .await,
+    )
 }
 
 async fn pulls(region: &Region, replica: usize, bytes: &Bytes) -> bool {
@@ -31,11 +35,18 @@ async fn a_finish_cut_short_after_any_step_is_completed_by_a_repeated_put_elsewh
             // All that one request tries, and storage is gone for its reading back, too.
             region.faults.arm(step, 3, fate);
             let answer = region.client(0).put(&next, &digest, "").await;
-            assert!(is_unavailable(&answer) || answer.status() == StatusCode::CREATED, "{step}");
+            assert!(
+                is_unavailable(&answer) || answer.status() == StatusCode::CREATED,
+                "{step}"
+            );
             let answer = region.client(1).put(&next, &digest, "").await;
             assert_eq!(answer.status(), StatusCode::CREATED, "{step}");
             assert!(pulls(&region, 0, &bytes).await && pulls(&region, 1, &bytes).await);
-            assert_eq!(region.keys("blob/").await.len(), 1, "every attempt writes the same record");
+            assert_eq!(
+                region.keys("blob/").await.len(),
+                1,
+                "every attempt writes the same record"
+            );
             region.is_sound().await;
         }
     }
@@ -47,7 +58,10 @@ async fn a_write_whose_answer_was_lost_is_known_by_its_nonce() {
         let region = Region::start(1).await;
         region.faults.arm(prefix, 1, Fate::Unheard);
         // Every request is acknowledged at its first attempt.
-        region.client(0).push_image("app", "v1", &[sample(1000, 0)]).await;
+        region
+            .client(0)
+            .push_image("app", "v1", &[sample(1000, 0)])
+            .await;
         assert!(pulls(&region, 0, &sample(1000, 0)).await, "{prefix}");
         region.is_sound().await;
     }
@@ -59,11 +73,20 @@ async fn a_segment_without_a_link_does_not_count_and_the_chunk_is_sent_again() {
     let bytes = sample(100_000, 0);
     let upload = region.client(0).begin("app").await;
     region.faults.arm("upload/", 3, Fate::Refused);
-    assert!(is_unavailable(&region.client(0).chunk(&upload, 0, bytes.clone()).await));
-    assert_eq!(region.keys("seg/").await.len(), 1, "the link may still come, so the segment stays");
+    assert!(is_unavailable(
+        &region.client(0).chunk(&upload, 0, bytes.clone()).await
+    ));
+    assert_eq!(
+        region.keys("seg/").await.len(),
+        1,
+        "the link may still come, so the segment stays"
+    );
     let answer = region.client(1).chunk(&upload, 0, bytes.clone()).await;
     assert_eq!(answer.status(), StatusCode::ACCEPTED);
-    let answer = region.client(0).put(&location(&answer), &Digest::sha256(&bytes), "").await;
+    let answer = region
+        .client(0)
+        .put(&location(&answer), &Digest::sha256(&bytes), "")
+        .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert!(pulls(&region, 1, &bytes).await);
     region.is_sound().await;
@@ -88,8 +111,14 @@ async fn a_link_that_arrives_late_owns_its_offset_and_its_segment_is_still_there
     go_on.notify_one();
     let lost = held.await.unwrap();
     assert_eq!(lost.status(), StatusCode::RANGE_NOT_SATISFIABLE);
-    assert_eq!(region.keys("seg/").await.len(), 1, "only the loser's segment is gone");
-    let answer = second.put(&location(&answer), &Digest::sha256(&early), "").await;
+    assert_eq!(
+        region.keys("seg/").await.len(),
+        1,
+        "only the loser's segment is gone"
+    );
+    let answer = second
+        .put(&location(&answer), &Digest::sha256(&early), "")
+        .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert!(pulls(&region, 0, &early).await && !pulls(&region, 0, &late).await);
     region.is_sound().await;
@@ -127,14 +156,27 @@ async fn a_tag_whose_swap_was_overtaken_is_503_and_the_newer_one_stays() {
         client.push_image("app", "b", &[sample(1, 2)]).await,
     );
     let (reached, go_on) = region.faults.hold("tag/app/_/v1");
-    let held = tokio::spawn(async move { client.put_manifest("/v2/app/manifests/v1", MANIFEST, slow).await });
+    let held = tokio::spawn(async move {
+        client
+            .put_manifest("/v2/app/manifests/v1", MANIFEST, slow)
+            .await
+    });
     reached.notified().await;
-    let answer = region.client(1).put_manifest("/v2/app/manifests/v1", MANIFEST, fast.clone()).await;
+    let answer = region
+        .client(1)
+        .put_manifest("/v2/app/manifests/v1", MANIFEST, fast.clone())
+        .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     go_on.notify_one();
     assert!(is_unavailable(&held.await.unwrap()));
     for replica in 0..2 {
-        let tag = region.client(replica).get("/v2/app/manifests/v1").await.bytes().await.unwrap();
+        let tag = region
+            .client(replica)
+            .get("/v2/app/manifests/v1")
+            .await
+            .bytes()
+            .await
+            .unwrap();
         assert_eq!(tag, fast);
     }
     region.is_sound().await;
@@ -154,15 +196,25 @@ async fn a_manifest_confirmed_too_late_checks_again_and_is_taken_back_if_a_blob_
     let (reached, go_on) = region.faults.hold("rm/");
     let held = tokio::spawn({
         let body = body.clone();
-        async move { client.put_manifest("/v2/app/manifests/v1", MANIFEST, body).await }
+        async move {
+            client
+                .put_manifest("/v2/app/manifests/v1", MANIFEST, body)
+                .await
+        }
     });
     reached.notified().await;
-    let gone = region.client(1).delete(&format!("/v2/app/blobs/{digest}")).await;
+    let gone = region
+        .client(1)
+        .delete(&format!("/v2/app/blobs/{digest}"))
+        .await;
     assert_eq!(gone, StatusCode::ACCEPTED);
     go_on.notify_one();
     assert_eq!(code(held.await.unwrap()).await, "MANIFEST_BLOB_UNKNOWN");
     for replica in 0..2 {
-        assert_eq!(region.client(replica).get(&by_digest).await.status(), StatusCode::NOT_FOUND);
+        assert_eq!(
+            region.client(replica).get(&by_digest).await.status(),
+            StatusCode::NOT_FOUND
+        );
         let tag = region.client(replica).get("/v2/app/manifests/v1").await;
         assert_eq!(tag.status(), StatusCode::NOT_FOUND);
     }
@@ -178,9 +230,13 @@ async fn storage_that_hangs_is_503_and_not_a_request_that_hangs() {
     for _ in 0..3 {
         region.faults.hold("rm/");
     }
-    let answer = client.put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[])).await;
+    let answer = client
+        .put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[]))
+        .await;
     assert!(is_unavailable(&answer));
-    let answer = client.put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[])).await;
+    let answer = client
+        .put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[]))
+        .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     region.is_sound().await;
 }
@@ -198,10 +254,15 @@ async fn storage_that_is_down_is_503_and_what_is_warm_is_served() {
     assert!(pulls(&region, 0, &sample(1000, 0)).await);
     assert!(is_unavailable(&client.get("/v2/app/manifests/other").await));
     assert!(is_unavailable(&client.get("/v2/app/tags/list").await));
-    let answer = client.put_manifest("/v2/app/manifests/v2", MANIFEST, manifest(b"{}", &[])).await;
+    let answer = client
+        .put_manifest("/v2/app/manifests/v2", MANIFEST, manifest(b"{}", &[]))
+        .await;
     assert!(is_unavailable(&answer));
     region.faults.set_down(false);
-    assert_eq!(client.get("/v2/app/manifests/other").await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(
+        client.get("/v2/app/manifests/other").await.status(),
+        StatusCode::NOT_FOUND
+    );
     region.is_sound().await;
 }
 
@@ -211,13 +272,19 @@ async fn an_expired_tag_is_served_with_a_warning_while_storage_is_down() {
     let region = Region::start_with(1, |config| config.limits.tag_time_to_live = none).await;
     let client = region.client(0);
     let pushed = client.push_image("app", "v1", &[]).await;
-    assert_eq!(header(&client.get("/v2/app/manifests/v1").await, "warning"), "");
+    assert_eq!(
+        header(&client.get("/v2/app/manifests/v1").await, "warning"),
+        ""
+    );
     region.faults.set_down(true);
     let answer = client.get("/v2/app/manifests/v1").await;
     assert!(header(&answer, "warning").starts_with("299 - "));
     assert_eq!(answer.bytes().await.unwrap(), pushed);
     let metrics = client.get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains("flotilla_origin_stale_answers_total 1"), "{metrics}");
+    assert!(
+        metrics.contains("flotilla_origin_stale_answers_total 1"),
+        "{metrics}"
+    );
     region.is_sound().await;
 }
 
@@ -227,15 +294,20 @@ async fn a_client_that_goes_away_in_the_middle_leaves_nothing_and_can_begin_agai
     let region = Region::start(1).await;
     let client = region.client(0);
     let upload = client.begin("app").await;
-    let mut stream = tokio::net::TcpStream::connect(region.origins[0].addr()).await.unwrap();
-    let head = format!("PATCH {upload} HTTP/1.1\r\nhost: origin\r\ncontent-length: 5000000\r\n\r\n");
+    let mut stream = tokio::net::TcpStream::connect(region.origins[0].addr())
+        .await
+        .unwrap();
+    let head =
+        format!("PATCH {upload} HTTP/1.1\r\nhost: origin\r\ncontent-length: 5000000\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(&sample(3_000_000, 0)).await.unwrap();
     drop(stream);
     let bytes = sample(1000, 1);
     let answer = client.chunk(&upload, 0, bytes.clone()).await;
     assert_eq!(answer.status(), StatusCode::ACCEPTED);
-    let answer = client.put(&location(&answer), &Digest::sha256(&bytes), "").await;
+    let answer = client
+        .put(&location(&answer), &Digest::sha256(&bytes), "")
+        .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert!(pulls(&region, 0, &bytes).await);
     region.is_sound().await;

@@ -14,32 +14,111 @@ async fn malformed_requests_are_refused_and_never_500() {
     let client = region.client(0);
     let unknown = Digest::sha256(b"unknown");
     for (method, path, status, expected) in [
-        (Method::GET, "/v2/app/blobs/sha256:00".to_owned(), 400, "DIGEST_INVALID"),
-        (Method::GET, "/v2/app/blobs/md5:d41d8cd98f00b204e9800998ecf8427e".to_owned(), 400, "DIGEST_INVALID"),
-        (Method::GET, "/v2/UPPER/blobs/x".to_owned(), 400, "NAME_INVALID"),
-        (Method::GET, "/v2/app/manifests/sha256:zz".to_owned(), 400, "DIGEST_INVALID"),
-        (Method::GET, "/v2/app/manifests/.INVALID".to_owned(), 404, "MANIFEST_UNKNOWN"),
-        (Method::GET, format!("/v2/app/manifests/{unknown}"), 404, "MANIFEST_UNKNOWN"),
-        (Method::GET, format!("/v2/app/blobs/{unknown}"), 404, "BLOB_UNKNOWN"),
-        (Method::DELETE, format!("/v2/app/blobs/{unknown}"), 404, "BLOB_UNKNOWN"),
-        (Method::PATCH, "/v2/app/blobs/uploads/nonsense".to_owned(), 404, "BLOB_UPLOAD_UNKNOWN"),
+        (
+            Method::GET,
+            "/v2/app/blobs/sha256:00".to_owned(),
+            400,
+            "DIGEST_INVALID",
+        ),
+        (
+            Method::GET,
+            "/v2/app/blobs/md5:d41d8cd98f00b204e9800998ecf8427e".to_owned(),
+            400,
+            "DIGEST_INVALID",
+        ),
+        (
+            Method::GET,
+            "/v2/UPPER/blobs/x".to_owned(),
+            400,
+            "NAME_INVALID",
+        ),
+        (
+            Method::GET,
+            "/v2/app/manifests/sha256:zz".to_owned(),
+            400,
+            "DIGEST_INVALID",
+        ),
+        (
+            Method::GET,
+            "/v2/app/manifests/.INVALID".to_owned(),
+            404,
+            "MANIFEST_UNKNOWN",
+        ),
+        (
+            Method::GET,
+            format!("/v2/app/manifests/{unknown}"),
+            404,
+            "MANIFEST_UNKNOWN",
+        ),
+        (
+            Method::GET,
+            format!("/v2/app/blobs/{unknown}"),
+            404,
+            "BLOB_UNKNOWN",
+        ),
+        (
+            Method::DELETE,
+            format!("/v2/app/blobs/{unknown}"),
+            404,
+            "BLOB_UNKNOWN",
+        ),
+        (
+            Method::PATCH,
+            "/v2/app/blobs/uploads/nonsense".to_owned(),
+            404,
+            "BLOB_UPLOAD_UNKNOWN",
+        ),
         (
             Method::PUT,
             format!("/v2/app/blobs/uploads/{}?digest={unknown}", "0".repeat(80)),
             404,
             "BLOB_UPLOAD_UNKNOWN",
         ),
-        (Method::POST, "/v2/app/blobs/uploads/?digest=sha256:1".to_owned(), 400, "DIGEST_INVALID"),
-        (Method::POST, "/v2/app/blobs/uploads/?digest-algorithm=md5".to_owned(), 400, "DIGEST_INVALID"),
-        (Method::POST, format!("/v2/app/blobs/uploads/?mount={unknown}&from=A"), 400, "NAME_INVALID"),
-        (Method::GET, "/v2/app/referrers/x".to_owned(), 400, "DIGEST_INVALID"),
+        (
+            Method::POST,
+            "/v2/app/blobs/uploads/?digest=sha256:1".to_owned(),
+            400,
+            "DIGEST_INVALID",
+        ),
+        (
+            Method::POST,
+            "/v2/app/blobs/uploads/?digest-algorithm=md5".to_owned(),
+            400,
+            "DIGEST_INVALID",
+        ),
+        (
+            Method::POST,
+            format!("/v2/app/blobs/uploads/?mount={unknown}&from=A"),
+            400,
+            "NAME_INVALID",
+        ),
+        (
+            Method::GET,
+            "/v2/app/referrers/x".to_owned(),
+            400,
+            "DIGEST_INVALID",
+        ),
         (Method::GET, "/nowhere".to_owned(), 404, "UNSUPPORTED"),
-        (Method::POST, "/v2/app/tags/list".to_owned(), 405, "UNSUPPORTED"),
-        (Method::POST, "/flotilla/v1/closure".to_owned(), 400, "UNSUPPORTED"),
+        (
+            Method::POST,
+            "/v2/app/tags/list".to_owned(),
+            405,
+            "UNSUPPORTED",
+        ),
+        (
+            Method::POST,
+            "/flotilla/v1/closure".to_owned(),
+            400,
+            "UNSUPPORTED",
+        ),
     ] {
         let answer = client.request(method, &path).send().await.unwrap();
         assert_eq!(answer.status().as_u16(), status, "{path}");
-        assert_eq!(header(&answer, "content-type"), "application/json", "{path}");
+        assert_eq!(
+            header(&answer, "content-type"),
+            "application/json",
+            "{path}"
+        );
         assert_eq!(code(answer).await, expected, "{path}");
     }
 }
@@ -52,14 +131,26 @@ async fn an_upload_is_asked_for_what_it_lacks() {
     let without_digest = client.request(Method::PUT, &upload).send().await.unwrap();
     assert_eq!(code(without_digest).await, "DIGEST_INVALID");
     let elsewhere = upload.replace("/v2/app/", "/v2/other/");
-    assert_eq!(code(client.patch(&elsewhere, "x").await).await, "BLOB_UPLOAD_UNKNOWN");
+    assert_eq!(
+        code(client.patch(&elsewhere, "x").await).await,
+        "BLOB_UPLOAD_UNKNOWN"
+    );
     for range in ["nonsense", "5-2", "0-99"] {
-        let request =
-            client.request(Method::PATCH, &upload).header("content-range", range).body("0123456789");
-        assert_eq!(request.send().await.unwrap().status(), StatusCode::BAD_REQUEST, "{range}");
+        let request = client
+            .request(Method::PATCH, &upload)
+            .header("content-range", range)
+            .body("0123456789");
+        assert_eq!(
+            request.send().await.unwrap().status(),
+            StatusCode::BAD_REQUEST,
+            "{range}"
+        );
     }
     let tampered = upload.replace("last=none", "last=zz");
-    assert_eq!(client.patch(&tampered, "x").await.status(), StatusCode::ACCEPTED);
+    assert_eq!(
+        client.patch(&tampered, "x").await.status(),
+        StatusCode::ACCEPTED
+    );
 }
 
 #[tokio::test]
@@ -74,7 +165,10 @@ async fn operators_see_health_and_metrics() {
         metrics.contains("flotilla_origin_http_requests_total{route=\"ping\",code=\"200\"} 1"),
         "{metrics}"
     );
-    assert!(metrics.contains("flotilla_origin_storage_operations_total{kind=\"read\"}"), "{metrics}");
+    assert!(
+        metrics.contains("flotilla_origin_storage_operations_total{kind=\"read\"}"),
+        "{metrics}"
+    );
     region.faults.set_down(true);
     until_ready_is(&client, StatusCode::SERVICE_UNAVAILABLE).await;
     assert_eq!(client.get("/healthz").await.status(), StatusCode::OK);
@@ -93,7 +187,9 @@ async fn until_ready_is(client: &Registry, status: StatusCode) -> String {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), asked).await.expect("it is that in time")
+    tokio::time::timeout(Duration::from_secs(20), asked)
+        .await
+        .expect("it is that in time")
 }
 
 #[tokio::test]
@@ -106,7 +202,10 @@ async fn a_storage_folder_that_is_gone_makes_a_replica_not_ready_until_it_is_bac
     until_ready_is(&client, StatusCode::OK).await;
     std::fs::rename(&folder, &elsewhere).unwrap();
     let reason = until_ready_is(&client, StatusCode::SERVICE_UNAVAILABLE).await;
-    assert!(reason.contains("storage cannot be used: read object format: no such object"), "{reason}");
+    assert!(
+        reason.contains("storage cannot be used: read object format: no such object"),
+        "{reason}"
+    );
     assert!(!folder.exists(), "nothing is made anew in its place");
     std::fs::rename(&elsewhere, &folder).unwrap();
     until_ready_is(&client, StatusCode::OK).await;
@@ -121,7 +220,10 @@ async fn refused(adjust: impl FnOnce(&mut flotilla_origin::Config)) -> String {
 #[tokio::test]
 async fn an_origin_that_cannot_start_says_why() {
     let message = refused(|config| config.storage = "file:///dev/null/x".to_owned()).await;
-    assert!(message.starts_with("open storage directory \"/dev/null/x\""), "{message}");
+    assert!(
+        message.starts_with("open storage directory \"/dev/null/x\""),
+        "{message}"
+    );
     let message = refused(|config| config.storage = "s3://".to_owned()).await;
     assert!(message.contains("a bucket is missing"), "{message}");
     let unheard = |config: &mut flotilla_origin::Config| {
@@ -133,14 +235,20 @@ async fn an_origin_that_cannot_start_says_why() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let message = refused(|config| config.listen = address).await;
-    assert!(message.starts_with(&format!("listen on {address}")), "{message}");
+    assert!(
+        message.starts_with(&format!("listen on {address}")),
+        "{message}"
+    );
 }
 
 #[tokio::test]
 async fn a_replica_with_other_horizons_refuses_to_start() {
     let region = Region::start(1).await;
     let mut other = config();
-    other.horizons = Horizons { condemned: core::time::Duration::from_secs(3600), ..Horizons::default() };
+    other.horizons = Horizons {
+        condemned: core::time::Duration::from_secs(3600),
+        ..Horizons::default()
+    };
     let outcome = Origin::start_on(other, std::sync::Arc::clone(&region.storage)).await;
     assert!(matches!(outcome, Err(StartError::Format(_))));
 }

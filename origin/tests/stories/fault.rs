@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use flotilla_origin::storage::{
-    ByteStream, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageError, StorageFuture, Version,
+    ByteStream, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageError, StorageFuture,
+    Version,
 };
 use futures_util::FutureExt;
 use tokio::sync::Notify;
@@ -19,7 +20,10 @@ pub(crate) enum Fate {
     /// It applies, and says that it failed: an answer that is lost.
     Unheard,
     /// It waits until the story goes on.
-    Held { reached: Arc<Notify>, go_on: Arc<Notify> },
+    Held {
+        reached: Arc<Notify>,
+        go_on: Arc<Notify>,
+    },
 }
 
 struct Armed {
@@ -38,13 +42,24 @@ pub(crate) struct Faults {
 impl Faults {
     /// The next `times` writes of keys under `prefix` meet this fate.
     pub(crate) fn arm(&self, prefix: &str, times: u32, fate: Fate) {
-        self.writes.lock().unwrap().push(Armed { prefix: prefix.to_owned(), times, fate });
+        self.writes.lock().unwrap().push(Armed {
+            prefix: prefix.to_owned(),
+            times,
+            fate,
+        });
     }
 
     /// The next write under `prefix` waits; what tells that it was reached, and what lets it go on.
     pub(crate) fn hold(&self, prefix: &str) -> (Arc<Notify>, Arc<Notify>) {
         let (reached, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        self.arm(prefix, 1, Fate::Held { reached: Arc::clone(&reached), go_on: Arc::clone(&go_on) });
+        self.arm(
+            prefix,
+            1,
+            Fate::Held {
+                reached: Arc::clone(&reached),
+                go_on: Arc::clone(&go_on),
+            },
+        );
         (reached, go_on)
     }
 
@@ -55,14 +70,19 @@ impl Faults {
 
     fn fate(&self, key: &Key) -> Option<Fate> {
         let mut armed = self.writes.lock().unwrap();
-        let fault =
-            armed.iter_mut().find(|fault| fault.times > 0 && key.as_str().starts_with(&fault.prefix))?;
+        let fault = armed
+            .iter_mut()
+            .find(|fault| fault.times > 0 && key.as_str().starts_with(&fault.prefix))?;
         fault.times -= 1;
         Some(fault.fate.clone())
     }
 
     fn check(&self, key: &dyn core::fmt::Display) -> Result<(), StorageError> {
-        if *self.down.lock().unwrap() { Err(injected(key)) } else { Ok(()) }
+        if *self.down.lock().unwrap() {
+            Err(injected(key))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -84,7 +104,10 @@ impl core::fmt::Debug for Faulty {
 
 impl Faulty {
     pub(crate) fn new(inner: Arc<dyn Storage>) -> Self {
-        Self { inner, faults: Faults::default() }
+        Self {
+            inner,
+            faults: Faults::default(),
+        }
     }
 
     pub(crate) fn faults(&self) -> Faults {
@@ -122,7 +145,12 @@ impl Storage for Faulty {
         self.write_under(key, self.inner.create(key, body))
     }
 
-    fn swap<'a>(&'a self, key: &'a Key, seen: &'a Version, body: Bytes) -> StorageFuture<'a, Version> {
+    fn swap<'a>(
+        &'a self,
+        key: &'a Key,
+        seen: &'a Version,
+        body: Bytes,
+    ) -> StorageFuture<'a, Version> {
         self.write_under(key, self.inner.swap(key, seen, body))
     }
 
@@ -171,7 +199,11 @@ impl Storage for Faulty {
         self.inner.is_remote()
     }
 
-    fn presigned_get<'a>(&'a self, key: &'a Key, valid_for: Duration) -> StorageFuture<'a, Option<String>> {
+    fn presigned_get<'a>(
+        &'a self,
+        key: &'a Key,
+        valid_for: Duration,
+    ) -> StorageFuture<'a, Option<String>> {
         self.inner.presigned_get(key, valid_for)
     }
 }

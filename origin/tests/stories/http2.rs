@@ -26,7 +26,9 @@ struct Files {
 
 impl Files {
     fn create() -> Self {
-        let files = Self { dir: tempfile::tempdir().unwrap() };
+        let files = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
         files.renew();
         files
     }
@@ -34,11 +36,16 @@ impl Files {
     /// Another authority, and a certificate of it.
     fn renew(&self) {
         let fleet = Authority::create().unwrap();
-        let Issued { certificate_pem, key_pem, .. } =
-            fleet.issue_server(&["127.0.0.1".to_owned()], DAY).unwrap();
-        for (name, text) in
-            [("ca.pem", fleet.certificate_pem()), ("tls.pem", &certificate_pem), ("tls.key", &key_pem)]
-        {
+        let Issued {
+            certificate_pem,
+            key_pem,
+            ..
+        } = fleet.issue_server(&["127.0.0.1".to_owned()], DAY).unwrap();
+        for (name, text) in [
+            ("ca.pem", fleet.certificate_pem()),
+            ("tls.pem", &certificate_pem),
+            ("tls.key", &key_pem),
+        ] {
             std::fs::write(self.dir.path().join(name), text).unwrap();
         }
     }
@@ -46,7 +53,12 @@ impl Files {
     fn identity(&self) -> Identity {
         let [authority, certificate, key] =
             ["ca.pem", "tls.pem", "tls.key"].map(|name| self.dir.path().join(name));
-        Identity::load(&CertificateFiles { certificate, key, authority }).unwrap()
+        Identity::load(&CertificateFiles {
+            certificate,
+            key,
+            authority,
+        })
+        .unwrap()
     }
 
     /// A client that trusts the authority as it is now, and offers these protocols.
@@ -61,16 +73,24 @@ async fn pushes_and_pulls(client: &Registry, version: Version) {
     let layers = [sample(100, 1), sample(3 << 20, 2)];
     let manifest = client.push_image("app", "v1", &layers).await;
     let answer = client.get("/v2/app/manifests/v1").await;
-    assert_eq!((answer.version(), answer.status()), (version, StatusCode::OK));
+    assert_eq!(
+        (answer.version(), answer.status()),
+        (version, StatusCode::OK)
+    );
     assert_eq!(answer.bytes().await.unwrap(), manifest);
     for layer in layers {
-        let answer = client.get(&format!("/v2/app/blobs/{}", Digest::sha256(&layer))).await;
+        let answer = client
+            .get(&format!("/v2/app/blobs/{}", Digest::sha256(&layer)))
+            .await;
         assert_eq!(answer.version(), version);
         assert_eq!(answer.bytes().await.unwrap(), layer);
     }
     let head = client.head("/v2/app/manifests/v1").await;
     assert_eq!(header(&head, "content-length"), manifest.len().to_string());
-    assert_eq!(client.get("/v2/app/manifests/v2").await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(
+        client.get("/v2/app/manifests/v2").await.status(),
+        StatusCode::NOT_FOUND
+    );
 }
 
 #[tokio::test]
@@ -86,7 +106,11 @@ async fn over_tls_the_client_chooses_the_protocol() {
 #[tokio::test]
 async fn without_tls_a_client_may_begin_with_http2() {
     let region = Region::start(1).await;
-    pushes_and_pulls(&Registry::with_prior_knowledge(region.origins[0].addr()), Version::HTTP_2).await;
+    pushes_and_pulls(
+        &Registry::with_prior_knowledge(region.origins[0].addr()),
+        Version::HTTP_2,
+    )
+    .await;
     pushes_and_pulls(&region.client(0), Version::HTTP_11).await;
 }
 
@@ -107,7 +131,9 @@ async fn a_drain_finishes_the_push_in_flight() {
         may_go_on.await.unwrap();
         Ok(rest)
     });
-    let patch = client.request(Method::PATCH, &upload).body(Body::wrap_stream(first.chain(second)));
+    let patch = client
+        .request(Method::PATCH, &upload)
+        .body(Body::wrap_stream(first.chain(second)));
     let patch = tokio::spawn(patch.send());
     has_begun.await.unwrap();
     // An answer to a later request on the connection: the origin has seen the one before it.
@@ -120,7 +146,10 @@ async fn a_drain_finishes_the_push_in_flight() {
     }
     go_on.send(()).unwrap();
     let answer = patch.await.unwrap().unwrap();
-    assert_eq!((answer.version(), answer.status()), (Version::HTTP_2, StatusCode::ACCEPTED));
+    assert_eq!(
+        (answer.version(), answer.status()),
+        (Version::HTTP_2, StatusCode::ACCEPTED)
+    );
     assert_eq!(header(&answer, "range"), "0-999");
     assert!(location(&answer).starts_with("/v2/app/blobs/uploads/"));
     draining.await.unwrap();
@@ -137,7 +166,11 @@ async fn certificates_are_taken_up_without_ending_connections() {
     identity.reload().unwrap();
     let after = files.client(&region, &[b"h2"]);
     assert_eq!(after.get("/v2/").await.version(), Version::HTTP_2);
-    assert_eq!(before.get("/v2/").await.status(), StatusCode::OK, "a connection that stands goes on");
+    assert_eq!(
+        before.get("/v2/").await.status(),
+        StatusCode::OK,
+        "a connection that stands goes on"
+    );
 }
 
 #[tokio::test]
@@ -150,7 +183,9 @@ async fn who_opens_streams_only_to_reset_them_is_sent_away() {
     let mut opened = 0;
     while opened < MANY {
         let request = Request::get("http://origin/v2/").body(()).unwrap();
-        let Ok((_response, mut stream)) = requests.send_request(request, false) else { break };
+        let Ok((_response, mut stream)) = requests.send_request(request, false) else {
+            break;
+        };
         stream.send_reset(h2::Reason::CANCEL);
         opened += 1;
         if opened % BURST == 0 {
@@ -171,11 +206,18 @@ async fn who_opens_streams_only_to_reset_them_is_sent_away() {
 async fn headers_are_bounded() {
     let region = Region::start(1).await;
     let client = Registry::with_prior_knowledge(region.origins[0].addr());
-    let long = client.request(Method::GET, "/v2/").header("x-long", "x".repeat(100_000)).send().await;
+    let long = client
+        .request(Method::GET, "/v2/")
+        .header("x-long", "x".repeat(100_000))
+        .send()
+        .await;
     let status = long.map(|answer| answer.status());
     assert!(!matches!(status, Ok(StatusCode::OK)), "{status:?}");
     assert_eq!(client.get("/v2/").await.status(), StatusCode::OK);
-    assert_eq!(client.push_blob("app", Bytes::from_static(b"x")).await, Digest::sha256(b"x"));
+    assert_eq!(
+        client.push_blob("app", Bytes::from_static(b"x")).await,
+        Digest::sha256(b"x")
+    );
 }
 
 /// What comes of a request on a connection of HTTP/2: its bytes, and the reason why they ended before they were whole.
@@ -185,8 +227,18 @@ async fn taken(
     takes: bool,
 ) -> (usize, Option<h2::Reason>) {
     let (method, path) = request;
-    let request = Request::builder().method(method).uri(format!("http://origin{path}")).body(()).unwrap();
-    let (response, _) = requests.clone().ready().await.unwrap().send_request(request, true).unwrap();
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("http://origin{path}"))
+        .body(())
+        .unwrap();
+    let (response, _) = requests
+        .clone()
+        .ready()
+        .await
+        .unwrap()
+        .send_request(request, true)
+        .unwrap();
     let mut body = response.await.unwrap().into_body();
     let mut len = 0;
     while let Some(piece) = body.data().await {
@@ -211,12 +263,18 @@ async fn a_stream_whose_client_takes_nothing_is_reset_and_the_others_go_on() {
     let large = region.client(0).push_blob("app", sample(1 << 20, 2)).await;
     let [small, large] = [small, large].map(|digest| format!("/v2/app/blobs/{digest}"));
     // What comes through a window of nothing has no body.
-    let others = [(0, (Method::HEAD, &*small), 0), (30_000, (Method::GET, &*small), 10_000)];
+    let others = [
+        (0, (Method::HEAD, &*small), 0),
+        (30_000, (Method::GET, &*small), 10_000),
+    ];
     for (window, other, len) in others {
         let stream = TcpStream::connect(region.origins[0].addr()).await.unwrap();
         let mut builder = h2::client::Builder::new();
-        let (requests, connection) =
-            builder.initial_window_size(window).handshake::<_, Bytes>(stream).await.unwrap();
+        let (requests, connection) = builder
+            .initial_window_size(window)
+            .handshake::<_, Bytes>(stream)
+            .await
+            .unwrap();
         let connection = tokio::spawn(connection);
         let stalled = tokio::spawn({
             let (requests, large) = (requests.clone(), large.clone());
@@ -225,12 +283,22 @@ async fn a_stream_whose_client_takes_nothing_is_reset_and_the_others_go_on() {
         while !stalled.is_finished() {
             assert_eq!(taken(&requests, other.clone(), true).await, (len, None));
         }
-        assert_eq!(stalled.await.unwrap(), (window as usize, Some(h2::Reason::CANCEL)));
+        assert_eq!(
+            stalled.await.unwrap(),
+            (window as usize, Some(h2::Reason::CANCEL))
+        );
         assert_eq!(taken(&requests, other, true).await, (len, None));
         connection.abort();
     }
     let client = region.client(0);
-    while !client.get("/metrics").await.text().await.unwrap().contains("requests_under_way 0") {
+    while !client
+        .get("/metrics")
+        .await
+        .text()
+        .await
+        .unwrap()
+        .contains("requests_under_way 0")
+    {
         tokio::task::yield_now().await;
     }
 }

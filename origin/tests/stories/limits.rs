@@ -41,7 +41,9 @@ async fn rest(stream: &mut TcpStream) -> Vec<u8> {
 
 async fn metric(client: &Registry, name: &str) -> u64 {
     let metrics = client.get("/metrics").await.text().await.unwrap();
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    let value = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
     value.unwrap_or_else(|| panic!("{name} is missing in\n{metrics}"))
 }
 
@@ -54,7 +56,8 @@ async fn until(mut is_so: impl AsyncFnMut() -> bool) {
 
 /// Whether a client is told that it is too much, and when to come again.
 async fn is_too_many(answer: reqwest::Response) -> bool {
-    let told = answer.status() == StatusCode::TOO_MANY_REQUESTS && header(&answer, "retry-after") == "1";
+    let told =
+        answer.status() == StatusCode::TOO_MANY_REQUESTS && header(&answer, "retry-after") == "1";
     told && code(answer).await == "TOOMANYREQUESTS"
 }
 
@@ -65,14 +68,25 @@ async fn a_connection_too_many_is_told_to_come_again_and_operators_are_answered(
     let mut first = written(address, GET).await;
     assert!(head(&mut first).await.starts_with("HTTP/1.1 200"));
     let mut second = written(address, GET).await;
-    let answer = String::from_utf8(rest(&mut second).await).unwrap().to_ascii_lowercase();
+    let answer = String::from_utf8(rest(&mut second).await)
+        .unwrap()
+        .to_ascii_lowercase();
     assert!(answer.starts_with("http/1.1 503"), "{answer}");
-    for part in ["retry-after: 1", "connection: close", "\"unavailable\"", "too many connections"] {
+    for part in [
+        "retry-after: 1",
+        "connection: close",
+        "\"unavailable\"",
+        "too many connections",
+    ] {
         assert!(answer.contains(part), "{part} is missing in {answer}");
     }
     // A client of its own each time: one that was told to stay would hold the only place.
     for path in ["/healthz", "/readyz", "/metrics"] {
-        assert_eq!(region.client(0).get(path).await.status(), StatusCode::OK, "{path}");
+        assert_eq!(
+            region.client(0).get(path).await.status(),
+            StatusCode::OK,
+            "{path}"
+        );
     }
     let shed = "flotilla_origin_shed_total{reason=\"connections\"}";
     assert_eq!(metric(&region.client(0), shed).await, 1);
@@ -88,15 +102,25 @@ async fn a_request_too_many_is_refused_until_one_ends() {
     let (reached, go_on) = region.faults.hold("rm/");
     let pushing = tokio::spawn({
         let client = client.clone();
-        async move { client.put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[])).await }
+        async move {
+            client
+                .put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[]))
+                .await
+        }
     });
     reached.notified().await;
     assert!(is_too_many(client.get("/v2/").await).await);
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(client.get(path).await.status(), StatusCode::OK, "{path}");
     }
-    assert_eq!(metric(&client, "flotilla_origin_shed_total{reason=\"requests\"}").await, 1);
-    assert_eq!(metric(&client, "flotilla_origin_requests_under_way").await, 1);
+    assert_eq!(
+        metric(&client, "flotilla_origin_shed_total{reason=\"requests\"}").await,
+        1
+    );
+    assert_eq!(
+        metric(&client, "flotilla_origin_requests_under_way").await,
+        1
+    );
     go_on.notify_one();
     assert_eq!(pushing.await.unwrap().status(), StatusCode::CREATED);
     until(async || client.get("/v2/").await.status() == StatusCode::OK).await;
@@ -121,12 +145,24 @@ async fn an_upload_too_many_is_refused_and_pulls_go_on() {
     let client = region.client(0);
     let pulled = client.push_blob("app", "pulled").await;
     let (first, second) = (client.begin("app").await, client.begin("app").await);
-    let request = format!("PATCH {first} HTTP/1.1\r\nhost: origin\r\ncontent-length: 10\r\n\r\n01234");
+    let request =
+        format!("PATCH {first} HTTP/1.1\r\nhost: origin\r\ncontent-length: 10\r\n\r\n01234");
     let mut uploading = written(region.origins[0].addr(), &request).await;
     until(async || metric(&client, "flotilla_origin_uploads_under_way").await == 1).await;
     assert!(is_too_many(client.patch(&second, "x").await).await);
-    assert_eq!(metric(&client, "flotilla_origin_shed_total{reason=\"uploads\"}").await, 1);
-    assert_eq!(client.get(&format!("/v2/app/blobs/{pulled}")).await.text().await.unwrap(), "pulled");
+    assert_eq!(
+        metric(&client, "flotilla_origin_shed_total{reason=\"uploads\"}").await,
+        1
+    );
+    assert_eq!(
+        client
+            .get(&format!("/v2/app/blobs/{pulled}"))
+            .await
+            .text()
+            .await
+            .unwrap(),
+        "pulled"
+    );
     uploading.write_all(b"56789").await.unwrap();
     assert!(head(&mut uploading).await.starts_with("HTTP/1.1 202"));
     until(async || client.patch(&second, "x").await.status() == StatusCode::ACCEPTED).await;
@@ -139,12 +175,19 @@ async fn manifests_that_are_received_have_bounded_memory() {
     let mut sending = Vec::new();
     for _ in 0..16 {
         let mut request =
-            "PUT /v2/app/manifests/v1 HTTP/1.1\r\nhost: origin\r\ncontent-length: 4194304\r\n\r\n".to_owned();
+            "PUT /v2/app/manifests/v1 HTTP/1.1\r\nhost: origin\r\ncontent-length: 4194304\r\n\r\n"
+                .to_owned();
         request.push_str(&" ".repeat((4 << 20) - 1));
         sending.push(written(region.origins[0].addr(), &request).await);
     }
     let put = async || {
-        client.put_manifest("/v2/app/manifests/v1", MANIFEST, Bytes::from(vec![b' '; 4 << 20])).await
+        client
+            .put_manifest(
+                "/v2/app/manifests/v1",
+                MANIFEST,
+                Bytes::from(vec![b' '; 4 << 20]),
+            )
+            .await
     };
     until(async || put().await.status() == StatusCode::TOO_MANY_REQUESTS).await;
     drop(sending);
@@ -155,7 +198,11 @@ async fn manifests_that_are_received_have_bounded_memory() {
 async fn a_client_that_sends_no_whole_head_is_left() {
     let region = Region::start_with(1, |config| config.limits.head_timeout = BRIEF).await;
     let mut stalled = written(region.origins[0].addr(), "GET /v2/ HTTP/1.1\r\nhos").await;
-    assert!(!String::from_utf8(rest(&mut stalled).await).unwrap().starts_with("HTTP/1.1 200"));
+    assert!(
+        !String::from_utf8(rest(&mut stalled).await)
+            .unwrap()
+            .starts_with("HTTP/1.1 200")
+    );
 }
 
 #[tokio::test]
@@ -163,14 +210,21 @@ async fn an_upload_and_a_manifest_that_stall_are_answered_408_and_may_go_on_late
     let region = Region::start_with(1, |config| config.limits.stall_timeout = BRIEF).await;
     let (client, address) = (region.client(0), region.origins[0].addr());
     let upload = client.begin("app").await;
-    for target in [format!("PATCH {upload}"), "PUT /v2/app/manifests/v1".to_owned()] {
-        let request = format!("{target} HTTP/1.1\r\nhost: origin\r\ncontent-length: 10\r\n\r\n01234");
+    for target in [
+        format!("PATCH {upload}"),
+        "PUT /v2/app/manifests/v1".to_owned(),
+    ] {
+        let request =
+            format!("{target} HTTP/1.1\r\nhost: origin\r\ncontent-length: 10\r\n\r\n01234");
         let mut stalled = written(address, &request).await;
         let answer = head(&mut stalled).await;
         assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
         rest(&mut stalled).await;
     }
-    assert_eq!(client.patch(&upload, "0123456789").await.status(), StatusCode::ACCEPTED);
+    assert_eq!(
+        client.patch(&upload, "0123456789").await.status(),
+        StatusCode::ACCEPTED
+    );
 }
 
 #[tokio::test]
@@ -187,7 +241,12 @@ async fn a_client_that_reads_nothing_is_left_and_its_places_are_free() {
     let _ = stalled.read_to_end(&mut got).await;
     assert!(got.len() < 64 << 20);
     assert_eq!(
-        client.request(Method::GET, &format!("/v2/app/blobs/{digest}")).send().await.unwrap().status(),
+        client
+            .request(Method::GET, &format!("/v2/app/blobs/{digest}"))
+            .send()
+            .await
+            .unwrap()
+            .status(),
         StatusCode::OK
     );
     assert_eq!(digest, Digest::sha256(&sample(64 << 20, 0)));
@@ -200,30 +259,50 @@ async fn a_write_that_the_storage_never_answers_is_a_503_within_two_storage_time
     let client = region.client(0);
     client.push_blob("app", "{}").await;
     let held = [(); 3].map(|()| region.faults.hold("rm/"));
-    let answer = client.put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[])).await;
+    let answer = client
+        .put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[]))
+        .await;
     assert!(is_unavailable(&answer));
     let [first, _, third] = held.map(|(reached, _)| reached);
     first.notified().await;
-    assert!(tokio::time::timeout(Duration::ZERO, third.notified()).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::ZERO, third.notified())
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
 async fn answers_name_their_request() {
     let region = Region::start(1).await;
     let client = region.client(0);
-    let given = client.request(Method::GET, "/v2/").header("x-request-id", "edge-1/7").send().await.unwrap();
+    let given = client
+        .request(Method::GET, "/v2/")
+        .header("x-request-id", "edge-1/7")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(header(&given, "x-request-id"), "edge-1/7");
     let unknown = client.get("/v2/app/manifests/v1").await;
-    assert_eq!((unknown.status(), header(&unknown, "x-request-id").len()), (StatusCode::NOT_FOUND, 16));
+    assert_eq!(
+        (unknown.status(), header(&unknown, "x-request-id").len()),
+        (StatusCode::NOT_FOUND, 16)
+    );
     region.faults.set_down(true);
     let failed = client.get("/v2/app/manifests/v2").await;
     assert!(is_unavailable(&failed));
-    assert_ne!(header(&failed, "x-request-id"), header(&unknown, "x-request-id"));
+    assert_ne!(
+        header(&failed, "x-request-id"),
+        header(&unknown, "x-request-id")
+    );
 }
 
 #[tokio::test]
 async fn a_replica_that_drains_says_so_first_and_works_on_meanwhile() {
-    let mut region = Region::start_with(1, |config| config.limits.drain_delay = Duration::from_mins(5)).await;
+    let mut region = Region::start_with(1, |config| {
+        config.limits.drain_delay = Duration::from_mins(5)
+    })
+    .await;
     let client = region.client(0);
     assert_eq!(client.get("/readyz").await.status(), StatusCode::OK);
     let draining = tokio::spawn(region.origins.remove(0).shutdown());

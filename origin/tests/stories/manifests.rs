@@ -11,7 +11,9 @@ use crate::support::{INDEX, MANIFEST, Region, code, descriptor, header, manifest
 async fn an_image_is_pulled_by_tag_and_by_digest_as_it_was_pushed() {
     let region = Region::start(1).await;
     let client = region.client(0);
-    let pushed = client.push_image("library/app", "v1", &[sample(1000, 1), sample(70_000, 2)]).await;
+    let pushed = client
+        .push_image("library/app", "v1", &[sample(1000, 1), sample(70_000, 2)])
+        .await;
     let digest = Digest::sha256(&pushed);
     for reference in ["v1".to_owned(), digest.to_string()] {
         let path = format!("/v2/library/app/manifests/{reference}");
@@ -23,7 +25,12 @@ async fn an_image_is_pulled_by_tag_and_by_digest_as_it_was_pushed() {
         assert_eq!(answer.bytes().await.unwrap(), pushed);
         let answer = client.head(&path).await;
         assert_eq!(header(&answer, "content-length"), pushed.len().to_string());
-        let answer = client.request(Method::GET, &path).header("if-none-match", etag).send().await.unwrap();
+        let answer = client
+            .request(Method::GET, &path)
+            .header("if-none-match", etag)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(answer.status(), StatusCode::NOT_MODIFIED);
     }
 }
@@ -34,10 +41,20 @@ async fn a_tag_moves_and_an_index_lists_platforms() {
     let client = region.client(0);
     let first = client.push_image("app", "v1", &[sample(10, 1)]).await;
     let second = client.push_image("app", "v1", &[sample(10, 2)]).await;
-    assert_eq!(client.get("/v2/app/manifests/v1").await.bytes().await.unwrap(), second);
+    assert_eq!(
+        client
+            .get("/v2/app/manifests/v1")
+            .await
+            .bytes()
+            .await
+            .unwrap(),
+        second
+    );
     let children = [&first, &second].map(|child| descriptor(MANIFEST, child));
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": children}).to_string();
-    let answer = client.put_manifest("/v2/app/manifests/multi", INDEX, index.clone()).await;
+    let answer = client
+        .put_manifest("/v2/app/manifests/multi", INDEX, index.clone())
+        .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert_eq!(
         header(&answer, "location"),
@@ -47,7 +64,9 @@ async fn a_tag_moves_and_an_index_lists_platforms() {
     assert_eq!(header(&answer, "content-type"), INDEX);
     assert_eq!(answer.text().await.unwrap(), index);
     // Elsewhere its children are unknown.
-    let answer = client.put_manifest("/v2/other/manifests/multi", INDEX, index).await;
+    let answer = client
+        .put_manifest("/v2/other/manifests/multi", INDEX, index)
+        .await;
     assert_eq!(code(answer).await, "MANIFEST_BLOB_UNKNOWN");
 }
 
@@ -69,10 +88,16 @@ async fn one_put_by_digest_moves_several_tags() {
     }
     let digest = Digest::sha256(&pushed);
     let path = format!("/v2/app/manifests/{digest}?tag=.bad");
-    assert_eq!(code(client.put_manifest(&path, MANIFEST, pushed.clone()).await).await, "MANIFEST_INVALID");
+    assert_eq!(
+        code(client.put_manifest(&path, MANIFEST, pushed.clone()).await).await,
+        "MANIFEST_INVALID"
+    );
     let many: String = (0..40).map(|index| format!("&tag=t{index}")).collect();
     let path = format!("/v2/app/manifests/{digest}?{many}");
-    assert_eq!(code(client.put_manifest(&path, MANIFEST, pushed).await).await, "UNSUPPORTED");
+    assert_eq!(
+        code(client.put_manifest(&path, MANIFEST, pushed).await).await,
+        "UNSUPPORTED"
+    );
 }
 
 #[tokio::test]
@@ -90,13 +115,34 @@ async fn a_manifest_is_refused_for_a_reason() {
     assert!(region.keys("rm/").await.is_empty());
     client.push_blob("app", config).await;
     client.push_blob("app", layer).await;
-    assert_eq!(code(put("/v2/app/manifests/v1", INDEX, whole.clone()).await).await, "MANIFEST_INVALID");
-    assert_eq!(code(put("/v2/app/manifests/v1", MANIFEST, "no".into()).await).await, "MANIFEST_INVALID");
-    assert_eq!(code(put("/v2/app/manifests/.v1", MANIFEST, whole.clone()).await).await, "MANIFEST_INVALID");
+    assert_eq!(
+        code(put("/v2/app/manifests/v1", INDEX, whole.clone()).await).await,
+        "MANIFEST_INVALID"
+    );
+    assert_eq!(
+        code(put("/v2/app/manifests/v1", MANIFEST, "no".into()).await).await,
+        "MANIFEST_INVALID"
+    );
+    assert_eq!(
+        code(put("/v2/app/manifests/.v1", MANIFEST, whole.clone()).await).await,
+        "MANIFEST_INVALID"
+    );
     let path = format!("/v2/app/manifests/{}", Digest::sha256(b"other"));
-    assert_eq!(code(client.put_manifest(&path, MANIFEST, whole.clone()).await).await, "DIGEST_INVALID");
-    let path = format!("/v2/app/manifests/{}", Digest::of(Algorithm::Sha512, &whole));
-    assert_eq!(client.put_manifest(&path, MANIFEST, whole.clone()).await.status(), StatusCode::CREATED);
+    assert_eq!(
+        code(client.put_manifest(&path, MANIFEST, whole.clone()).await).await,
+        "DIGEST_INVALID"
+    );
+    let path = format!(
+        "/v2/app/manifests/{}",
+        Digest::of(Algorithm::Sha512, &whole)
+    );
+    assert_eq!(
+        client
+            .put_manifest(&path, MANIFEST, whole.clone())
+            .await
+            .status(),
+        StatusCode::CREATED
+    );
     assert_eq!(client.get(&path).await.bytes().await.unwrap(), whole);
 }
 
@@ -105,14 +151,19 @@ async fn a_manifest_of_4_mib_is_taken_and_a_byte_more_is_413() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let padded = |len: usize| {
-        let text = json!({"schemaVersion": 2, "mediaType": MANIFEST, "annotations": {"pad": ""}}).to_string();
+        let text = json!({"schemaVersion": 2, "mediaType": MANIFEST, "annotations": {"pad": ""}})
+            .to_string();
         text.replace("\"\"", &format!("\"{}\"", "x".repeat(len - text.len())))
     };
-    let answer = client.put_manifest("/v2/app/manifests/big", MANIFEST, padded(4 << 20)).await;
+    let answer = client
+        .put_manifest("/v2/app/manifests/big", MANIFEST, padded(4 << 20))
+        .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     let answer = client.get("/v2/app/manifests/big").await;
     assert_eq!(answer.bytes().await.unwrap().len(), 4 << 20);
-    let answer = client.put_manifest("/v2/app/manifests/big", MANIFEST, padded((4 << 20) + 1)).await;
+    let answer = client
+        .put_manifest("/v2/app/manifests/big", MANIFEST, padded((4 << 20) + 1))
+        .await;
     assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
 }
 
@@ -120,11 +171,20 @@ async fn a_manifest_of_4_mib_is_taken_and_a_byte_more_is_413() {
 async fn tags_are_listed_in_pages_in_the_order_of_their_bytes() {
     let region = Region::start(1).await;
     let client = region.client(0);
-    assert_eq!(code(client.get("/v2/app/tags/list").await).await, "NAME_UNKNOWN");
+    assert_eq!(
+        code(client.get("/v2/app/tags/list").await).await,
+        "NAME_UNKNOWN"
+    );
     let image = client.push_image("app", "b", &[]).await;
     for tag in ["a", "a-1", "B", "a.2", "c"] {
         let path = format!("/v2/app/manifests/{tag}");
-        assert_eq!(client.put_manifest(&path, MANIFEST, image.clone()).await.status(), StatusCode::CREATED);
+        assert_eq!(
+            client
+                .put_manifest(&path, MANIFEST, image.clone())
+                .await
+                .status(),
+            StatusCode::CREATED
+        );
     }
     // A neighbour whose name begins alike is another repository.
     client.push_image("app/sub", "z", &[]).await;
@@ -134,21 +194,40 @@ async fn tags_are_listed_in_pages_in_the_order_of_their_bytes() {
         let link = header(&answer, "link").to_owned();
         let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
         assert_eq!(body["name"], "app");
-        let tags: Vec<_> =
-            body["tags"].as_array().unwrap().iter().map(|tag| tag.as_str().unwrap().to_owned()).collect();
+        let tags: Vec<_> = body["tags"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|tag| tag.as_str().unwrap().to_owned())
+            .collect();
         (tags.join(" "), link)
     };
-    assert_eq!(listed("/v2/app/tags/list").await, ("B a a-1 a.2 b c".to_owned(), String::new()));
+    assert_eq!(
+        listed("/v2/app/tags/list").await,
+        ("B a a-1 a.2 b c".to_owned(), String::new())
+    );
     let (tags, link) = listed("/v2/app/tags/list?n=4").await;
     assert_eq!(tags, "B a a-1 a.2");
     assert_eq!(link, "</v2/app/tags/list?n=4&last=a.2>; rel=\"next\"");
-    assert_eq!(listed("/v2/app/tags/list?n=4&last=a.2").await, ("b c".to_owned(), String::new()));
+    assert_eq!(
+        listed("/v2/app/tags/list?n=4&last=a.2").await,
+        ("b c".to_owned(), String::new())
+    );
     assert_eq!(listed("/v2/app/tags/list?n=0").await.0, "");
     assert_eq!(listed("/v2/app/tags/list?last=zzz").await.0, "");
-    assert_eq!(client.delete("/v2/app/manifests/a-1").await, StatusCode::ACCEPTED);
+    assert_eq!(
+        client.delete("/v2/app/manifests/a-1").await,
+        StatusCode::ACCEPTED
+    );
     assert_eq!(listed("/v2/app/tags/list").await.0, "B a a.2 b c");
-    assert_eq!(code(client.get("/v2/app/tags/list?n=x").await).await, "UNSUPPORTED");
-    assert_eq!(client.get("/v2/app/tags/list?last=%2f").await.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(
+        code(client.get("/v2/app/tags/list?n=x").await).await,
+        "UNSUPPORTED"
+    );
+    assert_eq!(
+        client.get("/v2/app/tags/list?last=%2f").await.status(),
+        StatusCode::BAD_REQUEST
+    );
 }
 
 #[tokio::test]
@@ -157,9 +236,18 @@ async fn deleting_a_tag_leaves_the_manifest_and_deleting_the_manifest_leaves_not
     let client = region.client(0);
     let pushed = client.push_image("app", "v1", &[sample(10, 1)]).await;
     let by_digest = format!("/v2/app/manifests/{}", Digest::sha256(&pushed));
-    assert_eq!(client.delete("/v2/app/manifests/v1").await, StatusCode::ACCEPTED);
-    assert_eq!(client.get("/v2/app/manifests/v1").await.status(), StatusCode::NOT_FOUND);
-    assert_eq!(client.delete("/v2/app/manifests/v1").await, StatusCode::NOT_FOUND);
+    assert_eq!(
+        client.delete("/v2/app/manifests/v1").await,
+        StatusCode::ACCEPTED
+    );
+    assert_eq!(
+        client.get("/v2/app/manifests/v1").await.status(),
+        StatusCode::NOT_FOUND
+    );
+    assert_eq!(
+        client.delete("/v2/app/manifests/v1").await,
+        StatusCode::NOT_FOUND
+    );
     assert_eq!(client.get(&by_digest).await.status(), StatusCode::OK);
     client.push_image("app", "v1", &[sample(10, 1)]).await;
     assert_eq!(client.delete(&by_digest).await, StatusCode::ACCEPTED);
@@ -168,7 +256,15 @@ async fn deleting_a_tag_leaves_the_manifest_and_deleting_the_manifest_leaves_not
     }
     assert_eq!(client.delete(&by_digest).await, StatusCode::NOT_FOUND);
     client.push_image("app", "v1", &[sample(10, 1)]).await;
-    assert_eq!(client.get("/v2/app/manifests/v1").await.bytes().await.unwrap(), pushed);
+    assert_eq!(
+        client
+            .get("/v2/app/manifests/v1")
+            .await
+            .bytes()
+            .await
+            .unwrap(),
+        pushed
+    );
 }
 
 #[tokio::test]

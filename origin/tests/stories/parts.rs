@@ -34,10 +34,16 @@ struct Sending {
 impl Sending {
     async fn begin(client: &Registry) -> Self {
         let (bytes, mut come) = unbounded_channel::<Bytes>();
-        let pieces = stream::poll_fn(move |context| come.poll_recv(context)).map(Ok::<_, Infallible>);
+        let pieces =
+            stream::poll_fn(move |context| come.poll_recv(context)).map(Ok::<_, Infallible>);
         let upload = client.begin("app").await;
-        let patch = client.request(Method::PATCH, &upload).body(Body::wrap_stream(pieces));
-        Self { bytes, answer: tokio::spawn(async move { patch.send().await.unwrap() }) }
+        let patch = client
+            .request(Method::PATCH, &upload)
+            .body(Body::wrap_stream(pieces));
+        Self {
+            bytes,
+            answer: tokio::spawn(async move { patch.send().await.unwrap() }),
+        }
     }
 
     fn send(&self, len: usize) {
@@ -55,8 +61,10 @@ impl Sending {
 #[tokio::test]
 async fn uploads_that_have_a_part_never_wait_for_those_that_wait_for_one() {
     let two_batches = ByteSize(2 * BATCH);
-    let region =
-        Region::start_on(with_parts(2), 1, |config| config.limits.upload_buffers = two_batches).await;
+    let region = Region::start_on(with_parts(2), 1, |config| {
+        config.limits.upload_buffers = two_batches
+    })
+    .await;
     let client = region.client(0);
     let before = region.operations(0).writes();
     let mut uploads = Vec::new();
@@ -72,7 +80,10 @@ async fn uploads_that_have_a_part_never_wait_for_those_that_wait_for_one() {
     uploads.iter().for_each(|upload| upload.send(PART as usize));
     for upload in uploads {
         let status = tokio::time::timeout(Duration::from_secs(60), upload.status()).await;
-        assert_eq!(status.expect("they wait for each other"), StatusCode::ACCEPTED);
+        assert_eq!(
+            status.expect("they wait for each other"),
+            StatusCode::ACCEPTED
+        );
     }
     region.is_sound().await;
 }
@@ -80,7 +91,10 @@ async fn uploads_that_have_a_part_never_wait_for_those_that_wait_for_one() {
 #[tokio::test]
 async fn a_client_that_sends_a_byte_now_and_then_does_not_keep_its_part() {
     let brief = Duration::from_millis(100);
-    let region = Region::start_on(with_parts(1), 1, |config| config.limits.stall_timeout = brief).await;
+    let region = Region::start_on(with_parts(1), 1, |config| {
+        config.limits.stall_timeout = brief
+    })
+    .await;
     let client = region.client(0);
     let before = region.operations(0).writes();
     let slow = Sending::begin(&client).await;
@@ -99,7 +113,10 @@ async fn a_client_that_sends_a_byte_now_and_then_does_not_keep_its_part() {
     // It waits for the part for longer than a client may stall: that is not its fault.
     let quick = Sending::begin(&client).await;
     quick.send(MIB);
-    assert_eq!(slow.answer.await.unwrap().status(), StatusCode::REQUEST_TIMEOUT);
+    assert_eq!(
+        slow.answer.await.unwrap().status(),
+        StatusCode::REQUEST_TIMEOUT
+    );
     assert_eq!(quick.status().await, StatusCode::ACCEPTED);
     trickle.abort();
 }

@@ -16,9 +16,17 @@ use serde_json::Value;
 use crate::support::{Region, Registry, code, sample, seal_key};
 
 async fn closure(client: &Registry, repository: &str, manifest: Digest) -> reqwest::Response {
-    let request = ClosureRequest { repository: repository.parse().unwrap(), manifest };
+    let request = ClosureRequest {
+        repository: repository.parse().unwrap(),
+        manifest,
+    };
     let body = codec::encode(&request).unwrap();
-    client.request(Method::POST, CLOSURE_PATH).body(body).send().await.unwrap()
+    client
+        .request(Method::POST, CLOSURE_PATH)
+        .body(body)
+        .send()
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
@@ -39,11 +47,17 @@ async fn one_request_proves_every_blob_of_a_manifest() {
             assert_eq!(*proof.digest(), Digest::sha256(layer));
             let geometry = proof.check(&trusted).unwrap();
             assert_eq!(geometry.size(), layer.len() as u64);
-            let Proof::Sealed { table, .. } = proof else { panic!("it is sealed") };
+            let Proof::Sealed { table, .. } = proof else {
+                panic!("it is sealed")
+            };
             assert_eq!(table.is_some(), layer.len() > 256 << 10);
             if let Some(table) = table {
                 let range = geometry.chunk_range(3);
-                assert!(table.verifies_chunk(&geometry, 3, &layer[range.start as usize..range.end as usize]));
+                assert!(table.verifies_chunk(
+                    &geometry,
+                    3,
+                    &layer[range.start as usize..range.end as usize]
+                ));
             }
         }
     }
@@ -57,7 +71,12 @@ async fn one_request_proves_every_blob_of_a_manifest() {
 async fn a_peer_that_shows_its_certificate_gets_a_grant_for_the_whole_image() {
     let fleet = Authority::create().unwrap();
     let identity = |issued: Issued| {
-        Identity::from_pem(&issued.certificate_pem, &issued.key_pem, fleet.certificate_pem()).unwrap()
+        Identity::from_pem(
+            &issued.certificate_pem,
+            &issued.key_pem,
+            fleet.certificate_pem(),
+        )
+        .unwrap()
     };
     let (day, vm) = (Duration::from_secs(86_400), "vm-1".parse().unwrap());
     let server = identity(fleet.issue_server(&["127.0.0.1".to_owned()], day).unwrap());
@@ -71,7 +90,11 @@ async fn a_peer_that_shows_its_certificate_gets_a_grant_for_the_whole_image() {
     trusted.add(&seal_key().public()).unwrap();
     // The second answer is made of what the first one left in memory.
     for _ in 0..2 {
-        let answer = closure(&client, "app", manifest).await.bytes().await.unwrap();
+        let answer = closure(&client, "app", manifest)
+            .await
+            .bytes()
+            .await
+            .unwrap();
         let ClosureAnswer { proofs, grant } = codec::decode(&answer).unwrap();
         let grant = grant.unwrap();
         let now = grant.expires_unix_s - LIFETIME_S;
@@ -79,13 +102,21 @@ async fn a_peer_that_shows_its_certificate_gets_a_grant_for_the_whole_image() {
         for digest in proofs.iter().map(Proof::digest).chain([&manifest]) {
             assert_eq!(grant.check(&trusted, &vm, digest, now), Ok(()));
         }
-        assert!(grant.check(&trusted, &vm, &Digest::sha256(b"another"), now).is_err());
+        assert!(
+            grant
+                .check(&trusted, &vm, &Digest::sha256(b"another"), now)
+                .is_err()
+        );
     }
     let dir = tempfile::tempdir().unwrap();
     let authority = dir.path().join("ca.pem");
     std::fs::write(&authority, fleet.certificate_pem()).unwrap();
     let nobody = Registry::over_tls(address, client_trusting(&authority).unwrap());
-    let answer = closure(&nobody, "app", manifest).await.bytes().await.unwrap();
+    let answer = closure(&nobody, "app", manifest)
+        .await
+        .bytes()
+        .await
+        .unwrap();
     assert_eq!(codec::decode::<ClosureAnswer>(&answer).unwrap().grant, None);
 }
 
@@ -97,7 +128,12 @@ async fn a_closure_is_scoped_to_its_repository() {
     let answer = closure(&client, "other", Digest::sha256(&pushed)).await;
     assert_eq!(answer.status(), StatusCode::NOT_FOUND);
     assert_eq!(code(answer).await, "MANIFEST_UNKNOWN");
-    let answer = client.request(Method::POST, CLOSURE_PATH).body(vec![0; 5000]).send().await.unwrap();
+    let answer = client
+        .request(Method::POST, CLOSURE_PATH)
+        .body(vec![0; 5000])
+        .send()
+        .await
+        .unwrap();
     assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
 }
 
@@ -106,6 +142,9 @@ async fn the_public_keys_are_shown() {
     let region = Region::start(1).await;
     let answer = region.client(0).get(KEYS_PATH).await.text().await.unwrap();
     let keys: Value = serde_json::from_str(&answer).unwrap();
-    assert_eq!(keys["keys"][0]["public_key"], hex::encode(&seal_key().public()));
+    assert_eq!(
+        keys["keys"][0]["public_key"],
+        hex::encode(&seal_key().public())
+    );
     assert_eq!(keys["keys"][0]["issuer"], "eu-1");
 }

@@ -16,7 +16,12 @@ async fn ranges_of_large_and_small_blobs() {
         let bytes = sample(len, 0);
         let digest = client.push_blob("app", bytes.clone()).await;
         let path = format!("/v2/app/blobs/{digest}");
-        let ranged = |range: String| client.request(Method::GET, &path).header("range", range).send();
+        let ranged = |range: String| {
+            client
+                .request(Method::GET, &path)
+                .header("range", range)
+                .send()
+        };
         for (range, start, end) in [
             ("bytes=0-0".to_owned(), 0, 1),
             ("bytes=10-19".to_owned(), 10, 20),
@@ -26,9 +31,15 @@ async fn ranges_of_large_and_small_blobs() {
         ] {
             let answer = ranged(range.clone()).await.unwrap();
             assert_eq!(answer.status(), StatusCode::PARTIAL_CONTENT, "{range}");
-            assert_eq!(header(&answer, "content-range"), format!("bytes {start}-{}/{len}", end - 1));
+            assert_eq!(
+                header(&answer, "content-range"),
+                format!("bytes {start}-{}/{len}", end - 1)
+            );
             assert_eq!(header(&answer, "content-length"), (end - start).to_string());
-            assert!(answer.bytes().await.unwrap() == bytes[start..end], "{range}");
+            assert!(
+                answer.bytes().await.unwrap() == bytes[start..end],
+                "{range}"
+            );
         }
         let answer = ranged(format!("bytes={len}-")).await.unwrap();
         assert_eq!(answer.status(), StatusCode::RANGE_NOT_SATISFIABLE);
@@ -43,7 +54,8 @@ async fn ranges_of_large_and_small_blobs() {
 #[tokio::test]
 async fn ranges_over_the_segments_of_a_local_directory() {
     let directory = tempfile::tempdir().unwrap();
-    let storage = storage::open(&format!("file://{}", directory.path().display()), 64 << 20).unwrap();
+    let storage =
+        storage::open(&format!("file://{}", directory.path().display()), 64 << 20).unwrap();
     let replicas = start_replicas(1, storage, |_| {}).await;
     let client = Registry::at(replicas[0].addr());
     let (bytes, cut) = (sample(3_000_000, 0), 1_200_000);
@@ -51,12 +63,29 @@ async fn ranges_over_the_segments_of_a_local_directory() {
     let upload = location(&client.chunk(&upload, 0, bytes.slice(..cut)).await);
     let upload = location(&client.chunk(&upload, cut, bytes.slice(cut..)).await);
     let digest = Digest::sha256(&bytes);
-    assert_eq!(client.put(&upload, &digest, Bytes::new()).await.status(), StatusCode::CREATED);
+    assert_eq!(
+        client.put(&upload, &digest, Bytes::new()).await.status(),
+        StatusCode::CREATED
+    );
     let path = format!("/v2/app/blobs/{digest}");
-    for (start, end) in [(0, bytes.len()), (cut - 5, cut + 5), (7, cut), (cut, bytes.len()), (0, 1)] {
+    for (start, end) in [
+        (0, bytes.len()),
+        (cut - 5, cut + 5),
+        (7, cut),
+        (cut, bytes.len()),
+        (0, 1),
+    ] {
         let range = format!("bytes={start}-{}", end - 1);
-        let answer = client.request(Method::GET, &path).header("range", &range).send().await.unwrap();
-        assert!(answer.bytes().await.unwrap() == bytes[start..end], "{range}");
+        let answer = client
+            .request(Method::GET, &path)
+            .header("range", &range)
+            .send()
+            .await
+            .unwrap();
+        assert!(
+            answer.bytes().await.unwrap() == bytes[start..end],
+            "{range}"
+        );
     }
     assert!(client.get(&path).await.bytes().await.unwrap() == bytes);
     assert!(replicas[0].metrics().blob_bytes() >= bytes.len() as u64 * 2);
@@ -73,13 +102,23 @@ async fn a_head_tells_all_and_sends_nothing() {
     assert_eq!(header(&answer, "content-length"), "5000");
     assert_eq!(header(&answer, "docker-content-digest"), digest.to_string());
     assert_eq!(header(&answer, "accept-ranges"), "bytes");
-    assert_eq!(header(&answer, "docker-distribution-api-version"), "registry/2.0");
+    assert_eq!(
+        header(&answer, "docker-distribution-api-version"),
+        "registry/2.0"
+    );
     let etag = header(&answer, "etag").to_owned();
     for method in [Method::GET, Method::HEAD] {
-        let answer = client.request(method, &path).header("if-none-match", &etag).send().await.unwrap();
+        let answer = client
+            .request(method, &path)
+            .header("if-none-match", &etag)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(answer.status(), StatusCode::NOT_MODIFIED);
     }
-    let answer = client.head(&format!("/v2/app/blobs/{}", Digest::sha256(b"unknown"))).await;
+    let answer = client
+        .head(&format!("/v2/app/blobs/{}", Digest::sha256(b"unknown")))
+        .await;
     assert_eq!(answer.status(), StatusCode::NOT_FOUND);
     assert!(answer.bytes().await.unwrap().is_empty());
 }
@@ -89,8 +128,14 @@ async fn a_blob_belongs_to_its_repository() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let digest = client.push_blob("app", sample(5000, 0)).await;
-    assert_eq!(code(client.get(&format!("/v2/other/blobs/{digest}")).await).await, "BLOB_UNKNOWN");
-    assert_eq!(code(client.get(&format!("/v2/app/sub/blobs/{digest}")).await).await, "BLOB_UNKNOWN");
+    assert_eq!(
+        code(client.get(&format!("/v2/other/blobs/{digest}")).await).await,
+        "BLOB_UNKNOWN"
+    );
+    assert_eq!(
+        code(client.get(&format!("/v2/app/sub/blobs/{digest}")).await).await,
+        "BLOB_UNKNOWN"
+    );
 }
 
 #[tokio::test]
@@ -107,6 +152,10 @@ async fn the_uplink_is_one_cap_for_all_and_every_byte_is_counted() {
         assert!(answer.bytes().await.unwrap() == bytes);
     }
     // 3 MiB at 8 MB/s are 393 ms; an idle cap grants a first 64 KiB at once.
-    assert!(started.elapsed().as_millis() >= 350, "{:?}", started.elapsed());
+    assert!(
+        started.elapsed().as_millis() >= 350,
+        "{:?}",
+        started.elapsed()
+    );
     assert_eq!(region.origins[0].metrics().blob_bytes(), 3 << 20);
 }

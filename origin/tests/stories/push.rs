@@ -24,7 +24,9 @@ async fn a_blob_is_pushed_in_every_way_the_specification_knows() {
         // POST, PUT with the bytes.
         let put = sample(len, 2);
         let digest = Digest::sha256(&put);
-        let answer = client.put(&client.begin("app").await, &digest, put.clone()).await;
+        let answer = client
+            .put(&client.begin("app").await, &digest, put.clone())
+            .await;
         assert_eq!(answer.status(), StatusCode::CREATED);
         assert_eq!(location(&answer), format!("/v2/app/blobs/{digest}"));
         assert!(pulled(&client, &digest).await == put);
@@ -32,7 +34,12 @@ async fn a_blob_is_pushed_in_every_way_the_specification_knows() {
         let posted = sample(len, 3);
         let digest = Digest::sha256(&posted);
         let path = format!("/v2/app/blobs/uploads/?digest={digest}");
-        let answer = client.request(Method::POST, &path).body(posted.clone()).send().await.unwrap();
+        let answer = client
+            .request(Method::POST, &path)
+            .body(posted.clone())
+            .send()
+            .await
+            .unwrap();
         assert_eq!(answer.status(), StatusCode::CREATED);
         assert!(pulled(&client, &digest).await == posted);
     }
@@ -46,7 +53,9 @@ async fn chunks_are_appended_in_order_and_the_last_may_come_with_the_put() {
     let digest = Digest::sha256(&bytes);
     let mut upload = client.begin("app").await;
     for (offset, end) in [(0, 300_000), (300_000, 300_001), (300_001, 700_000)] {
-        let answer = client.chunk(&upload, offset, bytes.slice(offset..end)).await;
+        let answer = client
+            .chunk(&upload, offset, bytes.slice(offset..end))
+            .await;
         assert_eq!(answer.status(), StatusCode::ACCEPTED);
         assert_eq!(header(&answer, "range"), format!("0-{}", end - 1));
         assert!(!header(&answer, "docker-upload-uuid").is_empty());
@@ -59,7 +68,10 @@ async fn chunks_are_appended_in_order_and_the_last_may_come_with_the_put() {
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert!(pulled(&client, &digest).await == bytes);
     // The upload is over.
-    assert_eq!(code(client.chunk(&upload, 700_000, "x").await).await, "BLOB_UPLOAD_UNKNOWN");
+    assert_eq!(
+        code(client.chunk(&upload, 700_000, "x").await).await,
+        "BLOB_UPLOAD_UNKNOWN"
+    );
 }
 
 #[tokio::test]
@@ -71,13 +83,20 @@ async fn a_repeated_or_misplaced_chunk_is_416_with_the_range_that_is_there() {
     let next = location(&first);
     for (at, offset) in [(&upload, 0), (&next, 0), (&next, 5), (&next, 11)] {
         let answer = client.chunk(at, offset, "0123456789").await;
-        assert_eq!(answer.status(), StatusCode::RANGE_NOT_SATISFIABLE, "{at} {offset}");
+        assert_eq!(
+            answer.status(),
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            "{at} {offset}"
+        );
         assert_eq!(header(&answer, "range"), "0-9");
         assert_eq!(location(&answer), next);
     }
     // The loser's segments are gone: one is left.
     assert_eq!(region.keys("seg/").await.len(), 1);
-    assert_eq!(client.chunk(&next, 10, "x").await.status(), StatusCode::ACCEPTED);
+    assert_eq!(
+        client.chunk(&next, 10, "x").await.status(),
+        StatusCode::ACCEPTED
+    );
 }
 
 #[tokio::test]
@@ -93,12 +112,21 @@ async fn a_wrong_digest_stores_nothing_and_the_right_one_still_works() {
         assert!(region.keys(prefix).await.is_empty(), "{prefix}");
     }
     let next = location(&client.patch(&upload, bytes.clone()).await);
-    assert_eq!(client.put(&next, &wrong, "").await.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(
+        client.put(&next, &wrong, "").await.status(),
+        StatusCode::BAD_REQUEST
+    );
     assert!(region.keys("blob/").await.is_empty());
     let digest = Digest::sha256(&bytes);
-    assert_eq!(client.put(&next, &digest, "").await.status(), StatusCode::CREATED);
+    assert_eq!(
+        client.put(&next, &digest, "").await.status(),
+        StatusCode::CREATED
+    );
     // Again, as a client does that did not hear the answer.
-    assert_eq!(client.put(&next, &digest, "").await.status(), StatusCode::CREATED);
+    assert_eq!(
+        client.put(&next, &digest, "").await.status(),
+        StatusCode::CREATED
+    );
     let answer = client.put(&next, &wrong, "").await;
     assert_eq!(code(answer).await, "DIGEST_INVALID");
     assert_eq!(region.keys("blob/").await.len(), 1);
@@ -113,13 +141,20 @@ async fn sha512_is_taken_with_and_without_an_announcement() {
         let digest = Digest::of(Algorithm::Sha512, &bytes);
         let path = format!("/v2/app/blobs/uploads/{query}");
         let begun = client.request(Method::POST, &path).send().await.unwrap();
-        let next = location(&client.patch(&location(&begun), bytes.slice(..400_000)).await);
+        let next = location(
+            &client
+                .patch(&location(&begun), bytes.slice(..400_000))
+                .await,
+        );
         let answer = client.put(&next, &digest, bytes.slice(400_000..)).await;
         assert_eq!(answer.status(), StatusCode::CREATED, "{query}");
         assert!(pulled(&client, &digest).await == bytes);
         let wrong = Digest::of(Algorithm::Sha512, b"wrong");
         let begun = client.begin("app").await;
-        assert_eq!(code(client.put(&begun, &wrong, bytes).await).await, "DIGEST_INVALID");
+        assert_eq!(
+            code(client.put(&begun, &wrong, bytes).await).await,
+            "DIGEST_INVALID"
+        );
     }
 }
 
@@ -132,8 +167,14 @@ async fn a_cancelled_upload_is_unknown_to_all_that_follows() {
     assert_eq!(client.delete(&next).await, StatusCode::NO_CONTENT);
     let digest = Digest::sha256(b"0123456789");
     assert_eq!(client.get(&next).await.status(), StatusCode::NOT_FOUND);
-    assert_eq!(code(client.put(&next, &digest, "").await).await, "BLOB_UPLOAD_UNKNOWN");
-    assert_eq!(code(client.patch(&next, "x").await).await, "BLOB_UPLOAD_UNKNOWN");
+    assert_eq!(
+        code(client.put(&next, &digest, "").await).await,
+        "BLOB_UPLOAD_UNKNOWN"
+    );
+    assert_eq!(
+        code(client.patch(&next, "x").await).await,
+        "BLOB_UPLOAD_UNKNOWN"
+    );
     assert_eq!(client.delete(&next).await, StatusCode::NOT_FOUND);
     assert!(region.keys("blob/").await.is_empty());
 }
@@ -150,15 +191,46 @@ async fn a_mount_costs_no_bytes_and_an_impossible_one_becomes_an_upload() {
     let answer = mount(digest, "app").await.unwrap();
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert_eq!(location(&answer), format!("/v2/other/blobs/{digest}"));
-    assert_eq!(client.head(&format!("/v2/other/blobs/{digest}")).await.status(), StatusCode::OK);
+    assert_eq!(
+        client
+            .head(&format!("/v2/other/blobs/{digest}"))
+            .await
+            .status(),
+        StatusCode::OK
+    );
     // From anywhere.
     let path = format!("/v2/third/blobs/uploads/?mount={digest}");
-    assert_eq!(client.request(Method::POST, &path).send().await.unwrap().status(), StatusCode::CREATED);
-    assert_eq!(client.get(&format!("/v2/third/blobs/{digest}")).await.status(), StatusCode::OK);
+    assert_eq!(
+        client
+            .request(Method::POST, &path)
+            .send()
+            .await
+            .unwrap()
+            .status(),
+        StatusCode::CREATED
+    );
+    assert_eq!(
+        client
+            .get(&format!("/v2/third/blobs/{digest}"))
+            .await
+            .status(),
+        StatusCode::OK
+    );
     let answer = mount(Digest::sha256(b"unknown"), "app").await.unwrap();
     assert_eq!(answer.status(), StatusCode::ACCEPTED);
-    let path = format!("/v2/third/blobs/uploads/?mount={}", Digest::sha256(b"unknown"));
-    assert_eq!(client.request(Method::POST, &path).send().await.unwrap().status(), StatusCode::ACCEPTED);
+    let path = format!(
+        "/v2/third/blobs/uploads/?mount={}",
+        Digest::sha256(b"unknown")
+    );
+    assert_eq!(
+        client
+            .request(Method::POST, &path)
+            .send()
+            .await
+            .unwrap()
+            .status(),
+        StatusCode::ACCEPTED
+    );
     assert_eq!(region.keys("seg/").await.len(), 1);
 }
 
@@ -173,7 +245,13 @@ async fn a_deleted_blob_is_gone_from_its_repository_only_and_can_be_pushed_again
     assert_eq!(client.delete(&path).await, StatusCode::ACCEPTED);
     assert_eq!(client.get(&path).await.status(), StatusCode::NOT_FOUND);
     assert_eq!(client.delete(&path).await, StatusCode::NOT_FOUND);
-    assert_eq!(client.get(&format!("/v2/other/blobs/{digest}")).await.status(), StatusCode::OK);
+    assert_eq!(
+        client
+            .get(&format!("/v2/other/blobs/{digest}"))
+            .await
+            .status(),
+        StatusCode::OK
+    );
     client.push_blob("app", bytes.clone()).await;
     assert!(pulled(&client, &digest).await == bytes);
 }
@@ -187,6 +265,10 @@ async fn a_body_longer_than_a_segment_becomes_several() {
     assert!(region.keys("seg/").await.len() >= 3);
     assert!(pulled(&client, &digest).await == bytes);
     let range = client.request(Method::GET, &format!("/v2/app/blobs/{digest}"));
-    let answer = range.header("range", "bytes=1048000-3200000").send().await.unwrap();
+    let answer = range
+        .header("range", "bytes=1048000-3200000")
+        .send()
+        .await
+        .unwrap();
     assert!(answer.bytes().await.unwrap() == bytes[1_048_000..=3_200_000]);
 }

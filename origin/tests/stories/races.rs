@@ -13,18 +13,35 @@ async fn of_concurrent_chunks_at_one_offset_exactly_one_wins() {
     let upload = region.client(0).begin("app").await;
     let chunks: Vec<Bytes> = (0..8).map(|salt| sample(50_000, salt)).collect();
     let clients: Vec<_> = (0..8).map(|index| region.client(index % 2)).collect();
-    let attempts = clients.iter().zip(&chunks).map(|(client, chunk)| client.chunk(&upload, 0, chunk.clone()));
+    let attempts = clients
+        .iter()
+        .zip(&chunks)
+        .map(|(client, chunk)| client.chunk(&upload, 0, chunk.clone()));
     let answers = join_all(attempts).await;
-    let winners: Vec<_> = (0..8).filter(|index| answers[*index].status() == StatusCode::ACCEPTED).collect();
+    let winners: Vec<_> = (0..8)
+        .filter(|index| answers[*index].status() == StatusCode::ACCEPTED)
+        .collect();
     assert_eq!(winners.len(), 1);
-    let lost = answers.iter().filter(|answer| answer.status() == StatusCode::RANGE_NOT_SATISFIABLE);
+    let lost = answers
+        .iter()
+        .filter(|answer| answer.status() == StatusCode::RANGE_NOT_SATISFIABLE);
     assert_eq!(lost.count(), 7);
-    assert_eq!(region.keys("seg/").await.len(), 1, "the losers' segments are gone");
+    assert_eq!(
+        region.keys("seg/").await.len(),
+        1,
+        "the losers' segments are gone"
+    );
     let winner = winners[0];
     let digest = Digest::sha256(&chunks[winner]);
     let next = location(&answers[winner]);
-    assert_eq!(region.client(1).put(&next, &digest, "").await.status(), StatusCode::CREATED);
-    let pulled = region.client(0).get(&format!("/v2/app/blobs/{digest}")).await;
+    assert_eq!(
+        region.client(1).put(&next, &digest, "").await.status(),
+        StatusCode::CREATED
+    );
+    let pulled = region
+        .client(0)
+        .get(&format!("/v2/app/blobs/{digest}"))
+        .await;
     assert!(pulled.bytes().await.unwrap() == chunks[winner]);
 }
 
@@ -36,7 +53,9 @@ async fn of_chunk_finish_and_cancel_exactly_one_wins() {
         let digest = Digest::sha256(&first);
         let upload = region.client(0).begin("app").await;
         let next = location(&region.client(0).patch(&upload, first.clone()).await);
-        let clients: Vec<_> = (0..3).map(|index| region.client((index + round) % 3)).collect();
+        let clients: Vec<_> = (0..3)
+            .map(|index| region.client((index + round) % 3))
+            .collect();
         let (chunk, finish, cancel) = tokio::join!(
             clients[0].chunk(&next, 10_000, "more"),
             clients[1].put(&next, &digest, ""),
@@ -48,7 +67,12 @@ async fn of_chunk_finish_and_cancel_exactly_one_wins() {
         // A cancel follows a chain that grew under it; a chunk and a finish end where another one won.
         let told = (chunked, finished, cancelled);
         assert!(
-            [(true, false, true), (false, true, false), (false, false, true)].contains(&told),
+            [
+                (true, false, true),
+                (false, true, false),
+                (false, false, true)
+            ]
+            .contains(&told),
             "{told:?}"
         );
         let blobs = region.keys("blob/").await.len();
@@ -62,7 +86,11 @@ async fn the_same_blob_pushed_by_many_at_once_is_there_for_all() {
     let bytes = sample(300_000, 0);
     let pushes = (0..8).map(|index| {
         let (client, bytes) = (region.client(index % 2), bytes.clone());
-        async move { client.push_blob(if index < 4 { "app" } else { "other" }, bytes).await }
+        async move {
+            client
+                .push_blob(if index < 4 { "app" } else { "other" }, bytes)
+                .await
+        }
     });
     let digests = join_all(pushes).await;
     for repository in ["app", "other"] {
@@ -79,22 +107,45 @@ async fn of_concurrent_pushes_of_a_tag_the_acknowledged_ones_are_in_some_order()
     let region = Region::start(2).await;
     let images: Vec<Bytes> = join_all((0..6).map(|index| {
         let client = region.client(0);
-        async move { client.push_image("app", &format!("own-{index}"), &[sample(10, index)]).await }
+        async move {
+            client
+                .push_image("app", &format!("own-{index}"), &[sample(10, index)])
+                .await
+        }
     }))
     .await;
     let puts = images.iter().enumerate().map(|(index, image)| {
         let client = region.client(index % 2);
         async move {
             let path = "/v2/app/manifests/shared";
-            client.put_manifest(path, crate::support::MANIFEST, image.clone()).await.status()
+            client
+                .put_manifest(path, crate::support::MANIFEST, image.clone())
+                .await
+                .status()
         }
     });
     let statuses = join_all(puts).await;
-    let acknowledged: Vec<_> =
-        images.iter().zip(&statuses).filter(|(_, status)| **status == StatusCode::CREATED).collect();
+    let acknowledged: Vec<_> = images
+        .iter()
+        .zip(&statuses)
+        .filter(|(_, status)| **status == StatusCode::CREATED)
+        .collect();
     assert!(!acknowledged.is_empty());
-    let others = statuses.iter().filter(|status| **status != StatusCode::CREATED);
-    assert!(others.into_iter().all(|status| *status == StatusCode::SERVICE_UNAVAILABLE), "{statuses:?}");
-    let tag = region.client(0).get("/v2/app/manifests/shared").await.bytes().await.unwrap();
+    let others = statuses
+        .iter()
+        .filter(|status| **status != StatusCode::CREATED);
+    assert!(
+        others
+            .into_iter()
+            .all(|status| *status == StatusCode::SERVICE_UNAVAILABLE),
+        "{statuses:?}"
+    );
+    let tag = region
+        .client(0)
+        .get("/v2/app/manifests/shared")
+        .await
+        .bytes()
+        .await
+        .unwrap();
     assert!(acknowledged.iter().any(|(image, _)| **image == tag));
 }

@@ -22,31 +22,67 @@ async fn start(story: &str) -> Option<(Server, Region)> {
 #[tokio::test]
 async fn a_blob_is_at_a_url_that_anybody_may_get_and_a_head_is_answered_here() {
     let story = "a_blob_is_at_a_url_that_anybody_may_get_and_a_head_is_answered_here";
-    let Some((server, region)) = start(story).await else { return };
+    let Some((server, region)) = start(story).await else {
+        return;
+    };
     let bytes = sample(1 << 20, 0);
     let digest = region.client(0).push_blob("app", bytes.clone()).await;
-    let (path, client) = (format!("/v2/app/blobs/{digest}"), Registry::that_stays(region.origins[0].addr()));
-    let asked =
-        client.request(Method::GET, &path).header("authorization", "Bearer secret").send().await.unwrap();
+    let (path, client) = (
+        format!("/v2/app/blobs/{digest}"),
+        Registry::that_stays(region.origins[0].addr()),
+    );
+    let asked = client
+        .request(Method::GET, &path)
+        .header("authorization", "Bearer secret")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(asked.status(), StatusCode::TEMPORARY_REDIRECT);
     assert_eq!(header(&asked, "cache-control"), "no-store");
-    let (url, set) = (header(&asked, "location").to_owned(), format!("{:?}", asked.headers()));
-    assert!(url.contains("X-Amz-Signature=") && !set.contains("Bearer"), "{set}");
+    let (url, set) = (
+        header(&asked, "location").to_owned(),
+        format!("{:?}", asked.headers()),
+    );
+    assert!(
+        url.contains("X-Amz-Signature=") && !set.contains("Bearer"),
+        "{set}"
+    );
     assert!(asked.bytes().await.unwrap().is_empty());
     let anybody = reqwest::Client::builder().no_proxy().build().unwrap();
-    assert!(anybody.get(&url).send().await.unwrap().bytes().await.unwrap() == bytes);
+    assert!(
+        anybody
+            .get(&url)
+            .send()
+            .await
+            .unwrap()
+            .bytes()
+            .await
+            .unwrap()
+            == bytes
+    );
 
     server.faults().requests();
     let head = client.head(&path).await;
-    assert_eq!((head.status(), header(&head, "content-length")), (StatusCode::OK, "1048576"));
+    assert_eq!(
+        (head.status(), header(&head, "content-length")),
+        (StatusCode::OK, "1048576")
+    );
     let again = client.get(&path).await;
     assert_eq!(again.status(), StatusCode::TEMPORARY_REDIRECT);
     assert_eq!(server.faults().requests(), [""; 0], "signing asks nobody");
     let metrics = client.get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains("flotilla_origin_redirects_total 2"), "{metrics}");
+    assert!(
+        metrics.contains("flotilla_origin_redirects_total 2"),
+        "{metrics}"
+    );
 
-    let following =
-        region.client(0).request(Method::GET, &path).header("range", "bytes=7-1006").send().await.unwrap();
+    let following = region
+        .client(0)
+        .request(Method::GET, &path)
+        .header("range", "bytes=7-1006")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(following.status(), StatusCode::PARTIAL_CONTENT);
     assert!(following.bytes().await.unwrap() == bytes[7..1007]);
 }
@@ -54,7 +90,9 @@ async fn a_blob_is_at_a_url_that_anybody_may_get_and_a_head_is_answered_here() {
 #[tokio::test]
 async fn what_is_in_memory_or_in_pieces_or_asked_for_by_a_peer_comes_from_here() {
     let story = "what_is_in_memory_or_in_pieces_or_asked_for_by_a_peer_comes_from_here";
-    let Some((_server, region)) = start(story).await else { return };
+    let Some((_server, region)) = start(story).await else {
+        return;
+    };
     let client = Registry::that_stays(region.origins[0].addr());
     for len in [1000, 13 << 20] {
         let bytes = sample(len, 0);
@@ -64,9 +102,17 @@ async fn what_is_in_memory_or_in_pieces_or_asked_for_by_a_peer_comes_from_here()
         assert!(answer.bytes().await.unwrap() == bytes);
     }
     let bytes = sample(1 << 20, 0);
-    let path = format!("/v2/app/blobs/{}", client.push_blob("app", bytes.clone()).await);
+    let path = format!(
+        "/v2/app/blobs/{}",
+        client.push_blob("app", bytes.clone()).await
+    );
     for (name, value) in [("flotilla-redirect", "never"), ("if-range", "\"another\"")] {
-        let answer = client.request(Method::GET, &path).header(name, value).send().await.unwrap();
+        let answer = client
+            .request(Method::GET, &path)
+            .header(name, value)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(answer.status(), StatusCode::OK, "{name}");
         assert!(answer.bytes().await.unwrap() == bytes);
     }
@@ -74,25 +120,48 @@ async fn what_is_in_memory_or_in_pieces_or_asked_for_by_a_peer_comes_from_here()
 
 #[tokio::test]
 async fn skopeo_follows() {
-    let Some(skopeo) = servers::find("skopeo_follows", "skopeo") else { return };
-    let Some((_server, region)) = start("skopeo_follows").await else { return };
+    let Some(skopeo) = servers::find("skopeo_follows", "skopeo") else {
+        return;
+    };
+    let Some((_server, region)) = start("skopeo_follows").await else {
+        return;
+    };
     let layer = sample(3 << 20, 0);
-    region.client(0).push_image("app", "v1", std::slice::from_ref(&layer)).await;
+    region
+        .client(0)
+        .push_image("app", "v1", std::slice::from_ref(&layer))
+        .await;
     let folder = tempfile::tempdir().unwrap();
     let image = format!("docker://{}/app:v1", region.origins[0].addr());
     let copy = tokio::task::spawn_blocking({
         let to = format!("dir:{}", folder.path().join("image").display());
         move || {
-            let arguments = ["--insecure-policy", "copy", "--src-tls-verify=false", &image, &to];
+            let arguments = [
+                "--insecure-policy",
+                "copy",
+                "--src-tls-verify=false",
+                &image,
+                &to,
+            ];
             Command::new(skopeo).args(arguments).output().unwrap()
         }
     });
     let output = copy.await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let file = folder.path().join("image").join(Digest::sha256(&layer).to_string().replace("sha256:", ""));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let file = folder
+        .path()
+        .join("image")
+        .join(Digest::sha256(&layer).to_string().replace("sha256:", ""));
     assert!(std::fs::read(file).unwrap() == layer);
     let metrics = region.client(0).get("/metrics").await.text().await.unwrap();
-    assert!(!metrics.contains("flotilla_origin_redirects_total 0"), "{metrics}");
+    assert!(
+        !metrics.contains("flotilla_origin_redirects_total 0"),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -100,5 +169,8 @@ async fn storage_that_signs_no_urls_is_refused_at_the_start() {
     let mut config = config();
     config.redirect_blobs = true;
     let error = Origin::start(config).await.unwrap_err().to_string();
-    assert!(error.contains("cannot sign URLs") && error.contains("leave redirect-blobs out"), "{error}");
+    assert!(
+        error.contains("cannot sign URLs") && error.contains("leave redirect-blobs out"),
+        "{error}"
+    );
 }

@@ -10,35 +10,69 @@ use crate::support::{MANIFEST, Region, descriptor, header, location, manifest, s
 async fn images_go_round_three_replicas_on_s3() {
     let story = "images_go_round_three_replicas_on_s3";
     for kind in [Kind::S3Fs, Kind::Moto] {
-        let Some(server) = Server::start(story, kind).await else { return };
+        let Some(server) = Server::start(story, kind).await else {
+            return;
+        };
         let region = Region::start_on(server.storage(), 3, |_| {}).await;
         // One part, two parts, several requests.
         let layers = [sample(100_000, 1), sample((9 << 20) + 1, 2)];
-        let pushed = region.client(0).push_image("library/app", "v1", &layers).await;
+        let pushed = region
+            .client(0)
+            .push_image("library/app", "v1", &layers)
+            .await;
         let wandered = push_round_the_replicas(&region, 5, 700_000).await;
         for replica in 0..3 {
             let client = region.client(replica);
-            let got = client.get("/v2/library/app/manifests/v1").await.bytes().await.unwrap();
+            let got = client
+                .get("/v2/library/app/manifests/v1")
+                .await
+                .bytes()
+                .await
+                .unwrap();
             assert_eq!(got, pushed);
             for layer in layers.iter().chain([&wandered]) {
                 let path = format!("/v2/library/app/blobs/{}", Digest::sha256(layer));
-                assert!(client.get(&path).await.bytes().await.unwrap() == *layer, "{kind:?}");
-                let answer = client.request(Method::GET, &path).header("range", "bytes=99-1098").send().await;
-                assert!(answer.unwrap().bytes().await.unwrap() == layer[99..1099], "{kind:?}");
+                assert!(
+                    client.get(&path).await.bytes().await.unwrap() == *layer,
+                    "{kind:?}"
+                );
+                let answer = client
+                    .request(Method::GET, &path)
+                    .header("range", "bytes=99-1098")
+                    .send()
+                    .await;
+                assert!(
+                    answer.unwrap().bytes().await.unwrap() == layer[99..1099],
+                    "{kind:?}"
+                );
             }
         }
         let mut artifact: serde_json::Value = serde_json::from_slice(&pushed).unwrap();
         artifact["subject"] = descriptor(MANIFEST, &pushed);
         let (client, artifact) = (region.client(1), artifact.to_string());
-        let answer = client.put_manifest("/v2/library/app/manifests/sig", MANIFEST, artifact).await;
+        let answer = client
+            .put_manifest("/v2/library/app/manifests/sig", MANIFEST, artifact)
+            .await;
         assert_eq!(answer.status(), StatusCode::CREATED);
         let referrers = format!("/v2/library/app/referrers/{}", Digest::sha256(&pushed));
         let referrers = region.client(2).get(&referrers).await.text().await.unwrap();
         assert_eq!(referrers.matches("\"digest\"").count(), 1, "{referrers}");
         let tags = region.client(2).get("/v2/library/app/tags/list?n=1").await;
         assert!(header(&tags, "link").contains("last=sig"), "{tags:?}");
-        assert_eq!(region.client(1).delete("/v2/library/app/manifests/sig").await, StatusCode::ACCEPTED);
-        let tags = region.client(0).get("/v2/library/app/tags/list").await.text().await.unwrap();
+        assert_eq!(
+            region
+                .client(1)
+                .delete("/v2/library/app/manifests/sig")
+                .await,
+            StatusCode::ACCEPTED
+        );
+        let tags = region
+            .client(0)
+            .get("/v2/library/app/tags/list")
+            .await
+            .text()
+            .await
+            .unwrap();
         assert_eq!(tags, "{\"name\":\"library/app\",\"tags\":[\"v1\"]}");
     }
 }
@@ -49,11 +83,17 @@ async fn push_round_the_replicas(region: &Region, chunks: usize, step: usize) ->
     let mut upload = region.client(0).begin("library/app").await;
     for chunk in 0..chunks {
         let piece = bytes.slice(chunk * step..(chunk + 1) * step);
-        let answer = region.client(chunk % 3).chunk(&upload, chunk * step, piece).await;
+        let answer = region
+            .client(chunk % 3)
+            .chunk(&upload, chunk * step, piece)
+            .await;
         assert_eq!(answer.status(), StatusCode::ACCEPTED);
         upload = location(&answer);
     }
-    let answer = region.client(1).put(&upload, &Digest::sha256(&bytes), "").await;
+    let answer = region
+        .client(1)
+        .put(&upload, &Digest::sha256(&bytes), "")
+        .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     bytes
 }
@@ -64,7 +104,9 @@ async fn on_s3_an_operation_is_a_request() {
     let story = "on_s3_an_operation_is_a_request";
     // s3s-fs keeps what it knows of an object in a file whose name holds the whole key: it writes a long key's object and
     // answers 500, so a record costs a second PUT and a look there.
-    let Some(server) = Server::start(story, Kind::Moto).await else { return };
+    let Some(server) = Server::start(story, Kind::Moto).await else {
+        return;
+    };
     let region = Region::start_on(server.storage(), 2, |_| {}).await;
     let (first, second) = (region.client(0), region.client(1));
     let costs = |expected: usize, what: &str| {
@@ -80,13 +122,18 @@ async fn on_s3_an_operation_is_a_request() {
     let digest = Digest::sha256(&elsewhere);
     first.head(&format!("/v2/app/blobs/{digest}")).await;
     let next = location(&first.patch(&first.begin("app").await, elsewhere).await);
-    assert_eq!(second.put(&next, &digest, "").await.status(), StatusCode::CREATED);
+    assert_eq!(
+        second.put(&next, &digest, "").await.status(),
+        StatusCode::CREATED
+    );
     costs(7, "the same, and the last link is read");
 
     first.push_blob("app", "{}").await;
     server.faults().requests();
     let body = manifest(b"{}", std::slice::from_ref(&layer));
-    let answer = first.put_manifest("/v2/app/manifests/v1", MANIFEST, body.clone()).await;
+    let answer = first
+        .put_manifest("/v2/app/manifests/v1", MANIFEST, body.clone())
+        .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     costs(4, "two writes, and as many reads");
 

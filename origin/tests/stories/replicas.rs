@@ -21,14 +21,26 @@ async fn an_upload_wanders_between_replicas_chunk_by_chunk() {
         let mut upload = region.client(0).begin("app").await;
         for chunk in 0..5 {
             let client = region.client(chunk % 3);
-            let answer =
-                client.chunk(&upload, chunk * step, bytes.slice(chunk * step..(chunk + 1) * step)).await;
-            assert_eq!(answer.status(), StatusCode::ACCEPTED, "chunk {chunk} of {step}");
+            let answer = client
+                .chunk(
+                    &upload,
+                    chunk * step,
+                    bytes.slice(chunk * step..(chunk + 1) * step),
+                )
+                .await;
+            assert_eq!(
+                answer.status(),
+                StatusCode::ACCEPTED,
+                "chunk {chunk} of {step}"
+            );
             upload = location(&answer);
         }
         let answer = region.client(2).put(&upload, &digest, "").await;
         assert_eq!(answer.status(), StatusCode::CREATED);
-        let pulled = region.client(1).get(&format!("/v2/app/blobs/{digest}")).await;
+        let pulled = region
+            .client(1)
+            .get(&format!("/v2/app/blobs/{digest}"))
+            .await;
         assert!(pulled.bytes().await.unwrap() == bytes);
     }
 }
@@ -39,17 +51,26 @@ async fn a_client_that_lost_its_location_asks_any_replica_where_to_go_on() {
     let upload = region.client(0).begin("app").await;
     let bare = upload.split('?').next().unwrap().to_owned();
     let bytes = sample(100_000, 0);
-    region.client(0).chunk(&bare, 0, bytes.slice(..60_000)).await;
+    region
+        .client(0)
+        .chunk(&bare, 0, bytes.slice(..60_000))
+        .await;
     let status = region.client(1).get(&bare).await;
     assert_eq!(header(&status, "range"), "0-59999");
-    let answer = region.client(1).chunk(&bare, 60_000, bytes.slice(60_000..)).await;
+    let answer = region
+        .client(1)
+        .chunk(&bare, 60_000, bytes.slice(60_000..))
+        .await;
     assert_eq!(answer.status(), StatusCode::ACCEPTED);
     // The first replica remembers an older state, and finds out.
     let status = region.client(0).get(&bare).await;
     assert_eq!(header(&status, "range"), "0-99999");
     let again = region.client(0).chunk(&upload, 0, "x").await;
     assert_eq!(again.status(), StatusCode::RANGE_NOT_SATISFIABLE);
-    let answer = region.client(0).put(&location(&status), &Digest::sha256(&bytes), "").await;
+    let answer = region
+        .client(0)
+        .put(&location(&status), &Digest::sha256(&bytes), "")
+        .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
 }
 
@@ -60,13 +81,21 @@ async fn a_long_chain_is_taken_up_by_another_replica() {
     let mut upload = region.client(0).begin("app").await;
     for chunk in 0..150 {
         let client = region.client(usize::from(chunk % 40 == 39));
-        let answer = client.patch(&upload, bytes.slice(chunk * 100..(chunk + 1) * 100)).await;
+        let answer = client
+            .patch(&upload, bytes.slice(chunk * 100..(chunk + 1) * 100))
+            .await;
         assert_eq!(answer.status(), StatusCode::ACCEPTED, "chunk {chunk}");
         upload = location(&answer);
     }
     let digest = Digest::sha256(&bytes);
-    assert_eq!(region.client(1).put(&upload, &digest, "").await.status(), StatusCode::CREATED);
-    let pulled = region.client(0).get(&format!("/v2/app/blobs/{digest}")).await;
+    assert_eq!(
+        region.client(1).put(&upload, &digest, "").await.status(),
+        StatusCode::CREATED
+    );
+    let pulled = region
+        .client(0)
+        .get(&format!("/v2/app/blobs/{digest}"))
+        .await;
     assert!(pulled.bytes().await.unwrap() == bytes);
 }
 
@@ -83,9 +112,19 @@ async fn what_one_replica_acknowledged_another_names_in_a_manifest() {
     first.push_blob("app", layer.clone()).await;
     first.push_blob("app", "{}").await;
     let manifest = crate::support::manifest(b"{}", &[layer]);
-    let answer = second.put_manifest("/v2/app/manifests/v1", MANIFEST, manifest.clone()).await;
+    let answer = second
+        .put_manifest("/v2/app/manifests/v1", MANIFEST, manifest.clone())
+        .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
-    assert_eq!(first.get("/v2/app/manifests/v1").await.bytes().await.unwrap(), manifest);
+    assert_eq!(
+        first
+            .get("/v2/app/manifests/v1")
+            .await
+            .bytes()
+            .await
+            .unwrap(),
+        manifest
+    );
 }
 
 /// So long that nothing expires while a story runs.
@@ -98,42 +137,81 @@ fn remember(config: &mut flotilla_origin::Config) {
 async fn an_acknowledged_change_is_seen_through_every_listed_replica() {
     let region = Region::start_with(3, remember).await;
     let layer = sample(1000, 1);
-    let (tag, blob) = ("/v2/app/manifests/v1", format!("/v2/app/blobs/{}", Digest::sha256(&layer)));
+    let (tag, blob) = (
+        "/v2/app/manifests/v1",
+        format!("/v2/app/blobs/{}", Digest::sha256(&layer)),
+    );
     let old = region.client(0).push_image("app", "v1", &[layer]).await;
     let by_digest = format!("/v2/app/manifests/{}", Digest::sha256(&old));
     for replica in 0..3 {
-        assert_eq!(region.client(replica).get(tag).await.bytes().await.unwrap(), old);
-        assert_eq!(region.client(replica).head(&blob).await.status(), StatusCode::OK);
+        assert_eq!(
+            region.client(replica).get(tag).await.bytes().await.unwrap(),
+            old
+        );
+        assert_eq!(
+            region.client(replica).head(&blob).await.status(),
+            StatusCode::OK
+        );
     }
-    let new = region.client(1).push_image("app", "v1", &[sample(10, 2)]).await;
+    let new = region
+        .client(1)
+        .push_image("app", "v1", &[sample(10, 2)])
+        .await;
     for replica in 0..3 {
-        assert_eq!(region.client(replica).get(tag).await.bytes().await.unwrap(), new);
+        assert_eq!(
+            region.client(replica).get(tag).await.bytes().await.unwrap(),
+            new
+        );
     }
     for (changer, path) in [(2, tag), (0, &*by_digest), (1, &*blob)] {
-        assert_eq!(region.client(changer).delete(path).await, StatusCode::ACCEPTED);
+        assert_eq!(
+            region.client(changer).delete(path).await,
+            StatusCode::ACCEPTED
+        );
         for replica in 0..3 {
-            assert_eq!(region.client(replica).get(path).await.status(), StatusCode::NOT_FOUND, "{path}");
+            assert_eq!(
+                region.client(replica).get(path).await.status(),
+                StatusCode::NOT_FOUND,
+                "{path}"
+            );
         }
     }
     let metrics = region.client(1).get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains("flotilla_origin_replicas_listed 3"), "{metrics}");
-    assert!(metrics.contains("flotilla_origin_changes_told_total{outcome=\"waited_out\"} 0"), "{metrics}");
-    assert!(metrics.contains("flotilla_origin_changes_heard_total 3"), "{metrics}");
+    assert!(
+        metrics.contains("flotilla_origin_replicas_listed 3"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("flotilla_origin_changes_told_total{outcome=\"waited_out\"} 0"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("flotilla_origin_changes_heard_total 3"),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
 async fn a_manifest_put_again_under_another_media_type_is_seen_so_everywhere() {
     let region = Region::start_with(2, remember).await;
-    let untyped =
-        r#"{"schemaVersion":2,"config":{"mediaType":"x/y","digest":"DIGEST","size":2},"layers":[]}"#;
-    let untyped = untyped.replace("DIGEST", &region.client(0).push_blob("app", "{}").await.to_string());
+    let untyped = r#"{"schemaVersion":2,"config":{"mediaType":"x/y","digest":"DIGEST","size":2},"layers":[]}"#;
+    let untyped = untyped.replace(
+        "DIGEST",
+        &region.client(0).push_blob("app", "{}").await.to_string(),
+    );
     let docker = "application/vnd.docker.distribution.manifest.v2+json";
     for media_type in [MANIFEST, docker] {
         let path = "/v2/app/manifests/v1";
-        let answer = region.client(0).put_manifest(path, media_type, untyped.clone()).await;
+        let answer = region
+            .client(0)
+            .put_manifest(path, media_type, untyped.clone())
+            .await;
         assert_eq!(answer.status(), StatusCode::CREATED);
         for replica in 0..2 {
-            assert_eq!(header(&region.client(replica).get(path).await, "content-type"), media_type);
+            assert_eq!(
+                header(&region.client(replica).get(path).await, "content-type"),
+                media_type
+            );
         }
     }
 }
@@ -144,7 +222,9 @@ async fn a_replica_that_is_not_listed_is_stale_for_one_time_to_live_at_most() {
     let region = Region::start_with(1, |config| config.limits.tag_time_to_live = ttl).await;
     let mut loner = crate::support::config();
     loner.limits.tag_time_to_live = ttl;
-    let loner = Origin::start_on(loner, Arc::clone(&region.storage)).await.unwrap();
+    let loner = Origin::start_on(loner, Arc::clone(&region.storage))
+        .await
+        .unwrap();
     let elsewhere = crate::support::Registry::at(loner.addr());
     let (tag, client) = ("/v2/app/manifests/v1", region.client(0));
     let old = client.push_image("app", "v1", &[sample(10, 1)]).await;
@@ -152,11 +232,17 @@ async fn a_replica_that_is_not_listed_is_stale_for_one_time_to_live_at_most() {
     assert_eq!(elsewhere.get(tag).await.bytes().await.unwrap(), old);
     let new = client.push_image("app", "v1", &[sample(10, 2)]).await;
     loop {
-        let (asked, seen) = (Instant::now(), elsewhere.get(tag).await.bytes().await.unwrap());
+        let (asked, seen) = (
+            Instant::now(),
+            elsewhere.get(tag).await.bytes().await.unwrap(),
+        );
         if seen == new {
             break;
         }
-        assert!(asked < read + ttl + Duration::from_millis(50), "stale after its time-to-live");
+        assert!(
+            asked < read + ttl + Duration::from_millis(50),
+            "stale after its time-to-live"
+        );
     }
 }
 
@@ -165,10 +251,20 @@ async fn a_replica_that_is_not_listed_is_stale_for_one_time_to_live_at_most() {
 async fn who_does_not_answer_as_a_replica_is_waited_out() {
     let ttl = Duration::from_millis(400);
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let stranger = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let listed = [silent.local_addr().unwrap(), gone, stranger.local_addr().unwrap()];
-    tokio::spawn(axum::serve(stranger, axum::Router::new().fallback(async || [7_u8; 32])).into_future());
+    let listed = [
+        silent.local_addr().unwrap(),
+        gone,
+        stranger.local_addr().unwrap(),
+    ];
+    tokio::spawn(
+        axum::serve(stranger, axum::Router::new().fallback(async || [7_u8; 32])).into_future(),
+    );
     let (list, replicas) = watch::channel(Arc::default());
     let region = Region::start_with(1, |config| {
         config.limits.tag_time_to_live = ttl;
@@ -183,7 +279,10 @@ async fn who_does_not_answer_as_a_replica_is_waited_out() {
         client.push_image("app", "v1", &[sample(10, count)]).await;
         assert!(began.elapsed() >= ttl);
         let metrics = client.get("/metrics").await.text().await.unwrap();
-        let told = format!("flotilla_origin_changes_told_total{{outcome=\"waited_out\"}} {}", count + 1);
+        let told = format!(
+            "flotilla_origin_changes_told_total{{outcome=\"waited_out\"}} {}",
+            count + 1
+        );
         assert!(metrics.contains(&told), "{metrics}");
     }
 }
@@ -192,21 +291,32 @@ async fn who_does_not_answer_as_a_replica_is_waited_out() {
 async fn replicas_listen_to_replicas_only() {
     let region = Region::start_with(1, remember).await;
     let internal = crate::support::Registry::at(region.origins[0].replica_addr().unwrap());
-    for (body, status) in
-        [(sample(200, 0), StatusCode::FORBIDDEN), (sample(70_000, 0), StatusCode::PAYLOAD_TOO_LARGE)]
-    {
-        let request = internal.request(reqwest::Method::POST, "/flotilla/v1/changed").body(body);
+    for (body, status) in [
+        (sample(200, 0), StatusCode::FORBIDDEN),
+        (sample(70_000, 0), StatusCode::PAYLOAD_TOO_LARGE),
+    ] {
+        let request = internal
+            .request(reqwest::Method::POST, "/flotilla/v1/changed")
+            .body(body);
         assert_eq!(request.send().await.unwrap().status(), status);
     }
     assert_eq!(internal.get("/v2/").await.status(), StatusCode::NOT_FOUND);
-    let outside =
-        region.client(0).request(reqwest::Method::POST, "/flotilla/v1/changed").send().await.unwrap();
+    let outside = region
+        .client(0)
+        .request(reqwest::Method::POST, "/flotilla/v1/changed")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(outside.status(), StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]
 async fn replicas_are_found_by_address_and_by_name() {
-    let listening = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let listening = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let named = format!("localhost:{}", listening.port());
     let region = Region::start_with(2, |config| {
         config.limits.tag_time_to_live = Duration::from_secs(600);
@@ -214,18 +324,29 @@ async fn replicas_are_found_by_address_and_by_name() {
     })
     .await;
     let metrics = region.client(0).get("/metrics").await.text().await.unwrap();
-    let listed = metrics.lines().find_map(|line| line.strip_prefix("flotilla_origin_replicas_listed "));
+    let listed = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("flotilla_origin_replicas_listed "));
     assert!(matches!(listed, Some("1" | "2")), "{metrics}");
 }
 
 /// A replica that nobody lists stands for one that died between its write and its messages.
 #[tokio::test]
 async fn a_delete_that_finds_nothing_tells_the_others_before_it_says_so() {
-    let region =
-        Region::start_with(2, |config| config.limits.tag_time_to_live = Duration::from_mins(1)).await;
-    let dead = Origin::start_on(config(), Arc::clone(&region.storage)).await.unwrap();
+    let region = Region::start_with(2, |config| {
+        config.limits.tag_time_to_live = Duration::from_mins(1)
+    })
+    .await;
+    let dead = Origin::start_on(config(), Arc::clone(&region.storage))
+        .await
+        .unwrap();
     let dead = Registry::at(dead.addr());
-    let manifest = Digest::sha256(&region.client(0).push_image("app", "v1", &[sample(1000, 0)]).await);
+    let manifest = Digest::sha256(
+        &region
+            .client(0)
+            .push_image("app", "v1", &[sample(1000, 0)])
+            .await,
+    );
     let blob = Digest::sha256(&sample(1000, 0));
     let paths = [
         "/v2/app/manifests/v1".to_owned(),
@@ -233,10 +354,26 @@ async fn a_delete_that_finds_nothing_tells_the_others_before_it_says_so() {
         format!("/v2/app/blobs/{blob}"),
     ];
     for path in paths {
-        assert_eq!(region.client(1).get(&path).await.status(), StatusCode::OK, "{path}");
+        assert_eq!(
+            region.client(1).get(&path).await.status(),
+            StatusCode::OK,
+            "{path}"
+        );
         assert_eq!(dead.delete(&path).await, StatusCode::ACCEPTED, "{path}");
-        assert_eq!(region.client(1).get(&path).await.status(), StatusCode::OK, "nobody told it of {path}");
-        assert_eq!(region.client(0).delete(&path).await, StatusCode::NOT_FOUND, "{path}");
-        assert_eq!(region.client(1).get(&path).await.status(), StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(
+            region.client(1).get(&path).await.status(),
+            StatusCode::OK,
+            "nobody told it of {path}"
+        );
+        assert_eq!(
+            region.client(0).delete(&path).await,
+            StatusCode::NOT_FOUND,
+            "{path}"
+        );
+        assert_eq!(
+            region.client(1).get(&path).await.status(),
+            StatusCode::NOT_FOUND,
+            "{path}"
+        );
     }
 }

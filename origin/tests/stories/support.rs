@@ -28,7 +28,12 @@ pub(crate) fn seal_key() -> SealKey {
 }
 
 pub(crate) fn config() -> Config {
-    Config::new("127.0.0.1:0".parse().unwrap(), "memory:///", "eu-1".parse().unwrap(), seal_key())
+    Config::new(
+        "127.0.0.1:0".parse().unwrap(),
+        "memory:///",
+        "eu-1".parse().unwrap(),
+        seal_key(),
+    )
 }
 
 /// Replicas over a storage that list each other.
@@ -44,7 +49,11 @@ pub(crate) async fn start_replicas(
         config.replicas = Replicas::followed(listed.clone());
         config.replica_listen = Some("127.0.0.1:0".parse().unwrap());
         adjust(&mut config);
-        origins.push(Origin::start_on(config, Arc::clone(&storage)).await.unwrap());
+        origins.push(
+            Origin::start_on(config, Arc::clone(&storage))
+                .await
+                .unwrap(),
+        );
     }
     list.send_replace(origins.iter().filter_map(Origin::replica_addr).collect());
     origins
@@ -56,7 +65,12 @@ impl Region {
     }
 
     pub(crate) async fn start_with(replicas: usize, adjust: impl Fn(&mut Config)) -> Self {
-        Self::start_on(storage::open("memory:///", 64 << 20).unwrap(), replicas, adjust).await
+        Self::start_on(
+            storage::open("memory:///", 64 << 20).unwrap(),
+            replicas,
+            adjust,
+        )
+        .await
     }
 
     /// Replicas on this storage.
@@ -68,7 +82,11 @@ impl Region {
         let faulty = Faulty::new(Arc::clone(&storage));
         let faults = faulty.faults();
         let origins = start_replicas(replicas, Arc::new(faulty), adjust).await;
-        Self { origins, faults, storage }
+        Self {
+            origins,
+            faults,
+            storage,
+        }
     }
 
     /// A client of one replica.
@@ -83,7 +101,9 @@ impl Region {
 
     /// Asserts that everything that was acknowledged is whole, down to the bytes.
     pub(crate) async fn is_sound(&self) {
-        let report = flotilla_origin::check::check(Arc::clone(&self.storage), true).await.unwrap();
+        let report = flotilla_origin::check::check(Arc::clone(&self.storage), true)
+            .await
+            .unwrap();
         assert!(report.is_sound(), "{report:#?}");
     }
 
@@ -91,7 +111,10 @@ impl Region {
     pub(crate) async fn keys(&self, prefix: &str) -> Vec<String> {
         let prefix = storage::Prefix::new(prefix).unwrap();
         let page = self.storage.list(&prefix, None, 10_000).await.unwrap();
-        page.entries.into_iter().map(|entry| entry.key.to_string()).collect()
+        page.entries
+            .into_iter()
+            .map(|entry| entry.key.to_string())
+            .collect()
     }
 }
 
@@ -111,12 +134,18 @@ impl Registry {
 
     /// A client that follows no redirects.
     pub(crate) fn that_stays(address: std::net::SocketAddr) -> Self {
-        Self::with(Client::builder().redirect(reqwest::redirect::Policy::none()), address)
+        Self::with(
+            Client::builder().redirect(reqwest::redirect::Policy::none()),
+            address,
+        )
     }
 
     fn with(builder: reqwest::ClientBuilder, address: std::net::SocketAddr) -> Self {
         let http = builder.no_proxy().build().unwrap();
-        Self { http, base: format!("http://{address}") }
+        Self {
+            http,
+            base: format!("http://{address}"),
+        }
     }
 
     /// A client that speaks HTTP/2 from the first byte on, without TLS.
@@ -127,8 +156,15 @@ impl Registry {
 
     /// A client over HTTPS.
     pub(crate) fn over_tls(address: std::net::SocketAddr, tls: rustls::ClientConfig) -> Self {
-        let http = Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap();
-        Self { http, base: format!("https://{address}") }
+        let http = Client::builder()
+            .tls_backend_preconfigured(tls)
+            .no_proxy()
+            .build()
+            .unwrap();
+        Self {
+            http,
+            base: format!("https://{address}"),
+        }
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -144,7 +180,11 @@ impl Registry {
     }
 
     pub(crate) async fn delete(&self, path: &str) -> StatusCode {
-        self.request(Method::DELETE, path).send().await.unwrap().status()
+        self.request(Method::DELETE, path)
+            .send()
+            .await
+            .unwrap()
+            .status()
     }
 
     /// `POST`: the Location of a new upload.
@@ -156,20 +196,40 @@ impl Registry {
     }
 
     pub(crate) async fn patch(&self, upload: &str, bytes: impl Into<Bytes>) -> Response {
-        self.request(Method::PATCH, upload).body(bytes.into()).send().await.unwrap()
+        self.request(Method::PATCH, upload)
+            .body(bytes.into())
+            .send()
+            .await
+            .unwrap()
     }
 
     /// `PATCH` with a Content-Range.
-    pub(crate) async fn chunk(&self, upload: &str, offset: usize, bytes: impl Into<Bytes>) -> Response {
+    pub(crate) async fn chunk(
+        &self,
+        upload: &str,
+        offset: usize,
+        bytes: impl Into<Bytes>,
+    ) -> Response {
         let bytes: Bytes = bytes.into();
         let range = format!("{offset}-{}", offset + bytes.len() - 1);
-        let request = self.request(Method::PATCH, upload).header("content-range", range);
+        let request = self
+            .request(Method::PATCH, upload)
+            .header("content-range", range);
         request.body(bytes).send().await.unwrap()
     }
 
-    pub(crate) async fn put(&self, upload: &str, digest: &Digest, bytes: impl Into<Bytes>) -> Response {
+    pub(crate) async fn put(
+        &self,
+        upload: &str,
+        digest: &Digest,
+        bytes: impl Into<Bytes>,
+    ) -> Response {
         let path = format!("{upload}&digest={digest}");
-        self.request(Method::PUT, &path).body(bytes.into()).send().await.unwrap()
+        self.request(Method::PUT, &path)
+            .body(bytes.into())
+            .send()
+            .await
+            .unwrap()
     }
 
     /// Pushes a blob as clients do: HEAD, POST, PATCH, PUT.
@@ -184,7 +244,12 @@ impl Registry {
         let answer = self.patch(&upload, bytes).await;
         assert_eq!(answer.status(), StatusCode::ACCEPTED);
         let answer = self.put(&location(&answer), &digest, Bytes::new()).await;
-        assert_eq!(answer.status(), StatusCode::CREATED, "{}", answer.text().await.unwrap());
+        assert_eq!(
+            answer.status(),
+            StatusCode::CREATED,
+            "{}",
+            answer.text().await.unwrap()
+        );
         digest
     }
 
@@ -194,7 +259,9 @@ impl Registry {
         media_type: &str,
         body: impl Into<Bytes>,
     ) -> Response {
-        let request = self.request(Method::PUT, path).header("content-type", media_type);
+        let request = self
+            .request(Method::PUT, path)
+            .header("content-type", media_type);
         request.body(body.into()).send().await.unwrap()
     }
 
@@ -208,7 +275,12 @@ impl Registry {
         let manifest = manifest(&config, layers);
         let path = format!("/v2/{repository}/manifests/{tag}");
         let answer = self.put_manifest(&path, MANIFEST, manifest.clone()).await;
-        assert_eq!(answer.status(), StatusCode::CREATED, "{}", answer.text().await.unwrap());
+        assert_eq!(
+            answer.status(),
+            StatusCode::CREATED,
+            "{}",
+            answer.text().await.unwrap()
+        );
         manifest
     }
 }
@@ -218,10 +290,14 @@ pub(crate) fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
 }
 
 pub(crate) fn manifest(config: &[u8], layers: &[Bytes]) -> Bytes {
-    let layers: Vec<_> =
-        layers.iter().map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar", layer)).collect();
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar", layer))
+        .collect();
     let config = descriptor("application/vnd.oci.image.config.v1+json", config);
-    json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}).to_string().into()
+    json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers})
+        .to_string()
+        .into()
 }
 
 pub(crate) fn location(answer: &Response) -> String {
@@ -229,7 +305,10 @@ pub(crate) fn location(answer: &Response) -> String {
 }
 
 pub(crate) fn header<'a>(answer: &'a Response, name: &str) -> &'a str {
-    answer.headers().get(name).map_or("", |value| value.to_str().unwrap())
+    answer
+        .headers()
+        .get(name)
+        .map_or("", |value| value.to_str().unwrap())
 }
 
 /// Whether a client is told to come again.

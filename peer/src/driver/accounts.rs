@@ -13,14 +13,20 @@ impl Driver {
     pub(super) fn open_pull(&mut self, now: Time, opened: Opened) {
         let store = &self.shared.store;
         let held = |digest: &Digest| {
-            store.get(digest).map_or((0, false), |blob| (blob.held_bytes(), blob.is_complete()))
+            store
+                .get(digest)
+                .map_or((0, false), |blob| (blob.held_bytes(), blob.is_complete()))
         };
-        self.shared.pulls.open(opened, self.machine.stood_still(now), held);
+        self.shared
+            .pulls
+            .open(opened, self.machine.stood_still(now), held);
     }
 
     /// A download has brought so many bytes by now.
     pub(super) fn flowed(&mut self, now: Time, transfer: TransferId, received: u64) {
-        let Some(fetch) = self.fetches.get_mut(&transfer) else { return };
+        let Some(fetch) = self.fetches.get_mut(&transfer) else {
+            return;
+        };
         let more = received.saturating_sub(fetch.received);
         fetch.received = fetch.received.max(received);
         self.down.add(now, more);
@@ -36,7 +42,9 @@ impl Driver {
 
     /// An upload has sent so many bytes by now.
     pub(super) fn flowed_out(&mut self, now: Time, upload: UploadId, sent: u64) {
-        let Some(upload) = self.uploads.get_mut(&upload) else { return };
+        let Some(upload) = self.uploads.get_mut(&upload) else {
+            return;
+        };
         let more = sent.saturating_sub(upload.sent);
         upload.sent = upload.sent.max(sent);
         self.up.add(now, more);
@@ -50,19 +58,33 @@ impl Driver {
     pub(super) fn count_received(&self, now: Time, fetch: &Fetch) {
         let counters = &self.shared.counters;
         let (from, total, share) = match fetch.source {
-            Source::Peer(peer) if self.is_in_own_zone(peer) => {
-                (From::SameZone, &counters.from_peers, &counters.from_same_zone)
-            }
-            Source::Peer(_) => (From::OtherZones, &counters.from_peers, &counters.from_other_zones),
-            Source::Origin(_) if self.is_leased(fetch) => {
-                (From::OriginLeased, &counters.from_origin, &counters.origin_leased)
-            }
-            Source::Origin(_) => (From::OriginUnleased, &counters.from_origin, &counters.origin_unleased),
+            Source::Peer(peer) if self.is_in_own_zone(peer) => (
+                From::SameZone,
+                &counters.from_peers,
+                &counters.from_same_zone,
+            ),
+            Source::Peer(_) => (
+                From::OtherZones,
+                &counters.from_peers,
+                &counters.from_other_zones,
+            ),
+            Source::Origin(_) if self.is_leased(fetch) => (
+                From::OriginLeased,
+                &counters.from_origin,
+                &counters.origin_leased,
+            ),
+            Source::Origin(_) => (
+                From::OriginUnleased,
+                &counters.from_origin,
+                &counters.origin_unleased,
+            ),
         };
         total.add(fetch.bytes);
         share.add(fetch.bytes);
         if let Some(blob) = self.roster.blob(fetch.blob) {
-            self.shared.pulls.received(now, blob.stored.digest(), from, fetch.bytes);
+            self.shared
+                .pulls
+                .received(now, blob.stored.digest(), from, fetch.bytes);
         }
     }
 
@@ -74,13 +96,17 @@ impl Driver {
     }
 
     fn is_leased(&self, fetch: &Fetch) -> bool {
-        self.machine.leases().any(|lease| lease == (fetch.blob, fetch.chunk))
+        self.machine
+            .leases()
+            .any(|lease| lease == (fetch.blob, fetch.chunk))
     }
 
     /// Takes note of what a blob has waited since it was counted last.
     pub(super) fn count_waits(&mut self, now: Time, slot: BlobSlot) {
         let waited = self.machine.waited(now, slot);
-        let Some(blob) = self.roster.blob_mut(slot) else { return };
+        let Some(blob) = self.roster.blob_mut(slot) else {
+            return;
+        };
         self.blob_waits += waited - blob.waited;
         blob.waited = waited;
         self.shared.pulls.waited(blob.stored.digest(), waited);
@@ -93,7 +119,10 @@ impl Driver {
         }
         let still = self.machine.stood_still(now);
         self.shared.waited.write(still, self.blob_waits);
-        self.shared.counters.leases.set(self.machine.leases().count() as u64);
+        self.shared
+            .counters
+            .leases
+            .set(self.machine.leases().count() as u64);
         self.settle_pulls(now);
     }
 
@@ -103,6 +132,8 @@ impl Driver {
             let slot = self.roster.blob_slot(digest);
             slot.is_some_and(|slot| self.fetches.values().any(|fetch| fetch.blob == slot))
         };
-        self.shared.pulls.settle(now, self.machine.stood_still(now), is_on_its_way);
+        self.shared
+            .pulls
+            .settle(now, self.machine.stood_still(now), is_on_its_way);
     }
 }

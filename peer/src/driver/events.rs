@@ -25,7 +25,11 @@ impl Driver {
         match command {
             // It was put in quarantine while this was on its way, and is not fetched again.
             Command::Want { pin, .. } if pin.blob().is_removed() => {}
-            Command::Want { pin, repository, grant } => {
+            Command::Want {
+                pin,
+                repository,
+                grant,
+            } => {
                 let slot = self.slot_of(now, pin.blob());
                 self.want(now, slot, pin);
                 if let Some(blob) = self.roster.blob_mut(slot) {
@@ -40,14 +44,20 @@ impl Driver {
                 }
                 self.settle_pulls(now);
             }
-            Command::Reach { digest, chunk, answer } => {
+            Command::Reach {
+                digest,
+                chunk,
+                answer,
+            } => {
                 // A reader that is gone needs no answer.
                 let _ = answer.send(self.reach(now, &digest, chunk));
             }
             Command::Lost { digest, chunk } => self.lost(now, &digest, chunk),
             Command::Evicted(digests) => {
-                for slot in
-                    digests.iter().filter_map(|digest| self.roster.blob_slot(digest)).collect::<Vec<_>>()
+                for slot in digests
+                    .iter()
+                    .filter_map(|digest| self.roster.blob_slot(digest))
+                    .collect::<Vec<_>>()
                 {
                     self.forget(now, slot);
                 }
@@ -68,7 +78,8 @@ impl Driver {
             Report::Progress(transfer, received) => {
                 self.shared.moved.note(now);
                 self.flowed(now, transfer, received);
-                self.machine.handle(now, Input::Progress { transfer, received });
+                self.machine
+                    .handle(now, Input::Progress { transfer, received });
             }
             Report::Fetched(transfer, fetched) => {
                 // Cancelled in the meantime: the machine does not wait for it any more. What it brought is in the
@@ -78,7 +89,9 @@ impl Driver {
                 {
                     self.flowed(now, transfer, bytes);
                 }
-                let Some(fetch) = self.fetches.remove(&transfer) else { return };
+                let Some(fetch) = self.fetches.remove(&transfer) else {
+                    return;
+                };
                 let counters = &self.shared.counters;
                 let input = match fetched {
                     Fetched::Received => {
@@ -88,11 +101,17 @@ impl Driver {
                     }
                     Fetched::Refused(reason) => Input::Refused { transfer, reason },
                     Fetched::Failed(why) => {
-                        counters.corrupt_chunks.add(u64::from(why == Failure::Corrupt));
+                        counters
+                            .corrupt_chunks
+                            .add(u64::from(why == Failure::Corrupt));
                         Input::Failed { transfer, why }
                     }
                 };
-                let store_failed = input == Input::Failed { transfer, why: Failure::Store };
+                let store_failed = input
+                    == Input::Failed {
+                        transfer,
+                        why: Failure::Store,
+                    };
                 self.machine.handle(now, input);
                 if store_failed {
                     self.unwant(now, fetch.blob);
@@ -100,7 +119,8 @@ impl Driver {
             }
             Report::UploadProgress(upload, sent) => {
                 self.flowed_out(now, upload, sent);
-                self.machine.handle(now, Input::UploadProgress { upload, sent });
+                self.machine
+                    .handle(now, Input::UploadProgress { upload, sent });
             }
             Report::UploadEnded(upload, sent) => {
                 self.flowed_out(now, upload, sent);
@@ -138,7 +158,12 @@ impl Driver {
 
     fn slot_of(&mut self, now: Time, stored: &Arc<StoredBlob>) -> BlobSlot {
         match self.roster.blob_slot(stored.digest()) {
-            Some(slot) if self.roster.blob(slot).is_some_and(|blob| Arc::ptr_eq(&blob.stored, stored)) => {
+            Some(slot)
+                if self
+                    .roster
+                    .blob(slot)
+                    .is_some_and(|blob| Arc::ptr_eq(&blob.stored, stored)) =>
+            {
                 slot
             }
             Some(slot) => {
@@ -153,12 +178,21 @@ impl Driver {
     fn add(&mut self, now: Time, stored: Arc<StoredBlob>) -> BlobSlot {
         let (geometry, held) = (*stored.geometry(), stored.held());
         let blob = self.roster.add_blob(stored, now);
-        self.machine.handle(now, Input::AddBlob { blob, geometry, held });
+        self.machine.handle(
+            now,
+            Input::AddBlob {
+                blob,
+                geometry,
+                held,
+            },
+        );
         blob
     }
 
     fn want(&mut self, now: Time, slot: BlobSlot, pin: Pin) {
-        let Some(blob) = self.roster.blob_mut(slot) else { return };
+        let Some(blob) = self.roster.blob_mut(slot) else {
+            return;
+        };
         blob.used_at = now;
         if blob.pin.is_none() {
             blob.stored.revive();
@@ -177,10 +211,13 @@ impl Driver {
     }
 
     fn readers_moved(&mut self, now: Time, slot: BlobSlot) {
-        let Some(blob) = self.roster.blob_mut(slot) else { return };
+        let Some(blob) = self.roster.blob_mut(slot) else {
+            return;
+        };
         blob.used_at = now;
         let cursor = blob.stored.cursor();
-        self.machine.handle(now, Input::Reader { blob: slot, cursor });
+        self.machine
+            .handle(now, Input::Reader { blob: slot, cursor });
     }
 
     fn reach(&self, now: Time, digest: &Digest, chunk: u32) -> Reach {
@@ -196,8 +233,12 @@ impl Driver {
     }
 
     fn checked(&mut self, now: Time, digest: &Digest, whole: Whole) {
-        let Some(slot) = self.roster.blob_slot(digest) else { return };
-        let Some(blob) = self.roster.blob_mut(slot) else { return };
+        let Some(slot) = self.roster.blob_slot(digest) else {
+            return;
+        };
+        let Some(blob) = self.roster.blob_mut(slot) else {
+            return;
+        };
         blob.is_being_checked = false;
         match whole {
             Whole::Right => {
@@ -207,10 +248,16 @@ impl Driver {
             }
             Whole::Damaged(chunks) => {
                 tracing::warn!(blob = %digest, ?chunks, "stored chunks were damaged and are fetched again");
-                chunks.into_iter().for_each(|chunk| self.lost(now, digest, chunk));
+                chunks
+                    .into_iter()
+                    .for_each(|chunk| self.lost(now, digest, chunk));
             }
             Whole::Wrong => {
-                self.quarantine(now, digest, "its chunks are as sealed, but the whole has another digest");
+                self.quarantine(
+                    now,
+                    digest,
+                    "its chunks are as sealed, but the whole has another digest",
+                );
             }
         }
     }

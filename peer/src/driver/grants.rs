@@ -33,8 +33,17 @@ pub(super) struct Verified {
 
 impl Verified {
     /// That an origin signed the grant that came over this link.
-    fn check(&mut self, link: u64, grant: &Grant, trusted: &Arc<TrustedKeys>) -> Result<(), TrustError> {
-        if !self.trusted.as_ref().is_some_and(|before| Arc::ptr_eq(before, trusted)) {
+    fn check(
+        &mut self,
+        link: u64,
+        grant: &Grant,
+        trusted: &Arc<TrustedKeys>,
+    ) -> Result<(), TrustError> {
+        if !self
+            .trusted
+            .as_ref()
+            .is_some_and(|before| Arc::ptr_eq(before, trusted))
+        {
             self.trusted = Some(Arc::clone(trusted));
             self.by_link.clear();
         }
@@ -76,7 +85,8 @@ impl Driver {
             return Ok(());
         }
         let grant = grant.ok_or(NotPermitted::NoGrant)?;
-        self.verified.check(link.id(), grant, &self.shared.trusted.current())?;
+        self.verified
+            .check(link.id(), grant, &self.shared.trusted.current())?;
         Ok(grant.permits(link.peer(), digest, Clock::unix_seconds())?)
     }
 
@@ -86,7 +96,10 @@ impl Driver {
         let unix_s = Clock::unix_seconds();
         let due = |(_, blob): (_, &super::roster::Blob)| {
             let is_pulled = blob.pin.is_some() && !blob.stored.is_complete();
-            let grant = blob.grant.as_ref().filter(|grant| is_pulled && grant.is_due(unix_s))?;
+            let grant = blob
+                .grant
+                .as_ref()
+                .filter(|grant| is_pulled && grant.is_due(unix_s))?;
             Some((*grant.manifest()?, blob.repository.clone()?))
         };
         let due: BTreeMap<Digest, RepositoryName> = self.roster.blobs().filter_map(due).collect();
@@ -108,14 +121,22 @@ impl Driver {
     /// Takes a new grant for all that it is for.
     pub(super) fn granted(&mut self, grant: &Grant) {
         for digest in &grant.digests {
-            if let Some(blob) = self.roster.blob_slot(digest).and_then(|slot| self.roster.blob_mut(slot)) {
+            if let Some(blob) = self
+                .roster
+                .blob_slot(digest)
+                .and_then(|slot| self.roster.blob_mut(slot))
+            {
                 blob.grant = Some(grant.clone());
             }
         }
     }
 }
 
-async fn ask_again(shared: &Shared, repository: &RepositoryName, manifest: &Digest) -> Option<Grant> {
+async fn ask_again(
+    shared: &Shared,
+    repository: &RepositoryName,
+    manifest: &Digest,
+) -> Option<Grant> {
     match shared.origins.closure(repository, manifest).await {
         Ok(closure) => closure?.grant,
         Err(error) => {
@@ -137,15 +158,30 @@ mod tests {
         let mut trusted = TrustedKeys::none();
         trusted.add(&key.public()).expect("a key");
         let (trusted, nobody) = (Arc::new(trusted), Arc::new(TrustedKeys::none()));
-        let grant = Grant::sign(&key, "vm-1".parse().expect("a label"), vec![Digest::sha256(b"x")], 100);
-        let forged = Grant { expires_unix_s: 1_000, ..grant.clone() };
+        let grant = Grant::sign(
+            &key,
+            "vm-1".parse().expect("a label"),
+            vec![Digest::sha256(b"x")],
+            100,
+        );
+        let forged = Grant {
+            expires_unix_s: 1_000,
+            ..grant.clone()
+        };
         let mut verified = Verified::default();
         assert_eq!(verified.check(7, &grant, &trusted), Ok(()));
-        assert_eq!(verified.check(7, &forged, &trusted), Err(TrustError::BadSignature));
+        assert_eq!(
+            verified.check(7, &forged, &trusted),
+            Err(TrustError::BadSignature)
+        );
         assert_eq!(verified.check(7, &grant, &trusted), Ok(()));
         assert_eq!(verified.by_link.len(), 1);
         let unknown = Err(TrustError::UnknownKey(key.key_id()));
-        assert_eq!(verified.check(7, &grant, &nobody), unknown, "an origin's key was withdrawn");
+        assert_eq!(
+            verified.check(7, &grant, &nobody),
+            unknown,
+            "an origin's key was withdrawn"
+        );
         for link in 0..1000 {
             assert_eq!(verified.check(link, &grant, &trusted), Ok(()));
             assert!(verified.by_link.len() <= MAX_VERIFIED);

@@ -73,8 +73,17 @@ impl Driver {
         if self.seeks.0.len() >= MAX_SEEKS && !self.seeks.0.contains_key(&manifest) {
             return;
         }
-        self.seeks.0.entry(manifest).or_default().waiting.push(answer);
-        let links: Vec<Link> = self.roster.peers().filter_map(|peer| peer.link.clone()).collect();
+        self.seeks
+            .0
+            .entry(manifest)
+            .or_default()
+            .waiting
+            .push(answer);
+        let links: Vec<Link> = self
+            .roster
+            .peers()
+            .filter_map(|peer| peer.link.clone())
+            .collect();
         for link in links {
             self.ask_for_images(&link);
         }
@@ -88,7 +97,12 @@ impl Driver {
             return;
         }
         let own = self.shared.me.id.clone();
-        for info in handout.peers.iter().filter(|info| info.id != own).take(MAX_ASKED) {
+        for info in handout
+            .peers
+            .iter()
+            .filter(|info| info.id != own)
+            .take(MAX_ASKED)
+        {
             let slot = self.meet(info).peer;
             match self.roster.link(slot).cloned() {
                 Some(link) => self.ask_for_images(&link),
@@ -106,14 +120,21 @@ impl Driver {
             if !may_ask || !seek.asked.insert(link.peer().clone()) {
                 continue;
             }
-            let mut grants = self.roster.blobs().filter_map(|(_, blob)| blob.grant.as_ref());
-            let grant = grants.find(|grant| grant.manifest() == Some(manifest)).cloned();
+            let mut grants = self
+                .roster
+                .blobs()
+                .filter_map(|(_, blob)| blob.grant.as_ref());
+            let grant = grants
+                .find(|grant| grant.manifest() == Some(manifest))
+                .cloned();
             let (manifest, link, reports) = (*manifest, link.clone(), self.reports.clone());
             self.shared.shutdown.spawn(async move {
                 match timeout(ANSWER_TIMEOUT, ask_image(&link, manifest, grant)).await {
                     Ok(Ok(image)) => {
                         // Only fails when the driver is gone.
-                        let _ = reports.send(Report::HandedOn(manifest, Box::new(image))).await;
+                        let _ = reports
+                            .send(Report::HandedOn(manifest, Box::new(image)))
+                            .await;
                     }
                     Ok(Err(error)) => {
                         tracing::debug!(peer = %link.peer(), %manifest, %error, "ask for image")
@@ -147,7 +168,9 @@ impl Driver {
             let answer = match (may_have, &permit) {
                 (Err(_), _) => Err(Refusal::NotPermitted),
                 (Ok(()), Err(_)) => Err(Refusal::Busy),
-                (Ok(()), Ok(_)) => image(&shared, &question.ask.manifest).await.ok_or(Refusal::Gone),
+                (Ok(()), Ok(_)) => image(&shared, &question.ask.manifest)
+                    .await
+                    .ok_or(Refusal::Gone),
             };
             if let Err(error) = question.answer(answer).await {
                 tracing::debug!(%error, "hand image on");
@@ -163,12 +186,21 @@ async fn image(shared: &Shared, digest: &Digest) -> Option<Image> {
     let mut room = MAX_PROOFS_LEN;
     let mut proofs = Vec::new();
     for blob in manifest.blobs() {
-        let Some(known) = shared.store.get(&blob.digest) else { continue };
-        let length = PROOF_LEN + known.table().map_or(0, |_| known.geometry().chunks() as usize * 32);
+        let Some(known) = shared.store.get(&blob.digest) else {
+            continue;
+        };
+        let length = PROOF_LEN
+            + known
+                .table()
+                .map_or(0, |_| known.geometry().chunks() as usize * 32);
         if length <= room {
             room -= length;
             proofs.push(Proof::clone(known.proof()));
         }
     }
-    Some(Image { media_type: stored.media_type, manifest: stored.bytes.to_vec(), proofs })
+    Some(Image {
+        media_type: stored.media_type,
+        manifest: stored.bytes.to_vec(),
+        proofs,
+    })
 }

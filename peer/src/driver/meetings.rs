@@ -54,7 +54,11 @@ impl Driver {
                     self.handout(now, &handout);
                 }
             }
-            TrackerEvent::Lease { digest, ticket, answer } => self.lease(now, &digest, ticket, answer),
+            TrackerEvent::Lease {
+                digest,
+                ticket,
+                answer,
+            } => self.lease(now, &digest, ticket, answer),
             TrackerEvent::LeaseLost { digest, chunk } => {
                 if let Some(blob) = self.roster.blob_slot(&digest) {
                     self.machine.handle(now, Input::LeaseLost { blob, chunk });
@@ -67,14 +71,20 @@ impl Driver {
 
     pub(super) fn on_sighting(&mut self, now: Time, sighting: Sighting) {
         let Sighting { origin, is_up } = sighting;
-        let input = if is_up { Input::OriginUp { origin } } else { Input::OriginDown { origin } };
+        let input = if is_up {
+            Input::OriginUp { origin }
+        } else {
+            Input::OriginDown { origin }
+        };
         self.machine.handle(now, input);
     }
 
     fn linked(&mut self, now: Time, link: Link) {
         let slot = self.intern(link.peer());
         let own = self.shared.me.id.clone();
-        let Some(peer) = self.roster.peer_mut(slot) else { return };
+        let Some(peer) = self.roster.peer_mut(slot) else {
+            return;
+        };
         if peer.quarantined_until > now {
             return link.close(Goodbye::Misbehaved);
         }
@@ -88,14 +98,33 @@ impl Driver {
             }
             self.machine.handle(now, Input::Disconnected { peer: slot });
         }
-        let Some(peer) = self.roster.peer_mut(slot) else { return };
+        let Some(peer) = self.roster.peer_mut(slot) else {
+            return;
+        };
         peer.link = Some(link.clone());
         self.count_neighbours();
         let about = link.about();
-        let facts = facts(slot, link.peer(), (&about.region, &about.zone), &self.shared.me);
-        self.machine.handle(now, Input::Connected { facts, round_trip: link.round_trip() });
+        let facts = facts(
+            slot,
+            link.peer(),
+            (&about.region, &about.zone),
+            &self.shared.me,
+        );
+        self.machine.handle(
+            now,
+            Input::Connected {
+                facts,
+                round_trip: link.round_trip(),
+            },
+        );
         if let Some(bits_per_second) = about.up_bits_per_second {
-            self.machine.handle(now, Input::RateHint { peer: slot, bits_per_second });
+            self.machine.handle(
+                now,
+                Input::RateHint {
+                    peer: slot,
+                    bits_per_second,
+                },
+            );
         }
         self.ask_for_images(&link);
     }
@@ -117,9 +146,17 @@ impl Driver {
             }
             stays
         });
-        let Some(slot) = self.roster.peer_slot(link.peer()) else { return };
-        let Some(peer) = self.roster.peer_mut(slot) else { return };
-        if peer.link.as_ref().is_some_and(|current| current.id() == link.id()) {
+        let Some(slot) = self.roster.peer_slot(link.peer()) else {
+            return;
+        };
+        let Some(peer) = self.roster.peer_mut(slot) else {
+            return;
+        };
+        if peer
+            .link
+            .as_ref()
+            .is_some_and(|current| current.id() == link.id())
+        {
             peer.link = None;
             self.count_neighbours();
             self.machine.handle(now, Input::Disconnected { peer: slot });
@@ -127,7 +164,9 @@ impl Driver {
     }
 
     fn said(&mut self, now: Time, link: &Link, message: Control) {
-        let Some(peer) = self.roster.peer_slot(link.peer()) else { return };
+        let Some(peer) = self.roster.peer_slot(link.peer()) else {
+            return;
+        };
         let (digest, have) = match message {
             Control::Holds(holds) => (
                 holds.digest,
@@ -158,9 +197,15 @@ impl Driver {
     }
 
     fn heard_have(&mut self, now: Time, peer: PeerSlot, have: &peer::Have) {
-        let Some(blob) = self.roster.blob_slot(&have.digest) else { return };
+        let Some(blob) = self.roster.blob_slot(&have.digest) else {
+            return;
+        };
         // Nobody has more chunks than there are.
-        if self.machine.held(blob).is_none_or(|held| have.chunks.len() > held.len() as usize) {
+        if self
+            .machine
+            .held(blob)
+            .is_none_or(|held| have.chunks.len() > held.len() as usize)
+        {
             return;
         }
         for chunks in have.chunks.chunks(Batch::MAX) {
@@ -168,30 +213,62 @@ impl Driver {
             for chunk in chunks {
                 batch.push(*chunk);
             }
-            self.machine.handle(now, Input::Have { peer, blob, have: Have::Chunks(batch) });
+            self.machine.handle(
+                now,
+                Input::Have {
+                    peer,
+                    blob,
+                    have: Have::Chunks(batch),
+                },
+            );
         }
     }
 
     fn asked(&mut self, now: Time, link: Link, question: Question) {
-        let Some(peer) = self.roster.peer_slot(link.peer()) else { return };
+        let Some(peer) = self.roster.peer_slot(link.peer()) else {
+            return;
+        };
         let Some(blob) = self.roster.blob_slot(&question.ask.digest) else {
             return self.say_no(question, peer::Refusal::Gone);
         };
-        if let Err(error) = self.check_grant(&link, &question.ask.digest, question.ask.grant.as_ref()) {
+        if let Err(error) =
+            self.check_grant(&link, &question.ask.digest, question.ask.grant.as_ref())
+        {
             tracing::debug!(peer = %link.peer(), blob = %question.ask.digest, %error, "refuse chunk");
             self.shared.counters.refused_not_permitted.add(1);
             return self.say_no(question, peer::Refusal::NotPermitted);
         }
-        let Some(stored) = self.roster.blob(blob).map(|blob| Arc::clone(&blob.stored)) else { return };
+        let Some(stored) = self.roster.blob(blob).map(|blob| Arc::clone(&blob.stored)) else {
+            return;
+        };
         self.next_upload += 1;
         let upload = UploadId(self.next_upload);
         let chunk = question.ask.chunk;
-        self.uploads.insert(upload, Upload { link, stored, question: Some(question), task: None, sent: 0 });
-        self.machine.handle(now, Input::UploadRequest { peer, blob, chunk, upload });
+        self.uploads.insert(
+            upload,
+            Upload {
+                link,
+                stored,
+                question: Some(question),
+                task: None,
+                sent: 0,
+            },
+        );
+        self.machine.handle(
+            now,
+            Input::UploadRequest {
+                peer,
+                blob,
+                chunk,
+                upload,
+            },
+        );
     }
 
     fn handout(&mut self, now: Time, handout: &Handout) {
-        let Some(blob) = self.roster.blob_slot(&handout.digest) else { return self.image_handout(handout) };
+        let Some(blob) = self.roster.blob_slot(&handout.digest) else {
+            return self.image_handout(handout);
+        };
         let own = self.shared.me.id.clone();
         let others = handout.peers.iter().filter(|info| info.id != own);
         let peers: Vec<PeerFacts> = others.map(|info| self.meet(info)).collect();
@@ -213,34 +290,49 @@ impl Driver {
     }
 
     fn lease(&mut self, now: Time, digest: &Digest, ticket: u64, answer: LeaseAnswer) {
-        let current = self
-            .roster
-            .blob_slot(digest)
-            .filter(|slot| self.roster.blob(*slot).is_some_and(|blob| blob.lease_ticket == ticket));
+        let current = self.roster.blob_slot(digest).filter(|slot| {
+            self.roster
+                .blob(*slot)
+                .is_some_and(|blob| blob.lease_ticket == ticket)
+        });
         let Some(blob) = current else {
             // Granted to a request that was withdrawn meanwhile: somebody else may have it.
             if let LeaseAnswer::Granted { chunk, .. } = answer {
-                self.shared.trackers.tell_lease(*digest, LeaseAsk::Failed { chunk });
+                self.shared
+                    .trackers
+                    .tell_lease(*digest, LeaseAsk::Failed { chunk });
             }
             return;
         };
         if let Some(entry) = self.roster.blob_mut(blob) {
             entry.lease_ticket = 0;
         }
-        let wait = |retry_ms| Input::LeaseWait { blob, retry_after: Duration::from_millis(retry_ms) };
+        let wait = |retry_ms| Input::LeaseWait {
+            blob,
+            retry_after: Duration::from_millis(retry_ms),
+        };
         let input = match answer {
-            LeaseAnswer::Granted { chunk, term_ms } => {
-                Input::LeaseGranted { blob, chunk, term: Duration::from_millis(u64::from(term_ms)) }
-            }
+            LeaseAnswer::Granted { chunk, term_ms } => Input::LeaseGranted {
+                blob,
+                chunk,
+                term: Duration::from_millis(u64::from(term_ms)),
+            },
             LeaseAnswer::Wait { retry_ms } => wait(u64::from(retry_ms)),
             LeaseAnswer::Dial { peer } => {
                 let facts = self.meet(&peer);
-                self.machine.handle(now, Input::Handout { blob, peers: vec![facts] });
+                self.machine.handle(
+                    now,
+                    Input::Handout {
+                        blob,
+                        peers: vec![facts],
+                    },
+                );
                 wait(0)
             }
-            LeaseAnswer::Unknown | LeaseAnswer::NotFirst | LeaseAnswer::Noted | LeaseAnswer::NotHeld => {
-                wait(0)
-            }
+            LeaseAnswer::Unknown
+            | LeaseAnswer::NotFirst
+            | LeaseAnswer::Noted
+            | LeaseAnswer::NotHeld => wait(0),
         };
         self.machine.handle(now, input);
     }
@@ -255,22 +347,47 @@ impl Driver {
                 (false, false) => BlobState::Held { progress },
                 (false, true) => return None,
             };
-            Some(Change { digest: *blob.stored.digest(), state })
+            Some(Change {
+                digest: *blob.stored.digest(),
+                state,
+            })
         };
         let lease = |(slot, chunk)| {
             let blob = self.roster.blob(slot)?;
             let chunks = blob.stored.geometry().chunks();
-            Some(HeldLease { digest: *blob.stored.digest(), chunk, chunks })
+            Some(HeldLease {
+                digest: *blob.stored.digest(),
+                chunk,
+                chunks,
+            })
         };
-        let named =
-            |peers: &mut dyn Iterator<Item = &Peer>| peers.map(|peer| peer.id.clone()).collect::<Vec<_>>();
+        let named = |peers: &mut dyn Iterator<Item = &Peer>| {
+            peers.map(|peer| peer.id.clone()).collect::<Vec<_>>()
+        };
         // Manifests have no chunks; who holds one is whom to ask for it when no origin can be.
-        let sought = self.seeks.manifests().map(|digest| (*digest, BlobState::Wanted { progress: 0 }));
+        let sought = self
+            .seeks
+            .manifests()
+            .map(|digest| (*digest, BlobState::Wanted { progress: 0 }));
         let held = self.shared.manifests.newest(MAX_MANIFESTS).into_iter();
-        let held = held.map(|digest| (digest, BlobState::Held { progress: PROGRESS_COMPLETE }));
-        let manifests = sought.chain(held).map(|(digest, state)| Change { digest, state });
+        let held = held.map(|digest| {
+            (
+                digest,
+                BlobState::Held {
+                    progress: PROGRESS_COMPLETE,
+                },
+            )
+        });
+        let manifests = sought
+            .chain(held)
+            .map(|(digest, state)| Change { digest, state });
         Snapshot {
-            blobs: self.roster.blobs().filter_map(change).chain(manifests).collect(),
+            blobs: self
+                .roster
+                .blobs()
+                .filter_map(change)
+                .chain(manifests)
+                .collect(),
             leases: self.machine.leases().filter_map(lease).collect(),
             connected: named(&mut self.roster.peers().filter(|peer| peer.link.is_some())),
             unreachable: self.unreachable(None),

@@ -64,11 +64,19 @@ const LINGER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) enum Command {
     /// A pull needs this blob, or soon will.
-    Want { pin: Pin, repository: RepositoryName, grant: Option<Grant> },
+    Want {
+        pin: Pin,
+        repository: RepositoryName,
+        grant: Option<Grant>,
+    },
     /// The readers of a blob moved, came or went.
     ReadersMoved(Digest),
     /// Can anybody bring this chunk now?
-    Reach { digest: Digest, chunk: u32, answer: oneshot::Sender<Reach> },
+    Reach {
+        digest: Digest,
+        chunk: u32,
+        answer: oneshot::Sender<Reach>,
+    },
     /// A stored chunk turned out damaged.
     Lost { digest: Digest, chunk: u32 },
     /// The store let these blobs go.
@@ -76,7 +84,10 @@ pub(crate) enum Command {
     /// Nothing of this blob can be trusted any more.
     Quarantine { digest: Digest, why: String },
     /// No origin can tell an image: perhaps a neighbour can. Dropped if none does.
-    Seek { manifest: Digest, answer: oneshot::Sender<Image> },
+    Seek {
+        manifest: Digest,
+        answer: oneshot::Sender<Image>,
+    },
     /// The runtime pulls an image from now on.
     Pull(Opened),
     /// How is it going?
@@ -263,11 +274,17 @@ impl Driver {
     }
 
     fn deadline(&self) -> Time {
-        self.machine.poll_timeout().map_or(self.housekeeping_at, |next| next.min(self.housekeeping_at))
+        self.machine
+            .poll_timeout()
+            .map_or(self.housekeeping_at, |next| next.min(self.housekeeping_at))
     }
 
     fn on_time(&mut self, now: Time) {
-        if self.machine.poll_timeout().is_some_and(|deadline| deadline <= now) {
+        if self
+            .machine
+            .poll_timeout()
+            .is_some_and(|deadline| deadline <= now)
+        {
             self.machine.handle_timeout(now);
         }
         if self.housekeeping_at <= now {
@@ -278,11 +295,17 @@ impl Driver {
 
     /// Nothing goes on after this.
     fn end(self) {
-        self.shared.pulls.close(self.machine.stood_still(Clock::now()));
+        self.shared
+            .pulls
+            .close(self.machine.stood_still(Clock::now()));
         for fetch in self.fetches.values() {
             fetch.task.abort();
         }
-        for task in self.uploads.values().filter_map(|upload| upload.task.as_ref()) {
+        for task in self
+            .uploads
+            .values()
+            .filter_map(|upload| upload.task.as_ref())
+        {
             task.abort();
         }
     }

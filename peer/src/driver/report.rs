@@ -11,20 +11,27 @@ use super::roster::{Blob, Peer, nearness};
 use super::{Driver, Fetch};
 use crate::flow::Flow;
 use crate::status::{
-    BlobStatus, Direction, Exchange, LeaseStatus, NeighbourStatus, Quarantined, Slots, Status, StoreStatus,
-    TransferStatus, rounded, waits,
+    BlobStatus, Direction, Exchange, LeaseStatus, NeighbourStatus, Quarantined, Slots, Status,
+    StoreStatus, TransferStatus, rounded, waits,
 };
 
 impl Driver {
     /// Everything, as it is now.
     pub(super) fn status(&self, now: Time) -> Status {
         let shared = &self.shared;
-        let held: HashMap<Digest, u64> =
-            self.roster.blobs().map(|(_, blob)| (*blob.stored.digest(), blob.stored.held_bytes())).collect();
+        let held: HashMap<Digest, u64> = self
+            .roster
+            .blobs()
+            .map(|(_, blob)| (*blob.stored.digest(), blob.stored.held_bytes()))
+            .collect();
         let wanted = self.machine.wanted();
         let leases = self.machine.leases();
-        let lease =
-            |(blob, chunk)| Some(LeaseStatus { blob: *self.roster.blob(blob)?.stored.digest(), chunk });
+        let lease = |(blob, chunk)| {
+            Some(LeaseStatus {
+                blob: *self.roster.blob(blob)?.stored.digest(),
+                chunk,
+            })
+        };
         Status {
             id: shared.me.id.clone(),
             region: shared.me.region.clone(),
@@ -33,19 +40,31 @@ impl Driver {
             slots: Slots {
                 each_way: self.machine.slots(),
                 downloads: self.fetches.len() as u32,
-                uploads: self.uploads.values().filter(|upload| upload.task.is_some()).count() as u32,
+                uploads: self
+                    .uploads
+                    .values()
+                    .filter(|upload| upload.task.is_some())
+                    .count() as u32,
             },
             down: direction(&self.down, now, shared.pulls.down()),
             up: direction(&self.up, now, shared.up_cap),
-            pulls: shared.pulls.open_now(now, |digest| held.get(digest).copied().unwrap_or_default()),
+            pulls: shared
+                .pulls
+                .open_now(now, |digest| held.get(digest).copied().unwrap_or_default()),
             finished: shared.pulls.finished(),
-            wanted: wanted.filter_map(|slot| Some(self.blob(now, slot, self.roster.blob(slot)?))).collect(),
+            wanted: wanted
+                .filter_map(|slot| Some(self.blob(now, slot, self.roster.blob(slot)?)))
+                .collect(),
             connected: self
                 .roster
                 .slots()
                 .filter_map(|(slot, peer)| self.neighbour(now, slot, peer))
                 .collect(),
-            quarantined: self.roster.peers().filter_map(|peer| quarantined(now, peer)).collect(),
+            quarantined: self
+                .roster
+                .peers()
+                .filter_map(|peer| quarantined(now, peer))
+                .collect(),
             trackers: shared.trackers.status(),
             origins: shared.origins.status(),
             leases: leases.filter_map(lease).collect(),
@@ -86,17 +105,31 @@ impl Driver {
 
     fn transfer(&self, fetch: &Fetch) -> TransferStatus {
         let from = match fetch.source {
-            Source::Peer(peer) => self.roster.peer(peer).map(|peer| peer.id.to_string()).unwrap_or_default(),
+            Source::Peer(peer) => self
+                .roster
+                .peer(peer)
+                .map(|peer| peer.id.to_string())
+                .unwrap_or_default(),
             Source::Origin(origin) => self.shared.origins.url(origin).to_owned(),
         };
-        TransferStatus { from, chunk: fetch.chunk, bytes: fetch.bytes, received: fetch.received }
+        TransferStatus {
+            from,
+            chunk: fetch.chunk,
+            bytes: fetch.bytes,
+            received: fetch.received,
+        }
     }
 
     fn neighbour(&self, now: Time, slot: PeerSlot, peer: &Peer) -> Option<NeighbourStatus> {
         let link = peer.link.as_ref()?;
         let about = link.about();
-        let down = self.fetches.values().filter(|fetch| fetch.source == Source::Peer(slot)).count();
-        let is_to = |upload: &&super::Upload| upload.task.is_some() && upload.link.peer() == &peer.id;
+        let down = self
+            .fetches
+            .values()
+            .filter(|fetch| fetch.source == Source::Peer(slot))
+            .count();
+        let is_to =
+            |upload: &&super::Upload| upload.task.is_some() && upload.link.peer() == &peer.id;
         let up = self.uploads.values().filter(is_to).count();
         let exchange = |flow: &Flow, transfers: usize| Exchange {
             bytes_per_second: flow.rate(now).round(),
@@ -118,9 +151,16 @@ impl Driver {
 fn quarantined(now: Time, peer: &Peer) -> Option<Quarantined> {
     let left = peer.quarantined_until.saturating_since(now);
     let seconds_left = rounded(left.as_secs_f64());
-    (!left.is_zero()).then(|| Quarantined { id: peer.id.clone(), seconds_left })
+    (!left.is_zero()).then(|| Quarantined {
+        id: peer.id.clone(),
+        seconds_left,
+    })
 }
 
 fn direction(flow: &Flow, now: Time, cap: Option<BitRate>) -> Direction {
-    Direction { bytes_per_second: flow.rate(now).round(), bytes: flow.total(), cap_bits_per_second: cap }
+    Direction {
+        bytes_per_second: flow.rate(now).round(),
+        bytes: flow.total(),
+        cap_bits_per_second: cap,
+    }
 }

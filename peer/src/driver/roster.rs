@@ -82,7 +82,10 @@ impl Roster {
 
     /// Every blob with its slot, in order of slots.
     pub(super) fn blobs(&self) -> impl Iterator<Item = (BlobSlot, &Blob)> {
-        (0_u32..).map(BlobSlot).zip(&self.blobs).filter_map(|(slot, blob)| Some((slot, blob.as_ref()?)))
+        (0_u32..)
+            .map(BlobSlot)
+            .zip(&self.blobs)
+            .filter_map(|(slot, blob)| Some((slot, blob.as_ref()?)))
     }
 
     /// Gives a new blob a slot.
@@ -125,7 +128,10 @@ impl Roster {
 
     /// Every peer with its slot.
     pub(super) fn slots(&self) -> impl Iterator<Item = (PeerSlot, &Peer)> {
-        (0_u32..).map(PeerSlot).zip(&self.peers).filter_map(|(slot, peer)| Some((slot, peer.as_ref()?)))
+        (0_u32..)
+            .map(PeerSlot)
+            .zip(&self.peers)
+            .filter_map(|(slot, peer)| Some((slot, peer.as_ref()?)))
     }
 
     pub(super) fn peers(&self) -> impl Iterator<Item = &Peer> {
@@ -138,7 +144,11 @@ impl Roster {
     }
 
     /// The slot of a peer, a new one if it has none; `is_idle` says of which peers the machine has let go.
-    pub(super) fn intern_peer(&mut self, id: &PeerId, is_idle: impl Fn(PeerSlot) -> bool) -> PeerSlot {
+    pub(super) fn intern_peer(
+        &mut self,
+        id: &PeerId,
+        is_idle: impl Fn(PeerSlot) -> bool,
+    ) -> PeerSlot {
         if let Some(slot) = self.peer_slot(id) {
             return slot;
         }
@@ -152,9 +162,12 @@ impl Roster {
         };
         let may_reuse = self.peers.len() >= PEERS_BEFORE_REUSE;
         let forgotten = if may_reuse {
-            let is_forgotten =
-                |slot: &PeerSlot| self.peer(*slot).is_some_and(Peer::is_of_no_interest) && is_idle(*slot);
-            (0..self.peers.len() as u32).map(PeerSlot).find(is_forgotten)
+            let is_forgotten = |slot: &PeerSlot| {
+                self.peer(*slot).is_some_and(Peer::is_of_no_interest) && is_idle(*slot)
+            };
+            (0..self.peers.len() as u32)
+                .map(PeerSlot)
+                .find(is_forgotten)
         } else {
             None
         };
@@ -182,7 +195,11 @@ fn place<T>(places: &mut Vec<Option<T>>, value: T) -> u32 {
 /// A stable number for a peer's id, the same on every machine.
 pub(crate) fn peer_key(id: &PeerId) -> u64 {
     let digest = Digest::sha256(id.as_str().as_bytes());
-    digest.hash().iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte))
+    digest
+        .hash()
+        .iter()
+        .take(8)
+        .fold(0, |key, byte| key << 8 | u64::from(*byte))
 }
 
 /// What the machine is told about a peer, by where it is and where we are.
@@ -192,7 +209,11 @@ pub(super) fn facts(
     place: (&RegionName, &ZoneName),
     own: &PeerInfo,
 ) -> PeerFacts {
-    PeerFacts { peer: slot, nearness: nearness(place, own), key: peer_key(id) }
+    PeerFacts {
+        peer: slot,
+        nearness: nearness(place, own),
+        key: peer_key(id),
+    }
 }
 
 /// How far away a place is.

@@ -41,7 +41,13 @@ struct Progress<F> {
 
 impl<F: Fn(u64) -> Report> Progress<F> {
     fn new(reports: mpsc::Sender<Report>, length: u64, report: F) -> Self {
-        Self { reports, told: 0, told_at: Instant::now(), step: length / REPORTS, report }
+        Self {
+            reports,
+            told: 0,
+            told_at: Instant::now(),
+            step: length / REPORTS,
+            report,
+        }
     }
 
     fn tell(&mut self, bytes: u64) {
@@ -55,7 +61,13 @@ impl<F: Fn(u64) -> Report> Progress<F> {
 }
 
 const fn download_report(transfer: TransferId) -> impl Fn(u64) -> Report {
-    move |bytes| if bytes == 0 { Report::FirstByte(transfer) } else { Report::Progress(transfer, bytes) }
+    move |bytes| {
+        if bytes == 0 {
+            Report::FirstByte(transfer)
+        } else {
+            Report::Progress(transfer, bytes)
+        }
+    }
 }
 
 /// Downloads a chunk from a neighbour.
@@ -70,8 +82,10 @@ pub(super) async fn from_peer(
 ) {
     let length = blob.geometry().chunk_len(chunk);
     let mut progress = Progress::new(reports.clone(), length, download_report(transfer));
-    let fetched =
-        transport::fetch_chunk(&link, &blob, chunk, grant, &cap, |bytes| progress.tell(bytes)).await;
+    let fetched = transport::fetch_chunk(&link, &blob, chunk, grant, &cap, |bytes| {
+        progress.tell(bytes)
+    })
+    .await;
     let outcome = match fetched {
         Ok(()) => Fetched::Received,
         Err(FetchError::Refused(peer::Refusal::Busy)) => Fetched::Refused(Refusal::Busy),
@@ -104,8 +118,16 @@ pub(super) async fn from_origin(
     let length = blob.geometry().chunk_len(chunk);
     let mut progress = Progress::new(reports.clone(), length, download_report(transfer));
     let progress = |bytes| progress.tell(bytes);
-    let fetched =
-        origin::fetch_chunk(&shared.origins, origin, &repository, &blob, chunk, &shared.down, progress).await;
+    let fetched = origin::fetch_chunk(
+        &shared.origins,
+        origin,
+        &repository,
+        &blob,
+        chunk,
+        &shared.down,
+        progress,
+    )
+    .await;
     let trouble = match &fetched {
         Err(OriginFetchError::Origin(error)) => Some(error.to_string()),
         _ => None,
@@ -118,7 +140,9 @@ pub(super) async fn from_origin(
             let is_whole = matches!(blob.proof(), Proof::DigestOnly { .. });
             Fetched::Failed(match error {
                 // Nobody vouched for it: it is that blob that is wrong there, not the origin.
-                OriginFetchError::Corrupt | OriginFetchError::Origin(OriginError::Refused(_)) if is_whole => {
+                OriginFetchError::Corrupt | OriginFetchError::Origin(OriginError::Refused(_))
+                    if is_whole =>
+                {
                     blob.bypass();
                     Failure::Store
                 }
@@ -148,10 +172,14 @@ pub(super) async fn serve(
     reports: mpsc::Sender<Report>,
 ) {
     let length = blob.geometry().chunk_len(question.ask.chunk);
-    let mut progress =
-        Progress::new(reports.clone(), length, move |bytes| Report::UploadProgress(upload, bytes));
+    let mut progress = Progress::new(reports.clone(), length, move |bytes| {
+        Report::UploadProgress(upload, bytes)
+    });
     let mut sent = 0;
-    match question.serve(&blob, &shared.up, &outbound, |bytes| progress.tell(bytes)).await {
+    match question
+        .serve(&blob, &shared.up, &outbound, |bytes| progress.tell(bytes))
+        .await
+    {
         Ok(bytes) => {
             sent = bytes;
             shared.counters.to_peers.add(bytes);
@@ -194,7 +222,11 @@ async fn judge(blob: &StoredBlob) -> Result<Whole, StoreError> {
     if !damaged.is_empty() {
         return Ok(Whole::Damaged(damaged));
     }
-    Ok(if blob.check_digest().await? { Whole::Right } else { Whole::Wrong })
+    Ok(if blob.check_digest().await? {
+        Whole::Right
+    } else {
+        Whole::Wrong
+    })
 }
 
 async fn finish(reports: mpsc::Sender<Report>, report: Report) {

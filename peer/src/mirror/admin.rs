@@ -23,7 +23,11 @@ pub(super) async fn status(State(mirror): State<Arc<Mirror>>) -> Response {
     mirror.command(Command::Status(sender)).await;
     match timeout(STATUS_TIMEOUT, answer).await {
         Ok(Ok(status)) => Json(status).into_response(),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "the peer is shutting down\n").into_response(),
+        _ => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the peer is shutting down\n",
+        )
+            .into_response(),
     }
 }
 

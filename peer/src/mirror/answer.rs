@@ -36,7 +36,9 @@ pub(crate) fn failed(subject: Subject, failure: &Failure) -> Response<Body> {
     let (status, code) = match (failure, subject) {
         (Failure::Invalid(_), Subject::Manifest) => (StatusCode::NOT_FOUND, "MANIFEST_INVALID"),
         (Failure::Invalid(_), Subject::Blob) => (StatusCode::NOT_FOUND, "DIGEST_INVALID"),
-        (Failure::Invalid(_) | Failure::Unknown(_), Subject::Name) => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
+        (Failure::Invalid(_) | Failure::Unknown(_), Subject::Name) => {
+            (StatusCode::NOT_FOUND, "NAME_UNKNOWN")
+        }
         (Failure::Unknown(_), Subject::Manifest) => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"),
         (Failure::Unknown(_), Subject::Blob) => (StatusCode::NOT_FOUND, "BLOB_UNKNOWN"),
         (Failure::Unavailable(_), _) => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
@@ -49,6 +51,9 @@ pub(crate) fn error(status: StatusCode, code: &str, message: &str) -> Response<B
     let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/json"),
+    );
     response
 }

@@ -76,12 +76,19 @@ impl Mirror {
         range: Option<&str>,
     ) -> Result<Response<Body>, Failure> {
         let (digest, size) = (*blob.digest(), blob.geometry().size());
-        let Some(place) = place(digest, range, size) else { return Ok(unsatisfiable(size)) };
+        let Some(place) = place(digest, range, size) else {
+            return Ok(unsatisfiable(size));
+        };
         if !matches!(blob.availability(place.part.start), Availability::Ready(_)) {
             self.refuse_after_a_cut(digest, place.part.start)?;
         }
         self.want_known(repository, &digest, None).await;
-        let reader = Reader::open(Arc::clone(self), repository.clone(), Arc::clone(blob), place.part.clone());
+        let reader = Reader::open(
+            Arc::clone(self),
+            repository.clone(),
+            Arc::clone(blob),
+            place.part.clone(),
+        );
         self.begin(place, reader.into_stream()).await
     }
 
@@ -98,7 +105,14 @@ impl Mirror {
             self.refuse_after_a_cut(digest, place.part.start)?;
         }
         let asked = forwarded(range);
-        match Passing::ask(Arc::clone(&self.shared), repository, &digest, asked.as_deref()).await {
+        match Passing::ask(
+            Arc::clone(&self.shared),
+            repository,
+            &digest,
+            asked.as_deref(),
+        )
+        .await
+        {
             Ok(passing) => {
                 let place = passing.place();
                 self.begin(place, passing.into_stream()).await
@@ -132,11 +146,18 @@ impl Mirror {
     }
 
     /// Nothing comes: an error, or the head and a cut where only that lets the runtime go on.
-    async fn fail(self: &Arc<Self>, place: &Place, failure: Failure) -> Result<Response<Body>, Failure> {
+    async fn fail(
+        self: &Arc<Self>,
+        place: &Place,
+        failure: Failure,
+    ) -> Result<Response<Body>, Failure> {
         if place.part.start == 0 || !self.begun.contains_key(&place.digest) {
             return Err(failure);
         }
-        Ok(answer(place, self.watch(place, stream::iter([Err(failure)]))))
+        Ok(answer(
+            place,
+            self.watch(place, stream::iter([Err(failure)])),
+        ))
     }
 
     /// A body that counts its bytes, and remembers where it was cut.
@@ -171,7 +192,9 @@ impl Mirror {
     /// The runtime comes back to the first host after a cut; let it go on to the next one.
     fn refuse_after_a_cut(&self, digest: Digest, at: u64) -> Result<(), Failure> {
         if self.cut.contains_key(&(digest, at)) {
-            return Err(Failure::Unknown(format!("{digest} was cut off here at byte {at} a moment ago")));
+            return Err(Failure::Unknown(format!(
+                "{digest} was cut off here at byte {at} a moment ago"
+            )));
         }
         Ok(())
     }
@@ -184,14 +207,29 @@ fn place(digest: Digest, range: Option<&str>, size: u64) -> Option<Place> {
         Wanted::Part(part) => (part, true),
         Wanted::Unsatisfiable => return None,
     };
-    Some(Place { digest, part, size, is_partial })
+    Some(Place {
+        digest,
+        part,
+        size,
+        is_partial,
+    })
 }
 
 /// The head, before its body.
 fn answer(place: &Place, body: Body) -> Response<Body> {
-    let Place { digest, part, size, is_partial } = place;
+    let Place {
+        digest,
+        part,
+        size,
+        is_partial,
+    } = place;
     let mut response = Response::new(body);
-    content_headers(response.headers_mut(), digest, MEDIA_TYPE, part.end - part.start);
+    content_headers(
+        response.headers_mut(),
+        digest,
+        MEDIA_TYPE,
+        part.end - part.start,
+    );
     if *is_partial {
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         if let Some(range) = content_range(part, *size) {

@@ -41,7 +41,8 @@ pub fn hosts_toml(mirror: SocketAddr, origin: Option<&str>, ca: Option<&Path>) -
 /// itself when no mirror has one.
 pub fn docker_daemon_json(mirror: SocketAddr) -> String {
     // Docker needs no more to speak plain HTTP to a loopback address.
-    let daemon = serde_json::json!({ "registry-mirrors": [format!("http://{}", reachable(mirror))] });
+    let daemon =
+        serde_json::json!({ "registry-mirrors": [format!("http://{}", reachable(mirror))] });
     format!("{daemon:#}\n")
 }
 
@@ -55,11 +56,19 @@ pub fn registries_conf(mirror: SocketAddr, origin: &str) -> String {
     let host = quoted(host.trim_end_matches('/'));
     let mut text = String::new();
     text.push_str("# Put this into /etc/containers/registries.conf.d/flotilla.conf.\n");
-    text.push_str("# CRI-O reads it again on SIGHUP; Podman, Buildah and skopeo read it each time.\n\n");
-    let _ = write!(text, "[[registry]]\nprefix = {host}\nlocation = {host}\ninsecure = {is_plain}\n");
+    text.push_str(
+        "# CRI-O reads it again on SIGHUP; Podman, Buildah and skopeo read it each time.\n\n",
+    );
+    let _ = write!(
+        text,
+        "[[registry]]\nprefix = {host}\nlocation = {host}\ninsecure = {is_plain}\n"
+    );
     text.push_str("\n# Asked first; with the peer gone, pulls go straight to the registry.\n");
     let mirror = quoted(&reachable(mirror).to_string());
-    let _ = write!(text, "[[registry.mirror]]\nlocation = {mirror}\ninsecure = true\n");
+    let _ = write!(
+        text,
+        "[[registry.mirror]]\nlocation = {mirror}\ninsecure = true\n"
+    );
     text
 }
 
@@ -102,8 +111,11 @@ mod tests {
 
     #[test]
     fn containerd_asks_the_mirror_first_and_the_origin_last() {
-        let text =
-            hosts_toml(SocketAddr::from(([0, 0, 0, 0], 5001)), Some("http://origin.internal:5000"), None);
+        let text = hosts_toml(
+            SocketAddr::from(([0, 0, 0, 0], 5001)),
+            Some("http://origin.internal:5000"),
+            None,
+        );
         assert!(text.contains("\nserver = \"http://origin.internal:5000\"\n"));
         assert!(text.contains("[host.\"http://127.0.0.1:5001\"]"));
         assert!(text.contains("capabilities = [\"pull\", \"resolve\"]"));
@@ -118,9 +130,9 @@ mod tests {
         let ca = Some(Path::new("/etc/flotilla/pki/ca.pem"));
         let text = hosts_toml(mirror, Some("https://origin.internal:5000"), ca);
         let (top, of_mirror) = text.split_once("[host.").expect("a mirror");
-        assert!(
-            top.contains("server = \"https://origin.internal:5000\"\nca = \"/etc/flotilla/pki/ca.pem\"\n")
-        );
+        assert!(top.contains(
+            "server = \"https://origin.internal:5000\"\nca = \"/etc/flotilla/pki/ca.pem\"\n"
+        ));
         assert!(!of_mirror.contains("ca ="));
         assert!(!hosts_toml(mirror, Some("http://origin.internal:5000"), ca).contains("ca ="));
     }
@@ -134,18 +146,30 @@ mod tests {
 
     #[test]
     fn podman_asks_the_mirror_before_the_registry_that_images_name() {
-        let text = registries_conf(SocketAddr::from(([127, 0, 0, 1], 5001)), "http://origin.internal:5000/");
+        let text = registries_conf(
+            SocketAddr::from(([127, 0, 0, 1], 5001)),
+            "http://origin.internal:5000/",
+        );
         assert!(text.contains(
             "prefix = \"origin.internal:5000\"\nlocation = \"origin.internal:5000\"\ninsecure = true"
         ));
-        assert!(text.contains("[[registry.mirror]]\nlocation = \"127.0.0.1:5001\"\ninsecure = true"));
-        let text = registries_conf(SocketAddr::from(([127, 0, 0, 1], 5001)), "https://origin.internal");
+        assert!(
+            text.contains("[[registry.mirror]]\nlocation = \"127.0.0.1:5001\"\ninsecure = true")
+        );
+        let text = registries_conf(
+            SocketAddr::from(([127, 0, 0, 1], 5001)),
+            "https://origin.internal",
+        );
         assert!(text.contains("location = \"origin.internal\"\ninsecure = false"));
     }
 
     #[test]
     fn an_odd_origin_cannot_break_the_file() {
-        let text = hosts_toml(SocketAddr::from(([127, 0, 0, 1], 1)), Some("http://a\"\n"), None);
+        let text = hosts_toml(
+            SocketAddr::from(([127, 0, 0, 1], 1)),
+            Some("http://a\"\n"),
+            None,
+        );
         assert!(text.contains("server = \"http://a\\\"\\u000A\""));
     }
 }

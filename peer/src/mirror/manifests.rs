@@ -43,8 +43,10 @@ pub(super) struct Found {
 }
 
 /// RFC 7234, section 5.5: the answer is stale, and the origin could not be asked.
-const STALE_WARNINGS: [&str; 2] =
-    ["110 flotilla \"Response is Stale\"", "111 flotilla \"Revalidation Failed\""];
+const STALE_WARNINGS: [&str; 2] = [
+    "110 flotilla \"Response is Stale\"",
+    "111 flotilla \"Revalidation Failed\"",
+];
 
 impl Mirror {
     /// The manifest under a reference. Unless the runtime only looks, its blobs are wanted from now on.
@@ -54,9 +56,14 @@ impl Mirror {
         reference: &Reference,
         is_head: bool,
     ) -> Result<Found, Failure> {
-        let found = self.find_manifest(repository, reference).await.inspect_err(|failure| {
-            self.shared.pulls.refuse(&name(repository, reference), &failure.to_string());
-        })?;
+        let found = self
+            .find_manifest(repository, reference)
+            .await
+            .inspect_err(|failure| {
+                self.shared
+                    .pulls
+                    .refuse(&name(repository, reference), &failure.to_string());
+            })?;
         self.names.found(repository, reference, &found.digest);
         if !is_head {
             let (mirror, repository) = (Arc::clone(self), repository.clone());
@@ -79,16 +86,28 @@ impl Mirror {
         if let Reference::Digest(digest) = reference
             && let Some(manifest) = self.shared.manifests.get(digest).await
         {
-            return Ok(Found { digest: *digest, manifest, is_stale: false });
+            return Ok(Found {
+                digest: *digest,
+                manifest,
+                is_stale: false,
+            });
         }
         let key = (repository.clone(), reference.clone());
         let fetch = self.shared.origins.manifest(repository, reference);
         match self.resolved.try_get_with(key.clone(), fetch).await {
-            Ok(FetchedManifest { digest, media_type, bytes }) => {
+            Ok(FetchedManifest {
+                digest,
+                media_type,
+                bytes,
+            }) => {
                 let manifest = StoredManifest { media_type, bytes };
                 self.shared.manifests.put(digest, manifest.clone()).await;
                 self.last_known.insert(key, digest).await;
-                Ok(Found { digest, manifest, is_stale: false })
+                Ok(Found {
+                    digest,
+                    manifest,
+                    is_stale: false,
+                })
             }
             Err(error) => {
                 let found = match reference {
@@ -113,7 +132,11 @@ impl Mirror {
         self.shared.counters.stale_tags.add(1);
         let tag = name(&key.0, &key.1);
         tracing::warn!(tag, manifest = %digest, %error, "every origin is out; serve the tag as it was");
-        Some(Found { digest, manifest, is_stale: true })
+        Some(Found {
+            digest,
+            manifest,
+            is_stale: true,
+        })
     }
 
     /// A manifest that a neighbour hands on: only if every origin is out.
@@ -124,7 +147,11 @@ impl Mirror {
             bytes: Bytes::copy_from_slice(&image.manifest),
         };
         self.shared.manifests.put(*digest, manifest.clone()).await;
-        Some(Found { digest: *digest, manifest, is_stale: false })
+        Some(Found {
+            digest: *digest,
+            manifest,
+            is_stale: false,
+        })
     }
 
     /// An image as a neighbour knows it; its manifest has the digest.
@@ -134,7 +161,11 @@ impl Mirror {
         }
         let seek = async {
             let (answer, image) = oneshot::channel();
-            self.command(Command::Seek { manifest: *digest, answer }).await;
+            self.command(Command::Seek {
+                manifest: *digest,
+                answer,
+            })
+            .await;
             let image = timeout(SEEK_PATIENCE, image).await.ok()?.ok()?;
             tracing::info!(manifest = %digest, "every origin is out; a neighbour handed the image on");
             Some(Arc::new(image))
@@ -150,14 +181,20 @@ impl Mirror {
         blobs: &[&Descriptor],
         error: &OriginError,
     ) {
-        let Some(image) = self.seek(digest, error).await else { return };
+        let Some(image) = self.seek(digest, error).await else {
+            return;
+        };
         let trusted = self.shared.trusted.current();
         for proof in &image.proofs {
-            let is_named = blobs.iter().any(|b| b.digest == *proof.digest() && b.size == proof.size());
+            let is_named = blobs
+                .iter()
+                .any(|b| b.digest == *proof.digest() && b.size == proof.size());
             match proof.check(&trusted) {
                 Ok(_) if is_named => self.want_proved(repository, proof.clone(), None).await,
                 Ok(_) => tracing::debug!(blob = %proof.digest(), "a proof of something else"),
-                Err(error) => tracing::debug!(blob = %proof.digest(), %error, "check a neighbour's proof"),
+                Err(error) => {
+                    tracing::debug!(blob = %proof.digest(), %error, "check a neighbour's proof")
+                }
             }
         }
     }
@@ -189,8 +226,14 @@ impl Mirror {
             started: Clock::now(),
         }))
         .await;
-        let known: Vec<_> = blobs.iter().filter_map(|blob| self.shared.store.get(&blob.digest)).collect();
-        self.shared.counters.from_store.add(known.iter().map(|blob| blob.held_bytes()).sum());
+        let known: Vec<_> = blobs
+            .iter()
+            .filter_map(|blob| self.shared.store.get(&blob.digest))
+            .collect();
+        self.shared
+            .counters
+            .from_store
+            .add(known.iter().map(|blob| blob.held_bytes()).sum());
         let is_whole = known.len() == blobs.len() && known.iter().all(|blob| blob.is_complete());
         if is_whole {
             return self.want_all_known(repository, &known).await;
@@ -198,14 +241,18 @@ impl Mirror {
         match self.shared.origins.closure(repository, digest).await {
             Ok(Some(closure)) => {
                 for proof in closure.proofs {
-                    self.want_proved(repository, proof, closure.grant.clone()).await;
+                    self.want_proved(repository, proof, closure.grant.clone())
+                        .await;
                 }
             }
             Ok(None) => {
                 tracing::debug!(%repository, "the origin seals nothing; blobs are shared as wholes");
                 // What has other places to be fetched from need not be in the registry.
                 for blob in blobs.iter().filter(|blob| blob.urls.is_empty()) {
-                    let proof = Proof::DigestOnly { digest: blob.digest, size: blob.size };
+                    let proof = Proof::DigestOnly {
+                        digest: blob.digest,
+                        size: blob.size,
+                    };
                     self.want_proved(repository, proof, None).await;
                 }
             }
@@ -213,7 +260,8 @@ impl Mirror {
                 tracing::warn!(manifest = %digest, %error, "get proofs of the blobs");
                 self.want_all_known(repository, &known).await;
                 if known.len() < blobs.len() {
-                    self.want_handed_on(repository, digest, &blobs, &error).await;
+                    self.want_handed_on(repository, digest, &blobs, &error)
+                        .await;
                 }
             }
         }
@@ -239,7 +287,12 @@ impl Mirror {
                 if !evicted.is_empty() {
                     self.command(Command::Evicted(evicted)).await;
                 }
-                self.command(Command::Want { pin, repository: repository.clone(), grant }).await;
+                self.command(Command::Want {
+                    pin,
+                    repository: repository.clone(),
+                    grant,
+                })
+                .await;
             }
             Err(error @ StoreError::Banned { .. }) => tracing::warn!(%error, "pass blob through"),
             Err(error) => tracing::error!(blob = %digest, %error, "the store cannot take a blob"),
@@ -259,7 +312,12 @@ impl Mirror {
         grant: Option<Grant>,
     ) {
         if let Some(pin) = self.shared.store.pin(digest) {
-            self.command(Command::Want { pin, repository: repository.clone(), grant }).await;
+            self.command(Command::Want {
+                pin,
+                repository: repository.clone(),
+                grant,
+            })
+            .await;
         }
     }
 
@@ -272,7 +330,9 @@ impl Mirror {
 /// Whether two valid seals say different things about one digest.
 fn contradict(known: &Proof, new: &Proof) -> bool {
     match (known, new) {
-        (Proof::Sealed { seal: known, .. }, Proof::Sealed { seal: new, .. }) => known.facts != new.facts,
+        (Proof::Sealed { seal: known, .. }, Proof::Sealed { seal: new, .. }) => {
+            known.facts != new.facts
+        }
         _ => false,
     }
 }
@@ -287,7 +347,11 @@ pub(super) fn failure(what: &str, error: &OriginError) -> Failure {
 
 /// The manifest as HTTP; containerd asks even for these with a range.
 pub(super) fn response(found: &Found, range: Option<&str>) -> Response<Body> {
-    let Found { digest, manifest, is_stale } = found;
+    let Found {
+        digest,
+        manifest,
+        is_stale,
+    } = found;
     let size = manifest.bytes.len() as u64;
     let (status, part) = match Wanted::parse(range, size) {
         Wanted::Whole => (StatusCode::OK, 0..size),
@@ -298,7 +362,12 @@ pub(super) fn response(found: &Found, range: Option<&str>) -> Response<Body> {
     let bytes = manifest.bytes.slice(part.start as usize..part.end as usize);
     let mut response = Response::new(Body::from(bytes));
     *response.status_mut() = status;
-    content_headers(response.headers_mut(), digest, &manifest.media_type, part.end - part.start);
+    content_headers(
+        response.headers_mut(),
+        digest,
+        &manifest.media_type,
+        part.end - part.start,
+    );
     if status == StatusCode::PARTIAL_CONTENT
         && let Some(value) = content_range(&part, size)
     {
@@ -306,7 +375,9 @@ pub(super) fn response(found: &Found, range: Option<&str>) -> Response<Body> {
     }
     if *is_stale {
         for warning in STALE_WARNINGS {
-            response.headers_mut().append(header::WARNING, HeaderValue::from_static(warning));
+            response
+                .headers_mut()
+                .append(header::WARNING, HeaderValue::from_static(warning));
         }
     }
     response

@@ -107,11 +107,26 @@ impl Mirror {
             registries: Registries::new(registries),
             shared,
             commands,
-            resolved: Cache::builder().max_capacity(CACHED).time_to_live(TAG_TTL).build(),
-            last_known: Cache::builder().max_capacity(CACHED).time_to_live(LAST_KNOWN_TTL).build(),
-            images: Cache::builder().max_capacity(HANDED_ON).time_to_live(HANDED_ON_TTL).build(),
-            cut: Cache::builder().max_capacity(CACHED).time_to_live(CUT_TTL).build(),
-            begun: Cache::builder().max_capacity(CACHED).time_to_idle(BEGUN_TTL).build(),
+            resolved: Cache::builder()
+                .max_capacity(CACHED)
+                .time_to_live(TAG_TTL)
+                .build(),
+            last_known: Cache::builder()
+                .max_capacity(CACHED)
+                .time_to_live(LAST_KNOWN_TTL)
+                .build(),
+            images: Cache::builder()
+                .max_capacity(HANDED_ON)
+                .time_to_live(HANDED_ON_TTL)
+                .build(),
+            cut: Cache::builder()
+                .max_capacity(CACHED)
+                .time_to_live(CUT_TTL)
+                .build(),
+            begun: Cache::builder()
+                .max_capacity(CACHED)
+                .time_to_idle(BEGUN_TTL)
+                .build(),
             next_reader: AtomicU64::new(0),
         })
     }
@@ -143,7 +158,9 @@ async fn serve(State(mirror): State<Arc<Mirror>>, request: Request) -> Response<
     let began = Instant::now();
     let route = route_of(request.uri().path());
     let response = answer(&mirror, request).await;
-    mirror.requests.answered(route, response.status(), began.elapsed());
+    mirror
+        .requests
+        .answered(route, response.status(), began.elapsed());
     response
 }
 
@@ -180,7 +197,10 @@ async fn answer(mirror: &Arc<Mirror>, request: Request) -> Response<Body> {
         }
         Ok(Target::Blob(repository, digest)) => {
             let range = range_of(request.headers());
-            match mirror.blob(&repository, digest, range.as_deref(), is_head).await {
+            match mirror
+                .blob(&repository, digest, range.as_deref(), is_head)
+                .await
+            {
                 Ok(response) => response,
                 Err(failure) => failed(Subject::Blob, &failure),
             }
@@ -191,7 +211,12 @@ async fn answer(mirror: &Arc<Mirror>, request: Request) -> Response<Body> {
 
 /// Reads a path; the repository's name may have slashes of its own.
 fn target(path: &str) -> Result<Target, (Subject, Failure)> {
-    let unknown = || (Subject::Blob, Failure::Unknown(format!("there is nothing at {path}")));
+    let unknown = || {
+        (
+            Subject::Blob,
+            Failure::Unknown(format!("there is nothing at {path}")),
+        )
+    };
     let rest = path.strip_prefix("/v2").ok_or_else(unknown)?;
     if rest.is_empty() || rest == "/" {
         return Ok(Target::Ping);
@@ -199,23 +224,36 @@ fn target(path: &str) -> Result<Target, (Subject, Failure)> {
     let rest = rest.strip_prefix('/').ok_or_else(unknown)?;
     if let Some((name, reference)) = rest.rsplit_once("/manifests/") {
         let subject = Subject::Manifest;
-        return Ok(Target::Manifest(parsed(subject, name)?, parsed(subject, reference)?));
+        return Ok(Target::Manifest(
+            parsed(subject, name)?,
+            parsed(subject, reference)?,
+        ));
     }
     if let Some((name, digest)) = rest.rsplit_once("/blobs/") {
-        return Ok(Target::Blob(parsed(Subject::Blob, name)?, parsed(Subject::Blob, digest)?));
+        return Ok(Target::Blob(
+            parsed(Subject::Blob, name)?,
+            parsed(Subject::Blob, digest)?,
+        ));
     }
     Err(unknown())
 }
 
 fn parsed<T: FromStr<Err: Display>>(subject: Subject, text: &str) -> Result<T, (Subject, Failure)> {
-    text.parse().map_err(|error| (subject, Failure::Invalid(format!("{text}: {error}"))))
+    text.parse()
+        .map_err(|error| (subject, Failure::Invalid(format!("{text}: {error}"))))
 }
 
 fn ping() -> Response<Body> {
     let mut response = Response::new(Body::from("{}"));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    headers.insert(
+        "docker-distribution-api-version",
+        HeaderValue::from_static("registry/2.0"),
+    );
     response
 }
 
@@ -236,7 +274,12 @@ fn content_headers(headers: &mut HeaderMap, digest: &Digest, media_type: &str, l
 
 /// `Content-Range` of a part of `size` bytes.
 fn content_range(range: &core::ops::Range<u64>, size: u64) -> Option<HeaderValue> {
-    HeaderValue::from_str(&format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1))).ok()
+    HeaderValue::from_str(&format!(
+        "bytes {}-{}/{size}",
+        range.start,
+        range.end.saturating_sub(1)
+    ))
+    .ok()
 }
 
 /// Status 416 for a body of `size` bytes.
@@ -266,9 +309,18 @@ mod tests {
             target(&format!("/v2/manifests/blobs/{digest}")),
             Ok(Target::Blob(name, found)) if name.as_str() == "manifests" && found == digest
         ));
-        assert!(matches!(target("/v2/a/blobs/sha256:zz"), Err((Subject::Blob, Failure::Invalid(_)))));
-        assert!(matches!(target("/v2/A/manifests/v1"), Err((Subject::Manifest, Failure::Invalid(_)))));
+        assert!(matches!(
+            target("/v2/a/blobs/sha256:zz"),
+            Err((Subject::Blob, Failure::Invalid(_)))
+        ));
+        assert!(matches!(
+            target("/v2/A/manifests/v1"),
+            Err((Subject::Manifest, Failure::Invalid(_)))
+        ));
         assert!(matches!(target("/v3/"), Err((_, Failure::Unknown(_)))));
-        assert!(matches!(target("/v2/_catalog"), Err((_, Failure::Unknown(_)))));
+        assert!(matches!(
+            target("/v2/_catalog"),
+            Err((_, Failure::Unknown(_)))
+        ));
     }
 }

@@ -18,13 +18,23 @@ pub(super) struct Names(Cache<Digest, String>);
 
 impl Default for Names {
     fn default() -> Self {
-        Self(Cache::builder().max_capacity(NAMES).time_to_live(REMEMBERED).build())
+        Self(
+            Cache::builder()
+                .max_capacity(NAMES)
+                .time_to_live(REMEMBERED)
+                .build(),
+        )
     }
 }
 
 impl Names {
     /// A manifest was found under a reference.
-    pub(super) fn found(&self, repository: &RepositoryName, reference: &Reference, manifest: &Digest) {
+    pub(super) fn found(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+        manifest: &Digest,
+    ) {
         if matches!(reference, Reference::Tag(_)) {
             self.0.insert(*manifest, name(repository, reference));
         }
@@ -41,7 +51,9 @@ impl Names {
 
     /// What a manifest is called.
     pub(super) fn of(&self, repository: &RepositoryName, manifest: &Digest) -> String {
-        self.0.get(manifest).unwrap_or_else(|| name(repository, &Reference::Digest(*manifest)))
+        self.0
+            .get(manifest)
+            .unwrap_or_else(|| name(repository, &Reference::Digest(*manifest)))
     }
 }
 

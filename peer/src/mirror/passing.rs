@@ -34,7 +34,12 @@ impl Passing {
     ) -> Result<Self, OriginError> {
         let open = shared.origins.open_blob(repository, digest, range).await?;
         let left = open.part.end - open.part.start;
-        Ok(Self { shared, open, digest: *digest, left })
+        Ok(Self {
+            shared,
+            open,
+            digest: *digest,
+            left,
+        })
     }
 
     /// Opens exactly these bytes of a blob at the first origin that gives them.
@@ -45,13 +50,28 @@ impl Passing {
         part: Range<u64>,
     ) -> Result<Self, OriginError> {
         let open = shared.origins.open_part(repository, digest, &part).await?;
-        Ok(Self { shared, open, digest: *digest, left: part.end - part.start })
+        Ok(Self {
+            shared,
+            open,
+            digest: *digest,
+            left: part.end - part.start,
+        })
     }
 
     /// Which bytes these are.
     pub(super) fn place(&self) -> Place {
-        let OpenBlob { part, size, is_partial, .. } = &self.open;
-        Place { digest: self.digest, part: part.clone(), size: *size, is_partial: *is_partial }
+        let OpenBlob {
+            part,
+            size,
+            is_partial,
+            ..
+        } = &self.open;
+        Place {
+            digest: self.digest,
+            part: part.clone(),
+            size: *size,
+            is_partial: *is_partial,
+        }
     }
 
     /// The bytes, in order.
@@ -80,7 +100,9 @@ impl Passing {
         self.shared.down.take(bytes.len()).await;
         self.shared.counters.from_origin.add(bytes.len() as u64);
         self.shared.counters.passed_through.add(bytes.len() as u64);
-        self.shared.pulls.passed(Clock::now(), &self.digest, bytes.len() as u64);
+        self.shared
+            .pulls
+            .passed(Clock::now(), &self.digest, bytes.len() as u64);
         Ok(Some(bytes))
     }
 }

@@ -72,7 +72,10 @@ fn single_spec(header: &str) -> Option<Spec> {
 
 /// Digits only: `parse` alone would accept a leading plus sign.
 fn number(text: &str) -> Option<u64> {
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())
+        .flatten()
 }
 
 #[cfg(test)]

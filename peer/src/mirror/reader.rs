@@ -67,23 +67,39 @@ struct Waiting {
 
 impl Waiting {
     const fn begin(now: Time, is_for_a_whole: bool) -> Self {
-        Self { since: now, hopeless_since: None, is_for_a_whole }
+        Self {
+            since: now,
+            hopeless_since: None,
+            is_for_a_whole,
+        }
     }
 
     /// Why it should not go on, if so.
     fn is_in_vain(&mut self, now: Time, reach: Reach, shared: &Shared) -> Option<&'static str> {
-        let Patience { hopeless, stuck, whole, silent } = shared.patience;
+        let Patience {
+            hopeless,
+            stuck,
+            whole,
+            silent,
+        } = shared.patience;
         self.hopeless_since = match reach {
             Reach::Within => None,
             Reach::Out => self.hopeless_since.or(Some(now)),
         };
         let waited = now.saturating_since(self.since);
-        if self.hopeless_since.is_some_and(|since| now.saturating_since(since) >= hopeless) {
+        if self
+            .hopeless_since
+            .is_some_and(|since| now.saturating_since(since) >= hopeless)
+        {
             Some("no neighbour has the next chunk and no origin answers")
         } else if waited >= stuck && shared.moved.ago(now) >= stuck {
             Some("nothing comes from anywhere")
         } else {
-            let bound = if self.is_for_a_whole { whole.min(silent) } else { silent };
+            let bound = if self.is_for_a_whole {
+                whole.min(silent)
+            } else {
+                silent
+            };
             (waited >= bound).then_some("the next chunk does not come")
         }
     }
@@ -109,7 +125,15 @@ impl Reader {
     ) -> Self {
         let pin = blob.pin();
         let id = mirror.reader_id();
-        let reader = Self { mirror, repository, blob, left: part, id, passing: None, _pin: pin };
+        let reader = Self {
+            mirror,
+            repository,
+            blob,
+            left: part,
+            id,
+            passing: None,
+            _pin: pin,
+        };
         reader.tell_cursor();
         reader
     }
@@ -144,7 +168,8 @@ impl Reader {
                 Ok(Availability::Bypassed) => return self.pass().await,
                 Ok(Availability::Waiting) | Err(_) => {
                     let reach = self.reach().await;
-                    if let Some(why) = waiting.is_in_vain(Clock::now(), reach, &self.mirror.shared) {
+                    if let Some(why) = waiting.is_in_vain(Clock::now(), reach, &self.mirror.shared)
+                    {
                         tracing::warn!(blob = %self.blob.digest(), at = self.left.start, why, "pass blob through");
                         return self.pass().await;
                     }
@@ -156,8 +181,17 @@ impl Reader {
     /// What the machine thinks of the chunk that is waited for.
     async fn reach(&self) -> Reach {
         let (answer, answered) = oneshot::channel();
-        let (digest, chunk) = (*self.blob.digest(), self.blob.geometry().chunk_at(self.left.start));
-        self.mirror.command(Command::Reach { digest, chunk, answer }).await;
+        let (digest, chunk) = (
+            *self.blob.digest(),
+            self.blob.geometry().chunk_at(self.left.start),
+        );
+        self.mirror
+            .command(Command::Reach {
+                digest,
+                chunk,
+                answer,
+            })
+            .await;
         answered.await.unwrap_or(Reach::Out)
     }
 
@@ -188,13 +222,26 @@ impl Reader {
     /// Goes on from an origin.
     async fn pass(&mut self) -> Result<Option<Bytes>, Failure> {
         let shared = Arc::clone(&self.mirror.shared);
-        let opened = Passing::open(shared, &self.repository, self.blob.digest(), self.left.clone()).await;
+        let opened = Passing::open(
+            shared,
+            &self.repository,
+            self.blob.digest(),
+            self.left.clone(),
+        )
+        .await;
         if opened.is_err() {
             // Of several ranges of one layer, containerd goes on after a cut only if it is the first that is cut.
             let _ = timeout(CUT_IN_ORDER, self.blob.is_foremost(self.id)).await;
         }
         let mut passing = opened.map_err(|error| {
-            failure(&format!("{}@{}: no neighbour has it", self.repository, self.blob.digest()), &error)
+            failure(
+                &format!(
+                    "{}@{}: no neighbour has it",
+                    self.repository,
+                    self.blob.digest()
+                ),
+                &error,
+            )
         })?;
         let first = passing.next().await;
         self.passing = Some(passing);
@@ -209,7 +256,10 @@ impl Reader {
 
     /// A driver that is busy looks at the cursors the next time.
     fn nudge(&self) {
-        let _ = self.mirror.commands.try_send(Command::ReadersMoved(*self.blob.digest()));
+        let _ = self
+            .mirror
+            .commands
+            .try_send(Command::ReadersMoved(*self.blob.digest()));
     }
 }
 

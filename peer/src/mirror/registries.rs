@@ -32,14 +32,28 @@ struct Asked {
 
 impl Registries {
     pub(super) fn new(served: Vec<String>) -> Self {
-        Self { served, refused: Cache::builder().max_capacity(REFUSED).time_to_live(SAID).build() }
+        Self {
+            served,
+            refused: Cache::builder()
+                .max_capacity(REFUSED)
+                .time_to_live(SAID)
+                .build(),
+        }
     }
 
     /// Whether a request may be answered: it names no registry, or one whose images the origins have.
     pub(super) fn check(&self, uri: &Uri) -> Result<(), Failure> {
-        let asked = Query::<Asked>::try_from_uri(uri).ok().and_then(|Query(asked)| asked.ns);
-        let Some(name) = asked.filter(|_| !self.served.is_empty()) else { return Ok(()) };
-        if self.served.iter().any(|served| served.eq_ignore_ascii_case(&name)) {
+        let asked = Query::<Asked>::try_from_uri(uri)
+            .ok()
+            .and_then(|Query(asked)| asked.ns);
+        let Some(name) = asked.filter(|_| !self.served.is_empty()) else {
+            return Ok(());
+        };
+        if self
+            .served
+            .iter()
+            .any(|served| served.eq_ignore_ascii_case(&name))
+        {
             return Ok(());
         }
         let served = self.served.join(", ");
@@ -51,7 +65,9 @@ impl Registries {
             );
             self.refused.insert(name.clone(), ());
         }
-        Err(Failure::Unknown(format!("this mirror is not for images of {name}; it is for those of {served}")))
+        Err(Failure::Unknown(format!(
+            "this mirror is not for images of {name}; it is for those of {served}"
+        )))
     }
 }
 
@@ -76,7 +92,9 @@ mod tests {
         assert_eq!(asks(&served, "?ns=Docker.io&x=1"), Ok(()));
         assert_eq!(asks(&served, ""), Ok(()));
         let refusal = asks(&served, "?ns=ghcr.io").expect_err("another registry");
-        assert!(refusal.to_string().contains("ghcr.io") && refusal.to_string().contains("docker.io"));
+        assert!(
+            refusal.to_string().contains("ghcr.io") && refusal.to_string().contains("docker.io")
+        );
         assert!(asks(&served, "?ns=").is_err());
     }
 }

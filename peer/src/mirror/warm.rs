@@ -37,10 +37,12 @@ pub(super) async fn warm(
     Path(path): Path<String>,
 ) -> axum::response::Response {
     match target(&format!("/v2/{path}")) {
-        Ok(Target::Manifest(repository, reference)) => match mirror.warm(&repository, &reference).await {
-            Ok(warming) => Json(warming).into_response(),
-            Err(failure) => failed(Subject::Manifest, &failure),
-        },
+        Ok(Target::Manifest(repository, reference)) => {
+            match mirror.warm(&repository, &reference).await {
+                Ok(warming) => Json(warming).into_response(),
+                Err(failure) => failed(Subject::Manifest, &failure),
+            }
+        }
         _ => {
             let message = format!("{path} names no image: write REPOSITORY/manifests/TAG");
             failed(Subject::Manifest, &Failure::Invalid(message))
@@ -54,7 +56,9 @@ impl Mirror {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<Warming, Failure> {
-        let Found { digest, manifest, .. } = self.find_manifest(repository, reference).await?;
+        let Found {
+            digest, manifest, ..
+        } = self.find_manifest(repository, reference).await?;
         let parsed = Manifest::parse(&manifest.bytes)
             .map_err(|error| Failure::Invalid(format!("read manifest {digest}: {error}")))?;
         let mut images = vec![(digest, manifest.bytes.clone())];
@@ -63,7 +67,9 @@ impl Mirror {
             images.clear();
             for child in parsed.manifests.iter().take(MAX_MANIFESTS) {
                 let child = Reference::Digest(child.digest);
-                let Found { digest, manifest, .. } = self.find_manifest(repository, &child).await?;
+                let Found {
+                    digest, manifest, ..
+                } = self.find_manifest(repository, &child).await?;
                 images.push((digest, manifest.bytes));
             }
         }
@@ -71,12 +77,16 @@ impl Mirror {
             self.want_blobs(repository, digest, bytes, true).await;
             self.keep_wanting(repository, digest, bytes);
         }
-        Ok(Warming { manifests: images.into_iter().map(|(digest, _)| digest).collect() })
+        Ok(Warming {
+            manifests: images.into_iter().map(|(digest, _)| digest).collect(),
+        })
     }
 
     /// Says again and again that an image is wanted, until it is here or given up.
     fn keep_wanting(self: &Arc<Self>, repository: &RepositoryName, digest: &Digest, bytes: &[u8]) {
-        let Ok(manifest) = Manifest::parse(bytes) else { return };
+        let Ok(manifest) = Manifest::parse(bytes) else {
+            return;
+        };
         let blobs: Vec<Digest> = manifest.blobs().iter().map(|blob| blob.digest).collect();
         let (mirror, repository, digest) = (Arc::clone(self), repository.clone(), *digest);
         self.shared.shutdown.spawn(async move {

@@ -53,7 +53,8 @@ impl Origins {
         digest: &Digest,
         range: Option<&str>,
     ) -> Result<OpenBlob, OriginError> {
-        self.first(|origin| self.open_at(origin, repository, digest, range)).await
+        self.first(|origin| self.open_at(origin, repository, digest, range))
+            .await
     }
 
     /// [`Self::open_blob`] for these bytes and no others.
@@ -63,7 +64,8 @@ impl Origins {
         digest: &Digest,
         part: &Range<u64>,
     ) -> Result<OpenBlob, OriginError> {
-        self.first(|origin| self.open_part_at(origin, repository, digest, part)).await
+        self.first(|origin| self.open_part_at(origin, repository, digest, part))
+            .await
     }
 
     /// Opens a range of a blob at one origin. The body may go on behind the end of the range.
@@ -75,12 +77,16 @@ impl Origins {
         part: &Range<u64>,
     ) -> Result<OpenBlob, OriginError> {
         let range = (!part.is_empty()).then(|| format!("bytes={}-{}", part.start, part.end - 1));
-        let open = self.open_at(origin, repository, digest, range.as_deref()).await?;
+        let open = self
+            .open_at(origin, repository, digest, range.as_deref())
+            .await?;
         if open.part.start == part.start && open.part.end >= part.end {
             Ok(open)
         } else {
             let got = open.part;
-            Err(OriginError::Unavailable(format!("sent bytes {got:?} where {part:?} were asked for")))
+            Err(OriginError::Unavailable(format!(
+                "sent bytes {got:?} where {part:?} were asked for"
+            )))
         }
     }
 
@@ -101,12 +107,19 @@ impl Origins {
         let (part, size) = if is_partial {
             header(&response, CONTENT_RANGE.as_str())
                 .and_then(|range| content_range(&range))
-                .ok_or_else(|| OriginError::Unavailable("sent a part and does not say which".to_owned()))?
+                .ok_or_else(|| {
+                    OriginError::Unavailable("sent a part and does not say which".to_owned())
+                })?
         } else {
             let size = length_of(&response).ok_or_else(no_length)?;
             (0..size, size)
         };
-        Ok(OpenBlob { response, part, size, is_partial })
+        Ok(OpenBlob {
+            response,
+            part,
+            size,
+            is_partial,
+        })
     }
 }
 
@@ -124,14 +137,18 @@ fn no_length() -> OriginError {
 
 /// The size that an answer of status 416 tells.
 pub(super) fn size_of_unsatisfied(response: &Response) -> Option<u64> {
-    header(response, CONTENT_RANGE.as_str())?.strip_prefix("bytes */")?.parse().ok()
+    header(response, CONTENT_RANGE.as_str())?
+        .strip_prefix("bytes */")?
+        .parse()
+        .ok()
 }
 
 /// Reads `bytes 0-9/100`: the part, and the size of the whole.
 fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
     let (part, size) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = part.split_once('-')?;
-    let (first, last, size): (u64, u64, u64) = (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
+    let (first, last, size): (u64, u64, u64) =
+        (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
     (first <= last && last < size).then_some((first..last + 1, size))
 }
 
@@ -143,7 +160,14 @@ mod tests {
     fn only_a_range_that_makes_sense_is_one() {
         assert_eq!(content_range("bytes 0-9/100"), Some((0..10, 100)));
         assert_eq!(content_range("bytes 99-99/100"), Some((99..100, 100)));
-        for wrong in ["bytes 0-9/*", "bytes 5-4/100", "bytes 0-100/100", "0-9/100", "bytes */100", ""] {
+        for wrong in [
+            "bytes 0-9/*",
+            "bytes 5-4/100",
+            "bytes 0-100/100",
+            "0-9/100",
+            "bytes */100",
+            "",
+        ] {
             assert_eq!(content_range(wrong), None, "{wrong}");
         }
     }

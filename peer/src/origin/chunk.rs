@@ -47,13 +47,15 @@ pub(crate) async fn fetch_chunk(
     }
     let range = blob.geometry().chunk_range(chunk);
     let length = usize::try_from(range.end - range.start).map_err(|_| OriginFetchError::Corrupt)?;
-    let open = origins.open_part_at(origin, repository, blob.digest(), &range).await?;
+    let open = origins
+        .open_part_at(origin, repository, blob.digest(), &range)
+        .await?;
     progress(0);
     let mut arriving = Arriving::new(range.start, length);
     arriving.receive(open.response, cap, progress).await?;
-    let (bytes, values) = arriving
-        .finish()
-        .ok_or_else(|| OriginError::Unavailable(format!("sent fewer than the {length} bytes of a chunk")))?;
+    let (bytes, values) = arriving.finish().ok_or_else(|| {
+        OriginError::Unavailable(format!("sent fewer than the {length} bytes of a chunk"))
+    })?;
     let is_proved = match blob.table() {
         Some(table) => table.verifies_parts(blob.geometry(), chunk, &values),
         None => blob.digest().matches(&bytes),
@@ -76,7 +78,12 @@ struct Arriving {
 
 impl Arriving {
     fn new(start: u64, length: usize) -> Self {
-        Self { start, length, bytes: BytesMut::with_capacity(length), values: Vec::new() }
+        Self {
+            start,
+            length,
+            bytes: BytesMut::with_capacity(length),
+            values: Vec::new(),
+        }
     }
 
     async fn receive(
@@ -87,8 +94,10 @@ impl Arriving {
     ) -> Result<(), OriginError> {
         let mut owed = 0;
         while self.bytes.len() < self.length {
-            let piece =
-                response.chunk().await.map_err(|error| OriginError::Unavailable(client::explain(&error)))?;
+            let piece = response
+                .chunk()
+                .await
+                .map_err(|error| OriginError::Unavailable(client::explain(&error)))?;
             let Some(piece) = piece else { break };
             self.take(&piece);
             progress(self.bytes.len() as u64);
@@ -107,7 +116,8 @@ impl Arriving {
     /// Takes bytes, no more than are wanted, and hashes each part that they complete.
     fn take(&mut self, bytes: &[u8]) {
         let room = self.length - self.bytes.len();
-        self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.bytes
+            .extend_from_slice(&bytes[..bytes.len().min(room)]);
         let part = PART_SIZE as usize;
         while self.bytes.len() >= (self.values.len() + 1) * part {
             self.hash_part((self.values.len() + 1) * part);
@@ -116,7 +126,10 @@ impl Arriving {
 
     fn hash_part(&mut self, until: usize) {
         let from = self.values.len() * PART_SIZE as usize;
-        self.values.push(tree::subtree_value(self.start + from as u64, &self.bytes[from..until]));
+        self.values.push(tree::subtree_value(
+            self.start + from as u64,
+            &self.bytes[from..until],
+        ));
     }
 
     /// The bytes and their parts' values; `None` if some are lacking.
@@ -156,7 +169,13 @@ mod tests {
         let mut arriving = Arriving::new(0, 10);
         arriving.take(&[1; 9]);
         assert!(
-            Arriving { bytes: arriving.bytes.clone(), values: Vec::new(), ..arriving }.finish().is_none()
+            Arriving {
+                bytes: arriving.bytes.clone(),
+                values: Vec::new(),
+                ..arriving
+            }
+            .finish()
+            .is_none()
         );
         let mut arriving = Arriving::new(0, 10);
         arriving.take(&[1; 12]);

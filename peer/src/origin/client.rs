@@ -27,7 +27,10 @@ pub(crate) enum ClientError {
 
 /// A client that shows the peer's certificate. `progress` bounds how long an answer may stand still; a long poll
 /// needs more than the default.
-pub(crate) fn http_client(identity: &Identity, progress: Option<Duration>) -> Result<Client, ClientError> {
+pub(crate) fn http_client(
+    identity: &Identity,
+    progress: Option<Duration>,
+) -> Result<Client, ClientError> {
     let never = (REDIRECT, HeaderValue::from_static("never"));
     let client = Client::builder()
         .default_headers(HeaderMap::from_iter([never]))
@@ -71,7 +74,11 @@ pub(super) fn error_message(body: &[u8]) -> Option<String> {
     }
     let errors: Errors = serde_json::from_slice(body).ok()?;
     let first = errors.errors.into_iter().next()?;
-    Some(format!("{} {}", first.code, first.message).trim().to_owned())
+    Some(
+        format!("{} {}", first.code, first.message)
+            .trim()
+            .to_owned(),
+    )
 }
 
 #[cfg(test)]
@@ -81,7 +88,10 @@ mod tests {
     #[test]
     fn an_oci_error_is_told_in_its_own_words() {
         let body = br#"{"errors":[{"code":"NAME_UNKNOWN","message":"no such repository"}]}"#;
-        assert_eq!(error_message(body).as_deref(), Some("NAME_UNKNOWN no such repository"));
+        assert_eq!(
+            error_message(body).as_deref(),
+            Some("NAME_UNKNOWN no such repository")
+        );
         assert_eq!(error_message(b"<html>"), None);
         assert_eq!(error_message(br#"{"errors":[]}"#), None);
     }

@@ -112,7 +112,12 @@ impl Origins {
             reachability: Mutex::default(),
         };
         let origins = urls.iter().map(origin).collect();
-        Self(Arc::new(Inner { client, origins, sightings, silent: Notify::new() }))
+        Self(Arc::new(Inner {
+            client,
+            origins,
+            sightings,
+            silent: Notify::new(),
+        }))
     }
 
     /// The manifest under a reference, from the first origin that has it.
@@ -125,18 +130,26 @@ impl Origins {
         self.first(|origin| {
             let path = &path;
             async move {
-                let request = self.request(Method::GET, origin, path).header(ACCEPT_HEADER, ACCEPT);
+                let request = self
+                    .request(Method::GET, origin, path)
+                    .header(ACCEPT_HEADER, ACCEPT);
                 let response = send(request).await?;
                 let media_type = header(&response, CONTENT_TYPE.as_str()).unwrap_or_default();
                 let bytes = whole(response, MAX_MANIFEST_LEN).await?;
                 let digest = match reference {
                     Reference::Digest(digest) if digest.matches(&bytes) => *digest,
                     Reference::Digest(_) => {
-                        return Err(OriginError::Unavailable("sent bytes of another digest".to_owned()));
+                        return Err(OriginError::Unavailable(
+                            "sent bytes of another digest".to_owned(),
+                        ));
                     }
                     Reference::Tag(_) => Digest::sha256(&bytes),
                 };
-                Ok(FetchedManifest { digest, media_type, bytes })
+                Ok(FetchedManifest {
+                    digest,
+                    media_type,
+                    bytes,
+                })
             }
         })
         .await
@@ -148,15 +161,22 @@ impl Origins {
         repository: &RepositoryName,
         manifest: &Digest,
     ) -> Result<Option<ClosureAnswer>, OriginError> {
-        let question = ClosureRequest { repository: repository.clone(), manifest: *manifest };
-        let question =
-            Bytes::from(codec::encode(&question).map_err(|error| OriginError::Refused(error.to_string()))?);
+        let question = ClosureRequest {
+            repository: repository.clone(),
+            manifest: *manifest,
+        };
+        let question = Bytes::from(
+            codec::encode(&question).map_err(|error| OriginError::Refused(error.to_string()))?,
+        );
         let answer = self
             .first(|origin| {
-                let request = self.request(Method::POST, origin, CLOSURE_PATH).body(question.clone());
+                let request = self
+                    .request(Method::POST, origin, CLOSURE_PATH)
+                    .body(question.clone());
                 async move {
                     let bytes = whole(send(request).await?, codec::MAX_LEN).await?;
-                    codec::decode(&bytes).map_err(|error| OriginError::Unavailable(error.to_string()))
+                    codec::decode(&bytes)
+                        .map_err(|error| OriginError::Unavailable(error.to_string()))
                 }
             })
             .await;
@@ -200,14 +220,20 @@ impl Origins {
             (false, true) => OriginError::Refused(refused.join("; ")),
             (true, false) => OriginError::Unavailable(failed.join("; ")),
             // One that was not asked may have it: only "is down" tells the runtime that a later attempt may succeed.
-            (false, false) => OriginError::Unsure(format!("{}; {}", failed.join("; "), refused.join("; "))),
+            (false, false) => {
+                OriginError::Unsure(format!("{}; {}", failed.join("; "), refused.join("; ")))
+            }
         })
     }
 
     fn in_order(&self) -> Vec<OriginSlot> {
         let now = Clock::now().as_nanos();
-        let rests =
-            |slot: &OriginSlot| self.0.origins[slot.0 as usize].rests_until.load(Ordering::Relaxed) > now;
+        let rests = |slot: &OriginSlot| {
+            self.0.origins[slot.0 as usize]
+                .rests_until
+                .load(Ordering::Relaxed)
+                > now
+        };
         let mut slots: Vec<_> = (0..self.0.origins.len() as u32).map(OriginSlot).collect();
         slots.sort_by_key(rests);
         slots
@@ -215,10 +241,16 @@ impl Origins {
 
     fn saw(&self, origin: OriginSlot, trouble: Option<String>) {
         let is_up = trouble.is_none();
-        let rests_until = if is_up { Time::ZERO } else { Clock::now() + REST };
+        let rests_until = if is_up {
+            Time::ZERO
+        } else {
+            Clock::now() + REST
+        };
         self.heard(origin, trouble);
         if let Some(origin) = self.0.origins.get(origin.0 as usize) {
-            origin.rests_until.store(rests_until.as_nanos(), Ordering::Relaxed);
+            origin
+                .rests_until
+                .store(rests_until.as_nanos(), Ordering::Relaxed);
         }
         // A machine that is busy learns it the next time.
         let _ = self.0.sightings.try_send(Sighting { origin, is_up });
@@ -226,9 +258,16 @@ impl Origins {
 
     /// How a request went: what went wrong, if anything did.
     pub(crate) fn heard(&self, origin: OriginSlot, trouble: Option<String>) {
-        let Some(Origin { url, reachability, .. }) = self.0.origins.get(origin.0 as usize) else { return };
+        let Some(Origin {
+            url, reachability, ..
+        }) = self.0.origins.get(origin.0 as usize)
+        else {
+            return;
+        };
         match trouble {
-            None if lock(reachability).answered() => tracing::info!(origin = url, "origin answers again"),
+            None if lock(reachability).answered() => {
+                tracing::info!(origin = url, "origin answers again")
+            }
             None => {}
             Some(trouble) => {
                 lock(reachability).failed(Clock::now(), trouble, &mut rand::rng());
@@ -251,11 +290,16 @@ impl Origins {
     }
 
     fn request(&self, method: Method, origin: OriginSlot, path: &str) -> reqwest::RequestBuilder {
-        self.0.client.request(method, format!("{}{path}", self.url(origin)))
+        self.0
+            .client
+            .request(method, format!("{}{path}", self.url(origin)))
     }
 
     pub(crate) fn url(&self, origin: OriginSlot) -> &str {
-        self.0.origins.get(origin.0 as usize).map_or("", |origin| &origin.url)
+        self.0
+            .origins
+            .get(origin.0 as usize)
+            .map_or("", |origin| &origin.url)
     }
 
     fn told_by(&self, origin: OriginSlot, message: &str) -> String {
@@ -286,33 +330,49 @@ async fn send(request: reqwest::RequestBuilder) -> Result<Response, OriginError>
         Ok(body) => client::error_message(&body),
         Err(_) => None,
     };
-    let message = message.map_or_else(|| status.to_string(), |message| format!("{status}: {message}"));
+    let message = message.map_or_else(
+        || status.to_string(),
+        |message| format!("{status}: {message}"),
+    );
     // Whoever is asked too often, or too early, may be asked again; every other 4xx is an answer.
     let may_pass = status == StatusCode::TOO_MANY_REQUESTS
         || status == StatusCode::REQUEST_TIMEOUT
         || !status.is_client_error();
-    Err(if may_pass { OriginError::Unavailable(message) } else { OriginError::Refused(message) })
+    Err(if may_pass {
+        OriginError::Unavailable(message)
+    } else {
+        OriginError::Refused(message)
+    })
 }
 
 /// A body of at most `limit` bytes.
 async fn whole(mut response: Response, limit: usize) -> Result<Bytes, OriginError> {
     let read = async {
         let mut body = Vec::new();
-        while let Some(piece) =
-            response.chunk().await.map_err(|error| OriginError::Unavailable(client::explain(&error)))?
+        while let Some(piece) = response
+            .chunk()
+            .await
+            .map_err(|error| OriginError::Unavailable(client::explain(&error)))?
         {
             if body.len() + piece.len() > limit {
-                return Err(OriginError::Unavailable(format!("sent more than {limit} bytes")));
+                return Err(OriginError::Unavailable(format!(
+                    "sent more than {limit} bytes"
+                )));
             }
             body.extend_from_slice(&piece);
         }
         Ok(Bytes::from(body))
     };
-    timeout(SMALL_TIMEOUT, read)
-        .await
-        .map_err(|_| OriginError::Unavailable(format!("sent no whole body within {SMALL_TIMEOUT:?}")))?
+    timeout(SMALL_TIMEOUT, read).await.map_err(|_| {
+        OriginError::Unavailable(format!("sent no whole body within {SMALL_TIMEOUT:?}"))
+    })?
 }
 
 fn header(response: &Response, name: &str) -> Option<String> {
-    response.headers().get(name)?.to_str().ok().map(str::to_owned)
+    response
+        .headers()
+        .get(name)?
+        .to_str()
+        .ok()
+        .map(str::to_owned)
 }

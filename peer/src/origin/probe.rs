@@ -29,7 +29,9 @@ impl Origins {
                 () = Clock::sleep_until(next) => {}
             }
             let now = Clock::now();
-            let due = self.probe_times().filter(|(_, at)| at.is_some_and(|at| at <= now));
+            let due = self
+                .probe_times()
+                .filter(|(_, at)| at.is_some_and(|at| at <= now));
             let probes = join_all(due.map(|(origin, _)| self.probe(origin)));
             tokio::select! {
                 () = shutdown.wait() => return,
@@ -51,7 +53,11 @@ impl Origins {
             Err(trouble) => {
                 tracing::debug!(origin = self.url(origin), trouble, "probe origin");
                 if let Some(origin) = self.0.origins.get(origin.0 as usize) {
-                    lock(&origin.reachability).probe_failed(Clock::now(), trouble, &mut rand::rng());
+                    lock(&origin.reachability).probe_failed(
+                        Clock::now(),
+                        trouble,
+                        &mut rand::rng(),
+                    );
                 }
             }
         }

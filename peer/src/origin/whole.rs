@@ -27,7 +27,9 @@ pub(super) async fn fetch(
     let mut direct = blob.direct().await;
     if direct.at() < size {
         let range = format!("bytes={}-", direct.at());
-        let open = origins.open_at(origin, repository, blob.digest(), Some(&range)).await?;
+        let open = origins
+            .open_at(origin, repository, blob.digest(), Some(&range))
+            .await?;
         let mut body = InOrder::new(open, direct.at(), size)?;
         progress(0);
         while let Some(part) = body.next_part().await? {
@@ -37,7 +39,11 @@ pub(super) async fn fetch(
             cap.take(length).await;
         }
     }
-    if direct.finish()? { Ok(()) } else { Err(OriginFetchError::Corrupt) }
+    if direct.finish()? {
+        Ok(())
+    } else {
+        Err(OriginFetchError::Corrupt)
+    }
 }
 
 /// A body as parts: whole ones, and a last one.
@@ -56,9 +62,16 @@ impl InOrder {
             let message = format!("has {says} bytes of a blob that has {size} by its manifest");
             return Err(OriginError::Unavailable(message));
         }
-        let skip = at.checked_sub(open.part.start).filter(|_| open.part.end == size);
+        let skip = at
+            .checked_sub(open.part.start)
+            .filter(|_| open.part.end == size);
         let skip = skip.ok_or_else(|| OriginError::Unavailable("sent another range".to_owned()))?;
-        Ok(Self { open, skip, left: size - at, buffer: BytesMut::new() })
+        Ok(Self {
+            open,
+            skip,
+            left: size - at,
+            buffer: BytesMut::new(),
+        })
     }
 
     /// The next part; nothing after the last.

@@ -39,7 +39,9 @@ pub(super) fn finished(report: &PullReport) {
     }
     let size = ByteSize(report.bytes);
     match (report.result, report.is_warming) {
-        (PullResult::Pulled, false) => line!(info, format!("pulled {size} in {} s", report.seconds)),
+        (PullResult::Pulled, false) => {
+            line!(info, format!("pulled {size} in {} s", report.seconds))
+        }
         (PullResult::Pulled, true) => line!(info, format!("warmed {size} in {} s", report.seconds)),
         (PullResult::GivenUp, _) => line!(warn, "pull given up"),
     }
@@ -49,9 +51,15 @@ pub(super) fn finished(report: &PullReport) {
 fn words(waits: &Waits) -> String {
     let mut longest: Vec<_> = waits.iter().collect();
     longest.sort_by(|(_, one), (_, other)| other.total_cmp(one));
-    let words: Vec<_> =
-        longest.into_iter().map(|(wait, seconds)| format!("{} {seconds} s", wait.name())).collect();
-    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+    let words: Vec<_> = longest
+        .into_iter()
+        .map(|(wait, seconds)| format!("{} {seconds} s", wait.name()))
+        .collect();
+    if words.is_empty() {
+        "none".to_owned()
+    } else {
+        words.join(", ")
+    }
 }
 
 impl Pulls {

@@ -120,7 +120,12 @@ impl Pulls {
 
     /// A pull begins; `held` says of each of its blobs how much is in the store and whether that is all of it. The
     /// runtime that asks again for the manifest of a pull under way changes nothing.
-    pub(crate) fn open(&self, opened: Opened, stood_still: WaitTimes, held: impl Fn(&Digest) -> (u64, bool)) {
+    pub(crate) fn open(
+        &self,
+        opened: Opened,
+        stood_still: WaitTimes,
+        held: impl Fn(&Digest) -> (u64, bool),
+    ) {
         let mut table = self.lock();
         if table.open.iter().any(|pull| pull.is_same(&opened)) {
             return;
@@ -128,7 +133,13 @@ impl Pulls {
         if table.open.len() >= MAX_OPEN {
             let oldest = table.open.remove(0);
             let why = "too many pulls at once".to_owned();
-            self.finish(&mut table, &oldest, PullResult::GivenUp, Some(why), stood_still);
+            self.finish(
+                &mut table,
+                &oldest,
+                PullResult::GivenUp,
+                Some(why),
+                stood_still,
+            );
         }
         table.open.push(Pull::new(opened, stood_still, held));
     }
@@ -184,12 +195,19 @@ impl Pulls {
 
     /// Logs and counts the pulls that are over. One is not while a chunk of it counts as on its way: the runtime may have read
     /// it from the store before its download is reported, and the report would say too little.
-    pub(crate) fn settle(&self, now: Time, stood_still: WaitTimes, is_on_its_way: impl Fn(&Digest) -> bool) {
+    pub(crate) fn settle(
+        &self,
+        now: Time,
+        stood_still: WaitTimes,
+        is_on_its_way: impl Fn(&Digest) -> bool,
+    ) {
         let mut table = self.lock();
         let mut at = 0;
         while let Some(pull) = table.open.get(at) {
             let is_counted = || !pull.blobs.iter().any(|blob| is_on_its_way(&blob.digest));
-            let over = pull.result(now).filter(|result| *result == PullResult::GivenUp || is_counted());
+            let over = pull
+                .result(now)
+                .filter(|result| *result == PullResult::GivenUp || is_counted());
             let Some(result) = over else {
                 at += 1;
                 continue;
@@ -215,12 +233,19 @@ impl Pulls {
 
     /// The pulls under way; `held` says how much of a blob is in the store.
     pub(crate) fn open_now(&self, now: Time, held: impl Fn(&Digest) -> u64) -> Vec<PullStatus> {
-        self.lock().open.iter().map(|pull| pull.status(now, &held)).collect()
+        self.lock()
+            .open
+            .iter()
+            .map(|pull| pull.status(now, &held))
+            .collect()
     }
 
     /// Whether the image under a manifest is being warmed.
     pub(crate) fn is_warming(&self, manifest: &Digest) -> bool {
-        self.lock().open.iter().any(|pull| pull.opened.is_warming && pull.opened.manifest == *manifest)
+        self.lock()
+            .open
+            .iter()
+            .any(|pull| pull.opened.is_warming && pull.opened.manifest == *manifest)
     }
 
     /// The cap of the own downlink.
@@ -319,7 +344,9 @@ impl Pull {
     }
 
     fn is_all_here(&self) -> bool {
-        self.blobs.iter().all(|blob| blob.is_complete || blob.is_emitted())
+        self.blobs
+            .iter()
+            .all(|blob| blob.is_complete || blob.is_emitted())
     }
 
     /// Whoever only looks at a manifest whose image is here pulls nothing.
@@ -336,9 +363,12 @@ impl Pull {
     }
 
     fn why_given_up(&self) -> String {
-        self.trouble
-            .clone()
-            .unwrap_or_else(|| format!("for {} s nothing came, and nothing was read", GIVEN_UP.as_secs()))
+        self.trouble.clone().unwrap_or_else(|| {
+            format!(
+                "for {} s nothing came, and nothing was read",
+                GIVEN_UP.as_secs()
+            )
+        })
     }
 
     fn status(&self, now: Time, held: &impl Fn(&Digest) -> u64) -> PullStatus {
@@ -371,7 +401,9 @@ impl Pull {
             blob_waits += blob.waited;
         }
         let received = self.sources.received();
-        let bound = down.filter(|_| received > 0).map(|down| down.time_for(received).as_secs_f64());
+        let bound = down
+            .filter(|_| received > 0)
+            .map(|down| down.time_for(received).as_secs_f64());
         PullReport {
             image: self.opened.image.clone(),
             manifest: self.opened.manifest,

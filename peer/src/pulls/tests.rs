@@ -49,7 +49,11 @@ fn a_pull_is_over_when_the_runtime_has_everything() {
     let pulls = Pulls::new(Some(BitRate(8_000)));
     pulls.open(opened(false), WaitTimes::default(), nothing_held);
     pulls.open(opened(false), WaitTimes::default(), nothing_held);
-    assert_eq!(pulls.open_now(ms(1000), |_| 0).len(), 1, "the manifest was asked for twice");
+    assert_eq!(
+        pulls.open_now(ms(1000), |_| 0).len(),
+        1,
+        "the manifest was asked for twice"
+    );
     let [config, layer] = digests();
     pulls.received(ms(1100), &config, From::OriginLeased, 10);
     pulls.received(ms(1200), &layer, From::SameZone, 600);
@@ -63,10 +67,19 @@ fn a_pull_is_over_when_the_runtime_has_everything() {
     pulls.settle(ms(3021), WaitTimes::default(), nothing_comes);
     let report = &pulls.finished()[0];
     assert_eq!(report.result, PullResult::Pulled);
-    assert_eq!(report.bytes, 1010, "a layer that the manifest names twice comes once");
+    assert_eq!(
+        report.bytes, 1010,
+        "a layer that the manifest names twice comes once"
+    );
     assert_eq!(report.sources.received(), 1010);
-    assert_eq!((report.seconds, report.first_byte_seconds), (2.02, Some(0.15)));
-    assert_eq!((report.bound_seconds, report.over_bound), (Some(1.01), Some(2.0)));
+    assert_eq!(
+        (report.seconds, report.first_byte_seconds),
+        (2.02, Some(0.15))
+    );
+    assert_eq!(
+        (report.bound_seconds, report.over_bound),
+        (Some(1.01), Some(2.0))
+    );
     assert_eq!(pulls.pulled.value(), 1);
 }
 
@@ -96,7 +109,10 @@ fn a_pull_that_stands_still_is_given_up_and_says_why() {
     pulls.settle(ms(62_000), WaitTimes::default(), nothing_comes);
     let report = &pulls.finished()[0];
     assert_eq!(report.result, PullResult::GivenUp);
-    assert_eq!(report.why.as_deref(), Some("no neighbour and no origin delivers it"));
+    assert_eq!(
+        report.why.as_deref(),
+        Some("no neighbour and no origin delivers it")
+    );
     assert_eq!((pulls.pulled.value(), pulls.given_up.value()), (0, 1));
 }
 
@@ -111,7 +127,11 @@ fn warming_is_over_when_all_is_in_the_store_and_looking_is_no_pull() {
     assert!(pulls.finished()[0].is_warming);
     pulls.open(opened(false), WaitTimes::default(), |_| (505, true));
     pulls.settle(ms(9000), WaitTimes::default(), nothing_comes);
-    assert_eq!(pulls.pulled.value(), 1, "nobody read anything the second time");
+    assert_eq!(
+        pulls.pulled.value(),
+        1,
+        "nobody read anything the second time"
+    );
 }
 
 #[test]
@@ -121,7 +141,10 @@ fn a_peer_that_stops_gives_up_what_is_not_here() {
     let [config, layer] = digests();
     pulls.emitted(ms(1100), &config, 10);
     pulls.close(WaitTimes::default());
-    assert_eq!(pulls.finished()[0].why.as_deref(), Some("the peer was stopped"));
+    assert_eq!(
+        pulls.finished()[0].why.as_deref(),
+        Some("the peer was stopped")
+    );
     pulls.open(opened(false), WaitTimes::default(), |_| (505, true));
     pulls.emitted(ms(1100), &layer, 10);
     pulls.close(WaitTimes::default());
@@ -133,8 +156,18 @@ fn pulls_are_bounded() {
     let pulls = Pulls::new(None);
     for number in 0..=MAX_OPEN as u32 {
         let manifest = Digest::sha256(&number.to_le_bytes());
-        pulls.open(Opened { manifest, ..opened(false) }, WaitTimes::default(), nothing_held);
+        pulls.open(
+            Opened {
+                manifest,
+                ..opened(false)
+            },
+            WaitTimes::default(),
+            nothing_held,
+        );
     }
     assert_eq!(pulls.open_now(ms(1000), |_| 0).len(), MAX_OPEN);
-    assert_eq!(pulls.finished()[0].why.as_deref(), Some("too many pulls at once"));
+    assert_eq!(
+        pulls.finished()[0].why.as_deref(),
+        Some("too many pulls at once")
+    );
 }

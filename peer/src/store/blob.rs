@@ -111,7 +111,8 @@ impl StoredBlob {
         held: ChunkMap,
         complete: bool,
     ) -> Self {
-        let parts_total = u32::try_from(geometry.size().div_ceil(PART_SIZE).max(1)).unwrap_or(u32::MAX);
+        let parts_total =
+            u32::try_from(geometry.size().div_ceil(PART_SIZE).max(1)).unwrap_or(u32::MAX);
         let mut parts = ChunkMap::empty(parts_total);
         for chunk in held.iter() {
             insert_parts(&mut parts, &geometry.chunk_range(chunk));
@@ -193,7 +194,11 @@ impl StoredBlob {
     /// Bytes of the chunks held.
     pub(crate) fn held_bytes(&self) -> u64 {
         let state = self.lock();
-        state.held.iter().map(|chunk| self.geometry.chunk_len(chunk)).sum()
+        state
+            .held
+            .iter()
+            .map(|chunk| self.geometry.chunk_len(chunk))
+            .sum()
     }
 
     /// What a reader at `offset` may do.
@@ -204,10 +209,16 @@ impl StoredBlob {
             let end = state
                 .parts
                 .first_missing(part)
-                .map_or(self.geometry.size(), |missing| u64::from(missing) * PART_SIZE);
+                .map_or(self.geometry.size(), |missing| {
+                    u64::from(missing) * PART_SIZE
+                });
             return Availability::Ready(end.min(self.geometry.size()));
         }
-        if state.is_bypassed { Availability::Bypassed } else { Availability::Waiting }
+        if state.is_bypassed {
+            Availability::Bypassed
+        } else {
+            Availability::Waiting
+        }
     }
 
     /// Waits until the byte at `offset` may be read or never will be.
@@ -230,7 +241,9 @@ impl StoredBlob {
     /// again.
     pub(crate) async fn read(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
         let chunks = self.geometry.chunk_at(range.start)
-            ..=self.geometry.chunk_at(range.end.saturating_sub(1).max(range.start));
+            ..=self
+                .geometry
+                .chunk_at(range.end.saturating_sub(1).max(range.start));
         let first = *chunks.start();
         for chunk in chunks {
             self.settle_doubt(chunk).await?;
@@ -322,7 +335,9 @@ impl StoredBlob {
             blob.hash_along(&file, offset, &bytes);
             Ok(true)
         };
-        blocking(work).await.map_err(|error| StoreError::writing(&self.path, error))
+        blocking(work)
+            .await
+            .map_err(|error| StoreError::writing(&self.path, error))
     }
 
     /// Takes the parts' values of a chunk whose parts are all verified and written: now it is held. True if
@@ -372,7 +387,11 @@ impl StoredBlob {
 
     /// The lowest chunk that a reader is at; `None` without readers.
     pub(crate) fn cursor(&self) -> Option<u32> {
-        self.lock().cursors.values().min().map(|offset| self.geometry.chunk_at(*offset))
+        self.lock()
+            .cursors
+            .values()
+            .min()
+            .map(|offset| self.geometry.chunk_at(*offset))
     }
 
     /// Waits until no reader stands before this one.
@@ -427,13 +446,20 @@ impl StoredBlob {
 
     /// Reads whole parts, with their values if there is a table to compare them with.
     async fn read_parts(&self, range: Range<u64>) -> Result<(Bytes, Vec<Value>), StoreError> {
-        let length = usize::try_from(range.end - range.start)
-            .map_err(|_| StoreError::reading(&self.path, std::io::ErrorKind::InvalidInput.into()))?;
+        let length = usize::try_from(range.end - range.start).map_err(|_| {
+            StoreError::reading(&self.path, std::io::ErrorKind::InvalidInput.into())
+        })?;
         if length == 0 {
             return Ok((Bytes::new(), Vec::new()));
         }
         let (start, has_table) = (range.start, self.table().is_some());
-        let values = move |bytes: &[u8]| if has_table { tree::part_values(start, bytes) } else { Vec::new() };
+        let values = move |bytes: &[u8]| {
+            if has_table {
+                tree::part_values(start, bytes)
+            } else {
+                Vec::new()
+            }
+        };
         self.open()?
             .read_with(start, length, values)
             .await
@@ -452,14 +478,17 @@ impl StoredBlob {
             (state.is_removed, state.held.is_empty())
         };
         if is_removed {
-            return Err(StoreError::Removed { digest: *self.digest() });
+            return Err(StoreError::Removed {
+                digest: *self.digest(),
+            });
         }
         let size = self.geometry.size();
         let opened = match BlobFile::open(&self.path, size) {
             Ok(file) if !is_new => Ok(file),
             // Not as it was left. All that was held is still doubtful, and found missing when it is looked for.
             Err(error)
-                if !is_new && !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) =>
+                if !is_new
+                    && !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) =>
             {
                 Err(error)
             }

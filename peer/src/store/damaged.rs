@@ -44,11 +44,17 @@ async fn lost(store: &Store, sample: &Sample) -> Vec<u32> {
     for chunk in 0..sample.geometry.chunks() {
         let range = sample.geometry.chunk_range(chunk);
         match blob.read(range.clone()).await {
-            Ok(bytes) => assert_eq!(bytes, sample.bytes.slice(range.start as usize..range.end as usize)),
+            Ok(bytes) => assert_eq!(
+                bytes,
+                sample.bytes.slice(range.start as usize..range.end as usize)
+            ),
             Err(StoreError::Doubtful { chunk, .. }) => lost.push(chunk),
             Err(error) => panic!("{error}"),
         }
-        assert_eq!(blob.chunk(chunk).await.unwrap().is_some(), !lost.contains(&chunk));
+        assert_eq!(
+            blob.chunk(chunk).await.unwrap().is_some(),
+            !lost.contains(&chunk)
+        );
     }
     assert_eq!(blob.is_complete(), lost.is_empty());
     lost
@@ -82,7 +88,10 @@ async fn flipped_bits_are_found_and_only_their_chunks_lost() {
 
 #[tokio::test]
 async fn bits_that_flip_while_the_peer_runs_are_found_at_the_next_read() {
-    let (dir, [large, small]) = (tempfile::tempdir().unwrap(), [sample(0), sample_of(1, 1000)]);
+    let (dir, [large, small]) = (
+        tempfile::tempdir().unwrap(),
+        [sample(0), sample_of(1, 1000)],
+    );
     let store = Store::open(dir.path(), ROOM, &large.trusted).unwrap();
     let _pins = [fill(&store, &large).await, fill(&store, &small).await];
     for sample in [&large, &small] {
@@ -97,7 +106,12 @@ async fn a_file_cut_short_while_the_peer_runs_is_filled_again() {
     let (dir, sample) = (tempfile::tempdir().unwrap(), sample(0));
     let store = Store::open(dir.path(), ROOM, &sample.trusted).unwrap();
     let _pin = fill(&store, &sample).await;
-    File::options().write(true).open(data(dir.path(), &sample)).unwrap().set_len(PART_SIZE + 5).unwrap();
+    File::options()
+        .write(true)
+        .open(data(dir.path(), &sample))
+        .unwrap()
+        .set_len(PART_SIZE + 5)
+        .unwrap();
     assert_eq!(lost(&store, &sample).await, [1, 2]);
     heals(&store, &sample, &[1, 2]).await;
 }
@@ -126,8 +140,17 @@ async fn a_blob_whose_files_do_not_fit_each_other_is_not_taken_up() {
     type Damage = fn(&Path, &Path);
     let damages: [Damage; 5] = [
         |left, _| fs::remove_file(left).unwrap(),
-        |left, _| File::options().write(true).open(left).unwrap().set_len(5).unwrap(),
-        |left, right| assert!(fs::copy(meta::record_path(right), meta::record_path(left)).unwrap() > 0),
+        |left, _| {
+            File::options()
+                .write(true)
+                .open(left)
+                .unwrap()
+                .set_len(5)
+                .unwrap()
+        },
+        |left, right| {
+            assert!(fs::copy(meta::record_path(right), meta::record_path(left)).unwrap() > 0)
+        },
         |left, right| assert!(fs::copy(right, left).unwrap() > 0),
         |left, _| flip(&meta::record_path(left), 40),
     ];
@@ -138,7 +161,10 @@ async fn a_blob_whose_files_do_not_fit_each_other_is_not_taken_up() {
         let store = Store::open(dir.path(), ROOM, &left.trusted).unwrap();
         assert!(store.get(left.proof.digest()).is_none());
         assert!(!data(dir.path(), &left).exists(), "nothing is left of it");
-        assert!(lost(&store, &right).await.is_empty(), "its neighbour is as it was");
+        assert!(
+            lost(&store, &right).await.is_empty(),
+            "its neighbour is as it was"
+        );
         assert_eq!(store.bytes(), right.geometry.size());
     }
 }
@@ -164,14 +190,19 @@ async fn a_blob_sealed_with_a_key_that_is_not_trusted_any_more_is_dropped_at_the
     let (dir, sample) = (tempfile::tempdir().unwrap(), sample(0));
     closed_store(dir.path(), &[&sample]).await;
     let mut others = TrustedKeys::none();
-    others.add(&SealKey::from_secret("eu-1".parse().unwrap(), &[9; 32]).public()).unwrap();
+    others
+        .add(&SealKey::from_secret("eu-1".parse().unwrap(), &[9; 32]).public())
+        .unwrap();
     let store = Store::open(dir.path(), ROOM, &others).unwrap();
     assert!(store.blobs().is_empty() && store.bytes() == 0);
 }
 
 #[tokio::test]
 async fn eviction_goes_by_last_use_after_a_restart_too_and_a_smaller_quota_holds_at_once() {
-    let (dir, [a, b, c]) = (tempfile::tempdir().unwrap(), [sample(0), sample(1), sample(2)]);
+    let (dir, [a, b, c]) = (
+        tempfile::tempdir().unwrap(),
+        [sample(0), sample(1), sample(2)],
+    );
     closed_store(dir.path(), &[&a, &b, &c]).await;
     {
         let store = Store::open(dir.path(), ROOM, &a.trusted).unwrap();
@@ -181,7 +212,10 @@ async fn eviction_goes_by_last_use_after_a_restart_too_and_a_smaller_quota_holds
     let quota = ByteSize(2 * a.geometry.size());
     let store = Store::open(dir.path(), quota, &a.trusted).unwrap();
     assert!(store.bytes() <= quota.0);
-    assert!(store.get(b.proof.digest()).is_none(), "it was used longest ago");
+    assert!(
+        store.get(b.proof.digest()).is_none(),
+        "it was used longest ago"
+    );
     assert!(store.get(a.proof.digest()).is_some(), "it was used last");
 }
 
@@ -212,7 +246,11 @@ fn many_who_insert_at_once_share_one_blob_and_never_pass_the_quota() {
             });
         }
     });
-    let sizes: u64 = store.blobs().iter().map(|blob| blob.geometry().size()).sum();
+    let sizes: u64 = store
+        .blobs()
+        .iter()
+        .map(|blob| blob.geometry().size())
+        .sum();
     assert_eq!(sizes, store.bytes());
 }
 
@@ -238,7 +276,11 @@ async fn a_blob_out_of_the_store_leaves_no_file_behind() {
     let store = Store::open(dir.path(), ROOM, &sample.trusted).unwrap();
     let (pin, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
     store.ban(sample.proof.digest());
-    let refused = pin.blob().write_verified(0, sample.bytes.slice(..PART_SIZE as usize)).await.unwrap_err();
+    let refused = pin
+        .blob()
+        .write_verified(0, sample.bytes.slice(..PART_SIZE as usize))
+        .await
+        .unwrap_err();
     assert!(matches!(refused, StoreError::Removed { .. }), "{refused}");
     assert!(!data(dir.path(), &sample).exists());
 }
@@ -246,7 +288,9 @@ async fn a_blob_out_of_the_store_leaves_no_file_behind() {
 /// Bytes that this thread has asked the system for.
 fn bytes_read() -> u64 {
     let io = fs::read_to_string("/proc/thread-self/io").unwrap();
-    io.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok()).unwrap()
+    io.lines()
+        .find_map(|line| line.strip_prefix("rchar: ")?.parse().ok())
+        .unwrap()
 }
 
 #[cfg(target_os = "linux")]
@@ -257,15 +301,27 @@ fn a_start_reads_records_and_no_content() {
     fs::create_dir_all(&blobs).unwrap();
     let (count, size) = (20_u8, 64_u64 << 30);
     for number in 0..count {
-        let proof = Proof::DigestOnly { digest: Digest::sha256(&[number]), size };
+        let proof = Proof::DigestOnly {
+            digest: Digest::sha256(&[number]),
+            size,
+        };
         let data = meta::data_path(&blobs, proof.digest());
         File::create(&data).unwrap().set_len(size).unwrap();
-        Record { proof, held: ChunkMap::full(1), complete: true }.save(&data).unwrap();
+        Record {
+            proof,
+            held: ChunkMap::full(1),
+            complete: true,
+        }
+        .save(&data)
+        .unwrap();
     }
     let before = bytes_read();
     let store = Store::open(dir.path(), ByteSize(2 << 40), &TrustedKeys::none()).unwrap();
     let read = bytes_read() - before;
     assert_eq!(store.blobs().len(), usize::from(count));
     assert_eq!(store.bytes(), u64::from(count) * size);
-    assert!(read < u64::from(count) * 4096, "{read} bytes read for {count} blobs of {size}");
+    assert!(
+        read < u64::from(count) * 4096,
+        "{read} bytes read for {count} blobs of {size}"
+    );
 }

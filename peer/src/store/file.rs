@@ -31,7 +31,12 @@ pub(crate) struct BlobFile {
 impl BlobFile {
     /// Makes an empty sparse file of `size` bytes, in place of any earlier one.
     pub(crate) fn create(path: &Path, size: u64) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
         file.set_len(size)?;
         Ok(Self::of(file))
     }
@@ -43,13 +48,19 @@ impl BlobFile {
     pub(crate) fn open(path: &Path, size: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         if file.metadata()?.len() != size {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file does not have the blob's size"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the file does not have the blob's size",
+            ));
         }
         Ok(Self::of(file))
     }
 
     fn of(file: File) -> Self {
-        Self { file: Arc::new(file), writing: Arc::default() }
+        Self {
+            file: Arc::new(file),
+            writing: Arc::default(),
+        }
     }
 
     /// Writes `bytes` at `offset`, on the thread that calls. Blocking.
@@ -140,8 +151,18 @@ mod tests {
         file.write_now(2 * PIECE as u64, &bytes).unwrap();
 
         let again = BlobFile::open(&path, size).unwrap();
-        assert_eq!(again.read_with(2 * PIECE as u64, bytes.len(), |_| ()).await.unwrap().0, bytes);
-        assert_eq!(again.read_with(0, 4, <[u8]>::len).await.unwrap(), (vec![0; 4].into(), 4));
+        assert_eq!(
+            again
+                .read_with(2 * PIECE as u64, bytes.len(), |_| ())
+                .await
+                .unwrap()
+                .0,
+            bytes
+        );
+        assert_eq!(
+            again.read_with(0, 4, <[u8]>::len).await.unwrap(),
+            (vec![0; 4].into(), 4)
+        );
         let (total, tail) = again
             .scan(0..size, (0, 0), |state, piece| {
                 *state = (state.0 + piece.len() as u64, piece[piece.len() - 1]);

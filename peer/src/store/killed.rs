@@ -26,12 +26,20 @@ const KILLS: u64 = 150;
 const BLOBS: u8 = 6;
 
 fn samples() -> Vec<Sample> {
-    (0..BLOBS).map(|salt| sample_of(salt, usize::from(salt % 3) * (PART_SIZE as usize) + 1000)).collect()
+    (0..BLOBS)
+        .map(|salt| sample_of(salt, usize::from(salt % 3) * (PART_SIZE as usize) + 1000))
+        .collect()
 }
 
 /// Room for about half of all blobs.
 fn quota() -> ByteSize {
-    ByteSize(samples().iter().map(|sample| sample.geometry.size()).sum::<u64>() / 2)
+    ByteSize(
+        samples()
+            .iter()
+            .map(|sample| sample.geometry.size())
+            .sum::<u64>()
+            / 2,
+    )
 }
 
 fn open(dir: &Path) -> Store {
@@ -41,7 +49,9 @@ fn open(dir: &Path) -> Store {
 /// The child's part; nothing unless it is told a folder.
 #[tokio::test]
 async fn fills_a_store_until_it_is_killed() {
-    let Some(dir) = std::env::var_os(DIR_VARIABLE) else { return };
+    let Some(dir) = std::env::var_os(DIR_VARIABLE) else {
+        return;
+    };
     let (store, samples) = (open(Path::new(&dir)), samples());
     let mut rng = Pcg64Mcg::new(u128::from(rand::rng().random::<u64>()) << 1 | 1);
     let mut out = std::io::stdout();
@@ -50,9 +60,13 @@ async fn fills_a_store_until_it_is_killed() {
     loop {
         let number = rng.random_range(0..samples.len());
         let sample = &samples[number];
-        let Ok((pin, evicted)) = store.insert(sample.proof.clone(), sample.geometry) else { continue };
-        for (number, _) in
-            samples.iter().enumerate().filter(|(_, sample)| evicted.contains(sample.proof.digest()))
+        let Ok((pin, evicted)) = store.insert(sample.proof.clone(), sample.geometry) else {
+            continue;
+        };
+        for (number, _) in samples
+            .iter()
+            .enumerate()
+            .filter(|(_, sample)| evicted.contains(sample.proof.digest()))
         {
             writeln!(out, "evicted {number}").unwrap();
         }
@@ -127,7 +141,12 @@ async fn has_only_the_truth(blob: &StoredBlob, sample: &Sample) -> u32 {
         match blob.chunk(chunk).await {
             Ok(Some(held)) => {
                 assert_eq!(held.range, range);
-                assert_eq!(blob.read(range).await.unwrap(), right, "{} {chunk}", blob.digest());
+                assert_eq!(
+                    blob.read(range).await.unwrap(),
+                    right,
+                    "{} {chunk}",
+                    blob.digest()
+                );
             }
             Ok(None) | Err(StoreError::Doubtful { .. }) => lost += 1,
             Err(error) => panic!("{error}"),
@@ -138,7 +157,9 @@ async fn has_only_the_truth(blob: &StoredBlob, sample: &Sample) -> u32 {
 
 fn files(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir.join("blobs")).unwrap();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
 }
 
 /// One life after a death: everything saved is there, nothing else is.
@@ -147,16 +168,32 @@ async fn check(dir: &Path, saved: &Saved) -> u32 {
     assert!(store.bytes() <= quota().0, "the quota holds");
     let blobs = store.blobs();
     for blob in &blobs {
-        let number = samples.iter().position(|sample| sample.proof.digest() == blob.digest()).unwrap();
+        let number = samples
+            .iter()
+            .position(|sample| sample.proof.digest() == blob.digest())
+            .unwrap();
         if let Some((held, is_complete)) = saved.get(&number) {
-            assert!(blob.held().count() >= *held, "blob {number} resumes with what was saved of it");
-            assert!(blob.is_complete() || !is_complete, "blob {number} stays complete");
+            assert!(
+                blob.held().count() >= *held,
+                "blob {number} resumes with what was saved of it"
+            );
+            assert!(
+                blob.is_complete() || !is_complete,
+                "blob {number} stays complete"
+            );
         }
-        assert_eq!(has_only_the_truth(blob, &samples[number]).await, 0, "blob {number} was not damaged");
+        assert_eq!(
+            has_only_the_truth(blob, &samples[number]).await,
+            0,
+            "blob {number} was not damaged"
+        );
     }
     for file in files(dir) {
         let named = meta::named(Path::new(&file));
-        assert!(named.is_some_and(|digest| store.get(&digest).is_some()), "{file} is left over");
+        assert!(
+            named.is_some_and(|digest| store.get(&digest).is_some()),
+            "{file} is left over"
+        );
     }
     blobs.iter().map(|blob| blob.held().count()).sum()
 }
@@ -164,7 +201,9 @@ async fn check(dir: &Path, saved: &Saved) -> u32 {
 /// Kills one store again and again; the most chunks that were ever found.
 fn lane(lane: u64) -> u32 {
     let dir = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
     let mut rng = Pcg64Mcg::new(u128::from(lane) << 1 | 1);
     let mut most = 0;
     for _ in 0..KILLS {
@@ -177,8 +216,13 @@ fn lane(lane: u64) -> u32 {
 
 #[test]
 fn a_store_killed_hundreds_of_times_never_lies_and_resumes() {
-    let lanes: Vec<_> = (0..LANES).map(|number| std::thread::spawn(move || lane(number))).collect();
+    let lanes: Vec<_> = (0..LANES)
+        .map(|number| std::thread::spawn(move || lane(number)))
+        .collect();
     for lane in lanes {
-        assert!(lane.join().unwrap() > 3, "it got somewhere between the kills");
+        assert!(
+            lane.join().unwrap() > 3,
+            "it got somewhere between the kills"
+        );
     }
 }

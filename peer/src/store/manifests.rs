@@ -70,7 +70,11 @@ impl ManifestStore {
                 u32::try_from(manifest.bytes.len() + 256).unwrap_or(u32::MAX)
             })
             .build();
-        Ok(Self { dir, memory, on_disk: Mutex::new(found.into_iter().map(|(_, digest)| digest).collect()) })
+        Ok(Self {
+            dir,
+            memory,
+            on_disk: Mutex::new(found.into_iter().map(|(_, digest)| digest).collect()),
+        })
     }
 
     /// The newest ones on disk, at most so many.
@@ -93,7 +97,10 @@ impl ManifestStore {
             tracing::warn!(manifest = %digest, "drop a manifest that was damaged on disk");
             return None;
         }
-        let manifest = StoredManifest { media_type: record.media_type, bytes: record.bytes.into() };
+        let manifest = StoredManifest {
+            media_type: record.media_type,
+            bytes: record.bytes.into(),
+        };
         self.memory.insert(*digest, manifest.clone()).await;
         Some(manifest)
     }
@@ -103,7 +110,10 @@ impl ManifestStore {
         self.memory.insert(digest, manifest.clone()).await;
         let path = self.path(&digest);
         let written = blocking(move || {
-            let record = Record { media_type: manifest.media_type, bytes: manifest.bytes.into() };
+            let record = Record {
+                media_type: manifest.media_type,
+                bytes: manifest.bytes.into(),
+            };
             let bytes = codec::encode(&record).map_err(io::Error::other)?;
             meta::write_whole(&path, &bytes)
         })
@@ -120,7 +130,11 @@ impl ManifestStore {
             if !on_disk.contains(&digest) {
                 on_disk.push_back(digest);
             }
-            if on_disk.len() > KEPT { on_disk.pop_front() } else { None }
+            if on_disk.len() > KEPT {
+                on_disk.pop_front()
+            } else {
+                None
+            }
         };
         if let Some(oldest) = oldest {
             let path = self.path(&oldest);
@@ -146,8 +160,10 @@ mod tests {
     #[tokio::test]
     async fn a_manifest_survives_a_restart_and_a_damaged_one_does_not() {
         let dir = tempfile::tempdir().unwrap();
-        let manifest =
-            StoredManifest { media_type: "application/x".to_owned(), bytes: Bytes::from_static(b"{}") };
+        let manifest = StoredManifest {
+            media_type: "application/x".to_owned(),
+            bytes: Bytes::from_static(b"{}"),
+        };
         let digest = Digest::sha256(b"{}");
         let store = ManifestStore::open(dir.path()).unwrap();
         store.put(digest, manifest.clone()).await;

@@ -50,7 +50,8 @@ pub(super) fn record_path(data: &Path) -> PathBuf {
 
 /// Whether a file in the store's folder is a record.
 pub(super) fn is_record(path: &Path) -> bool {
-    path.extension().is_some_and(|suffix| suffix == RECORD_SUFFIX)
+    path.extension()
+        .is_some_and(|suffix| suffix == RECORD_SUFFIX)
 }
 
 /// Where the data file of an evicted blob waits to be deleted: a leftover, should that not come about.
@@ -65,7 +66,8 @@ pub(super) fn aside_path(data: &Path, number: u64) -> PathBuf {
 
 /// Whether a file is what an interrupted save, download or eviction left.
 pub(super) fn is_leftover(path: &Path) -> bool {
-    path.extension().is_some_and(|suffix| suffix == NEW_SUFFIX || suffix == ASIDE_SUFFIX)
+    path.extension()
+        .is_some_and(|suffix| suffix == NEW_SUFFIX || suffix == ASIDE_SUFFIX)
 }
 
 /// Writes a file so that it is there as a whole or not at all.
@@ -86,7 +88,8 @@ impl Record {
         if fs::metadata(record)?.len() > codec::MAX_LEN as u64 {
             return Err(too_long());
         }
-        codec::decode(&fs::read(record)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        codec::decode(&fs::read(record)?)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 }
 

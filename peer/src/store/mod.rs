@@ -107,15 +107,23 @@ pub enum StoreError {
 
 impl StoreError {
     fn reading(path: &Path, source: io::Error) -> Self {
-        Self::Io { action: "read", path: path.to_owned(), source }
+        Self::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        }
     }
 
     fn writing(path: &Path, source: io::Error) -> Self {
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::DiskFull { path: path.to_owned() }
-            }
-            _ => Self::Io { action: "write", path: path.to_owned(), source },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
+                path: path.to_owned(),
+            },
+            _ => Self::Io {
+                action: "write",
+                path: path.to_owned(),
+                source,
+            },
         }
     }
 }
@@ -138,11 +146,16 @@ struct Lock(File);
 
 impl Lock {
     fn take(dir: &Path) -> Result<Self, StoreError> {
-        let unusable = |source| StoreError::Unusable { dir: dir.to_owned(), source };
+        let unusable = |source| StoreError::Unusable {
+            dir: dir.to_owned(),
+            source,
+        };
         let file = File::create(dir.join("lock")).map_err(unusable)?;
         match file.try_lock() {
             Ok(()) => Ok(Self(file)),
-            Err(TryLockError::WouldBlock) => Err(StoreError::InUse { dir: dir.to_owned() }),
+            Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
+                dir: dir.to_owned(),
+            }),
             Err(TryLockError::Error(error)) => Err(unusable(error)),
         }
     }
@@ -168,8 +181,15 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unusable`] and [`StoreError::InUse`].
-    pub(crate) fn open(dir: &Path, quota: ByteSize, trusted: &TrustedKeys) -> Result<Self, StoreError> {
-        let unusable = |source| StoreError::Unusable { dir: dir.to_owned(), source };
+    pub(crate) fn open(
+        dir: &Path,
+        quota: ByteSize,
+        trusted: &TrustedKeys,
+    ) -> Result<Self, StoreError> {
+        let unusable = |source| StoreError::Unusable {
+            dir: dir.to_owned(),
+            source,
+        };
         let blobs = dir.join("blobs");
         fs::create_dir_all(&blobs).map_err(unusable)?;
         let lock = Lock::take(dir)?;
@@ -177,7 +197,13 @@ impl Store {
         meta::write_whole(&blobs.join("probe"), b"").map_err(unusable)?;
         let inner = load(&blobs, trusted).map_err(unusable)?;
         let uses = AtomicU64::new(inner.blobs.len() as u64);
-        let store = Self { inner: Mutex::new(inner), dir: blobs, quota, uses, _lock: lock };
+        let store = Self {
+            inner: Mutex::new(inner),
+            dir: blobs,
+            quota,
+            uses,
+            _lock: lock,
+        };
         // The quota may be smaller than it was.
         store.make_room(&mut store.lock(), 0)?;
         Ok(store)
@@ -192,7 +218,8 @@ impl Store {
 
     /// Notes that a blob is being used, which keeps it longer.
     pub(crate) fn touch(&self, blob: &StoredBlob) {
-        blob.used_at.store(self.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        blob.used_at
+            .store(self.uses.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// All blobs.
@@ -215,7 +242,11 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::OverQuota`] if it cannot fit, [`StoreError::Banned`].
-    pub(crate) fn insert(&self, proof: Proof, geometry: Geometry) -> Result<(Pin, Vec<Digest>), StoreError> {
+    pub(crate) fn insert(
+        &self,
+        proof: Proof,
+        geometry: Geometry,
+    ) -> Result<(Pin, Vec<Digest>), StoreError> {
         let digest = *proof.digest();
         // From the look to the insertion: two who insert must neither both find room nor both make the blob.
         let mut inner = self.lock();
@@ -249,12 +280,17 @@ impl Store {
 
     /// Forgets a blob and deletes its files.
     fn remove_from(&self, inner: &mut Inner, digest: &Digest) {
-        let Some(blob) = inner.blobs.remove(digest) else { return };
+        let Some(blob) = inner.blobs.remove(digest) else {
+            return;
+        };
         inner.bytes = inner.bytes.saturating_sub(blob.geometry().size());
         blob.clear();
         let hidden = meta::evicted_path(blob.path(), self.uses.fetch_add(1, Ordering::Relaxed));
         // First the record, without which nothing of the data is believed.
-        for done in [fs::remove_file(meta::record_path(blob.path())), fs::rename(blob.path(), &hidden)] {
+        for done in [
+            fs::remove_file(meta::record_path(blob.path())),
+            fs::rename(blob.path(), &hidden),
+        ] {
             match done {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(blob = %digest, %error, "hide the files of an evicted blob");
@@ -291,7 +327,10 @@ impl Store {
 
     fn make_room(&self, inner: &mut Inner, size: u64) -> Result<Vec<Digest>, StoreError> {
         let quota = self.quota.0;
-        let over = || StoreError::OverQuota { size: ByteSize(size), quota: self.quota };
+        let over = || StoreError::OverQuota {
+            size: ByteSize(size),
+            quota: self.quota,
+        };
         if size > quota {
             return Err(over());
         }
@@ -302,11 +341,18 @@ impl Store {
             .blobs
             .values()
             .filter(|blob| !blob.is_pinned())
-            .map(|blob| (blob.used_at.load(Ordering::Relaxed), *blob.digest(), blob.geometry().size()))
+            .map(|blob| {
+                (
+                    blob.used_at.load(Ordering::Relaxed),
+                    *blob.digest(),
+                    blob.geometry().size(),
+                )
+            })
             .collect();
         candidates.sort_unstable();
         let must_free = (inner.bytes + size).saturating_sub(quota);
-        let aim = must_free.max((inner.bytes + size).saturating_sub(quota - quota / FREE_AFTER_EVICTION));
+        let aim =
+            must_free.max((inner.bytes + size).saturating_sub(quota - quota / FREE_AFTER_EVICTION));
         let mut freed = 0;
         let mut evicted = Vec::new();
         for (_, digest, bytes) in candidates {
@@ -335,12 +381,20 @@ impl Store {
 fn save_blob(blob: &StoredBlob) -> io::Result<()> {
     let path = blob.path();
     let Some((held, complete)) = blob.take_unsaved() else {
-        return if blob.take_use() { note_use(&meta::record_path(path)) } else { Ok(()) };
+        return if blob.take_use() {
+            note_use(&meta::record_path(path))
+        } else {
+            Ok(())
+        };
     };
     if held.is_empty() && !path.exists() {
         return Ok(());
     }
-    let record = Record { proof: blob.proof().clone(), held, complete };
+    let record = Record {
+        proof: blob.proof().clone(),
+        held,
+        complete,
+    };
     record.save(path).inspect_err(|_| blob.is_unsaved())
 }
 
@@ -396,12 +450,18 @@ fn load(dir: &Path, trusted: &TrustedKeys) -> io::Result<Inner> {
 
 fn load_blob(record: &Path, dir: &Path, trusted: &TrustedKeys) -> io::Result<StoredBlob> {
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-    let Record { proof, held, complete } = Record::load(record)?;
+    let Record {
+        proof,
+        held,
+        complete,
+    } = Record::load(record)?;
     let digest = *proof.digest();
     if meta::named(record) != Some(digest) {
         return Err(invalid("the record is another blob's".to_owned()));
     }
-    let geometry = proof.check(trusted).map_err(|error| invalid(error.to_string()))?;
+    let geometry = proof
+        .check(trusted)
+        .map_err(|error| invalid(error.to_string()))?;
     let path = meta::data_path(dir, &digest);
     if held.len() != geometry.chunks() {
         return Err(invalid("the chunk map has another length".to_owned()));

@@ -46,8 +46,16 @@ fn sample_under(digest: Digest, salt: u8, length: usize) -> Sample {
         chunk_log2: tree.geometry.chunk_log2(),
         root: tree.root,
     });
-    let proof = Proof::Sealed { seal, table: tree.table };
-    Sample { bytes: bytes.into(), geometry: proof.check(&trusted).unwrap(), proof, trusted }
+    let proof = Proof::Sealed {
+        seal,
+        table: tree.table,
+    };
+    Sample {
+        bytes: bytes.into(),
+        geometry: proof.check(&trusted).unwrap(),
+        proof,
+        trusted,
+    }
 }
 
 pub(super) async fn hold(sample: &Sample, blob: &Arc<StoredBlob>, chunk: u32) {
@@ -78,7 +86,10 @@ async fn a_partial_blob_is_taken_up_after_a_restart() {
     assert_eq!(blob.availability(PART_SIZE), Availability::Waiting);
     assert_eq!(blob.read(10..20).await.unwrap(), sample.bytes.slice(10..20));
     let sent = blob.chunk(2).await.unwrap().unwrap();
-    assert_eq!(sent.values, tree::part_values(2 * PART_SIZE, &sample.bytes[2 * PART..]));
+    assert_eq!(
+        sent.values,
+        tree::part_values(2 * PART_SIZE, &sample.bytes[2 * PART..])
+    );
 
     hold(&sample, &blob, 1).await;
     assert!(blob.held().is_full());
@@ -96,9 +107,16 @@ async fn the_digest_is_hashed_along_in_whatever_order_chunks_come() {
         for chunk in order {
             hold(&sample, pin.blob(), chunk).await;
         }
-        assert_eq!(pin.blob().prefix.lock().await.at(), sample.geometry.size(), "nothing is left to read");
+        assert_eq!(
+            pin.blob().prefix.lock().await.at(),
+            sample.geometry.size(),
+            "nothing is left to read"
+        );
         assert!(pin.blob().check_digest().await.unwrap());
-        assert!(pin.blob().check_digest().await.unwrap(), "and when all is read again");
+        assert!(
+            pin.blob().check_digest().await.unwrap(),
+            "and when all is read again"
+        );
     }
 }
 
@@ -137,7 +155,10 @@ async fn a_chunk_damaged_on_disk_is_dropped_at_its_first_read() {
     let store = Store::open(dir.path(), ByteSize(1 << 30), &sample.trusted).unwrap();
     let blob = store.get(&digest).unwrap();
     assert!(blob.is_complete());
-    assert!(matches!(blob.chunk(1).await, Err(StoreError::Doubtful { chunk: 1, .. })));
+    assert!(matches!(
+        blob.chunk(1).await,
+        Err(StoreError::Doubtful { chunk: 1, .. })
+    ));
     assert!(!blob.is_complete());
     assert_eq!(blob.held().iter().collect::<Vec<_>>(), [0, 2]);
     assert_eq!(blob.availability(PART_SIZE), Availability::Waiting);

@@ -38,13 +38,18 @@ impl Prefix {
     }
 
     pub(super) fn take(&mut self, digest: &Digest, bytes: &[u8]) {
-        self.hasher.get_or_insert_with(|| DigestHasher::new(digest.algorithm())).update(bytes);
+        self.hasher
+            .get_or_insert_with(|| DigestHasher::new(digest.algorithm()))
+            .update(bytes);
         self.at += bytes.len() as u64;
     }
 
     /// Whether all bytes that were taken are the blob.
     pub(super) fn is(&mut self, digest: &Digest) -> bool {
-        let hasher = self.hasher.take().unwrap_or_else(|| DigestHasher::new(digest.algorithm()));
+        let hasher = self
+            .hasher
+            .take()
+            .unwrap_or_else(|| DigestHasher::new(digest.algorithm()));
         hasher.finish() == *digest
     }
 }
@@ -59,7 +64,10 @@ pub(crate) struct Direct {
 impl StoredBlob {
     /// Goes on with the blob where the last download from an origin ended.
     pub(crate) async fn direct(self: &Arc<Self>) -> Direct {
-        Direct { blob: Arc::clone(self), prefix: Arc::clone(&self.prefix).lock_owned().await }
+        Direct {
+            blob: Arc::clone(self),
+            prefix: Arc::clone(&self.prefix).lock_owned().await,
+        }
     }
 
     /// Begins a download from a neighbour.
@@ -70,7 +78,12 @@ impl StoredBlob {
         let path = meta::aside_path(self.path(), NEXT_ASIDE.fetch_add(1, Ordering::Relaxed));
         let file = BlobFile::create(&path, self.geometry().size())
             .map_err(|error| StoreError::writing(&path, error))?;
-        Ok(Aside { file, prefix: Prefix::default(), leftover: Leftover(path), blob: Arc::clone(self) })
+        Ok(Aside {
+            file,
+            prefix: Prefix::default(),
+            leftover: Leftover(path),
+            blob: Arc::clone(self),
+        })
     }
 }
 
@@ -91,7 +104,9 @@ impl Direct {
             self.blob.emit(&range);
             Ok(self)
         };
-        blocking(work).await.map_err(|error| StoreError::writing(&path, error))
+        blocking(work)
+            .await
+            .map_err(|error| StoreError::writing(&path, error))
     }
 
     /// All bytes are there: held if they are the blob, and otherwise gone. Says which.
@@ -126,7 +141,9 @@ impl Aside {
             self.prefix.take(self.blob.digest(), &bytes);
             Ok(self)
         };
-        blocking(work).await.map_err(|error| StoreError::writing(&path, error))
+        blocking(work)
+            .await
+            .map_err(|error| StoreError::writing(&path, error))
     }
 
     /// All bytes are there: held if they are the blob, and otherwise gone. Says which.
@@ -175,7 +192,10 @@ mod tests {
     const PART: usize = PART_SIZE as usize;
 
     fn bytes() -> Bytes {
-        (0..2 * PART + 5).map(|n| (n / 7) as u8).collect::<Vec<_>>().into()
+        (0..2 * PART + 5)
+            .map(|n| (n / 7) as u8)
+            .collect::<Vec<_>>()
+            .into()
     }
 
     fn store(dir: &TempDir) -> Store {
@@ -183,7 +203,10 @@ mod tests {
     }
 
     fn blob(store: &Store) -> Arc<StoredBlob> {
-        let proof = Proof::DigestOnly { digest: Digest::sha256(&bytes()), size: bytes().len() as u64 };
+        let proof = Proof::DigestOnly {
+            digest: Digest::sha256(&bytes()),
+            size: bytes().len() as u64,
+        };
         let geometry = proof.check(&TrustedKeys::none()).unwrap();
         Arc::clone(store.insert(proof, geometry).unwrap().0.blob())
     }
@@ -193,7 +216,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store(&dir);
         let blob = blob(&store);
-        let direct = blob.direct().await.push(bytes().slice(..PART)).await.unwrap();
+        let direct = blob
+            .direct()
+            .await
+            .push(bytes().slice(..PART))
+            .await
+            .unwrap();
         assert_eq!(blob.availability(0), Availability::Ready(PART_SIZE));
         assert!(blob.held().is_empty() && !blob.is_complete());
         // It breaks off, and the next one goes on.
@@ -233,9 +261,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store(&dir);
         let blob = blob(&store);
-        let aside = blob.aside().unwrap().push(bytes().slice(..PART)).await.unwrap();
+        let aside = blob
+            .aside()
+            .unwrap()
+            .push(bytes().slice(..PART))
+            .await
+            .unwrap();
         assert_eq!(blob.availability(0), Availability::Waiting);
-        let aside = aside.push(Bytes::copy_from_slice(&[9; PART + 5])).await.unwrap();
+        let aside = aside
+            .push(Bytes::copy_from_slice(&[9; PART + 5]))
+            .await
+            .unwrap();
         assert!(!aside.finish().await.unwrap());
         assert!(blob.held().is_empty());
 

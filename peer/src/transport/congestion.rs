@@ -113,7 +113,9 @@ impl DelayBound {
 
     /// Moves the window, after so many bytes were acknowledged.
     fn steer(&mut self, acknowledged: u64, is_app_limited: bool) {
-        let (Some(base), Some(round_trip)) = (self.base.least(), self.recent.least()) else { return };
+        let (Some(base), Some(round_trip)) = (self.base.least(), self.recent.least()) else {
+            return;
+        };
         let queueing = round_trip.saturating_sub(base);
         let off_target = TARGET.as_secs_f64() - queueing.as_secs_f64();
         let pull = GAIN * off_target / round_trip.max(LEAST_ROUND_TRIP).as_secs_f64();
@@ -180,7 +182,10 @@ struct Base {
 
 impl Base {
     fn new(now: Instant) -> Self {
-        Self { spans: [None; SPANS], since: now }
+        Self {
+            spans: [None; SPANS],
+            since: now,
+        }
     }
 
     fn note(&mut self, now: Instant, round_trip: Duration) {
@@ -246,7 +251,8 @@ mod tests {
         fn queueing(&self, flows: &[DelayBound]) -> Duration {
             let in_flight: f64 = flows.iter().map(|flow| flow.window).sum();
             let holds = self.bytes_per_second * self.idle.as_secs_f64();
-            Duration::from_secs_f64(((in_flight - holds) / self.bytes_per_second).max(0.0)) + self.others
+            Duration::from_secs_f64(((in_flight - holds) / self.bytes_per_second).max(0.0))
+                + self.others
         }
 
         /// One round trip in which each controller's window is acknowledged, `jitter` later for all packets but some.
@@ -257,7 +263,11 @@ mod tests {
             for flow in flows {
                 let packets = (flow.window / f64::from(MTU)) as u64;
                 for packet in 0..packets.div_ceil(2) {
-                    let late = if packet % 3 == 0 { Duration::ZERO } else { jitter };
+                    let late = if packet % 3 == 0 {
+                        Duration::ZERO
+                    } else {
+                        jitter
+                    };
                     flow.acknowledge(round_trip + late, sent, 2 * u64::from(MTU));
                     flow.end_batch(self.now, false);
                 }
@@ -309,7 +319,11 @@ mod tests {
         flows[0].window = 400_000.0;
         assert!(pipe.queueing(&flows) > ms(60));
         pipe.round_trips(&mut flows, 5);
-        assert!(pipe.queueing(&flows) < 2 * TARGET, "{:?}", pipe.queueing(&flows));
+        assert!(
+            pipe.queueing(&flows) < 2 * TARGET,
+            "{:?}",
+            pipe.queueing(&flows)
+        );
     }
 
     #[test]
@@ -319,8 +333,17 @@ mod tests {
         flows[0].window = 60_000.0;
         pipe.round_trips(&mut flows, 12);
         let windows = flows.each_ref().map(|flow| flow.window);
-        assert!(windows.iter().all(|window| (0.7..1.4).contains(&(window / windows[0]))), "{windows:?}");
-        assert!(pipe.queueing(&flows) < longest(50e6, 3), "{:?}", pipe.queueing(&flows));
+        assert!(
+            windows
+                .iter()
+                .all(|window| (0.7..1.4).contains(&(window / windows[0]))),
+            "{windows:?}"
+        );
+        assert!(
+            pipe.queueing(&flows) < longest(50e6, 3),
+            "{:?}",
+            pipe.queueing(&flows)
+        );
     }
 
     #[test]
@@ -328,7 +351,11 @@ mod tests {
         let mut pipe = Pipe::new(1e9, ms(1));
         let mut flows = [flow(&pipe)];
         (0..100).for_each(|_| pipe.round_trip(&mut flows, ms(30)));
-        assert!(pipe.queueing(&flows) > TARGET / 2, "{:?}", pipe.queueing(&flows));
+        assert!(
+            pipe.queueing(&flows) > TARGET / 2,
+            "{:?}",
+            pipe.queueing(&flows)
+        );
     }
 
     #[test]

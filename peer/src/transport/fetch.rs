@@ -57,14 +57,20 @@ pub(crate) async fn fetch_chunk(
     mut progress: impl FnMut(u64),
 ) -> Result<(), FetchError> {
     let (mut send, mut receive) = link.connection().open_bi().await?;
-    let ask = Chunk::Ask(Ask { digest: *blob.digest(), chunk, grant });
+    let ask = Chunk::Ask(Ask {
+        digest: *blob.digest(),
+        chunk,
+        grant,
+    });
     frames::write(&mut send, &ask).await?;
     // The connection carries on without this stream whether or not it still stands.
     let _ = send.finish();
     let values = match frames::read(&mut receive, MAX_ANSWER_LEN).await? {
         Chunk::Refused(refusal) => return Err(FetchError::Refused(refusal)),
         Chunk::Parts(parts) => parts.values,
-        Chunk::Ask(_) | Chunk::AskImage(_) | Chunk::Image(_) => return Err(StreamError::Unexpected.into()),
+        Chunk::Ask(_) | Chunk::AskImage(_) | Chunk::Image(_) => {
+            return Err(StreamError::Unexpected.into());
+        }
     };
     progress(0);
     let received = match (blob.table(), blob.proof()) {
@@ -98,12 +104,17 @@ async fn by_parts(
     for (range, value) in blob.geometry().parts(chunk).zip(values) {
         let before = range.start - start;
         let length = range.end - range.start;
-        let reading = async { Ok(read_part(receive, length, cap, |got| progress(before + got)).await?) };
+        let reading =
+            async { Ok(read_part(receive, length, cap, |got| progress(before + got)).await?) };
         let bytes = match arrived.take() {
             Some(part) => try_join(reading, part.store(blob)).await?.0,
             None => reading.await?,
         };
-        arrived = Some(Part { start: range.start, value: *value, bytes });
+        arrived = Some(Part {
+            start: range.start,
+            value: *value,
+            bytes,
+        });
     }
     match arrived {
         Some(part) => part.store(blob).await,
@@ -120,9 +131,17 @@ struct Part {
 
 impl Part {
     async fn store(self, blob: &Arc<StoredBlob>) -> Result<(), FetchError> {
-        let Self { start, value, bytes } = self;
+        let Self {
+            start,
+            value,
+            bytes,
+        } = self;
         let is_right = move |bytes: &[u8]| tree::subtree_value(start, bytes) == value;
-        if blob.write_checked(start, bytes, is_right).await? { Ok(()) } else { Err(FetchError::Corrupt) }
+        if blob.write_checked(start, bytes, is_right).await? {
+            Ok(())
+        } else {
+            Err(FetchError::Corrupt)
+        }
     }
 }
 
@@ -136,7 +155,11 @@ async fn by_digest(
     let bytes = read_part(receive, blob.geometry().size(), cap, progress).await?;
     let digest = *blob.digest();
     let is_right = move |bytes: &[u8]| digest.matches(bytes);
-    if blob.write_checked(0, bytes, is_right).await? { Ok(()) } else { Err(FetchError::Corrupt) }
+    if blob.write_checked(0, bytes, is_right).await? {
+        Ok(())
+    } else {
+        Err(FetchError::Corrupt)
+    }
 }
 
 /// A blob that nothing proves but its digest: nobody may have a byte of it before all of it was hashed.
@@ -149,10 +172,17 @@ async fn as_a_whole(
     let mut aside = blob.aside()?;
     for range in blob.geometry().parts(0) {
         let before = range.start;
-        let bytes = read_part(receive, range.end - range.start, cap, |got| progress(before + got)).await?;
+        let bytes = read_part(receive, range.end - range.start, cap, |got| {
+            progress(before + got)
+        })
+        .await?;
         aside = aside.push(bytes).await?;
     }
-    if aside.finish().await? { Ok(()) } else { Err(FetchError::Corrupt) }
+    if aside.finish().await? {
+        Ok(())
+    } else {
+        Err(FetchError::Corrupt)
+    }
 }
 
 /// Exactly `length` bytes, in sips under the cap.
@@ -177,7 +207,11 @@ async fn read_part(
 }
 
 /// Reads on until there are `until` bytes: each is copied once, out of its packet, into memory that was not zeroed.
-async fn read_until(receive: &mut RecvStream, bytes: &mut Vec<u8>, until: usize) -> Result<(), StreamError> {
+async fn read_until(
+    receive: &mut RecvStream,
+    bytes: &mut Vec<u8>,
+    until: usize,
+) -> Result<(), StreamError> {
     while bytes.len() < until {
         let read = receive.read_chunk(until - bytes.len(), true).await;
         let chunk = read.map_err(quinn::ReadExactError::ReadError)?;

@@ -28,8 +28,13 @@ pub(crate) enum StreamError {
 }
 
 /// Reads frames until one of a known kind came.
-pub(super) async fn read<M: Message>(stream: &mut RecvStream, limit: usize) -> Result<M, StreamError> {
-    timeout(FRAME_TIMEOUT, read_patiently(stream, limit)).await.map_err(|_| StreamError::Timeout)?
+pub(super) async fn read<M: Message>(
+    stream: &mut RecvStream,
+    limit: usize,
+) -> Result<M, StreamError> {
+    timeout(FRAME_TIMEOUT, read_patiently(stream, limit))
+        .await
+        .map_err(|_| StreamError::Timeout)?
 }
 
 /// As [`read`], for a stream on which nothing may be said for a long time: only a frame that has begun must come
@@ -46,7 +51,9 @@ pub(super) async fn read_patiently<M: Message>(
             return Err(StreamError::TooLong(header.len, limit));
         }
         let mut body = vec![0; header.len];
-        timeout(FRAME_TIMEOUT, stream.read_exact(&mut body)).await.map_err(|_| StreamError::Timeout)??;
+        timeout(FRAME_TIMEOUT, stream.read_exact(&mut body))
+            .await
+            .map_err(|_| StreamError::Timeout)??;
         if let Some(message) = M::decode(header.kind, &body)? {
             return Ok(message);
         }
@@ -54,8 +61,13 @@ pub(super) async fn read_patiently<M: Message>(
 }
 
 /// Writes one message.
-pub(super) async fn write<M: Message>(stream: &mut SendStream, message: &M) -> Result<(), StreamError> {
+pub(super) async fn write<M: Message>(
+    stream: &mut SendStream,
+    message: &M,
+) -> Result<(), StreamError> {
     let frame = message.to_frame()?;
-    timeout(FRAME_TIMEOUT, stream.write_all(&frame)).await.map_err(|_| StreamError::Timeout)??;
+    timeout(FRAME_TIMEOUT, stream.write_all(&frame))
+        .await
+        .map_err(|_| StreamError::Timeout)??;
     Ok(())
 }

@@ -23,7 +23,10 @@ impl ImageQuestion {
     }
 
     /// Answers with the image, or with why not.
-    pub(crate) async fn answer(mut self, answer: Result<Image, Refusal>) -> Result<(), StreamError> {
+    pub(crate) async fn answer(
+        mut self,
+        answer: Result<Image, Refusal>,
+    ) -> Result<(), StreamError> {
         let message = match answer {
             Ok(image) => Chunk::Image(image),
             Err(why) => Chunk::Refused(why),

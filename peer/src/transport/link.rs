@@ -111,7 +111,10 @@ impl Link {
     }
 
     /// Answers the greeting on a connection that was accepted.
-    pub(super) async fn answer(connection: Connection, about: &About) -> Result<NewLink, LinkError> {
+    pub(super) async fn answer(
+        connection: Connection,
+        about: &About,
+    ) -> Result<NewLink, LinkError> {
         let peer = named(&connection)?;
         let greeting = async {
             let (send, receive) = connection.accept_bi().await?;
@@ -121,14 +124,38 @@ impl Link {
         Ok(Self::established(connection, peer, false, greeted))
     }
 
-    fn established(connection: Connection, peer: PeerId, dialled: bool, greeted: Greeted) -> NewLink {
-        let Greeted { about, features, send, receive } = greeted;
+    fn established(
+        connection: Connection,
+        peer: PeerId,
+        dialled: bool,
+        greeted: Greeted,
+    ) -> NewLink {
+        let Greeted {
+            about,
+            features,
+            send,
+            receive,
+        } = greeted;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (control, outbox) = mpsc::channel(CONTROL_QUEUE);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let since = Instant::now();
-        let link = Self(Arc::new(Inner { id, peer, about, features, connection, control, dialled, since }));
-        NewLink { link, outbox, send, receive }
+        let link = Self(Arc::new(Inner {
+            id,
+            peer,
+            about,
+            features,
+            connection,
+            control,
+            dialled,
+            since,
+        }));
+        NewLink {
+            link,
+            outbox,
+            send,
+            receive,
+        }
     }
 
     /// Tells this link from every other of the process.
@@ -198,15 +225,24 @@ async fn exchange(
     let Control::Hello(theirs) = frames::read(&mut receive, MAX_CONTROL_LEN).await? else {
         return Err(StreamError::Unexpected.into());
     };
-    Hello::ours().common_version(&theirs).ok_or(LinkError::Version)?;
+    Hello::ours()
+        .common_version(&theirs)
+        .ok_or(LinkError::Version)?;
     let Control::About(about) = frames::read(&mut receive, MAX_CONTROL_LEN).await? else {
         return Err(StreamError::Unexpected.into());
     };
-    Ok(Greeted { about, features: theirs.features, send, receive })
+    Ok(Greeted {
+        about,
+        features: theirs.features,
+        send,
+        receive,
+    })
 }
 
 async fn bounded<T>(greeting: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
-    timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| LinkError::Timeout)?
+    timeout(GREETING_TIMEOUT, greeting)
+        .await
+        .map_err(|_| LinkError::Timeout)?
 }
 
 /// The peer that the connection's verified certificate names.
@@ -215,7 +251,10 @@ fn named(connection: &Connection) -> Result<PeerId, LinkError> {
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or(LinkError::Nameless)?;
-    certificates.first().and_then(identity::peer_id).ok_or(LinkError::Nameless)
+    certificates
+        .first()
+        .and_then(identity::peer_id)
+        .ok_or(LinkError::Nameless)
 }
 
 /// Writes what is queued, until the connection ends.

@@ -88,7 +88,12 @@ impl Transport {
         incidents: mpsc::Sender<Incident>,
     ) -> Result<Self, TransportError> {
         let endpoint = quic_endpoint(listen, identity, down)?;
-        let transport = Self { endpoint, about: Arc::new(about), incidents, shutdown: shutdown.clone() };
+        let transport = Self {
+            endpoint,
+            about: Arc::new(about),
+            incidents,
+            shutdown: shutdown.clone(),
+        };
         shutdown.spawn(transport.clone().accept_all());
         Ok(transport)
     }
@@ -113,13 +118,16 @@ impl Transport {
 
     /// Closes every connection and waits until the goodbyes are sent.
     pub(crate) async fn close(&self) {
-        self.endpoint.close(quinn::VarInt::from_u32(Goodbye::Leaving as u32), b"leaving");
+        self.endpoint
+            .close(quinn::VarInt::from_u32(Goodbye::Leaving as u32), b"leaving");
         let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
     }
 
     async fn establish(&self, peer: &PeerId, address: SocketAddr) -> Result<NewLink, LinkError> {
         let connecting = self.endpoint.connect(address, &identity::peer_name(peer))?;
-        let connection = timeout(DIAL_TIMEOUT, connecting).await.map_err(|_| LinkError::Timeout)??;
+        let connection = timeout(DIAL_TIMEOUT, connecting)
+            .await
+            .map_err(|_| LinkError::Timeout)??;
         Link::greet(connection, peer, &self.about).await
     }
 
@@ -142,7 +150,12 @@ impl Transport {
 
     /// Serves a link until it ends.
     async fn drive(&self, new: NewLink) {
-        let NewLink { link, outbox, send, mut receive } = new;
+        let NewLink {
+            link,
+            outbox,
+            send,
+            mut receive,
+        } = new;
         self.report(Incident::Linked(link.clone())).await;
         let control = async {
             loop {
@@ -179,7 +192,9 @@ impl Transport {
                         let question = ImageQuestion::new(ask, send);
                         transport.report(Incident::AskedImage(link, question)).await;
                     }
-                    Ok(answer) => tracing::debug!(peer = %link.peer(), ?answer, "an answer to nothing"),
+                    Ok(answer) => {
+                        tracing::debug!(peer = %link.peer(), ?answer, "an answer to nothing")
+                    }
                     Err(error) => tracing::debug!(peer = %link.peer(), %error, "read question"),
                 }
             });
@@ -193,7 +208,9 @@ impl Transport {
 }
 
 async fn accept(incoming: Incoming, about: &About) -> Result<NewLink, LinkError> {
-    let connection = timeout(DIAL_TIMEOUT, incoming).await.map_err(|_| LinkError::Timeout)??;
+    let connection = timeout(DIAL_TIMEOUT, incoming)
+        .await
+        .map_err(|_| LinkError::Timeout)??;
     Link::answer(connection, about).await
 }
 
@@ -210,7 +227,8 @@ pub fn quic_endpoint(
     let (server, client) = configs(identity, down)?;
     let socket = tuning::bind(listen).map_err(|error| TransportError::Bind(listen, error))?;
     let runtime = Arc::new(quinn::TokioRuntime);
-    let config = tuning::endpoint_config().map_err(|error| TransportError::Tls(error.to_string()))?;
+    let config =
+        tuning::endpoint_config().map_err(|error| TransportError::Tls(error.to_string()))?;
     let mut endpoint = Endpoint::new(config, Some(server), socket, runtime)
         .map_err(|error| TransportError::Bind(listen, error))?;
     endpoint.set_default_client_config(client);

@@ -72,7 +72,11 @@ pub(crate) struct Question {
 
 impl Question {
     pub(super) const fn new(ask: Ask, send: SendStream, connection: Connection) -> Self {
-        Self { ask, send, connection }
+        Self {
+            ask,
+            send,
+            connection,
+        }
     }
 
     /// Says no.

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use flotilla_common::units::BitRate;
 use quinn::{
-    ConfigError, Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+    ConfigError, Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig,
+    VarInt,
 };
 
 use super::congestion::DelayBoundConfig;
@@ -83,8 +84,10 @@ fn stream_window(down: Option<BitRate>) -> u32 {
 pub(crate) fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(address)?;
     // The system may cap or refuse these; slower is no reason not to start.
-    if let Err(refused) = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES)
-        .and_then(|()| rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES))
+    if let Err(refused) =
+        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES).and_then(
+            |()| rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES),
+        )
     {
         tracing::warn!(error = %refused, "socket buffers stay small");
     }

@@ -24,15 +24,25 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub(crate) fn headers(&self, name: &str) -> Vec<&str> {
-        self.headers.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str()).collect()
+        self.headers
+            .iter()
+            .filter(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+            .collect()
     }
 
     pub(crate) fn length(&self) -> u64 {
-        self.header("content-length").expect("every answer has a length").parse().unwrap()
+        self.header("content-length")
+            .expect("every answer has a length")
+            .parse()
+            .unwrap()
     }
 
     /// What every answer must have and must not have.
@@ -46,7 +56,9 @@ impl Answer {
     pub(crate) async fn read(&mut self, length: usize) -> io::Result<&[u8]> {
         let mut buffer = vec![0; 64 << 10];
         while self.body.len() < length {
-            let read = timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("silence")?;
+            let read = timeout(PATIENCE, self.stream.read(&mut buffer))
+                .await
+                .expect("silence")?;
             if read == 0 {
                 break;
             }
@@ -85,7 +97,10 @@ pub(crate) async fn ask(peer: &Peer, method: &str, path: &str, range: Option<&st
     let mut bytes = Vec::new();
     let end = loop {
         let mut buffer = [0; 4096];
-        let read = timeout(PATIENCE, stream.read(&mut buffer)).await.expect("silence").unwrap();
+        let read = timeout(PATIENCE, stream.read(&mut buffer))
+            .await
+            .expect("silence")
+            .unwrap();
         assert!(read > 0, "the connection ended before the head did");
         bytes.extend_from_slice(&buffer[..read]);
         if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -95,10 +110,25 @@ pub(crate) async fn ask(peer: &Peer, method: &str, path: &str, range: Option<&st
     let head_after = started.elapsed();
     let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
     let mut lines = head.split("\r\n");
-    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let status = lines
+        .next()
+        .unwrap()
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     let headers = lines.map(|line| line.split_once(": ").unwrap());
-    let headers = headers.map(|(key, value)| (key.to_ascii_lowercase(), value.to_owned())).collect();
-    Answer { status, headers, body: bytes[end + 4..].to_vec(), stream, head_after }
+    let headers = headers
+        .map(|(key, value)| (key.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    Answer {
+        status,
+        headers,
+        body: bytes[end + 4..].to_vec(),
+        stream,
+        head_after,
+    }
 }
 
 pub(crate) async fn get(peer: &Peer, path: &str, range: Option<&str>) -> Answer {

@@ -18,8 +18,15 @@ async fn is_cut_and_refused(fleet: &Fleet, peer: &Peer, blob: &bytes::Bytes) {
     let answer = get(peer, &path, None).await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.length(), blob.len() as u64);
-    let got = answer.whole().await.expect("a cut body ends with FIN and not with a reset");
-    assert!(!got.is_empty() && got.len() < blob.len(), "{} bytes", got.len());
+    let got = answer
+        .whole()
+        .await
+        .expect("a cut body ends with FIN and not with a reset");
+    assert!(
+        !got.is_empty() && got.len() < blob.len(),
+        "{} bytes",
+        got.len()
+    );
     assert_eq!(got, blob[..got.len()], "all that was sent is right");
 
     let rest = format!("bytes={}-", got.len());
@@ -43,12 +50,26 @@ async fn a_blob_that_stops_coming_in_is_cut_and_gone_on_with_elsewhere() {
     let fleet = Fleet::without_tracker().await;
     let blob = noise(6 * MIB, 4);
     fleet.origin.push(&[noise(700, 1), blob.clone()]);
-    let patience = Patience { hopeless: Duration::from_millis(100), ..Patience::default() };
-    let peer = fleet.start(Config { patience, ..fleet.config("vm-1") }).await;
-    fleet.origin.serves_until.store(3 * MIB as u64, Ordering::Relaxed);
+    let patience = Patience {
+        hopeless: Duration::from_millis(100),
+        ..Patience::default()
+    };
+    let peer = fleet
+        .start(Config {
+            patience,
+            ..fleet.config("vm-1")
+        })
+        .await;
+    fleet
+        .origin
+        .serves_until
+        .store(3 * MIB as u64, Ordering::Relaxed);
     assert_eq!(get(&peer, "/v2/app/manifests/v1", None).await.status, 200);
     is_cut_and_refused(&fleet, &peer, &blob).await;
-    until("the rest is here", || peer.stats().blobs.iter().all(|blob| blob.is_complete)).await;
+    until("the rest is here", || {
+        peer.stats().blobs.iter().all(|blob| blob.is_complete)
+    })
+    .await;
     let rest = get(&peer, &path_of(&blob), Some(&format!("bytes={}-", 3 * MIB))).await;
     assert_eq!(rest.status, 206);
     assert_eq!(rest.whole().await.unwrap(), blob[3 * MIB..]);
@@ -59,8 +80,16 @@ async fn a_body_that_is_passed_through_is_cut_where_the_origin_breaks_off() {
     let fleet = Fleet::without_tracker().await;
     let blob = noise(6 * MIB, 4);
     fleet.origin.push(&[noise(700, 1), blob.clone()]);
-    let peer = fleet.start(Config { quota: ByteSize(0), ..fleet.config("vm-1") }).await;
-    fleet.origin.breaks_at.store(3 * MIB as u64, Ordering::Relaxed);
+    let peer = fleet
+        .start(Config {
+            quota: ByteSize(0),
+            ..fleet.config("vm-1")
+        })
+        .await;
+    fleet
+        .origin
+        .breaks_at
+        .store(3 * MIB as u64, Ordering::Relaxed);
     assert_eq!(get(&peer, "/v2/app/manifests/v1", None).await.status, 200);
     is_cut_and_refused(&fleet, &peer, &blob).await;
 }

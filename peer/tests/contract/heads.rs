@@ -30,7 +30,11 @@ async fn a_head_tells_what_a_get_will() {
         if path.contains("/manifests/") {
             assert_eq!(head.header("content-type"), Some(OCI_MANIFEST));
         }
-        let digest: Digest = got.header("docker-content-digest").unwrap().parse().unwrap();
+        let digest: Digest = got
+            .header("docker-content-digest")
+            .unwrap()
+            .parse()
+            .unwrap();
         assert!(digest.matches(&got.whole().await.unwrap()), "{path}");
     }
 }
@@ -42,7 +46,12 @@ async fn every_answer_says_its_length_and_is_never_encoded() {
     let image = image();
     fleet.origin.push(&image);
     let storing = fleet.peer("vm-1").await;
-    let passing = fleet.start(Config { quota: ByteSize(0), ..fleet.config("vm-2") }).await;
+    let passing = fleet
+        .start(Config {
+            quota: ByteSize(0),
+            ..fleet.config("vm-2")
+        })
+        .await;
     let (config, layer) = (path_of(&image[0]), path_of(&image[2]));
     let unknown = format!("/v2/app/blobs/{}", Digest::sha256(b"unknown"));
     for peer in [&storing, &passing] {
@@ -69,6 +78,10 @@ async fn every_answer_says_its_length_and_is_never_encoded() {
             assert!(answer.is_plain(), "{method} {path} {range:?}");
         }
     }
-    assert_eq!(passing.stats().blobs, Vec::new(), "one of them stores nothing");
+    assert_eq!(
+        passing.stats().blobs,
+        Vec::new(),
+        "one of them stores nothing"
+    );
     assert!(fleet.origin.sent.load(Ordering::Relaxed) > 0);
 }

@@ -23,7 +23,11 @@ const MIB: usize = 1 << 20;
 
 /// A configuration, a small layer and a larger one.
 fn image() -> Vec<Bytes> {
-    vec![harness::noise(700, 1), harness::noise(MIB + 77, 2), harness::noise(6 * MIB + 5, 3)]
+    vec![
+        harness::noise(700, 1),
+        harness::noise(MIB + 77, 2),
+        harness::noise(6 * MIB + 5, 3),
+    ]
 }
 
 /// Where a blob is asked for.

@@ -12,7 +12,12 @@ async fn a_tag_costs_the_origin_one_request_in_a_while() {
     fleet.origin.push(&image());
     let peer = fleet.peer("vm-1").await;
     for _ in 0..5 {
-        assert_eq!(ask(&peer, "HEAD", "/v2/app/manifests/v1", None).await.status, 200);
+        assert_eq!(
+            ask(&peer, "HEAD", "/v2/app/manifests/v1", None)
+                .await
+                .status,
+            200
+        );
     }
     let asked = fleet.origin.asked.lock().unwrap().clone();
     assert_eq!(asked, ["GET /v2/app/manifests/v1"]);
@@ -34,7 +39,9 @@ async fn a_tag_that_moves_is_followed() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), following).await.expect("a short cache");
+    tokio::time::timeout(std::time::Duration::from_secs(10), following)
+        .await
+        .expect("a short cache");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,18 +56,35 @@ async fn with_every_origin_out_a_tag_is_served_as_it_was_and_says_so() {
         // Believed for a moment longer, as ever.
         let answer = ask(&peer, "HEAD", "/v2/app/manifests/v1", None).await;
         assert_eq!(answer.status, 200);
-        assert_eq!(answer.header("docker-content-digest"), Some(digest.as_str()));
+        assert_eq!(
+            answer.header("docker-content-digest"),
+            Some(digest.as_str())
+        );
         if answer.header("warning").is_some() {
             break answer;
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     };
     let warnings = stale.headers("warning");
-    assert!(warnings.iter().any(|text| text.starts_with("110 ")), "{warnings:?}");
-    assert!(warnings.iter().any(|text| text.starts_with("111 ")), "{warnings:?}");
+    assert!(
+        warnings.iter().any(|text| text.starts_with("110 ")),
+        "{warnings:?}"
+    );
+    assert!(
+        warnings.iter().any(|text| text.starts_with("111 ")),
+        "{warnings:?}"
+    );
     assert!(peer.stats().stale_tags >= 1);
-    let metrics = get(&peer, "/flotilla/metrics", None).await.whole().await.unwrap();
-    assert!(String::from_utf8(metrics).unwrap().contains("flotilla_peer_stale_tags_total"));
+    let metrics = get(&peer, "/flotilla/metrics", None)
+        .await
+        .whole()
+        .await
+        .unwrap();
+    assert!(
+        String::from_utf8(metrics)
+            .unwrap()
+            .contains("flotilla_peer_stale_tags_total")
+    );
     // A tag that was never seen here is unavailable, not unknown.
     assert_eq!(get(&peer, "/v2/app/manifests/v9", None).await.status, 503);
 }
@@ -77,7 +101,9 @@ async fn an_origin_that_says_no_is_believed_at_once() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), deleted).await.expect("404, nothing stale");
+    tokio::time::timeout(std::time::Duration::from_secs(10), deleted)
+        .await
+        .expect("404, nothing stale");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,7 +26,10 @@ async fn foreign() -> (Fleet, Vec<Bytes>) {
 }
 
 async fn until_complete(peer: &Peer) {
-    until("every blob is complete", || peer.stats().blobs.iter().all(|blob| blob.is_complete)).await;
+    until("every blob is complete", || {
+        peer.stats().blobs.iter().all(|blob| blob.is_complete)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -39,7 +42,12 @@ async fn the_second_peer_gets_the_blobs_of_a_foreign_upstream_from_the_first() {
 
     let second = fleet.peer("vm-2").await;
     assert_eq!(pull(&second).await, image);
-    assert_eq!(second.stats().bytes_from_peers, bytes_of(&image), "{:?}", second.stats());
+    assert_eq!(
+        second.stats().bytes_from_peers,
+        bytes_of(&image),
+        "{:?}",
+        second.stats()
+    );
     assert_eq!(fleet.origin.sent(), bytes_of(&image), "still one copy");
     until_complete(&second).await;
 
@@ -68,14 +76,31 @@ async fn the_runtime_reads_while_it_comes_in_and_nobody_else_does() {
     let blob = &image[2];
     fleet.origin.flows_until.send_replace(3 * MIB as u64);
     let peer = fleet.peer("vm-1").await;
-    assert_eq!(get(&peer, "/v2/app/manifests/v1", Some("bytes=0-")).await.status, 206);
+    assert_eq!(
+        get(&peer, "/v2/app/manifests/v1", Some("bytes=0-"))
+            .await
+            .status,
+        206
+    );
     let mut reading = get(&peer, &path_of(blob), Some("bytes=0-")).await;
-    assert_eq!(*reading.read(3 * MIB).await.unwrap(), blob[..3 * MIB], "half of it is here");
+    assert_eq!(
+        *reading.read(3 * MIB).await.unwrap(),
+        blob[..3 * MIB],
+        "half of it is here"
+    );
     let progress = || {
         let stats = peer.stats();
-        stats.blobs.into_iter().find(|progress| progress.digest == Digest::sha256(blob)).unwrap()
+        stats
+            .blobs
+            .into_iter()
+            .find(|progress| progress.digest == Digest::sha256(blob))
+            .unwrap()
     };
-    assert_eq!((progress().held, progress().is_complete), (0, false), "it is not proved yet");
+    assert_eq!(
+        (progress().held, progress().is_complete),
+        (0, false),
+        "it is not proved yet"
+    );
 
     fleet.origin.flows_until.send_replace(u64::MAX);
     assert_eq!(reading.whole().await.unwrap(), *blob);
@@ -86,15 +111,29 @@ async fn the_runtime_reads_while_it_comes_in_and_nobody_else_does() {
 async fn wrong_bytes_of_an_upstream_are_never_held() {
     let (fleet, image) = foreign().await;
     let digest = Digest::sha256(&image[1]);
-    fleet.origin.blobs.lock().unwrap().insert(digest, noise(image[1].len(), 9));
+    fleet
+        .origin
+        .blobs
+        .lock()
+        .unwrap()
+        .insert(digest, noise(image[1].len(), 9));
     let peer = fleet.peer("vm-1").await;
     let failed = try_pull(&peer).await.unwrap_err();
-    assert!(failed.contains("wrong bytes"), "the runtime finds out: {failed}");
+    assert!(
+        failed.contains("wrong bytes"),
+        "the runtime finds out: {failed}"
+    );
     let held = |digest: Digest| {
         let blobs = peer.stats().blobs;
-        blobs.iter().find(|blob| blob.digest == digest).map_or(0, |blob| blob.held)
+        blobs
+            .iter()
+            .find(|blob| blob.digest == digest)
+            .map_or(0, |blob| blob.held)
     };
-    until("the right ones are held", || held(Digest::sha256(&image[2])) > 0).await;
+    until("the right ones are held", || {
+        held(Digest::sha256(&image[2])) > 0
+    })
+    .await;
     assert_eq!(held(digest), 0);
 }
 
@@ -115,21 +154,33 @@ impl Outbound for Liar {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_neighbour_that_alters_a_whole_blob_is_found_out_before_a_byte_is_seen() {
     let (fleet, image) = foreign().await;
-    let liar = fleet.start(Config { outbound: Arc::new(Liar), ..fleet.config("vm-liar") }).await;
+    let liar = fleet
+        .start(Config {
+            outbound: Arc::new(Liar),
+            ..fleet.config("vm-liar")
+        })
+        .await;
     assert_eq!(pull(&liar).await, image);
     until_complete(&liar).await;
 
     let honest = fleet.peer("vm-honest").await;
     assert_eq!(pull(&honest).await, image);
     let stats = honest.stats();
-    assert_eq!((stats.quarantined_peers, stats.bytes_from_peers), (1, 0), "{stats:?}");
+    assert_eq!(
+        (stats.quarantined_peers, stats.bytes_from_peers),
+        (1, 0),
+        "{stats:?}"
+    );
     until_complete(&honest).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_download_that_breaks_off_goes_on_where_it_ended() {
     let (fleet, image) = foreign().await;
-    fleet.origin.breaks_at.store(3 * MIB as u64, Ordering::Relaxed);
+    fleet
+        .origin
+        .breaks_at
+        .store(3 * MIB as u64, Ordering::Relaxed);
     let peer = fleet.peer("vm-1").await;
     assert_eq!(get(&peer, "/v2/app/manifests/v1", None).await.status, 200);
     let mut reading = get(&peer, &path_of(&image[2]), None).await;
@@ -138,17 +189,35 @@ async fn a_download_that_breaks_off_goes_on_where_it_ended() {
     assert_eq!(reading.whole().await.unwrap(), image[2]);
     until_complete(&peer).await;
     let asked = fleet.origin.asked.lock().unwrap().clone();
-    assert!(asked.iter().any(|asked| asked.ends_with(&format!("bytes={}-", 3 * MIB))), "{asked:?}");
-    assert!(fleet.origin.sent() <= bytes_of(&image), "nothing is fetched twice: {}", fleet.origin.sent());
+    assert!(
+        asked
+            .iter()
+            .any(|asked| asked.ends_with(&format!("bytes={}-", 3 * MIB))),
+        "{asked:?}"
+    );
+    assert!(
+        fleet.origin.sent() <= bytes_of(&image),
+        "nothing is fetched twice: {}",
+        fleet.origin.sent()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_that_the_upstream_lacks_is_404_at_once() {
     let (fleet, image) = foreign().await;
-    fleet.origin.blobs.lock().unwrap().remove(&Digest::sha256(&image[2]));
+    fleet
+        .origin
+        .blobs
+        .lock()
+        .unwrap()
+        .remove(&Digest::sha256(&image[2]));
     let peer = fleet.peer("vm-1").await;
     assert_eq!(get(&peer, "/v2/app/manifests/v1", None).await.status, 200);
     let answer = get(&peer, &path_of(&image[2]), Some("bytes=0-")).await;
     assert_eq!(answer.status, 404);
-    assert!(answer.head_after < Duration::from_secs(2), "{:?}", answer.head_after);
+    assert!(
+        answer.head_after < Duration::from_secs(2),
+        "{:?}",
+        answer.head_after
+    );
 }

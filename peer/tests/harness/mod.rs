@@ -55,10 +55,15 @@ impl Fleet {
     /// A fleet whose origin knows its peers by their certificates.
     pub(crate) async fn over_tls() -> Self {
         let authority = Authority::create().unwrap();
-        let issued = authority.issue_server(&["127.0.0.1".to_owned()], HOUR).unwrap();
-        let origin =
-            Identity::from_pem(&issued.certificate_pem, &issued.key_pem, authority.certificate_pem())
-                .unwrap();
+        let issued = authority
+            .issue_server(&["127.0.0.1".to_owned()], HOUR)
+            .unwrap();
+        let origin = Identity::from_pem(
+            &issued.certificate_pem,
+            &issued.key_pem,
+            authority.certificate_pem(),
+        )
+        .unwrap();
         let mut fleet = Self::of(authority, Some(origin)).await;
         fleet.tracker = Some(FakeTracker::start(&fleet.shutdown).await);
         fleet
@@ -82,9 +87,12 @@ impl Fleet {
     pub(crate) fn config(&self, name: &str) -> Config {
         let id: PeerId = name.parse().unwrap();
         let issued = self.authority.issue_peer(&id, HOUR).unwrap();
-        let identity =
-            Identity::from_pem(&issued.certificate_pem, &issued.key_pem, self.authority.certificate_pem())
-                .unwrap();
+        let identity = Identity::from_pem(
+            &issued.certificate_pem,
+            &issued.key_pem,
+            self.authority.certificate_pem(),
+        )
+        .unwrap();
         let (region, zone) = ("eu".parse().unwrap(), "eu-a".parse().unwrap());
         // As patient as a test may be.
         let swarm = swarm::Config {
@@ -122,8 +130,11 @@ impl Fleet {
 /// The log of a test that fails is shown with it, for its threads inherit where its output goes.
 fn show_logs() {
     let filter = EnvFilter::new("flotilla_peer=debug,flotilla_common=debug,warn");
-    let _started_before =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_test_writer().try_init();
+    let _started_before = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_test_writer()
+        .try_init();
 }
 
 impl Drop for Fleet {
@@ -147,7 +158,11 @@ pub(crate) async fn get_range(peer: &Peer, path: &str, range: Option<&str>) -> R
 }
 
 pub(crate) fn client() -> Client {
-    Client::builder().tls_backend_preconfigured(client_without_trust().unwrap()).no_proxy().build().unwrap()
+    Client::builder()
+        .tls_backend_preconfigured(client_without_trust().unwrap())
+        .no_proxy()
+        .build()
+        .unwrap()
 }
 
 /// Pulls the image `app:v1`: the manifest, then all blobs at once. Each is checked against its digest.
@@ -165,17 +180,29 @@ pub(crate) async fn try_pull_of(peer: &Peer, reference: &str) -> Result<Vec<Byte
     if !manifest.status().is_success() {
         return Err(manifest.text().await.unwrap());
     }
-    let manifest = flotilla_common::manifest::Manifest::parse(&manifest.bytes().await.unwrap()).unwrap();
-    let blobs = manifest.blobs().into_iter().map(|blob| blob.digest).collect::<Vec<_>>();
+    let manifest =
+        flotilla_common::manifest::Manifest::parse(&manifest.bytes().await.unwrap()).unwrap();
+    let blobs = manifest
+        .blobs()
+        .into_iter()
+        .map(|blob| blob.digest)
+        .collect::<Vec<_>>();
     let pulls = blobs.into_iter().map(|digest| async move {
         let response = get(peer, &format!("/v2/app/blobs/{digest}")).await;
         if !response.status().is_success() {
             return Err(response.text().await.unwrap());
         }
         let bytes = response.bytes().await.map_err(|error| error.to_string())?;
-        if digest.matches(&bytes) { Ok(bytes) } else { Err(format!("{digest} has wrong bytes")) }
+        if digest.matches(&bytes) {
+            Ok(bytes)
+        } else {
+            Err(format!("{digest} has wrong bytes"))
+        }
     });
-    futures_util::future::join_all(pulls).await.into_iter().collect()
+    futures_util::future::join_all(pulls)
+        .await
+        .into_iter()
+        .collect()
 }
 
 /// Reads `response` until it has `bytes` of it, and keeps it open.

@@ -62,14 +62,19 @@ pub(crate) struct FakeOrigin {
 }
 
 /// Makes the grant that a peer gets: with which key, for whom, for which digests.
-pub(crate) type Granting = Box<dyn Fn(&SealKey, PeerId, Vec<Digest>) -> Option<Grant> + Send + Sync>;
+pub(crate) type Granting =
+    Box<dyn Fn(&SealKey, PeerId, Vec<Digest>) -> Option<Grant> + Send + Sync>;
 
 /// Bytes of a body that are handed to the connection at once.
 const PIECE: u64 = 64 << 10;
 
 impl FakeOrigin {
     /// Serves HTTPS with an identity, HTTP without.
-    pub(crate) async fn start(key: SealKey, identity: Option<Identity>, shutdown: &Shutdown) -> Arc<Self> {
+    pub(crate) async fn start(
+        key: SealKey,
+        identity: Option<Identity>,
+        shutdown: &Shutdown,
+    ) -> Arc<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let scheme = if identity.is_some() { "https" } else { "http" };
         let tls = identity.map(|identity| identity.https_server(Clients::Anybody).unwrap());
@@ -93,7 +98,9 @@ impl FakeOrigin {
             grants: Mutex::default(),
             closures: AtomicU64::new(0),
         });
-        let router = Router::new().fallback(serve).with_state(Arc::clone(&origin));
+        let router = Router::new()
+            .fallback(serve)
+            .with_state(Arc::clone(&origin));
         http::serve(listener, router, tls, shutdown).unwrap();
         origin
     }
@@ -137,7 +144,10 @@ impl FakeOrigin {
             chunk_log2: tree.geometry.chunk_log2(),
             root: tree.root,
         };
-        Proof::Sealed { seal: self.key.seal(facts), table: tree.table }
+        Proof::Sealed {
+            seal: self.key.seal(facts),
+            table: tree.table,
+        }
     }
 
     pub(crate) fn sent(&self) -> u64 {
@@ -152,10 +162,16 @@ impl FakeOrigin {
         let proofs = self.proofs.lock().unwrap();
         let order = self.order.lock().unwrap().clone();
         let proofs = order.iter().map(|digest| proofs[digest].clone()).collect();
-        let digests = std::iter::once(Digest::sha256(&self.manifest.lock().unwrap())).chain(order).collect();
+        let digests = std::iter::once(Digest::sha256(&self.manifest.lock().unwrap()))
+            .chain(order)
+            .collect();
         let granting = self.grants.lock().unwrap();
-        let grant = client.zip(granting.as_ref()).and_then(|(peer, grant)| grant(&self.key, peer, digests));
-        Response::new(Body::from(codec::encode(&ClosureAnswer { proofs, grant }).unwrap()))
+        let grant = client
+            .zip(granting.as_ref())
+            .and_then(|(peer, grant)| grant(&self.key, peer, digests));
+        Response::new(Body::from(
+            codec::encode(&ClosureAnswer { proofs, grant }).unwrap(),
+        ))
     }
 
     fn manifest(&self, reference: &str) -> Response<Body> {
@@ -165,7 +181,9 @@ impl FakeOrigin {
             return status(StatusCode::NOT_FOUND);
         }
         let mut response = Response::new(Body::from(manifest));
-        response.headers_mut().insert(header::CONTENT_TYPE, OCI_MANIFEST.parse().unwrap());
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, OCI_MANIFEST.parse().unwrap());
         response
     }
 
@@ -173,21 +191,30 @@ impl FakeOrigin {
         if self.is_down.load(Ordering::Relaxed) {
             return status(StatusCode::SERVICE_UNAVAILABLE);
         }
-        let blob =
-            digest.parse().ok().and_then(|digest: Digest| self.blobs.lock().unwrap().get(&digest).cloned());
+        let blob = digest
+            .parse()
+            .ok()
+            .and_then(|digest: Digest| self.blobs.lock().unwrap().get(&digest).cloned());
         let Some(blob) = blob else {
             return status(StatusCode::NOT_FOUND);
         };
         if request.method() == Method::HEAD {
             let mut response = Response::new(Body::empty());
-            response.headers_mut().insert(header::CONTENT_LENGTH, blob.len().into());
+            response
+                .headers_mut()
+                .insert(header::CONTENT_LENGTH, blob.len().into());
             return response;
         }
         let size = blob.len() as u64;
         let Some(range) = range_of(request) else {
             return self.body(blob, 0..size);
         };
-        let part = match range.strip_prefix("bytes=").unwrap().split_once('-').unwrap() {
+        let part = match range
+            .strip_prefix("bytes=")
+            .unwrap()
+            .split_once('-')
+            .unwrap()
+        {
             ("", last) => size.saturating_sub(last.parse().unwrap())..size,
             (first, "") => first.parse().unwrap()..size,
             (first, last) => first.parse().unwrap()..size.min(last.parse::<u64>().unwrap() + 1),
@@ -201,7 +228,9 @@ impl FakeOrigin {
             response.headers_mut().insert(header::CONTENT_RANGE, range);
             return response;
         }
-        let range = format!("bytes {}-{}/{size}", part.start, part.end - 1).parse().unwrap();
+        let range = format!("bytes {}-{}/{size}", part.start, part.end - 1)
+            .parse()
+            .unwrap();
         let mut response = self.body(blob, part);
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         response.headers_mut().insert(header::CONTENT_RANGE, range);
@@ -220,28 +249,50 @@ impl FakeOrigin {
                     return Err(io::Error::other("the test breaks it off"));
                 }
                 let at = left.start;
-                origin.flows_until.subscribe().wait_for(|until| at < *until).await.unwrap();
-                let limit = (*origin.flows_until.borrow()).min(origin.breaks_at.load(Ordering::Relaxed));
+                origin
+                    .flows_until
+                    .subscribe()
+                    .wait_for(|until| at < *until)
+                    .await
+                    .unwrap();
+                let limit =
+                    (*origin.flows_until.borrow()).min(origin.breaks_at.load(Ordering::Relaxed));
                 let end = (at + PIECE).min(left.end).min(limit);
                 origin.sent.fetch_add(end - at, Ordering::Relaxed);
                 left.start = end;
-                Ok(Some((blob.slice(at as usize..end as usize), (origin, left))))
+                Ok(Some((
+                    blob.slice(at as usize..end as usize),
+                    (origin, left),
+                )))
             }
         });
         let mut response = Response::new(Body::from_stream(pieces));
-        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, length.into());
         response
     }
 }
 
 fn range_of(request: &Request) -> Option<&str> {
-    request.headers().get(header::RANGE).map(|range| range.to_str().unwrap())
+    request
+        .headers()
+        .get(header::RANGE)
+        .map(|range| range.to_str().unwrap())
 }
 
 async fn serve(State(origin): State<Arc<FakeOrigin>>, request: Request) -> Response<Body> {
     let path = request.uri().path().to_owned();
-    let asked = format!("{} {path} {}", request.method(), range_of(&request).unwrap_or_default());
-    origin.asked.lock().unwrap().push(asked.trim_end().to_owned());
+    let asked = format!(
+        "{} {path} {}",
+        request.method(),
+        range_of(&request).unwrap_or_default()
+    );
+    origin
+        .asked
+        .lock()
+        .unwrap()
+        .push(asked.trim_end().to_owned());
     if origin.is_out.load(Ordering::Relaxed) {
         return status(StatusCode::SERVICE_UNAVAILABLE);
     }
@@ -255,7 +306,10 @@ async fn serve(State(origin): State<Arc<FakeOrigin>>, request: Request) -> Respo
         let client = request.extensions().get::<http::ClientIdentity>();
         return origin.closure(client.and_then(|client| client.0.clone()));
     }
-    match path.strip_prefix("/v2/app/").and_then(|rest| rest.split_once('/')) {
+    match path
+        .strip_prefix("/v2/app/")
+        .and_then(|rest| rest.split_once('/'))
+    {
         Some(("manifests", reference)) => origin.manifest(reference),
         Some(("blobs", digest)) => origin.blob(digest, &request),
         _ => status(StatusCode::NOT_FOUND),
@@ -263,8 +317,9 @@ async fn serve(State(origin): State<Arc<FakeOrigin>>, request: Request) -> Respo
 }
 
 fn status(status: StatusCode) -> Response<Body> {
-    let mut response =
-        Response::new(Body::from(r#"{"errors":[{"code":"FAKE","message":"says the origin of the test"}]}"#));
+    let mut response = Response::new(Body::from(
+        r#"{"errors":[{"code":"FAKE","message":"says the origin of the test"}]}"#,
+    ));
     *response.status_mut() = status;
     response
 }

@@ -11,8 +11,8 @@ use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::wire::tracker::{
-    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Handout, LEASE_PATH, LeaseAnswer, LeaseAsk,
-    LeaseRequest, PeerInfo,
+    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Handout, LEASE_PATH, LeaseAnswer,
+    LeaseAsk, LeaseRequest, PeerInfo,
 };
 use flotilla_runtime::http;
 use flotilla_runtime::shutdown::Shutdown;
@@ -34,7 +34,10 @@ impl FakeTracker {
     pub(crate) async fn start(shutdown: &Shutdown) -> Arc<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let tracker = Arc::new(Self { url, roster: Mutex::default() });
+        let tracker = Arc::new(Self {
+            url,
+            roster: Mutex::default(),
+        });
         let router = Router::new()
             .route(ANNOUNCE_PATH, post(announce))
             .route(LEASE_PATH, post(lease))
@@ -49,7 +52,12 @@ impl FakeTracker {
 
     /// How many peers have to do with a blob.
     pub(crate) fn swarm_of(&self, digest: &Digest) -> usize {
-        self.roster.lock().unwrap().swarms.get(digest).map_or(0, BTreeSet::len)
+        self.roster
+            .lock()
+            .unwrap()
+            .swarms
+            .get(digest)
+            .map_or(0, BTreeSet::len)
     }
 }
 
@@ -59,7 +67,10 @@ async fn announce(State(tracker): State<Arc<FakeTracker>>, body: Bytes) -> Vec<u
     let own = request.peer.id.clone();
     if request.leaving {
         roster.peers.remove(&own);
-        roster.swarms.values_mut().for_each(|swarm| _ = swarm.remove(&own));
+        roster
+            .swarms
+            .values_mut()
+            .for_each(|swarm| _ = swarm.remove(&own));
     } else {
         roster.peers.insert(own.clone(), request.peer);
     }
@@ -72,28 +83,52 @@ async fn announce(State(tracker): State<Arc<FakeTracker>>, body: Bytes) -> Vec<u
         }
         swarm.insert(own.clone());
         let others: Vec<PeerId> = swarm.iter().filter(|id| **id != own).cloned().collect();
-        let peers: Vec<PeerInfo> = others.iter().filter_map(|id| roster.peers.get(id).cloned()).collect();
+        let peers: Vec<PeerInfo> = others
+            .iter()
+            .filter_map(|id| roster.peers.get(id).cloned())
+            .collect();
         if matches!(change.state, BlobState::Wanted { .. }) {
-            handouts.push(Handout { digest: change.digest, peers });
+            handouts.push(Handout {
+                digest: change.digest,
+                peers,
+            });
         }
     }
-    codec::encode(&AnnounceAnswer::Accepted { epoch: 1, next_ms: 200, handouts }).unwrap()
+    codec::encode(&AnnounceAnswer::Accepted {
+        epoch: 1,
+        next_ms: 200,
+        handouts,
+    })
+    .unwrap()
 }
 
 async fn lease(State(tracker): State<Arc<FakeTracker>>, body: Bytes) -> Vec<u8> {
     let request: LeaseRequest = codec::decode(&body).unwrap();
     let mut roster = tracker.roster.lock().unwrap();
     let answer = match request.ask {
-        LeaseAsk::Take { missing, starving, unreachable, .. } => {
+        LeaseAsk::Take {
+            missing,
+            starving,
+            unreachable,
+            ..
+        } => {
             // Who is gone, or of no use to the one who starves, holds nothing.
             let is_lost = |holder: &PeerId| {
                 !roster.peers.contains_key(holder) || (starving && unreachable.contains(holder))
             };
-            let is_free = |chunk: &u32| roster.granted.get(&(request.digest, *chunk)).is_none_or(is_lost);
+            let is_free = |chunk: &u32| {
+                roster
+                    .granted
+                    .get(&(request.digest, *chunk))
+                    .is_none_or(is_lost)
+            };
             match missing.iter().find(is_free) {
                 Some(chunk) => {
                     roster.granted.insert((request.digest, chunk), request.peer);
-                    LeaseAnswer::Granted { chunk, term_ms: 1000 }
+                    LeaseAnswer::Granted {
+                        chunk,
+                        term_ms: 1000,
+                    }
                 }
                 None => LeaseAnswer::Wait { retry_ms: 100 },
             }

@@ -18,7 +18,10 @@ impl Breaker {
     pub(crate) async fn to(to: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        Self { address, passing: tokio::spawn(pass(listener, to)) }
+        Self {
+            address,
+            passing: tokio::spawn(pass(listener, to)),
+        }
     }
 
     /// The way's beginning, as a base URL.

@@ -23,7 +23,10 @@ impl Buildah {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
         fs::write(dir.path().join("policy.json"), policy).expect("write buildah's policy");
-        Self { buildah: buildah.to_owned(), dir }
+        Self {
+            buildah: buildah.to_owned(),
+            dir,
+        }
     }
 
     /// Builds an image of one file, and pushes it with its layer in zstd.
@@ -33,16 +36,42 @@ impl Buildah {
     pub(crate) fn build_and_push(&self, file: &Path, image: &str) -> Result<(), String> {
         let policy = self.path("policy.json");
         let container = self.run(&["from", "scratch"])?;
-        self.run(&["copy", container.trim(), &file.display().to_string(), "/file"])?;
+        self.run(&[
+            "copy",
+            container.trim(),
+            &file.display().to_string(),
+            "/file",
+        ])?;
         let trusting = ["--signature-policy", &policy];
-        self.run(&[&["commit"], &trusting[..], &["--format", "oci", container.trim(), "built"]].concat())?;
-        let flags = ["--tls-verify=false", "--compression-format", "zstd", "built", image];
-        self.run(&[&["push"], &trusting[..], &flags].concat()).map(drop)
+        self.run(
+            &[
+                &["commit"],
+                &trusting[..],
+                &["--format", "oci", container.trim(), "built"],
+            ]
+            .concat(),
+        )?;
+        let flags = [
+            "--tls-verify=false",
+            "--compression-format",
+            "zstd",
+            "built",
+            image,
+        ];
+        self.run(&[&["push"], &trusting[..], &flags].concat())
+            .map(drop)
     }
 
     fn run(&self, arguments: &[&str]) -> Result<String, String> {
         let (root, runroot) = (self.path("root"), self.path("run"));
-        let own = ["--root", &root, "--runroot", &runroot, "--storage-driver", "vfs"];
+        let own = [
+            "--root",
+            &root,
+            "--runroot",
+            &runroot,
+            "--storage-driver",
+            "vfs",
+        ];
         tools::run(&self.buildah, own.iter().chain(arguments))
     }
 

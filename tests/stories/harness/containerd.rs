@@ -56,8 +56,12 @@ impl Containerd {
             .expect("write containerd's configuration");
         let arguments = ["--config".into(), path("config.toml")];
         let daemon = Daemon::start(containerd, &arguments, dir);
-        let this = Self { daemon, ctr: ctr.to_owned() };
-        this.daemon.wait_until("containerd answers", || this.ctr(["version"]).map(drop));
+        let this = Self {
+            daemon,
+            ctr: ctr.to_owned(),
+        };
+        this.daemon
+            .wait_until("containerd answers", || this.ctr(["version"]).map(drop));
         this
     }
 
@@ -85,7 +89,14 @@ impl Containerd {
     /// What `ctr` printed.
     pub(crate) fn pull_with(&self, flags: &[&str], image: &str) -> Result<String, String> {
         let hosts = self.hosts_dir().display().to_string();
-        let pull = ["images", "pull", "--snapshotter", "native", "--hosts-dir", &hosts];
+        let pull = [
+            "images",
+            "pull",
+            "--snapshotter",
+            "native",
+            "--hosts-dir",
+            &hosts,
+        ];
         self.ctr(pull.into_iter().chain(flags.iter().copied()).chain([image]))
     }
 
@@ -106,8 +117,10 @@ impl Containerd {
 
     fn ctr<'a>(&'a self, arguments: impl IntoIterator<Item = &'a str>) -> Result<String, String> {
         let socket = self.daemon.dir().join("sock").display().to_string();
-        let arguments: Vec<_> =
-            ["-a".to_owned(), socket].into_iter().chain(arguments.into_iter().map(str::to_owned)).collect();
+        let arguments: Vec<_> = ["-a".to_owned(), socket]
+            .into_iter()
+            .chain(arguments.into_iter().map(str::to_owned))
+            .collect();
         tools::run(&self.ctr, arguments)
     }
 }

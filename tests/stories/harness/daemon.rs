@@ -55,7 +55,11 @@ impl Daemon {
             match attempt() {
                 Ok(value) => return value,
                 Err(message) => {
-                    assert!(start.elapsed() < START_BOUND, "never: {what}: {message}\n{}", self.log());
+                    assert!(
+                        start.elapsed() < START_BOUND,
+                        "never: {what}: {message}\n{}",
+                        self.log()
+                    );
                 }
             }
             thread::sleep(POLL_EVERY);

@@ -22,8 +22,15 @@ impl SmallDisk {
         let dir = tempfile::tempdir().unwrap();
         let options = format!("size={size}");
         let place = dir.path().display().to_string();
-        tools::run(&found[0], ["-t", "tmpfs", "-o", &options, "flotilla-story", &place]).unwrap();
-        Some(Self { umount: found[1].clone(), dir })
+        tools::run(
+            &found[0],
+            ["-t", "tmpfs", "-o", &options, "flotilla-story", &place],
+        )
+        .unwrap();
+        Some(Self {
+            umount: found[1].clone(),
+            dir,
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -34,7 +41,8 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // Lazily: a peer that is being killed may still have its lock open.
-        if let Err(error) = tools::run(&self.umount, ["-l", &self.dir.path().display().to_string()]) {
+        if let Err(error) = tools::run(&self.umount, ["-l", &self.dir.path().display().to_string()])
+        {
             eprintln!("unmount a small disk: {error}");
         }
     }

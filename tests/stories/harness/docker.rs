@@ -36,8 +36,12 @@ impl Docker {
             flag("storage-driver", "vfs"),
         ];
         let daemon = Daemon::start(dockerd, &arguments, dir);
-        let this = Self { daemon, docker: docker.to_owned() };
-        this.daemon.wait_until("Docker answers", || this.run(&["version"]));
+        let this = Self {
+            daemon,
+            docker: docker.to_owned(),
+        };
+        this.daemon
+            .wait_until("Docker answers", || this.run(&["version"]));
         this
     }
 
@@ -47,8 +51,17 @@ impl Docker {
     /// What Docker printed.
     pub(crate) fn pull(&self, image: &str) -> Result<String, String> {
         self.run(&["pull", image])?;
-        let digests = self.run(&["image", "inspect", "--format", "{{index .RepoDigests 0}}", image])?;
-        let digest = digests.trim().rsplit_once('@').map(|(_, digest)| digest.to_owned());
+        let digests = self.run(&[
+            "image",
+            "inspect",
+            "--format",
+            "{{index .RepoDigests 0}}",
+            image,
+        ])?;
+        let digest = digests
+            .trim()
+            .rsplit_once('@')
+            .map(|(_, digest)| digest.to_owned());
         digest.ok_or_else(|| format!("no digest in {digests}"))
     }
 
@@ -63,6 +76,11 @@ impl Docker {
 
     fn run(&self, arguments: &[&str]) -> Result<String, String> {
         let host = format!("unix://{}", self.daemon.dir().join("sock").display());
-        tools::run(&self.docker, ["--host", &host].into_iter().chain(arguments.iter().copied()))
+        tools::run(
+            &self.docker,
+            ["--host", &host]
+                .into_iter()
+                .chain(arguments.iter().copied()),
+        )
     }
 }

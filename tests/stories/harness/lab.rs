@@ -33,13 +33,22 @@ pub(crate) const SLOW_RATE: BitRate = BitRate(40_000_000);
 pub(crate) fn slow_peers(count: usize) -> Vec<PeerPlan> {
     let rate = SLOW_RATE.0.to_string();
     let arguments = ["--up", &rate, "--down", &rate].map(str::to_owned).to_vec();
-    vec![PeerPlan { arguments, ..PeerPlan::default() }; count]
+    vec![
+        PeerPlan {
+            arguments,
+            ..PeerPlan::default()
+        };
+        count
+    ]
 }
 
 /// A region on loopback whose origin is as slow as its peers.
 pub(crate) fn slow_region() -> LabPlan {
     let origin_arguments = vec!["--up".to_owned(), SLOW_RATE.0.to_string()];
-    LabPlan { origin_arguments, ..LabPlan::new(env!("CARGO_BIN_EXE_flotilla"), Ground::Loopback) }
+    LabPlan {
+        origin_arguments,
+        ..LabPlan::new(env!("CARGO_BIN_EXE_flotilla"), Ground::Loopback)
+    }
 }
 
 /// A laboratory with an image in its origin.
@@ -51,7 +60,12 @@ pub(crate) struct LabScene {
 impl LabScene {
     /// Starts an origin, a tracker and peers, and pushes an image of about `size` bytes.
     pub(crate) async fn start(ground: Ground, size: ByteSize, peers: &[PeerPlan]) -> Self {
-        Self::of(LabPlan::new(env!("CARGO_BIN_EXE_flotilla"), ground), size, peers).await
+        Self::of(
+            LabPlan::new(env!("CARGO_BIN_EXE_flotilla"), ground),
+            size,
+            peers,
+        )
+        .await
     }
 
     /// As [`LabScene::start`], with a plan of the story's own.
@@ -75,12 +89,18 @@ impl LabScene {
 
     /// Begins a pull through every peer's mirror.
     pub(crate) fn pull_everywhere(&self) -> Vec<Pulling> {
-        (0..self.lab.peer_count()).map(|peer| self.pull(peer)).collect()
+        (0..self.lab.peer_count())
+            .map(|peer| self.pull(peer))
+            .collect()
     }
 
     /// Waits for a pull that must come to a good end, with all bytes of the image.
     pub(crate) async fn completes(&self, pull: Pulling) -> Pulled {
-        let pulled = timeout(PULL_BOUND, pull).await.expect("a pull ends").unwrap().unwrap();
+        let pulled = timeout(PULL_BOUND, pull)
+            .await
+            .expect("a pull ends")
+            .unwrap()
+            .unwrap();
         assert_eq!(pulled.bytes, self.image_bytes);
         pulled
     }
@@ -99,14 +119,24 @@ impl LabScene {
 
     /// Bytes of the image that a peer's store holds, verified.
     pub(crate) async fn held_by(&self, peer: usize) -> u64 {
-        self.lab.stats(peer).await.unwrap().blobs.iter().map(|blob| blob.held).sum()
+        self.lab
+            .stats(peer)
+            .await
+            .unwrap()
+            .blobs
+            .iter()
+            .map(|blob| blob.held)
+            .sum()
     }
 
     /// Waits until a peer holds this share of the image.
     pub(crate) async fn until_held(&self, peer: usize, share: f64) {
         let deadline = Instant::now() + PULL_BOUND;
         while (self.held_by(peer).await as f64) < share * self.image_bytes as f64 {
-            assert!(Instant::now() < deadline, "waited in vain until peer {peer} held {share} of the image");
+            assert!(
+                Instant::now() < deadline,
+                "waited in vain until peer {peer} held {share} of the image"
+            );
             sleep(POLL_EVERY).await;
         }
     }

@@ -25,15 +25,26 @@ impl Platforms {
     /// If it cannot be written.
     pub(crate) fn make(dir: PathBuf) -> Self {
         fs::create_dir_all(dir.join("blobs/sha256")).expect("create a layout");
-        let layers: Vec<_> = (0..100).map(|number| blob(&dir, LAYER, &layer(number))).collect();
-        let manifests = [image(&dir, "amd64", &layers), image(&dir, "arm64", &layers[..2])];
-        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}).to_string();
+        let layers: Vec<_> = (0..100)
+            .map(|number| blob(&dir, LAYER, &layer(number)))
+            .collect();
+        let manifests = [
+            image(&dir, "amd64", &layers),
+            image(&dir, "arm64", &layers[..2]),
+        ];
+        let index =
+            json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}).to_string();
         let mut named = blob(&dir, OCI_INDEX, index.as_bytes());
         named["annotations"] = json!({"org.opencontainers.image.ref.name": "v1"});
-        let top = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [named]}).to_string();
+        let top =
+            json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [named]}).to_string();
         fs::write(dir.join("index.json"), top).expect("write a layout");
-        fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("write a layout");
-        Self { dir, index: Digest::sha256(index.as_bytes()) }
+        fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
+            .expect("write a layout");
+        Self {
+            dir,
+            index: Digest::sha256(index.as_bytes()),
+        }
     }
 
     /// The names of all blobs of a layout.
@@ -42,7 +53,15 @@ impl Platforms {
     /// If there is none.
     pub(crate) fn blobs(layout: &Path) -> BTreeSet<String> {
         let blobs = fs::read_dir(layout.join("blobs/sha256")).expect("read a layout");
-        blobs.map(|entry| entry.expect("read a layout").file_name().display().to_string()).collect()
+        blobs
+            .map(|entry| {
+                entry
+                    .expect("read a layout")
+                    .file_name()
+                    .display()
+                    .to_string()
+            })
+            .collect()
     }
 }
 
@@ -54,7 +73,9 @@ fn layer(number: u32) -> Vec<u8> {
     header.set_mode(0o644);
     let mut archive = tar::Builder::new(Vec::new());
     let path = format!("file-{number}");
-    archive.append_data(&mut header, path, content.as_bytes()).expect("write an archive");
+    archive
+        .append_data(&mut header, path, content.as_bytes())
+        .expect("write an archive");
     archive.into_inner().expect("write an archive")
 }
 
@@ -63,7 +84,8 @@ fn image(dir: &Path, architecture: &str, layers: &[Value]) -> Value {
     let config = json!({"architecture": architecture, "os": "linux", "config": {},
         "rootfs": {"type": "layers", "diff_ids": diff_ids}});
     let config = blob(dir, CONFIG, config.to_string().as_bytes());
-    let manifest = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers});
+    let manifest =
+        json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers});
     let mut image = blob(dir, OCI_MANIFEST, manifest.to_string().as_bytes());
     image["platform"] = json!({"architecture": architecture, "os": "linux"});
     image

@@ -24,8 +24,12 @@ impl Podman {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
         fs::write(dir.path().join("policy.json"), policy).expect("write Podman's policy");
-        fs::write(dir.path().join("registries.conf"), registries_conf).expect("write Podman's registries");
-        Self { podman: podman.to_owned(), dir }
+        fs::write(dir.path().join("registries.conf"), registries_conf)
+            .expect("write Podman's registries");
+        Self {
+            podman: podman.to_owned(),
+            dir,
+        }
     }
 
     /// Pulls an image, and says which digest it has.
@@ -35,7 +39,8 @@ impl Podman {
     pub(crate) fn pull(&self, image: &str) -> Result<String, String> {
         let policy = self.path("policy.json");
         self.run(&["pull", "--quiet", "--signature-policy", &policy, image])?;
-        self.run(&["image", "inspect", "--format", "{{.Digest}}", image]).map(|text| text.trim().to_owned())
+        self.run(&["image", "inspect", "--format", "{{.Digest}}", image])
+            .map(|text| text.trim().to_owned())
     }
 
     /// Pushes an image under another name.
@@ -44,14 +49,34 @@ impl Podman {
     /// What Podman printed.
     pub(crate) fn push(&self, image: &str, target: &str) -> Result<(), String> {
         let policy = self.path("policy.json");
-        self.run(&["push", "--quiet", "--signature-policy", &policy, image, target]).map(drop)
+        self.run(&[
+            "push",
+            "--quiet",
+            "--signature-policy",
+            &policy,
+            image,
+            target,
+        ])
+        .map(drop)
     }
 
     fn run(&self, arguments: &[&str]) -> Result<String, String> {
         let (root, runroot, tmp) = (self.path("root"), self.path("run"), self.path("tmp"));
-        let own = ["--root", &root, "--runroot", &runroot, "--tmpdir", &tmp, "--storage-driver", "vfs"];
+        let own = [
+            "--root",
+            &root,
+            "--runroot",
+            &runroot,
+            "--tmpdir",
+            &tmp,
+            "--storage-driver",
+            "vfs",
+        ];
         let mut command = Command::new(&self.podman);
-        command.args(own).args(arguments).env("CONTAINERS_REGISTRIES_CONF", self.path("registries.conf"));
+        command
+            .args(own)
+            .args(arguments)
+            .env("CONTAINERS_REGISTRIES_CONF", self.path("registries.conf"));
         tools::output(&mut command)
     }
 

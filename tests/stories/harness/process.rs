@@ -53,7 +53,9 @@ impl Process {
             for line in log.lines().map_while(Result::ok) {
                 lines.lock().expect("its log").push(line.clone());
                 let fields: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-                let named = ["mirror", "address"].into_iter().find_map(|key| fields[key].as_str());
+                let named = ["mirror", "address"]
+                    .into_iter()
+                    .find_map(|key| fields[key].as_str());
                 if let Some(address) = named.and_then(|address| address.parse().ok()) {
                     let _ = sender.send(address);
                     left -= 1;
@@ -66,7 +68,11 @@ impl Process {
             }
         });
         match address.recv_timeout(BOUND) {
-            Ok(address) => Self { child, log: said, address },
+            Ok(address) => Self {
+                child,
+                log: said,
+                address,
+            },
             Err(error) => panic!("{command:?} did not start: {error}"),
         }
     }
@@ -86,7 +92,10 @@ impl Process {
                 sleep(POLL_EVERY).await;
             }
         };
-        assert!(timeout(BOUND, said).await.is_ok(), "it never said {words:?}");
+        assert!(
+            timeout(BOUND, said).await.is_ok(),
+            "it never said {words:?}"
+        );
     }
 
     /// Sends SIGTERM.
@@ -127,7 +136,8 @@ impl Process {
     /// # Panics
     /// If it does not end, or not with status 0.
     pub(crate) async fn ends_well(self) {
-        self.says(&["\"INFO\"", " stopped\"", "\"drained\":\"Complete\""]).await;
+        self.says(&["\"INFO\"", " stopped\"", "\"drained\":\"Complete\""])
+            .await;
         self.ends().await;
     }
 

@@ -29,9 +29,14 @@ impl Registry {
         fs::write(&file, config).expect("write the registry's configuration");
         let daemon = Daemon::start(docker_registry, &["serve".into(), file], dir);
         daemon.wait_until("the registry listens", || {
-            TcpStream::connect(address).map(drop).map_err(|error| error.to_string())
+            TcpStream::connect(address)
+                .map(drop)
+                .map_err(|error| error.to_string())
         });
-        Self { _daemon: daemon, address }
+        Self {
+            _daemon: daemon,
+            address,
+        }
     }
 
     /// Its base URL.

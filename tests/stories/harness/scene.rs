@@ -38,13 +38,25 @@ impl Scene {
         let layout = dir.path().join("image");
         image::make(&layout, size, 1).unwrap();
         let fleet = Fleet::create("local".parse().unwrap()).unwrap();
-        let plan = RegionPlan { rate, ..RegionPlan::default() };
+        let plan = RegionPlan {
+            rate,
+            ..RegionPlan::default()
+        };
         let region = Region::start(dir.path(), fleet, plan).await.unwrap();
-        push_layout(&region.origin_url(), REPOSITORY, TAG, &layout).await.unwrap();
+        push_layout(&region.origin_url(), REPOSITORY, TAG, &layout)
+            .await
+            .unwrap();
         let blobs = std::fs::read_dir(layout.join("blobs/sha256")).unwrap();
         let manifest_len = image::Layout::open(&layout).unwrap().image().size;
-        let all: u64 = blobs.map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
-        Self { region, layout, image_bytes: all - manifest_len, dir }
+        let all: u64 = blobs
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .sum();
+        Self {
+            region,
+            layout,
+            image_bytes: all - manifest_len,
+            dir,
+        }
     }
 
     /// The region's folder.
@@ -56,7 +68,10 @@ impl Scene {
     pub(crate) async fn add_peers(&mut self, count: u32) {
         let first = self.region.peers().len() as u32 + 1;
         for number in first..first + count {
-            self.region.add_peer(PeerPlan::numbered(number, 1)).await.unwrap();
+            self.region
+                .add_peer(PeerPlan::numbered(number, 1))
+                .await
+                .unwrap();
         }
     }
 
@@ -68,12 +83,19 @@ impl Scene {
 
     /// Begins a pull through every peer's mirror.
     pub(crate) fn pull_everywhere(&self) -> Vec<Pulling> {
-        (0..self.region.peers().len()).map(|peer| self.pull(peer)).collect()
+        (0..self.region.peers().len())
+            .map(|peer| self.pull(peer))
+            .collect()
     }
 
     /// Bytes of the image that a peer's store holds, verified.
     pub(crate) fn held_by(&self, peer: usize) -> u64 {
-        self.region.peers()[peer].stats().blobs.iter().map(|blob| blob.held).sum()
+        self.region.peers()[peer]
+            .stats()
+            .blobs
+            .iter()
+            .map(|blob| blob.held)
+            .sum()
     }
 
     /// Waits until `condition` holds of the scene.
@@ -83,12 +105,18 @@ impl Scene {
                 sleep(POLL_EVERY).await;
             }
         };
-        timeout(STORY_BOUND, wait).await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
+        timeout(STORY_BOUND, wait)
+            .await
+            .unwrap_or_else(|_| panic!("waited in vain until {what}"));
     }
 
     /// Waits for a pull that must come to a good end, with all bytes of the image.
     pub(crate) async fn completes(&self, pull: Pulling) -> Pulled {
-        let pulled = timeout(STORY_BOUND, pull).await.expect("a pull ends").unwrap().unwrap();
+        let pulled = timeout(STORY_BOUND, pull)
+            .await
+            .expect("a pull ends")
+            .unwrap()
+            .unwrap();
         assert_eq!(pulled.bytes, self.image_bytes);
         pulled
     }

@@ -13,7 +13,10 @@ const FORBID_SKIPS: &str = "FLOTILLA_FORBID_SKIPS";
 /// # Panics
 /// If something is missing and skips are forbidden.
 pub(crate) fn find(story: &str, tools: &[&str], needs_root: bool) -> Option<Vec<PathBuf>> {
-    let found: Result<Vec<_>, _> = tools.iter().map(|tool| on_path(tool).ok_or(*tool)).collect();
+    let found: Result<Vec<_>, _> = tools
+        .iter()
+        .map(|tool| on_path(tool).ok_or(*tool))
+        .collect();
     let missing = match &found {
         Err(tool) => Some(format!("{tool} is not installed")),
         Ok(_) if needs_root && !is_root() => Some("root's rights are needed".to_owned()),
@@ -31,14 +34,17 @@ pub(crate) fn find(story: &str, tools: &[&str], needs_root: bool) -> Option<Vec<
 /// # Panics
 /// If skips are forbidden.
 pub(crate) fn skip(story: &str, missing: &str) {
-    let forbidden = env::var_os(FORBID_SKIPS).is_some_and(|value| !value.is_empty() && value != "0");
+    let forbidden =
+        env::var_os(FORBID_SKIPS).is_some_and(|value| !value.is_empty() && value != "0");
     assert!(!forbidden, "{story}: {missing}, and {FORBID_SKIPS} is set");
     eprintln!("SKIPPED {story}: {missing}");
 }
 
 fn on_path(tool: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|dir| dir.join(tool)).find(|file| file.is_file())
+    env::split_paths(&path)
+        .map(|dir| dir.join(tool))
+        .find(|file| file.is_file())
 }
 
 fn is_root() -> bool {
@@ -62,12 +68,22 @@ pub(crate) fn run<S: AsRef<OsStr>>(
 /// What it printed.
 pub(crate) fn output(command: &mut Command) -> Result<String, String> {
     let program = command.get_program().display().to_string();
-    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("run {program}: {error}"))?;
-    let Output { status, stdout, stderr } = output;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("run {program}: {error}"))?;
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = output;
     let text = String::from_utf8_lossy(&stdout).into_owned();
     if status.success() {
         Ok(text)
     } else {
-        Err(format!("{program} ended with {status}:\n{text}{}", String::from_utf8_lossy(&stderr)))
+        Err(format!(
+            "{program} ended with {status}:\n{text}{}",
+            String::from_utf8_lossy(&stderr)
+        ))
     }
 }

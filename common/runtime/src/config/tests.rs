@@ -44,9 +44,13 @@ fn run(file: &str, flags: &[&str]) -> Result<Peer, String> {
     let path = directory.path().join("peer.toml");
     std::fs::write(&path, file).unwrap();
     let path = path.into_os_string().into_string().unwrap();
-    let arguments = ["flotilla", "peer", "--config", &path].into_iter().chain(flags.iter().copied());
+    let arguments = ["flotilla", "peer", "--config", &path]
+        .into_iter()
+        .chain(flags.iter().copied());
     match try_parse_from::<Cli, _>(arguments) {
-        Ok(Cli { command: Service::Peer(peer) }) => Ok(peer),
+        Ok(Cli {
+            command: Service::Peer(peer),
+        }) => Ok(peer),
         Ok(other) => panic!("{other:?}"),
         Err(error) => Err(error.to_string()),
     }
@@ -76,7 +80,10 @@ fn the_file_gives_what_no_flag_gives_and_the_flag_wins() {
 fn the_environment_wins_over_the_file_and_the_flag_over_both() {
     let file = "store = '/s'\nregion = 'from-the-file'";
     assert_eq!(run(file, &[]).unwrap().region, env!("CARGO_PKG_NAME"));
-    assert_eq!(run(file, &["--region", "from-the-flag"]).unwrap().region, "from-the-flag");
+    assert_eq!(
+        run(file, &["--region", "from-the-flag"]).unwrap().region,
+        "from-the-flag"
+    );
 }
 
 #[test]
@@ -92,7 +99,9 @@ fn every_key_has_its_environment_variable() {
     let variables = |name| -> Vec<String> {
         let service = command.find_subcommand(name).unwrap();
         let variables = service.get_arguments().filter_map(Arg::get_env);
-        variables.map(|variable| variable.to_str().unwrap().to_owned()).collect()
+        variables
+            .map(|variable| variable.to_str().unwrap().to_owned())
+            .collect()
     };
     assert_eq!(
         variables("peer"),
@@ -105,16 +114,26 @@ fn every_key_has_its_environment_variable() {
             "CARGO_PKG_NAME"
         ]
     );
-    assert_eq!(variables("plain"), [""; 0], "a command without a file takes no part");
+    assert_eq!(
+        variables("plain"),
+        [""; 0],
+        "a command without a file takes no part"
+    );
 }
 
 #[test]
 fn a_misspelled_key_is_named_with_the_nearest_one() {
     let error = run("store = '/s'\nquotta = '1GiB'", &[]).unwrap_err();
-    assert!(error.contains("unknown key 'quotta'; did you mean 'quota'?"), "{error}");
+    assert!(
+        error.contains("unknown key 'quotta'; did you mean 'quota'?"),
+        "{error}"
+    );
     assert!(error.contains("peer.toml"), "{error}");
     let error = run("colour = 'blue'", &[]).unwrap_err();
-    assert!(error.contains("there are: store, quota, origin, require-grants, region"), "{error}");
+    assert!(
+        error.contains("there are: store, quota, origin, require-grants, region"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -122,14 +141,21 @@ fn a_bad_value_is_named_with_its_cure() {
     for (file, key, cure) in [
         ("quota = '5 elephants'", "key 'quota'", "for example 64MiB"),
         ("store = ['/a', '/b']", "key 'store'", "one value"),
-        ("require-grants = 'yes'", "key 'require-grants'", "true or false"),
+        (
+            "require-grants = 'yes'",
+            "key 'require-grants'",
+            "true or false",
+        ),
         ("store = 1979-05-27", "key 'store'", "quotes"),
         ("[peer]\nstore = '/s'", "unknown key 'peer'", "there are"),
         ("[store]\npath = '/s'", "key 'store'", "without [sections]"),
         ("store = ", "no TOML", "line 1"),
     ] {
         let error = run(file, &[]).unwrap_err();
-        assert!(error.contains(key) && error.contains(cure), "{file}: {error}");
+        assert!(
+            error.contains(key) && error.contains(cure),
+            "{file}: {error}"
+        );
     }
 }
 
@@ -139,7 +165,10 @@ fn what_is_missing_everywhere_is_named() {
     assert!(error.contains("--store"), "{error}");
     let missing = try_parse_from::<Cli, _>(["flotilla", "peer", "--config", "/nowhere/peer.toml"]);
     let error = missing.unwrap_err().to_string();
-    assert!(error.starts_with("read configuration '/nowhere/peer.toml'"), "{error}");
+    assert!(
+        error.starts_with("read configuration '/nowhere/peer.toml'"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -147,16 +176,21 @@ fn bad_flags_and_help_stay_claps() {
     let error = run("store = '/s'", &["--quta", "1GiB"]).unwrap_err();
     assert!(error.contains("--quota"), "{error}");
     let help = try_parse_from::<Cli, _>(["flotilla", "peer", "--help"]).unwrap_err();
-    assert!(matches!(help, ConfigError::Arguments(error) if error.kind() == ErrorKind::DisplayHelp));
+    assert!(
+        matches!(help, ConfigError::Arguments(error) if error.kind() == ErrorKind::DisplayHelp)
+    );
     let plain = try_parse_from::<Cli, _>(["flotilla", "plain", "--storage", "memory:///"]).unwrap();
     assert!(matches!(plain.command, Service::Plain { storage: Some(_) }));
 }
 
 #[test]
 fn distances() {
-    for (left, right, expected) in
-        [("", "", 0), ("quota", "quotta", 1), ("abc", "", 3), ("kitten", "sitting", 3)]
-    {
+    for (left, right, expected) in [
+        ("", "", 0),
+        ("quota", "quotta", 1),
+        ("abc", "", 3),
+        ("kitten", "sitting", 3),
+    ] {
         assert_eq!(distance(left, right), expected);
     }
 }

@@ -23,7 +23,10 @@ impl Timer for Alarm {
     }
 
     fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn HyperSleep>> {
-        Box::pin(Wait { alarm: self.clone(), deadline: deadline.into() })
+        Box::pin(Wait {
+            alarm: self.clone(),
+            deadline: deadline.into(),
+        })
     }
 
     fn now(&self) -> std::time::Instant {
@@ -69,12 +72,20 @@ mod tests {
         let given_up = tokio::time::timeout(second, alarm.sleep(3 * second)).await;
         assert!(given_up.is_err());
         alarm.sleep(3 * second).await;
-        assert_eq!(started.elapsed(), 4 * second, "later than the timer was set to at first");
+        assert_eq!(
+            started.elapsed(),
+            4 * second,
+            "later than the timer was set to at first"
+        );
         alarm.sleep(second).await;
         assert_eq!(started.elapsed(), 5 * second, "after it went off");
         let given_up = tokio::time::timeout(second, alarm.sleep(60 * second)).await;
         assert!(given_up.is_err());
         alarm.sleep(second).await;
-        assert_eq!(started.elapsed(), 7 * second, "sooner than the timer was set to");
+        assert_eq!(
+            started.elapsed(),
+            7 * second,
+            "sooner than the timer was set to"
+        );
     }
 }

@@ -18,7 +18,10 @@ pub(super) struct FlushBeforeCut {
 
 impl FlushBeforeCut {
     pub(super) fn new(inner: Body) -> Self {
-        Self { inner, held_back: None }
+        Self {
+            inner,
+            held_back: None,
+        }
     }
 }
 

@@ -73,7 +73,9 @@ impl FileSender {
                 range: start..(start + PIECE_LEN).min(range.end),
             })
         });
-        stream::iter(pieces.map(Ok)).and_then(move |piece| self.clone().yielded(piece)).boxed()
+        stream::iter(pieces.map(Ok))
+            .and_then(move |piece| self.clone().yielded(piece))
+            .boxed()
     }
 
     async fn yielded(self, piece: Piece) -> io::Result<Bytes> {
@@ -95,9 +97,16 @@ impl FileSender {
     /// Sends at most `len` bytes of what is next.
     fn send(&self, stream: &TcpStream, len: usize) -> io::Result<usize> {
         let mut queue = self.lock();
-        let piece = queue.front_mut().ok_or_else(|| io::Error::other("a stand-in for no file"))?;
+        let piece = queue
+            .front_mut()
+            .ok_or_else(|| io::Error::other("a stand-in for no file"))?;
         let left = (piece.range.end - piece.range.start) as usize;
-        let sent = rustix::fs::sendfile(stream, &piece.file, Some(&mut piece.range.start), len.min(left))?;
+        let sent = rustix::fs::sendfile(
+            stream,
+            &piece.file,
+            Some(&mut piece.range.start),
+            len.min(left),
+        )?;
         if sent == 0 {
             return Err(shorter());
         }
@@ -118,16 +127,24 @@ impl Piece {
     fn fetch(&self) -> io::Result<()> {
         let len = NonZeroU64::new(self.range.end - self.range.start);
         // Only a hint, without which it takes longer.
-        let _ = rustix::fs::fadvise(&self.file, self.range.start, len, rustix::fs::Advice::WillNeed);
+        let _ = rustix::fs::fadvise(
+            &self.file,
+            self.range.start,
+            len,
+            rustix::fs::Advice::WillNeed,
+        );
         self.probe(ReadWriteFlags::empty())
     }
 
     fn probe(&self, flags: ReadWriteFlags) -> io::Result<()> {
         let last = self.range.end.saturating_sub(1);
-        let mut probes = (self.range.start..last).step_by(PROBE_EVERY as usize).chain([last]);
+        let mut probes = (self.range.start..last)
+            .step_by(PROBE_EVERY as usize)
+            .chain([last]);
         probes.try_for_each(|offset| {
             let mut byte = [0];
-            match rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(&mut byte)], offset, flags)? {
+            match rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(&mut byte)], offset, flags)?
+            {
                 0 => Err(shorter()),
                 _ => Ok(()),
             }
@@ -136,7 +153,10 @@ impl Piece {
 }
 
 fn shorter() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than its range")
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the file is shorter than its range",
+    )
 }
 
 /// A connection's stream that sends files in the place of their stand-ins.
@@ -154,7 +174,10 @@ impl FileStream {
     fn poll_send(&self, context: &mut Context<'_>, len: usize) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.inner.poll_write_ready(context))?;
-            match self.inner.try_io(Interest::WRITABLE, || self.files.send(&self.inner, len)) {
+            match self
+                .inner
+                .try_io(Interest::WRITABLE, || self.files.send(&self.inner, len))
+            {
                 // Readiness was out of date; it is cleared now.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -235,7 +258,9 @@ mod tests {
     /// What a client gets of what `body` yields, written as hyper writes: vectored, a head before it.
     async fn sent(sender: FileSender, body: Vec<Bytes>) -> io::Result<Vec<u8>> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let mut stream = FileStream::new(listener.accept().await.unwrap().0, sender);
         let reading = tokio::spawn(async move {
             let mut got = Vec::new();
@@ -266,7 +291,10 @@ mod tests {
         let sender = FileSender::default();
         let ranges = vec![(first, 5..bytes.len() as u64), (second, 0..6)];
         let body: Vec<Bytes> = sender.clone().body(ranges).try_collect().await.unwrap();
-        assert!(body.iter().all(|piece| is_stand_in(piece)), "what was just written is in memory");
+        assert!(
+            body.iter().all(|piece| is_stand_in(piece)),
+            "what was just written is in memory"
+        );
         let got = sent(sender, body).await.unwrap();
         assert_eq!(got, [b"head", &bytes[5..], b"second"].concat());
     }

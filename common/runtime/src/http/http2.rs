@@ -55,7 +55,11 @@ struct Counts {
 
 impl Streams {
     pub(super) fn new(shutdown: Shutdown, patience: Duration) -> Self {
-        Self { shutdown, patience, counts: Arc::default() }
+        Self {
+            shutdown,
+            patience,
+            counts: Arc::default(),
+        }
     }
 
     /// The settings of a connection with these streams.

@@ -89,7 +89,10 @@ impl InPieces {
     /// The body of a response that is ready: its client may have the first piece.
     pub(super) fn new(inner: FlushBeforeCut) -> Self {
         gave();
-        Self { inner, rest: Bytes::new() }
+        Self {
+            inner,
+            rest: Bytes::new(),
+        }
     }
 
     fn next_piece(&mut self) -> Frame<Bytes> {
@@ -155,7 +158,10 @@ mod tests {
             let piece = frame.unwrap().into_data().unwrap();
             assert!(piece.len() <= PIECE_LEN);
             got.extend_from_slice(&piece);
-            assert_eq!(body.size_hint().exact(), Some((whole.len() - got.len()) as u64));
+            assert_eq!(
+                body.size_hint().exact(),
+                Some((whole.len() - got.len()) as u64)
+            );
             assert_eq!(body.is_end_stream(), got.len() == whole.len());
         }
         assert_eq!(got, whole);
@@ -165,8 +171,8 @@ mod tests {
     async fn a_client_whose_turn_it_is_for_too_long_is_left() {
         let started = Instant::now();
         let taken = async {
-            let pieces =
-                stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"x"))]).chain(stream::pending());
+            let pieces = stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"x"))])
+                .chain(stream::pending());
             let mut body = InPieces::new(FlushBeforeCut::new(Body::from_stream(pieces)));
             sleep(PATIENCE - Duration::from_secs(1)).await;
             body.frame().await.unwrap().unwrap();
@@ -185,7 +191,10 @@ mod tests {
                 Ok::<_, std::io::Error>(Bytes::from_static(b"x"))
             });
             let mut body = InPieces::new(FlushBeforeCut::new(Body::from_stream(Box::pin(slow))));
-            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "x");
+            assert_eq!(
+                body.frame().await.unwrap().unwrap().into_data().unwrap(),
+                "x"
+            );
         };
         let started = Instant::now();
         patiently(taken, PATIENCE).await;

@@ -23,16 +23,27 @@ pub(super) struct Patient<S> {
 
 impl<S> Patient<S> {
     pub(super) const fn new(inner: S, patience: Duration) -> Self {
-        Self { inner, patience, deadline: None, is_waiting: false }
+        Self {
+            inner,
+            patience,
+            deadline: None,
+            is_waiting: false,
+        }
     }
 
     /// Passes on what a write said, unless it has been waiting for too long.
-    fn judge<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn judge<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.is_waiting = false;
             return written;
         }
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.patience)));
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(sleep(self.patience)));
         if !self.is_waiting {
             self.is_waiting = true;
             deadline.as_mut().reset(Instant::now() + self.patience);

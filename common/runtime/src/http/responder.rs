@@ -28,7 +28,10 @@ impl Responder {
         self,
         shortcut: impl Fn(&Parts) -> Option<Response<Body>> + Send + Sync + 'static,
     ) -> Self {
-        Self { shortcut: Some(Arc::new(shortcut)), ..self }
+        Self {
+            shortcut: Some(Arc::new(shortcut)),
+            ..self
+        }
     }
 
     /// The same, on threads of its own; on the caller's runtime without.
@@ -40,12 +43,18 @@ impl Responder {
 
 impl From<Router> for Responder {
     fn from(router: Router) -> Self {
-        Self { router, shortcut: None, workers: None }
+        Self {
+            router,
+            shortcut: None,
+            workers: None,
+        }
     }
 }
 
 impl fmt::Debug for Responder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Responder").field("workers", &self.workers).finish_non_exhaustive()
+        f.debug_struct("Responder")
+            .field("workers", &self.workers)
+            .finish_non_exhaustive()
     }
 }

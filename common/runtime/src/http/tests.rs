@@ -12,9 +12,14 @@ use super::*;
 
 /// 40 bytes of the 100 that the head promises, then an error.
 async fn cut_short() -> http::Response<Body> {
-    let frames =
-        stream::iter([Ok(Bytes::from_static(&[b'x'; 40])), Err(io::Error::other("the source is gone"))]);
-    http::Response::builder().header("content-length", 100).body(Body::from_stream(frames)).unwrap()
+    let frames = stream::iter([
+        Ok(Bytes::from_static(&[b'x'; 40])),
+        Err(io::Error::other("the source is gone")),
+    ]);
+    http::Response::builder()
+        .header("content-length", 100)
+        .body(Body::from_stream(frames))
+        .unwrap()
 }
 
 async fn start(responder: impl Into<Responder>) -> (SocketAddr, Shutdown) {
@@ -50,7 +55,10 @@ async fn a_body_cut_short_ends_with_fin_after_all_that_was_yielded() {
     let (address, _shutdown) = start(Router::new().route("/", get(cut_short))).await;
     let answer = exchange(address, GET).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert!(answer.ends_with(&format!("\r\n\r\n{}", "x".repeat(40))), "{answer}");
+    assert!(
+        answer.ends_with(&format!("\r\n\r\n{}", "x".repeat(40))),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
@@ -58,7 +66,9 @@ async fn a_body_cut_short_ends_with_fin_even_if_the_client_pipelined_more() {
     let (address, _shutdown) = start(Router::new().route("/", get(cut_short))).await;
     // Far more than hyper reads ahead: it is unread in the socket when the body fails.
     let mut request = GET.to_vec();
-    request.extend_from_slice(b"POST /more HTTP/1.1\r\nhost: origin\r\ncontent-length: 1000000\r\n\r\n");
+    request.extend_from_slice(
+        b"POST /more HTTP/1.1\r\nhost: origin\r\ncontent-length: 1000000\r\n\r\n",
+    );
     request.resize(request.len() + 1_000_000, b'y');
     let answer = exchange(address, &request).await.unwrap();
     assert!(answer.ends_with(&"x".repeat(40)), "{answer}");
@@ -68,7 +78,8 @@ async fn a_body_cut_short_ends_with_fin_even_if_the_client_pipelined_more() {
 async fn an_upload_that_is_refused_early_reads_its_answer() {
     let refuse = || async { (http::StatusCode::FORBIDDEN, "not you") };
     let (address, _shutdown) = start(Router::new().route("/", post(refuse))).await;
-    let mut request = b"POST / HTTP/1.1\r\nhost: origin\r\ncontent-length: 3000000\r\n\r\n".to_vec();
+    let mut request =
+        b"POST / HTTP/1.1\r\nhost: origin\r\ncontent-length: 3000000\r\n\r\n".to_vec();
     request.resize(request.len() + 3_000_000, b'y');
     let answer = exchange(address, &request).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
@@ -107,10 +118,14 @@ async fn a_drain_finishes_the_response_in_flight_and_refuses_new_connections() {
 #[tokio::test]
 async fn a_drain_cuts_what_never_ends_after_its_bound() {
     let endless = || async {
-        let ones = stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"1"))]).chain(stream::pending());
+        let ones =
+            stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"1"))]).chain(stream::pending());
         Body::from_stream(ones)
     };
-    let limits = Limits { drain_timeout: Duration::from_millis(10), ..Limits::default() };
+    let limits = Limits {
+        drain_timeout: Duration::from_millis(10),
+        ..Limits::default()
+    };
     let (server, shutdown) = start_within(Router::new().route("/", get(endless)), limits).await;
     let mut stream = TcpStream::connect(server.address()).await.unwrap();
     stream.write_all(GET).await.unwrap();
@@ -124,7 +139,14 @@ async fn a_drain_cuts_what_never_ends_after_its_bound() {
 
 #[tokio::test]
 async fn connections_are_kept_alive_and_bounded() {
-    let (server, _shutdown) = start_within(hello(), Limits { connections: 1, ..Limits::default() }).await;
+    let (server, _shutdown) = start_within(
+        hello(),
+        Limits {
+            connections: 1,
+            ..Limits::default()
+        },
+    )
+    .await;
     let mut first = TcpStream::connect(server.address()).await.unwrap();
     let mut answer = vec![0; 1024];
     for _ in 0..2 {
@@ -147,11 +169,21 @@ async fn connections_are_kept_alive_and_bounded() {
 
 #[tokio::test]
 async fn a_burst_of_connections_waits_in_the_kernel_until_it_is_accepted() {
-    let (server, _shutdown) = start_within(hello(), Limits { connections: 1, ..Limits::default() }).await;
+    let (server, _shutdown) = start_within(
+        hello(),
+        Limits {
+            connections: 1,
+            ..Limits::default()
+        },
+    )
+    .await;
     let address = server.address();
     let burst = futures_util::future::try_join_all((0..500).map(|_| TcpStream::connect(address)));
     // One is served and never leaves; a connection that the kernel has no place for tries again for minutes.
-    let connected = timeout(Duration::from_secs(10), burst).await.unwrap().unwrap();
+    let connected = timeout(Duration::from_secs(10), burst)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(connected.len(), 500);
 }
 
@@ -164,16 +196,23 @@ async fn a_handler_sees_who_asks() {
     };
     let (address, _shutdown) = start(Router::new().route("/", get(who))).await;
     let request = b"GET / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n";
-    assert!(exchange(address, request).await.unwrap().ends_with("127.0.0.1"));
+    assert!(
+        exchange(address, request)
+            .await
+            .unwrap()
+            .ends_with("127.0.0.1")
+    );
 }
 
 #[tokio::test]
 async fn what_a_shortcut_answers_does_not_reach_the_router() {
     let responder = Responder::from(Router::new().route("/", get(|| async { "the long way" })));
-    let responder = responder
-        .with_shortcut(|request| (request.method == "HEAD").then(|| Response::new(Body::from("short"))));
+    let responder = responder.with_shortcut(|request| {
+        (request.method == "HEAD").then(|| Response::new(Body::from("short")))
+    });
     let (address, _shutdown) = start(responder).await;
-    let request = |method| format!("{method} / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n");
+    let request =
+        |method| format!("{method} / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n");
     let get = exchange(address, request("GET").as_bytes()).await.unwrap();
     let head = exchange(address, request("HEAD").as_bytes()).await.unwrap();
     assert!(get.ends_with("the long way"), "{get}");
@@ -208,7 +247,10 @@ async fn threads_of_their_own_serve_and_drain_connections() {
             assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
         }
     };
-    assert_eq!(tokio::join!(drain, hang_up).0, crate::shutdown::Drained::Complete);
+    assert_eq!(
+        tokio::join!(drain, hang_up).0,
+        crate::shutdown::Drained::Complete
+    );
 }
 
 /// Says when it is dropped.
@@ -253,18 +295,28 @@ async fn over_tls_a_handler_sees_which_peer_asks() {
     };
     let origin = id(fleet.issue_server(&["localhost".to_owned()], day).unwrap());
     let peer = id(fleet.issue_peer(&"vm-1".parse().unwrap(), day).unwrap());
-    let who =
-        |Extension(ClientIdentity(peer)): Extension<ClientIdentity>| async move { peer.unwrap().to_string() };
+    let who = |Extension(ClientIdentity(peer)): Extension<ClientIdentity>| async move {
+        peer.unwrap().to_string()
+    };
     let shutdown = Shutdown::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let tls = origin.https_server(identity::Clients::Anybody).unwrap();
-    let server = serve(listener, Router::new().route("/", get(who)), Some(tls), &shutdown).unwrap();
+    let server = serve(
+        listener,
+        Router::new().route("/", get(who)),
+        Some(tls),
+        &shutdown,
+    )
+    .unwrap();
 
     let connector = tokio_rustls::TlsConnector::from(Arc::new(peer.https_client().unwrap()));
     let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
     let stream = TcpStream::connect(server.address()).await.unwrap();
     let mut stream = connector.connect(name, stream).await.unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.ends_with("vm-1"), "{answer}");

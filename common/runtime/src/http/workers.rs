@@ -48,27 +48,45 @@ impl Workers {
         let workers = (0..number.max(1)).map(|number| Worker::start(number, running.clone()));
         let workers = workers.collect::<io::Result<_>>();
         let running = running.drop_guard();
-        Ok(Self { workers: workers?, _running: running })
+        Ok(Self {
+            workers: workers?,
+            _running: running,
+        })
     }
 
     /// The thread with the fewest connections, and a seat on it.
     pub(super) fn seat(&self) -> (&Handle, Seat) {
-        let fewest = self.workers.iter().min_by_key(|worker| Arc::strong_count(&worker.seats));
+        let fewest = self
+            .workers
+            .iter()
+            .min_by_key(|worker| Arc::strong_count(&worker.seats));
         let worker = fewest.unwrap_or(&self.workers[0]);
-        (&worker.runtime, Seat { _counted: Arc::clone(&worker.seats) })
+        (
+            &worker.runtime,
+            Seat {
+                _counted: Arc::clone(&worker.seats),
+            },
+        )
     }
 }
 
 impl Worker {
     fn start(number: usize, running: CancellationToken) -> io::Result<Self> {
-        let runtime =
-            Builder::new_current_thread().global_queue_interval(FROM_OTHERS_EVERY).enable_all().build()?;
+        let runtime = Builder::new_current_thread()
+            .global_queue_interval(FROM_OTHERS_EVERY)
+            .enable_all()
+            .build()?;
         let handle = runtime.handle().clone();
-        thread::Builder::new().name(format!("http-{number}")).spawn(move || {
-            runtime.block_on(running.cancelled());
-            runtime.shutdown_background();
-        })?;
-        Ok(Self { runtime: handle, seats: Arc::default() })
+        thread::Builder::new()
+            .name(format!("http-{number}"))
+            .spawn(move || {
+                runtime.block_on(running.cancelled());
+                runtime.shutdown_background();
+            })?;
+        Ok(Self {
+            runtime: handle,
+            seats: Arc::default(),
+        })
     }
 }
 

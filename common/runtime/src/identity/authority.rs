@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use flotilla_common::name::PeerId;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, date_time_ymd,
 };
 use rustls::pki_types::{DnsName, IpAddr, ServerName};
 
@@ -39,7 +39,9 @@ pub struct Issued {
 
 impl std::fmt::Debug for Issued {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Issued").field("certificate_pem", &self.certificate_pem).finish_non_exhaustive()
+        f.debug_struct("Issued")
+            .field("certificate_pem", &self.certificate_pem)
+            .finish_non_exhaustive()
     }
 }
 
@@ -57,7 +59,10 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate()?;
         let certificate_pem = params.self_signed(&key)?.pem();
-        Ok(Self { certificate_pem, issuer: Issuer::new(params, key) })
+        Ok(Self {
+            certificate_pem,
+            issuer: Issuer::new(params, key),
+        })
     }
 
     /// The authority in two PEM files.
@@ -68,13 +73,16 @@ impl Authority {
         let certificate_pem = files::read(FileKind::Authority, certificate)?;
         let key_pem = files::read(FileKind::AuthorityKey, key)?;
         let key_place = Place::File(key.to_owned());
-        let key =
-            KeyPair::from_pem(&key_pem).map_err(|error| key_place.fault(FileKind::AuthorityKey, error))?;
+        let key = KeyPair::from_pem(&key_pem)
+            .map_err(|error| key_place.fault(FileKind::AuthorityKey, error))?;
         let place = Place::File(certificate.to_owned());
         check_pair(&place, &certificate_pem, &key)?;
         let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key)
             .map_err(|error| place.fault(FileKind::Authority, error))?;
-        Ok(Self { certificate_pem, issuer })
+        Ok(Self {
+            certificate_pem,
+            issuer,
+        })
     }
 
     /// The certificate that everybody trusts; public.
@@ -92,7 +100,10 @@ impl Authority {
     /// # Errors
     /// It cannot be made.
     pub fn issue_peer(&self, peer: &PeerId, validity: Duration) -> Result<Issued, IdentityError> {
-        let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let usages = [
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         self.issue(peer.as_str(), vec![peer_name(peer)], &usages, validity)
     }
 
@@ -100,12 +111,23 @@ impl Authority {
     ///
     /// # Errors
     /// [`IdentityError::ServerName`] for what is neither, or lies in the peers' domain; or it cannot be made.
-    pub fn issue_server(&self, names: &[String], validity: Duration) -> Result<Issued, IdentityError> {
-        let first = names.first().ok_or_else(|| IdentityError::ServerName(String::new()))?;
+    pub fn issue_server(
+        &self,
+        names: &[String],
+        validity: Duration,
+    ) -> Result<Issued, IdentityError> {
+        let first = names
+            .first()
+            .ok_or_else(|| IdentityError::ServerName(String::new()))?;
         for name in names {
             check_server_name(name)?;
         }
-        self.issue(first, names.to_vec(), &[ExtendedKeyUsagePurpose::ServerAuth], validity)
+        self.issue(
+            first,
+            names.to_vec(),
+            &[ExtendedKeyUsagePurpose::ServerAuth],
+            validity,
+        )
     }
 
     fn issue(
@@ -123,7 +145,10 @@ impl Authority {
         params.extended_key_usages = usages.to_vec();
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Issued { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+        Ok(Issued {
+            certificate_pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+        })
     }
 }
 
@@ -133,14 +158,18 @@ fn params(common_name: &str, validity: Duration) -> CertificateParams {
     params.not_before = now - BACKDATED;
     params.not_after = now + validity;
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
     params
 }
 
 fn check_pair(place: &Place, certificate_pem: &str, key: &KeyPair) -> Result<(), IdentityError> {
     let certificates = place.certificates(FileKind::Authority, certificate_pem)?;
     let fault = |fault: &str| place.fault(FileKind::Authority, fault);
-    let first = certificates.first().ok_or_else(|| fault("holds no certificate"))?;
+    let first = certificates
+        .first()
+        .ok_or_else(|| fault("holds no certificate"))?;
     let (_, parsed) =
         x509_parser::parse_x509_certificate(first).map_err(|error| fault(&error.to_string()))?;
     if !parsed.is_ca() {
@@ -161,7 +190,9 @@ fn check_server_name(name: &str) -> Result<(), IdentityError> {
     match ServerName::try_from(name).map_err(|_| refused())? {
         ServerName::DnsName(name) if of_peers(&name) => Err(refused()),
         ServerName::DnsName(_) => Ok(()),
-        ServerName::IpAddress(IpAddr::V4(_) | IpAddr::V6(_)) if std::net::IpAddr::from_str(name).is_ok() => {
+        ServerName::IpAddress(IpAddr::V4(_) | IpAddr::V6(_))
+            if std::net::IpAddr::from_str(name).is_ok() =>
+        {
             Ok(())
         }
         _ => Err(refused()),

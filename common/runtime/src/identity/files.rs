@@ -34,7 +34,9 @@ impl FileKind {
 
     const fn cure(self) -> &'static str {
         match self {
-            Self::Certificate | Self::PrivateKey => "'flotilla pki issue' makes certificates with their keys",
+            Self::Certificate | Self::PrivateKey => {
+                "'flotilla pki issue' makes certificates with their keys"
+            }
             _ => "'flotilla pki init' makes the files of a fleet",
         }
     }
@@ -139,7 +141,11 @@ impl fmt::Display for Place {
 
 impl Place {
     pub(super) fn fault(&self, kind: FileKind, fault: impl fmt::Display) -> IdentityError {
-        IdentityError::Content { kind, place: self.clone(), fault: fault.to_string() }
+        IdentityError::Content {
+            kind,
+            place: self.clone(),
+            fault: fault.to_string(),
+        }
     }
 
     /// All certificates of a PEM text; at least one.
@@ -160,9 +166,10 @@ impl Place {
     /// The private key of a PEM text.
     pub(super) fn private_key(&self, text: &str) -> Result<PrivateKeyDer<'static>, IdentityError> {
         PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| match error {
-            pem::Error::NoItemsFound => {
-                self.fault(FileKind::PrivateKey, "holds no '-----BEGIN PRIVATE KEY-----'")
-            }
+            pem::Error::NoItemsFound => self.fault(
+                FileKind::PrivateKey,
+                "holds no '-----BEGIN PRIVATE KEY-----'",
+            ),
             error => self.fault(FileKind::PrivateKey, error),
         })
     }
@@ -185,7 +192,11 @@ pub fn replace(kind: FileKind, path: &Path, text: &str) -> Result<(), IdentityEr
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let new = PathBuf::from(name);
-    let write = |source| IdentityError::Write { kind, path: path.to_owned(), source };
+    let write = |source| IdentityError::Write {
+        kind,
+        path: path.to_owned(),
+        source,
+    };
     match std::fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(write(error)),
         _ => write_new(kind, &new, text)?,
@@ -199,13 +210,21 @@ pub fn replace(kind: FileKind, path: &Path, text: &str) -> Result<(), IdentityEr
 /// [`IdentityError::Exists`], or the file cannot be written.
 pub fn write_new(kind: FileKind, path: &Path, text: &str) -> Result<(), IdentityError> {
     let mode = if kind.is_secret() { 0o600 } else { 0o644 };
-    let written =
-        OpenOptions::new().write(true).create_new(true).mode(mode).open(path).and_then(|mut file| {
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             file.sync_all()
         });
     written.map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => IdentityError::Exists(path.to_owned(), kind),
-        _ => IdentityError::Write { kind, path: path.to_owned(), source },
+        _ => IdentityError::Write {
+            kind,
+            path: path.to_owned(),
+            source,
+        },
     })
 }

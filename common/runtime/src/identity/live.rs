@@ -64,7 +64,11 @@ impl ResolvesServerCert for Live {
 }
 
 impl ResolvesClientCert for Live {
-    fn resolve(&self, _authorities: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+    fn resolve(
+        &self,
+        _authorities: &[&[u8]],
+        _schemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0.load().certified))
     }
 
@@ -82,7 +86,10 @@ impl ServerCertVerifier for Live {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.0.load().servers.verify_server_cert(end_entity, intermediates, name, ocsp, now)
+        self.0
+            .load()
+            .servers
+            .verify_server_cert(end_entity, intermediates, name, ocsp, now)
     }
 
     fn verify_tls12_signature(
@@ -91,7 +98,10 @@ impl ServerCertVerifier for Live {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.load().servers.verify_tls12_signature(message, certificate, signed)
+        self.0
+            .load()
+            .servers
+            .verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -100,7 +110,10 @@ impl ServerCertVerifier for Live {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.load().servers.verify_tls13_signature(message, certificate, signed)
+        self.0
+            .load()
+            .servers
+            .verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -131,7 +144,11 @@ impl ClientCertVerifier for LiveClients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.live.0.load().clients.verify_client_cert(end_entity, intermediates, now)
+        self.live
+            .0
+            .load()
+            .clients
+            .verify_client_cert(end_entity, intermediates, now)
     }
 
     fn verify_tls12_signature(
@@ -140,7 +157,11 @@ impl ClientCertVerifier for LiveClients {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.live.0.load().clients.verify_tls12_signature(message, certificate, signed)
+        self.live
+            .0
+            .load()
+            .clients
+            .verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -149,7 +170,11 @@ impl ClientCertVerifier for LiveClients {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.live.0.load().clients.verify_tls13_signature(message, certificate, signed)
+        self.live
+            .0
+            .load()
+            .clients
+            .verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

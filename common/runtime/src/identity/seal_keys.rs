@@ -38,7 +38,10 @@ impl SealSecret {
     /// [`IdentityError::Random`].
     pub fn generate(issuer: RegionName) -> Result<Self, IdentityError> {
         let mut secret = [0; 32];
-        tls::provider().secure_random.fill(&mut secret).map_err(|_| IdentityError::Random)?;
+        tls::provider()
+            .secure_random
+            .fill(&mut secret)
+            .map_err(|_| IdentityError::Random)?;
         Ok(Self { issuer, secret })
     }
 
@@ -60,7 +63,12 @@ impl SealSecret {
 
 /// The line of a trusted-keys file for an origin's key; public.
 pub fn trusted_key_line(key: &SealKey) -> String {
-    format!("{} {PUBLIC} {} # key id {}\n", key.issuer(), hex::encode(&key.public()), key.key_id())
+    format!(
+        "{} {PUBLIC} {} # key id {}\n",
+        key.issuer(),
+        hex::encode(&key.public()),
+        key.key_id()
+    )
 }
 
 /// The seal key in a file.
@@ -104,7 +112,10 @@ fn trusted_keys(place: &Place, text: &str) -> Result<TrustedKeys, IdentityError>
     let mut trusted = TrustedKeys::none();
     for (issuer, public) in found {
         trusted.add(&public).map_err(|_| {
-            place.fault(FileKind::TrustedKeys, format!("the key of {issuer} is no Ed25519 public key"))
+            place.fault(
+                FileKind::TrustedKeys,
+                format!("the key of {issuer} is no Ed25519 public key"),
+            )
         })?;
     }
     Ok(trusted)
@@ -118,13 +129,19 @@ fn keys(
 ) -> Result<Vec<(RegionName, [u8; 32])>, IdentityError> {
     let mut keys = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
-        let line = line.split_once('#').map_or(line, |(line, _for_people)| line).trim();
+        let line = line
+            .split_once('#')
+            .map_or(line, |(line, _for_people)| line)
+            .trim();
         if line.is_empty() {
             continue;
         }
         let key = key(line, algorithm).ok_or_else(|| {
             // The line may be a secret: it is not repeated.
-            place.fault(kind, format!("line {number} is not '<region> {algorithm} <64 hex digits>'"))
+            place.fault(
+                kind,
+                format!("line {number} is not '<region> {algorithm} <64 hex digits>'"),
+            )
         })?;
         keys.push(key);
     }

@@ -25,7 +25,12 @@ fn peer(id: &str) -> PeerId {
 }
 
 fn identity(authority: &Authority, issued: &Issued) -> Identity {
-    Identity::from_pem(&issued.certificate_pem, &issued.key_pem, authority.certificate_pem()).unwrap()
+    Identity::from_pem(
+        &issued.certificate_pem,
+        &issued.key_pem,
+        authority.certificate_pem(),
+    )
+    .unwrap()
 }
 
 /// A handshake in memory; the peers that server and client see.
@@ -41,19 +46,28 @@ async fn handshake(
         TlsConnector::from(Arc::new(client)).connect(name, near),
     );
     let (server, client) = (server?, client?);
-    let seen = |chain: Option<&[CertificateDer<'_>]>| chain.and_then(|chain| peer_id(chain.first()?));
-    Ok((seen(server.get_ref().1.peer_certificates()), seen(client.get_ref().1.peer_certificates())))
+    let seen =
+        |chain: Option<&[CertificateDer<'_>]>| chain.and_then(|chain| peer_id(chain.first()?));
+    Ok((
+        seen(server.get_ref().1.peer_certificates()),
+        seen(client.get_ref().1.peer_certificates()),
+    ))
 }
 
 #[tokio::test]
 async fn two_peers_of_a_fleet_know_each_other() {
     let fleet = Authority::create().unwrap();
-    let [left, right] =
-        ["left-1", "right-1"].map(|id| identity(&fleet, &fleet.issue_peer(&peer(id), DAY).unwrap()));
+    let [left, right] = ["left-1", "right-1"]
+        .map(|id| identity(&fleet, &fleet.issue_peer(&peer(id), DAY).unwrap()));
     assert_eq!(left.peer_id(), Some(peer("left-1")));
     let name = peer_name(&peer("right-1"));
-    let seen =
-        handshake(right.quic_server(ALPN).unwrap(), left.quic_client(ALPN).unwrap(), &name).await.unwrap();
+    let seen = handshake(
+        right.quic_server(ALPN).unwrap(),
+        left.quic_client(ALPN).unwrap(),
+        &name,
+    )
+    .await
+    .unwrap();
     assert_eq!(seen, (Some(peer("left-1")), Some(peer("right-1"))));
 }
 
@@ -64,7 +78,13 @@ async fn a_peer_that_answers_in_another_peers_place_is_refused() {
         ["left", "right"].map(|id| identity(&fleet, &fleet.issue_peer(&peer(id), DAY).unwrap()));
     let name = peer_name(&peer("middle"));
     assert!(
-        handshake(right.quic_server(ALPN).unwrap(), left.quic_client(ALPN).unwrap(), &name).await.is_err()
+        handshake(
+            right.quic_server(ALPN).unwrap(),
+            left.quic_client(ALPN).unwrap(),
+            &name
+        )
+        .await
+        .is_err()
     );
 }
 
@@ -74,26 +94,44 @@ async fn strangers_and_expired_certificates_are_refused() {
     let server = identity(&fleet, &fleet.issue_peer(&peer("a"), DAY).unwrap());
     let stranger = identity(&other, &other.issue_peer(&peer("b"), DAY).unwrap());
     let name = peer_name(&peer("a"));
-    let met = handshake(server.quic_server(ALPN).unwrap(), stranger.quic_client(ALPN).unwrap(), &name).await;
+    let met = handshake(
+        server.quic_server(ALPN).unwrap(),
+        stranger.quic_client(ALPN).unwrap(),
+        &name,
+    )
+    .await;
     assert!(met.is_err());
 
     let over = fleet.issue_peer(&peer("c"), Duration::ZERO).unwrap();
-    let error = Identity::from_pem(&over.certificate_pem, &over.key_pem, fleet.certificate_pem())
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("expired") && error.contains("flotilla pki issue"), "{error}");
+    let error = Identity::from_pem(
+        &over.certificate_pem,
+        &over.key_pem,
+        fleet.certificate_pem(),
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(
+        error.contains("expired") && error.contains("flotilla pki issue"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
 async fn an_origin_serves_people_and_knows_peers() {
     let fleet = Authority::create().unwrap();
-    let names = ["origin.example".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    let names = [
+        "origin.example".to_owned(),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+    ];
     let origin = identity(&fleet, &fleet.issue_server(&names, DAY).unwrap());
     assert_eq!(origin.peer_id(), None);
     let server = || Arc::unwrap_or_clone(origin.https_server(Clients::Anybody).unwrap());
 
     let vm = identity(&fleet, &fleet.issue_peer(&peer("vm-1"), DAY).unwrap());
-    let seen = handshake(server(), vm.https_client().unwrap(), "origin.example").await.unwrap();
+    let seen = handshake(server(), vm.https_client().unwrap(), "origin.example")
+        .await
+        .unwrap();
     assert_eq!(seen, (Some(peer("vm-1")), None));
 
     let directory = tempfile::tempdir().unwrap();
@@ -102,7 +140,11 @@ async fn an_origin_serves_people_and_knows_peers() {
     let person = || client_trusting(&authority).unwrap();
     let seen = handshake(server(), person(), "127.0.0.1").await.unwrap();
     assert_eq!(seen, (None, None));
-    assert!(handshake(server(), client_without_trust().unwrap(), "127.0.0.1").await.is_err());
+    assert!(
+        handshake(server(), client_without_trust().unwrap(), "127.0.0.1")
+            .await
+            .is_err()
+    );
 
     let members_only = Arc::unwrap_or_clone(origin.https_server(Clients::Authenticated).unwrap());
     let (near, far) = tokio::io::duplex(1 << 16);
@@ -117,11 +159,18 @@ async fn an_origin_serves_people_and_knows_peers() {
 #[test]
 fn no_server_gets_a_peers_name() {
     let fleet = Authority::create().unwrap();
-    for name in
-        ["vm-1.peer.flotilla.internal", "x.PEER.flotilla.internal", "peer.flotilla.internal", "a b", ""]
-    {
+    for name in [
+        "vm-1.peer.flotilla.internal",
+        "x.PEER.flotilla.internal",
+        "peer.flotilla.internal",
+        "a b",
+        "",
+    ] {
         let refused = fleet.issue_server(&[name.to_owned()], DAY);
-        assert!(matches!(refused, Err(IdentityError::ServerName(_))), "{name}");
+        assert!(
+            matches!(refused, Err(IdentityError::ServerName(_))),
+            "{name}"
+        );
     }
 }
 
@@ -129,28 +178,48 @@ fn no_server_gets_a_peers_name() {
 fn an_id_of_63_characters_fits_a_certificate() {
     let fleet = Authority::create().unwrap();
     let longest = peer(&"a".repeat(63));
-    assert_eq!(identity(&fleet, &fleet.issue_peer(&longest, DAY).unwrap()).peer_id(), Some(longest));
+    assert_eq!(
+        identity(&fleet, &fleet.issue_peer(&longest, DAY).unwrap()).peer_id(),
+        Some(longest)
+    );
 }
 
 #[test]
 fn a_certificate_that_names_two_peers_names_none() {
     let key = rcgen::KeyPair::generate().unwrap();
     let names = ["a", "b"].map(|id| peer_name(&peer(id))).to_vec();
-    let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    let certificate = rcgen::CertificateParams::new(names)
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
     assert_eq!(peer_id(certificate.der()), None);
     assert_eq!(peer_id(&CertificateDer::from_slice(b"nonsense")), None);
 }
 
 /// An identity's files in a directory.
-fn write_files(directory: &std::path::Path, fleet: &Authority, issued: &Issued) -> CertificateFiles {
+fn write_files(
+    directory: &std::path::Path,
+    fleet: &Authority,
+    issued: &Issued,
+) -> CertificateFiles {
     let files = CertificateFiles {
         certificate: directory.join("peer.pem"),
         key: directory.join("peer.key"),
         authority: directory.join("ca.pem"),
     };
-    write_new(FileKind::Certificate, &files.certificate, &issued.certificate_pem).unwrap();
+    write_new(
+        FileKind::Certificate,
+        &files.certificate,
+        &issued.certificate_pem,
+    )
+    .unwrap();
     write_new(FileKind::PrivateKey, &files.key, &issued.key_pem).unwrap();
-    write_new(FileKind::Authority, &files.authority, fleet.certificate_pem()).unwrap();
+    write_new(
+        FileKind::Authority,
+        &files.authority,
+        fleet.certificate_pem(),
+    )
+    .unwrap();
     files
 }
 
@@ -158,19 +227,38 @@ fn write_files(directory: &std::path::Path, fleet: &Authority, issued: &Issued) 
 fn a_bad_file_is_named_with_its_fault_and_cure() {
     let fleet = Authority::create().unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let files = write_files(directory.path(), &fleet, &fleet.issue_peer(&peer("a"), DAY).unwrap());
-    let swapped = CertificateFiles { certificate: files.key.clone(), ..files.clone() };
+    let files = write_files(
+        directory.path(),
+        &fleet,
+        &fleet.issue_peer(&peer("a"), DAY).unwrap(),
+    );
+    let swapped = CertificateFiles {
+        certificate: files.key.clone(),
+        ..files.clone()
+    };
     let error = Identity::load(&swapped).unwrap_err().to_string();
-    assert!(error.contains("peer.key") && error.contains("BEGIN CERTIFICATE"), "{error}");
-    let missing = CertificateFiles { key: directory.path().join("nowhere"), ..files };
+    assert!(
+        error.contains("peer.key") && error.contains("BEGIN CERTIFICATE"),
+        "{error}"
+    );
+    let missing = CertificateFiles {
+        key: directory.path().join("nowhere"),
+        ..files
+    };
     let error = Identity::load(&missing).unwrap_err().to_string();
-    assert!(error.starts_with("read private key") && error.contains("nowhere"), "{error}");
+    assert!(
+        error.starts_with("read private key") && error.contains("nowhere"),
+        "{error}"
+    );
 }
 
 #[test]
 fn an_authority_is_loaded_again_and_issues_what_its_fleet_accepts() {
     let directory = tempfile::tempdir().unwrap();
-    let (certificate, key) = (directory.path().join("ca.pem"), directory.path().join("ca.key"));
+    let (certificate, key) = (
+        directory.path().join("ca.pem"),
+        directory.path().join("ca.key"),
+    );
     let made = Authority::create().unwrap();
     write_new(FileKind::Authority, &certificate, made.certificate_pem()).unwrap();
     write_new(FileKind::AuthorityKey, &key, &made.key_pem()).unwrap();
@@ -191,11 +279,18 @@ fn an_authority_is_loaded_again_and_issues_what_its_fleet_accepts() {
 #[test]
 fn a_seal_key_survives_its_file_and_peers_trust_its_public_line() {
     let directory = tempfile::tempdir().unwrap();
-    let (secret_file, trusted_file) =
-        (directory.path().join("seal.key"), directory.path().join("trusted-keys"));
+    let (secret_file, trusted_file) = (
+        directory.path().join("seal.key"),
+        directory.path().join("trusted-keys"),
+    );
     let secret = SealSecret::generate("eu-1".parse().unwrap()).unwrap();
     write_new(FileKind::SealKey, &secret_file, &secret.to_text()).unwrap();
-    write_new(FileKind::TrustedKeys, &trusted_file, &trusted_key_line(&secret.key())).unwrap();
+    write_new(
+        FileKind::TrustedKeys,
+        &trusted_file,
+        &trusted_key_line(&secret.key()),
+    )
+    .unwrap();
     let key = load_seal_key(&secret_file).unwrap();
     assert_eq!(key.key_id(), secret.key().key_id());
     assert_eq!(key.issuer().as_str(), "eu-1");
@@ -206,12 +301,24 @@ fn a_seal_key_survives_its_file_and_peers_trust_its_public_line() {
         chunk_log2: Geometry::for_size(size).chunk_log2(),
         root: [7; 32],
     });
-    assert!(load_trusted_keys(&trusted_file).unwrap().check(&seal).is_ok());
+    assert!(
+        load_trusted_keys(&trusted_file)
+            .unwrap()
+            .check(&seal)
+            .is_ok()
+    );
 
-    let error = parse_trusted_keys("# nobody yet\n\n").unwrap_err().to_string();
+    let error = parse_trusted_keys("# nobody yet\n\n")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("holds no key"), "{error}");
-    let error = parse_trusted_keys("# one\neu-1 ed25519 12\n").unwrap_err().to_string();
+    let error = parse_trusted_keys("# one\neu-1 ed25519 12\n")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("line 2"), "{error}");
     let error = load_seal_key(&trusted_file).unwrap_err().to_string();
-    assert!(error.contains("ed25519-secret") && error.contains("trusted-keys"), "{error}");
+    assert!(
+        error.contains("ed25519-secret") && error.contains("trusted-keys"),
+        "{error}"
+    );
 }

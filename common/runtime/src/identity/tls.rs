@@ -70,11 +70,17 @@ impl Identity {
     pub fn from_pem(certificate: &str, key: &str, authority: &str) -> Result<Self, IdentityError> {
         let place = Place::Memory;
         let (certified, validity) = certified(&place, certificate, &place, key)?;
-        Ok(Self::new(Moment::new(certified, validity, roots(&place, authority)?)?, None))
+        Ok(Self::new(
+            Moment::new(certified, validity, roots(&place, authority)?)?,
+            None,
+        ))
     }
 
     fn new(moment: Moment, files: Option<CertificateFiles>) -> Self {
-        Self { live: Arc::new(Live(ArcSwap::from_pointee(moment))), files }
+        Self {
+            live: Arc::new(Live(ArcSwap::from_pointee(moment))),
+            files,
+        }
     }
 
     /// The files it is in; `None` for one that was made in memory and never changes.
@@ -88,12 +94,15 @@ impl Identity {
     /// As [`Identity::load`], and a certificate of another peer: a name lasts as long as its process. What was in use
     /// stays in use.
     pub fn reload(&self) -> Result<(), IdentityError> {
-        let Some(files) = &self.files else { return Ok(()) };
+        let Some(files) = &self.files else {
+            return Ok(());
+        };
         let moment = load(files)?;
         let named = peer_of(&moment);
         if let Some(id) = self.peer_id().filter(|id| named.as_ref() != Some(id)) {
             let named = named.map_or_else(|| "no peer".to_owned(), |named| format!("peer {named}"));
-            let fault = format!("names {named}, and this process is peer {id}: restart it to rename it");
+            let fault =
+                format!("names {named}, and this process is peer {id}: restart it to rename it");
             return Err(Place::File(files.certificate.clone()).fault(FileKind::Certificate, fault));
         }
         self.live.0.store(Arc::new(moment));
@@ -116,7 +125,11 @@ impl Identity {
     /// The text cannot be written.
     pub fn figures(&self, figures: &mut Figures<'_>) -> fmt::Result {
         let help = "When the certificate in use is over, in seconds since 1970";
-        figures.gauge("certificate_ends_timestamp_seconds", help, self.ends_unix_s())
+        figures.gauge(
+            "certificate_ends_timestamp_seconds",
+            help,
+            self.ends_unix_s(),
+        )
     }
 
     pub(super) fn validity(&self) -> Validity {
@@ -144,7 +157,8 @@ impl Identity {
     /// # Errors
     /// The authorities cannot verify anybody.
     pub fn https_server(&self, clients: Clients) -> Result<Arc<ServerConfig>, IdentityError> {
-        self.server(HTTPS_VERSIONS, clients, &[b"h2", b"http/1.1"]).map(Arc::new)
+        self.server(HTTPS_VERSIONS, clients, &[b"h2", b"http/1.1"])
+            .map(Arc::new)
     }
 
     /// For an HTTPS client that shows its certificate.
@@ -161,7 +175,10 @@ impl Identity {
         clients: Clients,
         alpn: &[&[u8]],
     ) -> Result<ServerConfig, IdentityError> {
-        let verifier = LiveClients { live: Arc::clone(&self.live), clients };
+        let verifier = LiveClients {
+            live: Arc::clone(&self.live),
+            clients,
+        };
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(versions)
             .map_err(tls_error)?
@@ -240,20 +257,26 @@ fn certified(
 ) -> Result<(CertifiedKey, Validity), IdentityError> {
     let chain = certificate_place.certificates(FileKind::Certificate, certificate)?;
     let key = key_place.private_key(key)?;
-    let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => key_place.fault(
-            FileKind::PrivateKey,
-            format!("does not belong to the certificate in {certificate_place}"),
-        ),
-        error => key_place.fault(FileKind::PrivateKey, error),
-    })?;
+    let certified =
+        CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => key_place.fault(
+                FileKind::PrivateKey,
+                format!("does not belong to the certificate in {certificate_place}"),
+            ),
+            error => key_place.fault(FileKind::PrivateKey, error),
+        })?;
     let fault = |fault: String| certificate_place.fault(FileKind::Certificate, fault);
-    let end_entity = certified.end_entity_cert().map_err(|error| fault(error.to_string()))?;
-    let (_, parsed) =
-        x509_parser::parse_x509_certificate(end_entity).map_err(|error| fault(error.to_string()))?;
+    let end_entity = certified
+        .end_entity_cert()
+        .map_err(|error| fault(error.to_string()))?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(end_entity)
+        .map_err(|error| fault(error.to_string()))?;
     let (not_before, not_after) = (parsed.validity().not_before, parsed.validity().not_after);
     let unix_s = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
-    let validity = Validity { begins_unix_s: unix_s(not_before), ends_unix_s: unix_s(not_after) };
+    let validity = Validity {
+        begins_unix_s: unix_s(not_before),
+        ends_unix_s: unix_s(not_after),
+    };
     if validity.ends_unix_s <= Clock::unix_seconds() {
         return Err(fault(format!("expired on {not_after}")));
     }
@@ -263,9 +286,13 @@ fn certified(
 /// A bundle may hold certificates that this cryptography cannot read; one good one is enough.
 fn roots(place: &Place, text: &str) -> Result<RootCertStore, IdentityError> {
     let mut roots = RootCertStore::empty();
-    let (usable, unusable) = roots.add_parsable_certificates(place.certificates(FileKind::Authority, text)?);
+    let (usable, unusable) =
+        roots.add_parsable_certificates(place.certificates(FileKind::Authority, text)?);
     if usable == 0 {
-        return Err(place.fault(FileKind::Authority, "holds no certificate that can be trusted"));
+        return Err(place.fault(
+            FileKind::Authority,
+            "holds no certificate that can be trusted",
+        ));
     }
     if unusable > 0 {
         tracing::debug!(%place, usable, unusable, "some authorities cannot be used");

@@ -44,7 +44,10 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { poll: Duration::from_secs(2), patience: Duration::from_secs(5) }
+        Self {
+            poll: Duration::from_secs(2),
+            patience: Duration::from_secs(5),
+        }
     }
 }
 
@@ -72,7 +75,11 @@ impl Reloadable for Identity {
     fn files(&self) -> Vec<PathBuf> {
         let files = Self::files(self);
         files.map_or_else(Vec::new, |files| {
-            vec![files.certificate.clone(), files.key.clone(), files.authority.clone()]
+            vec![
+                files.certificate.clone(),
+                files.key.clone(),
+                files.authority.clone(),
+            ]
         })
     }
 
@@ -101,11 +108,16 @@ pub(super) fn expiry_reminder(validity: Validity, now_unix_s: u64) -> Option<Str
     if left > REMINDER_S.min(life / 3) {
         return None;
     }
-    let cure = "issue a new one (flotilla pki issue --renew) and replace the files; no restart is needed";
+    let cure =
+        "issue a new one (flotilla pki issue --renew) and replace the files; no restart is needed";
     Some(match left {
         0 => format!("the certificate is over and nobody accepts it: {cure}"),
         left => {
-            format!("the certificate is over in {} days and {} h: {cure}", left / DAY_S, left % DAY_S / 3600)
+            format!(
+                "the certificate is over in {} days and {} h: {cure}",
+                left / DAY_S,
+                left % DAY_S / 3600
+            )
         }
     })
 }
@@ -124,7 +136,10 @@ impl LiveKeys {
     /// As [`load_trusted_keys`].
     pub fn load(file: &Path) -> Result<Self, IdentityError> {
         let keys = load_trusted_keys(file)?;
-        Ok(Self { file: Some(file.to_owned()), ..Self::from(keys) })
+        Ok(Self {
+            file: Some(file.to_owned()),
+            ..Self::from(keys)
+        })
     }
 
     /// The keys of this moment.
@@ -136,7 +151,10 @@ impl LiveKeys {
 /// Keys that never change.
 impl From<TrustedKeys> for LiveKeys {
     fn from(keys: TrustedKeys) -> Self {
-        Self { current: Arc::new(ArcSwap::from_pointee(keys)), file: None }
+        Self {
+            current: Arc::new(ArcSwap::from_pointee(keys)),
+            file: None,
+        }
     }
 }
 
@@ -185,7 +203,9 @@ pub fn keep_fresh(subject: impl Reloadable, timing: Timing, shutdown: &Shutdown)
                 (watch, seen)
             });
             // Only fails when it panicked, or with the runtime.
-            let Ok((again, seen)) = looked.await else { return };
+            let Ok((again, seen)) = looked.await else {
+                return;
+            };
             watch = again;
             watch.tell(&seen, asked);
         }
@@ -209,7 +229,13 @@ fn stamp(path: &PathBuf) -> Stamp {
     let metadata = fs::metadata(path).ok()?;
     let modified = (metadata.mtime(), metadata.mtime_nsec());
     let changed = (metadata.ctime(), metadata.ctime_nsec());
-    Some((metadata.dev(), metadata.ino(), metadata.len(), modified, changed))
+    Some((
+        metadata.dev(),
+        metadata.ino(),
+        metadata.len(),
+        modified,
+        changed,
+    ))
 }
 
 /// What one look found.
@@ -237,7 +263,13 @@ pub(super) struct Watch<R> {
 impl<R: Reloadable> Watch<R> {
     pub(super) fn new(subject: R, patience: Duration) -> Self {
         // They may have changed since they were read: the first look reads them again.
-        Self { subject, patience, settled: Vec::new(), bad_since: None, reminded_at: None }
+        Self {
+            subject,
+            patience,
+            settled: Vec::new(),
+            bad_since: None,
+            reminded_at: None,
+        }
     }
 
     pub(super) fn look(&mut self, asked: bool, now: Instant) -> Seen {
@@ -250,7 +282,11 @@ impl<R: Reloadable> Watch<R> {
         let Err(error) = self.subject.reload() else {
             self.bad_since = None;
             self.settled = stamps;
-            return if is_first && !asked { Seen::Unchanged } else { Seen::Reloaded };
+            return if is_first && !asked {
+                Seen::Unchanged
+            } else {
+                Seen::Reloaded
+            };
         };
         let bad_since = *self.bad_since.get_or_insert(now);
         if !asked && now.duration_since(bad_since) < self.patience {
@@ -265,12 +301,16 @@ impl<R: Reloadable> Watch<R> {
         match seen {
             Seen::Unchanged => {}
             Seen::Reloaded => tracing::info!(now = self.subject.describe(), "files taken up again"),
-            Seen::Unsettled => tracing::debug!(now = self.subject.describe(), "files are being changed"),
+            Seen::Unsettled => {
+                tracing::debug!(now = self.subject.describe(), "files are being changed")
+            }
             Seen::Bad(error) => {
                 tracing::error!(%error, stays = self.subject.describe(), "CHANGED FILES CANNOT BE USED: what was in use stays in use");
             }
         }
-        let due = self.reminded_at.is_none_or(|at| at.elapsed() >= REMINDER_INTERVAL);
+        let due = self
+            .reminded_at
+            .is_none_or(|at| at.elapsed() >= REMINDER_INTERVAL);
         if let Some(reminder) = self.subject.reminder().filter(|_| due || asked) {
             self.reminded_at = Some(Instant::now());
             tracing::warn!("{reminder}");

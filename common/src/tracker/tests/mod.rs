@@ -56,10 +56,18 @@ impl Desk {
             match output {
                 Output::Lease { request, answer } => {
                     self.answered_at.insert(request, self.now);
-                    assert_eq!(self.leases.insert(request, answer), None, "a request is answered once");
+                    assert_eq!(
+                        self.leases.insert(request, answer),
+                        None,
+                        "a request is answered once"
+                    );
                 }
                 Output::Announced { request, answer } => {
-                    assert_eq!(self.announced.insert(request, answer), None, "an announce is answered once");
+                    assert_eq!(
+                        self.announced.insert(request, answer),
+                        None,
+                        "an announce is answered once"
+                    );
                 }
                 Output::PeerForgotten(peer) => self.forgotten_peers.push(peer),
                 Output::BlobForgotten(blob) => self.forgotten_blobs.push(blob),
@@ -115,8 +123,14 @@ impl Desk {
         let answer = self.announce_with(PeerSlot(peer), zone, |announce| {
             announce.changes.push(Change { blob: BLOB, state });
         });
-        let AnnounceAnswer::Accepted { handouts, .. } = answer else { panic!("not accepted: {answer:?}") };
-        handouts.into_iter().next().map(|(_, peers)| peers).unwrap_or_default()
+        let AnnounceAnswer::Accepted { handouts, .. } = answer else {
+            panic!("not accepted: {answer:?}")
+        };
+        handouts
+            .into_iter()
+            .next()
+            .map(|(_, peers)| peers)
+            .unwrap_or_default()
     }
 
     fn join_all(&mut self, peers: core::ops::Range<u32>) {
@@ -166,7 +180,13 @@ impl Desk {
 
     pub(super) fn lease(&mut self, peer: u32, chunk: u32, event: LeaseEvent) -> LeaseAnswer {
         let request = self.request();
-        self.handle(Input::Lease(Lease { request, peer: PeerSlot(peer), blob: BLOB, chunk, event }));
+        self.handle(Input::Lease(Lease {
+            request,
+            peer: PeerSlot(peer),
+            blob: BLOB,
+            chunk,
+            event,
+        }));
         self.leases[&request]
     }
 
@@ -210,12 +230,22 @@ fn three_quarters_of_a_handout_are_of_the_own_zone() {
 fn a_small_zone_is_filled_up_from_the_region_and_one_peer_is_of_another_region() {
     let mut desk = Desk::new(Config::default());
     for peer in 0..200 {
-        desk.join(peer, if peer < 3 { 0 } else { 1 + peer % 3 * 10 }, BlobState::Wanted(Progress::NONE));
+        desk.join(
+            peer,
+            if peer < 3 { 0 } else { 1 + peer % 3 * 10 },
+            BlobState::Wanted(Progress::NONE),
+        );
     }
     let handout = desk.join(200, 0, BlobState::Wanted(Progress::NONE));
     assert_eq!(handout.len(), 16);
     assert_eq!(handout.iter().filter(|peer| peer.0 < 3).count(), 3);
-    assert_eq!(handout.iter().filter(|peer| peer.0 >= 3 && peer.0 % 3 != 0).count(), 1);
+    assert_eq!(
+        handout
+            .iter()
+            .filter(|peer| peer.0 >= 3 && peer.0 % 3 != 0)
+            .count(),
+        1
+    );
 }
 
 #[test]
@@ -229,10 +259,16 @@ fn the_graph_of_a_burst_is_connected_and_nobody_is_dialled_by_everybody() {
             degree[peer as usize] += 1;
             degree[other.0 as usize] += 1;
             let (one, two) = (group[peer as usize], group[other.0 as usize]);
-            group.iter_mut().filter(|group| **group == two).for_each(|group| *group = one);
+            group
+                .iter_mut()
+                .filter(|group| **group == two)
+                .for_each(|group| *group = one);
         }
     }
-    assert!(group.iter().all(|one| *one == group[0]), "two halves never meet");
+    assert!(
+        group.iter().all(|one| *one == group[0]),
+        "two halves never meet"
+    );
     let busiest = degree.iter().max().unwrap();
     // At random among those that came before, the first are handed out about 16 ln(1000 / 16) times.
     assert!(*busiest <= 120, "a peer is a neighbour of {busiest}");
@@ -244,11 +280,16 @@ fn connected_peers_come_first_but_leave_room_for_strangers() {
     desk.join_all(0..200);
     let connected: Vec<PeerSlot> = (50..80).map(PeerSlot).collect();
     let answer = desk.announce_with(PeerSlot(200), 0, |announce| {
-        announce.changes.push(Change { blob: BLOB, state: BlobState::Wanted(Progress::NONE) });
+        announce.changes.push(Change {
+            blob: BLOB,
+            state: BlobState::Wanted(Progress::NONE),
+        });
         announce.connected = connected.clone();
         announce.unreachable = vec![PeerSlot(50)];
     });
-    let AnnounceAnswer::Accepted { handouts, .. } = answer else { panic!("{answer:?}") };
+    let AnnounceAnswer::Accepted { handouts, .. } = answer else {
+        panic!("{answer:?}")
+    };
     let peers = &handouts[0].1;
     let known = peers.iter().filter(|peer| connected.contains(peer)).count();
     assert_eq!(peers.len(), 16);
@@ -262,8 +303,10 @@ fn a_lone_seeder_is_handed_to_some_but_not_to_all() {
     desk.join(0, 0, BlobState::Held(Progress::COMPLETE));
     let mut with_seeder = 0;
     for peer in 1..=500 {
-        with_seeder +=
-            u32::from(desk.join(peer, 0, BlobState::Wanted(Progress::NONE)).contains(&PeerSlot(0)));
+        with_seeder += u32::from(
+            desk.join(peer, 0, BlobState::Wanted(Progress::NONE))
+                .contains(&PeerSlot(0)),
+        );
     }
     assert!((40..250).contains(&with_seeder), "{with_seeder} of 500");
 }
@@ -272,8 +315,11 @@ fn a_lone_seeder_is_handed_to_some_but_not_to_all() {
 fn many_seeders_fill_half_of_a_handout_while_there_are_leechers() {
     let mut desk = Desk::new(Config::default());
     for peer in 0..300 {
-        let state =
-            if peer < 250 { BlobState::Held(Progress::COMPLETE) } else { BlobState::Wanted(Progress::NONE) };
+        let state = if peer < 250 {
+            BlobState::Held(Progress::COMPLETE)
+        } else {
+            BlobState::Wanted(Progress::NONE)
+        };
         desk.join(peer, 0, state);
     }
     let handout = desk.join(300, 0, BlobState::Wanted(Progress::NONE));
@@ -291,15 +337,44 @@ fn an_unknown_epoch_or_a_gap_is_answered_by_resync_and_a_repetition_is_taken() {
             announce.epoch = announce.epoch.wrapping_add(epoch_off);
         }
     };
-    assert_eq!(desk.announce_with(PeerSlot(0), 0, delta(1, 0)), AnnounceAnswer::Resync, "nobody known");
-    assert_eq!(desk.forgotten_peers, [PeerSlot(0)], "the slot is free again");
+    assert_eq!(
+        desk.announce_with(PeerSlot(0), 0, delta(1, 0)),
+        AnnounceAnswer::Resync,
+        "nobody known"
+    );
+    assert_eq!(
+        desk.forgotten_peers,
+        [PeerSlot(0)],
+        "the slot is free again"
+    );
     desk.join(0, 0, BlobState::Wanted(Progress::NONE));
-    assert!(matches!(desk.announce_with(PeerSlot(0), 0, delta(1, 0)), AnnounceAnswer::Accepted { .. }));
-    assert!(matches!(desk.announce_with(PeerSlot(0), 0, delta(1, 0)), AnnounceAnswer::Accepted { .. }));
-    assert_eq!(desk.announce_with(PeerSlot(0), 0, delta(3, 0)), AnnounceAnswer::Resync, "a gap");
-    assert_eq!(desk.announce_with(PeerSlot(0), 0, delta(2, 1)), AnnounceAnswer::Resync, "another epoch");
-    assert_eq!(desk.announce_with(PeerSlot(0), 1, delta(2, 0)), AnnounceAnswer::Resync, "another zone");
-    assert!(matches!(desk.announce_with(PeerSlot(0), 0, delta(2, 0)), AnnounceAnswer::Accepted { .. }));
+    assert!(matches!(
+        desk.announce_with(PeerSlot(0), 0, delta(1, 0)),
+        AnnounceAnswer::Accepted { .. }
+    ));
+    assert!(matches!(
+        desk.announce_with(PeerSlot(0), 0, delta(1, 0)),
+        AnnounceAnswer::Accepted { .. }
+    ));
+    assert_eq!(
+        desk.announce_with(PeerSlot(0), 0, delta(3, 0)),
+        AnnounceAnswer::Resync,
+        "a gap"
+    );
+    assert_eq!(
+        desk.announce_with(PeerSlot(0), 0, delta(2, 1)),
+        AnnounceAnswer::Resync,
+        "another epoch"
+    );
+    assert_eq!(
+        desk.announce_with(PeerSlot(0), 1, delta(2, 0)),
+        AnnounceAnswer::Resync,
+        "another zone"
+    );
+    assert!(matches!(
+        desk.announce_with(PeerSlot(0), 0, delta(2, 0)),
+        AnnounceAnswer::Accepted { .. }
+    ));
 }
 
 #[test]
@@ -326,42 +401,69 @@ fn a_full_announce_leaves_what_it_does_not_name_and_moves_with_its_peer() {
     desk.join_all(0..2);
     let other = BlobSlot(1);
     desk.announce_with(PeerSlot(0), 3, |announce| {
-        announce.changes.push(Change { blob: other, state: BlobState::Wanted(Progress::NONE) });
-        announce.changes.push(Change { blob: other, state: BlobState::Held(Progress::COMPLETE) });
+        announce.changes.push(Change {
+            blob: other,
+            state: BlobState::Wanted(Progress::NONE),
+        });
+        announce.changes.push(Change {
+            blob: other,
+            state: BlobState::Held(Progress::COMPLETE),
+        });
     });
-    let swarms: Vec<(BlobSlot, usize, usize)> =
-        desk.machine.swarms().map(|swarm| (swarm.blob, swarm.peers, swarm.seeders)).collect();
+    let swarms: Vec<(BlobSlot, usize, usize)> = desk
+        .machine
+        .swarms()
+        .map(|swarm| (swarm.blob, swarm.peers, swarm.seeders))
+        .collect();
     assert_eq!(swarms, [(BLOB, 1, 0), (other, 1, 1)]);
     assert!(desk.forgotten_blobs.is_empty());
 }
 
 #[test]
 fn the_interval_grows_with_the_peers() {
-    let config = Config { announces_per_second: 10, ..Config::default() };
+    let config = Config {
+        announces_per_second: 10,
+        ..Config::default()
+    };
     let mut desk = Desk::new(config);
     let mut intervals = Vec::new();
     for peer in 0..1_000 {
         let answer = desk.announce_with(PeerSlot(peer), 0, |_| {});
-        let AnnounceAnswer::Accepted { next, .. } = answer else { panic!("{answer:?}") };
+        let AnnounceAnswer::Accepted { next, .. } = answer else {
+            panic!("{answer:?}")
+        };
         intervals.push(next);
     }
     assert!(intervals[0] >= millis(3_750) && intervals[0] <= millis(6_250));
     let late: Duration = intervals[900..].iter().sum::<Duration>() / 100;
-    assert!(late > Duration::from_secs(85) && late < Duration::from_secs(105), "{late:?}");
+    assert!(
+        late > Duration::from_secs(85) && late < Duration::from_secs(105),
+        "{late:?}"
+    );
     assert_ne!(intervals[998], intervals[999], "jittered");
 }
 
 #[test]
 fn too_many_peers_and_too_many_swarms_are_turned_away() {
-    let mut desk = Desk::new(Config { peers_limit: 1, swarms_per_peer_limit: 1, ..Config::default() });
+    let mut desk = Desk::new(Config {
+        peers_limit: 1,
+        swarms_per_peer_limit: 1,
+        ..Config::default()
+    });
     desk.announce_with(PeerSlot(0), 0, |announce| {
         announce.changes = (0..3)
-            .map(|blob| Change { blob: BlobSlot(blob), state: BlobState::Held(Progress::NONE) })
+            .map(|blob| Change {
+                blob: BlobSlot(blob),
+                state: BlobState::Held(Progress::NONE),
+            })
             .collect();
     });
     assert_eq!(desk.machine.swarms().count(), 1);
     assert_eq!(desk.forgotten_blobs, [BlobSlot(1), BlobSlot(2)]);
-    assert_eq!(desk.announce_with(PeerSlot(1), 0, |_| {}), AnnounceAnswer::Full);
+    assert_eq!(
+        desk.announce_with(PeerSlot(1), 0, |_| {}),
+        AnnounceAnswer::Full
+    );
     assert_eq!(desk.forgotten_peers, [PeerSlot(1)]);
 }
 
@@ -369,7 +471,9 @@ fn too_many_peers_and_too_many_swarms_are_turned_away() {
 fn the_same_rng_seed_gives_the_same_answers() {
     let run = || {
         let mut desk = Desk::with_rng_seed(Config::default(), 42);
-        (0..300).map(|peer| desk.join(peer, peer % 7, BlobState::Wanted(Progress::NONE))).collect::<Vec<_>>()
+        (0..300)
+            .map(|peer| desk.join(peer, peer % 7, BlobState::Wanted(Progress::NONE)))
+            .collect::<Vec<_>>()
     };
     assert_eq!(run(), run());
 }

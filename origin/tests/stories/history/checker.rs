@@ -54,8 +54,12 @@ impl History {
     /// # Panics
     /// If too little happened for a check to mean anything.
     pub(super) fn assert_busy(&self) {
-        let count =
-            |wanted: fn(&Outcome) -> bool| self.events.iter().filter(|event| wanted(&event.outcome)).count();
+        let count = |wanted: fn(&Outcome) -> bool| {
+            self.events
+                .iter()
+                .filter(|event| wanted(&event.outcome))
+                .count()
+        };
         let counts = [
             count(|outcome| matches!(outcome, Outcome::Moved(_))),
             count(|outcome| matches!(outcome, Outcome::Buried)),
@@ -79,12 +83,19 @@ impl History {
         }
         let of = |key: &str| by_key.get(key).map_or(&[][..], Vec::as_slice);
         let violations = self.events.iter().flat_map(|read| match &read.outcome {
-            Outcome::Named(seen) => self.tag(read, *seen, &acknowledged, grace).into_iter().collect(),
-            Outcome::Found(seen) => presence(read, *seen, of(&read.key), grace).into_iter().collect(),
+            Outcome::Named(seen) => self
+                .tag(read, *seen, &acknowledged, grace)
+                .into_iter()
+                .collect(),
+            Outcome::Found(seen) => presence(read, *seen, of(&read.key), grace)
+                .into_iter()
+                .collect(),
             Outcome::Listed(seen) => {
                 let missing = missing(read, seen, of(&read.key), grace).into_iter();
                 let prefix = format!("{} ", read.key);
-                let entries = by_key.range(&*prefix..).take_while(|(key, _)| key.starts_with(&prefix));
+                let entries = by_key
+                    .range(&*prefix..)
+                    .take_while(|(key, _)| key.starts_with(&prefix));
                 let listed = entries.filter_map(|(key, events)| {
                     let is_listed = seen.iter().any(|digest| key.ends_with(&digest.to_string()));
                     presence(read, is_listed, events, grace)
@@ -99,7 +110,10 @@ impl History {
     /// Each acknowledged change of a tag with its place in the storage's order.
     fn acknowledged(&self) -> Vec<(&Event, usize)> {
         let place = |change: &Event| match change.outcome {
-            Outcome::Moved(digest) => self.applied.iter().position(|applied| is_of(applied, Some(digest))),
+            Outcome::Moved(digest) => self
+                .applied
+                .iter()
+                .position(|applied| is_of(applied, Some(digest))),
             // Of several tombstones within the request's time the first: it is the least that it can have been.
             Outcome::Buried => self.applied.iter().position(|applied| {
                 let within = applied.ended >= change.began && applied.began <= change.ended;
@@ -107,7 +121,10 @@ impl History {
             }),
             _ => None,
         };
-        self.events.iter().filter_map(|change| Some((change, place(change)?))).collect()
+        self.events
+            .iter()
+            .filter_map(|change| Some((change, place(change)?)))
+            .collect()
     }
 
     /// The change that is seen must be as new, in the storage's order, as every change acknowledged before.
@@ -123,13 +140,15 @@ impl History {
             .filter(|(change, _)| change.key == read.key && change.ended + grace < read.began);
         let newest = before.map(|(_, place)| *place).max();
         let from = newest.unwrap_or(0);
-        let could_be_seen = self.applied[from..]
-            .iter()
-            .any(|applied| applied.key == read.key && applied.began <= read.ended && is_of(applied, seen));
+        let could_be_seen = self.applied[from..].iter().any(|applied| {
+            applied.key == read.key && applied.began <= read.ended && is_of(applied, seen)
+        });
         let never_was = seen.is_none() && newest.is_none();
         (!could_be_seen && !never_was).then(|| {
-            let place =
-                self.applied.iter().rposition(|applied| applied.key == read.key && is_of(applied, seen));
+            let place = self
+                .applied
+                .iter()
+                .rposition(|applied| applied.key == read.key && is_of(applied, seen));
             format!("{read:?} saw change {place:?} after change {newest:?} was acknowledged")
         })
     }
@@ -141,12 +160,22 @@ fn missing(read: &Event, seen: &[Digest], changes: &[&Event], grace: Duration) -
         let before = change.ended + grace < read.began;
         before && matches!(&change.outcome, Outcome::Referred(digest) if !seen.contains(digest))
     });
-    missing.map(|missing| format!("{missing:?} is missing among {} at {:?}", seen.len(), read.began))
+    missing.map(|missing| {
+        format!(
+            "{missing:?} is missing among {} at {:?}",
+            seen.len(),
+            read.began
+        )
+    })
 }
 
 /// With one writer: what is seen was the last thing acknowledged before, or tried since.
 fn presence(read: &Event, seen: bool, events: &[&Event], grace: Duration) -> Option<String> {
-    let by_writer = || events.iter().filter(|event| !matches!(event.outcome, Outcome::Found(_)));
+    let by_writer = || {
+        events
+            .iter()
+            .filter(|event| !matches!(event.outcome, Outcome::Found(_)))
+    };
     let last = by_writer()
         .filter(|change| change.ended + grace < read.began)
         .filter(|change| matches!(change.outcome, Outcome::Put | Outcome::Deleted))
@@ -181,7 +210,10 @@ mod tests {
         let (start, step) = (Instant::now(), Duration::from_millis(10));
         let (mut events, mut applied) = (Vec::new(), Vec::new());
         for (at, (key, outcome)) in outcomes.into_iter().enumerate() {
-            let (began, ended) = (start + step * (2 * at as u32), start + step * (2 * at as u32 + 1));
+            let (began, ended) = (
+                start + step * (2 * at as u32),
+                start + step * (2 * at as u32 + 1),
+            );
             let body = match &outcome {
                 Outcome::Moved(digest) => Some([digest.hash(), &[0; TOMBSTONE_LIMIT]].concat()),
                 Outcome::Buried => Some(Vec::new()),
@@ -193,7 +225,12 @@ mod tests {
                 began,
                 ended,
             }));
-            events.push(Event { key, began, ended, outcome });
+            events.push(Event {
+                key,
+                began,
+                ended,
+                outcome,
+            });
         }
         History { events, applied }.violations(Duration::ZERO)
     }
@@ -208,7 +245,10 @@ mod tests {
 
     fn is_found(outcomes: Vec<(String, Outcome)>, saying: &str) {
         let found = history(outcomes);
-        assert!(matches!(&found[..], [one] if one.contains(saying)), "{found:?}");
+        assert!(
+            matches!(&found[..], [one] if one.contains(saying)),
+            "{found:?}"
+        );
     }
 
     #[test]
@@ -236,8 +276,14 @@ mod tests {
         let (one, two) = (digest("one"), digest("two"));
         let tag = |outcome| ("tag".to_owned(), outcome);
         let moved = || vec![tag(Outcome::Moved(one)), tag(Outcome::Moved(two))];
-        is_found([moved(), vec![tag(Outcome::Named(Some(one)))]].concat(), "after change Some(1)");
-        is_found([moved(), vec![tag(Outcome::Named(None))]].concat(), "after change Some(1)");
+        is_found(
+            [moved(), vec![tag(Outcome::Named(Some(one)))]].concat(),
+            "after change Some(1)",
+        );
+        is_found(
+            [moved(), vec![tag(Outcome::Named(None))]].concat(),
+            "after change Some(1)",
+        );
         let deleted = vec![tag(Outcome::Buried), tag(Outcome::Named(Some(two)))];
         is_found([moved(), deleted].concat(), "after change Some(2)");
     }
@@ -245,8 +291,15 @@ mod tests {
     #[test]
     fn a_blob_that_is_lost_and_one_whose_delete_is_undone_are_found() {
         let blob = |outcome| ("blob".to_owned(), outcome);
-        is_found(vec![blob(Outcome::Put), blob(Outcome::Found(false))], "saw false");
-        let undone = vec![blob(Outcome::Put), blob(Outcome::Deleted), blob(Outcome::Found(true))];
+        is_found(
+            vec![blob(Outcome::Put), blob(Outcome::Found(false))],
+            "saw false",
+        );
+        let undone = vec![
+            blob(Outcome::Put),
+            blob(Outcome::Deleted),
+            blob(Outcome::Found(true)),
+        ];
         is_found(undone, "saw true");
     }
 
@@ -254,9 +307,21 @@ mod tests {
     fn a_list_that_lacks_a_referrer_or_has_a_deleted_one_is_found() {
         let list = |digests| (SUBJECT.to_owned(), Outcome::Listed(digests));
         let one = digest("one");
-        is_found(vec![(SUBJECT.to_owned(), Outcome::Referred(one)), list(Vec::new())], "is missing");
-        is_found(vec![(entry("a"), Outcome::Put), list(vec![one])], "saw false");
+        is_found(
+            vec![
+                (SUBJECT.to_owned(), Outcome::Referred(one)),
+                list(Vec::new()),
+            ],
+            "is missing",
+        );
+        is_found(
+            vec![(entry("a"), Outcome::Put), list(vec![one])],
+            "saw false",
+        );
         let deleted = vec![(entry("a"), Outcome::Put), (entry("a"), Outcome::Deleted)];
-        is_found([deleted, vec![list(vec![digest("a")])]].concat(), "saw true");
+        is_found(
+            [deleted, vec![list(vec![digest("a")])]].concat(),
+            "saw true",
+        );
     }
 }

@@ -40,7 +40,9 @@ struct Client {
 /// Runs clients for a while, with replicas being disturbed.
 pub(super) async fn run(fleet: &mut Fleet, time: Duration, rng_seed: u64) -> History {
     let (events, until) = (Arc::<Mutex<Vec<Event>>>::default(), Instant::now() + time);
-    let anybody = fleet.entrances.read().unwrap()[0].clone().expect("everybody is up at first");
+    let anybody = fleet.entrances.read().unwrap()[0]
+        .clone()
+        .expect("everybody is up at first");
     anybody.push_blob("app", "{}").await;
     let client = |number: u64| Client {
         entrances: Arc::clone(&fleet.entrances),
@@ -66,7 +68,10 @@ pub(super) async fn run(fleet: &mut Fleet, time: Duration, rng_seed: u64) -> His
         ended.unwrap();
     }
     let applied = fleet.log.lock().await.clone();
-    History { events: std::mem::take(&mut *events.lock().await), applied }
+    History {
+        events: std::mem::take(&mut *events.lock().await),
+        applied,
+    }
 }
 
 /// The manifest that one write of a tag is known by.
@@ -104,7 +109,14 @@ fn blob(writer: u64) -> Bytes {
 impl Client {
     async fn anybody(&mut self) -> Option<Registry> {
         while Instant::now() < self.until {
-            let up: Vec<_> = self.entrances.read().unwrap().iter().flatten().cloned().collect();
+            let up: Vec<_> = self
+                .entrances
+                .read()
+                .unwrap()
+                .iter()
+                .flatten()
+                .cloned()
+                .collect();
             if !up.is_empty() {
                 return Some(up[self.rng.random_range(0..up.len())].clone());
             }
@@ -123,7 +135,10 @@ impl Client {
         outcome: impl AsyncFnOnce(Response) -> Outcome,
     ) -> Option<Outcome> {
         let client = self.anybody().await?;
-        let mut request = client.request(method, path).header("content-type", MANIFEST).timeout(PATIENCE);
+        let mut request = client
+            .request(method, path)
+            .header("content-type", MANIFEST)
+            .timeout(PATIENCE);
         if let Some(body) = body {
             request = request.body(body);
         }
@@ -133,7 +148,12 @@ impl Client {
             Ok(answer) => outcome(answer).await,
             Err(_) => Outcome::Unknown,
         };
-        let event = Event { key, began, ended: Instant::now(), outcome: outcome.clone() };
+        let event = Event {
+            key,
+            began,
+            ended: Instant::now(),
+            outcome: outcome.clone(),
+        };
         self.events.lock().await.push(event);
         Some(outcome)
     }
@@ -141,7 +161,10 @@ impl Client {
     async fn move_tags(mut self, writer: u64) {
         for count in 0.. {
             let tag = TAGS[self.rng.random_range(0..TAGS.len())];
-            let (key, path) = (format!("tag/app/_/{tag}"), format!("/v2/app/manifests/{tag}"));
+            let (key, path) = (
+                format!("tag/app/_/{tag}"),
+                format!("/v2/app/manifests/{tag}"),
+            );
             let sent = if self.rng.random_bool(0.2) {
                 let outcome = async |answer: Response| match answer.status() {
                     StatusCode::ACCEPTED => Outcome::Buried,
@@ -156,7 +179,8 @@ impl Client {
                     assert_eq!(answer.status(), StatusCode::CREATED);
                     Outcome::Moved(digest)
                 };
-                self.send(key, Method::PUT, &path, Some(image), outcome).await
+                self.send(key, Method::PUT, &path, Some(image), outcome)
+                    .await
             };
             if sent.is_none() {
                 return;
@@ -177,7 +201,8 @@ impl Client {
             loop {
                 let key = format!("blob {digest}");
                 let sent = if self.rng.random_bool(0.5) {
-                    self.send(key, Method::POST, &path, Some(bytes.clone()), pushed).await
+                    self.send(key, Method::POST, &path, Some(bytes.clone()), pushed)
+                        .await
                 } else {
                     self.push_in_chunks(key, &bytes).await
                 };
@@ -194,7 +219,17 @@ impl Client {
                 StatusCode::NOT_FOUND => Outcome::Unknown,
                 status => panic!("DELETE {status}"),
             };
-            if self.send(format!("blob {digest}"), Method::DELETE, &path, None, deleted).await.is_none() {
+            if self
+                .send(
+                    format!("blob {digest}"),
+                    Method::DELETE,
+                    &path,
+                    None,
+                    deleted,
+                )
+                .await
+                .is_none()
+            {
                 return;
             }
         }
@@ -203,14 +238,21 @@ impl Client {
     /// Pushes a blob in chunks, each through another replica. Where one has died or is lost, the upload is asked how
     /// far it is, and goes on from there.
     async fn push_in_chunks(&mut self, key: String, bytes: &Bytes) -> Option<Outcome> {
-        let begun = self.ask(Method::POST, "/v2/app/blobs/uploads/", 0..0, bytes).await?;
-        let Some((mut upload, mut end)) = begun else { return Some(Outcome::Unknown) };
+        let begun = self
+            .ask(Method::POST, "/v2/app/blobs/uploads/", 0..0, bytes)
+            .await?;
+        let Some((mut upload, mut end)) = begun else {
+            return Some(Outcome::Unknown);
+        };
         while end < bytes.len() {
             let chunk = end..bytes.len().min(end + CHUNK_LEN);
             let next = self.ask(Method::PATCH, &upload, chunk, bytes).await?;
             (upload, end) = match next {
                 Some(next) => next,
-                None => self.ask(Method::GET, &upload, 0..0, bytes).await?.unwrap_or((upload, end)),
+                None => self
+                    .ask(Method::GET, &upload, 0..0, bytes)
+                    .await?
+                    .unwrap_or((upload, end)),
             };
         }
         let path = format!("{upload}&digest={}", Digest::sha256(bytes));
@@ -220,7 +262,9 @@ impl Client {
         };
         let mut sent = Some(Outcome::Unknown);
         while let Some(Outcome::Unknown) = sent {
-            sent = self.send(key.clone(), Method::PUT, &path, None, pushed).await;
+            sent = self
+                .send(key.clone(), Method::PUT, &path, None, pushed)
+                .await;
         }
         sent
     }
@@ -236,18 +280,32 @@ impl Client {
         let client = self.anybody().await?;
         let mut request = client.request(method, path).timeout(PATIENCE);
         if !chunk.is_empty() {
-            request = request.header("content-range", format!("{}-{}", chunk.start, chunk.end - 1));
+            request = request.header(
+                "content-range",
+                format!("{}-{}", chunk.start, chunk.end - 1),
+            );
             request = request.body(bytes.slice(chunk));
         }
-        let Ok(answer) = request.send().await else { return Some(None) };
+        let Ok(answer) = request.send().await else {
+            return Some(None);
+        };
         if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
             return Some(None);
         }
         // What was lost on its way may have arrived: the chunk is there already.
-        let is_fine = answer.status().is_success() || answer.status() == StatusCode::RANGE_NOT_SATISFIABLE;
+        let is_fine =
+            answer.status().is_success() || answer.status() == StatusCode::RANGE_NOT_SATISFIABLE;
         assert!(is_fine, "{}", answer.status());
-        let last: usize = header(&answer, "range").rsplit('-').next().unwrap().parse().unwrap();
-        Some(Some((location(&answer), if last == 0 { 0 } else { last + 1 })))
+        let last: usize = header(&answer, "range")
+            .rsplit('-')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
+        Some(Some((
+            location(&answer),
+            if last == 0 { 0 } else { last + 1 },
+        )))
     }
 
     /// Pushes referrers of a subject, and never deletes one. Fewer than a listing's page has.
@@ -260,7 +318,17 @@ impl Client {
                 assert_eq!(answer.status(), StatusCode::CREATED);
                 Outcome::Referred(digest)
             };
-            if self.send(referrers(writer), Method::PUT, &path, Some(artifact), pushed).await.is_none() {
+            if self
+                .send(
+                    referrers(writer),
+                    Method::PUT,
+                    &path,
+                    Some(artifact),
+                    pushed,
+                )
+                .await
+                .is_none()
+            {
                 return;
             }
         }
@@ -271,8 +339,10 @@ impl Client {
         loop {
             let artifact = artifact(writer, detached(self.rng.random_range(0..DETACHED)));
             let digest = Digest::sha256(&artifact);
-            let (key, path) =
-                (format!("{} {digest}", referrers(writer)), format!("/v2/app/manifests/{digest}"));
+            let (key, path) = (
+                format!("{} {digest}", referrers(writer)),
+                format!("/v2/app/manifests/{digest}"),
+            );
             let sent = if self.rng.random_bool(0.5) {
                 let deleted = async |answer: Response| match answer.status() {
                     StatusCode::ACCEPTED => Outcome::Deleted,
@@ -286,7 +356,8 @@ impl Client {
                     assert_eq!(answer.status(), StatusCode::CREATED);
                     Outcome::Put
                 };
-                self.send(key, Method::PUT, &path, Some(artifact), pushed).await
+                self.send(key, Method::PUT, &path, Some(artifact), pushed)
+                    .await
             };
             if sent.is_none() {
                 return;
@@ -305,22 +376,33 @@ impl Client {
                 0 => {
                     let digest = Digest::sha256(&blob(writer));
                     let path = format!("/v2/app/blobs/{digest}");
-                    self.send(format!("blob {digest}"), Method::GET, &path, None, found).await
+                    self.send(format!("blob {digest}"), Method::GET, &path, None, found)
+                        .await
                 }
                 1 => {
                     let path = format!("/v2/app/referrers/{}", Digest::sha256(&subject(writer)));
-                    self.send(referrers(writer), Method::GET, &path, None, listed).await
+                    self.send(referrers(writer), Method::GET, &path, None, listed)
+                        .await
                 }
                 2 => {
                     let count = detached(self.rng.random_range(0..DETACHED));
                     let digest = Digest::sha256(&artifact(writer, count));
                     let path = format!("/v2/app/manifests/{digest}");
-                    self.send(format!("{} {digest}", referrers(writer)), Method::GET, &path, None, found)
-                        .await
+                    self.send(
+                        format!("{} {digest}", referrers(writer)),
+                        Method::GET,
+                        &path,
+                        None,
+                        found,
+                    )
+                    .await
                 }
                 _ => {
                     let tag = TAGS[self.rng.random_range(0..TAGS.len())];
-                    let (key, path) = (format!("tag/app/_/{tag}"), format!("/v2/app/manifests/{tag}"));
+                    let (key, path) = (
+                        format!("tag/app/_/{tag}"),
+                        format!("/v2/app/manifests/{tag}"),
+                    );
                     self.send(key, Method::GET, &path, None, named).await
                 }
             };
@@ -332,10 +414,16 @@ impl Client {
 }
 
 async fn listed(answer: Response) -> Outcome {
-    let Ok(text) = answer.text().await else { return Outcome::Unknown };
+    let Ok(text) = answer.text().await else {
+        return Outcome::Unknown;
+    };
     let index: Value = serde_json::from_str(&text).unwrap();
     let digests = index["manifests"].as_array().unwrap().iter();
-    Outcome::Listed(digests.map(|one| one["digest"].as_str().unwrap().parse().unwrap()).collect())
+    Outcome::Listed(
+        digests
+            .map(|one| one["digest"].as_str().unwrap().parse().unwrap())
+            .collect(),
+    )
 }
 
 async fn named(answer: Response) -> Outcome {

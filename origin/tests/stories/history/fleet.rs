@@ -46,9 +46,20 @@ impl Fleet {
         let entrances = Arc::new(RwLock::new(vec![None; replicas]));
         let list = watch::Sender::new(Arc::default());
         let log = Log::default();
-        let mut fleet = Self { storage, log, time_to_live, listing, list, members: Vec::new(), entrances };
+        let mut fleet = Self {
+            storage,
+            log,
+            time_to_live,
+            listing,
+            list,
+            members: Vec::new(),
+            entrances,
+        };
         for index in 0..replicas {
-            fleet.members.push(Member { origin: None, paused: watch::Sender::new(false) });
+            fleet.members.push(Member {
+                origin: None,
+                paused: watch::Sender::new(false),
+            });
             fleet.begin(index).await;
         }
         fleet
@@ -61,9 +72,14 @@ impl Fleet {
         config.replicas = Replicas::followed(self.list.subscribe());
         config.replica_listen = Some("127.0.0.1:0".parse().unwrap());
         let member = &mut self.members[index];
-        let (inner, log, paused) =
-            (Arc::clone(&self.storage), Arc::clone(&self.log), member.paused.subscribe());
-        let origin = Origin::start_on(config, Arc::new(Recorder { inner, log, paused })).await.unwrap();
+        let (inner, log, paused) = (
+            Arc::clone(&self.storage),
+            Arc::clone(&self.log),
+            member.paused.subscribe(),
+        );
+        let origin = Origin::start_on(config, Arc::new(Recorder { inner, log, paused }))
+            .await
+            .unwrap();
         let entrance = Registry::at(origin.addr());
         member.origin = Some(origin);
         // Listed first: a client may use it only after everybody tells it.
@@ -73,14 +89,19 @@ impl Fleet {
 
     fn publish(&self) {
         if self.listing == Listing::Everybody {
-            let up = self.members.iter().filter_map(|member| member.origin.as_ref()?.replica_addr());
+            let up = self
+                .members
+                .iter()
+                .filter_map(|member| member.origin.as_ref()?.replica_addr());
             self.list.send_replace(up.collect());
         }
     }
 
     /// Asserts that everything that was acknowledged is whole.
     pub(super) async fn is_sound(&self) {
-        let report = flotilla_origin::check::check(Arc::clone(&self.storage), true).await.unwrap();
+        let report = flotilla_origin::check::check(Arc::clone(&self.storage), true)
+            .await
+            .unwrap();
         assert!(report.is_sound(), "{report:#?}");
     }
 

@@ -24,7 +24,11 @@ async fn no_read_is_older_than_what_was_acknowledged_before_it() {
         let mut fleet = Fleet::start(3, TIME_TO_LIVE, fleet::Listing::Everybody).await;
         let history = run(&mut fleet, Duration::from_secs(2), rng_seed).await;
         history.assert_busy();
-        assert_eq!(history.violations(Duration::ZERO), Vec::<String>::new(), "{rng_seed}");
+        assert_eq!(
+            history.violations(Duration::ZERO),
+            Vec::<String>::new(),
+            "{rng_seed}"
+        );
         fleet.is_sound().await;
     }
 }
@@ -37,8 +41,14 @@ async fn without_invalidations_reads_are_stale_but_for_a_time_to_live_at_most() 
     let history = run(&mut fleet, Duration::from_secs(3), 2).await;
     history.assert_busy();
     let stale = history.violations(Duration::ZERO);
-    for (what, saying) in [("tag", "saw change"), ("blob or manifest after its delete", "saw true after")] {
-        assert!(stale.iter().any(|stale| stale.contains(saying)), "no stale {what} was seen: {stale:?}");
+    for (what, saying) in [
+        ("tag", "saw change"),
+        ("blob or manifest after its delete", "saw true after"),
+    ] {
+        assert!(
+            stale.iter().any(|stale| stale.contains(saying)),
+            "no stale {what} was seen: {stale:?}"
+        );
     }
     assert_eq!(history.violations(TIME_TO_LIVE), Vec::<String>::new());
 }

@@ -66,7 +66,12 @@ impl Recorder {
                 let mut log = self.log.lock().await;
                 let began = Instant::now();
                 let version = write.await?;
-                log.push(Applied { key: key.to_string(), body, began, ended: Instant::now() });
+                log.push(Applied {
+                    key: key.to_string(),
+                    body,
+                    began,
+                    ended: Instant::now(),
+                });
                 Ok(version)
             }
             .boxed(),
@@ -79,7 +84,12 @@ impl Storage for Recorder {
         self.recorded(key, body.clone(), self.inner.create(key, body))
     }
 
-    fn swap<'a>(&'a self, key: &'a Key, seen: &'a Version, body: Bytes) -> StorageFuture<'a, Version> {
+    fn swap<'a>(
+        &'a self,
+        key: &'a Key,
+        seen: &'a Version,
+        body: Bytes,
+    ) -> StorageFuture<'a, Version> {
         self.recorded(key, body.clone(), self.inner.swap(key, seen, body))
     }
 
@@ -108,7 +118,11 @@ impl Storage for Recorder {
         self.through(self.inner.delete(key))
     }
 
-    fn presigned_get<'a>(&'a self, key: &'a Key, valid_for: Duration) -> StorageFuture<'a, Option<String>> {
+    fn presigned_get<'a>(
+        &'a self,
+        key: &'a Key,
+        valid_for: Duration,
+    ) -> StorageFuture<'a, Option<String>> {
         self.inner.presigned_get(key, valid_for)
     }
 

@@ -25,22 +25,26 @@ pub(super) fn body(name: &str) -> Bytes {
         "image" => manifest(&body("config"), &[body("layer")]),
         "image-2" => text(annotated(&body("image"), "second")),
         "no-layers" => manifest(&body("config"), &[]),
-        "custom-fields" => {
-            text(json!({"schemaVersion": 2, "mediaType": MANIFEST, "org.example.own": {"a": [1]},
-            "config": descriptor(CONFIG_TYPE, &body("config")), "layers": []}))
-        }
+        "custom-fields" => text(
+            json!({"schemaVersion": 2, "mediaType": MANIFEST, "org.example.own": {"a": [1]},
+            "config": descriptor(CONFIG_TYPE, &body("config")), "layers": []}),
+        ),
         // Not how anybody would write it: it must come back like this all the same.
-        "odd-spacing" => String::from_utf8_lossy(&body("image")).replace(",\"", " ,\n\t\"").into(),
-        "untyped" => {
-            text(json!({"schemaVersion": 2, "layers": [], "config": descriptor("x/y", &body("config"))}))
-        }
+        "odd-spacing" => String::from_utf8_lossy(&body("image"))
+            .replace(",\"", " ,\n\t\"")
+            .into(),
+        "untyped" => text(
+            json!({"schemaVersion": 2, "layers": [], "config": descriptor("x/y", &body("config"))}),
+        ),
         "sparse" => manifest(&body("config"), &[body("never-pushed")]),
         "foreign-layer" => text(json!({"schemaVersion": 2, "mediaType": MANIFEST,
             "config": descriptor(CONFIG_TYPE, &body("config")), "layers": [{
                 "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar",
                 "digest": Digest::sha256(b"elsewhere"), "size": 9, "urls": ["https://example.com/layer"]}]})),
-        "index" => text(json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
-            descriptor(MANIFEST, &body("image")), descriptor(MANIFEST, &body("no-layers"))]})),
+        "index" => text(
+            json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
+            descriptor(MANIFEST, &body("image")), descriptor(MANIFEST, &body("no-layers"))]}),
+        ),
         "nested-index" => text(
             json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor(INDEX, &body("index"))]}),
         ),
@@ -49,16 +53,24 @@ pub(super) fn body(name: &str) -> Bytes {
         "sbom" => artifact("application/vnd.example.sbom", "one"),
         "signature" => artifact("application/vnd.example.signature", "two"),
         "signature-2" => artifact("application/vnd.example.signature", "three"),
-        "untyped-artifact" => text(json!({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [],
+        "untyped-artifact" => text(
+            json!({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [],
             "config": descriptor("application/vnd.example.config", &body("config")),
-            "subject": descriptor(MANIFEST, &body("image"))})),
-        "referring-index" => text(json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [],
+            "subject": descriptor(MANIFEST, &body("image"))}),
+        ),
+        "referring-index" => text(
+            json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [],
             "artifactType": "application/vnd.example.list", "annotations": {"kind": "list"},
-            "subject": descriptor(MANIFEST, &body("image"))})),
-        "untyped-index" => text(json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [],
-            "subject": descriptor(MANIFEST, &body("image"))})),
-        "orphan" => text(json!({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [],
-            "config": descriptor(CONFIG_TYPE, &body("config")), "subject": descriptor(MANIFEST, b"not there")})),
+            "subject": descriptor(MANIFEST, &body("image"))}),
+        ),
+        "untyped-index" => text(
+            json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [],
+            "subject": descriptor(MANIFEST, &body("image"))}),
+        ),
+        "orphan" => text(
+            json!({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [],
+            "config": descriptor(CONFIG_TYPE, &body("config")), "subject": descriptor(MANIFEST, b"not there")}),
+        ),
         "largest" => padded(4 << 20),
         "too-large" => padded((4 << 20) + 1),
         "not-json" => "{\"schemaVersion\":".into(),
@@ -77,14 +89,18 @@ fn annotated(manifest: &[u8], note: &str) -> Value {
 }
 
 fn artifact(artifact_type: &str, kind: &str) -> Bytes {
-    text(json!({"schemaVersion": 2, "mediaType": MANIFEST, "artifactType": artifact_type,
+    text(
+        json!({"schemaVersion": 2, "mediaType": MANIFEST, "artifactType": artifact_type,
         "config": descriptor("application/vnd.oci.empty.v1+json", &body("config")),
         "layers": [descriptor(LAYER_TYPE, &body("layer"))],
-        "subject": descriptor(MANIFEST, &body("image")), "annotations": {"kind": kind}}))
+        "subject": descriptor(MANIFEST, &body("image")), "annotations": {"kind": kind}}),
+    )
 }
 
 /// A manifest of exactly this many bytes.
 fn padded(len: usize) -> Bytes {
-    let text = json!({"schemaVersion": 2, "mediaType": MANIFEST, "annotations": {"pad": ""}}).to_string();
-    text.replace("\"\"", &format!("\"{}\"", "x".repeat(len - text.len()))).into()
+    let text =
+        json!({"schemaVersion": 2, "mediaType": MANIFEST, "annotations": {"pad": ""}}).to_string();
+    text.replace("\"\"", &format!("\"{}\"", "x".repeat(len - text.len())))
+        .into()
 }

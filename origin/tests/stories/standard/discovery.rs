@@ -14,12 +14,15 @@ fn tagged(row: Row) -> Row {
 
 fn tags() -> Vec<Row> {
     vec![
-        tagged(must("list tags", "all, in the order of their bytes, with the repository's name"))
-            .get("/v2/{repo}/tags/list")
-            .gives(200)
-            .json("/name", "{repo}")
-            .json("/tags", json!(["1.0", "B", "a", "a-1", "b"]))
-            .lacks("link"),
+        tagged(must(
+            "list tags",
+            "all, in the order of their bytes, with the repository's name",
+        ))
+        .get("/v2/{repo}/tags/list")
+        .gives(200)
+        .json("/name", "{repo}")
+        .json("/tags", json!(["1.0", "B", "a", "a-1", "b"]))
+        .lacks("link"),
         tagged(must("list tags", "n of them, and where the rest is"))
             .get("/v2/{repo}/tags/list?n=2")
             .gives(200)
@@ -79,8 +82,14 @@ fn tags() -> Vec<Row> {
 /// An image that is referred to.
 fn referred(row: Row) -> Row {
     let image = row.given_image("v1");
-    let pushed = image.put_manifest("{sbom}", "sbom").gives(201).put_manifest("{signature}", "signature");
-    pushed.gives(201).put_manifest("{signature-2}", "signature-2").gives(201)
+    let pushed = image
+        .put_manifest("{sbom}", "sbom")
+        .gives(201)
+        .put_manifest("{signature}", "signature");
+    pushed
+        .gives(201)
+        .put_manifest("{signature-2}", "signature-2")
+        .gives(201)
 }
 
 fn referrers() -> Vec<Row> {
@@ -96,35 +105,50 @@ fn referrers() -> Vec<Row> {
             .get("/v2/{repo}/referrers/sha256:zz")
             .gives(400)
             .code("DIGEST_INVALID"),
-        must("list referrers", "a referrer's descriptor has its type and annotations")
-            .given_image("v1")
-            .put_manifest("{sbom}", "sbom")
-            .gives(201)
-            .get("/v2/{repo}/referrers/{image}")
-            .gives(200)
-            .json("/manifests/0/mediaType", MANIFEST)
-            .json("/manifests/0/digest", "{sbom}")
-            .json("/manifests/0/artifactType", "application/vnd.example.sbom")
-            .json("/manifests/0/annotations", json!({"kind": "one"}))
-            .json("/manifests/1", serde_json::Value::Null),
+        must(
+            "list referrers",
+            "a referrer's descriptor has its type and annotations",
+        )
+        .given_image("v1")
+        .put_manifest("{sbom}", "sbom")
+        .gives(201)
+        .get("/v2/{repo}/referrers/{image}")
+        .gives(200)
+        .json("/manifests/0/mediaType", MANIFEST)
+        .json("/manifests/0/digest", "{sbom}")
+        .json("/manifests/0/artifactType", "application/vnd.example.sbom")
+        .json("/manifests/0/annotations", json!({"kind": "one"}))
+        .json("/manifests/1", serde_json::Value::Null),
         must("list referrers", "the size is the manifest's")
             .given_image("v1")
             .put_manifest("{sbom}", "sbom")
             .get("/v2/{repo}/referrers/{image}")
-            .json("/manifests/0/size", crate::standard::bodies::body("sbom").len()),
-        must("list referrers", "without a type of its own, a manifest has its configuration's")
-            .given_image("v1")
-            .put_manifest("{untyped-artifact}", "untyped-artifact")
-            .gives(201)
-            .get("/v2/{repo}/referrers/{image}")
-            .json("/manifests/0/artifactType", "application/vnd.example.config"),
-        must("list referrers", "an index with a type, and with annotations")
-            .put_manifest("{referring-index}", "referring-index")
-            .gives(201)
-            .get("/v2/{repo}/referrers/{image}")
-            .json("/manifests/0/mediaType", INDEX)
-            .json("/manifests/0/artifactType", "application/vnd.example.list")
-            .json("/manifests/0/annotations", json!({"kind": "list"})),
+            .json(
+                "/manifests/0/size",
+                crate::standard::bodies::body("sbom").len(),
+            ),
+        must(
+            "list referrers",
+            "without a type of its own, a manifest has its configuration's",
+        )
+        .given_image("v1")
+        .put_manifest("{untyped-artifact}", "untyped-artifact")
+        .gives(201)
+        .get("/v2/{repo}/referrers/{image}")
+        .json(
+            "/manifests/0/artifactType",
+            "application/vnd.example.config",
+        ),
+        must(
+            "list referrers",
+            "an index with a type, and with annotations",
+        )
+        .put_manifest("{referring-index}", "referring-index")
+        .gives(201)
+        .get("/v2/{repo}/referrers/{image}")
+        .json("/manifests/0/mediaType", INDEX)
+        .json("/manifests/0/artifactType", "application/vnd.example.list")
+        .json("/manifests/0/annotations", json!({"kind": "list"})),
         must("list referrers", "an index without a type has none")
             .put_manifest("{untyped-index}", "untyped-index")
             .gives(201)
@@ -137,50 +161,68 @@ fn referrers() -> Vec<Row> {
             .get("/v2/{other}/referrers/{image}")
             .gives(200)
             .json("/manifests", json!([])),
-        must("list referrers", "a subject that is not there has referrers as well")
-            .given_blob("config")
-            .put_manifest("{orphan}", "orphan")
-            .gives(201)
-            .keep("oci-subject", "subject")
-            .get("/v2/{repo}/referrers/{subject}")
-            .gives(200)
-            .json("/manifests/0/digest", "{orphan}"),
+        must(
+            "list referrers",
+            "a subject that is not there has referrers as well",
+        )
+        .given_blob("config")
+        .put_manifest("{orphan}", "orphan")
+        .gives(201)
+        .keep("oci-subject", "subject")
+        .get("/v2/{repo}/referrers/{subject}")
+        .gives(200)
+        .json("/manifests/0/digest", "{orphan}"),
         referred(should("list referrers: filter", "by type, which is told"))
             .get("/v2/{repo}/referrers/{image}?artifactType=application/vnd.example.sbom")
             .gives(200)
             .header("oci-filters-applied", "artifactType")
             .json("/manifests/0/digest", "{sbom}")
             .json("/manifests/1", serde_json::Value::Null),
-        referred(should("list referrers: filter", "by a type that nobody has"))
-            .get("/v2/{repo}/referrers/{image}?artifactType=application%2Fvnd.example.nothing")
-            .gives(200)
-            .header("oci-filters-applied", "artifactType")
-            .json("/manifests", json!([])),
-        referred(should("list referrers: filter", "none asked for, none told"))
-            .get("/v2/{repo}/referrers/{image}")
-            .gives(200)
-            .lacks("oci-filters-applied"),
-        referred(must("list referrers: pages", "what one answer does not hold is linked"))
-            .get("/v2/{repo}/referrers/{image}?n=2")
-            .gives(200)
-            .json("/manifests/2", serde_json::Value::Null)
-            .has("link"),
-        referred(may("list referrers: pages", "all in one answer, and no Link"))
-            .get("/v2/{repo}/referrers/{image}?n=3")
-            .gives(200)
-            .lacks("link"),
+        referred(should(
+            "list referrers: filter",
+            "by a type that nobody has",
+        ))
+        .get("/v2/{repo}/referrers/{image}?artifactType=application%2Fvnd.example.nothing")
+        .gives(200)
+        .header("oci-filters-applied", "artifactType")
+        .json("/manifests", json!([])),
+        referred(should(
+            "list referrers: filter",
+            "none asked for, none told",
+        ))
+        .get("/v2/{repo}/referrers/{image}")
+        .gives(200)
+        .lacks("oci-filters-applied"),
+        referred(must(
+            "list referrers: pages",
+            "what one answer does not hold is linked",
+        ))
+        .get("/v2/{repo}/referrers/{image}?n=2")
+        .gives(200)
+        .json("/manifests/2", serde_json::Value::Null)
+        .has("link"),
+        referred(may(
+            "list referrers: pages",
+            "all in one answer, and no Link",
+        ))
+        .get("/v2/{repo}/referrers/{image}?n=3")
+        .gives(200)
+        .lacks("link"),
         referred(must("list referrers", "a deleted referrer is not listed"))
             .delete("/v2/{repo}/manifests/{signature}")
             .gives(202)
             .get("/v2/{repo}/referrers/{image}?artifactType=application/vnd.example.signature")
             .json("/manifests/0/digest", "{signature-2}")
             .json("/manifests/1", serde_json::Value::Null),
-        referred(must("list referrers", "the subject may go; its referrers stay"))
-            .delete("/v2/{repo}/manifests/{image}")
-            .gives(202)
-            .get("/v2/{repo}/referrers/{image}?artifactType=application/vnd.example.sbom")
-            .gives(200)
-            .json("/manifests/0/digest", "{sbom}"),
+        referred(must(
+            "list referrers",
+            "the subject may go; its referrers stay",
+        ))
+        .delete("/v2/{repo}/manifests/{image}")
+        .gives(202)
+        .get("/v2/{repo}/referrers/{image}?artifactType=application/vnd.example.sbom")
+        .gives(200)
+        .json("/manifests/0/digest", "{sbom}"),
     ]
 }
 
@@ -206,14 +248,18 @@ async fn the_pages_of_referrers_are_all_of_them() {
     let client = set_up.client();
     let subject = client.push_image("app", "v1", &[]).await;
     for index in 0..7 {
-        let mut artifact: Value = serde_json::from_slice(&manifest(b"{\"tag\":\"v1\"}", &[])).unwrap();
+        let mut artifact: Value =
+            serde_json::from_slice(&manifest(b"{\"tag\":\"v1\"}", &[])).unwrap();
         artifact["subject"] = crate::support::descriptor(MANIFEST, &subject);
         artifact["artifactType"] = json!(format!("type/{} +", index % 2));
         artifact["annotations"] = json!({"index": index.to_string(), "long": "x".repeat(700_000)});
         let artifact = artifact.to_string();
         let path = format!("/v2/app/manifests/{}", Digest::sha256(artifact.as_bytes()));
         assert_eq!(
-            client.put_manifest(&path, MANIFEST, artifact).await.status(),
+            client
+                .put_manifest(&path, MANIFEST, artifact)
+                .await
+                .status(),
             reqwest::StatusCode::CREATED
         );
     }
@@ -223,10 +269,18 @@ async fn the_pages_of_referrers_are_all_of_them() {
         while !next.is_empty() {
             let answer = client.get(&next).await;
             let link = header(&answer, "link").to_owned();
-            next = link.strip_prefix('<').and_then(|link| link.split('>').next()).unwrap_or("").to_owned();
+            next = link
+                .strip_prefix('<')
+                .and_then(|link| link.split('>').next())
+                .unwrap_or("")
+                .to_owned();
             let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
             found.extend(
-                body["manifests"].as_array().unwrap().iter().map(|one| one["annotations"]["index"].clone()),
+                body["manifests"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|one| one["annotations"]["index"].clone()),
             );
             pages += 1;
         }

@@ -4,28 +4,34 @@ use super::table::{Row, check, must};
 
 fn deletes() -> Vec<Row> {
     vec![
-        must("delete tags", "accepted, then gone; the manifest and its other tags stay")
-            .given_image("v1")
-            .put_manifest("v2", "image")
-            .gives(201)
-            .delete("/v2/{repo}/manifests/v1")
-            .gives(202)
-            .get("/v2/{repo}/manifests/v1")
-            .gives(404)
-            .head("/v2/{repo}/manifests/v1")
-            .gives(404)
-            .get("/v2/{repo}/manifests/v2")
-            .gives(200)
-            .get("/v2/{repo}/manifests/{image}")
-            .gives(200),
-        must("delete tags", "a tag that is not there is 404, also the second time")
-            .given_image("v1")
-            .delete("/v2/{repo}/manifests/v2")
-            .gives(404)
-            .delete("/v2/{repo}/manifests/v1")
-            .gives(202)
-            .delete("/v2/{repo}/manifests/v1")
-            .gives(404),
+        must(
+            "delete tags",
+            "accepted, then gone; the manifest and its other tags stay",
+        )
+        .given_image("v1")
+        .put_manifest("v2", "image")
+        .gives(201)
+        .delete("/v2/{repo}/manifests/v1")
+        .gives(202)
+        .get("/v2/{repo}/manifests/v1")
+        .gives(404)
+        .head("/v2/{repo}/manifests/v1")
+        .gives(404)
+        .get("/v2/{repo}/manifests/v2")
+        .gives(200)
+        .get("/v2/{repo}/manifests/{image}")
+        .gives(200),
+        must(
+            "delete tags",
+            "a tag that is not there is 404, also the second time",
+        )
+        .given_image("v1")
+        .delete("/v2/{repo}/manifests/v2")
+        .gives(404)
+        .delete("/v2/{repo}/manifests/v1")
+        .gives(202)
+        .delete("/v2/{repo}/manifests/v1")
+        .gives(404),
         must("delete tags", "a deleted tag can be pushed again")
             .given_image("v1")
             .delete("/v2/{repo}/manifests/v1")
@@ -34,24 +40,30 @@ fn deletes() -> Vec<Row> {
             .gives(201)
             .get("/v2/{repo}/manifests/v1")
             .is("image-2"),
-        must("delete manifests", "accepted, then gone, with every tag that names it")
-            .given_image("v1")
-            .put_manifest("v2", "image")
-            .gives(201)
-            .delete("/v2/{repo}/manifests/{image}")
-            .gives(202)
-            .get("/v2/{repo}/manifests/{image}")
-            .gives(404)
-            .get("/v2/{repo}/manifests/v1")
-            .gives(404)
-            .head("/v2/{repo}/manifests/v2")
-            .gives(404),
-        must("delete manifests", "what is not there is 404, and so is a repository that is not there")
-            .given_image("v1")
-            .delete("/v2/{repo}/manifests/{no-layers}")
-            .gives(404)
-            .delete("/v2/{other}/manifests/{image}")
-            .gives(404),
+        must(
+            "delete manifests",
+            "accepted, then gone, with every tag that names it",
+        )
+        .given_image("v1")
+        .put_manifest("v2", "image")
+        .gives(201)
+        .delete("/v2/{repo}/manifests/{image}")
+        .gives(202)
+        .get("/v2/{repo}/manifests/{image}")
+        .gives(404)
+        .get("/v2/{repo}/manifests/v1")
+        .gives(404)
+        .head("/v2/{repo}/manifests/v2")
+        .gives(404),
+        must(
+            "delete manifests",
+            "what is not there is 404, and so is a repository that is not there",
+        )
+        .given_image("v1")
+        .delete("/v2/{repo}/manifests/{no-layers}")
+        .gives(404)
+        .delete("/v2/{other}/manifests/{image}")
+        .gives(404),
         must("delete manifests", "another repository keeps its own")
             .given_image("v1")
             .post("/v2/{other}/blobs/uploads/?mount={config}&from={repo}")
@@ -75,15 +87,18 @@ fn deletes() -> Vec<Row> {
             .gives(404)
             .head("/v2/{repo}/blobs/{layer}")
             .gives(404),
-        must("delete blobs", "what is not there is 404, also the second time")
-            .delete("/v2/{repo}/blobs/{layer}")
-            .gives(404)
-            .code("BLOB_UNKNOWN")
-            .given_blob("layer")
-            .delete("/v2/{repo}/blobs/{layer}")
-            .gives(202)
-            .delete("/v2/{repo}/blobs/{layer}")
-            .gives(404),
+        must(
+            "delete blobs",
+            "what is not there is 404, also the second time",
+        )
+        .delete("/v2/{repo}/blobs/{layer}")
+        .gives(404)
+        .code("BLOB_UNKNOWN")
+        .given_blob("layer")
+        .delete("/v2/{repo}/blobs/{layer}")
+        .gives(202)
+        .delete("/v2/{repo}/blobs/{layer}")
+        .gives(404),
         must("delete blobs", "a deleted blob can be pushed again")
             .given_blob("layer")
             .delete("/v2/{repo}/blobs/{layer}")

@@ -40,22 +40,49 @@ impl SetUp {
     async fn one_replica() -> Self {
         let directory = TempDir::new().unwrap();
         let storage = Arc::new(LocalDirectory::open(directory.path()).unwrap());
-        Self::start("one replica", 1, storage, Place::Directory { _directory: directory }).await
+        Self::start(
+            "one replica",
+            1,
+            storage,
+            Place::Directory {
+                _directory: directory,
+            },
+        )
+        .await
     }
 
     /// Each request goes to the next replica, whatever it asks for. `None`, said loudly, without an S3 server.
     async fn round_robin(story: &str) -> Option<Self> {
         let server = Server::start(story, Kind::S3Fs).await?;
         let storage = server.storage();
-        Some(Self::start("round-robin over 3 replicas", 3, storage, Place::S3 { _server: server }).await)
+        Some(
+            Self::start(
+                "round-robin over 3 replicas",
+                3,
+                storage,
+                Place::S3 { _server: server },
+            )
+            .await,
+        )
     }
 
     /// Both of them.
     async fn all(story: &str) -> Vec<Self> {
-        [Some(Self::one_replica().await), Self::round_robin(story).await].into_iter().flatten().collect()
+        [
+            Some(Self::one_replica().await),
+            Self::round_robin(story).await,
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 
-    async fn start(name: &'static str, replicas: usize, storage: Arc<dyn Storage>, place: Place) -> Self {
+    async fn start(
+        name: &'static str,
+        replicas: usize,
+        storage: Arc<dyn Storage>,
+        place: Place,
+    ) -> Self {
         let origins = start_replicas(replicas, storage, |_| {}).await;
         let addresses: Vec<_> = origins.iter().map(Origin::addr).collect();
         let proxy = match &*addresses {
@@ -63,7 +90,13 @@ impl SetUp {
             _ => Some(RoundRobin::start(addresses.clone()).await),
         };
         let entrance = proxy.as_ref().map_or(addresses[0], RoundRobin::addr);
-        Self { name, entrance, _origins: origins, _proxy: proxy, _storage: place }
+        Self {
+            name,
+            entrance,
+            _origins: origins,
+            _proxy: proxy,
+            _storage: place,
+        }
     }
 
     fn client(&self) -> Registry {

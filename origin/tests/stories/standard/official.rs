@@ -53,7 +53,9 @@ async fn the_official_program_finds_nothing() {
 async fn run(program: &Path, version: &str, set_up: &SetUp) -> (Counts, String) {
     let results = tempfile::TempDir::new().unwrap();
     let mut command = Command::new(program);
-    command.current_dir(results.path()).env("OCI_RESULTS_DIR", results.path());
+    command
+        .current_dir(results.path())
+        .env("OCI_RESULTS_DIR", results.path());
     command
         .env("OCI_REGISTRY", set_up.entrance.to_string())
         .env("OCI_TLS", "disabled")
@@ -61,9 +63,15 @@ async fn run(program: &Path, version: &str, set_up: &SetUp) -> (Counts, String) 
     for option in OPTIONS {
         command.env(option, "true");
     }
-    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .unwrap()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    (counts(&text), text + &String::from_utf8_lossy(&output.stderr))
+    (
+        counts(&text),
+        text + &String::from_utf8_lossy(&output.stderr),
+    )
 }
 
 /// The summary's lines: `Pass....:   986`.

@@ -28,14 +28,25 @@ struct Servers {
 impl RoundRobin {
     pub(super) async fn start(addresses: Vec<SocketAddr>) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = Client::builder().no_proxy().redirect(redirect::Policy::none()).build().unwrap();
-        let servers = Arc::new(Servers { addresses, next: AtomicUsize::new(0), http });
+        let http = Client::builder()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .build()
+            .unwrap();
+        let servers = Arc::new(Servers {
+            addresses,
+            next: AtomicUsize::new(0),
+            http,
+        });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let router = Router::new().fallback(forward).with_state(servers);
         let shutdown = Shutdown::new();
         // Reads what an early answer left unread, as a proxy must: the client is not cut off while it sends.
         let server = serve(listener, router, None, &shutdown).unwrap();
-        Self { address: server.address(), shutdown }
+        Self {
+            address: server.address(),
+            shutdown,
+        }
     }
 
     pub(super) const fn addr(&self) -> SocketAddr {
@@ -55,9 +66,12 @@ async fn forward(State(servers): State<Arc<Servers>>, request: Request) -> Respo
     let (mut head, body) = request.into_parts();
     head.headers.remove(header::HOST);
     head.headers.remove(header::CONNECTION);
-    let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].map(|name| head.headers.remove(name));
-    let mut forwarded =
-        servers.http.request(head.method, format!("http://{server}{}", head.uri)).headers(head.headers);
+    let framed =
+        [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].map(|name| head.headers.remove(name));
+    let mut forwarded = servers
+        .http
+        .request(head.method, format!("http://{server}{}", head.uri))
+        .headers(head.headers);
     if let [Some(len), _] = &framed {
         forwarded = forwarded.header(header::CONTENT_LENGTH, len);
     }

@@ -4,41 +4,50 @@ use super::table::{Row, check, may, must, should};
 
 fn whole() -> Vec<Row> {
     vec![
-        must("push: POST, then PUT", "a push begins with a Location, and ends with the blob's")
-            .post("/v2/{repo}/blobs/uploads/")
-            .gives(202)
-            .keep("location", "upload")
-            .put("{upload+}digest={layer}")
-            .sends("layer")
-            .with("content-type", "application/octet-stream")
-            .gives(201)
-            .keep("location", "blob")
-            .get("{blob}")
-            .gives(200)
-            .is("layer"),
-        must("push: POST, then PUT", "each upload has a Location of its own")
-            .given_upload()
-            .post("/v2/{repo}/blobs/uploads/")
-            .gives(202)
-            .keep("location", "second")
-            .put("{upload+}digest={layer}")
-            .sends("layer")
-            .gives(201)
-            .put("{second+}digest={config}")
-            .sends("config")
-            .gives(201)
-            .head("/v2/{repo}/blobs/{layer}")
-            .gives(200)
-            .head("/v2/{repo}/blobs/{config}")
-            .gives(200),
-        should("push", "bytes that are not the digest's are 400, and no blob")
-            .given_upload()
-            .put("{upload+}digest={layer}")
-            .sends("config")
-            .gives(400)
-            .code("DIGEST_INVALID")
-            .head("/v2/{repo}/blobs/{layer}")
-            .gives(404),
+        must(
+            "push: POST, then PUT",
+            "a push begins with a Location, and ends with the blob's",
+        )
+        .post("/v2/{repo}/blobs/uploads/")
+        .gives(202)
+        .keep("location", "upload")
+        .put("{upload+}digest={layer}")
+        .sends("layer")
+        .with("content-type", "application/octet-stream")
+        .gives(201)
+        .keep("location", "blob")
+        .get("{blob}")
+        .gives(200)
+        .is("layer"),
+        must(
+            "push: POST, then PUT",
+            "each upload has a Location of its own",
+        )
+        .given_upload()
+        .post("/v2/{repo}/blobs/uploads/")
+        .gives(202)
+        .keep("location", "second")
+        .put("{upload+}digest={layer}")
+        .sends("layer")
+        .gives(201)
+        .put("{second+}digest={config}")
+        .sends("config")
+        .gives(201)
+        .head("/v2/{repo}/blobs/{layer}")
+        .gives(200)
+        .head("/v2/{repo}/blobs/{config}")
+        .gives(200),
+        should(
+            "push",
+            "bytes that are not the digest's are 400, and no blob",
+        )
+        .given_upload()
+        .put("{upload+}digest={layer}")
+        .sends("config")
+        .gives(400)
+        .code("DIGEST_INVALID")
+        .head("/v2/{repo}/blobs/{layer}")
+        .gives(404),
         should("push", "a malformed digest is 400")
             .given_upload()
             .put("{upload+}digest=sha256:zz")
@@ -75,12 +84,15 @@ fn whole() -> Vec<Row> {
             .code("DIGEST_INVALID")
             .head("/v2/{repo}/blobs/{layer}")
             .gives(404),
-        may("push: a single POST", "a blob that is there already is taken again")
-            .given_blob("layer")
-            .given_blob("layer")
-            .get("/v2/{repo}/blobs/{layer}")
-            .gives(200)
-            .is("layer"),
+        may(
+            "push: a single POST",
+            "a blob that is there already is taken again",
+        )
+        .given_blob("layer")
+        .given_blob("layer")
+        .get("/v2/{repo}/blobs/{layer}")
+        .gives(200)
+        .is("layer"),
         must("push: sha512", "in one POST")
             .post("/v2/{repo}/blobs/uploads/?digest={layer.sha512}")
             .sends("layer")
@@ -103,20 +115,26 @@ fn whole() -> Vec<Row> {
             .get("/v2/{repo}/blobs/{layer.sha512}")
             .gives(200)
             .is("layer"),
-        should("push: sha512", "not announced: the digest that finishes the upload counts")
-            .given_upload()
-            .patch("{upload}")
-            .sends("layer")
-            .gives(202)
-            .keep("location", "upload")
-            .put("{upload+}digest={layer.sha512}")
-            .gives(201)
-            .head("/v2/{repo}/blobs/{layer.sha512}")
-            .gives(200),
-        should("push: sha512", "an algorithm that is not supported is 400 when it is announced")
-            .post("/v2/{repo}/blobs/uploads/?digest-algorithm=md5")
-            .gives(400)
-            .code("DIGEST_INVALID"),
+        should(
+            "push: sha512",
+            "not announced: the digest that finishes the upload counts",
+        )
+        .given_upload()
+        .patch("{upload}")
+        .sends("layer")
+        .gives(202)
+        .keep("location", "upload")
+        .put("{upload+}digest={layer.sha512}")
+        .gives(201)
+        .head("/v2/{repo}/blobs/{layer.sha512}")
+        .gives(200),
+        should(
+            "push: sha512",
+            "an algorithm that is not supported is 400 when it is announced",
+        )
+        .post("/v2/{repo}/blobs/uploads/?digest-algorithm=md5")
+        .gives(400)
+        .code("DIGEST_INVALID"),
         should("cancel", "an upload that is given up is gone")
             .given_upload()
             .patch("{upload}")
@@ -151,13 +169,16 @@ fn whole() -> Vec<Row> {
             .get("{blob}")
             .gives(200)
             .is("layer"),
-        should("mount", "what the other repository does not have is an upload that begins")
-            .post("/v2/{repo}/blobs/uploads/?mount={never-pushed}&from={other}")
-            .gives(202)
-            .keep("location", "upload")
-            .put("{upload+}digest={layer}")
-            .sends("layer")
-            .gives(201),
+        should(
+            "mount",
+            "what the other repository does not have is an upload that begins",
+        )
+        .post("/v2/{repo}/blobs/uploads/?mount={never-pushed}&from={other}")
+        .gives(202)
+        .keep("location", "upload")
+        .put("{upload+}digest={layer}")
+        .sends("layer")
+        .gives(201),
         may("mount", "from wherever it is")
             .given_blob("layer")
             .post("/v2/{other}/blobs/uploads/?mount={layer}")
@@ -169,45 +190,51 @@ fn whole() -> Vec<Row> {
             .post("/v2/{repo}/blobs/uploads/?mount={never-pushed}")
             .gives(202)
             .has("location"),
-        must("mount", "a mounted blob stays when the other repository deletes its own")
-            .given_blob("layer")
-            .post("/v2/{other}/blobs/uploads/?mount={layer}&from={repo}")
-            .gives(201)
-            .delete("/v2/{repo}/blobs/{layer}")
-            .gives(202)
-            .get("/v2/{other}/blobs/{layer}")
-            .gives(200)
-            .is("layer"),
+        must(
+            "mount",
+            "a mounted blob stays when the other repository deletes its own",
+        )
+        .given_blob("layer")
+        .post("/v2/{other}/blobs/uploads/?mount={layer}&from={repo}")
+        .gives(201)
+        .delete("/v2/{repo}/blobs/{layer}")
+        .gives(202)
+        .get("/v2/{other}/blobs/{layer}")
+        .gives(200)
+        .is("layer"),
     ]
 }
 
 fn chunks() -> Vec<Row> {
     vec![
-        must("push: chunks", "in order, each with the range so far; the last one closes with the digest")
-            .post("/v2/{repo}/blobs/uploads/")
-            .with("content-length", "0")
-            .gives(202)
-            .keep("location", "upload")
-            .patch("{upload}")
-            .with("content-range", "0-59999")
-            .sends("layer-start")
-            .gives(202)
-            .header("range", "0-59999")
-            .keep("location", "upload")
-            .patch("{upload}")
-            .with("content-range", "60000-89999")
-            .sends("layer-middle")
-            .gives(202)
-            .header("range", "0-89999")
-            .keep("location", "upload")
-            .put("{upload+}digest={layer}")
-            .with("content-range", "90000-99999")
-            .sends("layer-end")
-            .gives(201)
-            .keep("location", "blob")
-            .get("{blob}")
-            .gives(200)
-            .is("layer"),
+        must(
+            "push: chunks",
+            "in order, each with the range so far; the last one closes with the digest",
+        )
+        .post("/v2/{repo}/blobs/uploads/")
+        .with("content-length", "0")
+        .gives(202)
+        .keep("location", "upload")
+        .patch("{upload}")
+        .with("content-range", "0-59999")
+        .sends("layer-start")
+        .gives(202)
+        .header("range", "0-59999")
+        .keep("location", "upload")
+        .patch("{upload}")
+        .with("content-range", "60000-89999")
+        .sends("layer-middle")
+        .gives(202)
+        .header("range", "0-89999")
+        .keep("location", "upload")
+        .put("{upload+}digest={layer}")
+        .with("content-range", "90000-99999")
+        .sends("layer-end")
+        .gives(201)
+        .keep("location", "blob")
+        .get("{blob}")
+        .gives(200)
+        .is("layer"),
         must("push: chunks", "closed by a PUT without bytes")
             .given_upload()
             .patch("{upload}")
@@ -219,46 +246,58 @@ fn chunks() -> Vec<Row> {
             .gives(201)
             .get("/v2/{repo}/blobs/{layer}")
             .is("layer"),
-        should("push: chunks", "the least length of a chunk is told at the beginning")
-            .post("/v2/{repo}/blobs/uploads/")
-            .gives(202)
-            .header("oci-chunk-min-length", "1048576"),
-        must("push: chunks", "a first chunk that does not begin at 0 is 416")
-            .given_upload()
-            .patch("{upload}")
-            .with("content-range", "60000-89999")
-            .sends("layer-middle")
-            .gives(416),
-        must("push: chunks", "a gap is 416, and the upload goes on where it was")
-            .given_upload()
-            .patch("{upload}")
-            .with("content-range", "0-59999")
-            .sends("layer-start")
-            .gives(202)
-            .keep("location", "upload")
-            .patch("{upload}")
-            .with("content-range", "90000-99999")
-            .sends("layer-end")
-            .gives(416)
-            .header("range", "0-59999")
-            .get("{upload}")
-            .gives(204)
-            .header("range", "0-59999")
-            .keep("location", "upload")
-            .patch("{upload}")
-            .with("content-range", "60000-89999")
-            .sends("layer-middle")
-            .gives(202),
-        must("push: chunks", "a chunk that was there already is 416, though its bytes are the same")
-            .given_upload()
-            .patch("{upload}")
-            .with("content-range", "0-59999")
-            .sends("layer-start")
-            .gives(202)
-            .patch("{upload}")
-            .with("content-range", "0-59999")
-            .sends("layer-start")
-            .gives(416),
+        should(
+            "push: chunks",
+            "the least length of a chunk is told at the beginning",
+        )
+        .post("/v2/{repo}/blobs/uploads/")
+        .gives(202)
+        .header("oci-chunk-min-length", "1048576"),
+        must(
+            "push: chunks",
+            "a first chunk that does not begin at 0 is 416",
+        )
+        .given_upload()
+        .patch("{upload}")
+        .with("content-range", "60000-89999")
+        .sends("layer-middle")
+        .gives(416),
+        must(
+            "push: chunks",
+            "a gap is 416, and the upload goes on where it was",
+        )
+        .given_upload()
+        .patch("{upload}")
+        .with("content-range", "0-59999")
+        .sends("layer-start")
+        .gives(202)
+        .keep("location", "upload")
+        .patch("{upload}")
+        .with("content-range", "90000-99999")
+        .sends("layer-end")
+        .gives(416)
+        .header("range", "0-59999")
+        .get("{upload}")
+        .gives(204)
+        .header("range", "0-59999")
+        .keep("location", "upload")
+        .patch("{upload}")
+        .with("content-range", "60000-89999")
+        .sends("layer-middle")
+        .gives(202),
+        must(
+            "push: chunks",
+            "a chunk that was there already is 416, though its bytes are the same",
+        )
+        .given_upload()
+        .patch("{upload}")
+        .with("content-range", "0-59999")
+        .sends("layer-start")
+        .gives(202)
+        .patch("{upload}")
+        .with("content-range", "0-59999")
+        .sends("layer-start")
+        .gives(416),
         must("push: chunks", "a last chunk out of order is 416")
             .given_upload()
             .patch("{upload}")
@@ -272,24 +311,27 @@ fn chunks() -> Vec<Row> {
             .gives(416)
             .head("/v2/{repo}/blobs/{layer}")
             .gives(404),
-        must("push: chunks", "how far an upload is, before its first byte and after")
-            .given_upload()
-            .get("{upload}")
-            .gives(204)
-            .has("location")
-            .has("range")
-            .patch("{upload}")
-            .sends("layer-start")
-            .gives(202)
-            .keep("location", "upload")
-            .get("{upload}")
-            .gives(204)
-            .header("range", "0-59999")
-            .keep("location", "upload")
-            .patch("{upload}")
-            .sends("layer-middle")
-            .gives(202)
-            .header("range", "0-89999"),
+        must(
+            "push: chunks",
+            "how far an upload is, before its first byte and after",
+        )
+        .given_upload()
+        .get("{upload}")
+        .gives(204)
+        .has("location")
+        .has("range")
+        .patch("{upload}")
+        .sends("layer-start")
+        .gives(202)
+        .keep("location", "upload")
+        .get("{upload}")
+        .gives(204)
+        .header("range", "0-59999")
+        .keep("location", "upload")
+        .patch("{upload}")
+        .sends("layer-middle")
+        .gives(202)
+        .header("range", "0-89999"),
         must(
             "push: chunks",
             "a client that has only the first Location asks how far its upload is, and goes on",
@@ -340,26 +382,32 @@ fn chunks() -> Vec<Row> {
             .sends("layer")
             .gives(201)
             .has("location"),
-        must("push: chunks", "a digest that is not the whole blob's is 400")
-            .given_upload()
-            .patch("{upload}")
-            .sends("layer-start")
-            .gives(202)
-            .keep("location", "upload")
-            .put("{upload+}digest={layer-end}")
-            .sends("layer-end")
-            .gives(400)
-            .code("DIGEST_INVALID"),
-        must("push: chunks", "a range that is none, or not of these bytes, is 400")
-            .given_upload()
-            .patch("{upload}")
-            .with("content-range", "from the start")
-            .sends("layer-start")
-            .gives(400)
-            .patch("{upload}")
-            .with("content-range", "0-10")
-            .sends("layer-start")
-            .gives(400),
+        must(
+            "push: chunks",
+            "a digest that is not the whole blob's is 400",
+        )
+        .given_upload()
+        .patch("{upload}")
+        .sends("layer-start")
+        .gives(202)
+        .keep("location", "upload")
+        .put("{upload+}digest={layer-end}")
+        .sends("layer-end")
+        .gives(400)
+        .code("DIGEST_INVALID"),
+        must(
+            "push: chunks",
+            "a range that is none, or not of these bytes, is 400",
+        )
+        .given_upload()
+        .patch("{upload}")
+        .with("content-range", "from the start")
+        .sends("layer-start")
+        .gives(400)
+        .patch("{upload}")
+        .with("content-range", "0-10")
+        .sends("layer-start")
+        .gives(400),
         must("push: chunks", "an upload that never was is 404")
             .patch("/v2/{repo}/blobs/uploads/nonsense")
             .sends("layer")

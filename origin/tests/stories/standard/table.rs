@@ -55,15 +55,26 @@ enum Expected {
 }
 
 pub(super) fn must(section: &'static str, says: &'static str) -> Row {
-    Row { level: Level::Must, section, says, steps: Vec::new() }
+    Row {
+        level: Level::Must,
+        section,
+        says,
+        steps: Vec::new(),
+    }
 }
 
 pub(super) fn should(section: &'static str, says: &'static str) -> Row {
-    Row { level: Level::Should, ..must(section, says) }
+    Row {
+        level: Level::Should,
+        ..must(section, says)
+    }
 }
 
 pub(super) fn may(section: &'static str, says: &'static str) -> Row {
-    Row { level: Level::May, ..must(section, says) }
+    Row {
+        level: Level::May,
+        ..must(section, says)
+    }
 }
 
 impl Row {
@@ -166,7 +177,9 @@ impl Row {
 
     /// The repository has the blob of this name.
     pub(super) fn given_blob(self, name: &'static str) -> Self {
-        self.post(format!("/v2/{{repo}}/blobs/uploads/?digest={{{name}}}")).sends(name).gives(201)
+        self.post(format!("/v2/{{repo}}/blobs/uploads/?digest={{{name}}}"))
+            .sends(name)
+            .gives(201)
     }
 
     /// The repository has the image, under this tag, with its blobs.
@@ -177,7 +190,9 @@ impl Row {
 
     /// An upload was begun; its Location is kept as `upload`.
     pub(super) fn given_upload(self) -> Self {
-        self.post("/v2/{repo}/blobs/uploads/").gives(202).keep("location", "upload")
+        self.post("/v2/{repo}/blobs/uploads/")
+            .gives(202)
+            .keep("location", "upload")
     }
 
     /// A PUT of the manifest of this name, with its media type.
@@ -185,15 +200,28 @@ impl Row {
         let media_type: Option<String> = serde_json::from_slice::<Value>(&body(name))
             .ok()
             .and_then(|manifest| Some(manifest["mediaType"].as_str()?.to_owned()));
-        let put = self.put(format!("/v2/{{repo}}/manifests/{reference}")).sends(name);
-        put.with("content-type", media_type.as_deref().unwrap_or(crate::support::MANIFEST))
+        let put = self
+            .put(format!("/v2/{{repo}}/manifests/{reference}"))
+            .sends(name);
+        put.with(
+            "content-type",
+            media_type.as_deref().unwrap_or(crate::support::MANIFEST),
+        )
     }
 
     async fn run(self, client: &Registry, repo: &str) -> Result<(), String> {
-        let mut kept = vec![("repo", repo.to_owned()), ("other", format!("{repo}/other"))];
+        let mut kept = vec![
+            ("repo", repo.to_owned()),
+            ("other", format!("{repo}/other")),
+        ];
         for (index, step) in self.steps.iter().enumerate() {
             step.run(client, &mut kept).await.map_err(|reason| {
-                let Self { level, section, says, .. } = &self;
+                let Self {
+                    level,
+                    section,
+                    says,
+                    ..
+                } = &self;
                 format!(
                     "{section}: {level:?}: {says}\n  step {index} ({} {}): {reason}",
                     step.method, step.path
@@ -221,7 +249,11 @@ impl Step {
         for expected in &self.expected {
             expected.check(&head, &bytes, kept).map_err(|reason| {
                 let start = &bytes[..bytes.len().min(400)];
-                format!("{reason}; status {}, {}", head.status, String::from_utf8_lossy(start))
+                format!(
+                    "{reason}; status {}, {}",
+                    head.status,
+                    String::from_utf8_lossy(start)
+                )
             })?;
         }
         Ok(())
@@ -235,7 +267,10 @@ struct Head {
 
 impl Head {
     fn of(answer: &Response) -> Self {
-        Self { status: answer.status().as_u16(), headers: answer.headers().clone() }
+        Self {
+            status: answer.status().as_u16(),
+            headers: answer.headers().clone(),
+        }
     }
 
     fn header(&self, name: &str) -> Option<&str> {
@@ -260,22 +295,31 @@ impl Expected {
             }
             Self::Lacks(name) if head.header(name).is_some() => wrong(format!("{name} is there")),
             Self::Keep(header, name) => {
-                let value = head.header(header).ok_or_else(|| format!("{header} is missing"))?;
+                let value = head
+                    .header(header)
+                    .ok_or_else(|| format!("{header} is missing"))?;
                 kept.retain(|(known, _)| known != name);
                 kept.push((name, value.to_owned()));
                 Ok(())
             }
             Self::Code(code) => {
-                let answer: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-                if answer["errors"][0]["code"] == *code { Ok(()) } else { wrong(format!("not {code}")) }
+                let answer: Value =
+                    serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+                if answer["errors"][0]["code"] == *code {
+                    Ok(())
+                } else {
+                    wrong(format!("not {code}"))
+                }
             }
             Self::Body(name) if *bytes != body(name) => wrong(format!("not the bytes of {name}")),
             Self::Part(name, range) if *bytes != body(name).slice(range.clone()) => {
                 wrong(format!("not {range:?} of {name}"))
             }
             Self::Json(pointer, value) => {
-                let answer: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-                let expected: Value = serde_json::from_str(&filled(&value.to_string(), kept)).unwrap();
+                let answer: Value =
+                    serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+                let expected: Value =
+                    serde_json::from_str(&filled(&value.to_string(), kept)).unwrap();
                 let found = answer.pointer(pointer).unwrap_or(&Value::Null);
                 if *found == expected {
                     Ok(())
@@ -292,8 +336,9 @@ impl Expected {
 fn filled(template: &str, kept: &Kept) -> String {
     let mut text = String::new();
     let mut rest = template;
-    while let Some((before, (name, after))) =
-        rest.split_once('{').and_then(|(before, after)| Some((before, after.split_once('}')?)))
+    while let Some((before, (name, after))) = rest
+        .split_once('{')
+        .and_then(|(before, after)| Some((before, after.split_once('}')?)))
     {
         // JSON has braces of its own.
         let Some(value) = value_of(name, kept) else {
@@ -309,7 +354,11 @@ fn filled(template: &str, kept: &Kept) -> String {
 }
 
 fn value_of(name: &str, kept: &Kept) -> Option<String> {
-    let found = |name: &str| kept.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
+    let found = |name: &str| {
+        kept.iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| value.clone())
+    };
     if let Some(name) = name.strip_suffix('+') {
         let location = found(name)?;
         let separator = if location.contains('?') { '&' } else { '?' };
@@ -318,7 +367,11 @@ fn value_of(name: &str, kept: &Kept) -> Option<String> {
     if let Some(value) = found(name) {
         return Some(value);
     }
-    if name.is_empty() || !name.chars().all(|char| char.is_ascii_alphanumeric() || ".-".contains(char)) {
+    if name.is_empty()
+        || !name
+            .chars()
+            .all(|char| char.is_ascii_alphanumeric() || ".-".contains(char))
+    {
         return None;
     }
     let (name, fact) = name.split_once('.').unwrap_or((name, "sha256"));
@@ -334,12 +387,21 @@ fn value_of(name: &str, kept: &Kept) -> Option<String> {
 pub(super) async fn check(story: &str, rows: fn() -> Vec<Row>) {
     for set_up in SetUp::all(story).await {
         let client = &set_up.client();
-        let runs = rows().into_iter().enumerate().map(|(index, row)| async move {
-            let repo = format!("row-{index}");
-            row.run(client, &repo).await
-        });
+        let runs = rows()
+            .into_iter()
+            .enumerate()
+            .map(|(index, row)| async move {
+                let repo = format!("row-{index}");
+                row.run(client, &repo).await
+            });
         let outcomes: Vec<_> = stream::iter(runs).buffer_unordered(AT_ONCE).collect().await;
         let broken: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
-        assert!(broken.is_empty(), "{}: {} rows broken\n{}", set_up.name, broken.len(), broken.join("\n"));
+        assert!(
+            broken.is_empty(),
+            "{}: {} rows broken\n{}",
+            set_up.name,
+            broken.len(),
+            broken.join("\n")
+        );
     }
 }

@@ -24,7 +24,9 @@ impl StoredBlob {
             return;
         }
         // Somebody is at it, or the last chunk is held and the rest is being hashed.
-        let Ok(mut prefix) = self.prefix.try_lock() else { return };
+        let Ok(mut prefix) = self.prefix.try_lock() else {
+            return;
+        };
         if prefix.at() == offset {
             prefix.take(self.digest(), bytes);
         }
@@ -35,7 +37,9 @@ impl StoredBlob {
             }
             let length = PART_SIZE.min(self.geometry.size() - at);
             // The check of the whole will meet the same error, and say so.
-            let Ok(read) = file.read_now(at, length as usize) else { return };
+            let Ok(read) = file.read_now(at, length as usize) else {
+                return;
+            };
             prefix.take(self.digest(), &read);
         }
     }

@@ -56,7 +56,9 @@ impl StoredBlob {
     /// The first held chunk that is not what was verified, among whole parts read from `start` on, with their values.
     /// Of a blob that only its digest proves, all would have to be hashed each time: there nothing is compared.
     pub(super) fn first_damaged(&self, start: u64, bytes: &[u8], values: &[Value]) -> Option<u32> {
-        let Proof::Sealed { table, .. } = &self.proof else { return None };
+        let Proof::Sealed { table, .. } = &self.proof else {
+            return None;
+        };
         if table.is_none() {
             return (!self.digest().matches(bytes)).then_some(0);
         }
@@ -64,7 +66,8 @@ impl StoredBlob {
         let is_damaged = |(offset, value): (u64, &Value)| {
             let chunk = self.geometry.chunk_at(offset);
             let known = state.values.get(part_of(offset) as usize);
-            (state.held.contains(chunk) && known.is_some_and(|known| known != value)).then_some(chunk)
+            (state.held.contains(chunk) && known.is_some_and(|known| known != value))
+                .then_some(chunk)
         };
         let offsets = (start..).step_by(PART_SIZE as usize);
         offsets.zip(values).find_map(is_damaged)
@@ -98,6 +101,9 @@ impl StoredBlob {
 
     pub(super) fn drop_damaged(&self, chunk: u32) -> StoreError {
         self.lock().drop_chunk(&self.geometry, chunk);
-        StoreError::Doubtful { digest: *self.digest(), chunk }
+        StoreError::Doubtful {
+            digest: *self.digest(),
+            chunk,
+        }
     }
 }

@@ -26,7 +26,11 @@ fn renew(files: &CertificateFiles, issued: &Issued) {
 }
 
 fn vm(directory: &Path, fleet: &Authority) -> (CertificateFiles, Identity) {
-    let files = write_files(directory, fleet, &fleet.issue_peer(&peer("vm-1"), DAY).unwrap());
+    let files = write_files(
+        directory,
+        fleet,
+        &fleet.issue_peer(&peer("vm-1"), DAY).unwrap(),
+    );
     let identity = Identity::load(&files).unwrap();
     (files, identity)
 }
@@ -44,9 +48,15 @@ fn a_half_written_pair_is_waited_for() {
     assert!(matches!(watch.look(false, start), Seen::Unsettled));
     let before = vm.ends_unix_s();
     replace(&files.key, &renewed.key_pem);
-    assert!(matches!(watch.look(false, start + PATIENCE / 2), Seen::Reloaded));
+    assert!(matches!(
+        watch.look(false, start + PATIENCE / 2),
+        Seen::Reloaded
+    ));
     assert!(vm.ends_unix_s() > before);
-    assert!(matches!(watch.look(false, start + PATIENCE), Seen::Unchanged));
+    assert!(matches!(
+        watch.look(false, start + PATIENCE),
+        Seen::Unchanged
+    ));
 }
 
 #[test]
@@ -60,17 +70,37 @@ fn a_bad_file_is_told_once_and_the_old_identity_stays() {
     let before = vm.ends_unix_s();
     replace(&files.authority, "no certificate at all");
     assert!(matches!(watch.look(false, start), Seen::Unsettled));
-    let Seen::Bad(error) = watch.look(false, start + PATIENCE) else { panic!("it is bad") };
+    let Seen::Bad(error) = watch.look(false, start + PATIENCE) else {
+        panic!("it is bad")
+    };
     let error = error.to_string();
-    assert!(error.contains("ca.pem") && error.contains("flotilla pki"), "{error}");
-    assert!(matches!(watch.look(false, start + 9 * PATIENCE), Seen::Unchanged), "told twice");
+    assert!(
+        error.contains("ca.pem") && error.contains("flotilla pki"),
+        "{error}"
+    );
+    assert!(
+        matches!(watch.look(false, start + 9 * PATIENCE), Seen::Unchanged),
+        "told twice"
+    );
     // Whoever asks by SIGHUP hears at once, and again.
-    assert!(matches!(watch.look(true, start + 9 * PATIENCE), Seen::Bad(_)));
+    assert!(matches!(
+        watch.look(true, start + 9 * PATIENCE),
+        Seen::Bad(_)
+    ));
     std::fs::remove_file(&files.authority).unwrap();
-    assert!(matches!(watch.look(false, start + 10 * PATIENCE), Seen::Unsettled));
-    assert_eq!((vm.peer_id(), vm.ends_unix_s()), (Some(peer("vm-1")), before));
+    assert!(matches!(
+        watch.look(false, start + 10 * PATIENCE),
+        Seen::Unsettled
+    ));
+    assert_eq!(
+        (vm.peer_id(), vm.ends_unix_s()),
+        (Some(peer("vm-1")), before)
+    );
     replace(&files.authority, fleet.certificate_pem());
-    assert!(matches!(watch.look(false, start + 10 * PATIENCE), Seen::Reloaded));
+    assert!(matches!(
+        watch.look(false, start + 10 * PATIENCE),
+        Seen::Reloaded
+    ));
 }
 
 #[test]
@@ -80,7 +110,10 @@ fn a_running_peer_keeps_its_name() {
     let (files, vm) = vm(directory.path(), &fleet);
     renew(&files, &fleet.issue_peer(&peer("vm-2"), DAY).unwrap());
     let error = vm.reload().unwrap_err().to_string();
-    assert!(error.contains("names peer vm-2") && error.contains("restart"), "{error}");
+    assert!(
+        error.contains("names peer vm-2") && error.contains("restart"),
+        "{error}"
+    );
     assert_eq!(vm.peer_id(), Some(peer("vm-1")));
 }
 
@@ -88,13 +121,20 @@ fn a_running_peer_keeps_its_name() {
 fn the_end_of_a_certificate_is_announced_well_before() {
     let begins_unix_s = 1_000_000_000;
     let day = DAY.as_secs();
-    let year = Validity { begins_unix_s, ends_unix_s: begins_unix_s + 366 * day };
-    let at =
-        |validity: Validity, days_left| expiry_reminder(validity, validity.ends_unix_s - days_left * day);
+    let year = Validity {
+        begins_unix_s,
+        ends_unix_s: begins_unix_s + 366 * day,
+    };
+    let at = |validity: Validity, days_left| {
+        expiry_reminder(validity, validity.ends_unix_s - days_left * day)
+    };
     assert_eq!(at(year, 31), None);
     assert!(at(year, 30).unwrap().contains("30 days"));
     assert!(at(year, 0).unwrap().contains("nobody accepts it"));
-    let week = Validity { begins_unix_s, ends_unix_s: begins_unix_s + 9 * day };
+    let week = Validity {
+        begins_unix_s,
+        ends_unix_s: begins_unix_s + 9 * day,
+    };
     assert_eq!(at(week, 4), None);
     assert!(at(week, 3).unwrap().contains("--renew"));
 }
@@ -117,21 +157,36 @@ fn overlapping_origin_keys_are_a_rotation_and_a_removed_key_is_not_believed() {
     let [old, new] = [0, 1].map(|_| SealSecret::generate("eu-1".parse().unwrap()).unwrap().key());
     let seal = |key: &flotilla_common::seal::SealKey| {
         let chunk_log2 = Geometry::for_size(9).chunk_log2();
-        key.seal(BlobFacts { digest: Digest::sha256(b"x"), size: 9, chunk_log2, root: [7; 32] })
+        key.seal(BlobFacts {
+            digest: Digest::sha256(b"x"),
+            size: 9,
+            chunk_log2,
+            root: [7; 32],
+        })
     };
     replace(&file, &trusted_key_line(&old));
     let trusted = LiveKeys::load(&file).unwrap();
     let mut watch = Watch::new(trusted.clone(), PATIENCE);
     watch.look(false, Instant::now());
-    assert_eq!(trusted.current().check(&seal(&new)), Err(TrustError::UnknownKey(new.key_id())));
+    assert_eq!(
+        trusted.current().check(&seal(&new)),
+        Err(TrustError::UnknownKey(new.key_id()))
+    );
 
     replace(&file, &(trusted_key_line(&old) + &trusted_key_line(&new)));
     assert!(matches!(watch.look(false, Instant::now()), Seen::Reloaded));
-    assert!([&old, &new].iter().all(|key| trusted.current().check(&seal(key)).is_ok()));
+    assert!(
+        [&old, &new]
+            .iter()
+            .all(|key| trusted.current().check(&seal(key)).is_ok())
+    );
 
     replace(&file, &trusted_key_line(&new));
     assert!(matches!(watch.look(false, Instant::now()), Seen::Reloaded));
-    assert_eq!(trusted.current().check(&seal(&old)), Err(TrustError::UnknownKey(old.key_id())));
+    assert_eq!(
+        trusted.current().check(&seal(&old)),
+        Err(TrustError::UnknownKey(old.key_id()))
+    );
     assert!(trusted.current().check(&seal(&new)).is_ok());
 }
 
@@ -139,7 +194,10 @@ fn overlapping_origin_keys_are_a_rotation_and_a_removed_key_is_not_believed() {
 async fn connect(
     server: &ServerConfig,
     client: &ClientConfig,
-) -> std::io::Result<(impl AsyncReadExt + AsyncWriteExt + Unpin, impl AsyncReadExt + AsyncWriteExt + Unpin)> {
+) -> std::io::Result<(
+    impl AsyncReadExt + AsyncWriteExt + Unpin,
+    impl AsyncReadExt + AsyncWriteExt + Unpin,
+)> {
     let (near, far) = tokio::io::duplex(1 << 16);
     let name = ServerName::try_from(peer_name(&peer("vm-1"))).unwrap();
     let (server, client) = tokio::join!(
@@ -170,7 +228,9 @@ async fn settled(until: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("the change was not taken up");
+    tokio::time::timeout(Duration::from_secs(20), waiting)
+        .await
+        .expect("the change was not taken up");
 }
 
 #[tokio::test]
@@ -181,7 +241,10 @@ async fn a_fleet_changes_its_authority_under_load_without_losing_a_connection() 
     let (server, client) = (vm.quic_server(ALPN).unwrap(), vm.quic_client(ALPN).unwrap());
     let mut early = connect(&server, &client).await.unwrap();
     let shutdown = Shutdown::new();
-    let timing = Timing { poll: Duration::from_millis(5), patience: PATIENCE };
+    let timing = Timing {
+        poll: Duration::from_millis(5),
+        patience: PATIENCE,
+    };
     keep_fresh(vm.clone(), timing, &shutdown);
     // Connections come all the while, and none fails.
     let load = {
@@ -195,11 +258,19 @@ async fn a_fleet_changes_its_authority_under_load_without_losing_a_connection() 
             connections
         })
     };
-    let newcomer = identity(&new, &new.issue_peer(&peer("vm-2"), DAY).unwrap()).quic_client(ALPN).unwrap();
-    assert!(connect(&server, &newcomer).await.is_err(), "a stranger for now");
+    let newcomer = identity(&new, &new.issue_peer(&peer("vm-2"), DAY).unwrap())
+        .quic_client(ALPN)
+        .unwrap();
+    assert!(
+        connect(&server, &newcomer).await.is_err(),
+        "a stranger for now"
+    );
 
     // First everybody trusts both authorities, then certificates change, then the old authority goes.
-    replace(&files.authority, &format!("{}{}", old.certificate_pem(), new.certificate_pem()));
+    replace(
+        &files.authority,
+        &format!("{}{}", old.certificate_pem(), new.certificate_pem()),
+    );
     let ends = vm.ends_unix_s();
     renew(&files, &new.issue_peer(&peer("vm-1"), 9 * DAY).unwrap());
     settled(|| vm.ends_unix_s() > ends).await;
@@ -209,7 +280,12 @@ async fn a_fleet_changes_its_authority_under_load_without_losing_a_connection() 
     replace(&files.authority, new.certificate_pem());
     renew(&files, &new.issue_peer(&peer("vm-1"), 19 * DAY).unwrap());
     settled(|| vm.ends_unix_s() > ends).await;
-    assert!(connect(&server, &old_timer.quic_client(ALPN).unwrap()).await.is_err(), "its authority is gone");
+    assert!(
+        connect(&server, &old_timer.quic_client(ALPN).unwrap())
+            .await
+            .is_err(),
+        "its authority is gone"
+    );
 
     echo(&mut early).await;
     echo(&mut connect(&server, &newcomer).await.unwrap()).await;
