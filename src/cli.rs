@@ -35,7 +35,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show it: an origin, a tracker and some peers in this process, and all peers pull one image at once
+    /// Show it: an origin, a tracker and some peers in this process, and all peers pull one image
+    /// at once
     Demo(DemoArgs),
     /// Start a region on this machine, for trying things out: origin, tracker and two peers
     Up(UpArgs),
@@ -114,7 +115,8 @@ impl Cli {
     }
 }
 
-/// Runs a command's future to its end on all cores. Work that nobody waits for any more does not keep it.
+/// Runs a command's future to its end on all cores. Work that nobody waits for any more does not
+/// keep it.
 ///
 /// # Errors
 /// The future's, or if there can be no runtime.

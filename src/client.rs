@@ -1,5 +1,6 @@
-//! A light registry client: pushes a layout as other tools do, and pulls through a mirror as containerd does
-//! (HEAD the tag, GET the manifest by digest, then the blobs, three at a time), checking every digest.
+//! A light registry client: pushes a layout as other tools do, and pulls through a mirror as
+//! containerd does (HEAD the tag, GET the manifest by digest, then the blobs, three at a time),
+//! checking every digest.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -365,7 +366,8 @@ impl RegistryClient {
         Ok(Manifest::parse(&bytes)?)
     }
 
-    /// Streams a blob and checks its digest: its length, and the time from `start` to its first byte.
+    /// Streams a blob and checks its digest: its length, and the time from `start` to its first
+    /// byte.
     async fn fetch_blob(
         &self,
         blob: &Descriptor,

@@ -1,5 +1,5 @@
-//! Flotilla's commands, and the regions that are started here: in one process by `demo` and `up`, as
-//! processes by `bench swarm`, both by the stories in `tests/`.
+//! Flotilla's commands, and the regions that are started here: in one process by `demo` and `up`,
+//! as processes by `bench swarm`, both by the stories in `tests/`.
 
 pub mod bench;
 pub mod cli;

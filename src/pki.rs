@@ -1,4 +1,5 @@
-//! `flotilla pki`: a fleet's certificate authority, origins' seal keys, and certificates, as files in one directory.
+//! `flotilla pki`: a fleet's certificate authority, origins' seal keys, and certificates, as files
+//! in one directory.
 //!
 //! | file                            | who needs it |
 //! |---------------------------------|--------------|
@@ -9,9 +10,9 @@
 //! | `<id>.pem`, `<id>.key`          | that peer |
 //! | `<name>.pem`, `<name>.key`      | the origin or tracker that answers under that name |
 //!
-//! It never overwrites a file unasked, and a secret is readable for its owner only. `--renew` is the asking: a
-//! certificate is replaced by a new one under the same name, and an origin gets a second key beside the first. How a
-//! fleet is led through each rotation is in `docs/security.md`.
+//! It never overwrites a file unasked, and a secret is readable for its owner only. `--renew` is
+//! the asking: a certificate is replaced by a new one under the same name, and an origin gets a
+//! second key beside the first. How a fleet is led through each rotation is in `docs/security.md`.
 
 use std::fmt;
 use std::fs::{DirBuilder, OpenOptions};
@@ -38,7 +39,8 @@ pub struct PkiArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum PkiCommand {
-    /// Make a fleet: its certificate authority, its first origin's seal key, the keys that peers trust
+    /// Make a fleet: its certificate authority, its first origin's seal key, the keys that peers
+    /// trust
     Init(InitArgs),
     /// Issue a certificate to a peer or a server, or a seal key to an origin
     Issue(IssueArgs),
@@ -64,7 +66,8 @@ struct IssueArgs {
     /// Days for which the certificate is good
     #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
-    /// Replace the certificate that was issued under this name; for an origin, add a second key beside the first
+    /// Replace the certificate that was issued under this name; for an origin, add a second key
+    /// beside the first
     #[arg(long)]
     renew: bool,
 }
@@ -132,7 +135,8 @@ impl fmt::Display for Made {
 /// Runs `flotilla pki init` or `flotilla pki issue`.
 ///
 /// # Errors
-/// Nothing is overwritten unasked: a file that is there already is an error, before anything is written.
+/// Nothing is overwritten unasked: a file that is there already is an error, before anything is
+/// written.
 pub fn run(args: &PkiArgs) -> Result<Made, PkiError> {
     match &args.command {
         PkiCommand::Init(args) => init(args),
@@ -322,7 +326,8 @@ pub fn open_or_init(dir: &Path, region: &RegionName) -> Result<Fleet, PkiError> 
     Ok(Fleet::of(load_authority(dir)?, seal_key))
 }
 
-/// Issues a certificate to a peer, beside the fleet's files in `dir`, and says where all its files are.
+/// Issues a certificate to a peer, beside the fleet's files in `dir`, and says where all its files
+/// are.
 ///
 /// # Errors
 /// It has one already, or it cannot be made.
@@ -388,7 +393,8 @@ struct New {
 }
 
 impl New {
-    /// The files of a certificate and its key: to be replaced, the certificate must be there; otherwise neither is.
+    /// The files of a certificate and its key: to be replaced, the certificate must be there;
+    /// otherwise neither is.
     fn certificate(dir: &Path, name: &str, existing: Existing) -> Result<[Self; 2], PkiError> {
         let files = [
             (FileKind::Certificate, "pem"),

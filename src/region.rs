@@ -1,5 +1,5 @@
-//! A region in this process: an origin, a tracker and peers with real listeners. What `demo`, `up` and the stories in
-//! `tests/` start.
+//! A region in this process: an origin, a tracker and peers with real listeners. What `demo`, `up`
+//! and the stories in `tests/` start.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

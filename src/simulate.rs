@@ -28,7 +28,8 @@ pub struct SimulateArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// If the scenario cannot be read or an output not written; [`CommandError::NotOk`] if a bar was missed.
+/// If the scenario cannot be read or an output not written; [`CommandError::NotOk`] if a bar was
+/// missed.
 pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
     let text = fs::read_to_string(&args.scenario).map_err(|error| {
         CommandError::failed(format!("read scenario {}", args.scenario.display()), error)

@@ -1,7 +1,7 @@
 //! How a blob is cut: chunks are the unit of exchange, parts the unit of verification within one.
 //!
-//! Chunk size is a pure function of the blob's size: a power of two from 256 KiB to 4 MiB, the smallest that
-//! gives at most 400 chunks; above 1.6 GiB the number of chunks grows instead.
+//! Chunk size is a pure function of the blob's size: a power of two from 256 KiB to 4 MiB, the
+//! smallest that gives at most 400 chunks; above 1.6 GiB the number of chunks grows instead.
 
 use core::ops::Range;
 
@@ -46,8 +46,8 @@ impl Geometry {
         }
     }
 
-    /// A cut that came from elsewhere: `None` unless it is exactly the one for its size, and that is one that a blob may
-    /// have.
+    /// A cut that came from elsewhere: `None` unless it is exactly the one for its size, and that
+    /// is one that a blob may have.
     pub fn checked(size: u64, chunk_log2: u8) -> Option<Self> {
         let geometry = Self::for_size(size);
         (geometry.chunk_log2 == chunk_log2 && size <= MAX_BLOB_SIZE).then_some(geometry)
@@ -79,7 +79,8 @@ impl Geometry {
         self.chunk_log2 == WHOLE_LOG2
     }
 
-    /// Whether the blob is one chunk or less, so that its digest is its check and it needs no table.
+    /// Whether the blob is one chunk or less, so that its digest is its check and it needs no
+    /// table.
     pub fn is_single_chunk(&self) -> bool {
         self.chunks() == 1
     }
@@ -103,7 +104,8 @@ impl Geometry {
         u32::try_from(offset >> self.chunk_log2).unwrap_or(u32::MAX)
     }
 
-    /// The parts of a chunk, as ranges within the blob, in order. At least one, empty for an empty chunk.
+    /// The parts of a chunk, as ranges within the blob, in order. At least one, empty for an empty
+    /// chunk.
     pub fn parts(&self, chunk: u32) -> impl Iterator<Item = Range<u64>> + use<> {
         let range = self.chunk_range(chunk);
         let parts = (range.end - range.start).div_ceil(PART_SIZE).max(1);

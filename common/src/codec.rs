@@ -1,7 +1,8 @@
 //! The one door to the binary encoding: bincode 2 behind a version byte and a limit of size.
 //!
-//! bincode is finished and unmaintained; nothing outside this file calls its functions, so that it can be
-//! replaced here. A body never changes within a version: a change of a message is a new kind or a new version.
+//! bincode is finished and unmaintained; nothing outside this file calls its functions, so that it
+//! can be replaced here. A body never changes within a version: a change of a message is a new kind
+//! or a new version.
 
 use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
 use bincode::{Decode, Encode};
@@ -43,8 +44,8 @@ pub fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, CodecError> {
     Ok(bytes)
 }
 
-/// The value of exactly these bytes. Never panics; whatever lengths the bytes claim, what is allocated for them stays
-/// below [`MAX_LEN`] in all.
+/// The value of exactly these bytes. Never panics; whatever lengths the bytes claim, what is
+/// allocated for them stays below [`MAX_LEN`] in all.
 ///
 /// # Errors
 /// What is wrong with the bytes.

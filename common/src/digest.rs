@@ -1,7 +1,7 @@
 //! OCI digests: an algorithm and the hash of some bytes, and the hashing of a stream of them.
 //!
-//! Follows the OCI image specification, "Digests": `sha256:` with 64 and `sha512:` with 128 lower-case
-//! hexadecimal digits. Anything else is not a digest here.
+//! Follows the OCI image specification, "Digests": `sha256:` with 64 and `sha512:` with 128
+//! lower-case hexadecimal digits. Anything else is not a digest here.
 
 use core::fmt;
 use core::str::FromStr;
@@ -151,7 +151,8 @@ pub enum DigestError {
     BadMidstate,
 }
 
-/// Blocks that a midstate may have hashed, far above any blob: the hashers' own count of bits overflows beyond.
+/// Blocks that a midstate may have hashed, far above any blob: the hashers' own count of bits
+/// overflows beyond.
 const MAX_BLOCKS: u64 = 1 << 48;
 
 /// Hashes a stream of bytes into a [`Digest`]; its midstate can be stored and taken up elsewhere.

@@ -2,7 +2,8 @@
 //!
 //! Bytes, bytes per second, seconds; only basic arithmetic, so every machine computes the same.
 
-/// The fluid bound, `max(F/u_s, F/d_min, N F / (u_s + sum of u_i))`: no schedule whatsoever is faster.
+/// The fluid bound, `max(F/u_s, F/d_min, N F / (u_s + sum of u_i))`: no schedule whatsoever is
+/// faster.
 ///
 /// `origin_up` is u_s, `slowest_down` d_min, `peers_up` the sum of all peers' uplinks.
 pub fn fluid_s(
@@ -17,13 +18,15 @@ pub fn fluid_s(
     (bytes / origin_up).max(bytes / slowest_down).max(all)
 }
 
-/// The pipelined bound of equal capacities, `(F/u)(1 + floor(log2 N)/M)`: every chunk goes through a binary tree.
+/// The pipelined bound of equal capacities, `(F/u)(1 + floor(log2 N)/M)`: every chunk goes through
+/// a binary tree.
 pub fn pipelined_s(image_bytes: u64, peers: u64, chunks: u64, rate: f64) -> f64 {
     let depth = f64::from(peers.max(1).ilog2());
     image_bytes as f64 / rate * (1.0 + depth / chunks.max(1) as f64)
 }
 
-/// The smallest of the ascending values that `share` of all do not exceed (nearest rank); 0 of none.
+/// The smallest of the ascending values that `share` of all do not exceed (nearest rank); 0 of
+/// none.
 pub fn percentile(ascending: &[f64], share: f64) -> f64 {
     let rank = libm::ceil(ascending.len() as f64 * share) as usize;
     ascending

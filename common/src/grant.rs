@@ -7,8 +7,9 @@
 //!   | <-- closure again ------- |                               |   when RENEW_BEFORE_S is left
 //! ```
 //!
-//! Clocks need not agree: a grant is honoured until [`CLOCK_TOLERANCE_S`] after its end, and renewed so long before it
-//! that neither a holder's nor a neighbour's clock that is an hour wrong, either way, cuts a pull short.
+//! Clocks need not agree: a grant is honoured until [`CLOCK_TOLERANCE_S`] after its end, and
+//! renewed so long before it that neither a holder's nor a neighbour's clock that is an hour wrong,
+//! either way, cuts a pull short.
 
 use bincode::{Decode, Encode};
 
@@ -19,7 +20,8 @@ use crate::seal::{KeyId, SealKey, TrustError, TrustedKeys, push_digest, push_tex
 /// Separates a grant's signature from every other use of the key.
 const CONTEXT: &[u8] = b"flotilla grant 1\0";
 
-/// How long a grant is good for. An origin that withdraws a permission is obeyed after this time and the tolerance.
+/// How long a grant is good for. An origin that withdraws a permission is obeyed after this time
+/// and the tolerance.
 pub const LIFETIME_S: u64 = 12 * 60 * 60;
 /// A holder asks for a new one when this much is left.
 pub const RENEW_BEFORE_S: u64 = 4 * 60 * 60;
@@ -68,8 +70,8 @@ impl Grant {
     /// Checks that an origin among `trusted` permits `peer` to receive `digest` at `now_unix_s`.
     ///
     /// # Errors
-    /// [`TrustError::Expired`] more than the tolerance after its end; [`TrustError::BadSignature`] also if the grant is for another
-    /// peer or does not name the digest.
+    /// [`TrustError::Expired`] more than the tolerance after its end; [`TrustError::BadSignature`]
+    /// also if the grant is for another peer or does not name the digest.
     pub fn check(
         &self,
         trusted: &TrustedKeys,
@@ -81,8 +83,8 @@ impl Grant {
         self.permits(peer, digest, now_unix_s)
     }
 
-    /// The part of [`Self::check`] that costs something, and says of the same grant and the same keys always the same: that an
-    /// origin among `trusted` signed it.
+    /// The part of [`Self::check`] that costs something, and says of the same grant and the same
+    /// keys always the same: that an origin among `trusted` signed it.
     ///
     /// # Errors
     /// [`TrustError::UnknownKey`], [`TrustError::BadSignature`].
@@ -91,7 +93,8 @@ impl Grant {
         trusted.verify(self.key_id, &signed, &self.signature)
     }
 
-    /// The other part of [`Self::check`]: whether the grant, if it is genuine, is for this peer, digest and time.
+    /// The other part of [`Self::check`]: whether the grant, if it is genuine, is for this peer,
+    /// digest and time.
     ///
     /// # Errors
     /// As [`Self::check`].

@@ -1,7 +1,8 @@
 //! Flotilla's pure heart: its vocabulary, its wire messages, and the state machines that decide.
 //!
-//! Nothing here has a clock, a socket, a disk, a thread or randomness of its own: time and generators are
-//! arguments. That is what lets `simulations` prove the very code that ships; CI holds the line.
+//! Nothing here has a clock, a socket, a disk, a thread or randomness of its own: time and
+//! generators are arguments. That is what lets `simulations` prove the very code that ships; CI
+//! holds the line.
 
 pub mod chunk;
 pub mod codec;

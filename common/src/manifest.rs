@@ -1,7 +1,8 @@
 //! OCI manifests and indexes, as far as a registry and its peers read them: what names what.
 //!
-//! Follows the OCI image specification 1.1 ("Image Manifest", "Image Index") and Docker's schema 2, whose
-//! shape is the same. Unknown fields are kept out of the way: the bytes are what is stored and served.
+//! Follows the OCI image specification 1.1 ("Image Manifest", "Image Index") and Docker's schema 2,
+//! whose shape is the same. Unknown fields are kept out of the way: the bytes are what is stored
+//! and served.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -115,7 +116,8 @@ impl Manifest {
         }
     }
 
-    /// The blobs that it names and that a registry must hold: configuration, then layers, each once.
+    /// The blobs that it names and that a registry must hold: configuration, then layers, each
+    /// once.
     pub fn blobs(&self) -> Vec<&Descriptor> {
         // A manifest of 4 MiB has room for tens of thousands of layers.
         let mut known = BTreeSet::new();

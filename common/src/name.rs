@@ -105,7 +105,8 @@ macro_rules! checked_name {
 }
 
 checked_name!(
-    /// A repository: a named scope within the registry (OCI distribution specification, "Pulling manifests").
+    /// A repository: a named scope within the registry (OCI distribution specification, "Pulling
+    /// manifests").
     RepositoryName, is_repository, NameError::Repository
 );
 checked_name!(

@@ -10,15 +10,16 @@ use crate::tree::ChunkTable;
 /// What proves a blob's bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Proof {
-    /// An origin vouches for the blob's tree; with the table each chunk can be checked. A blob of one chunk
-    /// or less has no table: its digest is its check.
+    /// An origin vouches for the blob's tree; with the table each chunk can be checked. A blob of
+    /// one chunk or less has no table: its digest is its check.
     Sealed {
         /// The signature.
         seal: Seal,
         /// The chunk table.
         table: Option<ChunkTable>,
     },
-    /// Only the digest is known (the blob of a registry that is not ours): shared as a whole, once checked.
+    /// Only the digest is known (the blob of a registry that is not ours): shared as a whole, once
+    /// checked.
     DigestOnly {
         /// The digest.
         digest: Digest,

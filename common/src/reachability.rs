@@ -1,5 +1,5 @@
-//! What a peer knows of an origin: nothing yet, that it answers, or that it does not; and when one that does not is asked
-//! whether it is back.
+//! What a peer knows of an origin: nothing yet, that it answers, or that it does not; and when one
+//! that does not is asked whether it is back.
 //!
 //! ```text
 //!             answered                      failed
@@ -8,9 +8,10 @@
 //!                                                          └──┘ a probe failed: the next one twice as late
 //! ```
 //!
-//! Requests of pulls tell how it is; a probe is only for the time in which there are none. So an origin that answers, or was
-//! never asked, is never probed. Pauses between probes double up to [`LONGEST_PAUSE`], each shortened by up to a quarter at
-//! random, so that the peers of a fleet do not come together.
+//! Requests of pulls tell how it is; a probe is only for the time in which there are none. So an
+//! origin that answers, or was never asked, is never probed. Pauses between probes double up to
+//! [`LONGEST_PAUSE`], each shortened by up to a quarter at random, so that the peers of a fleet do
+//! not come together.
 
 use core::time::Duration;
 
@@ -57,7 +58,8 @@ impl Reachability {
         }
     }
 
-    /// A probe went wrong: the next one comes later. Without effect on one that answers: somebody else heard it meanwhile.
+    /// A probe went wrong: the next one comes later. Without effect on one that answers: somebody
+    /// else heard it meanwhile.
     pub fn probe_failed(&mut self, now: Time, trouble: String, rng: &mut impl Rng) {
         if let Self::Silent(silent) = self {
             *self = Self::silent(now, trouble, (silent.pause * 2).min(LONGEST_PAUSE), rng);

@@ -1,7 +1,7 @@
 //! Seals: an origin's signature over the identity of a blob.
 //!
-//! Whoever has a seal can check a chunk table that came from anybody. Ed25519 (RFC 8032) over a fixed byte
-//! layout, so that no codec's habits are part of what is signed.
+//! Whoever has a seal can check a chunk table that came from anybody. Ed25519 (RFC 8032) over a
+//! fixed byte layout, so that no codec's habits are part of what is signed.
 
 use core::fmt;
 
@@ -212,7 +212,8 @@ impl fmt::Display for TrustedKeys {
     }
 }
 
-/// What a seal signs: context, length-prefixed issuer, key id, algorithm, hash, size, log2 chunk size, root.
+/// What a seal signs: context, length-prefixed issuer, key id, algorithm, hash, size, log2 chunk
+/// size, root.
 fn signed_bytes(issuer: &RegionName, key_id: KeyId, facts: &BlobFacts) -> Vec<u8> {
     let mut bytes = CONTEXT.to_vec();
     push_text(&mut bytes, issuer.as_str());

@@ -1,9 +1,9 @@
 //! The BLAKE3 tree of a blob: chaining values of parts, chunks and the whole.
 //!
-//! BLAKE3 (paper, section 2.1) hashes a tree whose left subtrees are complete powers of two. A subtree of
-//! 256 KiB or more that starts at a multiple of its size has a chaining value of its own, and the values of
-//! all chunks roll up to the root: so a single chunk can be checked against a list of values which is itself
-//! checked against the root that a seal signs.
+//! BLAKE3 (paper, section 2.1) hashes a tree whose left subtrees are complete powers of two. A
+//! subtree of 256 KiB or more that starts at a multiple of its size has a chaining value of its
+//! own, and the values of all chunks roll up to the root: so a single chunk can be checked against
+//! a list of values which is itself checked against the root that a seal signs.
 
 use bincode::{Decode, Encode};
 use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
@@ -20,8 +20,8 @@ pub struct TreeStateError;
 
 /// The chaining value of `bytes` as the subtree that starts at `offset` of a larger blob.
 ///
-/// `offset` must be a multiple of [`PART_SIZE`] and the bytes at most the subtree that starts there: a part,
-/// or a chunk. For a blob that is only this subtree use [`root_of`].
+/// `offset` must be a multiple of [`PART_SIZE`] and the bytes at most the subtree that starts
+/// there: a part, or a chunk. For a blob that is only this subtree use [`root_of`].
 pub fn subtree_value(offset: u64, bytes: &[u8]) -> Value {
     let mut hasher = blake3::Hasher::new();
     hasher.set_input_offset(offset);
@@ -34,8 +34,9 @@ pub fn root_of(bytes: &[u8]) -> Value {
     blake3::hash(bytes).into()
 }
 
-/// Merges the values of consecutive units (all complete but the last, first at a multiple of their joint
-/// size rounded up to a power of two) into the value of the subtree that they cover; `None` for none.
+/// Merges the values of consecutive units (all complete but the last, first at a multiple of their
+/// joint size rounded up to a power of two) into the value of the subtree that they cover; `None`
+/// for none.
 pub fn merge(values: &[Value]) -> Option<Value> {
     match values {
         [] => None,
@@ -51,7 +52,8 @@ pub fn merge(values: &[Value]) -> Option<Value> {
     }
 }
 
-/// The root over the values of all chunks, two at least; `None` for fewer (a single chunk's digest is its check).
+/// The root over the values of all chunks, two at least; `None` for fewer (a single chunk's digest
+/// is its check).
 fn merge_root(values: &[Value]) -> Option<Value> {
     if values.len() < 2 {
         return None;
@@ -72,8 +74,8 @@ pub struct ChunkTable {
 }
 
 impl ChunkTable {
-    /// A table that came from anybody: `None` unless it has a value for each chunk of `geometry` and rolls
-    /// up to `root`.
+    /// A table that came from anybody: `None` unless it has a value for each chunk of `geometry`
+    /// and rolls up to `root`.
     pub fn checked(values: Vec<Value>, geometry: &Geometry, root: &Value) -> Option<Self> {
         let complete = values.len() == geometry.chunks() as usize;
         (complete && merge_root(&values).as_ref() == Some(root)).then_some(Self { values })
@@ -114,11 +116,12 @@ pub fn part_values(offset: u64, bytes: &[u8]) -> Vec<Value> {
         .collect()
 }
 
-/// What a [`TreeHasher`] has after whole parts: stored with an upload, so that any replica can go on.
+/// What a [`TreeHasher`] has after whole parts: stored with an upload, so that any replica can go
+/// on.
 ///
-/// Bytes after the last whole part are not in it, and neither is a part that is all there is so far, since it may turn
-/// out to be the whole blob, which has a root and no chaining value: who takes it up reads that tail of at most
-/// 256 KiB again.
+/// Bytes after the last whole part are not in it, and neither is a part that is all there is so
+/// far, since it may turn out to be the whole blob, which has a root and no chaining value: who
+/// takes it up reads that tail of at most 256 KiB again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct TreeState {
     /// log2 of the unit of `values`.
@@ -139,10 +142,11 @@ impl TreeState {
     }
 }
 
-/// Computes a blob's tree while its bytes stream in, cut anywhere, with its size not known beforehand.
+/// Computes a blob's tree while its bytes stream in, cut anywhere, with its size not known
+/// beforehand.
 ///
-/// It keeps values of units of the chunk size that the bytes so far would have, merged pairwise as the size
-/// grows: at most some thousands of values for any blob below 16 GiB.
+/// It keeps values of units of the chunk size that the bytes so far would have, merged pairwise as
+/// the size grows: at most some thousands of values for any blob below 16 GiB.
 #[derive(Clone, Debug)]
 pub struct TreeHasher {
     unit_log2: u8,
@@ -181,10 +185,12 @@ impl TreeHasher {
         }
     }
 
-    /// A hasher that goes on after the bytes that `state` covers and `tail`, those that it does not.
+    /// A hasher that goes on after the bytes that `state` covers and `tail`, those that it does
+    /// not.
     ///
     /// # Errors
-    /// [`TreeStateError`] if the state is not one that [`state`](Self::state) gives with such a tail.
+    /// [`TreeStateError`] if the state is not one that [`state`](Self::state) gives with such a
+    /// tail.
     pub fn from_state(state: TreeState, tail: &[u8]) -> Result<Self, TreeStateError> {
         let unit = u32::from(
             state
@@ -195,7 +201,8 @@ impl TreeHasher {
         if state.unit_log2 > MAX_CHUNK_LOG2 || state.pending.len() >= 1 << unit {
             return Err(TreeStateError);
         }
-        // Units grow with the chunk size: larger ones than the bytes give have no chunks to be merged into.
+        // Units grow with the chunk size: larger ones than the bytes give have no chunks to be
+        // merged into.
         let bytes = state.covered() + tail.len() as u64;
         if Geometry::for_size(bytes).chunk_log2() < state.unit_log2 {
             return Err(TreeStateError);
@@ -255,7 +262,8 @@ impl TreeHasher {
         }
     }
 
-    /// The state after the last whole part. The bytes at the end, [`tail_len`](Self::tail_len), are not covered.
+    /// The state after the last whole part. The bytes at the end, [`tail_len`](Self::tail_len), are
+    /// not covered.
     pub fn state(&self) -> TreeState {
         let mut whole = self.clone();
         if whole.part_len == PART_SIZE && !whole.is_one_part() {
@@ -273,7 +281,8 @@ impl TreeHasher {
         let size = self.len();
         let geometry = Geometry::for_size(size);
         if self.is_one_part() {
-            // One part: its hash as a root. It was set up at offset 0, so it may be finalized as one.
+            // One part: its hash as a root. It was set up at offset 0, so it may be finalized as
+            // one.
             return Tree {
                 geometry,
                 root: self.part.finalize().into(),

@@ -1,5 +1,6 @@
-//! Every message of the corpora in `fuzz/corpus`, as it is and bent: nothing panics, and what is decoded is encoded and
-//! decoded again as the same. Inputs that fuzzing found are in the corpora, so this also is their regression test.
+//! Every message of the corpora in `fuzz/corpus`, as it is and bent: nothing panics, and what is
+//! decoded is encoded and decoded again as the same. Inputs that fuzzing found are in the corpora,
+//! so this also is their regression test.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![allow(clippy::disallowed_methods, reason = "a test reads its examples")]
 

@@ -1,4 +1,5 @@
-//! What an origin is asked and answers for peers, and all checks of what is in it: seals, tables, geometries, grants.
+//! What an origin is asked and answers for peers, and all checks of what is in it: seals, tables,
+//! geometries, grants.
 #![no_main]
 
 use flotilla_common::digest::Digest;

@@ -1,4 +1,5 @@
-//! A stream of frames from a neighbour, as the transport reads it: header, bound, body; unknown kinds are skipped.
+//! A stream of frames from a neighbour, as the transport reads it: header, bound, body; unknown
+//! kinds are skipped.
 #![no_main]
 
 use flotilla_common::wire::frame::{HEADER_LEN, Header, Message};

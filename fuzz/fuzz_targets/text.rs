@@ -1,5 +1,5 @@
-//! Everything that is parsed from text: digests, names, references, sizes, rates, hexadecimal. What is accepted prints
-//! as something that is accepted again, as the same.
+//! Everything that is parsed from text: digests, names, references, sizes, rates, hexadecimal. What
+//! is accepted prints as something that is accepted again, as the same.
 #![no_main]
 
 use core::fmt::{Debug, Display};

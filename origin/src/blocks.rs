@@ -1,11 +1,12 @@
 //! Memory in blocks of one length, as many as there may be, each of them used again and again.
 //!
-//! What passes through in large pieces must not come anew from the allocator each time: pieces that are taken by one thread
-//! and given back by another leave holes that grow with the bytes that pass and with the threads of the machine. A
-//! block is allocated when it is needed for the first time and then stays, so all together never have more than was set.
+//! What passes through in large pieces must not come anew from the allocator each time: pieces that
+//! are taken by one thread and given back by another leave holes that grow with the bytes that pass
+//! and with the threads of the machine. A block is allocated when it is needed for the first time
+//! and then stays, so all together never have more than was set.
 //!
-//! It must never be held on to by what keeps bytes, such as a cache: its place is free only when the last of its bytes was
-//! dropped.
+//! It must never be held on to by what keeps bytes, such as a cache: its place is free only when
+//! the last of its bytes was dropped.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};

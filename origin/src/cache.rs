@@ -7,9 +7,10 @@
 //! fill    wait for the one before -> note time and epoch -> read -> keep it, if the epoch is still the same
 //! write   note epoch -> compare-and-swap -> bump the epoch; keep the value if the epoch was still the same
 //! ```
-//! So at most one fill runs and one waits per key, however many ask. What was read before a write and arrives after it
-//! is not kept, and not handed to a reader that began after the write. Absence is never kept, nor taken from a read
-//! that began before it was asked for. Everything is bounded: entries by bytes, fills by a time-out.
+//! So at most one fill runs and one waits per key, however many ask. What was read before a write
+//! and arrives after it is not kept, and not handed to a reader that began after the write. Absence
+//! is never kept, nor taken from a read that began before it was asked for. Everything is bounded:
+//! entries by bytes, fills by a time-out.
 
 use core::fmt;
 use core::hash::{BuildHasher, Hash};
@@ -25,7 +26,8 @@ use tokio::sync::watch;
 
 use crate::storage::StorageError;
 
-/// Slots of the hashed table of epochs: keys that share one only cost each other a read now and then.
+/// Slots of the hashed table of epochs: keys that share one only cost each other a read now and
+/// then.
 const EPOCHS: usize = 4096;
 /// How long an expired entry is kept for when storage cannot be reached.
 const STALE_FOR: Duration = Duration::from_mins(10);
@@ -164,7 +166,8 @@ where
         }
     }
 
-    /// The value of `key`, from memory or by `fill`; `None` only by a read that began after this call.
+    /// The value of `key`, from memory or by `fill`; `None` only by a read that began after this
+    /// call.
     ///
     /// # Errors
     /// The storage's error, if there is not even an expired value.
@@ -226,8 +229,8 @@ where
         Epoch(self.shared.epoch_of(key).load(Ordering::SeqCst))
     }
 
-    /// After a write that began at `started`, when the epoch was `before`: detaches fills, and keeps the value written
-    /// unless another write came between.
+    /// After a write that began at `started`, when the epoch was `before`: detaches fills, and
+    /// keeps the value written unless another write came between.
     pub(crate) fn wrote(&self, key: &K, before: Epoch, started: Time, value: V) {
         let _slots = self.shared.lock();
         if self.shared.epoch_of(key).fetch_add(1, Ordering::SeqCst) == before.0 {
@@ -250,7 +253,8 @@ where
         self.shared.entries.invalidate(key);
     }
 
-    /// Drops the value, and leaves fills in flight alone: what invalidating would be without epochs.
+    /// Drops the value, and leaves fills in flight alone: what invalidating would be without
+    /// epochs.
     #[cfg(test)]
     pub(crate) fn drop_only(&self, key: &K) {
         self.shared.entries.invalidate(key);

@@ -100,7 +100,8 @@ async fn a_fill_that_read_before_a_write_is_neither_kept_nor_joined_after_it() {
         until(|| backend.reads() == 1).await;
         backend.set(Some(2));
         cache.invalidate(&"tag");
-        // Acknowledged. Whoever asks now waits behind the old fill and reads anew, all of them once.
+        // Acknowledged. Whoever asks now waits behind the old fill and reads anew, all of them
+        // once.
         let late = join_all((0..10).map(|_| cache.get(&"tag", &fill)));
         let ((), late) = tokio::join!(async { backend.gate.add_permits(2) }, late);
         values(late)

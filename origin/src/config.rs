@@ -17,7 +17,8 @@ pub use crate::replicas::Replicas;
 pub struct Config {
     /// Where it listens; port 0 lets the system choose.
     pub listen: SocketAddr,
-    /// Its storage: `file:///dir`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix` or `memory:///`.
+    /// Its storage: `file:///dir`, `s3://bucket/prefix`, `gs://bucket/prefix`,
+    /// `az://container/prefix` or `memory:///`.
     pub storage: String,
     /// Its region, in the stamps of tags and manifests; the seal key's.
     pub region: RegionName,
@@ -31,7 +32,8 @@ pub struct Config {
     pub replicas: Replicas,
     /// Where this one is told by the others; port 0 lets the system choose. Default nowhere.
     pub replica_listen: Option<SocketAddr>,
-    /// Whether clients are sent to the storage for blobs (307 to a presigned URL). Default no: all bytes pass the origin.
+    /// Whether clients are sent to the storage for blobs (307 to a presigned URL). Default no: all
+    /// bytes pass the origin.
     pub redirect_blobs: bool,
     /// Threads that serve connections, each its own. Default 0: the caller's runtime does.
     pub threads: usize,
@@ -76,9 +78,11 @@ impl Config {
 /// The origin's bounds.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// How long a tag may be served from memory, from the start of its read. At most 1 s, the default.
+    /// How long a tag may be served from memory, from the start of its read. At most 1 s, the
+    /// default.
     pub tag_time_to_live: Duration,
-    /// How long "this repository has this digest" may be. At most 10 s, the default; refreshed ahead at half of it.
+    /// How long "this repository has this digest" may be. At most 10 s, the default; refreshed
+    /// ahead at half of it.
     pub repository_time_to_live: Duration,
     /// Memory for manifests. Default 64 MiB.
     pub manifest_cache: ByteSize,
@@ -88,35 +92,41 @@ pub struct Limits {
     pub small_blob_cache: ByteSize,
     /// Memory for tags, claims to blobs, open uploads and closures, each. Default 16 MiB.
     pub other_caches: ByteSize,
-    /// Memory for the bytes of uploads on their way to storage, in batches of 512 KiB. Default 16 MiB: 16 uploads at full
-    /// speed, the others wait.
+    /// Memory for the bytes of uploads on their way to storage, in batches of 512 KiB. Default 16
+    /// MiB: 16 uploads at full speed, the others wait.
     pub upload_buffers: ByteSize,
-    /// Memory for parts of 5 MiB on their way to a remote storage. Default 80 MiB: one for each of 16 uploads.
+    /// Memory for parts of 5 MiB on their way to a remote storage. Default 80 MiB: one for each of
+    /// 16 uploads.
     pub part_buffers: ByteSize,
-    /// Memory for the bytes of blobs on their way to clients, where they pass through this process, in large pieces.
-    /// Default 16 MiB; beyond, each response has a piece of 16 KiB.
+    /// Memory for the bytes of blobs on their way to clients, where they pass through this process,
+    /// in large pieces. Default 16 MiB; beyond, each response has a piece of 16 KiB.
     pub pull_buffers: ByteSize,
-    /// Connections at once. Default 8192; 128 more are told to come again (503), and operators are answered there, too.
+    /// Connections at once. Default 8192; 128 more are told to come again (503), and operators are
+    /// answered there, too.
     pub connections: usize,
-    /// Requests at once, from their head to the last byte of their answer. Default 4096; more are refused (429).
+    /// Requests at once, from their head to the last byte of their answer. Default 4096; more are
+    /// refused (429).
     pub requests: usize,
-    /// Uploads at once whose bytes are received or wait for their turn. Default 512; more are refused (429).
+    /// Uploads at once whose bytes are received or wait for their turn. Default 512; more are
+    /// refused (429).
     pub uploads: usize,
     /// For a whole request head, and for the next request of an idle connection. Default 120 s.
     pub head_timeout: Duration,
-    /// How long a client may take nothing of its answer. Default 300 s: containerd parks answers while it reads others.
+    /// How long a client may take nothing of its answer. Default 300 s: containerd parks answers
+    /// while it reads others.
     pub reader_timeout: Duration,
     /// How long an upload's id is good for. Default 24 h; shorter than the horizon.
     pub upload_lifetime: Duration,
-    /// How long a client may send nothing in the middle of a body, or less than 16 KiB per second on average. Default 60 s.
+    /// How long a client may send nothing in the middle of a body, or less than 16 KiB per second
+    /// on average. Default 60 s.
     pub stall_timeout: Duration,
-    /// For one storage call on a small object. A write, whose outcome is looked up and which is then repeated, has twice as
-    /// long for all of it. Default 15 s.
+    /// For one storage call on a small object. A write, whose outcome is looked up and which is
+    /// then repeated, has twice as long for all of it. Default 15 s.
     pub storage_timeout: Duration,
     /// Bytes at which a segment ends. Default 4 GiB.
     pub segment_len: ByteSize,
-    /// How long a shutdown still takes on work while it says that it is not ready, so that load balancers turn away first.
-    /// Default none.
+    /// How long a shutdown still takes on work while it says that it is not ready, so that load
+    /// balancers turn away first. Default none.
     pub drain_delay: Duration,
     /// How long a shutdown waits for what is in flight. Default 20 s.
     pub drain_timeout: Duration,

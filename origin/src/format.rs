@@ -1,7 +1,9 @@
-//! What all replicas of a bucket agree on, in one object of it: the format's version and the times of collection.
+//! What all replicas of a bucket agree on, in one object of it: the format's version and the times
+//! of collection.
 //!
-//! A replica refuses to start with others: a replica with a shorter horizon would remove what one with a longer
-//! horizon still relies on. The object is JSON, since it is what an operator looks at first.
+//! A replica refuses to start with others: a replica with a shorter horizon would remove what one
+//! with a longer horizon still relies on. The object is JSON, since it is what an operator looks at
+//! first.
 
 use core::time::Duration;
 
@@ -19,7 +21,8 @@ const VERSION: u32 = 1;
 /// The times of collection (`docs/origin.md`, "Blobs and collection").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Horizons {
-    /// H: no request and no storage call outlives it; tombstones and finished uploads stay that long. Default 48 h.
+    /// H: no request and no storage call outlives it; tombstones and finished uploads stay that
+    /// long. Default 48 h.
     pub horizon: Duration,
     /// W: how long a blob stays condemned before it may die; longer than L. Default 24 h.
     pub condemned: Duration,

@@ -1,4 +1,5 @@
-//! The key of each fact: kind first, and between a repository's name and the rest `/_/`, which no name contains.
+//! The key of each fact: kind first, and between a repository's name and the rest `/_/`, which no
+//! name contains.
 //!
 //! | key | fact |
 //! |---|---|

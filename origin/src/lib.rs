@@ -1,8 +1,9 @@
 //! The origin: an OCI registry directly on object storage.
 //!
-//! [`Origin::start`] opens the storage, agrees with it on its format and serves the OCI distribution specification. It
-//! has no state of its own that matters: any request may land on any replica, and any replica may stop at any moment.
-//! `docs/origin.md` has the key layout and the protocols; the rooms here are
+//! [`Origin::start`] opens the storage, agrees with it on its format and serves the OCI
+//! distribution specification. It has no state of its own that matters: any request may land on any
+//! replica, and any replica may stop at any moment. `docs/origin.md` has the key layout and the
+//! protocols; the rooms here are
 //!
 //! - [`storage`]: the one dependency, as a trait, with its implementations
 //! - `record`, `keys`, `format`: what is stored, and where
@@ -14,8 +15,8 @@
 //! - `http`: the registry over HTTP
 //! - [`check`]: whether a storage holds what was acknowledged
 //!
-//! It must never depend on the tracker or on a peer, never keep what storage does not have, and never write twice
-//! where the outcome of a first write is unknown.
+//! It must never depend on the tracker or on a peer, never keep what storage does not have, and
+//! never write twice where the outcome of a first write is unknown.
 
 mod blocks;
 mod cache;

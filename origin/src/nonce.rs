@@ -3,8 +3,8 @@
 use rand::TryRng;
 use rand::rngs::SysRng;
 
-/// 128 bits from the operating system, asked for each time: a process that was cloned from a snapshot must not repeat
-/// the nonces of its twin.
+/// 128 bits from the operating system, asked for each time: a process that was cloned from a
+/// snapshot must not repeat the nonces of its twin.
 pub(crate) fn nonce() -> u128 {
     u128::from_le_bytes(random_bytes())
 }

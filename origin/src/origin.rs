@@ -95,7 +95,8 @@ impl Origin {
         Self::start_on(config, storage).await
     }
 
-    /// Starts an origin on a storage that is already open: several replicas in one process share one.
+    /// Starts an origin on a storage that is already open: several replicas in one process share
+    /// one.
     ///
     /// # Errors
     /// [`StartError`]: each names what to change.
@@ -219,8 +220,8 @@ impl Origin {
         &self.metrics
     }
 
-    /// Says that it is not ready, and works on until those who balance load have seen it; then finishes what is in flight,
-    /// within the drain's bound.
+    /// Says that it is not ready, and works on until those who balance load have seen it; then
+    /// finishes what is in flight, within the drain's bound.
     pub async fn shutdown(self) {
         self.readiness.not_ready("draining");
         if !self.drain_delay.is_zero() {

@@ -1,9 +1,10 @@
 //! The patience with a client that sends a body.
 //!
-//! Who sends nothing for the length of it has used it up; so has, after a while, who sends a byte now and then. A client
-//! that is slow holds memory which others wait for, up to a part of 5 MiB on remote storage, and an upload's place. Waiting for
-//! bytes costs patience, and bytes restore it at the least rate: who sends as much on average may go on for ever, in
-//! whatever bursts. What it waits for us costs nothing.
+//! Who sends nothing for the length of it has used it up; so has, after a while, who sends a byte
+//! now and then. A client that is slow holds memory which others wait for, up to a part of 5 MiB on
+//! remote storage, and an upload's place. Waiting for bytes costs patience, and bytes restore it at
+//! the least rate: who sends as much on average may go on for ever, in whatever bursts. What it
+//! waits for us costs nothing.
 
 use core::time::Duration;
 
@@ -11,7 +12,8 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, timeout};
 
-/// The least rate, in bytes per second: far below what a layer's push can use, and a part of 5 MiB in five and a half minutes.
+/// The least rate, in bytes per second: far below what a layer's push can use, and a part of 5 MiB
+/// in five and a half minutes.
 const LEAST_RATE: u32 = 16 << 10;
 
 /// The patience is at its end.
@@ -30,8 +32,8 @@ impl Patience {
         Self { whole, left: whole }
     }
 
-    /// The next piece of a body, which restores what it is worth; `None` at the end. Given up before it is there, it has cost
-    /// what was waited all the same.
+    /// The next piece of a body, which restores what it is worth; `None` at the end. Given up
+    /// before it is there, it has cost what was waited all the same.
     pub(crate) async fn next<E>(
         &mut self,
         body: &mut (impl Stream<Item = Result<Bytes, E>> + Unpin),

@@ -1,9 +1,10 @@
 //! Whether storage can be used, as `/readyz` says it.
 //!
-//! A look is one small read of the object that every storage of ours has. It is made when somebody asks, by one of those
-//! who ask at a time, and its answer is good for [`FRESH`]: however often all balancers ask, storage sees one request in that
-//! time. A look that fails is made again after [`PAUSE`], and only both together are the answer "not ready": a single failure
-//! never takes a replica out of service. One good look brings it back.
+//! A look is one small read of the object that every storage of ours has. It is made when somebody
+//! asks, by one of those who ask at a time, and its answer is good for [`FRESH`]: however often all
+//! balancers ask, storage sees one request in that time. A look that fails is made again after
+//! [`PAUSE`], and only both together are the answer "not ready": a single failure never takes a
+//! replica out of service. One good look brings it back.
 //!
 //! ```text
 //! Ready ──a look fails──▶ (PAUSE) ──the second fails, too──▶ NotReady ──a look succeeds──▶ Ready

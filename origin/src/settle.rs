@@ -1,9 +1,10 @@
 //! Conditional writes that know what became of them.
 //!
-//! A put that timed out may still apply later, and a conflict may be with one's own write that a client library sent
-//! twice. So after anything but success the key is read back: one's own bytes there, it was written; the base
-//! unchanged, the same bytes are sent again; anything else, it is lost, and the caller **never writes a second time**
-//! in its place: a newer acknowledged write may be there. Bodies carry nonces, so nobody else writes the same bytes.
+//! A put that timed out may still apply later, and a conflict may be with one's own write that a
+//! client library sent twice. So after anything but success the key is read back: one's own bytes
+//! there, it was written; the base unchanged, the same bytes are sent again; anything else, it is
+//! lost, and the caller **never writes a second time** in its place: a newer acknowledged write may
+//! be there. Bodies carry nonces, so nobody else writes the same bytes.
 
 use bytes::Bytes;
 

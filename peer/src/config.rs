@@ -13,8 +13,8 @@ use flotilla_runtime::identity::{Identity, LiveKeys};
 use crate::mirror::Patience;
 use crate::transport::{Faithful, Outbound};
 
-/// Transfers each way on real links, where a slot also waits for questions and answers; one more than the simulator needs,
-/// whose links have no queues: `docs/decisions/shaped-burst.md`.
+/// Transfers each way on real links, where a slot also waits for questions and answers; one more
+/// than the simulator needs, whose links have no queues: `docs/decisions/shaped-burst.md`.
 const SLOTS: u32 = 4;
 
 /// A peer's settings. [`Config::new`] gives the defaults.
@@ -22,24 +22,27 @@ const SLOTS: u32 = 4;
 pub struct Config {
     /// The own name; the certificate's.
     pub id: PeerId,
-    /// The own certificate and whom it trusts, which follow their files: for neighbours, and for origins and trackers over HTTPS.
+    /// The own certificate and whom it trusts, which follow their files: for neighbours, and for
+    /// origins and trackers over HTTPS.
     pub identity: Identity,
     /// The origin keys whose seals are believed; they follow their file.
     pub trusted_keys: LiveKeys,
-    /// Where the container runtime asks. Loopback: whoever reaches it may pull what this machine may pull. Default
+    /// Where the container runtime asks. Loopback: whoever reaches it may pull what this machine
+    /// may pull. Default
     /// 127.0.0.1:5001.
     pub mirror: SocketAddr,
     /// Where neighbours connect (UDP). Default 0.0.0.0:5002.
     pub quic: SocketAddr,
-    /// The address that neighbours are told, if it is not the one bound. An unspecified one is replaced by the
-    /// tracker with the address it sees. Default none.
+    /// The address that neighbours are told, if it is not the one bound. An unspecified one is
+    /// replaced by the tracker with the address it sees. Default none.
     pub advertised: Option<SocketAddr>,
     /// The origins' URLs, the own region's first.
     pub origins: Vec<String>,
-    /// Names of the registries whose images the origins have, as clients write them. Not empty, the mirror refuses requests
-    /// that name another one (`?ns=`). Default none: all are taken.
+    /// Names of the registries whose images the origins have, as clients write them. Not empty, the
+    /// mirror refuses requests that name another one (`?ns=`). Default none: all are taken.
     pub registries: Vec<String>,
-    /// The trackers' URLs, in any order, but the same for every peer. Without one, origins serve alone.
+    /// The trackers' URLs, in any order, but the same for every peer. Without one, origins serve
+    /// alone.
     pub trackers: Vec<String>,
     /// The store's folder; no other peer may use it.
     pub store: PathBuf,
@@ -53,8 +56,8 @@ pub struct Config {
     pub up: Option<BitRate>,
     /// Cap on payload received from neighbours and origins. Default none.
     pub down: Option<BitRate>,
-    /// Whether neighbours must show a grant of an origin. The origins then are asked over HTTPS: they give grants to
-    /// whom they know by certificate. Default false.
+    /// Whether neighbours must show a grant of an origin. The origins then are asked over HTTPS:
+    /// they give grants to whom they know by certificate. Default false.
     pub requires_grants: bool,
     /// How long the mirror lets the runtime wait for the swarm.
     pub patience: Patience,

@@ -1,8 +1,9 @@
 //! The peer: the agent on every machine that pulls images.
 //!
-//! To the container runtime it is a registry mirror on loopback; to its neighbours a source and sink of chunks over
-//! QUIC. What it decides is decided by [`flotilla_common::swarm::PeerMachine`]; this crate is the machine's driver
-//! and its hands: mirror, transport, store, and the clients of origins and trackers.
+//! To the container runtime it is a registry mirror on loopback; to its neighbours a source and
+//! sink of chunks over QUIC. What it decides is decided by [`flotilla_common::swarm::PeerMachine`];
+//! this crate is the machine's driver and its hands: mirror, transport, store, and the clients of
+//! origins and trackers.
 //!
 //! ```text
 //! container runtime ──HTTP──▶ mirror ──▶ store ◀── transport ◀──QUIC──▶ neighbours
@@ -10,8 +11,8 @@
 //!                               └▶ driver ─┴─▶ origins  │ trackers
 //! ```
 //!
-//! What must never happen here: bytes that were not verified are stored as held, advertised, relayed or emitted; a
-//! pull is worse than it would be without a peer.
+//! What must never happen here: bytes that were not verified are stored as held, advertised,
+//! relayed or emitted; a pull is worse than it would be without a peer.
 
 mod config;
 mod driver;
@@ -99,8 +100,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts a peer: opens its store, binds its listeners, announces what it holds. It is stopped by
-    /// [`Peer::shutdown`], or with everything else that hangs on `parent`.
+    /// Starts a peer: opens its store, binds its listeners, announces what it holds. It is stopped
+    /// by [`Peer::shutdown`], or with everything else that hangs on `parent`.
     ///
     /// # Errors
     /// What is wrong, and with which setting.
@@ -226,8 +227,8 @@ impl Peer {
         self.shared.stats()
     }
 
-    /// Lets pulls under way finish, takes leave of tracker and neighbours, and saves the store. Bounded by some
-    /// seconds.
+    /// Lets pulls under way finish, takes leave of tracker and neighbours, and saves the store.
+    /// Bounded by some seconds.
     pub async fn shutdown(self) {
         let drained = self.serving.drain(DRAIN).await;
         // First nobody announces any more, then the trackers are told.
@@ -238,8 +239,8 @@ impl Peer {
         tracing::info!(?drained, "peer stopped");
     }
 
-    /// Stops where it stands: no pull drains, no tracker is told, nothing is saved. All that a neighbour sees is that
-    /// the connection ends.
+    /// Stops where it stands: no pull drains, no tracker is told, nothing is saved. All that a
+    /// neighbour sees is that the connection ends.
     pub async fn abandon(self) {
         self.serving.abandon();
         self.working.abandon();

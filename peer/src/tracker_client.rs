@@ -1,9 +1,10 @@
 //! The trackers, as a peer uses them: announces out, handouts in, leases asked for by long polls.
 //!
-//! Per tracker one task announces, when its interval is over and at once when something changed. Of several trackers
-//! the best two by rendezvous hashing hear of a blob, and leases come from the first of them that answers: which ones do
-//! is [`Health`]'s opinion, and a request that a tracker has parked is put to the next one once it fell silent. Nothing is
-//! decided here: whether no tracker can be reached is told to the machine, which then does without.
+//! Per tracker one task announces, when its interval is over and at once when something changed. Of
+//! several trackers the best two by rendezvous hashing hear of a blob, and leases come from the
+//! first of them that answers: which ones do is [`Health`]'s opinion, and a request that a tracker
+//! has parked is put to the next one once it fell silent. Nothing is decided here: whether no
+//! tracker can be reached is told to the machine, which then does without.
 //!
 //! ```text
 //! announce loop                     driver                        lease task
@@ -38,10 +39,11 @@ use crate::status::TrackerStatus;
 
 /// Trackers that hear of one blob.
 const TRACKERS_PER_BLOB: usize = 2;
-/// An announce that is not answered for this long is not waited for: its tracker counts as silent. Twice as long for the
-/// last one that answers.
+/// An announce that is not answered for this long is not waited for: its tracker counts as silent.
+/// Twice as long for the last one that answers.
 const LATE: Duration = Duration::from_secs(1);
-/// A parked request whose tracker said nothing at all for this long is a reason to announce, which is answered at once.
+/// A parked request whose tracker said nothing at all for this long is a reason to announce, which
+/// is answered at once.
 const QUIET: Duration = Duration::from_secs(3);
 /// For an announce, and for what says how a lease goes on.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -375,7 +377,8 @@ impl Trackers {
         }
     }
 
-    /// Notes how a tracker is getting on, and tells whom it concerns: who waits for it, and the driver.
+    /// Notes how a tracker is getting on, and tells whom it concerns: who waits for it, and the
+    /// driver.
     async fn heard(&self, note: impl FnOnce(&mut Health) -> Option<News>) {
         let news = note(&mut lock(&self.0.health));
         for (index, tracker) in self.0.trackers.iter().enumerate() {
@@ -452,7 +455,8 @@ impl Trackers {
         let _ = timeout(ANNOUNCED_TIMEOUT, heard_of).await;
     }
 
-    /// Asks the first tracker of the blob that answers, and the next one when it falls silent meanwhile.
+    /// Asks the first tracker of the blob that answers, and the next one when it falls silent
+    /// meanwhile.
     async fn ask_lease(
         &self,
         digest: &Digest,
@@ -493,8 +497,8 @@ impl Trackers {
         Err(failure)
     }
 
-    /// Asks one tracker for a lease, or tells it about one. While it parks the question and says nothing else, it may be
-    /// dead: then an announce finds out.
+    /// Asks one tracker for a lease, or tells it about one. While it parks the question and says
+    /// nothing else, it may be dead: then an announce finds out.
     async fn post_lease(
         &self,
         index: usize,

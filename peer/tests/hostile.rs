@@ -1,5 +1,6 @@
-//! Neighbours with a good certificate and bad manners: they speak another version, say nonsense, promise and do not
-//! deliver, or talk without end. A pull completes all the same, soon, and nothing they sent is kept.
+//! Neighbours with a good certificate and bad manners: they speak another version, say nonsense,
+//! promise and do not deliver, or talk without end. A pull completes all the same, soon, and
+//! nothing they sent is kept.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -20,7 +21,8 @@ use harness::{Fleet, digest, noise, pull, until};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 
 const MIB: usize = 1 << 20;
-/// What bad company may cost a pull that takes a fraction of a second alone: a promise is waited for twice, at most 2 s.
+/// What bad company may cost a pull that takes a fraction of a second alone: a promise is waited
+/// for twice, at most 2 s.
 const BOUND: Duration = Duration::from_secs(10);
 
 fn image() -> Vec<Bytes> {

@@ -1,4 +1,5 @@
-//! What a peer says of itself: a pull under way and after it, why it waits, and its figures for Prometheus.
+//! What a peer says of itself: a pull under way and after it, why it waits, and its figures for
+//! Prometheus.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod harness;

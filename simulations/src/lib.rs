@@ -1,9 +1,10 @@
 //! A world in which the shipped machines run: only network, disk and clock are replaced.
 //!
-//! [`run`] takes a [`Scenario`] (peers, links, an image, failures, bars) through discrete events, chunk by chunk, with
-//! one [`flotilla_common::swarm::PeerMachine`] per peer and the tracker's
-//! [`flotilla_common::tracker::TrackerMachine`], and gives an [`Outcome`]. The same scenario and `rng_seed` give the
-//! same outcome on every machine, `trace_hash` and all. Wall time is the caller's to measure, for there is no clock here.
+//! [`run`] takes a [`Scenario`] (peers, links, an image, failures, bars) through discrete events,
+//! chunk by chunk, with one [`flotilla_common::swarm::PeerMachine`] per peer and the tracker's
+//! [`flotilla_common::tracker::TrackerMachine`], and gives an [`Outcome`]. The same scenario and
+//! `rng_seed` give the same outcome on every machine, `trace_hash` and all. Wall time is the
+//! caller's to measure, for there is no clock here.
 //!
 //! ```
 //! let scenario = flotilla_simulations::Scenario::parse(r#"

@@ -86,7 +86,8 @@ pub(crate) struct Broadcast {
     blob: BlobSlot,
     batch: Batch,
     to: Vec<Receiver>,
-    /// Connections that had ended anywhere when it was said: if none has since, it reaches everybody.
+    /// Connections that had ended anywhere when it was said: if none has since, it reaches
+    /// everybody.
     hang_ups: u64,
 }
 

@@ -1,11 +1,12 @@
 //! Fluid links: concurrent transfers share both ends.
 //!
-//! Every side of an end (its uplink, its downlink) has a *level*: the most that a transfer may have there, such that
-//! those that are held back at their other end leave their part to the rest. A transfer's rate is the smaller of its two
-//! levels. When a transfer begins or ends, the levels at its two ends are found again, and those of the ends they
-//! change things for, in bounded number: near max-min fairness, which is what congestion control comes to.
-//! Each transfer has one event in the queue at a time, at its end as it was known when the event was made or earlier;
-//! an event that comes too early makes the next one.
+//! Every side of an end (its uplink, its downlink) has a *level*: the most that a transfer may have
+//! there, such that those that are held back at their other end leave their part to the rest. A
+//! transfer's rate is the smaller of its two levels. When a transfer begins or ends, the levels at
+//! its two ends are found again, and those of the ends they change things for, in bounded number:
+//! near max-min fairness, which is what congestion control comes to. Each transfer has one event in
+//! the queue at a time, at its end as it was known when the event was made or earlier; an event
+//! that comes too early makes the next one.
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -18,7 +19,8 @@ use crate::slab::{Key, Slab};
 /// One end of links: a peer or an origin, by number.
 pub(crate) type End = u32;
 
-/// Before its end a transfer reports once when this share of it has come, for whoever counts it as nearly done.
+/// Before its end a transfer reports once when this share of it has come, for whoever counts it as
+/// nearly done.
 const REPORT_AT: f64 = 0.75;
 /// And it reports at least this often.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
@@ -75,7 +77,8 @@ pub(crate) enum Moved {
 pub(crate) struct Network {
     /// Two of each end: first its uplink, then its downlink.
     sides: Vec<Side>,
-    /// The most that one transfer may have at each side, bytes per nanosecond. Apart, for they are looked at most.
+    /// The most that one transfer may have at each side, bytes per nanosecond. Apart, for they are
+    /// looked at most.
     levels: Vec<f64>,
     flows: Slab<Flow>,
     queue: Queue<Key>,
@@ -235,7 +238,8 @@ impl Network {
         }
     }
 
-    /// The level at which the transfers of a side, each held to what it may have at its other end, fill the side.
+    /// The level at which the transfers of a side, each held to what it may have at its other end,
+    /// fill the side.
     fn find_level(&mut self, side: u32) -> f64 {
         let Side {
             capacity, flows, ..

@@ -1,6 +1,7 @@
 //! What must be true however the run went: it watches, and says what is wrong.
 //!
-//! - Nothing unverified is accepted: a peer holds and serves exactly what reached it whole and true.
+//! - Nothing unverified is accepted: a peer holds and serves exactly what reached it whole and
+//!   true.
 //! - Nobody is stranded: who is alive at the end is done.
 //! - The origin's budget and the scenario's other bars are kept.
 

@@ -5,7 +5,8 @@ use serde::Serialize;
 
 use crate::scenario::Scenario;
 
-/// The figures of a run. Serialized, it has exactly the fields that `flotilla simulate --json` prints.
+/// The figures of a run. Serialized, it has exactly the fields that `flotilla simulate --json`
+/// prints.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
     /// The scenario's name.
@@ -26,7 +27,8 @@ pub struct Outcome {
     pub p99_s: f64,
     /// As `p50_s`, for all.
     pub max_s: f64,
-    /// Seconds from a peer's start until it held the first chunk of the first layer, for 99 of 100 peers.
+    /// Seconds from a peer's start until it held the first chunk of the first layer, for 99 of 100
+    /// peers.
     pub first_byte_p99_s: f64,
     /// The fluid bound: `max(F/u_s, F/d_min, N F / (u_s + sum of u_i))`.
     pub fluid_bound_s: f64,
@@ -72,7 +74,8 @@ pub struct Details {
     pub corrupt: u64,
 }
 
-/// The lower bounds of a scenario, in seconds: fluid and pipelined. Every region has an origin of its own.
+/// The lower bounds of a scenario, in seconds: fluid and pipelined. Every region has an origin of
+/// its own.
 pub(crate) fn bounds(scenario: &Scenario, up_sum: f64, slowest_down: f64) -> (f64, f64) {
     let (bytes, peers) = (scenario.image_bytes(), scenario.peers.count);
     let regions = scenario.peers.regions.get();

@@ -1,7 +1,8 @@
 //! The event queue: earliest first, and among simultaneous events the one said first.
 //!
-//! Most events come a fixed delay after they are said (a message's way from one zone to another), and time does not go
-//! back while they are said: each such delay has a lane, in which events are in order as they come. The rest is a heap.
+//! Most events come a fixed delay after they are said (a message's way from one zone to another),
+//! and time does not go back while they are said: each such delay has a lane, in which events are
+//! in order as they come. The rest is a heap.
 
 use core::time::Duration;
 use std::cmp::Reverse;

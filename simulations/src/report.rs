@@ -4,7 +4,8 @@ use core::fmt::Write as _;
 
 use crate::outcome::Outcome;
 
-/// The plot within its picture, in its units: what the labels of shares need on the left, its width, its top and bottom.
+/// The plot within its picture, in its units: what the labels of shares need on the left, its
+/// width, its top and bottom.
 const LEFT: f64 = 48.0;
 const WIDTH: f64 = 672.0;
 const TOP: f64 = 20.0;
@@ -164,7 +165,8 @@ fn time(seconds: f64, end: f64) -> String {
     format!("<text x='{at:.1}' y='{bottom}' text-anchor='middle'>{seconds} s</text>")
 }
 
-/// A bound: a vertical line, its label to the left of all lines on a ground that they do not shine through.
+/// A bound: a vertical line, its label to the left of all lines on a ground that they do not shine
+/// through.
 fn mark(label: &str, seconds: f64, end: f64, height: f64) -> String {
     let at = x(seconds, end);
     format!(

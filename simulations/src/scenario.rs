@@ -1,6 +1,7 @@
 //! Scenarios: what is simulated, as TOML.
 //!
-//! Unknown keys are errors, so that a misspelt one cannot be taken for its default. `scenarios/` has examples.
+//! Unknown keys are errors, so that a misspelt one cannot be taken for its default. `scenarios/`
+//! has examples.
 
 use std::num::NonZeroU32;
 
@@ -178,8 +179,8 @@ pub enum FailureKind {
     KillPeers,
     /// As `kill-peers`, of those that hold a lease at that time.
     KillLeaseHolders,
-    /// Peers stop where they are and nobody is told: connections stand, nothing moves on them. With `for_s` they go on
-    /// after that time as if nothing had been.
+    /// Peers stop where they are and nobody is told: connections stand, nothing moves on them. With
+    /// `for_s` they go on after that time as if nothing had been.
     FreezePeers,
     /// Peers say good-bye to the tracker and hang up.
     LeavePeers,
@@ -205,7 +206,8 @@ impl Scenario {
     /// Reads a scenario.
     ///
     /// # Errors
-    /// A text that is not TOML, keys that are not known, and values that make no sense; the message says which.
+    /// A text that is not TOML, keys that are not known, and values that make no sense; the message
+    /// says which.
     pub fn parse(text: &str) -> Result<Self, ScenarioError> {
         let scenario: Self = toml::from_str(text)?;
         scenario.check()?;

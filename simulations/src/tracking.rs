@@ -16,7 +16,8 @@ use crate::scenario::Scenario;
 use crate::slab::{Key, Slab};
 use crate::world::{Event, Node, World, mix};
 
-/// How long a peer waits for an answer to what it asked the tracker, besides the time it may be parked.
+/// How long a peer waits for an answer to what it asked the tracker, besides the time it may be
+/// parked.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a peer tries a tracker that does not answer.
 const TRY_AGAIN: Duration = Duration::from_secs(1);

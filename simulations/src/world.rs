@@ -205,7 +205,8 @@ impl<'a> World<'a> {
         world
     }
 
-    /// Makes the peers, then the origins: a peer's number is its end in the network, and the origins follow.
+    /// Makes the peers, then the origins: a peer's number is its end in the network, and the
+    /// origins follow.
     fn populate(&mut self) {
         let peers = &self.scenario.peers;
         let regions = peers.regions.get();

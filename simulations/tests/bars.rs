@@ -1,4 +1,5 @@
-//! What is promised of the machines, on the clock of the simulator: `docs/decisions/choosing.md` says how it was found.
+//! What is promised of the machines, on the clock of the simulator: `docs/decisions/choosing.md`
+//! says how it was found.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use flotilla_simulations::{Outcome, Scenario, run};
@@ -25,7 +26,8 @@ fn sixteen_peers_are_close_to_the_bound_with_one_copy_from_the_origin() {
     assert!(outcome.origin_copies <= 1.05);
 }
 
-/// A thousand peers by a hundred chunks, and what the time to it costs: at most 5 s in a release build.
+/// A thousand peers by a hundred chunks, and what the time to it costs: at most 5 s in a release
+/// build.
 #[test]
 fn a_thousand_peers_are_close_to_the_bound_with_one_copy_from_the_origin() {
     let outcome = run(&scenario("burst-1000x100"), 1);

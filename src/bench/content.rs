@@ -1,5 +1,5 @@
-//! Images to measure with: one layer of incompressible bytes that are made when they are needed, so that an image costs
-//! no disk but its copies in the region.
+//! Images to measure with: one layer of incompressible bytes that are made when they are needed, so
+//! that an image costs no disk but its copies in the region.
 
 use bytes::Bytes;
 use flotilla_common::digest::{Algorithm, Digest, DigestHasher};
@@ -14,7 +14,8 @@ use crate::client::{ClientError, RegistryClient};
 
 /// Bytes made at once.
 const PIECE: usize = 256 << 10;
-/// The configuration of an image that has none (image specification 1.1, "Guidance for an Empty Descriptor").
+/// The configuration of an image that has none (image specification 1.1, "Guidance for an Empty
+/// Descriptor").
 pub(super) const EMPTY: &[u8] = b"{}";
 
 /// The bytes of a layer: the same for the same `rng_seed`.

@@ -1,8 +1,10 @@
-//! `flotilla bench growth`: what a request costs at a registry with few images, and at one with many.
+//! `flotilla bench growth`: what a request costs at a registry with few images, and at one with
+//! many.
 //!
-//! Images, tags, referrers of one manifest, blobs and repositories grow together, each to the same number. At each size
-//! origins of this process, one after the other, answer a few requests of each kind: cold ones, from storage, since each
-//! origin has just started; and warm ones. Storage operations are counted, times are those of a client that waits.
+//! Images, tags, referrers of one manifest, blobs and repositories grow together, each to the same
+//! number. At each size origins of this process, one after the other, answer a few requests of each
+//! kind: cold ones, from storage, since each origin has just started; and warm ones. Storage
+//! operations are counted, times are those of a client that waits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +43,8 @@ const NEW: u32 = 2_000_000_000;
 /// The arguments of `flotilla bench growth`.
 #[derive(Debug, Args)]
 pub(super) struct GrowthArgs {
-    /// Images, tags, referrers, blobs and repositories at the end; it begins with 10, and goes on by ten times as many
+    /// Images, tags, referrers, blobs and repositories at the end; it begins with 10, and goes on
+    /// by ten times as many
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = value_parser!(u32).range(10..=1_000_000))]
     most: u32,
     /// Where they are stored; nothing may be there before
@@ -63,8 +66,8 @@ enum Question {
     ReferrerPage,
 }
 
-/// In this order at each origin. Pages have origins of their own: a storage that is not made for them may leave so much
-/// to clean up that whoever comes next would pay for it.
+/// In this order at each origin. Pages have origins of their own: a storage that is not made for
+/// them may leave so much to clean up that whoever comes next would pay for it.
 const QUESTIONS: [&[Question]; 2] = [
     &[Question::ColdPull, Question::WarmPull, Question::Push],
     &[Question::TagPage, Question::ReferrerPage],
@@ -88,7 +91,8 @@ struct Size {
 #[derive(Debug, Serialize)]
 struct Outcome {
     sizes: Vec<Size>,
-    /// Whether no kind of request takes more storage operations at the largest size than at the smallest.
+    /// Whether no kind of request takes more storage operations at the largest size than at the
+    /// smallest.
     ok: bool,
 }
 

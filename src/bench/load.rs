@@ -1,8 +1,10 @@
-//! Load on an HTTP/1.1 server: connections that stay open, each of which asks again as soon as it was answered.
+//! Load on an HTTP/1.1 server: connections that stay open, each of which asks again as soon as it
+//! was answered.
 //!
-//! It is light, because it shares the machine with what it measures: requests are written ready-made, and of an answer
-//! only the head is looked at. Bodies are counted and dropped. Each of its threads has its own connections, which take
-//! turns, and one buffer for all of them: a connection that is answered is not kept waiting for the others' reading.
+//! It is light, because it shares the machine with what it measures: requests are written
+//! ready-made, and of an answer only the head is looked at. Bodies are counted and dropped. Each of
+//! its threads has its own connections, which take turns, and one buffer for all of them: a
+//! connection that is answered is not kept waiting for the others' reading.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -32,7 +34,8 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_LEN]);
 }
 
-/// A connection that fails this often in a row is given up: errors are not to be had by the million.
+/// A connection that fails this often in a row is given up: errors are not to be had by the
+/// million.
 const FAILURES_IN_A_ROW: u32 = 10;
 
 /// What is asked, how often at once, for how long.
@@ -71,7 +74,8 @@ impl Measured {
         self.first_error.get_or_insert_with(|| error.to_string());
     }
 
-    /// What several connections measured side by side since `started`, of which none ends before it.
+    /// What several connections measured side by side since `started`, of which none ends before
+    /// it.
     pub(super) async fn gather(clients: JoinSet<Self>, started: Instant) -> Self {
         let mut sum = Self::sum(clients).await;
         sum.took = started.elapsed();
@@ -121,8 +125,8 @@ impl Load {
         let mut measured = Measured::default();
         match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(LocalSet::new().run_until(async {
-                // One for all that this thread measures: memory of each connection's own would have to be fetched for
-                // each of its answers.
+                // One for all that this thread measures: memory of each connection's own would have
+                // to be fetched for each of its answers.
                 let shared = Rc::new(RefCell::new(Measured::default()));
                 let mut clients = JoinSet::new();
                 for _ in 0..self.connections {
@@ -181,7 +185,8 @@ impl Load {
     }
 }
 
-/// What `work` gives, unless it takes too long. The alarm is set only when it goes off, not for each request.
+/// What `work` gives, unless it takes too long. The alarm is set only when it goes off, not for
+/// each request.
 async fn in_time<T>(mut alarm: Pin<&mut Sleep>, work: impl Future<Output = T>) -> Option<T> {
     let deadline = Instant::now() + ANSWER_BOUND;
     let mut work = pin!(work);
@@ -325,7 +330,8 @@ mod tests {
 
     use super::*;
 
-    /// The load of two connections on a server that gives each connection these answers in turn, then hangs up.
+    /// The load of two connections on a server that gives each connection these answers in turn,
+    /// then hangs up.
     async fn measure(answers: &'static [&'static str]) -> Measured {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

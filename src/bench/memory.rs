@@ -1,9 +1,9 @@
 //! `flotilla bench memory`: what a peer has in memory while it pulls many images at once.
 //!
-//! Half of the images are at another peer, the rest only at the origin. A client reads all of them through the peer's
-//! mirror at the same time, as a runtime would. What counts is the peak of the peer's resident memory as the kernel keeps
-//! it (`VmHWM`, proc_pid_status(5)): its heap, its stacks and its program. The page cache is not in it, for the store
-//! maps no file.
+//! Half of the images are at another peer, the rest only at the origin. A client reads all of them
+//! through the peer's mirror at the same time, as a runtime would. What counts is the peak of the
+//! peer's resident memory as the kernel keeps it (`VmHWM`, proc_pid_status(5)): its heap, its
+//! stacks and its program. The page cache is not in it, for the store maps no file.
 
 use std::time::Instant;
 

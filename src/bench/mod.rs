@@ -1,7 +1,8 @@
-//! `flotilla bench`: what the pieces can do on this machine, measured on real processes and sockets.
+//! `flotilla bench`: what the pieces can do on this machine, measured on real processes and
+//! sockets.
 //!
-//! A measurement never touches the network beyond this machine, leaves no process and no file behind, and says
-//! [`CommandError::NotOk`] when what was to be measured did not happen.
+//! A measurement never touches the network beyond this machine, leaves no process and no file
+//! behind, and says [`CommandError::NotOk`] when what was to be measured did not happen.
 
 mod content;
 mod growth;

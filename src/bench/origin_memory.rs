@@ -1,11 +1,13 @@
-//! `flotilla bench origin-memory`: what an origin has in memory under many uploads and pulls at once.
+//! `flotilla bench origin-memory`: what an origin has in memory under many uploads and pulls at
+//! once.
 //!
-//! All uploads begin together, each of a blob that nobody has, and so do all pulls, over a connection each. A pull that
-//! was answered is followed by the next one until all uploads are done; one in ten is slow (or as many as one wants): it
-//! takes a piece, waits, and takes the next one, as a machine with a bad link does. Meanwhile the files of a local storage
-//! are taken out of the page cache every second, so that much of what is pulled comes from the disk. What counts is the
-//! peak of the origin's resident memory as the kernel keeps it (`VmHWM`, proc_pid_status(5)); that part of it that is no
-//! file's (`RssAnon`) is shown beside it.
+//! All uploads begin together, each of a blob that nobody has, and so do all pulls, over a
+//! connection each. A pull that was answered is followed by the next one until all uploads are
+//! done; one in ten is slow (or as many as one wants): it takes a piece, waits, and takes the next
+//! one, as a machine with a bad link does. Meanwhile the files of a local storage are taken out of
+//! the page cache every second, so that much of what is pulled comes from the disk. What counts is
+//! the peak of the origin's resident memory as the kernel keeps it (`VmHWM`, proc_pid_status(5));
+//! that part of it that is no file's (`RssAnon`) is shown beside it.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -52,13 +54,15 @@ pub(super) struct OriginMemoryArgs {
     /// Bytes of each blob that is pulled
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(16 << 20))]
     pull_size: ByteSize,
-    /// One in so many pulls is slow; the more, the more is kept for them, and the less time the others take from uploads
+    /// One in so many pulls is slow; the more, the more is kept for them, and the less time the
+    /// others take from uploads
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..))]
     slow_one_in: u32,
     /// What a slow pull waits between two pieces, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = value_parser!(u64).range(1..=60_000))]
     slow_pause_ms: u64,
-    /// The origin's storage, which keeps what was pushed; a folder that is deleted afterwards without it
+    /// The origin's storage, which keeps what was pushed; a folder that is deleted afterwards
+    /// without it
     #[arg(long, value_name = "URL")]
     storage: Option<String>,
     /// Over HTTPS
@@ -188,7 +192,8 @@ async fn measure(
     })
 }
 
-/// Blobs that are all of one length and differ at their ends, so that a machine that measures need not hash them all.
+/// Blobs that are all of one length and differ at their ends, so that a machine that measures need
+/// not hash them all.
 #[derive(Clone)]
 struct Blobs {
     pattern: Arc<Vec<Bytes>>,
@@ -251,7 +256,8 @@ fn repeated(pattern: &[Bytes], len: u64) -> impl Iterator<Item = Bytes> {
     })
 }
 
-/// Pulls a blob until all uploads are done, at least once; one that pauses is slow, and leaves then, wherever it is.
+/// Pulls a blob until all uploads are done, at least once; one that pauses is slow, and leaves
+/// then, wherever it is.
 async fn pull(
     origin: Arc<OriginProcess>,
     url: String,
@@ -333,7 +339,8 @@ fn while_uploading(shared: &Weak<Shared>, work: impl Fn()) {
     }
 }
 
-/// Takes what is on disk already out of the page cache. What cannot be opened any more was moved meanwhile.
+/// Takes what is on disk already out of the page cache. What cannot be opened any more was moved
+/// meanwhile.
 fn evict(folder: &Path) {
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {

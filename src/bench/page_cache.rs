@@ -1,8 +1,8 @@
 //! What the page cache costs on this machine, and how it is after hours of work.
 //!
-//! A page that was in use shortly before is written at the speed of memory. One that a virtual machine has never touched, or
-//! has given back, must come from the host first: that was seen to make a plain write of 1 GiB ten times slower, which
-//! then hides everything else.
+//! A page that was in use shortly before is written at the speed of memory. One that a virtual
+//! machine has never touched, or has given back, must come from the host first: that was seen to
+//! make a plain write of 1 GiB ten times slower, which then hides everything else.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,8 +15,8 @@ use flotilla_common::digest::{Algorithm, DigestHasher};
 /// Bytes written at once, as the peers' store does.
 const PIECE: usize = 256 << 10;
 
-/// A file that keeps the memory between its pages from growing together: a host takes back free memory only in large
-/// blocks. It is deleted with this.
+/// A file that keeps the memory between its pages from growing together: a host takes back free
+/// memory only in large blocks. It is deleted with this.
 #[derive(Debug)]
 pub(super) struct Warm(PathBuf);
 
@@ -27,7 +27,8 @@ impl Drop for Warm {
     }
 }
 
-/// Leaves memory for `size` bytes of page cache that was in use a moment ago, for as long as the answer lives. Blocking.
+/// Leaves memory for `size` bytes of page cache that was in use a moment ago, for as long as the
+/// answer lives. Blocking.
 pub(super) fn warm(dir: &Path, size: u64) -> io::Result<Warm> {
     let kept = Warm(dir.join("kept"));
     let freed = dir.join("freed");
@@ -41,7 +42,8 @@ pub(super) fn warm(dir: &Path, size: u64) -> io::Result<Warm> {
     Ok(kept)
 }
 
-/// How long it takes to write `bytes` into a new file on one thread, and to hash them with SHA-256. Blocking.
+/// How long it takes to write `bytes` into a new file on one thread, and to hash them with SHA-256.
+/// Blocking.
 pub(super) fn write_and_hash(dir: &Path, bytes: &[Bytes]) -> io::Result<(Duration, Duration)> {
     let path = dir.join("written");
     let mut file = File::create(&path)?;

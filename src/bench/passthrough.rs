@@ -1,8 +1,9 @@
-//! `flotilla bench passthrough`: a pull through a mirror that nobody helps, beside the same pull straight from the origin.
+//! `flotilla bench passthrough`: a pull through a mirror that nobody helps, beside the same pull
+//! straight from the origin.
 //!
-//! A peer must never make a pull worse than it is without one. The origin's uplink is capped, as a network would; the
-//! peer's links are not. Rounds alternate between the direct pull and each [`Plight`], medians are told. Every round has a
-//! fresh peer, so nothing comes out of its store.
+//! A peer must never make a pull worse than it is without one. The origin's uplink is capped, as a
+//! network would; the peer's links are not. Rounds alternate between the direct pull and each
+//! [`Plight`], medians are told. Every round has a fresh peer, so nothing comes out of its store.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,7 +1,8 @@
-//! Peers as processes of their own, so that what one costs can be told from what its neighbours cost.
+//! Peers as processes of their own, so that what one costs can be told from what its neighbours
+//! cost.
 //!
-//! The region's origin and tracker run in this process; each peer is `flotilla peer` with a store and ports of its own,
-//! on loopback. It lives no longer than its [`PeerProcess`].
+//! The region's origin and tracker run in this process; each peer is `flotilla peer` with a store
+//! and ports of its own, on loopback. It lives no longer than its [`PeerProcess`].
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,7 +26,8 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 const REGION: &str = "local";
 const REPOSITORY: &str = "bench";
-/// How often a peer is asked how far it is: a small share of what is measured, both in time and in work.
+/// How often a peer is asked how far it is: a small share of what is measured, both in time and in
+/// work.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// With no chunk held in this time, a download is taken to be stuck.
 const STUCK: Duration = Duration::from_secs(30);

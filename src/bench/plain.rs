@@ -1,5 +1,5 @@
-//! What QUIC alone carries: one stream between two endpoints in memory, with the peers' own socket and transport
-//! settings and certificates. Nothing is hashed, read from disk or written to it.
+//! What QUIC alone carries: one stream between two endpoints in memory, with the peers' own socket
+//! and transport settings and certificates. Nothing is hashed, read from disk or written to it.
 
 use std::net::SocketAddr;
 use std::sync::mpsc;
@@ -17,8 +17,8 @@ use crate::region::ANY_PORT;
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-/// Carries `bytes` from one end to the other, each with a runtime of its own as a process has, and says how long that
-/// took: from dialling to the last byte.
+/// Carries `bytes` from one end to the other, each with a runtime of its own as a process has, and
+/// says how long that took: from dialling to the last byte.
 pub(super) fn carry(bytes: Vec<Bytes>) -> Result<Duration, CommandError> {
     try_carry(bytes).map_err(|error| CommandError::failed("carry a plain stream", error))
 }

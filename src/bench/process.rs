@@ -24,7 +24,8 @@ impl Process {
         ))
     }
 
-    /// Processor time of it and of those that it started and that still run: workers that share its work.
+    /// Processor time of it and of those that it started and that still run: workers that share its
+    /// work.
     pub(super) fn cpu_time_with_workers(self) -> Result<Duration, CommandError> {
         let path = format!("task/{}/children", self.0);
         // A kernel may be built without this list; then there is none to add.
@@ -70,7 +71,8 @@ impl Process {
     }
 }
 
-/// proc_pid_stat(5): the second field is a name in parentheses; utime and stime are the 14th and 15th.
+/// proc_pid_stat(5): the second field is a name in parentheses; utime and stime are the 14th and
+/// 15th.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     Some(

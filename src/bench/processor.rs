@@ -1,4 +1,5 @@
-//! How busy this machine's processors are: a measurement of links that the processor limits measures the processor.
+//! How busy this machine's processors are: a measurement of links that the processor limits
+//! measures the processor.
 
 use crate::cli::CommandError;
 
@@ -18,7 +19,8 @@ impl Processor {
         Ok(Self::parse(&text))
     }
 
-    /// proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal; guests' time is in user's already.
+    /// proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal; guests' time is in
+    /// user's already.
     fn parse(text: &str) -> Self {
         let fields = text
             .lines()

@@ -1,8 +1,9 @@
 //! `flotilla bench registry`: what a registry answers in a second, and how long an answer takes.
 //!
-//! Without a URL it starts an origin, as an operator would, on a folder that it deletes afterwards. With one it measures
-//! a registry that runs already, of any make; or any HTTP server, if the URL has a path, which is then asked for as it
-//! stands. An image is pushed first, so that there is something to pull.
+//! Without a URL it starts an origin, as an operator would, on a folder that it deletes afterwards.
+//! With one it measures a registry that runs already, of any make; or any HTTP server, if the URL
+//! has a path, which is then asked for as it stands. An image is pushed first, so that there is
+//! something to pull.
 
 use std::env;
 use std::net::SocketAddr;

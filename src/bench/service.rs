@@ -1,4 +1,5 @@
-//! A service as a process of its own, which says in its log where it listens, and lives no longer than what holds it.
+//! A service as a process of its own, which says in its log where it listens, and lives no longer
+//! than what holds it.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};

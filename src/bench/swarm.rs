@@ -1,8 +1,10 @@
-//! `flotilla bench swarm`: many peers pull one layer at the same moment, each on a host of its own with a shaped link.
+//! `flotilla bench swarm`: many peers pull one layer at the same moment, each on a host of its own
+//! with a shaped link.
 //!
-//! Origin, tracker and peers are processes of their own, as an operator starts them and with no word about the link's
-//! rate: what they know of it they find out. Each pull goes through the peer's mirror, by a client on the peer's host
-//! that checks the digest. What is printed is held against the pipelined bound of the rate on the wire, headers included.
+//! Origin, tracker and peers are processes of their own, as an operator starts them and with no
+//! word about the link's rate: what they know of it they find out. Each pull goes through the
+//! peer's mirror, by a client on the peer's host that checks the digest. What is printed is held
+//! against the pipelined bound of the rate on the wire, headers included.
 
 use std::env;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +27,8 @@ use crate::lab::{
 };
 use crate::progress::Progress;
 
-/// What is ok: p99 over the bound, copies that the origin sent, seconds to the first byte of the layer.
+/// What is ok: p99 over the bound, copies that the origin sent, seconds to the first byte of the
+/// layer.
 const P99_OVER_BOUND_ALLOWED: f64 = 1.25;
 const ORIGIN_COPIES_ALLOWED: f64 = 1.1;
 const FIRST_BYTE_ALLOWED_S: f64 = 2.0;
@@ -46,7 +49,8 @@ pub(super) struct SwarmArgs {
     /// Zones that the peers are spread over
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=100))]
     zones: u32,
-    /// Milliseconds that a packet waits in the queue before a link at most; what would wait longer is lost
+    /// Milliseconds that a packet waits in the queue before a link at most; what would wait longer
+    /// is lost
     #[arg(long, value_name = "MS", default_value_t = 50, value_parser = value_parser!(u64).range(1..=10_000))]
     queue_ms: u64,
     /// Print one JSON object on stdout and nothing else
@@ -193,7 +197,8 @@ impl FirstByte {
     }
 }
 
-/// What all links carried: the bytes that sharing costs beside the payload, and the packets that were lost.
+/// What all links carried: the bytes that sharing costs beside the payload, and the packets that
+/// were lost.
 struct Wire {
     /// Bytes of the layer.
     size: u64,

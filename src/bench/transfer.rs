@@ -1,13 +1,15 @@
-//! `flotilla bench transfer`: one peer to another, disk to verified disk, beside a plain QUIC stream of the same bytes.
+//! `flotilla bench transfer`: one peer to another, disk to verified disk, beside a plain QUIC
+//! stream of the same bytes.
 //!
-//! Sender and receiver are processes of their own. The time of a transfer goes from the request for the manifest at the
-//! receiver's mirror, so it has the proofs, the announce, the handout and the dial in it, to the moment at which the
-//! receiver says that it holds the whole blob and has checked its digest. The plain stream carries the same bytes from
-//! memory and drops them. Rounds alternate; medians are told.
+//! Sender and receiver are processes of their own. The time of a transfer goes from the request for
+//! the manifest at the receiver's mirror, so it has the proofs, the announce, the handout and the
+//! dial in it, to the moment at which the receiver says that it holds the whole blob and has
+//! checked its digest. The plain stream carries the same bytes from memory and drops them. Rounds
+//! alternate; medians are told.
 //!
-//! Before each transfer the page cache is brought into the state that it has after hours of work (see
-//! [`super::page_cache`]), and the bytes are once written to a file and hashed on one thread. That is told for comparison:
-//! it is work that the plain stream has not.
+//! Before each transfer the page cache is brought into the state that it has after hours of work
+//! (see [`super::page_cache`]), and the bytes are once written to a file and hashed on one thread.
+//! That is told for comparison: it is work that the plain stream has not.
 
 use std::io;
 use std::time::{Duration, Instant};

@@ -48,7 +48,8 @@ pub struct DemoArgs {
     /// Use the image in this folder, an OCI layout as `skopeo copy ... oci:DIR` writes it
     #[arg(long, value_name = "OCI-LAYOUT")]
     image: Option<PathBuf>,
-    /// Cap of the origin's uplink and of each peer's uplink and downlink [default: what 2 cores can move, shared]
+    /// Cap of the origin's uplink and of each peer's uplink and downlink [default: what 2 cores can
+    /// move, shared]
     #[arg(long, value_name = "BITS")]
     rate: Option<BitRate>,
     /// Print one JSON object on stdout and nothing else
@@ -59,8 +60,8 @@ pub struct DemoArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// If the region does not start or the image cannot be pushed; [`CommandError::NotOk`] if a pull failed or the
-/// origin's budget was overdrawn.
+/// If the region does not start or the image cannot be pushed; [`CommandError::NotOk`] if a pull
+/// failed or the origin's budget was overdrawn.
 pub fn run(args: DemoArgs) -> Result<(), CommandError> {
     block_on(demonstrate(args))
 }

@@ -16,7 +16,8 @@ pub(super) struct PeerOutcome {
     pub id: String,
     /// Its zone.
     pub zone: String,
-    /// From the common start to its last digest checked; `Err` with what the runtime would have been told.
+    /// From the common start to its last digest checked; `Err` with what the runtime would have
+    /// been told.
     pub total: Result<Duration, String>,
     /// From the common start to the first byte of a blob.
     pub first_byte: Duration,

@@ -11,7 +11,8 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use serde_json::json;
 
-/// Shares of the image's bytes that its layers have, in hundredths: a base, a runtime, libraries, an application.
+/// Shares of the image's bytes that its layers have, in hundredths: a base, a runtime, libraries,
+/// an application.
 const LAYER_SHARES: [u64; 4] = [50, 25, 15, 10];
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";

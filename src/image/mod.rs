@@ -1,4 +1,5 @@
-//! Images on disk, as OCI image layouts: made for a demonstration, or read from what other tools wrote.
+//! Images on disk, as OCI image layouts: made for a demonstration, or read from what other tools
+//! wrote.
 
 mod layout;
 mod make;

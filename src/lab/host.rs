@@ -1,5 +1,6 @@
-//! A host: a thread with a runtime of its own, in a network namespace of its own if it has a link. What is started or
-//! connected on that thread belongs to the host; when the thread ends, so do its processes and its namespace.
+//! A host: a thread with a runtime of its own, in a network namespace of its own if it has a link.
+//! What is started or connected on that thread belongs to the host; when the thread ends, so do its
+//! processes and its namespace.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -116,7 +117,8 @@ impl Host {
         self.0.runtime.spawn(future)
     }
 
-    /// A command whose process the kernel kills with this host. Start it with [`Host::start_process`].
+    /// A command whose process the kernel kills with this host. Start it with
+    /// [`Host::start_process`].
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program);
@@ -247,8 +249,8 @@ fn live(namespace: Namespace, tell: &mpsc::SyncSender<Begun>, stopped: oneshot::
     }
 }
 
-/// Moves this thread into a new network namespace, which then has no other reason to exist. A helper makes it, since
-/// making one by oneself is unsafe in Rust's eyes; it says when it has.
+/// Moves this thread into a new network namespace, which then has no other reason to exist. A
+/// helper makes it, since making one by oneself is unsafe in Rust's eyes; it says when it has.
 fn enter_new_namespace() -> Result<(), String> {
     let mut command = Command::new("unshare");
     command

@@ -1,5 +1,5 @@
-//! A laboratory: a region of real processes, on hosts of their own where that is allowed, to be measured and broken.
-//! `flotilla bench swarm` and the stories in `tests/` start it.
+//! A laboratory: a region of real processes, on hosts of their own where that is allowed, to be
+//! measured and broken. `flotilla bench swarm` and the stories in `tests/` start it.
 //!
 //! ```text
 //!                        switch (a bridge in a network namespace)
@@ -11,9 +11,9 @@
 //! ```
 //! On loopback every host is an address of 127.0.0.0/8 instead, and has no link to cut.
 //!
-//! What must never happen: something is left over. A namespace has no name and lives only as long as the thread that
-//! is its host; whatever was started on a host is killed by the kernel when that thread ends, even if this process
-//! is killed. The only thing outside is a temporary folder.
+//! What must never happen: something is left over. A namespace has no name and lives only as long
+//! as the thread that is its host; whatever was started on a host is killed by the kernel when that
+//! thread ends, even if this process is killed. The only thing outside is a temporary folder.
 
 mod host;
 mod log;

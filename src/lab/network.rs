@@ -29,7 +29,8 @@ pub enum Ground {
     Hosts(Option<Shape>),
 }
 
-/// How a link is shaped, each way for itself: a token bucket with a queue before it, as clouds do it.
+/// How a link is shaped, each way for itself: a token bucket with a queue before it, as clouds do
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     /// What goes through.
@@ -85,8 +86,8 @@ pub fn missing_for_hosts() -> Option<String> {
         .map(|error| format!("network namespaces are not allowed ({error})"))
 }
 
-/// Lets the switch pass frames on unseen. Where the kernel filters bridges, as it does beside container runtimes, each frame
-/// would go through a firewall that no switch has.
+/// Lets the switch pass frames on unseen. Where the kernel filters bridges, as it does beside
+/// container runtimes, each frame would go through a firewall that no switch has.
 const UNFILTERED: &str = r#"for call in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e "$call" ] || echo 0 >"$call"; done"#;
 
 /// The hosts' network.
@@ -211,7 +212,8 @@ impl Link {
         Ok(())
     }
 
-    /// Shapes both ways. Packets are then what a wire carries: nothing is cut or put together behind the shaper.
+    /// Shapes both ways. Packets are then what a wire carries: nothing is cut or put together
+    /// behind the shaper.
     pub(super) fn shape(&self, host: &Host, shape: Shape) -> Result<(), LabError> {
         for (host, device) in [(host, HOST_END), (&self.switch, &self.port)] {
             host.run(

@@ -1,4 +1,5 @@
-//! A region as an operator starts it: `flotilla pki`, an origin, trackers and peers, each a process on its host.
+//! A region as an operator starts it: `flotilla pki`, an origin, trackers and peers, each a process
+//! on its host.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -67,8 +68,9 @@ pub struct PeerPlan {
 /// A pull that goes on.
 pub type Pulling = JoinHandle<Result<Pulled, ClientError>>;
 
-/// A running region. Dropped, it takes everything with it; and it panics then if something went wrong that nobody
-/// asked about: an error in a log, a service that died by itself. [`Lab::end`] says so without a panic.
+/// A running region. Dropped, it takes everything with it; and it panics then if something went
+/// wrong that nobody asked about: an error in a log, a service that died by itself. [`Lab::end`]
+/// says so without a panic.
 #[derive(Debug)]
 pub struct Lab {
     plan: LabPlan,
@@ -294,7 +296,8 @@ impl Lab {
         Ok(())
     }
 
-    /// Begins a pull through a peer's mirror, by a client on the peer's host. `on_bytes` is told of each piece.
+    /// Begins a pull through a peer's mirror, by a client on the peer's host. `on_bytes` is told of
+    /// each piece.
     ///
     /// # Errors
     /// If there can be no client.

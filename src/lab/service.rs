@@ -1,5 +1,5 @@
-//! A service as a process of its own: started, made to wait, frozen, killed, started again on the same address and
-//! folder.
+//! A service as a process of its own: started, made to wait, frozen, killed, started again on the
+//! same address and folder.
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
@@ -183,7 +183,8 @@ impl Service {
             .and_then(|id| i32::try_from(id).ok())
             .and_then(Pid::from_raw);
         if let Some(id) = id {
-            // It has not been waited for, so the number is still its own; it may have ended, though.
+            // It has not been waited for, so the number is still its own; it may have ended,
+            // though.
             let _ = kill_process(id, signal);
         }
     }

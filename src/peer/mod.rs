@@ -1,4 +1,5 @@
-//! What people ask of a peer on this machine: how it is doing, an image pulled through it, an image warmed in it.
+//! What people ask of a peer on this machine: how it is doing, an image pulled through it, an image
+//! warmed in it.
 
 mod progress;
 mod pull;
@@ -95,7 +96,8 @@ impl MirrorArg {
     }
 }
 
-/// What a peer says of an image that it cannot have, in the words of a registry; an origin or a tracker knows no such path.
+/// What a peer says of an image that it cannot have, in the words of a registry; an origin or a
+/// tracker knows no such path.
 fn said_of_an_image(body: &[u8]) -> Option<String> {
     let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
     let error = answer.get("errors")?.get(0)?;

@@ -1,4 +1,5 @@
-//! Bytes so far, on stderr while a person waits: a line that changes on a terminal, nothing elsewhere.
+//! Bytes so far, on stderr while a person waits: a line that changes on a terminal, nothing
+//! elsewhere.
 
 use std::io::{IsTerminal, stderr};
 

@@ -1,4 +1,5 @@
-//! `flotilla peer pull`: an image pulled through a mirror as containerd would, checked, and thrown away.
+//! `flotilla peer pull`: an image pulled through a mirror as containerd would, checked, and thrown
+//! away.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

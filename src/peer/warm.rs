@@ -22,7 +22,8 @@ Examples:
   flotilla peer warm library/app:v1             returns when the image is in the peer's store
   flotilla peer warm library/app:v1 --no-wait   returns at once; `flotilla peer status` shows how far it is")]
 pub struct WarmArgs {
-    /// REPOSITORY:TAG or REPOSITORY@DIGEST, without the registry's name; of an index, all its images
+    /// REPOSITORY:TAG or REPOSITORY@DIGEST, without the registry's name; of an index, all its
+    /// images
     #[arg(value_name = "IMAGE")]
     image: ImageReference,
     #[command(flatten)]
@@ -30,7 +31,8 @@ pub struct WarmArgs {
     /// Return as soon as the peer has begun
     #[arg(long)]
     no_wait: bool,
-    /// Print one JSON array, with an object per image as in `flotilla peer status --json` under "finished"
+    /// Print one JSON array, with an object per image as in `flotilla peer status --json` under
+    /// "finished"
     #[arg(long)]
     json: bool,
 }

@@ -1,7 +1,7 @@
 //! `flotilla origin`, `tracker` and `peer`: the services as processes of their own.
 //!
-//! Each turns its arguments (flag, environment, configuration file) into the service's configuration, starts it,
-//! and drains it on SIGTERM or SIGINT.
+//! Each turns its arguments (flag, environment, configuration file) into the service's
+//! configuration, starts it, and drains it on SIGTERM or SIGINT.
 
 mod check;
 mod origin;
@@ -33,8 +33,9 @@ fn begin() -> Result<Shutdown, CommandError> {
     telemetry::init(LogFormat::Auto)
         .map_err(|error| CommandError::failed("start logging", error))?;
     let failed = |error| CommandError::failed("listen for signals", error);
-    // Files are read again on SIGHUP. A service without certificates has none, and `systemctl reload` must not end it:
-    // once it was listened for, a signal has not its default effect any more.
+    // Files are read again on SIGHUP. A service without certificates has none, and `systemctl
+    // reload` must not end it: once it was listened for, a signal has not its default effect any
+    // more.
     let _hangup = signal(SignalKind::hangup()).map_err(failed)?;
     Shutdown::on_signals().map_err(failed)
 }

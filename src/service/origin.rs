@@ -50,7 +50,8 @@ struct ServeArgs {
     /// Where to listen, for clients, peers and /metrics
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000", value_parser = address)]
     listen: SocketAddr,
-    /// Where images are stored: file:///dir, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or memory:///
+    /// Where images are stored: file:///dir, s3://bucket/prefix, gs://bucket/prefix,
+    /// az://container/prefix or memory:///
     #[arg(long, value_name = "URL")]
     storage: Option<String>,
     /// The region of this origin; its seal key must be one of that region [default: the seal key's]
@@ -68,7 +69,8 @@ struct ServeArgs {
     /// The replicas' own listeners, its own among them or not; a name is looked up again and again
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     replicas: Vec<ReplicaAddress>,
-    /// Send clients to the storage for blobs, by presigned URLs; peers always get them from the origin
+    /// Send clients to the storage for blobs, by presigned URLs; peers always get them from the
+    /// origin
     #[arg(long)]
     redirect_blobs: bool,
     /// Connections at once; more are told to come again

@@ -52,8 +52,8 @@ enum PeerCommand {
 
 #[derive(Debug, Args)]
 struct HostsTomlArgs {
-    /// Take mirror, origin and authority from this configuration of a peer (or FLOTILLA_CONFIG, or FLOTILLA_MIRROR,
-    /// FLOTILLA_ORIGIN and FLOTILLA_TLS_CA) as far as they are not given here
+    /// Take mirror, origin and authority from this configuration of a peer (or FLOTILLA_CONFIG, or
+    /// FLOTILLA_MIRROR, FLOTILLA_ORIGIN and FLOTILLA_TLS_CA) as far as they are not given here
     #[arg(long = "config", id = "peer_config", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the mirror listens [default: 127.0.0.1:5001]
@@ -106,7 +106,8 @@ impl HostsTomlArgs {
 
 #[derive(Debug, Args)]
 struct ServeArgs {
-    /// Where the container runtime asks; loopback, for whoever reaches it may pull what this machine may pull
+    /// Where the container runtime asks; loopback, for whoever reaches it may pull what this
+    /// machine may pull
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5001", value_parser = address)]
     mirror: SocketAddr,
     /// Where neighbours connect: UDP
@@ -115,8 +116,8 @@ struct ServeArgs {
     /// The origins, the own region's first
     #[arg(long, value_name = "URL[,URL]", value_delimiter = ',', value_parser = service_url)]
     origin: Vec<String>,
-    /// Names of the registries whose images the origins have, as clients write them (host:port); the mirror refuses requests
-    /// for another one. All are taken if none is named
+    /// Names of the registries whose images the origins have, as clients write them (host:port);
+    /// the mirror refuses requests for another one. All are taken if none is named
     #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
     registry: Vec<String>,
     /// The trackers; without one, the origins serve alone

@@ -36,8 +36,8 @@ impl TlsArgs {
         self.tls_ca.clone()
     }
 
-    /// The identity in the files; `None` if none are given and that is allowed. Some of them are never taken for none: who
-    /// means TLS must not get plain HTTP.
+    /// The identity in the files; `None` if none are given and that is allowed. Some of them are
+    /// never taken for none: who means TLS must not get plain HTTP.
     pub(super) fn identity(&self, without: WithoutTls) -> Result<Option<Identity>, CommandError> {
         let files = match (&self.tls_cert, &self.tls_key, &self.tls_ca) {
             (Some(certificate), Some(key), Some(authority)) => CertificateFiles {

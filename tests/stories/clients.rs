@@ -1,5 +1,5 @@
-//! Container runtimes as their users run them: skopeo pushes, each runtime pulls through its peer's mirror, and the second
-//! machine gets the image from the first one's peer.
+//! Container runtimes as their users run them: skopeo pushes, each runtime pulls through its peer's
+//! mirror, and the second machine gets the image from the first one's peer.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     spawn_blocking(work).await.unwrap()
 }
 
-/// Pulls on two machines, one after the other, each through its own peer; what `pull` says of both must be the same.
+/// Pulls on two machines, one after the other, each through its own peer; what `pull` says of both
+/// must be the same.
 async fn second_machine_is_served_by_the_first<T, F>(scene: &mut Scene, pull: F)
 where
     T: Send + PartialEq + std::fmt::Debug + 'static,

@@ -1,5 +1,5 @@
-//! A peer's wall clock is an hour wrong. What it measures, it measures on its monotonic clock; what a certificate's
-//! dates allow, still works.
+//! A peer's wall clock is an hour wrong. What it measures, it measures on its monotonic clock; what
+//! a certificate's dates allow, still works.
 
 use std::path::PathBuf;
 use std::time::Duration;

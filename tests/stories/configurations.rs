@@ -1,4 +1,5 @@
-//! Configurations that cannot work, or not as they were meant: refused before anything starts, with the keys and the cure.
+//! Configurations that cannot work, or not as they were meant: refused before anything starts, with
+//! the keys and the cure.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! SIGTERM to each service as a process of its own: what is in flight is finished, nothing new is accepted, and the
-//! process ends well and soon.
+//! SIGTERM to each service as a process of its own: what is in flight is finished, nothing new is
+//! accepted, and the process ends well and soon.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +16,8 @@ use crate::harness::tools::run;
 
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
 
-/// Begins to download a layer, so slowly that it is still under way when the service is told to stop.
+/// Begins to download a layer, so slowly that it is still under way when the service is told to
+/// stop.
 async fn begin(base: &str, layer: &Descriptor) -> (Response, Vec<u8>) {
     let client = http_client().unwrap();
     let manifest = format!("{base}/v2/app/manifests/v1?ns=registry");

@@ -1,5 +1,5 @@
-//! A peer is stopped (SIGSTOP) in mid-transfer: its connections stand, and it says nothing. A machine that swaps, a
-//! paused VM.
+//! A peer is stopped (SIGSTOP) in mid-transfer: its connections stand, and it says nothing. A
+//! machine that swaps, a paused VM.
 
 use std::time::Duration;
 
@@ -7,10 +7,12 @@ use tokio::time::sleep;
 
 use crate::harness::lab::{LabScene, SLOW_SIZE, slow_peers, slow_region};
 
-/// What one silent neighbour may cost the others, whose pulls take 3.4 s alone. 11.4 s were seen: a transfer is given up
-/// when it has not moved for 2 s, the link is lost after 6 s, and a lease that the frozen peer held has to run out.
+/// What one silent neighbour may cost the others, whose pulls take 3.4 s alone. 11.4 s were seen: a
+/// transfer is given up when it has not moved for 2 s, the link is lost after 6 s, and a lease that
+/// the frozen peer held has to run out.
 const OTHERS_BOUND: Duration = Duration::from_secs(18);
-/// From its thawing until a peer's own pull is through: it finds its neighbours gone and dials them again.
+/// From its thawing until a peer's own pull is through: it finds its neighbours gone and dials them
+/// again.
 const THAWED_BOUND: Duration = Duration::from_secs(15);
 
 async fn frozen_for(at_least: Duration) {

@@ -47,7 +47,8 @@ async fn all_neighbours_that_the_tracker_names_are_dead() {
         scene.lab.peer(peer).kill();
     }
     scene.lab.add_peers(&[PeerPlan::default()]).await.unwrap();
-    // Less than 1 s alone; 0.25 s until they count as out of reach, and 1 s until what they got last is leased again.
+    // Less than 1 s alone; 0.25 s until they count as out of reach, and 1 s until what they got
+    // last is leased again.
     let total = scene.completes(scene.pull(2)).await.total;
     assert!(
         total < Duration::from_secs(6),
@@ -91,7 +92,8 @@ async fn a_link_is_cut_and_healed() {
             "a neighbour that was cut off cost a pull {total:?}"
         );
     }
-    // Nothing can reach it any more: it is cut, so that the runtime may go on elsewhere, and not kept waiting.
+    // Nothing can reach it any more: it is cut, so that the runtime may go on elsewhere, and not
+    // kept waiting.
     let cut_off = timeout(GIVE_UP_BOUND, own)
         .await
         .expect("a hopeless pull ends")

@@ -1,4 +1,5 @@
-//! Stories: what a user would see, with real listeners, real clients where they are needed, and things going wrong.
+//! Stories: what a user would see, with real listeners, real clients where they are needed, and
+//! things going wrong.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed story")]
 

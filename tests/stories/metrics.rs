@@ -1,4 +1,5 @@
-//! The metrics that services export are those that `docs/operations.md` lists, each with its labels: no more and no fewer.
+//! The metrics that services export are those that `docs/operations.md` lists, each with its
+//! labels: no more and no fewer.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -54,7 +54,8 @@ fn daemons(story: &str, start_2: impl Fn(&Path, &Path) -> Containerd) -> Vec<Con
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_that_dies_while_containerd_reads_costs_it_nothing_but_time() {
-    // Not with ranges: containerd 2.2 then cancels the ranges before one that fails, and with them the pull.
+    // Not with ranges: containerd 2.2 then cancels the ranges before one that fails, and with them
+    // the pull.
     for daemon in daemons("a mirror that dies", Containerd::start_2) {
         let mut scene = Scene::with_image(SIZE, RATE).await;
         scene.add_peers(1).await;

@@ -1,5 +1,6 @@
-//! The system calls of the services, and what the units of `deploy/` let through. What a unit refuses is an error to the
-//! service, and no message anywhere: a call that its `SystemCallFilter=` forgets is found here or by an operator.
+//! The system calls of the services, and what the units of `deploy/` let through. What a unit
+//! refuses is an error to the service, and no message anywhere: a call that its `SystemCallFilter=`
+//! forgets is found here or by an operator.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,8 +16,8 @@ use crate::harness::tools::{find, run, skip};
 const STORY: &str = "the units' system calls";
 const SERVICES: [&str; 3] = ["origin", "tracker", "peer"];
 
-/// A program that is `flotilla`, but each service writes its system calls into a file: the tracer is a process aside, so
-/// that signals and ends are the service's own.
+/// A program that is `flotilla`, but each service writes its system calls into a file: the tracer
+/// is a process aside, so that signals and ends are the service's own.
 fn traced(strace: &Path, dir: &Path) -> String {
     let flotilla = env!("CARGO_BIN_EXE_flotilla");
     let (strace, dir, program) = (strace.display(), dir.display(), dir.join("flotilla"));

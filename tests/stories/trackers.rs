@@ -1,4 +1,5 @@
-//! Trackers that are dead, silent, or of two minds. None of that stops a pull; it costs copies from the origin.
+//! Trackers that are dead, silent, or of two minds. None of that stops a pull; it costs copies from
+//! the origin.
 
 use std::time::Duration;
 
@@ -8,10 +9,11 @@ use crate::harness::lab::{LabScene, SLOW_RATE, SLOW_SIZE, hosts, slow_peers, slo
 
 /// Four peers that share nothing but the origin's 40 Mbit/s: four copies of 3.4 s. 14 s were seen.
 const ALONE_BOUND: Duration = Duration::from_secs(18);
-/// Four peers that share, and a tracker that falls silent meanwhile. 8 s were seen: its silence is noticed after 2 to 5 s.
+/// Four peers that share, and a tracker that falls silent meanwhile. 8 s were seen: its silence is
+/// noticed after 2 to 5 s.
 const SHARING_BOUND: Duration = Duration::from_secs(12);
-/// Two halves of a fleet that know only each their tracker, and share one origin. 9 s were seen: two copies of 3.4 s, and
-/// 1 s until the first tracker of a blob counts as silent.
+/// Two halves of a fleet that know only each their tracker, and share one origin. 9 s were seen:
+/// two copies of 3.4 s, and 1 s until the first tracker of a blob counts as silent.
 const DISAGREEING_BOUND: Duration = Duration::from_secs(14);
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
-//! The systemd units of `deploy/`, as far as they can be run where systemd does not: each unit's own command line and complete
-//! example configuration, as a user without rights, on a file system that is read-only but for its state folder.
+//! The systemd units of `deploy/`, as far as they can be run where systemd does not: each unit's
+//! own command line and complete example configuration, as a user without rights, on a file system
+//! that is read-only but for its state folder.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +14,8 @@ use crate::harness::tools::{self, run};
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
 /// Nobody and nogroup, where the unit has a user of its own.
 const NOBODY: &str = "65534";
-/// What `ProtectSystem=strict`, `StateDirectory=` and `UMask=` do, and then the service: `$0` is its state folder.
+/// What `ProtectSystem=strict`, `StateDirectory=` and `UMask=` do, and then the service: `$0` is
+/// its state folder.
 const SANDBOX: &str = r#"mount --make-rprivate / && mount --bind "$0" "$0" && mount -o remount,bind,ro / &&
     ! touch /flotilla-was-here 2>/dev/null && umask 077 && exec "$@""#;
 /// What `User=`, `NoNewPrivileges=` and the empty sets of capabilities do.

@@ -1,4 +1,5 @@
-//! An upstream that is no Flotilla: its images pass through, and its blobs are shared once their digest is checked.
+//! An upstream that is no Flotilla: its images pass through, and its blobs are shared once their
+//! digest is checked.
 
 use flotilla::client::{RegistryClient, push_layout};
 use flotilla::region::PeerPlan;

@@ -1,4 +1,5 @@
-//! What can be set about a tracker, with defaults that need no thought for a region of some thousand peers.
+//! What can be set about a tracker, with defaults that need no thought for a region of some
+//! thousand peers.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -12,8 +13,8 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Where to listen. Port 0 takes a free one. Default 127.0.0.1:7070.
     pub listen: SocketAddr,
-    /// All trackers of the fleet, by the URLs that the peers know, this one included. Empty, the default, for one
-    /// tracker alone. The first by rendezvous hashing grants a blob's leases.
+    /// All trackers of the fleet, by the URLs that the peers know, this one included. Empty, the
+    /// default, for one tracker alone. The first by rendezvous hashing grants a blob's leases.
     pub trackers: Vec<String>,
     /// This tracker's own URL in `trackers`. Needed exactly when `trackers` is not empty.
     pub own_url: Option<String>,
@@ -21,14 +22,15 @@ pub struct Config {
     pub min_interval_ms: u32,
     /// Longest time between two announces of a peer. Default 120000.
     pub max_interval_ms: u32,
-    /// Announces per second that all peers together should keep below: the interval grows with the peers. Default 2000.
+    /// Announces per second that all peers together should keep below: the interval grows with the
+    /// peers. Default 2000.
     pub announces_per_second: u32,
     /// Intervals without an announce after which a peer is forgotten. Default 3.
     pub intervals_to_expiry: u32,
     /// Neighbours in a handout. Default 16.
     pub handout: u32,
-    /// After a start, how long chunks of blobs that peers already have parts of are not granted, so that peers can say
-    /// what they hold. Default 2000.
+    /// After a start, how long chunks of blobs that peers already have parts of are not granted, so
+    /// that peers can say what they hold. Default 2000.
     pub settle_ms: u32,
     /// Bounds.
     pub limits: LimitsConfig,
@@ -46,7 +48,8 @@ pub struct LimitsConfig {
     pub swarms_per_peer: u32,
     /// Most regions, and most zones in all of them. Default 1024.
     pub zones: u32,
-    /// Longest body of an announce, in bytes; 4 MiB is the most that the encoding allows. Default 2 MiB.
+    /// Longest body of an announce, in bytes; 4 MiB is the most that the encoding allows. Default 2
+    /// MiB.
     pub announce_bytes: u32,
     /// Longest body of a lease request, in bytes. Default 512 KiB.
     pub lease_bytes: u32,
@@ -58,8 +61,8 @@ pub struct LimitsConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LeaseConfig {
-    /// Leases open at once for one blob in one region. Default 4; 6 when a chunk takes 10 ms or less, 8 to 24 when the
-    /// origin is ten times faster than the peers.
+    /// Leases open at once for one blob in one region. Default 4; 6 when a chunk takes 10 ms or
+    /// less, 8 to 24 when the origin is ten times faster than the peers.
     pub open: u32,
     /// How long a lease is good, and is extended by progress. Default 1000.
     pub term_ms: u32,

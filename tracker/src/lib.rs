@@ -1,8 +1,9 @@
 //! The tracker: announces in, handouts and leases out.
 //!
-//! Everything that decides is [`flotilla_common::tracker::TrackerMachine`]; this crate gives it names for its slots, a
-//! clock, HTTP and figures. Soft state in memory only: no disk, no database, no other tracker is ever asked. A restarted
-//! tracker is filled again by its peers within one announce interval.
+//! Everything that decides is [`flotilla_common::tracker::TrackerMachine`]; this crate gives it
+//! names for its slots, a clock, HTTP and figures. Soft state in memory only: no disk, no database,
+//! no other tracker is ever asked. A restarted tracker is filled again by its peers within one
+//! announce interval.
 //!
 //! ```text
 //! POST /flotilla/v1/announce   wire::tracker::AnnounceRequest -> AnnounceAnswer
@@ -61,10 +62,11 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Binds and serves until `shutdown`. With `tls`, HTTPS only, by a certificate that follows its files, and a peer
-    /// must announce under the id in its own.
+    /// Binds and serves until `shutdown`. With `tls`, HTTPS only, by a certificate that follows its
+    /// files, and a peer must announce under the id in its own.
     ///
-    /// The work is spawned through `shutdown`, whose `drain` waits for it; parked requests are answered when it starts.
+    /// The work is spawned through `shutdown`, whose `drain` waits for it; parked requests are
+    /// answered when it starts.
     ///
     /// # Errors
     /// A setting that cannot be, or an address that cannot be listened on.

@@ -1,7 +1,8 @@
-//! The driver: one lock round the machine, one task for its timers, and requests that wait for their answer.
+//! The driver: one lock round the machine, one task for its timers, and requests that wait for
+//! their answer.
 //!
-//! The lock is never held across an await. A request that is parked waits on a channel of its own; the machine bounds
-//! how long.
+//! The lock is never held across an await. A request that is parked waits on a channel of its own;
+//! the machine bounds how long.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -141,7 +142,8 @@ impl Service {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic under the lock is a failed request; what is left is soft state that announces repair.
+        // A panic under the lock is a failed request; what is left is soft state that announces
+        // repair.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

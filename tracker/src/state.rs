@@ -101,7 +101,8 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(config: &Config) -> Self {
-        // The standard library's hasher keys come from the system: another seed, and so another epoch, each start.
+        // The standard library's hasher keys come from the system: another seed, and so another
+        // epoch, each start.
         let rng_seed = RandomState::new().build_hasher().finish();
         Self {
             machine: TrackerMachine::new(config.machine(), rng_seed),
@@ -379,7 +380,8 @@ impl State {
         }
     }
 
-    /// Answers a lease request. A lease for somebody who does not wait any more is given up at once.
+    /// Answers a lease request. A lease for somebody who does not wait any more is given up at
+    /// once.
     fn answer(&mut self, now: Time, request: RequestId, answer: machine::LeaseAnswer) {
         let Some(waiting) = self.waiting.remove(&request) else {
             return;

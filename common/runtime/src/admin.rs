@@ -6,7 +6,8 @@
 //! | `/readyz`  | 200 when it can do its work; 503 and why not while it starts and while it drains |
 //! | `/metrics` | every metric, in the text formats of Prometheus |
 //!
-//! It must never answer anything that changes a service, nor anything secret: it may listen without TLS.
+//! It must never answer anything that changes a service, nor anything secret: it may listen without
+//! TLS.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! The clocks of a driver: monotonic time for machines, wall time for expiries.
 //!
-//! Machines get instants as arguments; this is where their drivers read them. The monotonic clock counts while a VM is
-//! suspended, so a peer that was frozen sees at once that its leases are over.
+//! Machines get instants as arguments; this is where their drivers read them. The monotonic clock
+//! counts while a VM is suspended, so a peer that was frozen sees at once that its leases are over.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,14 +1,16 @@
 //! Configuration in layers: flag, then environment, then `--config FILE`, then default.
 //!
-//! There is one definition of every key, its flag in clap; the other two are derived from it. A command takes part by
-//! flattening [`ConfigFile`] into its arguments. Its flag `--tls-cert` is then also
+//! There is one definition of every key, its flag in clap; the other two are derived from it. A
+//! command takes part by flattening [`ConfigFile`] into its arguments. Its flag `--tls-cert` is
+//! then also
 //!
 //! - the environment variable `FLOTILLA_TLS_CERT`, unless the flag names another one, and
-//! - the line `tls-cert = "..."` (or `tls_cert`) of the TOML file; a flag that may be repeated takes an array.
+//! - the line `tls-cert = "..."` (or `tls_cert`) of the TOML file; a flag that may be repeated
+//!   takes an array.
 //!
-//! What the file says becomes the flag's default value, so everything else stays clap's: the flag wins over the
-//! environment, that wins over the file. Values are checked before, so that an error names the file, the key and the
-//! cure.
+//! What the file says becomes the flag's default value, so everything else stays clap's: the flag
+//! wins over the environment, that wins over the file. Values are checked before, so that an error
+//! names the file, the key and the cure.
 //!
 //! It must never know a key itself.
 
@@ -79,8 +81,8 @@ pub enum ConfigError {
     },
 }
 
-/// The configuration of this process. Does not return if there is none: it prints why, with clap's exit status of 2
-/// (0 for `--help` and `--version`).
+/// The configuration of this process. Does not return if there is none: it prints why, with clap's
+/// exit status of 2 (0 for `--help` and `--version`).
 pub fn parse<P: Parser>() -> P {
     match try_parse_from(std::env::args_os()) {
         Ok(parsed) => parsed,

@@ -1,15 +1,18 @@
 //! Serving HTTP/1.1 and HTTP/2 over TCP or TLS, with a drain that finishes what is in flight.
 //!
 //! What this adds to hyper:
-//! - a handler sees who asks: [`ClientIdentity`] and `ConnectInfo<SocketAddr>` are in the request's extensions;
+//! - a handler sees who asks: [`ClientIdentity`] and `ConnectInfo<SocketAddr>` are in the request's
+//!   extensions;
 //! - everything is bounded: connections, the waits for a request's head, for the client to take its
 //!   response and for the TLS handshake, the drain;
 //! - a body of files can leave without passing through this process: [`FileSender`];
-//! - what is in memory can be answered before the router ([`Responder`]), on threads that share nothing ([`Workers`]);
-//! - **a connection of HTTP/1.1 always ends with FIN**, never with a reset as long as the client behaves. A client such as
-//!   containerd resumes a body that was cut short by FIN and fails the whole pull on a reset, and the kernel resets
-//!   a socket that is closed while it holds unread bytes. So the end of a connection is: send what the handler
-//!   yielded, close the sending side, read and discard until the client closes its own, for a bounded time.
+//! - what is in memory can be answered before the router ([`Responder`]), on threads that share
+//!   nothing ([`Workers`]);
+//! - **a connection of HTTP/1.1 always ends with FIN**, never with a reset as long as the client
+//!   behaves. A client such as containerd resumes a body that was cut short by FIN and fails the
+//!   whole pull on a reset, and the kernel resets a socket that is closed while it holds unread
+//!   bytes. So the end of a connection is: send what the handler yielded, close the sending side,
+//!   read and discard until the client closes its own, for a bounded time.
 //!
 //! ```text
 //! body ends in an error:   ... bytes | FIN ->            <- FIN | closed        (HTTP/2: its stream is reset)
@@ -57,8 +60,8 @@ pub use files::FileSender;
 pub use responder::Responder;
 pub use workers::Workers;
 
-/// A request's header: with the value `never` an origin sends a blob's bytes itself, where it would send others to its
-/// storage. Peers trust the certificates of their fleet only.
+/// A request's header: with the value `never` an origin sends a blob's bytes itself, where it would
+/// send others to its storage. Peers trust the certificates of their fleet only.
 pub const REDIRECT: HeaderName = HeaderName::from_static("flotilla-redirect");
 
 use crate::identity;
@@ -81,13 +84,13 @@ const BUFFER_LEN: usize = 64 << 10;
 /// Encrypted bytes that wait for a client to take them: two records.
 const ENCRYPTED_LEN: usize = 32 << 10;
 
-/// Connections that the kernel keeps until they are accepted, as far as it lets us (`net.core.somaxconn`). The standard
-/// library asks for 128: when a fleet starts all at once, the rest would try again after a second, or think that they
-/// are connected and wait for an answer.
+/// Connections that the kernel keeps until they are accepted, as far as it lets us
+/// (`net.core.somaxconn`). The standard library asks for 128: when a fleet starts all at once, the
+/// rest would try again after a second, or think that they are connected and wait for an answer.
 const BACKLOG: i32 = 4096;
 
-/// The request came on a connection beyond [`Limits::connections`]: in its extensions. Whoever sees it refuses what can wait,
-/// and ends the connection with its answer.
+/// The request came on a connection beyond [`Limits::connections`]: in its extensions. Whoever sees
+/// it refuses what can wait, and ends the connection with its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crowded;
 
@@ -96,14 +99,16 @@ pub struct Crowded;
 pub struct Limits {
     /// Connections at once. Default 8192.
     pub connections: usize,
-    /// Connections beyond, whose requests are [`Crowded`]; more wait in the kernel's backlog. Default none.
+    /// Connections beyond, whose requests are [`Crowded`]; more wait in the kernel's backlog.
+    /// Default none.
     pub reserve: usize,
-    /// For a whole request head, and for the next request of an idle connection. Default 120 s, more than common
-    /// clients keep an idle connection, so that the client is the one to close it.
+    /// For a whole request head, and for the next request of an idle connection. Default 120 s,
+    /// more than common clients keep an idle connection, so that the client is the one to close it.
     pub head_timeout: Duration,
     /// For a TLS handshake. Default 10 s.
     pub handshake_timeout: Duration,
-    /// For the client to take any byte of its response. Default 300 s: containerd parks responses while it reads others.
+    /// For the client to take any byte of its response. Default 300 s: containerd parks responses
+    /// while it reads others.
     pub write_timeout: Duration,
     /// For what is in flight when the shutdown starts. Default 20 s.
     pub drain_timeout: Duration,
@@ -168,7 +173,8 @@ impl Server {
     }
 }
 
-/// Serves what `responder` answers on `listener` until `shutdown`, with the default [`Limits`]. With `tls`, HTTPS only.
+/// Serves what `responder` answers on `listener` until `shutdown`, with the default [`Limits`].
+/// With `tls`, HTTPS only.
 ///
 /// The work is spawned through `shutdown`, whose `drain` waits for it.
 ///
@@ -199,7 +205,8 @@ pub fn serve_with(
     let mut http = http1::Builder::new();
     // No half-close: a client that hangs up is noticed while its response still waits for bytes.
     http.header_read_timeout(limits.head_timeout);
-    // Pieces of bodies reach the stream as they are: `files` knows its own among them by their address.
+    // Pieces of bodies reach the stream as they are: `files` knows its own among them by their
+    // address.
     http.writev(true);
     // An upload that waits for its turn has as much in memory.
     http.max_buf_size(BUFFER_LEN);
@@ -302,7 +309,8 @@ impl HttpService {
                 match listener.accept().await {
                     Ok((stream, client)) => return Some((stream, client, self.or_better(place))),
                     Err(error) => {
-                        // Out of file descriptors, or a client that left at once: neither ends the service.
+                        // Out of file descriptors, or a client that left at once: neither ends the
+                        // service.
                         tracing::warn!(%error, "accept connection");
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
@@ -338,8 +346,9 @@ impl HttpService {
         });
     }
 
-    /// What it waits for is in boxes of its own: a task is as large as the largest of all that it may wait for, several times over
-    /// where that is handed on, and most connections need the smallest.
+    /// What it waits for is in boxes of its own: a task is as large as the largest of all that it
+    /// may wait for, several times over where that is handed on, and most connections need the
+    /// smallest.
     async fn connection(&self, stream: TcpStream, client: SocketAddr, is_crowded: bool) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%client, %error, "set TCP_NODELAY");
@@ -435,7 +444,8 @@ impl HttpService {
         }
     }
 
-    /// Runs a connection to its end. From the shutdown on, or when it is idle, it takes no new requests.
+    /// Runs a connection to its end. From the shutdown on, or when it is idle, it takes no new
+    /// requests.
     async fn until_drained<C: Future<Output = hyper::Result<()>>>(
         &self,
         mut connection: Pin<Box<C>>,

@@ -1,5 +1,5 @@
-//! Who is who: the fleet's certificate authority, certificates, TLS configurations made of them, and origins' seal
-//! keys.
+//! Who is who: the fleet's certificate authority, certificates, TLS configurations made of them,
+//! and origins' seal keys.
 //!
 //! ```text
 //! Authority ---issues---> certificate of a peer:   <id>.peer.flotilla.internal, client and server
@@ -7,11 +7,12 @@
 //!     '---trusted by----> Identity: own certificate and the authority ---> TLS configurations
 //! ```
 //!
-//! A peer's id is the label in front of [`PEER_DOMAIN`] in its certificate's subject alternative names, so that the
-//! stock verifier checks it and a new certificate keeps it. No server certificate is ever issued for that domain.
+//! A peer's id is the label in front of [`PEER_DOMAIN`] in its certificate's subject alternative
+//! names, so that the stock verifier checks it and a new certificate keeps it. No server
+//! certificate is ever issued for that domain.
 //!
-//! The cryptography is `ring`'s, named in every configuration: nothing here installs a default for the process, and
-//! no verification is weakened.
+//! The cryptography is `ring`'s, named in every configuration: nothing here installs a default for
+//! the process, and no verification is weakened.
 
 mod authority;
 mod files;

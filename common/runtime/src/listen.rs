@@ -2,7 +2,8 @@
 
 use std::io::{Error, ErrorKind};
 
-/// What to do about an `error` of listening, to be written behind it; nothing if the error says it all.
+/// What to do about an `error` of listening, to be written behind it; nothing if the error says it
+/// all.
 pub fn listening_cure(error: &Error) -> &'static str {
     match error.kind() {
         ErrorKind::AddrInUse => "; another process listens there, and `ss -ltunp` names it",

@@ -1,8 +1,8 @@
 //! Metrics, one way for every service: what is counted, how it is read, and how `/metrics` answers.
 //!
-//! A service counts in its own words (atomics, or the counters of a machine) and hands them out as [`Figures`] when
-//! somebody asks; only what needs buckets or labels of its own is kept in the library's types. Names end in their
-//! unit, durations are seconds, sizes bytes.
+//! A service counts in its own words (atomics, or the counters of a machine) and hands them out as
+//! [`Figures`] when somebody asks; only what needs buckets or labels of its own is kept in the
+//! library's types. Names end in their unit, durations are seconds, sizes bytes.
 //!
 //! It must never make a label out of something that a client can choose freely.
 
@@ -172,7 +172,8 @@ where
     }
 }
 
-/// Requests answered over HTTP, by route and status, and how long the head of the answer took. Clones count together.
+/// Requests answered over HTTP, by route and status, and how long the head of the answer took.
+/// Clones count together.
 #[derive(Clone, Debug)]
 pub struct Requests {
     answered: Family<RequestLabels, Counter>,
@@ -211,7 +212,8 @@ impl Requests {
         );
     }
 
-    /// Shows these routes from the start, as not asked yet: what is not there looks like what is not counted.
+    /// Shows these routes from the start, as not asked yet: what is not there looks like what is
+    /// not counted.
     pub fn begin_with(&self, routes: &[&'static str]) {
         for route in routes {
             self.of(route, StatusCode::OK);
@@ -276,8 +278,8 @@ pub fn answer(headers: &HeaderMap, registry: &Registry) -> Response {
     }
 }
 
-/// OpenMetrics in the older text format: there a counter's family is named as its samples are, and there are no units
-/// and no end.
+/// OpenMetrics in the older text format: there a counter's family is named as its samples are, and
+/// there are no units and no end.
 fn plain(open: &str) -> String {
     let mut text = String::with_capacity(open.len());
     let mut lines = open.lines().peekable();

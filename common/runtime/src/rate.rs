@@ -1,13 +1,15 @@
 //! Bandwidth caps: an asynchronous token bucket over payload bytes.
 //!
-//! A [`Limiter`] is cheap to clone and all clones share one bucket, so an origin's uplink is one limiter however many
-//! responses it feeds. Takers are served in the order in which they asked. What a taker asks for is granted when a
-//! link of that rate would have carried its last byte; a taker that goes away while it waits gives everything back.
+//! A [`Limiter`] is cheap to clone and all clones share one bucket, so an origin's uplink is one
+//! limiter however many responses it feeds. Takers are served in the order in which they asked.
+//! What a taker asks for is granted when a link of that rate would have carried its last byte; a
+//! taker that goes away while it waits gives everything back.
 //!
-//! The arithmetic is in [`Bucket`], which knows no clock: exact integers, so no rate drifts however small the takes.
+//! The arithmetic is in [`Bucket`], which knows no clock: exact integers, so no rate drifts however
+//! small the takes.
 //!
-//! It must never queue bytes itself, and never grant more than `rate * time + burst` over any stretch of time in which
-//! the process was given the processor.
+//! It must never queue bytes itself, and never grant more than `rate * time + burst` over any
+//! stretch of time in which the process was given the processor.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +42,8 @@ struct Shared {
 }
 
 impl Limiter {
-    /// A cap of `rate`. A rate of zero is read as one bit per second: it never divides by zero and never grants much.
+    /// A cap of `rate`. A rate of zero is read as one bit per second: it never divides by zero and
+    /// never grants much.
     pub fn new(rate: BitRate) -> Self {
         let shared = Shared {
             rate,
@@ -64,8 +67,8 @@ impl Limiter {
 
     /// Waits until `bytes` may pass.
     ///
-    /// Takers behind this one wait for the whole of it, so ask for pieces of some tens of KiB, not for whole chunks.
-    /// Dropping the future before it is ready takes nothing.
+    /// Takers behind this one wait for the whole of it, so ask for pieces of some tens of KiB, not
+    /// for whole chunks. Dropping the future before it is ready takes nothing.
     pub async fn take(&self, bytes: usize) {
         let Some(shared) = &self.shared else {
             return;
@@ -89,8 +92,9 @@ impl From<Option<BitRate>> for Limiter {
 
 /// A token bucket as a line in time: `free` is when the link has carried all that was granted.
 ///
-/// All times are since the bucket's start. Positions are kept in units of one nanosecond divided by the rate, in which
-/// a byte costs exactly 8e9 units, so nothing is rounded until an instant is read.
+/// All times are since the bucket's start. Positions are kept in units of one nanosecond divided by
+/// the rate, in which a byte costs exactly 8e9 units, so nothing is rounded until an instant is
+/// read.
 #[derive(Debug)]
 struct Bucket {
     bits_per_second: u128,
@@ -118,8 +122,8 @@ impl Bucket {
 
     /// When `bytes` asked for at `arrived` may pass, as seen at `now` by the first in the queue.
     fn quote(&self, arrived: Duration, now: Duration, bytes: usize) -> Quote {
-        // An idle link forgets its past but for one burst. For a taker that waited, the link was not idle: what the
-        // timer was late is made good, within reason.
+        // An idle link forgets its past but for one burst. For a taker that waited, the link was
+        // not idle: what the timer was late is made good, within reason.
         let idle_since =
             arrived.max(now.saturating_sub(LATENESS)).as_nanos() * self.bits_per_second;
         let free = self.free.max(idle_since) + cost(bytes as u64);

@@ -6,7 +6,8 @@
 //! abandon()
 //! ```
 //!
-//! It must never end the process itself, and nobody waits longer than the bound that `drain` was given.
+//! It must never end the process itself, and nobody waits longer than the bound that `drain` was
+//! given.
 
 use std::future::Future;
 use std::io;
@@ -59,7 +60,8 @@ impl Shutdown {
         Ok(shutdown)
     }
 
-    /// A handle for a part: it follows this one, can be triggered and drained alone, and has its own tasks.
+    /// A handle for a part: it follows this one, can be triggered and drained alone, and has its
+    /// own tasks.
     pub fn child(&self) -> Self {
         Self {
             draining: self.draining.child_token(),
@@ -74,8 +76,8 @@ impl Shutdown {
         self.draining.cancel();
     }
 
-    /// Starts the shutdown and drops what was spawned through this handle and its children where it stands, as a
-    /// killed process would.
+    /// Starts the shutdown and drops what was spawned through this handle and its children where it
+    /// stands, as a killed process would.
     pub fn abandon(&self) {
         self.draining.cancel();
         self.abandoned.cancel();
@@ -126,8 +128,8 @@ impl Shutdown {
         self.tasks.spawn_on(until_abandoned, runtime)
     }
 
-    /// Starts the shutdown and waits at most `bound` for the work spawned through this handle (not through its
-    /// children); what is left then is dropped.
+    /// Starts the shutdown and waits at most `bound` for the work spawned through this handle (not
+    /// through its children); what is left then is dropped.
     pub async fn drain(&self, bound: Duration) -> Drained {
         self.trigger();
         self.tasks.close();

@@ -1,8 +1,9 @@
 //! Logs: one subscriber for the process, to standard error.
 //!
 //! `FLOTILLA_LOG` selects what is logged, in the syntax of `tracing-subscriber`'s filters (`info`,
-//! `flotilla_peer=debug,warn`). Standard output belongs to what commands print: never log there. A line that cannot be
-//! written, since nobody reads the pipe any more or the disk is full, is lost, and nothing else.
+//! `flotilla_peer=debug,warn`). Standard output belongs to what commands print: never log there. A
+//! line that cannot be written, since nobody reads the pipe any more or the disk is full, is lost,
+//! and nothing else.
 
 use std::io::{self, IsTerminal};
 
@@ -36,8 +37,8 @@ pub struct FilterError {
     source: ParseError,
 }
 
-/// Starts logging with the filter in `FLOTILLA_LOG`, otherwise at `info`. Later calls in the same process change
-/// nothing, so that tests may call it freely.
+/// Starts logging with the filter in `FLOTILLA_LOG`, otherwise at `info`. Later calls in the same
+/// process change nothing, so that tests may call it freely.
 ///
 /// # Errors
 /// The filter cannot be read; nothing is started then.

@@ -1,7 +1,7 @@
 //! A future that a busy task may wait for beside its work without paying for it at each step.
 //!
-//! A task that is woken polls all that it waits for. Waiting for a shutdown takes a lock that all tasks share, and a
-//! connection is woken a hundred thousand times before a shutdown comes.
+//! A task that is woken polls all that it waits for. Waiting for a shutdown takes a lock that all
+//! tasks share, and a connection is woken a hundred thousand times before a shutdown comes.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,7 +10,8 @@ use std::task::{Context, Poll};
 use futures_util::Stream;
 use futures_util::stream::FuturesUnordered;
 
-/// Polls a future only when that future itself was woken, however often its neighbours in the task are.
+/// Polls a future only when that future itself was woken, however often its neighbours in the task
+/// are.
 #[derive(Debug)]
 pub(crate) struct OnlyWhenWoken<F>(FuturesUnordered<F>);
 
@@ -26,7 +27,8 @@ impl<F: Future> Future for OnlyWhenWoken<F> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         match Pin::new(&mut self.0).poll_next(context) {
             Poll::Ready(Some(output)) => Poll::Ready(output),
-            // Polled after it was ready: a future may do anything then, and this one waits for ever.
+            // Polled after it was ready: a future may do anything then, and this one waits for
+            // ever.
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }

@@ -1,9 +1,10 @@
-//! What is known about one blob: what we hold, what is being fetched, and what each neighbour holds.
+//! What is known about one blob: what we hold, what is being fetched, and what each neighbour
+//! holds.
 //!
-//! What neighbours hold is kept by chunk: a word per chunk with a bit per neighbour, so that hearing of a chunk touches
-//! one word, and choosing looks only at chunks that are missing. Counters follow it: `availability` says how many
-//! neighbours hold a chunk, `unseen` how many chunks nobody around holds. Every change goes through the methods here,
-//! which keep them in step.
+//! What neighbours hold is kept by chunk: a word per chunk with a bit per neighbour, so that
+//! hearing of a chunk touches one word, and choosing looks only at chunks that are missing.
+//! Counters follow it: `availability` says how many neighbours hold a chunk, `unseen` how many
+//! chunks nobody around holds. Every change goes through the methods here, which keep them in step.
 
 use core::time::Duration;
 
@@ -88,11 +89,11 @@ pub(super) struct Blob {
     pub(super) asked: Asked,
     /// When bytes of it last came, or it was wanted.
     pub(super) moved_at: Time,
-    /// How long it may not move before the origin is asked without a lease, relative to the configured bound, as a
-    /// power of two.
+    /// How long it may not move before the origin is asked without a lease, relative to the
+    /// configured bound, as a power of two.
     pub(super) patience_log2: i32,
-    /// How often in a row a starving request brought a lease, with nothing from neighbours in between: the next one is
-    /// made so much sooner, as a power of two.
+    /// How often in a row a starving request brought a lease, with nothing from neighbours in
+    /// between: the next one is made so much sooner, as a power of two.
     pub(super) starved_log2: i32,
     /// Spreads peers that wait for the same thing, from 1 to 2.
     pub(super) jitter: f64,
@@ -180,8 +181,8 @@ impl Blob {
         was_held
     }
 
-    /// Whether everybody that is known to exchange it holds all of it. Peers that are yet to be met count as leechers for
-    /// a while, but not for as long as a dial to a dead one takes.
+    /// Whether everybody that is known to exchange it holds all of it. Peers that are yet to be met
+    /// count as leechers for a while, but not for as long as a dial to a dead one takes.
     pub(super) fn has_only_seeders(&self, now: Time) -> bool {
         !self.members.is_empty()
             && self.members.iter().all(|member| member.is_complete)
@@ -198,7 +199,8 @@ impl Blob {
         self.who.iter().position(|member| *member == peer)
     }
 
-    /// Adds a neighbour of which nothing is known yet; it must not be one already, and there must be room for it.
+    /// Adds a neighbour of which nothing is known yet; it must not be one already, and there must
+    /// be room for it.
     pub(super) fn add_member(&mut self, peer: PeerSlot) -> usize {
         self.who.push(peer);
         self.members.push(Member {

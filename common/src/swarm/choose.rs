@@ -1,10 +1,11 @@
 //! Which chunk to fetch next, and from which neighbour.
 //!
-//! Mostly the rarest chunk among the neighbours, now and then the lowest that a reader waits for; ties at random, for
-//! peers that all see the same must not all do the same. Where everybody known has everything no chunk is rare and nobody
-//! gains by another order: there the lowest comes first, for a reader, and so that the whole digest can be hashed along.
-//! Then the nearest neighbour that has it and is free. Across zones only what no neighbour in the own zone has, and only
-//! in a few slots.
+//! Mostly the rarest chunk among the neighbours, now and then the lowest that a reader waits for;
+//! ties at random, for peers that all see the same must not all do the same. Where everybody known
+//! has everything no chunk is rare and nobody gains by another order: there the lowest comes first,
+//! for a reader, and so that the whole digest can be hashed along. Then the nearest neighbour that
+//! has it and is free. Across zones only what no neighbour in the own zone has, and only in a few
+//! slots.
 
 use super::blob::Blob;
 use super::machine::PeerMachine;
@@ -160,8 +161,8 @@ impl Best {
     }
 }
 
-/// How many transfers may come from other zones at once: one, and the slots that neighbours in the own zone are too few
-/// to fill.
+/// How many transfers may come from other zones at once: one, and the slots that neighbours in the
+/// own zone are too few to fill.
 fn crossing_limit(near: u32, slots: u32) -> u32 {
     slots.saturating_sub(near).max(1)
 }
@@ -174,7 +175,8 @@ mod tests {
     use crate::swarm::fixture::{BLOB, facts, meet, wanting};
     use crate::swarm::{Batch, Have, Input, Output};
 
-    /// The first chunks that a peer asks for that knows these neighbours: seeders, and leechers with the last chunk.
+    /// The first chunks that a peer asks for that knows these neighbours: seeders, and leechers
+    /// with the last chunk.
     fn first_asked(seeders: u32, leechers: u32, met: u32, after: Duration) -> Vec<u32> {
         let mut machine = wanting(64);
         let everybody =

@@ -24,8 +24,8 @@ pub struct Config {
     pub max_connections: u32,
     /// Most dials at once, of which some may be to the dead.
     pub max_dialling: u32,
-    /// A dial that has not been answered for this long is not waited for: the peer counts as out of reach, while the dial
-    /// goes on. Four times as long for a peer in another region.
+    /// A dial that has not been answered for this long is not waited for: the peer counts as out of
+    /// reach, while the dial goes on. Four times as long for a peer in another region.
     pub dial: Duration,
     /// Most neighbours with which one blob is exchanged; at most 64.
     pub max_neighbours: u32,
@@ -36,22 +36,24 @@ pub struct Config {
 
     /// One pick in this many is the lowest chunk that a reader waits for, rather than the rarest.
     pub in_order_one_in: u32,
-    /// Least time between two Have batches of one blob, or half a chunk's time if that is less; the first goes at once.
+    /// Least time between two Have batches of one blob, or half a chunk's time if that is less; the
+    /// first goes at once.
     pub have_interval: Duration,
     /// A transfer with less than this left, or less than a round trip, counts as free.
     pub nearly_done: Duration,
-    /// A neighbour whose first byte has not come for this long and four chunk times is not waited for: whoever has a
-    /// slot answers at once. Twice as long each time in a row, up to `stalled`.
+    /// A neighbour whose first byte has not come for this long and four chunk times is not waited
+    /// for: whoever has a slot answers at once. Twice as long each time in a row, up to `stalled`.
     pub first_byte: Duration,
     /// A transfer that has not moved for this long is given up, longer on slow links.
     pub stalled: Duration,
-    /// A wanted blob that could be fetched but has not moved for this long is taken from the origin without a lease;
-    /// longer on slow links, jittered, growing with each use.
+    /// A wanted blob that could be fetched but has not moved for this long is taken from the origin
+    /// without a lease; longer on slow links, jittered, growing with each use.
     pub escalate: Duration,
-    /// A wanted blob that could be fetched but has not moved for this long is reported to the tracker as starving;
-    /// longer on slow links, jittered.
+    /// A wanted blob that could be fetched but has not moved for this long is reported to the
+    /// tracker as starving; longer on slow links, jittered.
     pub starving: Duration,
-    /// As `escalate`, while a tracker answers: then somebody else holds the lease, and waiting is cheaper.
+    /// As `escalate`, while a tracker answers: then somebody else holds the lease, and waiting is
+    /// cheaper.
     pub escalate_with_tracker: Duration,
     /// How long a neighbour that sent corrupt bytes is not used.
     pub quarantine: Duration,

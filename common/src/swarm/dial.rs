@@ -8,9 +8,10 @@
 //!   Down, dialled again later, and forgotten after some failures
 //! ```
 //!
-//! A machine that died says nothing, so a dial to it ends with the driver's time-out, after seconds. One that lives answers
-//! within a few round trips. A dial that is late goes on all the same, and whoever answers late is a neighbour like any
-//! other. What must never happen: that a pull stands still for as long as dials to the dead take.
+//! A machine that died says nothing, so a dial to it ends with the driver's time-out, after
+//! seconds. One that lives answers within a few round trips. A dial that is late goes on all the
+//! same, and whoever answers late is a neighbour like any other. What must never happen: that a
+//! pull stands still for as long as dials to the dead take.
 
 use core::time::Duration;
 
@@ -19,7 +20,8 @@ use super::timers::Timer;
 use super::{BlobSlot, Config, Nearness, PeerSlot};
 use crate::time::Time;
 
-/// How often the wait before the next dial doubles at most; after that many failures the peer is forgotten.
+/// How often the wait before the next dial doubles at most; after that many failures the peer is
+/// forgotten.
 const REDIALS: u32 = 4;
 /// The answer to a dial may take so many times longer from another region.
 const FAR: u32 = 4;
@@ -69,8 +71,8 @@ impl Config {
 }
 
 impl PeerMachine {
-    /// Peers that the tracker should count on no more for our sake: they do not answer, fell silent, or send corrupt bytes.
-    /// Those to meet over `blob` come first.
+    /// Peers that the tracker should count on no more for our sake: they do not answer, fell
+    /// silent, or send corrupt bytes. Those to meet over `blob` come first.
     pub fn unreachable(
         &self,
         now: Time,

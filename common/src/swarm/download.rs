@@ -13,11 +13,13 @@ use crate::time::Time;
 const FIRST_STRIKE: Duration = Duration::from_millis(100);
 /// How often that doubles at most.
 const STRIKES: u32 = 6;
-/// So many chunk times are added to the wait for a neighbour's first byte: on a slow link it comes behind others' chunks.
+/// So many chunk times are added to the wait for a neighbour's first byte: on a slow link it comes
+/// behind others' chunks.
 const FIRST_BYTE_CHUNK_TIMES: u32 = 4;
 /// How long nothing of a blob is fetched after our own store failed.
 const STORE_REST: Duration = Duration::from_secs(1);
-/// An origin may take this many times longer than a neighbour before its first byte counts as late: it has storage to ask.
+/// An origin may take this many times longer than a neighbour before its first byte counts as late:
+/// it has storage to ask.
 const ORIGIN_PATIENCE: u32 = 2;
 
 /// Whether a fetch from an origin was permitted.
@@ -65,8 +67,9 @@ pub(super) struct Transfers {
 }
 
 impl Transfers {
-    /// Transfers that count against the slots: those not nearly done. Questions whose answer is late have a limit of
-    /// their own, as many again: a refusal that comes behind others' chunks must not keep a slot from bringing something.
+    /// Transfers that count against the slots: those not nearly done. Questions whose answer is
+    /// late have a limit of their own, as many again: a refusal that comes behind others' chunks
+    /// must not keep a slot from bringing something.
     fn busy(&self, now: Time, slots: u32) -> u32 {
         let (mut busy, mut late) = (0, 0);
         for transfer in &self.running {
@@ -286,7 +289,8 @@ impl PeerMachine {
         if transfer.permission == Permission::Escalated {
             blob.patience_log2 -= 1;
             if !self.is_tracker_reachable {
-                // Nobody else decides who fetches next: a pull that is on its own must not wait for a timer.
+                // Nobody else decides who fetches next: a pull that is on its own must not wait for
+                // a timer.
                 self.timers.by(Timer::Escalate, now);
             }
         }

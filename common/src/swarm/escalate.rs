@@ -1,12 +1,13 @@
 //! What keeps a pull alive when nobody helps: fetching from the origin without a lease.
 //!
-//! A wanted blob that could be fetched and has not moved for its patience takes its lowest missing chunk from an
-//! origin. Patience is long while a tracker answers, for then somebody else holds the lease and the chunk is on its
-//! way; it is nothing without a tracker and without neighbours. It shrinks with each chunk that the origin gives and
-//! is restored by neighbours; failures stretch it.
+//! A wanted blob that could be fetched and has not moved for its patience takes its lowest missing
+//! chunk from an origin. Patience is long while a tracker answers, for then somebody else holds the
+//! lease and the chunk is on its way; it is nothing without a tracker and without neighbours. It
+//! shrinks with each chunk that the origin gives and is restored by neighbours; failures stretch
+//! it.
 //!
-//! Without a tracker the known peers share the work first: each chunk is fetched at once by the peer that ranks
-//! highest for it among those it knows.
+//! Without a tracker the known peers share the work first: each chunk is fetched at once by the
+//! peer that ranks highest for it among those it knows.
 
 use core::time::Duration;
 
@@ -18,10 +19,12 @@ use super::timers::Timer;
 use super::{BlobSlot, PeerSlot, Source};
 use crate::time::Time;
 
-/// Patience is this many times the configured bound at most, as a power of two; and at least, as a negative one.
+/// Patience is this many times the configured bound at most, as a power of two; and at least, as a
+/// negative one.
 const MAX_PATIENCE_LOG2: i32 = 3;
 const MIN_PATIENCE_LOG2: i32 = -6;
-/// A chunk may take so many chunk times on its way through the swarm before something must be wrong.
+/// A chunk may take so many chunk times on its way through the swarm before something must be
+/// wrong.
 const CHUNK_TIMES: u32 = 16;
 /// As `CHUNK_TIMES`, before the tracker is told that we starve.
 const STARVING_CHUNK_TIMES: u32 = 4;
@@ -40,7 +43,8 @@ impl PeerMachine {
         }
     }
 
-    /// When the tracker is to be told that the blob starves. Sooner each time that it was right to say so.
+    /// When the tracker is to be told that the blob starves. Sooner each time that it was right to
+    /// say so.
     pub(super) fn starves_at(&self, slot: BlobSlot) -> Time {
         let Some(blob) = self.blobs.get(slot) else {
             return Time::MAX;

@@ -1,4 +1,5 @@
-//! What the tests of this module begin with: a machine that wants a blob, and neighbours that hold it.
+//! What the tests of this module begin with: a machine that wants a blob, and neighbours that hold
+//! it.
 
 use core::time::Duration;
 

@@ -6,13 +6,13 @@ use crate::chunk::Geometry;
 use crate::map::ChunkMap;
 use crate::time::Time;
 
-/// A blob that the driver has interned: its index in the machine's table. Small numbers, reused after
-/// [`Input::Forget`].
+/// A blob that the driver has interned: its index in the machine's table. Small numbers, reused
+/// after [`Input::Forget`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlobSlot(pub u32);
 
-/// A peer that the driver has interned: its index in the machine's table. Small numbers; one may be given to another
-/// peer once [`super::PeerMachine::is_idle`] says that nothing refers to it.
+/// A peer that the driver has interned: its index in the machine's table. Small numbers; one may be
+/// given to another peer once [`super::PeerMachine::is_idle`] says that nothing refers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerSlot(pub u32);
 
@@ -55,8 +55,8 @@ pub struct PeerFacts {
     pub peer: PeerSlot,
     /// How far away it is.
     pub nearness: Nearness,
-    /// A stable hash of the peer's id, the same on every machine: without a tracker it decides who asks the origin for
-    /// which chunk.
+    /// A stable hash of the peer's id, the same on every machine: without a tracker it decides who
+    /// asks the origin for which chunk.
     pub key: u64,
 }
 
@@ -120,7 +120,8 @@ pub enum Refusal {
 /// Why a download ended without its chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The connection or stream broke, or the origin answered an error that another attempt may cure.
+    /// The connection or stream broke, or the origin answered an error that another attempt may
+    /// cure.
     Link,
     /// The bytes were not what the chunk table says: the source lies.
     Corrupt,
@@ -133,8 +134,8 @@ pub enum Failure {
 /// Everything that can happen to the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// A blob is known, with what the store holds of it. It is served to others from now on, and fetched only once it
-    /// is wanted. Before it, nothing else may mention the slot.
+    /// A blob is known, with what the store holds of it. It is served to others from now on, and
+    /// fetched only once it is wanted. Before it, nothing else may mention the slot.
     AddBlob {
         /// Its slot; not in use.
         blob: BlobSlot,
@@ -148,19 +149,22 @@ pub enum Input {
         /// An added blob.
         blob: BlobSlot,
     },
-    /// Nobody waits for the blob any more: downloads of it are cancelled, what is held is still served.
+    /// Nobody waits for the blob any more: downloads of it are cancelled, what is held is still
+    /// served.
     Unwant {
         /// An added blob.
         blob: BlobSlot,
     },
-    /// The readers of the blob wait for this chunk and those after it; `None` when there is no reader.
+    /// The readers of the blob wait for this chunk and those after it; `None` when there is no
+    /// reader.
     Reader {
         /// A wanted blob.
         blob: BlobSlot,
         /// The lowest chunk that a reader waits for.
         cursor: Option<u32>,
     },
-    /// Chunks thought to be held are not (a stored chunk failed its check): fetched again if the blob is wanted.
+    /// Chunks thought to be held are not (a stored chunk failed its check): fetched again if the
+    /// blob is wanted.
     Lost {
         /// An added blob.
         blob: BlobSlot,
@@ -168,8 +172,8 @@ pub enum Input {
         chunk: u32,
     },
     /// The blob left the store; its slot may be used again. Its neighbours
-    /// ([`super::PeerMachine::neighbours`], asked before) are to be told. Uploads of it that still run are the
-    /// driver's to end.
+    /// ([`super::PeerMachine::neighbours`], asked before) are to be told. Uploads of it that still
+    /// run are the driver's to end.
     Forget {
         /// An added blob.
         blob: BlobSlot,
@@ -189,7 +193,8 @@ pub enum Input {
         /// Round trip, as far as it is known.
         round_trip: Duration,
     },
-    /// The connection is gone: all transfers on it have failed, and the driver need not say so one by one.
+    /// The connection is gone: all transfers on it have failed, and the driver need not say so one
+    /// by one.
     Disconnected {
         /// Who it was.
         peer: PeerSlot,
@@ -235,7 +240,8 @@ pub enum Input {
         /// The driver's number for it.
         upload: UploadId,
     },
-    /// Bytes of an upload have left; said now and then, at least twice per chunk if it is worth a slot's reuse.
+    /// Bytes of an upload have left; said now and then, at least twice per chunk if it is worth a
+    /// slot's reuse.
     UploadProgress {
         /// A served upload.
         upload: UploadId,
@@ -289,8 +295,9 @@ pub enum Input {
         /// How long the lease lasts unless it is renewed.
         term: Duration,
     },
-    /// A request came back without a lease: the machine asks again while it still lacks chunks. When the tracker names
-    /// a holder to dial instead, that is an [`Input::Handout`] of that peer, and then this.
+    /// A request came back without a lease: the machine asks again while it still lacks chunks.
+    /// When the tracker names a holder to dial instead, that is an [`Input::Handout`] of that peer,
+    /// and then this.
     LeaseWait {
         /// The blob of our request.
         blob: BlobSlot,
@@ -304,7 +311,8 @@ pub enum Input {
         /// The chunk.
         chunk: u32,
     },
-    /// No configured tracker answers; lease requests under way are void. A fleet without a tracker says this once.
+    /// No configured tracker answers; lease requests under way are void. A fleet without a tracker
+    /// says this once.
     TrackerUnreachable,
     /// A tracker answers (again). Said once at the start, too.
     TrackerReachable,
@@ -334,15 +342,16 @@ pub enum Output {
         /// Whom.
         peer: PeerSlot,
     },
-    /// Tell a neighbour what is held of a blob ([`super::PeerMachine::held`]), even if it is nothing: that says the
-    /// blob is wanted.
+    /// Tell a neighbour what is held of a blob ([`super::PeerMachine::held`]), even if it is
+    /// nothing: that says the blob is wanted.
     Greet {
         /// A connected peer.
         peer: PeerSlot,
         /// The blob.
         blob: BlobSlot,
     },
-    /// Tell all neighbours that may care ([`super::PeerMachine::audience`]) about newly held chunks.
+    /// Tell all neighbours that may care ([`super::PeerMachine::audience`]) about newly held
+    /// chunks.
     Have {
         /// The blob.
         blob: BlobSlot,
@@ -350,8 +359,8 @@ pub enum Output {
         batch: Batch,
     },
 
-    /// Ask a source for a chunk. Answered by [`Input::FirstByte`], [`Input::Progress`] and at last one of
-    /// [`Input::Received`], [`Input::Refused`] (peers only) and [`Input::Failed`].
+    /// Ask a source for a chunk. Answered by [`Input::FirstByte`], [`Input::Progress`] and at last
+    /// one of [`Input::Received`], [`Input::Refused`] (peers only) and [`Input::Failed`].
     Fetch {
         /// The number to answer with.
         transfer: TransferId,
@@ -380,11 +389,11 @@ pub enum Output {
         reason: Refusal,
     },
 
-    /// Announce to the trackers now rather than at the next interval: a new want, a completed blob, or too few
-    /// neighbours for a wanted blob.
+    /// Announce to the trackers now rather than at the next interval: a new want, a completed blob,
+    /// or too few neighbours for a wanted blob.
     Announce,
-    /// Ask the tracker for a lease on a chunk of `missing`; the tracker parks the request. A second request for the
-    /// same blob takes the place of the first, whose answer is void.
+    /// Ask the tracker for a lease on a chunk of `missing`; the tracker parks the request. A second
+    /// request for the same blob takes the place of the first, whose answer is void.
     LeaseTake {
         /// The blob.
         blob: BlobSlot,
@@ -398,7 +407,8 @@ pub enum Output {
         /// The blob.
         blob: BlobSlot,
     },
-    /// A lease is taken up (at once, with 0 bytes), or its download moves: extend it. No answer unless it is lost.
+    /// A lease is taken up (at once, with 0 bytes), or its download moves: extend it. No answer
+    /// unless it is lost.
     LeaseRenew {
         /// The blob.
         blob: BlobSlot,
@@ -422,12 +432,14 @@ pub enum Output {
         chunk: u32,
     },
 
-    /// Every chunk of a wanted blob is held. Wants end by [`Input::Unwant`]; until then a lost chunk is fetched again.
+    /// Every chunk of a wanted blob is held. Wants end by [`Input::Unwant`]; until then a lost
+    /// chunk is fetched again.
     Complete {
         /// The blob.
         blob: BlobSlot,
     },
-    /// A neighbour sent bytes that fail their check. It is hung up on and not used before `until`; refuse it at the door.
+    /// A neighbour sent bytes that fail their check. It is hung up on and not used before `until`;
+    /// refuse it at the door.
     Quarantine {
         /// Who.
         peer: PeerSlot,

@@ -1,9 +1,9 @@
 //! Leases: asking the tracker who may fetch from the origin, and keeping its answer alive.
 //!
-//! For at most [`ASKED_BLOBS`] wanted blobs at a time, in the order they were wanted, a request is parked at the tracker
-//! while there are chunks that neither we nor any neighbour has. A neighbour that is gone may have been the only one
-//! around with a chunk: then the request is made again, and the tracker hears at once what went with it. A lease is kept
-//! while its download moves.
+//! For at most [`ASKED_BLOBS`] wanted blobs at a time, in the order they were wanted, a request is
+//! parked at the tracker while there are chunks that neither we nor any neighbour has. A neighbour
+//! that is gone may have been the only one around with a chunk: then the request is made again, and
+//! the tracker hears at once what went with it. A lease is kept while its download moves.
 
 use core::time::Duration;
 
@@ -13,11 +13,12 @@ use super::timers::Timer;
 use super::{BlobSlot, Output, Source};
 use crate::time::Time;
 
-/// Blobs for which a request is parked at once: the next one's origin copy begins while the last chunks of the first
-/// are on their way, and yet all peers begin with the same blob.
+/// Blobs for which a request is parked at once: the next one's origin copy begins while the last
+/// chunks of the first are on their way, and yet all peers begin with the same blob.
 pub(super) const ASKED_BLOBS: usize = 2;
-/// So often in a row a starving request must have been right, as a power of two of its patience, that a pull without any
-/// neighbour that has something goes on with several at once. One whose dials nobody answers does so from the start.
+/// So often in a row a starving request must have been right, as a power of two of its patience,
+/// that a pull without any neighbour that has something goes on with several at once. One whose
+/// dials nobody answers does so from the start.
 const SURELY_ALONE: i32 = 3;
 /// Least time between two requests for one blob.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -27,7 +28,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 pub(super) enum Asked {
     /// None is under way; the next not before a time.
     No { not_before: Time },
-    /// The tracker has it. It is outdated once a neighbour is gone: chunks that only that one had are missing now.
+    /// The tracker has it. It is outdated once a neighbour is gone: chunks that only that one had
+    /// are missing now.
     Parked {
         starving: bool,
         since: Time,
@@ -115,7 +117,8 @@ impl PeerMachine {
         }
     }
 
-    /// The lease is another's now. A fetch that has brought something goes on, for the rest is on its way.
+    /// The lease is another's now. A fetch that has brought something goes on, for the rest is on
+    /// its way.
     pub(super) fn on_lease_lost(&mut self, slot: BlobSlot, chunk: u32) {
         self.leases
             .retain(|lease| (lease.blob, lease.chunk) != (slot, chunk));
@@ -169,7 +172,8 @@ impl PeerMachine {
         self.leases.clear();
     }
 
-    /// Parks requests where there is something to ask for, and withdraws those that are needed no more.
+    /// Parks requests where there is something to ask for, and withdraws those that are needed no
+    /// more.
     pub(super) fn seek_leases(&mut self, now: Time) {
         self.wants_leases = false;
         if !self.is_tracker_reachable {

@@ -191,7 +191,8 @@ impl PeerMachine {
         self.outputs.pop_front()
     }
 
-    /// When [`Self::handle_timeout`] wants to be called; may be earlier than needed, and changes with every input.
+    /// When [`Self::handle_timeout`] wants to be called; may be earlier than needed, and changes
+    /// with every input.
     pub fn poll_timeout(&self) -> Option<Time> {
         self.timers.next()
     }
@@ -229,8 +230,9 @@ impl PeerMachine {
         self.blobs.get(blob).map(|blob| &blob.held)
     }
 
-    /// Who is to be told about newly held chunks of a blob: its neighbours that were greeted and are not known to hold
-    /// all of these chunks. Who holds them learns that we do from the greeting when we are complete, or lack one again.
+    /// Who is to be told about newly held chunks of a blob: its neighbours that were greeted and
+    /// are not known to hold all of these chunks. Who holds them learns that we do from the
+    /// greeting when we are complete, or lack one again.
     pub fn audience(&self, blob: BlobSlot, batch: &Batch) -> impl Iterator<Item = PeerSlot> + '_ {
         let blob = self.blobs.get(blob);
         let holders = blob.map_or(0, |blob| blob.holders_of_all(batch.chunks()));
@@ -253,8 +255,8 @@ impl PeerMachine {
             .flat_map(|blob| blob.who.iter().copied())
     }
 
-    /// Whether nobody can bring a chunk now: no neighbour has it, nothing of the blob is on its way, and every origin
-    /// rests after a failure. It may be otherwise a moment later.
+    /// Whether nobody can bring a chunk now: no neighbour has it, nothing of the blob is on its
+    /// way, and every origin rests after a failure. It may be otherwise a moment later.
     pub fn is_out_of_reach(&self, now: Time, slot: BlobSlot, chunk: u32) -> bool {
         let Some(blob) = self.blobs.get(slot) else {
             return true;
@@ -411,8 +413,8 @@ impl PeerMachine {
         self.wants_leases = true;
     }
 
-    /// Tells the neighbours that were greeted and still lack something exactly what we hold: all of it at last, or less
-    /// than we said.
+    /// Tells the neighbours that were greeted and still lack something exactly what we hold: all of
+    /// it at last, or less than we said.
     fn greet_again(&mut self, slot: BlobSlot) {
         let Some(blob) = self.blobs.get_mut(slot) else {
             return;
@@ -498,7 +500,8 @@ impl PeerMachine {
         up.into_iter().chain(down).min()
     }
 
-    /// Slots follow the own rate in relation to the neighbours': `max(1, round(slots x own / median))`.
+    /// Slots follow the own rate in relation to the neighbours': `max(1, round(slots x own /
+    /// median))`.
     pub(super) fn recompute_slots(&mut self) {
         let Some(own) = self.own_rate() else { return };
         let mut rates: Vec<u64> = self

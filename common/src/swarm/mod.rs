@@ -1,9 +1,10 @@
 //! The peer's side of a swarm: everything that decides in a peer process, and nothing that acts.
 //!
-//! One [`PeerMachine`] stands for one peer process: all blobs it holds or wants, all its neighbours, the upload and
-//! download slots that they share, its leases and its opinion of the origins. Time comes in as an argument, randomness
-//! from a generator seeded once, so the same inputs give the same outputs on every machine, in a simulation and in the
-//! field alike. It never sees a payload byte, a digest, a socket or a clock.
+//! One [`PeerMachine`] stands for one peer process: all blobs it holds or wants, all its
+//! neighbours, the upload and download slots that they share, its leases and its opinion of the
+//! origins. Time comes in as an argument, randomness from a generator seeded once, so the same
+//! inputs give the same outputs on every machine, in a simulation and in the field alike. It never
+//! sees a payload byte, a digest, a socket or a clock.
 //!
 //! # The driver's loop
 //!
@@ -41,15 +42,16 @@
 //!
 //! # How two peers meet over a blob
 //!
-//! A greeting is the map of what one holds, perhaps nothing. Whoever wants a blob greets the peers of its handout once
-//! connected; whoever is greeted about a blob that it knows greets back, once. From then on each tells the other what
-//! it newly holds ([`Output::Have`] to [`PeerMachine::audience`]).
+//! A greeting is the map of what one holds, perhaps nothing. Whoever wants a blob greets the peers
+//! of its handout once connected; whoever is greeted about a blob that it knows greets back, once.
+//! From then on each tells the other what it newly holds ([`Output::Have`] to
+//! [`PeerMachine::audience`]).
 //!
 //! # What is deliberately absent
 //!
 //! - Queues behind slots: who is full refuses at once, and the request goes elsewhere.
-//! - Marks that outlive their reason: a chunk being fetched is *pending*, never *held*; when the transfer ends in any
-//!   way the mark is cleared.
+//! - Marks that outlive their reason: a chunk being fetched is *pending*, never *held*; when the
+//!   transfer ends in any way the mark is cleared.
 //! - Ordered maps and hash maps: slots are indices into vectors, chunk maps are bitsets.
 
 mod blob;

@@ -145,7 +145,8 @@ impl PeerMachine {
             any_wanted,
             is_correction,
         } = blob.learn(index, have);
-        // A greeting of ours that is older than an answer takes met a peer that did not know the blob yet.
+        // A greeting of ours that is older than an answer takes met a peer that did not know the
+        // blob yet.
         let stale = |greeted_at: Time| is_first && greeted_at + UNANSWERED <= now;
         // And whoever lost a chunk was perhaps not told that we have it.
         if blob.members[index].greeted_at.is_none_or(stale)
@@ -245,7 +246,8 @@ impl PeerMachine {
         }
     }
 
-    /// Announces for more neighbours when there are too few, less and less often while that brings none.
+    /// Announces for more neighbours when there are too few, less and less often while that brings
+    /// none.
     fn refill(&mut self, now: Time, slot: BlobSlot) {
         let Some(blob) = self.blobs.get_mut(slot) else {
             return;

@@ -27,7 +27,8 @@ impl Pace {
         self.begun = now;
     }
 
-    /// `moved` bytes have moved by now; the transfer is free once less than `nearly_done` is left at this rate.
+    /// `moved` bytes have moved by now; the transfer is free once less than `nearly_done` is left
+    /// at this rate.
     pub(super) fn progress(&mut self, now: Time, moved: u64, nearly_done: Duration) {
         let spent = now.saturating_since(self.begun);
         if moved == 0 || spent.is_zero() {

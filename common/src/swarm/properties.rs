@@ -1,5 +1,5 @@
-//! Random schedules: a few machines, an origin and no tracker, whose messages arrive in any order, whose transfers are
-//! refused, corrupted or lost, and whose connections break.
+//! Random schedules: a few machines, an origin and no tracker, whose messages arrive in any order,
+//! whose transfers are refused, corrupted or lost, and whose connections break.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use core::time::Duration;
@@ -268,7 +268,8 @@ impl World {
                 to,
                 ..
             } => !is_between(*from, *to),
-            // Whose refusal it was is not known here any more: the machine ignores what it has forgotten.
+            // Whose refusal it was is not known here any more: the machine ignores what it has
+            // forgotten.
             Flying::Refused { .. } | Flying::Body { .. } | Flying::Dial { .. } => true,
         });
         if tell_one {

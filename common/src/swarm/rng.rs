@@ -29,7 +29,8 @@ impl Rng {
     }
 }
 
-/// Mixes two numbers into one that depends on every bit of both (splitmix64's finisher): for rendezvous hashing.
+/// Mixes two numbers into one that depends on every bit of both (splitmix64's finisher): for
+/// rendezvous hashing.
 pub(super) fn mix(a: u64, b: u64) -> u64 {
     let mut z = a ^ b.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,5 @@
-//! Neighbours that stand still: their connection is there, and nothing comes of what they are asked.
+//! Neighbours that stand still: their connection is there, and nothing comes of what they are
+//! asked.
 //!
 //! ```text
 //!            twice in a row a request had no answer in time
@@ -7,9 +8,10 @@
 //!     └──── it says anything, or some time has passed ───────────┘
 //! ```
 //!
-//! A machine that is paused or swaps keeps its connections until they time out, which takes seconds. Its chunks must not
-//! seem to be around for so long: whatever only it has is asked of others and, if nobody has it, of the tracker. Nothing
-//! is forgotten meanwhile; a neighbour that was only slow is asked again.
+//! A machine that is paused or swaps keeps its connections until they time out, which takes
+//! seconds. Its chunks must not seem to be around for so long: whatever only it has is asked of
+//! others and, if nobody has it, of the tracker. Nothing is forgotten meanwhile; a neighbour that
+//! was only slow is asked again.
 
 use core::time::Duration;
 

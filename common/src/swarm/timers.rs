@@ -1,7 +1,8 @@
 //! One deadline for each thing that the machine waits for.
 //!
-//! A deadline is a lower bound: when it comes, the room it belongs to looks at all its items, does what is due and sets
-//! the earliest of the rest. So there is no timer to cancel and no queue that could grow.
+//! A deadline is a lower bound: when it comes, the room it belongs to looks at all its items, does
+//! what is due and sets the earliest of the rest. So there is no timer to cancel and no queue that
+//! could grow.
 
 use crate::time::Time;
 
@@ -10,7 +11,8 @@ use crate::time::Time;
 pub(super) enum Timer {
     /// A Have batch may leave.
     Have,
-    /// A slot may be filled: a busy neighbour may be asked again, a transfer is nearly done, an origin has rested.
+    /// A slot may be filled: a busy neighbour may be asked again, a transfer is nearly done, an
+    /// origin has rested.
     Fill,
     /// A transfer may have stalled.
     Stall,

@@ -1,4 +1,5 @@
-//! When each peer may be asked for a chunk, and how far away it is: dense, for every choice looks at all neighbours.
+//! When each peer may be asked for a chunk, and how far away it is: dense, for every choice looks
+//! at all neighbours.
 
 use super::{Nearness, PeerSlot};
 use crate::time::Time;
@@ -10,7 +11,8 @@ pub(super) struct Turn {
     rests_until: Time,
     /// When the one open request is nearly done; [`Time::MAX`] while that is not known.
     nearly_done_at: Time,
-    /// Requests of ours that are open: at most two, and the second only when the first is nearly done.
+    /// Requests of ours that are open: at most two, and the second only when the first is nearly
+    /// done.
     open: u8,
     pub(super) nearness: Nearness,
 }

@@ -56,7 +56,8 @@ impl PeerMachine {
         chunk: u32,
         upload: UploadId,
     ) {
-        // First what is most often so. Whoever is nearly done does not count, but the sum is bounded all the same.
+        // First what is most often so. Whoever is nearly done does not count, but the sum is
+        // bounded all the same.
         let slots = self.slots as usize;
         if self.uploads.busy(now) >= slots || self.uploads.len() >= 2 * slots {
             self.stats.refused_busy += 1;

@@ -1,8 +1,9 @@
 //! What a pull waits for: time in which a download slot was free and nothing moved, by reason.
 //!
-//! Kept per wanted blob, and for the peer as a whole, which stands still while nothing moves of any wanted blob. A
-//! reason is looked at when a slot or a lease was (never at a byte of progress), and costs a few comparisons; the
-//! clock runs from one look to the next. Nothing here decides anything.
+//! Kept per wanted blob, and for the peer as a whole, which stands still while nothing moves of any
+//! wanted blob. A reason is looked at when a slot or a lease was (never at a byte of progress), and
+//! costs a few comparisons; the clock runs from one look to the next. Nothing here decides
+//! anything.
 
 use core::ops::{AddAssign, Index, Sub};
 use core::time::Duration;
@@ -21,13 +22,16 @@ use crate::time::Time;
 pub enum Wait {
     /// A source was asked, and its first byte is not here yet.
     FirstByte,
-    /// Neighbours have what is missing, and all of them are busy, resting, or too far away to be asked for more.
+    /// Neighbours have what is missing, and all of them are busy, resting, or too far away to be
+    /// asked for more.
     Holders,
     /// No neighbour has said yet what it holds.
     Neighbours,
-    /// Nobody around has what is missing, and the tracker, which was asked, has given us no lease: other peers fetch it.
+    /// Nobody around has what is missing, and the tracker, which was asked, has given us no lease:
+    /// other peers fetch it.
     Lease,
-    /// Nobody around has what is missing, and the tracker is asked for leases of blobs wanted before this one first.
+    /// Nobody around has what is missing, and the tracker is asked for leases of blobs wanted
+    /// before this one first.
     Turn,
     /// Nobody around has what is missing, and the tracker may not be asked again yet.
     Tracker,
@@ -153,7 +157,8 @@ impl Waiting {
 }
 
 impl PeerMachine {
-    /// Why nothing of a blob moves at present; `None` if something does, if no slot is free, or if it is not wanted.
+    /// Why nothing of a blob moves at present; `None` if something does, if no slot is free, or if
+    /// it is not wanted.
     pub fn waits_for(&self, blob: BlobSlot) -> Option<Wait> {
         self.blobs.get(blob)?.waiting.reason
     }
@@ -165,8 +170,8 @@ impl PeerMachine {
             .map_or_else(WaitTimes::default, |blob| blob.waiting.spent(now))
     }
 
-    /// How long something was wanted and nothing moved at all since the machine was made, by the reason of the blob
-    /// that was wanted first.
+    /// How long something was wanted and nothing moved at all since the machine was made, by the
+    /// reason of the blob that was wanted first.
     pub fn stood_still(&self, now: Time) -> WaitTimes {
         self.stands_still.spent(now)
     }

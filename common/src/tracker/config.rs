@@ -9,7 +9,8 @@ pub struct Config {
     pub min_interval: Duration,
     /// Longest time between two announces of a peer.
     pub max_interval: Duration,
-    /// Announces per second that all peers together should not exceed: the interval grows with the peers.
+    /// Announces per second that all peers together should not exceed: the interval grows with the
+    /// peers.
     pub announces_per_second: u32,
     /// Intervals without an announce after which a peer is forgotten.
     pub intervals_to_expiry: u32,
@@ -19,8 +20,8 @@ pub struct Config {
     pub swarms_per_peer_limit: usize,
     /// Neighbours in a handout.
     pub handout: usize,
-    /// After a start, how long chunks of a blob that peers already have parts of are not granted: the time in which
-    /// peers tell a restarted tracker what they hold.
+    /// After a start, how long chunks of a blob that peers already have parts of are not granted:
+    /// the time in which peers tell a restarted tracker what they hold.
     pub settle: Duration,
     /// Settings of the lease authorities.
     pub lease: LeaseConfig,
@@ -45,13 +46,14 @@ impl Default for Config {
 /// Settings of the lease authorities.
 #[derive(Clone, Debug)]
 pub struct LeaseConfig {
-    /// Leases open at once for one blob in one region. Four by study; six when a chunk takes 10 ms or less, more when
-    /// the origin is much faster than the peers.
+    /// Leases open at once for one blob in one region. Four by study; six when a chunk takes 10 ms
+    /// or less, more when the origin is much faster than the peers.
     pub open_limit: usize,
     /// How long a lease is good, and how long it is extended by progress.
     pub term: Duration,
-    /// How long a lease counts against the limit before its holder has said anything. A holder confirms at once, so one
-    /// that is silent for longer is probably dead, and the origin should not idle. After five times as long the lease is over.
+    /// How long a lease counts against the limit before its holder has said anything. A holder
+    /// confirms at once, so one that is silent for longer is probably dead, and the origin should
+    /// not idle. After five times as long the lease is over.
     pub confirm: Duration,
     /// Longest time that a lease is extended to, whatever the progress.
     pub longest: Duration,
@@ -59,9 +61,11 @@ pub struct LeaseConfig {
     pub longest_whole: Duration,
     /// How long a request waits at most.
     pub park: Duration,
-    /// How long the request of a starving peer waits at most: what it says about its neighbours goes stale.
+    /// How long the request of a starving peer waits at most: what it says about its neighbours
+    /// goes stale.
     pub park_starving: Duration,
-    /// Most requests that wait for one blob in one region; who comes then is told to wait by itself.
+    /// Most requests that wait for one blob in one region; who comes then is told to wait by
+    /// itself.
     pub parked_limit: usize,
     /// Most chunks of a blob.
     pub chunks_limit: u32,

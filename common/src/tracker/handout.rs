@@ -1,10 +1,11 @@
 //! The handout: whom a peer should dial for a digest.
 //!
-//! Three quarters come from the peer's own zone, then its region, and about one in sixteen from other regions, so that
-//! the graph stays connected across zones and an outage of one region's origin is no outage of the swarm. In each of
-//! these classes peers that the asker is connected to come first, but leave a quarter to strangers: neighbours of
-//! neighbours alone would close into cliques. Seeders are useful but not all: they fill at most half of a class that has
-//! leechers enough, and a lone seeder is not sent to everybody. Nothing here walks a swarm: what is read is
+//! Three quarters come from the peer's own zone, then its region, and about one in sixteen from
+//! other regions, so that the graph stays connected across zones and an outage of one region's
+//! origin is no outage of the swarm. In each of these classes peers that the asker is connected to
+//! come first, but leave a quarter to strangers: neighbours of neighbours alone would close into
+//! cliques. Seeders are useful but not all: they fill at most half of a class that has leechers
+//! enough, and a lone seeder is not sent to everybody. Nothing here walks a swarm: what is read is
 //! proportional to the handout.
 
 use rand::{Rng, RngExt};
@@ -137,9 +138,9 @@ impl<'a> Choice<'a> {
             .unzip()
     }
 
-    /// Adds up to `quota` from the lists at random, preferring those that were hardly handed out. Nothing finer: whoever
-    /// evens out how often peers are handed out joins each newcomer of a burst to the newest of the others, and the swarm
-    /// becomes a long chain.
+    /// Adds up to `quota` from the lists at random, preferring those that were hardly handed out.
+    /// Nothing finer: whoever evens out how often peers are handed out joins each newcomer of a
+    /// burst to the newest of the others, and the swarm becomes a long chain.
     fn add_random(&mut self, rng: &mut impl Rng, lists: &[&[PeerSlot]], quota: usize) {
         if quota == 0 {
             return;
@@ -173,7 +174,8 @@ fn seeder_share(rng: &mut impl Rng, open: usize, leechers: usize, seeders: usize
     if open == 0 || seeders == 0 {
         return 0;
     }
-    // In proportion, at most half; and one even where the proportion gives none, unless all leechers would get it.
+    // In proportion, at most half; and one even where the proportion gives none, unless all
+    // leechers would get it.
     let proportional = (open * seeders / (leechers + seeders)).min(open / 2);
     let scarce =
         rng.random_range(0..=leechers as u64) < HANDOUTS_PER_SCARCE_SEEDER * seeders as u64;

@@ -7,16 +7,18 @@
 //!     └───────────────────┴─────────────────────────────────────────────────┘
 //! ```
 //!
-//! Only what a tracker answers at once counts as a question: an announce does, a request for a lease is parked. A tracker
-//! that is silent is passed over, for the next one grants leases to whoever says so; it is asked again all the same, and
-//! a late answer is as good as any. What must never happen: that a pull waits for a tracker's time-out while another
-//! tracker, or the origin, could be asked.
+//! Only what a tracker answers at once counts as a question: an announce does, a request for a
+//! lease is parked. A tracker that is silent is passed over, for the next one grants leases to
+//! whoever says so; it is asked again all the same, and a late answer is as good as any. What must
+//! never happen: that a pull waits for a tracker's time-out while another tracker, or the origin,
+//! could be asked.
 
 use core::time::Duration;
 
 use crate::time::Time;
 
-/// The answer of the last tracker that answers may take so many times longer: there is no other one to ask.
+/// The answer of the last tracker that answers may take so many times longer: there is no other one
+/// to ask.
 const LAST: u32 = 2;
 
 /// What a peer is told when it makes a difference.
@@ -43,8 +45,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// Of so many trackers, all taken to answer until they do not: an answer may take as long as `late`, that of the
-    /// last one twice as long.
+    /// Of so many trackers, all taken to answer until they do not: an answer may take as long as
+    /// `late`, that of the last one twice as long.
     pub fn new(trackers: usize, late: Duration) -> Self {
         Self {
             late,

@@ -1,4 +1,5 @@
-//! The lease authority of one blob in one region: who may fetch which chunk from the region's origin.
+//! The lease authority of one blob in one region: who may fetch which chunk from the region's
+//! origin.
 //!
 //! ```text
 //!            granted              done
@@ -10,15 +11,16 @@
 //!                                                └──────────┘
 //! ```
 //!
-//! A lease is one chunk, the lowest that the asker lacks and nobody was granted. A few are open at once, one per peer
-//! unless nobody else asks.
-//! Requests are parked, one per peer, and served in rounds, each peer once per round, in random order: who comes first
-//! to a burst knows those who came first, and chunks that all begin in one corner of the swarm are slow to leave it.
-//! What a requester and its neighbours have is believed: a chunk that nobody was granted and that the requester
-//! does not miss is in the swarm already, and the requester is its witness; so a tracker that was restarted learns.
+//! A lease is one chunk, the lowest that the asker lacks and nobody was granted. A few are open at
+//! once, one per peer unless nobody else asks. Requests are parked, one per peer, and served in
+//! rounds, each peer once per round, in random order: who comes first to a burst knows those who
+//! came first, and chunks that all begin in one corner of the swarm are slow to leave it. What a
+//! requester and its neighbours have is believed: a chunk that nobody was granted and that the
+//! requester does not miss is in the swarm already, and the requester is its witness; so a tracker
+//! that was restarted learns.
 //!
-//! The authority never grants a chunk that is open, never more than the limit, and never again a chunk whose holder
-//! lives: a starving peer is told to dial that holder instead.
+//! The authority never grants a chunk that is open, never more than the limit, and never again a
+//! chunk whose holder lives: a starving peer is told to dial that holder instead.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -66,7 +68,8 @@ struct Open {
     is_confirmed: bool,
     /// From when on it does not count against the limit unless it is confirmed.
     late_at: Time,
-    /// What the chunk is if this lease comes to nothing: what it was, or held by a peer that came with it late.
+    /// What the chunk is if this lease comes to nothing: what it was, or held by a peer that came
+    /// with it late.
     fallback: Standing,
 }
 
@@ -263,9 +266,9 @@ impl Authority {
         }
     }
 
-    /// Takes up a lease that its holder says it has: after a restart, or when its term ran out here and nobody else got
-    /// the chunk. Above the limit, or when the peer has another one open, the chunk only counts as held. False if
-    /// another peer has the lease.
+    /// Takes up a lease that its holder says it has: after a restart, or when its term ran out here
+    /// and nobody else got the chunk. Above the limit, or when the peer has another one open, the
+    /// chunk only counts as held. False if another peer has the lease.
     pub(super) fn adopt(
         &mut self,
         peer: PeerSlot,
@@ -337,7 +340,8 @@ impl Authority {
         LeaseAnswer::Noted
     }
 
-    /// The peer is no longer in the swarm: its request is answered, its leases end, what it held is orphaned.
+    /// The peer is no longer in the swarm: its request is answered, its leases end, what it held is
+    /// orphaned.
     pub(super) fn peer_left(&mut self, peer: PeerSlot, ctx: &mut Context<'_>) {
         self.unpark(peer, LeaseAnswer::Unknown, ctx);
         for lease in self
@@ -413,7 +417,8 @@ impl Authority {
         }
     }
 
-    /// Grants what can be granted to those who wait: one lease each, and more only where that leaves the origin idle.
+    /// Grants what can be granted to those who wait: one lease each, and more only where that
+    /// leaves the origin idle.
     pub(super) fn pump(&mut self, ctx: &mut Context<'_>) {
         let seeders: Vec<PeerSlot> = if self.parked.is_empty() {
             Vec::new()
@@ -472,8 +477,8 @@ impl Authority {
         {
             return None;
         }
-        // A seeder has every chunk: dial it, and ask the origin only when none of them can be reached, or none of so
-        // many that the others will be no better.
+        // A seeder has every chunk: dial it, and ask the origin only when none of them can be
+        // reached, or none of so many that the others will be no better.
         let out_of_reach = seeders
             .iter()
             .filter(|seeder| parked.unreachable.contains(seeder))
@@ -662,8 +667,8 @@ impl Authority {
         ticket
     }
 
-    /// A place in the queue: who starves first, for it has spoken just now and lives; then by rounds, within a round at
-    /// random. An older request of the peer is answered.
+    /// A place in the queue: who starves first, for it has spoken just now and lives; then by
+    /// rounds, within a round at random. An older request of the peer is answered.
     fn draw_ticket(&mut self, peer: PeerSlot, starving: bool, ctx: &mut Context<'_>) -> Ticket {
         self.unpark(
             peer,

@@ -1,4 +1,5 @@
-//! The machine itself: dispatches inputs and timers to the roster, the handout and the lease authorities.
+//! The machine itself: dispatches inputs and timers to the roster, the handout and the lease
+//! authorities.
 
 use std::collections::VecDeque;
 
@@ -51,7 +52,8 @@ pub struct TrackerMachine {
 }
 
 impl TrackerMachine {
-    /// A tracker that knows nobody. Its epoch comes from `rng_seed`, so each start needs another one.
+    /// A tracker that knows nobody. Its epoch comes from `rng_seed`, so each start needs another
+    /// one.
     pub fn new(config: Config, rng_seed: u64) -> Self {
         let mut rng = Pcg64Mcg::seed_from_u64(rng_seed);
         // Zero is what a peer says that knows no epoch.
@@ -109,7 +111,8 @@ impl TrackerMachine {
             .unwrap_or_default()
     }
 
-    /// The chunks of a blob that nobody in the region was granted or was seen to have; nothing before the first request.
+    /// The chunks of a blob that nobody in the region was granted or was seen to have; nothing
+    /// before the first request.
     pub fn free_chunks(&self, blob: BlobSlot, region: RegionSlot) -> Option<u32> {
         self.authority(blob, region).map(Authority::free_count)
     }
@@ -141,7 +144,8 @@ impl TrackerMachine {
         self.outputs.pop_front()
     }
 
-    /// When to call [`Self::handle_timeout`]; nothing if never. It may find that nothing is due after all.
+    /// When to call [`Self::handle_timeout`]; nothing if never. It may find that nothing is due
+    /// after all.
     pub fn poll_timeout(&self) -> Option<Time> {
         self.timers.next()
     }
@@ -286,7 +290,8 @@ impl TrackerMachine {
             self.roster.set_progress(peer, change.blob, progress);
             if announce.full {
                 self.with_authority(now, change.blob, announce.region, |authority, ctx| {
-                    // Who says everything anew may have started again, and counts its requests from the beginning.
+                    // Who says everything anew may have started again, and counts its requests from
+                    // the beginning.
                     authority.drop_request(peer, ctx);
                     if progress == Progress::NONE {
                         authority.orphan_chunks(peer);
@@ -296,7 +301,8 @@ impl TrackerMachine {
         }
     }
 
-    /// Takes the peer out of the swarms that its full announce does not name; out of all, if it moved.
+    /// Takes the peer out of the swarms that its full announce does not name; out of all, if it
+    /// moved.
     fn leave_all_but(&mut self, now: Time, announce: &Announce) {
         let peer = announce.peer;
         let Some(record) = self.roster.peer_mut(peer) else {
@@ -358,7 +364,8 @@ impl TrackerMachine {
         handouts
     }
 
-    /// The next announce, jittered by a quarter: such that all peers together stay below the load that was set.
+    /// The next announce, jittered by a quarter: such that all peers together stay below the load
+    /// that was set.
     fn next_interval(&mut self) -> Duration {
         let needed = Duration::from_secs(1) * self.roster.peer_count()
             / self.config.announces_per_second.max(1);
@@ -461,7 +468,8 @@ impl TrackerMachine {
             .find(|authority| authority.region() == region)
     }
 
-    /// Makes sure that there is an authority for a blob of so many chunks; false if there is one for another number.
+    /// Makes sure that there is an authority for a blob of so many chunks; false if there is one
+    /// for another number.
     fn prepare_authority(&mut self, blob: BlobSlot, region: RegionSlot, chunks: u32) -> bool {
         if let Some(authority) = self.authority(blob, region) {
             return authority.chunks() == chunks;

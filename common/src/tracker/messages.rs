@@ -1,4 +1,5 @@
-//! What goes into the tracker's machine and what comes out: the wire's messages with slots in place of names.
+//! What goes into the tracker's machine and what comes out: the wire's messages with slots in place
+//! of names.
 
 use core::time::Duration;
 
@@ -102,7 +103,8 @@ pub struct Take {
     pub peer: PeerSlot,
     /// For which blob.
     pub blob: BlobSlot,
-    /// Grows with each take of the peer's life: an older one that comes late does not replace a newer one.
+    /// Grows with each take of the peer's life: an older one that comes late does not replace a
+    /// newer one.
     pub number: u64,
     /// Chunks that neither the peer nor any neighbour holds; as long as the blob has chunks.
     pub missing: ChunkMap,

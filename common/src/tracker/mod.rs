@@ -14,11 +14,12 @@
 //!   |------------------------------------------->|
 //! ```
 //!
-//! Soft state only: after a restart the epoch is another one, each peer announces in full, and what peers say about their
-//! leases and their missing chunks is enough to go on. The machine never sees a digest, a name, an address, a clock or a
-//! byte of payload; its driver interns ([`Interner`]), calls [`TrackerMachine::handle`], drains
-//! [`TrackerMachine::poll_output`] after each call, and calls [`TrackerMachine::handle_timeout`] at
-//! [`TrackerMachine::poll_timeout`]. The same inputs and the same `rng_seed` give the same outputs.
+//! Soft state only: after a restart the epoch is another one, each peer announces in full, and what
+//! peers say about their leases and their missing chunks is enough to go on. The machine never sees
+//! a digest, a name, an address, a clock or a byte of payload; its driver interns ([`Interner`]),
+//! calls [`TrackerMachine::handle`], drains [`TrackerMachine::poll_output`] after each call, and
+//! calls [`TrackerMachine::handle_timeout`] at [`TrackerMachine::poll_timeout`]. The same inputs
+//! and the same `rng_seed` give the same outputs.
 
 mod config;
 mod handout;

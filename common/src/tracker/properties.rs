@@ -363,7 +363,8 @@ proptest! {
         (chunks, steps) in (1_u32..20).prop_flat_map(|chunks| (Just(chunks), prop::collection::vec(step(chunks), 0..150))),
         open_limit in 1_usize..6,
     ) {
-        // Here nobody confirms a lease, and the limit is exact only while silence is not held against anybody.
+        // Here nobody confirms a lease, and the limit is exact only while silence is not held
+        // against anybody.
         let confirm = LeaseConfig::default().longest;
         let lease = LeaseConfig { open_limit, confirm, ..LeaseConfig::default() };
         let mut world = World::new(Config { lease, ..Config::default() }, chunks);
@@ -373,7 +374,8 @@ proptest! {
         world.finish()?;
     }
 
-    /// Peers come, go, expire and move among zones; the roster's lists stay the same as a plain list of facts.
+    /// Peers come, go, expire and move among zones; the roster's lists stay the same as a plain
+    /// list of facts.
     #[test]
     fn the_roster_is_what_was_announced(
         steps in prop::collection::vec((0_u32..12, 0_u32..4, 0_u32..3, 0_u8..=15, 0_u8..8), 1..120),

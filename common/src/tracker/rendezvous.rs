@@ -1,8 +1,8 @@
 //! Which of several trackers is responsible for a blob: rendezvous hashing by digest.
 //!
-//! Peers announce a blob to the best two of the list, and take leases from the first that lives; the second keeps a
-//! warm roster. Who leaves the list moves only the blobs that were its own. Peers and trackers must have the same list,
-//! in any order.
+//! Peers announce a blob to the best two of the list, and take leases from the first that lives;
+//! the second keeps a warm roster. Who leaves the list moves only the blobs that were its own.
+//! Peers and trackers must have the same list, in any order.
 
 use crate::digest::Digest;
 

@@ -1,9 +1,10 @@
 //! The roster: who is in which swarm, in which zone, how far, and until when.
 //!
-//! Coarse on purpose: sixteen steps of progress and no chunk maps, because peers tell each other those. What it costs
-//! is four bytes in the swarm's list and eight in the peer's own list for each peer and digest, before the slack of two
-//! growing vectors: at most 24 bytes. Members of a swarm are kept by zone, and seeders apart from leechers, so that a
-//! handout never walks a whole swarm. The roster must never decide anything; handout and leases do.
+//! Coarse on purpose: sixteen steps of progress and no chunk maps, because peers tell each other
+//! those. What it costs is four bytes in the swarm's list and eight in the peer's own list for each
+//! peer and digest, before the slack of two growing vectors: at most 24 bytes. Members of a swarm
+//! are kept by zone, and seeders apart from leechers, so that a handout never walks a whole swarm.
+//! The roster must never decide anything; handout and leases do.
 
 use super::slots::{BlobSlot, PeerSlot, RegionSlot, Slot, ZoneSlot};
 use crate::time::Time;
@@ -27,7 +28,8 @@ impl Progress {
         }
     }
 
-    /// The step for `held` chunks of `chunks`. Nothing and everything are exact, what is between is rounded down.
+    /// The step for `held` chunks of `chunks`. Nothing and everything are exact, what is between is
+    /// rounded down.
     pub fn of(held: u32, chunks: u32) -> Self {
         match held {
             held if held >= chunks => Self::COMPLETE,
@@ -83,7 +85,8 @@ pub(super) struct PeerRecord {
     pub(super) sequence: u64,
     /// Forgotten then, unless it announces again.
     pub(super) expires: Time,
-    /// How often it was handed out lately; halved with each of its announces. Spreads what is dialled.
+    /// How often it was handed out lately; halved with each of its announces. Spreads what is
+    /// dialled.
     pub(super) handed: u16,
     /// Sorted by blob.
     memberships: Vec<Membership>,
@@ -238,7 +241,8 @@ impl Roster {
         }
     }
 
-    /// Puts `peer` into the swarm of `blob`, or moves it there to `progress`. Nothing happens for an unknown peer.
+    /// Puts `peer` into the swarm of `blob`, or moves it there to `progress`. Nothing happens for
+    /// an unknown peer.
     pub(super) fn set_progress(&mut self, peer: PeerSlot, blob: BlobSlot, progress: Progress) {
         match self.progress(peer, blob) {
             Some(before) if before.is_complete() == progress.is_complete() => {
@@ -253,7 +257,8 @@ impl Roster {
         }
     }
 
-    /// Takes `peer` out of the swarm of `blob`; false if it was not in it. The last one out ends the swarm.
+    /// Takes `peer` out of the swarm of `blob`; false if it was not in it. The last one out ends
+    /// the swarm.
     pub(super) fn leave(&mut self, peer: PeerSlot, blob: BlobSlot) -> bool {
         let Some(record) = self.peer_mut(peer) else {
             return false;

@@ -1,7 +1,7 @@
 //! Dense ids: what the tracker's machine uses instead of digests and names.
 //!
-//! The driver interns at the edge and releases a slot when the machine says that it forgot it; the machine itself
-//! never sees a digest, a name or an address.
+//! The driver interns at the edge and releases a slot when the machine says that it forgot it; the
+//! machine itself never sees a digest, a name or an address.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! The tracker's deadlines. A deadline that was moved leaves its old entry behind; who set it looks again when it fires.
+//! The tracker's deadlines. A deadline that was moved leaves its old entry behind; who set it looks
+//! again when it fires.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,4 +1,5 @@
-//! What the processes say to each other. Bodies go through [`crate::codec`]; a body never changes within a version.
+//! What the processes say to each other. Bodies go through [`crate::codec`]; a body never changes
+//! within a version.
 
 pub mod frame;
 pub mod origin;

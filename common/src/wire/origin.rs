@@ -1,4 +1,5 @@
-//! Between a peer and an origin, beside the OCI interface: what proves all blobs of a manifest, in one request.
+//! Between a peer and an origin, beside the OCI interface: what proves all blobs of a manifest, in
+//! one request.
 
 use bincode::{Decode, Encode};
 
@@ -32,8 +33,8 @@ pub struct ClosureAnswer {
 }
 
 impl ClosureAnswer {
-    /// Puts a grant into an encoded answer that has none: the proofs, which are the same for every peer, are encoded
-    /// once.
+    /// Puts a grant into an encoded answer that has none: the proofs, which are the same for every
+    /// peer, are encoded once.
     ///
     /// # Errors
     /// [`CodecError`] if the bytes are no such answer, or become too many.

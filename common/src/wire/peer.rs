@@ -154,15 +154,17 @@ pub enum Refusal {
     NotPermitted,
 }
 
-/// The chaining values of a chunk's parts, which merge to its entry in the chunk table. The chunk's bytes follow
-/// the frame, as many as the geometry says. Empty for a blob that is exchanged as a whole.
+/// The chaining values of a chunk's parts, which merge to its entry in the chunk table. The chunk's
+/// bytes follow the frame, as many as the geometry says. Empty for a blob that is exchanged as a
+/// whole.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Parts {
     /// One per part, in order.
     pub values: Vec<Value>,
 }
 
-/// Asks for an image: its manifest, and the proofs of the blobs that it names. For whoever can ask no origin.
+/// Asks for an image: its manifest, and the proofs of the blobs that it names. For whoever can ask
+/// no origin.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AskImage {
     /// The manifest.
@@ -171,7 +173,8 @@ pub struct AskImage {
     pub grant: Option<Grant>,
 }
 
-/// An image, handed on. Nothing of it is to be believed: the manifest has its digest or is none, and the proofs prove themselves.
+/// An image, handed on. Nothing of it is to be believed: the manifest has its digest or is none,
+/// and the proofs prove themselves.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Image {
     /// The manifest's media type, as an origin said it.

@@ -1,4 +1,5 @@
-//! Between a peer and a tracker, over HTTP: announces and handouts, and leases as requests of their own.
+//! Between a peer and a tracker, over HTTP: announces and handouts, and leases as requests of their
+//! own.
 
 use core::net::SocketAddr;
 
@@ -93,7 +94,8 @@ pub struct AnnounceRequest {
 /// The tracker's answer to an announce.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum AnnounceAnswer {
-    /// The epoch or sequence is not what the tracker expects: announce in full, with this epoch and sequence 0.
+    /// The epoch or sequence is not what the tracker expects: announce in full, with this epoch and
+    /// sequence 0.
     Resync {
         /// The tracker's epoch.
         epoch: u64,
@@ -125,7 +127,8 @@ pub struct LeaseRequest {
     pub peer: PeerId,
     /// The blob.
     pub digest: Digest,
-    /// Whether the peer could not reach the first tracker of this blob: only then the second one grants.
+    /// Whether the peer could not reach the first tracker of this blob: only then the second one
+    /// grants.
     pub first_unreachable: bool,
     /// What is asked.
     pub ask: LeaseAsk,
@@ -136,7 +139,8 @@ pub struct LeaseRequest {
 pub enum LeaseAsk {
     /// A lease, on any chunk. Parked until one can be granted, or the tracker's bound has passed.
     Take {
-        /// Grows with each take of the peer's life. Requests may overtake each other: of two, the higher one holds.
+        /// Grows with each take of the peer's life. Requests may overtake each other: of two, the
+        /// higher one holds.
         number: u64,
         /// Chunks that neither the peer nor any neighbour of it holds. Its length is the blob's.
         missing: ChunkMap,
@@ -145,8 +149,8 @@ pub enum LeaseAsk {
         /// Holders that it was told to dial for this blob and could not reach.
         unreachable: Vec<PeerId>,
     },
-    /// The parked [`Self::Take`] is needed no more: it is answered now, with [`LeaseAnswer::Wait`]. Hanging up alone does
-    /// not tell the tracker.
+    /// The parked [`Self::Take`] is needed no more: it is answered now, with [`LeaseAnswer::Wait`].
+    /// Hanging up alone does not tell the tracker.
     Drop,
     /// The transfer makes progress: another term, if more was received than at the last renewal.
     Renew {

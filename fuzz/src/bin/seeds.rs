@@ -1,4 +1,5 @@
-//! Writes the seed corpora, `corpus/TARGET/NAME`: one honest example of each message, to be bent by the fuzzer.
+//! Writes the seed corpora, `corpus/TARGET/NAME`: one honest example of each message, to be bent by
+//! the fuzzer.
 
 use std::fs;
 use std::path::Path;

@@ -1,13 +1,14 @@
-//! Looks at everything in a storage: whether what was acknowledged is whole, and what was left over.
+//! Looks at everything in a storage: whether what was acknowledged is whole, and what was left
+//! over.
 //!
 //! ```text
 //! tag ---> rm ---> rb ---> blob ---> seg          upload ---> seg, blob
 //! ref ---> rm (and its subject's descriptor)      seg -------> named by the links of its upload
 //! ```
-//! Each arrow is followed from every object. Origins write what an arrow points to before what it starts from, so a check
-//! may run beside them; whatever is found wrong is looked at once more before it is told, since it may have been changed
-//! in between. Listings are read page by page and at most [`FINDINGS`] findings are kept, so memory does not grow with
-//! the storage.
+//! Each arrow is followed from every object. Origins write what an arrow points to before what it
+//! starts from, so a check may run beside them; whatever is found wrong is looked at once more
+//! before it is told, since it may have been changed in between. Listings are read page by page and
+//! at most [`FINDINGS`] findings are kept, so memory does not grow with the storage.
 //!
 //! It must never write.
 
@@ -40,7 +41,8 @@ pub struct Report {
     pub hashed_bytes: u64,
     /// What was acknowledged and is not whole.
     pub damage: Findings,
-    /// What a push or a delete that was cut short left behind, or what a client took away from under others. Harms nobody.
+    /// What a push or a delete that was cut short left behind, or what a client took away from
+    /// under others. Harms nobody.
     pub leftovers: Findings,
 }
 

@@ -1,5 +1,5 @@
-//! What the origin takes on at once. What is more is refused at once and cheaply, with the time after which to come again,
-//! so that what was taken on is finished.
+//! What the origin takes on at once. What is more is refused at once and cheaply, with the time
+//! after which to come again, so that what was taken on is finished.
 //!
 //! | limit | refused with |
 //! |---|---|

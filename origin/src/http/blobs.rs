@@ -93,7 +93,8 @@ pub(super) async fn delete(api: &Arc<Api>, repository: &RepositoryName, digest: 
     Ok(empty(StatusCode::ACCEPTED, &[]))
 }
 
-/// Whether whoever asks can be sent to the storage. Its ETags are not ours, so a condition on a range stays here.
+/// Whether whoever asks can be sent to the storage. Its ETags are not ours, so a condition on a
+/// range stays here.
 fn may_be_redirected(headers: &HeaderMap) -> bool {
     text_of(headers, header::IF_RANGE).is_none() && text_of(headers, REDIRECT) != Some("never")
 }
@@ -123,7 +124,8 @@ fn described(blob: &Blob, digest: &Digest, len: u64) -> Response<Body> {
     response
 }
 
-/// The bytes of a range; straight from files where storage has them and the connection takes them so.
+/// The bytes of a range; straight from files where storage has them and the connection takes them
+/// so.
 async fn body(
     api: &Arc<Api>,
     repository: &RepositoryName,

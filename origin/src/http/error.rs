@@ -1,4 +1,5 @@
-//! Errors as the OCI distribution specification has them ("Error Codes"): a status, a code, a message, as JSON.
+//! Errors as the OCI distribution specification has them ("Error Codes"): a status, a code, a
+//! message, as JSON.
 
 use std::sync::Arc;
 
@@ -9,7 +10,8 @@ use serde_json::json;
 use crate::registry::{Progress, RegistryError};
 use crate::storage::StorageError;
 
-/// What is wrong. A 4xx has one of the specification's codes, whatever it is about; a 503 has one of its own.
+/// What is wrong. A 4xx has one of the specification's codes, whatever it is about; a 503 has one
+/// of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
     BlobUnknown,

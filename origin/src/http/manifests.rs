@@ -39,9 +39,11 @@ pub(super) async fn get(
     Ok(response)
 }
 
-/// The answer to a GET or HEAD of a manifest that is in memory; `None` leaves the request to the router.
+/// The answer to a GET or HEAD of a manifest that is in memory; `None` leaves the request to the
+/// router.
 ///
-/// It is what a registry is asked most, by far: nothing is done here that is not needed for the answer.
+/// It is what a registry is asked most, by far: nothing is done here that is not needed for the
+/// answer.
 pub(super) fn shortcut(api: &Api, request: &Parts) -> Option<Response<Body>> {
     let path = request.uri.path();
     if !is_read(&request.method) || !path.contains("/manifests/") {
@@ -226,8 +228,8 @@ pub(super) async fn tags(
     Ok(response)
 }
 
-/// `GET /v2/<name>/referrers/<digest>?artifactType=`. A Link, which also has `n` and `last`, leads to what one answer
-/// does not hold. With a filter a page may have fewer than it could, or none.
+/// `GET /v2/<name>/referrers/<digest>?artifactType=`. A Link, which also has `n` and `last`, leads
+/// to what one answer does not hold. With a filter a page may have fewer than it could, or none.
 pub(super) async fn referrers(
     api: &Arc<Api>,
     repository: &RepositoryName,

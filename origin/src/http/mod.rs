@@ -1,7 +1,8 @@
-//! The origin's HTTP: the OCI distribution specification under `/v2/`, what peers ask for under `/flotilla/v1/`, and
-//! what operators ask for.
+//! The origin's HTTP: the OCI distribution specification under `/v2/`, what peers ask for under
+//! `/flotilla/v1/`, and what operators ask for.
 //!
-//! Malformed input is a 4xx, storage that fails is a 503 with Retry-After; nothing here answers 500.
+//! Malformed input is a 4xx, storage that fails is a 503 with Retry-After; nothing here answers
+//! 500.
 
 mod admission;
 mod blobs;
@@ -293,7 +294,8 @@ fn matches_etag(headers: &HeaderMap, etag: impl AsRef<[u8]>) -> bool {
         .any(|one| one == "*" || one.trim_start_matches("W/").as_bytes() == etag.as_ref())
 }
 
-/// Marks an answer that is known only from memory past its time. The specification has one code for all warnings.
+/// Marks an answer that is known only from memory past its time. The specification has one code for
+/// all warnings.
 fn warn_if_stale(response: &mut Response<Body>, stale: bool) {
     if stale {
         response.headers_mut().insert(

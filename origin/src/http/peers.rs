@@ -19,8 +19,8 @@ use crate::registry::RegistryError;
 /// Bytes of a closure request at most: a name and a digest.
 const MAX_REQUEST_LEN: usize = 1024;
 
-/// `POST /flotilla/v1/closure`: seals and tables of all blobs of a manifest, and a grant for the peer that the client's
-/// certificate names.
+/// `POST /flotilla/v1/closure`: seals and tables of all blobs of a manifest, and a grant for the
+/// peer that the client's certificate names.
 pub(super) async fn closure(api: &Arc<Api>, client: Option<&ClientIdentity>, body: Body) -> Answer {
     let malformed = |reason: &dyn core::fmt::Display| ApiError::new(Code::RequestInvalid, reason);
     let mut bytes = BytesMut::new();
@@ -45,7 +45,8 @@ pub(super) async fn closure(api: &Arc<Api>, client: Option<&ClientIdentity>, bod
     Ok(typed("application/octet-stream", Body::from(answer)))
 }
 
-/// `GET /flotilla/v1/keys`: the public seal keys, for setting up a fleet; peers trust what is configured.
+/// `GET /flotilla/v1/keys`: the public seal keys, for setting up a fleet; peers trust what is
+/// configured.
 pub(super) fn keys(api: &Arc<Api>) -> Response<Body> {
     let key = api.registry.seal_key();
     let entry = json!({

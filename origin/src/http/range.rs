@@ -1,4 +1,5 @@
-//! The two headers that name ranges: `Range` of a pull (RFC 9110, 14.2) and `Content-Range` of an upload's chunk.
+//! The two headers that name ranges: `Range` of a pull (RFC 9110, 14.2) and `Content-Range` of an
+//! upload's chunk.
 
 use core::ops::Range;
 
@@ -42,8 +43,8 @@ fn part(start: u64, end: u64, size: u64) -> Wanted {
     }
 }
 
-/// Reads a chunk's `Content-Range`: `START-END`, inclusive, as the distribution specification has it, or the same as
-/// RFC 9110 has it. `None` if it is neither.
+/// Reads a chunk's `Content-Range`: `START-END`, inclusive, as the distribution specification has
+/// it, or the same as RFC 9110 has it. `None` if it is neither.
 pub(super) fn chunk(header: &str) -> Option<Range<u64>> {
     let header = header.trim();
     let spec = header.strip_prefix("bytes ").unwrap_or(header);

@@ -1,7 +1,7 @@
 //! A request's id: in its answer and in every line of the log that is about it.
 //!
-//! A client or a proxy before us may have given one (`X-Request-Id`); it is kept if it is short and plain, for it stands in
-//! our log.
+//! A client or a proxy before us may have given one (`X-Request-Id`); it is kept if it is short and
+//! plain, for it stands in our log.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};

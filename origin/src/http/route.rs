@@ -1,7 +1,7 @@
 //! Which request a path is: one pure function, since a repository's name contains slashes.
 //!
-//! A path is read from its end: what stands there tells the kind, and all before it is the name. So a repository may be
-//! called `blobs/uploads` or `manifests/tags`.
+//! A path is read from its end: what stands there tells the kind, and all before it is the name. So
+//! a repository may be called `blobs/uploads` or `manifests/tags`.
 
 use std::borrow::Cow;
 
@@ -176,7 +176,8 @@ pub(super) fn percent_encode(text: &str) -> String {
     encoded
 }
 
-/// The first value of a parameter of a query, decoded; `None` where it is not given or cannot be decoded.
+/// The first value of a parameter of a query, decoded; `None` where it is not given or cannot be
+/// decoded.
 pub(super) fn parameter(query: Option<&str>, name: &str) -> Option<String> {
     parameters(query, name).next()?
 }

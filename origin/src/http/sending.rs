@@ -1,11 +1,14 @@
-//! The bytes of blobs that pass through this process on their way to clients, and the memory that they may have.
+//! The bytes of blobs that pass through this process on their way to clients, and the memory that
+//! they may have.
 //!
-//! A client that takes nothing keeps what it was to get next; a thousand of them would keep as much as the sum of their
-//! buffers. So a response has at most two large pieces of a file at once, and those only while the pool of all responses
-//! together has a block left; without, it goes on with a small piece at a time. Nobody waits for the pool: a slow client
-//! costs the others a part of their speed, and never their turn.
+//! A client that takes nothing keeps what it was to get next; a thousand of them would keep as much
+//! as the sum of their buffers. So a response has at most two large pieces of a file at once, and
+//! those only while the pool of all responses together has a block left; without, it goes on with a
+//! small piece at a time. Nobody waits for the pool: a slow client costs the others a part of their
+//! speed, and never their turn.
 //!
-//! Whoever collects all pieces before it drops the first waits for ever; a connection drops each one that it has sent.
+//! Whoever collects all pieces before it drops the first waits for ever; a connection drops each
+//! one that it has sent.
 
 use core::ops::Range;
 use std::fs::File;
@@ -119,7 +122,8 @@ async fn large(mut block: Block, file: Arc<File>, range: Range<u64>) -> io::Resu
         .map_err(io::Error::other)?
 }
 
-/// The first bytes of a range; here if they are in memory, and otherwise where waiting for a disk is allowed.
+/// The first bytes of a range; here if they are in memory, and otherwise where waiting for a disk
+/// is allowed.
 async fn small(file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
     let len = usize::try_from(range.end - range.start).map_or(SMALL, |len| len.min(SMALL));
     let mut bytes = vec![0; len];

@@ -16,10 +16,12 @@ use super::route::{digest as parse_digest, parameter};
 use super::{Answer, Api, CHUNK_MIN_LENGTH, CONTENT_DIGEST, UPLOAD_ID, empty, text_of};
 use crate::registry::{Body, Known, Progress, RegistryError};
 
-/// Bytes that a chunk should have at least, so that a blob does not become very many objects. Not enforced.
+/// Bytes that a chunk should have at least, so that a blob does not become very many objects. Not
+/// enforced.
 const CHUNK_MIN: &str = "1048576";
 
-/// `POST`: begins an upload; with `digest` takes the whole blob, with `mount` takes it from another repository.
+/// `POST`: begins an upload; with `digest` takes the whole blob, with `mount` takes it from another
+/// repository.
 pub(super) async fn begin(
     api: &Arc<Api>,
     repository: &RepositoryName,

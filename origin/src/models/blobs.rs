@@ -1,7 +1,8 @@
-//! The life of a blob: a push of a manifest against a collector. What is acknowledged names no dead blob.
+//! The life of a blob: a push of a manifest against a collector. What is acknowledged names no dead
+//! blob.
 //!
-//! The collector is the least that the rules allow: it condemns what a mark did not find, observes that, and after a
-//! second mark, begun later, kills the version that it observed.
+//! The collector is the least that the rules allow: it condemns what a mark did not find, observes
+//! that, and after a second mark, begun later, kills the version that it observed.
 
 use std::sync::{Arc, Mutex, OnceLock};
 

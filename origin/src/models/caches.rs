@@ -1,4 +1,5 @@
-//! Caches of two replicas: one writes, tells the other and acknowledges; a reader at the other begins whenever it likes.
+//! Caches of two replicas: one writes, tells the other and acknowledges; a reader at the other
+//! begins whenever it likes.
 
 use core::time::Duration;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +22,8 @@ enum Telling {
     Invalidation,
     /// Nothing: as without any message.
     Nothing,
-    /// Breaks "an invalidation bumps the epoch": the old value is dropped, and a fill that comes later keeps its own.
+    /// Breaks "an invalidation bumps the epoch": the old value is dropped, and a fill that comes
+    /// later keeps its own.
     DroppingOnly,
 }
 
@@ -168,7 +170,8 @@ enum Finding {
 /// What a tombstone reads as.
 const GONE: u64 = 0;
 
-/// A delete whose replica may die anywhere, another one of the same thing at a second replica, and reads at a third.
+/// A delete whose replica may die anywhere, another one of the same thing at a second replica, and
+/// reads at a third.
 async fn explored_deletes(finding: Finding) -> Explored {
     let scenario = async move |model: Model| {
         let key: Key = KEY.parse().expect("a key");
@@ -248,7 +251,8 @@ async fn a_delete_that_tells_nobody_what_it_found_leaves_it_served_elsewhere() {
         .assert_broken("heard that it is gone");
 }
 
-/// A replica that nobody tells, and whose reads may hang: what it answers is at most one time-to-live old.
+/// A replica that nobody tells, and whose reads may hang: what it answers is at most one
+/// time-to-live old.
 async fn explored_unlisted(without: Option<Rule>) -> Explored {
     let scenario = async move |model: Model| {
         let key: Key = KEY.parse().expect("a key");
@@ -318,7 +322,8 @@ async fn a_hung_fill_joined_late_is_older_than_any_time_to_live() {
         .assert_broken("older than a time-to-live");
 }
 
-/// What is created through one replica and asked for at another: nobody is told, since absence is never kept.
+/// What is created through one replica and asked for at another: nobody is told, since absence is
+/// never kept.
 async fn explored_appearance(without: Option<Rule>) -> Explored {
     let scenario = async move |model: Model| {
         let key: Key = KEY.parse().expect("a key");

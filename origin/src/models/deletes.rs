@@ -1,8 +1,8 @@
-//! Deletes and what comes again: a tombstone takes the place of what it buries, and nothing is taken out from under a
-//! manifest, a referrer, a tag or a claim that was acknowledged after it.
+//! Deletes and what comes again: a tombstone takes the place of what it buries, and nothing is
+//! taken out from under a manifest, a referrer, a tag or a claim that was acknowledged after it.
 //!
-//! A manifest and its entry among the referrers of its subject are two keys. Whatever order their writes come in, the
-//! two agree once all who changed them were answered.
+//! A manifest and its entry among the referrers of its subject are two keys. Whatever order their
+//! writes come in, the two agree once all who changed them were answered.
 
 use std::sync::{Arc, Mutex};
 
@@ -173,7 +173,8 @@ async fn warm_replica(model: &Model) -> Arc<Registry> {
     registry
 }
 
-/// Clients that change one artifact, which is there at first or not. The first one's replica may die.
+/// Clients that change one artifact, which is there at first or not. The first one's replica may
+/// die.
 async fn explored(
     acts: &'static [Act],
     is_there: bool,
@@ -302,7 +303,8 @@ async fn delete(registry: &Registry, kind: &str) -> Result<(), RegistryError> {
     registry.delete_manifest(&repository(), &reference).await
 }
 
-/// Everything that can be deleted is, and comes again while somebody is at the tombstone of one of them.
+/// Everything that can be deleted is, and comes again while somebody is at the tombstone of one of
+/// them.
 async fn explored_tombstone(kind: &'static str, finder: Finder) -> Explored {
     let scenario = async move |model: Model| {
         let [first, second] = [warm_replica(&model).await, warm_replica(&model).await];

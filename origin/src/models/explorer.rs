@@ -27,7 +27,8 @@ pub(super) struct Explored {
 
 impl Explored {
     /// # Panics
-    /// If something does not hold, or so little was explored that the scenario cannot be what it should be.
+    /// If something does not hold, or so little was explored that the scenario cannot be what it
+    /// should be.
     pub(super) fn assert_holds(&self, least_runs: usize) {
         eprintln!("{} sequences of decisions explored", self.runs);
         assert_eq!(self.violation, None);

@@ -1,4 +1,5 @@
-//! Storage whose calls wait until they are decided. A version is the hash of a body, as an S3 ETag is.
+//! Storage whose calls wait until they are decided. A version is the hash of a body, as an S3 ETag
+//! is.
 
 use core::ops::Range;
 use core::time::Duration;
@@ -260,7 +261,8 @@ impl Model {
         self.ask(Call::Point(name)).await;
     }
 
-    /// Acts until it is done, or its replica dies: at any moment. What it had asked of storage may still come about.
+    /// Acts until it is done, or its replica dies: at any moment. What it had asked of storage may
+    /// still come about.
     pub(super) async fn mortal(&self, acting: impl Future<Output = ()>) {
         tokio::select! {
             () = acting => {}
@@ -292,8 +294,8 @@ impl Model {
         state
             .pending
             .retain(|pending| pending.call.is_conditional_write() || !pending.reply.is_closed());
-        // Who wakes first is no decision of ours, and neither is what a nonce sorts before: calls of one kind stay in the
-        // order in which they came.
+        // Who wakes first is no decision of ours, and neither is what a nonce sorts before: calls
+        // of one kind stay in the order in which they came.
         state
             .pending
             .sort_by_cached_key(|pending| pending.call.kind());

@@ -1,5 +1,5 @@
-//! `settle`: two replicas swap one key. An acknowledged write took effect, exactly once; a write that was given up as
-//! lost never comes afterwards.
+//! `settle`: two replicas swap one key. An acknowledged write took effect, exactly once; a write
+//! that was given up as lost never comes afterwards.
 
 use std::sync::{Arc, Mutex};
 
@@ -117,7 +117,8 @@ async fn three_replicas_settle_with_one_fault() {
         .assert_holds(1000);
 }
 
-/// A version is a hash of the body: without a nonce the old body is back, and a duplicated swap succeeds later.
+/// A version is a hash of the body: without a nonce the old body is back, and a duplicated swap
+/// succeeds later.
 #[tokio::test]
 async fn without_a_nonce_a_duplicated_swap_succeeds_later() {
     explored(&["one", "base"], Manner::WithoutNonce, 1)

@@ -1,5 +1,5 @@
-//! The upload chain: two replicas and clients that append, finish and cancel one upload. What is acknowledged is whole,
-//! and exactly one of them wins at each offset.
+//! The upload chain: two replicas and clients that append, finish and cancel one upload. What is
+//! acknowledged is whole, and exactly one of them wins at each offset.
 
 use std::sync::{Arc, Mutex};
 
@@ -38,17 +38,20 @@ enum Act {
     /// The same with last bytes: the digest of the whole, and the bytes after the first.
     FinishWith(&'static str, &'static str),
     Cancel,
-    /// The collector at an upload that is over time: closes it by a cancel, and only then deletes its segments.
+    /// The collector at an upload that is over time: closes it by a cancel, and only then deletes
+    /// its segments.
     Collect,
     /// Breaks "on an unknown outcome the segment stays".
     PushAndTidyUp(&'static str),
-    /// Breaks "who loses completes what the winner's link says": it writes the record of its own bytes.
+    /// Breaks "who loses completes what the winner's link says": it writes the record of its own
+    /// bytes.
     PutItsOwn(&'static str),
     /// Breaks "a finish claims the key at the end": it writes its record without.
     FinishUnclaimed(&'static str, &'static str),
     /// Breaks "a cancel claims the key at the end": it looks, and says so.
     CancelUnclaimed,
-    /// Breaks "the collector closes an open chain first": it deletes the segments of one that has no finish yet.
+    /// Breaks "the collector closes an open chain first": it deletes the segments of one that has
+    /// no finish yet.
     CollectOpen,
     /// Breaks "nobody deletes links": to cancel is to forget.
     Forget,
@@ -62,8 +65,8 @@ enum End {
     Lives,
     /// At any moment.
     Dies,
-    /// Breaks "on an unknown outcome the segment stays": what a request leaves behind is cleaned up when it ends in the
-    /// middle.
+    /// Breaks "on an unknown outcome the segment stays": what a request leaves behind is cleaned up
+    /// when it ends in the middle.
     CleansUp,
 }
 
@@ -452,7 +455,8 @@ async fn a_put_that_completes_its_own_bytes_after_a_death_names_a_segment_that_i
         .assert_broken("which is gone");
 }
 
-/// What protects a chunk whose replica dies: its segment is nobody's to delete, for its link may be there or come.
+/// What protects a chunk whose replica dies: its segment is nobody's to delete, for its link may be
+/// there or come.
 #[tokio::test]
 async fn a_request_that_cleans_up_when_it_ends_in_the_middle_takes_the_bytes_from_under_its_link() {
     let acts = &[(0, Act::Push("ab")), (1, Act::Finish("ab"))];

@@ -40,7 +40,8 @@ pub(crate) struct BlobRecord {
     pub(crate) nonce: u128,
 }
 
-/// `rb/<name>/_/<digest>`: the repository has the blob. Its generation is the hint that saves a listing.
+/// `rb/<name>/_/<digest>`: the repository has the blob. Its generation is the hint that saves a
+/// listing.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct RepositoryBlob {
     pub(crate) state: State,

@@ -1,4 +1,5 @@
-//! `rm/<name>/_/<digest>`: a repository has a manifest. A small head, then the manifest's bytes as they were pushed.
+//! `rm/<name>/_/<digest>`: a repository has a manifest. A small head, then the manifest's bytes as
+//! they were pushed.
 
 use bincode::{Decode, Encode};
 use bytes::Bytes;
@@ -27,7 +28,8 @@ pub(crate) struct ManifestRecord {
     pub(crate) stamp: Stamp,
     /// The media type and the bytes; none once it is deleted.
     pub(crate) content: Option<(String, Bytes)>,
-    /// What a deleted manifest referred to: whoever finds the tombstone can take it out of that list, too.
+    /// What a deleted manifest referred to: whoever finds the tombstone can take it out of that
+    /// list, too.
     pub(crate) buried_subject: Option<Digest>,
     pub(crate) nonce: u128,
 }

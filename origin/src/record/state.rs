@@ -5,8 +5,8 @@
 //!   ^                  |                  |
 //!   +-----rescue-------+     revive, rb only (names a generation that lives)
 //! ```
-//! Each step is a compare-and-swap on the version in which the state was seen. Condemning and killing are the
-//! collector's; a repository that deletes a blob kills its own `rb`.
+//! Each step is a compare-and-swap on the version in which the state was seen. Condemning and
+//! killing are the collector's; a repository that deletes a blob kills its own `rb`.
 
 use bincode::{Decode, Encode};
 

@@ -1,6 +1,7 @@
 //! Tags and referrers: pointers that can be moved and deleted.
 //!
-//! A listing tells a tombstone from a live pointer by its size alone: under 128 bytes, or at least 128.
+//! A listing tells a tombstone from a live pointer by its size alone: under 128 bytes, or at least
+//! 128.
 
 use bincode::{Decode, Encode};
 use flotilla_common::digest::Digest;

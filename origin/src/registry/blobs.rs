@@ -1,7 +1,8 @@
 //! Blobs: a repository's claim (`rb`) names a generation, the generation's record names the data.
 //!
-//! A cold blob costs two reads and no listing. GET serves what is live or condemned; HEAD, mount and manifest PUT swap
-//! what is condemned back to live, at any time. A claim whose generation is dead looks for another generation.
+//! A cold blob costs two reads and no listing. GET serves what is live or condemned; HEAD, mount
+//! and manifest PUT swap what is condemned back to live, at any time. A claim whose generation is
+//! dead looks for another generation.
 
 use std::sync::{Arc, OnceLock};
 
@@ -297,7 +298,8 @@ impl Registry {
                 self.claims.invalidate(&cache_key);
                 return Ok(());
             }
-            // The first write met a claim that was there before, so it did not apply and never will.
+            // The first write met a claim that was there before, so it did not apply and never
+            // will.
             let body = encode(
                 &key,
                 &RepositoryBlob {
@@ -343,7 +345,8 @@ impl Registry {
                 .is_some())
     }
 
-    /// Lets a repository have a blob that another one has, or that any has. `None` if there is none.
+    /// Lets a repository have a blob that another one has, or that any has. `None` if there is
+    /// none.
     pub(crate) async fn mount(
         &self,
         from: Option<&RepositoryName>,

@@ -1,4 +1,5 @@
-//! The hybrid clock of tags, manifests and referrers: the wall clock, but never behind what was seen.
+//! The hybrid clock of tags, manifests and referrers: the wall clock, but never behind what was
+//! seen.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,8 +22,8 @@ impl HybridClock {
         }
     }
 
-    /// A stamp above the wall clock, above all stamps given before, and above the one in the place of which it is
-    /// written.
+    /// A stamp above the wall clock, above all stamps given before, and above the one in the place
+    /// of which it is written.
     pub(crate) fn stamp(&self, replaced: Option<&Stamp>) -> Stamp {
         let since_1970 = SystemTime::now()
             .duration_since(UNIX_EPOCH)

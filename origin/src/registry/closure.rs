@@ -1,5 +1,5 @@
-//! What proves all blobs of a manifest: seals and chunk tables, in one answer for peers; and the grant with which
-//! neighbours give them to the peer that asked.
+//! What proves all blobs of a manifest: seals and chunk tables, in one answer for peers; and the
+//! grant with which neighbours give them to the peer that asked.
 
 use std::sync::Arc;
 
@@ -24,7 +24,8 @@ use crate::storage::StorageError;
 /// Blobs of a manifest that are looked up at once.
 const LOOKUPS_AT_ONCE: usize = 16;
 
-/// An encoded answer without a grant, kept by the manifest's digest: facts of bytes that never change.
+/// An encoded answer without a grant, kept by the manifest's digest: facts of bytes that never
+/// change.
 #[derive(Debug)]
 pub(super) struct Closure {
     answer: Bytes,
@@ -38,17 +39,18 @@ impl Closure {
     }
 }
 
-/// Whether a peer may receive what a repository has. Whoever has a certificate of the fleet may: a policy that maps
-/// peers to repositories is asked here.
+/// Whether a peer may receive what a repository has. Whoever has a certificate of the fleet may: a
+/// policy that maps peers to repositories is asked here.
 const fn is_permitted(_peer: &PeerId, _repository: &RepositoryName) -> bool {
     true
 }
 
 impl Registry {
-    /// The encoded [`ClosureAnswer`] for a manifest that the repository has: with a grant for `peer`, if it showed a
-    /// certificate.
+    /// The encoded [`ClosureAnswer`] for a manifest that the repository has: with a grant for
+    /// `peer`, if it showed a certificate.
     ///
-    /// A blob that the repository does not have, though the manifest names it, is left to its digest.
+    /// A blob that the repository does not have, though the manifest names it, is left to its
+    /// digest.
     pub(crate) async fn closure(
         &self,
         repository: &RepositoryName,

@@ -18,8 +18,8 @@ use crate::upload::id::Generation;
 
 /// Bytes of a blob that is kept in memory.
 const SMALL: u64 = 64 << 10;
-/// How long a client may begin to read at a presigned URL. With L, for which a record counts as live, far below the
-/// time that a condemned blob has.
+/// How long a client may begin to read at a presigned URL. With L, for which a record counts as
+/// live, far below the time that a condemned blob has.
 const PRESIGNED_FOR: Duration = Duration::from_mins(15);
 /// Files that one response holds open at most.
 const MAX_FILES: usize = 8;
@@ -27,7 +27,8 @@ const MAX_FILES: usize = 8;
 impl Registry {
     /// The bytes of a range of a blob, which must lie within it.
     ///
-    /// Data that is not where the record says (its generation died, and memory did not know) is looked for once more.
+    /// Data that is not where the record says (its generation died, and memory did not know) is
+    /// looked for once more.
     pub(crate) async fn read_blob(
         &self,
         repository: &RepositoryName,
@@ -49,8 +50,9 @@ impl Registry {
         }
     }
 
-    /// A URL of the storage at which anybody may read the blob for a while; `None` if the blob is better, or only, read
-    /// here: it is in memory, or in several segments, or this storage signs no URLs.
+    /// A URL of the storage at which anybody may read the blob for a while; `None` if the blob is
+    /// better, or only, read here: it is in memory, or in several segments, or this storage signs
+    /// no URLs.
     pub(crate) async fn presigned_blob(
         &self,
         blob: &Blob,
@@ -64,8 +66,9 @@ impl Registry {
         }
     }
 
-    /// The files that hold a range of a blob, with what is wanted of each; `None` where the storage keeps no files, or too
-    /// many, or one is not where the record says, or the blob is small: then [`Self::read_blob`] has its bytes.
+    /// The files that hold a range of a blob, with what is wanted of each; `None` where the storage
+    /// keeps no files, or too many, or one is not where the record says, or the blob is small: then
+    /// [`Self::read_blob`] has its bytes.
     pub(crate) async fn blob_files(
         &self,
         blob: &Blob,
@@ -160,8 +163,8 @@ async fn read_small(
     Ok(bytes)
 }
 
-/// Passes all bytes of a blob on, but the last of them only if they have its digest: whoever reads gets an error in their
-/// place, and never a whole body that is wrong.
+/// Passes all bytes of a blob on, but the last of them only if they have its digest: whoever reads
+/// gets an error in their place, and never a whole body that is wrong.
 fn checked(bytes: ByteStream, digest: Digest, size: u64) -> ByteStream {
     let hasher = DigestHasher::new(digest.algorithm());
     let passed = stream::try_unfold(
@@ -186,7 +189,8 @@ fn checked(bytes: ByteStream, digest: Digest, size: u64) -> ByteStream {
     passed.boxed()
 }
 
-/// The bytes of `range` of consecutive segments. The first is opened at once, so that its absence is told here.
+/// The bytes of `range` of consecutive segments. The first is opened at once, so that its absence
+/// is told here.
 pub(crate) async fn read_segments(
     storage: &Arc<dyn Storage>,
     generation: &Generation,

@@ -34,7 +34,8 @@ pub(crate) enum RegistryError {
     ManifestInvalid(String),
     #[error("the manifest names {0}, which the repository does not have")]
     ManifestBlobUnknown(Digest),
-    /// Another write was there first, and nobody may write a second time: the client repeats its request.
+    /// Another write was there first, and nobody may write a second time: the client repeats its
+    /// request.
     #[error("another request changed the same thing at the same time; repeat the request")]
     Contended,
     #[error(transparent)]

@@ -1,8 +1,9 @@
 //! Manifests: stored per repository with their bytes, found by digest or by tag.
 //!
-//! A PUT checks that every blob it names is live, then writes `rm`, the referrer, the tag, in that order, each by a
-//! compare-and-swap on what was read just before. The referrer has the stamp of `rm`, see `referrers`. If more than L passed between the oldest check and the confirmed
-//! `rm`, all is checked again past the caches before it is acknowledged.
+//! A PUT checks that every blob it names is live, then writes `rm`, the referrer, the tag, in that
+//! order, each by a compare-and-swap on what was read just before. The referrer has the stamp of
+//! `rm`, see `referrers`. If more than L passed between the oldest check and the confirmed `rm`,
+//! all is checked again past the caches before it is acknowledged.
 
 use std::sync::Arc;
 
@@ -109,8 +110,8 @@ impl Registry {
         })
     }
 
-    /// The manifest that a reference names if memory holds all that the answer needs, and nothing of it is due to be
-    /// read again.
+    /// The manifest that a reference names if memory holds all that the answer needs, and nothing
+    /// of it is due to be read again.
     pub(crate) fn manifest_in_memory(
         &self,
         repository: RepositoryName,
@@ -169,7 +170,8 @@ impl Registry {
         }))
     }
 
-    /// Stores a manifest and moves tags to it, and tells the other replicas. `media_type` is what the request says, without parameters.
+    /// Stores a manifest and moves tags to it, and tells the other replicas. `media_type` is what
+    /// the request says, without parameters.
     pub(crate) async fn put_manifest(
         &self,
         repository: &RepositoryName,
@@ -214,7 +216,8 @@ impl Registry {
         Ok(Pushed { digest, subject })
     }
 
-    /// Checks that the repository has all that a manifest names. The start of the oldest read that it rests on.
+    /// Checks that the repository has all that a manifest names. The start of the oldest read that
+    /// it rests on.
     async fn check_named(
         &self,
         repository: &RepositoryName,
@@ -257,7 +260,8 @@ impl Registry {
         Ok(oldest)
     }
 
-    /// Checks past the caches what was checked too long ago; a manifest that names what has died is taken back.
+    /// Checks past the caches what was checked too long ago; a manifest that names what has died is
+    /// taken back.
     async fn check_again(
         &self,
         repository: &RepositoryName,
@@ -316,7 +320,8 @@ impl Registry {
         let Settled::Lost(Some(winner)) = settled? else {
             return Err(RegistryError::Contended);
         };
-        // The bytes under a digest are always the same: another's are as good, while they are alive.
+        // The bytes under a digest are always the same: another's are as good, while they are
+        // alive.
         let winner = ManifestRecord::of(&key, &winner.body)?;
         winner
             .content
@@ -324,7 +329,8 @@ impl Registry {
             .ok_or(RegistryError::Contended)
     }
 
-    /// Writes a tombstone in the place of a manifest, tells the other replicas, and takes it out of its subject's list.
+    /// Writes a tombstone in the place of a manifest, tells the other replicas, and takes it out of
+    /// its subject's list.
     async fn bury_manifest(
         &self,
         repository: &RepositoryName,
@@ -375,7 +381,8 @@ impl Registry {
         }
     }
 
-    /// Deletes a tag, or a manifest with its referrer. Tags that name the manifest then lead nowhere.
+    /// Deletes a tag, or a manifest with its referrer. Tags that name the manifest then lead
+    /// nowhere.
     pub(crate) async fn delete_manifest(
         &self,
         repository: &RepositoryName,

@@ -1,7 +1,9 @@
-//! The registry's facts and how they change, without HTTP: blobs, uploads, manifests, tags, referrers, closures.
+//! The registry's facts and how they change, without HTTP: blobs, uploads, manifests, tags,
+//! referrers, closures.
 //!
-//! Everything here reads through caches and writes through [`Settler`]; nothing is read, changed and written back
-//! without a precondition, and nothing is kept here that another replica could not learn from storage.
+//! Everything here reads through caches and writes through [`Settler`]; nothing is read, changed
+//! and written back without a precondition, and nothing is kept here that another replica could not
+//! learn from storage.
 
 mod blobs;
 mod clock;
@@ -154,7 +156,8 @@ impl Registry {
         Patience::new(self.limits.stall_timeout)
     }
 
-    /// Whether storage answers a small read, and is the one that it was: it has the object that is in all of ours.
+    /// Whether storage answers a small read, and is the one that it was: it has the object that is
+    /// in all of ours.
     pub(crate) async fn check_storage(&self) -> Result<(), StorageError> {
         let key = keys::format();
         let found = self.storage.read(&key).await?;
@@ -167,7 +170,8 @@ impl Registry {
         &self.announcer
     }
 
-    /// Tells the other replicas what was changed; when it returns, none of them serves what was there before.
+    /// Tells the other replicas what was changed; when it returns, none of them serves what was
+    /// there before.
     async fn announce(&self, changed: Vec<Changed>) {
         let longest = changed.iter().map(|changed| match changed {
             Changed::Tag(..) => self.limits.tag_time_to_live,
@@ -177,8 +181,9 @@ impl Registry {
         self.announcer.tell(changed, longest).await;
     }
 
-    /// A delete finds what was deleted before, perhaps by a replica that died before it told the others: they are told
-    /// before the client hears that there is nothing, and would still be served it elsewhere.
+    /// A delete finds what was deleted before, perhaps by a replica that died before it told the
+    /// others: they are told before the client hears that there is nothing, and would still be
+    /// served it elsewhere.
     async fn gone_already(&self, change: Changed) {
         self.forget_changed(change.clone());
         self.announce(vec![change]).await;

@@ -1,7 +1,8 @@
 //! Referrers: one key per fact "this manifest refers to that subject", listed by subject.
 //!
-//! An entry has the stamp of the change of its manifest that it follows, and the higher stamp stays. So a push and a delete
-//! of one manifest through two replicas leave an entry if they leave the manifest, whichever of them is slower.
+//! An entry has the stamp of the change of its manifest that it follows, and the higher stamp
+//! stays. So a push and a delete of one manifest through two replicas leave an entry if they leave
+//! the manifest, whichever of them is slower.
 
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
@@ -18,7 +19,8 @@ use crate::storage::Key;
 
 /// Referrers that one answer lists at most.
 pub(crate) const MAX_REFERRERS: usize = 1000;
-/// Bytes of descriptors after which an answer ends: annotations may be long, and clients limit what they read.
+/// Bytes of descriptors after which an answer ends: annotations may be long, and clients limit what
+/// they read.
 const MAX_PAGE_LEN: usize = 2 << 20;
 /// Descriptors that are read at once.
 const READS_AT_ONCE: usize = 16;
@@ -34,8 +36,8 @@ pub(crate) struct ReferrerPage {
 }
 
 impl Registry {
-    /// At most `limit` descriptors of the manifests that refer to `subject`, which itself need not exist, after the one
-    /// of the digest `last`; at least one, if there are any.
+    /// At most `limit` descriptors of the manifests that refer to `subject`, which itself need not
+    /// exist, after the one of the digest `last`; at least one, if there are any.
     pub(crate) async fn referrers(
         &self,
         repository: &RepositoryName,
@@ -94,8 +96,8 @@ impl Registry {
             .await
     }
 
-    /// Takes a manifest that was deleted with this stamp out of the list. Without an entry there leaves a tombstone all the
-    /// same: the one of a push that was overtaken may still come.
+    /// Takes a manifest that was deleted with this stamp out of the list. Without an entry there
+    /// leaves a tombstone all the same: the one of a push that was overtaken may still come.
     pub(super) async fn bury_referrer(
         &self,
         repository: &RepositoryName,
@@ -107,8 +109,8 @@ impl Registry {
             .await
     }
 
-    /// Writes an entry, unless the one that is there follows a later change. What lost to an earlier one did not apply
-    /// and never will, so that it may be written again.
+    /// Writes an entry, unless the one that is there follows a later change. What lost to an
+    /// earlier one did not apply and never will, so that it may be written again.
     async fn follow_manifest(
         &self,
         key: &Key,

@@ -1,6 +1,7 @@
 //! Finding an upload: in memory, by the link that a Location names, or by listing its links.
 //!
-//! What memory or a Location says may be out of date. That is found out by the next claim, which then looks here again.
+//! What memory or a Location says may be out of date. That is found out by the next claim, which
+//! then looks here again.
 
 use std::sync::Arc;
 

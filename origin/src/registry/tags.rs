@@ -48,7 +48,8 @@ impl Registry {
         Ok(TagPage { tags, more })
     }
 
-    /// The live pointers under a prefix, one more than `limit` if there are more: tombstones are told by their size.
+    /// The live pointers under a prefix, one more than `limit` if there are more: tombstones are
+    /// told by their size.
     pub(super) async fn live_keys(
         &self,
         prefix: &Prefix,
@@ -80,7 +81,8 @@ impl Registry {
         Ok(!page.entries.is_empty())
     }
 
-    /// Writes a tag in the place of the one that is there; none is a tombstone, which needs something to bury.
+    /// Writes a tag in the place of the one that is there; none is a tombstone, which needs
+    /// something to bury.
     pub(super) async fn write_pointer(
         &self,
         key: &Key,

@@ -6,8 +6,9 @@
 //! PUT      [segment ->] finish link at the end -> record -> claim
 //! DELETE   cancel link at the end
 //! ```
-//! A replica that made the last link has the hashes in memory; another one reads that link, which the Location names,
-//! and the bytes after its last whole part. All that memory holds may be lost or out of date: claims find out.
+//! A replica that made the last link has the hashes in memory; another one reads that link, which
+//! the Location names, and the bytes after its last whole part. All that memory holds may be lost
+//! or out of date: claims find out.
 
 use std::sync::Arc;
 
@@ -56,7 +57,8 @@ impl core::fmt::Debug for Body {
     }
 }
 
-/// What a Location says of its upload: the offset of its last link when it was written, none for no link yet.
+/// What a Location says of its upload: the offset of its last link when it was written, none for no
+/// link yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Known {
     pub(crate) last: Option<u64>,
@@ -303,7 +305,8 @@ impl Registry {
         Ok((facts, table))
     }
 
-    /// The digest under an algorithm that the client did not announce: the segments are read once more.
+    /// The digest under an algorithm that the client did not announce: the segments are read once
+    /// more.
     async fn hash_again(
         &self,
         ticket: Ticket,

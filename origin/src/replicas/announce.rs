@@ -1,4 +1,5 @@
-//! Telling the others, and waiting for those who do not answer until what they remember has expired.
+//! Telling the others, and waiting for those who do not answer until what they remember has
+//! expired.
 
 use core::time::Duration;
 use std::net::SocketAddr;
@@ -58,7 +59,8 @@ pub(crate) struct Announcer {
 
 impl Announcer {
     pub(crate) fn new(replicas: Replicas, secret: Secret) -> Result<Self, IdentityError> {
-        // Plain HTTP: what is sent is authenticated by itself, and the builder wants to know of a provider all the same.
+        // Plain HTTP: what is sent is authenticated by itself, and the builder wants to know of a
+        // provider all the same.
         let http = Client::builder()
             .tls_backend_preconfigured(client_without_trust()?)
             .no_proxy();
@@ -94,8 +96,8 @@ impl Announcer {
         self.replicas.now().len()
     }
 
-    /// Returns when every listed replica has forgotten what `changed` names: it said so, or `time_to_live`, which counts
-    /// from now (the swap was before), has passed.
+    /// Returns when every listed replica has forgotten what `changed` names: it said so, or
+    /// `time_to_live`, which counts from now (the swap was before), has passed.
     pub(crate) async fn tell(&self, changed: Vec<Changed>, time_to_live: Duration) {
         let replicas = self.replicas.now();
         if replicas.is_empty() || changed.is_empty() {

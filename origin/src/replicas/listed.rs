@@ -15,7 +15,8 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 /// Replicas that are told at most.
 const MAX_REPLICAS: usize = 64;
 
-/// `HOST:PORT`, where a replica listens for the others: an address, or a name that has the addresses of several.
+/// `HOST:PORT`, where a replica listens for the others: an address, or a name that has the
+/// addresses of several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaAddress(String);
 
@@ -106,7 +107,8 @@ impl Replicas {
     }
 }
 
-/// A name that cannot be asked for now leaves the whole list as it was: nobody is forgotten because of a resolver.
+/// A name that cannot be asked for now leaves the whole list as it was: nobody is forgotten because
+/// of a resolver.
 async fn ask(addresses: &[ReplicaAddress], list: &watch::Sender<Arc<[SocketAddr]>>) {
     let mut found = BTreeSet::new();
     for address in addresses {

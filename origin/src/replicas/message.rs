@@ -1,10 +1,12 @@
-//! What a replica tells another, and how either knows that the other one belongs to the same storage.
+//! What a replica tells another, and how either knows that the other one belongs to the same
+//! storage.
 //!
 //! ```text
 //! request   mac 32 | encoded message          mac = SHA-256(secret | SHA-256(encoded message))
 //! answer    SHA-256(secret | SHA-256(mac of the request))
 //! ```
-//! The hashed lengths are fixed, so the plain hash is a sound MAC. A message that is sent again later only costs a read.
+//! The hashed lengths are fixed, so the plain hash is a sound MAC. A message that is sent again
+//! later only costs a read.
 
 use bincode::{Decode, Encode};
 use flotilla_common::codec;

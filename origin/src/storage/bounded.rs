@@ -1,4 +1,5 @@
-//! A decorator that bounds every call in time: storage that hangs becomes storage that is unavailable.
+//! A decorator that bounds every call in time: storage that hangs becomes storage that is
+//! unavailable.
 //!
 //! A write that is given up may still apply later; that is what `Unavailable` says.
 

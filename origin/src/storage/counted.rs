@@ -29,7 +29,8 @@ impl Kind {
         self.begun.load(Ordering::Relaxed)
     }
 
-    /// Counts the operation, and whether storage fails it. A conflict, or nothing there, is an answer.
+    /// Counts the operation, and whether storage fails it. A conflict, or nothing there, is an
+    /// answer.
     fn count<'a, T: Send + 'a>(&'a self, call: StorageFuture<'a, T>) -> StorageFuture<'a, T> {
         self.begin();
         Box::pin(async move {
@@ -42,8 +43,9 @@ impl Kind {
     }
 }
 
-/// How many operations of each kind were begun, and how many failed. A streamed object is one write, however many parts it
-/// has; of what is streamed, only a beginning that fails counts as failed.
+/// How many operations of each kind were begun, and how many failed. A streamed object is one
+/// write, however many parts it has; of what is streamed, only a beginning that fails counts as
+/// failed.
 #[derive(Debug, Default)]
 pub struct Operations {
     creates: Kind,
@@ -104,7 +106,8 @@ impl Operations {
         self.kinds().map(|(name, kind)| (name, kind.begun()))
     }
 
-    /// How many of each kind failed: storage could not be reached, refused, throttled for too long, or is full.
+    /// How many of each kind failed: storage could not be reached, refused, throttled for too long,
+    /// or is full.
     pub fn failures_by_kind(&self) -> [(&'static str, u64); 7] {
         self.kinds()
             .map(|(name, kind)| (name, kind.failed.load(Ordering::Relaxed)))

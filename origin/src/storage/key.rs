@@ -1,11 +1,13 @@
-//! Keys: slash-separated segments of harmless characters, so that every backend and file system holds them as they are.
+//! Keys: slash-separated segments of harmless characters, so that every backend and file system
+//! holds them as they are.
 
 use core::fmt;
 use core::str::FromStr;
 
 /// Bytes of a key at most (S3's limit).
 const MAX_KEY_LEN: usize = 1024;
-/// Bytes of a segment at most: a file name, and of the last one a file name less the local directory's mark.
+/// Bytes of a segment at most: a file name, and of the last one a file name less the local
+/// directory's mark.
 const MAX_SEGMENT_LEN: usize = 255;
 const MAX_LAST_SEGMENT_LEN: usize = 254;
 

@@ -1,8 +1,9 @@
 //! Storage in a local directory, which several processes may share.
 //!
-//! What is written is a temporary file first, made durable, then linked (create) or renamed (swap) to its name, and
-//! the directory made durable: no crash shows an object in part or loses one that was acknowledged. A create needs no
-//! lock, since a link fails where a name exists; a swap compares and renames under a kernel file lock of its key.
+//! What is written is a temporary file first, made durable, then linked (create) or renamed (swap)
+//! to its name, and the directory made durable: no crash shows an object in part or loses one that
+//! was acknowledged. A create needs no lock, since a link fails where a name exists; a swap
+//! compares and renames under a kernel file lock of its key.
 
 use core::fmt;
 use core::ops::Range;

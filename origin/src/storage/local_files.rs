@@ -1,8 +1,10 @@
-//! Where keys are in a directory, and the system calls that change files so that a crash never shows one in part.
+//! Where keys are in a directory, and the system calls that change files so that a crash never
+//! shows one in part.
 //!
-//! A key's last segment becomes a file with a `~` behind its name, every other segment a directory as it is. No
-//! segment contains a `~` or begins with a dot, so no key's file is another key's directory, and `.tmp` and `.lock`
-//! are nobody's. All functions here block; they are called from blocking threads.
+//! A key's last segment becomes a file with a `~` behind its name, every other segment a directory
+//! as it is. No segment contains a `~` or begins with a dot, so no key's file is another key's
+//! directory, and `.tmp` and `.lock` are nobody's. All functions here block; they are called from
+//! blocking threads.
 
 use std::fs::{self, File};
 use std::io;
@@ -60,7 +62,8 @@ impl TemporaryFile {
         &mut self.file
     }
 
-    /// Makes the bytes durable, then gives them a name that nobody has; `AlreadyExists` if somebody has.
+    /// Makes the bytes durable, then gives them a name that nobody has; `AlreadyExists` if somebody
+    /// has.
     pub(super) fn publish_new(self, path: &Path) -> io::Result<()> {
         self.file.sync_data()?;
         let directory = parent_of(path)?;

@@ -1,11 +1,13 @@
-//! Listing a directory in the order of its keys' bytes, which is not the order of its entries' names.
+//! Listing a directory in the order of its keys' bytes, which is not the order of its entries'
+//! names.
 //!
-//! `app-1` comes before `app/x` since `-` is below `/`: so an entry that is a directory is compared as if its name
-//! ended with a slash, and a walk in that order visits the keys in order.
+//! `app-1` comes before `app/x` since `-` is below `/`: so an entry that is a directory is compared
+//! as if its name ended with a slash, and a walk in that order visits the keys in order.
 //!
-//! A file system tells a directory's names in no order, so all must be read for the first of them. So that not each page
-//! of a long listing does that, the names of a directory are remembered until its time of change is another. That is
-//! relied on only if the change was long enough before the reading: a later one has another time then.
+//! A file system tells a directory's names in no order, so all must be read for the first of them.
+//! So that not each page of a long listing does that, the names of a directory are remembered until
+//! its time of change is another. That is relied on only if the change was long enough before the
+//! reading: a later one has another time then.
 
 use std::fs;
 use std::io;

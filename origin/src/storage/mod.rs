@@ -1,12 +1,13 @@
 //! Object storage as the origin sees it: a small trait, its implementations and their decorators.
 //!
-//! Everything that the protocols need and nothing else: create-only put, compare-and-swap on a version, an ordered
-//! page of keys, ranged reads, streaming writes, and an unconditional delete for keys that are used once. An
-//! implementation must never answer a conditional write with success unless its condition held at the instant the
-//! write took effect, and never show a body in part.
+//! Everything that the protocols need and nothing else: create-only put, compare-and-swap on a
+//! version, an ordered page of keys, ranged reads, streaming writes, and an unconditional delete
+//! for keys that are used once. An implementation must never answer a conditional write with
+//! success unless its condition held at the instant the write took effect, and never show a body in
+//! part.
 //!
-//! Reads of one key are linearizable with its writes: what a completed write left is what a read that begins later
-//! returns. All the object stores named in the design promise that today.
+//! Reads of one key are linearizable with its writes: what a completed write left is what a read
+//! that begins later returns. All the object stores named in the design promise that today.
 
 mod bounded;
 mod counted;
@@ -40,7 +41,8 @@ pub(crate) use open::probe_signing;
 pub use open::{OpenError, missing_credentials, open, open_existing, open_with, probe};
 pub use remote::Variables;
 
-/// Bytes that [`Storage::read`] returns at most: a manifest of 4 MiB or a table of 16,384 chunks, with room to spare.
+/// Bytes that [`Storage::read`] returns at most: a manifest of 4 MiB or a table of 16,384 chunks,
+/// with room to spare.
 pub const MAX_READ_LEN: u64 = 8 << 20;
 
 /// What a storage call returns.
@@ -50,19 +52,21 @@ pub type ByteStream = BoxStream<'static, Result<Bytes, StorageError>>;
 
 /// The one dependency of the origin.
 ///
-/// A future dropped before it is ready leaves the outcome of a write unknown: it may apply, or apply later.
+/// A future dropped before it is ready leaves the outcome of a write unknown: it may apply, or
+/// apply later.
 pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// Writes an object where there is none.
     ///
     /// # Errors
-    /// [`StorageError::Conflict`] if the key exists; [`StorageError::Unavailable`] when the outcome is unknown.
+    /// [`StorageError::Conflict`] if the key exists; [`StorageError::Unavailable`] when the outcome
+    /// is unknown.
     fn create<'a>(&'a self, key: &'a Key, body: Bytes) -> StorageFuture<'a, Version>;
 
     /// Replaces the object that has the version `seen`.
     ///
     /// # Errors
-    /// [`StorageError::Conflict`] if the key has another version or none; [`StorageError::Unavailable`] when the
-    /// outcome is unknown.
+    /// [`StorageError::Conflict`] if the key has another version or none;
+    /// [`StorageError::Unavailable`] when the outcome is unknown.
     fn swap<'a>(
         &'a self,
         key: &'a Key,
@@ -79,11 +83,12 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// Bytes of an object as a stream, which ends early only with an error.
     ///
     /// # Errors
-    /// [`StorageError::Missing`] where there is none; [`StorageError::Unavailable`] also within the stream.
+    /// [`StorageError::Missing`] where there is none; [`StorageError::Unavailable`] also within the
+    /// stream.
     fn read_range<'a>(&'a self, key: &'a Key, range: Range<u64>) -> StorageFuture<'a, ByteStream>;
 
-    /// The file that an object is, where it is one; `None` where there is none, or where objects are no files. A file that
-    /// is open stays whole, even if its key is deleted.
+    /// The file that an object is, where it is one; `None` where there is none, or where objects
+    /// are no files. A file that is open stays whole, even if its key is deleted.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`].
@@ -110,16 +115,19 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// [`StorageError::Unavailable`].
     fn write<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Box<dyn ObjectWriter>>;
 
-    /// Removes an object without a condition: only for keys that are used once. Nothing there is success.
+    /// Removes an object without a condition: only for keys that are used once. Nothing there is
+    /// success.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`].
     fn delete<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, ()>;
 
-    /// Whether bytes come from afar, through machines that may change them. Whole bodies are then checked on their way.
+    /// Whether bytes come from afar, through machines that may change them. Whole bodies are then
+    /// checked on their way.
     fn is_remote(&self) -> bool;
 
-    /// A URL that anybody may GET until `valid_for` has passed; `None` where the storage has no such thing.
+    /// A URL that anybody may GET until `valid_for` has passed; `None` where the storage has no
+    /// such thing.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`].
@@ -130,10 +138,11 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     ) -> StorageFuture<'a, Option<String>>;
 }
 
-/// One object being written. Dropped before `finish`, it leaves nothing behind that a listing shows.
+/// One object being written. Dropped before `finish`, it leaves nothing behind that a listing
+/// shows.
 pub trait ObjectWriter: Send {
-    /// How many bytes can be written, after `pending` more, without waiting for memory. Waits for memory only if none are
-    /// pending, and then there is room for some.
+    /// How many bytes can be written, after `pending` more, without waiting for memory. Waits for
+    /// memory only if none are pending, and then there is room for some.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -159,7 +168,8 @@ pub trait ObjectWriter: Send {
     /// Makes the object durable and visible.
     ///
     /// # Errors
-    /// [`StorageError::Conflict`] if the key exists; [`StorageError::Unavailable`] when the outcome is unknown.
+    /// [`StorageError::Conflict`] if the key exists; [`StorageError::Unavailable`] when the outcome
+    /// is unknown.
     fn finish(self: Box<Self>) -> StorageFuture<'static, ()>;
 }
 
@@ -172,7 +182,8 @@ pub struct Object {
     pub version: Version,
 }
 
-/// An opaque mark of one object's content; equal contents may have equal versions, so every body carries a nonce.
+/// An opaque mark of one object's content; equal contents may have equal versions, so every body
+/// carries a nonce.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Version(Arc<str>);
 
@@ -213,8 +224,8 @@ pub struct Page {
 /// What a storage call can end with, apart from success.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// The condition of a write did not hold. Read the key back before deciding anything: after a retry inside a
-    /// client library the write that came first may be one's own.
+    /// The condition of a write did not hold. Read the key back before deciding anything: after a
+    /// retry inside a client library the write that came first may be one's own.
     #[error("{action} {key}: another write came first")]
     Conflict {
         /// What was tried, verb and noun.

@@ -1,13 +1,14 @@
-//! One object on its way into an object store: what fits one part is one conditional put, what is longer is a multipart
-//! upload of equal parts, several of them under way at once.
+//! One object on its way into an object store: what fits one part is one conditional put, what is
+//! longer is a multipart upload of equal parts, several of them under way at once.
 //!
 //! ```text
 //! bytes -> part of 5 MiB, in a block of the pool -> put_part, at most 5 at once -+
 //!                                                  put_part --------------------+-> complete
 //! ```
-//! The block goes with the part until the store has it: the pool bounds the memory of all writers together. A part that
-//! is full needs nobody to be sent, so whoever waits for a part gets one in the end. A writer
-//! that is dropped, or that fails, aborts its multipart upload; what a crash leaves is for the bucket's lifecycle rule.
+//! The block goes with the part until the store has it: the pool bounds the memory of all writers
+//! together. A part that is full needs nobody to be sent, so whoever waits for a part gets one in
+//! the end. A writer that is dropped, or that fails, aborts its multipart upload; what a crash
+//! leaves is for the bucket's lifecycle rule.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -23,12 +24,13 @@ use super::objects::told;
 use super::{Key, ObjectWriter, StorageError, StorageFuture};
 use crate::blocks::{Block, Blocks};
 
-/// Bytes of a part: all of one object's are equal but the last, as some stores ask. S3 takes no smaller ones.
+/// Bytes of a part: all of one object's are equal but the last, as some stores ask. S3 takes no
+/// smaller ones.
 const PART_LEN: usize = 5 << 20;
 /// Parts of one object that are under way at once.
 const PARTS_AT_ONCE: usize = 5;
-/// Multipart uploads that are completed at once: with all of a burst at once, a store that copies bytes for it answers none in
-/// time.
+/// Multipart uploads that are completed at once: with all of a burst at once, a store that copies
+/// bytes for it answers none in time.
 const COMPLETING_AT_ONCE: usize = 16;
 /// Bytes of a part that are handed to the HTTP client at once, which may copy them.
 const PIECE_LEN: usize = 64 << 10;
@@ -36,7 +38,8 @@ const PIECE_LEN: usize = 64 << 10;
 const ABORT_TIMEOUT: Duration = Duration::from_secs(30);
 const ACTION: &str = "write object";
 
-/// The memory for parts that are being gathered or sent: a writer without a part waits, and so does its client.
+/// The memory for parts that are being gathered or sent: a writer without a part waits, and so does
+/// its client.
 #[derive(Clone, Debug)]
 pub struct PartPool {
     parts: Blocks,
@@ -186,8 +189,9 @@ impl Writer {
         }
         // The pool is never closed.
         let _turn = self.pool.completing.acquire().await.ok();
-        // No backend completes a multipart upload under a condition everywhere. The keys of streamed objects carry a
-        // nonce and are written once, so this look only finds a broken generator of nonces.
+        // No backend completes a multipart upload under a condition everywhere. The keys of
+        // streamed objects carry a nonce and are written once, so this look only finds a broken
+        // generator of nonces.
         if let Some(_present) = stored_len(&*self.store, &self.key, &self.path).await? {
             return Err(StorageError::conflict(ACTION, &self.key));
         }

@@ -1,7 +1,7 @@
 //! Storage over the `object_store` crate: memory, S3, GCS and Azure by the same code.
 //!
-//! What a store answers with "it is there already" may be one's own write, repeated by the client library: whoever
-//! calls reads the key back before it decides anything, here as everywhere.
+//! What a store answers with "it is there already" may be one's own write, repeated by the client
+//! library: whoever calls reads the key back before it decides anything, here as everywhere.
 
 use core::ops::Range;
 use core::time::Duration;

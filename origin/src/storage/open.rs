@@ -55,8 +55,8 @@ const ANOTHER_STORE: &str = "take a storage that honours If-None-Match and If-Ma
 const LOOK_AT_ACCESS: &str = "check that it can be reached, and that these credentials may read, write, list and \
     delete, see the page on operations";
 
-/// Opens storage by its URL, with the variables of this process. Streamed writes of remote backends share a pool of
-/// `part_bytes`.
+/// Opens storage by its URL, with the variables of this process. Streamed writes of remote backends
+/// share a pool of `part_bytes`.
 ///
 /// # Errors
 /// [`OpenError::Url`] and [`OpenError::Directory`].
@@ -123,8 +123,8 @@ pub fn open_with(
     }
 }
 
-/// Tries, on a key of its own, each operation that the protocols rest on: a storage that ignores conditions is found
-/// here and not when it loses a tag.
+/// Tries, on a key of its own, each operation that the protocols rest on: a storage that ignores
+/// conditions is found here and not when it loses a tag.
 ///
 /// # Errors
 /// [`OpenError::Probe`] with the step that failed.
@@ -218,7 +218,8 @@ fn failed(
     OpenError::Probe { step, source, cure }
 }
 
-/// Under which path a provider's client asks the machine for its role, and what was not set, so that it did.
+/// Under which path a provider's client asks the machine for its role, and what was not set, so
+/// that it did.
 const ROLES: [(&str, &str); 3] = [
     (
         "/latest/api/token",
@@ -234,8 +235,8 @@ const ROLES: [(&str, &str); 3] = [
     ),
 ];
 
-/// What to do about what a storage `said` if it failed because nobody told who asks it: the client then asks the machine, at
-/// an address that means nothing to who forgot the credentials.
+/// What to do about what a storage `said` if it failed because nobody told who asks it: the client
+/// then asks the machine, at an address that means nothing to who forgot the credentials.
 pub fn missing_credentials(said: &str) -> Option<String> {
     let (_, variables) = ROLES.iter().find(|(path, _)| said.contains(path))?;
     Some(format!(

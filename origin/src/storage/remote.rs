@@ -1,9 +1,11 @@
-//! Remote storage by its URL: `s3://bucket/prefix`, `gs://bucket/prefix` and `az://container/prefix`.
+//! Remote storage by its URL: `s3://bucket/prefix`, `gs://bucket/prefix` and
+//! `az://container/prefix`.
 //!
-//! Where it is and who asks is in the environment's variables that the providers' own tools use, too, read by
-//! `object_store`: `AWS_...`, `GOOGLE_...`, `AZURE_...` (`docs/operations.md` lists those that matter). Ours are only
-//! the bounds: what a server throttles or fails is tried again with backoff, for less time than one storage call may
-//! take, so that a request ends with 503 and not with a client that gave up.
+//! Where it is and who asks is in the environment's variables that the providers' own tools use,
+//! too, read by `object_store`: `AWS_...`, `GOOGLE_...`, `AZURE_...` (`docs/operations.md` lists
+//! those that matter). Ours are only the bounds: what a server throttles or fails is tried again
+//! with backoff, for less time than one storage call may take, so that a request ends with 503 and
+//! not with a client that gave up.
 
 use core::str::FromStr;
 use core::time::Duration;
@@ -21,10 +23,12 @@ use super::transport::SmallBuffers;
 /// Variables of the environment.
 pub type Variables = BTreeMap<String, String>;
 
-/// How long a server may send nothing. No bound on a whole answer: a client may take its time with a large blob.
+/// How long a server may send nothing. No bound on a whole answer: a client may take its time with
+/// a large blob.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// After this long no further attempt is made; one that is under way may last a [`READ_TIMEOUT`] more.
+/// After this long no further attempt is made; one that is under way may last a [`READ_TIMEOUT`]
+/// more.
 const RETRY_FOR: Duration = Duration::from_secs(10);
 const ATTEMPTS: usize = 8;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
@@ -61,7 +65,8 @@ pub(super) fn connect(
         "az" => az,
         _ => return None,
     };
-    // The HTTP client wants to know of a TLS provider; whoever installed one before us installed the same.
+    // The HTTP client wants to know of a TLS provider; whoever installed one before us installed
+    // the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Some(parse(address).and_then(|(bucket, prefix)| Ok(build(bucket, variables)?.under(prefix))))
 }
@@ -119,7 +124,8 @@ fn az(container: &str, variables: &Variables) -> Result<Remote, object_store::Er
     Ok(Remote::new(builder.with_container_name(container).build()?))
 }
 
-/// The builder with each variable that it knows. Others of the same prefix belong to the provider's other tools.
+/// The builder with each variable that it knows. Others of the same prefix belong to the provider's
+/// other tools.
 fn configured<B, K: FromStr>(
     builder: B,
     prefix: &str,

@@ -1,13 +1,14 @@
 //! The HTTP client of remote storages: HTTP/1.1, with small buffers.
 //!
-//! A blob that passes through on its way to a slow client waits in the buffers of the connection that it comes on. The client that
-//! `object_store` brings lets those grow to 400 KiB, and has no setting for it: a thousand pulls at once would need as many.
-//! Here a connection has two buffers of [`SMALL_LEN`] at most, one to be filled and one that nobody has taken yet. Small ones cost
-//! speed, so the first [`LARGE_PLACES`] answers have large ones. Nobody waits for those: a slow client that holds one costs the
-//! others a part of their speed, and never their turn.
+//! A blob that passes through on its way to a slow client waits in the buffers of the connection
+//! that it comes on. The client that `object_store` brings lets those grow to 400 KiB, and has no
+//! setting for it: a thousand pulls at once would need as many. Here a connection has two buffers
+//! of [`SMALL_LEN`] at most, one to be filled and one that nobody has taken yet. Small ones cost
+//! speed, so the first [`LARGE_PLACES`] answers have large ones. Nobody waits for those: a slow
+//! client that holds one costs the others a part of their speed, and never their turn.
 //!
-//! What it does not know (proxies, whole answers that are bounded in time, certificates that nobody checks) the other client
-//! is asked for still: who configures it has it.
+//! What it does not know (proxies, whole answers that are bounded in time, certificates that nobody
+//! checks) the other client is asked for still: who configures it has it.
 
 use core::error::Error;
 use core::future::Future;
@@ -44,8 +45,9 @@ const SMALL_LEN: usize = 16 << 10;
 const LARGE_LEN: usize = 256 << 10;
 /// Answers at once with large buffers: 8 MiB.
 const LARGE_PLACES: usize = 16;
-/// How long a server may put a multipart upload together (CompleteMultipartUpload, the one POST that takes its time). S3 says
-/// that it may take minutes, and sends spaces meanwhile; its like copy all bytes, and send nothing.
+/// How long a server may put a multipart upload together (CompleteMultipartUpload, the one POST
+/// that takes its time). S3 says that it may take minutes, and sends spaces meanwhile; its like
+/// copy all bytes, and send nothing.
 const COMPLETE_TIMEOUT: Duration = Duration::from_mins(2);
 /// As long as other clients keep a connection that nobody uses.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -175,7 +177,8 @@ impl HttpService for Transport {
     }
 }
 
-/// The body of an answer. A server that sends nothing for too long, while somebody waits for it, has failed.
+/// The body of an answer. A server that sends nothing for too long, while somebody waits for it,
+/// has failed.
 #[derive(Debug)]
 struct Answer {
     body: Incoming,

@@ -1,5 +1,6 @@
-//! Whatever a storage gives back where a record should be, and whatever a client calls an upload, is an error at worst.
-//! (The codecs below are fuzzed in `fuzz/`; these types would drag the whole origin into it.)
+//! Whatever a storage gives back where a record should be, and whatever a client calls an upload,
+//! is an error at worst. (The codecs below are fuzzed in `fuzz/`; these types would drag the whole
+//! origin into it.)
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use bytes::Bytes;

@@ -4,15 +4,16 @@
 //! key      upload/<id>/0        .../end of the first     .../end of the second
 //! link     data 0..a            data a..b                finish | cancel | data, whoever creates the key
 //! ```
-//! Every claim is made at `end`, so exactly one of a PATCH, a finish and a cancel wins there. A claim that loses reads
-//! the winner's link and follows it.
+//! Every claim is made at `end`, so exactly one of a PATCH, a finish and a cancel wins there. A
+//! claim that loses reads the winner's link and follows it.
 
 use super::hash::Midstates;
 use super::link::{Act, Link};
 use crate::record::{Segment, TableAt};
 use flotilla_common::seal::BlobFacts;
 
-/// Every so many links, one repeats all segments: so a chain of any length is known after two reads.
+/// Every so many links, one repeats all segments: so a chain of any length is known after two
+/// reads.
 const LINKS_PER_BASE: u32 = 64;
 
 /// An upload that is still open, as far as a replica knows.
@@ -158,7 +159,8 @@ mod tests {
         Hashes::new(false).midstates()
     }
 
-    /// A chain read back from its last link, and the base of that, as a replica does that never saw it.
+    /// A chain read back from its last link, and the base of that, as a replica does that never saw
+    /// it.
     fn read_back(links: &BTreeMap<u64, Link>) -> Next {
         let (offset, link) = links.last_key_value().expect("a link");
         let before = link

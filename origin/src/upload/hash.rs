@@ -1,4 +1,5 @@
-//! The hashes of an upload's bytes: sha256 and the BLAKE3 tree always, sha512 when it was announced.
+//! The hashes of an upload's bytes: sha256 and the BLAKE3 tree always, sha512 when it was
+//! announced.
 
 use bincode::{Decode, Encode};
 use flotilla_common::digest::{Algorithm, Digest, DigestHasher};
@@ -42,7 +43,8 @@ impl Hashes {
         }
     }
 
-    /// Takes the next bytes: a third of a millisecond for each MiB, so not on a thread that serves sockets.
+    /// Takes the next bytes: a third of a millisecond for each MiB, so not on a thread that serves
+    /// sockets.
     pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.sha256.update(bytes);
         if let Some(sha512) = &mut self.sha512 {
@@ -61,7 +63,8 @@ impl Hashes {
         }
     }
 
-    /// The hashers after the bytes of a link; `tail` are those that the tree's state does not cover.
+    /// The hashers after the bytes of a link; `tail` are those that the tree's state does not
+    /// cover.
     pub(crate) fn resume(midstates: Midstates, tail: &[u8]) -> Result<Self, BadMidstates> {
         let hasher = |algorithm, state: &[u8]| {
             DigestHasher::from_midstate(algorithm, state).map_err(|_| BadMidstates)

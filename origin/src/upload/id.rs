@@ -1,10 +1,12 @@
-//! Upload ids: signed and dated, so that beginning an upload writes nothing and any replica knows its own kind.
+//! Upload ids: signed and dated, so that beginning an upload writes nothing and any replica knows
+//! its own kind.
 //!
 //! ```text
 //! id = hex( flags 1 | expiry 8 | random 15 | mac 16 )      mac = SHA-256(secret | SHA-256(repository) | the first 24)
 //! ```
-//! The lengths are fixed, so the plain hash is a sound MAC. An id is valid within one repository. It also is the
-//! generation of the blob that the upload finishes: every attempt to finish writes the same record.
+//! The lengths are fixed, so the plain hash is a sound MAC. An id is valid within one repository.
+//! It also is the generation of the blob that the upload finishes: every attempt to finish writes
+//! the same record.
 
 use core::fmt;
 use core::str::FromStr;
@@ -45,7 +47,8 @@ impl FromStr for Generation {
     }
 }
 
-/// An id that this bucket's replicas never gave out, gave out for another repository, or that has expired.
+/// An id that this bucket's replicas never gave out, gave out for another repository, or that has
+/// expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown upload")]
 pub(crate) struct UnknownUpload;

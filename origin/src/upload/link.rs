@@ -1,4 +1,5 @@
-//! The links of an upload's chain, `upload/<id>/<offset>`: create-only, so who creates the key owns the offset.
+//! The links of an upload's chain, `upload/<id>/<offset>`: create-only, so who creates the key owns
+//! the offset.
 
 use bincode::{Decode, Encode};
 use flotilla_common::seal::BlobFacts;
@@ -14,7 +15,8 @@ pub(crate) enum Act {
         /// The hashes of all bytes before `end`.
         midstates: Midstates,
     },
-    /// The upload is this blob. Carries all that its record says, so that every attempt writes the same.
+    /// The upload is this blob. Carries all that its record says, so that every attempt writes the
+    /// same.
     Finish {
         /// The digest is among them: the first finish fixes it.
         facts: BlobFacts,

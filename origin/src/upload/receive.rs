@@ -4,16 +4,18 @@
 //! socket -> batch of 512 KiB -> hash (blocking thread) -+-> next
 //!                          -> segment's writer       -+
 //! ```
-//! While a batch is hashed and written, the next one is read: two batches per upload, each in a block of the pool.
-//! An upload without a block has one piece of its body and does not read its socket any further. Bytes are copied into the
-//! block: a piece as it came keeps the buffer that it was read into, which may be much larger. So that slow clients
-//! keep nobody waiting, a batch is gathered only when its first bytes are there, and for a short time only.
+//! While a batch is hashed and written, the next one is read: two batches per upload, each in a
+//! block of the pool. An upload without a block has one piece of its body and does not read its
+//! socket any further. Bytes are copied into the block: a piece as it came keeps the buffer that it
+//! was read into, which may be much larger. So that slow clients keep nobody waiting, a batch is
+//! gathered only when its first bytes are there, and for a short time only.
 //!
-//! Memory is asked for in one order, what the segment's writer needs before the block of a batch: who holds a block waits
-//! for nobody. Without that, uploads with blocks that wait for parts and uploads with parts that wait for blocks wait
-//! for each other for ever.
+//! Memory is asked for in one order, what the segment's writer needs before the block of a batch:
+//! who holds a block waits for nobody. Without that, uploads with blocks that wait for parts and
+//! uploads with parts that wait for blocks wait for each other for ever.
 //!
-//! Nothing is visible before the segment is finished, and the segment counts only once a link names it.
+//! Nothing is visible before the segment is finished, and the segment counts only once a link names
+//! it.
 
 use core::time::Duration;
 
@@ -244,14 +246,15 @@ struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// Hashes and writes a batch. Its block is free again at the end: the next batch may be waiting for it.
+    /// Hashes and writes a batch. Its block is free again at the end: the next batch may be waiting
+    /// for it.
     async fn store(&mut self, hashes: Hashes, batch: Bytes) -> Result<Hashes, StorageError> {
         let (hashed, written) = tokio::join!(hash(hashes, batch.clone()), self.write(batch));
         written.and(hashed)
     }
 
-    /// How many bytes can be written after `pending` more without waiting for memory. Only without any pending it waits for
-    /// memory, or begins a segment.
+    /// How many bytes can be written after `pending` more without waiting for memory. Only without
+    /// any pending it waits for memory, or begins a segment.
     async fn room(&mut self, pending: usize) -> Result<usize, StorageError> {
         if let Some((segment, writer)) = &mut self.open {
             let left = self
@@ -291,7 +294,8 @@ impl Sink<'_> {
 
     async fn finish(&mut self) -> Result<(), StorageError> {
         if let Some((segment, writer)) = self.open.take() {
-            // Noted before the attempt: an outcome that stays unknown may have left an object behind.
+            // Noted before the attempt: an outcome that stays unknown may have left an object
+            // behind.
             self.segments.push(segment);
             writer.finish().await?;
         }
@@ -299,8 +303,8 @@ impl Sink<'_> {
     }
 }
 
-/// Removes segments that no link names, now or later. A storage that takes its time keeps no client waiting: what is left is
-/// the collector's.
+/// Removes segments that no link names, now or later. A storage that takes its time keeps no client
+/// waiting: what is left is the collector's.
 pub(crate) async fn drop_segments(
     storage: &dyn Storage,
     upload: &Generation,

@@ -1,6 +1,6 @@
-//! Object stores that are servers of their own: other people's programs, each on a free port and in a folder that end
-//! with the story. `tests/run` installs them; where one is missing its stories are skipped, loudly. Everybody speaks to
-//! a server through its proxy, which knows faults.
+//! Object stores that are servers of their own: other people's programs, each on a free port and in
+//! a folder that end with the story. `tests/run` installs them; where one is missing its stories
+//! are skipped, loudly. Everybody speaks to a server through its proxy, which knows faults.
 #![allow(
     dead_code,
     unused_imports,
@@ -132,7 +132,8 @@ impl Server {
         let dir = tempfile::tempdir().expect("make the server's folder");
         let address = free_address();
         let log = File::create(dir.path().join(".log")).expect("create the server's log");
-        // Plain HTTP; the builder wants to know of a TLS provider all the same. All tests install the same one.
+        // Plain HTTP; the builder wants to know of a TLS provider all the same. All tests install
+        // the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let proxy = Proxy::start(address).await;
         let process = Command::new(&program)

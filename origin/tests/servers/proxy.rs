@@ -1,7 +1,7 @@
 //! A proxy before a server: faults that a story arms, and one conditional write at a time.
 //!
-//! The latter because s3s-fs looks whether the condition holds and writes afterwards: of two writers at once both would
-//! win, which no store does that people keep their images in.
+//! The latter because s3s-fs looks whether the condition holds and writes afterwards: of two
+//! writers at once both would win, which no store does that people keep their images in.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

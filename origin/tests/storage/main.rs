@@ -1,4 +1,5 @@
-//! One conformance suite for every implementation of storage, and what is special about the local directory.
+//! One conformance suite for every implementation of storage, and what is special about the local
+//! directory.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod conformance;

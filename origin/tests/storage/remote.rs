@@ -41,7 +41,8 @@ async fn s3_conforms_on_moto() {
     conformance::check(server.storage(), Lacks::default()).await;
 }
 
-/// fake-gcs-server has no writes over the XML interface, which is the one with conditions that `object_store` speaks.
+/// fake-gcs-server has no writes over the XML interface, which is the one with conditions that
+/// `object_store` speaks.
 #[tokio::test]
 async fn a_gcs_without_conditional_writes_is_refused_at_the_start() {
     let story = "a_gcs_without_conditional_writes_is_refused_at_the_start";

@@ -49,7 +49,8 @@ async fn report(region: &Region, deep: bool) -> Report {
     check(region.storage.clone(), deep).await.unwrap()
 }
 
-/// That the shallow check finds exactly one kind of damage, at a key under `prefix`, told with these words.
+/// That the shallow check finds exactly one kind of damage, at a key under `prefix`, told with
+/// these words.
 async fn finds(region: &Region, prefix: &str, words: &str) {
     let report = report(region, false).await;
     let fits = |finding: &flotilla_origin::check::Finding| {

@@ -1,5 +1,5 @@
-//! Replicas that stop between two steps, and answers that are lost: what was acknowledged stays, what was not can be
-//! repeated anywhere.
+//! Replicas that stop between two steps, and answers that are lost: what was acknowledged stays,
+//! what was not can be repeated anywhere.
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;

@@ -1,5 +1,5 @@
-//! A server of object storage that throttles, fails, hangs, tears, and loses its answers: clients see a success, or 503
-//! with Retry-After, and what was acknowledged can be pulled.
+//! A server of object storage that throttles, fails, hangs, tears, and loses its answers: clients
+//! see a success, or 503 with Retry-After, and what was acknowledged can be pulled.
 
 use core::time::Duration;
 
@@ -31,7 +31,8 @@ async fn pulled(region: &Region, replica: usize, bytes: &Bytes) -> Result<bool, 
     Ok(answer.bytes().await? == *bytes)
 }
 
-/// Each kind of write once throttled, once failed, and once done with its answer lost; parts of a long segment, too.
+/// Each kind of write once throttled, once failed, and once done with its answer lost; parts of a
+/// long segment, too.
 #[tokio::test]
 async fn every_write_may_be_throttled_or_fail_or_lose_its_answer_and_the_push_succeeds() {
     let story = "every_write_may_be_throttled_or_fail_or_lose_its_answer_and_the_push_succeeds";

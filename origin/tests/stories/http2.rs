@@ -220,7 +220,8 @@ async fn headers_are_bounded() {
     );
 }
 
-/// What comes of a request on a connection of HTTP/2: its bytes, and the reason why they ended before they were whole.
+/// What comes of a request on a connection of HTTP/2: its bytes, and the reason why they ended
+/// before they were whole.
 async fn taken(
     requests: &h2::client::SendRequest<Bytes>,
     request: (Method, &str),

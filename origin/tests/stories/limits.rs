@@ -1,4 +1,5 @@
-//! Beyond its limits an origin refuses at once and says when to come again; slow and stalled clients are left.
+//! Beyond its limits an origin refuses at once and says when to come again; slow and stalled
+//! clients are left.
 
 use core::time::Duration;
 use std::net::SocketAddr;
@@ -252,7 +253,8 @@ async fn a_client_that_reads_nothing_is_left_and_its_places_are_free() {
     assert_eq!(digest, Digest::sha256(&sample(64 << 20, 0)));
 }
 
-/// The writes of a storage that never answers: the first is given up, and so is the second; there is no third.
+/// The writes of a storage that never answers: the first is given up, and so is the second; there
+/// is no third.
 #[tokio::test]
 async fn a_write_that_the_storage_never_answers_is_a_503_within_two_storage_timeouts() {
     let region = Region::start_with(1, |config| config.limits.storage_timeout = BRIEF).await;

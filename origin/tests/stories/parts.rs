@@ -56,8 +56,8 @@ impl Sending {
     }
 }
 
-/// Two uploads have all parts, two more have bytes and no part. Would these hold the memory for batches meanwhile, nobody
-/// could go on.
+/// Two uploads have all parts, two more have bytes and no part. Would these hold the memory for
+/// batches meanwhile, nobody could go on.
 #[tokio::test]
 async fn uploads_that_have_a_part_never_wait_for_those_that_wait_for_one() {
     let two_batches = ByteSize(2 * BATCH);

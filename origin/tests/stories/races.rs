@@ -64,7 +64,8 @@ async fn of_chunk_finish_and_cancel_exactly_one_wins() {
         let chunked = chunk.status() == StatusCode::ACCEPTED;
         let finished = finish.status() == StatusCode::CREATED;
         let cancelled = cancel == StatusCode::NO_CONTENT;
-        // A cancel follows a chain that grew under it; a chunk and a finish end where another one won.
+        // A cancel follows a chain that grew under it; a chunk and a finish end where another one
+        // won.
         let told = (chunked, finished, cancelled);
         assert!(
             [

@@ -1,4 +1,5 @@
-//! Whole origins on S3: what they promise on any storage, and what a request costs in requests to the server.
+//! Whole origins on S3: what they promise on any storage, and what a request costs in requests to
+//! the server.
 
 use flotilla_common::digest::Digest;
 use reqwest::{Method, StatusCode};
@@ -102,8 +103,8 @@ async fn push_round_the_replicas(region: &Region, chunks: usize, step: usize) ->
 #[tokio::test]
 async fn on_s3_an_operation_is_a_request() {
     let story = "on_s3_an_operation_is_a_request";
-    // s3s-fs keeps what it knows of an object in a file whose name holds the whole key: it writes a long key's object and
-    // answers 500, so a record costs a second PUT and a look there.
+    // s3s-fs keeps what it knows of an object in a file whose name holds the whole key: it writes a
+    // long key's object and answers 500, so a record costs a second PUT and a look there.
     let Some(server) = Server::start(story, Kind::Moto).await else {
         return;
     };

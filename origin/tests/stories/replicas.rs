@@ -246,7 +246,8 @@ async fn a_replica_that_is_not_listed_is_stale_for_one_time_to_live_at_most() {
     }
 }
 
-/// Waits for its time-to-live rather than believe: nobody there, somebody who hangs, somebody who is no replica.
+/// Waits for its time-to-live rather than believe: nobody there, somebody who hangs, somebody who
+/// is no replica.
 #[tokio::test]
 async fn who_does_not_answer_as_a_replica_is_waited_out() {
     let ttl = Duration::from_millis(400);

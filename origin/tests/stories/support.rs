@@ -127,7 +127,8 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn at(address: std::net::SocketAddr) -> Self {
-        // Plain HTTP; the builder wants to know of a TLS provider all the same. All tests install the same one.
+        // Plain HTTP; the builder wants to know of a TLS provider all the same. All tests install
+        // the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self::with(Client::builder(), address)
     }

@@ -1,4 +1,5 @@
-//! Keeping accounts of what the driver sees: bytes by source and neighbour, waits, images. Nothing is decided here.
+//! Keeping accounts of what the driver sees: bytes by source and neighbour, waits, images. Nothing
+//! is decided here.
 
 use flotilla_common::digest::Digest;
 use flotilla_common::swarm::{BlobSlot, Nearness, PeerSlot, Source, TransferId, UploadId};

@@ -142,7 +142,8 @@ impl Driver {
         }
     }
 
-    /// Tells everybody with whom a blob was exchanged that it is gone; before the machine forgets it.
+    /// Tells everybody with whom a blob was exchanged that it is gone; before the machine forgets
+    /// it.
     pub(super) fn tell_forgot(&self, slot: BlobSlot) {
         let Some(blob) = self.roster.blob(slot) else {
             return;

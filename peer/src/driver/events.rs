@@ -1,4 +1,5 @@
-//! What the mirror and the own tasks say, told to the machine in its own words; and looking after what it forgot.
+//! What the mirror and the own tasks say, told to the machine in its own words; and looking after
+//! what it forgot.
 
 use std::sync::Arc;
 
@@ -82,8 +83,8 @@ impl Driver {
                     .handle(now, Input::Progress { transfer, received });
             }
             Report::Fetched(transfer, fetched) => {
-                // Cancelled in the meantime: the machine does not wait for it any more. What it brought is in the
-                // store all the same, and found there.
+                // Cancelled in the meantime: the machine does not wait for it any more. What it
+                // brought is in the store all the same, and found there.
                 if matches!(fetched, Fetched::Received)
                     && let Some(bytes) = self.fetches.get(&transfer).map(|fetch| fetch.bytes)
                 {
@@ -262,8 +263,8 @@ impl Driver {
         }
     }
 
-    /// Says loudly that an origin contradicts itself, and has nothing more to do with the blob: readers get it from
-    /// the origin directly, and check it themselves.
+    /// Says loudly that an origin contradicts itself, and has nothing more to do with the blob:
+    /// readers get it from the origin directly, and check it themselves.
     fn quarantine(&mut self, now: Time, digest: &Digest, why: &str) {
         tracing::error!(blob = %digest, why, "QUARANTINE: an origin's seal cannot be trusted for this blob");
         self.shared.counters.quarantined_blobs.add(1);

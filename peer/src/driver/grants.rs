@@ -1,4 +1,5 @@
-//! Grants: shown by this peer with each question, renewed while a pull goes on, and asked of others if so configured.
+//! Grants: shown by this peer with each question, renewed while a pull goes on, and asked of others
+//! if so configured.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -22,8 +23,9 @@ const RENEWAL_INTERVAL: Duration = Duration::from_secs(30);
 /// Which manifests' grants were asked for lately, and until when they are not asked for again.
 pub(super) type Renewals = BTreeMap<Digest, Time>;
 
-/// Grants that were verified, the last one of each link: a neighbour shows the same one with each question of a pull.
-/// Nothing but the signature is remembered; whom a grant is for, for what and until when is looked at each time.
+/// Grants that were verified, the last one of each link: a neighbour shows the same one with each
+/// question of a pull. Nothing but the signature is remembered; whom a grant is for, for what and
+/// until when is looked at each time.
 #[derive(Debug, Default)]
 pub(super) struct Verified {
     /// The keys that it was verified with: with others, nothing counts.

@@ -8,9 +8,10 @@
 //!   ◀──── the first one whose manifest has the digest ◀──────────────────
 //! ```
 //!
-//! Everything that comes is checked as if a stranger had sent it: the manifest against its digest here, the proofs where they
-//! are used. Where grants are required, an image is told only to whom an origin permitted it. Bounded are the images sought
-//! at once, the neighbours asked for each, the images told at once, and every wait.
+//! Everything that comes is checked as if a stranger had sent it: the manifest against its digest
+//! here, the proofs where they are used. Where grants are required, an image is told only to whom
+//! an origin permitted it. Bounded are the images sought at once, the neighbours asked for each,
+//! the images told at once, and every wait.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,7 +68,8 @@ impl Seeks {
 }
 
 impl Driver {
-    /// Looks for an image among the peers. Whoever waits is answered by the first one that has it, or not at all.
+    /// Looks for an image among the peers. Whoever waits is answered by the first one that has it,
+    /// or not at all.
     pub(super) fn seek(&mut self, manifest: Digest, answer: oneshot::Sender<Image>) {
         self.seeks.retain_awaited();
         if self.seeks.0.len() >= MAX_SEEKS && !self.seeks.0.contains_key(&manifest) {

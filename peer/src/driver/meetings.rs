@@ -92,7 +92,8 @@ impl Driver {
             if !link.is_preferred_to(older, &own) {
                 return self.retire(link);
             }
-            // The neighbour may have started again, and knows nothing of what was said on the older one.
+            // The neighbour may have started again, and knows nothing of what was said on the older
+            // one.
             if let Some(older) = peer.link.take() {
                 self.retire(older);
             }

@@ -1,4 +1,5 @@
-//! The driver: one task that owns the machine, feeds it everything that happens, and does what it says.
+//! The driver: one task that owns the machine, feeds it everything that happens, and does what it
+//! says.
 //!
 //! ```text
 //! mirror ── Command ──┐                          ┌──▶ transport: dial, say, fetch, serve
@@ -7,8 +8,8 @@
 //! tasks ───── Report ─┘                          └──▶ store: whole-blob check, bypass
 //! ```
 //!
-//! It is boring on purpose: whatever decides is in the machine. It never waits for anything but the next event, never
-//! touches a payload byte, and every queue into it is bounded.
+//! It is boring on purpose: whatever decides is in the machine. It never waits for anything but the
+//! next event, never touches a payload byte, and every queue into it is bounded.
 
 mod accounts;
 mod act;
@@ -164,7 +165,8 @@ impl Waited {
     }
 }
 
-/// When bytes of any blob last came: readers that wait tell a swarm that is busy from one that is stuck.
+/// When bytes of any blob last came: readers that wait tell a swarm that is busy from one that is
+/// stuck.
 #[derive(Debug, Default)]
 pub(crate) struct Moved(AtomicU64);
 
@@ -232,7 +234,8 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Runs until the shutdown starts. Blobs that the store held before are served from the beginning.
+    /// Runs until the shutdown starts. Blobs that the store held before are served from the
+    /// beginning.
     pub(crate) async fn run(machine: PeerMachine, shared: Arc<Shared>, mut events: Events) {
         let (reports, mut reported) = mpsc::channel(QUEUE);
         let now = Clock::now();

@@ -1,4 +1,5 @@
-//! What people are told: the driver's tables and the machine's opinion in the words of [`crate::status`].
+//! What people are told: the driver's tables and the machine's opinion in the words of
+//! [`crate::status`].
 
 use std::collections::HashMap;
 

@@ -1,4 +1,5 @@
-//! Who is behind a slot: the machine knows blobs and peers as small numbers, everybody else by digest and name.
+//! Who is behind a slot: the machine knows blobs and peers as small numbers, everybody else by
+//! digest and name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +26,8 @@ pub(super) struct Blob {
     pub(super) pin: Option<Pin>,
     /// When a reader was last seen.
     pub(super) used_at: Time,
-    /// Tells the answer to the last lease request from those to earlier ones; 0 while none is under way.
+    /// Tells the answer to the last lease request from those to earlier ones; 0 while none is under
+    /// way.
     pub(super) lease_ticket: u64,
     /// Whether the whole is being hashed.
     pub(super) is_being_checked: bool,
@@ -143,7 +145,8 @@ impl Roster {
         self.peer(slot)?.link.as_ref()
     }
 
-    /// The slot of a peer, a new one if it has none; `is_idle` says of which peers the machine has let go.
+    /// The slot of a peer, a new one if it has none; `is_idle` says of which peers the machine has
+    /// let go.
     pub(super) fn intern_peer(
         &mut self,
         id: &PeerId,

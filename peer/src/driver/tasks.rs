@@ -1,4 +1,5 @@
-//! What the driver spawns: downloads, uploads, and the hashing of whole blobs. Each reports how it goes.
+//! What the driver spawns: downloads, uploads, and the hashing of whole blobs. Each reports how it
+//! goes.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use crate::transport::{self, FetchError, Link, Outbound, Question, ServeError};
 
 /// Time between two progress reports of one transfer.
 const REPORT_INTERVAL: Duration = Duration::from_millis(20);
-/// A transfer reports at every such part of its length at least: on a fast link it is over before the time is.
+/// A transfer reports at every such part of its length at least: on a fast link it is over before
+/// the time is.
 const REPORTS: u64 = 4;
 
 /// How a download ended.
@@ -30,7 +32,8 @@ pub(super) enum Fetched {
     Failed(Failure),
 }
 
-/// Tells the driver now and then how many of a transfer's bytes have moved. A driver that is busy hears of later ones.
+/// Tells the driver now and then how many of a transfer's bytes have moved. A driver that is busy
+/// hears of later ones.
 struct Progress<F> {
     reports: mpsc::Sender<Report>,
     told: u64,
@@ -212,8 +215,8 @@ pub(super) async fn check(blob: Arc<StoredBlob>, reports: mpsc::Sender<Report>) 
     }
 }
 
-/// Before anybody is accused of a wrong digest, the chunks are looked at once more, for the own disk may have changed
-/// them; and then the digest, for they may have been fetched again meanwhile.
+/// Before anybody is accused of a wrong digest, the chunks are looked at once more, for the own
+/// disk may have changed them; and then the digest, for they may have been fetched again meanwhile.
 async fn judge(blob: &StoredBlob) -> Result<Whole, StoreError> {
     if blob.check_digest().await? {
         return Ok(Whole::Right);

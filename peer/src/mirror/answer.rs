@@ -1,8 +1,8 @@
 //! Answers of the mirror that are not content: OCI error bodies.
 //!
-//! If every host of a pull fails, containerd shows the person the first host's error, which is ours; so each
-//! message says what happened and where. The mirror never answers 408 or 429: containerd would ask the same
-//! host five times more.
+//! If every host of a pull fails, containerd shows the person the first host's error, which is
+//! ours; so each message says what happened and where. The mirror never answers 408 or 429:
+//! containerd would ask the same host five times more.
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode, header};

@@ -1,9 +1,10 @@
 //! Serving blobs: from the store as they come in, or passed through from the origin.
 //!
-//! What is decided here is the head of the answer. It goes out when the first bytes are there; with none to come it is
-//! 404 or 503, at once. One exception: when a blob has been begun, the runtime fetches its other ranges here and fails
-//! the pull on any other status, so then the head goes out and the body is cut without a byte, after which the runtime
-//! asks again, is refused, and goes on to its next host.
+//! What is decided here is the head of the answer. It goes out when the first bytes are there; with
+//! none to come it is 404 or 503, at once. One exception: when a blob has been begun, the runtime
+//! fetches its other ranges here and fails the pull on any other status, so then the head goes out
+//! and the body is cut without a byte, after which the runtime asks again, is refused, and goes on
+//! to its next host.
 
 use core::ops::Range;
 use std::sync::Arc;

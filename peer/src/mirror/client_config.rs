@@ -1,7 +1,7 @@
 //! The configurations that make a container runtime ask this mirror first and the origin after it.
 //!
-//! They are printed by the program and not written by hand: a mistake in containerd's `hosts.toml`, for one, is only
-//! logged by containerd, which then works as if there were no mirror at all.
+//! They are printed by the program and not written by hand: a mistake in containerd's `hosts.toml`,
+//! for one, is only logged by containerd, which then works as if there were no mirror at all.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,8 +12,9 @@ const DIAL_TIMEOUT: &str = "200ms";
 
 /// The text for `<hosts-dir>/<registry host>:<port>/hosts.toml` (or `_default/hosts.toml`).
 ///
-/// `mirror` is the address that the mirror listens on. `origin` is the URL that containerd turns to when the
-/// mirror is not there or cannot serve, with its scheme; `ca` the authority of its certificate, if that is no public one.
+/// `mirror` is the address that the mirror listens on. `origin` is the URL that containerd turns to
+/// when the mirror is not there or cannot serve, with its scheme; `ca` the authority of its
+/// certificate, if that is no public one.
 ///
 /// No TLS key is set for the mirror: with one, containerd would speak HTTPS to it first.
 pub fn hosts_toml(mirror: SocketAddr, origin: Option<&str>, ca: Option<&Path>) -> String {
@@ -37,8 +38,8 @@ pub fn hosts_toml(mirror: SocketAddr, origin: Option<&str>, ca: Option<&Path>) -
     text
 }
 
-/// The text for Docker's `/etc/docker/daemon.json`. Docker asks its mirrors for images of Docker Hub only, and Docker Hub
-/// itself when no mirror has one.
+/// The text for Docker's `/etc/docker/daemon.json`. Docker asks its mirrors for images of Docker
+/// Hub only, and Docker Hub itself when no mirror has one.
 pub fn docker_daemon_json(mirror: SocketAddr) -> String {
     // Docker needs no more to speak plain HTTP to a loopback address.
     let daemon =
@@ -46,8 +47,8 @@ pub fn docker_daemon_json(mirror: SocketAddr) -> String {
     format!("{daemon:#}\n")
 }
 
-/// The text for a file in `/etc/containers/registries.conf.d`, which Podman, Buildah, skopeo and CRI-O read. `origin` is
-/// the URL of the registry that images name.
+/// The text for a file in `/etc/containers/registries.conf.d`, which Podman, Buildah, skopeo and
+/// CRI-O read. `origin` is the URL of the registry that images name.
 pub fn registries_conf(mirror: SocketAddr, origin: &str) -> String {
     let (is_plain, host) = match origin.split_once("://") {
         Some((scheme, host)) => (scheme == "http", host),

@@ -1,5 +1,5 @@
-//! Serving manifests, and with each image's manifest the first step of its pull: all its blobs are wanted before the
-//! runtime asks for the first.
+//! Serving manifests, and with each image's manifest the first step of its pull: all its blobs are
+//! wanted before the runtime asks for the first.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -29,8 +29,8 @@ use crate::store::{StoreError, StoredBlob, StoredManifest};
 /// How long a manifest is kept back for the proofs of its blobs. Usually one round trip.
 const CLOSURE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long neighbours are asked for an image: they are introduced, dialled and asked within some round trips, and a runtime
-/// that could go elsewhere must not wait for much longer.
+/// How long neighbours are asked for an image: they are introduced, dialled and asked within some
+/// round trips, and a runtime that could go elsewhere must not wait for much longer.
 const SEEK_PATIENCE: Duration = Duration::from_millis(750);
 
 /// A manifest as it is served.
@@ -49,7 +49,8 @@ const STALE_WARNINGS: [&str; 2] = [
 ];
 
 impl Mirror {
-    /// The manifest under a reference. Unless the runtime only looks, its blobs are wanted from now on.
+    /// The manifest under a reference. Unless the runtime only looks, its blobs are wanted from now
+    /// on.
     pub(super) async fn manifest(
         self: &Arc<Self>,
         repository: &RepositoryName,
@@ -119,7 +120,8 @@ impl Mirror {
         }
     }
 
-    /// What a tag named when it was last asked for: only if every origin is out, and none says otherwise.
+    /// What a tag named when it was last asked for: only if every origin is out, and none says
+    /// otherwise.
     async fn stale(&self, key: &(RepositoryName, Reference), error: &OriginError) -> Option<Found> {
         if !matches!(error, OriginError::Unavailable(_)) {
             return None;

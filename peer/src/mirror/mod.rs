@@ -10,10 +10,11 @@
 //!   ◀───── parts as they are verified
 //! ```
 //!
-//! The rules of its answers are containerd's habits: an error is 404 or 503, at once, and says what happened; never
-//! 408 or 429. The head of an answer goes out when its first bytes are there. A body that cannot go on is cut, and
-//! what comes after it is refused at once unless the bytes are there by then. What the swarm cannot deliver is passed
-//! through from the origin: a pull is never worse than without a peer.
+//! The rules of its answers are containerd's habits: an error is 404 or 503, at once, and says what
+//! happened; never 408 or 429. The head of an answer goes out when its first bytes are there. A
+//! body that cannot go on is cut, and what comes after it is refused at once unless the bytes are
+//! there by then. What the swarm cannot deliver is passed through from the origin: a pull is never
+//! worse than without a peer.
 
 mod admin;
 mod answer;
@@ -57,7 +58,8 @@ pub use reader::Patience;
 use registries::Registries;
 pub use warm::Warming;
 
-/// How long a tag's digest is believed, and a manifest that several ask for at once is fetched once.
+/// How long a tag's digest is believed, and a manifest that several ask for at once is fetched
+/// once.
 const TAG_TTL: Duration = Duration::from_secs(2);
 /// How long it is known what a tag named, for the case that every origin is out.
 const LAST_KNOWN_TTL: Duration = Duration::from_secs(24 * 3600);

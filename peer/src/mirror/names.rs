@@ -1,4 +1,5 @@
-//! What people call a manifest: containerd asks for the tag first and then for digests only, so the tag is remembered.
+//! What people call a manifest: containerd asks for the tag first and then for digests only, so the
+//! tag is remembered.
 
 use core::time::Duration;
 

@@ -1,8 +1,9 @@
-//! The `Range` header of a blob request (RFC 9110, section 14): what part of the bytes a reader asks for.
+//! The `Range` header of a blob request (RFC 9110, section 14): what part of the bytes a reader
+//! asks for.
 //!
-//! Only single ranges are served as such: a header with several ranges, another unit or a syntax error is
-//! ignored, as the RFC allows, and the whole body is the answer. An open-ended range is never shortened:
-//! containerd compares the length that it was promised with what it asked for.
+//! Only single ranges are served as such: a header with several ranges, another unit or a syntax
+//! error is ignored, as the RFC allows, and the whole body is the answer. An open-ended range is
+//! never shortened: containerd compares the length that it was promised with what it asked for.
 
 use core::ops::Range;
 

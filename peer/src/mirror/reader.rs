@@ -1,8 +1,9 @@
 //! A reader: a cursor in a blob that is still on its way.
 //!
-//! It hands out bytes as they are verified and reads ahead no more than one piece, for the runtime may hang up long
-//! before the end of what it asked for. Where it stands decides which chunks are fetched first. When nothing has come
-//! for too long, or the store cannot take the blob, it goes on from the origin.
+//! It hands out bytes as they are verified and reads ahead no more than one piece, for the runtime
+//! may hang up long before the end of what it asked for. Where it stands decides which chunks are
+//! fetched first. When nothing has come for too long, or the store cannot take the blob, it goes on
+//! from the origin.
 
 use core::ops::Range;
 use core::time::Duration;
@@ -29,19 +30,21 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// How long a body that must be cut waits for those to end that stand before it in the blob.
 const CUT_IN_ORDER: Duration = Duration::from_secs(2);
 
-/// How long a reader waits for its next byte before it asks an origin itself. What it then gets is not kept, so waiting
-/// is cheaper as long as there is hope.
+/// How long a reader waits for its next byte before it asks an origin itself. What it then gets is
+/// not kept, so waiting is cheaper as long as there is hope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// With no source that could bring the byte: none that has it, and every origin failing. Default 3 s, in which
-    /// neighbours may still be met.
+    /// With no source that could bring the byte: none that has it, and every origin failing.
+    /// Default 3 s, in which neighbours may still be met.
     pub hopeless: Duration,
-    /// With nothing coming in for any blob. Default 20 s: the machine has long tried the origin by then.
+    /// With nothing coming in for any blob. Default 20 s: the machine has long tried the origin by
+    /// then.
     pub stuck: Duration,
-    /// For a blob that is exchanged only as a whole, of which a neighbour's bytes may be seen only when all are there.
-    /// Default 20 s.
+    /// For a blob that is exchanged only as a whole, of which a neighbour's bytes may be seen only
+    /// when all are there. Default 20 s.
     pub whole: Duration,
-    /// However busy everything else is. Default 120 s; a container runtime gives up after 5 minutes.
+    /// However busy everything else is. Default 120 s; a container runtime gives up after 5
+    /// minutes.
     pub silent: Duration,
 }
 
@@ -230,7 +233,8 @@ impl Reader {
         )
         .await;
         if opened.is_err() {
-            // Of several ranges of one layer, containerd goes on after a cut only if it is the first that is cut.
+            // Of several ranges of one layer, containerd goes on after a cut only if it is the
+            // first that is cut.
             let _ = timeout(CUT_IN_ORDER, self.blob.is_foremost(self.id)).await;
         }
         let mut passing = opened.map_err(|error| {

@@ -1,8 +1,10 @@
-//! For which registries the mirror answers. containerd names the registry of an image with each request (`?ns=`).
+//! For which registries the mirror answers. containerd names the registry of an image with each
+//! request (`?ns=`).
 //!
-//! A peer asks its origins for everything. If one mirror stood for two registries, an image of one could be served under the
-//! other's name; so an operator may say whose images the origins have, and requests for another registry are refused, at
-//! once and loudly, and the runtime turns to that registry itself.
+//! A peer asks its origins for everything. If one mirror stood for two registries, an image of one
+//! could be served under the other's name; so an operator may say whose images the origins have,
+//! and requests for another registry are refused, at once and loudly, and the runtime turns to that
+//! registry itself.
 
 use core::time::Duration;
 
@@ -41,7 +43,8 @@ impl Registries {
         }
     }
 
-    /// Whether a request may be answered: it names no registry, or one whose images the origins have.
+    /// Whether a request may be answered: it names no registry, or one whose images the origins
+    /// have.
     pub(super) fn check(&self, uri: &Uri) -> Result<(), Failure> {
         let asked = Query::<Asked>::try_from_uri(uri)
             .ok()

@@ -1,8 +1,9 @@
-//! `POST /flotilla/warm/REPOSITORY/manifests/REFERENCE`: fetch an image into the own store without emitting it, before
-//! anybody pulls it.
+//! `POST /flotilla/warm/REPOSITORY/manifests/REFERENCE`: fetch an image into the own store without
+//! emitting it, before anybody pulls it.
 //!
-//! It is answered as soon as the blobs are wanted, with the digests of the manifests; how far it is, `/flotilla/status`
-//! says. A warming goes on while the peer lives, and is given up as every pull is.
+//! It is answered as soon as the blobs are wanted, with the digests of the manifests; how far it
+//! is, `/flotilla/status` says. A warming goes on while the peer lives, and is given up as every
+//! pull is.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use super::answer::{Failure, Subject, failed};
 use super::manifests::Found;
 use super::{Mirror, Target, target};
 
-/// How often the blobs are said to be wanted still: well within the time after which an unread blob is let go.
+/// How often the blobs are said to be wanted still: well within the time after which an unread blob
+/// is let go.
 const STILL_WANTED: Duration = Duration::from_secs(10);
 /// Manifests below one index at most.
 const MAX_MANIFESTS: usize = 64;

@@ -1,7 +1,7 @@
 //! Opening a blob at an origin: its size, and a range of its bytes.
 //!
-//! What an origin says about the range that it sends is checked here; an answer whose place in the blob is not known
-//! is none. Content-Encoding is never asked for, so the bytes are the blob's own.
+//! What an origin says about the range that it sends is checked here; an answer whose place in the
+//! blob is not known is none. Content-Encoding is never asked for, so the bytes are the blob's own.
 
 use core::ops::Range;
 
@@ -45,8 +45,8 @@ impl Origins {
         .await
     }
 
-    /// Opens what a `Range` header asks for, or all, at the first origin that gives it. An origin that knows no ranges
-    /// sends all.
+    /// Opens what a `Range` header asks for, or all, at the first origin that gives it. An origin
+    /// that knows no ranges sends all.
     pub(crate) async fn open_blob(
         &self,
         repository: &RepositoryName,

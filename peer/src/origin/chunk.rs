@@ -1,7 +1,7 @@
 //! A chunk from an origin: one ranged request, checked like a neighbour's bytes before it is held.
 //!
-//! The chunk is kept in memory until its parts' values, computed while it arrives, merge to its entry in the table:
-//! written earlier, it could overwrite good bytes with bad ones.
+//! The chunk is kept in memory until its parts' values, computed while it arrives, merge to its
+//! entry in the table: written earlier, it could overwrite good bytes with bad ones.
 
 use std::sync::Arc;
 
@@ -31,8 +31,8 @@ pub(crate) enum OriginFetchError {
     Store(#[from] StoreError),
 }
 
-/// Fetches one chunk from one origin into the store. `progress` is told the bytes received so far, first of all 0
-/// when the answer has begun.
+/// Fetches one chunk from one origin into the store. `progress` is told the bytes received so far,
+/// first of all 0 when the answer has begun.
 pub(crate) async fn fetch_chunk(
     origins: &Origins,
     origin: OriginSlot,
@@ -101,8 +101,8 @@ impl Arriving {
             let Some(piece) = piece else { break };
             self.take(&piece);
             progress(self.bytes.len() as u64);
-            // In the same sips as a neighbour's stream: the cap serves its takers in turn, and smaller ones would get
-            // less of the link.
+            // In the same sips as a neighbour's stream: the cap serves its takers in turn, and
+            // smaller ones would get less of the link.
             owed += piece.len();
             while owed >= SIP {
                 cap.take(SIP).await;

@@ -1,4 +1,5 @@
-//! The HTTP client that origins and trackers are asked with, and how its failures are told to people.
+//! The HTTP client that origins and trackers are asked with, and how its failures are told to
+//! people.
 
 use core::time::Duration;
 use std::error::Error;
@@ -25,8 +26,8 @@ pub(crate) enum ClientError {
     Client(#[from] reqwest::Error),
 }
 
-/// A client that shows the peer's certificate. `progress` bounds how long an answer may stand still; a long poll
-/// needs more than the default.
+/// A client that shows the peer's certificate. `progress` bounds how long an answer may stand
+/// still; a long poll needs more than the default.
 pub(crate) fn http_client(
     identity: &Identity,
     progress: Option<Duration>,

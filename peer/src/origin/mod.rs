@@ -1,9 +1,9 @@
 //! The client of the origins: manifests, closures, chunks, and whole blobs to pass through.
 //!
-//! Origins are tried in configured order, the own region's first; one that just failed goes to the end for a moment.
-//! One that does not answer is probed until it does. Which origin serves a *chunk* is not decided here but by the machine,
-//! which hears how each request went.
-//! Every wait has a bound: on the connection, on the answer's head, and on progress.
+//! Origins are tried in configured order, the own region's first; one that just failed goes to the
+//! end for a moment. One that does not answer is probed until it does. Which origin serves a
+//! *chunk* is not decided here but by the machine, which hears how each request went. Every wait
+//! has a bound: on the connection, on the answer's head, and on progress.
 
 mod blob;
 mod chunk;
@@ -187,8 +187,8 @@ impl Origins {
         }
     }
 
-    /// Asks one origin after the other until one serves. An origin that refuses does not keep the next one from
-    /// being asked: a region may lag behind.
+    /// Asks one origin after the other until one serves. An origin that refuses does not keep the
+    /// next one from being asked: a region may lag behind.
     async fn first<T, F: Future<Output = Result<T, OriginError>>>(
         &self,
         ask: impl Fn(OriginSlot) -> F,
@@ -219,7 +219,8 @@ impl Origins {
             (true, true) => OriginError::None,
             (false, true) => OriginError::Refused(refused.join("; ")),
             (true, false) => OriginError::Unavailable(failed.join("; ")),
-            // One that was not asked may have it: only "is down" tells the runtime that a later attempt may succeed.
+            // One that was not asked may have it: only "is down" tells the runtime that a later
+            // attempt may succeed.
             (false, false) => {
                 OriginError::Unsure(format!("{}; {}", failed.join("; "), refused.join("; ")))
             }

@@ -1,9 +1,11 @@
-//! Asks origins that do not answer whether they are back, so that a peer knows it before its next pull does.
+//! Asks origins that do not answer whether they are back, so that a peer knows it before its next
+//! pull does.
 //!
-//! When is decided by [`Reachability`](flotilla_common::reachability::Reachability); nothing is asked while all is well. The
-//! question is `GET /readyz`: an origin of ours says whether it can serve, with its storage, and any other registry does not
-//! know the path and answers 404. Every status below 500 is an answer. What it says changes what status and metrics show; when
-//! pulls ask again is the machine's to know.
+//! When is decided by [`Reachability`](flotilla_common::reachability::Reachability); nothing is
+//! asked while all is well. The question is `GET /readyz`: an origin of ours says whether it can
+//! serve, with its storage, and any other registry does not know the path and answers 404. Every
+//! status below 500 is an answer. What it says changes what status and metrics show; when pulls ask
+//! again is the machine's to know.
 
 use flotilla_common::swarm::OriginSlot;
 use flotilla_common::time::Time;
@@ -48,7 +50,8 @@ impl Origins {
 
     async fn probe(&self, origin: OriginSlot) {
         match self.asked_whether_ready(origin).await {
-            // The machine keeps its own rests: an origin that sheds load is ready, and must not be asked the sooner for it.
+            // The machine keeps its own rests: an origin that sheds load is ready, and must not be
+            // asked the sooner for it.
             Ok(()) => self.heard(origin, None),
             Err(trouble) => {
                 tracing::debug!(origin = self.url(origin), trouble, "probe origin");

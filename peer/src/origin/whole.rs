@@ -1,6 +1,8 @@
-//! A blob that only its digest proves, from an origin: from where the last attempt ended to its end.
+//! A blob that only its digest proves, from an origin: from where the last attempt ended to its
+//! end.
 //!
-//! It may be of any size: what comes is written part by part, and read by the runtime as it is written.
+//! It may be of any size: what comes is written part by part, and read by the runtime as it is
+//! written.
 
 use std::sync::Arc;
 
@@ -13,8 +15,8 @@ use flotilla_runtime::rate::Limiter;
 use super::{OpenBlob, OriginError, OriginFetchError, Origins, client};
 use crate::store::StoredBlob;
 
-/// Fetches the whole blob from one origin into the store. `progress` is told the bytes that are there, first of all 0 when
-/// the answer has begun.
+/// Fetches the whole blob from one origin into the store. `progress` is told the bytes that are
+/// there, first of all 0 when the answer has begun.
 pub(super) async fn fetch(
     origins: &Origins,
     origin: OriginSlot,

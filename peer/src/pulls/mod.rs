@@ -1,5 +1,6 @@
-//! Images on their way through the mirror: from the request for the manifest until every blob is here or with the
-//! runtime, or nothing has come for too long. Each ends in one line of the log that explains it.
+//! Images on their way through the mirror: from the request for the manifest until every blob is
+//! here or with the runtime, or nothing has come for too long. Each ends in one line of the log
+//! that explains it.
 //!
 //! ```text
 //! mirror                         driver
@@ -8,8 +9,8 @@
 //!                                   settle: what is over is logged and counted
 //! ```
 //!
-//! It only keeps accounts: nothing waits for it, and nothing is decided by it. Bounded: so many pulls at once, so many
-//! blobs of one.
+//! It only keeps accounts: nothing waits for it, and nothing is decided by it. Bounded: so many
+//! pulls at once, so many blobs of one.
 
 mod log;
 
@@ -33,7 +34,8 @@ const MAX_OPEN: usize = 256;
 const MAX_FINISHED: usize = 16;
 /// A pull of which all is here is over once the runtime has asked for nothing more for so long.
 const QUIET: Duration = Duration::from_secs(2);
-/// A pull of which something is missing is given up once nothing has come and nothing was read for so long.
+/// A pull of which something is missing is given up once nothing has come and nothing was read for
+/// so long.
 const GIVEN_UP: Duration = Duration::from_secs(60);
 
 /// A pull that begins.
@@ -118,8 +120,8 @@ impl Pulls {
         }
     }
 
-    /// A pull begins; `held` says of each of its blobs how much is in the store and whether that is all of it. The
-    /// runtime that asks again for the manifest of a pull under way changes nothing.
+    /// A pull begins; `held` says of each of its blobs how much is in the store and whether that is
+    /// all of it. The runtime that asks again for the manifest of a pull under way changes nothing.
     pub(crate) fn open(
         &self,
         opened: Opened,
@@ -193,8 +195,9 @@ impl Pulls {
         }
     }
 
-    /// Logs and counts the pulls that are over. One is not while a chunk of it counts as on its way: the runtime may have read
-    /// it from the store before its download is reported, and the report would say too little.
+    /// Logs and counts the pulls that are over. One is not while a chunk of it counts as on its
+    /// way: the runtime may have read it from the store before its download is reported, and the
+    /// report would say too little.
     pub(crate) fn settle(
         &self,
         now: Time,

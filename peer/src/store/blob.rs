@@ -1,14 +1,15 @@
-//! One blob of the store: which of its chunks are held, which of its parts may be emitted, and its bytes.
+//! One blob of the store: which of its chunks are held, which of its parts may be emitted, and its
+//! bytes.
 //!
 //! Two maps say what may be done with the bytes in the file:
-//! - `parts`: verified (or, for a blob without chunk proofs, read from the origin itself) and written: a
-//!   local reader may have them.
+//! - `parts`: verified (or, for a blob without chunk proofs, read from the origin itself) and
+//!   written: a local reader may have them.
 //! - `held`: whole verified chunks: they may be advertised and served.
 //!
-//! After a restart every held chunk is *doubtful* until its first read has verified it again; so nothing here
-//! needs ordered writes. Every later read compares what it finds with what was verified: bytes that changed on the disk
-//! cost a chunk, never a lie to a neighbour or a broken pull. (BLAKE3 needs 0.2 s for a GiB.) Nothing outside the maps is
-//! ever read as content.
+//! After a restart every held chunk is *doubtful* until its first read has verified it again; so
+//! nothing here needs ordered writes. Every later read compares what it finds with what was
+//! verified: bytes that changed on the disk cost a chunk, never a lie to a neighbour or a broken
+//! pull. (BLAKE3 needs 0.2 s for a GiB.) Nothing outside the maps is ever read as content.
 
 mod along;
 mod verify;
@@ -52,8 +53,8 @@ pub(crate) struct StoredBlob {
     file: Mutex<Option<BlobFile>>,
     state: Mutex<State>,
     changed: Notify,
-    /// How much of it was hashed, in order: of a blob that only its digest proves, how much came from an origin, and
-    /// whoever has the lock is the only one to change what the file has of it.
+    /// How much of it was hashed, in order: of a blob that only its digest proves, how much came
+    /// from an origin, and whoever has the lock is the only one to change what the file has of it.
     pub(super) prefix: Arc<AsyncMutex<Prefix>>,
     /// Use counter of the store at the last use.
     pub(super) used_at: AtomicU64,
@@ -237,8 +238,8 @@ impl StoredBlob {
     /// Reads bytes that [`StoredBlob::available`] said are there.
     ///
     /// # Errors
-    /// [`StoreError::Doubtful`] if a chunk turned out damaged: it is dropped from the maps, and must be fetched
-    /// again.
+    /// [`StoreError::Doubtful`] if a chunk turned out damaged: it is dropped from the maps, and
+    /// must be fetched again.
     pub(crate) async fn read(&self, range: Range<u64>) -> Result<Bytes, StoreError> {
         let chunks = self.geometry.chunk_at(range.start)
             ..=self
@@ -317,8 +318,9 @@ impl StoredBlob {
         state.parts = ChunkMap::empty(state.parts.len());
     }
 
-    /// Writes whole parts from `offset` on and lets readers have them, if `is_right` says so; it is asked where disk work
-    /// is done, since hashing takes as long. False if they are not right: nothing is written then.
+    /// Writes whole parts from `offset` on and lets readers have them, if `is_right` says so; it is
+    /// asked where disk work is done, since hashing takes as long. False if they are not right:
+    /// nothing is written then.
     pub(crate) async fn write_checked(
         self: &Arc<Self>,
         offset: u64,
@@ -340,8 +342,8 @@ impl StoredBlob {
             .map_err(|error| StoreError::writing(&self.path, error))
     }
 
-    /// Takes the parts' values of a chunk whose parts are all verified and written: now it is held. True if
-    /// it was not before.
+    /// Takes the parts' values of a chunk whose parts are all verified and written: now it is held.
+    /// True if it was not before.
     pub(crate) fn hold(&self, chunk: u32, values: &[Value]) -> bool {
         let mut state = self.lock();
         state.keep_values(&self.geometry, chunk, values);
@@ -466,7 +468,8 @@ impl StoredBlob {
             .map_err(|error| StoreError::reading(&self.path, error))
     }
 
-    /// Opens the file, making it if it is not there. A few microseconds, so it is done where it is first needed.
+    /// Opens the file, making it if it is not there. A few microseconds, so it is done where it is
+    /// first needed.
     pub(super) fn open(&self) -> Result<BlobFile, StoreError> {
         // One at a time: a second creation would cut away what was written into the first.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -485,7 +488,8 @@ impl StoredBlob {
         let size = self.geometry.size();
         let opened = match BlobFile::open(&self.path, size) {
             Ok(file) if !is_new => Ok(file),
-            // Not as it was left. All that was held is still doubtful, and found missing when it is looked for.
+            // Not as it was left. All that was held is still doubtful, and found missing when it is
+            // looked for.
             Err(error)
                 if !is_new
                     && !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) =>
@@ -500,7 +504,8 @@ impl StoredBlob {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it holds the lock, and the state has no invariant that a cut could break.
+        // Nothing panics while it holds the lock, and the state has no invariant that a cut could
+        // break.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

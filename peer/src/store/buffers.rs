@@ -1,7 +1,8 @@
-//! Memory for parts, used again: a fresh buffer of this size costs a page fault for each of its pages, since the allocator
-//! returns large ones to the system.
+//! Memory for parts, used again: a fresh buffer of this size costs a page fault for each of its
+//! pages, since the allocator returns large ones to the system.
 //!
-//! What is kept is bounded; what is in use is not bounded here but by those who use it, one or two buffers a transfer.
+//! What is kept is bounded; what is in use is not bounded here but by those who use it, one or two
+//! buffers a transfer.
 
 use std::sync::{Mutex, PoisonError};
 

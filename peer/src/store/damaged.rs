@@ -1,4 +1,5 @@
-//! What becomes of a store that is damaged behind its back, shared by many at once, or given less room than it had.
+//! What becomes of a store that is damaged behind its back, shared by many at once, or given less
+//! room than it had.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -37,7 +38,8 @@ async fn fill(store: &Store, sample: &Sample) -> Pin {
     pin
 }
 
-/// Reads all of a blob: every byte is right, or the store says which chunk it has lost. The chunks lost.
+/// Reads all of a blob: every byte is right, or the store says which chunk it has lost. The chunks
+/// lost.
 async fn lost(store: &Store, sample: &Sample) -> Vec<u32> {
     let blob = store.get(sample.proof.digest()).unwrap();
     let mut lost = Vec::new();

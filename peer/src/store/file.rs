@@ -1,7 +1,8 @@
 //! The bytes of one blob: a sparse file with positioned reads and writes.
 //!
-//! All disk work runs on the blocking pool in pieces of at most [`PIECE`] bytes, so that no call holds a
-//! thread for long. The file knows nothing of chunks and checks nothing: whoever writes has verified.
+//! All disk work runs on the blocking pool in pieces of at most [`PIECE`] bytes, so that no call
+//! holds a thread for long. The file knows nothing of chunks and checks nothing: whoever writes has
+//! verified.
 
 use core::ops::Range;
 use std::fs::{File, OpenOptions};
@@ -16,15 +17,16 @@ use rustix::io::{pread, retry_on_intr};
 
 use super::buffers;
 
-/// What one disk call moves at most, in bytes: large enough that the hand-over to the blocking pool is
-/// cheap against it (8 KiB pieces were seen to be five times slower).
+/// What one disk call moves at most, in bytes: large enough that the hand-over to the blocking pool
+/// is cheap against it (8 KiB pieces were seen to be five times slower).
 pub(crate) const PIECE: usize = 256 * 1024;
 
 /// A sparse file that is read and written at positions, from any task.
 #[derive(Debug, Clone)]
 pub(crate) struct BlobFile {
     file: Arc<File>,
-    /// Held while writing. The kernel lets one at a time write into a file; others would spin on its lock, not sleep.
+    /// Held while writing. The kernel lets one at a time write into a file; others would spin on
+    /// its lock, not sleep.
     writing: Arc<Mutex<()>>,
 }
 
@@ -89,8 +91,8 @@ impl BlobFile {
         Ok(buffers::freeze(bytes))
     }
 
-    /// Reads `length` bytes at `offset`, and what `look` says of them; it is asked where disk work is done, since hashing
-    /// takes as long.
+    /// Reads `length` bytes at `offset`, and what `look` says of them; it is asked where disk work
+    /// is done, since hashing takes as long.
     pub(crate) async fn read_with<T: Send + 'static>(
         &self,
         offset: u64,

@@ -1,7 +1,9 @@
-//! The store is killed again and again, at any point, and damaged behind its back: what it says afterwards is true.
+//! The store is killed again and again, at any point, and damaged behind its back: what it says
+//! afterwards is true.
 //!
-//! A child process (this test binary, started again for one test) fills a store and writes a line for each state that it
-//! has saved. It is killed with SIGKILL after a random time; then the store is opened here and held to what was saved.
+//! A child process (this test binary, started again for one test) fills a store and writes a line
+//! for each state that it has saved. It is killed with SIGKILL after a random time; then the store
+//! is opened here and held to what was saved.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -90,7 +92,8 @@ async fn fills_a_store_until_it_is_killed() {
 /// What the child has saved of a blob: chunks held, and whether it was complete.
 type Saved = HashMap<usize, (u32, bool)>;
 
-/// Runs the child for a while and kills it; the while begins when it has opened the store, or at once.
+/// Runs the child for a while and kills it; the while begins when it has opened the store, or at
+/// once.
 fn fill_and_kill(dir: &Path, waits: bool, patience: Duration) -> Saved {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", CHILD, "--nocapture", "--test-threads=1"])
@@ -132,7 +135,8 @@ fn fill_and_kill(dir: &Path, waits: bool, patience: Duration) -> Saved {
     reading.join().unwrap()
 }
 
-/// Every chunk that the store says it holds has the blob's bytes, or is found out before a byte of it is given away.
+/// Every chunk that the store says it holds has the blob's bytes, or is found out before a byte of
+/// it is given away.
 async fn has_only_the_truth(blob: &StoredBlob, sample: &Sample) -> u32 {
     let mut lost = 0;
     for chunk in blob.held().iter() {

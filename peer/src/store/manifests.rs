@@ -1,7 +1,7 @@
 //! Manifests by digest: small, immutable, kept in memory and on disk.
 //!
-//! A manifest's digest is its proof: the bytes are checked when they are taken in and again when they are read
-//! from disk. The number on disk is bounded; the oldest go first.
+//! A manifest's digest is its proof: the bytes are checked when they are taken in and again when
+//! they are read from disk. The number on disk is bounded; the oldest go first.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -105,7 +105,8 @@ impl ManifestStore {
         Some(manifest)
     }
 
-    /// Keeps a manifest whose digest was checked. A disk that does not take it costs only a later fetch.
+    /// Keeps a manifest whose digest was checked. A disk that does not take it costs only a later
+    /// fetch.
     pub(crate) async fn put(&self, digest: Digest, manifest: StoredManifest) {
         self.memory.insert(digest, manifest.clone()).await;
         let path = self.path(&digest);

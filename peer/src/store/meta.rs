@@ -1,8 +1,9 @@
-//! What the store keeps beside a blob's bytes: its proof, and which chunks were held when it was last saved.
+//! What the store keeps beside a blob's bytes: its proof, and which chunks were held when it was
+//! last saved.
 //!
-//! The record may be older than the bytes: chunks that came later are fetched again. It may be newer than
-//! bytes that a power cut lost: each chunk is verified again at its first read. A record that cannot be read is
-//! dropped with its blob.
+//! The record may be older than the bytes: chunks that came later are fetched again. It may be
+//! newer than bytes that a power cut lost: each chunk is verified again at its first read. A record
+//! that cannot be read is dropped with its blob.
 
 use std::fs;
 use std::io;
@@ -54,7 +55,8 @@ pub(super) fn is_record(path: &Path) -> bool {
         .is_some_and(|suffix| suffix == RECORD_SUFFIX)
 }
 
-/// Where the data file of an evicted blob waits to be deleted: a leftover, should that not come about.
+/// Where the data file of an evicted blob waits to be deleted: a leftover, should that not come
+/// about.
 pub(super) fn evicted_path(data: &Path, number: u64) -> PathBuf {
     data.with_extension(format!("{number}.{NEW_SUFFIX}"))
 }

@@ -1,10 +1,11 @@
-//! The peer's own store of blobs: containerd may discard its content, this one keeps what neighbours need.
+//! The peer's own store of blobs: containerd may discard its content, this one keeps what
+//! neighbours need.
 //!
-//! A folder holds, per blob, a sparse file and a record of its proof and chunk map. Start-up reads the
-//! records only. A byte quota over the blobs' sizes is kept by evicting what was used longest ago, never
-//! what is pinned by a reader or a download. The bookkeeping is in memory behind one lock that is never held
-//! across an await or a disk call, but for the two that hide an evicted blob's files: whoever takes the blob in again
-//! must find none of them, and nobody may delete his.
+//! A folder holds, per blob, a sparse file and a record of its proof and chunk map. Start-up reads
+//! the records only. A byte quota over the blobs' sizes is kept by evicting what was used longest
+//! ago, never what is pinned by a reader or a download. The bookkeeping is in memory behind one
+//! lock that is never held across an await or a disk call, but for the two that hide an evicted
+//! blob's files: whoever takes the blob in again must find none of them, and nobody may delete his.
 //!
 //! The store never decides what to fetch, and never holds a byte as content that was not verified.
 
@@ -36,7 +37,8 @@ pub(crate) use file::{PIECE, blocking};
 pub(crate) use manifests::{ManifestStore, StoredManifest};
 use meta::Record;
 
-/// Eviction goes on until this share of the quota is free, so that it does not run at each new blob.
+/// Eviction goes on until this share of the quota is free, so that it does not run at each new
+/// blob.
 const FREE_AFTER_EVICTION: u64 = 10;
 /// Blobs in quarantine that are remembered.
 const MAX_BANNED: usize = 1024;
@@ -139,8 +141,9 @@ pub(crate) struct Store {
     _lock: Lock,
 }
 
-/// The lock on a store's folder. It is given back by word and not by closing the file alone: a child process that is
-/// being started at that moment has the file open too, and would keep the folder locked until it runs.
+/// The lock on a store's folder. It is given back by word and not by closing the file alone: a
+/// child process that is being started at that moment has the file open too, and would keep the
+/// folder locked until it runs.
 #[derive(Debug)]
 struct Lock(File);
 
@@ -237,8 +240,9 @@ impl Store {
         Some(blob.pin())
     }
 
-    /// Makes room for a blob and takes it in, nothing of it held; or finds it; and pins it. The second value names
-    /// what was evicted for it. `proof` must have been checked, and `geometry` be its cut.
+    /// Makes room for a blob and takes it in, nothing of it held; or finds it; and pins it. The
+    /// second value names what was evicted for it. `proof` must have been checked, and `geometry`
+    /// be its cut.
     ///
     /// # Errors
     /// [`StoreError::OverQuota`] if it cannot fit, [`StoreError::Banned`].
@@ -248,7 +252,8 @@ impl Store {
         geometry: Geometry,
     ) -> Result<(Pin, Vec<Digest>), StoreError> {
         let digest = *proof.digest();
-        // From the look to the insertion: two who insert must neither both find room nor both make the blob.
+        // From the look to the insertion: two who insert must neither both find room nor both make
+        // the blob.
         let mut inner = self.lock();
         if let Some(blob) = inner.blobs.get(&digest) {
             self.touch(blob);

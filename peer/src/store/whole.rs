@@ -1,13 +1,17 @@
-//! Taking in a blob that only its digest proves (`Proof::DigestOnly`), from its first byte to its last.
+//! Taking in a blob that only its digest proves (`Proof::DigestOnly`), from its first byte to its
+//! last.
 //!
-//! Nothing can be said of a piece of it, so it is held only when all of it is here and was hashed. Until then:
-//! - [`Direct`]: what comes from an origin goes into the blob's file in order, and local readers may have it at once, for
-//!   the container runtime checks the digest itself. A download that broke off goes on where it ended.
-//! - [`Aside`]: what comes from a neighbour goes into a file of its own, which nobody reads. It takes the place of the
-//!   blob's file when its digest is right, and is deleted otherwise.
+//! Nothing can be said of a piece of it, so it is held only when all of it is here and was hashed.
+//! Until then:
+//! - [`Direct`]: what comes from an origin goes into the blob's file in order, and local readers
+//!   may have it at once, for the container runtime checks the digest itself. A download that broke
+//!   off goes on where it ended.
+//! - [`Aside`]: what comes from a neighbour goes into a file of its own, which nobody reads. It
+//!   takes the place of the blob's file when its digest is right, and is deleted otherwise.
 //!
-//! Hashing and writing happen on the blocking pool, piece by piece: memory does not grow with the blob. What is written
-//! when a download is given up is written to its end and counted, so that the next one goes on from what is there.
+//! Hashing and writing happen on the blocking pool, piece by piece: memory does not grow with the
+//! blob. What is written when a download is given up is written to its end and counted, so that the
+//! next one goes on from what is there.
 
 use std::fs;
 use std::path::PathBuf;
@@ -172,7 +176,8 @@ struct Leftover(PathBuf);
 
 impl Drop for Leftover {
     fn drop(&mut self) {
-        // After a download that went well there is none; any other is deleted at the next start at the latest.
+        // After a download that went well there is none; any other is deleted at the next start at
+        // the latest.
         let _ = fs::remove_file(&self.0);
     }
 }

@@ -1,26 +1,29 @@
 //! How much a connection may have in flight: what fills the link, and hardly more.
 //!
-//! A controller that waits for losses, as CUBIC does, fills the queue before the slowest link first. Peers ask and refuse
-//! each other behind what is in that queue, so a question takes as long as a transfer. This one bounds the delay that it
-//! causes: it looks at the round trip beyond the shortest one seen, and steers towards some milliseconds of it.
+//! A controller that waits for losses, as CUBIC does, fills the queue before the slowest link
+//! first. Peers ask and refuse each other behind what is in that queue, so a question takes as long
+//! as a transfer. This one bounds the delay that it causes: it looks at the round trip beyond the
+//! shortest one seen, and steers towards some milliseconds of it.
 //!
 //! Per round trip the window moves by
 //! ```text
 //! window x GAIN x (TARGET - queueing) / round trip     at most doubled, at least halved
 //! + STEP packets                                       so that flows which share a link become equal
 //! ```
-//! which doubles it while the link is idle, holds it while the queue is as long as it should be, and empties a long queue
-//! within a few round trips. It is FAST's and LEDBAT++'s law (RFC 6817 has the traps). A loss is a loss: the window
-//! shrinks as CUBIC's does.
+//! which doubles it while the link is idle, holds it while the queue is as long as it should be,
+//! and empties a long queue within a few round trips. It is FAST's and LEDBAT++'s law (RFC 6817 has
+//! the traps). A loss is a loss: the window shrinks as CUBIC's does.
 //!
-//! The first term alone would keep shares as they are: it multiplies. A chunk lasts for a dozen round trips, neighbours come and
-//! go with each, and a transfer that begins with a small window must have its share long before it ends: hence several
-//! packets. Their price is a queue that is longer by what twice so many packets of each flow take, three milliseconds at
-//! 50 Mbit/s.
+//! The first term alone would keep shares as they are: it multiplies. A chunk lasts for a dozen
+//! round trips, neighbours come and go with each, and a transfer that begins with a small window
+//! must have its share long before it ends: hence several packets. Their price is a queue that is
+//! longer by what twice so many packets of each flow take, three milliseconds at 50 Mbit/s.
 //!
 //! - The shortest round trip is that of the last minutes, not for ever: a route may change.
-//! - A packet that was held up by a busy processor is no queue: the least of the last few measurements counts.
-//! - The window never falls below some packets: beside somebody who fills queues we are slow, but never starve.
+//! - A packet that was held up by a busy processor is no queue: the least of the last few
+//!   measurements counts.
+//! - The window never falls below some packets: beside somebody who fills queues we are slow, but
+//!   never starve.
 
 use std::any::Any;
 use std::mem;
@@ -30,10 +33,11 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
-/// The delay that a connection may cause: above what a busy processor or a token bucket adds, and a fraction of what
-/// a chunk takes where that matters.
+/// The delay that a connection may cause: above what a busy processor or a token bucket adds, and a
+/// fraction of what a chunk takes where that matters.
 const TARGET: Duration = Duration::from_millis(7);
-/// How much of the way towards the target is made in a round trip. More overshoots: the answer is a round trip old.
+/// How much of the way towards the target is made in a round trip. More overshoots: the answer is a
+/// round trip old.
 const GAIN: f64 = 0.5;
 /// Packets by which a window grows in a round trip whatever the delay.
 const STEP: f64 = 6.0;
@@ -225,10 +229,12 @@ mod tests {
     use super::*;
 
     const MTU: u16 = 1_452;
-    /// What a window comes to when the queue is far too long: of each round trip half of it goes, and the steps come.
+    /// What a window comes to when the queue is far too long: of each round trip half of it goes,
+    /// and the steps come.
     const LEAST_BY_DELAY: f64 = 3.0 * STEP * MTU as f64;
 
-    /// A link with a queue before it, and what is sent over it by controllers that always have something to send.
+    /// A link with a queue before it, and what is sent over it by controllers that always have
+    /// something to send.
     struct Pipe {
         now: Instant,
         bytes_per_second: f64,
@@ -255,7 +261,8 @@ mod tests {
                 + self.others
         }
 
-        /// One round trip in which each controller's window is acknowledged, `jitter` later for all packets but some.
+        /// One round trip in which each controller's window is acknowledged, `jitter` later for all
+        /// packets but some.
         fn round_trip(&mut self, flows: &mut [DelayBound], jitter: Duration) {
             let round_trip = self.idle + self.queueing(flows);
             let sent = self.now;
@@ -290,7 +297,8 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    /// The queue that may be seen where so many flows share a link: twice what is aimed at, and what their steps add.
+    /// The queue that may be seen where so many flows share a link: twice what is aimed at, and
+    /// what their steps add.
     fn longest(bits_per_second: f64, flows: u32) -> Duration {
         let step = Duration::from_secs_f64(STEP * f64::from(MTU) * 8.0 / bits_per_second);
         2 * TARGET + 2 * flows * step

@@ -6,9 +6,9 @@
 //! <- 256 KiB              must have the first value; then it is written and may be emitted
 //! <- 256 KiB              ...
 //! ```
-//! A blob without a table (one part at most) is checked against its digest before anything is written. Bytes that
-//! fail their check never leave this function. While a part is checked and written, the next one is received: a transfer
-//! has two parts in memory at most.
+//! A blob without a table (one part at most) is checked against its digest before anything is
+//! written. Bytes that fail their check never leave this function. While a part is checked and
+//! written, the next one is received: a transfer has two parts in memory at most.
 
 use std::sync::Arc;
 
@@ -46,8 +46,8 @@ pub(crate) enum FetchError {
     Store(#[from] StoreError),
 }
 
-/// Fetches one chunk, verifies it part by part, and puts it into the store. `progress` is told the bytes received so
-/// far, first of all 0 when the neighbour has accepted.
+/// Fetches one chunk, verifies it part by part, and puts it into the store. `progress` is told the
+/// bytes received so far, first of all 0 when the neighbour has accepted.
 pub(crate) async fn fetch_chunk(
     link: &Link,
     blob: &Arc<StoredBlob>,
@@ -162,7 +162,8 @@ async fn by_digest(
     }
 }
 
-/// A blob that nothing proves but its digest: nobody may have a byte of it before all of it was hashed.
+/// A blob that nothing proves but its digest: nobody may have a byte of it before all of it was
+/// hashed.
 async fn as_a_whole(
     receive: &mut RecvStream,
     blob: &Arc<StoredBlob>,
@@ -206,7 +207,8 @@ async fn read_part(
     Ok(store::freeze(bytes))
 }
 
-/// Reads on until there are `until` bytes: each is copied once, out of its packet, into memory that was not zeroed.
+/// Reads on until there are `until` bytes: each is copied once, out of its packet, into memory that
+/// was not zeroed.
 async fn read_until(
     receive: &mut RecvStream,
     bytes: &mut Vec<u8>,

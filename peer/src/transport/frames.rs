@@ -37,8 +37,8 @@ pub(super) async fn read<M: Message>(
         .map_err(|_| StreamError::Timeout)?
 }
 
-/// As [`read`], for a stream on which nothing may be said for a long time: only a frame that has begun must come
-/// to its end in time.
+/// As [`read`], for a stream on which nothing may be said for a long time: only a frame that has
+/// begun must come to its end in time.
 pub(super) async fn read_patiently<M: Message>(
     stream: &mut RecvStream,
     limit: usize,

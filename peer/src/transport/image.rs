@@ -10,7 +10,8 @@ use super::fetch::FetchError;
 use super::frames::{self, StreamError};
 use super::link::Link;
 
-/// One neighbour's question for an image. Dropped without an answer, the neighbour sees its stream end.
+/// One neighbour's question for an image. Dropped without an answer, the neighbour sees its stream
+/// end.
 #[derive(Debug)]
 pub(crate) struct ImageQuestion {
     pub(crate) ask: AskImage,
@@ -42,7 +43,8 @@ pub(crate) fn hands_on(link: &Link) -> bool {
     link.features() & HANDS_ON != 0
 }
 
-/// Asks a neighbour for an image. What comes is the manifest with this digest; the proofs are still to be checked.
+/// Asks a neighbour for an image. What comes is the manifest with this digest; the proofs are still
+/// to be checked.
 pub(crate) async fn ask_image(
     link: &Link,
     manifest: Digest,

@@ -9,8 +9,8 @@
 //!   |       (now it is a link on both sides)  |
 //! ```
 //!
-//! Control messages go through a bounded queue: a neighbour that does not read them is hung up on, so nobody
-//! ever waits for it.
+//! Control messages go through a bounded queue: a neighbour that does not read them is hung up on,
+//! so nobody ever waits for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -198,8 +198,8 @@ impl Link {
 
     /// Which of two links with the same neighbour stays; both sides come to the same answer.
     ///
-    /// If both dialled at about the same time, the one that the lower id dialled stays. Otherwise the neighbour has
-    /// lost the older one, and the newer one stays.
+    /// If both dialled at about the same time, the one that the lower id dialled stays. Otherwise
+    /// the neighbour has lost the older one, and the newer one stays.
     pub(crate) fn is_preferred_to(&self, older: &Self, own: &PeerId) -> bool {
         let apart = self.0.since.saturating_duration_since(older.0.since);
         let simultaneous = apart < GREETING_TIMEOUT && self.0.dialled != older.0.dialled;

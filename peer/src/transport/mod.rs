@@ -1,7 +1,9 @@
-//! QUIC between peers: one connection per neighbour, mutual TLS, a control stream, a stream per chunk.
+//! QUIC between peers: one connection per neighbour, mutual TLS, a control stream, a stream per
+//! chunk.
 //!
-//! The transport moves messages and chunks and checks every byte it receives. It decides nothing: whom to dial,
-//! what to ask for and whom to serve is said by the driver, which hears of everything as an [`Incident`].
+//! The transport moves messages and chunks and checks every byte it receives. It decides nothing:
+//! whom to dial, what to ask for and whom to serve is said by the driver, which hears of everything
+//! as an [`Incident`].
 
 mod congestion;
 mod fetch;
@@ -78,7 +80,8 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// Binds the socket and begins to accept. Both sides of every connection show their certificates.
+    /// Binds the socket and begins to accept. Both sides of every connection show their
+    /// certificates.
     pub(crate) fn start(
         listen: SocketAddr,
         identity: &Identity,
@@ -178,7 +181,8 @@ impl Transport {
         self.report(Incident::Unlinked(link)).await;
     }
 
-    /// Hands each question of the neighbour, a stream of its own, to the driver; quinn bounds their number.
+    /// Hands each question of the neighbour, a stream of its own, to the driver; quinn bounds their
+    /// number.
     async fn take_questions(&self, link: &Link) {
         while let Ok((send, mut receive)) = link.connection().accept_bi().await {
             let (transport, link) = (self.clone(), link.clone());
@@ -214,8 +218,8 @@ async fn accept(incoming: Incoming, about: &About) -> Result<NewLink, LinkError>
     Link::answer(connection, about).await
 }
 
-/// An endpoint with the settings of peers, both to dial and to accept: both sides of every connection show their
-/// certificates.
+/// An endpoint with the settings of peers, both to dial and to accept: both sides of every
+/// connection show their certificates.
 ///
 /// # Errors
 /// The address cannot be bound, or the identity not used.

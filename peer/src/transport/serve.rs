@@ -25,7 +25,8 @@ const MAX_ASK_LEN: usize = 256 << 10;
 /// How long the last bytes of a chunk may wait for the neighbour's acknowledgement.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What happens to a chunk on its way out. Nothing, in a fleet: this is where a test makes a peer lie.
+/// What happens to a chunk on its way out. Nothing, in a fleet: this is where a test makes a peer
+/// lie.
 pub trait Outbound: fmt::Debug + Send + Sync {
     /// The values of a chunk's parts as they are sent.
     fn values(&self, blob: &Digest, chunk: u32, values: Vec<Value>) -> Vec<Value> {

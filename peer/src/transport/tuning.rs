@@ -1,5 +1,5 @@
-//! Settings of the QUIC transport. quinn's defaults are made for the open internet with small flows; peers
-//! move megabytes between neighbours in one data centre.
+//! Settings of the QUIC transport. quinn's defaults are made for the open internet with small
+//! flows; peers move megabytes between neighbours in one data centre.
 
 use core::time::Duration;
 use std::io;
@@ -14,17 +14,19 @@ use quinn::{
 
 use super::congestion::DelayBoundConfig;
 
-/// Bytes in flight on one stream: one chunk of the largest size, so that a transfer never waits for its
-/// own window.
+/// Bytes in flight on one stream: one chunk of the largest size, so that a transfer never waits for
+/// its own window.
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// Under a cap on downloads, a stream's window is what the cap lets through in this time: otherwise neighbours
-/// would pour whole chunks into our buffers and think them delivered.
+/// Under a cap on downloads, a stream's window is what the cap lets through in this time: otherwise
+/// neighbours would pour whole chunks into our buffers and think them delivered.
 const CAPPED_WINDOW_MS: u64 = 20;
 const MIN_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
-/// Bytes in flight on one connection: one chunk each way is the rule, a hedge and control come on top.
+/// Bytes in flight on one connection: one chunk each way is the rule, a hedge and control come on
+/// top.
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
-/// What a connection buffers for sending: so many times what it may have in flight, within bounds. What waits there seems
-/// sent to us, so more of it makes an upload seem nearly done that has hardly begun.
+/// What a connection buffers for sending: so many times what it may have in flight, within bounds.
+/// What waits there seems sent to us, so more of it makes an upload seem nearly done that has
+/// hardly begun.
 const SEND_WINDOWS: u64 = 2;
 const MIN_SEND_WINDOW_BYTES: u64 = 32 * 1024;
 const MAX_SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
@@ -33,8 +35,9 @@ const STREAMS: u32 = 32;
 /// A silent neighbour is gone after this time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(6);
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// Loopback and jumbo frames carry more than an Ethernet packet; the probe finds out what fits. Not more than this: quinn
-/// hands ten packets at once to the kernel, which takes 65,507 bytes and refuses all of them if it is more.
+/// Loopback and jumbo frames carry more than an Ethernet packet; the probe finds out what fits. Not
+/// more than this: quinn hands ten packets at once to the kernel, which takes 65,507 bytes and
+/// refuses all of them if it is more.
 const MTU_UPPER_BOUND: u16 = 6_500;
 /// Kernel buffers of the one UDP socket that all connections share.
 const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;

@@ -1,5 +1,5 @@
-//! containerd's side of a connection, down to the socket: a reset is told from an end, and a client hangs up when it has
-//! what it wants.
+//! containerd's side of a connection, down to the socket: a reset is told from an end, and a client
+//! hangs up when it has what it wants.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -67,8 +67,8 @@ impl Answer {
         Ok(&self.body[..self.body.len().min(length)])
     }
 
-    /// Reads the body to the end that its length names, or to the end of the connection if that comes first. An error is
-    /// a reset.
+    /// Reads the body to the end that its length names, or to the end of the connection if that
+    /// comes first. An error is a reset.
     pub(crate) async fn whole(mut self) -> io::Result<Vec<u8>> {
         let length = self.length() as usize;
         self.read(length).await?;

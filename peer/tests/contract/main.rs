@@ -1,9 +1,10 @@
-//! The mirror's contract with container runtimes, told by a client that does exactly what containerd does.
+//! The mirror's contract with container runtimes, told by a client that does exactly what
+//! containerd does.
 //!
-//! containerd sends `?ns=` and `Accept-Encoding`; asks for a range even of manifests; fetches large layers by several
-//! open-ended ranges, of which it reads a piece each and then hangs up; goes on after a cut with a range, at the first
-//! host again; goes to its next host on 404 and 503; and fails a pull on a reset, on silence, and on an error in the
-//! middle of a layer.
+//! containerd sends `?ns=` and `Accept-Encoding`; asks for a range even of manifests; fetches large
+//! layers by several open-ended ranges, of which it reads a piece each and then hangs up; goes on
+//! after a cut with a range, at the first host again; goes to its next host on 404 and 503; and
+//! fails a pull on a reset, on silence, and on an error in the middle of a layer.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

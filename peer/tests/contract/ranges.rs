@@ -81,8 +81,9 @@ async fn a_manifest_is_served_by_range_too() {
     assert!(digest.matches(&answer.whole().await.unwrap()));
 }
 
-/// A layer as containerd 2.2 fetches it with `concurrent_layer_fetch_buffer`: `bytes=0-` first, then from each further
-/// piece's beginning to the end, three at once; each is hung up on after a piece.
+/// A layer as containerd 2.2 fetches it with `concurrent_layer_fetch_buffer`: `bytes=0-` first,
+/// then from each further piece's beginning to the end, three at once; each is hung up on after a
+/// piece.
 async fn in_parallel(peer: &Peer, blob: &Bytes, piece: usize) -> Vec<u8> {
     let pieces = (0..blob.len().div_ceil(piece)).map(|index| async move {
         let at = index * piece;

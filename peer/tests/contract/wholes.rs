@@ -1,5 +1,5 @@
-//! An upstream that is no Flotilla: its blobs have no seals, so only their digest proves them. They stream to the runtime
-//! as they come from it, and are shared as wholes once they are proved.
+//! An upstream that is no Flotilla: its blobs have no seals, so only their digest proves them. They
+//! stream to the runtime as they come from it, and are shared as wholes once they are proved.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

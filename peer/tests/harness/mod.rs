@@ -1,6 +1,7 @@
 //! A fleet in one process: an origin and a tracker of a few lines each, and real peers.
 //!
-//! Peers must not depend on the real origin and tracker; the whole is tested in the workspace's `tests`.
+//! Peers must not depend on the real origin and tracker; the whole is tested in the workspace's
+//! `tests`.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
@@ -165,7 +166,8 @@ pub(crate) fn client() -> Client {
         .unwrap()
 }
 
-/// Pulls the image `app:v1`: the manifest, then all blobs at once. Each is checked against its digest.
+/// Pulls the image `app:v1`: the manifest, then all blobs at once. Each is checked against its
+/// digest.
 pub(crate) async fn pull(peer: &Peer) -> Vec<Bytes> {
     try_pull(peer).await.unwrap()
 }

@@ -109,7 +109,8 @@ impl FakeOrigin {
         self.url.clone()
     }
 
-    /// Pushes `app:v1` with these layers, the first one as its configuration. Returns the manifest's digest.
+    /// Pushes `app:v1` with these layers, the first one as its configuration. Returns the
+    /// manifest's digest.
     pub(crate) fn push(&self, layers: &[Bytes]) -> Digest {
         let descriptor = |bytes: &Bytes| serde_json::json!({"mediaType": "application/x", "digest": Digest::sha256(bytes), "size": bytes.len()});
         for bytes in layers {

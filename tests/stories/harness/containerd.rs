@@ -41,7 +41,8 @@ impl Containerd {
         Self::start_with(containerd, ctr, &VERSION_2.replace("RANGE", "0"))
     }
 
-    /// As [`Containerd::start_2`]; each layer is fetched in three ranges at once, of 1 MiB so that there are many.
+    /// As [`Containerd::start_2`]; each layer is fetched in three ranges at once, of 1 MiB so that
+    /// there are many.
     pub(crate) fn start_2_in_ranges(containerd: &Path, ctr: &Path) -> Self {
         Self::start_with(containerd, ctr, &VERSION_2.replace("RANGE", "1048576"))
     }

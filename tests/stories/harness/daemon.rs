@@ -1,4 +1,5 @@
-//! Other people's daemon of a story's own: it lives in a folder, writes its log there, and ends with the story.
+//! Other people's daemon of a story's own: it lives in a folder, writes its log there, and ends
+//! with the story.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -73,7 +74,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It is ours, and the folder goes with it: nothing to save. An error means that it has ended already.
+        // It is ours, and the folder goes with it: nothing to save. An error means that it has
+        // ended already.
         let _ = tools::run(Path::new("kill"), ["-TERM", &self.process.id().to_string()]);
         let start = Instant::now();
         while start.elapsed() < END_BOUND && matches!(self.process.try_wait(), Ok(None)) {

@@ -13,7 +13,8 @@ pub(crate) struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Mounts one of `size` (as `mount` reads it); `None`, said loudly, if that is not allowed here.
+    /// Mounts one of `size` (as `mount` reads it); `None`, said loudly, if that is not allowed
+    /// here.
     ///
     /// # Panics
     /// If it is allowed and does not work.

@@ -14,7 +14,8 @@ pub(crate) struct Docker {
 }
 
 impl Docker {
-    /// Starts a daemon with a `daemon.json` and waits until it answers. It touches no bridge and no firewall.
+    /// Starts a daemon with a `daemon.json` and waits until it answers. It touches no bridge and no
+    /// firewall.
     ///
     /// # Panics
     /// If it does not come up; with its log.

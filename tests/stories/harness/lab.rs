@@ -1,4 +1,5 @@
-//! A region of real processes with an image in its origin, to be broken. [`flotilla::lab`] says what can be done to it.
+//! A region of real processes with an image in its origin, to be broken. [`flotilla::lab`] says
+//! what can be done to it.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use super::tools;
 const PULL_BOUND: Duration = Duration::from_secs(90);
 const POLL_EVERY: Duration = Duration::from_millis(20);
 
-/// The ground of a story that needs hosts of their own, links shaped to `rate`; `None`, said loudly, if there can be
-/// none here and the story must be skipped.
+/// The ground of a story that needs hosts of their own, links shaped to `rate`; `None`, said
+/// loudly, if there can be none here and the story must be skipped.
 pub(crate) fn hosts(story: &str, rate: BitRate) -> Option<Ground> {
     if let Some(missing) = missing_for_hosts() {
         tools::skip(story, &missing);

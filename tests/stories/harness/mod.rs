@@ -1,4 +1,5 @@
-//! What the stories share: a region to break, an image to pull, real tools, and waiting for what must come.
+//! What the stories share: a region to break, an image to pull, real tools, and waiting for what
+//! must come.
 
 pub(crate) mod breaker;
 pub(crate) mod buildah;

@@ -1,4 +1,5 @@
-//! Debian's `docker-registry`, the distribution project's registry: an upstream that is no Flotilla.
+//! Debian's `docker-registry`, the distribution project's registry: an upstream that is no
+//! Flotilla.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 /// Set to anything but `0` or nothing, a missing tool fails its story instead of skipping it.
 const FORBID_SKIPS: &str = "FLOTILLA_FORBID_SKIPS";
 
-/// Finds all `tools` and root's rights if they are needed; `None`, said loudly, if the story must be skipped.
+/// Finds all `tools` and root's rights if they are needed; `None`, said loudly, if the story must
+/// be skipped.
 ///
 /// # Panics
 /// If something is missing and skips are forbidden.

@@ -1,8 +1,9 @@
 //! The time-out of a connection's next request, on one timer for the connection's whole life.
 //!
-//! hyper makes a timer for each request and drops it when the request's head is there: at a hundred thousand requests
-//! a second most of a runtime's timers' time is spent on timers that never fire. Here a new wait only notes its
-//! deadline; the timer goes off at the deadline of an earlier one, sees that there is a later one, and is set to it.
+//! hyper makes a timer for each request and drops it when the request's head is there: at a hundred
+//! thousand requests a second most of a runtime's timers' time is spent on timers that never fire.
+//! Here a new wait only notes its deadline; the timer goes off at the deadline of an earlier one,
+//! sees that there is a later one, and is set to it.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,7 +1,8 @@
 //! A body that ends in an error first lets hyper send what came before it.
 //!
-//! hyper drops its write buffer when a body fails. A client resumes where its bytes end, and some count an answer
-//! without a byte as no progress at all; so the error is held back for one round, in which hyper flushes.
+//! hyper drops its write buffer when a body fails. A client resumes where its bytes end, and some
+//! count an answer without a byte as no progress at all; so the error is held back for one round,
+//! in which hyper flushes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -1,20 +1,23 @@
-//! Bytes of files that go from the page cache to a socket without passing through this process (sendfile(2)).
+//! Bytes of files that go from the page cache to a socket without passing through this process
+//! (sendfile(2)).
 //!
-//! hyper takes bodies of bytes and nothing else. So a body of files yields *stand-ins*: pieces of one buffer of zeros
-//! that no other body has, each as long as the piece of a file that it stands for, which is put into the connection's
-//! queue. Below hyper, [`FileStream`] knows a stand-in by its address and sends the file's bytes in its place.
+//! hyper takes bodies of bytes and nothing else. So a body of files yields *stand-ins*: pieces of
+//! one buffer of zeros that no other body has, each as long as the piece of a file that it stands
+//! for, which is put into the connection's queue. Below hyper, [`FileStream`] knows a stand-in by
+//! its address and sends the file's bytes in its place.
 //!
 //! ```text
 //! body:        queue <- (file, range)    yields STAND_IN[..len]
 //! hyper:       head, then the same slice, uncopied, to write_vectored
 //! FileStream:  is it in STAND_IN?   yes: sendfile from the queue's front   no: write it
 //! ```
-//! Only bytes that are in the page cache take this way, for sendfile waits for a disk, and no thread of the runtime may;
-//! others are brought there first, where waiting is allowed. None are kept in this process: of a thousand clients that
-//! take their time, each would hold its piece.
+//! Only bytes that are in the page cache take this way, for sendfile waits for a disk, and no
+//! thread of the runtime may; others are brought there first, where waiting is allowed. None are
+//! kept in this process: of a thousand clients that take their time, each would hold its piece.
 //!
-//! What must never happen: a client gets the zeros of a stand-in. hyper may not copy what a body yields (it writes
-//! vectored, which [`super::serve_with`] insists on); a stand-in that finds nothing in the queue ends the connection.
+//! What must never happen: a client gets the zeros of a stand-in. hyper may not copy what a body
+//! yields (it writes vectored, which [`super::serve_with`] insists on); a stand-in that finds
+//! nothing in the queue ends the connection.
 
 use core::num::NonZeroU64;
 use core::ops::Range;
@@ -33,7 +36,8 @@ use tokio::net::TcpStream;
 
 /// Bytes of a file that are sent as one piece.
 const PIECE_LEN: u64 = 512 << 10;
-/// Distance at which a piece is probed for being in memory; the kernel reads ahead by at least this much.
+/// Distance at which a piece is probed for being in memory; the kernel reads ahead by at least this
+/// much.
 const PROBE_EVERY: u64 = 128 << 10;
 
 /// Never written, so the kernel never gives it memory.
@@ -50,15 +54,16 @@ struct Piece {
     range: Range<u64>,
 }
 
-/// Sends files on one unencrypted connection: in the extensions of its requests. Not there where bytes have to pass
-/// through this process anyway, as with TLS.
+/// Sends files on one unencrypted connection: in the extensions of its requests. Not there where
+/// bytes have to pass through this process anyway, as with TLS.
 #[derive(Clone, Debug, Default)]
 pub struct FileSender {
     queue: Arc<Mutex<VecDeque<Piece>>>,
 }
 
 impl FileSender {
-    /// A body of ranges of files, one after the other, for a response on this connection and no other.
+    /// A body of ranges of files, one after the other, for a response on this connection and no
+    /// other.
     ///
     /// # Errors
     /// In the stream: if a file cannot be read, or is shorter than its range.
@@ -255,7 +260,8 @@ mod tests {
         (0..len).map(|at| (at % 251) as u8 + 1).collect()
     }
 
-    /// What a client gets of what `body` yields, written as hyper writes: vectored, a head before it.
+    /// What a client gets of what `body` yields, written as hyper writes: vectored, a head before
+    /// it.
     async fn sent(sender: FileSender, body: Vec<Bytes>) -> io::Result<Vec<u8>> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap())

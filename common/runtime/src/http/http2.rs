@@ -1,10 +1,11 @@
-//! HTTP/2: over TLS where both ends name it (ALPN), without TLS for clients that begin with its preface.
+//! HTTP/2: over TLS where both ends name it (ALPN), without TLS for clients that begin with its
+//! preface.
 //!
-//! One connection carries many requests, so what bounds a connection of HTTP/1.1 has to bound each of its streams: how
-//! many there are, what each may have in memory, how long none may be open, how long a client may take nothing of one
-//! (`pace`). A client that opens streams only to reset
-//! them (CVE-2023-44487) is told to go away by the `h2` crate: after 20 of them that were not yet looked at, or 1024
-//! that broke the protocol; those are its defaults, and hyper's.
+//! One connection carries many requests, so what bounds a connection of HTTP/1.1 has to bound each
+//! of its streams: how many there are, what each may have in memory, how long none may be open, how
+//! long a client may take nothing of one (`pace`). A client that opens streams only to reset them
+//! (CVE-2023-44487) is told to go away by the `h2` crate: after 20 of them that were not yet looked
+//! at, or 1024 that broke the protocol; those are its defaults, and hyper's.
 
 use std::future::Future;
 use std::io;
@@ -24,7 +25,8 @@ use crate::shutdown::Shutdown;
 
 /// What ALPN calls it.
 pub(super) const ALPN: &[u8] = b"h2";
-/// What a client that does not ask first begins with (RFC 9113, section 3.4). No method of HTTP/1.1 does.
+/// What a client that does not ask first begins with (RFC 9113, section 3.4). No method of HTTP/1.1
+/// does.
 const PREFACE_START: &[u8; 4] = b"PRI ";
 
 /// Streams at once on one connection.
@@ -113,8 +115,8 @@ impl Drop for Open {
     }
 }
 
-/// Whether an unencrypted connection begins as HTTP/2 does. One that shows less than four bytes at first is taken for
-/// one of HTTP/1.1.
+/// Whether an unencrypted connection begins as HTTP/2 does. One that shows less than four bytes at
+/// first is taken for one of HTTP/1.1.
 ///
 /// # Errors
 /// The connection has failed.

@@ -1,9 +1,10 @@
 //! The pace at which the client of one HTTP/2 stream takes its response.
 //!
-//! A client that opens a stream's window no further keeps what the stream has, while the connection goes on: the patience
-//! with a connection's socket ([`super::patience`]) never ends. So a response goes out in small pieces, each asked for only
-//! when the window has room for some of it, and a stream that waits for its client for too long is dropped, which resets it
-//! (RST_STREAM, CANCEL) and leaves the connection's other streams alone.
+//! A client that opens a stream's window no further keeps what the stream has, while the connection
+//! goes on: the patience with a connection's socket ([`super::patience`]) never ends. So a response
+//! goes out in small pieces, each asked for only when the window has room for some of it, and a
+//! stream that waits for its client for too long is dropped, which resets it (RST_STREAM, CANCEL)
+//! and leaves the connection's other streams alone.
 //!
 //! ```text
 //! response ready -> [the client's turn] -> piece asked for -> [the body's turn] -> piece given -> [the client's turn] ...
@@ -23,8 +24,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::cut::FlushBeforeCut;
 
-/// Bytes of a piece: a frame of the size that every client takes. A stream has as much waiting at most, beyond what its
-/// window has room for.
+/// Bytes of a piece: a frame of the size that every client takes. A stream has as much waiting at
+/// most, beyond what its window has room for.
 const PIECE_LEN: usize = 16 << 10;
 
 task_local! {

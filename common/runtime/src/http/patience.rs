@@ -1,7 +1,7 @@
 //! A stream whose writes fail when the client has taken nothing for too long.
 //!
-//! A client that keeps a connection open and never reads would otherwise hold it, and all that its response holds, for
-//! ever.
+//! A client that keeps a connection open and never reads would otherwise hold it, and all that its
+//! response holds, for ever.
 
 use std::future::Future;
 use std::io;
@@ -16,7 +16,8 @@ use tokio::time::{Instant, Sleep, sleep};
 pub(super) struct Patient<S> {
     inner: S,
     patience: Duration,
-    /// Until when a write that waits for the client may wait; kept between waits for its allocation.
+    /// Until when a write that waits for the client may wait; kept between waits for its
+    /// allocation.
     deadline: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
 }

@@ -21,8 +21,8 @@ pub struct Responder {
 }
 
 impl Responder {
-    /// The same, with a shortcut: what can be answered at once, from memory and without the request's body, does not
-    /// go through the router. `None` leaves the request to it.
+    /// The same, with a shortcut: what can be answered at once, from memory and without the
+    /// request's body, does not go through the router. `None` leaves the request to it.
     #[must_use]
     pub fn with_shortcut(
         self,

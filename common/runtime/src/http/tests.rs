@@ -179,7 +179,8 @@ async fn a_burst_of_connections_waits_in_the_kernel_until_it_is_accepted() {
     .await;
     let address = server.address();
     let burst = futures_util::future::try_join_all((0..500).map(|_| TcpStream::connect(address)));
-    // One is served and never leaves; a connection that the kernel has no place for tries again for minutes.
+    // One is served and never leaves; a connection that the kernel has no place for tries again for
+    // minutes.
     let connected = timeout(Duration::from_secs(10), burst)
         .await
         .unwrap()

@@ -1,11 +1,12 @@
-//! Threads that serve connections, each its own: what one connection does never waits for another thread's lock, and
-//! those of a thread take turns, first come first served.
+//! Threads that serve connections, each its own: what one connection does never waits for another
+//! thread's lock, and those of a thread take turns, first come first served.
 //!
-//! A runtime of several threads moves work between them. With a thousand busy connections the moving costs more than
-//! it evens out, and who was moved often waits long. A new connection goes to the thread that has fewest.
+//! A runtime of several threads moves work between them. With a thousand busy connections the
+//! moving costs more than it evens out, and who was moved often waits long. A new connection goes
+//! to the thread that has fewest.
 //!
-//! It must never be used for handlers that compute for long or wait for a disk on the runtime's thread: nobody takes a
-//! thread's other connections over meanwhile.
+//! It must never be used for handlers that compute for long or wait for a disk on the runtime's
+//! thread: nobody takes a thread's other connections over meanwhile.
 
 use std::io;
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use std::thread;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// One in so many tasks is taken from what other threads want run here: new connections, and answers that were made
-/// elsewhere. By default it is one in 31, and on a busy thread hundreds of new connections would wait for each other.
+/// One in so many tasks is taken from what other threads want run here: new connections, and
+/// answers that were made elsewhere. By default it is one in 31, and on a busy thread hundreds of
+/// new connections would wait for each other.
 const FROM_OTHERS_EVERY: u32 = 2;
 
 /// The threads; they end with it, and all that still runs on them ends where it stands.

@@ -18,7 +18,8 @@ use crate::clock::Clock;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ten years.
 const AUTHORITY_VALIDITY: Duration = Duration::from_secs(3650 * DAY.as_secs());
-/// Certificates begin in the past: clocks of VMs that just booted may be behind, by an hour or by a time zone.
+/// Certificates begin in the past: clocks of VMs that just booted may be behind, by an hour or by a
+/// time zone.
 const BACKDATED: Duration = DAY;
 
 /// The root of a fleet's trust, with its private key.
@@ -110,7 +111,8 @@ impl Authority {
     /// A certificate for an origin or a tracker, under DNS names and IP addresses.
     ///
     /// # Errors
-    /// [`IdentityError::ServerName`] for what is neither, or lies in the peers' domain; or it cannot be made.
+    /// [`IdentityError::ServerName`] for what is neither, or lies in the peers' domain; or it
+    /// cannot be made.
     pub fn issue_server(
         &self,
         names: &[String],

@@ -1,5 +1,5 @@
-//! Files of identities: read with errors that name the file, the fault and the cure; written once, secrets for their
-//! owner only.
+//! Files of identities: read with errors that name the file, the fault and the cure; written once,
+//! secrets for their owner only.
 
 use std::fmt;
 use std::fs::OpenOptions;

@@ -1,8 +1,8 @@
 //! What an identity is at this moment: every handshake reads it, a reload replaces it as a whole.
 //!
-//! TLS configurations hold it behind the resolvers and verifiers below, which ask the stock ones of that moment. So a
-//! configuration made once follows every rotation, for new connections; those that stand go on. Nothing is verified less
-//! than by the stock verifiers.
+//! TLS configurations hold it behind the resolvers and verifiers below, which ask the stock ones of
+//! that moment. So a configuration made once follows every rotation, for new connections; those
+//! that stand go on. Nothing is verified less than by the stock verifiers.
 
 use std::sync::Arc;
 
@@ -19,7 +19,8 @@ use super::Clients;
 use super::files::IdentityError;
 use super::tls::{provider, tls_error};
 
-/// A certificate with its key, and the verifiers made of the authorities that are trusted beside it.
+/// A certificate with its key, and the verifiers made of the authorities that are trusted beside
+/// it.
 #[derive(Debug)]
 pub(super) struct Moment {
     pub(super) certified: Arc<CertifiedKey>,
@@ -133,7 +134,8 @@ impl ClientCertVerifier for LiveClients {
         self.clients == Clients::Authenticated
     }
 
-    /// None: the list could change during the handshake, and everybody here has but one certificate to show.
+    /// None: the list could change during the handshake, and everybody here has but one certificate
+    /// to show.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }

@@ -1,4 +1,5 @@
-//! The keys with which origins sign seals: secrets in a file of the origin, public keys in a file of every peer.
+//! The keys with which origins sign seals: secrets in a file of the origin, public keys in a file
+//! of every peer.
 //!
 //! Both are lines of text; what follows a `#` is for people.
 //!

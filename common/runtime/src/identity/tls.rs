@@ -1,4 +1,5 @@
-//! TLS configurations: both ways authenticated, by `ring`, with certificates that are reloaded from disk.
+//! TLS configurations: both ways authenticated, by `ring`, with certificates that are reloaded from
+//! disk.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -57,8 +58,8 @@ impl Identity {
     /// The identity in three files.
     ///
     /// # Errors
-    /// Which file is wrong, why, and the cure: unreadable, no PEM, key and certificate that do not belong together,
-    /// a certificate that is over.
+    /// Which file is wrong, why, and the cure: unreadable, no PEM, key and certificate that do not
+    /// belong together, a certificate that is over.
     pub fn load(files: &CertificateFiles) -> Result<Self, IdentityError> {
         Ok(Self::new(load(files)?, Some(files.clone())))
     }
@@ -88,11 +89,12 @@ impl Identity {
         self.files.as_ref()
     }
 
-    /// Reads certificate, key and authorities again; connections from now on use them, those that stand go on.
+    /// Reads certificate, key and authorities again; connections from now on use them, those that
+    /// stand go on.
     ///
     /// # Errors
-    /// As [`Identity::load`], and a certificate of another peer: a name lasts as long as its process. What was in use
-    /// stays in use.
+    /// As [`Identity::load`], and a certificate of another peer: a name lasts as long as its
+    /// process. What was in use stays in use.
     pub fn reload(&self) -> Result<(), IdentityError> {
         let Some(files) = &self.files else {
             return Ok(());
@@ -217,7 +219,8 @@ pub fn client_trusting(authority: &std::path::Path) -> Result<ClientConfig, Iden
     anonymous_client(roots(&Place::File(authority.to_owned()), &text)?)
 }
 
-/// For clients of plain HTTP, whose library wants a TLS configuration all the same: every handshake fails.
+/// For clients of plain HTTP, whose library wants a TLS configuration all the same: every handshake
+/// fails.
 ///
 /// # Errors
 /// The provider lacks a protocol version.

@@ -1,4 +1,5 @@
-//! Rotation without restart: files of identities are looked at now and then, and taken up when they change.
+//! Rotation without restart: files of identities are looked at now and then, and taken up when they
+//! change.
 //!
 //! ```text
 //! every 2 s, and at once on SIGHUP:   the same files as before?  nothing
@@ -221,8 +222,8 @@ async fn hung_up(hangup: &mut Option<Signal>) {
     std::future::pending().await
 }
 
-/// What makes a changed file a different one: device, inode, length, and the times of content and of inode, since
-/// rights may be what was wrong. `None` for a file that is not there.
+/// What makes a changed file a different one: device, inode, length, and the times of content and
+/// of inode, since rights may be what was wrong. `None` for a file that is not there.
 type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
 
 fn stamp(path: &PathBuf) -> Stamp {

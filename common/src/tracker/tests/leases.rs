@@ -406,7 +406,8 @@ fn who_is_not_known_or_counts_other_chunks_is_told_so() {
     );
 }
 
-/// Two peers and a blob of one chunk, all of which is missing; the first has the lease, and it moves.
+/// Two peers and a blob of one chunk, all of which is missing; the first has the lease, and it
+/// moves.
 fn one_lease_among_two() -> (Desk, ChunkMap) {
     let mut desk = Desk::new(Config::default());
     desk.join_all(0..2);

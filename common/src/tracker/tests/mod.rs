@@ -270,7 +270,8 @@ fn the_graph_of_a_burst_is_connected_and_nobody_is_dialled_by_everybody() {
         "two halves never meet"
     );
     let busiest = degree.iter().max().unwrap();
-    // At random among those that came before, the first are handed out about 16 ln(1000 / 16) times.
+    // At random among those that came before, the first are handed out about 16 ln(1000 / 16)
+    // times.
     assert!(*busiest <= 120, "a peer is a neighbour of {busiest}");
 }
 

@@ -114,7 +114,8 @@ impl History {
                 .applied
                 .iter()
                 .position(|applied| is_of(applied, Some(digest))),
-            // Of several tombstones within the request's time the first: it is the least that it can have been.
+            // Of several tombstones within the request's time the first: it is the least that it
+            // can have been.
             Outcome::Buried => self.applied.iter().position(|applied| {
                 let within = applied.ended >= change.began && applied.began <= change.ended;
                 applied.key == change.key && within && is_of(applied, None)
@@ -127,7 +128,8 @@ impl History {
             .collect()
     }
 
-    /// The change that is seen must be as new, in the storage's order, as every change acknowledged before.
+    /// The change that is seen must be as new, in the storage's order, as every change acknowledged
+    /// before.
     fn tag(
         &self,
         read: &Event,

@@ -235,8 +235,8 @@ impl Client {
         }
     }
 
-    /// Pushes a blob in chunks, each through another replica. Where one has died or is lost, the upload is asked how
-    /// far it is, and goes on from there.
+    /// Pushes a blob in chunks, each through another replica. Where one has died or is lost, the
+    /// upload is asked how far it is, and goes on from there.
     async fn push_in_chunks(&mut self, key: String, bytes: &Bytes) -> Option<Outcome> {
         let begun = self
             .ask(Method::POST, "/v2/app/blobs/uploads/", 0..0, bytes)
@@ -269,7 +269,8 @@ impl Client {
         sent
     }
 
-    /// One request about an upload: its Location, and how many bytes it has. The inner one is none if there was no answer.
+    /// One request about an upload: its Location, and how many bytes it has. The inner one is none
+    /// if there was no answer.
     async fn ask(
         &mut self,
         method: Method,

@@ -1,9 +1,11 @@
-//! Many clients, several replicas that are killed and paused, and a checker of what the clients saw.
+//! Many clients, several replicas that are killed and paused, and a checker of what the clients
+//! saw.
 //!
-//! The promise (`docs/origin.md`, "Replicas"): a read that begins after an acknowledged change returns it or a later one,
-//! through any listed replica. The order of changes to a tag is the storage's own, written down as it applies them;
-//! blobs, whose chunks come through replica after replica, and referrers, which are deleted and come again, have one writer
-//! each, whose order it is. In the end a deep check of the storage finds no damage.
+//! The promise (`docs/origin.md`, "Replicas"): a read that begins after an acknowledged change
+//! returns it or a later one, through any listed replica. The order of changes to a tag is the
+//! storage's own, written down as it applies them; blobs, whose chunks come through replica after
+//! replica, and referrers, which are deleted and come again, have one writer each, whose order it
+//! is. In the end a deep check of the storage finds no damage.
 
 mod checker;
 mod clients;
@@ -33,8 +35,8 @@ async fn no_read_is_older_than_what_was_acknowledged_before_it() {
     }
 }
 
-/// The checker has teeth: without invalidations it finds stale reads. And what is promised without them holds: nothing
-/// is stale for longer than a time-to-live.
+/// The checker has teeth: without invalidations it finds stale reads. And what is promised without
+/// them holds: nothing is stale for longer than a time-to-live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_invalidations_reads_are_stale_but_for_a_time_to_live_at_most() {
     let mut fleet = Fleet::start(3, TIME_TO_LIVE, fleet::Listing::Nobody).await;

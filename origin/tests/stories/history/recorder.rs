@@ -1,4 +1,5 @@
-//! Storage that writes down the order in which changes of tags apply, and that can be paused on both sides of a call.
+//! Storage that writes down the order in which changes of tags apply, and that can be paused on
+//! both sides of a call.
 
 use core::ops::Range;
 use core::time::Duration;
@@ -39,7 +40,8 @@ impl core::fmt::Debug for Recorder {
 }
 
 impl Recorder {
-    /// A call waits while the replica is paused, and so does what it found: it may be old when it arrives.
+    /// A call waits while the replica is paused, and so does what it found: it may be old when it
+    /// arrives.
     fn through<'a, T: Send + 'a>(&'a self, call: StorageFuture<'a, T>) -> StorageFuture<'a, T> {
         let mut paused = self.paused.clone();
         async move {

@@ -1,5 +1,5 @@
-//! The OCI distribution specification, asked of the two set-ups in which an origin runs: one replica on a local
-//! directory, and a plain round-robin over three on S3.
+//! The OCI distribution specification, asked of the two set-ups in which an origin runs: one
+//! replica on a local directory, and a plain round-robin over three on S3.
 
 mod bodies;
 mod discovery;
@@ -51,7 +51,8 @@ impl SetUp {
         .await
     }
 
-    /// Each request goes to the next replica, whatever it asks for. `None`, said loudly, without an S3 server.
+    /// Each request goes to the next replica, whatever it asks for. `None`, said loudly, without an
+    /// S3 server.
     async fn round_robin(story: &str) -> Option<Self> {
         let server = Server::start(story, Kind::S3Fs).await?;
         let storage = server.storage();

@@ -1,5 +1,5 @@
-//! The official conformance program, which `tests/conformance` names: every test of it, every optional interface on,
-//! in both set-ups; the same number must pass in both.
+//! The official conformance program, which `tests/conformance` names: every test of it, every
+//! optional interface on, in both set-ups; the same number must pass in both.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! A plain round-robin proxy: each request goes to the next server, streamed both ways, nothing added or kept.
+//! A plain round-robin proxy: each request goes to the next server, streamed both ways, nothing
+//! added or kept.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,7 +42,8 @@ impl RoundRobin {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let router = Router::new().fallback(forward).with_state(servers);
         let shutdown = Shutdown::new();
-        // Reads what an early answer left unread, as a proxy must: the client is not cut off while it sends.
+        // Reads what an early answer left unread, as a proxy must: the client is not cut off while
+        // it sends.
         let server = serve(listener, router, None, &shutdown).unwrap();
         Self {
             address: server.address(),

@@ -1,8 +1,10 @@
-//! One row for each thing that the specification asks of a registry: what is sent, what must come back.
+//! One row for each thing that the specification asks of a registry: what is sent, what must come
+//! back.
 //!
-//! Paths, headers and JSON are templates: `{repo}` and `{other}` are two repositories of the row's own, `{layer}` is the
-//! digest of the body of that name, `{layer.sha512}` and `{layer.len}` its other facts, and whatever was kept from an
-//! answer stands under its own name; `{upload+}` is a kept Location that takes another parameter.
+//! Paths, headers and JSON are templates: `{repo}` and `{other}` are two repositories of the row's
+//! own, `{layer}` is the digest of the body of that name, `{layer.sha512}` and `{layer.len}` its
+//! other facts, and whatever was kept from an answer stands under its own name; `{upload+}` is a
+//! kept Location that takes another parameter.
 
 use bytes::Bytes;
 use flotilla_common::digest::{Algorithm, Digest};

@@ -1,9 +1,10 @@
 //! The digest of a sealed blob, hashed while its parts come in.
 //!
-//! What proves a part is the seal's tree. The digest is of all bytes in order, and hashing them only when the last chunk is
-//! held would keep a pull waiting (0.6 s for a GiB). So whoever has written a part goes on with the hash if the next bytes
-//! in order are there: from memory if they are those just written, and otherwise from the page cache. Nobody waits for
-//! another's turn at it, and nothing depends on it: what is not hashed when all chunks are held is read then, and a
+//! What proves a part is the seal's tree. The digest is of all bytes in order, and hashing them
+//! only when the last chunk is held would keep a pull waiting (0.6 s for a GiB). So whoever has
+//! written a part goes on with the hash if the next bytes in order are there: from memory if they
+//! are those just written, and otherwise from the page cache. Nobody waits for another's turn at
+//! it, and nothing depends on it: what is not hashed when all chunks are held is read then, and a
 //! digest that turns out wrong is believed only after the whole file was read.
 
 use flotilla_common::chunk::PART_SIZE;
@@ -14,7 +15,8 @@ use super::super::file::BlobFile;
 use super::super::whole::Prefix;
 use super::{StoredBlob, part_of};
 
-/// Parts that one turn reads back at most, besides hashing those just written: a write must not take much longer for it.
+/// Parts that one turn reads back at most, besides hashing those just written: a write must not
+/// take much longer for it.
 const MAX_CAUGHT_UP: usize = 4;
 
 impl StoredBlob {

@@ -1,7 +1,7 @@
 //! Whether what lies on disk is what was verified: asked again after a restart, and at every read.
 //!
-//! A damaged chunk is dropped from the maps and said to be [`StoreError::Doubtful`], so that it is fetched again; it is
-//! never given away, and nobody else is blamed for it.
+//! A damaged chunk is dropped from the maps and said to be [`StoreError::Doubtful`], so that it is
+//! fetched again; it is never given away, and nobody else is blamed for it.
 
 use core::ops::Range;
 
@@ -53,8 +53,9 @@ impl StoredBlob {
         }
     }
 
-    /// The first held chunk that is not what was verified, among whole parts read from `start` on, with their values.
-    /// Of a blob that only its digest proves, all would have to be hashed each time: there nothing is compared.
+    /// The first held chunk that is not what was verified, among whole parts read from `start` on,
+    /// with their values. Of a blob that only its digest proves, all would have to be hashed each
+    /// time: there nothing is compared.
     pub(super) fn first_damaged(&self, start: u64, bytes: &[u8], values: &[Value]) -> Option<u32> {
         let Proof::Sealed { table, .. } = &self.proof else {
             return None;

@@ -266,7 +266,8 @@ async fn a_fleet_changes_its_authority_under_load_without_losing_a_connection() 
         "a stranger for now"
     );
 
-    // First everybody trusts both authorities, then certificates change, then the old authority goes.
+    // First everybody trusts both authorities, then certificates change, then the old authority
+    // goes.
     replace(
         &files.authority,
         &format!("{}{}", old.certificate_pem(), new.certificate_pem()),
