@@ -378,12 +378,14 @@ where
 
     #[cfg(not(test))]
     fn now(&self) -> Time {
-        Clock::now()
+        Clock::system().now()
     }
 
     #[cfg(test)]
     fn now(&self) -> Time {
-        Time::from_nanos(Clock::now().as_nanos() + self.story.passed.load(Ordering::SeqCst))
+        Time::from_nanos(
+            Clock::system().now().as_nanos() + self.story.passed.load(Ordering::SeqCst),
+        )
     }
 
     #[cfg(not(test))]

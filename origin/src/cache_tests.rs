@@ -121,9 +121,9 @@ async fn a_fill_that_read_before_a_write_is_neither_kept_nor_joined_after_it() {
 async fn of_two_writes_the_cache_keeps_neither_unless_it_knows_the_order() {
     let cache = cache(LONG);
     let (first, second) = (cache.epoch(&"tag"), cache.epoch(&"tag"));
-    cache.wrote(&"tag", second, Clock::now(), 2);
+    cache.wrote(&"tag", second, Clock::system().now(), 2);
     assert_eq!(cache.peek(&"tag").unwrap().value, 2);
-    cache.wrote(&"tag", first, Clock::now(), 1);
+    cache.wrote(&"tag", first, Clock::system().now(), 1);
     assert!(cache.peek(&"tag").is_none());
 }
 

@@ -290,7 +290,7 @@ impl Trackers {
                         .collect();
                     tracker.announces.add(1);
                     tracker.accepted.notify_waiters();
-                    self.heard(|health| health.answered(Clock::now(), index))
+                    self.heard(|health| health.answered(Clock::system().now(), index))
                         .await;
                     if !handouts.is_empty() {
                         self.report(TrackerEvent::Handouts(handouts)).await;
@@ -416,15 +416,15 @@ impl Trackers {
         index: usize,
         request: &AnnounceRequest,
     ) -> Result<AnnounceAnswer, AskError> {
-        lock(&self.0.health).asked(Clock::now(), index);
+        lock(&self.0.health).asked(Clock::system().now(), index);
         let answer = self.post(index, ANNOUNCE_PATH, request, REQUEST_TIMEOUT);
         tokio::pin!(answer);
         loop {
             let late_at = lock(&self.0.health).poll_timeout();
             tokio::select! {
                 answer = &mut answer => return answer,
-                () = Clock::sleep_until(late_at) => {
-                    self.heard(|health| health.handle_timeout(Clock::now())).await;
+                () = Clock::system().sleep_until(late_at) => {
+                    self.heard(|health| health.handle_timeout(Clock::system().now())).await;
                 }
             }
         }
@@ -478,7 +478,7 @@ impl Trackers {
                 answer = self.post_lease(index, &request, bound) => answer,
             };
             if answer.is_ok() {
-                self.heard(|health| health.answered(Clock::now(), index))
+                self.heard(|health| health.answered(Clock::system().now(), index))
                     .await;
             }
             match answer {
@@ -514,7 +514,7 @@ impl Trackers {
             tokio::select! {
                 answer = &mut answer => return answer,
                 () = sleep(QUIET) => {
-                    if lock(&self.0.health).is_quiet(Clock::now(), index, QUIET) {
+                    if lock(&self.0.health).is_quiet(Clock::system().now(), index, QUIET) {
                         self.0.trackers[index].wake.notify_one();
                     }
                 }

@@ -105,7 +105,7 @@ async fn who_has_no_grant_is_told_nothing() {
             key,
             peer,
             digests,
-            Clock::unix_seconds() + LIFETIME_S,
+            Clock::system().unix_seconds() + LIFETIME_S,
         ))
     }));
     let requiring = |name| Config {

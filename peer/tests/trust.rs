@@ -28,7 +28,9 @@ fn image() -> Vec<Bytes> {
 /// A grant that ends so many seconds from now, for better or worse.
 fn ends_in(seconds: i64) -> impl Fn(&SealKey, PeerId, Vec<Digest>) -> Option<Grant> {
     move |key, peer, digests| {
-        let end = Clock::unix_seconds().saturating_add_signed(seconds);
+        let end = Clock::system()
+            .unix_seconds()
+            .saturating_add_signed(seconds);
         Some(Grant::sign(key, peer, digests, end))
     }
 }

@@ -70,7 +70,7 @@ impl Service {
         client: IpAddr,
     ) -> Result<AnnounceAnswer, Refusal> {
         self.check_identity(identity, &request.peer.id)?;
-        self.with_state(|state| state.announce(Clock::now(), request, client))
+        self.with_state(|state| state.announce(Clock::system().now(), request, client))
     }
 
     /// Takes a lease request and waits for its answer.
@@ -80,7 +80,7 @@ impl Service {
         identity: Option<&PeerId>,
     ) -> Result<LeaseAnswer, Refusal> {
         self.check_identity(identity, &request.peer)?;
-        let answer = self.with_state(|state| state.lease(Clock::now(), request))?;
+        let answer = self.with_state(|state| state.lease(Clock::system().now(), request))?;
         let draining = LeaseAnswer::Wait {
             retry_ms: DRAINING_WAIT.as_millis() as u32,
         };
@@ -94,9 +94,9 @@ impl Service {
     /// Fires the machine's timers until the shutdown.
     pub(crate) async fn run_timers(self: Arc<Self>) {
         loop {
-            let deadline = self.lock().fire_timers(Clock::now());
+            let deadline = self.lock().fire_timers(Clock::system().now());
             tokio::select! {
-                () = Clock::sleep_until(deadline) => {}
+                () = Clock::system().sleep_until(deadline) => {}
                 () = self.is_earlier.notified() => {}
                 () = self.shutdown.wait() => return,
             }

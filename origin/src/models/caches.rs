@@ -88,7 +88,7 @@ async fn explored(telling: Telling, reads: usize) -> Explored {
                         .expect("no faults")
                         .expect("a value")
                         .version;
-                    let (epoch, started) = (own.epoch(&KEY), Clock::now());
+                    let (epoch, started) = (own.epoch(&KEY), Clock::system().now());
                     let settler = Settler { storage: &model };
                     let settled = settler
                         .write(&key, Some(&seen), value.to_string().into())

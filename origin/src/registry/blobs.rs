@@ -196,7 +196,7 @@ impl Registry {
         generation: &Generation,
     ) -> Result<Option<(Arc<StoredRecord>, Time)>, RegistryError> {
         let (key, cache_key) = (keys::blob(digest, generation), (*digest, *generation));
-        let (epoch, read_at) = (self.records.epoch(&cache_key), Clock::now());
+        let (epoch, read_at) = (self.records.epoch(&cache_key), Clock::system().now());
         let Some(object) = self.storage.read(&key).await? else {
             return Ok(None);
         };
@@ -258,7 +258,7 @@ impl Registry {
     ) -> Result<(), RegistryError> {
         let digest = record.facts.digest;
         let (key, cache_key) = (keys::blob(&digest, generation), (digest, *generation));
-        let (epoch, started) = (self.records.epoch(&cache_key), Clock::now());
+        let (epoch, started) = (self.records.epoch(&cache_key), Clock::system().now());
         let body = encode(&key, &record)?.into();
         match self.settle(&key, None, body).await? {
             Settled::Written => {
@@ -284,7 +284,7 @@ impl Registry {
             keys::repository_blob(repository, digest),
             (repository.clone(), *digest),
         );
-        let (epoch, started) = (self.claims.epoch(&cache_key), Clock::now());
+        let (epoch, started) = (self.claims.epoch(&cache_key), Clock::system().now());
         let claim = RepositoryBlob {
             state: State::Live,
             generation: *generation,

@@ -61,7 +61,7 @@ impl Registry {
         let Some(peer) = peer.filter(|peer| is_permitted(peer, repository)) else {
             return Ok(closure.answer.clone());
         };
-        let expires_unix_s = Clock::unix_seconds() + LIFETIME_S;
+        let expires_unix_s = Clock::system().unix_seconds() + LIFETIME_S;
         let grant = Grant::sign(
             &self.seal_key,
             peer.clone(),

@@ -200,7 +200,7 @@ impl Registry {
         if what_became == Stored::Changed {
             changed.push(Changed::Manifest(repository.clone(), digest));
         }
-        if Clock::now().saturating_since(oldest) > self.format.horizons.liveness {
+        if Clock::system().now().saturating_since(oldest) > self.format.horizons.liveness {
             self.check_again(repository, &manifest, &digest).await?;
         }
         let subject = manifest.subject.as_ref().map(|subject| subject.digest);
@@ -224,7 +224,7 @@ impl Registry {
         manifest: &Manifest,
         need: Need,
     ) -> Result<Time, RegistryError> {
-        let began = Clock::now();
+        let began = Clock::system().now();
         let blobs = manifest
             .blobs()
             .into_iter()
@@ -288,7 +288,7 @@ impl Registry {
             keys::manifest(repository, &manifest.digest),
             (repository.clone(), manifest.digest),
         );
-        let (epoch, started) = (self.manifests.epoch(&cache_key), Clock::now());
+        let (epoch, started) = (self.manifests.epoch(&cache_key), Clock::system().now());
         let present = self.storage.read(&key).await?;
         let replaced = present
             .as_ref()
@@ -441,7 +441,7 @@ impl Registry {
             keys::tag(repository, tag),
             (repository.clone(), tag.clone()),
         );
-        let (epoch, started) = (self.tags.epoch(&cache_key), Clock::now());
+        let (epoch, started) = (self.tags.epoch(&cache_key), Clock::system().now());
         let settled = self
             .write_pointer(&key, digest.map(|digest| TagValue { digest }))
             .await;

@@ -82,7 +82,9 @@ impl Registry {
         repository: &RepositoryName,
         hash_sha512: bool,
     ) -> (Ticket, Progress) {
-        let expires = Clock::unix_seconds().saturating_add(self.limits.upload_lifetime.as_secs());
+        let expires = Clock::system()
+            .unix_seconds()
+            .saturating_add(self.limits.upload_lifetime.as_secs());
         let ticket = self.signer.begin(repository, expires, hash_sha512);
         (ticket, Session::new(ticket).progress(ticket.id))
     }
@@ -93,7 +95,9 @@ impl Registry {
         repository: &RepositoryName,
         id: &str,
     ) -> Result<Ticket, RegistryError> {
-        let ticket = self.signer.check(repository, id, Clock::unix_seconds());
+        let ticket = self
+            .signer
+            .check(repository, id, Clock::system().unix_seconds());
         ticket.map_err(|_| RegistryError::UploadUnknown)
     }
 

@@ -86,12 +86,12 @@ impl Driver {
             Some(info) => self.shared.transport.dial(peer.id.clone(), info.addr),
             None => self
                 .machine
-                .handle(Clock::now(), Input::DialFailed { peer: slot }),
+                .handle(Clock::system().now(), Input::DialFailed { peer: slot }),
         }
     }
 
     fn hang_up(&mut self, slot: PeerSlot) {
-        let now = Clock::now();
+        let now = Clock::system().now();
         let Some(peer) = self.roster.peer_mut(slot) else {
             return;
         };
@@ -169,7 +169,7 @@ impl Driver {
         {
             return self
                 .machine
-                .handle(Clock::now(), Input::Received { transfer });
+                .handle(Clock::system().now(), Input::Received { transfer });
         }
         let task = match source {
             Source::Peer(peer) => self.fetch_from_peer(transfer, slot, chunk, peer),
@@ -193,7 +193,7 @@ impl Driver {
                 self.fetches.insert(transfer, fetch);
             }
             None => self.machine.handle(
-                Clock::now(),
+                Clock::system().now(),
                 Input::Failed {
                     transfer,
                     why: Failure::Link,
@@ -308,7 +308,7 @@ impl Driver {
     }
 
     fn check_whole(&mut self, slot: BlobSlot) {
-        let now = Clock::now();
+        let now = Clock::system().now();
         self.count_waits(now, slot);
         let Some(blob) = self.roster.blob_mut(slot) else {
             return;

@@ -397,7 +397,7 @@ impl Driver {
 
     /// Whom the tracker must not send us to; those to meet over `blob` first.
     pub(super) fn unreachable(&self, blob: Option<BlobSlot>) -> Vec<PeerId> {
-        let unreachable = self.machine.unreachable(Clock::now(), blob);
+        let unreachable = self.machine.unreachable(Clock::system().now(), blob);
         let named = unreachable.filter_map(|slot| Some(self.roster.peer(slot)?.id.clone()));
         named.take(MAX_UNREACHABLE).collect()
     }

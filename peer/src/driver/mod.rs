@@ -238,7 +238,7 @@ impl Driver {
     /// beginning.
     pub(crate) async fn run(machine: PeerMachine, shared: Arc<Shared>, mut events: Events) {
         let (reports, mut reported) = mpsc::channel(QUEUE);
-        let now = Clock::now();
+        let now = Clock::system().now();
         let mut driver = Self {
             machine,
             roster: Roster::default(),
@@ -264,14 +264,14 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = shutdown.wait() => break,
-                Some(report) = reported.recv() => driver.on_report(Clock::now(), report),
-                Some(command) = events.commands.recv() => driver.on_command(Clock::now(), command),
-                Some(incident) = events.incidents.recv() => driver.on_incident(Clock::now(), incident),
-                Some(event) = events.tracker.recv() => driver.on_tracker(Clock::now(), event),
-                Some(sighting) = events.sightings.recv() => driver.on_sighting(Clock::now(), sighting),
-                () = Clock::sleep_until(Some(deadline)) => {}
+                Some(report) = reported.recv() => driver.on_report(Clock::system().now(), report),
+                Some(command) = events.commands.recv() => driver.on_command(Clock::system().now(), command),
+                Some(incident) = events.incidents.recv() => driver.on_incident(Clock::system().now(), incident),
+                Some(event) = events.tracker.recv() => driver.on_tracker(Clock::system().now(), event),
+                Some(sighting) = events.sightings.recv() => driver.on_sighting(Clock::system().now(), sighting),
+                () = Clock::system().sleep_until(Some(deadline)) => {}
             }
-            driver.on_time(Clock::now());
+            driver.on_time(Clock::system().now());
         }
         driver.end();
     }
@@ -300,7 +300,7 @@ impl Driver {
     fn end(self) {
         self.shared
             .pulls
-            .close(self.machine.stood_still(Clock::now()));
+            .close(self.machine.stood_still(Clock::system().now()));
         for fetch in self.fetches.values() {
             fetch.task.abort();
         }

@@ -177,7 +177,10 @@ impl Mirror {
                 match &piece {
                     Ok(_) => {
                         mirror.shared.counters.to_runtime.add(bytes);
-                        mirror.shared.pulls.emitted(Clock::now(), &digest, bytes);
+                        mirror
+                            .shared
+                            .pulls
+                            .emitted(Clock::system().now(), &digest, bytes);
                     }
                     Err(failure) => {
                         mirror.shared.pulls.failed(&digest, &failure.to_string());

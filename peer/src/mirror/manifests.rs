@@ -225,7 +225,7 @@ impl Mirror {
             manifest: *digest,
             blobs: blobs.iter().map(|blob| (blob.digest, blob.size)).collect(),
             is_warming,
-            started: Clock::now(),
+            started: Clock::system().now(),
         }))
         .await;
         let known: Vec<_> = blobs

@@ -228,7 +228,7 @@ impl Origins {
     }
 
     fn in_order(&self) -> Vec<OriginSlot> {
-        let now = Clock::now().as_nanos();
+        let now = Clock::system().now().as_nanos();
         let rests = |slot: &OriginSlot| {
             self.0.origins[slot.0 as usize]
                 .rests_until
@@ -245,7 +245,7 @@ impl Origins {
         let rests_until = if is_up {
             Time::ZERO
         } else {
-            Clock::now() + REST
+            Clock::system().now() + REST
         };
         self.heard(origin, trouble);
         if let Some(origin) = self.0.origins.get(origin.0 as usize) {
@@ -271,7 +271,7 @@ impl Origins {
             }
             None => {}
             Some(trouble) => {
-                lock(reachability).failed(Clock::now(), trouble, &mut rand::rng());
+                lock(reachability).failed(Clock::system().now(), trouble, &mut rand::rng());
                 self.0.silent.notify_one();
             }
         }

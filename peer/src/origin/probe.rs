@@ -28,9 +28,9 @@ impl Origins {
             tokio::select! {
                 () = shutdown.wait() => return,
                 () = fell_silent => continue,
-                () = Clock::sleep_until(next) => {}
+                () = Clock::system().sleep_until(next) => {}
             }
-            let now = Clock::now();
+            let now = Clock::system().now();
             let due = self
                 .probe_times()
                 .filter(|(_, at)| at.is_some_and(|at| at <= now));
@@ -57,7 +57,7 @@ impl Origins {
                 tracing::debug!(origin = self.url(origin), trouble, "probe origin");
                 if let Some(origin) = self.0.origins.get(origin.0 as usize) {
                     lock(&origin.reachability).probe_failed(
-                        Clock::now(),
+                        Clock::system().now(),
                         trouble,
                         &mut rand::rng(),
                     );

@@ -156,7 +156,7 @@ impl Authority {
 
 fn params(common_name: &str, validity: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
-    let now = date_time_ymd(1970, 1, 1) + Duration::from_secs(Clock::unix_seconds());
+    let now = date_time_ymd(1970, 1, 1) + Duration::from_secs(Clock::system().unix_seconds());
     params.not_before = now - BACKDATED;
     params.not_after = now + validity;
     params.distinguished_name = DistinguishedName::new();

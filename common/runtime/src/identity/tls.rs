@@ -280,7 +280,7 @@ fn certified(
         begins_unix_s: unix_s(not_before),
         ends_unix_s: unix_s(not_after),
     };
-    if validity.ends_unix_s <= Clock::unix_seconds() {
+    if validity.ends_unix_s <= Clock::system().unix_seconds() {
         return Err(fault(format!("expired on {not_after}")));
     }
     Ok((certified, validity))

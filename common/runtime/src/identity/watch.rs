@@ -89,7 +89,9 @@ impl Reloadable for Identity {
     }
 
     fn describe(&self) -> String {
-        let left = self.ends_unix_s().saturating_sub(Clock::unix_seconds());
+        let left = self
+            .ends_unix_s()
+            .saturating_sub(Clock::system().unix_seconds());
         format!(
             "TLS identity, whose certificate is good for {} days and {} h",
             left / DAY_S,
@@ -98,7 +100,7 @@ impl Reloadable for Identity {
     }
 
     fn reminder(&self) -> Option<String> {
-        expiry_reminder(self.validity(), Clock::unix_seconds())
+        expiry_reminder(self.validity(), Clock::system().unix_seconds())
     }
 }
 
