@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use flotilla_common::hex;
 
-use crate::keys;
+use crate::layout;
 use crate::nonce::random_bytes;
 use crate::storage::{Storage, StorageError};
 
@@ -96,7 +96,7 @@ pub(crate) async fn agree(
     if horizons.condemned <= horizons.liveness {
         return Err(FormatError::Order(horizons.condemned, horizons.liveness));
     }
-    let key = keys::format();
+    let key = layout::format();
     if let Some(object) = storage.read(&key).await? {
         return check(&object.body, horizons);
     }
@@ -126,7 +126,7 @@ pub(crate) async fn agree(
 /// # Errors
 /// [`StorageError`] if the storage cannot be read.
 pub(crate) async fn problem(storage: &dyn Storage) -> Result<Option<String>, StorageError> {
-    let Some(object) = storage.read(&keys::format()).await? else {
+    let Some(object) = storage.read(&layout::format()).await? else {
         return Ok(Some(
             "it is not there: no origin has started here".to_owned(),
         ));

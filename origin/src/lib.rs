@@ -6,10 +6,10 @@
 //! protocols; the rooms here are
 //!
 //! - [`storage`]: the one dependency, as a trait, with its implementations
-//! - `record`, `keys`, `format`: what is stored, and where
+//! - `record`, `layout`, `format`: what is stored, and where
 //! - `upload`: ids, chains of links, hashing while bytes stream in
-//! - `settle`, `cache`: writes that know what became of them, reads that are shared and dated
-//! - `patience`: how long a client may take to send a body
+//! - `conditional_write`, `cache`: writes whose outcome is known, reads that are shared and dated
+//! - `stall_budget`: how long a client may take to send a body
 //! - `registry`: blobs, uploads, manifests, tags, referrers, closures
 //! - `replicas`: telling the other replicas what changed
 //! - `http`: the registry over HTTP
@@ -18,24 +18,24 @@
 //! It must never depend on the tracker or on a peer, never keep what storage does not have, and
 //! never write twice where the outcome of a first write is unknown.
 
-mod blocks;
+mod buffer_pool;
 mod cache;
 pub mod check;
+mod conditional_write;
 mod config;
 mod format;
 mod http;
-mod keys;
+mod layout;
 mod metrics;
 #[cfg(test)]
 mod models;
 mod nonce;
 mod origin;
-mod patience;
 mod readiness;
 mod record;
 mod registry;
 mod replicas;
-mod settle;
+mod stall_budget;
 pub mod storage;
 mod upload;
 

@@ -94,7 +94,10 @@ impl Metrics {
         let mut exposition = prometheus_client::registry::Registry::with_prefix("flotilla_origin");
         self.requests.register(&mut exposition);
         let (metrics, stale) = (Arc::clone(self), registry.stale_answers());
-        let (replicas, counts) = (registry.announcer().listed(), registry.announcer().counts());
+        let (replicas, counts) = (
+            registry.invalidator().listed(),
+            registry.invalidator().counts(),
+        );
         exposition.register_collector(Figures::collector(move |figures| {
             figures.counter(
                 "sent_bytes",

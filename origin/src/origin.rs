@@ -19,7 +19,7 @@ use crate::http::{self, Admission, Api, SendBuffers};
 use crate::metrics::Metrics;
 use crate::readiness::StorageHealth;
 use crate::registry::Registry;
-use crate::replicas::{self, Announcer, Secret};
+use crate::replicas::{self, Invalidator, Secret};
 use crate::storage::{self, Bounded, Counted, OpenError, Storage};
 
 /// Connections beyond their bound that are answered at all.
@@ -139,7 +139,7 @@ impl Origin {
         let listener_limits = listener_limits(&config.limits);
         let shutdown = Shutdown::new();
         config.replicas.follow(&shutdown).await;
-        let announcer = Arc::new(Announcer::new(config.replicas, Secret::of(&format))?);
+        let invalidator = Arc::new(Invalidator::new(config.replicas, Secret::of(&format))?);
         let (region, seal_key) = (config.region, config.seal_key);
         let buffers = SendBuffers::new(config.limits.pull_buffers);
         let registry = Registry::new(
@@ -148,7 +148,7 @@ impl Origin {
             region,
             seal_key,
             config.limits,
-            announcer,
+            invalidator,
         );
         let (uplink, redirect_blobs) = (config.uplink, config.redirect_blobs);
         let readiness = Readiness::starting(&shutdown);

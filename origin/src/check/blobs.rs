@@ -6,8 +6,8 @@ use flotilla_common::tree::{ChunkTable, TreeHasher};
 use futures_util::TryStreamExt;
 
 use super::{Checker, Look, NO_KEY, in_repository};
-use crate::keys;
-use crate::record::{BlobRecord, RepositoryBlob, State, TableAt};
+use crate::layout;
+use crate::record::{BlobRecord, MembershipRecord, State, TableAt};
 use crate::registry::read_segments;
 use crate::storage::{Key, StorageError};
 use crate::upload::id::Generation;
@@ -23,7 +23,7 @@ impl Checker {
         let Some(object) = self.storage.read(key).await? else {
             return Ok(Look::default());
         };
-        let claim: RepositoryBlob = match codec::decode(&object.body) {
+        let claim: MembershipRecord = match codec::decode(&object.body) {
             Ok(claim) => claim,
             Err(error) => return Ok(Look::damage(error)),
         };
@@ -33,7 +33,7 @@ impl Checker {
         // Whoever asks for it finds another generation.
         let page = self
             .storage
-            .list(&keys::generations(&digest), None, GENERATIONS)
+            .list(&layout::generations(&digest), None, GENERATIONS)
             .await?;
         for entry in page.entries {
             let Ok(generation) = entry.key.last_segment().parse() else {
@@ -51,7 +51,7 @@ impl Checker {
         digest: &Digest,
         generation: &Generation,
     ) -> Result<bool, StorageError> {
-        let Some(object) = self.storage.read(&keys::blob(digest, generation)).await? else {
+        let Some(object) = self.storage.read(&layout::blob(digest, generation)).await? else {
             return Ok(false);
         };
         // A record that cannot be read is told where the record is looked at.
@@ -111,12 +111,12 @@ impl Checker {
                 Some(size) if *size == segment.size => {}
                 Some(size) => problems.push(format!(
                     "segment {} has {size} bytes, not {}",
-                    keys::segment(generation, segment.nonce),
+                    layout::segment(generation, segment.nonce),
                     segment.size
                 )),
                 None => problems.push(format!(
                     "segment {} is missing",
-                    keys::segment(generation, segment.nonce)
+                    layout::segment(generation, segment.nonce)
                 )),
             }
         }
@@ -140,7 +140,7 @@ impl Checker {
             TableAt::Here(table) => proves(table),
             TableAt::Object { nonce } => match self
                 .storage
-                .read(&keys::segment(generation, *nonce))
+                .read(&layout::segment(generation, *nonce))
                 .await?
             {
                 Some(object) => codec::decode(&object.body).is_ok_and(|table| proves(&table)),

@@ -6,9 +6,9 @@ use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{RepositoryName, Tag};
 
 use super::{Checker, Look, NO_KEY, in_repository};
-use crate::keys;
+use crate::layout;
 use crate::record::{
-    ManifestRecord, Pointer, ReferrerValue, RepositoryBlob, State, TOMBSTONE_LIMIT, TagValue,
+    ManifestRecord, MembershipRecord, Pointer, ReferrerValue, State, TOMBSTONE_LIMIT, TagValue,
 };
 use crate::storage::{Entry, Key, StorageError};
 
@@ -78,7 +78,7 @@ impl Checker {
         }
         if let Some(subject) = &manifest.subject {
             // The referrer is written after the manifest, so a push that was cut short lacks it.
-            let key = keys::referrer(repository, &subject.digest, digest);
+            let key = layout::referrer(repository, &subject.digest, digest);
             if self.storage.read(&key).await?.is_none() {
                 look.leftovers.push(format!(
                     "{} does not list it: its push was cut short",
@@ -96,12 +96,12 @@ impl Checker {
     ) -> Result<Named, StorageError> {
         let Some(object) = self
             .storage
-            .read(&keys::repository_blob(repository, digest))
+            .read(&layout::membership(repository, digest))
             .await?
         else {
             return Ok(Named::Missing);
         };
-        Ok(match codec::decode::<RepositoryBlob>(&object.body) {
+        Ok(match codec::decode::<MembershipRecord>(&object.body) {
             Ok(claim) if claim.state == State::Dead => Named::Deleted,
             Ok(_) => Named::There,
             Err(_) => Named::Missing,
@@ -113,7 +113,7 @@ impl Checker {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<Named, StorageError> {
-        let key = keys::manifest(repository, digest);
+        let key = layout::manifest(repository, digest);
         let Some(object) = self.storage.read(&key).await? else {
             return Ok(Named::Missing);
         };
@@ -166,7 +166,7 @@ impl Checker {
             look.damage
                 .push("its descriptor is not that of the manifest".to_owned());
         }
-        let key = keys::manifest(&repository, &digest);
+        let key = layout::manifest(&repository, &digest);
         let manifest = self.storage.read(&key).await?.and_then(|object| {
             let (_, bytes) = ManifestRecord::of(&key, &object.body).ok()?.content?;
             Manifest::parse(&bytes).ok()

@@ -23,7 +23,7 @@ use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
 use crate::storage::{Entry, Key, Page, Prefix, Storage, StorageError};
-use crate::{format, keys};
+use crate::{format, layout};
 
 /// Keys of a page.
 const PAGE: usize = 1000;
@@ -91,7 +91,7 @@ pub async fn check(storage: Arc<dyn Storage>, deep: bool) -> Result<Report, Stor
     let mut report = Report::default();
     let checker = Checker { storage, deep };
     if let Some(problem) = format::problem(&*checker.storage).await? {
-        report.damage.add(&keys::format(), problem);
+        report.damage.add(&layout::format(), problem);
     }
     for kind in KINDS {
         checker.walk(kind, &mut report).await?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use flotilla_common::codec;
 
 use super::{Checker, Look, NO_KEY, PAGE};
-use crate::keys;
+use crate::layout;
 use crate::record::{BlobRecord, Segment, TableAt};
 use crate::storage::{Key, StorageError};
 use crate::upload::chain::{Chain, Next};
@@ -94,7 +94,7 @@ impl Checker {
         &self,
         upload: &Generation,
     ) -> Result<BTreeMap<u128, u64>, StorageError> {
-        let (prefix, mut sizes, mut after) = (keys::segments(upload), BTreeMap::new(), None);
+        let (prefix, mut sizes, mut after) = (layout::segments(upload), BTreeMap::new(), None);
         loop {
             let page = self.storage.list(&prefix, after.as_ref(), PAGE).await?;
             let sized = page.entries.iter().filter_map(|entry| {
@@ -112,7 +112,7 @@ impl Checker {
     }
 
     async fn links(&self, upload: &Generation) -> Result<Links, StorageError> {
-        let (prefix, mut links, mut after) = (keys::links(upload), Links::default(), None);
+        let (prefix, mut links, mut after) = (layout::links(upload), Links::default(), None);
         let mut base = (0, Vec::new());
         loop {
             let page = self.storage.list(&prefix, after.as_ref(), PAGE).await?;
@@ -158,7 +158,7 @@ impl Checker {
                 look.damage.extend(lost.map(|segment| {
                     format!(
                         "segment {} is not there as acknowledged",
-                        keys::segment(&upload, segment.nonce)
+                        layout::segment(&upload, segment.nonce)
                     )
                 }));
                 look.leftovers.push(format!(
@@ -179,7 +179,7 @@ impl Checker {
         let Some(expected) = link.record(0) else {
             return Ok(());
         };
-        let key = keys::blob(&expected.facts.digest, upload);
+        let key = layout::blob(&expected.facts.digest, upload);
         match self.storage.read(&key).await? {
             // Its client was not told that it is done, and is when it asks again.
             None => look.leftovers.push(format!(
@@ -211,7 +211,7 @@ impl Checker {
         let leftovers = nameless.map(|(nonce, size)| {
             format!(
                 "{} of {size} bytes is named by nothing",
-                keys::segment(&upload, nonce)
+                layout::segment(&upload, nonce)
             )
         });
         Ok(Look {

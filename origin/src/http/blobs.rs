@@ -12,10 +12,10 @@ use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
+use super::blob_body::one_by_one;
 use super::error::{ApiError, Code};
 use super::range::{Wanted, wanted};
 use super::request_id::RequestId;
-use super::sending::one_by_one;
 use super::{Answer, Api, CONTENT_DIGEST, empty, matches_etag, set, text_of, warn_if_stale};
 use crate::registry::{Blob, Need, RegistryError};
 

@@ -21,8 +21,8 @@ use super::{
     set_version, text_of, typed, warn_if_stale,
 };
 use crate::metrics::MANIFEST;
-use crate::patience::UsedUp;
 use crate::registry::{MAX_REFERRERS, MAX_TAGS, RegistryError, StoredManifest};
+use crate::stall_budget::BudgetExhausted;
 
 /// Tags that one request moves at most.
 const MAX_TAGS_PER_PUT: usize = 32;
@@ -179,10 +179,10 @@ async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Places),
         return Err(too_large());
     }
     let (mut bytes, mut places) = (BytesMut::new(), Vec::new());
-    let (mut body, mut patience) = (body.into_data_stream(), api.registry.patience());
+    let (mut body, mut patience) = (body.into_data_stream(), api.registry.stall_budget());
     loop {
         let piece = patience.next(&mut body).await;
-        let Some(piece) = piece.map_err(|UsedUp| RegistryError::Stalled)? else {
+        let Some(piece) = piece.map_err(|BudgetExhausted| RegistryError::Stalled)? else {
             return Ok((bytes.freeze(), places));
         };
         let piece = piece.map_err(|error| ApiError::new(Code::ManifestInvalid, error))?;

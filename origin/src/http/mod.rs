@@ -5,6 +5,7 @@
 //! 500.
 
 mod admission;
+mod blob_body;
 mod blobs;
 mod error;
 mod manifests;
@@ -12,11 +13,7 @@ mod peers;
 mod range;
 mod request_id;
 mod route;
-mod sending;
 mod uploads;
-
-#[cfg(test)]
-mod any_text;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -38,10 +35,10 @@ use crate::registry::Registry;
 use crate::storage::StorageError;
 pub(crate) use admission::Admission;
 use admission::{Place, Reason};
+pub(crate) use blob_body::SendBuffers;
 use error::{ApiError, Code};
 use request_id::RequestId;
 use route::{Route, route};
-pub(crate) use sending::SendBuffers;
 
 /// What handlers need.
 pub(crate) struct Api {
@@ -304,3 +301,6 @@ fn warn_if_stale(response: &mut Response<Body>, stale: bool) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

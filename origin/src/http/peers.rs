@@ -13,8 +13,8 @@ use serde_json::json;
 
 use super::error::{ApiError, Code};
 use super::{Answer, Api, json, text, typed};
-use crate::patience::UsedUp;
 use crate::registry::RegistryError;
+use crate::stall_budget::BudgetExhausted;
 
 /// Bytes of a closure request at most: a name and a digest.
 const MAX_REQUEST_LEN: usize = 1024;
@@ -24,10 +24,10 @@ const MAX_REQUEST_LEN: usize = 1024;
 pub(super) async fn closure(api: &Arc<Api>, client: Option<&ClientIdentity>, body: Body) -> Answer {
     let malformed = |reason: &dyn core::fmt::Display| ApiError::new(Code::RequestInvalid, reason);
     let mut bytes = BytesMut::new();
-    let (mut body, mut patience) = (body.into_data_stream(), api.registry.patience());
+    let (mut body, mut patience) = (body.into_data_stream(), api.registry.stall_budget());
     loop {
         let piece = patience.next(&mut body).await;
-        let Some(piece) = piece.map_err(|UsedUp| RegistryError::Stalled)? else {
+        let Some(piece) = piece.map_err(|BudgetExhausted| RegistryError::Stalled)? else {
             break;
         };
         let piece = piece.map_err(|error| malformed(&error))?;

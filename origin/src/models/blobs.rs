@@ -20,7 +20,7 @@ use crate::format::{Horizons, agree};
 use crate::nonce::nonce;
 use crate::record::{BlobRecord, ManifestRecord, State, decode, encode};
 use crate::registry::{Body, Need, Registry, RegistryError};
-use crate::replicas::{Announcer, Replicas, Secret};
+use crate::replicas::{Invalidator, Replicas, Secret};
 use crate::storage::{Key, Object, Prefix, Storage};
 
 const LAYER: &[u8] = b"layer";
@@ -38,10 +38,10 @@ async fn replica_with(model: &Model, horizons: Horizons) -> Arc<Registry> {
     let format = agree(model, horizons).await.expect("a format");
     let key = SealKey::from_secret("eu-1".parse().expect("a name"), &[7; 32]);
     // Nobody is told, and making one takes longer than all the rest.
-    static NOBODY: OnceLock<Arc<Announcer>> = OnceLock::new();
+    static NOBODY: OnceLock<Arc<Invalidator>> = OnceLock::new();
     let nobody =
-        || Arc::new(Announcer::new(Replicas::none(), Secret::of(&format)).expect("a client"));
-    let announcer = Arc::clone(NOBODY.get_or_init(nobody));
+        || Arc::new(Invalidator::new(Replicas::none(), Secret::of(&format)).expect("a client"));
+    let invalidator = Arc::clone(NOBODY.get_or_init(nobody));
     let (storage, region) = (Arc::new(model.clone()), "eu-1".parse().expect("a name"));
     Arc::new(Registry::new(
         storage,
@@ -49,7 +49,7 @@ async fn replica_with(model: &Model, horizons: Horizons) -> Arc<Registry> {
         region,
         key,
         Limits::default(),
-        announcer,
+        invalidator,
     ))
 }
 

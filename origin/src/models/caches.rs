@@ -10,7 +10,7 @@ use flotilla_runtime::clock::Clock;
 use super::explorer::{Explored, Scenario, explore};
 use super::model::{Faults, Model};
 use crate::cache::{Cache, Limits, Rule};
-use crate::settle::{Settled, Settler};
+use crate::conditional_write::{ConditionalWriter, WriteOutcome};
 use crate::storage::{Key, Storage};
 
 const KEY: &str = "tag/app/_/v1";
@@ -89,12 +89,12 @@ async fn explored(telling: Telling, reads: usize) -> Explored {
                         .expect("a value")
                         .version;
                     let (epoch, started) = (own.epoch(&KEY), Clock::system().now());
-                    let settler = Settler { storage: &model };
+                    let settler = ConditionalWriter { storage: &model };
                     let settled = settler
                         .write(&key, Some(&seen), value.to_string().into())
                         .await;
                     assert!(
-                        matches!(settled, Ok(Settled::Written)),
+                        matches!(settled, Ok(WriteOutcome::Written)),
                         "nobody else writes"
                     );
                     own.wrote(&KEY, epoch, started, value);
@@ -189,12 +189,12 @@ async fn explored_deletes(finding: Finding) -> Explored {
                     .expect("no faults")
                     .expect("a value")
                     .version;
-                let settler = Settler { storage: &model };
+                let settler = ConditionalWriter { storage: &model };
                 let settled = settler
                     .write(&key, Some(&seen), GONE.to_string().into())
                     .await;
                 assert!(
-                    matches!(settled, Ok(Settled::Written)),
+                    matches!(settled, Ok(WriteOutcome::Written)),
                     "nobody else writes"
                 );
                 model.point("the message arrives").await;
@@ -271,11 +271,11 @@ async fn explored_unlisted(without: Option<Rule>) -> Explored {
                     .expect("no faults")
                     .expect("a value")
                     .version;
-                let settled = Settler { storage: &model }
+                let settled = ConditionalWriter { storage: &model }
                     .write(&key, Some(&seen), "2".into())
                     .await;
                 assert!(
-                    matches!(settled, Ok(Settled::Written)),
+                    matches!(settled, Ok(WriteOutcome::Written)),
                     "nobody else writes"
                 );
                 model.point("a time-to-live passes").await;
@@ -335,11 +335,11 @@ async fn explored_appearance(without: Option<Rule>) -> Explored {
         let writer = {
             let (model, is_there) = (model.clone(), Arc::clone(&is_there));
             async move {
-                let settled = Settler { storage: &model }
+                let settled = ConditionalWriter { storage: &model }
                     .write(&key, None, "1".into())
                     .await;
                 assert!(
-                    matches!(settled, Ok(Settled::Written)),
+                    matches!(settled, Ok(WriteOutcome::Written)),
                     "nobody else writes"
                 );
                 is_there.store(true, Ordering::SeqCst);

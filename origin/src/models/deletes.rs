@@ -14,10 +14,10 @@ use flotilla_common::name::{Reference, Tag};
 use super::blobs::{push, replica, repository};
 use super::explorer::{Explored, Scenario, explore};
 use super::model::{Faults, Model};
-use crate::keys;
+use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{
-    ManifestRecord, Pointer, ReferrerValue, RepositoryBlob, Stamp, TagValue, decode,
+    ManifestRecord, MembershipRecord, Pointer, ReferrerValue, Stamp, TagValue, decode,
 };
 use crate::registry::{Need, Registry, RegistryError};
 use crate::storage::{Key, Storage};
@@ -85,11 +85,11 @@ async fn act(act: Act, registry: &Registry, model: &Model) -> Result<(), Registr
 }
 
 fn manifest_key() -> Key {
-    keys::manifest(&repository(), &Digest::sha256(&artifact()))
+    layout::manifest(&repository(), &Digest::sha256(&artifact()))
 }
 
 fn referrer_key() -> Key {
-    keys::referrer(
+    layout::referrer(
         &repository(),
         &Digest::sha256(SUBJECT),
         &Digest::sha256(&artifact()),
@@ -146,7 +146,7 @@ fn is_live(model: &Model, key: &Key) -> bool {
             .expect("a manifest")
             .content
             .is_some(),
-        Some("rb") => decode::<RepositoryBlob>(key, &body)
+        Some("rb") => decode::<MembershipRecord>(key, &body)
             .expect("a claim")
             .state
             .is_served(),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::explorer::{Explored, Scenario, explore};
 use super::model::{Faults, Model};
-use crate::settle::{Settled, Settler};
+use crate::conditional_write::{ConditionalWriter, WriteOutcome};
 use crate::storage::{Key, Storage};
 
 const KEY: &str = "tag/app/_/v1";
@@ -37,7 +37,7 @@ fn scenario(model: Model, bodies: &'static [&'static str], manner: Manner) -> Sc
         let (model, told) = (model.clone(), Arc::clone(&told));
         let actor = async move {
             let key: Key = KEY.parse().expect("a key");
-            let settler = Settler { storage: &model };
+            let settler = ConditionalWriter { storage: &model };
             let seen = model
                 .read(&key)
                 .await
@@ -45,13 +45,14 @@ fn scenario(model: Model, bodies: &'static [&'static str], manner: Manner) -> Sc
                 .map(|object| object.version);
             let body_bytes = Bytes::from_static(body.as_bytes());
             let mut settled = settler.write(&key, seen.as_ref(), body_bytes.clone()).await;
-            if let (Ok(Settled::Lost(Some(winner))), Manner::WritingTwice) = (&settled, manner) {
+            if let (Ok(WriteOutcome::Lost(Some(winner))), Manner::WritingTwice) = (&settled, manner)
+            {
                 let seen = winner.version.clone();
                 settled = settler.write(&key, Some(&seen), body_bytes).await;
             }
             let history = model.history(KEY).len();
             let Ok(settled) = settled else { return };
-            let written = matches!(settled, Settled::Written);
+            let written = matches!(settled, WriteOutcome::Written);
             told.lock().expect("no panic").push(Told {
                 body,
                 written,

@@ -12,11 +12,11 @@ use futures_util::{StreamExt, stream};
 use super::blobs::{replica, repository};
 use super::explorer::{Explored, Scenario, explore};
 use super::model::{Faults, Model};
-use crate::keys;
+use crate::conditional_write::{ConditionalWriter, WriteOutcome};
+use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{BlobRecord, Segment, TableAt, decode, encode};
 use crate::registry::{Body, Registry, RegistryError};
-use crate::settle::{Settled, Settler};
 use crate::storage::{Prefix, Storage};
 use crate::upload::chain::{Chain, Next};
 use crate::upload::hash::Hashes;
@@ -204,7 +204,7 @@ impl Client {
             nonce: nonce(),
             size: bytes.len() as u64,
         };
-        let key = keys::segment(&self.ticket.id, segment.nonce);
+        let key = layout::segment(&self.ticket.id, segment.nonce);
         self.model
             .create(&key, bytes.to_owned().into())
             .await
@@ -226,9 +226,9 @@ impl Client {
 
     async fn write_record(&self, text: &'static str, link: &Link) -> Result<Told, RegistryError> {
         let record = link.record(nonce()).expect("a finish");
-        let key = keys::blob(&record.facts.digest, &self.ticket.id);
+        let key = layout::blob(&record.facts.digest, &self.ticket.id);
         let body = encode(&key, &record)?.into();
-        Settler {
+        ConditionalWriter {
             storage: &self.model,
         }
         .write(&key, None, body)
@@ -239,9 +239,9 @@ impl Client {
     async fn put_its_own(&self, text: &'static str) -> Result<Told, RegistryError> {
         let (segment, facts) = self.segment(text, text).await;
         let link = Chain::default().finish(&[segment], facts, TableAt::Nowhere, nonce());
-        let key = keys::link(&self.ticket.id, 0);
+        let key = layout::link(&self.ticket.id, 0);
         let body = encode(&key, &link)?.into();
-        if let Settled::Lost(_) = (Settler {
+        if let WriteOutcome::Lost(_) = (ConditionalWriter {
             storage: &self.model,
         })
         .write(&key, None, body)
@@ -257,7 +257,7 @@ impl Client {
         text: &'static str,
         rest: &str,
     ) -> Result<Told, RegistryError> {
-        let key = keys::link(&self.ticket.id, 0);
+        let key = layout::link(&self.ticket.id, 0);
         let first = self
             .model
             .read(&key)

@@ -43,7 +43,7 @@ pub(crate) struct BlobRecord {
 /// `rb/<name>/_/<digest>`: the repository has the blob. Its generation is the hint that saves a
 /// listing.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct RepositoryBlob {
+pub(crate) struct MembershipRecord {
     pub(crate) state: State,
     pub(crate) generation: Generation,
     pub(crate) nonce: u128,

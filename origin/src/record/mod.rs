@@ -10,7 +10,7 @@ use bincode::{Decode, Encode};
 use flotilla_common::codec;
 use flotilla_common::name::RegionName;
 
-pub(crate) use blob::{BlobRecord, EMBEDDED_VALUES, RepositoryBlob, Segment, TableAt};
+pub(crate) use blob::{BlobRecord, EMBEDDED_VALUES, MembershipRecord, Segment, TableAt};
 pub(crate) use manifest::ManifestRecord;
 pub(crate) use state::{Rescue, State};
 pub(crate) use tag::{Pointer, ReferrerValue, TOMBSTONE_LIMIT, TagValue};

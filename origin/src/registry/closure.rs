@@ -17,7 +17,7 @@ use flotilla_runtime::clock::Clock;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{Blob, ENTRY_LEN, Need, Registry, RegistryError};
-use crate::keys;
+use crate::layout;
 use crate::record::TableAt;
 use crate::storage::StorageError;
 
@@ -136,7 +136,7 @@ impl Registry {
     }
 
     async fn read_table(&self, blob: &Blob, nonce: u128) -> Result<ChunkTable, RegistryError> {
-        let (facts, key) = (&blob.record.facts, keys::segment(&blob.generation, nonce));
+        let (facts, key) = (&blob.record.facts, layout::segment(&blob.generation, nonce));
         let object = self
             .storage
             .read(&key)

@@ -11,7 +11,7 @@ use flotilla_common::name::RepositoryName;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{Blob, Need, Registry, RegistryError};
-use crate::keys;
+use crate::layout;
 use crate::record::Segment;
 use crate::storage::{ByteStream, Key, Storage, StorageError};
 use crate::upload::id::Generation;
@@ -59,7 +59,7 @@ impl Registry {
     ) -> Result<Option<String>, RegistryError> {
         match &*blob.record.segments {
             [segment] if blob.size() > SMALL => {
-                let key = keys::segment(&blob.generation, segment.nonce);
+                let key = layout::segment(&blob.generation, segment.nonce);
                 Ok(self.storage.presigned_get(&key, PRESIGNED_FOR).await?)
             }
             _ => Ok(None),
@@ -222,7 +222,7 @@ fn cuts(
         let end = start + segment.size;
         let covered = range.start.max(start)..range.end.min(end);
         if !covered.is_empty() {
-            let key = keys::segment(generation, segment.nonce);
+            let key = layout::segment(generation, segment.nonce);
             cuts.push((key, covered.start - start..covered.end - start));
         }
         start = end;

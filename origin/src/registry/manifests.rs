@@ -16,11 +16,11 @@ use flotilla_runtime::clock::Clock;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{Need, Registry, RegistryError};
-use crate::keys;
+use crate::conditional_write::WriteOutcome;
+use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{ManifestRecord, Pointer, Stamp, TagValue};
 use crate::replicas::Changed;
-use crate::settle::Settled;
 use crate::storage::StorageError;
 
 /// Blobs of a manifest that are checked at once.
@@ -137,7 +137,7 @@ impl Registry {
         let fill = || {
             let (storage, key) = (
                 Arc::clone(&self.storage),
-                keys::manifest(repository, &digest),
+                layout::manifest(repository, &digest),
             );
             async move {
                 let Some(object) = storage.read(&key).await? else {
@@ -285,7 +285,7 @@ impl Registry {
         manifest: Arc<StoredManifest>,
     ) -> Result<(Stored, Stamp), RegistryError> {
         let (key, cache_key) = (
-            keys::manifest(repository, &manifest.digest),
+            layout::manifest(repository, &manifest.digest),
             (repository.clone(), manifest.digest),
         );
         let (epoch, started) = (self.manifests.epoch(&cache_key), Clock::system().now());
@@ -312,12 +312,12 @@ impl Registry {
         };
         let seen = present.as_ref().map(|object| &object.version);
         let settled = self.settle(&key, seen, record.body(&key)?).await;
-        if let Ok(Settled::Written) = settled {
+        if let Ok(WriteOutcome::Written) = settled {
             self.manifests.wrote(&cache_key, epoch, started, manifest);
             return Ok((stored, record.stamp));
         }
         self.manifests.invalidate(&cache_key);
-        let Settled::Lost(Some(winner)) = settled? else {
+        let WriteOutcome::Lost(Some(winner)) = settled? else {
             return Err(RegistryError::Contended);
         };
         // The bytes under a digest are always the same: another's are as good, while they are
@@ -336,7 +336,7 @@ impl Registry {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<(), RegistryError> {
-        let key = keys::manifest(repository, digest);
+        let key = layout::manifest(repository, digest);
         let object = self
             .storage
             .read(&key)
@@ -369,8 +369,8 @@ impl Registry {
             .await;
         self.manifests.invalidate(&(repository.clone(), *digest));
         match settled? {
-            Settled::Written => self.announce(vec![change]).await,
-            Settled::Lost(_) => return Err(RegistryError::Contended),
+            WriteOutcome::Written => self.announce(vec![change]).await,
+            WriteOutcome::Lost(_) => return Err(RegistryError::Contended),
         }
         match buried_subject {
             Some(subject) => {
@@ -414,7 +414,7 @@ impl Registry {
         tag: &Tag,
     ) -> Result<Option<(Digest, bool)>, RegistryError> {
         let fill = || {
-            let (storage, key) = (Arc::clone(&self.storage), keys::tag(repository, tag));
+            let (storage, key) = (Arc::clone(&self.storage), layout::tag(repository, tag));
             async move {
                 let Some(object) = storage.read(&key).await? else {
                     return Ok(None);
@@ -438,7 +438,7 @@ impl Registry {
         digest: Option<Digest>,
     ) -> Result<(), RegistryError> {
         let (key, cache_key) = (
-            keys::tag(repository, tag),
+            layout::tag(repository, tag),
             (repository.clone(), tag.clone()),
         );
         let (epoch, started) = (self.tags.epoch(&cache_key), Clock::system().now());

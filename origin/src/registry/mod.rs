@@ -1,18 +1,18 @@
 //! The registry's facts and how they change, without HTTP: blobs, uploads, manifests, tags,
 //! referrers, closures.
 //!
-//! Everything here reads through caches and writes through [`Settler`]; nothing is read, changed
+//! Everything here reads through caches and writes through [`ConditionalWriter`]; nothing is read, changed
 //! and written back without a precondition, and nothing is kept here that another replica could not
 //! learn from storage.
 
 mod blobs;
-mod clock;
 mod closure;
 mod content;
 mod error;
 mod manifests;
 mod referrers;
 mod sessions;
+mod stamps;
 mod tags;
 mod uploads;
 
@@ -25,14 +25,14 @@ use flotilla_common::name::{RegionName, RepositoryName, Tag};
 use flotilla_common::seal::SealKey;
 use tokio::time::sleep;
 
-use crate::blocks::Blocks;
+use crate::buffer_pool::BufferPool;
 use crate::cache::{self, Cache};
+use crate::conditional_write::{ConditionalWriter, WriteOutcome};
 use crate::config::Limits;
 use crate::format::Format;
-use crate::keys;
-use crate::patience::Patience;
-use crate::replicas::{Announcer, Changed};
-use crate::settle::{Settled, Settler};
+use crate::layout;
+use crate::replicas::{Changed, Invalidator};
+use crate::stall_budget::StallBudget;
 use crate::storage::{Key, Storage, StorageError, Version};
 use crate::upload::id::{Generation, Signer};
 use crate::upload::receive::BATCH_LEN;
@@ -46,7 +46,7 @@ pub(crate) use tags::MAX_TAGS;
 pub(crate) use uploads::{Body, Known, Progress};
 
 use blobs::{Claim, StoredRecord};
-use clock::HybridClock;
+use stamps::HybridClock;
 
 type BlobKey = (RepositoryName, Digest);
 
@@ -58,7 +58,7 @@ pub(crate) struct Registry {
     clock: HybridClock,
     seal_key: SealKey,
     signer: Signer,
-    batches: Blocks,
+    batches: BufferPool,
     sessions: moka::sync::Cache<Generation, Arc<sessions::Session>>,
     claims: Cache<BlobKey, Claim>,
     records: Cache<(Digest, Generation), Arc<StoredRecord>>,
@@ -66,7 +66,7 @@ pub(crate) struct Registry {
     manifests: Cache<BlobKey, Arc<StoredManifest>>,
     tags: Cache<(RepositoryName, Tag), Digest>,
     closures: moka::sync::Cache<Digest, Arc<closure::Closure>>,
-    announcer: Arc<Announcer>,
+    invalidator: Arc<Invalidator>,
 }
 
 /// Time-to-live of what never changes.
@@ -81,7 +81,7 @@ impl Registry {
         region: RegionName,
         seal_key: SealKey,
         limits: Limits,
-        announcer: Arc<Announcer>,
+        invalidator: Arc<Invalidator>,
     ) -> Self {
         let timed = |time_to_live: Duration, bytes: u64| cache::Limits {
             time_to_live,
@@ -98,7 +98,7 @@ impl Registry {
             clock: HybridClock::new(region),
             seal_key,
             signer: Signer::new(format.upload_secret),
-            batches: Blocks::new(BATCH_LEN, limits.upload_buffers.0),
+            batches: BufferPool::new(BATCH_LEN, limits.upload_buffers.0),
             sessions: moka::sync::Cache::builder()
                 .max_capacity(other)
                 .weigher(|_, session: &Arc<sessions::Session>| {
@@ -138,7 +138,7 @@ impl Registry {
             storage,
             limits,
             format,
-            announcer,
+            invalidator,
         }
     }
 
@@ -152,22 +152,22 @@ impl Registry {
     }
 
     /// The patience with a client that sends a body.
-    pub(crate) fn patience(&self) -> Patience {
-        Patience::new(self.limits.stall_timeout)
+    pub(crate) fn stall_budget(&self) -> StallBudget {
+        StallBudget::new(self.limits.stall_timeout)
     }
 
     /// Whether storage answers a small read, and is the one that it was: it has the object that is
     /// in all of ours.
     pub(crate) async fn check_storage(&self) -> Result<(), StorageError> {
-        let key = keys::format();
+        let key = layout::format();
         let found = self.storage.read(&key).await?;
         found
             .map(drop)
             .ok_or_else(|| StorageError::missing("read object", &key))
     }
 
-    pub(crate) fn announcer(&self) -> &Announcer {
-        &self.announcer
+    pub(crate) fn invalidator(&self) -> &Invalidator {
+        &self.invalidator
     }
 
     /// Tells the other replicas what was changed; when it returns, none of them serves what was
@@ -178,7 +178,7 @@ impl Registry {
             Changed::Manifest(..) | Changed::Blob(..) => self.limits.repository_time_to_live,
         });
         let longest = longest.max().unwrap_or_default();
-        self.announcer.tell(changed, longest).await;
+        self.invalidator.tell(changed, longest).await;
     }
 
     /// A delete finds what was deleted before, perhaps by a replica that died before it told the
@@ -203,16 +203,16 @@ impl Registry {
     /// Settles a write, whatever the storage does: a client that waits longer has given up.
     ///
     /// # Errors
-    /// As [`Settler::write`], which is left where it stands when its time is over.
+    /// As [`ConditionalWriter::write`], which is left where it stands when its time is over.
     async fn settle(
         &self,
         key: &Key,
         seen: Option<&Version>,
         body: Bytes,
-    ) -> Result<Settled, StorageError> {
+    ) -> Result<WriteOutcome, StorageError> {
         // Time for a call that hangs, for finding out what became of it, and for repeating it.
         let within = self.limits.storage_timeout * 2;
-        let settling = Settler {
+        let settling = ConditionalWriter {
             storage: &*self.storage,
         }
         .write(key, seen, body);

@@ -11,10 +11,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Map, Value, json};
 
 use super::{Registry, RegistryError, StoredManifest};
-use crate::keys;
+use crate::conditional_write::WriteOutcome;
+use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{Pointer, ReferrerValue, Stamp};
-use crate::settle::Settled;
 use crate::storage::Key;
 
 /// Referrers that one answer lists at most.
@@ -46,9 +46,9 @@ impl Registry {
         limit: usize,
     ) -> Result<ReferrerPage, RegistryError> {
         let limit = limit.clamp(1, MAX_REFERRERS);
-        let after = last.map(|last| keys::referrer(repository, subject, last));
+        let after = last.map(|last| layout::referrer(repository, subject, last));
         let live = self
-            .live_keys(&keys::referrers(repository, subject), after, limit)
+            .live_keys(&layout::referrers(repository, subject), after, limit)
             .await?;
         let keys = live.len();
         let reads = stream::iter(live.into_iter().take(limit)).map(|key| async move {
@@ -84,7 +84,7 @@ impl Registry {
         manifest: &Manifest,
         stamp: Stamp,
     ) -> Result<(), RegistryError> {
-        let key = keys::referrer(repository, subject, &stored.digest);
+        let key = layout::referrer(repository, subject, &stored.digest);
         let descriptor = descriptor(
             &stored.digest,
             manifest,
@@ -105,7 +105,7 @@ impl Registry {
         digest: &Digest,
         stamp: Stamp,
     ) -> Result<(), RegistryError> {
-        self.follow_manifest(&keys::referrer(repository, subject, digest), &stamp, None)
+        self.follow_manifest(&layout::referrer(repository, subject, digest), &stamp, None)
             .await
     }
 
@@ -131,8 +131,8 @@ impl Registry {
             };
             let seen = present.as_ref().map(|object| &object.version);
             match self.settle(key, seen, entry.body(key)?.into()).await? {
-                Settled::Written => return Ok(()),
-                Settled::Lost(winner) => present = winner,
+                WriteOutcome::Written => return Ok(()),
+                WriteOutcome::Lost(winner) => present = winner,
             }
         }
         Err(RegistryError::Contended)

@@ -12,7 +12,7 @@ use futures_util::TryStreamExt;
 use super::content::read_segments;
 use super::uploads::{Known, Progress};
 use super::{Registry, RegistryError};
-use crate::keys;
+use crate::layout;
 use crate::record::{Segment, decode};
 use crate::storage::{Key, Object, StorageError};
 use crate::upload::chain::{Chain, Next};
@@ -87,7 +87,7 @@ impl Registry {
         match known {
             Some(Known { last: None }) => Ok(Upload::Open(Arc::new(Session::new(ticket)))),
             Some(Known { last: Some(offset) }) => {
-                let key = keys::link(&ticket.id, offset);
+                let key = layout::link(&ticket.id, offset);
                 match self.storage.read(&key).await? {
                     Some(object) => self.follow(ticket, offset, &key, &object).await,
                     None => self.latest(ticket, None).await,
@@ -125,11 +125,11 @@ impl Registry {
         ticket: Ticket,
         from: Option<u64>,
     ) -> Result<Upload, RegistryError> {
-        let prefix = keys::links(&ticket.id);
+        let prefix = layout::links(&ticket.id);
         // A listing begins after a key: the one before the first that is looked for.
         let mut after = from
             .and_then(|from| from.checked_sub(1))
-            .map(|before| keys::link(&ticket.id, before));
+            .map(|before| layout::link(&ticket.id, before));
         let mut last = None;
         loop {
             let page = self
@@ -218,7 +218,7 @@ impl Registry {
         ticket: Ticket,
         offset: u64,
     ) -> Result<Vec<Segment>, RegistryError> {
-        let key = keys::link(&ticket.id, offset);
+        let key = layout::link(&ticket.id, offset);
         let object = self
             .storage
             .read(&key)

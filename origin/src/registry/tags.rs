@@ -3,10 +3,10 @@
 use flotilla_common::name::{RepositoryName, Tag};
 
 use super::{Registry, RegistryError};
-use crate::keys;
+use crate::conditional_write::WriteOutcome;
+use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{Pointer, TOMBSTONE_LIMIT, TagValue};
-use crate::settle::Settled;
 use crate::storage::{Key, Prefix};
 
 /// Tags that one answer lists at most.
@@ -31,9 +31,9 @@ impl Registry {
         limit: usize,
     ) -> Result<TagPage, RegistryError> {
         let limit = limit.min(MAX_TAGS);
-        let after = last.map(|last| keys::tag(repository, last));
+        let after = last.map(|last| layout::tag(repository, last));
         let live = self
-            .live_keys(&keys::tags(repository), after, limit)
+            .live_keys(&layout::tags(repository), after, limit)
             .await?;
         if live.is_empty() && last.is_none() && limit > 0 && !self.has_manifests(repository).await?
         {
@@ -76,7 +76,7 @@ impl Registry {
     async fn has_manifests(&self, repository: &RepositoryName) -> Result<bool, RegistryError> {
         let page = self
             .storage
-            .list(&keys::manifests(repository), None, 1)
+            .list(&layout::manifests(repository), None, 1)
             .await?;
         Ok(!page.entries.is_empty())
     }
@@ -112,8 +112,8 @@ impl Registry {
         .into();
         let seen = present.as_ref().map(|object| &object.version);
         match self.settle(key, seen, body).await? {
-            Settled::Written => Ok(()),
-            Settled::Lost(_) => Err(RegistryError::Contended),
+            WriteOutcome::Written => Ok(()),
+            WriteOutcome::Lost(_) => Err(RegistryError::Contended),
         }
     }
 }

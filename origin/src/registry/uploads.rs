@@ -25,10 +25,10 @@ use futures_util::stream::BoxStream;
 use super::content::read_segments;
 use super::sessions::{Session, Upload};
 use super::{Registry, RegistryError};
-use crate::keys;
+use crate::conditional_write::WriteOutcome;
+use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{EMBEDDED_VALUES, Segment, TableAt, decode, encode};
-use crate::settle::Settled;
 use crate::storage::StorageError;
 use crate::upload::chain::{Chain, Next};
 use crate::upload::hash::Hashes;
@@ -256,10 +256,10 @@ impl Registry {
         offset: u64,
         link: &Link,
     ) -> Result<Option<Link>, RegistryError> {
-        let key = keys::link(&ticket.id, offset);
+        let key = layout::link(&ticket.id, offset);
         match self.settle(&key, None, encode(&key, link)?.into()).await {
-            Ok(Settled::Written) => Ok(None),
-            Ok(Settled::Lost(present)) => {
+            Ok(WriteOutcome::Written) => Ok(None),
+            Ok(WriteOutcome::Lost(present)) => {
                 self.sessions.invalidate(&ticket.id);
                 let present = present.ok_or_else(|| StorageError::missing("read link", &key))?;
                 Ok(Some(decode(&key, &present.body)?))
@@ -347,7 +347,7 @@ impl Registry {
         table: &ChunkTable,
     ) -> Result<TableAt, RegistryError> {
         let nonce = nonce();
-        let key = keys::segment(&ticket.id, nonce);
+        let key = layout::segment(&ticket.id, nonce);
         let body = codec::encode(table)
             .map_err(|error| StorageError::unavailable("encode table", &key, error))?;
         self.storage.create(&key, body.into()).await?;

@@ -11,12 +11,12 @@
 //! acknowledge earlier than that for a replica that has not answered, and an answer counts only if
 //! it proves that it knows the storage's secret.
 
-mod announce;
-mod listed;
+mod discovery;
+mod invalidate;
 mod message;
-mod told;
+mod server;
 
-pub(crate) use announce::Announcer;
-pub use listed::{ReplicaAddress, ReplicaAddressError, Replicas};
+pub use discovery::{ReplicaAddress, ReplicaAddressError, Replicas};
+pub(crate) use invalidate::Invalidator;
 pub(crate) use message::{Changed, Secret};
-pub(crate) use told::router;
+pub(crate) use server::router;

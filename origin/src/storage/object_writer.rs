@@ -22,7 +22,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::objects::told;
 use super::{Key, ObjectWriter, StorageError, StorageFuture};
-use crate::blocks::{Block, Blocks};
+use crate::buffer_pool::{BufferPool, PooledBuffer};
 
 /// Bytes of a part: all of one object's are equal but the last, as some stores ask. S3 takes no
 /// smaller ones.
@@ -42,7 +42,7 @@ const ACTION: &str = "write object";
 /// its client.
 #[derive(Clone, Debug)]
 pub struct PartPool {
-    parts: Blocks,
+    parts: BufferPool,
     /// Uploads that are put together at once: all bytes of them may be copied for it.
     completing: Arc<Semaphore>,
 }
@@ -51,7 +51,7 @@ impl PartPool {
     /// A pool of `bytes`, at least one part of 5 MiB.
     pub fn new(bytes: u64) -> Self {
         Self {
-            parts: Blocks::new(PART_LEN, bytes),
+            parts: BufferPool::new(PART_LEN, bytes),
             completing: Arc::new(Semaphore::new(COMPLETING_AT_ONCE)),
         }
     }
@@ -71,9 +71,9 @@ pub(super) struct Writer {
     key: Key,
     path: Path,
     /// The part that is being gathered.
-    part: Option<Block>,
+    part: Option<PooledBuffer>,
     /// For the next part, if there was one to be had before it was needed.
-    spare: Option<Block>,
+    spare: Option<PooledBuffer>,
     len: u64,
     upload: Option<Upload>,
 }
@@ -110,7 +110,11 @@ impl Writer {
 
     /// Takes the part that is being gathered.
     fn gathered(&mut self) -> Bytes {
-        let part = self.part.take().map(Block::freeze).unwrap_or_default();
+        let part = self
+            .part
+            .take()
+            .map(PooledBuffer::freeze)
+            .unwrap_or_default();
         if self.keeps_bytes {
             Bytes::copy_from_slice(&part)
         } else {
@@ -119,11 +123,11 @@ impl Writer {
     }
 
     fn part_len(&self) -> usize {
-        self.part.as_ref().map_or(0, Block::len)
+        self.part.as_ref().map_or(0, PooledBuffer::len)
     }
 
     /// A part that is not full. Waits for one without holding another that waits for bytes.
-    async fn part(&mut self) -> Result<&mut Block, StorageError> {
+    async fn part(&mut self) -> Result<&mut PooledBuffer, StorageError> {
         if self.part_len() == PART_LEN {
             self.send_part().await?;
         }

@@ -14,7 +14,7 @@ use super::hash::{Hashes, Midstates};
 use super::id::Signer;
 use super::link::{Act, Link};
 use crate::record::{
-    BlobRecord, ManifestRecord, Pointer, ReferrerValue, RepositoryBlob, Segment, State, TableAt,
+    BlobRecord, ManifestRecord, MembershipRecord, Pointer, ReferrerValue, Segment, State, TableAt,
     TagValue,
 };
 use crate::storage::Key;
@@ -27,7 +27,7 @@ fn key() -> Key {
 fn decode_all(body: &[u8]) {
     let (key, bytes) = (key(), Bytes::copy_from_slice(body));
     let _ = codec::decode::<BlobRecord>(body);
-    let _ = codec::decode::<RepositoryBlob>(body);
+    let _ = codec::decode::<MembershipRecord>(body);
     let _ = Pointer::<TagValue>::of(&key, body);
     let _ = Pointer::<ReferrerValue>::of(&key, body);
     let _ = ManifestRecord::of(&key, &bytes);

@@ -25,11 +25,11 @@ use tokio::time::Instant;
 
 use super::hash::Hashes;
 use super::id::Generation;
-use crate::blocks::Blocks;
-use crate::keys;
+use crate::buffer_pool::BufferPool;
+use crate::layout;
 use crate::nonce::nonce;
-use crate::patience::{Patience, UsedUp};
 use crate::record::Segment;
+use crate::stall_budget::{BudgetExhausted, StallBudget};
 use crate::storage::{ObjectWriter, Storage, StorageError};
 
 /// Bytes that are gathered before they are hashed and written.
@@ -45,7 +45,7 @@ const HASH_HERE_LEN: usize = 64 << 10;
 #[derive(Clone, Debug)]
 pub(crate) struct Bounds {
     /// Memory for batches.
-    pub(crate) batches: Blocks,
+    pub(crate) batches: BufferPool,
     /// The patience with a client that sends nothing, or little.
     pub(crate) stall: Duration,
     /// Bytes at which a segment ends.
@@ -123,7 +123,7 @@ where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
     E: core::fmt::Display,
 {
-    let patience = Patience::new(bounds.stall);
+    let patience = StallBudget::new(bounds.stall);
     let mut source = Source {
         body,
         bounds,
@@ -170,7 +170,7 @@ struct Source<'a, S> {
     body: S,
     bounds: &'a Bounds,
     left: Option<u64>,
-    patience: Patience,
+    patience: StallBudget,
     /// What was read and is in no batch yet.
     held: Option<Bytes>,
     has_ended: bool,
@@ -185,7 +185,7 @@ where
     async fn wait(&mut self) -> Result<bool, ReceiveError> {
         while self.held.is_none() && !self.has_ended {
             let piece = self.patience.next(&mut self.body).await;
-            let Some(piece) = piece.map_err(|UsedUp| ReceiveError::Stalled)? else {
+            let Some(piece) = piece.map_err(|BudgetExhausted| ReceiveError::Stalled)? else {
                 self.has_ended = true;
                 break;
             };
@@ -276,7 +276,7 @@ impl Sink<'_> {
         };
         let writer = self
             .storage
-            .write(&keys::segment(self.upload, segment.nonce))
+            .write(&layout::segment(self.upload, segment.nonce))
             .await?;
         self.open.insert((segment, writer)).1.room(0).await
     }
@@ -312,7 +312,7 @@ pub(crate) async fn drop_segments(
 ) {
     let removed = async {
         for segment in segments {
-            let key = keys::segment(upload, segment.nonce);
+            let key = layout::segment(upload, segment.nonce);
             if let Err(error) = storage.delete(&key).await {
                 tracing::debug!(%key, %error, "a segment is left to the collector");
             }
@@ -340,7 +340,7 @@ mod tests {
     }
 
     fn bounds(expected: Option<u64>) -> Bounds {
-        let batches = Blocks::new(BATCH_LEN, BATCH_LEN as u64);
+        let batches = BufferPool::new(BATCH_LEN, BATCH_LEN as u64);
         Bounds {
             batches,
             stall: Duration::from_secs(60),

@@ -13,9 +13,9 @@ use reqwest::Client;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::listed::Replicas;
+use super::discovery::Replicas;
 use super::message::{Changed, MAC_LEN, Message, Secret, is_same};
-use super::told::PATH;
+use super::server::PATH;
 use crate::nonce::nonce;
 
 /// Requests in flight to all replicas; what does not get its turn waits for its time-to-live.
@@ -48,7 +48,7 @@ impl Counts {
 
 /// Tells the listed replicas what this one changed.
 #[derive(Debug)]
-pub(crate) struct Announcer {
+pub(crate) struct Invalidator {
     replicas: Replicas,
     secret: Secret,
     id: u128,
@@ -57,7 +57,7 @@ pub(crate) struct Announcer {
     counts: Arc<Counts>,
 }
 
-impl Announcer {
+impl Invalidator {
     pub(crate) fn new(replicas: Replicas, secret: Secret) -> Result<Self, IdentityError> {
         // Plain HTTP: what is sent is authenticated by itself, and the builder wants to know of a
         // provider all the same.

@@ -15,7 +15,7 @@ const ATTEMPTS: u32 = 3;
 
 /// What became of a write.
 #[derive(Debug)]
-pub(crate) enum Settled {
+pub(crate) enum WriteOutcome {
     /// It is, or was, there.
     Written,
     /// Another's write is there, or (after a swap) nothing.
@@ -24,11 +24,11 @@ pub(crate) enum Settled {
 
 /// Settles writes. The storage's calls are bounded in time.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Settler<'a> {
+pub(crate) struct ConditionalWriter<'a> {
     pub(crate) storage: &'a dyn Storage,
 }
 
-impl Settler<'_> {
+impl ConditionalWriter<'_> {
     /// Writes `body` where there is nothing (`seen` is none) or in the place of the version seen.
     ///
     /// # Errors
@@ -38,18 +38,18 @@ impl Settler<'_> {
         key: &Key,
         seen: Option<&Version>,
         body: Bytes,
-    ) -> Result<Settled, StorageError> {
+    ) -> Result<WriteOutcome, StorageError> {
         let mut failure = None;
         for _ in 0..ATTEMPTS {
             match self.attempt(key, seen, body.clone()).await {
-                Ok(_) => return Ok(Settled::Written),
+                Ok(_) => return Ok(WriteOutcome::Written),
                 Err(StorageError::Conflict { .. }) => {}
                 Err(error) => failure = Some(error),
             }
             match self.storage.read(key).await {
-                Ok(Some(object)) if object.body == body => return Ok(Settled::Written),
+                Ok(Some(object)) if object.body == body => return Ok(WriteOutcome::Written),
                 Ok(present) if present.as_ref().map(|object| &object.version) != seen => {
-                    return Ok(Settled::Lost(present));
+                    return Ok(WriteOutcome::Lost(present));
                 }
                 Ok(_) => {}
                 Err(error) => failure = Some(error),

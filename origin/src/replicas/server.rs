@@ -24,13 +24,16 @@ async fn told(State(api): State<Arc<Api>>, body: Body) -> Result<Vec<u8>, Status
     let body = to_bytes(body, MAX_LEN)
         .await
         .map_err(|_| StatusCode::PAYLOAD_TOO_LARGE)?;
-    let announcer = api.registry.announcer();
-    let (message, answer) = announcer
+    let invalidator = api.registry.invalidator();
+    let (message, answer) = invalidator
         .secret()
         .open(&body)
         .ok_or(StatusCode::FORBIDDEN)?;
-    if message.sender != announcer.id() {
-        announcer.counts().received.fetch_add(1, Ordering::Relaxed);
+    if message.sender != invalidator.id() {
+        invalidator
+            .counts()
+            .received
+            .fetch_add(1, Ordering::Relaxed);
         message
             .changed
             .into_iter()

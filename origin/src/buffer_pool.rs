@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A pool of blocks.
 #[derive(Clone, Debug)]
-pub(crate) struct Blocks(Arc<Pool>);
+pub(crate) struct BufferPool(Arc<Pool>);
 
 #[derive(Debug)]
 struct Pool {
@@ -28,7 +28,7 @@ struct Pool {
 
 /// A block that is in use, filled from its beginning.
 #[derive(Debug)]
-pub(crate) struct Block {
+pub(crate) struct PooledBuffer {
     memory: Box<[u8]>,
     len: usize,
     pool: Arc<Pool>,
@@ -36,8 +36,8 @@ pub(crate) struct Block {
     _place: Option<OwnedSemaphorePermit>,
 }
 
-impl Blocks {
-    /// Blocks of `block_len` in `bytes`, at least one.
+impl BufferPool {
+    /// BufferPool of `block_len` in `bytes`, at least one.
     pub(crate) fn new(block_len: usize, bytes: u64) -> Self {
         let blocks = usize::try_from(bytes).unwrap_or(usize::MAX) / block_len;
         let places = Arc::new(Semaphore::new(blocks.clamp(1, Semaphore::MAX_PERMITS)));
@@ -49,19 +49,19 @@ impl Blocks {
     }
 
     /// An empty block; waits for one, in turn with others.
-    pub(crate) async fn take(&self) -> Block {
+    pub(crate) async fn take(&self) -> PooledBuffer {
         // The pool is never closed.
         let place = Arc::clone(&self.0.places).acquire_owned().await.ok();
         self.block(place)
     }
 
     /// An empty block, if there is one.
-    pub(crate) fn try_take(&self) -> Option<Block> {
+    pub(crate) fn try_take(&self) -> Option<PooledBuffer> {
         let place = Arc::clone(&self.0.places).try_acquire_owned().ok()?;
         Some(self.block(Some(place)))
     }
 
-    fn block(&self, place: Option<OwnedSemaphorePermit>) -> Block {
+    fn block(&self, place: Option<OwnedSemaphorePermit>) -> PooledBuffer {
         let used = self
             .0
             .free
@@ -69,7 +69,7 @@ impl Blocks {
             .unwrap_or_else(PoisonError::into_inner)
             .pop();
         let memory = used.unwrap_or_else(|| vec![0; self.0.block_len].into_boxed_slice());
-        Block {
+        PooledBuffer {
             memory,
             len: 0,
             pool: Arc::clone(&self.0),
@@ -78,7 +78,7 @@ impl Blocks {
     }
 }
 
-impl Block {
+impl PooledBuffer {
     pub(crate) const fn len(&self) -> usize {
         self.len
     }
@@ -111,13 +111,13 @@ impl Block {
     }
 }
 
-impl AsRef<[u8]> for Block {
+impl AsRef<[u8]> for PooledBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.memory[..self.len]
     }
 }
 
-impl Drop for Block {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         let memory = core::mem::take(&mut self.memory);
         self.pool
@@ -135,7 +135,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_block_is_used_again_when_all_of_its_bytes_are_dropped() {
-        let blocks = Blocks::new(4, 9);
+        let blocks = BufferPool::new(4, 9);
         let (mut first, second) = (blocks.take().await, blocks.take().await);
         assert!(blocks.try_take().is_none());
         assert_eq!((first.append(b"abc"), first.append(b"de")), (3, 1));
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn what_could_not_be_filled_is_not_there() {
-        let mut block = Blocks::new(4, 0).try_take().unwrap();
+        let mut block = BufferPool::new(4, 0).try_take().unwrap();
         assert!(
             block
                 .append_with(2, |_| Err(io::Error::other("no")))

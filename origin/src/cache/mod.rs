@@ -478,5 +478,4 @@ where
 }
 
 #[cfg(test)]
-#[path = "cache_tests.rs"]
 mod tests;

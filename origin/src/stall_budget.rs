@@ -18,16 +18,16 @@ const LEAST_RATE: u32 = 16 << 10;
 
 /// The patience is at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct UsedUp;
+pub(crate) struct BudgetExhausted;
 
 /// What is left of the patience with one client.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct StallBudget {
     whole: Duration,
     left: Duration,
 }
 
-impl Patience {
+impl StallBudget {
     pub(crate) const fn new(whole: Duration) -> Self {
         Self { whole, left: whole }
     }
@@ -37,7 +37,7 @@ impl Patience {
     pub(crate) async fn next<E>(
         &mut self,
         body: &mut (impl Stream<Item = Result<Bytes, E>> + Unpin),
-    ) -> Result<Option<Result<Bytes, E>>, UsedUp> {
+    ) -> Result<Option<Result<Bytes, E>>, BudgetExhausted> {
         let piece = self.wait(body.next()).await?;
         if let Some(Ok(piece)) = &piece {
             self.restore(piece.len());
@@ -46,13 +46,13 @@ impl Patience {
     }
 
     /// Waits for something of the client's.
-    async fn wait<T>(&mut self, something: impl Future<Output = T>) -> Result<T, UsedUp> {
+    async fn wait<T>(&mut self, something: impl Future<Output = T>) -> Result<T, BudgetExhausted> {
         let left = self.left;
         let _waiting = Waiting {
             patience: self,
             since: Instant::now(),
         };
-        timeout(left, something).await.map_err(|_| UsedUp)
+        timeout(left, something).await.map_err(|_| BudgetExhausted)
     }
 
     /// The client has sent so many bytes.
@@ -63,7 +63,7 @@ impl Patience {
 }
 
 struct Waiting<'a> {
-    patience: &'a mut Patience,
+    patience: &'a mut StallBudget,
     since: Instant,
 }
 
@@ -85,7 +85,7 @@ mod tests {
 
     /// How long a client is waited for that sends so many bytes each second, for an hour at most.
     async fn waited(bytes_each_second: usize) -> Duration {
-        let (mut patience, started) = (Patience::new(MINUTE), Instant::now());
+        let (mut patience, started) = (StallBudget::new(MINUTE), Instant::now());
         while started.elapsed() < Duration::from_hours(1)
             && patience.wait(sleep(SECOND)).await.is_ok()
         {
@@ -104,7 +104,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_is_never_more_than_whole_and_only_waiting_costs_it() {
-        let mut patience = Patience::new(MINUTE);
+        let mut patience = StallBudget::new(MINUTE);
         patience.restore(1 << 30);
         sleep(2 * MINUTE).await;
         let started = Instant::now();
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(started.elapsed(), MINUTE);
         assert_eq!(
             patience.wait(core::future::pending::<()>()).await,
-            Err(UsedUp)
+            Err(BudgetExhausted)
         );
     }
 }

@@ -8,7 +8,7 @@ use super::*;
 use crate::config::Limits;
 use crate::format::{Horizons, agree};
 use crate::registry::uploads::Body;
-use crate::replicas::{Announcer, Replicas, Secret};
+use crate::replicas::{Invalidator, Replicas, Secret};
 use crate::storage::open;
 
 const BYTES: &[u8] = b"some bytes of a layer";
@@ -33,9 +33,10 @@ impl Story {
     async fn replica(&self) -> Registry {
         let format = agree(&*self.storage, Horizons::default()).await.unwrap();
         let key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
-        let announcer = Arc::new(Announcer::new(Replicas::none(), Secret::of(&format)).unwrap());
+        let invalidator =
+            Arc::new(Invalidator::new(Replicas::none(), Secret::of(&format)).unwrap());
         let (storage, region) = (Arc::clone(&self.storage), "eu-1".parse().unwrap());
-        Registry::new(storage, format, region, key, Limits::default(), announcer)
+        Registry::new(storage, format, region, key, Limits::default(), invalidator)
     }
 
     async fn push(&self) -> Generation {
@@ -61,7 +62,7 @@ impl Story {
     }
 
     async fn set_record(&self, generation: &Generation, state: State) {
-        let key = keys::blob(&self.digest, generation);
+        let key = layout::blob(&self.digest, generation);
         let object = self.storage.read(&key).await.unwrap().unwrap();
         let record: BlobRecord = decode(&key, &object.body).unwrap();
         let record = BlobRecord {
@@ -76,7 +77,7 @@ impl Story {
         if state == State::Dead {
             for segment in record.segments {
                 self.storage
-                    .delete(&keys::segment(generation, segment.nonce))
+                    .delete(&layout::segment(generation, segment.nonce))
                     .await
                     .unwrap();
             }
@@ -84,16 +85,16 @@ impl Story {
     }
 
     async fn record_state(&self, generation: &Generation) -> State {
-        let key = keys::blob(&self.digest, generation);
+        let key = layout::blob(&self.digest, generation);
         let object = self.storage.read(&key).await.unwrap().unwrap();
         decode::<BlobRecord>(&key, &object.body).unwrap().state
     }
 
     async fn set_claim(&self, state: State) {
-        let key = keys::repository_blob(&self.repository, &self.digest);
+        let key = layout::membership(&self.repository, &self.digest);
         let object = self.storage.read(&key).await.unwrap().unwrap();
-        let claim: RepositoryBlob = decode(&key, &object.body).unwrap();
-        let claim = RepositoryBlob {
+        let claim: MembershipRecord = decode(&key, &object.body).unwrap();
+        let claim = MembershipRecord {
             state,
             nonce: nonce(),
             ..claim
@@ -104,8 +105,8 @@ impl Story {
             .unwrap();
     }
 
-    async fn claim(&self) -> RepositoryBlob {
-        let key = keys::repository_blob(&self.repository, &self.digest);
+    async fn claim(&self) -> MembershipRecord {
+        let key = layout::membership(&self.repository, &self.digest);
         decode(&key, &self.storage.read(&key).await.unwrap().unwrap().body).unwrap()
     }
 

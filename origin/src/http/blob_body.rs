@@ -21,7 +21,7 @@ use flotilla_common::units::ByteSize;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::blocks::{Block, Blocks};
+use crate::buffer_pool::{BufferPool, PooledBuffer};
 
 /// Bytes of a large piece: small ones cost more in scheduling than in copying.
 const LARGE: usize = 512 << 10;
@@ -32,7 +32,7 @@ const AT_ONCE: usize = 2;
 
 /// The memory of all responses together.
 #[derive(Clone, Debug)]
-pub(crate) struct SendBuffers(Blocks);
+pub(crate) struct SendBuffers(BufferPool);
 
 /// A piece with its places, free again when it was sent.
 struct Held {
@@ -59,7 +59,7 @@ async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
 
 impl SendBuffers {
     pub(crate) fn new(bytes: ByteSize) -> Self {
-        Self(Blocks::new(LARGE, bytes.0))
+        Self(BufferPool::new(LARGE, bytes.0))
     }
 
     /// The bytes of ranges of files, one after the other.
@@ -111,7 +111,7 @@ where
 }
 
 /// The first bytes of a range, in a block.
-async fn large(mut block: Block, file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
+async fn large(mut block: PooledBuffer, file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
     let reading = move || {
         let len = usize::try_from(range.end - range.start).unwrap_or(LARGE);
         block.append_with(len, |room| file.read_exact_at(room, range.start))?;

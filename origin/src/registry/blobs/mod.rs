@@ -13,11 +13,13 @@ use flotilla_common::time::Time;
 use flotilla_runtime::clock::Clock;
 
 use super::{ENTRY_LEN, Registry, RegistryError};
-use crate::keys;
+use crate::conditional_write::WriteOutcome;
+use crate::layout;
 use crate::nonce::nonce;
-use crate::record::{BlobRecord, RepositoryBlob, Rescue, Segment, State, TableAt, decode, encode};
+use crate::record::{
+    BlobRecord, MembershipRecord, Rescue, Segment, State, TableAt, decode, encode,
+};
 use crate::replicas::Changed;
-use crate::settle::Settled;
 use crate::storage::{Key, Object, Storage, StorageError};
 use crate::upload::id::Generation;
 
@@ -108,7 +110,7 @@ impl Registry {
             return Ok(None);
         };
         if need != Need::Bytes && stale {
-            let key = keys::repository_blob(repository, digest);
+            let key = layout::membership(repository, digest);
             return Err(StorageError::unavailable(
                 "read claim",
                 key,
@@ -139,13 +141,13 @@ impl Registry {
         let fill = || {
             let (storage, key) = (
                 Arc::clone(&self.storage),
-                keys::repository_blob(repository, digest),
+                layout::membership(repository, digest),
             );
             async move {
                 let Some(object) = storage.read(&key).await? else {
                     return Ok(None);
                 };
-                let RepositoryBlob {
+                let MembershipRecord {
                     state,
                     generation,
                     nonce: _,
@@ -177,7 +179,7 @@ impl Registry {
             return self.rescue(digest, generation).await;
         }
         let fill = || {
-            let (storage, key) = (Arc::clone(&self.storage), keys::blob(digest, generation));
+            let (storage, key) = (Arc::clone(&self.storage), layout::blob(digest, generation));
             async move { read_record(&*storage, &key).await }
         };
         let Some(cached) = self.records.get(&cache_key, fill).await? else {
@@ -195,7 +197,7 @@ impl Registry {
         digest: &Digest,
         generation: &Generation,
     ) -> Result<Option<(Arc<StoredRecord>, Time)>, RegistryError> {
-        let (key, cache_key) = (keys::blob(digest, generation), (*digest, *generation));
+        let (key, cache_key) = (layout::blob(digest, generation), (*digest, *generation));
         let (epoch, read_at) = (self.records.epoch(&cache_key), Clock::system().now());
         let Some(object) = self.storage.read(&key).await? else {
             return Ok(None);
@@ -211,7 +213,7 @@ impl Registry {
                 let (seen, present) = (object.version, &mut record);
                 (present.state, present.nonce) = (State::Live, nonce());
                 let body = encode(&key, present)?.into();
-                if let Settled::Lost(winner) = self.settle(&key, Some(&seen), body).await? {
+                if let WriteOutcome::Lost(winner) = self.settle(&key, Some(&seen), body).await? {
                     self.records.invalidate(&cache_key);
                     return after_lost_rescue(&key, winner, read_at);
                 }
@@ -231,7 +233,7 @@ impl Registry {
     ) -> Result<Option<Blob>, RegistryError> {
         let page = self
             .storage
-            .list(&keys::generations(digest), None, GENERATIONS)
+            .list(&layout::generations(digest), None, GENERATIONS)
             .await?;
         for entry in page.entries {
             let Ok(generation) = entry.key.last_segment().parse::<Generation>() else {
@@ -257,16 +259,16 @@ impl Registry {
         record: BlobRecord,
     ) -> Result<(), RegistryError> {
         let digest = record.facts.digest;
-        let (key, cache_key) = (keys::blob(&digest, generation), (digest, *generation));
+        let (key, cache_key) = (layout::blob(&digest, generation), (digest, *generation));
         let (epoch, started) = (self.records.epoch(&cache_key), Clock::system().now());
         let body = encode(&key, &record)?.into();
         match self.settle(&key, None, body).await? {
-            Settled::Written => {
+            WriteOutcome::Written => {
                 self.records
                     .wrote(&cache_key, epoch, started, StoredRecord::new(record));
                 Ok(())
             }
-            Settled::Lost(_) => {
+            WriteOutcome::Lost(_) => {
                 let rescued = self.rescue(&digest, generation).await?;
                 rescued.map(drop).ok_or(RegistryError::UploadUnknown)
             }
@@ -281,11 +283,11 @@ impl Registry {
         generation: &Generation,
     ) -> Result<(), RegistryError> {
         let (key, cache_key) = (
-            keys::repository_blob(repository, digest),
+            layout::membership(repository, digest),
             (repository.clone(), *digest),
         );
         let (epoch, started) = (self.claims.epoch(&cache_key), Clock::system().now());
-        let claim = RepositoryBlob {
+        let claim = MembershipRecord {
             state: State::Live,
             generation: *generation,
             nonce: nonce(),
@@ -293,7 +295,7 @@ impl Registry {
         let mut settled = self
             .settle(&key, None, encode(&key, &claim)?.into())
             .await?;
-        if let Settled::Lost(Some(present)) = settled {
+        if let WriteOutcome::Lost(Some(present)) = settled {
             if self.is_held(digest, &key, &present).await? {
                 self.claims.invalidate(&cache_key);
                 return Ok(());
@@ -302,7 +304,7 @@ impl Registry {
             // will.
             let body = encode(
                 &key,
-                &RepositoryBlob {
+                &MembershipRecord {
                     nonce: nonce(),
                     ..claim
                 },
@@ -311,7 +313,7 @@ impl Registry {
             settled = self.settle(&key, Some(&present.version), body).await?;
         }
         match settled {
-            Settled::Written => {
+            WriteOutcome::Written => {
                 let claim = Claim {
                     generation: *generation,
                     state: State::Live,
@@ -319,7 +321,7 @@ impl Registry {
                 self.claims.wrote(&cache_key, epoch, started, claim);
                 Ok(())
             }
-            Settled::Lost(present) => {
+            WriteOutcome::Lost(present) => {
                 self.claims.invalidate(&cache_key);
                 match present {
                     Some(present) if self.is_held(digest, &key, &present).await? => Ok(()),
@@ -336,7 +338,7 @@ impl Registry {
         key: &Key,
         present: &Object,
     ) -> Result<bool, RegistryError> {
-        let claim: RepositoryBlob = decode(key, &present.body)?;
+        let claim: MembershipRecord = decode(key, &present.body)?;
         let live = claim.state == State::Live;
         Ok(live
             && self
@@ -368,13 +370,13 @@ impl Registry {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<(), RegistryError> {
-        let key = keys::repository_blob(repository, digest);
+        let key = layout::membership(repository, digest);
         let object = self
             .storage
             .read(&key)
             .await?
             .ok_or(RegistryError::BlobUnknown)?;
-        let mut claim: RepositoryBlob = decode(&key, &object.body)?;
+        let mut claim: MembershipRecord = decode(&key, &object.body)?;
         let change = Changed::Blob(repository.clone(), *digest);
         if !claim.state.is_served() {
             self.gone_already(change).await;
@@ -386,11 +388,11 @@ impl Registry {
             .await;
         self.claims.invalidate(&(repository.clone(), *digest));
         match settled? {
-            Settled::Written => {
+            WriteOutcome::Written => {
                 self.announce(vec![change]).await;
                 Ok(())
             }
-            Settled::Lost(_) => Err(RegistryError::Contended),
+            WriteOutcome::Lost(_) => Err(RegistryError::Contended),
         }
     }
 
@@ -443,5 +445,4 @@ async fn read_record(
 }
 
 #[cfg(test)]
-#[path = "blobs_tests.rs"]
 mod tests;

@@ -3,8 +3,8 @@
 use http::Method;
 use proptest::prelude::*;
 
-use super::range::{self, Wanted};
-use super::route::{parameters, route};
+use super::super::range::{self, Wanted};
+use super::super::route::{parameters, route};
 
 proptest! {
     #[test]

@@ -57,7 +57,7 @@ pub(crate) fn links(generation: &Generation) -> Prefix {
     prefix(format!("upload/{generation}/"))
 }
 
-pub(crate) fn repository_blob(repository: &RepositoryName, digest: &Digest) -> Key {
+pub(crate) fn membership(repository: &RepositoryName, digest: &Digest) -> Key {
     key(format!("rb/{repository}/_/{digest}"))
 }
 

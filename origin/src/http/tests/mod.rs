@@ -1,0 +1,3 @@
+//! Tests of several handlers or parsers together.
+
+mod proptests;
