@@ -14,7 +14,7 @@ use crate::mirror::Patience;
 use crate::transport::{Faithful, Outbound};
 
 /// Transfers each way on real links, where a slot also waits for questions and answers; one more
-/// than the simulator needs, whose links have no queues: `docs/decisions/shaped-burst.md`.
+/// than the simulator needs, whose links have no queues: `docs/decisions/transfer-slots.md`.
 const SLOTS: u32 = 4;
 
 /// A peer's settings. [`Config::new`] gives the defaults.

@@ -1,4 +1,4 @@
-//! What is promised of the machines, on the clock of the simulator: `docs/decisions/choosing.md`
+//! What is promised of the machines, on the clock of the simulator: `docs/decisions/chunk-scheduling.md`
 //! says how it was found.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

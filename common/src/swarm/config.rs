@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-/// Settings of a peer's machine; [`Config::default`] is what `docs/decisions/choosing.md` measured.
+/// Settings of a peer's machine; [`Config::default`] is what `docs/decisions/chunk-scheduling.md` measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Own uplink, bits per second; `None` if it has no cap and is not known.
