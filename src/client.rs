@@ -9,6 +9,7 @@ use bytes::Bytes;
 use flotilla_common::digest::{Digest, DigestHasher};
 use flotilla_common::manifest::{ACCEPT, Descriptor, Manifest, ManifestError};
 use flotilla_common::name::{NameError, RepositoryName};
+use flotilla_common::wire::origin::CONTENT_DIGEST_HEADER;
 use flotilla_runtime::identity::{IdentityError, client_without_trust};
 use reqwest::{Body, Client, Response, StatusCode, header};
 use tokio::task::JoinSet;
@@ -332,7 +333,7 @@ impl RegistryClient {
         let response = expect_success(&action, sent).await?;
         let digest = response
             .headers()
-            .get("docker-content-digest")
+            .get(CONTENT_DIGEST_HEADER)
             .and_then(|value| value.to_str().ok());
         digest
             .and_then(|digest| digest.parse().ok())

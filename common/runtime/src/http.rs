@@ -27,6 +27,7 @@ mod files;
 mod http2;
 mod pace;
 mod patience;
+pub mod range;
 mod responder;
 mod workers;
 
@@ -38,7 +39,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{HeaderName, Request, Response, Version};
+use ::http::{Request, Response, Version};
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use flotilla_common::name::PeerId;
@@ -59,10 +60,6 @@ use tower_service::Service;
 pub use files::FileSender;
 pub use responder::Responder;
 pub use workers::Workers;
-
-/// A request's header: with the value `never` an origin sends a blob's bytes itself, where it would
-/// send others to its storage. Peers trust the certificates of their fleet only.
-pub const REDIRECT: HeaderName = HeaderName::from_static("flotilla-redirect");
 
 use crate::identity;
 use crate::shutdown::Shutdown;

@@ -13,6 +13,22 @@ use crate::proof::Proof;
 pub const CLOSURE_PATH: &str = "/flotilla/v1/closure";
 /// Where the origin shows its public seal keys, as JSON.
 pub const KEYS_PATH: &str = "/flotilla/v1/keys";
+/// Where a replica of an origin receives the invalidations of the others.
+pub const INVALIDATE_PATH: &str = "/flotilla/v1/changed";
+
+/// A request header. With the value [`REDIRECT_NEVER`] the origin sends a blob's bytes itself
+/// instead of redirecting the client to its object storage. Peers send it because they trust the
+/// certificates of their fleet only.
+pub const REDIRECT_HEADER: &str = "flotilla-redirect";
+/// The value of [`REDIRECT_HEADER`].
+pub const REDIRECT_NEVER: &str = "never";
+
+/// The response header with the digest of the content (OCI distribution specification).
+pub const CONTENT_DIGEST_HEADER: &str = "docker-content-digest";
+/// The response header with [`API_VERSION`], by which old clients recognize a registry.
+pub const API_VERSION_HEADER: &str = "docker-distribution-api-version";
+/// The value of [`API_VERSION_HEADER`].
+pub const API_VERSION: &str = "registry/2.0";
 
 /// Asks for the proofs of all blobs that a manifest of a repository names.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

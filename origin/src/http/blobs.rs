@@ -7,17 +7,20 @@ use axum::body::Body;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
-use flotilla_runtime::http::{FileSender, REDIRECT};
+use flotilla_common::wire::origin::{REDIRECT_HEADER, REDIRECT_NEVER};
+use flotilla_runtime::http::FileSender;
+use flotilla_runtime::http::range::{RequestedRange, content_range, unsatisfied_range};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::blob_body::one_by_one;
 use super::error::{ApiError, Code};
-use super::range::{Wanted, wanted};
 use super::request_id::RequestId;
 use super::{Answer, Api, CONTENT_DIGEST, empty, matches_etag, set, text_of, warn_if_stale};
 use crate::registry::{Blob, Need, RegistryError};
+
+const REDIRECT: HeaderName = HeaderName::from_static(REDIRECT_HEADER);
 
 /// Bytes for which a capped response asks its uplink at once.
 const CAPPED_PIECE_LEN: usize = 32 << 10;
@@ -48,27 +51,23 @@ pub(super) async fn get(
     }
     let unchanged = text_of(headers, header::IF_RANGE).is_none_or(|validator| validator == etag);
     let range = text_of(headers, header::RANGE).filter(|_| unchanged);
-    let (status, range) = match wanted(range, size) {
-        Wanted::All => (StatusCode::OK, 0..size),
-        Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
-        Wanted::Beyond => {
+    let (status, range) = match RequestedRange::parse(range, size) {
+        RequestedRange::Whole => (StatusCode::OK, 0..size),
+        RequestedRange::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+        RequestedRange::Unsatisfiable => {
             let error = ApiError::new(
                 Code::RangeUnsatisfiable,
                 format_args!("the blob has {size} bytes"),
             );
-            return Err(error.with(header::CONTENT_RANGE, format!("bytes */{size}")));
+            return Err(error.with(header::CONTENT_RANGE, unsatisfied_range(size)));
         }
     };
     let body = body(api, repository, &blob, range.clone(), request).await?;
     let mut response = described(&blob, digest, range.end - range.start);
     *response.status_mut() = status;
     if status == StatusCode::PARTIAL_CONTENT {
-        let last = range.end.saturating_sub(1);
-        set(
-            &mut response,
-            header::CONTENT_RANGE,
-            &format!("bytes {}-{last}/{size}", range.start),
-        );
+        let value = content_range(&range, size);
+        set(&mut response, header::CONTENT_RANGE, &value);
     }
     *response.body_mut() = body;
     Ok(response)
@@ -96,7 +95,8 @@ pub(super) async fn delete(api: &Arc<Api>, repository: &RepositoryName, digest: 
 /// Whether whoever asks can be sent to the storage. Its ETags are not ours, so a condition on a
 /// range stays here.
 fn may_be_redirected(headers: &HeaderMap) -> bool {
-    text_of(headers, header::IF_RANGE).is_none() && text_of(headers, REDIRECT) != Some("never")
+    text_of(headers, header::IF_RANGE).is_none()
+        && text_of(headers, REDIRECT) != Some(REDIRECT_NEVER)
 }
 
 async fn find(

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::admission::Place;
 use super::error::{ApiError, Code};
-use super::route::{Route, digest as parse_digest, parameter, parameters, percent_encode, route};
+use super::route::{Route, digest as parse_digest, encode_parameter, parameter, parameters, route};
 use super::{
     Answer, Api, CONTENT_DIGEST, OCI_SUBJECT, OCI_TAG, empty, is_read, json, matches_etag, set,
     set_version, text_of, typed, warn_if_stale,
@@ -140,7 +140,6 @@ fn tags_of(reference: &Reference, query: Option<&str>) -> Result<Vec<Tag>, ApiEr
     let mut tags: Vec<Tag> = own.into_iter().collect();
     for text in parameters(query, "tag") {
         let tag = text
-            .unwrap_or_default()
             .parse()
             .map_err(|error| ApiError::new(Code::ManifestInvalid, error))?;
         if tags.len() == MAX_TAGS_PER_PUT {
@@ -268,7 +267,7 @@ pub(super) async fn referrers(
         );
     }
     if let Some(last) = next {
-        let filter = wanted.map(|wanted| format!("&artifactType={}", percent_encode(&wanted)));
+        let filter = wanted.map(|wanted| format!("&artifactType={}", encode_parameter(&wanted)));
         let filter = filter.unwrap_or_default();
         let next = format!(
             "</v2/{repository}/referrers/{subject}?n={limit}&last={last}{filter}>; rel=\"next\""

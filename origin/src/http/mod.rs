@@ -10,7 +10,6 @@ mod blobs;
 mod error;
 mod manifests;
 mod peers;
-mod range;
 mod request_id;
 mod route;
 mod uploads;
@@ -21,6 +20,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
+use flotilla_common::wire::origin::{API_VERSION, API_VERSION_HEADER, CONTENT_DIGEST_HEADER};
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::http::{Crowded, Responder};
 use flotilla_runtime::rate::Limiter;
@@ -258,7 +258,7 @@ fn empty(status: StatusCode, headers: &[(HeaderName, &str)]) -> Response<Body> {
 fn set_version(response: &mut Response<Body>) {
     response
         .headers_mut()
-        .insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        .insert(API_VERSION_HEADER, HeaderValue::from_static(API_VERSION));
 }
 
 /// Sets a header whose value is made of names and digests; one that cannot be sent is left out.
@@ -273,8 +273,7 @@ fn text_of(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
-const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static(CONTENT_DIGEST_HEADER);
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 const CHUNK_MIN_LENGTH: HeaderName = HeaderName::from_static("oci-chunk-min-length");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");

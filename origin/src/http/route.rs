@@ -3,12 +3,11 @@
 //! A path is read from its end: what stands there tells the kind, and all before it is the name. So
 //! a repository may be called `blobs/uploads` or `manifests/tags`.
 
-use std::borrow::Cow;
-
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_common::wire::origin::{CLOSURE_PATH, KEYS_PATH};
 use http::Method;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::error::{ApiError, Code};
 use crate::metrics::MANIFEST;
@@ -74,10 +73,9 @@ pub(super) fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
         "/metrics" => return Ok(Route::Metrics),
         _ => {}
     }
-    let path = match path.contains('%') {
-        true => Cow::Owned(percent_decode(path).ok_or_else(not_found)?),
-        false => Cow::Borrowed(path),
-    };
+    let path = percent_decode_str(path)
+        .decode_utf8()
+        .map_err(|_| not_found())?;
     let rest = path.strip_prefix("/v2/").ok_or_else(not_found)?;
     let (before, last) = rest.rsplit_once('/').ok_or_else(not_found)?;
     let (name, kind) = before.rsplit_once('/').ok_or_else(not_found)?;
@@ -144,56 +142,34 @@ fn reference(method: &Method, text: &str) -> Result<Reference, ApiError> {
     })
 }
 
-/// `None` for a `%` without two hexadecimal digits, and for what is not UTF-8.
-pub(super) fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((byte, after)) = rest.split_first() {
-        rest = after;
-        if *byte != b'%' {
-            bytes.push(*byte);
-            continue;
-        }
-        let (pair, after) = rest.split_first_chunk::<2>()?;
-        let digit = |byte: u8| char::from(byte).to_digit(16);
-        bytes.push(u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok()?);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
+/// The characters of a parameter's value that are encoded: all but the unreserved ones of RFC 3986
+/// and the delimiters of media types, digests and names.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/')
+    .remove(b':');
+
+/// Percent-encodes text as the value of a parameter.
+pub(super) fn encode_parameter(text: &str) -> String {
+    utf8_percent_encode(text, ENCODED).to_string()
 }
 
-/// Text as the value of a parameter.
-pub(super) fn percent_encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
-                encoded.push(char::from(byte));
-            }
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
-}
-
-/// The first value of a parameter of a query, decoded; `None` where it is not given or cannot be
-/// decoded.
+/// The first value of a parameter of a query, decoded; `None` where it is not given.
 pub(super) fn parameter(query: Option<&str>, name: &str) -> Option<String> {
-    parameters(query, name).next()?
+    parameters(query, name).next()
 }
 
-/// All values of a parameter of a query, decoded; `None` for one that cannot be decoded.
+/// All values of a parameter of a query, decoded. Bytes that are not UTF-8 become replacement
+/// characters, which no digest, name or number contains.
 pub(super) fn parameters<'a>(
     query: Option<&'a str>,
     name: &'a str,
-) -> impl Iterator<Item = Option<String>> + 'a {
-    query
-        .unwrap_or_default()
-        .split('&')
-        .filter_map(move |pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (key == name).then(|| percent_decode(&value.replace('+', "%20")))
-        })
+) -> impl Iterator<Item = String> + 'a {
+    form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+        .filter_map(move |(key, value)| (key == name).then(|| value.into_owned()))
 }
 
 #[cfg(test)]
@@ -280,7 +256,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_parameter_comes_back_as_it_was_encoded(text in "\\PC{0,30}") {
-            let query = format!("a={}&b=x", percent_encode(&text));
+            let query = format!("a={}&b=x", encode_parameter(&text));
             assert_eq!(parameter(Some(&query), "a"), Some(text));
         }
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use axum::body::Body as HttpBody;
 use flotilla_common::digest::{Algorithm, Digest};
 use flotilla_common::name::RepositoryName;
+use flotilla_runtime::http::range::parse_upload_range;
 use futures_util::{StreamExt, TryStreamExt};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
 use http_body::Body as _;
 
 use super::error::{ApiError, Code, upload_range};
-use super::range::chunk;
 use super::route::{digest as parse_digest, parameter};
 use super::{Answer, Api, CHUNK_MIN_LENGTH, CONTENT_DIGEST, UPLOAD_ID, empty, text_of};
 use crate::registry::{Body, Known, Progress, RegistryError};
@@ -231,7 +231,7 @@ fn chunk_of(headers: &HeaderMap) -> Result<Option<core::ops::Range<u64>>, ApiErr
     if !headers.contains_key(header::CONTENT_RANGE) {
         return Ok(None);
     }
-    let chunk = text_of(headers, header::CONTENT_RANGE).and_then(chunk);
+    let chunk = text_of(headers, header::CONTENT_RANGE).and_then(parse_upload_range);
     let chunk =
         chunk.ok_or_else(|| ApiError::new(Code::BlobUploadInvalid, "malformed Content-Range"))?;
     Ok(Some(chunk))

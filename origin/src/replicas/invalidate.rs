@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use flotilla_common::wire::origin::INVALIDATE_PATH;
 use flotilla_runtime::identity::{IdentityError, client_without_trust};
 use futures_util::future::join_all;
 use reqwest::Client;
@@ -15,7 +16,6 @@ use tokio::time::Instant;
 
 use super::discovery::Replicas;
 use super::message::{Changed, MAC_LEN, Message, Secret, is_same};
-use super::server::PATH;
 use crate::nonce::nonce;
 
 /// Requests in flight to all replicas; what does not get its turn waits for its time-to-live.
@@ -152,7 +152,7 @@ impl Invalidator {
     ) -> Result<(), String> {
         let request = self
             .http
-            .post(format!("http://{replica}{PATH}"))
+            .post(format!("http://{replica}{INVALIDATE_PATH}"))
             .body(body.clone());
         let response = request.send().await.map_err(|error| error.to_string())?;
         if response.content_length() != Some(MAC_LEN as u64) {

@@ -7,17 +7,17 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
 use axum::routing::post;
+use flotilla_common::wire::origin::INVALIDATE_PATH;
 use http::StatusCode;
 
 use super::message::MAX_LEN;
 use crate::http::Api;
 
-/// Where a replica is told.
-pub(super) const PATH: &str = "/flotilla/v1/changed";
-
 /// The service.
 pub(crate) fn router(api: Arc<Api>) -> Router {
-    Router::new().route(PATH, post(told)).with_state(api)
+    Router::new()
+        .route(INVALIDATE_PATH, post(told))
+        .with_state(api)
 }
 
 async fn told(State(api): State<Arc<Api>>, body: Body) -> Result<Vec<u8>, StatusCode> {

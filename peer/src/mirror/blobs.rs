@@ -10,19 +10,19 @@ use core::ops::Range;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::http::{Response, StatusCode, header};
+use axum::http::{HeaderValue, Response, StatusCode, header};
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
 use flotilla_runtime::clock::Clock;
+use flotilla_runtime::http::range::{RequestedRange, content_range, normalize_range};
 use futures_util::{Stream, StreamExt, stream};
 
 use super::answer::Failure;
 use super::manifests::failure;
 use super::passing::Passing;
-use super::range::{Wanted, forwarded};
 use super::reader::Reader;
-use super::{Mirror, content_headers, content_range, unsatisfiable};
+use super::{Mirror, content_headers, unsatisfiable};
 use crate::origin::OriginError;
 use crate::store::{Availability, StoredBlob};
 
@@ -105,7 +105,7 @@ impl Mirror {
         if let Some(place) = &known {
             self.refuse_after_a_cut(digest, place.part.start)?;
         }
-        let asked = forwarded(range);
+        let asked = range.and_then(normalize_range);
         match Passing::ask(
             Arc::clone(&self.shared),
             repository,
@@ -206,10 +206,10 @@ impl Mirror {
 
 /// Where a request's bytes are in a blob of `size` bytes; `None` if there are none.
 fn place(digest: Digest, range: Option<&str>, size: u64) -> Option<Place> {
-    let (part, is_partial) = match Wanted::parse(range, size) {
-        Wanted::Whole => (0..size, false),
-        Wanted::Part(part) => (part, true),
-        Wanted::Unsatisfiable => return None,
+    let (part, is_partial) = match RequestedRange::parse(range, size) {
+        RequestedRange::Whole => (0..size, false),
+        RequestedRange::Part(part) => (part, true),
+        RequestedRange::Unsatisfiable => return None,
     };
     Some(Place {
         digest,
@@ -236,7 +236,7 @@ fn answer(place: &Place, body: Body) -> Response<Body> {
     );
     if *is_partial {
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-        if let Some(range) = content_range(part, *size) {
+        if let Ok(range) = HeaderValue::from_str(&content_range(part, *size)) {
             response.headers_mut().insert(header::CONTENT_RANGE, range);
         }
     }

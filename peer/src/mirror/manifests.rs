@@ -14,13 +14,13 @@ use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_common::proof::Proof;
 use flotilla_common::wire::peer::Image;
 use flotilla_runtime::clock::Clock;
+use flotilla_runtime::http::range::{RequestedRange, content_range};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::answer::Failure;
 use super::names::name;
-use super::range::Wanted;
-use super::{Mirror, content_headers, content_range, unsatisfiable};
+use super::{Mirror, content_headers, unsatisfiable};
 use crate::driver::Command;
 use crate::origin::{FetchedManifest, OriginError};
 use crate::pulls::Opened;
@@ -355,10 +355,10 @@ pub(super) fn response(found: &Found, range: Option<&str>) -> Response<Body> {
         is_stale,
     } = found;
     let size = manifest.bytes.len() as u64;
-    let (status, part) = match Wanted::parse(range, size) {
-        Wanted::Whole => (StatusCode::OK, 0..size),
-        Wanted::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
-        Wanted::Unsatisfiable => return unsatisfiable(size),
+    let (status, part) = match RequestedRange::parse(range, size) {
+        RequestedRange::Whole => (StatusCode::OK, 0..size),
+        RequestedRange::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
+        RequestedRange::Unsatisfiable => return unsatisfiable(size),
     };
     // Both ends are within a body that is in memory.
     let bytes = manifest.bytes.slice(part.start as usize..part.end as usize);
@@ -371,7 +371,7 @@ pub(super) fn response(found: &Found, range: Option<&str>) -> Response<Body> {
         part.end - part.start,
     );
     if status == StatusCode::PARTIAL_CONTENT
-        && let Some(value) = content_range(&part, size)
+        && let Ok(value) = HeaderValue::from_str(&content_range(&part, size))
     {
         response.headers_mut().insert(header::CONTENT_RANGE, value);
     }

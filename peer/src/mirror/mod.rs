@@ -23,7 +23,6 @@ mod client_config;
 mod manifests;
 mod names;
 mod passing;
-mod range;
 mod reader;
 mod registries;
 mod warm;
@@ -42,7 +41,9 @@ use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use axum::routing::{get, post};
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName};
+use flotilla_common::wire::origin::{API_VERSION, API_VERSION_HEADER, CONTENT_DIGEST_HEADER};
 use flotilla_common::wire::peer::Image;
+use flotilla_runtime::http::range::unsatisfied_range;
 use flotilla_runtime::metrics::Requests;
 use moka::future::Cache;
 use prometheus_client::registry::Registry;
@@ -252,10 +253,7 @@ fn ping() -> Response<Body> {
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),
     );
-    headers.insert(
-        "docker-distribution-api-version",
-        HeaderValue::from_static("registry/2.0"),
-    );
+    headers.insert(API_VERSION_HEADER, HeaderValue::from_static(API_VERSION));
     response
 }
 
@@ -270,25 +268,15 @@ fn content_headers(headers: &mut HeaderMap, digest: &Digest, media_type: &str, l
     headers.insert(header::CONTENT_TYPE, media_type);
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     if let Ok(digest) = HeaderValue::from_str(&digest.to_string()) {
-        headers.insert("docker-content-digest", digest);
+        headers.insert(CONTENT_DIGEST_HEADER, digest);
     }
-}
-
-/// `Content-Range` of a part of `size` bytes.
-fn content_range(range: &core::ops::Range<u64>, size: u64) -> Option<HeaderValue> {
-    HeaderValue::from_str(&format!(
-        "bytes {}-{}/{size}",
-        range.start,
-        range.end.saturating_sub(1)
-    ))
-    .ok()
 }
 
 /// Status 416 for a body of `size` bytes.
 fn unsatisfiable(size: u64) -> Response<Body> {
     let message = format!("the range begins behind the end, at {size} bytes");
     let mut response = error(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", &message);
-    if let Ok(range) = HeaderValue::from_str(&format!("bytes */{size}")) {
+    if let Ok(range) = HeaderValue::from_str(&unsatisfied_range(size)) {
         response.headers_mut().insert(header::CONTENT_RANGE, range);
     }
     response

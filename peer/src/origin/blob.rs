@@ -8,6 +8,7 @@ use core::ops::Range;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::swarm::OriginSlot;
+use flotilla_runtime::http::range::{parse_content_range, parse_unsatisfied_range};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use reqwest::{Method, Response, StatusCode};
 
@@ -106,7 +107,7 @@ impl Origins {
         let is_partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let (part, size) = if is_partial {
             header(&response, CONTENT_RANGE.as_str())
-                .and_then(|range| content_range(&range))
+                .and_then(|range| parse_content_range(&range))
                 .ok_or_else(|| {
                     OriginError::Unavailable("sent a part and does not say which".to_owned())
                 })?
@@ -135,40 +136,7 @@ fn no_length() -> OriginError {
     OriginError::Unavailable("sent no length for a blob".to_owned())
 }
 
-/// The size that an answer of status 416 tells.
+/// The size of the blob, which a response with status 416 states.
 pub(super) fn size_of_unsatisfied(response: &Response) -> Option<u64> {
-    header(response, CONTENT_RANGE.as_str())?
-        .strip_prefix("bytes */")?
-        .parse()
-        .ok()
-}
-
-/// Reads `bytes 0-9/100`: the part, and the size of the whole.
-fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
-    let (part, size) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = part.split_once('-')?;
-    let (first, last, size): (u64, u64, u64) =
-        (first.parse().ok()?, last.parse().ok()?, size.parse().ok()?);
-    (first <= last && last < size).then_some((first..last + 1, size))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_range_that_makes_sense_is_one() {
-        assert_eq!(content_range("bytes 0-9/100"), Some((0..10, 100)));
-        assert_eq!(content_range("bytes 99-99/100"), Some((99..100, 100)));
-        for wrong in [
-            "bytes 0-9/*",
-            "bytes 5-4/100",
-            "bytes 0-100/100",
-            "0-9/100",
-            "bytes */100",
-            "",
-        ] {
-            assert_eq!(content_range(wrong), None, "{wrong}");
-        }
-    }
+    parse_unsatisfied_range(&header(response, CONTENT_RANGE.as_str())?)
 }

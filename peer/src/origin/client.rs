@@ -4,10 +4,10 @@
 use core::time::Duration;
 use std::error::Error;
 
-use flotilla_runtime::http::REDIRECT;
+use flotilla_common::wire::origin::{REDIRECT_HEADER, REDIRECT_NEVER};
 use flotilla_runtime::identity::{Identity, IdentityError};
 use reqwest::Client;
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
 /// For TCP and TLS together.
@@ -32,7 +32,10 @@ pub(crate) fn http_client(
     identity: &Identity,
     progress: Option<Duration>,
 ) -> Result<Client, ClientError> {
-    let never = (REDIRECT, HeaderValue::from_static("never"));
+    let never = (
+        HeaderName::from_static(REDIRECT_HEADER),
+        HeaderValue::from_static(REDIRECT_NEVER),
+    );
     let client = Client::builder()
         .default_headers(HeaderMap::from_iter([never]))
         .tls_backend_preconfigured(identity.https_client()?)

@@ -1,9 +1,9 @@
 //! Whatever a client writes into a path, a query or a range is answered, and never with a panic.
 
+use flotilla_runtime::http::range::{RequestedRange, parse_upload_range};
 use http::Method;
 use proptest::prelude::*;
 
-use super::super::range::{self, Wanted};
 use super::super::route::{parameters, route};
 
 proptest! {
@@ -24,10 +24,10 @@ proptest! {
     #[test]
     fn any_range_lies_within_the_size(header in "(bytes)?[= 0-9,-]{0,60}", noise in ".{0,60}", size: u64) {
         for header in [&header, &noise] {
-            if let Wanted::Part(part) = range::wanted(Some(header), size) {
+            if let RequestedRange::Part(part) = RequestedRange::parse(Some(header), size) {
                 prop_assert!(part.start < part.end && part.end <= size, "{header}: {part:?}");
             }
-            if let Some(chunk) = range::chunk(header) {
+            if let Some(chunk) = parse_upload_range(header) {
                 prop_assert!(chunk.start < chunk.end, "{header}: {chunk:?}");
             }
         }
