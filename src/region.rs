@@ -9,6 +9,7 @@ use flotilla_common::name::{PeerId, RegionName, ZoneName};
 use flotilla_common::units::BitRate;
 use flotilla_origin::Origin;
 use flotilla_peer::{Faithful, Outbound, Peer, Stats};
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
 use flotilla_tracker::Tracker;
 
@@ -190,7 +191,7 @@ impl Region {
             up: self.rate,
             down: self.rate,
             outbound: Arc::clone(&plan.outbound),
-            ..flotilla_peer::Config::new(id, identity, store, region, zone)
+            ..flotilla_peer::Config::new(id, identity, store, region, zone, Clock::system())
         })
     }
 

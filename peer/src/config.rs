@@ -8,6 +8,7 @@ use flotilla_common::name::{PeerId, RegionName, ZoneName};
 use flotilla_common::seal::TrustedKeys;
 use flotilla_common::swarm;
 use flotilla_common::units::{BitRate, ByteSize};
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Identity, LiveKeys};
 
 use crate::mirror::Patience;
@@ -65,6 +66,8 @@ pub struct Config {
     pub swarm: swarm::Config,
     /// The seed of the machine's random choices; `None` for one from the operating system.
     pub rng_seed: Option<u64>,
+    /// Where the peer reads the time: the system's clock, or a test's.
+    pub clock: Clock,
     /// What happens to chunks on their way out: nothing, but in tests.
     pub outbound: Arc<dyn Outbound>,
 }
@@ -80,6 +83,7 @@ impl Config {
         store: PathBuf,
         region: RegionName,
         zone: ZoneName,
+        clock: Clock,
     ) -> Self {
         Self {
             id,
@@ -104,6 +108,7 @@ impl Config {
                 ..swarm::Config::default()
             },
             rng_seed: None,
+            clock,
             outbound: Arc::new(Faithful),
         }
     }

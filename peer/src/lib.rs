@@ -144,17 +144,19 @@ impl Peer {
             http_client(&config.identity, progress)
                 .map_err(|error| StartError::Transport(error.to_string()))
         };
-        let origins = Origins::new(client(None)?, &config.origins, sightings);
+        let origins = Origins::new(client(None)?, &config.origins, config.clock, sightings);
         working.spawn(origins.clone().probe_for_ever(working.clone()));
         let trackers = Trackers::start(
             client(Some(POLL_TIMEOUT))?,
             &config.trackers,
             me.clone(),
+            config.clock,
             tracker_events,
             &working,
         );
         let machine = PeerMachine::new(machine_config(&config), rng_seed(&config));
         let shared = Arc::new(Shared {
+            clock: config.clock,
             me,
             store,
             manifests,

@@ -108,6 +108,7 @@ pub(crate) struct Trackers(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     client: Client,
+    clock: Clock,
     urls: Vec<String>,
     trackers: Vec<Tracker>,
     health: Mutex<Health>,
@@ -138,6 +139,7 @@ impl Trackers {
         client: Client,
         urls: &[String],
         me: PeerInfo,
+        clock: Clock,
         events: mpsc::Sender<TrackerEvent>,
         shutdown: &Shutdown,
     ) -> Self {
@@ -149,6 +151,7 @@ impl Trackers {
         let health = Mutex::new(Health::new(urls.len(), LATE));
         let inner = Inner {
             client,
+            clock,
             urls,
             trackers,
             health,
@@ -290,7 +293,7 @@ impl Trackers {
                         .collect();
                     tracker.announces.add(1);
                     tracker.accepted.notify_waiters();
-                    self.heard(|health| health.answered(Clock::system().now(), index))
+                    self.heard(|health| health.answered(self.0.clock.now(), index))
                         .await;
                     if !handouts.is_empty() {
                         self.report(TrackerEvent::Handouts(handouts)).await;
@@ -416,15 +419,15 @@ impl Trackers {
         index: usize,
         request: &AnnounceRequest,
     ) -> Result<AnnounceAnswer, AskError> {
-        lock(&self.0.health).asked(Clock::system().now(), index);
+        lock(&self.0.health).asked(self.0.clock.now(), index);
         let answer = self.post(index, ANNOUNCE_PATH, request, REQUEST_TIMEOUT);
         tokio::pin!(answer);
         loop {
             let late_at = lock(&self.0.health).poll_timeout();
             tokio::select! {
                 answer = &mut answer => return answer,
-                () = Clock::system().sleep_until(late_at) => {
-                    self.heard(|health| health.handle_timeout(Clock::system().now())).await;
+                () = self.0.clock.sleep_until(late_at) => {
+                    self.heard(|health| health.handle_timeout(self.0.clock.now())).await;
                 }
             }
         }
@@ -478,7 +481,7 @@ impl Trackers {
                 answer = self.post_lease(index, &request, bound) => answer,
             };
             if answer.is_ok() {
-                self.heard(|health| health.answered(Clock::system().now(), index))
+                self.heard(|health| health.answered(self.0.clock.now(), index))
                     .await;
             }
             match answer {
@@ -514,7 +517,7 @@ impl Trackers {
             tokio::select! {
                 answer = &mut answer => return answer,
                 () = sleep(QUIET) => {
-                    if lock(&self.0.health).is_quiet(Clock::system().now(), index, QUIET) {
+                    if lock(&self.0.health).is_quiet(self.0.clock.now(), index, QUIET) {
                         self.0.trackers[index].wake.notify_one();
                     }
                 }

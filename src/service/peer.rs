@@ -8,6 +8,7 @@ use flotilla_common::chunk::MAX_CHUNK_LOG2;
 use flotilla_common::name::{DEFAULT_REGION, RegionName, ZoneName};
 use flotilla_common::units::{BitRate, ByteSize, UnitError};
 use flotilla_peer::{Config, Peer, check_url, docker_daemon_json, hosts_toml, registries_conf};
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::config::{self, ConfigFile};
 use flotilla_runtime::identity::LiveKeys;
 
@@ -254,6 +255,6 @@ fn configured(args: ServeArgs) -> Result<Config, CommandError> {
         up: args.up,
         down: args.down,
         requires_grants: args.require_grants,
-        ..Config::new(id, identity, store, args.region, args.zone)
+        ..Config::new(id, identity, store, args.region, args.zone, Clock::system())
     })
 }

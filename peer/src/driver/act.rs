@@ -9,7 +9,6 @@ use flotilla_common::swarm::{
 };
 use flotilla_common::wire::peer::{self, Control, Forgot, Have, Holding, Holds};
 use flotilla_common::wire::tracker::LeaseAsk;
-use flotilla_runtime::clock::Clock;
 use tokio::task::JoinHandle;
 
 use super::{Driver, Fetch, tasks};
@@ -86,12 +85,12 @@ impl Driver {
             Some(info) => self.shared.transport.dial(peer.id.clone(), info.addr),
             None => self
                 .machine
-                .handle(Clock::system().now(), Input::DialFailed { peer: slot }),
+                .handle(self.shared.clock.now(), Input::DialFailed { peer: slot }),
         }
     }
 
     fn hang_up(&mut self, slot: PeerSlot) {
-        let now = Clock::system().now();
+        let now = self.shared.clock.now();
         let Some(peer) = self.roster.peer_mut(slot) else {
             return;
         };
@@ -169,7 +168,7 @@ impl Driver {
         {
             return self
                 .machine
-                .handle(Clock::system().now(), Input::Received { transfer });
+                .handle(self.shared.clock.now(), Input::Received { transfer });
         }
         let task = match source {
             Source::Peer(peer) => self.fetch_from_peer(transfer, slot, chunk, peer),
@@ -193,7 +192,7 @@ impl Driver {
                 self.fetches.insert(transfer, fetch);
             }
             None => self.machine.handle(
-                Clock::system().now(),
+                self.shared.clock.now(),
                 Input::Failed {
                     transfer,
                     why: Failure::Link,
@@ -308,7 +307,7 @@ impl Driver {
     }
 
     fn check_whole(&mut self, slot: BlobSlot) {
-        let now = Clock::system().now();
+        let now = self.shared.clock.now();
         self.count_waits(now, slot);
         let Some(blob) = self.roster.blob_mut(slot) else {
             return;

@@ -10,7 +10,6 @@ use flotilla_common::grant::Grant;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::seal::{TrustError, TrustedKeys};
 use flotilla_common::time::Time;
-use flotilla_runtime::clock::Clock;
 
 use super::{Driver, Report, Shared};
 use crate::transport::Link;
@@ -89,13 +88,13 @@ impl Driver {
         let grant = grant.ok_or(NotPermitted::NoGrant)?;
         self.verified
             .check(link.id(), grant, &self.shared.trusted.current())?;
-        Ok(grant.permits(link.peer(), digest, Clock::system().unix_seconds())?)
+        Ok(grant.permits(link.peer(), digest, self.shared.clock.unix_seconds())?)
     }
 
     /// Asks for new grants where a pull goes on and the old one ends soon.
     pub(super) fn renew_grants(&mut self, now: Time) {
         self.renewals.retain(|_, until| *until > now);
-        let unix_s = Clock::system().unix_seconds();
+        let unix_s = self.shared.clock.unix_seconds();
         let due = |(_, blob): (_, &super::roster::Blob)| {
             let is_pulled = blob.pin.is_some() && !blob.stored.is_complete();
             let grant = blob

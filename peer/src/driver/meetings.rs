@@ -12,7 +12,6 @@ use flotilla_common::wire::peer::{self, Control, Holding};
 use flotilla_common::wire::tracker::{
     BlobState, Change, Handout, HeldLease, LeaseAnswer, LeaseAsk, PROGRESS_COMPLETE, PeerInfo,
 };
-use flotilla_runtime::clock::Clock;
 
 use super::roster::{Blob, Peer, facts};
 use super::{Driver, Upload};
@@ -397,7 +396,7 @@ impl Driver {
 
     /// Whom the tracker must not send us to; those to meet over `blob` first.
     pub(super) fn unreachable(&self, blob: Option<BlobSlot>) -> Vec<PeerId> {
-        let unreachable = self.machine.unreachable(Clock::system().now(), blob);
+        let unreachable = self.machine.unreachable(self.shared.clock.now(), blob);
         let named = unreachable.filter_map(|slot| Some(self.roster.peer(slot)?.id.clone()));
         named.take(MAX_UNREACHABLE).collect()
     }

@@ -126,6 +126,7 @@ enum Report {
 /// What the driver and its tasks share.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    pub(crate) clock: Clock,
     pub(crate) me: PeerInfo,
     pub(crate) store: Store,
     pub(crate) manifests: ManifestStore,
@@ -238,7 +239,8 @@ impl Driver {
     /// beginning.
     pub(crate) async fn run(machine: PeerMachine, shared: Arc<Shared>, mut events: Events) {
         let (reports, mut reported) = mpsc::channel(QUEUE);
-        let now = Clock::system().now();
+        let clock = shared.clock;
+        let now = clock.now();
         let mut driver = Self {
             machine,
             roster: Roster::default(),
@@ -264,14 +266,14 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = shutdown.wait() => break,
-                Some(report) = reported.recv() => driver.on_report(Clock::system().now(), report),
-                Some(command) = events.commands.recv() => driver.on_command(Clock::system().now(), command),
-                Some(incident) = events.incidents.recv() => driver.on_incident(Clock::system().now(), incident),
-                Some(event) = events.tracker.recv() => driver.on_tracker(Clock::system().now(), event),
-                Some(sighting) = events.sightings.recv() => driver.on_sighting(Clock::system().now(), sighting),
-                () = Clock::system().sleep_until(Some(deadline)) => {}
+                Some(report) = reported.recv() => driver.on_report(clock.now(), report),
+                Some(command) = events.commands.recv() => driver.on_command(clock.now(), command),
+                Some(incident) = events.incidents.recv() => driver.on_incident(clock.now(), incident),
+                Some(event) = events.tracker.recv() => driver.on_tracker(clock.now(), event),
+                Some(sighting) = events.sightings.recv() => driver.on_sighting(clock.now(), sighting),
+                () = clock.sleep_until(Some(deadline)) => {}
             }
-            driver.on_time(Clock::system().now());
+            driver.on_time(clock.now());
         }
         driver.end();
     }
@@ -300,7 +302,7 @@ impl Driver {
     fn end(self) {
         self.shared
             .pulls
-            .close(self.machine.stood_still(Clock::system().now()));
+            .close(self.machine.stood_still(self.shared.clock.now()));
         for fetch in self.fetches.values() {
             fetch.task.abort();
         }

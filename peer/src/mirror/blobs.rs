@@ -14,7 +14,6 @@ use axum::http::{HeaderValue, Response, StatusCode, header};
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
-use flotilla_runtime::clock::Clock;
 use flotilla_runtime::http::range::{RequestedRange, content_range, normalize_range};
 use futures_util::{Stream, StreamExt, stream};
 
@@ -180,7 +179,7 @@ impl Mirror {
                         mirror
                             .shared
                             .pulls
-                            .emitted(Clock::system().now(), &digest, bytes);
+                            .emitted(mirror.shared.clock.now(), &digest, bytes);
                     }
                     Err(failure) => {
                         mirror.shared.pulls.failed(&digest, &failure.to_string());

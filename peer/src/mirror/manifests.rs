@@ -13,7 +13,6 @@ use flotilla_common::manifest::{Descriptor, Manifest};
 use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_common::proof::Proof;
 use flotilla_common::wire::peer::Image;
-use flotilla_runtime::clock::Clock;
 use flotilla_runtime::http::range::{RequestedRange, content_range};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -225,7 +224,7 @@ impl Mirror {
             manifest: *digest,
             blobs: blobs.iter().map(|blob| (blob.digest, blob.size)).collect(),
             is_warming,
-            started: Clock::system().now(),
+            started: self.shared.clock.now(),
         }))
         .await;
         let known: Vec<_> = blobs

@@ -32,7 +32,6 @@ use core::str::FromStr;
 use core::time::Duration;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
@@ -158,12 +157,11 @@ enum Target {
 }
 
 async fn serve(State(mirror): State<Arc<Mirror>>, request: Request) -> Response<Body> {
-    let began = Instant::now();
+    let began = mirror.shared.clock.now();
     let route = route_of(request.uri().path());
     let response = answer(&mirror, request).await;
-    mirror
-        .requests
-        .answered(route, response.status(), began.elapsed());
+    let elapsed = mirror.shared.clock.now().saturating_since(began);
+    mirror.requests.answered(route, response.status(), elapsed);
     response
 }
 

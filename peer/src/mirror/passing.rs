@@ -8,7 +8,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
-use flotilla_runtime::clock::Clock;
 use futures_util::{Stream, stream};
 
 use super::answer::Failure;
@@ -102,7 +101,7 @@ impl Passing {
         self.shared.counters.passed_through.add(bytes.len() as u64);
         self.shared
             .pulls
-            .passed(Clock::system().now(), &self.digest, bytes.len() as u64);
+            .passed(self.shared.clock.now(), &self.digest, bytes.len() as u64);
         Ok(Some(bytes))
     }
 }

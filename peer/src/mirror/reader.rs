@@ -12,7 +12,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::time::Time;
-use flotilla_runtime::clock::Clock;
 use futures_util::{Stream, stream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -160,7 +159,10 @@ impl Reader {
         if self.left.is_empty() {
             return Ok(None);
         }
-        let mut waiting = Waiting::begin(Clock::system().now(), self.blob.geometry().is_whole());
+        let mut waiting = Waiting::begin(
+            self.mirror.shared.clock.now(),
+            self.blob.geometry().is_whole(),
+        );
         loop {
             match timeout(LOOK_AGAIN, self.blob.available(self.left.start)).await {
                 Ok(Availability::Ready(until)) => {
@@ -171,9 +173,11 @@ impl Reader {
                 Ok(Availability::Bypassed) => return self.pass().await,
                 Ok(Availability::Waiting) | Err(_) => {
                     let reach = self.reach().await;
-                    if let Some(why) =
-                        waiting.is_in_vain(Clock::system().now(), reach, &self.mirror.shared)
-                    {
+                    if let Some(why) = waiting.is_in_vain(
+                        self.mirror.shared.clock.now(),
+                        reach,
+                        &self.mirror.shared,
+                    ) {
                         tracing::warn!(blob = %self.blob.digest(), at = self.left.start, why, "pass blob through");
                         return self.pass().await;
                     }

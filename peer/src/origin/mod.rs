@@ -87,6 +87,7 @@ pub(crate) struct Origins(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     client: Client,
+    clock: Clock,
     origins: Vec<Origin>,
     sightings: mpsc::Sender<Sighting>,
     /// An origin fell silent: it is to be probed.
@@ -105,7 +106,12 @@ struct Origin {
 
 impl Origins {
     /// A client of `urls`, in order; each `http://` or `https://` with a host.
-    pub(crate) fn new(client: Client, urls: &[String], sightings: mpsc::Sender<Sighting>) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        urls: &[String],
+        clock: Clock,
+        sightings: mpsc::Sender<Sighting>,
+    ) -> Self {
         let origin = |url: &String| Origin {
             url: url.trim_end_matches('/').to_owned(),
             rests_until: AtomicU64::new(0),
@@ -114,6 +120,7 @@ impl Origins {
         let origins = urls.iter().map(origin).collect();
         Self(Arc::new(Inner {
             client,
+            clock,
             origins,
             sightings,
             silent: Notify::new(),
@@ -228,7 +235,7 @@ impl Origins {
     }
 
     fn in_order(&self) -> Vec<OriginSlot> {
-        let now = Clock::system().now().as_nanos();
+        let now = self.0.clock.now().as_nanos();
         let rests = |slot: &OriginSlot| {
             self.0.origins[slot.0 as usize]
                 .rests_until
@@ -245,7 +252,7 @@ impl Origins {
         let rests_until = if is_up {
             Time::ZERO
         } else {
-            Clock::system().now() + REST
+            self.0.clock.now() + REST
         };
         self.heard(origin, trouble);
         if let Some(origin) = self.0.origins.get(origin.0 as usize) {
@@ -271,7 +278,7 @@ impl Origins {
             }
             None => {}
             Some(trouble) => {
-                lock(reachability).failed(Clock::system().now(), trouble, &mut rand::rng());
+                lock(reachability).failed(self.0.clock.now(), trouble, &mut rand::rng());
                 self.0.silent.notify_one();
             }
         }

@@ -9,7 +9,6 @@
 
 use flotilla_common::swarm::OriginSlot;
 use flotilla_common::time::Time;
-use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
 use futures_util::future::join_all;
 use reqwest::Method;
@@ -28,9 +27,9 @@ impl Origins {
             tokio::select! {
                 () = shutdown.wait() => return,
                 () = fell_silent => continue,
-                () = Clock::system().sleep_until(next) => {}
+                () = self.0.clock.sleep_until(next) => {}
             }
-            let now = Clock::system().now();
+            let now = self.0.clock.now();
             let due = self
                 .probe_times()
                 .filter(|(_, at)| at.is_some_and(|at| at <= now));
@@ -57,7 +56,7 @@ impl Origins {
                 tracing::debug!(origin = self.url(origin), trouble, "probe origin");
                 if let Some(origin) = self.0.origins.get(origin.0 as usize) {
                     lock(&origin.reachability).probe_failed(
-                        Clock::system().now(),
+                        self.0.clock.now(),
                         trouble,
                         &mut rand::rng(),
                     );

@@ -19,6 +19,7 @@ use flotilla_common::name::PeerId;
 use flotilla_common::seal::{SealKey, TrustedKeys};
 use flotilla_common::swarm;
 use flotilla_peer::{Config, Peer};
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Authority, Identity, client_without_trust};
 use flotilla_runtime::shutdown::Shutdown;
 use futures_util::StreamExt;
@@ -111,7 +112,14 @@ impl Fleet {
             trackers: self.tracker.iter().map(|tracker| tracker.url()).collect(),
             rng_seed: Some(1),
             swarm,
-            ..Config::new(id, identity, self.store_of(name), region, zone)
+            ..Config::new(
+                id,
+                identity,
+                self.store_of(name),
+                region,
+                zone,
+                Clock::system(),
+            )
         }
     }
 
