@@ -17,7 +17,7 @@ use core::time::Duration;
 
 use super::machine::PeerMachine;
 use super::timers::Timer;
-use super::{BlobSlot, Config, Nearness, PeerSlot};
+use super::{BlobSlot, Config, Nearness, Output, PeerFacts, PeerSlot};
 use crate::time::Time;
 
 /// How often the wait before the next dial doubles at most; after that many failures the peer is
@@ -121,6 +121,34 @@ impl PeerMachine {
             }
         }
         self.timers.by(Timer::Dial, next);
+    }
+
+    /// Dials a peer that the driver asked for, under the same limits as the peers of handouts.
+    pub(super) fn on_dial(&mut self, now: Time, facts: &PeerFacts) {
+        self.introduce(facts);
+        let peer = &mut self.peers[facts.peer.0 as usize];
+        let Link::Down {
+            not_before,
+            failures,
+        } = peer.link
+        else {
+            return;
+        };
+        if not_before.max(peer.quarantined_until) > now
+            || self.connections + self.dialling >= self.config.max_connections
+            || self.dialling >= self.config.max_dialling
+        {
+            return;
+        }
+        let late_at = now + self.config.answer_to_dial(facts.nearness);
+        peer.link = Link::Dialling {
+            failures,
+            late_at,
+            is_late: false,
+        };
+        self.dialling += 1;
+        self.timers.by(Timer::Dial, late_at);
+        self.outputs.push_back(Output::Dial { peer: facts.peer });
     }
 
     pub(super) fn on_dial_failed(&mut self, now: Time, slot: PeerSlot) {
@@ -244,6 +272,34 @@ mod tests {
         }));
         machine.handle(ms(3000), Input::DialFailed { peer: PeerSlot(0) });
         assert_eq!(machine.dialling, 0);
+    }
+
+    #[test]
+    fn requested_dials_keep_the_limits() {
+        let mut machine = machine(0, Nearness::SameZone);
+        let most = machine.config.max_dialling;
+        for peer in 0..most + 5 {
+            // A second request for a peer that is being dialled does nothing.
+            for _ in 0..2 {
+                let facts = facts(PeerSlot(peer), Nearness::SameZone);
+                machine.handle(ms(0), Input::Dial { facts });
+            }
+        }
+        assert_eq!(dialled(&outputs(&mut machine)), most as usize);
+        machine.handle(ms(1), Input::DialFailed { peer: PeerSlot(0) });
+        let failed = facts(PeerSlot(0), Nearness::SameZone);
+        machine.handle(ms(2), Input::Dial { facts: failed });
+        assert_eq!(
+            dialled(&outputs(&mut machine)),
+            0,
+            "redial time not reached"
+        );
+        let quarantined = facts(PeerSlot(most), Nearness::SameZone);
+        machine.peers[most as usize].quarantined_until = ms(100);
+        machine.handle(ms(3), Input::Dial { facts: quarantined });
+        assert_eq!(dialled(&outputs(&mut machine)), 0, "quarantined");
+        machine.handle(ms(100), Input::Dial { facts: quarantined });
+        assert_eq!(dialled(&outputs(&mut machine)), 1);
     }
 
     #[test]

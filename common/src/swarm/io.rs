@@ -186,6 +186,13 @@ pub enum Input {
         /// The peers, nearest first; never this peer itself.
         peers: Vec<PeerFacts>,
     },
+    /// The driver needs a connection to a peer for something other than a blob, such as a manifest.
+    /// The peer is dialled unless it is connected, being dialled, quarantined or waiting for its
+    /// redial time, or a connection limit is reached.
+    Dial {
+        /// The peer; never this peer itself.
+        facts: PeerFacts,
+    },
     /// A connection stands, whoever dialled. Says again what is known about the peer.
     Connected {
         /// Who it is.

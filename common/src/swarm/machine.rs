@@ -146,6 +146,7 @@ impl PeerMachine {
             Input::Lost { blob, chunk } => self.on_lost(now, blob, chunk),
             Input::Forget { blob } => self.on_forget(now, blob),
             Input::Handout { blob, peers } => self.on_handout(now, blob, &peers),
+            Input::Dial { facts } => self.on_dial(now, &facts),
             Input::Connected { facts, round_trip } => self.on_connected(now, &facts, round_trip),
             Input::Disconnected { peer } => self.on_disconnected(now, peer),
             Input::DialFailed { peer } => self.on_dial_failed(now, peer),

@@ -297,7 +297,7 @@ impl PeerMachine {
     }
 
     /// Takes note of who a peer is. The table grows to the highest slot named.
-    fn introduce(&mut self, facts: &PeerFacts) {
+    pub(super) fn introduce(&mut self, facts: &PeerFacts) {
         let index = facts.peer.0 as usize;
         if index >= self.peers.len() {
             self.peers.resize_with(index + 1, Peer::default);

@@ -21,6 +21,8 @@ use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::PeerId;
 use flotilla_common::proof::Proof;
+use flotilla_common::swarm::Input;
+use flotilla_common::time::Time;
 use flotilla_common::wire::frame::MAX_BODY_LEN;
 use flotilla_common::wire::peer::{Image, Refusal};
 use flotilla_common::wire::tracker::Handout;
@@ -93,7 +95,7 @@ impl Driver {
     }
 
     /// The tracker names peers for something that is no blob.
-    pub(super) fn image_handout(&mut self, handout: &Handout) {
+    pub(super) fn image_handout(&mut self, now: Time, handout: &Handout) {
         self.seeks.retain_awaited();
         if !self.seeks.0.contains_key(&handout.digest) {
             return;
@@ -105,11 +107,11 @@ impl Driver {
             .filter(|info| info.id != own)
             .take(MAX_ASKED)
         {
-            let slot = self.meet(info).peer;
-            match self.roster.link(slot).cloned() {
+            let facts = self.meet(info);
+            match self.roster.link(facts.peer).cloned() {
                 Some(link) => self.ask_for_images(&link),
-                // Asked once the link stands.
-                None => self.shared.transport.dial(info.id.clone(), info.addr),
+                // The neighbour is asked once it is connected.
+                None => self.machine.handle(now, Input::Dial { facts }),
             }
         }
     }

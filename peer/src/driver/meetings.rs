@@ -267,7 +267,7 @@ impl Driver {
 
     fn handout(&mut self, now: Time, handout: &Handout) {
         let Some(blob) = self.roster.blob_slot(&handout.digest) else {
-            return self.image_handout(handout);
+            return self.image_handout(now, handout);
         };
         let own = self.shared.me.id.clone();
         let others = handout.peers.iter().filter(|info| info.id != own);
