@@ -130,6 +130,7 @@ impl Region {
             storage,
             name.clone(),
             fleet.seal_key().clone(),
+            Clock::system(),
         )
         .with_uplink(plan.rate);
         let origin = Origin::start(config)

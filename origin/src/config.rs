@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use flotilla_common::name::RegionName;
 use flotilla_common::seal::SealKey;
 use flotilla_common::units::{BitRate, ByteSize};
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::Identity;
 use flotilla_runtime::rate::Limiter;
 
@@ -39,8 +40,10 @@ pub struct Config {
     pub threads: usize,
     /// The times of collection: the same at all replicas of a bucket.
     pub horizons: Horizons,
-    /// Everything that is bounded.
+    /// Bounds on memory, time and concurrency.
     pub limits: Limits,
+    /// Where all parts of the origin read the time.
+    pub clock: Clock,
 }
 
 impl Config {
@@ -50,6 +53,7 @@ impl Config {
         storage: impl Into<String>,
         region: RegionName,
         seal_key: SealKey,
+        clock: Clock,
     ) -> Self {
         Self {
             listen,
@@ -64,6 +68,7 @@ impl Config {
             threads: 0,
             horizons: Horizons::default(),
             limits: Limits::default(),
+            clock,
         }
     }
 

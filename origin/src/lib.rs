@@ -18,6 +18,7 @@
 //! It must never depend on the tracker or on a peer, never keep what storage does not have, and
 //! never write twice where the outcome of a first write is unknown.
 
+mod admission;
 mod buffer_pool;
 mod cache;
 pub mod check;

@@ -10,8 +10,9 @@ use flotilla_runtime::identity::Identity;
 use flotilla_runtime::metrics::{self, Answers, Figures, Requests};
 use http::{HeaderMap, Response, StatusCode};
 
-use crate::http::Admission;
+use crate::admission::Admission;
 use crate::registry::Registry;
+use crate::replicas::Invalidator;
 use crate::storage::Operations;
 
 /// The route of manifests, as a label.
@@ -27,6 +28,7 @@ pub struct Metrics {
     manifests: Answers,
     operations: Arc<Operations>,
     admission: Arc<Admission>,
+    invalidator: Arc<Invalidator>,
     connections: OnceLock<Connections>,
     identity: Option<Identity>,
 }
@@ -35,6 +37,7 @@ impl Metrics {
     pub(crate) fn new(
         operations: Arc<Operations>,
         admission: Arc<Admission>,
+        invalidator: Arc<Invalidator>,
         identity: Option<Identity>,
     ) -> Self {
         let requests = Requests::default();
@@ -46,6 +49,7 @@ impl Metrics {
             requests,
             operations,
             admission,
+            invalidator,
             connections: OnceLock::new(),
             identity,
         }
@@ -93,11 +97,8 @@ impl Metrics {
     ) -> Response<Body> {
         let mut exposition = prometheus_client::registry::Registry::with_prefix("flotilla_origin");
         self.requests.register(&mut exposition);
-        let (metrics, stale) = (Arc::clone(self), registry.stale_answers());
-        let (replicas, counts) = (
-            registry.invalidator().listed(),
-            registry.invalidator().counts(),
-        );
+        let metrics = Arc::clone(self);
+        let stale = registry.stale_answers();
         exposition.register_collector(Figures::collector(move |figures| {
             figures.counter(
                 "sent_bytes",
@@ -120,15 +121,15 @@ impl Metrics {
                 "shed",
                 "Requests refused because it was too much",
                 "reason",
-                admission.shed(),
+                admission.refused(),
             )?;
-            let requests = admission.requests_under_way();
+            let requests = admission.requests_in_flight();
             figures.gauge(
                 "requests_under_way",
                 "Requests that are not answered to their end",
                 requests,
             )?;
-            let uploads = admission.uploads_under_way();
+            let uploads = admission.uploads_in_flight();
             figures.gauge(
                 "uploads_under_way",
                 "Uploads whose bytes are received or wait",
@@ -137,14 +138,17 @@ impl Metrics {
             figures.gauge(
                 "replicas_listed",
                 "Replicas that are told of changes",
-                replicas as u64,
+                metrics.invalidator.listed() as u64,
             )?;
-            let (help, outcomes) = ("Changes told to a replica, by outcome", counts.by_outcome());
+            let (help, outcomes) = (
+                "Changes told to a replica, by outcome",
+                metrics.invalidator.counts().by_outcome(),
+            );
             figures.counters("changes_told", help, "outcome", outcomes)?;
             figures.counter(
                 "changes_heard",
                 "Messages of other replicas",
-                counts.received(),
+                metrics.invalidator.counts().received(),
             )?;
             metrics
                 .identity

@@ -1,4 +1,4 @@
-//! A running origin: storage opened and probed, the bucket's format agreed on, a listener.
+//! A running origin: storage opened and probed, the bucket's format agreed on, listeners started.
 
 use core::time::Duration;
 use std::io;
@@ -7,22 +7,23 @@ use std::sync::Arc;
 
 use flotilla_common::name::RegionName;
 use flotilla_runtime::admin::Readiness;
-use flotilla_runtime::http::{self as http_server, Workers, serve, serve_with};
+use flotilla_runtime::http::{self as http_server, Server, Workers, serve, serve_with};
 use flotilla_runtime::identity::{Clients, IdentityError, Timing, keep_fresh};
 use flotilla_runtime::listen::listening_cure;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
+use crate::admission::Admission;
 use crate::config::{Config, Limits};
-use crate::format::{self, FormatError};
-use crate::http::{self, Admission, Api, SendBuffers};
+use crate::format::{self, Format, FormatError};
+use crate::http::{self, Api, SendBuffers};
 use crate::metrics::Metrics;
 use crate::readiness::StorageHealth;
 use crate::registry::Registry;
 use crate::replicas::{self, Invalidator, Secret};
 use crate::storage::{self, Bounded, Counted, OpenError, Storage};
 
-/// Connections beyond their bound that are answered at all.
+/// Connections beyond the limit that still get an answer: 503.
 const CONNECTION_RESERVE: usize = 128;
 
 /// Why an origin does not start.
@@ -31,29 +32,31 @@ pub enum StartError {
     /// The storage cannot be used.
     #[error(transparent)]
     Storage(#[from] OpenError),
-    /// The storage is set up for others.
+    /// The bucket was set up with another format or other horizons.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// An upload would outlive what it relies on.
+    /// An upload could outlive the objects that it relies on.
     #[error("upload_lifetime must be shorter than the horizon")]
     UploadLifetime,
     /// Seals would name another region than tags.
     #[error(
-        "region is {region}, but seal-key is one of region {issuer}, and seals would name that: leave region out, or take a \
+        "region is {region}, but seal-key belongs to region {issuer}: leave region out, or use a \
          key of {region} (`flotilla pki issue --origin {region}` makes one)"
     )]
     Region {
-        /// The configured one.
+        /// The configured region.
         region: RegionName,
-        /// The seal key's.
+        /// The region of the seal key.
         issuer: RegionName,
     },
-    /// The others could not tell this replica.
-    #[error("replicas are listed, but this one listens nowhere for them: set replica-listen")]
-    ReplicaListen,
-    /// Nobody can be sent to this storage.
+    /// The other replicas could not send invalidations to this one.
     #[error(
-        "redirect blobs: {0}; leave redirect-blobs out, or take a storage that signs URLs: s3, gs or az"
+        "replicas are configured, but this replica does not listen for them: set replica-listen"
+    )]
+    ReplicaListen,
+    /// The storage signs no URLs.
+    #[error(
+        "redirect blobs: {0}; leave redirect-blobs out, or use a storage that signs URLs: s3, gs or az"
     )]
     Redirects(String),
     /// A thread cannot be started.
@@ -67,12 +70,12 @@ pub enum StartError {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
 
-/// A running origin. Dropped without [`shutdown`](Self::shutdown), it stops where it stands.
+/// A running origin. If it is dropped without [`shutdown`](Self::shutdown), it stops at once.
 #[derive(Debug)]
 pub struct Origin {
     address: SocketAddr,
@@ -95,137 +98,60 @@ impl Origin {
         Self::start_on(config, storage).await
     }
 
-    /// Starts an origin on a storage that is already open: several replicas in one process share
-    /// one.
+    /// Starts an origin on a storage that is already open, so that several replicas in one process
+    /// can share it.
     ///
     /// # Errors
     /// [`StartError`]: each names what to change.
     pub async fn start_on(config: Config, storage: Arc<dyn Storage>) -> Result<Self, StartError> {
-        if config.limits.upload_lifetime >= config.horizons.horizon {
-            return Err(StartError::UploadLifetime);
-        }
-        let (region, issuer) = (&config.region, config.seal_key.issuer());
-        if region != issuer {
-            return Err(StartError::Region {
-                region: region.clone(),
-                issuer: issuer.clone(),
-            });
-        }
-        if !config.replicas.is_none() && config.replica_listen.is_none() {
-            return Err(StartError::ReplicaListen);
-        }
-        let storage: Arc<dyn Storage> =
-            Arc::new(Bounded::new(storage, config.limits.storage_timeout));
-        storage::probe(&*storage).await?;
-        if config.redirect_blobs {
-            storage::probe_signing(&*storage)
-                .await
-                .map_err(StartError::Redirects)?;
-        }
+        validate(&config)?;
+        let storage = probe_storage(&config, storage).await?;
         let format = format::agree(&*storage, config.horizons).await?;
-        let counted = Counted::new(storage);
-        let admission = Arc::new(Admission::new(&config.limits));
-        let metrics = Metrics::new(
-            counted.operations(),
-            Arc::clone(&admission),
-            config.tls.clone(),
-        );
-        let metrics = Arc::new(metrics);
-        let Limits {
-            drain_delay,
-            drain_timeout,
-            ..
-        } = config.limits;
-        let listener_limits = listener_limits(&config.limits);
         let shutdown = Shutdown::new();
         config.replicas.follow(&shutdown).await;
-        let invalidator = Arc::new(Invalidator::new(config.replicas, Secret::of(&format))?);
-        let (region, seal_key) = (config.region, config.seal_key);
-        let buffers = SendBuffers::new(config.limits.pull_buffers);
-        let registry = Registry::new(
-            Arc::new(counted),
-            format,
-            region,
-            seal_key,
-            config.limits,
-            invalidator,
-        );
-        let (uplink, redirect_blobs) = (config.uplink, config.redirect_blobs);
-        let readiness = Readiness::starting(&shutdown);
-        let api = Api {
-            registry,
-            uplink,
-            buffers,
-            redirect_blobs,
-            readiness: readiness.clone(),
-            storage_health: StorageHealth::default(),
-            admission,
-            metrics: Arc::clone(&metrics),
-        };
-        let api = Arc::new(api);
-        let replica_address = match config.replica_listen {
-            Some(address) => Some(listen_for_replicas(address, Arc::clone(&api), &shutdown).await?),
-            None => None,
-        };
-        let tls = config
-            .tls
-            .as_ref()
-            .map(|identity| identity.https_server(Clients::Anybody))
-            .transpose()?;
-        if let Some(identity) = config.tls {
-            keep_fresh(identity, Timing::default(), &shutdown);
-        }
-        let listen_error = |source| StartError::Listen {
-            address: config.listen,
-            source,
-        };
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(listen_error)?;
-        let workers = (config.threads > 0)
-            .then(|| Workers::start(config.threads))
-            .transpose();
-        let workers = workers.map_err(StartError::Threads)?.map(Arc::new);
-        let responder = http::responder(api).on(workers.clone());
-        let server = serve_with(listener, responder, tls, &shutdown, listener_limits)
-            .map_err(listen_error)?;
-        metrics.watch(server.connections());
-        readiness.ready();
+        let invalidator = Invalidator::new(config.replicas.clone(), Secret::of(&format))?;
+        let invalidator = Arc::new(invalidator);
+        let api = build_api(&config, storage, format, &invalidator, &shutdown);
+        let replica_address = listen_for_replicas(&config, &api, invalidator, &shutdown).await?;
+        let workers = start_workers(config.threads)?;
+        let server = listen_for_clients(&config, &api, workers.clone(), &shutdown).await?;
+        api.metrics.watch(server.connections());
+        api.readiness.ready();
         let address = server.address();
         tracing::info!(%address, storage = config.storage, "origin started");
         Ok(Self {
             address,
             replica_address,
-            metrics,
-            readiness,
+            metrics: Arc::clone(&api.metrics),
+            readiness: api.readiness.clone(),
             shutdown,
-            drain_delay,
-            drain_timeout,
+            drain_delay: config.limits.drain_delay,
+            drain_timeout: config.limits.drain_timeout,
             _workers: workers,
         })
     }
 
-    /// The address that it listens on.
+    /// The address on which it serves clients.
     pub const fn addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// The address where the other replicas tell it what they changed.
+    /// The address on which it accepts invalidations from other replicas.
     pub const fn replica_addr(&self) -> Option<SocketAddr> {
         self.replica_address
     }
 
-    /// What it counts.
+    /// Its counters.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// Says that it is not ready, and works on until those who balance load have seen it; then
-    /// finishes what is in flight, within the drain's bound.
+    /// Drains: reports not ready, serves on for the drain delay so that load balancers turn away,
+    /// then finishes what is in flight, within the drain timeout.
     pub async fn shutdown(self) {
         self.readiness.not_ready("draining");
         if !self.drain_delay.is_zero() {
-            tracing::info!(delay = ?self.drain_delay, "not ready any more");
+            tracing::info!(delay = ?self.drain_delay, "draining: /readyz now returns 503");
             tokio::time::sleep(self.drain_delay).await;
         }
         let drained = self.shutdown.drain(self.drain_timeout).await;
@@ -233,7 +159,122 @@ impl Origin {
     }
 }
 
-/// The bounds of the listener for clients.
+fn validate(config: &Config) -> Result<(), StartError> {
+    if config.limits.upload_lifetime >= config.horizons.horizon {
+        return Err(StartError::UploadLifetime);
+    }
+    let issuer = config.seal_key.issuer();
+    if config.region != *issuer {
+        return Err(StartError::Region {
+            region: config.region.clone(),
+            issuer: issuer.clone(),
+        });
+    }
+    if !config.replicas.is_none() && config.replica_listen.is_none() {
+        return Err(StartError::ReplicaListen);
+    }
+    Ok(())
+}
+
+/// The storage with bounded calls, once it has shown that it can do what is asked of it.
+async fn probe_storage(
+    config: &Config,
+    storage: Arc<dyn Storage>,
+) -> Result<Arc<dyn Storage>, StartError> {
+    let storage: Arc<dyn Storage> = Arc::new(Bounded::new(storage, config.limits.storage_timeout));
+    storage::probe(&*storage).await?;
+    if config.redirect_blobs {
+        storage::probe_signing(&*storage)
+            .await
+            .map_err(StartError::Redirects)?;
+    }
+    Ok(storage)
+}
+
+fn build_api(
+    config: &Config,
+    storage: Arc<dyn Storage>,
+    format: Format,
+    invalidator: &Arc<Invalidator>,
+    shutdown: &Shutdown,
+) -> Arc<Api> {
+    let storage = Counted::new(storage);
+    let admission = Arc::new(Admission::new(&config.limits));
+    let metrics = Metrics::new(
+        storage.operations(),
+        Arc::clone(&admission),
+        Arc::clone(invalidator),
+        config.tls.clone(),
+    );
+    let registry = Registry::new(
+        Arc::new(storage),
+        format,
+        config.seal_key.clone(),
+        config.limits.clone(),
+        Arc::clone(invalidator),
+        config.clock,
+    );
+    Arc::new(Api {
+        clock: config.clock,
+        registry: Arc::new(registry),
+        uplink: config.uplink.clone(),
+        buffers: SendBuffers::new(config.limits.pull_buffers),
+        redirect_blobs: config.redirect_blobs,
+        readiness: Readiness::starting(shutdown),
+        storage_health: StorageHealth::default(),
+        admission,
+        metrics: Arc::new(metrics),
+    })
+}
+
+async fn listen_for_replicas(
+    config: &Config,
+    api: &Api,
+    invalidator: Arc<Invalidator>,
+    shutdown: &Shutdown,
+) -> Result<Option<SocketAddr>, StartError> {
+    let Some(address) = config.replica_listen else {
+        return Ok(None);
+    };
+    let listen_error = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(listen_error)?;
+    let registry = Arc::clone(&api.registry);
+    let router = replicas::router(invalidator, move |changed| registry.invalidate(changed));
+    let server = serve(listener, router, None, shutdown).map_err(listen_error)?;
+    Ok(Some(server.address()))
+}
+
+fn start_workers(threads: usize) -> Result<Option<Arc<Workers>>, StartError> {
+    if threads == 0 {
+        return Ok(None);
+    }
+    let workers = Workers::start(threads).map_err(StartError::Threads)?;
+    Ok(Some(Arc::new(workers)))
+}
+
+async fn listen_for_clients(
+    config: &Config,
+    api: &Arc<Api>,
+    workers: Option<Arc<Workers>>,
+    shutdown: &Shutdown,
+) -> Result<Server, StartError> {
+    let tls = match &config.tls {
+        Some(identity) => {
+            let tls = identity.https_server(Clients::Anybody)?;
+            keep_fresh(identity.clone(), Timing::default(), shutdown);
+            Some(tls)
+        }
+        None => None,
+    };
+    let address = config.listen;
+    let listen_error = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(listen_error)?;
+    let responder = http::responder(Arc::clone(api)).on(workers);
+    let limits = listener_limits(&config.limits);
+    serve_with(listener, responder, tls, shutdown, limits).map_err(listen_error)
+}
+
+/// The limits of the listener for clients.
 fn listener_limits(limits: &Limits) -> http_server::Limits {
     http_server::Limits {
         connections: limits.connections,
@@ -243,17 +284,6 @@ fn listener_limits(limits: &Limits) -> http_server::Limits {
         drain_timeout: limits.drain_timeout,
         ..http_server::Limits::default()
     }
-}
-
-async fn listen_for_replicas(
-    address: SocketAddr,
-    api: Arc<Api>,
-    shutdown: &Shutdown,
-) -> Result<SocketAddr, StartError> {
-    let listen_error = |source| StartError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(listen_error)?;
-    let server = serve(listener, replicas::router(api), None, shutdown).map_err(listen_error)?;
-    Ok(server.address())
 }
 
 impl Drop for Origin {

@@ -15,6 +15,7 @@ use flotilla_common::manifest::OCI_MANIFEST;
 use flotilla_common::name::RepositoryName;
 use flotilla_origin::storage::{self, Storage};
 use flotilla_origin::{Config, Limits, Origin};
+use flotilla_runtime::clock::Clock;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::{Body, Client, StatusCode};
 use serde::Serialize;
@@ -131,7 +132,7 @@ impl Registry {
         let region = "growth".parse().map_err(|error| failed(&error))?;
         let fleet = Fleet::create(region).map_err(|error| failed(&error))?;
         let (region, seal_key) = (fleet.seal_key().issuer().clone(), fleet.seal_key().clone());
-        let config = Config::new(ANY_PORT, "growth", region, seal_key);
+        let config = Config::new(ANY_PORT, "growth", region, seal_key, Clock::system());
         let origin = Origin::start_on(config, Arc::clone(storage))
             .await
             .map_err(|error| failed(&error))?;

@@ -10,6 +10,7 @@ use clap::{Args, Subcommand, value_parser};
 use flotilla_common::name::RegionName;
 use flotilla_common::units::BitRate;
 use flotilla_origin::{Config, Limits, Origin, ReplicaAddress, Replicas};
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::config::ConfigFile;
 use flotilla_runtime::identity::load_seal_key;
 
@@ -130,7 +131,8 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
     let seal_key = load_seal_key(&seal_key)
         .map_err(|error| CommandError::failed("load the seal key", error))?;
     let region = args.region.unwrap_or_else(|| seal_key.issuer().clone());
-    let mut config = Config::new(args.listen, storage, region, seal_key).with_uplink(args.up);
+    let mut config =
+        Config::new(args.listen, storage, region, seal_key, Clock::system()).with_uplink(args.up);
     config.tls = args.tls.identity(WithoutTls::Plain)?;
     config.replicas = Replicas::at(args.replicas);
     config.replica_listen = args.replica_listen;

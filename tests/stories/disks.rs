@@ -14,6 +14,7 @@ use flotilla_common::seal::SealKey;
 use flotilla_origin::check::check;
 use flotilla_origin::storage::LocalDirectory;
 use flotilla_origin::{Config, Origin};
+use flotilla_runtime::clock::Clock;
 use reqwest::StatusCode;
 
 use crate::harness::disk::SmallDisk;
@@ -91,6 +92,7 @@ async fn the_disk_of_an_origin_is_full() {
         format!("file://{}", storage.display()),
         region,
         seal_key,
+        Clock::system(),
     );
     let origin = Origin::start(config).await.unwrap();
     let push = |bytes: Bytes| {

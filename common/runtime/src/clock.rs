@@ -55,8 +55,14 @@ impl Clock {
 
     /// Seconds since 1970 (UTC): for the expiry of grants and certificates, never for measuring.
     pub fn unix_seconds(self) -> u64 {
+        self.unix_nanos() / 1_000_000_000
+    }
+
+    /// Nanoseconds since 1970 (UTC): for stamps that replicas and regions compare. May go back.
+    pub fn unix_nanos(self) -> u64 {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-        since_1970.unwrap_or(Duration::ZERO).as_secs()
+        let nanos = since_1970.unwrap_or(Duration::ZERO).as_nanos();
+        u64::try_from(nanos).unwrap_or(u64::MAX)
     }
 
     /// Sleeps until a machine's deadline; `None` and [`Time::MAX`] mean for ever.

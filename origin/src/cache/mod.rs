@@ -1,16 +1,21 @@
 //! Values read from storage, kept for a time-to-live that counts from the *start* of their read.
 //!
 //! ```text
-//! get     fresh -> the value             old enough to refresh ahead -> the value, and a fill behind its back
-//!         else join the fill that runs, if it began within the time-to-live and nothing invalidated it;
-//!              else join the one that waits; else become the one that waits
-//! fill    wait for the one before -> note time and epoch -> read -> keep it, if the epoch is still the same
-//! write   note epoch -> compare-and-swap -> bump the epoch; keep the value if the epoch was still the same
+//! get         the value, if it is fresh; once it is old enough to refresh, start a fill as well
+//!             else join the running fill, if it started within the time-to-live, in this epoch
+//!             else join the queued fill, or queue one
+//! fill        wait for the previous fill -> note time and epoch -> read
+//!             -> keep the value, if the epoch is still the same
+//! write       note time and epoch -> write to storage -> advance the epoch
+//!             -> keep the value, if the epoch was still the same; else drop the key
+//! invalidate  advance the epoch, drop the value
 //! ```
-//! So at most one fill runs and one waits per key, however many ask. What was read before a write
-//! and arrives after it is not kept, and not handed to a reader that began after the write. Absence
-//! is never kept, nor taken from a read that began before it was asked for. Everything is bounded:
-//! entries by bytes, fills by a time-out.
+//! So a key has at most one running and one queued fill, however many readers wait. A value that
+//! was read before a write and arrives after it is not kept, and is not handed to a reader that
+//! started after the write. Absence is never kept, and never taken from a read that started before
+//! the reader asked. Entries are bounded by bytes, fills by a timeout.
+
+mod rules;
 
 use core::fmt;
 use core::hash::{BuildHasher, Hash};
@@ -26,18 +31,19 @@ use tokio::sync::watch;
 
 use crate::storage::StorageError;
 
-/// Slots of the hashed table of epochs: keys that share one only cost each other a read now and
-/// then.
+pub(crate) use rules::{Rules, ShippedRules};
+
+/// Counters in the table of epochs. Keys share them by hash: a collision costs an extra read.
 const EPOCHS: usize = 4096;
-/// How long an expired entry is kept for when storage cannot be reached.
+/// How long an expired value is kept, to be served while storage is unavailable.
 const STALE_FOR: Duration = Duration::from_mins(10);
 
 /// The limits of one cache.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    /// From the start of a read on.
+pub(crate) struct CacheLimits {
+    /// From the start of a read.
     pub(crate) time_to_live: Duration,
-    /// Age from which a hit starts a fill behind its back; none for never.
+    /// Age from which a hit starts a fill in the background; `None` for never.
     pub(crate) refresh_after: Option<Duration>,
     /// Bytes of all entries.
     pub(crate) bytes: u64,
@@ -45,23 +51,35 @@ pub(crate) struct Limits {
     pub(crate) fill_timeout: Duration,
 }
 
-/// A value with what its reader must know about it.
+/// A value and its age.
 #[derive(Clone, Debug)]
 pub(crate) struct Cached<V> {
     pub(crate) value: V,
-    /// When its read began.
+    /// When its read started.
     pub(crate) read_at: Time,
-    /// Served past its time, since storage cannot be reached.
+    /// The value is past its time-to-live and served because storage is unavailable.
     pub(crate) stale: bool,
 }
 
-/// The epoch of a key, noted before a write of it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Epoch(u64);
+/// What a write did to its key in storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect<V> {
+    /// Storage holds this value: the write succeeded, or found it there.
+    Stored(V),
+    /// Storage may hold another value or none; the next reader reads it.
+    Changed,
+    /// Nothing was written.
+    Unchanged,
+}
 
-/// What a fill gives: the value and when its read began, or that there is none.
+/// Counts the writes and invalidations of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct CacheEpoch(u64);
+
+/// The value and when its read started; `None` if storage has none.
 type Filled<V> = Result<Option<Entry<V>>, Arc<StorageError>>;
-type Flight<V> = watch::Receiver<Option<Filled<V>>>;
+/// Gets the result of a fill when it ends.
+type FillResult<V> = watch::Receiver<Option<Filled<V>>>;
 
 #[derive(Clone)]
 struct Entry<V> {
@@ -69,64 +87,48 @@ struct Entry<V> {
     read_at: Time,
 }
 
-struct Running<V> {
-    flight: Flight<V>,
+struct RunningFill<V> {
+    result: FillResult<V>,
     started: Time,
-    epoch: u64,
+    epoch: CacheEpoch,
 }
 
 /// The fills of one key.
-struct Slot<V> {
-    running: Option<Running<V>>,
-    waiting: Option<Flight<V>>,
+struct KeyFills<V> {
+    running: Option<RunningFill<V>>,
+    queued: Option<FillResult<V>>,
 }
+
+type FillTable<K, V> = HashMap<K, KeyFills<V>>;
 
 /// A cache; clones share it.
-pub(crate) struct Cache<K, V> {
-    shared: Arc<Shared<K, V>>,
+pub(crate) struct Cache<K, V, R = ShippedRules> {
+    inner: Arc<CacheInner<K, V, R>>,
 }
 
-/// Rules that a story can take out, to see what each is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rule {
-    /// A fill older than the time-to-live is not joined.
-    OldFillsAreLeft,
-    /// Absence is not taken from a read that began before it was asked for.
-    AbsenceIsReadAnew,
-}
-
-/// What a story does to a cache.
-#[cfg(test)]
-#[derive(Debug, Default)]
-struct Story {
-    /// Nanoseconds by which the cache's clock is ahead.
-    passed: AtomicU64,
-    without: std::sync::OnceLock<Rule>,
-}
-
-struct Shared<K, V> {
-    #[cfg(test)]
-    story: Story,
-    limits: Limits,
+struct CacheInner<K, V, R> {
+    rules: R,
+    limits: CacheLimits,
+    clock: Clock,
     entries: moka::sync::Cache<K, Entry<V>>,
-    slots: Mutex<HashMap<K, Slot<V>>>,
+    fills: Mutex<FillTable<K, V>>,
     epochs: Box<[AtomicU64]>,
     hasher: RandomState,
     stale_answers: AtomicU64,
 }
 
-impl<K, V> Clone for Cache<K, V> {
+impl<K, V, R> Clone for Cache<K, V, R> {
     fn clone(&self) -> Self {
         Self {
-            shared: Arc::clone(&self.shared),
+            inner: Arc::clone(&self.inner),
         }
     }
 }
 
-impl<K, V> fmt::Debug for Cache<K, V> {
+impl<K, V, R> fmt::Debug for Cache<K, V, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cache")
-            .field("limits", &self.shared.limits)
+            .field("limits", &self.inner.limits)
             .finish_non_exhaustive()
     }
 }
@@ -138,7 +140,25 @@ where
 {
     /// A cache whose entries weigh `bytes_of` each.
     pub(crate) fn new(
-        limits: Limits,
+        limits: CacheLimits,
+        clock: Clock,
+        bytes_of: impl Fn(&K, &V) -> usize + Send + Sync + 'static,
+    ) -> Self {
+        Self::with_rules(ShippedRules, limits, clock, bytes_of)
+    }
+}
+
+impl<K, V, R> Cache<K, V, R>
+where
+    K: Clone + Eq + Hash + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    R: Rules,
+{
+    /// The same with other rules.
+    pub(crate) fn with_rules(
+        rules: R,
+        limits: CacheLimits,
+        clock: Clock,
         bytes_of: impl Fn(&K, &V) -> usize + Send + Sync + 'static,
     ) -> Self {
         let weigher = move |key: &K, entry: &Entry<V>| {
@@ -149,28 +169,26 @@ where
             .weigher(weigher)
             .time_to_live(limits.time_to_live.saturating_add(STALE_FOR))
             .build();
-        let epochs = (0..EPOCHS).map(|_| AtomicU64::new(0)).collect();
-        let (slots, hasher, stale_answers) = Default::default();
-        let shared = Shared {
-            #[cfg(test)]
-            story: Story::default(),
+        let inner = CacheInner {
+            rules,
             limits,
+            clock,
             entries,
-            slots,
-            epochs,
-            hasher,
-            stale_answers,
+            fills: Mutex::default(),
+            epochs: (0..EPOCHS).map(|_| AtomicU64::new(0)).collect(),
+            hasher: RandomState::new(),
+            stale_answers: AtomicU64::new(0),
         };
         Self {
-            shared: Arc::new(shared),
+            inner: Arc::new(inner),
         }
     }
 
-    /// The value of `key`, from memory or by `fill`; `None` only by a read that began after this
-    /// call.
+    /// The value of `key`, from memory or by `fill`. `None` comes only from a read that started
+    /// after this call.
     ///
     /// # Errors
-    /// The storage's error, if there is not even an expired value.
+    /// The error of the read, if there is not even an expired value.
     pub(crate) async fn get<F>(
         &self,
         key: &K,
@@ -181,22 +199,21 @@ where
     {
         let mut may_join_running = true;
         loop {
-            let (mut flight, joined_running) =
-                match self.hit_or_flight(key, may_join_running, &fill) {
-                    Ok(hit) => return Ok(Some(hit)),
-                    Err(flight) => flight,
-                };
-            let filled = match flight.wait_for(Option::is_some).await {
+            let (mut result, was_running) = match self.hit_or_fill(key, may_join_running, &fill) {
+                Ok(hit) => return Ok(Some(hit)),
+                Err(fill) => fill,
+            };
+            let filled = match result.wait_for(Option::is_some).await {
                 Ok(filled) => filled.clone().unwrap_or(Ok(None)),
                 Err(_) => Err(Arc::new(StorageError::unavailable(
                     "fill cache",
                     "entry",
-                    "the fill was dropped",
+                    "the read was cancelled",
                 ))),
             };
             match filled {
-                Ok(Some(entry)) => return Ok(Some(entry.fresh())),
-                Ok(None) if joined_running && !self.shared.is_without(Rule::AbsenceIsReadAnew) => {
+                Ok(Some(entry)) => return Ok(Some(entry.into_cached())),
+                Ok(None) if was_running && !self.inner.rules.accepts_earlier_absence() => {
                     may_join_running = false;
                 }
                 Ok(None) => return Ok(None),
@@ -205,13 +222,11 @@ where
         }
     }
 
-    /// The value if it is in memory, and neither too old nor due to be refreshed.
+    /// The value if it is in memory and neither expired nor due to be refreshed.
     pub(crate) fn fresh(&self, key: &K) -> Option<V> {
-        let entry = self.shared.entries.get(key)?;
-        let (limits, age) = (
-            &self.shared.limits,
-            self.shared.now().saturating_since(entry.read_at),
-        );
+        let entry = self.inner.entries.get(key)?;
+        let limits = &self.inner.limits;
+        let age = self.inner.clock.now().saturating_since(entry.read_at);
         let bound = limits
             .refresh_after
             .unwrap_or(limits.time_to_live)
@@ -219,142 +234,153 @@ where
         (age < bound).then_some(entry.value)
     }
 
-    /// The value if it is in memory, however old: for what never changes.
+    /// The value if it is in memory, of any age. For facts that never change.
     pub(crate) fn peek(&self, key: &K) -> Option<Cached<V>> {
-        self.shared.entries.get(key).map(Entry::fresh)
+        self.inner.entries.get(key).map(Entry::into_cached)
     }
 
-    /// The key's epoch, to be noted before a write.
-    pub(crate) fn epoch(&self, key: &K) -> Epoch {
-        Epoch(self.shared.epoch_of(key).load(Ordering::SeqCst))
-    }
-
-    /// After a write that began at `started`, when the epoch was `before`: detaches fills, and
-    /// keeps the value written unless another write came between.
-    pub(crate) fn wrote(&self, key: &K, before: Epoch, started: Time, value: V) {
-        let _slots = self.shared.lock();
-        if self.shared.epoch_of(key).fetch_add(1, Ordering::SeqCst) == before.0 {
-            self.shared.entries.insert(
-                key.clone(),
-                Entry {
-                    value,
-                    read_at: started,
-                },
-            );
-        } else {
-            self.shared.entries.invalidate(key);
+    /// Runs `write`, which may write `key` in storage, and takes its effect into the cache.
+    ///
+    /// A stored value is kept with the time at which this call started, unless another write or an
+    /// invalidation came in between: their order in storage is unknown then, so the key is dropped.
+    /// It is dropped after an error, too.
+    ///
+    /// # Errors
+    /// The error of `write`.
+    pub(crate) async fn write<T, E>(
+        &self,
+        key: &K,
+        write: impl Future<Output = Result<(Effect<V>, T), E>>,
+    ) -> Result<T, E> {
+        let started = self.inner.clock.now();
+        let before = self.inner.epoch(key);
+        let written = write.await;
+        match written {
+            Ok((Effect::Stored(value), result)) => {
+                self.keep_written(key, before, started, value);
+                Ok(result)
+            }
+            Ok((Effect::Unchanged, result)) => Ok(result),
+            Ok((Effect::Changed, result)) => {
+                self.invalidate_written(key);
+                Ok(result)
+            }
+            Err(error) => {
+                self.invalidate_written(key);
+                Err(error)
+            }
         }
     }
 
-    /// Drops the value and detaches fills.
+    /// Drops the value and detaches fills: after a change by another replica.
     pub(crate) fn invalidate(&self, key: &K) {
-        let _slots = self.shared.lock();
-        self.shared.epoch_of(key).fetch_add(1, Ordering::SeqCst);
-        self.shared.entries.invalidate(key);
+        if self.inner.rules.invalidation_advances_epoch() {
+            self.invalidate_written(key);
+        } else {
+            self.inner.entries.invalidate(key);
+        }
     }
 
-    /// Drops the value, and leaves fills in flight alone: what invalidating would be without
-    /// epochs.
-    #[cfg(test)]
-    pub(crate) fn drop_only(&self, key: &K) {
-        self.shared.entries.invalidate(key);
-    }
-
-    /// Time passes.
-    #[cfg(test)]
-    pub(crate) fn let_pass(&self, time: Duration) {
-        self.shared
-            .story
-            .passed
-            .fetch_add(time.as_nanos() as u64, Ordering::SeqCst);
-    }
-
-    /// The same cache without a rule.
-    #[cfg(test)]
-    pub(crate) fn without(self, rule: Rule) -> Self {
-        self.shared.story.without.get_or_init(|| rule);
-        self
-    }
-
-    /// How often an expired value was served since storage could not be reached.
+    /// How many expired values were served because storage was unavailable.
     pub(crate) fn stale_answers(&self) -> u64 {
-        self.shared.stale_answers.load(Ordering::Relaxed)
+        self.inner.stale_answers.load(Ordering::Relaxed)
     }
 
-    fn hit_or_flight<F>(
+    fn keep_written(&self, key: &K, before: CacheEpoch, started: Time, value: V) {
+        let _fills = self.inner.lock();
+        if self.inner.advance_epoch(key) == before {
+            let entry = Entry {
+                value,
+                read_at: started,
+            };
+            self.inner.entries.insert(key.clone(), entry);
+        } else {
+            self.inner.entries.invalidate(key);
+        }
+    }
+
+    fn invalidate_written(&self, key: &K) {
+        let _fills = self.inner.lock();
+        self.inner.advance_epoch(key);
+        self.inner.entries.invalidate(key);
+    }
+
+    /// A fresh value, or a fill to wait for and whether it was running before.
+    fn hit_or_fill<F>(
         &self,
         key: &K,
         may_join_running: bool,
         fill: &impl Fn() -> F,
-    ) -> Result<Cached<V>, (Flight<V>, bool)>
+    ) -> Result<Cached<V>, (FillResult<V>, bool)>
     where
         F: Future<Output = Result<Option<V>, StorageError>> + Send + 'static,
     {
-        let now = self.shared.now();
-        if let Some(entry) = self.shared.fresh(key, now) {
+        let now = self.inner.clock.now();
+        if let Some(entry) = self.inner.unexpired(key, now) {
             let age = now.saturating_since(entry.read_at);
             if self
-                .shared
+                .inner
                 .limits
                 .refresh_after
                 .is_some_and(|refresh_after| age >= refresh_after)
             {
-                let mut slots = self.shared.lock();
-                if !slots.contains_key(key) {
-                    self.take_off(&mut slots, key, fill());
+                let mut fills = self.inner.lock();
+                if !fills.contains_key(key) {
+                    self.queue_fill(&mut fills, key, fill());
                 }
             }
-            return Ok(entry.fresh());
+            return Ok(entry.into_cached());
         }
-        let mut slots = self.shared.lock();
-        // A fill may have ended since the look above.
-        if may_join_running && let Some(entry) = self.shared.fresh(key, now) {
-            return Ok(entry.fresh());
+        let mut fills = self.inner.lock();
+        // A fill may have ended since the check above.
+        if may_join_running && let Some(entry) = self.inner.unexpired(key, now) {
+            return Ok(entry.into_cached());
         }
-        if let Some(slot) = slots.get(key) {
+        if let Some(of_key) = fills.get(key) {
             if may_join_running
-                && let Some(running) = &slot.running
-                && running.epoch == self.epoch(key).0
-                && (now.saturating_since(running.started) < self.shared.limits.time_to_live
-                    || self.shared.is_without(Rule::OldFillsAreLeft))
+                && let Some(running) = &of_key.running
+                && self.inner.may_join(key, running, now)
             {
-                return Err((running.flight.clone(), true));
+                return Err((running.result.clone(), true));
             }
-            if let Some(waiting) = &slot.waiting {
-                return Err((waiting.clone(), false));
+            if let Some(queued) = &of_key.queued {
+                return Err((queued.clone(), false));
             }
         }
-        Err((self.take_off(&mut slots, key, fill()), false))
+        Err((self.queue_fill(&mut fills, key, fill()), false))
     }
 
-    /// Starts a fill behind the one that runs, if any.
-    fn take_off<F>(&self, slots: &mut HashMap<K, Slot<V>>, key: &K, read: F) -> Flight<V>
+    /// Starts a fill that runs after the running one, if there is one.
+    fn queue_fill<F>(&self, fills: &mut FillTable<K, V>, key: &K, read: F) -> FillResult<V>
     where
         F: Future<Output = Result<Option<V>, StorageError>> + Send + 'static,
     {
-        let (land, flight) = watch::channel(None);
-        let slot = slots.entry(key.clone()).or_insert(Slot {
+        let (sender, result) = watch::channel(None);
+        let of_key = fills.entry(key.clone()).or_insert(KeyFills {
             running: None,
-            waiting: None,
+            queued: None,
         });
-        let before = slot.running.as_ref().map(|running| running.flight.clone());
-        slot.waiting = Some(flight.clone());
-        tokio::spawn(Arc::clone(&self.shared).fill(key.clone(), before, land, read));
-        flight
+        let previous = of_key
+            .running
+            .as_ref()
+            .map(|running| running.result.clone());
+        of_key.queued = Some(result.clone());
+        tokio::spawn(Arc::clone(&self.inner).fill(key.clone(), previous, sender, read));
+        result
     }
 
     fn stale(&self, key: &K) -> Option<Cached<V>> {
-        let entry = self.shared.entries.get(key)?;
-        self.shared.stale_answers.fetch_add(1, Ordering::Relaxed);
+        let entry = self.inner.entries.get(key)?;
+        self.inner.stale_answers.fetch_add(1, Ordering::Relaxed);
         Some(Cached {
             stale: true,
-            ..entry.fresh()
+            ..entry.into_cached()
         })
     }
 }
 
 impl<V> Entry<V> {
-    fn fresh(self) -> Cached<V> {
+    fn into_cached(self) -> Cached<V> {
         Cached {
             value: self.value,
             read_at: self.read_at,
@@ -363,62 +389,54 @@ impl<V> Entry<V> {
     }
 }
 
-impl<K, V> Shared<K, V>
+impl<K, V, R> CacheInner<K, V, R>
 where
     K: Clone + Eq + Hash + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
+    R: Rules,
 {
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, Slot<V>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, FillTable<K, V>> {
+        self.fills.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn epoch_of(&self, key: &K) -> &AtomicU64 {
+    fn epoch_counter(&self, key: &K) -> &AtomicU64 {
         &self.epochs[self.hasher.hash_one(key) as usize % EPOCHS]
     }
 
-    #[cfg(not(test))]
-    fn now(&self) -> Time {
-        Clock::system().now()
+    fn epoch(&self, key: &K) -> CacheEpoch {
+        CacheEpoch(self.epoch_counter(key).load(Ordering::SeqCst))
     }
 
-    #[cfg(test)]
-    fn now(&self) -> Time {
-        Time::from_nanos(
-            Clock::system().now().as_nanos() + self.story.passed.load(Ordering::SeqCst),
-        )
+    /// Advances the epoch and returns the one before.
+    fn advance_epoch(&self, key: &K) -> CacheEpoch {
+        CacheEpoch(self.epoch_counter(key).fetch_add(1, Ordering::SeqCst))
     }
 
-    #[cfg(not(test))]
-    const fn is_without(&self, _: Rule) -> bool {
-        false
-    }
-
-    #[cfg(test)]
-    fn is_without(&self, rule: Rule) -> bool {
-        self.story.without.get() == Some(&rule)
-    }
-
-    fn fresh(&self, key: &K, now: Time) -> Option<Entry<V>> {
+    fn unexpired(&self, key: &K, now: Time) -> Option<Entry<V>> {
         let entry = self.entries.get(key)?;
         (now.saturating_since(entry.read_at) < self.limits.time_to_live).then_some(entry)
+    }
+
+    fn may_join(&self, key: &K, running: &RunningFill<V>, now: Time) -> bool {
+        let age = now.saturating_since(running.started);
+        running.epoch == self.epoch(key) && self.rules.may_join(age, self.limits.time_to_live)
     }
 
     async fn fill<F>(
         self: Arc<Self>,
         key: K,
-        before: Option<Flight<V>>,
-        land: watch::Sender<Option<Filled<V>>>,
+        previous: Option<FillResult<V>>,
+        sender: watch::Sender<Option<Filled<V>>>,
         read: F,
     ) where
         F: Future<Output = Result<Option<V>, StorageError>> + Send + 'static,
     {
-        if let Some(mut before) = before {
-            // A fill that hangs is left behind after its time-out.
-            let _ended =
-                tokio::time::timeout(self.limits.fill_timeout, before.wait_for(Option::is_some))
-                    .await;
+        if let Some(mut previous) = previous {
+            // A fill that hangs holds up the next one no longer than its timeout.
+            let ended = previous.wait_for(Option::is_some);
+            let _ended = tokio::time::timeout(self.limits.fill_timeout, ended).await;
         }
-        let (started, epoch) = self.begin(&key, &land);
+        let (started, epoch) = self.begin_fill(&key, &sender);
         let read = tokio::time::timeout(self.limits.fill_timeout, read).await;
         let filled = match read {
             Ok(Ok(value)) => Ok(value.map(|value| Entry {
@@ -432,46 +450,47 @@ where
                 "storage did not answer in time",
             ))),
         };
-        self.end(&key, epoch, started, &filled);
-        land.send_replace(Some(filled));
+        self.end_fill(&key, epoch, started, &filled);
+        sender.send_replace(Some(filled));
     }
 
-    /// From waiting to running.
-    fn begin(&self, key: &K, land: &watch::Sender<Option<Filled<V>>>) -> (Time, u64) {
-        let mut slots = self.lock();
-        let (started, epoch) = (self.now(), self.epoch_of(key).load(Ordering::SeqCst));
-        let running = Running {
-            flight: land.subscribe(),
+    /// Makes the queued fill the running one.
+    fn begin_fill(&self, key: &K, sender: &watch::Sender<Option<Filled<V>>>) -> (Time, CacheEpoch) {
+        let mut fills = self.lock();
+        let started = self.clock.now();
+        let epoch = self.epoch(key);
+        let running = RunningFill {
+            result: sender.subscribe(),
             started,
             epoch,
         };
-        slots.insert(
+        fills.insert(
             key.clone(),
-            Slot {
+            KeyFills {
                 running: Some(running),
-                waiting: None,
+                queued: None,
             },
         );
         (started, epoch)
     }
 
-    /// Keeps the value if no write came since, and leaves the slot to who waits.
-    fn end(&self, key: &K, epoch: u64, started: Time, filled: &Filled<V>) {
-        let mut slots = self.lock();
+    /// Keeps the value if its key was not written since, and makes way for the queued fill.
+    fn end_fill(&self, key: &K, epoch: CacheEpoch, started: Time, filled: &Filled<V>) {
+        let mut fills = self.lock();
         if let Ok(Some(entry)) = filled
-            && self.epoch_of(key).load(Ordering::SeqCst) == epoch
+            && self.epoch(key) == epoch
         {
             self.entries.insert(key.clone(), entry.clone());
         }
-        if let Some(slot) = slots.get_mut(key)
-            && slot
+        if let Some(of_key) = fills.get_mut(key)
+            && of_key
                 .running
                 .as_ref()
                 .is_some_and(|running| running.started == started)
         {
-            slot.running = None;
-            if slot.waiting.is_none() {
-                slots.remove(key);
+            of_key.running = None;
+            if of_key.queued.is_none() {
+                fills.remove(key);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Stories of concurrent readers and writers.
+//! Concurrent readers and writers of one cache.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::sync::atomic::AtomicUsize;
@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 
-/// A storage of one value, whose reads are counted and end when they are let through.
+/// Storage of one value: counts reads, and each read waits for a permit.
 struct Backend {
     value: Mutex<Option<u32>>,
     reads: AtomicUsize,
@@ -16,8 +16,8 @@ struct Backend {
 }
 
 impl Backend {
-    fn new(value: Option<u32>, open: bool) -> Arc<Self> {
-        let gate = Semaphore::new(if open { Semaphore::MAX_PERMITS } else { 0 });
+    fn new(value: Option<u32>, is_open: bool) -> Arc<Self> {
+        let gate = Semaphore::new(if is_open { Semaphore::MAX_PERMITS } else { 0 });
         Arc::new(Self {
             value: Mutex::new(value),
             reads: AtomicUsize::new(0),
@@ -54,19 +54,22 @@ impl Backend {
     }
 }
 
-fn cache(time_to_live: Duration) -> Cache<&'static str, u32> {
-    let limits = Limits {
+const LONG: Duration = Duration::from_hours(1);
+
+fn limits(time_to_live: Duration) -> CacheLimits {
+    CacheLimits {
         time_to_live,
         refresh_after: None,
         bytes: 1 << 20,
         fill_timeout: Duration::from_secs(60),
-    };
-    Cache::new(limits, |_, _| 100)
+    }
 }
 
-const LONG: Duration = Duration::from_hours(1);
+fn cache(limits: CacheLimits) -> Cache<&'static str, u32> {
+    Cache::new(limits, Clock::tokio(), |_, _| 100)
+}
 
-async fn until(condition: impl Fn() -> bool) {
+async fn wait_until(condition: impl Fn() -> bool) {
     while !condition() {
         tokio::task::yield_now().await;
     }
@@ -80,8 +83,8 @@ fn values(answers: Vec<Result<Option<Cached<u32>>, Arc<StorageError>>>) -> Vec<O
 }
 
 #[tokio::test]
-async fn a_thousand_readers_cost_one_read() {
-    let (cache, backend) = (cache(LONG), Backend::new(Some(7), false));
+async fn concurrent_misses_share_one_read() {
+    let (cache, backend) = (cache(limits(LONG)), Backend::new(Some(7), false));
     let fill = backend.read();
     let readers = join_all((0..1_000).map(|_| cache.get(&"tag", &fill)));
     let ((), answers) = tokio::join!(async { backend.gate.add_permits(1) }, readers);
@@ -92,16 +95,16 @@ async fn a_thousand_readers_cost_one_read() {
 }
 
 #[tokio::test]
-async fn a_fill_that_read_before_a_write_is_neither_kept_nor_joined_after_it() {
-    let (cache, backend) = (cache(LONG), Backend::new(Some(1), false));
+async fn fill_from_before_a_write_is_neither_kept_nor_joined() {
+    let (cache, backend) = (cache(limits(LONG)), Backend::new(Some(1), false));
     let fill = backend.read();
     let early = cache.get(&"tag", &fill);
     let rest = async {
-        until(|| backend.reads() == 1).await;
+        wait_until(|| backend.reads() == 1).await;
         backend.set(Some(2));
         cache.invalidate(&"tag");
-        // Acknowledged. Whoever asks now waits behind the old fill and reads anew, all of them
-        // once.
+        // The write is acknowledged. Readers that start now wait for the old fill to end and share
+        // one new read.
         let late = join_all((0..10).map(|_| cache.get(&"tag", &fill)));
         let ((), late) = tokio::join!(async { backend.gate.add_permits(2) }, late);
         values(late)
@@ -110,7 +113,7 @@ async fn a_fill_that_read_before_a_write_is_neither_kept_nor_joined_after_it() {
     assert_eq!(
         early.unwrap().unwrap().value,
         1,
-        "it began before the write"
+        "it started before the write"
     );
     assert_eq!(late, vec![Some(2); 10]);
     assert_eq!(backend.reads(), 2);
@@ -118,23 +121,53 @@ async fn a_fill_that_read_before_a_write_is_neither_kept_nor_joined_after_it() {
 }
 
 #[tokio::test]
-async fn of_two_writes_the_cache_keeps_neither_unless_it_knows_the_order() {
-    let cache = cache(LONG);
-    let (first, second) = (cache.epoch(&"tag"), cache.epoch(&"tag"));
-    cache.wrote(&"tag", second, Clock::system().now(), 2);
-    assert_eq!(cache.peek(&"tag").unwrap().value, 2);
-    cache.wrote(&"tag", first, Clock::system().now(), 1);
+async fn overlapping_writes_drop_the_key() {
+    let cache = cache(limits(LONG));
+    let (acknowledge, acknowledged) = tokio::sync::oneshot::channel::<()>();
+    let slow = cache.write(&"tag", async {
+        acknowledged.await.unwrap();
+        Ok::<_, ()>((Effect::Stored(1), ()))
+    });
+    let fast = async {
+        let write = async { Ok::<_, ()>((Effect::Stored(2), "result")) };
+        assert_eq!(cache.write(&"tag", write).await, Ok("result"));
+        assert_eq!(cache.peek(&"tag").unwrap().value, 2);
+        acknowledge.send(()).unwrap();
+    };
+    let (slow, ()) = tokio::join!(slow, fast);
+    assert_eq!(slow, Ok(()));
+    assert!(cache.peek(&"tag").is_none());
+}
+
+#[tokio::test]
+async fn failed_and_lost_writes_drop_the_key() {
+    let cache = cache(limits(LONG));
+    let store = async || {
+        let write = async { Ok::<_, ()>((Effect::Stored(1), ())) };
+        cache.write(&"tag", write).await.unwrap();
+        assert_eq!(cache.peek(&"tag").unwrap().value, 1);
+    };
+    store().await;
+    let unchanged = async { Ok::<_, ()>((Effect::Unchanged, ())) };
+    cache.write(&"tag", unchanged).await.unwrap();
+    assert_eq!(cache.peek(&"tag").unwrap().value, 1);
+    let changed = async { Ok::<_, ()>((Effect::Changed, ())) };
+    cache.write(&"tag", changed).await.unwrap();
+    assert!(cache.peek(&"tag").is_none());
+    store().await;
+    let failed = async { Err::<(Effect<u32>, ()), _>("unavailable") };
+    assert_eq!(cache.write(&"tag", failed).await, Err("unavailable"));
     assert!(cache.peek(&"tag").is_none());
 }
 
 #[tokio::test]
 async fn absence_is_not_kept_and_not_taken_from_an_earlier_read() {
-    let (cache, backend) = (cache(LONG), Backend::new(None, false));
+    let (cache, backend) = (cache(limits(LONG)), Backend::new(None, false));
     let fill = backend.read();
     let early = cache.get(&"blob", &fill);
     let rest = async {
-        until(|| backend.reads() == 1).await;
-        // Another replica acknowledges the blob now; the fill has already looked.
+        wait_until(|| backend.reads() == 1).await;
+        // Another replica acknowledges the blob after the running fill has read.
         backend.set(Some(5));
         let late = cache.get(&"blob", &fill);
         let ((), late) = tokio::join!(async { backend.gate.add_permits(2) }, late);
@@ -145,9 +178,42 @@ async fn absence_is_not_kept_and_not_taken_from_an_earlier_read() {
     assert_eq!(late, 5);
 }
 
+#[tokio::test(start_paused = true)]
+async fn time_to_live_counts_from_the_start_of_the_read() {
+    let second = Duration::from_secs(1);
+    let (cache, backend) = (cache(limits(10 * second)), Backend::new(Some(1), false));
+    let fill = backend.read();
+    let slow = async {
+        tokio::time::sleep(4 * second).await;
+        backend.gate.add_permits(1);
+    };
+    let (answer, ()) = tokio::join!(cache.get(&"tag", &fill), slow);
+    let read_at = answer.unwrap().unwrap().read_at;
+    backend.set(Some(2));
+    backend.gate.add_permits(1);
+    tokio::time::sleep(6 * second - Duration::from_millis(10)).await;
+    let last = cache.get(&"tag", &fill).await.unwrap().unwrap();
+    assert_eq!((last.value, last.read_at), (1, read_at));
+    assert_eq!(cache.fresh(&"tag"), Some(1));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(cache.fresh(&"tag"), None);
+    assert_eq!(cache.get(&"tag", &fill).await.unwrap().unwrap().value, 2);
+    assert_eq!(backend.reads(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hung_fill_fails_after_its_timeout() {
+    let (cache, backend) = (cache(limits(LONG)), Backend::new(Some(1), false));
+    let fill = backend.read();
+    let started = tokio::time::Instant::now();
+    let error = cache.get(&"tag", &fill).await.unwrap_err();
+    assert!(error.to_string().contains("did not answer in time"));
+    assert_eq!(started.elapsed(), Duration::from_secs(60));
+}
+
 #[tokio::test]
-async fn an_expired_value_is_served_only_while_storage_cannot_be_reached() {
-    let (cache, backend) = (cache(Duration::ZERO), Backend::new(Some(3), true));
+async fn expired_value_is_served_only_while_storage_is_unavailable() {
+    let (cache, backend) = (cache(limits(Duration::ZERO)), Backend::new(Some(3), true));
     let fill = backend.read();
     assert!(!cache.get(&"tag", &fill).await.unwrap().unwrap().stale);
     backend.set(Some(0));
@@ -160,23 +226,24 @@ async fn an_expired_value_is_served_only_while_storage_cannot_be_reached() {
     assert_eq!((answer.value, answer.stale), (4, false));
 }
 
-#[tokio::test]
-async fn a_value_is_refreshed_behind_its_readers() {
-    let limits = Limits {
-        time_to_live: LONG,
-        refresh_after: Some(Duration::ZERO),
-        bytes: 1 << 20,
-        fill_timeout: Duration::from_secs(60),
-    };
-    let cache = Cache::new(limits, |_: &&str, _| 100);
+#[tokio::test(start_paused = true)]
+async fn refresh_runs_in_the_background() {
+    let refresh_after = Some(LONG / 2);
+    let cache = cache(CacheLimits {
+        refresh_after,
+        ..limits(LONG)
+    });
     let backend = Backend::new(Some(1), true);
     let fill = backend.read();
     assert_eq!(cache.get(&"rb", &fill).await.unwrap().unwrap().value, 1);
     backend.set(Some(2));
+    assert_eq!(cache.fresh(&"rb"), Some(1));
+    tokio::time::sleep(LONG / 2).await;
+    assert_eq!(cache.fresh(&"rb"), None, "due to be refreshed");
     assert_eq!(
         cache.get(&"rb", &fill).await.unwrap().unwrap().value,
         1,
-        "nobody waits"
+        "readers do not wait for the refresh"
     );
-    until(|| cache.peek(&"rb").is_some_and(|cached| cached.value == 2)).await;
+    wait_until(|| cache.peek(&"rb").is_some_and(|cached| cached.value == 2)).await;
 }

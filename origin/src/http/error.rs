@@ -7,6 +7,7 @@ use axum::body::Body;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
+use crate::admission::Overload;
 use crate::registry::{Progress, RegistryError};
 use crate::storage::StorageError;
 
@@ -178,6 +179,19 @@ impl ApiError {
             }
         }
         response
+    }
+}
+
+impl From<Overload> for ApiError {
+    fn from(overload: Overload) -> Self {
+        let message = format_args!(
+            "too many {} at once; repeat the request later",
+            overload.label()
+        );
+        match overload {
+            Overload::Connections => Self::new(Code::Unavailable, message),
+            _ => Self::new(Code::TooMany, message),
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Manifests by tag and digest, tags lists and referrers.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -13,13 +12,13 @@ use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body::Body as _;
 use serde_json::json;
 
-use super::admission::Place;
 use super::error::{ApiError, Code};
 use super::route::{Route, digest as parse_digest, encode_parameter, parameter, parameters, route};
 use super::{
     Answer, Api, CONTENT_DIGEST, OCI_SUBJECT, OCI_TAG, empty, is_read, json, matches_etag, set,
     set_version, text_of, typed, warn_if_stale,
 };
+use crate::admission::Permit;
 use crate::metrics::MANIFEST;
 use crate::registry::{MAX_REFERRERS, MAX_TAGS, RegistryError, StoredManifest};
 use crate::stall_budget::BudgetExhausted;
@@ -49,7 +48,7 @@ pub(super) fn shortcut(api: &Api, request: &Parts) -> Option<Response<Body>> {
     if !is_read(&request.method) || !path.contains("/manifests/") {
         return None;
     }
-    let started = Instant::now();
+    let started = api.clock.now();
     let Route::Manifest {
         repository,
         reference,
@@ -60,9 +59,10 @@ pub(super) fn shortcut(api: &Api, request: &Parts) -> Option<Response<Body>> {
     let manifest = api.registry.manifest_in_memory(repository, reference)?;
     let mut response = answer_of(&manifest, request);
     set_version(&mut response);
+    let duration = api.clock.now().saturating_since(started);
     match response.status() {
-        StatusCode::OK => api.metrics.manifest_answered(started.elapsed()),
-        other => api.metrics.request(MANIFEST, other, started.elapsed()),
+        StatusCode::OK => api.metrics.manifest_answered(duration),
+        other => api.metrics.request(MANIFEST, other, duration),
     }
     Some(response)
 }
@@ -112,7 +112,7 @@ pub(super) async fn put(
     let media_type = media_type
         .and_then(|value| value.split(';').next())
         .map(|value| value.trim().to_owned());
-    let (bytes, _places) = body_up_to_limit(api, body).await?;
+    let (bytes, _permits) = body_up_to_limit(api, body).await?;
     let pushed = api
         .registry
         .put_manifest(repository, reference, &tags, media_type.as_deref(), bytes)
@@ -163,10 +163,7 @@ pub(super) async fn delete(
     Ok(empty(StatusCode::ACCEPTED, &[]))
 }
 
-/// The memory of a body, until it is dropped.
-type Places = Vec<Place>;
-
-async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Places), ApiError> {
+async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Vec<Permit>), ApiError> {
     let too_large = || {
         ApiError::new(
             Code::ManifestTooLarge,
@@ -177,18 +174,20 @@ async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Places),
     if body.size_hint().lower() > limit {
         return Err(too_large());
     }
-    let (mut bytes, mut places) = (BytesMut::new(), Vec::new());
-    let (mut body, mut patience) = (body.into_data_stream(), api.registry.stall_budget());
+    let mut bytes = BytesMut::new();
+    let mut permits = Vec::new();
+    let mut body = body.into_data_stream();
+    let mut budget = api.registry.stall_budget();
     loop {
-        let piece = patience.next(&mut body).await;
+        let piece = budget.next(&mut body).await;
         let Some(piece) = piece.map_err(|BudgetExhausted| RegistryError::Stalled)? else {
-            return Ok((bytes.freeze(), places));
+            return Ok((bytes.freeze(), permits));
         };
         let piece = piece.map_err(|error| ApiError::new(Code::ManifestInvalid, error))?;
         if bytes.len() + piece.len() > MAX_MANIFEST_LEN {
             return Err(too_large());
         }
-        places.push(api.admission.manifest(piece.len())?);
+        permits.push(api.admission.admit_manifest_bytes(piece.len())?);
         bytes.extend_from_slice(&piece);
     }
 }

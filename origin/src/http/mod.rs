@@ -4,7 +4,6 @@
 //! Malformed input is a 4xx, storage that fails is a 503 with Retry-After; nothing here answers
 //! 500.
 
-mod admission;
 mod blob_body;
 mod blobs;
 mod error;
@@ -14,14 +13,16 @@ mod request_id;
 mod route;
 mod uploads;
 
+use core::time::Duration;
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
+use flotilla_common::time::Time;
 use flotilla_common::wire::origin::{API_VERSION, API_VERSION_HEADER, CONTENT_DIGEST_HEADER};
 use flotilla_runtime::admin::Readiness;
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::http::{Crowded, Responder};
 use flotilla_runtime::rate::Limiter;
 use http::{
@@ -29,12 +30,11 @@ use http::{
 };
 use http_body_util::BodyExt as _;
 
+use crate::admission::{Admission, Overload, Permit};
 use crate::metrics::Metrics;
 use crate::readiness::StorageHealth;
 use crate::registry::Registry;
 use crate::storage::StorageError;
-pub(crate) use admission::Admission;
-use admission::{Place, Reason};
 pub(crate) use blob_body::SendBuffers;
 use error::{ApiError, Code};
 use request_id::RequestId;
@@ -42,7 +42,8 @@ use route::{Route, route};
 
 /// What handlers need.
 pub(crate) struct Api {
-    pub(crate) registry: Registry,
+    pub(crate) clock: Clock,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) uplink: Limiter,
     pub(crate) buffers: SendBuffers,
     pub(crate) redirect_blobs: bool,
@@ -61,47 +62,47 @@ pub(crate) fn responder(api: Arc<Api>) -> Responder {
 }
 
 async fn handle(State(api): State<Arc<Api>>, mut request: Request<Body>) -> Response<Body> {
-    let asked = Asked::of(&request);
+    let asked = Asked::of(&request, api.clock.now());
     let routed = route(request.method(), request.uri().path());
     let name = routed.as_ref().map_or("none", Route::name);
-    let answer =
-        match routed.and_then(|route| Ok((taken_on(&api, &route, asked.is_crowded)?, route))) {
-            Ok((place, route)) => {
-                let streams = matches!(route, Route::Blob { .. });
-                if streams {
-                    request.extensions_mut().insert(asked.id.clone());
-                }
-                let answer = answer(&api, route, request).await;
-                answer.map(|response| {
-                    if streams {
-                        until_sent(place, response)
-                    } else {
-                        response
-                    }
-                })
+    let answer = match routed.and_then(|route| Ok((admit(&api, &route, asked.is_crowded)?, route)))
+    {
+        Ok((permit, route)) => {
+            let streams = matches!(route, Route::Blob { .. });
+            if streams {
+                request.extensions_mut().insert(asked.id.clone());
             }
-            Err(error) => Err(error),
-        };
-    let response = asked.answered(name, answer);
-    api.metrics
-        .request(name, response.status(), asked.started.elapsed());
+            let answer = answer(&api, route, request).await;
+            answer.map(|response| {
+                if streams {
+                    hold_until_sent(permit, response)
+                } else {
+                    response
+                }
+            })
+        }
+        Err(error) => Err(error),
+    };
+    let duration = api.clock.now().saturating_since(asked.started);
+    let response = asked.answered(name, answer, duration);
+    api.metrics.request(name, response.status(), duration);
     response
 }
 
-/// A place among the requests that are taken on. What operators ask for needs none.
-fn taken_on(api: &Api, route: &Route, is_crowded: bool) -> Result<Option<Place>, ApiError> {
+/// A permit for the request. Health and metrics need none.
+fn admit(api: &Api, route: &Route, is_crowded: bool) -> Result<Option<Permit>, ApiError> {
     match route {
         Route::Health | Route::Ready | Route::Metrics => Ok(None),
-        _ if is_crowded => Err(api.admission.refuse(Reason::Connections)),
-        _ => api.admission.request().map(Some),
+        _ if is_crowded => Err(api.admission.refuse(Overload::Connections).into()),
+        _ => Ok(Some(api.admission.admit_request()?)),
     }
 }
 
-/// The answer, which keeps its place until its last byte is on its way.
-fn until_sent(place: Option<Place>, response: Response<Body>) -> Response<Body> {
+/// Ties a permit to a response body: it is released after the last byte.
+fn hold_until_sent(permit: Option<Permit>, response: Response<Body>) -> Response<Body> {
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
-            let _until_here = &place;
+            let _held = &permit;
             frame
         }))
     })
@@ -114,11 +115,11 @@ struct Asked {
     path: Option<String>,
     version: Version,
     is_crowded: bool,
-    started: Instant,
+    started: Time,
 }
 
 impl Asked {
-    fn of(request: &Request<Body>) -> Self {
+    fn of(request: &Request<Body>, started: Time) -> Self {
         Self {
             id: RequestId::of(request.headers()),
             method: request.method().clone(),
@@ -127,12 +128,12 @@ impl Asked {
                 .then(|| request.uri().path().to_owned()),
             version: request.version(),
             is_crowded: request.extensions().get::<Crowded>().is_some(),
-            started: Instant::now(),
+            started,
         }
     }
 
     /// The whole answer.
-    fn answered(&self, route: &'static str, answer: Answer) -> Response<Body> {
+    fn answered(&self, route: &'static str, answer: Answer, duration: Duration) -> Response<Body> {
         let cause = answer.as_ref().err().and_then(ApiError::cause).cloned();
         let mut response = answer.unwrap_or_else(ApiError::into_response);
         let status = response.status();
@@ -145,15 +146,21 @@ impl Asked {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         set_version(&mut response);
-        self.log(route, status, cause.as_deref());
+        self.log(route, status, duration, cause.as_deref());
         response
     }
 
     /// One line for each request that failed by no fault of its client; with `debug`, for all.
-    fn log(&self, route: &'static str, status: StatusCode, cause: Option<&StorageError>) {
+    fn log(
+        &self,
+        route: &'static str,
+        status: StatusCode,
+        duration: Duration,
+        cause: Option<&StorageError>,
+    ) {
         const TARGET: &str = "flotilla_origin::request";
         let (request_id, method, path) = (&self.id, &self.method, self.path.as_deref());
-        let (status, seconds) = (status.as_u16(), self.started.elapsed().as_secs_f64());
+        let (status, seconds) = (status.as_u16(), duration.as_secs_f64());
         match cause {
             Some(error) => {
                 tracing::warn!(target: TARGET, %request_id, %method, path, route, status, seconds, %error, "storage failed a request")

@@ -24,9 +24,10 @@ const MAX_REQUEST_LEN: usize = 1024;
 pub(super) async fn closure(api: &Arc<Api>, client: Option<&ClientIdentity>, body: Body) -> Answer {
     let malformed = |reason: &dyn core::fmt::Display| ApiError::new(Code::RequestInvalid, reason);
     let mut bytes = BytesMut::new();
-    let (mut body, mut patience) = (body.into_data_stream(), api.registry.stall_budget());
+    let mut body = body.into_data_stream();
+    let mut budget = api.registry.stall_budget();
     loop {
-        let piece = patience.next(&mut body).await;
+        let piece = budget.next(&mut body).await;
         let Some(piece) = piece.map_err(|BudgetExhausted| RegistryError::Stalled)? else {
             break;
         };

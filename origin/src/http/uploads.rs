@@ -50,7 +50,7 @@ pub(super) async fn begin(
     let Some(digest) = whole else {
         return Ok(accepted(StatusCode::ACCEPTED, repository, &progress));
     };
-    let _place = api.admission.upload()?;
+    let _permit = api.admission.admit_upload()?;
     let finished = api
         .registry
         .finish(repository, ticket, Some(progress.known), digest, body)
@@ -105,7 +105,7 @@ pub(super) async fn patch(
 ) -> Answer {
     let ticket = api.registry.ticket(repository, id)?;
     let known = known(request.uri.query());
-    let _place = api.admission.upload()?;
+    let _permit = api.admission.admit_upload()?;
     let appended = api
         .registry
         .append(ticket, known, body_of(request, body)?)
@@ -131,10 +131,10 @@ pub(super) async fn put(
     let (digest, known) = (parse_digest(&digest)?, known(query));
     let body = body_of(request, body)?;
     // Without bytes it only ends what was taken on.
-    let _place = if body.len == Some(0) {
+    let _permit = if body.len == Some(0) {
         None
     } else {
-        Some(api.admission.upload()?)
+        Some(api.admission.admit_upload()?)
     };
     let finished = api
         .registry

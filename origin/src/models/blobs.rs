@@ -11,6 +11,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::manifest::OCI_MANIFEST;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::seal::SealKey;
+use flotilla_runtime::clock::Clock;
 use futures_util::{StreamExt, stream};
 
 use super::explorer::{Explored, Scenario, explore};
@@ -42,14 +43,13 @@ async fn replica_with(model: &Model, horizons: Horizons) -> Arc<Registry> {
     let nobody =
         || Arc::new(Invalidator::new(Replicas::none(), Secret::of(&format)).expect("a client"));
     let invalidator = Arc::clone(NOBODY.get_or_init(nobody));
-    let (storage, region) = (Arc::new(model.clone()), "eu-1".parse().expect("a name"));
     Arc::new(Registry::new(
-        storage,
+        Arc::new(model.clone()),
         format,
-        region,
         key,
         Limits::default(),
         invalidator,
+        Clock::tokio(),
     ))
 }
 

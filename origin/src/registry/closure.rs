@@ -13,7 +13,6 @@ use flotilla_common::name::{PeerId, RepositoryName};
 use flotilla_common::proof::Proof;
 use flotilla_common::tree::ChunkTable;
 use flotilla_common::wire::origin::ClosureAnswer;
-use flotilla_runtime::clock::Clock;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{Blob, ENTRY_LEN, Need, Registry, RegistryError};
@@ -61,7 +60,7 @@ impl Registry {
         let Some(peer) = peer.filter(|peer| is_permitted(peer, repository)) else {
             return Ok(closure.answer.clone());
         };
-        let expires_unix_s = Clock::system().unix_seconds() + LIFETIME_S;
+        let expires_unix_s = self.clock.unix_seconds() + LIFETIME_S;
         let grant = Grant::sign(
             &self.seal_key,
             peer.clone(),

@@ -12,10 +12,10 @@ use flotilla_common::digest::Digest;
 use flotilla_common::manifest::{self, Manifest};
 use flotilla_common::name::{Reference, RepositoryName, Tag};
 use flotilla_common::time::Time;
-use flotilla_runtime::clock::Clock;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{Need, Registry, RegistryError};
+use crate::cache::Effect;
 use crate::conditional_write::WriteOutcome;
 use crate::layout;
 use crate::nonce::nonce;
@@ -200,7 +200,7 @@ impl Registry {
         if what_became == Stored::Changed {
             changed.push(Changed::Manifest(repository.clone(), digest));
         }
-        if Clock::system().now().saturating_since(oldest) > self.format.horizons.liveness {
+        if self.clock.now().saturating_since(oldest) > self.format.horizons.liveness {
             self.check_again(repository, &manifest, &digest).await?;
         }
         let subject = manifest.subject.as_ref().map(|subject| subject.digest);
@@ -212,7 +212,7 @@ impl Registry {
             self.write_tag(repository, tag, Some(digest)).await?;
             changed.push(Changed::Tag(repository.clone(), tag.clone()));
         }
-        self.announce(changed).await;
+        self.invalidate_replicas(changed).await;
         Ok(Pushed { digest, subject })
     }
 
@@ -224,7 +224,7 @@ impl Registry {
         manifest: &Manifest,
         need: Need,
     ) -> Result<Time, RegistryError> {
-        let began = Clock::system().now();
+        let began = self.clock.now();
         let blobs = manifest
             .blobs()
             .into_iter()
@@ -269,7 +269,8 @@ impl Registry {
         digest: &Digest,
     ) -> Result<(), RegistryError> {
         for blob in manifest.blobs() {
-            self.claims.invalidate(&(repository.clone(), blob.digest));
+            self.memberships
+                .invalidate(&(repository.clone(), blob.digest));
         }
         let checked = self.check_named(repository, manifest, Need::LiveNow).await;
         if let Err(RegistryError::ManifestBlobUnknown(_)) = &checked {
@@ -284,11 +285,7 @@ impl Registry {
         repository: &RepositoryName,
         manifest: Arc<StoredManifest>,
     ) -> Result<(Stored, Stamp), RegistryError> {
-        let (key, cache_key) = (
-            layout::manifest(repository, &manifest.digest),
-            (repository.clone(), manifest.digest),
-        );
-        let (epoch, started) = (self.manifests.epoch(&cache_key), Clock::system().now());
+        let key = layout::manifest(repository, &manifest.digest);
         let present = self.storage.read(&key).await?;
         let replaced = present
             .as_ref()
@@ -296,7 +293,7 @@ impl Registry {
             .transpose()?;
         let record = ManifestRecord {
             stamp: self
-                .clock
+                .stamps
                 .stamp(replaced.as_ref().map(|record| &record.stamp)),
             content: Some((manifest.media_type.clone(), manifest.bytes.clone())),
             buried_subject: None,
@@ -311,14 +308,17 @@ impl Registry {
             false => Stored::New,
         };
         let seen = present.as_ref().map(|object| &object.version);
-        let settled = self.settle(&key, seen, record.body(&key)?).await;
-        if let Ok(WriteOutcome::Written) = settled {
-            self.manifests.wrote(&cache_key, epoch, started, manifest);
-            return Ok((stored, record.stamp));
-        }
-        self.manifests.invalidate(&cache_key);
-        let WriteOutcome::Lost(Some(winner)) = settled? else {
-            return Err(RegistryError::Contended);
+        let body = record.body(&key)?;
+        let cache_key = (repository.clone(), manifest.digest);
+        let write = async {
+            Ok::<_, RegistryError>(match self.write_if_unchanged(&key, seen, body).await? {
+                WriteOutcome::Written => (Effect::Stored(manifest), WriteOutcome::Written),
+                lost => (Effect::Changed, lost),
+            })
+        };
+        let winner = match self.manifests.write(&cache_key, write).await? {
+            WriteOutcome::Written => return Ok((stored, record.stamp)),
+            WriteOutcome::Lost(winner) => winner.ok_or(RegistryError::Contended)?,
         };
         // The bytes under a digest are always the same: another's are as good, while they are
         // alive.
@@ -353,7 +353,7 @@ impl Registry {
             }
             return Err(RegistryError::ManifestUnknown);
         };
-        let stamp = self.clock.stamp(Some(&record.stamp));
+        let stamp = self.stamps.stamp(Some(&record.stamp));
         let subject = Manifest::parse(&bytes)
             .ok()
             .and_then(|manifest| manifest.subject);
@@ -364,12 +364,14 @@ impl Registry {
             buried_subject,
             nonce: nonce(),
         };
-        let settled = self
-            .settle(&key, Some(&object.version), tombstone.body(&key)?)
-            .await;
-        self.manifests.invalidate(&(repository.clone(), *digest));
-        match settled? {
-            WriteOutcome::Written => self.announce(vec![change]).await,
+        let body = tombstone.body(&key)?;
+        let write = async {
+            let outcome = self.write_if_unchanged(&key, Some(&object.version), body);
+            Ok::<_, RegistryError>((Effect::Changed, outcome.await?))
+        };
+        let cache_key = (repository.clone(), *digest);
+        match self.manifests.write(&cache_key, write).await? {
+            WriteOutcome::Written => self.invalidate_replicas(vec![change]).await,
             WriteOutcome::Lost(_) => return Err(RegistryError::Contended),
         }
         match buried_subject {
@@ -401,7 +403,7 @@ impl Registry {
             }
             written => {
                 written?;
-                self.announce(vec![change]).await;
+                self.invalidate_replicas(vec![change]).await;
                 Ok(())
             }
         }
@@ -437,24 +439,15 @@ impl Registry {
         tag: &Tag,
         digest: Option<Digest>,
     ) -> Result<(), RegistryError> {
-        let (key, cache_key) = (
-            layout::tag(repository, tag),
-            (repository.clone(), tag.clone()),
-        );
-        let (epoch, started) = (self.tags.epoch(&cache_key), Clock::system().now());
-        let settled = self
-            .write_pointer(&key, digest.map(|digest| TagValue { digest }))
-            .await;
-        match (settled, digest) {
-            (Ok(()), Some(digest)) => {
-                self.tags.wrote(&cache_key, epoch, started, digest);
-                Ok(())
-            }
-            (settled, _) => {
-                self.tags.invalidate(&cache_key);
-                settled
-            }
-        }
+        let key = layout::tag(repository, tag);
+        let write = async {
+            self.write_pointer(&key, digest.map(|digest| TagValue { digest }))
+                .await?;
+            Ok((digest.map_or(Effect::Changed, Effect::Stored), ()))
+        };
+        self.tags
+            .write(&(repository.clone(), tag.clone()), write)
+            .await
     }
 }
 

@@ -21,12 +21,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
-use flotilla_common::name::{RegionName, RepositoryName, Tag};
+use flotilla_common::name::{RepositoryName, Tag};
 use flotilla_common::seal::SealKey;
+use flotilla_runtime::clock::Clock;
 use tokio::time::sleep;
 
 use crate::buffer_pool::BufferPool;
-use crate::cache::{self, Cache};
+use crate::cache::{Cache, CacheLimits};
 use crate::conditional_write::{ConditionalWriter, WriteOutcome};
 use crate::config::Limits;
 use crate::format::Format;
@@ -45,7 +46,7 @@ pub(crate) use referrers::MAX_REFERRERS;
 pub(crate) use tags::MAX_TAGS;
 pub(crate) use uploads::{Body, Known, Progress};
 
-use blobs::{Claim, StoredRecord};
+use blobs::{Membership, StoredRecord};
 use stamps::HybridClock;
 
 type BlobKey = (RepositoryName, Digest);
@@ -55,12 +56,13 @@ pub(crate) struct Registry {
     storage: Arc<dyn Storage>,
     limits: Limits,
     format: Format,
-    clock: HybridClock,
+    clock: Clock,
+    stamps: HybridClock,
     seal_key: SealKey,
     signer: Signer,
     batches: BufferPool,
     sessions: moka::sync::Cache<Generation, Arc<sessions::Session>>,
-    claims: Cache<BlobKey, Claim>,
+    memberships: Cache<BlobKey, Membership>,
     records: Cache<(Digest, Generation), Arc<StoredRecord>>,
     small_blobs: Cache<(Digest, Generation), Bytes>,
     manifests: Cache<BlobKey, Arc<StoredManifest>>,
@@ -78,24 +80,25 @@ impl Registry {
     pub(crate) fn new(
         storage: Arc<dyn Storage>,
         format: Format,
-        region: RegionName,
         seal_key: SealKey,
         limits: Limits,
         invalidator: Arc<Invalidator>,
+        clock: Clock,
     ) -> Self {
-        let timed = |time_to_live: Duration, bytes: u64| cache::Limits {
+        let timed = |time_to_live: Duration, bytes: u64| CacheLimits {
             time_to_live,
             refresh_after: None,
             bytes,
             fill_timeout: limits.storage_timeout,
         };
-        let refreshed = |bytes: u64| cache::Limits {
+        let refreshed = |bytes: u64| CacheLimits {
             refresh_after: Some(limits.repository_time_to_live / 2),
             ..timed(limits.repository_time_to_live, bytes)
         };
         let other = limits.other_caches.0;
         Self {
-            clock: HybridClock::new(region),
+            clock,
+            stamps: HybridClock::new(clock, seal_key.issuer().clone()),
             seal_key,
             signer: Signer::new(format.upload_secret),
             batches: BufferPool::new(BATCH_LEN, limits.upload_buffers.0),
@@ -106,25 +109,29 @@ impl Registry {
                 })
                 .time_to_live(limits.upload_lifetime)
                 .build(),
-            claims: Cache::new(refreshed(other), |(name, _): &BlobKey, _| {
+            memberships: Cache::new(refreshed(other), clock, |(name, _): &BlobKey, _| {
                 ENTRY_LEN + name.as_str().len()
             }),
             records: Cache::new(
                 timed(format.horizons.liveness, limits.record_cache.0),
+                clock,
                 |_, record: &Arc<StoredRecord>| record.weight(),
             ),
             small_blobs: Cache::new(
                 timed(FOR_EVER, limits.small_blob_cache.0),
+                clock,
                 |_, bytes: &Bytes| ENTRY_LEN + bytes.len(),
             ),
             manifests: Cache::new(
                 refreshed(limits.manifest_cache.0),
+                clock,
                 |(name, _): &BlobKey, manifest: &Arc<StoredManifest>| {
                     ENTRY_LEN + name.as_str().len() + manifest.weight()
                 },
             ),
             tags: Cache::new(
                 timed(limits.tag_time_to_live, other),
+                clock,
                 |(name, tag): &(RepositoryName, Tag), _| {
                     ENTRY_LEN + name.as_str().len() + tag.as_str().len()
                 },
@@ -148,7 +155,9 @@ impl Registry {
 
     /// How often a value was served past its time, since storage could not be reached.
     pub(crate) fn stale_answers(&self) -> u64 {
-        self.claims.stale_answers() + self.manifests.stale_answers() + self.tags.stale_answers()
+        self.memberships.stale_answers()
+            + self.manifests.stale_answers()
+            + self.tags.stale_answers()
     }
 
     /// The patience with a client that sends a body.
@@ -166,13 +175,9 @@ impl Registry {
             .ok_or_else(|| StorageError::missing("read object", &key))
     }
 
-    pub(crate) fn invalidator(&self) -> &Invalidator {
-        &self.invalidator
-    }
-
     /// Tells the other replicas what was changed; when it returns, none of them serves what was
     /// there before.
-    async fn announce(&self, changed: Vec<Changed>) {
+    async fn invalidate_replicas(&self, changed: Vec<Changed>) {
         let longest = changed.iter().map(|changed| match changed {
             Changed::Tag(..) => self.limits.tag_time_to_live,
             Changed::Manifest(..) | Changed::Blob(..) => self.limits.repository_time_to_live,
@@ -185,18 +190,18 @@ impl Registry {
     /// others: they are told before the client hears that there is nothing, and would still be
     /// served it elsewhere.
     async fn gone_already(&self, change: Changed) {
-        self.forget_changed(change.clone());
-        self.announce(vec![change]).await;
+        self.invalidate(change.clone());
+        self.invalidate_replicas(vec![change]).await;
     }
 
-    /// Another replica changed this.
-    pub(crate) fn forget_changed(&self, changed: Changed) {
+    /// Drops from the caches what another replica changed.
+    pub(crate) fn invalidate(&self, changed: Changed) {
         match changed {
             Changed::Tag(repository, tag) => self.tags.invalidate(&(repository, tag)),
             Changed::Manifest(repository, digest) => {
                 self.manifests.invalidate(&(repository, digest))
             }
-            Changed::Blob(repository, digest) => self.claims.invalidate(&(repository, digest)),
+            Changed::Blob(repository, digest) => self.memberships.invalidate(&(repository, digest)),
         }
     }
 
@@ -204,7 +209,7 @@ impl Registry {
     ///
     /// # Errors
     /// As [`ConditionalWriter::write`], which is left where it stands when its time is over.
-    async fn settle(
+    async fn write_if_unchanged(
         &self,
         key: &Key,
         seen: Option<&Version>,

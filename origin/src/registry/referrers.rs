@@ -130,7 +130,10 @@ impl Registry {
                 nonce: nonce(),
             };
             let seen = present.as_ref().map(|object| &object.version);
-            match self.settle(key, seen, entry.body(key)?.into()).await? {
+            match self
+                .write_if_unchanged(key, seen, entry.body(key)?.into())
+                .await?
+            {
                 WriteOutcome::Written => return Ok(()),
                 WriteOutcome::Lost(winner) => present = winner,
             }

@@ -2,21 +2,23 @@
 //! seen.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use flotilla_common::name::RegionName;
+use flotilla_runtime::clock::Clock;
 
 use crate::record::Stamp;
 
 #[derive(Debug)]
 pub(crate) struct HybridClock {
+    clock: Clock,
     region: RegionName,
     last: AtomicU64,
 }
 
 impl HybridClock {
-    pub(crate) fn new(region: RegionName) -> Self {
+    pub(crate) fn new(clock: Clock, region: RegionName) -> Self {
         Self {
+            clock,
             region,
             last: AtomicU64::new(0),
         }
@@ -25,11 +27,10 @@ impl HybridClock {
     /// A stamp above the wall clock, above all stamps given before, and above the one in the place
     /// of which it is written.
     pub(crate) fn stamp(&self, replaced: Option<&Stamp>) -> Stamp {
-        let since_1970 = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let wall = u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX);
-        let least = wall.max(replaced.map_or(0, |stamp| stamp.clock));
+        let least = self
+            .clock
+            .unix_nanos()
+            .max(replaced.map_or(0, |stamp| stamp.clock));
         let before = self
             .last
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |last| {
@@ -49,7 +50,7 @@ mod tests {
 
     #[test]
     fn a_stamp_is_above_all_before_it_even_with_a_wall_clock_that_is_behind() {
-        let clock = HybridClock::new("eu-1".parse().expect("a label"));
+        let clock = HybridClock::new(Clock::tokio(), "eu-1".parse().expect("a label"));
         let first = clock.stamp(None);
         let second = clock.stamp(None);
         assert!(second > first);

@@ -101,7 +101,7 @@ impl Registry {
             return Err(RegistryError::ManifestUnknown);
         }
         let stamp = self
-            .clock
+            .stamps
             .stamp(replaced.as_ref().map(|pointer| &pointer.stamp));
         let body = Pointer {
             stamp,
@@ -111,7 +111,7 @@ impl Registry {
         .body(key)?
         .into();
         let seen = present.as_ref().map(|object| &object.version);
-        match self.settle(key, seen, body).await? {
+        match self.write_if_unchanged(key, seen, body).await? {
             WriteOutcome::Written => Ok(()),
             WriteOutcome::Lost(_) => Err(RegistryError::Contended),
         }

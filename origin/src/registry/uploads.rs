@@ -18,7 +18,6 @@ use flotilla_common::digest::{Digest, DigestHasher};
 use flotilla_common::name::RepositoryName;
 use flotilla_common::seal::BlobFacts;
 use flotilla_common::tree::{ChunkTable, Tree};
-use flotilla_runtime::clock::Clock;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
@@ -82,7 +81,8 @@ impl Registry {
         repository: &RepositoryName,
         hash_sha512: bool,
     ) -> (Ticket, Progress) {
-        let expires = Clock::system()
+        let expires = self
+            .clock
             .unix_seconds()
             .saturating_add(self.limits.upload_lifetime.as_secs());
         let ticket = self.signer.begin(repository, expires, hash_sha512);
@@ -95,9 +95,7 @@ impl Registry {
         repository: &RepositoryName,
         id: &str,
     ) -> Result<Ticket, RegistryError> {
-        let ticket = self
-            .signer
-            .check(repository, id, Clock::system().unix_seconds());
+        let ticket = self.signer.check(repository, id, self.clock.unix_seconds());
         ticket.map_err(|_| RegistryError::UploadUnknown)
     }
 
@@ -257,7 +255,10 @@ impl Registry {
         link: &Link,
     ) -> Result<Option<Link>, RegistryError> {
         let key = layout::link(&ticket.id, offset);
-        match self.settle(&key, None, encode(&key, link)?.into()).await {
+        match self
+            .write_if_unchanged(&key, None, encode(&key, link)?.into())
+            .await
+        {
             Ok(WriteOutcome::Written) => Ok(None),
             Ok(WriteOutcome::Lost(present)) => {
                 self.sessions.invalidate(&ticket.id);
@@ -368,7 +369,7 @@ impl Registry {
             return Err(RegistryError::DigestInvalid(reason));
         }
         self.keep_record(&ticket.id, record).await?;
-        self.hold(repository, &digest, &ticket.id).await
+        self.add_membership(repository, &digest, &ticket.id).await
     }
 }
 

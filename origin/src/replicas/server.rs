@@ -1,30 +1,34 @@
-//! Being told: a listener of its own, for the other replicas only.
+//! The listener for invalidations from the other replicas.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::extract::State;
 use axum::routing::post;
 use flotilla_common::wire::origin::INVALIDATE_PATH;
 use http::StatusCode;
 
-use super::message::MAX_LEN;
-use crate::http::Api;
+use super::Invalidator;
+use super::message::{Changed, MAX_LEN};
 
-/// The service.
-pub(crate) fn router(api: Arc<Api>) -> Router {
-    Router::new()
-        .route(INVALIDATE_PATH, post(told))
-        .with_state(api)
+/// A router that passes each change by another replica to `invalidate`.
+pub(crate) fn router(
+    invalidator: Arc<Invalidator>,
+    invalidate: impl Fn(Changed) + Clone + Send + Sync + 'static,
+) -> Router {
+    let handler = move |body: Body| receive(Arc::clone(&invalidator), invalidate.clone(), body);
+    Router::new().route(INVALIDATE_PATH, post(handler))
 }
 
-async fn told(State(api): State<Arc<Api>>, body: Body) -> Result<Vec<u8>, StatusCode> {
+async fn receive(
+    invalidator: Arc<Invalidator>,
+    invalidate: impl Fn(Changed),
+    body: Body,
+) -> Result<Vec<u8>, StatusCode> {
     let body = to_bytes(body, MAX_LEN)
         .await
         .map_err(|_| StatusCode::PAYLOAD_TOO_LARGE)?;
-    let invalidator = api.registry.invalidator();
     let (message, answer) = invalidator
         .secret()
         .open(&body)
@@ -34,10 +38,7 @@ async fn told(State(api): State<Arc<Api>>, body: Body) -> Result<Vec<u8>, Status
             .counts()
             .received
             .fetch_add(1, Ordering::Relaxed);
-        message
-            .changed
-            .into_iter()
-            .for_each(|changed| api.registry.forget_changed(changed));
+        message.changed.into_iter().for_each(invalidate);
     }
     Ok(answer.to_vec())
 }

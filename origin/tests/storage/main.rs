@@ -1,6 +1,10 @@
 //! One conformance suite for every implementation of storage, and what is special about the local
 //! directory.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests run against sockets and processes, in real time"
+)]
 
 mod conformance;
 mod local;

@@ -1,5 +1,9 @@
 //! Stories of an origin, told over real HTTP in one process.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests run against sockets and processes, in real time"
+)]
 
 mod check;
 mod costs;

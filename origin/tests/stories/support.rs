@@ -7,6 +7,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::seal::SealKey;
 use flotilla_origin::storage::{self, Operations, Storage};
 use flotilla_origin::{Config, Origin, Replicas};
+use flotilla_runtime::clock::Clock;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -33,6 +34,7 @@ pub(crate) fn config() -> Config {
         "memory:///",
         "eu-1".parse().unwrap(),
         seal_key(),
+        Clock::system(),
     )
 }
 

@@ -10,9 +10,9 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::seal::{BlobFacts, Seal};
 use flotilla_common::time::Time;
-use flotilla_runtime::clock::Clock;
 
 use super::{ENTRY_LEN, Registry, RegistryError};
+use crate::cache::Effect;
 use crate::conditional_write::WriteOutcome;
 use crate::layout;
 use crate::nonce::nonce;
@@ -39,7 +39,7 @@ pub(crate) enum Need {
 
 /// A repository's claim to a blob, as cached.
 #[derive(Clone, Debug)]
-pub(super) struct Claim {
+pub(super) struct Membership {
     generation: Generation,
     state: State,
 }
@@ -106,23 +106,26 @@ impl Registry {
         digest: &Digest,
         need: Need,
     ) -> Result<Option<Blob>, RegistryError> {
-        let Some((claim, claimed_at, stale)) = self.claim(repository, digest).await? else {
+        let Some((membership, membership_read_at, stale)) =
+            self.membership(repository, digest).await?
+        else {
             return Ok(None);
         };
         if need != Need::Bytes && stale {
             let key = layout::membership(repository, digest);
             return Err(StorageError::unavailable(
-                "read claim",
+                "read membership",
                 key,
                 "only an expired one is known",
             )
             .into());
         }
-        if need != Need::Bytes && claim.state == State::Condemned {
-            self.hold(repository, digest, &claim.generation).await?;
+        if need != Need::Bytes && membership.state == State::Condemned {
+            self.add_membership(repository, digest, &membership.generation)
+                .await?;
         }
-        if let Some((record, read_at)) = self.record(digest, &claim.generation, need).await? {
-            let (generation, read_at) = (claim.generation, read_at.min(claimed_at));
+        if let Some((record, read_at)) = self.record(digest, &membership.generation, need).await? {
+            let (generation, read_at) = (membership.generation, read_at.min(membership_read_at));
             return Ok(Some(Blob {
                 generation,
                 record,
@@ -133,11 +136,11 @@ impl Registry {
         self.other_generation(repository, digest).await
     }
 
-    async fn claim(
+    async fn membership(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-    ) -> Result<Option<(Claim, Time, bool)>, RegistryError> {
+    ) -> Result<Option<(Membership, Time, bool)>, RegistryError> {
         let fill = || {
             let (storage, key) = (
                 Arc::clone(&self.storage),
@@ -152,11 +155,13 @@ impl Registry {
                     generation,
                     nonce: _,
                 } = decode(&key, &object.body)?;
-                Ok(state.is_served().then_some(Claim { generation, state }))
+                Ok(state
+                    .is_served()
+                    .then_some(Membership { generation, state }))
             }
         };
         let cached = self
-            .claims
+            .memberships
             .get(&(repository.clone(), *digest), fill)
             .await?;
         Ok(cached.map(|cached| (cached.value, cached.read_at, cached.stale)))
@@ -197,32 +202,44 @@ impl Registry {
         digest: &Digest,
         generation: &Generation,
     ) -> Result<Option<(Arc<StoredRecord>, Time)>, RegistryError> {
-        let (key, cache_key) = (layout::blob(digest, generation), (*digest, *generation));
-        let (epoch, read_at) = (self.records.epoch(&cache_key), Clock::system().now());
-        let Some(object) = self.storage.read(&key).await? else {
-            return Ok(None);
-        };
-        let mut record: BlobRecord = decode(&key, &object.body)?;
-        match record.state.rescue() {
-            Rescue::Impossible => {
-                self.records.invalidate(&cache_key);
-                return Ok(None);
+        let read_at = self.clock.now();
+        let rescue = async {
+            let key = layout::blob(digest, generation);
+            match self.storage.read(&key).await {
+                Ok(Some(object)) => {
+                    let (effect, record) = self.rescue_record(&key, object).await?;
+                    Ok::<_, RegistryError>((effect, Ok(record)))
+                }
+                Ok(None) => Ok((Effect::Unchanged, Ok(None))),
+                // A failed read must not cost the cached record: it may still be served.
+                Err(error) => Ok((Effect::Unchanged, Err(error))),
             }
+        };
+        let rescued = self.records.write(&(*digest, *generation), rescue).await?;
+        Ok(rescued?.map(|record| (record, read_at)))
+    }
+
+    async fn rescue_record(
+        &self,
+        key: &Key,
+        object: Object,
+    ) -> Result<(Effect<Arc<StoredRecord>>, Option<Arc<StoredRecord>>), RegistryError> {
+        let mut record: BlobRecord = decode(key, &object.body)?;
+        match record.state.rescue() {
+            Rescue::Impossible => return Ok((Effect::Changed, None)),
             Rescue::NotNeeded => {}
             Rescue::SwapToLive => {
-                let (seen, present) = (object.version, &mut record);
-                (present.state, present.nonce) = (State::Live, nonce());
-                let body = encode(&key, present)?.into();
-                if let WriteOutcome::Lost(winner) = self.settle(&key, Some(&seen), body).await? {
-                    self.records.invalidate(&cache_key);
-                    return after_lost_rescue(&key, winner, read_at);
+                record.state = State::Live;
+                record.nonce = nonce();
+                let body = encode(key, &record)?.into();
+                let outcome = self.write_if_unchanged(key, Some(&object.version), body);
+                if let WriteOutcome::Lost(winner) = outcome.await? {
+                    return Ok((Effect::Changed, after_lost_rescue(key, winner)?));
                 }
             }
         }
         let record = StoredRecord::new(record);
-        self.records
-            .wrote(&cache_key, epoch, read_at, Arc::clone(&record));
-        Ok(Some((record, read_at)))
+        Ok((Effect::Stored(Arc::clone(&record)), Some(record)))
     }
 
     /// Points a claim whose generation is dead at one that is not.
@@ -240,7 +257,7 @@ impl Registry {
                 continue;
             };
             if let Some((record, read_at)) = self.rescue(digest, &generation).await? {
-                self.hold(repository, digest, &generation).await?;
+                self.add_membership(repository, digest, &generation).await?;
                 return Ok(Some(Blob {
                     generation,
                     record,
@@ -252,97 +269,101 @@ impl Registry {
         Ok(None)
     }
 
-    /// Writes the record of a finished upload. What is there already is the same, whoever wrote it.
+    /// Writes the record of a finished upload. If another request wrote it first, it is the same.
     pub(super) async fn keep_record(
         &self,
         generation: &Generation,
         record: BlobRecord,
     ) -> Result<(), RegistryError> {
         let digest = record.facts.digest;
-        let (key, cache_key) = (layout::blob(&digest, generation), (digest, *generation));
-        let (epoch, started) = (self.records.epoch(&cache_key), Clock::system().now());
+        let key = layout::blob(&digest, generation);
         let body = encode(&key, &record)?.into();
-        match self.settle(&key, None, body).await? {
-            WriteOutcome::Written => {
-                self.records
-                    .wrote(&cache_key, epoch, started, StoredRecord::new(record));
-                Ok(())
-            }
-            WriteOutcome::Lost(_) => {
-                let rescued = self.rescue(&digest, generation).await?;
-                rescued.map(drop).ok_or(RegistryError::UploadUnknown)
-            }
+        let write = async {
+            Ok::<_, RegistryError>(match self.write_if_unchanged(&key, None, body).await? {
+                WriteOutcome::Written => (Effect::Stored(StoredRecord::new(record)), true),
+                WriteOutcome::Lost(_) => (Effect::Unchanged, false),
+            })
+        };
+        if self.records.write(&(digest, *generation), write).await? {
+            return Ok(());
         }
+        let rescued = self.rescue(&digest, generation).await?;
+        rescued.map(drop).ok_or(RegistryError::UploadUnknown)
     }
 
-    /// Makes the repository's claim live, naming a generation that is live.
-    pub(super) async fn hold(
+    /// Makes the repository's membership of the blob live, with a generation that is live.
+    pub(super) async fn add_membership(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
         generation: &Generation,
     ) -> Result<(), RegistryError> {
-        let (key, cache_key) = (
-            layout::membership(repository, digest),
-            (repository.clone(), *digest),
-        );
-        let (epoch, started) = (self.claims.epoch(&cache_key), Clock::system().now());
-        let claim = MembershipRecord {
+        let write = async {
+            let held = self.write_membership(repository, digest, generation);
+            Ok(match held.await? {
+                true => {
+                    let membership = Membership {
+                        generation: *generation,
+                        state: State::Live,
+                    };
+                    (Effect::Stored(membership), ())
+                }
+                false => (Effect::Changed, ()),
+            })
+        };
+        self.memberships
+            .write(&(repository.clone(), *digest), write)
+            .await
+    }
+
+    /// Writes a membership. False if another one is there that is as good.
+    async fn write_membership(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        generation: &Generation,
+    ) -> Result<bool, RegistryError> {
+        let key = layout::membership(repository, digest);
+        let record = || MembershipRecord {
             state: State::Live,
             generation: *generation,
             nonce: nonce(),
         };
-        let mut settled = self
-            .settle(&key, None, encode(&key, &claim)?.into())
-            .await?;
-        if let WriteOutcome::Lost(Some(present)) = settled {
-            if self.is_held(digest, &key, &present).await? {
-                self.claims.invalidate(&cache_key);
-                return Ok(());
+        let body = encode(&key, &record())?.into();
+        let mut outcome = self.write_if_unchanged(&key, None, body).await?;
+        if let WriteOutcome::Lost(Some(present)) = outcome {
+            if self.is_live_membership(digest, &key, &present).await? {
+                return Ok(false);
             }
-            // The first write met a claim that was there before, so it did not apply and never
-            // will.
-            let body = encode(
-                &key,
-                &MembershipRecord {
-                    nonce: nonce(),
-                    ..claim
-                },
-            )?
-            .into();
-            settled = self.settle(&key, Some(&present.version), body).await?;
+            // The first write met an older membership, so it was not applied and never will be.
+            let body = encode(&key, &record())?.into();
+            outcome = self
+                .write_if_unchanged(&key, Some(&present.version), body)
+                .await?;
         }
-        match settled {
-            WriteOutcome::Written => {
-                let claim = Claim {
-                    generation: *generation,
-                    state: State::Live,
-                };
-                self.claims.wrote(&cache_key, epoch, started, claim);
-                Ok(())
+        match outcome {
+            WriteOutcome::Written => Ok(true),
+            WriteOutcome::Lost(Some(present))
+                if self.is_live_membership(digest, &key, &present).await? =>
+            {
+                Ok(false)
             }
-            WriteOutcome::Lost(present) => {
-                self.claims.invalidate(&cache_key);
-                match present {
-                    Some(present) if self.is_held(digest, &key, &present).await? => Ok(()),
-                    _ => Err(RegistryError::Contended),
-                }
-            }
+            WriteOutcome::Lost(_) => Err(RegistryError::Contended),
         }
     }
 
     /// Whether a claim that is there is live and names a generation that lives.
-    async fn is_held(
+    async fn is_live_membership(
         &self,
         digest: &Digest,
         key: &Key,
         present: &Object,
     ) -> Result<bool, RegistryError> {
-        let claim: MembershipRecord = decode(key, &present.body)?;
-        let live = claim.state == State::Live;
+        let membership: MembershipRecord = decode(key, &present.body)?;
+        let live = membership.state == State::Live;
         Ok(live
             && self
-                .record(digest, &claim.generation, Need::Live)
+                .record(digest, &membership.generation, Need::Live)
                 .await?
                 .is_some())
     }
@@ -361,10 +382,12 @@ impl Registry {
         let Some(blob) = self.blob(from, digest, Need::Live).await? else {
             return Ok(None);
         };
-        self.hold(to, digest, &blob.generation).await.map(Some)
+        self.add_membership(to, digest, &blob.generation)
+            .await
+            .map(Some)
     }
 
-    /// Takes a blob out of a repository, by a tombstone in the place of its claim.
+    /// Takes a blob out of a repository, by a tombstone in the place of its membership.
     pub(crate) async fn delete_blob(
         &self,
         repository: &RepositoryName,
@@ -376,20 +399,23 @@ impl Registry {
             .read(&key)
             .await?
             .ok_or(RegistryError::BlobUnknown)?;
-        let mut claim: MembershipRecord = decode(&key, &object.body)?;
+        let mut membership: MembershipRecord = decode(&key, &object.body)?;
         let change = Changed::Blob(repository.clone(), *digest);
-        if !claim.state.is_served() {
+        if !membership.state.is_served() {
             self.gone_already(change).await;
             return Err(RegistryError::BlobUnknown);
         }
-        (claim.state, claim.nonce) = (State::Dead, nonce());
-        let settled = self
-            .settle(&key, Some(&object.version), encode(&key, &claim)?.into())
-            .await;
-        self.claims.invalidate(&(repository.clone(), *digest));
-        match settled? {
+        membership.state = State::Dead;
+        membership.nonce = nonce();
+        let body = encode(&key, &membership)?.into();
+        let write = async {
+            let outcome = self.write_if_unchanged(&key, Some(&object.version), body);
+            Ok::<_, RegistryError>((Effect::Changed, outcome.await?))
+        };
+        let cache_key = (repository.clone(), *digest);
+        match self.memberships.write(&cache_key, write).await? {
             WriteOutcome::Written => {
-                self.announce(vec![change]).await;
+                self.invalidate_replicas(vec![change]).await;
                 Ok(())
             }
             WriteOutcome::Lost(_) => Err(RegistryError::Contended),
@@ -404,7 +430,7 @@ impl Registry {
         generation: &Generation,
     ) {
         self.records.invalidate(&(*digest, *generation));
-        self.claims.invalidate(&(repository.clone(), *digest));
+        self.memberships.invalidate(&(repository.clone(), *digest));
     }
 
     /// The seal of a record, signed once and kept.
@@ -419,14 +445,13 @@ impl Registry {
 fn after_lost_rescue(
     key: &Key,
     winner: Option<Object>,
-    read_at: Time,
-) -> Result<Option<(Arc<StoredRecord>, Time)>, RegistryError> {
+) -> Result<Option<Arc<StoredRecord>>, RegistryError> {
     let Some(winner) = winner else {
         return Ok(None);
     };
     let record: BlobRecord = decode(key, &winner.body)?;
     match record.state.rescue() {
-        Rescue::NotNeeded => Ok(Some((StoredRecord::new(record), read_at))),
+        Rescue::NotNeeded => Ok(Some(StoredRecord::new(record))),
         Rescue::SwapToLive => Err(RegistryError::Contended),
         Rescue::Impossible => Ok(None),
     }

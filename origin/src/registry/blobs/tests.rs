@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use flotilla_common::seal::SealKey;
+use flotilla_runtime::clock::Clock;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::*;
@@ -35,8 +36,9 @@ impl Story {
         let key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
         let invalidator =
             Arc::new(Invalidator::new(Replicas::none(), Secret::of(&format)).unwrap());
-        let (storage, region) = (Arc::clone(&self.storage), "eu-1".parse().unwrap());
-        Registry::new(storage, format, region, key, Limits::default(), invalidator)
+        let storage = Arc::clone(&self.storage);
+        let clock = Clock::tokio();
+        Registry::new(storage, format, key, Limits::default(), invalidator, clock)
     }
 
     async fn push(&self) -> Generation {
