@@ -12,7 +12,7 @@ use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Identity, LiveKeys};
 
 use crate::mirror::Patience;
-use crate::transport::{Faithful, Outbound};
+use crate::transport::{CongestionControl, Faithful, Outbound};
 
 /// Transfers each way on real links, where a slot also waits for questions and answers; one more
 /// than the simulator needs, whose links have no queues: `docs/decisions/transfer-slots.md`.
@@ -57,6 +57,8 @@ pub struct Config {
     pub up: Option<BitRate>,
     /// Cap on payload received from neighbours and origins. Default none.
     pub down: Option<BitRate>,
+    /// The congestion controller of connections to neighbours. Default delay-based.
+    pub congestion: CongestionControl,
     /// Whether neighbours must show a grant of an origin. The origins then are asked over HTTPS:
     /// they give grants to whom they know by certificate. Default false.
     pub requires_grants: bool,
@@ -101,6 +103,7 @@ impl Config {
             zone,
             up: None,
             down: None,
+            congestion: CongestionControl::default(),
             requires_grants: false,
             patience: Patience::default(),
             swarm: swarm::Config {

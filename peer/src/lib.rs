@@ -49,7 +49,10 @@ pub use config::{Config, check_url};
 pub use mirror::{Patience, Warming, docker_daemon_json, hosts_toml, registries_conf};
 pub use stats::{BlobProgress, Stats};
 pub use store::StoreError;
-pub use transport::{Faithful, Outbound, TransportError, quic_endpoint};
+pub use transport::{
+    CongestionControl, Faithful, Outbound, QuicSettings, TransportError, UnknownCongestionControl,
+    quic_endpoint,
+};
 
 use driver::{Driver, Events, MAX_TOLD, Moved, QUEUE, Shared, Waited};
 use mirror::Mirror;
@@ -128,7 +131,10 @@ impl Peer {
             config.quic,
             &config.identity,
             about,
-            config.down,
+            QuicSettings {
+                download_limit: config.down,
+                congestion: config.congestion,
+            },
             &working,
             incidents,
         )

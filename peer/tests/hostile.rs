@@ -15,7 +15,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::map::ChunkMap;
 use flotilla_common::wire::frame::Message;
 use flotilla_common::wire::peer::{About, Ask, Chunk, Control, Have, Hello, Holding, Holds};
-use flotilla_peer::{Peer, quic_endpoint};
+use flotilla_peer::{Peer, QuicSettings, quic_endpoint};
 use flotilla_runtime::identity::peer_name;
 use harness::{Fleet, digest, noise, pull, until};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
@@ -41,7 +41,12 @@ impl Hostile {
     /// Dials a peer and says `hello`.
     async fn dial(fleet: &Fleet, victim: &Peer, hello: Hello) -> Self {
         let identity = fleet.config("vm-hostile").identity;
-        let endpoint = quic_endpoint(([127, 0, 0, 1], 0).into(), &identity, None).unwrap();
+        let endpoint = quic_endpoint(
+            ([127, 0, 0, 1], 0).into(),
+            &identity,
+            QuicSettings::default(),
+        )
+        .unwrap();
         let dialled = endpoint
             .connect(victim.quic_addr(), &peer_name(victim.id()))
             .unwrap();

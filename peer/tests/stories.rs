@@ -12,7 +12,7 @@ use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::tree::{self, Value};
 use flotilla_common::units::{BitRate, ByteSize};
-use flotilla_peer::{Config, Outbound, Peer};
+use flotilla_peer::{Config, CongestionControl, Outbound, Peer};
 use harness::{Fleet, get, get_range, noise, pull, read_some, try_pull, until};
 
 const MIB: usize = 1 << 20;
@@ -50,6 +50,28 @@ async fn the_second_peer_gets_the_image_from_the_first() {
         second.stats().blobs.iter().all(|blob| blob.is_complete)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_congestion_controller_transfers_chunks() {
+    for congestion in CongestionControl::ALL {
+        let fleet = Fleet::new().await;
+        let image = image();
+        fleet.origin.push(&image);
+        let config = |name| Config {
+            congestion,
+            ..fleet.config(name)
+        };
+        let first = fleet.start(config("vm-1")).await;
+        assert_eq!(pull(&first).await, image);
+        let second = fleet.start(config("vm-2")).await;
+        assert_eq!(pull(&second).await, image);
+        let stats = second.stats();
+        assert!(
+            stats.bytes_from_peers > MIB as u64,
+            "{congestion}: {stats:?}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flotilla_common::name::PeerId;
-use flotilla_peer::quic_endpoint;
+use flotilla_peer::{QuicSettings, quic_endpoint};
 use flotilla_runtime::identity::{Identity, peer_name};
 use tokio::runtime::Builder;
 
@@ -54,7 +54,7 @@ async fn send(
     bytes: Vec<Bytes>,
     listening: mpsc::Sender<SocketAddr>,
 ) -> Result<(), Failed> {
-    let endpoint = quic_endpoint(ANY_PORT, &identity, None)?;
+    let endpoint = quic_endpoint(ANY_PORT, &identity, QuicSettings::default())?;
     listening.send(endpoint.local_addr()?)?;
     let connection = endpoint
         .accept()
@@ -77,7 +77,7 @@ async fn receive(
     address: SocketAddr,
     total: u64,
 ) -> Result<Duration, Failed> {
-    let endpoint = quic_endpoint(ANY_PORT, &identity, None)?;
+    let endpoint = quic_endpoint(ANY_PORT, &identity, QuicSettings::default())?;
     let started = Instant::now();
     let connection = endpoint.connect(address, &peer_name(sender))?.await?;
     let (mut send, mut receive) = connection.open_bi().await?;

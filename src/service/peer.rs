@@ -7,7 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use flotilla_common::chunk::MAX_CHUNK_LOG2;
 use flotilla_common::name::{DEFAULT_REGION, RegionName, ZoneName};
 use flotilla_common::units::{BitRate, ByteSize, UnitError};
-use flotilla_peer::{Config, Peer, check_url, docker_daemon_json, hosts_toml, registries_conf};
+use flotilla_peer::{
+    Config, CongestionControl, Peer, check_url, docker_daemon_json, hosts_toml, registries_conf,
+};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::config::{self, ConfigFile};
 use flotilla_runtime::identity::LiveKeys;
@@ -147,6 +149,9 @@ struct ServeArgs {
     /// Cap on what comes from neighbours and origins, per second [default: none]
     #[arg(long, value_name = "RATE", help_heading = "Caps", value_parser = useful_rate)]
     down: Option<BitRate>,
+    /// The congestion controller of connections to neighbours: delay, cubic or bbr
+    #[arg(long, value_name = "NAME", default_value_t = CongestionControl::default())]
+    congestion: CongestionControl,
     /// Serve a neighbour only what an origin's grant to it names; needs origins with https://
     #[arg(long)]
     require_grants: bool,
@@ -254,6 +259,7 @@ fn configured(args: ServeArgs) -> Result<Config, CommandError> {
         quota: args.quota,
         up: args.up,
         down: args.down,
+        congestion: args.congestion,
         requires_grants: args.require_grants,
         ..Config::new(id, identity, store, args.region, args.zone, Clock::system())
     })

@@ -116,6 +116,11 @@ fn a_bad_value_names_its_key_and_what_would_be_right() {
         ),
         (
             "peer",
+            with("congestion = 'reno'"),
+            ["key 'congestion'", "write delay, cubic or bbr"],
+        ),
+        (
+            "peer",
             with("mirror = 'localhost:5001'"),
             ["key 'mirror'", "write an IP address and a port"],
         ),

@@ -29,6 +29,7 @@ use quinn::{ClientConfig, Endpoint, Incoming, ServerConfig};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+pub use congestion::{CongestionControl, UnknownCongestionControl};
 pub(crate) use fetch::{FetchError, fetch_chunk};
 pub(crate) use image::{ImageQuestion, ask_image, hands_on};
 use link::NewLink;
@@ -38,6 +39,15 @@ pub(crate) use serve::{Question, ServeError};
 
 /// From the first packet to the finished handshake.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Settings of the QUIC endpoint that the operator chooses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QuicSettings {
+    /// Limit on payload received; it bounds how much a neighbour may send ahead. Default none.
+    pub download_limit: Option<BitRate>,
+    /// The congestion controller. Default [`CongestionControl::Delay`].
+    pub congestion: CongestionControl,
+}
 
 /// What the driver hears from the transport.
 #[derive(Debug)]
@@ -86,11 +96,11 @@ impl Transport {
         listen: SocketAddr,
         identity: &Identity,
         about: About,
-        down: Option<BitRate>,
+        settings: QuicSettings,
         shutdown: &Shutdown,
         incidents: mpsc::Sender<Incident>,
     ) -> Result<Self, TransportError> {
-        let endpoint = quic_endpoint(listen, identity, down)?;
+        let endpoint = quic_endpoint(listen, identity, settings)?;
         let transport = Self {
             endpoint,
             about: Arc::new(about),
@@ -226,9 +236,9 @@ async fn accept(incoming: Incoming, about: &About) -> Result<NewLink, LinkError>
 pub fn quic_endpoint(
     listen: SocketAddr,
     identity: &Identity,
-    down: Option<BitRate>,
+    settings: QuicSettings,
 ) -> Result<Endpoint, TransportError> {
-    let (server, client) = configs(identity, down)?;
+    let (server, client) = configs(identity, settings)?;
     let socket = tuning::bind(listen).map_err(|error| TransportError::Bind(listen, error))?;
     let runtime = Arc::new(quinn::TokioRuntime);
     let config =
@@ -241,13 +251,13 @@ pub fn quic_endpoint(
 
 fn configs(
     identity: &Identity,
-    down: Option<BitRate>,
+    settings: QuicSettings,
 ) -> Result<(ServerConfig, ClientConfig), TransportError> {
     let no_suite =
         |error: quinn::crypto::rustls::NoInitialCipherSuite| TransportError::Tls(error.to_string());
     let server = QuicServerConfig::try_from(identity.quic_server(ALPN)?).map_err(no_suite)?;
     let client = QuicClientConfig::try_from(identity.quic_client(ALPN)?).map_err(no_suite)?;
-    let transport = Arc::new(tuning::transport_config(down));
+    let transport = Arc::new(tuning::transport_config(settings));
     let mut server = ServerConfig::with_crypto(Arc::new(server));
     server.transport_config(Arc::clone(&transport));
     let mut client = ClientConfig::new(Arc::new(client));

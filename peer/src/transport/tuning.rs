@@ -4,7 +4,6 @@
 use core::time::Duration;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
 
 use flotilla_common::units::BitRate;
 use quinn::{
@@ -12,7 +11,7 @@ use quinn::{
     VarInt,
 };
 
-use super::congestion::DelayBoundConfig;
+use super::QuicSettings;
 
 /// Bytes in flight on one stream: one chunk of the largest size, so that a transfer never waits for
 /// its own window.
@@ -42,13 +41,13 @@ const MTU_UPPER_BOUND: u16 = 6_500;
 /// Kernel buffers of the one UDP socket that all connections share.
 const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
-/// The transport settings of both directions, under a cap on downloads.
-pub(crate) fn transport_config(down: Option<BitRate>) -> TransportConfig {
+/// The transport parameters of a connection, the same for the dialling and the accepting side.
+pub(crate) fn transport_config(settings: QuicSettings) -> TransportConfig {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_UPPER_BOUND);
     let mut config = TransportConfig::default();
     config
-        .stream_receive_window(VarInt::from_u32(stream_window(down)))
+        .stream_receive_window(VarInt::from_u32(stream_window(settings.download_limit)))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(MAX_SEND_WINDOW_BYTES)
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
@@ -57,7 +56,7 @@ pub(crate) fn transport_config(down: Option<BitRate>) -> TransportConfig {
         .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
         .keep_alive_interval(Some(KEEP_ALIVE))
         .mtu_discovery_config(Some(mtu))
-        .congestion_controller_factory(Arc::new(DelayBoundConfig));
+        .congestion_controller_factory(settings.congestion.factory());
     config
 }
 
