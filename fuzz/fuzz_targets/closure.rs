@@ -1,5 +1,5 @@
-//! What an origin is asked and answers for peers, and all checks of what is in it: seals, tables,
-//! geometries, grants.
+//! Closure requests and answers between peers and origins, and the checks of their contents: seals,
+//! chunk tables, geometries, grants. The first byte selects the message type.
 #![no_main]
 
 use flotilla_common::digest::Digest;
@@ -12,18 +12,18 @@ use flotilla_fuzz::round_trip;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some((which, bytes)) = bytes.split_first() else {
+    let Some((selector, bytes)) = bytes.split_first() else {
         return;
     };
-    match which % 4 {
+    match selector % 4 {
         0 => drop(round_trip::<ClosureRequest>(bytes)),
         1 => {
             if let Some(answer) = round_trip::<ClosureAnswer>(bytes) {
-                answer.proofs.iter().for_each(check);
+                answer.proofs.iter().for_each(check_proof);
                 answer.grant.iter().for_each(check_grant);
             }
         }
-        2 => round_trip::<Proof>(bytes).iter().for_each(check),
+        2 => round_trip::<Proof>(bytes).iter().for_each(check_proof),
         _ => round_trip::<Grant>(bytes).iter().for_each(check_grant),
     }
 });
@@ -38,8 +38,8 @@ fn trusted() -> TrustedKeys {
     trusted
 }
 
-/// As it came, and as if an origin had signed it.
-fn check(proof: &Proof) {
+/// Checks the proof as decoded, and again with a valid signature over its facts.
+fn check_proof(proof: &Proof) {
     let signed = match proof {
         Proof::Sealed { seal, table } => {
             let seal = key().seal(seal.facts.clone());

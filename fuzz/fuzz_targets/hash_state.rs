@@ -1,4 +1,4 @@
-//! States of hashes that a storage gives back: of BLAKE3 trees, and of SHA-2.
+//! Saved states of unfinished hashes, as read from the origin's storage: BLAKE3 trees and SHA-2.
 #![no_main]
 
 use flotilla_common::chunk::PART_SIZE;

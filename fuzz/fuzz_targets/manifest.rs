@@ -1,4 +1,4 @@
-//! A manifest or index: JSON of whoever pushes, read by origins and peers.
+//! A manifest or index: JSON from clients that push, read by origins and peers.
 #![no_main]
 
 use std::collections::HashSet;
@@ -12,6 +12,6 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let blobs = manifest.blobs();
     let digests: HashSet<_> = blobs.iter().map(|blob| blob.digest).collect();
-    assert_eq!(digests.len(), blobs.len(), "each once");
+    assert_eq!(digests.len(), blobs.len(), "each blob is listed once");
     let _ = manifest.is_index();
 });

@@ -1,5 +1,5 @@
-//! A stream of frames from a neighbour, as the transport reads it: header, bound, body; unknown
-//! kinds are skipped.
+//! A stream of frames from a neighbour, as the transport reads it: header, length check, body.
+//! Unknown message kinds are skipped.
 #![no_main]
 
 use flotilla_common::wire::frame::{HEADER_LEN, Header, Message};
@@ -20,8 +20,11 @@ fn read_all<M: Message + PartialEq + core::fmt::Debug>(mut stream: &[u8]) {
             return;
         };
         if let Ok(Some(message)) = M::decode(header.kind, body) {
-            let (kind, body) = message.encode().expect("what was decoded is encoded");
-            assert_eq!(M::decode(kind, &body).expect("own bytes"), Some(message));
+            let (kind, body) = message.encode().expect("a decoded message can be encoded");
+            assert_eq!(
+                M::decode(kind, &body).expect("an encoded message can be decoded"),
+                Some(message)
+            );
         }
         stream = rest;
     }

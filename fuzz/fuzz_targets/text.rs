@@ -1,5 +1,5 @@
-//! Everything that is parsed from text: digests, names, references, sizes, rates, hexadecimal. What
-//! is accepted prints as something that is accepted again, as the same.
+//! Types parsed from text: digests, names, references, sizes, rates, hexadecimal. An accepted value
+//! prints as a text that parses to the same value.
 #![no_main]
 
 use core::fmt::{Debug, Display};
@@ -15,15 +15,15 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = core::str::from_utf8(bytes) else {
         return;
     };
-    prints_as_itself::<Digest>(text);
-    prints_as_itself::<RepositoryName>(text);
-    prints_as_itself::<Tag>(text);
-    prints_as_itself::<PeerId>(text);
-    prints_as_itself::<RegionName>(text);
-    prints_as_itself::<ZoneName>(text);
-    prints_as_itself::<Reference>(text);
+    check_round_trip::<Digest>(text);
+    check_round_trip::<RepositoryName>(text);
+    check_round_trip::<Tag>(text);
+    check_round_trip::<PeerId>(text);
+    check_round_trip::<RegionName>(text);
+    check_round_trip::<ZoneName>(text);
+    check_round_trip::<Reference>(text);
     let _ = text.parse::<Algorithm>();
-    // These are printed in round numbers.
+    // Sizes and rates are rounded when printed, so only the parsing is checked.
     if let Ok(ByteSize(size)) = text.parse() {
         assert!(ByteSize(size).to_string().parse::<ByteSize>().is_ok());
     }
@@ -36,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-fn prints_as_itself<T: FromStr + Display + PartialEq + Debug>(text: &str) {
+fn check_round_trip<T: FromStr + Display + PartialEq + Debug>(text: &str) {
     if let Ok(value) = text.parse::<T>() {
         assert_eq!(value.to_string().parse::<T>().ok(), Some(value));
     }

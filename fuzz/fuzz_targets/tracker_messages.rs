@@ -1,4 +1,4 @@
-//! Announces and leases, both ways. The first byte says which message the rest is.
+//! Announces and lease requests, and their answers. The first byte selects the message type.
 #![no_main]
 
 use flotilla_common::wire::tracker::{AnnounceAnswer, AnnounceRequest, LeaseAnswer, LeaseRequest};
@@ -6,10 +6,10 @@ use flotilla_fuzz::round_trip;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some((which, bytes)) = bytes.split_first() else {
+    let Some((selector, bytes)) = bytes.split_first() else {
         return;
     };
-    match which % 4 {
+    match selector % 4 {
         0 => drop(round_trip::<AnnounceRequest>(bytes)),
         1 => drop(round_trip::<AnnounceAnswer>(bytes)),
         2 => drop(round_trip::<LeaseRequest>(bytes)),

@@ -1,5 +1,5 @@
-//! Writes the seed corpora, `corpus/TARGET/NAME`: one honest example of each message, to be bent by
-//! the fuzzer.
+//! Writes the seed corpora, `corpus/TARGET/NAME`: one valid example of each message for the fuzzer
+//! to mutate.
 
 use std::fs;
 use std::path::Path;
@@ -24,12 +24,12 @@ use flotilla_common::wire::tracker::{
 
 fn main() -> std::io::Result<()> {
     for (target, name, bytes) in [
-        frames(),
-        tracker(),
+        peer_frames(),
+        tracker_messages(),
         closures(),
         manifests(),
         texts(),
-        states(),
+        hash_states(),
     ]
     .concat()
     {
@@ -82,7 +82,7 @@ fn grant() -> Grant {
     )
 }
 
-fn frames() -> Seeds {
+fn peer_frames() -> Seeds {
     let mut map = ChunkMap::empty(100);
     map.insert(70);
     let digest = digest();
@@ -161,18 +161,18 @@ fn frames() -> Seeds {
         ("image", Chunk::Image(image)),
     ];
     let control =
-        control.map(|(name, message)| ("peer_frames", name, message.to_frame().expect("fits")));
+        control.map(|(name, message)| ("peer_frames", name, message.to_frame().expect("encode")));
     let chunk =
-        chunk.map(|(name, message)| ("peer_frames", name, message.to_frame().expect("fits")));
+        chunk.map(|(name, message)| ("peer_frames", name, message.to_frame().expect("encode")));
     control.into_iter().chain(chunk).collect()
 }
 
-/// A message behind the byte that says which one it is.
-fn chosen<T: bincode::Encode>(which: u8, message: &T) -> Vec<u8> {
-    [&[which], &codec::encode(message).expect("fits")[..]].concat()
+/// An encoded message after the byte that selects its type.
+fn with_selector<T: bincode::Encode>(selector: u8, message: &T) -> Vec<u8> {
+    [&[selector], &codec::encode(message).expect("encode")[..]].concat()
 }
 
-fn tracker() -> Seeds {
+fn tracker_messages() -> Seeds {
     let digest = digest();
     let info = || PeerInfo {
         id: label("vm-1"),
@@ -220,18 +220,18 @@ fn tracker() -> Seeds {
         ask,
     };
     vec![
-        ("tracker_messages", "announce", chosen(0, &announce)),
+        ("tracker_messages", "announce", with_selector(0, &announce)),
         (
             "tracker_messages",
             "resync",
-            chosen(1, &AnnounceAnswer::Resync { epoch: 1 }),
+            with_selector(1, &AnnounceAnswer::Resync { epoch: 1 }),
         ),
-        ("tracker_messages", "accepted", chosen(1, &accepted)),
-        ("tracker_messages", "take", chosen(2, &lease(take))),
+        ("tracker_messages", "accepted", with_selector(1, &accepted)),
+        ("tracker_messages", "take", with_selector(2, &lease(take))),
         (
             "tracker_messages",
             "renew",
-            chosen(
+            with_selector(
                 2,
                 &lease(LeaseAsk::Renew {
                     chunk: 1,
@@ -242,7 +242,7 @@ fn tracker() -> Seeds {
         (
             "tracker_messages",
             "granted",
-            chosen(
+            with_selector(
                 3,
                 &LeaseAnswer::Granted {
                     chunk: 1,
@@ -253,7 +253,7 @@ fn tracker() -> Seeds {
         (
             "tracker_messages",
             "dial",
-            chosen(3, &LeaseAnswer::Dial { peer: info() }),
+            with_selector(3, &LeaseAnswer::Dial { peer: info() }),
         ),
     ]
 }
@@ -272,11 +272,11 @@ fn closures() -> Seeds {
         grant: Some(grant()),
     };
     vec![
-        ("closure", "request", chosen(0, &request)),
-        ("closure", "answer", chosen(1, &answer)),
-        ("closure", "sealed", chosen(2, &proof())),
-        ("closure", "digest-only", chosen(2, &whole)),
-        ("closure", "grant", chosen(3, &grant())),
+        ("closure", "request", with_selector(0, &request)),
+        ("closure", "answer", with_selector(1, &answer)),
+        ("closure", "sealed", with_selector(2, &proof())),
+        ("closure", "digest-only", with_selector(2, &whole)),
+        ("closure", "grant", with_selector(3, &grant())),
     ]
 }
 
@@ -308,7 +308,7 @@ fn texts() -> Seeds {
     ]
 }
 
-fn states() -> Seeds {
+fn hash_states() -> Seeds {
     let mut tree = TreeHasher::new();
     tree.update(&vec![5; 600 << 10]);
     let midstate = |algorithm| {
@@ -320,7 +320,7 @@ fn states() -> Seeds {
         (
             "hash_state",
             "tree",
-            codec::encode(&tree.state()).expect("fits"),
+            codec::encode(&tree.state()).expect("encode"),
         ),
         ("hash_state", "sha256", midstate(Algorithm::Sha256)),
         ("hash_state", "sha512", midstate(Algorithm::Sha512)),
