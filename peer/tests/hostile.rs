@@ -3,6 +3,10 @@
 //! nothing they sent is kept.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests run against sockets, in real time"
+)]
 
 mod harness;
 

@@ -1,6 +1,10 @@
 //! Every origin is out, and one peer has an image: others get manifest, proofs and bytes from it.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests run against sockets, in real time"
+)]
 
 mod harness;
 

@@ -1,6 +1,10 @@
 //! What a fleet of a few peers goes through.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests run against sockets, in real time"
+)]
 
 mod harness;
 

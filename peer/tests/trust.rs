@@ -1,6 +1,10 @@
 //! Whom peers serve and believe: grants, and certificates and keys that change while pulls go on.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests run against sockets, in real time"
+)]
 
 mod harness;
 

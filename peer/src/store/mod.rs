@@ -404,6 +404,10 @@ fn save_blob(blob: &StoredBlob) -> io::Result<()> {
 }
 
 /// A record is as old as the last use of its blob: that orders eviction after a restart.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "modification times of files are those of the system's clock"
+)]
 fn note_use(record: &Path) -> io::Result<()> {
     match File::options().write(true).open(record) {
         Ok(file) => file.set_modified(SystemTime::now()),

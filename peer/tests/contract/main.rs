@@ -7,6 +7,10 @@
 //! fails a pull on a reset, on silence, and on an error in the middle of a layer.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests run against sockets, in real time"
+)]
 
 mod client;
 mod cuts;
