@@ -1,5 +1,6 @@
-//! A peer's settings.
+//! The settings of a peer.
 
+use core::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,74 +12,110 @@ use flotilla_common::units::{BitRate, ByteSize};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Identity, LiveKeys};
 
-use crate::mirror::Patience;
 use crate::transport::{CongestionControl, Faithful, Outbound};
 
-/// Transfers each way on real links, where a slot also waits for questions and answers; one more
-/// than the simulator needs, whose links have no queues: `docs/decisions/transfer-slots.md`.
+/// Transfers in each direction. One more than the simulator needs, whose links have no queues: on
+/// a real link, a slot is also occupied while a request and its answer travel
+/// (`docs/decisions/transfer-slots.md`).
 const SLOTS: u32 = 4;
 
-/// A peer's settings. [`Config::new`] gives the defaults.
+/// The default address of the mirror.
+const MIRROR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5001);
+/// The default address for QUIC.
+const QUIC: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 5002);
+/// The default quota of the store.
+const QUOTA: ByteSize = ByteSize(50 << 30);
+
+/// The settings of a peer. [`Config::new`] gives the defaults.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The own name; the certificate's.
+    /// The peer's name, which its certificate must name too.
     pub id: PeerId,
-    /// The own certificate and whom it trusts, which follow their files: for neighbours, and for
-    /// origins and trackers over HTTPS.
+    /// The peer's certificate and the authority it trusts: for neighbours, and for origins and
+    /// trackers over HTTPS. Reloaded when the files change.
     pub identity: Identity,
-    /// The origin keys whose seals are believed; they follow their file.
+    /// The origin keys whose seals are trusted. Reloaded when the file changes.
     pub trusted_keys: LiveKeys,
-    /// Where the container runtime asks. Loopback: whoever reaches it may pull what this machine
-    /// may pull. Default
-    /// 127.0.0.1:5001.
+    /// The address of the mirror. Use loopback: every client that reaches the mirror can pull what
+    /// this machine can pull. Default 127.0.0.1:5001.
     pub mirror: SocketAddr,
-    /// Where neighbours connect (UDP). Default 0.0.0.0:5002.
+    /// The UDP address for neighbours. Default 0.0.0.0:5002.
     pub quic: SocketAddr,
-    /// The address that neighbours are told, if it is not the one bound. An unspecified one is
-    /// replaced by the tracker with the address it sees. Default none.
+    /// The address that neighbours dial, if it differs from the bound one. The tracker replaces an
+    /// unspecified IP address with the source address it sees. Default none.
     pub advertised: Option<SocketAddr>,
-    /// The origins' URLs, the own region's first.
+    /// The URLs of the origins, those of the peer's own region first.
     pub origins: Vec<String>,
-    /// Names of the registries whose images the origins have, as clients write them. Not empty, the
-    /// mirror refuses requests that name another one (`?ns=`). Default none: all are taken.
+    /// The registries whose images the origins have, written as in image names. If the list is not
+    /// empty, the mirror refuses requests for other registries (`?ns=`). Default empty.
     pub registries: Vec<String>,
-    /// The trackers' URLs, in any order, but the same for every peer. Without one, origins serve
-    /// alone.
+    /// The URLs of the trackers, in any order, but the same for every peer. Without a tracker,
+    /// blobs come from origins only.
     pub trackers: Vec<String>,
-    /// The store's folder; no other peer may use it.
+    /// The store's directory, which no other peer may use.
     pub store: PathBuf,
-    /// What the blobs in the store may have together. Default 50 GiB.
+    /// The maximum total size of the blobs in the store. Default 50 GiB.
     pub quota: ByteSize,
-    /// Where this peer is.
+    /// The region of this peer.
     pub region: RegionName,
-    /// Where this peer is.
+    /// The zone of this peer.
     pub zone: ZoneName,
-    /// Cap on payload sent to neighbours. Default none.
+    /// Rate limit for payload sent to neighbours. Default none.
     pub up: Option<BitRate>,
-    /// Cap on payload received from neighbours and origins. Default none.
+    /// Rate limit for payload received from neighbours and origins. Default none.
     pub down: Option<BitRate>,
     /// The congestion controller of connections to neighbours. Default delay-based.
     pub congestion: CongestionControl,
-    /// Whether neighbours must show a grant of an origin. The origins then are asked over HTTPS:
-    /// they give grants to whom they know by certificate. Default false.
+    /// Whether neighbours must present a grant that an origin signed. The origins must then be
+    /// asked over HTTPS, because they issue grants by client certificate. Default false.
     pub requires_grants: bool,
-    /// How long the mirror lets the runtime wait for the swarm.
-    pub patience: Patience,
-    /// The machine's settings; what follows from the above is filled in.
+    /// When a blob's reader falls back from the swarm to an origin.
+    pub fallback_timeouts: FallbackTimeouts,
+    /// The settings of the swarm's state machine. Rates, origins and key are filled in from the
+    /// other fields.
     pub swarm: swarm::Config,
-    /// The seed of the machine's random choices; `None` for one from the operating system.
+    /// Seed for the random choices of the state machine; `None` takes one from the operating
+    /// system.
     pub rng_seed: Option<u64>,
     /// Where the peer reads the time: the system's clock, or a test's.
     pub clock: Clock,
-    /// What happens to chunks on their way out: nothing, but in tests.
+    /// Sends chunks to neighbours. Tests replace it to corrupt chunks.
     pub outbound: Arc<dyn Outbound>,
 }
 
-impl Config {
-    /// Where the container runtime asks unless something else is said.
-    const MIRROR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5001);
+/// How long a blob's reader waits for its next byte before it falls back to an origin.
+///
+/// Bytes read from an origin by a reader are not stored, so waiting is cheaper while the swarm may
+/// still deliver them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FallbackTimeouts {
+    /// While no neighbour has the chunk and every origin fails. Default 3 s, which leaves time to
+    /// connect to neighbours.
+    pub no_source: Duration,
+    /// While no bytes are received for any blob. Default 20 s; the state machine tries an origin
+    /// long before.
+    pub no_progress: Duration,
+    /// For a blob without chunk proofs, whose bytes from a neighbour can be read only after the
+    /// whole blob has arrived. Default 20 s.
+    pub whole_blob: Duration,
+    /// The upper bound, even while other blobs make progress. Default 120 s; container runtimes
+    /// give up after 5 minutes.
+    pub maximum: Duration,
+}
 
-    /// The defaults for a peer with this identity, store and origins.
+impl Default for FallbackTimeouts {
+    fn default() -> Self {
+        Self {
+            no_source: Duration::from_secs(3),
+            no_progress: Duration::from_secs(20),
+            whole_blob: Duration::from_secs(20),
+            maximum: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Config {
+    /// The defaults for a peer with this identity and store.
     pub fn new(
         id: PeerId,
         identity: Identity,
@@ -91,21 +128,21 @@ impl Config {
             id,
             identity,
             trusted_keys: TrustedKeys::none().into(),
-            mirror: Self::MIRROR,
-            quic: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5002)),
+            mirror: MIRROR,
+            quic: QUIC,
             advertised: None,
             origins: Vec::new(),
             registries: Vec::new(),
             trackers: Vec::new(),
             store,
-            quota: ByteSize(50 << 30),
+            quota: QUOTA,
             region,
             zone,
             up: None,
             down: None,
             congestion: CongestionControl::default(),
             requires_grants: false,
-            patience: Patience::default(),
+            fallback_timeouts: FallbackTimeouts::default(),
             swarm: swarm::Config {
                 slots: SLOTS,
                 ..swarm::Config::default()
@@ -116,18 +153,21 @@ impl Config {
         }
     }
 
-    /// What cannot work, said before anything is started, by the keys of configuration files.
+    /// Checks the settings before anything is started. Errors name the configuration key and the
+    /// fix.
     pub(crate) fn validate(&self) -> Result<(), String> {
         match self.identity.peer_id() {
             Some(named) if named == self.id => {}
             Some(named) => {
                 return Err(format!(
-                    "tls-cert: it names peer {named}, and this is peer {}; use the same",
+                    "tls-cert: the certificate is for peer {named}, but this is peer {}; \
+                     use the same id",
                     self.id
                 ));
             }
             None => {
-                return Err("tls-cert: it names no peer; `flotilla pki issue --peer ID` makes one that does"
+                return Err("tls-cert: the certificate names no peer; create one with \
+                            `flotilla pki issue --peer ID`"
                     .to_owned());
             }
         }
@@ -136,43 +176,41 @@ impl Config {
                 check_url(url).map_err(|why| format!("{key}: '{url}' is {why}"))?;
             }
         }
-        if let Some(name) = self
-            .registries
-            .iter()
-            .find(|name| name.is_empty() || name.contains("/"))
-        {
+        let invalid = |name: &&String| name.is_empty() || name.contains('/');
+        if let Some(name) = self.registries.iter().find(invalid) {
             return Err(format!(
-                "registry: {name:?} is no registry's name; write it as images do, host:port"
+                "registry: {name:?} is not a registry name; write it as in image names, host:port"
             ));
         }
-        let plain = self
-            .origins
-            .iter()
-            .find(|url| self.requires_grants && !url.starts_with("https://"));
-        if let Some(url) = plain {
+        let is_plain = |url: &&String| !url.starts_with("https://");
+        if self.requires_grants
+            && let Some(url) = self.origins.iter().find(is_plain)
+        {
             return Err(format!(
-                "require-grants: origin {url} cannot know this peer without TLS and gives it no grant; use https://"
+                "require-grants: without TLS, origin {url} cannot identify this peer and issues \
+                 no grants; use https://"
             ));
         }
         if self.origins.is_empty() {
-            return Err("origin: none is given; give at least one URL, such as https://origin.internal:5000"
+            return Err("origin: missing; give at least one URL, such as \
+                        https://origin.internal:5000"
                 .to_owned());
         }
         Ok(())
     }
 }
 
-/// Whether a text is the URL of a service.
+/// Checks that a text is the URL of an HTTP service: scheme, host and, optionally, port.
 ///
 /// # Errors
-/// What such a URL looks like.
+/// What is wrong and what such a URL looks like; reads on from "it is ...".
 pub fn check_url(url: &str) -> Result<(), &'static str> {
     let parsed = reqwest::Url::parse(url).ok();
     match parsed.filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some())
     {
         Some(_) => Ok(()),
         None => Err(
-            "no URL of a service: write scheme, host and port, such as https://origin.internal:5000",
+            "not a service URL; write scheme, host and port, such as https://origin.internal:5000",
         ),
     }
 }

@@ -1,37 +1,52 @@
-//! A peer's figures for Prometheus.
+//! The peer's metrics for Prometheus.
 
+use core::time::Duration;
 use std::fmt;
 use std::sync::Arc;
 
 use flotilla_common::swarm::{Wait, WaitTimes};
+use flotilla_runtime::identity::Identity;
 use flotilla_runtime::metrics::{Figures, Requests};
 use prometheus_client::registry::Registry;
 
-use crate::driver::Shared;
+use crate::origin::OriginClient;
+use crate::store::Store;
+use crate::telemetry::Telemetry;
+use crate::tracker_client::Trackers;
 
-/// All figures of a peer.
-pub(crate) fn registry(shared: Arc<Shared>, requests: &Requests) -> Registry {
+/// What the metrics are read from.
+#[derive(Debug)]
+pub(crate) struct MetricSources {
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) identity: Identity,
+    pub(crate) trackers: Trackers,
+    pub(crate) origins: OriginClient,
+}
+
+/// All metrics of a peer. Sources are read at each scrape.
+pub(crate) fn registry(sources: MetricSources, requests: &Requests) -> Registry {
     let mut registry = Registry::with_prefix("flotilla_peer");
     requests.register(&mut registry);
-    let pulls = &shared.pulls;
+    let pulls = &sources.telemetry.pulls;
     registry.register(
         "pull_seconds",
-        "From an image's first request to its last byte",
+        "Time from the first request of an image pull to its last byte",
         pulls.seconds.clone(),
     );
-    let help = "From an image's first request to the first byte of a blob";
+    let help = "Time from the first request of an image pull to the first byte of a blob";
     registry.register("first_byte_seconds", help, pulls.first_byte_seconds.clone());
     registry.register_collector(Figures::collector(move |figures| {
-        bytes(&shared, figures)?;
-        pulls_and_faults(&shared, figures)?;
-        state(&shared, figures)
+        bytes(&sources, figures)?;
+        pulls_and_faults(&sources.telemetry, figures)?;
+        state(&sources, figures)
     }));
     registry
 }
 
-fn bytes(shared: &Shared, figures: &mut Figures<'_>) -> fmt::Result {
-    let counters = &shared.counters;
-    let sources = [
+fn bytes(sources: &MetricSources, figures: &mut Figures<'_>) -> fmt::Result {
+    let counters = &sources.telemetry.counters;
+    let pulled = [
         ("own_store", counters.from_store.value()),
         ("same_zone", counters.from_same_zone.value()),
         ("other_zones", counters.from_other_zones.value()),
@@ -39,121 +54,85 @@ fn bytes(shared: &Shared, figures: &mut Figures<'_>) -> fmt::Result {
         ("origin_unleased", counters.origin_unleased.value()),
         ("passed_through", counters.passed_through.value()),
     ];
-    figures.counters(
-        "pulled_bytes",
-        "Bytes of blobs by where they came from",
-        "source",
-        sources,
-    )?;
-    let sinks = [
+    let help = "Blob bytes pulled, by source";
+    figures.counters("pulled_bytes", help, "source", pulled)?;
+    let sent = [
         ("peers", counters.to_peers.value()),
         ("runtime", counters.to_runtime.value()),
     ];
-    figures.counters(
-        "sent_bytes",
-        "Bytes of blobs by where they went",
-        "to",
-        sinks,
-    )
+    figures.counters("sent_bytes", "Blob bytes sent, by receiver", "to", sent)
 }
 
-fn pulls_and_faults(shared: &Shared, figures: &mut Figures<'_>) -> fmt::Result {
-    let (pulls, counters) = (&shared.pulls, &shared.counters);
+fn pulls_and_faults(telemetry: &Telemetry, figures: &mut Figures<'_>) -> fmt::Result {
+    let Telemetry {
+        counters, pulls, ..
+    } = telemetry;
     let results = [
         ("pulled", pulls.pulled.value()),
         ("given_up", pulls.given_up.value()),
         ("refused", pulls.refused.value()),
     ];
-    figures.counters(
-        "pulls",
-        "Images, by how their pull ended",
-        "result",
-        results,
-    )?;
-    let (still, blobs) = shared.waited.read();
-    let help = "Time in which something was wanted and nothing moved at all";
-    figures.seconds("wait_seconds", help, "reason", by_reason(&still))?;
-    let help = "Time in which nothing moved of a wanted blob, summed over blobs";
+    figures.counters("pulls", "Image pulls, by result", "result", results)?;
+    let (peer, blobs) = telemetry.waits.get();
+    let help = "Time in which blobs were wanted and none made progress, by reason";
+    figures.seconds("wait_seconds", help, "reason", by_reason(&peer))?;
+    let help = "Time in which a wanted blob made no progress, summed over blobs, by reason";
     figures.seconds("blob_wait_seconds", help, "reason", by_reason(&blobs))?;
     figures.counter(
         "corrupt_chunks",
-        "Chunks that failed their check",
+        "Received chunks that failed verification",
         counters.corrupt_chunks.value(),
     )?;
     let quarantines = [
         ("peer", counters.quarantined_peers.value()),
         ("blob", counters.quarantined_blobs.value()),
     ];
-    figures.counters(
-        "quarantines",
-        "Peers and blobs put into quarantine",
-        "what",
-        quarantines,
-    )?;
-    let stale = "Tags served as they were because every origin was out";
-    figures.counter("stale_tags", stale, counters.stale_tags.value())?;
+    let help = "Peers and blobs put into quarantine";
+    figures.counters("quarantines", help, "what", quarantines)?;
+    let help = "Tags answered from the last known manifest because no origin was available";
+    figures.counter("stale_tags", help, counters.stale_tags.value())?;
     let refusals = [
         ("busy", counters.refused_busy.value()),
         ("not_permitted", counters.refused_not_permitted.value()),
     ];
-    figures.counters(
-        "refusals",
-        "Requests of neighbours refused",
-        "reason",
-        refusals,
-    )
+    let help = "Requests of neighbours that were refused, by reason";
+    figures.counters("refusals", help, "reason", refusals)
 }
 
-fn state(shared: &Shared, figures: &mut Figures<'_>) -> fmt::Result {
+fn state(sources: &MetricSources, figures: &mut Figures<'_>) -> fmt::Result {
+    let MetricSources {
+        telemetry, store, ..
+    } = sources;
+    let counters = &telemetry.counters;
     figures.gauge(
         "neighbours",
-        "Connections to neighbours",
-        shared.counters.neighbours.value(),
+        "Connected neighbours",
+        counters.neighbours.value(),
     )?;
-    figures.gauge("leases_open", "Leases held", shared.counters.leases.value())?;
-    figures.gauge(
-        "store_bytes",
-        "Bytes of the blobs in the store",
-        shared.store.bytes(),
-    )?;
-    figures.gauge(
-        "store_quota_bytes",
-        "Bytes that the store may have",
-        shared.store.quota().0,
-    )?;
-    shared.identity.figures(figures)?;
-    let trackers = shared.trackers.status();
+    figures.gauge("leases_open", "Leases held", counters.leases.value())?;
+    let help = "Total size of the blobs in the store";
+    figures.gauge("store_bytes", help, store.bytes())?;
+    let help = "Maximum total size of the blobs in the store";
+    figures.gauge("store_quota_bytes", help, store.quota().0)?;
+    sources.identity.figures(figures)?;
+    let trackers = sources.trackers.status();
     let answers = trackers
         .iter()
         .filter_map(|it| Some((it.url.as_str(), u64::from(it.is_answering?))));
-    figures.gauges(
-        "tracker_up",
-        "Whether a tracker answered last time",
-        "url",
-        answers,
-    )?;
-    let announces = trackers
-        .iter()
-        .map(|tracker| (tracker.url.as_str(), tracker.announces));
-    figures.counters(
-        "announces",
-        "Announces that a tracker accepted",
-        "url",
-        announces,
-    )?;
-    let origins = shared.origins.status();
-    // Of one that was never asked nothing is known, and nothing is said.
+    let help = "1 if the tracker answered the last request, 0 if not";
+    figures.gauges("tracker_up", help, "url", answers)?;
+    let announces = trackers.iter().map(|it| (it.url.as_str(), it.announces));
+    let help = "Announces that the tracker accepted";
+    figures.counters("announces", help, "url", announces)?;
+    let origins = sources.origins.status();
+    // An origin that was never asked has no value: neither 0 nor 1 would be true.
     let answers = origins
         .iter()
         .filter_map(|it| Some((it.url.as_str(), u64::from(it.is_answering?))));
-    figures.gauges(
-        "origin_up",
-        "Whether an origin answered last time",
-        "url",
-        answers,
-    )
+    let help = "1 if the origin answered the last request or probe, 0 if not";
+    figures.gauges("origin_up", help, "url", answers)
 }
 
-fn by_reason(times: &WaitTimes) -> impl Iterator<Item = (&'static str, core::time::Duration)> + '_ {
+fn by_reason(times: &WaitTimes) -> impl Iterator<Item = (&'static str, Duration)> + '_ {
     Wait::ALL.into_iter().map(|wait| (wait.name(), times[wait]))
 }

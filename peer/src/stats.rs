@@ -1,4 +1,4 @@
-//! What a peer has done: counters for people, the demonstration and the metrics endpoint.
+//! The peer's counters, for status and metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,48 +11,48 @@ use flotilla_common::digest::Digest;
 pub struct Stats {
     /// Received from neighbours and verified.
     pub bytes_from_peers: u64,
-    /// Received from origins: verified chunks, and what was passed through.
+    /// Received from origins: verified chunks and passed-through bytes.
     pub bytes_from_origin: u64,
-    /// Of the origin's bytes, those that went to the runtime without being stored.
+    /// Of the bytes from origins, those passed through to the runtime without being stored.
     pub bytes_passed_through: u64,
-    /// Found in the own store when a pull began.
+    /// Found in the store when a pull began.
     pub bytes_from_store: u64,
     /// Sent to neighbours.
     pub bytes_to_peers: u64,
-    /// Handed to the container runtime.
+    /// Sent to the container runtime.
     pub bytes_to_runtime: u64,
-    /// Chunks from neighbours that failed their check; nothing of them was kept.
+    /// Received chunks that failed verification. They were discarded.
     pub corrupt_chunks: u64,
-    /// Neighbours that were found lying.
+    /// Neighbours quarantined because they sent corrupt chunks.
     pub quarantined_peers: u64,
-    /// Blobs whose proofs or bytes contradict each other: an origin's fault.
+    /// Blobs quarantined because an origin's seals contradict each other or the bytes.
     pub quarantined_blobs: u64,
     /// Requests of neighbours refused because all upload slots were taken.
     pub refused_busy: u64,
-    /// Tags answered as they were, because every origin was out.
+    /// Tags answered from the last known manifest because no origin was available.
     pub stale_tags: u64,
-    /// Requests of neighbours refused because they showed no valid grant.
+    /// Requests of neighbours refused because they presented no valid grant.
     pub refused_not_permitted: u64,
-    /// Connections to neighbours now.
+    /// Connected neighbours now.
     pub neighbours: u64,
-    /// Bytes of the blobs in the store.
+    /// The total size of the blobs in the store.
     pub store_bytes: u64,
-    /// When the certificate in use is over, in seconds since 1970.
+    /// When the certificate in use expires, in seconds since 1970.
     pub certificate_ends_unix_s: u64,
     /// Every blob in the store.
     pub blobs: Vec<BlobProgress>,
 }
 
-/// How far one blob is.
+/// The progress of one blob.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BlobProgress {
-    /// The blob.
+    /// The blob's digest.
     pub digest: Digest,
-    /// Its bytes.
+    /// The blob's size, in bytes.
     pub size: u64,
     /// Bytes of the chunks held.
     pub held: u64,
-    /// Whether all is held and the whole was checked against its digest.
+    /// Whether all chunks are held and the whole blob was checked against its digest.
     pub is_complete: bool,
 }
 
@@ -79,17 +79,17 @@ pub(crate) struct Counters {
     pub(crate) leases: Counter,
 }
 
-/// A number that only its own changes touch.
+/// An atomic counter or gauge.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    pub(crate) fn add(&self, more: u64) {
-        self.0.fetch_add(more, Ordering::Relaxed);
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    pub(crate) fn set(&self, now: u64) {
-        self.0.store(now, Ordering::Relaxed);
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
     }
 
     pub(crate) fn value(&self) -> u64 {
@@ -98,7 +98,7 @@ impl Counter {
 }
 
 impl Counters {
-    /// The counters, with nothing about the store.
+    /// The counters, without the store.
     pub(crate) fn snapshot(&self) -> Stats {
         Stats {
             bytes_from_peers: self.from_peers.value(),

@@ -1,6 +1,7 @@
-//! What a peer says of itself under `/flotilla/status`: the words of its JSON.
+//! The JSON document under `/flotilla/status`.
 //!
-//! Sizes are bytes, times seconds, rates bytes per second. Fields are only ever added.
+//! Sizes are in bytes, times in seconds, rates in bytes per second. Fields are added, but never
+//! renamed or removed.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,43 +15,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::stats::Stats;
 
-/// Everything.
+/// The status of a peer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// The peer's name.
     pub id: PeerId,
-    /// Where it is.
+    /// The peer's region.
     pub region: RegionName,
-    /// Where it is.
+    /// The peer's zone.
     pub zone: ZoneName,
-    /// What neighbours are told to dial.
+    /// The address that neighbours dial.
     pub address: SocketAddr,
-    /// Transfers.
+    /// Concurrent transfers.
     pub slots: Slots,
-    /// What comes from neighbours and origins.
+    /// Downloads from neighbours and origins.
     pub down: Direction,
-    /// What goes to neighbours.
+    /// Uploads to neighbours.
     pub up: Direction,
-    /// Images that are being pulled, in the order they began.
+    /// Pulls in progress, the oldest first.
     pub pulls: Vec<PullStatus>,
-    /// The last pulls that are over, the latest first.
+    /// The last finished pulls, the newest first.
     pub finished: Vec<PullReport>,
-    /// Blobs that are wanted and not complete.
+    /// Blobs that are wanted and incomplete.
     pub wanted: Vec<BlobStatus>,
     /// Connected neighbours.
     pub connected: Vec<NeighbourStatus>,
-    /// Neighbours that sent corrupt bytes and are not used.
+    /// Peers that are not used because they sent corrupt bytes.
     pub quarantined: Vec<Quarantined>,
     /// The configured trackers.
     pub trackers: Vec<TrackerStatus>,
-    /// The configured origins, in order.
+    /// The configured origins, in the configured order.
     pub origins: Vec<OriginStatus>,
     /// Leases held.
     pub leases: Vec<LeaseStatus>,
     /// The store.
     pub store: StoreStatus,
-    /// How long something was wanted and nothing moved since the start, by reason.
-    pub stood_still: Waits,
+    /// Time since the start in which blobs were wanted and none made progress, by reason.
+    #[serde(rename = "stood_still")]
+    pub stalled: Waits,
     /// Counters since the start, and every blob in the store.
     #[serde(flatten)]
     pub counters: Stats,
@@ -59,7 +61,7 @@ pub struct Status {
 /// Seconds by reason.
 pub type Waits = BTreeMap<Wait, f64>;
 
-/// The waits as JSON has them.
+/// Waiting times in the format of the document.
 pub(crate) fn waits(times: &WaitTimes) -> Waits {
     times
         .longest()
@@ -68,15 +70,15 @@ pub(crate) fn waits(times: &WaitTimes) -> Waits {
         .collect()
 }
 
-/// To the millisecond.
+/// Rounds to milliseconds.
 pub(crate) fn rounded(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
 
-/// Transfers now.
+/// Concurrent transfers now.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Slots {
-    /// Of each kind at most.
+    /// The maximum number in each direction.
     pub each_way: u32,
     /// Chunks being fetched.
     pub downloads: u32,
@@ -84,23 +86,23 @@ pub struct Slots {
     pub uploads: u32,
 }
 
-/// One direction of the own link.
+/// All transfers in one direction.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Direction {
-    /// Over the last second or so.
+    /// The rate over about the last second.
     pub bytes_per_second: f64,
-    /// Since the start.
+    /// Bytes since the start.
     pub bytes: u64,
-    /// The configured cap.
+    /// The configured rate limit.
     pub cap_bits_per_second: Option<BitRate>,
 }
 
-/// Bytes of an image by where they came from.
+/// Bytes of an image by source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sources {
-    /// Held when the pull began.
+    /// The store, when the pull began.
     pub own_store: u64,
-    /// Peers in the own zone.
+    /// Peers in the same zone.
     pub same_zone: u64,
     /// Peers in other zones.
     pub other_zones: u64,
@@ -108,12 +110,12 @@ pub struct Sources {
     pub origin_leased: u64,
     /// An origin, without a lease.
     pub origin_unleased: u64,
-    /// An origin, straight to the runtime.
+    /// An origin, passed through to the runtime.
     pub passed_through: u64,
 }
 
 impl Sources {
-    /// All that came over the network.
+    /// All bytes received over the network.
     pub fn received(&self) -> u64 {
         self.same_zone
             + self.other_zones
@@ -123,30 +125,30 @@ impl Sources {
     }
 }
 
-/// An image that is being pulled.
+/// A pull in progress.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PullStatus {
     /// Repository and tag, or digest.
     pub image: String,
     /// The digest of its manifest.
     pub manifest: Digest,
-    /// Whether it is fetched for the store only.
+    /// Whether it is downloaded into the store only.
     pub is_warming: bool,
-    /// Of all its blobs.
+    /// The total size of its blobs.
     pub bytes: u64,
-    /// Of these, verified and stored.
+    /// Bytes that are verified and stored.
     pub held: u64,
-    /// Handed to the runtime.
+    /// Bytes sent to the runtime.
     pub emitted: u64,
-    /// Its blobs.
+    /// The number of its blobs.
     pub blobs: u32,
-    /// Of these, complete.
+    /// The number of complete blobs.
     pub complete: u32,
-    /// Since it began.
+    /// The time since it began.
     pub seconds: f64,
-    /// Where the bytes came from so far.
+    /// The bytes so far, by source.
     pub sources: Sources,
-    /// What went wrong last, if anything did.
+    /// The last error, if there was one.
     pub trouble: Option<String>,
 }
 
@@ -154,78 +156,78 @@ pub struct PullStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PullResult {
-    /// Every blob is here, or with the runtime.
+    /// Every blob is complete in the store or was sent to the runtime.
     Pulled,
-    /// It stood still too long.
+    /// No progress for too long.
     GivenUp,
 }
 
-/// A pull that is over, and what explains it.
+/// A finished pull, with figures that explain its duration.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PullReport {
     /// Repository and tag, or digest.
     pub image: String,
     /// The digest of its manifest.
     pub manifest: Digest,
-    /// How it ended.
+    /// The result.
     pub result: PullResult,
-    /// Why it was given up.
+    /// The reason, if it was given up.
     pub why: Option<String>,
-    /// Whether it was for the store only.
+    /// Whether it was downloaded into the store only.
     pub is_warming: bool,
-    /// Of all its blobs.
+    /// The total size of its blobs.
     pub bytes: u64,
-    /// Handed to the runtime.
+    /// Bytes sent to the runtime.
     pub emitted: u64,
-    /// Where the bytes came from.
+    /// The bytes by source.
     pub sources: Sources,
     /// From the first request to the last byte.
     pub seconds: f64,
-    /// To the first byte of a blob that the runtime got.
+    /// From the first request to the first byte of a blob that was sent to the runtime.
     pub first_byte_seconds: Option<f64>,
-    /// Bytes over seconds.
+    /// The average rate.
     pub bytes_per_second: f64,
-    /// Time in which nothing at all moved for this peer, by reason.
+    /// Time in which this peer wanted blobs and none made progress, by reason.
     pub waits: Waits,
-    /// Time in which nothing moved, summed over the blobs, by reason.
+    /// Time in which a blob of the image made no progress, summed over its blobs, by reason.
     pub blob_waits: Waits,
-    /// What the bytes that came over the network need at the cap of the own downlink.
+    /// The least time for the bytes received over the network, at the configured download limit.
     pub bound_seconds: Option<f64>,
-    /// `seconds` over that.
+    /// `seconds` divided by `bound_seconds`.
     pub over_bound: Option<f64>,
 }
 
-/// A blob on its way.
+/// A blob that is being downloaded.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BlobStatus {
-    /// Which.
+    /// The blob's digest.
     pub digest: Digest,
-    /// Its bytes.
+    /// The blob's size.
     pub bytes: u64,
-    /// Verified and stored.
+    /// Bytes that are verified and stored.
     pub held: u64,
-    /// Over the last second or so.
+    /// The rate over about the last second.
     pub bytes_per_second: f64,
-    /// Neighbours with which it is exchanged.
+    /// The number of neighbours that exchange it with this peer.
     pub neighbours: u32,
-    /// What comes now, and from where.
+    /// The running downloads.
     pub transfers: Vec<TransferStatus>,
-    /// Why nothing moves.
+    /// Why it makes no progress now.
     pub waits_for: Option<Wait>,
-    /// Time waited so far, by reason.
+    /// Time without progress so far, by reason.
     pub waited: Waits,
 }
 
-/// A chunk on its way.
+/// The download of a chunk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TransferStatus {
     /// A neighbour's name or an origin's URL.
     pub from: String,
-    /// Which chunk.
+    /// The chunk's index in the blob.
     pub chunk: u32,
-    /// Its bytes.
+    /// The chunk's length.
     pub bytes: u64,
-    /// Of these, here.
+    /// Bytes received so far.
     pub received: u64,
 }
 
@@ -234,28 +236,28 @@ pub struct TransferStatus {
 pub struct NeighbourStatus {
     /// Its name.
     pub id: PeerId,
-    /// Where it is.
+    /// Its region.
     pub region: RegionName,
-    /// Where it is.
+    /// Its zone.
     pub zone: ZoneName,
-    /// How far that is.
+    /// Its distance.
     pub nearness: Near,
-    /// Round trip.
+    /// The round-trip time.
     pub rtt_seconds: f64,
-    /// From it.
+    /// Downloads from it.
     pub down: Exchange,
-    /// To it.
+    /// Uploads to it.
     pub up: Exchange,
 }
 
-/// One direction of a link.
+/// All transfers with a neighbour in one direction.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Exchange {
-    /// Over the last second or so.
+    /// The rate over about the last second.
     pub bytes_per_second: f64,
-    /// Since it was first met.
+    /// Bytes since the first connection.
     pub bytes: u64,
-    /// Chunks under way.
+    /// Running transfers.
     pub transfers: u32,
 }
 
@@ -263,7 +265,7 @@ pub struct Exchange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Near {
-    /// In the own zone.
+    /// In the same zone.
     SameZone,
     /// In another zone of the region.
     SameRegion,
@@ -281,12 +283,12 @@ impl From<Nearness> for Near {
     }
 }
 
-/// A neighbour that sent corrupt bytes.
+/// A peer in quarantine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Quarantined {
     /// Its name.
     pub id: PeerId,
-    /// Until it may be used again.
+    /// The time until it may be used again.
     pub seconds_left: f64,
 }
 
@@ -295,11 +297,11 @@ pub struct Quarantined {
 pub struct TrackerStatus {
     /// Its URL.
     pub url: String,
-    /// Whether the last announce was answered; `null` before the first one was.
+    /// Whether the last announce was answered; `null` before the first answer.
     pub is_answering: Option<bool>,
     /// Announces that it accepted.
     pub announces: u64,
-    /// What went wrong, if it does not answer.
+    /// The error, if it does not answer.
     pub trouble: Option<String>,
 }
 
@@ -308,32 +310,32 @@ pub struct TrackerStatus {
 pub struct OriginStatus {
     /// Its URL.
     pub url: String,
-    /// Whether the last request, or probe after it, was answered; `null` if it was never asked.
+    /// Whether the last request or probe was answered; `null` before the first request.
     pub is_answering: Option<bool>,
-    /// What went wrong, if it does not answer.
+    /// The error, if it does not answer.
     pub trouble: Option<String>,
 }
 
 /// A lease held.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct LeaseStatus {
-    /// On which blob.
+    /// The blob.
     pub blob: Digest,
-    /// And which of its chunks.
+    /// The index of the chunk.
     pub chunk: u32,
 }
 
 /// The store.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StoreStatus {
-    /// Its folder.
+    /// Its directory.
     pub dir: PathBuf,
-    /// Of the blobs in it, held or not.
+    /// The total size of the blobs in it, including missing chunks.
     pub bytes: u64,
-    /// At most so many.
+    /// The maximum of `bytes`.
     pub quota: u64,
-    /// Blobs in it.
+    /// The number of blobs.
     pub blobs: u32,
-    /// Of these, complete.
+    /// The number of complete blobs.
     pub complete: u32,
 }

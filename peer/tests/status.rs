@@ -1,6 +1,10 @@
 //! What a peer says of itself: a pull under way and after it, why it waits, and its figures for
 //! Prometheus.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests run against sockets, in real time"
+)]
 
 mod harness;
 
@@ -105,7 +109,7 @@ async fn a_blob_that_waits_says_why() {
     let peer = fleet.peer("vm-1").await;
     let is_waiting = |status: &Status| {
         let waits = |blob: &BlobStatus| blob.waits_for == Some(Wait::Origin);
-        status.wanted.iter().any(waits) && status.stood_still.contains_key(&Wait::Origin)
+        status.wanted.iter().any(waits) && status.stalled.contains_key(&Wait::Origin)
     };
     let status = tokio::select! {
         pulled = try_pull(&peer) => panic!("the origin is down: {pulled:?}"),

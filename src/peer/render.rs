@@ -79,13 +79,10 @@ fn head(text: &mut String, status: &Status) {
         text,
         format_args!("transfers: {downloads} down, {uploads} up, {each_way} each way at a time"),
     );
-    if !status.stood_still.is_empty() {
+    if !status.stalled.is_empty() {
         line(
             text,
-            format_args!(
-                "stood still since the start: {}",
-                waits(&status.stood_still)
-            ),
+            format_args!("stood still since the start: {}", waits(&status.stalled)),
         );
     }
 }

@@ -142,7 +142,7 @@ fn a_bad_value_names_its_key_and_what_would_be_right() {
         (
             "peer",
             peer.clone(),
-            ["origin: none is given", "https://origin.internal:5000"],
+            ["origin: missing", "https://origin.internal:5000"],
         ),
         (
             "peer",

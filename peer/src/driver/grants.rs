@@ -1,5 +1,5 @@
-//! Grants: shown by this peer with each question, renewed while a pull goes on, and asked of others
-//! if so configured.
+//! Grants: this peer presents them with each request to a neighbour, renews them during a pull, and
+//! requires them of neighbours if so configured.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -11,30 +11,33 @@ use flotilla_common::name::RepositoryName;
 use flotilla_common::seal::{TrustError, TrustedKeys};
 use flotilla_common::time::Time;
 
-use super::{Driver, Report, Shared};
+use super::Driver;
+use super::tables::BlobEntry;
+use super::tasks::TaskReport;
+use crate::handles::Upstream;
 use crate::transport::Link;
 
-/// Links whose last grant is remembered: more than there are connections.
+/// Links whose last grant is remembered. This is more than the maximum number of connections.
 const MAX_VERIFIED: usize = 128;
-/// Least time between two questions for one manifest's grant.
+/// The shortest time between two requests for one manifest's grant.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Which manifests' grants were asked for lately, and until when they are not asked for again.
+/// The manifests whose grants were requested, with the time before which they are not requested
+/// again.
 pub(super) type Renewals = BTreeMap<Digest, Time>;
 
-/// Grants that were verified, the last one of each link: a neighbour shows the same one with each
-/// question of a pull. Nothing but the signature is remembered; whom a grant is for, for what and
-/// until when is looked at each time.
+/// The last grant of each link whose signature was verified. A neighbour presents the same grant
+/// with each request of a pull. Its holder, digests and expiry are checked each time.
 #[derive(Debug, Default)]
-pub(super) struct Verified {
-    /// The keys that it was verified with: with others, nothing counts.
+pub(super) struct VerifiedGrants {
+    /// The keys that the signatures were verified with. With other keys, all are verified again.
     trusted: Option<Arc<TrustedKeys>>,
     by_link: BTreeMap<u64, Grant>,
 }
 
-impl Verified {
-    /// That an origin signed the grant that came over this link.
-    fn check(
+impl VerifiedGrants {
+    /// Verifies that a trusted origin signed a grant that was received over this link.
+    fn verify(
         &mut self,
         link: u64,
         grant: &Grant,
@@ -59,43 +62,44 @@ impl Verified {
         Ok(())
     }
 
-    /// A link is no more.
-    pub(super) fn unlinked(&mut self, link: u64) {
+    /// Forgets the grant of a closed link.
+    pub(super) fn forget(&mut self, link: u64) {
         self.by_link.remove(&link);
     }
 }
 
-/// Why a neighbour gets nothing.
+/// Why a neighbour's request is refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotPermitted {
-    #[error("it shows no grant, and this peer requires one")]
+    #[error("the neighbour presented no grant, but this peer requires one")]
     NoGrant,
     #[error("check grant: {0}")]
     Grant(#[from] TrustError),
 }
 
 impl Driver {
-    /// Whether a neighbour may have what it asks for.
+    /// Checks that a neighbour may have the blob or manifest that it requests.
     pub(super) fn check_grant(
         &mut self,
         link: &Link,
         digest: &Digest,
         grant: Option<&Grant>,
     ) -> Result<(), NotPermitted> {
-        if !self.shared.requires_grants {
+        if !self.context.requires_grants {
             return Ok(());
         }
         let grant = grant.ok_or(NotPermitted::NoGrant)?;
-        self.verified
-            .check(link.id(), grant, &self.shared.trusted.current())?;
-        Ok(grant.permits(link.peer(), digest, self.shared.clock.unix_seconds())?)
+        let trusted = self.context.upstream.trusted_keys.current();
+        self.verified.verify(link.id(), grant, &trusted)?;
+        let unix_s = self.context.clock.unix_seconds();
+        Ok(grant.permits(link.peer(), digest, unix_s)?)
     }
 
-    /// Asks for new grants where a pull goes on and the old one ends soon.
+    /// Requests new grants for pulls in progress whose grants expire soon.
     pub(super) fn renew_grants(&mut self, now: Time) {
         self.renewals.retain(|_, until| *until > now);
-        let unix_s = self.shared.clock.unix_seconds();
-        let due = |(_, blob): (_, &super::roster::Blob)| {
+        let unix_s = self.context.clock.unix_seconds();
+        let due = |(_, blob): (_, &BlobEntry)| {
             let is_pulled = blob.pin.is_some() && !blob.stored.is_complete();
             let grant = blob
                 .grant
@@ -103,29 +107,29 @@ impl Driver {
                 .filter(|grant| is_pulled && grant.is_due(unix_s))?;
             Some((*grant.manifest()?, blob.repository.clone()?))
         };
-        let due: BTreeMap<Digest, RepositoryName> = self.roster.blobs().filter_map(due).collect();
+        let due: BTreeMap<Digest, RepositoryName> = self.tables.blobs().filter_map(due).collect();
         for (manifest, repository) in due {
             if self.renewals.contains_key(&manifest) {
                 continue;
             }
             self.renewals.insert(manifest, now + RENEWAL_INTERVAL);
-            let (shared, reports) = (Arc::clone(&self.shared), self.reports.clone());
-            self.shared.shutdown.spawn(async move {
-                if let Some(grant) = ask_again(&shared, &repository, &manifest).await {
-                    // Only fails when the driver is gone.
-                    let _ = reports.send(Report::Granted(grant)).await;
+            let (upstream, reports) = (self.context.upstream.clone(), self.reports.clone());
+            self.context.shutdown.spawn(async move {
+                if let Some(grant) = renew(&upstream, &repository, &manifest).await {
+                    // Fails only when the driver has stopped.
+                    let _ = reports.send(TaskReport::Granted(grant)).await;
                 }
             });
         }
     }
 
-    /// Takes a new grant for all that it is for.
+    /// Stores a new grant with all blobs that it covers.
     pub(super) fn granted(&mut self, grant: &Grant) {
         for digest in &grant.digests {
             if let Some(blob) = self
-                .roster
+                .tables
                 .blob_slot(digest)
-                .and_then(|slot| self.roster.blob_mut(slot))
+                .and_then(|slot| self.tables.blob_mut(slot))
             {
                 blob.grant = Some(grant.clone());
             }
@@ -133,15 +137,15 @@ impl Driver {
     }
 }
 
-async fn ask_again(
-    shared: &Shared,
+async fn renew(
+    upstream: &Upstream,
     repository: &RepositoryName,
     manifest: &Digest,
 ) -> Option<Grant> {
-    match shared.origins.closure(repository, manifest).await {
+    match upstream.origins.closure(repository, manifest).await {
         Ok(closure) => closure?.grant,
         Err(error) => {
-            tracing::warn!(%manifest, %error, "renew grant");
+            tracing::warn!(%manifest, %error, "grant renewal failed; retrying");
             None
         }
     }
@@ -154,11 +158,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_grant_is_verified_once_for_each_link_and_again_with_other_keys() {
+    fn signature_is_verified_once_per_link_and_again_after_a_key_change() {
         let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
         let mut trusted = TrustedKeys::none();
         trusted.add(&key.public()).expect("a key");
-        let (trusted, nobody) = (Arc::new(trusted), Arc::new(TrustedKeys::none()));
+        let trusted = Arc::new(trusted);
+        let untrusting = Arc::new(TrustedKeys::none());
         let grant = Grant::sign(
             &key,
             "vm-1".parse().expect("a label"),
@@ -169,25 +174,25 @@ mod tests {
             expires_unix_s: 1_000,
             ..grant.clone()
         };
-        let mut verified = Verified::default();
-        assert_eq!(verified.check(7, &grant, &trusted), Ok(()));
+        let mut verified = VerifiedGrants::default();
+        assert_eq!(verified.verify(7, &grant, &trusted), Ok(()));
         assert_eq!(
-            verified.check(7, &forged, &trusted),
+            verified.verify(7, &forged, &trusted),
             Err(TrustError::BadSignature)
         );
-        assert_eq!(verified.check(7, &grant, &trusted), Ok(()));
+        assert_eq!(verified.verify(7, &grant, &trusted), Ok(()));
         assert_eq!(verified.by_link.len(), 1);
         let unknown = Err(TrustError::UnknownKey(key.key_id()));
         assert_eq!(
-            verified.check(7, &grant, &nobody),
+            verified.verify(7, &grant, &untrusting),
             unknown,
             "an origin's key was withdrawn"
         );
         for link in 0..1000 {
-            assert_eq!(verified.check(link, &grant, &trusted), Ok(()));
+            assert_eq!(verified.verify(link, &grant, &trusted), Ok(()));
             assert!(verified.by_link.len() <= MAX_VERIFIED);
         }
-        verified.unlinked(999);
+        verified.forget(999);
         assert!(!verified.by_link.contains_key(&999));
     }
 }

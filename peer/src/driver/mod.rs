@@ -1,281 +1,179 @@
-//! The driver: one task that owns the machine, feeds it everything that happens, and does what it
-//! says.
+//! The driver: one task that owns the peer's state machine, feeds it every event, and carries out
+//! its outputs.
 //!
 //! ```text
-//! mirror ── Command ──┐                          ┌──▶ transport: dial, say, fetch, serve
+//! mirror ── Command ──┐                          ┌──▶ transport: dial, send, fetch, serve
 //! transport ─ Incident ┼─▶ driver ─▶ PeerMachine ─┼──▶ origins: fetch
 //! tracker ─── Event ──┤            ◀─ outputs    ├──▶ trackers: announce, leases
-//! tasks ───── Report ─┘                          └──▶ store: whole-blob check, bypass
+//! tasks ─ TaskReport ─┘                          └──▶ store: whole-blob check, bypass
 //! ```
 //!
-//! It is boring on purpose: whatever decides is in the machine. It never waits for anything but the
-//! next event, never touches a payload byte, and every queue into it is bounded.
+//! The driver makes no decisions; those are the machine's. It waits for nothing but the next event,
+//! never touches payload bytes, and every queue into it is bounded.
 
-mod accounts;
-mod act;
-mod events;
+mod accounting;
+mod command;
 mod grants;
 mod images;
-mod meetings;
-mod report;
-mod roster;
+mod local_events;
+mod network_events;
+mod outputs;
+mod status;
+mod tables;
 mod tasks;
+mod tracker_events;
 
 use core::time::Duration;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use flotilla_common::digest::Digest;
-use flotilla_common::grant::Grant;
-use flotilla_common::name::RepositoryName;
 use flotilla_common::swarm::{BlobSlot, PeerMachine, Source, TransferId, UploadId, WaitTimes};
 use flotilla_common::time::Time;
-use flotilla_common::units::BitRate;
-use flotilla_common::wire::peer::Image;
-use flotilla_common::wire::tracker::PeerInfo;
 use flotilla_runtime::clock::Clock;
-use flotilla_runtime::identity::{Identity, LiveKeys};
-use flotilla_runtime::rate::Limiter;
 use flotilla_runtime::shutdown::Shutdown;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::flow::Flow;
-use crate::mirror::Patience;
-use crate::origin::{Origins, Sighting};
-use crate::pulls::{Opened, Pulls};
-use crate::stats::Counters;
-use crate::status::Status;
-use crate::store::{ManifestStore, Pin, Store, StoredBlob};
-use crate::tracker_client::{TrackerEvent, Trackers};
-use crate::transport::{Incident, Link, Outbound, Question, Transport};
-pub(crate) use images::MAX_TOLD;
-use roster::Roster;
-pub(crate) use roster::peer_key;
+use crate::handles::{Network, Stores, Upstream};
+use crate::origin::OriginHealthReport;
+use crate::rate_meter::RateMeter;
+use crate::store::StoredBlob;
+use crate::telemetry::Telemetry;
+use crate::tracker_client::TrackerEvent;
+use crate::transport::{Incident, Link, Outbound, Question};
+pub(crate) use command::{Command, Commands, QUEUE};
+use tables::Tables;
+pub(crate) use tables::peer_key;
+use tasks::TaskReport;
 
-/// Events of each kind that wait for the driver at most.
-pub(crate) const QUEUE: usize = 1024;
-/// How often it looks after what no event calls for: records to save, blobs nobody reads any more.
-const HOUSEKEEPING: Duration = Duration::from_secs(2);
-/// A blob that no reader has used for this long is not downloaded further.
+/// How often the driver does what no event calls for: it saves records and stops the download of
+/// blobs that are no longer read.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(2);
+/// How long after its last reader the download of a blob goes on.
 const LINGER: Duration = Duration::from_secs(60);
 
-/// What the mirror asks of the driver.
+/// What the driver needs of the rest of the peer.
 #[derive(Debug)]
-pub(crate) enum Command {
-    /// A pull needs this blob, or soon will.
-    Want {
-        pin: Pin,
-        repository: RepositoryName,
-        grant: Option<Grant>,
-    },
-    /// The readers of a blob moved, came or went.
-    ReadersMoved(Digest),
-    /// Can anybody bring this chunk now?
-    Reach {
-        digest: Digest,
-        chunk: u32,
-        answer: oneshot::Sender<Reach>,
-    },
-    /// A stored chunk turned out damaged.
-    Lost { digest: Digest, chunk: u32 },
-    /// The store let these blobs go.
-    Evicted(Vec<Digest>),
-    /// Nothing of this blob can be trusted any more.
-    Quarantine { digest: Digest, why: String },
-    /// No origin can tell an image: perhaps a neighbour can. Dropped if none does.
-    Seek {
-        manifest: Digest,
-        answer: oneshot::Sender<Image>,
-    },
-    /// The runtime pulls an image from now on.
-    Pull(Opened),
-    /// How is it going?
-    Status(oneshot::Sender<Box<Status>>),
-}
-
-/// Whether waiting for a chunk makes sense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reach {
-    /// It is on its way, a neighbour has it, or an origin may be asked.
-    Within,
-    /// No source that is known can bring it at the moment.
-    Out,
-}
-
-/// How the tasks that the driver spawned are getting on.
-#[derive(Debug)]
-enum Report {
-    FirstByte(TransferId),
-    Progress(TransferId, u64),
-    Fetched(TransferId, tasks::Fetched),
-    UploadProgress(UploadId, u64),
-    /// So many bytes were sent.
-    UploadEnded(UploadId, u64),
-    /// A chunk was found damaged while it was served.
-    Lost(Digest, u32),
-    /// The whole blob was hashed.
-    Checked(Digest, tasks::Whole),
-    /// An origin renewed a grant.
-    Granted(Grant),
-    /// A neighbour handed on an image, whose manifest has its digest.
-    HandedOn(Digest, Box<Image>),
-}
-
-/// What the driver and its tasks share.
-#[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct DriverContext {
     pub(crate) clock: Clock,
-    pub(crate) me: PeerInfo,
-    pub(crate) store: Store,
-    pub(crate) manifests: ManifestStore,
-    pub(crate) origins: Origins,
-    pub(crate) transport: Transport,
-    pub(crate) trackers: Trackers,
-    pub(crate) identity: Identity,
-    pub(crate) trusted: LiveKeys,
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) pulls: Pulls,
-    pub(crate) waited: Waited,
-    pub(crate) moved: Moved,
-    pub(crate) up_cap: Option<BitRate>,
-    pub(crate) up: Limiter,
-    pub(crate) down: Limiter,
+    pub(crate) stores: Stores,
+    pub(crate) network: Network,
+    pub(crate) upstream: Upstream,
+    pub(crate) telemetry: Arc<Telemetry>,
+    /// Sends chunks to neighbours.
     pub(crate) outbound: Arc<dyn Outbound>,
-    /// One permit for each image that may be told to a neighbour at a time.
-    pub(crate) images_told: Arc<Semaphore>,
-    /// Whether neighbours must show a grant.
+    /// Whether neighbours must present a grant.
     pub(crate) requires_grants: bool,
-    /// How long readers wait.
-    pub(crate) patience: Patience,
     pub(crate) shutdown: Shutdown,
 }
 
-/// What was waited until now: by the peer as a whole, and by blobs. Renewed now and then.
-#[derive(Debug, Default)]
-pub(crate) struct Waited(Mutex<(WaitTimes, WaitTimes)>);
-
-impl Waited {
-    pub(crate) fn read(&self) -> (WaitTimes, WaitTimes) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self, still: WaitTimes, blobs: WaitTimes) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (still, blobs);
-    }
-}
-
-/// When bytes of any blob last came: readers that wait tell a swarm that is busy from one that is
-/// stuck.
-#[derive(Debug, Default)]
-pub(crate) struct Moved(AtomicU64);
-
-impl Moved {
-    fn note(&self, now: Time) {
-        self.0.store(now.as_nanos(), Ordering::Relaxed);
-    }
-
-    /// How long ago that was.
-    pub(crate) fn ago(&self, now: Time) -> Duration {
-        now.saturating_since(Time::from_nanos(self.0.load(Ordering::Relaxed)))
-    }
-}
-
-/// The receiving ends of what happens elsewhere.
+/// The receiving ends of the driver's queues.
 #[derive(Debug)]
 pub(crate) struct Events {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) incidents: mpsc::Receiver<Incident>,
     pub(crate) tracker: mpsc::Receiver<TrackerEvent>,
-    pub(crate) sightings: mpsc::Receiver<Sighting>,
+    pub(crate) origin_health: mpsc::Receiver<OriginHealthReport>,
 }
 
-/// A download that runs.
+/// A running download of a chunk.
 #[derive(Debug)]
 struct Fetch {
     blob: BlobSlot,
     chunk: u32,
+    /// The length of the chunk.
     bytes: u64,
     received: u64,
     source: Source,
     task: AbortHandle,
 }
 
-/// An upload: asked for, or running.
+/// An upload of a chunk: requested or running.
 #[derive(Debug)]
-struct Upload {
+struct ActiveUpload {
     link: Link,
     stored: Arc<StoredBlob>,
-    /// Until the machine has answered.
+    /// The request, until the machine has accepted or refused it.
     question: Option<Question>,
     task: Option<AbortHandle>,
     sent: u64,
 }
 
-/// The task's state.
+/// The state of the driver's task.
 #[derive(Debug)]
 pub(crate) struct Driver {
     machine: PeerMachine,
-    roster: Roster,
-    shared: Arc<Shared>,
+    tables: Tables,
+    context: DriverContext,
     fetches: HashMap<TransferId, Fetch>,
-    uploads: HashMap<UploadId, Upload>,
+    uploads: HashMap<UploadId, ActiveUpload>,
     next_upload: u64,
     next_ticket: u64,
     renewals: grants::Renewals,
-    verified: grants::Verified,
-    seeks: images::Seeks,
-    down: Flow,
-    up: Flow,
-    /// What blobs have waited, all together.
+    verified: grants::VerifiedGrants,
+    seeks: images::ImageSeeks,
+    /// The rates of all downloads and of all uploads.
+    down: RateMeter,
+    up: RateMeter,
+    /// The waiting times of all blobs, summed.
     blob_waits: WaitTimes,
-    reports: mpsc::Sender<Report>,
+    reports: mpsc::Sender<TaskReport>,
     housekeeping_at: Time,
 }
 
 impl Driver {
-    /// Runs until the shutdown starts. Blobs that the store held before are served from the
+    /// Runs until the shutdown starts. Blobs that are in the store already are served from the
     /// beginning.
-    pub(crate) async fn run(machine: PeerMachine, shared: Arc<Shared>, mut events: Events) {
+    pub(crate) async fn run(machine: PeerMachine, context: DriverContext, mut events: Events) {
         let (reports, mut reported) = mpsc::channel(QUEUE);
-        let clock = shared.clock;
-        let now = clock.now();
-        let mut driver = Self {
-            machine,
-            roster: Roster::default(),
-            shared,
-            fetches: HashMap::new(),
-            uploads: HashMap::new(),
-            next_upload: 0,
-            next_ticket: 0,
-            renewals: grants::Renewals::new(),
-            verified: grants::Verified::default(),
-            seeks: images::Seeks::default(),
-            down: Flow::default(),
-            up: Flow::default(),
-            blob_waits: WaitTimes::default(),
-            reports,
-            housekeeping_at: now + HOUSEKEEPING,
-        };
-        driver.begin(now);
-        let shutdown = driver.shared.shutdown.clone();
+        let clock = context.clock;
+        let shutdown = context.shutdown.clone();
+        let mut driver = Self::new(machine, context, reports);
+        driver.begin(clock.now());
         loop {
-            driver.act();
+            driver.carry_out_all();
             let deadline = driver.deadline();
             tokio::select! {
                 biased;
                 () = shutdown.wait() => break,
                 Some(report) = reported.recv() => driver.on_report(clock.now(), report),
                 Some(command) = events.commands.recv() => driver.on_command(clock.now(), command),
-                Some(incident) = events.incidents.recv() => driver.on_incident(clock.now(), incident),
+                Some(incident) = events.incidents.recv() => {
+                    driver.on_incident(clock.now(), incident);
+                }
                 Some(event) = events.tracker.recv() => driver.on_tracker(clock.now(), event),
-                Some(sighting) = events.sightings.recv() => driver.on_sighting(clock.now(), sighting),
+                Some(report) = events.origin_health.recv() => {
+                    driver.on_origin_health(clock.now(), report);
+                }
                 () = clock.sleep_until(Some(deadline)) => {}
             }
             driver.on_time(clock.now());
         }
         driver.end();
+    }
+
+    fn new(
+        machine: PeerMachine,
+        context: DriverContext,
+        reports: mpsc::Sender<TaskReport>,
+    ) -> Self {
+        Self {
+            machine,
+            tables: Tables::default(),
+            fetches: HashMap::new(),
+            uploads: HashMap::new(),
+            next_upload: 0,
+            next_ticket: 0,
+            renewals: grants::Renewals::new(),
+            verified: grants::VerifiedGrants::default(),
+            seeks: images::ImageSeeks::default(),
+            down: RateMeter::default(),
+            up: RateMeter::default(),
+            blob_waits: WaitTimes::default(),
+            reports,
+            housekeeping_at: context.clock.now() + HOUSEKEEPING_INTERVAL,
+            context,
+        }
     }
 
     fn deadline(&self) -> Time {
@@ -285,32 +183,24 @@ impl Driver {
     }
 
     fn on_time(&mut self, now: Time) {
-        if self
-            .machine
-            .poll_timeout()
-            .is_some_and(|deadline| deadline <= now)
-        {
+        let deadline = self.machine.poll_timeout();
+        if deadline.is_some_and(|deadline| deadline <= now) {
             self.machine.handle_timeout(now);
         }
         if self.housekeeping_at <= now {
-            self.housekeeping_at = now + HOUSEKEEPING;
-            self.keep_house(now);
+            self.housekeeping_at = now + HOUSEKEEPING_INTERVAL;
+            self.run_housekeeping(now);
         }
     }
 
-    /// Nothing goes on after this.
+    /// Ends all pulls and transfers.
     fn end(self) {
-        self.shared
-            .pulls
-            .close(self.machine.stood_still(self.shared.clock.now()));
+        let waits = self.machine.stood_still(self.context.clock.now());
+        self.context.telemetry.pulls.close(waits);
         for fetch in self.fetches.values() {
             fetch.task.abort();
         }
-        for task in self
-            .uploads
-            .values()
-            .filter_map(|upload| upload.task.as_ref())
-        {
+        for task in self.uploads.values().filter_map(|it| it.task.as_ref()) {
             task.abort();
         }
     }

@@ -1,28 +1,53 @@
-//! What the driver spawns: downloads, uploads, and the hashing of whole blobs. Each reports how it
-//! goes.
+//! The tasks that the driver spawns: downloads, uploads, and the verification of whole blobs. Each
+//! reports its progress and its result.
 
 use core::time::Duration;
 use std::sync::Arc;
 
+use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::proof::Proof;
 use flotilla_common::swarm::{Failure, OriginSlot, Refusal, TransferId, UploadId};
-use flotilla_common::wire::peer;
+use flotilla_common::wire::peer::{self, Image};
 use flotilla_runtime::rate::Limiter;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Report, Shared};
+use crate::handles::Upstream;
 use crate::origin::{self, OriginError, OriginFetchError};
 use crate::store::{StoreError, StoredBlob};
+use crate::telemetry::Telemetry;
 use crate::transport::{self, FetchError, Link, Outbound, Question, ServeError};
 
-/// Time between two progress reports of one transfer.
+/// The longest time between two progress reports of a transfer.
 const REPORT_INTERVAL: Duration = Duration::from_millis(20);
-/// A transfer reports at every such part of its length at least: on a fast link it is over before
-/// the time is.
+/// The least number of progress reports of a transfer. On a fast link, a transfer ends before
+/// `REPORT_INTERVAL` has passed.
 const REPORTS: u64 = 4;
+
+/// What a task reports to the driver.
+#[derive(Debug)]
+pub(super) enum TaskReport {
+    /// A download's response has begun.
+    FirstByte(TransferId),
+    /// The bytes of a download received so far.
+    Progress(TransferId, u64),
+    /// A download ended.
+    Fetched(TransferId, Fetched),
+    /// The bytes of an upload sent so far.
+    UploadProgress(UploadId, u64),
+    /// An upload ended; the bytes sent.
+    UploadEnded(UploadId, u64),
+    /// A chunk was found damaged while it was served.
+    Damaged(Digest, u32),
+    /// A whole blob was verified.
+    Verified(Digest, Verdict),
+    /// An origin renewed a grant.
+    Granted(Grant),
+    /// A neighbour sent an image, whose manifest has this digest.
+    ImageReceived(Digest, Box<Image>),
+}
 
 /// How a download ended.
 #[derive(Debug)]
@@ -32,63 +57,63 @@ pub(super) enum Fetched {
     Failed(Failure),
 }
 
-/// Tells the driver now and then how many of a transfer's bytes have moved. A driver that is busy
-/// hears of later ones.
-struct Progress<F> {
-    reports: mpsc::Sender<Report>,
-    told: u64,
-    told_at: Instant,
+/// Reports the progress of a transfer at intervals. While the driver's queue is full, reports are
+/// dropped.
+struct ProgressReporter<F> {
+    reports: mpsc::Sender<TaskReport>,
+    reported: u64,
+    reported_at: Instant,
+    /// The bytes after which a report is due.
     step: u64,
     report: F,
 }
 
-impl<F: Fn(u64) -> Report> Progress<F> {
-    fn new(reports: mpsc::Sender<Report>, length: u64, report: F) -> Self {
+impl<F: Fn(u64) -> TaskReport> ProgressReporter<F> {
+    fn new(reports: mpsc::Sender<TaskReport>, length: u64, report: F) -> Self {
         Self {
             reports,
-            told: 0,
-            told_at: Instant::now(),
+            reported: 0,
+            reported_at: Instant::now(),
             step: length / REPORTS,
             report,
         }
     }
 
-    fn tell(&mut self, bytes: u64) {
-        let is_due = || bytes - self.told >= self.step || self.told_at.elapsed() >= REPORT_INTERVAL;
+    fn report(&mut self, bytes: u64) {
+        let is_due =
+            || bytes - self.reported >= self.step || self.reported_at.elapsed() >= REPORT_INTERVAL;
         if bytes == 0 || is_due() {
-            self.told = bytes;
-            self.told_at = Instant::now();
+            self.reported = bytes;
+            self.reported_at = Instant::now();
             let _ = self.reports.try_send((self.report)(bytes));
         }
     }
 }
 
-const fn download_report(transfer: TransferId) -> impl Fn(u64) -> Report {
+const fn download_report(transfer: TransferId) -> impl Fn(u64) -> TaskReport {
     move |bytes| {
         if bytes == 0 {
-            Report::FirstByte(transfer)
+            TaskReport::FirstByte(transfer)
         } else {
-            Report::Progress(transfer, bytes)
+            TaskReport::Progress(transfer, bytes)
         }
     }
 }
 
 /// Downloads a chunk from a neighbour.
-pub(super) async fn from_peer(
+pub(super) async fn fetch_from_peer(
     transfer: TransferId,
     link: Link,
     blob: Arc<StoredBlob>,
     chunk: u32,
     grant: Option<Grant>,
-    cap: Limiter,
-    reports: mpsc::Sender<Report>,
+    limit: Limiter,
+    reports: mpsc::Sender<TaskReport>,
 ) {
     let length = blob.geometry().chunk_len(chunk);
-    let mut progress = Progress::new(reports.clone(), length, download_report(transfer));
-    let fetched = transport::fetch_chunk(&link, &blob, chunk, grant, &cap, |bytes| {
-        progress.tell(bytes)
-    })
-    .await;
+    let mut progress = ProgressReporter::new(reports.clone(), length, download_report(transfer));
+    let progress = |bytes| progress.report(bytes);
+    let fetched = transport::fetch_chunk(&link, &blob, chunk, grant, &limit, progress).await;
     let outcome = match fetched {
         Ok(()) => Fetched::Received,
         Err(FetchError::Refused(peer::Refusal::Busy)) => Fetched::Refused(Refusal::Busy),
@@ -96,7 +121,10 @@ pub(super) async fn from_peer(
             Fetched::Refused(Refusal::Gone)
         }
         Err(error) => {
-            tracing::debug!(peer = %link.peer(), blob = %blob.digest(), chunk, %error, "fetch chunk");
+            tracing::debug!(
+                peer = %link.peer(), blob = %blob.digest(), chunk, %error,
+                "download of a chunk from a neighbour failed"
+            );
             Fetched::Failed(match error {
                 FetchError::Corrupt => Failure::Corrupt,
                 FetchError::Store(error) => store_failed(&blob, &error),
@@ -104,47 +132,47 @@ pub(super) async fn from_peer(
             })
         }
     };
-    finish(reports, Report::Fetched(transfer, outcome)).await;
+    send(&reports, TaskReport::Fetched(transfer, outcome)).await;
 }
 
 /// Downloads a chunk from an origin.
-#[allow(clippy::too_many_arguments, reason = "what a download is made of")]
-pub(super) async fn from_origin(
+pub(super) async fn fetch_from_origin(
     transfer: TransferId,
-    shared: Arc<Shared>,
+    upstream: Upstream,
     origin: OriginSlot,
     repository: RepositoryName,
     blob: Arc<StoredBlob>,
     chunk: u32,
-    reports: mpsc::Sender<Report>,
+    reports: mpsc::Sender<TaskReport>,
 ) {
     let length = blob.geometry().chunk_len(chunk);
-    let mut progress = Progress::new(reports.clone(), length, download_report(transfer));
-    let progress = |bytes| progress.tell(bytes);
-    let fetched = origin::fetch_chunk(
-        &shared.origins,
-        origin,
-        &repository,
-        &blob,
-        chunk,
-        &shared.down,
-        progress,
-    )
-    .await;
+    let mut progress = ProgressReporter::new(reports.clone(), length, download_report(transfer));
+    let progress = |bytes| progress.report(bytes);
+    let Upstream {
+        origins,
+        download_limit: limit,
+        ..
+    } = &upstream;
+    let fetched =
+        origin::fetch_chunk(origins, origin, &repository, &blob, chunk, limit, progress).await;
     let trouble = match &fetched {
         Err(OriginFetchError::Origin(error)) => Some(error.to_string()),
         _ => None,
     };
-    shared.origins.heard(origin, trouble);
+    origins.record(origin, trouble);
     let outcome = match fetched {
         Ok(()) => Fetched::Received,
         Err(error) => {
-            tracing::warn!(origin = origin.0, blob = %blob.digest(), chunk, %error, "fetch chunk from origin");
-            let is_whole = matches!(blob.proof(), Proof::DigestOnly { .. });
+            tracing::warn!(
+                origin = origins.url(origin), blob = %blob.digest(), chunk, %error,
+                "download of a chunk from an origin failed"
+            );
+            let is_unsealed = matches!(blob.proof(), Proof::DigestOnly { .. });
             Fetched::Failed(match error {
-                // Nobody vouched for it: it is that blob that is wrong there, not the origin.
+                // The origin has no seal for the blob, so this proves a fault of the blob, not of
+                // the origin.
                 OriginFetchError::Corrupt | OriginFetchError::Origin(OriginError::Refused(_))
-                    if is_whole =>
+                    if is_unsealed =>
                 {
                     blob.bypass();
                     Failure::Store
@@ -155,84 +183,89 @@ pub(super) async fn from_origin(
             })
         }
     };
-    finish(reports, Report::Fetched(transfer, outcome)).await;
+    send(&reports, TaskReport::Fetched(transfer, outcome)).await;
 }
 
-/// The store cannot take the blob: readers get the rest from the origin, past the store.
+/// The store cannot take the blob: readers get the rest from an origin, without the store.
 fn store_failed(blob: &StoredBlob, error: &StoreError) -> Failure {
-    tracing::error!(blob = %blob.digest(), %error, "the store cannot take a blob, which is passed through now");
+    tracing::error!(
+        blob = %blob.digest(), %error,
+        "the store cannot take a blob; passing it through from an origin"
+    );
     blob.bypass();
     Failure::Store
 }
 
-/// Answers a neighbour's question with the chunk.
+/// Sends a chunk to the neighbour that asked for it.
 pub(super) async fn serve(
     upload: UploadId,
     question: Question,
     blob: Arc<StoredBlob>,
-    shared: Arc<Shared>,
+    limit: Limiter,
+    telemetry: Arc<Telemetry>,
     outbound: Arc<dyn Outbound>,
-    reports: mpsc::Sender<Report>,
+    reports: mpsc::Sender<TaskReport>,
 ) {
     let length = blob.geometry().chunk_len(question.ask.chunk);
-    let mut progress = Progress::new(reports.clone(), length, move |bytes| {
-        Report::UploadProgress(upload, bytes)
+    let mut progress = ProgressReporter::new(reports.clone(), length, move |bytes| {
+        TaskReport::UploadProgress(upload, bytes)
     });
+    let progress = |bytes| progress.report(bytes);
     let mut sent = 0;
-    match question
-        .serve(&blob, &shared.up, &outbound, |bytes| progress.tell(bytes))
-        .await
-    {
+    match question.serve(&blob, &limit, &outbound, progress).await {
         Ok(bytes) => {
             sent = bytes;
-            shared.counters.to_peers.add(bytes);
+            telemetry.counters.to_peers.add(bytes);
         }
         Err(ServeError::Store(StoreError::Doubtful { digest, chunk })) => {
-            tracing::warn!(blob = %digest, chunk, "a stored chunk was damaged and is fetched again");
-            finish(reports.clone(), Report::Lost(digest, chunk)).await;
+            tracing::warn!(blob = %digest, chunk, "stored chunk is damaged; downloading it again");
+            send(&reports, TaskReport::Damaged(digest, chunk)).await;
         }
-        Err(error) => tracing::debug!(blob = %blob.digest(), %error, "serve chunk"),
+        Err(error) => {
+            tracing::debug!(blob = %blob.digest(), %error, "upload of a chunk failed");
+        }
     }
-    finish(reports, Report::UploadEnded(upload, sent)).await;
+    send(&reports, TaskReport::UploadEnded(upload, sent)).await;
 }
 
-/// What a whole blob turned out to be.
+/// The result of verifying a whole blob.
 #[derive(Debug)]
-pub(super) enum Whole {
-    /// What its digest says.
-    Right,
-    /// Something else, although every chunk is as its proof says.
-    Wrong,
-    /// These chunks are not on the own disk as they were verified.
+pub(super) enum Verdict {
+    /// The blob has its digest.
+    Valid,
+    /// The blob has another digest, although every chunk matches its proof.
+    WrongDigest,
+    /// These chunks changed on this machine's disk after they were verified.
     Damaged(Vec<u32>),
 }
 
-/// Hashes a whole blob whose chunks are all held.
-pub(super) async fn check(blob: Arc<StoredBlob>, reports: mpsc::Sender<Report>) {
-    match judge(&blob).await {
-        Ok(whole) => finish(reports, Report::Checked(*blob.digest(), whole)).await,
-        Err(error) => tracing::warn!(blob = %blob.digest(), %error, "hash blob"),
+/// Verifies a whole blob whose chunks are all held.
+pub(super) async fn verify(blob: Arc<StoredBlob>, reports: mpsc::Sender<TaskReport>) {
+    match verdict(&blob).await {
+        Ok(verdict) => send(&reports, TaskReport::Verified(*blob.digest(), verdict)).await,
+        Err(error) => tracing::warn!(blob = %blob.digest(), %error, "verify blob"),
     }
 }
 
-/// Before anybody is accused of a wrong digest, the chunks are looked at once more, for the own
-/// disk may have changed them; and then the digest, for they may have been fetched again meanwhile.
-async fn judge(blob: &StoredBlob) -> Result<Whole, StoreError> {
+/// A wrong digest accuses an origin. Before that, the chunks are verified again, because the disk
+/// may have changed them, and then the digest, because chunks may have been downloaded again
+/// meanwhile.
+async fn verdict(blob: &StoredBlob) -> Result<Verdict, StoreError> {
     if blob.check_digest().await? {
-        return Ok(Whole::Right);
+        return Ok(Verdict::Valid);
     }
     let damaged = blob.damaged_chunks().await?;
     if !damaged.is_empty() {
-        return Ok(Whole::Damaged(damaged));
+        return Ok(Verdict::Damaged(damaged));
     }
     Ok(if blob.check_digest().await? {
-        Whole::Right
+        Verdict::Valid
     } else {
-        Whole::Wrong
+        Verdict::WrongDigest
     })
 }
 
-async fn finish(reports: mpsc::Sender<Report>, report: Report) {
-    // Only fails when the driver is gone.
+/// Sends a report, waiting while the queue is full. It is dropped if the driver has stopped.
+async fn send(reports: &mpsc::Sender<TaskReport>, report: TaskReport) {
     let _ = reports.send(report).await;
 }

@@ -1,4 +1,4 @@
-//! What people and their tools ask of a peer: its figures for Prometheus, and its state as JSON.
+//! Endpoints for operators: metrics for Prometheus, and the status as JSON.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -14,24 +14,23 @@ use tokio::time::timeout;
 use super::Mirror;
 use crate::driver::Command;
 
-/// For the driver to say how it is going: it is never busy for long.
+/// How long the driver may take to answer. It never works on one event for long.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Everything about the peer, as it is now.
+/// `GET /flotilla/status`.
 pub(super) async fn status(State(mirror): State<Arc<Mirror>>) -> Response {
     let (sender, answer) = oneshot::channel();
-    mirror.command(Command::Status(sender)).await;
+    mirror.context.commands.send(Command::Status(sender)).await;
     match timeout(STATUS_TIMEOUT, answer).await {
         Ok(Ok(status)) => Json(status).into_response(),
-        _ => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the peer is shutting down\n",
-        )
-            .into_response(),
+        _ => {
+            let message = "the peer is shutting down\n";
+            (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
+        }
     }
 }
 
-/// The figures in the text formats of Prometheus.
-pub(super) async fn figures(State(mirror): State<Arc<Mirror>>, headers: HeaderMap) -> Response {
-    metrics::answer(&headers, &mirror.registry)
+/// `GET /flotilla/metrics`, in the text format that the client accepts.
+pub(super) async fn metrics(State(mirror): State<Arc<Mirror>>, headers: HeaderMap) -> Response {
+    metrics::answer(&headers, &mirror.metrics)
 }

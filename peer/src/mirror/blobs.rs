@@ -1,190 +1,187 @@
-//! Serving blobs: from the store as they come in, or passed through from the origin.
+//! Blob requests: answered from the store while the blob is downloaded, or passed through from an
+//! origin.
 //!
-//! What is decided here is the head of the answer. It goes out when the first bytes are there; with
-//! none to come it is 404 or 503, at once. One exception: when a blob has been begun, the runtime
-//! fetches its other ranges here and fails the pull on any other status, so then the head goes out
-//! and the body is cut without a byte, after which the runtime asks again, is refused, and goes on
-//! to its next host.
+//! The handler decides the head of the response. It sends the head when the first bytes are
+//! available; if there will be none, it answers 404 or 503 at once. There is one exception: once
+//! the runtime has received bytes of a blob, it requests the other ranges of the blob here too and
+//! fails the pull on any status other than 206. Such a request therefore gets the head and a body
+//! that is cut without a byte. The runtime then repeats the request, is refused, and turns to its
+//! next host.
 
-use core::ops::Range;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::http::Response;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
-use flotilla_runtime::http::range::{RequestedRange, content_range, normalize_range};
+use flotilla_runtime::http::range::normalize_range;
 use futures_util::{Stream, StreamExt, stream};
 
-use super::answer::Failure;
-use super::manifests::failure;
-use super::passing::Passing;
+use super::Mirror;
+use super::blob_range::BlobRange;
+use super::error::MirrorError;
+use super::passthrough::Passthrough;
 use super::reader::Reader;
-use super::{Mirror, content_headers, unsatisfiable};
+use super::response::{set_content_headers, set_partial, unsatisfiable};
 use crate::origin::OriginError;
 use crate::store::{Availability, StoredBlob};
 
 const MEDIA_TYPE: &str = "application/octet-stream";
 
-/// What an answer has: which bytes of which blob.
-#[derive(Debug, Clone)]
-pub(super) struct Place {
-    pub(super) digest: Digest,
-    pub(super) part: Range<u64>,
-    pub(super) size: u64,
-    /// A range was asked for and is served as one.
-    pub(super) is_partial: bool,
-}
-
 impl Mirror {
-    /// A blob, or the range of it that is asked for.
+    /// Answers with a blob, or with the range of it that the `Range` header selects.
     pub(super) async fn blob(
         self: &Arc<Self>,
         repository: &RepositoryName,
         digest: Digest,
         range: Option<&str>,
         is_head: bool,
-    ) -> Result<Response<Body>, Failure> {
-        let known = self.shared.store.get(&digest);
+    ) -> Result<Response<Body>, MirrorError> {
+        let stored = self.context.stores.blobs.get(&digest);
         if is_head {
-            let size = match &known {
+            let size = match &stored {
                 Some(blob) => blob.geometry().size(),
-                None => self.ask_size(repository, &digest).await?,
+                None => self.origin_blob_size(repository, &digest).await?,
             };
-            return Ok(match place(digest, range, size) {
-                Some(place) => answer(&place, Body::empty()),
+            return Ok(match BlobRange::requested(digest, range, size) {
+                Some(range) => response(&range, Body::empty()),
                 None => unsatisfiable(size),
             });
         }
-        match known {
+        match stored {
             Some(blob) => self.read(repository, &blob, range).await,
-            None => self.pass(repository, digest, range).await,
+            None => self.pass_through(repository, digest, range).await,
         }
     }
 
-    async fn ask_size(&self, repository: &RepositoryName, digest: &Digest) -> Result<u64, Failure> {
-        let size = self.shared.origins.blob_size(repository, digest).await;
-        size.map_err(|error| failure(&format!("{repository}@{digest}"), &error))
+    async fn origin_blob_size(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<u64, MirrorError> {
+        let origins = &self.context.upstream.origins;
+        let size = origins.blob_size(repository, digest).await;
+        size.map_err(|error| MirrorError::from_origin(&format!("{repository}@{digest}"), &error))
     }
 
-    /// An answer that follows the store as the blob comes in.
+    /// Answers from the store, following the download.
     async fn read(
         self: &Arc<Self>,
         repository: &RepositoryName,
         blob: &Arc<StoredBlob>,
         range: Option<&str>,
-    ) -> Result<Response<Body>, Failure> {
+    ) -> Result<Response<Body>, MirrorError> {
         let (digest, size) = (*blob.digest(), blob.geometry().size());
-        let Some(place) = place(digest, range, size) else {
+        let Some(range) = BlobRange::requested(digest, range, size) else {
             return Ok(unsatisfiable(size));
         };
-        if !matches!(blob.availability(place.part.start), Availability::Ready(_)) {
-            self.refuse_after_a_cut(digest, place.part.start)?;
+        let start = range.range.start;
+        if !matches!(blob.availability(start), Availability::Ready(_)) {
+            self.refuse_after_cut(digest, start)?;
         }
-        self.want_known(repository, &digest, None).await;
-        let reader = Reader::open(
-            Arc::clone(self),
+        self.pull_starter.want(repository, &digest).await;
+        let reader = Reader::new(
+            Arc::clone(&self.context),
             repository.clone(),
             Arc::clone(blob),
-            place.part.clone(),
+            self.cursors.open(digest, *blob.geometry(), start),
+            range.range.clone(),
         );
-        self.begin(place, reader.into_stream()).await
+        self.begin(range, reader.into_stream()).await
     }
 
-    /// An answer that comes straight from an origin.
-    async fn pass(
+    /// Answers with an origin's response.
+    async fn pass_through(
         self: &Arc<Self>,
         repository: &RepositoryName,
         digest: Digest,
         range: Option<&str>,
-    ) -> Result<Response<Body>, Failure> {
-        let begun = self.begun.get(&digest).await;
-        let known = begun.and_then(|size| place(digest, range, size));
-        if let Some(place) = &known {
-            self.refuse_after_a_cut(digest, place.part.start)?;
+    ) -> Result<Response<Body>, MirrorError> {
+        let size = self.begun.get(&digest).await;
+        let begun = size.and_then(|size| BlobRange::requested(digest, range, size));
+        if let Some(begun) = &begun {
+            self.refuse_after_cut(digest, begun.range.start)?;
         }
-        let asked = range.and_then(normalize_range);
-        match Passing::ask(
-            Arc::clone(&self.shared),
-            repository,
-            &digest,
-            asked.as_deref(),
-        )
-        .await
-        {
-            Ok(passing) => {
-                let place = passing.place();
-                self.begin(place, passing.into_stream()).await
+        let forwarded = range.and_then(normalize_range);
+        let context = Arc::clone(&self.context);
+        match Passthrough::open(context, repository, &digest, forwarded.as_deref()).await {
+            Ok(passthrough) => {
+                let range = passthrough.range();
+                self.begin(range, passthrough.into_stream()).await
             }
             Err(OriginError::Unsatisfiable(size)) => Ok(unsatisfiable(size)),
             Err(error) => {
-                let failure = failure(&format!("{repository}@{digest}"), &error);
-                match known {
-                    Some(place) => self.fail(&place, failure).await,
-                    None => Err(failure),
+                let error = MirrorError::from_origin(&format!("{repository}@{digest}"), &error);
+                match begun {
+                    Some(range) => self.fail(&range, error),
+                    None => Err(error),
                 }
             }
         }
     }
 
-    /// Waits for the first bytes of a stream before anything is promised.
+    /// Waits for the first bytes before it sends the head.
     async fn begin(
         self: &Arc<Self>,
-        place: Place,
-        pieces: impl Stream<Item = Result<Bytes, Failure>> + Send + 'static,
-    ) -> Result<Response<Body>, Failure> {
+        range: BlobRange,
+        pieces: impl Stream<Item = Result<Bytes, MirrorError>> + Send + 'static,
+    ) -> Result<Response<Body>, MirrorError> {
         let mut pieces = Box::pin(pieces);
         let first = match pieces.next().await {
-            None => return Ok(answer(&place, Body::empty())),
+            None => return Ok(response(&range, Body::empty())),
             Some(Ok(first)) => first,
-            Some(Err(failure)) => return self.fail(&place, failure).await,
+            Some(Err(error)) => return self.fail(&range, error),
         };
-        self.begun.insert(place.digest, place.size).await;
-        let body = self.watch(&place, stream::iter([Ok(first)]).chain(pieces));
-        Ok(answer(&place, body))
+        self.begun.insert(range.digest, range.size).await;
+        let body = self.counted_body(&range, stream::iter([Ok(first)]).chain(pieces));
+        Ok(response(&range, body))
     }
 
-    /// Nothing comes: an error, or the head and a cut where only that lets the runtime go on.
-    async fn fail(
+    /// Answers without bytes: with the error, or with a cut body if the runtime would fail the pull
+    /// on an error.
+    fn fail(
         self: &Arc<Self>,
-        place: &Place,
-        failure: Failure,
-    ) -> Result<Response<Body>, Failure> {
-        if place.part.start == 0 || !self.begun.contains_key(&place.digest) {
-            return Err(failure);
+        range: &BlobRange,
+        error: MirrorError,
+    ) -> Result<Response<Body>, MirrorError> {
+        if range.range.start == 0 || !self.begun.contains_key(&range.digest) {
+            return Err(error);
         }
-        Ok(answer(
-            place,
-            self.watch(place, stream::iter([Err(failure)])),
-        ))
+        let body = self.counted_body(range, stream::iter([Err(error)]));
+        Ok(response(range, body))
     }
 
-    /// A body that counts its bytes, and remembers where it was cut.
-    fn watch(
+    /// A body that counts its bytes and remembers the offset at which it is cut.
+    fn counted_body(
         self: &Arc<Self>,
-        place: &Place,
-        pieces: impl Stream<Item = Result<Bytes, Failure>> + Send + 'static,
+        range: &BlobRange,
+        pieces: impl Stream<Item = Result<Bytes, MirrorError>> + Send + 'static,
     ) -> Body {
-        let (mirror, digest, mut at) = (Arc::clone(self), place.digest, place.part.start);
+        let mirror = Arc::clone(self);
+        let digest = range.digest;
+        let mut end = range.range.start;
         Body::from_stream(pieces.then(move |piece| {
             let mirror = Arc::clone(&mirror);
-            let bytes = piece.as_ref().map_or(0, |bytes: &Bytes| bytes.len() as u64);
-            at += bytes;
-            let here = at;
+            let len = piece.as_ref().map_or(0, |bytes: &Bytes| bytes.len() as u64);
+            end += len;
+            let offset = end;
             async move {
+                let context = &mirror.context;
                 match &piece {
                     Ok(_) => {
-                        mirror.shared.counters.to_runtime.add(bytes);
-                        mirror
-                            .shared
-                            .pulls
-                            .emitted(mirror.shared.clock.now(), &digest, bytes);
+                        context.telemetry.counters.to_runtime.add(len);
+                        let now = context.clock.now();
+                        context.telemetry.pulls.emitted(now, &digest, len);
                     }
-                    Err(failure) => {
-                        mirror.shared.pulls.failed(&digest, &failure.to_string());
-                        tracing::warn!(blob = %digest, at = here, %failure, "cut a blob's body");
-                        mirror.cut.insert((digest, here), ()).await;
+                    Err(error) => {
+                        let reason = error.to_string();
+                        context.telemetry.pulls.failed(&digest, &reason);
+                        tracing::warn!(
+                            blob = %digest, offset, %error,
+                            "response body cut: no source for the next bytes"
+                        );
+                        mirror.cut.insert((digest, offset), ()).await;
                     }
                 }
                 piece
@@ -192,52 +189,25 @@ impl Mirror {
         }))
     }
 
-    /// The runtime comes back to the first host after a cut; let it go on to the next one.
-    fn refuse_after_a_cut(&self, digest: Digest, at: u64) -> Result<(), Failure> {
-        if self.cut.contains_key(&(digest, at)) {
-            return Err(Failure::Unknown(format!(
-                "{digest} was cut off here at byte {at} a moment ago"
+    /// Refuses the runtime's request for the rest of a body that was just cut, so that it turns to
+    /// its next host.
+    fn refuse_after_cut(&self, digest: Digest, offset: u64) -> Result<(), MirrorError> {
+        if self.cut.contains_key(&(digest, offset)) {
+            return Err(MirrorError::Unknown(format!(
+                "{digest} was cut off here at byte {offset} a moment ago"
             )));
         }
         Ok(())
     }
 }
 
-/// Where a request's bytes are in a blob of `size` bytes; `None` if there are none.
-fn place(digest: Digest, range: Option<&str>, size: u64) -> Option<Place> {
-    let (part, is_partial) = match RequestedRange::parse(range, size) {
-        RequestedRange::Whole => (0..size, false),
-        RequestedRange::Part(part) => (part, true),
-        RequestedRange::Unsatisfiable => return None,
-    };
-    Some(Place {
-        digest,
-        part,
-        size,
-        is_partial,
-    })
-}
-
-/// The head, before its body.
-fn answer(place: &Place, body: Body) -> Response<Body> {
-    let Place {
-        digest,
-        part,
-        size,
-        is_partial,
-    } = place;
+/// The response with its head.
+fn response(range: &BlobRange, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
-    content_headers(
-        response.headers_mut(),
-        digest,
-        MEDIA_TYPE,
-        part.end - part.start,
-    );
-    if *is_partial {
-        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-        if let Ok(range) = HeaderValue::from_str(&content_range(part, *size)) {
-            response.headers_mut().insert(header::CONTENT_RANGE, range);
-        }
+    let length = range.range.end - range.range.start;
+    set_content_headers(response.headers_mut(), &range.digest, MEDIA_TYPE, length);
+    if range.is_partial {
+        set_partial(&mut response, &range.range, range.size);
     }
     response
 }

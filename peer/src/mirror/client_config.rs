@@ -1,22 +1,22 @@
-//! The configurations that make a container runtime ask this mirror first and the origin after it.
+//! Configuration files that make a container runtime ask this mirror first and the origin after it.
 //!
-//! They are printed by the program and not written by hand: a mistake in containerd's `hosts.toml`,
-//! for one, is only logged by containerd, which then works as if there were no mirror at all.
+//! Commands print them, so that they need not be written by hand. For example, containerd only logs
+//! a mistake in its `hosts.toml`, and then ignores the mirror.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-/// How long containerd waits for the mirror's listener. Without it a host that is gone costs 30 s.
+/// How long containerd waits for a connection to the mirror. Its default is 30 s.
 const DIAL_TIMEOUT: &str = "200ms";
 
 /// The text for `<hosts-dir>/<registry host>:<port>/hosts.toml` (or `_default/hosts.toml`).
 ///
-/// `mirror` is the address that the mirror listens on. `origin` is the URL that containerd turns to
-/// when the mirror is not there or cannot serve, with its scheme; `ca` the authority of its
-/// certificate, if that is no public one.
+/// `mirror` is the mirror's listening address. `origin` is the URL, with scheme, that containerd asks
+/// if the mirror is down or cannot serve. `ca` is the authority of the origin's certificate, unless
+/// it is a public one.
 ///
-/// No TLS key is set for the mirror: with one, containerd would speak HTTPS to it first.
+/// The mirror gets no TLS key, because containerd would then try HTTPS first.
 pub fn hosts_toml(mirror: SocketAddr, origin: Option<&str>, ca: Option<&Path>) -> String {
     let mut text = String::new();
     text.push_str("# Put this into <hosts-dir>/_default/hosts.toml, or for one registry into\n");
@@ -24,7 +24,7 @@ pub fn hosts_toml(mirror: SocketAddr, origin: Option<&str>, ca: Option<&Path>) -
     if let Some(origin) = origin {
         text.push_str("\n# Asked last: with the peer gone, pulls go straight to the origin.\n");
         let _ = writeln!(text, "server = {}", quoted(origin));
-        // It holds for the server alone; a relative path would be taken from the file's own folder.
+        // The key applies to `server` only. A relative path would be relative to the file's folder.
         if let Some(ca) = ca.filter(|_| origin.starts_with("https://")) {
             let _ = writeln!(text, "ca = {}", quoted(&absolute(ca).to_string_lossy()));
         }
@@ -39,16 +39,16 @@ pub fn hosts_toml(mirror: SocketAddr, origin: Option<&str>, ca: Option<&Path>) -
 }
 
 /// The text for Docker's `/etc/docker/daemon.json`. Docker asks its mirrors for images of Docker
-/// Hub only, and Docker Hub itself when no mirror has one.
+/// Hub only, and falls back to Docker Hub.
 pub fn docker_daemon_json(mirror: SocketAddr) -> String {
-    // Docker needs no more to speak plain HTTP to a loopback address.
+    // Docker speaks plain HTTP to loopback addresses without further settings.
     let daemon =
         serde_json::json!({ "registry-mirrors": [format!("http://{}", reachable(mirror))] });
     format!("{daemon:#}\n")
 }
 
 /// The text for a file in `/etc/containers/registries.conf.d`, which Podman, Buildah, skopeo and
-/// CRI-O read. `origin` is the URL of the registry that images name.
+/// CRI-O read. `origin` is the URL of the registry in image names.
 pub fn registries_conf(mirror: SocketAddr, origin: &str) -> String {
     let (is_plain, host) = match origin.split_once("://") {
         Some((scheme, host)) => (scheme == "http", host),
@@ -73,7 +73,7 @@ pub fn registries_conf(mirror: SocketAddr, origin: &str) -> String {
     text
 }
 
-/// An address that a client on this machine can dial.
+/// The address at which a client on this machine reaches a listener.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -87,7 +87,7 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// A TOML basic string.
+/// Formats a TOML basic string.
 fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for character in text.chars() {
@@ -126,27 +126,27 @@ mod tests {
     }
 
     #[test]
-    fn the_authority_is_the_origins_and_not_the_mirrors() {
+    fn ca_is_set_for_the_origin_only() {
         let mirror = SocketAddr::from(([127, 0, 0, 1], 5001));
         let ca = Some(Path::new("/etc/flotilla/pki/ca.pem"));
         let text = hosts_toml(mirror, Some("https://origin.internal:5000"), ca);
-        let (top, of_mirror) = text.split_once("[host.").expect("a mirror");
+        let (top, mirror_section) = text.split_once("[host.").expect("a mirror");
         assert!(top.contains(
             "server = \"https://origin.internal:5000\"\nca = \"/etc/flotilla/pki/ca.pem\"\n"
         ));
-        assert!(!of_mirror.contains("ca ="));
+        assert!(!mirror_section.contains("ca ="));
         assert!(!hosts_toml(mirror, Some("http://origin.internal:5000"), ca).contains("ca ="));
     }
 
     #[test]
-    fn docker_gets_json_with_the_mirror_as_a_url() {
+    fn docker_config_has_the_mirror_url() {
         let text = docker_daemon_json(SocketAddr::from(([0, 0, 0, 0], 5001)));
         let daemon: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(daemon["registry-mirrors"][0], "http://127.0.0.1:5001");
     }
 
     #[test]
-    fn podman_asks_the_mirror_before_the_registry_that_images_name() {
+    fn podman_asks_the_mirror_before_the_registry() {
         let text = registries_conf(
             SocketAddr::from(([127, 0, 0, 1], 5001)),
             "http://origin.internal:5000/",
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_origin_cannot_break_the_file() {
+    fn special_characters_in_the_origin_are_escaped() {
         let text = hosts_toml(
             SocketAddr::from(([127, 0, 0, 1], 1)),
             Some("http://a\"\n"),

@@ -1,4 +1,4 @@
-//! The mirror: the registry that the container runtime on this machine talks to.
+//! The mirror: the registry endpoint for the container runtime on this machine.
 //!
 //! ```text
 //! runtime                     mirror                          origin            swarm
@@ -10,274 +10,224 @@
 //!   ◀───── parts as they are verified
 //! ```
 //!
-//! The rules of its answers are containerd's habits: an error is 404 or 503, at once, and says what
-//! happened; never 408 or 429. The head of an answer goes out when its first bytes are there. A
-//! body that cannot go on is cut, and what comes after it is refused at once unless the bytes are
-//! there by then. What the swarm cannot deliver is passed through from the origin: a pull is never
-//! worse than without a peer.
+//! Its responses follow the habits of containerd. An error is 404 or 503, is sent at once and says
+//! what happened; 408 and 429 are never sent. The head of a response is sent when its first bytes
+//! are available. A body is cut if no source can deliver the next bytes; requests for the rest are
+//! refused at once unless the bytes have arrived. Bytes that the swarm cannot deliver are passed
+//! through from the origin: a pull is never slower or less reliable than without a peer.
 
 mod admin;
-mod answer;
+mod blob_range;
 mod blobs;
 mod client_config;
+mod context;
+mod cursors;
+mod error;
+mod image_names;
 mod manifests;
-mod names;
-mod passing;
+mod passthrough;
 mod reader;
 mod registries;
+mod response;
 mod warm;
 
 use core::fmt::Display;
 use core::str::FromStr;
 use core::time::Duration;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use axum::http::{HeaderMap, Method, Response, StatusCode, header};
 use axum::routing::{get, post};
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName};
-use flotilla_common::wire::origin::{API_VERSION, API_VERSION_HEADER, CONTENT_DIGEST_HEADER};
-use flotilla_common::wire::peer::Image;
-use flotilla_runtime::http::range::unsatisfied_range;
 use flotilla_runtime::metrics::Requests;
 use moka::future::Cache;
 use prometheus_client::registry::Registry;
-use tokio::sync::mpsc;
 
-use crate::driver::{Command, Shared};
-use crate::metrics;
 use crate::origin::FetchedManifest;
-use answer::{Failure, Subject, error, failed};
+use crate::pull_start::PullStarter;
 pub use client_config::{docker_daemon_json, hosts_toml, registries_conf};
-use names::Names;
-pub use reader::Patience;
+pub(crate) use context::MirrorContext;
+use cursors::Cursors;
+use error::{ContentKind, MirrorError, error_response, oci_error};
+use image_names::ImageNames;
 use registries::Registries;
 pub use warm::Warming;
 
-/// How long a tag's digest is believed, and a manifest that several ask for at once is fetched
-/// once.
-const TAG_TTL: Duration = Duration::from_secs(2);
-/// How long it is known what a tag named, for the case that every origin is out.
+/// How long a resolved tag is used without asking an origin again. Concurrent requests for one
+/// manifest share one fetch.
+const RESOLVED_TTL: Duration = Duration::from_secs(2);
+/// How long the last known manifest of a tag is remembered, for when no origin is available.
 const LAST_KNOWN_TTL: Duration = Duration::from_secs(24 * 3600);
-/// How long a body that was cut is not gone on with at once.
+/// How long requests for the rest of a cut body are refused.
 const CUT_TTL: Duration = Duration::from_secs(30);
 /// How long after its last request a blob counts as begun.
 const BEGUN_TTL: Duration = Duration::from_secs(600);
-/// How long an image that a neighbour handed on is at hand, and how many are.
-const HANDED_ON_TTL: Duration = Duration::from_secs(30);
-const HANDED_ON: u64 = 8;
-/// Entries of each other cache.
+/// Entries of each cache.
 const CACHED: u64 = 1024;
 
-/// The mirror's state; its handlers share it.
+/// The state of the mirror, which its handlers share.
 #[derive(Debug)]
 pub(crate) struct Mirror {
-    shared: Arc<Shared>,
-    commands: mpsc::Sender<Command>,
+    context: Arc<MirrorContext>,
+    pull_starter: PullStarter,
+    cursors: Arc<Cursors>,
+    /// References that an origin resolved a short time ago.
     resolved: Cache<(RepositoryName, Reference), FetchedManifest>,
-    /// What each reference named when an origin was last asked.
+    /// The digest of each reference when an origin resolved it last.
     last_known: Cache<(RepositoryName, Reference), Digest>,
-    /// Images that neighbours handed on just now, since no origin could be asked.
-    images: Cache<Digest, Arc<Image>>,
-    /// Where bodies were cut just now: what the runtime asks for next.
+    /// The offsets at which bodies were cut a short time ago: the runtime will request the bytes
+    /// from there on.
     cut: Cache<(Digest, u64), ()>,
-    /// Blobs of which bytes were handed out, and their sizes.
+    /// Blobs of which the runtime has received bytes, with their sizes.
     begun: Cache<Digest, u64>,
-    next_reader: AtomicU64,
-    names: Names,
+    image_names: ImageNames,
     registries: Registries,
     requests: Requests,
-    registry: Registry,
+    metrics: Registry,
 }
 
 impl Mirror {
+    /// A mirror of `registries`, or of all registries if there are none. `requests` counts its
+    /// requests; `metrics` is what it serves to Prometheus.
     pub(crate) fn new(
-        shared: Arc<Shared>,
-        commands: mpsc::Sender<Command>,
+        context: MirrorContext,
+        pull_starter: PullStarter,
         registries: Vec<String>,
+        requests: Requests,
+        metrics: Registry,
     ) -> Arc<Self> {
-        let requests = Requests::default();
         requests.begin_with(&["manifest", "blob"]);
         Arc::new(Self {
-            registry: metrics::registry(Arc::clone(&shared), &requests),
-            requests,
-            names: Names::default(),
+            cursors: Cursors::new(context.commands.clone(), context.shutdown.clone()),
+            context: Arc::new(context),
+            pull_starter,
+            resolved: cache().time_to_live(RESOLVED_TTL).build(),
+            last_known: cache().time_to_live(LAST_KNOWN_TTL).build(),
+            cut: cache().time_to_live(CUT_TTL).build(),
+            begun: cache().time_to_idle(BEGUN_TTL).build(),
+            image_names: ImageNames::default(),
             registries: Registries::new(registries),
-            shared,
-            commands,
-            resolved: Cache::builder()
-                .max_capacity(CACHED)
-                .time_to_live(TAG_TTL)
-                .build(),
-            last_known: Cache::builder()
-                .max_capacity(CACHED)
-                .time_to_live(LAST_KNOWN_TTL)
-                .build(),
-            images: Cache::builder()
-                .max_capacity(HANDED_ON)
-                .time_to_live(HANDED_ON_TTL)
-                .build(),
-            cut: Cache::builder()
-                .max_capacity(CACHED)
-                .time_to_live(CUT_TTL)
-                .build(),
-            begun: Cache::builder()
-                .max_capacity(CACHED)
-                .time_to_idle(BEGUN_TTL)
-                .build(),
-            next_reader: AtomicU64::new(0),
+            requests,
+            metrics,
         })
     }
 
-    /// All that is served on the mirror's address.
+    /// All routes of the mirror's address.
     pub(crate) fn router(self: Arc<Self>) -> Router {
         Router::new()
             .route("/flotilla/healthz", get(async || "alive\n"))
-            .route("/flotilla/metrics", get(admin::figures))
+            .route("/flotilla/metrics", get(admin::metrics))
             .route("/flotilla/status", get(admin::status))
             .route("/flotilla/warm/{*image}", post(warm::warm))
             .fallback(serve)
             .with_state(self)
     }
-
-    fn reader_id(&self) -> u64 {
-        self.next_reader.fetch_add(1, Ordering::Relaxed)
-    }
 }
 
-/// What a path asks for.
-enum Target {
+fn cache<K, V>() -> moka::future::CacheBuilder<K, V, Cache<K, V>>
+where
+    K: core::hash::Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    Cache::builder().max_capacity(CACHED)
+}
+
+/// What a request path selects.
+enum MirrorRoute {
     Ping,
     Manifest(RepositoryName, Reference),
     Blob(RepositoryName, Digest),
 }
 
 async fn serve(State(mirror): State<Arc<Mirror>>, request: Request) -> Response<Body> {
-    let began = mirror.shared.clock.now();
-    let route = route_of(request.uri().path());
+    let clock = mirror.context.clock;
+    let started = clock.now();
+    let label = route_label(request.uri().path());
     let response = answer(&mirror, request).await;
-    let elapsed = mirror.shared.clock.now().saturating_since(began);
-    mirror.requests.answered(route, response.status(), elapsed);
+    let elapsed = clock.now().saturating_since(started);
+    mirror.requests.answered(label, response.status(), elapsed);
     response
 }
 
-/// What requests are counted under.
-fn route_of(path: &str) -> &'static str {
-    match target(path) {
-        Ok(Target::Ping) => "ping",
-        Ok(Target::Manifest(..)) | Err((Subject::Manifest, _)) => "manifest",
-        Ok(Target::Blob(..)) => "blob",
-        Err((Subject::Blob | Subject::Name, _)) => "other",
+/// The label of a path in the request metrics.
+fn route_label(path: &str) -> &'static str {
+    match route(path) {
+        Ok(MirrorRoute::Ping) => "ping",
+        Ok(MirrorRoute::Manifest(..)) | Err((ContentKind::Manifest, _)) => "manifest",
+        Ok(MirrorRoute::Blob(..)) => "blob",
+        Err((ContentKind::Blob | ContentKind::OtherRegistry, _)) => "other",
     }
 }
 
 async fn answer(mirror: &Arc<Mirror>, request: Request) -> Response<Body> {
     let is_head = request.method() == Method::HEAD;
     if !is_head && request.method() != Method::GET {
-        let message = "this is a mirror for pulls; push to the origin";
-        return error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", message);
+        let message = "this mirror is read-only; push to the origin";
+        return oci_error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", message);
     }
-    let target = target(request.uri().path());
-    if let (Ok(Target::Manifest(..) | Target::Blob(..)), Err(failure)) =
-        (&target, mirror.registries.check(request.uri()))
-    {
-        return failed(Subject::Name, &failure);
+    let route = match route(request.uri().path()) {
+        Ok(MirrorRoute::Ping) => return response::ping(),
+        Ok(route) => route,
+        Err((kind, error)) => return error_response(kind, &error),
+    };
+    if let Err(error) = mirror.registries.check(request.uri()) {
+        return error_response(ContentKind::OtherRegistry, &error);
     }
-    match target {
-        Ok(Target::Ping) => ping(),
-        Ok(Target::Manifest(repository, reference)) => {
-            let range = range_of(request.headers());
+    let range = range_header(request.headers());
+    let range = range.as_deref();
+    match route {
+        MirrorRoute::Ping => response::ping(),
+        MirrorRoute::Manifest(repository, reference) => {
             match mirror.manifest(&repository, &reference, is_head).await {
-                Ok(found) => manifests::response(&found, range.as_deref()),
-                Err(failure) => failed(Subject::Manifest, &failure),
+                Ok(found) => manifests::response(&found, range),
+                Err(error) => error_response(ContentKind::Manifest, &error),
             }
         }
-        Ok(Target::Blob(repository, digest)) => {
-            let range = range_of(request.headers());
-            match mirror
-                .blob(&repository, digest, range.as_deref(), is_head)
-                .await
-            {
-                Ok(response) => response,
-                Err(failure) => failed(Subject::Blob, &failure),
-            }
-        }
-        Err((subject, failure)) => failed(subject, &failure),
+        MirrorRoute::Blob(repository, digest) => mirror
+            .blob(&repository, digest, range, is_head)
+            .await
+            .unwrap_or_else(|error| error_response(ContentKind::Blob, &error)),
     }
 }
 
-/// Reads a path; the repository's name may have slashes of its own.
-fn target(path: &str) -> Result<Target, (Subject, Failure)> {
+/// Parses a path. The name of the repository may contain slashes.
+fn route(path: &str) -> Result<MirrorRoute, (ContentKind, MirrorError)> {
     let unknown = || {
-        (
-            Subject::Blob,
-            Failure::Unknown(format!("there is nothing at {path}")),
-        )
+        let message = format!("no such path: {path}");
+        (ContentKind::Blob, MirrorError::Unknown(message))
     };
     let rest = path.strip_prefix("/v2").ok_or_else(unknown)?;
     if rest.is_empty() || rest == "/" {
-        return Ok(Target::Ping);
+        return Ok(MirrorRoute::Ping);
     }
     let rest = rest.strip_prefix('/').ok_or_else(unknown)?;
     if let Some((name, reference)) = rest.rsplit_once("/manifests/") {
-        let subject = Subject::Manifest;
-        return Ok(Target::Manifest(
-            parsed(subject, name)?,
-            parsed(subject, reference)?,
-        ));
+        let kind = ContentKind::Manifest;
+        let repository = parse(kind, name)?;
+        return Ok(MirrorRoute::Manifest(repository, parse(kind, reference)?));
     }
     if let Some((name, digest)) = rest.rsplit_once("/blobs/") {
-        return Ok(Target::Blob(
-            parsed(Subject::Blob, name)?,
-            parsed(Subject::Blob, digest)?,
-        ));
+        let kind = ContentKind::Blob;
+        let repository = parse(kind, name)?;
+        return Ok(MirrorRoute::Blob(repository, parse(kind, digest)?));
     }
     Err(unknown())
 }
 
-fn parsed<T: FromStr<Err: Display>>(subject: Subject, text: &str) -> Result<T, (Subject, Failure)> {
+fn parse<T: FromStr<Err: Display>>(
+    kind: ContentKind,
+    text: &str,
+) -> Result<T, (ContentKind, MirrorError)> {
     text.parse()
-        .map_err(|error| (subject, Failure::Invalid(format!("{text}: {error}"))))
+        .map_err(|error| (kind, MirrorError::Invalid(format!("{text}: {error}"))))
 }
 
-fn ping() -> Response<Body> {
-    let mut response = Response::new(Body::from("{}"));
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
-    headers.insert(API_VERSION_HEADER, HeaderValue::from_static(API_VERSION));
-    response
-}
-
-fn range_of(headers: &HeaderMap) -> Option<String> {
+fn range_header(headers: &HeaderMap) -> Option<String> {
     headers.get(header::RANGE)?.to_str().ok().map(str::to_owned)
-}
-
-/// The headers that every content has: its digest, its exact type, its length.
-fn content_headers(headers: &mut HeaderMap, digest: &Digest, media_type: &str, length: u64) {
-    let media_type = HeaderValue::from_str(media_type)
-        .unwrap_or_else(|_| HeaderValue::from_static("application/octet-stream"));
-    headers.insert(header::CONTENT_TYPE, media_type);
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    if let Ok(digest) = HeaderValue::from_str(&digest.to_string()) {
-        headers.insert(CONTENT_DIGEST_HEADER, digest);
-    }
-}
-
-/// Status 416 for a body of `size` bytes.
-fn unsatisfiable(size: u64) -> Response<Body> {
-    let message = format!("the range begins behind the end, at {size} bytes");
-    let mut response = error(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", &message);
-    if let Ok(range) = HeaderValue::from_str(&unsatisfied_range(size)) {
-        response.headers_mut().insert(header::CONTENT_RANGE, range);
-    }
-    response
 }
 
 #[cfg(test)]
@@ -285,30 +235,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_name_their_target() {
+    fn routes_of_paths() {
         let digest = Digest::sha256(b"x");
-        assert!(matches!(target("/v2/"), Ok(Target::Ping)));
-        assert!(matches!(target("/v2"), Ok(Target::Ping)));
+        assert!(matches!(route("/v2/"), Ok(MirrorRoute::Ping)));
+        assert!(matches!(route("/v2"), Ok(MirrorRoute::Ping)));
         assert!(matches!(
-            target("/v2/a/b/manifests/v1"),
-            Ok(Target::Manifest(name, Reference::Tag(_))) if name.as_str() == "a/b"
+            route("/v2/a/b/manifests/v1"),
+            Ok(MirrorRoute::Manifest(name, Reference::Tag(_))) if name.as_str() == "a/b"
         ));
         assert!(matches!(
-            target(&format!("/v2/manifests/blobs/{digest}")),
-            Ok(Target::Blob(name, found)) if name.as_str() == "manifests" && found == digest
+            route(&format!("/v2/manifests/blobs/{digest}")),
+            Ok(MirrorRoute::Blob(name, found)) if name.as_str() == "manifests" && found == digest
         ));
         assert!(matches!(
-            target("/v2/a/blobs/sha256:zz"),
-            Err((Subject::Blob, Failure::Invalid(_)))
+            route("/v2/a/blobs/sha256:zz"),
+            Err((ContentKind::Blob, MirrorError::Invalid(_)))
         ));
         assert!(matches!(
-            target("/v2/A/manifests/v1"),
-            Err((Subject::Manifest, Failure::Invalid(_)))
+            route("/v2/A/manifests/v1"),
+            Err((ContentKind::Manifest, MirrorError::Invalid(_)))
         ));
-        assert!(matches!(target("/v3/"), Err((_, Failure::Unknown(_)))));
+        assert!(matches!(route("/v3/"), Err((_, MirrorError::Unknown(_)))));
         assert!(matches!(
-            target("/v2/_catalog"),
-            Err((_, Failure::Unknown(_)))
+            route("/v2/_catalog"),
+            Err((_, MirrorError::Unknown(_)))
         ));
     }
 }

@@ -1,9 +1,9 @@
-//! A reader: a cursor in a blob that is still on its way.
+//! A reader: one response's position in a blob that is still being downloaded.
 //!
-//! It hands out bytes as they are verified and reads ahead no more than one piece, for the runtime
-//! may hang up long before the end of what it asked for. Where it stands decides which chunks are
-//! fetched first. When nothing has come for too long, or the store cannot take the blob, it goes on
-//! from the origin.
+//! A reader returns bytes as they are verified. It reads at most one piece ahead, because the
+//! runtime may close the connection long before the end of the range. The position of readers
+//! decides which chunks are downloaded first. If no bytes arrive within the fallback timeouts, or
+//! the store cannot take the blob, the reader goes on with bytes from an origin.
 
 use core::ops::Range;
 use core::time::Duration;
@@ -16,265 +16,213 @@ use futures_util::{Stream, stream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::Mirror;
-use super::answer::Failure;
-use super::manifests::failure;
-use super::passing::Passing;
-use crate::driver::{Command, Reach, Shared};
+use super::context::MirrorContext;
+use super::cursors::Cursor;
+use super::error::MirrorError;
+use super::passthrough::Passthrough;
+use crate::config::FallbackTimeouts;
+use crate::driver::Command;
 use crate::store::{Availability, PIECE, Pin, StoreError, StoredBlob};
 
-/// How often a reader that waits looks whether it should.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// How often a waiting reader checks the fallback timeouts.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long a body that must be cut waits for those to end that stand before it in the blob.
-const CUT_IN_ORDER: Duration = Duration::from_secs(2);
+/// How long a body that must be cut waits for the bodies at lower offsets of the blob to end.
+const CUT_ORDER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a reader waits for its next byte before it asks an origin itself. What it then gets is
-/// not kept, so waiting is cheaper as long as there is hope.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
-    /// With no source that could bring the byte: none that has it, and every origin failing.
-    /// Default 3 s, in which neighbours may still be met.
-    pub hopeless: Duration,
-    /// With nothing coming in for any blob. Default 20 s: the machine has long tried the origin by
-    /// then.
-    pub stuck: Duration,
-    /// For a blob that is exchanged only as a whole, of which a neighbour's bytes may be seen only
-    /// when all are there. Default 20 s.
-    pub whole: Duration,
-    /// However busy everything else is. Default 120 s; a container runtime gives up after 5
-    /// minutes.
-    pub silent: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            hopeless: Duration::from_secs(3),
-            stuck: Duration::from_secs(20),
-            whole: Duration::from_secs(20),
-            silent: Duration::from_secs(120),
-        }
-    }
-}
-
-/// One wait for bytes.
-struct Waiting {
+/// One wait for the next byte.
+struct ByteWait {
     since: Time,
-    /// Since when there is no hope, if there is none.
-    hopeless_since: Option<Time>,
-    /// The blob cannot be checked in pieces.
-    is_for_a_whole: bool,
+    /// Since when no source has the chunk, while none has.
+    no_source_since: Option<Time>,
+    /// Whether the blob has no chunk proofs.
+    is_whole_blob: bool,
 }
 
-impl Waiting {
-    const fn begin(now: Time, is_for_a_whole: bool) -> Self {
+impl ByteWait {
+    const fn new(now: Time, is_whole_blob: bool) -> Self {
         Self {
             since: now,
-            hopeless_since: None,
-            is_for_a_whole,
+            no_source_since: None,
+            is_whole_blob,
         }
     }
 
-    /// Why it should not go on, if so.
-    fn is_in_vain(&mut self, now: Time, reach: Reach, shared: &Shared) -> Option<&'static str> {
-        let Patience {
-            hopeless,
-            stuck,
-            whole,
-            silent,
-        } = shared.patience;
-        self.hopeless_since = match reach {
-            Reach::Within => None,
-            Reach::Out => self.hopeless_since.or(Some(now)),
+    /// The reason to fall back to an origin, if a timeout has expired.
+    fn expired(
+        &mut self,
+        now: Time,
+        has_source: bool,
+        last_received: Duration,
+        timeouts: &FallbackTimeouts,
+    ) -> Option<&'static str> {
+        self.no_source_since = if has_source {
+            None
+        } else {
+            self.no_source_since.or(Some(now))
         };
         let waited = now.saturating_since(self.since);
+        let maximum = if self.is_whole_blob {
+            timeouts.whole_blob.min(timeouts.maximum)
+        } else {
+            timeouts.maximum
+        };
         if self
-            .hopeless_since
-            .is_some_and(|since| now.saturating_since(since) >= hopeless)
+            .no_source_since
+            .is_some_and(|since| now.saturating_since(since) >= timeouts.no_source)
         {
             Some("no neighbour has the next chunk and no origin answers")
-        } else if waited >= stuck && shared.moved.ago(now) >= stuck {
-            Some("nothing comes from anywhere")
+        } else if waited >= timeouts.no_progress && last_received >= timeouts.no_progress {
+            Some("no bytes received from any source")
         } else {
-            let bound = if self.is_for_a_whole {
-                whole.min(silent)
-            } else {
-                silent
-            };
-            (waited >= bound).then_some("the next chunk does not come")
+            (waited >= maximum).then_some("next chunk did not arrive in time")
         }
     }
 }
 
-/// One response's way through a blob.
+/// The state of one response.
 pub(super) struct Reader {
-    mirror: Arc<Mirror>,
+    context: Arc<MirrorContext>,
     repository: RepositoryName,
     blob: Arc<StoredBlob>,
+    cursor: Cursor,
+    /// The bytes that are still to be returned.
     left: Range<u64>,
-    id: u64,
-    passing: Option<Passing>,
+    passthrough: Option<Passthrough>,
     _pin: Pin,
 }
 
 impl Reader {
-    pub(super) fn open(
-        mirror: Arc<Mirror>,
+    /// A reader of `range`, where `cursor` was opened at its start.
+    pub(super) fn new(
+        context: Arc<MirrorContext>,
         repository: RepositoryName,
         blob: Arc<StoredBlob>,
-        part: Range<u64>,
+        cursor: Cursor,
+        range: Range<u64>,
     ) -> Self {
-        let pin = blob.pin();
-        let id = mirror.reader_id();
-        let reader = Self {
-            mirror,
+        Self {
+            context,
             repository,
+            cursor,
+            left: range,
+            passthrough: None,
+            _pin: blob.pin(),
             blob,
-            left: part,
-            id,
-            passing: None,
-            _pin: pin,
-        };
-        reader.tell_cursor();
-        reader
+        }
     }
 
     /// The bytes, in order.
-    pub(super) fn into_stream(self) -> impl Stream<Item = Result<Bytes, Failure>> + Send {
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<Bytes, MirrorError>> + Send {
         stream::unfold(Some(self), |reader| async move {
             let mut reader = reader?;
             match reader.next().await {
                 Ok(None) => None,
                 Ok(Some(bytes)) => Some((Ok(bytes), Some(reader))),
-                Err(failure) => Some((Err(failure), None)),
+                Err(error) => Some((Err(error), None)),
             }
         })
     }
 
-    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
-        if let Some(passing) = &mut self.passing {
-            return passing.next().await;
+    async fn next(&mut self) -> Result<Option<Bytes>, MirrorError> {
+        if let Some(passthrough) = &mut self.passthrough {
+            return passthrough.next().await;
         }
         if self.left.is_empty() {
             return Ok(None);
         }
-        let mut waiting = Waiting::begin(
-            self.mirror.shared.clock.now(),
-            self.blob.geometry().is_whole(),
-        );
+        let clock = self.context.clock;
+        let mut wait = ByteWait::new(clock.now(), self.blob.geometry().is_whole());
         loop {
-            match timeout(LOOK_AGAIN, self.blob.available(self.left.start)).await {
+            match timeout(CHECK_INTERVAL, self.blob.available(self.left.start)).await {
                 Ok(Availability::Ready(until)) => {
-                    if let Some(bytes) = self.take(until).await? {
+                    if let Some(bytes) = self.read(until).await? {
                         return Ok(Some(bytes));
                     }
                 }
-                Ok(Availability::Bypassed) => return self.pass().await,
+                Ok(Availability::Bypassed) => return self.fall_back().await,
                 Ok(Availability::Waiting) | Err(_) => {
-                    let reach = self.reach().await;
-                    if let Some(why) = waiting.is_in_vain(
-                        self.mirror.shared.clock.now(),
-                        reach,
-                        &self.mirror.shared,
-                    ) {
-                        tracing::warn!(blob = %self.blob.digest(), at = self.left.start, why, "pass blob through");
-                        return self.pass().await;
+                    let has_source = self.has_source().await;
+                    let now = clock.now();
+                    let last_received = self.context.telemetry.last_received.elapsed(now);
+                    let timeouts = &self.context.fallback_timeouts;
+                    if let Some(reason) = wait.expired(now, has_source, last_received, timeouts) {
+                        tracing::warn!(
+                            blob = %self.blob.digest(), offset = self.left.start, reason,
+                            "swarm did not deliver in time; passing the blob through from an origin"
+                        );
+                        return self.fall_back().await;
                     }
                 }
             }
         }
     }
 
-    /// What the machine thinks of the chunk that is waited for.
-    async fn reach(&self) -> Reach {
+    /// Whether any known source can deliver the chunk that the reader waits for.
+    async fn has_source(&self) -> bool {
         let (answer, answered) = oneshot::channel();
-        let (digest, chunk) = (
-            *self.blob.digest(),
-            self.blob.geometry().chunk_at(self.left.start),
-        );
-        self.mirror
-            .command(Command::Reach {
-                digest,
-                chunk,
-                answer,
-            })
-            .await;
-        answered.await.unwrap_or(Reach::Out)
+        let digest = *self.blob.digest();
+        let chunk = self.blob.geometry().chunk_at(self.left.start);
+        let command = Command::HasSource {
+            digest,
+            chunk,
+            answer,
+        };
+        self.context.commands.send(command).await;
+        answered.await.unwrap_or(false)
     }
 
-    /// The next piece, of which `until` says how far it may go; nothing if it was damaged on disk.
-    async fn take(&mut self, until: u64) -> Result<Option<Bytes>, Failure> {
+    /// Reads the next piece, which ends at `until` at the latest; `None` if the chunk was damaged
+    /// on disk.
+    async fn read(&mut self, until: u64) -> Result<Option<Bytes>, MirrorError> {
         let start = self.left.start;
         let piece = PIECE as u64;
         let end = until.min(self.left.end).min((start / piece + 1) * piece);
         match self.blob.read(start..end).await {
             Ok(bytes) => {
                 self.left.start = end;
-                self.tell_cursor();
+                self.cursor.advance(start, end);
                 Ok(Some(bytes))
             }
             Err(StoreError::Doubtful { digest, chunk }) => {
-                tracing::warn!(blob = %digest, chunk, "a stored chunk was damaged and is fetched again");
-                self.mirror.command(Command::Lost { digest, chunk }).await;
+                tracing::warn!(blob = %digest, chunk, "stored chunk is damaged; downloading it again");
+                let command = Command::Damaged { digest, chunk };
+                self.context.commands.send(command).await;
                 Ok(None)
             }
             Err(error) => {
-                tracing::error!(blob = %self.blob.digest(), %error, "read blob; it is passed through now");
+                tracing::error!(
+                    blob = %self.blob.digest(), %error,
+                    "read of a stored blob failed; passing it through from an origin"
+                );
                 self.blob.bypass();
-                self.pass().await
+                self.fall_back().await
             }
         }
     }
 
-    /// Goes on from an origin.
-    async fn pass(&mut self) -> Result<Option<Bytes>, Failure> {
-        let shared = Arc::clone(&self.mirror.shared);
-        let opened = Passing::open(
-            shared,
+    /// Goes on with bytes from an origin.
+    async fn fall_back(&mut self) -> Result<Option<Bytes>, MirrorError> {
+        let opened = Passthrough::open_exactly(
+            Arc::clone(&self.context),
             &self.repository,
             self.blob.digest(),
             self.left.clone(),
         )
         .await;
-        if opened.is_err() {
-            // Of several ranges of one layer, containerd goes on after a cut only if it is the
-            // first that is cut.
-            let _ = timeout(CUT_IN_ORDER, self.blob.is_foremost(self.id)).await;
-        }
-        let mut passing = opened.map_err(|error| {
-            failure(
-                &format!(
-                    "{}@{}: no neighbour has it",
-                    self.repository,
-                    self.blob.digest()
-                ),
-                &error,
-            )
-        })?;
-        let first = passing.next().await;
-        self.passing = Some(passing);
+        let mut passthrough = match opened {
+            Ok(passthrough) => passthrough,
+            Err(error) => {
+                // When containerd fetches a layer in several ranges, it resumes after a cut only if
+                // the first range is the first one to be cut.
+                let _ = timeout(CUT_ORDER_TIMEOUT, self.cursor.wait_until_lowest()).await;
+                let (repository, digest) = (&self.repository, self.blob.digest());
+                let subject = format!("{repository}@{digest}: no neighbour has it");
+                return Err(MirrorError::from_origin(&subject, &error));
+            }
+        };
+        let first = passthrough.next().await;
+        self.passthrough = Some(passthrough);
         first
-    }
-
-    fn tell_cursor(&self) {
-        if self.blob.set_cursor(self.id, self.left.start) {
-            self.nudge();
-        }
-    }
-
-    /// A driver that is busy looks at the cursors the next time.
-    fn nudge(&self) {
-        let _ = self
-            .mirror
-            .commands
-            .try_send(Command::ReadersMoved(*self.blob.digest()));
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.blob.remove_cursor(self.id);
-        self.nudge();
     }
 }

@@ -1,10 +1,10 @@
-//! For which registries the mirror answers. containerd names the registry of an image with each
-//! request (`?ns=`).
+//! The registries whose images the mirror serves. containerd names the registry of an image in
+//! each request (`?ns=`).
 //!
-//! A peer asks its origins for everything. If one mirror stood for two registries, an image of one
-//! could be served under the other's name; so an operator may say whose images the origins have,
-//! and requests for another registry are refused, at once and loudly, and the runtime turns to that
-//! registry itself.
+//! A peer asks its origins for every image. If one mirror served two registries, an image of one
+//! registry could be delivered under the other's name. Operators therefore list the registries
+//! whose images the origins have. Requests for another registry are refused at once and logged, and
+//! the runtime turns to that registry itself.
 
 use core::time::Duration;
 
@@ -13,22 +13,22 @@ use axum::http::Uri;
 use moka::sync::Cache;
 use serde::Deserialize;
 
-use super::answer::Failure;
+use super::error::MirrorError;
 
-/// Between two log lines about one registry.
-const SAID: Duration = Duration::from_secs(60);
-/// Registries of which is remembered that they were refused.
-const REFUSED: u64 = 64;
+/// The shortest time between two log lines about one registry.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// Refused registries whose last log line is remembered.
+const LOGGED: u64 = 64;
 
-/// The registries whose images the origins have; all, if none is named.
+/// The registries whose images the origins have; all registries if the list is empty.
 #[derive(Debug)]
 pub(super) struct Registries {
     served: Vec<String>,
-    refused: Cache<String, ()>,
+    logged: Cache<String, ()>,
 }
 
 #[derive(Deserialize)]
-struct Asked {
+struct NamespaceQuery {
     ns: Option<String>,
 }
 
@@ -36,40 +36,36 @@ impl Registries {
     pub(super) fn new(served: Vec<String>) -> Self {
         Self {
             served,
-            refused: Cache::builder()
-                .max_capacity(REFUSED)
-                .time_to_live(SAID)
+            logged: Cache::builder()
+                .max_capacity(LOGGED)
+                .time_to_live(LOG_INTERVAL)
                 .build(),
         }
     }
 
-    /// Whether a request may be answered: it names no registry, or one whose images the origins
-    /// have.
-    pub(super) fn check(&self, uri: &Uri) -> Result<(), Failure> {
-        let asked = Query::<Asked>::try_from_uri(uri)
+    /// Accepts a request that names no registry or one whose images the origins have.
+    pub(super) fn check(&self, uri: &Uri) -> Result<(), MirrorError> {
+        let name = Query::<NamespaceQuery>::try_from_uri(uri)
             .ok()
-            .and_then(|Query(asked)| asked.ns);
-        let Some(name) = asked.filter(|_| !self.served.is_empty()) else {
+            .and_then(|Query(query)| query.ns);
+        let Some(name) = name.filter(|_| !self.served.is_empty()) else {
             return Ok(());
         };
-        if self
-            .served
-            .iter()
-            .any(|served| served.eq_ignore_ascii_case(&name))
-        {
+        let is_name = |served: &String| served.eq_ignore_ascii_case(&name);
+        if self.served.iter().any(is_name) {
             return Ok(());
         }
         let served = self.served.join(", ");
-        if !self.refused.contains_key(&name) {
+        if !self.logged.contains_key(&name) {
             tracing::warn!(
                 registry = name,
                 served,
-                "refuse a request for a registry that this mirror is not for"
+                "request refused: this mirror does not serve the registry"
             );
-            self.refused.insert(name.clone(), ());
+            self.logged.insert(name.clone(), ());
         }
-        Err(Failure::Unknown(format!(
-            "this mirror is not for images of {name}; it is for those of {served}"
+        Err(MirrorError::Unknown(format!(
+            "this mirror does not serve images of {name}; it serves {served}"
         )))
     }
 }
@@ -78,26 +74,27 @@ impl Registries {
 mod tests {
     use super::*;
 
-    fn asks(served: &[&str], query: &str) -> Result<(), Failure> {
+    fn check(served: &[&str], query: &str) -> Result<(), MirrorError> {
         let served = served.iter().map(|name| (*name).to_owned()).collect();
-        Registries::new(served).check(&format!("/v2/a/manifests/v1{query}").parse().expect("a URI"))
+        let uri = format!("/v2/a/manifests/v1{query}");
+        Registries::new(served).check(&uri.parse().expect("a URI"))
     }
 
     #[test]
-    fn without_a_list_every_registry_is_served() {
-        assert_eq!(asks(&[], "?ns=docker.io"), Ok(()));
+    fn empty_list_serves_every_registry() {
+        assert_eq!(check(&[], "?ns=docker.io"), Ok(()));
     }
 
     #[test]
-    fn with_a_list_only_these_and_who_names_none() {
+    fn listed_registries_and_requests_without_registry() {
         let served = ["origin.internal:5000", "docker.io"];
-        assert_eq!(asks(&served, "?ns=origin.internal%3A5000"), Ok(()));
-        assert_eq!(asks(&served, "?ns=Docker.io&x=1"), Ok(()));
-        assert_eq!(asks(&served, ""), Ok(()));
-        let refusal = asks(&served, "?ns=ghcr.io").expect_err("another registry");
+        assert_eq!(check(&served, "?ns=origin.internal%3A5000"), Ok(()));
+        assert_eq!(check(&served, "?ns=Docker.io&x=1"), Ok(()));
+        assert_eq!(check(&served, ""), Ok(()));
+        let refusal = check(&served, "?ns=ghcr.io").expect_err("another registry");
         assert!(
             refusal.to_string().contains("ghcr.io") && refusal.to_string().contains("docker.io")
         );
-        assert!(asks(&served, "?ns=").is_err());
+        assert!(check(&served, "?ns=").is_err());
     }
 }

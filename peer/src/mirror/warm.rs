@@ -1,9 +1,9 @@
-//! `POST /flotilla/warm/REPOSITORY/manifests/REFERENCE`: fetch an image into the own store without
-//! emitting it, before anybody pulls it.
+//! `POST /flotilla/warm/REPOSITORY/manifests/REFERENCE`: downloads an image into the store before
+//! it is pulled.
 //!
-//! It is answered as soon as the blobs are wanted, with the digests of the manifests; how far it
-//! is, `/flotilla/status` says. A warming goes on while the peer lives, and is given up as every
-//! pull is.
+//! The response is sent as soon as the blobs are wanted and names the digests of the manifests;
+//! `/flotilla/status` shows the progress. Warming goes on while the peer runs, and is given up like
+//! any other pull.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use flotilla_common::name::{Reference, RepositoryName};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-use super::answer::{Failure, Subject, failed};
-use super::manifests::Found;
-use super::{Mirror, Target, target};
+use super::error::{ContentKind, MirrorError, error_response};
+use super::manifests::ResolvedManifest;
+use super::{Mirror, MirrorRoute, route};
 
-/// How often the blobs are said to be wanted still: well within the time after which an unread blob
-/// is let go.
-const STILL_WANTED: Duration = Duration::from_secs(10);
-/// Manifests below one index at most.
+/// How often the blobs are wanted again. The driver stops the download of a blob without a reader
+/// after a longer time.
+const WANT_INTERVAL: Duration = Duration::from_secs(10);
+/// The maximum number of manifests below one index.
 const MAX_MANIFESTS: usize = 64;
 
-/// The answer to a request to warm an image.
+/// The response to a request to warm an image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Warming {
-    /// The manifests whose blobs are fetched now: one, or those below an index.
+    /// The manifests whose blobs are downloaded: one, or those below an index.
     pub manifests: Vec<Digest>,
 }
 
@@ -38,16 +38,16 @@ pub(super) async fn warm(
     State(mirror): State<Arc<Mirror>>,
     Path(path): Path<String>,
 ) -> axum::response::Response {
-    match target(&format!("/v2/{path}")) {
-        Ok(Target::Manifest(repository, reference)) => {
+    match route(&format!("/v2/{path}")) {
+        Ok(MirrorRoute::Manifest(repository, reference)) => {
             match mirror.warm(&repository, &reference).await {
                 Ok(warming) => Json(warming).into_response(),
-                Err(failure) => failed(Subject::Manifest, &failure),
+                Err(error) => error_response(ContentKind::Manifest, &error),
             }
         }
         _ => {
-            let message = format!("{path} names no image: write REPOSITORY/manifests/TAG");
-            failed(Subject::Manifest, &Failure::Invalid(message))
+            let message = format!("{path} is not an image path: use REPOSITORY/manifests/TAG");
+            error_response(ContentKind::Manifest, &MirrorError::Invalid(message))
         }
     }
 }
@@ -57,45 +57,52 @@ impl Mirror {
         self: &Arc<Self>,
         repository: &RepositoryName,
         reference: &Reference,
-    ) -> Result<Warming, Failure> {
-        let Found {
-            digest, manifest, ..
-        } = self.find_manifest(repository, reference).await?;
-        let parsed = Manifest::parse(&manifest.bytes)
-            .map_err(|error| Failure::Invalid(format!("read manifest {digest}: {error}")))?;
-        let mut images = vec![(digest, manifest.bytes.clone())];
-        if parsed.is_index() {
-            self.names.index(&digest, &parsed);
-            images.clear();
-            for child in parsed.manifests.iter().take(MAX_MANIFESTS) {
-                let child = Reference::Digest(child.digest);
-                let Found {
-                    digest, manifest, ..
-                } = self.find_manifest(repository, &child).await?;
-                images.push((digest, manifest.bytes));
-            }
-        }
-        for (digest, bytes) in &images {
-            self.want_blobs(repository, digest, bytes, true).await;
+    ) -> Result<Warming, MirrorError> {
+        let images = self.images_below(repository, reference).await?;
+        for image in &images {
+            let (digest, bytes) = (&image.digest, &image.manifest.bytes);
+            self.start_pull(repository, digest, bytes, true).await;
             self.keep_wanting(repository, digest, bytes);
         }
         Ok(Warming {
-            manifests: images.into_iter().map(|(digest, _)| digest).collect(),
+            manifests: images.into_iter().map(|image| image.digest).collect(),
         })
     }
 
-    /// Says again and again that an image is wanted, until it is here or given up.
+    /// The manifest of a reference or, if that is an index, the manifests below it.
+    async fn images_below(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<Vec<ResolvedManifest>, MirrorError> {
+        let found = self.find_manifest(repository, reference).await?;
+        let digest = found.digest;
+        let manifest = Manifest::parse(&found.manifest.bytes)
+            .map_err(|error| MirrorError::Invalid(format!("read manifest {digest}: {error}")))?;
+        if !manifest.is_index() {
+            return Ok(vec![found]);
+        }
+        self.image_names.remember_children(&digest, &manifest);
+        let mut images = Vec::new();
+        for child in manifest.manifests.iter().take(MAX_MANIFESTS) {
+            let child = Reference::Digest(child.digest);
+            images.push(self.find_manifest(repository, &child).await?);
+        }
+        Ok(images)
+    }
+
+    /// Wants the blobs of an image again and again until all are stored or the pull is given up.
     fn keep_wanting(self: &Arc<Self>, repository: &RepositoryName, digest: &Digest, bytes: &[u8]) {
         let Ok(manifest) = Manifest::parse(bytes) else {
             return;
         };
         let blobs: Vec<Digest> = manifest.blobs().iter().map(|blob| blob.digest).collect();
         let (mirror, repository, digest) = (Arc::clone(self), repository.clone(), *digest);
-        self.shared.shutdown.spawn(async move {
-            while mirror.shared.pulls.is_warming(&digest) {
-                sleep(STILL_WANTED).await;
+        self.context.shutdown.spawn(async move {
+            while mirror.context.telemetry.pulls.is_warming(&digest) {
+                sleep(WANT_INTERVAL).await;
                 for blob in &blobs {
-                    mirror.want_known(&repository, blob, None).await;
+                    mirror.pull_starter.want(&repository, blob).await;
                 }
             }
         });

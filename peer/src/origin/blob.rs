@@ -1,7 +1,7 @@
-//! Opening a blob at an origin: its size, and a range of its bytes.
+//! Blob requests to an origin: the size of a blob, and ranges of its bytes.
 //!
-//! What an origin says about the range that it sends is checked here; an answer whose place in the
-//! blob is not known is none. Content-Encoding is never asked for, so the bytes are the blob's own.
+//! The range that an origin says it sends is checked here; a response that does not state its range
+//! is an error. Requests never accept a content encoding, so the bytes are those of the blob.
 
 use core::ops::Range;
 
@@ -12,86 +12,87 @@ use flotilla_runtime::http::range::{parse_content_range, parse_unsatisfied_range
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use reqwest::{Method, Response, StatusCode};
 
-use super::{OriginError, Origins, header, send};
+use super::{OriginClient, OriginError, header, send};
 
-/// A blob's body as an origin opened it.
+/// An origin's response with a blob's bytes.
 #[derive(Debug)]
 pub(crate) struct OpenBlob {
-    /// The answer, of which only the head was read.
+    /// The response, of which only the head was read.
     pub(crate) response: Response,
-    /// Which bytes of the blob it has.
-    pub(crate) part: Range<u64>,
-    /// Bytes of the whole blob.
+    /// The bytes of the blob that it carries.
+    pub(crate) range: Range<u64>,
+    /// The size of the whole blob, in bytes.
     pub(crate) size: u64,
-    /// The answer says that it is a part, though it may be all.
+    /// Whether the response has status 206, which it may also have for the whole blob.
     pub(crate) is_partial: bool,
 }
 
-impl Origins {
-    /// The size of a blob.
+impl OriginClient {
+    /// The size of a blob, in bytes.
     pub(crate) async fn blob_size(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<u64, OriginError> {
         let path = path(repository, digest);
-        self.first(|origin| {
+        self.try_each(|origin| {
             let request = self.request(Method::HEAD, origin, &path);
             async move {
                 let response = send(request).await?;
-                // reqwest takes the body's length from the body, and a HEAD's answer has none.
+                // reqwest's content_length() is that of the body, which a HEAD response lacks.
                 length_of(&response).ok_or_else(no_length)
             }
         })
         .await
     }
 
-    /// Opens what a `Range` header asks for, or all, at the first origin that gives it. An origin
-    /// that knows no ranges sends all.
+    /// Opens what a `Range` header selects, or the whole blob, at the first origin that has it. An
+    /// origin without support for ranges sends the whole blob.
     pub(crate) async fn open_blob(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
         range: Option<&str>,
     ) -> Result<OpenBlob, OriginError> {
-        self.first(|origin| self.open_at(origin, repository, digest, range))
+        self.try_each(|origin| self.open_at(origin, repository, digest, range))
             .await
     }
 
-    /// [`Self::open_blob`] for these bytes and no others.
-    pub(crate) async fn open_part(
+    /// As [`Self::open_blob`], but a response that does not cover the range is an error.
+    pub(crate) async fn open_exactly(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-        part: &Range<u64>,
+        range: &Range<u64>,
     ) -> Result<OpenBlob, OriginError> {
-        self.first(|origin| self.open_part_at(origin, repository, digest, part))
+        self.try_each(|origin| self.open_exactly_at(origin, repository, digest, range))
             .await
     }
 
-    /// Opens a range of a blob at one origin. The body may go on behind the end of the range.
-    pub(super) async fn open_part_at(
+    /// As [`Self::open_exactly`], at one origin. The response may continue beyond the range.
+    pub(super) async fn open_exactly_at(
         &self,
         origin: OriginSlot,
         repository: &RepositoryName,
         digest: &Digest,
-        part: &Range<u64>,
+        range: &Range<u64>,
     ) -> Result<OpenBlob, OriginError> {
-        let range = (!part.is_empty()).then(|| format!("bytes={}-{}", part.start, part.end - 1));
+        let header =
+            (!range.is_empty()).then(|| format!("bytes={}-{}", range.start, range.end - 1));
         let open = self
-            .open_at(origin, repository, digest, range.as_deref())
+            .open_at(origin, repository, digest, header.as_deref())
             .await?;
-        if open.part.start == part.start && open.part.end >= part.end {
+        if open.range.start == range.start && open.range.end >= range.end {
             Ok(open)
         } else {
-            let got = open.part;
+            let sent = open.range;
             Err(OriginError::Unavailable(format!(
-                "sent bytes {got:?} where {part:?} were asked for"
+                "requested bytes {range:?}, but the response has {sent:?}"
             )))
         }
     }
 
-    /// [`Self::open_blob`] at one origin.
+    /// As [`Self::open_blob`], at one origin.
     pub(super) async fn open_at(
         &self,
         origin: OriginSlot,
@@ -105,11 +106,11 @@ impl Origins {
         }
         let response = send(request).await?;
         let is_partial = response.status() == StatusCode::PARTIAL_CONTENT;
-        let (part, size) = if is_partial {
+        let (range, size) = if is_partial {
             header(&response, CONTENT_RANGE.as_str())
                 .and_then(|range| parse_content_range(&range))
                 .ok_or_else(|| {
-                    OriginError::Unavailable("sent a part and does not say which".to_owned())
+                    OriginError::Unavailable("status 206 without a valid Content-Range".to_owned())
                 })?
         } else {
             let size = length_of(&response).ok_or_else(no_length)?;
@@ -117,7 +118,7 @@ impl Origins {
         };
         Ok(OpenBlob {
             response,
-            part,
+            range,
             size,
             is_partial,
         })
@@ -133,7 +134,7 @@ fn length_of(response: &Response) -> Option<u64> {
 }
 
 fn no_length() -> OriginError {
-    OriginError::Unavailable("sent no length for a blob".to_owned())
+    OriginError::Unavailable("response without Content-Length".to_owned())
 }
 
 /// The size of the blob, which a response with status 416 states.

@@ -1,7 +1,8 @@
-//! A chunk from an origin: one ranged request, checked like a neighbour's bytes before it is held.
+//! Downloads of a chunk from an origin, with one range request. The bytes are verified like those
+//! of a neighbour before the chunk is held.
 //!
-//! The chunk is kept in memory until its parts' values, computed while it arrives, merge to its
-//! entry in the table: written earlier, it could overwrite good bytes with bad ones.
+//! The chunk stays in memory until its chaining values, computed while it arrives, are verified
+//! against the chunk table. If it were written before, corrupt bytes could overwrite valid ones.
 
 use std::sync::Arc;
 
@@ -14,53 +15,57 @@ use flotilla_common::tree::{self, Value};
 use flotilla_runtime::rate::Limiter;
 use reqwest::Response;
 
-use super::{OriginError, Origins, client, whole};
+use super::{OriginClient, OriginError, client, unsealed};
 use crate::store::{StoreError, StoredBlob};
 
-/// Bytes taken from the download cap at once.
-const SIP: usize = 64 << 10;
+/// The bytes for which the download limit is asked at a time. It is the amount that a neighbour's
+/// stream asks for: the limiter serves its waiters in turn, so smaller amounts would get a smaller
+/// share of the link.
+const LIMIT_STEP: usize = 64 << 10;
 
-/// Why a chunk did not come from an origin.
+/// Why the download of a chunk from an origin failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OriginFetchError {
     #[error("{0}")]
     Origin(#[from] OriginError),
-    #[error("the bytes are not what their proof says")]
+    #[error("the bytes do not match their proof")]
     Corrupt,
     #[error("{0}")]
     Store(#[from] StoreError),
 }
 
-/// Fetches one chunk from one origin into the store. `progress` is told the bytes received so far,
-/// first of all 0 when the answer has begun.
+/// Downloads one chunk from one origin into the store. `progress` is called with the number of bytes
+/// received so far, first with 0 when the response begins.
 pub(crate) async fn fetch_chunk(
-    origins: &Origins,
+    origins: &OriginClient,
     origin: OriginSlot,
     repository: &RepositoryName,
     blob: &Arc<StoredBlob>,
     chunk: u32,
-    cap: &Limiter,
+    limit: &Limiter,
     mut progress: impl FnMut(u64),
 ) -> Result<(), OriginFetchError> {
     if matches!(blob.proof(), Proof::DigestOnly { .. }) {
-        return whole::fetch(origins, origin, repository, blob, cap, progress).await;
+        return unsealed::fetch(origins, origin, repository, blob, limit, progress).await;
     }
     let range = blob.geometry().chunk_range(chunk);
     let length = usize::try_from(range.end - range.start).map_err(|_| OriginFetchError::Corrupt)?;
     let open = origins
-        .open_part_at(origin, repository, blob.digest(), &range)
+        .open_exactly_at(origin, repository, blob.digest(), &range)
         .await?;
     progress(0);
-    let mut arriving = Arriving::new(range.start, length);
-    arriving.receive(open.response, cap, progress).await?;
-    let (bytes, values) = arriving.finish().ok_or_else(|| {
-        OriginError::Unavailable(format!("sent fewer than the {length} bytes of a chunk"))
+    let mut buffer = ChunkBuffer::new(range.start, length);
+    buffer.receive(open.response, limit, progress).await?;
+    let (bytes, values) = buffer.finish().ok_or_else(|| {
+        OriginError::Unavailable(format!(
+            "response ended before the {length} bytes of the chunk"
+        ))
     })?;
-    let is_proved = match blob.table() {
+    let is_valid = match blob.table() {
         Some(table) => table.verifies_parts(blob.geometry(), chunk, &values),
         None => blob.digest().matches(&bytes),
     };
-    if !is_proved {
+    if !is_valid {
         return Err(OriginFetchError::Corrupt);
     }
     blob.write_verified(range.start, bytes).await?;
@@ -68,15 +73,18 @@ pub(crate) async fn fetch_chunk(
     Ok(())
 }
 
-/// A chunk on its way in.
-struct Arriving {
+/// A chunk that is being received.
+struct ChunkBuffer {
+    /// The chunk's offset in the blob, in bytes.
     start: u64,
+    /// The chunk's length, in bytes.
     length: usize,
     bytes: BytesMut,
+    /// The chaining values of the complete parts.
     values: Vec<Value>,
 }
 
-impl Arriving {
+impl ChunkBuffer {
     fn new(start: u64, length: usize) -> Self {
         Self {
             start,
@@ -89,7 +97,7 @@ impl Arriving {
     async fn receive(
         &mut self,
         mut response: Response,
-        cap: &Limiter,
+        limit: &Limiter,
         mut progress: impl FnMut(u64),
     ) -> Result<(), OriginError> {
         let mut owed = 0;
@@ -99,22 +107,20 @@ impl Arriving {
                 .await
                 .map_err(|error| OriginError::Unavailable(client::explain(&error)))?;
             let Some(piece) = piece else { break };
-            self.take(&piece);
+            self.append(&piece);
             progress(self.bytes.len() as u64);
-            // In the same sips as a neighbour's stream: the cap serves its takers in turn, and
-            // smaller ones would get less of the link.
             owed += piece.len();
-            while owed >= SIP {
-                cap.take(SIP).await;
-                owed -= SIP;
+            while owed >= LIMIT_STEP {
+                limit.take(LIMIT_STEP).await;
+                owed -= LIMIT_STEP;
             }
         }
-        cap.take(owed).await;
+        limit.take(owed).await;
         Ok(())
     }
 
-    /// Takes bytes, no more than are wanted, and hashes each part that they complete.
-    fn take(&mut self, bytes: &[u8]) {
+    /// Appends bytes up to the chunk's length, and hashes each part that is complete.
+    fn append(&mut self, bytes: &[u8]) {
         let room = self.length - self.bytes.len();
         self.bytes
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -132,7 +138,7 @@ impl Arriving {
         ));
     }
 
-    /// The bytes and their parts' values; `None` if some are lacking.
+    /// The bytes and the chaining values of their parts; `None` if bytes are missing.
     fn finish(mut self) -> Option<(Bytes, Vec<Value>)> {
         if self.bytes.len() < self.length {
             return None;
@@ -150,14 +156,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_computed_on_the_way_are_those_of_the_chunk() {
+    fn incremental_values_equal_those_of_the_chunk() {
         let part = PART_SIZE as usize;
         for length in [1, part - 1, part, part + 1, 3 * part, 3 * part + 77] {
             let bytes: Vec<u8> = (0..length).map(|n| (n / 3) as u8).collect();
             for cut in [1000, part / 2 + 1, part, 5 * part] {
-                let mut arriving = Arriving::new(4 << 20, length);
-                bytes.chunks(cut).for_each(|piece| arriving.take(piece));
-                let (got, values) = arriving.finish().unwrap();
+                let mut buffer = ChunkBuffer::new(4 << 20, length);
+                bytes.chunks(cut).for_each(|piece| buffer.append(piece));
+                let (got, values) = buffer.finish().unwrap();
                 assert_eq!(got, bytes);
                 assert_eq!(values, tree::part_values(4 << 20, &bytes));
             }
@@ -165,20 +171,20 @@ mod tests {
     }
 
     #[test]
-    fn more_than_was_asked_for_is_left_out_and_less_is_nothing() {
-        let mut arriving = Arriving::new(0, 10);
-        arriving.take(&[1; 9]);
+    fn surplus_bytes_are_dropped_and_missing_bytes_fail() {
+        let mut buffer = ChunkBuffer::new(0, 10);
+        buffer.append(&[1; 9]);
         assert!(
-            Arriving {
-                bytes: arriving.bytes.clone(),
+            ChunkBuffer {
+                bytes: buffer.bytes.clone(),
                 values: Vec::new(),
-                ..arriving
+                ..buffer
             }
             .finish()
             .is_none()
         );
-        let mut arriving = Arriving::new(0, 10);
-        arriving.take(&[1; 12]);
-        assert_eq!(arriving.finish().unwrap().0.len(), 10);
+        let mut buffer = ChunkBuffer::new(0, 10);
+        buffer.append(&[1; 12]);
+        assert_eq!(buffer.finish().unwrap().0.len(), 10);
     }
 }

@@ -1,5 +1,4 @@
-//! The HTTP client that origins and trackers are asked with, and how its failures are told to
-//! people.
+//! The HTTP client for origins and trackers, and readable texts for its errors.
 
 use core::time::Duration;
 use std::error::Error;
@@ -10,28 +9,28 @@ use reqwest::Client;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
-/// For TCP and TLS together.
+/// For the TCP and TLS handshakes together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A body that stands still for this long is cut.
-const PROGRESS_TIMEOUT: Duration = Duration::from_secs(10);
+/// A response of which no bytes arrive for this long is aborted.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle connections kept per host.
 const IDLE_CONNECTIONS: usize = 16;
 
-/// Why there is no client.
+/// Why the client could not be built.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ClientError {
+pub(crate) enum BuildClientError {
     #[error("use identity for HTTPS: {0}")]
     Identity(#[from] IdentityError),
-    #[error("make HTTP client: {0}")]
+    #[error("build HTTP client: {0}")]
     Client(#[from] reqwest::Error),
 }
 
-/// A client that shows the peer's certificate. `progress` bounds how long an answer may stand
-/// still; a long poll needs more than the default.
+/// A client that presents the peer's certificate. `read_timeout` is how long a response may make no
+/// progress; the default is too short for a long poll.
 pub(crate) fn http_client(
     identity: &Identity,
-    progress: Option<Duration>,
-) -> Result<Client, ClientError> {
+    read_timeout: Option<Duration>,
+) -> Result<Client, BuildClientError> {
     let never = (
         HeaderName::from_static(REDIRECT_HEADER),
         HeaderValue::from_static(REDIRECT_NEVER),
@@ -43,13 +42,13 @@ pub(crate) fn http_client(
         .http1_only()
         .tcp_nodelay(true)
         .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(progress.unwrap_or(PROGRESS_TIMEOUT))
+        .read_timeout(read_timeout.unwrap_or(READ_TIMEOUT))
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .build()?;
     Ok(client)
 }
 
-/// What failed, down to its cause: reqwest's own text stops at "error sending request".
+/// The text of an error with all its causes. reqwest's own text ends at "error sending request".
 pub(crate) fn explain(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -66,17 +65,17 @@ pub(crate) fn explain(error: &reqwest::Error) -> String {
 /// The first message of an OCI error body.
 pub(super) fn error_message(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
-    struct Errors {
-        errors: Vec<Message>,
+    struct OciErrors {
+        errors: Vec<OciError>,
     }
     #[derive(Deserialize)]
-    struct Message {
+    struct OciError {
         #[serde(default)]
         code: String,
         #[serde(default)]
         message: String,
     }
-    let errors: Errors = serde_json::from_slice(body).ok()?;
+    let errors: OciErrors = serde_json::from_slice(body).ok()?;
     let first = errors.errors.into_iter().next()?;
     Some(
         format!("{} {}", first.code, first.message)
@@ -90,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_oci_error_is_told_in_its_own_words() {
+    fn message_of_an_oci_error() {
         let body = br#"{"errors":[{"code":"NAME_UNKNOWN","message":"no such repository"}]}"#;
         assert_eq!(
             error_message(body).as_deref(),

@@ -1,15 +1,15 @@
-//! The client of the origins: manifests, closures, chunks, and whole blobs to pass through.
+//! The client of the origins: manifests, closures, chunks, and blobs to pass through.
 //!
-//! Origins are tried in configured order, the own region's first; one that just failed goes to the
-//! end for a moment. One that does not answer is probed until it does. Which origin serves a
-//! *chunk* is not decided here but by the machine, which hears how each request went. Every wait
-//! has a bound: on the connection, on the answer's head, and on progress.
+//! Origins are tried in the configured order, those of the peer's own region first; an origin that
+//! failed is tried last for a short time. An origin that does not answer is probed until it does.
+//! Which origin serves a *chunk* is decided by the state machine, which receives the outcome of each
+//! request. Connecting, waiting for the response's head, and waiting for progress have timeouts.
 
 mod blob;
 mod chunk;
 mod client;
 mod probe;
-mod whole;
+mod unsealed;
 
 use core::time::Duration;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,36 +36,36 @@ pub(crate) use client::http_client;
 
 use crate::status::OriginStatus;
 
-/// From the request to the head of the answer.
+/// From the request to the head of the response.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// For the whole of a manifest or a closure.
-const SMALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an origin that failed is asked last.
-const REST: Duration = Duration::from_secs(2);
-/// Bytes of an error body that are read for its message.
+/// For the body of a manifest, a closure or an error.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a failed origin is tried last.
+const DEMOTION: Duration = Duration::from_secs(2);
+/// The maximum length of an error body that is read for its message, in bytes.
 const MAX_ERROR_LEN: usize = 4096;
 
-/// Why an origin did not give what it was asked for.
+/// Why a request to an origin, or to all origins, failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum OriginError {
-    /// It says that it does not have it, or that nobody may have it.
+    /// The origin does not have the content, or refuses it to this peer.
     #[error("{0}")]
     Refused(String),
-    /// It does not answer, or cannot serve now. Of all origins together: none of them does.
+    /// The origin does not answer or cannot serve now. For all origins: this is true of each.
     #[error("{0}")]
     Unavailable(String),
-    /// Of all origins together: some do not have it, and the others cannot be asked now.
+    /// For all origins: some do not have the content, and the others are unavailable.
     #[error("{0}")]
     Unsure(String),
-    /// The range that was asked for begins behind the end of the bytes, which are this many.
-    #[error("the range begins behind the end, at {0} bytes")]
+    /// The requested range starts beyond the end of the content, which has this size in bytes.
+    #[error("range starts beyond the end ({0} bytes)")]
     Unsatisfiable(u64),
-    /// There is no origin.
+    /// No origin is configured.
     #[error("no origin is configured")]
     None,
 }
 
-/// A manifest as an origin sent it, its digest checked.
+/// A manifest from an origin, checked against its digest.
 #[derive(Debug, Clone)]
 pub(crate) struct FetchedManifest {
     pub(crate) digest: Digest,
@@ -73,68 +73,68 @@ pub(crate) struct FetchedManifest {
     pub(crate) bytes: Bytes,
 }
 
-/// What an origin's health turned out to be outside of a chunk's fetch.
+/// Whether an origin answered a request other than the download of a chunk; for the state machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Sighting {
+pub(crate) struct OriginHealthReport {
     pub(crate) origin: OriginSlot,
     pub(crate) is_up: bool,
 }
 
-/// All configured origins. Clones share what they know.
+/// A client of all configured origins. Clones share their state.
 #[derive(Debug, Clone)]
-pub(crate) struct Origins(Arc<Inner>);
+pub(crate) struct OriginClient(Arc<ClientState>);
 
 #[derive(Debug)]
-struct Inner {
+struct ClientState {
     client: Client,
     clock: Clock,
-    origins: Vec<Origin>,
-    sightings: mpsc::Sender<Sighting>,
-    /// An origin fell silent: it is to be probed.
-    silent: Notify,
+    entries: Vec<OriginEntry>,
+    health: mpsc::Sender<OriginHealthReport>,
+    /// Notified when a request to an origin fails, for the probes.
+    failed: Notify,
 }
 
 #[derive(Debug)]
-struct Origin {
-    /// Without a slash at its end.
+struct OriginEntry {
+    /// Without a trailing slash.
     url: String,
-    /// Nanoseconds of the clock at which its rest ends.
-    rests_until: AtomicU64,
-    /// What is known of it.
+    /// The time until which the origin is tried last, in nanoseconds of the clock.
+    demoted_until: AtomicU64,
+    /// For status, metrics and probes.
     reachability: Mutex<Reachability>,
 }
 
-impl Origins {
-    /// A client of `urls`, in order; each `http://` or `https://` with a host.
+impl OriginClient {
+    /// A client of the origins at `urls`, in the order of preference. Each URL has the scheme
+    /// `http` or `https` and a host.
     pub(crate) fn new(
         client: Client,
         urls: &[String],
         clock: Clock,
-        sightings: mpsc::Sender<Sighting>,
+        health: mpsc::Sender<OriginHealthReport>,
     ) -> Self {
-        let origin = |url: &String| Origin {
+        let entry = |url: &String| OriginEntry {
             url: url.trim_end_matches('/').to_owned(),
-            rests_until: AtomicU64::new(0),
+            demoted_until: AtomicU64::new(0),
             reachability: Mutex::default(),
         };
-        let origins = urls.iter().map(origin).collect();
-        Self(Arc::new(Inner {
+        Self(Arc::new(ClientState {
             client,
             clock,
-            origins,
-            sightings,
-            silent: Notify::new(),
+            entries: urls.iter().map(entry).collect(),
+            health,
+            failed: Notify::new(),
         }))
     }
 
-    /// The manifest under a reference, from the first origin that has it.
+    /// The manifest of a reference, from the first origin that has it.
     pub(crate) async fn manifest(
         &self,
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<FetchedManifest, OriginError> {
         let path = format!("/v2/{repository}/manifests/{reference}");
-        self.first(|origin| {
+        self.try_each(|origin| {
             let path = &path;
             async move {
                 let request = self
@@ -142,12 +142,12 @@ impl Origins {
                     .header(ACCEPT_HEADER, ACCEPT);
                 let response = send(request).await?;
                 let media_type = header(&response, CONTENT_TYPE.as_str()).unwrap_or_default();
-                let bytes = whole(response, MAX_MANIFEST_LEN).await?;
+                let bytes = read_body(response, MAX_MANIFEST_LEN).await?;
                 let digest = match reference {
                     Reference::Digest(digest) if digest.matches(&bytes) => *digest,
                     Reference::Digest(_) => {
                         return Err(OriginError::Unavailable(
-                            "sent bytes of another digest".to_owned(),
+                            "manifest does not match the requested digest".to_owned(),
                         ));
                     }
                     Reference::Tag(_) => Digest::sha256(&bytes),
@@ -162,26 +162,26 @@ impl Origins {
         .await
     }
 
-    /// The proofs of all blobs of a manifest; `None` from an upstream that is no Flotilla.
+    /// The proofs of all blobs of a manifest; `None` if the origin is another kind of registry.
     pub(crate) async fn closure(
         &self,
         repository: &RepositoryName,
         manifest: &Digest,
     ) -> Result<Option<ClosureAnswer>, OriginError> {
-        let question = ClosureRequest {
+        let request = ClosureRequest {
             repository: repository.clone(),
             manifest: *manifest,
         };
-        let question = Bytes::from(
-            codec::encode(&question).map_err(|error| OriginError::Refused(error.to_string()))?,
-        );
+        let encoded =
+            codec::encode(&request).map_err(|error| OriginError::Refused(error.to_string()))?;
+        let body = Bytes::from(encoded);
         let answer = self
-            .first(|origin| {
+            .try_each(|origin| {
                 let request = self
                     .request(Method::POST, origin, CLOSURE_PATH)
-                    .body(question.clone());
+                    .body(body.clone());
                 async move {
-                    let bytes = whole(send(request).await?, codec::MAX_LEN).await?;
+                    let bytes = read_body(send(request).await?, codec::MAX_LEN).await?;
                     codec::decode(&bytes)
                         .map_err(|error| OriginError::Unavailable(error.to_string()))
                 }
@@ -194,31 +194,32 @@ impl Origins {
         }
     }
 
-    /// Asks one origin after the other until one serves. An origin that refuses does not keep the
-    /// next one from being asked: a region may lag behind.
-    async fn first<T, F: Future<Output = Result<T, OriginError>>>(
+    /// Asks one origin after another until one serves the content. If an origin does not have it,
+    /// the next one is asked too, because replication between regions takes time.
+    async fn try_each<T, F: Future<Output = Result<T, OriginError>>>(
         &self,
         ask: impl Fn(OriginSlot) -> F,
     ) -> Result<T, OriginError> {
-        let (mut refused, mut failed) = (Vec::new(), Vec::new());
+        let mut refused = Vec::new();
+        let mut failed = Vec::new();
         for origin in self.in_order() {
             match ask(origin).await {
                 Ok(answer) => {
-                    self.saw(origin, None);
+                    self.record_and_report(origin, None);
                     return Ok(answer);
                 }
                 Err(error @ OriginError::Unsatisfiable(_)) => {
-                    self.saw(origin, None);
+                    self.record_and_report(origin, None);
                     return Err(error);
                 }
                 Err(OriginError::Refused(message)) => {
-                    self.saw(origin, None);
-                    refused.push(self.told_by(origin, &message));
+                    self.record_and_report(origin, None);
+                    refused.push(self.with_url(origin, &message));
                 }
                 Err(error) => {
-                    self.saw(origin, Some(error.to_string()));
-                    tracing::warn!(origin = self.url(origin), %error, "ask origin");
-                    failed.push(self.told_by(origin, &error.to_string()));
+                    self.record_and_report(origin, Some(error.to_string()));
+                    tracing::warn!(origin = self.url(origin), %error, "request to origin failed");
+                    failed.push(self.with_url(origin, &error.to_string()));
                 }
             }
         }
@@ -226,67 +227,65 @@ impl Origins {
             (true, true) => OriginError::None,
             (false, true) => OriginError::Refused(refused.join("; ")),
             (true, false) => OriginError::Unavailable(failed.join("; ")),
-            // One that was not asked may have it: only "is down" tells the runtime that a later
-            // attempt may succeed.
+            // A failed origin may have the content. Only an error that is not `Refused` tells the
+            // runtime that a later attempt may succeed.
             (false, false) => {
                 OriginError::Unsure(format!("{}; {}", failed.join("; "), refused.join("; ")))
             }
         })
     }
 
+    /// All origins in the configured order, but those that failed a short time ago last.
     fn in_order(&self) -> Vec<OriginSlot> {
         let now = self.0.clock.now().as_nanos();
-        let rests = |slot: &OriginSlot| {
-            self.0.origins[slot.0 as usize]
-                .rests_until
-                .load(Ordering::Relaxed)
-                > now
+        let is_demoted = |slot: &OriginSlot| {
+            let entry = &self.0.entries[slot.0 as usize];
+            entry.demoted_until.load(Ordering::Relaxed) > now
         };
-        let mut slots: Vec<_> = (0..self.0.origins.len() as u32).map(OriginSlot).collect();
-        slots.sort_by_key(rests);
+        let mut slots: Vec<_> = (0..self.0.entries.len() as u32).map(OriginSlot).collect();
+        slots.sort_by_key(is_demoted);
         slots
     }
 
-    fn saw(&self, origin: OriginSlot, trouble: Option<String>) {
+    /// Records the outcome of a request, and reports it to the state machine.
+    fn record_and_report(&self, origin: OriginSlot, trouble: Option<String>) {
         let is_up = trouble.is_none();
-        let rests_until = if is_up {
+        let demoted_until = if is_up {
             Time::ZERO
         } else {
-            self.0.clock.now() + REST
+            self.0.clock.now() + DEMOTION
         };
-        self.heard(origin, trouble);
-        if let Some(origin) = self.0.origins.get(origin.0 as usize) {
-            origin
-                .rests_until
-                .store(rests_until.as_nanos(), Ordering::Relaxed);
+        self.record(origin, trouble);
+        if let Some(entry) = self.0.entries.get(origin.0 as usize) {
+            let nanos = demoted_until.as_nanos();
+            entry.demoted_until.store(nanos, Ordering::Relaxed);
         }
-        // A machine that is busy learns it the next time.
-        let _ = self.0.sightings.try_send(Sighting { origin, is_up });
+        // While the driver's queue is full, reports are dropped; a later request makes another.
+        let report = OriginHealthReport { origin, is_up };
+        let _ = self.0.health.try_send(report);
     }
 
-    /// How a request went: what went wrong, if anything did.
-    pub(crate) fn heard(&self, origin: OriginSlot, trouble: Option<String>) {
-        let Some(Origin {
-            url, reachability, ..
-        }) = self.0.origins.get(origin.0 as usize)
-        else {
+    /// Records the outcome of a request: the error, if it failed.
+    pub(crate) fn record(&self, origin: OriginSlot, trouble: Option<String>) {
+        let Some(entry) = self.0.entries.get(origin.0 as usize) else {
             return;
         };
+        let mut reachability = lock(&entry.reachability);
         match trouble {
-            None if lock(reachability).answered() => {
-                tracing::info!(origin = url, "origin answers again")
+            None if reachability.answered() => {
+                tracing::info!(origin = entry.url, "origin answers again");
             }
             None => {}
             Some(trouble) => {
-                lock(reachability).failed(self.0.clock.now(), trouble, &mut rand::rng());
-                self.0.silent.notify_one();
+                reachability.failed(self.0.clock.now(), trouble, &mut rand::rng());
+                self.0.failed.notify_one();
             }
         }
     }
 
-    /// Each origin, and what is known of it.
+    /// The status of each origin.
     pub(crate) fn status(&self) -> Vec<OriginStatus> {
-        let status = |origin: &Origin| {
+        let status = |origin: &OriginEntry| {
             let reachability = lock(&origin.reachability);
             OriginStatus {
                 url: origin.url.clone(),
@@ -294,7 +293,7 @@ impl Origins {
                 trouble: reachability.trouble().map(str::to_owned),
             }
         };
-        self.0.origins.iter().map(status).collect()
+        self.0.entries.iter().map(status).collect()
     }
 
     fn request(&self, method: Method, origin: OriginSlot, path: &str) -> reqwest::RequestBuilder {
@@ -305,12 +304,12 @@ impl Origins {
 
     pub(crate) fn url(&self, origin: OriginSlot) -> &str {
         self.0
-            .origins
+            .entries
             .get(origin.0 as usize)
             .map_or("", |origin| &origin.url)
     }
 
-    fn told_by(&self, origin: OriginSlot, message: &str) -> String {
+    fn with_url(&self, origin: OriginSlot, message: &str) -> String {
         format!("origin {}: {message}", self.url(origin))
     }
 }
@@ -319,11 +318,11 @@ fn lock(reachability: &Mutex<Reachability>) -> MutexGuard<'_, Reachability> {
     reachability.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sends a request and reads the head of its answer.
+/// Sends a request and reads the head of its response. A status other than 2xx is an error.
 async fn send(request: reqwest::RequestBuilder) -> Result<Response, OriginError> {
     let response = timeout(HEAD_TIMEOUT, request.send())
         .await
-        .map_err(|_| OriginError::Unavailable(format!("no answer within {HEAD_TIMEOUT:?}")))?
+        .map_err(|_| OriginError::Unavailable(format!("no response within {HEAD_TIMEOUT:?}")))?
         .map_err(|error| OriginError::Unavailable(client::explain(&error)))?;
     let status = response.status();
     if status.is_success() {
@@ -334,7 +333,7 @@ async fn send(request: reqwest::RequestBuilder) -> Result<Response, OriginError>
     {
         return Err(OriginError::Unsatisfiable(size));
     }
-    let message = match whole(response, MAX_ERROR_LEN).await {
+    let message = match read_body(response, MAX_ERROR_LEN).await {
         Ok(body) => client::error_message(&body),
         Err(_) => None,
     };
@@ -342,19 +341,19 @@ async fn send(request: reqwest::RequestBuilder) -> Result<Response, OriginError>
         || status.to_string(),
         |message| format!("{status}: {message}"),
     );
-    // Whoever is asked too often, or too early, may be asked again; every other 4xx is an answer.
-    let may_pass = status == StatusCode::TOO_MANY_REQUESTS
+    // Rate limits and timeouts are temporary; any other 4xx is final.
+    let is_temporary = status == StatusCode::TOO_MANY_REQUESTS
         || status == StatusCode::REQUEST_TIMEOUT
         || !status.is_client_error();
-    Err(if may_pass {
+    Err(if is_temporary {
         OriginError::Unavailable(message)
     } else {
         OriginError::Refused(message)
     })
 }
 
-/// A body of at most `limit` bytes.
-async fn whole(mut response: Response, limit: usize) -> Result<Bytes, OriginError> {
+/// Reads a body of at most `limit` bytes.
+async fn read_body(mut response: Response, limit: usize) -> Result<Bytes, OriginError> {
     let read = async {
         let mut body = Vec::new();
         while let Some(piece) = response
@@ -364,15 +363,15 @@ async fn whole(mut response: Response, limit: usize) -> Result<Bytes, OriginErro
         {
             if body.len() + piece.len() > limit {
                 return Err(OriginError::Unavailable(format!(
-                    "sent more than {limit} bytes"
+                    "response body exceeds {limit} bytes"
                 )));
             }
             body.extend_from_slice(&piece);
         }
         Ok(Bytes::from(body))
     };
-    timeout(SMALL_TIMEOUT, read).await.map_err(|_| {
-        OriginError::Unavailable(format!("sent no whole body within {SMALL_TIMEOUT:?}"))
+    timeout(BODY_TIMEOUT, read).await.map_err(|_| {
+        OriginError::Unavailable(format!("response body incomplete after {BODY_TIMEOUT:?}"))
     })?
 }
 

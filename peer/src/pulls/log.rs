@@ -1,14 +1,14 @@
-//! The line of the log that explains a pull.
+//! The log lines about finished and refused pulls.
 
 use flotilla_common::units::ByteSize;
 
 use super::Pulls;
 use crate::status::{PullReport, PullResult, Waits};
 
-/// What lines about pulls are logged under, whoever logs them.
+/// The log target of all lines about pulls.
 const TARGET: &str = "flotilla_peer::pull";
 
-/// Writes the line.
+/// Logs a finished pull with the figures that explain its duration.
 pub(super) fn finished(report: &PullReport) {
     let PullReport { sources, .. } = report;
     macro_rules! line {
@@ -28,8 +28,8 @@ pub(super) fn finished(report: &PullReport) {
                 seconds = report.seconds,
                 first_byte_seconds = report.first_byte_seconds,
                 bytes_per_second = report.bytes_per_second,
-                waits = words(&report.waits),
-                blob_waits = words(&report.blob_waits),
+                waits = wait_list(&report.waits),
+                blob_waits = wait_list(&report.blob_waits),
                 bound_seconds = report.bound_seconds,
                 over_bound = report.over_bound,
                 "{}",
@@ -47,23 +47,23 @@ pub(super) fn finished(report: &PullReport) {
     }
 }
 
-/// "lease 1.2 s, first_byte 0.1 s", the longest first.
-fn words(waits: &Waits) -> String {
+/// Formats waiting times, the longest first: "lease 1.2 s, first_byte 0.1 s".
+fn wait_list(waits: &Waits) -> String {
     let mut longest: Vec<_> = waits.iter().collect();
     longest.sort_by(|(_, one), (_, other)| other.total_cmp(one));
-    let words: Vec<_> = longest
+    let texts: Vec<_> = longest
         .into_iter()
         .map(|(wait, seconds)| format!("{} {seconds} s", wait.name()))
         .collect();
-    if words.is_empty() {
+    if texts.is_empty() {
         "none".to_owned()
     } else {
-        words.join(", ")
+        texts.join(", ")
     }
 }
 
 impl Pulls {
-    /// A manifest cannot be had, so that no pull begins.
+    /// Counts and logs a pull that did not begin because there is no manifest.
     pub(crate) fn refuse(&self, image: &str, why: &str) {
         self.refused.add(1);
         tracing::warn!(target: TARGET, image, why, "pull refused");

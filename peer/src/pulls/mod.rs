@@ -1,16 +1,16 @@
-//! Images on their way through the mirror: from the request for the manifest until every blob is
-//! here or with the runtime, or nothing has come for too long. Each ends in one line of the log
-//! that explains it.
+//! The records of image pulls. A pull lasts from the request for the manifest until every blob is
+//! complete in the store or was sent to the runtime, or until there was no progress for too long.
+//! Each pull ends with one log line that explains its duration.
 //!
 //! ```text
-//! mirror                         driver
-//!   opened (manifest) ────────────▶ open
-//!   emitted, passed, failed         received, completed, waited
-//!                                   settle: what is over is logged and counted
+//! mirror                             driver
+//!   PullStart (manifest) ────────────▶ open
+//!   emitted, passed_through, failed    received, completed, waited
+//!                                      end_finished: logs and counts finished pulls
 //! ```
 //!
-//! It only keeps accounts: nothing waits for it, and nothing is decided by it. Bounded: so many
-//! pulls at once, so many blobs of one.
+//! The records are for people only: no code waits for them or decides by them. The number of pulls
+//! and of remembered reports is bounded.
 
 mod log;
 
@@ -28,40 +28,41 @@ use prometheus_client::metrics::histogram::Histogram;
 use crate::stats::Counter;
 use crate::status::{PullReport, PullResult, PullStatus, Sources, rounded, waits};
 
-/// Pulls at once at most; the oldest is given up for another one.
+/// The maximum number of open pulls. The oldest is given up for a new one.
 const MAX_OPEN: usize = 256;
-/// Pulls that are over and remembered.
+/// Finished pulls that are remembered.
 const MAX_FINISHED: usize = 16;
-/// A pull of which all is here is over once the runtime has asked for nothing more for so long.
-const QUIET: Duration = Duration::from_secs(2);
-/// A pull of which something is missing is given up once nothing has come and nothing was read for
-/// so long.
-const GIVEN_UP: Duration = Duration::from_secs(60);
+/// A pull whose blobs are complete is finished after the runtime read nothing for this long.
+const IDLE: Duration = Duration::from_secs(2);
+/// A pull with incomplete blobs is given up after nothing was received and nothing was read for this
+/// long.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 
-/// A pull that begins.
+/// A pull that starts.
 #[derive(Clone, Debug)]
-pub(crate) struct Opened {
-    /// As people name it.
+pub(crate) struct PullStart {
+    /// The image's display name.
     pub(crate) image: String,
     pub(crate) manifest: Digest,
-    /// Its blobs and their sizes.
+    /// The digests and sizes of its blobs.
     pub(crate) blobs: Vec<(Digest, u64)>,
-    /// Whether it is fetched for the store only.
+    /// Whether it is downloaded into the store only.
     pub(crate) is_warming: bool,
     pub(crate) started: Time,
 }
 
-/// Where bytes of a blob came from.
+/// The source of a blob's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum From {
+pub(crate) enum ByteSource {
     SameZone,
     OtherZones,
     OriginLeased,
     OriginUnleased,
 }
 
+/// A blob of an open pull.
 #[derive(Debug)]
-struct Blob {
+struct PulledBlob {
     digest: Digest,
     bytes: u64,
     emitted: u64,
@@ -69,32 +70,34 @@ struct Blob {
     waited: WaitTimes,
 }
 
-impl Blob {
+impl PulledBlob {
     fn is_emitted(&self) -> bool {
         self.emitted >= self.bytes
     }
 }
 
+/// A pull in progress.
 #[derive(Debug)]
-struct Pull {
-    opened: Opened,
-    blobs: Vec<Blob>,
+struct OpenPull {
+    start: PullStart,
+    blobs: Vec<PulledBlob>,
     sources: Sources,
     first_byte: Option<Time>,
-    /// When anything last happened to it.
-    moved: Time,
-    /// What the peer had waited when it began.
-    stood_still: WaitTimes,
+    /// When bytes of it were last received or read.
+    last_progress: Time,
+    /// The peer's total waiting times when the pull started.
+    initial_waits: WaitTimes,
+    /// The last error.
     trouble: Option<String>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    open: Vec<Pull>,
+    open: Vec<OpenPull>,
     finished: VecDeque<PullReport>,
 }
 
-/// All pulls.
+/// The records of all pulls.
 #[derive(Debug)]
 pub(crate) struct Pulls {
     table: Mutex<Table>,
@@ -107,7 +110,7 @@ pub(crate) struct Pulls {
 }
 
 impl Pulls {
-    /// No pulls, behind a downlink with this cap.
+    /// No pulls, with this configured download limit.
     pub(crate) fn new(down: Option<BitRate>) -> Self {
         Self {
             table: Mutex::default(),
@@ -120,53 +123,47 @@ impl Pulls {
         }
     }
 
-    /// A pull begins; `held` says of each of its blobs how much is in the store and whether that is
-    /// all of it. The runtime that asks again for the manifest of a pull under way changes nothing.
+    /// Opens a pull, unless it is open already. `waits` are the peer's total waiting times; `held`
+    /// returns how many bytes of a blob are stored and whether it is complete.
     pub(crate) fn open(
         &self,
-        opened: Opened,
-        stood_still: WaitTimes,
+        start: PullStart,
+        waits: WaitTimes,
         held: impl Fn(&Digest) -> (u64, bool),
     ) {
         let mut table = self.lock();
-        if table.open.iter().any(|pull| pull.is_same(&opened)) {
+        if table.open.iter().any(|pull| pull.is_same(&start)) {
             return;
         }
         if table.open.len() >= MAX_OPEN {
             let oldest = table.open.remove(0);
-            let why = "too many pulls at once".to_owned();
-            self.finish(
-                &mut table,
-                &oldest,
-                PullResult::GivenUp,
-                Some(why),
-                stood_still,
-            );
+            let why = Some("too many pulls at once".to_owned());
+            self.finish(&mut table, &oldest, PullResult::GivenUp, why, waits);
         }
-        table.open.push(Pull::new(opened, stood_still, held));
+        table.open.push(OpenPull::new(start, waits, held));
     }
 
-    /// A chunk of a blob came and was stored.
-    pub(crate) fn received(&self, now: Time, digest: &Digest, from: From, bytes: u64) {
-        self.each(now, digest, |pull, _| {
+    /// A chunk of a blob was received and stored.
+    pub(crate) fn received(&self, now: Time, digest: &Digest, source: ByteSource, bytes: u64) {
+        self.for_each_with(now, digest, |pull, _| {
             let sources = &mut pull.sources;
-            *match from {
-                From::SameZone => &mut sources.same_zone,
-                From::OtherZones => &mut sources.other_zones,
-                From::OriginLeased => &mut sources.origin_leased,
-                From::OriginUnleased => &mut sources.origin_unleased,
+            *match source {
+                ByteSource::SameZone => &mut sources.same_zone,
+                ByteSource::OtherZones => &mut sources.other_zones,
+                ByteSource::OriginLeased => &mut sources.origin_leased,
+                ByteSource::OriginUnleased => &mut sources.origin_unleased,
             } += bytes;
         });
     }
 
-    /// Bytes of a blob came from an origin for the runtime only.
-    pub(crate) fn passed(&self, now: Time, digest: &Digest, bytes: u64) {
-        self.each(now, digest, |pull, _| pull.sources.passed_through += bytes);
+    /// Bytes of a blob were passed through from an origin.
+    pub(crate) fn passed_through(&self, now: Time, digest: &Digest, bytes: u64) {
+        self.for_each_with(now, digest, |pull, _| pull.sources.passed_through += bytes);
     }
 
-    /// Bytes of a blob went to the runtime.
+    /// Bytes of a blob were sent to the runtime.
     pub(crate) fn emitted(&self, now: Time, digest: &Digest, bytes: u64) {
-        self.each(now, digest, |pull, at| {
+        self.for_each_with(now, digest, |pull, at| {
             pull.first_byte.get_or_insert(now);
             pull.blobs[at].emitted += bytes;
         });
@@ -174,10 +171,10 @@ impl Pulls {
 
     /// A blob is complete in the store.
     pub(crate) fn completed(&self, now: Time, digest: &Digest) {
-        self.each(now, digest, |pull, at| pull.blobs[at].is_complete = true);
+        self.for_each_with(now, digest, |pull, at| pull.blobs[at].is_complete = true);
     }
 
-    /// A blob has waited so long since it was wanted.
+    /// Sets the waiting times of a blob since it was wanted.
     pub(crate) fn waited(&self, digest: &Digest, times: WaitTimes) {
         for pull in &mut self.lock().open {
             if let Some(at) = pull.find(digest) {
@@ -186,7 +183,7 @@ impl Pulls {
         }
     }
 
-    /// Something about a blob went wrong: why a pull is given up, if it is.
+    /// An error about a blob: the reason, if the pull is given up later.
     pub(crate) fn failed(&self, digest: &Digest, why: &str) {
         for pull in &mut self.lock().open {
             if pull.find(digest).is_some() {
@@ -195,46 +192,45 @@ impl Pulls {
         }
     }
 
-    /// Logs and counts the pulls that are over. One is not while a chunk of it counts as on its
-    /// way: the runtime may have read it from the store before its download is reported, and the
-    /// report would say too little.
-    pub(crate) fn settle(
+    /// Logs and counts the pulls that are finished. A pull with a running download is not finished,
+    /// even if the runtime has read the chunk from the store already: its bytes are not counted yet.
+    pub(crate) fn end_finished(
         &self,
         now: Time,
-        stood_still: WaitTimes,
-        is_on_its_way: impl Fn(&Digest) -> bool,
+        waits: WaitTimes,
+        is_being_fetched: impl Fn(&Digest) -> bool,
     ) {
         let mut table = self.lock();
         let mut at = 0;
         while let Some(pull) = table.open.get(at) {
-            let is_counted = || !pull.blobs.iter().any(|blob| is_on_its_way(&blob.digest));
-            let over = pull
+            let is_counted = || !pull.blobs.iter().any(|blob| is_being_fetched(&blob.digest));
+            let ended = pull
                 .result(now)
                 .filter(|result| *result == PullResult::GivenUp || is_counted());
-            let Some(result) = over else {
+            let Some(result) = ended else {
                 at += 1;
                 continue;
             };
             let pull = table.open.remove(at);
             let why = (result == PullResult::GivenUp).then(|| pull.why_given_up());
-            self.finish(&mut table, &pull, result, why, stood_still);
+            self.finish(&mut table, &pull, result, why, waits);
         }
     }
 
-    /// Nothing comes after this: what is not here by now is given up.
-    pub(crate) fn close(&self, stood_still: WaitTimes) {
+    /// Ends all pulls because the peer stops. Pulls with incomplete blobs are given up.
+    pub(crate) fn close(&self, waits: WaitTimes) {
         let mut table = self.lock();
         for pull in core::mem::take(&mut table.open) {
-            let (result, why) = if pull.is_all_here() {
+            let (result, why) = if pull.is_complete() {
                 (PullResult::Pulled, None)
             } else {
                 (PullResult::GivenUp, Some("the peer was stopped".to_owned()))
             };
-            self.finish(&mut table, &pull, result, why, stood_still);
+            self.finish(&mut table, &pull, result, why, waits);
         }
     }
 
-    /// The pulls under way; `held` says how much of a blob is in the store.
+    /// The open pulls. `held` returns how many bytes of a blob are stored.
     pub(crate) fn open_now(&self, now: Time, held: impl Fn(&Digest) -> u64) -> Vec<PullStatus> {
         self.lock()
             .open
@@ -243,28 +239,28 @@ impl Pulls {
             .collect()
     }
 
-    /// Whether the image under a manifest is being warmed.
+    /// Whether the image of a manifest is being warmed.
     pub(crate) fn is_warming(&self, manifest: &Digest) -> bool {
         self.lock()
             .open
             .iter()
-            .any(|pull| pull.opened.is_warming && pull.opened.manifest == *manifest)
+            .any(|pull| pull.start.is_warming && pull.start.manifest == *manifest)
     }
 
-    /// The cap of the own downlink.
+    /// The configured download limit.
     pub(crate) fn down(&self) -> Option<BitRate> {
         self.down
     }
 
-    /// The last pulls that are over, the latest first.
+    /// The last finished pulls, the newest first.
     pub(crate) fn finished(&self) -> Vec<PullReport> {
         self.lock().finished.iter().cloned().collect()
     }
 
-    fn each(&self, now: Time, digest: &Digest, act: impl Fn(&mut Pull, usize)) {
+    fn for_each_with(&self, now: Time, digest: &Digest, act: impl Fn(&mut OpenPull, usize)) {
         for pull in &mut self.lock().open {
             if let Some(at) = pull.find(digest) {
-                pull.moved = now;
+                pull.last_progress = now;
                 act(pull, at);
             }
         }
@@ -273,13 +269,13 @@ impl Pulls {
     fn finish(
         &self,
         table: &mut Table,
-        pull: &Pull,
+        pull: &OpenPull,
         result: PullResult,
         why: Option<String>,
-        stood_still: WaitTimes,
+        waits: WaitTimes,
     ) {
-        let report = pull.report(result, why, stood_still, self.down);
-        if pull.is_worth_a_word() {
+        let report = pull.report(result, why, waits, self.down);
+        if pull.is_reported() {
             log::finished(&report);
             match result {
                 PullResult::Pulled => self.pulled.add(1),
@@ -295,27 +291,27 @@ impl Pulls {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // Nothing panics while it holds the lock.
+        // No code panics while it holds the lock.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Pull {
-    fn new(opened: Opened, stood_still: WaitTimes, held: impl Fn(&Digest) -> (u64, bool)) -> Self {
+impl OpenPull {
+    fn new(start: PullStart, waits: WaitTimes, held: impl Fn(&Digest) -> (u64, bool)) -> Self {
         let mut pull = Self {
-            blobs: Vec::with_capacity(opened.blobs.len()),
+            blobs: Vec::with_capacity(start.blobs.len()),
             sources: Sources::default(),
             first_byte: None,
-            moved: opened.started,
-            stood_still,
+            last_progress: start.started,
+            initial_waits: waits,
             trouble: None,
-            opened,
+            start,
         };
-        for (digest, bytes) in pull.opened.blobs.clone() {
+        for (digest, bytes) in pull.start.blobs.clone() {
             if pull.find(&digest).is_none() {
                 let (held, is_complete) = held(&digest);
                 pull.sources.own_store += held;
-                pull.blobs.push(Blob {
+                pull.blobs.push(PulledBlob {
                     digest,
                     bytes,
                     emitted: 0,
@@ -327,34 +323,35 @@ impl Pull {
         pull
     }
 
-    fn is_same(&self, other: &Opened) -> bool {
-        self.opened.manifest == other.manifest && self.opened.is_warming == other.is_warming
+    fn is_same(&self, other: &PullStart) -> bool {
+        self.start.manifest == other.manifest && self.start.is_warming == other.is_warming
     }
 
     fn find(&self, digest: &Digest) -> Option<usize> {
         self.blobs.iter().position(|blob| blob.digest == *digest)
     }
 
-    /// How it has ended, if it has.
+    /// The result, if the pull is finished.
     fn result(&self, now: Time) -> Option<PullResult> {
-        let rests = now.saturating_since(self.moved);
-        let is_all_out = self.opened.is_warming || self.blobs.iter().all(Blob::is_emitted);
-        if self.is_all_here() && (is_all_out || rests >= QUIET) {
+        let idle = now.saturating_since(self.last_progress);
+        let is_read = self.start.is_warming || self.blobs.iter().all(PulledBlob::is_emitted);
+        if self.is_complete() && (is_read || idle >= IDLE) {
             Some(PullResult::Pulled)
         } else {
-            (rests >= GIVEN_UP).then_some(PullResult::GivenUp)
+            (idle >= GIVE_UP_AFTER).then_some(PullResult::GivenUp)
         }
     }
 
-    fn is_all_here(&self) -> bool {
+    fn is_complete(&self) -> bool {
         self.blobs
             .iter()
             .all(|blob| blob.is_complete || blob.is_emitted())
     }
 
-    /// Whoever only looks at a manifest whose image is here pulls nothing.
-    fn is_worth_a_word(&self) -> bool {
-        self.opened.is_warming || self.first_byte.is_some() || self.sources.received() > 0
+    /// Whether the pull is logged and counted. A request for the manifest of a complete image alone
+    /// is not a pull.
+    fn is_reported(&self) -> bool {
+        self.start.is_warming || self.first_byte.is_some() || self.sources.received() > 0
     }
 
     fn emitted(&self) -> u64 {
@@ -367,24 +364,22 @@ impl Pull {
 
     fn why_given_up(&self) -> String {
         self.trouble.clone().unwrap_or_else(|| {
-            format!(
-                "for {} s nothing came, and nothing was read",
-                GIVEN_UP.as_secs()
-            )
+            let seconds = GIVE_UP_AFTER.as_secs();
+            format!("nothing received and nothing read for {seconds} s")
         })
     }
 
     fn status(&self, now: Time, held: &impl Fn(&Digest) -> u64) -> PullStatus {
         PullStatus {
-            image: self.opened.image.clone(),
-            manifest: self.opened.manifest,
-            is_warming: self.opened.is_warming,
+            image: self.start.image.clone(),
+            manifest: self.start.manifest,
+            is_warming: self.start.is_warming,
             bytes: self.bytes(),
             held: self.blobs.iter().map(|blob| held(&blob.digest)).sum(),
             emitted: self.emitted(),
             blobs: self.blobs.len() as u32,
             complete: self.blobs.iter().filter(|blob| blob.is_complete).count() as u32,
-            seconds: rounded(now.saturating_since(self.opened.started).as_secs_f64()),
+            seconds: rounded(now.saturating_since(self.start.started).as_secs_f64()),
             sources: self.sources,
             trouble: self.trouble.clone(),
         }
@@ -394,11 +389,11 @@ impl Pull {
         &self,
         result: PullResult,
         why: Option<String>,
-        stood_still: WaitTimes,
+        waits_now: WaitTimes,
         down: Option<BitRate>,
     ) -> PullReport {
-        let since = |time: Time| time.saturating_since(self.opened.started).as_secs_f64();
-        let seconds = since(self.moved);
+        let since = |time: Time| time.saturating_since(self.start.started).as_secs_f64();
+        let seconds = since(self.last_progress);
         let mut blob_waits = WaitTimes::default();
         for blob in &self.blobs {
             blob_waits += blob.waited;
@@ -408,18 +403,18 @@ impl Pull {
             .filter(|_| received > 0)
             .map(|down| down.time_for(received).as_secs_f64());
         PullReport {
-            image: self.opened.image.clone(),
-            manifest: self.opened.manifest,
+            image: self.start.image.clone(),
+            manifest: self.start.manifest,
             result,
             why,
-            is_warming: self.opened.is_warming,
+            is_warming: self.start.is_warming,
             bytes: self.bytes(),
             emitted: self.emitted(),
             sources: self.sources,
             seconds: rounded(seconds),
             first_byte_seconds: self.first_byte.map(|time| rounded(since(time))),
             bytes_per_second: (received.max(self.emitted()) as f64 / seconds.max(0.001)).round(),
-            waits: waits(&(stood_still - self.stood_still)),
+            waits: waits(&(waits_now - self.initial_waits)),
             blob_waits: waits(&blob_waits),
             bound_seconds: bound.map(rounded),
             over_bound: bound.map(|bound| rounded(seconds / bound)),

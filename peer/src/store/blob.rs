@@ -15,7 +15,6 @@ mod along;
 mod verify;
 
 use core::ops::Range;
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -76,8 +75,6 @@ struct State {
     is_bypassed: bool,
     /// Out of the store: its files are gone, and must not come back.
     is_removed: bool,
-    /// The byte that each reader waits for or reads.
-    cursors: BTreeMap<u64, u64>,
 }
 
 /// A chunk's content as it is sent to a neighbour.
@@ -127,7 +124,6 @@ impl StoredBlob {
             unsaved: 0,
             is_bypassed: false,
             is_removed: false,
-            cursors: BTreeMap::new(),
         };
         Self {
             proof,
@@ -373,44 +369,6 @@ impl StoredBlob {
     /// A new attempt begins: an earlier [`StoredBlob::bypass`] is forgotten.
     pub(crate) fn revive(&self) {
         self.lock().is_bypassed = false;
-    }
-
-    /// Notes which byte a reader waits for. True if it is in another chunk than before.
-    pub(crate) fn set_cursor(&self, reader: u64, offset: u64) -> bool {
-        let before = self.lock().cursors.insert(reader, offset);
-        before.map(|before| self.geometry.chunk_at(before)) != Some(self.geometry.chunk_at(offset))
-    }
-
-    /// A reader is gone.
-    pub(crate) fn remove_cursor(&self, reader: u64) {
-        self.lock().cursors.remove(&reader);
-        self.changed.notify_waiters();
-    }
-
-    /// The lowest chunk that a reader is at; `None` without readers.
-    pub(crate) fn cursor(&self) -> Option<u32> {
-        self.lock()
-            .cursors
-            .values()
-            .min()
-            .map(|offset| self.geometry.chunk_at(*offset))
-    }
-
-    /// Waits until no reader stands before this one.
-    pub(crate) async fn is_foremost(&self, reader: u64) {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            {
-                let state = self.lock();
-                let own = state.cursors.get(&reader).copied().unwrap_or_default();
-                if state.cursors.values().all(|other| *other >= own) {
-                    return;
-                }
-            }
-            changed.await;
-        }
     }
 
     /// Whether the blob has left the store.

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flotilla_common::units::ByteSize;
-use flotilla_peer::{Config, Patience, Peer};
+use flotilla_peer::{Config, FallbackTimeouts, Peer};
 
 use crate::client::{error, get};
 use crate::harness::{Fleet, noise, until};
@@ -50,13 +50,13 @@ async fn a_blob_that_stops_coming_in_is_cut_and_gone_on_with_elsewhere() {
     let fleet = Fleet::without_tracker().await;
     let blob = noise(6 * MIB, 4);
     fleet.origin.push(&[noise(700, 1), blob.clone()]);
-    let patience = Patience {
-        hopeless: Duration::from_millis(100),
-        ..Patience::default()
+    let fallback_timeouts = FallbackTimeouts {
+        no_source: Duration::from_millis(100),
+        ..FallbackTimeouts::default()
     };
     let peer = fleet
         .start(Config {
-            patience,
+            fallback_timeouts,
             ..fleet.config("vm-1")
         })
         .await;

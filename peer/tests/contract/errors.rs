@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use flotilla_common::units::ByteSize;
-use flotilla_peer::{Config, Patience};
+use flotilla_peer::{Config, FallbackTimeouts};
 
 use crate::client::{ask, error, get};
 use crate::harness::{Fleet, digest, noise};
@@ -117,7 +117,7 @@ async fn a_blob_that_nobody_can_bring_is_503_within_the_bound() {
     );
     let answer = get(&peer, &path_of(&image[2]), Some("bytes=0-")).await;
     assert_eq!(answer.status, 503);
-    let bound = Patience::default().hopeless + AT_ONCE;
+    let bound = FallbackTimeouts::default().no_source + AT_ONCE;
     assert!(answer.head_after < bound, "{:?}", answer.head_after);
     let (_, message) = error(answer).await;
     assert!(
@@ -132,14 +132,14 @@ async fn a_source_that_keeps_silent_does_not_keep_the_mirror_silent() {
     let image = image();
     fleet.origin.push(&image);
     let second = Duration::from_secs(1);
-    let patience = Patience {
-        stuck: second,
-        silent: second,
-        ..Patience::default()
+    let fallback_timeouts = FallbackTimeouts {
+        no_progress: second,
+        maximum: second,
+        ..FallbackTimeouts::default()
     };
     let peer = fleet
         .start(Config {
-            patience,
+            fallback_timeouts,
             ..fleet.config("vm-1")
         })
         .await;
@@ -148,7 +148,7 @@ async fn a_source_that_keeps_silent_does_not_keep_the_mirror_silent() {
     let started = Instant::now();
     let answer = get(&peer, &path_of(&image[2]), Some("bytes=0-")).await;
     assert_eq!(answer.status, 503);
-    // The reader's patience, and an origin's 5 s to begin its answer.
+    // The reader's timeout, and an origin's 5 s to begin its answer.
     assert!(
         started.elapsed() < second + Duration::from_secs(5) + AT_ONCE,
         "{:?}",
@@ -161,13 +161,13 @@ async fn a_later_range_of_a_blob_that_was_begun_is_never_an_error() {
     let fleet = Fleet::without_tracker().await;
     let image = [noise(700, 1), noise(8 * MIB, 4)];
     fleet.origin.push(&image);
-    let patience = Patience {
-        hopeless: Duration::from_millis(100),
-        ..Patience::default()
+    let fallback_timeouts = FallbackTimeouts {
+        no_source: Duration::from_millis(100),
+        ..FallbackTimeouts::default()
     };
     let storing = fleet
         .start(Config {
-            patience,
+            fallback_timeouts,
             ..fleet.config("vm-1")
         })
         .await;

@@ -1,8 +1,7 @@
-//! A blob that only its digest proves, from an origin: from where the last attempt ended to its
-//! end.
+//! Downloads of a blob without chunk proofs from an origin. A download continues at the offset at
+//! which the last one ended, and goes to the end of the blob.
 //!
-//! It may be of any size: what comes is written part by part, and read by the runtime as it is
-//! written.
+//! The blob may have any size, so it is written part by part; the runtime reads it as it is written.
 
 use std::sync::Arc;
 
@@ -12,17 +11,17 @@ use flotilla_common::name::RepositoryName;
 use flotilla_common::swarm::OriginSlot;
 use flotilla_runtime::rate::Limiter;
 
-use super::{OpenBlob, OriginError, OriginFetchError, Origins, client};
+use super::{OpenBlob, OriginClient, OriginError, OriginFetchError, client};
 use crate::store::StoredBlob;
 
-/// Fetches the whole blob from one origin into the store. `progress` is told the bytes that are
-/// there, first of all 0 when the answer has begun.
+/// Downloads the rest of a blob from one origin into the store. `progress` is called with the number
+/// of bytes that are stored, first with 0 when the response begins.
 pub(super) async fn fetch(
-    origins: &Origins,
+    origins: &OriginClient,
     origin: OriginSlot,
     repository: &RepositoryName,
     blob: &Arc<StoredBlob>,
-    cap: &Limiter,
+    limit: &Limiter,
     mut progress: impl FnMut(u64),
 ) -> Result<(), OriginFetchError> {
     let size = blob.geometry().size();
@@ -32,13 +31,13 @@ pub(super) async fn fetch(
         let open = origins
             .open_at(origin, repository, blob.digest(), Some(&range))
             .await?;
-        let mut body = InOrder::new(open, direct.at(), size)?;
+        let mut body = PartReader::new(open, direct.at(), size)?;
         progress(0);
         while let Some(part) = body.next_part().await? {
             let length = part.len();
             direct = direct.push(part).await?;
             progress(direct.at());
-            cap.take(length).await;
+            limit.take(length).await;
         }
     }
     if direct.finish()? {
@@ -48,26 +47,29 @@ pub(super) async fn fetch(
     }
 }
 
-/// A body as parts: whole ones, and a last one.
-struct InOrder {
+/// Splits a response into parts of `PART_SIZE` bytes; the last one may be shorter.
+struct PartReader {
     open: OpenBlob,
-    /// Bytes to be left out, at the beginning of an answer that has more than was asked for.
+    /// Bytes to skip at the start of a response that begins before the requested offset.
     skip: u64,
+    /// Bytes up to the end of the blob.
     left: u64,
     buffer: BytesMut,
 }
 
-impl InOrder {
+impl PartReader {
     fn new(open: OpenBlob, at: u64, size: u64) -> Result<Self, OriginError> {
         if open.size != size {
-            let says = open.size;
-            let message = format!("has {says} bytes of a blob that has {size} by its manifest");
+            let got = open.size;
+            let message = format!("blob size mismatch: the manifest says {size}, the origin {got}");
             return Err(OriginError::Unavailable(message));
         }
         let skip = at
-            .checked_sub(open.part.start)
-            .filter(|_| open.part.end == size);
-        let skip = skip.ok_or_else(|| OriginError::Unavailable("sent another range".to_owned()))?;
+            .checked_sub(open.range.start)
+            .filter(|_| open.range.end == size);
+        let skip = skip.ok_or_else(|| {
+            OriginError::Unavailable("response has another range than requested".to_owned())
+        })?;
         Ok(Self {
             open,
             skip,
@@ -76,9 +78,8 @@ impl InOrder {
         })
     }
 
-    /// The next part; nothing after the last.
+    /// The next part; `None` after the last one.
     async fn next_part(&mut self) -> Result<Option<Bytes>, OriginError> {
-        // Parts are as long as their buffer: less than a part is left at the end only.
         let length = self.left.min(PART_SIZE) as usize;
         if length == 0 {
             return Ok(None);
@@ -86,7 +87,8 @@ impl InOrder {
         while self.buffer.len() < length {
             let piece = self.open.response.chunk().await;
             let piece = piece.map_err(|error| OriginError::Unavailable(client::explain(&error)))?;
-            let piece = piece.ok_or_else(|| OriginError::Unavailable("broke off".to_owned()))?;
+            let piece =
+                piece.ok_or_else(|| OriginError::Unavailable("response broke off".to_owned()))?;
             let skipped = self.skip.min(piece.len() as u64);
             self.skip -= skipped;
             self.buffer.extend_from_slice(&piece[skipped as usize..]);

@@ -1,4 +1,4 @@
-//! Doing what the machine says, output by output.
+//! Carries out the outputs of the machine.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use super::{Driver, Fetch, tasks};
 use crate::transport::{Goodbye, Question};
 
 impl Driver {
-    /// Does everything that the machine has to say.
-    pub(super) fn act(&mut self) {
+    /// Carries out all outputs that the machine has.
+    pub(super) fn carry_out_all(&mut self) {
         while let Some(output) = self.machine.poll_output() {
             self.carry_out(output);
         }
@@ -27,7 +27,7 @@ impl Driver {
             Output::Dial { peer } => self.dial(peer),
             Output::HangUp { peer } => self.hang_up(peer),
             Output::Greet { peer, blob } => self.greet(peer, blob),
-            Output::Have { blob, batch } => self.tell_have(blob, &batch),
+            Output::Have { blob, batch } => self.send_have(blob, &batch),
             Output::Fetch {
                 transfer,
                 blob,
@@ -41,7 +41,7 @@ impl Driver {
             }
             Output::Serve { upload } => self.serve(upload),
             Output::Refuse { upload, reason } => self.refuse(upload, reason),
-            Output::Announce => self.shared.trackers.announce(),
+            Output::Announce => self.context.network.trackers.announce(),
             Output::LeaseTake {
                 blob,
                 missing,
@@ -50,48 +50,52 @@ impl Driver {
                 self.take_lease(blob, missing, starving);
             }
             Output::LeaseDrop { blob } => {
-                if let Some(blob) = self.roster.blob_mut(blob) {
+                if let Some(blob) = self.tables.blob_mut(blob) {
                     blob.lease_ticket = 0;
                 }
-                self.tell_lease(blob, LeaseAsk::Drop);
+                self.send_lease(blob, LeaseAsk::Drop);
             }
             Output::LeaseRenew {
                 blob,
                 chunk,
                 received,
             } => {
-                self.tell_lease(blob, LeaseAsk::Renew { chunk, received });
+                self.send_lease(blob, LeaseAsk::Renew { chunk, received });
             }
-            Output::LeaseDone { blob, chunk } => self.tell_lease(blob, LeaseAsk::Done { chunk }),
+            Output::LeaseDone { blob, chunk } => self.send_lease(blob, LeaseAsk::Done { chunk }),
             Output::LeaseFailed { blob, chunk } => {
-                self.tell_lease(blob, LeaseAsk::Failed { chunk })
+                self.send_lease(blob, LeaseAsk::Failed { chunk })
             }
-            Output::Complete { blob } => self.check_whole(blob),
+            Output::Complete { blob } => self.verify_whole(blob),
             Output::Quarantine { peer, until } => {
-                if let Some(peer) = self.roster.peer_mut(peer) {
-                    tracing::error!(peer = %peer.id, "a neighbour sent bytes that fail their check; it is not used any more");
+                if let Some(peer) = self.tables.peer_mut(peer) {
+                    tracing::error!(peer = %peer.id, "neighbour quarantined: it sent a chunk that failed verification");
                     peer.quarantined_until = until;
-                    self.shared.counters.quarantined_peers.add(1);
+                    self.context.telemetry.counters.quarantined_peers.add(1);
                 }
             }
         }
     }
 
     fn dial(&mut self, slot: PeerSlot) {
-        let Some(peer) = self.roster.peer(slot) else {
+        let Some(peer) = self.tables.peer(slot) else {
             return;
         };
         match &peer.info {
-            Some(info) => self.shared.transport.dial(peer.id.clone(), info.addr),
+            Some(info) => self
+                .context
+                .network
+                .transport
+                .dial(peer.id.clone(), info.addr),
             None => self
                 .machine
-                .handle(self.shared.clock.now(), Input::DialFailed { peer: slot }),
+                .handle(self.context.clock.now(), Input::DialFailed { peer: slot }),
         }
     }
 
     fn hang_up(&mut self, slot: PeerSlot) {
-        let now = self.shared.clock.now();
-        let Some(peer) = self.roster.peer_mut(slot) else {
+        let now = self.context.clock.now();
+        let Some(peer) = self.tables.peer_mut(slot) else {
             return;
         };
         let why = if peer.quarantined_until > now {
@@ -107,8 +111,8 @@ impl Driver {
 
     fn greet(&self, peer: PeerSlot, slot: BlobSlot) {
         let (Some(link), Some(blob), Some(held)) = (
-            self.roster.link(peer),
-            self.roster.blob(slot),
+            self.tables.link(peer),
+            self.tables.blob(slot),
             self.machine.held(slot),
         ) else {
             return;
@@ -124,8 +128,8 @@ impl Driver {
         }));
     }
 
-    fn tell_have(&self, slot: BlobSlot, batch: &Batch) {
-        let Some(blob) = self.roster.blob(slot) else {
+    fn send_have(&self, slot: BlobSlot, batch: &Batch) {
+        let Some(blob) = self.tables.blob(slot) else {
             return;
         };
         let have = Control::Have(Have {
@@ -135,16 +139,16 @@ impl Driver {
         for link in self
             .machine
             .audience(slot, batch)
-            .filter_map(|peer| self.roster.link(peer))
+            .filter_map(|peer| self.tables.link(peer))
         {
             link.say(have.clone());
         }
     }
 
-    /// Tells everybody with whom a blob was exchanged that it is gone; before the machine forgets
-    /// it.
-    pub(super) fn tell_forgot(&self, slot: BlobSlot) {
-        let Some(blob) = self.roster.blob(slot) else {
+    /// Tells the neighbours that exchange a blob that it left the store. This must happen before the
+    /// machine forgets the blob.
+    pub(super) fn send_forgot(&self, slot: BlobSlot) {
+        let Some(blob) = self.tables.blob(slot) else {
             return;
         };
         let forgot = Control::Forgot(Forgot {
@@ -153,29 +157,29 @@ impl Driver {
         for link in self
             .machine
             .neighbours(slot)
-            .filter_map(|peer| self.roster.link(peer))
+            .filter_map(|peer| self.tables.link(peer))
         {
             link.say(forgot.clone());
         }
     }
 
     fn fetch(&mut self, transfer: TransferId, slot: BlobSlot, chunk: u32, source: Source) {
-        // A cancelled download may have come to its end all the same.
+        // A download that was cancelled may have completed nevertheless.
         if self
-            .roster
+            .tables
             .blob(slot)
             .is_some_and(|blob| blob.stored.holds(chunk))
         {
             return self
                 .machine
-                .handle(self.shared.clock.now(), Input::Received { transfer });
+                .handle(self.context.clock.now(), Input::Received { transfer });
         }
         let task = match source {
             Source::Peer(peer) => self.fetch_from_peer(transfer, slot, chunk, peer),
             Source::Origin(origin) => self.fetch_from_origin(transfer, slot, chunk, origin),
         };
         let bytes = self
-            .roster
+            .tables
             .blob(slot)
             .map_or(0, |blob| blob.stored.geometry().chunk_len(chunk));
         match task {
@@ -192,7 +196,7 @@ impl Driver {
                 self.fetches.insert(transfer, fetch);
             }
             None => self.machine.handle(
-                self.shared.clock.now(),
+                self.context.clock.now(),
                 Input::Failed {
                     transfer,
                     why: Failure::Link,
@@ -208,17 +212,17 @@ impl Driver {
         chunk: u32,
         peer: PeerSlot,
     ) -> Option<JoinHandle<Option<()>>> {
-        let (blob, link) = (self.roster.blob(slot)?, self.roster.link(peer)?.clone());
-        let work = tasks::from_peer(
+        let (blob, link) = (self.tables.blob(slot)?, self.tables.link(peer)?.clone());
+        let task = tasks::fetch_from_peer(
             transfer,
             link,
             Arc::clone(&blob.stored),
             chunk,
             blob.grant.clone(),
-            self.shared.down.clone(),
+            self.context.upstream.download_limit.clone(),
             self.reports.clone(),
         );
-        Some(self.shared.shutdown.spawn(work))
+        Some(self.context.shutdown.spawn(task))
     }
 
     fn fetch_from_origin(
@@ -228,17 +232,17 @@ impl Driver {
         chunk: u32,
         origin: OriginSlot,
     ) -> Option<JoinHandle<Option<()>>> {
-        let blob = self.roster.blob(slot)?;
-        let work = tasks::from_origin(
+        let blob = self.tables.blob(slot)?;
+        let task = tasks::fetch_from_origin(
             transfer,
-            Arc::clone(&self.shared),
+            self.context.upstream.clone(),
             origin,
             blob.repository.clone()?,
             Arc::clone(&blob.stored),
             chunk,
             self.reports.clone(),
         );
-        Some(self.shared.shutdown.spawn(work))
+        Some(self.context.shutdown.spawn(task))
     }
 
     fn serve(&mut self, id: UploadId) {
@@ -248,15 +252,16 @@ impl Driver {
         let Some(question) = upload.question.take() else {
             return;
         };
-        let work = tasks::serve(
+        let task = tasks::serve(
             id,
             question,
             Arc::clone(&upload.stored),
-            Arc::clone(&self.shared),
-            Arc::clone(&self.shared.outbound),
+            self.context.network.upload_limit.clone(),
+            Arc::clone(&self.context.telemetry),
+            Arc::clone(&self.context.outbound),
             self.reports.clone(),
         );
-        upload.task = Some(self.shared.shutdown.spawn(work).abort_handle());
+        upload.task = Some(self.context.shutdown.spawn(task).abort_handle());
     }
 
     fn refuse(&mut self, id: UploadId, reason: Refusal) {
@@ -265,19 +270,19 @@ impl Driver {
         };
         let why = match reason {
             Refusal::Busy => {
-                self.shared.counters.refused_busy.add(1);
+                self.context.telemetry.counters.refused_busy.add(1);
                 peer::Refusal::Busy
             }
             Refusal::Gone => peer::Refusal::Gone,
         };
-        self.say_no(question, why);
+        self.spawn_refusal(question, why);
     }
 
-    /// Refuses a question, behind the scenes.
-    pub(super) fn say_no(&self, question: Question, why: peer::Refusal) {
-        self.shared.shutdown.spawn(async move {
+    /// Refuses a neighbour's request in a task of its own.
+    pub(super) fn spawn_refusal(&self, question: Question, why: peer::Refusal) {
+        self.context.shutdown.spawn(async move {
             if let Err(error) = question.refuse(why).await {
-                tracing::debug!(%error, "refuse chunk");
+                tracing::debug!(%error, "refusal of a neighbour's request failed");
             }
         });
     }
@@ -286,7 +291,7 @@ impl Driver {
         self.next_ticket += 1;
         let ticket = self.next_ticket;
         let unreachable = self.unreachable(Some(slot));
-        if let Some(blob) = self.roster.blob_mut(slot) {
+        if let Some(blob) = self.tables.blob_mut(slot) {
             blob.lease_ticket = ticket;
             let ask = LeaseAsk::Take {
                 number: ticket,
@@ -294,40 +299,39 @@ impl Driver {
                 starving,
                 unreachable,
             };
-            self.shared
+            self.context
+                .network
                 .trackers
                 .take_lease(*blob.stored.digest(), ticket, ask);
         }
     }
 
-    fn tell_lease(&self, slot: BlobSlot, ask: LeaseAsk) {
-        if let Some(blob) = self.roster.blob(slot) {
-            self.shared.trackers.tell_lease(*blob.stored.digest(), ask);
+    fn send_lease(&self, slot: BlobSlot, ask: LeaseAsk) {
+        if let Some(blob) = self.tables.blob(slot) {
+            self.context
+                .network
+                .trackers
+                .tell_lease(*blob.stored.digest(), ask);
         }
     }
 
-    fn check_whole(&mut self, slot: BlobSlot) {
-        let now = self.shared.clock.now();
+    fn verify_whole(&mut self, slot: BlobSlot) {
+        let now = self.context.clock.now();
         self.count_waits(now, slot);
-        let Some(blob) = self.roster.blob_mut(slot) else {
+        let Some(blob) = self.tables.blob_mut(slot) else {
             return;
         };
         if blob.stored.is_complete() {
-            self.shared.pulls.completed(now, blob.stored.digest());
+            self.context
+                .telemetry
+                .pulls
+                .completed(now, blob.stored.digest());
         } else if !blob.is_being_checked {
             blob.is_being_checked = true;
-            self.shared
-                .shutdown
-                .spawn(tasks::check(Arc::clone(&blob.stored), self.reports.clone()));
+            self.context.shutdown.spawn(tasks::verify(
+                Arc::clone(&blob.stored),
+                self.reports.clone(),
+            ));
         }
-    }
-
-    pub(super) fn count_neighbours(&self) {
-        let neighbours = self
-            .roster
-            .peers()
-            .filter(|peer| peer.link.is_some())
-            .count();
-        self.shared.counters.neighbours.set(neighbours as u64);
     }
 }

@@ -1,5 +1,5 @@
-//! Who is behind a slot: the machine knows blobs and peers as small numbers, everybody else by
-//! digest and name.
+//! The driver's tables of blobs and peers. The machine knows them as small numbers, the slots; the
+//! rest of the peer knows them by digest and by id.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,79 +11,80 @@ use flotilla_common::swarm::{BlobSlot, Nearness, PeerFacts, PeerSlot, WaitTimes}
 use flotilla_common::time::Time;
 use flotilla_common::wire::tracker::PeerInfo;
 
-use crate::flow::Flow;
+use crate::rate_meter::RateMeter;
 use crate::store::{Pin, StoredBlob};
 use crate::transport::Link;
 
 /// A blob that the machine knows.
 #[derive(Debug)]
-pub(super) struct Blob {
+pub(super) struct BlobEntry {
     pub(super) stored: Arc<StoredBlob>,
-    /// Where the origin is asked for it: the repository of the last request.
+    /// The repository of the last request for the blob, in which origins are asked for it.
     pub(super) repository: Option<RepositoryName>,
     pub(super) grant: Option<Grant>,
     /// Held while the blob is wanted.
     pub(super) pin: Option<Pin>,
-    /// When a reader was last seen.
+    /// The lowest offset of the blob's readers; `None` without readers.
+    pub(super) cursor: Option<u64>,
+    /// When the blob was last wanted or read.
     pub(super) used_at: Time,
-    /// Tells the answer to the last lease request from those to earlier ones; 0 while none is under
-    /// way.
+    /// Identifies the answer to the last lease request; 0 while no request is open.
     pub(super) lease_ticket: u64,
-    /// Whether the whole is being hashed.
+    /// Whether the whole blob is being hashed.
     pub(super) is_being_checked: bool,
-    /// What comes of it.
-    pub(super) down: Flow,
-    /// What it has waited, as far as it was counted.
+    /// The rate at which its bytes are received.
+    pub(super) down: RateMeter,
+    /// The waiting times of the blob that are counted already.
     pub(super) waited: WaitTimes,
 }
 
 /// A peer that the machine knows.
 #[derive(Debug)]
-pub(super) struct Peer {
+pub(super) struct PeerEntry {
     pub(super) id: PeerId,
-    /// Where to dial it, if a tracker said so.
+    /// Its address and location, if a tracker named it.
     pub(super) info: Option<PeerInfo>,
     pub(super) link: Option<Link>,
     pub(super) quarantined_until: Time,
-    /// What comes from it, and what goes there.
-    pub(super) down: Flow,
-    pub(super) up: Flow,
+    /// The rates of bytes received from it and sent to it.
+    pub(super) down: RateMeter,
+    pub(super) up: RateMeter,
 }
 
-impl Peer {
-    /// A quarantine must stay with whom it is for.
-    fn is_of_no_interest(&self) -> bool {
+impl PeerEntry {
+    /// Whether the entry may be reused. The entry of a quarantined peer must stay.
+    fn is_unused(&self) -> bool {
         self.link.is_none() && self.quarantined_until == Time::ZERO
     }
 }
 
-/// Both tables.
+/// Blobs and peers by slot.
 #[derive(Debug, Default)]
-pub(super) struct Roster {
-    blobs: Vec<Option<Blob>>,
+pub(super) struct Tables {
+    blobs: Vec<Option<BlobEntry>>,
     blob_slots: HashMap<Digest, BlobSlot>,
-    peers: Vec<Option<Peer>>,
+    peers: Vec<Option<PeerEntry>>,
     peer_slots: HashMap<PeerId, PeerSlot>,
 }
 
-/// Peers that are remembered before slots of forgotten ones are used again.
+/// The number of peers up to which each peer gets a new slot instead of an unused one.
 const PEERS_BEFORE_REUSE: usize = 256;
 
-impl Roster {
+impl Tables {
     pub(super) fn blob_slot(&self, digest: &Digest) -> Option<BlobSlot> {
         self.blob_slots.get(digest).copied()
     }
 
-    pub(super) fn blob(&self, slot: BlobSlot) -> Option<&Blob> {
+    pub(super) fn blob(&self, slot: BlobSlot) -> Option<&BlobEntry> {
         self.blobs.get(slot.0 as usize)?.as_ref()
     }
 
-    pub(super) fn blob_mut(&mut self, slot: BlobSlot) -> Option<&mut Blob> {
+    pub(super) fn blob_mut(&mut self, slot: BlobSlot) -> Option<&mut BlobEntry> {
         self.blobs.get_mut(slot.0 as usize)?.as_mut()
     }
 
-    /// Every blob with its slot, in order of slots.
-    pub(super) fn blobs(&self) -> impl Iterator<Item = (BlobSlot, &Blob)> {
+    /// All blobs, in the order of their slots.
+    pub(super) fn blobs(&self) -> impl Iterator<Item = (BlobSlot, &BlobEntry)> {
         (0_u32..)
             .map(BlobSlot)
             .zip(&self.blobs)
@@ -93,34 +94,35 @@ impl Roster {
     /// Gives a new blob a slot.
     pub(super) fn add_blob(&mut self, stored: Arc<StoredBlob>, now: Time) -> BlobSlot {
         let digest = *stored.digest();
-        let blob = Blob {
+        let blob = BlobEntry {
             stored,
             repository: None,
             grant: None,
             pin: None,
+            cursor: None,
             used_at: now,
             lease_ticket: 0,
             is_being_checked: false,
-            down: Flow::default(),
+            down: RateMeter::default(),
             waited: WaitTimes::default(),
         };
-        let slot = BlobSlot(place(&mut self.blobs, blob));
+        let slot = BlobSlot(insert(&mut self.blobs, blob));
         self.blob_slots.insert(digest, slot);
         slot
     }
 
-    /// Takes a blob's slot back.
-    pub(super) fn remove_blob(&mut self, slot: BlobSlot) -> Option<Blob> {
+    /// Removes a blob and frees its slot.
+    pub(super) fn remove_blob(&mut self, slot: BlobSlot) -> Option<BlobEntry> {
         let blob = self.blobs.get_mut(slot.0 as usize)?.take()?;
         self.blob_slots.remove(blob.stored.digest());
         Some(blob)
     }
 
-    pub(super) fn peer(&self, slot: PeerSlot) -> Option<&Peer> {
+    pub(super) fn peer(&self, slot: PeerSlot) -> Option<&PeerEntry> {
         self.peers.get(slot.0 as usize)?.as_ref()
     }
 
-    pub(super) fn peer_mut(&mut self, slot: PeerSlot) -> Option<&mut Peer> {
+    pub(super) fn peer_mut(&mut self, slot: PeerSlot) -> Option<&mut PeerEntry> {
         self.peers.get_mut(slot.0 as usize)?.as_mut()
     }
 
@@ -128,25 +130,25 @@ impl Roster {
         self.peer_slots.get(id).copied()
     }
 
-    /// Every peer with its slot.
-    pub(super) fn slots(&self) -> impl Iterator<Item = (PeerSlot, &Peer)> {
+    /// All peers with their slots.
+    pub(super) fn peers_with_slots(&self) -> impl Iterator<Item = (PeerSlot, &PeerEntry)> {
         (0_u32..)
             .map(PeerSlot)
             .zip(&self.peers)
             .filter_map(|(slot, peer)| Some((slot, peer.as_ref()?)))
     }
 
-    pub(super) fn peers(&self) -> impl Iterator<Item = &Peer> {
+    pub(super) fn peers(&self) -> impl Iterator<Item = &PeerEntry> {
         self.peers.iter().flatten()
     }
 
-    /// The link to a peer, if it stands.
+    /// The connection with a peer, if there is one.
     pub(super) fn link(&self, slot: PeerSlot) -> Option<&Link> {
         self.peer(slot)?.link.as_ref()
     }
 
-    /// The slot of a peer, a new one if it has none; `is_idle` says of which peers the machine has
-    /// let go.
+    /// The slot of a peer, which is added if it is new. `is_idle` returns whether the machine no
+    /// longer refers to a slot.
     pub(super) fn intern_peer(
         &mut self,
         id: &PeerId,
@@ -155,47 +157,45 @@ impl Roster {
         if let Some(slot) = self.peer_slot(id) {
             return slot;
         }
-        let peer = Peer {
-            id: id.clone(),
-            info: None,
-            link: None,
-            quarantined_until: Time::ZERO,
-            down: Flow::default(),
-            up: Flow::default(),
-        };
-        let may_reuse = self.peers.len() >= PEERS_BEFORE_REUSE;
-        let forgotten = if may_reuse {
-            let is_forgotten = |slot: &PeerSlot| {
-                self.peer(*slot).is_some_and(Peer::is_of_no_interest) && is_idle(*slot)
-            };
-            (0..self.peers.len() as u32)
-                .map(PeerSlot)
-                .find(is_forgotten)
-        } else {
-            None
-        };
-        if let Some(slot) = forgotten
+        if let Some(slot) = self.reusable_slot(is_idle)
             && let Some(former) = self.peers[slot.0 as usize].take()
         {
             self.peer_slots.remove(&former.id);
         }
-        let slot = PeerSlot(place(&mut self.peers, peer));
+        let peer = PeerEntry {
+            id: id.clone(),
+            info: None,
+            link: None,
+            quarantined_until: Time::ZERO,
+            down: RateMeter::default(),
+            up: RateMeter::default(),
+        };
+        let slot = PeerSlot(insert(&mut self.peers, peer));
         self.peer_slots.insert(id.clone(), slot);
         slot
     }
+
+    fn reusable_slot(&self, is_idle: impl Fn(PeerSlot) -> bool) -> Option<PeerSlot> {
+        if self.peers.len() < PEERS_BEFORE_REUSE {
+            return None;
+        }
+        self.peers_with_slots()
+            .find(|(slot, peer)| peer.is_unused() && is_idle(*slot))
+            .map(|(slot, _)| slot)
+    }
 }
 
-/// Puts a value into the first free place, or behind the last.
-fn place<T>(places: &mut Vec<Option<T>>, value: T) -> u32 {
-    let index = places.iter().position(Option::is_none).unwrap_or_else(|| {
-        places.push(None);
-        places.len() - 1
+/// Puts a value into the first free slot, or into a new one.
+fn insert<T>(slots: &mut Vec<Option<T>>, value: T) -> u32 {
+    let index = slots.iter().position(Option::is_none).unwrap_or_else(|| {
+        slots.push(None);
+        slots.len() - 1
     });
-    places[index] = Some(value);
+    slots[index] = Some(value);
     index as u32
 }
 
-/// A stable number for a peer's id, the same on every machine.
+/// A stable hash of a peer's id, the same on every machine.
 pub(crate) fn peer_key(id: &PeerId) -> u64 {
     let digest = Digest::sha256(id.as_str().as_bytes());
     digest
@@ -205,21 +205,21 @@ pub(crate) fn peer_key(id: &PeerId) -> u64 {
         .fold(0, |key, byte| key << 8 | u64::from(*byte))
 }
 
-/// What the machine is told about a peer, by where it is and where we are.
+/// What the machine needs to know about a peer in this region and zone.
 pub(super) fn facts(
     slot: PeerSlot,
     id: &PeerId,
-    place: (&RegionName, &ZoneName),
+    location: (&RegionName, &ZoneName),
     own: &PeerInfo,
 ) -> PeerFacts {
     PeerFacts {
         peer: slot,
-        nearness: nearness(place, own),
+        nearness: nearness(location, own),
         key: peer_key(id),
     }
 }
 
-/// How far away a place is.
+/// How far away a region and zone are from this peer.
 pub(super) fn nearness((region, zone): (&RegionName, &ZoneName), own: &PeerInfo) -> Nearness {
     if *region != own.region {
         Nearness::Elsewhere

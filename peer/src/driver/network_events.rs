@@ -1,0 +1,236 @@
+//! Events of neighbours and origins, translated into the machine's inputs.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use flotilla_common::name::PeerId;
+use flotilla_common::swarm::{Batch, Have, Input, PeerSlot, UploadId};
+use flotilla_common::time::Time;
+use flotilla_common::wire::peer::{self, Control, Holding};
+
+use super::tables::facts;
+use super::{ActiveUpload, Driver};
+use crate::origin::OriginHealthReport;
+use crate::transport::{Goodbye, Incident, Link, Question};
+
+/// How long transfers on the surplus one of two connections with a neighbour may go on.
+const DUPLICATE_GRACE: Duration = Duration::from_secs(10);
+
+impl Driver {
+    pub(super) fn on_incident(&mut self, now: Time, incident: Incident) {
+        match incident {
+            Incident::Linked(link) => self.on_linked(now, link),
+            Incident::Unlinked(link) => self.on_unlinked(now, &link),
+            Incident::DialFailed(id) => {
+                if let Some(slot) = self.tables.peer_slot(&id) {
+                    self.machine.handle(now, Input::DialFailed { peer: slot });
+                }
+            }
+            Incident::Said(link, message) => self.on_message(now, &link, message),
+            Incident::Asked(link, question) => self.on_question(now, link, question),
+            Incident::AskedImage(link, question) => self.on_image_question(&link, question),
+        }
+    }
+
+    pub(super) fn on_origin_health(&mut self, now: Time, report: OriginHealthReport) {
+        let OriginHealthReport { origin, is_up } = report;
+        let input = if is_up {
+            Input::OriginUp { origin }
+        } else {
+            Input::OriginDown { origin }
+        };
+        self.machine.handle(now, input);
+    }
+
+    fn on_linked(&mut self, now: Time, link: Link) {
+        let slot = self.intern(link.peer());
+        let own = self.context.network.me.id.clone();
+        let Some(peer) = self.tables.peer_mut(slot) else {
+            return;
+        };
+        if peer.quarantined_until > now {
+            return link.close(Goodbye::Misbehaved);
+        }
+        if let Some(older) = &peer.link {
+            if !link.is_preferred_to(older, &own) {
+                return self.retire(link);
+            }
+            // The neighbour may have restarted. It then knows nothing of the messages on the older
+            // link.
+            if let Some(older) = peer.link.take() {
+                self.retire(older);
+            }
+            self.machine.handle(now, Input::Disconnected { peer: slot });
+        }
+        let Some(peer) = self.tables.peer_mut(slot) else {
+            return;
+        };
+        peer.link = Some(link.clone());
+        self.count_neighbours();
+        let about = link.about();
+        let facts = facts(
+            slot,
+            link.peer(),
+            (&about.region, &about.zone),
+            &self.context.network.me,
+        );
+        self.machine.handle(
+            now,
+            Input::Connected {
+                facts,
+                round_trip: link.round_trip(),
+            },
+        );
+        if let Some(bits_per_second) = about.up_bits_per_second {
+            self.machine.handle(
+                now,
+                Input::RateHint {
+                    peer: slot,
+                    bits_per_second,
+                },
+            );
+        }
+        self.ask_for_images(&link);
+    }
+
+    /// Closes a surplus connection after its transfers had time to finish.
+    fn retire(&self, link: Link) {
+        self.context.shutdown.spawn(async move {
+            tokio::time::sleep(DUPLICATE_GRACE).await;
+            link.close(Goodbye::Duplicate);
+        });
+    }
+
+    fn on_unlinked(&mut self, now: Time, link: &Link) {
+        self.verified.forget(link.id());
+        self.uploads.retain(|_, upload| {
+            let is_kept = upload.link.id() != link.id();
+            if let (false, Some(task)) = (is_kept, &upload.task) {
+                task.abort();
+            }
+            is_kept
+        });
+        let Some(slot) = self.tables.peer_slot(link.peer()) else {
+            return;
+        };
+        let Some(peer) = self.tables.peer_mut(slot) else {
+            return;
+        };
+        if peer
+            .link
+            .as_ref()
+            .is_some_and(|current| current.id() == link.id())
+        {
+            peer.link = None;
+            self.count_neighbours();
+            self.machine.handle(now, Input::Disconnected { peer: slot });
+        }
+    }
+
+    fn on_message(&mut self, now: Time, link: &Link, message: Control) {
+        let Some(peer) = self.tables.peer_slot(link.peer()) else {
+            return;
+        };
+        let (digest, have) = match message {
+            Control::Holds(holds) => (
+                holds.digest,
+                match holds.holding {
+                    Holding::Complete => Have::Complete,
+                    Holding::Partial(map) => Have::Map(map),
+                },
+            ),
+            Control::Have(have) => return self.on_have(now, peer, &have),
+            Control::Forgot(forgot) => {
+                if let Some(blob) = self.tables.blob_slot(&forgot.digest) {
+                    self.machine.handle(now, Input::Forgot { peer, blob });
+                }
+                return;
+            }
+            Control::ProofWanted(wanted) => {
+                if let Some(stored) = self.context.stores.blobs.get(&wanted.digest) {
+                    link.say(Control::Proof(stored.proof().clone()));
+                }
+                return;
+            }
+            // This peer never requests proofs, and greetings are exchanged before.
+            Control::Proof(_) | Control::Hello(_) | Control::About(_) => return,
+        };
+        if let Some(blob) = self.tables.blob_slot(&digest) {
+            self.machine.handle(now, Input::Have { peer, blob, have });
+        }
+    }
+
+    fn on_have(&mut self, now: Time, peer: PeerSlot, have: &peer::Have) {
+        let Some(blob) = self.tables.blob_slot(&have.digest) else {
+            return;
+        };
+        // A message with more chunks than the blob has is invalid.
+        if self
+            .machine
+            .held(blob)
+            .is_none_or(|held| have.chunks.len() > held.len() as usize)
+        {
+            return;
+        }
+        for chunks in have.chunks.chunks(Batch::MAX) {
+            let mut batch = Batch::default();
+            for chunk in chunks {
+                batch.push(*chunk);
+            }
+            self.machine.handle(
+                now,
+                Input::Have {
+                    peer,
+                    blob,
+                    have: Have::Chunks(batch),
+                },
+            );
+        }
+    }
+
+    fn on_question(&mut self, now: Time, link: Link, question: Question) {
+        let Some(peer) = self.tables.peer_slot(link.peer()) else {
+            return;
+        };
+        let Some(blob) = self.tables.blob_slot(&question.ask.digest) else {
+            return self.spawn_refusal(question, peer::Refusal::Gone);
+        };
+        if let Err(error) =
+            self.check_grant(&link, &question.ask.digest, question.ask.grant.as_ref())
+        {
+            tracing::debug!(peer = %link.peer(), blob = %question.ask.digest, %error, "refused a neighbour's request for a chunk");
+            self.context.telemetry.counters.refused_not_permitted.add(1);
+            return self.spawn_refusal(question, peer::Refusal::NotPermitted);
+        }
+        let Some(stored) = self.tables.blob(blob).map(|blob| Arc::clone(&blob.stored)) else {
+            return;
+        };
+        self.next_upload += 1;
+        let upload = UploadId(self.next_upload);
+        let chunk = question.ask.chunk;
+        self.uploads.insert(
+            upload,
+            ActiveUpload {
+                link,
+                stored,
+                question: Some(question),
+                task: None,
+                sent: 0,
+            },
+        );
+        self.machine.handle(
+            now,
+            Input::UploadRequest {
+                peer,
+                blob,
+                chunk,
+                upload,
+            },
+        );
+    }
+
+    pub(super) fn intern(&mut self, id: &PeerId) -> PeerSlot {
+        let machine = &self.machine;
+        self.tables.intern_peer(id, |slot| machine.is_idle(slot))
+    }
+}

@@ -1,0 +1,269 @@
+//! The parts of a peer, set up one by one for [`crate::Peer::start`].
+
+use core::time::Duration;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use flotilla_common::swarm::{self, PeerMachine};
+use flotilla_common::wire::peer::About;
+use flotilla_common::wire::tracker::PeerInfo;
+use flotilla_runtime::http;
+use flotilla_runtime::listen::listening_cure;
+use flotilla_runtime::metrics::Requests;
+use flotilla_runtime::rate::Limiter;
+use flotilla_runtime::shutdown::Shutdown;
+use rand::RngExt;
+use reqwest::Client;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::driver::{Commands, Driver, DriverContext, Events, QUEUE, peer_key};
+use crate::handles::{Handles, Network, Shutdowns, Stores, Upstream};
+use crate::metrics::{self, MetricSources};
+use crate::mirror::{Mirror, MirrorContext};
+use crate::origin::{OriginClient, OriginHealthReport, http_client};
+use crate::pull_start::PullStarter;
+use crate::store::{ManifestStore, Store, StoreError, blocking};
+use crate::tracker_client::{POLL_TIMEOUT, TrackerEvent, Trackers};
+use crate::transport::{Incident, QuicSettings, Transport};
+
+/// Why a peer did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A setting is invalid. The text names the setting and the fix.
+    #[error("{0}")]
+    Config(String),
+    /// The store's directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An address cannot be bound.
+    #[error("listen on {address}: {source}{}", listening_cure(source))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The transport, or the client of origins and trackers, cannot be set up.
+    #[error("{0}")]
+    Transport(String),
+}
+
+impl StartError {
+    /// Adds the address to the error of a bind.
+    pub(crate) fn listen(address: SocketAddr) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Listen { address, source }
+    }
+}
+
+/// Opens the stores of blobs and manifests.
+pub(crate) async fn open_stores(config: &Config) -> Result<Stores, StartError> {
+    let dir = config.store.clone();
+    let quota = config.quota;
+    let trusted = config.trusted_keys.current();
+    let unusable = |source| StoreError::Unusable {
+        dir: config.store.clone(),
+        source,
+    };
+    let opened = blocking(move || {
+        Ok(Store::open(&dir, quota, &trusted).and_then(|blobs| {
+            let manifests =
+                ManifestStore::open(&dir).map_err(|source| StoreError::Unusable { dir, source })?;
+            Ok(Stores {
+                blobs: Arc::new(blobs),
+                manifests: Arc::new(manifests),
+            })
+        }))
+    });
+    Ok(opened.await.map_err(unusable)??)
+}
+
+/// The sending ends of the driver's queues.
+#[derive(Debug)]
+pub(crate) struct Queues {
+    pub(crate) commands: Commands,
+    pub(crate) incidents: mpsc::Sender<Incident>,
+    pub(crate) tracker: mpsc::Sender<TrackerEvent>,
+    pub(crate) origin_health: mpsc::Sender<OriginHealthReport>,
+}
+
+/// Makes the driver's queues.
+pub(crate) fn queues() -> (Queues, Events) {
+    let (commands, command_queue) = Commands::channel();
+    let (incidents, incident_queue) = mpsc::channel(QUEUE);
+    let (tracker, tracker_queue) = mpsc::channel(QUEUE);
+    let (origin_health, origin_health_queue) = mpsc::channel(QUEUE);
+    let queues = Queues {
+        commands,
+        incidents,
+        tracker,
+        origin_health,
+    };
+    let events = Events {
+        commands: command_queue,
+        incidents: incident_queue,
+        tracker: tracker_queue,
+        origin_health: origin_health_queue,
+    };
+    (queues, events)
+}
+
+/// Binds the QUIC socket, and begins to announce to the trackers.
+pub(crate) fn join_network(
+    config: &Config,
+    incidents: mpsc::Sender<Incident>,
+    tracker_events: mpsc::Sender<TrackerEvent>,
+    shutdown: &Shutdown,
+) -> Result<Network, StartError> {
+    let about = About {
+        region: config.region.clone(),
+        zone: config.zone.clone(),
+        up_bits_per_second: config.up.map(|rate| rate.0),
+    };
+    let transport = Transport::start(
+        config.quic,
+        &config.identity,
+        about,
+        QuicSettings {
+            download_limit: config.down,
+            congestion: config.congestion,
+        },
+        shutdown,
+        incidents,
+    )
+    .map_err(|error| StartError::Transport(error.to_string()))?;
+    let bound = transport
+        .local_addr()
+        .map_err(StartError::listen(config.quic))?;
+    let me = PeerInfo {
+        id: config.id.clone(),
+        addr: config.advertised.unwrap_or(bound),
+        region: config.region.clone(),
+        zone: config.zone.clone(),
+    };
+    let trackers = Trackers::start(
+        client(config, Some(POLL_TIMEOUT))?,
+        &config.trackers,
+        me.clone(),
+        config.clock,
+        tracker_events,
+        shutdown,
+    );
+    Ok(Network {
+        me: Arc::new(me),
+        identity: config.identity.clone(),
+        transport,
+        trackers,
+        upload_limit: Limiter::from(config.up),
+        upload_rate: config.up,
+    })
+}
+
+/// Makes the client of the origins, and begins to probe origins that do not answer.
+pub(crate) fn connect_upstream(
+    config: &Config,
+    health: mpsc::Sender<OriginHealthReport>,
+    shutdown: &Shutdown,
+) -> Result<Upstream, StartError> {
+    let client = client(config, None)?;
+    let origins = OriginClient::new(client, &config.origins, config.clock, health);
+    shutdown.spawn(origins.clone().probe_until_shutdown(shutdown.clone()));
+    Ok(Upstream {
+        origins,
+        trusted_keys: config.trusted_keys.clone(),
+        download_limit: Limiter::from(config.down),
+    })
+}
+
+/// Starts the state machine and its driver.
+pub(crate) fn start_driver(
+    config: &Config,
+    handles: &Handles,
+    events: Events,
+    shutdown: &Shutdown,
+) {
+    let context = DriverContext {
+        clock: config.clock,
+        stores: handles.stores.clone(),
+        network: handles.network.clone(),
+        upstream: handles.upstream.clone(),
+        telemetry: Arc::clone(&handles.telemetry),
+        outbound: Arc::clone(&config.outbound),
+        requires_grants: config.requires_grants,
+        shutdown: shutdown.clone(),
+    };
+    let machine = PeerMachine::new(machine_config(config), rng_seed(config));
+    shutdown.spawn(Driver::run(machine, context, events));
+}
+
+/// Serves the mirror on `listener`; returns its address.
+pub(crate) fn serve_mirror(
+    config: &Config,
+    handles: &Handles,
+    commands: Commands,
+    listener: TcpListener,
+    shutdowns: &Shutdowns,
+) -> Result<SocketAddr, StartError> {
+    let requests = Requests::default();
+    let sources = MetricSources {
+        telemetry: Arc::clone(&handles.telemetry),
+        store: Arc::clone(&handles.stores.blobs),
+        identity: handles.network.identity.clone(),
+        trackers: handles.network.trackers.clone(),
+        origins: handles.upstream.origins.clone(),
+    };
+    let metrics = metrics::registry(sources, &requests);
+    let context = MirrorContext {
+        clock: config.clock,
+        stores: handles.stores.clone(),
+        upstream: handles.upstream.clone(),
+        telemetry: Arc::clone(&handles.telemetry),
+        commands: commands.clone(),
+        fallback_timeouts: config.fallback_timeouts,
+        shutdown: shutdowns.tasks.clone(),
+    };
+    let pull_starter = PullStarter::new(
+        config.clock,
+        handles.stores.clone(),
+        handles.upstream.clone(),
+        Arc::clone(&handles.telemetry),
+        commands,
+    );
+    let registries = config.registries.clone();
+    let router = Mirror::new(context, pull_starter, registries, requests, metrics).router();
+    let server = http::serve(listener, router, None, &shutdowns.mirror)
+        .map_err(StartError::listen(config.mirror))?;
+    let address = server.address();
+    if !address.ip().is_loopback() {
+        tracing::warn!(
+            mirror = %address,
+            "other machines can reach the mirror and pull every image that this machine can pull; \
+             set mirror to a loopback address such as 127.0.0.1:5001"
+        );
+    }
+    Ok(address)
+}
+
+/// An HTTP client with the peer's identity.
+fn client(config: &Config, read_timeout: Option<Duration>) -> Result<Client, StartError> {
+    http_client(&config.identity, read_timeout)
+        .map_err(|error| StartError::Transport(error.to_string()))
+}
+
+/// The settings of the state machine, with those that follow from the peer's settings.
+fn machine_config(config: &Config) -> swarm::Config {
+    swarm::Config {
+        up_bits_per_second: config.up.map(|rate| rate.0),
+        down_bits_per_second: config.down.map(|rate| rate.0),
+        origins: u32::try_from(config.origins.len()).unwrap_or(u32::MAX),
+        key: peer_key(&config.id),
+        ..config.swarm.clone()
+    }
+}
+
+fn rng_seed(config: &Config) -> u64 {
+    config.rng_seed.unwrap_or_else(|| rand::rng().random())
+}
