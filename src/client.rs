@@ -1,6 +1,5 @@
-//! A light registry client: pushes a layout as other tools do, and pulls through a mirror as
-//! containerd does (HEAD the tag, GET the manifest by digest, then the blobs, three at a time),
-//! checking every digest.
+//! A registry client: pushes an image layout, and pulls through a mirror as containerd does (HEAD
+//! the tag, GET the manifest by digest, then the blobs, three at a time), verifying every digest.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,80 +16,80 @@ use tokio_util::io::ReaderStream;
 
 use crate::image::{Layout, LayoutError};
 
-/// Blobs that are fetched at once, containerd's default.
-const PARALLEL_BLOBS: usize = 3;
+/// Blobs fetched concurrently, as containerd's default.
+const CONCURRENT_BLOBS: usize = 3;
 
 /// Why a push or a pull failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The layout cannot be read.
+    /// The image layout cannot be read.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// The request did not get through, or its answer broke off.
+    /// The request failed, or its response was incomplete.
     #[error("{action}: {source}")]
     Http {
-        /// What was done.
+        /// What was attempted.
         action: String,
-        /// Why it failed.
+        /// The HTTP client's error.
         source: reqwest::Error,
     },
-    /// The registry refused.
-    #[error("{action}: answered {status}: {message}")]
+    /// The registry answered with an error.
+    #[error("{action}: status {status}: {message}")]
     Status {
-        /// What was done.
+        /// What was attempted.
         action: String,
-        /// The answer.
+        /// The response's status.
         status: StatusCode,
-        /// What it said.
+        /// The response's body.
         message: String,
     },
-    /// An answer lacks what the specification demands.
-    #[error("{action}: the answer has no usable {what}")]
-    Answer {
-        /// What was done.
+    /// The response lacks something that the specification requires.
+    #[error("{action}: the response has no valid {what}")]
+    Response {
+        /// What was attempted.
         action: String,
-        /// What is missing.
+        /// What the response lacks.
         what: &'static str,
     },
-    /// What came is no manifest.
+    /// The received bytes are not a valid manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// What came is not what the digest names.
-    #[error("pulled {got_len} bytes of {digest}, and they are not what the digest names")]
+    /// The received bytes do not match the digest.
+    #[error("the {received} bytes received for {digest} do not match the digest or its size")]
     Digest {
-        /// What was asked for.
+        /// The requested digest.
         digest: Digest,
-        /// What came.
-        got_len: u64,
+        /// How many bytes were received.
+        received: u64,
     },
-    /// There can be no HTTP client.
+    /// The HTTP client's TLS configuration cannot be created.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// Not a repository name.
+    /// The repository's name is not valid.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// A blob's task died.
-    #[error("a task failed: {0}")]
+    /// A task panicked.
+    #[error("a task panicked: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
 
-/// An image that was pulled.
+/// The result of a pull.
 #[derive(Clone, Debug)]
-pub struct Pulled {
-    /// Its manifest's digest.
+pub struct PulledImage {
+    /// The manifest's digest.
     pub digest: Digest,
-    /// Bytes of its blobs.
+    /// Bytes of all blobs.
     pub bytes: u64,
     /// From the start to the first byte of a blob.
     pub first_byte: Duration,
-    /// From the start to the last digest checked.
+    /// From the start until all digests were verified.
     pub total: Duration,
 }
 
-/// An HTTP client for registries on this machine: no proxy, bounded waits.
+/// Creates an HTTP client for services on this machine: without proxy, with timeouts.
 ///
 /// # Errors
-/// If there can be none.
+/// If the TLS configuration cannot be created.
 pub fn http_client() -> Result<Client, ClientError> {
     Client::builder()
         .tls_backend_preconfigured(client_without_trust()?)
@@ -99,7 +98,7 @@ pub fn http_client() -> Result<Client, ClientError> {
         .read_timeout(Duration::from_secs(60))
         .build()
         .map_err(|source| ClientError::Http {
-            action: "set up an HTTP client".to_owned(),
+            action: "create an HTTP client".to_owned(),
             source,
         })
 }
@@ -110,20 +109,20 @@ pub struct RegistryClient {
     http: Client,
     base: String,
     repository: RepositoryName,
-    /// The registry that a mirror stands in for.
+    /// The name of the registry, for a mirror of several.
     namespace: Option<String>,
 }
 
 impl RegistryClient {
-    /// A client of the registry at `base` (`http://host:port`).
+    /// Creates a client of the registry at `base` (`http://host:port`).
     ///
     /// # Errors
-    /// If there can be no HTTP client at all.
+    /// As [`http_client`].
     pub fn new(base: impl Into<String>, repository: RepositoryName) -> Result<Self, ClientError> {
         Ok(Self::with_http(http_client()?, base, repository))
     }
 
-    /// A client that speaks through `http`, which may trust more than [`http_client`] does.
+    /// Creates a client that uses `http`, which may trust a fleet's authority.
     pub fn with_http(http: Client, base: impl Into<String>, repository: RepositoryName) -> Self {
         Self {
             http,
@@ -133,7 +132,7 @@ impl RegistryClient {
         }
     }
 
-    /// The same client, speaking to a mirror that stands in for the registry `namespace`.
+    /// Makes it a client of a mirror: requests name the registry `namespace`.
     pub fn through_mirror(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = Some(namespace.into());
         self
@@ -148,10 +147,10 @@ impl RegistryClient {
         format!("{}/v2/{}/{kind}/{last}{query}", self.base, self.repository)
     }
 
-    /// Pushes the image of a layout under `tag`, with all manifests below it.
+    /// Pushes a layout's image under `tag`; of an index, all its images.
     ///
     /// # Errors
-    /// What failed.
+    /// The first request that failed.
     pub async fn push(&self, layout: &Layout, tag: &str) -> Result<Digest, ClientError> {
         let image = layout.image().clone();
         self.push_manifest(layout, &image, tag).await?;
@@ -177,10 +176,10 @@ impl RegistryClient {
         self.put_manifest(reference, &media_type, bytes).await
     }
 
-    /// Puts a manifest's bytes under a tag or digest.
+    /// Pushes a manifest under a tag or digest.
     ///
     /// # Errors
-    /// What failed.
+    /// The request that failed.
     pub async fn put_manifest(
         &self,
         reference: &str,
@@ -197,7 +196,7 @@ impl RegistryClient {
     }
 
     async fn push_blob(&self, layout: &Layout, digest: &Digest) -> Result<(), ClientError> {
-        let action = format!("look for blob {digest}");
+        let action = format!("check for blob {digest}");
         let head = self
             .http
             .head(self.url("blobs", &digest.to_string()))
@@ -212,10 +211,10 @@ impl RegistryClient {
         self.upload(digest, len, Body::wrap_stream(stream)).await
     }
 
-    /// Uploads a blob the usual way: POST, one PATCH, PUT.
+    /// Uploads a blob with POST, one PATCH, and PUT.
     ///
     /// # Errors
-    /// What failed.
+    /// The request that failed.
     pub async fn upload(&self, digest: &Digest, len: u64, body: Body) -> Result<(), ClientError> {
         let action = format!("upload blob {digest}");
         let opened = self
@@ -246,7 +245,7 @@ impl RegistryClient {
             .headers()
             .get(header::LOCATION)
             .and_then(|value| value.to_str().ok());
-        let location = location.ok_or_else(|| ClientError::Answer {
+        let location = location.ok_or_else(|| ClientError::Response {
             action: action.to_owned(),
             what: "Location header",
         })?;
@@ -257,36 +256,34 @@ impl RegistryClient {
         })
     }
 
-    /// Pulls an image as containerd does; `on_bytes` is told of each piece that arrives.
+    /// Pulls an image as containerd does; `on_bytes` is called with the length of each received
+    /// buffer.
     ///
     /// # Errors
-    /// What failed.
+    /// The request that failed.
     pub async fn pull(
         &self,
         tag: &str,
         on_bytes: impl Fn(u64) + Clone + Send + Sync + 'static,
-    ) -> Result<Pulled, ClientError> {
+    ) -> Result<PulledImage, ClientError> {
         let start = Instant::now();
         let mut digest = self.resolve(tag).await?;
         let mut manifest = self.manifest(&digest).await?;
         if manifest.is_index() {
-            digest = pick_platform(&manifest).ok_or_else(|| ClientError::Answer {
+            digest = pick_platform(&manifest).ok_or_else(|| ClientError::Response {
                 action: format!("pull {tag}"),
-                what: "manifest in its index",
+                what: "manifest in the index",
             })?;
             manifest = self.manifest(&digest).await?;
         }
-        let mut waiting = manifest
-            .blobs()
-            .into_iter()
-            .cloned()
-            .collect::<Vec<_>>()
-            .into_iter();
+        let blobs: Vec<Descriptor> = manifest.blobs().into_iter().cloned().collect();
+        let mut blobs = blobs.into_iter();
         let mut fetches = JoinSet::new();
-        let (mut bytes, mut first_byte) = (0, None::<Duration>);
+        let mut bytes = 0;
+        let mut first_byte = None::<Duration>;
         loop {
-            while fetches.len() < PARALLEL_BLOBS {
-                let Some(blob) = waiting.next() else { break };
+            while fetches.len() < CONCURRENT_BLOBS {
+                let Some(blob) = blobs.next() else { break };
                 let (client, on_bytes) = (self.clone(), on_bytes.clone());
                 fetches.spawn(async move { client.fetch_blob(&blob, start, on_bytes).await });
             }
@@ -297,7 +294,7 @@ impl RegistryClient {
             bytes += len;
             first_byte = Some(first_byte.map_or(first, |known| known.min(first)));
         }
-        Ok(Pulled {
+        Ok(PulledImage {
             digest,
             bytes,
             first_byte: first_byte.unwrap_or_default(),
@@ -305,10 +302,10 @@ impl RegistryClient {
         })
     }
 
-    /// The digest that a tag names now.
+    /// Resolves a tag to a digest.
     ///
     /// # Errors
-    /// What failed.
+    /// The request that failed.
     pub async fn resolve(&self, tag: &str) -> Result<Digest, ClientError> {
         let action = format!("resolve {}:{tag}", self.repository);
         let url = self.url("manifests", tag);
@@ -322,7 +319,7 @@ impl RegistryClient {
             .as_ref()
             .is_ok_and(|response| !response.status().is_success())
         {
-            // An answer to HEAD cannot say why.
+            // A response to HEAD has no body with the cause.
             sent = self
                 .http
                 .get(&url)
@@ -337,16 +334,16 @@ impl RegistryClient {
             .and_then(|value| value.to_str().ok());
         digest
             .and_then(|digest| digest.parse().ok())
-            .ok_or(ClientError::Answer {
+            .ok_or(ClientError::Response {
                 action,
                 what: "Docker-Content-Digest header",
             })
     }
 
-    /// A manifest by its digest, checked.
+    /// Gets a manifest by its digest, and verifies the digest.
     ///
     /// # Errors
-    /// What failed.
+    /// The request that failed.
     pub async fn manifest(&self, digest: &Digest) -> Result<Manifest, ClientError> {
         let action = format!("fetch manifest {digest}");
         let request = self
@@ -361,14 +358,14 @@ impl RegistryClient {
         if !digest.matches(&bytes) {
             return Err(ClientError::Digest {
                 digest: *digest,
-                got_len: bytes.len() as u64,
+                received: bytes.len() as u64,
             });
         }
         Ok(Manifest::parse(&bytes)?)
     }
 
-    /// Streams a blob and checks its digest: its length, and the time from `start` to its first
-    /// byte.
+    /// Reads a blob and verifies its digest. Returns its length, and the time from `start` to its
+    /// first byte.
     async fn fetch_blob(
         &self,
         blob: &Descriptor,
@@ -379,24 +376,25 @@ impl RegistryClient {
         let request = self.http.get(self.url("blobs", &blob.digest.to_string()));
         let mut response = expect_success(&action, request.send().await).await?;
         let mut hasher = DigestHasher::new(blob.digest.algorithm());
-        let (mut len, mut first_byte) = (0, None);
-        while let Some(piece) = next_piece(&action, &mut response).await? {
+        let mut len = 0;
+        let mut first_byte = None;
+        while let Some(buffer) = next_buffer(&action, &mut response).await? {
             first_byte.get_or_insert_with(|| start.elapsed());
-            hasher.update(&piece);
-            len += piece.len() as u64;
-            on_bytes(piece.len() as u64);
+            hasher.update(&buffer);
+            len += buffer.len() as u64;
+            on_bytes(buffer.len() as u64);
         }
         if len != blob.size || hasher.finish() != blob.digest {
             return Err(ClientError::Digest {
                 digest: blob.digest,
-                got_len: len,
+                received: len,
             });
         }
         Ok((len, first_byte.unwrap_or_else(|| start.elapsed())))
     }
 }
 
-async fn next_piece(action: &str, response: &mut Response) -> Result<Option<Bytes>, ClientError> {
+async fn next_buffer(action: &str, response: &mut Response) -> Result<Option<Bytes>, ClientError> {
     response.chunk().await.map_err(|source| ClientError::Http {
         action: action.to_owned(),
         source,
@@ -405,7 +403,7 @@ async fn next_piece(action: &str, response: &mut Response) -> Result<Option<Byte
 
 /// The manifest for linux/amd64 if the index has one, otherwise its first.
 pub fn pick_platform(index: &Manifest) -> Option<Digest> {
-    let is_ours = |entry: &&Descriptor| {
+    let is_linux_amd64 = |entry: &&Descriptor| {
         entry.platform.as_ref().is_some_and(|platform| {
             platform.get("os").is_some_and(|os| os == "linux")
                 && platform
@@ -416,7 +414,7 @@ pub fn pick_platform(index: &Manifest) -> Option<Digest> {
     index
         .manifests
         .iter()
-        .find(is_ours)
+        .find(is_linux_amd64)
         .or(index.manifests.first())
         .map(|entry| entry.digest)
 }
@@ -441,7 +439,7 @@ async fn expect_success(
     })
 }
 
-/// Opens a layout and pushes its image: what `flotilla demo` and the stories begin with.
+/// Opens an image layout and pushes its image.
 ///
 /// # Errors
 /// What failed.

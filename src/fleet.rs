@@ -1,4 +1,4 @@
-//! A fleet's trust for development: an authority, an origin's seal key, certificates for peers.
+//! A fleet's keys in memory: its certificate authority and an origin's seal key.
 
 use flotilla_common::name::{PeerId, RegionName};
 use flotilla_common::seal::{SealKey, TrustedKeys};
@@ -6,7 +6,7 @@ use flotilla_runtime::identity::{
     Authority, Identity, IdentityError, SealSecret, parse_trusted_keys, trusted_key_line,
 };
 
-/// The trust of a fleet that lives and dies with this process.
+/// A certificate authority and a seal key: enough to start a region.
 #[derive(Debug)]
 pub struct Fleet {
     authority: Authority,
@@ -14,10 +14,10 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// A new fleet whose only origin is that of `region`.
+    /// Generates the keys of a new fleet whose only origin is that of `region`.
     ///
     /// # Errors
-    /// If keys cannot be made.
+    /// If a key cannot be generated.
     pub fn create(region: RegionName) -> Result<Self, IdentityError> {
         Ok(Self {
             authority: Authority::create()?,
@@ -25,31 +25,31 @@ impl Fleet {
         })
     }
 
-    /// A fleet of keys that are on disk.
-    pub const fn of(authority: Authority, seal_key: SealKey) -> Self {
+    /// A fleet with existing keys.
+    pub const fn from_keys(authority: Authority, seal_key: SealKey) -> Self {
         Self {
             authority,
             seal_key,
         }
     }
 
-    /// What the origin signs seals with.
+    /// The key that the origin signs seals with.
     pub const fn seal_key(&self) -> &SealKey {
         &self.seal_key
     }
 
-    /// The origin keys that peers accept.
+    /// The keys that peers trust: the public part of the seal key.
     ///
     /// # Errors
-    /// If the own public key is none.
+    /// Never: the public key of a seal key is valid.
     pub fn trusted_keys(&self) -> Result<TrustedKeys, IdentityError> {
         parse_trusted_keys(&trusted_key_line(&self.seal_key))
     }
 
-    /// A peer's identity, with a certificate made for it now.
+    /// A peer's identity, with a new certificate.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If the certificate cannot be issued.
     pub fn peer(&self, id: &PeerId) -> Result<Identity, IdentityError> {
         let issued = self.authority.issue_peer(id, Authority::DEFAULT_VALIDITY)?;
         Identity::from_pem(

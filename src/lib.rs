@@ -1,18 +1,14 @@
-//! Flotilla's commands, and the regions that are started here: in one process by `demo` and `up`,
-//! as processes by `bench swarm`, both by the stories in `tests/`.
+//! Flotilla's commands, and what they share with the laboratory and the stories in `tests/`:
+//! a registry client, generated images, a fleet's keys, a region in this process ([`region`]), and
+//! services as child processes ([`measure`]).
 
-pub mod bench;
 pub mod cli;
 pub mod client;
-pub mod completions;
-pub mod demo;
+pub mod command;
+pub mod commands;
 pub mod fleet;
 pub mod image;
-pub mod lab;
-pub mod peer;
+pub mod measure;
 pub mod pki;
-mod progress;
+pub mod progress;
 pub mod region;
-pub mod service;
-pub mod simulate;
-pub mod up;

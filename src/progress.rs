@@ -1,4 +1,4 @@
-//! Progress of many pulls: bars on a terminal, plain lines elsewhere, always on stderr.
+//! Progress of concurrent pulls on stderr: bars on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, stderr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,106 +8,108 @@ use std::time::{Duration, Instant};
 use flotilla_common::units::ByteSize;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// Time between two plain lines.
-const LINE_EVERY: Duration = Duration::from_secs(2);
+/// The least time between two plain lines.
+const LINE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Shows how far each pull is.
+/// The progress of several pulls.
 #[derive(Clone, Debug)]
-pub(crate) struct Progress(Kind);
+pub struct Progress(Output);
 
 #[derive(Clone, Debug)]
-enum Kind {
+enum Output {
     Bars(MultiProgress),
     Lines(Arc<Lines>),
-    Silent,
+    None,
 }
 
-/// The plain form: one line for the whole fleet every now and then.
+/// Plain lines with the sum of all pulls.
 #[derive(Debug)]
 struct Lines {
     total: AtomicU64,
     done: AtomicU64,
     started: Instant,
-    printed: Mutex<Instant>,
+    last_line: Mutex<Instant>,
 }
 
-/// One pull's share of the progress.
+/// The progress of one pull.
 #[derive(Clone, Debug)]
-pub(crate) struct PullProgress(Option<Pull>);
+pub struct PullProgress(PullOutput);
 
 #[derive(Clone, Debug)]
-enum Pull {
+enum PullOutput {
     Bar(ProgressBar),
     Lines(Arc<Lines>),
+    None,
 }
 
 impl Progress {
-    /// Bars if stderr is a terminal, lines if it is not, nothing if `quiet`.
-    pub(crate) fn new(quiet: bool) -> Self {
-        Self(if quiet {
-            Kind::Silent
+    /// Shows bars if stderr is a terminal, otherwise lines; nothing if `is_quiet`.
+    pub fn new(is_quiet: bool) -> Self {
+        Self(if is_quiet {
+            Output::None
         } else if stderr().is_terminal() {
-            Kind::Bars(MultiProgress::new())
+            Output::Bars(MultiProgress::new())
         } else {
             let now = Instant::now();
-            let (total, done) = (AtomicU64::new(0), AtomicU64::new(0));
-            Kind::Lines(Arc::new(Lines {
-                total,
-                done,
+            Output::Lines(Arc::new(Lines {
+                total: AtomicU64::new(0),
+                done: AtomicU64::new(0),
                 started: now,
-                printed: Mutex::new(now),
+                last_line: Mutex::new(now),
             }))
         })
     }
 
     /// Adds a pull of `bytes` bytes.
-    pub(crate) fn pull(&self, name: &str, bytes: u64) -> PullProgress {
+    pub fn add_pull(&self, name: &str, bytes: u64) -> PullProgress {
         PullProgress(match &self.0 {
-            Kind::Bars(bars) => {
+            Output::Bars(bars) => {
                 let bar = bars.add(ProgressBar::new(bytes));
                 bar.set_style(bar_style());
                 bar.set_prefix(name.to_owned());
-                Some(Pull::Bar(bar))
+                PullOutput::Bar(bar)
             }
-            Kind::Lines(lines) => {
+            Output::Lines(lines) => {
                 lines.total.fetch_add(bytes, Ordering::Relaxed);
-                Some(Pull::Lines(Arc::clone(lines)))
+                PullOutput::Lines(Arc::clone(lines))
             }
-            Kind::Silent => None,
+            Output::None => PullOutput::None,
         })
     }
 }
 
 impl PullProgress {
-    /// So many more bytes arrived.
-    pub(crate) fn add(&self, bytes: u64) {
+    /// Counts `bytes` more received bytes.
+    pub fn add_bytes(&self, bytes: u64) {
         match &self.0 {
-            Some(Pull::Bar(bar)) => bar.inc(bytes),
-            Some(Pull::Lines(lines)) => lines.add(bytes),
-            None => {}
+            PullOutput::Bar(bar) => bar.inc(bytes),
+            PullOutput::Lines(lines) => lines.add_bytes(bytes),
+            PullOutput::None => {}
         }
     }
 
-    /// The pull is over.
-    pub(crate) fn finish(&self, ok: bool) {
-        if let Some(Pull::Bar(bar)) = &self.0 {
+    /// Marks the pull as finished.
+    pub fn finish(&self, ok: bool) {
+        if let PullOutput::Bar(bar) = &self.0 {
             if ok { bar.finish() } else { bar.abandon() }
         }
     }
 }
 
 impl Lines {
-    fn add(&self, bytes: u64) {
+    fn add_bytes(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let mut printed = self.printed.lock().unwrap_or_else(PoisonError::into_inner);
-        if printed.elapsed() >= LINE_EVERY {
-            *printed = Instant::now();
-            let (total, elapsed) = (self.total.load(Ordering::Relaxed), self.started.elapsed());
+        let mut last_line = self
+            .last_line
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if last_line.elapsed() >= LINE_INTERVAL {
+            *last_line = Instant::now();
             eprintln!(
                 "  {:>4.0} s  {} of {}",
-                elapsed.as_secs_f64(),
+                self.started.elapsed().as_secs_f64(),
                 ByteSize(done),
-                ByteSize(total)
+                ByteSize(self.total.load(Ordering::Relaxed))
             );
         }
     }

@@ -1,5 +1,5 @@
-//! A region in this process: an origin, a tracker and peers with real listeners. What `demo`, `up`
-//! and the stories in `tests/` start.
+//! A region in this process: an origin, a tracker and peers with real listeners, for `flotilla
+//! demo`, `flotilla up` and the tests.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,21 +13,21 @@ use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
 use flotilla_tracker::Tracker;
 
-use crate::cli::CommandError;
 use crate::client::{ClientError, RegistryClient};
+use crate::command::CommandError;
 use crate::fleet::Fleet;
 
-/// Where nothing in particular listens: loopback, a free port.
+/// Any free port on loopback.
 pub const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// How a region is started.
 #[derive(Clone, Debug)]
 pub struct RegionPlan {
-    /// Where the origin listens.
+    /// The origin's address.
     pub origin: SocketAddr,
-    /// Where the tracker listens.
+    /// The tracker's address.
     pub tracker: SocketAddr,
-    /// The cap of the origin's uplink and of each peer's uplink and downlink.
+    /// The rate limit of the origin's uplink and of each peer's uplink and downlink.
     pub rate: Option<BitRate>,
 }
 
@@ -44,28 +44,28 @@ impl Default for RegionPlan {
 /// How a peer is started.
 #[derive(Clone, Debug)]
 pub struct PeerPlan {
-    /// Its id.
+    /// The peer's id.
     pub id: PeerId,
-    /// Its zone.
+    /// The peer's zone.
     pub zone: ZoneName,
-    /// Where its mirror listens.
+    /// The mirror's address.
     pub mirror: SocketAddr,
-    /// The registry that it asks, if not the region's origin.
+    /// The URL of the registry that it pulls from; `None` for the region's origin.
     pub upstream: Option<String>,
-    /// What it sends; something else than [`Faithful`] plays a liar.
+    /// What it sends to other peers; anything but [`Faithful`] makes it send corrupt bytes.
     pub outbound: Arc<dyn Outbound>,
 }
 
 impl PeerPlan {
-    /// A peer by number, in the zone `zone-{zone}`.
+    /// The peer `peer-{number}` in the zone `zone-{zone}`.
     ///
     /// # Panics
-    /// Never: such names are labels.
+    /// Never: such names are valid.
     pub fn numbered(number: u32, zone: u32) -> Self {
-        let label = "numbers make labels";
+        let valid = "the name is valid";
         Self {
-            id: format!("peer-{number}").parse().expect(label),
-            zone: format!("zone-{zone}").parse().expect(label),
+            id: format!("peer-{number}").parse().expect(valid),
+            zone: format!("zone-{zone}").parse().expect(valid),
             mirror: ANY_PORT,
             upstream: None,
             outbound: Arc::new(Faithful),
@@ -81,28 +81,28 @@ pub struct RunningPeer {
 }
 
 impl RunningPeer {
-    /// Its id.
+    /// The peer's id.
     pub const fn id(&self) -> &PeerId {
         &self.plan.id
     }
 
-    /// Its zone.
+    /// The peer's zone.
     pub const fn zone(&self) -> &ZoneName {
         &self.plan.zone
     }
 
-    /// Where its mirror listens.
+    /// The mirror's address.
     pub fn mirror_addr(&self) -> SocketAddr {
         self.peer.mirror_addr()
     }
 
-    /// What it did so far.
+    /// The peer's statistics so far.
     pub fn stats(&self) -> Stats {
         self.peer.stats()
     }
 }
 
-/// A running region. Every service can be stopped by itself.
+/// A running region. Each service can be stopped separately.
 #[derive(Debug)]
 pub struct Region {
     dir: PathBuf,
@@ -118,10 +118,10 @@ pub struct Region {
 }
 
 impl Region {
-    /// Starts an origin on local storage in `dir`, and a tracker. Peers are added later.
+    /// Starts an origin, with its storage in `dir`, and a tracker. Peers are added later.
     ///
     /// # Errors
-    /// What did not start, and why.
+    /// If a service does not start.
     pub async fn start(dir: &Path, fleet: Fleet, plan: RegionPlan) -> Result<Self, CommandError> {
         let name = fleet.seal_key().issuer().clone();
         let storage = storage_url(dir)?;
@@ -158,31 +158,30 @@ impl Region {
         })
     }
 
-    /// Starts one more peer; its store is kept in the region's folder under its id.
+    /// Starts a peer; its store is in the region's folder, under the peer's id.
     ///
     /// # Errors
-    /// Why it did not start.
+    /// If it does not start.
     pub async fn add_peer(&mut self, plan: PeerPlan) -> Result<&RunningPeer, CommandError> {
         let config = self.peer_config(&plan)?;
         self.add_peer_with(plan, config).await
     }
 
-    /// The settings that [`Region::add_peer`] uses.
+    /// The configuration that [`Region::add_peer`] uses.
     ///
     /// # Errors
-    /// If the fleet cannot give it an identity.
+    /// If the peer's certificate cannot be issued.
     pub fn peer_config(&self, plan: &PeerPlan) -> Result<flotilla_peer::Config, CommandError> {
-        let what = format!("start {}", plan.id);
+        let action = format!("start {}", plan.id);
         let identity = self
             .fleet
             .peer(&plan.id)
-            .map_err(|error| CommandError::failed(what.as_str(), error))?;
+            .map_err(|error| CommandError::failed(action.as_str(), error))?;
         let trusted = self
             .fleet
             .trusted_keys()
-            .map_err(|error| CommandError::failed(what.as_str(), error))?;
+            .map_err(|error| CommandError::failed(action.as_str(), error))?;
         let store = self.dir.join("peers").join(plan.id.as_str());
-        let (id, region, zone) = (plan.id.clone(), self.name.clone(), plan.zone.clone());
         Ok(flotilla_peer::Config {
             trusted_keys: trusted.into(),
             mirror: plan.mirror,
@@ -192,14 +191,21 @@ impl Region {
             up: self.rate,
             down: self.rate,
             outbound: Arc::clone(&plan.outbound),
-            ..flotilla_peer::Config::new(id, identity, store, region, zone, Clock::system())
+            ..flotilla_peer::Config::new(
+                plan.id.clone(),
+                identity,
+                store,
+                self.name.clone(),
+                plan.zone.clone(),
+                Clock::system(),
+            )
         })
     }
 
-    /// As [`Region::add_peer`], with other settings.
+    /// As [`Region::add_peer`], with another configuration.
     ///
     /// # Errors
-    /// Why it did not start.
+    /// If it does not start.
     pub async fn add_peer_with(
         &mut self,
         plan: PeerPlan,
@@ -218,7 +224,7 @@ impl Region {
         format!("http://{}", self.origin_addr)
     }
 
-    /// The origin as image references name it: host and port.
+    /// The registry's name in image references: the origin's host and port.
     pub fn registry(&self) -> String {
         self.origin_addr.to_string()
     }
@@ -228,12 +234,12 @@ impl Region {
         format!("http://{}", self.tracker_addr)
     }
 
-    /// The peers, in the order they were added.
+    /// The peers, in the order of their start.
     pub fn peers(&self) -> &[RunningPeer] {
         &self.peers
     }
 
-    /// Bytes of blobs that the origin has sent, also if it is stopped by now.
+    /// Blob bytes that the origin sent, also if it has been stopped.
     pub fn origin_blob_bytes(&self) -> u64 {
         self.origin
             .as_ref()
@@ -243,7 +249,7 @@ impl Region {
     /// A client that pulls `repository` through a peer's mirror.
     ///
     /// # Errors
-    /// If the name is none.
+    /// If the name is not valid.
     pub fn mirror_client(
         &self,
         peer: usize,
@@ -253,30 +259,30 @@ impl Region {
         Ok(RegistryClient::new(base, repository.parse()?)?.through_mirror(self.registry()))
     }
 
-    /// Stops the origin where it stands.
+    /// Stops the origin without draining it.
     pub fn stop_origin(&mut self) {
         self.origin_bytes = self.origin_blob_bytes();
         self.origin = None;
     }
 
-    /// Stops the tracker where it stands.
+    /// Stops the tracker without draining it.
     pub fn stop_tracker(&mut self) {
         if let Some((_, shutdown)) = self.tracker.take() {
             shutdown.abandon();
         }
     }
 
-    /// Stops a peer where it stands, as a killed process would; its store stays.
+    /// Stops a peer abruptly, like SIGKILL; its store stays.
     ///
     /// # Panics
-    /// If there is no such peer.
+    /// If `peer` is out of range.
     pub async fn stop_peer(&mut self, peer: usize) -> PeerPlan {
         let RunningPeer { plan, peer } = self.peers.remove(peer);
         peer.abandon().await;
         plan
     }
 
-    /// Stops everything, each service finishing what is in flight.
+    /// Drains and stops all services.
     pub async fn shut_down(self) {
         for running in self.peers {
             running.peer.shutdown().await;
@@ -291,7 +297,7 @@ impl Region {
     }
 }
 
-/// The URL of the origin's local storage in a region's folder.
+/// Creates the folder of the origin's storage and returns its URL.
 fn storage_url(dir: &Path) -> Result<String, CommandError> {
     let dir = std::path::absolute(dir.join("storage")).map_err(|error| {
         CommandError::failed(format!("use the folder {}", dir.display()), error)

@@ -1,4 +1,4 @@
-//! Reads an OCI image layout (image specification 1.1, "Image Layout"): a folder with `oci-layout`,
+//! Reads OCI image layouts (image specification 1.1, "Image Layout"): folders with `oci-layout`,
 //! `index.json` and `blobs/ALGORITHM/HEX`.
 
 use std::fs::{self, File};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::{Descriptor, Manifest, ManifestError};
 
-/// An image layout that was opened.
+/// An open image layout.
 #[derive(Debug)]
 pub struct Layout {
     dir: PathBuf,
@@ -18,39 +18,39 @@ pub struct Layout {
 /// Why a folder cannot be used as an image.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
-    /// A file is missing or unreadable.
+    /// A file is missing or cannot be read.
     #[error("read {}: {source}; is '{}' an OCI layout, as `skopeo copy ... oci:DIR` writes it?", path.display(), dir.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// The layout.
         dir: PathBuf,
-        /// Why.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A manifest or the index is not one.
+    /// The index or a manifest is not valid.
     #[error("read {}: {source}", path.display())]
     Manifest {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with it.
         source: ManifestError,
     },
-    /// No manifest, or more than one.
-    #[error("'{}' names {found} images, one is needed", dir.display())]
+    /// The layout has no image, or more than one.
+    #[error("'{}' has {found} images; a layout with exactly one is required", dir.display())]
     NotOneImage {
         /// The layout.
         dir: PathBuf,
-        /// How many there are.
+        /// The number of images.
         found: usize,
     },
 }
 
 impl Layout {
-    /// Opens a layout that names one image or one index.
+    /// Opens a layout with one image or one index.
     ///
     /// # Errors
-    /// What is missing, and where.
+    /// If a file is missing, or the layout has not exactly one image.
     pub fn open(dir: &Path) -> Result<Self, LayoutError> {
         let path = dir.join("index.json");
         let index = read_manifest(dir, &path)?;
@@ -71,7 +71,7 @@ impl Layout {
         &self.image
     }
 
-    /// Where the bytes of a digest are.
+    /// The path of a blob.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.dir
             .join("blobs")
@@ -79,15 +79,17 @@ impl Layout {
             .join(digest.hex())
     }
 
-    /// Opens the bytes of a digest, with their number.
+    /// Opens a blob, and returns its size.
     ///
     /// # Errors
-    /// If they are not there.
+    /// If the file cannot be read.
     pub fn open_blob(&self, digest: &Digest) -> Result<(File, u64), LayoutError> {
         let path = self.blob_path(digest);
         File::open(&path)
-            .and_then(|file| Ok((file.metadata()?.len(), file)))
-            .map(|(len, file)| (file, len))
+            .and_then(|file| {
+                let len = file.metadata()?.len();
+                Ok((file, len))
+            })
             .map_err(|source| LayoutError::Read {
                 path,
                 dir: self.dir.clone(),
@@ -95,10 +97,10 @@ impl Layout {
             })
     }
 
-    /// The bytes of a manifest, and what they say.
+    /// Reads a manifest: its bytes, and parsed.
     ///
     /// # Errors
-    /// If they are not there, or no manifest.
+    /// If the file cannot be read or is not a valid manifest.
     pub fn manifest(&self, digest: &Digest) -> Result<(Vec<u8>, Manifest), LayoutError> {
         let path = self.blob_path(digest);
         let bytes = read(&self.dir, &path)?;
@@ -128,10 +130,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_is_no_layout_says_what_one_is() {
+    fn opening_an_invalid_layout_names_the_fix() {
         let dir = tempfile::tempdir().expect("a folder");
         let message = Layout::open(dir.path())
-            .expect_err("nothing there")
+            .expect_err("the folder is empty")
             .to_string();
         assert!(
             message.contains("index.json") && message.contains("skopeo"),
@@ -143,6 +145,6 @@ mod tests {
         )
         .expect("written");
         let message = Layout::open(dir.path()).expect_err("no image").to_string();
-        assert!(message.contains("names 0 images"), "{message}");
+        assert!(message.contains("has 0 images"), "{message}");
     }
 }

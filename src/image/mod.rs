@@ -1,8 +1,7 @@
-//! Images on disk, as OCI image layouts: made for a demonstration, or read from what other tools
-//! wrote.
+//! Images on disk, as OCI image layouts: generated ones, and those of other tools.
 
+mod generate;
 mod layout;
-mod make;
 
+pub use generate::generate;
 pub use layout::{Layout, LayoutError};
-pub use make::make;

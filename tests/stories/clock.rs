@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::harness::lab::{LabScene, SLOW_SIZE, slow_peers, slow_region};
+use crate::harness::lab_scene::{LabScene, SLOW_SIZE, slow_peers, slow_region};
 use crate::harness::tools;
 
 /// As long as with right clocks, and some room.

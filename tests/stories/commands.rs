@@ -81,7 +81,7 @@ fn a_check_tells_people_and_scripts_what_is_wrong() {
         "{message}"
     );
     assert!(
-        message.contains("is --storage what its origins are given?"),
+        message.contains("is --storage the same as in the origins' configuration?"),
         "{message}"
     );
     assert_eq!(
@@ -311,7 +311,7 @@ fn a_status_of_what_is_no_peer_says_so() {
         let message =
             flotilla(&["peer", "status", "--mirror", &tracker.address.to_string()]).unwrap_err();
         assert!(
-            message.contains(why) && message.contains("--mirror ADDR is where"),
+            message.contains(why) && message.contains("Set --mirror ADDR"),
             "{message}"
         );
     }

@@ -18,7 +18,7 @@ use flotilla_runtime::clock::Clock;
 use reqwest::StatusCode;
 
 use crate::harness::disk::SmallDisk;
-use crate::harness::lab::{LabScene, SLOW_SIZE, slow_peers, slow_region};
+use crate::harness::lab_scene::{LabScene, SLOW_SIZE, slow_peers, slow_region};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_disk_of_a_peer_is_full() {
@@ -37,7 +37,7 @@ async fn the_disk_of_a_peer_is_full() {
         stats.bytes_passed_through > 0,
         "what the store cannot take goes past it"
     );
-    scene.lab.end().unwrap();
+    scene.lab.finish().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -102,7 +102,7 @@ async fn every_service_finishes_what_is_in_flight_when_it_is_told_to_stop() {
     let peer = start(&peer.concat());
 
     let layout = dir.path().join("image");
-    image::make(&layout, ByteSize(16 << 20), 1).unwrap();
+    image::generate(&layout, ByteSize(16 << 20), 1).unwrap();
     push_layout(&origin_url, "app", "v1", &layout)
         .await
         .unwrap();

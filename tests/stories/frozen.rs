@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::harness::lab::{LabScene, SLOW_SIZE, slow_peers, slow_region};
+use crate::harness::lab_scene::{LabScene, SLOW_SIZE, slow_peers, slow_region};
 
 /// What one silent neighbour may cost the others, whose pulls take 3.4 s alone. 11.4 s were seen: a
 /// transfer is given up when it has not moved for 2 s, the link is lost after 6 s, and a lease that
@@ -19,7 +19,7 @@ async fn frozen_for(at_least: Duration) {
     let mut scene = LabScene::of(slow_region(), SLOW_SIZE, &slow_peers(4)).await;
     let mut pulls = scene.pull_everywhere();
     scene.until_held(0, 0.25).await;
-    scene.lab.peer(0).freeze();
+    scene.lab.peer(0).suspend();
     let frozen = sleep(at_least);
     let own = pulls.remove(0);
     for pull in pulls {
@@ -30,7 +30,7 @@ async fn frozen_for(at_least: Duration) {
         );
     }
     frozen.await;
-    scene.lab.peer(0).thaw();
+    scene.lab.peer(0).resume();
     scene.completes_within(own, THAWED_BOUND).await;
 }
 

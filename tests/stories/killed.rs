@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use flotilla::lab::{Ground, LabPlan, PeerPlan};
 use flotilla_common::units::ByteSize;
+use flotilla_lab::{LabPlan, NetworkKind, PeerSetup};
 use tokio::time::{Instant, timeout};
 
-use crate::harness::lab::{LabScene, SLOW_RATE, SLOW_SIZE, hosts, slow_peers, slow_region};
+use crate::harness::lab_scene::{LabScene, SLOW_RATE, SLOW_SIZE, hosts, slow_peers, slow_region};
 
 /// An image of 256 chunks that takes no second where nothing is capped.
 const FAST_SIZE: ByteSize = ByteSize(64 << 20);
@@ -38,15 +38,15 @@ async fn a_peer_is_killed_in_mid_transfer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_neighbours_that_the_tracker_names_are_dead() {
     // Nothing is capped: many leases a second, whose requests overtake each other.
-    let region = LabPlan::new(env!("CARGO_BIN_EXE_flotilla"), Ground::Loopback);
-    let mut scene = LabScene::of(region, FAST_SIZE, &vec![PeerPlan::default(); 2]).await;
+    let region = LabPlan::new(env!("CARGO_BIN_EXE_flotilla"), NetworkKind::Loopback);
+    let mut scene = LabScene::of(region, FAST_SIZE, &vec![PeerSetup::default(); 2]).await;
     for pull in scene.pull_everywhere() {
         scene.completes(pull).await;
     }
     for peer in 0..2 {
         scene.lab.peer(peer).kill();
     }
-    scene.lab.add_peers(&[PeerPlan::default()]).await.unwrap();
+    scene.lab.add_peers(&[PeerSetup::default()]).await.unwrap();
     // Less than 1 s alone; 0.25 s until they count as out of reach, and 1 s until what they got
     // last is leased again.
     let total = scene.completes(scene.pull(2)).await.total;
@@ -77,13 +77,13 @@ async fn the_tracker_is_killed_and_started_again_in_mid_burst() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_is_cut_and_healed() {
-    let Some(ground) = hosts("a link is cut and healed", SLOW_RATE) else {
+    let Some(network) = hosts("a link is cut and healed", SLOW_RATE) else {
         return;
     };
-    let mut scene = LabScene::start(ground, SLOW_SIZE, &vec![PeerPlan::default(); 3]).await;
+    let mut scene = LabScene::start(network, SLOW_SIZE, &vec![PeerSetup::default(); 3]).await;
     let mut pulls = scene.pull_everywhere();
     scene.until_held(0, 0.25).await;
-    scene.lab.peer(0).host().cut().unwrap();
+    scene.lab.peer(0).link().unwrap().cut().unwrap();
     let own = pulls.remove(0);
     for pull in pulls {
         let total = scene.completes(pull).await.total;
@@ -99,7 +99,7 @@ async fn a_link_is_cut_and_healed() {
         .expect("a hopeless pull ends")
         .unwrap();
     assert!(cut_off.is_err(), "bytes came over a link that is cut");
-    scene.lab.peer(0).host().heal().unwrap();
+    scene.lab.peer(0).link().unwrap().heal().unwrap();
     let healed = Instant::now();
     scene.completes(scene.pull(0)).await;
     let delay = healed.elapsed();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::harness::lab::{LabScene, SLOW_SIZE, slow_peers, slow_region};
+use crate::harness::lab_scene::{LabScene, SLOW_SIZE, slow_peers, slow_region};
 
 /// From the origin's return until the pulls that waited for it are through.
 const RETURN_BOUND: Duration = Duration::from_secs(20);

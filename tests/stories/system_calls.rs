@@ -7,10 +7,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use flotilla::lab::{Ground, LabPlan, PeerPlan};
 use flotilla_common::units::ByteSize;
+use flotilla_lab::{LabPlan, NetworkKind, PeerSetup};
 
-use crate::harness::lab::LabScene;
+use crate::harness::lab_scene::LabScene;
 use crate::harness::tools::{find, run, skip};
 
 const STORY: &str = "the units' system calls";
@@ -117,8 +117,8 @@ async fn the_units_let_every_system_call_of_their_services_through() {
         return skip(STORY, "strace may trace nothing here");
     }
     let dir = tempfile::tempdir().unwrap();
-    let plan = LabPlan::new(traced(&tools[0], dir.path()), Ground::Loopback);
-    let mut scene = LabScene::of(plan, ByteSize(8 << 20), &vec![PeerPlan::default(); 2]).await;
+    let plan = LabPlan::new(traced(&tools[0], dir.path()), NetworkKind::Loopback);
+    let mut scene = LabScene::of(plan, ByteSize(8 << 20), &vec![PeerSetup::default(); 2]).await;
     for peer in 0..2 {
         scene.completes(scene.pull(peer)).await;
     }

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use flotilla::lab::{LabPlan, PeerPlan};
+use flotilla_lab::{LabPlan, PeerSetup};
 
-use crate::harness::lab::{LabScene, SLOW_RATE, SLOW_SIZE, hosts, slow_peers, slow_region};
+use crate::harness::lab_scene::{LabScene, SLOW_RATE, SLOW_SIZE, hosts, slow_peers, slow_region};
 
 /// Four peers that share nothing but the origin's 40 Mbit/s: four copies of 3.4 s. 14 s were seen.
 const ALONE_BOUND: Duration = Duration::from_secs(18);
@@ -37,13 +37,13 @@ async fn all_trackers_are_dead_from_the_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tracker_falls_silent_in_mid_burst() {
-    let Some(ground) = hosts("the tracker falls silent in mid burst", SLOW_RATE) else {
+    let Some(network) = hosts("the tracker falls silent in mid burst", SLOW_RATE) else {
         return;
     };
-    let scene = &mut LabScene::start(ground, SLOW_SIZE, &vec![PeerPlan::default(); 4]).await;
+    let scene = &mut LabScene::start(network, SLOW_SIZE, &vec![PeerSetup::default(); 4]).await;
     let pulls = scene.pull_everywhere();
     scene.until_held(0, 0.25).await;
-    scene.lab.tracker(0).host().cut().unwrap();
+    scene.lab.tracker(0).link().unwrap().cut().unwrap();
     for pull in pulls {
         let total = scene.completes(pull).await.total;
         assert!(
@@ -55,15 +55,15 @@ async fn the_tracker_falls_silent_in_mid_burst() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_trackers_disagree() {
-    let Some(ground) = hosts("two trackers disagree", SLOW_RATE) else {
+    let Some(network) = hosts("two trackers disagree", SLOW_RATE) else {
         return;
     };
     let plan = LabPlan {
         trackers: 2,
-        ground,
+        network,
         ..slow_region()
     };
-    let mut scene = LabScene::of(plan, SLOW_SIZE, &vec![PeerPlan::default(); 4]).await;
+    let mut scene = LabScene::of(plan, SLOW_SIZE, &vec![PeerSetup::default(); 4]).await;
     // Half of the fleet takes each of them for dead, so both grant leases.
     for peer in 0..4 {
         let other = scene.lab.tracker(peer / 2).host().address().to_string();

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use flotilla::lab::missing_for_hosts;
+use flotilla_lab::why_namespaces_are_unavailable;
 
 use crate::harness::process::Process;
 use crate::harness::tools::{self, run};
@@ -63,7 +63,7 @@ fn configure(service: &str, root: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_unit_starts_with_the_example_configuration_in_its_sandbox_and_ends_well() {
-    if let Some(missing) = missing_for_hosts() {
+    if let Some(missing) = why_namespaces_are_unavailable() {
         return tools::skip("systemd's units in a sandbox", &missing);
     }
     let dir = tempfile::tempdir().unwrap();

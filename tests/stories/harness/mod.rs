@@ -7,7 +7,7 @@ pub(crate) mod containerd;
 mod daemon;
 pub(crate) mod disk;
 pub(crate) mod docker;
-pub(crate) mod lab;
+pub(crate) mod lab_scene;
 pub(crate) mod platforms;
 pub(crate) mod podman;
 pub(crate) mod process;

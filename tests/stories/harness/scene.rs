@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flotilla::client::{ClientError, Pulled, push_layout};
+use flotilla::client::{ClientError, PulledImage, push_layout};
 use flotilla::fleet::Fleet;
 use flotilla::image;
 use flotilla::region::{PeerPlan, Region, RegionPlan};
@@ -28,7 +28,7 @@ pub(crate) struct Scene {
 }
 
 /// A pull that goes on in the background.
-pub(crate) type Pulling = JoinHandle<Result<Pulled, ClientError>>;
+pub(crate) type Pulling = JoinHandle<Result<PulledImage, ClientError>>;
 
 impl Scene {
     /// Starts an origin and a tracker, and pushes an image of about `size` bytes.
@@ -36,7 +36,7 @@ impl Scene {
         telemetry::init_with(LogFormat::Text, "warn").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let layout = dir.path().join("image");
-        image::make(&layout, size, 1).unwrap();
+        image::generate(&layout, size, 1).unwrap();
         let fleet = Fleet::create("local".parse().unwrap()).unwrap();
         let plan = RegionPlan {
             rate,
@@ -111,7 +111,7 @@ impl Scene {
     }
 
     /// Waits for a pull that must come to a good end, with all bytes of the image.
-    pub(crate) async fn completes(&self, pull: Pulling) -> Pulled {
+    pub(crate) async fn completes(&self, pull: Pulling) -> PulledImage {
         let pulled = timeout(STORY_BOUND, pull)
             .await
             .expect("a pull ends")

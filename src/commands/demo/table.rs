@@ -1,0 +1,72 @@
+//! The table that a demonstration prints.
+
+use std::fmt::Write as _;
+
+use flotilla_common::units::{BitRate, ByteSize};
+
+use super::outcome::{MAX_ORIGIN_COPIES, Outcome, PeerOutcome};
+
+/// Renders a row per peer, then the summary.
+pub(super) fn render(peers: &[PeerOutcome], outcome: &Outcome) -> String {
+    let mut text = format!(
+        "\n{:<10} {:<8} {:>8} {:>11} {:>12} {:>12} {:>12}\n",
+        "peer", "zone", "time", "first byte", "from peers", "from origin", "from store"
+    );
+    for peer in peers {
+        let time = peer.total.as_ref().map_or("failed".to_owned(), |total| {
+            format!("{:.2} s", total.as_secs_f64())
+        });
+        line(
+            &mut text,
+            format_args!(
+                "{:<10} {:<8} {:>8} {:>11} {:>12} {:>12} {:>12}",
+                peer.id,
+                peer.zone,
+                time,
+                format!("{:.2} s", peer.first_byte.as_secs_f64()),
+                ByteSize(peer.from_peers).to_string(),
+                ByteSize(peer.from_origin).to_string(),
+                ByteSize(peer.from_store).to_string(),
+            ),
+        );
+    }
+    for peer in peers {
+        if let Err(message) = &peer.total {
+            line(&mut text, format_args!("\n{} failed: {message}", peer.id));
+        }
+    }
+    text.push('\n');
+    let bound = format!(
+        "{:.2} s at {} each; p99 is {:.3} times that",
+        outcome.pipelined_bound_s,
+        BitRate(outcome.rate_bit_s),
+        outcome.p99_over_bound,
+    );
+    let copies = format!(
+        "{:.3} ({} for an image of {}; at most {MAX_ORIGIN_COPIES} is ok)",
+        outcome.origin_copies,
+        ByteSize(outcome.origin_bytes),
+        ByteSize(outcome.image_bytes)
+    );
+    for (name, value) in [
+        (
+            "time of a pull",
+            format!("p50 {:.2} s, p99 {:.2} s", outcome.p50_s, outcome.p99_s),
+        ),
+        ("pipelined bound", bound),
+        ("origin copies", copies),
+        ("from peers", ByteSize(outcome.peer_bytes).to_string()),
+        (
+            "result",
+            if outcome.ok { "ok" } else { "NOT ok" }.to_owned(),
+        ),
+    ] {
+        line(&mut text, format_args!("{name:<16} {value}"));
+    }
+    text
+}
+
+/// Adds a line; writing to a string cannot fail.
+fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    let _ = writeln!(text, "{arguments}");
+}

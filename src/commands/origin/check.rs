@@ -1,0 +1,91 @@
+//! `flotilla origin check`: verifies that a storage has all acknowledged data.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+use flotilla_common::units::ByteSize;
+use flotilla_origin::check::{Findings, Report, check};
+use flotilla_origin::storage::{self, missing_credentials};
+
+use crate::command::{CommandError, block_on, print_outcome};
+
+/// Findings that the text output lists; `--json` lists up to 1000.
+const MAX_LISTED: usize = 50;
+
+/// The arguments of `flotilla origin check`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+It only reads; origins may run meanwhile. The exit status is 1 if acknowledged data is missing or damaged. Remains of
+interrupted pushes are not damage.
+
+Examples:
+  flotilla origin check --storage file:///var/lib/flotilla/origin
+  flotilla origin check --storage s3://bucket/prefix --deep --json | jq .damage")]
+pub(super) struct CheckArgs {
+    /// The storage, as in the origins' configuration
+    #[arg(long, value_name = "URL", env = "FLOTILLA_STORAGE")]
+    storage: String,
+    /// Also read every blob and verify its digest
+    #[arg(long)]
+    deep: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Checks the storage and prints the findings.
+///
+/// # Errors
+/// If the storage cannot be read; [`CommandError::CriteriaNotMet`] if data is missing or damaged.
+pub(super) fn run(args: &CheckArgs) -> Result<(), CommandError> {
+    block_on(async {
+        let storage = storage::open_existing(&args.storage);
+        let storage = storage.map_err(|error| CommandError::failed("open the storage", error))?;
+        let checked = check(storage, args.deep).await;
+        let report = checked.map_err(|error| {
+            let fix = missing_credentials(&error.to_string()).map(|fix| format!("; {fix}"));
+            CommandError::failed(
+                "check the storage",
+                format!("{error}{}", fix.unwrap_or_default()),
+            )
+        })?;
+        print_outcome(&report, args.json, render, report.is_sound())
+    })
+}
+
+fn render(report: &Report) -> String {
+    let mut text = String::new();
+    for (kind, count) in &report.objects {
+        let _ = writeln!(text, "{count:>12} {kind}");
+    }
+    if report.hashed_bytes > 0 {
+        let _ = writeln!(
+            text,
+            "{:>12} hashed",
+            ByteSize(report.hashed_bytes).to_string()
+        );
+    }
+    let _ = writeln!(text, "{:>12} leftovers, harmless", report.leftovers.count);
+    render_findings(&mut text, &report.leftovers);
+    let _ = writeln!(text, "{:>12} missing or damaged", report.damage.count);
+    render_findings(&mut text, &report.damage);
+    let is_empty = report.objects.values().all(|count| *count == 0);
+    text.push_str(match (report.is_sound(), is_empty) {
+        (true, _) => "sound\n",
+        (false, true) => {
+            "NOT SOUND: the storage is empty; is --storage the same as in the origins' configuration?\n"
+        }
+        (false, false) => "NOT SOUND: push the affected images again\n",
+    });
+    text
+}
+
+fn render_findings(text: &mut String, findings: &Findings) {
+    for finding in findings.shown.iter().take(MAX_LISTED) {
+        let _ = writeln!(text, "             {}: {}", finding.key, finding.problem);
+    }
+    let rest = findings.count.saturating_sub(MAX_LISTED as u64);
+    if rest > 0 {
+        let _ = writeln!(text, "             and {rest} more (--json)");
+    }
+}

@@ -1,0 +1,71 @@
+//! `flotilla tracker`: runs a tracker.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, value_parser};
+use flotilla_runtime::config::ConfigFile;
+use flotilla_tracker::{Config, Tracker};
+
+use super::service::{init, parse_address};
+use super::tls::{TlsArgs, WithoutTls};
+use crate::command::{CommandError, block_on};
+
+/// How long a tracker may drain.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The arguments of `flotilla tracker`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each flag can also be set in the --config file (open-leases = 8) or in the environment (FLOTILLA_OPEN_LEASES=8).
+A tracker stores nothing; it can be restarted at any time.
+
+Examples:
+  flotilla tracker                                      to try things out: loopback, plain HTTP, no access control
+  flotilla tracker --config /etc/flotilla/tracker.toml
+  flotilla tracker --listen 0.0.0.0:7070 --own-url http://t1:7070 --trackers http://t1:7070,http://t2:7070")]
+pub struct TrackerArgs {
+    /// The address for peers and for /metrics
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070", value_parser = parse_address)]
+    listen: SocketAddr,
+    /// All trackers of the fleet, including this one, with the URLs that peers use [default: only
+    /// this tracker]
+    #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
+    trackers: Vec<String>,
+    /// This tracker's own URL among --trackers
+    #[arg(long, value_name = "URL")]
+    own_url: Option<String>,
+    /// Chunks of one blob that peers of one region may fetch from the origin at the same time
+    #[arg(long, value_name = "N", default_value_t = Config::default().lease.open, value_parser = value_parser!(u32).range(1..))]
+    open_leases: u32,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+/// Runs a tracker until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Why it does not start.
+pub fn run(args: TrackerArgs) -> Result<(), CommandError> {
+    block_on(async move {
+        let shutdown = init()?;
+        let mut config = Config {
+            listen: args.listen,
+            trackers: args.trackers,
+            own_url: args.own_url,
+            ..Config::default()
+        };
+        config.lease.open = args.open_leases;
+        let identity = args.tls.identity(WithoutTls::PlainHttp)?;
+        let tracker = Tracker::start(config, identity, &shutdown)
+            .await
+            .map_err(|error| CommandError::failed("start the tracker", error))?;
+        shutdown.wait().await;
+        let drained = shutdown.drain(DRAIN_TIMEOUT).await;
+        tracker.finished().await;
+        tracing::info!(?drained, "tracker stopped");
+        Ok(())
+    })
+}

@@ -1,0 +1,19 @@
+//! What `flotilla bench` and the laboratory in `tests/lab` both need to measure services: services
+//! as child processes, their resource usage, and images to move.
+
+mod disk_space;
+mod origin_process;
+mod process;
+mod service_process;
+mod synthetic_image;
+mod testbed;
+
+pub use disk_space::require_disk_space;
+pub use origin_process::{OriginProcess, OriginProcessPlan};
+pub use process::Process;
+pub use synthetic_image::{
+    EMPTY_CONFIG, EMPTY_CONFIG_TYPE, LAYER_TYPE, PushedImage, SyntheticImage,
+};
+pub use testbed::{PeerProcess, Testbed};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;

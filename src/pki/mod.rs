@@ -1,0 +1,186 @@
+//! A fleet's public key infrastructure: its certificate authority, the origins' seal keys, and
+//! certificates, as files in one directory. `flotilla pki` is the command for it.
+//!
+//! | file                            | for |
+//! |---------------------------------|-----|
+//! | `ca.pem`                        | all peers, origins and trackers |
+//! | `ca.key`                        | only `flotilla pki issue`: keep it offline |
+//! | `trusted-keys`                  | every peer: the public keys of the origins |
+//! | `<region>.seal.key`             | the origin of that region |
+//! | `<id>.pem`, `<id>.key`          | that peer |
+//! | `<name>.pem`, `<name>.key`      | the origin or tracker with that name |
+//!
+//! Only a renewal replaces a file: it replaces a certificate by a new one for the same name; for an
+//! origin it adds a second seal key beside the first. Secrets are readable only by their owner.
+//! `docs/security.md` describes how to rotate each key in a running fleet.
+
+mod issue;
+mod new_file;
+
+use std::fmt;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use flotilla_common::name::{PeerId, RegionName};
+use flotilla_runtime::identity::{
+    Authority, CertificateFiles, FileKind, IdentityError, SealSecret, load_seal_key,
+    trusted_key_line,
+};
+
+pub use issue::{IfExists, issue_peer, issue_seal_key, issue_server};
+
+use crate::fleet::Fleet;
+use new_file::NewFile;
+
+/// The certificate of the fleet's authority.
+pub const CA: &str = "ca.pem";
+/// The private key of the fleet's authority.
+pub const CA_KEY: &str = "ca.key";
+/// The public keys of the origins that peers trust.
+pub const TRUSTED_KEYS: &str = "trusted-keys";
+
+/// Why keys or certificates could not be created.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A key, a certificate or its file.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A renewal of something that was never issued.
+    #[error(
+        "cannot renew the {kind}: '{}' does not exist; check the name, or issue it without --renew",
+        path.display()
+    )]
+    NothingToRenew {
+        /// The kind of file.
+        kind: FileKind,
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The directory, or the list of trusted keys in it, cannot be written.
+    #[error("write '{}': {source}", path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
+}
+
+/// The files that were written, each with its purpose, and the operator's next step. Its `Display`
+/// is the output of `flotilla pki`.
+#[derive(Debug)]
+pub struct PkiReport {
+    files: Vec<(PathBuf, &'static str)>,
+    next_step: String,
+}
+
+impl fmt::Display for PkiReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths: Vec<_> = self
+            .files
+            .iter()
+            .map(|(path, _)| path.display().to_string())
+            .collect();
+        let width = paths.iter().map(String::len).max().unwrap_or(0);
+        for (path, (_, purpose)) in paths.iter().zip(&self.files) {
+            writeln!(f, "{path:width$}  {purpose}")?;
+        }
+        writeln!(f, "\n{}", self.next_step)
+    }
+}
+
+/// Creates a fleet in `dir`: its authority, the seal key of the origin of `region`, and the list of
+/// trusted keys.
+///
+/// # Errors
+/// If one of the files exists: nothing is written then. If a file cannot be written.
+pub fn init(dir: &Path, region: &RegionName) -> Result<PkiReport, PkiError> {
+    let file = |kind, name: &str| NewFile {
+        kind,
+        path: dir.join(name),
+    };
+    let authority_file = file(FileKind::Authority, CA);
+    let authority_key_file = file(FileKind::AuthorityKey, CA_KEY);
+    let trusted_file = file(FileKind::TrustedKeys, TRUSTED_KEYS);
+    let seal_file = file(FileKind::SealKey, &seal_key_file(region));
+    for file in [
+        &authority_file,
+        &authority_key_file,
+        &trusted_file,
+        &seal_file,
+    ] {
+        file.require_absent()?;
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| PkiError::Write {
+            path: dir.to_owned(),
+            source,
+        })?;
+    let authority = Authority::create()?;
+    let seal = SealSecret::generate(region.clone())?;
+    let files = vec![
+        authority_key_file.write(
+            &authority.key_pem(),
+            "private key of the authority, signs certificates: secret, keep it offline",
+        )?,
+        authority_file.write(
+            authority.certificate_pem(),
+            "certificate of the authority: for all peers, origins and trackers",
+        )?,
+        seal_file.write(
+            &seal.to_text(),
+            "signs seals: secret, only for the region's origin",
+        )?,
+        trusted_file.write(
+            &trusted_key_line(&seal.key()),
+            "public keys of the origins: for every peer",
+        )?,
+    ];
+    let dir = dir.display();
+    let next_step = format!(
+        "Next: issue a certificate to the origin and to each peer:\n\n    \
+         flotilla pki issue --dir {dir} --server origin.example 10.0.0.1\n    \
+         flotilla pki issue --dir {dir} --peer vm-1"
+    );
+    Ok(PkiReport { files, next_step })
+}
+
+/// Loads the fleet in `dir` with the seal key of `region`; creates it if `dir` has none.
+///
+/// # Errors
+/// If the files cannot be created, or some of them are missing.
+pub fn open_or_init(dir: &Path, region: &RegionName) -> Result<Fleet, PkiError> {
+    if !dir.join(CA).exists() {
+        init(dir, region)?;
+    }
+    let seal_key = load_seal_key(&dir.join(seal_key_file(region)))?;
+    Ok(Fleet::from_keys(load_authority(dir)?, seal_key))
+}
+
+/// Issues a certificate to a peer of the fleet in `dir`, and returns the paths of the peer's files.
+///
+/// # Errors
+/// If the peer has a certificate, or it cannot be created.
+pub fn issue_peer_files(dir: &Path, peer: &PeerId) -> Result<CertificateFiles, PkiError> {
+    issue_peer(dir, peer, Authority::DEFAULT_VALIDITY, IfExists::Fail)?;
+    let [certificate, key] =
+        ["pem", "key"].map(|extension| dir.join(format!("{peer}.{extension}")));
+    Ok(CertificateFiles {
+        certificate,
+        key,
+        authority: dir.join(CA),
+    })
+}
+
+fn seal_key_file(region: &RegionName) -> String {
+    format!("{region}.seal.key")
+}
+
+fn load_authority(dir: &Path) -> Result<Authority, IdentityError> {
+    Authority::load(&dir.join(CA), &dir.join(CA_KEY))
+}

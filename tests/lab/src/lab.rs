@@ -1,0 +1,457 @@
+//! A region as an operator starts it: `flotilla pki`, an origin, trackers and peers, each a process
+//! on its own host.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use flotilla::client::{ClientError, PulledImage, RegistryClient};
+use flotilla::image::Layout;
+use flotilla_common::name::RepositoryName;
+use flotilla_peer::Stats;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use crate::error::LabError;
+use crate::host::Host;
+use crate::link::VirtualLink;
+use crate::network::{Network, NetworkKind};
+use crate::service::{Service, ServiceCommand};
+
+const ORIGIN_PORT: u16 = 15_000;
+const MIRROR_PORT: u16 = 15_001;
+const QUIC_PORT: u16 = 15_002;
+const TRACKER_PORT: u16 = 15_070;
+const REGION: &str = "local";
+const REPOSITORY: &str = "library/app";
+/// The tag of the image that is pulled.
+pub const TAG: &str = "v1";
+
+/// How a laboratory is set up.
+#[derive(Clone, Debug)]
+pub struct LabPlan {
+    /// The `flotilla` program.
+    pub program: PathBuf,
+    /// How the hosts are connected.
+    pub network: NetworkKind,
+    /// The number of trackers. Every peer is configured with all of them.
+    pub trackers: u32,
+    /// More arguments for the origin.
+    pub origin_arguments: Vec<String>,
+    /// More arguments for every tracker.
+    pub tracker_arguments: Vec<String>,
+}
+
+impl LabPlan {
+    /// One tracker, and no more arguments.
+    pub fn new(program: impl Into<PathBuf>, network: NetworkKind) -> Self {
+        Self {
+            program: program.into(),
+            network,
+            trackers: 1,
+            origin_arguments: Vec::new(),
+            tracker_arguments: Vec::new(),
+        }
+    }
+}
+
+/// How a peer process is set up.
+#[derive(Clone, Debug, Default)]
+pub struct PeerSetup {
+    /// The peer's zone; `None` for `default`.
+    pub zone: Option<String>,
+    /// The folder of its store; `None` for one in the laboratory's folder.
+    pub store: Option<PathBuf>,
+    /// More arguments.
+    pub arguments: Vec<String>,
+    /// More environment variables.
+    pub environment: Vec<(String, String)>,
+}
+
+/// A running pull.
+pub type PullTask = JoinHandle<Result<PulledImage, ClientError>>;
+
+/// A running region. Dropping it ends all its processes, and panics if a service logged an error or
+/// ended unexpectedly; [`Lab::finish`] returns that as an error instead.
+#[derive(Debug)]
+pub struct Lab {
+    plan: LabPlan,
+    repository: RepositoryName,
+    expected_errors: Vec<String>,
+    is_finished: bool,
+    origin: Service,
+    trackers: Vec<Service>,
+    peers: Vec<Service>,
+    network: Network,
+    dir: TempDir,
+}
+
+impl Lab {
+    /// Creates the fleet's keys and starts an origin and the trackers. Peers are added later.
+    ///
+    /// # Errors
+    /// If a service does not start.
+    pub async fn start(plan: LabPlan) -> Result<Self, LabError> {
+        let dir = tempfile::tempdir()
+            .map_err(|error| LabError::failed("create a temporary folder", error))?;
+        let mut network = Network::start(plan.network)?;
+        let origin = origin(&plan, dir.path(), &mut network)?;
+        let mut lab = Self {
+            plan,
+            repository: REPOSITORY.parse().map_err(ClientError::from)?,
+            expected_errors: Vec::new(),
+            is_finished: false,
+            origin,
+            trackers: Vec::new(),
+            peers: Vec::new(),
+            network,
+            dir,
+        };
+        lab.origin.spawn()?;
+        for number in 1..=lab.plan.trackers {
+            lab.spawn_tracker(number)?;
+        }
+        lab.origin.wait_until_healthy().await?;
+        for tracker in &mut lab.trackers {
+            tracker.wait_until_healthy().await?;
+        }
+        Ok(lab)
+    }
+
+    fn spawn_tracker(&mut self, number: u32) -> Result<(), LabError> {
+        let name = format!("tracker-{number}");
+        let (host, link) = self.network.add_host(&name)?;
+        let listen = host.public_address(TRACKER_PORT);
+        let mut arguments = owned(&["tracker", "--listen", &listen.to_string()]);
+        arguments.extend(self.plan.tracker_arguments.iter().cloned());
+        let health_url = format!("http://{listen}/healthz");
+        let command = service_command(&self.plan, self.dir.path(), &name, arguments, health_url);
+        let mut tracker = Service::new(command, host, link)?;
+        tracker.spawn()?;
+        self.trackers.push(tracker);
+        Ok(())
+    }
+
+    /// Adds peers, each on its own host, and waits until their mirrors are healthy.
+    ///
+    /// # Errors
+    /// If a peer does not start.
+    pub async fn add_peers(&mut self, setups: &[PeerSetup]) -> Result<(), LabError> {
+        let before = self.peers.len();
+        for setup in setups {
+            self.spawn_peer(setup)?;
+        }
+        for peer in &mut self.peers[before..] {
+            peer.wait_until_healthy().await?;
+        }
+        Ok(())
+    }
+
+    fn spawn_peer(&mut self, setup: &PeerSetup) -> Result<(), LabError> {
+        let name = format!("peer-{}", self.peers.len() + 1);
+        let (host, link) = self.network.add_host(&name)?;
+        let pki = display(&self.dir.path().join("pki"));
+        let issue = ["pki", "issue", "--dir", &pki, "--peer", &name];
+        host.run(&flotilla(&self.plan.program, &issue), "")?;
+        let arguments = self.peer_arguments(setup, &name, &host);
+        let mirror = host.private_address(MIRROR_PORT);
+        let health_url = format!("http://{mirror}/flotilla/healthz");
+        let mut command =
+            service_command(&self.plan, self.dir.path(), &name, arguments, health_url);
+        command
+            .environment
+            .extend(setup.environment.iter().cloned());
+        let mut peer = Service::new(command, host, link)?;
+        peer.spawn()?;
+        self.peers.push(peer);
+        Ok(())
+    }
+
+    fn peer_arguments(&self, setup: &PeerSetup, name: &str, host: &Host) -> Vec<String> {
+        let pki = self.dir.path().join("pki");
+        let default_store = || self.dir.path().join("stores").join(name);
+        let store = setup.store.clone().unwrap_or_else(default_store);
+        let zone = setup.zone.clone().unwrap_or_else(|| "default".to_owned());
+        let trackers: Vec<String> = self
+            .trackers
+            .iter()
+            .map(|tracker| format!("http://{}", tracker.host().public_address(TRACKER_PORT)))
+            .collect();
+        let mut arguments = owned(&["peer", "--region", REGION]);
+        for (flag, value) in [
+            ("--mirror", host.private_address(MIRROR_PORT).to_string()),
+            ("--quic", host.public_address(QUIC_PORT).to_string()),
+            ("--origin", self.origin_url()),
+            ("--tracker", trackers.join(",")),
+            ("--store", display(&store)),
+            ("--zone", zone),
+            ("--trusted-keys", display(&pki.join("trusted-keys"))),
+            ("--tls-cert", display(&pki.join(format!("{name}.pem")))),
+            ("--tls-key", display(&pki.join(format!("{name}.key")))),
+            ("--tls-ca", display(&pki.join("ca.pem"))),
+        ] {
+            // A laboratory may have no trackers.
+            if !value.is_empty() {
+                arguments.extend([flag.to_owned(), value]);
+            }
+        }
+        arguments.extend(setup.arguments.iter().cloned());
+        arguments
+    }
+
+    /// The origin's host.
+    pub const fn origin_host(&self) -> &Host {
+        self.origin.host()
+    }
+
+    /// The link of the origin's host.
+    ///
+    /// # Errors
+    /// On loopback.
+    pub fn origin_link(&self) -> Result<&VirtualLink, LabError> {
+        self.origin.link()
+    }
+
+    /// The link of a peer's host.
+    ///
+    /// # Errors
+    /// On loopback.
+    ///
+    /// # Panics
+    /// If `index` is out of range.
+    pub fn peer_link(&self, index: usize) -> Result<&VirtualLink, LabError> {
+        self.peers[index].link()
+    }
+
+    /// The origin.
+    pub const fn origin(&mut self) -> &mut Service {
+        &mut self.origin
+    }
+
+    /// A tracker, by number from 0.
+    ///
+    /// # Panics
+    /// If `index` is out of range.
+    pub fn tracker(&mut self, index: usize) -> &mut Service {
+        &mut self.trackers[index]
+    }
+
+    /// A peer, in the order they were added.
+    ///
+    /// # Panics
+    /// If `index` is out of range.
+    pub fn peer(&mut self, index: usize) -> &mut Service {
+        &mut self.peers[index]
+    }
+
+    /// The number of peers, including stopped ones.
+    pub fn peer_count(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// The laboratory's folder: `pki`, `storage`, `stores/peer-N`, and a log file per service.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The origin's base URL.
+    pub fn origin_url(&self) -> String {
+        format!("http://{}", self.registry())
+    }
+
+    /// The registry's name in image references: the origin's host and port.
+    pub fn registry(&self) -> String {
+        self.origin.host().public_address(ORIGIN_PORT).to_string()
+    }
+
+    /// The base URL of a peer's mirror, for clients on the peer's host.
+    pub fn mirror_url(&self, peer: usize) -> String {
+        let host = self.peers[peer].host();
+        format!("http://{}", host.private_address(MIRROR_PORT))
+    }
+
+    /// A client that pushes to the origin. Use it on the origin's host, whose link then does not
+    /// slow the push down.
+    ///
+    /// # Errors
+    /// If the HTTP client cannot be created.
+    pub fn origin_client(&self) -> Result<RegistryClient, LabError> {
+        Ok(RegistryClient::new(
+            self.origin_url(),
+            self.repository.clone(),
+        )?)
+    }
+
+    /// Pushes the image of a layout under [`TAG`].
+    ///
+    /// # Errors
+    /// If the push fails.
+    pub async fn push(&self, layout: &Path) -> Result<(), LabError> {
+        let client = self.origin_client()?;
+        let layout = layout.to_owned();
+        let pushed = self.origin.host().spawn(async move {
+            let layout = Layout::open(&layout)?;
+            client.push(&layout, TAG).await
+        });
+        pushed.await.map_err(ClientError::from)??;
+        Ok(())
+    }
+
+    /// Starts a pull through a peer's mirror, by a client on the peer's host. `on_bytes` is called
+    /// with the length of each received buffer.
+    ///
+    /// # Errors
+    /// If the HTTP client cannot be created.
+    pub fn pull(
+        &self,
+        peer: usize,
+        on_bytes: impl Fn(u64) + Clone + Send + Sync + 'static,
+    ) -> Result<PullTask, LabError> {
+        let client = RegistryClient::new(self.mirror_url(peer), self.repository.clone())?;
+        let client = client.through_mirror(self.registry());
+        Ok(self.peers[peer]
+            .host()
+            .spawn(async move { client.pull(TAG, on_bytes).await }))
+    }
+
+    /// A peer's own statistics.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn stats(&self, peer: usize) -> Result<Stats, LabError> {
+        let url = format!("{}/flotilla/status", self.mirror_url(peer));
+        let text = self.peers[peer].get(&url).await?;
+        serde_json::from_str(&text)
+            .map_err(|error| LabError::failed("decode a peer's status", error))
+    }
+
+    /// Blob bytes that the origin has sent since it started, by its own metrics.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn origin_blob_bytes(&self) -> Result<u64, LabError> {
+        const COUNTER: &str = "flotilla_origin_sent_bytes_total ";
+        let url = format!("{}/metrics", self.origin_url());
+        let text = self.origin.get(&url).await?;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(COUNTER)?.parse().ok());
+        value.ok_or_else(|| {
+            LabError::failed("read the origin's metrics", format!("{COUNTER}is missing"))
+        })
+    }
+
+    /// From now on, logged errors that contain `text` are expected.
+    pub fn expect_error(&mut self, text: &str) {
+        self.expected_errors.push(text.to_owned());
+    }
+
+    /// Ends all processes.
+    ///
+    /// # Errors
+    /// If a service logged an unexpected error or ended unexpectedly, with all logs.
+    pub fn finish(mut self) -> Result<(), LabError> {
+        self.check_and_kill()
+    }
+
+    fn check_and_kill(&mut self) -> Result<(), LabError> {
+        self.is_finished = true;
+        let expected = std::mem::take(&mut self.expected_errors);
+        let errors: Vec<_> = self
+            .services_mut()
+            .flat_map(|service| service.unexpected_errors(&expected))
+            .collect();
+        self.services_mut().for_each(Service::kill);
+        if errors.is_empty() {
+            return Ok(());
+        }
+        Err(LabError::UnexpectedErrors(format!(
+            "{}\n{}",
+            errors.join("\n"),
+            self.logs()
+        )))
+    }
+
+    fn services_mut(&mut self) -> impl Iterator<Item = &mut Service> {
+        [&mut self.origin]
+            .into_iter()
+            .chain(&mut self.trackers)
+            .chain(&mut self.peers)
+    }
+
+    /// The last lines of all logs.
+    fn logs(&self) -> String {
+        let services = [&self.origin]
+            .into_iter()
+            .chain(&self.trackers)
+            .chain(&self.peers);
+        services
+            .map(|service| format!("\nlog of {}:\n{}", service.name(), service.log()))
+            .collect()
+    }
+}
+
+impl Drop for Lab {
+    #[allow(clippy::panic, reason = "the only way to fail the test from here")]
+    fn drop(&mut self) {
+        if self.is_finished {
+            return;
+        }
+        match self.check_and_kill() {
+            _ if thread::panicking() => eprintln!("{}", self.logs()),
+            Ok(()) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Creates the fleet's keys, and the stopped origin.
+fn origin(plan: &LabPlan, dir: &Path, network: &mut Network) -> Result<Service, LabError> {
+    let pki = dir.join("pki");
+    let (host, link) = network.add_host("origin")?;
+    let init = ["pki", "init", "--dir", &display(&pki)];
+    host.run(&flotilla(&plan.program, &init), "")?;
+    let listen = host.public_address(ORIGIN_PORT);
+    let storage = dir.join("storage");
+    std::fs::create_dir_all(&storage).map_err(LabError::io("create", &storage))?;
+    let storage = format!("file://{}", storage.display());
+    let seal_key = display(&pki.join(format!("{REGION}.seal.key")));
+    let mut arguments = owned(&["origin", "--listen", &listen.to_string()]);
+    arguments.extend(owned(&["--storage", &storage]));
+    arguments.extend(owned(&["--region", REGION, "--seal-key", &seal_key]));
+    arguments.extend(plan.origin_arguments.iter().cloned());
+    let health_url = format!("http://{listen}/healthz");
+    let command = service_command(plan, dir, "origin", arguments, health_url);
+    Service::new(command, host, link)
+}
+
+fn service_command(
+    plan: &LabPlan,
+    dir: &Path,
+    name: &str,
+    arguments: Vec<String>,
+    health_url: String,
+) -> ServiceCommand {
+    ServiceCommand {
+        name: name.to_owned(),
+        program: plan.program.clone(),
+        arguments,
+        environment: Vec::new(),
+        health_url,
+        log: dir.join(format!("{name}.log")),
+    }
+}
+
+fn flotilla<'a>(program: &'a Path, arguments: &[&'a str]) -> Vec<&'a str> {
+    [program.to_str().unwrap_or_default()]
+        .into_iter()
+        .chain(arguments.iter().copied())
+        .collect()
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+fn display(path: &Path) -> String {
+    path.display().to_string()
+}
