@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::readiness::StorageHealth;
 use crate::registry::Registry;
 use crate::replicas::{self, Invalidator, Secret};
-use crate::storage::{self, Bounded, Counted, OpenError, Storage};
+use crate::storage::{self, CountingStorage, OpenError, Storage, TimeoutStorage};
 
 /// Connections beyond the limit that still get an answer: 503.
 const CONNECTION_RESERVE: usize = 128;
@@ -181,7 +181,7 @@ async fn probe_storage(
     config: &Config,
     storage: Arc<dyn Storage>,
 ) -> Result<Arc<dyn Storage>, StartError> {
-    let storage: Arc<dyn Storage> = Arc::new(Bounded::new(storage, config.limits.storage_timeout));
+    let storage: Arc<dyn Storage> = Arc::new(TimeoutStorage::new(storage, config.limits.storage_timeout));
     storage::probe(&*storage).await?;
     if config.redirect_blobs {
         storage::probe_signing(&*storage)
@@ -198,7 +198,7 @@ fn build_api(
     invalidator: &Arc<Invalidator>,
     shutdown: &Shutdown,
 ) -> Arc<Api> {
-    let storage = Counted::new(storage);
+    let storage = CountingStorage::new(storage);
     let admission = Arc::new(Admission::new(&config.limits));
     let metrics = Metrics::new(
         storage.operations(),

@@ -8,13 +8,14 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use tokio::sync::oneshot;
 
 use crate::storage::{
     ByteStream, Entry, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageError,
-    StorageFuture, Version,
+    StorageResult, Version,
 };
 
 /// How much may go wrong in one run.
@@ -375,7 +376,7 @@ impl Model {
         let _ = state.pending.remove(index).reply.send(reply);
     }
 
-    async fn write_if(&self, call: Call, key: &Key, body: &[u8]) -> Result<Version, StorageError> {
+    async fn write_if(&self, call: Call, key: &Key, body: &[u8]) -> StorageResult<Version> {
         match self.ask(call).await {
             Reply::Written(Ok(())) => Ok(version(body)),
             Reply::Written(Err(())) => Err(StorageError::conflict("write object", key)),
@@ -394,85 +395,65 @@ impl core::fmt::Debug for Model {
     }
 }
 
+#[async_trait]
 impl Storage for Model {
-    fn create<'a>(&'a self, key: &'a Key, body: Bytes) -> StorageFuture<'a, Version> {
-        async move {
-            self.write_if(Call::Create(key.to_string(), body.clone()), key, &body)
-                .await
-        }
-        .boxed()
+    async fn create(&self, key: &Key, body: Bytes) -> StorageResult<Version> {
+        let call = Call::Create(key.to_string(), body.clone());
+        self.write_if(call, key, &body).await
     }
 
-    fn swap<'a>(
-        &'a self,
-        key: &'a Key,
-        seen: &'a Version,
-        body: Bytes,
-    ) -> StorageFuture<'a, Version> {
+    async fn swap(&self, key: &Key, seen: &Version, body: Bytes) -> StorageResult<Version> {
         let call = Call::Swap(key.to_string(), seen.clone(), body.clone());
-        async move { self.write_if(call, key, &body).await }.boxed()
+        self.write_if(call, key, &body).await
     }
 
-    fn read<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Object>> {
-        async move {
-            let Reply::Object(found) = self.ask(Call::Read(key.to_string())).await else {
-                return Ok(None);
-            };
-            Ok(found.map(|body| Object {
-                version: version(&body),
-                body,
-            }))
-        }
-        .boxed()
+    async fn read(&self, key: &Key) -> StorageResult<Option<Object>> {
+        let Reply::Object(found) = self.ask(Call::Read(key.to_string())).await else {
+            return Ok(None);
+        };
+        Ok(found.map(|body| Object {
+            version: version(&body),
+            body,
+        }))
     }
 
-    fn read_range<'a>(&'a self, key: &'a Key, range: Range<u64>) -> StorageFuture<'a, ByteStream> {
-        async move {
-            let object = self
-                .read(key)
-                .await?
-                .ok_or_else(|| StorageError::missing("read range", key))?;
-            let bytes = object.body.slice(range.start as usize..range.end as usize);
-            Ok(stream::once(async move { Ok(bytes) }).boxed())
-        }
-        .boxed()
+    async fn read_range(&self, key: &Key, range: Range<u64>) -> StorageResult<ByteStream> {
+        let object = self
+            .read(key)
+            .await?
+            .ok_or_else(|| StorageError::missing("read range", key))?;
+        let bytes = object.body.slice(range.start as usize..range.end as usize);
+        Ok(stream::once(async move { Ok(bytes) }).boxed())
     }
 
-    fn list<'a>(
-        &'a self,
-        prefix: &'a Prefix,
-        after: Option<&'a Key>,
+    async fn list(
+        &self,
+        prefix: &Prefix,
+        after: Option<&Key>,
         limit: usize,
-    ) -> StorageFuture<'a, Page> {
+    ) -> StorageResult<Page> {
         let call = Call::List(prefix.to_string(), after.map(Key::to_string), limit);
-        async move {
-            let Reply::Page(page) = self.ask(call).await else {
-                return Ok(Page::default());
-            };
-            Ok(page)
-        }
-        .boxed()
+        let Reply::Page(page) = self.ask(call).await else {
+            return Ok(Page::default());
+        };
+        Ok(page)
     }
 
-    fn write<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Box<dyn ObjectWriter>> {
-        let writer = Writer {
+    async fn begin_write(&self, key: &Key) -> StorageResult<Box<dyn ObjectWriter>> {
+        Ok(Box::new(Writer {
             model: self.clone(),
             key: key.clone(),
             bytes: BytesMut::new(),
-        };
-        async move { Ok(Box::new(writer) as Box<dyn ObjectWriter>) }.boxed()
+        }))
     }
 
-    fn delete<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, ()> {
-        async move {
-            self.ask(Call::Delete(key.to_string())).await;
-            Ok(())
-        }
-        .boxed()
+    async fn delete(&self, key: &Key) -> StorageResult<()> {
+        self.ask(Call::Delete(key.to_string())).await;
+        Ok(())
     }
 
-    fn presigned_get<'a>(&'a self, _: &'a Key, _: Duration) -> StorageFuture<'a, Option<String>> {
-        async { Ok(None) }.boxed()
+    async fn presigned_get(&self, _: &Key, _: Duration) -> StorageResult<Option<String>> {
+        Ok(None)
     }
 
     fn is_remote(&self) -> bool {
@@ -486,19 +467,15 @@ struct Writer {
     bytes: BytesMut,
 }
 
+#[async_trait]
 impl ObjectWriter for Writer {
-    fn write(&mut self, bytes: Bytes) -> StorageFuture<'_, ()> {
+    async fn write(&mut self, bytes: Bytes) -> StorageResult<()> {
         self.bytes.extend_from_slice(&bytes);
-        async { Ok(()) }.boxed()
+        Ok(())
     }
 
-    fn finish(self: Box<Self>) -> StorageFuture<'static, ()> {
-        async move {
-            self.model
-                .create(&self.key, self.bytes.freeze())
-                .await
-                .map(drop)
-        }
-        .boxed()
+    async fn finish(self: Box<Self>) -> StorageResult<()> {
+        let body = self.bytes.freeze();
+        self.model.create(&self.key, body).await.map(drop)
     }
 }

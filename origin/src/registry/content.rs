@@ -80,7 +80,7 @@ impl Registry {
         }
         let mut files = Vec::new();
         for (key, within) in cuts {
-            let Some(file) = self.storage.file(&key).await? else {
+            let Some(file) = self.storage.open_file(&key).await? else {
                 return Ok(None);
             };
             files.push((file, within));

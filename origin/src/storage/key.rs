@@ -1,19 +1,19 @@
-//! Keys: slash-separated segments of harmless characters, so that every backend and file system
-//! holds them as they are.
+//! Storage keys: slash-separated segments of characters that every backend and file system stores
+//! unchanged.
 
 use core::fmt;
 use core::str::FromStr;
 
-/// Bytes of a key at most (S3's limit).
+/// Maximum length of a key in bytes (S3's limit).
 const MAX_KEY_LEN: usize = 1024;
-/// Bytes of a segment at most: a file name, and of the last one a file name less the local
-/// directory's mark.
+/// Maximum length of a segment in bytes (a file name on Linux).
 const MAX_SEGMENT_LEN: usize = 255;
+/// The same for the last segment, to which the local directory appends one character.
 const MAX_LAST_SEGMENT_LEN: usize = 254;
 
-/// Why a text is not a key.
+/// A text is not a valid key or prefix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("malformed storage key {0:?}")]
+#[error("invalid storage key {0:?}")]
 pub struct KeyError(String);
 
 /// The key of one object: segments of letters, digits and `._-:+=@`, none beginning with a dot.
@@ -21,10 +21,10 @@ pub struct KeyError(String);
 pub struct Key(Box<str>);
 
 impl Key {
-    /// A key of a text that is known to be one.
+    /// Validates `text` as a key.
     ///
     /// # Errors
-    /// [`KeyError`] for anything else.
+    /// [`KeyError`] if it is not valid.
     pub fn new(text: impl Into<Box<str>>) -> Result<Self, KeyError> {
         let text = text.into();
         if is_key(&text) {
@@ -39,7 +39,7 @@ impl Key {
         &self.0
     }
 
-    /// What follows the last slash.
+    /// The segment after the last slash.
     pub fn last_segment(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or_default()
     }
@@ -65,29 +65,29 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The beginning of keys, up to and with a slash: a listing never cuts a segment.
+/// A key prefix that ends with a slash, so that a listing never splits a segment.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Prefix(Box<str>);
 
 impl Prefix {
-    /// All keys under these segments.
+    /// Validates `text` as a prefix.
     ///
     /// # Errors
     /// [`KeyError`] unless the text is a key followed by a slash.
     pub fn new(text: impl Into<Box<str>>) -> Result<Self, KeyError> {
         let text = text.into();
         match text.strip_suffix('/') {
-            Some(segments) if is_directory(segments) => Ok(Self(text)),
+            Some(segments) if is_segments(segments) => Ok(Self(text)),
             _ => Err(KeyError(text.into())),
         }
     }
 
-    /// The prefix as text, with its slash at the end.
+    /// The prefix as text, with the slash at its end.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The prefix without its slash.
+    /// The prefix without the slash at its end.
     pub fn without_slash(&self) -> &str {
         self.0.trim_end_matches('/')
     }
@@ -105,20 +105,20 @@ impl fmt::Debug for Prefix {
     }
 }
 
-fn is_directory(text: &str) -> bool {
+fn is_segments(text: &str) -> bool {
     text.len() <= MAX_KEY_LEN && text.split('/').all(is_segment)
 }
 
 fn is_key(text: &str) -> bool {
     let last = text.rsplit('/').next().unwrap_or_default();
-    text.len() <= MAX_KEY_LEN && last.len() <= MAX_LAST_SEGMENT_LEN && is_directory(text)
+    text.len() <= MAX_KEY_LEN && last.len() <= MAX_LAST_SEGMENT_LEN && is_segments(text)
 }
 
 fn is_segment(segment: &str) -> bool {
-    let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:+=@".contains(&byte);
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:+=@".contains(&byte);
     (1..=MAX_SEGMENT_LEN).contains(&segment.len())
         && !segment.starts_with('.')
-        && segment.bytes().all(harmless)
+        && segment.bytes().all(is_allowed)
 }
 
 #[cfg(test)]
@@ -126,16 +126,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_and_prefixes_are_checked() {
-        for good in ["a", "tag/library/app/_/v1.0", "blob/sha256:ab/00ff", "_"] {
-            assert!(Key::new(good).is_ok(), "{good}");
-            assert!(Prefix::new(format!("{good}/")).is_ok(), "{good}/");
+    fn key_and_prefix_validation() {
+        for valid in ["a", "tag/library/app/_/v1.0", "blob/sha256:ab/00ff", "_"] {
+            assert!(Key::new(valid).is_ok(), "{valid}");
+            assert!(Prefix::new(format!("{valid}/")).is_ok(), "{valid}/");
         }
-        for bad in [
+        for invalid in [
             "", "/", "a/", "/a", "a//b", "..", "a/../b", ".tmp/x", "a~", "a b", "ä", "a\\b",
         ] {
-            assert!(Key::new(bad).is_err(), "{bad}");
-            assert!(Prefix::new(format!("{bad}/")).is_err(), "{bad}/");
+            assert!(Key::new(invalid).is_err(), "{invalid}");
+            assert!(Prefix::new(format!("{invalid}/")).is_err(), "{invalid}/");
         }
         assert!(Prefix::new("a").is_err());
         assert!(Key::new("a".repeat(255)).is_err());

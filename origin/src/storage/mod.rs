@@ -1,24 +1,31 @@
-//! Object storage as the origin sees it: a small trait, its implementations and their decorators.
+//! Object storage as the origin uses it: one small trait, its implementations and decorators.
 //!
-//! Everything that the protocols need and nothing else: create-only put, compare-and-swap on a
-//! version, an ordered page of keys, ranged reads, streaming writes, and an unconditional delete
-//! for keys that are used once. An implementation must never answer a conditional write with
-//! success unless its condition held at the instant the write took effect, and never show a body in
-//! part.
+//! | type | job |
+//! |---|---|
+//! | [`LocalDirectory`] | a directory on this machine, shared by several processes |
+//! | [`ObjectStorage`] | memory, S3, GCS and Azure, through the `object_store` crate |
+//! | [`TimeoutStorage`] | decorator: every call has a timeout |
+//! | [`CountingStorage`] | decorator: every call is counted, for metrics |
 //!
-//! Reads of one key are linearizable with its writes: what a completed write left is what a read
-//! that begins later returns. All the object stores named in the design promise that today.
+//! The trait has exactly the operations that the protocols need: create-only put, compare-and-swap
+//! on a version, an ordered page of keys, ranged reads, streaming writes, and an unconditional
+//! delete for keys that are used once. An implementation must never report success for a
+//! conditional write unless its condition held at the instant the write took effect, and never
+//! show a partial body.
+//!
+//! Reads of one key are linearizable with its writes: a read that begins after a write completed
+//! returns that write or a later one. S3, GCS and Azure all promise this.
 
-mod bounded;
-mod counted;
+mod counting_storage;
+mod error;
 mod key;
 mod local;
-mod local_files;
-mod local_list;
-mod object_writer;
-mod objects;
+mod multipart_writer;
+mod object_storage;
 mod open;
+mod probe;
 mod remote;
+mod timeout_storage;
 mod transport;
 
 use core::fmt;
@@ -27,142 +34,133 @@ use core::time::Duration;
 use std::fs::File;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
-pub use bounded::Bounded;
-pub use counted::{Counted, Operations};
+pub use counting_storage::{CountingStorage, Operations};
+pub use error::StorageError;
 pub use key::{Key, KeyError, Prefix};
 pub use local::LocalDirectory;
-pub use object_writer::PartPool;
-pub use objects::{ObjectStorage, Remote};
-pub(crate) use open::probe_signing;
-pub use open::{OpenError, missing_credentials, open, open_existing, open_with, probe};
+pub use multipart_writer::PartPool;
+pub use object_storage::{ObjectStorage, ObjectStoreClient};
+pub use open::{OpenError, open, open_existing, open_with};
+pub(crate) use probe::probe_signing;
+pub use probe::{missing_credentials, probe};
 pub use remote::Variables;
+pub use timeout_storage::TimeoutStorage;
 
-/// Bytes that [`Storage::read`] returns at most: a manifest of 4 MiB or a table of 16,384 chunks,
-/// with room to spare.
+/// Maximum number of bytes that [`Storage::read`] returns: enough for a manifest of 4 MiB or a
+/// chunk table of 16,384 chunks.
 pub const MAX_READ_LEN: u64 = 8 << 20;
 
-/// What a storage call returns.
-pub type StorageFuture<'a, T> = BoxFuture<'a, Result<T, StorageError>>;
-/// A body as it is read.
-pub type ByteStream = BoxStream<'static, Result<Bytes, StorageError>>;
+/// The outcome of a storage call.
+pub type StorageResult<T> = Result<T, StorageError>;
+/// A body that is read as a stream.
+pub type ByteStream = BoxStream<'static, StorageResult<Bytes>>;
 
-/// The one dependency of the origin.
+/// The only external dependency of an origin.
 ///
-/// A future dropped before it is ready leaves the outcome of a write unknown: it may apply, or
-/// apply later.
+/// Dropping the future of a write before it is ready leaves the outcome unknown: the write may
+/// have applied, or may apply later.
+#[async_trait]
 pub trait Storage: fmt::Debug + Send + Sync + 'static {
-    /// Writes an object where there is none.
+    /// Writes an object under a key that does not exist.
     ///
     /// # Errors
     /// [`StorageError::Conflict`] if the key exists; [`StorageError::Unavailable`] when the outcome
     /// is unknown.
-    fn create<'a>(&'a self, key: &'a Key, body: Bytes) -> StorageFuture<'a, Version>;
+    async fn create(&self, key: &Key, body: Bytes) -> StorageResult<Version>;
 
-    /// Replaces the object that has the version `seen`.
+    /// Replaces the object whose version is `seen`.
     ///
     /// # Errors
-    /// [`StorageError::Conflict`] if the key has another version or none;
+    /// [`StorageError::Conflict`] if the key has another version or does not exist;
     /// [`StorageError::Unavailable`] when the outcome is unknown.
-    fn swap<'a>(
-        &'a self,
-        key: &'a Key,
-        seen: &'a Version,
-        body: Bytes,
-    ) -> StorageFuture<'a, Version>;
+    async fn swap(&self, key: &Key, seen: &Version, body: Bytes) -> StorageResult<Version>;
 
-    /// The whole object, at most [`MAX_READ_LEN`] bytes; `None` where there is none.
+    /// Reads a whole object of at most [`MAX_READ_LEN`] bytes; `None` if it does not exist.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`].
-    fn read<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Object>>;
+    async fn read(&self, key: &Key) -> StorageResult<Option<Object>>;
 
-    /// Bytes of an object as a stream, which ends early only with an error.
+    /// Reads a byte range of an object as a stream, which ends early only with an error.
     ///
     /// # Errors
-    /// [`StorageError::Missing`] where there is none; [`StorageError::Unavailable`] also within the
-    /// stream.
-    fn read_range<'a>(&'a self, key: &'a Key, range: Range<u64>) -> StorageFuture<'a, ByteStream>;
+    /// [`StorageError::Missing`] if it does not exist; [`StorageError::Unavailable`], also within
+    /// the stream.
+    async fn read_range(&self, key: &Key, range: Range<u64>) -> StorageResult<ByteStream>;
 
-    /// The file that an object is, where it is one; `None` where there is none, or where objects
-    /// are no files. A file that is open stays whole, even if its key is deleted.
+    /// Opens the file that holds an object; `None` if it does not exist, or if this storage does
+    /// not keep objects as files. An open file stays whole even if its key is deleted.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`].
-    fn file<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Option<Arc<File>>> {
-        let _ = key;
-        Box::pin(async { Ok(None) })
+    async fn open_file(&self, _key: &Key) -> StorageResult<Option<Arc<File>>> {
+        Ok(None)
     }
 
-    /// At most `limit` keys under `prefix`, in the order of their bytes, after the key `after`.
+    /// Lists at most `limit` keys under `prefix` that come after the key `after`, in byte order.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`].
-    fn list<'a>(
-        &'a self,
-        prefix: &'a Prefix,
-        after: Option<&'a Key>,
-        limit: usize,
-    ) -> StorageFuture<'a, Page>;
+    async fn list(&self, prefix: &Prefix, after: Option<&Key>, limit: usize)
+    -> StorageResult<Page>;
 
-    /// Begins the streaming write of an object where there is none. Nothing is visible before
-    /// [`ObjectWriter::finish`].
+    /// Begins the streaming write of an object under a key that does not exist. Nothing is visible
+    /// before [`ObjectWriter::finish`].
     ///
     /// # Errors
     /// [`StorageError::Unavailable`].
-    fn write<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, Box<dyn ObjectWriter>>;
+    async fn begin_write(&self, key: &Key) -> StorageResult<Box<dyn ObjectWriter>>;
 
-    /// Removes an object without a condition: only for keys that are used once. Nothing there is
-    /// success.
+    /// Removes an object without a condition: only for keys that are used once. Deleting a key that
+    /// does not exist succeeds.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`].
-    fn delete<'a>(&'a self, key: &'a Key) -> StorageFuture<'a, ()>;
+    async fn delete(&self, key: &Key) -> StorageResult<()>;
 
-    /// Whether bytes come from afar, through machines that may change them. Whole bodies are then
-    /// checked on their way.
+    /// Whether bytes cross a network, where they may be altered. Whole bodies are then verified
+    /// while they are served.
     fn is_remote(&self) -> bool;
 
-    /// A URL that anybody may GET until `valid_for` has passed; `None` where the storage has no
-    /// such thing.
+    /// A URL that any client may GET until `valid_for` has passed; `None` if this storage cannot
+    /// sign URLs.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`].
-    fn presigned_get<'a>(
-        &'a self,
-        key: &'a Key,
-        valid_for: Duration,
-    ) -> StorageFuture<'a, Option<String>>;
+    async fn presigned_get(&self, key: &Key, valid_for: Duration) -> StorageResult<Option<String>>;
 }
 
-/// One object being written. Dropped before `finish`, it leaves nothing behind that a listing
-/// shows.
+/// An object that is being written. If it is dropped before [`Self::finish`], no listing shows
+/// anything of it.
+#[async_trait]
 pub trait ObjectWriter: Send {
-    /// How many bytes can be written, after `pending` more, without waiting for memory. Waits for
-    /// memory only if none are pending, and then there is room for some.
+    /// How many bytes can be written, after `pending` more, without waiting for memory.
+    ///
+    /// Waits for memory only if `pending` is 0, and then returns more than 0.
     ///
     /// # Errors
     /// As [`Self::write`].
-    fn room(&mut self, pending: usize) -> StorageFuture<'_, usize> {
-        let _ = pending;
-        Box::pin(async { Ok(usize::MAX) })
+    async fn reserve(&mut self, _pending: usize) -> StorageResult<usize> {
+        Ok(usize::MAX)
     }
 
-    /// Takes the next bytes. Waits while the storage, or the pool of parts, is behind.
+    /// Appends bytes. Waits while the storage is slow or no part buffer is free.
     ///
     /// # Errors
-    /// [`StorageError::Unavailable`]; the writer is of no use afterwards.
-    fn write(&mut self, bytes: Bytes) -> StorageFuture<'_, ()>;
+    /// [`StorageError::Unavailable`]; the writer is unusable afterwards.
+    async fn write(&mut self, bytes: Bytes) -> StorageResult<()>;
 
-    /// Holds on to as little of what was written as it can: its memory is counted no longer.
+    /// Releases buffered bytes as far as the backend allows, so that the caller may reuse their
+    /// memory.
     ///
     /// # Errors
     /// As [`Self::write`].
-    fn flush(&mut self) -> StorageFuture<'_, ()> {
-        Box::pin(async { Ok(()) })
+    async fn flush(&mut self) -> StorageResult<()> {
+        Ok(())
     }
 
     /// Makes the object durable and visible.
@@ -170,20 +168,20 @@ pub trait ObjectWriter: Send {
     /// # Errors
     /// [`StorageError::Conflict`] if the key exists; [`StorageError::Unavailable`] when the outcome
     /// is unknown.
-    fn finish(self: Box<Self>) -> StorageFuture<'static, ()>;
+    async fn finish(self: Box<Self>) -> StorageResult<()>;
 }
 
-/// A small object with the version to swap it by.
+/// A small object and its version.
 #[derive(Clone, Debug)]
 pub struct Object {
-    /// Its bytes.
+    /// The bytes.
     pub body: Bytes,
-    /// Its version.
+    /// The version, for [`Storage::swap`].
     pub version: Version,
 }
 
-/// An opaque mark of one object's content; equal contents may have equal versions, so every body
-/// carries a nonce.
+/// An opaque version of an object. Equal bodies may have equal versions (an S3 `ETag` is a hash of
+/// the body), so every body carries a nonce.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Version(Arc<str>);
 
@@ -203,89 +201,20 @@ impl fmt::Debug for Version {
     }
 }
 
-/// One key of a listing.
+/// One object of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The key.
     pub key: Key,
-    /// Bytes of the object.
+    /// The object's length in bytes.
     pub size: u64,
 }
 
 /// A page of a listing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// The entries, in the order of their keys' bytes.
+    /// The entries, in the byte order of their keys.
     pub entries: Vec<Entry>,
     /// Whether there are keys after the last entry.
     pub more: bool,
-}
-
-/// What a storage call can end with, apart from success.
-#[derive(Debug, thiserror::Error)]
-pub enum StorageError {
-    /// The condition of a write did not hold. Read the key back before deciding anything: after a
-    /// retry inside a client library the write that came first may be one's own.
-    #[error("{action} {key}: another write came first")]
-    Conflict {
-        /// What was tried, verb and noun.
-        action: &'static str,
-        /// Where.
-        key: String,
-    },
-    /// The object is not there.
-    #[error("{action} {key}: no such object")]
-    Missing {
-        /// What was tried, verb and noun.
-        action: &'static str,
-        /// Where.
-        key: String,
-    },
-    /// There is no room: the write did not apply, and left nothing.
-    #[error("{action} {key}: the storage is full")]
-    Full {
-        /// What was tried, verb and noun.
-        action: &'static str,
-        /// Where.
-        key: String,
-    },
-    /// The storage did not do it, or did not say so: a write may have applied, or may apply later.
-    #[error("{action} {key}: {source}")]
-    Unavailable {
-        /// What was tried, verb and noun.
-        action: &'static str,
-        /// Where.
-        key: String,
-        /// What the storage said.
-        source: Box<dyn core::error::Error + Send + Sync>,
-    },
-}
-
-impl StorageError {
-    pub(crate) fn conflict(action: &'static str, key: &Key) -> Self {
-        Self::Conflict {
-            action,
-            key: key.to_string(),
-        }
-    }
-
-    pub(crate) fn missing(action: &'static str, key: &Key) -> Self {
-        Self::Missing {
-            action,
-            key: key.to_string(),
-        }
-    }
-
-    /// The storage failed for any other reason.
-    pub fn unavailable(
-        action: &'static str,
-        key: impl fmt::Display,
-        source: impl Into<Box<dyn core::error::Error + Send + Sync>>,
-    ) -> Self {
-        Self::Unavailable {
-            action,
-            key: key.to_string(),
-            source: source.into(),
-        }
-    }
 }

@@ -16,8 +16,8 @@ use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 
+use super::ObjectStoreClient;
 use super::Prefix;
-use super::objects::Remote;
 use super::transport::SmallBuffers;
 
 /// Variables of the environment.
@@ -58,7 +58,7 @@ pub(super) fn connect(
     kind: &str,
     address: &str,
     variables: &Variables,
-) -> Option<Result<Remote, RemoteError>> {
+) -> Option<Result<ObjectStoreClient, RemoteError>> {
     let build = match kind {
         "s3" => s3,
         "gs" => gs,
@@ -68,7 +68,10 @@ pub(super) fn connect(
     // The HTTP client wants to know of a TLS provider; whoever installed one before us installed
     // the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Some(parse(address).and_then(|(bucket, prefix)| Ok(build(bucket, variables)?.under(prefix))))
+    Some(
+        parse(address)
+            .and_then(|(bucket, prefix)| Ok(build(bucket, variables)?.with_prefix(prefix))),
+    )
 }
 
 /// The bucket and the prefix of all keys in it.
@@ -92,7 +95,7 @@ fn parse(address: &str) -> Result<(&str, Option<Prefix>), RemoteError> {
     Ok((bucket, Some(prefix?)))
 }
 
-fn s3(bucket: &str, variables: &Variables) -> Result<Remote, object_store::Error> {
+fn s3(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_store::Error> {
     let builder = AmazonS3Builder::new().with_http_connector(SmallBuffers);
     let builder = builder.with_client_options(client()).with_retry(retry());
     // Objects go one at a time, and not every server that calls itself S3 knows the other way.
@@ -103,25 +106,31 @@ fn s3(bucket: &str, variables: &Variables) -> Result<Remote, object_store::Error
     let builder = configured(builder, "AWS_", variables, |builder, key, value| {
         builder.with_config(key, value)
     });
-    Ok(Remote::new(builder.with_bucket_name(bucket).build()?))
+    Ok(ObjectStoreClient::new(
+        builder.with_bucket_name(bucket).build()?,
+    ))
 }
 
-fn gs(bucket: &str, variables: &Variables) -> Result<Remote, object_store::Error> {
+fn gs(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_store::Error> {
     let builder = GoogleCloudStorageBuilder::new().with_http_connector(SmallBuffers);
     let builder = builder.with_client_options(client()).with_retry(retry());
     let builder = configured(builder, "GOOGLE_", variables, |builder, key, value| {
         builder.with_config(key, value)
     });
-    Ok(Remote::new(builder.with_bucket_name(bucket).build()?))
+    Ok(ObjectStoreClient::new(
+        builder.with_bucket_name(bucket).build()?,
+    ))
 }
 
-fn az(container: &str, variables: &Variables) -> Result<Remote, object_store::Error> {
+fn az(container: &str, variables: &Variables) -> Result<ObjectStoreClient, object_store::Error> {
     let builder = MicrosoftAzureBuilder::new().with_http_connector(SmallBuffers);
     let builder = builder.with_client_options(client()).with_retry(retry());
     let builder = configured(builder, "AZURE_", variables, |builder, key, value| {
         builder.with_config(key, value)
     });
-    Ok(Remote::new(builder.with_container_name(container).build()?))
+    Ok(ObjectStoreClient::new(
+        builder.with_container_name(container).build()?,
+    ))
 }
 
 /// The builder with each variable that it knows. Others of the same prefix belong to the provider's

@@ -262,7 +262,7 @@ impl Sink<'_> {
                 .segment_len
                 .saturating_sub(segment.size + pending as u64);
             if left > 0 {
-                let room = writer.room(pending).await?;
+                let room = writer.reserve(pending).await?;
                 return Ok(room.min(usize::try_from(left).unwrap_or(usize::MAX)));
             }
         }
@@ -276,9 +276,9 @@ impl Sink<'_> {
         };
         let writer = self
             .storage
-            .write(&layout::segment(self.upload, segment.nonce))
+            .begin_write(&layout::segment(self.upload, segment.nonce))
             .await?;
-        self.open.insert((segment, writer)).1.room(0).await
+        self.open.insert((segment, writer)).1.reserve(0).await
     }
 
     /// There is room for the batch.

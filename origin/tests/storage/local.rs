@@ -93,7 +93,7 @@ async fn nothing_temporary_stays() {
     storage.swap(&key, &version, "2".into()).await.unwrap();
     assert!(storage.swap(&key, &version, "3".into()).await.is_err());
     assert!(storage.create(&key, "4".into()).await.is_err());
-    let mut writer = storage.write(&"a/c".parse().unwrap()).await.unwrap();
+    let mut writer = storage.begin_write(&"a/c".parse().unwrap()).await.unwrap();
     writer.write("x".into()).await.unwrap();
     drop(writer);
     assert_eq!(

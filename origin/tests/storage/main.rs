@@ -1,4 +1,4 @@
-//! One conformance suite for every implementation of storage, and what is special about the local
+//! One backend_suite suite for every implementation of storage, and what is special about the local
 //! directory.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![allow(
@@ -6,7 +6,7 @@
     reason = "these tests run against sockets and processes, in real time"
 )]
 
-mod conformance;
+mod backend_suite;
 mod local;
 mod remote;
 #[path = "../servers/mod.rs"]
@@ -14,8 +14,8 @@ mod servers;
 
 use std::sync::Arc;
 
-use conformance::Lacks;
-use flotilla_origin::storage::{self, Bounded, Counted, LocalDirectory, Storage};
+use backend_suite::Lacks;
+use flotilla_origin::storage::{self, CountingStorage, LocalDirectory, Storage, TimeoutStorage};
 
 fn memory() -> Arc<dyn Storage> {
     storage::open("memory:///", 64 << 20).unwrap()
@@ -23,22 +23,22 @@ fn memory() -> Arc<dyn Storage> {
 
 #[tokio::test]
 async fn memory_conforms() {
-    conformance::check(memory(), Lacks::default()).await;
+    backend_suite::check(memory(), Lacks::default()).await;
 }
 
 #[tokio::test]
 async fn the_decorators_conform() {
-    let bounded = Bounded::new(
-        Arc::new(Counted::new(memory())),
+    let bounded = TimeoutStorage::new(
+        Arc::new(CountingStorage::new(memory())),
         core::time::Duration::from_secs(60),
     );
-    conformance::check(Arc::new(bounded), Lacks::default()).await;
+    backend_suite::check(Arc::new(bounded), Lacks::default()).await;
 }
 
 #[tokio::test]
 async fn a_local_directory_conforms() {
     let directory = tempfile::tempdir().unwrap();
-    conformance::check(
+    backend_suite::check(
         Arc::new(LocalDirectory::open(directory.path()).unwrap()),
         Lacks::default(),
     )

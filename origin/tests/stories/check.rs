@@ -6,7 +6,7 @@ use flotilla_origin::check::{Report, check};
 use flotilla_origin::storage::Key;
 use reqwest::StatusCode;
 
-use crate::fault::Fate;
+use crate::faulty_storage::WriteFault;
 use crate::support::{MANIFEST, Region, descriptor, location, sample};
 
 /// A region with an image, a referrer, and a blob that wandered; its report.
@@ -176,7 +176,7 @@ async fn what_a_client_took_away_or_did_not_finish_is_left_over_and_no_damage() 
         StatusCode::ACCEPTED
     );
     let upload = client.begin("app").await;
-    region.faults.arm("upload/", 3, Fate::Refused);
+    region.faults.arm("upload/", 3, WriteFault::Rejected);
     client.patch(&upload, sample(1000, 5)).await;
     let report = report(&region, true).await;
     assert!(report.is_sound(), "{report:#?}");

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use reqwest::StatusCode;
 
-use crate::fault::Fate;
+use crate::faulty_storage::WriteFault;
 use crate::support::{MANIFEST, Region, code, header, is_unavailable, location, manifest, sample};
 
 /// An upload of these bytes, up to its PUT.
@@ -27,13 +27,13 @@ async fn pulls(region: &Region, replica: usize, bytes: &Bytes) -> bool {
 #[tokio::test]
 async fn a_finish_cut_short_after_any_step_is_completed_by_a_repeated_put_elsewhere() {
     for step in ["upload/", "blob/", "rb/"] {
-        for fate in [Fate::Refused, Fate::Unheard] {
+        for fault in [WriteFault::Rejected, WriteFault::ResponseLost] {
             let region = Region::start(2).await;
             let bytes = sample(100_000, 0);
             let digest = Digest::sha256(&bytes);
             let next = patched(&region, &bytes).await;
             // All that one request tries, and storage is gone for its reading back, too.
-            region.faults.arm(step, 3, fate);
+            region.faults.arm(step, 3, fault);
             let answer = region.client(0).put(&next, &digest, "").await;
             assert!(
                 is_unavailable(&answer) || answer.status() == StatusCode::CREATED,
@@ -56,7 +56,7 @@ async fn a_finish_cut_short_after_any_step_is_completed_by_a_repeated_put_elsewh
 async fn a_write_whose_answer_was_lost_is_known_by_its_nonce() {
     for prefix in ["upload/", "blob/", "rb/", "rm/", "tag/"] {
         let region = Region::start(1).await;
-        region.faults.arm(prefix, 1, Fate::Unheard);
+        region.faults.arm(prefix, 1, WriteFault::ResponseLost);
         // Every request is acknowledged at its first attempt.
         region
             .client(0)
@@ -72,7 +72,7 @@ async fn a_segment_without_a_link_does_not_count_and_the_chunk_is_sent_again() {
     let region = Region::start(2).await;
     let bytes = sample(100_000, 0);
     let upload = region.client(0).begin("app").await;
-    region.faults.arm("upload/", 3, Fate::Refused);
+    region.faults.arm("upload/", 3, WriteFault::Rejected);
     assert!(is_unavailable(
         &region.client(0).chunk(&upload, 0, bytes.clone()).await
     ));
@@ -98,7 +98,7 @@ async fn a_link_that_arrives_late_owns_its_offset_and_its_segment_is_still_there
     let region = Region::start(2).await;
     let (late, early) = (sample(100_000, 1), sample(100_000, 2));
     let upload = region.client(0).begin("app").await;
-    let (reached, go_on) = region.faults.hold("upload/");
+    let (reached, resume) = region.faults.hold("upload/");
     let (first, second) = (region.client(0), region.client(1));
     let held = tokio::spawn({
         let (upload, late) = (upload.clone(), late.clone());
@@ -108,7 +108,7 @@ async fn a_link_that_arrives_late_owns_its_offset_and_its_segment_is_still_there
     // While the first link is on its way, the client repeats at another replica and wins.
     let answer = second.chunk(&upload, 0, early.clone()).await;
     assert_eq!(answer.status(), StatusCode::ACCEPTED);
-    go_on.notify_one();
+    resume.notify_one();
     let lost = held.await.unwrap();
     assert_eq!(lost.status(), StatusCode::RANGE_NOT_SATISFIABLE);
     assert_eq!(
@@ -131,7 +131,7 @@ async fn a_finish_that_arrives_after_a_cancel_finds_the_upload_gone() {
     let bytes = sample(100_000, 0);
     let digest = Digest::sha256(&bytes);
     let next = patched(&region, &bytes).await;
-    let (reached, go_on) = region.faults.hold("upload/");
+    let (reached, resume) = region.faults.hold("upload/");
     let client = region.client(0);
     let held = tokio::spawn({
         let next = next.clone();
@@ -139,7 +139,7 @@ async fn a_finish_that_arrives_after_a_cancel_finds_the_upload_gone() {
     });
     reached.notified().await;
     assert_eq!(region.client(1).delete(&next).await, StatusCode::NO_CONTENT);
-    go_on.notify_one();
+    resume.notify_one();
     assert_eq!(code(held.await.unwrap()).await, "BLOB_UPLOAD_UNKNOWN");
     assert!(region.keys("blob/").await.is_empty() && region.keys("rb/").await.is_empty());
     region.is_sound().await;
@@ -155,7 +155,7 @@ async fn a_tag_whose_swap_was_overtaken_is_503_and_the_newer_one_stays() {
         client.push_image("app", "a", &[sample(1, 1)]).await,
         client.push_image("app", "b", &[sample(1, 2)]).await,
     );
-    let (reached, go_on) = region.faults.hold("tag/app/_/v1");
+    let (reached, resume) = region.faults.hold("tag/app/_/v1");
     let held = tokio::spawn(async move {
         client
             .put_manifest("/v2/app/manifests/v1", MANIFEST, slow)
@@ -167,7 +167,7 @@ async fn a_tag_whose_swap_was_overtaken_is_503_and_the_newer_one_stays() {
         .put_manifest("/v2/app/manifests/v1", MANIFEST, fast.clone())
         .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
-    go_on.notify_one();
+    resume.notify_one();
     assert!(is_unavailable(&held.await.unwrap()));
     for replica in 0..2 {
         let tag = region
@@ -193,7 +193,7 @@ async fn a_manifest_confirmed_too_late_checks_again_and_is_taken_back_if_a_blob_
     let digest = client.push_blob("app", layer.clone()).await;
     let body = manifest(b"{}", &[layer]);
     let by_digest = format!("/v2/app/manifests/{}", Digest::sha256(&body));
-    let (reached, go_on) = region.faults.hold("rm/");
+    let (reached, resume) = region.faults.hold("rm/");
     let held = tokio::spawn({
         let body = body.clone();
         async move {
@@ -208,7 +208,7 @@ async fn a_manifest_confirmed_too_late_checks_again_and_is_taken_back_if_a_blob_
         .delete(&format!("/v2/app/blobs/{digest}"))
         .await;
     assert_eq!(gone, StatusCode::ACCEPTED);
-    go_on.notify_one();
+    resume.notify_one();
     assert_eq!(code(held.await.unwrap()).await, "MANIFEST_BLOB_UNKNOWN");
     for replica in 0..2 {
         assert_eq!(

@@ -100,7 +100,7 @@ async fn a_request_too_many_is_refused_until_one_ends() {
     let region = Region::start_with(1, |config| config.limits.requests = 1).await;
     let client = region.client(0);
     client.push_blob("app", "{}").await;
-    let (reached, go_on) = region.faults.hold("rm/");
+    let (reached, resume) = region.faults.hold("rm/");
     let pushing = tokio::spawn({
         let client = client.clone();
         async move {
@@ -122,7 +122,7 @@ async fn a_request_too_many_is_refused_until_one_ends() {
         metric(&client, "flotilla_origin_requests_under_way").await,
         1
     );
-    go_on.notify_one();
+    resume.notify_one();
     assert_eq!(pushing.await.unwrap().status(), StatusCode::CREATED);
     until(async || client.get("/v2/").await.status() == StatusCode::OK).await;
 }

@@ -12,7 +12,7 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::fault::{Faults, Faulty};
+use crate::faulty_storage::{Faults, FaultyStorage};
 
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -81,7 +81,7 @@ impl Region {
         replicas: usize,
         adjust: impl Fn(&mut Config),
     ) -> Self {
-        let faulty = Faulty::new(Arc::clone(&storage));
+        let faulty = FaultyStorage::new(Arc::clone(&storage));
         let faults = faulty.faults();
         let origins = start_replicas(replicas, Arc::new(faulty), adjust).await;
         Self {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use flotilla_common::digest::Digest;
 
-use super::recorder::Applied;
+use super::recording_storage::AppliedChange;
 
 /// A tag's body that is shorter is a tombstone.
 const TOMBSTONE_LIMIT: usize = 128;
@@ -47,7 +47,7 @@ pub(super) enum Outcome {
 #[derive(Debug)]
 pub(super) struct History {
     pub(super) events: Vec<Event>,
-    pub(super) applied: Vec<Applied>,
+    pub(super) applied: Vec<AppliedChange>,
 }
 
 impl History {
@@ -191,7 +191,7 @@ fn presence(read: &Event, seen: bool, events: &[&Event], grace: Duration) -> Opt
 }
 
 /// Whether a change wrote this value; none is a tombstone.
-fn is_of(applied: &Applied, value: Option<Digest>) -> bool {
+fn is_of(applied: &AppliedChange, value: Option<Digest>) -> bool {
     match value {
         None => applied.body.len() < TOMBSTONE_LIMIT,
         Some(digest) => applied.body.windows(32).any(|bytes| bytes == digest.hash()),
@@ -221,7 +221,7 @@ mod tests {
                 Outcome::Buried => Some(Vec::new()),
                 _ => None,
             };
-            applied.extend(body.map(|body| Applied {
+            applied.extend(body.map(|body| AppliedChange {
                 key: key.clone(),
                 body: Bytes::from(body),
                 began,

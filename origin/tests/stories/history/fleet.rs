@@ -9,7 +9,7 @@ use flotilla_origin::{Origin, Replicas};
 use rand::{Rng, RngExt};
 use tokio::sync::watch;
 
-use super::recorder::{Log, Recorder};
+use super::recording_storage::{ChangeLog, RecordingStorage};
 use crate::support::{Registry, config};
 
 /// Who tells whom.
@@ -23,7 +23,7 @@ pub(super) enum Listing {
 /// The replicas.
 pub(super) struct Fleet {
     storage: Arc<dyn Storage>,
-    pub(super) log: Log,
+    pub(super) log: ChangeLog,
     time_to_live: Duration,
     listing: Listing,
     list: watch::Sender<Arc<[SocketAddr]>>,
@@ -45,7 +45,7 @@ impl Fleet {
         let storage = storage::open("memory:///", 64 << 20).unwrap();
         let entrances = Arc::new(RwLock::new(vec![None; replicas]));
         let list = watch::Sender::new(Arc::default());
-        let log = Log::default();
+        let log = ChangeLog::default();
         let mut fleet = Self {
             storage,
             log,
@@ -77,7 +77,7 @@ impl Fleet {
             Arc::clone(&self.log),
             member.paused.subscribe(),
         );
-        let origin = Origin::start_on(config, Arc::new(Recorder { inner, log, paused }))
+        let origin = Origin::start_on(config, Arc::new(RecordingStorage { inner, log, paused }))
             .await
             .unwrap();
         let entrance = Registry::at(origin.addr());

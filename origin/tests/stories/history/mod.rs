@@ -10,7 +10,7 @@
 mod checker;
 mod clients;
 mod fleet;
-mod recorder;
+mod recording_storage;
 
 use core::time::Duration;
 

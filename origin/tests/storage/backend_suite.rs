@@ -204,7 +204,7 @@ pub(crate) async fn stream(
     content: &Bytes,
     piece: usize,
 ) -> Result<(), StorageError> {
-    let mut writer = storage.write(name).await?;
+    let mut writer = storage.begin_write(name).await?;
     for start in (0..content.len()).step_by(piece) {
         writer
             .write(content.slice(start..content.len().min(start + piece)))
@@ -255,7 +255,7 @@ async fn streams_of_any_length_read_back_by_range(storage: &Shared) {
 
 async fn an_abandoned_write_leaves_nothing(storage: &Shared) {
     let name = key("abandoned/a");
-    let mut writer = storage.write(&name).await.unwrap();
+    let mut writer = storage.begin_write(&name).await.unwrap();
     writer.write(sample(3 << 20)).await.unwrap();
     drop(writer);
     assert!(storage.read(&name).await.unwrap().is_none());

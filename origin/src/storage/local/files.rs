@@ -1,10 +1,9 @@
-//! Where keys are in a directory, and the system calls that change files so that a crash never
-//! shows one in part.
+//! The paths of keys in a directory, and file operations that are atomic across crashes.
 //!
-//! A key's last segment becomes a file with a `~` behind its name, every other segment a directory
-//! as it is. No segment contains a `~` or begins with a dot, so no key's file is another key's
-//! directory, and `.tmp` and `.lock` are nobody's. All functions here block; they are called from
-//! blocking threads.
+//! The last segment of a key becomes a file with `~` appended to its name, every other segment a
+//! directory of the same name. No segment contains a `~` or begins with a dot, so the file of one
+//! key never collides with the directory of another, nor with `.tmp` and `.lock`. All functions
+//! block, and are called from blocking threads.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,36 +14,36 @@ use sha2::{Digest, Sha256};
 
 use flotilla_common::hex;
 
-use super::{Key, Version};
+use crate::storage::{Key, Version};
 
-/// What marks a file of a key.
-pub(super) const FILE_MARK: char = '~';
-const TEMPORARY: &str = ".tmp";
-const LOCKS: &str = ".lock";
-/// Lock files: enough that keys seldom share one.
+/// The suffix of the file of a key.
+pub(super) const FILE_SUFFIX: char = '~';
+const TEMPORARY_DIR: &str = ".tmp";
+const LOCK_DIR: &str = ".lock";
+/// Number of lock files, so large that two keys rarely share one.
 const LOCK_COUNT: u64 = 64;
-/// How often a create meets directories that a delete has just removed.
-const CREATE_TRIES: u32 = 16;
+/// Attempts of a create whose directory is removed by concurrent deletes.
+const CREATE_ATTEMPTS: u32 = 16;
 
-/// Makes the directories that every store has.
+/// Creates the root directory and the directories for temporary files and locks.
 pub(super) fn prepare(root: &Path) -> io::Result<()> {
-    fs::create_dir_all(root.join(TEMPORARY))?;
-    fs::create_dir_all(root.join(LOCKS))
+    fs::create_dir_all(root.join(TEMPORARY_DIR))?;
+    fs::create_dir_all(root.join(LOCK_DIR))
 }
 
-/// The file of a key.
+/// The path of the file of a key.
 pub(super) fn path_of(root: &Path, key: &Key) -> PathBuf {
     let mut path = root.join(key.as_str()).into_os_string();
-    path.push(FILE_MARK.encode_utf8(&mut [0; 4]));
+    path.push(FILE_SUFFIX.encode_utf8(&mut [0; 4]));
     path.into()
 }
 
-/// The version of a body: its hash. Bodies carry nonces, so equal bodies are one write.
+/// The version of a body: its hash. Every body carries a nonce, so equal bodies are the same write.
 pub(super) fn version_of(body: &[u8]) -> Version {
     Version::new(hex::encode(&Sha256::digest(body)))
 }
 
-/// A new file outside of every listing, removed when dropped unless it was given a name.
+/// A file that no listing shows. It is removed when dropped, unless it was published.
 #[derive(Debug)]
 pub(super) struct TemporaryFile {
     file: File,
@@ -53,7 +52,7 @@ pub(super) struct TemporaryFile {
 
 impl TemporaryFile {
     pub(super) fn new(root: &Path, nonce: u128) -> io::Result<Self> {
-        let path = root.join(TEMPORARY).join(format!("{nonce:032x}"));
+        let path = root.join(TEMPORARY_DIR).join(format!("{nonce:032x}"));
         let file = File::options().write(true).create_new(true).open(&path)?;
         Ok(Self { file, path })
     }
@@ -62,12 +61,11 @@ impl TemporaryFile {
         &mut self.file
     }
 
-    /// Makes the bytes durable, then gives them a name that nobody has; `AlreadyExists` if somebody
-    /// has.
+    /// Makes the bytes durable, then links them to `path`; `AlreadyExists` if that exists.
     pub(super) fn publish_new(self, path: &Path) -> io::Result<()> {
         self.file.sync_data()?;
         let directory = parent_of(path)?;
-        for _ in 0..CREATE_TRIES {
+        for _ in 0..CREATE_ATTEMPTS {
             create_directories(directory)?;
             match fs::hard_link(&self.path, path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -76,11 +74,11 @@ impl TemporaryFile {
             }
         }
         Err(io::Error::other(
-            "the directory was removed again and again",
+            "concurrent deletes removed the directory repeatedly",
         ))
     }
 
-    /// Makes the bytes durable, then puts them in the place of an existing file.
+    /// Makes the bytes durable, then replaces the existing file at `path`.
     pub(super) fn publish_over(self, path: &Path) -> io::Result<()> {
         self.file.sync_data()?;
         fs::rename(&self.path, path)?;
@@ -90,14 +88,14 @@ impl TemporaryFile {
 
 impl Drop for TemporaryFile {
     fn drop(&mut self) {
-        // After a link or a rename this removes the second name, or nothing.
+        // After a link this removes the second name, after a rename nothing.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Removes what crashed processes left: temporary files not written to for `older_than`.
+/// Removes temporary files of crashed processes: those not modified for `older_than`.
 pub(super) fn sweep_temporary(root: &Path, older_than: core::time::Duration) -> io::Result<()> {
-    for entry in fs::read_dir(root.join(TEMPORARY))? {
+    for entry in fs::read_dir(root.join(TEMPORARY_DIR))? {
         let entry = entry?;
         let age = entry
             .metadata()
@@ -112,15 +110,15 @@ pub(super) fn sweep_temporary(root: &Path, older_than: core::time::Duration) -> 
     Ok(())
 }
 
-/// Holds a key's lock against all threads and processes, until dropped.
+/// The lock of a key, exclusive among all threads and processes, until it is dropped.
 #[derive(Debug)]
 pub(super) struct KeyLock {
     _file: File,
 }
 
 impl KeyLock {
-    pub(super) fn wait(root: &Path, key: &Key) -> io::Result<Self> {
-        let path = root.join(LOCKS).join(format!("{:02x}", lock_index(key)));
+    pub(super) fn acquire(root: &Path, key: &Key) -> io::Result<Self> {
+        let path = root.join(LOCK_DIR).join(format!("{:02x}", lock_index(key)));
         let file = File::options()
             .create(true)
             .truncate(false)
@@ -136,7 +134,7 @@ impl KeyLock {
     }
 }
 
-/// FNV-1a: the same in every process and build that shares the directory.
+/// Hashes with FNV-1a, which is stable across the processes and builds that share the directory.
 fn lock_index(key: &Key) -> u64 {
     let hash = key
         .as_str()
@@ -147,14 +145,15 @@ fn lock_index(key: &Key) -> u64 {
     hash % LOCK_COUNT
 }
 
-/// Removes a file, and its directory if that was the last in it.
+/// Removes a file, and its directory if that is empty then.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     }
     let directory = parent_of(path)?;
-    // A directory that is not empty stays; a create that runs into its absence makes it again.
+    // This fails for a directory that is not empty. A concurrent create whose directory is removed
+    // creates it again.
     if fs::remove_dir(directory).is_ok() {
         Ok(())
     } else {
@@ -162,7 +161,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a directory and those above it, each durable in its parent.
+/// Creates a directory and its ancestors, and makes each durable in its parent.
 fn create_directories(directory: &Path) -> io::Result<()> {
     match fs::create_dir(directory) {
         Ok(()) => sync_directory(parent_of(directory)?),
@@ -178,7 +177,7 @@ fn create_directories(directory: &Path) -> io::Result<()> {
 fn sync_directory(directory: &Path) -> io::Result<()> {
     match File::open(directory) {
         Ok(file) => file.sync_all(),
-        // Removed meanwhile, and with it what was to be made durable.
+        // A concurrent delete removed the directory, so there is nothing to make durable.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
@@ -186,5 +185,5 @@ fn sync_directory(directory: &Path) -> io::Result<()> {
 
 fn parent_of(path: &Path) -> io::Result<&Path> {
     path.parent()
-        .ok_or_else(|| io::Error::other("a path without a parent"))
+        .ok_or_else(|| io::Error::other("path has no parent"))
 }

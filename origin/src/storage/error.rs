@@ -1,0 +1,101 @@
+//! The ways in which a storage call fails, and the mapping of backend errors to them.
+
+use core::fmt;
+use std::io;
+
+use super::Key;
+
+/// The failure of a storage call. Callers act on the variant.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The condition of a write did not hold. Read the key back before deciding anything: after a
+    /// retry inside a client library the competing write may be the caller's own.
+    #[error("{action} {key}: precondition failed, another write came first")]
+    Conflict {
+        /// The call that failed, verb and noun.
+        action: &'static str,
+        /// The key or prefix that it was about.
+        key: String,
+    },
+    /// The object does not exist.
+    #[error("{action} {key}: no such object")]
+    Missing {
+        /// The call that failed, verb and noun.
+        action: &'static str,
+        /// The key or prefix that it was about.
+        key: String,
+    },
+    /// The storage has no free space. The write did not apply and left nothing behind.
+    #[error("{action} {key}: the storage is full")]
+    Full {
+        /// The call that failed, verb and noun.
+        action: &'static str,
+        /// The key or prefix that it was about.
+        key: String,
+    },
+    /// The call failed, or its outcome is unknown: a write may have applied, or may apply later.
+    #[error("{action} {key}: {source}")]
+    Unavailable {
+        /// The call that failed, verb and noun.
+        action: &'static str,
+        /// The key or prefix that it was about.
+        key: String,
+        /// The cause, as the storage reported it.
+        source: Box<dyn core::error::Error + Send + Sync>,
+    },
+}
+
+impl StorageError {
+    pub(crate) fn conflict(action: &'static str, key: &Key) -> Self {
+        Self::Conflict {
+            action,
+            key: key.to_string(),
+        }
+    }
+
+    pub(crate) fn missing(action: &'static str, key: &Key) -> Self {
+        Self::Missing {
+            action,
+            key: key.to_string(),
+        }
+    }
+
+    /// A failure of any other kind.
+    pub fn unavailable(
+        action: &'static str,
+        key: impl fmt::Display,
+        source: impl Into<Box<dyn core::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Unavailable {
+            action,
+            key: key.to_string(),
+            source: source.into(),
+        }
+    }
+
+    /// Maps an error of the `object_store` crate.
+    pub(super) fn from_object_store(
+        action: &'static str,
+        key: &Key,
+        error: object_store::Error,
+    ) -> Self {
+        match error {
+            object_store::Error::AlreadyExists { .. }
+            | object_store::Error::Precondition { .. } => Self::conflict(action, key),
+            object_store::Error::NotFound { .. } => Self::missing(action, key),
+            error => Self::unavailable(action, key, error),
+        }
+    }
+
+    /// Maps an error of the file system.
+    pub(super) fn from_io(action: &'static str, key: &Key, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AlreadyExists => Self::conflict(action, key),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full {
+                action,
+                key: key.to_string(),
+            },
+            _ => Self::unavailable(action, key, error),
+        }
+    }
+}

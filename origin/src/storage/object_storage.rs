@@ -1,0 +1,271 @@
+//! Storage over the `object_store` crate: the same code for memory, S3, GCS and Azure.
+//!
+//! The client library retries requests, so a conflict may be caused by the caller's own earlier
+//! attempt: as with every implementation, callers read the key back before they decide anything.
+
+use core::ops::Range;
+use core::time::Duration;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::signer::Signer;
+use object_store::{
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion,
+};
+
+use super::multipart_writer::{MultipartWriter, PartPool};
+use super::{
+    ByteStream, Entry, Key, MAX_READ_LEN, Object, ObjectWriter, Page, Prefix, Storage,
+    StorageError, StorageResult, Version,
+};
+
+/// A client of an object store, and the prefix of our keys in its bucket.
+#[derive(Clone, Debug)]
+pub struct ObjectStoreClient {
+    store: Arc<dyn ObjectStore>,
+    signer: Option<Arc<dyn Signer>>,
+    /// The store is memory of this process and keeps the buffers that are written to it.
+    keeps_buffers: bool,
+    prefix: Option<Prefix>,
+}
+
+impl ObjectStoreClient {
+    /// A remote store, which can sign URLs.
+    pub(super) fn new(store: impl ObjectStore + Signer + Clone) -> Self {
+        Self {
+            store: Arc::new(store.clone()),
+            signer: Some(Arc::new(store)),
+            keeps_buffers: false,
+            prefix: None,
+        }
+    }
+
+    /// A store in the memory of this process, which cannot sign URLs.
+    pub(super) fn in_memory(store: impl ObjectStore) -> Self {
+        Self {
+            store: Arc::new(store),
+            signer: None,
+            keeps_buffers: true,
+            prefix: None,
+        }
+    }
+
+    /// Places all keys under a prefix.
+    pub(super) fn with_prefix(self, prefix: Option<Prefix>) -> Self {
+        Self { prefix, ..self }
+    }
+
+    fn prefix(&self) -> &str {
+        self.prefix.as_ref().map_or("", Prefix::as_str)
+    }
+
+    fn parse(&self, text: &str) -> Result<Path, object_store::path::Error> {
+        Path::parse(format!("{}{text}", self.prefix()))
+    }
+
+    fn path(&self, action: &'static str, key: &Key) -> StorageResult<Path> {
+        self.parse(key.as_str())
+            .map_err(|error| StorageError::unavailable(action, key, error))
+    }
+
+    /// The key of a path; `None` for a foreign object.
+    fn key(&self, path: &Path) -> Option<Key> {
+        Key::new(path.as_ref().strip_prefix(self.prefix())?).ok()
+    }
+}
+
+/// Storage in any `object_store` that supports conditional puts.
+#[derive(Debug)]
+pub struct ObjectStorage {
+    client: ObjectStoreClient,
+    pool: PartPool,
+}
+
+impl ObjectStorage {
+    /// Storage over `client`, whose streamed writes share the part buffers of `pool`.
+    pub fn new(client: ObjectStoreClient, pool: PartPool) -> Self {
+        Self { client, pool }
+    }
+
+    async fn put(
+        &self,
+        action: &'static str,
+        key: &Key,
+        mode: PutMode,
+        body: Bytes,
+    ) -> StorageResult<Version> {
+        let path = self.client.path(action, key)?;
+        let options = PutOptions::from(mode);
+        let put = self.client.store.put_opts(&path, body.into(), options);
+        let result = put
+            .await
+            .map_err(|error| StorageError::from_object_store(action, key, error))?;
+        version_of(result.e_tag, result.version).ok_or_else(|| no_version(action, key))
+    }
+}
+
+/// The version of an object: its `ETag` and, for stores that have one, its generation number.
+fn version_of(e_tag: Option<String>, generation: Option<String>) -> Option<Version> {
+    match (e_tag, generation) {
+        (None, None) => None,
+        (e_tag, generation) => {
+            let text = format!(
+                "{}\n{}",
+                e_tag.unwrap_or_default(),
+                generation.unwrap_or_default()
+            );
+            Some(Version::new(text))
+        }
+    }
+}
+
+fn update_of(version: &Version) -> UpdateVersion {
+    let (e_tag, generation) = version.as_str().split_once('\n').unwrap_or_default();
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    UpdateVersion {
+        e_tag: some(e_tag),
+        version: some(generation),
+    }
+}
+
+fn no_version(action: &'static str, key: &Key) -> StorageError {
+    StorageError::unavailable(
+        action,
+        key,
+        "the storage returned no ETag and no generation for the object",
+    )
+}
+
+#[async_trait]
+impl Storage for ObjectStorage {
+    async fn create(&self, key: &Key, body: Bytes) -> StorageResult<Version> {
+        self.put("create object", key, PutMode::Create, body).await
+    }
+
+    async fn swap(&self, key: &Key, seen: &Version, body: Bytes) -> StorageResult<Version> {
+        let mode = PutMode::Update(update_of(seen));
+        self.put("swap object", key, mode, body).await
+    }
+
+    async fn read(&self, key: &Key) -> StorageResult<Option<Object>> {
+        const ACTION: &str = "read object";
+        let map_error = |error| StorageError::from_object_store(ACTION, key, error);
+        let path = self.client.path(ACTION, key)?;
+        let result = match self.client.store.get(&path).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            other => other.map_err(map_error)?,
+        };
+        if result.meta.size > MAX_READ_LEN {
+            let problem = format!(
+                "object of {} bytes exceeds the limit of {MAX_READ_LEN} bytes",
+                result.meta.size
+            );
+            return Err(StorageError::unavailable(ACTION, key, problem));
+        }
+        let version = version_of(result.meta.e_tag.clone(), result.meta.version.clone());
+        let version = version.ok_or_else(|| no_version(ACTION, key))?;
+        let body = result.bytes().await.map_err(map_error)?;
+        Ok(Some(Object { body, version }))
+    }
+
+    async fn read_range(&self, key: &Key, range: Range<u64>) -> StorageResult<ByteStream> {
+        const ACTION: &str = "read bytes";
+        if range.is_empty() {
+            return Ok(futures_util::stream::empty().boxed());
+        }
+        let expected = range.end - range.start;
+        let options = GetOptions {
+            range: Some(GetRange::TimeoutStorage(range)),
+            ..GetOptions::default()
+        };
+        let path = self.client.path(ACTION, key)?;
+        let result = self
+            .client
+            .store
+            .get_opts(&path, options)
+            .await
+            .map_err(|error| StorageError::from_object_store(ACTION, key, error))?;
+        if result.range.end - result.range.start != expected {
+            let problem = "the object is shorter than its record says";
+            return Err(StorageError::unavailable(ACTION, key, problem));
+        }
+        let key = key.clone();
+        Ok(result
+            .into_stream()
+            .map_err(move |error| StorageError::from_object_store(ACTION, &key, error))
+            .boxed())
+    }
+
+    async fn list(
+        &self,
+        prefix: &Prefix,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> StorageResult<Page> {
+        let unavailable =
+            |error: object_store::Error| StorageError::unavailable("list objects", prefix, error);
+        let parse = |text: &str| {
+            self.client
+                .parse(text)
+                .map_err(|error| unavailable(error.into()))
+        };
+        let path = parse(prefix.without_slash())?;
+        let store = &self.client.store;
+        let listing = match after {
+            Some(after) => store.list_with_offset(Some(&path), &parse(after.as_str())?),
+            None => store.list(Some(&path)),
+        };
+        let mut objects = listing.take(limit + 1).map_err(unavailable);
+        let mut page = Page::default();
+        while let Some(meta) = objects.try_next().await? {
+            // Foreign objects are skipped.
+            if let Some(key) = self.client.key(&meta.location) {
+                page.entries.push(Entry {
+                    key,
+                    size: meta.size,
+                });
+            }
+        }
+        page.more = page.entries.len() > limit;
+        page.entries.truncate(limit);
+        Ok(page)
+    }
+
+    async fn begin_write(&self, key: &Key) -> StorageResult<Box<dyn ObjectWriter>> {
+        let path = self.client.path("begin object", key)?;
+        Ok(Box::new(MultipartWriter::new(
+            Arc::clone(&self.client.store),
+            self.client.keeps_buffers,
+            self.pool.clone(),
+            key.clone(),
+            path,
+        )))
+    }
+
+    async fn delete(&self, key: &Key) -> StorageResult<()> {
+        const ACTION: &str = "delete object";
+        let path = self.client.path(ACTION, key)?;
+        match self.client.store.delete(&path).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(StorageError::from_object_store(ACTION, key, error)),
+        }
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    async fn presigned_get(&self, key: &Key, valid_for: Duration) -> StorageResult<Option<String>> {
+        const ACTION: &str = "sign URL";
+        let Some(signer) = &self.client.signer else {
+            return Ok(None);
+        };
+        let path = self.client.path(ACTION, key)?;
+        let url = signer.signed_url(http::Method::GET, &path, valid_for).await;
+        url.map(|url| Some(url.into()))
+            .map_err(|error| StorageError::from_object_store(ACTION, key, error))
+    }
+}
