@@ -6,11 +6,12 @@
 )]
 
 mod check;
+mod conformance;
 mod costs;
 mod crashes;
 mod errors;
-mod fault;
 mod faults;
+mod faulty_storage;
 mod history;
 mod http2;
 mod limits;
@@ -26,5 +27,5 @@ mod remote;
 mod replicas;
 #[path = "../servers/mod.rs"]
 mod servers;
-mod standard;
+
 mod support;

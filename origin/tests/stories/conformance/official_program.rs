@@ -1,13 +1,13 @@
-//! The official conformance program, which `tests/conformance` names: every test of it, every
-//! optional interface on, in both set-ups; the same number must pass in both.
+//! Runs the official conformance program, with every test and every optional interface enabled,
+//! against both deployments. Both must pass the same number of tests.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::SetUp;
+use super::Deployment;
 
-/// What the specification leaves to a registry, and ours does.
+/// Optional features of the specification that this origin implements.
 const OPTIONS: [&str; 5] = [
     "OCI_API_BLOBS_DIGEST_HEADER",
     "OCI_API_BLOBS_MOUNT_ANONYMOUS",
@@ -16,48 +16,48 @@ const OPTIONS: [&str; 5] = [
     "OCI_API_MANIFESTS_TAG_PARAM",
 ];
 
-/// How many tests ended how.
+/// Number of tests by outcome.
 type Counts = BTreeMap<String, u64>;
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the official program: tests/conformance"]
-async fn the_official_program_finds_nothing() {
+#[ignore = "needs the official program: tests/official-conformance"]
+async fn passes_in_both_deployments() {
     let program = std::env::var_os("OCI_CONFORMANCE").map(PathBuf::from);
     let Some(program) = program else {
-        eprintln!("SKIPPED the official conformance program: OCI_CONFORMANCE does not name it");
+        eprintln!("SKIPPED the official conformance program: OCI_CONFORMANCE is not set");
         return;
     };
     for version in ["1.1", "dev"] {
-        let mut seen = Vec::new();
-        for set_up in SetUp::all("the official conformance program").await {
-            let (counts, output) = run(&program, version, &set_up).await;
-            eprintln!("version {version}, {}: {counts:?}", set_up.name);
-            for none in ["Disabled", "Skip", "FAIL", "Error"] {
+        let mut all_counts = Vec::new();
+        for deployment in Deployment::start_all("the official conformance program").await {
+            let (counts, output) = run(&program, version, &deployment).await;
+            eprintln!("version {version}, {}: {counts:?}", deployment.name);
+            for outcome in ["Disabled", "Skip", "FAIL", "Error"] {
                 assert_eq!(
-                    counts.get(none),
+                    counts.get(outcome),
                     Some(&0),
-                    "{none}, version {version}, {}:\n{output}",
-                    set_up.name
+                    "{outcome}, version {version}, {}:\n{output}",
+                    deployment.name
                 );
             }
-            seen.push(counts);
+            all_counts.push(counts);
         }
-        assert!(seen[0]["Pass"] > 0);
+        assert!(all_counts[0]["Pass"] > 0);
         assert!(
-            seen.iter().all(|counts| *counts == seen[0]),
-            "version {version}: the set-ups differ: {seen:?}"
+            all_counts.iter().all(|counts| *counts == all_counts[0]),
+            "version {version}: the deployments differ: {all_counts:?}"
         );
     }
 }
 
-async fn run(program: &Path, version: &str, set_up: &SetUp) -> (Counts, String) {
+async fn run(program: &Path, version: &str, deployment: &Deployment) -> (Counts, String) {
     let results = tempfile::TempDir::new().unwrap();
     let mut command = Command::new(program);
     command
         .current_dir(results.path())
         .env("OCI_RESULTS_DIR", results.path());
     command
-        .env("OCI_REGISTRY", set_up.entrance.to_string())
+        .env("OCI_REGISTRY", deployment.address.to_string())
         .env("OCI_TLS", "disabled")
         .env("OCI_VERSION", version);
     for option in OPTIONS {
@@ -74,7 +74,7 @@ async fn run(program: &Path, version: &str, set_up: &SetUp) -> (Counts, String) 
     )
 }
 
-/// The summary's lines: `Pass....:   986`.
+/// Parses the lines of the summary: `Pass....:   986`.
 fn counts(output: &str) -> Counts {
     let summary = output.lines().filter_map(|line| {
         let (name, count) = line.trim().split_once(':')?;

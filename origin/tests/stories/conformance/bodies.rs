@@ -1,4 +1,4 @@
-//! The bodies that rows send, by name.
+//! The request bodies of the tables, by name.
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
@@ -9,10 +9,10 @@ use crate::support::{INDEX, MANIFEST, descriptor, manifest, sample};
 const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 
-/// The body of this name.
+/// The body of a name.
 ///
 /// # Panics
-/// If there is none.
+/// If the name is unknown.
 pub(super) fn body(name: &str) -> Bytes {
     match name {
         "empty" => Bytes::new(),
@@ -29,7 +29,7 @@ pub(super) fn body(name: &str) -> Bytes {
             json!({"schemaVersion": 2, "mediaType": MANIFEST, "org.example.own": {"a": [1]},
             "config": descriptor(CONFIG_TYPE, &body("config")), "layers": []}),
         ),
-        // Not how anybody would write it: it must come back like this all the same.
+        // Unusual whitespace, which a registry must preserve.
         "odd-spacing" => String::from_utf8_lossy(&body("image"))
             .replace(",\"", " ,\n\t\"")
             .into(),
@@ -74,7 +74,7 @@ pub(super) fn body(name: &str) -> Bytes {
         "largest" => padded(4 << 20),
         "too-large" => padded((4 << 20) + 1),
         "not-json" => "{\"schemaVersion\":".into(),
-        other => panic!("no body is called {other}"),
+        other => panic!("unknown body {other}"),
     }
 }
 

@@ -1,5 +1,4 @@
-//! A plain round-robin proxy: each request goes to the next server, streamed both ways, nothing
-//! added or kept.
+//! A round-robin proxy: it streams each request to the next server, adds nothing and keeps nothing.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use flotilla_runtime::shutdown::Shutdown;
 use reqwest::{Client, header, redirect};
 use tokio::net::TcpListener;
 
-/// A running proxy; dropped, it stops.
+/// A running proxy, which stops when it is dropped.
 pub(super) struct RoundRobin {
     address: SocketAddr,
     shutdown: Shutdown,
@@ -42,8 +41,8 @@ impl RoundRobin {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let router = Router::new().fallback(forward).with_state(servers);
         let shutdown = Shutdown::new();
-        // Reads what an early answer left unread, as a proxy must: the client is not cut off while
-        // it sends.
+        // This server reads the rest of a request after an early response, as a proxy must: a client
+        // must not be disconnected while it sends.
         let server = serve(listener, router, None, &shutdown).unwrap();
         Self {
             address: server.address(),
@@ -63,21 +62,21 @@ impl Drop for RoundRobin {
 }
 
 async fn forward(State(servers): State<Arc<Servers>>, request: Request) -> Response {
-    let turn = servers.next.fetch_add(1, Ordering::Relaxed);
-    let server = servers.addresses[turn % servers.addresses.len()];
+    let index = servers.next.fetch_add(1, Ordering::Relaxed);
+    let server = servers.addresses[index % servers.addresses.len()];
     let (mut head, body) = request.into_parts();
     head.headers.remove(header::HOST);
     head.headers.remove(header::CONNECTION);
-    let framed =
+    let length_headers =
         [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].map(|name| head.headers.remove(name));
     let mut forwarded = servers
         .http
         .request(head.method, format!("http://{server}{}", head.uri))
         .headers(head.headers);
-    if let [Some(len), _] = &framed {
+    if let [Some(len), _] = &length_headers {
         forwarded = forwarded.header(header::CONTENT_LENGTH, len);
     }
-    if framed.iter().any(Option::is_some) {
+    if length_headers.iter().any(Option::is_some) {
         forwarded = forwarded.body(reqwest::Body::wrap_stream(body.into_data_stream()));
     }
     let answer = forwarded.send().await.unwrap();
