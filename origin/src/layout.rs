@@ -6,7 +6,7 @@
 //! | `format` | what all replicas agree on |
 //! | `blob/<digest>/<generation>` | a blob's record |
 //! | `seg/<upload id>/<nonce>` | a data object: a segment, or a table too long for its record |
-//! | `upload/<id>/<offset>` | a link of an upload's chain |
+//! | `upload/<id>/<offset>` | an entry of an upload's log |
 //! | `rb/<name>/_/<digest>` | a repository has a blob |
 //! | `rm/<name>/_/<digest>` | a repository has a manifest: its bytes |
 //! | `tag/<name>/_/<tag>` | a tag |
@@ -49,11 +49,11 @@ pub(crate) fn segments(generation: &Generation) -> Prefix {
     prefix(format!("seg/{generation}/"))
 }
 
-pub(crate) fn link(generation: &Generation, offset: u64) -> Key {
+pub(crate) fn log_entry(generation: &Generation, offset: u64) -> Key {
     key(format!("upload/{generation}/{offset:016x}"))
 }
 
-pub(crate) fn links(generation: &Generation) -> Prefix {
+pub(crate) fn log_entries(generation: &Generation) -> Prefix {
     prefix(format!("upload/{generation}/"))
 }
 

@@ -7,7 +7,7 @@
 //!
 //! - [`storage`]: the one dependency, as a trait, with its implementations
 //! - `record`, `layout`, `format`: what is stored, and where
-//! - `upload`: ids, chains of links, hashing while bytes stream in
+//! - `upload`: ids, upload logs, hashing while bytes stream in
 //! - `conditional_write`, `cache`: writes whose outcome is known, reads that are shared and dated
 //! - `stall_budget`: how long a client may take to send a body
 //! - `registry`: blobs, uploads, manifests, tags, referrers, closures
@@ -28,10 +28,10 @@ mod format;
 mod http;
 mod layout;
 mod metrics;
-#[cfg(test)]
-mod models;
 mod nonce;
 mod origin;
+#[cfg(test)]
+mod protocol_models;
 mod readiness;
 mod record;
 mod registry;

@@ -1,49 +1,51 @@
-//! Records of blobs with their segments, and repositories' claims to them.
+//! Checks of blob records with their segments, and of the memberships of blobs in repositories.
 
 use flotilla_common::codec;
 use flotilla_common::digest::{Digest, DigestHasher};
 use flotilla_common::tree::{ChunkTable, TreeHasher};
 use futures_util::TryStreamExt;
 
-use super::{Checker, Look, NO_KEY, in_repository};
+use super::{Checker, FOREIGN_KEY, Problems, parse_repository_key};
 use crate::layout;
 use crate::record::{BlobRecord, MembershipRecord, State, TableAt};
 use crate::registry::read_segments;
 use crate::storage::{Key, StorageError};
 use crate::upload::id::Generation;
 
-/// Generations of one digest that are looked at.
-const GENERATIONS: usize = 100;
+/// Generations of one digest that are checked.
+const MAX_GENERATIONS: usize = 100;
 
 impl Checker {
-    pub(super) async fn look_at_claim(&self, key: &Key) -> Result<Look, StorageError> {
-        let Some((_, digest)) = in_repository::<Digest>(key) else {
-            return Ok(Look::damage(NO_KEY));
+    pub(super) async fn check_membership(&self, key: &Key) -> Result<Problems, StorageError> {
+        let Some((_, digest)) = parse_repository_key::<Digest>(key) else {
+            return Ok(Problems::damage(FOREIGN_KEY));
         };
         let Some(object) = self.storage.read(key).await? else {
-            return Ok(Look::default());
+            return Ok(Problems::default());
         };
-        let claim: MembershipRecord = match codec::decode(&object.body) {
-            Ok(claim) => claim,
-            Err(error) => return Ok(Look::damage(error)),
+        let membership: MembershipRecord = match codec::decode(&object.body) {
+            Ok(membership) => membership,
+            Err(error) => return Ok(Problems::damage(error)),
         };
-        if claim.state == State::Dead || self.is_served(&digest, &claim.generation).await? {
-            return Ok(Look::default());
+        if membership.state == State::Dead
+            || self.is_served(&digest, &membership.generation).await?
+        {
+            return Ok(Problems::default());
         }
-        // Whoever asks for it finds another generation.
+        // A pull uses any other generation.
         let page = self
             .storage
-            .list(&layout::generations(&digest), None, GENERATIONS)
+            .list(&layout::generations(&digest), None, MAX_GENERATIONS)
             .await?;
         for entry in page.entries {
             let Ok(generation) = entry.key.last_segment().parse() else {
                 continue;
             };
             if self.is_served(&digest, &generation).await? {
-                return Ok(Look::default());
+                return Ok(Problems::default());
             }
         }
-        Ok(Look::damage("no record of the blob is left"))
+        Ok(Problems::damage("the blob has no live record"))
     }
 
     pub(super) async fn is_served(
@@ -54,35 +56,36 @@ impl Checker {
         let Some(object) = self.storage.read(&layout::blob(digest, generation)).await? else {
             return Ok(false);
         };
-        // A record that cannot be read is told where the record is looked at.
+        // An invalid record is reported when the record itself is checked.
         let record = codec::decode::<BlobRecord>(&object.body);
         Ok(record.map_or(true, |record| record.state.is_served()))
     }
 
-    pub(super) async fn look_at_blob(&self, key: &Key) -> Result<Look, StorageError> {
-        let Some((digest, generation)) = parse(key) else {
-            return Ok(Look::damage(NO_KEY));
+    pub(super) async fn check_blob(&self, key: &Key) -> Result<Problems, StorageError> {
+        let Some((digest, generation)) = parse_blob_key(key) else {
+            return Ok(Problems::damage(FOREIGN_KEY));
         };
         let Some(object) = self.storage.read(key).await? else {
-            return Ok(Look::default());
+            return Ok(Problems::default());
         };
         let record: BlobRecord = match codec::decode(&object.body) {
             Ok(record) => record,
-            Err(error) => return Ok(Look::damage(error)),
+            Err(error) => return Ok(Problems::damage(error)),
         };
         if record.state == State::Dead {
-            return Ok(Look::default());
+            return Ok(Problems::default());
         }
-        let mut look = Look {
+        let mut problems = Problems {
             damage: self.record_problems(&digest, &generation, &record).await?,
-            ..Look::default()
+            ..Problems::default()
         };
-        if look.damage.is_empty() && self.deep {
-            look.hashed_bytes = record.facts.size;
-            look.damage
-                .extend(self.bytes_problem(&generation, &record).await?);
+        if problems.damage.is_empty() && self.deep {
+            problems.hashed_bytes = record.facts.size;
+            problems
+                .damage
+                .extend(self.content_problem(&generation, &record).await?);
         }
-        Ok(look)
+        Ok(problems)
     }
 
     async fn record_problems(
@@ -93,7 +96,7 @@ impl Checker {
     ) -> Result<Vec<String>, StorageError> {
         let mut problems = Vec::new();
         if record.facts.digest != *digest {
-            problems.push(format!("it is the record of {}", record.facts.digest));
+            problems.push(format!("the record belongs to {}", record.facts.digest));
         }
         let bytes = record
             .segments
@@ -101,7 +104,7 @@ impl Checker {
             .try_fold(0_u64, |sum, segment| sum.checked_add(segment.size));
         if bytes != Some(record.facts.size) {
             problems.push(format!(
-                "its segments do not have the {} bytes of the blob",
+                "the sizes of its segments do not add up to {} bytes",
                 record.facts.size
             ));
         }
@@ -120,13 +123,13 @@ impl Checker {
                 )),
             }
         }
-        if !self.table_proves(generation, record).await? {
-            problems.push("its chunk table is missing or does not lead to the root".to_owned());
+        if !self.has_valid_table(generation, record).await? {
+            problems.push("its chunk table is missing or does not match its root".to_owned());
         }
         Ok(problems)
     }
 
-    async fn table_proves(
+    async fn has_valid_table(
         &self,
         generation: &Generation,
         record: &BlobRecord,
@@ -134,23 +137,23 @@ impl Checker {
         let Some(geometry) = record.facts.geometry() else {
             return Ok(false);
         };
-        let proves = |table: &ChunkTable| table.proves(&geometry, &record.facts.root);
+        let is_valid = |table: &ChunkTable| table.proves(&geometry, &record.facts.root);
         Ok(match &record.table {
             TableAt::Nowhere => geometry.is_single_chunk(),
-            TableAt::Here(table) => proves(table),
+            TableAt::Here(table) => is_valid(table),
             TableAt::Object { nonce } => match self
                 .storage
                 .read(&layout::segment(generation, *nonce))
                 .await?
             {
-                Some(object) => codec::decode(&object.body).is_ok_and(|table| proves(&table)),
+                Some(object) => codec::decode(&object.body).is_ok_and(|table| is_valid(&table)),
                 None => false,
             },
         })
     }
 
-    /// Reads all bytes, and compares them with the digest and with the root of the tree.
-    async fn bytes_problem(
+    /// Hashes all bytes, and compares them with the digest and the root of the tree.
+    async fn content_problem(
         &self,
         generation: &Generation,
         record: &BlobRecord,
@@ -170,15 +173,16 @@ impl Checker {
         let (digest, tree) = hashed.await?;
         let computed = digest.finish();
         if computed != facts.digest {
-            return Ok(Some(format!("its bytes have the digest {computed}")));
+            return Ok(Some(format!("its content has the digest {computed}")));
         }
         let root = tree.finish().root;
-        Ok((root != facts.root).then(|| "its bytes do not have the root of its record".to_owned()))
+        Ok((root != facts.root)
+            .then(|| "its content does not match the root in its record".to_owned()))
     }
 }
 
-/// The digest and the generation of `blob/<digest>/<generation>`.
-fn parse(key: &Key) -> Option<(Digest, Generation)> {
+/// Parses `blob/<digest>/<generation>`.
+fn parse_blob_key(key: &Key) -> Option<(Digest, Generation)> {
     let (digest, generation) = key.as_str().strip_prefix("blob/")?.split_once('/')?;
     Some((digest.parse().ok()?, generation.parse().ok()?))
 }

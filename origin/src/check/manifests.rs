@@ -1,170 +1,169 @@
-//! Manifests with all that they name, tags and referrers.
+//! Checks of tags, referrers, and manifests with the content that they name.
 
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{RepositoryName, Tag};
 
-use super::{Checker, Look, NO_KEY, in_repository};
+use super::{Checker, FOREIGN_KEY, Problems, parse_repository_key};
 use crate::layout;
 use crate::record::{
     ManifestRecord, MembershipRecord, Pointer, ReferrerValue, State, TOMBSTONE_LIMIT, TagValue,
 };
 use crate::storage::{Entry, Key, StorageError};
 
-/// What is known of something that another object names.
-enum Named {
-    There,
-    /// A tombstone is in its place: somebody deleted it.
+/// The state of an object that another object refers to.
+enum Target {
+    Present,
+    /// A client deleted it: its key holds a tombstone.
     Deleted,
-    /// Nothing is in its place, or nothing that can be read.
+    /// Its key does not exist, or its object is not valid.
     Missing,
 }
 
-impl Look {
-    /// What is said of an object that names something.
-    fn about(&mut self, what: impl core::fmt::Display, named: &Named) {
-        match named {
-            Named::There => {}
-            Named::Deleted => self.leftovers.push(format!("{what} was deleted")),
-            Named::Missing => self.damage.push(format!("{what} is missing")),
+impl Problems {
+    /// Adds the problem of a reference to `name`, if there is one.
+    fn add_reference(&mut self, name: impl core::fmt::Display, target: &Target) {
+        match target {
+            Target::Present => {}
+            Target::Deleted => self.leftovers.push(format!("{name} was deleted")),
+            Target::Missing => self.damage.push(format!("{name} is missing")),
         }
     }
 }
 
 impl Checker {
-    pub(super) async fn look_at_manifest(&self, key: &Key) -> Result<Look, StorageError> {
-        let Some((repository, digest)) = in_repository::<Digest>(key) else {
-            return Ok(Look::damage(NO_KEY));
+    pub(super) async fn check_manifest(&self, key: &Key) -> Result<Problems, StorageError> {
+        let Some((repository, digest)) = parse_repository_key::<Digest>(key) else {
+            return Ok(Problems::damage(FOREIGN_KEY));
         };
         let Some(object) = self.storage.read(key).await? else {
-            return Ok(Look::default());
+            return Ok(Problems::default());
         };
         let record = match ManifestRecord::of(key, &object.body) {
             Ok(record) => record,
-            Err(error) => return Ok(Look::damage(error)),
+            Err(error) => return Ok(Problems::damage(error)),
         };
         let Some((_, bytes)) = record.content else {
-            return Ok(Look::default());
+            return Ok(Problems::default());
         };
         if !digest.matches(&bytes) {
-            return Ok(Look::damage(
-                "it holds other bytes than those of its digest",
-            ));
+            return Ok(Problems::damage("its content does not match its digest"));
         }
         let manifest = match Manifest::parse(&bytes) {
             Ok(manifest) => manifest,
-            Err(error) => return Ok(Look::damage(error)),
+            Err(error) => return Ok(Problems::damage(error)),
         };
-        self.look_at_named(&repository, &digest, &manifest).await
+        self.check_references(&repository, &digest, &manifest).await
     }
 
-    async fn look_at_named(
+    async fn check_references(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
         manifest: &Manifest,
-    ) -> Result<Look, StorageError> {
-        let mut look = Look::default();
+    ) -> Result<Problems, StorageError> {
+        let mut problems = Problems::default();
         for blob in manifest.blobs() {
-            look.about(
+            problems.add_reference(
                 format_args!("blob {}", blob.digest),
-                &self.named_blob(repository, &blob.digest).await?,
+                &self.blob_target(repository, &blob.digest).await?,
             );
         }
         for child in &manifest.manifests {
-            let named = self.named_manifest(repository, &child.digest).await?;
-            look.about(format_args!("manifest {}", child.digest), &named);
+            let target = self.manifest_target(repository, &child.digest).await?;
+            problems.add_reference(format_args!("manifest {}", child.digest), &target);
         }
         if let Some(subject) = &manifest.subject {
-            // The referrer is written after the manifest, so a push that was cut short lacks it.
+            // The referrer is written after the manifest, so it is missing after an interrupted push.
             let key = layout::referrer(repository, &subject.digest, digest);
             if self.storage.read(&key).await?.is_none() {
-                look.leftovers.push(format!(
-                    "{} does not list it: its push was cut short",
+                problems.leftovers.push(format!(
+                    "not in the referrers of {}: the push was interrupted",
                     subject.digest
                 ));
             }
         }
-        Ok(look)
+        Ok(problems)
     }
 
-    async fn named_blob(
+    async fn blob_target(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-    ) -> Result<Named, StorageError> {
+    ) -> Result<Target, StorageError> {
         let Some(object) = self
             .storage
             .read(&layout::membership(repository, digest))
             .await?
         else {
-            return Ok(Named::Missing);
+            return Ok(Target::Missing);
         };
         Ok(match codec::decode::<MembershipRecord>(&object.body) {
-            Ok(claim) if claim.state == State::Dead => Named::Deleted,
-            Ok(_) => Named::There,
-            Err(_) => Named::Missing,
+            Ok(membership) if membership.state == State::Dead => Target::Deleted,
+            Ok(_) => Target::Present,
+            Err(_) => Target::Missing,
         })
     }
 
-    async fn named_manifest(
+    async fn manifest_target(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-    ) -> Result<Named, StorageError> {
+    ) -> Result<Target, StorageError> {
         let key = layout::manifest(repository, digest);
         let Some(object) = self.storage.read(&key).await? else {
-            return Ok(Named::Missing);
+            return Ok(Target::Missing);
         };
         Ok(match ManifestRecord::of(&key, &object.body) {
-            Ok(record) if record.content.is_some() => Named::There,
-            Ok(_) => Named::Deleted,
-            Err(_) => Named::Missing,
+            Ok(record) if record.content.is_some() => Target::Present,
+            Ok(_) => Target::Deleted,
+            Err(_) => Target::Missing,
         })
     }
 
-    pub(super) async fn look_at_tag(&self, entry: &Entry) -> Result<Look, StorageError> {
+    pub(super) async fn check_tag(&self, entry: &Entry) -> Result<Problems, StorageError> {
         let key = &entry.key;
-        let Some((repository, _)) = in_repository::<Tag>(key) else {
-            return Ok(Look::damage(NO_KEY));
+        let Some((repository, _)) = parse_repository_key::<Tag>(key) else {
+            return Ok(Problems::damage(FOREIGN_KEY));
         };
         let Some(object) = self.storage.read(key).await? else {
-            return Ok(Look::default());
+            return Ok(Problems::default());
         };
         let pointer = match Pointer::<TagValue>::of(key, &object.body) {
             Ok(pointer) => pointer,
-            Err(error) => return Ok(Look::damage(error)),
+            Err(error) => return Ok(Problems::damage(error)),
         };
-        let mut look = length_problem(object.body.len(), pointer.value.is_some());
+        let mut problems = check_length(object.body.len(), pointer.value.is_some());
         if let Some(TagValue { digest }) = pointer.value {
-            look.about(
+            problems.add_reference(
                 format_args!("manifest {digest}"),
-                &self.named_manifest(&repository, &digest).await?,
+                &self.manifest_target(&repository, &digest).await?,
             );
         }
-        Ok(look)
+        Ok(problems)
     }
 
-    pub(super) async fn look_at_referrer(&self, entry: &Entry) -> Result<Look, StorageError> {
+    pub(super) async fn check_referrer(&self, entry: &Entry) -> Result<Problems, StorageError> {
         let key = &entry.key;
-        let Some((repository, subject, digest)) = referrer(key) else {
-            return Ok(Look::damage(NO_KEY));
+        let Some((repository, subject, digest)) = parse_referrer_key(key) else {
+            return Ok(Problems::damage(FOREIGN_KEY));
         };
         let Some(object) = self.storage.read(key).await? else {
-            return Ok(Look::default());
+            return Ok(Problems::default());
         };
         let pointer = match Pointer::<ReferrerValue>::of(key, &object.body) {
             Ok(pointer) => pointer,
-            Err(error) => return Ok(Look::damage(error)),
+            Err(error) => return Ok(Problems::damage(error)),
         };
-        let mut look = length_problem(object.body.len(), pointer.value.is_some());
+        let mut problems = check_length(object.body.len(), pointer.value.is_some());
         let Some(ReferrerValue { descriptor }) = pointer.value else {
-            return Ok(look);
+            return Ok(problems);
         };
-        if !describes(&descriptor, &digest) {
-            look.damage
-                .push("its descriptor is not that of the manifest".to_owned());
+        if !has_digest(&descriptor, &digest) {
+            problems
+                .damage
+                .push("its descriptor does not match the manifest".to_owned());
         }
         let key = layout::manifest(&repository, &digest);
         let manifest = self.storage.read(&key).await?.and_then(|object| {
@@ -177,36 +176,41 @@ impl Checker {
                     .subject
                     .as_ref()
                     .is_some_and(|named| named.digest == subject) => {}
-            Some(_) => look
+            Some(_) => problems
                 .damage
-                .push(format!("the manifest does not refer to {subject}")),
-            None => look.about(
+                .push(format!("its manifest does not refer to {subject}")),
+            None => problems.add_reference(
                 "its manifest",
-                &self.named_manifest(&repository, &digest).await?,
+                &self.manifest_target(&repository, &digest).await?,
             ),
         }
-        Ok(look)
+        Ok(problems)
     }
 }
 
-/// A listing tells the dead from the living by their size alone.
-fn length_problem(len: usize, live: bool) -> Look {
-    if (len as u64 >= TOMBSTONE_LIMIT) == live {
-        return Look::default();
+/// Checks the length of a tag or referrer: a listing distinguishes live ones from tombstones by their
+/// length alone.
+fn check_length(len: usize, is_live: bool) -> Problems {
+    if (len as u64 >= TOMBSTONE_LIMIT) == is_live {
+        return Problems::default();
     }
-    Look::damage(format_args!(
-        "{len} bytes: a listing takes it for {}",
-        if live { "deleted" } else { "live" }
+    Problems::damage(format_args!(
+        "a listing takes its {len} bytes for {}",
+        if is_live {
+            "a tombstone"
+        } else {
+            "a live object"
+        }
     ))
 }
 
-fn describes(descriptor: &str, digest: &Digest) -> bool {
+fn has_digest(descriptor: &str, digest: &Digest) -> bool {
     let parsed: Result<serde_json::Value, _> = serde_json::from_str(descriptor);
     parsed.is_ok_and(|value| value["digest"].as_str() == Some(digest.to_string().as_str()))
 }
 
-/// The parts of `ref/<name>/_/<subject>/<digest>`.
-fn referrer(key: &Key) -> Option<(RepositoryName, Digest, Digest)> {
+/// Parses `ref/<name>/_/<subject>/<digest>`.
+fn parse_referrer_key(key: &Key) -> Option<(RepositoryName, Digest, Digest)> {
     let (repository, rest) = key.as_str().strip_prefix("ref/")?.split_once("/_/")?;
     let (subject, digest) = rest.split_once('/')?;
     Some((

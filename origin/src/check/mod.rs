@@ -1,14 +1,13 @@
-//! Looks at everything in a storage: whether what was acknowledged is whole, and what was left
-//! over.
+//! Checks whether a storage holds everything that origins acknowledged, and finds leftovers.
 //!
 //! ```text
 //! tag ---> rm ---> rb ---> blob ---> seg          upload ---> seg, blob
-//! ref ---> rm (and its subject's descriptor)      seg -------> named by the links of its upload
+//! ref ---> rm (and its subject's descriptor)      seg -------> named by the log of its upload
 //! ```
-//! Each arrow is followed from every object. Origins write what an arrow points to before what it
-//! starts from, so a check may run beside them; whatever is found wrong is looked at once more
-//! before it is told, since it may have been changed in between. Listings are read page by page and
-//! at most [`FINDINGS`] findings are kept, so memory does not grow with the storage.
+//! The check follows each arrow from every object. Origins write the target of an arrow before its
+//! source, so a check may run while they serve; a problem is checked once more before it is
+//! reported, because the object may have been written in between. Listings are read page by page
+//! and at most [`MAX_FINDINGS`] findings are kept, so memory does not grow with the storage.
 //!
 //! It must never write.
 
@@ -19,35 +18,38 @@ mod uploads;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use flotilla_common::name::RepositoryName;
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
 use crate::storage::{Entry, Key, Page, Prefix, Storage, StorageError};
 use crate::{format, layout};
 
-/// Keys of a page.
-const PAGE: usize = 1000;
-/// Objects that are looked at at once.
-const LOOKS_AT_ONCE: usize = 16;
-/// Findings of a kind that are kept; more are counted.
-const FINDINGS: usize = 1000;
+/// Keys per page of a listing.
+const PAGE_LEN: usize = 1000;
+/// Objects that are checked concurrently.
+const CONCURRENT_CHECKS: usize = 16;
+/// Findings of a kind that are kept; further ones are only counted.
+const MAX_FINDINGS: usize = 1000;
+/// The problem of a key that no origin writes.
+const FOREIGN_KEY: &str = "not a key of an origin";
 
-/// What a storage holds, and what is wrong with it.
+/// The contents of a storage, and its problems.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// Objects of each kind.
+    /// Number of objects by kind.
     pub objects: BTreeMap<&'static str, u64>,
     /// Bytes of blobs that were hashed.
     pub hashed_bytes: u64,
-    /// What was acknowledged and is not whole.
+    /// Acknowledged content that is missing or altered.
     pub damage: Findings,
-    /// What a push or a delete that was cut short left behind, or what a client took away from
-    /// under others. Harms nobody.
+    /// Harmless remains of interrupted pushes and deletes, and references to content that a client
+    /// deleted.
     pub leftovers: Findings,
 }
 
 impl Report {
-    /// Whether everything that was acknowledged is whole.
+    /// Whether all acknowledged content is complete.
     pub const fn is_sound(&self) -> bool {
         self.damage.count == 0
     }
@@ -56,7 +58,7 @@ impl Report {
 /// Findings of one kind.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Findings {
-    /// How many there are.
+    /// Number of findings.
     pub count: u64,
     /// The first 1000.
     pub shown: Vec<Finding>,
@@ -67,14 +69,14 @@ pub struct Findings {
 pub struct Finding {
     /// The object.
     pub key: String,
-    /// What about it.
+    /// The problem with it.
     pub problem: String,
 }
 
 impl Findings {
     fn add(&mut self, key: &Key, problem: String) {
         self.count += 1;
-        if self.shown.len() < FINDINGS {
+        if self.shown.len() < MAX_FINDINGS {
             self.shown.push(Finding {
                 key: key.to_string(),
                 problem,
@@ -83,54 +85,55 @@ impl Findings {
     }
 }
 
-/// Looks at everything in `storage`; with `deep` also at the bytes of every blob.
+/// Checks all objects in `storage`; with `deep`, also hashes the bytes of every blob.
 ///
 /// # Errors
-/// [`StorageError`] when the storage cannot be read: then nothing is known.
+/// [`StorageError`] if the storage cannot be read.
 pub async fn check(storage: Arc<dyn Storage>, deep: bool) -> Result<Report, StorageError> {
     let mut report = Report::default();
     let checker = Checker { storage, deep };
     if let Some(problem) = format::problem(&*checker.storage).await? {
         report.damage.add(&layout::format(), problem);
     }
-    for kind in KINDS {
-        checker.walk(kind, &mut report).await?;
+    for kind in ObjectKind::ALL {
+        checker.check_all(kind, &mut report).await?;
     }
     Ok(report)
 }
 
-/// What a key is about.
+/// The kinds of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ObjectKind {
     Tag,
     Referrer,
     Manifest,
-    Claim,
+    Membership,
     Blob,
-    Upload,
+    LogEntry,
     Segment,
 }
 
-/// From what points to what is pointed to.
-const KINDS: [Kind; 7] = [
-    Kind::Tag,
-    Kind::Referrer,
-    Kind::Manifest,
-    Kind::Claim,
-    Kind::Blob,
-    Kind::Upload,
-    Kind::Segment,
-];
+impl ObjectKind {
+    /// All kinds, sources of arrows before their targets.
+    const ALL: [Self; 7] = [
+        Self::Tag,
+        Self::Referrer,
+        Self::Manifest,
+        Self::Membership,
+        Self::Blob,
+        Self::LogEntry,
+        Self::Segment,
+    ];
 
-impl Kind {
+    /// The name of the kind in [`Report::objects`], which is part of the JSON output.
     const fn name(self) -> &'static str {
         match self {
             Self::Tag => "tags",
             Self::Referrer => "referrers",
             Self::Manifest => "manifests",
-            Self::Claim => "claims",
+            Self::Membership => "claims",
             Self::Blob => "blobs",
-            Self::Upload => "links",
+            Self::LogEntry => "links",
             Self::Segment => "segments",
         }
     }
@@ -140,31 +143,32 @@ impl Kind {
             Self::Tag => "tag/",
             Self::Referrer => "ref/",
             Self::Manifest => "rm/",
-            Self::Claim => "rb/",
+            Self::Membership => "rb/",
             Self::Blob => "blob/",
-            Self::Upload => "upload/",
+            Self::LogEntry => "upload/",
             Self::Segment => "seg/",
         }
     }
 
-    /// Links and segments are looked at together with all others of their upload.
-    fn group(self, key: &Key) -> Option<String> {
+    /// The upload of a log entry or segment: all objects of an upload are checked together, with the
+    /// first of them.
+    fn upload(self, key: &Key) -> Option<String> {
         match self {
-            Self::Upload | Self::Segment => key.as_str().split('/').nth(1).map(str::to_owned),
-            Self::Tag | Self::Referrer | Self::Manifest | Self::Claim | Self::Blob => None,
+            Self::LogEntry | Self::Segment => key.as_str().split('/').nth(1).map(str::to_owned),
+            Self::Tag | Self::Referrer | Self::Manifest | Self::Membership | Self::Blob => None,
         }
     }
 }
 
-/// What a look at an object found.
+/// The outcome of checking an object.
 #[derive(Debug, Default)]
-struct Look {
+struct Problems {
     damage: Vec<String>,
     leftovers: Vec<String>,
     hashed_bytes: u64,
 }
 
-impl Look {
+impl Problems {
     fn damage(problem: impl core::fmt::Display) -> Self {
         Self {
             damage: vec![problem.to_string()],
@@ -172,7 +176,7 @@ impl Look {
         }
     }
 
-    fn is_clean(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.damage.is_empty() && self.leftovers.is_empty()
     }
 }
@@ -183,33 +187,34 @@ struct Checker {
 }
 
 impl Checker {
-    async fn walk(&self, kind: Kind, report: &mut Report) -> Result<(), StorageError> {
+    async fn check_all(&self, kind: ObjectKind, report: &mut Report) -> Result<(), StorageError> {
         let prefix = prefix(kind.prefix())?;
-        let (mut after, mut group) = (None, None);
+        let mut after = None;
+        let mut last_upload = None;
         let mut objects = 0;
         loop {
-            let Page { entries, more } = self.storage.list(&prefix, after.as_ref(), PAGE).await?;
+            let page = self.storage.list(&prefix, after.as_ref(), PAGE_LEN).await?;
+            let Page { mut entries, more } = page;
             objects += entries.len() as u64;
             after = entries.last().map(|entry| entry.key.clone());
-            let mut wanted = entries;
-            wanted.retain(|entry| {
-                let own = kind.group(&entry.key);
-                let known = own.is_some() && own == group;
-                group = own;
-                !known
+            entries.retain(|entry| {
+                let upload = kind.upload(&entry.key);
+                let is_repeated = upload.is_some() && upload == last_upload;
+                last_upload = upload;
+                !is_repeated
             });
-            let mut looks = stream::iter(&wanted)
-                .map(|entry| async move { (entry, self.look_twice(kind, entry).await) })
-                .buffered(LOOKS_AT_ONCE);
-            while let Some((entry, look)) = looks.next().await {
-                let look = look?;
-                report.hashed_bytes += look.hashed_bytes;
-                look.damage
-                    .into_iter()
-                    .for_each(|problem| report.damage.add(&entry.key, problem));
-                look.leftovers
-                    .into_iter()
-                    .for_each(|problem| report.leftovers.add(&entry.key, problem));
+            let mut checks = stream::iter(&entries)
+                .map(|entry| async move { (entry, self.check_confirmed(kind, entry).await) })
+                .buffered(CONCURRENT_CHECKS);
+            while let Some((entry, problems)) = checks.next().await {
+                let problems = problems?;
+                report.hashed_bytes += problems.hashed_bytes;
+                for problem in problems.damage {
+                    report.damage.add(&entry.key, problem);
+                }
+                for problem in problems.leftovers {
+                    report.leftovers.add(&entry.key, problem);
+                }
             }
             if !more {
                 break;
@@ -219,25 +224,29 @@ impl Checker {
         Ok(())
     }
 
-    /// What is wrong is looked at again: it may have been written in between.
-    async fn look_twice(&self, kind: Kind, entry: &Entry) -> Result<Look, StorageError> {
-        let look = self.look(kind, entry).await?;
-        if look.is_clean() {
-            Ok(look)
+    /// Checks an object, and once more if it has problems: it may have been written in between.
+    async fn check_confirmed(
+        &self,
+        kind: ObjectKind,
+        entry: &Entry,
+    ) -> Result<Problems, StorageError> {
+        let problems = self.check(kind, entry).await?;
+        if problems.is_empty() {
+            Ok(problems)
         } else {
-            self.look(kind, entry).await
+            self.check(kind, entry).await
         }
     }
 
-    async fn look(&self, kind: Kind, entry: &Entry) -> Result<Look, StorageError> {
+    async fn check(&self, kind: ObjectKind, entry: &Entry) -> Result<Problems, StorageError> {
         match kind {
-            Kind::Tag => self.look_at_tag(entry).await,
-            Kind::Referrer => self.look_at_referrer(entry).await,
-            Kind::Manifest => self.look_at_manifest(&entry.key).await,
-            Kind::Claim => self.look_at_claim(&entry.key).await,
-            Kind::Blob => self.look_at_blob(&entry.key).await,
-            Kind::Upload => self.look_at_upload(&entry.key).await,
-            Kind::Segment => self.look_at_segments(&entry.key).await,
+            ObjectKind::Tag => self.check_tag(entry).await,
+            ObjectKind::Referrer => self.check_referrer(entry).await,
+            ObjectKind::Manifest => self.check_manifest(&entry.key).await,
+            ObjectKind::Membership => self.check_membership(&entry.key).await,
+            ObjectKind::Blob => self.check_blob(&entry.key).await,
+            ObjectKind::LogEntry => self.check_upload(&entry.key).await,
+            ObjectKind::Segment => self.check_segments(&entry.key).await,
         }
     }
 }
@@ -246,14 +255,9 @@ fn prefix(text: &str) -> Result<Prefix, StorageError> {
     Prefix::new(text).map_err(|error| StorageError::unavailable("list objects", text, error))
 }
 
-/// The repository and the rest of `kind/<name>/_/<rest>`, each as what it should be.
-fn in_repository<R: core::str::FromStr>(
-    key: &Key,
-) -> Option<(flotilla_common::name::RepositoryName, R)> {
+/// Parses `<kind>/<name>/_/<rest>` into the repository and the rest.
+fn parse_repository_key<R: core::str::FromStr>(key: &Key) -> Option<(RepositoryName, R)> {
     let (_, named) = key.as_str().split_once('/')?;
     let (repository, rest) = named.split_once("/_/")?;
     Some((repository.parse().ok()?, rest.parse().ok()?))
 }
-
-/// What is said of a key that no origin writes.
-const NO_KEY: &str = "the key is none that an origin writes";

@@ -1,109 +1,103 @@
-//! Chains of uploads from their first link to their last, and segments that no link names.
+//! Checks of upload logs, from their first entry to their last, and of segments that no entry names.
 
 use std::collections::BTreeMap;
 
 use flotilla_common::codec;
 
-use super::{Checker, Look, NO_KEY, PAGE};
+use super::{Checker, FOREIGN_KEY, PAGE_LEN, Problems};
 use crate::layout;
 use crate::record::{BlobRecord, Segment, TableAt};
 use crate::storage::{Key, StorageError};
-use crate::upload::chain::{Chain, Next};
 use crate::upload::id::Generation;
-use crate::upload::link::{Act, Link};
+use crate::upload::log::{LogState, UploadLog};
+use crate::upload::log_entry::{EntryKind, LogEntry};
 
-/// An upload's links, read in order.
+/// An upload log that is read from its first entry.
 #[derive(Default)]
-struct Links {
-    /// How many there are.
-    count: u64,
+struct LogReplay {
     problems: Vec<String>,
-    /// Where the next one would be.
+    /// The offset of the next entry.
     end: u64,
     segments: Vec<Segment>,
-    ending: Ending,
+    outcome: UploadOutcome,
+    /// Offset and segments of the last entry that listed all segments.
+    base: (u64, Vec<Segment>),
 }
 
-/// What became of the upload.
 #[derive(Default)]
-enum Ending {
+enum UploadOutcome {
     #[default]
     Open,
-    Finished(Box<Link>),
+    Finished(Box<LogEntry>),
     Cancelled,
 }
 
-impl Links {
-    /// Follows one link. `base` is the last that named all segments before it.
-    fn follow(
-        &mut self,
-        offset: u64,
-        link: Link,
-        base: &mut (u64, Vec<Segment>),
-    ) -> Result<(), &'static str> {
-        self.count += 1;
-        if !matches!(self.ending, Ending::Open) {
-            return Err("there are links after the one that ended it");
+impl LogReplay {
+    /// Applies the entry at `offset`.
+    fn apply(&mut self, offset: u64, entry: LogEntry) -> Result<(), &'static str> {
+        if !matches!(self.outcome, UploadOutcome::Open) {
+            return Err("there are log entries after the one that ended the upload");
         }
         if offset != self.end {
-            return Err("a link does not begin where the one before ended");
+            return Err("a log entry does not begin at the end of the one before");
         }
-        let before = match link.base {
+        let base_segments = match entry.base {
             None => Vec::new(),
-            Some(named) if named == base.0 => base.1.clone(),
-            Some(_) => return Err("a link builds upon one that does not name all segments"),
+            Some(base) if base == self.base.0 => self.base.1.clone(),
+            Some(_) => return Err("a log entry refers to a base entry that does not exist"),
         };
-        let names_all = link.base.is_none();
-        match Chain::after(offset, link, &before).map_err(|_| "a link does not fit its place")? {
-            Next::Open(chain) => {
-                self.end = chain.end();
-                self.segments = chain.segments().to_vec();
-                if names_all {
-                    *base = (offset, self.segments.clone());
+        let lists_all = entry.base.is_none();
+        let state = UploadLog::after(offset, entry, &base_segments)
+            .map_err(|_| "a log entry contradicts its offset or its base entry")?;
+        match state {
+            LogState::Open(log) => {
+                self.end = log.end();
+                self.segments = log.segments().to_vec();
+                if lists_all {
+                    self.base = (offset, self.segments.clone());
                 }
             }
-            Next::Finished(link) => {
-                self.segments = link.segments.clone();
-                self.ending = Ending::Finished(Box::new(link));
+            LogState::Finished(entry) => {
+                self.segments = entry.segments.clone();
+                self.outcome = UploadOutcome::Finished(Box::new(entry));
             }
-            Next::Cancelled => self.ending = Ending::Cancelled,
+            LogState::Cancelled => self.outcome = UploadOutcome::Cancelled,
         }
         Ok(())
     }
 
-    /// Whether a data object belongs to it.
-    fn names(&self, nonce: u128) -> bool {
-        let table = match &self.ending {
-            Ending::Finished(link) => match link.act {
-                Act::Finish {
+    /// Whether the upload refers to the data object with this nonce.
+    fn refers_to(&self, nonce: u128) -> bool {
+        let table = match &self.outcome {
+            UploadOutcome::Finished(entry) => match entry.kind {
+                EntryKind::Finish {
                     table: TableAt::Object { nonce },
                     ..
                 } => Some(nonce),
                 _ => None,
             },
-            Ending::Cancelled => return false,
-            Ending::Open => None,
+            UploadOutcome::Cancelled => return false,
+            UploadOutcome::Open => None,
         };
         table == Some(nonce) || self.segments.iter().any(|segment| segment.nonce == nonce)
     }
 }
 
 impl Checker {
-    /// All data objects of an upload, and of the blob that it became, with their sizes.
+    /// Lists the data objects of an upload, and of the blob that it became: sizes by nonce.
     pub(super) async fn segments(
         &self,
         upload: &Generation,
     ) -> Result<BTreeMap<u128, u64>, StorageError> {
-        let (prefix, mut sizes, mut after) = (layout::segments(upload), BTreeMap::new(), None);
+        let prefix = layout::segments(upload);
+        let mut sizes = BTreeMap::new();
+        let mut after = None;
         loop {
-            let page = self.storage.list(&prefix, after.as_ref(), PAGE).await?;
-            let sized = page.entries.iter().filter_map(|entry| {
-                Some((
-                    u128::from_str_radix(entry.key.last_segment(), 16).ok()?,
-                    entry.size,
-                ))
-            });
-            sizes.extend(sized);
+            let page = self.storage.list(&prefix, after.as_ref(), PAGE_LEN).await?;
+            sizes.extend(page.entries.iter().filter_map(|entry| {
+                let nonce = u128::from_str_radix(entry.key.last_segment(), 16).ok()?;
+                Some((nonce, entry.size))
+            }));
             if !page.more {
                 return Ok(sizes);
             }
@@ -111,112 +105,110 @@ impl Checker {
         }
     }
 
-    async fn links(&self, upload: &Generation) -> Result<Links, StorageError> {
-        let (prefix, mut links, mut after) = (layout::links(upload), Links::default(), None);
-        let mut base = (0, Vec::new());
+    async fn replay_log(&self, upload: &Generation) -> Result<LogReplay, StorageError> {
+        let prefix = layout::log_entries(upload);
+        let mut replay = LogReplay::default();
+        let mut after = None;
         loop {
-            let page = self.storage.list(&prefix, after.as_ref(), PAGE).await?;
+            let page = self.storage.list(&prefix, after.as_ref(), PAGE_LEN).await?;
             for entry in &page.entries {
                 let Some(object) = self.storage.read(&entry.key).await? else {
                     continue;
                 };
-                let followed = match (offset(&entry.key), codec::decode::<Link>(&object.body)) {
-                    (Some(offset), Ok(link)) => {
-                        links.follow(offset, link, &mut base).map_err(str::to_owned)
-                    }
-                    (None, _) => Err(NO_KEY.to_owned()),
+                let offset = offset_of(&entry.key);
+                let applied = match (offset, codec::decode::<LogEntry>(&object.body)) {
+                    (Some(offset), Ok(entry)) => replay.apply(offset, entry).map_err(str::to_owned),
+                    (None, _) => Err(FOREIGN_KEY.to_owned()),
                     (_, Err(error)) => Err(format!("{}: {error}", entry.key)),
                 };
-                links.problems.extend(followed.err());
+                replay.problems.extend(applied.err());
             }
             if !page.more {
-                return Ok(links);
+                return Ok(replay);
             }
             after = page.entries.into_iter().next_back().map(|entry| entry.key);
         }
     }
 
-    /// `key` is the first link of the upload.
-    pub(super) async fn look_at_upload(&self, key: &Key) -> Result<Look, StorageError> {
+    /// Checks the upload whose first log entry is `key`.
+    pub(super) async fn check_upload(&self, key: &Key) -> Result<Problems, StorageError> {
         let Some(upload) = upload_of(key) else {
-            return Ok(Look::damage(NO_KEY));
+            return Ok(Problems::damage(FOREIGN_KEY));
         };
-        let links = self.links(&upload).await?;
-        let mut look = Look {
-            damage: links.problems,
-            ..Look::default()
+        let replay = self.replay_log(&upload).await?;
+        let mut problems = Problems {
+            damage: replay.problems,
+            ..Problems::default()
         };
-        match links.ending {
-            Ending::Cancelled => {}
-            Ending::Finished(link) => self.look_at_finish(&upload, &link, &mut look).await?,
-            Ending::Open => {
+        match replay.outcome {
+            UploadOutcome::Cancelled => {}
+            UploadOutcome::Finished(entry) => {
+                self.check_finish(&upload, &entry, &mut problems).await?;
+            }
+            UploadOutcome::Open => {
                 let present = self.segments(&upload).await?;
-                let lost = links
+                let lost = replay
                     .segments
                     .iter()
                     .filter(|segment| present.get(&segment.nonce) != Some(&segment.size));
-                look.damage.extend(lost.map(|segment| {
-                    format!(
-                        "segment {} is not there as acknowledged",
-                        layout::segment(&upload, segment.nonce)
-                    )
+                problems.damage.extend(lost.map(|segment| {
+                    let key = layout::segment(&upload, segment.nonce);
+                    format!("segment {key} is missing or has another size")
                 }));
-                look.leftovers.push(format!(
-                    "an upload of {} bytes so far that is not finished",
-                    links.end
+                problems.leftovers.push(format!(
+                    "unfinished upload with {} bytes so far",
+                    replay.end
                 ));
             }
         }
-        Ok(look)
+        Ok(problems)
     }
 
-    async fn look_at_finish(
+    async fn check_finish(
         &self,
         upload: &Generation,
-        link: &Link,
-        look: &mut Look,
+        entry: &LogEntry,
+        problems: &mut Problems,
     ) -> Result<(), StorageError> {
-        let Some(expected) = link.record(0) else {
+        let Some(expected) = entry.record(0) else {
             return Ok(());
         };
         let key = layout::blob(&expected.facts.digest, upload);
         match self.storage.read(&key).await? {
-            // Its client was not told that it is done, and is when it asks again.
-            None => look.leftovers.push(format!(
-                "{key} is still to be written: its push was cut short"
+            // The push was not acknowledged. If the client repeats it, the record is written.
+            None => problems.leftovers.push(format!(
+                "record {key} is not written: the push was interrupted"
             )),
             Some(object) => {
-                let same = codec::decode::<BlobRecord>(&object.body).is_ok_and(|record| {
+                let is_same = codec::decode::<BlobRecord>(&object.body).is_ok_and(|record| {
                     record.facts == expected.facts && record.segments == expected.segments
                 });
-                if !same {
-                    look.damage
-                        .push(format!("{key} is not what the upload was finished as"));
+                if !is_same {
+                    let problem = format!("record {key} differs from the finish entry");
+                    problems.damage.push(problem);
                 }
             }
         }
         Ok(())
     }
 
-    /// `key` is the first data object of the upload.
-    pub(super) async fn look_at_segments(&self, key: &Key) -> Result<Look, StorageError> {
+    /// Checks the segments of the upload whose first data object is `key`.
+    pub(super) async fn check_segments(&self, key: &Key) -> Result<Problems, StorageError> {
         let Some(upload) = upload_of(key) else {
-            return Ok(Look::damage(NO_KEY));
+            return Ok(Problems::damage(FOREIGN_KEY));
         };
         let present = self.segments(&upload).await?;
-        let links = self.links(&upload).await?;
-        let nameless = present
+        let replay = self.replay_log(&upload).await?;
+        let unreferenced = present
             .into_iter()
-            .filter(|(nonce, _)| !links.names(*nonce));
-        let leftovers = nameless.map(|(nonce, size)| {
-            format!(
-                "{} of {size} bytes is named by nothing",
-                layout::segment(&upload, nonce)
-            )
+            .filter(|(nonce, _)| !replay.refers_to(*nonce));
+        let leftovers = unreferenced.map(|(nonce, size)| {
+            let key = layout::segment(&upload, nonce);
+            format!("unreferenced segment {key} with {size} bytes")
         });
-        Ok(Look {
+        Ok(Problems {
             leftovers: leftovers.collect(),
-            ..Look::default()
+            ..Problems::default()
         })
     }
 }
@@ -226,6 +218,6 @@ fn upload_of(key: &Key) -> Option<Generation> {
     key.as_str().split('/').nth(1)?.parse().ok()
 }
 
-fn offset(key: &Key) -> Option<u64> {
+fn offset_of(key: &Key) -> Option<u64> {
     u64::from_str_radix(key.last_segment(), 16).ok()
 }

@@ -233,12 +233,12 @@ fn cuts(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upload::id::Signer;
+    use crate::upload::id::UploadIdSigner;
 
     #[test]
     fn a_range_touches_only_the_segments_that_it_needs() {
         let repository: RepositoryName = "app".parse().expect("a name");
-        let generation = Signer::new([0; 32]).begin(&repository, 1, false).id;
+        let generation = UploadIdSigner::new([0; 32]).issue(&repository, 1, false).id;
         let segments = [3, 5, 2].map(|size| Segment {
             nonce: size.into(),
             size,

@@ -35,7 +35,7 @@ use crate::layout;
 use crate::replicas::{Changed, Invalidator};
 use crate::stall_budget::StallBudget;
 use crate::storage::{Key, Storage, StorageError, Version};
-use crate::upload::id::{Generation, Signer};
+use crate::upload::id::{Generation, UploadIdSigner};
 use crate::upload::receive::BATCH_LEN;
 
 pub(crate) use blobs::{Blob, Need};
@@ -59,7 +59,7 @@ pub(crate) struct Registry {
     clock: Clock,
     stamps: HybridClock,
     seal_key: SealKey,
-    signer: Signer,
+    signer: UploadIdSigner,
     batches: BufferPool,
     sessions: moka::sync::Cache<Generation, Arc<sessions::Session>>,
     memberships: Cache<BlobKey, Membership>,
@@ -100,7 +100,7 @@ impl Registry {
             clock,
             stamps: HybridClock::new(clock, seal_key.issuer().clone()),
             seal_key,
-            signer: Signer::new(format.upload_secret),
+            signer: UploadIdSigner::new(format.upload_secret),
             batches: BufferPool::new(BATCH_LEN, limits.upload_buffers.0),
             sessions: moka::sync::Cache::builder()
                 .max_capacity(other)

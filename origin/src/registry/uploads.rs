@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! POST                    nothing is written: the id is signed
-//! PATCH    segment -> data link at the end so far            lost: drop the segment, 416
-//! PUT      [segment ->] finish link at the end -> record -> claim
-//! DELETE   cancel link at the end
+//! PATCH    segment -> datan entry at the end so far            lost: drop the segment, 416
+//! PUT      [segment ->] finish entry at the end -> record -> claim
+//! DELETE   cancel entry at the end
 //! ```
-//! A replica that made the last link has the hashes in memory; another one reads that link, which
+//! A replica that made the last entry has the hashes in memory; another one reads that entry, which
 //! the Location names, and the bytes after its last whole part. All that memory holds may be lost
 //! or out of date: claims find out.
 
@@ -29,13 +29,13 @@ use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{EMBEDDED_VALUES, Segment, TableAt, decode, encode};
 use crate::storage::StorageError;
-use crate::upload::chain::{Chain, Next};
 use crate::upload::hash::Hashes;
-use crate::upload::id::{Generation, Ticket};
-use crate::upload::link::{Act, Link};
-use crate::upload::receive::{Bounds, Received, drop_segments, receive};
+use crate::upload::id::{Generation, UploadTicket};
+use crate::upload::log::{LogState, UploadLog};
+use crate::upload::log_entry::{EntryKind, LogEntry};
+use crate::upload::receive::{ReceiveLimits, Received, drop_segments, receive};
 
-/// How often a cancel follows a chain that grows under it.
+/// How often a cancel follows an upload log that grows concurrently.
 const CANCEL_TRIES: u32 = 8;
 
 /// A request's body.
@@ -56,8 +56,8 @@ impl core::fmt::Debug for Body {
     }
 }
 
-/// What a Location says of its upload: the offset of its last link when it was written, none for no
-/// link yet.
+/// What a Location says of its upload: the offset of its last entry when it was written, none for no
+/// entry yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Known {
     pub(crate) last: Option<u64>,
@@ -80,12 +80,12 @@ impl Registry {
         &self,
         repository: &RepositoryName,
         hash_sha512: bool,
-    ) -> (Ticket, Progress) {
+    ) -> (UploadTicket, Progress) {
         let expires = self
             .clock
             .unix_seconds()
             .saturating_add(self.limits.upload_lifetime.as_secs());
-        let ticket = self.signer.begin(repository, expires, hash_sha512);
+        let ticket = self.signer.issue(repository, expires, hash_sha512);
         (ticket, Session::new(ticket).progress(ticket.id))
     }
 
@@ -94,15 +94,15 @@ impl Registry {
         &self,
         repository: &RepositoryName,
         id: &str,
-    ) -> Result<Ticket, RegistryError> {
-        let ticket = self.signer.check(repository, id, self.clock.unix_seconds());
+    ) -> Result<UploadTicket, RegistryError> {
+        let ticket = self.signer.verify(repository, id, self.clock.unix_seconds());
         ticket.map_err(|_| RegistryError::UploadUnknown)
     }
 
     /// Adds a body to an upload.
     pub(crate) async fn append(
         &self,
-        ticket: Ticket,
+        ticket: UploadTicket,
         known: Option<Known>,
         body: Body,
     ) -> Result<Progress, RegistryError> {
@@ -113,31 +113,27 @@ impl Registry {
         if segments.is_empty() {
             return Ok(session.progress(ticket.id));
         }
-        let link = session.chain.data(&segments, hashes.midstates(), nonce());
-        match self
-            .claim_offset(ticket, session.chain.end(), &link)
-            .await?
-        {
+        let entry = session
+            .log
+            .data_entry(&segments, hashes.midstates(), nonce());
+        match self.claim_offset(ticket, session.log.end(), &entry).await? {
             None => {
-                let before = if link.base.is_some() {
-                    session.chain.base_segments()
+                let before = if entry.base.is_some() {
+                    session.log.base_segments()
                 } else {
                     &[]
                 };
-                let next = Chain::after(session.chain.end(), link, before);
-                let Ok(Next::Open(chain)) = next else {
+                let next = UploadLog::after(session.log.end(), entry, before);
+                let Ok(LogState::Open(log)) = next else {
                     return Err(RegistryError::UploadUnknown);
                 };
-                let session = Arc::new(Session { chain, hashes });
+                let session = Arc::new(Session { log, hashes });
                 self.sessions.insert(ticket.id, Arc::clone(&session));
                 Ok(session.progress(ticket.id))
             }
             Some(_) => {
                 drop_segments(&*self.storage, &ticket.id, &segments).await;
-                let session = self
-                    .latest(ticket, Some(session.chain.end()))
-                    .await?
-                    .open()?;
+                let session = self.latest(ticket, Some(session.log.end())).await?.open()?;
                 Err(RegistryError::Offset(session.progress(ticket.id)))
             }
         }
@@ -147,7 +143,7 @@ impl Registry {
     pub(crate) async fn finish(
         &self,
         repository: &RepositoryName,
-        ticket: Ticket,
+        ticket: UploadTicket,
         known: Option<Known>,
         digest: Digest,
         body: Body,
@@ -155,8 +151,8 @@ impl Registry {
         let upload = self.upload(ticket, known).await?;
         let session = match self.expecting(ticket, upload, body.offset).await? {
             Upload::Open(session) => session,
-            Upload::Finished(link) => {
-                return self.complete(repository, ticket, &link, digest).await;
+            Upload::Finished(entry) => {
+                return self.complete(repository, ticket, &entry, digest).await;
             }
             Upload::Cancelled => return Err(RegistryError::UploadUnknown),
         };
@@ -168,30 +164,24 @@ impl Registry {
         {
             Ok(identified) => identified,
             Err(error) => {
-                // No link was tried, so nobody can know these segments.
+                // No entry was tried, so nobody can know these segments.
                 drop_segments(&*self.storage, &ticket.id, &segments).await;
                 return Err(error);
             }
         };
-        let link = session.chain.finish(&segments, facts, table, nonce());
-        let Some(winner) = self
-            .claim_offset(ticket, session.chain.end(), &link)
-            .await?
-        else {
+        let entry = session.log.finish_entry(&segments, facts, table, nonce());
+        let Some(winner) = self.claim_offset(ticket, session.log.end(), &entry).await? else {
             self.sessions.invalidate(&ticket.id);
-            return self.complete(repository, ticket, &link, digest).await;
+            return self.complete(repository, ticket, &entry, digest).await;
         };
         let mut mine = segments;
-        mine.extend(table_object(&link));
+        mine.extend(table_object(&entry));
         drop_segments(&*self.storage, &ticket.id, &mine).await;
-        match winner.act {
-            Act::Finish { .. } => self.complete(repository, ticket, &winner, digest).await,
-            Act::Cancel => Err(RegistryError::UploadUnknown),
-            Act::Data { .. } => {
-                let session = self
-                    .latest(ticket, Some(session.chain.end()))
-                    .await?
-                    .open()?;
+        match winner.kind {
+            EntryKind::Finish { .. } => self.complete(repository, ticket, &winner, digest).await,
+            EntryKind::Cancel => Err(RegistryError::UploadUnknown),
+            EntryKind::Data { .. } => {
+                let session = self.latest(ticket, Some(session.log.end())).await?.open()?;
                 Err(RegistryError::Offset(session.progress(ticket.id)))
             }
         }
@@ -200,15 +190,15 @@ impl Registry {
     /// Gives an upload up.
     pub(crate) async fn cancel(
         &self,
-        ticket: Ticket,
+        ticket: UploadTicket,
         known: Option<Known>,
     ) -> Result<(), RegistryError> {
         let mut upload = self.upload(ticket, known).await?;
         for _ in 0..CANCEL_TRIES {
             let session = upload.open()?;
-            let end = session.chain.end();
+            let end = session.log.end();
             let won = self
-                .claim_offset(ticket, end, &session.chain.cancel(nonce()))
+                .claim_offset(ticket, end, &session.log.cancel_entry(nonce()))
                 .await?
                 .is_none();
             self.sessions.invalidate(&ticket.id);
@@ -223,7 +213,7 @@ impl Registry {
     /// How far an upload is, looked up in storage.
     pub(crate) async fn progress(
         &self,
-        ticket: Ticket,
+        ticket: UploadTicket,
         known: Option<Known>,
     ) -> Result<Progress, RegistryError> {
         let upload = self
@@ -234,39 +224,40 @@ impl Registry {
 
     async fn receive(
         &self,
-        ticket: Ticket,
+        ticket: UploadTicket,
         body: Body,
         hashes: Hashes,
     ) -> Result<Received, RegistryError> {
-        let bounds = Bounds {
+        let limits = ReceiveLimits {
             batches: self.batches.clone(),
             stall: self.limits.stall_timeout,
             segment_len: self.limits.segment_len.0,
             expected: body.len,
         };
-        Ok(receive(&*self.storage, &ticket.id, body.bytes, hashes, &bounds).await?)
+        Ok(receive(&*self.storage, &ticket.id, body.bytes, hashes, &limits).await?)
     }
 
-    /// Creates a link. `None` if it is there, otherwise the one that is.
+    /// Creates an entry. `None` if it is there, otherwise the one that is.
     async fn claim_offset(
         &self,
-        ticket: Ticket,
+        ticket: UploadTicket,
         offset: u64,
-        link: &Link,
-    ) -> Result<Option<Link>, RegistryError> {
-        let key = layout::link(&ticket.id, offset);
+        entry: &LogEntry,
+    ) -> Result<Option<LogEntry>, RegistryError> {
+        let key = layout::log_entry(&ticket.id, offset);
         match self
-            .write_if_unchanged(&key, None, encode(&key, link)?.into())
+            .write_if_unchanged(&key, None, encode(&key, entry)?.into())
             .await
         {
             Ok(WriteOutcome::Written) => Ok(None),
             Ok(WriteOutcome::Lost(present)) => {
                 self.sessions.invalidate(&ticket.id);
-                let present = present.ok_or_else(|| StorageError::missing("read link", &key))?;
+                let present =
+                    present.ok_or_else(|| StorageError::missing("read upload log entry", &key))?;
                 Ok(Some(decode(&key, &present.body)?))
             }
             Err(error) => {
-                // The link may be there or come later: its segments stay.
+                // The entry may be there or come later: its segments stay.
                 self.sessions.invalidate(&ticket.id);
                 Err(error.into())
             }
@@ -276,7 +267,7 @@ impl Registry {
     /// Checks the digest, and tells what the record will say.
     async fn identify(
         &self,
-        ticket: Ticket,
+        ticket: UploadTicket,
         session: &Session,
         arrived: &[Segment],
         hashes: Hashes,
@@ -314,13 +305,13 @@ impl Registry {
     /// more.
     async fn hash_again(
         &self,
-        ticket: Ticket,
+        ticket: UploadTicket,
         session: &Session,
         arrived: &[Segment],
         digest: Digest,
     ) -> Result<Digest, RegistryError> {
         let segments: Vec<_> = session
-            .chain
+            .log
             .segments()
             .iter()
             .chain(arrived)
@@ -344,7 +335,7 @@ impl Registry {
 
     async fn write_table(
         &self,
-        ticket: Ticket,
+        ticket: UploadTicket,
         table: &ChunkTable,
     ) -> Result<TableAt, RegistryError> {
         let nonce = nonce();
@@ -355,15 +346,15 @@ impl Registry {
         Ok(TableAt::Object { nonce })
     }
 
-    /// The record and the claim of a finish link, which may be another's.
+    /// The record and the claim of a finish entry, which may be another's.
     async fn complete(
         &self,
         repository: &RepositoryName,
-        ticket: Ticket,
-        link: &Link,
+        ticket: UploadTicket,
+        entry: &LogEntry,
         digest: Digest,
     ) -> Result<(), RegistryError> {
-        let record = link.record(nonce()).ok_or(RegistryError::UploadUnknown)?;
+        let record = entry.record(nonce()).ok_or(RegistryError::UploadUnknown)?;
         if record.facts.digest != digest {
             let reason = format!("the upload was finished as {}", record.facts.digest);
             return Err(RegistryError::DigestInvalid(reason));
@@ -373,10 +364,10 @@ impl Registry {
     }
 }
 
-/// The object of a finish link's table, if it has one.
-fn table_object(link: &Link) -> Option<Segment> {
-    match link.act {
-        Act::Finish {
+/// The object of a finish entry's table, if it has one.
+fn table_object(entry: &LogEntry) -> Option<Segment> {
+    match entry.kind {
+        EntryKind::Finish {
             table: TableAt::Object { nonce },
             ..
         } => Some(Segment { nonce, size: 0 }),

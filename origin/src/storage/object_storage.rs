@@ -178,7 +178,7 @@ impl Storage for ObjectStorage {
         }
         let expected = range.end - range.start;
         let options = GetOptions {
-            range: Some(GetRange::TimeoutStorage(range)),
+            range: Some(GetRange::Bounded(range)),
             ..GetOptions::default()
         };
         let path = self.client.path(ACTION, key)?;

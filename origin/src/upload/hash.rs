@@ -1,11 +1,11 @@
-//! The hashes of an upload's bytes: sha256 and the BLAKE3 tree always, sha512 when it was
-//! announced.
+//! Hashing of an upload's bytes: always sha256 and the BLAKE3 tree, and sha512 if the client
+//! announced it.
 
 use bincode::{Decode, Encode};
 use flotilla_common::digest::{Algorithm, Digest, DigestHasher};
 use flotilla_common::tree::{Tree, TreeHasher, TreeState};
 
-/// Hashers of all bytes so far.
+/// The hashers of all bytes so far.
 #[derive(Clone, Debug)]
 pub(crate) struct Hashes {
     sha256: DigestHasher,
@@ -13,25 +13,25 @@ pub(crate) struct Hashes {
     tree: TreeHasher,
 }
 
-/// The hashers' states, as a link stores them.
+/// The states of the hashers, as a log entry stores them.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Midstates {
     sha256: Vec<u8>,
     sha512: Option<Vec<u8>>,
-    /// Covers whole parts only: who takes it up reads the bytes after them again.
+    /// Covers whole parts only; resuming requires the bytes after them.
     tree: TreeState,
 }
 
 impl Midstates {
-    /// Bytes that the tree's state covers.
+    /// Number of bytes that the tree's state covers.
     pub(crate) fn covered(&self) -> u64 {
         self.tree.covered()
     }
 }
 
-/// Stored states that are none.
+/// The stored states are not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("malformed midstates of an upload")]
+#[error("invalid hash midstates of an upload")]
 pub(crate) struct BadMidstates;
 
 impl Hashes {
@@ -43,8 +43,8 @@ impl Hashes {
         }
     }
 
-    /// Takes the next bytes: a third of a millisecond for each MiB, so not on a thread that serves
-    /// sockets.
+    /// Hashes the next bytes. Takes about a third of a millisecond per MiB, so it must not run on a
+    /// thread that serves sockets.
     pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.sha256.update(bytes);
         if let Some(sha512) = &mut self.sha512 {
@@ -53,7 +53,7 @@ impl Hashes {
         self.tree.update(bytes);
     }
 
-    /// What a link stores.
+    /// The states for a log entry.
     pub(crate) fn midstates(&self) -> Midstates {
         let sha512 = self.sha512.as_ref().map(DigestHasher::midstate);
         Midstates {
@@ -63,8 +63,7 @@ impl Hashes {
         }
     }
 
-    /// The hashers after the bytes of a link; `tail` are those that the tree's state does not
-    /// cover.
+    /// Restores the hashers. `tail` are the bytes after those that the tree's state covers.
     pub(crate) fn resume(midstates: Midstates, tail: &[u8]) -> Result<Self, BadMidstates> {
         let hasher = |algorithm, state: &[u8]| {
             DigestHasher::from_midstate(algorithm, state).map_err(|_| BadMidstates)
@@ -81,7 +80,7 @@ impl Hashes {
         })
     }
 
-    /// The digest under `algorithm` and the tree; no digest if the algorithm was not announced.
+    /// The digest and the tree; no digest if `algorithm` was not announced.
     pub(crate) fn finish(self, algorithm: Algorithm) -> (Option<Digest>, Tree) {
         let hasher = match algorithm {
             Algorithm::Sha256 => Some(self.sha256),
@@ -98,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_replica_goes_on_wherever_a_link_ends() {
+    fn hashing_resumes_at_any_offset() {
         let part = PART_SIZE as usize;
         let bytes: Vec<u8> = (0..3 * part + 9).map(|index| (index % 251) as u8).collect();
         let mut whole = Hashes::new(true);
@@ -118,7 +117,7 @@ mod tests {
             first.update(&bytes[..cut]);
             let midstates = first.midstates();
             let covered = midstates.covered() as usize;
-            assert!(cut - covered <= part, "a tail of {} bytes", cut - covered);
+            assert!(cut - covered <= part, "tail of {} bytes", cut - covered);
             let mut second =
                 Hashes::resume(midstates, &bytes[covered..cut]).expect("own midstates");
             second.update(&bytes[cut..]);
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_of_exactly_one_part_is_finished_by_another_replica() {
+    fn hashing_resumes_after_exactly_one_part() {
         let bytes = vec![7; PART_SIZE as usize];
         let mut first = Hashes::new(false);
         first.update(&bytes);

@@ -1,12 +1,12 @@
-//! Upload ids: signed and dated, so that beginning an upload writes nothing and any replica knows
-//! its own kind.
+//! Upload ids. They are signed and carry their expiry, so that beginning an upload writes nothing
+//! and any replica can verify an id.
 //!
 //! ```text
 //! id = hex( flags 1 | expiry 8 | random 15 | mac 16 )      mac = SHA-256(secret | SHA-256(repository) | the first 24)
 //! ```
-//! The lengths are fixed, so the plain hash is a sound MAC. An id is valid within one repository.
-//! It also is the generation of the blob that the upload finishes: every attempt to finish writes
-//! the same record.
+//! All lengths are fixed, so a plain hash of secret and message is a sound MAC (there is no length
+//! extension). An id is valid within one repository. It is also the generation of the blob that the
+//! upload becomes, so every attempt to finish writes the same record.
 
 use core::fmt;
 use core::str::FromStr;
@@ -23,7 +23,7 @@ const MAC_LEN: usize = 16;
 const LEN: usize = SIGNED_LEN + MAC_LEN;
 const HASH_SHA512: u8 = 1;
 
-/// The name of one upload, and of the blob generation that it leads to.
+/// The id of an upload, and the generation of the blob that it becomes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
 pub(crate) struct Generation([u8; LEN]);
 
@@ -47,63 +47,62 @@ impl FromStr for Generation {
     }
 }
 
-/// An id that this bucket's replicas never gave out, gave out for another repository, or that has
-/// expired.
+/// The id was not issued for this bucket and repository, or has expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown upload")]
+#[error("unknown or expired upload id")]
 pub(crate) struct UnknownUpload;
 
-/// An upload whose id was checked.
+/// An upload whose id was verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ticket {
+pub(crate) struct UploadTicket {
     pub(crate) id: Generation,
     /// Whether sha512 is hashed while the bytes stream in.
     pub(crate) hash_sha512: bool,
 }
 
-/// Gives out and checks upload ids.
+/// Issues and verifies upload ids.
 #[derive(Clone)]
-pub(crate) struct Signer {
+pub(crate) struct UploadIdSigner {
     secret: [u8; 32],
 }
 
-impl fmt::Debug for Signer {
+impl fmt::Debug for UploadIdSigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Signer")
+        f.write_str("UploadIdSigner")
     }
 }
 
-impl Signer {
+impl UploadIdSigner {
     pub(crate) const fn new(secret: [u8; 32]) -> Self {
         Self { secret }
     }
 
-    /// A new upload in `repository`, valid until `expires_unix_s`.
-    pub(crate) fn begin(
+    /// Issues an id for a new upload in `repository`, valid until `expires_unix_s`.
+    pub(crate) fn issue(
         &self,
         repository: &RepositoryName,
         expires_unix_s: u64,
         hash_sha512: bool,
-    ) -> Ticket {
+    ) -> UploadTicket {
         let mut id = [0; LEN];
         id[0] = if hash_sha512 { HASH_SHA512 } else { 0 };
         id[1..9].copy_from_slice(&expires_unix_s.to_be_bytes());
         id[9..SIGNED_LEN].copy_from_slice(&random_bytes::<15>());
         let mac = self.mac(repository, &id);
         id[SIGNED_LEN..].copy_from_slice(&mac);
-        Ticket {
+        UploadTicket {
             id: Generation(id),
             hash_sha512,
         }
     }
 
-    /// Checks the id of a request.
-    pub(crate) fn check(
+    /// Verifies the id of a request.
+    pub(crate) fn verify(
         &self,
         repository: &RepositoryName,
         id: &str,
         now_unix_s: u64,
-    ) -> Result<Ticket, UnknownUpload> {
+    ) -> Result<UploadTicket, UnknownUpload> {
         let id: Generation = id.parse()?;
         let mac = self.mac(repository, &id.0);
         let difference = id.0[SIGNED_LEN..]
@@ -117,7 +116,7 @@ impl Signer {
         if difference != 0 || now_unix_s >= expiry {
             return Err(UnknownUpload);
         }
-        Ok(Ticket {
+        Ok(UploadTicket {
             id,
             hash_sha512: id.0[0] & HASH_SHA512 != 0,
         })
@@ -140,30 +139,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_good_for_its_repository_until_it_expires() {
-        let signer = Signer::new([1; 32]);
+    fn ids_are_valid_in_their_repository_until_expiry() {
+        let signer = UploadIdSigner::new([1; 32]);
         let app: RepositoryName = "app".parse().expect("a name");
         let other: RepositoryName = "other".parse().expect("a name");
-        let ticket = signer.begin(&app, 100, true);
+        let ticket = signer.issue(&app, 100, true);
         let text = ticket.id.to_string();
-        assert_eq!(signer.check(&app, &text, 99), Ok(ticket));
+        assert_eq!(signer.verify(&app, &text, 99), Ok(ticket));
         assert!(ticket.hash_sha512);
-        assert_eq!(signer.check(&app, &text, 100), Err(UnknownUpload));
-        assert_eq!(signer.check(&other, &text, 99), Err(UnknownUpload));
+        assert_eq!(signer.verify(&app, &text, 100), Err(UnknownUpload));
+        assert_eq!(signer.verify(&other, &text, 99), Err(UnknownUpload));
         assert_eq!(
-            Signer::new([2; 32]).check(&app, &text, 99),
+            UploadIdSigner::new([2; 32]).verify(&app, &text, 99),
             Err(UnknownUpload)
         );
-        for place in [0, 5, 40, 79] {
+        for digit in [0, 5, 40, 79] {
             let mut altered = text.clone().into_bytes();
-            altered[place] = if altered[place] == b'0' { b'1' } else { b'0' };
+            altered[digit] = if altered[digit] == b'0' { b'1' } else { b'0' };
             let altered = String::from_utf8(altered).expect("hex");
             assert_eq!(
-                signer.check(&app, &altered, 99),
+                signer.verify(&app, &altered, 99),
                 Err(UnknownUpload),
-                "digit {place}"
+                "digit {digit}"
             );
         }
-        assert_eq!(signer.check(&app, "", 99), Err(UnknownUpload));
+        assert_eq!(signer.verify(&app, "", 99), Err(UnknownUpload));
     }
 }

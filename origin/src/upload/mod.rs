@@ -1,10 +1,11 @@
-//! Uploads: signed ids, chains of create-only links, and the hashing of bytes as they arrive.
+//! Uploads: signed ids, upload logs of create-only entries, and the streaming of request bodies into
+//! segments.
 
-pub(crate) mod chain;
 pub(crate) mod hash;
 pub(crate) mod id;
-pub(crate) mod link;
+pub(crate) mod log;
+pub(crate) mod log_entry;
 pub(crate) mod receive;
 
 #[cfg(test)]
-mod any_bytes;
+mod tests;

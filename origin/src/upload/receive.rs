@@ -1,20 +1,22 @@
-//! The bytes of one request body on their way into segments, hashed as they pass.
+//! Streaming a request body into segments, and hashing it on the way.
 //!
 //! ```text
-//! socket -> batch of 512 KiB -> hash (blocking thread) -+-> next
-//!                          -> segment's writer       -+
+//! socket -> batch of 512 KiB -+-> hasher (blocking thread) -+-> next batch
+//!                             +-> writer of the segment ----+
 //! ```
-//! While a batch is hashed and written, the next one is read: two batches per upload, each in a
-//! block of the pool. An upload without a block has one piece of its body and does not read its
-//! socket any further. Bytes are copied into the block: a piece as it came keeps the buffer that it
-//! was read into, which may be much larger. So that slow clients keep nobody waiting, a batch is
-//! gathered only when its first bytes are there, and for a short time only.
+//! While a batch is hashed and written, the next one is read. So an upload uses at most two batches,
+//! each in a buffer of the pool. An upload without a buffer holds one received piece and does not
+//! read its socket any further: that is the backpressure. Received pieces are copied into the
+//! buffer, because a piece keeps its whole read buffer allocated, which may be much larger. A
+//! buffer is taken only after the first bytes of a batch have arrived, and the batch is closed soon
+//! after, so that slow clients do not occupy buffers.
 //!
-//! Memory is asked for in one order, what the segment's writer needs before the block of a batch:
-//! who holds a block waits for nobody. Without that, uploads with blocks that wait for parts and
-//! uploads with parts that wait for blocks wait for each other for ever.
+//! Memory is acquired in a fixed order: first what the segment's writer needs, then the buffer of
+//! the batch. A task that holds a batch buffer therefore never waits for memory. Otherwise uploads
+//! that hold batches and wait for parts could deadlock with uploads that hold parts and wait for
+//! batches.
 //!
-//! Nothing is visible before the segment is finished, and the segment counts only once a link names
+//! A segment is invisible until it is finished, and belongs to the upload once a log entry names
 //! it.
 
 use core::time::Duration;
@@ -32,47 +34,47 @@ use crate::record::Segment;
 use crate::stall_budget::{BudgetExhausted, StallBudget};
 use crate::storage::{ObjectWriter, Storage, StorageError};
 
-/// Bytes that are gathered before they are hashed and written.
+/// Maximum number of bytes of a batch, which is hashed and written at once.
 pub(crate) const BATCH_LEN: usize = 512 << 10;
-/// How long a batch is gathered after its first bytes; a slow client's is smaller then.
-const GATHER_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long a client whose upload failed waits for its segments to be removed.
+/// How long a batch is filled after its first bytes arrived. Batches of slow clients are smaller.
+const FILL_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long the response of a failed upload is delayed by the removal of its segments.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Fewer bytes than this are hashed where they are: handing them over would cost more.
-const HASH_HERE_LEN: usize = 64 << 10;
+/// Batches shorter than this are hashed inline, because moving them to another thread costs more.
+const HASH_INLINE_LEN: usize = 64 << 10;
 
-/// The bounds of a body.
+/// The limits for receiving a body.
 #[derive(Clone, Debug)]
-pub(crate) struct Bounds {
-    /// Memory for batches.
+pub(crate) struct ReceiveLimits {
+    /// The buffers for batches.
     pub(crate) batches: BufferPool,
-    /// The patience with a client that sends nothing, or little.
+    /// The stall budget of a client that sends too slowly.
     pub(crate) stall: Duration,
-    /// Bytes at which a segment ends.
+    /// Maximum length of a segment in bytes.
     pub(crate) segment_len: u64,
-    /// Bytes that the body may have; none if the client did not say.
+    /// The Content-Length of the body, if the client sent one.
     pub(crate) expected: Option<u64>,
 }
 
-/// What arrived.
+/// A body that was received completely.
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) segments: Vec<Segment>,
-    /// After all bytes of the upload.
+    /// The hashers after all bytes of the upload.
     pub(crate) hashes: Hashes,
 }
 
-/// Why a body did not arrive.
+/// A body was not received.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReceiveError {
-    /// The client went away or broke the protocol.
+    /// The client disconnected or violated the protocol.
     #[error("read request body: {0}")]
     Body(String),
-    /// The client sent nothing, or too little, for too long.
-    #[error("the client stalled")]
+    /// The client sent too slowly and exhausted its stall budget.
+    #[error("the client sent too slowly")]
     Stalled,
-    /// The body has another length than the client said.
-    #[error("the body has another length than announced")]
+    /// The length of the body differs from its Content-Length.
+    #[error("the length of the body differs from its Content-Length")]
     Length,
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -80,32 +82,32 @@ pub(crate) enum ReceiveError {
 
 /// Streams `body` into segments of the upload.
 ///
-/// On an error nothing of it stays: no link was tried yet, so nobody can know the segments.
+/// On an error all its segments are removed. That is safe, because no log entry can name them yet.
 pub(crate) async fn receive<S, E>(
     storage: &dyn Storage,
     upload: &Generation,
     body: S,
     hashes: Hashes,
-    bounds: &Bounds,
+    limits: &ReceiveLimits,
 ) -> Result<Received, ReceiveError>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
     E: core::fmt::Display,
 {
-    let mut sink = Sink {
+    let mut sink = SegmentSink {
         storage,
         upload,
-        bounds,
+        limits,
         segments: Vec::new(),
         open: None,
     };
-    match pump(&mut sink, body, hashes, bounds).await {
+    match receive_into(&mut sink, body, hashes, limits).await {
         Ok(hashes) => Ok(Received {
             segments: sink.segments,
             hashes,
         }),
         Err(error) => {
-            let Sink { segments, open, .. } = sink;
+            let SegmentSink { segments, open, .. } = sink;
             drop(open);
             drop_segments(storage, upload, &segments).await;
             Err(error)
@@ -113,114 +115,117 @@ where
     }
 }
 
-async fn pump<S, E>(
-    sink: &mut Sink<'_>,
+async fn receive_into<S, E>(
+    sink: &mut SegmentSink<'_>,
     body: S,
     mut hashes: Hashes,
-    bounds: &Bounds,
+    limits: &ReceiveLimits,
 ) -> Result<Hashes, ReceiveError>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
     E: core::fmt::Display,
 {
-    let patience = StallBudget::new(bounds.stall);
-    let mut source = Source {
+    let mut reader = BatchReader {
         body,
-        bounds,
-        left: bounds.expected,
-        patience,
-        held: None,
+        limits,
+        remaining: limits.expected,
+        stall_budget: StallBudget::new(limits.stall),
+        piece: None,
         has_ended: false,
     };
-    let mut batch = next_batch(&mut source, sink).await?;
+    let mut batch = read_first_batch(&mut reader, sink).await?;
     while !batch.is_empty() {
-        let room = sink.room(batch.len()).await?;
-        if room == 0 {
+        let capacity = sink.reserve(batch.len()).await?;
+        if capacity == 0 {
             hashes = sink.store(hashes, batch).await?;
-            batch = next_batch(&mut source, sink).await?;
+            batch = read_first_batch(&mut reader, sink).await?;
         } else {
-            let (next, stored) = tokio::join!(source.batch(room), sink.store(hashes, batch));
-            (batch, hashes) = (next?, stored?);
+            let (next, stored) =
+                tokio::join!(reader.read_batch(capacity), sink.store(hashes, batch));
+            batch = next?;
+            hashes = stored?;
         }
     }
-    if source.left.is_some_and(|left| left > 0) {
+    if reader.remaining.is_some_and(|remaining| remaining > 0) {
         return Err(ReceiveError::Length);
     }
     sink.finish().await?;
     Ok(hashes)
 }
 
-/// The next batch, with none under way; empty at the end of the body.
-async fn next_batch<S, E>(
-    source: &mut Source<'_, S>,
-    sink: &mut Sink<'_>,
+/// Reads a batch while no other batch is held; empty at the end of the body.
+async fn read_first_batch<S, E>(
+    reader: &mut BatchReader<'_, S>,
+    sink: &mut SegmentSink<'_>,
 ) -> Result<Bytes, ReceiveError>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
     E: core::fmt::Display,
 {
-    if source.wait().await? {
-        let room = sink.room(0).await?;
-        return source.batch(room).await;
+    if reader.wait_until_readable().await? {
+        let capacity = sink.reserve(0).await?;
+        return reader.read_batch(capacity).await;
     }
     Ok(Bytes::new())
 }
 
-struct Source<'a, S> {
+struct BatchReader<'a, S> {
     body: S,
-    bounds: &'a Bounds,
-    left: Option<u64>,
-    patience: StallBudget,
-    /// What was read and is in no batch yet.
-    held: Option<Bytes>,
+    limits: &'a ReceiveLimits,
+    /// Bytes that the body must still have, if its length is known.
+    remaining: Option<u64>,
+    stall_budget: StallBudget,
+    /// Received bytes that are in no batch yet.
+    piece: Option<Bytes>,
     has_ended: bool,
 }
 
-impl<S, E> Source<'_, S>
+impl<S, E> BatchReader<'_, S>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
     E: core::fmt::Display,
 {
-    /// Waits for bytes; false at the end of the body.
-    async fn wait(&mut self) -> Result<bool, ReceiveError> {
-        while self.held.is_none() && !self.has_ended {
-            let piece = self.patience.next(&mut self.body).await;
+    /// Waits until bytes have arrived; false at the end of the body.
+    async fn wait_until_readable(&mut self) -> Result<bool, ReceiveError> {
+        while self.piece.is_none() && !self.has_ended {
+            let piece = self.stall_budget.next(&mut self.body).await;
             let Some(piece) = piece.map_err(|BudgetExhausted| ReceiveError::Stalled)? else {
                 self.has_ended = true;
                 break;
             };
             let piece = piece.map_err(|error| ReceiveError::Body(error.to_string()))?;
-            if let Some(left) = &mut self.left {
-                *left = left
+            if let Some(remaining) = &mut self.remaining {
+                *remaining = remaining
                     .checked_sub(piece.len() as u64)
                     .ok_or(ReceiveError::Length)?;
             }
-            self.held = (!piece.is_empty()).then_some(piece);
+            self.piece = (!piece.is_empty()).then_some(piece);
         }
-        Ok(self.held.is_some())
+        Ok(self.piece.is_some())
     }
 
-    /// The next batch, of at most `room` bytes; empty at the end of the body.
-    async fn batch(&mut self, room: usize) -> Result<Bytes, ReceiveError> {
-        if !self.wait().await? {
+    /// Reads a batch of at most `max_len` bytes; empty at the end of the body.
+    async fn read_batch(&mut self, max_len: usize) -> Result<Bytes, ReceiveError> {
+        if !self.wait_until_readable().await? {
             return Ok(Bytes::new());
         }
-        let mut block = self.bounds.batches.take().await;
-        let deadline = Instant::now() + GATHER_TIMEOUT;
-        let len = room.min(BATCH_LEN);
-        while block.len() < len {
-            let Ok(more) = tokio::time::timeout_at(deadline, self.wait()).await else {
+        let mut buffer = self.limits.batches.take().await;
+        let deadline = Instant::now() + FILL_TIMEOUT;
+        let len = max_len.min(BATCH_LEN);
+        while buffer.len() < len {
+            let waited = tokio::time::timeout_at(deadline, self.wait_until_readable()).await;
+            let Ok(is_readable) = waited else {
                 break;
             };
-            more?;
-            let Some(mut piece) = self.held.take() else {
+            is_readable?;
+            let Some(mut piece) = self.piece.take() else {
                 break;
             };
-            let now = block.append(&piece[..piece.len().min(len - block.len())]);
-            piece.advance(now);
-            self.held = (!piece.is_empty()).then_some(piece);
+            let appended = buffer.append(&piece[..piece.len().min(len - buffer.len())]);
+            piece.advance(appended);
+            self.piece = (!piece.is_empty()).then_some(piece);
         }
-        Ok(block.freeze())
+        Ok(buffer.freeze())
     }
 }
 
@@ -230,40 +235,39 @@ async fn hash(mut hashes: Hashes, bytes: Bytes) -> Result<Hashes, StorageError> 
         hashes.update(&bytes);
         hashes
     };
-    if len < HASH_HERE_LEN {
+    if len < HASH_INLINE_LEN {
         return Ok(update());
     }
     let hashed = tokio::task::spawn_blocking(update).await;
     hashed.map_err(|stopped| StorageError::unavailable("hash bytes", "upload", stopped))
 }
 
-struct Sink<'a> {
+struct SegmentSink<'a> {
     storage: &'a dyn Storage,
     upload: &'a Generation,
-    bounds: &'a Bounds,
+    limits: &'a ReceiveLimits,
     segments: Vec<Segment>,
     open: Option<(Segment, Box<dyn ObjectWriter>)>,
 }
 
-impl Sink<'_> {
-    /// Hashes and writes a batch. Its block is free again at the end: the next batch may be waiting
-    /// for it.
+impl SegmentSink<'_> {
+    /// Hashes and writes a batch, and releases its buffer, for which the next batch may be waiting.
     async fn store(&mut self, hashes: Hashes, batch: Bytes) -> Result<Hashes, StorageError> {
         let (hashed, written) = tokio::join!(hash(hashes, batch.clone()), self.write(batch));
         written.and(hashed)
     }
 
-    /// How many bytes can be written after `pending` more without waiting for memory. Only without
-    /// any pending it waits for memory, or begins a segment.
-    async fn room(&mut self, pending: usize) -> Result<usize, StorageError> {
+    /// How many bytes can be written, after `pending` more, without waiting for memory. Waits for
+    /// memory, or begins a segment, only if `pending` is 0.
+    async fn reserve(&mut self, pending: usize) -> Result<usize, StorageError> {
         if let Some((segment, writer)) = &mut self.open {
-            let left = self
-                .bounds
+            let remaining = self
+                .limits
                 .segment_len
                 .saturating_sub(segment.size + pending as u64);
-            if left > 0 {
-                let room = writer.reserve(pending).await?;
-                return Ok(room.min(usize::try_from(left).unwrap_or(usize::MAX)));
+            if remaining > 0 {
+                let capacity = writer.reserve(pending).await?;
+                return Ok(capacity.min(usize::try_from(remaining).unwrap_or(usize::MAX)));
             }
         }
         if pending > 0 {
@@ -281,7 +285,7 @@ impl Sink<'_> {
         self.open.insert((segment, writer)).1.reserve(0).await
     }
 
-    /// There is room for the batch.
+    /// Writes a batch, for which memory is reserved.
     async fn write(&mut self, batch: Bytes) -> Result<(), StorageError> {
         let Some((segment, writer)) = &mut self.open else {
             return Ok(());
@@ -294,8 +298,7 @@ impl Sink<'_> {
 
     async fn finish(&mut self) -> Result<(), StorageError> {
         if let Some((segment, writer)) = self.open.take() {
-            // Noted before the attempt: an outcome that stays unknown may have left an object
-            // behind.
+            // Recorded before the attempt: if the outcome is unknown, the object may exist.
             self.segments.push(segment);
             writer.finish().await?;
         }
@@ -303,8 +306,8 @@ impl Sink<'_> {
     }
 }
 
-/// Removes segments that no link names, now or later. A storage that takes its time keeps no client
-/// waiting: what is left is the collector's.
+/// Removes segments that no log entry names, now or later. The removal has a timeout, so that slow
+/// storage does not delay the response; the collector deletes what remains.
 pub(crate) async fn drop_segments(
     storage: &dyn Storage,
     upload: &Generation,
@@ -314,12 +317,12 @@ pub(crate) async fn drop_segments(
         for segment in segments {
             let key = layout::segment(upload, segment.nonce);
             if let Err(error) = storage.delete(&key).await {
-                tracing::debug!(%key, %error, "a segment is left to the collector");
+                tracing::debug!(%key, %error, "segment not removed; the collector will delete it");
             }
         }
     };
     if tokio::time::timeout(REMOVE_TIMEOUT, removed).await.is_err() {
-        tracing::debug!(%upload, "segments are left to the collector");
+        tracing::debug!(%upload, "removal of segments timed out; the collector will delete the rest");
     }
 }
 
@@ -332,16 +335,18 @@ mod tests {
 
     use super::*;
     use crate::storage::{Prefix, open};
-    use crate::upload::id::Signer;
+    use crate::upload::id::UploadIdSigner;
 
     fn upload() -> Generation {
         let repository: RepositoryName = "app".parse().unwrap();
-        Signer::new([0; 32]).begin(&repository, u64::MAX, false).id
+        UploadIdSigner::new([0; 32])
+            .issue(&repository, u64::MAX, false)
+            .id
     }
 
-    fn bounds(expected: Option<u64>) -> Bounds {
+    fn limits(expected: Option<u64>) -> ReceiveLimits {
         let batches = BufferPool::new(BATCH_LEN, BATCH_LEN as u64);
-        Bounds {
+        ReceiveLimits {
             batches,
             stall: Duration::from_secs(60),
             segment_len: 2 << 20,
@@ -351,7 +356,7 @@ mod tests {
 
     async fn run(
         pieces: Vec<Result<Bytes, String>>,
-        bounds: &Bounds,
+        limits: &ReceiveLimits,
     ) -> (Result<Received, ReceiveError>, usize) {
         let storage = open("memory:///", 0).unwrap();
         let received = receive(
@@ -359,16 +364,16 @@ mod tests {
             &upload(),
             stream::iter(pieces),
             Hashes::new(false),
-            bounds,
+            limits,
         )
         .await;
-        let left = storage
+        let objects = storage
             .list(&Prefix::new("seg/").unwrap(), None, 99)
             .await
             .unwrap()
             .entries
             .len();
-        (received, left)
+        (received, objects)
     }
 
     fn pieces(count: usize) -> Vec<Result<Bytes, String>> {
@@ -378,9 +383,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_long_body_becomes_several_segments_and_one_hash() {
-        let bounds = bounds(None);
-        let (received, objects) = run(pieces(8), &bounds).await;
+    async fn long_bodies_are_split_into_segments() {
+        let limits = limits(None);
+        let (received, objects) = run(pieces(8), &limits).await;
         let received = received.unwrap();
         assert_eq!(objects, received.segments.len());
         assert!(objects >= 3);
@@ -395,32 +400,32 @@ mod tests {
         );
         let (digest, _) = received.hashes.finish(Algorithm::Sha256);
         assert_eq!(digest, Some(Digest::sha256(&whole)));
-        assert!(bounds.batches.try_take().is_some());
+        assert!(limits.batches.try_take().is_some());
     }
 
     #[tokio::test]
-    async fn a_body_that_breaks_off_or_lies_about_its_length_leaves_nothing() {
+    async fn failed_bodies_leave_no_segments() {
         let mut broken = pieces(6);
         broken.push(Err("reset".to_owned()));
-        let (received, left) = run(broken, &bounds(None)).await;
+        let (received, remaining) = run(broken, &limits(None)).await;
         assert!(matches!(received, Err(ReceiveError::Body(_))));
-        assert_eq!(left, 0);
+        assert_eq!(remaining, 0);
         for expected in [699 << 10, 9 * (700 << 10)] {
-            let (received, left) = run(pieces(6), &bounds(Some(expected))).await;
+            let (received, remaining) = run(pieces(6), &limits(Some(expected))).await;
             assert!(matches!(received, Err(ReceiveError::Length)), "{expected}");
-            assert_eq!(left, 0);
+            assert_eq!(remaining, 0);
         }
     }
 
     #[tokio::test]
-    async fn no_bytes_write_nothing() {
-        let (received, left) = run(Vec::new(), &bounds(Some(0))).await;
+    async fn empty_bodies_write_nothing() {
+        let (received, remaining) = run(Vec::new(), &limits(Some(0))).await;
         assert!(received.unwrap().segments.is_empty());
-        assert_eq!(left, 0);
+        assert_eq!(remaining, 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_sends_nothing_is_given_up() {
+    async fn stalled_clients_time_out() {
         let storage = open("memory:///", 0).unwrap();
         let body = stream::iter(pieces(2)).chain(stream::pending());
         let received = receive(
@@ -428,7 +433,7 @@ mod tests {
             &upload(),
             body,
             Hashes::new(false),
-            &bounds(None),
+            &limits(None),
         )
         .await;
         assert!(matches!(received, Err(ReceiveError::Stalled)));

@@ -96,7 +96,7 @@ async fn what_was_pushed_is_sound() {
 async fn what_is_lost_is_found_and_named() {
     for (prefix, at, words) in [
         ("seg/", "blob/", "is missing"),
-        ("blob/", "rb/", "no record of the blob is left"),
+        ("blob/", "rb/", "the blob has no live record"),
         ("rb/", "rm/", "is missing"),
         ("rm/", "", "manifest"),
     ] {
@@ -132,7 +132,7 @@ async fn what_was_changed_is_found_and_named() {
     }
     let region = filled().await;
     replace(&region, "tag/no-repository", "x").await;
-    finds(&region, "tag/no-repository", "none that an origin writes").await;
+    finds(&region, "tag/no-repository", "not a key of an origin").await;
 }
 
 #[tokio::test]
@@ -154,7 +154,10 @@ async fn other_bytes_of_the_same_length_are_found_by_a_deep_check() {
     assert!(report(&region, false).await.is_sound());
     let report = report(&region, true).await;
     assert!(
-        report.damage.count == 1 && report.damage.shown[0].problem.contains("have the digest"),
+        report.damage.count == 1
+            && report.damage.shown[0]
+                .problem
+                .contains("content has the digest"),
         "{report:#?}"
     );
 }
@@ -180,7 +183,7 @@ async fn what_a_client_took_away_or_did_not_finish_is_left_over_and_no_damage() 
     client.patch(&upload, sample(1000, 5)).await;
     let report = report(&region, true).await;
     assert!(report.is_sound(), "{report:#?}");
-    let told = report
+    let problems = report
         .leftovers
         .shown
         .iter()
@@ -189,9 +192,10 @@ async fn what_a_client_took_away_or_did_not_finish_is_left_over_and_no_damage() 
         .join("\n");
     for words in [
         "was deleted",
-        "of 1000 bytes so far that is not finished",
-        "of 1000 bytes is named by nothing",
+        "unfinished upload with 1000 bytes so far",
+        "unreferenced segment seg/",
+        " with 1000 bytes",
     ] {
-        assert!(told.contains(words), "{words}: {told}");
+        assert!(problems.contains(words), "{words}: {problems}");
     }
 }

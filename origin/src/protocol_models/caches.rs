@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex};
 use flotilla_runtime::clock::Clock;
 
 use super::explorer::{Explored, Scenario, explore};
-use super::model::{Faults, Model};
+use super::storage_model::{Faults, ModelStorage};
 use crate::cache::{Cache, CacheLimits, Effect, Rules, ShippedRules};
 use crate::conditional_write::{ConditionalWriter, WriteOutcome};
 use crate::storage::{Key, Storage, StorageError};
 
 const KEY: &str = "tag/app/_/v1";
 
-/// Breaks "an invalidation advances the epoch": the value is dropped, and a fill that ends later
+/// Violates "an invalidation advances the epoch": the value is dropped, and a fill that ends later
 /// keeps the value that it read before.
 struct InvalidatesWithoutEpoch;
 
@@ -27,7 +27,7 @@ impl Rules for InvalidatesWithoutEpoch {
     }
 }
 
-/// Breaks "a fill older than the time-to-live is not joined".
+/// Violates "a fill older than the time-to-live is not joined".
 struct JoinsOldFills;
 
 impl Rules for JoinsOldFills {
@@ -36,7 +36,7 @@ impl Rules for JoinsOldFills {
     }
 }
 
-/// Breaks "absence is not taken from a read that started before the reader asked".
+/// Violates "absence is not taken from a read that started before the reader asked".
 struct AcceptsEarlierAbsence;
 
 impl Rules for AcceptsEarlierAbsence {
@@ -50,7 +50,7 @@ impl Rules for AcceptsEarlierAbsence {
 enum Invalidation {
     /// As shipped.
     Sent,
-    /// Breaks "a change is acknowledged after every replica has invalidated its key".
+    /// Violates "a change is acknowledged after every replica has invalidated its key".
     NotSent,
 }
 
@@ -70,13 +70,13 @@ fn cache<R: Rules>(rules: R) -> ReplicaCache<R> {
     Cache::with_rules(rules, limits, Clock::tokio(), |_, _| 1)
 }
 
-async fn read<R: Rules>(cache: &ReplicaCache<R>, model: &Model) -> Option<u64> {
+async fn read<R: Rules>(cache: &ReplicaCache<R>, model: &ModelStorage) -> Option<u64> {
     let fill = || {
         let model = model.clone();
         async move {
             let key: Key = KEY.parse().expect("a key");
             let object = model.read(&key).await?;
-            model.point("the answer of the read arrives").await;
+            model.pause("the answer of the read arrives").await;
             Ok(object.map(|object| {
                 String::from_utf8_lossy(&object.body)
                     .parse()
@@ -92,7 +92,7 @@ async fn read<R: Rules>(cache: &ReplicaCache<R>, model: &Model) -> Option<u64> {
 }
 
 async fn explore_writes<R: Rules>(rules: impl Fn() -> R, invalidation: Invalidation) -> Explored {
-    let scenario = async |model: Model| {
+    let scenario = async |model: ModelStorage| {
         let key: Key = KEY.parse().expect("a key");
         model.create(&key, "1".into()).await.expect("a value");
         let (own, other) = (cache(ShippedRules), cache(rules()));
@@ -121,7 +121,7 @@ async fn explore_writes<R: Rules>(rules: impl Fn() -> R, invalidation: Invalidat
                         Ok::<_, StorageError>((Effect::Stored(value), ()))
                     };
                     own.write(&KEY, write).await.expect("writes have no faults");
-                    model.point("the invalidation arrives").await;
+                    model.pause("the invalidation arrives").await;
                     if invalidation == Invalidation::Sent {
                         other.invalidate(&KEY);
                     }
@@ -133,7 +133,7 @@ async fn explore_writes<R: Rules>(rules: impl Fn() -> R, invalidation: Invalidat
             let (model, other, stale) = (model.clone(), other.clone(), Arc::clone(&stale));
             let acknowledged = Arc::clone(&acknowledged);
             async move {
-                model.point(name).await;
+                model.pause(name).await;
                 let least = acknowledged.load(Ordering::SeqCst);
                 let value = read(&other, &model).await.expect("it is never deleted");
                 if value < least {
@@ -143,7 +143,7 @@ async fn explore_writes<R: Rules>(rules: impl Fn() -> R, invalidation: Invalidat
         };
         let first = reader("the first reader starts");
         let second = reader("the second reader starts");
-        let check = move |_: &Model| match *stale.lock().expect("no panic") {
+        let check = move |_: &ModelStorage| match *stale.lock().expect("no panic") {
             Some((value, least)) => Err(format!("read {value} after {least} was acknowledged")),
             None => Ok(()),
         };
@@ -166,7 +166,7 @@ async fn acknowledged_write_is_seen_by_later_reads() {
 async fn without_invalidation_the_other_replica_is_stale() {
     explore_writes(|| ShippedRules, Invalidation::NotSent)
         .await
-        .assert_broken("was acknowledged");
+        .assert_violated("was acknowledged");
 }
 
 /// A fill that read before the write and ends after the invalidation keeps the old value.
@@ -174,7 +174,7 @@ async fn without_invalidation_the_other_replica_is_stale() {
 async fn without_epochs_a_late_fill_keeps_the_old_value() {
     explore_writes(|| InvalidatesWithoutEpoch, Invalidation::Sent)
         .await
-        .assert_broken("was acknowledged");
+        .assert_violated("was acknowledged");
 }
 
 /// What a delete does when it finds a tombstone.
@@ -182,7 +182,7 @@ async fn without_epochs_a_late_fill_keeps_the_old_value() {
 enum FoundTombstone {
     /// As shipped: it invalidates at the other replicas before it answers 404.
     InvalidatesFirst,
-    /// Breaks that: it relies on the writer of the tombstone to invalidate.
+    /// Violates that: it relies on the writer of the tombstone to invalidate.
     AnswersAtOnce,
 }
 
@@ -192,7 +192,7 @@ const GONE: u64 = 0;
 /// A delete by a replica that may crash at any point, a second delete of the same key at another
 /// replica, and reads at a third one.
 async fn explore_deletes(found: FoundTombstone) -> Explored {
-    let scenario = async move |model: Model| {
+    let scenario = async move |model: ModelStorage| {
         let key: Key = KEY.parse().expect("a key");
         model.create(&key, "1".into()).await.expect("a value");
         let third = cache(ShippedRules);
@@ -217,11 +217,11 @@ async fn explore_deletes(found: FoundTombstone) -> Explored {
                     matches!(outcome, Ok(WriteOutcome::Written)),
                     "there is no other writer"
                 );
-                model.point("the invalidation arrives").await;
+                model.pause("the invalidation arrives").await;
                 third.invalidate(&KEY);
                 is_gone.store(true, Ordering::SeqCst);
             };
-            async move { dying.mortal(delete).await }
+            async move { dying.until_crash(delete).await }
         };
         let second = {
             let (model, third, is_gone) = (model.clone(), third.clone(), Arc::clone(&is_gone));
@@ -231,7 +231,7 @@ async fn explore_deletes(found: FoundTombstone) -> Explored {
                     return;
                 }
                 if found == FoundTombstone::InvalidatesFirst {
-                    model.point("the second invalidation arrives").await;
+                    model.pause("the second invalidation arrives").await;
                     third.invalidate(&KEY);
                 }
                 is_gone.store(true, Ordering::SeqCst);
@@ -240,13 +240,13 @@ async fn explore_deletes(found: FoundTombstone) -> Explored {
         let reader = {
             let stale = Arc::clone(&stale);
             async move {
-                model.point("the reader starts").await;
+                model.pause("the reader starts").await;
                 let was_gone = is_gone.load(Ordering::SeqCst);
                 let value = read(&third, &model).await;
                 stale.store(was_gone && value != Some(GONE), Ordering::SeqCst);
             }
         };
-        let check = move |_: &Model| match stale.load(Ordering::SeqCst) {
+        let check = move |_: &ModelStorage| match stale.load(Ordering::SeqCst) {
             true => Err("read after a delete was answered".to_owned()),
             false => Ok(()),
         };
@@ -270,13 +270,13 @@ async fn deleted_key_is_served_by_no_replica() {
 async fn delete_that_trusts_a_found_tombstone_leaves_the_key_served() {
     explore_deletes(FoundTombstone::AnswersAtOnce)
         .await
-        .assert_broken("after a delete was answered");
+        .assert_violated("after a delete was answered");
 }
 
 /// A replica that is not listed, so it gets no invalidations, and whose reads may hang: its answers
 /// are at most one time-to-live old.
 async fn explore_unlisted<R: Rules>(rules: impl Fn() -> R) -> Explored {
-    let scenario = async |model: Model| {
+    let scenario = async |model: ModelStorage| {
         let key: Key = KEY.parse().expect("a key");
         model.create(&key, "1".into()).await.expect("a value");
         let cache = cache(rules());
@@ -298,7 +298,7 @@ async fn explore_unlisted<R: Rules>(rules: impl Fn() -> R) -> Explored {
                     matches!(outcome, Ok(WriteOutcome::Written)),
                     "there is no other writer"
                 );
-                model.point("a time-to-live passes").await;
+                model.pause("a time-to-live passes").await;
                 tokio::time::advance(TIME_TO_LIVE).await;
                 is_over.store(true, Ordering::SeqCst);
             }
@@ -307,7 +307,7 @@ async fn explore_unlisted<R: Rules>(rules: impl Fn() -> R) -> Explored {
             let (model, cache) = (model.clone(), cache.clone());
             let (is_over, stale) = (Arc::clone(&is_over), Arc::clone(&stale));
             async move {
-                model.point(name).await;
+                model.pause(name).await;
                 let least = if is_over.load(Ordering::SeqCst) { 2 } else { 1 };
                 let value = read(&cache, &model).await.expect("it is never deleted");
                 stale.fetch_or(value < least, Ordering::SeqCst);
@@ -315,7 +315,7 @@ async fn explore_unlisted<R: Rules>(rules: impl Fn() -> R) -> Explored {
         };
         let first = reader("the first reader starts");
         let second = reader("the second reader starts");
-        let check = move |_: &Model| match stale.load(Ordering::SeqCst) {
+        let check = move |_: &ModelStorage| match stale.load(Ordering::SeqCst) {
             true => Err("the value read is older than a time-to-live".to_owned()),
             false => Ok(()),
         };
@@ -337,13 +337,13 @@ async fn unlisted_replica_is_stale_for_at_most_a_time_to_live() {
 async fn joining_an_old_fill_exceeds_the_time_to_live() {
     explore_unlisted(|| JoinsOldFills)
         .await
-        .assert_broken("older than a time-to-live");
+        .assert_violated("older than a time-to-live");
 }
 
 /// A key that is created through one replica and read at another. A creation sends no invalidation,
 /// since absence is never kept.
 async fn explore_creation<R: Rules>(rules: impl Fn() -> R) -> Explored {
-    let scenario = async |model: Model| {
+    let scenario = async |model: ModelStorage| {
         let key: Key = KEY.parse().expect("a key");
         let other = cache(rules());
         let is_there = Arc::new(AtomicBool::new(false));
@@ -365,7 +365,7 @@ async fn explore_creation<R: Rules>(rules: impl Fn() -> R) -> Explored {
             let (model, other) = (model.clone(), other.clone());
             let (is_there, is_missing) = (Arc::clone(&is_there), Arc::clone(&is_missing));
             async move {
-                model.point(name).await;
+                model.pause(name).await;
                 let was_there = is_there.load(Ordering::SeqCst);
                 let value = read(&other, &model).await;
                 is_missing.fetch_or(was_there && value.is_none(), Ordering::SeqCst);
@@ -373,7 +373,7 @@ async fn explore_creation<R: Rules>(rules: impl Fn() -> R) -> Explored {
         };
         let first = reader("the first reader starts");
         let second = reader("the second reader starts");
-        let check = move |_: &Model| match is_missing.load(Ordering::SeqCst) {
+        let check = move |_: &ModelStorage| match is_missing.load(Ordering::SeqCst) {
             true => Err("an acknowledged value was reported absent".to_owned()),
             false => Ok(()),
         };
@@ -395,5 +395,5 @@ async fn created_key_is_seen_by_later_reads() {
 async fn earlier_absence_hides_an_acknowledged_value() {
     explore_creation(|| AcceptsEarlierAbsence)
         .await
-        .assert_broken("reported absent");
+        .assert_violated("reported absent");
 }

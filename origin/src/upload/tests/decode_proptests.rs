@@ -1,6 +1,5 @@
-//! Whatever a storage gives back where a record should be, and whatever a client calls an upload,
-//! is an error at worst. (The codecs below are fuzzed in `fuzz/`; these types would drag the whole
-//! origin into it.)
+//! Decoding arbitrary stored bytes and arbitrary upload ids never panics. (`fuzz/` fuzzes the codecs
+//! below these types; the types themselves would pull the whole origin into it.)
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use bytes::Bytes;
@@ -9,23 +8,24 @@ use flotilla_common::digest::Digest;
 use flotilla_common::seal::BlobFacts;
 use proptest::prelude::*;
 
-use super::chain::Chain;
-use super::hash::{Hashes, Midstates};
-use super::id::Signer;
-use super::link::{Act, Link};
 use crate::record::{
     BlobRecord, ManifestRecord, MembershipRecord, Pointer, ReferrerValue, Segment, State, TableAt,
     TagValue,
 };
 use crate::storage::Key;
+use crate::upload::hash::{Hashes, Midstates};
+use crate::upload::id::UploadIdSigner;
+use crate::upload::log::UploadLog;
+use crate::upload::log_entry::{EntryKind, LogEntry};
 
 fn key() -> Key {
     "blob/x/y".parse().unwrap()
 }
 
-/// Everything that is decoded from storage.
+/// Decodes `body` as every type that is read from storage.
 fn decode_all(body: &[u8]) {
-    let (key, bytes) = (key(), Bytes::copy_from_slice(body));
+    let key = key();
+    let bytes = Bytes::copy_from_slice(body);
     let _ = codec::decode::<BlobRecord>(body);
     let _ = codec::decode::<MembershipRecord>(body);
     let _ = Pointer::<TagValue>::of(&key, body);
@@ -35,9 +35,9 @@ fn decode_all(body: &[u8]) {
         let _ = midstates.covered();
         let _ = Hashes::resume(midstates, body);
     }
-    if let Ok(link) = codec::decode::<Link>(body) {
-        let _ = link.record(1);
-        let _ = Chain::after(0, link, &[]);
+    if let Ok(entry) = codec::decode::<LogEntry>(body) {
+        let _ = entry.record(1);
+        let _ = UploadLog::after(0, entry, &[]);
     }
 }
 
@@ -54,8 +54,8 @@ fn samples() -> Vec<Vec<u8>> {
         chunk_log2: 18,
         root: [7; 32],
     };
-    let data = Chain::default().data(&segments, hashes.midstates(), 9);
-    let finish = Chain::default().finish(&segments, facts.clone(), TableAt::Nowhere, 9);
+    let data = UploadLog::default().data_entry(&segments, hashes.midstates(), 9);
+    let finish = UploadLog::default().finish_entry(&segments, facts.clone(), TableAt::Nowhere, 9);
     let record = BlobRecord {
         state: State::Live,
         facts,
@@ -78,7 +78,7 @@ fn samples() -> Vec<Vec<u8>> {
 
 proptest! {
     #[test]
-    fn any_body_is_decoded_or_refused(mut body: Vec<u8>) {
+    fn arbitrary_bodies(mut body: Vec<u8>) {
         decode_all(&body);
         body.insert(0, codec::VERSION);
         decode_all(&body);
@@ -87,35 +87,36 @@ proptest! {
     }
 
     #[test]
-    fn a_bent_record_is_decoded_or_refused(
-        which: prop::sample::Index,
-        bends in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
-        cut: prop::sample::Index,
-        is_cut: bool,
+    fn mutated_records(
+        sample: prop::sample::Index,
+        mutations in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        new_len: prop::sample::Index,
+        is_truncated: bool,
     ) {
-        let mut body = which.get(&samples()).clone();
-        for (place, byte) in bends {
-            let place = place.index(body.len());
-            body[place] = byte;
+        let mut body = sample.get(&samples()).clone();
+        for (index, byte) in mutations {
+            let index = index.index(body.len());
+            body[index] = byte;
         }
-        if is_cut {
-            body.truncate(cut.index(body.len()));
+        if is_truncated {
+            body.truncate(new_len.index(body.len()));
         }
         decode_all(&body);
     }
 
     #[test]
-    fn any_link_follows_or_is_a_misfit(offset: u64, end: u64, index: u32, base: Option<u64>, sizes: Vec<u64>) {
+    fn arbitrary_log_entries(offset: u64, end: u64, index: u32, base: Option<u64>, sizes: Vec<u64>) {
         let segments = |sizes: &[u64]| sizes.iter().map(|size| Segment { nonce: 1, size: *size }).collect::<Vec<_>>();
-        let act = Act::Data { midstates: Hashes::new(false).midstates() };
-        let link = Link { act, end, index, base, segments: segments(&sizes), nonce: 2 };
-        let _ = Chain::after(offset, link, &segments(&sizes));
+        let kind = EntryKind::Data { midstates: Hashes::new(false).midstates() };
+        let entry = LogEntry { kind, end, index, base, segments: segments(&sizes), nonce: 2 };
+        let _ = UploadLog::after(offset, entry, &segments(&sizes));
     }
 
     #[test]
-    fn any_text_is_an_upload_of_ours_or_not(text in ".{0,100}", hex in "[0-9a-f]{80}", now: u64) {
-        let (signer, repository) = (Signer::new([1; 32]), "app".parse().unwrap());
-        prop_assert!(signer.check(&repository, &text, now).is_err());
-        prop_assert!(signer.check(&repository, &hex, now).is_err());
+    fn arbitrary_upload_ids(text in ".{0,100}", hex in "[0-9a-f]{80}", now: u64) {
+        let signer = UploadIdSigner::new([1; 32]);
+        let repository = "app".parse().unwrap();
+        prop_assert!(signer.verify(&repository, &text, now).is_err());
+        prop_assert!(signer.verify(&repository, &hex, now).is_err());
     }
 }

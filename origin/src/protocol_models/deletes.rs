@@ -1,8 +1,8 @@
-//! Deletes and what comes again: a tombstone takes the place of what it buries, and nothing is
-//! taken out from under a manifest, a referrer, a tag or a claim that was acknowledged after it.
+//! Deletes and re-creation. A tombstone replaces the object that it deletes, and a delete must not
+//! remove a manifest, referrer, tag or membership that was acknowledged after it.
 //!
-//! A manifest and its entry among the referrers of its subject are two keys. Whatever order their
-//! writes come in, the two agree once all who changed them were answered.
+//! A manifest and its entry in the referrers of its subject are two keys. In whatever order their
+//! writes apply, the two agree after all requests were answered.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,9 +11,9 @@ use flotilla_common::digest::Digest;
 use flotilla_common::manifest::OCI_MANIFEST;
 use flotilla_common::name::{Reference, Tag};
 
-use super::blobs::{push, replica, repository};
+use super::blob_collection::{push, replica, repository};
 use super::explorer::{Explored, Scenario, explore};
-use super::model::{Faults, Model};
+use super::storage_model::{Faults, ModelStorage};
 use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{
@@ -53,32 +53,36 @@ async fn put(registry: &Registry, tags: &[Tag]) -> Result<(), RegistryError> {
         .map(drop)
 }
 
-/// What one client asks for, at a replica of its own.
+/// The request of one client, at its own replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Act {
+enum Request {
     Put,
     Delete,
-    /// As a client does that heard nothing: until it hears that there is nothing.
-    DeleteToTheEnd,
-    /// Breaks "the referrer follows the manifest's clock": it buries whatever referrer it finds.
-    DeleteWhateverIsListed,
+    /// Repeats the delete until it is answered with 404, like a client that lost the response.
+    DeleteUntilMissing,
+    /// Violates "the referrer follows the manifest's clock": replaces any referrer by a tombstone.
+    DeleteAnyReferrer,
 }
 
-async fn act(act: Act, registry: &Registry, model: &Model) -> Result<(), RegistryError> {
+async fn send(
+    request: Request,
+    registry: &Registry,
+    model: &ModelStorage,
+) -> Result<(), RegistryError> {
     let reference = Reference::Digest(Digest::sha256(&artifact()));
-    match act {
-        Act::Put => put(registry, &[]).await,
-        Act::Delete => registry.delete_manifest(&repository(), &reference).await,
-        Act::DeleteToTheEnd => loop {
+    match request {
+        Request::Put => put(registry, &[]).await,
+        Request::Delete => registry.delete_manifest(&repository(), &reference).await,
+        Request::DeleteUntilMissing => loop {
             if let Err(RegistryError::ManifestUnknown) =
                 registry.delete_manifest(&repository(), &reference).await
             {
                 return Ok(());
             }
         },
-        Act::DeleteWhateverIsListed => {
-            bury(model, &manifest_key()).await;
-            bury(model, &referrer_key()).await;
+        Request::DeleteAnyReferrer => {
+            write_tombstone(model, &manifest_key()).await;
+            write_tombstone(model, &referrer_key()).await;
             Ok(())
         }
     }
@@ -96,8 +100,8 @@ fn referrer_key() -> Key {
     )
 }
 
-/// Swaps whatever is there for a tombstone that names nothing.
-async fn bury(model: &Model, key: &Key) {
+/// Replaces any object by a tombstone that names no subject.
+async fn write_tombstone(model: &ModelStorage, key: &Key) {
     let Some(present) = model.read(key).await.expect("no faults") else {
         return;
     };
@@ -136,8 +140,8 @@ async fn bury(model: &Model, key: &Key) {
     let _ = model.swap(key, &present.version, body).await;
 }
 
-/// Whether what is at a key lives.
-fn is_live(model: &Model, key: &Key) -> bool {
+/// Whether a key holds a live object.
+fn is_live(model: &ModelStorage, key: &Key) -> bool {
     let Some((_, body)) = model.objects(key.as_str()).pop() else {
         return false;
     };
@@ -147,7 +151,7 @@ fn is_live(model: &Model, key: &Key) -> bool {
             .content
             .is_some(),
         Some("rb") => decode::<MembershipRecord>(key, &body)
-            .expect("a claim")
+            .expect("a membership")
             .state
             .is_served(),
         Some("tag") => Pointer::<TagValue>::of(key, &body)
@@ -161,8 +165,8 @@ fn is_live(model: &Model, key: &Key) -> bool {
     }
 }
 
-/// A replica whose caches know the repository's configuration.
-async fn warm_replica(model: &Model) -> Arc<Registry> {
+/// A replica whose caches hold the membership of the config blob.
+async fn warm_replica(model: &ModelStorage) -> Arc<Registry> {
     let registry = replica(model).await;
     push(&registry, CONFIG).await.expect("a push");
     registry
@@ -173,57 +177,58 @@ async fn warm_replica(model: &Model) -> Arc<Registry> {
     registry
 }
 
-/// Clients that change one artifact, which is there at first or not. The first one's replica may
-/// die.
-async fn explored(
-    acts: &'static [Act],
-    is_there: bool,
-    first_is_mortal: bool,
+/// Clients that change one artifact, which exists at first or not. The replica of the first client
+/// may crash.
+async fn explore_artifact(
+    requests: &'static [Request],
+    exists: bool,
+    first_may_crash: bool,
     faults: Faults,
 ) -> Explored {
-    let scenario = async move |model: Model| {
+    let scenario = async move |model: ModelStorage| {
         let mut replicas = Vec::new();
-        for _ in acts {
+        for _ in requests {
             replicas.push(warm_replica(&model).await);
         }
-        if is_there {
+        if exists {
             put(&replicas[0], &[]).await.expect("an artifact");
         }
-        let unanswered = Arc::new(Mutex::new(acts.len()));
-        let actors = acts
-            .iter()
-            .zip(replicas)
-            .enumerate()
-            .map(|(index, (what, registry))| {
-                let (model, unanswered) = (model.clone(), Arc::clone(&unanswered));
-                let actor = {
-                    let model = model.clone();
-                    async move {
-                        let answered = act(*what, &registry, &model).await;
-                        if matches!(answered, Ok(()) | Err(RegistryError::ManifestUnknown)) {
-                            *unanswered.lock().expect("no panic") -= 1;
+        let unanswered = Arc::new(Mutex::new(requests.len()));
+        let actors =
+            requests
+                .iter()
+                .zip(replicas)
+                .enumerate()
+                .map(|(index, (request, registry))| {
+                    let (model, unanswered) = (model.clone(), Arc::clone(&unanswered));
+                    let actor = {
+                        let model = model.clone();
+                        async move {
+                            let answered = send(*request, &registry, &model).await;
+                            if matches!(answered, Ok(()) | Err(RegistryError::ManifestUnknown)) {
+                                *unanswered.lock().expect("no panic") -= 1;
+                            }
                         }
+                    };
+                    if first_may_crash && index == 0 {
+                        return Box::pin(async move { model.until_crash(actor).await }) as _;
                     }
-                };
-                if first_is_mortal && index == 0 {
-                    return Box::pin(async move { model.mortal(actor).await }) as _;
-                }
-                Box::pin(actor) as _
-            });
+                    Box::pin(actor) as _
+                });
         let actors = actors.collect();
-        let check = move |model: &Model| {
+        let check = move |model: &ModelStorage| {
             let (manifest, referrer) = (
                 is_live(model, &manifest_key()),
                 is_live(model, &referrer_key()),
             );
             let unanswered = *unanswered.lock().expect("no panic");
-            // One that was not answered may have left the two as they were when it ended.
+            // A request that was not answered may leave the two keys inconsistent.
             match (manifest, referrer) {
-                (true, false) if unanswered == 0 => {
-                    Err("a manifest is there and not listed".to_owned())
-                }
-                (false, true) if unanswered == 0 || acts.last() == Some(&Act::DeleteToTheEnd) => {
-                    Err("a manifest that was deleted is listed".to_owned())
+                (true, false) if unanswered == 0 => Err("a live manifest is not listed".to_owned()),
+                (false, true)
+                    if unanswered == 0 || requests.last() == Some(&Request::DeleteUntilMissing) =>
+                {
+                    Err("a deleted manifest is listed".to_owned())
                 }
                 _ => Ok(()),
             }
@@ -237,33 +242,48 @@ async fn explored(
 }
 
 #[tokio::test]
-async fn a_manifest_that_comes_again_while_it_is_deleted_is_listed_if_it_is_there() {
-    for is_there in [true, false] {
-        explored(&[Act::Delete, Act::Put], is_there, false, Faults::NONE)
-            .await
-            .assert_holds(10);
+async fn manifest_and_referrer_agree_after_concurrent_delete_and_put() {
+    for exists in [true, false] {
+        explore_artifact(
+            &[Request::Delete, Request::Put],
+            exists,
+            false,
+            Faults::NONE,
+        )
+        .await
+        .assert_holds(10);
     }
-    explored(&[Act::Delete, Act::Put], true, false, Faults::of(1, "ref/"))
-        .await
-        .assert_holds(100);
-    explored(&[Act::Put, Act::Put], false, false, Faults::of(1, "r"))
-        .await
-        .assert_holds(100);
+    explore_artifact(
+        &[Request::Delete, Request::Put],
+        true,
+        false,
+        Faults::of(1, "ref/"),
+    )
+    .await
+    .assert_holds(100);
+    explore_artifact(
+        &[Request::Put, Request::Put],
+        false,
+        false,
+        Faults::of(1, "r"),
+    )
+    .await
+    .assert_holds(100);
 }
 
-/// A delete that is decided before and writes after it.
+/// A delete that reads before the new push and writes after it.
 #[tokio::test]
-async fn a_delete_that_buries_whatever_is_listed_takes_out_what_came_again() {
-    let acts = &[Act::DeleteWhateverIsListed, Act::Put];
-    explored(acts, true, false, Faults::NONE)
+async fn deleting_any_referrer_unlists_recreated_manifest() {
+    let requests = &[Request::DeleteAnyReferrer, Request::Put];
+    explore_artifact(requests, true, false, Faults::NONE)
         .await
-        .assert_broken("there and not listed");
+        .assert_violated("live manifest is not listed");
 }
 
 #[tokio::test]
-async fn a_delete_whose_replica_dies_is_ended_by_the_next_one() {
-    explored(
-        &[Act::Delete, Act::DeleteToTheEnd],
+async fn interrupted_delete_is_completed_by_the_next() {
+    explore_artifact(
+        &[Request::Delete, Request::DeleteUntilMissing],
         true,
         true,
         Faults::NONE,
@@ -272,22 +292,22 @@ async fn a_delete_whose_replica_dies_is_ended_by_the_next_one() {
     .assert_holds(20);
 }
 
-/// Who finds the tombstone has to know which list the manifest was in.
+/// A tombstone must name the subject, so that a later delete finds the referrer.
 #[tokio::test]
-async fn a_tombstone_that_names_no_subject_leaves_the_dead_listed() {
-    let acts = &[Act::DeleteWhateverIsListed, Act::DeleteToTheEnd];
-    explored(acts, true, true, Faults::NONE)
+async fn tombstone_without_subject_leaves_deleted_manifest_listed() {
+    let requests = &[Request::DeleteAnyReferrer, Request::DeleteUntilMissing];
+    explore_artifact(requests, true, true, Faults::NONE)
         .await
-        .assert_broken("deleted is listed");
+        .assert_violated("deleted manifest is listed");
 }
 
-/// What becomes of a key whose tombstone somebody finds.
+/// The behaviour of a delete that finds a tombstone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Finder {
-    /// As shipped: a delete, which swaps what it saw or finds that there is nothing.
-    Deletes,
-    /// Breaks "not removed while anything older can still arrive": it takes the tombstone away.
-    Removes,
+enum Variant {
+    /// Swaps the version that it read, or answers 404.
+    Shipped,
+    /// Violates "not removed while an older request can still arrive": removes the tombstone.
+    RemovesTombstone,
 }
 
 async fn delete(registry: &Registry, kind: &str) -> Result<(), RegistryError> {
@@ -303,10 +323,10 @@ async fn delete(registry: &Registry, kind: &str) -> Result<(), RegistryError> {
     registry.delete_manifest(&repository(), &reference).await
 }
 
-/// Everything that can be deleted is, and comes again while somebody is at the tombstone of one of
-/// them.
-async fn explored_tombstone(kind: &'static str, finder: Finder) -> Explored {
-    let scenario = async move |model: Model| {
+/// Deletes one object of each kind, then re-creates all while another actor handles the tombstone of
+/// one of them.
+async fn explore_tombstone(kind: &'static str, variant: Variant) -> Explored {
+    let scenario = async move |model: ModelStorage| {
         let [first, second] = [warm_replica(&model).await, warm_replica(&model).await];
         let third = replica(&model).await;
         put(&first, &[tag()]).await.expect("an artifact");
@@ -325,27 +345,28 @@ async fn explored_tombstone(kind: &'static str, finder: Finder) -> Explored {
             .expect("a delete");
         let (key, _) = model.objects(kind).pop().expect("a tombstone");
         assert!(!is_live(&model, &key), "{key}");
-        let (came_again, is_deleted) = (Arc::new(Mutex::new(false)), Arc::new(Mutex::new(false)));
-        let comes = {
-            let came_again = Arc::clone(&came_again);
+        let is_recreated = Arc::new(Mutex::new(false));
+        let is_deleted = Arc::new(Mutex::new(false));
+        let recreate = {
+            let is_recreated = Arc::clone(&is_recreated);
             async move {
-                let came =
+                let succeeded =
                     push(&second, CONFIG).await.is_ok() && put(&second, &[tag()]).await.is_ok();
-                *came_again.lock().expect("no panic") = came;
+                *is_recreated.lock().expect("no panic") = succeeded;
             }
         };
-        let finds = {
+        let handle_tombstone = {
             let (model, key, is_deleted) = (model.clone(), key.clone(), Arc::clone(&is_deleted));
             async move {
-                match finder {
-                    Finder::Deletes => {
+                match variant {
+                    Variant::Shipped => {
                         let deleted = delete(&third, kind).await;
                         *is_deleted.lock().expect("no panic") = !matches!(
                             deleted,
                             Err(RegistryError::ManifestUnknown | RegistryError::BlobUnknown)
                         );
                     }
-                    Finder::Removes => {
+                    Variant::RemovesTombstone => {
                         model.read(&key).await.expect("no faults");
                         if !is_live(&model, &key) {
                             model.delete(&key).await.expect("no faults");
@@ -354,17 +375,17 @@ async fn explored_tombstone(kind: &'static str, finder: Finder) -> Explored {
                 }
             }
         };
-        let check = move |model: &Model| {
-            let is_there = is_live(model, &key) || *is_deleted.lock().expect("no panic");
-            let is_lost = *came_again.lock().expect("no panic") && !is_there;
+        let check = move |model: &ModelStorage| {
+            let is_present = is_live(model, &key) || *is_deleted.lock().expect("no panic");
+            let is_lost = *is_recreated.lock().expect("no panic") && !is_present;
             if is_lost {
-                Err(format!("{key} was acknowledged and is not there"))
+                Err(format!("{key} was acknowledged and is missing"))
             } else {
                 Ok(())
             }
         };
         Scenario {
-            actors: vec![Box::pin(comes), Box::pin(finds)],
+            actors: vec![Box::pin(recreate), Box::pin(handle_tombstone)],
             check: Box::new(check),
         }
     };
@@ -372,13 +393,13 @@ async fn explored_tombstone(kind: &'static str, finder: Finder) -> Explored {
 }
 
 #[tokio::test]
-async fn what_comes_again_over_its_tombstone_is_lost_if_tombstones_are_taken_away() {
+async fn removing_tombstones_loses_recreated_objects() {
     for kind in ["rb/", "rm/", "ref/", "tag/"] {
-        explored_tombstone(kind, Finder::Deletes)
+        explore_tombstone(kind, Variant::Shipped)
             .await
             .assert_holds(10);
-        explored_tombstone(kind, Finder::Removes)
+        explore_tombstone(kind, Variant::RemovesTombstone)
             .await
-            .assert_broken("is not there");
+            .assert_violated("is missing");
     }
 }

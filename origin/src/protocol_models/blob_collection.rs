@@ -1,8 +1,8 @@
-//! The life of a blob: a push of a manifest against a collector. What is acknowledged names no dead
-//! blob.
+//! The lifecycle of a blob: the push of a manifest against a collector. An acknowledged manifest must
+//! not name a dead blob.
 //!
-//! The collector is the least that the rules allow: it condemns what a mark did not find, observes
-//! that, and after a second mark, begun later, kills the version that it observed.
+//! The collector does the minimum that the rules require: it condemns a blob that a mark did not
+//! find, observes that, and after a second mark, begun later, kills the version that it observed.
 
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -15,7 +15,7 @@ use flotilla_runtime::clock::Clock;
 use futures_util::{StreamExt, stream};
 
 use super::explorer::{Explored, Scenario, explore};
-use super::model::{Faults, Model};
+use super::storage_model::{Faults, ModelStorage};
 use crate::config::Limits;
 use crate::format::{Horizons, agree};
 use crate::nonce::nonce;
@@ -30,19 +30,19 @@ pub(super) fn repository() -> RepositoryName {
     "app".parse().expect("a name")
 }
 
-/// A replica that has seen nothing yet.
-pub(super) async fn replica(model: &Model) -> Arc<Registry> {
+/// A replica with empty caches.
+pub(super) async fn replica(model: &ModelStorage) -> Arc<Registry> {
     replica_with(model, Horizons::default()).await
 }
 
-async fn replica_with(model: &Model, horizons: Horizons) -> Arc<Registry> {
+async fn replica_with(model: &ModelStorage, horizons: Horizons) -> Arc<Registry> {
     let format = agree(model, horizons).await.expect("a format");
     let key = SealKey::from_secret("eu-1".parse().expect("a name"), &[7; 32]);
-    // Nobody is told, and making one takes longer than all the rest.
-    static NOBODY: OnceLock<Arc<Invalidator>> = OnceLock::new();
-    let nobody =
+    // There is no other replica to invalidate, and an HTTP client is expensive to create.
+    static INVALIDATOR: OnceLock<Arc<Invalidator>> = OnceLock::new();
+    let create =
         || Arc::new(Invalidator::new(Replicas::none(), Secret::of(&format)).expect("a client"));
-    let invalidator = Arc::clone(NOBODY.get_or_init(nobody));
+    let invalidator = Arc::clone(INVALIDATOR.get_or_init(create));
     Arc::new(Registry::new(
         Arc::new(model.clone()),
         format,
@@ -67,21 +67,22 @@ pub(super) async fn push(registry: &Registry, blob: &'static [u8]) -> Result<(),
         .await
 }
 
-/// How a collector kills.
+/// The behaviour of a collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kill {
-    /// By a swap of the version that it observed before its second mark.
-    WhatItObserved,
-    /// Breaks that: whatever is there, as a paused worker would that does not look.
-    WhateverIsThere,
-    /// Breaks "a second mark, begun after it was observed": it kills what it has condemned.
-    AfterOneMark,
-    /// Breaks "observed before": its window begins with its attempt, whenever that takes effect.
-    HoweverLate,
+enum Collector {
+    /// Kills by a swap of the version that it observed before its second mark.
+    Shipped,
+    /// Violates that: kills whatever version exists, like a paused worker that does not check.
+    IgnoresVersion,
+    /// Violates "a second mark begins after the observation": kills right after condemning.
+    WithoutSecondMark,
+    /// Violates "observed condemned before": its window begins with the attempt to condemn, whenever
+    /// that takes effect.
+    WithoutObservation,
 }
 
-/// Whether a manifest names the layer; a tombstone names nothing.
-async fn is_marked(model: &Model) -> bool {
+/// Whether a manifest names the layer. A tombstone names nothing.
+async fn is_marked(model: &ModelStorage) -> bool {
     let prefix = Prefix::new("rm/").expect("a prefix");
     let page = model.list(&prefix, None, 99).await.expect("no faults");
     for entry in page.entries {
@@ -99,7 +100,7 @@ async fn is_marked(model: &Model) -> bool {
     false
 }
 
-async fn swap(model: &Model, key: &Key, seen: &Object, state: State) -> Option<Object> {
+async fn swap(model: &ModelStorage, key: &Key, seen: &Object, state: State) -> Option<Object> {
     let mut record: BlobRecord = decode(key, &seen.body).expect("a record");
     (record.state, record.nonce) = (state, nonce());
     let body = Bytes::from(encode(key, &record).expect("a record"));
@@ -107,7 +108,7 @@ async fn swap(model: &Model, key: &Key, seen: &Object, state: State) -> Option<O
     Some(Object { body, version })
 }
 
-async fn collect(model: Model, key: Key, kill: Kill) {
+async fn collect(model: ModelStorage, key: Key, collector: Collector) {
     if is_marked(&model).await {
         return;
     }
@@ -115,31 +116,32 @@ async fn collect(model: Model, key: Key, kill: Kill) {
         return;
     };
     let attempted = swap(&model, &key, &found, State::Condemned).await;
-    let observed = match (attempted, kill) {
+    let observed = match (attempted, collector) {
         (Some(condemned), _) => Some(condemned),
-        (None, Kill::HoweverLate) => None,
-        // What came of it is read, and what is not there now is another time's work.
-        (None, _) => match is_condemned(&model, &key).await {
+        (None, Collector::WithoutObservation) => None,
+        // The outcome is unknown, so the record is read back. A record that is not condemned is left
+        // to the next collection.
+        (None, _) => match read_condemned(&model, &key).await {
             None => return,
             condemned => condemned,
         },
     };
-    // W passes here.
-    if kill != Kill::AfterOneMark && is_marked(&model).await {
+    // The window W passes here.
+    if collector != Collector::WithoutSecondMark && is_marked(&model).await {
         return;
     }
-    let victim = match kill {
-        Kill::WhatItObserved | Kill::AfterOneMark => observed,
-        Kill::WhateverIsThere => model.read(&key).await.expect("no faults"),
-        Kill::HoweverLate => is_condemned(&model, &key).await,
+    let victim = match collector {
+        Collector::Shipped | Collector::WithoutSecondMark => observed,
+        Collector::IgnoresVersion => model.read(&key).await.expect("no faults"),
+        Collector::WithoutObservation => read_condemned(&model, &key).await,
     };
     if let Some(victim) = victim {
         swap(&model, &key, &victim, State::Dead).await;
     }
 }
 
-/// The record, if it is condemned.
-async fn is_condemned(model: &Model, key: &Key) -> Option<Object> {
+/// Reads the record; `None` unless it is condemned.
+async fn read_condemned(model: &ModelStorage, key: &Key) -> Option<Object> {
     let present = model.read(key).await.expect("no faults")?;
     let record: BlobRecord = decode(key, &present.body).expect("a record");
     (record.state == State::Condemned).then_some(present)
@@ -153,12 +155,12 @@ fn manifest() -> Bytes {
         .into()
 }
 
-async fn explored(kill: Kill, horizons: Horizons) -> Explored {
-    explored_with(kill, horizons, Faults::NONE).await
+async fn explore_push(collector: Collector, horizons: Horizons) -> Explored {
+    explore_push_with(collector, horizons, Faults::NONE).await
 }
 
-async fn explored_with(kill: Kill, horizons: Horizons, faults: Faults) -> Explored {
-    let scenario = async |model: Model| {
+async fn explore_push_with(collector: Collector, horizons: Horizons, faults: Faults) -> Explored {
+    let scenario = async |model: ModelStorage| {
         let registry = replica_with(&model, horizons).await;
         push(&registry, LAYER).await.expect("a push");
         let digest = Digest::sha256(LAYER);
@@ -179,8 +181,8 @@ async fn explored_with(kill: Kill, horizons: Horizons, faults: Faults) -> Explor
                 *acknowledged.lock().expect("no panic") = true;
             }
         };
-        let collector = collect(model.clone(), key.clone(), kill);
-        let check = move |model: &Model| {
+        let collector = collect(model.clone(), key.clone(), collector);
+        let check = move |model: &ModelStorage| {
             let (_, body) = model.objects(key.as_str()).pop().ok_or("no record")?;
             let record: BlobRecord = decode(&key, &body).map_err(|error| error.to_string())?;
             match (*pushed.lock().expect("no panic"), record.state) {
@@ -196,76 +198,77 @@ async fn explored_with(kill: Kill, horizons: Horizons, faults: Faults) -> Explor
     explore(faults, scenario).await
 }
 
-/// More than L passes while a manifest is pushed, always.
-fn slow() -> Horizons {
+/// Horizons with L = 0, so that every manifest push takes longer than L.
+fn slow_push() -> Horizons {
     Horizons {
         liveness: core::time::Duration::ZERO,
         ..Horizons::default()
     }
 }
 
-/// The swaps of records take effect later than their worker waits.
-const LATE: Faults = Faults {
+/// Swaps of records may apply after their worker has given up waiting.
+const LATE_SWAPS: Faults = Faults {
     late_only: true,
     ..Faults::of(1, "blob/")
 };
 
 #[tokio::test]
-async fn an_acknowledged_manifest_names_no_dead_blob() {
-    explored(Kill::WhatItObserved, slow())
+async fn acknowledged_manifests_have_live_blobs() {
+    explore_push(Collector::Shipped, slow_push())
         .await
         .assert_holds(100);
-    explored_with(Kill::WhatItObserved, slow(), LATE)
+    explore_push_with(Collector::Shipped, slow_push(), LATE_SWAPS)
         .await
         .assert_holds(100);
 }
 
-/// A HEAD from a cache, condemn, kill, then 201: time passes, and nobody looks at it.
+/// A HEAD answered from a cache, then condemn, kill and 201: the liveness is older than L, and the
+/// push does not check it again.
 #[tokio::test]
-async fn a_liveness_that_is_not_read_again_is_acknowledged_dead() {
-    explored(Kill::WhatItObserved, Horizons::default())
+async fn push_without_second_liveness_check_names_dead_blob() {
+    explore_push(Collector::Shipped, Horizons::default())
         .await
-        .assert_broken("names a dead blob");
+        .assert_violated("names a dead blob");
 }
 
 #[tokio::test]
-async fn a_worker_that_kills_another_version_than_it_observed_kills_what_was_rescued() {
-    explored(Kill::WhateverIsThere, slow())
+async fn gc_ignoring_version_deletes_rescued_blob() {
+    explore_push(Collector::IgnoresVersion, slow_push())
         .await
-        .assert_broken("names a dead blob");
+        .assert_violated("names a dead blob");
 }
 
-/// A manifest that is acknowledged after the mark is found by a second one only.
+/// Only a second mark finds a manifest that is acknowledged after the first.
 #[tokio::test]
-async fn a_worker_that_does_not_mark_again_kills_what_a_manifest_names() {
-    explored(Kill::AfterOneMark, slow())
+async fn gc_without_second_mark_deletes_live_blob() {
+    explore_push(Collector::WithoutSecondMark, slow_push())
         .await
-        .assert_broken("names a dead blob");
+        .assert_violated("names a dead blob");
 }
 
-/// What condemns arrives when its window is over already.
+/// The swap that condemns applies after its window has already passed.
 #[tokio::test]
-async fn a_worker_that_kills_what_it_has_not_observed_for_long_kills_what_a_manifest_names() {
-    explored_with(Kill::HoweverLate, slow(), LATE)
+async fn gc_without_observation_deletes_live_blob() {
+    explore_push_with(Collector::WithoutObservation, slow_push(), LATE_SWAPS)
         .await
-        .assert_broken("names a dead blob");
+        .assert_violated("names a dead blob");
 }
 
-/// How a pull takes a record that is condemned.
+/// The behaviour of a pull that finds a condemned record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pull {
     /// As shipped.
     Serves,
-    /// Breaks "GET serves live and condemned".
-    TakesForGone,
+    /// Violates "GET serves live and condemned records".
+    TreatsAsMissing,
 }
 
-/// A pull of the layer of a manifest that was acknowledged, while a collector is at work.
-async fn explored_pull(pull: Pull) -> Explored {
-    let scenario = async move |model: Model| {
+/// Pulls the layer of an acknowledged manifest while a collector runs.
+async fn explore_pull(pull: Pull) -> Explored {
+    let scenario = async move |model: ModelStorage| {
         let (pusher, puller) = (
-            replica_with(&model, slow()).await,
-            replica_with(&model, slow()).await,
+            replica_with(&model, slow_push()).await,
+            replica_with(&model, slow_push()).await,
         );
         push(&pusher, LAYER).await.expect("a push");
         let digest = Digest::sha256(LAYER);
@@ -298,13 +301,13 @@ async fn explored_pull(pull: Pull) -> Explored {
                         .await
                         .expect("no faults")
                         .is_some(),
-                    Pull::TakesForGone => is_condemned(&model, &key).await.is_none(),
+                    Pull::TreatsAsMissing => read_condemned(&model, &key).await.is_none(),
                 };
                 *is_missing.lock().expect("no panic") = !is_there;
             }
         };
-        let collector = collect(model.clone(), key, Kill::WhatItObserved);
-        let check = move |_: &Model| match *is_missing.lock().expect("no panic") {
+        let collector = collect(model.clone(), key, Collector::Shipped);
+        let check = move |_: &ModelStorage| match *is_missing.lock().expect("no panic") {
             true => Err("a layer of an acknowledged manifest is not served".to_owned()),
             false => Ok(()),
         };
@@ -317,9 +320,9 @@ async fn explored_pull(pull: Pull) -> Explored {
 }
 
 #[tokio::test]
-async fn what_an_acknowledged_manifest_names_is_served_while_it_is_condemned() {
-    explored_pull(Pull::Serves).await.assert_holds(100);
-    explored_pull(Pull::TakesForGone)
+async fn condemned_blobs_are_served() {
+    explore_pull(Pull::Serves).await.assert_holds(100);
+    explore_pull(Pull::TreatsAsMissing)
         .await
-        .assert_broken("is not served");
+        .assert_violated("is not served");
 }

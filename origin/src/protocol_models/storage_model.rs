@@ -1,5 +1,5 @@
-//! Storage whose calls wait until they are decided. A version is the hash of a body, as an S3 ETag
-//! is.
+//! A model of storage whose calls wait until the explorer performs them. A version is a hash of the
+//! body, like an S3 `ETag`.
 
 use core::ops::Range;
 use core::time::Duration;
@@ -18,44 +18,43 @@ use crate::storage::{
     StorageResult, Version,
 };
 
-/// How much may go wrong in one run.
+/// The faults that may occur in one run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Faults {
-    /// Writes that apply though the answer is a failure, that apply later, or that apply twice.
+    /// Number of faulty writes. Such a write applies although it fails, applies later, or applies
+    /// twice.
     pub(super) writes: u32,
-    /// The keys that are met by them.
-    pub(super) under: &'static str,
-    /// Only writes that apply later, if at all.
+    /// The prefix of the keys whose writes may be faulty.
+    pub(super) prefix: &'static str,
+    /// Faulty writes only apply later, or never.
     pub(super) late_only: bool,
 }
 
 impl Faults {
     pub(super) const NONE: Self = Self::of(0, "");
 
-    pub(super) const fn of(writes: u32, under: &'static str) -> Self {
+    pub(super) const fn of(writes: u32, prefix: &'static str) -> Self {
         Self {
             writes,
-            under,
+            prefix,
             late_only: false,
         }
     }
 }
 
-/// A storage, shared by the actors of one run.
+/// A model of storage, shared by the actors of one run.
 #[derive(Clone)]
-pub(super) struct Model(Arc<Mutex<State>>);
+pub(super) struct ModelStorage(Arc<Mutex<State>>);
 
-impl Default for Model {
+impl Default for ModelStorage {
     fn default() -> Self {
-        let (objects, history, pending, late) = Default::default();
-        let faults = Faults::NONE;
         let state = State {
-            objects,
-            history,
-            pending,
-            late,
-            faults,
-            decided: false,
+            objects: BTreeMap::new(),
+            history: Vec::new(),
+            pending: Vec::new(),
+            late: Vec::new(),
+            faults: Faults::NONE,
+            is_exploring: false,
             activity: 0,
         };
         Self(Arc::new(Mutex::new(state)))
@@ -64,13 +63,15 @@ impl Default for Model {
 
 struct State {
     objects: BTreeMap<String, Bytes>,
-    /// Bodies in the order in which they came to be there.
+    /// All applied writes, in order.
     history: Vec<(String, Bytes)>,
     pending: Vec<Pending>,
+    /// Writes that failed for their caller and may still apply.
     late: Vec<Call>,
     faults: Faults,
-    /// Whether calls wait for a decision.
-    decided: bool,
+    /// Whether calls wait for the explorer. Before that, calls are performed at once.
+    is_exploring: bool,
+    /// Counts calls and steps, to detect when all actors wait.
     activity: u64,
 }
 
@@ -86,8 +87,8 @@ enum Call {
     Read(String),
     List(String, Option<String>, usize),
     Delete(String),
-    /// Not a call of storage: a point in an actor.
-    Point(&'static str),
+    /// Not a storage call: an actor waits until the explorer lets it continue.
+    Pause(&'static str),
 }
 
 enum Reply {
@@ -98,20 +99,20 @@ enum Reply {
     Failed,
 }
 
-/// What may happen next.
+/// A step that the explorer may choose next.
 #[derive(Clone, Debug)]
-pub(super) enum Move {
-    /// A call is done, and answered.
+pub(super) enum Step {
+    /// Performs a call and sends its response.
     Perform(usize),
-    /// A write is done; the answer is lost.
-    Unheard(usize),
-    /// A write is given up, and may apply later.
-    Late(usize),
-    /// A write is done and answered, and may be done again later.
-    Twice(usize),
-    /// A late write applies.
-    Apply(usize),
-    /// Late writes never come.
+    /// Performs a write and loses its response.
+    LoseResponse(usize),
+    /// Fails a write, which may apply later.
+    Delay(usize),
+    /// Performs a write and sends its response; the write may apply once more later.
+    Duplicate(usize),
+    /// Applies a late write.
+    ApplyLate(usize),
+    /// Ends the run: the late writes never apply.
     Stop,
 }
 
@@ -126,10 +127,10 @@ impl Call {
         matches!(self, Self::Create(..) | Self::Swap(..))
     }
 
-    fn meets(&self, faults: Faults) -> bool {
+    fn may_fail(&self, faults: Faults) -> bool {
         match self {
             Self::Create(key, _) | Self::Swap(key, ..) => {
-                faults.writes > 0 && key.starts_with(faults.under)
+                faults.writes > 0 && key.starts_with(faults.prefix)
             }
             _ => false,
         }
@@ -142,17 +143,18 @@ impl Call {
             Self::Read(key) => format!("read {key}"),
             Self::List(prefix, ..) => format!("list {prefix}"),
             Self::Delete(key) => format!("delete {key}"),
-            Self::Point(name) => (*name).to_owned(),
+            Self::Pause(name) => (*name).to_owned(),
         }
     }
 
-    /// The call and the kind of its key, without what differs from run to run.
+    /// The call and the kind of its key, which are the same in each run.
     fn kind(&self) -> String {
         let described = self.describe();
         described.split('/').next().unwrap_or_default().to_owned()
     }
 
-    /// What only one actor ever touches may happen at once: no order of it matters.
+    /// Whether only one actor ever uses the key. The order of such calls does not matter, so they are
+    /// performed at once.
     fn is_private(&self) -> bool {
         match self {
             Self::Create(key, _) | Self::Read(key) => key.starts_with("seg/"),
@@ -192,7 +194,7 @@ impl State {
                 self.objects.remove(key);
                 Reply::Done
             }
-            Call::Point(_) => Reply::Done,
+            Call::Pause(_) => Reply::Done,
         }
     }
 
@@ -218,15 +220,16 @@ impl State {
     }
 }
 
-impl Model {
+impl ModelStorage {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("no panic while it is locked")
     }
 
-    /// From now on calls wait.
-    pub(super) fn begin(&self, faults: Faults) {
+    /// Starts the exploration: from now on calls wait for the explorer.
+    pub(super) fn start(&self, faults: Faults) {
         let mut state = self.lock();
-        (state.decided, state.faults) = (true, faults);
+        state.is_exploring = true;
+        state.faults = faults;
         state.history.clear();
     }
 
@@ -234,7 +237,7 @@ impl Model {
         self.lock().activity
     }
 
-    /// Bodies that came to be at a key, in their order.
+    /// All bodies that were written to a key, in order.
     pub(super) fn history(&self, key: &str) -> Vec<Bytes> {
         let state = self.lock();
         state
@@ -245,7 +248,7 @@ impl Model {
             .collect()
     }
 
-    /// The objects under a prefix.
+    /// All objects under a prefix.
     pub(super) fn objects(&self, prefix: &str) -> Vec<(Key, Bytes)> {
         let state = self.lock();
         let found = state
@@ -257,25 +260,25 @@ impl Model {
             .collect()
     }
 
-    /// A point at which an actor waits for its turn.
-    pub(super) async fn point(&self, name: &'static str) {
-        self.ask(Call::Point(name)).await;
+    /// Pauses an actor until the explorer lets it continue.
+    pub(super) async fn pause(&self, name: &'static str) {
+        self.call(Call::Pause(name)).await;
     }
 
-    /// Acts until it is done, or its replica dies: at any moment. What it had asked of storage may
-    /// still come about.
-    pub(super) async fn mortal(&self, acting: impl Future<Output = ()>) {
+    /// Runs an actor whose replica may crash at any step. Storage calls that are pending then may
+    /// still apply.
+    pub(super) async fn until_crash(&self, actor: impl Future<Output = ()>) {
         tokio::select! {
-            () = acting => {}
-            () = self.point("its replica dies") => {}
+            () = actor => {}
+            () = self.pause("its replica crashes") => {}
         }
     }
 
-    async fn ask(&self, call: Call) -> Reply {
+    async fn call(&self, call: Call) -> Reply {
         let answer = {
             let mut state = self.lock();
             state.activity += 1;
-            if !state.decided {
+            if !state.is_exploring {
                 return state.perform(&call);
             }
             let (reply, answer) = oneshot::channel();
@@ -284,19 +287,19 @@ impl Model {
         };
         match answer.await {
             Ok(reply) => reply,
-            // The run is over.
+            // The run has ended.
             Err(_) => core::future::pending().await,
         }
     }
 
-    /// All that may happen now.
-    pub(super) fn moves(&self) -> Vec<Move> {
+    /// All steps that are possible now.
+    pub(super) fn steps(&self) -> Vec<Step> {
         let mut state = self.lock();
         state
             .pending
             .retain(|pending| pending.call.is_conditional_write() || !pending.reply.is_closed());
-        // Who wakes first is no decision of ours, and neither is what a nonce sorts before: calls
-        // of one kind stay in the order in which they came.
+        // The order in which the runtime wakes actors, and the order of random nonces, must not affect
+        // the choices. So calls are sorted by kind, and calls of one kind keep their order.
         state
             .pending
             .sort_by_cached_key(|pending| pending.call.kind());
@@ -305,66 +308,66 @@ impl Model {
             .iter()
             .position(|pending| pending.call.is_private())
         {
-            return vec![Move::Perform(private)];
+            return vec![Step::Perform(private)];
         }
-        let mut moves = Vec::new();
+        let mut steps = Vec::new();
         for (index, pending) in state.pending.iter().enumerate() {
-            if pending.call.meets(state.faults) {
-                moves.push(Move::Late(index));
+            if pending.call.may_fail(state.faults) {
+                steps.push(Step::Delay(index));
                 if !state.faults.late_only {
-                    moves.extend([Move::Unheard(index), Move::Twice(index)]);
+                    steps.extend([Step::LoseResponse(index), Step::Duplicate(index)]);
                 }
             }
-            moves.push(Move::Perform(index));
+            steps.push(Step::Perform(index));
         }
-        let waiting = !moves.is_empty();
-        moves.extend((0..state.late.len()).map(Move::Apply));
-        if !waiting && !moves.is_empty() {
-            moves.push(Move::Stop);
+        let has_pending = !steps.is_empty();
+        steps.extend((0..state.late.len()).map(Step::ApplyLate));
+        if !has_pending && !steps.is_empty() {
+            steps.push(Step::Stop);
         }
-        moves
+        steps
     }
 
-    pub(super) fn describe(&self, step: &Move) -> String {
+    pub(super) fn describe(&self, step: &Step) -> String {
         let state = self.lock();
         let pending = |index: &usize| state.pending[*index].call.describe();
         match step {
-            Move::Perform(index) => pending(index),
-            Move::Unheard(index) => format!("{}; the answer is lost", pending(index)),
-            Move::Late(index) => format!("{}: given up, it may come later", pending(index)),
-            Move::Twice(index) => format!("{}; it may come again", pending(index)),
-            Move::Apply(index) => format!("the late {}", state.late[*index].describe()),
-            Move::Stop => "nothing late comes".to_owned(),
+            Step::Perform(index) => pending(index),
+            Step::LoseResponse(index) => format!("{}; its response is lost", pending(index)),
+            Step::Delay(index) => format!("{} fails and may apply later", pending(index)),
+            Step::Duplicate(index) => format!("{}; it may apply again later", pending(index)),
+            Step::ApplyLate(index) => format!("late {}", state.late[*index].describe()),
+            Step::Stop => "late writes never apply".to_owned(),
         }
     }
 
-    pub(super) fn perform(&self, step: &Move) {
+    pub(super) fn perform(&self, step: &Step) {
         let mut state = self.lock();
         state.activity += 1;
         let (index, reply) = match step {
-            Move::Stop => return,
-            Move::Apply(index) => {
+            Step::Stop => return,
+            Step::ApplyLate(index) => {
                 let call = state.late.remove(*index);
                 state.perform(&call);
                 return;
             }
-            Move::Perform(index) => {
+            Step::Perform(index) => {
                 let call = state.pending[*index].call.clone();
                 (*index, state.perform(&call))
             }
-            Move::Unheard(index) => {
+            Step::LoseResponse(index) => {
                 state.faults.writes -= 1;
                 let call = state.pending[*index].call.clone();
                 state.perform(&call);
                 (*index, Reply::Failed)
             }
-            Move::Late(index) => {
+            Step::Delay(index) => {
                 state.faults.writes -= 1;
                 let call = state.pending[*index].call.clone();
                 state.late.push(call);
                 (*index, Reply::Failed)
             }
-            Move::Twice(index) => {
+            Step::Duplicate(index) => {
                 state.faults.writes -= 1;
                 let call = state.pending[*index].call.clone();
                 let reply = state.perform(&call);
@@ -372,31 +375,31 @@ impl Model {
                 (*index, reply)
             }
         };
-        // Who asked may have crashed.
+        // The caller may have crashed.
         let _ = state.pending.remove(index).reply.send(reply);
     }
 
     async fn write_if(&self, call: Call, key: &Key, body: &[u8]) -> StorageResult<Version> {
-        match self.ask(call).await {
+        match self.call(call).await {
             Reply::Written(Ok(())) => Ok(version(body)),
             Reply::Written(Err(())) => Err(StorageError::conflict("write object", key)),
             _ => Err(StorageError::unavailable(
                 "write object",
                 key,
-                "a fault of the model",
+                "injected fault",
             )),
         }
     }
 }
 
-impl core::fmt::Debug for Model {
+impl core::fmt::Debug for ModelStorage {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("Model")
+        f.write_str("ModelStorage")
     }
 }
 
 #[async_trait]
-impl Storage for Model {
+impl Storage for ModelStorage {
     async fn create(&self, key: &Key, body: Bytes) -> StorageResult<Version> {
         let call = Call::Create(key.to_string(), body.clone());
         self.write_if(call, key, &body).await
@@ -408,7 +411,7 @@ impl Storage for Model {
     }
 
     async fn read(&self, key: &Key) -> StorageResult<Option<Object>> {
-        let Reply::Object(found) = self.ask(Call::Read(key.to_string())).await else {
+        let Reply::Object(found) = self.call(Call::Read(key.to_string())).await else {
             return Ok(None);
         };
         Ok(found.map(|body| Object {
@@ -433,7 +436,7 @@ impl Storage for Model {
         limit: usize,
     ) -> StorageResult<Page> {
         let call = Call::List(prefix.to_string(), after.map(Key::to_string), limit);
-        let Reply::Page(page) = self.ask(call).await else {
+        let Reply::Page(page) = self.call(call).await else {
             return Ok(Page::default());
         };
         Ok(page)
@@ -448,7 +451,7 @@ impl Storage for Model {
     }
 
     async fn delete(&self, key: &Key) -> StorageResult<()> {
-        self.ask(Call::Delete(key.to_string())).await;
+        self.call(Call::Delete(key.to_string())).await;
         Ok(())
     }
 
@@ -462,7 +465,7 @@ impl Storage for Model {
 }
 
 struct Writer {
-    model: Model,
+    model: ModelStorage,
     key: Key,
     bytes: BytesMut,
 }
