@@ -181,7 +181,8 @@ async fn probe_storage(
     config: &Config,
     storage: Arc<dyn Storage>,
 ) -> Result<Arc<dyn Storage>, StartError> {
-    let storage: Arc<dyn Storage> = Arc::new(TimeoutStorage::new(storage, config.limits.storage_timeout));
+    let storage: Arc<dyn Storage> =
+        Arc::new(TimeoutStorage::new(storage, config.limits.storage_timeout));
     storage::probe(&*storage).await?;
     if config.redirect_blobs {
         storage::probe_signing(&*storage)

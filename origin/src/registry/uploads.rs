@@ -95,7 +95,9 @@ impl Registry {
         repository: &RepositoryName,
         id: &str,
     ) -> Result<UploadTicket, RegistryError> {
-        let ticket = self.signer.verify(repository, id, self.clock.unix_seconds());
+        let ticket = self
+            .signer
+            .verify(repository, id, self.clock.unix_seconds());
         ticket.map_err(|_| RegistryError::UploadUnknown)
     }
 
