@@ -10,6 +10,7 @@ pub mod digest;
 pub mod figures;
 pub mod grant;
 pub mod hex;
+pub mod interner;
 pub mod manifest;
 pub mod map;
 pub mod name;

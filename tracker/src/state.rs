@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use flotilla_common::digest::Digest;
+use flotilla_common::interner::{Interner, Slot};
 use flotilla_common::name::{PeerId, RegionName, ZoneName};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
-    self as machine, BlobSlot, Input, Interner, LeaseEvent, Output, PeerSlot, Progress, RegionSlot,
-    RequestId, Slot, TrackerMachine, ZoneSlot, ranked,
+    self as machine, BlobSlot, Input, LeaseEvent, Output, PeerSlot, Progress, RegionSlot,
+    RequestId, TrackerMachine, ZoneSlot, ranked,
 };
 use flotilla_common::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, LeaseAnswer, LeaseAsk,

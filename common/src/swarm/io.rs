@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use crate::chunk::Geometry;
+use crate::interner::Slot;
 use crate::map::ChunkMap;
 use crate::time::Time;
 
@@ -15,6 +16,26 @@ pub struct BlobSlot(pub u32);
 /// given to another peer once [`super::PeerMachine::is_idle`] says that nothing refers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerSlot(pub u32);
+
+impl Slot for BlobSlot {
+    fn at(index: u32) -> Self {
+        Self(index)
+    }
+
+    fn index(self) -> u32 {
+        self.0
+    }
+}
+
+impl Slot for PeerSlot {
+    fn at(index: u32) -> Self {
+        Self(index)
+    }
+
+    fn index(self) -> u32 {
+        self.0
+    }
+}
 
 /// An origin, by its place in the configured order: 0 is the own region's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

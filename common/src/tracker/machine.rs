@@ -15,8 +15,9 @@ use super::messages::{
     Take,
 };
 use super::roster::{Progress, Roster};
-use super::slots::{BlobSlot, PeerSlot, RegionSlot, Slot};
+use super::slots::{BlobSlot, PeerSlot, RegionSlot};
 use super::timers::{Timer, Timers};
+use crate::interner::Slot;
 use crate::time::Time;
 
 /// One swarm, for people.

@@ -16,7 +16,7 @@
 //!
 //! Soft state only: after a restart the epoch is another one, each peer announces in full, and what
 //! peers say about their leases and their missing chunks is enough to go on. The machine never sees
-//! a digest, a name, an address, a clock or a byte of payload; its driver interns ([`Interner`]),
+//! a digest, a name, an address, a clock or a byte of payload; its driver interns ([`Interner`](crate::interner::Interner)),
 //! calls [`TrackerMachine::handle`], drains [`TrackerMachine::poll_output`] after each call, and
 //! calls [`TrackerMachine::handle_timeout`] at [`TrackerMachine::poll_timeout`]. The same inputs
 //! and the same `rng_seed` give the same outputs.
@@ -46,4 +46,4 @@ pub use messages::{
 };
 pub use rendezvous::ranked;
 pub use roster::Progress;
-pub use slots::{BlobSlot, Interner, PeerSlot, RegionSlot, Slot, ZoneSlot};
+pub use slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};

@@ -6,7 +6,8 @@
 //! are kept by zone, and seeders apart from leechers, so that a handout never walks a whole swarm.
 //! The roster must never decide anything; handout and leases do.
 
-use super::slots::{BlobSlot, PeerSlot, RegionSlot, Slot, ZoneSlot};
+use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
+use crate::interner::Slot;
 use crate::time::Time;
 
 /// How much of a blob a peer holds, in sixteen steps.

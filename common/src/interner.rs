@@ -1,0 +1,99 @@
+//! Dense ids: drivers give digests and names a slot, and machines index their tables by slots.
+//!
+//! A machine never sees a digest, a name or an address. Its driver interns them at the edge and
+//! releases a slot when the machine says that it forgot it.
+
+use std::collections::BTreeMap;
+
+/// An index into a machine's tables.
+pub trait Slot: Copy + Ord {
+    /// The slot at `index`.
+    fn at(index: u32) -> Self;
+    /// The slot's index.
+    fn index(self) -> u32;
+}
+
+/// Maps values to slots, both ways. A released slot is reused, the last released one first.
+#[derive(Clone, Debug)]
+pub struct Interner<T, S> {
+    slots: BTreeMap<T, S>,
+    values: Vec<Option<T>>,
+    released: Vec<S>,
+}
+
+impl<T, S> Default for Interner<T, S> {
+    fn default() -> Self {
+        Self {
+            slots: BTreeMap::new(),
+            values: Vec::new(),
+            released: Vec::new(),
+        }
+    }
+}
+
+impl<T: Ord + Clone, S: Slot> Interner<T, S> {
+    /// The slot of `value`, a new one if it has none.
+    pub fn intern(&mut self, value: &T) -> S {
+        if let Some(slot) = self.slots.get(value) {
+            return *slot;
+        }
+        let slot = self.released.pop().unwrap_or_else(|| {
+            self.values.push(None);
+            S::at(self.values.len() as u32 - 1)
+        });
+        self.values[slot.index() as usize] = Some(value.clone());
+        self.slots.insert(value.clone(), slot);
+        slot
+    }
+
+    /// The slot of `value`, if it has one.
+    pub fn slot(&self, value: &T) -> Option<S> {
+        self.slots.get(value).copied()
+    }
+
+    /// The value in `slot`, if the slot is in use.
+    pub fn value(&self, slot: S) -> Option<&T> {
+        self.values.get(slot.index() as usize)?.as_ref()
+    }
+
+    /// Frees the slot and returns its value; `None` if it was free already.
+    pub fn release(&mut self, slot: S) -> Option<T> {
+        let value = self.values.get_mut(slot.index() as usize)?.take()?;
+        self.slots.remove(&value);
+        self.released.push(slot);
+        Some(value)
+    }
+
+    /// Number of slots in use.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether no slot is in use.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::tracker::PeerSlot;
+
+    #[test]
+    fn released_slot_is_reused() {
+        let mut names = Interner::<&str, PeerSlot>::default();
+        let one = names.intern(&"one");
+        let two = names.intern(&"two");
+        assert_ne!(one, two);
+        assert_eq!(names.intern(&"one"), one);
+        assert_eq!(names.release(one), Some("one"));
+        assert_eq!(names.release(one), None);
+        assert_eq!(names.slot(&"one"), None);
+        assert_eq!(names.intern(&"three"), one);
+        assert_eq!(names.value(one).unwrap(), &"three");
+        assert_eq!(names.len(), 2);
+    }
+}
