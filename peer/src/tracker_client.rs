@@ -1,19 +1,15 @@
-//! The trackers, as a peer uses them: announces out, handouts in, leases asked for by long polls.
+//! The peer's connection to its trackers: posts the requests of the tracker session over HTTP.
 //!
-//! Per tracker one task announces, when its interval is over and at once when something changed. Of
-//! several trackers the best two by rendezvous hashing hear of a blob, and leases come from the
-//! first of them that answers: which ones do is [`Health`]'s opinion, and a request that a tracker
-//! has parked is put to the next one once it fell silent. Nothing is decided here: whether no
-//! tracker can be reached is told to the machine, which then does without.
+//! Everything that decides (when to announce, which tracker to ask, when to give a request up) is
+//! in [`TrackerSession`]. One task waits for its deadlines and carries out what it returns; each
+//! request is a task of its own.
 //!
 //! ```text
-//! announce loop                     driver                        lease task
-//!   Snapshot? ───────────────────────▶
-//!   ◀──── blobs, leases, neighbours ──
-//!   POST announce ▶ tracker
-//!   Handouts, Reachable ─────────────▶            (waits until the blob is announced)
-//!                                                 POST lease ▶ tracker, parked
-//!                                     ◀──────────────────── Lease {answer}
+//! driver                         Trackers                            tracker
+//!   announce, request_lease ─────▶ session ──▶ task: POST ──────────────▶
+//!   ◀────────── Snapshot?          session ◀── answer or failure ◀───────
+//!   ─────────────────────────────▶
+//!   ◀── Handouts, LeaseGranted
 //! ```
 
 use core::time::Duration;
@@ -22,123 +18,85 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
+use flotilla_common::map::ChunkMap;
 use flotilla_common::name::PeerId;
-use flotilla_common::tracker::{Health, News, ranked};
-use flotilla_common::wire::tracker::{
-    ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, HeldLease,
-    LEASE_PATH, LeaseAnswer, LeaseAsk, LeaseRequest, MAX_CHANGES, PeerInfo,
+use flotilla_common::time::Time;
+use flotilla_common::tracker::{
+    CancelReason, ExchangeId, LeaseUpdate, PeerSnapshot, SessionInput, SessionOutput,
+    TrackerRequest, TrackerSession,
 };
+use flotilla_common::wire::tracker::{ANNOUNCE_PATH, Handout, LEASE_PATH, PeerInfo};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
 use reqwest::Client;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::task::{AbortHandle, JoinSet};
 
-use crate::stats::Counter;
 use crate::status::TrackerStatus;
 
-/// Trackers that hear of one blob.
-const TRACKERS_PER_BLOB: usize = 2;
-/// An announce that is not answered for this long is not waited for: its tracker counts as silent.
-/// Twice as long for the last one that answers.
-const LATE: Duration = Duration::from_secs(1);
-/// A parked request whose tracker said nothing at all for this long is a reason to announce, which
-/// is answered at once.
-const QUIET: Duration = Duration::from_secs(3);
-/// For an announce, and for what says how a lease goes on.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// For a request that the tracker parks: its bound and some more.
-pub(crate) const POLL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Changes within this time go into one announce.
-const COALESCE: Duration = Duration::from_millis(5);
-/// After an announce that failed.
-const RETRY: Duration = Duration::from_secs(1);
-/// How long a lease request waits for its blob to be announced.
-const ANNOUNCED_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest time that a tracker takes to answer: a lease request may be parked.
+pub(crate) const POLL_TIMEOUT: Duration = TrackerSession::LONGEST_EXCHANGE;
 
-/// All that an announce says, as it is now.
-#[derive(Debug, Default)]
-pub(crate) struct Snapshot {
-    pub(crate) blobs: Vec<Change>,
-    pub(crate) leases: Vec<HeldLease>,
-    pub(crate) connected: Vec<PeerId>,
-    pub(crate) unreachable: Vec<PeerId>,
-}
-
-/// What the driver hears.
+/// An event for the driver.
 #[derive(Debug)]
 pub(crate) enum TrackerEvent {
-    /// An announce is due.
-    Snapshot(oneshot::Sender<Snapshot>),
-    /// Neighbours.
+    /// An announce is due and needs the peer's state.
+    Snapshot(oneshot::Sender<PeerSnapshot>),
+    /// Neighbours that a tracker named.
     Handouts(Vec<Handout>),
-    /// The answer to [`Trackers::take_lease`] with this ticket.
-    Lease {
+    /// The lease that was requested last for this blob was granted.
+    LeaseGranted {
         digest: Digest,
-        ticket: u64,
-        answer: LeaseAnswer,
+        chunk: u32,
+        term: Duration,
     },
-    /// A renewal came too late.
+    /// It was not granted; the next request may follow after `retry_after`.
+    LeaseWait {
+        digest: Digest,
+        retry_after: Duration,
+    },
+    /// A lease could not be renewed.
     LeaseLost { digest: Digest, chunk: u32 },
-    /// A tracker answers (again).
+    /// A tracker answers again.
     Reachable,
-    /// None answers.
+    /// No tracker answers any more.
     Unreachable,
 }
 
-/// What fails while a tracker is asked.
+/// Why a request to a tracker failed.
 #[derive(Debug, thiserror::Error)]
-enum AskError {
+enum PostError {
     #[error("{0}")]
     Http(#[from] reqwest::Error),
     #[error("{0}")]
     Codec(#[from] codec::CodecError),
-    #[error("no answer in time")]
+    #[error("request timed out")]
     Timeout,
-    #[error("it fell silent")]
-    Silent,
-    #[error("no tracker is configured")]
-    None,
 }
 
-/// All configured trackers. Clones are the same.
+/// All configured trackers. Clones share one session.
 #[derive(Debug, Clone)]
-pub(crate) struct Trackers(Arc<Inner>);
+pub(crate) struct Trackers(Arc<SharedSession>);
 
 #[derive(Debug)]
-struct Inner {
+struct SharedSession {
     client: Client,
     clock: Clock,
-    urls: Vec<String>,
-    trackers: Vec<Tracker>,
-    health: Mutex<Health>,
-    me: PeerInfo,
+    session: Mutex<TrackerSession>,
+    /// The session may have outputs, or an earlier deadline.
+    is_touched: Notify,
+    /// The error of the last failed announce, by tracker.
+    troubles: Mutex<Vec<Option<String>>>,
     events: mpsc::Sender<TrackerEvent>,
     shutdown: Shutdown,
 }
 
-#[derive(Debug, Default)]
-struct Tracker {
-    /// What it was told last, by blob.
-    announced: Mutex<HashMap<Digest, BlobState>>,
-    /// After each accepted announce.
-    accepted: Notify,
-    /// Announce now.
-    wake: Notify,
-    /// When it falls silent.
-    silenced: Notify,
-    /// Announces that it accepted.
-    announces: Counter,
-    /// What went wrong last.
-    trouble: Mutex<Option<String>>,
-}
-
 impl Trackers {
-    /// Begins to announce `me` to every tracker in `urls`.
+    /// Starts announcing `peer` to every tracker in `urls`, until the shutdown.
     pub(crate) fn start(
         client: Client,
         urls: &[String],
-        me: PeerInfo,
+        peer: PeerInfo,
         clock: Clock,
         events: mpsc::Sender<TrackerEvent>,
         shutdown: &Shutdown,
@@ -147,405 +105,255 @@ impl Trackers {
             .iter()
             .map(|url| url.trim_end_matches('/').to_owned())
             .collect();
-        let trackers = urls.iter().map(|_| Tracker::default()).collect();
-        let health = Mutex::new(Health::new(urls.len(), LATE));
-        let inner = Inner {
+        let trackers = Self(Arc::new(SharedSession {
             client,
             clock,
-            urls,
-            trackers,
-            health,
-            me,
+            troubles: Mutex::new(vec![None; urls.len()]),
+            session: Mutex::new(TrackerSession::new(clock.now(), peer, urls)),
+            is_touched: Notify::new(),
             events,
             shutdown: shutdown.clone(),
-        };
-        let trackers = Self(Arc::new(inner));
-        for index in 0..trackers.0.urls.len() {
-            shutdown.spawn(trackers.clone().announce_for_ever(index));
-        }
+        }));
+        shutdown.spawn(trackers.clone().run());
         trackers
     }
 
-    /// Whether there is any.
+    /// Whether no tracker is configured.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.urls.is_empty()
+        self.session().urls().is_empty()
     }
 
-    /// Each tracker, and whether it answers.
+    /// The state of each tracker.
     pub(crate) fn status(&self) -> Vec<TrackerStatus> {
-        let status = |(index, (url, tracker)): (usize, (&String, &Tracker))| {
-            let announces = tracker.announces.value();
-            let is_silent = self.is_silent(index);
-            let is_answering = (is_silent || announces > 0).then_some(!is_silent);
-            let trouble = lock(&tracker.trouble).clone().filter(|_| is_silent);
+        let session = self.session();
+        let troubles = lock(&self.0.troubles);
+        let status = |(tracker, (url, trouble)): (usize, (&String, &Option<String>))| {
+            let announces = session.accepted_announces(tracker);
+            let is_silent = session.is_silent(tracker);
             TrackerStatus {
                 url: url.clone(),
-                is_answering,
+                is_answering: (is_silent || announces > 0).then_some(!is_silent),
                 announces,
-                trouble,
+                trouble: trouble.clone().filter(|_| is_silent),
             }
         };
-        self.0
-            .urls
-            .iter()
-            .zip(&self.0.trackers)
-            .enumerate()
-            .map(status)
-            .collect()
+        let trackers = session.urls().iter().zip(&*troubles);
+        trackers.enumerate().map(status).collect()
     }
 
-    /// Announces to all, at once.
+    /// Announces the peer's state to all trackers soon.
     pub(crate) fn announce(&self) {
-        for tracker in &self.0.trackers {
-            tracker.wake.notify_one();
-        }
+        self.handle(SessionInput::StateChanged);
     }
 
-    /// Asks for a lease; a [`TrackerEvent::Lease`] with the ticket follows.
-    pub(crate) fn take_lease(&self, digest: Digest, ticket: u64, ask: LeaseAsk) {
-        let trackers = self.clone();
-        self.0.shutdown.spawn(async move {
-            let answer = match trackers.ask_lease(&digest, ask, POLL_TIMEOUT).await {
-                Ok(answer) => answer,
-                Err(error) => {
-                    tracing::debug!(blob = %digest, %error, "ask for lease");
-                    LeaseAnswer::Wait {
-                        retry_ms: RETRY.as_millis() as u32,
-                    }
-                }
-            };
-            trackers
-                .report(TrackerEvent::Lease {
-                    digest,
-                    ticket,
-                    answer,
-                })
-                .await;
-        });
-    }
-
-    /// Says how a lease goes on.
-    pub(crate) fn tell_lease(&self, digest: Digest, ask: LeaseAsk) {
-        let trackers = self.clone();
-        self.0.shutdown.spawn(async move {
-            let renewed = match ask {
-                LeaseAsk::Renew { chunk, .. } => Some(chunk),
-                _ => None,
-            };
-            match (
-                trackers.ask_lease(&digest, ask, REQUEST_TIMEOUT).await,
-                renewed,
-            ) {
-                (Ok(LeaseAnswer::NotHeld), Some(chunk)) => {
-                    trackers
-                        .report(TrackerEvent::LeaseLost { digest, chunk })
-                        .await;
-                }
-                (Ok(_), _) => {}
-                (Err(error), _) => {
-                    tracing::debug!(blob = %digest, %error, "say how a lease goes on")
-                }
-            }
-        });
-    }
-
-    /// Tells every tracker that this peer leaves.
-    pub(crate) async fn leave(&self) {
-        for index in 0..self.0.urls.len() {
-            let request = AnnounceRequest {
-                leaving: true,
-                ..self.request(0, 0, &Snapshot::default())
-            };
-            if let Err(error) = self
-                .post::<_, AnnounceAnswer>(index, ANNOUNCE_PATH, &request, RETRY)
-                .await
-            {
-                tracing::debug!(tracker = self.0.urls[index], %error, "say goodbye");
-            }
-        }
-    }
-
-    async fn announce_for_ever(self, index: usize) {
-        let (mut epoch, mut sequence) = (0, 0);
-        let tracker = &self.0.trackers[index];
-        loop {
-            let Some(snapshot) = self.snapshot(index).await else {
-                return;
-            };
-            let request = self.request(epoch, sequence, &snapshot);
-            let request = AnnounceRequest {
-                changes: self.changes(index, sequence == 0, &snapshot.blobs),
-                ..request
-            };
-            let answer = self.post_announce(index, &request).await;
-            let wait = match answer {
-                Ok(AnnounceAnswer::Accepted {
-                    epoch: now,
-                    next_ms,
-                    handouts,
-                }) => {
-                    epoch = now;
-                    sequence += 1;
-                    *lock(&tracker.announced) = snapshot
-                        .blobs
-                        .into_iter()
-                        .map(|change| (change.digest, change.state))
-                        .collect();
-                    tracker.announces.add(1);
-                    tracker.accepted.notify_waiters();
-                    self.heard(|health| health.answered(self.0.clock.now(), index))
-                        .await;
-                    if !handouts.is_empty() {
-                        self.report(TrackerEvent::Handouts(handouts)).await;
-                    }
-                    Duration::from_millis(u64::from(next_ms))
-                }
-                Ok(AnnounceAnswer::Resync { epoch: now }) => {
-                    (epoch, sequence) = (now, 0);
-                    COALESCE
-                }
-                Err(error) => {
-                    self.complain(index, &error);
-                    (epoch, sequence) = (0, 0);
-                    self.heard(|health| health.failed(index)).await;
-                    // News do not shorten this wait: nobody hears them.
-                    tokio::select! {
-                        () = self.0.shutdown.wait() => return,
-                        () = sleep(RETRY) => continue,
-                    }
-                }
-            };
-            tokio::select! {
-                () = self.0.shutdown.wait() => return,
-                () = tracker.wake.notified() => sleep(COALESCE).await,
-                () = sleep(wait) => {}
-            }
-        }
-    }
-
-    /// The peer's state, as far as it concerns a tracker; `None` when the driver is gone.
-    async fn snapshot(&self, index: usize) -> Option<Snapshot> {
-        let (sender, answer) = oneshot::channel();
-        self.report(TrackerEvent::Snapshot(sender)).await;
-        let mut snapshot = answer.await.ok()?;
-        snapshot
-            .blobs
-            .retain(|change| self.responsible(&change.digest).any(|other| other == index));
-        Some(snapshot)
-    }
-
-    /// What changed since the last announce; and whatever is wanted, for its handout.
-    fn changes(&self, index: usize, full: bool, blobs: &[Change]) -> Vec<Change> {
-        let announced = lock(&self.0.trackers[index].announced);
-        let is_news = |change: &&Change| {
-            full || matches!(change.state, BlobState::Wanted { .. })
-                || announced.get(&change.digest) != Some(&change.state)
-        };
-        let mut changes: Vec<Change> = blobs.iter().filter(is_news).cloned().collect();
-        if !full {
-            let gone = announced
-                .keys()
-                .filter(|digest| blobs.iter().all(|change| change.digest != **digest));
-            changes.extend(gone.map(|digest| Change {
-                digest: *digest,
-                state: BlobState::Gone,
-            }));
-        }
-        changes.truncate(MAX_CHANGES);
-        changes
-    }
-
-    fn request(&self, epoch: u64, sequence: u64, snapshot: &Snapshot) -> AnnounceRequest {
-        AnnounceRequest {
-            peer: self.0.me.clone(),
-            epoch,
-            sequence,
-            full: sequence == 0,
-            changes: Vec::new(),
-            leases: snapshot.leases.clone(),
-            connected: snapshot.connected.clone(),
-            unreachable: snapshot.unreachable.clone(),
-            leaving: false,
-        }
-    }
-
-    /// Logs a failed announce: the first one loudly.
-    fn complain(&self, index: usize, error: &AskError) {
-        let tracker = &self.0.urls[index];
-        *lock(&self.0.trackers[index].trouble) = Some(error.to_string());
-        if self.is_silent(index) {
-            tracing::debug!(tracker, %error, "announce");
-        } else {
-            tracing::warn!(tracker, %error, "announce: the tracker does not answer, going on without it");
-        }
-    }
-
-    /// Notes how a tracker is getting on, and tells whom it concerns: who waits for it, and the
-    /// driver.
-    async fn heard(&self, note: impl FnOnce(&mut Health) -> Option<News>) {
-        let news = note(&mut lock(&self.0.health));
-        for (index, tracker) in self.0.trackers.iter().enumerate() {
-            if self.is_silent(index) {
-                tracker.silenced.notify_waiters();
-            }
-        }
-        match news {
-            Some(News::Reachable) => self.report(TrackerEvent::Reachable).await,
-            Some(News::Unreachable) => self.report(TrackerEvent::Unreachable).await,
-            None => {}
-        }
-    }
-
-    fn is_silent(&self, index: usize) -> bool {
-        lock(&self.0.health).is_silent(index)
-    }
-
-    /// Comes back when the tracker is silent.
-    async fn silence_of(&self, index: usize) {
-        loop {
-            let silenced = self.0.trackers[index].silenced.notified();
-            tokio::pin!(silenced);
-            silenced.as_mut().enable();
-            if self.is_silent(index) {
-                return;
-            }
-            silenced.await;
-        }
-    }
-
-    /// Announces, and takes note when the answer is late, which does not end the waiting for it.
-    async fn post_announce(
+    /// Requests a lease. [`TrackerEvent::LeaseGranted`] or [`TrackerEvent::LeaseWait`] follows,
+    /// unless another request for the same blob, or a withdrawal, comes before it.
+    pub(crate) fn request_lease(
         &self,
-        index: usize,
-        request: &AnnounceRequest,
-    ) -> Result<AnnounceAnswer, AskError> {
-        lock(&self.0.health).asked(self.0.clock.now(), index);
-        let answer = self.post(index, ANNOUNCE_PATH, request, REQUEST_TIMEOUT);
-        tokio::pin!(answer);
+        digest: Digest,
+        missing: ChunkMap,
+        starving: bool,
+        unreachable: Vec<PeerId>,
+    ) {
+        self.handle(SessionInput::RequestLease {
+            digest,
+            missing,
+            starving,
+            unreachable,
+        });
+    }
+
+    /// Withdraws the request for a lease.
+    pub(crate) fn withdraw_request(&self, digest: Digest) {
+        self.handle(SessionInput::WithdrawRequest { digest });
+    }
+
+    /// Reports the state of a lease.
+    pub(crate) fn update_lease(&self, digest: Digest, update: LeaseUpdate) {
+        self.handle(SessionInput::UpdateLease { digest, update });
+    }
+
+    /// Tells every tracker that this peer leaves. Call it after the shutdown, which ends all other
+    /// requests.
+    pub(crate) async fn leave(&self) {
+        self.handle(SessionInput::Leave);
+        let mut exchanges = JoinSet::new();
         loop {
-            let late_at = lock(&self.0.health).poll_timeout();
-            tokio::select! {
-                answer = &mut answer => return answer,
-                () = self.0.clock.sleep_until(late_at) => {
-                    self.heard(|health| health.handle_timeout(self.0.clock.now())).await;
+            while let Some(output) = self.next_output() {
+                if let SessionOutput::Post {
+                    exchange,
+                    tracker,
+                    request: TrackerRequest::Announce(request),
+                } = output
+                {
+                    let request = TrackerRequest::Announce(request);
+                    exchanges.spawn(self.clone().exchange(exchange, tracker, request));
                 }
             }
-        }
-    }
-
-    /// The trackers of a blob, best first.
-    fn responsible(&self, digest: &Digest) -> impl Iterator<Item = usize> + use<> {
-        ranked(&self.0.urls, digest)
-            .into_iter()
-            .take(TRACKERS_PER_BLOB)
-    }
-
-    /// Waits, not for ever, until a tracker has heard of the blob.
-    async fn until_announced(&self, index: usize, digest: &Digest) {
-        let tracker = &self.0.trackers[index];
-        let heard_of = async {
-            loop {
-                let accepted = tracker.accepted.notified();
-                tokio::pin!(accepted);
-                accepted.as_mut().enable();
-                if lock(&tracker.announced).contains_key(digest) {
+            let deadline = {
+                let session = self.session();
+                if session.has_left() {
                     return;
                 }
-                accepted.await;
-            }
-        };
-        // The tracker will say that it does not know us; that is an answer, too.
-        let _ = timeout(ANNOUNCED_TIMEOUT, heard_of).await;
+                session.poll_timeout()
+            };
+            self.wait_until_touched(deadline).await;
+        }
     }
 
-    /// Asks the first tracker of the blob that answers, and the next one when it falls silent
-    /// meanwhile.
-    async fn ask_lease(
-        &self,
-        digest: &Digest,
-        ask: LeaseAsk,
-        bound: Duration,
-    ) -> Result<LeaseAnswer, AskError> {
-        let mut failure = AskError::None;
-        let mut first_unreachable = false;
-        for index in self.responsible(digest) {
-            let request = LeaseRequest {
-                peer: self.0.me.id.clone(),
-                digest: *digest,
-                first_unreachable,
-                ask: ask.clone(),
-            };
-            let answer = tokio::select! {
-                biased;
-                () = self.silence_of(index) => Err(AskError::Silent),
-                answer = self.post_lease(index, &request, bound) => answer,
-            };
-            if answer.is_ok() {
-                self.heard(|health| health.answered(self.0.clock.now(), index))
-                    .await;
-            }
-            match answer {
-                Ok(LeaseAnswer::NotFirst) => {}
-                Ok(LeaseAnswer::Unknown) => {
-                    self.0.trackers[index].wake.notify_one();
-                    return Ok(LeaseAnswer::Unknown);
-                }
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    first_unreachable = true;
-                    failure = error;
-                }
-            }
-        }
-        Err(failure)
-    }
-
-    /// Asks one tracker for a lease, or tells it about one. While it parks the question and says
-    /// nothing else, it may be dead: then an announce finds out.
-    async fn post_lease(
-        &self,
-        index: usize,
-        request: &LeaseRequest,
-        bound: Duration,
-    ) -> Result<LeaseAnswer, AskError> {
-        if matches!(request.ask, LeaseAsk::Take { .. }) {
-            self.until_announced(index, &request.digest).await;
-        }
-        let answer = self.post(index, LEASE_PATH, request, bound);
-        tokio::pin!(answer);
+    async fn run(self) {
+        let mut exchanges: HashMap<ExchangeId, AbortHandle> = HashMap::new();
         loop {
+            while let Some(output) = self.next_output() {
+                if !self.carry_out(output, &mut exchanges).await {
+                    return;
+                }
+            }
+            exchanges.retain(|_, exchange| !exchange.is_finished());
+            let deadline = self.session().poll_timeout();
             tokio::select! {
-                answer = &mut answer => return answer,
-                () = sleep(QUIET) => {
-                    if lock(&self.0.health).is_quiet(self.0.clock.now(), index, QUIET) {
-                        self.0.trackers[index].wake.notify_one();
+                () = self.0.shutdown.wait() => return,
+                () = self.wait_until_touched(deadline) => {}
+            }
+        }
+    }
+
+    /// Waits for new outputs or for the deadline, and handles the latter.
+    async fn wait_until_touched(&self, deadline: Option<Time>) {
+        tokio::select! {
+            () = self.0.is_touched.notified() => {}
+            () = self.0.clock.sleep_until(deadline) => {}
+        }
+        self.session().handle_timeout(self.0.clock.now());
+    }
+
+    /// Does what the session says; false if the driver is gone.
+    async fn carry_out(
+        &self,
+        output: SessionOutput,
+        exchanges: &mut HashMap<ExchangeId, AbortHandle>,
+    ) -> bool {
+        let event = match output {
+            SessionOutput::NeedSnapshot { tracker } => {
+                let (sender, snapshot) = oneshot::channel();
+                let is_sent = self.report(TrackerEvent::Snapshot(sender)).await;
+                let Ok(snapshot) = snapshot.await else {
+                    return false;
+                };
+                self.handle(SessionInput::Snapshot { tracker, snapshot });
+                return is_sent;
+            }
+            SessionOutput::Post {
+                exchange,
+                tracker,
+                request,
+            } => {
+                let posting = self.clone().exchange(exchange, tracker, request);
+                let task = self.0.shutdown.spawn(posting);
+                exchanges.insert(exchange, task.abort_handle());
+                return true;
+            }
+            SessionOutput::Cancel {
+                exchange,
+                tracker,
+                reason,
+            } => {
+                if let Some(task) = exchanges.remove(&exchange) {
+                    task.abort();
+                }
+                if reason == CancelReason::AnnounceTimeout {
+                    self.note_failed_announce(tracker, &PostError::Timeout);
+                }
+                return true;
+            }
+            SessionOutput::Handouts(handouts) => TrackerEvent::Handouts(handouts),
+            SessionOutput::LeaseGranted {
+                digest,
+                chunk,
+                term,
+            } => TrackerEvent::LeaseGranted {
+                digest,
+                chunk,
+                term,
+            },
+            SessionOutput::LeaseWait {
+                digest,
+                retry_after,
+            } => TrackerEvent::LeaseWait {
+                digest,
+                retry_after,
+            },
+            SessionOutput::LeaseLost { digest, chunk } => TrackerEvent::LeaseLost { digest, chunk },
+            SessionOutput::Reachable => TrackerEvent::Reachable,
+            SessionOutput::Unreachable => TrackerEvent::Unreachable,
+        };
+        self.report(event).await
+    }
+
+    /// Posts a request and passes the answer to the session.
+    async fn exchange(self, exchange: ExchangeId, tracker: usize, request: TrackerRequest) {
+        let input = match &request {
+            TrackerRequest::Announce(request) => {
+                match self.post(tracker, ANNOUNCE_PATH, request).await {
+                    Ok(answer) => SessionInput::AnnounceAnswered { exchange, answer },
+                    Err(error) => {
+                        self.note_failed_announce(tracker, &error);
+                        SessionInput::Failed { exchange }
                     }
                 }
             }
-        }
+            TrackerRequest::Lease(request) => match self.post(tracker, LEASE_PATH, request).await {
+                Ok(answer) => SessionInput::LeaseAnswered { exchange, answer },
+                Err(error) => {
+                    tracing::debug!(blob = %request.digest, %error, "lease request failed");
+                    SessionInput::Failed { exchange }
+                }
+            },
+        };
+        self.handle(input);
     }
 
     async fn post<Q: bincode::Encode, A: bincode::Decode<()>>(
         &self,
-        index: usize,
+        tracker: usize,
         path: &str,
-        question: &Q,
-        bound: Duration,
-    ) -> Result<A, AskError> {
-        let url = format!("{}{path}", self.0.urls[index]);
-        let request = self.0.client.post(url).body(codec::encode(question)?);
-        let exchange = async {
-            let answer = request.send().await?.error_for_status()?;
-            Ok(codec::decode(&answer.bytes().await?)?)
-        };
-        timeout(bound, exchange)
-            .await
-            .map_err(|_| AskError::Timeout)?
+        request: &Q,
+    ) -> Result<A, PostError> {
+        let url = format!("{}{path}", self.session().urls()[tracker]);
+        let request = self.0.client.post(url).body(codec::encode(request)?);
+        let answer = request.send().await?.error_for_status()?;
+        Ok(codec::decode(&answer.bytes().await?)?)
     }
 
-    async fn report(&self, event: TrackerEvent) {
-        // Only fails when the driver is gone.
-        let _ = self.0.events.send(event).await;
+    /// Logs a failed announce: only the first failure of a tracker is a warning.
+    fn note_failed_announce(&self, tracker: usize, error: &PostError) {
+        let session = self.session();
+        let url = &session.urls()[tracker];
+        lock(&self.0.troubles)[tracker] = Some(error.to_string());
+        if session.is_silent(tracker) {
+            tracing::debug!(tracker = url, %error, "announce failed");
+        } else {
+            tracing::warn!(tracker = url, %error, "announce failed; continuing without this tracker");
+        }
+    }
+
+    fn handle(&self, input: SessionInput) {
+        let now = self.0.clock.now();
+        self.session().handle(now, input);
+        self.0.is_touched.notify_one();
+    }
+
+    fn next_output(&self) -> Option<SessionOutput> {
+        self.session().poll_output()
+    }
+
+    fn session(&self) -> MutexGuard<'_, TrackerSession> {
+        lock(&self.0.session)
+    }
+
+    /// Sends an event to the driver; false if the driver is gone.
+    async fn report(&self, event: TrackerEvent) -> bool {
+        self.0.events.send(event).await.is_ok()
     }
 }
 

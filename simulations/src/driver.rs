@@ -4,6 +4,7 @@ use flotilla_common::map::ChunkMap;
 use flotilla_common::swarm::{
     BlobSlot, Failure, Input, Output, PeerSlot, Refusal, Source, TransferId, UploadId,
 };
+use flotilla_common::tracker::{LeaseUpdate, SessionInput};
 
 use crate::network::Moved;
 use crate::slab::Key;
@@ -29,24 +30,50 @@ impl World<'_> {
             Output::Cancel { transfer } => self.cancel(peer, transfer),
             Output::Serve { upload } => self.serve(Key::from_bits(upload.0)),
             Output::Refuse { upload, reason } => self.refuse(Key::from_bits(upload.0), reason),
-            Output::Announce => self.announce(peer),
+            Output::Announce => self.feed_session(peer, SessionInput::StateChanged),
             Output::LeaseTake {
                 blob,
                 missing,
                 starving,
-            } => self.lease_take(peer, blob, missing, starving),
-            Output::LeaseDrop { blob } => self.lease_drop(peer, blob),
+            } => self.request_lease(peer, blob, missing, starving),
+            Output::LeaseDrop { blob } => {
+                let digest = self.digests[blob.0 as usize];
+                self.feed_session(peer, SessionInput::WithdrawRequest { digest });
+            }
             Output::LeaseRenew {
                 blob,
                 chunk,
                 received,
-            } => self.lease_renew(peer, blob, chunk, received),
-            Output::LeaseDone { blob, chunk } => self.lease_done(peer, blob, chunk),
-            Output::LeaseFailed { blob, chunk } => self.lease_failed(peer, blob, chunk),
+            } => self.update_lease(peer, blob, LeaseUpdate::Renew { chunk, received }),
+            Output::LeaseDone { blob, chunk } => {
+                self.update_lease(peer, blob, LeaseUpdate::Done { chunk });
+            }
+            Output::LeaseFailed { blob, chunk } => {
+                self.update_lease(peer, blob, LeaseUpdate::Failed { chunk });
+            }
             Output::Complete { .. } => self.on_complete(peer),
             // The machine itself refuses whom it has quarantined.
             Output::Quarantine { .. } => {}
         }
+    }
+
+    fn request_lease(&mut self, peer: u32, blob: BlobSlot, missing: ChunkMap, starving: bool) {
+        let unreachable = self.unreachable(peer, Some(blob));
+        let digest = self.digests[blob.0 as usize];
+        self.feed_session(
+            peer,
+            SessionInput::RequestLease {
+                digest,
+                missing,
+                starving,
+                unreachable,
+            },
+        );
+    }
+
+    fn update_lease(&mut self, peer: u32, blob: BlobSlot, update: LeaseUpdate) {
+        let digest = self.digests[blob.0 as usize];
+        self.feed_session(peer, SessionInput::UpdateLease { digest, update });
     }
 
     fn fetch(

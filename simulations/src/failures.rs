@@ -2,10 +2,11 @@
 
 use core::time::Duration;
 
+use flotilla_common::tracker::SessionInput;
 use rand::RngExt as _;
 
 use crate::scenario::FailureKind;
-use crate::world::{Event, Node, World, millis, seconds};
+use crate::world::{Backlog, Event, Node, World, millis, seconds};
 
 /// What a frozen peer's links carry, in bytes per second: less than a byte in any run.
 const FROZEN: f64 = 1e-6;
@@ -18,14 +19,8 @@ impl World<'_> {
             FailureKind::KillLeaseHolders => self.doom(number, self.lease_holders(), false),
             FailureKind::LeavePeers => self.doom(number, self.living(), true),
             FailureKind::FreezePeers => self.freeze(number),
-            FailureKind::RestartTracker => {
-                self.silence_parked();
-                self.tracking.restart();
-            }
-            FailureKind::StopTracker => {
-                self.silence_parked();
-                self.tracking.stop();
-            }
+            FailureKind::RestartTracker => self.restart_tracker(),
+            FailureKind::StopTracker => self.tracking.stop(),
             FailureKind::StopOrigin => self.origins_up[0] = false,
         }
         if let Some(for_s) = failure.for_s {
@@ -38,7 +33,7 @@ impl World<'_> {
 
     pub(crate) fn on_recovery(&mut self, number: usize) {
         match self.scenario.failures[number].kind {
-            FailureKind::StopTracker => self.tracking.restart(),
+            FailureKind::StopTracker => self.restart_tracker(),
             FailureKind::StopOrigin => self.origins_up[0] = true,
             FailureKind::FreezePeers => self.thaw(),
             FailureKind::KillPeers
@@ -54,7 +49,7 @@ impl World<'_> {
             return;
         }
         if says_so {
-            self.say_good_bye(peer);
+            self.feed_session(peer, SessionInput::Leave);
         }
         for slot in self.nodes[peer as usize].links.up_slots() {
             let other = self.nodes[peer as usize].links.at(slot).peer;
@@ -83,7 +78,7 @@ impl World<'_> {
         for _ in 0..count.min(candidates.len()) {
             let peer =
                 candidates.swap_remove(self.rng.random_range(0..candidates.len() as u64) as usize);
-            self.nodes[peer as usize].frozen = Some(Vec::new());
+            self.nodes[peer as usize].frozen = Some(Backlog::default());
             self.network.set_rates(self.now, peer, FROZEN, FROZEN);
         }
     }
@@ -99,10 +94,21 @@ impl World<'_> {
             node.machine.handle_timeout(self.now);
             self.network.set_rates(self.now, peer, up, down);
             self.drain(peer);
-            for input in backlog {
+            for input in backlog.inputs {
                 self.feed(peer, input);
             }
+            self.thaw_session(peer, backlog.session_inputs);
         }
+    }
+
+    /// The peers that hold a lease now, by number.
+    fn lease_holders(&self) -> Vec<u32> {
+        let holds = |node: &Node| node.alive && node.machine.leases().next().is_some();
+        (0_u32..)
+            .zip(&self.nodes)
+            .filter(|(_, node)| holds(node))
+            .map(|(number, _)| number)
+            .collect()
     }
 
     fn living(&self) -> Vec<u32> {

@@ -32,6 +32,7 @@ mod outcome;
 mod queue;
 mod report;
 mod scenario;
+mod session;
 mod slab;
 mod tracking;
 mod world;

@@ -3,12 +3,14 @@
 use core::time::Duration;
 
 use flotilla_common::chunk::Geometry;
+use flotilla_common::digest::Digest;
 use flotilla_common::figures::percentile;
 use flotilla_common::map::ChunkMap;
 use flotilla_common::swarm::{BlobSlot, Config, Input, PeerMachine, Refusal, TransferId};
 use flotilla_common::time::Time;
-use flotilla_common::tracker;
+use flotilla_common::tracker::SessionInput;
 use flotilla_common::units::ByteSize;
+use flotilla_common::wire::tracker::PeerInfo;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
 
@@ -18,8 +20,9 @@ use crate::oracle::Oracle;
 use crate::outcome::{Details, Outcome, bounds};
 use crate::queue::Queue;
 use crate::scenario::Scenario;
+use crate::session::{Session, layer_digests, peer_info};
 use crate::slab::{Key, Slab};
-use crate::tracking::{Session, Tracking};
+use crate::tracking::Tracking;
 
 /// Whatever happens at a time of its own.
 #[derive(Debug)]
@@ -54,8 +57,8 @@ pub(crate) enum Event {
     FromTracker { answer: Key },
     /// The tracker's deadline.
     TrackerWake,
-    /// A peer's announce is due.
-    AnnounceDue { peer: u32, round: u32 },
+    /// A deadline of a peer's session with the tracker.
+    SessionWake { peer: u32 },
     /// A failure of the scenario begins.
     Fails { failure: usize },
     /// It ends.
@@ -102,10 +105,10 @@ pub(crate) struct Node {
     pub(crate) down: u64,
     pub(crate) lies: bool,
     pub(crate) alive: bool,
-    /// While it is frozen, what it has not taken in.
-    pub(crate) frozen: Option<Vec<Input>>,
+    /// While it is frozen, the inputs that it has not handled.
+    pub(crate) frozen: Option<Backlog>,
     pub(crate) links: Links,
-    pub(crate) session: Session,
+    pub(crate) session: Option<Session>,
     /// Our requests under way.
     pub(crate) fetches: Vec<(TransferId, Key)>,
     /// What was verified, by the oracle's own account.
@@ -120,18 +123,17 @@ pub(crate) struct Node {
     wake_at: Time,
 }
 
+/// Inputs of a frozen peer, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Backlog {
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) session_inputs: Vec<SessionInput>,
+}
+
 impl Node {
     /// The slower of its links, bits per second.
     pub(crate) fn rate(&self) -> u64 {
         self.up.min(self.down)
-    }
-
-    /// Whom it tells the tracker not to count on.
-    pub(crate) fn unreachable(&self, now: Time, blob: Option<BlobSlot>) -> Vec<tracker::PeerSlot> {
-        let unreachable = self.machine.unreachable(now, blob);
-        unreachable
-            .map(|slot| tracker::PeerSlot(self.links.at(slot.0).peer))
-            .collect()
     }
 }
 
@@ -145,7 +147,11 @@ pub(crate) struct World<'a> {
     pub(crate) nodes: Vec<Node>,
     /// Where each peer is. Apart, for every message looks there.
     pub(crate) places: Vec<Place>,
+    /// The name and address of each peer in messages to the tracker.
+    pub(crate) infos: Vec<PeerInfo>,
     pub(crate) geometries: Vec<Geometry>,
+    /// The name of each blob in messages to the tracker.
+    pub(crate) digests: Vec<Digest>,
     pub(crate) requests: Slab<Request>,
     pub(crate) broadcasts: Slab<Broadcast>,
     pub(crate) greetings: Slab<Greeting>,
@@ -175,12 +181,14 @@ impl<'a> World<'a> {
             network: Network::new(),
             nodes: Vec::new(),
             places: Vec::new(),
+            infos: Vec::new(),
             geometries: scenario
                 .image
                 .layers
                 .iter()
                 .map(|size| geometry(scenario, *size))
                 .collect(),
+            digests: layer_digests(scenario),
             requests: Slab::new(),
             broadcasts: Slab::new(),
             greetings: Slab::new(),
@@ -222,7 +230,9 @@ impl<'a> World<'a> {
             let machine = PeerMachine::new(self.config(up, down, key), self.rng.random());
             let region = number % regions;
             let zone = region * peers.zones.get() + number / regions % peers.zones.get();
-            self.places.push(Place { zone, region });
+            let place = Place { zone, region };
+            self.places.push(place);
+            self.infos.push(peer_info(number, place));
             let lies = self.rng.random_bool(peers.lying_share);
             let started_at = Time::ZERO + seconds(peers.start_spread_s * self.rng.random::<f64>());
             self.nodes.push(Node {
@@ -234,7 +244,7 @@ impl<'a> World<'a> {
                 alive: true,
                 frozen: None,
                 links: Links::default(),
-                session: Session::new(self.geometries.len()),
+                session: None,
                 fetches: Vec::new(),
                 verified: self
                     .geometries
@@ -322,7 +332,7 @@ impl<'a> World<'a> {
             Event::ToTracker { message } => self.on_tracker_message(message),
             Event::FromTracker { answer } => self.on_tracker_answer(answer),
             Event::TrackerWake => self.on_tracker_wake(),
-            Event::AnnounceDue { peer, round } => self.on_announce_due(peer, round),
+            Event::SessionWake { peer } => self.on_session_wake(peer),
             Event::Fails { failure } => self.on_failure(failure),
             Event::Recovers { failure } => self.on_recovery(failure),
             Event::Goes { peer, says_so } => self.on_goes(peer, says_so),
@@ -338,6 +348,7 @@ impl<'a> World<'a> {
         if !self.nodes[peer as usize].alive {
             return;
         }
+        self.begin_session(peer);
         for blob in (0..self.geometries.len() as u32).map(BlobSlot) {
             let geometry = self.geometries[blob.0 as usize];
             let held = ChunkMap::empty(geometry.chunks());
@@ -358,7 +369,9 @@ impl<'a> World<'a> {
             );
             self.feed(peer, Input::Want { blob });
         }
-        self.begin_session(peer);
+        if !self.tracking.is_enabled {
+            self.meet_known_peers(peer);
+        }
     }
 
     fn on_wake(&mut self, peer: u32) {
@@ -377,7 +390,7 @@ impl<'a> World<'a> {
     pub(crate) fn feed(&mut self, peer: u32, input: Input) {
         let node = &mut self.nodes[peer as usize];
         if let Some(backlog) = &mut node.frozen {
-            backlog.push(input);
+            backlog.inputs.push(input);
         } else if node.alive {
             node.machine.handle(self.now, input);
             self.drain(peer);
@@ -553,7 +566,7 @@ fn fingerprint(event: &Event) -> (u64, u64) {
         Event::ToTracker { message } => (15, message.to_bits()),
         Event::FromTracker { answer } => (16, answer.to_bits()),
         Event::TrackerWake => (17, 0),
-        Event::AnnounceDue { peer, .. } => (18, peer.into()),
+        Event::SessionWake { peer } => (18, peer.into()),
         Event::Fails { failure } | Event::Recovers { failure } => (19, failure as u64),
         Event::Goes { peer, .. } => (20, peer.into()),
     }

@@ -3,19 +3,16 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use flotilla_common::digest::Digest;
-use flotilla_common::interner::{Interner, Slot};
-use flotilla_common::name::{PeerId, RegionName, ZoneName};
+use flotilla_common::name::PeerId;
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
-    self as machine, BlobSlot, Input, LeaseEvent, Output, PeerSlot, Progress, RegionSlot,
-    RequestId, TrackerMachine, ZoneSlot, ranked,
+    self as machine, BlobSlot, Input, LeaseEvent, Output, PeerSlot, Progress, RequestId, SlotNames,
+    TrackerMachine, ranked,
 };
 use flotilla_common::wire::tracker::{
-    AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, LeaseAnswer, LeaseAsk,
-    LeaseRequest, MAX_CHANGES, PeerInfo,
+    AnnounceAnswer, AnnounceRequest, BlobState, LeaseAnswer, LeaseAsk, LeaseRequest, MAX_CHANGES,
 };
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -39,10 +36,8 @@ pub(crate) enum Refusal {
     },
     #[error("progress {progress} of {digest} is above {}", Progress::COMPLETE.step())]
     Progress { digest: Digest, progress: u8 },
-    #[error(
-        "{digest} has another number of chunks than {chunks}, as others say or as any blob may have"
-    )]
-    Chunks { digest: Digest, chunks: u32 },
+    #[error("chunk count mismatch for {digest}: request says {chunks}")]
+    ChunkCount { digest: Digest, chunks: u32 },
     #[error("the message is of peer {claimed}, and no certificate says so")]
     NoIdentity { claimed: PeerId },
     #[error("the certificate is of peer {certified}, the message of peer {claimed}")]
@@ -85,12 +80,7 @@ struct Waiting {
 #[derive(Debug)]
 pub(crate) struct State {
     machine: TrackerMachine,
-    peers: Interner<PeerId, PeerSlot>,
-    /// By peer slot.
-    infos: Vec<Option<PeerInfo>>,
-    blobs: Interner<Digest, BlobSlot>,
-    zones: Interner<(RegionName, ZoneName), ZoneSlot>,
-    regions: Interner<RegionName, RegionSlot>,
+    names: SlotNames,
     zones_limit: usize,
     waiting: HashMap<RequestId, Waiting>,
     next_request: u64,
@@ -107,11 +97,7 @@ impl State {
         let rng_seed = RandomState::new().build_hasher().finish();
         Self {
             machine: TrackerMachine::new(config.machine(), rng_seed),
-            peers: Interner::default(),
-            infos: Vec::new(),
-            blobs: Interner::default(),
-            zones: Interner::default(),
-            regions: Interner::default(),
+            names: SlotNames::default(),
             zones_limit: config.limits.zones as usize,
             waiting: HashMap::new(),
             next_request: 0,
@@ -141,48 +127,17 @@ impl State {
     pub(crate) fn announce(
         &mut self,
         now: Time,
-        request: AnnounceRequest,
+        mut request: AnnounceRequest,
         client: IpAddr,
     ) -> Result<AnnounceAnswer, Refusal> {
         check_announce(&request)?;
-        let (zone, region) = self.place(&request.peer)?;
-        let mut info = request.peer;
-        if info.addr.ip().is_unspecified() {
-            info.addr.set_ip(client);
+        if !self.names.has_zone_or_room(&request.peer, self.zones_limit) {
+            return Err(Refusal::TooManyZones);
         }
-        let peer = self.peers.intern(&info.id);
-        let index = peer.index() as usize;
-        if self.infos.len() <= index {
-            self.infos.resize_with(index + 1, || None);
+        if request.peer.addr.ip().is_unspecified() {
+            request.peer.addr.set_ip(client);
         }
-        self.infos[index] = Some(info);
-        let changes = request
-            .changes
-            .iter()
-            .filter_map(|change| self.change(change))
-            .collect();
-        let leases = request.leases.iter().filter_map(|lease| {
-            let blob = self.blobs.slot(&lease.digest)?;
-            Some(machine::HeldLease {
-                blob,
-                chunk: lease.chunk,
-                chunks: lease.chunks,
-            })
-        });
-        let announce = machine::Announce {
-            request: RequestId(0),
-            peer,
-            zone,
-            region,
-            epoch: request.epoch,
-            sequence: request.sequence,
-            full: request.full,
-            leases: leases.collect(),
-            changes,
-            connected: self.known(&request.connected),
-            unreachable: self.known(&request.unreachable),
-            leaving: request.leaving,
-        };
+        let announce = self.names.announce(RequestId(0), request);
         self.machine.handle(now, Input::Announce(announce));
         let epoch = self.machine.epoch();
         // An announce is answered while it is handled.
@@ -192,68 +147,51 @@ impl State {
 
     /// Takes a lease request; the answer may come later.
     pub(crate) fn lease(&mut self, now: Time, request: LeaseRequest) -> Result<Answer, Refusal> {
-        let (sender, answer) = oneshot::channel();
-        let (Some(peer), Some(blob)) = (
-            self.peers.slot(&request.peer),
-            self.blobs.slot(&request.digest),
-        ) else {
-            return Ok(answered(LeaseAnswer::Unknown));
-        };
-        if matches!(request.ask, LeaseAsk::Take { .. })
-            && !request.first_unreachable
-            && !self.is_first(&request.digest)
+        let LeaseRequest {
+            digest,
+            first_unreachable,
+            ..
+        } = request;
+        let mut chunks = 0;
+        let mut unreachable_count = 0;
+        let mut is_not_first = false;
+        if let LeaseAsk::Take {
+            missing,
+            unreachable,
+            ..
+        } = &request.ask
         {
-            return Ok(answered(LeaseAnswer::NotFirst));
+            chunks = missing.len();
+            unreachable_count = unreachable.len();
+            is_not_first = !first_unreachable && !self.is_first(&digest);
         }
         self.next_request += 1;
         let id = RequestId(self.next_request);
-        let mut chunks = 0;
-        let event = |chunk, event| {
-            Input::Lease(machine::Lease {
-                request: id,
-                peer,
-                blob,
-                chunk,
-                event,
-            })
+        let Some(input) = self.names.lease(id, request) else {
+            return Ok(answered(LeaseAnswer::Unknown));
         };
-        let input = match request.ask {
-            LeaseAsk::Take {
-                number,
-                missing,
-                starving,
-                unreachable,
-            } => {
-                check_count("unreachable", unreachable.len(), MAX_NAMED_PEERS)?;
-                chunks = missing.len();
-                let unreachable = self.known(&unreachable);
-                let request = id;
-                Input::Take(machine::Take {
-                    request,
-                    peer,
-                    blob,
-                    number,
-                    missing,
-                    starving,
-                    unreachable,
-                })
-            }
-            LeaseAsk::Drop => {
-                self.machine.handle(now, Input::Drop { peer, blob });
+        if is_not_first {
+            return Ok(answered(LeaseAnswer::NotFirst));
+        }
+        check_count("unreachable", unreachable_count, MAX_NAMED_PEERS)?;
+        let (peer, blob) = match &input {
+            Input::Take(take) => (take.peer, take.blob),
+            Input::Lease(lease) => (lease.peer, lease.blob),
+            // The machine does not answer this one.
+            _ => {
+                self.machine.handle(now, input);
                 self.drain(now);
                 return Ok(answered(LeaseAnswer::Noted));
             }
-            LeaseAsk::Renew { chunk, received } => event(chunk, LeaseEvent::Renew { received }),
-            LeaseAsk::Done { chunk } => event(chunk, LeaseEvent::Done),
-            LeaseAsk::Failed { chunk } => event(chunk, LeaseEvent::Failed),
         };
+        let (sender, answer) = oneshot::channel();
         self.waiting.insert(
             id,
             Waiting {
                 answer: sender,
                 peer,
                 blob,
-                digest: request.digest,
+                digest,
                 chunks,
             },
         );
@@ -268,7 +206,7 @@ impl State {
         swarms.sort_by_key(|swarm| core::cmp::Reverse(swarm.peers));
         let status = |swarm: machine::SwarmSummary| {
             Some(SwarmStatus {
-                digest: *self.blobs.value(swarm.blob)?,
+                digest: *self.names.digest(swarm.blob)?,
                 peers: swarm.peers,
                 seeders: swarm.seeders,
                 leases_open: swarm.leases_open,
@@ -282,7 +220,7 @@ impl State {
     pub(crate) fn snapshot(&self) -> Snapshot {
         Snapshot {
             peers: self.machine.peer_count(),
-            swarms: self.blobs.len() as u64,
+            swarms: self.names.blob_count() as u64,
             leases_open: self
                 .machine
                 .swarms()
@@ -301,84 +239,22 @@ impl State {
         first == self.own_url.as_ref()
     }
 
-    /// The slots of a peer's zone and region.
-    fn place(&mut self, info: &PeerInfo) -> Result<(ZoneSlot, RegionSlot), Refusal> {
-        let zone = (info.region.clone(), info.zone.clone());
-        if self.zones.slot(&zone).is_none() && self.zones.len() >= self.zones_limit {
-            return Err(Refusal::TooManyZones);
-        }
-        Ok((self.zones.intern(&zone), self.regions.intern(&info.region)))
-    }
-
-    fn change(&mut self, change: &Change) -> Option<machine::Change> {
-        let (blob, state) = match change.state {
-            BlobState::Wanted { progress } => (
-                self.blobs.intern(&change.digest),
-                machine::BlobState::Wanted(Progress::from_step(progress)?),
-            ),
-            BlobState::Held { progress } => (
-                self.blobs.intern(&change.digest),
-                machine::BlobState::Held(Progress::from_step(progress)?),
-            ),
-            BlobState::Gone => (self.blobs.slot(&change.digest)?, machine::BlobState::Gone),
-        };
-        Some(machine::Change { blob, state })
-    }
-
-    /// The slots of those of `peers` that are known.
-    fn known(&self, peers: &[PeerId]) -> Vec<PeerSlot> {
-        peers
-            .iter()
-            .filter_map(|peer| self.peers.slot(peer))
-            .collect()
-    }
-
-    fn info(&self, peer: PeerSlot) -> Option<&PeerInfo> {
-        self.infos.get(peer.index() as usize)?.as_ref()
-    }
-
     /// Carries out what the machine wants; the answer to an announce, if one was handled.
     fn drain(&mut self, now: Time) -> Option<Result<AnnounceAnswer, Refusal>> {
         let mut announced = None;
         while let Some(output) = self.machine.poll_output() {
             match output {
-                Output::Announced { answer, .. } => announced = Some(self.announced(answer)),
-                Output::Lease { request, answer } => self.answer(now, request, answer),
-                Output::PeerForgotten(peer) => {
-                    self.peers.release(peer);
-                    if let Some(info) = self.infos.get_mut(peer.index() as usize) {
-                        *info = None;
-                    }
+                Output::Announced { answer, .. } => {
+                    let epoch = self.machine.epoch();
+                    let answer = self.names.announce_answer(epoch, answer);
+                    announced = Some(answer.ok_or(Refusal::TooManyPeers));
                 }
-                Output::BlobForgotten(blob) => _ = self.blobs.release(blob),
+                Output::Lease { request, answer } => self.answer(now, request, answer),
+                Output::PeerForgotten(peer) => self.names.release_peer(peer),
+                Output::BlobForgotten(blob) => self.names.release_blob(blob),
             }
         }
         announced
-    }
-
-    fn announced(&self, answer: machine::AnnounceAnswer) -> Result<AnnounceAnswer, Refusal> {
-        let epoch = self.machine.epoch();
-        match answer {
-            machine::AnnounceAnswer::Resync => Ok(AnnounceAnswer::Resync { epoch }),
-            machine::AnnounceAnswer::Full => Err(Refusal::TooManyPeers),
-            machine::AnnounceAnswer::Accepted { next, handouts } => {
-                let handouts = handouts.into_iter().filter_map(|(blob, peers)| {
-                    let peers = peers
-                        .into_iter()
-                        .filter_map(|peer| self.info(peer).cloned())
-                        .collect();
-                    Some(Handout {
-                        digest: *self.blobs.value(blob)?,
-                        peers,
-                    })
-                });
-                Ok(AnnounceAnswer::Accepted {
-                    epoch,
-                    next_ms: millis(next),
-                    handouts: handouts.collect(),
-                })
-            }
-        }
     }
 
     /// Answers a lease request. A lease for somebody who does not wait any more is given up at
@@ -387,30 +263,10 @@ impl State {
         let Some(waiting) = self.waiting.remove(&request) else {
             return;
         };
-        let wire = match answer {
-            machine::LeaseAnswer::Granted { chunk, term } => Ok(LeaseAnswer::Granted {
-                chunk,
-                term_ms: millis(term),
-            }),
-            machine::LeaseAnswer::Wait { retry_after } => Ok(LeaseAnswer::Wait {
-                retry_ms: millis(retry_after),
-            }),
-            machine::LeaseAnswer::Dial { holder, .. } => Ok(match self.info(holder) {
-                Some(holder) => LeaseAnswer::Dial {
-                    peer: holder.clone(),
-                },
-                None => LeaseAnswer::Wait { retry_ms: 0 },
-            }),
-            machine::LeaseAnswer::Renewed { .. } | machine::LeaseAnswer::Noted => {
-                Ok(LeaseAnswer::Noted)
-            }
-            machine::LeaseAnswer::NotHeld => Ok(LeaseAnswer::NotHeld),
-            machine::LeaseAnswer::Unknown => Ok(LeaseAnswer::Unknown),
-            machine::LeaseAnswer::Mismatch => Err(Refusal::Chunks {
-                digest: waiting.digest,
-                chunks: waiting.chunks,
-            }),
-        };
+        let wire = self.names.lease_answer(answer).ok_or(Refusal::ChunkCount {
+            digest: waiting.digest,
+            chunks: waiting.chunks,
+        });
         let (peer, blob) = (waiting.peer, waiting.blob);
         if let (Err(_), machine::LeaseAnswer::Granted { chunk, .. }) =
             (waiting.answer.send(wire), answer)
@@ -464,8 +320,4 @@ fn check_count(what: &'static str, count: usize, limit: usize) -> Result<(), Ref
     } else {
         Ok(())
     }
-}
-
-fn millis(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }

@@ -16,19 +16,20 @@
 //!
 //! Soft state only: after a restart the epoch is another one, each peer announces in full, and what
 //! peers say about their leases and their missing chunks is enough to go on. The machine never sees
-//! a digest, a name, an address, a clock or a byte of payload; its driver interns ([`Interner`](crate::interner::Interner)),
+//! a digest, a name, an address, a clock or a byte of payload; its driver translates names to slots ([`SlotNames`]),
 //! calls [`TrackerMachine::handle`], drains [`TrackerMachine::poll_output`] after each call, and
 //! calls [`TrackerMachine::handle_timeout`] at [`TrackerMachine::poll_timeout`]. The same inputs
 //! and the same `rng_seed` give the same outputs.
 
 mod config;
 mod handout;
-mod health;
 mod lease;
 mod machine;
 mod messages;
+mod names;
 mod rendezvous;
 mod roster;
+mod session;
 mod slots;
 mod timers;
 
@@ -38,12 +39,16 @@ mod properties;
 mod tests;
 
 pub use config::{Config, LeaseConfig};
-pub use health::{Health, News};
 pub use machine::{SwarmSummary, TrackerMachine};
 pub use messages::{
     Announce, AnnounceAnswer, BlobState, Change, Counts, HeldLease, Input, Lease, LeaseAnswer,
     LeaseEvent, Output, RequestId, Take,
 };
+pub use names::SlotNames;
 pub use rendezvous::ranked;
 pub use roster::Progress;
+pub use session::{
+    CancelReason, ExchangeId, LeaseUpdate, PeerSnapshot, SessionInput, SessionOutput,
+    TrackerRequest, TrackerSession,
+};
 pub use slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};

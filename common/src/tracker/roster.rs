@@ -29,16 +29,6 @@ impl Progress {
         }
     }
 
-    /// The step for `held` chunks of `chunks`. Nothing and everything are exact, what is between is
-    /// rounded down.
-    pub fn of(held: u32, chunks: u32) -> Self {
-        match held {
-            held if held >= chunks => Self::COMPLETE,
-            0 => Self::NONE,
-            held => Self(1 + (u64::from(held) * 14 / u64::from(chunks)) as u8),
-        }
-    }
-
     /// The step's number, 0 to 15.
     pub const fn step(self) -> u8 {
         self.0

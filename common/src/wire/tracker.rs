@@ -57,6 +57,24 @@ pub enum BlobState {
     Gone,
 }
 
+impl BlobState {
+    /// The state of a peer that holds the chunks in `held`; `None` if it has no part in the swarm.
+    pub fn of(held: &ChunkMap, is_wanted: bool) -> Option<Self> {
+        let progress = progress(held.count(), held.len());
+        match (is_wanted, held.is_empty()) {
+            (true, _) => Some(Self::Wanted { progress }),
+            (false, false) => Some(Self::Held { progress }),
+            (false, true) => None,
+        }
+    }
+}
+
+/// Fifteenths of `chunks` that are held, rounded down.
+fn progress(held: u32, chunks: u32) -> u8 {
+    let fifteenths = u64::from(held) * u64::from(PROGRESS_COMPLETE) / u64::from(chunks.max(1));
+    u8::try_from(fifteenths).unwrap_or(PROGRESS_COMPLETE)
+}
+
 /// A lease that the peer believes it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct HeldLease {
@@ -217,6 +235,32 @@ mod tests {
             let _ = codec::decode::<LeaseRequest>(&body);
             let _ = codec::decode::<LeaseAnswer>(&body);
         }
+    }
+
+    #[test]
+    fn progress_is_complete_only_for_the_whole_blob() {
+        for chunks in [1, 2, 16, 100, 262_144] {
+            assert_eq!(progress(0, chunks), 0);
+            assert_eq!(progress(chunks, chunks), PROGRESS_COMPLETE);
+            for held in [1, chunks / 2, chunks - 1] {
+                assert!(held == chunks || progress(held, chunks) < PROGRESS_COMPLETE);
+            }
+        }
+    }
+
+    #[test]
+    fn blob_state_follows_chunks_and_demand() {
+        let mut held = ChunkMap::empty(2);
+        assert_eq!(BlobState::of(&held, false), None);
+        assert_eq!(
+            BlobState::of(&held, true),
+            Some(BlobState::Wanted { progress: 0 })
+        );
+        held.insert(0);
+        assert_eq!(
+            BlobState::of(&held, false),
+            Some(BlobState::Held { progress: 7 })
+        );
     }
 
     #[test]

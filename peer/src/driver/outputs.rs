@@ -7,8 +7,8 @@ use flotilla_common::swarm::{
     Batch, BlobSlot, Failure, Input, OriginSlot, Output, PeerSlot, Refusal, Source, TransferId,
     UploadId,
 };
+use flotilla_common::tracker::LeaseUpdate;
 use flotilla_common::wire::peer::{self, Control, Forgot, Have, Holding, Holds};
-use flotilla_common::wire::tracker::LeaseAsk;
 use tokio::task::JoinHandle;
 
 use super::{Driver, Fetch, tasks};
@@ -47,24 +47,26 @@ impl Driver {
                 missing,
                 starving,
             } => {
-                self.take_lease(blob, missing, starving);
+                self.request_lease(blob, missing, starving);
             }
             Output::LeaseDrop { blob } => {
-                if let Some(blob) = self.tables.blob_mut(blob) {
-                    blob.lease_ticket = 0;
+                if let Some(blob) = self.tables.blob(blob) {
+                    let digest = *blob.stored.digest();
+                    self.context.network.trackers.withdraw_request(digest);
                 }
-                self.send_lease(blob, LeaseAsk::Drop);
             }
             Output::LeaseRenew {
                 blob,
                 chunk,
                 received,
             } => {
-                self.send_lease(blob, LeaseAsk::Renew { chunk, received });
+                self.update_lease(blob, LeaseUpdate::Renew { chunk, received });
             }
-            Output::LeaseDone { blob, chunk } => self.send_lease(blob, LeaseAsk::Done { chunk }),
+            Output::LeaseDone { blob, chunk } => {
+                self.update_lease(blob, LeaseUpdate::Done { chunk });
+            }
             Output::LeaseFailed { blob, chunk } => {
-                self.send_lease(blob, LeaseAsk::Failed { chunk })
+                self.update_lease(blob, LeaseUpdate::Failed { chunk });
             }
             Output::Complete { blob } => self.verify_whole(blob),
             Output::Quarantine { peer, until } => {
@@ -287,31 +289,21 @@ impl Driver {
         });
     }
 
-    fn take_lease(&mut self, slot: BlobSlot, missing: ChunkMap, starving: bool) {
-        self.next_ticket += 1;
-        let ticket = self.next_ticket;
-        let unreachable = self.unreachable(Some(slot));
-        if let Some(blob) = self.tables.blob_mut(slot) {
-            blob.lease_ticket = ticket;
-            let ask = LeaseAsk::Take {
-                number: ticket,
-                missing,
-                starving,
-                unreachable,
-            };
+    fn request_lease(&self, slot: BlobSlot, missing: ChunkMap, starving: bool) {
+        if let Some(blob) = self.tables.blob(slot) {
+            let digest = *blob.stored.digest();
+            let unreachable = self.unreachable(Some(slot));
             self.context
                 .network
                 .trackers
-                .take_lease(*blob.stored.digest(), ticket, ask);
+                .request_lease(digest, missing, starving, unreachable);
         }
     }
 
-    fn send_lease(&self, slot: BlobSlot, ask: LeaseAsk) {
+    fn update_lease(&self, slot: BlobSlot, update: LeaseUpdate) {
         if let Some(blob) = self.tables.blob(slot) {
-            self.context
-                .network
-                .trackers
-                .tell_lease(*blob.stored.digest(), ask);
+            let digest = *blob.stored.digest();
+            self.context.network.trackers.update_lease(digest, update);
         }
     }
 

@@ -28,8 +28,6 @@ pub(super) struct BlobEntry {
     pub(super) cursor: Option<u64>,
     /// When the blob was last wanted or read.
     pub(super) used_at: Time,
-    /// Identifies the answer to the last lease request; 0 while no request is open.
-    pub(super) lease_ticket: u64,
     /// Whether the whole blob is being hashed.
     pub(super) is_being_checked: bool,
     /// The rate at which its bytes are received.
@@ -101,7 +99,6 @@ impl Tables {
             pin: None,
             cursor: None,
             used_at: now,
-            lease_ticket: 0,
             is_being_checked: false,
             down: RateMeter::default(),
             waited: WaitTimes::default(),

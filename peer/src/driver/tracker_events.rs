@@ -7,18 +7,17 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::swarm::{BlobSlot, Input, PeerFacts};
 use flotilla_common::time::Time;
+use flotilla_common::tracker::{LeaseUpdate, PeerSnapshot};
 use flotilla_common::wire::tracker::{
-    BlobState, Change, Handout, HeldLease, LeaseAnswer, LeaseAsk, PROGRESS_COMPLETE, PeerInfo,
+    BlobState, Change, Handout, HeldLease, PROGRESS_COMPLETE, PeerInfo,
 };
 
 use super::Driver;
 use super::tables::{BlobEntry, PeerEntry, facts};
-use crate::tracker_client::{Snapshot, TrackerEvent};
+use crate::tracker_client::TrackerEvent;
 
 /// The maximum number of manifests announced. The newest are chosen.
 const MAX_MANIFESTS: usize = 256;
-/// The maximum number of unreachable peers reported to a tracker.
-const MAX_UNREACHABLE: usize = 32;
 
 impl Driver {
     pub(super) fn on_tracker(&mut self, now: Time, event: TrackerEvent) {
@@ -32,11 +31,20 @@ impl Driver {
                     self.on_handout(now, &handout);
                 }
             }
-            TrackerEvent::Lease {
+            TrackerEvent::LeaseGranted {
                 digest,
-                ticket,
-                answer,
-            } => self.on_lease_answer(now, &digest, ticket, answer),
+                chunk,
+                term,
+            } => self.on_lease_granted(now, digest, chunk, term),
+            TrackerEvent::LeaseWait {
+                digest,
+                retry_after,
+            } => {
+                if let Some(blob) = self.tables.blob_slot(&digest) {
+                    self.machine
+                        .handle(now, Input::LeaseWait { blob, retry_after });
+                }
+            }
             TrackerEvent::LeaseLost { digest, chunk } => {
                 if let Some(blob) = self.tables.blob_slot(&digest) {
                     self.machine.handle(now, Input::LeaseLost { blob, chunk });
@@ -71,65 +79,25 @@ impl Driver {
         )
     }
 
-    fn on_lease_answer(&mut self, now: Time, digest: &Digest, ticket: u64, answer: LeaseAnswer) {
-        let current = self.tables.blob_slot(digest).filter(|slot| {
-            self.tables
-                .blob(*slot)
-                .is_some_and(|blob| blob.lease_ticket == ticket)
-        });
-        let Some(blob) = current else {
-            // The request was withdrawn meanwhile: the lease is free for another peer.
-            if let LeaseAnswer::Granted { chunk, .. } = answer {
-                self.context
-                    .network
-                    .trackers
-                    .tell_lease(*digest, LeaseAsk::Failed { chunk });
-            }
-            return;
-        };
-        if let Some(entry) = self.tables.blob_mut(blob) {
-            entry.lease_ticket = 0;
+    fn on_lease_granted(&mut self, now: Time, digest: Digest, chunk: u32, term: Duration) {
+        match self.tables.blob_slot(&digest) {
+            Some(blob) => self
+                .machine
+                .handle(now, Input::LeaseGranted { blob, chunk, term }),
+            // The blob was removed meanwhile: the lease is free for another peer.
+            None => self
+                .context
+                .network
+                .trackers
+                .update_lease(digest, LeaseUpdate::Failed { chunk }),
         }
-        let wait = |retry_ms| Input::LeaseWait {
-            blob,
-            retry_after: Duration::from_millis(retry_ms),
-        };
-        let input = match answer {
-            LeaseAnswer::Granted { chunk, term_ms } => Input::LeaseGranted {
-                blob,
-                chunk,
-                term: Duration::from_millis(u64::from(term_ms)),
-            },
-            LeaseAnswer::Wait { retry_ms } => wait(u64::from(retry_ms)),
-            LeaseAnswer::Dial { peer } => {
-                let facts = self.meet(&peer);
-                self.machine.handle(
-                    now,
-                    Input::Handout {
-                        blob,
-                        peers: vec![facts],
-                    },
-                );
-                wait(0)
-            }
-            LeaseAnswer::Unknown
-            | LeaseAnswer::NotFirst
-            | LeaseAnswer::Noted
-            | LeaseAnswer::NotHeld => wait(0),
-        };
-        self.machine.handle(now, input);
     }
 
-    fn snapshot(&self) -> Snapshot {
+    fn snapshot(&self) -> PeerSnapshot {
         let wanted: HashSet<BlobSlot> = self.machine.wanted().collect();
         let change = |(slot, blob): (BlobSlot, &BlobEntry)| {
             let held = self.machine.held(slot)?;
-            let progress = fifteenths(held.count(), held.len());
-            let state = match (wanted.contains(&slot), held.is_empty()) {
-                (true, _) => BlobState::Wanted { progress },
-                (false, false) => BlobState::Held { progress },
-                (false, true) => return None,
-            };
+            let state = BlobState::of(held, wanted.contains(&slot))?;
             Some(Change {
                 digest: *blob.stored.digest(),
                 state,
@@ -170,7 +138,7 @@ impl Driver {
         let manifests = sought
             .chain(held)
             .map(|(digest, state)| Change { digest, state });
-        Snapshot {
+        PeerSnapshot {
             blobs: self
                 .tables
                 .blobs()
@@ -186,13 +154,8 @@ impl Driver {
     /// The peers that a tracker should not name to this peer, those of the handout for `blob` first.
     pub(super) fn unreachable(&self, blob: Option<BlobSlot>) -> Vec<PeerId> {
         let unreachable = self.machine.unreachable(self.context.clock.now(), blob);
-        let named = unreachable.filter_map(|slot| Some(self.tables.peer(slot)?.id.clone()));
-        named.take(MAX_UNREACHABLE).collect()
+        unreachable
+            .filter_map(|slot| Some(self.tables.peer(slot)?.id.clone()))
+            .collect()
     }
-}
-
-/// Fifteenths of `chunks` held, rounded down.
-fn fifteenths(held: u32, chunks: u32) -> u8 {
-    let fifteenths = u64::from(held) * u64::from(PROGRESS_COMPLETE) / u64::from(chunks.max(1));
-    u8::try_from(fifteenths).unwrap_or(PROGRESS_COMPLETE)
 }

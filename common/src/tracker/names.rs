@@ -1,0 +1,212 @@
+//! The tracker's names: translates wire messages to the machine's slots and answers back.
+//!
+//! Every driver of a [`TrackerMachine`](super::TrackerMachine) has one: the tracker's service and
+//! the simulator.
+
+use super::messages::{
+    Announce, AnnounceAnswer, BlobState, Change, HeldLease, Input, Lease, LeaseAnswer, LeaseEvent,
+    RequestId, Take,
+};
+use super::roster::Progress;
+use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
+use crate::digest::Digest;
+use crate::interner::{Interner, Slot};
+use crate::name::{PeerId, RegionName, ZoneName};
+use crate::wire::tracker as wire;
+
+/// The peers, blobs, zones and regions that the machine knows, by slot.
+#[derive(Debug, Default)]
+pub struct SlotNames {
+    peers: Interner<PeerId, PeerSlot>,
+    /// By peer slot.
+    infos: Vec<Option<wire::PeerInfo>>,
+    blobs: Interner<Digest, BlobSlot>,
+    zones: Interner<(RegionName, ZoneName), ZoneSlot>,
+    regions: Interner<RegionName, RegionSlot>,
+}
+
+impl SlotNames {
+    /// The announce with slots for all of its names. Leases of unknown blobs and changes with an
+    /// impossible progress are left out.
+    pub fn announce(&mut self, request: RequestId, message: wire::AnnounceRequest) -> Announce {
+        let info = message.peer;
+        let region = self.regions.intern(&info.region);
+        let zone = self.zones.intern(&(info.region.clone(), info.zone.clone()));
+        let peer = self.peers.intern(&info.id);
+        let index = peer.index() as usize;
+        if self.infos.len() <= index {
+            self.infos.resize_with(index + 1, || None);
+        }
+        self.infos[index] = Some(info);
+        let changes = message.changes.iter();
+        let changes = changes.filter_map(|change| self.change(change)).collect();
+        let leases = message.leases.iter().filter_map(|lease| {
+            let blob = self.blobs.slot(&lease.digest)?;
+            Some(HeldLease {
+                blob,
+                chunk: lease.chunk,
+                chunks: lease.chunks,
+            })
+        });
+        Announce {
+            request,
+            peer,
+            zone,
+            region,
+            epoch: message.epoch,
+            sequence: message.sequence,
+            full: message.full,
+            leases: leases.collect(),
+            changes,
+            connected: self.known(&message.connected),
+            unreachable: self.known(&message.unreachable),
+            leaving: message.leaving,
+        }
+    }
+
+    /// The lease request with slots; `None` if the peer or the blob is unknown.
+    pub fn lease(&self, request: RequestId, message: wire::LeaseRequest) -> Option<Input> {
+        let peer = self.peers.slot(&message.peer)?;
+        let blob = self.blobs.slot(&message.digest)?;
+        let update = |chunk, event| {
+            Input::Lease(Lease {
+                request,
+                peer,
+                blob,
+                chunk,
+                event,
+            })
+        };
+        Some(match message.ask {
+            wire::LeaseAsk::Take {
+                number,
+                missing,
+                starving,
+                unreachable,
+            } => Input::Take(Take {
+                request,
+                peer,
+                blob,
+                number,
+                missing,
+                starving,
+                unreachable: self.known(&unreachable),
+            }),
+            wire::LeaseAsk::Drop => Input::Drop { peer, blob },
+            wire::LeaseAsk::Renew { chunk, received } => {
+                update(chunk, LeaseEvent::Renew { received })
+            }
+            wire::LeaseAsk::Done { chunk } => update(chunk, LeaseEvent::Done),
+            wire::LeaseAsk::Failed { chunk } => update(chunk, LeaseEvent::Failed),
+        })
+    }
+
+    /// The answer to an announce with names; `None` for [`AnnounceAnswer::Full`], which the wire
+    /// protocol reports as an error.
+    pub fn announce_answer(
+        &self,
+        epoch: u64,
+        answer: AnnounceAnswer,
+    ) -> Option<wire::AnnounceAnswer> {
+        match answer {
+            AnnounceAnswer::Resync => Some(wire::AnnounceAnswer::Resync { epoch }),
+            AnnounceAnswer::Full => None,
+            AnnounceAnswer::Accepted { next, handouts } => {
+                let handouts = handouts.into_iter().filter_map(|(blob, peers)| {
+                    let peers = peers.into_iter();
+                    Some(wire::Handout {
+                        digest: *self.blobs.value(blob)?,
+                        peers: peers.filter_map(|peer| self.info(peer).cloned()).collect(),
+                    })
+                });
+                Some(wire::AnnounceAnswer::Accepted {
+                    epoch,
+                    next_ms: millis(next),
+                    handouts: handouts.collect(),
+                })
+            }
+        }
+    }
+
+    /// The answer to a lease request with names; `None` for [`LeaseAnswer::Mismatch`], which the
+    /// wire protocol reports as an error.
+    pub fn lease_answer(&self, answer: LeaseAnswer) -> Option<wire::LeaseAnswer> {
+        Some(match answer {
+            LeaseAnswer::Granted { chunk, term } => wire::LeaseAnswer::Granted {
+                chunk,
+                term_ms: millis(term),
+            },
+            LeaseAnswer::Wait { retry_after } => wire::LeaseAnswer::Wait {
+                retry_ms: millis(retry_after),
+            },
+            LeaseAnswer::Dial { holder, .. } => match self.info(holder) {
+                Some(holder) => wire::LeaseAnswer::Dial {
+                    peer: holder.clone(),
+                },
+                None => wire::LeaseAnswer::Wait { retry_ms: 0 },
+            },
+            LeaseAnswer::Renewed { .. } | LeaseAnswer::Noted => wire::LeaseAnswer::Noted,
+            LeaseAnswer::NotHeld => wire::LeaseAnswer::NotHeld,
+            LeaseAnswer::Unknown => wire::LeaseAnswer::Unknown,
+            LeaseAnswer::Mismatch => return None,
+        })
+    }
+
+    /// Frees the slot of a peer that the machine forgot.
+    pub fn release_peer(&mut self, peer: PeerSlot) {
+        self.peers.release(peer);
+        if let Some(info) = self.infos.get_mut(peer.index() as usize) {
+            *info = None;
+        }
+    }
+
+    /// Frees the slot of a blob that the machine forgot.
+    pub fn release_blob(&mut self, blob: BlobSlot) {
+        self.blobs.release(blob);
+    }
+
+    /// The digest of a blob.
+    pub fn digest(&self, blob: BlobSlot) -> Option<&Digest> {
+        self.blobs.value(blob)
+    }
+
+    /// Number of blobs with a slot.
+    pub fn blob_count(&self) -> usize {
+        self.blobs.len()
+    }
+
+    /// Whether the peer's zone has a slot, or there would be at most `limit` zones with it.
+    pub fn has_zone_or_room(&self, peer: &wire::PeerInfo, limit: usize) -> bool {
+        let zone = (peer.region.clone(), peer.zone.clone());
+        self.zones.slot(&zone).is_some() || self.zones.len() < limit
+    }
+
+    fn change(&mut self, change: &wire::Change) -> Option<Change> {
+        let (blob, state) = match change.state {
+            wire::BlobState::Wanted { progress } => (
+                self.blobs.intern(&change.digest),
+                BlobState::Wanted(Progress::from_step(progress)?),
+            ),
+            wire::BlobState::Held { progress } => (
+                self.blobs.intern(&change.digest),
+                BlobState::Held(Progress::from_step(progress)?),
+            ),
+            wire::BlobState::Gone => (self.blobs.slot(&change.digest)?, BlobState::Gone),
+        };
+        Some(Change { blob, state })
+    }
+
+    /// The slots of those of `peers` that have one.
+    fn known(&self, peers: &[PeerId]) -> Vec<PeerSlot> {
+        let peers = peers.iter();
+        peers.filter_map(|peer| self.peers.slot(peer)).collect()
+    }
+
+    fn info(&self, peer: PeerSlot) -> Option<&wire::PeerInfo> {
+        self.infos.get(peer.index() as usize)?.as_ref()
+    }
+}
+
+fn millis(duration: core::time::Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}

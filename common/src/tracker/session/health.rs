@@ -1,0 +1,219 @@
+//! Which trackers answer, in the opinion of one peer.
+//!
+//! ```text
+//!            asked                    no answer for `late`, or an error
+//! Answering ────────▶ Asked {since} ────────────────────────────────────▶ Silent
+//!     ▲                   │ answered                                        │ answered late
+//!     └───────────────────┴─────────────────────────────────────────────────┘
+//! ```
+//!
+//! Only announces count as questions, because a tracker answers them at once; lease requests may be
+//! parked. A silent tracker is skipped: the next one grants leases to peers that report the first
+//! one as unreachable. Announces to the silent tracker go on, and a late answer makes it an
+//! answering one again. A pull must never wait for the timeout of one tracker while another tracker
+//! or the origin could be asked.
+
+use core::time::Duration;
+
+use crate::time::Time;
+
+/// The last tracker that answers may take so many times longer, because no other one can be asked.
+const LAST_FACTOR: u32 = 2;
+
+/// A change that the peer must know about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HealthChange {
+    /// A tracker answers although it did not before.
+    Reachable,
+    /// No tracker answers any more.
+    Unreachable,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Answering,
+    Asked { since: Time },
+    Silent,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    state: State,
+    answered_at: Time,
+}
+
+/// The state of each tracker. Trackers are named by their place in the configuration.
+#[derive(Debug)]
+pub(super) struct TrackerHealth {
+    late: Duration,
+    trackers: Vec<Entry>,
+}
+
+impl TrackerHealth {
+    /// All `trackers` count as answering at first. An answer may take as long as `late`; that of the
+    /// last answering tracker twice as long.
+    pub(super) fn new(trackers: usize, late: Duration) -> Self {
+        let entry = Entry {
+            state: State::Answering,
+            answered_at: Time::ZERO,
+        };
+        Self {
+            late,
+            trackers: vec![entry; trackers],
+        }
+    }
+
+    /// A tracker was sent a question that it answers at once.
+    pub(super) fn asked(&mut self, now: Time, tracker: usize) {
+        if let Some(entry) = self.trackers.get_mut(tracker)
+            && entry.state == State::Answering
+        {
+            entry.state = State::Asked { since: now };
+        }
+    }
+
+    /// A tracker answered any question.
+    pub(super) fn answered(&mut self, now: Time, tracker: usize) -> Option<HealthChange> {
+        let entry = self.trackers.get_mut(tracker)?;
+        let was_silent = entry.state == State::Silent;
+        entry.state = State::Answering;
+        entry.answered_at = now;
+        was_silent.then_some(HealthChange::Reachable)
+    }
+
+    /// A question to a tracker failed.
+    pub(super) fn failed(&mut self, tracker: usize) -> Option<HealthChange> {
+        let was_any_answering = self.answering() > 0;
+        self.trackers.get_mut(tracker)?.state = State::Silent;
+        (was_any_answering && self.answering() == 0).then_some(HealthChange::Unreachable)
+    }
+
+    /// When [`Self::handle_timeout`] must be called.
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        self.trackers
+            .iter()
+            .filter_map(|entry| self.late_at(entry))
+            .min()
+    }
+
+    /// Marks trackers whose answer is late as silent.
+    pub(super) fn handle_timeout(&mut self, now: Time) -> Option<HealthChange> {
+        let mut change = None;
+        for tracker in 0..self.trackers.len() {
+            let late_at = self.late_at(&self.trackers[tracker]);
+            if late_at.is_some_and(|late_at| late_at <= now) {
+                change = change.or(self.failed(tracker));
+            }
+        }
+        change
+    }
+
+    /// Whether the tracker is to be skipped.
+    pub(super) fn is_silent(&self, tracker: usize) -> bool {
+        self.trackers
+            .get(tracker)
+            .is_none_or(|entry| entry.state == State::Silent)
+    }
+
+    /// Whether the last answer is at least `time` ago.
+    pub(super) fn is_quiet(&self, now: Time, tracker: usize, time: Duration) -> bool {
+        self.trackers
+            .get(tracker)
+            .is_none_or(|entry| entry.answered_at + time <= now)
+    }
+
+    /// Number of trackers that are not silent.
+    fn answering(&self) -> usize {
+        let entries = self.trackers.iter();
+        entries.filter(|entry| entry.state != State::Silent).count()
+    }
+
+    fn late_at(&self, entry: &Entry) -> Option<Time> {
+        let State::Asked { since } = entry.state else {
+            return None;
+        };
+        let late = if self.answering() > 1 {
+            self.late
+        } else {
+            self.late * LAST_FACTOR
+        };
+        Some(since + late)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(millis: u64) -> Time {
+        Time::ZERO + Duration::from_millis(millis)
+    }
+
+    fn health(trackers: usize) -> TrackerHealth {
+        TrackerHealth::new(trackers, Duration::from_secs(1))
+    }
+
+    #[test]
+    fn late_answer_silences_tracker_until_it_answers() {
+        let mut health = health(2);
+        assert_eq!(health.poll_timeout(), None);
+        health.asked(ms(100), 0);
+        health.asked(ms(500), 0);
+        assert_eq!(
+            health.poll_timeout(),
+            Some(ms(1100)),
+            "the oldest question counts"
+        );
+        assert_eq!(health.handle_timeout(ms(1099)), None);
+        assert!(!health.is_silent(0));
+        assert_eq!(
+            health.handle_timeout(ms(1100)),
+            None,
+            "another tracker answers"
+        );
+        assert!(health.is_silent(0) && !health.is_silent(1));
+        health.asked(ms(1200), 0);
+        assert_eq!(
+            health.poll_timeout(),
+            None,
+            "no deadline for a silent tracker"
+        );
+        assert_eq!(health.answered(ms(4000), 0), Some(HealthChange::Reachable));
+        assert!(!health.is_silent(0));
+    }
+
+    #[test]
+    fn last_tracker_falling_silent_is_reported_once() {
+        let mut health = health(2);
+        health.asked(ms(0), 1);
+        assert_eq!(health.failed(0), None);
+        assert_eq!(
+            health.handle_timeout(ms(1000)),
+            None,
+            "the last tracker gets twice as long"
+        );
+        assert_eq!(
+            health.handle_timeout(ms(2000)),
+            Some(HealthChange::Unreachable)
+        );
+        assert_eq!(health.failed(1), None);
+        assert_eq!(health.answered(ms(3000), 1), Some(HealthChange::Reachable));
+        assert_eq!(health.answered(ms(3001), 1), None);
+    }
+
+    #[test]
+    fn tracker_is_quiet_after_time_without_answer() {
+        let mut health = health(1);
+        health.answered(ms(1000), 0);
+        assert!(!health.is_quiet(ms(3999), 0, Duration::from_secs(3)));
+        assert!(health.is_quiet(ms(4000), 0, Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn no_trackers_report_no_change() {
+        let mut health = health(0);
+        assert_eq!(health.failed(0), None);
+        assert_eq!(health.answered(ms(0), 0), None);
+        assert!(health.is_silent(0));
+    }
+}

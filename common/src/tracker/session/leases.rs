@@ -1,0 +1,318 @@
+//! Lease requests and updates: which tracker each one goes to, and its outcome.
+//!
+//! ```text
+//! Announcing ──the blob is announced, or 2 s──▶ Posted ──answered──▶ outcome
+//!     │                                          │  failed, silent, NotFirst: the next tracker
+//!     └──────────── silent: the next tracker ────┘  no tracker left: wait a second
+//! ```
+//!
+//! Only a lease request waits in `Announcing`: a tracker grants nothing to a peer that it does not
+//! know in the blob's swarm. Updates are posted at once.
+
+use core::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
+
+use super::announcer::{Announcer, RETRY};
+use super::exchanges::{ExchangeId, Exchanges, Purpose, REQUEST_TIMEOUT};
+use super::health::TrackerHealth;
+use super::io::{SessionOutput, TrackerRequest};
+use crate::digest::Digest;
+use crate::name::PeerId;
+use crate::time::Time;
+use crate::wire::tracker::{Handout, LeaseAnswer, LeaseAsk, LeaseRequest};
+
+/// How long a lease request waits for its blob to be announced.
+const ANNOUNCED_TIMEOUT: Duration = Duration::from_secs(2);
+/// For a lease request: the longest time that a tracker parks it, and some more.
+pub(super) const PARKED_TIMEOUT: Duration = Duration::from_secs(30);
+/// A tracker that sent nothing for this long while a request waits for it gets an announce, because
+/// it answers announces at once.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// A lease request or update, whichever tracker has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct AskId(u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Announcing {
+        until: Time,
+    },
+    Posted {
+        exchange: ExchangeId,
+        quiet_at: Time,
+    },
+}
+
+/// A lease request or update under way.
+#[derive(Debug)]
+struct PendingAsk {
+    digest: Digest,
+    ask: LeaseAsk,
+    tracker: usize,
+    /// Trackers to ask after this one, the last of them first.
+    next: Vec<usize>,
+    first_unreachable: bool,
+    stage: Stage,
+}
+
+/// The parts of the session that lease requests work with.
+pub(super) struct Context<'a> {
+    pub(super) now: Time,
+    pub(super) peer: &'a PeerId,
+    pub(super) health: &'a TrackerHealth,
+    pub(super) announcers: &'a mut [Announcer],
+    pub(super) exchanges: &'a mut Exchanges,
+    pub(super) outputs: &'a mut VecDeque<SessionOutput>,
+}
+
+/// All lease requests and updates under way.
+#[derive(Debug, Default)]
+pub(super) struct LeaseRequests {
+    asks: BTreeMap<AskId, PendingAsk>,
+    /// The request of each blob whose outcome counts.
+    current: BTreeMap<Digest, AskId>,
+    last_ask: u64,
+    /// Number of the last lease request, as [`LeaseAsk::Take`] carries it.
+    last_take: u64,
+}
+
+impl LeaseRequests {
+    /// The number of a new lease request.
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.last_take += 1;
+        self.last_take
+    }
+
+    /// Asks the first of `trackers` that answers.
+    pub(super) fn ask(
+        &mut self,
+        digest: Digest,
+        ask: LeaseAsk,
+        mut trackers: Vec<usize>,
+        ctx: &mut Context<'_>,
+    ) {
+        self.last_ask += 1;
+        let id = AskId(self.last_ask);
+        if matches!(ask, LeaseAsk::Take { .. }) {
+            self.current.insert(digest, id);
+        }
+        trackers.reverse();
+        let pending = PendingAsk {
+            digest,
+            ask,
+            tracker: 0,
+            next: trackers,
+            first_unreachable: false,
+            stage: Stage::Announcing { until: ctx.now },
+        };
+        self.asks.insert(id, pending);
+        self.try_next(id, ctx);
+    }
+
+    /// The outcome of the blob's request does not count any more.
+    pub(super) fn withdraw(&mut self, digest: &Digest) {
+        self.current.remove(digest);
+    }
+
+    /// A tracker answered. Returns the lease to give back, if it granted one that is not needed.
+    #[must_use]
+    pub(super) fn on_answer(
+        &mut self,
+        id: AskId,
+        answer: LeaseAnswer,
+        ctx: &mut Context<'_>,
+    ) -> Option<(Digest, u32)> {
+        if answer == LeaseAnswer::NotFirst {
+            self.try_next(id, ctx);
+            return None;
+        }
+        let ask = self.asks.remove(&id)?;
+        if answer == LeaseAnswer::Unknown {
+            ctx.announcers[ask.tracker].mark_changed(ctx.now);
+        }
+        self.finish(id, &ask, Some(answer), ctx)
+    }
+
+    /// A tracker did not answer.
+    pub(super) fn on_failure(&mut self, id: AskId, ctx: &mut Context<'_>) {
+        if let Some(ask) = self.asks.get_mut(&id) {
+            ask.first_unreachable = true;
+            self.try_next(id, ctx);
+        }
+    }
+
+    /// A tracker fell silent: its requests go to the next one.
+    pub(super) fn on_silent(&mut self, tracker: usize, ctx: &mut Context<'_>) {
+        for id in self.asks_of(|ask| ask.tracker == tracker) {
+            if let Some(Stage::Posted { exchange, .. }) = self.asks.get(&id).map(|ask| ask.stage) {
+                ctx.exchanges.cancel(ctx.outputs, exchange);
+            }
+            self.on_failure(id, ctx);
+        }
+    }
+
+    /// A tracker accepted an announce: requests that waited for it are posted.
+    pub(super) fn on_announced(&mut self, tracker: usize, ctx: &mut Context<'_>) {
+        let announcer = &ctx.announcers[tracker];
+        let is_ready = |ask: &PendingAsk| {
+            ask.tracker == tracker
+                && matches!(ask.stage, Stage::Announcing { .. })
+                && announcer.has_announced(&ask.digest)
+        };
+        for id in self.asks_of(is_ready) {
+            self.post(id, ctx);
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        self.asks.values().map(PendingAsk::timeout).min()
+    }
+
+    pub(super) fn handle_timeout(&mut self, ctx: &mut Context<'_>) {
+        let now = ctx.now;
+        for id in self.asks_of(|ask| ask.timeout() <= now) {
+            let Some(ask) = self.asks.get_mut(&id) else {
+                continue;
+            };
+            match &mut ask.stage {
+                // The tracker answers that it does not know the peer, which counts as an answer.
+                Stage::Announcing { .. } => self.post(id, ctx),
+                Stage::Posted { quiet_at, .. } => {
+                    *quiet_at = now + QUIET;
+                    if ctx.health.is_quiet(now, ask.tracker, QUIET) {
+                        ctx.announcers[ask.tracker].mark_changed(now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn asks_of(&self, is_meant: impl Fn(&PendingAsk) -> bool) -> Vec<AskId> {
+        self.asks
+            .iter()
+            .filter(|(_, ask)| is_meant(ask))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// Turns to the next tracker that answers.
+    fn try_next(&mut self, id: AskId, ctx: &mut Context<'_>) {
+        let Some(ask) = self.asks.get_mut(&id) else {
+            return;
+        };
+        while let Some(tracker) = ask.next.pop() {
+            if ctx.health.is_silent(tracker) {
+                ask.first_unreachable = true;
+                continue;
+            }
+            ask.tracker = tracker;
+            let must_wait = matches!(ask.ask, LeaseAsk::Take { .. })
+                && !ctx.announcers[tracker].has_announced(&ask.digest);
+            if must_wait {
+                ask.stage = Stage::Announcing {
+                    until: ctx.now + ANNOUNCED_TIMEOUT,
+                };
+            } else {
+                self.post(id, ctx);
+            }
+            return;
+        }
+        if let Some(ask) = self.asks.remove(&id) {
+            // Without an answer there is no lease to give back.
+            let _ = self.finish(id, &ask, None, ctx);
+        }
+    }
+
+    fn post(&mut self, id: AskId, ctx: &mut Context<'_>) {
+        let Some(ask) = self.asks.get_mut(&id) else {
+            return;
+        };
+        let request = LeaseRequest {
+            peer: ctx.peer.clone(),
+            digest: ask.digest,
+            first_unreachable: ask.first_unreachable,
+            ask: ask.ask.clone(),
+        };
+        let timeout = match ask.ask {
+            LeaseAsk::Take { .. } => PARKED_TIMEOUT,
+            _ => REQUEST_TIMEOUT,
+        };
+        let exchange = ctx.exchanges.post(
+            ctx.outputs,
+            ctx.now + timeout,
+            ask.tracker,
+            Purpose::Lease(id),
+            TrackerRequest::Lease(request),
+        );
+        let quiet_at = ctx.now + QUIET;
+        ask.stage = Stage::Posted { exchange, quiet_at };
+    }
+
+    /// Reports the outcome: `answer`, or `None` if no tracker answered.
+    fn finish(
+        &mut self,
+        id: AskId,
+        ask: &PendingAsk,
+        answer: Option<LeaseAnswer>,
+        ctx: &mut Context<'_>,
+    ) -> Option<(Digest, u32)> {
+        let digest = ask.digest;
+        match (&ask.ask, answer) {
+            (LeaseAsk::Take { .. }, answer) => {
+                if self.current.get(&digest) == Some(&id) {
+                    self.current.remove(&digest);
+                    report(digest, answer, ctx.outputs);
+                } else if let Some(LeaseAnswer::Granted { chunk, .. }) = answer {
+                    return Some((digest, chunk));
+                }
+            }
+            (LeaseAsk::Renew { chunk, .. }, Some(LeaseAnswer::NotHeld)) => {
+                let chunk = *chunk;
+                ctx.outputs
+                    .push_back(SessionOutput::LeaseLost { digest, chunk });
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+impl PendingAsk {
+    fn timeout(&self) -> Time {
+        match self.stage {
+            Stage::Announcing { until } => until,
+            Stage::Posted { quiet_at, .. } => quiet_at,
+        }
+    }
+}
+
+fn report(digest: Digest, answer: Option<LeaseAnswer>, outputs: &mut VecDeque<SessionOutput>) {
+    let retry_after = match answer {
+        Some(LeaseAnswer::Granted { chunk, term_ms }) => {
+            return outputs.push_back(SessionOutput::LeaseGranted {
+                digest,
+                chunk,
+                term: Duration::from_millis(u64::from(term_ms)),
+            });
+        }
+        Some(LeaseAnswer::Wait { retry_ms }) => Duration::from_millis(u64::from(retry_ms)),
+        Some(LeaseAnswer::Dial { peer }) => {
+            let peers = vec![peer];
+            outputs.push_back(SessionOutput::Handouts(vec![Handout { digest, peers }]));
+            Duration::ZERO
+        }
+        // The peer's machine has a pause of its own between two requests.
+        Some(
+            LeaseAnswer::Unknown
+            | LeaseAnswer::NotFirst
+            | LeaseAnswer::Noted
+            | LeaseAnswer::NotHeld,
+        ) => Duration::ZERO,
+        None => RETRY,
+    };
+    outputs.push_back(SessionOutput::LeaseWait {
+        digest,
+        retry_after,
+    });
+}

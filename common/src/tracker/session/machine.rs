@@ -1,0 +1,348 @@
+//! The session: forwards events to the announcers, the lease requests and the health of each
+//! tracker, which own their state.
+
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use super::announcer::{Announcer, RETRY};
+use super::exchanges::{Exchange, ExchangeId, Exchanges, Purpose, REQUEST_TIMEOUT};
+use super::health::{HealthChange, TrackerHealth};
+use super::io::{PeerSnapshot, SessionInput, SessionOutput, TrackerRequest};
+use super::leases::{Context, LeaseRequests, PARKED_TIMEOUT};
+use crate::digest::Digest;
+use crate::name::PeerId;
+use crate::time::Time;
+use crate::tracker::ranked;
+use crate::wire::tracker::{
+    AnnounceAnswer, AnnounceRequest, Change, LeaseAnswer, LeaseAsk, PeerInfo,
+};
+
+/// Trackers that learn about one blob.
+const TRACKERS_PER_BLOB: usize = 2;
+/// A tracker that does not answer an announce within this time counts as silent. The last one that
+/// answers gets twice as long.
+const LATE: Duration = Duration::from_secs(1);
+/// Unreachable peers in one message.
+const MAX_UNREACHABLE: usize = 32;
+
+/// A peer's session with all its trackers. Trackers are named by their place in the list that the
+/// session was given.
+#[derive(Debug)]
+pub struct TrackerSession {
+    peer: PeerInfo,
+    urls: Vec<String>,
+    health: TrackerHealth,
+    announcers: Vec<Announcer>,
+    leases: LeaseRequests,
+    exchanges: Exchanges,
+    is_leaving: bool,
+    outputs: VecDeque<SessionOutput>,
+}
+
+impl TrackerSession {
+    /// The longest time that an exchange takes: a lease request may be parked for most of it.
+    pub const LONGEST_EXCHANGE: Duration = PARKED_TIMEOUT;
+
+    /// A session of `peer` with the trackers at `urls`; the first announces are due `now`. All
+    /// peers and trackers must know a tracker by the same URL, because rendezvous hashing is over
+    /// URLs.
+    pub fn new(now: Time, peer: PeerInfo, urls: Vec<String>) -> Self {
+        Self {
+            peer,
+            health: TrackerHealth::new(urls.len(), LATE),
+            announcers: urls.iter().map(|_| Announcer::new(now)).collect(),
+            urls,
+            leases: LeaseRequests::default(),
+            exchanges: Exchanges::default(),
+            is_leaving: false,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// The URLs of the trackers.
+    pub fn urls(&self) -> &[String] {
+        &self.urls
+    }
+
+    /// Whether the tracker does not answer.
+    pub fn is_silent(&self, tracker: usize) -> bool {
+        self.health.is_silent(tracker)
+    }
+
+    /// Announces that the tracker has accepted.
+    pub fn accepted_announces(&self, tracker: usize) -> u64 {
+        self.announcers
+            .get(tracker)
+            .map_or(0, Announcer::accepted_count)
+    }
+
+    /// Whether [`SessionInput::Leave`] was handled and all its announces have ended.
+    pub fn has_left(&self) -> bool {
+        self.is_leaving && !self.exchanges.contains(Purpose::Leave)
+    }
+
+    /// The next action, if there is one.
+    pub fn poll_output(&mut self) -> Option<SessionOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] must be called.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let exchanges = self.exchanges.poll_timeout();
+        if self.is_leaving {
+            return exchanges;
+        }
+        let announcers = self.announcers.iter().filter_map(Announcer::poll_timeout);
+        announcers
+            .chain(exchanges)
+            .chain(self.health.poll_timeout())
+            .chain(self.leases.poll_timeout())
+            .min()
+    }
+
+    /// Handles everything that is due.
+    pub fn handle_timeout(&mut self, now: Time) {
+        for exchange in self.exchanges.expired(now) {
+            if let Some(exchange) = self.exchanges.expire(&mut self.outputs, exchange) {
+                self.on_failure(now, exchange);
+            }
+        }
+        if self.is_leaving {
+            return;
+        }
+        let silent_before = self.silent_trackers();
+        let change = self.health.handle_timeout(now);
+        self.on_health_change(now, &silent_before, change);
+        let (leases, mut ctx) = self.lease_context(now);
+        leases.handle_timeout(&mut ctx);
+        for (tracker, announcer) in self.announcers.iter_mut().enumerate() {
+            if announcer.begin(now) {
+                self.outputs
+                    .push_back(SessionOutput::NeedSnapshot { tracker });
+            }
+        }
+    }
+
+    /// Handles an event.
+    pub fn handle(&mut self, now: Time, input: SessionInput) {
+        match input {
+            SessionInput::AnnounceAnswered { exchange, answer } => {
+                self.on_announce_answer(now, exchange, answer);
+            }
+            SessionInput::LeaseAnswered { exchange, answer } => {
+                self.on_lease_answer(now, exchange, answer);
+            }
+            SessionInput::Failed { exchange } => {
+                if let Some(exchange) = self.exchanges.end(exchange) {
+                    self.on_failure(now, exchange);
+                }
+            }
+            _ if self.is_leaving => {}
+            SessionInput::StateChanged => {
+                for announcer in &mut self.announcers {
+                    announcer.mark_changed(now);
+                }
+            }
+            SessionInput::Snapshot { tracker, snapshot } => self.announce(now, tracker, snapshot),
+            SessionInput::RequestLease {
+                digest,
+                missing,
+                starving,
+                mut unreachable,
+            } => {
+                unreachable.truncate(MAX_UNREACHABLE);
+                let take = LeaseAsk::Take {
+                    number: self.leases.next_number(),
+                    missing,
+                    starving,
+                    unreachable,
+                };
+                self.ask(now, digest, take);
+            }
+            SessionInput::WithdrawRequest { digest } => {
+                self.leases.withdraw(&digest);
+                self.ask(now, digest, LeaseAsk::Drop);
+            }
+            SessionInput::UpdateLease { digest, update } => self.ask(now, digest, update.into()),
+            SessionInput::Leave => self.leave(now),
+        }
+    }
+
+    fn announce(&mut self, now: Time, tracker: usize, snapshot: PeerSnapshot) {
+        let is_responsible =
+            |change: &Change| responsible(&self.urls, &change.digest).contains(&tracker);
+        let mut blobs = snapshot.blobs;
+        blobs.retain(is_responsible);
+        let announcer = self.announcers.get_mut(tracker);
+        let Some(announcement) = announcer.and_then(|announcer| announcer.announce(blobs)) else {
+            return;
+        };
+        let mut unreachable = snapshot.unreachable;
+        unreachable.truncate(MAX_UNREACHABLE);
+        let request = AnnounceRequest {
+            peer: self.peer.clone(),
+            epoch: announcement.epoch,
+            sequence: announcement.sequence,
+            full: announcement.full,
+            changes: announcement.changes,
+            leases: snapshot.leases,
+            connected: snapshot.connected,
+            unreachable,
+            leaving: false,
+        };
+        self.health.asked(now, tracker);
+        self.exchanges.post(
+            &mut self.outputs,
+            now + REQUEST_TIMEOUT,
+            tracker,
+            Purpose::Announce,
+            TrackerRequest::Announce(request),
+        );
+    }
+
+    fn on_announce_answer(&mut self, now: Time, exchange: ExchangeId, answer: AnnounceAnswer) {
+        let Some(Exchange {
+            tracker,
+            purpose: Purpose::Announce,
+            ..
+        }) = self.exchanges.end(exchange)
+        else {
+            return;
+        };
+        match answer {
+            AnnounceAnswer::Accepted {
+                epoch,
+                next_ms,
+                handouts,
+            } => {
+                let next = Duration::from_millis(u64::from(next_ms));
+                self.announcers[tracker].accept(now, epoch, next);
+                let (leases, mut ctx) = self.lease_context(now);
+                leases.on_announced(tracker, &mut ctx);
+                self.on_answered(now, tracker);
+                if !handouts.is_empty() {
+                    self.outputs.push_back(SessionOutput::Handouts(handouts));
+                }
+            }
+            // A silent tracker stays silent until it accepts the full announce: before that it
+            // grants no lease.
+            AnnounceAnswer::Resync { epoch } => self.announcers[tracker].resync(now, epoch),
+        }
+    }
+
+    fn on_lease_answer(&mut self, now: Time, exchange: ExchangeId, answer: LeaseAnswer) {
+        let Some(Exchange {
+            tracker,
+            purpose: Purpose::Lease(ask),
+            ..
+        }) = self.exchanges.end(exchange)
+        else {
+            return;
+        };
+        self.on_answered(now, tracker);
+        let (leases, mut ctx) = self.lease_context(now);
+        let not_needed = leases.on_answer(ask, answer, &mut ctx);
+        if let Some((digest, chunk)) = not_needed {
+            self.ask(now, digest, LeaseAsk::Failed { chunk });
+        }
+    }
+
+    fn on_failure(&mut self, now: Time, exchange: Exchange) {
+        match exchange.purpose {
+            Purpose::Announce => {
+                self.announcers[exchange.tracker].fail(now);
+                let silent_before = self.silent_trackers();
+                let change = self.health.failed(exchange.tracker);
+                self.on_health_change(now, &silent_before, change);
+            }
+            Purpose::Lease(ask) => {
+                let (leases, mut ctx) = self.lease_context(now);
+                leases.on_failure(ask, &mut ctx);
+            }
+            Purpose::Leave => {}
+        }
+    }
+
+    fn on_answered(&mut self, now: Time, tracker: usize) {
+        if self.health.answered(now, tracker) == Some(HealthChange::Reachable) {
+            self.outputs.push_back(SessionOutput::Reachable);
+        }
+    }
+
+    fn silent_trackers(&self) -> Vec<bool> {
+        (0..self.urls.len())
+            .map(|tracker| self.health.is_silent(tracker))
+            .collect()
+    }
+
+    /// Reports a change, and moves the requests of trackers that fell silent.
+    fn on_health_change(
+        &mut self,
+        now: Time,
+        silent_before: &[bool],
+        change: Option<HealthChange>,
+    ) {
+        match change {
+            Some(HealthChange::Reachable) => self.outputs.push_back(SessionOutput::Reachable),
+            Some(HealthChange::Unreachable) => self.outputs.push_back(SessionOutput::Unreachable),
+            None => {}
+        }
+        for (tracker, was_silent) in silent_before.iter().enumerate() {
+            if !was_silent && self.health.is_silent(tracker) {
+                let (leases, mut ctx) = self.lease_context(now);
+                leases.on_silent(tracker, &mut ctx);
+            }
+        }
+    }
+
+    fn ask(&mut self, now: Time, digest: Digest, ask: LeaseAsk) {
+        let trackers = responsible(&self.urls, &digest);
+        let (leases, mut ctx) = self.lease_context(now);
+        leases.ask(digest, ask, trackers, &mut ctx);
+    }
+
+    fn leave(&mut self, now: Time) {
+        self.is_leaving = true;
+        self.leases = LeaseRequests::default();
+        for tracker in 0..self.urls.len() {
+            let request = AnnounceRequest {
+                peer: self.peer.clone(),
+                epoch: 0,
+                sequence: 0,
+                full: true,
+                changes: Vec::new(),
+                leases: Vec::new(),
+                connected: Vec::new(),
+                unreachable: Vec::new(),
+                leaving: true,
+            };
+            self.exchanges.post(
+                &mut self.outputs,
+                now + RETRY,
+                tracker,
+                Purpose::Leave,
+                TrackerRequest::Announce(request),
+            );
+        }
+    }
+
+    fn lease_context(&mut self, now: Time) -> (&mut LeaseRequests, Context<'_>) {
+        let peer: &PeerId = &self.peer.id;
+        let ctx = Context {
+            now,
+            peer,
+            health: &self.health,
+            announcers: &mut self.announcers,
+            exchanges: &mut self.exchanges,
+            outputs: &mut self.outputs,
+        };
+        (&mut self.leases, ctx)
+    }
+}
+
+/// The trackers of a blob, best first.
+fn responsible(urls: &[String], digest: &Digest) -> Vec<usize> {
+    let mut trackers = ranked(urls, digest);
+    trackers.truncate(TRACKERS_PER_BLOB);
+    trackers
+}
