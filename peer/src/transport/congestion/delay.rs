@@ -231,6 +231,11 @@ impl RecentMin {
 
 #[cfg(test)]
 mod tests {
+    #![allow(
+        clippy::disallowed_methods,
+        reason = "quinn passes std instants to controllers"
+    )]
+
     use super::*;
 
     const MTU: u16 = 1_452;

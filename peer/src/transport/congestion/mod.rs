@@ -73,6 +73,11 @@ impl FromStr for CongestionControl {
 
 #[cfg(test)]
 mod tests {
+    #![allow(
+        clippy::disallowed_methods,
+        reason = "quinn passes std instants to controllers"
+    )]
+
     use std::time::Instant;
 
     use quinn::congestion::{Bbr, Cubic};
