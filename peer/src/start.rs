@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::driver::{Commands, Driver, DriverContext, Events, QUEUE, peer_key};
 use crate::handles::{Handles, Network, Shutdowns, Stores, Upstream};
 use crate::metrics::{self, MetricSources};
-use crate::mirror::{Mirror, MirrorContext};
+use crate::mirror::{self, Mirror, MirrorContext};
 use crate::origin::{OriginClient, OriginHealthReport, http_client};
 use crate::pull_start::PullStarter;
 use crate::store::{ManifestStore, Store, StoreError, blocking};
@@ -233,8 +233,8 @@ pub(crate) fn serve_mirror(
         commands,
     );
     let registries = config.registries.clone();
-    let router = Mirror::new(context, pull_starter, registries, requests, metrics).router();
-    let server = http::serve(listener, router, None, &shutdowns.mirror)
+    let mirror = Mirror::new(context, pull_starter, registries, requests, metrics);
+    let server = http::serve(listener, mirror::router(mirror), None, &shutdowns.mirror)
         .map_err(StartError::listen(config.mirror))?;
     let address = server.address();
     if !address.ip().is_loopback() {

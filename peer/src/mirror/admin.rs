@@ -11,7 +11,7 @@ use flotilla_runtime::metrics;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::Mirror;
+use super::state::Mirror;
 use crate::driver::Command;
 
 /// How long the driver may take to answer. It never works on one event for long.

@@ -18,12 +18,12 @@ use flotilla_common::name::RepositoryName;
 use flotilla_runtime::http::range::normalize_range;
 use futures_util::{Stream, StreamExt, stream};
 
-use super::Mirror;
 use super::blob_range::BlobRange;
 use super::error::MirrorError;
 use super::passthrough::Passthrough;
 use super::reader::Reader;
 use super::response::{set_content_headers, set_partial, unsatisfiable};
+use super::state::Mirror;
 use crate::origin::OriginError;
 use crate::store::{Availability, StoredBlob};
 

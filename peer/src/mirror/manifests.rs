@@ -13,10 +13,10 @@ use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_runtime::http::range::RequestedRange;
 use tokio::time::timeout;
 
-use super::Mirror;
 use super::error::MirrorError;
 use super::image_names::display_name;
 use super::response::{set_content_headers, set_partial, unsatisfiable};
+use super::state::Mirror;
 use crate::origin::{FetchedManifest, OriginError};
 use crate::store::StoredManifest;
 

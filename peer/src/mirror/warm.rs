@@ -19,7 +19,8 @@ use tokio::time::sleep;
 
 use super::error::{ContentKind, MirrorError, error_response};
 use super::manifests::ResolvedManifest;
-use super::{Mirror, MirrorRoute, route};
+use super::route::{MirrorRoute, route};
+use super::state::Mirror;
 
 /// How often the blobs are wanted again. The driver stops the download of a blob without a reader
 /// after a longer time.

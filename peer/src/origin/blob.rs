@@ -8,11 +8,13 @@ use core::ops::Range;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::swarm::OriginSlot;
-use flotilla_runtime::http::range::{parse_content_range, parse_unsatisfied_range};
+use flotilla_runtime::http::range::parse_content_range;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use reqwest::{Method, Response, StatusCode};
 
-use super::{OriginClient, OriginError, header, send};
+use super::client::OriginClient;
+use super::error::OriginError;
+use super::request::{header, send};
 
 /// An origin's response with a blob's bytes.
 #[derive(Debug)]
@@ -135,9 +137,4 @@ fn length_of(response: &Response) -> Option<u64> {
 
 fn no_length() -> OriginError {
     OriginError::Unavailable("response without Content-Length".to_owned())
-}
-
-/// The size of the blob, which a response with status 416 states.
-pub(super) fn size_of_unsatisfied(response: &Response) -> Option<u64> {
-    parse_unsatisfied_range(&header(response, CONTENT_RANGE.as_str())?)
 }

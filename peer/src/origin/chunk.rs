@@ -15,24 +15,16 @@ use flotilla_common::tree::{self, Value};
 use flotilla_runtime::rate::Limiter;
 use reqwest::Response;
 
-use super::{OriginClient, OriginError, client, unsealed};
-use crate::store::{StoreError, StoredBlob};
+use super::client::OriginClient;
+use super::error::{OriginError, OriginFetchError};
+use super::http_client::explain;
+use super::unsealed;
+use crate::store::StoredBlob;
 
 /// The bytes for which the download limit is asked at a time. It is the amount that a neighbour's
 /// stream asks for: the limiter serves its waiters in turn, so smaller amounts would get a smaller
 /// share of the link.
 const LIMIT_STEP: usize = 64 << 10;
-
-/// Why the download of a chunk from an origin failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OriginFetchError {
-    #[error("{0}")]
-    Origin(#[from] OriginError),
-    #[error("the bytes do not match their proof")]
-    Corrupt,
-    #[error("{0}")]
-    Store(#[from] StoreError),
-}
 
 /// Downloads one chunk from one origin into the store. `progress` is called with the number of bytes
 /// received so far, first with 0 when the response begins.
@@ -105,7 +97,7 @@ impl ChunkBuffer {
             let piece = response
                 .chunk()
                 .await
-                .map_err(|error| OriginError::Unavailable(client::explain(&error)))?;
+                .map_err(|error| OriginError::Unavailable(explain(&error)))?;
             let Some(piece) = piece else { break };
             self.append(&piece);
             progress(self.bytes.len() as u64);

@@ -14,7 +14,9 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use tokio::time::timeout;
 
-use super::{HEAD_TIMEOUT, MAX_ERROR_LEN, OriginClient, client, lock, read_body};
+use super::client::{OriginClient, OriginEntry, lock};
+use super::http_client::{error_message, explain};
+use super::request::{HEAD_TIMEOUT, MAX_ERROR_LEN, read_body};
 
 const PATH: &str = "/readyz";
 
@@ -43,7 +45,7 @@ impl OriginClient {
 
     /// When each origin is to be probed.
     fn probe_times(&self) -> impl Iterator<Item = (OriginSlot, Option<Time>)> {
-        let at = |origin: &super::OriginEntry| lock(&origin.reachability).probe_at();
+        let at = |origin: &OriginEntry| lock(&origin.reachability).probe_at();
         (0..).map(OriginSlot).zip(self.0.entries.iter().map(at))
     }
 
@@ -67,15 +69,15 @@ impl OriginClient {
 
     async fn get_readyz(&self, origin: OriginSlot) -> Result<(), String> {
         let answer = timeout(HEAD_TIMEOUT, self.request(Method::GET, origin, PATH).send()).await;
-        let answer = answer.map_err(|_| format!("no answer within {HEAD_TIMEOUT:?}"))?;
-        let answer = answer.map_err(|error| client::explain(&error))?;
+        let answer = answer.map_err(|_| format!("no response within {HEAD_TIMEOUT:?}"))?;
+        let answer = answer.map_err(|error| explain(&error))?;
         let status = answer.status();
         // After the whole body was read, the connection can be reused.
         let body = read_body(answer, MAX_ERROR_LEN).await.unwrap_or_default();
         if !status.is_server_error() {
             return Ok(());
         }
-        let message = client::error_message(&body).map(|message| format!(": {message}"));
+        let message = error_message(&body).map(|message| format!(": {message}"));
         Err(format!("{status}{}", message.unwrap_or_default()))
     }
 }

@@ -11,7 +11,10 @@ use flotilla_common::name::RepositoryName;
 use flotilla_common::swarm::OriginSlot;
 use flotilla_runtime::rate::Limiter;
 
-use super::{OpenBlob, OriginClient, OriginError, OriginFetchError, client};
+use super::blob::OpenBlob;
+use super::client::OriginClient;
+use super::error::{OriginError, OriginFetchError};
+use super::http_client::explain;
 use crate::store::StoredBlob;
 
 /// Downloads the rest of a blob from one origin into the store. `progress` is called with the number
@@ -86,7 +89,7 @@ impl PartReader {
         }
         while self.buffer.len() < length {
             let piece = self.open.response.chunk().await;
-            let piece = piece.map_err(|error| OriginError::Unavailable(client::explain(&error)))?;
+            let piece = piece.map_err(|error| OriginError::Unavailable(explain(&error)))?;
             let piece =
                 piece.ok_or_else(|| OriginError::Unavailable("response broke off".to_owned()))?;
             let skipped = self.skip.min(piece.len() as u64);

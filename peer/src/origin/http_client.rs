@@ -1,0 +1,101 @@
+//! The HTTP client for origins and trackers, and readable texts for its errors.
+
+use core::time::Duration;
+use std::error::Error;
+
+use flotilla_common::wire::origin::{REDIRECT_HEADER, REDIRECT_NEVER};
+use flotilla_runtime::identity::{Identity, IdentityError};
+use reqwest::Client;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+
+/// For the TCP and TLS handshakes together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A response of which no bytes arrive for this long is aborted.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Idle connections kept per host.
+const IDLE_CONNECTIONS: usize = 16;
+
+/// Why the client could not be built.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BuildClientError {
+    #[error("use identity for HTTPS: {0}")]
+    Identity(#[from] IdentityError),
+    #[error("build HTTP client: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+/// A client that presents the peer's certificate. `read_timeout` is how long a response may make no
+/// progress; the default is too short for a long poll.
+pub(crate) fn http_client(
+    identity: &Identity,
+    read_timeout: Option<Duration>,
+) -> Result<Client, BuildClientError> {
+    let never = (
+        HeaderName::from_static(REDIRECT_HEADER),
+        HeaderValue::from_static(REDIRECT_NEVER),
+    );
+    let client = Client::builder()
+        .default_headers(HeaderMap::from_iter([never]))
+        .tls_backend_preconfigured(identity.https_client()?)
+        .no_proxy()
+        .http1_only()
+        .tcp_nodelay(true)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(read_timeout.unwrap_or(READ_TIMEOUT))
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .build()?;
+    Ok(client)
+}
+
+/// The text of an error with all its causes. reqwest's own text ends at "error sending request".
+pub(crate) fn explain(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// The first message of an OCI error body.
+pub(super) fn error_message(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct OciErrors {
+        errors: Vec<OciError>,
+    }
+    #[derive(Deserialize)]
+    struct OciError {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let errors: OciErrors = serde_json::from_slice(body).ok()?;
+    let first = errors.errors.into_iter().next()?;
+    Some(
+        format!("{} {}", first.code, first.message)
+            .trim()
+            .to_owned(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_of_an_oci_error() {
+        let body = br#"{"errors":[{"code":"NAME_UNKNOWN","message":"no such repository"}]}"#;
+        assert_eq!(
+            error_message(body).as_deref(),
+            Some("NAME_UNKNOWN no such repository")
+        );
+        assert_eq!(error_message(b"<html>"), None);
+        assert_eq!(error_message(br#"{"errors":[]}"#), None);
+    }
+}
