@@ -1,11 +1,11 @@
 //! The driver's tables of blobs and peers. The machine knows them as small numbers, the slots; the
 //! rest of the peer knows them by digest and by id.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
+use flotilla_common::interner::{Interner, Slot};
 use flotilla_common::name::{PeerId, RegionName, RepositoryName, ZoneName};
 use flotilla_common::swarm::{BlobSlot, Nearness, PeerFacts, PeerSlot, WaitTimes};
 use flotilla_common::time::Time;
@@ -59,10 +59,10 @@ impl PeerEntry {
 /// Blobs and peers by slot.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
+    blob_slots: Interner<Digest, BlobSlot>,
     blobs: Vec<Option<BlobEntry>>,
-    blob_slots: HashMap<Digest, BlobSlot>,
+    peer_slots: Interner<PeerId, PeerSlot>,
     peers: Vec<Option<PeerEntry>>,
-    peer_slots: HashMap<PeerId, PeerSlot>,
 }
 
 /// The number of peers up to which each peer gets a new slot instead of an unused one.
@@ -70,7 +70,7 @@ const PEERS_BEFORE_REUSE: usize = 256;
 
 impl Tables {
     pub(super) fn blob_slot(&self, digest: &Digest) -> Option<BlobSlot> {
-        self.blob_slots.get(digest).copied()
+        self.blob_slots.slot(digest)
     }
 
     pub(super) fn blob(&self, slot: BlobSlot) -> Option<&BlobEntry> {
@@ -103,16 +103,15 @@ impl Tables {
             down: RateMeter::default(),
             waited: WaitTimes::default(),
         };
-        let slot = BlobSlot(insert(&mut self.blobs, blob));
-        self.blob_slots.insert(digest, slot);
+        let slot = self.blob_slots.intern(&digest);
+        insert(&mut self.blobs, slot, blob);
         slot
     }
 
     /// Removes a blob and frees its slot.
     pub(super) fn remove_blob(&mut self, slot: BlobSlot) -> Option<BlobEntry> {
-        let blob = self.blobs.get_mut(slot.0 as usize)?.take()?;
-        self.blob_slots.remove(blob.stored.digest());
-        Some(blob)
+        self.blob_slots.release(slot)?;
+        self.blobs.get_mut(slot.0 as usize)?.take()
     }
 
     pub(super) fn peer(&self, slot: PeerSlot) -> Option<&PeerEntry> {
@@ -124,7 +123,7 @@ impl Tables {
     }
 
     pub(super) fn peer_slot(&self, id: &PeerId) -> Option<PeerSlot> {
-        self.peer_slots.get(id).copied()
+        self.peer_slots.slot(id)
     }
 
     /// All peers with their slots.
@@ -154,10 +153,8 @@ impl Tables {
         if let Some(slot) = self.peer_slot(id) {
             return slot;
         }
-        if let Some(slot) = self.reusable_slot(is_idle)
-            && let Some(former) = self.peers[slot.0 as usize].take()
-        {
-            self.peer_slots.remove(&former.id);
+        if let Some(slot) = self.reusable_slot(is_idle) {
+            self.peer_slots.release(slot);
         }
         let peer = PeerEntry {
             id: id.clone(),
@@ -167,8 +164,8 @@ impl Tables {
             down: RateMeter::default(),
             up: RateMeter::default(),
         };
-        let slot = PeerSlot(insert(&mut self.peers, peer));
-        self.peer_slots.insert(id.clone(), slot);
+        let slot = self.peer_slots.intern(id);
+        insert(&mut self.peers, slot, peer);
         slot
     }
 
@@ -182,14 +179,13 @@ impl Tables {
     }
 }
 
-/// Puts a value into the first free slot, or into a new one.
-fn insert<T>(slots: &mut Vec<Option<T>>, value: T) -> u32 {
-    let index = slots.iter().position(Option::is_none).unwrap_or_else(|| {
-        slots.push(None);
-        slots.len() - 1
-    });
-    slots[index] = Some(value);
-    index as u32
+/// Sets the entry of a slot.
+fn insert<T>(entries: &mut Vec<Option<T>>, slot: impl Slot, entry: T) {
+    let index = slot.index() as usize;
+    if index >= entries.len() {
+        entries.resize_with(index + 1, || None);
+    }
+    entries[index] = Some(entry);
 }
 
 /// A stable hash of a peer's id, the same on every machine.
