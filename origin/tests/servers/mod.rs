@@ -1,6 +1,6 @@
-//! Object stores that are servers of their own: other people's programs, each on a free port and in
-//! a folder that end with the story. `tests/run` installs them; where one is missing its stories
-//! are skipped, loudly. Everybody speaks to a server through its proxy, which knows faults.
+//! Object store servers for tests: third-party programs, each with its own port and directory for the
+//! duration of a test. `tests/run` installs them; without them their tests are skipped with a
+//! message. Clients reach a server through a proxy that injects faults.
 #![allow(
     dead_code,
     unused_imports,
@@ -24,23 +24,23 @@ use tempfile::TempDir;
 use proxy::Proxy;
 pub(crate) use proxy::{Fault, Faults};
 
-/// Set to anything but `0` or nothing, a missing program fails its story instead of skipping it.
+/// If this variable is set, and not to `0`, a missing program fails its test instead of skipping it.
 const FORBID_SKIPS: &str = "FLOTILLA_FORBID_SKIPS";
-const START_BOUND: Duration = Duration::from_secs(60);
-const POLL_EVERY: Duration = Duration::from_millis(20);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(crate) const BUCKET: &str = "images";
 
-/// Which server a story wants.
+/// The kind of a server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    /// S3 over a folder, from crates.io.
+    /// S3 in a directory, a Rust program.
     S3Fs,
-    /// S3 in memory, from PyPI.
+    /// S3 in memory, a Python program.
     Moto,
-    /// GCS in memory, from the Go module registry.
+    /// GCS in memory, a Go program.
     FakeGcs,
-    /// Azure over a folder, from npm.
+    /// Azure in a directory, a Node.js program.
     Azurite,
 }
 
@@ -67,9 +67,9 @@ impl Kind {
                 "--port",
                 &port,
                 "--access-key",
-                KEY,
+                ACCESS_KEY,
                 "--secret-key",
-                SECRET,
+                SECRET_KEY,
                 &dir,
             ],
             Self::Moto => &["-H", "127.0.0.1", "-p", &port],
@@ -102,14 +102,14 @@ impl Kind {
     }
 }
 
-const KEY: &str = "flotilla";
-const SECRET: &str = "flotilla-secret";
-/// The one account that every emulator of Azure has, and everybody knows.
+const ACCESS_KEY: &str = "flotilla";
+const SECRET_KEY: &str = "flotilla-secret";
+/// The well-known account of all Azure emulators.
 const AZURE_ACCOUNT: &str = "devstoreaccount1";
 const AZURE_KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
-/// Service account of nobody: no server of a test asks for a signature.
+/// A placeholder service account, since the test server verifies no signatures.
 const GOOGLE_ACCOUNT: &str = r#"{"private_key": "none", "private_key_id": "none", "client_email": "none",
     "disable_oauth": true}"#;
 
@@ -123,17 +123,16 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts a server; `None`, said loudly, if its program is missing.
+    /// Starts a server; `None`, with a message, if its program is missing.
     ///
     /// # Panics
     /// If it does not start, or if its program is missing and skips are forbidden.
-    pub(crate) async fn start(story: &str, kind: Kind) -> Option<Self> {
-        let program = find(story, kind.program())?;
-        let dir = tempfile::tempdir().expect("make the server's folder");
+    pub(crate) async fn start(test: &str, kind: Kind) -> Option<Self> {
+        let program = find(test, kind.program())?;
+        let dir = tempfile::tempdir().expect("create the server's directory");
         let address = free_address();
         let log = File::create(dir.path().join(".log")).expect("create the server's log");
-        // Plain HTTP; the builder wants to know of a TLS provider all the same. All tests install
-        // the same one.
+        // The client builder requires a TLS provider even for plain HTTP. All tests install the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let proxy = Proxy::start(address).await;
         let process = Command::new(&program)
@@ -150,22 +149,22 @@ impl Server {
             dir,
             proxy,
         };
-        server.wait_until_it_listens();
-        server.make_bucket().await;
+        server.wait_until_listening();
+        server.create_bucket().await;
         Some(server)
     }
 
-    /// The faults that its clients meet.
+    /// The faults that are injected into requests.
     pub(crate) fn faults(&self) -> &Faults {
         &self.proxy.faults
     }
 
-    /// A storage in its bucket.
+    /// Opens the storage in its bucket.
     pub(crate) fn storage(&self) -> Arc<dyn Storage> {
         storage::open_with(&self.url(), 64 << 20, &self.variables()).unwrap()
     }
 
-    /// The storage's URL, with all keys under a prefix.
+    /// The URL of the storage, which has a prefix.
     pub(crate) fn url(&self) -> String {
         let kind = match self.kind {
             Kind::S3Fs | Kind::Moto => "s3",
@@ -175,7 +174,7 @@ impl Server {
         format!("{kind}://{BUCKET}/fleet/eu-1")
     }
 
-    /// The variables of a process that uses it.
+    /// The environment variables of a process that uses it.
     pub(crate) fn variables(&self) -> Variables {
         let endpoint = format!("http://{}", self.proxy.address);
         let variables = match self.kind {
@@ -183,8 +182,8 @@ impl Server {
                 ("AWS_ENDPOINT", endpoint),
                 ("AWS_ALLOW_HTTP", "true".to_owned()),
                 ("AWS_REGION", "us-east-1".to_owned()),
-                ("AWS_ACCESS_KEY_ID", KEY.to_owned()),
-                ("AWS_SECRET_ACCESS_KEY", SECRET.to_owned()),
+                ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
+                ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
             ],
             Kind::FakeGcs => vec![
                 ("GOOGLE_BASE_URL", endpoint),
@@ -223,34 +222,38 @@ impl Server {
             .count()
     }
 
-    fn wait_until_it_listens(&mut self) {
+    fn wait_until_listening(&mut self) {
         let start = Instant::now();
         while TcpStream::connect(self.address).is_err() {
-            let ended = self.process.try_wait().expect("look after the server");
+            let ended = self.process.try_wait().expect("query the server process");
             let log = fs::read_to_string(self.dir.path().join(".log")).unwrap_or_default();
             assert!(
-                ended.is_none() && start.elapsed() < START_BOUND,
+                ended.is_none() && start.elapsed() < START_TIMEOUT,
                 "{:?} does not listen: {log}",
                 self.kind
             );
-            thread::sleep(POLL_EVERY);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
-    async fn make_bucket(&self) {
+    async fn create_bucket(&self) {
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let base = format!("http://{}", self.address);
         let request = match self.kind {
-            // A bucket is a folder.
+            // A bucket is a directory.
             Kind::S3Fs => return fs::create_dir(self.dir.path().join(BUCKET)).unwrap(),
-            Kind::Azurite => return make_azure_container(&base),
+            Kind::Azurite => return create_azure_container(&base),
             Kind::Moto => client.put(format!("{base}/{BUCKET}")),
             Kind::FakeGcs => client
                 .post(format!("{base}/storage/v1/b"))
                 .body(format!("{{\"name\":\"{BUCKET}\"}}")),
         };
-        let answer = request.send().await.unwrap();
-        assert!(answer.status().is_success(), "{:?}: {answer:?}", self.kind);
+        let response = request.send().await.unwrap();
+        assert!(
+            response.status().is_success(),
+            "{:?}: {response:?}",
+            self.kind
+        );
     }
 }
 
@@ -261,8 +264,8 @@ impl Drop for Server {
     }
 }
 
-/// Containers are made by signed requests only; whoever has azurite has node.
-fn make_azure_container(base: &str) {
+/// Creates a container by a signed request. Node.js is available, because azurite runs on it.
+fn create_azure_container(base: &str) {
     const SCRIPT: &str = r"
         const [base, account, key, container] = process.argv.slice(1);
         const date = new Date().toUTCString(), version = '2021-08-06';
@@ -281,7 +284,7 @@ fn make_azure_container(base: &str) {
         .expect("run node");
     assert!(
         output.status.success(),
-        "make a container: {}",
+        "create a container: {}",
         String::from_utf8_lossy(&output.stderr)
     );
 }
@@ -291,31 +294,31 @@ fn free_address() -> SocketAddr {
     listener.local_addr().expect("name the free port")
 }
 
-/// Another's program; `None`, said loudly, if it is missing.
+/// Finds a third-party program; `None`, with a message, if it is missing.
 ///
 /// # Panics
 /// If it is missing and skips are forbidden.
-pub(crate) fn find(story: &str, program: &str) -> Option<PathBuf> {
-    let found = on_path(program);
+pub(crate) fn find(test: &str, program: &str) -> Option<PathBuf> {
+    let found = find_on_path(program);
     if found.is_none() {
-        skip(story, program);
+        skip(test, program);
     }
     found
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
+fn find_on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)
         .map(|dir| dir.join(program))
         .find(|file| file.is_file())
 }
 
-fn skip(story: &str, program: &str) {
+fn skip(test: &str, program: &str) {
     let forbidden =
         env::var_os(FORBID_SKIPS).is_some_and(|value| !value.is_empty() && value != "0");
     assert!(
         !forbidden,
-        "{story}: {program} is not installed, and {FORBID_SKIPS} is set"
+        "{test}: {program} is not installed, and {FORBID_SKIPS} is set"
     );
-    eprintln!("SKIPPED {story}: {program} is not installed");
+    eprintln!("SKIPPED {test}: {program} is not installed");
 }

@@ -1,7 +1,6 @@
-//! A proxy before a server: faults that a story arms, and one conditional write at a time.
-//!
-//! The latter because s3s-fs looks whether the condition holds and writes afterwards: of two
-//! writers at once both would win, which no store does that people keep their images in.
+//! A proxy in front of a server. It injects faults, and forwards conditional writes one at a time:
+//! s3s-fs checks the condition and writes afterwards, so two concurrent writers could both succeed,
+//! which production stores exclude.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -14,46 +13,47 @@ use http::{HeaderMap, Method, Response, StatusCode, header};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// Bytes of a request or an answer at most: a part, with room to spare.
+/// Maximum length of a request or response body in bytes: more than a part.
 const MAX_BODY_LEN: usize = 64 << 20;
 
-/// What happens to a request.
+/// A fault of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nothing is done; 503 SlowDown.
+    /// Rejected with 503 SlowDown.
     Throttled,
-    /// Nothing is done; 500.
+    /// Rejected with 500.
     Failed,
-    /// It is done; the answer is 500 all the same.
-    Unheard,
-    /// Nothing is done, and no answer comes.
+    /// Performed, but answered with 500.
+    ResponseLost,
+    /// Never forwarded and never answered.
     Hangs,
-    /// The answer breaks off in the middle of its body.
+    /// The response body ends in the middle.
     Torn,
-    /// The answer's body has another byte in its middle.
+    /// A byte in the middle of the response body is changed.
     Wrong,
 }
 
-struct Armed {
+struct ArmedFault {
     method: Method,
     part: String,
     times: u32,
     fault: Fault,
 }
 
-/// The faults of a server, shared with the story.
+/// The faults of a server, shared with the test.
 #[derive(Clone, Default)]
 pub(crate) struct Faults {
-    armed: Arc<Mutex<Vec<Armed>>>,
-    /// Of so many requests one is throttled; 0: none.
+    armed: Arc<Mutex<Vec<ArmedFault>>>,
+    /// One of this many requests is throttled; 0 for none.
     throttle: Arc<Mutex<(u32, u32)>>,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Faults {
-    /// The next `times` requests of this method whose path and query have this part meet the fault.
+    /// Injects `fault` into the next `times` requests with this method whose path and query contain
+    /// `part`.
     pub(crate) fn arm(&self, method: Method, part: &str, times: u32, fault: Fault) {
-        self.armed.lock().unwrap().push(Armed {
+        self.armed.lock().unwrap().push(ArmedFault {
             method,
             part: part.to_owned(),
             times,
@@ -61,24 +61,24 @@ impl Faults {
         });
     }
 
-    /// From now on nothing happens to anybody.
+    /// Removes all faults.
     pub(crate) fn disarm(&self) {
         self.armed.lock().unwrap().clear();
         self.throttle_one_in(0);
     }
 
-    /// One of so many requests is throttled, from now on.
+    /// Throttles one of this many requests from now on.
     pub(crate) fn throttle_one_in(&self, requests: u32) {
         *self.throttle.lock().unwrap() = (requests, 0);
     }
 
-    /// The requests since they were last asked for, also those that met a fault.
-    pub(crate) fn requests(&self) -> Vec<String> {
+    /// Takes the requests since the last call, including faulty ones.
+    pub(crate) fn take_requests(&self) -> Vec<String> {
         std::mem::take(&mut *self.requests.lock().unwrap())
     }
 
-    /// Whether all faults have been met.
-    pub(crate) fn are_spent(&self) -> bool {
+    /// Whether all armed faults have occurred.
+    pub(crate) fn are_all_used(&self) -> bool {
         self.armed
             .lock()
             .unwrap()
@@ -86,7 +86,7 @@ impl Faults {
             .all(|armed| armed.times == 0)
     }
 
-    fn meet(&self, method: &Method, target: &str) -> Option<Fault> {
+    fn take_fault(&self, method: &Method, target: &str) -> Option<Fault> {
         self.requests
             .lock()
             .unwrap()
@@ -154,18 +154,22 @@ impl Drop for Proxy {
 async fn forward(State(forwarder): State<Arc<Forwarder>>, request: Request) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let Ok(body) = to_bytes(body, MAX_BODY_LEN).await else {
-        return told(StatusCode::BAD_REQUEST, "Torn");
+        return error_response(StatusCode::BAD_REQUEST, "Torn");
     };
     let target = parts
         .uri
         .path_and_query()
         .map_or("/", |target| target.as_str());
-    let fault = forwarder.faults.meet(&parts.method, target);
+    let fault = forwarder.faults.take_fault(&parts.method, target);
     match fault {
-        Some(Fault::Throttled) => return told(StatusCode::SERVICE_UNAVAILABLE, "SlowDown"),
-        Some(Fault::Failed) => return told(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
+        Some(Fault::Throttled) => {
+            return error_response(StatusCode::SERVICE_UNAVAILABLE, "SlowDown");
+        }
+        Some(Fault::Failed) => {
+            return error_response(StatusCode::INTERNAL_SERVER_ERROR, "InternalError");
+        }
         Some(Fault::Hangs) => std::future::pending().await,
-        Some(Fault::Unheard | Fault::Torn | Fault::Wrong) | None => {}
+        Some(Fault::ResponseLost | Fault::Torn | Fault::Wrong) | None => {}
     }
     let conditional = parts.headers.contains_key(header::IF_MATCH)
         || parts.headers.contains_key(header::IF_NONE_MATCH);
@@ -181,19 +185,21 @@ async fn forward(State(forwarder): State<Arc<Forwarder>>, request: Request) -> R
         .headers(parts.headers)
         .body(body);
     let answered = async {
-        let answer = request.send().await?;
-        let (status, headers) = (answer.status(), answer.headers().clone());
-        Ok::<_, reqwest::Error>((status, headers, answer.bytes().await?))
+        let response = request.send().await?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        Ok::<_, reqwest::Error>((status, headers, response.bytes().await?))
     };
     let answered = answered.await;
     drop(alone);
     match (answered, fault) {
-        (Err(_), _) => told(StatusCode::BAD_GATEWAY, "Unreachable"),
-        (Ok(_), Some(Fault::Unheard)) => told(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
+        (Err(_), _) => error_response(StatusCode::BAD_GATEWAY, "Unreachable"),
+        (Ok(_), Some(Fault::ResponseLost)) => {
+            error_response(StatusCode::INTERNAL_SERVER_ERROR, "InternalError")
+        }
         (Ok((status, headers, body)), Some(Fault::Torn)) => {
             let half = body.slice(..body.len() / 2);
             let cut = std::io::Error::other("cut");
-            answer(
+            response(
                 status,
                 headers,
                 Body::from_stream(stream::iter([Ok(half), Err(cut)])),
@@ -204,13 +210,13 @@ async fn forward(State(forwarder): State<Arc<Forwarder>>, request: Request) -> R
             if let Some(byte) = wrong.get_mut(body.len() / 2) {
                 *byte ^= 1;
             }
-            answer(status, headers, wrong.into())
+            response(status, headers, wrong.into())
         }
-        (Ok((status, headers, body)), _) => answer(status, headers, body.into()),
+        (Ok((status, headers, body)), _) => response(status, headers, body.into()),
     }
 }
 
-fn answer(status: StatusCode, mut headers: HeaderMap, body: Body) -> Response<Body> {
+fn response(status: StatusCode, mut headers: HeaderMap, body: Body) -> Response<Body> {
     headers.remove(header::TRANSFER_ENCODING);
     headers.remove(header::CONNECTION);
     let mut response = Response::new(body);
@@ -219,9 +225,9 @@ fn answer(status: StatusCode, mut headers: HeaderMap, body: Body) -> Response<Bo
     response
 }
 
-fn told(status: StatusCode, code: &str) -> Response<Body> {
+fn error_response(status: StatusCode, code: &str) -> Response<Body> {
     let body = Bytes::from(format!(
         "<Error><Code>{code}</Code><Message>injected</Message></Error>"
     ));
-    answer(status, HeaderMap::new(), body.into())
+    response(status, HeaderMap::new(), body.into())
 }

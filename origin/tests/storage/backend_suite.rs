@@ -1,4 +1,4 @@
-//! What every storage must do, told as one story per promise.
+//! The suite that every storage backend must pass: one function per guarantee of the trait.
 
 use std::sync::Arc;
 
@@ -6,29 +6,29 @@ use bytes::Bytes;
 use flotilla_origin::storage::{self, Key, Prefix, Storage, StorageError};
 use futures_util::{TryStreamExt, future};
 
-type Shared = Arc<dyn Storage>;
+type SharedStorage = Arc<dyn Storage>;
 
-/// What a server of the tests cannot do, and we do without.
+/// Features that a test server lacks and that origins do not need.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Lacks {
-    /// A key and keys under it at once. No two keys of ours are like that.
-    pub(crate) keys_under_keys: bool,
+pub(crate) struct Limitations {
+    /// The server cannot keep both a key and keys below it. The layout of origins has no such keys.
+    pub(crate) no_keys_under_keys: bool,
 }
 
-pub(crate) async fn check(storage: Shared, lacks: Lacks) {
+pub(crate) async fn check(storage: SharedStorage, limitations: Limitations) {
     storage::probe(&*storage).await.unwrap();
-    create_is_for_what_is_not_there(&storage).await;
-    if !lacks.keys_under_keys {
-        a_key_may_lie_under_another(&storage).await;
+    create_requires_absence(&storage).await;
+    if !limitations.no_keys_under_keys {
+        keys_under_keys(&storage).await;
     }
-    swap_is_for_what_was_seen(&storage).await;
-    of_many_swaps_one_wins(&storage).await;
-    of_many_creates_one_wins(&storage).await;
-    listings_are_pages_in_the_order_of_bytes(&storage, lacks).await;
-    streams_of_any_length_read_back_by_range(&storage).await;
-    an_abandoned_write_leaves_nothing(&storage).await;
-    a_stream_never_replaces(&storage).await;
-    delete_is_for_anything(&storage).await;
+    swap_requires_the_current_version(&storage).await;
+    one_of_concurrent_swaps_wins(&storage).await;
+    one_of_concurrent_creates_wins(&storage).await;
+    listing_pages_are_in_byte_order(&storage, limitations).await;
+    streamed_writes_read_back_by_range(&storage).await;
+    dropped_writer_leaves_nothing(&storage).await;
+    streamed_write_never_replaces(&storage).await;
+    delete_is_unconditional(&storage).await;
 }
 
 fn key(text: &str) -> Key {
@@ -39,12 +39,12 @@ fn conflicts<T>(outcome: &Result<T, StorageError>) -> bool {
     matches!(outcome, Err(StorageError::Conflict { .. }))
 }
 
-async fn text(storage: &Shared, name: &str) -> Option<String> {
+async fn text(storage: &SharedStorage, name: &str) -> Option<String> {
     let object = storage.read(&key(name)).await.unwrap()?;
     Some(String::from_utf8(object.body.to_vec()).unwrap())
 }
 
-async fn create_is_for_what_is_not_there(storage: &Shared) {
+async fn create_requires_absence(storage: &SharedStorage) {
     let name = key("create/a");
     assert!(storage.read(&name).await.unwrap().is_none());
     let version = storage.create(&name, "one".into()).await.unwrap();
@@ -53,8 +53,8 @@ async fn create_is_for_what_is_not_there(storage: &Shared) {
     assert_eq!((object.body, object.version), (Bytes::from("one"), version));
 }
 
-/// Neither hides the other.
-async fn a_key_may_lie_under_another(storage: &Shared) {
+/// A key and a key below it do not hide each other.
+async fn keys_under_keys(storage: &SharedStorage) {
     storage
         .create(&key("create/a/b"), "below".into())
         .await
@@ -63,7 +63,7 @@ async fn a_key_may_lie_under_another(storage: &Shared) {
     assert_eq!(text(storage, "create/a/b").await.as_deref(), Some("below"));
 }
 
-async fn swap_is_for_what_was_seen(storage: &Shared) {
+async fn swap_requires_the_current_version(storage: &SharedStorage) {
     let name = key("swap/a");
     let first = storage.create(&name, "one".into()).await.unwrap();
     let second = storage.swap(&name, &first, "two".into()).await.unwrap();
@@ -79,7 +79,7 @@ async fn swap_is_for_what_was_seen(storage: &Shared) {
     assert_eq!(text(storage, "swap/absent").await, None);
 }
 
-async fn of_many_swaps_one_wins(storage: &Shared) {
+async fn one_of_concurrent_swaps_wins(storage: &SharedStorage) {
     let name = key("race/swap");
     let mut version = storage.create(&name, "0".into()).await.unwrap();
     for round in 0..8 {
@@ -100,7 +100,7 @@ async fn of_many_swaps_one_wins(storage: &Shared) {
     }
 }
 
-async fn of_many_creates_one_wins(storage: &Shared) {
+async fn one_of_concurrent_creates_wins(storage: &SharedStorage) {
     let name = key("race/create");
     let attempts = (0..8)
         .map(|rival| storage.create(&name, format!("{rival}").into()))
@@ -117,7 +117,7 @@ async fn of_many_creates_one_wins(storage: &Shared) {
     );
 }
 
-async fn listings_are_pages_in_the_order_of_bytes(storage: &Shared, lacks: Lacks) {
+async fn listing_pages_are_in_byte_order(storage: &SharedStorage, limitations: Limitations) {
     let mut sorted = [
         "app-1/x",
         "app.2",
@@ -128,7 +128,7 @@ async fn listings_are_pages_in_the_order_of_bytes(storage: &Shared, lacks: Lacks
         "b/c/d",
     ]
     .to_vec();
-    if !lacks.keys_under_keys {
+    if !limitations.no_keys_under_keys {
         sorted.extend(["app", "app/_/v2"]);
     }
     let mut sorted: Vec<_> = sorted
@@ -160,7 +160,7 @@ async fn listings_are_pages_in_the_order_of_bytes(storage: &Shared, lacks: Lacks
         .collect();
     assert_eq!(walk(storage, "list/app/_/", 2).await, under);
     assert!(walk(storage, "nothing/here/", 5).await.is_empty());
-    // A page begins after a key that need not be there.
+    // The key after which a page begins need not exist.
     let page = storage
         .list(&prefix("list/"), Some(&key("list/app/_/v11")), 1)
         .await
@@ -174,7 +174,7 @@ fn prefix(text: &str) -> Prefix {
     Prefix::new(text).unwrap()
 }
 
-async fn walk(storage: &Shared, under: &str, limit: usize) -> Vec<String> {
+async fn walk(storage: &SharedStorage, under: &str, limit: usize) -> Vec<String> {
     let mut names = Vec::new();
     let mut after = None;
     loop {
@@ -199,7 +199,7 @@ pub(crate) fn sample(len: usize) -> Bytes {
 }
 
 pub(crate) async fn stream(
-    storage: &Shared,
+    storage: &SharedStorage,
     name: &Key,
     content: &Bytes,
     piece: usize,
@@ -213,7 +213,7 @@ pub(crate) async fn stream(
     writer.finish().await
 }
 
-async fn streams_of_any_length_read_back_by_range(storage: &Shared) {
+async fn streamed_writes_read_back_by_range(storage: &SharedStorage) {
     for (len, piece) in [
         (0, 1),
         (1, 1),
@@ -246,14 +246,14 @@ async fn streams_of_any_length_read_back_by_range(storage: &Shared) {
         };
         assert!(
             beyond.is_err(),
-            "bytes that are not there are an error, not a short stream"
+            "a range beyond the end must fail, not end early"
         );
     }
     let absent = storage.read_range(&key("stream/absent"), 0..1).await;
     assert!(matches!(absent, Err(StorageError::Missing { .. })));
 }
 
-async fn an_abandoned_write_leaves_nothing(storage: &Shared) {
+async fn dropped_writer_leaves_nothing(storage: &SharedStorage) {
     let name = key("abandoned/a");
     let mut writer = storage.begin_write(&name).await.unwrap();
     writer.write(sample(3 << 20)).await.unwrap();
@@ -262,7 +262,7 @@ async fn an_abandoned_write_leaves_nothing(storage: &Shared) {
     assert!(walk(storage, "abandoned/", 5).await.is_empty());
 }
 
-async fn a_stream_never_replaces(storage: &Shared) {
+async fn streamed_write_never_replaces(storage: &SharedStorage) {
     let name = key("stream/once");
     stream(storage, &name, &"first".into(), 2).await.unwrap();
     assert!(conflicts(
@@ -274,7 +274,7 @@ async fn a_stream_never_replaces(storage: &Shared) {
     assert_eq!(text(storage, "stream/once").await.as_deref(), Some("first"));
 }
 
-async fn delete_is_for_anything(storage: &Shared) {
+async fn delete_is_unconditional(storage: &SharedStorage) {
     let name = key("delete/a/b");
     storage.create(&name, "x".into()).await.unwrap();
     storage.delete(&name).await.unwrap();

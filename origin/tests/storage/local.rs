@@ -1,4 +1,4 @@
-//! The local directory: any keys at once, several openers, no traces of crashes.
+//! The local directory: arbitrary sets of keys, several openers, no temporary files left.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use proptest::prelude::*;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
-    /// Few letters, so that keys share segments and are one another's prefixes.
+    /// Few distinct letters, so that keys share segments and are prefixes of each other.
     #[test]
-    fn no_key_hides_another_and_listings_are_sorted(
+    fn keys_are_independent_and_listings_sorted(
         names in prop::collection::btree_set("x(/[a-b_.-]{0,2}[a-b0_]{1,2}){1,4}", 1..24),
         limit in 1_usize..9,
     ) {
@@ -40,14 +40,14 @@ proptest! {
 }
 
 #[tokio::test]
-async fn two_openers_of_one_directory_never_both_win() {
+async fn swaps_exclude_each_other_across_openers() {
     let directory = tempfile::tempdir().unwrap();
     let openers: Vec<_> = (0..2)
         .map(|_| Arc::new(LocalDirectory::open(directory.path()).unwrap()))
         .collect();
     let key: Key = "counter/a".parse().unwrap();
     openers[0].create(&key, "0".into()).await.unwrap();
-    // Each adds one, twenty times, by compare-and-swap: no addition is lost.
+    // Each task increments twenty times by compare-and-swap: no increment is lost.
     let adders = openers
         .iter()
         .flat_map(|opener| [Arc::clone(opener), Arc::clone(opener)]);
@@ -68,7 +68,7 @@ async fn two_openers_of_one_directory_never_both_win() {
 }
 
 #[tokio::test]
-async fn creates_and_deletes_in_one_directory_do_not_stumble_over_each_other() {
+async fn concurrent_creates_and_deletes_in_one_directory() {
     let directory = tempfile::tempdir().unwrap();
     let storage = Arc::new(LocalDirectory::open(directory.path()).unwrap());
     let tasks = (0..8).map(|worker| {
@@ -85,7 +85,7 @@ async fn creates_and_deletes_in_one_directory_do_not_stumble_over_each_other() {
 }
 
 #[tokio::test]
-async fn nothing_temporary_stays() {
+async fn temporary_files_are_removed() {
     let directory = tempfile::tempdir().unwrap();
     let storage = LocalDirectory::open(directory.path()).unwrap();
     let key: Key = "a/b".parse().unwrap();
@@ -105,7 +105,7 @@ async fn nothing_temporary_stays() {
 }
 
 #[tokio::test]
-async fn a_directory_that_loses_its_disk_is_found_by_the_probe() {
+async fn probe_detects_missing_directory() {
     let directory = tempfile::tempdir().unwrap();
     let url = format!("file://{}", directory.path().display());
     let storage = storage::open(&url, 0).unwrap();

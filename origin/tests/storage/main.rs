@@ -1,5 +1,4 @@
-//! One backend_suite suite for every implementation of storage, and what is special about the local
-//! directory.
+//! Storage backends: one suite that every implementation must pass, and tests of single backends.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![allow(
     clippy::disallowed_methods,
@@ -14,7 +13,7 @@ mod servers;
 
 use std::sync::Arc;
 
-use backend_suite::Lacks;
+use backend_suite::Limitations;
 use flotilla_origin::storage::{self, CountingStorage, LocalDirectory, Storage, TimeoutStorage};
 
 fn memory() -> Arc<dyn Storage> {
@@ -22,25 +21,25 @@ fn memory() -> Arc<dyn Storage> {
 }
 
 #[tokio::test]
-async fn memory_conforms() {
-    backend_suite::check(memory(), Lacks::default()).await;
+async fn memory_backend() {
+    backend_suite::check(memory(), Limitations::default()).await;
 }
 
 #[tokio::test]
-async fn the_decorators_conform() {
+async fn decorators() {
     let bounded = TimeoutStorage::new(
         Arc::new(CountingStorage::new(memory())),
         core::time::Duration::from_secs(60),
     );
-    backend_suite::check(Arc::new(bounded), Lacks::default()).await;
+    backend_suite::check(Arc::new(bounded), Limitations::default()).await;
 }
 
 #[tokio::test]
-async fn a_local_directory_conforms() {
+async fn local_directory_backend() {
     let directory = tempfile::tempdir().unwrap();
     backend_suite::check(
         Arc::new(LocalDirectory::open(directory.path()).unwrap()),
-        Lacks::default(),
+        Limitations::default(),
     )
     .await;
 }

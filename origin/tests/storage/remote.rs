@@ -1,4 +1,4 @@
-//! Remote storage against other people's servers.
+//! Remote storage, on servers that emulate S3, GCS and Azure.
 
 use std::sync::Arc;
 
@@ -7,46 +7,46 @@ use flotilla_origin::storage::{self, Key, Storage, StorageError, TimeoutStorage}
 use futures_util::TryStreamExt;
 use http::Method;
 
-use crate::backend_suite::{self, Lacks, sample, stream};
+use crate::backend_suite::{self, Limitations, sample, stream};
 use crate::servers::{Fault, Kind, Server};
 
-/// A folder below is how it keeps a key with slashes.
-const A_FOLDER: Lacks = Lacks {
-    keys_under_keys: true,
+/// s3s-fs stores a key with slashes in nested directories.
+const DIRECTORY_SERVER: Limitations = Limitations {
+    no_keys_under_keys: true,
 };
 
 #[tokio::test]
-async fn s3_conforms_on_s3s_fs() {
-    let Some(server) = Server::start("s3_conforms_on_s3s_fs", Kind::S3Fs).await else {
+async fn s3_on_s3s_fs() {
+    let Some(server) = Server::start("s3_on_s3s_fs", Kind::S3Fs).await else {
         return;
     };
-    backend_suite::check(server.storage(), A_FOLDER).await;
+    backend_suite::check(server.storage(), DIRECTORY_SERVER).await;
 }
 
 #[tokio::test]
-async fn s3_conforms_while_every_third_request_is_throttled() {
-    let story = "s3_conforms_while_every_third_request_is_throttled";
-    let Some(server) = Server::start(story, Kind::S3Fs).await else {
+async fn s3_with_every_third_request_throttled() {
+    let test = "s3_with_every_third_request_throttled";
+    let Some(server) = Server::start(test, Kind::S3Fs).await else {
         return;
     };
     server.faults().throttle_one_in(3);
-    backend_suite::check(server.storage(), A_FOLDER).await;
+    backend_suite::check(server.storage(), DIRECTORY_SERVER).await;
 }
 
 #[tokio::test]
-async fn s3_conforms_on_moto() {
-    let Some(server) = Server::start("s3_conforms_on_moto", Kind::Moto).await else {
+async fn s3_on_moto() {
+    let Some(server) = Server::start("s3_on_moto", Kind::Moto).await else {
         return;
     };
-    backend_suite::check(server.storage(), Lacks::default()).await;
+    backend_suite::check(server.storage(), Limitations::default()).await;
 }
 
-/// fake-gcs-server has no writes over the XML interface, which is the one with conditions that
-/// `object_store` speaks.
+/// fake-gcs-server does not support writes over the XML API, which `object_store` uses for
+/// conditional writes.
 #[tokio::test]
-async fn a_gcs_without_conditional_writes_is_refused_at_the_start() {
-    let story = "a_gcs_without_conditional_writes_is_refused_at_the_start";
-    let Some(server) = Server::start(story, Kind::FakeGcs).await else {
+async fn probe_rejects_gcs_without_conditional_writes() {
+    let test = "probe_rejects_gcs_without_conditional_writes";
+    let Some(server) = Server::start(test, Kind::FakeGcs).await else {
         return;
     };
     let error = storage::probe(&*server.storage())
@@ -64,11 +64,11 @@ async fn a_gcs_without_conditional_writes_is_refused_at_the_start() {
 }
 
 #[tokio::test]
-async fn azure_conforms_on_azurite() {
-    let Some(server) = Server::start("azure_conforms_on_azurite", Kind::Azurite).await else {
+async fn azure_on_azurite() {
+    let Some(server) = Server::start("azure_on_azurite", Kind::Azurite).await else {
         return;
     };
-    backend_suite::check(server.storage(), Lacks::default()).await;
+    backend_suite::check(server.storage(), Limitations::default()).await;
 }
 
 fn key(text: &str) -> Key {
@@ -76,9 +76,9 @@ fn key(text: &str) -> Key {
 }
 
 #[tokio::test]
-async fn a_streamed_write_whose_answer_was_lost_is_known_as_ones_own() {
-    let story = "a_streamed_write_whose_answer_was_lost_is_known_as_ones_own";
-    let Some(server) = Server::start(story, Kind::S3Fs).await else {
+async fn streamed_write_with_lost_response_succeeds() {
+    let test = "streamed_write_with_lost_response_succeeds";
+    let Some(server) = Server::start(test, Kind::S3Fs).await else {
         return;
     };
     let storage = server.storage();
@@ -86,10 +86,10 @@ async fn a_streamed_write_whose_answer_was_lost_is_known_as_ones_own() {
         (Method::PUT, "seg/a", 1000),
         (Method::POST, "uploadId=", 20 << 20),
     ] {
-        server.faults().arm(method, part, 1, Fault::Unheard);
+        server.faults().arm(method, part, 1, Fault::ResponseLost);
         let (name, content) = (key(&format!("seg/a/{len}")), sample(len));
         stream(&storage, &name, &content, 1 << 20).await.unwrap();
-        assert!(server.faults().are_spent());
+        assert!(server.faults().are_all_used());
         let read: Vec<Bytes> = storage
             .read_range(&name, 0..len as u64)
             .await
@@ -102,9 +102,9 @@ async fn a_streamed_write_whose_answer_was_lost_is_known_as_ones_own() {
 }
 
 #[tokio::test]
-async fn storage_that_throttles_for_good_is_unavailable_within_the_bound() {
-    let story = "storage_that_throttles_for_good_is_unavailable_within_the_bound";
-    let Some(server) = Server::start(story, Kind::S3Fs).await else {
+async fn permanent_throttling_times_out() {
+    let test = "permanent_throttling_times_out";
+    let Some(server) = Server::start(test, Kind::S3Fs).await else {
         return;
     };
     server.faults().throttle_one_in(1);
@@ -117,9 +117,9 @@ async fn storage_that_throttles_for_good_is_unavailable_within_the_bound() {
 }
 
 #[tokio::test]
-async fn an_abandoned_multipart_upload_is_aborted() {
-    let story = "an_abandoned_multipart_upload_is_aborted";
-    let Some(server) = Server::start(story, Kind::Moto).await else {
+async fn dropped_writer_aborts_multipart_upload() {
+    let test = "dropped_writer_aborts_multipart_upload";
+    let Some(server) = Server::start(test, Kind::Moto).await else {
         return;
     };
     let storage: Arc<dyn Storage> = server.storage();
@@ -133,9 +133,9 @@ async fn an_abandoned_multipart_upload_is_aborted() {
 }
 
 #[tokio::test]
-async fn a_presigned_url_answers_anybody() {
-    let story = "a_presigned_url_answers_anybody";
-    let Some(server) = Server::start(story, Kind::S3Fs).await else {
+async fn presigned_url_needs_no_credentials() {
+    let test = "presigned_url_needs_no_credentials";
+    let Some(server) = Server::start(test, Kind::S3Fs).await else {
         return;
     };
     let storage = server.storage();

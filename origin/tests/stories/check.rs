@@ -49,9 +49,8 @@ async fn report(region: &Region, deep: bool) -> Report {
     check(region.storage.clone(), deep).await.unwrap()
 }
 
-/// That the shallow check finds exactly one kind of damage, at a key under `prefix`, told with
-/// these words.
-async fn finds(region: &Region, prefix: &str, words: &str) {
+/// Asserts that a shallow check reports damage only at keys under `prefix`, with these words.
+async fn assert_damage(region: &Region, prefix: &str, words: &str) {
     let report = report(region, false).await;
     let fits = |finding: &flotilla_origin::check::Finding| {
         finding.key.starts_with(prefix) && finding.problem.contains(words)
@@ -73,7 +72,7 @@ async fn replace(region: &Region, key: &str, body: impl Into<Bytes>) {
 }
 
 #[tokio::test]
-async fn what_was_pushed_is_sound() {
+async fn check_accepts_complete_pushes() {
     let region = filled().await;
     let report = report(&region, true).await;
     assert!(
@@ -93,7 +92,7 @@ async fn what_was_pushed_is_sound() {
 }
 
 #[tokio::test]
-async fn what_is_lost_is_found_and_named() {
+async fn check_reports_missing_objects() {
     for (prefix, at, words) in [
         ("seg/", "blob/", "is missing"),
         ("blob/", "rb/", "the blob has no live record"),
@@ -103,15 +102,15 @@ async fn what_is_lost_is_found_and_named() {
         let region = filled().await;
         let key = region.keys(prefix).await.swap_remove(0);
         remove(&region, &key).await;
-        finds(&region, at, words).await;
+        assert_damage(&region, at, words).await;
     }
     let region = filled().await;
     remove(&region, "format").await;
-    finds(&region, "format", "no origin has started here").await;
+    assert_damage(&region, "format", "no origin has started here").await;
 }
 
 #[tokio::test]
-async fn what_was_changed_is_found_and_named() {
+async fn check_reports_altered_objects() {
     for (prefix, at, words) in [
         ("blob/", "", "decode"),
         ("rb/library/", "r", ""),
@@ -132,11 +131,11 @@ async fn what_was_changed_is_found_and_named() {
     }
     let region = filled().await;
     replace(&region, "tag/no-repository", "x").await;
-    finds(&region, "tag/no-repository", "not a key of an origin").await;
+    assert_damage(&region, "tag/no-repository", "not a key of an origin").await;
 }
 
 #[tokio::test]
-async fn other_bytes_of_the_same_length_are_found_by_a_deep_check() {
+async fn deep_check_detects_altered_content() {
     let region = filled().await;
     let keys = region.keys("seg/").await;
     let key: Key = keys[0].parse().unwrap();
@@ -163,7 +162,7 @@ async fn other_bytes_of_the_same_length_are_found_by_a_deep_check() {
 }
 
 #[tokio::test]
-async fn what_a_client_took_away_or_did_not_finish_is_left_over_and_no_damage() {
+async fn deletes_and_unfinished_uploads_are_leftovers() {
     let region = filled().await;
     let layer = Digest::sha256(&sample(1000, 1));
     let client = region.client(0);

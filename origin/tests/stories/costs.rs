@@ -1,4 +1,4 @@
-//! What requests cost in storage operations: promises, counted.
+//! The number of storage operations per request, which `docs/origin.md` guarantees.
 
 use flotilla_common::digest::Digest;
 use futures_util::future::join_all;
@@ -7,7 +7,7 @@ use reqwest::StatusCode;
 use crate::support::{MANIFEST, Region, manifest, sample};
 
 #[tokio::test]
-async fn a_push_of_1_mib_costs_6_operations_on_one_replica() {
+async fn push_of_1_mib_costs_6_operations() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let before = region.operations(0).total();
@@ -20,7 +20,7 @@ async fn a_push_of_1_mib_costs_6_operations_on_one_replica() {
 }
 
 #[tokio::test]
-async fn finished_at_another_replica_it_costs_7() {
+async fn push_across_replicas_costs_7_operations() {
     let region = Region::start(2).await;
     let (first, second) = (region.client(0), region.client(1));
     let total = || region.operations(0).total() + region.operations(1).total();
@@ -43,7 +43,7 @@ async fn finished_at_another_replica_it_costs_7() {
 }
 
 #[tokio::test]
-async fn in_one_post_it_costs_5_with_the_head() {
+async fn single_post_push_costs_5_operations() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let (bytes, before) = (sample(1 << 20, 0), region.operations(0).total());
@@ -61,7 +61,7 @@ async fn in_one_post_it_costs_5_with_the_head() {
 }
 
 #[tokio::test]
-async fn a_manifest_costs_2_writes_and_a_subject_one_more() {
+async fn manifest_costs_2_writes_and_subject_1_more() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let config = client.push_blob("app", "{}").await;
@@ -82,7 +82,7 @@ async fn a_manifest_costs_2_writes_and_a_subject_one_more() {
 }
 
 #[tokio::test]
-async fn a_cold_blob_costs_2_metadata_reads_and_a_warm_one_none() {
+async fn cold_blob_costs_2_metadata_reads_warm_none() {
     let region = Region::start(2).await;
     let digest = region.client(0).push_blob("app", sample(1 << 20, 0)).await;
     let (cold, operations) = (region.client(1), region.operations(1));
@@ -97,7 +97,7 @@ async fn a_cold_blob_costs_2_metadata_reads_and_a_warm_one_none() {
 }
 
 #[tokio::test]
-async fn a_warm_pull_by_digest_costs_nothing_and_small_blobs_stay_in_memory() {
+async fn warm_pull_by_digest_costs_nothing() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let pushed = client.push_image("app", "v1", &[sample(1000, 1)]).await;
@@ -116,7 +116,7 @@ async fn a_warm_pull_by_digest_costs_nothing_and_small_blobs_stay_in_memory() {
 }
 
 #[tokio::test]
-async fn two_hundred_cold_pulls_of_one_tag_cost_2_reads() {
+async fn concurrent_cold_pulls_cost_2_reads() {
     let region = Region::start(2).await;
     region
         .client(0)
@@ -130,7 +130,7 @@ async fn two_hundred_cold_pulls_of_one_tag_cost_2_reads() {
 }
 
 #[tokio::test]
-async fn finishing_costs_the_same_for_one_segment_and_for_many() {
+async fn finish_cost_is_independent_of_segments() {
     let region = Region::start(1).await;
     let client = region.client(0);
     for chunks in [1, 40] {

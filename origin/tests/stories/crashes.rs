@@ -1,5 +1,5 @@
-//! Replicas that stop between two steps, and answers that are lost: what was acknowledged stays,
-//! what was not can be repeated anywhere.
+//! Replicas that crash between two steps, and lost responses: acknowledged content stays, and other
+//! requests can be repeated at any replica.
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
@@ -8,8 +8,8 @@ use reqwest::StatusCode;
 use crate::faulty_storage::WriteFault;
 use crate::support::{MANIFEST, Region, code, header, is_unavailable, location, manifest, sample};
 
-/// An upload of these bytes, up to its PUT.
-async fn patched(region: &Region, bytes: &Bytes) -> String {
+/// Uploads these bytes, up to the final PUT. Returns the Location.
+async fn upload_without_put(region: &Region, bytes: &Bytes) -> String {
     let client = region.client(0);
     location(
         &client
@@ -18,21 +18,21 @@ async fn patched(region: &Region, bytes: &Bytes) -> String {
     )
 }
 
-async fn pulls(region: &Region, replica: usize, bytes: &Bytes) -> bool {
+async fn can_pull(region: &Region, replica: usize, bytes: &Bytes) -> bool {
     let path = format!("/v2/app/blobs/{}", Digest::sha256(bytes));
     let answer = region.client(replica).get(&path).await;
     answer.status() == StatusCode::OK && answer.bytes().await.unwrap() == *bytes
 }
 
 #[tokio::test]
-async fn a_finish_cut_short_after_any_step_is_completed_by_a_repeated_put_elsewhere() {
+async fn interrupted_finish_is_completed_at_another_replica() {
     for step in ["upload/", "blob/", "rb/"] {
         for fault in [WriteFault::Rejected, WriteFault::ResponseLost] {
             let region = Region::start(2).await;
             let bytes = sample(100_000, 0);
             let digest = Digest::sha256(&bytes);
-            let next = patched(&region, &bytes).await;
-            // All that one request tries, and storage is gone for its reading back, too.
+            let next = upload_without_put(&region, &bytes).await;
+            // As many faults as one request has attempts, including its read-back.
             region.faults.arm(step, 3, fault);
             let answer = region.client(0).put(&next, &digest, "").await;
             assert!(
@@ -41,19 +41,19 @@ async fn a_finish_cut_short_after_any_step_is_completed_by_a_repeated_put_elsewh
             );
             let answer = region.client(1).put(&next, &digest, "").await;
             assert_eq!(answer.status(), StatusCode::CREATED, "{step}");
-            assert!(pulls(&region, 0, &bytes).await && pulls(&region, 1, &bytes).await);
+            assert!(can_pull(&region, 0, &bytes).await && can_pull(&region, 1, &bytes).await);
             assert_eq!(
                 region.keys("blob/").await.len(),
                 1,
                 "every attempt writes the same record"
             );
-            region.is_sound().await;
+            region.assert_sound().await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_write_whose_answer_was_lost_is_known_by_its_nonce() {
+async fn write_with_lost_response_is_recognised_by_nonce() {
     for prefix in ["upload/", "blob/", "rb/", "rm/", "tag/"] {
         let region = Region::start(1).await;
         region.faults.arm(prefix, 1, WriteFault::ResponseLost);
@@ -62,13 +62,13 @@ async fn a_write_whose_answer_was_lost_is_known_by_its_nonce() {
             .client(0)
             .push_image("app", "v1", &[sample(1000, 0)])
             .await;
-        assert!(pulls(&region, 0, &sample(1000, 0)).await, "{prefix}");
-        region.is_sound().await;
+        assert!(can_pull(&region, 0, &sample(1000, 0)).await, "{prefix}");
+        region.assert_sound().await;
     }
 }
 
 #[tokio::test]
-async fn a_segment_without_a_link_does_not_count_and_the_chunk_is_sent_again() {
+async fn chunk_is_resent_after_failed_log_entry() {
     let region = Region::start(2).await;
     let bytes = sample(100_000, 0);
     let upload = region.client(0).begin("app").await;
@@ -79,7 +79,7 @@ async fn a_segment_without_a_link_does_not_count_and_the_chunk_is_sent_again() {
     assert_eq!(
         region.keys("seg/").await.len(),
         1,
-        "the link may still come, so the segment stays"
+        "the log entry may still appear, so the segment must stay"
     );
     let answer = region.client(1).chunk(&upload, 0, bytes.clone()).await;
     assert_eq!(answer.status(), StatusCode::ACCEPTED);
@@ -88,13 +88,13 @@ async fn a_segment_without_a_link_does_not_count_and_the_chunk_is_sent_again() {
         .put(&location(&answer), &Digest::sha256(&bytes), "")
         .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
-    assert!(pulls(&region, 1, &bytes).await);
-    region.is_sound().await;
+    assert!(can_pull(&region, 1, &bytes).await);
+    region.assert_sound().await;
 }
 
-/// A segment dropped after a time-out must not stand under an acknowledged record.
+/// An acknowledged record must not name a segment that was removed after a timeout.
 #[tokio::test]
-async fn a_link_that_arrives_late_owns_its_offset_and_its_segment_is_still_there() {
+async fn late_log_entry_loses_its_offset() {
     let region = Region::start(2).await;
     let (late, early) = (sample(100_000, 1), sample(100_000, 2));
     let upload = region.client(0).begin("app").await;
@@ -105,7 +105,7 @@ async fn a_link_that_arrives_late_owns_its_offset_and_its_segment_is_still_there
         async move { first.chunk(&upload, 0, late).await }
     });
     reached.notified().await;
-    // While the first link is on its way, the client repeats at another replica and wins.
+    // While the first log entry is in flight, the client repeats at another replica and wins.
     let answer = second.chunk(&upload, 0, early.clone()).await;
     assert_eq!(answer.status(), StatusCode::ACCEPTED);
     resume.notify_one();
@@ -114,23 +114,23 @@ async fn a_link_that_arrives_late_owns_its_offset_and_its_segment_is_still_there
     assert_eq!(
         region.keys("seg/").await.len(),
         1,
-        "only the loser's segment is gone"
+        "only the loser's segment is removed"
     );
     let answer = second
         .put(&location(&answer), &Digest::sha256(&early), "")
         .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
-    assert!(pulls(&region, 0, &early).await && !pulls(&region, 0, &late).await);
-    region.is_sound().await;
+    assert!(can_pull(&region, 0, &early).await && !can_pull(&region, 0, &late).await);
+    region.assert_sound().await;
 }
 
-/// A chain cancelled while a finish is on its way: one of them, and nothing in between.
+/// A cancel while a finish is in flight: exactly one of them takes effect.
 #[tokio::test]
-async fn a_finish_that_arrives_after_a_cancel_finds_the_upload_gone() {
+async fn late_finish_after_cancel_is_unknown_upload() {
     let region = Region::start(2).await;
     let bytes = sample(100_000, 0);
     let digest = Digest::sha256(&bytes);
-    let next = patched(&region, &bytes).await;
+    let next = upload_without_put(&region, &bytes).await;
     let (reached, resume) = region.faults.hold("upload/");
     let client = region.client(0);
     let held = tokio::spawn({
@@ -142,12 +142,12 @@ async fn a_finish_that_arrives_after_a_cancel_finds_the_upload_gone() {
     resume.notify_one();
     assert_eq!(code(held.await.unwrap()).await, "BLOB_UPLOAD_UNKNOWN");
     assert!(region.keys("blob/").await.is_empty() && region.keys("rb/").await.is_empty());
-    region.is_sound().await;
+    region.assert_sound().await;
 }
 
-/// A swap that was overtaken is never written a second time: a newer acknowledged tag stays.
+/// A swap that lost is not written a second time, so the newer acknowledged tag stays.
 #[tokio::test]
-async fn a_tag_whose_swap_was_overtaken_is_503_and_the_newer_one_stays() {
+async fn overtaken_tag_swap_is_503_and_newer_tag_stays() {
     let region = Region::start(2).await;
     let client = region.client(0);
     client.push_image("app", "v1", &[]).await;
@@ -179,12 +179,12 @@ async fn a_tag_whose_swap_was_overtaken_is_503_and_the_newer_one_stays() {
             .unwrap();
         assert_eq!(tag, fast);
     }
-    region.is_sound().await;
+    region.assert_sound().await;
 }
 
-/// A blob that dies between its check and the confirmed manifest: the manifest is taken back.
+/// A blob dies between its check and the confirmation of the manifest: the manifest is withdrawn.
 #[tokio::test]
-async fn a_manifest_confirmed_too_late_checks_again_and_is_taken_back_if_a_blob_died() {
+async fn late_manifest_is_withdrawn_if_a_blob_died() {
     let none = core::time::Duration::ZERO;
     let region = Region::start_with(2, |config| config.horizons.liveness = none).await;
     let layer = sample(1000, 0);
@@ -218,11 +218,11 @@ async fn a_manifest_confirmed_too_late_checks_again_and_is_taken_back_if_a_blob_
         let tag = region.client(replica).get("/v2/app/manifests/v1").await;
         assert_eq!(tag.status(), StatusCode::NOT_FOUND);
     }
-    region.is_sound().await;
+    region.assert_sound().await;
 }
 
 #[tokio::test]
-async fn storage_that_hangs_is_503_and_not_a_request_that_hangs() {
+async fn hung_storage_is_503() {
     let brief = core::time::Duration::from_millis(300);
     let region = Region::start_with(1, |config| config.limits.storage_timeout = brief).await;
     let client = region.client(0);
@@ -238,20 +238,20 @@ async fn storage_that_hangs_is_503_and_not_a_request_that_hangs() {
         .put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[]))
         .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
-    region.is_sound().await;
+    region.assert_sound().await;
 }
 
 #[tokio::test]
-async fn storage_that_is_down_is_503_and_what_is_warm_is_served() {
+async fn storage_outage_is_503_and_warm_content_is_served() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let pushed = client.push_image("app", "v1", &[sample(1000, 0)]).await;
-    assert!(pulls(&region, 0, &sample(1000, 0)).await);
+    assert!(can_pull(&region, 0, &sample(1000, 0)).await);
     client.get("/v2/app/manifests/v1").await;
     region.faults.set_down(true);
     let by_digest = format!("/v2/app/manifests/{}", Digest::sha256(&pushed));
     assert_eq!(client.get(&by_digest).await.bytes().await.unwrap(), pushed);
-    assert!(pulls(&region, 0, &sample(1000, 0)).await);
+    assert!(can_pull(&region, 0, &sample(1000, 0)).await);
     assert!(is_unavailable(&client.get("/v2/app/manifests/other").await));
     assert!(is_unavailable(&client.get("/v2/app/tags/list").await));
     let answer = client
@@ -263,11 +263,11 @@ async fn storage_that_is_down_is_503_and_what_is_warm_is_served() {
         client.get("/v2/app/manifests/other").await.status(),
         StatusCode::NOT_FOUND
     );
-    region.is_sound().await;
+    region.assert_sound().await;
 }
 
 #[tokio::test]
-async fn an_expired_tag_is_served_with_a_warning_while_storage_is_down() {
+async fn expired_tag_is_served_stale_with_warning() {
     let none = core::time::Duration::ZERO;
     let region = Region::start_with(1, |config| config.limits.tag_time_to_live = none).await;
     let client = region.client(0);
@@ -285,11 +285,11 @@ async fn an_expired_tag_is_served_with_a_warning_while_storage_is_down() {
         metrics.contains("flotilla_origin_stale_answers_total 1"),
         "{metrics}"
     );
-    region.is_sound().await;
+    region.assert_sound().await;
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_in_the_middle_leaves_nothing_and_can_begin_again() {
+async fn disconnected_upload_leaves_no_segments() {
     use tokio::io::AsyncWriteExt;
     let region = Region::start(1).await;
     let client = region.client(0);
@@ -309,6 +309,6 @@ async fn a_client_that_goes_away_in_the_middle_leaves_nothing_and_can_begin_agai
         .put(&location(&answer), &Digest::sha256(&bytes), "")
         .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
-    assert!(pulls(&region, 0, &bytes).await);
-    region.is_sound().await;
+    assert!(can_pull(&region, 0, &bytes).await);
+    region.assert_sound().await;
 }

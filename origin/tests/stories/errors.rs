@@ -1,4 +1,4 @@
-//! Malformed input is a 4xx with a code, and starting says what is wrong.
+//! Malformed requests get 4xx with an error code, and start errors name the cause.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use reqwest::{Method, StatusCode};
 use crate::support::{Region, Registry, code, config, header};
 
 #[tokio::test]
-async fn malformed_requests_are_refused_and_never_500() {
+async fn malformed_requests_are_4xx() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let unknown = Digest::sha256(b"unknown");
@@ -124,7 +124,7 @@ async fn malformed_requests_are_refused_and_never_500() {
 }
 
 #[tokio::test]
-async fn an_upload_is_asked_for_what_it_lacks() {
+async fn incomplete_upload_requests_are_400() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let upload = client.begin("app").await;
@@ -154,7 +154,7 @@ async fn an_upload_is_asked_for_what_it_lacks() {
 }
 
 #[tokio::test]
-async fn operators_see_health_and_metrics() {
+async fn health_and_metrics() {
     let region = Region::start(1).await;
     let client = region.client(0);
     assert_eq!(client.get("/v2/").await.status(), StatusCode::OK);
@@ -170,14 +170,14 @@ async fn operators_see_health_and_metrics() {
         "{metrics}"
     );
     region.faults.set_down(true);
-    until_ready_is(&client, StatusCode::SERVICE_UNAVAILABLE).await;
+    wait_until_ready_is(&client, StatusCode::SERVICE_UNAVAILABLE).await;
     assert_eq!(client.get("/healthz").await.status(), StatusCode::OK);
     region.faults.set_down(false);
-    until_ready_is(&client, StatusCode::OK).await;
+    wait_until_ready_is(&client, StatusCode::OK).await;
 }
 
-/// Asks until `/readyz` has this status, which it has within seconds; what it says then.
-async fn until_ready_is(client: &Registry, status: StatusCode) -> String {
+/// Waits until `/readyz` has this status, and returns its body.
+async fn wait_until_ready_is(client: &Registry, status: StatusCode) -> String {
     let asked = async {
         loop {
             let answer = client.get("/readyz").await;
@@ -189,52 +189,57 @@ async fn until_ready_is(client: &Registry, status: StatusCode) -> String {
     };
     tokio::time::timeout(Duration::from_secs(20), asked)
         .await
-        .expect("it is that in time")
+        .expect("readiness did not change in time")
 }
 
 #[tokio::test]
-async fn a_storage_folder_that_is_gone_makes_a_replica_not_ready_until_it_is_back() {
+async fn missing_storage_directory_makes_replica_unready() {
     let dir = tempfile::tempdir().unwrap();
     let (folder, elsewhere) = (dir.path().join("storage"), dir.path().join("elsewhere"));
     let storage = storage::open(&format!("file://{}", folder.display()), 64 << 20).unwrap();
     let region = Region::start_on(storage, 1, |_| {}).await;
     let client = region.client(0);
-    until_ready_is(&client, StatusCode::OK).await;
+    wait_until_ready_is(&client, StatusCode::OK).await;
     std::fs::rename(&folder, &elsewhere).unwrap();
-    let reason = until_ready_is(&client, StatusCode::SERVICE_UNAVAILABLE).await;
+    let reason = wait_until_ready_is(&client, StatusCode::SERVICE_UNAVAILABLE).await;
     assert!(
         reason.contains("storage cannot be used: read object format: no such object"),
         "{reason}"
     );
-    assert!(!folder.exists(), "nothing is made anew in its place");
+    assert!(!folder.exists(), "the directory must not be created again");
     std::fs::rename(&elsewhere, &folder).unwrap();
-    until_ready_is(&client, StatusCode::OK).await;
+    wait_until_ready_is(&client, StatusCode::OK).await;
 }
 
-async fn refused(adjust: impl FnOnce(&mut flotilla_origin::Config)) -> String {
+async fn start_error(adjust: impl FnOnce(&mut flotilla_origin::Config)) -> String {
     let mut config = config();
     adjust(&mut config);
     Origin::start(config).await.unwrap_err().to_string()
 }
 
 #[tokio::test]
-async fn an_origin_that_cannot_start_says_why() {
-    let message = refused(|config| config.storage = "file:///dev/null/x".to_owned()).await;
+async fn start_errors_name_the_cause() {
+    let message = start_error(|config| config.storage = "file:///dev/null/x".to_owned()).await;
     assert!(
         message.starts_with("open storage directory \"/dev/null/x\""),
         "{message}"
     );
-    let message = refused(|config| config.storage = "s3://".to_owned()).await;
+    let message = start_error(|config| config.storage = "s3://".to_owned()).await;
     assert!(message.contains("a bucket is missing"), "{message}");
-    let unheard = |config: &mut flotilla_origin::Config| {
+    let unlisted_listener = |config: &mut flotilla_origin::Config| {
         config.replicas = flotilla_origin::Replicas::at(vec!["127.0.0.1:5001".parse().unwrap()]);
     };
-    assert!(refused(unheard).await.contains("set replica-listen"));
-    let message = refused(|config| config.limits.upload_lifetime = config.horizons.horizon).await;
+    assert!(
+        start_error(unlisted_listener)
+            .await
+            .contains("set replica-listen")
+    );
+    let message =
+        start_error(|config| config.limits.upload_lifetime = config.horizons.horizon).await;
     assert!(message.contains("upload_lifetime"), "{message}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
-    let message = refused(|config| config.listen = address).await;
+    let message = start_error(|config| config.listen = address).await;
     assert!(
         message.starts_with(&format!("listen on {address}")),
         "{message}"
@@ -242,7 +247,7 @@ async fn an_origin_that_cannot_start_says_why() {
 }
 
 #[tokio::test]
-async fn a_replica_with_other_horizons_refuses_to_start() {
+async fn different_horizons_fail_the_start() {
     let region = Region::start(1).await;
     let mut other = config();
     other.horizons = Horizons {

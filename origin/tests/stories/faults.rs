@@ -1,5 +1,5 @@
-//! A server of object storage that throttles, fails, hangs, tears, and loses its answers: clients
-//! see a success, or 503 with Retry-After, and what was acknowledged can be pulled.
+//! Faults of the object store (throttling, errors, hangs, torn bodies, lost responses): clients get a
+//! success or 503 with Retry-After, and acknowledged content can be pulled.
 
 use core::time::Duration;
 
@@ -10,20 +10,16 @@ use reqwest::{Method, StatusCode};
 use crate::servers::{Fault, Kind, Server};
 use crate::support::{MANIFEST, Region, is_unavailable, manifest, sample};
 
-async fn start(
-    story: &str,
-    replicas: usize,
-    storage_timeout: Duration,
-) -> Option<(Server, Region)> {
-    let server = Server::start(story, Kind::S3Fs).await?;
+async fn start(test: &str, replicas: usize, storage_timeout: Duration) -> Option<(Server, Region)> {
+    let server = Server::start(test, Kind::S3Fs).await?;
     let adjust =
         |config: &mut flotilla_origin::Config| config.limits.storage_timeout = storage_timeout;
     let region = Region::start_on(server.storage(), replicas, adjust).await;
     Some((server, region))
 }
 
-const PATIENT: Duration = Duration::from_secs(30);
-const BRIEF: Duration = Duration::from_millis(700);
+const LONG_TIMEOUT: Duration = Duration::from_secs(30);
+const SHORT_TIMEOUT: Duration = Duration::from_millis(700);
 
 async fn pulled(region: &Region, replica: usize, bytes: &Bytes) -> Result<bool, reqwest::Error> {
     let path = format!("/v2/app/blobs/{}", Digest::sha256(bytes));
@@ -31,16 +27,16 @@ async fn pulled(region: &Region, replica: usize, bytes: &Bytes) -> Result<bool, 
     Ok(answer.bytes().await? == *bytes)
 }
 
-/// Each kind of write once throttled, once failed, and once done with its answer lost; parts of a
-/// long segment, too.
+/// Each kind of write, including the parts of a long segment, is throttled, fails, and loses its
+/// response once.
 #[tokio::test]
-async fn every_write_may_be_throttled_or_fail_or_lose_its_answer_and_the_push_succeeds() {
-    let story = "every_write_may_be_throttled_or_fail_or_lose_its_answer_and_the_push_succeeds";
-    let Some((server, region)) = start(story, 2, PATIENT).await else {
+async fn push_succeeds_despite_write_faults() {
+    let test = "push_succeeds_despite_write_faults";
+    let Some((server, region)) = start(test, 2, LONG_TIMEOUT).await else {
         return;
     };
     let mut tag = 0;
-    for fault in [Fault::Throttled, Fault::Failed, Fault::Unheard] {
+    for fault in [Fault::Throttled, Fault::Failed, Fault::ResponseLost] {
         for (method, part) in [
             (Method::PUT, "/seg/"),
             (Method::POST, "?uploads"),
@@ -59,20 +55,20 @@ async fn every_write_may_be_throttled_or_fail_or_lose_its_answer_and_the_push_su
                 .client(0)
                 .push_image("app", &format!("v{tag}"), std::slice::from_ref(&layer))
                 .await;
-            assert!(server.faults().are_spent(), "{part}");
+            assert!(server.faults().are_all_used(), "{part}");
             assert!(
                 pulled(&region, 1, &layer).await.unwrap(),
                 "{fault:?} {part}"
             );
         }
     }
-    region.is_sound().await;
+    region.assert_sound().await;
 }
 
 #[tokio::test]
-async fn storage_that_throttles_for_good_is_a_503_that_says_when_to_come_again() {
-    let story = "storage_that_throttles_for_good_is_a_503_that_says_when_to_come_again";
-    let Some((server, region)) = start(story, 1, PATIENT).await else {
+async fn permanent_throttling_is_503_with_retry_after() {
+    let test = "permanent_throttling_is_503_with_retry_after";
+    let Some((server, region)) = start(test, 1, LONG_TIMEOUT).await else {
         return;
     };
     server.faults().throttle_one_in(1);
@@ -85,9 +81,9 @@ async fn storage_that_throttles_for_good_is_a_503_that_says_when_to_come_again()
 }
 
 #[tokio::test]
-async fn a_request_that_hangs_is_given_up_and_the_write_settled() {
-    let story = "a_request_that_hangs_is_given_up_and_the_write_settled";
-    let Some((server, region)) = start(story, 1, BRIEF).await else {
+async fn hung_write_times_out_and_is_read_back() {
+    let test = "hung_write_times_out_and_is_read_back";
+    let Some((server, region)) = start(test, 1, SHORT_TIMEOUT).await else {
         return;
     };
     let client = region.client(0);
@@ -97,17 +93,17 @@ async fn a_request_that_hangs_is_given_up_and_the_write_settled() {
         .put_manifest("/v2/app/manifests/v1", MANIFEST, manifest(b"{}", &[]))
         .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
-    assert!(server.faults().are_spent());
+    assert!(server.faults().are_all_used());
     server.faults().arm(Method::GET, "/tag/", 9, Fault::Hangs);
     assert!(is_unavailable(&client.get("/v2/app/manifests/v2").await));
     server.faults().disarm();
-    region.is_sound().await;
+    region.assert_sound().await;
 }
 
 #[tokio::test]
-async fn a_server_that_is_gone_is_a_503_and_what_is_warm_is_served() {
-    let story = "a_server_that_is_gone_is_a_503_and_what_is_warm_is_served";
-    let Some((server, region)) = start(story, 1, BRIEF).await else {
+async fn unreachable_server_is_503_and_warm_content_is_served() {
+    let test = "unreachable_server_is_503_and_warm_content_is_served";
+    let Some((server, region)) = start(test, 1, SHORT_TIMEOUT).await else {
         return;
     };
     let client = region.client(0);
@@ -125,31 +121,30 @@ async fn a_server_that_is_gone_is_a_503_and_what_is_warm_is_served() {
 }
 
 #[tokio::test]
-async fn a_torn_body_goes_on_where_it_broke_off_and_one_that_never_comes_whole_is_cut_short() {
-    let story =
-        "a_torn_body_goes_on_where_it_broke_off_and_one_that_never_comes_whole_is_cut_short";
-    let Some((server, region)) = start(story, 1, PATIENT).await else {
+async fn torn_read_is_resumed_or_truncated() {
+    let test = "torn_read_is_resumed_or_truncated";
+    let Some((server, region)) = start(test, 1, LONG_TIMEOUT).await else {
         return;
     };
     let layer = sample(3 << 20, 0);
     region.client(0).push_blob("app", layer.clone()).await;
     server.faults().arm(Method::GET, "/seg/", 2, Fault::Torn);
     assert!(pulled(&region, 0, &layer).await.unwrap());
-    assert!(server.faults().are_spent());
+    assert!(server.faults().are_all_used());
     server
         .faults()
         .arm(Method::GET, "/seg/", u32::MAX, Fault::Failed);
     server.faults().arm(Method::GET, "/seg/", 1, Fault::Torn);
     assert!(pulled(&region, 0, &layer).await.is_err());
     server.faults().disarm();
-    region.is_sound().await;
+    region.assert_sound().await;
 }
 
-/// A client that does not check what it gets must not take it for whole, either.
+/// Even a client that verifies nothing must not get a complete body.
 #[tokio::test]
-async fn a_body_that_was_changed_on_its_way_is_cut_and_never_completed() {
-    let story = "a_body_that_was_changed_on_its_way_is_cut_and_never_completed";
-    let Some((server, region)) = start(story, 2, PATIENT).await else {
+async fn corrupted_body_is_never_completed() {
+    let test = "corrupted_body_is_never_completed";
+    let Some((server, region)) = start(test, 2, LONG_TIMEOUT).await else {
         return;
     };
     for layer in [sample(9 << 20, 0), sample(70_000, 1), sample(1000, 2)] {
@@ -160,7 +155,7 @@ async fn a_body_that_was_changed_on_its_way_is_cut_and_never_completed() {
             "{} bytes",
             layer.len()
         );
-        assert!(server.faults().are_spent());
+        assert!(server.faults().are_all_used());
         assert!(pulled(&region, 1, &layer).await.unwrap());
     }
 }

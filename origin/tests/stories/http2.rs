@@ -1,4 +1,4 @@
-//! Stories of clients that speak HTTP/2.
+//! Clients that use HTTP/2.
 
 use std::time::Duration;
 
@@ -13,18 +13,18 @@ use tokio::sync::oneshot;
 
 use crate::support::{Region, Registry, header, location, sample};
 
-/// Streams that nobody opens in a moment who means them.
-const MANY: u32 = 100_000;
-/// Streams after which the connection and the origin have their turn.
-const BURST: u32 = 100;
+/// More streams than an honest client opens at once.
+const ABUSIVE_STREAMS: u32 = 100_000;
+/// Streams after which the client yields to the connection and the origin.
+const STREAMS_PER_YIELD: u32 = 100;
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A fleet's authority, and an identity of a server in files.
-struct Files {
+/// A certificate authority, and a server identity in files.
+struct TlsFiles {
     dir: tempfile::TempDir,
 }
 
-impl Files {
+impl TlsFiles {
     fn create() -> Self {
         let files = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -33,7 +33,7 @@ impl Files {
         files
     }
 
-    /// Another authority, and a certificate of it.
+    /// Writes a new authority and a certificate issued by it.
     fn renew(&self) {
         let fleet = Authority::create().unwrap();
         let Issued {
@@ -61,7 +61,7 @@ impl Files {
         .unwrap()
     }
 
-    /// A client that trusts the authority as it is now, and offers these protocols.
+    /// A client that trusts the current authority and offers these protocols.
     fn client(&self, region: &Region, protocols: &[&[u8]]) -> Registry {
         let mut tls = client_trusting(&self.dir.path().join("ca.pem")).unwrap();
         tls.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
@@ -94,8 +94,8 @@ async fn pushes_and_pulls(client: &Registry, version: Version) {
 }
 
 #[tokio::test]
-async fn over_tls_the_client_chooses_the_protocol() {
-    let files = Files::create();
+async fn tls_negotiates_the_http_version() {
+    let files = TlsFiles::create();
     let region = Region::start_with(1, |config| config.tls = Some(files.identity())).await;
     let both: [&[u8]; 2] = [b"h2", b"http/1.1"];
     pushes_and_pulls(&files.client(&region, &both), Version::HTTP_2).await;
@@ -104,7 +104,7 @@ async fn over_tls_the_client_chooses_the_protocol() {
 }
 
 #[tokio::test]
-async fn without_tls_a_client_may_begin_with_http2() {
+async fn http2_prior_knowledge_without_tls() {
     let region = Region::start(1).await;
     pushes_and_pulls(
         &Registry::with_prior_knowledge(region.origins[0].addr()),
@@ -115,7 +115,7 @@ async fn without_tls_a_client_may_begin_with_http2() {
 }
 
 #[tokio::test]
-async fn a_drain_finishes_the_push_in_flight() {
+async fn drain_finishes_push_in_flight() {
     let mut region = Region::start(1).await;
     let client = Registry::with_prior_knowledge(region.origins[0].addr());
     let upload = client.begin("app").await;
@@ -136,7 +136,7 @@ async fn a_drain_finishes_the_push_in_flight() {
         .body(Body::wrap_stream(first.chain(second)));
     let patch = tokio::spawn(patch.send());
     has_begun.await.unwrap();
-    // An answer to a later request on the connection: the origin has seen the one before it.
+    // The response to a later request on the connection shows that the origin has seen the first.
     assert_eq!(client.get("/v2/").await.status(), StatusCode::OK);
     let origin = region.origins.remove(0);
     let address = origin.addr();
@@ -156,8 +156,8 @@ async fn a_drain_finishes_the_push_in_flight() {
 }
 
 #[tokio::test]
-async fn certificates_are_taken_up_without_ending_connections() {
-    let files = Files::create();
+async fn certificate_reload_keeps_connections() {
+    let files = TlsFiles::create();
     let identity = files.identity();
     let region = Region::start_with(1, |config| config.tls = Some(identity.clone())).await;
     let before = files.client(&region, &[b"h2"]);
@@ -169,26 +169,26 @@ async fn certificates_are_taken_up_without_ending_connections() {
     assert_eq!(
         before.get("/v2/").await.status(),
         StatusCode::OK,
-        "a connection that stands goes on"
+        "an open connection must continue"
     );
 }
 
 #[tokio::test]
-async fn who_opens_streams_only_to_reset_them_is_sent_away() {
+async fn rapid_reset_closes_the_connection() {
     let region = Region::start(1).await;
     let stream = TcpStream::connect(region.origins[0].addr()).await.unwrap();
     let (requests, connection) = h2::client::handshake(stream).await.unwrap();
     let connection = tokio::spawn(connection);
     let mut requests = requests.ready().await.unwrap();
     let mut opened = 0;
-    while opened < MANY {
+    while opened < ABUSIVE_STREAMS {
         let request = Request::get("http://origin/v2/").body(()).unwrap();
         let Ok((_response, mut stream)) = requests.send_request(request, false) else {
             break;
         };
         stream.send_reset(h2::Reason::CANCEL);
         opened += 1;
-        if opened % BURST == 0 {
+        if opened % STREAMS_PER_YIELD == 0 {
             tokio::task::yield_now().await;
         }
         match requests.ready().await {
@@ -196,14 +196,14 @@ async fn who_opens_streams_only_to_reset_them_is_sent_away() {
             Err(_) => break,
         }
     }
-    assert!(opened < MANY, "all of them were taken");
-    // It is told why (ENHANCE_YOUR_CALM), if it still listens.
+    assert!(opened < ABUSIVE_STREAMS, "the origin accepted all of them");
+    // The reason is ENHANCE_YOUR_CALM, if the client still reads.
     assert!(connection.await.unwrap().is_err());
     assert_eq!(region.client(0).get("/v2/").await.status(), StatusCode::OK);
 }
 
 #[tokio::test]
-async fn headers_are_bounded() {
+async fn header_size_is_limited() {
     let region = Region::start(1).await;
     let client = Registry::with_prior_knowledge(region.origins[0].addr());
     let long = client
@@ -220,9 +220,9 @@ async fn headers_are_bounded() {
     );
 }
 
-/// What comes of a request on a connection of HTTP/2: its bytes, and the reason why they ended
-/// before they were whole.
-async fn taken(
+/// Sends a request on an HTTP/2 connection. Returns the bytes received, and the reset reason if the
+/// body is incomplete.
+async fn receive(
     requests: &h2::client::SendRequest<Bytes>,
     request: (Method, &str),
     takes: bool,
@@ -256,14 +256,14 @@ async fn taken(
 }
 
 #[tokio::test]
-async fn a_stream_whose_client_takes_nothing_is_reset_and_the_others_go_on() {
+async fn stalled_stream_is_reset_and_others_continue() {
     let brief = Duration::from_millis(200);
     let region = Region::start_with(1, |config| config.limits.reader_timeout = brief).await;
-    // What fits a window needs nobody who is quick, even on a machine that is busy.
+    // A body that fits the window needs no timely reads, so a busy machine does not matter.
     let small = region.client(0).push_blob("app", sample(10_000, 1)).await;
     let large = region.client(0).push_blob("app", sample(1 << 20, 2)).await;
     let [small, large] = [small, large].map(|digest| format!("/v2/app/blobs/{digest}"));
-    // What comes through a window of nothing has no body.
+    // A response without a body needs no window.
     let others = [
         (0, (Method::HEAD, &*small), 0),
         (30_000, (Method::GET, &*small), 10_000),
@@ -279,16 +279,16 @@ async fn a_stream_whose_client_takes_nothing_is_reset_and_the_others_go_on() {
         let connection = tokio::spawn(connection);
         let stalled = tokio::spawn({
             let (requests, large) = (requests.clone(), large.clone());
-            async move { taken(&requests, (Method::GET, &large), false).await }
+            async move { receive(&requests, (Method::GET, &large), false).await }
         });
         while !stalled.is_finished() {
-            assert_eq!(taken(&requests, other.clone(), true).await, (len, None));
+            assert_eq!(receive(&requests, other.clone(), true).await, (len, None));
         }
         assert_eq!(
             stalled.await.unwrap(),
             (window as usize, Some(h2::Reason::CANCEL))
         );
-        assert_eq!(taken(&requests, other, true).await, (len, None));
+        assert_eq!(receive(&requests, other, true).await, (len, None));
         connection.abort();
     }
     let client = region.client(0);

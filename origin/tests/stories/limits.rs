@@ -1,5 +1,5 @@
-//! Beyond its limits an origin refuses at once and says when to come again; slow and stalled
-//! clients are left.
+//! Beyond its limits an origin rejects requests at once with Retry-After, and disconnects stalled
+//! clients.
 
 use core::time::Duration;
 use std::net::SocketAddr;
@@ -13,17 +13,17 @@ use tokio::net::TcpStream;
 use crate::support::{MANIFEST, Region, Registry, code, header, is_unavailable, manifest, sample};
 
 const GET: &str = "GET /v2/ HTTP/1.1\r\nhost: origin\r\n\r\n";
-const BRIEF: Duration = Duration::from_millis(100);
+const SHORT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A connection on which `request` was written.
-async fn written(address: SocketAddr, request: &str) -> TcpStream {
+/// Opens a connection and writes `request` to it.
+async fn connect_and_write(address: SocketAddr, request: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     stream
 }
 
-/// Reads until the end of an answer's head.
-async fn head(stream: &mut TcpStream) -> String {
+/// Reads the head of a response.
+async fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -33,8 +33,8 @@ async fn head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// All that comes until the end of the connection.
-async fn rest(stream: &mut TcpStream) -> Vec<u8> {
+/// Reads until the connection ends.
+async fn read_rest(stream: &mut TcpStream) -> Vec<u8> {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).await.unwrap();
     rest
@@ -48,28 +48,28 @@ async fn metric(client: &Registry, name: &str) -> u64 {
     value.unwrap_or_else(|| panic!("{name} is missing in\n{metrics}"))
 }
 
-/// Asks until it is so: a connection that was closed is noticed soon, but not at once.
-async fn until(mut is_so: impl AsyncFnMut() -> bool) {
-    while !is_so().await {
+/// Polls until `condition` holds: an origin notices a closed connection soon, but not at once.
+async fn wait_until(mut condition: impl AsyncFnMut() -> bool) {
+    while !condition().await {
         tokio::task::yield_now().await;
     }
 }
 
-/// Whether a client is told that it is too much, and when to come again.
-async fn is_too_many(answer: reqwest::Response) -> bool {
+/// Whether a response is 429 with Retry-After and its error code.
+async fn is_too_many_requests(answer: reqwest::Response) -> bool {
     let told =
         answer.status() == StatusCode::TOO_MANY_REQUESTS && header(&answer, "retry-after") == "1";
     told && code(answer).await == "TOOMANYREQUESTS"
 }
 
 #[tokio::test]
-async fn a_connection_too_many_is_told_to_come_again_and_operators_are_answered() {
+async fn connection_limit_answers_503_and_spares_admin() {
     let region = Region::start_with(1, |config| config.limits.connections = 1).await;
     let address = region.origins[0].addr();
-    let mut first = written(address, GET).await;
-    assert!(head(&mut first).await.starts_with("HTTP/1.1 200"));
-    let mut second = written(address, GET).await;
-    let answer = String::from_utf8(rest(&mut second).await)
+    let mut first = connect_and_write(address, GET).await;
+    assert!(read_head(&mut first).await.starts_with("HTTP/1.1 200"));
+    let mut second = connect_and_write(address, GET).await;
+    let answer = String::from_utf8(read_rest(&mut second).await)
         .unwrap()
         .to_ascii_lowercase();
     assert!(answer.starts_with("http/1.1 503"), "{answer}");
@@ -81,7 +81,7 @@ async fn a_connection_too_many_is_told_to_come_again_and_operators_are_answered(
     ] {
         assert!(answer.contains(part), "{part} is missing in {answer}");
     }
-    // A client of its own each time: one that was told to stay would hold the only place.
+    // A new client each time: a kept-alive connection would occupy the only connection slot.
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(
             region.client(0).get(path).await.status(),
@@ -92,11 +92,11 @@ async fn a_connection_too_many_is_told_to_come_again_and_operators_are_answered(
     let shed = "flotilla_origin_shed_total{reason=\"connections\"}";
     assert_eq!(metric(&region.client(0), shed).await, 1);
     drop(first);
-    until(async || region.client(0).get("/v2/").await.status() == StatusCode::OK).await;
+    wait_until(async || region.client(0).get("/v2/").await.status() == StatusCode::OK).await;
 }
 
 #[tokio::test]
-async fn a_request_too_many_is_refused_until_one_ends() {
+async fn request_limit_answers_429() {
     let region = Region::start_with(1, |config| config.limits.requests = 1).await;
     let client = region.client(0);
     client.push_blob("app", "{}").await;
@@ -110,7 +110,7 @@ async fn a_request_too_many_is_refused_until_one_ends() {
         }
     });
     reached.notified().await;
-    assert!(is_too_many(client.get("/v2/").await).await);
+    assert!(is_too_many_requests(client.get("/v2/").await).await);
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(client.get(path).await.status(), StatusCode::OK, "{path}");
     }
@@ -124,33 +124,33 @@ async fn a_request_too_many_is_refused_until_one_ends() {
     );
     resume.notify_one();
     assert_eq!(pushing.await.unwrap().status(), StatusCode::CREATED);
-    until(async || client.get("/v2/").await.status() == StatusCode::OK).await;
+    wait_until(async || client.get("/v2/").await.status() == StatusCode::OK).await;
 }
 
 #[tokio::test]
-async fn a_pull_counts_until_its_last_byte() {
+async fn pull_holds_its_request_permit_until_the_last_byte() {
     let region = Region::start_with(1, |config| config.limits.requests = 1).await;
     let client = region.client(0);
     let digest = client.push_blob("app", sample(64 << 20, 0)).await;
     let request = format!("GET /v2/app/blobs/{digest} HTTP/1.1\r\nhost: origin\r\n\r\n");
-    let mut pulling = written(region.origins[0].addr(), &request).await;
-    assert!(head(&mut pulling).await.starts_with("HTTP/1.1 200"));
-    assert!(is_too_many(client.get("/v2/").await).await);
+    let mut pulling = connect_and_write(region.origins[0].addr(), &request).await;
+    assert!(read_head(&mut pulling).await.starts_with("HTTP/1.1 200"));
+    assert!(is_too_many_requests(client.get("/v2/").await).await);
     drop(pulling);
-    until(async || client.get("/v2/").await.status() == StatusCode::OK).await;
+    wait_until(async || client.get("/v2/").await.status() == StatusCode::OK).await;
 }
 
 #[tokio::test]
-async fn an_upload_too_many_is_refused_and_pulls_go_on() {
+async fn upload_limit_spares_pulls() {
     let region = Region::start_with(1, |config| config.limits.uploads = 1).await;
     let client = region.client(0);
     let pulled = client.push_blob("app", "pulled").await;
     let (first, second) = (client.begin("app").await, client.begin("app").await);
     let request =
         format!("PATCH {first} HTTP/1.1\r\nhost: origin\r\ncontent-length: 10\r\n\r\n01234");
-    let mut uploading = written(region.origins[0].addr(), &request).await;
-    until(async || metric(&client, "flotilla_origin_uploads_under_way").await == 1).await;
-    assert!(is_too_many(client.patch(&second, "x").await).await);
+    let mut uploading = connect_and_write(region.origins[0].addr(), &request).await;
+    wait_until(async || metric(&client, "flotilla_origin_uploads_under_way").await == 1).await;
+    assert!(is_too_many_requests(client.patch(&second, "x").await).await);
     assert_eq!(
         metric(&client, "flotilla_origin_shed_total{reason=\"uploads\"}").await,
         1
@@ -165,12 +165,12 @@ async fn an_upload_too_many_is_refused_and_pulls_go_on() {
         "pulled"
     );
     uploading.write_all(b"56789").await.unwrap();
-    assert!(head(&mut uploading).await.starts_with("HTTP/1.1 202"));
-    until(async || client.patch(&second, "x").await.status() == StatusCode::ACCEPTED).await;
+    assert!(read_head(&mut uploading).await.starts_with("HTTP/1.1 202"));
+    wait_until(async || client.patch(&second, "x").await.status() == StatusCode::ACCEPTED).await;
 }
 
 #[tokio::test]
-async fn manifests_that_are_received_have_bounded_memory() {
+async fn manifest_memory_is_limited() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let mut sending = Vec::new();
@@ -179,7 +179,7 @@ async fn manifests_that_are_received_have_bounded_memory() {
             "PUT /v2/app/manifests/v1 HTTP/1.1\r\nhost: origin\r\ncontent-length: 4194304\r\n\r\n"
                 .to_owned();
         request.push_str(&" ".repeat((4 << 20) - 1));
-        sending.push(written(region.origins[0].addr(), &request).await);
+        sending.push(connect_and_write(region.origins[0].addr(), &request).await);
     }
     let put = async || {
         client
@@ -190,25 +190,25 @@ async fn manifests_that_are_received_have_bounded_memory() {
             )
             .await
     };
-    until(async || put().await.status() == StatusCode::TOO_MANY_REQUESTS).await;
+    wait_until(async || put().await.status() == StatusCode::TOO_MANY_REQUESTS).await;
     drop(sending);
-    until(async || put().await.status() == StatusCode::BAD_REQUEST).await;
+    wait_until(async || put().await.status() == StatusCode::BAD_REQUEST).await;
 }
 
 #[tokio::test]
-async fn a_client_that_sends_no_whole_head_is_left() {
-    let region = Region::start_with(1, |config| config.limits.head_timeout = BRIEF).await;
-    let mut stalled = written(region.origins[0].addr(), "GET /v2/ HTTP/1.1\r\nhos").await;
+async fn incomplete_request_head_times_out() {
+    let region = Region::start_with(1, |config| config.limits.head_timeout = SHORT_TIMEOUT).await;
+    let mut stalled = connect_and_write(region.origins[0].addr(), "GET /v2/ HTTP/1.1\r\nhos").await;
     assert!(
-        !String::from_utf8(rest(&mut stalled).await)
+        !String::from_utf8(read_rest(&mut stalled).await)
             .unwrap()
             .starts_with("HTTP/1.1 200")
     );
 }
 
 #[tokio::test]
-async fn an_upload_and_a_manifest_that_stall_are_answered_408_and_may_go_on_later() {
-    let region = Region::start_with(1, |config| config.limits.stall_timeout = BRIEF).await;
+async fn stalled_bodies_get_408_and_can_continue() {
+    let region = Region::start_with(1, |config| config.limits.stall_timeout = SHORT_TIMEOUT).await;
     let (client, address) = (region.client(0), region.origins[0].addr());
     let upload = client.begin("app").await;
     for target in [
@@ -217,10 +217,10 @@ async fn an_upload_and_a_manifest_that_stall_are_answered_408_and_may_go_on_late
     ] {
         let request =
             format!("{target} HTTP/1.1\r\nhost: origin\r\ncontent-length: 10\r\n\r\n01234");
-        let mut stalled = written(address, &request).await;
-        let answer = head(&mut stalled).await;
+        let mut stalled = connect_and_write(address, &request).await;
+        let answer = read_head(&mut stalled).await;
         assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
-        rest(&mut stalled).await;
+        read_rest(&mut stalled).await;
     }
     assert_eq!(
         client.patch(&upload, "0123456789").await.status(),
@@ -229,16 +229,16 @@ async fn an_upload_and_a_manifest_that_stall_are_answered_408_and_may_go_on_late
 }
 
 #[tokio::test]
-async fn a_client_that_reads_nothing_is_left_and_its_places_are_free() {
-    let region = Region::start_with(1, |config| config.limits.reader_timeout = BRIEF).await;
+async fn stalled_reader_is_disconnected() {
+    let region = Region::start_with(1, |config| config.limits.reader_timeout = SHORT_TIMEOUT).await;
     let client = region.client(0);
     let digest = client.push_blob("app", sample(64 << 20, 0)).await;
     let request = format!("GET /v2/app/blobs/{digest} HTTP/1.1\r\nhost: origin\r\n\r\n");
-    let mut stalled = written(region.origins[0].addr(), &request).await;
-    assert!(head(&mut stalled).await.starts_with("HTTP/1.1 200"));
-    until(async || metric(&client, "flotilla_origin_requests_under_way").await == 0).await;
+    let mut stalled = connect_and_write(region.origins[0].addr(), &request).await;
+    assert!(read_head(&mut stalled).await.starts_with("HTTP/1.1 200"));
+    wait_until(async || metric(&client, "flotilla_origin_requests_under_way").await == 0).await;
     let mut got = Vec::new();
-    // It ends in a reset: the client was not reading.
+    // The connection ends with a reset, because the client did not read.
     let _ = stalled.read_to_end(&mut got).await;
     assert!(got.len() < 64 << 20);
     assert_eq!(
@@ -253,11 +253,11 @@ async fn a_client_that_reads_nothing_is_left_and_its_places_are_free() {
     assert_eq!(digest, Digest::sha256(&sample(64 << 20, 0)));
 }
 
-/// The writes of a storage that never answers: the first is given up, and so is the second; there
-/// is no third.
+/// The storage never answers: the first attempt times out, and so does the second; there is no third.
 #[tokio::test]
-async fn a_write_that_the_storage_never_answers_is_a_503_within_two_storage_timeouts() {
-    let region = Region::start_with(1, |config| config.limits.storage_timeout = BRIEF).await;
+async fn unanswered_write_is_503_within_two_storage_timeouts() {
+    let region =
+        Region::start_with(1, |config| config.limits.storage_timeout = SHORT_TIMEOUT).await;
     let client = region.client(0);
     client.push_blob("app", "{}").await;
     let held = [(); 3].map(|()| region.faults.hold("rm/"));
@@ -275,7 +275,7 @@ async fn a_write_that_the_storage_never_answers_is_a_503_within_two_storage_time
 }
 
 #[tokio::test]
-async fn answers_name_their_request() {
+async fn responses_carry_request_ids() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let given = client
@@ -300,7 +300,7 @@ async fn answers_name_their_request() {
 }
 
 #[tokio::test]
-async fn a_replica_that_drains_says_so_first_and_works_on_meanwhile() {
+async fn draining_replica_is_unready_and_still_serves() {
     let mut region = Region::start_with(1, |config| {
         config.limits.drain_delay = Duration::from_mins(5)
     })
@@ -308,7 +308,8 @@ async fn a_replica_that_drains_says_so_first_and_works_on_meanwhile() {
     let client = region.client(0);
     assert_eq!(client.get("/readyz").await.status(), StatusCode::OK);
     let draining = tokio::spawn(region.origins.remove(0).shutdown());
-    until(async || client.get("/readyz").await.status() == StatusCode::SERVICE_UNAVAILABLE).await;
+    wait_until(async || client.get("/readyz").await.status() == StatusCode::SERVICE_UNAVAILABLE)
+        .await;
     assert_eq!(client.get("/healthz").await.status(), StatusCode::OK);
     client.push_blob("app", "{}").await;
     draining.abort();

@@ -1,4 +1,4 @@
-//! Stories of an operator who looks for a request in the log.
+//! Finding a request in the logs.
 
 use std::sync::Mutex;
 
@@ -9,13 +9,13 @@ use tracing::subscriber::DefaultGuard;
 
 use crate::support::{Region, header, is_unavailable};
 
-/// What this thread logs, as a service writes it where there is no terminal.
-struct Log {
+/// Captures the JSON log of this thread.
+struct LogCapture {
     file: NamedTempFile,
     _until: DefaultGuard,
 }
 
-impl Log {
+impl LogCapture {
     fn start() -> Self {
         let file = NamedTempFile::new().unwrap();
         let subscriber = tracing_subscriber::fmt()
@@ -30,8 +30,8 @@ impl Log {
         }
     }
 
-    /// The lines that have this id.
-    fn about(&self, request_id: &str) -> Vec<Value> {
+    /// The lines with this request id.
+    fn lines_with(&self, request_id: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.file.path()).unwrap();
         let lines = text
             .lines()
@@ -43,8 +43,8 @@ impl Log {
 }
 
 #[tokio::test]
-async fn each_request_is_found_by_its_id() {
-    let log = Log::start();
+async fn requests_are_logged_by_id() {
+    let log = LogCapture::start();
     let region = Region::start(1).await;
     let client = region.client(0);
     let path = "/v2/app/manifests/v1";
@@ -55,7 +55,7 @@ async fn each_request_is_found_by_its_id() {
         .await
         .unwrap();
     assert_eq!(given.status(), StatusCode::NOT_FOUND);
-    let found = log.about("edge-1/7");
+    let found = log.lines_with("edge-1/7");
     let [line] = &found[..] else {
         panic!("{found:?}")
     };
@@ -72,13 +72,13 @@ async fn each_request_is_found_by_its_id() {
 }
 
 #[tokio::test]
-async fn a_request_that_storage_failed_is_found_with_its_error() {
-    let log = Log::start();
+async fn storage_error_is_logged_with_request_id() {
+    let log = LogCapture::start();
     let region = Region::start(1).await;
     region.faults.set_down(true);
     let failed = region.client(0).get("/v2/app/manifests/v1").await;
     assert!(is_unavailable(&failed));
-    let found = log.about(header(&failed, "x-request-id"));
+    let found = log.lines_with(header(&failed, "x-request-id"));
     let [line] = &found[..] else {
         panic!("{found:?}")
     };

@@ -1,4 +1,4 @@
-//! Stories of an origin, told over real HTTP in one process.
+//! End-to-end tests of origins in one process, over real HTTP.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![allow(
     clippy::disallowed_methods,

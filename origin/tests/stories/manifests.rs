@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{INDEX, MANIFEST, Region, code, descriptor, header, manifest, sample};
 
 #[tokio::test]
-async fn an_image_is_pulled_by_tag_and_by_digest_as_it_was_pushed() {
+async fn pull_by_tag_and_by_digest() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let pushed = client
@@ -36,7 +36,7 @@ async fn an_image_is_pulled_by_tag_and_by_digest_as_it_was_pushed() {
 }
 
 #[tokio::test]
-async fn a_tag_moves_and_an_index_lists_platforms() {
+async fn tag_moves_and_index_lists_platforms() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let first = client.push_image("app", "v1", &[sample(10, 1)]).await;
@@ -63,7 +63,7 @@ async fn a_tag_moves_and_an_index_lists_platforms() {
     let answer = client.get("/v2/app/manifests/multi").await;
     assert_eq!(header(&answer, "content-type"), INDEX);
     assert_eq!(answer.text().await.unwrap(), index);
-    // Elsewhere its children are unknown.
+    // In another repository its children are unknown.
     let answer = client
         .put_manifest("/v2/other/manifests/multi", INDEX, index)
         .await;
@@ -71,7 +71,7 @@ async fn a_tag_moves_and_an_index_lists_platforms() {
 }
 
 #[tokio::test]
-async fn one_put_by_digest_moves_several_tags() {
+async fn put_by_digest_moves_several_tags() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let pushed = client.push_image("app", "v1", &[]).await;
@@ -101,7 +101,7 @@ async fn one_put_by_digest_moves_several_tags() {
 }
 
 #[tokio::test]
-async fn a_manifest_is_refused_for_a_reason() {
+async fn invalid_manifests_are_rejected() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let (config, layer) = (Bytes::from_static(b"{}"), sample(10, 0));
@@ -147,7 +147,7 @@ async fn a_manifest_is_refused_for_a_reason() {
 }
 
 #[tokio::test]
-async fn a_manifest_of_4_mib_is_taken_and_a_byte_more_is_413() {
+async fn manifest_size_limit_is_4_mib() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let padded = |len: usize| {
@@ -168,7 +168,7 @@ async fn a_manifest_of_4_mib_is_taken_and_a_byte_more_is_413() {
 }
 
 #[tokio::test]
-async fn tags_are_listed_in_pages_in_the_order_of_their_bytes() {
+async fn tag_pages_are_in_byte_order() {
     let region = Region::start(1).await;
     let client = region.client(0);
     assert_eq!(
@@ -186,7 +186,7 @@ async fn tags_are_listed_in_pages_in_the_order_of_their_bytes() {
             StatusCode::CREATED
         );
     }
-    // A neighbour whose name begins alike is another repository.
+    // A repository whose name has the same beginning is distinct.
     client.push_image("app/sub", "z", &[]).await;
     let listed = async |path: &str| {
         let answer = client.get(path).await;
@@ -231,7 +231,7 @@ async fn tags_are_listed_in_pages_in_the_order_of_their_bytes() {
 }
 
 #[tokio::test]
-async fn deleting_a_tag_leaves_the_manifest_and_deleting_the_manifest_leaves_nothing() {
+async fn deleting_manifest_removes_its_tags() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let pushed = client.push_image("app", "v1", &[sample(10, 1)]).await;
@@ -268,7 +268,7 @@ async fn deleting_a_tag_leaves_the_manifest_and_deleting_the_manifest_leaves_not
 }
 
 #[tokio::test]
-async fn referrers_are_listed_by_subject_and_filtered_by_type() {
+async fn referrers_by_subject_and_type() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let subject = client.push_image("app", "v1", &[sample(10, 1)]).await;

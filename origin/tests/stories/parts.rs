@@ -1,4 +1,4 @@
-//! Stories of uploads on remote storage, which share the memory for parts.
+//! Uploads to remote storage, which share the part buffers.
 
 use core::convert::Infallible;
 use core::time::Duration;
@@ -14,24 +14,24 @@ use tokio::task::JoinHandle;
 
 use crate::support::{Region, Registry, sample};
 
-/// Bytes of a part.
-const PART: u64 = 5 << 20;
-/// Bytes of a batch.
-const BATCH: u64 = 512 << 10;
+/// Length of a part in bytes.
+const PART_LEN: u64 = 5 << 20;
+/// Length of a batch in bytes.
+const BATCH_LEN: u64 = 512 << 10;
 const MIB: usize = 1 << 20;
 
-/// Remote storage, in memory, with room for so many parts.
-fn with_parts(parts: u64) -> Arc<dyn Storage> {
-    storage::open("memory:///", parts * PART).unwrap()
+/// Object storage in memory with this many part buffers.
+fn storage_with_parts(parts: u64) -> Arc<dyn Storage> {
+    storage::open("memory:///", parts * PART_LEN).unwrap()
 }
 
-/// A `PATCH` whose bytes come when the story says so, and end when this is dropped.
-struct Sending {
+/// A `PATCH` whose body the test sends piece by piece. The body ends when this is dropped.
+struct OpenPatch {
     bytes: UnboundedSender<Bytes>,
     answer: JoinHandle<Response>,
 }
 
-impl Sending {
+impl OpenPatch {
     async fn begin(client: &Registry) -> Self {
         let (bytes, mut come) = unbounded_channel::<Bytes>();
         let pieces =
@@ -56,12 +56,12 @@ impl Sending {
     }
 }
 
-/// Two uploads have all parts, two more have bytes and no part. Would these hold the memory for
-/// batches meanwhile, nobody could go on.
+/// Two uploads hold all part buffers, two more have bytes and no part buffer. If these held the batch
+/// buffers meanwhile, no upload could continue.
 #[tokio::test]
-async fn uploads_that_have_a_part_never_wait_for_those_that_wait_for_one() {
-    let two_batches = ByteSize(2 * BATCH);
-    let region = Region::start_on(with_parts(2), 1, |config| {
+async fn uploads_do_not_deadlock_on_part_buffers() {
+    let two_batches = ByteSize(2 * BATCH_LEN);
+    let region = Region::start_on(storage_with_parts(2), 1, |config| {
         config.limits.upload_buffers = two_batches
     })
     .await;
@@ -69,35 +69,37 @@ async fn uploads_that_have_a_part_never_wait_for_those_that_wait_for_one() {
     let before = region.operations(0).writes();
     let mut uploads = Vec::new();
     for begun in 1..=4 {
-        let upload = Sending::begin(&client).await;
+        let upload = OpenPatch::begin(&client).await;
         upload.send(MIB);
         uploads.push(upload);
         while region.operations(0).writes() < before + begun {
             tokio::task::yield_now().await;
         }
     }
-    // More than a part each, in all.
-    uploads.iter().for_each(|upload| upload.send(PART as usize));
+    // Each upload has more than a part in total.
+    uploads
+        .iter()
+        .for_each(|upload| upload.send(PART_LEN as usize));
     for upload in uploads {
         let status = tokio::time::timeout(Duration::from_secs(60), upload.status()).await;
         assert_eq!(
-            status.expect("they wait for each other"),
+            status.expect("the uploads are deadlocked"),
             StatusCode::ACCEPTED
         );
     }
-    region.is_sound().await;
+    region.assert_sound().await;
 }
 
 #[tokio::test]
-async fn a_client_that_sends_a_byte_now_and_then_does_not_keep_its_part() {
+async fn slow_upload_releases_its_part_buffer() {
     let brief = Duration::from_millis(100);
-    let region = Region::start_on(with_parts(1), 1, |config| {
+    let region = Region::start_on(storage_with_parts(1), 1, |config| {
         config.limits.stall_timeout = brief
     })
     .await;
     let client = region.client(0);
     let before = region.operations(0).writes();
-    let slow = Sending::begin(&client).await;
+    let slow = OpenPatch::begin(&client).await;
     let trickle = tokio::spawn({
         let bytes = slow.bytes.clone();
         async move {
@@ -110,8 +112,8 @@ async fn a_client_that_sends_a_byte_now_and_then_does_not_keep_its_part() {
     while region.operations(0).writes() == before {
         tokio::task::yield_now().await;
     }
-    // It waits for the part for longer than a client may stall: that is not its fault.
-    let quick = Sending::begin(&client).await;
+    // The wait for a part buffer exceeds the stall budget, but does not count against it.
+    let quick = OpenPatch::begin(&client).await;
     quick.send(MIB);
     assert_eq!(
         slow.answer.await.unwrap().status(),

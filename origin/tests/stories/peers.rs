@@ -1,4 +1,4 @@
-//! What peers ask for: proofs of all blobs of a manifest.
+//! The endpoints for peers: proofs of all blobs of a manifest.
 
 use std::time::Duration;
 
@@ -30,13 +30,13 @@ async fn closure(client: &Registry, repository: &str, manifest: Digest) -> reqwe
 }
 
 #[tokio::test]
-async fn one_request_proves_every_blob_of_a_manifest() {
+async fn closure_proves_all_blobs_of_a_manifest() {
     let region = Region::start(2).await;
     let layers = [sample(100, 1), sample(5 << 20, 2)];
     let pushed = region.client(0).push_image("app", "v1", &layers).await;
     let mut trusted = TrustedKeys::none();
     trusted.add(&seal_key().public()).unwrap();
-    // At another replica: the record carries everything.
+    // At another replica: the record has everything that is needed.
     for _ in 0..2 {
         let answer = closure(&region.client(1), "app", Digest::sha256(&pushed)).await;
         assert_eq!(answer.status(), StatusCode::OK);
@@ -48,7 +48,7 @@ async fn one_request_proves_every_blob_of_a_manifest() {
             let geometry = proof.check(&trusted).unwrap();
             assert_eq!(geometry.size(), layer.len() as u64);
             let Proof::Sealed { table, .. } = proof else {
-                panic!("it is sealed")
+                panic!("the blob is sealed")
             };
             assert_eq!(table.is_some(), layer.len() > 256 << 10);
             if let Some(table) = table {
@@ -61,14 +61,14 @@ async fn one_request_proves_every_blob_of_a_manifest() {
             }
         }
     }
-    // The second answer came from memory.
+    // The second response came from memory.
     let before = region.operations(1).total();
     closure(&region.client(1), "app", Digest::sha256(&pushed)).await;
     assert_eq!(region.operations(1).total(), before);
 }
 
 #[tokio::test]
-async fn a_peer_that_shows_its_certificate_gets_a_grant_for_the_whole_image() {
+async fn peer_certificate_gets_closure_grant() {
     let fleet = Authority::create().unwrap();
     let identity = |issued: Issued| {
         Identity::from_pem(
@@ -88,7 +88,7 @@ async fn a_peer_that_shows_its_certificate_gets_a_grant_for_the_whole_image() {
     let manifest = Digest::sha256(&client.push_image("app", "v1", &layers).await);
     let mut trusted = TrustedKeys::none();
     trusted.add(&seal_key().public()).unwrap();
-    // The second answer is made of what the first one left in memory.
+    // The second response uses what the first one cached.
     for _ in 0..2 {
         let answer = closure(&client, "app", manifest)
             .await
@@ -121,7 +121,7 @@ async fn a_peer_that_shows_its_certificate_gets_a_grant_for_the_whole_image() {
 }
 
 #[tokio::test]
-async fn a_closure_is_scoped_to_its_repository() {
+async fn closures_are_scoped_to_their_repository() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let pushed = client.push_image("app", "v1", &[sample(100, 1)]).await;
@@ -138,7 +138,7 @@ async fn a_closure_is_scoped_to_its_repository() {
 }
 
 #[tokio::test]
-async fn the_public_keys_are_shown() {
+async fn public_keys_are_published() {
     let region = Region::start(1).await;
     let answer = region.client(0).get(KEYS_PATH).await.text().await.unwrap();
     let keys: Value = serde_json::from_str(&answer).unwrap();

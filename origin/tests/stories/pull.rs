@@ -50,9 +50,9 @@ async fn ranges_of_large_and_small_blobs() {
     }
 }
 
-/// A local directory's files go to the socket by themselves, without passing through the origin.
+/// Files of a local directory are sent to the socket by the kernel.
 #[tokio::test]
-async fn ranges_over_the_segments_of_a_local_directory() {
+async fn ranges_spanning_segments_of_local_directory() {
     let directory = tempfile::tempdir().unwrap();
     let storage =
         storage::open(&format!("file://{}", directory.path().display()), 64 << 20).unwrap();
@@ -92,7 +92,7 @@ async fn ranges_over_the_segments_of_a_local_directory() {
 }
 
 #[tokio::test]
-async fn a_head_tells_all_and_sends_nothing() {
+async fn head_returns_headers_without_body() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let digest = client.push_blob("app", sample(5000, 0)).await;
@@ -124,7 +124,7 @@ async fn a_head_tells_all_and_sends_nothing() {
 }
 
 #[tokio::test]
-async fn a_blob_belongs_to_its_repository() {
+async fn blobs_are_scoped_to_their_repository() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let digest = client.push_blob("app", sample(5000, 0)).await;
@@ -139,7 +139,7 @@ async fn a_blob_belongs_to_its_repository() {
 }
 
 #[tokio::test]
-async fn the_uplink_is_one_cap_for_all_and_every_byte_is_counted() {
+async fn uplink_cap_is_shared_and_counted() {
     let rate = BitRate(64_000_000);
     let region = Region::start_with(1, |config| config.uplink = Some(rate).into()).await;
     let client = region.client(0);
@@ -151,7 +151,7 @@ async fn the_uplink_is_one_cap_for_all_and_every_byte_is_counted() {
     for answer in pulls {
         assert!(answer.bytes().await.unwrap() == bytes);
     }
-    // 3 MiB at 8 MB/s are 393 ms; an idle cap grants a first 64 KiB at once.
+    // 3 MiB at 8 MB/s take 393 ms; an idle cap grants the first 64 KiB at once.
     assert!(
         started.elapsed().as_millis() >= 350,
         "{:?}",

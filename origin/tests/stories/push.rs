@@ -1,4 +1,4 @@
-//! Every way to push a blob, and what is refused.
+//! The ways to push a blob, and rejected pushes.
 
 use bytes::Bytes;
 use flotilla_common::digest::{Algorithm, Digest};
@@ -13,7 +13,7 @@ async fn pulled(client: &crate::support::Registry, digest: &Digest) -> Bytes {
 }
 
 #[tokio::test]
-async fn a_blob_is_pushed_in_every_way_the_specification_knows() {
+async fn push_by_post_put_and_patch() {
     let region = Region::start(1).await;
     let client = region.client(0);
     for len in [0, 1, 1000, 256 << 10, (3 << 20) + 17] {
@@ -46,7 +46,7 @@ async fn a_blob_is_pushed_in_every_way_the_specification_knows() {
 }
 
 #[tokio::test]
-async fn chunks_are_appended_in_order_and_the_last_may_come_with_the_put() {
+async fn chunks_in_order_and_last_with_put() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let bytes = sample(1_000_000, 0);
@@ -67,7 +67,7 @@ async fn chunks_are_appended_in_order_and_the_last_may_come_with_the_put() {
     let answer = client.put(&upload, &digest, bytes.slice(700_000..)).await;
     assert_eq!(answer.status(), StatusCode::CREATED);
     assert!(pulled(&client, &digest).await == bytes);
-    // The upload is over.
+    // The upload has ended.
     assert_eq!(
         code(client.chunk(&upload, 700_000, "x").await).await,
         "BLOB_UPLOAD_UNKNOWN"
@@ -75,7 +75,7 @@ async fn chunks_are_appended_in_order_and_the_last_may_come_with_the_put() {
 }
 
 #[tokio::test]
-async fn a_repeated_or_misplaced_chunk_is_416_with_the_range_that_is_there() {
+async fn repeated_or_misplaced_chunk_is_416_with_range() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let upload = client.begin("app").await;
@@ -91,7 +91,7 @@ async fn a_repeated_or_misplaced_chunk_is_416_with_the_range_that_is_there() {
         assert_eq!(header(&answer, "range"), "0-9");
         assert_eq!(location(&answer), next);
     }
-    // The loser's segments are gone: one is left.
+    // The segments of the loser are removed; one segment is left.
     assert_eq!(region.keys("seg/").await.len(), 1);
     assert_eq!(
         client.chunk(&next, 10, "x").await.status(),
@@ -100,7 +100,7 @@ async fn a_repeated_or_misplaced_chunk_is_416_with_the_range_that_is_there() {
 }
 
 #[tokio::test]
-async fn a_wrong_digest_stores_nothing_and_the_right_one_still_works() {
+async fn wrong_digest_is_rejected_and_can_be_corrected() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let (bytes, wrong) = (sample(100_000, 0), Digest::sha256(b"something else"));
@@ -122,7 +122,7 @@ async fn a_wrong_digest_stores_nothing_and_the_right_one_still_works() {
         client.put(&next, &digest, "").await.status(),
         StatusCode::CREATED
     );
-    // Again, as a client does that did not hear the answer.
+    // Repeated, as a client does that lost the response.
     assert_eq!(
         client.put(&next, &digest, "").await.status(),
         StatusCode::CREATED
@@ -133,7 +133,7 @@ async fn a_wrong_digest_stores_nothing_and_the_right_one_still_works() {
 }
 
 #[tokio::test]
-async fn sha512_is_taken_with_and_without_an_announcement() {
+async fn sha512_with_and_without_announcement() {
     let region = Region::start(1).await;
     let client = region.client(0);
     for (salt, query) in [(1, "?digest-algorithm=sha512"), (2, "")] {
@@ -159,7 +159,7 @@ async fn sha512_is_taken_with_and_without_an_announcement() {
 }
 
 #[tokio::test]
-async fn a_cancelled_upload_is_unknown_to_all_that_follows() {
+async fn cancelled_upload_is_unknown() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let upload = client.begin("app").await;
@@ -180,7 +180,7 @@ async fn a_cancelled_upload_is_unknown_to_all_that_follows() {
 }
 
 #[tokio::test]
-async fn a_mount_costs_no_bytes_and_an_impossible_one_becomes_an_upload() {
+async fn mount_copies_no_bytes_or_begins_upload() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let digest = client.push_blob("app", sample(1000, 0)).await;
@@ -198,7 +198,7 @@ async fn a_mount_costs_no_bytes_and_an_impossible_one_becomes_an_upload() {
             .status(),
         StatusCode::OK
     );
-    // From anywhere.
+    // Without a source repository.
     let path = format!("/v2/third/blobs/uploads/?mount={digest}");
     assert_eq!(
         client
@@ -235,7 +235,7 @@ async fn a_mount_costs_no_bytes_and_an_impossible_one_becomes_an_upload() {
 }
 
 #[tokio::test]
-async fn a_deleted_blob_is_gone_from_its_repository_only_and_can_be_pushed_again() {
+async fn blob_delete_is_scoped_and_reversible() {
     let region = Region::start(1).await;
     let client = region.client(0);
     let bytes = sample(100_000, 0);
@@ -257,7 +257,7 @@ async fn a_deleted_blob_is_gone_from_its_repository_only_and_can_be_pushed_again
 }
 
 #[tokio::test]
-async fn a_body_longer_than_a_segment_becomes_several() {
+async fn long_bodies_are_split_into_segments() {
     let region = Region::start_with(1, |config| config.limits.segment_len.0 = 1 << 20).await;
     let client = region.client(0);
     let bytes = sample(5 << 20, 0);

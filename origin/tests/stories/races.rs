@@ -1,4 +1,4 @@
-//! Several requests for one thing at the same time: exactly one wins, and the others are told.
+//! Concurrent requests for the same key: exactly one wins, and the others get a conflict status.
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
@@ -8,7 +8,7 @@ use reqwest::StatusCode;
 use crate::support::{Region, location, sample};
 
 #[tokio::test]
-async fn of_concurrent_chunks_at_one_offset_exactly_one_wins() {
+async fn one_of_concurrent_chunks_wins() {
     let region = Region::start(2).await;
     let upload = region.client(0).begin("app").await;
     let chunks: Vec<Bytes> = (0..8).map(|salt| sample(50_000, salt)).collect();
@@ -29,7 +29,7 @@ async fn of_concurrent_chunks_at_one_offset_exactly_one_wins() {
     assert_eq!(
         region.keys("seg/").await.len(),
         1,
-        "the losers' segments are gone"
+        "the segments of the losers are removed"
     );
     let winner = winners[0];
     let digest = Digest::sha256(&chunks[winner]);
@@ -46,7 +46,7 @@ async fn of_concurrent_chunks_at_one_offset_exactly_one_wins() {
 }
 
 #[tokio::test]
-async fn of_chunk_finish_and_cancel_exactly_one_wins() {
+async fn one_of_chunk_finish_and_cancel_wins() {
     for round in 0..12 {
         let region = Region::start(3).await;
         let first = sample(10_000, round);
@@ -64,7 +64,7 @@ async fn of_chunk_finish_and_cancel_exactly_one_wins() {
         let chunked = chunk.status() == StatusCode::ACCEPTED;
         let finished = finish.status() == StatusCode::CREATED;
         let cancelled = cancel == StatusCode::NO_CONTENT;
-        // A cancel follows a chain that grew under it; a chunk and a finish end where another one
+        // A cancel retries after a concurrent chunk; a chunk and a finish fail when another request
         // won.
         let told = (chunked, finished, cancelled);
         assert!(
@@ -82,7 +82,7 @@ async fn of_chunk_finish_and_cancel_exactly_one_wins() {
 }
 
 #[tokio::test]
-async fn the_same_blob_pushed_by_many_at_once_is_there_for_all() {
+async fn concurrent_pushes_of_the_same_blob() {
     let region = Region::start(2).await;
     let bytes = sample(300_000, 0);
     let pushes = (0..8).map(|index| {
@@ -104,7 +104,7 @@ async fn the_same_blob_pushed_by_many_at_once_is_there_for_all() {
 }
 
 #[tokio::test]
-async fn of_concurrent_pushes_of_a_tag_the_acknowledged_ones_are_in_some_order() {
+async fn concurrent_tag_pushes_are_serialized() {
     let region = Region::start(2).await;
     let images: Vec<Bytes> = join_all((0..6).map(|index| {
         let client = region.client(0);

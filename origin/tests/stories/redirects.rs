@@ -1,4 +1,4 @@
-//! Blobs by 307: what is sent away, what never is, and that real clients follow.
+//! Redirects of blob pulls to presigned URLs.
 
 use std::process::Command;
 
@@ -9,8 +9,8 @@ use reqwest::{Method, StatusCode};
 use crate::servers::{self, Kind, Server};
 use crate::support::{Region, Registry, config, header, sample};
 
-async fn start(story: &str) -> Option<(Server, Region)> {
-    let server = Server::start(story, Kind::S3Fs).await?;
+async fn start(test: &str) -> Option<(Server, Region)> {
+    let server = Server::start(test, Kind::S3Fs).await?;
     let region = Region::start_on(server.storage(), 1, |config| {
         config.redirect_blobs = true;
         config.limits.segment_len.0 = 12 << 20;
@@ -20,16 +20,16 @@ async fn start(story: &str) -> Option<(Server, Region)> {
 }
 
 #[tokio::test]
-async fn a_blob_is_at_a_url_that_anybody_may_get_and_a_head_is_answered_here() {
-    let story = "a_blob_is_at_a_url_that_anybody_may_get_and_a_head_is_answered_here";
-    let Some((server, region)) = start(story).await else {
+async fn blob_get_redirects_to_presigned_url() {
+    let test = "blob_get_redirects_to_presigned_url";
+    let Some((server, region)) = start(test).await else {
         return;
     };
     let bytes = sample(1 << 20, 0);
     let digest = region.client(0).push_blob("app", bytes.clone()).await;
     let (path, client) = (
         format!("/v2/app/blobs/{digest}"),
-        Registry::that_stays(region.origins[0].addr()),
+        Registry::without_redirects(region.origins[0].addr()),
     );
     let asked = client
         .request(Method::GET, &path)
@@ -61,7 +61,7 @@ async fn a_blob_is_at_a_url_that_anybody_may_get_and_a_head_is_answered_here() {
             == bytes
     );
 
-    server.faults().requests();
+    server.faults().take_requests();
     let head = client.head(&path).await;
     assert_eq!(
         (head.status(), header(&head, "content-length")),
@@ -69,7 +69,11 @@ async fn a_blob_is_at_a_url_that_anybody_may_get_and_a_head_is_answered_here() {
     );
     let again = client.get(&path).await;
     assert_eq!(again.status(), StatusCode::TEMPORARY_REDIRECT);
-    assert_eq!(server.faults().requests(), [""; 0], "signing asks nobody");
+    assert_eq!(
+        server.faults().take_requests(),
+        [""; 0],
+        "signing must send no request"
+    );
     let metrics = client.get("/metrics").await.text().await.unwrap();
     assert!(
         metrics.contains("flotilla_origin_redirects_total 2"),
@@ -88,12 +92,12 @@ async fn a_blob_is_at_a_url_that_anybody_may_get_and_a_head_is_answered_here() {
 }
 
 #[tokio::test]
-async fn what_is_in_memory_or_in_pieces_or_asked_for_by_a_peer_comes_from_here() {
-    let story = "what_is_in_memory_or_in_pieces_or_asked_for_by_a_peer_comes_from_here";
-    let Some((_server, region)) = start(story).await else {
+async fn cached_segmented_and_peer_pulls_are_not_redirected() {
+    let test = "cached_segmented_and_peer_pulls_are_not_redirected";
+    let Some((_server, region)) = start(test).await else {
         return;
     };
-    let client = Registry::that_stays(region.origins[0].addr());
+    let client = Registry::without_redirects(region.origins[0].addr());
     for len in [1000, 13 << 20] {
         let bytes = sample(len, 0);
         let digest = client.push_blob("app", bytes.clone()).await;
@@ -119,11 +123,11 @@ async fn what_is_in_memory_or_in_pieces_or_asked_for_by_a_peer_comes_from_here()
 }
 
 #[tokio::test]
-async fn skopeo_follows() {
-    let Some(skopeo) = servers::find("skopeo_follows", "skopeo") else {
+async fn skopeo_follows_redirects() {
+    let Some(skopeo) = servers::find("skopeo_follows_redirects", "skopeo") else {
         return;
     };
-    let Some((_server, region)) = start("skopeo_follows").await else {
+    let Some((_server, region)) = start("skopeo_follows_redirects").await else {
         return;
     };
     let layer = sample(3 << 20, 0);
@@ -165,7 +169,7 @@ async fn skopeo_follows() {
 }
 
 #[tokio::test]
-async fn storage_that_signs_no_urls_is_refused_at_the_start() {
+async fn redirects_require_url_signing() {
     let mut config = config();
     config.redirect_blobs = true;
     let error = Origin::start(config).await.unwrap_err().to_string();

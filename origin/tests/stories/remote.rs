@@ -1,5 +1,4 @@
-//! Whole origins on S3: what they promise on any storage, and what a request costs in requests to
-//! the server.
+//! Origins on S3: the same guarantees as on any storage, and the number of S3 requests per request.
 
 use flotilla_common::digest::Digest;
 use reqwest::{Method, StatusCode};
@@ -8,10 +7,10 @@ use crate::servers::{Kind, Server};
 use crate::support::{MANIFEST, Region, descriptor, header, location, manifest, sample};
 
 #[tokio::test]
-async fn images_go_round_three_replicas_on_s3() {
-    let story = "images_go_round_three_replicas_on_s3";
+async fn images_across_three_replicas_on_s3() {
+    let test = "images_across_three_replicas_on_s3";
     for kind in [Kind::S3Fs, Kind::Moto] {
-        let Some(server) = Server::start(story, kind).await else {
+        let Some(server) = Server::start(test, kind).await else {
             return;
         };
         let region = Region::start_on(server.storage(), 3, |_| {}).await;
@@ -21,7 +20,7 @@ async fn images_go_round_three_replicas_on_s3() {
             .client(0)
             .push_image("library/app", "v1", &layers)
             .await;
-        let wandered = push_round_the_replicas(&region, 5, 700_000).await;
+        let wandered = push_across_replicas(&region, 5, 700_000).await;
         for replica in 0..3 {
             let client = region.client(replica);
             let got = client
@@ -78,8 +77,8 @@ async fn images_go_round_three_replicas_on_s3() {
     }
 }
 
-/// An upload of which each replica in turn gets a chunk.
-async fn push_round_the_replicas(region: &Region, chunks: usize, step: usize) -> bytes::Bytes {
+/// Pushes a blob whose chunks go to the replicas in turn.
+async fn push_across_replicas(region: &Region, chunks: usize, step: usize) -> bytes::Bytes {
     let bytes = sample(chunks * step, 7);
     let mut upload = region.client(0).begin("library/app").await;
     for chunk in 0..chunks {
@@ -99,22 +98,22 @@ async fn push_round_the_replicas(region: &Region, chunks: usize, step: usize) ->
     bytes
 }
 
-/// The same promises as on any storage, counted where they are paid for.
+/// The costs in storage operations are also the costs in S3 requests.
 #[tokio::test]
-async fn on_s3_an_operation_is_a_request() {
-    let story = "on_s3_an_operation_is_a_request";
-    // s3s-fs keeps what it knows of an object in a file whose name holds the whole key: it writes a
-    // long key's object and answers 500, so a record costs a second PUT and a look there.
-    let Some(server) = Server::start(story, Kind::Moto).await else {
+async fn s3_requests_per_operation() {
+    let test = "s3_requests_per_operation";
+    // s3s-fs keeps the metadata of an object in a file whose name has the whole key. For a long key it
+    // writes the object and answers 500, so a record costs a second PUT and a read.
+    let Some(server) = Server::start(test, Kind::Moto).await else {
         return;
     };
     let region = Region::start_on(server.storage(), 2, |_| {}).await;
     let (first, second) = (region.client(0), region.client(1));
     let costs = |expected: usize, what: &str| {
-        let requests = server.faults().requests();
+        let requests = server.faults().take_requests();
         assert_eq!(requests.len(), expected, "{what}: {requests:#?}");
     };
-    server.faults().requests();
+    server.faults().take_requests();
     let layer = sample(1 << 20, 0);
     first.push_blob("app", layer.clone()).await;
     costs(6, "HEAD, segment, link, finish link, record, claim");
@@ -127,23 +126,23 @@ async fn on_s3_an_operation_is_a_request() {
         second.put(&next, &digest, "").await.status(),
         StatusCode::CREATED
     );
-    costs(7, "the same, and the last link is read");
+    costs(7, "the same, and a read of the last log entry");
 
     first.push_blob("app", "{}").await;
-    server.faults().requests();
+    server.faults().take_requests();
     let body = manifest(b"{}", std::slice::from_ref(&layer));
     let answer = first
         .put_manifest("/v2/app/manifests/v1", MANIFEST, body.clone())
         .await;
     assert_eq!(answer.status(), StatusCode::CREATED);
-    costs(4, "two writes, and as many reads");
+    costs(4, "two writes and two reads");
 
     let by_digest = format!("/v2/app/manifests/{}", Digest::sha256(&body));
     second.get("/v2/app/manifests/v1").await;
     costs(2, "a cold tag and its manifest");
     let blob = format!("/v2/app/blobs/{}", Digest::sha256(&layer));
     second.get(&blob).await.bytes().await.unwrap();
-    costs(3, "claim, record, bytes");
+    costs(3, "membership, record, bytes");
     second.get(&by_digest).await;
     second.head(&blob).await;
     costs(0, "warm");

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::support::{MANIFEST, Region, Registry, config, header, location, sample};
 
 #[tokio::test]
-async fn an_upload_wanders_between_replicas_chunk_by_chunk() {
+async fn chunks_alternate_between_replicas() {
     let region = Region::start(3).await;
     for step in [1, 1000, 256 << 10, (256 << 10) + 1, 700_000] {
         let bytes = sample(step * 5, step);
@@ -46,7 +46,7 @@ async fn an_upload_wanders_between_replicas_chunk_by_chunk() {
 }
 
 #[tokio::test]
-async fn a_client_that_lost_its_location_asks_any_replica_where_to_go_on() {
+async fn upload_status_at_any_replica() {
     let region = Region::start(2).await;
     let upload = region.client(0).begin("app").await;
     let bare = upload.split('?').next().unwrap().to_owned();
@@ -62,7 +62,7 @@ async fn a_client_that_lost_its_location_asks_any_replica_where_to_go_on() {
         .chunk(&bare, 60_000, bytes.slice(60_000..))
         .await;
     assert_eq!(answer.status(), StatusCode::ACCEPTED);
-    // The first replica remembers an older state, and finds out.
+    // The first replica has an older state in memory, and detects that.
     let status = region.client(0).get(&bare).await;
     assert_eq!(header(&status, "range"), "0-99999");
     let again = region.client(0).chunk(&upload, 0, "x").await;
@@ -75,7 +75,7 @@ async fn a_client_that_lost_its_location_asks_any_replica_where_to_go_on() {
 }
 
 #[tokio::test]
-async fn a_long_chain_is_taken_up_by_another_replica() {
+async fn long_upload_log_continues_at_another_replica() {
     let region = Region::start(2).await;
     let bytes = sample(150 * 100, 0);
     let mut upload = region.client(0).begin("app").await;
@@ -100,11 +100,11 @@ async fn a_long_chain_is_taken_up_by_another_replica() {
 }
 
 #[tokio::test]
-async fn what_one_replica_acknowledged_another_names_in_a_manifest() {
+async fn manifest_names_blob_acknowledged_at_another_replica() {
     let region = Region::start(2).await;
     let (first, second) = (region.client(0), region.client(1));
     let layer = sample(1000, 0);
-    // The second replica looks before the push: it must not remember that there was nothing.
+    // The second replica reads before the push: it must not cache the absence.
     for bytes in [&layer[..], b"{}"] {
         let path = format!("/v2/app/blobs/{}", Digest::sha256(bytes));
         assert_eq!(second.head(&path).await.status(), StatusCode::NOT_FOUND);
@@ -127,15 +127,15 @@ async fn what_one_replica_acknowledged_another_names_in_a_manifest() {
     );
 }
 
-/// So long that nothing expires while a story runs.
-fn remember(config: &mut flotilla_origin::Config) {
+/// Makes the times-to-live so long that nothing expires during a test.
+fn disable_expiry(config: &mut flotilla_origin::Config) {
     config.limits.tag_time_to_live = Duration::from_secs(600);
     config.limits.repository_time_to_live = Duration::from_secs(600);
 }
 
 #[tokio::test]
-async fn an_acknowledged_change_is_seen_through_every_listed_replica() {
-    let region = Region::start_with(3, remember).await;
+async fn acknowledged_change_is_seen_at_every_listed_replica() {
+    let region = Region::start_with(3, disable_expiry).await;
     let layer = sample(1000, 1);
     let (tag, blob) = (
         "/v2/app/manifests/v1",
@@ -192,8 +192,8 @@ async fn an_acknowledged_change_is_seen_through_every_listed_replica() {
 }
 
 #[tokio::test]
-async fn a_manifest_put_again_under_another_media_type_is_seen_so_everywhere() {
-    let region = Region::start_with(2, remember).await;
+async fn changed_media_type_reaches_all_replicas() {
+    let region = Region::start_with(2, disable_expiry).await;
     let untyped = r#"{"schemaVersion":2,"config":{"mediaType":"x/y","digest":"DIGEST","size":2},"layers":[]}"#;
     let untyped = untyped.replace(
         "DIGEST",
@@ -217,7 +217,7 @@ async fn a_manifest_put_again_under_another_media_type_is_seen_so_everywhere() {
 }
 
 #[tokio::test]
-async fn a_replica_that_is_not_listed_is_stale_for_one_time_to_live_at_most() {
+async fn unlisted_replica_is_stale_for_at_most_a_time_to_live() {
     let ttl = Duration::from_millis(300);
     let region = Region::start_with(1, |config| config.limits.tag_time_to_live = ttl).await;
     let mut loner = crate::support::config();
@@ -246,10 +246,10 @@ async fn a_replica_that_is_not_listed_is_stale_for_one_time_to_live_at_most() {
     }
 }
 
-/// Waits for its time-to-live rather than believe: nobody there, somebody who hangs, somebody who
-/// is no replica.
+/// For a replica that is down, hangs, or is not a replica, a change waits until its time-to-live has
+/// passed.
 #[tokio::test]
-async fn who_does_not_answer_as_a_replica_is_waited_out() {
+async fn unresponsive_replicas_are_waited_out() {
     let ttl = Duration::from_millis(400);
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let gone = TcpListener::bind("127.0.0.1:0")
@@ -289,8 +289,8 @@ async fn who_does_not_answer_as_a_replica_is_waited_out() {
 }
 
 #[tokio::test]
-async fn replicas_listen_to_replicas_only() {
-    let region = Region::start_with(1, remember).await;
+async fn replica_listener_rejects_other_clients() {
+    let region = Region::start_with(1, disable_expiry).await;
     let internal = crate::support::Registry::at(region.origins[0].replica_addr().unwrap());
     for (body, status) in [
         (sample(200, 0), StatusCode::FORBIDDEN),
@@ -312,7 +312,7 @@ async fn replicas_listen_to_replicas_only() {
 }
 
 #[tokio::test]
-async fn replicas_are_found_by_address_and_by_name() {
+async fn replica_discovery_by_address_and_name() {
     let listening = TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
@@ -331,9 +331,9 @@ async fn replicas_are_found_by_address_and_by_name() {
     assert!(matches!(listed, Some("1" | "2")), "{metrics}");
 }
 
-/// A replica that nobody lists stands for one that died between its write and its messages.
+/// An unlisted replica simulates one that crashed after its write and before its invalidations.
 #[tokio::test]
-async fn a_delete_that_finds_nothing_tells_the_others_before_it_says_so() {
+async fn delete_of_tombstone_invalidates_before_404() {
     let region = Region::start_with(2, |config| {
         config.limits.tag_time_to_live = Duration::from_mins(1)
     })
@@ -364,7 +364,7 @@ async fn a_delete_that_finds_nothing_tells_the_others_before_it_says_so() {
         assert_eq!(
             region.client(1).get(&path).await.status(),
             StatusCode::OK,
-            "nobody told it of {path}"
+            "it got no invalidation of {path}"
         );
         assert_eq!(
             region.client(0).delete(&path).await,

@@ -1,4 +1,4 @@
-//! One region: replicas over one storage, and a client that speaks the distribution specification.
+//! Test harness: the replicas of a region on one storage, and a client of the OCI distribution API.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::faulty_storage::{Faults, FaultyStorage};
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// Replicas that share a storage, whose faults the story decides.
+/// Replicas that share a storage with injected faults.
 pub(crate) struct Region {
     pub(crate) origins: Vec<Origin>,
     pub(crate) faults: Faults,
@@ -38,7 +38,7 @@ pub(crate) fn config() -> Config {
     )
 }
 
-/// Replicas over a storage that list each other.
+/// Starts replicas on a storage, which list each other.
 pub(crate) async fn start_replicas(
     replicas: usize,
     storage: Arc<dyn Storage>,
@@ -75,7 +75,7 @@ impl Region {
         .await
     }
 
-    /// Replicas on this storage.
+    /// Starts replicas on this storage.
     pub(crate) async fn start_on(
         storage: Arc<dyn Storage>,
         replicas: usize,
@@ -96,20 +96,20 @@ impl Region {
         Registry::at(self.origins[replica].addr())
     }
 
-    /// What has been counted so far at a replica.
+    /// The storage operations of a replica so far.
     pub(crate) fn operations(&self, replica: usize) -> &Operations {
         self.origins[replica].metrics().operations()
     }
 
-    /// Asserts that everything that was acknowledged is whole, down to the bytes.
-    pub(crate) async fn is_sound(&self) {
+    /// Asserts that a deep check finds no damage.
+    pub(crate) async fn assert_sound(&self) {
         let report = flotilla_origin::check::check(Arc::clone(&self.storage), true)
             .await
             .unwrap();
         assert!(report.is_sound(), "{report:#?}");
     }
 
-    /// Keys that are in storage under a prefix.
+    /// The stored keys under a prefix.
     pub(crate) async fn keys(&self, prefix: &str) -> Vec<String> {
         let prefix = storage::Prefix::new(prefix).unwrap();
         let page = self.storage.list(&prefix, None, 10_000).await.unwrap();
@@ -129,14 +129,13 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn at(address: std::net::SocketAddr) -> Self {
-        // Plain HTTP; the builder wants to know of a TLS provider all the same. All tests install
-        // the same one.
+        // The client builder requires a TLS provider even for plain HTTP. All tests install the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self::with(Client::builder(), address)
     }
 
-    /// A client that follows no redirects.
-    pub(crate) fn that_stays(address: std::net::SocketAddr) -> Self {
+    /// A client that does not follow redirects.
+    pub(crate) fn without_redirects(address: std::net::SocketAddr) -> Self {
         Self::with(
             Client::builder().redirect(reqwest::redirect::Policy::none()),
             address,
@@ -151,7 +150,7 @@ impl Registry {
         }
     }
 
-    /// A client that speaks HTTP/2 from the first byte on, without TLS.
+    /// A client that uses HTTP/2 with prior knowledge, without TLS.
     pub(crate) fn with_prior_knowledge(address: std::net::SocketAddr) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self::with(Client::builder().http2_prior_knowledge(), address)
@@ -190,7 +189,7 @@ impl Registry {
             .status()
     }
 
-    /// `POST`: the Location of a new upload.
+    /// Begins an upload by `POST`; returns its Location.
     pub(crate) async fn begin(&self, repository: &str) -> String {
         let path = format!("/v2/{repository}/blobs/uploads/");
         let answer = self.request(Method::POST, &path).send().await.unwrap();
@@ -206,7 +205,7 @@ impl Registry {
             .unwrap()
     }
 
-    /// `PATCH` with a Content-Range.
+    /// Sends a `PATCH` with a Content-Range.
     pub(crate) async fn chunk(
         &self,
         upload: &str,
@@ -268,7 +267,7 @@ impl Registry {
         request.body(body.into()).send().await.unwrap()
     }
 
-    /// Pushes an image of these layers under a tag. Its manifest.
+    /// Pushes an image with these layers under a tag; returns its manifest.
     pub(crate) async fn push_image(&self, repository: &str, tag: &str, layers: &[Bytes]) -> Bytes {
         let config = Bytes::from(format!("{{\"tag\":\"{tag}\"}}"));
         self.push_blob(repository, config.clone()).await;
@@ -314,18 +313,18 @@ pub(crate) fn header<'a>(answer: &'a Response, name: &str) -> &'a str {
         .map_or("", |value| value.to_str().unwrap())
 }
 
-/// Whether a client is told to come again.
+/// Whether a response is 503 with Retry-After.
 pub(crate) fn is_unavailable(answer: &Response) -> bool {
     answer.status() == StatusCode::SERVICE_UNAVAILABLE && header(answer, "retry-after") == "1"
 }
 
-/// The code of an error's body.
+/// The first error code of a response body.
 pub(crate) async fn code(answer: Response) -> String {
     let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
     body["errors"][0]["code"].as_str().unwrap().to_owned()
 }
 
-/// Bytes that differ everywhere, without randomness.
+/// Deterministic bytes without repetitions.
 pub(crate) fn sample(len: usize, salt: usize) -> Bytes {
     let byte = |index: usize| ((index + salt).wrapping_mul(2_654_435_761) >> 11) as u8;
     (0..len).map(byte).collect::<Vec<_>>().into()

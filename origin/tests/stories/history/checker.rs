@@ -1,4 +1,4 @@
-//! Whether what clients saw is what was promised.
+//! Checks the recorded history against the guarantee.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -8,10 +8,10 @@ use flotilla_common::digest::Digest;
 
 use super::recording_storage::AppliedChange;
 
-/// A tag's body that is shorter is a tombstone.
+/// A shorter body of a tag is a tombstone.
 const TOMBSTONE_LIMIT: usize = 128;
 
-/// One request, by the client's clock.
+/// A request and its outcome, with times of the client's clock.
 #[derive(Clone, Debug)]
 pub(super) struct Event {
     pub(super) key: String,
@@ -20,30 +20,30 @@ pub(super) struct Event {
     pub(super) outcome: Outcome,
 }
 
-/// What came of it.
+/// The outcome of a request.
 #[derive(Clone, Debug)]
 pub(super) enum Outcome {
-    /// Not acknowledged: it may have happened, or not.
+    /// Not acknowledged: it may have taken effect.
     Unknown,
     /// A tag was moved.
-    Moved(Digest),
+    TagMoved(Digest),
     /// A tag was deleted.
-    Buried,
-    /// A tag names this, or nothing.
-    Named(Option<Digest>),
+    TagDeleted,
+    /// A tag names this manifest, or does not exist.
+    TagRead(Option<Digest>),
     /// A blob, or a manifest that refers to a subject, was pushed.
     Put,
-    /// It was deleted.
+    /// A blob or manifest was deleted.
     Deleted,
-    /// It was there, or not.
-    Found(bool),
-    /// A referrer was pushed.
-    Referred(Digest),
-    /// The referrers that were listed.
-    Listed(Vec<Digest>),
+    /// Whether a blob or manifest was found.
+    PresenceRead(bool),
+    /// A referrer, which is never deleted, was pushed.
+    ReferrerAdded(Digest),
+    /// The referrers of a listing.
+    ReferrersRead(Vec<Digest>),
 }
 
-/// All that happened.
+/// All requests, and all changes of tags as the storage applied them.
 #[derive(Debug)]
 pub(super) struct History {
     pub(super) events: Vec<Event>,
@@ -51,9 +51,11 @@ pub(super) struct History {
 }
 
 impl History {
+    /// Asserts that there are enough events of each kind for a meaningful check.
+    ///
     /// # Panics
-    /// If too little happened for a check to mean anything.
-    pub(super) fn assert_busy(&self) {
+    /// If there are not.
+    pub(super) fn assert_enough_events(&self) {
         let count = |wanted: fn(&Outcome) -> bool| {
             self.events
                 .iter()
@@ -61,20 +63,20 @@ impl History {
                 .count()
         };
         let counts = [
-            count(|outcome| matches!(outcome, Outcome::Moved(_))),
-            count(|outcome| matches!(outcome, Outcome::Buried)),
-            count(|outcome| matches!(outcome, Outcome::Named(_))),
+            count(|outcome| matches!(outcome, Outcome::TagMoved(_))),
+            count(|outcome| matches!(outcome, Outcome::TagDeleted)),
+            count(|outcome| matches!(outcome, Outcome::TagRead(_))),
             count(|outcome| matches!(outcome, Outcome::Put)),
             count(|outcome| matches!(outcome, Outcome::Deleted)),
-            count(|outcome| matches!(outcome, Outcome::Found(_))),
-            count(|outcome| matches!(outcome, Outcome::Referred(_))),
-            count(|outcome| matches!(outcome, Outcome::Listed(_))),
+            count(|outcome| matches!(outcome, Outcome::PresenceRead(_))),
+            count(|outcome| matches!(outcome, Outcome::ReferrerAdded(_))),
+            count(|outcome| matches!(outcome, Outcome::ReferrersRead(_))),
         ];
-        eprintln!("moved, buried, named, put, deleted, found, referred, listed: {counts:?}");
+        eprintln!("events by kind: {counts:?}");
         assert!(counts.into_iter().all(|count| count >= 3), "{counts:?}");
     }
 
-    /// Reads that were older than something acknowledged more than `grace` before they began.
+    /// Reads that are older than a change acknowledged more than `grace` before they began.
     pub(super) fn violations(&self, grace: Duration) -> Vec<String> {
         let acknowledged = self.acknowledged();
         let mut by_key = BTreeMap::<&str, Vec<&Event>>::new();
@@ -83,22 +85,22 @@ impl History {
         }
         let of = |key: &str| by_key.get(key).map_or(&[][..], Vec::as_slice);
         let violations = self.events.iter().flat_map(|read| match &read.outcome {
-            Outcome::Named(seen) => self
-                .tag(read, *seen, &acknowledged, grace)
+            Outcome::TagRead(seen) => self
+                .tag_violation(read, *seen, &acknowledged, grace)
                 .into_iter()
                 .collect(),
-            Outcome::Found(seen) => presence(read, *seen, of(&read.key), grace)
+            Outcome::PresenceRead(seen) => presence_violation(read, *seen, of(&read.key), grace)
                 .into_iter()
                 .collect(),
-            Outcome::Listed(seen) => {
-                let missing = missing(read, seen, of(&read.key), grace).into_iter();
+            Outcome::ReferrersRead(seen) => {
+                let missing = missing_referrer(read, seen, of(&read.key), grace).into_iter();
                 let prefix = format!("{} ", read.key);
                 let entries = by_key
                     .range(&*prefix..)
                     .take_while(|(key, _)| key.starts_with(&prefix));
                 let listed = entries.filter_map(|(key, events)| {
                     let is_listed = seen.iter().any(|digest| key.ends_with(&digest.to_string()));
-                    presence(read, is_listed, events, grace)
+                    presence_violation(read, is_listed, events, grace)
                 });
                 missing.chain(listed).collect::<Vec<_>>()
             }
@@ -107,30 +109,29 @@ impl History {
         violations.collect()
     }
 
-    /// Each acknowledged change of a tag with its place in the storage's order.
+    /// Each acknowledged change of a tag, with its position in the storage's order.
     fn acknowledged(&self) -> Vec<(&Event, usize)> {
-        let place = |change: &Event| match change.outcome {
-            Outcome::Moved(digest) => self
+        let position = |change: &Event| match change.outcome {
+            Outcome::TagMoved(digest) => self
                 .applied
                 .iter()
-                .position(|applied| is_of(applied, Some(digest))),
-            // Of several tombstones within the request's time the first: it is the least that it
-            // can have been.
-            Outcome::Buried => self.applied.iter().position(|applied| {
+                .position(|applied| wrote(applied, Some(digest))),
+            // If several tombstones applied during the request, the first is the safe lower bound.
+            Outcome::TagDeleted => self.applied.iter().position(|applied| {
                 let within = applied.ended >= change.began && applied.began <= change.ended;
-                applied.key == change.key && within && is_of(applied, None)
+                applied.key == change.key && within && wrote(applied, None)
             }),
             _ => None,
         };
         self.events
             .iter()
-            .filter_map(|change| Some((change, place(change)?)))
+            .filter_map(|change| Some((change, position(change)?)))
             .collect()
     }
 
-    /// The change that is seen must be as new, in the storage's order, as every change acknowledged
-    /// before.
-    fn tag(
+    /// Checks a read of a tag: it must see a change at least as new, in the storage's order, as every
+    /// change acknowledged before.
+    fn tag_violation(
         &self,
         read: &Event,
         seen: Option<Digest>,
@@ -140,27 +141,34 @@ impl History {
         let before = acknowledged
             .iter()
             .filter(|(change, _)| change.key == read.key && change.ended + grace < read.began);
-        let newest = before.map(|(_, place)| *place).max();
+        let newest = before.map(|(_, position)| *position).max();
         let from = newest.unwrap_or(0);
-        let could_be_seen = self.applied[from..].iter().any(|applied| {
-            applied.key == read.key && applied.began <= read.ended && is_of(applied, seen)
+        let is_possible = self.applied[from..].iter().any(|applied| {
+            applied.key == read.key && applied.began <= read.ended && wrote(applied, seen)
         });
-        let never_was = seen.is_none() && newest.is_none();
-        (!could_be_seen && !never_was).then(|| {
-            let place = self
+        let never_existed = seen.is_none() && newest.is_none();
+        (!is_possible && !never_existed).then(|| {
+            let position = self
                 .applied
                 .iter()
-                .rposition(|applied| applied.key == read.key && is_of(applied, seen));
-            format!("{read:?} saw change {place:?} after change {newest:?} was acknowledged")
+                .rposition(|applied| applied.key == read.key && wrote(applied, seen));
+            format!("{read:?} saw change {position:?} after change {newest:?} was acknowledged")
         })
     }
 }
 
-/// A referrer that was never deleted is in every list that was asked for after it was acknowledged.
-fn missing(read: &Event, seen: &[Digest], changes: &[&Event], grace: Duration) -> Option<String> {
+/// Checks a list of referrers: it must have each referrer that was acknowledged before and never
+/// deleted.
+fn missing_referrer(
+    read: &Event,
+    seen: &[Digest],
+    changes: &[&Event],
+    grace: Duration,
+) -> Option<String> {
     let missing = changes.iter().find(|change| {
         let before = change.ended + grace < read.began;
-        before && matches!(&change.outcome, Outcome::Referred(digest) if !seen.contains(digest))
+        before
+            && matches!(&change.outcome, Outcome::ReferrerAdded(digest) if !seen.contains(digest))
     });
     missing.map(|missing| {
         format!(
@@ -171,12 +179,18 @@ fn missing(read: &Event, seen: &[Digest], changes: &[&Event], grace: Duration) -
     })
 }
 
-/// With one writer: what is seen was the last thing acknowledged before, or tried since.
-fn presence(read: &Event, seen: bool, events: &[&Event], grace: Duration) -> Option<String> {
+/// Checks a read of a key with a single writer: it must see the last acknowledged change, or one that
+/// was attempted since.
+fn presence_violation(
+    read: &Event,
+    seen: bool,
+    events: &[&Event],
+    grace: Duration,
+) -> Option<String> {
     let by_writer = || {
         events
             .iter()
-            .filter(|event| !matches!(event.outcome, Outcome::Found(_)))
+            .filter(|event| !matches!(event.outcome, Outcome::PresenceRead(_)))
     };
     let last = by_writer()
         .filter(|change| change.ended + grace < read.began)
@@ -184,21 +198,20 @@ fn presence(read: &Event, seen: bool, events: &[&Event], grace: Duration) -> Opt
         .max_by_key(|change| change.ended);
     let state = last.is_some_and(|change| matches!(change.outcome, Outcome::Put));
     let since = last.map(|change| change.ended);
-    // Whatever was tried since may have happened by now, or not yet.
-    let tried = by_writer()
+    // An attempt since then may or may not have taken effect.
+    let is_attempted = by_writer()
         .any(|change| since.is_none_or(|since| change.ended > since) && change.began <= read.ended);
-    (seen != state && !tried).then(|| format!("{read:?} saw {seen} after {last:?}"))
+    (seen != state && !is_attempted).then(|| format!("{read:?} saw {seen} after {last:?}"))
 }
 
-/// Whether a change wrote this value; none is a tombstone.
-fn is_of(applied: &AppliedChange, value: Option<Digest>) -> bool {
+/// Whether a change wrote this value; `None` stands for a tombstone.
+fn wrote(applied: &AppliedChange, value: Option<Digest>) -> bool {
     match value {
         None => applied.body.len() < TOMBSTONE_LIMIT,
         Some(digest) => applied.body.windows(32).any(|bytes| bytes == digest.hash()),
     }
 }
 
-/// What it finds in histories that were never promised.
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -207,18 +220,20 @@ mod tests {
 
     const SUBJECT: &str = "referrers s";
 
-    /// Requests one after the other.
-    fn history(outcomes: Vec<(String, Outcome)>) -> Vec<String> {
-        let (start, step) = (Instant::now(), Duration::from_millis(10));
-        let (mut events, mut applied) = (Vec::new(), Vec::new());
+    /// Checks a history of sequential requests.
+    fn violations_of(outcomes: Vec<(String, Outcome)>) -> Vec<String> {
+        let start = Instant::now();
+        let step = Duration::from_millis(10);
+        let mut events = Vec::new();
+        let mut applied = Vec::new();
         for (at, (key, outcome)) in outcomes.into_iter().enumerate() {
             let (began, ended) = (
                 start + step * (2 * at as u32),
                 start + step * (2 * at as u32 + 1),
             );
             let body = match &outcome {
-                Outcome::Moved(digest) => Some([digest.hash(), &[0; TOMBSTONE_LIMIT]].concat()),
-                Outcome::Buried => Some(Vec::new()),
+                Outcome::TagMoved(digest) => Some([digest.hash(), &[0; TOMBSTONE_LIMIT]].concat()),
+                Outcome::TagDeleted => Some(Vec::new()),
                 _ => None,
             };
             applied.extend(body.map(|body| AppliedChange {
@@ -245,83 +260,86 @@ mod tests {
         format!("{SUBJECT} {}", digest(text))
     }
 
-    fn is_found(outcomes: Vec<(String, Outcome)>, saying: &str) {
-        let found = history(outcomes);
+    fn assert_violation(outcomes: Vec<(String, Outcome)>, expected: &str) {
+        let found = violations_of(outcomes);
         assert!(
-            matches!(&found[..], [one] if one.contains(saying)),
+            matches!(&found[..], [one] if one.contains(expected)),
             "{found:?}"
         );
     }
 
     #[test]
-    fn what_was_promised_is_no_violation() {
+    fn valid_histories_have_no_violations() {
         let one = digest("one");
         let outcomes = vec![
-            ("tag".to_owned(), Outcome::Moved(one)),
-            ("tag".to_owned(), Outcome::Named(Some(one))),
-            ("tag".to_owned(), Outcome::Buried),
-            ("tag".to_owned(), Outcome::Named(None)),
+            ("tag".to_owned(), Outcome::TagMoved(one)),
+            ("tag".to_owned(), Outcome::TagRead(Some(one))),
+            ("tag".to_owned(), Outcome::TagDeleted),
+            ("tag".to_owned(), Outcome::TagRead(None)),
             (entry("a"), Outcome::Put),
-            (SUBJECT.to_owned(), Outcome::Referred(one)),
-            (SUBJECT.to_owned(), Outcome::Listed(vec![one, digest("a")])),
+            (SUBJECT.to_owned(), Outcome::ReferrerAdded(one)),
+            (
+                SUBJECT.to_owned(),
+                Outcome::ReferrersRead(vec![one, digest("a")]),
+            ),
             (entry("a"), Outcome::Deleted),
-            (SUBJECT.to_owned(), Outcome::Listed(vec![one])),
-            (entry("a"), Outcome::Found(false)),
+            (SUBJECT.to_owned(), Outcome::ReferrersRead(vec![one])),
+            (entry("a"), Outcome::PresenceRead(false)),
             (entry("a"), Outcome::Unknown),
-            (entry("a"), Outcome::Found(true)),
+            (entry("a"), Outcome::PresenceRead(true)),
         ];
-        assert_eq!(history(outcomes), Vec::<String>::new());
+        assert_eq!(violations_of(outcomes), Vec::<String>::new());
     }
 
     #[test]
-    fn a_tag_of_before_is_found() {
+    fn detects_stale_tags() {
         let (one, two) = (digest("one"), digest("two"));
         let tag = |outcome| ("tag".to_owned(), outcome);
-        let moved = || vec![tag(Outcome::Moved(one)), tag(Outcome::Moved(two))];
-        is_found(
-            [moved(), vec![tag(Outcome::Named(Some(one)))]].concat(),
+        let moved = || vec![tag(Outcome::TagMoved(one)), tag(Outcome::TagMoved(two))];
+        assert_violation(
+            [moved(), vec![tag(Outcome::TagRead(Some(one)))]].concat(),
             "after change Some(1)",
         );
-        is_found(
-            [moved(), vec![tag(Outcome::Named(None))]].concat(),
+        assert_violation(
+            [moved(), vec![tag(Outcome::TagRead(None))]].concat(),
             "after change Some(1)",
         );
-        let deleted = vec![tag(Outcome::Buried), tag(Outcome::Named(Some(two)))];
-        is_found([moved(), deleted].concat(), "after change Some(2)");
+        let deleted = vec![tag(Outcome::TagDeleted), tag(Outcome::TagRead(Some(two)))];
+        assert_violation([moved(), deleted].concat(), "after change Some(2)");
     }
 
     #[test]
-    fn a_blob_that_is_lost_and_one_whose_delete_is_undone_are_found() {
+    fn detects_lost_and_resurrected_blobs() {
         let blob = |outcome| ("blob".to_owned(), outcome);
-        is_found(
-            vec![blob(Outcome::Put), blob(Outcome::Found(false))],
+        assert_violation(
+            vec![blob(Outcome::Put), blob(Outcome::PresenceRead(false))],
             "saw false",
         );
         let undone = vec![
             blob(Outcome::Put),
             blob(Outcome::Deleted),
-            blob(Outcome::Found(true)),
+            blob(Outcome::PresenceRead(true)),
         ];
-        is_found(undone, "saw true");
+        assert_violation(undone, "saw true");
     }
 
     #[test]
-    fn a_list_that_lacks_a_referrer_or_has_a_deleted_one_is_found() {
-        let list = |digests| (SUBJECT.to_owned(), Outcome::Listed(digests));
+    fn detects_missing_and_deleted_referrers() {
+        let list = |digests| (SUBJECT.to_owned(), Outcome::ReferrersRead(digests));
         let one = digest("one");
-        is_found(
+        assert_violation(
             vec![
-                (SUBJECT.to_owned(), Outcome::Referred(one)),
+                (SUBJECT.to_owned(), Outcome::ReferrerAdded(one)),
                 list(Vec::new()),
             ],
             "is missing",
         );
-        is_found(
+        assert_violation(
             vec![(entry("a"), Outcome::Put), list(vec![one])],
             "saw false",
         );
         let deleted = vec![(entry("a"), Outcome::Put), (entry("a"), Outcome::Deleted)];
-        is_found(
+        assert_violation(
             [deleted, vec![list(vec![digest("a")])]].concat(),
             "saw true",
         );

@@ -1,4 +1,4 @@
-//! What clients do, and write down.
+//! Clients that send random requests and record the outcomes.
 
 use core::ops::Range;
 use core::time::Duration;
@@ -15,37 +15,37 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::checker::{Event, History, Outcome};
-use super::fleet::{Entrances, Fleet};
+use super::fleet::{Fleet, ReplicaClients};
 use crate::support::{MANIFEST, Registry, descriptor, header, location, manifest};
 
 const TAGS: [&str; 2] = ["one", "two"];
 const WRITERS: u64 = 3;
 const READERS: u64 = 4;
-const MOST_REFERRERS: u64 = 900;
-/// Manifests of each writer that are attached to its subject and detached again.
-const DETACHED: u64 = 3;
-/// More than one: the range of one byte reads as that of none.
+const MAX_REFERRERS: u64 = 900;
+/// Number of manifests per writer that are pushed with its subject and deleted again.
+const DETACHED_MANIFESTS: u64 = 3;
+/// More than 1, because the range of one byte looks like that of none.
 const CHUNK_LEN: usize = 3;
-/// For one request. What it did by then is unknown.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout of a request. After a timeout its outcome is unknown.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One client, which asks another replica each time.
+/// A client that sends each request to a random replica.
 struct Client {
-    entrances: Entrances,
+    clients: ReplicaClients,
     rng: Pcg64Mcg,
     events: Arc<Mutex<Vec<Event>>>,
     until: Instant,
 }
 
-/// Runs clients for a while, with replicas being disturbed.
+/// Runs clients while replicas are paused and crashed.
 pub(super) async fn run(fleet: &mut Fleet, time: Duration, rng_seed: u64) -> History {
     let (events, until) = (Arc::<Mutex<Vec<Event>>>::default(), Instant::now() + time);
-    let anybody = fleet.entrances.read().unwrap()[0]
+    let random_replica = fleet.clients.read().unwrap()[0]
         .clone()
-        .expect("everybody is up at first");
-    anybody.push_blob("app", "{}").await;
+        .expect("all replicas are up at first");
+    random_replica.push_blob("app", "{}").await;
     let client = |number: u64| Client {
-        entrances: Arc::clone(&fleet.entrances),
+        clients: Arc::clone(&fleet.clients),
         rng: Pcg64Mcg::seed_from_u64(rng_seed * 100 + number),
         events: Arc::clone(&events),
         until,
@@ -54,8 +54,8 @@ pub(super) async fn run(fleet: &mut Fleet, time: Duration, rng_seed: u64) -> His
     for writer in 0..WRITERS {
         clients.spawn(client(writer).move_tags(writer));
         clients.spawn(client(10 + writer).push_and_delete_blob(writer));
-        clients.spawn(client(20 + writer).refer(writer));
-        clients.spawn(client(40 + writer).attach_and_detach(writer));
+        clients.spawn(client(20 + writer).push_referrers(writer));
+        clients.spawn(client(40 + writer).push_and_delete_referrers(writer));
     }
     for reader in 0..READERS {
         clients.spawn(client(30 + reader).read());
@@ -74,7 +74,7 @@ pub(super) async fn run(fleet: &mut Fleet, time: Duration, rng_seed: u64) -> His
     }
 }
 
-/// The manifest that one write of a tag is known by.
+/// The unique manifest of one write of a tag.
 fn image(writer: u64, count: u64) -> Bytes {
     let mut image: Value = serde_json::from_slice(&manifest(b"{}", &[])).unwrap();
     image["annotations"] = json!({"write": format!("{writer}-{count}")});
@@ -92,14 +92,14 @@ fn artifact(writer: u64, count: u64) -> Bytes {
     artifact.to_string().into()
 }
 
-/// What a list of a writer's referrers is known by; an entry of it has its digest behind a space.
+/// The key of a writer's list of referrers. The key of an entry has the digest appended after a space.
 fn referrers(writer: u64) -> String {
     format!("referrers {}", Digest::sha256(&subject(writer)))
 }
 
-/// One that is deleted now and then. Counted from above, where the others do not come.
-fn detached(count: u64) -> u64 {
-    MOST_REFERRERS + count
+/// The number of a referrer that is deleted and pushed again. It is above those of the others.
+fn deleted_referrer(count: u64) -> u64 {
+    MAX_REFERRERS + count
 }
 
 fn blob(writer: u64) -> Bytes {
@@ -107,10 +107,10 @@ fn blob(writer: u64) -> Bytes {
 }
 
 impl Client {
-    async fn anybody(&mut self) -> Option<Registry> {
+    async fn random_replica(&mut self) -> Option<Registry> {
         while Instant::now() < self.until {
             let up: Vec<_> = self
-                .entrances
+                .clients
                 .read()
                 .unwrap()
                 .iter()
@@ -125,7 +125,7 @@ impl Client {
         None
     }
 
-    /// Sends a request, and writes down what came of it.
+    /// Sends a request and records its outcome.
     async fn send(
         &mut self,
         key: String,
@@ -134,11 +134,11 @@ impl Client {
         body: Option<Bytes>,
         outcome: impl AsyncFnOnce(Response) -> Outcome,
     ) -> Option<Outcome> {
-        let client = self.anybody().await?;
+        let client = self.random_replica().await?;
         let mut request = client
             .request(method, path)
             .header("content-type", MANIFEST)
-            .timeout(PATIENCE);
+            .timeout(REQUEST_TIMEOUT);
         if let Some(body) = body {
             request = request.body(body);
         }
@@ -167,7 +167,7 @@ impl Client {
             );
             let sent = if self.rng.random_bool(0.2) {
                 let outcome = async |answer: Response| match answer.status() {
-                    StatusCode::ACCEPTED => Outcome::Buried,
+                    StatusCode::ACCEPTED => Outcome::TagDeleted,
                     StatusCode::NOT_FOUND => Outcome::Unknown,
                     status => panic!("DELETE {status}"),
                 };
@@ -177,7 +177,7 @@ impl Client {
                 let digest = Digest::sha256(&image);
                 let outcome = async |answer: Response| {
                     assert_eq!(answer.status(), StatusCode::CREATED);
-                    Outcome::Moved(digest)
+                    Outcome::TagMoved(digest)
                 };
                 self.send(key, Method::PUT, &path, Some(image), outcome)
                     .await
@@ -197,7 +197,7 @@ impl Client {
                 assert_eq!(answer.status(), StatusCode::CREATED);
                 Outcome::Put
             };
-            // Until it is acknowledged: what came of an attempt before is then of no interest.
+            // Repeated until it is acknowledged, so the outcomes of earlier attempts do not matter.
             loop {
                 let key = format!("blob {digest}");
                 let sent = if self.rng.random_bool(0.5) {
@@ -215,7 +215,7 @@ impl Client {
             let path = format!("/v2/app/blobs/{digest}");
             let deleted = async |answer: Response| match answer.status() {
                 StatusCode::ACCEPTED => Outcome::Deleted,
-                // An attempt before did it.
+                // An earlier attempt succeeded.
                 StatusCode::NOT_FOUND => Outcome::Unknown,
                 status => panic!("DELETE {status}"),
             };
@@ -235,8 +235,8 @@ impl Client {
         }
     }
 
-    /// Pushes a blob in chunks, each through another replica. Where one has died or is lost, the
-    /// upload is asked how far it is, and goes on from there.
+    /// Pushes a blob in chunks through different replicas. After a failure it queries the offset of
+    /// the upload and continues from there.
     async fn push_in_chunks(&mut self, key: String, bytes: &Bytes) -> Option<Outcome> {
         let begun = self
             .ask(Method::POST, "/v2/app/blobs/uploads/", 0..0, bytes)
@@ -269,8 +269,8 @@ impl Client {
         sent
     }
 
-    /// One request about an upload: its Location, and how many bytes it has. The inner one is none
-    /// if there was no answer.
+    /// Sends a request of an upload; returns its Location and length. The inner value is `None` if
+    /// there was no response.
     async fn ask(
         &mut self,
         method: Method,
@@ -278,8 +278,8 @@ impl Client {
         chunk: Range<usize>,
         bytes: &Bytes,
     ) -> Option<Option<(String, usize)>> {
-        let client = self.anybody().await?;
-        let mut request = client.request(method, path).timeout(PATIENCE);
+        let client = self.random_replica().await?;
+        let mut request = client.request(method, path).timeout(REQUEST_TIMEOUT);
         if !chunk.is_empty() {
             request = request.header(
                 "content-range",
@@ -293,7 +293,7 @@ impl Client {
         if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
             return Some(None);
         }
-        // What was lost on its way may have arrived: the chunk is there already.
+        // A chunk whose response was lost may have been appended.
         let is_fine =
             answer.status().is_success() || answer.status() == StatusCode::RANGE_NOT_SATISFIABLE;
         assert!(is_fine, "{}", answer.status());
@@ -309,15 +309,15 @@ impl Client {
         )))
     }
 
-    /// Pushes referrers of a subject, and never deletes one. Fewer than a listing's page has.
-    async fn refer(mut self, writer: u64) {
-        for count in 0..MOST_REFERRERS {
+    /// Pushes referrers of a subject, fewer than a page of a listing, and deletes none.
+    async fn push_referrers(mut self, writer: u64) {
+        for count in 0..MAX_REFERRERS {
             let artifact = artifact(writer, count);
             let digest = Digest::sha256(&artifact);
             let path = format!("/v2/app/manifests/{digest}");
             let pushed = async |answer: Response| {
                 assert_eq!(answer.status(), StatusCode::CREATED);
-                Outcome::Referred(digest)
+                Outcome::ReferrerAdded(digest)
             };
             if self
                 .send(
@@ -336,9 +336,12 @@ impl Client {
     }
 
     /// Pushes and deletes manifests that refer to a subject.
-    async fn attach_and_detach(mut self, writer: u64) {
+    async fn push_and_delete_referrers(mut self, writer: u64) {
         loop {
-            let artifact = artifact(writer, detached(self.rng.random_range(0..DETACHED)));
+            let artifact = artifact(
+                writer,
+                deleted_referrer(self.rng.random_range(0..DETACHED_MANIFESTS)),
+            );
             let digest = Digest::sha256(&artifact);
             let (key, path) = (
                 format!("{} {digest}", referrers(writer)),
@@ -347,7 +350,7 @@ impl Client {
             let sent = if self.rng.random_bool(0.5) {
                 let deleted = async |answer: Response| match answer.status() {
                     StatusCode::ACCEPTED => Outcome::Deleted,
-                    // It was never there, or an attempt before did it.
+                    // It did not exist, or an earlier attempt deleted it.
                     StatusCode::NOT_FOUND => Outcome::Unknown,
                     status => panic!("DELETE {status}"),
                 };
@@ -371,7 +374,7 @@ impl Client {
             let writer = self.rng.random_range(0..WRITERS);
             let found = async |answer: Response| match answer.status() {
                 StatusCode::OK if answer.headers().contains_key("warning") => Outcome::Unknown,
-                status => Outcome::Found(status == StatusCode::OK),
+                status => Outcome::PresenceRead(status == StatusCode::OK),
             };
             let sent = match self.rng.random_range(0..5) {
                 0 => {
@@ -382,11 +385,17 @@ impl Client {
                 }
                 1 => {
                     let path = format!("/v2/app/referrers/{}", Digest::sha256(&subject(writer)));
-                    self.send(referrers(writer), Method::GET, &path, None, listed)
-                        .await
+                    self.send(
+                        referrers(writer),
+                        Method::GET,
+                        &path,
+                        None,
+                        referrers_outcome,
+                    )
+                    .await
                 }
                 2 => {
-                    let count = detached(self.rng.random_range(0..DETACHED));
+                    let count = deleted_referrer(self.rng.random_range(0..DETACHED_MANIFESTS));
                     let digest = Digest::sha256(&artifact(writer, count));
                     let path = format!("/v2/app/manifests/{digest}");
                     self.send(
@@ -404,7 +413,7 @@ impl Client {
                         format!("tag/app/_/{tag}"),
                         format!("/v2/app/manifests/{tag}"),
                     );
-                    self.send(key, Method::GET, &path, None, named).await
+                    self.send(key, Method::GET, &path, None, tag_outcome).await
                 }
             };
             if sent.is_none() {
@@ -414,26 +423,26 @@ impl Client {
     }
 }
 
-async fn listed(answer: Response) -> Outcome {
+async fn referrers_outcome(answer: Response) -> Outcome {
     let Ok(text) = answer.text().await else {
         return Outcome::Unknown;
     };
     let index: Value = serde_json::from_str(&text).unwrap();
     let digests = index["manifests"].as_array().unwrap().iter();
-    Outcome::Listed(
+    Outcome::ReferrersRead(
         digests
             .map(|one| one["digest"].as_str().unwrap().parse().unwrap())
             .collect(),
     )
 }
 
-async fn named(answer: Response) -> Outcome {
+async fn tag_outcome(answer: Response) -> Outcome {
     if answer.headers().contains_key("warning") {
         return Outcome::Unknown;
     }
     match (answer.status(), answer.bytes().await) {
-        (StatusCode::OK, Ok(bytes)) => Outcome::Named(Some(Digest::sha256(&bytes))),
-        (StatusCode::NOT_FOUND, _) => Outcome::Named(None),
+        (StatusCode::OK, Ok(bytes)) => Outcome::TagRead(Some(Digest::sha256(&bytes))),
+        (StatusCode::NOT_FOUND, _) => Outcome::TagRead(None),
         (StatusCode::OK, Err(_)) => Outcome::Unknown,
         (status, _) => panic!("GET {status}"),
     }

@@ -1,4 +1,4 @@
-//! Replicas that come, go and hang while clients use them.
+//! Replicas that start, crash and pause while clients use them.
 
 use core::time::Duration;
 use std::net::SocketAddr;
@@ -12,12 +12,12 @@ use tokio::sync::watch;
 use super::recording_storage::{ChangeLog, RecordingStorage};
 use crate::support::{Registry, config};
 
-/// Who tells whom.
+/// Which replicas list each other, and so send invalidations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Listing {
-    Everybody,
-    /// The mutation: as if nobody sent invalidations.
-    Nobody,
+    AllReplicas,
+    /// The broken variant: no replica sends invalidations.
+    None,
 }
 
 /// The replicas.
@@ -28,12 +28,12 @@ pub(super) struct Fleet {
     listing: Listing,
     list: watch::Sender<Arc<[SocketAddr]>>,
     members: Vec<Member>,
-    /// What clients know.
-    pub(super) entrances: Entrances,
+    /// The replicas that clients may use.
+    pub(super) clients: ReplicaClients,
 }
 
-/// Clients of the replicas that are up.
-pub(super) type Entrances = Arc<RwLock<Vec<Option<Registry>>>>;
+/// A client for each replica; `None` while it is down.
+pub(super) type ReplicaClients = Arc<RwLock<Vec<Option<Registry>>>>;
 
 struct Member {
     origin: Option<Origin>,
@@ -43,7 +43,7 @@ struct Member {
 impl Fleet {
     pub(super) async fn start(replicas: usize, time_to_live: Duration, listing: Listing) -> Self {
         let storage = storage::open("memory:///", 64 << 20).unwrap();
-        let entrances = Arc::new(RwLock::new(vec![None; replicas]));
+        let clients = Arc::new(RwLock::new(vec![None; replicas]));
         let list = watch::Sender::new(Arc::default());
         let log = ChangeLog::default();
         let mut fleet = Self {
@@ -53,19 +53,19 @@ impl Fleet {
             listing,
             list,
             members: Vec::new(),
-            entrances,
+            clients,
         };
         for index in 0..replicas {
             fleet.members.push(Member {
                 origin: None,
                 paused: watch::Sender::new(false),
             });
-            fleet.begin(index).await;
+            fleet.start_replica(index).await;
         }
         fleet
     }
 
-    async fn begin(&mut self, index: usize) {
+    async fn start_replica(&mut self, index: usize) {
         let mut config = config();
         config.limits.tag_time_to_live = self.time_to_live;
         config.limits.repository_time_to_live = self.time_to_live;
@@ -80,15 +80,16 @@ impl Fleet {
         let origin = Origin::start_on(config, Arc::new(RecordingStorage { inner, log, paused }))
             .await
             .unwrap();
-        let entrance = Registry::at(origin.addr());
+        let client = Registry::at(origin.addr());
         member.origin = Some(origin);
-        // Listed first: a client may use it only after everybody tells it.
+        // A client may use the replica only after all others send it invalidations, so it is listed
+        // first.
         self.publish();
-        self.entrances.write().unwrap()[index] = Some(entrance);
+        self.clients.write().unwrap()[index] = Some(client);
     }
 
     fn publish(&self) {
-        if self.listing == Listing::Everybody {
+        if self.listing == Listing::AllReplicas {
             let up = self
                 .members
                 .iter()
@@ -97,15 +98,15 @@ impl Fleet {
         }
     }
 
-    /// Asserts that everything that was acknowledged is whole.
-    pub(super) async fn is_sound(&self) {
+    /// Asserts that a deep check finds no damage.
+    pub(super) async fn assert_sound(&self) {
         let report = flotilla_origin::check::check(Arc::clone(&self.storage), true)
             .await
             .unwrap();
         assert!(report.is_sound(), "{report:#?}");
     }
 
-    /// Something happens to one of the replicas.
+    /// Pauses or crashes one of the replicas.
     pub(super) async fn disturb(&mut self, rng: &mut impl Rng) {
         let index = rng.random_range(0..self.members.len());
         if rng.random_bool(0.7) {
@@ -113,16 +114,16 @@ impl Fleet {
             tokio::time::sleep(Duration::from_millis(rng.random_range(20..200))).await;
             self.members[index].paused.send_replace(false);
         } else {
-            self.kill(index).await;
+            self.crash(index).await;
         }
     }
 
-    /// Its connections break where they are. It stays listed for a while, as the dead do.
-    async fn kill(&mut self, index: usize) {
-        self.entrances.write().unwrap()[index] = None;
+    /// Crashes a replica, which breaks its connections, and restarts it. It stays listed meanwhile.
+    async fn crash(&mut self, index: usize) {
+        self.clients.write().unwrap()[index] = None;
         let dead = self.members[index].origin.take();
         drop(dead);
         tokio::time::sleep(self.time_to_live * 2).await;
-        self.begin(index).await;
+        self.start_replica(index).await;
     }
 }
