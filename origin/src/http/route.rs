@@ -73,6 +73,9 @@ pub(super) fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
         "/metrics" => return Ok(Route::Metrics),
         _ => {}
     }
+    if !has_valid_escapes(path) {
+        return Err(not_found());
+    }
     let path = percent_decode_str(path)
         .decode_utf8()
         .map_err(|_| not_found())?;
@@ -155,6 +158,15 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// Percent-encodes text as the value of a parameter.
 pub(super) fn encode_parameter(text: &str) -> String {
     utf8_percent_encode(text, ENCODED).to_string()
+}
+
+/// Whether each `%` is followed by two hexadecimal digits. `percent_decode_str` would leave any other
+/// `%` as it is.
+fn has_valid_escapes(path: &str) -> bool {
+    path.split('%').skip(1).all(|rest| {
+        let digits = rest.as_bytes().first_chunk::<2>();
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    })
 }
 
 /// The first value of a parameter of a query, decoded; `None` where it is not given.
