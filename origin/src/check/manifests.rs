@@ -75,7 +75,8 @@ impl Checker {
             problems.add_reference(format_args!("manifest {}", child.digest), &target);
         }
         if let Some(subject) = &manifest.subject {
-            // The referrer is written after the manifest, so it is missing after an interrupted push.
+            // The referrer is written after the manifest, so it is missing after an interrupted
+            // push.
             let key = layout::referrer(repository, &subject.digest, digest);
             if self.storage.read(&key).await?.is_none() {
                 problems.leftovers.push(format!(
@@ -188,8 +189,8 @@ impl Checker {
     }
 }
 
-/// Checks the length of a tag or referrer: a listing distinguishes live ones from tombstones by their
-/// length alone.
+/// Checks the length of a tag or referrer: a listing distinguishes live ones from tombstones by
+/// their length alone.
 fn check_length(len: usize, is_live: bool) -> Problems {
     if (len as u64 >= TOMBSTONE_LIMIT) == is_live {
         return Problems::default();

@@ -150,8 +150,8 @@ impl ObjectKind {
         }
     }
 
-    /// The upload of a log entry or segment: all objects of an upload are checked together, with the
-    /// first of them.
+    /// The upload of a log entry or segment: all objects of an upload are checked together, with
+    /// the first of them.
     fn upload(self, key: &Key) -> Option<String> {
         match self {
             Self::LogEntry | Self::Segment => key.as_str().split('/').nth(1).map(str::to_owned),

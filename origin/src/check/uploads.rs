@@ -1,4 +1,5 @@
-//! Checks of upload logs, from their first entry to their last, and of segments that no entry names.
+//! Checks of upload logs, from their first entry to their last, and of segments that no entry
+//! names.
 
 use std::collections::BTreeMap;
 

@@ -160,8 +160,8 @@ pub(super) fn encode_parameter(text: &str) -> String {
     utf8_percent_encode(text, ENCODED).to_string()
 }
 
-/// Whether each `%` is followed by two hexadecimal digits. `percent_decode_str` would leave any other
-/// `%` as it is.
+/// Whether each `%` is followed by two hexadecimal digits. `percent_decode_str` would leave any
+/// other `%` as it is.
 fn has_valid_escapes(path: &str) -> bool {
     path.split('%').skip(1).all(|rest| {
         let digits = rest.as_bytes().first_chunk::<2>();

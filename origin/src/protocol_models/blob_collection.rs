@@ -1,5 +1,5 @@
-//! The lifecycle of a blob: the push of a manifest against a collector. An acknowledged manifest must
-//! not name a dead blob.
+//! The lifecycle of a blob: the push of a manifest against a collector. An acknowledged manifest
+//! must not name a dead blob.
 //!
 //! The collector does the minimum that the rules require: it condemns a blob that a mark did not
 //! find, observes that, and after a second mark, begun later, kills the version that it observed.
@@ -76,8 +76,8 @@ enum Collector {
     IgnoresVersion,
     /// Violates "a second mark begins after the observation": kills right after condemning.
     WithoutSecondMark,
-    /// Violates "observed condemned before": its window begins with the attempt to condemn, whenever
-    /// that takes effect.
+    /// Violates "observed condemned before": its window begins with the attempt to condemn,
+    /// whenever that takes effect.
     WithoutObservation,
 }
 
@@ -119,8 +119,8 @@ async fn collect(model: ModelStorage, key: Key, collector: Collector) {
     let observed = match (attempted, collector) {
         (Some(condemned), _) => Some(condemned),
         (None, Collector::WithoutObservation) => None,
-        // The outcome is unknown, so the record is read back. A record that is not condemned is left
-        // to the next collection.
+        // The outcome is unknown, so the record is read back. A record that is not condemned is
+        // left to the next collection.
         (None, _) => match read_condemned(&model, &key).await {
             None => return,
             condemned => condemned,

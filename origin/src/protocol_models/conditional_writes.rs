@@ -122,8 +122,8 @@ async fn three_replicas_with_one_fault() {
         .assert_holds(1000);
 }
 
-/// A version is a hash of the body. Without a nonce an old body, and with it its version, may return,
-/// and a duplicated swap then succeeds.
+/// A version is a hash of the body. Without a nonce an old body, and with it its version, may
+/// return, and a duplicated swap then succeeds.
 #[tokio::test]
 async fn duplicated_swap_applies_twice_without_nonce() {
     explore_swaps(&["one", "base"], Variant::WithoutNonce, 1)

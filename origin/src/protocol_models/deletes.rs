@@ -323,8 +323,8 @@ async fn delete(registry: &Registry, kind: &str) -> Result<(), RegistryError> {
     registry.delete_manifest(&repository(), &reference).await
 }
 
-/// Deletes one object of each kind, then re-creates all while another actor handles the tombstone of
-/// one of them.
+/// Deletes one object of each kind, then re-creates all while another actor handles the tombstone
+/// of one of them.
 async fn explore_tombstone(kind: &'static str, variant: Variant) -> Explored {
     let scenario = async move |model: ModelStorage| {
         let [first, second] = [warm_replica(&model).await, warm_replica(&model).await];

@@ -2,10 +2,11 @@
 //! calls, with lost responses, writes that apply late or twice, and crashes.
 //!
 //! The code that is explored is the code that ships. Actors call it on a
-//! [`storage_model::ModelStorage`], whose calls wait until the [`explorer`] chooses one. The explorer
-//! replays a scenario from its start for each sequence of choices, so a scenario must be
-//! deterministic: the same choices lead to the same calls. Each rule of a protocol also has a broken
-//! variant, an actor that violates the rule; the explorer must find a trace that fails with it.
+//! [`storage_model::ModelStorage`], whose calls wait until the [`explorer`] chooses one. The
+//! explorer replays a scenario from its start for each sequence of choices, so a scenario must be
+//! deterministic: the same choices lead to the same calls. Each rule of a protocol also has a
+//! broken variant, an actor that violates the rule; the explorer must find a trace that fails with
+//! it.
 
 mod blob_collection;
 mod caches;

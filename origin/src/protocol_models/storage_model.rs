@@ -153,8 +153,8 @@ impl Call {
         described.split('/').next().unwrap_or_default().to_owned()
     }
 
-    /// Whether only one actor ever uses the key. The order of such calls does not matter, so they are
-    /// performed at once.
+    /// Whether only one actor ever uses the key. The order of such calls does not matter, so they
+    /// are performed at once.
     fn is_private(&self) -> bool {
         match self {
             Self::Create(key, _) | Self::Read(key) => key.starts_with("seg/"),
@@ -298,8 +298,8 @@ impl ModelStorage {
         state
             .pending
             .retain(|pending| pending.call.is_conditional_write() || !pending.reply.is_closed());
-        // The order in which the runtime wakes actors, and the order of random nonces, must not affect
-        // the choices. So calls are sorted by kind, and calls of one kind keep their order.
+        // The order in which the runtime wakes actors, and the order of random nonces, must not
+        // affect the choices. So calls are sorted by kind, and calls of one kind keep their order.
         state
             .pending
             .sort_by_cached_key(|pending| pending.call.kind());

@@ -196,8 +196,8 @@ impl Client {
         Ok(Acknowledged::Finished(whole.leak()))
     }
 
-    /// Writes a segment with `bytes`, the last of the whole content `text`; returns it with the facts
-    /// of the blob.
+    /// Writes a segment with `bytes`, the last of the whole content `text`; returns it with the
+    /// facts of the blob.
     async fn write_segment(&self, text: &str, bytes: &str) -> (Segment, BlobFacts) {
         let segment = Segment {
             nonce: nonce(),

@@ -45,8 +45,8 @@ impl OperationCounter {
     }
 }
 
-/// How many operations of each kind were begun, and how many failed. A streamed object counts as one
-/// write, however many parts it has. A stream counts as failed only if it could not be opened.
+/// How many operations of each kind were begun, and how many failed. A streamed object counts as
+/// one write, however many parts it has. A stream counts as failed only if it could not be opened.
 #[derive(Debug, Default)]
 pub struct Operations {
     creates: OperationCounter,

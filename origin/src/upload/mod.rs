@@ -1,5 +1,5 @@
-//! Uploads: signed ids, upload logs of create-only entries, and the streaming of request bodies into
-//! segments.
+//! Uploads: signed ids, upload logs of create-only entries, and the streaming of request bodies
+//! into segments.
 
 pub(crate) mod hash;
 pub(crate) mod id;

@@ -4,10 +4,10 @@
 //! socket -> batch of 512 KiB -+-> hasher (blocking thread) -+-> next batch
 //!                             +-> writer of the segment ----+
 //! ```
-//! While a batch is hashed and written, the next one is read. So an upload uses at most two batches,
-//! each in a buffer of the pool. An upload without a buffer holds one received piece and does not
-//! read its socket any further: that is the backpressure. Received pieces are copied into the
-//! buffer, because a piece keeps its whole read buffer allocated, which may be much larger. A
+//! While a batch is hashed and written, the next one is read. So an upload uses at most two
+//! batches, each in a buffer of the pool. An upload without a buffer holds one received piece and
+//! does not read its socket any further: that is the backpressure. Received pieces are copied into
+//! the buffer, because a piece keeps its whole read buffer allocated, which may be much larger. A
 //! buffer is taken only after the first bytes of a batch have arrived, and the batch is closed soon
 //! after, so that slow clients do not occupy buffers.
 //!

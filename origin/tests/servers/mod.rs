@@ -1,5 +1,5 @@
-//! Object store servers for tests: third-party programs, each with its own port and directory for the
-//! duration of a test. `tests/run` installs them; without them their tests are skipped with a
+//! Object store servers for tests: third-party programs, each with its own port and directory for
+//! the duration of a test. `tests/run` installs them; without them their tests are skipped with a
 //! message. Clients reach a server through a proxy that injects faults.
 #![allow(
     dead_code,
@@ -24,7 +24,8 @@ use tempfile::TempDir;
 use proxy::Proxy;
 pub(crate) use proxy::{Fault, Faults};
 
-/// If this variable is set, and not to `0`, a missing program fails its test instead of skipping it.
+/// If this variable is set, and not to `0`, a missing program fails its test instead of skipping
+/// it.
 const FORBID_SKIPS: &str = "FLOTILLA_FORBID_SKIPS";
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -132,7 +133,8 @@ impl Server {
         let dir = tempfile::tempdir().expect("create the server's directory");
         let address = free_address();
         let log = File::create(dir.path().join(".log")).expect("create the server's log");
-        // The client builder requires a TLS provider even for plain HTTP. All tests install the same.
+        // The client builder requires a TLS provider even for plain HTTP. All tests install the
+        // same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let proxy = Proxy::start(address).await;
         let process = Command::new(&program)

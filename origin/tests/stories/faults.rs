@@ -1,5 +1,5 @@
-//! Faults of the object store (throttling, errors, hangs, torn bodies, lost responses): clients get a
-//! success or 503 with Retry-After, and acknowledged content can be pulled.
+//! Faults of the object store (throttling, errors, hangs, torn bodies, lost responses): clients get
+//! a success or 503 with Retry-After, and acknowledged content can be pulled.
 
 use core::time::Duration;
 

@@ -57,9 +57,9 @@ async fn wait_until(mut condition: impl AsyncFnMut() -> bool) {
 
 /// Whether a response is 429 with Retry-After and its error code.
 async fn is_too_many_requests(answer: reqwest::Response) -> bool {
-    let told =
+    let is_throttled =
         answer.status() == StatusCode::TOO_MANY_REQUESTS && header(&answer, "retry-after") == "1";
-    told && code(answer).await == "TOOMANYREQUESTS"
+    is_throttled && code(answer).await == "TOOMANYREQUESTS"
 }
 
 #[tokio::test]
@@ -253,7 +253,8 @@ async fn stalled_reader_is_disconnected() {
     assert_eq!(digest, Digest::sha256(&sample(64 << 20, 0)));
 }
 
-/// The storage never answers: the first attempt times out, and so does the second; there is no third.
+/// The storage never answers: the first attempt times out, and so does the second; there is no
+/// third.
 #[tokio::test]
 async fn unanswered_write_is_503_within_two_storage_timeouts() {
     let region =

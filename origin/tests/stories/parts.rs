@@ -56,8 +56,8 @@ impl OpenPatch {
     }
 }
 
-/// Two uploads hold all part buffers, two more have bytes and no part buffer. If these held the batch
-/// buffers meanwhile, no upload could continue.
+/// Two uploads hold all part buffers, two more have bytes and no part buffer. If these held the
+/// batch buffers meanwhile, no upload could continue.
 #[tokio::test]
 async fn uploads_do_not_deadlock_on_part_buffers() {
     let two_batches = ByteSize(2 * BATCH_LEN);

@@ -111,8 +111,8 @@ async fn peer_certificate_gets_closure_grant() {
     let dir = tempfile::tempdir().unwrap();
     let authority = dir.path().join("ca.pem");
     std::fs::write(&authority, fleet.certificate_pem()).unwrap();
-    let nobody = Registry::over_tls(address, client_trusting(&authority).unwrap());
-    let answer = closure(&nobody, "app", manifest)
+    let anonymous = Registry::over_tls(address, client_trusting(&authority).unwrap());
+    let answer = closure(&anonymous, "app", manifest)
         .await
         .bytes()
         .await

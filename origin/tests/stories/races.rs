@@ -66,15 +66,15 @@ async fn one_of_chunk_finish_and_cancel_wins() {
         let cancelled = cancel == StatusCode::NO_CONTENT;
         // A cancel retries after a concurrent chunk; a chunk and a finish fail when another request
         // won.
-        let told = (chunked, finished, cancelled);
+        let statuses = (chunked, finished, cancelled);
         assert!(
             [
                 (true, false, true),
                 (false, true, false),
                 (false, false, true)
             ]
-            .contains(&told),
-            "{told:?}"
+            .contains(&statuses),
+            "{statuses:?}"
         );
         let blobs = region.keys("blob/").await.len();
         assert_eq!(blobs, usize::from(finished));

@@ -48,18 +48,8 @@ async fn blob_get_redirects_to_presigned_url() {
         "{set}"
     );
     assert!(asked.bytes().await.unwrap().is_empty());
-    let anybody = reqwest::Client::builder().no_proxy().build().unwrap();
-    assert!(
-        anybody
-            .get(&url)
-            .send()
-            .await
-            .unwrap()
-            .bytes()
-            .await
-            .unwrap()
-            == bytes
-    );
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    assert!(http.get(&url).send().await.unwrap().bytes().await.unwrap() == bytes);
 
     server.faults().take_requests();
     let head = client.head(&path).await;

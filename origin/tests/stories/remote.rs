@@ -102,8 +102,8 @@ async fn push_across_replicas(region: &Region, chunks: usize, step: usize) -> by
 #[tokio::test]
 async fn s3_requests_per_operation() {
     let test = "s3_requests_per_operation";
-    // s3s-fs keeps the metadata of an object in a file whose name has the whole key. For a long key it
-    // writes the object and answers 500, so a record costs a second PUT and a read.
+    // s3s-fs keeps the metadata of an object in a file whose name has the whole key. For a long key
+    // it writes the object and answers 500, so a record costs a second PUT and a read.
     let Some(server) = Server::start(test, Kind::Moto).await else {
         return;
     };

@@ -246,8 +246,8 @@ async fn unlisted_replica_is_stale_for_at_most_a_time_to_live() {
     }
 }
 
-/// For a replica that is down, hangs, or is not a replica, a change waits until its time-to-live has
-/// passed.
+/// For a replica that is down, hangs, or is not a replica, a change waits until its time-to-live
+/// has passed.
 #[tokio::test]
 async fn unresponsive_replicas_are_waited_out() {
     let ttl = Duration::from_millis(400);
@@ -280,11 +280,11 @@ async fn unresponsive_replicas_are_waited_out() {
         client.push_image("app", "v1", &[sample(10, count)]).await;
         assert!(began.elapsed() >= ttl);
         let metrics = client.get("/metrics").await.text().await.unwrap();
-        let told = format!(
+        let metric = format!(
             "flotilla_origin_changes_told_total{{outcome=\"waited_out\"}} {}",
             count + 1
         );
-        assert!(metrics.contains(&told), "{metrics}");
+        assert!(metrics.contains(&metric), "{metrics}");
     }
 }
 

@@ -129,7 +129,8 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn at(address: std::net::SocketAddr) -> Self {
-        // The client builder requires a TLS provider even for plain HTTP. All tests install the same.
+        // The client builder requires a TLS provider even for plain HTTP. All tests install the
+        // same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self::with(Client::builder(), address)
     }

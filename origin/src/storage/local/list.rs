@@ -19,8 +19,8 @@ use std::time::{Duration, SystemTime};
 use super::files::FILE_SUFFIX;
 use crate::storage::{Entry, Key, Page, Prefix};
 
-/// Age of a modification time from which a later change is certain to have another one, whatever the
-/// resolution of the file system.
+/// Age of a modification time from which a later change is certain to have another one, whatever
+/// the resolution of the file system.
 const MIN_CACHEABLE_AGE: Duration = Duration::from_secs(3);
 /// Capacity of the cache in bytes.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -140,7 +140,8 @@ impl Directory {
     /// The names whose keys come after `after`, or which are directories that may hold such keys.
     fn names_after(&self, after: &str, prefix: &str) -> &[String] {
         let Some(after) = after.strip_prefix(prefix) else {
-            // All keys in this directory begin with the prefix, so all are on the same side of `after`.
+            // All keys in this directory begin with the prefix, so all are on the same side of
+            // `after`.
             return if after < prefix { &self.names } else { &[] };
         };
         let is_before = |name: &String| {

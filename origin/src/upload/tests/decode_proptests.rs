@@ -1,5 +1,5 @@
-//! Decoding arbitrary stored bytes and arbitrary upload ids never panics. (`fuzz/` fuzzes the codecs
-//! below these types; the types themselves would pull the whole origin into it.)
+//! Decoding arbitrary stored bytes and arbitrary upload ids never panics. (`fuzz/` fuzzes the
+//! codecs below these types; the types themselves would pull the whole origin into it.)
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use bytes::Bytes;

@@ -41,8 +41,8 @@ impl RoundRobin {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let router = Router::new().fallback(forward).with_state(servers);
         let shutdown = Shutdown::new();
-        // This server reads the rest of a request after an early response, as a proxy must: a client
-        // must not be disconnected while it sends.
+        // This server reads the rest of a request after an early response, as a proxy must: a
+        // client must not be disconnected while it sends.
         let server = serve(listener, router, None, &shutdown).unwrap();
         Self {
             address: server.address(),

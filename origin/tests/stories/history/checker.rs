@@ -129,8 +129,8 @@ impl History {
             .collect()
     }
 
-    /// Checks a read of a tag: it must see a change at least as new, in the storage's order, as every
-    /// change acknowledged before.
+    /// Checks a read of a tag: it must see a change at least as new, in the storage's order, as
+    /// every change acknowledged before.
     fn tag_violation(
         &self,
         read: &Event,
@@ -179,8 +179,8 @@ fn missing_referrer(
     })
 }
 
-/// Checks a read of a key with a single writer: it must see the last acknowledged change, or one that
-/// was attempted since.
+/// Checks a read of a key with a single writer: it must see the last acknowledged change, or one
+/// that was attempted since.
 fn presence_violation(
     read: &Event,
     seen: bool,

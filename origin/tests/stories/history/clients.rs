@@ -92,7 +92,8 @@ fn artifact(writer: u64, count: u64) -> Bytes {
     artifact.to_string().into()
 }
 
-/// The key of a writer's list of referrers. The key of an entry has the digest appended after a space.
+/// The key of a writer's list of referrers. The key of an entry has the digest appended after a
+/// space.
 fn referrers(writer: u64) -> String {
     format!("referrers {}", Digest::sha256(&subject(writer)))
 }

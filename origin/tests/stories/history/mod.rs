@@ -2,10 +2,10 @@
 //! the clients saw.
 //!
 //! The guarantee (`docs/origin.md`, "Replicas"): a read that begins after an acknowledged change
-//! returns that change or a later one, through any listed replica. The order of the changes of a tag
-//! is recorded by the storage as it applies them. Each blob and each referrer has a single writer,
-//! which defines the order of its changes; the chunks of a blob go to different replicas. In the end
-//! a deep check of the storage must find no damage.
+//! returns that change or a later one, through any listed replica. The order of the changes of a
+//! tag is recorded by the storage as it applies them. Each blob and each referrer has a single
+//! writer, which defines the order of its changes; the chunks of a blob go to different replicas.
+//! In the end a deep check of the storage must find no damage.
 
 mod checker;
 mod clients;
@@ -35,8 +35,8 @@ async fn reads_see_all_acknowledged_changes() {
     }
 }
 
-/// Without invalidations the checker must find stale reads, which shows that it can detect them. What
-/// holds without invalidations: no read is stale for longer than a time-to-live.
+/// Without invalidations the checker must find stale reads, which shows that it can detect them.
+/// What holds without invalidations: no read is stale for longer than a time-to-live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_invalidations_staleness_is_at_most_a_time_to_live() {
     let mut fleet = Fleet::start(3, TIME_TO_LIVE, fleet::Listing::None).await;
