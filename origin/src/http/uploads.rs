@@ -181,7 +181,8 @@ fn accepted(
     empty(status, &headers)
 }
 
-/// Where the upload goes on. It names the last log entry, so that any replica takes it up with one read.
+/// Where the upload goes on. It names the last log entry, so that any replica takes it up with one
+/// read.
 fn location(repository: &RepositoryName, progress: &Progress) -> String {
     let last = progress
         .known
