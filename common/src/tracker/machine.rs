@@ -9,14 +9,14 @@ use rand_pcg::Pcg64Mcg;
 
 use super::config::Config;
 use super::handout::{self, Asker};
-use super::lease::{Authority, Context, Ticket};
+use super::lease::{Authority, Context};
 use super::messages::{
     Announce, AnnounceAnswer, BlobState, Counts, Input, Lease, LeaseAnswer, LeaseEvent, Output,
     Take,
 };
 use super::roster::{Progress, Roster};
 use super::slots::{BlobSlot, PeerSlot, RegionSlot};
-use super::timers::{Timer, Timers};
+use super::timers::{Ticket, Timer, Timers};
 use crate::interner::Slot;
 use crate::time::Time;
 
@@ -171,7 +171,7 @@ impl TrackerMachine {
                     chunk,
                 } => {
                     self.with_authority(now, blob, region, |authority, ctx| {
-                        authority.lease_timeout(chunk, ctx)
+                        authority.on_lease_timeout(chunk, ctx)
                     });
                 }
                 Timer::Parked {
@@ -180,7 +180,7 @@ impl TrackerMachine {
                     ticket,
                 } => {
                     self.with_authority(now, blob, region, |authority, ctx| {
-                        authority.park_timeout(ticket, ctx)
+                        authority.on_parked_timeout(ticket, ctx)
                     });
                 }
                 Timer::Settled => self.settle(now),
@@ -206,7 +206,7 @@ impl TrackerMachine {
             })
             .collect();
         for (blob, region) in keys {
-            self.with_authority(now, blob, region, Authority::pump);
+            self.with_authority(now, blob, region, Authority::grant_parked);
         }
     }
 

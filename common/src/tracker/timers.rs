@@ -4,9 +4,11 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::lease::Ticket;
 use super::slots::{BlobSlot, PeerSlot, RegionSlot};
 use crate::time::Time;
+
+/// Place in a queue of parked requests; unique in the life of a machine.
+pub(super) type Ticket = u64;
 
 /// What may be due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,0 +1,542 @@
+//! The lease authority of one blob in one region: which peer may fetch which chunk from the
+//! region's origin.
+//!
+//! A lease is one chunk, the lowest that the peer lacks and that was not granted. A few leases are
+//! open at once, one per peer unless no other peer has a request. Requests are parked, one per peer.
+//! The authority believes what a request says about the peer and its neighbours: a chunk that was
+//! not granted, and that the peer does not miss, is in the swarm already, so a restarted tracker
+//! learns the state of the swarm from requests.
+//!
+//! The authority never grants a chunk that is open, never more than the limit, and never again a
+//! chunk whose holder lives: it names that holder to a starving peer instead.
+
+mod chunks;
+mod parked;
+
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use rand::RngExt;
+use rand_pcg::Pcg64Mcg;
+
+use self::chunks::{ChunkState, ChunkStates};
+use self::parked::{ParkedRequest, ParkedRequests};
+use super::config::LeaseConfig;
+use super::messages::{Counts, LeaseAnswer, Output, RequestId, Take};
+use super::roster::Roster;
+use super::slots::{BlobSlot, PeerSlot, RegionSlot};
+use super::timers::{Ticket, Timer, Timers};
+use crate::time::Time;
+
+/// A lease whose holder sends nothing ends after so many times [`LeaseConfig::confirm`].
+const UNCONFIRMED_FACTOR: u32 = 5;
+/// Seeders that are looked at; beyond these, any of them is as good as another.
+const MANY_SEEDERS: usize = 64;
+/// A peer that could not reach so many seeders, about a handout of them, need not try the others.
+const MANY_UNREACHABLE: usize = 12;
+
+/// An open lease.
+#[derive(Debug)]
+struct OpenLease {
+    chunk: u32,
+    holder: PeerSlot,
+    /// The lease expires then, unless it is renewed with progress.
+    deadline: Time,
+    /// The lease expires then in any case.
+    last_deadline: Time,
+    /// Bytes that the holder had at its last renewal.
+    received: u64,
+    /// Whether the holder has sent anything since the grant. Until then it may be dead.
+    is_confirmed: bool,
+    /// From then on the lease does not count against the limit, unless it is confirmed.
+    late_at: Time,
+    /// The state of the chunk if this lease fails: its former state, or held by a peer whose
+    /// transfer ended after its own lease had expired.
+    fallback: ChunkState,
+}
+
+impl OpenLease {
+    fn is_counted(&self, now: Time) -> bool {
+        self.is_confirmed || now < self.late_at
+    }
+}
+
+/// How many leases a peer may have in a round of grants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    One,
+    More,
+}
+
+/// The parts of the tracker that the authority works with.
+pub(super) struct Context<'a> {
+    pub(super) now: Time,
+    pub(super) config: &'a LeaseConfig,
+    pub(super) roster: &'a Roster,
+    pub(super) rng: &'a mut Pcg64Mcg,
+    pub(super) timers: &'a mut Timers,
+    pub(super) outputs: &'a mut VecDeque<Output>,
+    pub(super) counts: &'a mut Counts,
+    pub(super) next_ticket: &'a mut Ticket,
+    /// The tracker has just started and may not know yet which chunks are in the swarm.
+    pub(super) is_settling: bool,
+}
+
+impl Context<'_> {
+    fn answer(&mut self, request: RequestId, answer: LeaseAnswer) {
+        self.outputs.push_back(Output::Lease { request, answer });
+    }
+}
+
+/// The leases of one blob in one region.
+#[derive(Debug)]
+pub(super) struct Authority {
+    blob: BlobSlot,
+    region: RegionSlot,
+    chunks: ChunkStates,
+    open: Vec<OpenLease>,
+    parked: ParkedRequests,
+    /// A peer had a part of the blob before this authority granted any of it.
+    is_resumed: bool,
+}
+
+impl Authority {
+    pub(super) fn new(blob: BlobSlot, region: RegionSlot, chunks: u32) -> Self {
+        Self {
+            blob,
+            region,
+            chunks: ChunkStates::new(chunks),
+            open: Vec::new(),
+            parked: ParkedRequests::default(),
+            is_resumed: false,
+        }
+    }
+
+    pub(super) fn region(&self) -> RegionSlot {
+        self.region
+    }
+
+    /// Chunks of the blob.
+    pub(super) fn chunks(&self) -> u32 {
+        self.chunks.count()
+    }
+
+    pub(super) fn open_count(&self) -> usize {
+        self.open.len()
+    }
+
+    pub(super) fn parked_count(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Chunks that were not granted, and that no peer was seen to have.
+    pub(super) fn free_count(&self) -> u32 {
+        self.chunks.free_count()
+    }
+
+    /// The open leases: chunk and holder.
+    pub(super) fn open_leases(&self) -> impl Iterator<Item = (u32, PeerSlot)> + '_ {
+        self.open.iter().map(|lease| (lease.chunk, lease.holder))
+    }
+
+    /// A peer requests a lease. The request is answered now or parked.
+    pub(super) fn take(&mut self, take: Take, ctx: &mut Context<'_>) {
+        let park = ctx.config.park;
+        if self
+            .parked
+            .of(take.peer)
+            .is_some_and(|parked| take.number < parked.number)
+        {
+            return ctx.answer(take.request, wait(Duration::ZERO));
+        }
+        if self.chunks.is_untouched() {
+            self.is_resumed |= !take.missing.is_full() || ctx.roster.has_started(self.blob);
+        }
+        self.chunks
+            .learn(take.peer, &take.missing, &take.unreachable);
+        if take.missing.is_empty() {
+            self.unpark(take.peer, wait(park), ctx);
+            ctx.answer(take.request, wait(park));
+        } else if self.parked.len() >= ctx.config.parked_limit
+            && self.parked.of(take.peer).is_none()
+        {
+            let retry_after = ctx.config.term.mul_f64(ctx.rng.random_range(0.5..1.5));
+            ctx.answer(take.request, wait(retry_after));
+        } else {
+            let ticket = self.park(take, ctx);
+            self.grant_parked(ctx);
+            self.name_holder(ticket, ctx);
+        }
+    }
+
+    /// The holder of a lease has `received` bytes by now.
+    pub(super) fn renew(
+        &mut self,
+        peer: PeerSlot,
+        chunk: u32,
+        received: u64,
+        ctx: &mut Context<'_>,
+    ) -> LeaseAnswer {
+        if let Some(lease) = self
+            .open
+            .iter_mut()
+            .find(|lease| lease.chunk == chunk && lease.holder == peer)
+        {
+            if !lease.is_confirmed || received > lease.received {
+                lease.is_confirmed = true;
+                lease.received = received;
+                lease.deadline = (ctx.now + ctx.config.term).min(lease.last_deadline);
+                ctx.timers.set(
+                    lease.deadline,
+                    Timer::Lease {
+                        blob: self.blob,
+                        region: self.region,
+                        chunk,
+                    },
+                );
+            }
+            return LeaseAnswer::Renewed {
+                term: lease.deadline.saturating_since(ctx.now),
+            };
+        }
+        if self.adopt(peer, chunk, received, ctx) {
+            LeaseAnswer::Renewed {
+                term: ctx.config.term,
+            }
+        } else {
+            LeaseAnswer::NotHeld
+        }
+    }
+
+    /// Adopts a lease that its holder reports: after a restart of the tracker, or when the lease
+    /// expired here and no other peer got the chunk. Above the limit, or when the peer has another
+    /// open lease, the chunk only counts as held. False if another peer has the lease.
+    pub(super) fn adopt(
+        &mut self,
+        peer: PeerSlot,
+        chunk: u32,
+        received: u64,
+        ctx: &mut Context<'_>,
+    ) -> bool {
+        match self.chunks.get(chunk) {
+            None => false,
+            Some(ChunkState::Open) => self
+                .open
+                .iter()
+                .any(|lease| lease.chunk == chunk && lease.holder == peer),
+            Some(ChunkState::Held(_)) => true,
+            Some(ChunkState::Free | ChunkState::Orphaned) => {
+                if self.counted(ctx.now) < ctx.config.open_limit && !self.has_open(peer) {
+                    self.open(peer, chunk, Some(received), ctx);
+                    ctx.counts.adopted += 1;
+                } else {
+                    self.chunks.set(chunk, ChunkState::Held(peer));
+                }
+                true
+            }
+        }
+    }
+
+    /// The peer has verified the chunk.
+    pub(super) fn done(
+        &mut self,
+        peer: PeerSlot,
+        chunk: u32,
+        ctx: &mut Context<'_>,
+    ) -> LeaseAnswer {
+        match self.open.iter().position(|lease| lease.chunk == chunk) {
+            Some(at) if self.open[at].holder == peer => {
+                self.open.swap_remove(at);
+                self.chunks.set(chunk, ChunkState::Held(peer));
+                ctx.counts.done += 1;
+            }
+            Some(at) => self.open[at].fallback = ChunkState::Held(peer),
+            None => self.chunks.set(chunk, ChunkState::Held(peer)),
+        }
+        self.grant_parked(ctx);
+        LeaseAnswer::Noted
+    }
+
+    /// The peer gives the chunk up.
+    pub(super) fn failed(
+        &mut self,
+        peer: PeerSlot,
+        chunk: u32,
+        ctx: &mut Context<'_>,
+    ) -> LeaseAnswer {
+        match self
+            .open
+            .iter()
+            .position(|lease| lease.chunk == chunk && lease.holder == peer)
+        {
+            Some(at) => {
+                self.close(at);
+                ctx.counts.failed += 1;
+            }
+            None if self.chunks.get(chunk) == Some(ChunkState::Held(peer)) => {
+                self.chunks.set(chunk, ChunkState::Orphaned);
+            }
+            None => {}
+        }
+        self.grant_parked(ctx);
+        LeaseAnswer::Noted
+    }
+
+    /// The peer left the swarm: its request is answered, its leases end, and the chunks that it
+    /// held are orphaned.
+    pub(super) fn peer_left(&mut self, peer: PeerSlot, ctx: &mut Context<'_>) {
+        self.unpark(peer, LeaseAnswer::Unknown, ctx);
+        for lease in self
+            .open
+            .iter_mut()
+            .filter(|lease| lease.fallback == ChunkState::Held(peer))
+        {
+            lease.fallback = ChunkState::Orphaned;
+        }
+        while let Some(at) = self.open.iter().position(|lease| lease.holder == peer) {
+            self.close(at);
+        }
+        self.chunks.orphan(peer);
+        self.parked.forget(peer);
+        self.grant_parked(ctx);
+    }
+
+    /// The peer holds nothing, so it must not be named as a holder.
+    pub(super) fn orphan_chunks(&mut self, peer: PeerSlot) {
+        self.chunks.orphan(peer);
+    }
+
+    /// The peer does not need its request any more.
+    pub(super) fn drop_request(&mut self, peer: PeerSlot, ctx: &mut Context<'_>) {
+        self.unpark(peer, wait(Duration::ZERO), ctx);
+    }
+
+    /// A term may have expired, or a holder may be late to confirm.
+    pub(super) fn on_lease_timeout(&mut self, chunk: u32, ctx: &mut Context<'_>) {
+        let Some(at) = self.open.iter().position(|lease| lease.chunk == chunk) else {
+            return;
+        };
+        let lease = &self.open[at];
+        if lease.deadline <= ctx.now {
+            self.close(at);
+            ctx.counts.expired += 1;
+            self.grant_parked(ctx);
+        } else if !lease.is_counted(ctx.now) {
+            self.grant_parked(ctx);
+        }
+    }
+
+    /// A request may have been parked for the longest time.
+    pub(super) fn on_parked_timeout(&mut self, ticket: Ticket, ctx: &mut Context<'_>) {
+        let parked = self.parked.get(ticket);
+        let is_due = |parked: &&ParkedRequest| parked.deadline <= ctx.now;
+        if let Some(peer) = parked.filter(is_due).map(|parked| parked.peer) {
+            self.unpark(peer, wait(Duration::ZERO), ctx);
+        }
+    }
+
+    /// Grants leases to parked requests: one per peer, and more only where the origin would be idle
+    /// otherwise.
+    pub(super) fn grant_parked(&mut self, ctx: &mut Context<'_>) {
+        let seeders: Vec<PeerSlot> = if self.parked.is_empty() {
+            Vec::new()
+        } else {
+            ctx.roster
+                .seeders_in(self.blob, self.region)
+                .take(MANY_SEEDERS)
+                .collect()
+        };
+        self.grant_round(Share::One, &seeders, ctx);
+        self.grant_round(Share::More, &seeders, ctx);
+    }
+
+    fn grant_round(&mut self, share: Share, seeders: &[PeerSlot], ctx: &mut Context<'_>) {
+        let mut last = None;
+        while self.counted(ctx.now) < ctx.config.open_limit && self.chunks.has_grantable() {
+            let Some((ticket, parked)) = self.parked.after(last) else {
+                return;
+            };
+            last = Some(ticket);
+            let Some(chunk) = self.choose(parked, share, seeders, ctx) else {
+                continue;
+            };
+            let peer = parked.peer;
+            let Some(granted) = self.parked.grant(peer) else {
+                continue;
+            };
+            if self.chunks.get(chunk) == Some(ChunkState::Orphaned) {
+                ctx.counts.granted_again += 1;
+            }
+            ctx.counts.granted += 1;
+            self.open(peer, chunk, None, ctx);
+            let term = ctx.config.term;
+            ctx.answer(granted.request, LeaseAnswer::Granted { chunk, term });
+        }
+    }
+
+    /// The chunk to grant to a parked request, if there is one.
+    fn choose(
+        &self,
+        parked: &ParkedRequest,
+        share: Share,
+        seeders: &[PeerSlot],
+        ctx: &Context<'_>,
+    ) -> Option<u32> {
+        if (share == Share::One && self.has_open(parked.peer))
+            || (ctx.is_settling && self.is_resumed)
+        {
+            return None;
+        }
+        // A seeder has every chunk, so the peer should dial it. The origin is asked only when the
+        // peer can reach none of the seeders, or so few that the others will be no better.
+        let out_of_reach = seeders
+            .iter()
+            .filter(|seeder| parked.unreachable.contains(seeder))
+            .count();
+        let are_seeders_out_of_reach =
+            parked.starving && (out_of_reach == seeders.len() || out_of_reach >= MANY_UNREACHABLE);
+        if (seeders.is_empty() || are_seeders_out_of_reach)
+            && let Some(chunk) = self.chunks.first_free(&parked.missing)
+        {
+            return Some(chunk);
+        }
+        if parked.starving {
+            self.chunks
+                .first_orphaned(&parked.missing, ctx.now, ctx.config.term)
+        } else {
+            None
+        }
+    }
+
+    /// Names a live holder to a starving peer for which no chunk can be granted.
+    fn name_holder(&mut self, ticket: Ticket, ctx: &mut Context<'_>) {
+        let Some(parked) = self.parked.get(ticket).filter(|parked| parked.starving) else {
+            return;
+        };
+        let is_candidate =
+            |holder: PeerSlot| holder != parked.peer && !parked.unreachable.contains(&holder);
+        let seeders: Vec<PeerSlot> = ctx
+            .roster
+            .seeders_in(self.blob, self.region)
+            .filter(|seeder| is_candidate(*seeder))
+            .take(MANY_SEEDERS)
+            .collect();
+        let first_missing = parked.missing.iter().next();
+        let holder = if let (Some(chunk), false) = (first_missing, seeders.is_empty()) {
+            Some((chunk, seeders[random_index(ctx.rng, seeders.len())]))
+        } else if self.chunks.first_free(&parked.missing).is_some() {
+            None
+        } else {
+            let held: Vec<(u32, PeerSlot)> = self
+                .chunks
+                .holders(&parked.missing)
+                .filter(|(_, holder)| is_candidate(*holder))
+                .collect();
+            (!held.is_empty()).then(|| held[random_index(ctx.rng, held.len())])
+        };
+        if let Some((chunk, holder)) = holder {
+            let peer = parked.peer;
+            ctx.counts.introduced += 1;
+            self.unpark(peer, LeaseAnswer::Dial { holder, chunk }, ctx);
+        }
+    }
+
+    /// Open leases that count against the limit: those whose holders are not late to confirm.
+    fn counted(&self, now: Time) -> usize {
+        let open = self.open.iter();
+        open.filter(|lease| lease.is_counted(now)).count()
+    }
+
+    fn has_open(&self, peer: PeerSlot) -> bool {
+        self.open.iter().any(|lease| lease.holder == peer)
+    }
+
+    /// Opens a lease. `received` are the bytes of a holder that has reported the lease already.
+    fn open(&mut self, holder: PeerSlot, chunk: u32, received: Option<u64>, ctx: &mut Context<'_>) {
+        let is_confirmed = received.is_some();
+        let unconfirmed_term = ctx.config.confirm * UNCONFIRMED_FACTOR;
+        let term = if is_confirmed {
+            ctx.config.term
+        } else {
+            ctx.config.term.min(unconfirmed_term)
+        };
+        let longest = if self.chunks() == 1 {
+            ctx.config.longest_whole
+        } else {
+            ctx.config.longest
+        };
+        let deadline = ctx.now + term;
+        let late_at = ctx.now + ctx.config.confirm;
+        let fallback = self.chunks.open(ctx.now, chunk);
+        self.open.push(OpenLease {
+            chunk,
+            holder,
+            deadline,
+            last_deadline: ctx.now + longest,
+            received: received.unwrap_or(0),
+            is_confirmed,
+            late_at,
+            fallback,
+        });
+        for at in [late_at, deadline] {
+            ctx.timers.set(
+                at,
+                Timer::Lease {
+                    blob: self.blob,
+                    region: self.region,
+                    chunk,
+                },
+            );
+        }
+    }
+
+    /// Ends the open lease at index `at` without the chunk.
+    fn close(&mut self, at: usize) {
+        let lease = self.open.swap_remove(at);
+        self.chunks.set(lease.chunk, lease.fallback);
+    }
+
+    /// Parks a request. It replaces an older one of the same peer, which is answered.
+    fn park(&mut self, take: Take, ctx: &mut Context<'_>) -> Ticket {
+        self.unpark(take.peer, wait(ctx.config.park), ctx);
+        let park = if take.starving {
+            ctx.config.park_starving
+        } else {
+            ctx.config.park
+        };
+        let deadline = ctx.now + park;
+        let request = ParkedRequest {
+            request: take.request,
+            peer: take.peer,
+            number: take.number,
+            missing: take.missing,
+            starving: take.starving,
+            unreachable: take.unreachable,
+            deadline,
+        };
+        let ticket = self.parked.insert(request, ctx.rng, ctx.next_ticket);
+        ctx.timers.set(
+            deadline,
+            Timer::Parked {
+                blob: self.blob,
+                region: self.region,
+                ticket,
+            },
+        );
+        ticket
+    }
+
+    fn unpark(&mut self, peer: PeerSlot, answer: LeaseAnswer, ctx: &mut Context<'_>) {
+        if let Some(parked) = self.parked.remove(peer) {
+            ctx.answer(parked.request, answer);
+        }
+    }
+}
+
+fn wait(retry_after: Duration) -> LeaseAnswer {
+    LeaseAnswer::Wait { retry_after }
+}
+
+fn random_index(rng: &mut Pcg64Mcg, len: usize) -> usize {
+    rng.random_range(0..len as u64) as usize
+}
