@@ -141,7 +141,7 @@ impl Region {
             ..flotilla_tracker::Config::default()
         };
         let shutdown = Shutdown::new();
-        let tracker = Tracker::start(config, None, &shutdown)
+        let tracker = Tracker::start(config, None, Clock::system(), &shutdown)
             .await
             .map_err(|error| CommandError::failed("start the tracker", error))?;
         Ok(Self {

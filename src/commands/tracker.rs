@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::config::ConfigFile;
 use flotilla_tracker::{Config, Tracker};
 
@@ -59,7 +60,7 @@ pub fn run(args: TrackerArgs) -> Result<(), CommandError> {
         };
         config.lease.open = args.open_leases;
         let identity = args.tls.identity(WithoutTls::PlainHttp)?;
-        let tracker = Tracker::start(config, identity, &shutdown)
+        let tracker = Tracker::start(config, identity, Clock::system(), &shutdown)
             .await
             .map_err(|error| CommandError::failed("start the tracker", error))?;
         shutdown.wait().await;

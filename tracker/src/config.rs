@@ -1,5 +1,4 @@
-//! What can be set about a tracker, with defaults that need no thought for a region of some
-//! thousand peers.
+//! The tracker's configuration, with defaults for a region of some thousand peers.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -7,14 +6,16 @@ use std::time::Duration;
 use flotilla_common::tracker as machine;
 use serde::{Deserialize, Serialize};
 
-/// A tracker's settings. Times are milliseconds, sizes bytes. A key that is not known is an error.
+/// The settings of a tracker. Times are in milliseconds, sizes in bytes. An unknown key is an
+/// error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where to listen. Port 0 takes a free one. Default 127.0.0.1:7070.
+    /// The address to listen on. With port 0 the system chooses a free one. Default 127.0.0.1:7070.
     pub listen: SocketAddr,
-    /// All trackers of the fleet, by the URLs that the peers know, this one included. Empty, the
-    /// default, for one tracker alone. The first by rendezvous hashing grants a blob's leases.
+    /// The URLs of all trackers of the fleet, this one included, exactly as the peers have them.
+    /// Empty, the default, if this is the only tracker. The first tracker of a blob by rendezvous
+    /// hashing grants its leases.
     pub trackers: Vec<String>,
     /// This tracker's own URL in `trackers`. Needed exactly when `trackers` is not empty.
     pub own_url: Option<String>,
@@ -22,34 +23,33 @@ pub struct Config {
     pub min_interval_ms: u32,
     /// Longest time between two announces of a peer. Default 120000.
     pub max_interval_ms: u32,
-    /// Announces per second that all peers together should keep below: the interval grows with the
-    /// peers. Default 2000.
+    /// Announces per second of all peers together that the tracker aims at: the interval grows with
+    /// the number of peers. Default 2000.
     pub announces_per_second: u32,
     /// Intervals without an announce after which a peer is forgotten. Default 3.
     pub intervals_to_expiry: u32,
     /// Neighbours in a handout. Default 16.
     pub handout: u32,
-    /// After a start, how long chunks of blobs that peers already have parts of are not granted, so
-    /// that peers can say what they hold. Default 2000.
+    /// After a start, how long no lease is granted on blobs that peers already have parts of. In
+    /// this time peers report the chunks that they hold. Default 2000.
     pub settle_ms: u32,
-    /// Bounds.
+    /// Limits.
     pub limits: LimitsConfig,
-    /// Who may ask the origin.
+    /// Settings of leases.
     pub lease: LeaseConfig,
 }
 
-/// Bounds of a tracker.
+/// Limits of a tracker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
-    /// Most peers. Who comes then is answered 503. Default 1000000.
+    /// Most peers. Further ones get 503. Default 1000000.
     pub peers: u32,
-    /// Most swarms that one peer may be in; more are left out. Default 10000.
+    /// Most swarms that one peer may be in; further ones are ignored. Default 10000.
     pub swarms_per_peer: u32,
     /// Most regions, and most zones in all of them. Default 1024.
     pub zones: u32,
-    /// Longest body of an announce, in bytes; 4 MiB is the most that the encoding allows. Default 2
-    /// MiB.
+    /// Longest body of an announce, in bytes; the encoding allows at most 4 MiB. Default 2 MiB.
     pub announce_bytes: u32,
     /// Longest body of a lease request, in bytes. Default 512 KiB.
     pub lease_bytes: u32,
@@ -64,13 +64,13 @@ pub struct LeaseConfig {
     /// Leases open at once for one blob in one region. Default 4; 6 when a chunk takes 10 ms or
     /// less, 8 to 24 when the origin is ten times faster than the peers.
     pub open: u32,
-    /// How long a lease is good, and is extended by progress. Default 1000.
+    /// How long a lease lasts, and by how much progress extends it. Default 1000.
     pub term_ms: u32,
-    /// Longest time that a lease is extended to while others wait. Default 30000.
+    /// Longest total time of a lease, however much progress it makes. Default 30000.
     pub longest_ms: u32,
-    /// How long a request is parked at most. Default 10000.
+    /// Longest time that a request is parked. Default 10000.
     pub park_ms: u32,
-    /// How long the request of a starving peer is parked at most. Default 1000.
+    /// Longest time that the request of a starving peer is parked. Default 1000.
     pub park_starving_ms: u32,
     /// Most requests parked for one blob in one region. Default 20000.
     pub parked: u32,
@@ -120,16 +120,16 @@ impl Default for LeaseConfig {
     }
 }
 
-/// A setting that cannot be: which, and how to cure it.
+/// An invalid setting, and how to fix it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// Must be at least one.
+    /// The setting must be at least one.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
-    /// One bound above another.
+    /// The first setting must not be above the second.
     #[error("{0} must not be above {1}")]
     Above(&'static str, &'static str),
-    /// The own URL is missing in the list, or there is one without a list.
+    /// `own_url` is not in `trackers`, or only one of the two is set.
     #[error(
         "own-url must be one of trackers, exactly as it is written there; give both, or neither for one tracker alone"
     )]
@@ -140,7 +140,7 @@ impl Config {
     /// Checks every setting.
     ///
     /// # Errors
-    /// The first that cannot be.
+    /// The first invalid setting.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let at_least_one = [
             ("min_interval_ms", self.min_interval_ms),
@@ -178,7 +178,7 @@ impl Config {
         Ok(())
     }
 
-    /// The settings as the machine takes them.
+    /// The machine's configuration.
     pub(crate) fn machine(&self) -> machine::Config {
         machine::Config {
             min_interval: millis(self.min_interval_ms),
@@ -211,13 +211,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_are_valid() {
+    fn defaults_are_valid() {
         assert_eq!(Config::default().validate(), Ok(()));
         assert_eq!(toml::from_str::<Config>(""), Ok(Config::default()));
     }
 
     #[test]
-    fn a_bad_value_is_named() {
+    fn errors_name_the_setting() {
         let error = |text| {
             let config: Config = toml::from_str(text).expect("parses");
             config.validate().expect_err("not valid").to_string()

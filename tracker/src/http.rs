@@ -1,8 +1,8 @@
-//! The tracker's HTTP: two endpoints for peers, and what people and their tools look at.
+//! The tracker's HTTP endpoints: two for peers, the others for operators.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -12,6 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use flotilla_common::codec::{self, CodecError};
+use flotilla_common::time::Time;
 use flotilla_common::wire::tracker::{ANNOUNCE_PATH, LEASE_PATH};
 use flotilla_runtime::admin::{self, Readiness};
 use flotilla_runtime::http::ClientIdentity;
@@ -19,18 +20,20 @@ use serde::Deserialize;
 
 use crate::metrics;
 use crate::service::Service;
-use crate::state::{Refusal, SwarmStatus};
+use crate::state::{RequestError, SwarmStatus};
 
-/// Swarms in an answer for people, unless they ask for another number.
-const SWARMS_SHOWN: usize = 100;
-/// Seconds after which a peer that was turned away may try again.
+/// Swarms in an answer of `/admin/swarms`, unless the query names another number.
+const DEFAULT_SWARMS: usize = 100;
+/// Seconds after which a peer may try again when the tracker is full.
 const RETRY_AFTER_SECS: &str = "30";
 
 pub(crate) fn router(service: Arc<Service>, readiness: Readiness) -> Router {
     let limits = &service.config().limits;
     let announce = post(announce).layer(DefaultBodyLimit::max(limits.announce_bytes as usize));
     let lease = post(lease).layer(DefaultBodyLimit::max(limits.lease_bytes as usize));
-    let registry = metrics::registry(Arc::clone(&service));
+    let state = Arc::clone(&service);
+    let read = move || state.figures();
+    let registry = metrics::registry(service.metrics(), service.identity().cloned(), read);
     Router::new()
         .route(ANNOUNCE_PATH, announce)
         .route(LEASE_PATH, lease)
@@ -45,17 +48,17 @@ async fn announce(
     ConnectInfo(client): ConnectInfo<SocketAddr>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let began = Instant::now();
-    let answer = || -> Result<Response, Reject> {
+    let started = service.clock().now();
+    let answer = || -> Result<Response, RejectedRequest> {
         let request = codec::decode(&body?)?;
         let answer = service.announce(request, identity.0.as_ref(), client.ip())?;
         Ok(encoded(codec::encode(&answer)))
     };
-    let response = answered(&service, "announce", began, answer());
+    let response = answered(&service, "announce", started, answer());
     service
         .metrics()
         .handout_seconds
-        .observe(began.elapsed().as_secs_f64());
+        .observe(elapsed(&service, started).as_secs_f64());
     response
 }
 
@@ -64,49 +67,53 @@ async fn lease(
     Extension(identity): Extension<ClientIdentity>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let began = Instant::now();
-    let answer = async || -> Result<Response, Reject> {
+    let started = service.clock().now();
+    let answer = async || -> Result<Response, RejectedRequest> {
         let request = codec::decode(&body?)?;
         let answer = service.lease(request, identity.0.as_ref()).await?;
         Ok(encoded(codec::encode(&answer)))
     };
     let answer = answer().await;
-    answered(&service, "lease", began, answer)
+    answered(&service, "lease", started, answer)
 }
 
-/// The answer, counted.
+/// Counts the answer.
 fn answered(
     service: &Service,
     route: &'static str,
-    began: Instant,
-    answer: Result<Response, Reject>,
+    started: Time,
+    answer: Result<Response, RejectedRequest>,
 ) -> Response {
     let response = answer.unwrap_or_else(IntoResponse::into_response);
     service
         .metrics()
         .requests
-        .answered(route, response.status(), began.elapsed());
+        .answered(route, response.status(), elapsed(service, started));
     response
 }
 
-/// How many swarms to show.
+fn elapsed(service: &Service, started: Time) -> Duration {
+    service.clock().now().saturating_since(started)
+}
+
+/// The query of `/admin/swarms`.
 #[derive(Debug, Deserialize)]
-struct Shown {
+struct SwarmsQuery {
     limit: Option<usize>,
 }
 
 async fn swarms(
     State(service): State<Arc<Service>>,
-    Query(shown): Query<Shown>,
+    Query(query): Query<SwarmsQuery>,
 ) -> Json<Vec<SwarmStatus>> {
-    Json(service.swarms(shown.limit.unwrap_or(SWARMS_SHOWN)))
+    Json(service.swarms(query.limit.unwrap_or(DEFAULT_SWARMS)))
 }
 
 fn encoded(answer: Result<Vec<u8>, CodecError>) -> Response {
     match answer {
         Ok(body) => ([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response(),
         Err(error) => {
-            tracing::error!(%error, "encode answer");
+            tracing::error!(%error, "could not encode the answer; answering 500");
             (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!("encode answer: {error}\n"),
@@ -116,30 +123,30 @@ fn encoded(answer: Result<Vec<u8>, CodecError>) -> Response {
     }
 }
 
-/// Why a peer's request is not served.
+/// Why a peer's request is rejected.
 #[derive(Debug, thiserror::Error)]
-enum Reject {
+enum RejectedRequest {
     #[error("read body: {}", .0.body_text())]
     Body(#[from] BytesRejection),
     #[error("decode body: {0}")]
     Decode(#[from] CodecError),
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Request(#[from] RequestError),
 }
 
-impl IntoResponse for Reject {
+impl IntoResponse for RejectedRequest {
     fn into_response(self) -> Response {
         let text = format!("{self}\n");
         let status = match self {
             Self::Body(rejection) => rejection.status(),
-            Self::Refused(Refusal::OtherIdentity { .. } | Refusal::NoIdentity { .. }) => {
+            Self::Request(RequestError::OtherIdentity { .. } | RequestError::NoIdentity { .. }) => {
                 StatusCode::FORBIDDEN
             }
-            Self::Refused(Refusal::TooManyPeers | Refusal::TooManyZones) => {
+            Self::Request(RequestError::TooManyPeers | RequestError::TooManyZones) => {
                 let retry_after = [(header::RETRY_AFTER, RETRY_AFTER_SECS)];
                 return (StatusCode::SERVICE_UNAVAILABLE, retry_after, text).into_response();
             }
-            Self::Decode(_) | Self::Refused(_) => StatusCode::BAD_REQUEST,
+            Self::Decode(_) | Self::Request(_) => StatusCode::BAD_REQUEST,
         };
         (status, text).into_response()
     }

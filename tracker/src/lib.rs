@@ -1,16 +1,16 @@
 //! The tracker: announces in, handouts and leases out.
 //!
-//! Everything that decides is [`flotilla_common::tracker::TrackerMachine`]; this crate gives it
-//! names for its slots, a clock, HTTP and figures. Soft state in memory only: no disk, no database,
-//! no other tracker is ever asked. A restarted tracker is filled again by its peers within one
-//! announce interval.
+//! All decisions are made by [`flotilla_common::tracker::TrackerMachine`]; this crate gives it a
+//! clock, HTTP and metrics. The state is soft and in memory only: there is no disk and no database,
+//! and a tracker never asks another one. Peers fill a restarted tracker again within one announce
+//! interval.
 //!
 //! ```text
 //! POST /flotilla/v1/announce   wire::tracker::AnnounceRequest -> AnnounceAnswer
 //! POST /flotilla/v1/lease      wire::tracker::LeaseRequest -> LeaseAnswer, parked for a bounded time
 //! GET  /healthz, /readyz       alive; alive and not draining
-//! GET  /metrics                figures for Prometheus
-//! GET  /admin/swarms           the largest swarms as JSON, for people
+//! GET  /metrics                metrics for Prometheus
+//! GET  /admin/swarms           the largest swarms as JSON, for operators
 //! ```
 
 mod config;
@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use flotilla_common::tracker::Counts;
 use flotilla_runtime::admin::Readiness;
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::http::{Limits, Server, serve_with};
 use flotilla_runtime::identity::{Clients, Identity, IdentityError, Timing, keep_fresh};
 use flotilla_runtime::listen::listening_cure;
@@ -35,21 +36,21 @@ pub use config::{Config, ConfigError, LeaseConfig, LimitsConfig};
 use service::Service;
 pub use state::SwarmStatus;
 
-/// Why a tracker did not start.
+/// Why a tracker could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A setting that cannot be.
+    /// A setting is invalid.
     #[error("tracker configuration: {0}")]
     Config(#[from] ConfigError),
-    /// The certificate cannot be used.
+    /// The certificate is invalid or unreadable.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The address is taken, or not one of this machine.
+    /// The address is in use, or not an address of this machine.
     #[error("listen on {addr}: {source}{}", listening_cure(source))]
     Listen {
-        /// The address asked for.
+        /// The address.
         addr: SocketAddr,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -62,17 +63,18 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Binds and serves until `shutdown`. With `tls`, HTTPS only, by a certificate that follows its
-    /// files, and a peer must announce under the id in its own.
+    /// Binds and serves until `shutdown`. With `tls`, it serves HTTPS only, reloads the certificate
+    /// when its files change, and a peer must announce under the id in its own certificate.
     ///
-    /// The work is spawned through `shutdown`, whose `drain` waits for it; parked requests are
+    /// All tasks are spawned through `shutdown`, whose `drain` waits for them; parked requests are
     /// answered when it starts.
     ///
     /// # Errors
-    /// A setting that cannot be, or an address that cannot be listened on.
+    /// A setting is invalid, or the address cannot be bound.
     pub async fn start(
         config: Config,
         tls: Option<Identity>,
+        clock: Clock,
         shutdown: &Shutdown,
     ) -> Result<Self, StartError> {
         config.validate()?;
@@ -91,7 +93,7 @@ impl Tracker {
         if let Some(identity) = &tls {
             keep_fresh(identity.clone(), Timing::default(), shutdown);
         }
-        let service = Arc::new(Service::new(config, tls, shutdown.clone()));
+        let service = Arc::new(Service::new(config, tls, clock, shutdown.clone()));
         shutdown.spawn(Arc::clone(&service).run_timers());
         let readiness = Readiness::starting(shutdown);
         let router = http::router(Arc::clone(&service), readiness.clone());
@@ -102,19 +104,19 @@ impl Tracker {
         Ok(Self { server, service })
     }
 
-    /// Where it listens, with the port that the system chose.
+    /// The address that it listens on, with the port that the system chose.
     pub fn addr(&self) -> SocketAddr {
         self.server.address()
     }
 
-    /// Peers known.
+    /// Number of peers in the roster.
     pub fn peer_count(&self) -> u32 {
-        self.service.peer_count()
+        self.service.figures().peers
     }
 
-    /// What was done since the start.
+    /// Counts of events since the start.
     pub fn counts(&self) -> Counts {
-        self.service.counts()
+        self.service.figures().counts
     }
 
     /// The largest swarms, at most `limit`.
@@ -122,7 +124,7 @@ impl Tracker {
         self.service.swarms(limit)
     }
 
-    /// Waits until the shutdown has come and every connection has ended.
+    /// Waits until the shutdown starts and every connection has ended.
     pub async fn finished(self) {
         self.server.finished().await;
     }

@@ -1,29 +1,17 @@
-//! Figures for Prometheus, read from the machine when they are asked for.
+//! Metrics for Prometheus. Most are read from the state when they are scraped.
 
-use std::sync::Arc;
-
-use flotilla_common::tracker::Counts;
-use flotilla_runtime::metrics::{Figures, Requests, seconds_histogram};
+use flotilla_runtime::identity::Identity;
+use flotilla_runtime::metrics::{self, Requests, seconds_histogram};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::service::Service;
+use crate::state::TrackerFigures;
 
-/// The figures of one moment.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Snapshot {
-    pub(crate) peers: u32,
-    pub(crate) swarms: u64,
-    pub(crate) leases_open: u64,
-    pub(crate) requests_parked: u64,
-    pub(crate) counts: Counts,
-}
-
-/// What is counted as it happens.
+/// The metrics that are counted as requests come.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     pub(crate) requests: Requests,
-    /// From an announce's last byte to its answer.
+    /// Time from an announce's last byte to its answer.
     pub(crate) handout_seconds: Histogram,
 }
 
@@ -38,48 +26,45 @@ impl Default for Metrics {
     }
 }
 
-/// All figures of a tracker.
-pub(crate) fn registry(service: Arc<Service>) -> Registry {
+/// All metrics of a tracker; `read` reads the state.
+pub(crate) fn registry(
+    metrics: &Metrics,
+    identity: Option<Identity>,
+    read: impl Fn() -> TrackerFigures + Send + Sync + 'static,
+) -> Registry {
     let mut registry = Registry::with_prefix("flotilla_tracker");
-    let metrics = service.metrics();
     metrics.requests.register(&mut registry);
     let help = "Time to answer an announce, handouts included";
     registry.register("handout_seconds", help, metrics.handout_seconds.clone());
-    registry.register_collector(Figures::collector(move |figures| {
-        let Snapshot {
+    registry.register_collector(metrics::Figures::collector(move |figures| {
+        let TrackerFigures {
             peers,
             swarms,
             leases_open,
             requests_parked,
             counts,
-        } = service.snapshot();
-        figures.gauge("peers", "Peers known", u64::from(peers))?;
-        figures.gauge("swarms", "Blobs that a peer holds or wants", swarms)?;
-        figures.gauge("leases_open", "Leases open", leases_open)?;
+        } = read();
+        figures.gauge("peers", "Peers in the roster", u64::from(peers))?;
         figures.gauge(
-            "requests_parked",
-            "Lease requests that wait",
-            requests_parked,
+            "swarms",
+            "Blobs that at least one peer holds or wants",
+            swarms,
         )?;
-        service
-            .identity()
+        figures.gauge("leases_open", "Open leases", leases_open)?;
+        figures.gauge("requests_parked", "Parked lease requests", requests_parked)?;
+        identity
             .iter()
             .try_for_each(|identity| identity.figures(figures))?;
         let announces = [("accepted", counts.announces), ("resync", counts.resyncs)];
-        figures.counters(
-            "announces",
-            "Announces, by how they were answered",
-            "answer",
-            announces,
-        )?;
+        figures.counters("announces", "Announces, by answer", "answer", announces)?;
         figures.counter(
             "peers_expired",
-            "Peers forgotten because they were silent",
+            "Peers forgotten because their announces stopped",
             counts.peers_expired,
         )?;
         figures.counter(
             "changes_left_out",
-            "Changes left out of too many swarms",
+            "Changes ignored because the peer is in too many swarms",
             counts.changes_left_out,
         )?;
         let leases = [
@@ -90,10 +75,10 @@ pub(crate) fn registry(service: Arc<Service>) -> Registry {
             ("failed", counts.failed),
             ("expired", counts.expired),
         ];
-        figures.counters("leases", "Leases, by what became of them", "event", leases)?;
+        figures.counters("leases", "Leases, by event", "event", leases)?;
         figures.counter(
             "introduced",
-            "Starving peers told a holder to dial",
+            "Starving peers that were named a holder to dial",
             counts.introduced,
         )
     }));

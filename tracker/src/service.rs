@@ -1,15 +1,13 @@
-//! The driver: one lock round the machine, one task for its timers, and requests that wait for
-//! their answer.
+//! The tracker's service: one lock around the state, and one task for its timers.
 //!
-//! The lock is never held across an await. A request that is parked waits on a channel of its own;
-//! the machine bounds how long.
+//! The lock is never held across an await. A parked request waits on a channel of its own; the
+//! machine bounds how long.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flotilla_common::name::PeerId;
-use flotilla_common::tracker::Counts;
 use flotilla_common::wire::tracker::{AnnounceAnswer, AnnounceRequest, LeaseAnswer, LeaseRequest};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::Identity;
@@ -17,10 +15,10 @@ use flotilla_runtime::shutdown::Shutdown;
 use tokio::sync::Notify;
 
 use crate::config::Config;
-use crate::metrics::{Metrics, Snapshot};
-use crate::state::{Refusal, State, SwarmStatus};
+use crate::metrics::Metrics;
+use crate::state::{RequestError, State, SwarmStatus, TrackerFigures};
 
-/// What a peer is told that still waits when the tracker drains.
+/// When a peer whose request was parked at the drain may ask again.
 const DRAINING_WAIT: Duration = Duration::from_secs(1);
 
 /// The tracker behind HTTP.
@@ -28,8 +26,9 @@ const DRAINING_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Service {
     config: Config,
     state: Mutex<State>,
-    /// With one, every peer must show a certificate with its id.
+    /// With an identity, every peer must have a certificate with its id.
     identity: Option<Identity>,
+    clock: Clock,
     /// The machine's next deadline is earlier than the one that the timer task sleeps for.
     is_earlier: Notify,
     shutdown: Shutdown,
@@ -37,16 +36,20 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(config: Config, identity: Option<Identity>, shutdown: Shutdown) -> Self {
-        let state = Mutex::new(State::new(&config));
-        let (is_earlier, metrics) = (Notify::new(), Metrics::default());
+    pub(crate) fn new(
+        config: Config,
+        identity: Option<Identity>,
+        clock: Clock,
+        shutdown: Shutdown,
+    ) -> Self {
         Self {
+            state: Mutex::new(State::new(&config)),
             config,
-            state,
             identity,
-            is_earlier,
+            clock,
+            is_earlier: Notify::new(),
             shutdown,
-            metrics,
+            metrics: Metrics::default(),
         }
     }
 
@@ -58,29 +61,33 @@ impl Service {
         self.identity.as_ref()
     }
 
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock
+    }
+
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// Takes an announce that came from `client`, which is `identity` by its certificate.
+    /// Handles an announce from the address `client`, with the id `identity` in its certificate.
     pub(crate) fn announce(
         &self,
         request: AnnounceRequest,
         identity: Option<&PeerId>,
         client: IpAddr,
-    ) -> Result<AnnounceAnswer, Refusal> {
+    ) -> Result<AnnounceAnswer, RequestError> {
         self.check_identity(identity, &request.peer.id)?;
-        self.with_state(|state| state.announce(Clock::system().now(), request, client))
+        self.with_state(|state| state.announce(self.clock.now(), request, client))
     }
 
-    /// Takes a lease request and waits for its answer.
+    /// Handles a lease request and waits for its answer.
     pub(crate) async fn lease(
         &self,
         request: LeaseRequest,
         identity: Option<&PeerId>,
-    ) -> Result<LeaseAnswer, Refusal> {
+    ) -> Result<LeaseAnswer, RequestError> {
         self.check_identity(identity, &request.peer)?;
-        let answer = self.with_state(|state| state.lease(Clock::system().now(), request))?;
+        let answer = self.with_state(|state| state.lease(self.clock.now(), request))?;
         let draining = LeaseAnswer::Wait {
             retry_ms: DRAINING_WAIT.as_millis() as u32,
         };
@@ -94,37 +101,33 @@ impl Service {
     /// Fires the machine's timers until the shutdown.
     pub(crate) async fn run_timers(self: Arc<Self>) {
         loop {
-            let deadline = self.lock().fire_timers(Clock::system().now());
+            let deadline = self.lock().fire_timers(self.clock.now());
             tokio::select! {
-                () = Clock::system().sleep_until(deadline) => {}
+                () = self.clock.sleep_until(deadline) => {}
                 () = self.is_earlier.notified() => {}
                 () = self.shutdown.wait() => return,
             }
         }
     }
 
-    pub(crate) fn peer_count(&self) -> u32 {
-        self.lock().snapshot().peers
-    }
-
-    pub(crate) fn counts(&self) -> Counts {
-        self.lock().snapshot().counts
-    }
-
     pub(crate) fn swarms(&self, limit: usize) -> Vec<SwarmStatus> {
         self.lock().swarms(limit)
     }
 
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        self.lock().snapshot()
+    pub(crate) fn figures(&self) -> TrackerFigures {
+        self.lock().figures()
     }
 
-    fn check_identity(&self, certified: Option<&PeerId>, claimed: &PeerId) -> Result<(), Refusal> {
+    fn check_identity(
+        &self,
+        certified: Option<&PeerId>,
+        claimed: &PeerId,
+    ) -> Result<(), RequestError> {
         match certified {
-            None if self.identity.is_some() => Err(Refusal::NoIdentity {
+            None if self.identity.is_some() => Err(RequestError::NoIdentity {
                 claimed: claimed.clone(),
             }),
-            Some(certified) if certified != claimed => Err(Refusal::OtherIdentity {
+            Some(certified) if certified != claimed => Err(RequestError::OtherIdentity {
                 certified: certified.clone(),
                 claimed: claimed.clone(),
             }),
@@ -142,8 +145,8 @@ impl Service {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic under the lock is a failed request; what is left is soft state that announces
-        // repair.
+        // A panic under the lock fails one request. The state that it leaves is soft: the next
+        // announces repair it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

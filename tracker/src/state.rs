@@ -1,4 +1,4 @@
-//! The machine with names: peers, blobs, zones and regions have slots here, and only here.
+//! The machine, the names of its slots, and the requests that wait for its answers.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -8,8 +8,8 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
-    self as machine, BlobSlot, Input, LeaseEvent, Output, PeerSlot, Progress, RequestId, SlotNames,
-    TrackerMachine, ranked,
+    self as machine, BlobSlot, Counts, Input, LeaseEvent, Output, PeerSlot, Progress, RequestId,
+    SlotNames, TrackerMachine, ranked,
 };
 use flotilla_common::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, LeaseAnswer, LeaseAsk, LeaseRequest, MAX_CHANGES,
@@ -18,82 +18,93 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::config::Config;
-use crate::metrics::Snapshot;
 
 /// Peers that one message may name as connected or unreachable.
 const MAX_NAMED_PEERS: usize = 256;
 /// Leases that one announce may name.
 const MAX_LEASES: usize = 1_024;
 
-/// Why a request is not served.
+/// Why a request is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
-    #[error("{what}: {count} are more than the {limit} that one message may carry")]
+pub(crate) enum RequestError {
+    #[error("too many {what}: {count}, but one message may carry at most {limit}")]
     TooMany {
         what: &'static str,
         count: usize,
         limit: usize,
     },
-    #[error("progress {progress} of {digest} is above {}", Progress::COMPLETE.step())]
+    #[error("invalid progress {progress} for {digest}: the largest is {}", Progress::COMPLETE.step())]
     Progress { digest: Digest, progress: u8 },
     #[error("chunk count mismatch for {digest}: request says {chunks}")]
     ChunkCount { digest: Digest, chunks: u32 },
-    #[error("the message is of peer {claimed}, and no certificate says so")]
+    #[error(
+        "peer {claimed} has no client certificate; this tracker requires one with the peer's id"
+    )]
     NoIdentity { claimed: PeerId },
-    #[error("the certificate is of peer {certified}, the message of peer {claimed}")]
+    #[error("peer id mismatch: the message says {claimed}, the certificate {certified}")]
     OtherIdentity { certified: PeerId, claimed: PeerId },
-    #[error("this tracker has as many peers as it may have: limits.peers")]
+    #[error("tracker is full; raise limits.peers")]
     TooManyPeers,
-    #[error("this tracker knows as many zones as it may know: limits.zones")]
+    #[error("tracker has too many zones; raise limits.zones")]
     TooManyZones,
 }
 
-/// One swarm, for people.
+/// One swarm, for operators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SwarmStatus {
     /// The blob.
     pub digest: Digest,
-    /// Members.
+    /// Peers in the swarm.
     pub peers: usize,
     /// Of these, peers that hold all of it.
     pub seeders: usize,
-    /// Leases open, in all regions.
+    /// Open leases, in all regions.
     pub leases_open: usize,
-    /// Lease requests parked, in all regions.
+    /// Parked lease requests, in all regions.
     pub leases_parked: usize,
 }
 
-/// The answer to a lease request, when it comes.
-pub(crate) type Answer = oneshot::Receiver<Result<LeaseAnswer, Refusal>>;
+/// Receives the answer to a lease request.
+pub(crate) type PendingAnswer = oneshot::Receiver<Result<LeaseAnswer, RequestError>>;
 
-/// Who waits for the answer to a lease request.
+/// A lease request without an answer.
 #[derive(Debug)]
-struct Waiting {
-    answer: oneshot::Sender<Result<LeaseAnswer, Refusal>>,
+struct WaitingRequest {
+    answer: oneshot::Sender<Result<LeaseAnswer, RequestError>>,
     peer: PeerSlot,
     blob: BlobSlot,
     digest: Digest,
     chunks: u32,
 }
 
-/// The machine, and the names of its slots.
+/// The figures of one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TrackerFigures {
+    pub(crate) peers: u32,
+    pub(crate) swarms: u64,
+    pub(crate) leases_open: u64,
+    pub(crate) requests_parked: u64,
+    pub(crate) counts: Counts,
+}
+
+/// The machine, the names of its slots, and the waiting requests.
 #[derive(Debug)]
 pub(crate) struct State {
     machine: TrackerMachine,
     names: SlotNames,
     zones_limit: usize,
-    waiting: HashMap<RequestId, Waiting>,
+    waiting: HashMap<RequestId, WaitingRequest>,
     next_request: u64,
     trackers: Vec<String>,
     own_url: Option<String>,
-    /// What the timer task sleeps for.
+    /// The deadline that the timer task sleeps for.
     armed: Option<Time>,
 }
 
 impl State {
     pub(crate) fn new(config: &Config) -> Self {
-        // The standard library's hasher keys come from the system: another seed, and so another
-        // epoch, each start.
+        // The keys of the standard library's hasher come from the system, so each start has another
+        // seed and another epoch.
         let rng_seed = RandomState::new().build_hasher().finish();
         Self {
             machine: TrackerMachine::new(config.machine(), rng_seed),
@@ -107,7 +118,7 @@ impl State {
         }
     }
 
-    /// Whether something is due before what [`Self::fire_timers`] returned last.
+    /// Whether the next deadline is earlier than the one that [`Self::fire_timers`] returned last.
     pub(crate) fn is_due_earlier(&self) -> bool {
         match (self.machine.poll_timeout(), self.armed) {
             (Some(next), Some(armed)) => next < armed,
@@ -115,7 +126,7 @@ impl State {
         }
     }
 
-    /// Does what is due; when to come again.
+    /// Handles everything that is due and returns the next deadline.
     pub(crate) fn fire_timers(&mut self, now: Time) -> Option<Time> {
         self.machine.handle_timeout(now);
         self.drain(now);
@@ -123,16 +134,16 @@ impl State {
         self.armed
     }
 
-    /// Takes an announce of a peer at `client`.
+    /// Handles an announce of a peer with the address `client`.
     pub(crate) fn announce(
         &mut self,
         now: Time,
         mut request: AnnounceRequest,
         client: IpAddr,
-    ) -> Result<AnnounceAnswer, Refusal> {
+    ) -> Result<AnnounceAnswer, RequestError> {
         check_announce(&request)?;
         if !self.names.has_zone_or_room(&request.peer, self.zones_limit) {
-            return Err(Refusal::TooManyZones);
+            return Err(RequestError::TooManyZones);
         }
         if request.peer.addr.ip().is_unspecified() {
             request.peer.addr.set_ip(client);
@@ -145,8 +156,12 @@ impl State {
             .unwrap_or(Ok(AnnounceAnswer::Resync { epoch }))
     }
 
-    /// Takes a lease request; the answer may come later.
-    pub(crate) fn lease(&mut self, now: Time, request: LeaseRequest) -> Result<Answer, Refusal> {
+    /// Handles a lease request. The answer may come later.
+    pub(crate) fn lease(
+        &mut self,
+        now: Time,
+        request: LeaseRequest,
+    ) -> Result<PendingAnswer, RequestError> {
         let LeaseRequest {
             digest,
             first_unreachable,
@@ -187,7 +202,7 @@ impl State {
         let (sender, answer) = oneshot::channel();
         self.waiting.insert(
             id,
-            Waiting {
+            WaitingRequest {
                 answer: sender,
                 peer,
                 blob,
@@ -216,9 +231,8 @@ impl State {
         swarms.into_iter().take(limit).filter_map(status).collect()
     }
 
-    /// The figures of this moment.
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        Snapshot {
+    pub(crate) fn figures(&self) -> TrackerFigures {
+        TrackerFigures {
             peers: self.machine.peer_count(),
             swarms: self.names.blob_count() as u64,
             leases_open: self
@@ -231,7 +245,7 @@ impl State {
         }
     }
 
-    /// Whether this tracker is the first of the blob's.
+    /// Whether this tracker is the blob's first one, which grants its leases.
     fn is_first(&self, digest: &Digest) -> bool {
         let first = ranked(&self.trackers, digest)
             .first()
@@ -239,15 +253,15 @@ impl State {
         first == self.own_url.as_ref()
     }
 
-    /// Carries out what the machine wants; the answer to an announce, if one was handled.
-    fn drain(&mut self, now: Time) -> Option<Result<AnnounceAnswer, Refusal>> {
+    /// Carries out the machine's outputs. Returns the answer to an announce, if it handled one.
+    fn drain(&mut self, now: Time) -> Option<Result<AnnounceAnswer, RequestError>> {
         let mut announced = None;
         while let Some(output) = self.machine.poll_output() {
             match output {
                 Output::Announced { answer, .. } => {
                     let epoch = self.machine.epoch();
                     let answer = self.names.announce_answer(epoch, answer);
-                    announced = Some(answer.ok_or(Refusal::TooManyPeers));
+                    announced = Some(answer.ok_or(RequestError::TooManyPeers));
                 }
                 Output::Lease { request, answer } => self.answer(now, request, answer),
                 Output::PeerForgotten(peer) => self.names.release_peer(peer),
@@ -257,21 +271,23 @@ impl State {
         announced
     }
 
-    /// Answers a lease request. A lease for somebody who does not wait any more is given up at
-    /// once.
+    /// Answers a lease request. A lease for a peer that does not wait any more is given up at once.
     fn answer(&mut self, now: Time, request: RequestId, answer: machine::LeaseAnswer) {
         let Some(waiting) = self.waiting.remove(&request) else {
             return;
         };
-        let wire = self.names.lease_answer(answer).ok_or(Refusal::ChunkCount {
-            digest: waiting.digest,
-            chunks: waiting.chunks,
-        });
+        let wire = self
+            .names
+            .lease_answer(answer)
+            .ok_or(RequestError::ChunkCount {
+                digest: waiting.digest,
+                chunks: waiting.chunks,
+            });
         let (peer, blob) = (waiting.peer, waiting.blob);
         if let (Err(_), machine::LeaseAnswer::Granted { chunk, .. }) =
             (waiting.answer.send(wire), answer)
         {
-            // The answer to this has nobody who waits for it.
+            // No request waits for the answer to this.
             self.next_request += 1;
             let request = RequestId(self.next_request);
             let event = LeaseEvent::Failed;
@@ -289,14 +305,14 @@ impl State {
     }
 }
 
-fn answered(answer: LeaseAnswer) -> Answer {
+fn answered(answer: LeaseAnswer) -> PendingAnswer {
     let (sender, receiver) = oneshot::channel();
-    // The receiver is right here, so it cannot be gone.
+    // The receiver exists, so this cannot fail.
     let _is_sent = sender.send(Ok(answer));
     receiver
 }
 
-fn check_announce(request: &AnnounceRequest) -> Result<(), Refusal> {
+fn check_announce(request: &AnnounceRequest) -> Result<(), RequestError> {
     check_count("changes", request.changes.len(), MAX_CHANGES)?;
     check_count("leases", request.leases.len(), MAX_LEASES)?;
     check_count("connected", request.connected.len(), MAX_NAMED_PEERS)?;
@@ -305,7 +321,7 @@ fn check_announce(request: &AnnounceRequest) -> Result<(), Refusal> {
         if let BlobState::Wanted { progress } | BlobState::Held { progress } = change.state
             && Progress::from_step(progress).is_none()
         {
-            return Err(Refusal::Progress {
+            return Err(RequestError::Progress {
                 digest: change.digest,
                 progress,
             });
@@ -314,9 +330,9 @@ fn check_announce(request: &AnnounceRequest) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_count(what: &'static str, count: usize, limit: usize) -> Result<(), Refusal> {
+fn check_count(what: &'static str, count: usize, limit: usize) -> Result<(), RequestError> {
     if count > limit {
-        Err(Refusal::TooMany { what, count, limit })
+        Err(RequestError::TooMany { what, count, limit })
     } else {
         Ok(())
     }

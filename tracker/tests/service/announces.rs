@@ -1,0 +1,137 @@
+//! Announces and handouts.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use flotilla_common::digest::Digest;
+use flotilla_common::map::ChunkMap;
+use flotilla_common::wire::tracker::{
+    AnnounceAnswer, BlobState, Change, HeldLease, LeaseAnswer, LeaseAsk,
+};
+use reqwest::StatusCode;
+
+use crate::harness::{Region, blob, config, wanted};
+
+#[tokio::test]
+async fn handout_prefers_peers_of_the_same_zone() {
+    let region = Region::start(config()).await;
+    for peer in 0..40 {
+        let zone = if peer % 2 == 0 { "even" } else { "odd" };
+        region
+            .peer(&format!("{zone}-{peer}"), zone)
+            .want(blob())
+            .await;
+    }
+    let handout = region.peer("newcomer", "even").want(blob()).await;
+    assert_eq!(handout.len(), 16);
+    assert_eq!(
+        handout.iter().filter(|id| id.starts_with("even")).count(),
+        12
+    );
+    assert!(
+        region
+            .peer("elsewhere", "even")
+            .want(Digest::sha256(b"another"))
+            .await
+            .is_empty()
+    );
+
+    let (status, text) = region.get("/admin/swarms").await;
+    let swarms: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(swarms[0]["digest"], blob().to_string());
+    assert_eq!(
+        (&swarms[0]["peers"], &swarms[0]["seeders"]),
+        (&41.into(), &0.into())
+    );
+    assert_eq!(region.get("/healthz").await.0, StatusCode::OK);
+    assert_eq!(region.get("/readyz").await.0, StatusCode::OK);
+    let metrics = region.get("/metrics").await.1;
+    assert!(metrics.contains("flotilla_tracker_peers 42"), "{metrics}");
+    assert!(
+        metrics.contains("flotilla_tracker_announces_total{answer=\"accepted\"} 42"),
+        "{metrics}"
+    );
+    region.stop().await;
+}
+
+#[tokio::test]
+async fn restarted_tracker_resyncs_and_adopts_leases() {
+    let region = Region::start(config()).await;
+    let mut peer = region.peer("peer", "a");
+    peer.want(blob()).await;
+    peer.take(blob(), ChunkMap::full(9)).await;
+    region.stop().await;
+
+    let region = Region::start(config()).await;
+    peer.tracker = region.tracker.addr();
+    assert_eq!(
+        peer.ask(
+            blob(),
+            LeaseAsk::Renew {
+                chunk: 0,
+                received: 7
+            }
+        )
+        .await,
+        LeaseAnswer::Unknown
+    );
+    let delta = peer.request(false, Vec::new());
+    let AnnounceAnswer::Resync { epoch } = peer.announce(delta).await else {
+        panic!("an old epoch is noticed")
+    };
+    assert_ne!(epoch, peer.epoch);
+    (peer.epoch, peer.sequence) = (epoch, 0);
+    let mut full = peer.request(true, vec![wanted(blob(), 1)]);
+    full.leases.push(HeldLease {
+        digest: blob(),
+        chunk: 0,
+        chunks: 9,
+    });
+    assert!(matches!(
+        peer.announce(full).await,
+        AnnounceAnswer::Accepted { .. }
+    ));
+    assert_eq!(
+        peer.ask(
+            blob(),
+            LeaseAsk::Renew {
+                chunk: 0,
+                received: 8
+            }
+        )
+        .await,
+        LeaseAnswer::Noted
+    );
+    assert_eq!(region.tracker.counts().adopted, 1);
+    let delta = peer.request(
+        false,
+        vec![Change {
+            digest: blob(),
+            state: BlobState::Gone,
+        }],
+    );
+    assert!(matches!(
+        peer.announce(delta).await,
+        AnnounceAnswer::Accepted { .. }
+    ));
+    assert!(region.tracker.swarms(9).is_empty());
+    region.stop().await;
+}
+
+#[tokio::test]
+async fn unspecified_address_becomes_the_client_address() {
+    let region = Region::start(config()).await;
+    let mut everywhere = region.peer("everywhere", "a");
+    everywhere.info.addr = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4_001));
+    everywhere.want(blob()).await;
+    let mut other = region.peer("other", "a");
+    let request = other.request(true, vec![wanted(blob(), 0)]);
+    let AnnounceAnswer::Accepted { handouts, .. } = other.announce(request).await else {
+        panic!("accepted")
+    };
+    assert_eq!(
+        handouts[0].peers[0].addr,
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 4_001))
+    );
+    region.stop().await;
+}

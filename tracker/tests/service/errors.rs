@@ -1,0 +1,154 @@
+//! Requests and configurations that are rejected.
+
+use std::time::Duration;
+
+use flotilla_common::codec;
+use flotilla_common::map::ChunkMap;
+use flotilla_common::wire::tracker::{ANNOUNCE_PATH, LEASE_PATH, LeaseRequest};
+use flotilla_runtime::clock::Clock;
+use flotilla_runtime::identity::{Authority, Identity, Issued, client_trusting};
+use flotilla_runtime::shutdown::{Drained, Shutdown};
+use flotilla_tracker::{Config, LimitsConfig, StartError, Tracker};
+use reqwest::StatusCode;
+
+use crate::harness::{DRAIN, Peer, Region, blob, client, config, take, wanted};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[tokio::test]
+async fn bad_requests_get_status_and_reason() {
+    let limits = LimitsConfig {
+        peers: 1,
+        announce_bytes: 4_096,
+        ..Default::default()
+    };
+    let region = Region::start(Config { limits, ..config() }).await;
+    let mut peer = region.peer("peer", "a");
+    let (status, text) = peer.refused(ANNOUNCE_PATH, vec![9, 9]).await;
+    assert_eq!(
+        (status, text.as_str()),
+        (
+            StatusCode::BAD_REQUEST,
+            "decode body: encoded with version 9, this build reads version 1\n"
+        )
+    );
+    let bad = codec::encode(&peer.request(true, vec![wanted(blob(), 16)])).unwrap();
+    let (status, text) = peer.refused(ANNOUNCE_PATH, bad).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(
+        text.starts_with("invalid progress 16 for sha256:")
+            && text.ends_with("the largest is 15\n"),
+        "{text}"
+    );
+    let (status, text) = peer.refused(ANNOUNCE_PATH, vec![1; 5_000]).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{text}");
+    let mut many = peer.request(true, Vec::new());
+    many.connected = vec!["p".parse().unwrap(); 300];
+    let (status, text) = peer
+        .refused(ANNOUNCE_PATH, codec::encode(&many).unwrap())
+        .await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        text,
+        "too many connected: 300, but one message may carry at most 256\n"
+    );
+
+    peer.want(blob()).await;
+    peer.take(blob(), ChunkMap::full(3)).await;
+    let take = take(1, ChunkMap::full(4), false);
+    let request = LeaseRequest {
+        peer: peer.info.id.clone(),
+        digest: blob(),
+        first_unreachable: false,
+        ask: take,
+    };
+    let (status, text) = peer
+        .refused(LEASE_PATH, codec::encode(&request).unwrap())
+        .await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(text.contains("request says 4"), "{text}");
+    let other = region.peer("other", "a");
+    let body = codec::encode(&other.request(true, Vec::new())).unwrap();
+    assert_eq!(
+        other.refused(ANNOUNCE_PATH, body).await.0,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    region.stop().await;
+}
+
+#[tokio::test]
+async fn peer_id_must_match_the_certificate() {
+    let fleet = Authority::create().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let authority = directory.path().join("ca.pem");
+    std::fs::write(&authority, fleet.certificate_pem()).unwrap();
+    let identity = |issued: Issued| {
+        Identity::from_pem(
+            &issued.certificate_pem,
+            &issued.key_pem,
+            fleet.certificate_pem(),
+        )
+        .unwrap()
+    };
+    let server = identity(fleet.issue_server(&["127.0.0.1".to_owned()], DAY).unwrap());
+    let shutdown = Shutdown::new();
+    let tracker = Tracker::start(config(), Some(server), Clock::system(), &shutdown)
+        .await
+        .unwrap();
+    let url = format!("https://{}{ANNOUNCE_PATH}", tracker.addr());
+    let announced_as = async |claimed: &str, tls: rustls::ClientConfig| {
+        let http = client(tls);
+        let request = Peer::new(claimed, "a", tracker.addr()).request(true, Vec::new());
+        let answer = http
+            .post(&url)
+            .body(codec::encode(&request).unwrap())
+            .send()
+            .await
+            .unwrap();
+        (answer.status(), answer.text().await.unwrap_or_default())
+    };
+    let peer = identity(fleet.issue_peer(&"peer".parse().unwrap(), DAY).unwrap());
+    assert_eq!(
+        announced_as("peer", peer.https_client().unwrap()).await.0,
+        StatusCode::OK
+    );
+    let (status, text) = announced_as("other", peer.https_client().unwrap()).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert_eq!(
+        text,
+        "peer id mismatch: the message says other, the certificate peer\n"
+    );
+    let (status, text) = announced_as("peer", client_trusting(&authority).unwrap()).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{text}");
+    assert_eq!(tracker.peer_count(), 1);
+    assert_eq!(shutdown.drain(DRAIN).await, Drained::Complete);
+}
+
+#[tokio::test]
+async fn start_errors_name_the_address_or_setting() {
+    let region = Region::start(config()).await;
+    let taken = Config {
+        listen: region.tracker.addr(),
+        ..config()
+    };
+    let error = Tracker::start(taken, None, Clock::system(), &Shutdown::new())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StartError::Listen { .. }));
+    assert!(
+        error.to_string().starts_with("listen on 127.0.0.1:"),
+        "{error}"
+    );
+    let bad = Config {
+        handout: 0,
+        ..config()
+    };
+    let error = Tracker::start(bad, None, Clock::system(), &Shutdown::new())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "tracker configuration: handout must be at least 1"
+    );
+    region.stop().await;
+}
