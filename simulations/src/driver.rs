@@ -1,4 +1,4 @@
-//! The peer's driver: does what the machine says, with simulated bytes.
+//! The driver of each peer's machine: carries out its outputs with simulated bytes.
 
 use flotilla_common::map::ChunkMap;
 use flotilla_common::swarm::{
@@ -6,16 +6,19 @@ use flotilla_common::swarm::{
 };
 use flotilla_common::tracker::{LeaseUpdate, SessionInput};
 
-use crate::network::Moved;
+use crate::event::Event;
+use crate::fetch::{Fetch, FetchSource};
+use crate::network::FlowEvent;
+use crate::scenario::millis;
 use crate::slab::Key;
-use crate::world::{Event, Origin, Request, World, millis};
+use crate::world::World;
 
 impl World<'_> {
     pub(crate) fn act(&mut self, peer: u32, output: Output) {
         match output {
             Output::Dial { peer: slot } => self.dial(peer, slot.0),
             Output::HangUp { peer: slot } => {
-                let other = self.nodes[peer as usize].links.at(slot.0).peer;
+                let other = self.peers[peer as usize].links.at(slot.0).peer;
                 let notice = self.delay(peer, other);
                 self.hang_up(peer, slot.0, notice);
             }
@@ -52,7 +55,7 @@ impl World<'_> {
                 self.update_lease(peer, blob, LeaseUpdate::Failed { chunk });
             }
             Output::Complete { .. } => self.on_complete(peer),
-            // The machine itself refuses whom it has quarantined.
+            // The machine itself refuses peers in quarantine.
             Output::Quarantine { .. } => {}
         }
     }
@@ -84,30 +87,30 @@ impl World<'_> {
         chunk: u32,
         source: Source,
     ) {
-        let node = &self.nodes[peer as usize];
+        let simulated = &self.peers[peer as usize];
         let (source, delay) = match source {
             Source::Peer(slot) => {
-                let link = node.links.at(slot.0);
+                let link = simulated.links.at(slot.0);
                 if !link.is_up {
-                    return; // The news of its end is on its way to the machine.
+                    return; // `Closed` is on its way to the machine.
                 }
                 (
-                    Origin::Peer {
+                    FetchSource::Peer {
                         peer: link.peer,
-                        asker: link.remote,
+                        requester: link.remote,
                     },
                     self.delay(peer, link.peer),
                 )
             }
-            Source::Origin(place) => {
+            Source::Origin(origin) => {
                 let regions = self.origins_up.len() as u32;
-                let region = (self.places[peer as usize].region + place.0) % regions;
+                let region = (self.locations[peer as usize].region + origin.0) % regions;
                 let delay =
                     self.delay_to_region(peer, region) + millis(self.scenario.origin.think_ms);
-                (Origin::Region(region), delay)
+                (FetchSource::Origin { region }, delay)
             }
         };
-        let request = self.requests.insert(Request {
+        let fetch = self.fetches.insert(Fetch {
             peer,
             transfer,
             source,
@@ -115,60 +118,60 @@ impl World<'_> {
             chunk,
             flow: None,
         });
-        self.nodes[peer as usize].fetches.push((transfer, request));
+        self.peers[peer as usize].fetches.push((transfer, fetch));
         self.queue
-            .push_after(self.now, delay, Event::Asked { request });
+            .push_after(self.now, delay, Event::Requested { fetch });
     }
 
-    pub(crate) fn on_asked(&mut self, key: Key) {
-        let Some(&Request {
+    pub(crate) fn on_requested(&mut self, key: Key) {
+        let Some(&Fetch {
             peer,
             source,
             blob,
             chunk,
             ..
-        }) = self.requests.get(key)
+        }) = self.fetches.get(key)
         else {
             return;
         };
         match source {
-            Origin::Peer {
+            FetchSource::Peer {
                 peer: uploader,
-                asker,
+                requester,
             } => {
                 let upload = UploadId(key.to_bits());
                 self.feed(
                     uploader,
                     Input::UploadRequest {
-                        peer: PeerSlot(asker),
+                        peer: PeerSlot(requester),
                         blob,
                         chunk,
                         upload,
                     },
                 );
             }
-            Origin::Region(region) if self.origins_up[region as usize] => {
-                self.start_flow(key, self.nodes.len() as u32 + region);
+            FetchSource::Origin { region } if self.origins_up[region as usize] => {
+                self.start_flow(key, self.peers.len() as u32 + region);
             }
-            Origin::Region(region) => {
+            FetchSource::Origin { region } => {
                 let delay = self.delay_to_region(peer, region);
                 self.queue
-                    .push_after(self.now, delay, Event::SourceFailed { request: key });
+                    .push_after(self.now, delay, Event::SourceFailed { fetch: key });
             }
         }
     }
 
     fn serve(&mut self, key: Key) {
-        let Some(&Request {
-            source: Origin::Peer { peer: uploader, .. },
+        let Some(&Fetch {
+            source: FetchSource::Peer { peer: uploader, .. },
             blob,
             chunk,
             ..
-        }) = self.requests.get(key)
+        }) = self.fetches.get(key)
         else {
             return;
         };
-        if !self.nodes[uploader as usize].verified[blob.0 as usize].contains(chunk) {
+        if !self.peers[uploader as usize].verified[blob.0 as usize].contains(chunk) {
             self.oracle.complain(|| {
                 format!("peer {uploader} served chunk {chunk}, which it has not verified")
             });
@@ -177,13 +180,13 @@ impl World<'_> {
     }
 
     fn start_flow(&mut self, key: Key, from: u32) {
-        let Some(&Request {
+        let Some(&Fetch {
             peer,
             blob,
             chunk,
             source,
             ..
-        }) = self.requests.get(key)
+        }) = self.fetches.get(key)
         else {
             return;
         };
@@ -191,42 +194,36 @@ impl World<'_> {
         let flow = self
             .network
             .start(self.now, from, peer, bytes, key.to_bits());
-        if let Some(request) = self.requests.get_mut(key) {
-            request.flow = Some(flow);
+        if let Some(fetch) = self.fetches.get_mut(key) {
+            fetch.flow = Some(flow);
         }
         let delay = self.way_back(peer, source);
         self.queue
-            .push_after(self.now, delay, Event::FirstByte { request: key });
+            .push_after(self.now, delay, Event::FirstByte { fetch: key });
     }
 
     fn refuse(&mut self, key: Key, reason: Refusal) {
-        if let Some(request) = self.requests.get(key) {
-            let delay = self.way_back(request.peer, request.source);
-            self.queue.push_after(
-                self.now,
-                delay,
-                Event::Refused {
-                    request: key,
-                    reason,
-                },
-            );
+        if let Some(fetch) = self.fetches.get(key) {
+            let delay = self.way_back(fetch.peer, fetch.source);
+            self.queue
+                .push_after(self.now, delay, Event::Refused { fetch: key, reason });
         }
     }
 
     pub(crate) fn on_refusal(&mut self, key: Key, reason: Refusal) {
-        if let Some((peer, transfer)) = self.take_request(key) {
+        if let Some((peer, transfer)) = self.take_fetch(key) {
             self.feed(peer, Input::Refused { transfer, reason });
         }
     }
 
     pub(crate) fn on_first_byte(&mut self, key: Key) {
-        if let Some(&Request { peer, transfer, .. }) = self.requests.get(key) {
+        if let Some(&Fetch { peer, transfer, .. }) = self.fetches.get(key) {
             self.feed(peer, Input::FirstByte { transfer });
         }
     }
 
     pub(crate) fn on_source_failed(&mut self, key: Key) {
-        if let Some((peer, transfer)) = self.take_request(key) {
+        if let Some((peer, transfer)) = self.take_fetch(key) {
             self.feed(
                 peer,
                 Input::Failed {
@@ -237,15 +234,15 @@ impl World<'_> {
         }
     }
 
-    pub(crate) fn on_moved(&mut self, moved: Moved) {
-        match moved {
-            Moved::Progress { tag, moved } => {
-                let Some(&Request {
+    pub(crate) fn on_flow_event(&mut self, event: FlowEvent) {
+        match event {
+            FlowEvent::Progress { tag, moved } => {
+                let Some(&Fetch {
                     peer,
                     transfer,
                     source,
                     ..
-                }) = self.requests.get(Key::from_bits(tag))
+                }) = self.fetches.get(Key::from_bits(tag))
                 else {
                     return;
                 };
@@ -256,7 +253,7 @@ impl World<'_> {
                         received: moved,
                     },
                 );
-                if let Origin::Peer { peer: uploader, .. } = source {
+                if let FetchSource::Peer { peer: uploader, .. } = source {
                     self.feed(
                         uploader,
                         Input::UploadProgress {
@@ -266,18 +263,18 @@ impl World<'_> {
                     );
                 }
             }
-            Moved::Done { tag, .. } => {
+            FlowEvent::Done { tag, .. } => {
                 let key = Key::from_bits(tag);
-                let Some(request) = self.requests.get_mut(key) else {
+                let Some(fetch) = self.fetches.get_mut(key) else {
                     return;
                 };
-                request.flow = None;
-                let &mut Request { peer, source, .. } = request;
+                fetch.flow = None;
+                let &mut Fetch { peer, source, .. } = fetch;
                 self.count_bytes(key, None);
                 let delay = self.way_back(peer, source);
                 self.queue
-                    .push_after(self.now, delay, Event::Arrived { request: key });
-                if let Origin::Peer { peer: uploader, .. } = source {
+                    .push_after(self.now, delay, Event::Arrived { fetch: key });
+                if let FetchSource::Peer { peer: uploader, .. } = source {
                     self.feed(
                         uploader,
                         Input::UploadEnded {
@@ -290,20 +287,20 @@ impl World<'_> {
     }
 
     pub(crate) fn on_arrived(&mut self, key: Key) {
-        let Some(&Request {
+        let Some(&Fetch {
             blob,
             chunk,
             source,
             ..
-        }) = self.requests.get(key)
+        }) = self.fetches.get(key)
         else {
             return;
         };
-        let Some((peer, transfer)) = self.take_request(key) else {
+        let Some((peer, transfer)) = self.take_fetch(key) else {
             return;
         };
         let is_corrupt =
-            matches!(source, Origin::Peer { peer, .. } if self.nodes[peer as usize].lies);
+            matches!(source, FetchSource::Peer { peer, .. } if self.peers[peer as usize].is_liar);
         if is_corrupt {
             self.feed(
                 peer,
@@ -315,26 +312,26 @@ impl World<'_> {
             return;
         }
         let now = self.now;
-        let node = &mut self.nodes[peer as usize];
-        if !node.alive {
+        let simulated = &mut self.peers[peer as usize];
+        if !simulated.is_alive {
             return;
         }
-        if !node.verified[blob.0 as usize].insert(chunk) {
+        if !simulated.verified[blob.0 as usize].insert(chunk) {
             self.oracle
                 .complain(|| format!("peer {peer} fetched chunk {chunk} twice"));
         }
         if (blob, chunk) == (BlobSlot(0), 0) {
-            node.first_byte_at = Some(now);
+            simulated.first_byte_at = Some(now);
         }
         self.advance_reader(peer, blob);
         self.feed(peer, Input::Received { transfer });
     }
 
-    /// The reader takes what is there, and waits for the next chunk.
+    /// The reader takes all chunks that it can, and waits for the next one.
     fn advance_reader(&mut self, peer: u32, blob: BlobSlot) {
-        let node = &mut self.nodes[peer as usize];
-        let verified: &ChunkMap = &node.verified[blob.0 as usize];
-        let cursor = &mut node.cursors[blob.0 as usize];
+        let simulated = &mut self.peers[peer as usize];
+        let verified: &ChunkMap = &simulated.verified[blob.0 as usize];
+        let cursor = &mut simulated.cursors[blob.0 as usize];
         if verified.contains(*cursor) {
             let next = verified.first_missing(*cursor);
             *cursor = next.unwrap_or(verified.len());
@@ -344,24 +341,24 @@ impl World<'_> {
 
     fn on_complete(&mut self, peer: u32) {
         let now = self.now;
-        let node = &mut self.nodes[peer as usize];
-        node.complete += 1;
-        if node.complete as usize == self.geometries.len() {
-            node.completed_at = Some(now);
+        let simulated = &mut self.peers[peer as usize];
+        simulated.complete += 1;
+        if simulated.complete as usize == self.geometries.len() {
+            simulated.completed_at = Some(now);
             self.unfinished -= 1;
         }
     }
 
     fn cancel(&mut self, peer: u32, transfer: TransferId) {
-        let fetches = &self.nodes[peer as usize].fetches;
+        let fetches = &self.peers[peer as usize].fetches;
         if let Some(key) = fetches
             .iter()
             .find(|(id, _)| *id == transfer)
             .map(|(_, key)| *key)
         {
-            let source = self.requests.get(key).map(|request| request.source);
-            self.end_request(key);
-            if let Some(Origin::Peer { peer: uploader, .. }) = source {
+            let source = self.fetches.get(key).map(|fetch| fetch.source);
+            self.end_fetch(key);
+            if let Some(FetchSource::Peer { peer: uploader, .. }) = source {
                 self.feed(
                     uploader,
                     Input::UploadEnded {
@@ -372,42 +369,42 @@ impl World<'_> {
         }
     }
 
-    /// Ends a request wherever it stands; what has flowed, has.
-    pub(crate) fn end_request(&mut self, key: Key) {
+    /// Ends a fetch in any state. Bytes that have flowed are counted.
+    pub(crate) fn end_fetch(&mut self, key: Key) {
         if let Some(flow) = self
             .requests
             .get_mut(key)
-            .and_then(|request| request.flow.take())
+            .and_then(|fetch| fetch.flow.take())
         {
             let moved = self.network.abort(self.now, flow);
             self.count_bytes(key, moved);
         }
-        self.take_request(key);
+        self.take_fetch(key);
     }
 
-    fn take_request(&mut self, key: Key) -> Option<(u32, TransferId)> {
-        let request = self.requests.remove(key)?;
-        self.nodes[request.peer as usize]
+    fn take_fetch(&mut self, key: Key) -> Option<(u32, TransferId)> {
+        let fetch = self.fetches.remove(key)?;
+        self.peers[fetch.peer as usize]
             .fetches
             .retain(|(_, other)| *other != key);
-        Some((request.peer, request.transfer))
+        Some((fetch.peer, fetch.transfer))
     }
 
-    /// Counts the bytes of a request: `moved`, or all of the chunk.
+    /// Counts the bytes of a fetch: `moved`, or the whole chunk.
     fn count_bytes(&mut self, key: Key, moved: Option<u64>) {
-        let Some(request) = self.requests.get(key) else {
+        let Some(fetch) = self.fetches.get(key) else {
             return;
         };
-        let bytes = moved
-            .unwrap_or_else(|| self.geometries[request.blob.0 as usize].chunk_len(request.chunk));
-        let to = self.places[request.peer as usize];
-        match request.source {
-            Origin::Region(region) => {
+        let bytes =
+            moved.unwrap_or_else(|| self.geometries[fetch.blob.0 as usize].chunk_len(fetch.chunk));
+        let to = self.locations[fetch.peer as usize];
+        match fetch.source {
+            FetchSource::Origin { region } => {
                 self.origin_bytes += bytes;
                 self.wan_bytes += if region == to.region { 0 } else { bytes };
             }
-            Origin::Peer { peer, .. } => {
-                let from = self.places[peer as usize];
+            FetchSource::Peer { peer, .. } => {
+                let from = self.locations[peer as usize];
                 if from.region != to.region {
                     self.wan_bytes += bytes;
                 } else if from.zone != to.zone {
@@ -417,10 +414,11 @@ impl World<'_> {
         }
     }
 
-    fn way_back(&self, peer: u32, source: Origin) -> core::time::Duration {
+    /// One-way delay from the source to the requesting peer.
+    fn way_back(&self, peer: u32, source: FetchSource) -> core::time::Duration {
         match source {
-            Origin::Peer { peer: source, .. } => self.delay(source, peer),
-            Origin::Region(region) => self.delay_to_region(peer, region),
+            FetchSource::Peer { peer: source, .. } => self.delay(source, peer),
+            FetchSource::Origin { region } => self.delay_to_region(peer, region),
         }
     }
 }

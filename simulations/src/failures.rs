@@ -1,32 +1,37 @@
-//! What goes wrong: peers that die or leave, a tracker or an origin that does not answer.
+//! The failures of a scenario: peers that die, leave or freeze; a tracker or an origin that does not
+//! answer.
 
 use core::time::Duration;
 
 use flotilla_common::tracker::SessionInput;
 use rand::RngExt as _;
 
-use crate::scenario::FailureKind;
-use crate::world::{Backlog, Event, Node, World, millis, seconds};
+use crate::event::Event;
+use crate::peer::{Backlog, SimulatedPeer};
+use crate::scenario::{FailureKind, millis, seconds};
+use crate::world::World;
 
-/// What a frozen peer's links carry, in bytes per second: less than a byte in any run.
+/// The rate of a frozen peer's links, in bytes per second: less than a byte in any run.
 const FROZEN: f64 = 1e-6;
 
 impl World<'_> {
     pub(crate) fn on_failure(&mut self, number: usize) {
         let failure = &self.scenario.failures[number];
         match failure.kind {
-            FailureKind::KillPeers => self.doom(number, self.living(), false),
-            FailureKind::KillLeaseHolders => self.doom(number, self.lease_holders(), false),
-            FailureKind::LeavePeers => self.doom(number, self.living(), true),
+            FailureKind::KillPeers => self.schedule_departures(number, self.living(), false),
+            FailureKind::KillLeaseHolders => {
+                self.schedule_departures(number, self.lease_holders(), false)
+            }
+            FailureKind::LeavePeers => self.schedule_departures(number, self.living(), true),
             FailureKind::FreezePeers => self.freeze(number),
             FailureKind::RestartTracker => self.restart_tracker(),
-            FailureKind::StopTracker => self.tracking.stop(),
+            FailureKind::StopTracker => self.tracker.stop(),
             FailureKind::StopOrigin => self.origins_up[0] = false,
         }
         if let Some(for_s) = failure.for_s {
             self.queue.push(
                 self.now + seconds(for_s),
-                Event::Recovers { failure: number },
+                Event::FailureEnds { failure: number },
             );
         }
     }
@@ -43,16 +48,16 @@ impl World<'_> {
         }
     }
 
-    /// A peer is no more, or closes its connections and goes.
-    pub(crate) fn on_goes(&mut self, peer: u32, says_so: bool) {
-        if !self.nodes[peer as usize].alive {
+    /// A peer dies; or it tells the tracker, closes its connections and leaves.
+    pub(crate) fn on_departure(&mut self, peer: u32, says_so: bool) {
+        if !self.peers[peer as usize].is_alive {
             return;
         }
         if says_so {
             self.feed_session(peer, SessionInput::Leave);
         }
-        for slot in self.nodes[peer as usize].links.up_slots() {
-            let other = self.nodes[peer as usize].links.at(slot).peer;
+        for slot in self.peers[peer as usize].links.up_slots() {
+            let other = self.peers[peer as usize].links.at(slot).peer;
             let notice = if says_so {
                 self.delay(peer, other)
             } else {
@@ -60,38 +65,39 @@ impl World<'_> {
             };
             self.hang_up(peer, slot, notice);
         }
-        let node = &mut self.nodes[peer as usize];
-        node.alive = false;
-        self.unfinished -= u32::from(node.completed_at.is_none());
-        let keys: Vec<_> = node.fetches.iter().map(|(_, key)| *key).collect();
+        let simulated = &mut self.peers[peer as usize];
+        simulated.is_alive = false;
+        self.unfinished -= u32::from(simulated.completed_at.is_none());
+        let keys: Vec<_> = simulated.fetches.iter().map(|(_, key)| *key).collect();
         for key in keys {
-            self.end_request(key);
+            self.end_fetch(key);
         }
     }
 
-    /// The failure's share of the living stops at once.
+    /// Freezes the failure's share of the living peers.
     fn freeze(&mut self, number: usize) {
         let mut candidates = self.living();
-        candidates.retain(|peer| self.nodes[*peer as usize].frozen.is_none());
+        candidates.retain(|peer| self.peers[*peer as usize].frozen.is_none());
         let count =
             (candidates.len() as f64 * self.scenario.failures[number].share).ceil() as usize;
         for _ in 0..count.min(candidates.len()) {
             let peer =
                 candidates.swap_remove(self.rng.random_range(0..candidates.len() as u64) as usize);
-            self.nodes[peer as usize].frozen = Some(Backlog::default());
+            self.peers[peer as usize].frozen = Some(Backlog::default());
             self.network.set_rates(self.now, peer, FROZEN, FROZEN);
         }
     }
 
-    /// Whoever is frozen goes on.
+    /// All frozen peers go on.
     fn thaw(&mut self) {
         for peer in self.living() {
-            let node = &mut self.nodes[peer as usize];
-            let Some(backlog) = node.frozen.take() else {
+            let simulated = &mut self.peers[peer as usize];
+            let Some(backlog) = simulated.frozen.take() else {
                 continue;
             };
-            let (up, down) = (node.up as f64 / 8.0, node.down as f64 / 8.0);
-            node.machine.handle_timeout(self.now);
+            let up = simulated.up as f64 / 8.0;
+            let down = simulated.down as f64 / 8.0;
+            simulated.machine.handle_timeout(self.now);
             self.network.set_rates(self.now, peer, up, down);
             self.drain(peer);
             for input in backlog.inputs {
@@ -101,27 +107,31 @@ impl World<'_> {
         }
     }
 
-    /// The peers that hold a lease now, by number.
+    /// The numbers of the living peers that hold a lease.
     fn lease_holders(&self) -> Vec<u32> {
-        let holds = |node: &Node| node.alive && node.machine.leases().next().is_some();
+        let holds = |simulated: &SimulatedPeer| {
+            simulated.is_alive && simulated.machine.leases().next().is_some()
+        };
         (0_u32..)
-            .zip(&self.nodes)
-            .filter(|(_, node)| holds(node))
+            .zip(&self.peers)
+            .filter(|(_, simulated)| holds(simulated))
             .map(|(number, _)| number)
             .collect()
     }
 
     fn living(&self) -> Vec<u32> {
-        let lives = |node: &Node| node.alive && node.started_at <= self.now;
+        let lives =
+            |simulated: &SimulatedPeer| simulated.is_alive && simulated.started_at <= self.now;
         (0_u32..)
-            .zip(&self.nodes)
-            .filter(|(_, node)| lives(node))
+            .zip(&self.peers)
+            .filter(|(_, simulated)| lives(simulated))
             .map(|(number, _)| number)
             .collect()
     }
 
-    /// Chooses the failure's share of the candidates; each goes within the failure's time.
-    fn doom(&mut self, number: usize, mut candidates: Vec<u32>, says_so: bool) {
+    /// Chooses the failure's share of the candidates. Each departs at a random time within
+    /// `over_s`.
+    fn schedule_departures(&mut self, number: usize, mut candidates: Vec<u32>, says_so: bool) {
         let failure = &self.scenario.failures[number];
         let count = (candidates.len() as f64 * failure.share).ceil() as usize;
         for _ in 0..count.min(candidates.len()) {
@@ -129,7 +139,7 @@ impl World<'_> {
                 candidates.swap_remove(self.rng.random_range(0..candidates.len() as u64) as usize);
             let after = Duration::from_secs_f64(failure.over_s * self.rng.random::<f64>());
             self.queue
-                .push(self.now + after, Event::Goes { peer, says_so });
+                .push(self.now + after, Event::Departs { peer, says_so });
         }
     }
 }

@@ -1,10 +1,11 @@
-//! A world in which the shipped machines run: only network, disk and clock are replaced.
+//! A discrete-event simulator that runs the shipped state machines: only network, disk and clock are
+//! simulated.
 //!
-//! [`run`] takes a [`Scenario`] (peers, links, an image, failures, bars) through discrete events,
-//! chunk by chunk, with one [`flotilla_common::swarm::PeerMachine`] per peer and the tracker's
-//! [`flotilla_common::tracker::TrackerMachine`], and gives an [`Outcome`]. The same scenario and
-//! `rng_seed` give the same outcome on every machine, `trace_hash` and all. Wall time is the
-//! caller's to measure, for there is no clock here.
+//! [`run`] simulates a [`Scenario`] (peers, links, an image, failures, bars) chunk by chunk. Each peer
+//! has a [`flotilla_common::swarm::PeerMachine`] and a [`flotilla_common::tracker::TrackerSession`];
+//! the tracker is a [`flotilla_common::tracker::TrackerMachine`]. The same scenario and `rng_seed` give
+//! the same [`Outcome`] on every computer, including the `trace_hash`. The simulator has no clock: the
+//! caller measures the wall-clock time.
 //!
 //! ```
 //! let scenario = flotilla_simulations::Scenario::parse(r#"
@@ -23,18 +24,25 @@
 //! # Ok::<(), flotilla_simulations::ScenarioError>(())
 //! ```
 
+mod connections;
 mod driver;
+mod event;
 mod failures;
-mod link;
+mod fetch;
+mod links;
+mod names;
 mod network;
 mod oracle;
 mod outcome;
+mod peer;
 mod queue;
 mod report;
+mod rng;
 mod scenario;
 mod session;
 mod slab;
-mod tracking;
+mod tracker;
+mod tracker_messages;
 mod world;
 
 pub use outcome::{Details, Outcome};
@@ -44,7 +52,7 @@ pub use scenario::{
     ScenarioError, Tracker,
 };
 
-/// Runs a scenario to its end: everybody is done, or the scenario's time is up.
+/// Runs a scenario until every living peer is complete or the time limit is reached.
 pub fn run(scenario: &Scenario, rng_seed: u64) -> Outcome {
     world::World::new(scenario, rng_seed).run()
 }

@@ -1,12 +1,12 @@
 //! Fluid links: concurrent transfers share both ends.
 //!
-//! Every side of an end (its uplink, its downlink) has a *level*: the most that a transfer may have
-//! there, such that those that are held back at their other end leave their part to the rest. A
-//! transfer's rate is the smaller of its two levels. When a transfer begins or ends, the levels at
-//! its two ends are found again, and those of the ends they change things for, in bounded number:
-//! near max-min fairness, which is what congestion control comes to. Each transfer has one event in
-//! the queue at a time, at its end as it was known when the event was made or earlier; an event
-//! that comes too early makes the next one.
+//! Each side of an end (its uplink, its downlink) has a *level*: the largest rate that a transfer may
+//! have there. Transfers that are limited at their other end leave the rest of their share to the
+//! others. A transfer's rate is the smaller of its two levels. When a transfer starts or ends, the
+//! levels at its two ends are computed again, and those of the ends that are affected, in bounded
+//! number. The result is close to max-min fairness, which congestion control aims at. Each transfer
+//! has one event in the queue at a time, at its expected end or earlier; an event that comes too
+//! early schedules the next one.
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -19,29 +19,29 @@ use crate::slab::{Key, Slab};
 /// One end of links: a peer or an origin, by number.
 pub(crate) type End = u32;
 
-/// Before its end a transfer reports once when this share of it has come, for whoever counts it as
-/// nearly done.
+/// A transfer reports progress once when this share of it has arrived, so that machines can count
+/// it as nearly done.
 const REPORT_AT: f64 = 0.75;
-/// And it reports at least this often.
+/// A transfer reports progress at least this often.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
 
 /// A change of a level by less than this share is not passed on.
 const NOTABLE: f64 = 0.02;
-/// Levels found again after one change at most.
+/// Levels computed after one change at most.
 const MAX_STEPS: usize = 48;
 
 /// An uplink or a downlink.
 #[derive(Debug)]
 struct Side {
-    /// Bytes per nanosecond.
+    /// In bytes per nanosecond.
     capacity: f64,
-    flows: Vec<Lane>,
+    flows: Vec<SideFlow>,
     is_due: bool,
 }
 
-/// A transfer as a side sees it.
+/// A transfer, as one of its sides lists it.
 #[derive(Clone, Copy, Debug)]
-struct Lane {
+struct SideFlow {
     flow: Key,
     /// The side at its other end.
     other: u32,
@@ -53,7 +53,7 @@ struct Flow {
     to: End,
     length: f64,
     left: f64,
-    /// Bytes per nanosecond.
+    /// In bytes per nanosecond.
     rate: f64,
     as_of: Time,
     /// When its event in the queue fires.
@@ -63,12 +63,12 @@ struct Flow {
     tag: u64,
 }
 
-/// What a transfer did.
+/// Progress of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Moved {
-    /// So many bytes have come.
+pub(crate) enum FlowEvent {
+    /// `moved` bytes have arrived.
     Progress { tag: u64, moved: u64 },
-    /// All of them.
+    /// All bytes have arrived.
     Done { tag: u64, from: End, to: End },
 }
 
@@ -77,14 +77,14 @@ pub(crate) enum Moved {
 pub(crate) struct Network {
     /// Two of each end: first its uplink, then its downlink.
     sides: Vec<Side>,
-    /// The most that one transfer may have at each side, bytes per nanosecond. Apart, for they are
-    /// looked at most.
+    /// The level of each side, in bytes per nanosecond; apart from the sides, because they are read
+    /// most often.
     levels: Vec<f64>,
     flows: Slab<Flow>,
     queue: Queue<Key>,
-    /// Sides whose level is to be found again.
+    /// Sides whose level must be computed again.
     due: VecDeque<u32>,
-    /// What the transfers of a side may have at their other ends, ascending.
+    /// The levels of a side's transfers at their other ends, ascending.
     offers: Vec<f64>,
 }
 
@@ -114,16 +114,16 @@ impl Network {
         self.sides.len() as End / 2 - 1
     }
 
-    /// Changes what an end can carry, in bytes per second; not to nothing.
+    /// Changes the rates of an end, in bytes per second; they must not be zero.
     pub(crate) fn set_rates(&mut self, now: Time, end: End, up: f64, down: f64) {
         for (side, bytes_per_second) in [(uplink(end), up), (downlink(end), down)] {
             self.sides[side as usize].capacity = bytes_per_second / 1e9;
-            self.find_again(side);
+            self.mark_due(side);
         }
         self.settle(now);
     }
 
-    /// Begins a transfer; `tag` comes back in what is reported of it.
+    /// Starts a transfer. Its events carry `tag`.
     pub(crate) fn start(&mut self, now: Time, from: End, to: End, bytes: u64, tag: u64) -> Key {
         let length = bytes.max(1) as f64;
         let key = self.flows.insert(Flow {
@@ -142,15 +142,15 @@ impl Network {
         for (side, other) in [(up, down), (down, up)] {
             self.sides[side as usize]
                 .flows
-                .push(Lane { flow: key, other });
-            self.find_again(side);
+                .push(SideFlow { flow: key, other });
+            self.mark_due(side);
         }
         self.settle(now);
         self.rate(now, key);
         key
     }
 
-    /// Breaks a transfer off; what it had moved, if it was still running.
+    /// Aborts a transfer. Returns the bytes that had arrived, if it was still running.
     pub(crate) fn abort(&mut self, now: Time, key: Key) -> Option<u64> {
         let flow = self.flows.remove(key)?;
         self.detach(now, key, flow.from, flow.to);
@@ -164,8 +164,8 @@ impl Network {
         self.queue.next_at()
     }
 
-    /// Takes the next event off the queue: something happened, or nothing yet.
-    pub(crate) fn pop(&mut self) -> Option<(Time, Option<Moved>)> {
+    /// Takes the next event off the queue; `None` inside if nothing is to be reported.
+    pub(crate) fn pop(&mut self) -> Option<(Time, Option<FlowEvent>)> {
         let (now, key) = self.queue.pop()?;
         let Some(flow) = self.flows.get_mut(key).filter(|flow| flow.planned == now) else {
             return Some((now, None));
@@ -175,7 +175,7 @@ impl Network {
             let (tag, from, to) = (flow.tag, flow.from, flow.to);
             self.flows.remove(key);
             self.detach(now, key, from, to);
-            return Some((now, Some(Moved::Done { tag, from, to })));
+            return Some((now, Some(FlowEvent::Done { tag, from, to })));
         }
         let reports_share =
             !flow.has_reported_share && flow.left <= flow.length * (1.0 - REPORT_AT) + 0.5;
@@ -183,7 +183,7 @@ impl Network {
         let progress = (reports_share || reports_time).then(|| {
             flow.has_reported_share |= reports_share;
             flow.reported_at = now;
-            Moved::Progress {
+            FlowEvent::Progress {
                 tag: flow.tag,
                 moved: (flow.length - flow.left) as u64,
             }
@@ -197,21 +197,21 @@ impl Network {
         for side in [uplink(from), downlink(to)] {
             self.sides[side as usize]
                 .flows
-                .retain(|lane| lane.flow != key);
-            self.find_again(side);
+                .retain(|flow| flow.flow != key);
+            self.mark_due(side);
         }
         self.settle(now);
     }
 
-    fn find_again(&mut self, side: u32) {
-        let place = &mut self.sides[side as usize];
-        if !place.is_due {
-            place.is_due = true;
+    fn mark_due(&mut self, side: u32) {
+        let entry = &mut self.sides[side as usize];
+        if !entry.is_due {
+            entry.is_due = true;
             self.due.push_back(side);
         }
     }
 
-    /// Finds levels until none changes notably, or enough of them were found.
+    /// Computes due levels until none changes notably, or [`MAX_STEPS`] were computed.
     fn settle(&mut self, now: Time) {
         let mut steps = 0;
         while let Some(side) = self.due.pop_front() {
@@ -225,21 +225,20 @@ impl Network {
                 continue;
             }
             for at in 0..self.sides[side as usize].flows.len() {
-                let Lane { flow, other } = self.sides[side as usize].flows[at];
-                // What holds a transfer back at its other end holds it back as before.
+                let SideFlow { flow, other } = self.sides[side as usize].flows[at];
+                // The transfer is limited at its other end, as before.
                 if level.min(before) >= self.levels[other as usize] {
                     continue;
                 }
                 if is_notable && steps < MAX_STEPS {
-                    self.find_again(other);
+                    self.mark_due(other);
                 }
                 self.rate(now, flow);
             }
         }
     }
 
-    /// The level at which the transfers of a side, each held to what it may have at its other end,
-    /// fill the side.
+    /// The level at which the transfers of a side, each limited by its other end, fill the side.
     fn find_level(&mut self, side: u32) -> f64 {
         let Side {
             capacity, flows, ..
@@ -248,7 +247,8 @@ impl Network {
         self.offers
             .extend(flows.iter().map(|lane| self.levels[lane.other as usize]));
         self.offers.sort_unstable_by(f64::total_cmp);
-        let (mut left, mut sharers) = (*capacity, self.offers.len() as f64);
+        let mut left = *capacity;
+        let mut sharers = self.offers.len() as f64;
         for offer in &self.offers {
             if *offer * sharers >= left {
                 break;
@@ -298,7 +298,7 @@ impl Flow {
         self.as_of = now;
     }
 
-    /// When, at this rate, there is something to report, at least a nanosecond after `as_of`.
+    /// When the next event is due at the current rate, at least a nanosecond after `as_of`.
     fn next_event(&self) -> Time {
         let target = if self.has_reported_share {
             0.0
@@ -319,7 +319,7 @@ mod tests {
     fn run(network: &mut Network) -> Vec<(u64, u64)> {
         let mut done = Vec::new();
         while let Some((now, moved)) = network.pop() {
-            if let Some(Moved::Done { tag, .. }) = moved {
+            if let Some(FlowEvent::Done { tag, .. }) = moved {
                 done.push((tag, now.as_nanos() / 1_000_000));
             }
         }
@@ -336,12 +336,12 @@ mod tests {
         );
         network.start(Time::ZERO, hub, a, 1000, 1);
         network.start(Time::ZERO, hub, b, 500, 2);
-        // Both at half rate until the short one is done after a second; the rest at full rate.
+        // Both run at half the rate until the short one ends after a second.
         assert_eq!(run(&mut network), vec![(2, 1000), (1, 1500)]);
     }
 
     #[test]
-    fn the_narrower_end_decides() {
+    fn slower_end_limits_a_transfer() {
         let mut network = Network::new();
         let fast = network.add_end(1e6, 1e6);
         let slow = network.add_end(100.0, 100.0);
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn an_aborted_transfer_frees_its_share() {
+    fn aborted_transfer_frees_its_share() {
         let mut network = Network::new();
         let (a, b) = (
             network.add_end(1000.0, 1000.0),

@@ -1,13 +1,13 @@
-//! What must be true however the run went: it watches, and says what is wrong.
+//! Checks what must hold in every run, and collects violations.
 //!
-//! - Nothing unverified is accepted: a peer holds and serves exactly what reached it whole and
-//!   true.
-//! - Nobody is stranded: who is alive at the end is done.
-//! - The origin's budget and the scenario's other bars are kept.
+//! - Nothing unverified is accepted: a peer holds and serves exactly the chunks that reached it whole
+//!   and uncorrupted.
+//! - No peer is stranded: every peer that is alive at the end is complete.
+//! - The scenario's bars are kept.
 
 use crate::scenario::Bars;
 
-/// Complaints kept; further ones add nothing.
+/// Complaints that are kept; further ones are dropped.
 const MAX_COMPLAINTS: usize = 20;
 
 #[derive(Debug, Default)]
@@ -22,6 +22,7 @@ impl Oracle {
         }
     }
 
+    /// Checks the end of a run.
     pub(crate) fn judge(
         &mut self,
         bars: &Bars,

@@ -1,11 +1,11 @@
-//! What came of a run, against the lower bounds.
+//! The result of a run, compared with the lower bounds.
 
 use flotilla_common::figures::{fluid_s, pipelined_s};
 use serde::Serialize;
 
 use crate::scenario::Scenario;
 
-/// The figures of a run. Serialized, it has exactly the fields that `flotilla simulate --json`
+/// The figures of a run. The serialized form has exactly the fields that `flotilla simulate --json`
 /// prints.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
@@ -15,20 +15,20 @@ pub struct Outcome {
     pub rng_seed: u64,
     /// Peers at the start.
     pub peers: u32,
-    /// Simulated seconds until nobody had anything left to do.
+    /// Simulated seconds until the last event.
     pub simulated_s: f64,
-    /// Wall seconds: 0 until the caller, who has a clock, sets it.
+    /// Wall-clock seconds: 0 until the caller sets it, because the simulator has no clock.
     pub wall_s: f64,
-    /// Events that took place.
+    /// Number of events.
     pub events: u64,
-    /// Seconds from a peer's start to its completion; half of the peers took no longer.
+    /// Median of the seconds from a peer's start to its completion.
     pub p50_s: f64,
-    /// As `p50_s`, for 99 of 100 peers.
+    /// 99th percentile of the same.
     pub p99_s: f64,
-    /// As `p50_s`, for all.
+    /// Maximum of the same.
     pub max_s: f64,
-    /// Seconds from a peer's start until it held the first chunk of the first layer, for 99 of 100
-    /// peers.
+    /// 99th percentile of the seconds from a peer's start until it held the first chunk of the first
+    /// layer.
     pub first_byte_p99_s: f64,
     /// The fluid bound: `max(F/u_s, F/d_min, N F / (u_s + sum of u_i))`.
     pub fluid_bound_s: f64,
@@ -36,33 +36,33 @@ pub struct Outcome {
     pub pipelined_bound_s: f64,
     /// `p99_s` over the greater bound.
     pub p99_over_bound: f64,
-    /// Bytes that left the origins, over the image's bytes and the number of regions.
+    /// Bytes sent by the origins, divided by the image's bytes and by the number of regions.
     pub origin_copies: f64,
-    /// Bytes that crossed from one region to another.
+    /// Bytes sent from one region to another.
     pub wan_bytes: u64,
-    /// Peers that were alive at the end and not done.
+    /// Peers that were alive at the end and not complete.
     pub stranded: u32,
-    /// Hash of every event in order: equal for equal runs.
+    /// Hash of all events in order: equal runs have equal hashes.
     pub trace_hash: String,
-    /// Whether the oracle has nothing to say and the scenario's bars are kept.
+    /// Whether nothing was violated and the scenario's bars are kept.
     pub ok: bool,
-    /// More than the command prints, for reports and tests.
+    /// Further figures for reports and tests.
     #[serde(skip)]
     pub details: Details,
 }
 
-/// What reports and tests look at besides the figures.
+/// Figures that `flotilla simulate --json` does not print.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Details {
     /// Seconds to completion of each peer that completed, ascending.
     pub completions_s: Vec<f64>,
-    /// Seconds to the first chunk of the first layer, of each peer that got so far, ascending.
+    /// Seconds to the first chunk of the first layer, of each peer that got it, ascending.
     pub first_chunks_s: Vec<f64>,
-    /// What the oracle or a bar has to say; empty if `ok`.
+    /// Violations and missed bars; empty if `ok`.
     pub complaints: Vec<String>,
-    /// Bytes that crossed zones within a region, over the image's bytes.
+    /// Bytes sent between zones of a region, divided by the image's bytes.
     pub cross_zone_copies: f64,
-    /// Chunks served by peers.
+    /// Chunks sent by peers.
     pub served: u64,
     /// Requests between peers that were refused because all slots were taken.
     pub refused_busy: u64,
@@ -70,14 +70,14 @@ pub struct Details {
     pub unleased: u64,
     /// Transfers that failed or stalled.
     pub failures: u64,
-    /// Corrupt chunks that were found out.
+    /// Corrupt chunks that were detected.
     pub corrupt: u64,
 }
 
-/// The lower bounds of a scenario, in seconds: fluid and pipelined. Every region has an origin of
-/// its own.
+/// The lower bounds of a scenario, in seconds: fluid and pipelined. Each region has its own origin.
 pub(crate) fn bounds(scenario: &Scenario, up_sum: f64, slowest_down: f64) -> (f64, f64) {
-    let (bytes, peers) = (scenario.image_bytes(), scenario.peers.count);
+    let bytes = scenario.image_bytes();
+    let peers = scenario.peers.count;
     let regions = scenario.peers.regions.get();
     let origin_up = scenario.origin.up.bytes_per_second();
     let other_origins = origin_up * f64::from(regions - 1);
@@ -97,7 +97,7 @@ pub(crate) fn bounds(scenario: &Scenario, up_sum: f64, slowest_down: f64) -> (f6
         .image
         .layers
         .iter()
-        .map(|size| crate::world::geometry(scenario, *size).chunks())
+        .map(|size| scenario.geometry(*size).chunks())
         .sum();
     let pipelined = pipelined_s(bytes, u64::from(peers / regions), u64::from(chunks), rate);
     (fluid, pipelined)

@@ -1,8 +1,8 @@
-//! The event queue: earliest first, and among simultaneous events the one said first.
+//! The event queue: earliest first; simultaneous events in the order in which they were pushed.
 //!
-//! Most events come a fixed delay after they are said (a message's way from one zone to another),
-//! and time does not go back while they are said: each such delay has a lane, in which events are
-//! in order as they come. The rest is a heap.
+//! Most events come a fixed delay after they are pushed, for example a message between two zones.
+//! Each such delay has a lane, a FIFO in which events are in order because time does not go back.
+//! Other events are in a heap.
 
 use core::time::Duration;
 use std::cmp::Reverse;
@@ -13,7 +13,7 @@ use flotilla_common::time::Time;
 /// Delays that have lanes of their own.
 const MAX_LANES: usize = 8;
 
-/// What happens when, in an order that depends on nothing else.
+/// Events by time, in an order that depends on nothing else.
 #[derive(Debug)]
 pub(crate) struct Queue<E> {
     heap: BinaryHeap<Reverse<Entry<E>>>,
@@ -21,11 +21,11 @@ pub(crate) struct Queue<E> {
     sequence: u64,
 }
 
-/// The events that come after one delay.
+/// The events that come after the same delay.
 #[derive(Debug)]
 struct Lane<E> {
     delay: Duration,
-    /// Of the first event; the end of time if there is none.
+    /// Time and sequence of the first event; [`NEVER`] if there is none.
     next: (Time, u64),
     events: VecDeque<Entry<E>>,
 }
@@ -46,7 +46,7 @@ impl<E> Queue<E> {
         }
     }
 
-    /// Says that something happens at `at`.
+    /// Pushes an event for the time `at`.
     pub(crate) fn push(&mut self, at: Time, event: E) {
         self.sequence += 1;
         self.heap.push(Reverse(Entry {
@@ -56,7 +56,7 @@ impl<E> Queue<E> {
         }));
     }
 
-    /// Says that something happens `delay` after `now`, which never goes back.
+    /// Pushes an event for `delay` after `now`, which must never decrease.
     pub(crate) fn push_after(&mut self, now: Time, delay: Duration, event: E) {
         let at = now + delay;
         let lane = match self.lanes.iter_mut().position(|lane| lane.delay == delay) {
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_orders_first_then_the_order_of_saying() {
+    fn events_are_ordered_by_time_then_by_push() {
         let mut queue = Queue::new();
         for (at, event) in [(2, 'c'), (1, 'a'), (2, 'd'), (1, 'b')] {
             queue.push(Time::from_nanos(at), event);
@@ -152,9 +152,10 @@ mod tests {
     }
 
     #[test]
-    fn lanes_and_heap_are_one_order() {
+    fn lanes_and_heap_share_one_order() {
         let mut queue = Queue::new();
-        let (long, short) = (Duration::from_nanos(9), Duration::from_nanos(1));
+        let long = Duration::from_nanos(9);
+        let short = Duration::from_nanos(1);
         let at = Time::from_nanos;
         queue.push_after(at(0), long, 'e');
         queue.push(at(9), 'f');
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn more_delays_than_lanes_are_in_order_all_the_same() {
+    fn more_delays_than_lanes_stay_in_order() {
         let mut queue = Queue::new();
         for delay in (0..20).rev() {
             queue.push_after(Time::ZERO, Duration::from_nanos(delay), delay);

@@ -1,17 +1,18 @@
-//! A run as one HTML page without anything from elsewhere.
+//! The report of a run: one HTML page without external resources.
 
 use core::fmt::Write as _;
 
 use crate::outcome::Outcome;
 
-/// The plot within its picture, in its units: what the labels of shares need on the left, its
-/// width, its top and bottom.
+/// The position of the plot in its SVG, in SVG units: left edge (with room for labels), width, top
+/// and bottom.
 const LEFT: f64 = 48.0;
 const WIDTH: f64 = 672.0;
 const TOP: f64 = 20.0;
 const HEIGHT: f64 = 280.0;
 
-/// The page: what came of it, the figures, and when how many peers had begun and were done.
+/// Renders the page: the verdict, the share of started and complete peers over time, and a table of
+/// figures.
 pub fn report(outcome: &Outcome) -> String {
     let name = escape(&outcome.scenario);
     let verdict = if outcome.ok { "ok" } else { "not ok" };
@@ -78,14 +79,15 @@ fn figures(outcome: &Outcome) -> Vec<(&'static str, String)> {
             details.unleased.to_string(),
         ),
         ("transfers failed", details.failures.to_string()),
-        ("corrupt chunks found out", details.corrupt.to_string()),
+        ("corrupt chunks detected", details.corrupt.to_string()),
         ("events", outcome.events.to_string()),
-        ("seed of the generator", outcome.rng_seed.to_string()),
+        ("rng seed", outcome.rng_seed.to_string()),
         ("trace", outcome.trace_hash.clone()),
     ]
 }
 
-/// The shares of peers that have their first chunk and that are done, over time, with both bounds.
+/// The shares of peers that have their first chunk and that are complete, over time, with both lower
+/// bounds.
 fn curve(outcome: &Outcome) -> String {
     let details = &outcome.details;
     let bounds = [
@@ -114,10 +116,10 @@ fn curve(outcome: &Outcome) -> String {
         .collect();
     let width = LEFT + WIDTH;
     format!(
-        "<svg viewBox='0 0 {width} {}' role=img aria-label='share of peers that have begun and that are done, over time'>\
+        "<svg viewBox='0 0 {width} {}' role=img aria-label='share of peers that have their first chunk and that are complete, over time'>\
          {grid}{times}{marks}<path class=first d='{first}'/><path class=done d='{done}'/></svg>\n\
          <p>Of all peers <span class=first>&#9644;</span> have their first chunk, \
-         <span class=done>&#9644;</span> are done</p>",
+         <span class=done>&#9644;</span> are complete</p>",
         HEIGHT + 24.0
     )
 }
@@ -165,8 +167,7 @@ fn time(seconds: f64, end: f64) -> String {
     format!("<text x='{at:.1}' y='{bottom}' text-anchor='middle'>{seconds} s</text>")
 }
 
-/// A bound: a vertical line, its label to the left of all lines on a ground that they do not shine
-/// through.
+/// A lower bound: a vertical line, with its label to the left, drawn over the other lines.
 fn mark(label: &str, seconds: f64, end: f64, height: f64) -> String {
     let at = x(seconds, end);
     format!(
@@ -177,7 +178,7 @@ fn mark(label: &str, seconds: f64, end: f64, height: f64) -> String {
     )
 }
 
-/// One step up at each of the ascending `times`, in seconds.
+/// The path of a step function that rises at each of the ascending `times`, in seconds.
 fn steps(times: &[f64], peers: u32, end: f64) -> String {
     let mut path = format!("M{LEFT} {HEIGHT}");
     for (count, seconds) in (1_u32..).zip(times) {
@@ -201,7 +202,7 @@ mod tests {
     use crate::{Scenario, run};
 
     #[test]
-    fn a_report_stands_alone_and_escapes() {
+    fn report_escapes_text_and_has_no_external_resources() {
         let scenario = Scenario::parse(
             "name = '<one>'\n[image]\nlayers = ['1MiB']\n[peers]\ncount = 2\nup = '10Mbit'\ndown = '10Mbit'\n[origin]\nup = '10Mbit'",
         )
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_round_few_and_within_the_plot() {
+    fn axis_times_are_round_and_within_the_plot() {
         assert_eq!(
             super::ticks(9.79),
             [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]

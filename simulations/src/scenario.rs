@@ -1,62 +1,64 @@
-//! Scenarios: what is simulated, as TOML.
+//! Scenarios, as TOML files.
 //!
-//! Unknown keys are errors, so that a misspelt one cannot be taken for its default. `scenarios/`
-//! has examples.
+//! Unknown keys are errors, so a misspelt key is not silently ignored. `scenarios/` has examples.
 
+use core::time::Duration;
 use std::num::NonZeroU32;
 
+use flotilla_common::chunk::Geometry;
 use flotilla_common::units::{BitRate, ByteSize};
 use serde::{Deserialize, Serialize};
 
-/// Most peers of a scenario: what a machine with a few GiB of memory can hold.
+/// Most peers of a scenario; so many fit into a few GiB of memory.
 const MAX_PEERS: u32 = 100_000;
 /// Most layers of an image.
 const MAX_LAYERS: usize = 256;
 
-/// Why a text is no scenario.
+/// Why a text is not a valid scenario.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
-    /// The text is not TOML, or has a key or value that is not known.
+    /// The text is not valid TOML, or has an unknown key or value.
     #[error("parse scenario: {0}")]
     Parse(#[from] toml::de::Error),
-    /// A value makes no sense.
+    /// A value is out of range.
     #[error("scenario key `{key}`: {cure}")]
     Value {
-        /// The key, with the table it is in.
+        /// The key, with its table.
         key: &'static str,
-        /// What to write instead.
+        /// How to fix it.
         cure: String,
     },
 }
 
-/// A world and what happens in it.
+/// What is simulated: peers, links, an image and failures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
-    /// What it is called in results.
+    /// Its name in results.
     pub name: String,
-    /// When it ends at the latest, in simulated seconds; who is not done by then is stranded.
+    /// The run ends after so many simulated seconds; peers that are not complete by then are
+    /// stranded.
     #[serde(default = "default_time_limit_s")]
     pub time_limit_s: f64,
-    /// What all peers pull.
+    /// The image that all peers pull.
     pub image: Image,
-    /// Who pulls it.
+    /// The peers.
     pub peers: Peers,
-    /// Where it comes from.
+    /// The origins.
     pub origin: Origins,
-    /// How far apart they are.
+    /// The delays between them.
     #[serde(default)]
     pub links: Links,
-    /// Who introduces them.
+    /// The tracker.
     #[serde(default)]
     pub tracker: Tracker,
     /// Settings of the peers' machines, for comparisons.
     #[serde(default)]
     pub machine: MachineSettings,
-    /// What goes wrong, and when.
+    /// Failures, and when they happen.
     #[serde(default)]
     pub failures: Vec<Failure>,
-    /// What the outcome is measured against.
+    /// The bars that the outcome must keep.
     #[serde(default)]
     pub bars: Bars,
 }
@@ -65,9 +67,9 @@ pub struct Scenario {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Image {
-    /// Sizes of its layers; each is cut into chunks as its size demands.
+    /// Sizes of its layers. A layer's size determines the size of its chunks.
     pub layers: Vec<ByteSize>,
-    /// Whether the layers have no seal, so that they are exchanged as a whole.
+    /// Whether the layers have no seal. Then each one is exchanged as a whole.
     #[serde(default)]
     pub digest_only: bool,
 }
@@ -76,19 +78,19 @@ pub struct Image {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peers {
-    /// How many.
+    /// Number of peers.
     pub count: u32,
-    /// Uplink of each, per second.
+    /// Uplink of each peer, per second.
     pub up: BitRate,
-    /// Downlink of each, per second.
+    /// Downlink of each peer, per second.
     pub down: BitRate,
-    /// This share of them has links a tenth as fast.
+    /// Share of the peers whose links are a tenth as fast.
     #[serde(default)]
     pub slow_share: f64,
-    /// This share of them sends corrupt bytes.
+    /// Share of the peers that send corrupt bytes.
     #[serde(default)]
     pub lying_share: f64,
-    /// They start at random times within so many seconds.
+    /// The peers start at random times within so many seconds.
     #[serde(default)]
     pub start_spread_s: f64,
     /// Regions, each with an origin; the peers are spread evenly.
@@ -97,7 +99,7 @@ pub struct Peers {
     /// Zones of each region; the peers are spread evenly.
     #[serde(default = "one")]
     pub zones: NonZeroU32,
-    /// Connections of one peer at most.
+    /// Most connections of one peer.
     #[serde(default)]
     pub max_connections: Option<u32>,
 }
@@ -106,9 +108,9 @@ pub struct Peers {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origins {
-    /// Uplink of each, per second.
+    /// Uplink of each origin, per second.
     pub up: BitRate,
-    /// Time to the first byte besides the way, in milliseconds.
+    /// Time to the first byte, without network delays, in milliseconds.
     #[serde(default = "default_think_ms")]
     pub think_ms: f64,
 }
@@ -123,7 +125,7 @@ pub struct Links {
     pub region_ms: f64,
     /// Between regions.
     pub wan_ms: f64,
-    /// Until a peer notices that a connection has died with the machine at its other end.
+    /// Time until a peer notices that a neighbour has died.
     pub death_noticed_ms: f64,
 }
 
@@ -131,11 +133,11 @@ pub struct Links {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tracker {
-    /// Whether there is one. Without, each peer knows `known_peers` others.
+    /// Whether there is a tracker. Without one, each peer knows `known_peers` others.
     pub enabled: bool,
-    /// Leases open at once per blob and region; its own default if not given.
+    /// Open leases per blob and region; the tracker's own default if not set.
     pub open_leases: Option<usize>,
-    /// Peers known from earlier, when there is no tracker.
+    /// Number of peers that each peer knows from earlier, if there is no tracker.
     pub known_peers: u32,
 }
 
@@ -143,80 +145,89 @@ pub struct Tracker {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MachineSettings {
-    /// Transfers each way at the median rate.
+    /// Transfers in each direction at the median rate.
     pub slots: Option<u32>,
-    /// One pick in so many is in order; 0 for none.
+    /// One of so many chunk choices is in order; 0 for none.
     pub in_order_one_in: Option<u32>,
     /// Least time between two Have batches, in milliseconds.
     pub have_interval_ms: Option<u64>,
-    /// When a transfer counts as nearly done, in milliseconds before its end.
+    /// How long before its end a transfer counts as nearly done, in milliseconds.
     pub nearly_done_ms: Option<u64>,
 }
 
-/// Something that goes wrong.
+/// A failure.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Failure {
-    /// When, in simulated seconds.
+    /// When it happens, in simulated seconds.
     pub at_s: f64,
-    /// What.
+    /// Its kind.
     pub kind: FailureKind,
-    /// Of those it can befall, this share.
+    /// The share of the possible peers that fail.
     #[serde(default = "all")]
     pub share: f64,
-    /// If given, the failure ends after so many seconds (frozen peers, trackers and origins only).
+    /// Seconds after which the failure ends (frozen peers, trackers and origins only).
     pub for_s: Option<f64>,
-    /// If given, the peers fail one after the other within so many seconds.
+    /// The peers fail at random times within so many seconds.
     #[serde(default)]
     pub over_s: f64,
 }
 
-/// What can go wrong.
+/// The kinds of failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {
-    /// Peers vanish without a word.
+    /// Peers die without telling the tracker or their neighbours.
     KillPeers,
-    /// As `kill-peers`, of those that hold a lease at that time.
+    /// As `kill-peers`, of the peers that hold a lease at that time.
     KillLeaseHolders,
-    /// Peers stop where they are and nobody is told: connections stand, nothing moves on them. With
-    /// `for_s` they go on after that time as if nothing had been.
+    /// Peers stop as under SIGSTOP: their connections stay open, and no byte moves on them. With
+    /// `for_s` they continue after that time.
     FreezePeers,
-    /// Peers say good-bye to the tracker and hang up.
+    /// Peers tell the tracker that they leave, and close their connections.
     LeavePeers,
-    /// The tracker does not answer.
+    /// The tracker stops answering; messages to it are lost.
     StopTracker,
-    /// The tracker has forgotten everything.
+    /// The tracker restarts with an empty memory.
     RestartTracker,
-    /// The first region's origin does not answer.
+    /// The first region's origin stops answering.
     StopOrigin,
 }
 
-/// What the outcome must not exceed to be `ok`.
+/// Upper limits of the outcome's figures: an outcome above one of them is not `ok`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Bars {
-    /// p99 of the times to completion over the bound.
+    /// 99th percentile of the times to completion, divided by the greater lower bound.
     pub max_p99_over_bound: Option<f64>,
-    /// Bytes from origins over the image's bytes; per region.
+    /// Bytes from origins per region, divided by the image's bytes.
     pub max_origin_copies: Option<f64>,
 }
 
 impl Scenario {
-    /// Reads a scenario.
+    /// Parses a scenario.
     ///
     /// # Errors
-    /// A text that is not TOML, keys that are not known, and values that make no sense; the message
-    /// says which.
+    /// The text is not valid TOML, a key is unknown, or a value is out of range; the message names
+    /// it.
     pub fn parse(text: &str) -> Result<Self, ScenarioError> {
         let scenario: Self = toml::from_str(text)?;
         scenario.check()?;
         Ok(scenario)
     }
 
-    /// Bytes of the image.
+    /// Size of the image, in bytes.
     pub fn image_bytes(&self) -> u64 {
         self.image.layers.iter().map(|size| size.0).sum()
+    }
+
+    /// The chunks of a layer of this size.
+    pub(crate) fn geometry(&self, size: ByteSize) -> Geometry {
+        if self.image.digest_only {
+            Geometry::whole(size.0)
+        } else {
+            Geometry::for_size(size.0)
+        }
     }
 
     fn check(&self) -> Result<(), ScenarioError> {
@@ -233,7 +244,7 @@ impl Scenario {
         require(
             self.image_bytes() > 0,
             "image.layers",
-            "an image has bytes: name a size such as \"64MiB\"",
+            "the image must not be empty: name a size such as \"64MiB\"",
         )?;
         require(
             (1..=MAX_PEERS).contains(&self.peers.count),
@@ -341,6 +352,16 @@ impl Default for Tracker {
     }
 }
 
+/// A time of a scenario, in seconds.
+pub(crate) fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+/// A delay of a scenario, in milliseconds.
+pub(crate) fn millis(millis: f64) -> Duration {
+    Duration::from_nanos((millis * 1e6) as u64)
+}
+
 fn require(holds: bool, key: &'static str, cure: &str) -> Result<(), ScenarioError> {
     if holds {
         Ok(())
@@ -356,7 +377,7 @@ fn is_share(value: f64) -> bool {
     (0.0..=1.0).contains(&value)
 }
 
-/// Seconds or milliseconds that fit into a duration with room to spare.
+/// Whether a number of seconds or milliseconds fits into a duration.
 fn is_time(value: f64) -> bool {
     (0.0..=1e9).contains(&value)
 }
@@ -396,7 +417,7 @@ mod tests {
     "#;
 
     #[test]
-    fn what_is_not_said_has_a_default() {
+    fn missing_keys_have_defaults() {
         let scenario = Scenario::parse(SMALL).unwrap();
         assert_eq!(scenario.image_bytes(), (64 << 20) + 1000);
         assert_eq!(scenario.peers.zones.get(), 1);
@@ -405,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_key_and_the_cure() {
+    fn errors_name_the_key_and_the_fix() {
         let says = |from: &str, to: &str| {
             Scenario::parse(&SMALL.replace(from, to))
                 .unwrap_err()

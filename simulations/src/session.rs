@@ -1,75 +1,36 @@
 //! Each peer's session with the tracker: the shipped machine, over simulated messages.
 
-use core::fmt::Debug;
-use core::net::{Ipv4Addr, SocketAddr};
-use core::str::FromStr;
-
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::swarm::{BlobSlot, Input, PeerFacts};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{PeerSnapshot, SessionInput, SessionOutput, TrackerSession};
-use flotilla_common::wire::tracker::{BlobState, Change, Handout, HeldLease, PeerInfo};
+use flotilla_common::wire::tracker::{BlobState, Change, Handout, HeldLease};
 use rand::RngExt as _;
 
-use crate::scenario::Scenario;
-use crate::world::{Event, Place, World};
+use crate::event::Event;
+use crate::names::peer_number;
+use crate::peer::Session;
+use crate::world::World;
 
 /// The one tracker. Messages are simulated, so nothing looks at its address.
 const TRACKER_URL: &str = "http://tracker";
 
-/// One peer's session.
-#[derive(Debug)]
-pub(crate) struct Session {
-    machine: TrackerSession,
-    /// The time of its next `SessionWake`.
-    wake_at: Time,
-}
-
-/// The names of the layers in messages, by slot.
-pub(crate) fn layer_digests(scenario: &Scenario) -> Vec<Digest> {
-    (0..scenario.image.layers.len())
-        .map(|layer| Digest::sha256(&layer.to_be_bytes()))
-        .collect()
-}
-
-/// A peer's name and address in messages. The address carries the peer's number.
-pub(crate) fn peer_info(peer: u32, place: Place) -> PeerInfo {
-    PeerInfo {
-        id: label(format!("peer-{peer}")),
-        addr: SocketAddr::from((Ipv4Addr::from_bits(peer), 0)),
-        region: label(format!("region-{}", place.region)),
-        zone: label(format!("zone-{}", place.zone)),
-    }
-}
-
-/// A number behind a word is a valid label.
-fn label<T: FromStr<Err: Debug>>(text: String) -> T {
-    text.parse().expect("a word and a number")
-}
-
-fn peer_number(info: &PeerInfo) -> Option<u32> {
-    match info.addr {
-        SocketAddr::V4(addr) => Some(addr.ip().to_bits()),
-        SocketAddr::V6(_) => None,
-    }
-}
-
 impl World<'_> {
     /// Starts a peer's session, if there is a tracker.
     pub(crate) fn begin_session(&mut self, peer: u32) {
-        if self.tracking.is_enabled {
+        if self.tracker.is_enabled {
             let info = self.infos[peer as usize].clone();
             let machine = TrackerSession::new(self.now, info, vec![TRACKER_URL.to_owned()]);
             let wake_at = Time::MAX;
-            self.nodes[peer as usize].session = Some(Session { machine, wake_at });
+            self.peers[peer as usize].session = Some(Session { machine, wake_at });
             self.drain_session(peer);
         }
     }
 
     /// Without a tracker, a peer knows some others from earlier.
     pub(crate) fn meet_known_peers(&mut self, peer: u32) {
-        let count = self.nodes.len() as u32;
+        let count = self.peers.len() as u32;
         let known = self.scenario.tracker.known_peers.min(count - 1);
         let mut peers: Vec<PeerFacts> = Vec::new();
         while (peers.len() as u32) < known {
@@ -86,22 +47,22 @@ impl World<'_> {
         self.feed(peer, Input::TrackerUnreachable);
     }
 
-    /// Gives a peer's session an input and does what it says. A frozen peer gets it when it thaws.
+    /// Gives an input to a peer's session and carries out its outputs. A frozen peer gets it when it thaws.
     pub(crate) fn feed_session(&mut self, peer: u32, input: SessionInput) {
-        let node = &mut self.nodes[peer as usize];
-        if let Some(backlog) = &mut node.frozen {
+        let simulated = &mut self.peers[peer as usize];
+        if let Some(backlog) = &mut simulated.frozen {
             backlog.session_inputs.push(input);
-        } else if let Some(session) = node.session.as_mut().filter(|_| node.alive) {
+        } else if let Some(session) = simulated.session.as_mut().filter(|_| simulated.is_alive) {
             session.machine.handle(self.now, input);
             self.drain_session(peer);
         }
     }
 
     pub(crate) fn on_session_wake(&mut self, peer: u32) {
-        let node = &mut self.nodes[peer as usize];
-        let is_running = node.alive && node.frozen.is_none();
+        let simulated = &mut self.peers[peer as usize];
+        let is_running = simulated.is_alive && simulated.frozen.is_none();
         let now = self.now;
-        if let Some(session) = &mut node.session
+        if let Some(session) = &mut simulated.session
             && session.wake_at == now
         {
             session.wake_at = Time::MAX;
@@ -117,7 +78,7 @@ impl World<'_> {
         for input in inputs {
             self.feed_session(peer, input);
         }
-        if let Some(session) = &mut self.nodes[peer as usize].session {
+        if let Some(session) = &mut self.peers[peer as usize].session {
             session.machine.handle_timeout(self.now);
             self.drain_session(peer);
         }
@@ -125,13 +86,13 @@ impl World<'_> {
 
     fn drain_session(&mut self, peer: u32) {
         loop {
-            let session = self.nodes[peer as usize].session.as_mut();
+            let session = self.peers[peer as usize].session.as_mut();
             let Some(output) = session.and_then(|session| session.machine.poll_output()) else {
                 break;
             };
             self.act_for_session(peer, output);
         }
-        if let Some(session) = &mut self.nodes[peer as usize].session
+        if let Some(session) = &mut self.peers[peer as usize].session
             && let Some(at) = session.machine.poll_timeout()
             && at < session.wake_at
         {
@@ -195,17 +156,17 @@ impl World<'_> {
 
     /// The state that a peer announces.
     fn snapshot(&self, peer: u32) -> PeerSnapshot {
-        let node = &self.nodes[peer as usize];
-        let wanted: Vec<BlobSlot> = node.machine.wanted().collect();
+        let simulated = &self.peers[peer as usize];
+        let wanted: Vec<BlobSlot> = simulated.machine.wanted().collect();
         let blobs = (0_u32..).map(BlobSlot).zip(&self.digests);
         let change = |(blob, digest): (BlobSlot, &Digest)| {
-            let held = node.machine.held(blob)?;
+            let held = simulated.machine.held(blob)?;
             Some(Change {
                 digest: *digest,
                 state: BlobState::of(held, wanted.contains(&blob))?,
             })
         };
-        let leases = node.machine.leases().map(|(blob, chunk)| HeldLease {
+        let leases = simulated.machine.leases().map(|(blob, chunk)| HeldLease {
             digest: self.digests[blob.0 as usize],
             chunk,
             chunks: self.geometries[blob.0 as usize].chunks(),
@@ -213,17 +174,21 @@ impl World<'_> {
         PeerSnapshot {
             blobs: blobs.filter_map(change).collect(),
             leases: leases.collect(),
-            connected: node.links.connected().map(|peer| self.id(peer)).collect(),
+            connected: simulated
+                .links
+                .connected()
+                .map(|peer| self.id(peer))
+                .collect(),
             unreachable: self.unreachable(peer, None),
         }
     }
 
     /// Peers that the tracker must not name to this one, those of `blob` first.
     pub(crate) fn unreachable(&self, peer: u32, blob: Option<BlobSlot>) -> Vec<PeerId> {
-        let node = &self.nodes[peer as usize];
-        let unreachable = node.machine.unreachable(self.now, blob);
+        let simulated = &self.peers[peer as usize];
+        let unreachable = simulated.machine.unreachable(self.now, blob);
         unreachable
-            .map(|slot| self.id(node.links.at(slot.0).peer))
+            .map(|slot| self.id(simulated.links.at(slot.0).peer))
             .collect()
     }
 

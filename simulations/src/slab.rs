@@ -1,6 +1,7 @@
-//! Numbered places that are used again, with a generation so that an old number finds nothing.
+//! A slab: values by key, with a generation in the key, so that the key of a removed value finds
+//! nothing.
 
-/// The number of a thing in a [`Slab`].
+/// The key of a value in a [`Slab`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) index: u32,
@@ -8,7 +9,7 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// Both halves in one number, for ids that machines carry.
+    /// The key as one number, for ids that machines carry.
     pub(crate) fn to_bits(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.index)
     }
@@ -21,48 +22,50 @@ impl Key {
     }
 }
 
+/// Values by key.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
-    places: Vec<(u32, Option<T>)>,
+    /// Generation and value, by index.
+    entries: Vec<(u32, Option<T>)>,
     free: Vec<u32>,
 }
 
 impl<T> Slab<T> {
     pub(crate) fn new() -> Self {
         Self {
-            places: Vec::new(),
+            entries: Vec::new(),
             free: Vec::new(),
         }
     }
 
     pub(crate) fn insert(&mut self, value: T) -> Key {
         if let Some(index) = self.free.pop() {
-            let place = &mut self.places[index as usize];
-            place.1 = Some(value);
+            let entry = &mut self.entries[index as usize];
+            entry.1 = Some(value);
             return Key {
                 index,
-                generation: place.0,
+                generation: entry.0,
             };
         }
-        self.places.push((0, Some(value)));
+        self.entries.push((0, Some(value)));
         Key {
-            index: self.places.len() as u32 - 1,
+            index: self.entries.len() as u32 - 1,
             generation: 0,
         }
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
-        let (generation, value) = self.places.get(key.index as usize)?;
+        let (generation, value) = self.entries.get(key.index as usize)?;
         value.as_ref().filter(|_| *generation == key.generation)
     }
 
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        let (generation, value) = self.places.get_mut(key.index as usize)?;
+        let (generation, value) = self.entries.get_mut(key.index as usize)?;
         value.as_mut().filter(|_| *generation == key.generation)
     }
 
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
-        let (generation, value) = self.places.get_mut(key.index as usize)?;
+        let (generation, value) = self.entries.get_mut(key.index as usize)?;
         if *generation != key.generation {
             return None;
         }
@@ -72,10 +75,10 @@ impl<T> Slab<T> {
         Some(value)
     }
 
-    /// Everything, by place.
+    /// All values, in order of indices.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
         (0_u32..)
-            .zip(&self.places)
+            .zip(&self.entries)
             .filter_map(|(index, (generation, value))| {
                 value.as_ref().map(|value| {
                     (
@@ -95,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_old_key_finds_nothing() {
+    fn key_of_a_removed_value_finds_nothing() {
         let mut slab = Slab::new();
         let old = slab.insert('a');
         assert_eq!(slab.remove(old), Some('a'));

@@ -9,7 +9,7 @@ fn scenario(name: &str) -> Scenario {
     Scenario::parse(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn must_be_ok(outcome: &Outcome) {
+fn assert_ok(outcome: &Outcome) {
     assert!(
         outcome.ok,
         "{}: {:?}",
@@ -19,63 +19,64 @@ fn must_be_ok(outcome: &Outcome) {
 }
 
 #[test]
-fn sixteen_peers_are_close_to_the_bound_with_one_copy_from_the_origin() {
+fn burst_16_stays_near_the_bound() {
     let outcome = run(&scenario("burst-16"), 1);
-    must_be_ok(&outcome);
+    assert_ok(&outcome);
     assert!(outcome.p99_over_bound <= 1.1);
     assert!(outcome.origin_copies <= 1.05);
 }
 
-/// A thousand peers by a hundred chunks, and what the time to it costs: at most 5 s in a release
-/// build.
+/// This run takes at most 5 s of wall-clock time in a release build.
 #[test]
-fn a_thousand_peers_are_close_to_the_bound_with_one_copy_from_the_origin() {
+fn burst_1000x100_stays_near_the_bound() {
     let outcome = run(&scenario("burst-1000x100"), 1);
-    must_be_ok(&outcome);
+    assert_ok(&outcome);
     assert!(outcome.p99_over_bound <= 1.2);
     assert!(outcome.origin_copies <= 1.05);
 }
 
 #[test]
-fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
+fn rng_seed_determines_the_trace() {
     let scenario = scenario("churn");
-    let (one, two, other) = (run(&scenario, 7), run(&scenario, 7), run(&scenario, 8));
+    let one = run(&scenario, 7);
+    let two = run(&scenario, 7);
+    let other = run(&scenario, 8);
     assert_eq!(one, two);
     assert_ne!(one.trace_hash, other.trace_hash);
 }
 
 #[test]
-fn half_of_the_lease_holders_die_and_nobody_is_stranded() {
-    must_be_ok(&run(&scenario("lease-holders-die"), 1));
+fn dying_lease_holders_strand_no_peer() {
+    assert_ok(&run(&scenario("lease-holders-die"), 1));
 }
 
 #[test]
-fn three_in_ten_peers_leave_or_die() {
-    must_be_ok(&run(&scenario("churn"), 1));
+fn churn_keeps_its_bars() {
+    assert_ok(&run(&scenario("churn"), 1));
 }
 
 #[test]
-fn two_of_three_hundred_freeze_and_the_others_do_not_wait_for_them() {
-    must_be_ok(&run(&scenario("frozen"), 1));
+fn frozen_peers_do_not_delay_the_others() {
+    assert_ok(&run(&scenario("frozen"), 1));
 }
 
 #[test]
-fn who_comes_after_all_others_died_does_not_wait_for_them() {
-    must_be_ok(&run(&scenario("dead-neighbours"), 1));
+fn dead_neighbours_do_not_delay_new_peers() {
+    assert_ok(&run(&scenario("dead-neighbours"), 1));
 }
 
 #[test]
-fn without_a_tracker_a_burst_completes_from_whom_peers_knew_before() {
+fn burst_without_tracker_completes_through_known_peers() {
     let outcome = run(&scenario("no-tracker"), 1);
-    must_be_ok(&outcome);
+    assert_ok(&outcome);
     assert!(outcome.origin_copies < 10.0, "{}", outcome.origin_copies);
 }
 
 #[test]
-fn zones_exchange_a_fraction_of_what_they_pull() {
+fn most_bytes_stay_within_a_zone() {
     let scenario = scenario("zones");
     let outcome = run(&scenario, 1);
-    must_be_ok(&outcome);
+    assert_ok(&outcome);
     let zone = f64::from(scenario.peers.count / scenario.peers.zones);
     assert!(
         outcome.details.cross_zone_copies < zone / 2.0,
@@ -85,26 +86,26 @@ fn zones_exchange_a_fraction_of_what_they_pull() {
 }
 
 #[test]
-fn a_lone_peer_is_as_fast_as_without_a_swarm() {
+fn lone_peer_runs_at_the_bound() {
     let mut scenario = scenario("burst-16");
     scenario.peers.count = 1;
     let outcome = run(&scenario, 1);
-    must_be_ok(&outcome);
+    assert_ok(&outcome);
     assert!(outcome.p99_over_bound < 1.02, "{}", outcome.p99_over_bound);
 }
 
 #[test]
-fn liars_are_found_out_and_nothing_of_theirs_is_kept() {
+fn corrupt_chunks_are_detected_and_dropped() {
     let mut scenario = scenario("burst-16");
     scenario.peers.lying_share = 0.2;
     scenario.bars = flotilla_simulations::Bars::default();
     let outcome = run(&scenario, 3);
-    must_be_ok(&outcome);
+    assert_ok(&outcome);
     assert!(outcome.details.corrupt > 0);
 }
 
 #[test]
-fn every_scenario_file_can_be_read() {
+fn every_scenario_file_parses() {
     for entry in std::fs::read_dir(format!("{}/scenarios", env!("CARGO_MANIFEST_DIR"))).unwrap() {
         let path = entry.unwrap().path();
         let scenario = Scenario::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Nobody is ever stranded as long as one source has each chunk.
+//! Outages strand no peer as long as each chunk has a source.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use flotilla_simulations::{Failure, FailureKind, Outcome, Scenario, run};
@@ -21,7 +21,7 @@ fn failing(at_s: f64, kind: FailureKind, for_s: Option<f64>) -> Failure {
     }
 }
 
-fn must_be_ok(outcome: &Outcome) {
+fn assert_ok(outcome: &Outcome) {
     assert!(
         outcome.ok,
         "{:?} in {:?}",
@@ -30,81 +30,81 @@ fn must_be_ok(outcome: &Outcome) {
 }
 
 #[test]
-fn without_a_tracker_known_peers_share_the_work() {
+fn known_peers_share_origin_fetches_without_tracker() {
     let mut scenario = small(12);
     scenario.tracker.enabled = false;
     let outcome = run(&scenario, 1);
-    must_be_ok(&outcome);
+    assert_ok(&outcome);
     assert!(outcome.origin_copies < 3.0, "{}", outcome.origin_copies);
 }
 
 #[test]
-fn a_peer_without_tracker_and_neighbours_goes_to_the_origin_at_once() {
+fn lone_peer_without_tracker_fetches_from_the_origin_at_once() {
     let mut scenario = small(1);
     scenario.tracker.enabled = false;
     let outcome = run(&scenario, 1);
-    must_be_ok(&outcome);
+    assert_ok(&outcome);
     assert!(outcome.p99_over_bound < 1.1, "{}", outcome.p99_over_bound);
 }
 
 #[test]
-fn the_tracker_may_stop_or_forget_at_any_time() {
+fn tracker_stop_or_restart_strands_no_peer() {
     for kind in [FailureKind::StopTracker, FailureKind::RestartTracker] {
         for at_s in [0.0, 0.05, 0.2, 0.4] {
             let mut scenario = small(12);
             scenario.failures = vec![failing(at_s, kind, None)];
             let outcome = run(&scenario, 1);
-            must_be_ok(&outcome);
+            assert_ok(&outcome);
         }
     }
 }
 
 #[test]
-fn the_tracker_may_come_back() {
+fn tracker_recovery_strands_no_peer() {
     let mut scenario = small(12);
     scenario.failures = vec![failing(0.05, FailureKind::StopTracker, Some(2.0))];
-    must_be_ok(&run(&scenario, 1));
+    assert_ok(&run(&scenario, 1));
 }
 
 #[test]
-fn an_origin_that_pauses_delays_and_strands_nobody() {
+fn origin_pause_strands_no_peer() {
     let mut scenario = small(12);
     scenario.failures = vec![failing(0.1, FailureKind::StopOrigin, Some(3.0))];
     let outcome = run(&scenario, 1);
-    must_be_ok(&outcome);
+    assert_ok(&outcome);
     assert!(outcome.max_s < 10.0, "{}", outcome.max_s);
 }
 
 #[test]
-fn the_origin_of_another_region_stands_in() {
+fn origin_of_another_region_takes_over() {
     let mut scenario = small(12);
     scenario.peers.regions = 2.try_into().unwrap();
     scenario.failures = vec![failing(0.0, FailureKind::StopOrigin, None)];
     let outcome = run(&scenario, 1);
-    must_be_ok(&outcome);
+    assert_ok(&outcome);
     assert!(outcome.wan_bytes > 0);
 }
 
 #[test]
-fn a_blob_without_a_seal_is_exchanged_as_a_whole() {
+fn blob_without_seal_is_exchanged_as_a_whole() {
     let mut scenario = small(12);
     scenario.image.digest_only = true;
     let outcome = run(&scenario, 1);
-    must_be_ok(&outcome);
+    assert_ok(&outcome);
     assert!(outcome.origin_copies <= 1.5, "{}", outcome.origin_copies);
 }
 
 #[test]
-fn late_comers_find_what_is_there() {
+fn late_peers_use_the_swarm() {
     let mut scenario = small(40);
     scenario.peers.start_spread_s = 3.0;
     let outcome = run(&scenario, 1);
-    must_be_ok(&outcome);
+    assert_ok(&outcome);
     assert!(outcome.origin_copies <= 1.1, "{}", outcome.origin_copies);
 }
 
 #[test]
-fn whatever_dies_whenever_nobody_is_stranded() {
+fn random_failures_strand_no_peer() {
     let kinds = [
         FailureKind::KillPeers,
         FailureKind::KillLeaseHolders,

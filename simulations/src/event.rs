@@ -1,0 +1,86 @@
+//! Everything that happens at a time of its own, and its part in the trace hash.
+
+use flotilla_common::swarm::Refusal;
+
+use crate::network::FlowEvent;
+use crate::slab::Key;
+
+/// An event in the queue.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A peer starts its pull.
+    Start { peer: u32 },
+    /// A deadline of a peer's machine.
+    Wake { peer: u32 },
+    /// The handshake of a dial is over.
+    Dialled { peer: u32, slot: u32 },
+    /// A dial to a dead peer times out.
+    DialTimeout { peer: u32, slot: u32 },
+    /// The other side of a connection learns that it is closed.
+    Closed { peer: u32, slot: u32, epoch: u32 },
+    /// Newly held chunks reach some neighbours.
+    Have { broadcast: Key },
+    /// A greeting reaches a neighbour.
+    Greeted { greeting: Key },
+    /// A fetch request reaches its source.
+    Requested { fetch: Key },
+    /// A refusal reaches the requesting peer.
+    Refused { fetch: Key, reason: Refusal },
+    /// The first byte reaches the requesting peer.
+    FirstByte { fetch: Key },
+    /// The last byte reaches the requesting peer.
+    Arrived { fetch: Key },
+    /// An origin's error reaches the requesting peer.
+    SourceFailed { fetch: Key },
+    /// A message reaches the tracker.
+    ToTracker { message: Key },
+    /// An answer of the tracker reaches a peer.
+    FromTracker { answer: Key },
+    /// A deadline of the tracker's machine.
+    TrackerWake,
+    /// A deadline of a peer's session with the tracker.
+    SessionWake { peer: u32 },
+    /// A failure of the scenario starts.
+    FailureStarts { failure: usize },
+    /// A failure of the scenario ends.
+    FailureEnds { failure: usize },
+    /// A peer dies, or leaves and says so.
+    Departs { peer: u32, says_so: bool },
+}
+
+impl Event {
+    /// The event's part in the trace hash: its kind, and the number that it is about.
+    pub(crate) fn fingerprint(&self) -> (u64, u64) {
+        let pair = |one: u32, other: u32| u64::from(one) | u64::from(other) << 32;
+        match *self {
+            Self::Start { peer } => (3, peer.into()),
+            Self::Wake { peer } => (4, peer.into()),
+            Self::Dialled { peer, slot } => (5, pair(peer, slot)),
+            Self::DialTimeout { peer, slot } => (6, pair(peer, slot)),
+            Self::Closed { peer, slot, .. } => (7, pair(peer, slot)),
+            Self::Have { broadcast } => (8, broadcast.to_bits()),
+            Self::Greeted { greeting } => (9, greeting.to_bits()),
+            Self::Requested { fetch } => (10, fetch.to_bits()),
+            Self::Refused { fetch, .. } => (11, fetch.to_bits()),
+            Self::FirstByte { fetch } => (12, fetch.to_bits()),
+            Self::Arrived { fetch } => (13, fetch.to_bits()),
+            Self::SourceFailed { fetch } => (14, fetch.to_bits()),
+            Self::ToTracker { message } => (15, message.to_bits()),
+            Self::FromTracker { answer } => (16, answer.to_bits()),
+            Self::TrackerWake => (17, 0),
+            Self::SessionWake { peer } => (18, peer.into()),
+            Self::FailureStarts { failure } | Self::FailureEnds { failure } => (19, failure as u64),
+            Self::Departs { peer, .. } => (20, peer.into()),
+        }
+    }
+}
+
+impl FlowEvent {
+    /// As [`Event::fingerprint`].
+    pub(crate) fn fingerprint(&self) -> (u64, u64) {
+        match *self {
+            Self::Progress { tag, moved } => (1, tag ^ moved << 32),
+            Self::Done { tag, .. } => (2, tag),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! One simulated peer.
+
+use flotilla_common::map::ChunkMap;
+use flotilla_common::swarm::{Input, PeerMachine, TransferId};
+use flotilla_common::time::Time;
+use flotilla_common::tracker::{SessionInput, TrackerSession};
+
+use crate::links::LinkTable;
+use crate::slab::Key;
+
+/// Where a peer is. Zones are numbered across regions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Location {
+    pub(crate) zone: u32,
+    pub(crate) region: u32,
+}
+
+/// One peer.
+#[derive(Debug)]
+pub(crate) struct SimulatedPeer {
+    pub(crate) machine: PeerMachine,
+    /// A stable number, the same in every run.
+    pub(crate) key: u64,
+    /// Uplink, in bits per second.
+    pub(crate) up: u64,
+    /// Downlink, in bits per second.
+    pub(crate) down: u64,
+    /// Whether it sends corrupt bytes.
+    pub(crate) is_liar: bool,
+    pub(crate) is_alive: bool,
+    /// While it is frozen, the inputs that it has not handled.
+    pub(crate) frozen: Option<Backlog>,
+    pub(crate) links: LinkTable,
+    /// Its session with the tracker, once it has started and if there is a tracker.
+    pub(crate) session: Option<Session>,
+    /// Its fetches under way.
+    pub(crate) fetches: Vec<(TransferId, Key)>,
+    /// The verified chunks of each blob, counted independently of the machine.
+    pub(crate) verified: Vec<ChunkMap>,
+    /// For each blob, the chunk that the reader waits for.
+    pub(crate) cursors: Vec<u32>,
+    /// Blobs that are complete.
+    pub(crate) complete: u32,
+    pub(crate) started_at: Time,
+    pub(crate) first_byte_at: Option<Time>,
+    pub(crate) completed_at: Option<Time>,
+    /// The time of its next `Wake`.
+    pub(crate) wake_at: Time,
+}
+
+/// A peer's session with the tracker.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) machine: TrackerSession,
+    /// The time of its next `SessionWake`.
+    pub(crate) wake_at: Time,
+}
+
+/// Inputs of a frozen peer, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Backlog {
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) session_inputs: Vec<SessionInput>,
+}
+
+impl SimulatedPeer {
+    /// The slower of uplink and downlink, in bits per second.
+    pub(crate) fn rate(&self) -> u64 {
+        self.up.min(self.down)
+    }
+}
