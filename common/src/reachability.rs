@@ -1,5 +1,4 @@
-//! What a peer knows of an origin: nothing yet, that it answers, or that it does not; and when one
-//! that does not is asked whether it is back.
+//! Whether an origin answers, as one peer knows it, and when an origin that does not is probed.
 //!
 //! ```text
 //!             answered                      failed
@@ -8,10 +7,10 @@
 //!                                                          └──┘ a probe failed: the next one twice as late
 //! ```
 //!
-//! Requests of pulls tell how it is; a probe is only for the time in which there are none. So an
-//! origin that answers, or was never asked, is never probed. Pauses between probes double up to
-//! [`LONGEST_PAUSE`], each shortened by up to a quarter at random, so that the peers of a fleet do
-//! not come together.
+//! The requests of pulls show whether an origin answers. Probes are only for the time without such
+//! requests, so an origin that answers, or was never asked, is not probed. Pauses between probes
+//! double up to [`LONGEST_PAUSE`], each shortened by up to a quarter at random, so that the probes
+//! of a fleet's peers do not coincide.
 
 use core::time::Duration;
 
@@ -19,20 +18,20 @@ use rand::{Rng, RngExt as _};
 
 use crate::time::Time;
 
-/// From the first failure to the first probe.
+/// Pause between the first failure and the first probe.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Between two probes at most.
+/// Longest pause between two probes.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What is known of one origin.
+/// The state of one origin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Reachability {
     /// It was never asked.
     #[default]
     Unknown,
-    /// It answered last time.
+    /// The last request was answered.
     Answers,
-    /// It did not.
+    /// The last request failed.
     Silent(Silent),
 }
 
@@ -45,12 +44,12 @@ pub struct Silent {
 }
 
 impl Reachability {
-    /// It answered, whatever it was asked. Whether that is news: it did not answer before.
+    /// A request was answered. True if the origin was silent before.
     pub fn answered(&mut self) -> bool {
         matches!(core::mem::replace(self, Self::Answers), Self::Silent(_))
     }
 
-    /// A request went wrong. Failures of a silent one do not put its probe off.
+    /// A request failed. Failures of a silent origin do not delay its next probe.
     pub fn failed(&mut self, now: Time, trouble: String, rng: &mut impl Rng) {
         match self {
             Self::Silent(silent) => silent.trouble = trouble,
@@ -58,8 +57,7 @@ impl Reachability {
         }
     }
 
-    /// A probe went wrong: the next one comes later. Without effect on one that answers: somebody
-    /// else heard it meanwhile.
+    /// A probe failed: the next one comes later. No effect if a request was answered meanwhile.
     pub fn probe_failed(&mut self, now: Time, trouble: String, rng: &mut impl Rng) {
         if let Self::Silent(silent) = self {
             *self = Self::silent(now, trouble, (silent.pause * 2).min(LONGEST_PAUSE), rng);
@@ -75,7 +73,7 @@ impl Reachability {
         })
     }
 
-    /// When it wants to be probed.
+    /// When the origin is to be probed.
     pub fn probe_at(&self) -> Option<Time> {
         match self {
             Self::Silent(silent) => Some(silent.probe_at),
@@ -83,7 +81,7 @@ impl Reachability {
         }
     }
 
-    /// Whether it answers; `None` if it was never asked.
+    /// Whether the origin answers; `None` if it was never asked.
     pub fn is_answering(&self) -> Option<bool> {
         match self {
             Self::Unknown => None,
@@ -92,7 +90,7 @@ impl Reachability {
         }
     }
 
-    /// What went wrong last, if it does not answer.
+    /// The last error, if the origin is silent.
     pub fn trouble(&self) -> Option<&str> {
         match self {
             Self::Silent(silent) => Some(&silent.trouble),
@@ -115,10 +113,10 @@ mod tests {
     }
 
     #[test]
-    fn who_answers_or_was_never_asked_is_not_probed() {
+    fn answering_or_unknown_origin_is_not_probed() {
         let mut origin = Reachability::default();
         assert_eq!((origin.is_answering(), origin.probe_at()), (None, None));
-        assert!(!origin.answered(), "no news: nobody had missed it");
+        assert!(!origin.answered(), "it was not silent before");
         assert_eq!(
             (origin.is_answering(), origin.probe_at()),
             (Some(true), None)
@@ -126,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_one_is_probed_ever_later_until_it_answers() {
+    fn probes_of_a_silent_origin_back_off_until_it_answers() {
         let mut rng = Pcg32::seed_from_u64(1);
         let mut origin = Reachability::default();
         let mut now = Time::ZERO + SECOND;
@@ -146,7 +144,7 @@ mod tests {
             now = probe_at;
             origin.probe_failed(now, trouble(), &mut rng);
         }
-        assert!(origin.answered(), "that is news");
+        assert!(origin.answered(), "it was silent before");
         assert_eq!(
             (origin.is_answering(), origin.trouble(), origin.probe_at()),
             (Some(true), None, None)
@@ -154,12 +152,12 @@ mod tests {
         origin.failed(now, trouble(), &mut rng);
         assert!(
             origin.probe_at().expect("silent again") <= now + SECOND,
-            "the pauses begin anew"
+            "the back-off starts again"
         );
     }
 
     #[test]
-    fn failures_of_pulls_put_no_probe_off() {
+    fn failed_requests_do_not_delay_the_probe() {
         let mut rng = Pcg32::seed_from_u64(1);
         let mut origin = Reachability::default();
         origin.failed(Time::ZERO, trouble(), &mut rng);
@@ -178,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_fails_after_an_answer_came_changes_nothing() {
+    fn failed_probe_after_an_answer_has_no_effect() {
         let mut rng = Pcg32::seed_from_u64(1);
         let mut origin = Reachability::default();
         origin.failed(Time::ZERO, trouble(), &mut rng);

@@ -227,7 +227,7 @@ impl Trackers {
         self.session().handle_timeout(self.0.clock.now());
     }
 
-    /// Does what the session says; false if the driver is gone.
+    /// Carries out an output of the session; false if the driver is gone.
     async fn carry_out(
         &self,
         output: SessionOutput,

@@ -5,7 +5,7 @@ use core::time::Duration;
 use flotilla_common::swarm::{Batch, BlobSlot, Have, Input, Nearness, PeerFacts, PeerSlot};
 
 use crate::event::Event;
-use crate::fetch::{Fetch, FetchSource};
+use crate::fetch::{FetchSource, SimulatedFetch};
 use crate::links::{Broadcast, Greeting, Receiver};
 use crate::scenario::seconds;
 use crate::slab::Key;
@@ -15,7 +15,7 @@ use crate::world::World;
 const DIAL_TIMEOUT_S: f64 = 3.0;
 
 impl World<'_> {
-    /// What the peer `to` knows about the peer `of`.
+    /// The facts about the peer `of` for the machine of the peer `to`.
     pub(crate) fn facts(&mut self, of: u32, to: u32) -> PeerFacts {
         let slot = self.peers[to as usize].links.intern(of);
         let one = self.locations[of as usize];
@@ -241,7 +241,7 @@ impl World<'_> {
 
     /// Ends the fetches of one peer from another without telling their machines.
     fn end_fetches_from(&mut self, peer: u32, source: u32) {
-        let is_from_source = |fetch: &Fetch| matches!(fetch.source, FetchSource::Peer { peer, .. } if peer == source);
+        let is_from_source = |fetch: &SimulatedFetch| matches!(fetch.source, FetchSource::Peer { peer, .. } if peer == source);
         let ended: Vec<Key> = self.peers[peer as usize]
             .fetches
             .iter()

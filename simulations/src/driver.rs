@@ -7,7 +7,7 @@ use flotilla_common::swarm::{
 use flotilla_common::tracker::{LeaseUpdate, SessionInput};
 
 use crate::event::Event;
-use crate::fetch::{Fetch, FetchSource};
+use crate::fetch::{FetchSource, SimulatedFetch};
 use crate::network::FlowEvent;
 use crate::scenario::millis;
 use crate::slab::Key;
@@ -110,7 +110,7 @@ impl World<'_> {
                 (FetchSource::Origin { region }, delay)
             }
         };
-        let fetch = self.fetches.insert(Fetch {
+        let fetch = self.fetches.insert(SimulatedFetch {
             peer,
             transfer,
             source,
@@ -124,7 +124,7 @@ impl World<'_> {
     }
 
     pub(crate) fn on_requested(&mut self, key: Key) {
-        let Some(&Fetch {
+        let Some(&SimulatedFetch {
             peer,
             source,
             blob,
@@ -162,7 +162,7 @@ impl World<'_> {
     }
 
     fn serve(&mut self, key: Key) {
-        let Some(&Fetch {
+        let Some(&SimulatedFetch {
             source: FetchSource::Peer { peer: uploader, .. },
             blob,
             chunk,
@@ -180,7 +180,7 @@ impl World<'_> {
     }
 
     fn start_flow(&mut self, key: Key, from: u32) {
-        let Some(&Fetch {
+        let Some(&SimulatedFetch {
             peer,
             blob,
             chunk,
@@ -217,7 +217,7 @@ impl World<'_> {
     }
 
     pub(crate) fn on_first_byte(&mut self, key: Key) {
-        if let Some(&Fetch { peer, transfer, .. }) = self.fetches.get(key) {
+        if let Some(&SimulatedFetch { peer, transfer, .. }) = self.fetches.get(key) {
             self.feed(peer, Input::FirstByte { transfer });
         }
     }
@@ -237,7 +237,7 @@ impl World<'_> {
     pub(crate) fn on_flow_event(&mut self, event: FlowEvent) {
         match event {
             FlowEvent::Progress { tag, moved } => {
-                let Some(&Fetch {
+                let Some(&SimulatedFetch {
                     peer,
                     transfer,
                     source,
@@ -269,7 +269,7 @@ impl World<'_> {
                     return;
                 };
                 fetch.flow = None;
-                let &mut Fetch { peer, source, .. } = fetch;
+                let &mut SimulatedFetch { peer, source, .. } = fetch;
                 self.count_bytes(key, None);
                 let delay = self.way_back(peer, source);
                 self.queue
@@ -287,7 +287,7 @@ impl World<'_> {
     }
 
     pub(crate) fn on_arrived(&mut self, key: Key) {
-        let Some(&Fetch {
+        let Some(&SimulatedFetch {
             blob,
             chunk,
             source,
@@ -372,7 +372,7 @@ impl World<'_> {
     /// Ends a fetch in any state. Bytes that have flowed are counted.
     pub(crate) fn end_fetch(&mut self, key: Key) {
         if let Some(flow) = self
-            .requests
+            .fetches
             .get_mut(key)
             .and_then(|fetch| fetch.flow.take())
         {

@@ -44,8 +44,8 @@ pub(crate) enum Event {
     FailureStarts { failure: usize },
     /// A failure of the scenario ends.
     FailureEnds { failure: usize },
-    /// A peer dies, or leaves and says so.
-    Departs { peer: u32, says_so: bool },
+    /// A peer dies, or leaves in an orderly way.
+    Departs { peer: u32, is_orderly: bool },
 }
 
 impl Event {

@@ -1,5 +1,5 @@
-//! The failures of a scenario: peers that die, leave or freeze; a tracker or an origin that does not
-//! answer.
+//! The failures of a scenario: peers that die, leave or freeze; a tracker or an origin that does
+//! not answer.
 
 use core::time::Duration;
 
@@ -49,16 +49,16 @@ impl World<'_> {
     }
 
     /// A peer dies; or it tells the tracker, closes its connections and leaves.
-    pub(crate) fn on_departure(&mut self, peer: u32, says_so: bool) {
+    pub(crate) fn on_departure(&mut self, peer: u32, is_orderly: bool) {
         if !self.peers[peer as usize].is_alive {
             return;
         }
-        if says_so {
+        if is_orderly {
             self.feed_session(peer, SessionInput::Leave);
         }
         for slot in self.peers[peer as usize].links.up_slots() {
             let other = self.peers[peer as usize].links.at(slot).peer;
-            let notice = if says_so {
+            let notice = if is_orderly {
                 self.delay(peer, other)
             } else {
                 millis(self.scenario.links.death_noticed_ms)
@@ -131,7 +131,7 @@ impl World<'_> {
 
     /// Chooses the failure's share of the candidates. Each departs at a random time within
     /// `over_s`.
-    fn schedule_departures(&mut self, number: usize, mut candidates: Vec<u32>, says_so: bool) {
+    fn schedule_departures(&mut self, number: usize, mut candidates: Vec<u32>, is_orderly: bool) {
         let failure = &self.scenario.failures[number];
         let count = (candidates.len() as f64 * failure.share).ceil() as usize;
         for _ in 0..count.min(candidates.len()) {
@@ -139,7 +139,7 @@ impl World<'_> {
                 candidates.swap_remove(self.rng.random_range(0..candidates.len() as u64) as usize);
             let after = Duration::from_secs_f64(failure.over_s * self.rng.random::<f64>());
             self.queue
-                .push(self.now + after, Event::Departs { peer, says_so });
+                .push(self.now + after, Event::Departs { peer, is_orderly });
         }
     }
 }

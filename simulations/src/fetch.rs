@@ -6,7 +6,7 @@ use crate::slab::Key;
 
 /// A fetch under way, as both of its sides see it.
 #[derive(Debug)]
-pub(crate) struct Fetch {
+pub(crate) struct SimulatedFetch {
     /// The requesting peer.
     pub(crate) peer: u32,
     pub(crate) transfer: TransferId,

@@ -1,10 +1,11 @@
-//! A discrete-event simulator that runs the shipped state machines: only network, disk and clock are
-//! simulated.
+//! A discrete-event simulator that runs the shipped state machines: only network, disk and clock
+//! are simulated.
 //!
-//! [`run`] simulates a [`Scenario`] (peers, links, an image, failures, bars) chunk by chunk. Each peer
-//! has a [`flotilla_common::swarm::PeerMachine`] and a [`flotilla_common::tracker::TrackerSession`];
-//! the tracker is a [`flotilla_common::tracker::TrackerMachine`]. The same scenario and `rng_seed` give
-//! the same [`Outcome`] on every computer, including the `trace_hash`. The simulator has no clock: the
+//! [`run`] simulates a [`Scenario`] (peers, links, an image, failures, bars) chunk by chunk. Each
+//! peer has a [`flotilla_common::swarm::PeerMachine`] and a
+//! [`flotilla_common::tracker::TrackerSession`]; the tracker is a
+//! [`flotilla_common::tracker::TrackerMachine`]. The same scenario and `rng_seed` give the same
+//! [`Outcome`] on every computer, including the `trace_hash`. The simulator has no clock: the
 //! caller measures the wall-clock time.
 //!
 //! ```

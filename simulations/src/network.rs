@@ -1,12 +1,12 @@
 //! Fluid links: concurrent transfers share both ends.
 //!
-//! Each side of an end (its uplink, its downlink) has a *level*: the largest rate that a transfer may
-//! have there. Transfers that are limited at their other end leave the rest of their share to the
-//! others. A transfer's rate is the smaller of its two levels. When a transfer starts or ends, the
-//! levels at its two ends are computed again, and those of the ends that are affected, in bounded
-//! number. The result is close to max-min fairness, which congestion control aims at. Each transfer
-//! has one event in the queue at a time, at its expected end or earlier; an event that comes too
-//! early schedules the next one.
+//! Each side of an end (its uplink, its downlink) has a *level*: the largest rate that a transfer
+//! may have there. Transfers that are limited at their other end leave the rest of their share to
+//! the others. A transfer's rate is the smaller of its two levels. When a transfer starts or ends,
+//! the levels at its two ends are computed again, and those of the ends that are affected, in
+//! bounded number. The result is close to max-min fairness, which congestion control aims at. Each
+//! transfer has one event in the queue at a time, at its expected end or earlier; an event that
+//! comes too early schedules the next one.
 
 use core::time::Duration;
 use std::collections::VecDeque;

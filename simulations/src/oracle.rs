@@ -1,7 +1,7 @@
-//! Checks what must hold in every run, and collects violations.
+//! Checks the invariants of every run, and collects violations.
 //!
-//! - Nothing unverified is accepted: a peer holds and serves exactly the chunks that reached it whole
-//!   and uncorrupted.
+//! - Nothing unverified is accepted: a peer holds and serves exactly the chunks that reached it
+//!   whole and uncorrupted.
 //! - No peer is stranded: every peer that is alive at the end is complete.
 //! - The scenario's bars are kept.
 

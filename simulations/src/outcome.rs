@@ -27,8 +27,8 @@ pub struct Outcome {
     pub p99_s: f64,
     /// Maximum of the same.
     pub max_s: f64,
-    /// 99th percentile of the seconds from a peer's start until it held the first chunk of the first
-    /// layer.
+    /// 99th percentile of the seconds from a peer's start until it held the first chunk of the
+    /// first layer.
     pub first_byte_p99_s: f64,
     /// The fluid bound: `max(F/u_s, F/d_min, N F / (u_s + sum of u_i))`.
     pub fluid_bound_s: f64,

@@ -32,7 +32,7 @@ pub(crate) struct SimulatedPeer {
     pub(crate) frozen: Option<Backlog>,
     pub(crate) links: LinkTable,
     /// Its session with the tracker, once it has started and if there is a tracker.
-    pub(crate) session: Option<Session>,
+    pub(crate) session: Option<PeerSession>,
     /// Its fetches under way.
     pub(crate) fetches: Vec<(TransferId, Key)>,
     /// The verified chunks of each blob, counted independently of the machine.
@@ -50,7 +50,7 @@ pub(crate) struct SimulatedPeer {
 
 /// A peer's session with the tracker.
 #[derive(Debug)]
-pub(crate) struct Session {
+pub(crate) struct PeerSession {
     pub(crate) machine: TrackerSession,
     /// The time of its next `SessionWake`.
     pub(crate) wake_at: Time,

@@ -16,7 +16,7 @@ const MAX_LANES: usize = 8;
 /// Events by time, in an order that depends on nothing else.
 #[derive(Debug)]
 pub(crate) struct Queue<E> {
-    heap: BinaryHeap<Reverse<Entry<E>>>,
+    heap: BinaryHeap<Reverse<QueueEntry<E>>>,
     lanes: Vec<Lane<E>>,
     sequence: u64,
 }
@@ -27,11 +27,11 @@ struct Lane<E> {
     delay: Duration,
     /// Time and sequence of the first event; [`NEVER`] if there is none.
     next: (Time, u64),
-    events: VecDeque<Entry<E>>,
+    events: VecDeque<QueueEntry<E>>,
 }
 
 #[derive(Debug)]
-struct Entry<E> {
+struct QueueEntry<E> {
     at: Time,
     sequence: u64,
     event: E,
@@ -49,7 +49,7 @@ impl<E> Queue<E> {
     /// Pushes an event for the time `at`.
     pub(crate) fn push(&mut self, at: Time, event: E) {
         self.sequence += 1;
-        self.heap.push(Reverse(Entry {
+        self.heap.push(Reverse(QueueEntry {
             at,
             sequence: self.sequence,
             event,
@@ -76,7 +76,7 @@ impl<E> Queue<E> {
         if lane.events.is_empty() {
             lane.next = (at, self.sequence);
         }
-        lane.events.push_back(Entry {
+        lane.events.push_back(QueueEntry {
             at,
             sequence: self.sequence,
             event,
@@ -116,21 +116,21 @@ impl<E> Queue<E> {
 
 const NEVER: (Time, u64) = (Time::MAX, u64::MAX);
 
-impl<E> PartialEq for Entry<E> {
+impl<E> PartialEq for QueueEntry<E> {
     fn eq(&self, other: &Self) -> bool {
         (self.at, self.sequence) == (other.at, other.sequence)
     }
 }
 
-impl<E> Eq for Entry<E> {}
+impl<E> Eq for QueueEntry<E> {}
 
-impl<E> PartialOrd for Entry<E> {
+impl<E> PartialOrd for QueueEntry<E> {
     fn partial_cmp(&self, other: &Self) -> Option<core::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl<E> Ord for Entry<E> {
+impl<E> Ord for QueueEntry<E> {
     fn cmp(&self, other: &Self) -> core::cmp::Ordering {
         (self.at, self.sequence).cmp(&(other.at, other.sequence))
     }

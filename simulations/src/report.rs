@@ -86,8 +86,8 @@ fn figures(outcome: &Outcome) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The shares of peers that have their first chunk and that are complete, over time, with both lower
-/// bounds.
+/// The shares of peers that have their first chunk and that are complete, over time, with both
+/// lower bounds.
 fn curve(outcome: &Outcome) -> String {
     let details = &outcome.details;
     let bounds = [

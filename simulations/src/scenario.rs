@@ -30,7 +30,7 @@ pub enum ScenarioError {
     },
 }
 
-/// What is simulated: peers, links, an image and failures.
+/// A simulated world: peers, links, an image and failures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
@@ -427,16 +427,16 @@ mod tests {
 
     #[test]
     fn errors_name_the_key_and_the_fix() {
-        let says = |from: &str, to: &str| {
+        let error = |from: &str, to: &str| {
             Scenario::parse(&SMALL.replace(from, to))
                 .unwrap_err()
                 .to_string()
         };
-        assert!(says("count = 16", "count = 0").contains("`peers.count`: write a number from 1"));
-        assert!(says("count = 16", "cuont = 16").contains("cuont"));
-        assert!(says("\"64MiB\"", "\"64 elephants\"").contains("write a number and B, KiB, MiB"));
-        assert!(says("\"64MiB\", 1000", "").contains("`image.layers`"));
-        assert!(says("count = 16", "count = 16\nslow_share = 2").contains("`peers.slow_share`"));
-        assert!(says("count = 16", "count = 16\nzones = 0").contains("zones"));
+        assert!(error("count = 16", "count = 0").contains("`peers.count`: write a number from 1"));
+        assert!(error("count = 16", "cuont = 16").contains("cuont"));
+        assert!(error("\"64MiB\"", "\"64 elephants\"").contains("write a number and B, KiB, MiB"));
+        assert!(error("\"64MiB\", 1000", "").contains("`image.layers`"));
+        assert!(error("count = 16", "count = 16\nslow_share = 2").contains("`peers.slow_share`"));
+        assert!(error("count = 16", "count = 16\nzones = 0").contains("zones"));
     }
 }

@@ -10,7 +10,7 @@ use rand::RngExt as _;
 
 use crate::event::Event;
 use crate::names::peer_number;
-use crate::peer::Session;
+use crate::peer::PeerSession;
 use crate::world::World;
 
 /// The one tracker. Messages are simulated, so nothing looks at its address.
@@ -23,7 +23,7 @@ impl World<'_> {
             let info = self.infos[peer as usize].clone();
             let machine = TrackerSession::new(self.now, info, vec![TRACKER_URL.to_owned()]);
             let wake_at = Time::MAX;
-            self.peers[peer as usize].session = Some(Session { machine, wake_at });
+            self.peers[peer as usize].session = Some(PeerSession { machine, wake_at });
             self.drain_session(peer);
         }
     }
@@ -47,7 +47,8 @@ impl World<'_> {
         self.feed(peer, Input::TrackerUnreachable);
     }
 
-    /// Gives an input to a peer's session and carries out its outputs. A frozen peer gets it when it thaws.
+    /// Gives an input to a peer's session and carries out its outputs. A frozen peer gets it when
+    /// it thaws.
     pub(crate) fn feed_session(&mut self, peer: u32, input: SessionInput) {
         let simulated = &mut self.peers[peer as usize];
         if let Some(backlog) = &mut simulated.frozen {

@@ -2,7 +2,7 @@
 
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
-    Config, ExchangeId, SessionInput, SlotNames, TrackerMachine, TrackerRequest,
+    ExchangeId, SessionInput, SlotNames, TrackerConfig, TrackerMachine, TrackerRequest,
 };
 
 use crate::rng::mix;
@@ -11,21 +11,21 @@ use crate::slab::Slab;
 
 /// A request on its way to the tracker.
 #[derive(Debug)]
-pub(crate) struct Message {
-    pub(crate) from: Asker,
+pub(crate) struct TrackerMessage {
+    pub(crate) from: Requester,
     pub(crate) request: TrackerRequest,
 }
 
 /// A peer that sent a request, and its name for the answer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asker {
+pub(crate) struct Requester {
     pub(crate) peer: u32,
     pub(crate) exchange: ExchangeId,
 }
 
 /// An answer on its way to a peer.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct TrackerAnswer {
     pub(crate) peer: u32,
     pub(crate) input: SessionInput,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Answer {
 pub(crate) struct SimulatedTracker {
     pub(crate) machine: TrackerMachine,
     pub(crate) names: SlotNames,
-    config: Config,
+    config: TrackerConfig,
     rng_seed: u64,
     pub(crate) is_enabled: bool,
     pub(crate) is_up: bool,
@@ -43,14 +43,14 @@ pub(crate) struct SimulatedTracker {
     /// The time of its next `TrackerWake`.
     pub(crate) wake_at: Time,
     /// Peers that wait for an answer.
-    pub(crate) askers: Slab<Asker>,
-    pub(crate) messages: Slab<Message>,
-    pub(crate) answers: Slab<Answer>,
+    pub(crate) requesters: Slab<Requester>,
+    pub(crate) messages: Slab<TrackerMessage>,
+    pub(crate) answers: Slab<TrackerAnswer>,
 }
 
 impl SimulatedTracker {
     pub(crate) fn new(scenario: &Scenario, rng_seed: u64) -> Self {
-        let mut config = Config::default();
+        let mut config = TrackerConfig::default();
         if let Some(open_leases) = scenario.tracker.open_leases {
             config.lease.open_limit = open_leases;
         }
@@ -63,7 +63,7 @@ impl SimulatedTracker {
             is_up: scenario.tracker.enabled,
             restarts: 0,
             wake_at: Time::MAX,
-            askers: Slab::new(),
+            requesters: Slab::new(),
             messages: Slab::new(),
             answers: Slab::new(),
         }
@@ -72,19 +72,23 @@ impl SimulatedTracker {
     /// Stops: from now on messages are lost, and so are the answers that peers wait for.
     pub(crate) fn stop(&mut self) {
         self.is_up = false;
-        self.askers = Slab::new();
+        self.requesters = Slab::new();
     }
 
     /// Starts again with an empty memory. Returns the peers that waited for an answer.
-    pub(crate) fn restart(&mut self) -> Vec<Asker> {
+    pub(crate) fn restart(&mut self) -> Vec<Requester> {
         self.restarts += 1;
         let rng_seed = mix(self.rng_seed ^ self.restarts << 32);
         self.machine = TrackerMachine::new(self.config.clone(), rng_seed);
         self.names = SlotNames::default();
         self.is_up = self.is_enabled;
         self.wake_at = Time::MAX;
-        let waiting = self.askers.iter().map(|(_, asker)| *asker).collect();
-        self.askers = Slab::new();
+        let waiting = self
+            .requesters
+            .iter()
+            .map(|(_, requester)| *requester)
+            .collect();
+        self.requesters = Slab::new();
         waiting
     }
 }

@@ -2,19 +2,19 @@
 
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
-    ExchangeId, Input, Output, RequestId, SessionInput, TrackerRequest,
+    ExchangeId, RequestId, SessionInput, TrackerInput, TrackerOutput, TrackerRequest,
 };
 use flotilla_common::wire::tracker::LeaseAnswer;
 
 use crate::event::Event;
 use crate::slab::Key;
-use crate::tracker::{Answer, Asker, Message};
+use crate::tracker::{Requester, TrackerAnswer, TrackerMessage};
 use crate::world::World;
 
 impl World<'_> {
     /// Restarts the tracker, which breaks the connections of waiting peers.
     pub(crate) fn restart_tracker(&mut self) {
-        for Asker { peer, exchange } in self.tracker.restart() {
+        for Requester { peer, exchange } in self.tracker.restart() {
             self.answer(peer, SessionInput::Failed { exchange });
         }
     }
@@ -25,37 +25,41 @@ impl World<'_> {
         exchange: ExchangeId,
         request: TrackerRequest,
     ) {
-        let from = Asker { peer, exchange };
-        let message = self.tracker.messages.insert(Message { from, request });
+        let from = Requester { peer, exchange };
+        let message = self
+            .tracker
+            .messages
+            .insert(TrackerMessage { from, request });
         let delay = self.delay_to_region(peer, self.locations[peer as usize].region);
         self.queue
             .push_after(self.now, delay, Event::ToTracker { message });
     }
 
     pub(crate) fn on_tracker_message(&mut self, message: Key) {
-        let Some(Message { from, request }) = self.tracker.messages.remove(message) else {
+        let Some(TrackerMessage { from, request }) = self.tracker.messages.remove(message) else {
             return;
         };
         if !self.tracker.is_up {
             return;
         }
-        let Asker { peer, exchange } = from;
+        let Requester { peer, exchange } = from;
         let tracker = &mut self.tracker;
-        let id = RequestId(tracker.askers.insert(from).to_bits());
+        let id = RequestId(tracker.requesters.insert(from).to_bits());
         let input = match request {
             TrackerRequest::Announce(announce) => {
-                Input::Announce(tracker.names.announce(id, announce))
+                TrackerInput::Announce(tracker.names.announce(id, announce))
             }
             TrackerRequest::Lease(lease) => match tracker.names.lease(id, lease) {
                 Some(input) => input,
                 None => {
+                    tracker.requesters.remove(Key::from_bits(id.0));
                     let answer = LeaseAnswer::Unknown;
                     return self.answer(peer, SessionInput::LeaseAnswered { exchange, answer });
                 }
             },
         };
-        if matches!(input, Input::Drop { .. }) {
-            tracker.askers.remove(Key::from_bits(id.0));
+        if matches!(input, TrackerInput::Drop { .. }) {
+            tracker.requesters.remove(Key::from_bits(id.0));
             let answer = LeaseAnswer::Noted;
             self.answer(peer, SessionInput::LeaseAnswered { exchange, answer });
         }
@@ -75,7 +79,7 @@ impl World<'_> {
         while let Some(output) = self.tracker.machine.poll_output() {
             let tracker = &mut self.tracker;
             match output {
-                Output::Announced { request, answer } => {
+                TrackerOutput::Announced { request, answer } => {
                     let epoch = tracker.machine.epoch();
                     let answer = tracker.names.announce_answer(epoch, answer);
                     self.answer_request(request, |exchange| match answer {
@@ -83,15 +87,15 @@ impl World<'_> {
                         None => SessionInput::Failed { exchange },
                     });
                 }
-                Output::Lease { request, answer } => {
+                TrackerOutput::Lease { request, answer } => {
                     let answer = tracker.names.lease_answer(answer);
                     self.answer_request(request, |exchange| match answer {
                         Some(answer) => SessionInput::LeaseAnswered { exchange, answer },
                         None => SessionInput::Failed { exchange },
                     });
                 }
-                Output::PeerForgotten(peer) => tracker.names.release_peer(peer),
-                Output::BlobForgotten(blob) => tracker.names.release_blob(blob),
+                TrackerOutput::PeerForgotten(peer) => tracker.names.release_peer(peer),
+                TrackerOutput::BlobForgotten(blob) => tracker.names.release_blob(blob),
             }
         }
         if let Some(at) = self.tracker.machine.poll_timeout()
@@ -108,20 +112,20 @@ impl World<'_> {
         request: RequestId,
         input: impl FnOnce(ExchangeId) -> SessionInput,
     ) {
-        if let Some(asker) = self.tracker.askers.remove(Key::from_bits(request.0)) {
-            self.answer(asker.peer, input(asker.exchange));
+        if let Some(requester) = self.tracker.requesters.remove(Key::from_bits(request.0)) {
+            self.answer(requester.peer, input(requester.exchange));
         }
     }
 
     fn answer(&mut self, peer: u32, input: SessionInput) {
-        let answer = self.tracker.answers.insert(Answer { peer, input });
+        let answer = self.tracker.answers.insert(TrackerAnswer { peer, input });
         let delay = self.delay_to_region(peer, self.locations[peer as usize].region);
         self.queue
             .push_after(self.now, delay, Event::FromTracker { answer });
     }
 
     pub(crate) fn on_tracker_answer(&mut self, answer: Key) {
-        if let Some(Answer { peer, input }) = self.tracker.answers.remove(answer) {
+        if let Some(TrackerAnswer { peer, input }) = self.tracker.answers.remove(answer) {
             self.feed_session(peer, input);
         }
     }

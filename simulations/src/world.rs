@@ -13,7 +13,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
 
 use crate::event::Event;
-use crate::fetch::Fetch;
+use crate::fetch::SimulatedFetch;
 use crate::links::{Broadcast, Greeting, LinkTable};
 use crate::names::{layer_digests, peer_info};
 use crate::network::Network;
@@ -42,7 +42,7 @@ pub(crate) struct World<'a> {
     pub(crate) geometries: Vec<Geometry>,
     /// The name of each blob in messages to the tracker.
     pub(crate) digests: Vec<Digest>,
-    pub(crate) fetches: Slab<Fetch>,
+    pub(crate) fetches: Slab<SimulatedFetch>,
     pub(crate) broadcasts: Slab<Broadcast>,
     pub(crate) greetings: Slab<Greeting>,
     /// Number of connections that have ended so far.
@@ -224,7 +224,7 @@ impl<'a> World<'a> {
             Event::SessionWake { peer } => self.on_session_wake(peer),
             Event::FailureStarts { failure } => self.on_failure(failure),
             Event::FailureEnds { failure } => self.on_recovery(failure),
-            Event::Departs { peer, says_so } => self.on_departure(peer, says_so),
+            Event::Departs { peer, is_orderly } => self.on_departure(peer, is_orderly),
         }
     }
 
@@ -275,8 +275,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Gives an input to a peer's machine and carries out its outputs. A frozen peer gets it when it
-    /// thaws.
+    /// Gives an input to a peer's machine and carries out its outputs. A frozen peer gets it when
+    /// it thaws.
     pub(crate) fn feed(&mut self, peer: u32, input: Input) {
         let simulated = &mut self.peers[peer as usize];
         if let Some(backlog) = &mut simulated.frozen {

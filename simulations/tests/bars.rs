@@ -1,5 +1,5 @@
-//! What is promised of the machines, on the clock of the simulator: `docs/decisions/chunk-scheduling.md`
-//! says how it was found.
+//! The bars of the shipped machines in the committed scenarios.
+//! `docs/decisions/chunk-scheduling.md` says how they were measured.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use flotilla_simulations::{Outcome, Scenario, run};

@@ -179,8 +179,8 @@ impl Config {
     }
 
     /// The machine's configuration.
-    pub(crate) fn machine(&self) -> machine::Config {
-        machine::Config {
+    pub(crate) fn machine(&self) -> machine::TrackerConfig {
+        machine::TrackerConfig {
             min_interval: millis(self.min_interval_ms),
             max_interval: millis(self.max_interval_ms),
             announces_per_second: self.announces_per_second,
@@ -189,14 +189,14 @@ impl Config {
             swarms_per_peer_limit: self.limits.swarms_per_peer as usize,
             handout: self.handout as usize,
             settle: millis(self.settle_ms),
-            lease: machine::LeaseConfig {
+            lease: machine::LeaseSettings {
                 open_limit: self.lease.open as usize,
                 term: millis(self.lease.term_ms),
                 longest: millis(self.lease.longest_ms),
                 park: millis(self.lease.park_ms),
                 park_starving: millis(self.lease.park_starving_ms),
                 parked_limit: self.lease.parked as usize,
-                ..machine::LeaseConfig::default()
+                ..machine::LeaseSettings::default()
             },
         }
     }

@@ -23,7 +23,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use flotilla_common::tracker::Counts;
+use flotilla_common::tracker::TrackerCounts;
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::http::{Limits, Server, serve_with};
@@ -114,8 +114,8 @@ impl Tracker {
         self.service.figures().peers
     }
 
-    /// Counts of events since the start.
-    pub fn counts(&self) -> Counts {
+    /// TrackerCounts of events since the start.
+    pub fn counts(&self) -> TrackerCounts {
         self.service.figures().counts
     }
 

@@ -8,8 +8,8 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
-    self as machine, BlobSlot, Counts, Input, LeaseEvent, Output, PeerSlot, Progress, RequestId,
-    SlotNames, TrackerMachine, ranked,
+    self as machine, BlobSlot, LeaseEvent, PeerSlot, Progress, RequestId, SlotNames, TrackerCounts,
+    TrackerInput, TrackerMachine, TrackerOutput, ranked,
 };
 use flotilla_common::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, LeaseAnswer, LeaseAsk, LeaseRequest, MAX_CHANGES,
@@ -84,7 +84,7 @@ pub(crate) struct TrackerFigures {
     pub(crate) swarms: u64,
     pub(crate) leases_open: u64,
     pub(crate) requests_parked: u64,
-    pub(crate) counts: Counts,
+    pub(crate) counts: TrackerCounts,
 }
 
 /// The machine, the names of its slots, and the waiting requests.
@@ -149,7 +149,7 @@ impl State {
             request.peer.addr.set_ip(client);
         }
         let announce = self.names.announce(RequestId(0), request);
-        self.machine.handle(now, Input::Announce(announce));
+        self.machine.handle(now, TrackerInput::Announce(announce));
         let epoch = self.machine.epoch();
         // An announce is answered while it is handled.
         self.drain(now)
@@ -190,8 +190,8 @@ impl State {
         }
         check_count("unreachable", unreachable_count, MAX_NAMED_PEERS)?;
         let (peer, blob) = match &input {
-            Input::Take(take) => (take.peer, take.blob),
-            Input::Lease(lease) => (lease.peer, lease.blob),
+            TrackerInput::Take(take) => (take.peer, take.blob),
+            TrackerInput::Lease(lease) => (lease.peer, lease.blob),
             // The machine does not answer this one.
             _ => {
                 self.machine.handle(now, input);
@@ -258,21 +258,21 @@ impl State {
         let mut announced = None;
         while let Some(output) = self.machine.poll_output() {
             match output {
-                Output::Announced { answer, .. } => {
+                TrackerOutput::Announced { answer, .. } => {
                     let epoch = self.machine.epoch();
                     let answer = self.names.announce_answer(epoch, answer);
                     announced = Some(answer.ok_or(RequestError::TooManyPeers));
                 }
-                Output::Lease { request, answer } => self.answer(now, request, answer),
-                Output::PeerForgotten(peer) => self.names.release_peer(peer),
-                Output::BlobForgotten(blob) => self.names.release_blob(blob),
+                TrackerOutput::Lease { request, answer } => self.answer(now, request, answer),
+                TrackerOutput::PeerForgotten(peer) => self.names.release_peer(peer),
+                TrackerOutput::BlobForgotten(blob) => self.names.release_blob(blob),
             }
         }
         announced
     }
 
     /// Answers a lease request. A lease for a peer that does not wait any more is given up at once.
-    fn answer(&mut self, now: Time, request: RequestId, answer: machine::LeaseAnswer) {
+    fn answer(&mut self, now: Time, request: RequestId, answer: machine::LeaseOutcome) {
         let Some(waiting) = self.waiting.remove(&request) else {
             return;
         };
@@ -284,7 +284,7 @@ impl State {
                 chunks: waiting.chunks,
             });
         let (peer, blob) = (waiting.peer, waiting.blob);
-        if let (Err(_), machine::LeaseAnswer::Granted { chunk, .. }) =
+        if let (Err(_), machine::LeaseOutcome::Granted { chunk, .. }) =
             (waiting.answer.send(wire), answer)
         {
             // No request waits for the answer to this.
@@ -293,7 +293,7 @@ impl State {
             let event = LeaseEvent::Failed;
             self.machine.handle(
                 now,
-                Input::Lease(machine::Lease {
+                TrackerInput::Lease(machine::Lease {
                     request,
                     peer,
                     blob,

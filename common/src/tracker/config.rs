@@ -1,33 +1,33 @@
-//! What can be set about a tracker's decisions.
+//! The settings of the tracker's machine.
 
 use core::time::Duration;
 
 /// Settings of the tracker's machine.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct TrackerConfig {
     /// Shortest time between two announces of a peer.
     pub min_interval: Duration,
     /// Longest time between two announces of a peer.
     pub max_interval: Duration,
     /// Announces per second that all peers together should not exceed: the interval grows with the
-    /// peers.
+    /// number of peers.
     pub announces_per_second: u32,
     /// Intervals without an announce after which a peer is forgotten.
     pub intervals_to_expiry: u32,
-    /// Most peers at once; who comes then is turned away.
+    /// Most peers at once; further ones are rejected.
     pub peers_limit: u32,
-    /// Most swarms that one peer may be in; what it announces beyond is left out.
+    /// Most swarms that one peer may be in; further changes are ignored.
     pub swarms_per_peer_limit: usize,
     /// Neighbours in a handout.
     pub handout: usize,
-    /// After a start, how long chunks of a blob that peers already have parts of are not granted:
-    /// the time in which peers tell a restarted tracker what they hold.
+    /// After a start, how long no lease is granted on blobs that peers already have parts of. In
+    /// this time peers report the chunks that they hold to a restarted tracker.
     pub settle: Duration,
     /// Settings of the lease authorities.
-    pub lease: LeaseConfig,
+    pub lease: LeaseSettings,
 }
 
-impl Default for Config {
+impl Default for TrackerConfig {
     fn default() -> Self {
         Self {
             min_interval: Duration::from_secs(5),
@@ -38,40 +38,41 @@ impl Default for Config {
             swarms_per_peer_limit: 10_000,
             handout: 16,
             settle: Duration::from_secs(2),
-            lease: LeaseConfig::default(),
+            lease: LeaseSettings::default(),
         }
     }
 }
 
 /// Settings of the lease authorities.
 #[derive(Clone, Debug)]
-pub struct LeaseConfig {
-    /// Leases open at once for one blob in one region. Four by study; six when a chunk takes 10 ms
-    /// or less, more when the origin is much faster than the peers.
+pub struct LeaseSettings {
+    /// Open leases for one blob in one region. The default was measured; six are better when a
+    /// chunk takes 10 ms or less, and more when the origin is much faster than the peers.
     pub open_limit: usize,
-    /// How long a lease is good, and how long it is extended by progress.
+    /// How long a lease lasts, and by how much progress extends it.
     pub term: Duration,
-    /// How long a lease counts against the limit before its holder has said anything. A holder
-    /// confirms at once, so one that is silent for longer is probably dead, and the origin should
-    /// not idle. After five times as long the lease is over.
+    /// How long an unconfirmed lease counts against the limit. A holder confirms at once, so a
+    /// holder that does not is probably dead, and the origin should not be idle. After five times
+    /// as long an unconfirmed lease ends.
     pub confirm: Duration,
-    /// Longest time that a lease is extended to, whatever the progress.
+    /// Longest total time of a lease, however much progress it makes.
     pub longest: Duration,
-    /// As `longest`, for a blob of one chunk: it may be one that cannot be cut, of any size.
+    /// As `longest`, for a blob of one chunk: a blob that cannot be cut into chunks has one chunk
+    /// of any size.
     pub longest_whole: Duration,
-    /// How long a request waits at most.
+    /// Longest time that a request is parked.
     pub park: Duration,
-    /// How long the request of a starving peer waits at most: what it says about its neighbours
-    /// goes stale.
+    /// Longest time that the request of a starving peer is parked, because the chunks of its
+    /// neighbours change quickly.
     pub park_starving: Duration,
-    /// Most requests that wait for one blob in one region; who comes then is told to wait by
-    /// itself.
+    /// Most parked requests for one blob in one region; further ones are answered with a time to
+    /// wait.
     pub parked_limit: usize,
     /// Most chunks of a blob.
     pub chunks_limit: u32,
 }
 
-impl Default for LeaseConfig {
+impl Default for LeaseSettings {
     fn default() -> Self {
         Self {
             open_limit: 4,

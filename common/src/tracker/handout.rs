@@ -1,24 +1,25 @@
-//! The handout: whom a peer should dial for a digest.
+//! The handout: the peers that a peer should dial for a digest.
 //!
-//! Three quarters come from the peer's own zone, then its region, and about one in sixteen from
-//! other regions, so that the graph stays connected across zones and an outage of one region's
-//! origin is no outage of the swarm. In each of these classes peers that the asker is connected to
-//! come first, but leave a quarter to strangers: neighbours of neighbours alone would close into
-//! cliques. Seeders are useful but not all: they fill at most half of a class that has leechers
-//! enough, and a lone seeder is not sent to everybody. Nothing here walks a swarm: what is read is
-//! proportional to the handout.
+//! Three quarters are of the peer's own zone, the next ones of its region, and about one in sixteen
+//! of other regions: this keeps the graph connected across zones, and the swarm survives an outage
+//! of one region's origin. In each class, peers that the asking peer is connected to come first,
+//! but a quarter is left to other peers, because otherwise neighbours would form cliques. Seeders
+//! fill at most half of a class that has enough leechers, and a single seeder is not handed to
+//! every peer. No function walks a whole swarm: the work is proportional to the size of the
+//! handout.
 
 use rand::{Rng, RngExt};
 
 use super::roster::{Roster, Swarm};
 use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
 
-/// About how many leechers a seeder is handed to when it is scarce.
+/// To about how many leechers a seeder is handed if seeders are scarce.
 const HANDOUTS_PER_SCARCE_SEEDER: u64 = 32;
-/// Whoever was handed out less often than this lately is preferred: others hardly know it yet.
-const HARDLY: u16 = 4;
+/// Peers that were handed out less often than this lately are preferred, because few peers know
+/// them.
+const RARELY_HANDED: u16 = 4;
 
-/// How far away a member is.
+/// The distance of a member.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
     Zone,
@@ -26,12 +27,12 @@ enum Class {
     Elsewhere,
 }
 
-/// Who asks for a handout.
+/// The peer that a handout is for.
 pub(super) struct Asker<'a> {
     pub(super) peer: PeerSlot,
-    /// Preferred.
+    /// Its neighbours; they are preferred.
     pub(super) connected: &'a [PeerSlot],
-    /// Left out.
+    /// Peers that it cannot reach; they are left out.
     pub(super) unreachable: &'a [PeerSlot],
 }
 
@@ -74,7 +75,7 @@ pub(super) fn choose(
     chosen
 }
 
-/// A handout in the making.
+/// A handout under construction.
 struct Choice<'a> {
     roster: &'a Roster,
     swarm: &'a Swarm,
@@ -138,9 +139,9 @@ impl<'a> Choice<'a> {
             .unzip()
     }
 
-    /// Adds up to `quota` from the lists at random, preferring those that were hardly handed out.
-    /// Nothing finer: whoever evens out how often peers are handed out joins each newcomer of a
-    /// burst to the newest of the others, and the swarm becomes a long chain.
+    /// Adds up to `quota` random peers of the lists, preferring peers that were rarely handed out.
+    /// An even distribution would be worse: it would connect each new peer of a burst to the newest
+    /// of the others, and the swarm would become a long chain.
     fn add_random(&mut self, rng: &mut impl Rng, lists: &[&[PeerSlot]], quota: usize) {
         if quota == 0 {
             return;
@@ -156,7 +157,7 @@ impl<'a> Choice<'a> {
         let is_known = |candidate: &PeerSlot| {
             self.roster
                 .peer(*candidate)
-                .is_none_or(|peer| peer.handed >= HARDLY)
+                .is_none_or(|peer| peer.handed >= RARELY_HANDED)
         };
         candidates.sort_by_key(is_known);
         self.chosen.extend(candidates.into_iter().take(quota));
@@ -169,20 +170,20 @@ impl<'a> Choice<'a> {
     }
 }
 
-/// How many of `open` places seeders get at first.
+/// How many of the `open` entries seeders get at first.
 fn seeder_share(rng: &mut impl Rng, open: usize, leechers: usize, seeders: usize) -> usize {
     if open == 0 || seeders == 0 {
         return 0;
     }
-    // In proportion, at most half; and one even where the proportion gives none, unless all
-    // leechers would get it.
+    // In proportion, but at most half. If the proportion gives none, one seeder with a probability
+    // that limits how many leechers get it.
     let proportional = (open * seeders / (leechers + seeders)).min(open / 2);
     let scarce =
         rng.random_range(0..=leechers as u64) < HANDOUTS_PER_SCARCE_SEEDER * seeders as u64;
     proportional.max(usize::from(scarce))
 }
 
-/// The element at `index` of the lists, taken as one.
+/// The element at `index` of the concatenated lists.
 fn nth(lists: &[&[PeerSlot]], mut index: usize) -> Option<PeerSlot> {
     for list in lists {
         match list.get(index) {

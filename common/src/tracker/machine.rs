@@ -7,12 +7,12 @@ use core::time::Duration;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
-use super::config::Config;
+use super::config::TrackerConfig;
 use super::handout::{self, Asker};
-use super::lease::{Authority, Context};
+use super::lease::{Authority, AuthorityContext};
 use super::messages::{
-    Announce, AnnounceAnswer, BlobState, Counts, Input, Lease, LeaseAnswer, LeaseEvent, Output,
-    Take,
+    Announce, AnnounceOutcome, Lease, LeaseEvent, LeaseOutcome, SwarmRole, Take, TrackerCounts,
+    TrackerInput, TrackerOutput,
 };
 use super::roster::{Progress, Roster};
 use super::slots::{BlobSlot, PeerSlot, RegionSlot};
@@ -20,44 +20,44 @@ use super::timers::{Ticket, Timer, Timers};
 use crate::interner::Slot;
 use crate::time::Time;
 
-/// One swarm, for people.
+/// One swarm, for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SwarmSummary {
     /// The blob.
     pub blob: BlobSlot,
-    /// Members.
+    /// Peers in the swarm.
     pub peers: usize,
     /// Of these, peers that hold all of it.
     pub seeders: usize,
-    /// Leases open, in all regions.
+    /// Open leases, in all regions.
     pub leases_open: usize,
-    /// Requests parked, in all regions.
+    /// Parked requests, in all regions.
     pub parked: usize,
 }
 
-/// The tracker without its input and output.
+/// The tracker's state machine.
 #[derive(Debug)]
 pub struct TrackerMachine {
-    config: Config,
+    config: TrackerConfig,
     rng: Pcg64Mcg,
     epoch: u64,
     roster: Roster,
-    /// By blob slot: the authorities of the regions, few.
+    /// By blob slot: the authorities of its few regions.
     authorities: Vec<Vec<Authority>>,
     timers: Timers,
-    outputs: VecDeque<Output>,
-    counts: Counts,
+    outputs: VecDeque<TrackerOutput>,
+    counts: TrackerCounts,
     next_ticket: Ticket,
-    /// When settling ends; nothing before the first input.
+    /// When settling ends; `None` before the first input.
     settled_at: Option<Time>,
 }
 
 impl TrackerMachine {
-    /// A tracker that knows nobody. Its epoch comes from `rng_seed`, so each start needs another
-    /// one.
-    pub fn new(config: Config, rng_seed: u64) -> Self {
+    /// A tracker with an empty roster. Its epoch comes from `rng_seed`, so each start needs another
+    /// seed.
+    pub fn new(config: TrackerConfig, rng_seed: u64) -> Self {
         let mut rng = Pcg64Mcg::seed_from_u64(rng_seed);
-        // Zero is what a peer says that knows no epoch.
+        // Peers that know no epoch send zero.
         let epoch = rng.next_u64().max(1);
         Self {
             config,
@@ -67,28 +67,28 @@ impl TrackerMachine {
             authorities: Vec::new(),
             timers: Timers::default(),
             outputs: VecDeque::new(),
-            counts: Counts::default(),
+            counts: TrackerCounts::default(),
             next_ticket: 0,
             settled_at: None,
         }
     }
 
-    /// This life of the tracker; never zero.
+    /// Identifies this start of the tracker; never zero.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// What was done so far.
-    pub fn counts(&self) -> Counts {
+    /// Counts of events so far.
+    pub fn counts(&self) -> TrackerCounts {
         self.counts
     }
 
-    /// Peers known.
+    /// Number of peers in the roster.
     pub fn peer_count(&self) -> u32 {
         self.roster.peer_count()
     }
 
-    /// All swarms, by slot.
+    /// All swarms, in order of slots.
     pub fn swarms(&self) -> impl Iterator<Item = SwarmSummary> + '_ {
         self.roster.swarms().map(|(blob, swarm)| {
             let authorities = self
@@ -105,34 +105,34 @@ impl TrackerMachine {
         })
     }
 
-    /// The leases open for a blob in a region: chunk and holder.
+    /// The open leases of a blob in a region: chunk and holder.
     pub fn open_leases(&self, blob: BlobSlot, region: RegionSlot) -> Vec<(u32, PeerSlot)> {
         self.authority(blob, region)
             .map(|authority| authority.open_leases().collect())
             .unwrap_or_default()
     }
 
-    /// The chunks of a blob that nobody in the region was granted or was seen to have; nothing
-    /// before the first request.
+    /// The number of a blob's chunks that were not granted and that no peer of the region was seen
+    /// to have; `None` before the first request.
     pub fn free_chunks(&self, blob: BlobSlot, region: RegionSlot) -> Option<u32> {
         self.authority(blob, region).map(Authority::free_count)
     }
 
-    /// Takes an input; then drain [`Self::poll_output`].
-    pub fn handle(&mut self, now: Time, input: Input) {
+    /// Handles an event. Drain [`Self::poll_output`] afterwards.
+    pub fn handle(&mut self, now: Time, input: TrackerInput) {
         self.start(now);
         match input {
-            Input::Announce(announce) => self.announce(now, announce),
-            Input::Take(take) => self.take(now, take),
-            Input::Lease(lease) => self.lease(now, lease),
-            Input::Drop { peer, blob } => {
+            TrackerInput::Announce(announce) => self.announce(now, announce),
+            TrackerInput::Take(take) => self.take(now, take),
+            TrackerInput::Lease(lease) => self.lease(now, lease),
+            TrackerInput::Drop { peer, blob } => {
                 if let Some(region) = self.roster.peer(peer).map(|record| record.region) {
                     self.with_authority(now, blob, region, |authority, ctx| {
                         authority.drop_request(peer, ctx)
                     });
                 }
             }
-            Input::Gone { peer } => {
+            TrackerInput::Gone { peer } => {
                 if self.roster.peer(peer).is_some() {
                     self.forget_peer(now, peer);
                 }
@@ -140,18 +140,17 @@ impl TrackerMachine {
         }
     }
 
-    /// What to do next, oldest first.
-    pub fn poll_output(&mut self) -> Option<Output> {
+    /// The next action, oldest first.
+    pub fn poll_output(&mut self) -> Option<TrackerOutput> {
         self.outputs.pop_front()
     }
 
-    /// When to call [`Self::handle_timeout`]; nothing if never. It may find that nothing is due
-    /// after all.
+    /// When [`Self::handle_timeout`] must be called. It may find that nothing is due.
     pub fn poll_timeout(&self) -> Option<Time> {
         self.timers.next()
     }
 
-    /// Does all that is due at `now`; then drain [`Self::poll_output`].
+    /// Handles everything that is due at `now`. Drain [`Self::poll_output`] afterwards.
     pub fn handle_timeout(&mut self, now: Time) {
         while let Some(timer) = self.timers.pop(now) {
             match timer {
@@ -214,27 +213,27 @@ impl TrackerMachine {
         let peer = announce.peer;
         let touched: Vec<BlobSlot> = announce.changes.iter().map(|change| change.blob).collect();
         let answer = self.accept(now, &announce);
-        self.outputs.push_back(Output::Announced {
+        self.outputs.push_back(TrackerOutput::Announced {
             request: announce.request,
             answer,
         });
         if announce.leaving && self.roster.peer(peer).is_some() {
             self.forget_peer(now, peer);
         } else if self.roster.peer(peer).is_none() {
-            self.outputs.push_back(Output::PeerForgotten(peer));
+            self.outputs.push_back(TrackerOutput::PeerForgotten(peer));
         }
         self.forget_blobs(touched);
     }
 
-    fn accept(&mut self, now: Time, announce: &Announce) -> AnnounceAnswer {
+    fn accept(&mut self, now: Time, announce: &Announce) -> AnnounceOutcome {
         if !self.is_in_sequence(announce) {
             self.counts.resyncs += 1;
-            return AnnounceAnswer::Resync;
+            return AnnounceOutcome::Resync;
         }
         let peer = announce.peer;
         if self.roster.peer(peer).is_none() {
             if self.roster.peer_count() >= self.config.peers_limit.min(Roster::MAX_PEERS) {
-                return AnnounceAnswer::Full;
+                return AnnounceOutcome::Full;
             }
             self.roster
                 .insert_peer(peer, announce.zone, announce.region);
@@ -250,19 +249,19 @@ impl TrackerMachine {
         }
         self.apply(now, announce);
         if announce.leaving {
-            return AnnounceAnswer::Accepted {
+            return AnnounceOutcome::Accepted {
                 next,
                 handouts: Vec::new(),
             };
         }
         self.adopt(now, announce);
-        AnnounceAnswer::Accepted {
+        AnnounceOutcome::Accepted {
             next,
             handouts: self.handouts(announce),
         }
     }
 
-    /// Whether the announce follows on what is known. A repetition does; it says the same again.
+    /// Whether the announce follows the last accepted one, or repeats it.
     fn is_in_sequence(&self, announce: &Announce) -> bool {
         announce.full
             || self.roster.peer(announce.peer).is_some_and(|record| {
@@ -279,7 +278,7 @@ impl TrackerMachine {
             self.leave_all_but(now, announce);
         }
         for change in &announce.changes {
-            let (BlobState::Wanted(progress) | BlobState::Held(progress)) = change.state else {
+            let (SwarmRole::Wanted(progress) | SwarmRole::Held(progress)) = change.state else {
                 self.leave_swarm(now, peer, change.blob);
                 continue;
             };
@@ -291,8 +290,8 @@ impl TrackerMachine {
             self.roster.set_progress(peer, change.blob, progress);
             if announce.full {
                 self.with_authority(now, change.blob, announce.region, |authority, ctx| {
-                    // Who says everything anew may have started again, and counts its requests from
-                    // the beginning.
+                    // A peer that announces in full may have restarted, and then numbers its
+                    // requests from the beginning.
                     authority.drop_request(peer, ctx);
                     if progress == Progress::NONE {
                         authority.orphan_chunks(peer);
@@ -302,8 +301,8 @@ impl TrackerMachine {
         }
     }
 
-    /// Takes the peer out of the swarms that its full announce does not name; out of all, if it
-    /// moved.
+    /// Removes the peer from the swarms that its full announce does not name; from all swarms if it
+    /// moved to another zone.
     fn leave_all_but(&mut self, now: Time, announce: &Announce) {
         let peer = announce.peer;
         let Some(record) = self.roster.peer_mut(peer) else {
@@ -345,7 +344,7 @@ impl TrackerMachine {
         let wanted = announce
             .changes
             .iter()
-            .filter(|change| matches!(change.state, BlobState::Wanted(_)));
+            .filter(|change| matches!(change.state, SwarmRole::Wanted(_)));
         let mut handouts = Vec::new();
         for change in wanted {
             let asker = Asker {
@@ -365,8 +364,8 @@ impl TrackerMachine {
         handouts
     }
 
-    /// The next announce, jittered by a quarter: such that all peers together stay below the load
-    /// that was set.
+    /// The time until the peer's next announce, with a jitter of a quarter. It keeps all peers
+    /// together below the configured rate of announces.
     fn next_interval(&mut self) -> Duration {
         let needed = Duration::from_secs(1) * self.roster.peer_count()
             / self.config.announces_per_second.max(1);
@@ -391,11 +390,12 @@ impl TrackerMachine {
                     });
                     return;
                 }
-                LeaseAnswer::Mismatch
+                LeaseOutcome::Mismatch
             }
-            _ => LeaseAnswer::Unknown,
+            _ => LeaseOutcome::Unknown,
         };
-        self.outputs.push_back(Output::Lease { request, answer });
+        self.outputs
+            .push_back(TrackerOutput::Lease { request, answer });
     }
 
     fn lease(&mut self, now: Time, lease: Lease) {
@@ -409,7 +409,7 @@ impl TrackerMachine {
         let region = self.roster.peer(peer).map(|record| record.region);
         let answer = match region {
             Some(region) if self.roster.progress(peer, blob).is_some() => {
-                let mut answer = LeaseAnswer::NotHeld;
+                let mut answer = LeaseOutcome::NotHeld;
                 self.with_authority(now, blob, region, |authority, ctx| {
                     answer = match event {
                         LeaseEvent::Renew { received } => {
@@ -421,9 +421,10 @@ impl TrackerMachine {
                 });
                 answer
             }
-            _ => LeaseAnswer::Unknown,
+            _ => LeaseOutcome::Unknown,
         };
-        self.outputs.push_back(Output::Lease { request, answer });
+        self.outputs
+            .push_back(TrackerOutput::Lease { request, answer });
     }
 
     fn forget_peer(&mut self, now: Time, peer: PeerSlot) {
@@ -432,7 +433,7 @@ impl TrackerMachine {
             self.leave_swarm(now, peer, *blob);
         }
         self.roster.remove_peer(peer);
-        self.outputs.push_back(Output::PeerForgotten(peer));
+        self.outputs.push_back(TrackerOutput::PeerForgotten(peer));
         self.forget_blobs(swarms);
     }
 
@@ -453,13 +454,13 @@ impl TrackerMachine {
         }
     }
 
-    /// Tells the driver which of these blobs have no member.
+    /// Reports those of these blobs that have no member any more.
     fn forget_blobs(&mut self, mut blobs: Vec<BlobSlot>) {
         blobs.sort_unstable();
         blobs.dedup();
         blobs.retain(|blob| self.roster.swarm(*blob).is_none());
         self.outputs
-            .extend(blobs.into_iter().map(Output::BlobForgotten));
+            .extend(blobs.into_iter().map(TrackerOutput::BlobForgotten));
     }
 
     fn authority(&self, blob: BlobSlot, region: RegionSlot) -> Option<&Authority> {
@@ -469,8 +470,8 @@ impl TrackerMachine {
             .find(|authority| authority.region() == region)
     }
 
-    /// Makes sure that there is an authority for a blob of so many chunks; false if there is one
-    /// for another number.
+    /// Creates the authority of a blob if needed; false if `chunks` is impossible or differs from
+    /// the existing authority's.
     fn prepare_authority(&mut self, blob: BlobSlot, region: RegionSlot, chunks: u32) -> bool {
         if let Some(authority) = self.authority(blob, region) {
             return authority.chunks() == chunks;
@@ -491,7 +492,7 @@ impl TrackerMachine {
         now: Time,
         blob: BlobSlot,
         region: RegionSlot,
-        act: impl FnOnce(&mut Authority, &mut Context<'_>),
+        act: impl FnOnce(&mut Authority, &mut AuthorityContext<'_>),
     ) {
         let authority = self
             .authorities
@@ -502,7 +503,7 @@ impl TrackerMachine {
                     .find(|authority| authority.region() == region)
             });
         if let Some(authority) = authority {
-            let mut ctx = Context {
+            let mut ctx = AuthorityContext {
                 now,
                 config: &self.config.lease,
                 roster: &self.roster,

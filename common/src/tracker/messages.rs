@@ -1,5 +1,5 @@
-//! What goes into the tracker's machine and what comes out: the wire's messages with slots in place
-//! of names.
+//! Inputs and outputs of the tracker's machine: the messages of the wire protocol, with slots in
+//! place of names.
 
 use core::time::Duration;
 
@@ -7,29 +7,30 @@ use super::roster::Progress;
 use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
 use crate::map::ChunkMap;
 
-/// The driver's name for something that waits for an answer.
+/// The driver's name for a request that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// Something happened.
+/// An event for the machine.
 #[derive(Clone, Debug)]
-pub enum Input {
-    /// A peer announces; answered by [`Output::Announced`].
+pub enum TrackerInput {
+    /// A peer announces; answered by [`TrackerOutput::Announced`].
     Announce(Announce),
-    /// A peer asks for a lease; answered by [`Output::Lease`], now or within the parking bound.
+    /// A peer requests a lease; answered by [`TrackerOutput::Lease`], at once or when the request
+    /// was parked for the longest time.
     Take(Take),
-    /// A peer says something about a lease; answered by [`Output::Lease`] now.
+    /// A peer reports the state of a lease; answered by [`TrackerOutput::Lease`] at once.
     Lease(Lease),
-    /// The peer needs no lease for the blob now: its parked request, if any, is answered.
+    /// The peer needs no lease for the blob any more: its parked request, if any, is answered.
     Drop {
-        /// Who asked.
+        /// The peer.
         peer: PeerSlot,
-        /// For which blob.
+        /// The blob.
         blob: BlobSlot,
     },
-    /// The driver knows that the peer is gone for good.
+    /// The driver knows that the peer is gone.
     Gone {
-        /// Who.
+        /// The peer.
         peer: PeerSlot,
     },
 }
@@ -39,42 +40,42 @@ pub enum Input {
 pub struct Announce {
     /// Names the answer.
     pub request: RequestId,
-    /// Who announces.
+    /// The announcing peer.
     pub peer: PeerSlot,
-    /// Where it is.
+    /// Its zone.
     pub zone: ZoneSlot,
-    /// Where that is.
+    /// Its region.
     pub region: RegionSlot,
     /// The tracker's epoch as the peer knows it.
     pub epoch: u64,
     /// Number of this announce within the epoch; a repetition has the same one.
     pub sequence: u64,
-    /// Whether `changes` are the whole state: then epoch and sequence may be any.
+    /// Whether `changes` are the peer's whole state; then epoch and sequence are ignored.
     pub full: bool,
-    /// What changed.
-    pub changes: Vec<Change>,
+    /// The changes.
+    pub changes: Vec<RoleChange>,
     /// Leases that the peer believes it holds.
-    pub leases: Vec<HeldLease>,
+    pub leases: Vec<ReportedLease>,
     /// Peers it is connected to.
     pub connected: Vec<PeerSlot>,
-    /// Peers it could not reach lately: not handed to it.
+    /// Peers that it could not reach lately; they are left out of its handouts.
     pub unreachable: Vec<PeerSlot>,
-    /// Whether the peer is going: then all that is known of it is forgotten.
+    /// Whether the peer leaves; then its whole state is forgotten.
     pub leaving: bool,
 }
 
-/// A peer's part in one swarm, as it is now.
+/// A peer's new role in one swarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct RoleChange {
     /// The blob.
     pub blob: BlobSlot,
-    /// The peer's part.
-    pub state: BlobState,
+    /// The role.
+    pub state: SwarmRole,
 }
 
-/// A peer's part in one swarm.
+/// A peer's role in one swarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlobState {
+pub enum SwarmRole {
     /// It wants the blob, and a handout.
     Wanted(Progress),
     /// It is in the swarm and needs no neighbours.
@@ -83,9 +84,9 @@ pub enum BlobState {
     Gone,
 }
 
-/// A lease that a peer believes it holds.
+/// A lease that a peer reports as its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeldLease {
+pub struct ReportedLease {
     /// The blob.
     pub blob: BlobSlot,
     /// The chunk.
@@ -94,86 +95,87 @@ pub struct HeldLease {
     pub chunks: u32,
 }
 
-/// A peer asks for permission to fetch a chunk from the origin.
+/// A peer requests permission to fetch a chunk from the origin.
 #[derive(Clone, Debug)]
 pub struct Take {
     /// Names the answer.
     pub request: RequestId,
-    /// Who asks.
+    /// The requesting peer.
     pub peer: PeerSlot,
-    /// For which blob.
+    /// The blob.
     pub blob: BlobSlot,
-    /// Grows with each take of the peer's life: an older one that comes late does not replace a
-    /// newer one.
+    /// Number of the request in the peer's life: a late request with a lower number does not
+    /// replace a newer one.
     pub number: u64,
-    /// Chunks that neither the peer nor any neighbour holds; as long as the blob has chunks.
+    /// Chunks that neither the peer nor any neighbour holds. The map's length is the number of the
+    /// blob's chunks.
     pub missing: ChunkMap,
     /// Whether no neighbour has anything that the peer lacks.
     pub starving: bool,
-    /// Holders that it was told to dial and could not reach.
+    /// Holders that it was named and could not reach.
     pub unreachable: Vec<PeerSlot>,
 }
 
-/// A peer says something about a lease that it was granted.
+/// A peer reports the state of a lease that it was granted.
 #[derive(Clone, Copy, Debug)]
 pub struct Lease {
     /// Names the answer.
     pub request: RequestId,
-    /// Who says it.
+    /// The reporting peer.
     pub peer: PeerSlot,
     /// The blob.
     pub blob: BlobSlot,
     /// The chunk.
     pub chunk: u32,
-    /// What is said.
+    /// The state.
     pub event: LeaseEvent,
 }
 
-/// What became of a lease.
+/// The state of a lease, as its holder reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseEvent {
-    /// Another term, if there are more bytes than at the last renewal.
+    /// The lease should be extended; it is if more bytes were received than at the last renewal.
     Renew {
         /// Bytes of the chunk received so far.
         received: u64,
     },
-    /// The peer holds the chunk and it is verified.
+    /// The peer holds the verified chunk.
     Done,
-    /// The origin did not give it.
+    /// The peer gives the lease up.
     Failed,
 }
 
-/// Something to do for the driver.
+/// An action for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
+pub enum TrackerOutput {
     /// Answers an announce.
     Announced {
-        /// Which.
+        /// The request.
         request: RequestId,
-        /// How.
-        answer: AnnounceAnswer,
+        /// The answer.
+        answer: AnnounceOutcome,
     },
     /// Answers a lease request.
     Lease {
-        /// Which.
+        /// The request.
         request: RequestId,
-        /// How.
-        answer: LeaseAnswer,
+        /// The answer.
+        answer: LeaseOutcome,
     },
-    /// The machine knows nothing of this peer: its slot may be used again.
+    /// The machine forgot this peer: its slot may be reused.
     PeerForgotten(PeerSlot),
-    /// The machine knows nothing of this blob: its slot may be used again.
+    /// The machine forgot this blob: its slot may be reused.
     BlobForgotten(BlobSlot),
 }
 
 /// The answer to an announce.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AnnounceAnswer {
-    /// Announce in full; nothing was taken.
+pub enum AnnounceOutcome {
+    /// The peer must announce in full; this announce was ignored.
     Resync,
-    /// There are too many peers; nothing was taken.
+    /// There are too many peers; this announce was ignored.
     Full,
-    /// Taken.
+    /// The announce was accepted.
     Accepted {
         /// Time until the next announce.
         next: Duration,
@@ -184,64 +186,65 @@ pub enum AnnounceAnswer {
 
 /// The answer to a lease request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeaseAnswer {
-    /// Fetch this chunk from the origin.
+pub enum LeaseOutcome {
+    /// The peer may fetch this chunk from the origin.
     Granted {
         /// The chunk.
         chunk: u32,
-        /// Time until it runs out, unless renewed.
+        /// Time until the lease expires, unless it is renewed.
         term: Duration,
     },
-    /// Nothing to grant for now. Ask again after this time, or at once when starving.
+    /// Nothing can be granted now. The peer may ask again after this time, or at once when it
+    /// starves.
     Wait {
-        /// How long.
+        /// The time.
         retry_after: Duration,
     },
-    /// This peer is alive and has a chunk that the starving asker lacks: dial it.
+    /// The starving peer should dial this holder, which is alive and has a chunk that it lacks.
     Dial {
         /// The holder.
         holder: PeerSlot,
         /// The chunk that it has.
         chunk: u32,
     },
-    /// The lease is good for this long.
+    /// The lease was extended.
     Renewed {
-        /// How long.
+        /// The time.
         term: Duration,
     },
-    /// Taken note of.
+    /// The report was handled.
     Noted,
-    /// The lease is not the peer's, or no longer.
+    /// The peer does not hold the lease, or not any more.
     NotHeld,
-    /// The peer, or its part in this swarm, is not known: announce first.
+    /// The peer is unknown, or not in this swarm; it must announce first.
     Unknown,
-    /// The blob has another number of chunks, or more than any blob may have.
+    /// The chunk count of the request differs from the blob's, or is too large.
     Mismatch,
 }
 
-/// What a machine has done since it started.
+/// Counts of events since the machine started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct TrackerCounts {
     /// Announces accepted.
     pub announces: u64,
     /// Announces answered by a resync.
     pub resyncs: u64,
-    /// Peers forgotten because they were silent.
+    /// Peers forgotten because their announces stopped.
     pub peers_expired: u64,
-    /// Changes left out because the peer is in too many swarms.
+    /// Changes ignored because the peer is in too many swarms.
     pub changes_left_out: u64,
     /// Leases granted.
     pub granted: u64,
-    /// Of these, leases of chunks that had been in the swarm before.
+    /// Leases granted on chunks that had been in the swarm before.
     pub granted_again: u64,
-    /// Leases taken up from peers after a restart.
+    /// Leases adopted from reports of their holders.
     pub adopted: u64,
-    /// Leases that ended with the chunk.
+    /// Leases whose holder got the chunk.
     pub done: u64,
     /// Leases given up by their holder.
     pub failed: u64,
-    /// Leases whose term ran out.
+    /// Leases that expired.
     pub expired: u64,
-    /// Starving peers that were told a holder to dial.
+    /// Starving peers that were named a holder.
     pub introduced: u64,
 }

@@ -1,4 +1,4 @@
-//! The tracker's machine: announces in, handouts and leases out.
+//! The tracker's machine: announces in, handouts and leases out; and a peer's session with it.
 //!
 //! ```text
 //!  peer                                         tracker
@@ -14,12 +14,12 @@
 //!   |------------------------------------------->|
 //! ```
 //!
-//! Soft state only: after a restart the epoch is another one, each peer announces in full, and what
-//! peers say about their leases and their missing chunks is enough to go on. The machine never sees
-//! a digest, a name, an address, a clock or a byte of payload; its driver translates names to slots ([`SlotNames`]),
-//! calls [`TrackerMachine::handle`], drains [`TrackerMachine::poll_output`] after each call, and
-//! calls [`TrackerMachine::handle_timeout`] at [`TrackerMachine::poll_timeout`]. The same inputs
-//! and the same `rng_seed` give the same outputs.
+//! The state is soft: after a restart the epoch is another one, each peer announces in full, and
+//! the leases and missing chunks that peers report are enough to continue. The machine never sees a
+//! digest, a name, an address, a clock or a byte of payload; its driver translates names to slots
+//! ([`SlotNames`]), calls [`TrackerMachine::handle`], drains [`TrackerMachine::poll_output`] after
+//! each call, and calls [`TrackerMachine::handle_timeout`] at [`TrackerMachine::poll_timeout`]. The
+//! same inputs and the same `rng_seed` give the same outputs.
 
 mod config;
 mod handout;
@@ -34,15 +34,13 @@ mod slots;
 mod timers;
 
 #[cfg(test)]
-mod properties;
-#[cfg(test)]
 mod tests;
 
-pub use config::{Config, LeaseConfig};
+pub use config::{LeaseSettings, TrackerConfig};
 pub use machine::{SwarmSummary, TrackerMachine};
 pub use messages::{
-    Announce, AnnounceAnswer, BlobState, Change, Counts, HeldLease, Input, Lease, LeaseAnswer,
-    LeaseEvent, Output, RequestId, Take,
+    Announce, AnnounceOutcome, Lease, LeaseEvent, LeaseOutcome, ReportedLease, RequestId,
+    RoleChange, SwarmRole, Take, TrackerCounts, TrackerInput, TrackerOutput,
 };
 pub use names::SlotNames;
 pub use rendezvous::ranked;

@@ -4,8 +4,8 @@
 //! the simulator.
 
 use super::messages::{
-    Announce, AnnounceAnswer, BlobState, Change, HeldLease, Input, Lease, LeaseAnswer, LeaseEvent,
-    RequestId, Take,
+    Announce, AnnounceOutcome, Lease, LeaseEvent, LeaseOutcome, ReportedLease, RequestId,
+    RoleChange, SwarmRole, Take, TrackerInput,
 };
 use super::roster::Progress;
 use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
@@ -42,7 +42,7 @@ impl SlotNames {
         let changes = changes.filter_map(|change| self.change(change)).collect();
         let leases = message.leases.iter().filter_map(|lease| {
             let blob = self.blobs.slot(&lease.digest)?;
-            Some(HeldLease {
+            Some(ReportedLease {
                 blob,
                 chunk: lease.chunk,
                 chunks: lease.chunks,
@@ -65,11 +65,11 @@ impl SlotNames {
     }
 
     /// The lease request with slots; `None` if the peer or the blob is unknown.
-    pub fn lease(&self, request: RequestId, message: wire::LeaseRequest) -> Option<Input> {
+    pub fn lease(&self, request: RequestId, message: wire::LeaseRequest) -> Option<TrackerInput> {
         let peer = self.peers.slot(&message.peer)?;
         let blob = self.blobs.slot(&message.digest)?;
         let update = |chunk, event| {
-            Input::Lease(Lease {
+            TrackerInput::Lease(Lease {
                 request,
                 peer,
                 blob,
@@ -83,7 +83,7 @@ impl SlotNames {
                 missing,
                 starving,
                 unreachable,
-            } => Input::Take(Take {
+            } => TrackerInput::Take(Take {
                 request,
                 peer,
                 blob,
@@ -92,7 +92,7 @@ impl SlotNames {
                 starving,
                 unreachable: self.known(&unreachable),
             }),
-            wire::LeaseAsk::Drop => Input::Drop { peer, blob },
+            wire::LeaseAsk::Drop => TrackerInput::Drop { peer, blob },
             wire::LeaseAsk::Renew { chunk, received } => {
                 update(chunk, LeaseEvent::Renew { received })
             }
@@ -101,17 +101,17 @@ impl SlotNames {
         })
     }
 
-    /// The answer to an announce with names; `None` for [`AnnounceAnswer::Full`], which the wire
+    /// The answer to an announce with names; `None` for [`AnnounceOutcome::Full`], which the wire
     /// protocol reports as an error.
     pub fn announce_answer(
         &self,
         epoch: u64,
-        answer: AnnounceAnswer,
+        answer: AnnounceOutcome,
     ) -> Option<wire::AnnounceAnswer> {
         match answer {
-            AnnounceAnswer::Resync => Some(wire::AnnounceAnswer::Resync { epoch }),
-            AnnounceAnswer::Full => None,
-            AnnounceAnswer::Accepted { next, handouts } => {
+            AnnounceOutcome::Resync => Some(wire::AnnounceAnswer::Resync { epoch }),
+            AnnounceOutcome::Full => None,
+            AnnounceOutcome::Accepted { next, handouts } => {
                 let handouts = handouts.into_iter().filter_map(|(blob, peers)| {
                     let peers = peers.into_iter();
                     Some(wire::Handout {
@@ -128,27 +128,27 @@ impl SlotNames {
         }
     }
 
-    /// The answer to a lease request with names; `None` for [`LeaseAnswer::Mismatch`], which the
+    /// The answer to a lease request with names; `None` for [`LeaseOutcome::Mismatch`], which the
     /// wire protocol reports as an error.
-    pub fn lease_answer(&self, answer: LeaseAnswer) -> Option<wire::LeaseAnswer> {
+    pub fn lease_answer(&self, answer: LeaseOutcome) -> Option<wire::LeaseAnswer> {
         Some(match answer {
-            LeaseAnswer::Granted { chunk, term } => wire::LeaseAnswer::Granted {
+            LeaseOutcome::Granted { chunk, term } => wire::LeaseAnswer::Granted {
                 chunk,
                 term_ms: millis(term),
             },
-            LeaseAnswer::Wait { retry_after } => wire::LeaseAnswer::Wait {
+            LeaseOutcome::Wait { retry_after } => wire::LeaseAnswer::Wait {
                 retry_ms: millis(retry_after),
             },
-            LeaseAnswer::Dial { holder, .. } => match self.info(holder) {
+            LeaseOutcome::Dial { holder, .. } => match self.info(holder) {
                 Some(holder) => wire::LeaseAnswer::Dial {
                     peer: holder.clone(),
                 },
                 None => wire::LeaseAnswer::Wait { retry_ms: 0 },
             },
-            LeaseAnswer::Renewed { .. } | LeaseAnswer::Noted => wire::LeaseAnswer::Noted,
-            LeaseAnswer::NotHeld => wire::LeaseAnswer::NotHeld,
-            LeaseAnswer::Unknown => wire::LeaseAnswer::Unknown,
-            LeaseAnswer::Mismatch => return None,
+            LeaseOutcome::Renewed { .. } | LeaseOutcome::Noted => wire::LeaseAnswer::Noted,
+            LeaseOutcome::NotHeld => wire::LeaseAnswer::NotHeld,
+            LeaseOutcome::Unknown => wire::LeaseAnswer::Unknown,
+            LeaseOutcome::Mismatch => return None,
         })
     }
 
@@ -181,19 +181,19 @@ impl SlotNames {
         self.zones.slot(&zone).is_some() || self.zones.len() < limit
     }
 
-    fn change(&mut self, change: &wire::Change) -> Option<Change> {
+    fn change(&mut self, change: &wire::Change) -> Option<RoleChange> {
         let (blob, state) = match change.state {
             wire::BlobState::Wanted { progress } => (
                 self.blobs.intern(&change.digest),
-                BlobState::Wanted(Progress::from_step(progress)?),
+                SwarmRole::Wanted(Progress::from_step(progress)?),
             ),
             wire::BlobState::Held { progress } => (
                 self.blobs.intern(&change.digest),
-                BlobState::Held(Progress::from_step(progress)?),
+                SwarmRole::Held(Progress::from_step(progress)?),
             ),
-            wire::BlobState::Gone => (self.blobs.slot(&change.digest)?, BlobState::Gone),
+            wire::BlobState::Gone => (self.blobs.slot(&change.digest)?, SwarmRole::Gone),
         };
-        Some(Change { blob, state })
+        Some(RoleChange { blob, state })
     }
 
     /// The slots of those of `peers` that have one.

@@ -1,12 +1,12 @@
-//! Which of several trackers is responsible for a blob: rendezvous hashing by digest.
+//! Which of several trackers are responsible for a blob: rendezvous hashing by digest.
 //!
-//! Peers announce a blob to the best two of the list, and take leases from the first that lives;
-//! the second keeps a warm roster. Who leaves the list moves only the blobs that were its own.
-//! Peers and trackers must have the same list, in any order.
+//! Peers announce a blob to the best two trackers of the list, and request leases from the first
+//! one that answers; the second one has a warm roster. If a tracker is removed from the list, only
+//! its own blobs move. Peers and trackers must have the same list, in any order.
 
 use crate::digest::Digest;
 
-/// The indices of `trackers`, best first, for a blob.
+/// The indices of `trackers` for a blob, best first.
 pub fn ranked<T: AsRef<str>>(trackers: &[T], digest: &Digest) -> Vec<usize> {
     let digest = digest.to_string();
     let mut ranked: Vec<([u8; 32], usize)> = trackers
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blobs_are_spread_and_a_tracker_that_leaves_moves_only_its_own() {
+    fn blobs_are_spread_and_removed_tracker_moves_only_its_own() {
         let all = ["http://t1", "http://t2", "http://t3"];
         let fewer = ["http://t3", "http://t1"];
         let mut firsts = [0; 3];

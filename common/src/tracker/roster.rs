@@ -1,10 +1,10 @@
-//! The roster: who is in which swarm, in which zone, how far, and until when.
+//! The roster: the members of each swarm, with their zone, progress and expiry.
 //!
-//! Coarse on purpose: sixteen steps of progress and no chunk maps, because peers tell each other
-//! those. What it costs is four bytes in the swarm's list and eight in the peer's own list for each
-//! peer and digest, before the slack of two growing vectors: at most 24 bytes. Members of a swarm
-//! are kept by zone, and seeders apart from leechers, so that a handout never walks a whole swarm.
-//! The roster must never decide anything; handout and leases do.
+//! Progress has only sixteen steps and there are no chunk maps, because peers exchange those among
+//! themselves. An entry costs four bytes in the swarm's list and eight in the peer's list, before
+//! the slack of two growing vectors: at most 24 bytes per peer and digest. Members of a swarm are
+//! kept by zone, and seeders apart from leechers, so a handout never walks a whole swarm. The
+//! roster never decides anything; handout and leases do.
 
 use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
 use crate::interner::Slot;
@@ -15,12 +15,12 @@ use crate::time::Time;
 pub struct Progress(u8);
 
 impl Progress {
-    /// Not one chunk.
+    /// No chunk.
     pub const NONE: Self = Self(0);
     /// Every chunk: a seeder.
     pub const COMPLETE: Self = Self(15);
 
-    /// The step from its number, 0 (nothing) to 15 (everything); larger numbers are not progress.
+    /// The step with this number, 0 (no chunk) to 15 (every chunk); `None` for larger numbers.
     pub const fn from_step(step: u8) -> Option<Self> {
         if step <= Self::COMPLETE.0 {
             Some(Self(step))
@@ -40,11 +40,11 @@ impl Progress {
     }
 }
 
-/// Where a peer stands in a swarm: four bits of progress above 28 bits of index in its zone's list.
+/// A peer's progress (the upper four bits) and its index in its zone's list (the lower 28 bits).
 #[derive(Clone, Copy, Debug)]
-struct Place(u32);
+struct RosterPosition(u32);
 
-impl Place {
+impl RosterPosition {
     const INDEX_BITS: u32 = 28;
 
     fn new(progress: Progress, index: usize) -> Self {
@@ -62,25 +62,24 @@ impl Place {
 
 /// One swarm that a peer is in.
 #[derive(Clone, Copy, Debug)]
-struct Membership {
+struct SwarmEntry {
     blob: BlobSlot,
-    place: Place,
+    position: RosterPosition,
 }
 
-/// What is known of one peer.
+/// The record of one peer.
 #[derive(Debug)]
 pub(super) struct PeerRecord {
     pub(super) zone: ZoneSlot,
     pub(super) region: RegionSlot,
-    /// Sequence of the last announce accepted.
+    /// Sequence of the last accepted announce.
     pub(super) sequence: u64,
-    /// Forgotten then, unless it announces again.
+    /// The peer is forgotten then, unless it announces again.
     pub(super) expires: Time,
-    /// How often it was handed out lately; halved with each of its announces. Spreads what is
-    /// dialled.
+    /// How often it was handed out lately; halved with each of its announces. Spreads dials evenly.
     pub(super) handed: u16,
     /// Sorted by blob.
-    memberships: Vec<Membership>,
+    swarms: Vec<SwarmEntry>,
 }
 
 /// The members of one swarm in one zone.
@@ -106,7 +105,7 @@ impl ZoneMembers {
 #[derive(Debug, Default)]
 pub(super) struct Swarm {
     pub(super) zones: Vec<ZoneMembers>,
-    /// Members that hold anything at all.
+    /// Members that hold at least one chunk, as far as their progress shows.
     started: u32,
 }
 
@@ -132,8 +131,8 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    /// Most peers that can be told apart.
-    pub(super) const MAX_PEERS: u32 = 1 << Place::INDEX_BITS;
+    /// Most peers that an index can address.
+    pub(super) const MAX_PEERS: u32 = 1 << RosterPosition::INDEX_BITS;
 
     pub(super) fn peer_count(&self) -> u32 {
         self.peer_count
@@ -151,31 +150,31 @@ impl Roster {
         self.swarms.get(blob.index() as usize)?.as_ref()
     }
 
-    /// Every swarm with a member, by slot.
+    /// All swarms, in order of slots.
     pub(super) fn swarms(&self) -> impl Iterator<Item = (BlobSlot, &Swarm)> {
         (0_u32..)
             .zip(&self.swarms)
             .filter_map(|(index, swarm)| Some((BlobSlot::at(index), swarm.as_ref()?)))
     }
 
-    /// The swarms that `peer` is in, ascending.
+    /// The swarms of `peer`, in order of slots.
     pub(super) fn swarms_of(&self, peer: PeerSlot) -> impl Iterator<Item = BlobSlot> + '_ {
         self.peer(peer)
             .into_iter()
-            .flat_map(|record| record.memberships.iter().map(|membership| membership.blob))
+            .flat_map(|record| record.swarms.iter().map(|entry| entry.blob))
     }
 
-    /// How much `peer` holds of `blob`, if it is in that swarm.
+    /// The progress of `peer` in the swarm of `blob`, if it is in it.
     pub(super) fn progress(&self, peer: PeerSlot, blob: BlobSlot) -> Option<Progress> {
         let record = self.peer(peer)?;
         let at = record
-            .memberships
-            .binary_search_by_key(&blob, |membership| membership.blob)
+            .swarms
+            .binary_search_by_key(&blob, |entry| entry.blob)
             .ok()?;
-        Some(record.memberships[at].place.progress())
+        Some(record.swarms[at].position.progress())
     }
 
-    /// Whether any member of the swarm holds anything.
+    /// Whether a member of the swarm has made progress.
     pub(super) fn has_started(&self, blob: BlobSlot) -> bool {
         self.swarm(blob).is_some_and(|swarm| swarm.started > 0)
     }
@@ -192,13 +191,13 @@ impl Roster {
             .flat_map(|zone| zone.seeders.iter().copied())
     }
 
-    /// Whether anybody of `region` is in the swarm.
+    /// Whether a peer of `region` is in the swarm.
     pub(super) fn is_in_region(&self, blob: BlobSlot, region: RegionSlot) -> bool {
         self.swarm(blob)
             .is_some_and(|swarm| swarm.zones.iter().any(|zone| zone.region == region))
     }
 
-    /// Adds a peer that is in no swarm yet. It must not be there.
+    /// Adds a peer, in no swarm. It must not be in the roster.
     pub(super) fn insert_peer(&mut self, peer: PeerSlot, zone: ZoneSlot, region: RegionSlot) {
         let index = peer.index() as usize;
         if self.peers.len() <= index {
@@ -211,7 +210,7 @@ impl Roster {
             sequence: 0,
             expires: Time::MAX,
             handed: 0,
-            memberships: Vec::new(),
+            swarms: Vec::new(),
         };
         self.peers[index] = Some(record);
         self.peer_count += 1;
@@ -225,20 +224,22 @@ impl Roster {
             .and_then(Option::take);
         if let Some(record) = removed {
             debug_assert!(
-                record.memberships.is_empty(),
-                "a peer leaves its swarms before it goes"
+                record.swarms.is_empty(),
+                "a peer leaves its swarms before it is removed"
             );
             self.peer_count -= 1;
         }
     }
 
-    /// Puts `peer` into the swarm of `blob`, or moves it there to `progress`. Nothing happens for
-    /// an unknown peer.
+    /// Sets the progress of `peer` in the swarm of `blob`, and adds it to the swarm if needed. Does
+    /// nothing for an unknown peer.
     pub(super) fn set_progress(&mut self, peer: PeerSlot, blob: BlobSlot, progress: Progress) {
         match self.progress(peer, blob) {
             Some(before) if before.is_complete() == progress.is_complete() => {
                 self.count_started(blob, before, progress);
-                self.update_place(peer, blob, |place| Place::new(progress, place.index()));
+                self.update_position(peer, blob, |position| {
+                    RosterPosition::new(progress, position.index())
+                });
             }
             Some(_) => {
                 self.leave(peer, blob);
@@ -248,30 +249,30 @@ impl Roster {
         }
     }
 
-    /// Takes `peer` out of the swarm of `blob`; false if it was not in it. The last one out ends
-    /// the swarm.
+    /// Removes `peer` from the swarm of `blob`; false if it was not in it. A swarm without members
+    /// ends.
     pub(super) fn leave(&mut self, peer: PeerSlot, blob: BlobSlot) -> bool {
         let Some(record) = self.peer_mut(peer) else {
             return false;
         };
         let Ok(at) = record
-            .memberships
-            .binary_search_by_key(&blob, |membership| membership.blob)
+            .swarms
+            .binary_search_by_key(&blob, |entry| entry.blob)
         else {
             return false;
         };
-        let place = record.memberships.remove(at).place;
+        let position = record.swarms.remove(at).position;
         let zone = record.zone;
-        self.count_started(blob, place.progress(), Progress::NONE);
+        self.count_started(blob, position.progress(), Progress::NONE);
         let Some(Some(swarm)) = self.swarms.get_mut(blob.index() as usize) else {
             return false;
         };
         let Some(at) = swarm.zones.iter().position(|members| members.zone == zone) else {
             return false;
         };
-        let list = swarm.zones[at].list(place.progress());
-        list.swap_remove(place.index());
-        let moved = list.get(place.index()).copied();
+        let list = swarm.zones[at].list(position.progress());
+        list.swap_remove(position.index());
+        let moved = list.get(position.index()).copied();
         if swarm.zones[at].leechers.is_empty() && swarm.zones[at].seeders.is_empty() {
             swarm.zones.swap_remove(at);
         }
@@ -279,8 +280,8 @@ impl Roster {
             self.swarms[blob.index() as usize] = None;
         }
         if let Some(moved) = moved {
-            self.update_place(moved, blob, |moved| {
-                Place::new(moved.progress(), place.index())
+            self.update_position(moved, blob, |moved| {
+                RosterPosition::new(moved.progress(), position.index())
             });
         }
         true
@@ -290,7 +291,8 @@ impl Roster {
         let Some(record) = self.peer(peer) else {
             return;
         };
-        let (zone, region) = (record.zone, record.region);
+        let zone = record.zone;
+        let region = record.region;
         let index = blob.index() as usize;
         if self.swarms.len() <= index {
             self.swarms.resize_with(index + 1, || None);
@@ -311,29 +313,29 @@ impl Roster {
             });
         let list = swarm.zones[at].list(progress);
         list.push(peer);
-        let place = Place::new(progress, list.len() - 1);
+        let position = RosterPosition::new(progress, list.len() - 1);
         self.count_started(blob, Progress::NONE, progress);
         if let Some(record) = self.peer_mut(peer)
             && let Err(at) = record
-                .memberships
-                .binary_search_by_key(&blob, |membership| membership.blob)
+                .swarms
+                .binary_search_by_key(&blob, |entry| entry.blob)
         {
-            record.memberships.insert(at, Membership { blob, place });
+            record.swarms.insert(at, SwarmEntry { blob, position });
         }
     }
 
-    fn update_place(
+    fn update_position(
         &mut self,
         peer: PeerSlot,
         blob: BlobSlot,
-        update: impl FnOnce(Place) -> Place,
+        update: impl FnOnce(RosterPosition) -> RosterPosition,
     ) {
         if let Some(record) = self.peer_mut(peer)
             && let Ok(at) = record
-                .memberships
-                .binary_search_by_key(&blob, |membership| membership.blob)
+                .swarms
+                .binary_search_by_key(&blob, |entry| entry.blob)
         {
-            record.memberships[at].place = update(record.memberships[at].place);
+            record.swarms[at].position = update(record.swarms[at].position);
         }
     }
 
@@ -350,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_in_a_swarm_costs_twelve_bytes() {
-        assert_eq!(size_of::<Membership>() + size_of::<PeerSlot>(), 12);
+    fn peer_in_a_swarm_costs_twelve_bytes() {
+        assert_eq!(size_of::<SwarmEntry>() + size_of::<PeerSlot>(), 12);
     }
 }

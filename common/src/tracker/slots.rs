@@ -21,7 +21,7 @@ macro_rules! slots {
 }
 
 slots! {
-    /// A blob, which is to say its swarm.
+    /// A blob, and its swarm.
     BlobSlot;
     /// A peer.
     PeerSlot;

@@ -1,5 +1,5 @@
-//! The tracker's deadlines. A deadline that was moved leaves its old entry behind; who set it looks
-//! again when it fires.
+//! The tracker's deadlines. A deadline that moves leaves its old entry in the heap, so the handler
+//! of a timer checks whether it is really due.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -10,28 +10,28 @@ use crate::time::Time;
 /// Place in a queue of parked requests; unique in the life of a machine.
 pub(super) type Ticket = u64;
 
-/// What may be due.
+/// A deadline's subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Timer {
-    /// A peer may have been silent for too long.
+    /// A peer may have expired.
     Peer(PeerSlot),
-    /// A lease's term may have run out.
+    /// A lease may have expired, or be late to be confirmed.
     Lease {
         blob: BlobSlot,
         region: RegionSlot,
         chunk: u32,
     },
-    /// A request may have been parked for long enough.
+    /// A request may have been parked for the longest time.
     Parked {
         blob: BlobSlot,
         region: RegionSlot,
         ticket: Ticket,
     },
-    /// After a start, what is in the swarms is known.
+    /// The time after a start is over in which peers report their chunks.
     Settled,
 }
 
-/// Timers by time, then by what they are: the same order on every machine.
+/// Timers by time, then by subject: the same order on every computer.
 #[derive(Debug, Default)]
 pub(super) struct Timers(BinaryHeap<Reverse<(Time, Timer)>>);
 
@@ -44,7 +44,7 @@ impl Timers {
         self.0.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// The next timer due at `now`, each once.
+    /// Removes the next timer that is due at `now`.
     pub(super) fn pop(&mut self, now: Time) -> Option<Timer> {
         if self.next()? <= now {
             self.0.pop().map(|Reverse((_, timer))| timer)

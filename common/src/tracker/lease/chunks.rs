@@ -1,4 +1,4 @@
-//! What is known of each chunk of a blob in one region.
+//! The state of each chunk of a blob in one region.
 //!
 //! ```text
 //!            granted              done

@@ -2,10 +2,10 @@
 //! region's origin.
 //!
 //! A lease is one chunk, the lowest that the peer lacks and that was not granted. A few leases are
-//! open at once, one per peer unless no other peer has a request. Requests are parked, one per peer.
-//! The authority believes what a request says about the peer and its neighbours: a chunk that was
-//! not granted, and that the peer does not miss, is in the swarm already, so a restarted tracker
-//! learns the state of the swarm from requests.
+//! open at once, one per peer unless no other peer has a request. Requests are parked, one per
+//! peer. The authority believes what a request says about the peer and its neighbours: a chunk that
+//! was not granted, and that the peer does not miss, is in the swarm already, so a restarted
+//! tracker learns the state of the swarm from requests.
 //!
 //! The authority never grants a chunk that is open, never more than the limit, and never again a
 //! chunk whose holder lives: it names that holder to a starving peer instead.
@@ -21,14 +21,14 @@ use rand_pcg::Pcg64Mcg;
 
 use self::chunks::{ChunkState, ChunkStates};
 use self::parked::{ParkedRequest, ParkedRequests};
-use super::config::LeaseConfig;
-use super::messages::{Counts, LeaseAnswer, Output, RequestId, Take};
+use super::config::LeaseSettings;
+use super::messages::{LeaseOutcome, RequestId, Take, TrackerCounts, TrackerOutput};
 use super::roster::Roster;
 use super::slots::{BlobSlot, PeerSlot, RegionSlot};
 use super::timers::{Ticket, Timer, Timers};
 use crate::time::Time;
 
-/// A lease whose holder sends nothing ends after so many times [`LeaseConfig::confirm`].
+/// A lease whose holder sends nothing ends after so many times [`LeaseSettings::confirm`].
 const UNCONFIRMED_FACTOR: u32 = 5;
 /// Seeders that are looked at; beyond these, any of them is as good as another.
 const MANY_SEEDERS: usize = 64;
@@ -69,22 +69,23 @@ enum Share {
 }
 
 /// The parts of the tracker that the authority works with.
-pub(super) struct Context<'a> {
+pub(super) struct AuthorityContext<'a> {
     pub(super) now: Time,
-    pub(super) config: &'a LeaseConfig,
+    pub(super) config: &'a LeaseSettings,
     pub(super) roster: &'a Roster,
     pub(super) rng: &'a mut Pcg64Mcg,
     pub(super) timers: &'a mut Timers,
-    pub(super) outputs: &'a mut VecDeque<Output>,
-    pub(super) counts: &'a mut Counts,
+    pub(super) outputs: &'a mut VecDeque<TrackerOutput>,
+    pub(super) counts: &'a mut TrackerCounts,
     pub(super) next_ticket: &'a mut Ticket,
     /// The tracker has just started and may not know yet which chunks are in the swarm.
     pub(super) is_settling: bool,
 }
 
-impl Context<'_> {
-    fn answer(&mut self, request: RequestId, answer: LeaseAnswer) {
-        self.outputs.push_back(Output::Lease { request, answer });
+impl AuthorityContext<'_> {
+    fn answer(&mut self, request: RequestId, answer: LeaseOutcome) {
+        self.outputs
+            .push_back(TrackerOutput::Lease { request, answer });
     }
 }
 
@@ -140,7 +141,7 @@ impl Authority {
     }
 
     /// A peer requests a lease. The request is answered now or parked.
-    pub(super) fn take(&mut self, take: Take, ctx: &mut Context<'_>) {
+    pub(super) fn take(&mut self, take: Take, ctx: &mut AuthorityContext<'_>) {
         let park = ctx.config.park;
         if self
             .parked
@@ -175,8 +176,8 @@ impl Authority {
         peer: PeerSlot,
         chunk: u32,
         received: u64,
-        ctx: &mut Context<'_>,
-    ) -> LeaseAnswer {
+        ctx: &mut AuthorityContext<'_>,
+    ) -> LeaseOutcome {
         if let Some(lease) = self
             .open
             .iter_mut()
@@ -195,16 +196,16 @@ impl Authority {
                     },
                 );
             }
-            return LeaseAnswer::Renewed {
+            return LeaseOutcome::Renewed {
                 term: lease.deadline.saturating_since(ctx.now),
             };
         }
         if self.adopt(peer, chunk, received, ctx) {
-            LeaseAnswer::Renewed {
+            LeaseOutcome::Renewed {
                 term: ctx.config.term,
             }
         } else {
-            LeaseAnswer::NotHeld
+            LeaseOutcome::NotHeld
         }
     }
 
@@ -216,7 +217,7 @@ impl Authority {
         peer: PeerSlot,
         chunk: u32,
         received: u64,
-        ctx: &mut Context<'_>,
+        ctx: &mut AuthorityContext<'_>,
     ) -> bool {
         match self.chunks.get(chunk) {
             None => false,
@@ -242,8 +243,8 @@ impl Authority {
         &mut self,
         peer: PeerSlot,
         chunk: u32,
-        ctx: &mut Context<'_>,
-    ) -> LeaseAnswer {
+        ctx: &mut AuthorityContext<'_>,
+    ) -> LeaseOutcome {
         match self.open.iter().position(|lease| lease.chunk == chunk) {
             Some(at) if self.open[at].holder == peer => {
                 self.open.swap_remove(at);
@@ -254,7 +255,7 @@ impl Authority {
             None => self.chunks.set(chunk, ChunkState::Held(peer)),
         }
         self.grant_parked(ctx);
-        LeaseAnswer::Noted
+        LeaseOutcome::Noted
     }
 
     /// The peer gives the chunk up.
@@ -262,8 +263,8 @@ impl Authority {
         &mut self,
         peer: PeerSlot,
         chunk: u32,
-        ctx: &mut Context<'_>,
-    ) -> LeaseAnswer {
+        ctx: &mut AuthorityContext<'_>,
+    ) -> LeaseOutcome {
         match self
             .open
             .iter()
@@ -279,13 +280,13 @@ impl Authority {
             None => {}
         }
         self.grant_parked(ctx);
-        LeaseAnswer::Noted
+        LeaseOutcome::Noted
     }
 
     /// The peer left the swarm: its request is answered, its leases end, and the chunks that it
     /// held are orphaned.
-    pub(super) fn peer_left(&mut self, peer: PeerSlot, ctx: &mut Context<'_>) {
-        self.unpark(peer, LeaseAnswer::Unknown, ctx);
+    pub(super) fn peer_left(&mut self, peer: PeerSlot, ctx: &mut AuthorityContext<'_>) {
+        self.unpark(peer, LeaseOutcome::Unknown, ctx);
         for lease in self
             .open
             .iter_mut()
@@ -307,12 +308,12 @@ impl Authority {
     }
 
     /// The peer does not need its request any more.
-    pub(super) fn drop_request(&mut self, peer: PeerSlot, ctx: &mut Context<'_>) {
+    pub(super) fn drop_request(&mut self, peer: PeerSlot, ctx: &mut AuthorityContext<'_>) {
         self.unpark(peer, wait(Duration::ZERO), ctx);
     }
 
     /// A term may have expired, or a holder may be late to confirm.
-    pub(super) fn on_lease_timeout(&mut self, chunk: u32, ctx: &mut Context<'_>) {
+    pub(super) fn on_lease_timeout(&mut self, chunk: u32, ctx: &mut AuthorityContext<'_>) {
         let Some(at) = self.open.iter().position(|lease| lease.chunk == chunk) else {
             return;
         };
@@ -327,7 +328,7 @@ impl Authority {
     }
 
     /// A request may have been parked for the longest time.
-    pub(super) fn on_parked_timeout(&mut self, ticket: Ticket, ctx: &mut Context<'_>) {
+    pub(super) fn on_parked_timeout(&mut self, ticket: Ticket, ctx: &mut AuthorityContext<'_>) {
         let parked = self.parked.get(ticket);
         let is_due = |parked: &&ParkedRequest| parked.deadline <= ctx.now;
         if let Some(peer) = parked.filter(is_due).map(|parked| parked.peer) {
@@ -337,7 +338,7 @@ impl Authority {
 
     /// Grants leases to parked requests: one per peer, and more only where the origin would be idle
     /// otherwise.
-    pub(super) fn grant_parked(&mut self, ctx: &mut Context<'_>) {
+    pub(super) fn grant_parked(&mut self, ctx: &mut AuthorityContext<'_>) {
         let seeders: Vec<PeerSlot> = if self.parked.is_empty() {
             Vec::new()
         } else {
@@ -350,7 +351,7 @@ impl Authority {
         self.grant_round(Share::More, &seeders, ctx);
     }
 
-    fn grant_round(&mut self, share: Share, seeders: &[PeerSlot], ctx: &mut Context<'_>) {
+    fn grant_round(&mut self, share: Share, seeders: &[PeerSlot], ctx: &mut AuthorityContext<'_>) {
         let mut last = None;
         while self.counted(ctx.now) < ctx.config.open_limit && self.chunks.has_grantable() {
             let Some((ticket, parked)) = self.parked.after(last) else {
@@ -370,7 +371,7 @@ impl Authority {
             ctx.counts.granted += 1;
             self.open(peer, chunk, None, ctx);
             let term = ctx.config.term;
-            ctx.answer(granted.request, LeaseAnswer::Granted { chunk, term });
+            ctx.answer(granted.request, LeaseOutcome::Granted { chunk, term });
         }
     }
 
@@ -380,7 +381,7 @@ impl Authority {
         parked: &ParkedRequest,
         share: Share,
         seeders: &[PeerSlot],
-        ctx: &Context<'_>,
+        ctx: &AuthorityContext<'_>,
     ) -> Option<u32> {
         if (share == Share::One && self.has_open(parked.peer))
             || (ctx.is_settling && self.is_resumed)
@@ -409,7 +410,7 @@ impl Authority {
     }
 
     /// Names a live holder to a starving peer for which no chunk can be granted.
-    fn name_holder(&mut self, ticket: Ticket, ctx: &mut Context<'_>) {
+    fn name_holder(&mut self, ticket: Ticket, ctx: &mut AuthorityContext<'_>) {
         let Some(parked) = self.parked.get(ticket).filter(|parked| parked.starving) else {
             return;
         };
@@ -437,7 +438,7 @@ impl Authority {
         if let Some((chunk, holder)) = holder {
             let peer = parked.peer;
             ctx.counts.introduced += 1;
-            self.unpark(peer, LeaseAnswer::Dial { holder, chunk }, ctx);
+            self.unpark(peer, LeaseOutcome::Dial { holder, chunk }, ctx);
         }
     }
 
@@ -452,7 +453,13 @@ impl Authority {
     }
 
     /// Opens a lease. `received` are the bytes of a holder that has reported the lease already.
-    fn open(&mut self, holder: PeerSlot, chunk: u32, received: Option<u64>, ctx: &mut Context<'_>) {
+    fn open(
+        &mut self,
+        holder: PeerSlot,
+        chunk: u32,
+        received: Option<u64>,
+        ctx: &mut AuthorityContext<'_>,
+    ) {
         let is_confirmed = received.is_some();
         let unconfirmed_term = ctx.config.confirm * UNCONFIRMED_FACTOR;
         let term = if is_confirmed {
@@ -497,7 +504,7 @@ impl Authority {
     }
 
     /// Parks a request. It replaces an older one of the same peer, which is answered.
-    fn park(&mut self, take: Take, ctx: &mut Context<'_>) -> Ticket {
+    fn park(&mut self, take: Take, ctx: &mut AuthorityContext<'_>) -> Ticket {
         self.unpark(take.peer, wait(ctx.config.park), ctx);
         let park = if take.starving {
             ctx.config.park_starving
@@ -526,15 +533,15 @@ impl Authority {
         ticket
     }
 
-    fn unpark(&mut self, peer: PeerSlot, answer: LeaseAnswer, ctx: &mut Context<'_>) {
+    fn unpark(&mut self, peer: PeerSlot, answer: LeaseOutcome, ctx: &mut AuthorityContext<'_>) {
         if let Some(parked) = self.parked.remove(peer) {
             ctx.answer(parked.request, answer);
         }
     }
 }
 
-fn wait(retry_after: Duration) -> LeaseAnswer {
-    LeaseAnswer::Wait { retry_after }
+fn wait(retry_after: Duration) -> LeaseOutcome {
+    LeaseOutcome::Wait { retry_after }
 }
 
 fn random_index(rng: &mut Pcg64Mcg, len: usize) -> usize {

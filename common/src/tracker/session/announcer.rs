@@ -1,4 +1,4 @@
-//! The announces to one tracker: when the next one is due, and what it must carry.
+//! The announces to one tracker: when the next one is due, and its contents.
 //!
 //! ```text
 //!  Due{at} ──────▶ AwaitsSnapshot ──▶ InFlight ──accepted, resync──▶ Due

@@ -11,7 +11,7 @@ use crate::time::Time;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExchangeId(pub u64);
 
-/// What an answer is for.
+/// The purpose of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     Announce,
@@ -21,7 +21,7 @@ pub(super) enum Purpose {
 
 /// A request in flight.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Exchange {
+pub(super) struct TrackerExchange {
     pub(super) tracker: usize,
     pub(super) purpose: Purpose,
     deadline: Time,
@@ -30,7 +30,7 @@ pub(super) struct Exchange {
 /// All requests in flight.
 #[derive(Debug, Default)]
 pub(super) struct Exchanges {
-    in_flight: BTreeMap<ExchangeId, Exchange>,
+    in_flight: BTreeMap<ExchangeId, TrackerExchange>,
     last: u64,
 }
 
@@ -48,7 +48,7 @@ impl Exchanges {
         let exchange = ExchangeId(self.last);
         self.in_flight.insert(
             exchange,
-            Exchange {
+            TrackerExchange {
                 tracker,
                 purpose,
                 deadline,
@@ -63,13 +63,13 @@ impl Exchanges {
     }
 
     /// Ends an exchange; `None` if it ended before.
-    pub(super) fn end(&mut self, exchange: ExchangeId) -> Option<Exchange> {
+    pub(super) fn end(&mut self, exchange: ExchangeId) -> Option<TrackerExchange> {
         self.in_flight.remove(&exchange)
     }
 
     /// Ends an exchange whose tracker fell silent.
     pub(super) fn cancel(&mut self, outputs: &mut VecDeque<SessionOutput>, exchange: ExchangeId) {
-        if let Some(Exchange { tracker, .. }) = self.end(exchange) {
+        if let Some(TrackerExchange { tracker, .. }) = self.end(exchange) {
             let reason = CancelReason::Silent;
             outputs.push_back(SessionOutput::Cancel {
                 exchange,
@@ -84,7 +84,7 @@ impl Exchanges {
         &mut self,
         outputs: &mut VecDeque<SessionOutput>,
         exchange: ExchangeId,
-    ) -> Option<Exchange> {
+    ) -> Option<TrackerExchange> {
         let expired = self.end(exchange)?;
         let reason = match expired.purpose {
             Purpose::Announce | Purpose::Leave => CancelReason::AnnounceTimeout,

@@ -37,7 +37,7 @@ enum State {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct HealthEntry {
     state: State,
     answered_at: Time,
 }
@@ -46,14 +46,14 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct TrackerHealth {
     late: Duration,
-    trackers: Vec<Entry>,
+    trackers: Vec<HealthEntry>,
 }
 
 impl TrackerHealth {
-    /// All `trackers` count as answering at first. An answer may take as long as `late`; that of the
-    /// last answering tracker twice as long.
+    /// All `trackers` count as answering at first. An answer may take as long as `late`; that of
+    /// the last answering tracker twice as long.
     pub(super) fn new(trackers: usize, late: Duration) -> Self {
-        let entry = Entry {
+        let entry = HealthEntry {
             state: State::Answering,
             answered_at: Time::ZERO,
         };
@@ -128,7 +128,7 @@ impl TrackerHealth {
         entries.filter(|entry| entry.state != State::Silent).count()
     }
 
-    fn late_at(&self, entry: &Entry) -> Option<Time> {
+    fn late_at(&self, entry: &HealthEntry) -> Option<Time> {
         let State::Asked { since } = entry.state else {
             return None;
         };

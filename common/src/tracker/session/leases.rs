@@ -57,7 +57,7 @@ struct PendingAsk {
 }
 
 /// The parts of the session that lease requests work with.
-pub(super) struct Context<'a> {
+pub(super) struct LeaseContext<'a> {
     pub(super) now: Time,
     pub(super) peer: &'a PeerId,
     pub(super) health: &'a TrackerHealth,
@@ -90,7 +90,7 @@ impl LeaseRequests {
         digest: Digest,
         ask: LeaseAsk,
         mut trackers: Vec<usize>,
-        ctx: &mut Context<'_>,
+        ctx: &mut LeaseContext<'_>,
     ) {
         self.last_ask += 1;
         let id = AskId(self.last_ask);
@@ -121,7 +121,7 @@ impl LeaseRequests {
         &mut self,
         id: AskId,
         answer: LeaseAnswer,
-        ctx: &mut Context<'_>,
+        ctx: &mut LeaseContext<'_>,
     ) -> Option<(Digest, u32)> {
         if answer == LeaseAnswer::NotFirst {
             self.try_next(id, ctx);
@@ -135,7 +135,7 @@ impl LeaseRequests {
     }
 
     /// A tracker did not answer.
-    pub(super) fn on_failure(&mut self, id: AskId, ctx: &mut Context<'_>) {
+    pub(super) fn on_failure(&mut self, id: AskId, ctx: &mut LeaseContext<'_>) {
         if let Some(ask) = self.asks.get_mut(&id) {
             ask.first_unreachable = true;
             self.try_next(id, ctx);
@@ -143,7 +143,7 @@ impl LeaseRequests {
     }
 
     /// A tracker fell silent: its requests go to the next one.
-    pub(super) fn on_silent(&mut self, tracker: usize, ctx: &mut Context<'_>) {
+    pub(super) fn on_silent(&mut self, tracker: usize, ctx: &mut LeaseContext<'_>) {
         for id in self.asks_of(|ask| ask.tracker == tracker) {
             if let Some(Stage::Posted { exchange, .. }) = self.asks.get(&id).map(|ask| ask.stage) {
                 ctx.exchanges.cancel(ctx.outputs, exchange);
@@ -153,7 +153,7 @@ impl LeaseRequests {
     }
 
     /// A tracker accepted an announce: requests that waited for it are posted.
-    pub(super) fn on_announced(&mut self, tracker: usize, ctx: &mut Context<'_>) {
+    pub(super) fn on_announced(&mut self, tracker: usize, ctx: &mut LeaseContext<'_>) {
         let announcer = &ctx.announcers[tracker];
         let is_ready = |ask: &PendingAsk| {
             ask.tracker == tracker
@@ -169,7 +169,7 @@ impl LeaseRequests {
         self.asks.values().map(PendingAsk::timeout).min()
     }
 
-    pub(super) fn handle_timeout(&mut self, ctx: &mut Context<'_>) {
+    pub(super) fn handle_timeout(&mut self, ctx: &mut LeaseContext<'_>) {
         let now = ctx.now;
         for id in self.asks_of(|ask| ask.timeout() <= now) {
             let Some(ask) = self.asks.get_mut(&id) else {
@@ -197,7 +197,7 @@ impl LeaseRequests {
     }
 
     /// Turns to the next tracker that answers.
-    fn try_next(&mut self, id: AskId, ctx: &mut Context<'_>) {
+    fn try_next(&mut self, id: AskId, ctx: &mut LeaseContext<'_>) {
         let Some(ask) = self.asks.get_mut(&id) else {
             return;
         };
@@ -224,7 +224,7 @@ impl LeaseRequests {
         }
     }
 
-    fn post(&mut self, id: AskId, ctx: &mut Context<'_>) {
+    fn post(&mut self, id: AskId, ctx: &mut LeaseContext<'_>) {
         let Some(ask) = self.asks.get_mut(&id) else {
             return;
         };
@@ -255,7 +255,7 @@ impl LeaseRequests {
         id: AskId,
         ask: &PendingAsk,
         answer: Option<LeaseAnswer>,
-        ctx: &mut Context<'_>,
+        ctx: &mut LeaseContext<'_>,
     ) -> Option<(Digest, u32)> {
         let digest = ask.digest;
         match (&ask.ask, answer) {

@@ -5,10 +5,10 @@ use core::time::Duration;
 use std::collections::VecDeque;
 
 use super::announcer::{Announcer, RETRY};
-use super::exchanges::{Exchange, ExchangeId, Exchanges, Purpose, REQUEST_TIMEOUT};
+use super::exchanges::{ExchangeId, Exchanges, Purpose, REQUEST_TIMEOUT, TrackerExchange};
 use super::health::{HealthChange, TrackerHealth};
 use super::io::{PeerSnapshot, SessionInput, SessionOutput, TrackerRequest};
-use super::leases::{Context, LeaseRequests, PARKED_TIMEOUT};
+use super::leases::{LeaseContext, LeaseRequests, PARKED_TIMEOUT};
 use crate::digest::Digest;
 use crate::name::PeerId;
 use crate::time::Time;
@@ -201,7 +201,7 @@ impl TrackerSession {
     }
 
     fn on_announce_answer(&mut self, now: Time, exchange: ExchangeId, answer: AnnounceAnswer) {
-        let Some(Exchange {
+        let Some(TrackerExchange {
             tracker,
             purpose: Purpose::Announce,
             ..
@@ -231,7 +231,7 @@ impl TrackerSession {
     }
 
     fn on_lease_answer(&mut self, now: Time, exchange: ExchangeId, answer: LeaseAnswer) {
-        let Some(Exchange {
+        let Some(TrackerExchange {
             tracker,
             purpose: Purpose::Lease(ask),
             ..
@@ -247,7 +247,7 @@ impl TrackerSession {
         }
     }
 
-    fn on_failure(&mut self, now: Time, exchange: Exchange) {
+    fn on_failure(&mut self, now: Time, exchange: TrackerExchange) {
         match exchange.purpose {
             Purpose::Announce => {
                 self.announcers[exchange.tracker].fail(now);
@@ -326,9 +326,9 @@ impl TrackerSession {
         }
     }
 
-    fn lease_context(&mut self, now: Time) -> (&mut LeaseRequests, Context<'_>) {
+    fn lease_context(&mut self, now: Time) -> (&mut LeaseRequests, LeaseContext<'_>) {
         let peer: &PeerId = &self.peer.id;
-        let ctx = Context {
+        let ctx = LeaseContext {
             now,
             peer,
             health: &self.health,

@@ -1,4 +1,4 @@
-//! The session on a virtual clock: each test is the shell and the trackers.
+//! The session on a virtual clock; each test plays the shell and the trackers.
 
 use core::time::Duration;
 
@@ -60,7 +60,7 @@ impl Shell {
         }
     }
 
-    /// All outputs at `now`, after what is due; snapshots are answered.
+    /// Handles everything that is due and returns all outputs. Snapshots are answered.
     fn outputs(&mut self, now: Time) -> Vec<SessionOutput> {
         self.session.handle_timeout(now);
         let mut outputs = Vec::new();
@@ -276,10 +276,10 @@ fn each_blob_is_announced_to_two_trackers() {
     let announces = announces(shell.outputs(ms(0)));
     assert_eq!(announces.len(), 4);
     for change in &shell.blobs {
-        let told = announces
+        let announced = announces
             .iter()
             .filter(|(_, _, request)| request.changes.contains(change));
-        assert_eq!(told.count(), 2);
+        assert_eq!(announced.count(), 2);
     }
 }
 

@@ -1,199 +1,202 @@
-//! Stories of the lease authority, on a virtual clock.
+//! The lease authority on a virtual clock.
 
 use super::*;
 
 #[test]
-fn different_chunks_go_to_different_peers_four_at_a_time() {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..8);
+fn four_peers_get_four_different_chunks() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..8);
     let all = ChunkMap::full(6);
-    let requests: Vec<RequestId> = (0..8).map(|peer| desk.take(peer, &all)).collect();
+    let requests: Vec<RequestId> = (0..8).map(|peer| tracker.take(peer, &all)).collect();
     let granted: Vec<Option<u32>> = requests
         .iter()
-        .map(|request| desk.granted(*request))
+        .map(|request| tracker.granted(*request))
         .collect();
     assert_eq!(
         granted,
         [Some(0), Some(1), Some(2), Some(3), None, None, None, None]
     );
-    let granted_now = |desk: &Desk| {
+    let granted_now = |tracker: &Harness| {
         let mut granted: Vec<u32> = requests
             .iter()
-            .filter_map(|request| desk.granted(*request))
+            .filter_map(|request| tracker.granted(*request))
             .collect();
         granted.sort_unstable();
         granted
     };
-    assert_eq!(desk.lease(2, 2, LeaseEvent::Done), LeaseAnswer::Noted);
+    assert_eq!(tracker.lease(2, 2, LeaseEvent::Done), LeaseOutcome::Noted);
     assert_eq!(
-        granted_now(&desk),
+        granted_now(&tracker),
         [0, 1, 2, 3, 4],
-        "somebody in the queue has the next chunk"
+        "a parked request gets the next chunk"
     );
-    assert_eq!(desk.lease(0, 0, LeaseEvent::Failed), LeaseAnswer::Noted);
+    assert_eq!(tracker.lease(0, 0, LeaseEvent::Failed), LeaseOutcome::Noted);
     assert_eq!(
-        granted_now(&desk),
+        granted_now(&tracker),
         [0, 0, 1, 2, 3, 4],
-        "what failed is granted again at once"
+        "a failed chunk is granted again at once"
     );
-    desk.lease(1, 1, LeaseEvent::Done);
-    assert_eq!(granted_now(&desk), [0, 0, 1, 2, 3, 4, 5]);
-    desk.lease(3, 3, LeaseEvent::Done);
-    assert_eq!(granted_now(&desk).len(), 7, "nothing is left to grant");
-    desk.pass(Duration::from_secs(10));
+    tracker.lease(1, 1, LeaseEvent::Done);
+    assert_eq!(granted_now(&tracker), [0, 0, 1, 2, 3, 4, 5]);
+    tracker.lease(3, 3, LeaseEvent::Done);
+    assert_eq!(granted_now(&tracker).len(), 7, "nothing is left to grant");
+    tracker.pass(Duration::from_secs(10));
     assert_eq!(
-        granted_now(&desk).len(),
+        granted_now(&tracker).len(),
         8,
-        "leases that nobody renewed ran out, and the last one got one"
+        "leases without renewals expired, and the last request was granted"
     );
 }
 
 #[test]
-fn a_holder_that_is_silent_from_the_start_does_not_keep_the_origin_idle() {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..6);
+fn unconfirmed_lease_does_not_keep_the_origin_idle() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..6);
     let all = ChunkMap::full(100);
-    let requests: Vec<RequestId> = (0..6).map(|peer| desk.take(peer, &all)).collect();
-    let granted = |desk: &Desk| {
+    let requests: Vec<RequestId> = (0..6).map(|peer| tracker.take(peer, &all)).collect();
+    let granted = |tracker: &Harness| {
         requests
             .iter()
-            .filter(|request| desk.granted(**request).is_some())
+            .filter(|request| tracker.granted(**request).is_some())
             .count()
     };
     for peer in [0, 1, 2] {
-        desk.lease(peer, peer, LeaseEvent::Renew { received: 0 });
+        tracker.lease(peer, peer, LeaseEvent::Renew { received: 0 });
     }
-    desk.pass(millis(49));
-    assert_eq!(granted(&desk), 4);
-    desk.pass(millis(1));
-    assert_eq!(granted(&desk), 5, "only the silent one is passed over");
+    tracker.pass(millis(49));
+    assert_eq!(granted(&tracker), 4);
+    tracker.pass(millis(1));
+    assert_eq!(
+        granted(&tracker),
+        5,
+        "only the unconfirmed lease is not counted"
+    );
     assert!(
-        desk.machine
+        tracker
+            .machine
             .open_leases(BLOB, REGION)
             .contains(&(3, PeerSlot(3))),
-        "but its lease stands"
+        "but it stays open"
     );
 }
 
 #[test]
-fn one_peer_has_one_lease_of_a_blob_unless_nobody_else_asks() {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..4);
+fn peer_has_one_lease_of_a_blob_unless_no_other_peer_asks() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..4);
     let all = ChunkMap::full(6);
-    let requests: Vec<RequestId> = [0, 0, 1, 2, 3].map(|peer| desk.take(peer, &all)).to_vec();
+    let requests: Vec<RequestId> = [0, 0, 1, 2, 3]
+        .map(|peer| tracker.take(peer, &all))
+        .to_vec();
     let granted: Vec<Option<u32>> = requests
         .iter()
-        .map(|request| desk.granted(*request))
+        .map(|request| tracker.granted(*request))
         .collect();
     assert_eq!(
         granted,
         [Some(0), Some(1), Some(2), Some(3), None],
-        "alone at first, it has two"
+        "without other requests, it gets two"
     );
-    let more = desk.take(0, &all);
-    desk.lease(0, 0, LeaseEvent::Done);
+    let more = tracker.take(0, &all);
+    tracker.lease(0, 0, LeaseEvent::Done);
     assert_eq!(
-        (desk.granted(more), desk.granted(requests[4])),
+        (tracker.granted(more), tracker.granted(requests[4])),
         (None, Some(4)),
-        "others come first"
+        "other peers come first"
     );
 }
 
 #[test]
-fn a_term_is_extended_by_progress_only_and_not_for_ever() {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..2);
+fn only_progress_extends_a_term() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..2);
     let one = ChunkMap::full(1);
-    desk.take(0, &one);
-    let next = desk.take(1, &one);
-    let confirmed = desk.lease(0, 0, LeaseEvent::Renew { received: 0 });
+    tracker.take(0, &one);
+    let next = tracker.take(1, &one);
+    let confirmed = tracker.lease(0, 0, LeaseEvent::Renew { received: 0 });
     assert_eq!(
         confirmed,
-        LeaseAnswer::Renewed {
+        LeaseOutcome::Renewed {
             term: millis(1_000)
         }
     );
-    desk.pass(millis(900));
-    let renewed = desk.lease(0, 0, LeaseEvent::Renew { received: 10 });
+    tracker.pass(millis(900));
+    let renewed = tracker.lease(0, 0, LeaseEvent::Renew { received: 10 });
     assert_eq!(
         renewed,
-        LeaseAnswer::Renewed {
+        LeaseOutcome::Renewed {
             term: millis(1_000)
         }
     );
-    desk.pass(millis(900));
-    let renewed = desk.lease(0, 0, LeaseEvent::Renew { received: 10 });
+    tracker.pass(millis(900));
+    let renewed = tracker.lease(0, 0, LeaseEvent::Renew { received: 10 });
     assert_eq!(
         renewed,
-        LeaseAnswer::Renewed { term: millis(100) },
+        LeaseOutcome::Renewed { term: millis(100) },
         "no progress, no extension"
     );
-    assert_eq!(desk.granted(next), None);
-    desk.pass(millis(100));
-    assert_eq!(desk.granted(next), Some(0));
+    assert_eq!(tracker.granted(next), None);
+    tracker.pass(millis(100));
+    assert_eq!(tracker.granted(next), Some(0));
     assert_eq!(
-        desk.lease(0, 0, LeaseEvent::Renew { received: 20 }),
-        LeaseAnswer::NotHeld
+        tracker.lease(0, 0, LeaseEvent::Renew { received: 20 }),
+        LeaseOutcome::NotHeld
     );
 }
 
 #[test]
-fn progress_without_end_is_not_waited_for_for_ever() {
-    let config = LeaseConfig::default();
-    assert_eq!(
-        longest_lease(2),
-        config.longest,
-        "enough for a chunk, now somebody else"
-    );
+fn lease_with_endless_progress_expires() {
+    let config = LeaseSettings::default();
+    assert_eq!(longest_lease(2), config.longest, "long enough for a chunk");
     assert_eq!(
         longest_lease(1),
         config.longest_whole,
-        "it may be a blob that cannot be cut"
+        "the blob may be one that cannot be cut into chunks"
     );
 }
 
-/// How long a peer keeps a lease with ever more bytes of its chunk, while another one waits.
+/// How long a peer keeps a lease with endless progress while another peer waits.
 fn longest_lease(chunks: u32) -> Duration {
-    let lease = LeaseConfig {
+    let lease = LeaseSettings {
         open_limit: 1,
-        ..LeaseConfig::default()
+        ..LeaseSettings::default()
     };
-    let mut desk = Desk::new(Config {
+    let mut tracker = Harness::new(TrackerConfig {
         lease,
-        ..Config::default()
+        ..TrackerConfig::default()
     });
-    desk.join_all(0..2);
+    tracker.join_all(0..2);
     let all = ChunkMap::full(chunks);
-    desk.take(0, &all);
-    let began = desk.now;
+    tracker.take(0, &all);
+    let began = tracker.now;
     for received in 0.. {
-        let waiting = desk.take(1, &all);
-        desk.lease(0, 0, LeaseEvent::Renew { received });
-        desk.stay(0);
-        desk.stay(1);
-        desk.pass(millis(500));
-        if desk.granted(waiting).is_some() {
+        let waiting = tracker.take(1, &all);
+        tracker.lease(0, 0, LeaseEvent::Renew { received });
+        tracker.stay(0);
+        tracker.stay(1);
+        tracker.pass(millis(500));
+        if tracker.granted(waiting).is_some() {
             break;
         }
     }
-    desk.now.saturating_since(began)
+    tracker.now.saturating_since(began)
 }
 
 #[test]
-fn a_holder_that_was_slow_is_believed_when_it_comes_with_the_chunk() {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..3);
+fn holder_of_an_expired_lease_may_still_report_the_chunk() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..3);
     let one = ChunkMap::full(1);
-    desk.take(0, &one);
-    let second = desk.take(1, &one);
-    desk.pass(millis(1_000));
-    assert_eq!(desk.granted(second), Some(0));
-    desk.lease(0, 0, LeaseEvent::Done);
-    desk.lease(1, 0, LeaseEvent::Failed);
-    let third = desk.starve(2, &one);
+    tracker.take(0, &one);
+    let second = tracker.take(1, &one);
+    tracker.pass(millis(1_000));
+    assert_eq!(tracker.granted(second), Some(0));
+    tracker.lease(0, 0, LeaseEvent::Done);
+    tracker.lease(1, 0, LeaseEvent::Failed);
+    let third = tracker.starve(2, &one);
     assert_eq!(
-        desk.leases[&third],
-        LeaseAnswer::Dial {
+        tracker.leases[&third],
+        LeaseOutcome::Dial {
             holder: PeerSlot(0),
             chunk: 0
         }
@@ -201,307 +204,311 @@ fn a_holder_that_was_slow_is_believed_when_it_comes_with_the_chunk() {
 }
 
 #[test]
-fn a_chunk_that_was_done_is_granted_again_only_when_its_holder_is_gone_and_somebody_starves_once_per_term()
- {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..4);
+fn orphaned_chunk_is_granted_to_starving_peers_once_per_term() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..4);
     let one = ChunkMap::full(1);
-    desk.take(0, &one);
-    desk.lease(0, 0, LeaseEvent::Done);
-    let hungry = desk.starve(1, &one);
+    tracker.take(0, &one);
+    tracker.lease(0, 0, LeaseEvent::Done);
+    let first = tracker.starve(1, &one);
     assert_eq!(
-        desk.leases[&hungry],
-        LeaseAnswer::Dial {
+        tracker.leases[&first],
+        LeaseOutcome::Dial {
             holder: PeerSlot(0),
             chunk: 0
         }
     );
-    desk.pass(millis(1_500));
+    tracker.pass(millis(1_500));
 
-    desk.handle(Input::Gone { peer: PeerSlot(0) });
-    let patient = desk.take(2, &one);
+    tracker.handle(TrackerInput::Gone { peer: PeerSlot(0) });
+    let calm = tracker.take(2, &one);
     assert_eq!(
-        desk.leases.get(&patient),
+        tracker.leases.get(&calm),
         None,
-        "who does not starve waits for neighbours"
+        "a peer that does not starve waits for neighbours"
     );
-    let starving = desk.starve(1, &one);
-    assert_eq!(desk.granted(starving), Some(0));
-    desk.lease(1, 0, LeaseEvent::Done);
-    desk.handle(Input::Gone { peer: PeerSlot(1) });
-    let again = desk.starve(3, &one);
-    assert_eq!(desk.leases.get(&again), None, "once per term");
-    desk.pass(millis(1_000));
+    let starving = tracker.starve(1, &one);
+    assert_eq!(tracker.granted(starving), Some(0));
+    tracker.lease(1, 0, LeaseEvent::Done);
+    tracker.handle(TrackerInput::Gone { peer: PeerSlot(1) });
+    let again = tracker.starve(3, &one);
+    assert_eq!(tracker.leases.get(&again), None, "once per term");
+    tracker.pass(millis(1_000));
     assert_eq!(
-        desk.leases[&again],
-        LeaseAnswer::Wait {
+        tracker.leases[&again],
+        LeaseOutcome::Wait {
             retry_after: Duration::ZERO
         }
     );
-    let again = desk.starve(3, &one);
-    assert_eq!(desk.granted(again), Some(0));
+    let again = tracker.starve(3, &one);
+    assert_eq!(tracker.granted(again), Some(0));
 }
 
 #[test]
-fn a_holder_that_cannot_be_dialled_or_lost_the_chunk_counts_as_gone() {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..3);
+fn unreachable_holder_or_lost_chunk_counts_as_gone() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..3);
     let both = ChunkMap::full(2);
-    desk.take(0, &both);
-    desk.lease(0, 0, LeaseEvent::Done);
-    desk.pass(millis(1_000));
-    desk.take(0, &only(2, &[1]));
-    desk.lease(0, 1, LeaseEvent::Done);
-    desk.pass(millis(1_000));
-    let unreachable = desk.take_with(1, &both, |take| {
+    tracker.take(0, &both);
+    tracker.lease(0, 0, LeaseEvent::Done);
+    tracker.pass(millis(1_000));
+    tracker.take(0, &only(2, &[1]));
+    tracker.lease(0, 1, LeaseEvent::Done);
+    tracker.pass(millis(1_000));
+    let unreachable = tracker.take_with(1, &both, |take| {
         take.starving = true;
         take.unreachable = vec![PeerSlot(0)];
     });
-    assert_eq!(desk.granted(unreachable), Some(0));
-    desk.lease(1, 0, LeaseEvent::Done);
-    desk.take(1, &only(2, &[0]));
-    desk.pass(millis(1_000));
-    let starving = desk.starve(2, &both);
+    assert_eq!(tracker.granted(unreachable), Some(0));
+    tracker.lease(1, 0, LeaseEvent::Done);
+    tracker.take(1, &only(2, &[0]));
+    tracker.pass(millis(1_000));
+    let starving = tracker.starve(2, &both);
     assert_eq!(
-        desk.granted(starving),
+        tracker.granted(starving),
         Some(0),
-        "who had it misses it itself"
+        "the former holder misses the chunk itself"
     );
 }
 
 #[test]
-fn a_seeder_of_the_region_is_dialled_before_the_origin_is_asked() {
-    let mut desk = Desk::new(Config::default());
-    desk.join(9, 0, BlobState::Held(Progress::COMPLETE));
-    desk.join_all(0..2);
+fn seeder_of_the_region_is_named_before_the_origin_is_used() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join(9, 0, SwarmRole::Held(Progress::COMPLETE));
+    tracker.join_all(0..2);
     let all = ChunkMap::full(5);
-    let calm = desk.take(0, &all);
-    assert_eq!(desk.leases.get(&calm), None);
-    let starving = desk.starve(1, &all);
+    let calm = tracker.take(0, &all);
+    assert_eq!(tracker.leases.get(&calm), None);
+    let starving = tracker.starve(1, &all);
     assert_eq!(
-        desk.leases[&starving],
-        LeaseAnswer::Dial {
+        tracker.leases[&starving],
+        LeaseOutcome::Dial {
             holder: PeerSlot(9),
             chunk: 0
         }
     );
-    let cut_off = desk.take_with(1, &all, |take| {
+    let cut_off = tracker.take_with(1, &all, |take| {
         take.starving = true;
         take.unreachable = vec![PeerSlot(9)];
     });
-    desk.pass(millis(999));
+    tracker.pass(millis(999));
     assert_eq!(
-        desk.leases.get(&cut_off),
+        tracker.leases.get(&cut_off),
         None,
-        "a tracker that just started waits for what peers hold"
+        "a restarted tracker waits until peers have reported their chunks"
     );
-    desk.pass(millis(1_001));
-    let cut_off = desk.take_with(1, &all, |take| {
+    tracker.pass(millis(1_001));
+    let cut_off = tracker.take_with(1, &all, |take| {
         take.starving = true;
         take.unreachable = vec![PeerSlot(9)];
     });
-    assert_eq!(desk.granted(cut_off), Some(0));
+    assert_eq!(tracker.granted(cut_off), Some(0));
 }
 
 #[test]
-fn who_could_not_reach_a_dozen_seeders_need_not_try_the_rest() {
-    let mut desk = Desk::new(Config::default());
+fn peer_that_cannot_reach_a_dozen_seeders_gets_a_lease() {
+    let mut tracker = Harness::new(TrackerConfig::default());
     for seeder in 20..50 {
-        desk.join(seeder, 0, BlobState::Held(Progress::COMPLETE));
+        tracker.join(seeder, 0, SwarmRole::Held(Progress::COMPLETE));
     }
-    desk.join_all(0..1);
-    desk.pass(Config::default().settle);
+    tracker.join_all(0..1);
+    tracker.pass(TrackerConfig::default().settle);
     let all = ChunkMap::full(5);
     let mut starve = |dead: core::ops::Range<u32>| {
-        let request = desk.take_with(0, &all, |take| {
+        let request = tracker.take_with(0, &all, |take| {
             take.starving = true;
             take.unreachable = dead.map(PeerSlot).collect();
         });
-        desk.leases[&request]
+        tracker.leases[&request]
     };
-    assert!(matches!(starve(20..31), LeaseAnswer::Dial { .. }));
-    assert!(matches!(starve(20..32), LeaseAnswer::Granted { .. }));
+    assert!(matches!(starve(20..31), LeaseOutcome::Dial { .. }));
+    assert!(matches!(starve(20..32), LeaseOutcome::Granted { .. }));
 }
 
 #[test]
-fn a_tracker_that_was_restarted_takes_up_leases_and_learns_what_is_in_the_swarm() {
-    let mut desk = Desk::new(Config::default());
-    let some = BlobState::Wanted(Progress::from_step(4).unwrap());
-    desk.join(0, 0, some);
-    desk.join(1, 0, some);
+fn restarted_tracker_adopts_leases_and_learns_held_chunks() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    let some = SwarmRole::Wanted(Progress::from_step(4).unwrap());
+    tracker.join(0, 0, some);
+    tracker.join(1, 0, some);
     let missing = only(8, &[5, 6, 7]);
-    let early = desk.take(0, &missing);
+    let early = tracker.take(0, &missing);
     assert_eq!(
-        desk.leases.get(&early),
+        tracker.leases.get(&early),
         None,
-        "not everybody has told what they hold"
+        "not all peers have reported their chunks"
     );
-    desk.announce_with(PeerSlot(2), 0, |announce| {
-        announce.changes.push(Change {
+    tracker.announce_with(PeerSlot(2), 0, |announce| {
+        announce.changes.push(RoleChange {
             blob: BLOB,
             state: some,
         });
-        announce.leases.push(HeldLease {
+        announce.leases.push(ReportedLease {
             blob: BLOB,
             chunk: 5,
             chunks: 8,
         });
     });
-    assert_eq!(desk.machine.open_leases(BLOB, REGION), [(5, PeerSlot(2))]);
     assert_eq!(
-        desk.lease(2, 5, LeaseEvent::Renew { received: 9 }),
-        LeaseAnswer::Renewed {
+        tracker.machine.open_leases(BLOB, REGION),
+        [(5, PeerSlot(2))]
+    );
+    assert_eq!(
+        tracker.lease(2, 5, LeaseEvent::Renew { received: 9 }),
+        LeaseOutcome::Renewed {
             term: millis(1_000)
         }
     );
-    desk.pass(millis(900));
-    desk.lease(2, 5, LeaseEvent::Done);
-    desk.pass(millis(1_100));
+    tracker.pass(millis(900));
+    tracker.lease(2, 5, LeaseEvent::Done);
+    tracker.pass(millis(1_100));
     assert_eq!(
-        desk.granted(early),
+        tracker.granted(early),
         Some(6),
-        "five is done, and four are held by peers or their neighbours"
+        "chunk 5 is done, and peers or their neighbours hold the first ones"
     );
-    assert_eq!(desk.machine.free_chunks(BLOB, REGION), Some(1));
+    assert_eq!(tracker.machine.free_chunks(BLOB, REGION), Some(1));
 }
 
 #[test]
-fn a_burst_on_a_tracker_that_just_started_waits_for_nothing() {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..1);
-    let request = desk.take(0, &ChunkMap::full(8));
-    assert_eq!(desk.granted(request), Some(0));
+fn burst_on_a_fresh_tracker_is_granted_at_once() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..1);
+    let request = tracker.take(0, &ChunkMap::full(8));
+    assert_eq!(tracker.granted(request), Some(0));
 }
 
 #[test]
-fn each_region_has_its_own_leases() {
-    let mut desk = Desk::new(Config::default());
-    desk.join(0, 0, BlobState::Wanted(Progress::NONE));
-    desk.join(1, 10, BlobState::Wanted(Progress::NONE));
+fn regions_have_separate_leases() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join(0, 0, SwarmRole::Wanted(Progress::NONE));
+    tracker.join(1, 10, SwarmRole::Wanted(Progress::NONE));
     let all = ChunkMap::full(3);
-    let (here, there) = (desk.take(0, &all), desk.take(1, &all));
+    let (here, there) = (tracker.take(0, &all), tracker.take(1, &all));
     assert_eq!(
-        (desk.granted(here), desk.granted(there)),
+        (tracker.granted(here), tracker.granted(there)),
         (Some(0), Some(0))
     );
 }
 
 #[test]
-fn who_is_not_known_or_counts_other_chunks_is_told_so() {
-    let mut desk = Desk::new(Config::default());
-    let unknown = desk.take(0, &ChunkMap::full(3));
-    assert_eq!(desk.leases[&unknown], LeaseAnswer::Unknown);
-    assert_eq!(desk.lease(0, 0, LeaseEvent::Done), LeaseAnswer::Unknown);
-    desk.join_all(0..2);
-    desk.take(0, &ChunkMap::full(3));
-    let mismatch = desk.take(1, &ChunkMap::full(4));
-    assert_eq!(desk.leases[&mismatch], LeaseAnswer::Mismatch);
+fn unknown_peers_and_wrong_chunk_counts_are_rejected() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    let unknown = tracker.take(0, &ChunkMap::full(3));
+    assert_eq!(tracker.leases[&unknown], LeaseOutcome::Unknown);
+    assert_eq!(tracker.lease(0, 0, LeaseEvent::Done), LeaseOutcome::Unknown);
+    tracker.join_all(0..2);
+    tracker.take(0, &ChunkMap::full(3));
+    let mismatch = tracker.take(1, &ChunkMap::full(4));
+    assert_eq!(tracker.leases[&mismatch], LeaseOutcome::Mismatch);
     let other = BlobSlot(1);
-    let elsewhere = desk.take_with(1, &ChunkMap::full(4), |take| take.blob = other);
-    assert_eq!(desk.leases[&elsewhere], LeaseAnswer::Unknown);
-    assert_eq!(desk.lease(1, 99, LeaseEvent::Done), LeaseAnswer::Noted);
+    let elsewhere = tracker.take_with(1, &ChunkMap::full(4), |take| take.blob = other);
+    assert_eq!(tracker.leases[&elsewhere], LeaseOutcome::Unknown);
+    assert_eq!(tracker.lease(1, 99, LeaseEvent::Done), LeaseOutcome::Noted);
     assert_eq!(
-        desk.lease(1, 99, LeaseEvent::Renew { received: 1 }),
-        LeaseAnswer::NotHeld
+        tracker.lease(1, 99, LeaseEvent::Renew { received: 1 }),
+        LeaseOutcome::NotHeld
     );
 }
 
-/// Two peers and a blob of one chunk, all of which is missing; the first has the lease, and it
-/// moves.
-fn one_lease_among_two() -> (Desk, ChunkMap) {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..2);
+/// Two peers and a blob of one missing chunk. The first peer has a confirmed lease on it.
+fn one_lease_among_two() -> (Harness, ChunkMap) {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..2);
     let one = ChunkMap::full(1);
-    desk.take(0, &one);
-    desk.lease(0, 0, LeaseEvent::Renew { received: 1 });
-    (desk, one)
+    tracker.take(0, &one);
+    tracker.lease(0, 0, LeaseEvent::Renew { received: 1 });
+    (tracker, one)
 }
 
 #[test]
-fn a_request_that_was_overtaken_by_a_newer_one_does_not_take_its_place() {
-    let (mut desk, one) = one_lease_among_two();
-    let newer = desk.take_with(1, &one, |take| take.number = 7);
-    let older = desk.take_with(1, &one, |take| take.number = 6);
+fn late_request_does_not_replace_a_newer_one() {
+    let (mut tracker, one) = one_lease_among_two();
+    let newer = tracker.take_with(1, &one, |take| take.number = 7);
+    let older = tracker.take_with(1, &one, |take| take.number = 6);
     assert_eq!(
-        desk.leases[&older],
-        LeaseAnswer::Wait {
+        tracker.leases[&older],
+        LeaseOutcome::Wait {
             retry_after: Duration::ZERO
         }
     );
-    assert_eq!(desk.leases.get(&newer), None, "it waits on");
-    desk.lease(0, 0, LeaseEvent::Failed);
+    assert_eq!(tracker.leases.get(&newer), None, "it stays parked");
+    tracker.lease(0, 0, LeaseEvent::Failed);
     assert!(matches!(
-        desk.leases[&newer],
-        LeaseAnswer::Granted { chunk: 0, .. }
+        tracker.leases[&newer],
+        LeaseOutcome::Granted { chunk: 0, .. }
     ));
 }
 
 #[test]
-fn a_peer_that_starts_again_counts_its_requests_from_the_beginning() {
-    let (mut desk, one) = one_lease_among_two();
-    let before = desk.take_with(1, &one, |take| take.number = 7);
-    desk.join(1, 0, BlobState::Wanted(Progress::NONE));
+fn restarted_peer_numbers_requests_from_the_beginning() {
+    let (mut tracker, one) = one_lease_among_two();
+    let before = tracker.take_with(1, &one, |take| take.number = 7);
+    tracker.join(1, 0, SwarmRole::Wanted(Progress::NONE));
     assert_eq!(
-        desk.leases[&before],
-        LeaseAnswer::Wait {
+        tracker.leases[&before],
+        LeaseOutcome::Wait {
             retry_after: Duration::ZERO
         }
     );
-    let after = desk.take_with(1, &one, |take| take.number = 1);
-    assert_eq!(desk.leases.get(&after), None, "it waits");
-    desk.lease(0, 0, LeaseEvent::Failed);
+    let after = tracker.take_with(1, &one, |take| take.number = 1);
+    assert_eq!(tracker.leases.get(&after), None, "it is parked");
+    tracker.lease(0, 0, LeaseEvent::Failed);
     assert!(matches!(
-        desk.leases[&after],
-        LeaseAnswer::Granted { chunk: 0, .. }
+        tracker.leases[&after],
+        LeaseOutcome::Granted { chunk: 0, .. }
     ));
 }
 
 #[test]
-fn a_parked_request_is_answered_in_time_superseded_dropped_or_turned_away() {
-    let config = Config {
-        lease: LeaseConfig {
+fn parked_requests_time_out_are_replaced_dropped_or_rejected() {
+    let config = TrackerConfig {
+        lease: LeaseSettings {
             parked_limit: 1,
-            ..LeaseConfig::default()
+            ..LeaseSettings::default()
         },
-        ..Config::default()
+        ..TrackerConfig::default()
     };
-    let mut desk = Desk::new(config);
-    desk.join_all(0..3);
+    let mut tracker = Harness::new(config);
+    tracker.join_all(0..3);
     let one = ChunkMap::full(1);
-    desk.take(0, &one);
-    desk.lease(0, 0, LeaseEvent::Done);
-    let older = desk.take(1, &one);
-    let newer = desk.take(1, &one);
-    assert!(matches!(desk.leases[&older], LeaseAnswer::Wait { .. }));
-    assert_eq!(desk.leases.get(&newer), None);
-    let third = desk.take(2, &one);
+    tracker.take(0, &one);
+    tracker.lease(0, 0, LeaseEvent::Done);
+    let older = tracker.take(1, &one);
+    let newer = tracker.take(1, &one);
+    assert!(matches!(tracker.leases[&older], LeaseOutcome::Wait { .. }));
+    assert_eq!(tracker.leases.get(&newer), None);
+    let third = tracker.take(2, &one);
     assert!(
-        matches!(desk.leases[&third], LeaseAnswer::Wait { retry_after } if retry_after >= millis(500))
+        matches!(tracker.leases[&third], LeaseOutcome::Wait { retry_after } if retry_after >= millis(500))
     );
-    desk.pass(millis(9_999));
-    assert_eq!(desk.leases.get(&newer), None);
-    desk.pass(millis(1));
+    tracker.pass(millis(9_999));
+    assert_eq!(tracker.leases.get(&newer), None);
+    tracker.pass(millis(1));
     assert_eq!(
-        desk.leases[&newer],
-        LeaseAnswer::Wait {
+        tracker.leases[&newer],
+        LeaseOutcome::Wait {
             retry_after: Duration::ZERO
         }
     );
-    let dropped = desk.take(2, &one);
-    desk.handle(Input::Drop {
+    let dropped = tracker.take(2, &one);
+    tracker.handle(TrackerInput::Drop {
         peer: PeerSlot(2),
         blob: BLOB,
     });
-    assert!(matches!(desk.leases[&dropped], LeaseAnswer::Wait { .. }));
+    assert!(matches!(
+        tracker.leases[&dropped],
+        LeaseOutcome::Wait { .. }
+    ));
 }
 
 #[test]
-fn a_peer_that_goes_leaves_its_lease_to_the_next_at_once() {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..2);
+fn lease_of_a_leaving_peer_is_granted_at_once() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..2);
     let one = ChunkMap::full(1);
-    desk.take(0, &one);
-    let next = desk.take(1, &one);
-    desk.announce_with(PeerSlot(0), 0, |announce| announce.leaving = true);
-    assert_eq!(desk.granted(next), Some(0));
+    tracker.take(0, &one);
+    let next = tracker.take(1, &one);
+    tracker.announce_with(PeerSlot(0), 0, |announce| announce.leaving = true);
+    assert_eq!(tracker.granted(next), Some(0));
 }

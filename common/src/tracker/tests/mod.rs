@@ -1,7 +1,8 @@
-//! Stories of the tracker on a virtual clock.
+//! The tracker's machine on a virtual clock.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod leases;
+mod proptests;
 
 use std::collections::BTreeMap;
 
@@ -14,25 +15,25 @@ use crate::time::Time;
 pub(super) const BLOB: BlobSlot = BlobSlot(0);
 pub(super) const REGION: RegionSlot = RegionSlot(0);
 
-/// A tracker, a clock, and the answers so far.
-pub(super) struct Desk {
+/// A tracker, a clock, and all answers.
+pub(super) struct Harness {
     pub(super) machine: TrackerMachine,
     pub(super) now: Time,
-    pub(super) leases: BTreeMap<RequestId, LeaseAnswer>,
+    pub(super) leases: BTreeMap<RequestId, LeaseOutcome>,
     pub(super) answered_at: BTreeMap<RequestId, Time>,
-    pub(super) announced: BTreeMap<RequestId, AnnounceAnswer>,
+    pub(super) announced: BTreeMap<RequestId, AnnounceOutcome>,
     pub(super) forgotten_peers: Vec<PeerSlot>,
     pub(super) forgotten_blobs: Vec<BlobSlot>,
     sequences: BTreeMap<PeerSlot, u64>,
     requests: u64,
 }
 
-impl Desk {
-    pub(super) fn new(config: Config) -> Self {
+impl Harness {
+    pub(super) fn new(config: TrackerConfig) -> Self {
         Self::with_rng_seed(config, 7)
     }
 
-    pub(super) fn with_rng_seed(config: Config, rng_seed: u64) -> Self {
+    pub(super) fn with_rng_seed(config: TrackerConfig, rng_seed: u64) -> Self {
         Self {
             machine: TrackerMachine::new(config, rng_seed),
             now: Time::from_nanos(1_000_000_000),
@@ -46,7 +47,7 @@ impl Desk {
         }
     }
 
-    pub(super) fn handle(&mut self, input: Input) {
+    pub(super) fn handle(&mut self, input: TrackerInput) {
         self.machine.handle(self.now, input);
         self.drain();
     }
@@ -54,7 +55,7 @@ impl Desk {
     fn drain(&mut self) {
         while let Some(output) = self.machine.poll_output() {
             match output {
-                Output::Lease { request, answer } => {
+                TrackerOutput::Lease { request, answer } => {
                     self.answered_at.insert(request, self.now);
                     assert_eq!(
                         self.leases.insert(request, answer),
@@ -62,20 +63,20 @@ impl Desk {
                         "a request is answered once"
                     );
                 }
-                Output::Announced { request, answer } => {
+                TrackerOutput::Announced { request, answer } => {
                     assert_eq!(
                         self.announced.insert(request, answer),
                         None,
                         "an announce is answered once"
                     );
                 }
-                Output::PeerForgotten(peer) => self.forgotten_peers.push(peer),
-                Output::BlobForgotten(blob) => self.forgotten_blobs.push(blob),
+                TrackerOutput::PeerForgotten(peer) => self.forgotten_peers.push(peer),
+                TrackerOutput::BlobForgotten(blob) => self.forgotten_blobs.push(blob),
             }
         }
     }
 
-    /// Lets time pass, with every timer on the way.
+    /// Advances the clock and fires every timer on the way.
     pub(super) fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(at) = self.machine.poll_timeout().filter(|at| *at <= end) {
@@ -96,7 +97,7 @@ impl Desk {
         peer: PeerSlot,
         zone: u32,
         change: impl FnOnce(&mut Announce),
-    ) -> AnnounceAnswer {
+    ) -> AnnounceOutcome {
         let request = self.request();
         let mut announce = Announce {
             request,
@@ -114,16 +115,16 @@ impl Desk {
         };
         change(&mut announce);
         self.sequences.insert(peer, announce.sequence);
-        self.handle(Input::Announce(announce));
+        self.handle(TrackerInput::Announce(announce));
         self.announced[&request].clone()
     }
 
-    /// Announces in full that the peer is in the swarm of [`BLOB`]; the handout.
-    pub(super) fn join(&mut self, peer: u32, zone: u32, state: BlobState) -> Vec<PeerSlot> {
+    /// Announces in full that the peer is in the swarm of [`BLOB`]. Returns the handout.
+    pub(super) fn join(&mut self, peer: u32, zone: u32, state: SwarmRole) -> Vec<PeerSlot> {
         let answer = self.announce_with(PeerSlot(peer), zone, |announce| {
-            announce.changes.push(Change { blob: BLOB, state });
+            announce.changes.push(RoleChange { blob: BLOB, state });
         });
-        let AnnounceAnswer::Accepted { handouts, .. } = answer else {
+        let AnnounceOutcome::Accepted { handouts, .. } = answer else {
             panic!("not accepted: {answer:?}")
         };
         handouts
@@ -135,18 +136,18 @@ impl Desk {
 
     fn join_all(&mut self, peers: core::ops::Range<u32>) {
         for peer in peers {
-            self.join(peer, 0, BlobState::Wanted(Progress::NONE));
+            self.join(peer, 0, SwarmRole::Wanted(Progress::NONE));
         }
     }
 
-    /// An announce without changes, next in sequence.
+    /// Announces without changes, next in sequence.
     fn stay(&mut self, peer: u32) {
         let sequence = self.sequences[&PeerSlot(peer)] + 1;
         let answer = self.announce_with(PeerSlot(peer), 0, |announce| {
             announce.full = false;
             announce.sequence = sequence;
         });
-        assert!(matches!(answer, AnnounceAnswer::Accepted { .. }));
+        assert!(matches!(answer, AnnounceOutcome::Accepted { .. }));
     }
 
     pub(super) fn take(&mut self, peer: u32, missing: &ChunkMap) -> RequestId {
@@ -174,13 +175,13 @@ impl Desk {
             unreachable: Vec::new(),
         };
         change(&mut take);
-        self.handle(Input::Take(take));
+        self.handle(TrackerInput::Take(take));
         request
     }
 
-    pub(super) fn lease(&mut self, peer: u32, chunk: u32, event: LeaseEvent) -> LeaseAnswer {
+    pub(super) fn lease(&mut self, peer: u32, chunk: u32, event: LeaseEvent) -> LeaseOutcome {
         let request = self.request();
-        self.handle(Input::Lease(Lease {
+        self.handle(TrackerInput::Lease(Lease {
             request,
             peer: PeerSlot(peer),
             blob: BLOB,
@@ -192,7 +193,7 @@ impl Desk {
 
     fn granted(&self, request: RequestId) -> Option<u32> {
         match self.leases.get(&request) {
-            Some(LeaseAnswer::Granted { chunk, .. }) => Some(*chunk),
+            Some(LeaseOutcome::Granted { chunk, .. }) => Some(*chunk),
             _ => None,
         }
     }
@@ -211,12 +212,12 @@ fn only(chunks: u32, held: &[u32]) -> ChunkMap {
 }
 
 #[test]
-fn three_quarters_of_a_handout_are_of_the_own_zone() {
-    let mut desk = Desk::new(Config::default());
+fn handout_is_three_quarters_own_zone() {
+    let mut tracker = Harness::new(TrackerConfig::default());
     for peer in 0..400 {
-        desk.join(peer, peer % 4, BlobState::Wanted(Progress::NONE));
+        tracker.join(peer, peer % 4, SwarmRole::Wanted(Progress::NONE));
     }
-    let handout = desk.join(400, 2, BlobState::Wanted(Progress::NONE));
+    let handout = tracker.join(400, 2, SwarmRole::Wanted(Progress::NONE));
     let near = handout.iter().filter(|peer| peer.0 % 4 == 2).count();
     assert_eq!((handout.len(), near), (16, 12));
     let mut distinct = handout.clone();
@@ -227,16 +228,16 @@ fn three_quarters_of_a_handout_are_of_the_own_zone() {
 }
 
 #[test]
-fn a_small_zone_is_filled_up_from_the_region_and_one_peer_is_of_another_region() {
-    let mut desk = Desk::new(Config::default());
+fn handout_of_a_small_zone_is_filled_from_the_region() {
+    let mut tracker = Harness::new(TrackerConfig::default());
     for peer in 0..200 {
-        desk.join(
+        tracker.join(
             peer,
             if peer < 3 { 0 } else { 1 + peer % 3 * 10 },
-            BlobState::Wanted(Progress::NONE),
+            SwarmRole::Wanted(Progress::NONE),
         );
     }
-    let handout = desk.join(200, 0, BlobState::Wanted(Progress::NONE));
+    let handout = tracker.join(200, 0, SwarmRole::Wanted(Progress::NONE));
     assert_eq!(handout.len(), 16);
     assert_eq!(handout.iter().filter(|peer| peer.0 < 3).count(), 3);
     assert_eq!(
@@ -249,13 +250,13 @@ fn a_small_zone_is_filled_up_from_the_region_and_one_peer_is_of_another_region()
 }
 
 #[test]
-fn the_graph_of_a_burst_is_connected_and_nobody_is_dialled_by_everybody() {
+fn burst_graph_is_connected_and_balanced() {
     let peers = 1_000;
-    let mut desk = Desk::new(Config::default());
+    let mut tracker = Harness::new(TrackerConfig::default());
     let mut degree = vec![0_u32; peers as usize];
     let mut group: Vec<u32> = (0..peers).collect();
     for peer in 0..peers {
-        for other in desk.join(peer, peer % 25, BlobState::Wanted(Progress::NONE)) {
+        for other in tracker.join(peer, peer % 25, SwarmRole::Wanted(Progress::NONE)) {
             degree[peer as usize] += 1;
             degree[other.0 as usize] += 1;
             let (one, two) = (group[peer as usize], group[other.0 as usize]);
@@ -267,28 +268,28 @@ fn the_graph_of_a_burst_is_connected_and_nobody_is_dialled_by_everybody() {
     }
     assert!(
         group.iter().all(|one| *one == group[0]),
-        "two halves never meet"
+        "the graph is not connected"
     );
     let busiest = degree.iter().max().unwrap();
     // At random among those that came before, the first are handed out about 16 ln(1000 / 16)
     // times.
-    assert!(*busiest <= 120, "a peer is a neighbour of {busiest}");
+    assert!(*busiest <= 120, "one peer has {busiest} neighbours");
 }
 
 #[test]
-fn connected_peers_come_first_but_leave_room_for_strangers() {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..200);
+fn connected_peers_come_first_in_three_quarters_of_a_handout() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..200);
     let connected: Vec<PeerSlot> = (50..80).map(PeerSlot).collect();
-    let answer = desk.announce_with(PeerSlot(200), 0, |announce| {
-        announce.changes.push(Change {
+    let answer = tracker.announce_with(PeerSlot(200), 0, |announce| {
+        announce.changes.push(RoleChange {
             blob: BLOB,
-            state: BlobState::Wanted(Progress::NONE),
+            state: SwarmRole::Wanted(Progress::NONE),
         });
         announce.connected = connected.clone();
         announce.unreachable = vec![PeerSlot(50)];
     });
-    let AnnounceAnswer::Accepted { handouts, .. } = answer else {
+    let AnnounceOutcome::Accepted { handouts, .. } = answer else {
         panic!("{answer:?}")
     };
     let peers = &handouts[0].1;
@@ -299,13 +300,14 @@ fn connected_peers_come_first_but_leave_room_for_strangers() {
 }
 
 #[test]
-fn a_lone_seeder_is_handed_to_some_but_not_to_all() {
-    let mut desk = Desk::new(Config::default());
-    desk.join(0, 0, BlobState::Held(Progress::COMPLETE));
+fn single_seeder_is_handed_to_some_peers_only() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join(0, 0, SwarmRole::Held(Progress::COMPLETE));
     let mut with_seeder = 0;
     for peer in 1..=500 {
         with_seeder += u32::from(
-            desk.join(peer, 0, BlobState::Wanted(Progress::NONE))
+            tracker
+                .join(peer, 0, SwarmRole::Wanted(Progress::NONE))
                 .contains(&PeerSlot(0)),
         );
     }
@@ -313,24 +315,24 @@ fn a_lone_seeder_is_handed_to_some_but_not_to_all() {
 }
 
 #[test]
-fn many_seeders_fill_half_of_a_handout_while_there_are_leechers() {
-    let mut desk = Desk::new(Config::default());
+fn seeders_fill_at_most_half_of_a_handout_with_leechers() {
+    let mut tracker = Harness::new(TrackerConfig::default());
     for peer in 0..300 {
         let state = if peer < 250 {
-            BlobState::Held(Progress::COMPLETE)
+            SwarmRole::Held(Progress::COMPLETE)
         } else {
-            BlobState::Wanted(Progress::NONE)
+            SwarmRole::Wanted(Progress::NONE)
         };
-        desk.join(peer, 0, state);
+        tracker.join(peer, 0, state);
     }
-    let handout = desk.join(300, 0, BlobState::Wanted(Progress::NONE));
+    let handout = tracker.join(300, 0, SwarmRole::Wanted(Progress::NONE));
     assert_eq!(handout.len(), 16);
     assert!(handout.iter().filter(|peer| peer.0 < 250).count() <= 9);
 }
 
 #[test]
-fn an_unknown_epoch_or_a_gap_is_answered_by_resync_and_a_repetition_is_taken() {
-    let mut desk = Desk::new(Config::default());
+fn announce_out_of_sequence_gets_resync() {
+    let mut tracker = Harness::new(TrackerConfig::default());
     let delta = |sequence: u64, epoch_off: u64| {
         move |announce: &mut Announce| {
             announce.full = false;
@@ -339,98 +341,98 @@ fn an_unknown_epoch_or_a_gap_is_answered_by_resync_and_a_repetition_is_taken() {
         }
     };
     assert_eq!(
-        desk.announce_with(PeerSlot(0), 0, delta(1, 0)),
-        AnnounceAnswer::Resync,
-        "nobody known"
+        tracker.announce_with(PeerSlot(0), 0, delta(1, 0)),
+        AnnounceOutcome::Resync,
+        "unknown peer"
     );
     assert_eq!(
-        desk.forgotten_peers,
+        tracker.forgotten_peers,
         [PeerSlot(0)],
-        "the slot is free again"
+        "the slot is released"
     );
-    desk.join(0, 0, BlobState::Wanted(Progress::NONE));
+    tracker.join(0, 0, SwarmRole::Wanted(Progress::NONE));
     assert!(matches!(
-        desk.announce_with(PeerSlot(0), 0, delta(1, 0)),
-        AnnounceAnswer::Accepted { .. }
+        tracker.announce_with(PeerSlot(0), 0, delta(1, 0)),
+        AnnounceOutcome::Accepted { .. }
     ));
     assert!(matches!(
-        desk.announce_with(PeerSlot(0), 0, delta(1, 0)),
-        AnnounceAnswer::Accepted { .. }
+        tracker.announce_with(PeerSlot(0), 0, delta(1, 0)),
+        AnnounceOutcome::Accepted { .. }
     ));
     assert_eq!(
-        desk.announce_with(PeerSlot(0), 0, delta(3, 0)),
-        AnnounceAnswer::Resync,
-        "a gap"
+        tracker.announce_with(PeerSlot(0), 0, delta(3, 0)),
+        AnnounceOutcome::Resync,
+        "a gap in the sequence"
     );
     assert_eq!(
-        desk.announce_with(PeerSlot(0), 0, delta(2, 1)),
-        AnnounceAnswer::Resync,
+        tracker.announce_with(PeerSlot(0), 0, delta(2, 1)),
+        AnnounceOutcome::Resync,
         "another epoch"
     );
     assert_eq!(
-        desk.announce_with(PeerSlot(0), 1, delta(2, 0)),
-        AnnounceAnswer::Resync,
+        tracker.announce_with(PeerSlot(0), 1, delta(2, 0)),
+        AnnounceOutcome::Resync,
         "another zone"
     );
     assert!(matches!(
-        desk.announce_with(PeerSlot(0), 0, delta(2, 0)),
-        AnnounceAnswer::Accepted { .. }
+        tracker.announce_with(PeerSlot(0), 0, delta(2, 0)),
+        AnnounceOutcome::Accepted { .. }
     ));
 }
 
 #[test]
-fn a_silent_peer_is_forgotten_and_so_is_a_swarm_without_members() {
-    let mut desk = Desk::new(Config::default());
-    desk.join(0, 0, BlobState::Wanted(Progress::NONE));
-    desk.join(1, 0, BlobState::Wanted(Progress::NONE));
+fn peer_without_announces_and_swarm_without_members_are_forgotten() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join(0, 0, SwarmRole::Wanted(Progress::NONE));
+    tracker.join(1, 0, SwarmRole::Wanted(Progress::NONE));
     for _ in 0..5 {
-        desk.pass(Duration::from_secs(5));
-        desk.stay(1);
+        tracker.pass(Duration::from_secs(5));
+        tracker.stay(1);
     }
-    assert_eq!(desk.forgotten_peers, [PeerSlot(0)]);
-    assert!(desk.forgotten_blobs.is_empty());
-    desk.announce_with(PeerSlot(1), 0, |announce| announce.leaving = true);
-    assert_eq!(desk.forgotten_peers, [PeerSlot(0), PeerSlot(1)]);
-    assert_eq!(desk.forgotten_blobs, [BLOB]);
-    assert_eq!(desk.machine.peer_count(), 0);
-    assert_eq!(desk.machine.swarms().count(), 0);
+    assert_eq!(tracker.forgotten_peers, [PeerSlot(0)]);
+    assert!(tracker.forgotten_blobs.is_empty());
+    tracker.announce_with(PeerSlot(1), 0, |announce| announce.leaving = true);
+    assert_eq!(tracker.forgotten_peers, [PeerSlot(0), PeerSlot(1)]);
+    assert_eq!(tracker.forgotten_blobs, [BLOB]);
+    assert_eq!(tracker.machine.peer_count(), 0);
+    assert_eq!(tracker.machine.swarms().count(), 0);
 }
 
 #[test]
-fn a_full_announce_leaves_what_it_does_not_name_and_moves_with_its_peer() {
-    let mut desk = Desk::new(Config::default());
-    desk.join_all(0..2);
+fn full_announce_replaces_the_peers_swarms_and_zone() {
+    let mut tracker = Harness::new(TrackerConfig::default());
+    tracker.join_all(0..2);
     let other = BlobSlot(1);
-    desk.announce_with(PeerSlot(0), 3, |announce| {
-        announce.changes.push(Change {
+    tracker.announce_with(PeerSlot(0), 3, |announce| {
+        announce.changes.push(RoleChange {
             blob: other,
-            state: BlobState::Wanted(Progress::NONE),
+            state: SwarmRole::Wanted(Progress::NONE),
         });
-        announce.changes.push(Change {
+        announce.changes.push(RoleChange {
             blob: other,
-            state: BlobState::Held(Progress::COMPLETE),
+            state: SwarmRole::Held(Progress::COMPLETE),
         });
     });
-    let swarms: Vec<(BlobSlot, usize, usize)> = desk
+    let swarms: Vec<(BlobSlot, usize, usize)> = tracker
         .machine
         .swarms()
         .map(|swarm| (swarm.blob, swarm.peers, swarm.seeders))
         .collect();
     assert_eq!(swarms, [(BLOB, 1, 0), (other, 1, 1)]);
-    assert!(desk.forgotten_blobs.is_empty());
+    assert!(tracker.forgotten_blobs.is_empty());
 }
 
 #[test]
-fn the_interval_grows_with_the_peers() {
-    let config = Config {
+fn interval_grows_with_the_number_of_peers() {
+    let config = TrackerConfig {
         announces_per_second: 10,
-        ..Config::default()
+        ..TrackerConfig::default()
     };
-    let mut desk = Desk::new(config);
+    let mut tracker = Harness::new(config);
     let mut intervals = Vec::new();
     for peer in 0..1_000 {
-        let answer = desk.announce_with(PeerSlot(peer), 0, |_| {});
-        let AnnounceAnswer::Accepted { next, .. } = answer else {
+        let answer = tracker.announce_with(PeerSlot(peer), 0, |_| {});
+        let AnnounceOutcome::Accepted { next, .. } = answer else {
             panic!("{answer:?}")
         };
         intervals.push(next);
@@ -445,35 +447,35 @@ fn the_interval_grows_with_the_peers() {
 }
 
 #[test]
-fn too_many_peers_and_too_many_swarms_are_turned_away() {
-    let mut desk = Desk::new(Config {
+fn peers_and_swarms_over_the_limit_are_rejected() {
+    let mut tracker = Harness::new(TrackerConfig {
         peers_limit: 1,
         swarms_per_peer_limit: 1,
-        ..Config::default()
+        ..TrackerConfig::default()
     });
-    desk.announce_with(PeerSlot(0), 0, |announce| {
+    tracker.announce_with(PeerSlot(0), 0, |announce| {
         announce.changes = (0..3)
-            .map(|blob| Change {
+            .map(|blob| RoleChange {
                 blob: BlobSlot(blob),
-                state: BlobState::Held(Progress::NONE),
+                state: SwarmRole::Held(Progress::NONE),
             })
             .collect();
     });
-    assert_eq!(desk.machine.swarms().count(), 1);
-    assert_eq!(desk.forgotten_blobs, [BlobSlot(1), BlobSlot(2)]);
+    assert_eq!(tracker.machine.swarms().count(), 1);
+    assert_eq!(tracker.forgotten_blobs, [BlobSlot(1), BlobSlot(2)]);
     assert_eq!(
-        desk.announce_with(PeerSlot(1), 0, |_| {}),
-        AnnounceAnswer::Full
+        tracker.announce_with(PeerSlot(1), 0, |_| {}),
+        AnnounceOutcome::Full
     );
-    assert_eq!(desk.forgotten_peers, [PeerSlot(1)]);
+    assert_eq!(tracker.forgotten_peers, [PeerSlot(1)]);
 }
 
 #[test]
-fn the_same_rng_seed_gives_the_same_answers() {
+fn rng_seed_determines_the_answers() {
     let run = || {
-        let mut desk = Desk::with_rng_seed(Config::default(), 42);
+        let mut tracker = Harness::with_rng_seed(TrackerConfig::default(), 42);
         (0..300)
-            .map(|peer| desk.join(peer, peer % 7, BlobState::Wanted(Progress::NONE)))
+            .map(|peer| tracker.join(peer, peer % 7, SwarmRole::Wanted(Progress::NONE)))
             .collect::<Vec<_>>()
     };
     assert_eq!(run(), run());

@@ -1,4 +1,4 @@
-//! Random schedules against a model of what the tracker was told: what holds whatever happens.
+//! Random schedules against a model of the tracker's inputs.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use core::time::Duration;
 use proptest::prelude::*;
 
-use super::tests::{BLOB, Desk, REGION};
 use super::*;
 use crate::map::ChunkMap;
 use crate::time::Time;
@@ -79,32 +78,32 @@ fn step(chunks: u32) -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A request that waits for its answer.
-struct Asked {
+/// A request without an answer.
+struct OpenRequest {
     peer: PeerSlot,
     missing: ChunkMap,
     starving: bool,
-    /// Answered by then at the latest.
+    /// The latest time of its answer.
     bound: Time,
 }
 
-/// What the tracker was told, and the tracker.
-struct World {
-    desk: Desk,
-    config: Config,
+/// The tracker, and the model.
+struct Model {
+    tracker: Harness,
+    config: TrackerConfig,
     chunks: u32,
     joined: BTreeSet<PeerSlot>,
-    asked: BTreeMap<RequestId, Asked>,
-    /// Peers that said that they, or a neighbour, have the chunk, and did not take it back.
+    asked: BTreeMap<RequestId, OpenRequest>,
+    /// Peers that reported that they, or a neighbour, have the chunk.
     holders: BTreeMap<u32, BTreeSet<PeerSlot>>,
     was_done: BTreeSet<u32>,
     granted_at: BTreeMap<u32, Time>,
 }
 
-impl World {
-    fn new(config: Config, chunks: u32) -> Self {
+impl Model {
+    fn new(config: TrackerConfig, chunks: u32) -> Self {
         Self {
-            desk: Desk::new(config.clone()),
+            tracker: Harness::new(config.clone()),
             config,
             chunks,
             joined: BTreeSet::new(),
@@ -116,24 +115,24 @@ impl World {
     }
 
     fn open(&self) -> Vec<(u32, PeerSlot)> {
-        self.desk.machine.open_leases(BLOB, REGION)
+        self.tracker.machine.open_leases(BLOB, REGION)
     }
 
     fn apply(&mut self, step: Step) -> Result<(), TestCaseError> {
         match step {
             Step::Join { peer, progress } => {
                 let progress = Progress::from_step(progress).unwrap();
-                self.desk.join(peer, 0, BlobState::Wanted(progress));
+                self.tracker.join(peer, 0, SwarmRole::Wanted(progress));
                 self.joined.insert(PeerSlot(peer));
                 if progress == Progress::NONE {
                     self.forget_holder(PeerSlot(peer));
                 }
             }
             Step::Leave { peer } => {
-                self.desk
+                self.tracker
                     .announce_with(PeerSlot(peer), 0, |announce| announce.leaving = true);
             }
-            Step::Gone { peer } => self.desk.handle(Input::Gone {
+            Step::Gone { peer } => self.tracker.handle(TrackerInput::Gone {
                 peer: PeerSlot(peer),
             }),
             Step::Take {
@@ -142,7 +141,7 @@ impl World {
                 starving,
                 unreachable,
             } => self.take(peer, missing, starving, unreachable),
-            Step::Drop { peer } => self.desk.handle(Input::Drop {
+            Step::Drop { peer } => self.tracker.handle(TrackerInput::Drop {
                 peer: PeerSlot(peer),
                 blob: BLOB,
             }),
@@ -151,7 +150,8 @@ impl World {
                 chunk,
                 received,
             } => {
-                self.desk.lease(peer, chunk, LeaseEvent::Renew { received });
+                self.tracker
+                    .lease(peer, chunk, LeaseEvent::Renew { received });
             }
             Step::Done { peer, chunk } => self.done(PeerSlot(peer), chunk),
             Step::Failed { peer, chunk } => {
@@ -159,22 +159,22 @@ impl World {
                     .entry(chunk)
                     .or_default()
                     .remove(&PeerSlot(peer));
-                self.desk.lease(peer, chunk, LeaseEvent::Failed);
+                self.tracker.lease(peer, chunk, LeaseEvent::Failed);
             }
             Step::Hold { peer, chunk } => {
                 self.joined.insert(PeerSlot(peer));
-                let lease = HeldLease {
+                let lease = ReportedLease {
                     blob: BLOB,
                     chunk,
                     chunks: self.chunks,
                 };
-                self.desk.announce_with(PeerSlot(peer), 0, |announce| {
-                    let state = BlobState::Wanted(Progress::from_step(1).unwrap());
-                    announce.changes.push(Change { blob: BLOB, state });
+                self.tracker.announce_with(PeerSlot(peer), 0, |announce| {
+                    let state = SwarmRole::Wanted(Progress::from_step(1).unwrap());
+                    announce.changes.push(RoleChange { blob: BLOB, state });
                     announce.leases.push(lease);
                 });
             }
-            Step::Pass { millis } => self.desk.pass(Duration::from_millis(millis)),
+            Step::Pass { millis } => self.tracker.pass(Duration::from_millis(millis)),
         }
         self.check()
     }
@@ -205,9 +205,9 @@ impl World {
                 }
             }
         }
-        let request = self.desk.request();
+        let request = self.tracker.request();
         let lease = &self.config.lease;
-        let bound = self.desk.now
+        let bound = self.tracker.now
             + if starving {
                 lease.park_starving
             } else {
@@ -215,7 +215,7 @@ impl World {
             };
         self.asked.insert(
             request,
-            Asked {
+            OpenRequest {
                 peer,
                 missing: missing.clone(),
                 starving,
@@ -224,7 +224,7 @@ impl World {
         );
         let unreachable = unreachable.into_iter().collect();
         let number = request.0;
-        self.desk.handle(Input::Take(Take {
+        self.tracker.handle(TrackerInput::Take(Take {
             request,
             peer,
             blob: BLOB,
@@ -237,11 +237,11 @@ impl World {
     }
 
     fn done(&mut self, peer: PeerSlot, chunk: u32) {
-        if self.joined.contains(&peer) && self.desk.machine.free_chunks(BLOB, REGION).is_some() {
+        if self.joined.contains(&peer) && self.tracker.machine.free_chunks(BLOB, REGION).is_some() {
             self.holders.entry(chunk).or_default().insert(peer);
             self.was_done.insert(chunk);
         }
-        self.desk.lease(peer.0, chunk, LeaseEvent::Done);
+        self.tracker.lease(peer.0, chunk, LeaseEvent::Done);
     }
 
     fn forget_holder(&mut self, peer: PeerSlot) {
@@ -250,14 +250,14 @@ impl World {
             .for_each(|holders| _ = holders.remove(&peer));
     }
 
-    /// What must hold after every step.
+    /// Checks the invariants; after every step.
     fn check(&mut self) -> Result<(), TestCaseError> {
-        for peer in core::mem::take(&mut self.desk.forgotten_peers) {
+        for peer in core::mem::take(&mut self.tracker.forgotten_peers) {
             self.joined.remove(&peer);
             self.forget_holder(peer);
         }
         if self.joined.is_empty() {
-            // The swarm ended, and with it all that was known of it.
+            // The swarm ended, and the tracker forgot everything about it.
             self.was_done.clear();
             self.granted_at.clear();
             self.holders.clear();
@@ -269,38 +269,45 @@ impl World {
         prop_assert_eq!(chunks.len(), open.len(), "one holder per chunk");
         prop_assert!(
             holders.is_subset(&self.joined),
-            "a holder that is gone holds nothing"
+            "a peer that left holds no lease"
         );
-        let mut answers: Vec<(RequestId, LeaseAnswer)> =
-            core::mem::take(&mut self.desk.leases).into_iter().collect();
-        answers.sort_by_key(|(request, _)| self.desk.answered_at[request]);
+        let mut answers: Vec<(RequestId, LeaseOutcome)> = core::mem::take(&mut self.tracker.leases)
+            .into_iter()
+            .collect();
+        answers.sort_by_key(|(request, _)| self.tracker.answered_at[request]);
         for (request, answer) in answers {
             if let Some(asked) = self.asked.remove(&request) {
-                let at = self.desk.answered_at[&request];
-                prop_assert!(at <= asked.bound, "answered within its bound");
+                let at = self.tracker.answered_at[&request];
+                prop_assert!(at <= asked.bound, "answered in time");
                 self.check_answer(&asked, answer, at)?;
             }
         }
         for asked in self.asked.values() {
-            prop_assert!(self.joined.contains(&asked.peer), "who is gone is answered");
-            prop_assert!(asked.bound > self.desk.now, "a request is answered in time");
+            prop_assert!(
+                self.joined.contains(&asked.peer),
+                "requests of peers that left are answered"
+            );
+            prop_assert!(
+                asked.bound > self.tracker.now,
+                "a request is answered in time"
+            );
         }
         Ok(())
     }
 
     fn check_answer(
         &mut self,
-        asked: &Asked,
-        answer: LeaseAnswer,
+        asked: &OpenRequest,
+        answer: LeaseOutcome,
         at: Time,
     ) -> Result<(), TestCaseError> {
         match answer {
-            LeaseAnswer::Granted { chunk, .. } => {
+            LeaseOutcome::Granted { chunk, .. } => {
                 prop_assert!(asked.missing.contains(chunk), "granted what is missing");
                 if self.was_done.contains(&chunk) {
                     prop_assert!(
                         asked.starving,
-                        "chunk {} again for one that does not starve",
+                        "chunk {} granted again to a peer that does not starve",
                         chunk
                     );
                     if let Some(before) = self.granted_at.get(&chunk) {
@@ -309,17 +316,17 @@ impl World {
                 }
                 self.granted_at.insert(chunk, at);
             }
-            LeaseAnswer::Dial { holder, chunk } => {
+            LeaseOutcome::Dial { holder, chunk } => {
                 prop_assert!(asked.starving && asked.missing.contains(chunk));
                 prop_assert!(holder != asked.peer && self.joined.contains(&holder));
             }
-            LeaseAnswer::Wait { .. } | LeaseAnswer::Unknown => {}
+            LeaseOutcome::Wait { .. } | LeaseOutcome::Unknown => {}
             other => prop_assert!(false, "not an answer to a request: {other:?}"),
         }
         Ok(())
     }
 
-    /// All peers stay, are neighbours of each other and ask until nothing is missing.
+    /// All peers are neighbours of each other and request leases until no chunk is missing.
     fn finish(&mut self) -> Result<(), TestCaseError> {
         let mut has = ChunkMap::empty(self.chunks);
         for peer in 0..PEERS {
@@ -346,7 +353,7 @@ impl World {
                 has.insert(chunk);
                 self.check()?;
             }
-            self.desk.pass(Duration::from_millis(250));
+            self.tracker.pass(Duration::from_millis(250));
             for peer in 0..PEERS {
                 self.apply(Step::Join { peer, progress: 1 })?;
             }
@@ -359,60 +366,58 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn leases_are_safe_and_nobody_is_stranded(
+    fn leases_are_safe_and_strand_no_peer(
         (chunks, steps) in (1_u32..20).prop_flat_map(|chunks| (Just(chunks), prop::collection::vec(step(chunks), 0..150))),
         open_limit in 1_usize..6,
     ) {
-        // Here nobody confirms a lease, and the limit is exact only while silence is not held
-        // against anybody.
-        let confirm = LeaseConfig::default().longest;
-        let lease = LeaseConfig { open_limit, confirm, ..LeaseConfig::default() };
-        let mut world = World::new(Config { lease, ..Config::default() }, chunks);
+        // No peer confirms a lease here, and the limit is exact only as long as all leases count.
+        let confirm = LeaseSettings::default().longest;
+        let lease = LeaseSettings { open_limit, confirm, ..LeaseSettings::default() };
+        let mut model = Model::new(TrackerConfig { lease, ..TrackerConfig::default() }, chunks);
         for step in steps {
-            world.apply(step)?;
+            model.apply(step)?;
         }
-        world.finish()?;
+        model.finish()?;
     }
 
-    /// Peers come, go, expire and move among zones; the roster's lists stay the same as a plain
-    /// list of facts.
+    /// Peers come, leave, expire and move between zones; the roster stays equal to a plain map.
     #[test]
-    fn the_roster_is_what_was_announced(
+    fn roster_equals_the_announced_state(
         steps in prop::collection::vec((0_u32..12, 0_u32..4, 0_u32..3, 0_u8..=15, 0_u8..8), 1..120),
     ) {
-        let mut desk = Desk::new(Config::default());
+        let mut tracker = Harness::new(TrackerConfig::default());
         let mut facts: BTreeMap<(PeerSlot, BlobSlot), Progress> = BTreeMap::new();
         for (peer, zone, blob, progress, kind) in steps {
             let (peer, blob) = (PeerSlot(peer), BlobSlot(blob));
             let progress = Progress::from_step(progress).unwrap();
-            let answer = desk.announce_with(peer, zone * 7, |announce| {
-                announce.changes.push(Change { blob, state: BlobState::Wanted(progress) });
+            let answer = tracker.announce_with(peer, zone * 7, |announce| {
+                announce.changes.push(RoleChange { blob, state: SwarmRole::Wanted(progress) });
                 announce.leaving = kind == 0;
             });
             facts.retain(|(other, _), _| *other != peer);
             if kind > 0 {
                 facts.insert((peer, blob), progress);
             }
-            if let AnnounceAnswer::Accepted { handouts, .. } = answer {
+            if let AnnounceOutcome::Accepted { handouts, .. } = answer {
                 for (blob, peers) in handouts {
                     let distinct: BTreeSet<PeerSlot> = peers.iter().copied().collect();
                     prop_assert_eq!(distinct.len(), peers.len());
                     prop_assert!(!distinct.contains(&peer));
                     prop_assert!(peers.iter().all(|other| facts.contains_key(&(*other, blob))));
                     let others = facts.keys().filter(|(other, of)| *of == blob && *other != peer).count();
-                    prop_assert_eq!(peers.len(), others.min(16), "all of a small swarm");
+                    prop_assert_eq!(peers.len(), others.min(16), "all members of a small swarm");
                 }
             }
             for blob in (0..3).map(BlobSlot) {
                 let members = facts.iter().filter(|((_, of), _)| *of == blob);
                 let seeders = members.clone().filter(|(_, progress)| progress.is_complete()).count();
-                let summary = desk.machine.swarms().find(|swarm| swarm.blob == blob);
+                let summary = tracker.machine.swarms().find(|swarm| swarm.blob == blob);
                 let seen = summary.map_or((0, 0), |swarm| (swarm.peers, swarm.seeders));
                 prop_assert_eq!(seen, (members.count(), seeders));
             }
         }
-        desk.pass(Duration::from_secs(60));
-        prop_assert_eq!(desk.machine.peer_count(), 0);
-        prop_assert_eq!(desk.machine.swarms().count(), 0);
+        tracker.pass(Duration::from_secs(60));
+        prop_assert_eq!(tracker.machine.peer_count(), 0);
+        prop_assert_eq!(tracker.machine.swarms().count(), 0);
     }
 }
