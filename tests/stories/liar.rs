@@ -6,7 +6,7 @@ use bytes::Bytes;
 use flotilla::region::PeerPlan;
 use flotilla_common::digest::Digest;
 use flotilla_common::units::{BitRate, ByteSize};
-use flotilla_peer::Outbound;
+use flotilla_peer::ChunkInterceptor;
 
 use crate::harness::scene::Scene;
 
@@ -14,7 +14,7 @@ use crate::harness::scene::Scene;
 #[derive(Debug)]
 struct Liar;
 
-impl Outbound for Liar {
+impl ChunkInterceptor for Liar {
     fn bytes(&self, _blob: &Digest, _offset: u64, bytes: Bytes) -> Bytes {
         let mut altered = bytes.to_vec();
         if let Some(last) = altered.last_mut() {
@@ -28,7 +28,7 @@ impl Outbound for Liar {
 async fn a_lying_peer_is_found_out_and_nothing_of_it_is_stored_served_or_emitted() {
     let mut scene = Scene::with_image(ByteSize(8 << 20), Some(BitRate(200_000_000))).await;
     let liar = PeerPlan {
-        outbound: Arc::new(Liar),
+        interceptor: Arc::new(Liar),
         ..PeerPlan::numbered(1, 1)
     };
     scene.region.add_peer(liar).await.unwrap();

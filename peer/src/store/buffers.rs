@@ -1,57 +1,59 @@
-//! Memory for parts, used again: a fresh buffer of this size costs a page fault for each of its
-//! pages, since the allocator returns large ones to the system.
+//! A buffer pool for parts. A new buffer of this size costs a page fault for each of its pages,
+//! because the allocator returns large buffers to the system.
 //!
-//! What is kept is bounded; what is in use is not bounded here but by those who use it, one or two
-//! buffers a transfer.
+//! The number of idle buffers is bounded here. The number in use is bounded by the callers: one or
+//! two per transfer.
 
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use flotilla_common::chunk::PART_SIZE;
 
-/// Buffers that wait for their next use at most: 8 MiB, as much as one connection has on its way.
-const MAX_KEPT: usize = 32;
+/// The most idle buffers: 8 MiB, the flow-control window of a connection.
+const MAX_IDLE: usize = 32;
 
-static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+static IDLE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
-/// An empty buffer with room for `length` bytes, most often for a part.
+/// An empty buffer with a capacity of at least `length` bytes. Buffers of more than a part are not
+/// pooled.
 pub(crate) fn take(length: usize) -> Vec<u8> {
     if length > PART_SIZE as usize {
         return Vec::with_capacity(length);
     }
-    // Nothing panics while it holds the lock.
-    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).pop();
-    kept.unwrap_or_else(|| Vec::with_capacity(PART_SIZE as usize))
+    // No code panics while it holds the lock.
+    let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    idle.unwrap_or_else(|| Vec::with_capacity(PART_SIZE as usize))
 }
 
-/// The bytes in a buffer of [`take`], which is used again when the last of them is gone.
+/// The bytes of a buffer from [`take`]. The buffer returns to the pool when the last reference to
+/// them is dropped.
 pub(crate) fn freeze(buffer: Vec<u8>) -> Bytes {
-    Bytes::from_owner(Buffer(buffer))
+    Bytes::from_owner(PooledBuffer(buffer))
 }
 
-struct Buffer(Vec<u8>);
+struct PooledBuffer(Vec<u8>);
 
-impl AsRef<[u8]> for Buffer {
+impl AsRef<[u8]> for PooledBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }
 
-impl Drop for Buffer {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         give_back(core::mem::take(&mut self.0));
     }
 }
 
-/// Keeps a buffer of [`take`] for its next use.
-pub(crate) fn give_back(mut buffer: Vec<u8>) {
+/// Returns a buffer from [`take`] to the pool.
+fn give_back(mut buffer: Vec<u8>) {
     if buffer.capacity() != PART_SIZE as usize {
         return;
     }
     buffer.clear();
-    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-    if kept.len() < MAX_KEPT {
-        kept.push(buffer);
+    let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    if idle.len() < MAX_IDLE {
+        idle.push(buffer);
     }
 }
 
@@ -60,8 +62,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_that_is_used_again_is_empty_and_never_more_are_kept_than_the_bound() {
-        let frozen: Vec<Bytes> = (0..2 * MAX_KEPT)
+    fn reused_buffers_are_empty_and_the_pool_is_bounded() {
+        let frozen: Vec<Bytes> = (0..2 * MAX_IDLE)
             .map(|_| {
                 let mut buffer = take(5);
                 assert!(buffer.is_empty());
@@ -73,7 +75,7 @@ mod tests {
         drop(frozen);
         assert_eq!(slice, b"yt"[..]);
         drop(slice);
-        assert!(KEPT.lock().expect("not poisoned").len() <= MAX_KEPT);
+        assert!(IDLE.lock().expect("not poisoned").len() <= MAX_IDLE);
         assert!(take(2 * PART_SIZE as usize).capacity() >= 2 * PART_SIZE as usize);
     }
 }

@@ -1,8 +1,7 @@
 //! The bytes of one blob: a sparse file with positioned reads and writes.
 //!
-//! All disk work runs on the blocking pool in pieces of at most [`PIECE`] bytes, so that no call
-//! holds a thread for long. The file knows nothing of chunks and checks nothing: whoever writes has
-//! verified.
+//! Disk work runs on the blocking pool in calls of at most [`MAX_IO_BYTES`], so that no call
+//! occupies a thread for long. The file does not know chunks and verifies nothing; its callers do.
 
 use core::ops::Range;
 use std::fs::{File, OpenOptions};
@@ -17,21 +16,21 @@ use rustix::io::{pread, retry_on_intr};
 
 use super::buffers;
 
-/// What one disk call moves at most, in bytes: large enough that the hand-over to the blocking pool
-/// is cheap against it (8 KiB pieces were seen to be five times slower).
-pub(crate) const PIECE: usize = 256 * 1024;
+/// The most bytes that one disk call reads or writes. Large enough that the hand-over to the
+/// blocking pool costs little in comparison; calls of 8 KiB were five times slower.
+pub(crate) const MAX_IO_BYTES: usize = 256 * 1024;
 
-/// A sparse file that is read and written at positions, from any task.
+/// A sparse file with positioned reads and writes from any task. Clones share the file.
 #[derive(Debug, Clone)]
 pub(crate) struct BlobFile {
     file: Arc<File>,
-    /// Held while writing. The kernel lets one at a time write into a file; others would spin on
-    /// its lock, not sleep.
+    /// Held while writing. The kernel allows one writer per file at a time, and other writers would
+    /// spin on its lock instead of sleeping.
     writing: Arc<Mutex<()>>,
 }
 
 impl BlobFile {
-    /// Makes an empty sparse file of `size` bytes, in place of any earlier one.
+    /// Creates an empty sparse file of `size` bytes, or replaces an existing one.
     pub(crate) fn create(path: &Path, size: u64) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -40,10 +39,10 @@ impl BlobFile {
             .truncate(true)
             .open(path)?;
         file.set_len(size)?;
-        Ok(Self::of(file))
+        Ok(Self::from_file(file))
     }
 
-    /// Opens a file that [`BlobFile::create`] made.
+    /// Opens a file that [`BlobFile::create`] created.
     ///
     /// # Errors
     /// `InvalidData` if it does not have `size` bytes.
@@ -55,20 +54,20 @@ impl BlobFile {
                 "the file does not have the blob's size",
             ));
         }
-        Ok(Self::of(file))
+        Ok(Self::from_file(file))
     }
 
-    fn of(file: File) -> Self {
+    fn from_file(file: File) -> Self {
         Self {
             file: Arc::new(file),
             writing: Arc::default(),
         }
     }
 
-    /// Writes `bytes` at `offset`, on the thread that calls. Blocking.
+    /// Writes `bytes` at `offset`. Blocking.
     pub(crate) fn write_now(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut at = offset;
-        for piece in bytes.chunks(PIECE) {
+        for piece in bytes.chunks(MAX_IO_BYTES) {
             let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
             self.file.write_all_at(piece, at)?;
             at += piece.len() as u64;
@@ -76,12 +75,12 @@ impl BlobFile {
         Ok(())
     }
 
-    /// Reads `length` bytes at `offset`, on the thread that calls. Blocking.
+    /// Reads `length` bytes at `offset`. Blocking.
     pub(crate) fn read_now(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         let mut bytes = buffers::take(length);
         while bytes.len() < length {
             let at = offset + bytes.len() as u64;
-            // Into memory that was not zeroed before.
+            // The spare capacity need not be zeroed first.
             let read = retry_on_intr(|| pread(&self.file, spare_capacity(&mut bytes), at))?;
             if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -91,36 +90,37 @@ impl BlobFile {
         Ok(buffers::freeze(bytes))
     }
 
-    /// Reads `length` bytes at `offset`, and what `look` says of them; it is asked where disk work
-    /// is done, since hashing takes as long.
-    pub(crate) async fn read_with<T: Send + 'static>(
+    /// Reads `length` bytes at `offset` and applies `inspect` to them on the blocking pool, because
+    /// hashing takes as long as reading.
+    pub(crate) async fn read_and_inspect<T: Send + 'static>(
         &self,
         offset: u64,
         length: usize,
-        look: impl FnOnce(&[u8]) -> T + Send + 'static,
+        inspect: impl FnOnce(&[u8]) -> T + Send + 'static,
     ) -> io::Result<(Bytes, T)> {
         let file = self.clone();
-        blocking(move || {
+        run_blocking(move || {
             let bytes = file.read_now(offset, length)?;
-            let seen = look(&bytes);
-            Ok((bytes, seen))
+            let result = inspect(&bytes);
+            Ok((bytes, result))
         })
         .await
     }
 
-    /// Feeds these bytes of the file to `each`, in order and in pieces.
-    pub(crate) async fn scan<T: Send + 'static>(
+    /// Folds `update` over the bytes of a range, in order and in pieces.
+    pub(crate) async fn fold_pieces<T: Send + 'static>(
         &self,
         range: Range<u64>,
         mut state: T,
-        mut each: impl FnMut(&mut T, &[u8]) + Send + 'static,
+        mut update: impl FnMut(&mut T, &[u8]) + Send + 'static,
     ) -> io::Result<T> {
         let file = self.clone();
-        blocking(move || {
+        run_blocking(move || {
             let mut at = range.start;
             while at < range.end {
-                let length = usize::try_from(range.end - at).map_or(PIECE, |rest| rest.min(PIECE));
-                each(&mut state, &file.read_now(at, length)?);
+                let length = usize::try_from(range.end - at)
+                    .map_or(MAX_IO_BYTES, |rest| rest.min(MAX_IO_BYTES));
+                update(&mut state, &file.read_now(at, length)?);
                 at += length as u64;
             }
             Ok(state)
@@ -129,13 +129,13 @@ impl BlobFile {
     }
 }
 
-/// Runs disk work on the blocking pool.
-pub(crate) async fn blocking<T: Send + 'static>(
+/// Runs a disk operation on the blocking pool.
+pub(crate) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|failure| io::Error::other(format!("disk work was cut off: {failure}")))?
+        .map_err(|failure| io::Error::other(format!("disk operation was cancelled: {failure}")))?
 }
 
 #[cfg(test)]
@@ -144,29 +144,32 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_written_at_a_position_is_read_there() {
+    async fn written_bytes_are_read_at_their_offset() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blob");
-        let size = 3 * PIECE as u64 + 5;
+        let size = 3 * MAX_IO_BYTES as u64 + 5;
         let file = BlobFile::create(&path, size).unwrap();
-        let bytes: Bytes = (0..PIECE + 5).map(|n| n as u8).collect::<Vec<_>>().into();
-        file.write_now(2 * PIECE as u64, &bytes).unwrap();
+        let bytes: Bytes = (0..MAX_IO_BYTES + 5)
+            .map(|n| n as u8)
+            .collect::<Vec<_>>()
+            .into();
+        file.write_now(2 * MAX_IO_BYTES as u64, &bytes).unwrap();
 
-        let again = BlobFile::open(&path, size).unwrap();
+        let reopened = BlobFile::open(&path, size).unwrap();
         assert_eq!(
-            again
-                .read_with(2 * PIECE as u64, bytes.len(), |_| ())
+            reopened
+                .read_and_inspect(2 * MAX_IO_BYTES as u64, bytes.len(), |_| ())
                 .await
                 .unwrap()
                 .0,
             bytes
         );
         assert_eq!(
-            again.read_with(0, 4, <[u8]>::len).await.unwrap(),
+            reopened.read_and_inspect(0, 4, <[u8]>::len).await.unwrap(),
             (vec![0; 4].into(), 4)
         );
-        let (total, tail) = again
-            .scan(0..size, (0, 0), |state, piece| {
+        let (total, tail) = reopened
+            .fold_pieces(0..size, (0, 0), |state, piece| {
                 *state = (state.0 + piece.len() as u64, piece[piece.len() - 1]);
             })
             .await
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_size_is_refused() {
+    fn file_of_wrong_size_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blob");
         BlobFile::create(&path, 10).unwrap();

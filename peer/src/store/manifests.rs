@@ -1,7 +1,7 @@
 //! Manifests by digest: small, immutable, kept in memory and on disk.
 //!
-//! A manifest's digest is its proof: the bytes are checked when they are taken in and again when
-//! they are read from disk. The number on disk is bounded; the oldest go first.
+//! A manifest's digest is its proof: the caller checks the bytes before storing them, and they are
+//! checked again when read from disk. The number on disk is bounded; the oldest are deleted first.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -15,13 +15,13 @@ use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use moka::future::Cache;
 
-use super::file::blocking;
-use super::meta;
+use super::file::run_blocking;
+use super::paths;
 
-/// Manifests kept on disk.
-const KEPT: usize = 4096;
-/// Bytes of manifests kept in memory.
-const MEMORY_BYTES: u64 = 32 << 20;
+/// The most manifests kept on disk.
+const MAX_ON_DISK: usize = 4096;
+/// The most bytes of manifests kept in memory.
+const MAX_MEMORY_BYTES: u64 = 32 << 20;
 
 /// A manifest and its exact Content-Type.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(crate) struct StoredManifest {
 }
 
 #[derive(Encode, Decode)]
-struct Record {
+struct ManifestRecord {
     media_type: String,
     bytes: Vec<u8>,
 }
@@ -41,7 +41,7 @@ struct Record {
 pub(crate) struct ManifestStore {
     dir: PathBuf,
     memory: Cache<Digest, StoredManifest>,
-    /// What is on disk, oldest first.
+    /// The digests of the manifests on disk, oldest first.
     on_disk: Mutex<VecDeque<Digest>>,
 }
 
@@ -49,15 +49,15 @@ impl ManifestStore {
     /// Opens the folder `manifests` under the store's. Blocking.
     ///
     /// # Errors
-    /// Whatever the file system says.
+    /// Errors of the file system.
     pub(crate) fn open(store: &Path) -> io::Result<Self> {
         let dir = store.join("manifests");
         fs::create_dir_all(&dir)?;
         let mut found = Vec::new();
         for entry in fs::read_dir(&dir)? {
             let entry = entry?;
-            match meta::named(&entry.path()) {
-                Some(digest) if !meta::is_leftover(&entry.path()) => {
+            match paths::digest_of(&entry.path()) {
+                Some(digest) if !paths::is_leftover(&entry.path()) => {
                     found.push((entry.metadata()?.modified()?, digest));
                 }
                 _ => fs::remove_file(entry.path())?,
@@ -65,7 +65,7 @@ impl ManifestStore {
         }
         found.sort_unstable();
         let memory = Cache::builder()
-            .max_capacity(MEMORY_BYTES)
+            .max_capacity(MAX_MEMORY_BYTES)
             .weigher(|_, manifest: &StoredManifest| {
                 u32::try_from(manifest.bytes.len() + 256).unwrap_or(u32::MAX)
             })
@@ -77,12 +77,12 @@ impl ManifestStore {
         })
     }
 
-    /// The newest ones on disk, at most so many.
-    pub(crate) fn newest(&self, most: usize) -> Vec<Digest> {
-        self.lock().iter().rev().take(most).copied().collect()
+    /// The newest manifests on disk, at most `limit`.
+    pub(crate) fn newest(&self, limit: usize) -> Vec<Digest> {
+        self.lock().iter().rev().take(limit).copied().collect()
     }
 
-    /// The manifest under `digest`, if it was seen before.
+    /// The manifest with this digest, if it is stored.
     pub(crate) async fn get(&self, digest: &Digest) -> Option<StoredManifest> {
         if let Some(manifest) = self.memory.get(digest).await {
             return Some(manifest);
@@ -91,10 +91,10 @@ impl ManifestStore {
             return None;
         }
         let path = self.path(digest);
-        let bytes = blocking(move || fs::read(path)).await.ok()?;
-        let record: Record = codec::decode(&bytes).ok()?;
+        let bytes = run_blocking(move || fs::read(path)).await.ok()?;
+        let record: ManifestRecord = codec::decode(&bytes).ok()?;
         if !digest.matches(&record.bytes) {
-            tracing::warn!(manifest = %digest, "drop a manifest that was damaged on disk");
+            tracing::warn!(manifest = %digest, "a stored manifest is damaged on disk; fetching it again");
             return None;
         }
         let manifest = StoredManifest {
@@ -105,33 +105,35 @@ impl ManifestStore {
         Some(manifest)
     }
 
-    /// Keeps a manifest whose digest was checked. A disk that does not take it costs only a later
-    /// fetch.
+    /// Stores a manifest whose digest was checked. If writing it to disk fails, it is fetched again
+    /// after it left the memory.
     pub(crate) async fn put(&self, digest: Digest, manifest: StoredManifest) {
         self.memory.insert(digest, manifest.clone()).await;
         let path = self.path(&digest);
-        let written = blocking(move || {
-            let record = Record {
+        let written = run_blocking(move || {
+            let record = ManifestRecord {
                 media_type: manifest.media_type,
                 bytes: manifest.bytes.into(),
             };
             let bytes = codec::encode(&record).map_err(io::Error::other)?;
-            meta::write_whole(&path, &bytes)
+            paths::write_atomically(&path, &bytes)
         })
         .await;
         match written {
-            Ok(()) => self.note(digest).await,
-            Err(error) => tracing::warn!(manifest = %digest, %error, "keep manifest"),
+            Ok(()) => self.record_on_disk(digest).await,
+            Err(error) => {
+                tracing::warn!(manifest = %digest, %error, "writing a manifest to disk failed; keeping it in memory only")
+            }
         }
     }
 
-    async fn note(&self, digest: Digest) {
+    async fn record_on_disk(&self, digest: Digest) {
         let oldest = {
             let mut on_disk = self.lock();
             if !on_disk.contains(&digest) {
                 on_disk.push_back(digest);
             }
-            if on_disk.len() > KEPT {
+            if on_disk.len() > MAX_ON_DISK {
                 on_disk.pop_front()
             } else {
                 None
@@ -139,13 +141,13 @@ impl ManifestStore {
         };
         if let Some(oldest) = oldest {
             let path = self.path(&oldest);
-            // It may be gone already; then there is nothing left to do.
-            let _ = blocking(move || fs::remove_file(path)).await;
+            // Failure leaves one file too many, or the file was already deleted.
+            let _ = run_blocking(move || fs::remove_file(path)).await;
         }
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
-        self.dir.join(meta::file_name(digest))
+        self.dir.join(paths::file_name(digest))
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Digest>> {
@@ -159,7 +161,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_manifest_survives_a_restart_and_a_damaged_one_does_not() {
+    async fn manifest_survives_restart_unless_damaged() {
         let dir = tempfile::tempdir().unwrap();
         let manifest = StoredManifest {
             media_type: "application/x".to_owned(),

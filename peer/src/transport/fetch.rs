@@ -1,14 +1,14 @@
-//! Asking a neighbour for a chunk, and believing nothing of what it sends.
+//! Fetching a chunk from a neighbour, and verifying everything that it sends.
 //!
 //! ```text
 //! -> Ask {digest, chunk}
-//! <- Parts {values}       they must merge to the chunk's entry in the table, or the neighbour lies
-//! <- 256 KiB              must have the first value; then it is written and may be emitted
+//! <- Parts {values}       must merge to the chunk's entry in the chunk table
+//! <- 256 KiB              must have the first value; then it is written and readable
 //! <- 256 KiB              ...
 //! ```
-//! A blob without a table (one part at most) is checked against its digest before anything is
-//! written. Bytes that fail their check never leave this function. While a part is checked and
-//! written, the next one is received: a transfer has two parts in memory at most.
+//! A sealed blob without a table (one part at most) is checked against its digest before it is
+//! written. Bytes that fail their check never leave this module. While a part is checked and
+//! written, the next one is received, so a transfer has at most two parts in memory.
 
 use std::sync::Arc;
 
@@ -22,16 +22,17 @@ use futures_util::future::try_join;
 use quinn::{RecvStream, VarInt};
 use tokio::time::timeout;
 
-use super::frames::{self, FRAME_TIMEOUT, StreamError};
-use super::link::Link;
+use super::frame_io::{self, FRAME_TIMEOUT, StreamError};
+use super::peer_link::PeerLink;
 use crate::store::{self, StoreError, StoredBlob};
 
-/// Bytes taken from the download cap at once.
-const SIP: usize = 64 << 10;
-/// Values of 16 parts, the most that a chunk has, with room to spare.
+/// Bytes that are received before the rate limiter is asked.
+const RECEIVE_PIECE: usize = 64 << 10;
+/// The longest answer before the bytes: the values of 16 parts, the most that a chunk has, and room
+/// to spare.
 const MAX_ANSWER_LEN: usize = 4096;
 
-/// Why no chunk came.
+/// Why a chunk or an image was not received.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
     #[error("refused: {0:?}")]
@@ -40,21 +41,21 @@ pub(crate) enum FetchError {
     Stream(#[from] StreamError),
     #[error("connection: {0}")]
     Connection(#[from] quinn::ConnectionError),
-    #[error("the bytes are not what their proof says")]
+    #[error("the bytes do not match their proof")]
     Corrupt,
     #[error("{0}")]
     Store(#[from] StoreError),
 }
 
-/// Fetches one chunk, verifies it part by part, and puts it into the store. `progress` is told the
-/// bytes received so far, first of all 0 when the neighbour has accepted.
+/// Fetches a chunk, verifies it part by part, and stores it. `on_progress` is called with the bytes
+/// received so far; first with 0, when the neighbour has accepted the request.
 pub(crate) async fn fetch_chunk(
-    link: &Link,
+    link: &PeerLink,
     blob: &Arc<StoredBlob>,
     chunk: u32,
     grant: Option<Grant>,
-    cap: &Limiter,
-    mut progress: impl FnMut(u64),
+    limiter: &Limiter,
+    mut on_progress: impl FnMut(u64),
 ) -> Result<(), FetchError> {
     let (mut send, mut receive) = link.connection().open_bi().await?;
     let ask = Chunk::Ask(Ask {
@@ -62,82 +63,90 @@ pub(crate) async fn fetch_chunk(
         chunk,
         grant,
     });
-    frames::write(&mut send, &ask).await?;
-    // The connection carries on without this stream whether or not it still stands.
+    frame_io::write(&mut send, &ask).await?;
+    // Fails only if the stream is closed already, which the next read reports.
     let _ = send.finish();
-    let values = match frames::read(&mut receive, MAX_ANSWER_LEN).await? {
-        Chunk::Refused(refusal) => return Err(FetchError::Refused(refusal)),
+    let values = match frame_io::read(&mut receive, MAX_ANSWER_LEN).await? {
+        Chunk::Refused(reason) => return Err(FetchError::Refused(reason)),
         Chunk::Parts(parts) => parts.values,
         Chunk::Ask(_) | Chunk::AskImage(_) | Chunk::Image(_) => {
             return Err(StreamError::Unexpected.into());
         }
     };
-    progress(0);
+    on_progress(0);
     let received = match (blob.table(), blob.proof()) {
         (Some(table), _) => {
             if !table.verifies_parts(blob.geometry(), chunk, &values) {
                 return Err(FetchError::Corrupt);
             }
-            by_parts(&mut receive, blob, chunk, &values, cap, progress).await
+            receive_parts(&mut receive, blob, chunk, &values, limiter, on_progress).await
         }
-        (None, Proof::Sealed { .. }) => by_digest(&mut receive, blob, cap, progress).await,
-        (None, Proof::DigestOnly { .. }) => as_a_whole(&mut receive, blob, cap, progress).await,
+        (None, Proof::Sealed { .. }) => {
+            receive_single_part(&mut receive, blob, limiter, on_progress).await
+        }
+        (None, Proof::DigestOnly { .. }) => {
+            receive_unsealed_blob(&mut receive, blob, limiter, on_progress).await
+        }
     };
     if received.is_err() {
         let _ = receive.stop(VarInt::from_u32(1));
     }
     received?;
-    blob.hold(chunk, &values);
+    blob.mark_held(chunk, &values);
     Ok(())
 }
 
-async fn by_parts(
+/// Receives a chunk of a blob with a table. Each part is verified by its chaining value.
+async fn receive_parts(
     receive: &mut RecvStream,
     blob: &Arc<StoredBlob>,
     chunk: u32,
     values: &[Value],
-    cap: &Limiter,
-    mut progress: impl FnMut(u64),
+    limiter: &Limiter,
+    mut on_progress: impl FnMut(u64),
 ) -> Result<(), FetchError> {
     let start = blob.geometry().chunk_range(chunk).start;
-    let mut arrived: Option<Part> = None;
+    let mut received: Option<ReceivedPart> = None;
     for (range, value) in blob.geometry().parts(chunk).zip(values) {
         let before = range.start - start;
         let length = range.end - range.start;
-        let reading =
-            async { Ok(read_part(receive, length, cap, |got| progress(before + got)).await?) };
-        let bytes = match arrived.take() {
+        let reading = async {
+            let bytes =
+                read_bytes(receive, length, limiter, |read| on_progress(before + read)).await?;
+            Ok(bytes)
+        };
+        let bytes = match received.take() {
             Some(part) => try_join(reading, part.store(blob)).await?.0,
             None => reading.await?,
         };
-        arrived = Some(Part {
+        received = Some(ReceivedPart {
             start: range.start,
             value: *value,
             bytes,
         });
     }
-    match arrived {
+    match received {
         Some(part) => part.store(blob).await,
         None => Ok(()),
     }
 }
 
-/// A part that has arrived, and the value that it must have.
-struct Part {
+/// A received part, and the chaining value that it must have.
+struct ReceivedPart {
     start: u64,
     value: Value,
     bytes: Bytes,
 }
 
-impl Part {
+impl ReceivedPart {
     async fn store(self, blob: &Arc<StoredBlob>) -> Result<(), FetchError> {
         let Self {
             start,
             value,
             bytes,
         } = self;
-        let is_right = move |bytes: &[u8]| tree::subtree_value(start, bytes) == value;
-        if blob.write_checked(start, bytes, is_right).await? {
+        let is_valid = move |bytes: &[u8]| tree::subtree_value(start, bytes) == value;
+        if blob.verify_and_write(start, bytes, is_valid).await? {
             Ok(())
         } else {
             Err(FetchError::Corrupt)
@@ -145,70 +154,67 @@ impl Part {
     }
 }
 
-/// A sealed blob of one part at most: its digest is its check.
-async fn by_digest(
+/// Receives a sealed blob of one part at most, which is verified by its digest.
+async fn receive_single_part(
     receive: &mut RecvStream,
     blob: &Arc<StoredBlob>,
-    cap: &Limiter,
-    progress: impl FnMut(u64),
+    limiter: &Limiter,
+    on_progress: impl FnMut(u64),
 ) -> Result<(), FetchError> {
-    let bytes = read_part(receive, blob.geometry().size(), cap, progress).await?;
+    let bytes = read_bytes(receive, blob.geometry().size(), limiter, on_progress).await?;
     let digest = *blob.digest();
-    let is_right = move |bytes: &[u8]| digest.matches(bytes);
-    if blob.write_checked(0, bytes, is_right).await? {
+    let is_valid = move |bytes: &[u8]| digest.matches(bytes);
+    if blob.verify_and_write(0, bytes, is_valid).await? {
         Ok(())
     } else {
         Err(FetchError::Corrupt)
     }
 }
 
-/// A blob that nothing proves but its digest: nobody may have a byte of it before all of it was
-/// hashed.
-async fn as_a_whole(
+/// Receives a blob that only its digest proves. No byte is readable before all are hashed.
+async fn receive_unsealed_blob(
     receive: &mut RecvStream,
     blob: &Arc<StoredBlob>,
-    cap: &Limiter,
-    mut progress: impl FnMut(u64),
+    limiter: &Limiter,
+    mut on_progress: impl FnMut(u64),
 ) -> Result<(), FetchError> {
-    let mut aside = blob.aside()?;
+    let mut download = blob.start_staged_download()?;
     for range in blob.geometry().parts(0) {
         let before = range.start;
-        let bytes = read_part(receive, range.end - range.start, cap, |got| {
-            progress(before + got)
-        })
-        .await?;
-        aside = aside.push(bytes).await?;
+        let length = range.end - range.start;
+        let bytes = read_bytes(receive, length, limiter, |read| on_progress(before + read)).await?;
+        download = download.write(bytes).await?;
     }
-    if aside.finish().await? {
+    if download.finish().await? {
         Ok(())
     } else {
         Err(FetchError::Corrupt)
     }
 }
 
-/// Exactly `length` bytes, in sips under the cap.
-async fn read_part(
+/// Reads exactly `length` bytes, in pieces within the rate limit.
+async fn read_bytes(
     receive: &mut RecvStream,
     length: u64,
-    cap: &Limiter,
-    mut progress: impl FnMut(u64),
+    limiter: &Limiter,
+    mut on_progress: impl FnMut(u64),
 ) -> Result<Bytes, StreamError> {
     let length = usize::try_from(length).map_err(|_| StreamError::Unexpected)?;
     let mut bytes = store::take(length);
     while bytes.len() < length {
-        let until = (bytes.len() + SIP).min(length);
         let before = bytes.len();
+        let until = (before + RECEIVE_PIECE).min(length);
         timeout(FRAME_TIMEOUT, read_until(receive, &mut bytes, until))
             .await
             .map_err(|_| StreamError::Timeout)??;
-        cap.take(until - before).await;
-        progress(until as u64);
+        limiter.take(until - before).await;
+        on_progress(until as u64);
     }
     Ok(store::freeze(bytes))
 }
 
-/// Reads on until there are `until` bytes: each is copied once, out of its packet, into memory that
-/// was not zeroed.
+/// Reads until `bytes` has the length `until`. Copies each byte once, from its packet into memory
+/// that was not zeroed.
 async fn read_until(
     receive: &mut RecvStream,
     bytes: &mut Vec<u8>,

@@ -1,15 +1,15 @@
-//! QUIC between peers: one connection per neighbour, mutual TLS, a control stream, a stream per
-//! chunk.
+//! QUIC between peers: one connection per neighbour with mutual TLS, a control stream, and a stream
+//! per requested chunk.
 //!
-//! The transport moves messages and chunks and checks every byte it receives. It decides nothing:
-//! whom to dial, what to ask for and whom to serve is said by the driver, which hears of everything
-//! as an [`Incident`].
+//! The transport moves messages and chunks and verifies every byte it receives. It makes no
+//! decisions: the driver receives each [`TransportEvent`] and says which peers to dial, which
+//! chunks to fetch and which requests to serve.
 
 mod congestion;
 mod fetch;
-mod frames;
+mod frame_io;
 mod image;
-mod link;
+mod peer_link;
 mod serve;
 mod tuning;
 
@@ -31,13 +31,13 @@ use tokio::time::timeout;
 
 pub use congestion::{CongestionControl, UnknownCongestionControl};
 pub(crate) use fetch::{FetchError, fetch_chunk};
-pub(crate) use image::{ImageQuestion, ask_image, hands_on};
-use link::NewLink;
-pub(crate) use link::{Goodbye, Link, LinkError};
-pub use serve::{Faithful, Outbound};
-pub(crate) use serve::{Question, ServeError};
+pub(crate) use image::{ImageRequest, request_image};
+use peer_link::NewLink;
+pub(crate) use peer_link::{CloseReason, LinkSetupError, PeerLink};
+pub use serve::{ChunkInterceptor, Unaltered};
+pub(crate) use serve::{ChunkRequest, ServeError};
 
-/// From the first packet to the finished handshake.
+/// Time for the TLS handshake, from the first packet.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Settings of the QUIC endpoint that the operator chooses.
@@ -49,30 +49,30 @@ pub struct QuicSettings {
     pub congestion: CongestionControl,
 }
 
-/// What the driver hears from the transport.
+/// What the transport reports to the driver.
 #[derive(Debug)]
-pub(crate) enum Incident {
-    /// A link stands, whoever dialled.
-    Linked(Link),
-    /// A dial came to nothing.
+pub(crate) enum TransportEvent {
+    /// A link was established, dialled by either side.
+    Linked(PeerLink),
+    /// A dial failed.
     DialFailed(PeerId),
-    /// A link is gone.
-    Unlinked(Link),
-    /// A neighbour said something.
-    Said(Link, Control),
-    /// A neighbour asks for a chunk.
-    Asked(Link, Question),
-    /// A neighbour asks for a manifest and its proofs.
-    AskedImage(Link, ImageQuestion),
+    /// A link has ended.
+    Unlinked(PeerLink),
+    /// A message on the control stream of a neighbour.
+    Control(PeerLink, Control),
+    /// A neighbour requests a chunk.
+    ChunkRequested(PeerLink, ChunkRequest),
+    /// A neighbour requests a manifest and the proofs of its blobs.
+    ImageRequested(PeerLink, ImageRequest),
 }
 
 /// Why the transport did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
-    /// The address is not this machine's, or taken.
+    /// The address does not belong to this machine, or is in use.
     #[error("bind UDP socket {0}: {1}{cure}", cure = listening_cure(.1))]
     Bind(SocketAddr, io::Error),
-    /// The cryptography cannot protect QUIC.
+    /// The TLS configuration does not work with QUIC.
     #[error("use identity for QUIC: {0}")]
     Tls(String),
     /// The identity cannot be used.
@@ -80,31 +80,31 @@ pub enum TransportError {
     Identity(#[from] IdentityError),
 }
 
-/// The endpoint.
+/// The QUIC endpoint of a peer. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
     endpoint: Endpoint,
     about: Arc<About>,
-    incidents: mpsc::Sender<Incident>,
+    events: mpsc::Sender<TransportEvent>,
     shutdown: Shutdown,
 }
 
 impl Transport {
-    /// Binds the socket and begins to accept. Both sides of every connection show their
-    /// certificates.
+    /// Binds the socket and starts to accept connections, which are authenticated by the
+    /// certificates of both sides.
     pub(crate) fn start(
         listen: SocketAddr,
         identity: &Identity,
         about: About,
         settings: QuicSettings,
         shutdown: &Shutdown,
-        incidents: mpsc::Sender<Incident>,
+        events: mpsc::Sender<TransportEvent>,
     ) -> Result<Self, TransportError> {
         let endpoint = quic_endpoint(listen, identity, settings)?;
         let transport = Self {
             endpoint,
             about: Arc::new(about),
-            incidents,
+            events,
             shutdown: shutdown.clone(),
         };
         shutdown.spawn(transport.clone().accept_all());
@@ -115,33 +115,40 @@ impl Transport {
         self.endpoint.local_addr()
     }
 
-    /// Dials a peer behind the scenes; [`Incident::Linked`] or [`Incident::DialFailed`] follows.
+    /// Dials a peer in the background. [`TransportEvent::Linked`] or [`TransportEvent::DialFailed`]
+    /// follows.
     pub(crate) fn dial(&self, peer: PeerId, address: SocketAddr) {
         let transport = self.clone();
         self.shutdown.spawn(async move {
             match transport.establish(&peer, address).await {
-                Ok(link) => transport.drive(link).await,
+                Ok(link) => transport.serve_link(link).await,
                 Err(error) => {
-                    tracing::debug!(%peer, %address, %error, "dial peer");
-                    transport.report(Incident::DialFailed(peer)).await;
+                    tracing::debug!(%peer, %address, %error, "dialling a peer failed");
+                    transport.report(TransportEvent::DialFailed(peer)).await;
                 }
             }
         });
     }
 
-    /// Closes every connection and waits until the goodbyes are sent.
+    /// Closes every connection and waits until the close frames are sent, at most a second.
     pub(crate) async fn close(&self) {
-        self.endpoint
-            .close(quinn::VarInt::from_u32(Goodbye::Leaving as u32), b"leaving");
+        self.endpoint.close(
+            quinn::VarInt::from_u32(CloseReason::Leaving as u32),
+            b"leaving",
+        );
         let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
     }
 
-    async fn establish(&self, peer: &PeerId, address: SocketAddr) -> Result<NewLink, LinkError> {
+    async fn establish(
+        &self,
+        peer: &PeerId,
+        address: SocketAddr,
+    ) -> Result<NewLink, LinkSetupError> {
         let connecting = self.endpoint.connect(address, &identity::peer_name(peer))?;
         let connection = timeout(DIAL_TIMEOUT, connecting)
             .await
-            .map_err(|_| LinkError::Timeout)??;
-        Link::greet(connection, peer, &self.about).await
+            .map_err(|_| LinkSetupError::Timeout)??;
+        PeerLink::set_up_dialled(connection, peer, &self.about).await
     }
 
     async fn accept_all(self) {
@@ -154,85 +161,90 @@ impl Transport {
             let transport = self.clone();
             self.shutdown.spawn(async move {
                 match accept(incoming, &transport.about).await {
-                    Ok(link) => transport.drive(link).await,
-                    Err(error) => tracing::debug!(%error, "accept peer"),
+                    Ok(link) => transport.serve_link(link).await,
+                    Err(error) => tracing::debug!(%error, "accepting a connection failed"),
                 }
             });
         }
     }
 
     /// Serves a link until it ends.
-    async fn drive(&self, new: NewLink) {
+    async fn serve_link(&self, new: NewLink) {
         let NewLink {
             link,
             outbox,
             send,
             mut receive,
         } = new;
-        self.report(Incident::Linked(link.clone())).await;
+        self.report(TransportEvent::Linked(link.clone())).await;
         let control = async {
             loop {
-                match link::read_control(&mut receive).await {
-                    Ok(message) => self.report(Incident::Said(link.clone(), message)).await,
+                match peer_link::read_control(&mut receive).await {
+                    Ok(message) => {
+                        self.report(TransportEvent::Control(link.clone(), message))
+                            .await
+                    }
                     Err(error) => return error,
                 }
             }
         };
         tokio::select! {
             error = control => {
-                tracing::debug!(peer = %link.peer(), %error, "read control stream");
-                link.close(Goodbye::Misbehaved);
+                tracing::debug!(peer = %link.peer(), %error, "reading the control stream failed; closing the link");
+                link.close(CloseReason::Misbehaved);
             }
-            () = link::write_control(outbox, send) => {}
-            () = self.take_questions(&link) => {}
-            () = self.shutdown.wait() => link.close(Goodbye::Leaving),
+            () = peer_link::write_control(outbox, send) => {}
+            () = self.accept_requests(&link) => {}
+            () = self.shutdown.wait() => link.close(CloseReason::Leaving),
         }
-        link.close(Goodbye::Done);
-        self.report(Incident::Unlinked(link)).await;
+        link.close(CloseReason::Done);
+        self.report(TransportEvent::Unlinked(link)).await;
     }
 
-    /// Hands each question of the neighbour, a stream of its own, to the driver; quinn bounds their
-    /// number.
-    async fn take_questions(&self, link: &Link) {
+    /// Reports each request of the neighbour, which has a stream of its own, to the driver. quinn
+    /// limits the number of streams.
+    async fn accept_requests(&self, link: &PeerLink) {
         while let Ok((send, mut receive)) = link.connection().accept_bi().await {
             let (transport, link) = (self.clone(), link.clone());
             self.shutdown.spawn(async move {
-                match serve::read_ask(&mut receive).await {
+                match serve::read_request(&mut receive).await {
                     Ok(Chunk::Ask(ask)) => {
-                        let question = Question::new(ask, send, link.connection().clone());
-                        transport.report(Incident::Asked(link, question)).await;
+                        let request = ChunkRequest::new(ask, send, link.connection().clone());
+                        transport.report(TransportEvent::ChunkRequested(link, request)).await;
                     }
                     Ok(Chunk::AskImage(ask)) => {
-                        let question = ImageQuestion::new(ask, send);
-                        transport.report(Incident::AskedImage(link, question)).await;
+                        let request = ImageRequest::new(ask, send);
+                        transport.report(TransportEvent::ImageRequested(link, request)).await;
                     }
-                    Ok(answer) => {
-                        tracing::debug!(peer = %link.peer(), ?answer, "an answer to nothing")
+                    Ok(message) => {
+                        tracing::debug!(peer = %link.peer(), ?message, "expected a request; ignoring the stream");
                     }
-                    Err(error) => tracing::debug!(peer = %link.peer(), %error, "read question"),
+                    Err(error) => {
+                        tracing::debug!(peer = %link.peer(), %error, "reading a request failed");
+                    }
                 }
             });
         }
     }
 
-    async fn report(&self, incident: Incident) {
-        // Only fails when the driver is gone, and then nobody needs to know.
-        let _ = self.incidents.send(incident).await;
+    async fn report(&self, event: TransportEvent) {
+        // Fails only after the driver has stopped.
+        let _ = self.events.send(event).await;
     }
 }
 
-async fn accept(incoming: Incoming, about: &About) -> Result<NewLink, LinkError> {
+async fn accept(incoming: Incoming, about: &About) -> Result<NewLink, LinkSetupError> {
     let connection = timeout(DIAL_TIMEOUT, incoming)
         .await
-        .map_err(|_| LinkError::Timeout)??;
-    Link::answer(connection, about).await
+        .map_err(|_| LinkSetupError::Timeout)??;
+    PeerLink::set_up_accepted(connection, about).await
 }
 
-/// An endpoint with the settings of peers, both to dial and to accept: both sides of every
-/// connection show their certificates.
+/// A QUIC endpoint with the settings of peers, which dials and accepts. Connections are
+/// authenticated by the certificates of both sides.
 ///
 /// # Errors
-/// The address cannot be bound, or the identity not used.
+/// The address cannot be bound, or the identity cannot be used.
 pub fn quic_endpoint(
     listen: SocketAddr,
     identity: &Identity,

@@ -1,4 +1,4 @@
-//! Serving chunks to neighbours: one stream per chunk, refused at once when the machine says so.
+//! Serving chunks to neighbours: one stream per chunk. A refusal is sent at once.
 
 use core::time::Duration;
 use std::fmt;
@@ -14,64 +14,65 @@ use futures_util::future::try_join;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::time::timeout;
 
-use super::frames::{self, FRAME_TIMEOUT, StreamError};
+use super::frame_io::{self, FRAME_TIMEOUT, StreamError};
 use super::tuning;
 use crate::store::{StoreError, StoredBlob};
 
-/// Bytes taken from the upload cap and handed to the connection at once.
-const SIP: usize = 32 << 10;
-/// A question with a grant for a manifest of very many layers.
-const MAX_ASK_LEN: usize = 256 << 10;
-/// How long the last bytes of a chunk may wait for the neighbour's acknowledgement.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes that are handed to the connection at once, after the rate limiter has admitted them.
+const SEND_PIECE: usize = 32 << 10;
+/// The longest request, with a grant for a manifest of very many layers.
+const MAX_REQUEST_LEN: usize = 256 << 10;
+/// How long to wait for the neighbour's acknowledgement of a chunk's last bytes.
+const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What happens to a chunk on its way out. Nothing, in a fleet: this is where a test makes a peer
-/// lie.
-pub trait Outbound: fmt::Debug + Send + Sync {
-    /// The values of a chunk's parts as they are sent.
+/// Changes chunks before they are sent. Tests use it to make a peer send wrong bytes; production
+/// uses [`Unaltered`].
+pub trait ChunkInterceptor: fmt::Debug + Send + Sync {
+    /// The chaining values of a chunk's parts to send.
     fn values(&self, blob: &Digest, chunk: u32, values: Vec<Value>) -> Vec<Value> {
         let _ = (blob, chunk);
         values
     }
 
-    /// The bytes at `offset` of the blob as they are sent; as many as came.
+    /// The bytes to send for those at `offset` of the blob; the length must not change.
     fn bytes(&self, blob: &Digest, offset: u64, bytes: Bytes) -> Bytes {
         let _ = (blob, offset);
         bytes
     }
 }
 
-/// Sends everything as it is.
+/// Sends every chunk as it is stored.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Faithful;
+pub struct Unaltered;
 
-impl Outbound for Faithful {}
+impl ChunkInterceptor for Unaltered {}
 
-/// Why a chunk was not sent to its end.
+/// Why a chunk was not sent completely.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
     #[error("{0}")]
     Stream(#[from] StreamError),
     #[error("{0}")]
     Store(#[from] StoreError),
-    #[error("the chunk is gone")]
+    #[error("the chunk is no longer held")]
     Gone,
 }
 
-/// Reads a neighbour's question.
-pub(super) async fn read_ask(receive: &mut RecvStream) -> Result<Chunk, StreamError> {
-    frames::read(receive, MAX_ASK_LEN).await
+/// Reads the request on a stream that a neighbour opened.
+pub(super) async fn read_request(receive: &mut RecvStream) -> Result<Chunk, StreamError> {
+    frame_io::read(receive, MAX_REQUEST_LEN).await
 }
 
-/// One question that waits for its answer. Dropped without one, the neighbour sees its stream end.
+/// A neighbour's request for a chunk. If it is dropped without an answer, the neighbour sees the
+/// stream end.
 #[derive(Debug)]
-pub(crate) struct Question {
+pub(crate) struct ChunkRequest {
     pub(crate) ask: Ask,
     send: SendStream,
     connection: Connection,
 }
 
-impl Question {
+impl ChunkRequest {
     pub(super) const fn new(ask: Ask, send: SendStream, connection: Connection) -> Self {
         Self {
             ask,
@@ -80,20 +81,19 @@ impl Question {
         }
     }
 
-    /// Says no.
-    pub(crate) async fn refuse(mut self, why: Refusal) -> Result<(), StreamError> {
-        frames::write(&mut self.send, &Chunk::Refused(why)).await?;
+    pub(crate) async fn refuse(mut self, reason: Refusal) -> Result<(), StreamError> {
+        frame_io::write(&mut self.send, &Chunk::Refused(reason)).await?;
         let _ = self.send.finish();
         Ok(())
     }
 
-    /// Sends the chunk. `progress` is told the bytes sent so far.
+    /// Sends the chunk, and calls `on_progress` with the bytes sent so far.
     pub(crate) async fn serve(
         mut self,
         blob: &StoredBlob,
-        cap: &Limiter,
-        outbound: &Arc<dyn Outbound>,
-        mut progress: impl FnMut(u64),
+        limiter: &Limiter,
+        interceptor: &Arc<dyn ChunkInterceptor>,
+        mut on_progress: impl FnMut(u64),
     ) -> Result<u64, ServeError> {
         let (digest, chunk) = (self.ask.digest, self.ask.chunk);
         let held = match blob.chunk(chunk).await {
@@ -107,46 +107,47 @@ impl Question {
                 return Err(error.into());
             }
         };
-        let values = outbound.values(&digest, chunk, held.values);
-        frames::write(&mut self.send, &Chunk::Parts(Parts { values })).await?;
+        let values = interceptor.values(&digest, chunk, held.values);
+        frame_io::write(&mut self.send, &Chunk::Parts(Parts { values })).await?;
         let end = held.range.end;
-        let part_at = |at: u64| at..(at + PART_SIZE).min(end);
-        let mut at = held.range.start;
-        let mut bytes = blob.read(part_at(at)).await?;
-        while at < end {
-            let sending = self.send_part(outbound.bytes(&digest, at, bytes), cap, |sent| {
-                progress(at - held.range.start + sent);
-            });
-            let next = part_at(at).end;
-            // The next part is read while this one is sent.
+        let part_at = |offset: u64| offset..(offset + PART_SIZE).min(end);
+        let mut offset = held.range.start;
+        let mut bytes = blob.read(part_at(offset)).await?;
+        while offset < end {
+            let sending =
+                self.send_part(interceptor.bytes(&digest, offset, bytes), limiter, |sent| {
+                    on_progress(offset - held.range.start + sent)
+                });
+            let next = part_at(offset).end;
+            // Read the next part while this one is sent.
             let reading = async { Ok(blob.read(part_at(next)).await?) };
             bytes = try_join(sending, reading).await?.1;
-            at = next;
+            offset = next;
         }
         let _ = self.send.finish();
-        // The slot is free when the last byte has arrived, not when it was queued here.
-        let _ = timeout(FAREWELL_TIMEOUT, self.send.stopped()).await;
+        // The upload slot stays taken until the last byte has arrived, not only until it is queued.
+        let _ = timeout(ACKNOWLEDGEMENT_TIMEOUT, self.send.stopped()).await;
         Ok(held.range.end - held.range.start)
     }
 
     async fn send_part(
         &mut self,
         bytes: Bytes,
-        cap: &Limiter,
-        mut progress: impl FnMut(u64),
+        limiter: &Limiter,
+        mut on_progress: impl FnMut(u64),
     ) -> Result<(), ServeError> {
-        for offset in (0..bytes.len()).step_by(SIP) {
-            let sip = bytes.slice(offset..(offset + SIP).min(bytes.len()));
-            cap.take(sip.len()).await;
-            tuning::bound_sending(&self.connection);
-            let sent = offset + sip.len();
-            self.send_bytes(sip).await?;
-            progress(sent as u64);
+        for offset in (0..bytes.len()).step_by(SEND_PIECE) {
+            let piece = bytes.slice(offset..(offset + SEND_PIECE).min(bytes.len()));
+            limiter.take(piece.len()).await;
+            tuning::limit_send_buffer(&self.connection);
+            let sent = offset + piece.len();
+            self.send_piece(piece).await?;
+            on_progress(sent as u64);
         }
         Ok(())
     }
 
-    async fn send_bytes(&mut self, bytes: Bytes) -> Result<(), StreamError> {
+    async fn send_piece(&mut self, bytes: Bytes) -> Result<(), StreamError> {
         let written = timeout(FRAME_TIMEOUT, self.send.write_chunk(bytes)).await;
         if written.is_err() {
             let _ = self.send.reset(VarInt::from_u32(1));

@@ -1,10 +1,7 @@
-//! A fleet in one process: an origin and a tracker of a few lines each, and real peers.
+//! A fleet in one process: a minimal origin, a minimal tracker, and real peers.
 //!
-//! Peers must not depend on the real origin and tracker; the whole is tested in the workspace's
-//! `tests`.
-
-#![allow(dead_code, reason = "each test file uses a part of it")]
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+//! The peer crate must not depend on the real origin and tracker. Tests of all services together
+//! are in the workspace's `tests` folder.
 
 pub(crate) mod origin;
 pub(crate) mod tracker;
@@ -32,7 +29,7 @@ use tracker::FakeTracker;
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
-/// A fleet; everything in it stops with it.
+/// A fleet. Dropping it stops everything in it.
 pub(crate) struct Fleet {
     pub shutdown: Shutdown,
     pub origin: Arc<FakeOrigin>,
@@ -43,7 +40,7 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// An origin, a tracker and no peer yet.
+    /// A fleet with an origin and a tracker, and no peer yet.
     pub(crate) async fn new() -> Self {
         let mut fleet = Self::without_tracker().await;
         fleet.tracker = Some(FakeTracker::start(&fleet.shutdown).await);
@@ -51,11 +48,11 @@ impl Fleet {
     }
 
     pub(crate) async fn without_tracker() -> Self {
-        Self::of(Authority::create().unwrap(), None).await
+        Self::create(Authority::create().unwrap(), None).await
     }
 
-    /// A fleet whose origin knows its peers by their certificates.
-    pub(crate) async fn over_tls() -> Self {
+    /// A fleet whose origin authenticates peers by their certificates.
+    pub(crate) async fn with_tls() -> Self {
         let authority = Authority::create().unwrap();
         let issued = authority
             .issue_server(&["127.0.0.1".to_owned()], HOUR)
@@ -66,13 +63,13 @@ impl Fleet {
             authority.certificate_pem(),
         )
         .unwrap();
-        let mut fleet = Self::of(authority, Some(origin)).await;
+        let mut fleet = Self::create(authority, Some(origin)).await;
         fleet.tracker = Some(FakeTracker::start(&fleet.shutdown).await);
         fleet
     }
 
-    async fn of(authority: Authority, origin: Option<Identity>) -> Self {
-        show_logs();
+    async fn create(authority: Authority, origin: Option<Identity>) -> Self {
+        init_logging();
         let shutdown = Shutdown::new();
         let key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
         Self {
@@ -85,7 +82,7 @@ impl Fleet {
         }
     }
 
-    /// The settings of a peer of this fleet, to be changed or used as they are.
+    /// The configuration of a peer of this fleet.
     pub(crate) fn config(&self, name: &str) -> Config {
         let id: PeerId = name.parse().unwrap();
         let issued = self.authority.issue_peer(&id, HOUR).unwrap();
@@ -96,7 +93,7 @@ impl Fleet {
         )
         .unwrap();
         let (region, zone) = ("eu".parse().unwrap(), "eu-a".parse().unwrap());
-        // As patient as a test may be.
+        // Short, so that tests of the fallback to the origin do not take long.
         let swarm = swarm::Config {
             escalate: Duration::from_millis(50),
             escalate_with_tracker: Duration::from_millis(500),
@@ -115,7 +112,7 @@ impl Fleet {
             ..Config::new(
                 id,
                 identity,
-                self.store_of(name),
+                self.store_dir(name),
                 region,
                 zone,
                 Clock::system(),
@@ -123,7 +120,7 @@ impl Fleet {
         }
     }
 
-    pub(crate) fn store_of(&self, name: &str) -> PathBuf {
+    fn store_dir(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -136,10 +133,11 @@ impl Fleet {
     }
 }
 
-/// The log of a test that fails is shown with it, for its threads inherit where its output goes.
-fn show_logs() {
+/// Logs to the captured output of the test, so that a failed test shows its log.
+fn init_logging() {
     let filter = EnvFilter::new("flotilla_peer=debug,flotilla_common=debug,warn");
-    let _started_before = tracing_subscriber::fmt()
+    // Fails for all tests but the first.
+    let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
         .with_test_writer()
@@ -152,7 +150,7 @@ impl Drop for Fleet {
     }
 }
 
-/// Asks a peer's mirror for something, as a container runtime would.
+/// Sends a GET request to a peer's mirror, as a container runtime does.
 pub(crate) async fn get(peer: &Peer, path: &str) -> Response {
     get_range(peer, path, None).await
 }
@@ -174,18 +172,18 @@ pub(crate) fn client() -> Client {
         .unwrap()
 }
 
-/// Pulls the image `app:v1`: the manifest, then all blobs at once. Each is checked against its
-/// digest.
+/// Pulls the image `app:v1`: the manifest, then all blobs concurrently. Each blob is checked
+/// against its digest.
 pub(crate) async fn pull(peer: &Peer) -> Vec<Bytes> {
     try_pull(peer).await.unwrap()
 }
 
 pub(crate) async fn try_pull(peer: &Peer) -> Result<Vec<Bytes>, String> {
-    try_pull_of(peer, "v1").await
+    try_pull_reference(peer, "v1").await
 }
 
-/// As [`pull`], of another tag or digest.
-pub(crate) async fn try_pull_of(peer: &Peer, reference: &str) -> Result<Vec<Bytes>, String> {
+/// As [`try_pull`], for another tag or digest.
+pub(crate) async fn try_pull_reference(peer: &Peer, reference: &str) -> Result<Vec<Bytes>, String> {
     let manifest = get(peer, &format!("/v2/app/manifests/{reference}")).await;
     if !manifest.status().is_success() {
         return Err(manifest.text().await.unwrap());
@@ -215,18 +213,18 @@ pub(crate) async fn try_pull_of(peer: &Peer, reference: &str) -> Result<Vec<Byte
         .collect()
 }
 
-/// Reads `response` until it has `bytes` of it, and keeps it open.
-pub(crate) async fn read_some(response: Response, bytes: usize) -> (usize, impl StreamExt) {
+/// Reads at least `bytes` of a body and returns the number read and the open rest.
+pub(crate) async fn read_at_least(response: Response, bytes: usize) -> (usize, impl StreamExt) {
     let mut stream = Box::pin(response.bytes_stream());
-    let mut got = 0;
-    while got < bytes {
-        got += stream.next().await.unwrap().unwrap().len();
+    let mut read = 0;
+    while read < bytes {
+        read += stream.next().await.unwrap().unwrap().len();
     }
-    (got, stream)
+    (read, stream)
 }
 
-/// Bytes that no compressor and no luck could guess.
-pub(crate) fn noise(length: usize, salt: u64) -> Bytes {
+/// Pseudo-random bytes. Different salts give different bytes.
+pub(crate) fn random_bytes(length: usize, salt: u64) -> Bytes {
     use rand::Rng;
     let mut rng = rand_pcg::Pcg64Mcg::new(u128::from(salt) << 1 | 1);
     let mut bytes = vec![0; length];
@@ -234,17 +232,17 @@ pub(crate) fn noise(length: usize, salt: u64) -> Bytes {
     bytes.into()
 }
 
-/// Waits, looking again and again, until something is so; a failed test after half a minute.
-pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let patience = tokio::time::timeout(Duration::from_secs(30), async {
-        while !is_so() {
+/// Waits until a condition is true. The test fails after 30 s.
+pub(crate) async fn wait_until(condition: &str, mut is_true: impl FnMut() -> bool) {
+    let waiting = tokio::time::timeout(Duration::from_secs(30), async {
+        while !is_true() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    assert!(patience.await.is_ok(), "never came: {what}");
+    assert!(waiting.await.is_ok(), "timed out: {condition}");
 }
 
-/// The digest of a blob, as text.
+/// The digest of a blob.
 pub(crate) fn digest(bytes: &[u8]) -> Digest {
     Digest::sha256(bytes)
 }

@@ -1,12 +1,4 @@
-//! Whom peers serve and believe: grants, and certificates and keys that change while pulls go on.
-
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "these tests run against sockets, in real time"
-)]
-
-mod harness;
+//! Grants, and replacement of certificates and keys at run time.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,15 +14,16 @@ use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{
     Authority, CertificateFiles, Identity, LiveKeys, trusted_key_line,
 };
-use harness::origin::Granting;
-use harness::{Fleet, HOUR, noise, pull, try_pull, until};
+
+use crate::harness::origin::GrantSource;
+use crate::harness::{Fleet, HOUR, pull, random_bytes, try_pull, wait_until};
 
 fn image() -> Vec<Bytes> {
-    vec![noise(700, 1), noise(2 << 20, 2)]
+    vec![random_bytes(700, 1), random_bytes(2 << 20, 2)]
 }
 
-/// A grant that ends so many seconds from now, for better or worse.
-fn ends_in(seconds: i64) -> impl Fn(&SealKey, PeerId, Vec<Digest>) -> Option<Grant> {
+/// Grants that expire `seconds` from now; negative values are in the past.
+fn expiring_in(seconds: i64) -> impl Fn(&SealKey, PeerId, Vec<Digest>) -> Option<Grant> {
     move |key, peer, digests| {
         let end = Clock::system()
             .unix_seconds()
@@ -39,35 +32,35 @@ fn ends_in(seconds: i64) -> impl Fn(&SealKey, PeerId, Vec<Digest>) -> Option<Gra
     }
 }
 
-/// A fleet that requires grants, its first peer with the whole image.
+/// A fleet that requires grants. Its first peer has the whole image.
 async fn fleet_with_grants() -> (Fleet, Peer) {
-    let fleet = Fleet::over_tls().await;
+    let fleet = Fleet::with_tls().await;
     fleet.origin.push(&image());
-    grant(&fleet, ends_in(LIFETIME_S as i64));
-    let first = fleet.start(requiring(fleet.config("vm-1"))).await;
+    set_grants(&fleet, expiring_in(LIFETIME_S as i64));
+    let first = fleet.start(require_grants(fleet.config("vm-1"))).await;
     assert_eq!(pull(&first).await, image());
     (fleet, first)
 }
 
-fn requiring(config: Config) -> Config {
+fn require_grants(config: Config) -> Config {
     Config {
         requires_grants: true,
         ..config
     }
 }
 
-fn grant(
+fn set_grants(
     fleet: &Fleet,
-    granting: impl Fn(&SealKey, PeerId, Vec<Digest>) -> Option<Grant> + Send + Sync + 'static,
+    source: impl Fn(&SealKey, PeerId, Vec<Digest>) -> Option<Grant> + Send + Sync + 'static,
 ) {
-    let granting: Granting = Box::new(granting);
-    *fleet.origin.grants.lock().unwrap() = Some(granting);
+    let source: GrantSource = Box::new(source);
+    *fleet.origin.grants.lock().unwrap() = Some(source);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_with_a_grant_is_served_by_its_neighbour() {
+async fn peer_with_grant_is_served_by_neighbour() {
     let (fleet, first) = fleet_with_grants().await;
-    let second = fleet.start(requiring(fleet.config("vm-2"))).await;
+    let second = fleet.start(require_grants(fleet.config("vm-2"))).await;
     assert_eq!(pull(&second).await, image());
     assert!(
         second.stats().bytes_from_peers > 1 << 20,
@@ -78,35 +71,36 @@ async fn a_peer_with_a_grant_is_served_by_its_neighbour() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_valid_grant_nothing_comes_from_a_neighbour_and_the_pull_completes_all_the_same()
-{
+async fn peer_without_valid_grant_pulls_from_the_origin_only() {
     let tolerance = CLOCK_TOLERANCE_S as i64;
-    let stranger = SealKey::from_secret("eu-1".parse().unwrap(), &[8; 32]);
-    let worthless: Vec<Granting> = vec![
+    let untrusted_key = SealKey::from_secret("eu-1".parse().unwrap(), &[8; 32]);
+    let invalid_grants: Vec<GrantSource> = vec![
         Box::new(|_, _, _| None),
-        Box::new(ends_in(-tolerance - 10)),
-        Box::new(|key, _, digests| ends_in(1000)(key, "vm-9".parse().unwrap(), digests)),
-        Box::new(move |_, peer, digests| ends_in(1000)(&stranger, peer, digests)),
-        Box::new(|key, peer, _| ends_in(1000)(key, peer, vec![Digest::sha256(b"another image")])),
+        Box::new(expiring_in(-tolerance - 10)),
+        Box::new(|key, _, digests| expiring_in(1000)(key, "vm-9".parse().unwrap(), digests)),
+        Box::new(move |_, peer, digests| expiring_in(1000)(&untrusted_key, peer, digests)),
+        Box::new(|key, peer, _| {
+            expiring_in(1000)(key, peer, vec![Digest::sha256(b"another image")])
+        }),
         Box::new(move |key, peer, digests| {
-            let honest = ends_in(-tolerance - 10)(key, peer, digests)?;
+            let expired = expiring_in(-tolerance - 10)(key, peer, digests)?;
             Some(Grant {
-                expires_unix_s: honest.expires_unix_s + 100_000,
-                ..honest
+                expires_unix_s: expired.expires_unix_s + 100_000,
+                ..expired
             })
         }),
     ];
     let (fleet, first) = fleet_with_grants().await;
-    for (number, granting) in (2..).zip(worthless) {
-        let refused = first.stats().refused_not_permitted;
-        *fleet.origin.grants.lock().unwrap() = Some(granting);
+    for (number, source) in (2..).zip(invalid_grants) {
+        let refused_before = first.stats().refused_not_permitted;
+        *fleet.origin.grants.lock().unwrap() = Some(source);
         let other = fleet
-            .start(requiring(fleet.config(&format!("vm-{number}"))))
+            .start(require_grants(fleet.config(&format!("vm-{number}"))))
             .await;
         assert_eq!(pull(&other).await, image());
         assert_eq!(other.stats().bytes_from_peers, 0, "grant {number}");
         assert!(
-            first.stats().refused_not_permitted > refused,
+            first.stats().refused_not_permitted > refused_before,
             "grant {number}"
         );
         other.shutdown().await;
@@ -114,11 +108,11 @@ async fn without_a_valid_grant_nothing_comes_from_a_neighbour_and_the_pull_compl
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_neighbour_whose_clock_is_almost_an_hour_ahead_honours_a_grant_to_its_end() {
+async fn grant_is_valid_for_a_neighbour_whose_clock_is_almost_an_hour_ahead() {
     let (fleet, _first) = fleet_with_grants().await;
-    // To its clock, the grant ended so long ago.
-    grant(&fleet, ends_in(60 - CLOCK_TOLERANCE_S as i64));
-    let second = fleet.start(requiring(fleet.config("vm-2"))).await;
+    // As expired as the grant appears to a neighbour with such a clock.
+    set_grants(&fleet, expiring_in(60 - CLOCK_TOLERANCE_S as i64));
+    let second = fleet.start(require_grants(fleet.config("vm-2"))).await;
     assert_eq!(pull(&second).await, image());
     assert!(
         second.stats().bytes_from_peers > 1 << 20,
@@ -128,30 +122,36 @@ async fn a_neighbour_whose_clock_is_almost_an_hour_ahead_honours_a_grant_to_its_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_grant_is_renewed_while_the_pull_goes_on() {
+async fn grant_is_renewed_during_a_pull() {
     let (fleet, _first) = fleet_with_grants().await;
-    // It ends soon, and the pull cannot: nobody has the rest.
-    grant(&fleet, ends_in(30));
-    fleet.origin.is_down.store(true, Ordering::Relaxed);
-    let image = [image(), vec![noise(1 << 20, 9)]].concat();
+    // The grant expires soon, and the pull cannot complete because the rest has no source.
+    set_grants(&fleet, expiring_in(30));
+    fleet
+        .origin
+        .are_blobs_unavailable
+        .store(true, Ordering::Relaxed);
+    let image = [image(), vec![random_bytes(1 << 20, 9)]].concat();
     fleet.origin.push(&image);
-    let second = fleet.start(requiring(fleet.config("vm-2"))).await;
+    let second = fleet.start(require_grants(fleet.config("vm-2"))).await;
     let pulling = tokio::spawn({
         let second = Arc::new(second);
         async move { try_pull(&second).await }
     });
-    until("it asks for a grant again", || {
-        fleet.origin.closures.load(Ordering::Relaxed) >= 3
+    wait_until("the grant is requested again", || {
+        fleet.origin.closure_requests.load(Ordering::Relaxed) >= 3
     })
     .await;
-    fleet.origin.is_down.store(false, Ordering::Relaxed);
+    fleet
+        .origin
+        .are_blobs_unavailable
+        .store(false, Ordering::Relaxed);
     drop(pulling);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grants_need_an_origin_that_knows_its_peers() {
+async fn requiring_grants_needs_an_https_origin() {
     let fleet = Fleet::new().await;
-    let error = Peer::start(requiring(fleet.config("vm-1")), &fleet.shutdown)
+    let error = Peer::start(require_grants(fleet.config("vm-1")), &fleet.shutdown)
         .await
         .unwrap_err()
         .to_string();
@@ -161,14 +161,15 @@ async fn grants_need_an_origin_that_knows_its_peers() {
     );
 }
 
-fn replace(path: &Path, text: &str) {
+fn replace_file(path: &Path, text: &str) {
     let new = path.with_extension("new");
     std::fs::write(&new, text).unwrap();
     std::fs::rename(&new, path).unwrap();
 }
 
-/// A peer whose identity and trusted keys are in files.
-fn in_files(
+/// The configuration of a peer whose identity and trusted keys are loaded from files, with the
+/// paths of these files.
+fn config_from_files(
     fleet: &Fleet,
     dir: &Path,
     name: &str,
@@ -183,11 +184,11 @@ fn in_files(
         key: file("key"),
         authority: file("ca"),
     };
-    replace(&files.certificate, &issued.certificate_pem);
-    replace(&files.key, &issued.key_pem);
-    replace(&files.authority, fleet.authority.certificate_pem());
+    replace_file(&files.certificate, &issued.certificate_pem);
+    replace_file(&files.key, &issued.key_pem);
+    replace_file(&files.authority, fleet.authority.certificate_pem());
     let trusted = file("keys");
-    replace(&trusted, &trusted_key_line(&fleet.key));
+    replace_file(&trusted, &trusted_key_line(&fleet.key));
     let identity = Identity::load(&files).unwrap();
     let trusted_keys = LiveKeys::load(&trusted).unwrap();
     (
@@ -202,19 +203,19 @@ fn in_files(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn certificates_and_authority_change_while_peers_pull() {
+async fn certificate_and_authority_are_replaced_at_run_time() {
     let (fleet, dir) = (Fleet::new().await, tempfile::tempdir().unwrap());
     let image = image();
     fleet.origin.push(&image);
-    let (config, files, _) = in_files(&fleet, dir.path(), "vm-1");
+    let (config, files, _) = config_from_files(&fleet, dir.path(), "vm-1");
     let identity = config.identity.clone();
     let first = fleet.start(config).await;
     assert_eq!(pull(&first).await, image);
     let second = fleet.peer("vm-2").await;
     assert_eq!(pull(&second).await, image);
-    until("they know each other", || first.stats().neighbours == 1).await;
+    wait_until("the peers are connected", || first.stats().neighbours == 1).await;
 
-    // The next authority comes in beside the old one; a peer of the next one joins.
+    // The next authority is trusted besides the old one; a peer with its certificate joins.
     let next = Authority::create().unwrap();
     let issue = |name: &str| next.issue_peer(&name.parse().unwrap(), 2 * HOUR).unwrap();
     let both = format!(
@@ -223,11 +224,11 @@ async fn certificates_and_authority_change_while_peers_pull() {
         next.certificate_pem()
     );
     let renewed = issue("vm-1");
-    replace(&files.authority, &both);
-    replace(&files.certificate, &renewed.certificate_pem);
-    replace(&files.key, &renewed.key_pem);
+    replace_file(&files.authority, &both);
+    replace_file(&files.certificate, &renewed.certificate_pem);
+    replace_file(&files.key, &renewed.key_pem);
     let ends = identity.ends_unix_s();
-    until("the new certificate is in use", || {
+    wait_until("the new certificate is in use", || {
         identity.ends_unix_s() > ends
     })
     .await;
@@ -251,39 +252,40 @@ async fn certificates_and_authority_change_while_peers_pull() {
     );
     assert!(
         first.stats().neighbours >= 2,
-        "the connection from before goes on: {:?}",
+        "the existing connection stays: {:?}",
         first.stats()
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_sealed_with_a_key_that_was_removed_is_not_taken_in_anew() {
+async fn blob_sealed_with_removed_key_is_not_stored() {
     let (fleet, dir) = (Fleet::new().await, tempfile::tempdir().unwrap());
     fleet.origin.push(&image());
-    let (config, _, trusted) = in_files(&fleet, dir.path(), "vm-1");
+    let (config, _, trusted) = config_from_files(&fleet, dir.path(), "vm-1");
     let keys = config.trusted_keys.clone();
     let peer = fleet.start(config).await;
     assert_eq!(pull(&peer).await, image());
-    let sealed = peer.stats().blobs.len();
+    let stored = peer.stats().blobs.len();
     let next = SealKey::from_secret("eu-1".parse().unwrap(), &[9; 32]);
-    replace(&trusted, &trusted_key_line(&next));
-    until("the keys are taken up", || {
+    replace_file(&trusted, &trusted_key_line(&next));
+    wait_until("the new keys are loaded", || {
         keys.current().to_string() == next.key_id().to_string()
     })
     .await;
 
-    let other = vec![noise(700, 5), noise(1 << 20, 6)];
+    let other = vec![random_bytes(700, 5), random_bytes(1 << 20, 6)];
     fleet.origin.push(&other);
-    // Tags are remembered for a moment.
-    until_pulled(&peer, &other).await;
+    // The old tag is cached for a moment.
+    pull_until_image_is(&peer, &other).await;
     assert_eq!(
         peer.stats().blobs.len(),
-        sealed,
-        "nothing of it is believed, so nothing is kept"
+        stored,
+        "blobs with an untrusted seal were stored"
     );
 }
 
-async fn until_pulled(peer: &Peer, image: &[Bytes]) {
+/// Pulls repeatedly until the tag names this image.
+async fn pull_until_image_is(peer: &Peer, image: &[Bytes]) {
     let is_new = AtomicBool::new(false);
     while !is_new.load(Ordering::Relaxed) {
         is_new.store(pull(peer).await == image, Ordering::Relaxed);

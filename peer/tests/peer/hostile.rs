@@ -1,14 +1,6 @@
-//! Neighbours with a good certificate and bad manners: they speak another version, say nonsense,
-//! promise and do not deliver, or talk without end. A pull completes all the same, soon, and
-//! nothing they sent is kept.
-
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "these tests run against sockets, in real time"
-)]
-
-mod harness;
+//! Neighbours with a valid certificate that violate the protocol: another version, malformed
+//! frames, announced chunks that are never sent, floods of messages. Pulls complete within a bound,
+//! and no bytes of such a neighbour are stored.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,28 +13,33 @@ use flotilla_common::wire::frame::Message;
 use flotilla_common::wire::peer::{About, Ask, Chunk, Control, Have, Hello, Holding, Holds};
 use flotilla_peer::{Peer, QuicSettings, quic_endpoint};
 use flotilla_runtime::identity::peer_name;
-use harness::{Fleet, digest, noise, pull, until};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 
+use crate::harness::{Fleet, digest, pull, random_bytes, wait_until};
+
 const MIB: usize = 1 << 20;
-/// What bad company may cost a pull that takes a fraction of a second alone: a promise is waited
-/// for twice, at most 2 s.
-const BOUND: Duration = Duration::from_secs(10);
+/// Upper bound for a pull, which takes a fraction of a second without a hostile neighbour. A
+/// stalled transfer is waited for twice, at most 2 s.
+const MAX_PULL_TIME: Duration = Duration::from_secs(10);
 
 fn image() -> Vec<Bytes> {
-    vec![noise(700, 1), noise(MIB + 77, 2), noise(6 * MIB + 5, 3)]
+    vec![
+        random_bytes(700, 1),
+        random_bytes(MIB + 77, 2),
+        random_bytes(6 * MIB + 5, 3),
+    ]
 }
 
-/// A peer of the fleet by its certificate, which does as its story says.
-struct Hostile {
+/// A peer with a valid certificate whose messages the test chooses.
+struct HostilePeer {
     connection: Connection,
     control: SendStream,
     _receive: RecvStream,
     _endpoint: Endpoint,
 }
 
-impl Hostile {
-    /// Dials a peer and says `hello`.
+impl HostilePeer {
+    /// Dials a peer and sends `hello`.
     async fn dial(fleet: &Fleet, victim: &Peer, hello: Hello) -> Self {
         let identity = fleet.config("vm-hostile").identity;
         let endpoint = quic_endpoint(
@@ -68,8 +65,8 @@ impl Hostile {
         }
     }
 
-    /// Dials, and is a neighbour like any other so far.
-    async fn neighbour(fleet: &Fleet, victim: &Peer) -> Self {
+    /// Dials a peer and completes the exchange of Hello and About.
+    async fn connect(fleet: &Fleet, victim: &Peer) -> Self {
         let mut hostile = Self::dial(fleet, victim, Hello::ours()).await;
         let (region, zone) = ("eu".parse().unwrap(), "eu-a".parse().unwrap());
         let about = About {
@@ -77,18 +74,22 @@ impl Hostile {
             zone,
             up_bits_per_second: Some(1_000_000_000_000),
         };
-        hostile.say(&Control::About(about)).await.unwrap();
-        until("it is a neighbour", || victim.stats().neighbours == 1).await;
+        hostile.send(&Control::About(about)).await.unwrap();
+        wait_until("the hostile peer is a neighbour", || {
+            victim.stats().neighbours == 1
+        })
+        .await;
         hostile
     }
 
-    async fn say(&mut self, message: &Control) -> Result<(), quinn::WriteError> {
+    async fn send(&mut self, message: &Control) -> Result<(), quinn::WriteError> {
         self.control.write_all(&message.to_frame().unwrap()).await
     }
 
-    async fn promise(&mut self, blobs: &[Digest]) -> Result<(), quinn::WriteError> {
+    /// Announces that it holds these blobs.
+    async fn announce(&mut self, blobs: &[Digest]) -> Result<(), quinn::WriteError> {
         for digest in blobs {
-            self.say(&Control::Holds(Holds {
+            self.send(&Control::Holds(Holds {
                 digest: *digest,
                 holding: Holding::Complete,
             }))
@@ -98,22 +99,22 @@ impl Hostile {
     }
 }
 
-/// The pull completes within the bound, with the right bytes, all of them the origin's.
-async fn completes(peer: &Peer, image: &[Bytes]) {
-    let begun = Instant::now();
+/// Pulls the image and checks time, bytes, and that all bytes came from the origin.
+async fn pull_and_check(peer: &Peer, image: &[Bytes]) {
+    let started = Instant::now();
     assert_eq!(pull(peer).await, image);
-    let took = begun.elapsed();
-    assert!(took < BOUND, "bad company cost {took:?}");
+    let took = started.elapsed();
+    assert!(took < MAX_PULL_TIME, "the pull took {took:?}");
     let stats = peer.stats();
     assert_eq!(stats.bytes_from_peers, 0, "{stats:?}");
-    until("what is stored is right", || {
+    wait_until("all blobs are complete", || {
         peer.stats().blobs.iter().all(|blob| blob.is_complete)
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_of_another_version_is_hung_up_on() {
+async fn connection_with_unsupported_version_is_closed() {
     let (fleet, image) = (Fleet::new().await, image());
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
@@ -122,102 +123,102 @@ async fn a_peer_of_another_version_is_hung_up_on() {
         newest: 999,
         features: u64::MAX,
     };
-    let hostile = Hostile::dial(&fleet, &peer, hello).await;
-    tokio::time::timeout(BOUND, hostile.connection.closed())
+    let hostile = HostilePeer::dial(&fleet, &peer, hello).await;
+    tokio::time::timeout(MAX_PULL_TIME, hostile.connection.closed())
         .await
-        .expect("it is hung up on");
-    completes(&peer, &image).await;
+        .expect("the connection is closed");
+    pull_and_check(&peer, &image).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_talks_nonsense_is_hung_up_on() {
+async fn connection_with_malformed_frame_is_closed() {
     let (fleet, image) = (Fleet::new().await, image());
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
-    let mut hostile = Hostile::neighbour(&fleet, &peer).await;
-    // A frame that says it has four gigabytes.
+    let mut hostile = HostilePeer::connect(&fleet, &peer).await;
+    // The header of a frame of four gigabytes.
     let _ = hostile.control.write_all(&[2, 255, 255, 255, 255]).await;
-    tokio::time::timeout(BOUND, hostile.connection.closed())
+    tokio::time::timeout(MAX_PULL_TIME, hostile.connection.closed())
         .await
-        .expect("it is hung up on");
-    completes(&peer, &image).await;
+        .expect("the connection is closed");
+    pull_and_check(&peer, &image).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_promises_and_stalls_is_done_without() {
+async fn stalling_neighbour_does_not_delay_the_pull_much() {
     let (fleet, image) = (Fleet::new().await, image());
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
-    let mut hostile = Hostile::neighbour(&fleet, &peer).await;
-    let asked = Arc::new(AtomicUsize::new(0));
-    let (connection, count) = (hostile.connection.clone(), Arc::clone(&asked));
-    let silent = tokio::spawn(async move {
-        let mut kept = Vec::new();
+    let mut hostile = HostilePeer::connect(&fleet, &peer).await;
+    let requests = Arc::new(AtomicUsize::new(0));
+    let (connection, count) = (hostile.connection.clone(), Arc::clone(&requests));
+    let stalling = tokio::spawn(async move {
+        let mut open_streams = Vec::new();
         while let Ok(streams) = connection.accept_bi().await {
             count.fetch_add(1, Ordering::Relaxed);
-            kept.push(streams);
+            open_streams.push(streams);
         }
     });
     let blobs: Vec<Digest> = image.iter().map(|blob| digest(blob)).collect();
-    // A blob must be known before anybody can promise it.
-    let promising = tokio::spawn(async move {
-        while hostile.promise(&blobs).await.is_ok() {
+    // Announcements of blobs that the peer does not know yet are ignored.
+    let announcing = tokio::spawn(async move {
+        while hostile.announce(&blobs).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     });
-    completes(&peer, &image).await;
+    pull_and_check(&peer, &image).await;
     assert!(
-        asked.load(Ordering::Relaxed) > 0,
-        "its promise was believed at first"
+        requests.load(Ordering::Relaxed) > 0,
+        "no chunk was requested from the hostile peer"
     );
-    promising.abort();
-    silent.abort();
+    announcing.abort();
+    stalling.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_floods_harms_nobody_but_itself() {
+async fn flooding_neighbour_does_not_harm_the_pull() {
     let (fleet, image) = (Fleet::new().await, image());
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
-    let mut hostile = Hostile::neighbour(&fleet, &peer).await;
+    let mut hostile = HostilePeer::connect(&fleet, &peer).await;
     let connection = hostile.connection.clone();
     let blobs: Vec<Digest> = image.iter().map(|blob| digest(blob)).collect();
-    let asking = tokio::spawn(async move {
+    let requesting = tokio::spawn(async move {
         let ask = Ask {
             digest: Digest::sha256(b"nothing"),
             chunk: u32::MAX,
             grant: None,
         };
         let ask = Chunk::Ask(ask).to_frame().unwrap();
-        // Answers are not read, and streams are not ended.
-        let mut kept = Vec::new();
+        // Responses are not read, and streams are not finished.
+        let mut open_streams = Vec::new();
         while let Ok((mut send, receive)) = connection.open_bi().await {
             let _ = send.write_all(&ask).await;
-            kept.push((send, receive));
+            open_streams.push((send, receive));
         }
     });
-    let talking = tokio::spawn(async move {
+    let sending = tokio::spawn(async move {
         for round in 0_u32.. {
             let chunks = (0..1000).map(|chunk| chunk ^ round).collect();
             let digest = blobs[round as usize % blobs.len()];
-            let nonsense = Holding::Partial(ChunkMap::full(round % 5000));
-            let said = hostile
-                .say(&Control::Have(Have { digest, chunks }))
+            let wrong_map = Holding::Partial(ChunkMap::full(round % 5000));
+            let is_open = hostile
+                .send(&Control::Have(Have { digest, chunks }))
                 .await
                 .is_ok()
                 && hostile
-                    .say(&Control::Holds(Holds {
+                    .send(&Control::Holds(Holds {
                         digest,
-                        holding: nonsense,
+                        holding: wrong_map,
                     }))
                     .await
                     .is_ok();
-            if !said {
+            if !is_open {
                 return;
             }
         }
     });
-    completes(&peer, &image).await;
-    talking.abort();
-    asking.abort();
+    pull_and_check(&peer, &image).await;
+    sending.abort();
+    requesting.abort();
 }

@@ -1,12 +1,4 @@
-//! What a fleet of a few peers goes through.
-
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "these tests run against sockets, in real time"
-)]
-
-mod harness;
+//! Pulls in a small fleet: sharing between peers, wrong bytes, restarts, quarantine.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,14 +8,21 @@ use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::tree::{self, Value};
 use flotilla_common::units::{BitRate, ByteSize};
-use flotilla_peer::{Config, CongestionControl, Outbound, Peer};
-use harness::{Fleet, get, get_range, noise, pull, read_some, try_pull, until};
+use flotilla_peer::{ChunkInterceptor, Config, CongestionControl, Peer};
+
+use crate::harness::{
+    Fleet, get, get_range, pull, random_bytes, read_at_least, try_pull, wait_until,
+};
 
 const MIB: usize = 1 << 20;
 
 /// A configuration, a small layer and a larger one.
 fn image() -> Vec<Bytes> {
-    vec![noise(700, 1), noise(MIB + 77, 2), noise(6 * MIB + 5, 3)]
+    vec![
+        random_bytes(700, 1),
+        random_bytes(MIB + 77, 2),
+        random_bytes(6 * MIB + 5, 3),
+    ]
 }
 
 fn bytes_of(image: &[Bytes]) -> u64 {
@@ -31,7 +30,7 @@ fn bytes_of(image: &[Bytes]) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_second_peer_gets_the_image_from_the_first() {
+async fn second_peer_gets_the_image_from_the_first() {
     let fleet = Fleet::new().await;
     let image = image();
     fleet.origin.push(&image);
@@ -39,7 +38,7 @@ async fn the_second_peer_gets_the_image_from_the_first() {
     assert_eq!(pull(&first).await, image);
     assert_eq!(first.stats().bytes_from_origin, bytes_of(&image));
 
-    let sent_before = fleet.origin.sent();
+    let sent_before = fleet.origin.bytes_sent();
     let second = fleet.peer("vm-2").await;
     assert_eq!(pull(&second).await, image);
     let stats = second.stats();
@@ -47,10 +46,10 @@ async fn the_second_peer_gets_the_image_from_the_first() {
     assert!(
         from_peers > 0.9,
         "{stats:?}, the origin sent {}",
-        fleet.origin.sent() - sent_before
+        fleet.origin.bytes_sent() - sent_before
     );
     assert_eq!(first.stats().bytes_to_peers, stats.bytes_from_peers);
-    until("every blob is complete", || {
+    wait_until("every blob is complete", || {
         second.stats().blobs.iter().all(|blob| blob.is_complete)
     })
     .await;
@@ -79,7 +78,7 @@ async fn every_congestion_controller_transfers_chunks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_burst_of_four_costs_the_origin_little_more_than_one_copy() {
+async fn burst_of_four_costs_the_origin_little_more_than_one_copy() {
     let fleet = Fleet::new().await;
     let image = image();
     fleet.origin.push(&image);
@@ -87,25 +86,25 @@ async fn a_burst_of_four_costs_the_origin_little_more_than_one_copy() {
     for name in ["vm-1", "vm-2", "vm-3", "vm-4"] {
         peers.push(fleet.peer(name).await);
     }
-    // Some of the readers come just when it is found out.
     let pulls = futures_util::future::join_all(peers.iter().map(pull)).await;
     assert!(pulls.iter().all(|pulled| *pulled == image));
-    let copies = fleet.origin.sent() as f64 / bytes_of(&image) as f64;
+    let copies = fleet.origin.bytes_sent() as f64 / bytes_of(&image) as f64;
     assert!(copies <= 1.2, "{copies} copies");
 }
 
-/// Alters a byte of every part; in the values, too, if it is clever.
+/// Changes the last byte of every part.
 #[derive(Debug)]
-struct Liar {
-    is_clever: bool,
+struct ChangeLastByte {
+    /// Whether it also changes the chaining value of the first part.
+    changes_values: bool,
 }
 
-impl Outbound for Liar {
+impl ChunkInterceptor for ChangeLastByte {
     fn values(&self, _: &Digest, _: u32, mut values: Vec<Value>) -> Vec<Value> {
-        if self.is_clever
+        if self.changes_values
             && let Some(first) = values.first_mut()
         {
-            *first = tree::subtree_value(0, b"lies");
+            *first = tree::subtree_value(0, b"other");
         }
         values
     }
@@ -119,16 +118,16 @@ impl Outbound for Liar {
     }
 }
 
-async fn a_liar_is_found_out(is_clever: bool) {
+async fn check_corrupt_neighbour_is_quarantined(changes_values: bool) {
     let fleet = Fleet::new().await;
     let image = image();
     fleet.origin.push(&image);
-    let liar = Config {
-        outbound: Arc::new(Liar { is_clever }),
-        ..fleet.config("vm-liar")
+    let corrupt = Config {
+        interceptor: Arc::new(ChangeLastByte { changes_values }),
+        ..fleet.config("vm-corrupt")
     };
-    let liar = fleet.start(liar).await;
-    assert_eq!(pull(&liar).await, image);
+    let corrupt = fleet.start(corrupt).await;
+    assert_eq!(pull(&corrupt).await, image);
 
     let honest = fleet.peer("vm-honest").await;
     assert_eq!(pull(&honest).await, image);
@@ -138,24 +137,24 @@ async fn a_liar_is_found_out(is_clever: bool) {
     assert_eq!(stats.bytes_from_peers, 0, "{stats:?}");
     assert_eq!(stats.bytes_from_origin, bytes_of(&image), "{stats:?}");
     assert_eq!(stats.neighbours, 0, "{stats:?}");
-    until("what is stored is right", || {
+    wait_until("all blobs are complete", || {
         honest.stats().blobs.iter().all(|blob| blob.is_complete)
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lying_peer_is_found_out_and_nothing_it_sent_is_kept() {
-    a_liar_is_found_out(false).await;
+async fn neighbour_with_wrong_bytes_is_quarantined() {
+    check_corrupt_neighbour_is_quarantined(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_lies_about_its_parts_is_found_out_too() {
-    a_liar_is_found_out(true).await;
+async fn neighbour_with_wrong_part_values_is_quarantined() {
+    check_corrupt_neighbour_is_quarantined(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_stops_in_the_middle_is_made_up_for() {
+async fn pull_completes_when_the_seeder_stops() {
     let fleet = Fleet::new().await;
     let image = image();
     fleet.origin.push(&image);
@@ -172,7 +171,7 @@ async fn a_peer_that_stops_in_the_middle_is_made_up_for() {
         assert_eq!(pulled, image);
     };
     let stopping = async {
-        until("some chunks came from the first", || {
+        wait_until("some chunks came from the seeder", || {
             second.stats().bytes_from_peers > MIB as u64
         })
         .await;
@@ -187,17 +186,17 @@ async fn a_peer_that_stops_in_the_middle_is_made_up_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restarted_peer_goes_on_with_what_it_has() {
+async fn restarted_peer_resumes_with_its_store() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
     fleet
         .origin
-        .serves_until
+        .unavailable_from
         .store(3 * MIB as u64, Ordering::Relaxed);
     let peer = fleet.peer("vm-1").await;
     get(&peer, "/v2/app/manifests/v1").await;
-    let large = harness::digest(&image[2]);
+    let large = crate::harness::digest(&image[2]);
     let held = |peer: &Peer| {
         peer.stats()
             .blobs
@@ -205,14 +204,17 @@ async fn a_restarted_peer_goes_on_with_what_it_has() {
             .find(|blob| blob.digest == large)
             .map_or(0, |blob| blob.held)
     };
-    until("three MiB are held", || held(&peer) == 3 * MIB as u64).await;
+    wait_until("three MiB are held", || held(&peer) == 3 * MIB as u64).await;
     peer.shutdown().await;
 
-    fleet.origin.serves_until.store(u64::MAX, Ordering::Relaxed);
-    let sent_before = fleet.origin.sent();
+    fleet
+        .origin
+        .unavailable_from
+        .store(u64::MAX, Ordering::Relaxed);
+    let sent_before = fleet.origin.bytes_sent();
     let peer = fleet.peer("vm-1").await;
     assert_eq!(pull(&peer).await, image);
-    let sent = fleet.origin.sent() - sent_before;
+    let sent = fleet.origin.bytes_sent() - sent_before;
     assert!(
         sent <= bytes_of(&image) - 3 * MIB as u64,
         "{sent} bytes were fetched again"
@@ -221,26 +223,29 @@ async fn a_restarted_peer_goes_on_with_what_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_the_store_is_served_without_anybody() {
+async fn stored_image_is_served_without_any_source() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
     assert_eq!(pull(&peer).await, image);
-    until("all is complete", || {
+    wait_until("all blobs are complete", || {
         peer.stats().blobs.iter().all(|blob| blob.is_complete)
     })
     .await;
     peer.shutdown().await;
 
-    fleet.origin.is_down.store(true, Ordering::Relaxed);
+    fleet
+        .origin
+        .are_blobs_unavailable
+        .store(true, Ordering::Relaxed);
     let peer = fleet.peer("vm-1").await;
     assert_eq!(pull(&peer).await, image);
     assert_eq!(peer.stats().bytes_from_store, bytes_of(&image));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_fit_into_the_store_is_passed_through() {
+async fn blob_larger_than_the_quota_is_passed_through() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
@@ -256,55 +261,63 @@ async fn what_does_not_fit_into_the_store_is_passed_through() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_seals_that_contradict_each_other_put_the_blob_into_quarantine() {
+async fn contradicting_seals_quarantine_the_blob() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
     pull(&peer).await;
-    let digest = harness::digest(&image[1]);
-    // A new layer makes the peer ask for the proofs again, once the tag is read anew.
+    let digest = crate::harness::digest(&image[1]);
+    // A new layer makes the peer request the proofs again, once the cached tag has expired.
     fleet
         .origin
-        .push(&[image[0].clone(), image[1].clone(), noise(10, 5)]);
-    let other = fleet.origin.seal_as(digest, &noise(image[1].len(), 9));
+        .push(&[image[0].clone(), image[1].clone(), random_bytes(10, 5)]);
+    let other = fleet
+        .origin
+        .seal_with_digest(digest, &random_bytes(image[1].len(), 9));
     fleet.origin.proofs.lock().unwrap().insert(digest, other);
-    let asking = async {
+    let polling = async {
         while peer.stats().quarantined_blobs == 0 {
             get(&peer, "/v2/app/manifests/v1").await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), asking)
+    tokio::time::timeout(Duration::from_secs(30), polling)
         .await
         .unwrap();
     assert!(
         peer.stats().blobs.iter().all(|blob| blob.digest != digest),
-        "it is not kept"
+        "the quarantined blob is still stored"
     );
-    assert_eq!(pull(&peer).await[1], image[1], "but passed through");
+    assert_eq!(pull(&peer).await[1], image[1], "the blob is passed through");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sealed_bytes_under_a_wrong_digest_are_an_origins_fault() {
+async fn seal_with_wrong_digest_quarantines_the_blob() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
-    let (wrong, digest) = (noise(image[1].len(), 9), harness::digest(&image[1]));
-    let sealed = fleet.origin.seal_as(digest, &wrong);
+    let (wrong, digest) = (
+        random_bytes(image[1].len(), 9),
+        crate::harness::digest(&image[1]),
+    );
+    let sealed = fleet.origin.seal_with_digest(digest, &wrong);
     fleet.origin.proofs.lock().unwrap().insert(digest, sealed);
     fleet.origin.blobs.lock().unwrap().insert(digest, wrong);
     let peer = fleet.peer("vm-1").await;
-    // Some of the readers come just when it is found out.
+    // Some readers arrive at the moment of the quarantine.
     let pulls = futures_util::future::join_all((0..32).map(|_| try_pull(&peer))).await;
     for failed in pulls.into_iter().map(Result::unwrap_err) {
         assert!(failed.contains("wrong bytes"), "{failed}");
     }
-    until("it is found out", || peer.stats().quarantined_blobs == 1).await;
+    wait_until("the blob is quarantined", || {
+        peer.stats().quarantined_blobs == 1
+    })
+    .await;
     assert!(peer.stats().blobs.iter().all(|blob| blob.digest != digest));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_hangs_up_leaves_nothing_behind() {
+async fn closed_reader_does_not_block_later_pulls() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
@@ -314,11 +327,11 @@ async fn a_reader_that_hangs_up_leaves_nothing_behind() {
     };
     let peer = fleet.start(slow).await;
     get(&peer, "/v2/app/manifests/v1").await;
-    let path = format!("/v2/app/blobs/{}", harness::digest(&image[2]));
+    let path = format!("/v2/app/blobs/{}", crate::harness::digest(&image[2]));
     let response = get_range(&peer, &path, Some("bytes=1048576-")).await;
     assert_eq!(response.status(), 206);
-    let (got, stream) = read_some(response, 1).await;
-    assert!(got > 0);
+    let (read, stream) = read_at_least(response, 1).await;
+    assert!(read > 0);
     drop(stream);
     assert_eq!(pull(&peer).await, image);
 }

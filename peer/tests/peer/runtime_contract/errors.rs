@@ -1,4 +1,5 @@
-//! A pull that cannot be served says so at once, in a way that lets the runtime go on.
+//! Requests that cannot be served fail at once, with a status that lets the runtime try its next
+//! host.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -6,29 +7,29 @@ use std::time::{Duration, Instant};
 use flotilla_common::units::ByteSize;
 use flotilla_peer::{Config, FallbackTimeouts};
 
-use crate::client::{ask, error, get};
-use crate::harness::{Fleet, digest, noise};
-use crate::{MIB, image, path_of};
+use super::client::{get, oci_error, request};
+use super::{MIB, image, path_of};
+use crate::harness::{Fleet, digest, random_bytes};
 
-/// Far more than an answer takes that waits for nothing.
+/// Much longer than a response takes that waits for nothing.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_there_is_not_is_404_at_once_and_says_what() {
+async fn unknown_content_is_404_at_once_with_its_name() {
     let fleet = Fleet::without_tracker().await;
     fleet.origin.push(&image());
     let peer = fleet.peer("vm-1").await;
-    let absent = digest(b"nobody has this");
-    for (path, code, says) in [
+    let absent = digest(b"absent");
+    for (path, expected_code, expected_text) in [
         (
             "/v2/app/manifests/v2".to_owned(),
             "MANIFEST_UNKNOWN",
-            "says the origin of the test",
+            "refused by the test origin",
         ),
         (
             format!("/v2/app/manifests/{absent}"),
             "MANIFEST_UNKNOWN",
-            "says the origin of the test",
+            "refused by the test origin",
         ),
         (
             "/v2/other/manifests/v1".to_owned(),
@@ -38,7 +39,7 @@ async fn what_there_is_not_is_404_at_once_and_says_what() {
         (
             format!("/v2/app/blobs/{absent}"),
             "BLOB_UNKNOWN",
-            "says the origin of the test",
+            "refused by the test origin",
         ),
         (
             format!("/v2/other/blobs/{absent}"),
@@ -57,43 +58,43 @@ async fn what_there_is_not_is_404_at_once_and_says_what() {
             "/v2/app/tags/list",
         ),
     ] {
-        let head = ask(&peer, "HEAD", &path, None).await;
-        let answer = get(&peer, &path, None).await;
-        assert_eq!((head.status, answer.status), (404, 404), "{path}");
+        let head = request(&peer, "HEAD", &path, None).await;
+        let response = get(&peer, &path, None).await;
+        assert_eq!((head.status, response.status), (404, 404), "{path}");
         assert!(
-            answer.head_after < AT_ONCE,
+            response.head_after < AT_ONCE,
             "{path}: {:?}",
-            answer.head_after
+            response.head_after
         );
-        let (told, message) = error(answer).await;
-        assert_eq!(told, code, "{path}");
-        assert!(message.contains(says), "{path}: {message}");
+        let (code, message) = oci_error(response).await;
+        assert_eq!(code, expected_code, "{path}");
+        assert!(message.contains(expected_text), "{path}: {message}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_origin_that_is_out_is_503_and_never_what_is_asked_again_at_the_same_host() {
+async fn unavailable_origin_is_503_so_that_the_next_host_is_tried() {
     let fleet = Fleet::without_tracker().await;
     fleet.origin.push(&image());
-    fleet.origin.is_out.store(true, Ordering::Relaxed);
+    fleet.origin.is_unavailable.store(true, Ordering::Relaxed);
     let peer = fleet.peer("vm-1").await;
-    let absent = digest(b"nobody has this");
+    let absent = digest(b"absent");
     for path in [
         "/v2/app/manifests/v1".to_owned(),
         format!("/v2/app/manifests/{absent}"),
         format!("/v2/app/blobs/{absent}"),
     ] {
         for method in ["HEAD", "GET"] {
-            let answer = ask(&peer, method, &path, None).await;
-            // 408 and 429 are asked five times more at the same host, 502 fails the pull.
-            assert_eq!(answer.status, 503, "{method} {path}");
+            let response = request(&peer, method, &path, None).await;
+            // containerd retries 408 and 429 five times at the same host, and 502 fails the pull.
+            assert_eq!(response.status, 503, "{method} {path}");
             assert!(
-                answer.head_after < AT_ONCE,
+                response.head_after < AT_ONCE,
                 "{method} {path}: {:?}",
-                answer.head_after
+                response.head_after
             );
             if method == "GET" {
-                let (code, message) = error(answer).await;
+                let (code, message) = oci_error(response).await;
                 assert_eq!(code, "UNAVAILABLE");
                 assert!(message.contains(&fleet.origin.url()), "{message}");
             }
@@ -102,24 +103,27 @@ async fn an_origin_that_is_out_is_503_and_never_what_is_asked_again_at_the_same_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_that_nobody_can_bring_is_503_within_the_bound() {
+async fn blob_without_source_is_503_within_the_timeout() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
-    fleet.origin.is_down.store(true, Ordering::Relaxed);
-    // The manifest is here, its blobs are wanted, and then there is nobody.
+    fleet
+        .origin
+        .are_blobs_unavailable
+        .store(true, Ordering::Relaxed);
+    // The manifest is stored and its blobs are wanted, but they have no source.
     assert_eq!(
         get(&peer, "/v2/app/manifests/v1", Some("bytes=0-"))
             .await
             .status,
         206
     );
-    let answer = get(&peer, &path_of(&image[2]), Some("bytes=0-")).await;
-    assert_eq!(answer.status, 503);
+    let response = get(&peer, &path_of(&image[2]), Some("bytes=0-")).await;
+    assert_eq!(response.status, 503);
     let bound = FallbackTimeouts::default().no_source + AT_ONCE;
-    assert!(answer.head_after < bound, "{:?}", answer.head_after);
-    let (_, message) = error(answer).await;
+    assert!(response.head_after < bound, "{:?}", response.head_after);
+    let (_, message) = oci_error(response).await;
     assert!(
         message.contains("no neighbour has it") && message.contains(&fleet.origin.url()),
         "{message}"
@@ -127,7 +131,7 @@ async fn a_blob_that_nobody_can_bring_is_503_within_the_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_source_that_keeps_silent_does_not_keep_the_mirror_silent() {
+async fn hanging_origin_does_not_hang_the_mirror() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
@@ -144,11 +148,11 @@ async fn a_source_that_keeps_silent_does_not_keep_the_mirror_silent() {
         })
         .await;
     assert_eq!(get(&peer, "/v2/app/manifests/v1", None).await.status, 200);
-    fleet.origin.is_silent.store(true, Ordering::Relaxed);
+    fleet.origin.is_hanging.store(true, Ordering::Relaxed);
     let started = Instant::now();
-    let answer = get(&peer, &path_of(&image[2]), Some("bytes=0-")).await;
-    assert_eq!(answer.status, 503);
-    // The reader's timeout, and an origin's 5 s to begin its answer.
+    let response = get(&peer, &path_of(&image[2]), Some("bytes=0-")).await;
+    assert_eq!(response.status, 503);
+    // The reader's timeout, and 5 s for the origin to begin its response.
     assert!(
         started.elapsed() < second + Duration::from_secs(5) + AT_ONCE,
         "{:?}",
@@ -157,9 +161,9 @@ async fn a_source_that_keeps_silent_does_not_keep_the_mirror_silent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_later_range_of_a_blob_that_was_begun_is_never_an_error() {
+async fn later_range_of_a_started_blob_ends_early_without_error_status() {
     let fleet = Fleet::without_tracker().await;
-    let image = [noise(700, 1), noise(8 * MIB, 4)];
+    let image = [random_bytes(700, 1), random_bytes(8 * MIB, 4)];
     fleet.origin.push(&image);
     let fallback_timeouts = FallbackTimeouts {
         no_source: Duration::from_millis(100),
@@ -177,10 +181,10 @@ async fn a_later_range_of_a_blob_that_was_begun_is_never_an_error() {
             ..fleet.config("vm-2")
         })
         .await;
-    // Nothing behind the middle comes from anywhere.
+    // The second half has no source.
     fleet
         .origin
-        .serves_until
+        .unavailable_from
         .store(4 * MIB as u64, Ordering::Relaxed);
     for peer in [&storing, &passing] {
         assert_eq!(
@@ -192,18 +196,21 @@ async fn a_later_range_of_a_blob_that_was_begun_is_never_an_error() {
         let path = path_of(&image[1]);
         let first = get(peer, &path, Some("bytes=0-")).await;
         assert_eq!(first.status, 206);
-        assert_eq!(first.piece(MIB).await, image[1][..MIB]);
+        assert_eq!(first.read_and_close(MIB).await, image[1][..MIB]);
 
         let later = format!("bytes={}-", 5 * MIB);
-        let answer = get(peer, &path, Some(&later)).await;
-        assert_eq!(answer.status, 206, "any other status fails the pull");
-        assert_eq!(answer.length(), 3 * MIB as u64);
+        let response = get(peer, &path, Some(&later)).await;
+        assert_eq!(response.status, 206, "any other status fails the pull");
+        assert_eq!(response.length(), 3 * MIB as u64);
         assert_eq!(
-            answer.whole().await.expect("an end, not a reset"),
+            response
+                .read_all()
+                .await
+                .expect("ended by FIN, not by a reset"),
             b"",
-            "it is cut"
+            "ended early"
         );
-        // Now containerd asks again, at the first host, and goes on to the next.
+        // containerd now retries at the same host, and then tries the next one.
         let again = get(peer, &path, Some(&later)).await;
         assert_eq!(again.status, 404);
         assert!(again.head_after < AT_ONCE, "{:?}", again.head_after);

@@ -1,4 +1,4 @@
-//! An origin of a few lines: one image `app:v1`, sealed.
+//! A minimal origin with one sealed image, `app:v1`, and switches for failures.
 
 use std::collections::HashMap;
 use std::io;
@@ -31,45 +31,45 @@ pub(crate) struct FakeOrigin {
     url: String,
     key: SealKey,
     manifest: Mutex<Bytes>,
-    /// In the manifest's order.
+    /// The blobs in the order of the manifest.
     order: Mutex<Vec<Digest>>,
     pub blobs: Mutex<HashMap<Digest, Bytes>>,
     pub proofs: Mutex<HashMap<Digest, Proof>>,
     /// Bytes of blobs sent.
-    pub sent: AtomicU64,
-    /// What was asked: method, path and range.
-    pub asked: Mutex<Vec<String>>,
-    /// Answers 503 to requests for blobs, and is not ready.
-    pub is_down: AtomicBool,
-    /// Answers 503 to everything.
-    pub is_out: AtomicBool,
-    /// Takes requests for blobs and never answers.
-    pub is_silent: AtomicBool,
-    /// Answers 404 for closures, as any other registry would.
-    pub is_foreign: AtomicBool,
-    /// Knows no tag any more.
+    sent: AtomicU64,
+    /// Requests received: method, path and range.
+    pub requests: Mutex<Vec<String>>,
+    /// Answers 503 to requests for blobs and readiness.
+    pub are_blobs_unavailable: AtomicBool,
+    /// Answers 503 to all requests.
+    pub is_unavailable: AtomicBool,
+    /// Accepts requests for blobs and never answers them.
+    pub is_hanging: AtomicBool,
+    /// Answers 404 to requests for closures, as registries of other vendors do.
+    pub is_without_seals: AtomicBool,
+    /// Answers 404 to requests for tags.
     pub is_untagged: AtomicBool,
-    /// Refuses ranges that begin behind this.
-    pub serves_until: AtomicU64,
-    /// Breaks bodies off here.
-    pub breaks_at: AtomicU64,
-    /// Bodies stand still here until it is moved.
-    pub flows_until: watch::Sender<u64>,
-    /// What becomes of the grant for a peer that shows its certificate; none without it.
-    pub grants: Mutex<Option<Granting>>,
-    /// Closures given out.
-    pub closures: AtomicU64,
+    /// Answers 503 to ranges that begin at or after this offset.
+    pub unavailable_from: AtomicU64,
+    /// Aborts bodies at this offset.
+    pub aborts_at: AtomicU64,
+    /// Stalls bodies at this offset until it changes.
+    pub stalls_at: watch::Sender<u64>,
+    /// Makes the grants for peers that have shown a certificate. `None`: no grants.
+    pub grants: Mutex<Option<GrantSource>>,
+    /// Requests for closures received.
+    pub closure_requests: AtomicU64,
 }
 
-/// Makes the grant that a peer gets: with which key, for whom, for which digests.
-pub(crate) type Granting =
+/// Makes a grant from the signing key, the peer and the digests of a closure.
+pub(crate) type GrantSource =
     Box<dyn Fn(&SealKey, PeerId, Vec<Digest>) -> Option<Grant> + Send + Sync>;
 
-/// Bytes of a body that are handed to the connection at once.
+/// Bytes of a body that are sent at once.
 const PIECE: u64 = 64 << 10;
 
 impl FakeOrigin {
-    /// Serves HTTPS with an identity, HTTP without.
+    /// Starts the origin: with HTTPS if it has an identity, otherwise with HTTP.
     pub(crate) async fn start(
         key: SealKey,
         identity: Option<Identity>,
@@ -86,17 +86,17 @@ impl FakeOrigin {
             blobs: Mutex::default(),
             proofs: Mutex::default(),
             sent: AtomicU64::new(0),
-            asked: Mutex::default(),
-            is_down: AtomicBool::new(false),
-            is_out: AtomicBool::new(false),
-            is_silent: AtomicBool::new(false),
-            is_foreign: AtomicBool::new(false),
+            requests: Mutex::default(),
+            are_blobs_unavailable: AtomicBool::new(false),
+            is_unavailable: AtomicBool::new(false),
+            is_hanging: AtomicBool::new(false),
+            is_without_seals: AtomicBool::new(false),
             is_untagged: AtomicBool::new(false),
-            serves_until: AtomicU64::new(u64::MAX),
-            breaks_at: AtomicU64::new(u64::MAX),
-            flows_until: watch::Sender::new(u64::MAX),
+            unavailable_from: AtomicU64::new(u64::MAX),
+            aborts_at: AtomicU64::new(u64::MAX),
+            stalls_at: watch::Sender::new(u64::MAX),
             grants: Mutex::default(),
-            closures: AtomicU64::new(0),
+            closure_requests: AtomicU64::new(0),
         });
         let router = Router::new()
             .fallback(serve)
@@ -109,11 +109,11 @@ impl FakeOrigin {
         self.url.clone()
     }
 
-    /// Pushes `app:v1` with these layers, the first one as its configuration. Returns the
-    /// manifest's digest.
-    pub(crate) fn push(&self, layers: &[Bytes]) -> Digest {
+    /// Replaces `app:v1`: the first blob is the configuration, the others are layers. Returns the
+    /// digest of the manifest.
+    pub(crate) fn push(&self, blobs: &[Bytes]) -> Digest {
         let descriptor = |bytes: &Bytes| serde_json::json!({"mediaType": "application/x", "digest": Digest::sha256(bytes), "size": bytes.len()});
-        for bytes in layers {
+        for bytes in blobs {
             let digest = Digest::sha256(bytes);
             self.proofs.lock().unwrap().insert(digest, self.seal(bytes));
             self.blobs.lock().unwrap().insert(digest, bytes.clone());
@@ -121,21 +121,21 @@ impl FakeOrigin {
         let manifest = serde_json::json!({
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
-            "config": descriptor(&layers[0]),
-            "layers": layers[1..].iter().map(descriptor).collect::<Vec<_>>(),
+            "config": descriptor(&blobs[0]),
+            "layers": blobs[1..].iter().map(descriptor).collect::<Vec<_>>(),
         });
         let manifest = Bytes::from(manifest.to_string());
         *self.manifest.lock().unwrap() = manifest.clone();
-        *self.order.lock().unwrap() = layers.iter().map(|bytes| Digest::sha256(bytes)).collect();
+        *self.order.lock().unwrap() = blobs.iter().map(|bytes| Digest::sha256(bytes)).collect();
         Digest::sha256(&manifest)
     }
 
-    pub(crate) fn seal(&self, bytes: &[u8]) -> Proof {
-        self.seal_as(Digest::sha256(bytes), bytes)
+    fn seal(&self, bytes: &[u8]) -> Proof {
+        self.seal_with_digest(Digest::sha256(bytes), bytes)
     }
 
-    /// Seals the tree of `bytes` under a digest that need not be theirs.
-    pub(crate) fn seal_as(&self, digest: Digest, bytes: &[u8]) -> Proof {
+    /// Seals the tree of `bytes` under `digest`, which may be a wrong one.
+    pub(crate) fn seal_with_digest(&self, digest: Digest, bytes: &[u8]) -> Proof {
         let mut hasher = TreeHasher::new();
         hasher.update(bytes);
         let tree = hasher.finish();
@@ -151,13 +151,13 @@ impl FakeOrigin {
         }
     }
 
-    pub(crate) fn sent(&self) -> u64 {
+    pub(crate) fn bytes_sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
     fn closure(&self, client: Option<PeerId>) -> Response<Body> {
-        self.closures.fetch_add(1, Ordering::Relaxed);
-        if self.is_foreign.load(Ordering::Relaxed) {
+        self.closure_requests.fetch_add(1, Ordering::Relaxed);
+        if self.is_without_seals.load(Ordering::Relaxed) {
             return status(StatusCode::NOT_FOUND);
         }
         let proofs = self.proofs.lock().unwrap();
@@ -166,9 +166,9 @@ impl FakeOrigin {
         let digests = std::iter::once(Digest::sha256(&self.manifest.lock().unwrap()))
             .chain(order)
             .collect();
-        let granting = self.grants.lock().unwrap();
+        let grants = self.grants.lock().unwrap();
         let grant = client
-            .zip(granting.as_ref())
+            .zip(grants.as_ref())
             .and_then(|(peer, grant)| grant(&self.key, peer, digests));
         Response::new(Body::from(
             codec::encode(&ClosureAnswer { proofs, grant }).unwrap(),
@@ -189,7 +189,7 @@ impl FakeOrigin {
     }
 
     fn blob(self: &Arc<Self>, digest: &str, request: &Request) -> Response<Body> {
-        if self.is_down.load(Ordering::Relaxed) {
+        if self.are_blobs_unavailable.load(Ordering::Relaxed) {
             return status(StatusCode::SERVICE_UNAVAILABLE);
         }
         let blob = digest
@@ -220,7 +220,7 @@ impl FakeOrigin {
             (first, "") => first.parse().unwrap()..size,
             (first, last) => first.parse().unwrap()..size.min(last.parse::<u64>().unwrap() + 1),
         };
-        if part.start >= self.serves_until.load(Ordering::Relaxed) {
+        if part.start >= self.unavailable_from.load(Ordering::Relaxed) {
             return status(StatusCode::SERVICE_UNAVAILABLE);
         }
         if part.start >= size {
@@ -240,30 +240,30 @@ impl FakeOrigin {
 
     fn body(self: &Arc<Self>, blob: Bytes, part: Range<u64>) -> Response<Body> {
         let length = part.end - part.start;
-        let pieces = stream::try_unfold((Arc::clone(self), part), move |(origin, mut left)| {
+        let pieces = stream::try_unfold((Arc::clone(self), part), move |(origin, mut rest)| {
             let blob = blob.clone();
             async move {
-                if left.is_empty() {
+                if rest.is_empty() {
                     return Ok(None);
                 }
-                if left.start >= origin.breaks_at.load(Ordering::Relaxed) {
-                    return Err(io::Error::other("the test breaks it off"));
+                if rest.start >= origin.aborts_at.load(Ordering::Relaxed) {
+                    return Err(io::Error::other("the test aborts the body"));
                 }
-                let at = left.start;
+                let offset = rest.start;
                 origin
-                    .flows_until
+                    .stalls_at
                     .subscribe()
-                    .wait_for(|until| at < *until)
+                    .wait_for(|stall| offset < *stall)
                     .await
                     .unwrap();
                 let limit =
-                    (*origin.flows_until.borrow()).min(origin.breaks_at.load(Ordering::Relaxed));
-                let end = (at + PIECE).min(left.end).min(limit);
-                origin.sent.fetch_add(end - at, Ordering::Relaxed);
-                left.start = end;
+                    (*origin.stalls_at.borrow()).min(origin.aborts_at.load(Ordering::Relaxed));
+                let end = (offset + PIECE).min(rest.end).min(limit);
+                origin.sent.fetch_add(end - offset, Ordering::Relaxed);
+                rest.start = end;
                 Ok(Some((
-                    blob.slice(at as usize..end as usize),
-                    (origin, left),
+                    blob.slice(offset as usize..end as usize),
+                    (origin, rest),
                 )))
             }
         });
@@ -284,23 +284,23 @@ fn range_of(request: &Request) -> Option<&str> {
 
 async fn serve(State(origin): State<Arc<FakeOrigin>>, request: Request) -> Response<Body> {
     let path = request.uri().path().to_owned();
-    let asked = format!(
+    let received = format!(
         "{} {path} {}",
         request.method(),
         range_of(&request).unwrap_or_default()
     );
     origin
-        .asked
+        .requests
         .lock()
         .unwrap()
-        .push(asked.trim_end().to_owned());
-    if origin.is_out.load(Ordering::Relaxed) {
+        .push(received.trim_end().to_owned());
+    if origin.is_unavailable.load(Ordering::Relaxed) {
         return status(StatusCode::SERVICE_UNAVAILABLE);
     }
-    if origin.is_silent.load(Ordering::Relaxed) && path.contains("/blobs/") {
+    if origin.is_hanging.load(Ordering::Relaxed) && path.contains("/blobs/") {
         std::future::pending::<()>().await;
     }
-    if path == "/readyz" && origin.is_down.load(Ordering::Relaxed) {
+    if path == "/readyz" && origin.are_blobs_unavailable.load(Ordering::Relaxed) {
         return status(StatusCode::SERVICE_UNAVAILABLE);
     }
     if path == CLOSURE_PATH {
@@ -319,7 +319,7 @@ async fn serve(State(origin): State<Arc<FakeOrigin>>, request: Request) -> Respo
 
 fn status(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::from(
-        r#"{"errors":[{"code":"FAKE","message":"says the origin of the test"}]}"#,
+        r#"{"errors":[{"code":"FAKE","message":"refused by the test origin"}]}"#,
     ));
     *response.status_mut() = status;
     response

@@ -1,18 +1,16 @@
-//! What every answer has, and what a HEAD tells.
-
-use std::sync::atomic::Ordering;
+//! Headers of all responses, and of HEAD requests.
 
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::OCI_MANIFEST;
 use flotilla_common::units::ByteSize;
 use flotilla_peer::Config;
 
-use crate::client::{ask, get};
+use super::client::{get, request};
+use super::{image, path_of};
 use crate::harness::Fleet;
-use crate::{image, path_of};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_tells_what_a_get_will() {
+async fn head_has_the_headers_of_get() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     let digest = fleet.origin.push(&image);
@@ -20,7 +18,7 @@ async fn a_head_tells_what_a_get_will() {
     let by_tag = "/v2/app/manifests/v1".to_owned();
     let by_digest = format!("/v2/app/manifests/{digest}");
     for path in [by_tag, by_digest, path_of(&image[0]), path_of(&image[2])] {
-        let head = ask(&peer, "HEAD", &path, None).await;
+        let head = request(&peer, "HEAD", &path, None).await;
         let got = get(&peer, &path, None).await;
         assert_eq!((head.status, got.status), (200, 200), "{path}");
         for name in ["content-type", "content-length", "docker-content-digest"] {
@@ -35,13 +33,14 @@ async fn a_head_tells_what_a_get_will() {
             .unwrap()
             .parse()
             .unwrap();
-        assert!(digest.matches(&got.whole().await.unwrap()), "{path}");
+        assert!(digest.matches(&got.read_all().await.unwrap()), "{path}");
     }
 }
 
-/// Every kind of answer, from a peer that stores and from one that can only pass through.
+/// Every kind of response, from a peer that stores blobs and from one that only passes them
+/// through.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_answer_says_its_length_and_is_never_encoded() {
+async fn every_response_has_a_length_and_no_encoding() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
@@ -73,15 +72,15 @@ async fn every_answer_says_its_length_and_is_never_encoded() {
             ("GET", &unknown, Some("bytes=5-"), 404),
             ("POST", "/v2/app/blobs/uploads/", None, 405),
         ] {
-            let answer = ask(peer, method, path, range).await;
-            assert_eq!(answer.status, status, "{method} {path} {range:?}");
-            assert!(answer.is_plain(), "{method} {path} {range:?}");
+            let response = request(peer, method, path, range).await;
+            assert_eq!(response.status, status, "{method} {path} {range:?}");
+            assert!(response.is_plain(), "{method} {path} {range:?}");
         }
     }
     assert_eq!(
         passing.stats().blobs,
         Vec::new(),
-        "one of them stores nothing"
+        "a peer without quota stores nothing"
     );
-    assert!(fleet.origin.sent.load(Ordering::Relaxed) > 0);
+    assert!(fleet.origin.bytes_sent() > 0);
 }

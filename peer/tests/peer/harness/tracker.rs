@@ -1,4 +1,4 @@
-//! A tracker of a few lines: everybody is everybody's neighbour, each chunk is leased once.
+//! A minimal tracker: a handout contains all peers of the swarm, and each chunk is leased once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -19,15 +19,15 @@ use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
 #[derive(Default)]
-struct Roster {
+struct TrackerState {
     peers: BTreeMap<PeerId, PeerInfo>,
     swarms: BTreeMap<Digest, BTreeSet<PeerId>>,
-    granted: BTreeMap<(Digest, u32), PeerId>,
+    leases: BTreeMap<(Digest, u32), PeerId>,
 }
 
 pub(crate) struct FakeTracker {
     url: String,
-    roster: Mutex<Roster>,
+    state: Mutex<TrackerState>,
 }
 
 impl FakeTracker {
@@ -36,7 +36,7 @@ impl FakeTracker {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let tracker = Arc::new(Self {
             url,
-            roster: Mutex::default(),
+            state: Mutex::default(),
         });
         let router = Router::new()
             .route(ANNOUNCE_PATH, post(announce))
@@ -50,9 +50,9 @@ impl FakeTracker {
         self.url.clone()
     }
 
-    /// How many peers have to do with a blob.
-    pub(crate) fn swarm_of(&self, digest: &Digest) -> usize {
-        self.roster
+    /// The number of peers that hold or want a blob.
+    pub(crate) fn swarm_size(&self, digest: &Digest) -> usize {
+        self.state
             .lock()
             .unwrap()
             .swarms
@@ -63,20 +63,20 @@ impl FakeTracker {
 
 async fn announce(State(tracker): State<Arc<FakeTracker>>, body: Bytes) -> Vec<u8> {
     let request: AnnounceRequest = codec::decode(&body).unwrap();
-    let mut roster = tracker.roster.lock().unwrap();
+    let mut state = tracker.state.lock().unwrap();
     let own = request.peer.id.clone();
     if request.leaving {
-        roster.peers.remove(&own);
-        roster
+        state.peers.remove(&own);
+        state
             .swarms
             .values_mut()
             .for_each(|swarm| _ = swarm.remove(&own));
     } else {
-        roster.peers.insert(own.clone(), request.peer);
+        state.peers.insert(own.clone(), request.peer);
     }
     let mut handouts = Vec::new();
     for change in request.changes {
-        let swarm = roster.swarms.entry(change.digest).or_default();
+        let swarm = state.swarms.entry(change.digest).or_default();
         if change.state == BlobState::Gone {
             swarm.remove(&own);
             continue;
@@ -85,7 +85,7 @@ async fn announce(State(tracker): State<Arc<FakeTracker>>, body: Bytes) -> Vec<u
         let others: Vec<PeerId> = swarm.iter().filter(|id| **id != own).cloned().collect();
         let peers: Vec<PeerInfo> = others
             .iter()
-            .filter_map(|id| roster.peers.get(id).cloned())
+            .filter_map(|id| state.peers.get(id).cloned())
             .collect();
         if matches!(change.state, BlobState::Wanted { .. }) {
             handouts.push(Handout {
@@ -104,7 +104,7 @@ async fn announce(State(tracker): State<Arc<FakeTracker>>, body: Bytes) -> Vec<u
 
 async fn lease(State(tracker): State<Arc<FakeTracker>>, body: Bytes) -> Vec<u8> {
     let request: LeaseRequest = codec::decode(&body).unwrap();
-    let mut roster = tracker.roster.lock().unwrap();
+    let mut state = tracker.state.lock().unwrap();
     let answer = match request.ask {
         LeaseAsk::Take {
             missing,
@@ -112,19 +112,20 @@ async fn lease(State(tracker): State<Arc<FakeTracker>>, body: Bytes) -> Vec<u8> 
             unreachable,
             ..
         } => {
-            // Who is gone, or of no use to the one who starves, holds nothing.
-            let is_lost = |holder: &PeerId| {
-                !roster.peers.contains_key(holder) || (starving && unreachable.contains(holder))
+            // A lease is free if its holder has left, or cannot be reached by a peer that gets no
+            // chunks from anywhere else.
+            let is_gone = |holder: &PeerId| {
+                !state.peers.contains_key(holder) || (starving && unreachable.contains(holder))
             };
             let is_free = |chunk: &u32| {
-                roster
-                    .granted
+                state
+                    .leases
                     .get(&(request.digest, *chunk))
-                    .is_none_or(is_lost)
+                    .is_none_or(is_gone)
             };
             match missing.iter().find(is_free) {
                 Some(chunk) => {
-                    roster.granted.insert((request.digest, chunk), request.peer);
+                    state.leases.insert((request.digest, chunk), request.peer);
                     LeaseAnswer::Granted {
                         chunk,
                         term_ms: 1000,
@@ -134,7 +135,7 @@ async fn lease(State(tracker): State<Arc<FakeTracker>>, body: Bytes) -> Vec<u8> 
             }
         }
         LeaseAsk::Failed { chunk } => {
-            roster.granted.remove(&(request.digest, chunk));
+            state.leases.remove(&(request.digest, chunk));
             LeaseAnswer::Noted
         }
         LeaseAsk::Drop | LeaseAsk::Renew { .. } | LeaseAsk::Done { .. } => LeaseAnswer::Noted,

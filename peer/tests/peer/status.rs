@@ -1,13 +1,4 @@
-//! What a peer says of itself: a pull under way and after it, why it waits, and its figures for
-//! Prometheus.
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "these tests run against sockets, in real time"
-)]
-
-mod harness;
-
+//! Status and metrics of a peer: running and finished pulls, reasons for waiting, sources.
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -16,13 +7,18 @@ use flotilla_common::swarm::Wait;
 use flotilla_common::units::BitRate;
 use flotilla_peer::status::{BlobStatus, Near, PullResult, Status};
 use flotilla_peer::{Config, Peer, Warming};
-use harness::{Fleet, client, get, noise, pull, try_pull};
 use serde::de::DeserializeOwned;
+
+use crate::harness::{Fleet, client, get, pull, random_bytes, try_pull};
 
 const MIB: usize = 1 << 20;
 
 fn image() -> Vec<Bytes> {
-    vec![noise(700, 1), noise(3 * MIB, 2), noise(5 * MIB + 5, 3)]
+    vec![
+        random_bytes(700, 1),
+        random_bytes(3 * MIB, 2),
+        random_bytes(5 * MIB + 5, 3),
+    ]
 }
 
 fn bytes_of(image: &[Bytes]) -> u64 {
@@ -33,20 +29,24 @@ fn json<T: DeserializeOwned>(bytes: &[u8]) -> T {
     serde_json::from_slice(bytes).unwrap()
 }
 
-/// The status, looked at again and again until it is so.
-async fn when(peer: &Peer, what: &str, is_so: impl Fn(&Status) -> bool) -> Status {
+/// Polls the status until a condition is true, and returns it.
+async fn wait_for_status(
+    peer: &Peer,
+    condition: &str,
+    is_true: impl Fn(&Status) -> bool,
+) -> Status {
     for _ in 0..3000 {
         let status: Status = json(&get(peer, "/flotilla/status").await.bytes().await.unwrap());
-        if is_so(&status) {
+        if is_true(&status) {
             return status;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    panic!("never came: {what}");
+    panic!("timed out: {condition}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pull_is_shown_while_it_goes_on_and_explained_when_it_is_over() {
+async fn status_shows_running_and_finished_pulls() {
     let fleet = Fleet::new().await;
     let image = image();
     fleet.origin.push(&image);
@@ -60,7 +60,7 @@ async fn a_pull_is_shown_while_it_goes_on_and_explained_when_it_is_over() {
         .await;
     let (pulled, status) = tokio::join!(
         pull(&second),
-        when(&second, "a chunk comes from vm-1", |status| {
+        wait_for_status(&second, "a chunk comes from vm-1", |status| {
             let from_first = |from: &str| from == "vm-1";
             let mut transfers = status.wanted.iter().flat_map(|blob| &blob.transfers);
             status.pulls.iter().any(|pull| pull.held > 0)
@@ -79,7 +79,7 @@ async fn a_pull_is_shown_while_it_goes_on_and_explained_when_it_is_over() {
         "{status:?}"
     );
 
-    let status = when(&second, "the pull is over", |status| {
+    let status = wait_for_status(&second, "the pull is over", |status| {
         !status.finished.is_empty()
     })
     .await;
@@ -101,19 +101,22 @@ async fn a_pull_is_shown_while_it_goes_on_and_explained_when_it_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_that_waits_says_why() {
+async fn waiting_blob_has_a_reason() {
     let fleet = Fleet::without_tracker().await;
     let image = image();
     fleet.origin.push(&image);
-    fleet.origin.is_down.store(true, Ordering::Relaxed);
+    fleet
+        .origin
+        .are_blobs_unavailable
+        .store(true, Ordering::Relaxed);
     let peer = fleet.peer("vm-1").await;
     let is_waiting = |status: &Status| {
-        let waits = |blob: &BlobStatus| blob.waits_for == Some(Wait::Origin);
-        status.wanted.iter().any(waits) && status.stalled.contains_key(&Wait::Origin)
+        let waits_for_origin = |blob: &BlobStatus| blob.waits_for == Some(Wait::Origin);
+        status.wanted.iter().any(waits_for_origin) && status.stalled.contains_key(&Wait::Origin)
     };
     let status = tokio::select! {
         pulled = try_pull(&peer) => panic!("the origin is down: {pulled:?}"),
-        status = when(&peer, "a blob waits for an origin", is_waiting) => status,
+        status = wait_for_status(&peer, "a blob waits for an origin", is_waiting) => status,
     };
     assert!(
         status
@@ -129,7 +132,7 @@ async fn a_blob_that_waits_says_why() {
     );
 }
 
-/// The lines of the metric that says whether an origin answers.
+/// The lines of the metric `origin_up`.
 async fn origin_up(peer: &Peer) -> Vec<String> {
     let text = get(peer, "/flotilla/metrics").await.text().await.unwrap();
     text.lines()
@@ -139,18 +142,18 @@ async fn origin_up(peer: &Peer) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_origin_is_unknown_until_asked_and_probed_only_while_it_does_not_answer() {
+async fn origin_is_probed_only_while_it_does_not_answer() {
     let fleet = Fleet::new().await;
     fleet.origin.push(&image());
     let peer = fleet.peer("vm-1").await;
     let probes = || {
         fleet
             .origin
-            .asked
+            .requests
             .lock()
             .unwrap()
             .iter()
-            .filter(|asked| asked.contains("/readyz"))
+            .filter(|request| request.contains("/readyz"))
             .count()
     };
     let line = |up| {
@@ -160,7 +163,7 @@ async fn an_origin_is_unknown_until_asked_and_probed_only_while_it_does_not_answ
         )]
     };
 
-    let status = when(&peer, "the tracker answers", |status| {
+    let status = wait_for_status(&peer, "the tracker answers", |status| {
         status.trackers[0].is_answering == Some(true)
     })
     .await;
@@ -168,16 +171,16 @@ async fn an_origin_is_unknown_until_asked_and_probed_only_while_it_does_not_answ
     assert_eq!(
         origin_up(&peer).await,
         [""; 0],
-        "no alarm for what is not known"
+        "an unknown state must not raise an alert"
     );
     pull(&peer).await;
     assert_eq!(origin_up(&peer).await, line(1));
-    assert_eq!(probes(), 0, "all is well");
+    assert_eq!(probes(), 0, "an origin that answers is not probed");
 
-    fleet.origin.is_out.store(true, Ordering::Relaxed);
+    fleet.origin.is_unavailable.store(true, Ordering::Relaxed);
     get(&peer, "/v2/app/manifests/other").await;
     assert_eq!(origin_up(&peer).await, line(0));
-    let status = when(&peer, "a probe finds it out", |status| {
+    let status = wait_for_status(&peer, "a probe fails", |status| {
         probes() > 0 && status.origins[0].is_answering == Some(false)
     });
     assert!(
@@ -186,9 +189,9 @@ async fn an_origin_is_unknown_until_asked_and_probed_only_while_it_does_not_answ
             .as_ref()
             .is_some_and(|trouble| trouble.contains("503"))
     );
-    fleet.origin.is_out.store(false, Ordering::Relaxed);
-    // Nobody pulls. What it answers to a path that it does not know is an answer.
-    when(&peer, "a probe finds it back", |status| {
+    fleet.origin.is_unavailable.store(false, Ordering::Relaxed);
+    // Without a pull, only probes find out. A 404 from the test origin counts as an answer.
+    wait_for_status(&peer, "a probe succeeds", |status| {
         status.origins[0].is_answering == Some(true)
     })
     .await;
@@ -196,7 +199,7 @@ async fn an_origin_is_unknown_until_asked_and_probed_only_while_it_does_not_answ
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_is_warmed_without_a_reader() {
+async fn image_is_warmed_without_a_reader() {
     let fleet = Fleet::new().await;
     let image = image();
     fleet.origin.push(&image);
@@ -207,14 +210,17 @@ async fn an_image_is_warmed_without_a_reader() {
     );
     let answer = client().post(url).send().await.unwrap();
     let warming: Warming = json(&answer.bytes().await.unwrap());
-    let status = when(&peer, "it is warm", |status| !status.finished.is_empty()).await;
+    let status = wait_for_status(&peer, "the image is stored", |status| {
+        !status.finished.is_empty()
+    })
+    .await;
     let report = &status.finished[0];
     assert_eq!(warming.manifests, [report.manifest]);
     assert!(report.is_warming && report.emitted == 0, "{report:?}");
     assert!(peer.stats().blobs.iter().all(|blob| blob.is_complete));
-    let sent = fleet.origin.sent();
+    let sent = fleet.origin.bytes_sent();
     assert_eq!(pull(&peer).await, image);
-    assert_eq!(fleet.origin.sent(), sent, "the origin is not asked again");
+    assert_eq!(fleet.origin.bytes_sent(), sent, "no blob is fetched again");
 
     let url = format!("http://{}/flotilla/warm/app/nonsense", peer.mirror_addr());
     let answer = client().post(url).send().await.unwrap();
@@ -223,13 +229,13 @@ async fn an_image_is_warmed_without_a_reader() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn figures_have_units_and_labels() {
+async fn metrics_have_units_and_labels() {
     let fleet = Fleet::new().await;
     let image = image();
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
     pull(&peer).await;
-    when(&peer, "the pull is over", |status| {
+    wait_for_status(&peer, "the pull is over", |status| {
         !status.finished.is_empty()
     })
     .await;
@@ -253,7 +259,7 @@ async fn figures_have_units_and_labels() {
         format!("flotilla_peer_store_bytes {}", bytes_of(&image)),
     ] {
         assert!(
-            text.lines().any(|printed| printed == line),
+            text.lines().any(|exported| exported == line),
             "{line} is missing in\n{text}"
         );
     }

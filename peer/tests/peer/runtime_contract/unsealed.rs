@@ -1,5 +1,6 @@
-//! An upstream that is no Flotilla: its blobs have no seals, so only their digest proves them. They
-//! stream to the runtime as they come from it, and are shared as wholes once they are proved.
+//! An upstream of another vendor: its blobs have no seals, so only their digests prove them. They
+//! stream to the runtime while they are downloaded, and are shared between peers after their digest
+//! was checked.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,38 +8,38 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
-use flotilla_peer::{Config, Outbound, Peer};
+use flotilla_peer::{ChunkInterceptor, Config, Peer};
 
-use crate::client::get;
-use crate::harness::{Fleet, noise, pull, try_pull, until};
-use crate::{MIB, image, path_of};
+use super::client::get;
+use super::{MIB, image, path_of};
+use crate::harness::{Fleet, pull, random_bytes, try_pull, wait_until};
 
 fn bytes_of(image: &[Bytes]) -> u64 {
     image.iter().map(|bytes| bytes.len() as u64).sum()
 }
 
-async fn foreign() -> (Fleet, Vec<Bytes>) {
+async fn fleet_without_seals() -> (Fleet, Vec<Bytes>) {
     let fleet = Fleet::new().await;
     let image = image();
     fleet.origin.push(&image);
-    fleet.origin.is_foreign.store(true, Ordering::Relaxed);
+    fleet.origin.is_without_seals.store(true, Ordering::Relaxed);
     (fleet, image)
 }
 
-async fn until_complete(peer: &Peer) {
-    until("every blob is complete", || {
+async fn wait_until_complete(peer: &Peer) {
+    wait_until("every blob is complete", || {
         peer.stats().blobs.iter().all(|blob| blob.is_complete)
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_second_peer_gets_the_blobs_of_a_foreign_upstream_from_the_first() {
-    let (fleet, image) = foreign().await;
+async fn second_peer_gets_unsealed_blobs_from_the_first() {
+    let (fleet, image) = fleet_without_seals().await;
     let first = fleet.peer("vm-1").await;
     assert_eq!(pull(&first).await, image);
-    until_complete(&first).await;
-    assert_eq!(fleet.origin.sent(), bytes_of(&image), "one copy");
+    wait_until_complete(&first).await;
+    assert_eq!(fleet.origin.bytes_sent(), bytes_of(&image), "one copy");
 
     let second = fleet.peer("vm-2").await;
     assert_eq!(pull(&second).await, image);
@@ -48,33 +49,37 @@ async fn the_second_peer_gets_the_blobs_of_a_foreign_upstream_from_the_first() {
         "{:?}",
         second.stats()
     );
-    assert_eq!(fleet.origin.sent(), bytes_of(&image), "still one copy");
-    until_complete(&second).await;
+    assert_eq!(
+        fleet.origin.bytes_sent(),
+        bytes_of(&image),
+        "still one copy"
+    );
+    wait_until_complete(&second).await;
 
-    // And from its own store, with everybody gone.
+    // The second peer also serves the image from its store, with no source left.
     first.abandon().await;
-    fleet.origin.is_out.store(true, Ordering::Relaxed);
+    fleet.origin.is_unavailable.store(true, Ordering::Relaxed);
     assert_eq!(pull(&second).await, image);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_at_once_cost_a_foreign_upstream_one_copy() {
-    let (fleet, image) = foreign().await;
+async fn concurrent_pulls_cost_the_upstream_one_copy() {
+    let (fleet, image) = fleet_without_seals().await;
     let mut peers = Vec::new();
     for name in ["vm-1", "vm-2", "vm-3"] {
         peers.push(fleet.peer(name).await);
     }
     let pulls = futures_util::future::join_all(peers.iter().map(pull)).await;
     assert!(pulls.iter().all(|pulled| *pulled == image));
-    let copies = fleet.origin.sent() as f64 / bytes_of(&image) as f64;
+    let copies = fleet.origin.bytes_sent() as f64 / bytes_of(&image) as f64;
     assert!(copies <= 1.2, "{copies} copies");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_runtime_reads_while_it_comes_in_and_nobody_else_does() {
-    let (fleet, image) = foreign().await;
+async fn runtime_reads_unverified_bytes_but_they_are_not_held() {
+    let (fleet, image) = fleet_without_seals().await;
     let blob = &image[2];
-    fleet.origin.flows_until.send_replace(3 * MIB as u64);
+    fleet.origin.stalls_at.send_replace(3 * MIB as u64);
     let peer = fleet.peer("vm-1").await;
     assert_eq!(
         get(&peer, "/v2/app/manifests/v1", Some("bytes=0-"))
@@ -86,7 +91,7 @@ async fn the_runtime_reads_while_it_comes_in_and_nobody_else_does() {
     assert_eq!(
         *reading.read(3 * MIB).await.unwrap(),
         blob[..3 * MIB],
-        "half of it is here"
+        "the first half is readable"
     );
     let progress = || {
         let stats = peer.stats();
@@ -99,29 +104,29 @@ async fn the_runtime_reads_while_it_comes_in_and_nobody_else_does() {
     assert_eq!(
         (progress().held, progress().is_complete),
         (0, false),
-        "it is not proved yet"
+        "the digest is not checked yet"
     );
 
-    fleet.origin.flows_until.send_replace(u64::MAX);
-    assert_eq!(reading.whole().await.unwrap(), *blob);
-    until("it is held", || progress().is_complete).await;
+    fleet.origin.stalls_at.send_replace(u64::MAX);
+    assert_eq!(reading.read_all().await.unwrap(), *blob);
+    wait_until("the blob is held", || progress().is_complete).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_bytes_of_an_upstream_are_never_held() {
-    let (fleet, image) = foreign().await;
+async fn wrong_bytes_of_the_upstream_are_never_held() {
+    let (fleet, image) = fleet_without_seals().await;
     let digest = Digest::sha256(&image[1]);
     fleet
         .origin
         .blobs
         .lock()
         .unwrap()
-        .insert(digest, noise(image[1].len(), 9));
+        .insert(digest, random_bytes(image[1].len(), 9));
     let peer = fleet.peer("vm-1").await;
     let failed = try_pull(&peer).await.unwrap_err();
     assert!(
         failed.contains("wrong bytes"),
-        "the runtime finds out: {failed}"
+        "the runtime checks the digest: {failed}"
     );
     let held = |digest: Digest| {
         let blobs = peer.stats().blobs;
@@ -130,18 +135,18 @@ async fn wrong_bytes_of_an_upstream_are_never_held() {
             .find(|blob| blob.digest == digest)
             .map_or(0, |blob| blob.held)
     };
-    until("the right ones are held", || {
+    wait_until("the other blob is held", || {
         held(Digest::sha256(&image[2])) > 0
     })
     .await;
     assert_eq!(held(digest), 0);
 }
 
-/// Alters the last byte of all it sends.
+/// Changes the last byte of each part.
 #[derive(Debug)]
-struct Liar;
+struct ChangeLastByte;
 
-impl Outbound for Liar {
+impl ChunkInterceptor for ChangeLastByte {
     fn bytes(&self, _: &Digest, _: u64, bytes: Bytes) -> Bytes {
         let mut bytes = bytes.to_vec();
         if let Some(byte) = bytes.last_mut() {
@@ -152,16 +157,16 @@ impl Outbound for Liar {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_neighbour_that_alters_a_whole_blob_is_found_out_before_a_byte_is_seen() {
-    let (fleet, image) = foreign().await;
-    let liar = fleet
+async fn wrong_bytes_of_a_neighbour_are_never_readable() {
+    let (fleet, image) = fleet_without_seals().await;
+    let corrupt = fleet
         .start(Config {
-            outbound: Arc::new(Liar),
-            ..fleet.config("vm-liar")
+            interceptor: Arc::new(ChangeLastByte),
+            ..fleet.config("vm-corrupt")
         })
         .await;
-    assert_eq!(pull(&liar).await, image);
-    until_complete(&liar).await;
+    assert_eq!(pull(&corrupt).await, image);
+    wait_until_complete(&corrupt).await;
 
     let honest = fleet.peer("vm-honest").await;
     assert_eq!(pull(&honest).await, image);
@@ -171,40 +176,40 @@ async fn a_neighbour_that_alters_a_whole_blob_is_found_out_before_a_byte_is_seen
         (1, 0),
         "{stats:?}"
     );
-    until_complete(&honest).await;
+    wait_until_complete(&honest).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_download_that_breaks_off_goes_on_where_it_ended() {
-    let (fleet, image) = foreign().await;
+async fn interrupted_download_resumes_at_its_offset() {
+    let (fleet, image) = fleet_without_seals().await;
     fleet
         .origin
-        .breaks_at
+        .aborts_at
         .store(3 * MIB as u64, Ordering::Relaxed);
     let peer = fleet.peer("vm-1").await;
     assert_eq!(get(&peer, "/v2/app/manifests/v1", None).await.status, 200);
     let mut reading = get(&peer, &path_of(&image[2]), None).await;
     reading.read(3 * MIB).await.unwrap();
-    fleet.origin.breaks_at.store(u64::MAX, Ordering::Relaxed);
-    assert_eq!(reading.whole().await.unwrap(), image[2]);
-    until_complete(&peer).await;
-    let asked = fleet.origin.asked.lock().unwrap().clone();
+    fleet.origin.aborts_at.store(u64::MAX, Ordering::Relaxed);
+    assert_eq!(reading.read_all().await.unwrap(), image[2]);
+    wait_until_complete(&peer).await;
+    let requests = fleet.origin.requests.lock().unwrap().clone();
     assert!(
-        asked
+        requests
             .iter()
-            .any(|asked| asked.ends_with(&format!("bytes={}-", 3 * MIB))),
-        "{asked:?}"
+            .any(|request| request.ends_with(&format!("bytes={}-", 3 * MIB))),
+        "{requests:?}"
     );
     assert!(
-        fleet.origin.sent() <= bytes_of(&image),
-        "nothing is fetched twice: {}",
-        fleet.origin.sent()
+        fleet.origin.bytes_sent() <= bytes_of(&image),
+        "bytes were fetched twice: {}",
+        fleet.origin.bytes_sent()
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_that_the_upstream_lacks_is_404_at_once() {
-    let (fleet, image) = foreign().await;
+async fn blob_missing_at_the_upstream_is_404_at_once() {
+    let (fleet, image) = fleet_without_seals().await;
     fleet
         .origin
         .blobs
@@ -213,11 +218,11 @@ async fn a_blob_that_the_upstream_lacks_is_404_at_once() {
         .remove(&Digest::sha256(&image[2]));
     let peer = fleet.peer("vm-1").await;
     assert_eq!(get(&peer, "/v2/app/manifests/v1", None).await.status, 200);
-    let answer = get(&peer, &path_of(&image[2]), Some("bytes=0-")).await;
-    assert_eq!(answer.status, 404);
+    let response = get(&peer, &path_of(&image[2]), Some("bytes=0-")).await;
+    assert_eq!(response.status, 404);
     assert!(
-        answer.head_after < Duration::from_secs(2),
+        response.head_after < Duration::from_secs(2),
         "{:?}",
-        answer.head_after
+        response.head_after
     );
 }

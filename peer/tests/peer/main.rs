@@ -1,0 +1,15 @@
+//! Tests of whole peers, with a minimal origin and a minimal tracker in the same process.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "these tests run against sockets, in real time"
+)]
+
+mod harness;
+mod hostile;
+mod origin_outage;
+mod runtime_contract;
+mod status;
+mod transfers;
+mod trust;
