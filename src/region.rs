@@ -8,7 +8,7 @@ use std::sync::Arc;
 use flotilla_common::name::{PeerId, RegionName, ZoneName};
 use flotilla_common::units::BitRate;
 use flotilla_origin::Origin;
-use flotilla_peer::{Faithful, Outbound, Peer, Stats};
+use flotilla_peer::{ChunkInterceptor, Peer, Stats, Unaltered};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
 use flotilla_tracker::Tracker;
@@ -52,8 +52,8 @@ pub struct PeerPlan {
     pub mirror: SocketAddr,
     /// The URL of the registry that it pulls from; `None` for the region's origin.
     pub upstream: Option<String>,
-    /// What it sends to other peers; anything but [`Faithful`] makes it send corrupt bytes.
-    pub outbound: Arc<dyn Outbound>,
+    /// What it sends to other peers; anything but [`Unaltered`] makes it send corrupt bytes.
+    pub interceptor: Arc<dyn ChunkInterceptor>,
 }
 
 impl PeerPlan {
@@ -68,7 +68,7 @@ impl PeerPlan {
             zone: format!("zone-{zone}").parse().expect(valid),
             mirror: ANY_PORT,
             upstream: None,
-            outbound: Arc::new(Faithful),
+            interceptor: Arc::new(Unaltered),
         }
     }
 }
@@ -190,7 +190,7 @@ impl Region {
             trackers: vec![self.tracker_url()],
             up: self.rate,
             down: self.rate,
-            outbound: Arc::clone(&plan.outbound),
+            interceptor: Arc::clone(&plan.interceptor),
             ..flotilla_peer::Config::new(
                 plan.id.clone(),
                 identity,

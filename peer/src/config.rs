@@ -12,7 +12,7 @@ use flotilla_common::units::{BitRate, ByteSize};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Identity, LiveKeys};
 
-use crate::transport::{CongestionControl, Faithful, Outbound};
+use crate::transport::{ChunkInterceptor, CongestionControl, Unaltered};
 
 /// Transfers in each direction. One more than the simulator needs, whose links have no queues: on
 /// a real link, a slot is also occupied while a request and its answer travel
@@ -80,7 +80,7 @@ pub struct Config {
     /// Where the peer reads the time: the system's clock, or a test's.
     pub clock: Clock,
     /// Sends chunks to neighbours. Tests replace it to corrupt chunks.
-    pub outbound: Arc<dyn Outbound>,
+    pub interceptor: Arc<dyn ChunkInterceptor>,
 }
 
 /// How long a blob's reader waits for its next byte before it falls back to an origin.
@@ -149,7 +149,7 @@ impl Config {
             },
             rng_seed: None,
             clock,
-            outbound: Arc::new(Faithful),
+            interceptor: Arc::new(Unaltered),
         }
     }
 

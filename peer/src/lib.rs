@@ -46,13 +46,13 @@ pub use start::StartError;
 pub use stats::{BlobProgress, Stats};
 pub use store::StoreError;
 pub use transport::{
-    CongestionControl, Faithful, Outbound, QuicSettings, TransportError, UnknownCongestionControl,
-    quic_endpoint,
+    ChunkInterceptor, CongestionControl, QuicSettings, TransportError, Unaltered,
+    UnknownCongestionControl, quic_endpoint,
 };
 
 use handles::{Handles, Shutdowns};
 use start::{connect_upstream, join_network, open_stores, queues, serve_mirror, start_driver};
-use store::blocking;
+use store::run_blocking;
 use telemetry::Telemetry;
 
 /// How long pulls in progress may take to finish when the peer shuts down.
@@ -89,7 +89,12 @@ impl Peer {
         let (queues, events) = queues();
         let handles = Handles {
             stores,
-            network: join_network(&config, queues.incidents, queues.tracker, &shutdowns.tasks)?,
+            network: join_network(
+                &config,
+                queues.transport_events,
+                queues.tracker,
+                &shutdowns.tasks,
+            )?,
             upstream: connect_upstream(&config, queues.origin_health, &shutdowns.tasks)?,
             telemetry: Arc::new(Telemetry::new(config.down)),
         };
@@ -165,7 +170,7 @@ impl Peer {
 
     async fn save_store(&self) {
         let store = Arc::clone(&self.handles.stores.blobs);
-        let saved = blocking(move || {
+        let saved = run_blocking(move || {
             store.save();
             Ok(())
         });

@@ -218,7 +218,7 @@ impl PullStarter {
                 };
                 self.commands.send(command).await;
             }
-            Err(error @ StoreError::Banned { .. }) => {
+            Err(error @ StoreError::Quarantined { .. }) => {
                 tracing::warn!(%error, "blob is passed through from the origin");
             }
             Err(error) => tracing::error!(blob = %digest, %error, "the store cannot take a blob"),

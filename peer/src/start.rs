@@ -25,9 +25,9 @@ use crate::metrics::{self, MetricSources};
 use crate::mirror::{self, Mirror, MirrorContext};
 use crate::origin::{OriginClient, OriginHealthReport, http_client};
 use crate::pull_start::PullStarter;
-use crate::store::{ManifestStore, Store, StoreError, blocking};
+use crate::store::{ManifestStore, Store, StoreError, run_blocking};
 use crate::tracker_client::{POLL_TIMEOUT, TrackerEvent, Trackers};
-use crate::transport::{Incident, QuicSettings, Transport};
+use crate::transport::{QuicSettings, Transport, TransportEvent};
 
 /// Why a peer did not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub(crate) async fn open_stores(config: &Config) -> Result<Stores, StartError> {
         dir: config.store.clone(),
         source,
     };
-    let opened = blocking(move || {
+    let opened = run_blocking(move || {
         Ok(Store::open(&dir, quota, &trusted).and_then(|blobs| {
             let manifests =
                 ManifestStore::open(&dir).map_err(|source| StoreError::Unusable { dir, source })?;
@@ -85,7 +85,7 @@ pub(crate) async fn open_stores(config: &Config) -> Result<Stores, StartError> {
 #[derive(Debug)]
 pub(crate) struct Queues {
     pub(crate) commands: Commands,
-    pub(crate) incidents: mpsc::Sender<Incident>,
+    pub(crate) transport_events: mpsc::Sender<TransportEvent>,
     pub(crate) tracker: mpsc::Sender<TrackerEvent>,
     pub(crate) origin_health: mpsc::Sender<OriginHealthReport>,
 }
@@ -93,18 +93,18 @@ pub(crate) struct Queues {
 /// Makes the driver's queues.
 pub(crate) fn queues() -> (Queues, Events) {
     let (commands, command_queue) = Commands::channel();
-    let (incidents, incident_queue) = mpsc::channel(QUEUE);
+    let (transport_events, transport_event_queue) = mpsc::channel(QUEUE);
     let (tracker, tracker_queue) = mpsc::channel(QUEUE);
     let (origin_health, origin_health_queue) = mpsc::channel(QUEUE);
     let queues = Queues {
         commands,
-        incidents,
+        transport_events,
         tracker,
         origin_health,
     };
     let events = Events {
         commands: command_queue,
-        incidents: incident_queue,
+        transport_events: transport_event_queue,
         tracker: tracker_queue,
         origin_health: origin_health_queue,
     };
@@ -114,7 +114,7 @@ pub(crate) fn queues() -> (Queues, Events) {
 /// Binds the QUIC socket, and begins to announce to the trackers.
 pub(crate) fn join_network(
     config: &Config,
-    incidents: mpsc::Sender<Incident>,
+    transport_events: mpsc::Sender<TransportEvent>,
     tracker_events: mpsc::Sender<TrackerEvent>,
     shutdown: &Shutdown,
 ) -> Result<Network, StartError> {
@@ -132,7 +132,7 @@ pub(crate) fn join_network(
             congestion: config.congestion,
         },
         shutdown,
-        incidents,
+        transport_events,
     )
     .map_err(|error| StartError::Transport(error.to_string()))?;
     let bound = transport
@@ -191,7 +191,7 @@ pub(crate) fn start_driver(
         network: handles.network.clone(),
         upstream: handles.upstream.clone(),
         telemetry: Arc::clone(&handles.telemetry),
-        outbound: Arc::clone(&config.outbound),
+        interceptor: Arc::clone(&config.interceptor),
         requires_grants: config.requires_grants,
         shutdown: shutdown.clone(),
     };

@@ -15,7 +15,7 @@ use super::Driver;
 use super::tables::BlobEntry;
 use super::tasks::TaskReport;
 use crate::handles::Upstream;
-use crate::transport::Link;
+use crate::transport::PeerLink;
 
 /// Links whose last grant is remembered. This is more than the maximum number of connections.
 const MAX_VERIFIED: usize = 128;
@@ -81,7 +81,7 @@ impl Driver {
     /// Checks that a neighbour may have the blob or manifest that it requests.
     pub(super) fn check_grant(
         &mut self,
-        link: &Link,
+        link: &PeerLink,
         digest: &Digest,
         grant: Option<&Grant>,
     ) -> Result<(), NotPermitted> {

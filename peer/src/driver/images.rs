@@ -33,7 +33,7 @@ use tokio::time::timeout;
 use super::Driver;
 use super::tasks::TaskReport;
 use crate::handles::Stores;
-use crate::transport::{ImageQuestion, Link, ask_image, hands_on};
+use crate::transport::{ImageRequest, PeerLink, request_image};
 
 /// Images sought at a time.
 const MAX_SEEKS: usize = 16;
@@ -95,7 +95,7 @@ impl Driver {
         }
         seeks.entry(manifest).or_default().waiting.push(answer);
         let peers = self.tables.peers();
-        let links: Vec<Link> = peers.filter_map(|peer| peer.link.clone()).collect();
+        let links: Vec<PeerLink> = peers.filter_map(|peer| peer.link.clone()).collect();
         for link in links {
             self.ask_for_images(&link);
         }
@@ -121,10 +121,10 @@ impl Driver {
     }
 
     /// Asks a neighbour for all images that are sought and for which it was not asked yet.
-    pub(super) fn ask_for_images(&mut self, link: &Link) {
+    pub(super) fn ask_for_images(&mut self, link: &PeerLink) {
         self.seeks.retain_awaited();
         for (manifest, seek) in &mut self.seeks.by_manifest {
-            let may_ask = hands_on(link) && seek.asked.len() < MAX_ASKED;
+            let may_ask = link.is_serving_images() && seek.asked.len() < MAX_ASKED;
             if !may_ask || !seek.asked.insert(link.peer().clone()) {
                 continue;
             }
@@ -137,7 +137,7 @@ impl Driver {
                 .cloned();
             let (manifest, link, reports) = (*manifest, link.clone(), self.reports.clone());
             self.context.shutdown.spawn(async move {
-                match timeout(ANSWER_TIMEOUT, ask_image(&link, manifest, grant)).await {
+                match timeout(ANSWER_TIMEOUT, request_image(&link, manifest, grant)).await {
                     Ok(Ok(image)) => {
                         let report = TaskReport::ImageReceived(manifest, Box::new(image));
                         // Fails only when the driver has stopped.
@@ -166,8 +166,8 @@ impl Driver {
     }
 
     /// Answers a neighbour's request for an image.
-    pub(super) fn on_image_question(&mut self, link: &Link, question: ImageQuestion) {
-        let ask = &question.ask;
+    pub(super) fn on_image_request(&mut self, link: &PeerLink, request: ImageRequest) {
+        let ask = &request.ask;
         let permission = self.check_grant(link, &ask.manifest, ask.grant.as_ref());
         if let Err(error) = &permission {
             tracing::debug!(
@@ -183,11 +183,11 @@ impl Driver {
             let answer = match (permission, &permit) {
                 (Err(_), _) => Err(Refusal::NotPermitted),
                 (Ok(()), Err(_)) => Err(Refusal::Busy),
-                (Ok(()), Ok(_)) => stored_image(&stores, &question.ask.manifest)
+                (Ok(()), Ok(_)) => stored_image(&stores, &request.ask.manifest)
                     .await
                     .ok_or(Refusal::Gone),
             };
-            if let Err(error) = question.answer(answer).await {
+            if let Err(error) = request.answer(answer).await {
                 tracing::debug!(%error, "answer to a neighbour's request for an image failed");
             }
         });

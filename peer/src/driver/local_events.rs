@@ -9,7 +9,7 @@ use flotilla_common::time::Time;
 
 use super::tasks::{Fetched, TaskReport, Verdict};
 use super::{Command, Driver, LINGER};
-use crate::store::{Pin, StoredBlob, blocking};
+use crate::store::{Pin, StoredBlob, run_blocking};
 
 impl Driver {
     /// Adds the blobs in the store to the machine, and tells it if there is no tracker.
@@ -157,7 +157,7 @@ impl Driver {
         self.renew_grants(now);
         self.update_telemetry(now);
         let store = Arc::clone(&self.context.stores.blobs);
-        self.context.shutdown.spawn(blocking(move || {
+        self.context.shutdown.spawn(run_blocking(move || {
             store.save();
             Ok(())
         }));
@@ -202,7 +202,7 @@ impl Driver {
         };
         blob.used_at = now;
         if blob.pin.is_none() {
-            blob.stored.revive();
+            blob.stored.clear_bypass();
             blob.pin = Some(pin);
             blob.waited = WaitTimes::default();
             self.machine.handle(now, Input::Want { blob: slot });
@@ -252,7 +252,7 @@ impl Driver {
         blob.is_being_checked = false;
         match verdict {
             Verdict::Valid => {
-                blob.stored.complete();
+                blob.stored.mark_complete();
                 self.context.telemetry.pulls.completed(now, digest);
                 self.end_finished_pulls(now);
             }
@@ -284,9 +284,9 @@ impl Driver {
         telemetry.pulls.failed(digest, reason);
         let store = &self.context.stores.blobs;
         if let Some(stored) = store.get(digest) {
-            stored.bypass();
+            stored.mark_bypassed();
         }
-        store.ban(digest);
+        store.quarantine(digest);
         if let Some(slot) = self.tables.blob_slot(digest) {
             self.forget(now, slot);
         }

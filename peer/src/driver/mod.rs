@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! mirror ── Command ──┐                          ┌──▶ transport: dial, send, fetch, serve
-//! transport ─ Incident ┼─▶ driver ─▶ PeerMachine ─┼──▶ origins: fetch
+//! transport ── Event ─┼─▶ driver ─▶ PeerMachine ─┼──▶ origins: fetch
 //! tracker ─── Event ──┤            ◀─ outputs    ├──▶ trackers: announce, leases
 //! tasks ─ TaskReport ─┘                          └──▶ store: whole-blob check, bypass
 //! ```
@@ -40,7 +40,7 @@ use crate::rate_meter::RateMeter;
 use crate::store::StoredBlob;
 use crate::telemetry::Telemetry;
 use crate::tracker_client::TrackerEvent;
-use crate::transport::{Incident, Link, Outbound, Question};
+use crate::transport::{ChunkInterceptor, ChunkRequest, PeerLink, TransportEvent};
 pub(crate) use command::{Command, Commands, QUEUE};
 use tables::Tables;
 pub(crate) use tables::peer_key;
@@ -61,7 +61,7 @@ pub(crate) struct DriverContext {
     pub(crate) upstream: Upstream,
     pub(crate) telemetry: Arc<Telemetry>,
     /// Sends chunks to neighbours.
-    pub(crate) outbound: Arc<dyn Outbound>,
+    pub(crate) interceptor: Arc<dyn ChunkInterceptor>,
     /// Whether neighbours must present a grant.
     pub(crate) requires_grants: bool,
     pub(crate) shutdown: Shutdown,
@@ -71,7 +71,7 @@ pub(crate) struct DriverContext {
 #[derive(Debug)]
 pub(crate) struct Events {
     pub(crate) commands: mpsc::Receiver<Command>,
-    pub(crate) incidents: mpsc::Receiver<Incident>,
+    pub(crate) transport_events: mpsc::Receiver<TransportEvent>,
     pub(crate) tracker: mpsc::Receiver<TrackerEvent>,
     pub(crate) origin_health: mpsc::Receiver<OriginHealthReport>,
 }
@@ -91,10 +91,10 @@ struct Fetch {
 /// An upload of a chunk: requested or running.
 #[derive(Debug)]
 struct ActiveUpload {
-    link: Link,
+    link: PeerLink,
     stored: Arc<StoredBlob>,
     /// The request, until the machine has accepted or refused it.
-    question: Option<Question>,
+    request: Option<ChunkRequest>,
     task: Option<AbortHandle>,
     sent: u64,
 }
@@ -137,8 +137,8 @@ impl Driver {
                 () = shutdown.wait() => break,
                 Some(report) = reported.recv() => driver.on_report(clock.now(), report),
                 Some(command) = events.commands.recv() => driver.on_command(clock.now(), command),
-                Some(incident) = events.incidents.recv() => {
-                    driver.on_incident(clock.now(), incident);
+                Some(event) = events.transport_events.recv() => {
+                    driver.on_transport_event(clock.now(), event);
                 }
                 Some(event) = events.tracker.recv() => driver.on_tracker(clock.now(), event),
                 Some(report) = events.origin_health.recv() => {

@@ -11,24 +11,26 @@ use flotilla_common::wire::peer::{self, Control, Holding};
 use super::tables::facts;
 use super::{ActiveUpload, Driver};
 use crate::origin::OriginHealthReport;
-use crate::transport::{Goodbye, Incident, Link, Question};
+use crate::transport::{ChunkRequest, CloseReason, PeerLink, TransportEvent};
 
 /// How long transfers on the surplus one of two connections with a neighbour may go on.
 const DUPLICATE_GRACE: Duration = Duration::from_secs(10);
 
 impl Driver {
-    pub(super) fn on_incident(&mut self, now: Time, incident: Incident) {
-        match incident {
-            Incident::Linked(link) => self.on_linked(now, link),
-            Incident::Unlinked(link) => self.on_unlinked(now, &link),
-            Incident::DialFailed(id) => {
+    pub(super) fn on_transport_event(&mut self, now: Time, event: TransportEvent) {
+        match event {
+            TransportEvent::Linked(link) => self.on_linked(now, link),
+            TransportEvent::Unlinked(link) => self.on_unlinked(now, &link),
+            TransportEvent::DialFailed(id) => {
                 if let Some(slot) = self.tables.peer_slot(&id) {
                     self.machine.handle(now, Input::DialFailed { peer: slot });
                 }
             }
-            Incident::Said(link, message) => self.on_message(now, &link, message),
-            Incident::Asked(link, question) => self.on_question(now, link, question),
-            Incident::AskedImage(link, question) => self.on_image_question(&link, question),
+            TransportEvent::Control(link, message) => self.on_message(now, &link, message),
+            TransportEvent::ChunkRequested(link, request) => {
+                self.on_chunk_request(now, link, request)
+            }
+            TransportEvent::ImageRequested(link, request) => self.on_image_request(&link, request),
         }
     }
 
@@ -42,14 +44,14 @@ impl Driver {
         self.machine.handle(now, input);
     }
 
-    fn on_linked(&mut self, now: Time, link: Link) {
+    fn on_linked(&mut self, now: Time, link: PeerLink) {
         let slot = self.intern(link.peer());
         let own = self.context.network.me.id.clone();
         let Some(peer) = self.tables.peer_mut(slot) else {
             return;
         };
         if peer.quarantined_until > now {
-            return link.close(Goodbye::Misbehaved);
+            return link.close(CloseReason::Misbehaved);
         }
         if let Some(older) = &peer.link {
             if !link.is_preferred_to(older, &own) {
@@ -94,14 +96,14 @@ impl Driver {
     }
 
     /// Closes a surplus connection after its transfers had time to finish.
-    fn retire(&self, link: Link) {
+    fn retire(&self, link: PeerLink) {
         self.context.shutdown.spawn(async move {
             tokio::time::sleep(DUPLICATE_GRACE).await;
-            link.close(Goodbye::Duplicate);
+            link.close(CloseReason::Duplicate);
         });
     }
 
-    fn on_unlinked(&mut self, now: Time, link: &Link) {
+    fn on_unlinked(&mut self, now: Time, link: &PeerLink) {
         self.verified.forget(link.id());
         self.uploads.retain(|_, upload| {
             let is_kept = upload.link.id() != link.id();
@@ -127,7 +129,7 @@ impl Driver {
         }
     }
 
-    fn on_message(&mut self, now: Time, link: &Link, message: Control) {
+    fn on_message(&mut self, now: Time, link: &PeerLink, message: Control) {
         let Some(peer) = self.tables.peer_slot(link.peer()) else {
             return;
         };
@@ -148,7 +150,7 @@ impl Driver {
             }
             Control::ProofWanted(wanted) => {
                 if let Some(stored) = self.context.stores.blobs.get(&wanted.digest) {
-                    link.say(Control::Proof(stored.proof().clone()));
+                    link.send(Control::Proof(stored.proof().clone()));
                 }
                 return;
             }
@@ -188,32 +190,31 @@ impl Driver {
         }
     }
 
-    fn on_question(&mut self, now: Time, link: Link, question: Question) {
+    fn on_chunk_request(&mut self, now: Time, link: PeerLink, request: ChunkRequest) {
         let Some(peer) = self.tables.peer_slot(link.peer()) else {
             return;
         };
-        let Some(blob) = self.tables.blob_slot(&question.ask.digest) else {
-            return self.spawn_refusal(question, peer::Refusal::Gone);
+        let Some(blob) = self.tables.blob_slot(&request.ask.digest) else {
+            return self.spawn_refusal(request, peer::Refusal::Gone);
         };
-        if let Err(error) =
-            self.check_grant(&link, &question.ask.digest, question.ask.grant.as_ref())
+        if let Err(error) = self.check_grant(&link, &request.ask.digest, request.ask.grant.as_ref())
         {
-            tracing::debug!(peer = %link.peer(), blob = %question.ask.digest, %error, "refused a neighbour's request for a chunk");
+            tracing::debug!(peer = %link.peer(), blob = %request.ask.digest, %error, "refused a neighbour's request for a chunk");
             self.context.telemetry.counters.refused_not_permitted.add(1);
-            return self.spawn_refusal(question, peer::Refusal::NotPermitted);
+            return self.spawn_refusal(request, peer::Refusal::NotPermitted);
         }
         let Some(stored) = self.tables.blob(blob).map(|blob| Arc::clone(&blob.stored)) else {
             return;
         };
         self.next_upload += 1;
         let upload = UploadId(self.next_upload);
-        let chunk = question.ask.chunk;
+        let chunk = request.ask.chunk;
         self.uploads.insert(
             upload,
             ActiveUpload {
                 link,
                 stored,
-                question: Some(question),
+                request: Some(request),
                 task: None,
                 sent: 0,
             },

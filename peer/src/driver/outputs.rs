@@ -12,7 +12,7 @@ use flotilla_common::wire::peer::{self, Control, Forgot, Have, Holding, Holds};
 use tokio::task::JoinHandle;
 
 use super::{Driver, Fetch, tasks};
-use crate::transport::{Goodbye, Question};
+use crate::transport::{ChunkRequest, CloseReason};
 
 impl Driver {
     /// Carries out all outputs that the machine has.
@@ -101,9 +101,9 @@ impl Driver {
             return;
         };
         let why = if peer.quarantined_until > now {
-            Goodbye::Misbehaved
+            CloseReason::Misbehaved
         } else {
-            Goodbye::Done
+            CloseReason::Done
         };
         if let Some(link) = peer.link.take() {
             link.close(why);
@@ -124,7 +124,7 @@ impl Driver {
         } else {
             Holding::Partial(held.clone())
         };
-        link.say(Control::Holds(Holds {
+        link.send(Control::Holds(Holds {
             digest: *blob.stored.digest(),
             holding,
         }));
@@ -143,7 +143,7 @@ impl Driver {
             .audience(slot, batch)
             .filter_map(|peer| self.tables.link(peer))
         {
-            link.say(have.clone());
+            link.send(have.clone());
         }
     }
 
@@ -161,7 +161,7 @@ impl Driver {
             .neighbours(slot)
             .filter_map(|peer| self.tables.link(peer))
         {
-            link.say(forgot.clone());
+            link.send(forgot.clone());
         }
     }
 
@@ -251,23 +251,23 @@ impl Driver {
         let Some(upload) = self.uploads.get_mut(&id) else {
             return;
         };
-        let Some(question) = upload.question.take() else {
+        let Some(request) = upload.request.take() else {
             return;
         };
         let task = tasks::serve(
             id,
-            question,
+            request,
             Arc::clone(&upload.stored),
             self.context.network.upload_limit.clone(),
             Arc::clone(&self.context.telemetry),
-            Arc::clone(&self.context.outbound),
+            Arc::clone(&self.context.interceptor),
             self.reports.clone(),
         );
         upload.task = Some(self.context.shutdown.spawn(task).abort_handle());
     }
 
     fn refuse(&mut self, id: UploadId, reason: Refusal) {
-        let Some(question) = self.uploads.remove(&id).and_then(|upload| upload.question) else {
+        let Some(request) = self.uploads.remove(&id).and_then(|upload| upload.request) else {
             return;
         };
         let why = match reason {
@@ -277,13 +277,13 @@ impl Driver {
             }
             Refusal::Gone => peer::Refusal::Gone,
         };
-        self.spawn_refusal(question, why);
+        self.spawn_refusal(request, why);
     }
 
     /// Refuses a neighbour's request in a task of its own.
-    pub(super) fn spawn_refusal(&self, question: Question, why: peer::Refusal) {
+    pub(super) fn spawn_refusal(&self, request: ChunkRequest, why: peer::Refusal) {
         self.context.shutdown.spawn(async move {
-            if let Err(error) = question.refuse(why).await {
+            if let Err(error) = request.refuse(why).await {
                 tracing::debug!(%error, "refusal of a neighbour's request failed");
             }
         });

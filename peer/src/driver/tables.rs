@@ -13,7 +13,7 @@ use flotilla_common::wire::tracker::PeerInfo;
 
 use crate::rate_meter::RateMeter;
 use crate::store::{Pin, StoredBlob};
-use crate::transport::Link;
+use crate::transport::PeerLink;
 
 /// A blob that the machine knows.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(super) struct PeerEntry {
     pub(super) id: PeerId,
     /// Its address and location, if a tracker named it.
     pub(super) info: Option<PeerInfo>,
-    pub(super) link: Option<Link>,
+    pub(super) link: Option<PeerLink>,
     pub(super) quarantined_until: Time,
     /// The rates of bytes received from it and sent to it.
     pub(super) down: RateMeter,
@@ -139,7 +139,7 @@ impl Tables {
     }
 
     /// The connection with a peer, if there is one.
-    pub(super) fn link(&self, slot: PeerSlot) -> Option<&Link> {
+    pub(super) fn link(&self, slot: PeerSlot) -> Option<&PeerLink> {
         self.peer(slot)?.link.as_ref()
     }
 

@@ -18,7 +18,7 @@ use crate::handles::Upstream;
 use crate::origin::{self, OriginError, OriginFetchError};
 use crate::store::{StoreError, StoredBlob};
 use crate::telemetry::Telemetry;
-use crate::transport::{self, FetchError, Link, Outbound, Question, ServeError};
+use crate::transport::{self, ChunkInterceptor, ChunkRequest, FetchError, PeerLink, ServeError};
 
 /// The longest time between two progress reports of a transfer.
 const REPORT_INTERVAL: Duration = Duration::from_millis(20);
@@ -103,7 +103,7 @@ const fn download_report(transfer: TransferId) -> impl Fn(u64) -> TaskReport {
 /// Downloads a chunk from a neighbour.
 pub(super) async fn fetch_from_peer(
     transfer: TransferId,
-    link: Link,
+    link: PeerLink,
     blob: Arc<StoredBlob>,
     chunk: u32,
     grant: Option<Grant>,
@@ -174,7 +174,7 @@ pub(super) async fn fetch_from_origin(
                 OriginFetchError::Corrupt | OriginFetchError::Origin(OriginError::Refused(_))
                     if is_unsealed =>
                 {
-                    blob.bypass();
+                    blob.mark_bypassed();
                     Failure::Store
                 }
                 OriginFetchError::Corrupt => Failure::Corrupt,
@@ -192,32 +192,32 @@ fn store_failed(blob: &StoredBlob, error: &StoreError) -> Failure {
         blob = %blob.digest(), %error,
         "the store cannot take a blob; passing it through from an origin"
     );
-    blob.bypass();
+    blob.mark_bypassed();
     Failure::Store
 }
 
 /// Sends a chunk to the neighbour that asked for it.
 pub(super) async fn serve(
     upload: UploadId,
-    question: Question,
+    request: ChunkRequest,
     blob: Arc<StoredBlob>,
     limit: Limiter,
     telemetry: Arc<Telemetry>,
-    outbound: Arc<dyn Outbound>,
+    interceptor: Arc<dyn ChunkInterceptor>,
     reports: mpsc::Sender<TaskReport>,
 ) {
-    let length = blob.geometry().chunk_len(question.ask.chunk);
+    let length = blob.geometry().chunk_len(request.ask.chunk);
     let mut progress = ProgressReporter::new(reports.clone(), length, move |bytes| {
         TaskReport::UploadProgress(upload, bytes)
     });
     let progress = |bytes| progress.report(bytes);
     let mut sent = 0;
-    match question.serve(&blob, &limit, &outbound, progress).await {
+    match request.serve(&blob, &limit, &interceptor, progress).await {
         Ok(bytes) => {
             sent = bytes;
             telemetry.counters.to_peers.add(bytes);
         }
-        Err(ServeError::Store(StoreError::Doubtful { digest, chunk })) => {
+        Err(ServeError::Store(StoreError::Damaged { digest, chunk })) => {
             tracing::warn!(blob = %digest, chunk, "stored chunk is damaged; downloading it again");
             send(&reports, TaskReport::Damaged(digest, chunk)).await;
         }

@@ -22,7 +22,7 @@ use super::error::MirrorError;
 use super::passthrough::Passthrough;
 use crate::config::FallbackTimeouts;
 use crate::driver::Command;
-use crate::store::{Availability, PIECE, Pin, StoreError, StoredBlob};
+use crate::store::{Availability, MAX_IO_BYTES, Pin, StoreError, StoredBlob};
 
 /// How often a waiting reader checks the fallback timeouts.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
@@ -134,7 +134,12 @@ impl Reader {
         let clock = self.context.clock;
         let mut wait = ByteWait::new(clock.now(), self.blob.geometry().is_whole());
         loop {
-            match timeout(CHECK_INTERVAL, self.blob.available(self.left.start)).await {
+            match timeout(
+                CHECK_INTERVAL,
+                self.blob.wait_until_available(self.left.start),
+            )
+            .await
+            {
                 Ok(Availability::Ready(until)) => {
                     if let Some(bytes) = self.read(until).await? {
                         return Ok(Some(bytes));
@@ -176,7 +181,7 @@ impl Reader {
     /// on disk.
     async fn read(&mut self, until: u64) -> Result<Option<Bytes>, MirrorError> {
         let start = self.left.start;
-        let piece = PIECE as u64;
+        let piece = MAX_IO_BYTES as u64;
         let end = until.min(self.left.end).min((start / piece + 1) * piece);
         match self.blob.read(start..end).await {
             Ok(bytes) => {
@@ -184,7 +189,7 @@ impl Reader {
                 self.cursor.advance(start, end);
                 Ok(Some(bytes))
             }
-            Err(StoreError::Doubtful { digest, chunk }) => {
+            Err(StoreError::Damaged { digest, chunk }) => {
                 tracing::warn!(blob = %digest, chunk, "stored chunk is damaged; downloading it again");
                 let command = Command::Damaged { digest, chunk };
                 self.context.commands.send(command).await;
@@ -195,7 +200,7 @@ impl Reader {
                     blob = %self.blob.digest(), %error,
                     "read of a stored blob failed; passing it through from an origin"
                 );
-                self.blob.bypass();
+                self.blob.mark_bypassed();
                 self.fall_back().await
             }
         }

@@ -61,7 +61,7 @@ pub(crate) async fn fetch_chunk(
         return Err(OriginFetchError::Corrupt);
     }
     blob.write_verified(range.start, bytes).await?;
-    blob.hold(chunk, if blob.table().is_some() { &values } else { &[] });
+    blob.mark_held(chunk, if blob.table().is_some() { &values } else { &[] });
     Ok(())
 }
 

@@ -28,22 +28,22 @@ pub(super) async fn fetch(
     mut progress: impl FnMut(u64),
 ) -> Result<(), OriginFetchError> {
     let size = blob.geometry().size();
-    let mut direct = blob.direct().await;
-    if direct.at() < size {
-        let range = format!("bytes={}-", direct.at());
+    let mut download = blob.start_direct_download().await;
+    if download.position() < size {
+        let range = format!("bytes={}-", download.position());
         let open = origins
             .open_at(origin, repository, blob.digest(), Some(&range))
             .await?;
-        let mut body = PartReader::new(open, direct.at(), size)?;
+        let mut body = PartReader::new(open, download.position(), size)?;
         progress(0);
         while let Some(part) = body.next_part().await? {
             let length = part.len();
-            direct = direct.push(part).await?;
-            progress(direct.at());
+            download = download.write(part).await?;
+            progress(download.position());
             limit.take(length).await;
         }
     }
-    if direct.finish()? {
+    if download.finish()? {
         Ok(())
     } else {
         Err(OriginFetchError::Corrupt)
