@@ -1,12 +1,11 @@
-//! Memory in blocks of one length, as many as there may be, each of them used again and again.
+//! A bounded pool of buffers of one length, each allocated on first use and then reused.
 //!
-//! What passes through in large pieces must not come anew from the allocator each time: pieces that
-//! are taken by one thread and given back by another leave holes that grow with the bytes that pass
-//! and with the threads of the machine. A block is allocated when it is needed for the first time
-//! and then stays, so all together never have more than was set.
+//! Large buffers that one thread allocates and another one frees fragment the heap: the process
+//! grows with the bytes that pass through it and with the number of threads. Buffers of a pool stay
+//! allocated, so together they never take more than the configured number of bytes.
 //!
-//! It must never be held on to by what keeps bytes, such as a cache: its place is free only when
-//! the last of its bytes was dropped.
+//! Never store a pooled buffer in a cache: it returns to the pool only when the last clone of its
+//! `Bytes` is dropped.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,66 +13,67 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// A pool of blocks.
+/// A pool of buffers; clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct BufferPool(Arc<Pool>);
+pub(crate) struct BufferPool(Arc<PoolInner>);
 
 #[derive(Debug)]
-struct Pool {
-    block_len: usize,
-    places: Arc<Semaphore>,
-    /// Those that are not in use, of those that were allocated.
+struct PoolInner {
+    buffer_len: usize,
+    /// One permit for each buffer.
+    permits: Arc<Semaphore>,
+    /// Allocated buffers that are not in use.
     free: Mutex<Vec<Box<[u8]>>>,
 }
 
-/// A block that is in use, filled from its beginning.
+/// A buffer in use, filled from its start.
 #[derive(Debug)]
 pub(crate) struct PooledBuffer {
     memory: Box<[u8]>,
     len: usize,
-    pool: Arc<Pool>,
-    /// Given back after the memory.
-    _place: Option<OwnedSemaphorePermit>,
+    pool: Arc<PoolInner>,
+    /// Released after the memory is back in the pool.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl BufferPool {
-    /// BufferPool of `block_len` in `bytes`, at least one.
-    pub(crate) fn new(block_len: usize, bytes: u64) -> Self {
-        let blocks = usize::try_from(bytes).unwrap_or(usize::MAX) / block_len;
-        let places = Arc::new(Semaphore::new(blocks.clamp(1, Semaphore::MAX_PERMITS)));
-        Self(Arc::new(Pool {
-            block_len,
-            places,
+    /// As many buffers of `buffer_len` as fit into `bytes`, at least one.
+    pub(crate) fn new(buffer_len: usize, bytes: u64) -> Self {
+        let count = usize::try_from(bytes).unwrap_or(usize::MAX) / buffer_len;
+        let count = count.clamp(1, Semaphore::MAX_PERMITS);
+        Self(Arc::new(PoolInner {
+            buffer_len,
+            permits: Arc::new(Semaphore::new(count)),
             free: Mutex::default(),
         }))
     }
 
-    /// An empty block; waits for one, in turn with others.
+    /// An empty buffer. Waits until one is free; waiters are served in order.
     pub(crate) async fn take(&self) -> PooledBuffer {
-        // The pool is never closed.
-        let place = Arc::clone(&self.0.places).acquire_owned().await.ok();
-        self.block(place)
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.0.permits).acquire_owned().await.ok();
+        self.buffer(permit)
     }
 
-    /// An empty block, if there is one.
+    /// An empty buffer, if one is free.
     pub(crate) fn try_take(&self) -> Option<PooledBuffer> {
-        let place = Arc::clone(&self.0.places).try_acquire_owned().ok()?;
-        Some(self.block(Some(place)))
+        let permit = Arc::clone(&self.0.permits).try_acquire_owned().ok()?;
+        Some(self.buffer(Some(permit)))
     }
 
-    fn block(&self, place: Option<OwnedSemaphorePermit>) -> PooledBuffer {
-        let used = self
+    fn buffer(&self, permit: Option<OwnedSemaphorePermit>) -> PooledBuffer {
+        let free = self
             .0
             .free
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .pop();
-        let memory = used.unwrap_or_else(|| vec![0; self.0.block_len].into_boxed_slice());
+        let memory = free.unwrap_or_else(|| vec![0; self.0.buffer_len].into_boxed_slice());
         PooledBuffer {
             memory,
             len: 0,
             pool: Arc::clone(&self.0),
-            _place: place,
+            _permit: permit,
         }
     }
 }
@@ -83,29 +83,30 @@ impl PooledBuffer {
         self.len
     }
 
-    /// Appends as many of the bytes as there is room for, and says how many.
+    /// Appends as many of the bytes as fit, and returns how many did.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> usize {
         let room = &mut self.memory[self.len..];
-        let now = bytes.len().min(room.len());
-        room[..now].copy_from_slice(&bytes[..now]);
-        self.len += now;
-        now
+        let appended = bytes.len().min(room.len());
+        room[..appended].copy_from_slice(&bytes[..appended]);
+        self.len += appended;
+        appended
     }
 
-    /// Appends `len` bytes, or what there is room for, as `fill` writes them.
+    /// Appends `len` bytes, or as many as fit, written by `fill`. After an error nothing is
+    /// appended.
     pub(crate) fn append_with(
         &mut self,
         len: usize,
         fill: impl FnOnce(&mut [u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let room = &mut self.memory[self.len..];
-        let now = len.min(room.len());
-        fill(&mut room[..now])?;
-        self.len += now;
+        let appended = len.min(room.len());
+        fill(&mut room[..appended])?;
+        self.len += appended;
         Ok(())
     }
 
-    /// The bytes, which hold the block until the last of them is dropped.
+    /// The bytes. The buffer returns to the pool when their last clone is dropped.
     pub(crate) fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }
@@ -134,41 +135,43 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_block_is_used_again_when_all_of_its_bytes_are_dropped() {
-        let blocks = BufferPool::new(4, 9);
-        let (mut first, second) = (blocks.take().await, blocks.take().await);
-        assert!(blocks.try_take().is_none());
+    async fn buffer_is_reused_after_its_last_bytes_are_dropped() {
+        let pool = BufferPool::new(4, 9);
+        let mut first = pool.take().await;
+        let second = pool.take().await;
+        assert!(pool.try_take().is_none());
         assert_eq!((first.append(b"abc"), first.append(b"de")), (3, 1));
-        let place = first.as_ref().as_ptr();
-        let (bytes, part) = (first.freeze(), second.freeze());
+        let address = first.as_ref().as_ptr();
+        let bytes = first.freeze();
+        let empty = second.freeze();
         let clone = bytes.slice(1..);
         assert_eq!(
-            (&bytes[..], &clone[..], &part[..]),
+            (&bytes[..], &clone[..], &empty[..]),
             (&b"abcd"[..], &b"bcd"[..], &b""[..])
         );
         drop(bytes);
-        assert!(blocks.try_take().is_none());
+        assert!(pool.try_take().is_none());
         drop(clone);
-        let mut again = blocks.try_take().unwrap();
+        let mut again = pool.try_take().unwrap();
         assert!(again.as_ref().is_empty());
         again.append(b"x");
-        assert_eq!(again.as_ref().as_ptr(), place);
+        assert_eq!(again.as_ref().as_ptr(), address);
     }
 
     #[test]
-    fn what_could_not_be_filled_is_not_there() {
-        let mut block = BufferPool::new(4, 0).try_take().unwrap();
+    fn failed_fill_appends_nothing() {
+        let mut buffer = BufferPool::new(4, 0).try_take().unwrap();
         assert!(
-            block
+            buffer
                 .append_with(2, |_| Err(io::Error::other("no")))
                 .is_err()
         );
-        assert_eq!(block.len(), 0);
+        assert_eq!(buffer.len(), 0);
         let fill = |room: &mut [u8]| {
             room.fill(7);
             Ok(())
         };
-        block.append_with(9, fill).unwrap();
-        assert_eq!(block.as_ref(), [7; 4]);
+        buffer.append_with(9, fill).unwrap();
+        assert_eq!(buffer.as_ref(), [7; 4]);
     }
 }

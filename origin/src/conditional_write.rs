@@ -1,35 +1,42 @@
-//! Conditional writes that know what became of them.
+//! Conditional writes whose outcome is known.
 //!
-//! A put that timed out may still apply later, and a conflict may be with one's own write that a
-//! client library sent twice. So after anything but success the key is read back: one's own bytes
-//! there, it was written; the base unchanged, the same bytes are sent again; anything else, it is
-//! lost, and the caller **never writes a second time** in its place: a newer acknowledged write may
-//! be there. Bodies carry nonces, so nobody else writes the same bytes.
+//! A put that timed out may still be applied later, and a conflict may be with one's own write that
+//! a client library sent twice. So after anything but success the key is read back:
+//!
+//! | the key holds | outcome |
+//! |---|---|
+//! | the body that was written | written |
+//! | the version that was to be replaced | unknown: send the same body again |
+//! | anything else | lost |
+//!
+//! A caller that lost must **never write a second time** in place of the first: a newer
+//! acknowledged write may be there. Bodies carry nonces, so no other writer sends the same bytes.
 
 use bytes::Bytes;
 
 use crate::storage::{Key, Object, Storage, StorageError, Version};
 
-/// How often the same bytes are sent while the base is unchanged.
+/// How often one body is sent while the base is unchanged.
 const ATTEMPTS: u32 = 3;
 
-/// What became of a write.
+/// The outcome of a conditional write.
 #[derive(Debug)]
 pub(crate) enum WriteOutcome {
-    /// It is, or was, there.
+    /// It was applied.
     Written,
-    /// Another's write is there, or (after a swap) nothing.
+    /// It was not applied and never will be: another writer was first. With the object that is there
+    /// now; `None` if there is none.
     Lost(Option<Object>),
 }
 
-/// Settles writes. The storage's calls are bounded in time.
+/// Writes on a storage whose calls have a timeout.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConditionalWriter<'a> {
     pub(crate) storage: &'a dyn Storage,
 }
 
 impl ConditionalWriter<'_> {
-    /// Writes `body` where there is nothing (`seen` is none) or in the place of the version seen.
+    /// Creates `key`, or replaces its version `seen`.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`] if the outcome stays unknown.
@@ -57,9 +64,9 @@ impl ConditionalWriter<'_> {
         }
         Err(failure.unwrap_or_else(|| {
             StorageError::unavailable(
-                "settle write",
+                "write object",
                 key,
-                "conflicts with nothing, again and again",
+                "storage reports a precondition failure although the object is unchanged",
             )
         }))
     }

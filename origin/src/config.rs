@@ -1,4 +1,4 @@
-//! The origin's configuration, one struct with documented defaults.
+//! The configuration of an origin, with documented defaults.
 
 use core::time::Duration;
 use std::net::SocketAddr;
@@ -13,32 +13,34 @@ use flotilla_runtime::rate::Limiter;
 pub use crate::format::Horizons;
 pub use crate::replicas::Replicas;
 
-/// How an origin runs.
+/// The configuration of an origin.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where it listens; port 0 lets the system choose.
+    /// The address on which it serves clients; port 0 lets the system choose.
     pub listen: SocketAddr,
     /// Its storage: `file:///dir`, `s3://bucket/prefix`, `gs://bucket/prefix`,
     /// `az://container/prefix` or `memory:///`.
     pub storage: String,
-    /// Its region, in the stamps of tags and manifests; the seal key's.
+    /// Its region, which stamps of tags and manifests name; the seal key must belong to it.
     pub region: RegionName,
-    /// What signs seals; its issuer is the region that peers see in them.
+    /// Signs seals; its issuer is the region that peers see in them.
     pub seal_key: SealKey,
-    /// A cap on the bytes of blobs that it sends, shared by all responses. Default none.
+    /// A rate limit for the bytes of blobs, shared by all responses. Default none.
     pub uplink: Limiter,
-    /// HTTPS with this certificate, which follows its files; HTTP without. Default none.
+    /// The certificate for HTTPS, reloaded when its files change; without one it serves HTTP.
+    /// Default none.
     pub tls: Option<Identity>,
-    /// The replicas that are told what this one changes. Default none.
+    /// The replicas to which it sends invalidations. Default none.
     pub replicas: Replicas,
-    /// Where this one is told by the others; port 0 lets the system choose. Default nowhere.
+    /// The address on which it accepts invalidations from other replicas; port 0 lets the system
+    /// choose. Default none.
     pub replica_listen: Option<SocketAddr>,
-    /// Whether clients are sent to the storage for blobs (307 to a presigned URL). Default no: all
-    /// bytes pass the origin.
+    /// Whether blob requests are redirected to the storage (307 to a presigned URL). Default no:
+    /// all bytes pass through the origin.
     pub redirect_blobs: bool,
-    /// Threads that serve connections, each its own. Default 0: the caller's runtime does.
+    /// Threads that serve connections. Default 0: the caller's runtime serves them.
     pub threads: usize,
-    /// The times of collection: the same at all replicas of a bucket.
+    /// The times of collection, which must be equal at all replicas of a bucket.
     pub horizons: Horizons,
     /// Bounds on memory, time and concurrency.
     pub limits: Limits,
@@ -47,7 +49,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// A configuration with the defaults for all that has one.
+    /// A configuration with all defaults.
     pub fn new(
         listen: SocketAddr,
         storage: impl Into<String>,
@@ -72,7 +74,7 @@ impl Config {
         }
     }
 
-    /// The same with a cap on the uplink.
+    /// Sets a rate limit for the bytes of blobs.
     #[must_use]
     pub fn with_uplink(mut self, rate: Option<BitRate>) -> Self {
         self.uplink = rate.into();
@@ -80,60 +82,61 @@ impl Config {
     }
 }
 
-/// The origin's bounds.
+/// Bounds of an origin.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// How long a tag may be served from memory, from the start of its read. At most 1 s, the
-    /// default.
+    /// How long a tag may be served from memory, from the start of its read. Default and maximum
+    /// 1 s.
     pub tag_time_to_live: Duration,
-    /// How long "this repository has this digest" may be. At most 10 s, the default; refreshed
-    /// ahead at half of it.
+    /// How long a membership or a manifest may be served from memory, from the start of its read. It
+    /// is refreshed in the background from half of it on. Default and maximum 10 s.
     pub repository_time_to_live: Duration,
     /// Memory for manifests. Default 64 MiB.
     pub manifest_cache: ByteSize,
     /// Memory for records of blobs. Default 64 MiB.
     pub record_cache: ByteSize,
-    /// Memory for blobs of at most 64 KiB: configurations, mostly. Default 32 MiB.
+    /// Memory for blobs of at most 64 KiB, most of them image configurations. Default 32 MiB.
     pub small_blob_cache: ByteSize,
-    /// Memory for tags, claims to blobs, open uploads and closures, each. Default 16 MiB.
+    /// Memory for tags, memberships, open uploads and closures, each. Default 16 MiB.
     pub other_caches: ByteSize,
-    /// Memory for the bytes of uploads on their way to storage, in batches of 512 KiB. Default 16
-    /// MiB: 16 uploads at full speed, the others wait.
+    /// Memory for bytes of uploads on their way to storage, in batches of 512 KiB. Default 16 MiB:
+    /// 16 uploads at full speed; others wait.
     pub upload_buffers: ByteSize,
-    /// Memory for parts of 5 MiB on their way to a remote storage. Default 80 MiB: one for each of
-    /// 16 uploads.
+    /// Memory for parts of 5 MiB on their way to remote storage. Default 80 MiB: one part for each
+    /// of 16 uploads.
     pub part_buffers: ByteSize,
-    /// Memory for the bytes of blobs on their way to clients, where they pass through this process,
-    /// in large pieces. Default 16 MiB; beyond, each response has a piece of 16 KiB.
+    /// Memory for large pieces of blobs on their way to clients, where bytes are copied through this
+    /// process. Default 16 MiB; a response that finds none free sends pieces of 16 KiB.
     pub pull_buffers: ByteSize,
-    /// Connections at once. Default 8192; 128 more are told to come again (503), and operators are
-    /// answered there, too.
+    /// Concurrent connections. Default 8192; 128 more are answered 503, except for health and
+    /// metrics.
     pub connections: usize,
-    /// Requests at once, from their head to the last byte of their answer. Default 4096; more are
-    /// refused (429).
+    /// Concurrent requests, from their head to the last byte of their response. Default 4096; more
+    /// are refused (429).
     pub requests: usize,
-    /// Uploads at once whose bytes are received or wait for their turn. Default 512; more are
-    /// refused (429).
+    /// Concurrent uploads that receive bytes or wait for a buffer. Default 512; more are refused
+    /// (429).
     pub uploads: usize,
-    /// For a whole request head, and for the next request of an idle connection. Default 120 s.
+    /// Timeout for a whole request head, and for the next request on an idle connection. Default
+    /// 120 s.
     pub head_timeout: Duration,
-    /// How long a client may take nothing of its answer. Default 300 s: containerd parks answers
-    /// while it reads others.
+    /// Timeout for a client that reads nothing of its response. Default 300 s: containerd suspends
+    /// one response while it reads others.
     pub reader_timeout: Duration,
-    /// How long an upload's id is good for. Default 24 h; shorter than the horizon.
+    /// How long an upload id is valid. Default 24 h; shorter than the horizon.
     pub upload_lifetime: Duration,
-    /// How long a client may send nothing in the middle of a body, or less than 16 KiB per second
+    /// The stall budget of a request body: how long a client may send nothing, or less than 16 KiB/s
     /// on average. Default 60 s.
     pub stall_timeout: Duration,
-    /// For one storage call on a small object. A write, whose outcome is looked up and which is
-    /// then repeated, has twice as long for all of it. Default 15 s.
+    /// Timeout of a storage call on a small object. A conditional write, which may read back and
+    /// repeat, has twice as long in total. Default 15 s.
     pub storage_timeout: Duration,
-    /// Bytes at which a segment ends. Default 4 GiB.
+    /// The maximum size of a segment. Default 4 GiB.
     pub segment_len: ByteSize,
-    /// How long a shutdown still takes on work while it says that it is not ready, so that load
-    /// balancers turn away first. Default none.
+    /// How long a shutdown still accepts requests while it reports not ready, so that load balancers
+    /// turn away first. Default zero.
     pub drain_delay: Duration,
-    /// How long a shutdown waits for what is in flight. Default 20 s.
+    /// How long a shutdown waits for requests in flight. Default 20 s.
     pub drain_timeout: Duration,
 }
 

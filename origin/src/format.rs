@@ -1,9 +1,8 @@
-//! What all replicas of a bucket agree on, in one object of it: the format's version and the times
-//! of collection.
+//! The `format` object of a bucket: the version of the format and the times of collection, on which
+//! all replicas agree.
 //!
-//! A replica refuses to start with others: a replica with a shorter horizon would remove what one
-//! with a longer horizon still relies on. The object is JSON, since it is what an operator looks at
-//! first.
+//! A replica with other times refuses to start: a shorter horizon would delete objects on which a
+//! replica with a longer one relies. The object is JSON, since operators read it first.
 
 use core::time::Duration;
 
@@ -21,12 +20,13 @@ const VERSION: u32 = 1;
 /// The times of collection (`docs/origin.md`, "Blobs and collection").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Horizons {
-    /// H: no request and no storage call outlives it; tombstones and finished uploads stay that
-    /// long. Default 48 h.
+    /// H, the horizon: no request and no storage call lasts longer. Tombstones and finished uploads
+    /// are kept for it. Default 48 h.
     pub horizon: Duration,
-    /// W: how long a blob stays condemned before it may die; longer than L. Default 24 h.
+    /// W: how long a blob stays condemned before the collector may kill it; longer than L. Default
+    /// 24 h.
     pub condemned: Duration,
-    /// L: how long a liveness that was read counts. Default 5 min.
+    /// L: how long a blob that was read as live counts as live. Default 5 min.
     pub liveness: Duration,
 }
 
@@ -40,17 +40,17 @@ impl Default for Horizons {
     }
 }
 
-/// The bucket's agreement, as read.
+/// The contents of the `format` object.
 #[derive(Clone, Debug)]
 pub(crate) struct Format {
     pub(crate) horizons: Horizons,
-    /// What signs upload ids: known to all replicas, to nobody else.
+    /// Signs upload ids; shared by the replicas of this bucket only.
     pub(crate) upload_secret: [u8; 32],
 }
 
-/// The object's JSON. Seconds.
+/// The JSON of the object. Times are in seconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stored {
+struct FormatObject {
     format: u32,
     horizon_s: u64,
     condemned_s: u64,
@@ -58,37 +58,38 @@ struct Stored {
     upload_secret: String,
 }
 
-/// Why a bucket is not ours to serve.
+/// Why this replica cannot serve a bucket.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// The storage failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// There is an object, but not one of ours.
-    #[error("read the storage's format object: {0}")]
+    /// The object is not valid.
+    #[error("read the format object of the storage: {0}")]
     Malformed(String),
-    /// Written by other software.
-    #[error("the storage has format version {0}, this build has {VERSION}")]
+    /// The bucket was set up by another version of the origin.
+    #[error("the storage has format version {0}, but this build supports only {VERSION}")]
     Version(u32),
-    /// Other times.
+    /// The bucket was set up with other times.
     #[error(
-        "the storage was set up with {stored}, this replica is configured with {configured}; use the same"
+        "the storage was set up with {stored}, but this replica is configured with {configured}; \
+         configure the former"
     )]
     Horizons {
-        /// What the object says.
+        /// The times in the object.
         stored: String,
-        /// What the configuration says.
+        /// The times in the configuration.
         configured: String,
     },
     /// W must be longer than L.
-    #[error("the time condemned ({0:?}) must be longer than the time a liveness counts ({1:?})")]
+    #[error("condemned ({0:?}) must be longer than liveness ({1:?})")]
     Order(Duration, Duration),
 }
 
 /// Reads the bucket's format object, or writes it if this replica is the first.
 ///
 /// # Errors
-/// [`FormatError`] if the storage fails or is set up for others.
+/// [`FormatError`] if the storage fails or was set up differently.
 pub(crate) async fn agree(
     storage: &dyn Storage,
     horizons: Horizons,
@@ -100,7 +101,7 @@ pub(crate) async fn agree(
     if let Some(object) = storage.read(&key).await? {
         return check(&object.body, horizons);
     }
-    let first = Stored {
+    let first = FormatObject {
         format: VERSION,
         horizon_s: horizons.horizon.as_secs(),
         condemned_s: horizons.condemned.as_secs(),
@@ -113,25 +114,26 @@ pub(crate) async fn agree(
         Ok(_) | Err(StorageError::Conflict { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    // Whoever wrote it: what is there now stays.
+    // The object never changes again, whichever replica wrote it.
     let object = storage
         .read(&key)
         .await?
-        .ok_or_else(|| FormatError::Malformed("it vanished".to_owned()))?;
+        .ok_or_else(|| FormatError::Malformed("it was deleted during start".to_owned()))?;
     check(&object.body, horizons)
 }
 
-/// What is wrong with the bucket's format object, whatever its times are; `None` if nothing is.
+/// Describes what is wrong with the `format` object of a bucket; `None` if it is valid. Its times
+/// are not checked.
 ///
 /// # Errors
 /// [`StorageError`] if the storage cannot be read.
 pub(crate) async fn problem(storage: &dyn Storage) -> Result<Option<String>, StorageError> {
     let Some(object) = storage.read(&layout::format()).await? else {
         return Ok(Some(
-            "it is not there: no origin has started here".to_owned(),
+            "it does not exist: no origin has started on this storage".to_owned(),
         ));
     };
-    let stored: Result<Stored, _> = serde_json::from_slice(&object.body);
+    let stored: Result<FormatObject, _> = serde_json::from_slice(&object.body);
     Ok(match stored {
         Err(error) => Some(error.to_string()),
         Ok(stored) if stored.format != VERSION => {
@@ -151,25 +153,26 @@ fn check(body: &[u8], horizons: Horizons) -> Result<Format, FormatError> {
                 u32::try_from(other).unwrap_or(u32::MAX),
             ));
         }
-        None => return Err(FormatError::Malformed("no version".to_owned())),
+        None => return Err(FormatError::Malformed("it has no version".to_owned())),
     }
-    let stored: Stored = serde_json::from_slice(body).map_err(malformed)?;
-    let wanted = (
+    let stored: FormatObject = serde_json::from_slice(body).map_err(malformed)?;
+    let configured = (
         horizons.horizon.as_secs(),
         horizons.condemned.as_secs(),
         horizons.liveness.as_secs(),
     );
-    let found = (stored.horizon_s, stored.condemned_s, stored.liveness_s);
-    if wanted != found {
-        let told = |(h, w, l)| format!("horizon {h} s, condemned {w} s, liveness {l} s");
+    let in_object = (stored.horizon_s, stored.condemned_s, stored.liveness_s);
+    if configured != in_object {
+        let describe = |(h, w, l)| format!("horizon {h} s, condemned {w} s, liveness {l} s");
         return Err(FormatError::Horizons {
-            stored: told(found),
-            configured: told(wanted),
+            stored: describe(in_object),
+            configured: describe(configured),
         });
     }
     let secret = hex::decode_exact(&stored.upload_secret);
-    let upload_secret =
-        secret.ok_or_else(|| FormatError::Malformed("malformed upload_secret".to_owned()))?;
+    let upload_secret = secret.ok_or_else(|| {
+        FormatError::Malformed("upload_secret is not 32 bytes in hexadecimal".to_owned())
+    })?;
     Ok(Format {
         horizons,
         upload_secret,
@@ -183,16 +186,16 @@ mod tests {
     use crate::storage::open;
 
     #[tokio::test]
-    async fn the_first_replica_decides_and_others_agree_or_refuse() {
+    async fn later_replicas_must_agree_with_the_first() {
         let storage = open("memory:///", 0).unwrap();
         let first = agree(&*storage, Horizons::default()).await.unwrap();
         let second = agree(&*storage, Horizons::default()).await.unwrap();
         assert_eq!(first.upload_secret, second.upload_secret);
-        let hasty = Horizons {
+        let shorter = Horizons {
             horizon: Duration::from_hours(1),
             ..Horizons::default()
         };
-        let error = agree(&*storage, hasty).await.unwrap_err();
+        let error = agree(&*storage, shorter).await.unwrap_err();
         assert!(error.to_string().contains("horizon 172800 s"), "{error}");
         let reversed = Horizons {
             liveness: Duration::from_hours(24),
@@ -205,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn another_format_is_refused() {
+    fn other_formats_are_refused() {
         let check = |text: &str| check(text.as_bytes(), Horizons::default()).unwrap_err();
         assert!(matches!(check(r#"{"format":2}"#), FormatError::Version(2)));
         assert!(matches!(check("{}"), FormatError::Malformed(_)));

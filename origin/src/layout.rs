@@ -1,16 +1,16 @@
-//! The key of each fact: kind first, and between a repository's name and the rest `/_/`, which no
-//! name contains.
+//! The key of each object in the bucket. A key starts with its kind; `/_/` separates the name of a
+//! repository from the rest, since no name contains it.
 //!
-//! | key | fact |
+//! | key | object |
 //! |---|---|
-//! | `format` | what all replicas agree on |
-//! | `blob/<digest>/<generation>` | a blob's record |
-//! | `seg/<upload id>/<nonce>` | a data object: a segment, or a table too long for its record |
-//! | `upload/<id>/<offset>` | an entry of an upload's log |
-//! | `rb/<name>/_/<digest>` | a repository has a blob |
-//! | `rm/<name>/_/<digest>` | a repository has a manifest: its bytes |
+//! | `format` | version and times on which all replicas agree |
+//! | `blob/<digest>/<generation>` | the record of a blob |
+//! | `seg/<upload id>/<nonce>` | data: a segment, or a chunk table that is too long for its record |
+//! | `upload/<id>/<offset>` | an entry of an upload log |
+//! | `rb/<name>/_/<digest>` | a membership: the repository has the blob |
+//! | `rm/<name>/_/<digest>` | the bytes of a manifest of the repository |
 //! | `tag/<name>/_/<tag>` | a tag |
-//! | `ref/<name>/_/<subject>/<digest>` | a manifest refers to a subject |
+//! | `ref/<name>/_/<subject>/<digest>` | the manifest `digest` refers to `subject` |
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{RepositoryName, Tag};
@@ -19,7 +19,7 @@ use crate::storage::{Key, Prefix};
 use crate::upload::id::Generation;
 
 const CHECKED: &str =
-    "names, tags, digests and generations consist of characters that keys allow, and are shorter";
+    "names, tags, digests and generations are shorter than keys and use only their characters";
 
 fn key(text: String) -> Key {
     Key::new(text).expect(CHECKED)
@@ -92,9 +92,9 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// The longest names give keys, and a repository's listing never meets another's.
+        /// Every valid name gives valid keys, and no repository's prefix contains another's keys.
         #[test]
-        fn every_name_has_its_keys(
+        fn listings_of_repositories_do_not_overlap(
             name in "[a-z0-9]{1,20}((__|[._/]|-{1,2})[a-z0-9]{1,20}){0,10}",
             tag in "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}",
         ) {
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_name_fits() {
+    fn longest_name_fits() {
         let repository: RepositoryName = "a".repeat(255).parse().expect("a name");
         let wide = Digest::of(flotilla_common::digest::Algorithm::Sha512, b"x");
         assert!(referrer(&repository, &wide, &wide).as_str().len() < 600);

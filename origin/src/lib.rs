@@ -1,22 +1,24 @@
 //! The origin: an OCI registry directly on object storage.
 //!
-//! [`Origin::start`] opens the storage, agrees with it on its format and serves the OCI
-//! distribution specification. It has no state of its own that matters: any request may land on any
-//! replica, and any replica may stop at any moment. `docs/origin.md` has the key layout and the
-//! protocols; the rooms here are
+//! [`Origin::start`] opens the storage, agrees with its `format` object and serves the OCI
+//! distribution specification. The origin has no state of its own that matters: any request may
+//! land on any replica, and any replica may stop at any moment. `docs/origin.md` describes the key
+//! layout and the protocols. The modules, from the bottom up:
 //!
-//! - [`storage`]: the one dependency, as a trait, with its implementations
-//! - `record`, `layout`, `format`: what is stored, and where
-//! - `upload`: ids, upload logs, hashing while bytes stream in
-//! - `conditional_write`, `cache`: writes whose outcome is known, reads that are shared and dated
-//! - `stall_budget`: how long a client may take to send a body
+//! - [`storage`]: the only dependency, as a trait, with its implementations
+//! - `layout`, `record`, `format`: the keys of the bucket, its small objects, its version and times
+//! - `upload`: upload ids, the upload log, hashing while bytes stream in
+//! - `conditional_write`: writes whose outcome is known
+//! - `cache`: reads that are shared, bounded in age, and consistent with writes
+//! - `buffer_pool`, `stall_budget`, `admission`: bounds on memory, slow clients and concurrency
 //! - `registry`: blobs, uploads, manifests, tags, referrers, closures
-//! - `replicas`: telling the other replicas what changed
+//! - `replicas`: invalidation between the replicas of a region
+//! - `metrics`, `readiness`: what operators see
 //! - `http`: the registry over HTTP
-//! - [`check`]: whether a storage holds what was acknowledged
+//! - [`check`]: whether a storage holds everything that was acknowledged
 //!
-//! It must never depend on the tracker or on a peer, never keep what storage does not have, and
-//! never write twice where the outcome of a first write is unknown.
+//! The origin never depends on the tracker or on a peer, never keeps a fact that storage lacks, and
+//! never writes twice while the outcome of the first write is unknown.
 
 mod admission;
 mod buffer_pool;

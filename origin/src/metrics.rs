@@ -1,4 +1,4 @@
-//! What an origin counts: for Prometheus, and for a demonstration that runs in the same process.
+//! The metrics of an origin: for Prometheus, and for programs that run an origin in their process.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
@@ -15,16 +15,16 @@ use crate::registry::Registry;
 use crate::replicas::Invalidator;
 use crate::storage::Operations;
 
-/// The route of manifests, as a label.
+/// The route of manifests, as the value of a label.
 pub(crate) const MANIFEST: &str = "manifest";
 
-/// Counters of an origin, from its start on.
+/// Counters of an origin since its start.
 #[derive(Debug)]
 pub struct Metrics {
     blob_bytes_sent: AtomicU64,
     redirects: AtomicU64,
     requests: Requests,
-    /// Of manifests from memory.
+    /// Manifests served from memory.
     manifests: Answers,
     operations: Arc<Operations>,
     admission: Arc<Admission>,
@@ -55,12 +55,12 @@ impl Metrics {
         }
     }
 
-    /// The listener's connections are these.
+    /// Sets the listener whose connections are counted.
     pub(crate) fn watch(&self, connections: Connections) {
         self.connections.get_or_init(|| connections);
     }
 
-    /// Bytes of blobs handed to clients' connections.
+    /// Bytes of blobs passed to the connections of clients.
     pub fn blob_bytes(&self) -> u64 {
         self.blob_bytes_sent.load(Ordering::Relaxed)
     }
@@ -75,7 +75,7 @@ impl Metrics {
             .fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// A client was sent to the storage.
+    /// Counts a redirect of a client to storage.
     pub(crate) fn redirected(&self) {
         self.redirects.fetch_add(1, Ordering::Relaxed);
     }
@@ -84,12 +84,12 @@ impl Metrics {
         self.requests.answered(route, status, duration);
     }
 
-    /// A manifest was answered from memory.
+    /// Counts a manifest served from memory.
     pub(crate) fn manifest_answered(&self, duration: Duration) {
         self.manifests.answered(duration);
     }
 
-    /// The answer of `/metrics`, of an origin that answers from `registry`.
+    /// The response to `GET /metrics`.
     pub(crate) fn answer(
         self: &Arc<Self>,
         registry: &Registry,
@@ -102,52 +102,52 @@ impl Metrics {
         exposition.register_collector(Figures::collector(move |figures| {
             figures.counter(
                 "sent_bytes",
-                "Bytes of blobs handed to clients",
+                "Bytes of blobs sent to clients",
                 metrics.blob_bytes(),
             )?;
             let redirects = metrics.redirects.load(Ordering::Relaxed);
             figures.counter(
                 "redirects",
-                "Requests for blobs that were sent to the storage",
+                "Blob requests redirected to the storage",
                 redirects,
             )?;
             figures.counter(
                 "stale_answers",
-                "Answers from memory past its time, without storage",
+                "Expired cache entries served because storage was unavailable",
                 stale,
             )?;
             let admission = &metrics.admission;
             figures.counters(
                 "shed",
-                "Requests refused because it was too much",
+                "Requests refused because a limit was reached",
                 "reason",
                 admission.refused(),
             )?;
             let requests = admission.requests_in_flight();
             figures.gauge(
                 "requests_under_way",
-                "Requests that are not answered to their end",
+                "Requests in flight, up to the last byte of their response",
                 requests,
             )?;
             let uploads = admission.uploads_in_flight();
             figures.gauge(
                 "uploads_under_way",
-                "Uploads whose bytes are received or wait",
+                "Uploads that receive bytes or wait for a buffer",
                 uploads,
             )?;
             figures.gauge(
                 "replicas_listed",
-                "Replicas that are told of changes",
-                metrics.invalidator.listed() as u64,
+                "Replicas to which invalidations are sent",
+                metrics.invalidator.replica_count() as u64,
             )?;
             let (help, outcomes) = (
-                "Changes told to a replica, by outcome",
+                "Invalidations sent to a replica, by outcome",
                 metrics.invalidator.counts().by_outcome(),
             );
             figures.counters("changes_told", help, "outcome", outcomes)?;
             figures.counter(
                 "changes_heard",
-                "Messages of other replicas",
+                "Invalidations received from other replicas",
                 metrics.invalidator.counts().received(),
             )?;
             metrics
@@ -157,17 +157,17 @@ impl Metrics {
             let failures = metrics.operations.failures_by_kind();
             figures.counters(
                 "storage_failures",
-                "Calls that the storage failed",
+                "Failed storage operations",
                 "kind",
                 failures,
             )?;
             if let Some(connections) = metrics.connections.get() {
-                figures.gauge("connections", "Connections of clients", connections.open())?;
+                figures.gauge("connections", "Open client connections", connections.open())?;
             }
             let operations = metrics.operations.by_kind();
             figures.counters(
                 "storage_operations",
-                "Calls of the storage",
+                "Storage operations",
                 "kind",
                 operations,
             )

@@ -108,7 +108,7 @@ impl Origin {
         let storage = probe_storage(&config, storage).await?;
         let format = format::agree(&*storage, config.horizons).await?;
         let shutdown = Shutdown::new();
-        config.replicas.follow(&shutdown).await;
+        config.replicas.keep_resolved(&shutdown).await;
         let invalidator = Invalidator::new(config.replicas.clone(), Secret::of(&format))?;
         let invalidator = Arc::new(invalidator);
         let api = build_api(&config, storage, format, &invalidator, &shutdown);
@@ -176,7 +176,7 @@ fn validate(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The storage with bounded calls, once it has shown that it can do what is asked of it.
+/// Adds timeouts to the storage, and checks that it supports everything that the origin needs.
 async fn probe_storage(
     config: &Config,
     storage: Arc<dyn Storage>,

@@ -1,15 +1,14 @@
-//! Whether storage can be used, as `/readyz` says it.
+//! Whether storage can be used, as `/readyz` reports it.
 //!
-//! A look is one small read of the object that every storage of ours has. It is made when somebody
-//! asks, by one of those who ask at a time, and its answer is good for [`FRESH`]: however often all
-//! balancers ask, storage sees one request in that time. A look that fails is made again after
-//! [`PAUSE`], and only both together are the answer "not ready": a single failure never takes a
-//! replica out of service. One good look brings it back.
+//! A probe is one small read of the `format` object, which every bucket of an origin has. Probes
+//! run on demand, one at a time, and a result is reused for [`FRESH`]: storage sees one read per
+//! second however many load balancers ask. A failed probe is repeated after [`RETRY_AFTER`], and
+//! only two failures in a row make the replica unready. One success makes it ready again.
 //!
 //! ```text
-//! Ready ──a look fails──▶ (PAUSE) ──the second fails, too──▶ NotReady ──a look succeeds──▶ Ready
+//! Ready ──a probe fails──▶ (RETRY_AFTER) ──the second fails, too──▶ NotReady ──a probe succeeds──▶ Ready
 //! ```
-//! It must never change anything in storage, nor wait without a bound.
+//! A probe never changes anything in storage, and never waits without a bound.
 
 use core::time::Duration;
 
@@ -18,51 +17,55 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::storage::StorageError;
 
-/// How long an answer is good.
+/// How long a result is reused.
 const FRESH: Duration = Duration::from_secs(1);
-/// Between a look that failed and the one that confirms it.
-const PAUSE: Duration = Duration::from_millis(500);
-/// For one look.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between a failed probe and its repetition.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// For one probe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the last look found.
+/// The result of the last probe.
 #[derive(Debug, Default)]
-pub(crate) struct StorageHealth(Mutex<Option<Found>>);
+pub(crate) struct StorageHealth(Mutex<Option<ProbeResult>>);
 
 #[derive(Clone, Debug)]
-struct Found {
+struct ProbeResult {
     at: Instant,
     outcome: Result<(), String>,
 }
 
 impl StorageHealth {
-    /// Whether storage can be used; looks, unless somebody did a moment ago.
+    /// Probes storage with `probe`, unless a recent result exists.
     ///
     /// # Errors
-    /// Why it cannot, for people.
-    pub(crate) async fn check<F>(&self, look: impl Fn() -> F) -> Result<(), String>
+    /// Why storage cannot be used, as text for operators.
+    pub(crate) async fn check<F>(&self, probe: impl Fn() -> F) -> Result<(), String>
     where
         F: Future<Output = Result<(), StorageError>>,
     {
-        // Whoever has the lock looks; the others wait for what it finds.
-        let mut found = self.0.lock().await;
-        if let Some(found) = found.as_ref().filter(|found| found.at.elapsed() < FRESH) {
-            return found.outcome.clone();
+        // The holder of the lock probes; other callers wait for its result.
+        let mut last = self.0.lock().await;
+        if let Some(last) = last.as_ref().filter(|last| last.at.elapsed() < FRESH) {
+            return last.outcome.clone();
         }
-        let outcome = match once(&look).await {
+        let outcome = match probe_once(&probe).await {
             Ok(()) => Ok(()),
             Err(_) => {
-                sleep(PAUSE).await;
-                once(&look).await
+                sleep(RETRY_AFTER).await;
+                probe_once(&probe).await
             }
         };
-        let was_ready = found.as_ref().is_none_or(|found| found.outcome.is_ok());
+        let was_ready = last.as_ref().is_none_or(|last| last.outcome.is_ok());
         match &outcome {
-            Err(reason) if was_ready => tracing::warn!(reason, "storage cannot be used: not ready"),
-            Ok(()) if !was_ready => tracing::info!("storage can be used again: ready"),
+            Err(reason) if was_ready => {
+                tracing::warn!(reason, "storage is unavailable; /readyz now returns 503")
+            }
+            Ok(()) if !was_ready => {
+                tracing::info!("storage is available again; /readyz now returns 200")
+            }
             _ => {}
         }
-        *found = Some(Found {
+        *last = Some(ProbeResult {
             at: Instant::now(),
             outcome: outcome.clone(),
         });
@@ -70,13 +73,13 @@ impl StorageHealth {
     }
 }
 
-async fn once<F>(look: impl Fn() -> F) -> Result<(), String>
+async fn probe_once<F>(probe: impl Fn() -> F) -> Result<(), String>
 where
     F: Future<Output = Result<(), StorageError>>,
 {
-    match timeout(LOOK_TIMEOUT, look()).await {
+    match timeout(PROBE_TIMEOUT, probe()).await {
         Ok(outcome) => outcome.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("storage does not answer within {LOOK_TIMEOUT:?}")),
+        Err(_) => Err(format!("storage does not answer within {PROBE_TIMEOUT:?}")),
     }
 }
 
@@ -88,22 +91,22 @@ mod tests {
 
     use super::*;
 
-    /// Storage that fails the looks that a list says, and counts them.
+    /// Storage that counts probes and fails those whose numbers are listed.
     #[derive(Default)]
-    struct Looks {
+    struct Probes {
         made: AtomicUsize,
         failing: Vec<usize>,
     }
 
-    impl Looks {
-        fn failing(looks: impl IntoIterator<Item = usize>) -> Self {
+    impl Probes {
+        fn failing(numbers: impl IntoIterator<Item = usize>) -> Self {
             Self {
                 made: AtomicUsize::new(0),
-                failing: looks.into_iter().collect(),
+                failing: numbers.into_iter().collect(),
             }
         }
 
-        async fn look(&self) -> Result<(), StorageError> {
+        async fn probe(&self) -> Result<(), StorageError> {
             let number = self.made.fetch_add(1, Ordering::Relaxed);
             sleep(Duration::from_millis(10)).await;
             let fault = StorageError::unavailable("read object", "format", "it is gone");
@@ -120,45 +123,48 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn however_many_ask_storage_sees_one_look_in_a_second() {
-        let (health, looks) = (StorageHealth::default(), Looks::default());
-        let all = join_all((0..100).map(|_| health.check(|| looks.look()))).await;
+    async fn callers_share_one_probe_per_second() {
+        let health = StorageHealth::default();
+        let probes = Probes::default();
+        let all = join_all((0..100).map(|_| health.check(|| probes.probe()))).await;
         assert!(all.iter().all(Result::is_ok));
-        assert_eq!(looks.made(), 1);
+        assert_eq!(probes.made(), 1);
         sleep(FRESH).await;
-        assert_eq!(health.check(|| looks.look()).await, Ok(()));
-        assert_eq!(looks.made(), 2);
+        assert_eq!(health.check(|| probes.probe()).await, Ok(()));
+        assert_eq!(probes.made(), 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_failure_changes_nothing_two_do_and_one_success_mends_it() {
-        let (health, looks) = (StorageHealth::default(), Looks::failing([0, 2, 3, 4, 5]));
+    async fn two_failures_make_unready_and_one_success_makes_ready() {
+        let health = StorageHealth::default();
+        let probes = Probes::failing([0, 2, 3, 4, 5]);
         assert_eq!(
-            health.check(|| looks.look()).await,
+            health.check(|| probes.probe()).await,
             Ok(()),
-            "the second look was good"
+            "the second probe succeeded"
         );
         for _ in 0..2 {
             sleep(FRESH).await;
             let reason = health
-                .check(|| looks.look())
+                .check(|| probes.probe())
                 .await
                 .expect_err("storage is gone");
             assert!(reason.contains("it is gone"), "{reason}");
         }
         sleep(FRESH).await;
-        assert_eq!(health.check(|| looks.look()).await, Ok(()));
-        assert_eq!(looks.made(), 7);
+        assert_eq!(health.check(|| probes.probe()).await, Ok(()));
+        assert_eq!(probes.made(), 7);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn storage_that_hangs_is_not_waited_for() {
-        let (health, began) = (StorageHealth::default(), Instant::now());
+    async fn hung_storage_is_unready_after_two_timeouts() {
+        let health = StorageHealth::default();
+        let started = Instant::now();
         let reason = health
             .check(core::future::pending)
             .await
             .expect_err("it hangs");
         assert!(reason.contains("does not answer within 2s"), "{reason}");
-        assert_eq!(began.elapsed(), 2 * LOOK_TIMEOUT + PAUSE);
+        assert_eq!(started.elapsed(), 2 * PROBE_TIMEOUT + RETRY_AFTER);
     }
 }

@@ -1,10 +1,9 @@
-//! The patience with a client that sends a body.
+//! The upload stall budget: a minimum rate for request bodies.
 //!
-//! Who sends nothing for the length of it has used it up; so has, after a while, who sends a byte
-//! now and then. A client that is slow holds memory which others wait for, up to a part of 5 MiB on
-//! remote storage, and an upload's place. Waiting for bytes costs patience, and bytes restore it at
-//! the least rate: who sends as much on average may go on for ever, in whatever bursts. What it
-//! waits for us costs nothing.
+//! A slow client holds memory that other uploads wait for, up to a part of 5 MiB on remote storage,
+//! and an upload permit. So a client must send at least 16 KiB/s on average, in bursts of any
+//! shape: waiting for body bytes drains the budget, received bytes refill it, and an empty budget
+//! ends the request with 408. Time in which the origin does not read costs nothing.
 
 use core::time::Duration;
 
@@ -12,64 +11,69 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, timeout};
 
-/// The least rate, in bytes per second: far below what a layer's push can use, and a part of 5 MiB
-/// in five and a half minutes.
-const LEAST_RATE: u32 = 16 << 10;
+/// Bytes per second. Any usable link pushes layers much faster; a part of 5 MiB takes five and a
+/// half minutes.
+const MIN_UPLOAD_RATE: u32 = 16 << 10;
 
-/// The patience is at its end.
+/// The client has stalled for too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BudgetExhausted;
 
-/// What is left of the patience with one client.
+/// How long one client may still be waited for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StallBudget {
-    whole: Duration,
+    full: Duration,
     left: Duration,
 }
 
 impl StallBudget {
-    pub(crate) const fn new(whole: Duration) -> Self {
-        Self { whole, left: whole }
+    /// A full budget: how long a client may send nothing.
+    pub(crate) const fn new(full: Duration) -> Self {
+        Self { full, left: full }
     }
 
-    /// The next piece of a body, which restores what it is worth; `None` at the end. Given up
-    /// before it is there, it has cost what was waited all the same.
+    /// Reads the next piece of a body; `None` at its end. If the returned future is dropped, the
+    /// time that it waited still counts.
+    ///
+    /// # Errors
+    /// [`BudgetExhausted`].
     pub(crate) async fn next<E>(
         &mut self,
         body: &mut (impl Stream<Item = Result<Bytes, E>> + Unpin),
     ) -> Result<Option<Result<Bytes, E>>, BudgetExhausted> {
         let piece = self.wait(body.next()).await?;
         if let Some(Ok(piece)) = &piece {
-            self.restore(piece.len());
+            self.refill(piece.len());
         }
         Ok(piece)
     }
 
-    /// Waits for something of the client's.
-    async fn wait<T>(&mut self, something: impl Future<Output = T>) -> Result<T, BudgetExhausted> {
+    /// Waits for the client, at the cost of the budget.
+    async fn wait<T>(&mut self, client: impl Future<Output = T>) -> Result<T, BudgetExhausted> {
         let left = self.left;
-        let _waiting = Waiting {
-            patience: self,
+        let _stall = Stall {
+            budget: self,
             since: Instant::now(),
         };
-        timeout(left, something).await.map_err(|_| BudgetExhausted)
+        timeout(left, client).await.map_err(|_| BudgetExhausted)
     }
 
-    /// The client has sent so many bytes.
-    fn restore(&mut self, bytes: usize) {
-        let worth = Duration::from_secs_f64(bytes as f64 / f64::from(LEAST_RATE));
-        self.left = self.left.saturating_add(worth).min(self.whole);
+    /// Adds the time that received bytes take at the minimum rate.
+    fn refill(&mut self, bytes: usize) {
+        let earned = Duration::from_secs_f64(bytes as f64 / f64::from(MIN_UPLOAD_RATE));
+        self.left = self.left.saturating_add(earned).min(self.full);
     }
 }
 
-struct Waiting<'a> {
-    patience: &'a mut StallBudget,
+/// Charges the time until it is dropped.
+struct Stall<'a> {
+    budget: &'a mut StallBudget,
     since: Instant,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Stall<'_> {
     fn drop(&mut self) {
-        self.patience.left = self.patience.left.saturating_sub(self.since.elapsed());
+        self.budget.left = self.budget.left.saturating_sub(self.since.elapsed());
     }
 }
 
@@ -83,39 +87,40 @@ mod tests {
     const MINUTE: Duration = Duration::from_mins(1);
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// How long a client is waited for that sends so many bytes each second, for an hour at most.
-    async fn waited(bytes_each_second: usize) -> Duration {
-        let (mut patience, started) = (StallBudget::new(MINUTE), Instant::now());
+    /// How long a client that sends `bytes_per_second` is tolerated, up to an hour.
+    async fn tolerated(bytes_per_second: usize) -> Duration {
+        let mut budget = StallBudget::new(MINUTE);
+        let started = Instant::now();
         while started.elapsed() < Duration::from_hours(1)
-            && patience.wait(sleep(SECOND)).await.is_ok()
+            && budget.wait(sleep(SECOND)).await.is_ok()
         {
-            patience.restore(bytes_each_second);
+            budget.refill(bytes_per_second);
         }
         started.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_byte_each_second_is_not_enough_and_the_least_rate_is() {
-        assert_eq!(waited(0).await, MINUTE);
-        assert!(waited(1).await < MINUTE + SECOND);
-        assert!(waited(LEAST_RATE as usize / 2).await <= 2 * MINUTE + SECOND);
-        assert!(waited(LEAST_RATE as usize).await >= Duration::from_hours(1));
+    async fn minimum_rate_is_tolerated_and_less_is_not() {
+        assert_eq!(tolerated(0).await, MINUTE);
+        assert!(tolerated(1).await < MINUTE + SECOND);
+        assert!(tolerated(MIN_UPLOAD_RATE as usize / 2).await <= 2 * MINUTE + SECOND);
+        assert!(tolerated(MIN_UPLOAD_RATE as usize).await >= Duration::from_hours(1));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_never_more_than_whole_and_only_waiting_costs_it() {
-        let mut patience = StallBudget::new(MINUTE);
-        patience.restore(1 << 30);
+    async fn budget_is_capped_and_drained_only_by_waiting() {
+        let mut budget = StallBudget::new(MINUTE);
+        budget.refill(1 << 30);
         sleep(2 * MINUTE).await;
         let started = Instant::now();
-        // Looked at and left, again and again.
-        while timeout(SECOND, patience.wait(core::future::pending::<()>()))
+        // Many short waits, each abandoned.
+        while timeout(SECOND, budget.wait(core::future::pending::<()>()))
             .await
             .is_err()
         {}
         assert_eq!(started.elapsed(), MINUTE);
         assert_eq!(
-            patience.wait(core::future::pending::<()>()).await,
+            budget.wait(core::future::pending::<()>()).await,
             Err(BudgetExhausted)
         );
     }

@@ -77,12 +77,12 @@ pub(crate) enum Effect<V> {
 struct CacheEpoch(u64);
 
 /// The value and when its read started; `None` if storage has none.
-type Filled<V> = Result<Option<Entry<V>>, Arc<StorageError>>;
+type Filled<V> = Result<Option<CacheEntry<V>>, Arc<StorageError>>;
 /// Gets the result of a fill when it ends.
 type FillResult<V> = watch::Receiver<Option<Filled<V>>>;
 
 #[derive(Clone)]
-struct Entry<V> {
+struct CacheEntry<V> {
     value: V,
     read_at: Time,
 }
@@ -110,7 +110,7 @@ struct CacheInner<K, V, R> {
     rules: R,
     limits: CacheLimits,
     clock: Clock,
-    entries: moka::sync::Cache<K, Entry<V>>,
+    entries: moka::sync::Cache<K, CacheEntry<V>>,
     fills: Mutex<FillTable<K, V>>,
     epochs: Box<[AtomicU64]>,
     hasher: RandomState,
@@ -161,7 +161,7 @@ where
         clock: Clock,
         bytes_of: impl Fn(&K, &V) -> usize + Send + Sync + 'static,
     ) -> Self {
-        let weigher = move |key: &K, entry: &Entry<V>| {
+        let weigher = move |key: &K, entry: &CacheEntry<V>| {
             u32::try_from(bytes_of(key, &entry.value)).unwrap_or(u32::MAX)
         };
         let entries = moka::sync::Cache::builder()
@@ -236,7 +236,7 @@ where
 
     /// The value if it is in memory, of any age. For facts that never change.
     pub(crate) fn peek(&self, key: &K) -> Option<Cached<V>> {
-        self.inner.entries.get(key).map(Entry::into_cached)
+        self.inner.entries.get(key).map(CacheEntry::into_cached)
     }
 
     /// Runs `write`, which may write `key` in storage, and takes its effect into the cache.
@@ -289,7 +289,7 @@ where
     fn keep_written(&self, key: &K, before: CacheEpoch, started: Time, value: V) {
         let _fills = self.inner.lock();
         if self.inner.advance_epoch(key) == before {
-            let entry = Entry {
+            let entry = CacheEntry {
                 value,
                 read_at: started,
             };
@@ -336,14 +336,14 @@ where
         if may_join_running && let Some(entry) = self.inner.unexpired(key, now) {
             return Ok(entry.into_cached());
         }
-        if let Some(of_key) = fills.get(key) {
+        if let Some(key_fills) = fills.get(key) {
             if may_join_running
-                && let Some(running) = &of_key.running
+                && let Some(running) = &key_fills.running
                 && self.inner.may_join(key, running, now)
             {
                 return Err((running.result.clone(), true));
             }
-            if let Some(queued) = &of_key.queued {
+            if let Some(queued) = &key_fills.queued {
                 return Err((queued.clone(), false));
             }
         }
@@ -356,15 +356,15 @@ where
         F: Future<Output = Result<Option<V>, StorageError>> + Send + 'static,
     {
         let (sender, result) = watch::channel(None);
-        let of_key = fills.entry(key.clone()).or_insert(KeyFills {
+        let key_fills = fills.entry(key.clone()).or_insert(KeyFills {
             running: None,
             queued: None,
         });
-        let previous = of_key
+        let previous = key_fills
             .running
             .as_ref()
             .map(|running| running.result.clone());
-        of_key.queued = Some(result.clone());
+        key_fills.queued = Some(result.clone());
         tokio::spawn(Arc::clone(&self.inner).fill(key.clone(), previous, sender, read));
         result
     }
@@ -379,7 +379,7 @@ where
     }
 }
 
-impl<V> Entry<V> {
+impl<V> CacheEntry<V> {
     fn into_cached(self) -> Cached<V> {
         Cached {
             value: self.value,
@@ -412,7 +412,7 @@ where
         CacheEpoch(self.epoch_counter(key).fetch_add(1, Ordering::SeqCst))
     }
 
-    fn unexpired(&self, key: &K, now: Time) -> Option<Entry<V>> {
+    fn unexpired(&self, key: &K, now: Time) -> Option<CacheEntry<V>> {
         let entry = self.entries.get(key)?;
         (now.saturating_since(entry.read_at) < self.limits.time_to_live).then_some(entry)
     }
@@ -439,7 +439,7 @@ where
         let (started, epoch) = self.begin_fill(&key, &sender);
         let read = tokio::time::timeout(self.limits.fill_timeout, read).await;
         let filled = match read {
-            Ok(Ok(value)) => Ok(value.map(|value| Entry {
+            Ok(Ok(value)) => Ok(value.map(|value| CacheEntry {
                 value,
                 read_at: started,
             })),
@@ -482,14 +482,14 @@ where
         {
             self.entries.insert(key.clone(), entry.clone());
         }
-        if let Some(of_key) = fills.get_mut(key)
-            && of_key
+        if let Some(key_fills) = fills.get_mut(key)
+            && key_fills
                 .running
                 .as_ref()
                 .is_some_and(|running| running.started == started)
         {
-            of_key.running = None;
-            if of_key.queued.is_none() {
+            key_fills.running = None;
+            if key_fills.queued.is_none() {
                 fills.remove(key);
             }
         }

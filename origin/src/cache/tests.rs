@@ -9,13 +9,13 @@ use tokio::sync::Semaphore;
 use super::*;
 
 /// Storage of one value: counts reads, and each read waits for a permit.
-struct Backend {
+struct CountingBackend {
     value: Mutex<Option<u32>>,
     reads: AtomicUsize,
     gate: Semaphore,
 }
 
-impl Backend {
+impl CountingBackend {
     fn new(value: Option<u32>, is_open: bool) -> Arc<Self> {
         let gate = Semaphore::new(if is_open { Semaphore::MAX_PERMITS } else { 0 });
         Arc::new(Self {
@@ -84,7 +84,8 @@ fn values(answers: Vec<Result<Option<Cached<u32>>, Arc<StorageError>>>) -> Vec<O
 
 #[tokio::test]
 async fn concurrent_misses_share_one_read() {
-    let (cache, backend) = (cache(limits(LONG)), Backend::new(Some(7), false));
+    let cache = cache(limits(LONG));
+    let backend = CountingBackend::new(Some(7), false);
     let fill = backend.read();
     let readers = join_all((0..1_000).map(|_| cache.get(&"tag", &fill)));
     let ((), answers) = tokio::join!(async { backend.gate.add_permits(1) }, readers);
@@ -96,7 +97,8 @@ async fn concurrent_misses_share_one_read() {
 
 #[tokio::test]
 async fn fill_from_before_a_write_is_neither_kept_nor_joined() {
-    let (cache, backend) = (cache(limits(LONG)), Backend::new(Some(1), false));
+    let cache = cache(limits(LONG));
+    let backend = CountingBackend::new(Some(1), false);
     let fill = backend.read();
     let early = cache.get(&"tag", &fill);
     let rest = async {
@@ -162,7 +164,8 @@ async fn failed_and_lost_writes_drop_the_key() {
 
 #[tokio::test]
 async fn absence_is_not_kept_and_not_taken_from_an_earlier_read() {
-    let (cache, backend) = (cache(limits(LONG)), Backend::new(None, false));
+    let cache = cache(limits(LONG));
+    let backend = CountingBackend::new(None, false);
     let fill = backend.read();
     let early = cache.get(&"blob", &fill);
     let rest = async {
@@ -181,7 +184,8 @@ async fn absence_is_not_kept_and_not_taken_from_an_earlier_read() {
 #[tokio::test(start_paused = true)]
 async fn time_to_live_counts_from_the_start_of_the_read() {
     let second = Duration::from_secs(1);
-    let (cache, backend) = (cache(limits(10 * second)), Backend::new(Some(1), false));
+    let cache = cache(limits(10 * second));
+    let backend = CountingBackend::new(Some(1), false);
     let fill = backend.read();
     let slow = async {
         tokio::time::sleep(4 * second).await;
@@ -203,7 +207,8 @@ async fn time_to_live_counts_from_the_start_of_the_read() {
 
 #[tokio::test(start_paused = true)]
 async fn hung_fill_fails_after_its_timeout() {
-    let (cache, backend) = (cache(limits(LONG)), Backend::new(Some(1), false));
+    let cache = cache(limits(LONG));
+    let backend = CountingBackend::new(Some(1), false);
     let fill = backend.read();
     let started = tokio::time::Instant::now();
     let error = cache.get(&"tag", &fill).await.unwrap_err();
@@ -213,7 +218,8 @@ async fn hung_fill_fails_after_its_timeout() {
 
 #[tokio::test]
 async fn expired_value_is_served_only_while_storage_is_unavailable() {
-    let (cache, backend) = (cache(limits(Duration::ZERO)), Backend::new(Some(3), true));
+    let cache = cache(limits(Duration::ZERO));
+    let backend = CountingBackend::new(Some(3), true);
     let fill = backend.read();
     assert!(!cache.get(&"tag", &fill).await.unwrap().unwrap().stale);
     backend.set(Some(0));
@@ -233,7 +239,7 @@ async fn refresh_runs_in_the_background() {
         refresh_after,
         ..limits(LONG)
     });
-    let backend = Backend::new(Some(1), true);
+    let backend = CountingBackend::new(Some(1), true);
     let fill = backend.read();
     assert_eq!(cache.get(&"rb", &fill).await.unwrap().unwrap().value, 1);
     backend.set(Some(2));

@@ -7,7 +7,7 @@ use futures_util::TryStreamExt;
 
 use super::{Checker, FOREIGN_KEY, Problems, parse_repository_key};
 use crate::layout;
-use crate::record::{BlobRecord, MembershipRecord, State, TableAt};
+use crate::record::{BlobRecord, MembershipRecord, RecordState, TableLocation};
 use crate::registry::read_segments;
 use crate::storage::{Key, StorageError};
 use crate::upload::id::Generation;
@@ -27,7 +27,7 @@ impl Checker {
             Ok(membership) => membership,
             Err(error) => return Ok(Problems::damage(error)),
         };
-        if membership.state == State::Dead
+        if membership.state == RecordState::Dead
             || self.is_served(&digest, &membership.generation).await?
         {
             return Ok(Problems::default());
@@ -72,7 +72,7 @@ impl Checker {
             Ok(record) => record,
             Err(error) => return Ok(Problems::damage(error)),
         };
-        if record.state == State::Dead {
+        if record.state == RecordState::Dead {
             return Ok(Problems::default());
         }
         let mut problems = Problems {
@@ -139,9 +139,9 @@ impl Checker {
         };
         let is_valid = |table: &ChunkTable| table.proves(&geometry, &record.facts.root);
         Ok(match &record.table {
-            TableAt::Nowhere => geometry.is_single_chunk(),
-            TableAt::Here(table) => is_valid(table),
-            TableAt::Object { nonce } => match self
+            TableLocation::None => geometry.is_single_chunk(),
+            TableLocation::Embedded(table) => is_valid(table),
+            TableLocation::Object { nonce } => match self
                 .storage
                 .read(&layout::segment(generation, *nonce))
                 .await?

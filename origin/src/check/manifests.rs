@@ -8,7 +8,8 @@ use flotilla_common::name::{RepositoryName, Tag};
 use super::{Checker, FOREIGN_KEY, Problems, parse_repository_key};
 use crate::layout;
 use crate::record::{
-    ManifestRecord, MembershipRecord, Pointer, ReferrerValue, State, TOMBSTONE_LIMIT, TagValue,
+    ManifestRecord, MembershipRecord, Pointer, RecordState, ReferrerValue, TOMBSTONE_LIMIT,
+    TagValue,
 };
 use crate::storage::{Entry, Key, StorageError};
 
@@ -101,7 +102,7 @@ impl Checker {
             return Ok(Target::Missing);
         };
         Ok(match codec::decode::<MembershipRecord>(&object.body) {
-            Ok(membership) if membership.state == State::Dead => Target::Deleted,
+            Ok(membership) if membership.state == RecordState::Dead => Target::Deleted,
             Ok(_) => Target::Present,
             Err(_) => Target::Missing,
         })

@@ -7,7 +7,7 @@ use flotilla_common::codec;
 
 use super::{Checker, FOREIGN_KEY, PAGE_LEN, Problems};
 use crate::layout;
-use crate::record::{BlobRecord, Segment, TableAt};
+use crate::record::{BlobRecord, Segment, TableLocation};
 use crate::storage::{Key, StorageError};
 use crate::upload::id::Generation;
 use crate::upload::log::{LogState, UploadLog};
@@ -72,7 +72,7 @@ impl LogReplay {
         let table = match &self.outcome {
             UploadOutcome::Finished(entry) => match entry.kind {
                 EntryKind::Finish {
-                    table: TableAt::Object { nonce },
+                    table: TableLocation::Object { nonce },
                     ..
                 } => Some(nonce),
                 _ => None,

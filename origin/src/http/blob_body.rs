@@ -1,14 +1,14 @@
-//! The bytes of blobs that pass through this process on their way to clients, and the memory that
-//! they may have.
+//! The bodies of blob responses that are copied through this process, and the bound on their
+//! memory.
 //!
-//! A client that takes nothing keeps what it was to get next; a thousand of them would keep as much
-//! as the sum of their buffers. So a response has at most two large pieces of a file at once, and
-//! those only while the pool of all responses together has a block left; without, it goes on with a
-//! small piece at a time. Nobody waits for the pool: a slow client costs the others a part of their
-//! speed, and never their turn.
+//! A client that reads nothing keeps the next piece of its response in memory, so a thousand such
+//! clients would keep a thousand buffers. A response therefore has at most two large pieces of a
+//! file in memory, and those only while the pool that all responses share has a buffer left;
+//! otherwise it continues with one small piece at a time. A response never waits for the pool: slow
+//! clients cost others some throughput, but never block them.
 //!
-//! Whoever collects all pieces before it drops the first waits for ever; a connection drops each
-//! one that it has sent.
+//! Do not collect such a stream: each piece holds a permit until it is dropped, so collecting the
+//! pieces deadlocks. A connection drops each piece once it is sent.
 
 use core::ops::Range;
 use std::fs::File;
@@ -23,38 +23,38 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::buffer_pool::{BufferPool, PooledBuffer};
 
-/// Bytes of a large piece: small ones cost more in scheduling than in copying.
+/// Bytes of a large piece; with smaller ones scheduling costs more than copying.
 const LARGE: usize = 512 << 10;
 /// Bytes of a small piece.
 const SMALL: usize = 16 << 10;
-/// Large pieces of one response: one on its way out, one ahead. A small piece is alone.
-const AT_ONCE: usize = 2;
+/// Large pieces of one response in memory: one being sent, one read ahead. A small piece is alone.
+const PIECES_IN_FLIGHT: usize = 2;
 
-/// The memory of all responses together.
+/// Memory for the pieces of all responses together.
 #[derive(Clone, Debug)]
 pub(crate) struct SendBuffers(BufferPool);
 
-/// A piece with its places, free again when it was sent.
-struct Held {
+/// A piece with the permits that it occupies until it was sent.
+struct PieceInFlight {
     bytes: Bytes,
-    _places: [Option<OwnedSemaphorePermit>; 2],
+    _permits: [Option<OwnedSemaphorePermit>; 2],
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for PieceInFlight {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-fn held(bytes: Bytes, places: [Option<OwnedSemaphorePermit>; 2]) -> Bytes {
-    Bytes::from_owner(Held {
+fn with_permits(bytes: Bytes, permits: [Option<OwnedSemaphorePermit>; 2]) -> Bytes {
+    Bytes::from_owner(PieceInFlight {
         bytes,
-        _places: places,
+        _permits: permits,
     })
 }
 
-async fn place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    Arc::clone(places).acquire_owned().await.ok()
+async fn acquire(permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(permits).acquire_owned().await.ok()
 }
 
 impl SendBuffers {
@@ -62,32 +62,35 @@ impl SendBuffers {
         Self(BufferPool::new(LARGE, bytes.0))
     }
 
-    /// The bytes of ranges of files, one after the other.
+    /// Streams ranges of files, one after the other.
     pub(super) fn files(
         &self,
         files: Vec<(Arc<File>, Range<u64>)>,
     ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-        let own = Arc::new(Semaphore::new(AT_ONCE));
+        let permits = Arc::new(Semaphore::new(PIECES_IN_FLIGHT));
         let pool = self.0.clone();
         let files = stream::iter(files.into_iter().map(Ok::<_, io::Error>));
         let pieces = files.map_ok(move |(file, range)| {
-            let (own, pool) = (Arc::clone(&own), pool.clone());
+            let permits = Arc::clone(&permits);
+            let pool = pool.clone();
             stream::try_unfold(range, move |range| {
-                let (file, own, pool) = (Arc::clone(&file), Arc::clone(&own), pool.clone());
+                let file = Arc::clone(&file);
+                let permits = Arc::clone(&permits);
+                let pool = pool.clone();
                 async move {
                     if range.is_empty() {
                         return Ok(None);
                     }
-                    let first = place(&own).await;
+                    let first = acquire(&permits).await;
                     let (piece, second) = match pool.try_take() {
-                        Some(block) => (large(block, file, range.clone()).await?, None),
+                        Some(buffer) => (read_large(buffer, file, range.clone()).await?, None),
                         None => {
-                            let second = place(&own).await;
-                            (small(file, range.clone()).await?, second)
+                            let second = acquire(&permits).await;
+                            (read_small(file, range.clone()).await?, second)
                         }
                     };
                     let rest = range.start + piece.len() as u64..range.end;
-                    Ok::<_, io::Error>(Some((held(piece, [first, second]), rest)))
+                    Ok::<_, io::Error>(Some((with_permits(piece, [first, second]), rest)))
                 }
             })
         });
@@ -95,52 +98,59 @@ impl SendBuffers {
     }
 }
 
-/// Bytes that come from a server, one piece at a time.
-pub(super) fn one_by_one<S, E>(bytes: S) -> impl Stream<Item = Result<Bytes, E>> + Send + 'static
+/// Streams bytes from remote storage, with one piece in memory at a time.
+pub(super) fn one_piece_at_a_time<S, E>(
+    bytes: S,
+) -> impl Stream<Item = Result<Bytes, E>> + Send + 'static
 where
     S: Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static,
     E: Send + 'static,
 {
-    let own = Arc::new(Semaphore::new(1));
-    stream::unfold((bytes, own), |(mut bytes, own)| async move {
-        let turn = place(&own).await;
+    let permits = Arc::new(Semaphore::new(1));
+    stream::unfold((bytes, permits), |(mut bytes, permits)| async move {
+        let permit = acquire(&permits).await;
         let piece = bytes.next().await?;
-        Some((piece.map(|piece| held(piece, [turn, None])), (bytes, own)))
+        let piece = piece.map(|piece| with_permits(piece, [permit, None]));
+        Some((piece, (bytes, permits)))
     })
     .boxed()
 }
 
-/// The first bytes of a range, in a block.
-async fn large(mut block: PooledBuffer, file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
-    let reading = move || {
+/// Reads the start of a range into a pooled buffer.
+async fn read_large(
+    mut buffer: PooledBuffer,
+    file: Arc<File>,
+    range: Range<u64>,
+) -> io::Result<Bytes> {
+    let read = move || {
         let len = usize::try_from(range.end - range.start).unwrap_or(LARGE);
-        block.append_with(len, |room| file.read_exact_at(room, range.start))?;
-        Ok(block.freeze())
+        buffer.append_with(len, |room| file.read_exact_at(room, range.start))?;
+        Ok(buffer.freeze())
     };
-    tokio::task::spawn_blocking(reading)
+    tokio::task::spawn_blocking(read)
         .await
         .map_err(io::Error::other)?
 }
 
-/// The first bytes of a range; here if they are in memory, and otherwise where waiting for a disk
-/// is allowed.
-async fn small(file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
+/// Reads a few bytes at the start of a range: on this thread if they are in the page cache, else on
+/// a thread that may wait for the disk.
+async fn read_small(file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
     let len = usize::try_from(range.end - range.start).map_or(SMALL, |len| len.min(SMALL));
     let mut bytes = vec![0; len];
-    let now = rustix::io::preadv2(
+    let read_now = rustix::io::preadv2(
         &file,
         &mut [IoSliceMut::new(&mut bytes)],
         range.start,
         rustix::io::ReadWriteFlags::NOWAIT,
     );
-    if now == Ok(len) {
+    if read_now == Ok(len) {
         return Ok(bytes.into());
     }
-    let reading = move || {
+    let read = move || {
         file.read_exact_at(&mut bytes, range.start)
             .map(|()| bytes.into())
     };
-    tokio::task::spawn_blocking(reading)
+    tokio::task::spawn_blocking(read)
         .await
         .map_err(io::Error::other)?
 }
@@ -161,10 +171,12 @@ mod tests {
         (Arc::new(file), bytes)
     }
 
-    /// The length of each piece, and all bytes, of a client that drops what it was sent.
+    /// The length of each piece and all bytes, for a client that reads everything.
     async fn sent(buffers: &SendBuffers, range: Range<u64>) -> (Vec<usize>, Vec<u8>) {
         let pieces = buffers.files(vec![(file().0, range)]);
-        let (mut lens, mut bytes, mut pieces) = (Vec::new(), Vec::new(), Box::pin(pieces));
+        let mut lens = Vec::new();
+        let mut bytes = Vec::new();
+        let mut pieces = Box::pin(pieces);
         while let Some(piece) = pieces.next().await {
             let piece = piece.unwrap();
             lens.push(piece.len());
@@ -174,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pieces_are_large_while_the_pool_has_memory_and_small_without() {
+    async fn pieces_are_small_once_the_pool_is_empty() {
         let buffers = SendBuffers::new(ByteSize(2 * LARGE as u64));
         let (lens, bytes) = sent(&buffers, 3..LEN as u64).await;
         assert_eq!(lens, [LARGE, LARGE, 2]);
@@ -186,10 +198,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_takes_nothing_holds_two_large_pieces_or_a_small_one() {
+    async fn stalled_client_holds_two_large_pieces_or_one_small() {
         let buffers = SendBuffers::new(ByteSize(3 * LARGE as u64));
         let of = || Box::pin(buffers.files(vec![(file().0, 0..LEN as u64)]));
-        let (mut first, mut second, mut third) = (of(), of(), of());
+        let mut first = of();
+        let mut second = of();
+        let mut third = of();
         let held: [Bytes; 2] = [
             first.next().await.unwrap().unwrap(),
             first.next().await.unwrap().unwrap(),
@@ -206,9 +220,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_from_a_server_is_passed_on_one_by_one() {
+    async fn remote_pieces_are_read_one_at_a_time() {
         let pieces = [Bytes::from_static(b"a"), Bytes::from_static(b"b")].map(Ok::<_, io::Error>);
-        let mut passed = Box::pin(one_by_one(stream::iter(pieces)));
+        let mut passed = Box::pin(one_piece_at_a_time(stream::iter(pieces)));
         let first = passed.next().await.unwrap().unwrap();
         assert!(futures_util::poll!(passed.next()).is_pending());
         drop(first);

@@ -1,4 +1,4 @@
-//! Pulling and deleting blobs.
+//! Pulls and deletions of blobs.
 
 use core::ops::Range;
 use std::sync::Arc;
@@ -14,26 +14,26 @@ use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::blob_body::one_by_one;
+use super::blob_body::one_piece_at_a_time;
 use super::error::{ApiError, Code};
-use super::request_id::RequestId;
-use super::{Answer, Api, CONTENT_DIGEST, empty, matches_etag, set, text_of, warn_if_stale};
-use crate::registry::{Blob, Need, RegistryError};
+use super::request_id::HttpRequestId;
+use super::{Api, CONTENT_DIGEST, HandlerResult, empty, matches_etag, set, text_of, warn_if_stale};
+use crate::registry::{FoundBlob, Need, RegistryError};
 
 const REDIRECT: HeaderName = HeaderName::from_static(REDIRECT_HEADER);
 
-/// Bytes for which a capped response asks its uplink at once.
-const CAPPED_PIECE_LEN: usize = 32 << 10;
+/// Bytes for which a rate-limited response asks the limiter at a time.
+const LIMITED_PIECE_LEN: usize = 32 << 10;
 
 pub(super) async fn get(
     api: &Arc<Api>,
     repository: &RepositoryName,
     digest: &Digest,
     request: &Parts,
-) -> Answer {
+) -> HandlerResult {
     let headers = &request.headers;
     let redirects = api.redirect_blobs && may_be_redirected(headers);
-    // Who is sent away reads the data later: its record must not be one from long ago.
+    // A redirected client reads the data later, so the record must be recent.
     let need = if redirects { Need::Live } else { Need::Bytes };
     let blob = find(api, repository, digest, need).await?;
     let size = blob.size();
@@ -57,7 +57,7 @@ pub(super) async fn get(
         RequestedRange::Unsatisfiable => {
             let error = ApiError::new(
                 Code::RangeUnsatisfiable,
-                format_args!("the blob has {size} bytes"),
+                format_args!("range starts beyond the end ({size} bytes)"),
             );
             return Err(error.with(header::CONTENT_RANGE, unsatisfied_range(size)));
         }
@@ -78,7 +78,7 @@ pub(super) async fn head(
     repository: &RepositoryName,
     digest: &Digest,
     headers: &HeaderMap,
-) -> Answer {
+) -> HandlerResult {
     let blob = find(api, repository, digest, Need::Live).await?;
     let etag = format!("\"{digest}\"");
     if matches_etag(headers, &etag) {
@@ -87,13 +87,17 @@ pub(super) async fn head(
     Ok(described(&blob, digest, blob.size()))
 }
 
-pub(super) async fn delete(api: &Arc<Api>, repository: &RepositoryName, digest: &Digest) -> Answer {
+pub(super) async fn delete(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    digest: &Digest,
+) -> HandlerResult {
     api.registry.delete_blob(repository, digest).await?;
     Ok(empty(StatusCode::ACCEPTED, &[]))
 }
 
-/// Whether whoever asks can be sent to the storage. Its ETags are not ours, so a condition on a
-/// range stays here.
+/// Whether a client accepts a redirect to storage. The ETags of storage are not those of the
+/// origin, so requests with If-Range are not redirected.
 fn may_be_redirected(headers: &HeaderMap) -> bool {
     text_of(headers, header::IF_RANGE).is_none()
         && text_of(headers, REDIRECT) != Some(REDIRECT_NEVER)
@@ -104,12 +108,12 @@ async fn find(
     repository: &RepositoryName,
     digest: &Digest,
     need: Need,
-) -> Result<Blob, ApiError> {
+) -> Result<FoundBlob, ApiError> {
     let found = api.registry.blob(repository, digest, need).await?;
     Ok(found.ok_or(RegistryError::BlobUnknown)?)
 }
 
-fn described(blob: &Blob, digest: &Digest, len: u64) -> Response<Body> {
+fn described(blob: &FoundBlob, digest: &Digest, len: u64) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     headers.insert(
@@ -124,39 +128,39 @@ fn described(blob: &Blob, digest: &Digest, len: u64) -> Response<Body> {
     response
 }
 
-/// The bytes of a range; straight from files where storage has them and the connection takes them
-/// so.
+/// The body for a range of a blob: sent directly from files if storage has files and the connection
+/// supports it.
 async fn body(
     api: &Arc<Api>,
     repository: &RepositoryName,
-    blob: &Blob,
+    blob: &FoundBlob,
     range: Range<u64>,
     request: &Parts,
 ) -> Result<Body, ApiError> {
     if let Some(files) = api.registry.blob_files(blob, range.clone()).await? {
         return Ok(match request.extensions.get::<FileSender>() {
-            Some(sender) => sent(api, request, sender.clone().body(files)),
-            None => sent(api, request, api.buffers.files(files)),
+            Some(sender) => limited_body(api, request, sender.clone().body(files)),
+            None => limited_body(api, request, api.buffers.files(files)),
         });
     }
-    Ok(sent(
+    Ok(limited_body(
         api,
         request,
-        one_by_one(api.registry.read_blob(repository, blob, range).await?),
+        one_piece_at_a_time(api.registry.read_blob(repository, blob, range).await?),
     ))
 }
 
-/// A body whose bytes pass the uplink and are counted.
-fn sent<S, E>(api: &Arc<Api>, request: &Parts, bytes: S) -> Body
+/// A body that is counted, and limited to the rate of the uplink.
+fn limited_body<S, E>(api: &Arc<Api>, request: &Parts, bytes: S) -> Body
 where
     S: Stream<Item = Result<Bytes, E>> + Send + 'static,
     E: core::error::Error + Send + Sync + 'static,
 {
     let metrics = Arc::clone(&api.metrics);
-    let id = request.extensions.get::<RequestId>().cloned();
+    let id = request.extensions.get::<HttpRequestId>().cloned();
     let bytes = bytes.inspect_err(move |error| {
         let request_id = id.as_ref().map(tracing::field::display);
-        tracing::warn!(target: "flotilla_origin::request", request_id, %error, "a response is cut short");
+        tracing::warn!(target: "flotilla_origin::request", request_id, %error, "response aborted: reading the blob failed");
     });
     if api.uplink.rate().is_none() {
         let counted = bytes.inspect_ok(move |piece| metrics.blob_bytes_sent(piece.len()));
@@ -164,22 +168,23 @@ where
     }
     let uplink = api.uplink.clone();
     let pieces = bytes
-        .map_ok(|piece| stream::iter(cut(piece)).map(Ok::<_, E>))
+        .map_ok(|piece| stream::iter(split(piece)).map(Ok::<_, E>))
         .try_flatten();
-    let capped = pieces.and_then(move |piece: Bytes| {
-        let (uplink, metrics) = (uplink.clone(), Arc::clone(&metrics));
+    let limited = pieces.and_then(move |piece: Bytes| {
+        let uplink = uplink.clone();
+        let metrics = Arc::clone(&metrics);
         async move {
             uplink.take(piece.len()).await;
             metrics.blob_bytes_sent(piece.len());
             Ok(piece)
         }
     });
-    Body::from_stream(capped)
+    Body::from_stream(limited)
 }
 
-fn cut(mut piece: Bytes) -> impl Iterator<Item = Bytes> + Send {
+fn split(mut piece: Bytes) -> impl Iterator<Item = Bytes> + Send {
     core::iter::from_fn(move || {
-        let next = piece.split_to(piece.len().min(CAPPED_PIECE_LEN));
+        let next = piece.split_to(piece.len().min(LIMITED_PIECE_LEN));
         (!next.is_empty()).then_some(next)
     })
 }

@@ -1,5 +1,5 @@
-//! Errors as the OCI distribution specification has them ("Error Codes"): a status, a code, a
-//! message, as JSON.
+//! Errors in the format of the OCI distribution specification ("Error Codes"): a status, a code and
+//! a message, as JSON.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 use crate::admission::Overload;
-use crate::registry::{Progress, RegistryError};
+use crate::registry::{RegistryError, UploadProgress};
 use crate::storage::StorageError;
 
-/// What is wrong. A 4xx has one of the specification's codes, whatever it is about; a 503 has one
-/// of its own.
+/// The kind of an error. A 4xx carries a code of the specification; 503 and 507 carry codes of our
+/// own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
     BlobUnknown,
@@ -82,13 +82,13 @@ impl Code {
     }
 }
 
-/// An error on its way to the client.
+/// An error response.
 #[derive(Debug)]
 pub(super) struct ApiError {
     code: Code,
     message: String,
     headers: Vec<(header::HeaderName, String)>,
-    /// What the storage said, for the log.
+    /// The error of the storage, for the log.
     cause: Option<Arc<StorageError>>,
 }
 
@@ -112,7 +112,7 @@ impl ApiError {
         self
     }
 
-    /// What the storage said, if that is why.
+    /// The error of the storage, if that is the cause.
     pub(super) const fn cause(&self) -> Option<&Arc<StorageError>> {
         self.cause.as_ref()
     }
@@ -122,8 +122,11 @@ impl ApiError {
         self.code
     }
 
-    /// The registry's error, about the upload at `location` if it is about one.
-    pub(super) fn of(error: RegistryError, location: impl FnOnce(Progress) -> String) -> Self {
+    /// Maps an error of the registry. `location` is the Location of the upload that it is about.
+    pub(super) fn of(
+        error: RegistryError,
+        location: impl FnOnce(UploadProgress) -> String,
+    ) -> Self {
         let code = match &error {
             RegistryError::BlobUnknown => Code::BlobUnknown,
             RegistryError::UploadUnknown => Code::BlobUploadUnknown,
@@ -145,18 +148,18 @@ impl ApiError {
             RegistryError::ManifestBlobUnknown(_) => Code::ManifestBlobUnknown,
             RegistryError::Contended => Code::Unavailable,
             RegistryError::Storage(error) => {
-                let told = if matches!(**error, StorageError::Full { .. }) {
+                let response = if matches!(**error, StorageError::Full { .. }) {
                     Self::new(
                         Code::StorageFull,
-                        "the registry's storage is full; nothing was written",
+                        "the storage of the registry is full; nothing was written",
                     )
                 } else {
-                    let message = "the storage cannot be reached or failed; repeat the request";
+                    let message = "the storage is unavailable or failed; repeat the request";
                     Self::new(Code::Unavailable, message)
                 };
                 return Self {
                     cause: Some(Arc::clone(error)),
-                    ..told
+                    ..response
                 };
             }
         };
@@ -197,12 +200,12 @@ impl From<Overload> for ApiError {
 
 impl From<RegistryError> for ApiError {
     fn from(error: RegistryError) -> Self {
-        // Only requests about an upload meet an offset, and they tell its location.
+        // Only requests about an upload fail with an offset, and they pass its location to `of`.
         Self::of(error, |_| "/v2/".to_owned())
     }
 }
 
-/// The Range header of an upload: the bytes that are there, inclusive.
+/// The Range header of an upload: the bytes received, inclusive.
 pub(super) fn upload_range(end: u64) -> String {
     format!("0-{}", end.saturating_sub(1))
 }

@@ -1,4 +1,4 @@
-//! Manifests by tag and digest, tags lists and referrers.
+//! Manifests by tag and by digest, lists of tags, and referrers.
 
 use std::sync::Arc;
 
@@ -15,15 +15,15 @@ use serde_json::json;
 use super::error::{ApiError, Code};
 use super::route::{Route, digest as parse_digest, encode_parameter, parameter, parameters, route};
 use super::{
-    Answer, Api, CONTENT_DIGEST, OCI_SUBJECT, OCI_TAG, empty, is_read, json, matches_etag, set,
-    set_version, text_of, typed, warn_if_stale,
+    Api, CONTENT_DIGEST, HandlerResult, OCI_SUBJECT, OCI_TAG, empty, is_read, json, matches_etag,
+    set, set_version, text_of, typed, warn_if_stale,
 };
 use crate::admission::Permit;
 use crate::metrics::MANIFEST;
-use crate::registry::{MAX_REFERRERS, MAX_TAGS, RegistryError, StoredManifest};
+use crate::registry::{CachedManifest, MAX_REFERRERS, MAX_TAGS, RegistryError};
 use crate::stall_budget::BudgetExhausted;
 
-/// Tags that one request moves at most.
+/// Maximum tags that one request moves.
 const MAX_TAGS_PER_PUT: usize = 32;
 
 pub(super) async fn get(
@@ -31,18 +31,17 @@ pub(super) async fn get(
     repository: &RepositoryName,
     reference: &Reference,
     request: &Parts,
-) -> Answer {
+) -> HandlerResult {
     let found = api.registry.manifest(repository, reference).await?;
-    let mut response = answer_of(&found.manifest, request);
+    let mut response = response_of(&found.manifest, request);
     warn_if_stale(&mut response, found.stale);
     Ok(response)
 }
 
-/// The answer to a GET or HEAD of a manifest that is in memory; `None` leaves the request to the
-/// router.
+/// The response to a GET or HEAD of a manifest that is in memory; `None` passes the request on to
+/// the router.
 ///
-/// It is what a registry is asked most, by far: nothing is done here that is not needed for the
-/// answer.
+/// This is the hot path of a registry: it does only what the response needs.
 pub(super) fn shortcut(api: &Api, request: &Parts) -> Option<Response<Body>> {
     let path = request.uri.path();
     if !is_read(&request.method) || !path.contains("/manifests/") {
@@ -57,7 +56,7 @@ pub(super) fn shortcut(api: &Api, request: &Parts) -> Option<Response<Body>> {
         return None;
     };
     let manifest = api.registry.manifest_in_memory(repository, reference)?;
-    let mut response = answer_of(&manifest, request);
+    let mut response = response_of(&manifest, request);
     set_version(&mut response);
     let duration = api.clock.now().saturating_since(started);
     match response.status() {
@@ -67,7 +66,7 @@ pub(super) fn shortcut(api: &Api, request: &Parts) -> Option<Response<Body>> {
     Some(response)
 }
 
-fn answer_of(manifest: &StoredManifest, request: &Parts) -> Response<Body> {
+fn response_of(manifest: &CachedManifest, request: &Parts) -> Response<Body> {
     let is_known = matches_etag(&request.headers, manifest.quoted_digest());
     let sends_body = request.method != Method::HEAD && !is_known;
     let body = if sends_body {
@@ -106,7 +105,7 @@ pub(super) async fn put(
     reference: &Reference,
     request: &Parts,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let tags = tags_of(reference, request.uri.query())?;
     let media_type = text_of(&request.headers, header::CONTENT_TYPE);
     let media_type = media_type
@@ -131,7 +130,7 @@ pub(super) async fn put(
     Ok(response)
 }
 
-/// The tags that a PUT moves: the one that it names, and those of its `tag` parameters.
+/// The tags that a PUT moves: the one in its path, and those of its `tag` parameters.
 fn tags_of(reference: &Reference, query: Option<&str>) -> Result<Vec<Tag>, ApiError> {
     let own = match reference {
         Reference::Tag(tag) => Some(tag.clone()),
@@ -143,8 +142,7 @@ fn tags_of(reference: &Reference, query: Option<&str>) -> Result<Vec<Tag>, ApiEr
             .parse()
             .map_err(|error| ApiError::new(Code::ManifestInvalid, error))?;
         if tags.len() == MAX_TAGS_PER_PUT {
-            let message =
-                format_args!("a manifest is put under at most {MAX_TAGS_PER_PUT} tags at once");
+            let message = format_args!("too many tags: at most {MAX_TAGS_PER_PUT} in one request");
             return Err(ApiError::new(Code::RequestInvalid, message));
         }
         if !tags.contains(&tag) {
@@ -158,7 +156,7 @@ pub(super) async fn delete(
     api: &Arc<Api>,
     repository: &RepositoryName,
     reference: &Reference,
-) -> Answer {
+) -> HandlerResult {
     api.registry.delete_manifest(repository, reference).await?;
     Ok(empty(StatusCode::ACCEPTED, &[]))
 }
@@ -167,7 +165,7 @@ async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Vec<Perm
     let too_large = || {
         ApiError::new(
             Code::ManifestTooLarge,
-            format_args!("a manifest has at most {MAX_MANIFEST_LEN} bytes"),
+            format_args!("manifest too large: the limit is {MAX_MANIFEST_LEN} bytes"),
         )
     };
     let limit = MAX_MANIFEST_LEN as u64;
@@ -197,11 +195,11 @@ pub(super) async fn tags(
     api: &Arc<Api>,
     repository: &RepositoryName,
     query: Option<&str>,
-) -> Answer {
+) -> HandlerResult {
     let limit = match parameter(query, "n") {
         Some(n) => n
             .parse()
-            .map_err(|_| ApiError::new(Code::RequestInvalid, "n is not a number"))?,
+            .map_err(|_| ApiError::new(Code::RequestInvalid, "n must be a number"))?,
         None => MAX_TAGS,
     };
     let last: Option<Tag> = match parameter(query, "last").filter(|last| !last.is_empty()) {
@@ -226,18 +224,18 @@ pub(super) async fn tags(
     Ok(response)
 }
 
-/// `GET /v2/<name>/referrers/<digest>?artifactType=`. A Link, which also has `n` and `last`, leads
-/// to what one answer does not hold. With a filter a page may have fewer than it could, or none.
+/// `GET /v2/<name>/referrers/<digest>?artifactType=`. A Link header with `n` and `last` leads to the
+/// next page. With a filter a page may be short, or empty.
 pub(super) async fn referrers(
     api: &Arc<Api>,
     repository: &RepositoryName,
     subject: &Digest,
     query: Option<&str>,
-) -> Answer {
+) -> HandlerResult {
     let limit = match parameter(query, "n") {
         Some(n) => n
             .parse()
-            .map_err(|_| ApiError::new(Code::RequestInvalid, "n is not a number"))?,
+            .map_err(|_| ApiError::new(Code::RequestInvalid, "n must be a number"))?,
         None => MAX_REFERRERS,
     };
     let last = parameter(query, "last")
@@ -247,18 +245,19 @@ pub(super) async fn referrers(
         .registry
         .referrers(repository, subject, last.as_ref(), limit)
         .await?;
-    let (mut manifests, next) = (page.descriptors, page.next);
-    let wanted = parameter(query, "artifactType");
-    if let Some(wanted) = &wanted {
+    let mut manifests = page.descriptors;
+    let next = page.next;
+    let filter = parameter(query, "artifactType");
+    if let Some(filter) = &filter {
         manifests.retain(|descriptor| {
             descriptor
                 .get("artifactType")
-                .is_some_and(|own| own == wanted)
+                .is_some_and(|own| own == filter)
         });
     }
     let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
     let mut response = typed(OCI_INDEX, Body::from(index.to_string()));
-    if wanted.is_some() {
+    if filter.is_some() {
         set(
             &mut response,
             http::HeaderName::from_static("oci-filters-applied"),
@@ -266,7 +265,7 @@ pub(super) async fn referrers(
         );
     }
     if let Some(last) = next {
-        let filter = wanted.map(|wanted| format!("&artifactType={}", encode_parameter(&wanted)));
+        let filter = filter.map(|filter| format!("&artifactType={}", encode_parameter(&filter)));
         let filter = filter.unwrap_or_default();
         let next = format!(
             "</v2/{repository}/referrers/{subject}?n={limit}&last={last}{filter}>; rel=\"next\""

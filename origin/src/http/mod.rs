@@ -1,8 +1,7 @@
-//! The origin's HTTP: the OCI distribution specification under `/v2/`, what peers ask for under
-//! `/flotilla/v1/`, and what operators ask for.
+//! The HTTP interface: the OCI distribution specification under `/v2/`, endpoints for peers under
+//! `/flotilla/v1/`, health and metrics.
 //!
-//! Malformed input is a 4xx, storage that fails is a 503 with Retry-After; nothing here answers
-//! 500.
+//! Malformed input is answered 4xx, failing storage 503 with Retry-After. Nothing here answers 500.
 
 mod blob_body;
 mod blobs;
@@ -37,10 +36,10 @@ use crate::registry::Registry;
 use crate::storage::StorageError;
 pub(crate) use blob_body::SendBuffers;
 use error::{ApiError, Code};
-use request_id::RequestId;
+use request_id::HttpRequestId;
 use route::{Route, route};
 
-/// What handlers need.
+/// The state of all handlers.
 pub(crate) struct Api {
     pub(crate) clock: Clock,
     pub(crate) registry: Arc<Registry>,
@@ -53,38 +52,38 @@ pub(crate) struct Api {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-type Answer = Result<Response<Body>, ApiError>;
+type HandlerResult = Result<Response<Body>, ApiError>;
 
-/// The service.
+/// The HTTP service.
 pub(crate) fn responder(api: Arc<Api>) -> Responder {
     let router = Router::new().fallback(handle).with_state(Arc::clone(&api));
     Responder::from(router).with_shortcut(move |request| manifests::shortcut(&api, request))
 }
 
 async fn handle(State(api): State<Arc<Api>>, mut request: Request<Body>) -> Response<Body> {
-    let asked = Asked::of(&request, api.clock.now());
+    let context = RequestContext::of(&request, api.clock.now());
     let routed = route(request.method(), request.uri().path());
     let name = routed.as_ref().map_or("none", Route::name);
-    let answer = match routed.and_then(|route| Ok((admit(&api, &route, asked.is_crowded)?, route)))
-    {
-        Ok((permit, route)) => {
-            let streams = matches!(route, Route::Blob { .. });
-            if streams {
-                request.extensions_mut().insert(asked.id.clone());
-            }
-            let answer = answer(&api, route, request).await;
-            answer.map(|response| {
+    let answer =
+        match routed.and_then(|route| Ok((admit(&api, &route, context.is_crowded)?, route))) {
+            Ok((permit, route)) => {
+                let streams = matches!(route, Route::Blob { .. });
                 if streams {
-                    hold_until_sent(permit, response)
-                } else {
-                    response
+                    request.extensions_mut().insert(context.id.clone());
                 }
-            })
-        }
-        Err(error) => Err(error),
-    };
-    let duration = api.clock.now().saturating_since(asked.started);
-    let response = asked.answered(name, answer, duration);
+                let answer = dispatch(&api, route, request).await;
+                answer.map(|response| {
+                    if streams {
+                        hold_until_sent(permit, response)
+                    } else {
+                        response
+                    }
+                })
+            }
+            Err(error) => Err(error),
+        };
+    let duration = api.clock.now().saturating_since(context.started);
+    let response = context.complete(name, answer, duration);
     api.metrics.request(name, response.status(), duration);
     response
 }
@@ -108,9 +107,9 @@ fn hold_until_sent(permit: Option<Permit>, response: Response<Body>) -> Response
     })
 }
 
-/// What is known of a request when it comes.
-struct Asked {
-    id: RequestId,
+/// The facts of a request that its response and its log line need.
+struct RequestContext {
+    id: HttpRequestId,
     method: Method,
     path: Option<String>,
     version: Version,
@@ -118,12 +117,12 @@ struct Asked {
     started: Time,
 }
 
-impl Asked {
+impl RequestContext {
     fn of(request: &Request<Body>, started: Time) -> Self {
         Self {
-            id: RequestId::of(request.headers()),
+            id: HttpRequestId::of(request.headers()),
             method: request.method().clone(),
-            // Only for a log that wants it.
+            // Only if it will be logged.
             path: tracing::enabled!(target: "flotilla_origin::request", tracing::Level::WARN)
                 .then(|| request.uri().path().to_owned()),
             version: request.version(),
@@ -132,8 +131,13 @@ impl Asked {
         }
     }
 
-    /// The whole answer.
-    fn answered(&self, route: &'static str, answer: Answer, duration: Duration) -> Response<Body> {
+    /// Completes the response, and logs it.
+    fn complete(
+        &self,
+        route: &'static str,
+        answer: HandlerResult,
+        duration: Duration,
+    ) -> Response<Body> {
         let cause = answer.as_ref().err().and_then(ApiError::cause).cloned();
         let mut response = answer.unwrap_or_else(ApiError::into_response);
         let status = response.status();
@@ -150,7 +154,7 @@ impl Asked {
         response
     }
 
-    /// One line for each request that failed by no fault of its client; with `debug`, for all.
+    /// Logs a warning if the storage failed the request; at level `debug`, logs every request.
     fn log(
         &self,
         route: &'static str,
@@ -159,22 +163,26 @@ impl Asked {
         cause: Option<&StorageError>,
     ) {
         const TARGET: &str = "flotilla_origin::request";
-        let (request_id, method, path) = (&self.id, &self.method, self.path.as_deref());
-        let (status, seconds) = (status.as_u16(), duration.as_secs_f64());
+        let request_id = &self.id;
+        let method = &self.method;
+        let path = self.path.as_deref();
+        let status = status.as_u16();
+        let seconds = duration.as_secs_f64();
         match cause {
             Some(error) => {
-                tracing::warn!(target: TARGET, %request_id, %method, path, route, status, seconds, %error, "storage failed a request")
+                tracing::warn!(target: TARGET, %request_id, %method, path, route, status, seconds, %error, "request failed: storage error")
             }
             None => {
-                tracing::debug!(target: TARGET, %request_id, %method, path, route, status, seconds, "answered")
+                tracing::debug!(target: TARGET, %request_id, %method, path, route, status, seconds, "request completed")
             }
         }
     }
 }
 
-async fn answer(api: &Arc<Api>, route: Route, request: Request<Body>) -> Answer {
+async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> HandlerResult {
     let (parts, body) = request.into_parts();
-    let (method, query) = (parts.method.clone(), parts.uri.query());
+    let method = parts.method.clone();
+    let query = parts.uri.query();
     match route {
         Route::Ping if is_read(&method) => Ok(json("{}")),
         Route::Health if is_read(&method) => Ok(text("ok\n")),
@@ -231,7 +239,7 @@ fn is_read(method: &Method) -> bool {
 fn not_allowed(allowed: &'static str) -> ApiError {
     let error = ApiError::new(
         Code::Unsupported,
-        format_args!("the methods here are {allowed}"),
+        format_args!("method not allowed; allowed are {allowed}"),
     );
     error.with(header::ALLOW, allowed.to_owned())
 }
@@ -252,7 +260,7 @@ fn typed(content_type: &'static str, body: Body) -> Response<Body> {
     response
 }
 
-/// An answer of a status and headers.
+/// A response without a body.
 fn empty(status: StatusCode, headers: &[(HeaderName, &str)]) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
@@ -268,14 +276,14 @@ fn set_version(response: &mut Response<Body>) {
         .insert(API_VERSION_HEADER, HeaderValue::from_static(API_VERSION));
 }
 
-/// Sets a header whose value is made of names and digests; one that cannot be sent is left out.
+/// Sets a header. A value that is not valid in a header is left out.
 fn set(response: &mut Response<Body>, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         response.headers_mut().insert(name, value);
     }
 }
 
-/// The value of a header as text; `None` where it is not there or not text.
+/// The value of a header as text; `None` if it is missing or not text.
 fn text_of(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
@@ -297,8 +305,7 @@ fn matches_etag(headers: &HeaderMap, etag: impl AsRef<[u8]>) -> bool {
         .any(|one| one == "*" || one.trim_start_matches("W/").as_bytes() == etag.as_ref())
 }
 
-/// Marks an answer that is known only from memory past its time. The specification has one code for
-/// all warnings.
+/// Marks a response from an expired cache entry. The specification has one code for all warnings.
 fn warn_if_stale(response: &mut Response<Body>, stale: bool) {
     if stale {
         response.headers_mut().insert(

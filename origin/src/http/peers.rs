@@ -1,4 +1,4 @@
-//! What peers and operators ask for beside the OCI interface.
+//! Endpoints for peers and operators beside the OCI interface.
 
 use std::sync::Arc;
 
@@ -12,16 +12,20 @@ use http::Response;
 use serde_json::json;
 
 use super::error::{ApiError, Code};
-use super::{Answer, Api, json, text, typed};
+use super::{Api, HandlerResult, json, text, typed};
 use crate::registry::RegistryError;
 use crate::stall_budget::BudgetExhausted;
 
-/// Bytes of a closure request at most: a name and a digest.
+/// Maximum bytes of a closure request: a name and a digest.
 const MAX_REQUEST_LEN: usize = 1024;
 
 /// `POST /flotilla/v1/closure`: seals and tables of all blobs of a manifest, and a grant for the
 /// peer that the client's certificate names.
-pub(super) async fn closure(api: &Arc<Api>, client: Option<&ClientIdentity>, body: Body) -> Answer {
+pub(super) async fn closure(
+    api: &Arc<Api>,
+    client: Option<&ClientIdentity>,
+    body: Body,
+) -> HandlerResult {
     let malformed = |reason: &dyn core::fmt::Display| ApiError::new(Code::RequestInvalid, reason);
     let mut bytes = BytesMut::new();
     let mut body = body.into_data_stream();
@@ -46,8 +50,8 @@ pub(super) async fn closure(api: &Arc<Api>, client: Option<&ClientIdentity>, bod
     Ok(typed("application/octet-stream", Body::from(answer)))
 }
 
-/// `GET /flotilla/v1/keys`: the public seal keys, for setting up a fleet; peers trust what is
-/// configured.
+/// `GET /flotilla/v1/keys`: the public seal keys, for the set-up of a fleet. Peers trust only
+/// configured keys.
 pub(super) fn keys(api: &Arc<Api>) -> Response<Body> {
     let key = api.registry.seal_key();
     let entry = json!({
@@ -58,19 +62,19 @@ pub(super) fn keys(api: &Arc<Api>) -> Response<Body> {
     json(json!({"keys": [entry]}).to_string())
 }
 
-/// `GET /readyz`: whether the storage can be used, and this replica takes on work.
-pub(super) async fn ready(api: &Arc<Api>) -> Answer {
+/// `GET /readyz`: 200 if the storage can be used and this replica is not draining.
+pub(super) async fn ready(api: &Arc<Api>) -> HandlerResult {
     api.readiness
         .check()
         .map_err(|reason| ApiError::new(Code::Unavailable, reason))?;
-    let looked = api
+    let probed = api
         .storage_health
-        .check(|| api.registry.check_storage())
+        .check(|| api.registry.probe_storage())
         .await;
-    looked.map_err(|reason| {
+    probed.map_err(|reason| {
         ApiError::new(
             Code::Unavailable,
-            format_args!("storage cannot be used: {reason}"),
+            format_args!("storage is unavailable: {reason}"),
         )
     })?;
     Ok(text("ready\n"))

@@ -1,7 +1,7 @@
-//! A request's id: in its answer and in every line of the log that is about it.
+//! The id of a request, in its response and in every log line about it.
 //!
-//! A client or a proxy before us may have given one (`X-Request-Id`); it is kept if it is short and
-//! plain, for it stands in our log.
+//! An id from a client or a proxy (`X-Request-Id`) is kept if it is short and consists of harmless
+//! characters, since it is written to the log.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -11,26 +11,26 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::nonce::nonce;
 
-/// The header, of requests and answers.
+/// The header, in requests and responses.
 pub(super) const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Bytes of an id that is kept.
+/// Maximum bytes of an id from a request.
 const MAX_LEN: usize = 64;
 
-/// Differs between processes.
+/// Distinguishes the ids of this process from those of others.
 static PROCESS: LazyLock<u32> = LazyLock::new(|| nonce() as u32);
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Letters, digits and `-_.:/+=`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct RequestId(HeaderValue);
+pub(super) struct HttpRequestId(HeaderValue);
 
-impl RequestId {
-    /// The id that the request has, or a new one.
+impl HttpRequestId {
+    /// The id in the request, if it is valid, or a new one.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         headers
             .get(HEADER)
-            .filter(|id| is_plain(id.as_bytes()))
+            .filter(|id| is_valid(id.as_bytes()))
             .cloned()
             .map_or_else(Self::new, Self)
     }
@@ -41,7 +41,7 @@ impl RequestId {
             *PROCESS,
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
-        // Hexadecimal digits make a header.
+        // Hexadecimal digits are valid in a header.
         Self(HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("none")))
     }
 
@@ -50,15 +50,15 @@ impl RequestId {
     }
 }
 
-impl fmt::Display for RequestId {
+impl fmt::Display for HttpRequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.to_str().unwrap_or_default())
     }
 }
 
-fn is_plain(id: &[u8]) -> bool {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
-    (1..=MAX_LEN).contains(&id.len()) && id.iter().all(plain)
+fn is_valid(id: &[u8]) -> bool {
+    let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
+    (1..=MAX_LEN).contains(&id.len()) && id.iter().all(is_allowed)
 }
 
 #[cfg(test)]
@@ -67,11 +67,11 @@ mod tests {
 
     fn of(id: &str) -> String {
         let value = HeaderValue::from_str(id).expect("a header");
-        RequestId::of(&HeaderMap::from_iter([(HEADER, value)])).to_string()
+        HttpRequestId::of(&HeaderMap::from_iter([(HEADER, value)])).to_string()
     }
 
     #[test]
-    fn a_plain_id_is_kept_and_every_other_request_gets_its_own() {
+    fn valid_ids_are_kept_and_others_replaced() {
         assert_eq!(of("edge-7/0a1b"), "edge-7/0a1b");
         let own = [
             of(""),

@@ -1,7 +1,8 @@
-//! Which request a path is: one pure function, since a repository's name contains slashes.
+//! Routing: one pure function from a path to a resource, since names of repositories contain
+//! slashes.
 //!
-//! A path is read from its end: what stands there tells the kind, and all before it is the name. So
-//! a repository may be called `blobs/uploads` or `manifests/tags`.
+//! A path is parsed from its end: the last segments determine the kind, and everything before them
+//! is the name. So a repository may be called `blobs/uploads` or `manifests/tags`.
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName};
@@ -12,7 +13,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use super::error::{ApiError, Code};
 use crate::metrics::MANIFEST;
 
-/// A request's target.
+/// The resource that a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     Ping,
@@ -46,7 +47,7 @@ pub(super) enum Route {
 }
 
 impl Route {
-    /// The label of metrics.
+    /// The label in metrics.
     pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Ping => "ping",
@@ -62,7 +63,7 @@ impl Route {
     }
 }
 
-/// Reads a path as it stands in the request line.
+/// Parses the path of a request line.
 pub(super) fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
     match path {
         "/v2" | "/v2/" => return Ok(Route::Ping),
@@ -130,7 +131,7 @@ pub(super) fn digest(text: &str) -> Result<Digest, ApiError> {
         .map_err(|error| ApiError::new(Code::DigestInvalid, error))
 }
 
-/// A tag that no push could have made is one that is not there.
+/// Parses a tag or a digest. An invalid tag is unknown, except in a PUT.
 fn reference(method: &Method, text: &str) -> Result<Reference, ApiError> {
     if text.contains(':') {
         return digest(text).map(Reference::Digest);
@@ -193,8 +194,8 @@ mod tests {
 
     const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-    /// The route of a GET, in short.
-    fn told(path: &str) -> String {
+    /// Describes the route of a GET.
+    fn describe(path: &str) -> String {
         match route(&Method::GET, &path.replace("HEX", HEX)) {
             Ok(Route::Blob { repository, .. }) => format!("blob of {repository}"),
             Ok(Route::Uploads { repository }) => format!("uploads of {repository}"),
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_and_what_they_name() {
+    fn paths_are_routed() {
         for (path, expected) in [
             ("/v2/", "ping"),
             ("/v2", "ping"),
@@ -245,7 +246,7 @@ mod tests {
             ("/", "UNSUPPORTED"),
             ("/v1/x", "UNSUPPORTED"),
         ] {
-            assert_eq!(told(path), expected, "{path}");
+            assert_eq!(describe(path), expected, "{path}");
         }
         assert_eq!(
             route(&Method::PUT, "/v2/app/manifests/.x")
@@ -267,13 +268,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_parameter_comes_back_as_it_was_encoded(text in "\\PC{0,30}") {
+        fn parameters_round_trip(text in "\\PC{0,30}") {
             let query = format!("a={}&b=x", encode_parameter(&text));
             assert_eq!(parameter(Some(&query), "a"), Some(text));
         }
 
         #[test]
-        fn no_path_is_too_strange(path in "/v2/[ -~]{0,60}") {
+        fn any_path_is_handled(path in "/v2/[ -~]{0,60}") {
             let _ = route(&Method::GET, &path);
         }
     }

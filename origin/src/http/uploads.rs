@@ -1,8 +1,8 @@
-//! Pushing blobs: in one request, in two, streamed or in chunks.
+//! Pushes of blobs: in one request, in two, streamed or in chunks.
 
 use std::sync::Arc;
 
-use axum::body::Body as HttpBody;
+use axum::body::Body;
 use flotilla_common::digest::{Algorithm, Digest};
 use flotilla_common::name::RepositoryName;
 use flotilla_runtime::http::range::parse_upload_range;
@@ -13,21 +13,21 @@ use http_body::Body as _;
 
 use super::error::{ApiError, Code, upload_range};
 use super::route::{digest as parse_digest, parameter};
-use super::{Answer, Api, CHUNK_MIN_LENGTH, CONTENT_DIGEST, UPLOAD_ID, empty, text_of};
-use crate::registry::{Body, Known, Progress, RegistryError};
+use super::{Api, CHUNK_MIN_LENGTH, CONTENT_DIGEST, HandlerResult, UPLOAD_ID, empty, text_of};
+use crate::registry::{LocationHint, RegistryError, UploadBody, UploadProgress};
 
-/// Bytes that a chunk should have at least, so that a blob does not become very many objects. Not
-/// enforced.
+/// The recommended minimum size of a chunk in bytes, so that a blob does not become many objects.
+/// Not enforced.
 const CHUNK_MIN: &str = "1048576";
 
-/// `POST`: begins an upload; with `digest` takes the whole blob, with `mount` takes it from another
-/// repository.
+/// `POST`: begins an upload. With `digest` the body is the whole blob; with `mount` the blob is
+/// taken from another repository.
 pub(super) async fn begin(
     api: &Arc<Api>,
     repository: &RepositoryName,
     request: &Parts,
-    body: HttpBody,
-) -> Answer {
+    body: Body,
+) -> HandlerResult {
     let query = request.uri.query();
     if let Some(mounted) = mount(api, repository, query).await? {
         return Ok(created(repository, &mounted));
@@ -35,7 +35,7 @@ pub(super) async fn begin(
     let digest = parameter(query, "digest")
         .map(|text| parse_digest(&text))
         .transpose()?;
-    let announced = match parameter(query, "digest-algorithm") {
+    let algorithm = match parameter(query, "digest-algorithm") {
         Some(name) => Some(
             name.parse()
                 .map_err(|error| ApiError::new(Code::DigestInvalid, error))?,
@@ -44,7 +44,7 @@ pub(super) async fn begin(
     };
     let (ticket, progress) = api
         .registry
-        .begin_upload(repository, announced == Some(Algorithm::Sha512));
+        .begin_upload(repository, algorithm == Some(Algorithm::Sha512));
     let body = body_of(request, body)?;
     let whole = digest.filter(|digest| body.len != Some(0) || digest.matches(b""));
     let Some(digest) = whole else {
@@ -53,13 +53,13 @@ pub(super) async fn begin(
     let _permit = api.admission.admit_upload()?;
     let finished = api
         .registry
-        .finish(repository, ticket, Some(progress.known), digest, body)
+        .finish(repository, ticket, Some(progress.hint), digest, body)
         .await;
     finished.map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
     Ok(created(repository, &digest))
 }
 
-/// The digest that was mounted; `None` if none was asked for, or there is nothing to mount.
+/// The digest that was mounted; `None` if the request does not mount, or the blob does not exist.
 async fn mount(
     api: &Arc<Api>,
     repository: &RepositoryName,
@@ -83,54 +83,55 @@ async fn mount(
     Ok(mounted.map(|()| digest))
 }
 
-/// `GET`: how far the upload is.
+/// `GET`: the progress of an upload.
 pub(super) async fn status(
     api: &Arc<Api>,
     repository: &RepositoryName,
     id: &str,
     query: Option<&str>,
-) -> Answer {
+) -> HandlerResult {
     let ticket = api.registry.ticket(repository, id)?;
-    let progress = api.registry.progress(ticket, known(query)).await?;
+    let progress = api.registry.progress(ticket, location_hint(query)).await?;
     Ok(accepted(StatusCode::NO_CONTENT, repository, &progress))
 }
 
-/// `PATCH`: the next bytes.
+/// `PATCH`: appends bytes.
 pub(super) async fn patch(
     api: &Arc<Api>,
     repository: &RepositoryName,
     id: &str,
     request: &Parts,
-    body: HttpBody,
-) -> Answer {
+    body: Body,
+) -> HandlerResult {
     let ticket = api.registry.ticket(repository, id)?;
-    let known = known(request.uri.query());
+    let hint = location_hint(request.uri.query());
     let _permit = api.admission.admit_upload()?;
     let appended = api
         .registry
-        .append(ticket, known, body_of(request, body)?)
+        .append(ticket, hint, body_of(request, body)?)
         .await;
     let progress = appended
         .map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
     Ok(accepted(StatusCode::ACCEPTED, repository, &progress))
 }
 
-/// `PUT`: the upload is this digest, perhaps with its last bytes.
+/// `PUT`: finishes an upload as a digest, possibly with the last bytes.
 pub(super) async fn put(
     api: &Arc<Api>,
     repository: &RepositoryName,
     id: &str,
     request: &Parts,
-    body: HttpBody,
-) -> Answer {
+    body: Body,
+) -> HandlerResult {
     let ticket = api.registry.ticket(repository, id)?;
     let query = request.uri.query();
     let digest = parameter(query, "digest");
-    let digest = digest
-        .ok_or_else(|| ApiError::new(Code::DigestInvalid, "the digest parameter is missing"))?;
-    let (digest, known) = (parse_digest(&digest)?, known(query));
+    let digest =
+        digest.ok_or_else(|| ApiError::new(Code::DigestInvalid, "parameter digest is missing"))?;
+    let digest = parse_digest(&digest)?;
+    let hint = location_hint(query);
     let body = body_of(request, body)?;
-    // Without bytes it only ends what was taken on.
+    // Without bytes it only finishes an upload that was admitted before.
     let _permit = if body.len == Some(0) {
         None
     } else {
@@ -138,29 +139,27 @@ pub(super) async fn put(
     };
     let finished = api
         .registry
-        .finish(repository, ticket, known, digest, body)
+        .finish(repository, ticket, hint, digest, body)
         .await;
     finished.map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
     Ok(created(repository, &digest))
 }
 
-/// `DELETE`: the upload is given up.
+/// `DELETE`: cancels an upload.
 pub(super) async fn cancel(
     api: &Arc<Api>,
     repository: &RepositoryName,
     id: &str,
     query: Option<&str>,
-) -> Answer {
+) -> HandlerResult {
     let ticket = api.registry.ticket(repository, id)?;
-    api.registry.cancel(ticket, known(query)).await?;
+    api.registry.cancel(ticket, location_hint(query)).await?;
     Ok(empty(StatusCode::NO_CONTENT, &[]))
 }
 
-fn created(repository: &RepositoryName, digest: &Digest) -> http::Response<HttpBody> {
-    let (location, digest) = (
-        format!("/v2/{repository}/blobs/{digest}"),
-        digest.to_string(),
-    );
+fn created(repository: &RepositoryName, digest: &Digest) -> http::Response<Body> {
+    let location = format!("/v2/{repository}/blobs/{digest}");
+    let digest = digest.to_string();
     empty(
         StatusCode::CREATED,
         &[(header::LOCATION, &location), (CONTENT_DIGEST, &digest)],
@@ -170,8 +169,8 @@ fn created(repository: &RepositoryName, digest: &Digest) -> http::Response<HttpB
 fn accepted(
     status: StatusCode,
     repository: &RepositoryName,
-    progress: &Progress,
-) -> http::Response<HttpBody> {
+    progress: &UploadProgress,
+) -> http::Response<Body> {
     let headers = [
         (header::LOCATION, &*location(repository, progress)),
         (header::RANGE, &*upload_range(progress.end)),
@@ -181,12 +180,12 @@ fn accepted(
     empty(status, &headers)
 }
 
-/// Where the upload goes on. It names the last log entry, so that any replica takes it up with one
+/// The Location of an upload. It names the last log entry, so that any replica continues with one
 /// read.
-fn location(repository: &RepositoryName, progress: &Progress) -> String {
+fn location(repository: &RepositoryName, progress: &UploadProgress) -> String {
     let last = progress
-        .known
-        .last
+        .hint
+        .last_entry
         .map_or("none".to_owned(), |offset| format!("{offset:016x}"));
     format!(
         "/v2/{repository}/blobs/uploads/{}?last={last}",
@@ -194,23 +193,23 @@ fn location(repository: &RepositoryName, progress: &Progress) -> String {
     )
 }
 
-/// What a request's Location says; one that was tampered with says nothing.
-fn known(query: Option<&str>) -> Option<Known> {
+/// The hint in the Location that a request uses; `None` if it is missing or malformed.
+fn location_hint(query: Option<&str>) -> Option<LocationHint> {
     match parameter(query, "last")?.as_str() {
-        "none" => Some(Known { last: None }),
-        offset => Some(Known {
-            last: Some(u64::from_str_radix(offset, 16).ok()?),
+        "none" => Some(LocationHint { last_entry: None }),
+        offset => Some(LocationHint {
+            last_entry: Some(u64::from_str_radix(offset, 16).ok()?),
         }),
     }
 }
 
-fn body_of(request: &Parts, body: HttpBody) -> Result<Body, ApiError> {
+fn body_of(request: &Parts, body: Body) -> Result<UploadBody, ApiError> {
     let chunk = chunk_of(&request.headers)?;
     let exact = body.size_hint().exact();
     let len = match (&chunk, exact) {
         (Some(chunk), Some(exact)) if chunk.end - chunk.start != exact => {
             return Err(RegistryError::SizeInvalid(
-                "Content-Range and Content-Length disagree".to_owned(),
+                "Content-Range and Content-Length do not match".to_owned(),
             )
             .into());
         }
@@ -221,7 +220,7 @@ fn body_of(request: &Parts, body: HttpBody) -> Result<Body, ApiError> {
         .into_data_stream()
         .map_err(|error| error.to_string())
         .boxed();
-    Ok(Body {
+    Ok(UploadBody {
         bytes,
         len,
         offset: chunk.map(|chunk| chunk.start),
@@ -233,7 +232,7 @@ fn chunk_of(headers: &HeaderMap) -> Result<Option<core::ops::Range<u64>>, ApiErr
         return Ok(None);
     }
     let chunk = text_of(headers, header::CONTENT_RANGE).and_then(parse_upload_range);
-    let chunk =
-        chunk.ok_or_else(|| ApiError::new(Code::BlobUploadInvalid, "malformed Content-Range"))?;
+    let chunk = chunk
+        .ok_or_else(|| ApiError::new(Code::BlobUploadInvalid, "Content-Range is malformed"))?;
     Ok(Some(chunk))
 }

@@ -19,8 +19,8 @@ use super::storage_model::{Faults, ModelStorage};
 use crate::config::Limits;
 use crate::format::{Horizons, agree};
 use crate::nonce::nonce;
-use crate::record::{BlobRecord, ManifestRecord, State, decode, encode};
-use crate::registry::{Body, Need, Registry, RegistryError};
+use crate::record::{BlobRecord, ManifestRecord, RecordState, decode, encode};
+use crate::registry::{Need, Registry, RegistryError, UploadBody};
 use crate::replicas::{Invalidator, Replicas, Secret};
 use crate::storage::{Key, Object, Prefix, Storage};
 
@@ -56,14 +56,14 @@ async fn replica_with(model: &ModelStorage, horizons: Horizons) -> Arc<Registry>
 /// Pushes a blob.
 pub(super) async fn push(registry: &Registry, blob: &'static [u8]) -> Result<(), RegistryError> {
     let (ticket, progress) = registry.begin_upload(&repository(), false);
-    let body = Body {
+    let body = UploadBody {
         bytes: stream::iter([Ok(blob.into())]).boxed(),
         len: None,
         offset: None,
     };
     let digest = Digest::sha256(blob);
     registry
-        .finish(&repository(), ticket, Some(progress.known), digest, body)
+        .finish(&repository(), ticket, Some(progress.hint), digest, body)
         .await
 }
 
@@ -100,7 +100,12 @@ async fn is_marked(model: &ModelStorage) -> bool {
     false
 }
 
-async fn swap(model: &ModelStorage, key: &Key, seen: &Object, state: State) -> Option<Object> {
+async fn swap(
+    model: &ModelStorage,
+    key: &Key,
+    seen: &Object,
+    state: RecordState,
+) -> Option<Object> {
     let mut record: BlobRecord = decode(key, &seen.body).expect("a record");
     (record.state, record.nonce) = (state, nonce());
     let body = Bytes::from(encode(key, &record).expect("a record"));
@@ -115,7 +120,7 @@ async fn collect(model: ModelStorage, key: Key, collector: Collector) {
     let Some(found) = model.read(&key).await.expect("no faults") else {
         return;
     };
-    let attempted = swap(&model, &key, &found, State::Condemned).await;
+    let attempted = swap(&model, &key, &found, RecordState::Condemned).await;
     let observed = match (attempted, collector) {
         (Some(condemned), _) => Some(condemned),
         (None, Collector::WithoutObservation) => None,
@@ -136,7 +141,7 @@ async fn collect(model: ModelStorage, key: Key, collector: Collector) {
         Collector::WithoutObservation => read_condemned(&model, &key).await,
     };
     if let Some(victim) = victim {
-        swap(&model, &key, &victim, State::Dead).await;
+        swap(&model, &key, &victim, RecordState::Dead).await;
     }
 }
 
@@ -144,7 +149,7 @@ async fn collect(model: ModelStorage, key: Key, collector: Collector) {
 async fn read_condemned(model: &ModelStorage, key: &Key) -> Option<Object> {
     let present = model.read(key).await.expect("no faults")?;
     let record: BlobRecord = decode(key, &present.body).expect("a record");
-    (record.state == State::Condemned).then_some(present)
+    (record.state == RecordState::Condemned).then_some(present)
 }
 
 fn manifest() -> Bytes {
@@ -186,7 +191,9 @@ async fn explore_push_with(collector: Collector, horizons: Horizons, faults: Fau
             let (_, body) = model.objects(key.as_str()).pop().ok_or("no record")?;
             let record: BlobRecord = decode(&key, &body).map_err(|error| error.to_string())?;
             match (*pushed.lock().expect("no panic"), record.state) {
-                (true, State::Dead) => Err("an acknowledged manifest names a dead blob".to_owned()),
+                (true, RecordState::Dead) => {
+                    Err("an acknowledged manifest names a dead blob".to_owned())
+                }
                 _ => Ok(()),
             }
         };

@@ -118,7 +118,7 @@ async fn write_tombstone(model: &ModelStorage, key: &Key) {
         let tombstone = ManifestRecord {
             stamp,
             content: None,
-            buried_subject: None,
+            deleted_subject: None,
             nonce: nonce(),
         };
         tombstone.body(key).expect("a body")

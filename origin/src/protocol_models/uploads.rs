@@ -15,8 +15,8 @@ use super::storage_model::{Faults, ModelStorage};
 use crate::conditional_write::{ConditionalWriter, WriteOutcome};
 use crate::layout;
 use crate::nonce::nonce;
-use crate::record::{BlobRecord, Segment, TableAt, decode, encode};
-use crate::registry::{Body, Registry, RegistryError};
+use crate::record::{BlobRecord, Segment, TableLocation, decode, encode};
+use crate::registry::{Registry, RegistryError, UploadBody};
 use crate::storage::{Prefix, Storage};
 use crate::upload::hash::Hashes;
 use crate::upload::id::UploadTicket;
@@ -74,9 +74,9 @@ enum Acknowledged {
     Cancelled,
 }
 
-fn body(text: &'static str, offset: Option<u64>) -> Body {
+fn body(text: &'static str, offset: Option<u64>) -> UploadBody {
     let bytes = (!text.is_empty()).then_some(Ok(text.as_bytes().into()));
-    Body {
+    UploadBody {
         bytes: stream::iter(bytes).boxed(),
         len: Some(text.len() as u64),
         offset,
@@ -147,7 +147,7 @@ impl Client {
             .append(self.ticket, None, body(text, Some(0)))
             .await?;
         let digest = Digest::sha256(text.as_bytes());
-        let known = Some(progress.known);
+        let known = Some(progress.hint);
         self.registry
             .finish(&self.repository, self.ticket, known, digest, body("", None))
             .await?;
@@ -185,11 +185,11 @@ impl Client {
         let next = body(second, Some(first.len() as u64));
         let progress = self
             .registry
-            .append(self.ticket, Some(begun.known), next)
+            .append(self.ticket, Some(begun.hint), next)
             .await?;
         let whole: String = [first, second].concat();
         let digest = Digest::sha256(whole.as_bytes());
-        let known = Some(progress.known);
+        let known = Some(progress.hint);
         self.registry
             .finish(&self.repository, self.ticket, known, digest, body("", None))
             .await?;
@@ -241,7 +241,8 @@ impl Client {
 
     async fn put_own_record(&self, text: &'static str) -> Result<Acknowledged, RegistryError> {
         let (segment, facts) = self.write_segment(text, text).await;
-        let entry = UploadLog::default().finish_entry(&[segment], facts, TableAt::Nowhere, nonce());
+        let entry =
+            UploadLog::default().finish_entry(&[segment], facts, TableLocation::None, nonce());
         let key = layout::log_entry(&self.ticket.id, 0);
         let body = encode(&key, &entry)?.into();
         if let WriteOutcome::Lost(_) = (ConditionalWriter {
@@ -272,7 +273,7 @@ impl Client {
         let (segment, facts) = self.write_segment(text, rest).await;
         self.write_record(
             text,
-            &log.finish_entry(&[segment], facts, TableAt::Nowhere, nonce()),
+            &log.finish_entry(&[segment], facts, TableLocation::None, nonce()),
         )
         .await
     }

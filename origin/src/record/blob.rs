@@ -1,50 +1,51 @@
-//! A blob's record, and a repository's claim to a blob.
+//! The record of a blob, and the membership of a blob in a repository.
 
 use bincode::{Decode, Encode};
 use flotilla_common::seal::BlobFacts;
 use flotilla_common::tree::ChunkTable;
 
-use super::State;
+use super::RecordState;
 use crate::upload::id::Generation;
 
-/// Values of a table that its record holds itself; a longer one is an object of its own.
+/// Chaining values up to which a chunk table is embedded in its record; a longer one is an object
+/// of its own.
 pub(crate) const EMBEDDED_VALUES: usize = 1024;
 
 /// One data object of a blob: `seg/<generation>/<nonce>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Segment {
     pub(crate) nonce: u128,
-    /// Bytes.
+    /// In bytes.
     pub(crate) size: u64,
 }
 
-/// Where a blob's chunk table is.
+/// Where the chunk table of a blob is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) enum TableAt {
-    /// The blob is one chunk or less.
-    Nowhere,
+pub(crate) enum TableLocation {
+    /// The blob needs none: it is one chunk or less.
+    None,
     /// In the record.
-    Here(ChunkTable),
+    Embedded(ChunkTable),
     /// In `seg/<generation>/<nonce>`.
     Object { nonce: u128 },
 }
 
-/// `blob/<digest>/<generation>`: what the blob's bytes are and where.
+/// `blob/<digest>/<generation>`: identifies the bytes of a blob and says where they are stored.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct BlobRecord {
-    pub(crate) state: State,
+    pub(crate) state: RecordState,
     pub(crate) facts: BlobFacts,
-    /// In the order of the blob's bytes.
+    /// In the order of the bytes of the blob.
     pub(crate) segments: Vec<Segment>,
-    pub(crate) table: TableAt,
+    pub(crate) table: TableLocation,
     pub(crate) nonce: u128,
 }
 
-/// `rb/<name>/_/<digest>`: the repository has the blob. Its generation is the hint that saves a
-/// listing.
+/// `rb/<name>/_/<digest>`: the repository has the blob. The generation saves a listing of the
+/// digest's generations.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct MembershipRecord {
-    pub(crate) state: State,
+    pub(crate) state: RecordState,
     pub(crate) generation: Generation,
     pub(crate) nonce: u128,
 }

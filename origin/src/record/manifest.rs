@@ -1,5 +1,5 @@
-//! `rm/<name>/_/<digest>`: a repository has a manifest. A small head, then the manifest's bytes as
-//! they were pushed.
+//! `rm/<name>/_/<digest>`: a manifest of a repository. A small head, then the bytes of the manifest
+//! as they were pushed.
 
 use bincode::{Decode, Encode};
 use bytes::Bytes;
@@ -8,17 +8,17 @@ use flotilla_common::digest::Digest;
 use super::{Stamp, decode, encode};
 use crate::storage::{Key, StorageError};
 
-/// Bytes of a head at most: a stamp, a nonce and a media type.
+/// Maximum bytes of a head: a stamp, a nonce and a media type.
 const MAX_HEAD_LEN: usize = 4096;
 
-/// What stands before the bytes.
+/// Precedes the bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-struct Head {
+struct ManifestHead {
     stamp: Stamp,
-    /// The media type of a live manifest; none once it is deleted.
+    /// The media type; `None` in a tombstone.
     media_type: Option<String>,
-    /// What a deleted manifest referred to.
-    buried_subject: Option<Digest>,
+    /// The subject of a deleted manifest.
+    deleted_subject: Option<Digest>,
     nonce: u128,
 }
 
@@ -26,11 +26,11 @@ struct Head {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ManifestRecord {
     pub(crate) stamp: Stamp,
-    /// The media type and the bytes; none once it is deleted.
+    /// The media type and the bytes; `None` in a tombstone.
     pub(crate) content: Option<(String, Bytes)>,
-    /// What a deleted manifest referred to: whoever finds the tombstone can take it out of that
-    /// list, too.
-    pub(crate) buried_subject: Option<Digest>,
+    /// The subject of a deleted manifest: a reader of the tombstone can complete the removal from the
+    /// referrers of that subject.
+    pub(crate) deleted_subject: Option<Digest>,
     pub(crate) nonce: u128,
 }
 
@@ -38,11 +38,12 @@ impl ManifestRecord {
     /// The body of the object.
     pub(crate) fn body(&self, key: &Key) -> Result<Bytes, StorageError> {
         let (media_type, bytes) = self.content.clone().unzip();
-        let (stamp, buried_subject) = (self.stamp.clone(), self.buried_subject);
-        let head = Head {
+        let stamp = self.stamp.clone();
+        let deleted_subject = self.deleted_subject;
+        let head = ManifestHead {
             stamp,
             media_type,
-            buried_subject,
+            deleted_subject,
             nonce: self.nonce,
         };
         let head = encode(key, &head)?;
@@ -54,26 +55,26 @@ impl ManifestRecord {
         Ok(body.into())
     }
 
-    /// What a body says; the manifest's bytes are a slice of it.
+    /// Decodes a body; the bytes of the manifest are a slice of it.
     pub(crate) fn of(key: &Key, body: &Bytes) -> Result<Self, StorageError> {
-        let torn = || StorageError::unavailable("decode record", key, "cut short");
+        let torn = || StorageError::unavailable("decode record", key, "the object is truncated");
         let (len, _) = body.split_first_chunk::<4>().ok_or_else(torn)?;
         let end = 4 + (u32::from_le_bytes(*len) as usize).min(MAX_HEAD_LEN);
-        let head: Head = decode(key, body.get(4..end).ok_or_else(torn)?)?;
+        let head: ManifestHead = decode(key, body.get(4..end).ok_or_else(torn)?)?;
         let content = head
             .media_type
             .clone()
             .map(|media_type| (media_type, body.slice(end..)));
-        let Head {
+        let ManifestHead {
             stamp,
             media_type: _,
-            buried_subject,
+            deleted_subject,
             nonce,
         } = head;
         Ok(Self {
             stamp,
             content,
-            buried_subject,
+            deleted_subject,
             nonce,
         })
     }
@@ -85,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_manifest_and_its_tombstone_come_back_as_they_went() {
+    fn manifests_and_tombstones_round_trip() {
         let key: Key = "rm/app/_/x".parse().unwrap();
         let stamp = Stamp {
             clock: 7,
@@ -95,7 +96,7 @@ mod tests {
         let live = ManifestRecord {
             stamp,
             content,
-            buried_subject: None,
+            deleted_subject: None,
             nonce: 9,
         };
         assert_eq!(
@@ -104,7 +105,7 @@ mod tests {
         );
         let dead = ManifestRecord {
             content: None,
-            buried_subject: Some(Digest::sha256(b"subject")),
+            deleted_subject: Some(Digest::sha256(b"subject")),
             ..live
         };
         assert_eq!(

@@ -1,7 +1,7 @@
 //! Tags and referrers: pointers that can be moved and deleted.
 //!
-//! A listing tells a tombstone from a live pointer by its size alone: under 128 bytes, or at least
-//! 128.
+//! A listing distinguishes a tombstone from a live pointer by its size: under 128 bytes, or at
+//! least 128.
 
 use bincode::{Decode, Encode};
 use flotilla_common::digest::Digest;
@@ -9,7 +9,7 @@ use flotilla_common::digest::Digest;
 use super::{Stamp, decode, encode};
 use crate::storage::{Key, StorageError};
 
-/// A body shorter than this is a tombstone.
+/// Bytes; a shorter body is a tombstone.
 pub(crate) const TOMBSTONE_LIMIT: u64 = 128;
 
 /// The value of a live tag.
@@ -18,14 +18,14 @@ pub(crate) struct TagValue {
     pub(crate) digest: Digest,
 }
 
-/// The value of a live referrer: its descriptor, as the referrers list shows it.
+/// The value of a live referrer: its descriptor in the referrers list.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct ReferrerValue {
     /// JSON of the OCI descriptor.
     pub(crate) descriptor: String,
 }
 
-/// A pointer's body: its value, or none once it is deleted.
+/// The body of a pointer: its value, or `None` in a tombstone.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Pointer<T> {
     pub(crate) stamp: Stamp,
@@ -34,30 +34,31 @@ pub(crate) struct Pointer<T> {
 }
 
 impl<T: Encode + Decode<()>> Pointer<T> {
-    /// The body: the encoded pointer behind its length, and zeros up to 128 bytes for a live one.
+    /// The body: a length, the encoded pointer, and zeros up to 128 bytes if it is live.
     pub(crate) fn body(&self, key: &Key) -> Result<Vec<u8>, StorageError> {
         let encoded = encode(key, self)?;
         let len = u32::try_from(encoded.len());
         let len = len.map_err(|error| StorageError::unavailable("encode record", key, error))?;
         let mut body = len.to_le_bytes().to_vec();
         body.extend(encoded);
-        let least = if self.value.is_some() {
+        let min_len = if self.value.is_some() {
             TOMBSTONE_LIMIT as usize
         } else {
             0
         };
-        body.resize(body.len().max(least), 0);
+        body.resize(body.len().max(min_len), 0);
         Ok(body)
     }
 
-    /// The pointer that a body holds.
+    /// Decodes a body.
     pub(crate) fn of(key: &Key, body: &[u8]) -> Result<Self, StorageError> {
         let cut = body.split_first_chunk::<4>().and_then(|(len, rest)| {
             let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
             rest.get(..len)
         });
-        let encoded =
-            cut.ok_or_else(|| StorageError::unavailable("decode record", key, "cut short"))?;
+        let encoded = cut.ok_or_else(|| {
+            StorageError::unavailable("decode record", key, "the object is truncated")
+        })?;
         decode(key, encoded)
     }
 }
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_tell_the_dead_from_the_living() {
+    fn size_distinguishes_tombstones_from_live_pointers() {
         let long = "r".repeat(63);
         let tombstone = pointer::<TagValue>(&long, None).body(&key()).unwrap();
         assert!(
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn torn_bodies_are_errors() {
+    fn truncated_bodies_are_errors() {
         for body in [
             &[][..],
             &[1, 0, 0],

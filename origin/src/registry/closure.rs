@@ -1,5 +1,5 @@
-//! What proves all blobs of a manifest: seals and chunk tables, in one answer for peers; and the
-//! grant with which neighbours give them to the peer that asked.
+//! The closure of a manifest: seals and chunk tables of all its blobs, in one answer for peers; and
+//! the grant that permits the peer to receive them from neighbours.
 
 use std::sync::Arc;
 
@@ -15,20 +15,19 @@ use flotilla_common::tree::ChunkTable;
 use flotilla_common::wire::origin::ClosureAnswer;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{Blob, ENTRY_LEN, Need, Registry, RegistryError};
+use super::{ENTRY_LEN, FoundBlob, Need, Registry, RegistryError};
 use crate::layout;
-use crate::record::TableAt;
+use crate::record::TableLocation;
 use crate::storage::StorageError;
 
-/// Blobs of a manifest that are looked up at once.
+/// Blobs of a manifest looked up concurrently.
 const LOOKUPS_AT_ONCE: usize = 16;
 
-/// An encoded answer without a grant, kept by the manifest's digest: facts of bytes that never
-/// change.
+/// An encoded answer without a grant, cached by the digest of the manifest: it never changes.
 #[derive(Debug)]
 pub(super) struct Closure {
     answer: Bytes,
-    /// The manifest, and its blobs.
+    /// The digests of the manifest and of its blobs.
     digests: Vec<Digest>,
 }
 
@@ -38,18 +37,18 @@ impl Closure {
     }
 }
 
-/// Whether a peer may receive what a repository has. Whoever has a certificate of the fleet may: a
-/// policy that maps peers to repositories is asked here.
+/// Whether a peer may receive the blobs of a repository. Every peer with a certificate of the fleet
+/// may; rules that map peers to repositories belong here.
 const fn is_permitted(_peer: &PeerId, _repository: &RepositoryName) -> bool {
     true
 }
 
 impl Registry {
-    /// The encoded [`ClosureAnswer`] for a manifest that the repository has: with a grant for
-    /// `peer`, if it showed a certificate.
+    /// The encoded [`ClosureAnswer`] for a manifest of the repository, with a grant for `peer` if it
+    /// presented a certificate.
     ///
-    /// A blob that the repository does not have, though the manifest names it, is left to its
-    /// digest.
+    /// A blob that the manifest references and the repository lacks gets
+    /// [`Proof::DigestOnly`].
     pub(crate) async fn closure(
         &self,
         repository: &RepositoryName,
@@ -78,25 +77,25 @@ impl Registry {
         repository: &RepositoryName,
         manifest: &Digest,
     ) -> Result<Arc<Closure>, RegistryError> {
-        let found = self
+        let stored = self
             .manifest_by_digest(repository, manifest)
             .await?
             .ok_or(RegistryError::ManifestUnknown)?;
         if let Some(closure) = self.closures.get(manifest) {
             return Ok(closure);
         }
-        let parsed = Manifest::parse(&found.manifest.bytes);
+        let parsed = Manifest::parse(&stored.manifest.bytes);
         let parsed =
             parsed.map_err(|error| StorageError::unavailable("parse manifest", manifest, error))?;
-        let named: Vec<_> = parsed
+        let blobs: Vec<_> = parsed
             .blobs()
             .into_iter()
             .map(|blob| (blob.digest, blob.size))
             .collect();
         let digests = core::iter::once(*manifest)
-            .chain(named.iter().map(|(digest, _)| *digest))
+            .chain(blobs.iter().map(|(digest, _)| *digest))
             .collect();
-        let proofs = stream::iter(named).map(|(digest, size)| async move {
+        let proofs = stream::iter(blobs).map(|(digest, size)| async move {
             match self.blob(repository, &digest, Need::Bytes).await? {
                 Some(blob) => self.proof(&blob).await.map(|proof| (proof, true)),
                 None => Ok((Proof::DigestOnly { digest, size }, false)),
@@ -122,11 +121,11 @@ impl Registry {
         Ok(closure)
     }
 
-    async fn proof(&self, blob: &Blob) -> Result<Proof, RegistryError> {
+    async fn proof(&self, blob: &FoundBlob) -> Result<Proof, RegistryError> {
         let table = match &blob.record.table {
-            TableAt::Nowhere => None,
-            TableAt::Here(table) => Some(table.clone()),
-            TableAt::Object { nonce } => Some(self.read_table(blob, *nonce).await?),
+            TableLocation::None => None,
+            TableLocation::Embedded(table) => Some(table.clone()),
+            TableLocation::Object { nonce } => Some(self.read_table(blob, *nonce).await?),
         };
         Ok(Proof::Sealed {
             seal: self.seal(&blob.record).clone(),
@@ -134,8 +133,9 @@ impl Registry {
         })
     }
 
-    async fn read_table(&self, blob: &Blob, nonce: u128) -> Result<ChunkTable, RegistryError> {
-        let (facts, key) = (&blob.record.facts, layout::segment(&blob.generation, nonce));
+    async fn read_table(&self, blob: &FoundBlob, nonce: u128) -> Result<ChunkTable, RegistryError> {
+        let facts = &blob.record.facts;
+        let key = layout::segment(&blob.generation, nonce);
         let object = self
             .storage
             .read(&key)
@@ -145,10 +145,13 @@ impl Registry {
         let table =
             table.map_err(|error| StorageError::unavailable("decode table", &key, error))?;
         if !table.proves(&Geometry::for_size(facts.size), &facts.root) {
-            tracing::error!(%key, "read table: it does not roll up to the blob's root");
-            return Err(
-                StorageError::unavailable("read table", &key, "not the table of the blob").into(),
-            );
+            tracing::error!(%key, "chunk table does not match the root of its blob; run `flotilla origin check`");
+            return Err(StorageError::unavailable(
+                "read table",
+                &key,
+                "it does not match the root of the blob",
+            )
+            .into());
         }
         Ok(table)
     }

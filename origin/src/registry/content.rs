@@ -10,36 +10,36 @@ use flotilla_common::digest::{Digest, DigestHasher};
 use flotilla_common::name::RepositoryName;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{Blob, Need, Registry, RegistryError};
+use super::{FoundBlob, Need, Registry, RegistryError};
 use crate::layout;
 use crate::record::Segment;
 use crate::storage::{ByteStream, Key, Storage, StorageError};
 use crate::upload::id::Generation;
 
-/// Bytes of a blob that is kept in memory.
-const SMALL: u64 = 64 << 10;
-/// How long a client may begin to read at a presigned URL. With L, for which a record counts as
-/// live, far below the time that a condemned blob has.
-const PRESIGNED_FOR: Duration = Duration::from_mins(15);
-/// Files that one response holds open at most.
+/// Maximum bytes of a blob that is cached in memory.
+const SMALL_BLOB_LEN: u64 = 64 << 10;
+/// How long a presigned URL is valid. Together with L, for which a record counts as live, it is far
+/// below W, for which a condemned blob is kept.
+const PRESIGNED_LIFETIME: Duration = Duration::from_mins(15);
+/// Maximum files that one response keeps open.
 const MAX_FILES: usize = 8;
 
 impl Registry {
-    /// The bytes of a range of a blob, which must lie within it.
+    /// Reads a range, which must lie within the blob.
     ///
-    /// Data that is not where the record says (its generation died, and memory did not know) is
-    /// looked for once more.
+    /// If a segment is missing because the cached record is of a generation that has died, the blob
+    /// is looked up again.
     pub(crate) async fn read_blob(
         &self,
         repository: &RepositoryName,
-        blob: &Blob,
+        blob: &FoundBlob,
         range: Range<u64>,
     ) -> Result<ByteStream, RegistryError> {
         match self.open_range(blob, range.clone()).await {
             Err(StorageError::Missing { key, .. }) => {
                 let digest = blob.record.facts.digest;
-                tracing::warn!(%digest, key, "read blob: a segment is not there, reading the record again");
-                self.forget(repository, &digest, &blob.generation);
+                tracing::warn!(%digest, key, "segment missing; reading the record again");
+                self.forget_blob(repository, &digest, &blob.generation);
                 let blob = self
                     .blob(repository, &digest, Need::Bytes)
                     .await?
@@ -50,36 +50,36 @@ impl Registry {
         }
     }
 
-    /// A URL of the storage at which anybody may read the blob for a while; `None` if the blob is
-    /// better, or only, read here: it is in memory, or in several segments, or this storage signs
-    /// no URLs.
+    /// A URL at which the blob can be read from storage without credentials, for
+    /// [`PRESIGNED_LIFETIME`]. `None` if the blob is small, or in several segments, or the storage
+    /// signs no URLs.
     pub(crate) async fn presigned_blob(
         &self,
-        blob: &Blob,
+        blob: &FoundBlob,
     ) -> Result<Option<String>, RegistryError> {
         match &*blob.record.segments {
-            [segment] if blob.size() > SMALL => {
+            [segment] if blob.size() > SMALL_BLOB_LEN => {
                 let key = layout::segment(&blob.generation, segment.nonce);
-                Ok(self.storage.presigned_get(&key, PRESIGNED_FOR).await?)
+                Ok(self.storage.presigned_get(&key, PRESIGNED_LIFETIME).await?)
             }
             _ => Ok(None),
         }
     }
 
-    /// The files that hold a range of a blob, with what is wanted of each; `None` where the storage
-    /// keeps no files, or too many, or one is not where the record says, or the blob is small: then
-    /// [`Self::read_blob`] has its bytes.
+    /// The files that hold a range of a blob, with the range of each. `None` if the storage keeps no
+    /// files, if there are too many or one is missing, or if the blob is small: use
+    /// [`Self::read_blob`] then.
     pub(crate) async fn blob_files(
         &self,
-        blob: &Blob,
+        blob: &FoundBlob,
         range: Range<u64>,
     ) -> Result<Option<Vec<(Arc<File>, Range<u64>)>>, RegistryError> {
-        let cuts = cuts(&blob.generation, &blob.record.segments, range);
-        if blob.size() <= SMALL || cuts.len() > MAX_FILES {
+        let ranges = segment_ranges(&blob.generation, &blob.record.segments, range);
+        if blob.size() <= SMALL_BLOB_LEN || ranges.len() > MAX_FILES {
             return Ok(None);
         }
         let mut files = Vec::new();
-        for (key, within) in cuts {
+        for (key, within) in ranges {
             let Some(file) = self.storage.open_file(&key).await? else {
                 return Ok(None);
             };
@@ -88,9 +88,13 @@ impl Registry {
         Ok(Some(files))
     }
 
-    async fn open_range(&self, blob: &Blob, range: Range<u64>) -> Result<ByteStream, StorageError> {
+    async fn open_range(
+        &self,
+        blob: &FoundBlob,
+        range: Range<u64>,
+    ) -> Result<ByteStream, StorageError> {
         let digest = blob.record.facts.digest;
-        if blob.size() > SMALL {
+        if blob.size() > SMALL_BLOB_LEN {
             let is_whole = range == (0..blob.size());
             let bytes = read_segments(
                 &self.storage,
@@ -99,20 +103,21 @@ impl Registry {
                 range,
             )
             .await?;
-            let checks = is_whole && self.storage.is_remote();
-            return Ok(if checks {
-                checked(bytes, digest, blob.size())
+            let needs_check = is_whole && self.storage.is_remote();
+            return Ok(if needs_check {
+                with_digest_check(bytes, digest, blob.size())
             } else {
                 bytes
             });
         }
         let fill = || {
-            let (storage, blob) = (Arc::clone(&self.storage), blob.clone());
-            async move { read_small(&storage, &blob, &digest).await.map(Some) }
+            let storage = Arc::clone(&self.storage);
+            let blob = blob.clone();
+            async move { read_small_blob(&storage, &blob, &digest).await.map(Some) }
         };
         let whole = match self.small_blobs.get(&(digest, blob.generation), fill).await {
             Ok(cached) => cached.map(|cached| cached.value).unwrap_or_default(),
-            Err(error) => return Err(own(error)),
+            Err(error) => return Err(into_owned(error)),
         };
         // A range of a blob of at most 64 KiB.
         let piece = whole.slice(range.start as usize..range.end as usize);
@@ -120,8 +125,8 @@ impl Registry {
     }
 }
 
-/// The error of a fill, which others may have waited for, too.
-fn own(error: Arc<StorageError>) -> StorageError {
+/// The error of a cache fill, which other readers may share.
+fn into_owned(error: Arc<StorageError>) -> StorageError {
     match Arc::try_unwrap(error) {
         Ok(error) => error,
         Err(shared) => match &*shared {
@@ -134,10 +139,10 @@ fn own(error: Arc<StorageError>) -> StorageError {
     }
 }
 
-/// A whole small blob, checked: what is kept in memory must be right.
-async fn read_small(
+/// Reads a whole small blob and checks its digest, since it will be served from memory.
+async fn read_small_blob(
     storage: &Arc<dyn Storage>,
-    blob: &Blob,
+    blob: &FoundBlob,
     digest: &Digest,
 ) -> Result<Bytes, StorageError> {
     let read = read_segments(
@@ -153,19 +158,19 @@ async fn read_small(
     });
     let bytes = bytes.await?.freeze();
     if !digest.matches(&bytes) {
-        tracing::error!(%digest, "read blob: the storage holds other bytes than were pushed");
+        tracing::error!(%digest, "stored blob does not match its digest; not serving it");
         return Err(StorageError::unavailable(
             "read bytes",
             digest,
-            "the bytes are not those of the digest",
+            "the bytes do not match the digest",
         ));
     }
     Ok(bytes)
 }
 
-/// Passes all bytes of a blob on, but the last of them only if they have its digest: whoever reads
-/// gets an error in their place, and never a whole body that is wrong.
-fn checked(bytes: ByteStream, digest: Digest, size: u64) -> ByteStream {
+/// Passes the bytes of a whole blob through, but the last piece only if all bytes match the digest:
+/// a reader of corrupt data gets an error instead, never a complete body.
+fn with_digest_check(bytes: ByteStream, digest: Digest, size: u64) -> ByteStream {
     let hasher = DigestHasher::new(digest.algorithm());
     let passed = stream::try_unfold(
         (bytes, hasher, size),
@@ -176,11 +181,11 @@ fn checked(bytes: ByteStream, digest: Digest, size: u64) -> ByteStream {
             hasher.update(&piece);
             let left = left.saturating_sub(piece.len() as u64);
             if left == 0 && hasher.clone().finish() != digest {
-                tracing::error!(%digest, "read blob: other bytes came from the storage than were pushed");
+                tracing::error!(%digest, "stored blob does not match its digest; response aborted");
                 return Err(StorageError::unavailable(
                     "read bytes",
                     digest,
-                    "they are not those of the digest",
+                    "the bytes do not match the digest",
                 ));
             }
             Ok(Some((piece, (bytes, hasher, left))))
@@ -189,45 +194,45 @@ fn checked(bytes: ByteStream, digest: Digest, size: u64) -> ByteStream {
     passed.boxed()
 }
 
-/// The bytes of `range` of consecutive segments. The first is opened at once, so that its absence
-/// is told here.
+/// Reads a range of consecutive segments. The first segment is opened before this returns, so a
+/// missing one is an error here.
 pub(crate) async fn read_segments(
     storage: &Arc<dyn Storage>,
     generation: &Generation,
     segments: &[Segment],
     range: Range<u64>,
 ) -> Result<ByteStream, StorageError> {
-    let mut cuts = cuts(generation, segments, range).into_iter();
-    let Some((key, within)) = cuts.next() else {
+    let mut ranges = segment_ranges(generation, segments, range).into_iter();
+    let Some((key, within)) = ranges.next() else {
         return Ok(stream::empty().boxed());
     };
     let first = storage.read_range(&key, within).await?;
     let storage = Arc::clone(storage);
-    let rest = stream::iter(cuts).then(move |(key, within)| {
+    let rest = stream::iter(ranges).then(move |(key, within)| {
         let storage = Arc::clone(&storage);
         async move { storage.read_range(&key, within).await }
     });
     Ok(first.chain(rest.try_flatten()).boxed())
 }
 
-/// Which bytes of which objects a range covers.
-fn cuts(
+/// The objects that a range covers, with the range within each.
+fn segment_ranges(
     generation: &Generation,
     segments: &[Segment],
     range: Range<u64>,
 ) -> Vec<(Key, Range<u64>)> {
-    let mut cuts = Vec::new();
+    let mut ranges = Vec::new();
     let mut start = 0;
     for segment in segments {
         let end = start + segment.size;
         let covered = range.start.max(start)..range.end.min(end);
         if !covered.is_empty() {
             let key = layout::segment(generation, segment.nonce);
-            cuts.push((key, covered.start - start..covered.end - start));
+            ranges.push((key, covered.start - start..covered.end - start));
         }
         start = end;
     }
-    cuts
+    ranges
 }
 
 #[cfg(test)]
@@ -236,7 +241,7 @@ mod tests {
     use crate::upload::id::UploadIdSigner;
 
     #[test]
-    fn a_range_touches_only_the_segments_that_it_needs() {
+    fn ranges_spanning_segments() {
         let repository: RepositoryName = "app".parse().expect("a name");
         let generation = UploadIdSigner::new([0; 32]).issue(&repository, 1, false).id;
         let segments = [3, 5, 2].map(|size| Segment {
@@ -244,9 +249,9 @@ mod tests {
             size,
         });
         let ranges = |range| {
-            let within = cuts(&generation, &segments, range)
+            let within = segment_ranges(&generation, &segments, range)
                 .into_iter()
-                .map(|cut| cut.1);
+                .map(|(_, within)| within);
             within
                 .map(|within| (within.start, within.end))
                 .collect::<Vec<_>>()

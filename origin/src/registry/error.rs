@@ -1,30 +1,30 @@
-//! What the registry answers when it does not do what was asked.
+//! Why the registry refuses a request or fails it.
 
 use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
 
-use super::Progress;
+use super::progress::UploadProgress;
 use crate::storage::StorageError;
 use crate::upload::receive::ReceiveError;
 
-/// Variants are what a client acts on; `http::error` gives each its code.
+/// Each variant asks something else of the client; `http::error` maps it to a code.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum RegistryError {
     #[error("blob unknown to the repository")]
     BlobUnknown,
-    #[error("upload unknown, expired or ended")]
+    #[error("upload unknown, expired, finished or cancelled")]
     UploadUnknown,
-    /// The upload is elsewhere than the request says.
-    #[error("the chunk does not begin where the upload ends")]
-    Offset(Progress),
+    /// The request gives another offset than the upload has.
+    #[error("the chunk does not start at the end of the upload")]
+    Offset(UploadProgress),
     #[error("{0}")]
     DigestInvalid(String),
     #[error("{0}")]
     SizeInvalid(String),
     #[error("{0}")]
     UploadInvalid(String),
-    #[error("the client sent nothing for too long")]
+    #[error("the client stalled: less than 16 KiB/s on average")]
     Stalled,
     #[error("repository unknown")]
     NameUnknown,
@@ -32,11 +32,10 @@ pub(crate) enum RegistryError {
     ManifestUnknown,
     #[error("{0}")]
     ManifestInvalid(String),
-    #[error("the manifest names {0}, which the repository does not have")]
+    #[error("the manifest references {0}, which the repository does not have")]
     ManifestBlobUnknown(Digest),
-    /// Another write was there first, and nobody may write a second time: the client repeats its
-    /// request.
-    #[error("another request changed the same thing at the same time; repeat the request")]
+    /// Another write came first, and the origin must not write a second time.
+    #[error("a concurrent request changed the same key; repeat the request")]
     Contended,
     #[error(transparent)]
     Storage(Arc<StorageError>),

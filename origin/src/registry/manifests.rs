@@ -1,9 +1,10 @@
-//! Manifests: stored per repository with their bytes, found by digest or by tag.
+//! Manifests: stored with their bytes in each repository, found by digest or by tag.
 //!
-//! A PUT checks that every blob it names is live, then writes `rm`, the referrer, the tag, in that
-//! order, each by a compare-and-swap on what was read just before. The referrer has the stamp of
-//! `rm`, see `referrers`. If more than L passed between the oldest check and the confirmed `rm`,
-//! all is checked again past the caches before it is acknowledged.
+//! A PUT checks that all blobs of the manifest are live. Then it writes the manifest (`rm`), its
+//! referrer and its tags, in this order, each by a compare-and-swap on a version that was read just
+//! before. The referrer gets the stamp of the manifest, see `referrers`. If more than L passed
+//! between the start of the oldest check and the confirmed write of `rm`, all blobs are checked
+//! again, past the caches, before the PUT is acknowledged.
 
 use std::sync::Arc;
 
@@ -23,20 +24,20 @@ use crate::record::{ManifestRecord, Pointer, Stamp, TagValue};
 use crate::replicas::Changed;
 use crate::storage::StorageError;
 
-/// Blobs of a manifest that are checked at once.
+/// Blobs of a manifest checked concurrently.
 const CHECKS_AT_ONCE: usize = 16;
 
-/// A manifest in memory.
+/// A cached manifest.
 #[derive(Debug)]
-pub(crate) struct StoredManifest {
+pub(crate) struct CachedManifest {
     pub(crate) digest: Digest,
     pub(crate) media_type: String,
     pub(crate) bytes: Bytes,
-    /// The digest as text, in quotes.
+    /// The digest as an entity tag: text in quotes.
     quoted_digest: Bytes,
 }
 
-impl StoredManifest {
+impl CachedManifest {
     fn new(digest: Digest, media_type: String, bytes: Bytes) -> Self {
         Self {
             digest,
@@ -46,7 +47,7 @@ impl StoredManifest {
         }
     }
 
-    /// The digest as text, as an entity tag has it.
+    /// The digest as an entity tag.
     pub(crate) const fn quoted_digest(&self) -> &Bytes {
         &self.quoted_digest
     }
@@ -56,34 +57,35 @@ impl StoredManifest {
         self.quoted_digest.slice(1..self.quoted_digest.len() - 1)
     }
 
-    /// Bytes that it takes in memory.
+    /// Approximate bytes in memory.
     pub(super) fn weight(&self) -> usize {
         self.bytes.len() + self.media_type.len() + self.quoted_digest.len()
     }
 }
 
-/// A manifest, and whether it is known only from memory past its time.
+/// A manifest of a repository.
 #[derive(Clone, Debug)]
-pub(crate) struct Found {
-    pub(crate) manifest: Arc<StoredManifest>,
+pub(crate) struct FoundManifest {
+    pub(crate) manifest: Arc<CachedManifest>,
+    /// From an expired cache entry, because storage is unavailable.
     pub(crate) stale: bool,
 }
 
-/// What a PUT answers.
+/// A manifest that was stored.
 #[derive(Clone, Debug)]
-pub(crate) struct Pushed {
+pub(crate) struct PushedManifest {
     pub(crate) digest: Digest,
-    /// What it refers to.
+    /// The manifest to which it refers.
     pub(crate) subject: Option<Digest>,
 }
 
-/// What storing a manifest did to what caches may hold.
+/// Whether caches of other replicas may hold another version of a stored manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stored {
-    /// Nothing: it was not there, or was the same. Absence is never cached.
-    New,
-    /// It had another media type.
-    Changed,
+enum Replaced {
+    /// There was none, or an equal one. Absence is never cached.
+    Nothing,
+    /// There was one with another media type.
+    OtherMediaType,
 }
 
 impl Registry {
@@ -92,7 +94,7 @@ impl Registry {
         &self,
         repository: &RepositoryName,
         reference: &Reference,
-    ) -> Result<Found, RegistryError> {
+    ) -> Result<FoundManifest, RegistryError> {
         let (digest, tag_is_stale) = match reference {
             Reference::Digest(digest) => (*digest, false),
             Reference::Tag(tag) => self
@@ -104,19 +106,19 @@ impl Registry {
             .manifest_by_digest(repository, &digest)
             .await?
             .ok_or(RegistryError::ManifestUnknown)?;
-        Ok(Found {
+        Ok(FoundManifest {
             stale: found.stale || tag_is_stale,
             ..found
         })
     }
 
-    /// The manifest that a reference names if memory holds all that the answer needs, and nothing
-    /// of it is due to be read again.
+    /// The manifest that a reference names, if everything that the answer needs is in memory and
+    /// neither expired nor due to be refreshed.
     pub(crate) fn manifest_in_memory(
         &self,
         repository: RepositoryName,
         reference: Reference,
-    ) -> Option<Arc<StoredManifest>> {
+    ) -> Option<Arc<CachedManifest>> {
         let key = match reference {
             Reference::Digest(digest) => (repository, digest),
             Reference::Tag(tag) => {
@@ -132,13 +134,11 @@ impl Registry {
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-    ) -> Result<Option<Found>, RegistryError> {
+    ) -> Result<Option<FoundManifest>, RegistryError> {
         let digest = *digest;
         let fill = || {
-            let (storage, key) = (
-                Arc::clone(&self.storage),
-                layout::manifest(repository, &digest),
-            );
+            let storage = Arc::clone(&self.storage);
+            let key = layout::manifest(repository, &digest);
             async move {
                 let Some(object) = storage.read(&key).await? else {
                     return Ok(None);
@@ -148,14 +148,14 @@ impl Registry {
                     return Ok(None);
                 };
                 if !digest.matches(&bytes) {
-                    tracing::error!(%key, "read manifest: the storage holds other bytes than were pushed");
+                    tracing::error!(%key, "stored manifest does not match its digest; not serving it");
                     return Err(StorageError::unavailable(
                         "read manifest",
                         &key,
-                        "not the bytes of the digest",
+                        "the bytes do not match the digest",
                     ));
                 }
-                Ok(Some(Arc::new(StoredManifest::new(
+                Ok(Some(Arc::new(CachedManifest::new(
                     digest, media_type, bytes,
                 ))))
             }
@@ -164,14 +164,14 @@ impl Registry {
             .manifests
             .get(&(repository.clone(), digest), fill)
             .await?;
-        Ok(cached.map(|cached| Found {
+        Ok(cached.map(|cached| FoundManifest {
             manifest: cached.value,
             stale: cached.stale,
         }))
     }
 
-    /// Stores a manifest and moves tags to it, and tells the other replicas. `media_type` is what
-    /// the request says, without parameters.
+    /// Stores a manifest, moves tags to it and invalidates at the other replicas. `media_type` is the
+    /// Content-Type of the request, without parameters.
     pub(crate) async fn put_manifest(
         &self,
         repository: &RepositoryName,
@@ -179,7 +179,7 @@ impl Registry {
         tags: &[Tag],
         media_type: Option<&str>,
         bytes: Bytes,
-    ) -> Result<Pushed, RegistryError> {
+    ) -> Result<PushedManifest, RegistryError> {
         let digest = match reference {
             Reference::Digest(digest) => *digest,
             Reference::Tag(_) => Digest::sha256(&bytes),
@@ -187,17 +187,19 @@ impl Registry {
         if !digest.matches(&bytes) {
             let computed = Digest::of(digest.algorithm(), &bytes);
             return Err(RegistryError::DigestInvalid(format!(
-                "the manifest has the digest {computed}"
+                "digest mismatch: the manifest has {computed}"
             )));
         }
         let manifest = Manifest::parse(&bytes)
             .map_err(|error| RegistryError::ManifestInvalid(error.to_string()))?;
         let media_type = agreed_media_type(media_type, &manifest)?;
-        let oldest = self.check_named(repository, &manifest, Need::Live).await?;
-        let stored = Arc::new(StoredManifest::new(digest, media_type, bytes));
+        let oldest = self
+            .check_references(repository, &manifest, Need::Live)
+            .await?;
+        let stored = Arc::new(CachedManifest::new(digest, media_type, bytes));
         let mut changed = Vec::new();
-        let (what_became, stamp) = self.write_manifest(repository, Arc::clone(&stored)).await?;
-        if what_became == Stored::Changed {
+        let (replaced, stamp) = self.write_manifest(repository, Arc::clone(&stored)).await?;
+        if replaced == Replaced::OtherMediaType {
             changed.push(Changed::Manifest(repository.clone(), digest));
         }
         if self.clock.now().saturating_since(oldest) > self.format.horizons.liveness {
@@ -213,18 +215,18 @@ impl Registry {
             changed.push(Changed::Tag(repository.clone(), tag.clone()));
         }
         self.invalidate_replicas(changed).await;
-        Ok(Pushed { digest, subject })
+        Ok(PushedManifest { digest, subject })
     }
 
-    /// Checks that the repository has all that a manifest names. The start of the oldest read that
-    /// it rests on.
-    async fn check_named(
+    /// Checks that the repository has all blobs and manifests that a manifest references. Returns the
+    /// start of the oldest read on which the result relies.
+    async fn check_references(
         &self,
         repository: &RepositoryName,
         manifest: &Manifest,
         need: Need,
     ) -> Result<Time, RegistryError> {
-        let began = self.clock.now();
+        let started = self.clock.now();
         let blobs = manifest
             .blobs()
             .into_iter()
@@ -238,7 +240,7 @@ impl Registry {
         });
         let oldest = checks
             .buffer_unordered(CHECKS_AT_ONCE)
-            .try_fold(began, |oldest, read_at| async move {
+            .try_fold(started, |oldest, read_at| async move {
                 Ok::<_, RegistryError>(oldest.min(read_at))
             });
         let oldest = oldest.await?;
@@ -260,8 +262,8 @@ impl Registry {
         Ok(oldest)
     }
 
-    /// Checks past the caches what was checked too long ago; a manifest that names what has died is
-    /// taken back.
+    /// Checks the references again, past the caches. A manifest that references a dead blob is
+    /// deleted.
     async fn check_again(
         &self,
         repository: &RepositoryName,
@@ -272,19 +274,21 @@ impl Registry {
             self.memberships
                 .invalidate(&(repository.clone(), blob.digest));
         }
-        let checked = self.check_named(repository, manifest, Need::LiveNow).await;
+        let checked = self
+            .check_references(repository, manifest, Need::LiveNow)
+            .await;
         if let Err(RegistryError::ManifestBlobUnknown(_)) = &checked {
-            self.bury_manifest(repository, digest).await?;
+            self.delete_by_digest(repository, digest).await?;
         }
         checked.map(drop)
     }
 
-    /// Stores a manifest. What that did, and the stamp of what is there now.
+    /// Stores a manifest. Returns what it replaced, and the stamp that the stored one has now.
     async fn write_manifest(
         &self,
         repository: &RepositoryName,
-        manifest: Arc<StoredManifest>,
-    ) -> Result<(Stored, Stamp), RegistryError> {
+        manifest: Arc<CachedManifest>,
+    ) -> Result<(Replaced, Stamp), RegistryError> {
         let key = layout::manifest(repository, &manifest.digest);
         let present = self.storage.read(&key).await?;
         let replaced = present
@@ -296,42 +300,42 @@ impl Registry {
                 .stamps
                 .stamp(replaced.as_ref().map(|record| &record.stamp)),
             content: Some((manifest.media_type.clone(), manifest.bytes.clone())),
-            buried_subject: None,
+            deleted_subject: None,
             nonce: nonce(),
         };
-        let another_type = |(media_type, _): (String, Bytes)| media_type != manifest.media_type;
-        let stored = match replaced
+        let has_other_type = |(media_type, _): (String, Bytes)| media_type != manifest.media_type;
+        let what_was_replaced = match replaced
             .and_then(|record| record.content)
-            .is_some_and(another_type)
+            .is_some_and(has_other_type)
         {
-            true => Stored::Changed,
-            false => Stored::New,
+            true => Replaced::OtherMediaType,
+            false => Replaced::Nothing,
         };
         let seen = present.as_ref().map(|object| &object.version);
         let body = record.body(&key)?;
         let cache_key = (repository.clone(), manifest.digest);
         let write = async {
-            Ok::<_, RegistryError>(match self.write_if_unchanged(&key, seen, body).await? {
+            Ok::<_, RegistryError>(match self.conditional_write(&key, seen, body).await? {
                 WriteOutcome::Written => (Effect::Stored(manifest), WriteOutcome::Written),
                 lost => (Effect::Changed, lost),
             })
         };
         let winner = match self.manifests.write(&cache_key, write).await? {
-            WriteOutcome::Written => return Ok((stored, record.stamp)),
+            WriteOutcome::Written => return Ok((what_was_replaced, record.stamp)),
             WriteOutcome::Lost(winner) => winner.ok_or(RegistryError::Contended)?,
         };
-        // The bytes under a digest are always the same: another's are as good, while they are
-        // alive.
+        // Bytes with one digest are equal, so the manifest of another writer is as good, unless it is
+        // a tombstone.
         let winner = ManifestRecord::of(&key, &winner.body)?;
         winner
             .content
-            .map(|_| (stored, winner.stamp))
+            .map(|_| (what_was_replaced, winner.stamp))
             .ok_or(RegistryError::Contended)
     }
 
-    /// Writes a tombstone in the place of a manifest, tells the other replicas, and takes it out of
-    /// its subject's list.
-    async fn bury_manifest(
+    /// Writes a tombstone in place of a manifest, invalidates at the other replicas, and removes the
+    /// manifest from the referrers of its subject.
+    async fn delete_by_digest(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
@@ -345,10 +349,10 @@ impl Registry {
         let record = ManifestRecord::of(&key, &object.body)?;
         let change = Changed::Manifest(repository.clone(), *digest);
         let Some((_, bytes)) = record.content else {
-            self.gone_already(change).await;
-            // Who wrote the tombstone may have died before it did this.
-            if let Some(subject) = record.buried_subject {
-                self.bury_referrer(repository, &subject, digest, record.stamp)
+            self.invalidate_deleted(change).await;
+            // The replica that wrote the tombstone may have stopped before it did this.
+            if let Some(subject) = record.deleted_subject {
+                self.delete_referrer(repository, &subject, digest, record.stamp)
                     .await?;
             }
             return Err(RegistryError::ManifestUnknown);
@@ -357,16 +361,16 @@ impl Registry {
         let subject = Manifest::parse(&bytes)
             .ok()
             .and_then(|manifest| manifest.subject);
-        let buried_subject = subject.map(|subject| subject.digest);
+        let deleted_subject = subject.map(|subject| subject.digest);
         let tombstone = ManifestRecord {
             stamp: stamp.clone(),
             content: None,
-            buried_subject,
+            deleted_subject,
             nonce: nonce(),
         };
         let body = tombstone.body(&key)?;
         let write = async {
-            let outcome = self.write_if_unchanged(&key, Some(&object.version), body);
+            let outcome = self.conditional_write(&key, Some(&object.version), body);
             Ok::<_, RegistryError>((Effect::Changed, outcome.await?))
         };
         let cache_key = (repository.clone(), *digest);
@@ -374,31 +378,31 @@ impl Registry {
             WriteOutcome::Written => self.invalidate_replicas(vec![change]).await,
             WriteOutcome::Lost(_) => return Err(RegistryError::Contended),
         }
-        match buried_subject {
+        match deleted_subject {
             Some(subject) => {
-                self.bury_referrer(repository, &subject, digest, stamp)
+                self.delete_referrer(repository, &subject, digest, stamp)
                     .await
             }
             None => Ok(()),
         }
     }
 
-    /// Deletes a tag, or a manifest with its referrer. Tags that name the manifest then lead
-    /// nowhere.
+    /// Deletes a tag, or a manifest and its entry among the referrers. Tags of the manifest are not
+    /// deleted and answer 404 from then on.
     pub(crate) async fn delete_manifest(
         &self,
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<(), RegistryError> {
         let tag = match reference {
-            Reference::Digest(digest) => return self.bury_manifest(repository, digest).await,
+            Reference::Digest(digest) => return self.delete_by_digest(repository, digest).await,
             Reference::Tag(tag) => tag,
         };
         let change = Changed::Tag(repository.clone(), tag.clone());
         match self.write_tag(repository, tag, None).await {
-            // That no tag was ever there is told, too: it is not known here what there was.
+            // Also if there never was a tag: this replica cannot tell.
             Err(RegistryError::ManifestUnknown) => {
-                self.gone_already(change).await;
+                self.invalidate_deleted(change).await;
                 Err(RegistryError::ManifestUnknown)
             }
             written => {
@@ -409,14 +413,15 @@ impl Registry {
         }
     }
 
-    /// The digest that a tag names, and whether it is known only from memory past its time.
+    /// The digest that a tag names, and whether it comes from an expired cache entry.
     async fn tag(
         &self,
         repository: &RepositoryName,
         tag: &Tag,
     ) -> Result<Option<(Digest, bool)>, RegistryError> {
         let fill = || {
-            let (storage, key) = (Arc::clone(&self.storage), layout::tag(repository, tag));
+            let storage = Arc::clone(&self.storage);
+            let key = layout::tag(repository, tag);
             async move {
                 let Some(object) = storage.read(&key).await? else {
                     return Ok(None);
@@ -451,11 +456,11 @@ impl Registry {
     }
 }
 
-/// The media type that request and manifest agree on.
+/// The media type on which request and manifest agree.
 fn agreed_media_type(header: Option<&str>, manifest: &Manifest) -> Result<String, RegistryError> {
     match (header, manifest.media_type.as_deref()) {
         (Some(header), Some(own)) if header != own => Err(RegistryError::ManifestInvalid(format!(
-            "the request's Content-Type is {header}, the manifest's mediaType {own}"
+            "Content-Type is {header}, but mediaType in the manifest is {own}"
         ))),
         (Some(media_type), _) | (None, Some(media_type)) => Ok(media_type.to_owned()),
         (None, None) if manifest.is_index() => Ok(manifest::OCI_INDEX.to_owned()),

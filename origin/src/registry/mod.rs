@@ -1,8 +1,9 @@
-//! The registry's facts and how they change, without HTTP: blobs, uploads, manifests, tags,
+//! The facts of the registry and how they change, without HTTP: blobs, uploads, manifests, tags,
 //! referrers, closures.
 //!
-//! Everything here reads through caches and writes through [`ConditionalWriter`]; nothing is read, changed
-//! and written back without a precondition, and nothing is kept here that another replica could not
+//! Reads go through caches, writes through
+//! [`ConditionalWriter`](crate::conditional_write::ConditionalWriter). Nothing is read, changed and
+//! written back without a precondition, and memory holds nothing that another replica could not
 //! learn from storage.
 
 mod blobs;
@@ -10,6 +11,7 @@ mod closure;
 mod content;
 mod error;
 mod manifests;
+mod progress;
 mod referrers;
 mod sessions;
 mod stamps;
@@ -38,20 +40,21 @@ use crate::storage::{Key, Storage, StorageError, Version};
 use crate::upload::id::{Generation, UploadIdSigner};
 use crate::upload::receive::BATCH_LEN;
 
-pub(crate) use blobs::{Blob, Need};
+pub(crate) use blobs::{FoundBlob, Need};
 pub(crate) use content::read_segments;
 pub(crate) use error::RegistryError;
-pub(crate) use manifests::StoredManifest;
+pub(crate) use manifests::CachedManifest;
+pub(crate) use progress::{LocationHint, UploadProgress};
 pub(crate) use referrers::MAX_REFERRERS;
 pub(crate) use tags::MAX_TAGS;
-pub(crate) use uploads::{Body, Known, Progress};
+pub(crate) use uploads::UploadBody;
 
-use blobs::{Membership, StoredRecord};
+use blobs::{CachedMembership, CachedRecord};
 use stamps::HybridClock;
 
 type BlobKey = (RepositoryName, Digest);
 
-/// All that a replica knows and may do.
+/// The registry of one replica.
 pub(crate) struct Registry {
     storage: Arc<dyn Storage>,
     limits: Limits,
@@ -61,19 +64,19 @@ pub(crate) struct Registry {
     seal_key: SealKey,
     signer: UploadIdSigner,
     batches: BufferPool,
-    sessions: moka::sync::Cache<Generation, Arc<sessions::Session>>,
-    memberships: Cache<BlobKey, Membership>,
-    records: Cache<(Digest, Generation), Arc<StoredRecord>>,
+    sessions: moka::sync::Cache<Generation, Arc<sessions::UploadSession>>,
+    memberships: Cache<BlobKey, CachedMembership>,
+    records: Cache<(Digest, Generation), Arc<CachedRecord>>,
     small_blobs: Cache<(Digest, Generation), Bytes>,
-    manifests: Cache<BlobKey, Arc<StoredManifest>>,
+    manifests: Cache<BlobKey, Arc<CachedManifest>>,
     tags: Cache<(RepositoryName, Tag), Digest>,
     closures: moka::sync::Cache<Digest, Arc<closure::Closure>>,
     invalidator: Arc<Invalidator>,
 }
 
-/// Time-to-live of what never changes.
+/// Time-to-live of content that never changes.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365);
-/// Bytes of an entry's bookkeeping, roughly.
+/// Approximate overhead of a cache entry, in bytes.
 const ENTRY_LEN: usize = 160;
 
 impl Registry {
@@ -104,7 +107,7 @@ impl Registry {
             batches: BufferPool::new(BATCH_LEN, limits.upload_buffers.0),
             sessions: moka::sync::Cache::builder()
                 .max_capacity(other)
-                .weigher(|_, session: &Arc<sessions::Session>| {
+                .weigher(|_, session: &Arc<sessions::UploadSession>| {
                     u32::try_from(session.weight()).unwrap_or(u32::MAX)
                 })
                 .time_to_live(limits.upload_lifetime)
@@ -115,7 +118,7 @@ impl Registry {
             records: Cache::new(
                 timed(format.horizons.liveness, limits.record_cache.0),
                 clock,
-                |_, record: &Arc<StoredRecord>| record.weight(),
+                |_, record: &Arc<CachedRecord>| record.weight(),
             ),
             small_blobs: Cache::new(
                 timed(FOR_EVER, limits.small_blob_cache.0),
@@ -125,7 +128,7 @@ impl Registry {
             manifests: Cache::new(
                 refreshed(limits.manifest_cache.0),
                 clock,
-                |(name, _): &BlobKey, manifest: &Arc<StoredManifest>| {
+                |(name, _): &BlobKey, manifest: &Arc<CachedManifest>| {
                     ENTRY_LEN + name.as_str().len() + manifest.weight()
                 },
             ),
@@ -153,43 +156,44 @@ impl Registry {
         &self.seal_key
     }
 
-    /// How often a value was served past its time, since storage could not be reached.
+    /// How many expired values were served because storage was unavailable.
     pub(crate) fn stale_answers(&self) -> u64 {
         self.memberships.stale_answers()
             + self.manifests.stale_answers()
             + self.tags.stale_answers()
     }
 
-    /// The patience with a client that sends a body.
+    /// The stall budget of a new request body.
     pub(crate) fn stall_budget(&self) -> StallBudget {
         StallBudget::new(self.limits.stall_timeout)
     }
 
-    /// Whether storage answers a small read, and is the one that it was: it has the object that is
-    /// in all of ours.
-    pub(crate) async fn check_storage(&self) -> Result<(), StorageError> {
+    /// Reads the `format` object: storage answers, and still is the bucket that was opened.
+    ///
+    /// # Errors
+    /// Those of the read, and [`StorageError::Missing`].
+    pub(crate) async fn probe_storage(&self) -> Result<(), StorageError> {
         let key = layout::format();
-        let found = self.storage.read(&key).await?;
-        found
+        let object = self.storage.read(&key).await?;
+        object
             .map(drop)
             .ok_or_else(|| StorageError::missing("read object", &key))
     }
 
-    /// Tells the other replicas what was changed; when it returns, none of them serves what was
-    /// there before.
+    /// Invalidates changed keys at the other replicas. When it returns, no replica serves the values
+    /// from before the change.
     async fn invalidate_replicas(&self, changed: Vec<Changed>) {
-        let longest = changed.iter().map(|changed| match changed {
+        let time_to_live = changed.iter().map(|changed| match changed {
             Changed::Tag(..) => self.limits.tag_time_to_live,
             Changed::Manifest(..) | Changed::Blob(..) => self.limits.repository_time_to_live,
         });
-        let longest = longest.max().unwrap_or_default();
-        self.invalidator.tell(changed, longest).await;
+        let time_to_live = time_to_live.max().unwrap_or_default();
+        self.invalidator.invalidate(changed, time_to_live).await;
     }
 
-    /// A delete finds what was deleted before, perhaps by a replica that died before it told the
-    /// others: they are told before the client hears that there is nothing, and would still be
-    /// served it elsewhere.
-    async fn gone_already(&self, change: Changed) {
+    /// Invalidates a key that a delete found deleted already. The replica that deleted it may have
+    /// stopped before it sent invalidations, so the 404 must wait until no replica serves the key.
+    async fn invalidate_deleted(&self, change: Changed) {
         self.invalidate(change.clone());
         self.invalidate_replicas(vec![change]).await;
     }
@@ -205,29 +209,30 @@ impl Registry {
         }
     }
 
-    /// Settles a write, whatever the storage does: a client that waits longer has given up.
+    /// Creates `key`, or replaces its version `seen`, within twice the storage timeout: clients do
+    /// not wait longer.
     ///
     /// # Errors
-    /// As [`ConditionalWriter::write`], which is left where it stands when its time is over.
-    async fn write_if_unchanged(
+    /// Those of [`ConditionalWriter::write`], which is cancelled at the deadline.
+    async fn conditional_write(
         &self,
         key: &Key,
         seen: Option<&Version>,
         body: Bytes,
     ) -> Result<WriteOutcome, StorageError> {
-        // Time for a call that hangs, for finding out what became of it, and for repeating it.
-        let within = self.limits.storage_timeout * 2;
-        let settling = ConditionalWriter {
+        // A call that hangs, the read of its outcome, and a second attempt.
+        let timeout = self.limits.storage_timeout * 2;
+        let write = ConditionalWriter {
             storage: &*self.storage,
         }
         .write(key, seen, body);
         tokio::select! {
-            // Looked at first: a call that ends with its time is not followed by another one.
+            // The deadline comes first: an attempt that ends at it is not followed by another one.
             biased;
-            () = sleep(within) => {
-                Err(StorageError::unavailable("settle write", key, "what became of it is not known in time"))
+            () = sleep(timeout) => {
+                Err(StorageError::unavailable("write object", key, "the outcome is unknown after the timeout"))
             }
-            settled = settling => settled,
+            outcome = write => outcome,
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Referrers: one key per fact "this manifest refers to that subject", listed by subject.
+//! Referrers: one key for each fact "this manifest refers to that subject", listed by subject.
 //!
-//! An entry has the stamp of the change of its manifest that it follows, and the higher stamp
-//! stays. So a push and a delete of one manifest through two replicas leave an entry if they leave
-//! the manifest, whichever of them is slower.
+//! An entry carries the stamp of the change to its manifest that caused it, and the entry with the
+//! higher stamp stays. So if a push and a delete of one manifest run through two replicas, an entry
+//! remains exactly if the manifest does, whichever of them is slower.
 
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
@@ -10,34 +10,34 @@ use flotilla_common::name::RepositoryName;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Map, Value, json};
 
-use super::{Registry, RegistryError, StoredManifest};
+use super::{CachedManifest, Registry, RegistryError};
 use crate::conditional_write::WriteOutcome;
 use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{Pointer, ReferrerValue, Stamp};
 use crate::storage::Key;
 
-/// Referrers that one answer lists at most.
+/// Maximum referrers in one answer.
 pub(crate) const MAX_REFERRERS: usize = 1000;
-/// Bytes of descriptors after which an answer ends: annotations may be long, and clients limit what
-/// they read.
+/// Bytes of descriptors after which an answer ends: annotations may be long, and clients limit how
+/// much they read.
 const MAX_PAGE_LEN: usize = 2 << 20;
-/// Descriptors that are read at once.
+/// Descriptors read concurrently.
 const READS_AT_ONCE: usize = 16;
-/// How often an entry gives way to others of earlier changes before its request is given up.
-const FOLLOW_TRIES: u32 = 8;
+/// How often an entry is written again after it lost to entries of earlier changes.
+const MAX_ATTEMPTS: u32 = 8;
 
 /// A page of the manifests that refer to a subject.
 #[derive(Debug, Default)]
 pub(crate) struct ReferrerPage {
     pub(crate) descriptors: Vec<Value>,
-    /// The last one, if there are more after it.
+    /// The digest of the last referrer, if there are more after it.
     pub(crate) next: Option<String>,
 }
 
 impl Registry {
-    /// At most `limit` descriptors of the manifests that refer to `subject`, which itself need not
-    /// exist, after the one of the digest `last`; at least one, if there are any.
+    /// At most `limit` descriptors of the manifests that refer to `subject`, after the digest `last`;
+    /// at least one, if there are any. The subject need not exist.
     pub(crate) async fn referrers(
         &self,
         repository: &RepositoryName,
@@ -59,7 +59,9 @@ impl Registry {
             Ok::<_, RegistryError>((key, pointer.and_then(|pointer| pointer.value)))
         });
         let mut reads = reads.buffered(READS_AT_ONCE);
-        let (mut page, mut read, mut len) = (ReferrerPage::default(), 0, 0);
+        let mut page = ReferrerPage::default();
+        let mut read = 0;
+        let mut len = 0;
         while let Some((key, value)) = reads.try_next().await? {
             read += 1;
             if let Some(value) = value {
@@ -75,12 +77,12 @@ impl Registry {
         Ok(page)
     }
 
-    /// Lists a manifest that was stored with this stamp.
+    /// Adds a manifest that was stored with `stamp` to the referrers of its subject.
     pub(super) async fn write_referrer(
         &self,
         repository: &RepositoryName,
         subject: &Digest,
-        stored: &StoredManifest,
+        stored: &CachedManifest,
         manifest: &Manifest,
         stamp: Stamp,
     ) -> Result<(), RegistryError> {
@@ -92,33 +94,33 @@ impl Registry {
             stored.bytes.len(),
         )
         .to_string();
-        self.follow_manifest(&key, &stamp, Some(ReferrerValue { descriptor }))
+        self.write_referrer_entry(&key, &stamp, Some(ReferrerValue { descriptor }))
             .await
     }
 
-    /// Takes a manifest that was deleted with this stamp out of the list. Without an entry there
-    /// leaves a tombstone all the same: the one of a push that was overtaken may still come.
-    pub(super) async fn bury_referrer(
+    /// Removes a manifest that was deleted with `stamp` from the referrers of its subject. A
+    /// tombstone is written even if there is no entry: the entry of an earlier push may still come.
+    pub(super) async fn delete_referrer(
         &self,
         repository: &RepositoryName,
         subject: &Digest,
         digest: &Digest,
         stamp: Stamp,
     ) -> Result<(), RegistryError> {
-        self.follow_manifest(&layout::referrer(repository, subject, digest), &stamp, None)
+        self.write_referrer_entry(&layout::referrer(repository, subject, digest), &stamp, None)
             .await
     }
 
-    /// Writes an entry, unless the one that is there follows a later change. What lost to an
-    /// earlier one did not apply and never will, so that it may be written again.
-    async fn follow_manifest(
+    /// Writes an entry, unless the present one is of a later change. An entry that lost to an earlier
+    /// one was not applied and never will be, so it may be written again.
+    async fn write_referrer_entry(
         &self,
         key: &Key,
         stamp: &Stamp,
         value: Option<ReferrerValue>,
     ) -> Result<(), RegistryError> {
         let mut present = self.storage.read(key).await?;
-        for _ in 0..FOLLOW_TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             if let Some(object) = &present
                 && Pointer::<ReferrerValue>::of(key, &object.body)?.stamp >= *stamp
             {
@@ -131,7 +133,7 @@ impl Registry {
             };
             let seen = present.as_ref().map(|object| &object.version);
             match self
-                .write_if_unchanged(key, seen, entry.body(key)?.into())
+                .conditional_write(key, seen, entry.body(key)?.into())
                 .await?
             {
                 WriteOutcome::Written => return Ok(()),
@@ -169,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_artifact_is_described_by_its_type_or_by_its_configuration() {
+    fn artifact_type_falls_back_to_the_config_media_type() {
         let digest = Digest::sha256(b"x");
         let config = json!({"mediaType": "application/vnd.example", "digest": digest, "size": 1});
         let text =

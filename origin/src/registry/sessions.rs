@@ -1,7 +1,7 @@
-//! Finding an upload: in memory, by the entry that a Location names, or by listing its entries.
+//! Finds an upload: in memory, by the log entry that a Location names, or by listing its log.
 //!
-//! What memory or a Location says may be out of date. That is found out by the next claim, which
-//! then looks here again.
+//! Memory and Locations may be outdated. The next append to the log detects that and looks the
+//! upload up again, here.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use flotilla_common::chunk::PART_SIZE;
 use futures_util::TryStreamExt;
 
 use super::content::read_segments;
-use super::uploads::{Known, Progress};
+use super::progress::{LocationHint, UploadProgress};
 use super::{Registry, RegistryError};
 use crate::layout;
 use crate::record::{Segment, decode};
@@ -20,17 +20,17 @@ use crate::upload::id::{Generation, UploadTicket};
 use crate::upload::log::{LogState, UploadLog};
 use crate::upload::log_entry::{EntryKind, LogEntry};
 
-/// Links that one page of a listing shows.
+/// Entries in one page of a listing.
 const ENTRIES_PER_PAGE: usize = 1000;
 
 /// An open upload in memory.
 #[derive(Clone, Debug)]
-pub(super) struct Session {
+pub(super) struct UploadSession {
     pub(super) log: UploadLog,
     pub(super) hashes: Hashes,
 }
 
-impl Session {
+impl UploadSession {
     pub(super) fn new(ticket: UploadTicket) -> Self {
         Self {
             log: UploadLog::default(),
@@ -39,31 +39,31 @@ impl Session {
     }
 
     pub(super) fn weight(&self) -> usize {
-        // Hashers of fixed size, and a value for each unit of the tree: some thousands at most.
+        // Hashers of fixed size, and a chaining value for each part: some thousands at most.
         4096 + size_of_val(self.log.segments())
             + 32 * (self.log.end() / PART_SIZE).min(4096) as usize
     }
 
-    pub(super) fn progress(&self, upload: Generation) -> Progress {
-        Progress {
+    pub(super) fn progress(&self, upload: Generation) -> UploadProgress {
+        UploadProgress {
             upload,
             end: self.log.end(),
-            known: Known {
-                last: self.log.last_offset(),
+            hint: LocationHint {
+                last_entry: self.log.last_offset(),
             },
         }
     }
 }
 
-/// An upload, wherever it is.
-pub(super) enum Upload {
-    Open(Arc<Session>),
+/// The state of an upload.
+pub(super) enum UploadStatus {
+    Open(Arc<UploadSession>),
     Finished(Box<LogEntry>),
     Cancelled,
 }
 
-impl Upload {
-    pub(super) fn open(self) -> Result<Arc<Session>, RegistryError> {
+impl UploadStatus {
+    pub(super) fn open(self) -> Result<Arc<UploadSession>, RegistryError> {
         match self {
             Self::Open(session) => Ok(session),
             Self::Finished(_) | Self::Cancelled => Err(RegistryError::UploadUnknown),
@@ -72,21 +72,25 @@ impl Upload {
 }
 
 impl Registry {
-    /// The upload as this replica or the request's Location knows it; it may be further by now.
+    /// The upload by memory or by the hint of the request; it may have progressed since.
     pub(super) async fn upload(
         &self,
         ticket: UploadTicket,
-        known: Option<Known>,
-    ) -> Result<Upload, RegistryError> {
+        hint: Option<LocationHint>,
+    ) -> Result<UploadStatus, RegistryError> {
         let session = self.sessions.get(&ticket.id);
         if let Some(session) = session
-            && known.is_none_or(|known| known.last <= session.log.last_offset())
+            && hint.is_none_or(|hint| hint.last_entry <= session.log.last_offset())
         {
-            return Ok(Upload::Open(session));
+            return Ok(UploadStatus::Open(session));
         }
-        match known {
-            Some(Known { last: None }) => Ok(Upload::Open(Arc::new(Session::new(ticket)))),
-            Some(Known { last: Some(offset) }) => {
+        match hint {
+            Some(LocationHint { last_entry: None }) => {
+                Ok(UploadStatus::Open(Arc::new(UploadSession::new(ticket))))
+            }
+            Some(LocationHint {
+                last_entry: Some(offset),
+            }) => {
                 let key = layout::log_entry(&ticket.id, offset);
                 match self.storage.read(&key).await? {
                     Some(object) => self.follow(ticket, offset, &key, &object).await,
@@ -97,14 +101,14 @@ impl Registry {
         }
     }
 
-    /// The upload, looked up once more if it is not where the request's bytes begin.
-    pub(super) async fn expecting(
+    /// The upload, read from storage if it does not end at the offset of the request.
+    pub(super) async fn at_offset(
         &self,
         ticket: UploadTicket,
-        upload: Upload,
+        upload: UploadStatus,
         offset: Option<u64>,
-    ) -> Result<Upload, RegistryError> {
-        let (Some(offset), Upload::Open(session)) = (offset, &upload) else {
+    ) -> Result<UploadStatus, RegistryError> {
+        let (Some(offset), UploadStatus::Open(session)) = (offset, &upload) else {
             return Ok(upload);
         };
         if session.log.end() == offset {
@@ -112,21 +116,21 @@ impl Registry {
         }
         let upload = self.latest(ticket, session.log.last_offset()).await?;
         match &upload {
-            Upload::Open(session) if session.log.end() != offset => {
+            UploadStatus::Open(session) if session.log.end() != offset => {
                 Err(RegistryError::Offset(session.progress(ticket.id)))
             }
             _ => Ok(upload),
         }
     }
 
-    /// The upload by the last of its entries in storage, at or after the entry at `from`.
+    /// The upload by its last entry in storage, at or after offset `from`.
     pub(super) async fn latest(
         &self,
         ticket: UploadTicket,
         from: Option<u64>,
-    ) -> Result<Upload, RegistryError> {
+    ) -> Result<UploadStatus, RegistryError> {
         let prefix = layout::log_entries(&ticket.id);
-        // A listing begins after a key: the one before the first that is looked for.
+        // A listing starts after a key, here the one before `from`.
         let mut after = from
             .and_then(|from| from.checked_sub(1))
             .map(|before| layout::log_entry(&ticket.id, before));
@@ -148,7 +152,7 @@ impl Registry {
             after.clone_from(&last);
         }
         let Some(key) = last else {
-            return Ok(Upload::Open(Arc::new(Session::new(ticket))));
+            return Ok(UploadStatus::Open(Arc::new(UploadSession::new(ticket))));
         };
         let offset = u64::from_str_radix(key.last_segment(), 16);
         let offset =
@@ -161,14 +165,14 @@ impl Registry {
         self.follow(ticket, offset, &key, &object).await
     }
 
-    /// The upload after an entry.
+    /// Restores the upload from a log entry.
     async fn follow(
         &self,
         ticket: UploadTicket,
         offset: u64,
         key: &Key,
         object: &Object,
-    ) -> Result<Upload, RegistryError> {
+    ) -> Result<UploadStatus, RegistryError> {
         let mut entry: LogEntry = decode(key, &object.body)?;
         let before = match entry.base {
             Some(base) => self.base_segments(ticket, base).await?,
@@ -178,11 +182,11 @@ impl Registry {
             EntryKind::Data { midstates } => Some(midstates.clone()),
             EntryKind::Finish { .. } | EntryKind::Cancel => None,
         };
-        let invalid_entry = |error| StorageError::unavailable("follow upload", key, error);
+        let invalid_entry = |error| StorageError::unavailable("resume upload", key, error);
         let log = match UploadLog::after(offset, entry, &before).map_err(invalid_entry)? {
             LogState::Open(log) => log,
-            LogState::Finished(entry) => return Ok(Upload::Finished(Box::new(entry))),
-            LogState::Cancelled => return Ok(Upload::Cancelled),
+            LogState::Finished(entry) => return Ok(UploadStatus::Finished(Box::new(entry))),
+            LogState::Cancelled => return Ok(UploadStatus::Cancelled),
         };
         let Some(midstates) = midstates else {
             return Err(RegistryError::UploadUnknown);
@@ -194,9 +198,9 @@ impl Registry {
             .is_none_or(|len| len > PART_SIZE)
         {
             return Err(StorageError::unavailable(
-                "follow upload",
+                "resume upload",
                 key,
-                "midstates of other bytes",
+                "the hash states do not match the log",
             )
             .into());
         }
@@ -207,10 +211,10 @@ impl Registry {
         });
         let hashes = Hashes::resume(midstates, &tail.await?);
         let hashes =
-            hashes.map_err(|error| StorageError::unavailable("follow upload", key, error))?;
-        let session = Arc::new(Session { log, hashes });
+            hashes.map_err(|error| StorageError::unavailable("resume upload", key, error))?;
+        let session = Arc::new(UploadSession { log, hashes });
         self.sessions.insert(ticket.id, Arc::clone(&session));
-        Ok(Upload::Open(session))
+        Ok(UploadStatus::Open(session))
     }
 
     async fn base_segments(

@@ -1,5 +1,5 @@
-//! The hybrid clock of tags, manifests and referrers: the wall clock, but never behind what was
-//! seen.
+//! The hybrid clock of tags, manifests and referrers: the wall clock, but never behind a stamp that
+//! was seen.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,6 +8,7 @@ use flotilla_runtime::clock::Clock;
 
 use crate::record::Stamp;
 
+/// Makes the stamps of one replica.
 #[derive(Debug)]
 pub(crate) struct HybridClock {
     clock: Clock,
@@ -24,8 +25,8 @@ impl HybridClock {
         }
     }
 
-    /// A stamp above the wall clock, above all stamps given before, and above the one in the place
-    /// of which it is written.
+    /// A stamp above the wall clock, above all stamps returned before, and above the stamp of the
+    /// version that it replaces.
     pub(crate) fn stamp(&self, replaced: Option<&Stamp>) -> Stamp {
         let least = self
             .clock
@@ -49,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_is_above_all_before_it_even_with_a_wall_clock_that_is_behind() {
+    fn stamps_increase_even_if_the_wall_clock_is_behind() {
         let clock = HybridClock::new(Clock::tokio(), "eu-1".parse().expect("a label"));
         let first = clock.stamp(None);
         let second = clock.stamp(None);

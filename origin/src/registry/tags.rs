@@ -1,4 +1,4 @@
-//! Listing a repository's tags, and moving them.
+//! Lists the tags of a repository, and writes tags.
 
 use flotilla_common::name::{RepositoryName, Tag};
 
@@ -9,21 +9,21 @@ use crate::nonce::nonce;
 use crate::record::{Pointer, TOMBSTONE_LIMIT, TagValue};
 use crate::storage::{Key, Prefix};
 
-/// Tags that one answer lists at most.
+/// Maximum tags in one answer.
 pub(crate) const MAX_TAGS: usize = 10_000;
-/// Keys of one page of storage.
+/// Keys in one page of a storage listing.
 const KEYS_PER_PAGE: usize = 1000;
 
 /// A page of tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TagPage {
     pub(crate) tags: Vec<String>,
-    /// Whether there are more after the last.
+    /// Whether there are more tags after the last.
     pub(crate) more: bool,
 }
 
 impl Registry {
-    /// At most `limit` tags after `last`, in the order of their bytes.
+    /// At most `limit` tags after `last`, in byte order.
     pub(crate) async fn tag_page(
         &self,
         repository: &RepositoryName,
@@ -48,8 +48,8 @@ impl Registry {
         Ok(TagPage { tags, more })
     }
 
-    /// The live pointers under a prefix, one more than `limit` if there are more: tombstones are
-    /// told by their size.
+    /// The keys of the live pointers under a prefix, one more than `limit` if there are more.
+    /// Tombstones are recognized by their size.
     pub(super) async fn live_keys(
         &self,
         prefix: &Prefix,
@@ -58,14 +58,14 @@ impl Registry {
     ) -> Result<Vec<Key>, RegistryError> {
         let mut live = Vec::new();
         while live.len() <= limit {
-            let wanted = (limit + 1 - live.len()).min(KEYS_PER_PAGE);
-            let page = self.storage.list(prefix, after.as_ref(), wanted).await?;
+            let page_len = (limit + 1 - live.len()).min(KEYS_PER_PAGE);
+            let page = self.storage.list(prefix, after.as_ref(), page_len).await?;
             after = page.entries.last().map(|entry| entry.key.clone());
-            let alive = page
+            let live_entries = page
                 .entries
                 .into_iter()
                 .filter(|entry| entry.size >= TOMBSTONE_LIMIT);
-            live.extend(alive.map(|entry| entry.key));
+            live.extend(live_entries.map(|entry| entry.key));
             if !page.more {
                 break;
             }
@@ -81,8 +81,7 @@ impl Registry {
         Ok(!page.entries.is_empty())
     }
 
-    /// Writes a tag in the place of the one that is there; none is a tombstone, which needs
-    /// something to bury.
+    /// Writes a tag in place of the present one. `None` writes a tombstone, if there is a live tag.
     pub(super) async fn write_pointer(
         &self,
         key: &Key,
@@ -111,7 +110,7 @@ impl Registry {
         .body(key)?
         .into();
         let seen = present.as_ref().map(|object| &object.version);
-        match self.write_if_unchanged(key, seen, body).await? {
+        match self.conditional_write(key, seen, body).await? {
             WriteOutcome::Written => Ok(()),
             WriteOutcome::Lost(_) => Err(RegistryError::Contended),
         }

@@ -1,14 +1,14 @@
-//! Uploads over HTTP requests, each of which may land on any replica.
+//! Uploads over several HTTP requests, each of which may reach any replica.
 //!
 //! ```text
 //! POST                    nothing is written: the id is signed
-//! PATCH    segment -> datan entry at the end so far            lost: drop the segment, 416
-//! PUT      [segment ->] finish entry at the end -> record -> claim
+//! PATCH    segment -> data entry at the end of the log       lost: drop the segment, answer 416
+//! PUT      [segment ->] finish entry at the end -> record -> membership
 //! DELETE   cancel entry at the end
 //! ```
-//! A replica that made the last entry has the hashes in memory; another one reads that entry, which
-//! the Location names, and the bytes after its last whole part. All that memory holds may be lost
-//! or out of date: claims find out.
+//! The replica that made the last entry has the hashes in memory. Another replica reads that entry,
+//! which the Location names, and the bytes after its last whole part. Memory may be lost or
+//! outdated: the next append to the log detects that.
 
 use std::sync::Arc;
 
@@ -22,15 +22,16 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
 use super::content::read_segments;
-use super::sessions::{Session, Upload};
+use super::progress::{LocationHint, UploadProgress};
+use super::sessions::{UploadSession, UploadStatus};
 use super::{Registry, RegistryError};
 use crate::conditional_write::WriteOutcome;
 use crate::layout;
 use crate::nonce::nonce;
-use crate::record::{EMBEDDED_VALUES, Segment, TableAt, decode, encode};
+use crate::record::{EMBEDDED_VALUES, Segment, TableLocation, decode, encode};
 use crate::storage::StorageError;
 use crate::upload::hash::Hashes;
-use crate::upload::id::{Generation, UploadTicket};
+use crate::upload::id::UploadTicket;
 use crate::upload::log::{LogState, UploadLog};
 use crate::upload::log_entry::{EntryKind, LogEntry};
 use crate::upload::receive::{ReceiveLimits, Received, drop_segments, receive};
@@ -38,58 +39,40 @@ use crate::upload::receive::{ReceiveLimits, Received, drop_segments, receive};
 /// How often a cancel follows an upload log that grows concurrently.
 const CANCEL_TRIES: u32 = 8;
 
-/// A request's body.
-pub(crate) struct Body {
+/// The body of a request.
+pub(crate) struct UploadBody {
     pub(crate) bytes: BoxStream<'static, Result<Bytes, String>>,
-    /// Its length, as far as the client said.
+    /// Its length, if the client sent one.
     pub(crate) len: Option<u64>,
-    /// Where its bytes begin within the upload, if the client said.
+    /// The offset of its bytes within the upload, if the client sent one.
     pub(crate) offset: Option<u64>,
 }
 
-impl core::fmt::Debug for Body {
+impl core::fmt::Debug for UploadBody {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Body")
+        f.debug_struct("UploadBody")
             .field("len", &self.len)
             .field("offset", &self.offset)
             .finish_non_exhaustive()
     }
 }
 
-/// What a Location says of its upload: the offset of its last entry when it was written, none for no
-/// entry yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Known {
-    pub(crate) last: Option<u64>,
-}
-
-/// How far an upload is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Progress {
-    /// Which one.
-    pub(crate) upload: Generation,
-    /// Bytes so far.
-    pub(crate) end: u64,
-    /// For the Location.
-    pub(crate) known: Known,
-}
-
 impl Registry {
-    /// A new upload. Nothing is written.
+    /// Begins an upload. Nothing is written.
     pub(crate) fn begin_upload(
         &self,
         repository: &RepositoryName,
         hash_sha512: bool,
-    ) -> (UploadTicket, Progress) {
+    ) -> (UploadTicket, UploadProgress) {
         let expires = self
             .clock
             .unix_seconds()
             .saturating_add(self.limits.upload_lifetime.as_secs());
         let ticket = self.signer.issue(repository, expires, hash_sha512);
-        (ticket, Session::new(ticket).progress(ticket.id))
+        (ticket, UploadSession::new(ticket).progress(ticket.id))
     }
 
-    /// The upload that a request names.
+    /// Verifies the id of an upload.
     pub(crate) fn ticket(
         &self,
         repository: &RepositoryName,
@@ -101,15 +84,15 @@ impl Registry {
         ticket.map_err(|_| RegistryError::UploadUnknown)
     }
 
-    /// Adds a body to an upload.
+    /// Appends a body to an upload.
     pub(crate) async fn append(
         &self,
         ticket: UploadTicket,
-        known: Option<Known>,
-        body: Body,
-    ) -> Result<Progress, RegistryError> {
-        let upload = self.upload(ticket, known).await?;
-        let session = self.expecting(ticket, upload, body.offset).await?.open()?;
+        hint: Option<LocationHint>,
+        body: UploadBody,
+    ) -> Result<UploadProgress, RegistryError> {
+        let upload = self.upload(ticket, hint).await?;
+        let session = self.at_offset(ticket, upload, body.offset).await?.open()?;
         let Received { segments, hashes } =
             self.receive(ticket, body, session.hashes.clone()).await?;
         if segments.is_empty() {
@@ -118,7 +101,7 @@ impl Registry {
         let entry = session
             .log
             .data_entry(&segments, hashes.midstates(), nonce());
-        match self.claim_offset(ticket, session.log.end(), &entry).await? {
+        match self.append_entry(ticket, session.log.end(), &entry).await? {
             None => {
                 let before = if entry.base.is_some() {
                     session.log.base_segments()
@@ -129,7 +112,7 @@ impl Registry {
                 let Ok(LogState::Open(log)) = next else {
                     return Err(RegistryError::UploadUnknown);
                 };
-                let session = Arc::new(Session { log, hashes });
+                let session = Arc::new(UploadSession { log, hashes });
                 self.sessions.insert(ticket.id, Arc::clone(&session));
                 Ok(session.progress(ticket.id))
             }
@@ -141,22 +124,22 @@ impl Registry {
         }
     }
 
-    /// Finishes an upload, perhaps with last bytes. Repeated, it gives the same answer.
+    /// Finishes an upload, possibly with last bytes. Idempotent.
     pub(crate) async fn finish(
         &self,
         repository: &RepositoryName,
         ticket: UploadTicket,
-        known: Option<Known>,
+        hint: Option<LocationHint>,
         digest: Digest,
-        body: Body,
+        body: UploadBody,
     ) -> Result<(), RegistryError> {
-        let upload = self.upload(ticket, known).await?;
-        let session = match self.expecting(ticket, upload, body.offset).await? {
-            Upload::Open(session) => session,
-            Upload::Finished(entry) => {
+        let upload = self.upload(ticket, hint).await?;
+        let session = match self.at_offset(ticket, upload, body.offset).await? {
+            UploadStatus::Open(session) => session,
+            UploadStatus::Finished(entry) => {
                 return self.complete(repository, ticket, &entry, digest).await;
             }
-            Upload::Cancelled => return Err(RegistryError::UploadUnknown),
+            UploadStatus::Cancelled => return Err(RegistryError::UploadUnknown),
         };
         let Received { segments, hashes } =
             self.receive(ticket, body, session.hashes.clone()).await?;
@@ -166,13 +149,13 @@ impl Registry {
         {
             Ok(identified) => identified,
             Err(error) => {
-                // No entry was tried, so nobody can know these segments.
+                // No log entry was written, so no other replica can refer to these segments.
                 drop_segments(&*self.storage, &ticket.id, &segments).await;
                 return Err(error);
             }
         };
         let entry = session.log.finish_entry(&segments, facts, table, nonce());
-        let Some(winner) = self.claim_offset(ticket, session.log.end(), &entry).await? else {
+        let Some(winner) = self.append_entry(ticket, session.log.end(), &entry).await? else {
             self.sessions.invalidate(&ticket.id);
             return self.complete(repository, ticket, &entry, digest).await;
         };
@@ -189,18 +172,18 @@ impl Registry {
         }
     }
 
-    /// Gives an upload up.
+    /// Cancels an upload.
     pub(crate) async fn cancel(
         &self,
         ticket: UploadTicket,
-        known: Option<Known>,
+        hint: Option<LocationHint>,
     ) -> Result<(), RegistryError> {
-        let mut upload = self.upload(ticket, known).await?;
+        let mut upload = self.upload(ticket, hint).await?;
         for _ in 0..CANCEL_TRIES {
             let session = upload.open()?;
             let end = session.log.end();
             let won = self
-                .claim_offset(ticket, end, &session.log.cancel_entry(nonce()))
+                .append_entry(ticket, end, &session.log.cancel_entry(nonce()))
                 .await?
                 .is_none();
             self.sessions.invalidate(&ticket.id);
@@ -212,14 +195,14 @@ impl Registry {
         Err(RegistryError::Contended)
     }
 
-    /// How far an upload is, looked up in storage.
+    /// The progress of an upload, read from storage.
     pub(crate) async fn progress(
         &self,
         ticket: UploadTicket,
-        known: Option<Known>,
-    ) -> Result<Progress, RegistryError> {
+        hint: Option<LocationHint>,
+    ) -> Result<UploadProgress, RegistryError> {
         let upload = self
-            .latest(ticket, known.and_then(|known| known.last))
+            .latest(ticket, hint.and_then(|hint| hint.last_entry))
             .await?;
         Ok(upload.open()?.progress(ticket.id))
     }
@@ -227,7 +210,7 @@ impl Registry {
     async fn receive(
         &self,
         ticket: UploadTicket,
-        body: Body,
+        body: UploadBody,
         hashes: Hashes,
     ) -> Result<Received, RegistryError> {
         let limits = ReceiveLimits {
@@ -239,8 +222,8 @@ impl Registry {
         Ok(receive(&*self.storage, &ticket.id, body.bytes, hashes, &limits).await?)
     }
 
-    /// Creates an entry. `None` if it is there, otherwise the one that is.
-    async fn claim_offset(
+    /// Creates a log entry. Returns the entry of another request if that was created first.
+    async fn append_entry(
         &self,
         ticket: UploadTicket,
         offset: u64,
@@ -248,7 +231,7 @@ impl Registry {
     ) -> Result<Option<LogEntry>, RegistryError> {
         let key = layout::log_entry(&ticket.id, offset);
         match self
-            .write_if_unchanged(&key, None, encode(&key, entry)?.into())
+            .conditional_write(&key, None, encode(&key, entry)?.into())
             .await
         {
             Ok(WriteOutcome::Written) => Ok(None),
@@ -259,29 +242,30 @@ impl Registry {
                 Ok(Some(decode(&key, &present.body)?))
             }
             Err(error) => {
-                // The entry may be there or come later: its segments stay.
+                // The entry may exist or be created later, so its segments must stay.
                 self.sessions.invalidate(&ticket.id);
                 Err(error.into())
             }
         }
     }
 
-    /// Checks the digest, and tells what the record will say.
+    /// Checks the digest, and returns the facts and the chunk table for the record.
     async fn identify(
         &self,
         ticket: UploadTicket,
-        session: &Session,
-        arrived: &[Segment],
+        session: &UploadSession,
+        received: &[Segment],
         hashes: Hashes,
         digest: Digest,
-    ) -> Result<(BlobFacts, TableAt), RegistryError> {
+    ) -> Result<(BlobFacts, TableLocation), RegistryError> {
         let (computed, tree) = hashes.finish(digest.algorithm());
         let computed = match computed {
             Some(computed) => computed,
-            None => self.hash_again(ticket, session, arrived, digest).await?,
+            None => self.hash_again(ticket, session, received, digest).await?,
         };
         if computed != digest {
-            let reason = format!("the bytes have the digest {computed}, not {digest}");
+            let reason =
+                format!("digest mismatch: the uploaded bytes have {computed}, not {digest}");
             return Err(RegistryError::DigestInvalid(reason));
         }
         let Tree {
@@ -296,27 +280,28 @@ impl Registry {
             root,
         };
         let table = match table {
-            None => TableAt::Nowhere,
-            Some(table) if table.values().len() <= EMBEDDED_VALUES => TableAt::Here(table),
+            None => TableLocation::None,
+            Some(table) if table.values().len() <= EMBEDDED_VALUES => {
+                TableLocation::Embedded(table)
+            }
             Some(table) => self.write_table(ticket, &table).await?,
         };
         Ok((facts, table))
     }
 
-    /// The digest under an algorithm that the client did not announce: the segments are read once
-    /// more.
+    /// Computes a digest whose algorithm the client did not announce, by reading all segments.
     async fn hash_again(
         &self,
         ticket: UploadTicket,
-        session: &Session,
-        arrived: &[Segment],
+        session: &UploadSession,
+        received: &[Segment],
         digest: Digest,
     ) -> Result<Digest, RegistryError> {
         let segments: Vec<_> = session
             .log
             .segments()
             .iter()
-            .chain(arrived)
+            .chain(received)
             .copied()
             .collect();
         let len = segments.iter().map(|segment| segment.size).sum();
@@ -339,16 +324,16 @@ impl Registry {
         &self,
         ticket: UploadTicket,
         table: &ChunkTable,
-    ) -> Result<TableAt, RegistryError> {
+    ) -> Result<TableLocation, RegistryError> {
         let nonce = nonce();
         let key = layout::segment(&ticket.id, nonce);
         let body = codec::encode(table)
             .map_err(|error| StorageError::unavailable("encode table", &key, error))?;
         self.storage.create(&key, body.into()).await?;
-        Ok(TableAt::Object { nonce })
+        Ok(TableLocation::Object { nonce })
     }
 
-    /// The record and the claim of a finish entry, which may be another's.
+    /// Writes the record and the membership of a finish entry, which another request may have made.
     async fn complete(
         &self,
         repository: &RepositoryName,
@@ -358,7 +343,10 @@ impl Registry {
     ) -> Result<(), RegistryError> {
         let record = entry.record(nonce()).ok_or(RegistryError::UploadUnknown)?;
         if record.facts.digest != digest {
-            let reason = format!("the upload was finished as {}", record.facts.digest);
+            let reason = format!(
+                "the upload was finished with another digest: {}",
+                record.facts.digest
+            );
             return Err(RegistryError::DigestInvalid(reason));
         }
         self.keep_record(&ticket.id, record).await?;
@@ -366,11 +354,11 @@ impl Registry {
     }
 }
 
-/// The object of a finish entry's table, if it has one.
+/// The object of the chunk table of a finish entry, if there is one.
 fn table_object(entry: &LogEntry) -> Option<Segment> {
     match entry.kind {
         EntryKind::Finish {
-            table: TableAt::Object { nonce },
+            table: TableLocation::Object { nonce },
             ..
         } => Some(Segment { nonce, size: 0 }),
         _ => None,

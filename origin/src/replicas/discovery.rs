@@ -1,4 +1,4 @@
-//! Who the replicas are: addresses and names, each name asked for again and again.
+//! Discovers the replicas of a region: addresses and DNS names, resolved periodically.
 
 use core::fmt;
 use core::str::FromStr;
@@ -10,17 +10,17 @@ use std::sync::Arc;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::sync::watch;
 
-/// How often names are asked for.
-const ASK_EVERY: Duration = Duration::from_secs(5);
-/// Replicas that are told at most.
+/// Interval between two look-ups.
+const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
+/// Maximum number of replicas.
 const MAX_REPLICAS: usize = 64;
 
-/// `HOST:PORT`, where a replica listens for the others: an address, or a name that has the
-/// addresses of several.
+/// `HOST:PORT` on which replicas accept invalidations: an address, or a DNS name with the addresses
+/// of several replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaAddress(String);
 
-/// Text that is no `HOST:PORT`.
+/// The text is not `HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("\"{0}\" is not HOST:PORT")]
 pub struct ReplicaAddressError(String);
@@ -29,9 +29,10 @@ impl FromStr for ReplicaAddress {
     type Err = ReplicaAddressError;
 
     fn from_str(text: &str) -> Result<Self, ReplicaAddressError> {
-        let parted = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-        let valid = parted.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
-        if valid {
+        let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+        let is_valid =
+            parts.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
+        if is_valid {
             Ok(Self(text.to_owned()))
         } else {
             Err(ReplicaAddressError(text.to_owned()))
@@ -45,7 +46,7 @@ impl fmt::Display for ReplicaAddress {
     }
 }
 
-/// The replicas of a region as one of them knows them; its own address may be among them.
+/// The replicas of a region; the address of the process itself may be among them.
 #[derive(Clone, Debug)]
 pub struct Replicas {
     addresses: Vec<ReplicaAddress>,
@@ -54,12 +55,12 @@ pub struct Replicas {
 }
 
 impl Replicas {
-    /// No others.
+    /// No other replicas.
     pub fn none() -> Self {
         Self::at(Vec::new())
     }
 
-    /// Those at these addresses.
+    /// The replicas at these addresses.
     pub fn at(addresses: Vec<ReplicaAddress>) -> Self {
         let (list, listed) = watch::channel(Arc::default());
         Self {
@@ -69,7 +70,7 @@ impl Replicas {
         }
     }
 
-    /// Those that somebody else keeps a list of.
+    /// The replicas in a list that the caller maintains.
     pub const fn followed(listed: watch::Receiver<Arc<[SocketAddr]>>) -> Self {
         Self {
             addresses: Vec::new(),
@@ -78,61 +79,61 @@ impl Replicas {
         }
     }
 
-    /// Whether there is anybody to tell, now or later.
+    /// Whether there are no other replicas, now or later.
     pub fn is_none(&self) -> bool {
         self.list.is_some() && self.addresses.is_empty()
     }
 
-    /// Where they listen now.
-    pub(crate) fn now(&self) -> Arc<[SocketAddr]> {
+    /// The addresses known now.
+    pub(crate) fn current(&self) -> Arc<[SocketAddr]> {
         Arc::clone(&self.listed.borrow())
     }
 
-    /// Asks for the names, once before it returns and then until the shutdown.
-    pub(crate) async fn follow(&self, shutdown: &Shutdown) {
+    /// Looks the addresses up, once before this returns and then periodically until the shutdown.
+    pub(crate) async fn keep_resolved(&self, shutdown: &Shutdown) {
         let Some(list) = self.list.clone().filter(|_| !self.addresses.is_empty()) else {
             return;
         };
         let addresses = self.addresses.clone();
-        ask(&addresses, &list).await;
+        look_up(&addresses, &list).await;
         let stop = shutdown.clone();
         shutdown.spawn(async move {
             loop {
                 tokio::select! {
                     () = stop.wait() => return,
-                    () = tokio::time::sleep(ASK_EVERY) => ask(&addresses, &list).await,
+                    () = tokio::time::sleep(LOOK_UP_EVERY) => look_up(&addresses, &list).await,
                 }
             }
         });
     }
 }
 
-/// A name that cannot be asked for now leaves the whole list as it was: nobody is forgotten because
-/// of a resolver.
-async fn ask(addresses: &[ReplicaAddress], list: &watch::Sender<Arc<[SocketAddr]>>) {
-    let mut found = BTreeSet::new();
+/// Updates the list. If a look-up fails, the list stays as it was: a failing resolver removes no
+/// replica.
+async fn look_up(addresses: &[ReplicaAddress], list: &watch::Sender<Arc<[SocketAddr]>>) {
+    let mut resolved = BTreeSet::new();
     for address in addresses {
         match tokio::net::lookup_host(&address.0).await {
-            Ok(resolved) => found.extend(resolved),
+            Ok(addresses) => resolved.extend(addresses),
             Err(error) => {
-                tracing::warn!(%address, %error, "look up replicas");
+                tracing::warn!(%address, %error, "replica look-up failed; keeping the previous list");
                 return;
             }
         }
     }
-    if found.len() > MAX_REPLICAS {
+    if resolved.len() > MAX_REPLICAS {
         tracing::warn!(
-            found = found.len(),
-            most = MAX_REPLICAS,
-            "more replicas than are told of changes"
+            found = resolved.len(),
+            limit = MAX_REPLICAS,
+            "too many replicas; some get no invalidations"
         );
     }
-    let found: Arc<[SocketAddr]> = found.into_iter().take(MAX_REPLICAS).collect();
+    let resolved: Arc<[SocketAddr]> = resolved.into_iter().take(MAX_REPLICAS).collect();
     list.send_if_modified(|listed| {
-        let changed = *listed != found;
+        let changed = *listed != resolved;
         if changed {
-            tracing::info!(replicas = ?found, "replicas listed");
-            *listed = found;
+            tracing::info!(replicas = ?resolved, "replica list changed");
+            *listed = resolved;
         }
         changed
     });
@@ -161,21 +162,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_cannot_be_resolved_forgets_nobody() {
-        let known = |text: &str| text.parse::<ReplicaAddress>().unwrap();
+    async fn failed_look_up_keeps_the_list() {
+        let address = |text: &str| text.parse::<ReplicaAddress>().unwrap();
         let (list, listed) = watch::channel(Arc::default());
-        ask(
+        look_up(
             &[
-                known("127.0.0.1:5001"),
-                known("127.0.0.1:5002"),
-                known("127.0.0.1:5001"),
+                address("127.0.0.1:5001"),
+                address("127.0.0.1:5002"),
+                address("127.0.0.1:5001"),
             ],
             &list,
         )
         .await;
         assert_eq!(listed.borrow().len(), 2);
-        ask(
-            &[known("127.0.0.1:5001"), known("no such name:5002")],
+        look_up(
+            &[address("127.0.0.1:5001"), address("no such name:5002")],
             &list,
         )
         .await;

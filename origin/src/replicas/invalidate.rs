@@ -1,4 +1,4 @@
-//! Telling the others, and waiting for those who do not answer until what they remember has
+//! Sends invalidations, and waits for replicas that do not answer until their cached values have
 //! expired.
 
 use core::time::Duration;
@@ -15,24 +15,25 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::discovery::Replicas;
-use super::message::{Changed, MAC_LEN, Message, Secret, is_same};
+use super::message::{Changed, InvalidationMessage, MAC_LEN, Secret, is_equal};
 use crate::nonce::nonce;
 
-/// Requests in flight to all replicas; what does not get its turn waits for its time-to-live.
+/// Concurrent requests to all replicas; an invalidation that gets no permit waits for its
+/// time-to-live.
 const MAX_IN_FLIGHT: usize = 512;
-/// Between two attempts at one replica.
+/// Delay between two attempts at one replica.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
-/// What was told and heard, for metrics.
+/// Invalidations sent and received, for metrics.
 #[derive(Debug, Default)]
-pub(crate) struct Counts {
+pub(crate) struct InvalidationCounts {
     answered: AtomicU64,
     waited_out: AtomicU64,
     pub(super) received: AtomicU64,
 }
 
-impl Counts {
-    /// Each outcome of telling one replica of one change.
+impl InvalidationCounts {
+    /// Invalidations sent to one replica each, by outcome.
     pub(crate) fn by_outcome(&self) -> [(&'static str, u64); 2] {
         [
             ("answered", self.answered.load(Ordering::Relaxed)),
@@ -40,40 +41,40 @@ impl Counts {
         ]
     }
 
-    /// Messages from others.
+    /// Messages received.
     pub(crate) fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 }
 
-/// Tells the listed replicas what this one changed.
+/// Sends invalidations to the listed replicas.
 #[derive(Debug)]
 pub(crate) struct Invalidator {
     replicas: Replicas,
     secret: Secret,
     id: u128,
     http: Client,
-    turns: Semaphore,
-    counts: Arc<Counts>,
+    permits: Semaphore,
+    counts: Arc<InvalidationCounts>,
 }
 
 impl Invalidator {
     pub(crate) fn new(replicas: Replicas, secret: Secret) -> Result<Self, IdentityError> {
-        // Plain HTTP: what is sent is authenticated by itself, and the builder wants to know of a
-        // provider all the same.
+        // Messages are authenticated by their MAC, so plain HTTP will do. The builder needs a TLS
+        // configuration nevertheless.
         let http = Client::builder()
             .tls_backend_preconfigured(client_without_trust()?)
             .no_proxy();
         let http = http
             .build()
             .map_err(|error| IdentityError::Tls(error.to_string()))?;
-        let turns = Semaphore::new(MAX_IN_FLIGHT);
+        let permits = Semaphore::new(MAX_IN_FLIGHT);
         Ok(Self {
             replicas,
             secret,
             id: nonce(),
             http,
-            turns,
+            permits,
             counts: Arc::default(),
         })
     }
@@ -82,65 +83,65 @@ impl Invalidator {
         &self.secret
     }
 
-    /// What tells this process's own messages from the others'.
+    /// Identifies the messages of this process.
     pub(crate) const fn id(&self) -> u128 {
         self.id
     }
 
-    pub(crate) fn counts(&self) -> Arc<Counts> {
+    pub(crate) fn counts(&self) -> Arc<InvalidationCounts> {
         Arc::clone(&self.counts)
     }
 
-    /// How many replicas are listed.
-    pub(crate) fn listed(&self) -> usize {
-        self.replicas.now().len()
+    /// The number of listed replicas.
+    pub(crate) fn replica_count(&self) -> usize {
+        self.replicas.current().len()
     }
 
-    /// Returns when every listed replica has forgotten what `changed` names: it said so, or
-    /// `time_to_live`, which counts from now (the swap was before), has passed.
-    pub(crate) async fn tell(&self, changed: Vec<Changed>, time_to_live: Duration) {
-        let replicas = self.replicas.now();
+    /// Returns once no listed replica serves the old values of `changed`: each has acknowledged, or
+    /// `time_to_live` has passed since this call, which comes after the write.
+    pub(crate) async fn invalidate(&self, changed: Vec<Changed>, time_to_live: Duration) {
+        let replicas = self.replicas.current();
         if replicas.is_empty() || changed.is_empty() {
             return;
         }
         let expired = Instant::now() + time_to_live;
-        let (body, answer) = match self.secret.seal(&Message {
+        let (body, answer) = match self.secret.seal(&InvalidationMessage {
             sender: self.id,
             changed,
         }) {
             Ok((body, answer)) => (Bytes::from(body), answer),
             Err(error) => {
-                tracing::error!(%error, "tell replicas");
+                tracing::error!(%error, "encode invalidation failed; waiting for the time-to-live instead");
                 return tokio::time::sleep_until(expired).await;
             }
         };
-        let told = replicas
+        let invalidations = replicas
             .iter()
-            .map(|replica| self.tell_one(*replica, &body, &answer, expired));
-        join_all(told).await;
+            .map(|replica| self.invalidate_one(*replica, &body, &answer, expired));
+        join_all(invalidations).await;
     }
 
-    async fn tell_one(
+    async fn invalidate_one(
         &self,
         replica: SocketAddr,
         body: &Bytes,
         answer: &[u8; MAC_LEN],
         expired: Instant,
     ) {
-        let answered = async {
-            let Ok(_turn) = self.turns.acquire().await else {
+        let acknowledged = async {
+            let Ok(_permit) = self.permits.acquire().await else {
                 return;
             };
             while let Err(reason) = self.attempt(replica, body, answer).await {
-                tracing::debug!(%replica, reason, "tell replica");
+                tracing::debug!(%replica, reason, "invalidation failed; retrying");
                 tokio::time::sleep(RETRY_AFTER).await;
             }
         };
-        if tokio::time::timeout_at(expired, answered).await.is_ok() {
+        if tokio::time::timeout_at(expired, acknowledged).await.is_ok() {
             self.counts.answered.fetch_add(1, Ordering::Relaxed);
         } else {
             self.counts.waited_out.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(%replica, "a listed replica does not answer; a change waited for its time-to-live");
+            tracing::warn!(%replica, "listed replica did not answer an invalidation; waited for the time-to-live");
         }
     }
 
@@ -159,10 +160,10 @@ impl Invalidator {
             return Err(format!("answered {}", response.status()));
         }
         let proof = response.bytes().await.map_err(|error| error.to_string())?;
-        if is_same(&proof, answer) {
+        if is_equal(&proof, answer) {
             Ok(())
         } else {
-            Err("answered as a stranger".to_owned())
+            Err("the answer has a wrong MAC; is it a replica of another storage?".to_owned())
         }
     }
 }

@@ -1,12 +1,11 @@
-//! What a replica tells another, and how either knows that the other one belongs to the same
-//! storage.
+//! The invalidation message, and how sender and receiver prove that they share a storage.
 //!
 //! ```text
 //! request   mac 32 | encoded message          mac = SHA-256(secret | SHA-256(encoded message))
 //! answer    SHA-256(secret | SHA-256(mac of the request))
 //! ```
-//! The hashed lengths are fixed, so the plain hash is a sound MAC. A message that is sent again
-//! later only costs a read.
+//! The hashed lengths are fixed, so this plain hash is a sound MAC. A replayed message only costs a
+//! read.
 
 use bincode::{Decode, Encode};
 use flotilla_common::codec;
@@ -17,30 +16,30 @@ use sha2::{Digest as _, Sha256};
 use crate::format::Format;
 use crate::storage::StorageError;
 
-/// Bytes of a request at most.
+/// Maximum bytes of a request.
 pub(crate) const MAX_LEN: usize = 64 << 10;
 pub(crate) const MAC_LEN: usize = 32;
 
-/// A key whose value in caches is no longer the newest.
+/// A key whose cached value may be outdated.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) enum Changed {
     /// A tag was moved or deleted.
     Tag(RepositoryName, Tag),
-    /// A manifest was deleted, or has another media type.
+    /// A manifest was deleted, or got another media type.
     Manifest(RepositoryName, Digest),
-    /// A repository's claim to a blob was deleted.
+    /// The membership of a blob in a repository was deleted.
     Blob(RepositoryName, Digest),
 }
 
-/// One request.
+/// The body of one request.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct Message {
-    /// The process that sends it, which is told of its own changes by nobody.
+pub(crate) struct InvalidationMessage {
+    /// The process that sent it, so that it can ignore its own requests.
     pub(crate) sender: u128,
     pub(crate) changed: Vec<Changed>,
 }
 
-/// What all replicas of a storage know, and nobody else.
+/// A key shared by the replicas of a storage only.
 #[derive(Clone)]
 pub(crate) struct Secret([u8; 32]);
 
@@ -51,7 +50,7 @@ impl core::fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Derived from the secret in the storage's `format` object.
+    /// Derives it from the secret in the `format` object.
     pub(crate) fn of(format: &Format) -> Self {
         let mut hasher = Sha256::new();
         hasher.update(b"flotilla: what replicas tell each other");
@@ -66,26 +65,29 @@ impl Secret {
         hasher.finalize().into()
     }
 
-    /// The body of a request, and the answer that it must have.
-    pub(crate) fn seal(&self, message: &Message) -> Result<(Vec<u8>, [u8; MAC_LEN]), StorageError> {
+    /// The body of a request, and the answer that proves its receipt.
+    pub(crate) fn seal(
+        &self,
+        message: &InvalidationMessage,
+    ) -> Result<(Vec<u8>, [u8; MAC_LEN]), StorageError> {
         let encoded = codec::encode(message)
             .map_err(|error| StorageError::unavailable("encode message", "replicas", error))?;
         let mac = self.mac(&encoded);
         Ok(([&mac[..], &encoded].concat(), self.mac(&mac)))
     }
 
-    /// The message of a request and its answer; `None` unless it was sealed with the same secret.
-    pub(crate) fn open(&self, body: &[u8]) -> Option<(Message, [u8; MAC_LEN])> {
+    /// The message of a request, and the answer to it. `None` if it was sealed with another secret.
+    pub(crate) fn open(&self, body: &[u8]) -> Option<(InvalidationMessage, [u8; MAC_LEN])> {
         let (mac, encoded) = body.split_first_chunk::<MAC_LEN>()?;
-        if !is_same(mac, &self.mac(encoded)) {
+        if !is_equal(mac, &self.mac(encoded)) {
             return None;
         }
         Some((codec::decode(encoded).ok()?, self.mac(mac)))
     }
 }
 
-/// Compares in a time that does not depend on the bytes.
-pub(crate) fn is_same(a: &[u8], b: &[u8; MAC_LEN]) -> bool {
+/// Compares in constant time.
+pub(crate) fn is_equal(a: &[u8], b: &[u8; MAC_LEN]) -> bool {
     a.len() == MAC_LEN
         && a.iter()
             .zip(b)
@@ -99,12 +101,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_same_secret_opens_and_only_the_whole_message() {
+    fn altered_truncated_and_foreign_messages_are_refused() {
         let changed = vec![
             Changed::Tag("app".parse().unwrap(), "v1".parse().unwrap()),
             Changed::Blob("app".parse().unwrap(), Digest::sha256(b"x")),
         ];
-        let message = Message { sender: 7, changed };
+        let message = InvalidationMessage { sender: 7, changed };
         let (body, answer) = Secret([1; 32]).seal(&message).unwrap();
         assert_eq!(Secret([1; 32]).open(&body), Some((message, answer)));
         assert_eq!(Secret([2; 32]).open(&body), None);

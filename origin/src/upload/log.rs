@@ -9,7 +9,7 @@
 
 use super::hash::Midstates;
 use super::log_entry::{EntryKind, LogEntry};
-use crate::record::{Segment, TableAt};
+use crate::record::{Segment, TableLocation};
 use flotilla_common::seal::BlobFacts;
 
 /// Every 64th entry is a base entry, which repeats all segments. So two reads are enough to know
@@ -96,7 +96,7 @@ impl UploadLog {
         &self,
         arrived: &[Segment],
         facts: BlobFacts,
-        table: TableAt,
+        table: TableLocation,
         nonce: u128,
     ) -> LogEntry {
         let segments = self.segments.iter().chain(arrived).copied().collect();

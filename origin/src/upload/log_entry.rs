@@ -5,7 +5,7 @@ use bincode::{Decode, Encode};
 use flotilla_common::seal::BlobFacts;
 
 use super::hash::Midstates;
-use crate::record::{BlobRecord, Segment, State, TableAt};
+use crate::record::{BlobRecord, RecordState, Segment, TableLocation};
 
 /// The effect of an entry at its offset.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -20,7 +20,7 @@ pub(crate) enum EntryKind {
     Finish {
         /// They include the digest: the first finish fixes it.
         facts: BlobFacts,
-        table: TableAt,
+        table: TableLocation,
     },
     /// The upload is cancelled; no entry follows.
     Cancel,
@@ -49,7 +49,7 @@ impl LogEntry {
             return None;
         };
         Some(BlobRecord {
-            state: State::Live,
+            state: RecordState::Live,
             facts: facts.clone(),
             segments: self.segments.clone(),
             table: table.clone(),

@@ -114,8 +114,8 @@ async fn check_reports_altered_objects() {
     for (prefix, at, words) in [
         ("blob/", "", "decode"),
         ("rb/library/", "r", ""),
-        ("tag/", "tag/", "cut short"),
-        ("ref/", "ref/", "cut short"),
+        ("tag/", "tag/", "the object is truncated"),
+        ("ref/", "ref/", "the object is truncated"),
         ("upload/", "upload/", ""),
     ] {
         let region = filled().await;

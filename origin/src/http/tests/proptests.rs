@@ -1,4 +1,4 @@
-//! Whatever a client writes into a path, a query or a range is answered, and never with a panic.
+//! No path, query or range panics, whatever a client sends.
 
 use flotilla_runtime::http::range::{RequestedRange, parse_upload_range};
 use http::Method;

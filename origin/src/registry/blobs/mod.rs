@@ -1,8 +1,8 @@
-//! Blobs: a repository's claim (`rb`) names a generation, the generation's record names the data.
+//! Blobs: a membership (`rb`) names a generation, and the record of the generation names the data.
 //!
-//! A cold blob costs two reads and no listing. GET serves what is live or condemned; HEAD, mount
-//! and manifest PUT swap what is condemned back to live, at any time. A claim whose generation is
-//! dead looks for another generation.
+//! A cold blob costs two reads and no listing. GET serves live and condemned blobs. HEAD, mount and
+//! manifest PUT rely on the blob, so they make a condemned one live again. If the generation of a
+//! membership is dead, another generation of the digest is looked for.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,44 +17,44 @@ use crate::conditional_write::WriteOutcome;
 use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{
-    BlobRecord, MembershipRecord, Rescue, Segment, State, TableAt, decode, encode,
+    BlobRecord, MembershipRecord, RecordState, Rescue, Segment, TableLocation, decode, encode,
 };
 use crate::replicas::Changed;
 use crate::storage::{Key, Object, Storage, StorageError};
 use crate::upload::id::Generation;
 
-/// Generations of one digest that are looked at when a claim's own is dead.
-const GENERATIONS: usize = 100;
+/// How many generations of a digest are tried when the one of a membership is dead.
+const MAX_GENERATIONS: usize = 100;
 
 /// What the caller relies on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// Its bytes, now: condemned is good enough, and so is memory of any age.
+    /// The bytes, now: a condemned blob and a cached record of any age will do.
     Bytes,
-    /// That it stays: live, read within L.
+    /// That the blob stays: its record is live, and was read within L.
     Live,
-    /// The same, read now.
+    /// The same, with a record that is read now.
     LiveNow,
 }
 
-/// A repository's claim to a blob, as cached.
+/// A cached membership of a blob in a repository.
 #[derive(Clone, Debug)]
-pub(super) struct Membership {
+pub(super) struct CachedMembership {
     generation: Generation,
-    state: State,
+    state: RecordState,
 }
 
-/// A record in memory.
+/// A cached record of a blob.
 #[derive(Debug)]
-pub(crate) struct StoredRecord {
+pub(crate) struct CachedRecord {
     pub(crate) facts: BlobFacts,
     pub(crate) segments: Vec<Segment>,
-    pub(crate) table: TableAt,
-    state: State,
+    pub(crate) table: TableLocation,
+    state: RecordState,
     seal: OnceLock<Seal>,
 }
 
-impl StoredRecord {
+impl CachedRecord {
     fn new(record: BlobRecord) -> Arc<Self> {
         let BlobRecord {
             state,
@@ -74,38 +74,38 @@ impl StoredRecord {
 
     pub(super) fn weight(&self) -> usize {
         let values = match &self.table {
-            TableAt::Here(table) => table.values().len(),
-            TableAt::Nowhere | TableAt::Object { .. } => 0,
+            TableLocation::Embedded(table) => table.values().len(),
+            TableLocation::None | TableLocation::Object { .. } => 0,
         };
         2 * ENTRY_LEN + values * 32 + self.segments.len() * size_of::<Segment>()
     }
 }
 
-/// A blob that a repository has.
+/// A blob of a repository.
 #[derive(Clone, Debug)]
-pub(crate) struct Blob {
+pub(crate) struct FoundBlob {
     pub(crate) generation: Generation,
-    pub(crate) record: Arc<StoredRecord>,
-    /// When the oldest read behind this began.
+    pub(crate) record: Arc<CachedRecord>,
+    /// When the oldest read behind this started.
     pub(crate) read_at: Time,
-    /// Known only from memory past its time, since storage cannot be reached.
+    /// From an expired cache entry, because storage is unavailable.
     pub(crate) stale: bool,
 }
 
-impl Blob {
+impl FoundBlob {
     pub(crate) fn size(&self) -> u64 {
         self.record.facts.size
     }
 }
 
 impl Registry {
-    /// The blob, if the repository has it.
+    /// Finds a blob of the repository.
     pub(crate) async fn blob(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
         need: Need,
-    ) -> Result<Option<Blob>, RegistryError> {
+    ) -> Result<Option<FoundBlob>, RegistryError> {
         let Some((membership, membership_read_at, stale)) =
             self.membership(repository, digest).await?
         else {
@@ -116,17 +116,18 @@ impl Registry {
             return Err(StorageError::unavailable(
                 "read membership",
                 key,
-                "only an expired one is known",
+                "storage is unavailable and the cached membership has expired",
             )
             .into());
         }
-        if need != Need::Bytes && membership.state == State::Condemned {
+        if need != Need::Bytes && membership.state == RecordState::Condemned {
             self.add_membership(repository, digest, &membership.generation)
                 .await?;
         }
         if let Some((record, read_at)) = self.record(digest, &membership.generation, need).await? {
-            let (generation, read_at) = (membership.generation, read_at.min(membership_read_at));
-            return Ok(Some(Blob {
+            let generation = membership.generation;
+            let read_at = read_at.min(membership_read_at);
+            return Ok(Some(FoundBlob {
                 generation,
                 record,
                 read_at,
@@ -140,12 +141,10 @@ impl Registry {
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-    ) -> Result<Option<(Membership, Time, bool)>, RegistryError> {
+    ) -> Result<Option<(CachedMembership, Time, bool)>, RegistryError> {
         let fill = || {
-            let (storage, key) = (
-                Arc::clone(&self.storage),
-                layout::membership(repository, digest),
-            );
+            let storage = Arc::clone(&self.storage);
+            let key = layout::membership(repository, digest);
             async move {
                 let Some(object) = storage.read(&key).await? else {
                     return Ok(None);
@@ -157,7 +156,7 @@ impl Registry {
                 } = decode(&key, &object.body)?;
                 Ok(state
                     .is_served()
-                    .then_some(Membership { generation, state }))
+                    .then_some(CachedMembership { generation, state }))
             }
         };
         let cached = self
@@ -167,13 +166,13 @@ impl Registry {
         Ok(cached.map(|cached| (cached.value, cached.read_at, cached.stale)))
     }
 
-    /// The record of a generation that is not dead.
+    /// The record of a generation, unless it is dead.
     async fn record(
         &self,
         digest: &Digest,
         generation: &Generation,
         need: Need,
-    ) -> Result<Option<(Arc<StoredRecord>, Time)>, RegistryError> {
+    ) -> Result<Option<(Arc<CachedRecord>, Time)>, RegistryError> {
         let cache_key = (*digest, *generation);
         if need == Need::Bytes
             && let Some(cached) = self.records.peek(&cache_key)
@@ -184,24 +183,26 @@ impl Registry {
             return self.rescue(digest, generation).await;
         }
         let fill = || {
-            let (storage, key) = (Arc::clone(&self.storage), layout::blob(digest, generation));
+            let storage = Arc::clone(&self.storage);
+            let key = layout::blob(digest, generation);
             async move { read_record(&*storage, &key).await }
         };
         let Some(cached) = self.records.get(&cache_key, fill).await? else {
             return Ok(None);
         };
-        if need == Need::Bytes || (cached.value.state == State::Live && !cached.stale) {
+        if need == Need::Bytes || (cached.value.state == RecordState::Live && !cached.stale) {
             return Ok(Some((cached.value, cached.read_at)));
         }
         self.rescue(digest, generation).await
     }
 
-    /// Swaps a condemned record to live. `None` if it is dead.
+    /// Reads the record of a generation, and makes it live if it is condemned. `None` if it is dead
+    /// or missing.
     async fn rescue(
         &self,
         digest: &Digest,
         generation: &Generation,
-    ) -> Result<Option<(Arc<StoredRecord>, Time)>, RegistryError> {
+    ) -> Result<Option<(Arc<CachedRecord>, Time)>, RegistryError> {
         let read_at = self.clock.now();
         let rescue = async {
             let key = layout::blob(digest, generation);
@@ -211,7 +212,7 @@ impl Registry {
                     Ok::<_, RegistryError>((effect, Ok(record)))
                 }
                 Ok(None) => Ok((Effect::Unchanged, Ok(None))),
-                // A failed read must not cost the cached record: it may still be served.
+                // The cached record stays: GET may still serve it while storage is unavailable.
                 Err(error) => Ok((Effect::Unchanged, Err(error))),
             }
         };
@@ -223,34 +224,34 @@ impl Registry {
         &self,
         key: &Key,
         object: Object,
-    ) -> Result<(Effect<Arc<StoredRecord>>, Option<Arc<StoredRecord>>), RegistryError> {
+    ) -> Result<(Effect<Arc<CachedRecord>>, Option<Arc<CachedRecord>>), RegistryError> {
         let mut record: BlobRecord = decode(key, &object.body)?;
         match record.state.rescue() {
             Rescue::Impossible => return Ok((Effect::Changed, None)),
             Rescue::NotNeeded => {}
             Rescue::SwapToLive => {
-                record.state = State::Live;
+                record.state = RecordState::Live;
                 record.nonce = nonce();
                 let body = encode(key, &record)?.into();
-                let outcome = self.write_if_unchanged(key, Some(&object.version), body);
+                let outcome = self.conditional_write(key, Some(&object.version), body);
                 if let WriteOutcome::Lost(winner) = outcome.await? {
                     return Ok((Effect::Changed, after_lost_rescue(key, winner)?));
                 }
             }
         }
-        let record = StoredRecord::new(record);
+        let record = CachedRecord::new(record);
         Ok((Effect::Stored(Arc::clone(&record)), Some(record)))
     }
 
-    /// Points a claim whose generation is dead at one that is not.
+    /// Finds a generation that is not dead, and makes the membership name it.
     async fn other_generation(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-    ) -> Result<Option<Blob>, RegistryError> {
+    ) -> Result<Option<FoundBlob>, RegistryError> {
         let page = self
             .storage
-            .list(&layout::generations(digest), None, GENERATIONS)
+            .list(&layout::generations(digest), None, MAX_GENERATIONS)
             .await?;
         for entry in page.entries {
             let Ok(generation) = entry.key.last_segment().parse::<Generation>() else {
@@ -258,7 +259,7 @@ impl Registry {
             };
             if let Some((record, read_at)) = self.rescue(digest, &generation).await? {
                 self.add_membership(repository, digest, &generation).await?;
-                return Ok(Some(Blob {
+                return Ok(Some(FoundBlob {
                     generation,
                     record,
                     read_at,
@@ -279,8 +280,8 @@ impl Registry {
         let key = layout::blob(&digest, generation);
         let body = encode(&key, &record)?.into();
         let write = async {
-            Ok::<_, RegistryError>(match self.write_if_unchanged(&key, None, body).await? {
-                WriteOutcome::Written => (Effect::Stored(StoredRecord::new(record)), true),
+            Ok::<_, RegistryError>(match self.conditional_write(&key, None, body).await? {
+                WriteOutcome::Written => (Effect::Stored(CachedRecord::new(record)), true),
                 WriteOutcome::Lost(_) => (Effect::Unchanged, false),
             })
         };
@@ -299,12 +300,12 @@ impl Registry {
         generation: &Generation,
     ) -> Result<(), RegistryError> {
         let write = async {
-            let held = self.write_membership(repository, digest, generation);
-            Ok(match held.await? {
+            let written = self.write_membership(repository, digest, generation);
+            Ok(match written.await? {
                 true => {
-                    let membership = Membership {
+                    let membership = CachedMembership {
                         generation: *generation,
-                        state: State::Live,
+                        state: RecordState::Live,
                     };
                     (Effect::Stored(membership), ())
                 }
@@ -316,7 +317,7 @@ impl Registry {
             .await
     }
 
-    /// Writes a membership. False if another one is there that is as good.
+    /// Writes a membership. False if storage has another one that is live.
     async fn write_membership(
         &self,
         repository: &RepositoryName,
@@ -325,12 +326,12 @@ impl Registry {
     ) -> Result<bool, RegistryError> {
         let key = layout::membership(repository, digest);
         let record = || MembershipRecord {
-            state: State::Live,
+            state: RecordState::Live,
             generation: *generation,
             nonce: nonce(),
         };
         let body = encode(&key, &record())?.into();
-        let mut outcome = self.write_if_unchanged(&key, None, body).await?;
+        let mut outcome = self.conditional_write(&key, None, body).await?;
         if let WriteOutcome::Lost(Some(present)) = outcome {
             if self.is_live_membership(digest, &key, &present).await? {
                 return Ok(false);
@@ -338,7 +339,7 @@ impl Registry {
             // The first write met an older membership, so it was not applied and never will be.
             let body = encode(&key, &record())?.into();
             outcome = self
-                .write_if_unchanged(&key, Some(&present.version), body)
+                .conditional_write(&key, Some(&present.version), body)
                 .await?;
         }
         match outcome {
@@ -352,7 +353,7 @@ impl Registry {
         }
     }
 
-    /// Whether a claim that is there is live and names a generation that lives.
+    /// Whether a membership in storage is live and names a generation that is live.
     async fn is_live_membership(
         &self,
         digest: &Digest,
@@ -360,7 +361,7 @@ impl Registry {
         present: &Object,
     ) -> Result<bool, RegistryError> {
         let membership: MembershipRecord = decode(key, &present.body)?;
-        let live = membership.state == State::Live;
+        let live = membership.state == RecordState::Live;
         Ok(live
             && self
                 .record(digest, &membership.generation, Need::Live)
@@ -368,8 +369,8 @@ impl Registry {
                 .is_some())
     }
 
-    /// Lets a repository have a blob that another one has, or that any has. `None` if there is
-    /// none.
+    /// Adds a blob of repository `from`, or of any repository, to repository `to`. `None` if there
+    /// is no such blob.
     pub(crate) async fn mount(
         &self,
         from: Option<&RepositoryName>,
@@ -387,7 +388,7 @@ impl Registry {
             .map(Some)
     }
 
-    /// Takes a blob out of a repository, by a tombstone in the place of its membership.
+    /// Removes a blob from a repository, by a tombstone in place of its membership.
     pub(crate) async fn delete_blob(
         &self,
         repository: &RepositoryName,
@@ -402,14 +403,14 @@ impl Registry {
         let mut membership: MembershipRecord = decode(&key, &object.body)?;
         let change = Changed::Blob(repository.clone(), *digest);
         if !membership.state.is_served() {
-            self.gone_already(change).await;
+            self.invalidate_deleted(change).await;
             return Err(RegistryError::BlobUnknown);
         }
-        membership.state = State::Dead;
+        membership.state = RecordState::Dead;
         membership.nonce = nonce();
         let body = encode(&key, &membership)?.into();
         let write = async {
-            let outcome = self.write_if_unchanged(&key, Some(&object.version), body);
+            let outcome = self.conditional_write(&key, Some(&object.version), body);
             Ok::<_, RegistryError>((Effect::Changed, outcome.await?))
         };
         let cache_key = (repository.clone(), *digest);
@@ -422,8 +423,8 @@ impl Registry {
         }
     }
 
-    /// Forgets what memory says of a blob whose data was not where its record says.
-    pub(super) fn forget(
+    /// Drops a blob from the caches, because a segment of its record was missing.
+    pub(super) fn forget_blob(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
@@ -433,40 +434,40 @@ impl Registry {
         self.memberships.invalidate(&(repository.clone(), *digest));
     }
 
-    /// The seal of a record, signed once and kept.
-    pub(super) fn seal<'a>(&self, record: &'a StoredRecord) -> &'a Seal {
+    /// The seal of a record, signed on first use.
+    pub(super) fn seal<'a>(&self, record: &'a CachedRecord) -> &'a Seal {
         record
             .seal
             .get_or_init(|| self.seal_key.seal(record.facts.clone()))
     }
 }
 
-/// What another's write left of a rescue: somebody else's rescue is as good as one's own.
+/// The record after a rescue lost to another writer, whose rescue is as good.
 fn after_lost_rescue(
     key: &Key,
     winner: Option<Object>,
-) -> Result<Option<Arc<StoredRecord>>, RegistryError> {
+) -> Result<Option<Arc<CachedRecord>>, RegistryError> {
     let Some(winner) = winner else {
         return Ok(None);
     };
     let record: BlobRecord = decode(key, &winner.body)?;
     match record.state.rescue() {
-        Rescue::NotNeeded => Ok(Some(StoredRecord::new(record))),
+        Rescue::NotNeeded => Ok(Some(CachedRecord::new(record))),
         Rescue::SwapToLive => Err(RegistryError::Contended),
         Rescue::Impossible => Ok(None),
     }
 }
 
-/// A record that is not dead.
+/// Reads a record, unless it is dead.
 async fn read_record(
     storage: &dyn Storage,
     key: &Key,
-) -> Result<Option<Arc<StoredRecord>>, StorageError> {
+) -> Result<Option<Arc<CachedRecord>>, StorageError> {
     let Some(object) = storage.read(key).await? else {
         return Ok(None);
     };
     let record: BlobRecord = decode(key, &object.body)?;
-    Ok(record.state.is_served().then(|| StoredRecord::new(record)))
+    Ok(record.state.is_served().then(|| CachedRecord::new(record)))
 }
 
 #[cfg(test)]

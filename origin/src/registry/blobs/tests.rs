@@ -1,4 +1,4 @@
-//! Stories of the collector's states, written into storage as a collector would.
+//! Reads and pushes against records whose states a collector changed.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use flotilla_common::seal::SealKey;
@@ -8,19 +8,19 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::*;
 use crate::config::Limits;
 use crate::format::{Horizons, agree};
-use crate::registry::uploads::Body;
+use crate::registry::uploads::UploadBody;
 use crate::replicas::{Invalidator, Replicas, Secret};
 use crate::storage::open;
 
 const BYTES: &[u8] = b"some bytes of a layer";
 
-struct Story {
+struct Fixture {
     storage: Arc<dyn Storage>,
     repository: RepositoryName,
     digest: Digest,
 }
 
-impl Story {
+impl Fixture {
     fn new() -> Self {
         let storage = open("memory:///", 0).unwrap();
         Self {
@@ -30,7 +30,7 @@ impl Story {
         }
     }
 
-    /// A replica that has seen nothing yet.
+    /// A replica with empty caches.
     async fn replica(&self) -> Registry {
         let format = agree(&*self.storage, Horizons::default()).await.unwrap();
         let key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
@@ -45,7 +45,7 @@ impl Story {
         let registry = self.replica().await;
         let (ticket, progress) = registry.begin_upload(&self.repository, false);
         let bytes = stream::iter([Ok(BYTES.into())]).boxed();
-        let body = Body {
+        let body = UploadBody {
             bytes,
             len: None,
             offset: None,
@@ -54,7 +54,7 @@ impl Story {
             .finish(
                 &self.repository,
                 ticket,
-                Some(progress.known),
+                Some(progress.hint),
                 self.digest,
                 body,
             )
@@ -63,7 +63,7 @@ impl Story {
         ticket.id
     }
 
-    async fn set_record(&self, generation: &Generation, state: State) {
+    async fn set_record(&self, generation: &Generation, state: RecordState) {
         let key = layout::blob(&self.digest, generation);
         let object = self.storage.read(&key).await.unwrap().unwrap();
         let record: BlobRecord = decode(&key, &object.body).unwrap();
@@ -76,7 +76,7 @@ impl Story {
             .swap(&key, &object.version, encode(&key, &record).unwrap().into())
             .await
             .unwrap();
-        if state == State::Dead {
+        if state == RecordState::Dead {
             for segment in record.segments {
                 self.storage
                     .delete(&layout::segment(generation, segment.nonce))
@@ -86,33 +86,37 @@ impl Story {
         }
     }
 
-    async fn record_state(&self, generation: &Generation) -> State {
+    async fn record_state(&self, generation: &Generation) -> RecordState {
         let key = layout::blob(&self.digest, generation);
         let object = self.storage.read(&key).await.unwrap().unwrap();
         decode::<BlobRecord>(&key, &object.body).unwrap().state
     }
 
-    async fn set_claim(&self, state: State) {
+    async fn set_membership(&self, state: RecordState) {
         let key = layout::membership(&self.repository, &self.digest);
         let object = self.storage.read(&key).await.unwrap().unwrap();
-        let claim: MembershipRecord = decode(&key, &object.body).unwrap();
-        let claim = MembershipRecord {
+        let membership: MembershipRecord = decode(&key, &object.body).unwrap();
+        let membership = MembershipRecord {
             state,
             nonce: nonce(),
-            ..claim
+            ..membership
         };
         self.storage
-            .swap(&key, &object.version, encode(&key, &claim).unwrap().into())
+            .swap(
+                &key,
+                &object.version,
+                encode(&key, &membership).unwrap().into(),
+            )
             .await
             .unwrap();
     }
 
-    async fn claim(&self) -> MembershipRecord {
+    async fn membership(&self) -> MembershipRecord {
         let key = layout::membership(&self.repository, &self.digest);
         decode(&key, &self.storage.read(&key).await.unwrap().unwrap().body).unwrap()
     }
 
-    async fn find(&self, registry: &Registry, need: Need) -> Option<Blob> {
+    async fn find(&self, registry: &Registry, need: Need) -> Option<FoundBlob> {
         registry
             .blob(&self.repository, &self.digest, need)
             .await
@@ -132,97 +136,100 @@ impl Story {
 }
 
 #[tokio::test]
-async fn what_is_condemned_is_served_and_rescued_by_who_relies_on_it() {
-    let story = Story::new();
-    let generation = story.push().await;
-    story.set_record(&generation, State::Condemned).await;
-    story.set_claim(State::Condemned).await;
-    let registry = story.replica().await;
-    assert!(story.pulls(&registry).await);
+async fn condemned_blob_is_served_by_get_and_rescued_by_head() {
+    let fixture = Fixture::new();
+    let generation = fixture.push().await;
+    fixture
+        .set_record(&generation, RecordState::Condemned)
+        .await;
+    fixture.set_membership(RecordState::Condemned).await;
+    let registry = fixture.replica().await;
+    assert!(fixture.pulls(&registry).await);
     assert_eq!(
-        story.record_state(&generation).await,
-        State::Condemned,
-        "a GET relies on nothing"
+        fixture.record_state(&generation).await,
+        RecordState::Condemned,
+        "a GET does not rely on the blob"
     );
-    assert!(story.find(&registry, Need::Live).await.is_some());
-    assert_eq!(story.record_state(&generation).await, State::Live);
-    assert_eq!(story.claim().await.state, State::Live);
+    assert!(fixture.find(&registry, Need::Live).await.is_some());
+    assert_eq!(fixture.record_state(&generation).await, RecordState::Live);
+    assert_eq!(fixture.membership().await.state, RecordState::Live);
 }
 
 #[tokio::test]
-async fn a_claim_to_a_dead_generation_finds_one_that_lives() {
-    let story = Story::new();
-    let (first, second) = (story.push().await, story.push().await);
-    let (dead, alive) = if story.claim().await.generation == first {
+async fn membership_of_a_dead_generation_moves_to_a_live_one() {
+    let fixture = Fixture::new();
+    let first = fixture.push().await;
+    let second = fixture.push().await;
+    let (dead, alive) = if fixture.membership().await.generation == first {
         (first, second)
     } else {
         (second, first)
     };
-    let warm = story.replica().await;
-    assert!(story.find(&warm, Need::Bytes).await.is_some());
-    story.set_record(&dead, State::Dead).await;
-    let registry = story.replica().await;
-    assert!(story.pulls(&registry).await);
-    assert_eq!(story.claim().await.generation, alive);
-    // A replica that remembers the dead one finds its data gone and looks again.
-    assert!(story.pulls(&warm).await);
+    let warm = fixture.replica().await;
+    assert!(fixture.find(&warm, Need::Bytes).await.is_some());
+    fixture.set_record(&dead, RecordState::Dead).await;
+    let registry = fixture.replica().await;
+    assert!(fixture.pulls(&registry).await);
+    assert_eq!(fixture.membership().await.generation, alive);
+    // A replica with the dead generation in its cache finds no data and looks again.
+    assert!(fixture.pulls(&warm).await);
 }
 
 #[tokio::test]
-async fn a_blob_whose_generations_are_all_dead_is_unknown_until_it_is_pushed_again() {
-    let story = Story::new();
-    let generation = story.push().await;
-    story.set_record(&generation, State::Dead).await;
-    let registry = story.replica().await;
-    assert!(story.find(&registry, Need::Bytes).await.is_none());
-    assert!(story.find(&registry, Need::Live).await.is_none());
+async fn dead_blob_is_unknown_until_pushed_again() {
+    let fixture = Fixture::new();
+    let generation = fixture.push().await;
+    fixture.set_record(&generation, RecordState::Dead).await;
+    let registry = fixture.replica().await;
+    assert!(fixture.find(&registry, Need::Bytes).await.is_none());
+    assert!(fixture.find(&registry, Need::Live).await.is_none());
     assert_eq!(
-        story.record_state(&generation).await,
-        State::Dead,
+        fixture.record_state(&generation).await,
+        RecordState::Dead,
         "dead is final"
     );
-    let again = story.push().await;
-    assert_eq!(story.claim().await.generation, again);
-    assert!(story.pulls(&story.replica().await).await);
+    let again = fixture.push().await;
+    assert_eq!(fixture.membership().await.generation, again);
+    assert!(fixture.pulls(&fixture.replica().await).await);
 }
 
 #[tokio::test]
-async fn a_dead_claim_is_revived_by_a_push() {
-    let story = Story::new();
-    story.push().await;
-    story.set_claim(State::Dead).await;
+async fn push_revives_a_dead_membership() {
+    let fixture = Fixture::new();
+    fixture.push().await;
+    fixture.set_membership(RecordState::Dead).await;
     assert!(
-        story
-            .find(&story.replica().await, Need::Live)
+        fixture
+            .find(&fixture.replica().await, Need::Live)
             .await
             .is_none()
     );
-    story.push().await;
-    assert!(story.pulls(&story.replica().await).await);
+    fixture.push().await;
+    assert!(fixture.pulls(&fixture.replica().await).await);
 }
 
 #[tokio::test]
-async fn a_finish_whose_record_has_died_since_is_an_unknown_upload() {
-    let story = Story::new();
-    let registry = story.replica().await;
-    let (ticket, progress) = registry.begin_upload(&story.repository, false);
+async fn repeated_finish_of_a_dead_record_is_an_unknown_upload() {
+    let fixture = Fixture::new();
+    let registry = fixture.replica().await;
+    let (ticket, progress) = registry.begin_upload(&fixture.repository, false);
     let finish = async || {
-        let body = Body {
+        let body = UploadBody {
             bytes: stream::iter([Ok(BYTES.into())]).boxed(),
             len: None,
             offset: None,
         };
         registry
             .finish(
-                &story.repository,
+                &fixture.repository,
                 ticket,
-                Some(progress.known),
-                story.digest,
+                Some(progress.hint),
+                fixture.digest,
                 body,
             )
             .await
     };
     finish().await.unwrap();
-    story.set_record(&ticket.id, State::Dead).await;
+    fixture.set_record(&ticket.id, RecordState::Dead).await;
     assert!(matches!(finish().await, Err(RegistryError::UploadUnknown)));
 }

@@ -9,8 +9,8 @@ use flotilla_common::seal::BlobFacts;
 use proptest::prelude::*;
 
 use crate::record::{
-    BlobRecord, ManifestRecord, MembershipRecord, Pointer, ReferrerValue, Segment, State, TableAt,
-    TagValue,
+    BlobRecord, ManifestRecord, MembershipRecord, Pointer, RecordState, ReferrerValue, Segment,
+    TableLocation, TagValue,
 };
 use crate::storage::Key;
 use crate::upload::hash::{Hashes, Midstates};
@@ -55,12 +55,13 @@ fn samples() -> Vec<Vec<u8>> {
         root: [7; 32],
     };
     let data = UploadLog::default().data_entry(&segments, hashes.midstates(), 9);
-    let finish = UploadLog::default().finish_entry(&segments, facts.clone(), TableAt::Nowhere, 9);
+    let finish =
+        UploadLog::default().finish_entry(&segments, facts.clone(), TableLocation::None, 9);
     let record = BlobRecord {
-        state: State::Live,
+        state: RecordState::Live,
         facts,
         segments,
-        table: TableAt::Nowhere,
+        table: TableLocation::None,
         nonce: 4,
     };
     let encoded = [
