@@ -1,59 +1,62 @@
-//! Many peers at once cost the origin about one copy.
+//! Concurrent pulls cost the origin about one copy of the image.
 
 use flotilla_common::units::{BitRate, ByteSize};
 
-use crate::harness::scene::Scene;
+use crate::harness::region::TestRegion;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn eight_peers_at_once_cost_the_origin_at_most_1_2_copies() {
-    let mut scene = Scene::with_image(ByteSize(24 << 20), Some(BitRate(80_000_000))).await;
-    scene.add_peers(8).await;
-    for pull in scene.pull_everywhere() {
-        scene.completes(pull).await;
+async fn eight_peers_cost_at_most_1_2_origin_copies() {
+    let mut region = TestRegion::with_image(ByteSize(24 << 20), Some(BitRate(80_000_000))).await;
+    region.add_peers(8).await;
+    for pull in region.pull_everywhere() {
+        region.finish_pull(pull).await;
     }
-    let copies = scene.origin_copies();
+    let copies = region.origin_copies();
     assert!(
         (1.0..=1.2).contains(&copies),
         "{copies} copies from the origin"
     );
-    scene.region.shut_down().await;
+    region.shut_down().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_pull_comes_out_of_the_own_store() {
-    let mut scene = Scene::with_image(ByteSize(4 << 20), None).await;
-    scene.add_peers(1).await;
-    scene.completes(scene.pull(0)).await;
-    let from_origin = scene.region.origin_blob_bytes();
-    scene.completes(scene.pull(0)).await;
+async fn second_pull_is_served_from_the_store() {
+    let mut region = TestRegion::with_image(ByteSize(4 << 20), None).await;
+    region.add_peers(1).await;
+    region.finish_pull(region.pull(0)).await;
+    let from_origin = region.origin_blob_bytes();
+    region.finish_pull(region.pull(0)).await;
     assert_eq!(
-        scene.region.origin_blob_bytes(),
+        region.origin_blob_bytes(),
         from_origin,
-        "nothing is fetched twice"
+        "the second pull must not fetch anything"
     );
     assert_eq!(
-        scene.region.peers()[0].stats().bytes_from_store,
-        scene.image_bytes
+        region.peers()[0].stats().bytes_from_store,
+        region.image_bytes
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_restarts_goes_on_with_what_it_holds() {
-    let mut scene = Scene::with_image(ByteSize(16 << 20), Some(BitRate(60_000_000))).await;
-    scene.add_peers(1).await;
-    let cut = scene.pull(0);
-    scene
-        .until("half of the image is held", |scene| {
-            scene.held_by(0) > scene.image_bytes / 2
+async fn restarted_peer_resumes_from_its_store() {
+    let mut region = TestRegion::with_image(ByteSize(16 << 20), Some(BitRate(60_000_000))).await;
+    region.add_peers(1).await;
+    let interrupted = region.pull(0);
+    region
+        .wait_until("the peer holds half of the image", |region| {
+            region.held_bytes(0) > region.image_bytes / 2
         })
         .await;
-    let plan = scene.region.stop_peer(0).await;
-    assert!(cut.await.unwrap().is_err(), "the mirror was cut off");
-    scene.region.add_peer(plan).await.unwrap();
-    scene.completes(scene.pull(0)).await;
-    let copies = scene.origin_copies();
+    let plan = region.stop_peer(0).await;
+    assert!(
+        interrupted.await.unwrap().is_err(),
+        "the mirror was stopped"
+    );
+    region.add_peer(plan).await.unwrap();
+    region.finish_pull(region.pull(0)).await;
+    let copies = region.origin_copies();
     assert!(
         copies < 1.6,
-        "{copies} copies: what was held before the restart was fetched again"
+        "{copies} copies: the peer fetched chunks that it held before the restart"
     );
 }

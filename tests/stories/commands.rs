@@ -1,4 +1,4 @@
-//! The program as people and scripts type it.
+//! The program's commands: errors, help, and output for scripts.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use clap::{Arg, CommandFactory as _};
 use flotilla::cli::Cli;
 use flotilla_runtime::config;
 
-use crate::harness::process::Process;
+use crate::harness::service::TestService;
 use crate::harness::tools::run;
 
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
@@ -17,7 +17,7 @@ fn flotilla(arguments: &[&str]) -> Result<String, String> {
 }
 
 #[test]
-fn a_bad_flag_names_the_right_one() {
+fn invalid_flags_suggest_the_right_one() {
     let message = flotilla(&["demo", "--pears", "3"]).unwrap_err();
     assert!(
         message.contains("--pears") && message.contains("--peers"),
@@ -31,7 +31,7 @@ fn a_bad_flag_names_the_right_one() {
 }
 
 #[test]
-fn a_folder_that_is_no_image_says_what_one_is() {
+fn invalid_layout_names_the_fix() {
     let dir = tempfile::tempdir().unwrap();
     let message = flotilla(&["demo", "--image", dir.path().to_str().unwrap()]).unwrap_err();
     assert!(
@@ -41,7 +41,7 @@ fn a_folder_that_is_no_image_says_what_one_is() {
 }
 
 #[test]
-fn an_origin_on_an_unusable_storage_says_which_and_why() {
+fn unusable_storage_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     flotilla(&["pki", "init", "--dir", &path("pki")]).unwrap();
@@ -72,7 +72,7 @@ fn an_origin_on_an_unusable_storage_says_which_and_why() {
 }
 
 #[test]
-fn a_check_tells_people_and_scripts_what_is_wrong() {
+fn check_reports_an_empty_storage() {
     let dir = tempfile::tempdir().unwrap();
     let storage = format!("file://{}", dir.path().display());
     let message = flotilla(&["origin", "check", "--storage", &storage]).unwrap_err();
@@ -87,7 +87,7 @@ fn a_check_tells_people_and_scripts_what_is_wrong() {
     assert_eq!(
         std::fs::read_dir(dir.path()).unwrap().count(),
         0,
-        "it only looks"
+        "the check must not write"
     );
     let message =
         flotilla(&["origin", "check", "--storage", &format!("{storage}/typo")]).unwrap_err();
@@ -105,7 +105,7 @@ fn a_check_tells_people_and_scripts_what_is_wrong() {
 }
 
 #[test]
-fn a_demonstration_prints_one_json_object() {
+fn demo_prints_one_json_object() {
     let printed = flotilla(&[
         "demo", "--peers", "3", "--size", "4MiB", "--rate", "80Mbit", "--json",
     ])
@@ -135,7 +135,7 @@ fn a_demonstration_prints_one_json_object() {
 }
 
 #[test]
-fn a_scenario_with_a_typo_names_the_key() {
+fn unknown_scenario_key_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let scenario = dir.path().join("typo.toml");
     std::fs::write(&scenario, "nam = \"typo\"\n").unwrap();
@@ -147,7 +147,7 @@ fn a_scenario_with_a_typo_names_the_key() {
 }
 
 #[test]
-fn the_example_configurations_are_read_and_show_every_key() {
+fn example_configurations_are_valid_and_complete() {
     for service in ["origin", "tracker", "peer"] {
         let path = format!(
             "{}/deploy/config/{service}.toml",
@@ -162,17 +162,20 @@ fn the_example_configurations_are_read_and_show_every_key() {
             .get_arguments()
             .filter_map(Arg::get_long);
         for key in flags.filter(|flag| !["config", "help"].contains(flag)) {
-            let shows = |line: &str| {
+            let mentions_key = |line: &str| {
                 line.trim_start_matches("# ")
                     .starts_with(&format!("{key} = "))
             };
-            assert!(text.lines().any(shows), "{path} does not show {key}");
+            assert!(
+                text.lines().any(mentions_key),
+                "{path} does not mention {key}"
+            );
         }
     }
 }
 
 #[test]
-fn the_example_for_containerd_is_what_the_example_peer_prints() {
+fn example_hosts_toml_matches_the_example_peer() {
     let deployed = |file: &str| format!("{}/deploy/{file}", env!("CARGO_MANIFEST_DIR"));
     let printed = flotilla(&[
         "peer",
@@ -188,7 +191,7 @@ fn the_example_for_containerd_is_what_the_example_peer_prints() {
 }
 
 #[test]
-fn a_fault_in_a_configuration_names_the_key_and_the_cure() {
+fn configuration_errors_name_the_key_and_the_fix() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("flotilla.toml");
     for (service, text, words) in [
@@ -248,7 +251,7 @@ fn a_fault_in_a_configuration_names_the_key_and_the_cure() {
 }
 
 #[test]
-fn shells_complete_commands_and_flags() {
+fn completions_include_commands_and_flags() {
     for shell in ["bash", "zsh", "fish"] {
         let script = flotilla(&["completions", shell]).unwrap();
         assert!(
@@ -259,7 +262,7 @@ fn shells_complete_commands_and_flags() {
 }
 
 #[test]
-fn help_shows_examples_units_and_variables() {
+fn help_has_examples_units_and_variables() {
     let help = flotilla(&["peer", "--help"]).unwrap();
     for word in [
         "Examples:",
@@ -274,7 +277,7 @@ fn help_shows_examples_units_and_variables() {
 }
 
 #[test]
-fn a_peer_that_is_not_there_says_what_to_check() {
+fn status_without_a_peer_names_the_fix() {
     let message = flotilla(&["peer", "status", "--mirror", "127.0.0.1:1"]).unwrap_err();
     assert!(
         message.contains("127.0.0.1:1") && message.contains("--mirror ADDR"),
@@ -283,7 +286,7 @@ fn a_peer_that_is_not_there_says_what_to_check() {
 }
 
 #[test]
-fn a_status_of_what_is_no_peer_says_so() {
+fn status_of_another_service_names_the_fix() {
     let dir = tempfile::tempdir().unwrap();
     let pki = dir.path().join("pki");
     let pki = pki.to_str().unwrap();
@@ -302,7 +305,7 @@ fn a_status_of_what_is_no_peer_says_so() {
         (&[], "answered 404 Not Found"),
     ] {
         let mut tracker = Command::new(FLOTILLA);
-        let tracker = Process::start(
+        let tracker = TestService::start(
             tracker
                 .args(["tracker", "--listen", "127.0.0.1:0"])
                 .args(tls)
@@ -318,13 +321,13 @@ fn a_status_of_what_is_no_peer_says_so() {
 }
 
 #[test]
-fn who_has_read_enough_hangs_up_and_no_command_minds() {
+fn broken_pipe_is_not_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let pki = dir.path().join("pki").display().to_string();
-    // The shell tells how the first of both ended.
+    // The shell prints the exit status of the first command.
     let line = format!("'{FLOTILLA}' pki init --dir '{pki}' | true; echo \"${{PIPESTATUS[0]}}\"");
     let mut shell = Command::new("bash");
-    let said = shell.args(["-c", &line]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&said.stdout), "0\n", "{said:?}");
-    assert!(said.stderr.is_empty(), "{said:?}");
+    let output = shell.args(["-c", &line]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n", "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
 }

@@ -1,5 +1,5 @@
-//! SIGTERM to each service as a process of its own: what is in flight is finished, nothing new is
-//! accepted, and the process ends well and soon.
+//! SIGTERM to each service: it finishes requests in flight, accepts no new ones, and exits with
+//! status 0.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,14 +11,14 @@ use flotilla_common::manifest::{ACCEPT, Descriptor};
 use flotilla_common::units::ByteSize;
 use reqwest::Response;
 
-use crate::harness::process::Process;
+use crate::harness::service::TestService;
 use crate::harness::tools::run;
 
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
 
-/// Begins to download a layer, so slowly that it is still under way when the service is told to
-/// stop.
-async fn begin(base: &str, layer: &Descriptor) -> (Response, Vec<u8>) {
+/// Starts to download a layer and returns its first bytes. The origin's rate limit keeps the
+/// download running until the service gets the signal.
+async fn start_download(base: &str, layer: &Descriptor) -> (Response, Vec<u8>) {
     let client = http_client().unwrap();
     let manifest = format!("{base}/v2/app/manifests/v1?ns=registry");
     client
@@ -40,29 +40,29 @@ async fn begin(base: &str, layer: &Descriptor) -> (Response, Vec<u8>) {
     let first = response.chunk().await.unwrap().unwrap().to_vec();
     assert!(
         (first.len() as u64) < layer.size,
-        "the whole layer came at once"
+        "the download is already complete"
     );
     (response, first)
 }
 
-/// Reads the rest of a download and checks it.
-async fn finishes((mut response, mut bytes): (Response, Vec<u8>), layer: &Descriptor) {
-    while let Some(piece) = response.chunk().await.unwrap() {
-        bytes.extend_from_slice(&piece);
+/// Reads the rest of a download and verifies the digest.
+async fn finish_download((mut response, mut bytes): (Response, Vec<u8>), layer: &Descriptor) {
+    while let Some(buffer) = response.chunk().await.unwrap() {
+        bytes.extend_from_slice(&buffer);
     }
     assert_eq!(Digest::sha256(&bytes), layer.digest);
 }
 
-async fn drains(service: Process, layer: &Descriptor) {
-    let download = begin(&service.url(), layer).await;
+async fn assert_drains(service: TestService, layer: &Descriptor) {
+    let download = start_download(&service.url(), layer).await;
     service.terminate();
-    service.accepts_nothing_new().await;
-    finishes(download, layer).await;
-    service.ends_well().await;
+    service.wait_until_closed().await;
+    finish_download(download, layer).await;
+    service.wait_until_drained().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_service_finishes_what_is_in_flight_when_it_is_told_to_stop() {
+async fn services_drain_on_sigterm() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let flotilla = |arguments: &[&str]| run(Path::new(FLOTILLA), arguments).unwrap();
@@ -74,12 +74,16 @@ async fn every_service_finishes_what_is_in_flight_when_it_is_told_to_stop() {
         &["origin", "--listen", any, "--storage", "memory:///"],
         &["--seal-key", &seal_key, "--up", "40Mbit"],
     ];
-    let start = |arguments: &[&str]| Process::start(Command::new(FLOTILLA).args(arguments));
+    let start = |arguments: &[&str]| TestService::start(Command::new(FLOTILLA).args(arguments));
     let origin = start(&origin.concat());
     let tracker = start(&["tracker", "--listen", any]);
-    let (origin_url, tracker_url, store) = (origin.url(), tracker.url(), path("store"));
-    let (trusted, ca) = (path("pki/trusted-keys"), path("pki/ca.pem"));
-    let (certificate, key) = (path("pki/vm-1.pem"), path("pki/vm-1.key"));
+    let origin_url = origin.url();
+    let tracker_url = tracker.url();
+    let store = path("store");
+    let trusted = path("pki/trusted-keys");
+    let ca = path("pki/ca.pem");
+    let certificate = path("pki/vm-1.pem");
+    let key = path("pki/vm-1.key");
     let peer: [&[&str]; 3] = [
         &["peer", "--mirror", any, "--quic", any, "--store", &store],
         &[
@@ -114,15 +118,15 @@ async fn every_service_finishes_what_is_in_flight_when_it_is_told_to_stop() {
         .max_by_key(|layer| layer.size)
         .unwrap();
 
-    drains(peer, layer).await;
-    drains(origin, layer).await;
+    assert_drains(peer, layer).await;
+    assert_drains(origin, layer).await;
     tracker.terminate();
-    tracker.accepts_nothing_new().await;
-    tracker.ends_well().await;
+    tracker.wait_until_closed().await;
+    tracker.wait_until_drained().await;
 }
 
-/// An origin in memory and a tracker, on plain HTTP.
-fn plain_services(dir: &Path, start: impl Fn(&mut Command) -> Process) -> [Process; 2] {
+/// Starts an origin with storage in memory, and a tracker, with plain HTTP.
+fn plain_services(dir: &Path, start: impl Fn(&mut Command) -> TestService) -> [TestService; 2] {
     let pki = dir.join("pki").display().to_string();
     run(Path::new(FLOTILLA), ["pki", "init", "--dir", &pki]).unwrap();
     let seal_key = format!("{pki}/local.seal.key");
@@ -135,9 +139,9 @@ fn plain_services(dir: &Path, start: impl Fn(&mut Command) -> Process) -> [Proce
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_whose_log_nobody_reads_any_more_goes_on_and_ends_when_it_is_told_to() {
+async fn services_survive_a_closed_stderr() {
     let dir = tempfile::tempdir().unwrap();
-    for service in plain_services(dir.path(), Process::start_unread) {
+    for service in plain_services(dir.path(), TestService::start_without_log_reader) {
         let health = http_client()
             .unwrap()
             .get(format!("{}/healthz", service.url()))
@@ -145,14 +149,14 @@ async fn a_service_whose_log_nobody_reads_any_more_goes_on_and_ends_when_it_is_t
             .await;
         health.unwrap().error_for_status().unwrap();
         service.terminate();
-        service.ends().await;
+        service.wait_until_ended().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_does_not_end_a_service_that_has_no_certificates() {
+async fn sighup_does_not_end_services_without_certificates() {
     let dir = tempfile::tempdir().unwrap();
-    for service in plain_services(dir.path(), Process::start) {
+    for service in plain_services(dir.path(), TestService::start) {
         service.reload();
         let health = http_client()
             .unwrap()
@@ -161,6 +165,6 @@ async fn a_reload_does_not_end_a_service_that_has_no_certificates() {
             .await;
         health.unwrap().error_for_status().unwrap();
         service.terminate();
-        service.ends_well().await;
+        service.wait_until_drained().await;
     }
 }

@@ -1,4 +1,4 @@
-//! What is wrong is said clearly, to clients and to people.
+//! Error responses and messages name the problem.
 
 use flotilla::client::{ClientError, RegistryClient};
 use flotilla::region::PeerPlan;
@@ -7,40 +7,38 @@ use flotilla_common::manifest::OCI_MANIFEST;
 use flotilla_common::units::ByteSize;
 use reqwest::StatusCode;
 
-use crate::harness::scene::{REPOSITORY, Scene};
+use crate::harness::region::{REPOSITORY, TestRegion};
 
 fn status(error: ClientError) -> (StatusCode, String) {
     match error {
         ClientError::Status {
             status, message, ..
         } => (status, message),
-        other => panic!("not an answer of a registry: {other}"),
+        other => panic!("not an error response of a registry: {other}"),
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_push_under_a_wrong_digest_is_refused_and_leaves_nothing() {
-    let scene = Scene::with_image(ByteSize(1 << 20), None).await;
-    let origin =
-        RegistryClient::new(scene.region.origin_url(), REPOSITORY.parse().unwrap()).unwrap();
+async fn push_with_wrong_digest_is_rejected() {
+    let region = TestRegion::with_image(ByteSize(1 << 20), None).await;
+    let origin = RegistryClient::new(region.origin_url(), REPOSITORY.parse().unwrap()).unwrap();
     let wrong = Digest::sha256(b"something else");
     let error = origin.upload(&wrong, 5, "bytes".into()).await.unwrap_err();
     let (code, message) = status(error);
     assert_eq!(code, StatusCode::BAD_REQUEST);
     assert!(message.contains("DIGEST_INVALID"), "{message}");
-    let head = reqwest_head(&format!(
+    let head = head_status(&format!(
         "{}/v2/{REPOSITORY}/blobs/{wrong}",
-        scene.region.origin_url()
+        region.origin_url()
     ))
     .await;
     assert_eq!(head, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_manifest_that_names_unknown_blobs_is_refused() {
-    let scene = Scene::with_image(ByteSize(1 << 20), None).await;
-    let origin =
-        RegistryClient::new(scene.region.origin_url(), REPOSITORY.parse().unwrap()).unwrap();
+async fn manifest_with_unknown_blobs_is_rejected() {
+    let region = TestRegion::with_image(ByteSize(1 << 20), None).await;
+    let origin = RegistryClient::new(region.origin_url(), REPOSITORY.parse().unwrap()).unwrap();
     let unknown = Digest::sha256(b"never pushed");
     let manifest = format!(
         r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{{"mediaType":"x","digest":"{unknown}","size":12}},"layers":[]}}"#
@@ -58,18 +56,18 @@ async fn a_manifest_that_names_unknown_blobs_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_image_is_a_fast_and_clear_404_through_the_mirror() {
-    let mut scene = Scene::with_image(ByteSize(1 << 20), None).await;
-    scene.add_peers(1).await;
-    let client = scene.region.mirror_client(0, "library/typo").unwrap();
+async fn unknown_image_is_404_through_the_mirror() {
+    let mut region = TestRegion::with_image(ByteSize(1 << 20), None).await;
+    region.add_peers(1).await;
+    let client = region.mirror_client(0, "library/typo").unwrap();
     let error = client.pull("v1", |_| {}).await.unwrap_err();
     let (code, _) = status(error);
     assert_eq!(code, StatusCode::NOT_FOUND);
-    // HEAD has no body; GET tells the person what happened.
+    // A response to HEAD has no body; a GET shows the message.
     let url = format!(
         "http://{}/v2/library/typo/manifests/v1?ns={}",
-        scene.region.peers()[0].mirror_addr(),
-        scene.region.registry()
+        region.peers()[0].mirror_addr(),
+        region.registry()
     );
     let message = get_text(&url).await;
     assert!(
@@ -79,19 +77,19 @@ async fn an_unknown_image_is_a_fast_and_clear_404_through_the_mirror() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_cannot_be_used_names_the_folder() {
-    let mut scene = Scene::with_image(ByteSize(1 << 20), None).await;
+async fn unusable_store_names_its_folder() {
+    let mut region = TestRegion::with_image(ByteSize(1 << 20), None).await;
     let plan = PeerPlan::numbered(1, 1);
-    let in_the_way = scene.dir().join("peers");
-    std::fs::write(&in_the_way, "a file where the folder should be").unwrap();
-    let error = scene.region.add_peer(plan).await.unwrap_err().to_string();
+    let blocking_file = region.dir().join("peers");
+    std::fs::write(&blocking_file, "a file where the folder should be").unwrap();
+    let error = region.add_peer(plan).await.unwrap_err().to_string();
     assert!(
-        error.contains("start peer-1") && error.contains(in_the_way.to_str().unwrap()),
+        error.contains("start peer-1") && error.contains(blocking_file.to_str().unwrap()),
         "{error}"
     );
 }
 
-async fn reqwest_head(url: &str) -> StatusCode {
+async fn head_status(url: &str) -> StatusCode {
     flotilla::client::http_client()
         .unwrap()
         .head(url)

@@ -1,27 +1,26 @@
-//! Stories: what a user would see, with real listeners, real clients where they are needed, and
-//! things going wrong.
+//! End-to-end tests: what users see, with real listeners, third-party clients, and faults.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed story")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod burst;
-mod clients;
-mod clock;
 mod commands;
-mod configurations;
-mod disks;
+mod container_runtimes;
+mod containerd_v1;
+mod corrupt_peer;
+mod disk_faults;
 mod draining;
 mod errors;
-mod faults;
-mod frozen;
 mod harness;
-mod killed;
-mod liar;
+mod invalid_configurations;
+mod killed_services;
 mod metrics;
-mod origins;
-mod pushes;
-mod real_tools;
-mod resume;
+mod mirror_failures;
+mod origin_outages;
+mod push_clients;
+mod stopped_services;
+mod suspended_peer;
 mod system_calls;
-mod trackers;
-mod units;
+mod systemd_units;
+mod tracker_outages;
 mod upstream;
+mod wrong_clocks;

@@ -1,22 +1,21 @@
-//! The metrics that services export are those that `docs/operations.md` lists, each with its
-//! labels: no more and no fewer.
+//! The exported metrics and their labels are exactly those in `docs/operations.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla::client::http_client;
 use flotilla_common::units::ByteSize;
 
-use crate::harness::scene::Scene;
+use crate::harness::region::TestRegion;
 
-/// Labels by the name of their metric.
+/// The labels of each metric, by its name.
 type Metrics = BTreeMap<String, BTreeSet<String>>;
 
-/// What is between backquotes.
-fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+/// The code spans of a table cell.
+fn code_spans(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
-/// The table of a service's metrics: its rows, each with the names and the labels in it.
+/// The rows of the documented table of a service's metrics: the names and the labels in each.
 fn documented(service: &str) -> Vec<(Vec<String>, BTreeSet<String>)> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
     let page = std::fs::read_to_string(path).unwrap();
@@ -31,15 +30,15 @@ fn documented(service: &str) -> Vec<(Vec<String>, BTreeSet<String>)> {
         .take_while(|line| line.starts_with('|'));
     let row = |line: &str| {
         let cells: Vec<_> = line.split('|').collect();
-        let names = quoted(cells[1])
+        let names = code_spans(cells[1])
             .map(|name| format!("{prefix}{name}"))
             .collect();
-        (names, quoted(cells[2]).map(str::to_owned).collect())
+        (names, code_spans(cells[2]).map(str::to_owned).collect())
     };
     rows.map(row).collect()
 }
 
-/// What a service prints.
+/// Parses a service's metrics.
 fn exported(text: &str) -> Metrics {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let names = types.filter_map(|line| line.split(' ').next());
@@ -68,15 +67,15 @@ fn exported(text: &str) -> Metrics {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_operations_page_lists_every_metric_with_its_labels() {
-    let mut scene = Scene::with_image(ByteSize(1 << 20), None).await;
-    scene.add_peers(1).await;
-    let pull = scene.pull(0);
-    scene.completes(pull).await;
-    let peer = format!("http://{}/flotilla", scene.region.peers()[0].mirror_addr());
+async fn documentation_lists_every_metric_with_its_labels() {
+    let mut region = TestRegion::with_image(ByteSize(1 << 20), None).await;
+    region.add_peers(1).await;
+    let pull = region.pull(0);
+    region.finish_pull(pull).await;
+    let peer = format!("http://{}/flotilla", region.peers()[0].mirror_addr());
     for (service, url) in [
-        ("origin", scene.region.origin_url()),
-        ("tracker", scene.region.tracker_url()),
+        ("origin", region.origin_url()),
+        ("tracker", region.tracker_url()),
         ("peer", peer),
     ] {
         let text = http_client()
@@ -93,27 +92,27 @@ async fn the_operations_page_lists_every_metric_with_its_labels() {
             let mut found = BTreeSet::new();
             for name in &names {
                 found.extend(
-                    exported
-                        .remove(name)
-                        .unwrap_or_else(|| panic!("{name} is only documented:\n{text}")),
+                    exported.remove(name).unwrap_or_else(|| {
+                        panic!("{name} is documented but not exported:\n{text}")
+                    }),
                 );
             }
             assert_eq!(found, labels, "the labels of {names:?}");
         }
         assert!(
             exported.is_empty(),
-            "exported and not documented: {exported:?}"
+            "exported but not documented: {exported:?}"
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_runtime_asks_is_counted_from_the_start() {
-    let mut scene = Scene::with_image(ByteSize(1 << 20), None).await;
-    scene.add_peers(1).await;
+async fn mirror_request_counters_start_at_zero() {
+    let mut region = TestRegion::with_image(ByteSize(1 << 20), None).await;
+    region.add_peers(1).await;
     let url = format!(
         "http://{}/flotilla/metrics",
-        scene.region.peers()[0].mirror_addr()
+        region.peers()[0].mirror_addr()
     );
     let text = http_client()
         .unwrap()

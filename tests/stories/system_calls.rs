@@ -1,6 +1,5 @@
-//! The system calls of the services, and what the units of `deploy/` let through. What a unit
-//! refuses is an error to the service, and no message anywhere: a call that its `SystemCallFilter=`
-//! forgets is found here or by an operator.
+//! The systemd units of `deploy/` allow all system calls of their services. A call that is missing
+//! in `SystemCallFilter=` fails without any log message, so it is found here or in production.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,17 +9,19 @@ use std::path::Path;
 use flotilla_common::units::ByteSize;
 use flotilla_lab::{LabPlan, NetworkKind, PeerSetup};
 
-use crate::harness::lab_scene::LabScene;
-use crate::harness::tools::{find, run, skip};
+use crate::harness::lab::TestLab;
+use crate::harness::tools::{find_or_skip, run, skip};
 
-const STORY: &str = "the units' system calls";
+const TEST: &str = "system calls of the systemd units";
 const SERVICES: [&str; 3] = ["origin", "tracker", "peer"];
 
-/// A program that is `flotilla`, but each service writes its system calls into a file: the tracer
-/// is a process aside, so that signals and ends are the service's own.
-fn traced(strace: &Path, dir: &Path) -> String {
+/// Writes a script that runs `flotilla` and records each service's system calls in a file. strace
+/// runs as a detached grandchild (`-D`), so the service itself gets signals and sets the exit status.
+fn write_tracing_script(strace: &Path, dir: &Path) -> String {
     let flotilla = env!("CARGO_BIN_EXE_flotilla");
-    let (strace, dir, program) = (strace.display(), dir.display(), dir.join("flotilla"));
+    let program = dir.join("flotilla");
+    let strace = strace.display();
+    let dir = dir.display();
     let script = format!(
         "#!/bin/sh\ncase $1 in pki) exec '{flotilla}' \"$@\" ;; esac\n\
          exec '{strace}' -D -f -qq -s 0 -o \"{dir}/$1.$$\" '{flotilla}' \"$@\"\n"
@@ -30,8 +31,8 @@ fn traced(strace: &Path, dir: &Path) -> String {
     program.display().to_string()
 }
 
-/// The calls that the processes of a service made, each with the first line that shows it.
-fn calls_of(service: &str, dir: &Path) -> BTreeMap<String, String> {
+/// The system calls of a service's processes, each with the first line of the trace that has it.
+fn recorded_calls(service: &str, dir: &Path) -> BTreeMap<String, String> {
     let mut calls = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
         if entry
@@ -39,7 +40,8 @@ fn calls_of(service: &str, dir: &Path) -> BTreeMap<String, String> {
             .to_string_lossy()
             .starts_with(&format!("{service}."))
         {
-            // `NUMBER  NAME(ARGUMENTS) = RESULT`; what is resumed, a signal and an end have no name in its place.
+            // `PID  NAME(ARGUMENTS) = RESULT`; lines without a name are signals, exits and resumed
+            // calls.
             for line in fs::read_to_string(entry.path()).unwrap().lines() {
                 let call = line
                     .split_once(' ')
@@ -57,11 +59,11 @@ fn calls_of(service: &str, dir: &Path) -> BTreeMap<String, String> {
     calls
 }
 
-/// What systemd means by its sets: each set's members, sets among them.
-fn sets(printed: &str) -> BTreeMap<&str, Vec<&str>> {
+/// Parses systemd's sets of system calls: the members of each, which may be sets.
+fn parse_sets(text: &str) -> BTreeMap<&str, Vec<&str>> {
     let mut sets = BTreeMap::<_, Vec<_>>::new();
     let mut current = "";
-    for line in printed
+    for line in text
         .lines()
         .filter(|line| !line.trim_start().starts_with('#'))
     {
@@ -74,6 +76,7 @@ fn sets(printed: &str) -> BTreeMap<&str, Vec<&str>> {
     sets
 }
 
+/// All system calls of a set, or the call itself.
 fn expand<'s>(name: &'s str, sets: &BTreeMap<&'s str, Vec<&'s str>>) -> BTreeSet<&'s str> {
     match sets.get(name) {
         Some(members) => members
@@ -84,21 +87,21 @@ fn expand<'s>(name: &'s str, sets: &BTreeMap<&'s str, Vec<&'s str>>) -> BTreeSet
     }
 }
 
-/// The lines of a unit with this key, in order.
+/// The values of a unit's key, in order.
 fn settings<'u>(unit: &'u str, key: &str) -> Vec<&'u str> {
     let value = |line: &'u str| line.strip_prefix(key)?.strip_prefix('=');
     unit.lines().filter_map(value).collect()
 }
 
-/// What a unit's lines let through: systemd.exec(5), "System Call Filtering".
-fn allowed<'s>(unit: &'s str, sets: &BTreeMap<&'s str, Vec<&'s str>>) -> BTreeSet<&'s str> {
+/// The system calls that a unit allows: systemd.exec(5), "System Call Filtering".
+fn allowed_calls<'s>(unit: &'s str, sets: &BTreeMap<&'s str, Vec<&'s str>>) -> BTreeSet<&'s str> {
     let mut allowed = expand("@default", sets);
     for line in settings(unit, "SystemCallFilter") {
-        let (names, is_let_through) = line
+        let (names, is_allowed) = line
             .strip_prefix('~')
             .map_or((line, true), |names| (names, false));
         for call in names.split_whitespace().flat_map(|name| expand(name, sets)) {
-            if is_let_through {
+            if is_allowed {
                 allowed.insert(call);
             } else {
                 allowed.remove(call);
@@ -109,38 +112,42 @@ fn allowed<'s>(unit: &'s str, sets: &BTreeMap<&'s str, Vec<&'s str>>) -> BTreeSe
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_units_let_every_system_call_of_their_services_through() {
-    let Some(tools) = find(STORY, &["strace", "systemd-analyze"], false) else {
+async fn units_allow_all_system_calls_of_their_services() {
+    let Some(tools) = find_or_skip(TEST, &["strace", "systemd-analyze"], false) else {
         return;
     };
     if run(&tools[0], ["-D", "-qq", "-o", "/dev/null", "true"]).is_err() {
-        return skip(STORY, "strace may trace nothing here");
+        return skip(TEST, "strace is not allowed to trace");
     }
     let dir = tempfile::tempdir().unwrap();
-    let plan = LabPlan::new(traced(&tools[0], dir.path()), NetworkKind::Loopback);
-    let mut scene = LabScene::of(plan, ByteSize(8 << 20), &vec![PeerSetup::default(); 2]).await;
+    let plan = LabPlan::new(
+        write_tracing_script(&tools[0], dir.path()),
+        NetworkKind::Loopback,
+    );
+    let mut lab = TestLab::with_plan(plan, ByteSize(8 << 20), &vec![PeerSetup::default(); 2]).await;
     for peer in 0..2 {
-        scene.completes(scene.pull(peer)).await;
+        lab.finish_pull(lab.pull(peer)).await;
     }
-    // A store that is there is read again, and everybody drains.
-    scene.lab.peer(1).terminate().await.unwrap();
-    scene.lab.peer(1).start().await.unwrap();
-    scene.completes(scene.pull(1)).await;
+    // Covers reading an existing store, and draining.
+    lab.peer(1).terminate().await.unwrap();
+    lab.peer(1).start().await.unwrap();
+    lab.finish_pull(lab.pull(1)).await;
     for service in [0, 1] {
-        assert!(scene.lab.peer(service).terminate().await.unwrap().success());
+        assert!(lab.peer(service).terminate().await.unwrap().success());
     }
-    assert!(scene.lab.tracker(0).terminate().await.unwrap().success());
-    assert!(scene.lab.origin().terminate().await.unwrap().success());
+    assert!(lab.tracker(0).terminate().await.unwrap().success());
+    assert!(lab.origin().terminate().await.unwrap().success());
 
-    let printed = run(&tools[1], ["syscall-filter", "--no-pager"]).unwrap();
-    let sets = sets(&printed);
+    let text = run(&tools[1], ["syscall-filter", "--no-pager"]).unwrap();
+    let sets = parse_sets(&text);
     for service in SERVICES {
         let unit = format!(
             "{}/deploy/systemd/flotilla-{service}.service",
             env!("CARGO_MANIFEST_DIR")
         );
         let unit = fs::read_to_string(unit).unwrap();
-        let (allowed, calls) = (allowed(&unit, &sets), calls_of(service, dir.path()));
+        let allowed = allowed_calls(&unit, &sets);
+        let calls = recorded_calls(service, dir.path());
         assert!(
             allowed.contains("sendfile")
                 && !allowed.contains("mount")

@@ -1,4 +1,4 @@
-//! Buildah with a storage of a story's own.
+//! Buildah with private storage.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::tools;
 
-/// Buildah's folder and program.
+/// Buildah, and the folder of its storage and configuration.
 #[derive(Debug)]
 pub(crate) struct Buildah {
     buildah: PathBuf,
@@ -15,10 +15,10 @@ pub(crate) struct Buildah {
 }
 
 impl Buildah {
-    /// Buildah that trusts everybody.
+    /// Creates Buildah's configuration, which accepts unsigned images.
     ///
     /// # Panics
-    /// If its files cannot be written.
+    /// If a file cannot be written.
     pub(crate) fn new(buildah: &Path) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
@@ -29,12 +29,12 @@ impl Buildah {
         }
     }
 
-    /// Builds an image of one file, and pushes it with its layer in zstd.
+    /// Builds an image of one file and pushes it with a zstd layer.
     ///
     /// # Errors
-    /// What buildah printed.
+    /// Buildah's output.
     pub(crate) fn build_and_push(&self, file: &Path, image: &str) -> Result<(), String> {
-        let policy = self.path("policy.json");
+        let policy_file = self.path("policy.json");
         let container = self.run(&["from", "scratch"])?;
         self.run(&[
             "copy",
@@ -42,11 +42,11 @@ impl Buildah {
             &file.display().to_string(),
             "/file",
         ])?;
-        let trusting = ["--signature-policy", &policy];
+        let policy = ["--signature-policy", &policy_file];
         self.run(
             &[
                 &["commit"],
-                &trusting[..],
+                &policy[..],
                 &["--format", "oci", container.trim(), "built"],
             ]
             .concat(),
@@ -58,13 +58,14 @@ impl Buildah {
             "built",
             image,
         ];
-        self.run(&[&["push"], &trusting[..], &flags].concat())
+        self.run(&[&["push"], &policy[..], &flags].concat())
             .map(drop)
     }
 
     fn run(&self, arguments: &[&str]) -> Result<String, String> {
-        let (root, runroot) = (self.path("root"), self.path("run"));
-        let own = [
+        let root = self.path("root");
+        let runroot = self.path("run");
+        let flags = [
             "--root",
             &root,
             "--runroot",
@@ -72,7 +73,7 @@ impl Buildah {
             "--storage-driver",
             "vfs",
         ];
-        tools::run(&self.buildah, own.iter().chain(arguments))
+        tools::run(&self.buildah, flags.iter().chain(arguments))
     }
 
     fn path(&self, name: &str) -> String {

@@ -1,4 +1,4 @@
-//! A containerd daemon of a story's own: private root, state and socket, ended with the story.
+//! A private containerd daemon: its own root, state and socket.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::daemon::Daemon;
 use super::tools;
 
-/// What the versions that are tried want in their configuration.
+/// The configuration of each tested version.
 const VERSION_1: &str = r#"version = 2
 disabled_plugins = ["io.containerd.grpc.v1.cri"]
 "#;
@@ -20,7 +20,7 @@ disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime
     snapshotter = "native"
 "#;
 
-/// A running daemon and its client program.
+/// A running daemon, and its client program.
 #[derive(Debug)]
 pub(crate) struct Containerd {
     daemon: Daemon,
@@ -31,29 +31,28 @@ impl Containerd {
     /// Starts Debian's containerd, version 1, and waits until it answers.
     ///
     /// # Panics
-    /// If it does not come up; with its log.
+    /// If it does not start, with its log.
     pub(crate) fn start(containerd: &Path, ctr: &Path) -> Self {
         Self::start_with(containerd, ctr, VERSION_1)
     }
 
-    /// As [`Containerd::start`], version 2 as it comes.
+    /// As [`Containerd::start`], for version 2 with its defaults.
     pub(crate) fn start_2(containerd: &Path, ctr: &Path) -> Self {
         Self::start_with(containerd, ctr, &VERSION_2.replace("RANGE", "0"))
     }
 
-    /// As [`Containerd::start_2`]; each layer is fetched in three ranges at once, of 1 MiB so that
-    /// there are many.
-    pub(crate) fn start_2_in_ranges(containerd: &Path, ctr: &Path) -> Self {
+    /// As [`Containerd::start_2`], but it fetches layers in ranges of 1 MiB, three at a time.
+    pub(crate) fn start_2_with_ranges(containerd: &Path, ctr: &Path) -> Self {
         Self::start_with(containerd, ctr, &VERSION_2.replace("RANGE", "1048576"))
     }
 
     fn start_with(containerd: &Path, ctr: &Path, version: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = |name: &str| dir.path().join(name);
-        // Keys before the first table.
-        let places = format!("root = {:?}\nstate = {:?}\n", path("root"), path("state"));
+        // Top-level keys must precede the first table.
+        let folders = format!("root = {:?}\nstate = {:?}\n", path("root"), path("state"));
         let socket = format!("[grpc]\n  address = {:?}\n", path("sock"));
-        fs::write(path("config.toml"), [&places, version, &socket].concat())
+        fs::write(path("config.toml"), [&folders, version, &socket].concat())
             .expect("write containerd's configuration");
         let arguments = ["--config".into(), path("config.toml")];
         let daemon = Daemon::start(containerd, &arguments, dir);
@@ -66,7 +65,7 @@ impl Containerd {
         this
     }
 
-    /// Writes the hosts.toml for `registry` (host:port) where this daemon's pulls look for it.
+    /// Writes the hosts.toml for `registry` (host:port).
     ///
     /// # Panics
     /// If it cannot be written.
@@ -76,10 +75,10 @@ impl Containerd {
         fs::write(dir.join("hosts.toml"), hosts_toml).expect("write hosts.toml");
     }
 
-    /// Pulls an image as the mirror's configuration says.
+    /// Pulls an image, through the configured mirror.
     ///
     /// # Errors
-    /// What `ctr` printed.
+    /// The output of `ctr`.
     pub(crate) fn pull(&self, image: &str) -> Result<String, String> {
         self.pull_with(&[], image)
     }
@@ -87,7 +86,7 @@ impl Containerd {
     /// As [`Containerd::pull`], with more flags for `ctr images pull`.
     ///
     /// # Errors
-    /// What `ctr` printed.
+    /// The output of `ctr`.
     pub(crate) fn pull_with(&self, flags: &[&str], image: &str) -> Result<String, String> {
         let hosts = self.hosts_dir().display().to_string();
         let pull = [
@@ -101,7 +100,7 @@ impl Containerd {
         self.ctr(pull.into_iter().chain(flags.iter().copied()).chain([image]))
     }
 
-    /// The digests of all content that the daemon holds, sorted.
+    /// The sorted digests of the daemon's content.
     ///
     /// # Panics
     /// If it does not answer.

@@ -1,5 +1,4 @@
-//! Other people's daemon of a story's own: it lives in a folder, writes its log there, and ends
-//! with the story.
+//! A third-party daemon that runs in a temporary folder, and ends with the test.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,11 +10,11 @@ use tempfile::TempDir;
 
 use super::tools;
 
-/// Time that a daemon has until it answers.
-const START_BOUND: Duration = Duration::from_secs(30);
-/// Time that it has to end by itself; one that has children of its own ends them then.
-const END_BOUND: Duration = Duration::from_secs(10);
-const POLL_EVERY: Duration = Duration::from_millis(50);
+/// From the start until the daemon answers.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// From SIGTERM to SIGKILL: a daemon with child processes needs the time to end them.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A running daemon.
 #[derive(Debug)]
@@ -25,7 +24,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a program that lives in `dir`.
+    /// Starts a program, with its log in `dir`.
     ///
     /// # Panics
     /// If it does not start.
@@ -41,7 +40,7 @@ impl Daemon {
         Self { process, dir }
     }
 
-    /// Where it lives.
+    /// The daemon's folder.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -49,7 +48,7 @@ impl Daemon {
     /// Waits until `attempt` succeeds.
     ///
     /// # Panics
-    /// If it does not in time; with the log.
+    /// If it does not within 30 s, with the log.
     pub(crate) fn wait_until<T>(&self, what: &str, attempt: impl Fn() -> Result<T, String>) -> T {
         let start = Instant::now();
         loop {
@@ -57,13 +56,13 @@ impl Daemon {
                 Ok(value) => return value,
                 Err(message) => {
                     assert!(
-                        start.elapsed() < START_BOUND,
-                        "never: {what}: {message}\n{}",
+                        start.elapsed() < START_TIMEOUT,
+                        "timeout while waiting until {what}: {message}\n{}",
                         self.log()
                     );
                 }
             }
-            thread::sleep(POLL_EVERY);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -74,12 +73,11 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It is ours, and the folder goes with it: nothing to save. An error means that it has
-        // ended already.
+        // All of these fail only if the daemon has ended already.
         let _ = tools::run(Path::new("kill"), ["-TERM", &self.process.id().to_string()]);
         let start = Instant::now();
-        while start.elapsed() < END_BOUND && matches!(self.process.try_wait(), Ok(None)) {
-            thread::sleep(POLL_EVERY);
+        while start.elapsed() < END_TIMEOUT && matches!(self.process.try_wait(), Ok(None)) {
+            thread::sleep(POLL_INTERVAL);
         }
         let _ = self.process.kill();
         let _ = self.process.wait();

@@ -1,4 +1,4 @@
-//! A Docker daemon of a story's own.
+//! A private Docker daemon.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::daemon::Daemon;
 use super::tools;
 
-/// A running daemon and its client program.
+/// A running daemon, and its client program.
 #[derive(Debug)]
 pub(crate) struct Docker {
     daemon: Daemon,
@@ -14,22 +14,22 @@ pub(crate) struct Docker {
 }
 
 impl Docker {
-    /// Starts a daemon with a `daemon.json` and waits until it answers. It touches no bridge and no
-    /// firewall.
+    /// Starts a daemon with a `daemon.json` and waits until it answers. It creates no bridge and no
+    /// firewall rules.
     ///
     /// # Panics
-    /// If it does not come up; with its log.
+    /// If it does not start, with its log.
     pub(crate) fn start(dockerd: &Path, docker: &Path, daemon_json: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = |name: &str| dir.path().join(name);
         fs::write(path("daemon.json"), daemon_json).expect("write Docker's configuration");
         let flag = |name: &str, value: &str| PathBuf::from(format!("--{name}={value}"));
-        let place = |name: &str, file: &str| flag(name, &path(file).display().to_string());
+        let path_flag = |name: &str, file: &str| flag(name, &path(file).display().to_string());
         let arguments = [
-            place("config-file", "daemon.json"),
-            place("data-root", "data"),
-            place("exec-root", "exec"),
-            place("pidfile", "pid"),
+            path_flag("config-file", "daemon.json"),
+            path_flag("data-root", "data"),
+            path_flag("exec-root", "exec"),
+            path_flag("pidfile", "pid"),
             flag("host", &format!("unix://{}", path("sock").display())),
             flag("bridge", "none"),
             flag("iptables", "false"),
@@ -46,10 +46,10 @@ impl Docker {
         this
     }
 
-    /// Pulls an image, and says which digest it has.
+    /// Pulls an image and returns its digest.
     ///
     /// # Errors
-    /// What Docker printed.
+    /// Docker's output.
     pub(crate) fn pull(&self, image: &str) -> Result<String, String> {
         self.run(&["pull", image])?;
         let digests = self.run(&[
@@ -69,7 +69,7 @@ impl Docker {
     /// Pushes an image under another name.
     ///
     /// # Errors
-    /// What Docker printed.
+    /// Docker's output.
     pub(crate) fn push(&self, image: &str, target: &str) -> Result<(), String> {
         self.run(&["tag", image, target])?;
         self.run(&["push", target]).map(drop)

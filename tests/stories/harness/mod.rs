@@ -1,16 +1,15 @@
-//! What the stories share: a region to break, an image to pull, real tools, and waiting for what
-//! must come.
+//! What the stories share: regions to break, images to pull, and third-party tools.
 
-pub(crate) mod breaker;
 pub(crate) mod buildah;
 pub(crate) mod containerd;
 mod daemon;
-pub(crate) mod disk;
 pub(crate) mod docker;
-pub(crate) mod lab_scene;
-pub(crate) mod platforms;
+pub(crate) mod docker_registry;
+pub(crate) mod lab;
+pub(crate) mod multi_platform_image;
 pub(crate) mod podman;
-pub(crate) mod process;
-pub(crate) mod registry;
-pub(crate) mod scene;
+pub(crate) mod proxy;
+pub(crate) mod region;
+pub(crate) mod service;
+pub(crate) mod small_disk;
 pub(crate) mod tools;

@@ -1,4 +1,4 @@
-//! Podman with a storage of a story's own.
+//! Podman with private storage.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::tools;
 
-/// Podman's folder and program.
+/// Podman, and the folder of its storage and configuration.
 #[derive(Debug)]
 pub(crate) struct Podman {
     podman: PathBuf,
@@ -16,10 +16,10 @@ pub(crate) struct Podman {
 }
 
 impl Podman {
-    /// Podman with this `registries.conf`.
+    /// Creates Podman's configuration with a `registries.conf`.
     ///
     /// # Panics
-    /// If its files cannot be written.
+    /// If a file cannot be written.
     pub(crate) fn new(podman: &Path, registries_conf: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
@@ -32,10 +32,10 @@ impl Podman {
         }
     }
 
-    /// Pulls an image, and says which digest it has.
+    /// Pulls an image and returns its digest.
     ///
     /// # Errors
-    /// What Podman printed.
+    /// Podman's output.
     pub(crate) fn pull(&self, image: &str) -> Result<String, String> {
         let policy = self.path("policy.json");
         self.run(&["pull", "--quiet", "--signature-policy", &policy, image])?;
@@ -46,7 +46,7 @@ impl Podman {
     /// Pushes an image under another name.
     ///
     /// # Errors
-    /// What Podman printed.
+    /// Podman's output.
     pub(crate) fn push(&self, image: &str, target: &str) -> Result<(), String> {
         let policy = self.path("policy.json");
         self.run(&[
@@ -61,8 +61,10 @@ impl Podman {
     }
 
     fn run(&self, arguments: &[&str]) -> Result<String, String> {
-        let (root, runroot, tmp) = (self.path("root"), self.path("run"), self.path("tmp"));
-        let own = [
+        let root = self.path("root");
+        let runroot = self.path("run");
+        let tmp = self.path("tmp");
+        let flags = [
             "--root",
             &root,
             "--runroot",
@@ -74,7 +76,7 @@ impl Podman {
         ];
         let mut command = Command::new(&self.podman);
         command
-            .args(own)
+            .args(flags)
             .args(arguments)
             .env("CONTAINERS_REGISTRIES_CONF", self.path("registries.conf"));
         tools::output(&mut command)

@@ -1,44 +1,45 @@
-//! Other people's programs that a story needs.
+//! Third-party programs that a test needs.
 
 use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// Set to anything but `0` or nothing, a missing tool fails its story instead of skipping it.
+/// If set to anything but `0` or an empty string, a missing tool fails its test instead of skipping
+/// it.
 const FORBID_SKIPS: &str = "FLOTILLA_FORBID_SKIPS";
 
-/// Finds all `tools` and root's rights if they are needed; `None`, said loudly, if the story must
-/// be skipped.
+/// Finds all `tools`, and checks for root if `needs_root`. If something is missing, reports that the
+/// test is skipped and returns `None`.
 ///
 /// # Panics
 /// If something is missing and skips are forbidden.
-pub(crate) fn find(story: &str, tools: &[&str], needs_root: bool) -> Option<Vec<PathBuf>> {
+pub(crate) fn find_or_skip(test: &str, tools: &[&str], needs_root: bool) -> Option<Vec<PathBuf>> {
     let found: Result<Vec<_>, _> = tools
         .iter()
         .map(|tool| on_path(tool).ok_or(*tool))
         .collect();
     let missing = match &found {
         Err(tool) => Some(format!("{tool} is not installed")),
-        Ok(_) if needs_root && !is_root() => Some("root's rights are needed".to_owned()),
+        Ok(_) if needs_root && !is_root() => Some("it must run as root".to_owned()),
         Ok(_) => None,
     };
     if let Some(missing) = missing {
-        skip(story, &missing);
+        skip(test, &missing);
         return None;
     }
     found.ok()
 }
 
-/// Says loudly that a story is skipped, and why.
+/// Reports that a test is skipped, and why. `tests/run` lists these lines in its summary.
 ///
 /// # Panics
 /// If skips are forbidden.
-pub(crate) fn skip(story: &str, missing: &str) {
+pub(crate) fn skip(test: &str, reason: &str) {
     let forbidden =
         env::var_os(FORBID_SKIPS).is_some_and(|value| !value.is_empty() && value != "0");
-    assert!(!forbidden, "{story}: {missing}, and {FORBID_SKIPS} is set");
-    eprintln!("SKIPPED {story}: {missing}");
+    assert!(!forbidden, "{test}: {reason}, and {FORBID_SKIPS} is set");
+    eprintln!("SKIPPED {test}: {reason}");
 }
 
 fn on_path(tool: &str) -> Option<PathBuf> {
@@ -52,10 +53,10 @@ fn is_root() -> bool {
     run(Path::new("id"), ["-u"]).is_ok_and(|text| text.trim() == "0")
 }
 
-/// Runs a program to its end: its stdout, or all that it printed if it failed.
+/// Runs a program to its end and returns its stdout.
 ///
 /// # Errors
-/// What it printed.
+/// If it fails, with its output.
 pub(crate) fn run<S: AsRef<OsStr>>(
     program: &Path,
     arguments: impl IntoIterator<Item = S>,
@@ -63,10 +64,10 @@ pub(crate) fn run<S: AsRef<OsStr>>(
     output(Command::new(program).args(arguments))
 }
 
-/// As [`run`], for a command that is more than a program and its arguments.
+/// As [`run`], for a prepared command.
 ///
 /// # Errors
-/// What it printed.
+/// If it fails, with its output.
 pub(crate) fn output(command: &mut Command) -> Result<String, String> {
     let program = command.get_program().display().to_string();
     let output = command

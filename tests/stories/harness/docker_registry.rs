@@ -1,5 +1,4 @@
-//! Debian's `docker-registry`, the distribution project's registry: an upstream that is no
-//! Flotilla.
+//! Debian's `docker-registry` (the distribution project): a third-party upstream.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -7,18 +6,18 @@ use std::path::Path;
 
 use super::daemon::Daemon;
 
-/// A running registry, empty at first.
+/// A running registry, initially empty.
 #[derive(Debug)]
-pub(crate) struct Registry {
+pub(crate) struct DockerRegistry {
     _daemon: Daemon,
     address: SocketAddr,
 }
 
-impl Registry {
+impl DockerRegistry {
     /// Starts it on a free port and waits until it listens.
     ///
     /// # Panics
-    /// If it does not come up; with its log.
+    /// If it does not start, with its log.
     pub(crate) fn start(docker_registry: &Path) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let address = free_port();
@@ -46,7 +45,7 @@ impl Registry {
     }
 }
 
-/// A port that nobody listens on just now: the registry cannot be told to choose one and say which.
+/// A free port; the registry cannot choose one and report it.
 fn free_port() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a free port");
     listener.local_addr().expect("the bound address")

@@ -1,4 +1,4 @@
-//! A service as a process of its own, without a laboratory round it.
+//! A single service as a child process.
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
@@ -11,33 +11,33 @@ use tokio::time::{sleep, timeout};
 
 use super::tools::run;
 
-/// For a service to start, and to end.
-const BOUND: Duration = Duration::from_secs(30);
-const POLL_EVERY: Duration = Duration::from_millis(5);
+/// Limit for a service to start, to log a line, and to end.
+const TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A service as a process; killed if the story ends before it.
-pub(crate) struct Process {
+/// A running service; dropping it kills it.
+pub(crate) struct TestService {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     pub(crate) address: SocketAddr,
 }
 
-impl Process {
-    /// Starts a service and waits until it says where it listens.
+impl TestService {
+    /// Starts a service and waits until it logs its address.
     ///
     /// # Panics
-    /// If it does not say so; with its log.
+    /// If it does not start, with its log.
     pub(crate) fn start(command: &mut Command) -> Self {
         Self::start_and_read(command, usize::MAX)
     }
 
-    /// As [`Process::start`]; nobody reads its log from the line on that says where it listens.
-    pub(crate) fn start_unread(command: &mut Command) -> Self {
+    /// As [`TestService::start`], but closes the service's stderr after it has logged its address.
+    pub(crate) fn start_without_log_reader(command: &mut Command) -> Self {
         Self::start_and_read(command, 1)
     }
 
-    /// Reads its log until so many lines have said where it listens.
-    fn start_and_read(command: &mut Command, addresses: usize) -> Self {
+    /// Reads its log until `address_lines` lines had an address.
+    fn start_and_read(command: &mut Command, address_lines: usize) -> Self {
         let mut child = command
             .env("FLOTILLA_LOG", "info")
             .stdin(Stdio::null())
@@ -45,18 +45,18 @@ impl Process {
             .spawn()
             .expect("start a service");
         let (sender, address) = mpsc::channel();
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let lines = Arc::clone(&said);
-        let log = BufReader::new(child.stderr.take().expect("its log"));
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let lines = Arc::clone(&log);
+        let stderr = BufReader::new(child.stderr.take().expect("its log"));
         std::thread::spawn(move || {
-            let mut left = addresses;
-            for line in log.lines().map_while(Result::ok) {
+            let mut left = address_lines;
+            for line in stderr.lines().map_while(Result::ok) {
                 lines.lock().expect("its log").push(line.clone());
                 let fields: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-                let named = ["mirror", "address"]
+                let field = ["mirror", "address"]
                     .into_iter()
                     .find_map(|key| fields[key].as_str());
-                if let Some(address) = named.and_then(|address| address.parse().ok()) {
+                if let Some(address) = field.and_then(|address| address.parse().ok()) {
                     let _ = sender.send(address);
                     left -= 1;
                     if left == 0 {
@@ -67,10 +67,10 @@ impl Process {
                 }
             }
         });
-        match address.recv_timeout(BOUND) {
+        match address.recv_timeout(TIMEOUT) {
             Ok(address) => Self {
                 child,
-                log: said,
+                log,
                 address,
             },
             Err(error) => panic!("{command:?} did not start: {error}"),
@@ -81,27 +81,27 @@ impl Process {
         format!("http://{}", self.address)
     }
 
-    /// Waits until it logs a line with all of these words.
+    /// Waits until it has logged a line that contains all of `words`.
     ///
     /// # Panics
-    /// If it does not; with its log.
-    pub(crate) async fn says(&self, words: &[&str]) {
+    /// If it does not within 30 s.
+    pub(crate) async fn wait_until_logged(&self, words: &[&str]) {
         let has_all = |line: &String| words.iter().all(|word| line.contains(word));
-        let said = async {
+        let logged = async {
             while !self.log.lock().expect("its log").iter().any(has_all) {
-                sleep(POLL_EVERY).await;
+                sleep(POLL_INTERVAL).await;
             }
         };
         assert!(
-            timeout(BOUND, said).await.is_ok(),
-            "it never said {words:?}"
+            timeout(TIMEOUT, logged).await.is_ok(),
+            "no log line with {words:?} after {TIMEOUT:?}"
         );
     }
 
     /// Sends SIGTERM.
     ///
     /// # Panics
-    /// If it is gone.
+    /// If it has ended.
     pub(crate) fn terminate(&self) {
         self.signal("-TERM");
     }
@@ -109,7 +109,7 @@ impl Process {
     /// Sends SIGHUP, as `systemctl reload` does.
     ///
     /// # Panics
-    /// If it is gone.
+    /// If it has ended.
     pub(crate) fn reload(&self) {
         self.signal("-HUP");
     }
@@ -118,48 +118,50 @@ impl Process {
         run(Path::new("kill"), [signal, &self.child.id().to_string()]).expect("send a signal");
     }
 
-    /// Waits until nobody can connect any more.
+    /// Waits until its listener is closed.
     ///
     /// # Panics
-    /// If it goes on listening.
-    pub(crate) async fn accepts_nothing_new(&self) {
+    /// If it still listens after 30 s.
+    pub(crate) async fn wait_until_closed(&self) {
         let closed = async {
             while TcpStream::connect(self.address).is_ok() {
-                sleep(POLL_EVERY).await;
+                sleep(POLL_INTERVAL).await;
             }
         };
-        timeout(BOUND, closed).await.expect("it goes on listening");
+        timeout(TIMEOUT, closed)
+            .await
+            .expect("it closes its listener");
     }
 
-    /// Waits until it says that everything in flight was finished, and for a good end.
+    /// Waits until it has logged that it drained completely, and has ended.
     ///
     /// # Panics
     /// If it does not end, or not with status 0.
-    pub(crate) async fn ends_well(self) {
-        self.says(&["\"INFO\"", " stopped\"", "\"drained\":\"Complete\""])
+    pub(crate) async fn wait_until_drained(self) {
+        self.wait_until_logged(&["\"INFO\"", " stopped\"", "\"drained\":\"Complete\""])
             .await;
-        self.ends().await;
+        self.wait_until_ended().await;
     }
 
-    /// Waits for a good end.
+    /// Waits until it has ended.
     ///
     /// # Panics
     /// If it does not end, or not with status 0.
-    pub(crate) async fn ends(mut self) {
+    pub(crate) async fn wait_until_ended(mut self) {
         let ended = async {
             loop {
                 if let Some(status) = self.child.try_wait().expect("ask for its status") {
                     return status;
                 }
-                sleep(POLL_EVERY).await;
+                sleep(POLL_INTERVAL).await;
             }
         };
-        let status = timeout(BOUND, ended).await.expect("it does not end");
+        let status = timeout(TIMEOUT, ended).await.expect("it ends in time");
         assert!(status.success(), "{status}");
     }
 }
 
-impl Drop for Process {
+impl Drop for TestService {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -1,6 +1,6 @@
-//! The systemd units of `deploy/`, as far as they can be run where systemd does not: each unit's
-//! own command line and complete example configuration, as a user without rights, on a file system
-//! that is read-only but for its state folder.
+//! The systemd units of `deploy/`, without systemd: each unit's command line with the example
+//! configuration, as an unprivileged user, on a file system that is read-only but for the state
+//! folder.
 
 use std::fs;
 use std::path::Path;
@@ -8,17 +8,17 @@ use std::process::Command;
 
 use flotilla_lab::why_namespaces_are_unavailable;
 
-use crate::harness::process::Process;
+use crate::harness::service::TestService;
 use crate::harness::tools::{self, run};
 
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
-/// Nobody and nogroup, where the unit has a user of its own.
+/// The ids of `nobody` and `nogroup`, instead of the unit's own user.
 const NOBODY: &str = "65534";
-/// What `ProtectSystem=strict`, `StateDirectory=` and `UMask=` do, and then the service: `$0` is
-/// its state folder.
+/// Applies `ProtectSystem=strict`, `StateDirectory=` and `UMask=`, and runs the service; `$0` is its
+/// state folder.
 const SANDBOX: &str = r#"mount --make-rprivate / && mount --bind "$0" "$0" && mount -o remount,bind,ro / &&
     ! touch /flotilla-was-here 2>/dev/null && umask 077 && exec "$@""#;
-/// What `User=`, `NoNewPrivileges=` and the empty sets of capabilities do.
+/// Applies `User=`, `NoNewPrivileges=` and the empty capability sets.
 const SETPRIV: &[&str] = &[
     "setpriv",
     "--reuid",
@@ -44,12 +44,12 @@ fn exec_start(service: &str) -> Vec<String> {
     let line = unit
         .lines()
         .find_map(|line| line.strip_prefix("ExecStart="))
-        .expect("a unit starts something");
+        .expect("the unit has ExecStart");
     line.split_whitespace().map(str::to_owned).collect()
 }
 
-/// The example configuration of a service, with its folders below `root` and ports that are free.
-fn configure(service: &str, root: &str) {
+/// Writes the example configuration of a service, with its folders below `root` and free ports.
+fn write_configuration(service: &str, root: &str) {
     let example = deployed(&format!("config/{service}.toml"));
     let here = example
         .replace("/etc/flotilla", &format!("{root}/etc"))
@@ -62,9 +62,9 @@ fn configure(service: &str, root: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_unit_starts_with_the_example_configuration_in_its_sandbox_and_ends_well() {
-    if let Some(missing) = why_namespaces_are_unavailable() {
-        return tools::skip("systemd's units in a sandbox", &missing);
+async fn units_run_in_a_sandbox_with_the_example_configuration() {
+    if let Some(reason) = why_namespaces_are_unavailable() {
+        return tools::skip("systemd units in a sandbox", &reason);
     }
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().display().to_string();
@@ -84,7 +84,7 @@ async fn every_unit_starts_with_the_example_configuration_in_its_sandbox_and_end
     flotilla(&["pki", "issue", "--dir", &pki, "--peer", "peer"]);
     fs::copy(FLOTILLA, format!("{root}/flotilla")).unwrap();
     for service in ["origin", "tracker", "peer"] {
-        configure(service, &root);
+        write_configuration(service, &root);
         let state = format!("{root}/var/{service}");
         fs::create_dir_all(&state).unwrap();
         run(
@@ -95,7 +95,7 @@ async fn every_unit_starts_with_the_example_configuration_in_its_sandbox_and_end
         let command = exec_start(service);
         assert_eq!(
             command[0], "/usr/local/bin/flotilla",
-            "where the operations page puts it"
+            "the path in docs/operations.md"
         );
         let arguments = command[1..]
             .iter()
@@ -104,9 +104,9 @@ async fn every_unit_starts_with_the_example_configuration_in_its_sandbox_and_end
         sandboxed
             .args(["--mount", "--", "sh", "-c", SANDBOX, &state])
             .args(SETPRIV);
-        let process = Process::start(sandboxed.arg(format!("{root}/flotilla")).args(arguments));
+        let process = TestService::start(sandboxed.arg(format!("{root}/flotilla")).args(arguments));
         process.terminate();
-        process.accepts_nothing_new().await;
-        process.ends_well().await;
+        process.wait_until_closed().await;
+        process.wait_until_drained().await;
     }
 }

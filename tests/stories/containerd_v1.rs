@@ -1,4 +1,4 @@
-//! The real tools: skopeo pushes, two containerds pull, each through its own peer.
+//! containerd 1: skopeo pushes, and two daemons pull, each through its own peer.
 
 use std::path::Path;
 
@@ -7,24 +7,21 @@ use flotilla_peer::hosts_toml;
 use tokio::task::spawn_blocking;
 
 use crate::harness::containerd::Containerd;
-use crate::harness::scene::Scene;
+use crate::harness::region::TestRegion;
 use crate::harness::tools;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn skopeo_pushes_and_the_second_containerd_gets_it_from_the_first_ones_peer() {
-    let Some(tools) = tools::find(
-        "the story with the real tools",
-        &["skopeo", "containerd", "ctr"],
-        true,
-    ) else {
+async fn second_containerd_is_served_by_the_first_ones_peer() {
+    let Some(tools) = tools::find_or_skip("containerd 1", &["skopeo", "containerd", "ctr"], true)
+    else {
         return;
     };
     let [skopeo, containerd, ctr] = <[_; 3]>::try_from(tools).unwrap();
-    let mut scene = Scene::with_image(ByteSize(24 << 20), None).await;
-    let registry = scene.region.registry();
+    let mut region = TestRegion::with_image(ByteSize(24 << 20), None).await;
+    let registry = region.registry();
     let image = format!("{registry}/real/app:v1");
     let (source, target) = (
-        format!("oci:{}", scene.layout.display()),
+        format!("oci:{}", region.layout.display()),
         format!("docker://{image}"),
     );
     blocking(move || {
@@ -43,11 +40,11 @@ async fn skopeo_pushes_and_the_second_containerd_gets_it_from_the_first_ones_pee
     })
     .await;
 
-    scene.add_peers(2).await;
+    region.add_peers(2).await;
     let mut contents = Vec::new();
     for peer in 0..2 {
-        let mirror = scene.region.peers()[peer].mirror_addr();
-        let hosts = hosts_toml(mirror, Some(&scene.region.origin_url()), None);
+        let mirror = region.peers()[peer].mirror_addr();
+        let hosts = hosts_toml(mirror, Some(&region.origin_url()), None);
         let (containerd, ctr, registry, image) = (
             containerd.clone(),
             ctr.clone(),
@@ -62,20 +59,20 @@ async fn skopeo_pushes_and_the_second_containerd_gets_it_from_the_first_ones_pee
         });
         contents.push(content.await);
     }
-    assert_eq!(contents[0], contents[1], "both hold the same digests");
+    assert_eq!(
+        contents[0], contents[1],
+        "both daemons have the same digests"
+    );
     assert_eq!(
         contents[0].len(),
         6,
-        "manifest, configuration and four layers: {:?}",
+        "manifest, config and four layers: {:?}",
         contents[0]
     );
 
-    let (first, second) = (
-        scene.region.peers()[0].stats(),
-        scene.region.peers()[1].stats(),
-    );
+    let (first, second) = (region.peers()[0].stats(), region.peers()[1].stats());
     assert!(
-        first.bytes_to_runtime >= scene.image_bytes,
+        first.bytes_to_runtime >= region.image_bytes,
         "the first pull went through its mirror: {first:?}"
     );
     let total = second.bytes_from_peers + second.bytes_from_origin;

@@ -1,10 +1,9 @@
-//! An origin's or a peer's disk is full, or changes its bytes behind the peer's back.
+//! The disk of an origin or a peer is full, or corrupts a peer's store.
 
 use std::fs::{self, File};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,48 +16,51 @@ use flotilla_origin::{Config, Origin};
 use flotilla_runtime::clock::Clock;
 use reqwest::StatusCode;
 
-use crate::harness::disk::SmallDisk;
-use crate::harness::lab_scene::{LabScene, SLOW_SIZE, slow_peers, slow_region};
+use crate::harness::lab::{SLOW_SIZE, TestLab, slow_peers, slow_region};
+use crate::harness::small_disk::SmallDisk;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_disk_of_a_peer_is_full() {
-    let Some(disk) = SmallDisk::mount("the disk of a peer is full", "4m") else {
+async fn full_disk_of_a_peer_does_not_fail_pulls() {
+    let Some(disk) = SmallDisk::mount("the full disk of a peer", "4m") else {
         return;
     };
     let mut peers = slow_peers(3);
     peers[0].store = Some(disk.path().join("store"));
-    let mut scene = LabScene::of(slow_region(), SLOW_SIZE, &peers).await;
-    scene.lab.expect_error("the store cannot take a blob");
-    for pull in scene.pull_everywhere() {
-        scene.completes(pull).await;
+    let mut lab = TestLab::with_plan(slow_region(), SLOW_SIZE, &peers).await;
+    lab.expect_error("the store cannot take a blob");
+    for pull in lab.pull_everywhere() {
+        lab.finish_pull(pull).await;
     }
-    let stats = scene.lab.stats(0).await.unwrap();
+    let stats = lab.stats(0).await.unwrap();
     assert!(
         stats.bytes_passed_through > 0,
-        "what the store cannot take goes past it"
+        "blobs that the store cannot take are passed through"
     );
-    scene.lab.finish().unwrap();
+    lab.finish();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_is_corrupted_behind_the_peers_back() {
-    let scene = LabScene::of(slow_region(), SLOW_SIZE, &slow_peers(2)).await;
-    scene.completes(scene.pull(0)).await;
-    corrupt_blobs(&scene.lab.dir().join("stores/peer-1/blobs"));
-    // The client checks every blob's digest, as a container runtime does.
-    scene.completes(scene.pull(1)).await;
-    scene.completes(scene.pull(0)).await;
+async fn corrupted_store_is_detected_and_not_served() {
+    let lab = TestLab::with_plan(slow_region(), SLOW_SIZE, &slow_peers(2)).await;
+    lab.finish_pull(lab.pull(0)).await;
+    corrupt_blobs(&lab.dir().join("stores/peer-1/blobs"));
+    // The client verifies every digest, as a container runtime does.
+    lab.finish_pull(lab.pull(1)).await;
+    lab.finish_pull(lab.pull(0)).await;
     for peer in 0..2 {
-        let stats = scene.lab.stats(peer).await.unwrap();
+        let stats = lab.stats(peer).await.unwrap();
         assert_eq!(
             stats.corrupt_chunks, 0,
-            "damaged bytes left the machine that they were damaged on"
+            "corrupt chunks were sent to the other peer"
         );
-        assert_eq!(stats.quarantined_peers, 0, "a damaged disk is no lie");
+        assert_eq!(
+            stats.quarantined_peers, 0,
+            "a damaged disk must not quarantine its peer"
+        );
     }
 }
 
-/// Changes a byte in every 100,000 of each blob in a store, where it lies.
+/// Flips a bit in every 100,000th byte of all blobs in a store.
 fn corrupt_blobs(store: &Path) {
     let mut changed = 0;
     for entry in fs::read_dir(store).unwrap() {
@@ -76,16 +78,17 @@ fn corrupt_blobs(store: &Path) {
             changed += 1;
         }
     }
-    assert!(changed > 100, "there was something to damage");
+    assert!(changed > 100, "the store had blobs to corrupt");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_disk_of_an_origin_is_full() {
-    let Some(disk) = SmallDisk::mount("the disk of an origin is full", "4m") else {
+async fn full_disk_of_an_origin_is_507() {
+    let Some(disk) = SmallDisk::mount("the full disk of an origin", "4m") else {
         return;
     };
     let storage = disk.path().join("origin");
-    let (region, listen) = ("eu-1".parse().unwrap(), "127.0.0.1:0".parse().unwrap());
+    let region = "eu-1".parse().unwrap();
+    let listen = "127.0.0.1:0".parse().unwrap();
     let seal_key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
     let config = Config::new(
         listen,
@@ -114,9 +117,9 @@ async fn the_disk_of_an_origin_is_full() {
     let small = Bytes::from(vec![1; 1 << 20]);
     assert_eq!(push(small.clone()).await.status(), StatusCode::CREATED);
     for _ in 0..3 {
-        let answer = push(vec![2; 6 << 20].into()).await;
-        assert_eq!(answer.status(), StatusCode::INSUFFICIENT_STORAGE);
-        let message = answer.text().await.unwrap();
+        let response = push(vec![2; 6 << 20].into()).await;
+        assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);
+        let message = response.text().await.unwrap();
         assert!(
             message.contains("STORAGE_FULL") && message.contains("nothing was written"),
             "{message}"
@@ -125,9 +128,9 @@ async fn the_disk_of_an_origin_is_full() {
     assert_eq!(
         fs::read_dir(storage.join(".tmp")).unwrap().count(),
         0,
-        "nothing half-written stays"
+        "no partial file remains"
     );
-    // What was acknowledged is there, and what fits is taken.
+    // Acknowledged blobs are still there, and blobs that fit are accepted.
     assert_eq!(
         push(vec![3; 1 << 20].into()).await.status(),
         StatusCode::CREATED

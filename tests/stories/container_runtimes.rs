@@ -1,5 +1,5 @@
-//! Container runtimes as their users run them: skopeo pushes, each runtime pulls through its peer's
-//! mirror, and the second machine gets the image from the first one's peer.
+//! Container runtimes in their usual configuration: skopeo pushes, each runtime pulls through its
+//! peer's mirror, and the second peer gets the image from the first.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use crate::harness::containerd::Containerd;
 use crate::harness::docker::Docker;
 use crate::harness::podman::Podman;
-use crate::harness::scene::{REPOSITORY, Scene, TAG};
+use crate::harness::region::{REPOSITORY, TAG, TestRegion};
 use crate::harness::tools;
 
 const SIZE: ByteSize = ByteSize(24 << 20);
@@ -20,44 +20,41 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     spawn_blocking(work).await.unwrap()
 }
 
-/// Pulls on two machines, one after the other, each through its own peer; what `pull` says of both
-/// must be the same.
-async fn second_machine_is_served_by_the_first<T, F>(scene: &mut Scene, pull: F)
+/// Pulls through two peers, one after the other. Both results of `pull` must be equal, and the
+/// second peer must get the image from the first.
+async fn assert_second_peer_is_served_by_the_first<T, F>(region: &mut TestRegion, pull: F)
 where
     T: Send + PartialEq + std::fmt::Debug + 'static,
     F: Fn(String, SocketAddr) -> T + Clone + Send + 'static,
 {
-    scene.add_peers(2).await;
+    region.add_peers(2).await;
     let mut pulled = Vec::new();
     for peer in 0..2 {
-        let (pull, origin) = (pull.clone(), scene.region.origin_url());
-        let mirror = scene.region.peers()[peer].mirror_addr();
+        let (pull, origin) = (pull.clone(), region.origin_url());
+        let mirror = region.peers()[peer].mirror_addr();
         pulled.push(blocking(move || pull(origin, mirror)).await);
     }
-    assert_eq!(pulled[0], pulled[1], "both have the same digests");
-    let (first, second) = (
-        scene.region.peers()[0].stats(),
-        scene.region.peers()[1].stats(),
-    );
+    assert_eq!(pulled[0], pulled[1], "both pulls have the same digests");
+    let (first, second) = (region.peers()[0].stats(), region.peers()[1].stats());
     assert!(
-        first.bytes_to_runtime >= scene.image_bytes,
+        first.bytes_to_runtime >= region.image_bytes,
         "the first pull went through its mirror: {first:?}"
     );
     assert!(
-        second.bytes_to_runtime >= scene.image_bytes,
-        "so did the second: {second:?}"
+        second.bytes_to_runtime >= region.image_bytes,
+        "the second pull went through its mirror: {second:?}"
     );
-    let share = second.bytes_from_peers as f64 / scene.image_bytes as f64;
+    let share = second.bytes_from_peers as f64 / region.image_bytes as f64;
     assert!(
         share > 0.9,
         "only {share:.3} of the second pull came from the first peer: {second:?}"
     );
 }
 
-async fn pushed_with_skopeo(skopeo: PathBuf, rate: Option<BitRate>) -> Scene {
-    let scene = Scene::with_image(SIZE, rate).await;
-    let source = format!("oci:{}", scene.layout.display());
-    let target = format!("docker://{}/{REPOSITORY}:{TAG}", scene.region.registry());
+async fn region_with_skopeo_push(skopeo: PathBuf, rate: Option<BitRate>) -> TestRegion {
+    let region = TestRegion::with_image(SIZE, rate).await;
+    let source = format!("oci:{}", region.layout.display());
+    let target = format!("docker://{}/{REPOSITORY}:{TAG}", region.registry());
     blocking(move || {
         tools::run(
             &skopeo,
@@ -72,17 +69,17 @@ async fn pushed_with_skopeo(skopeo: PathBuf, rate: Option<BitRate>) -> Scene {
     })
     .await
     .unwrap();
-    scene
+    region
 }
 
-/// An image of the scene as a runtime names it.
+/// The registry's name and the image reference, for the origin at a URL.
 fn image_at(origin: &str) -> (String, String) {
     let registry = origin.trim_start_matches("http://").to_owned();
     let image = format!("{registry}/{REPOSITORY}:{TAG}");
     (registry, image)
 }
 
-fn containerd_pulls(
+fn pull_with_containerd(
     daemon: &Containerd,
     flags: &[&str],
     origin: &str,
@@ -95,32 +92,33 @@ fn containerd_pulls(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containerd_2_fetches_layers_in_parallel_ranges() {
-    let Some(tools) = tools::find("containerd 2", &["skopeo", "containerd-2", "ctr-2"], true)
+async fn containerd_2_pulls_with_parallel_ranges() {
+    let Some(tools) =
+        tools::find_or_skip("containerd 2", &["skopeo", "containerd-2", "ctr-2"], true)
     else {
         return;
     };
     let [skopeo, containerd, ctr] = <[_; 3]>::try_from(tools).unwrap();
-    let mut scene = pushed_with_skopeo(skopeo, None).await;
+    let mut region = region_with_skopeo_push(skopeo, None).await;
     let pull = move |origin: String, mirror| {
-        containerd_pulls(
-            &Containerd::start_2_in_ranges(&containerd, &ctr),
+        pull_with_containerd(
+            &Containerd::start_2_with_ranges(&containerd, &ctr),
             &[],
             &origin,
             mirror,
         )
     };
-    second_machine_is_served_by_the_first(&mut scene, pull).await;
-    let copies = scene.origin_copies();
+    assert_second_peer_is_served_by_the_first(&mut region, pull).await;
+    let copies = region.origin_copies();
     assert!(
         copies < 1.1,
-        "ranges that were hung up on cost {copies} copies from the origin"
+        "aborted range requests cost {copies} copies from the origin"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containerd_2_pulls_without_its_transfer_service() {
-    let Some(tools) = tools::find(
+    let Some(tools) = tools::find_or_skip(
         "containerd 2 --local",
         &["skopeo", "containerd-2", "ctr-2"],
         true,
@@ -128,63 +126,62 @@ async fn containerd_2_pulls_without_its_transfer_service() {
         return;
     };
     let [skopeo, containerd, ctr] = <[_; 3]>::try_from(tools).unwrap();
-    let mut scene = pushed_with_skopeo(skopeo, None).await;
+    let mut region = region_with_skopeo_push(skopeo, None).await;
     let pull = move |origin: String, mirror| {
-        containerd_pulls(
+        pull_with_containerd(
             &Containerd::start_2(&containerd, &ctr),
             &["--local"],
             &origin,
             mirror,
         )
     };
-    second_machine_is_served_by_the_first(&mut scene, pull).await;
+    assert_second_peer_is_served_by_the_first(&mut region, pull).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn docker_pulls_what_it_takes_for_an_image_of_docker_hub() {
-    let Some(tools) = tools::find("Docker", &["skopeo", "dockerd", "docker"], true) else {
+async fn docker_pulls_docker_hub_names_through_the_mirror() {
+    let Some(tools) = tools::find_or_skip("Docker", &["skopeo", "dockerd", "docker"], true) else {
         return;
     };
     let [skopeo, dockerd, docker] = <[_; 3]>::try_from(tools).unwrap();
-    let mut scene = pushed_with_skopeo(skopeo, None).await;
+    let mut region = region_with_skopeo_push(skopeo, None).await;
     let pull = move |_, mirror| {
         let docker = Docker::start(&dockerd, &docker, &docker_daemon_json(mirror));
         docker.pull(&format!("{REPOSITORY}:{TAG}")).unwrap()
     };
-    second_machine_is_served_by_the_first(&mut scene, pull).await;
+    assert_second_peer_is_served_by_the_first(&mut region, pull).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn podman_pulls_through_the_mirror() {
-    let Some(tools) = tools::find("Podman", &["skopeo", "podman"], true) else {
+    let Some(tools) = tools::find_or_skip("Podman", &["skopeo", "podman"], true) else {
         return;
     };
     let [skopeo, podman] = <[_; 2]>::try_from(tools).unwrap();
-    let mut scene = pushed_with_skopeo(skopeo, None).await;
+    let mut region = region_with_skopeo_push(skopeo, None).await;
     let pull = move |origin: String, mirror| {
         let (_, image) = image_at(&origin);
         Podman::new(&podman, &registries_conf(mirror, &origin))
             .pull(&image)
             .unwrap()
     };
-    second_machine_is_served_by_the_first(&mut scene, pull).await;
+    assert_second_peer_is_served_by_the_first(&mut region, pull).await;
 }
 
-/// What reads and pulls there is the library of Podman and skopeo.
+/// CRI-O reads its configuration and pulls with the library of Podman and skopeo.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_library_in_cri_o_reads_what_is_printed_for_it_and_finds_the_origin_when_the_peer_is_gone()
- {
-    let Some(tools) = tools::find("CRI-O's library", &["skopeo"], false) else {
+async fn crio_configuration_falls_back_to_the_origin() {
+    let Some(tools) = tools::find_or_skip("CRI-O's library", &["skopeo"], false) else {
         return;
     };
     let [skopeo] = <[_; 1]>::try_from(tools).unwrap();
-    let mut scene = pushed_with_skopeo(skopeo.clone(), None).await;
-    scene.add_peers(1).await;
+    let mut region = region_with_skopeo_push(skopeo.clone(), None).await;
+    region.add_peers(1).await;
     let (mirror, origin) = (
-        scene.region.peers()[0].mirror_addr().to_string(),
-        scene.region.origin_url(),
+        region.peers()[0].mirror_addr().to_string(),
+        region.origin_url(),
     );
-    let asked = [
+    let arguments = [
         "peer",
         "hosts-toml",
         "--for",
@@ -194,10 +191,10 @@ async fn the_library_in_cri_o_reads_what_is_printed_for_it_and_finds_the_origin_
         "--origin",
         &origin,
     ];
-    let printed = tools::run(Path::new(env!("CARGO_BIN_EXE_flotilla")), asked).unwrap();
+    let configuration = tools::run(Path::new(env!("CARGO_BIN_EXE_flotilla")), arguments).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
-    std::fs::write(path("registries.conf"), printed).unwrap();
+    std::fs::write(path("registries.conf"), configuration).unwrap();
     let (_, image) = image_at(&origin);
     let pull = async |to: &str| {
         let (skopeo, conf) = (skopeo.clone(), path("registries.conf"));
@@ -218,11 +215,11 @@ async fn the_library_in_cri_o_reads_what_is_printed_for_it_and_finds_the_origin_
             .unwrap();
     };
     pull("through-the-mirror").await;
-    let stats = scene.region.peers()[0].stats();
+    let stats = region.peers()[0].stats();
     assert!(
-        stats.bytes_to_runtime >= scene.image_bytes,
-        "it went through the mirror: {stats:?}"
+        stats.bytes_to_runtime >= region.image_bytes,
+        "the pull went through the mirror: {stats:?}"
     );
-    scene.region.stop_peer(0).await;
+    region.stop_peer(0).await;
     pull("from-the-origin").await;
 }

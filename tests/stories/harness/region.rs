@@ -1,5 +1,7 @@
-//! A region with an image in its origin, and pulls that go on while the story breaks something.
+//! A region in this process with an image in its origin, and pulls that run while a test breaks
+//! something.
 
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,22 +17,22 @@ use tokio::time::{sleep, timeout};
 
 pub(crate) const REPOSITORY: &str = "library/app";
 pub(crate) const TAG: &str = "v1";
-/// No story may take longer; far more than any needs.
-const STORY_BOUND: Duration = Duration::from_secs(120);
-const POLL_EVERY: Duration = Duration::from_millis(5);
+/// Limit for every wait of a test; generous.
+const TEST_TIMEOUT: Duration = Duration::from_secs(120);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A region, its folder, and the image that its origin holds.
-pub(crate) struct Scene {
-    pub(crate) region: Region,
+/// A region, and the image that its origin holds.
+pub(crate) struct TestRegion {
+    region: Region,
     pub(crate) layout: PathBuf,
     pub(crate) image_bytes: u64,
     dir: TempDir,
 }
 
-/// A pull that goes on in the background.
-pub(crate) type Pulling = JoinHandle<Result<PulledImage, ClientError>>;
+/// A pull that runs in the background.
+pub(crate) type PullTask = JoinHandle<Result<PulledImage, ClientError>>;
 
-impl Scene {
+impl TestRegion {
     /// Starts an origin and a tracker, and pushes an image of about `size` bytes.
     pub(crate) async fn with_image(size: ByteSize, rate: Option<BitRate>) -> Self {
         telemetry::init_with(LogFormat::Text, "warn").unwrap();
@@ -46,9 +48,9 @@ impl Scene {
         push_layout(&region.origin_url(), REPOSITORY, TAG, &layout)
             .await
             .unwrap();
-        let blobs = std::fs::read_dir(layout.join("blobs/sha256")).unwrap();
+        let files = std::fs::read_dir(layout.join("blobs/sha256")).unwrap();
         let manifest_len = image::Layout::open(&layout).unwrap().image().size;
-        let all: u64 = blobs
+        let all: u64 = files
             .map(|entry| entry.unwrap().metadata().unwrap().len())
             .sum();
         Self {
@@ -64,7 +66,7 @@ impl Scene {
         self.dir.path()
     }
 
-    /// Adds `count` honest peers in one zone.
+    /// Adds `count` peers in one zone.
     pub(crate) async fn add_peers(&mut self, count: u32) {
         let first = self.region.peers().len() as u32 + 1;
         for number in first..first + count {
@@ -75,21 +77,21 @@ impl Scene {
         }
     }
 
-    /// Begins a pull through a peer's mirror.
-    pub(crate) fn pull(&self, peer: usize) -> Pulling {
+    /// Starts a pull through a peer's mirror.
+    pub(crate) fn pull(&self, peer: usize) -> PullTask {
         let client = self.region.mirror_client(peer, REPOSITORY).unwrap();
         tokio::spawn(async move { client.pull(TAG, |_| {}).await })
     }
 
-    /// Begins a pull through every peer's mirror.
-    pub(crate) fn pull_everywhere(&self) -> Vec<Pulling> {
+    /// Starts a pull through every peer's mirror.
+    pub(crate) fn pull_everywhere(&self) -> Vec<PullTask> {
         (0..self.region.peers().len())
             .map(|peer| self.pull(peer))
             .collect()
     }
 
-    /// Bytes of the image that a peer's store holds, verified.
-    pub(crate) fn held_by(&self, peer: usize) -> u64 {
+    /// Verified bytes of the image in a peer's store.
+    pub(crate) fn held_bytes(&self, peer: usize) -> u64 {
         self.region.peers()[peer]
             .stats()
             .blobs
@@ -98,31 +100,50 @@ impl Scene {
             .sum()
     }
 
-    /// Waits until `condition` holds of the scene.
-    pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+    /// Waits until `condition` is true.
+    pub(crate) async fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let wait = async {
             while !condition(self) {
-                sleep(POLL_EVERY).await;
+                sleep(POLL_INTERVAL).await;
             }
         };
-        timeout(STORY_BOUND, wait)
+        timeout(TEST_TIMEOUT, wait)
             .await
-            .unwrap_or_else(|_| panic!("waited in vain until {what}"));
+            .unwrap_or_else(|_| panic!("timeout while waiting until {what}"));
     }
 
-    /// Waits for a pull that must come to a good end, with all bytes of the image.
-    pub(crate) async fn completes(&self, pull: Pulling) -> PulledImage {
-        let pulled = timeout(STORY_BOUND, pull)
+    /// Waits for a pull, which must succeed with all bytes of the image.
+    pub(crate) async fn finish_pull(&self, pull: PullTask) -> PulledImage {
+        let pulled = timeout(TEST_TIMEOUT, pull)
             .await
-            .expect("a pull ends")
+            .expect("the pull ends in time")
             .unwrap()
             .unwrap();
         assert_eq!(pulled.bytes, self.image_bytes);
         pulled
     }
 
-    /// Origin bytes over image bytes.
+    /// Blob bytes that the origin sent, as a multiple of the image's size.
     pub(crate) fn origin_copies(&self) -> f64 {
         self.region.origin_blob_bytes() as f64 / self.image_bytes as f64
+    }
+
+    /// Drains and stops all services.
+    pub(crate) async fn shut_down(self) {
+        self.region.shut_down().await;
+    }
+}
+
+impl Deref for TestRegion {
+    type Target = Region;
+
+    fn deref(&self) -> &Region {
+        &self.region
+    }
+}
+
+impl DerefMut for TestRegion {
+    fn deref_mut(&mut self) -> &mut Region {
+        &mut self.region
     }
 }

@@ -1,20 +1,19 @@
-//! Configurations that cannot work, or not as they were meant: refused before anything starts, with
-//! the keys and the cure.
+//! Configurations that are not valid are rejected at start, with the keys and the fix.
 
 use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::harness::process::Process;
+use crate::harness::service::TestService;
 use crate::harness::tools::output;
 
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
 
-/// A folder with a fleet's files in `pki`, in which services run.
-struct Folder(TempDir);
+/// A working folder for services, with a fleet's files in `pki`.
+struct FleetFolder(TempDir);
 
-impl Folder {
+impl FleetFolder {
     fn new() -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         folder.run("pki init --dir pki --region eu-1").unwrap();
@@ -29,7 +28,7 @@ impl Folder {
         self.0.path()
     }
 
-    /// A command line in the folder.
+    /// A `flotilla` command that runs in the folder.
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new(FLOTILLA);
         command
@@ -42,17 +41,17 @@ impl Folder {
         output(&mut self.command(line))
     }
 
-    /// What a service says that does not start with this configuration.
-    fn refusal(&self, service: &str, configuration: &str) -> String {
+    /// The error of a service that must not start with this configuration.
+    fn startup_error(&self, service: &str, configuration: &str) -> String {
         std::fs::write(self.path().join("flotilla.toml"), configuration).unwrap();
-        let said = self.run(&format!("{service} --config flotilla.toml"));
-        said.expect_err("it must not start")
+        let result = self.run(&format!("{service} --config flotilla.toml"));
+        result.expect_err("it must not start")
     }
 }
 
 #[test]
-fn a_part_of_tls_is_never_taken_for_plain_http() {
-    let folder = Folder::new();
+fn partial_tls_configuration_is_rejected() {
+    let folder = FleetFolder::new();
     let origin = "listen = '127.0.0.1:0'\nstorage = 'memory:///'\nseal-key = 'pki/eu-1.seal.key'\n";
     let tracker = "listen = '127.0.0.1:0'\n";
     let peer =
@@ -68,7 +67,7 @@ fn a_part_of_tls_is_never_taken_for_plain_http() {
             (["", key, ca], "tls-cert is missing"),
             (["", "", ca], "tls-cert and tls-key are missing"),
         ] {
-            let message = folder.refusal(service, &format!("{rest}{}", given.concat()));
+            let message = folder.startup_error(service, &format!("{rest}{}", given.concat()));
             assert!(
                 message.contains(missing) && message.contains("flotilla pki issue"),
                 "{service}: {message}"
@@ -82,7 +81,7 @@ fn a_part_of_tls_is_never_taken_for_plain_http() {
         message.contains("tls-key and tls-ca are missing") && message.contains("plain HTTP"),
         "{message}"
     );
-    let message = folder.refusal("peer", peer);
+    let message = folder.startup_error("peer", peer);
     assert!(
         message.contains("tls-cert and tls-key and tls-ca are missing"),
         "{message}"
@@ -90,13 +89,13 @@ fn a_part_of_tls_is_never_taken_for_plain_http() {
 }
 
 #[test]
-fn a_bad_value_names_its_key_and_what_would_be_right() {
-    let folder = Folder::new();
+fn invalid_values_name_the_key_and_the_fix() {
+    let folder = FleetFolder::new();
     let tls = "tls-cert = 'pki/vm-1.pem'\ntls-key = 'pki/vm-1.key'\ntls-ca = 'pki/ca.pem'\n";
     let peer = format!("{tls}store = 'store'\ntrusted-keys = 'pki/trusted-keys'\n");
     let with = |rest: &str| format!("{peer}{rest}");
     let origin = "origin = ['http://127.0.0.1:5000']\n";
-    let of_another = "storage = 'memory:///'\nseal-key = 'pki/eu-1.seal.key'\nregion = 'us-1'";
+    let of_other_region = "storage = 'memory:///'\nseal-key = 'pki/eu-1.seal.key'\nregion = 'us-1'";
     let url = "write scheme, host and port, such as https://origin.internal:5000";
     for (service, text, words) in [
         (
@@ -161,32 +160,32 @@ fn a_bad_value_names_its_key_and_what_would_be_right() {
         ),
         (
             "origin",
-            of_another.to_owned(),
+            of_other_region.to_owned(),
             [
                 "region is us-1, but seal-key is one of region eu-1",
                 "pki issue --origin us-1",
             ],
         ),
     ] {
-        let message = folder.refusal(service, &text);
+        let message = folder.startup_error(service, &text);
         assert!(
             words.iter().all(|word| message.contains(word)),
             "{service} with {text}: {message}"
         );
         assert!(
             !message.contains("Usage"),
-            "its flags are not at fault: {message}"
+            "the usage does not help with a configuration file: {message}"
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_that_others_can_reach_is_warned_of() {
-    let folder = Folder::new();
+async fn mirror_that_is_not_on_loopback_logs_a_warning() {
+    let folder = FleetFolder::new();
     let line = "peer --mirror 0.0.0.0:0 --quic 127.0.0.1:0 --origin http://127.0.0.1:1 --store store \
         --trusted-keys pki/trusted-keys --tls-cert pki/vm-1.pem --tls-key pki/vm-1.key --tls-ca pki/ca.pem";
-    let peer = Process::start(&mut folder.command(line));
-    peer.says(&[
+    let peer = TestService::start(&mut folder.command(line));
+    peer.wait_until_logged(&[
         "WARN",
         "whoever reaches it may pull",
         "such as 127.0.0.1:5001",
@@ -195,8 +194,8 @@ async fn a_mirror_that_others_can_reach_is_warned_of() {
 }
 
 #[test]
-fn a_runtimes_configuration_knows_what_the_peer_is_told() {
-    let folder = Folder::new();
+fn hosts_toml_uses_the_peers_configuration() {
+    let folder = FleetFolder::new();
     let print = |line: &str, variables: &[(&str, &str)]| {
         output(
             folder

@@ -1,4 +1,4 @@
-//! Pushes by the clients that people have, straight to the origin, and what comes back afterwards.
+//! Third-party clients push to the origin; the images are pulled and compared.
 
 use std::path::PathBuf;
 
@@ -10,9 +10,9 @@ use tokio::task::spawn_blocking;
 
 use crate::harness::buildah::Buildah;
 use crate::harness::docker::Docker;
-use crate::harness::platforms::Platforms;
+use crate::harness::multi_platform_image::MultiPlatformImage;
 use crate::harness::podman::Podman;
-use crate::harness::scene::{REPOSITORY, Scene, TAG};
+use crate::harness::region::{REPOSITORY, TAG, TestRegion};
 use crate::harness::tools;
 
 const SIZE: ByteSize = ByteSize(4 << 20);
@@ -21,30 +21,30 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     spawn_blocking(work).await.unwrap()
 }
 
-fn client(scene: &Scene, repository: &str) -> RegistryClient {
-    RegistryClient::new(scene.region.origin_url(), repository.parse().unwrap()).unwrap()
+fn client(region: &TestRegion, repository: &str) -> RegistryClient {
+    RegistryClient::new(region.origin_url(), repository.parse().unwrap()).unwrap()
 }
 
-/// Pulls `v1` of a repository, checking every digest; its manifest.
-async fn pulls(scene: &Scene, repository: &str) -> flotilla_common::manifest::Manifest {
-    let client = client(scene, repository);
+/// Pulls `v1` of a repository, verifying every digest, and returns the manifest.
+async fn pull_v1(region: &TestRegion, repository: &str) -> flotilla_common::manifest::Manifest {
+    let client = client(region, repository);
     let pulled = client.pull("v1", |_| {}).await.unwrap();
     assert!(pulled.bytes > 0);
     client.manifest(&pulled.digest).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn skopeo_pushes_two_platforms_one_of_100_layers_and_gets_them_back() {
-    let Some(tools) = tools::find("pushes by skopeo", &["skopeo"], false) else {
+async fn skopeo_copies_a_multi_platform_image_with_100_layers() {
+    let Some(tools) = tools::find_or_skip("pushes by skopeo", &["skopeo"], false) else {
         return;
     };
     let [skopeo] = <[PathBuf; 1]>::try_from(tools).unwrap();
-    let scene = Scene::with_image(SIZE, None).await;
+    let region = TestRegion::with_image(SIZE, None).await;
     let (pushed, back) = (
-        Platforms::make(scene.dir().join("platforms")),
-        scene.dir().join("back"),
+        MultiPlatformImage::create(region.dir().join("platforms")),
+        region.dir().join("back"),
     );
-    let image = format!("docker://{}/skopeo/app:v1", scene.region.registry());
+    let image = format!("docker://{}/skopeo/app:v1", region.registry());
     let (source, target) = (
         format!("oci:{}:v1", pushed.dir.display()),
         format!("oci:{}:v1", back.display()),
@@ -63,18 +63,21 @@ async fn skopeo_pushes_two_platforms_one_of_100_layers_and_gets_them_back() {
         .unwrap();
     })
     .await;
-    assert_eq!(Platforms::blobs(&back), Platforms::blobs(&pushed.dir));
-    assert_eq!(pulls(&scene, "skopeo/app").await.layers.len(), 100);
+    assert_eq!(
+        MultiPlatformImage::blob_names(&back),
+        MultiPlatformImage::blob_names(&pushed.dir)
+    );
+    assert_eq!(pull_v1(&region, "skopeo/app").await.layers.len(), 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn docker_pushes_what_it_pulled() {
-    let Some(tools) = tools::find("pushes by Docker", &["dockerd", "docker"], true) else {
+async fn docker_pulls_and_pushes() {
+    let Some(tools) = tools::find_or_skip("pushes by Docker", &["dockerd", "docker"], true) else {
         return;
     };
     let [dockerd, docker] = <[PathBuf; 2]>::try_from(tools).unwrap();
-    let scene = Scene::with_image(SIZE, None).await;
-    let registry = scene.region.registry();
+    let region = TestRegion::with_image(SIZE, None).await;
+    let registry = region.registry();
     blocking(move || {
         let docker = Docker::start(&dockerd, &docker, "{}");
         let image = format!("{registry}/{REPOSITORY}:{TAG}");
@@ -84,17 +87,17 @@ async fn docker_pushes_what_it_pulled() {
             .unwrap();
     })
     .await;
-    assert_eq!(pulls(&scene, "docker/app").await.layers.len(), 4);
+    assert_eq!(pull_v1(&region, "docker/app").await.layers.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn podman_pushes_what_it_pulled() {
-    let Some(tools) = tools::find("pushes by Podman", &["podman"], true) else {
+async fn podman_pulls_and_pushes() {
+    let Some(tools) = tools::find_or_skip("pushes by Podman", &["podman"], true) else {
         return;
     };
     let [podman] = <[PathBuf; 1]>::try_from(tools).unwrap();
-    let scene = Scene::with_image(SIZE, None).await;
-    let registry = scene.region.registry();
+    let region = TestRegion::with_image(SIZE, None).await;
+    let registry = region.registry();
     blocking(move || {
         let insecure = format!("[[registry]]\nlocation = \"{registry}\"\ninsecure = true\n");
         let (podman, image) = (
@@ -107,22 +110,22 @@ async fn podman_pushes_what_it_pulled() {
             .unwrap();
     })
     .await;
-    assert_eq!(pulls(&scene, "podman/app").await.layers.len(), 4);
+    assert_eq!(pull_v1(&region, "podman/app").await.layers.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn buildah_pushes_what_it_built_with_layers_in_zstd() {
-    let Some(tools) = tools::find("pushes by buildah", &["buildah"], true) else {
+async fn buildah_pushes_zstd_layers() {
+    let Some(tools) = tools::find_or_skip("pushes by buildah", &["buildah"], true) else {
         return;
     };
     let [buildah] = <[PathBuf; 1]>::try_from(tools).unwrap();
-    let scene = Scene::with_image(SIZE, None).await;
-    let image = format!("docker://{}/buildah/app:v1", scene.region.registry());
-    let content = scene.layout.join("index.json");
+    let region = TestRegion::with_image(SIZE, None).await;
+    let image = format!("docker://{}/buildah/app:v1", region.registry());
+    let content = region.layout.join("index.json");
     blocking(move || Buildah::new(&buildah).build_and_push(&content, &image))
         .await
         .unwrap();
-    let manifest = pulls(&scene, "buildah/app").await;
+    let manifest = pull_v1(&region, "buildah/app").await;
     let types: Vec<_> = manifest
         .layers
         .iter()
@@ -133,14 +136,14 @@ async fn buildah_pushes_what_it_built_with_layers_in_zstd() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn crane_pushes_mounts_lists_and_deletes() {
-    let Some(tools) = tools::find("pushes by crane", &["crane"], false) else {
+    let Some(tools) = tools::find_or_skip("pushes by crane", &["crane"], false) else {
         return;
     };
     let [crane] = <[PathBuf; 1]>::try_from(tools).unwrap();
-    let scene = Scene::with_image(SIZE, None).await;
-    let pushed = Platforms::make(scene.dir().join("platforms"));
+    let region = TestRegion::with_image(SIZE, None).await;
+    let pushed = MultiPlatformImage::create(region.dir().join("platforms"));
     let (layout, digest) = (pushed.dir.display().to_string(), pushed.index.to_string());
-    let registry = scene.region.registry();
+    let registry = region.registry();
     blocking(move || {
         let run = |arguments: &[&str]| {
             let all = arguments.iter().copied().chain(["--insecure"]);
@@ -160,24 +163,24 @@ async fn crane_pushes_mounts_lists_and_deletes() {
         assert_eq!(run(&["ls", &two]), "v1");
     })
     .await;
-    assert_eq!(pulls(&scene, "crane/two").await.layers.len(), 100);
+    assert_eq!(pull_v1(&region, "crane/two").await.layers.len(), 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn regctl_attaches_an_artifact_and_copies_it_with_its_image() {
-    let Some(tools) = tools::find("pushes by regctl", &["regctl"], false) else {
+async fn regctl_attaches_and_copies_referrers() {
+    let Some(tools) = tools::find_or_skip("pushes by regctl", &["regctl"], false) else {
         return;
     };
     let [regctl] = <[PathBuf; 1]>::try_from(tools).unwrap();
-    let scene = Scene::with_image(SIZE, None).await;
-    let pushed = Platforms::make(scene.dir().join("platforms"));
+    let region = TestRegion::with_image(SIZE, None).await;
+    let pushed = MultiPlatformImage::create(region.dir().join("platforms"));
     let (registry, layout) = (
-        scene.region.registry(),
+        region.registry(),
         format!("ocidir://{}:v1", pushed.dir.display()),
     );
     let (config, file) = (
-        scene.dir().join("regctl.json"),
-        scene.layout.join("index.json"),
+        region.dir().join("regctl.json"),
+        region.layout.join("index.json"),
     );
     blocking(move || {
         let host = format!("reg={registry},tls=disabled");
@@ -214,51 +217,51 @@ async fn regctl_attaches_an_artifact_and_copies_it_with_its_image() {
         assert!(!run(&["tag", "ls", &format!("{registry}/regctl/one")]).contains("v1"));
     })
     .await;
-    assert_eq!(pulls(&scene, "regctl/two").await.layers.len(), 100);
+    assert_eq!(pull_v1(&region, "regctl/two").await.layers.len(), 100);
 }
 
-/// The pieces of a body that is nowhere as a whole.
-fn pieces(len: u64) -> impl Iterator<Item = Vec<u8>> + Send {
-    const PIECE: u64 = 1 << 20;
-    (0..len.div_ceil(PIECE)).map(move |number| {
-        let mut piece = vec![number as u8; PIECE.min(len - number * PIECE) as usize];
-        piece[..8].copy_from_slice(&number.to_le_bytes());
-        piece
+/// The content of a large blob, generated in buffers of 1 MiB.
+fn buffers(len: u64) -> impl Iterator<Item = Vec<u8>> + Send {
+    const BUFFER_LEN: u64 = 1 << 20;
+    (0..len.div_ceil(BUFFER_LEN)).map(move |number| {
+        let mut buffer = vec![number as u8; BUFFER_LEN.min(len - number * BUFFER_LEN) as usize];
+        buffer[..8].copy_from_slice(&number.to_le_bytes());
+        buffer
     })
 }
 
-/// More than a segment holds.
+/// The blob is larger than one segment.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "5 GiB: takes a minute, and their room on the disk"]
-async fn a_layer_of_5_gib_is_pushed_and_pulled() {
+#[ignore = "long: writes 5 GiB to disk and takes a minute"]
+async fn blob_of_5_gib_is_pushed_and_pulled() {
     const LEN: u64 = 5 << 30;
-    let scene = Scene::with_image(SIZE, None).await;
+    let region = TestRegion::with_image(SIZE, None).await;
     let digest = blocking(|| {
         let mut hasher = DigestHasher::new(Algorithm::Sha256);
-        pieces(LEN).for_each(|piece| hasher.update(&piece));
+        buffers(LEN).for_each(|buffer| hasher.update(&buffer));
         hasher.finish()
     })
     .await;
-    let body = reqwest::Body::wrap_stream(stream::iter(pieces(LEN)).map(Ok::<_, std::io::Error>));
-    client(&scene, "large")
+    let body = reqwest::Body::wrap_stream(stream::iter(buffers(LEN)).map(Ok::<_, std::io::Error>));
+    client(&region, "large")
         .upload(&digest, LEN, body)
         .await
         .unwrap();
-    let url = format!("{}/v2/large/blobs/{digest}", scene.region.origin_url());
-    let answer = flotilla::client::http_client()
+    let url = format!("{}/v2/large/blobs/{digest}", region.origin_url());
+    let response = flotilla::client::http_client()
         .unwrap()
         .get(&url)
         .send()
         .await
         .unwrap();
-    let mut pulled = answer.bytes_stream();
+    let mut body = response.bytes_stream();
     let mut hasher = DigestHasher::new(Algorithm::Sha256);
     let mut len = 0;
-    while let Some(piece) = pulled.next().await {
-        let piece = piece.unwrap();
-        len += piece.len() as u64;
-        hasher.update(&piece);
+    while let Some(buffer) = body.next().await {
+        let buffer = buffer.unwrap();
+        len += buffer.len() as u64;
+        hasher.update(&buffer);
     }
-    let whole: Digest = hasher.finish();
-    assert_eq!((len, whole), (LEN, digest));
+    let received: Digest = hasher.finish();
+    assert_eq!((len, received), (LEN, digest));
 }

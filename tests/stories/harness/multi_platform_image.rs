@@ -1,4 +1,4 @@
-//! An image of two platforms, one with 100 layers, in an OCI layout.
+//! An image for two platforms, one with 100 layers, as an OCI layout.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,19 +11,19 @@ use serde_json::{Value, json};
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-/// The layout, whose `v1` is the index.
+/// The layout; its tag `v1` is the index.
 #[derive(Debug)]
-pub(crate) struct Platforms {
+pub(crate) struct MultiPlatformImage {
     pub(crate) dir: PathBuf,
     pub(crate) index: Digest,
 }
 
-impl Platforms {
-    /// Makes it.
+impl MultiPlatformImage {
+    /// Writes the layout into `dir`.
     ///
     /// # Panics
-    /// If it cannot be written.
-    pub(crate) fn make(dir: PathBuf) -> Self {
+    /// If a file cannot be written.
+    pub(crate) fn create(dir: PathBuf) -> Self {
         fs::create_dir_all(dir.join("blobs/sha256")).expect("create a layout");
         let layers: Vec<_> = (0..100)
             .map(|number| blob(&dir, LAYER, &layer(number)))
@@ -47,11 +47,11 @@ impl Platforms {
         }
     }
 
-    /// The names of all blobs of a layout.
+    /// The file names of a layout's blobs.
     ///
     /// # Panics
-    /// If there is none.
-    pub(crate) fn blobs(layout: &Path) -> BTreeSet<String> {
+    /// If the folder cannot be read.
+    pub(crate) fn blob_names(layout: &Path) -> BTreeSet<String> {
         let blobs = fs::read_dir(layout.join("blobs/sha256")).expect("read a layout");
         blobs
             .map(|entry| {
@@ -79,6 +79,7 @@ fn layer(number: u32) -> Vec<u8> {
     archive.into_inner().expect("write an archive")
 }
 
+/// Writes an image's config and manifest, and returns the manifest's descriptor.
 fn image(dir: &Path, architecture: &str, layers: &[Value]) -> Value {
     let diff_ids: Vec<_> = layers.iter().map(|layer| &layer["digest"]).collect();
     let config = json!({"architecture": architecture, "os": "linux", "config": {},
@@ -91,6 +92,7 @@ fn image(dir: &Path, architecture: &str, layers: &[Value]) -> Value {
     image
 }
 
+/// Writes a blob and returns its descriptor.
 fn blob(dir: &Path, media_type: &str, bytes: &[u8]) -> Value {
     let digest = Digest::sha256(bytes);
     fs::write(dir.join("blobs/sha256").join(digest.hex()), bytes).expect("write a blob");

@@ -1,4 +1,4 @@
-//! A disk of a few megabytes.
+//! A file system of a few megabytes.
 
 use std::path::{Path, PathBuf};
 
@@ -6,26 +6,26 @@ use tempfile::TempDir;
 
 use super::tools;
 
-/// A file system in memory, mounted while this lives.
+/// A mounted tmpfs; dropping it unmounts it.
 pub(crate) struct SmallDisk {
     umount: PathBuf,
     dir: TempDir,
 }
 
 impl SmallDisk {
-    /// Mounts one of `size` (as `mount` reads it); `None`, said loudly, if that is not allowed
-    /// here.
+    /// Mounts a tmpfs of `size` (in the syntax of `mount`). Where that is not allowed, reports that
+    /// the test is skipped and returns `None`.
     ///
     /// # Panics
-    /// If it is allowed and does not work.
-    pub(crate) fn mount(story: &str, size: &str) -> Option<Self> {
-        let found = tools::find(story, &["mount", "umount"], true)?;
+    /// If the mount fails.
+    pub(crate) fn mount(test: &str, size: &str) -> Option<Self> {
+        let found = tools::find_or_skip(test, &["mount", "umount"], true)?;
         let dir = tempfile::tempdir().unwrap();
         let options = format!("size={size}");
-        let place = dir.path().display().to_string();
+        let target = dir.path().display().to_string();
         tools::run(
             &found[0],
-            ["-t", "tmpfs", "-o", &options, "flotilla-story", &place],
+            ["-t", "tmpfs", "-o", &options, "flotilla-test", &target],
         )
         .unwrap();
         Some(Self {
@@ -41,10 +41,10 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: a peer that is being killed may still have its lock open.
+        // Lazily (-l): a peer that was just killed may still have its lock file open.
         if let Err(error) = tools::run(&self.umount, ["-l", &self.dir.path().display().to_string()])
         {
-            eprintln!("unmount a small disk: {error}");
+            eprintln!("unmount a tmpfs: {error}");
         }
     }
 }
