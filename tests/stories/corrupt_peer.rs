@@ -35,11 +35,7 @@ async fn corrupt_bytes_are_not_stored_served_or_forwarded() {
     region.finish_pull(region.pull(0)).await;
 
     // The second peer's only neighbour is the corrupt peer, which announces all chunks.
-    region
-        .region
-        .add_peer(PeerPlan::numbered(2, 1))
-        .await
-        .unwrap();
+    region.add_peer(PeerPlan::numbered(2, 1)).await.unwrap();
     // The client verifies each digest, so it got no corrupt bytes.
     region.finish_pull(region.pull(1)).await;
     // The store verifies the digest of the whole blob after the client got its last byte.
@@ -60,11 +56,7 @@ async fn corrupt_bytes_are_not_stored_served_or_forwarded() {
     );
 
     // A third peer gets correct bytes from the second.
-    region
-        .region
-        .add_peer(PeerPlan::numbered(3, 1))
-        .await
-        .unwrap();
+    region.add_peer(PeerPlan::numbered(3, 1)).await.unwrap();
     region.finish_pull(region.pull(2)).await;
     region
         .wait_until("the third peer's store is complete", |region| {

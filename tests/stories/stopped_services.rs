@@ -44,7 +44,7 @@ async fn tracker_stops_during_a_burst() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn there_is_no_tracker_from_the_start() {
+async fn tracker_down_from_the_start() {
     let mut region = TestRegion::with_image(ByteSize(4 << 20), None).await;
     region.stop_tracker();
     region.add_peers(2).await;

@@ -98,7 +98,7 @@ async fn demonstrate(args: DemoArgs) -> Result<(), CommandError> {
     print_progress(
         &args,
         format!(
-            "region started: {} peers in {} zones, {rate} each",
+            "region started: {} peers, zones: {}, {rate} each",
             args.peers, args.zones
         ),
     );

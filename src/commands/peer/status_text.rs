@@ -289,7 +289,7 @@ fn description(wait: Wait) -> &'static str {
         }
         Wait::Turn => "lease requests for other blobs, which come first",
         Wait::Tracker => "the next request to the tracker (rate limit)",
-        Wait::NoTracker => "its turn at the origin, as no tracker answers",
+        Wait::NoTracker => "the origin: no tracker answers, and other peers go first",
         Wait::Origin => "an origin; all are down",
         Wait::Quarantine => "another source; all known ones sent corrupt bytes",
         Wait::Store => "the peer's store, which reported an error",
