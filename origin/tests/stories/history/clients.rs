@@ -31,7 +31,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client that sends each request to a random replica.
 struct Client {
-    clients: ReplicaClients,
+    replicas: ReplicaClients,
     rng: Pcg64Mcg,
     events: Arc<Mutex<Vec<Event>>>,
     until: Instant,
@@ -39,13 +39,14 @@ struct Client {
 
 /// Runs clients while replicas are paused and crashed.
 pub(super) async fn run(fleet: &mut Fleet, time: Duration, rng_seed: u64) -> History {
-    let (events, until) = (Arc::<Mutex<Vec<Event>>>::default(), Instant::now() + time);
-    let random_replica = fleet.clients.read().unwrap()[0]
+    let events = Arc::<Mutex<Vec<Event>>>::default();
+    let until = Instant::now() + time;
+    let first_replica = fleet.replicas.read().unwrap()[0]
         .clone()
         .expect("all replicas are up at first");
-    random_replica.push_blob("app", "{}").await;
+    first_replica.push_blob("app", "{}").await;
     let client = |number: u64| Client {
-        clients: Arc::clone(&fleet.clients),
+        replicas: Arc::clone(&fleet.replicas),
         rng: Pcg64Mcg::seed_from_u64(rng_seed * 100 + number),
         events: Arc::clone(&events),
         until,
@@ -111,7 +112,7 @@ impl Client {
     async fn random_replica(&mut self) -> Option<Registry> {
         while Instant::now() < self.until {
             let up: Vec<_> = self
-                .clients
+                .replicas
                 .read()
                 .unwrap()
                 .iter()

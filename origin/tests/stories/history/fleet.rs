@@ -29,7 +29,7 @@ pub(super) struct Fleet {
     list: watch::Sender<Arc<[SocketAddr]>>,
     members: Vec<Member>,
     /// The replicas that clients may use.
-    pub(super) clients: ReplicaClients,
+    pub(super) replicas: ReplicaClients,
 }
 
 /// A client for each replica; `None` while it is down.
@@ -53,7 +53,7 @@ impl Fleet {
             listing,
             list,
             members: Vec::new(),
-            clients,
+            replicas: clients,
         };
         for index in 0..replicas {
             fleet.members.push(Member {
@@ -85,7 +85,7 @@ impl Fleet {
         // A client may use the replica only after all others send it invalidations, so it is listed
         // first.
         self.publish();
-        self.clients.write().unwrap()[index] = Some(client);
+        self.replicas.write().unwrap()[index] = Some(client);
     }
 
     fn publish(&self) {
@@ -120,7 +120,7 @@ impl Fleet {
 
     /// Crashes a replica, which breaks its connections, and restarts it. It stays listed meanwhile.
     async fn crash(&mut self, index: usize) {
-        self.clients.write().unwrap()[index] = None;
+        self.replicas.write().unwrap()[index] = None;
         let dead = self.members[index].origin.take();
         drop(dead);
         tokio::time::sleep(self.time_to_live * 2).await;
