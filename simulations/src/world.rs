@@ -368,12 +368,12 @@ impl<'a> World<'a> {
             ..Details::default()
         };
         for simulated in &self.peers {
-            let stats = simulated.machine.stats();
-            details.served += stats.served;
-            details.refused_busy += stats.refused_busy;
-            details.unleased += stats.from_origin_unleased;
-            details.failures += stats.failures;
-            details.corrupt += stats.corrupt;
+            let counters = simulated.machine.counters();
+            details.served += counters.served;
+            details.refused_busy += counters.refused_busy;
+            details.unleased += counters.from_origin_unleased;
+            details.failures += counters.failures;
+            details.corrupt += counters.corrupt;
         }
         details.complaints = self.oracle.take_complaints();
         Outcome {

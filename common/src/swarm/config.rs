@@ -63,6 +63,30 @@ pub struct Config {
     pub origin_rest: Duration,
 }
 
+impl Config {
+    /// The own rate, the slower of both directions, in bits per second; `None` if it is not known.
+    pub(super) fn own_rate(&self) -> Option<u64> {
+        let up = self.up_bits_per_second.into_iter();
+        up.chain(self.down_bits_per_second).min()
+    }
+
+    /// How long `bytes` take at the own rate.
+    pub(super) fn time_of(&self, bytes: u64) -> Duration {
+        let rate = self.own_rate().unwrap_or(self.assumed_bits_per_second);
+        Duration::from_secs_f64((bytes * 8) as f64 / rate.max(1) as f64)
+    }
+
+    /// Transfers in each direction for neighbours with this median rate: `max(1, round(slots x own
+    /// / median))`, within [`Self::max_slots`]. `None` if the own rate is not known.
+    pub(super) fn slots_at(&self, median_rate: Option<u64>) -> Option<u32> {
+        let own = self.own_rate()?;
+        let median = median_rate.unwrap_or(own).max(1);
+        let slots = (u64::from(self.slots) * own + median / 2) / median;
+        let slots = u32::try_from(slots).unwrap_or(u32::MAX);
+        Some(slots.clamp(1, self.max_slots.max(1)))
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {

@@ -1,593 +1,531 @@
-//! The machine itself: its one door for inputs and its one stream of outputs.
+//! The machine: one entrance for inputs, one stream of outputs.
+//!
+//! It owns the sub-machines, hands each input to the one in charge, and carries what one of them
+//! reports to the others. None of them knows the machine, or reaches into another.
 
 use core::time::Duration;
-use std::collections::VecDeque;
 
-use super::blob::{Blob, Interest, MAX_MEMBERS};
-use super::choose::Scratch;
-use super::dial::Link;
-use super::download::Transfers;
-use super::health::Health;
-use super::lease::Lease;
-use super::neighbours::Peer;
-use super::rng::Rng;
-use super::timers::{Timer, Timers};
-use super::turns::Turns;
-use super::upload::Uploads;
-use super::waits::Waiting;
-use super::{Batch, BlobSlot, Config, Input, Output, PeerSlot};
+use super::blob_exchange::{BlobExchange, MAX_NEIGHBOURS};
+use super::config::Config;
+use super::context::{Context, Work};
+use super::counters::TransferCounters;
+use super::downloads::{Downloads, Progress};
+use super::have_batches::HaveBatches;
+use super::io::{
+    Batch, BlobSlot, Failure, Have, Input, Output, PeerFacts, PeerSlot, Refusal, Source, TransferId,
+};
+use super::leases::Leases;
+use super::neighbours::Neighbours;
+use super::origin_fallback::OriginFallback;
+use super::stall_reasons::{StallReasons, Wait, WaitTimes};
+use super::timers::Timer;
+use super::transfer::Permission;
+use super::transfer_failures::TransferFailures;
+use super::uploads::Uploads;
 use crate::chunk::Geometry;
 use crate::map::ChunkMap;
 use crate::time::Time;
 
-/// What the machine has counted since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Chunks received from neighbours.
-    pub from_peers: u64,
-    /// Chunks received from origins under a lease.
-    pub from_origin_leased: u64,
-    /// Chunks received from origins without a lease.
-    pub from_origin_unleased: u64,
-    /// Chunks served to neighbours.
-    pub served: u64,
-    /// Requests refused because all slots were taken.
-    pub refused_busy: u64,
-    /// Requests of ours that were refused.
-    pub refusals_met: u64,
-    /// Downloads that failed or stalled.
-    pub failures: u64,
-    /// Chunks that failed their check.
-    pub corrupt: u64,
-}
-
-/// The blobs, by slot.
-#[derive(Debug, Default)]
-pub(super) struct Blobs(Vec<Option<Box<Blob>>>);
-
-impl Blobs {
-    pub(super) fn get(&self, slot: BlobSlot) -> Option<&Blob> {
-        self.0.get(slot.0 as usize)?.as_deref()
-    }
-
-    pub(super) fn get_mut(&mut self, slot: BlobSlot) -> Option<&mut Blob> {
-        self.0.get_mut(slot.0 as usize)?.as_deref_mut()
-    }
-
-    fn insert(&mut self, slot: BlobSlot, blob: Blob) {
-        let index = slot.0 as usize;
-        if index >= self.0.len() {
-            self.0.resize_with(index + 1, || None);
-        }
-        self.0[index] = Some(Box::new(blob));
-    }
-
-    fn remove(&mut self, slot: BlobSlot) {
-        if let Some(place) = self.0.get_mut(slot.0 as usize) {
-            *place = None;
-        }
-    }
-}
-
-/// The deciding half of one peer process. See the module's documentation.
+/// Everything that decides in one peer process. See the module's documentation.
 #[derive(Debug)]
 pub struct PeerMachine {
-    pub(super) config: Config,
-    pub(super) rng: Rng,
-    pub(super) outputs: VecDeque<Output>,
-    pub(super) timers: Timers,
-    pub(super) stats: Stats,
-    pub(super) blobs: Blobs,
-    /// Blobs wanted and not complete, in the order they were wanted.
-    pub(super) wanted: Vec<BlobSlot>,
-    pub(super) peers: Vec<Peer>,
-    pub(super) turns: Turns,
-    pub(super) connections: u32,
-    pub(super) dialling: u32,
-    /// Transfers each way.
-    pub(super) slots: u32,
-    pub(super) transfers: Transfers,
-    pub(super) uploads: Uploads,
-    pub(super) leases: Vec<Lease>,
-    pub(super) is_tracker_reachable: bool,
-    pub(super) health: Health,
-    pub(super) scratch: Scratch,
-    /// While something is wanted and nothing moves.
-    pub(super) stands_still: Waiting,
-    /// Blobs whose newly held chunks wait to be told; each at most once.
-    untold: Vec<BlobSlot>,
-    /// A slot may have become fillable: looked at once per input.
-    pub(super) wants_fill: bool,
-    /// A lease may be needed, or needed no more: looked at once per input.
-    pub(super) wants_leases: bool,
+    ctx: Context,
+    neighbours: Neighbours,
+    downloads: Downloads,
+    uploads: Uploads,
+    leases: Leases,
+    fallback: OriginFallback,
+    have_batches: HaveBatches,
+    stalls: StallReasons,
 }
 
 impl PeerMachine {
     /// A machine that knows no blob and no peer.
     pub fn new(mut config: Config, rng_seed: u64) -> Self {
-        config.max_neighbours = config.max_neighbours.min(MAX_MEMBERS);
+        config.max_neighbours = config.max_neighbours.min(MAX_NEIGHBOURS);
         Self {
-            rng: Rng::new(rng_seed),
-            outputs: VecDeque::new(),
-            timers: Timers::new(),
-            stats: Stats::default(),
-            blobs: Blobs::default(),
-            wanted: Vec::new(),
-            peers: Vec::new(),
-            turns: Turns::default(),
-            connections: 0,
-            dialling: 0,
-            slots: config.slots.max(1),
-            transfers: Transfers::default(),
+            ctx: Context::new(config, rng_seed),
+            neighbours: Neighbours::default(),
+            downloads: Downloads::default(),
             uploads: Uploads::default(),
-            leases: Vec::new(),
-            is_tracker_reachable: true,
-            health: Health::new(config.origins, config.origin_rest),
-            scratch: Scratch::default(),
-            stands_still: Waiting::default(),
-            untold: Vec::new(),
-            wants_fill: false,
-            wants_leases: false,
-            config,
+            leases: Leases::default(),
+            fallback: OriginFallback::default(),
+            have_batches: HaveBatches::default(),
+            stalls: StallReasons::default(),
         }
     }
 
-    /// Something happened at `now`. Time must not go backwards.
+    /// Handles something that happened at `now`. Time must not go backwards.
     pub fn handle(&mut self, now: Time, input: Input) {
+        self.ctx.now = now;
         match input {
             Input::AddBlob {
                 blob,
                 geometry,
                 held,
             } => self.on_add(blob, geometry, held),
-            Input::Want { blob } => self.on_want(now, blob),
-            Input::Unwant { blob } => self.on_unwant(now, blob),
-            Input::Reader { blob, cursor } => self.on_reader(blob, cursor),
-            Input::Lost { blob, chunk } => self.on_lost(now, blob, chunk),
-            Input::Forget { blob } => self.on_forget(now, blob),
-            Input::Handout { blob, peers } => self.on_handout(now, blob, &peers),
-            Input::Dial { facts } => self.on_dial(now, &facts),
-            Input::Connected { facts, round_trip } => self.on_connected(now, &facts, round_trip),
-            Input::Disconnected { peer } => self.on_disconnected(now, peer),
-            Input::DialFailed { peer } => self.on_dial_failed(now, peer),
+            Input::Want { blob } => self.on_want(blob),
+            Input::Unwant { blob } => self.on_unwant(blob),
+            Input::Reader { blob, cursor } => self.downloads.set_cursor(blob, cursor),
+            Input::Lost { blob, chunk } => self.on_lost(blob, chunk),
+            Input::Forget { blob } => self.on_forget(blob),
+            Input::Handout { blob, peers } => self.on_handout(blob, &peers),
+            Input::Dial { facts } => {
+                self.downloads.introduce(&facts);
+                self.neighbours.on_dial(&mut self.ctx, &facts);
+            }
+            Input::Connected { facts, round_trip } => self.on_connected(&facts, round_trip),
+            Input::Disconnected { peer } => self.on_disconnected(peer),
+            Input::DialFailed { peer } => self.neighbours.on_dial_failed(&mut self.ctx, peer),
             Input::RateHint {
                 peer,
                 bits_per_second,
             } => self.on_rate_hint(peer, bits_per_second),
-            Input::Have { peer, blob, have } => self.on_have(now, peer, blob, &have),
-            Input::Forgot { peer, blob } => self.on_forgot(peer, blob),
+            Input::Have { peer, blob, have } => self.on_have(peer, blob, &have),
+            Input::Forgot { peer, blob } => self.neighbours.on_forgot(&mut self.ctx, peer, blob),
             Input::UploadRequest {
                 peer,
                 blob,
                 chunk,
                 upload,
             } => {
-                self.on_upload_request(now, peer, blob, chunk, upload);
+                let neighbours = &self.neighbours;
+                self.uploads
+                    .on_request(&mut self.ctx, neighbours, peer, blob, chunk, upload);
             }
-            Input::UploadProgress { upload, sent } => self.on_upload_progress(now, upload, sent),
-            Input::UploadEnded { upload } => self.uploads.ended(upload),
-            Input::FirstByte { transfer } => self.on_first_byte(now, transfer),
-            Input::Progress { transfer, received } => self.on_progress(now, transfer, received),
-            Input::Received { transfer } => self.on_received(now, transfer),
-            Input::Refused { transfer, reason } => self.on_refused(now, transfer, reason),
-            Input::Failed { transfer, why } => self.on_failed(now, transfer, why),
-            Input::LeaseGranted { blob, chunk, term } => {
-                self.on_lease_granted(now, blob, chunk, term)
+            Input::UploadProgress { upload, sent } => {
+                self.uploads
+                    .on_progress(&self.ctx, &self.neighbours, upload, sent);
             }
-            Input::LeaseWait { blob, retry_after } => self.on_lease_wait(now, blob, retry_after),
-            Input::LeaseLost { blob, chunk } => self.on_lease_lost(blob, chunk),
-            Input::TrackerUnreachable => self.on_tracker(now, false),
-            Input::TrackerReachable => self.on_tracker(now, true),
-            Input::OriginUp { origin } => {
-                self.health.succeeded(origin);
-                self.wants_leases = true;
+            Input::UploadEnded { upload } => self.uploads.on_ended(upload),
+            Input::FirstByte { transfer } => {
+                let progress = self.downloads.on_first_byte(&self.ctx, transfer);
+                self.on_moved(progress);
             }
-            Input::OriginDown { origin } => self.on_origin_down(now, origin),
-        }
-        self.settle(now);
-    }
-
-    /// The next thing to do, in order; `None` when all is said.
-    pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
-    }
-
-    /// When [`Self::handle_timeout`] wants to be called; may be earlier than needed, and changes
-    /// with every input.
-    pub fn poll_timeout(&self) -> Option<Time> {
-        self.timers.next()
-    }
-
-    /// The deadline of [`Self::poll_timeout`] has come. Too early or too often does no harm.
-    pub fn handle_timeout(&mut self, now: Time) {
-        while let Some(timer) = self.timers.take_due(now) {
-            match timer {
-                Timer::Have => self.tell_due(now),
-                Timer::Fill => self.wants_fill = true,
-                Timer::Stall => {
-                    self.check_stalls(now);
-                    self.end_silences(now);
+            Input::Progress { transfer, received } => {
+                let neighbours = &self.neighbours;
+                let progress =
+                    self.downloads
+                        .on_progress(&mut self.ctx, neighbours, transfer, received);
+                self.on_moved(progress);
+            }
+            Input::Received { transfer } => self.on_received(transfer),
+            Input::Refused { transfer, reason } => self.on_refused(transfer, reason),
+            Input::Failed { transfer, why } => {
+                if let Some(transfer) = self.downloads.end(&mut self.ctx, transfer) {
+                    self.failures().on_failed(&transfer, why);
                 }
-                Timer::Escalate => {
-                    self.escalate(now);
-                    self.account_waits(now);
+            }
+            Input::LeaseGranted { blob, chunk, term } => self.on_lease_granted(blob, chunk, term),
+            Input::LeaseWait { blob, retry_after } => {
+                self.leases.on_wait(&mut self.ctx, blob, retry_after);
+            }
+            Input::LeaseLost { blob, chunk } => {
+                self.leases.on_lost(blob, chunk);
+                self.downloads.on_lease_lost(&mut self.ctx, blob, chunk);
+            }
+            Input::TrackerUnreachable => {
+                self.leases.on_tracker_lost(&self.ctx);
+                self.set_has_tracker(false);
+            }
+            Input::TrackerReachable => self.set_has_tracker(true),
+            Input::OriginUp { origin } => {
+                self.ctx.origins.succeeded(origin);
+                self.ctx.due.add(Work::SeekLeases);
+            }
+            Input::OriginDown { origin } => self.ctx.origins.failed(now, origin),
+        }
+        self.do_due_work();
+    }
+
+    /// The next thing to do, in order; `None` when there is nothing more.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.ctx.outputs.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] is to be called; may be earlier than needed, and changes with
+    /// every input.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.ctx.timers.next()
+    }
+
+    /// Handles the deadline of [`Self::poll_timeout`]. A call too early or too often does no harm.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.ctx.now = now;
+        while let Some(timer) = self.ctx.timers.take_due(now) {
+            match timer {
+                Timer::Have => self.have_batches.send_due(&mut self.ctx),
+                Timer::Fill => self.ctx.due.add(Work::FillSlots),
+                Timer::Stall => {
+                    while let Some(transfer) = self.downloads.cancel_stalled(&mut self.ctx) {
+                        self.failures().on_failed(&transfer, Failure::Timeout);
+                    }
+                    self.neighbours.retry_unresponsive(&mut self.ctx);
+                }
+                Timer::Fallback => {
+                    self.fallback
+                        .run(&mut self.ctx, &self.neighbours, &mut self.downloads);
+                    self.update_stall_reasons();
                 }
                 Timer::Lease => {
-                    self.renew_leases(now);
-                    self.seek_leases(now);
-                    self.account_waits(now);
+                    self.leases.renew(&mut self.ctx, &self.downloads);
+                    self.seek_leases();
+                    self.update_stall_reasons();
                 }
                 Timer::Dial => {
-                    self.note_late_dials(now);
-                    self.meet(now);
+                    self.neighbours.check_dials(&mut self.ctx);
+                    self.neighbours.meet(&mut self.ctx);
                 }
             }
         }
-        self.settle(now);
+        self.do_due_work();
     }
+}
 
-    /// The chunks held of a blob; `None` if no such blob was added.
+// Questions.
+impl PeerMachine {
+    /// The chunks held of a blob; `None` for an unknown blob.
     pub fn held(&self, blob: BlobSlot) -> Option<&ChunkMap> {
-        self.blobs.get(blob).map(|blob| &blob.held)
+        self.ctx.blobs.get(blob).map(BlobExchange::held)
     }
 
-    /// Who is to be told about newly held chunks of a blob: its neighbours that were greeted and
-    /// are not known to hold all of these chunks. Who holds them learns that we do from the
-    /// greeting when we are complete, or lack one again.
+    /// The neighbours to tell about newly held chunks of a blob: those that were greeted and are
+    /// not known to hold all of these chunks. Neighbours that hold them learn that we do from the
+    /// greeting when we are complete, or when we lack one again.
     pub fn audience(&self, blob: BlobSlot, batch: &Batch) -> impl Iterator<Item = PeerSlot> + '_ {
-        let blob = self.blobs.get(blob);
-        let holders = blob.map_or(0, |blob| blob.holders_of_all(batch.chunks()));
-        let members = blob
-            .into_iter()
-            .flat_map(|blob| blob.who.iter().zip(&blob.members))
-            .zip(0_u32..);
-        members
-            .filter(move |((_, member), bit)| {
-                member.greeted_at.is_some() && holders >> bit & 1 == 0
-            })
-            .map(|((peer, _), _)| *peer)
+        let blob = self.ctx.blobs.get(blob);
+        let audience = blob.map(|blob| blob.audience(batch.chunks()));
+        audience.into_iter().flatten()
     }
 
-    /// Everybody with whom a blob is exchanged.
+    /// The neighbours with which a blob is exchanged.
     pub fn neighbours(&self, blob: BlobSlot) -> impl Iterator<Item = PeerSlot> + '_ {
-        self.blobs
-            .get(blob)
-            .into_iter()
-            .flat_map(|blob| blob.who.iter().copied())
+        let blob = self.ctx.blobs.get(blob);
+        blob.map_or(&[][..], BlobExchange::neighbours)
+            .iter()
+            .copied()
     }
 
-    /// Whether nobody can bring a chunk now: no neighbour has it, nothing of the blob is on its
-    /// way, and every origin rests after a failure. It may be otherwise a moment later.
+    /// Whether no source can deliver a chunk now: no neighbour holds it, nothing of the blob is
+    /// being fetched, and every origin has failed a moment ago. That may change at any time.
     pub fn is_out_of_reach(&self, now: Time, slot: BlobSlot, chunk: u32) -> bool {
-        let Some(blob) = self.blobs.get(slot) else {
+        let Some(blob) = self.ctx.blobs.get(slot) else {
             return true;
         };
-        let is_around = blob.held.contains(chunk)
-            || blob
-                .availability
-                .get(chunk as usize)
-                .is_some_and(|holders| *holders > 0);
-        !is_around
-            && self.transfers.of_blob(slot).next().is_none()
-            && self.health.choose(now).is_none()
+        let is_available = blob.held().contains(chunk) || blob.availability(chunk) > 0;
+        !is_available && self.downloads.count(slot) == 0 && self.ctx.origins.choose(now).is_none()
     }
 
-    /// The blobs wanted and not complete.
+    /// The blobs that are wanted and not complete, in the order in which they were wanted.
     pub fn wanted(&self) -> impl Iterator<Item = BlobSlot> + '_ {
-        self.wanted.iter().copied()
+        self.ctx.blobs.wanted().iter().copied()
     }
 
-    /// The leases held, for the tracker's announce.
+    /// The leases held, for the announce to the tracker.
     pub fn leases(&self) -> impl Iterator<Item = (BlobSlot, u32)> + '_ {
-        self.leases.iter().map(|lease| (lease.blob, lease.chunk))
+        self.leases.held()
+    }
+
+    /// Peers that the tracker should not count on, as far as this peer knows: they do not answer
+    /// dials or requests, or sent corrupt bytes. The candidates of `blob` come first.
+    pub fn unreachable(
+        &self,
+        now: Time,
+        blob: Option<BlobSlot>,
+    ) -> impl Iterator<Item = PeerSlot> + '_ {
+        self.neighbours.unreachable(now, blob)
     }
 
     /// Whether nothing refers to the peer, so that its slot may be given to another one.
     pub fn is_idle(&self, peer: PeerSlot) -> bool {
-        self.peers.get(peer.0 as usize).is_none_or(|peer| {
-            matches!(peer.link, Link::Down { .. }) && peer.handouts == 0 && peer.blobs.is_empty()
-        })
+        self.neighbours.is_idle(peer)
     }
 
-    /// Transfers each way at present, by the neighbours' rates.
+    /// Why nothing of a blob moves at present; `None` if something does, if no slot is free, or if
+    /// the blob is not wanted.
+    pub fn waits_for(&self, blob: BlobSlot) -> Option<Wait> {
+        self.stalls.reason(blob)
+    }
+
+    /// How long a blob has stalled since it was first wanted, by reason.
+    pub fn waited(&self, now: Time, blob: BlobSlot) -> WaitTimes {
+        self.stalls.of_blob(now, blob)
+    }
+
+    /// How long something was wanted and nothing moved at all since the machine was made, by the
+    /// reason of the blob that was wanted first.
+    pub fn stood_still(&self, now: Time) -> WaitTimes {
+        self.stalls.of_peer(now)
+    }
+
+    /// Transfers in each direction at present, by the neighbours' rates.
     pub fn slots(&self) -> u32 {
-        self.slots
+        self.ctx.slots
     }
 
-    /// Counters since the start.
-    pub fn stats(&self) -> Stats {
-        self.stats
+    /// The counters since the machine was made.
+    pub fn counters(&self) -> TransferCounters {
+        self.ctx.counters
     }
 
     /// The settings it was made with.
     pub fn config(&self) -> &Config {
-        &self.config
+        &self.ctx.config
     }
 
-    fn on_add(&mut self, slot: BlobSlot, geometry: Geometry, held: ChunkMap) {
-        let rate = self
-            .own_rate()
-            .unwrap_or(self.config.assumed_bits_per_second)
-            .max(1);
-        let chunk_time = Duration::from_secs_f64((geometry.chunk_len(0) * 8) as f64 / rate as f64);
-        self.blobs
-            .insert(slot, Blob::new(geometry, held, chunk_time));
-    }
-
-    fn on_want(&mut self, now: Time, slot: BlobSlot) {
-        let jitter = self.rng.jitter(Duration::from_secs(1)).as_secs_f64();
-        let Some(blob) = self.blobs.get_mut(slot) else {
-            return;
-        };
-        if blob.interest != Interest::Idle {
-            return;
-        }
-        blob.interest = Interest::Wanted;
-        blob.waiting = Waiting::default();
-        blob.moved_at = now;
-        blob.jitter = jitter;
-        blob.patience_log2 = 0;
-        blob.starved_log2 = 0;
-        blob.refill_wait = self.config.refill_interval;
-        blob.refill_at = now + blob.refill_wait;
-        self.wanted.push(slot);
-        self.outputs.push_back(Output::Announce);
-        self.timers.by(Timer::Escalate, now);
-        self.wants_fill = true;
-        self.wants_leases = true;
-        self.complete_if_held(now, slot);
-        self.meet(now);
-    }
-
-    fn on_unwant(&mut self, now: Time, slot: BlobSlot) {
-        self.wanted.retain(|wanted| *wanted != slot);
-        self.cancel_transfers(slot);
-        self.drop_leases(slot);
-        if let Some(blob) = self.blobs.get_mut(slot) {
-            blob.interest = Interest::Idle;
-            blob.reader = None;
-            blob.waiting.note(now, None);
-        }
-        self.forget_handout(slot);
-        self.wants_leases = true;
-    }
-
-    fn on_reader(&mut self, slot: BlobSlot, cursor: Option<u32>) {
-        if let Some(blob) = self.blobs.get_mut(slot) {
-            blob.reader = cursor;
-        }
-    }
-
-    fn on_lost(&mut self, now: Time, slot: BlobSlot, chunk: u32) {
-        let Some(blob) = self.blobs.get_mut(slot) else {
-            return;
-        };
-        if !blob.lose(chunk) {
-            return;
-        }
-        if blob.interest == Interest::Complete {
-            blob.interest = Interest::Wanted;
-            blob.moved_at = now;
-            self.wanted.push(slot);
-            self.timers.by(Timer::Escalate, now);
-            self.outputs.push_back(Output::Announce);
-            self.meet(now);
-        }
-        self.greet_again(slot);
-        self.wants_fill = true;
-        self.wants_leases = true;
-    }
-
-    fn on_forget(&mut self, now: Time, slot: BlobSlot) {
-        self.on_unwant(now, slot);
-        self.forget_members(slot);
-        self.blobs.remove(slot);
-    }
-
-    fn on_tracker(&mut self, now: Time, is_reachable: bool) {
-        if !is_reachable {
-            self.void_requests(now);
-        }
-        self.is_tracker_reachable = is_reachable;
-        self.wants_leases = true;
-        self.timers.by(Timer::Escalate, now);
-    }
-
-    /// Ends the want of a blob that is all here.
-    pub(super) fn complete_if_held(&mut self, now: Time, slot: BlobSlot) {
-        let Some(blob) = self
-            .blobs
-            .get_mut(slot)
-            .filter(|blob| blob.is_wanted() && blob.is_complete())
-        else {
-            return;
-        };
-        blob.interest = Interest::Complete;
-        blob.reader = None;
-        blob.waiting.note(now, None);
-        self.wanted.retain(|wanted| *wanted != slot);
-        self.drop_leases(slot);
-        self.forget_handout(slot);
-        self.greet_again(slot);
-        self.outputs.push_back(Output::Complete { blob: slot });
-        self.outputs.push_back(Output::Announce);
-        self.wants_leases = true;
-    }
-
-    /// Tells the neighbours that were greeted and still lack something exactly what we hold: all of
-    /// it at last, or less than we said.
-    fn greet_again(&mut self, slot: BlobSlot) {
-        let Some(blob) = self.blobs.get_mut(slot) else {
-            return;
-        };
-        blob.outbox.clear();
-        for (peer, member) in blob.who.iter().zip(&blob.members) {
-            if member.greeted_at.is_some() && !member.is_complete {
-                self.outputs.push_back(Output::Greet {
-                    peer: *peer,
-                    blob: slot,
-                });
-            }
-        }
-    }
-
-    /// Tells neighbours about a chunk, now or soon.
-    pub(super) fn tell(&mut self, now: Time, slot: BlobSlot, chunk: u32) {
-        let interval = self.have_interval(slot);
-        let Some(blob) = self.blobs.get_mut(slot) else {
-            return;
-        };
-        if let Some(batch) = blob.outbox.add(now, chunk, interval) {
-            self.outputs.push_back(Output::Have { blob: slot, batch });
-        } else if let Some(due_at) = blob.outbox.due_at() {
-            self.timers.by(Timer::Have, due_at);
-            if !self.untold.contains(&slot) {
-                self.untold.push(slot);
-            }
-        }
-    }
-
-    fn tell_due(&mut self, now: Time) {
-        let mut untold = core::mem::take(&mut self.untold);
-        untold.retain(|slot| {
-            let interval = self.have_interval(*slot);
-            let Some(blob) = self.blobs.get_mut(*slot) else {
-                return false;
-            };
-            if let Some(batch) = blob.outbox.take_due(now, interval) {
-                self.outputs.push_back(Output::Have { blob: *slot, batch });
-            }
-            let due_at = blob.outbox.due_at();
-            if let Some(due_at) = due_at {
-                self.timers.by(Timer::Have, due_at);
-            }
-            due_at.is_some()
-        });
-        self.untold = untold;
-    }
-
-    fn have_interval(&self, slot: BlobSlot) -> Duration {
-        self.config.have_interval.min(self.chunk_time(slot) / 2)
-    }
-
-    /// What every input may have made possible.
-    fn settle(&mut self, now: Time) {
-        let is_news = self.wants_fill || self.wants_leases;
-        if self.wants_fill {
-            self.fill(now);
-        }
-        if self.wants_leases {
-            self.seek_leases(now);
-        }
-        if is_news {
-            self.account_waits(now);
-        }
-    }
-
-    /// How long one chunk of the blob takes at the own rate.
-    pub(super) fn chunk_time(&self, slot: BlobSlot) -> Duration {
-        self.blobs
-            .get(slot)
-            .map_or(Duration::ZERO, |blob| blob.chunk_time)
-    }
-
-    /// The own rate, the slower of both directions, in bits per second.
-    fn own_rate(&self) -> Option<u64> {
-        let Config {
-            up_bits_per_second: up,
-            down_bits_per_second: down,
-            ..
-        } = self.config;
-        up.into_iter().chain(down).min()
-    }
-
-    /// Slots follow the own rate in relation to the neighbours': `max(1, round(slots x own /
-    /// median))`.
-    pub(super) fn recompute_slots(&mut self) {
-        let Some(own) = self.own_rate() else { return };
-        let mut rates: Vec<u64> = self
-            .peers
-            .iter()
-            .filter(|peer| peer.is_up())
-            .filter_map(|peer| peer.rate)
-            .collect();
-        rates.sort_unstable();
-        let median = rates.get(rates.len() / 2).copied().unwrap_or(own).max(1);
-        let slots = (u64::from(self.config.slots) * own + median / 2) / median;
-        self.slots = u32::try_from(slots)
-            .unwrap_or(u32::MAX)
-            .clamp(1, self.config.max_slots.max(1));
+    /// The state that invariants are about.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> (&Context, &Neighbours, &Downloads) {
+        (&self.ctx, &self.neighbours, &self.downloads)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::{Failure, Have, Nearness, PeerFacts, Source};
-    use super::*;
-    use crate::chunk::Geometry;
-
-    const BLOB: BlobSlot = BlobSlot(0);
-    const NEIGHBOUR: PeerFacts = PeerFacts {
-        peer: PeerSlot(0),
-        nearness: Nearness::SameZone,
-        key: 1,
-    };
-
-    fn wanting_one_chunk(now: Time) -> PeerMachine {
-        let mut machine = PeerMachine::new(Config::default(), 1);
-        let held = ChunkMap::empty(1);
-        machine.handle(now, Input::TrackerUnreachable);
-        machine.handle(
-            now,
-            Input::AddBlob {
-                blob: BLOB,
-                geometry: Geometry::for_size(10),
-                held,
-            },
-        );
-        machine.handle(now, Input::Want { blob: BLOB });
-        machine.handle_timeout(now);
-        machine
+// Blobs.
+impl PeerMachine {
+    fn on_add(&mut self, slot: BlobSlot, geometry: Geometry, held: ChunkMap) {
+        let chunk_time = self.ctx.config.time_of(geometry.chunk_len(0));
+        let blob = BlobExchange::new(geometry, held, chunk_time);
+        self.ctx.blobs.add(slot, blob);
+        self.neighbours.add_blob(slot);
+        self.downloads.add_blob(slot);
+        self.leases.add_blob(slot);
+        self.fallback.reset(slot);
+        self.have_batches.add_blob(slot);
+        self.stalls.reset(slot);
     }
 
-    #[test]
-    fn a_chunk_is_out_of_reach_when_no_neighbour_has_it_and_the_origin_rests() {
-        let now = Time::ZERO;
-        let mut machine = wanting_one_chunk(now);
-        let outputs: Vec<_> = core::iter::from_fn(|| machine.poll_output()).collect();
-        let asked = outputs.iter().find_map(|output| match output {
-            Output::Fetch {
-                transfer,
-                source: Source::Origin(_),
-                ..
-            } => Some(*transfer),
-            _ => None,
-        });
-        let transfer = asked.expect("alone, it asks the origin at once");
-        assert!(!machine.is_out_of_reach(now, BLOB, 0), "it is on its way");
-        machine.handle(
-            now,
-            Input::Failed {
-                transfer,
-                why: Failure::Link,
-            },
-        );
-        assert!(machine.is_out_of_reach(now, BLOB, 0));
-        machine.handle(
-            now,
-            Input::Connected {
-                facts: NEIGHBOUR,
-                round_trip: Duration::ZERO,
-            },
-        );
-        machine.handle(
-            now,
-            Input::Have {
-                peer: NEIGHBOUR.peer,
-                blob: BLOB,
-                have: Have::Complete,
-            },
-        );
-        assert!(!machine.is_out_of_reach(now, BLOB, 0), "a neighbour has it");
+    fn on_want(&mut self, slot: BlobSlot) {
+        let jitter = self.ctx.rng.jitter(Duration::from_secs(1)).as_secs_f64();
+        if !self.ctx.blobs.want(slot) {
+            return;
+        }
+        self.stalls.reset(slot);
+        self.downloads.start_pull(self.ctx.now, slot, jitter);
+        self.fallback.reset(slot);
+        self.leases.reset_starving(slot);
+        self.neighbours.restart_refill(&self.ctx, slot);
+        self.ctx.output(Output::Announce);
+        self.ctx.timers.wake_by(Timer::Fallback, self.ctx.now);
+        self.ctx.due.add(Work::FillSlots);
+        self.ctx.due.add(Work::SeekLeases);
+        self.complete_if_held(slot);
+        self.neighbours.meet(&mut self.ctx);
+    }
+
+    fn on_unwant(&mut self, slot: BlobSlot) {
+        self.ctx.blobs.unwant(slot);
+        self.downloads.cancel_blob(&mut self.ctx, slot);
+        self.downloads.set_cursor(slot, None);
+        self.leases.release_blob(&mut self.ctx, slot);
+        self.stalls.stop(self.ctx.now, slot);
+        self.neighbours.clear_candidates(slot);
+        self.ctx.due.add(Work::SeekLeases);
+    }
+
+    fn on_lost(&mut self, slot: BlobSlot, chunk: u32) {
+        let blob = self.ctx.blobs.get_mut(slot);
+        if !blob.is_some_and(|blob| blob.lose(chunk)) {
+            return;
+        }
+        if self.ctx.blobs.want_again(slot) {
+            self.downloads.mark_moved(self.ctx.now, slot);
+            self.ctx.timers.wake_by(Timer::Fallback, self.ctx.now);
+            self.ctx.output(Output::Announce);
+            self.neighbours.meet(&mut self.ctx);
+        }
+        self.greet_again(slot);
+        self.ctx.due.add(Work::FillSlots);
+        self.ctx.due.add(Work::SeekLeases);
+    }
+
+    fn on_forget(&mut self, slot: BlobSlot) {
+        self.on_unwant(slot);
+        self.neighbours.end_exchange(&mut self.ctx, slot);
+        self.ctx.blobs.remove(slot);
+        self.neighbours.remove_blob(slot);
+        self.downloads.remove_blob(slot);
+        self.leases.remove_blob(slot);
+        self.fallback.remove_blob(slot);
+        self.have_batches.remove_blob(slot);
+        self.stalls.remove_blob(slot);
+    }
+
+    /// Ends the want of a blob whose chunks are all held.
+    fn complete_if_held(&mut self, slot: BlobSlot) {
+        if !self.ctx.blobs.complete(slot) {
+            return;
+        }
+        self.downloads.set_cursor(slot, None);
+        self.stalls.stop(self.ctx.now, slot);
+        self.leases.release_blob(&mut self.ctx, slot);
+        self.neighbours.clear_candidates(slot);
+        self.greet_again(slot);
+        self.ctx.output(Output::Complete { blob: slot });
+        self.ctx.output(Output::Announce);
+        self.ctx.due.add(Work::SeekLeases);
+    }
+
+    /// Tells the neighbours that were greeted and still lack chunks exactly which chunks are held:
+    /// all of them at last, or fewer than they were told.
+    fn greet_again(&mut self, slot: BlobSlot) {
+        self.have_batches.clear(slot);
+        if let Some(blob) = self.ctx.blobs.get(slot) {
+            let greet = |peer| Output::Greet { peer, blob: slot };
+            let greetings = blob.greeted_leechers().map(greet);
+            self.ctx.outputs.extend(greetings);
+        }
+    }
+}
+
+// Peers.
+impl PeerMachine {
+    fn on_handout(&mut self, slot: BlobSlot, peers: &[PeerFacts]) {
+        for facts in peers {
+            self.downloads.introduce(facts);
+        }
+        self.neighbours.on_handout(&mut self.ctx, slot, peers);
+    }
+
+    fn on_connected(&mut self, facts: &PeerFacts, round_trip: Duration) {
+        self.downloads.introduce(facts);
+        let has_transfers = |peer| self.downloads.has_request_at(peer) || self.uploads.serves(peer);
+        let ctx = &mut self.ctx;
+        if self
+            .neighbours
+            .on_connected(ctx, facts, round_trip, has_transfers)
+        {
+            self.downloads.on_connected(facts.peer);
+            self.neighbours.update_slots(&mut self.ctx);
+        }
+    }
+
+    fn on_disconnected(&mut self, peer: PeerSlot) {
+        if self.neighbours.on_disconnected(&mut self.ctx, peer) {
+            self.failures().on_disconnected(peer);
+        }
+    }
+
+    fn on_rate_hint(&mut self, peer: PeerSlot, bits_per_second: u64) {
+        if self.neighbours.on_rate_hint(peer, bits_per_second) {
+            self.neighbours.update_slots(&mut self.ctx);
+        }
+    }
+
+    fn on_have(&mut self, peer: PeerSlot, slot: BlobSlot, have: &Have) {
+        let is_wanted = self.neighbours.on_have(&mut self.ctx, peer, slot, have);
+        if is_wanted && self.downloads.is_free(self.ctx.now, peer) {
+            self.ctx.due.add(Work::FillSlots);
+        }
+    }
+}
+
+// Transfers.
+impl PeerMachine {
+    fn on_moved(&mut self, progress: Option<Progress>) {
+        if let Some(Progress { blob, source }) = progress {
+            self.stalls.on_moved(self.ctx.now, blob);
+            if let Source::Peer(peer) = source {
+                self.neighbours.mark_responsive(&mut self.ctx, peer);
+            }
+        }
+    }
+
+    fn on_received(&mut self, id: TransferId) {
+        let Some(transfer) = self.downloads.end(&mut self.ctx, id) else {
+            return;
+        };
+        let slot = transfer.blob;
+        let chunk = transfer.chunk;
+        match transfer.source {
+            Source::Peer(peer) => {
+                self.neighbours.mark_responsive(&mut self.ctx, peer);
+                self.downloads.clear_failures(peer);
+                self.leases.reset_starving(slot);
+                self.ctx.counters.from_peers += 1;
+            }
+            Source::Origin(origin) => {
+                self.ctx.origins.succeeded(origin);
+                match transfer.permission {
+                    Permission::Leased => self.ctx.counters.from_origin_leased += 1,
+                    _ => self.ctx.counters.from_origin_unleased += 1,
+                }
+            }
+        }
+        let Some(blob) = self.ctx.blobs.get_mut(slot) else {
+            return;
+        };
+        let is_new = blob.hold(chunk);
+        if transfer.permission == Permission::Fallback {
+            self.fallback.on_received(&mut self.ctx, slot);
+        }
+        if is_new {
+            self.have_batches.add(&mut self.ctx, slot, chunk);
+        }
+        self.downloads.mark_moved(self.ctx.now, slot);
+        self.stalls.on_moved(self.ctx.now, slot);
+        self.leases.on_chunk_received(&mut self.ctx, slot, chunk);
+        self.complete_if_held(slot);
+    }
+
+    fn on_refused(&mut self, id: TransferId, reason: Refusal) {
+        let Some(transfer) = self.downloads.end(&mut self.ctx, id) else {
+            return;
+        };
+        self.failures().on_refused(&transfer, reason);
+    }
+
+    fn failures(&mut self) -> TransferFailures<'_> {
+        TransferFailures {
+            ctx: &mut self.ctx,
+            neighbours: &mut self.neighbours,
+            downloads: &mut self.downloads,
+            uploads: &mut self.uploads,
+            leases: &mut self.leases,
+            fallback: &mut self.fallback,
+        }
+    }
+}
+
+// Leases and deferred work.
+impl PeerMachine {
+    fn on_lease_granted(&mut self, slot: BlobSlot, chunk: u32, term: Duration) {
+        let ctx = &mut self.ctx;
+        if let Some(origin) = self.leases.on_granted(ctx, slot, chunk, term)
+            && !self.downloads.put_under_lease(slot, chunk)
+        {
+            let source = Source::Origin(origin);
+            self.downloads
+                .start(ctx, slot, chunk, source, Permission::Leased);
+        }
+    }
+
+    fn set_has_tracker(&mut self, has_tracker: bool) {
+        self.ctx.has_tracker = has_tracker;
+        self.ctx.due.add(Work::SeekLeases);
+        self.ctx.timers.wake_by(Timer::Fallback, self.ctx.now);
+    }
+
+    fn seek_leases(&mut self) {
+        self.leases
+            .seek(&mut self.ctx, &self.neighbours, &self.downloads);
+    }
+
+    fn update_stall_reasons(&mut self) {
+        self.stalls
+            .update(&self.ctx, &self.neighbours, &self.downloads, &self.leases);
+    }
+
+    /// Does the work that inputs and deadlines have made possible.
+    fn do_due_work(&mut self) {
+        let due = self.ctx.due;
+        if due.contains(Work::FillSlots) {
+            self.downloads.fill(&mut self.ctx, &self.neighbours);
+        }
+        if due.contains(Work::SeekLeases) {
+            self.seek_leases();
+        }
+        if !due.is_empty() {
+            self.update_stall_reasons();
+        }
     }
 }

@@ -54,35 +54,43 @@
 //!   transfer ends in any way the mark is cleared.
 //! - Ordered maps and hash maps: slots are indices into vectors, chunk maps are bitsets.
 
-mod blob;
-mod choose;
+mod blob_exchange;
+mod blobs;
+mod candidates;
 mod config;
-mod dial;
-mod download;
-mod escalate;
-mod have;
-mod health;
+mod context;
+mod counters;
+mod dialer;
+mod downloads;
+mod eta;
+mod have_batches;
 mod io;
-mod lease;
+mod known_peer;
+mod leases;
 mod machine;
 mod neighbours;
-mod pace;
+mod origin_fallback;
+mod origin_health;
+mod per_blob;
+mod picker;
+mod pull;
+mod request_window;
 mod rng;
-mod silence;
+mod stall_reasons;
 mod timers;
-mod turns;
-mod upload;
-mod waits;
+mod transfer;
+mod transfer_failures;
+mod unresponsive;
+mod uploads;
 
 #[cfg(test)]
-mod fixture;
-#[cfg(test)]
-mod properties;
+mod tests;
 
 pub use config::Config;
+pub use counters::TransferCounters;
 pub use io::{
     Batch, BlobSlot, Failure, Have, Input, Nearness, OriginSlot, Output, PeerFacts, PeerSlot,
     Refusal, Source, TransferId, UploadId,
 };
-pub use machine::{PeerMachine, Stats};
-pub use waits::{Wait, WaitTimes};
+pub use machine::PeerMachine;
+pub use stall_reasons::{Wait, WaitTimes};

@@ -1,368 +1,579 @@
-//! The peers: whom to dial, whom to greet about which blob, whom to leave alone.
+//! The peers: which to dial, which to greet about which blob, and which not to use.
+//!
+//! A greeting is a map of the chunks that one holds, perhaps of none. Neighbours that were greeted
+//! about a blob are told of newly held chunks from then on.
 
 use core::time::Duration;
 
-use super::blob::{Interest, News};
-use super::dial::Link;
-use super::machine::PeerMachine;
+use super::candidates::{Candidates, Refill};
+use super::context::{Context, Work};
+use super::dialer::{ConnectionState, DialCheck, dial_timeout};
+use super::io::{BlobSlot, Have, Output, PeerFacts, PeerSlot};
+use super::known_peer::KnownPeer;
+use super::per_blob::PerBlob;
 use super::timers::Timer;
-use super::{BlobSlot, Have, Output, PeerFacts, PeerSlot};
+use super::unresponsive::Responsiveness;
 use crate::time::Time;
 
-/// How often the wait between two announces for want of neighbours doubles at most, as a factor.
-const MAX_REFILL_WAIT: u32 = 16;
+/// A neighbour that has not answered a greeting for this long did not know the blob then.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A greeting that was not answered for this long was not understood.
-const UNANSWERED: Duration = Duration::from_secs(1);
-
-/// One peer.
-#[derive(Debug)]
-pub(super) struct Peer {
-    pub(super) key: u64,
-    pub(super) link: Link,
-    pub(super) round_trip: Duration,
-    /// Its uplink in bits per second, if it said so.
-    pub(super) rate: Option<u64>,
-    /// Times in a row that it did not deliver.
-    pub(super) strikes: u32,
-    pub(super) quarantined_until: Time,
-    /// Requests in a row that it did not answer in time.
-    pub(super) unanswered: u32,
-    /// Taken for silent until then, if it is.
-    pub(super) silent_until: Option<Time>,
-    /// Blobs that it is a member of.
-    pub(super) blobs: Vec<BlobSlot>,
-    /// Handouts that name it.
-    pub(super) handouts: u32,
+/// All peers, their connections, and the candidates of each blob.
+#[derive(Debug, Default)]
+pub(super) struct Neighbours {
+    peers: Vec<KnownPeer>,
+    candidates: PerBlob<Candidates>,
+    connections: u32,
+    /// Dials under way.
+    dialing: u32,
 }
 
-impl Default for Peer {
-    fn default() -> Self {
-        Self {
-            key: 0,
-            link: Link::Down {
-                not_before: Time::ZERO,
-                failures: 0,
-            },
-            round_trip: Duration::ZERO,
-            rate: None,
-            strikes: 0,
-            quarantined_until: Time::ZERO,
-            unanswered: 0,
-            silent_until: None,
-            blobs: Vec::new(),
-            handouts: 0,
+// What happens to peers.
+impl Neighbours {
+    pub(super) fn add_blob(&mut self, slot: BlobSlot) {
+        self.candidates.insert(slot, Candidates::new());
+    }
+
+    pub(super) fn remove_blob(&mut self, slot: BlobSlot) {
+        self.candidates.remove(slot);
+    }
+
+    /// The blob is wanted from now on.
+    pub(super) fn restart_refill(&mut self, ctx: &Context, slot: BlobSlot) {
+        if let Some(candidates) = self.candidates.get_mut(slot) {
+            candidates.restart_refill(ctx.now, &ctx.config);
         }
     }
-}
 
-impl Peer {
-    pub(super) fn is_up(&self) -> bool {
-        self.link == Link::Up
-    }
-
-    pub(super) fn is_quarantined(&self, now: Time) -> bool {
-        self.quarantined_until > now
-    }
-}
-
-impl PeerMachine {
-    pub(super) fn on_handout(&mut self, now: Time, slot: BlobSlot, peers: &[PeerFacts]) {
+    pub(super) fn on_handout(&mut self, ctx: &mut Context, slot: BlobSlot, peers: &[PeerFacts]) {
         for facts in peers {
             self.introduce(facts);
-            if let Some(blob) = self.blobs.get_mut(slot)
-                && blob.remember(now, facts.peer)
+            if let Some(candidates) = self.candidates.get_mut(slot)
+                && candidates.add(ctx.now, facts.peer)
             {
-                self.peers[facts.peer.0 as usize].handouts += 1;
+                self.peers[facts.peer.0 as usize].candidacies += 1;
             }
         }
-        self.meet(now);
+        self.meet(ctx);
     }
 
-    pub(super) fn on_connected(&mut self, now: Time, facts: &PeerFacts, round_trip: Duration) {
+    /// Dials a peer that the driver asked for, within the same limits as candidates.
+    pub(super) fn on_dial(&mut self, ctx: &mut Context, facts: &PeerFacts) {
+        self.introduce(facts);
+        let peer = &self.peers[facts.peer.0 as usize];
+        if let ConnectionState::Disconnected {
+            redial_at,
+            failures,
+        } = peer.connection
+            && redial_at.max(peer.quarantined_until) <= ctx.now
+            && self.may_dial(ctx)
+        {
+            self.start_dial(ctx, facts.peer, failures);
+        }
+    }
+
+    /// Accepts a connection or hangs up; true if it is new and accepted. `has_transfers` says
+    /// whether a neighbour serves us or is served.
+    pub(super) fn on_connected(
+        &mut self,
+        ctx: &mut Context,
+        facts: &PeerFacts,
+        round_trip: Duration,
+        has_transfers: impl Fn(PeerSlot) -> bool,
+    ) -> bool {
         self.introduce(facts);
         let peer = &mut self.peers[facts.peer.0 as usize];
-        if peer.is_up() {
+        if peer.is_connected() {
             peer.round_trip = round_trip;
-            return;
+            return false;
         }
-        self.dialling -= u32::from(matches!(peer.link, Link::Dialling { .. }));
-        if peer.is_quarantined(now)
-            || (self.connections >= self.config.max_connections && !self.make_room(now))
-        {
-            self.peers[facts.peer.0 as usize].link = Link::Down {
-                not_before: now + self.config.redial,
-                failures: 0,
-            };
-            self.outputs.push_back(Output::HangUp { peer: facts.peer });
-            return;
+        self.dialing -= u32::from(peer.connection.is_dialing());
+        let has_room = self.connections < ctx.config.max_connections;
+        if peer.is_quarantined(ctx.now) || (!has_room && !self.make_room(ctx, has_transfers)) {
+            let closed = ConnectionState::closed(ctx.now, &ctx.config);
+            self.peers[facts.peer.0 as usize].connection = closed;
+            ctx.output(Output::HangUp { peer: facts.peer });
+            return false;
         }
         let peer = &mut self.peers[facts.peer.0 as usize];
-        peer.link = Link::Up;
+        peer.connection = ConnectionState::Connected;
         peer.round_trip = round_trip;
-        (peer.unanswered, peer.silent_until) = (0, None);
-        self.turns.rest(facts.peer, Time::ZERO);
-        peer.strikes = 0;
+        peer.responsiveness = Responsiveness::default();
         self.connections += 1;
-        self.recompute_slots();
-        self.meet(now);
+        self.meet(ctx);
+        true
     }
 
-    pub(super) fn on_disconnected(&mut self, now: Time, peer: PeerSlot) {
-        if self.drop_link(now, peer) {
-            self.meet(now);
+    /// The connection is gone; false if there was none.
+    pub(super) fn on_disconnected(&mut self, ctx: &mut Context, peer: PeerSlot) -> bool {
+        let was_connected = self.close(ctx, peer);
+        if was_connected {
+            self.meet(ctx);
         }
+        was_connected
     }
 
-    pub(super) fn on_rate_hint(&mut self, slot: PeerSlot, bits_per_second: u64) {
-        if let Some(peer) = self.peers.get_mut(slot.0 as usize) {
-            peer.rate = Some(bits_per_second);
-            self.recompute_slots();
-        }
-    }
-
-    pub(super) fn on_have(&mut self, now: Time, peer: PeerSlot, slot: BlobSlot, have: &Have) {
-        self.spoke(peer);
-        let Some(blob) = self.blobs.get_mut(slot) else {
+    pub(super) fn on_dial_failed(&mut self, ctx: &mut Context, slot: PeerSlot) {
+        let Some(peer) = self.peers.get_mut(slot.0 as usize) else {
             return;
         };
-        let index = match blob.member(peer) {
+        let ConnectionState::Dialing { failures, .. } = peer.connection else {
+            return;
+        };
+        self.dialing -= 1;
+        ctx.due.add(Work::SeekLeases);
+        peer.connection = ConnectionState::dial_failed(ctx.now, failures + 1, &ctx.config);
+        if peer.connection.is_given_up() {
+            self.give_up(ctx, slot);
+        }
+        self.meet(ctx);
+    }
+
+    /// Records the rate of a neighbour's uplink; false for an unknown peer.
+    pub(super) fn on_rate_hint(&mut self, slot: PeerSlot, bits_per_second: u64) -> bool {
+        let Some(peer) = self.peers.get_mut(slot.0 as usize) else {
+            return false;
+        };
+        peer.rate = Some(bits_per_second);
+        true
+    }
+
+    /// Applies what a neighbour says it holds; true if it holds something new that we want.
+    pub(super) fn on_have(
+        &mut self,
+        ctx: &mut Context,
+        peer: PeerSlot,
+        slot: BlobSlot,
+        have: &Have,
+    ) -> bool {
+        self.mark_responsive(ctx, peer);
+        let Some(blob) = ctx.blobs.get_mut(slot) else {
+            return false;
+        };
+        let index = match blob.index_of(peer) {
             Some(index) => index,
-            None if !self.peers.get(peer.0 as usize).is_some_and(Peer::is_up) => return,
+            None if !self.is_connected(peer) => return false,
             None => {
-                let has_room = blob.who.len() < self.config.max_neighbours as usize;
-                if !has_room || !blob.is_of_use() || (!blob.is_wanted() && *have == Have::Complete)
-                {
-                    return;
+                let has_room = blob.neighbours().len() < ctx.config.max_neighbours as usize;
+                let is_seeder = *have == Have::Complete;
+                if !has_room || !blob.is_useful() || (!blob.is_wanted() && is_seeder) {
+                    return false;
                 }
                 self.peers[peer.0 as usize].blobs.push(slot);
-                blob.add_member(peer)
+                blob.add_neighbour(peer)
             }
         };
-        let was_unseen = blob.unseen;
-        let is_first = !blob.members[index].is_heard;
-        let News {
-            any_wanted,
-            is_correction,
-        } = blob.learn(index, have);
-        // A greeting of ours that is older than an answer takes met a peer that did not know the
-        // blob yet.
-        let stale = |greeted_at: Time| is_first && greeted_at + UNANSWERED <= now;
-        // And whoever lost a chunk was perhaps not told that we have it.
-        if blob.members[index].greeted_at.is_none_or(stale)
-            || (is_correction && blob.held_count > 0)
+        let unavailable_before = blob.unavailable();
+        let is_first = !blob.has_announced(index);
+        let effect = blob.apply_have(index, have);
+        // A first message long after our greeting says that the peer did not know the blob then.
+        let is_stale = |greeted_at: Time| is_first && greeted_at + GREETING_TIMEOUT <= ctx.now;
+        // A peer that lost a chunk may not have been told that we hold it.
+        if blob.greeted_at(index).is_none_or(is_stale)
+            || (effect.is_correction && blob.held_count() > 0)
         {
-            blob.members[index].greeted_at = Some(now);
-            self.outputs.push_back(Output::Greet { peer, blob: slot });
+            blob.mark_greeted(index, ctx.now);
+            ctx.outputs.push_back(Output::Greet { peer, blob: slot });
         }
-        if any_wanted && blob.is_wanted() {
-            self.wants_fill |= self.turns.of(peer).is_free(now);
-        }
-        self.wants_leases |= (blob.unseen == 0) != (was_unseen == 0);
+        let has_changed = (blob.unavailable() == 0) != (unavailable_before == 0);
+        ctx.due.add_if(has_changed, Work::SeekLeases);
+        effect.has_new_chunks && blob.is_wanted()
     }
 
-    /// A neighbour evicted a blob, or ended our exchange of it.
-    pub(super) fn on_forgot(&mut self, peer: PeerSlot, slot: BlobSlot) {
-        if let (Some(blob), Some(known)) = (
-            self.blobs.get_mut(slot),
-            self.peers.get_mut(peer.0 as usize),
-        ) {
-            blob.remove_member(peer);
+    /// A neighbour evicted a blob, or ended its exchange.
+    pub(super) fn on_forgot(&mut self, ctx: &mut Context, peer: PeerSlot, slot: BlobSlot) {
+        if let (Some(blob), Some(known)) =
+            (ctx.blobs.get_mut(slot), self.peers.get_mut(peer.0 as usize))
+        {
+            blob.remove_neighbour(peer);
             known.blobs.retain(|other| *other != slot);
-            self.wants_leases = true;
+            ctx.due.add(Work::SeekLeases);
         }
     }
 
-    /// Dials and greets whoever wanted blobs call for.
-    pub(super) fn meet(&mut self, now: Time) {
-        for at in 0..self.wanted.len() {
-            let slot = self.wanted[at];
-            self.meet_over(now, slot);
-            self.refill(now, slot);
-        }
-    }
-
-    fn meet_over(&mut self, now: Time, slot: BlobSlot) {
-        let Some(blob) = self.blobs.get_mut(slot) else {
-            return;
-        };
-        let mut room = (self.config.max_neighbours as usize).saturating_sub(blob.who.len());
-        let may_answer = |peer: &PeerSlot| self.peers[peer.0 as usize].link.may_answer();
-        room = room.saturating_sub(blob.handout.iter().filter(|peer| may_answer(peer)).count());
-        for at in 0..blob.handout.len() {
-            let peer_slot = blob.handout[at];
-            let peer = &mut self.peers[peer_slot.0 as usize];
-            match peer.link {
-                Link::Dialling { .. } => {}
-                Link::Up => {
-                    let index = match blob.member(peer_slot) {
-                        Some(index) => index,
-                        None if room == 0 => continue,
-                        None => {
-                            room -= 1;
-                            peer.blobs.push(slot);
-                            blob.add_member(peer_slot)
-                        }
-                    };
-                    if blob.members[index].greeted_at.is_none() {
-                        blob.members[index].greeted_at = Some(now);
-                        self.outputs.push_back(Output::Greet {
-                            peer: peer_slot,
-                            blob: slot,
-                        });
-                    }
-                }
-                Link::Down {
-                    not_before,
-                    failures,
-                } => {
-                    let not_before = not_before.max(peer.quarantined_until);
-                    let sockets = self.connections + self.dialling;
-                    if room == 0
-                        || sockets >= self.config.max_connections
-                        || self.dialling >= self.config.max_dialling
-                    {
-                        continue;
-                    }
-                    if not_before > now {
-                        self.timers.by(Timer::Dial, not_before);
-                        continue;
-                    }
-                    room -= 1;
-                    self.dialling += 1;
-                    let late_at = now
-                        + self
-                            .config
-                            .answer_to_dial(self.turns.of(peer_slot).nearness);
-                    peer.link = Link::Dialling {
-                        failures,
-                        late_at,
-                        is_late: false,
-                    };
-                    self.timers.by(Timer::Dial, late_at);
-                    self.outputs.push_back(Output::Dial { peer: peer_slot });
-                }
-            }
-        }
-    }
-
-    /// Announces for more neighbours when there are too few, less and less often while that brings
-    /// none.
-    fn refill(&mut self, now: Time, slot: BlobSlot) {
-        let Some(blob) = self.blobs.get_mut(slot) else {
-            return;
-        };
-        if blob.who.len() >= self.config.min_neighbours as usize {
-            blob.refill_wait = self.config.refill_interval;
-        } else if blob.refill_at <= now {
-            blob.refill_at = now + self.rng.jitter(blob.refill_wait);
-            blob.refill_wait =
-                (blob.refill_wait * 2).min(self.config.refill_interval * MAX_REFILL_WAIT);
-            self.timers.by(Timer::Dial, blob.refill_at);
-            self.outputs.push_back(Output::Announce);
-        } else {
-            self.timers.by(Timer::Dial, blob.refill_at);
-        }
-    }
-
-    /// A neighbour sent bytes that fail their check.
-    pub(super) fn quarantine(&mut self, now: Time, slot: PeerSlot) {
-        let until = now + self.config.quarantine;
+    /// Quarantines a neighbour that sent bytes which failed their verification; false if it was not
+    /// connected.
+    pub(super) fn quarantine(&mut self, ctx: &mut Context, slot: PeerSlot) -> bool {
+        let until = ctx.now + ctx.config.quarantine;
         self.peers[slot.0 as usize].quarantined_until = until;
-        self.outputs
-            .push_back(Output::Quarantine { peer: slot, until });
-        self.hang_up(now, slot);
-        self.meet(now);
+        ctx.output(Output::Quarantine { peer: slot, until });
+        let was_connected = self.hang_up(ctx, slot);
+        self.meet(ctx);
+        was_connected
     }
 
-    /// The peer leaves the handout of a blob.
-    pub(super) fn forget_handout(&mut self, slot: BlobSlot) {
-        if let Some(blob) = self.blobs.get_mut(slot) {
-            for peer in blob.handout.drain(..) {
-                self.peers[peer.0 as usize].handouts -= 1;
+    /// Counts a request that the neighbour did not answer in time; true if the neighbour becomes
+    /// unresponsive by it.
+    pub(super) fn on_request_timeout(&mut self, ctx: &mut Context, slot: PeerSlot) -> bool {
+        let Some(peer) = self
+            .peers
+            .get_mut(slot.0 as usize)
+            .filter(|peer| peer.is_connected())
+        else {
+            return false;
+        };
+        let Some(retry_at) = peer.responsiveness.count_timeout(ctx.now) else {
+            return false;
+        };
+        ctx.timers.wake_by(Timer::Stall, retry_at);
+        for blob in &peer.blobs {
+            if let Some(blob) = ctx.blobs.get_mut(*blob) {
+                blob.set_aside(slot);
+            }
+        }
+        ctx.due.add(Work::SeekLeases);
+        true
+    }
+
+    /// Records that a neighbour sent something.
+    pub(super) fn mark_responsive(&mut self, ctx: &mut Context, slot: PeerSlot) {
+        let Some(peer) = self.peers.get_mut(slot.0 as usize) else {
+            return;
+        };
+        if !peer.responsiveness.mark_responsive() {
+            return;
+        }
+        for blob in &peer.blobs {
+            if let Some(blob) = ctx.blobs.get_mut(*blob) {
+                blob.restore(slot);
+            }
+        }
+        ctx.due.add(Work::FillSlots);
+        ctx.due.add(Work::SeekLeases);
+    }
+
+    /// Uses neighbours again that were unresponsive for long enough.
+    pub(super) fn retry_unresponsive(&mut self, ctx: &mut Context) {
+        for slot in (0..self.peers.len() as u32).map(PeerSlot) {
+            match self.peers[slot.0 as usize].responsiveness.retry_at() {
+                Some(retry_at) if retry_at <= ctx.now => {
+                    self.mark_responsive(ctx, slot);
+                    self.peers[slot.0 as usize]
+                        .responsiveness
+                        .mark_on_probation();
+                }
+                Some(retry_at) => ctx.timers.wake_by(Timer::Stall, retry_at),
+                None => {}
             }
         }
     }
 
-    /// Ends the exchange of a blob with everybody.
-    pub(super) fn forget_members(&mut self, slot: BlobSlot) {
-        if let Some(blob) = self.blobs.get_mut(slot) {
-            for peer in core::mem::take(&mut blob.who) {
+    /// Marks dials that were not answered in time as late, which makes room for others.
+    pub(super) fn check_dials(&mut self, ctx: &mut Context) {
+        for peer in &mut self.peers {
+            match peer.connection.check_dial(ctx.now) {
+                DialCheck::Nothing => {}
+                DialCheck::BecameLate => ctx.due.add(Work::SeekLeases),
+                DialCheck::LateAt(late_at) => ctx.timers.wake_by(Timer::Dial, late_at),
+            }
+        }
+    }
+
+    /// Removes all candidates of a blob.
+    pub(super) fn clear_candidates(&mut self, slot: BlobSlot) {
+        if let Some(candidates) = self.candidates.get_mut(slot) {
+            for peer in candidates.take() {
+                self.peers[peer.0 as usize].candidacies -= 1;
+            }
+        }
+    }
+
+    /// Ends the exchange of a blob with all neighbours.
+    pub(super) fn end_exchange(&mut self, ctx: &mut Context, slot: BlobSlot) {
+        if let Some(blob) = ctx.blobs.get_mut(slot) {
+            for peer in blob.take_neighbours() {
                 self.peers[peer.0 as usize]
                     .blobs
                     .retain(|other| *other != slot);
             }
-            blob.members.clear();
         }
     }
 
-    /// Takes note of who a peer is. The table grows to the highest slot named.
-    pub(super) fn introduce(&mut self, facts: &PeerFacts) {
-        let index = facts.peer.0 as usize;
-        if index >= self.peers.len() {
-            self.peers.resize_with(index + 1, Peer::default);
-        }
-        let peer = &mut self.peers[index];
-        self.turns.place(facts.peer, facts.nearness);
-        peer.key = facts.key;
-    }
-
-    fn hang_up(&mut self, now: Time, slot: PeerSlot) {
-        if self.drop_link(now, slot) {
-            self.outputs.push_back(Output::HangUp { peer: slot });
+    /// Dials and greets the candidates of all wanted blobs, and asks for more where they are few.
+    pub(super) fn meet(&mut self, ctx: &mut Context) {
+        for at in 0..ctx.blobs.wanted().len() {
+            let slot = ctx.blobs.wanted()[at];
+            self.meet_candidates(ctx, slot);
+            self.refill(ctx, slot);
         }
     }
+}
 
-    /// Forgets a connection and everything that hung on it; false if there was none.
-    fn drop_link(&mut self, now: Time, slot: PeerSlot) -> bool {
-        let Some(peer) = self
-            .peers
-            .get_mut(slot.0 as usize)
-            .filter(|peer| peer.is_up())
+// Questions about peers.
+impl Neighbours {
+    pub(super) fn is_connected(&self, peer: PeerSlot) -> bool {
+        self.peers
+            .get(peer.0 as usize)
+            .is_some_and(KnownPeer::is_connected)
+    }
+
+    /// Whether nothing refers to the peer.
+    pub(super) fn is_idle(&self, peer: PeerSlot) -> bool {
+        self.peers.get(peer.0 as usize).is_none_or(|peer| {
+            matches!(peer.connection, ConnectionState::Disconnected { .. })
+                && peer.candidacies == 0
+                && peer.blobs.is_empty()
+        })
+    }
+
+    /// The round trip on an idle connection; zero for an unknown peer.
+    pub(super) fn round_trip(&self, peer: PeerSlot) -> Duration {
+        self.peers
+            .get(peer.0 as usize)
+            .map_or(Duration::ZERO, |peer| peer.round_trip)
+    }
+
+    /// The stable hash of the peer's id.
+    pub(super) fn key(&self, peer: PeerSlot) -> u64 {
+        self.peers.get(peer.0 as usize).map_or(0, |peer| peer.key)
+    }
+
+    /// Dials under way.
+    pub(super) fn dialing(&self) -> u32 {
+        self.dialing
+    }
+
+    /// Adapts the number of slots to the rates of the connected peers.
+    pub(super) fn update_slots(&self, ctx: &mut Context) {
+        if let Some(slots) = ctx.config.slots_at(self.median_rate()) {
+            ctx.slots = slots;
+        }
+    }
+
+    /// The median rate of the connected peers that said theirs, in bits per second.
+    fn median_rate(&self) -> Option<u64> {
+        let connected = self.peers.iter().filter(|peer| peer.is_connected());
+        let mut rates: Vec<u64> = connected.filter_map(|peer| peer.rate).collect();
+        rates.sort_unstable();
+        rates.get(rates.len() / 2).copied()
+    }
+
+    /// Peers that do not answer dials or requests, or sent corrupt bytes. The candidates of `blob`
+    /// come first.
+    pub(super) fn unreachable(
+        &self,
+        now: Time,
+        blob: Option<BlobSlot>,
+    ) -> impl Iterator<Item = PeerSlot> + '_ {
+        let candidates = self.candidates_of(blob);
+        let others = (0_u32..)
+            .map(PeerSlot)
+            .take(self.peers.len())
+            .filter(|slot| !candidates.contains(slot));
+        candidates
+            .iter()
+            .copied()
+            .chain(others)
+            .filter(move |slot| self.peers[slot.0 as usize].is_unreachable(now))
+    }
+
+    /// Whether the blob has no neighbour, and a candidate that was dialed did not answer.
+    pub(super) fn is_abandoned(&self, ctx: &Context, slot: BlobSlot) -> bool {
+        let has_no_neighbours = ctx
+            .blobs
+            .get(slot)
+            .is_some_and(|blob| blob.neighbours().is_empty());
+        let is_unanswered =
+            |peer: &PeerSlot| self.peers[peer.0 as usize].connection.is_unanswered();
+        has_no_neighbours && self.candidates_of(Some(slot)).iter().any(is_unanswered)
+    }
+
+    /// Whether the blob has candidates, and all of them are in quarantine.
+    pub(super) fn are_candidates_quarantined(&self, now: Time, slot: BlobSlot) -> bool {
+        let candidates = self.candidates_of(Some(slot));
+        let is_quarantined = |peer: &PeerSlot| self.peers[peer.0 as usize].is_quarantined(now);
+        !candidates.is_empty() && candidates.iter().all(is_quarantined)
+    }
+
+    /// Whether every peer that is known to exchange the blob holds all of it. Candidates count as
+    /// leechers until they had time to become neighbours, but not for as long as a dial to a dead
+    /// one takes.
+    pub(super) fn has_only_seeders(&self, ctx: &Context, slot: BlobSlot) -> bool {
+        let (Some(blob), Some(candidates)) = (ctx.blobs.get(slot), self.candidates.get(slot))
         else {
             return false;
         };
-        peer.link = Link::Down {
-            not_before: now + self.config.redial,
-            failures: 0,
+        blob.has_only_seeders() && candidates.are_met(ctx.now, blob)
+    }
+
+    /// Number of peers named so far, for invariants.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> u32 {
+        self.peers.len() as u32
+    }
+
+    fn candidates_of(&self, slot: Option<BlobSlot>) -> &[PeerSlot] {
+        slot.and_then(|slot| self.candidates.get(slot))
+            .map_or(&[], Candidates::peers)
+    }
+}
+
+// Steps of the above.
+impl Neighbours {
+    /// Records who a peer is. The table grows to the highest slot named.
+    fn introduce(&mut self, facts: &PeerFacts) {
+        let index = facts.peer.0 as usize;
+        if index >= self.peers.len() {
+            self.peers.resize_with(index + 1, KnownPeer::default);
+        }
+        self.peers[index].nearness = facts.nearness;
+        self.peers[index].key = facts.key;
+    }
+
+    fn meet_candidates(&mut self, ctx: &mut Context, slot: BlobSlot) {
+        let (Some(blob), Some(candidates)) = (ctx.blobs.get(slot), self.candidates.get(slot))
+        else {
+            return;
         };
+        let is_dialing =
+            |peer: &&PeerSlot| self.peers[peer.0 as usize].connection.is_dialing_in_time();
+        let dialing = candidates.peers().iter().filter(is_dialing).count();
+        let mut room = (ctx.config.max_neighbours as usize)
+            .saturating_sub(blob.neighbours().len())
+            .saturating_sub(dialing);
+        for at in 0..candidates.peers().len() {
+            let peer = self.candidates_of(Some(slot))[at];
+            match self.peers[peer.0 as usize].connection {
+                ConnectionState::Dialing { .. } => {}
+                ConnectionState::Connected => self.greet(ctx, slot, peer, &mut room),
+                ConnectionState::Disconnected {
+                    redial_at,
+                    failures,
+                } => {
+                    self.dial(ctx, peer, redial_at, failures, &mut room);
+                }
+            }
+        }
+    }
+
+    /// Greets a connected candidate unless it was greeted already.
+    fn greet(&mut self, ctx: &mut Context, slot: BlobSlot, peer: PeerSlot, room: &mut usize) {
+        let Some(blob) = ctx.blobs.get_mut(slot) else {
+            return;
+        };
+        let index = match blob.index_of(peer) {
+            Some(index) => index,
+            None if *room == 0 => return,
+            None => {
+                *room -= 1;
+                self.peers[peer.0 as usize].blobs.push(slot);
+                blob.add_neighbour(peer)
+            }
+        };
+        if blob.greeted_at(index).is_none() {
+            blob.mark_greeted(index, ctx.now);
+            ctx.output(Output::Greet { peer, blob: slot });
+        }
+    }
+
+    /// Dials a candidate if there is room and its time has come.
+    fn dial(
+        &mut self,
+        ctx: &mut Context,
+        slot: PeerSlot,
+        redial_at: Time,
+        failures: u32,
+        room: &mut usize,
+    ) {
+        if *room == 0 || !self.may_dial(ctx) {
+            return;
+        }
+        let redial_at = redial_at.max(self.peers[slot.0 as usize].quarantined_until);
+        if redial_at > ctx.now {
+            ctx.timers.wake_by(Timer::Dial, redial_at);
+            return;
+        }
+        *room -= 1;
+        self.start_dial(ctx, slot, failures);
+    }
+
+    /// Whether the limits allow another dial.
+    fn may_dial(&self, ctx: &Context) -> bool {
+        self.connections + self.dialing < ctx.config.max_connections
+            && self.dialing < ctx.config.max_dialling
+    }
+
+    fn start_dial(&mut self, ctx: &mut Context, slot: PeerSlot, failures: u32) {
+        let peer = &mut self.peers[slot.0 as usize];
+        self.dialing += 1;
+        let late_at = ctx.now + dial_timeout(peer.nearness, &ctx.config);
+        peer.connection = ConnectionState::dial(failures, late_at);
+        ctx.timers.wake_by(Timer::Dial, late_at);
+        ctx.output(Output::Dial { peer: slot });
+    }
+
+    /// Announces for more neighbours when the blob has too few.
+    fn refill(&mut self, ctx: &mut Context, slot: BlobSlot) {
+        let (Some(blob), Some(candidates)) = (ctx.blobs.get(slot), self.candidates.get_mut(slot))
+        else {
+            return;
+        };
+        let neighbours = blob.neighbours().len();
+        match candidates.refill(ctx.now, neighbours, &ctx.config, &mut ctx.rng) {
+            Refill::NotNeeded => {}
+            Refill::Announce { next_at } => {
+                ctx.timers.wake_by(Timer::Dial, next_at);
+                ctx.output(Output::Announce);
+            }
+            Refill::Wait { until } => ctx.timers.wake_by(Timer::Dial, until),
+        }
+    }
+
+    /// Removes a peer that cannot be reached from the candidates of all wanted blobs.
+    fn give_up(&mut self, ctx: &Context, peer: PeerSlot) {
+        for slot in ctx.blobs.wanted() {
+            if let Some(candidates) = self.candidates.get_mut(*slot) {
+                let was_candidate = candidates.remove(peer);
+                self.peers[peer.0 as usize].candidacies -= u32::from(was_candidate);
+            }
+        }
+    }
+
+    fn hang_up(&mut self, ctx: &mut Context, slot: PeerSlot) -> bool {
+        let was_connected = self.close(ctx, slot);
+        if was_connected {
+            ctx.output(Output::HangUp { peer: slot });
+        }
+        was_connected
+    }
+
+    /// Forgets a connection and all exchanges over it; false if there was none.
+    fn close(&mut self, ctx: &mut Context, slot: PeerSlot) -> bool {
+        let Some(peer) = self
+            .peers
+            .get_mut(slot.0 as usize)
+            .filter(|peer| peer.is_connected())
+        else {
+            return false;
+        };
+        peer.connection = ConnectionState::closed(ctx.now, &ctx.config);
         for blob in core::mem::take(&mut peer.blobs) {
-            if let Some(blob) = self.blobs.get_mut(blob) {
-                blob.remove_member(slot);
+            if let Some(blob) = ctx.blobs.get_mut(blob) {
+                blob.remove_neighbour(slot);
             }
         }
         self.connections -= 1;
-        self.drop_transfers_of(slot);
-        self.uploads.drop_peer(slot);
-        self.recompute_slots();
-        self.wants_fill = true;
-        self.wants_leases = true;
+        ctx.due.add(Work::FillSlots);
+        ctx.due.add(Work::SeekLeases);
         true
     }
 
     /// Hangs up on a neighbour with which nothing is left to exchange; false if there is none.
-    fn make_room(&mut self, now: Time) -> bool {
-        let is_useless = |slot: PeerSlot, peer: &Peer| {
-            peer.is_up()
-                && self.turns.of(slot).open() == 0
-                && !self.uploads.serves(slot)
-                && peer.blobs.iter().all(|blob| {
-                    self.blobs.get(*blob).is_none_or(|blob| {
-                        let is_done = blob
-                            .member(slot)
-                            .is_some_and(|index| blob.members[index].is_complete);
-                        blob.interest != Interest::Wanted && is_done
-                    })
-                })
+    fn make_room(&mut self, ctx: &mut Context, has_transfers: impl Fn(PeerSlot) -> bool) -> bool {
+        let is_done = |slot: PeerSlot, blob: &BlobSlot| {
+            ctx.blobs
+                .get(*blob)
+                .is_none_or(|blob| !blob.is_wanted() && blob.is_seeder(slot))
         };
         let useless = (0_u32..)
             .map(PeerSlot)
             .zip(&self.peers)
-            .find(|(slot, peer)| is_useless(*slot, peer));
-        let Some(slot) = useless.map(|(slot, _)| slot) else {
-            return false;
-        };
-        self.hang_up(now, slot);
-        true
+            .find(|(slot, peer)| {
+                peer.is_connected()
+                    && !has_transfers(*slot)
+                    && peer.blobs.iter().all(|blob| is_done(*slot, blob))
+            })
+            .map(|(slot, _)| slot);
+        useless.is_some_and(|slot| self.hang_up(ctx, slot))
     }
 }

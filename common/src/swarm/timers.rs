@@ -1,7 +1,7 @@
-//! One deadline for each thing that the machine waits for.
+//! One deadline for each kind of thing that the machine waits for.
 //!
-//! A deadline is a lower bound: when it comes, the room it belongs to looks at all its items, does
-//! what is due and sets the earliest of the rest. So there is no timer to cancel and no queue that
+//! A deadline is a lower bound: when it comes, its owner looks at all its items, does what is due
+//! and sets the earliest deadline of the rest. So there is no timer to cancel and no queue that
 //! could grow.
 
 use crate::time::Time;
@@ -9,18 +9,17 @@ use crate::time::Time;
 /// What a deadline is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
-    /// A Have batch may leave.
+    /// A batch of Have messages may be sent.
     Have,
-    /// A slot may be filled: a busy neighbour may be asked again, a transfer is nearly done, an
-    /// origin has rested.
+    /// A slot may be filled: a pause has ended, or a transfer is nearly done or late.
     Fill,
-    /// A transfer may have stalled.
+    /// A transfer may have stalled, or an unresponsive neighbour is asked again.
     Stall,
-    /// A blob may have waited too long.
-    Escalate,
-    /// A lease wants renewal, or may be asked for again.
+    /// A blob may have to fall back to the origin.
+    Fallback,
+    /// A lease is to be renewed, or may be asked for again.
     Lease,
-    /// A peer may be dialled again, or more peers asked for.
+    /// A peer may be dialed, a dial may be late, or the tracker may be asked for more peers.
     Dial,
 }
 
@@ -28,11 +27,12 @@ const ALL: [Timer; 6] = [
     Timer::Have,
     Timer::Fill,
     Timer::Stall,
-    Timer::Escalate,
+    Timer::Fallback,
     Timer::Lease,
     Timer::Dial,
 ];
 
+/// The deadlines by [`Timer`].
 #[derive(Debug)]
 pub(super) struct Timers {
     at: [Time; ALL.len()],
@@ -45,10 +45,10 @@ impl Timers {
         }
     }
 
-    /// Wakes at `at`, or before if that is planned already.
-    pub(super) fn by(&mut self, timer: Timer, at: Time) {
-        let slot = &mut self.at[timer as usize];
-        *slot = at.min(*slot);
+    /// Sets a deadline, unless an earlier one is set.
+    pub(super) fn wake_by(&mut self, timer: Timer, at: Time) {
+        let deadline = &mut self.at[timer as usize];
+        *deadline = at.min(*deadline);
     }
 
     /// The next deadline.
@@ -57,7 +57,7 @@ impl Timers {
         (next != Time::MAX).then_some(next)
     }
 
-    /// A timer that is due, which is thereby cleared.
+    /// Takes a timer whose deadline has come and clears it.
     pub(super) fn take_due(&mut self, now: Time) -> Option<Timer> {
         let timer = ALL
             .into_iter()

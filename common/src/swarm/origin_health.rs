@@ -2,14 +2,14 @@
 
 use core::time::Duration;
 
-use super::OriginSlot;
+use super::io::OriginSlot;
 use crate::time::Time;
 
 /// How often the rest after a failure doubles at most.
 const DOUBLINGS: u32 = 4;
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Origin {
+struct OriginState {
     /// Failures since the last success.
     failures: u32,
     /// Not asked before this, if there is another.
@@ -18,15 +18,15 @@ struct Origin {
 
 /// The machine's opinion of the origins.
 #[derive(Debug)]
-pub(super) struct Health {
-    origins: Vec<Origin>,
+pub(super) struct OriginHealth {
+    origins: Vec<OriginState>,
     rest: Duration,
 }
 
-impl Health {
+impl OriginHealth {
     pub(super) fn new(origins: u32, rest: Duration) -> Self {
         Self {
-            origins: vec![Origin::default(); origins as usize],
+            origins: vec![OriginState::default(); origins as usize],
             rest,
         }
     }
@@ -46,7 +46,7 @@ impl Health {
 
     pub(super) fn succeeded(&mut self, origin: OriginSlot) {
         if let Some(origin) = self.origins.get_mut(origin.0 as usize) {
-            *origin = Origin::default();
+            *origin = OriginState::default();
         }
     }
 
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn the_next_origin_stands_in_while_the_first_rests() {
-        let mut health = Health::new(2, SECOND);
+        let mut health = OriginHealth::new(2, SECOND);
         assert_eq!(health.choose(Time::ZERO), Some(OriginSlot(0)));
         health.failed(Time::ZERO, OriginSlot(0));
         assert_eq!(health.choose(Time::ZERO), Some(OriginSlot(1)));
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn rests_double_and_a_success_ends_them() {
-        let mut health = Health::new(1, SECOND);
+        let mut health = OriginHealth::new(1, SECOND);
         for _ in 0..20 {
             health.failed(Time::ZERO, OriginSlot(0));
         }
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn without_an_origin_there_is_nothing_to_choose() {
-        let health = Health::new(0, SECOND);
+        let health = OriginHealth::new(0, SECOND);
         assert_eq!(health.choose(Time::ZERO), None);
         assert_eq!(health.ready_at(), None);
     }

@@ -1,24 +1,23 @@
-//! What the tests of this module begin with: a machine that wants a blob, and neighbours that hold
-//! it.
+//! What the tests begin with: a machine that wants a blob, and neighbours that hold it.
 
 use core::time::Duration;
 
-use super::{
-    BlobSlot, Config, Have, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot, TransferId,
-};
 use crate::chunk::Geometry;
 use crate::map::ChunkMap;
+use crate::swarm::{
+    BlobSlot, Config, Have, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot, TransferId,
+};
 use crate::time::Time;
 
 pub(super) const BLOB: BlobSlot = BlobSlot(0);
 pub(super) const PEER: PeerSlot = PeerSlot(0);
 
-/// So many milliseconds after the start.
+/// The time `millis` milliseconds after the start.
 pub(super) fn ms(millis: u64) -> Time {
     Time::ZERO + Duration::from_millis(millis)
 }
 
-/// A machine that wants a blob of so many chunks from the start on, and has none of them.
+/// A machine that wants a blob of `chunks` chunks from the start on, and holds none of them.
 pub(super) fn wanting(chunks: u64) -> PeerMachine {
     let mut machine = PeerMachine::new(Config::default(), 1);
     let geometry = Geometry::for_size(chunks << 18);
@@ -43,22 +42,16 @@ pub(super) fn facts(peer: PeerSlot, nearness: Nearness) -> PeerFacts {
     }
 }
 
-/// Meets a neighbour in the own zone that holds so much, `far` away.
-pub(super) fn meet_far(
+/// Connects a neighbour in the own zone with this round trip, and announces what it holds.
+pub(super) fn connect_far(
     machine: &mut PeerMachine,
     now: Time,
     peer: PeerSlot,
     have: Have,
-    far: Duration,
+    round_trip: Duration,
 ) {
     let facts = facts(peer, Nearness::SameZone);
-    machine.handle(
-        now,
-        Input::Connected {
-            facts,
-            round_trip: far,
-        },
-    );
+    machine.handle(now, Input::Connected { facts, round_trip });
     machine.handle(
         now,
         Input::Have {
@@ -69,17 +62,17 @@ pub(super) fn meet_far(
     );
 }
 
-/// Meets a neighbour next door that holds so much.
-pub(super) fn meet(machine: &mut PeerMachine, now: Time, peer: PeerSlot, have: Have) {
-    meet_far(machine, now, peer, have, Duration::ZERO);
+/// Connects a neighbour in the own zone, and announces what it holds.
+pub(super) fn connect(machine: &mut PeerMachine, now: Time, peer: PeerSlot, have: Have) {
+    connect_far(machine, now, peer, have, Duration::ZERO);
 }
 
-/// What the machine wants done.
+/// All outputs of the machine so far.
 pub(super) fn outputs(machine: &mut PeerMachine) -> Vec<Output> {
     core::iter::from_fn(|| machine.poll_output()).collect()
 }
 
-/// The transfers that the machine wants begun.
+/// The transfers among the outputs so far.
 pub(super) fn fetches(machine: &mut PeerMachine) -> Vec<TransferId> {
     let fetch = |output| match output {
         Output::Fetch { transfer, .. } => Some(transfer),

@@ -6,9 +6,12 @@ use core::time::Duration;
 
 use proptest::prelude::*;
 
-use super::*;
 use crate::chunk::Geometry;
 use crate::map::ChunkMap;
+use crate::swarm::{
+    BlobSlot, Config, Failure, Have, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot,
+    Refusal, Source, TransferId, UploadId,
+};
 use crate::time::Time;
 
 const BLOB: BlobSlot = BlobSlot(0);
@@ -420,28 +423,29 @@ impl World {
                 Some(verified),
                 "believes what was verified"
             );
-            let blob = machine.blobs.get(BLOB).unwrap();
-            let running = machine.running();
+            let (ctx, neighbours, downloads) = machine.parts();
+            let transfers: Vec<_> = downloads.transfers().collect();
             assert!(
-                running.len() <= 3 * machine.slots() as usize + 2,
+                transfers.len() <= 3 * machine.slots() as usize + 2,
                 "slots are exceeded"
             );
-            let mut chunks: Vec<u32> = running.iter().map(|transfer| transfer.chunk).collect();
+            let mut chunks: Vec<u32> = transfers.iter().map(|transfer| transfer.chunk).collect();
             chunks.sort_unstable();
+            let pending = ctx.blobs.get(BLOB).unwrap().pending();
             assert_eq!(
                 chunks,
-                blob.pending.iter().collect::<Vec<_>>(),
-                "marks are for transfers, one each"
+                pending.iter().collect::<Vec<_>>(),
+                "each pending chunk has one transfer"
             );
-            for slot in (0..machine.peers.len() as u32).map(PeerSlot) {
-                let asked = running
+            for slot in (0..neighbours.count()).map(PeerSlot) {
+                let asked = transfers
                     .iter()
                     .filter(|transfer| transfer.source == Source::Peer(slot))
                     .count();
                 assert_eq!(
-                    usize::from(machine.turns.of(slot).open()),
+                    downloads.open_requests(slot),
                     asked,
-                    "turns are for requests"
+                    "request windows count transfers"
                 );
                 assert!(asked <= 2, "two requests per neighbour at most");
             }

@@ -1,0 +1,107 @@
+//! The counters of an exchange against its chunk maps, after random steps.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::swarm::io::Batch;
+
+const CHUNKS: u32 = 70;
+
+fn blob() -> BlobExchange {
+    BlobExchange::new(
+        Geometry::for_size(u64::from(CHUNKS) << 18),
+        ChunkMap::empty(CHUNKS),
+        Duration::ZERO,
+    )
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Hold(u32),
+    Lose(u32),
+    Join(u32),
+    Leave(u32),
+    HaveChunk(u32, u32),
+    HaveMap(u32, Vec<u32>),
+    HaveComplete(u32),
+    Lacks(u32, u32),
+    SetAside(u32),
+    Restore(u32),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (chunk, peer) = (0..CHUNKS, 0_u32..4);
+    prop_oneof![
+        chunk.clone().prop_map(Step::Hold),
+        chunk.clone().prop_map(Step::Lose),
+        peer.clone().prop_map(Step::Join),
+        peer.clone().prop_map(Step::Leave),
+        (peer.clone(), 0..CHUNKS + 5).prop_map(|(peer, chunk)| Step::HaveChunk(peer, chunk)),
+        (peer.clone(), prop::collection::vec(chunk.clone(), 0..70))
+            .prop_map(|(p, map)| Step::HaveMap(p, map)),
+        peer.clone().prop_map(Step::HaveComplete),
+        (peer.clone(), chunk).prop_map(|(peer, chunk)| Step::Lacks(peer, chunk)),
+        peer.clone().prop_map(Step::SetAside),
+        peer.prop_map(Step::Restore),
+    ]
+}
+
+fn apply(blob: &mut BlobExchange, step: Step) {
+    let announce = |blob: &mut BlobExchange, peer, have: Have| {
+        if let Some(index) = blob.index_of(PeerSlot(peer)) {
+            blob.apply_have(index, &have);
+        }
+    };
+    match step {
+        Step::Hold(chunk) => _ = blob.hold(chunk),
+        Step::Lose(chunk) => _ = blob.lose(chunk),
+        Step::Join(peer) if blob.index_of(PeerSlot(peer)).is_none() => {
+            _ = blob.add_neighbour(PeerSlot(peer))
+        }
+        Step::Join(_) => {}
+        Step::Leave(peer) => blob.remove_neighbour(PeerSlot(peer)),
+        Step::HaveChunk(peer, chunk) => {
+            let mut batch = Batch::default();
+            batch.push(chunk);
+            announce(blob, peer, Have::Chunks(batch));
+        }
+        Step::HaveMap(peer, chunks) => {
+            let mut map = ChunkMap::empty(CHUNKS);
+            for chunk in chunks {
+                map.insert(chunk);
+            }
+            announce(blob, peer, Have::Map(map));
+        }
+        Step::HaveComplete(peer) => announce(blob, peer, Have::Complete),
+        Step::Lacks(peer, chunk) => blob.mark_lacking(PeerSlot(peer), chunk),
+        Step::SetAside(peer) => blob.set_aside(PeerSlot(peer)),
+        Step::Restore(peer) => blob.restore(PeerSlot(peer)),
+    }
+}
+
+proptest! {
+    #[test]
+    fn counters_match_the_chunk_maps(steps in prop::collection::vec(step(), 0..60)) {
+        let mut blob = blob();
+        for step in steps {
+            apply(&mut blob, step);
+            prop_assert_eq!(blob.held_count, blob.held.count());
+            for chunk in 0..CHUNKS {
+                let holders = blob.holders[chunk as usize].count_ones();
+                prop_assert_eq!(u32::from(blob.availability[chunk as usize]), holders);
+            }
+            prop_assert_eq!(blob.unavailable, blob.unavailable_map().count());
+            for from in [0, 1, 63, 64, 65, CHUNKS - 1, CHUNKS] {
+                let missing: Vec<u32> = blob.missing_chunks(from).collect();
+                let expected = (from..CHUNKS).filter(|chunk| !blob.held.contains(*chunk));
+                prop_assert_eq!(missing, expected.collect::<Vec<_>>());
+            }
+            for (index, state) in blob.states.iter().enumerate() {
+                let held = (0..CHUNKS).filter(|chunk| blob.holders[*chunk as usize] >> index & 1 == 1);
+                let count = held.count() as u32;
+                prop_assert_eq!(state.held_count, count);
+                prop_assert_eq!(state.is_complete, count == CHUNKS);
+            }
+        }
+    }
+}

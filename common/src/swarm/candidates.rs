@@ -1,0 +1,116 @@
+//! The peers that may become neighbours for one blob, and when to ask the tracker for more.
+
+use core::time::Duration;
+
+use super::blob_exchange::BlobExchange;
+use super::config::Config;
+use super::io::PeerSlot;
+use super::rng::Rng;
+use crate::time::Time;
+
+/// Most candidates that are remembered for a blob.
+const MAX_CANDIDATES: usize = 64;
+/// Candidates that are not connected this long after they were named are slow or dead.
+const MEETING_TIME: Duration = Duration::from_millis(200);
+/// The delay between two announces for more neighbours doubles up to this multiple of
+/// [`Config::refill_interval`].
+const MAX_REFILL_DELAY: u32 = 16;
+
+/// The candidates of one blob.
+#[derive(Debug)]
+pub(super) struct Candidates {
+    /// Nearest first, as the tracker named them.
+    peers: Vec<PeerSlot>,
+    /// When the last of them was first named.
+    named_at: Time,
+    /// When the tracker may be asked for more, and the delay after that.
+    refill_at: Time,
+    refill_delay: Duration,
+}
+
+/// What to do about too few neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refill {
+    /// There are enough.
+    NotNeeded,
+    /// Announce now, and look again at this time.
+    Announce { next_at: Time },
+    /// Look again at this time.
+    Wait { until: Time },
+}
+
+impl Candidates {
+    pub(super) fn new() -> Self {
+        Self {
+            peers: Vec::new(),
+            named_at: Time::ZERO,
+            refill_at: Time::ZERO,
+            refill_delay: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn peers(&self) -> &[PeerSlot] {
+        &self.peers
+    }
+
+    /// Adds a candidate; false if it is known or there is no room.
+    pub(super) fn add(&mut self, now: Time, peer: PeerSlot) -> bool {
+        let is_new = self.peers.len() < MAX_CANDIDATES && !self.peers.contains(&peer);
+        if is_new {
+            self.peers.push(peer);
+            self.named_at = now;
+        }
+        is_new
+    }
+
+    /// Removes a candidate; false if it was none.
+    pub(super) fn remove(&mut self, peer: PeerSlot) -> bool {
+        let before = self.peers.len();
+        self.peers.retain(|other| *other != peer);
+        self.peers.len() < before
+    }
+
+    /// Removes all candidates.
+    pub(super) fn take(&mut self) -> Vec<PeerSlot> {
+        core::mem::take(&mut self.peers)
+    }
+
+    /// Whether all candidates are neighbours or had time enough to become one.
+    pub(super) fn are_met(&self, now: Time, blob: &BlobExchange) -> bool {
+        self.named_at + MEETING_TIME <= now
+            || self
+                .peers
+                .iter()
+                .all(|peer| blob.neighbours().contains(peer))
+    }
+
+    /// Starts anew when the blob is wanted: its announce asks for neighbours already.
+    pub(super) fn restart_refill(&mut self, now: Time, config: &Config) {
+        self.refill_delay = config.refill_interval;
+        self.refill_at = now + self.refill_delay;
+    }
+
+    /// Decides whether to announce for more neighbours, less and less often while none come.
+    pub(super) fn refill(
+        &mut self,
+        now: Time,
+        neighbours: usize,
+        config: &Config,
+        rng: &mut Rng,
+    ) -> Refill {
+        if neighbours >= config.min_neighbours as usize {
+            self.refill_delay = config.refill_interval;
+            return Refill::NotNeeded;
+        }
+        if self.refill_at > now {
+            return Refill::Wait {
+                until: self.refill_at,
+            };
+        }
+        self.refill_at = now + rng.jitter(self.refill_delay);
+        self.refill_delay = (self.refill_delay * 2).min(config.refill_interval * MAX_REFILL_DELAY);
+        Refill::Announce {
+            next_at: self.refill_at,
+        }
+    }
+}

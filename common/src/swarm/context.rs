@@ -1,0 +1,95 @@
+//! What every sub-machine works with besides its own state and its arguments.
+
+use std::collections::VecDeque;
+
+use super::blobs::Blobs;
+use super::config::Config;
+use super::counters::TransferCounters;
+use super::io::Output;
+use super::origin_health::OriginHealth;
+use super::rng::Rng;
+use super::timers::Timers;
+use crate::time::Time;
+
+/// The machine's surroundings while it handles one input.
+#[derive(Debug)]
+pub(super) struct Context {
+    /// The time of the input.
+    pub(super) now: Time,
+    pub(super) config: Config,
+    pub(super) rng: Rng,
+    pub(super) outputs: VecDeque<Output>,
+    pub(super) timers: Timers,
+    pub(super) counters: TransferCounters,
+    pub(super) due: DueWork,
+    pub(super) blobs: Blobs,
+    pub(super) origins: OriginHealth,
+    /// Transfers at once in each direction.
+    pub(super) slots: u32,
+    /// Whether a tracker answers.
+    pub(super) has_tracker: bool,
+}
+
+impl Context {
+    pub(super) fn new(config: Config, rng_seed: u64) -> Self {
+        Self {
+            now: Time::ZERO,
+            rng: Rng::new(rng_seed),
+            outputs: VecDeque::new(),
+            timers: Timers::new(),
+            counters: TransferCounters::default(),
+            due: DueWork::default(),
+            blobs: Blobs::default(),
+            origins: OriginHealth::new(config.origins, config.origin_rest),
+            slots: config.slots.max(1),
+            has_tracker: true,
+            config,
+        }
+    }
+
+    pub(super) fn output(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+}
+
+/// Work that an input made possible, done once after the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// A download slot may be fillable.
+    FillSlots,
+    /// A lease may be needed, or needed no longer.
+    SeekLeases,
+}
+
+/// A set of [`Work`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct DueWork(u8);
+
+impl DueWork {
+    pub(super) fn add(&mut self, work: Work) {
+        self.0 |= Self::bit(work);
+    }
+
+    pub(super) fn add_if(&mut self, condition: bool, work: Work) {
+        if condition {
+            self.add(work);
+        }
+    }
+
+    /// Marks work as done.
+    pub(super) fn remove(&mut self, work: Work) {
+        self.0 &= !Self::bit(work);
+    }
+
+    pub(super) fn contains(self, work: Work) -> bool {
+        self.0 & Self::bit(work) != 0
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    const fn bit(work: Work) -> u8 {
+        1 << work as u8
+    }
+}

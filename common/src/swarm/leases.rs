@@ -1,0 +1,347 @@
+//! Leases: asking the tracker for the right to fetch from the origin, and keeping it.
+//!
+//! For at most [`MAX_REQUESTS`] wanted blobs at a time, in the order in which they were wanted, a
+//! request is parked at the tracker while there are chunks that neither we nor any neighbour holds.
+//! A neighbour that leaves may have been the only one with a chunk: then the request is made again,
+//! and the tracker learns at once which chunks went with it. A lease is renewed while its download
+//! moves.
+
+use core::time::Duration;
+
+use super::context::{Context, Work};
+use super::downloads::Downloads;
+use super::io::{BlobSlot, OriginSlot, Output};
+use super::neighbours::Neighbours;
+use super::per_blob::PerBlob;
+use super::timers::Timer;
+use crate::time::Time;
+
+/// Blobs for which a request is parked at once: the next blob's copy from the origin begins while
+/// the last chunks of the first are on their way, and yet all peers begin with the same blob.
+pub(super) const MAX_REQUESTS: usize = 2;
+/// After so many leases in a row for starving requests, a pull without any neighbour that holds a
+/// chunk holds several leases at once. A pull whose dials are not answered does so from the start.
+const STARVED_LEASES_WHEN_ALONE: i32 = 3;
+/// Least time between two requests for one blob.
+const REQUEST_INTERVAL: Duration = Duration::from_millis(100);
+/// Chunk times that are added to the starving timeout: a chunk may take so long on its way through
+/// the swarm before something must be wrong.
+const STARVING_CHUNK_TIMES: u32 = 4;
+/// The starving timeout is halved this many times at most.
+const MAX_HALVINGS: i32 = 6;
+
+/// The state of the request for a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RequestState {
+    /// None is under way; the next not before a time.
+    None { not_before: Time },
+    /// The tracker has it.
+    Parked {
+        is_starving: bool,
+        since: Time,
+        /// [`BlobExchange::departures`] when it was made: the request is outdated once a neighbour
+        /// has left, because chunks that only that neighbour held are missing now.
+        ///
+        /// [`BlobExchange::departures`]: super::blob_exchange::BlobExchange::departures
+        departures: u64,
+    },
+}
+
+/// The request for one blob.
+#[derive(Clone, Copy, Debug)]
+struct LeaseRequest {
+    state: RequestState,
+    /// How often in a row a starving request brought a lease, with no chunk from neighbours in
+    /// between: the starving timeout is halved as often.
+    starved_leases: i32,
+}
+
+impl LeaseRequest {
+    const NEW: Self = Self {
+        state: RequestState::None {
+            not_before: Time::ZERO,
+        },
+        starved_leases: 0,
+    };
+
+    fn is_parked(&self) -> bool {
+        matches!(self.state, RequestState::Parked { .. })
+    }
+}
+
+/// A lease that we hold.
+#[derive(Debug)]
+struct HeldLease {
+    blob: BlobSlot,
+    chunk: u32,
+    term: Duration,
+    renew_at: Time,
+    /// Bytes received when it was last renewed.
+    reported: u64,
+}
+
+/// The leases held and the requests for more.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    held: Vec<HeldLease>,
+    requests: PerBlob<LeaseRequest>,
+}
+
+impl Leases {
+    pub(super) fn add_blob(&mut self, slot: BlobSlot) {
+        self.requests.insert(slot, LeaseRequest::NEW);
+    }
+
+    pub(super) fn remove_blob(&mut self, slot: BlobSlot) {
+        self.requests.remove(slot);
+    }
+
+    /// The blob is wanted from now on, or a neighbour delivered a chunk of it.
+    pub(super) fn reset_starving(&mut self, slot: BlobSlot) {
+        if let Some(request) = self.requests.get_mut(slot) {
+            request.starved_leases = 0;
+        }
+    }
+
+    /// The leases held.
+    pub(super) fn held(&self) -> impl Iterator<Item = (BlobSlot, u32)> + '_ {
+        self.held.iter().map(|lease| (lease.blob, lease.chunk))
+    }
+
+    /// Whether the tracker has a request for the blob.
+    pub(super) fn is_parked(&self, slot: BlobSlot) -> bool {
+        self.requests.get(slot).is_some_and(LeaseRequest::is_parked)
+    }
+
+    /// Takes up a lease; the origin to fetch the chunk from, or `None` if the lease is not used.
+    pub(super) fn on_granted(
+        &mut self,
+        ctx: &mut Context,
+        slot: BlobSlot,
+        chunk: u32,
+        term: Duration,
+    ) -> Option<OriginSlot> {
+        ctx.due.add(Work::SeekLeases);
+        let blob = ctx.blobs.get(slot)?;
+        let request = self.requests.get_mut(slot)?;
+        if let RequestState::Parked {
+            is_starving: true, ..
+        } = request.state
+        {
+            request.starved_leases += 1;
+        }
+        request.state = RequestState::None {
+            not_before: ctx.now,
+        };
+        if chunk >= blob.chunks() {
+            return None;
+        }
+        if blob.held().contains(chunk) || blob.availability(chunk) > 0 {
+            ctx.output(Output::LeaseDone { blob: slot, chunk });
+            return None;
+        }
+        let origin = ctx.origins.choose(ctx.now).filter(|_| blob.is_wanted());
+        if origin.is_none() {
+            ctx.output(Output::LeaseFailed { blob: slot, chunk });
+            return None;
+        }
+        let renew_at = ctx.now + term / 2;
+        self.held.push(HeldLease {
+            blob: slot,
+            chunk,
+            term,
+            renew_at,
+            reported: 0,
+        });
+        ctx.timers.wake_by(Timer::Lease, renew_at);
+        // Renewed at once: until then the tracker cannot tell the holder from a dead peer.
+        ctx.output(Output::LeaseRenew {
+            blob: slot,
+            chunk,
+            received: 0,
+        });
+        origin
+    }
+
+    /// A request came back without a lease.
+    pub(super) fn on_wait(&mut self, ctx: &mut Context, slot: BlobSlot, retry_after: Duration) {
+        if let Some(request) = self.requests.get_mut(slot) {
+            let not_before = ctx.now + retry_after.max(REQUEST_INTERVAL);
+            request.state = RequestState::None { not_before };
+            ctx.timers.wake_by(Timer::Lease, not_before);
+        }
+    }
+
+    /// The tracker gave the lease to another peer.
+    pub(super) fn on_lost(&mut self, slot: BlobSlot, chunk: u32) {
+        self.remove(slot, chunk);
+    }
+
+    /// The chunk is here: a lease on it has served its purpose.
+    pub(super) fn on_chunk_received(&mut self, ctx: &mut Context, slot: BlobSlot, chunk: u32) {
+        ctx.due.add(Work::SeekLeases);
+        if self.remove(slot, chunk) {
+            ctx.output(Output::LeaseDone { blob: slot, chunk });
+        }
+    }
+
+    /// No origin gave the chunk.
+    pub(super) fn on_fetch_failed(&mut self, ctx: &mut Context, slot: BlobSlot, chunk: u32) {
+        ctx.due.add(Work::SeekLeases);
+        if self.remove(slot, chunk) {
+            ctx.output(Output::LeaseFailed { blob: slot, chunk });
+        }
+        if let Some(ready_at) = ctx.origins.ready_at() {
+            ctx.timers.wake_by(Timer::Lease, ready_at.max(ctx.now));
+        }
+    }
+
+    /// Returns the leases of a blob and withdraws the request for it.
+    pub(super) fn release_blob(&mut self, ctx: &mut Context, slot: BlobSlot) {
+        while let Some(at) = self.held.iter().position(|lease| lease.blob == slot) {
+            let lease = self.held.swap_remove(at);
+            ctx.output(Output::LeaseFailed {
+                blob: slot,
+                chunk: lease.chunk,
+            });
+        }
+        self.withdraw(ctx, slot);
+    }
+
+    /// The tracker is gone: requests will not be answered, and leases mean nothing.
+    pub(super) fn on_tracker_lost(&mut self, ctx: &Context) {
+        for slot in ctx.blobs.wanted() {
+            if let Some(request) = self.requests.get_mut(*slot) {
+                request.state = RequestState::None {
+                    not_before: ctx.now,
+                };
+            }
+        }
+        self.held.clear();
+    }
+
+    /// Parks requests for blobs with unavailable chunks, and withdraws those that are needed no
+    /// longer.
+    pub(super) fn seek(
+        &mut self,
+        ctx: &mut Context,
+        neighbours: &Neighbours,
+        downloads: &Downloads,
+    ) {
+        ctx.due.remove(Work::SeekLeases);
+        if !ctx.has_tracker {
+            return;
+        }
+        let mut requests = 0;
+        for at in 0..ctx.blobs.wanted().len() {
+            let slot = ctx.blobs.wanted()[at];
+            let Some(blob) = ctx.blobs.get(slot) else {
+                continue;
+            };
+            if blob.unavailable() == 0 {
+                self.withdraw(ctx, slot);
+                continue;
+            }
+            requests += 1;
+            if requests <= MAX_REQUESTS {
+                self.seek_for(ctx, neighbours, downloads, slot);
+            }
+        }
+    }
+
+    /// Renews the leases whose downloads moved since the last time.
+    pub(super) fn renew(&mut self, ctx: &mut Context, downloads: &Downloads) {
+        for lease in &mut self.held {
+            if lease.renew_at <= ctx.now {
+                let received = downloads.received(lease.blob, lease.chunk);
+                if received > lease.reported {
+                    lease.reported = received;
+                    ctx.output(Output::LeaseRenew {
+                        blob: lease.blob,
+                        chunk: lease.chunk,
+                        received,
+                    });
+                }
+                lease.renew_at = ctx.now + lease.term / 4;
+            }
+            ctx.timers.wake_by(Timer::Lease, lease.renew_at);
+        }
+    }
+
+    /// Makes the request for a blob with unavailable chunks, if it is time for one.
+    fn seek_for(
+        &mut self,
+        ctx: &mut Context,
+        neighbours: &Neighbours,
+        downloads: &Downloads,
+        slot: BlobSlot,
+    ) {
+        let (Some(blob), Some(pull), Some(request)) = (
+            ctx.blobs.get(slot),
+            downloads.pull(slot),
+            self.requests.get_mut(slot),
+        ) else {
+            return;
+        };
+        let timeout = ctx.config.starving + blob.chunk_time() * STARVING_CHUNK_TIMES;
+        let starving_at = pull.deadline(timeout, (-request.starved_leases).max(-MAX_HALVINGS));
+        let is_alone = neighbours.is_abandoned(ctx, slot)
+            || (request.starved_leases >= STARVED_LEASES_WHEN_ALONE && !blob.is_offered());
+        let transfers = downloads.count(slot);
+        let is_starving = if is_alone {
+            transfers < ctx.slots as usize
+        } else {
+            starving_at <= ctx.now && transfers == 0
+        };
+        let look_again_at = starving_at.max(ctx.now + REQUEST_INTERVAL);
+        let not_before = match request.state {
+            RequestState::None { not_before } => not_before,
+            RequestState::Parked {
+                is_starving: true, ..
+            } => return,
+            RequestState::Parked { .. } if is_starving => ctx.now,
+            RequestState::Parked {
+                since, departures, ..
+            } if departures != blob.departures() => since + REQUEST_INTERVAL,
+            RequestState::Parked { .. } => {
+                return ctx.timers.wake_by(Timer::Lease, look_again_at);
+            }
+        };
+        let not_before = not_before.max(ctx.origins.ready_at().unwrap_or(Time::MAX));
+        if not_before > ctx.now {
+            return ctx.timers.wake_by(Timer::Lease, not_before);
+        }
+        ctx.timers.wake_by(Timer::Lease, look_again_at);
+        let missing = blob.unavailable_map();
+        if missing.is_empty() {
+            return;
+        }
+        request.state = RequestState::Parked {
+            is_starving,
+            since: ctx.now,
+            departures: blob.departures(),
+        };
+        ctx.output(Output::LeaseTake {
+            blob: slot,
+            missing,
+            starving: is_starving,
+        });
+    }
+
+    fn withdraw(&mut self, ctx: &mut Context, slot: BlobSlot) {
+        if let Some(request) = self.requests.get_mut(slot)
+            && request.is_parked()
+        {
+            request.state = LeaseRequest::NEW.state;
+            ctx.output(Output::LeaseDrop { blob: slot });
+        }
+    }
+
+    /// Removes a lease; false if it was not held.
+    fn remove(&mut self, slot: BlobSlot, chunk: u32) -> bool {
+        let before = self.held.len();
+        self.held
+            .retain(|lease| (lease.blob, lease.chunk) != (slot, chunk));
+        self.held.len() < before
+    }
+}

@@ -1,0 +1,214 @@
+//! The chunk picker (others say piece picker): which chunk to fetch next, and from which neighbour.
+//!
+//! Usually the rarest chunk among the neighbours, one time in a few the lowest that a reader waits
+//! for. Ties are broken at random, because peers with the same view must not all choose the same
+//! chunk. Where every known peer holds every chunk, no chunk is rare and no other order helps
+//! anyone: then the lowest comes first, for the reader and for the digest of the whole blob, which
+//! is hashed as the chunks arrive. The chunk is asked of the nearest free neighbour that holds it.
+//! Neighbours in other zones are asked only for chunks that no neighbour in the own zone holds, and
+//! only in a few slots.
+
+use super::blob_exchange::BlobExchange;
+use super::context::Context;
+use super::io::{BlobSlot, Nearness, PeerSlot};
+use super::neighbours::Neighbours;
+use super::pull::Pulls;
+use super::request_window::RequestWindows;
+use super::rng::Rng;
+use crate::map::bits;
+use crate::time::Time;
+
+/// A chunk and the neighbour to ask for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pick {
+    pub(super) blob: BlobSlot,
+    pub(super) chunk: u32,
+    pub(super) peer: PeerSlot,
+}
+
+/// What a choice depends on besides the context.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PickerView<'a> {
+    pub(super) neighbours: &'a Neighbours,
+    pub(super) windows: &'a RequestWindows,
+    pub(super) pulls: &'a Pulls,
+    /// Transfers from other zones under way.
+    pub(super) from_other_zones: u32,
+}
+
+/// Chooses chunks. It keeps its buffer, so that a choice allocates nothing.
+#[derive(Debug, Default)]
+pub(super) struct Picker {
+    /// The rarest chunks found so far, equally rare.
+    ties: Vec<(BlobSlot, u32)>,
+}
+
+impl Picker {
+    /// The chunk to fetch next; `None` if no free neighbour holds a missing chunk.
+    pub(super) fn pick(&mut self, ctx: &mut Context, view: PickerView<'_>) -> Option<Pick> {
+        let is_for_reader = ctx.rng.one_in(ctx.config.in_order_one_in);
+        let mut rarest = u8::MAX;
+        self.ties.clear();
+        for slot in ctx.blobs.wanted() {
+            let (Some(blob), Some(pull)) = (ctx.blobs.get(*slot), view.pulls.get(*slot)) else {
+                continue;
+            };
+            if pull.is_paused(ctx.now) {
+                continue;
+            }
+            let free = FreeNeighbours::of(blob, ctx.now, ctx.slots, view);
+            if free.is_empty() {
+                continue;
+            }
+            if is_for_reader
+                && let Some(chunk) = pull.cursor().and_then(|from| free.lowest(blob, from))
+            {
+                return pick_neighbour(ctx, view, *slot, chunk);
+            }
+            let is_in_order = view.neighbours.has_only_seeders(ctx, *slot);
+            for chunk in blob.missing_chunks(0) {
+                let available = blob.availability(chunk);
+                if available > rarest || !free.offer(blob.holders(chunk)) {
+                    continue;
+                }
+                if available < rarest {
+                    rarest = available;
+                    self.ties.clear();
+                }
+                self.ties.push((*slot, chunk));
+                if is_in_order {
+                    break;
+                }
+            }
+        }
+        if self.ties.is_empty() {
+            return None;
+        }
+        let (slot, chunk) = self.ties[ctx.rng.below(self.ties.len())];
+        pick_neighbour(ctx, view, slot, chunk)
+    }
+}
+
+/// The nearest free neighbour that holds the chunk, ties at random.
+fn pick_neighbour(
+    ctx: &mut Context,
+    view: PickerView<'_>,
+    slot: BlobSlot,
+    chunk: u32,
+) -> Option<Pick> {
+    let blob = ctx.blobs.get(slot)?;
+    let free = FreeNeighbours::of(blob, ctx.now, ctx.slots, view);
+    let mut best = NearestPeer::default();
+    for index in bits(blob.holders(chunk) & free.all()) {
+        let peer = blob.neighbours()[index as usize];
+        best.consider(view.windows.of(peer).nearness(), peer, &mut ctx.rng);
+    }
+    best.peer.map(|peer| Pick {
+        blob: slot,
+        chunk,
+        peer,
+    })
+}
+
+/// The neighbours of a blob that may be asked now, one bit each.
+#[derive(Clone, Copy, Debug, Default)]
+struct FreeNeighbours {
+    /// Free, in the own zone.
+    same_zone: u64,
+    /// Free, in other zones; none while enough chunks come from there.
+    other_zones: u64,
+    /// All in the own zone: chunks that one of them holds are not asked of other zones.
+    all_same_zone: u64,
+}
+
+impl FreeNeighbours {
+    fn of(blob: &BlobExchange, now: Time, slots: u32, view: PickerView<'_>) -> Self {
+        let mut free = Self::default();
+        for (peer, bit) in blob.neighbours().iter().zip(0..) {
+            let window = view.windows.of(*peer);
+            let is_free = u64::from(window.is_free(now));
+            let is_near = u64::from(window.is_same_zone());
+            free.same_zone |= (is_free & is_near) << bit;
+            free.other_zones |= (is_free & (is_near ^ 1)) << bit;
+            free.all_same_zone |= is_near << bit;
+        }
+        let limit = other_zones_limit(free.all_same_zone.count_ones(), slots);
+        if view.from_other_zones >= limit {
+            free.other_zones = 0;
+        }
+        free
+    }
+
+    fn all(&self) -> u64 {
+        self.same_zone | self.other_zones
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all() == 0
+    }
+
+    /// Whether one of them may be asked for a chunk with these holders.
+    fn offer(&self, holders: u64) -> bool {
+        holders & self.same_zone != 0
+            || (holders & self.other_zones != 0 && holders & self.all_same_zone == 0)
+    }
+
+    /// The lowest missing chunk at or after `from` that one of them may be asked for.
+    fn lowest(&self, blob: &BlobExchange, from: u32) -> Option<u32> {
+        blob.missing_chunks(from)
+            .find(|chunk| self.offer(blob.holders(*chunk)))
+    }
+}
+
+/// The nearest of several peers; equally near ones have equal chances.
+#[derive(Default)]
+struct NearestPeer {
+    nearness: Option<Nearness>,
+    peer: Option<PeerSlot>,
+    /// Number of equally near peers.
+    equals: usize,
+}
+
+impl NearestPeer {
+    fn consider(&mut self, nearness: Nearness, peer: PeerSlot, rng: &mut Rng) {
+        if self.nearness.is_none_or(|best| nearness < best) {
+            self.nearness = Some(nearness);
+            self.peer = Some(peer);
+            self.equals = 1;
+        } else if self.nearness == Some(nearness) {
+            self.equals += 1;
+            if rng.below(self.equals) == 0 {
+                self.peer = Some(peer);
+            }
+        }
+    }
+}
+
+/// Most transfers at once from other zones: one, and as many more as there are slots that the
+/// neighbours in the own zone are too few to fill.
+fn other_zones_limit(same_zone: u32, slots: u32) -> u32 {
+    slots.saturating_sub(same_zone).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_peer_wins_and_ties_are_random() {
+        let mut rng = Rng::new(1);
+        let mut wins = [0; 3];
+        for _ in 0..3000 {
+            let mut best = NearestPeer::default();
+            best.consider(Nearness::Elsewhere, PeerSlot(9), &mut rng);
+            for peer in 0..3 {
+                best.consider(Nearness::SameZone, PeerSlot(peer), &mut rng);
+            }
+            wins[best.peer.expect("one of them").0 as usize] += 1;
+        }
+        assert!(
+            wins.iter().all(|wins| (900..1100).contains(wins)),
+            "{wins:?}"
+        );
+    }
+}

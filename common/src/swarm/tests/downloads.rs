@@ -1,0 +1,66 @@
+//! Downloads: slots and timeouts.
+
+use core::time::Duration;
+
+use super::support::{PEER, connect, connect_far, fetches, ms, outputs, wanting};
+use crate::swarm::{Have, Input, Output, PeerMachine, PeerSlot, TransferId};
+
+#[test]
+fn late_requests_free_their_slots_up_to_a_limit() {
+    let mut machine = wanting(16);
+    let slots = machine.slots() as usize;
+    for peer in (0..16).map(PeerSlot) {
+        connect_far(
+            &mut machine,
+            ms(0),
+            peer,
+            Have::Complete,
+            Duration::from_millis(100),
+        );
+    }
+    assert_eq!(fetches(&mut machine).len(), slots);
+    machine.handle_timeout(ms(2));
+    assert_eq!(fetches(&mut machine).len(), 0);
+    machine.handle_timeout(ms(3));
+    assert_eq!(
+        fetches(&mut machine).len(),
+        slots,
+        "other neighbours are asked"
+    );
+    machine.handle_timeout(ms(99));
+    assert_eq!(
+        fetches(&mut machine).len(),
+        0,
+        "late requests have a limit, too"
+    );
+}
+
+#[test]
+fn first_byte_timeout_is_shorter_than_the_stall_timeout() {
+    let mut machine = wanting(2);
+    for peer in [PEER, PeerSlot(1)] {
+        connect(&mut machine, ms(0), peer, Have::Complete);
+    }
+    let ids: Vec<TransferId> = transfers(&machine);
+    assert_eq!(ids.len(), 2);
+    machine.handle(ms(1), Input::FirstByte { transfer: ids[0] });
+    machine.handle_timeout(ms(250));
+    assert!(cancelled(&mut machine).is_empty());
+    machine.handle_timeout(ms(260));
+    assert_eq!(cancelled(&mut machine), [ids[1]]);
+    machine.handle_timeout(ms(2001));
+    assert!(cancelled(&mut machine).contains(&ids[0]));
+}
+
+fn transfers(machine: &PeerMachine) -> Vec<TransferId> {
+    let (_, _, downloads) = machine.parts();
+    downloads.transfers().map(|transfer| transfer.id).collect()
+}
+
+fn cancelled(machine: &mut PeerMachine) -> Vec<TransferId> {
+    let cancelled = |output| match output {
+        Output::Cancel { transfer } => Some(transfer),
+        _ => None,
+    };
+    outputs(machine).into_iter().filter_map(cancelled).collect()
+}

@@ -1,0 +1,11 @@
+//! Tests of the whole machine, by subject.
+
+mod dialing;
+mod downloads;
+mod leases;
+mod picker;
+mod proptests;
+mod reachability;
+mod stall_reasons;
+mod support;
+mod unresponsive;

@@ -1,0 +1,117 @@
+//! Why pulls stall, and for how long.
+
+use core::time::Duration;
+
+use super::support::{BLOB, PEER, connect, facts, fetches, ms, wanting};
+use crate::swarm::{Failure, Have, Input, Nearness, OriginSlot, Refusal, Wait};
+
+#[test]
+fn pull_waits_for_lease_then_first_byte() {
+    let mut machine = wanting(8);
+    assert_eq!(machine.waits_for(BLOB), Some(Wait::Lease));
+    let term = Duration::from_secs(1);
+    machine.handle(
+        ms(200),
+        Input::LeaseGranted {
+            blob: BLOB,
+            chunk: 0,
+            term,
+        },
+    );
+    assert_eq!(machine.waits_for(BLOB), Some(Wait::FirstByte));
+    let transfer = fetches(&mut machine)[0];
+    machine.handle(ms(250), Input::FirstByte { transfer });
+    assert_eq!(machine.waits_for(BLOB), None);
+    machine.handle(ms(900), Input::Received { transfer });
+    let waited = machine.waited(ms(1000), BLOB);
+    assert_eq!(waited[Wait::Lease], Duration::from_millis(200 + 100));
+    assert_eq!(waited[Wait::FirstByte], Duration::from_millis(50));
+    assert_eq!(waited.longest()[0].0, Wait::Lease);
+    assert_eq!(
+        machine.stood_still(ms(1000)),
+        waited,
+        "no other blob is wanted"
+    );
+}
+
+#[test]
+fn busy_holder_is_the_reason() {
+    let mut machine = wanting(8);
+    connect(&mut machine, ms(10), PEER, Have::Complete);
+    let transfer = fetches(&mut machine)[0];
+    machine.handle(
+        ms(20),
+        Input::Refused {
+            transfer,
+            reason: Refusal::Busy,
+        },
+    );
+    assert_eq!(machine.waits_for(BLOB), Some(Wait::Holders));
+}
+
+#[test]
+fn quarantined_holder_and_failed_origin_are_distinguished() {
+    let mut machine = wanting(8);
+    machine.handle(ms(1), Input::TrackerUnreachable);
+    let peers = vec![facts(PEER, Nearness::SameZone)];
+    machine.handle(ms(1), Input::Handout { blob: BLOB, peers });
+    connect(&mut machine, ms(2), PEER, Have::Complete);
+    for transfer in fetches(&mut machine) {
+        machine.handle(
+            ms(3),
+            Input::Failed {
+                transfer,
+                why: Failure::Corrupt,
+            },
+        );
+    }
+    machine.handle(
+        ms(3),
+        Input::OriginDown {
+            origin: OriginSlot(0),
+        },
+    );
+    for transfer in fetches(&mut machine) {
+        machine.handle(
+            ms(4),
+            Input::Failed {
+                transfer,
+                why: Failure::Link,
+            },
+        );
+    }
+    assert_eq!(machine.waits_for(BLOB), Some(Wait::Quarantine));
+    machine.handle(
+        ms(5),
+        Input::Forgot {
+            peer: PEER,
+            blob: BLOB,
+        },
+    );
+    // Wanting it anew drops the candidates.
+    machine.handle(ms(5), Input::Unwant { blob: BLOB });
+    machine.handle(ms(5), Input::Want { blob: BLOB });
+    machine.handle(
+        ms(5),
+        Input::OriginDown {
+            origin: OriginSlot(0),
+        },
+    );
+    machine.handle(ms(5), Input::TrackerUnreachable);
+    assert_eq!(machine.waits_for(BLOB), Some(Wait::Origin));
+}
+
+#[test]
+fn unwanted_blob_has_no_stall_reason() {
+    let mut machine = wanting(8);
+    machine.handle(ms(500), Input::Unwant { blob: BLOB });
+    assert_eq!(machine.waits_for(BLOB), None);
+    assert_eq!(
+        machine.waited(ms(9000), BLOB).total(),
+        Duration::from_millis(500)
+    );
+    assert_eq!(
+        machine.stood_still(ms(9000)).total(),
+        Duration::from_millis(500)
+    );
+}

@@ -1,0 +1,128 @@
+//! One download of one chunk, and the table of those under way.
+
+use super::eta::TransferEta;
+use super::io::{BlobSlot, PeerSlot, Source, TransferId};
+use super::request_window::RequestWindows;
+use crate::time::Time;
+
+/// Why a chunk may be fetched from its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Permission {
+    /// The source is a neighbour; no permission is needed.
+    NotNeeded,
+    /// The tracker granted a lease.
+    Leased,
+    /// None was granted: the pull had not moved for too long.
+    Fallback,
+}
+
+/// One download of one chunk.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) id: TransferId,
+    pub(super) blob: BlobSlot,
+    pub(super) chunk: u32,
+    pub(super) source: Source,
+    pub(super) permission: Permission,
+    /// Bytes received.
+    pub(super) received: u64,
+    /// When it last moved.
+    pub(super) moved_at: Time,
+    /// When its answer is late: an idle neighbour nearby would have answered.
+    pub(super) late_at: Time,
+    /// Its first byte has arrived.
+    pub(super) has_begun: bool,
+    pub(super) eta: TransferEta,
+}
+
+impl Transfer {
+    /// Whether a neighbour has not answered yet although an idle one nearby would have.
+    fn is_late(&self, now: Time) -> bool {
+        !self.has_begun && self.peer().is_some() && self.late_at <= now
+    }
+
+    /// The neighbour that it comes from.
+    pub(super) fn peer(&self) -> Option<PeerSlot> {
+        match self.source {
+            Source::Peer(peer) => Some(peer),
+            Source::Origin(_) => None,
+        }
+    }
+}
+
+/// The downloads under way: a handful.
+#[derive(Debug, Default)]
+pub(super) struct Transfers {
+    running: Vec<Transfer>,
+    next_id: u64,
+}
+
+impl Transfers {
+    pub(super) fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Transfer> {
+        self.running.iter()
+    }
+
+    pub(super) fn of_blob(&self, blob: BlobSlot) -> impl Iterator<Item = &Transfer> {
+        self.iter().filter(move |transfer| transfer.blob == blob)
+    }
+
+    pub(super) fn find(&mut self, id: TransferId) -> Option<&mut Transfer> {
+        self.running.iter_mut().find(|transfer| transfer.id == id)
+    }
+
+    pub(super) fn of_chunk(&mut self, blob: BlobSlot, chunk: u32) -> Option<&mut Transfer> {
+        self.running
+            .iter_mut()
+            .find(|transfer| (transfer.blob, transfer.chunk) == (blob, chunk))
+    }
+
+    /// A number for the next transfer.
+    pub(super) fn next_id(&mut self) -> TransferId {
+        let id = TransferId(self.next_id);
+        self.next_id += 1;
+        id
+    }
+
+    pub(super) fn push(&mut self, transfer: Transfer) {
+        self.running.push(transfer);
+    }
+
+    pub(super) fn take(&mut self, id: TransferId) -> Option<Transfer> {
+        let at = self.running.iter().position(|transfer| transfer.id == id)?;
+        Some(self.running.swap_remove(at))
+    }
+
+    /// Transfers that count against the slots: those that are not nearly done. Requests whose answer
+    /// is late have a limit of their own, of the same size: a refusal that is queued behind other
+    /// chunks must not keep a slot from useful work.
+    pub(super) fn busy(&self, now: Time, slots: u32) -> u32 {
+        let mut busy = 0;
+        let mut late = 0_u32;
+        for transfer in &self.running {
+            let is_late = transfer.is_late(now);
+            late += u32::from(is_late);
+            busy += u32::from(!is_late && !transfer.eta.is_free(now));
+        }
+        busy + late.saturating_sub(slots)
+    }
+
+    /// Transfers from other zones.
+    pub(super) fn from_other_zones(&self, windows: &RequestWindows) -> u32 {
+        let is_crossing = |peer: &PeerSlot| !windows.of(*peer).is_same_zone();
+        self.iter()
+            .filter_map(Transfer::peer)
+            .filter(is_crossing)
+            .count() as u32
+    }
+
+    /// Transfers from origins without a lease.
+    pub(super) fn fallbacks(&self) -> usize {
+        self.iter()
+            .filter(|transfer| transfer.permission == Permission::Fallback)
+            .count()
+    }
+}

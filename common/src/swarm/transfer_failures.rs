@@ -1,0 +1,106 @@
+//! What follows from a transfer that ended without its chunk.
+
+use core::time::Duration;
+
+use super::context::{Context, Work};
+use super::downloads::Downloads;
+use super::io::{Failure, OriginSlot, PeerSlot, Refusal, Source};
+use super::leases::Leases;
+use super::neighbours::Neighbours;
+use super::origin_fallback::OriginFallback;
+use super::timers::Timer;
+use super::transfer::{Permission, Transfer};
+use super::uploads::Uploads;
+
+/// How long a pull is paused after the own store failed.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The sub-machines that a failed transfer concerns.
+#[derive(Debug)]
+pub(super) struct TransferFailures<'a> {
+    pub(super) ctx: &'a mut Context,
+    pub(super) neighbours: &'a mut Neighbours,
+    pub(super) downloads: &'a mut Downloads,
+    pub(super) uploads: &'a mut Uploads,
+    pub(super) leases: &'a mut Leases,
+    pub(super) fallback: &'a mut OriginFallback,
+}
+
+impl TransferFailures<'_> {
+    /// The source refused the chunk.
+    pub(super) fn on_refused(&mut self, transfer: &Transfer, reason: Refusal) {
+        self.ctx.counters.refused_by_others += 1;
+        let peer = match transfer.source {
+            Source::Peer(peer) => peer,
+            Source::Origin(origin) => return self.on_origin_failed(transfer, origin),
+        };
+        self.neighbours.mark_responsive(self.ctx, peer);
+        match reason {
+            Refusal::Busy => self.downloads.pause_peer(self.ctx, peer, transfer.blob),
+            Refusal::Gone => {
+                if let Some(blob) = self.ctx.blobs.get_mut(transfer.blob) {
+                    blob.mark_lacking(peer, transfer.chunk);
+                    self.ctx.due.add(Work::SeekLeases);
+                }
+            }
+        }
+    }
+
+    /// The transfer failed or was cancelled because it stalled.
+    pub(super) fn on_failed(&mut self, transfer: &Transfer, why: Failure) {
+        self.ctx.counters.failures += 1;
+        self.ctx.counters.corrupt += u64::from(why == Failure::Corrupt);
+        match (why, transfer.source) {
+            (Failure::Store, _) => self.on_store_failed(transfer),
+            (Failure::Corrupt, Source::Peer(peer)) => self.quarantine(peer),
+            (_, Source::Peer(peer)) => {
+                self.downloads.back_off(self.ctx.now, peer);
+                if why == Failure::Timeout && self.neighbours.on_request_timeout(self.ctx, peer) {
+                    self.uploads.drop_peer(peer);
+                }
+            }
+            (_, Source::Origin(origin)) => self.on_origin_failed(transfer, origin),
+        }
+    }
+
+    /// Ends the transfers over a connection that is gone.
+    pub(super) fn on_disconnected(&mut self, peer: PeerSlot) {
+        self.downloads.on_disconnected(self.ctx, peer);
+        self.uploads.drop_peer(peer);
+        self.neighbours.update_slots(self.ctx);
+    }
+
+    fn quarantine(&mut self, peer: PeerSlot) {
+        if self.neighbours.quarantine(self.ctx, peer) {
+            self.on_disconnected(peer);
+        }
+    }
+
+    fn on_store_failed(&mut self, transfer: &Transfer) {
+        let until = self.ctx.now + STORE_PAUSE;
+        self.downloads.pause_pull(transfer.blob, until);
+        // Without neighbours, nothing else would wake a pull whose last chunk failed here.
+        self.ctx.timers.wake_by(Timer::Fallback, until);
+        if transfer.permission == Permission::Leased {
+            let Transfer { blob, chunk, .. } = *transfer;
+            self.leases.on_fetch_failed(self.ctx, blob, chunk);
+        }
+    }
+
+    /// Asks the next origin for the chunk, with the same permission.
+    fn on_origin_failed(&mut self, transfer: &Transfer, origin: OriginSlot) {
+        let Transfer { blob, chunk, .. } = *transfer;
+        let permission = transfer.permission;
+        let now = self.ctx.now;
+        self.ctx.origins.failed(now, origin);
+        if let Some(next) = self.ctx.origins.choose(now) {
+            let source = Source::Origin(next);
+            self.downloads
+                .start(self.ctx, blob, chunk, source, permission);
+        } else if permission == Permission::Leased {
+            self.leases.on_fetch_failed(self.ctx, blob, chunk);
+        } else {
+            self.fallback.on_failed(self.ctx, blob);
+        }
+    }
+}
