@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::fmt;
 use std::sync::Arc;
 
-use flotilla_common::swarm::{Wait, WaitTimes};
+use flotilla_common::swarm::{StallReason, StallTimes};
 use flotilla_runtime::identity::Identity;
 use flotilla_runtime::metrics::{Figures, Requests};
 use prometheus_client::registry::Registry;
@@ -133,6 +133,8 @@ fn state(sources: &MetricSources, figures: &mut Figures<'_>) -> fmt::Result {
     figures.gauges("origin_up", help, "url", answers)
 }
 
-fn by_reason(times: &WaitTimes) -> impl Iterator<Item = (&'static str, Duration)> + '_ {
-    Wait::ALL.into_iter().map(|wait| (wait.name(), times[wait]))
+fn by_reason(times: &StallTimes) -> impl Iterator<Item = (&'static str, Duration)> + '_ {
+    StallReason::ALL
+        .into_iter()
+        .map(|wait| (wait.name(), times[wait]))
 }

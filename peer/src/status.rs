@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{PeerId, RegionName, ZoneName};
-use flotilla_common::swarm::{Nearness, Wait, WaitTimes};
+use flotilla_common::swarm::{Nearness, StallReason, StallTimes};
 use flotilla_common::units::BitRate;
 use serde::{Deserialize, Serialize};
 
@@ -59,10 +59,10 @@ pub struct Status {
 }
 
 /// Seconds by reason.
-pub type Waits = BTreeMap<Wait, f64>;
+pub type Waits = BTreeMap<StallReason, f64>;
 
 /// Waiting times in the format of the document.
-pub(crate) fn waits(times: &WaitTimes) -> Waits {
+pub(crate) fn waits(times: &StallTimes) -> Waits {
     times
         .longest()
         .into_iter()
@@ -213,7 +213,7 @@ pub struct BlobStatus {
     /// The running downloads.
     pub transfers: Vec<TransferStatus>,
     /// Why it makes no progress now.
-    pub waits_for: Option<Wait>,
+    pub waits_for: Option<StallReason>,
     /// Time without progress so far, by reason.
     pub waited: Waits,
 }

@@ -5,7 +5,7 @@ use core::time::Duration;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use flotilla_common::swarm::WaitTimes;
+use flotilla_common::swarm::StallTimes;
 use flotilla_common::time::Time;
 use flotilla_common::units::BitRate;
 use flotilla_runtime::identity::Identity;
@@ -53,15 +53,15 @@ impl Telemetry {
 
 /// The time spent waiting since the start, by reason. The driver updates it at its housekeeping.
 #[derive(Debug, Default)]
-pub(crate) struct WaitTotals(Mutex<(WaitTimes, WaitTimes)>);
+pub(crate) struct WaitTotals(Mutex<(StallTimes, StallTimes)>);
 
 impl WaitTotals {
     /// The time in which the peer as a whole made no progress, and the sum over all blobs.
-    pub(crate) fn get(&self) -> (WaitTimes, WaitTimes) {
+    pub(crate) fn get(&self) -> (StallTimes, StallTimes) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn set(&self, peer: WaitTimes, blobs: WaitTimes) {
+    pub(crate) fn set(&self, peer: StallTimes, blobs: StallTimes) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (peer, blobs);
     }
 }

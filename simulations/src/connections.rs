@@ -2,7 +2,9 @@
 
 use core::time::Duration;
 
-use flotilla_common::swarm::{Batch, BlobSlot, Have, Input, Nearness, PeerFacts, PeerSlot};
+use flotilla_common::swarm::{
+    BlobSlot, HaveBatch, HeldChunks, Input, Nearness, PeerFacts, PeerSlot,
+};
 
 use crate::event::Event;
 use crate::fetch::{FetchSource, SimulatedFetch};
@@ -140,9 +142,9 @@ impl World<'_> {
             return;
         };
         let have = if held.is_full() {
-            Have::Complete
+            HeldChunks::Complete
         } else {
-            Have::Map(held.clone())
+            HeldChunks::Map(held.clone())
         };
         let greeting = self.greetings.insert(Greeting {
             to: link.peer,
@@ -183,7 +185,7 @@ impl World<'_> {
     }
 
     /// Tells all interested neighbours about newly held chunks, in one event per distance.
-    pub(crate) fn broadcast(&mut self, peer: u32, blob: BlobSlot, batch: Batch) {
+    pub(crate) fn broadcast(&mut self, peer: u32, blob: BlobSlot, batch: HaveBatch) {
         let simulated = &self.peers[peer as usize];
         let mut by_delay: Vec<(Duration, Vec<Receiver>)> = Vec::new();
         for slot in simulated.machine.audience(blob, &batch) {
@@ -232,7 +234,7 @@ impl World<'_> {
                     Input::Have {
                         peer: PeerSlot(slot),
                         blob,
-                        have: Have::Chunks(batch),
+                        have: HeldChunks::Chunks(batch),
                     },
                 );
             }

@@ -2,7 +2,8 @@
 
 use flotilla_common::map::ChunkMap;
 use flotilla_common::swarm::{
-    BlobSlot, Failure, Input, Output, PeerSlot, Refusal, Source, TransferId, UploadId,
+    BlobSlot, ChunkSource, DownloadFailure, Input, Output, PeerSlot, RefusalReason, TransferId,
+    UploadId,
 };
 use flotilla_common::tracker::{LeaseUpdate, SessionInput};
 
@@ -85,11 +86,11 @@ impl World<'_> {
         transfer: TransferId,
         blob: BlobSlot,
         chunk: u32,
-        source: Source,
+        source: ChunkSource,
     ) {
         let simulated = &self.peers[peer as usize];
         let (source, delay) = match source {
-            Source::Peer(slot) => {
+            ChunkSource::Peer(slot) => {
                 let link = simulated.links.at(slot.0);
                 if !link.is_up {
                     return; // `Closed` is on its way to the machine.
@@ -102,7 +103,7 @@ impl World<'_> {
                     self.delay(peer, link.peer),
                 )
             }
-            Source::Origin(origin) => {
+            ChunkSource::Origin(origin) => {
                 let regions = self.origins_up.len() as u32;
                 let region = (self.locations[peer as usize].region + origin.0) % regions;
                 let delay =
@@ -202,7 +203,7 @@ impl World<'_> {
             .push_after(self.now, delay, Event::FirstByte { fetch: key });
     }
 
-    fn refuse(&mut self, key: Key, reason: Refusal) {
+    fn refuse(&mut self, key: Key, reason: RefusalReason) {
         if let Some(fetch) = self.fetches.get(key) {
             let delay = self.way_back(fetch.peer, fetch.source);
             self.queue
@@ -210,7 +211,7 @@ impl World<'_> {
         }
     }
 
-    pub(crate) fn on_refusal(&mut self, key: Key, reason: Refusal) {
+    pub(crate) fn on_refusal(&mut self, key: Key, reason: RefusalReason) {
         if let Some((peer, transfer)) = self.take_fetch(key) {
             self.feed(peer, Input::Refused { transfer, reason });
         }
@@ -228,7 +229,7 @@ impl World<'_> {
                 peer,
                 Input::Failed {
                     transfer,
-                    why: Failure::Link,
+                    why: DownloadFailure::Link,
                 },
             );
         }
@@ -306,7 +307,7 @@ impl World<'_> {
                 peer,
                 Input::Failed {
                     transfer,
-                    why: Failure::Corrupt,
+                    why: DownloadFailure::Corrupt,
                 },
             );
             return;

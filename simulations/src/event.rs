@@ -1,6 +1,6 @@
 //! Everything that happens at a time of its own, and its part in the trace hash.
 
-use flotilla_common::swarm::Refusal;
+use flotilla_common::swarm::RefusalReason;
 
 use crate::network::FlowEvent;
 use crate::slab::Key;
@@ -25,7 +25,7 @@ pub(crate) enum Event {
     /// A fetch request reaches its source.
     Requested { fetch: Key },
     /// A refusal reaches the requesting peer.
-    Refused { fetch: Key, reason: Refusal },
+    Refused { fetch: Key, reason: RefusalReason },
     /// The first byte reaches the requesting peer.
     FirstByte { fetch: Key },
     /// The last byte reaches the requesting peer.

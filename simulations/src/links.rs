@@ -1,6 +1,6 @@
 //! Connections between peers, and the messages on them.
 
-use flotilla_common::swarm::{Batch, BlobSlot, Have};
+use flotilla_common::swarm::{BlobSlot, HaveBatch, HeldChunks};
 
 /// One peer's view of another peer.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +77,7 @@ impl LinkTable {
 #[derive(Debug)]
 pub(crate) struct Broadcast {
     pub(crate) blob: BlobSlot,
-    pub(crate) batch: Batch,
+    pub(crate) batch: HaveBatch,
     pub(crate) to: Vec<Receiver>,
     /// Number of connections that had ended anywhere when it was sent. If it is the same on
     /// arrival, all receivers are still connected.
@@ -94,5 +94,5 @@ pub(crate) struct Greeting {
     pub(crate) slot: u32,
     pub(crate) epoch: u32,
     pub(crate) blob: BlobSlot,
-    pub(crate) have: Have,
+    pub(crate) have: HeldChunks,
 }

@@ -28,7 +28,7 @@ pub(super) struct Candidates {
     refill_delay: Duration,
 }
 
-/// What to do about too few neighbours.
+/// The decision of [`Candidates::refill`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refill {
     /// There are enough.

@@ -1,66 +1,67 @@
-//! What an operator or a test may set.
+//! The settings of the machine.
 
 use core::time::Duration;
 
-/// Settings of a peer's machine; [`Config::default`] is what `docs/decisions/chunk-scheduling.md` measured.
+/// Settings of a peer's machine. `docs/decisions/chunk-scheduling.md` has the measurements behind
+/// the values of [`Config::default`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Own uplink, bits per second; `None` if it has no cap and is not known.
     pub up_bits_per_second: Option<u64>,
     /// Own downlink, bits per second; `None` if it has no cap and is not known.
     pub down_bits_per_second: Option<u64>,
-    /// What a link is taken to carry while nothing better is known, bits per second.
+    /// Assumed rate of the own link while neither direction is known, bits per second.
     pub assumed_bits_per_second: u64,
-    /// Transfers each way at the neighbours' median rate.
+    /// Transfers in each direction if the own rate is the median rate of the neighbours.
     pub slots: u32,
-    /// Most transfers each way, however fast the own link is.
+    /// Most transfers in each direction, however fast the own link is.
     pub max_slots: u32,
     /// Number of configured origins, the own region's first.
     pub origins: u32,
     /// A stable hash of the own id, as in [`super::PeerFacts::key`].
     pub key: u64,
 
-    /// Most connections altogether.
+    /// Most connections.
     pub max_connections: u32,
-    /// Most dials at once, of which some may be to the dead.
-    pub max_dialling: u32,
-    /// A dial that has not been answered for this long is not waited for: the peer counts as out of
-    /// reach, while the dial goes on. Four times as long for a peer in another region.
-    pub dial: Duration,
+    /// Most dials at once, some of which may be to dead peers.
+    pub max_dials: u32,
+    /// A dial that is not answered for this long is late: the peer counts as unreachable, while the
+    /// dial continues. Four times as long for a peer in another region.
+    pub dial_timeout: Duration,
     /// Most neighbours with which one blob is exchanged; at most 64.
     pub max_neighbours: u32,
-    /// Fewer neighbours than this for a wanted blob: announce for more.
+    /// With fewer neighbours than this for a wanted blob, the tracker is asked for more.
     pub min_neighbours: u32,
-    /// Least time between two announces for want of neighbours.
+    /// Least time between two announces that ask for more neighbours.
     pub refill_interval: Duration,
 
     /// One pick in this many is the lowest chunk that a reader waits for, rather than the rarest.
     pub in_order_one_in: u32,
-    /// Least time between two Have batches of one blob, or half a chunk's time if that is less; the
-    /// first goes at once.
+    /// Least time between two Have batches of one blob, or half a chunk's time if that is less. The
+    /// first batch is sent at once.
     pub have_interval: Duration,
-    /// A transfer with less than this left, or less than a round trip, counts as free.
+    /// A transfer with less than this left, or less than a round trip, takes no slot.
     pub nearly_done: Duration,
-    /// A neighbour whose first byte has not come for this long and four chunk times is not waited
-    /// for: whoever has a slot answers at once. Twice as long each time in a row, up to `stalled`.
-    pub first_byte: Duration,
-    /// A transfer that has not moved for this long is given up, longer on slow links.
-    pub stalled: Duration,
-    /// A wanted blob that could be fetched but has not moved for this long is taken from the origin
-    /// without a lease; longer on slow links, jittered, growing with each use.
-    pub escalate: Duration,
-    /// A wanted blob that could be fetched but has not moved for this long is reported to the
-    /// tracker as starving; longer on slow links, jittered.
-    pub starving: Duration,
-    /// As `escalate`, while a tracker answers: then somebody else holds the lease, and waiting is
-    /// cheaper.
-    pub escalate_with_tracker: Duration,
-    /// How long a neighbour that sent corrupt bytes is not used.
-    pub quarantine: Duration,
-    /// How long a peer that could not be reached is not dialled, doubling up to 16 times.
-    pub redial: Duration,
-    /// How long a failed origin is not used if there is another, doubling up to 16 times.
-    pub origin_rest: Duration,
+    /// Timeout for a neighbour's first byte, plus four chunk times: a neighbour with a free slot
+    /// answers at once. Doubles each time in a row, up to `stall_timeout`.
+    pub first_byte_timeout: Duration,
+    /// A transfer that has not moved for this long is cancelled.
+    pub stall_timeout: Duration,
+    /// A wanted blob that has not moved for this long is fetched from the origin without a lease.
+    /// Longer on slow links, jittered, shorter with each success and longer with each failure.
+    pub fallback_timeout: Duration,
+    /// A wanted blob that has not moved for this long is reported to the tracker as starving.
+    /// Longer on slow links, jittered.
+    pub starving_timeout: Duration,
+    /// As `fallback_timeout`, while a tracker answers: then another peer holds the lease, and waiting costs
+    /// less.
+    pub fallback_timeout_with_tracker: Duration,
+    /// How long a neighbour that sent corrupt bytes is in quarantine.
+    pub quarantine_time: Duration,
+    /// Delay before a peer that could not be reached is dialed again, doubling with each failure.
+    pub redial_delay: Duration,
+    /// How long a failed origin is not used, doubling up to 16 times this.
+    pub origin_cooldown: Duration,
 }
 
 impl Config {
@@ -98,22 +99,22 @@ impl Default for Config {
             origins: 1,
             key: 0,
             max_connections: 64,
-            max_dialling: 32,
-            dial: Duration::from_millis(250),
+            max_dials: 32,
+            dial_timeout: Duration::from_millis(250),
             max_neighbours: 32,
             min_neighbours: 12,
             refill_interval: Duration::from_secs(1),
             in_order_one_in: 4,
             have_interval: Duration::from_millis(50),
             nearly_done: Duration::from_millis(3),
-            first_byte: Duration::from_millis(250),
-            stalled: Duration::from_secs(2),
-            escalate: Duration::from_secs(2),
-            starving: Duration::from_millis(300),
-            escalate_with_tracker: Duration::from_secs(10),
-            quarantine: Duration::from_secs(600),
-            redial: Duration::from_secs(1),
-            origin_rest: Duration::from_secs(1),
+            first_byte_timeout: Duration::from_millis(250),
+            stall_timeout: Duration::from_secs(2),
+            fallback_timeout: Duration::from_secs(2),
+            starving_timeout: Duration::from_millis(300),
+            fallback_timeout_with_tracker: Duration::from_secs(10),
+            quarantine_time: Duration::from_secs(600),
+            redial_delay: Duration::from_secs(1),
+            origin_cooldown: Duration::from_secs(1),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What every sub-machine works with besides its own state and its arguments.
+//! The environment of the sub-machines: everything that all of them use.
 
 use std::collections::VecDeque;
 
@@ -40,7 +40,7 @@ impl Context {
             counters: TransferCounters::default(),
             due: DueWork::default(),
             blobs: Blobs::default(),
-            origins: OriginHealth::new(config.origins, config.origin_rest),
+            origins: OriginHealth::new(config.origins, config.origin_cooldown),
             slots: config.slots.max(1),
             has_tracker: true,
             config,

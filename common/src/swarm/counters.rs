@@ -1,4 +1,4 @@
-//! What the machine counts.
+//! The counters of the machine.
 
 /// Transfers that the machine has counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,15 +2,15 @@
 //!
 //! ```text
 //! Disconnected ──dial──▶ Dialing ──answered──▶ Connected
-//!       ▲                   │ not answered in time: late, but the dial goes on
+//!       ▲                   │ not answered in time: late, but the dial continues
 //!       └──────failed───────┘
 //! ```
 //!
 //! A machine that died sends nothing, so a dial to it ends only with the driver's timeout, after
 //! seconds; a live one answers within a few round trips. A dial that is not answered in time is
-//! *late*: the peer counts as unreachable, the tracker is told so, and a pull whose candidates are
-//! all like that asks for leases at once. The dial itself continues, and a peer that answers late is
-//! a neighbour like any other. So dials to dead peers never delay a pull by more than the dial
+//! *late*: the peer counts as unreachable, the tracker learns it, and a pull whose candidates are
+//! all like that asks for leases at once. The dial itself continues, and a peer that answers late
+//! is a neighbour like any other. So dials to dead peers never delay a pull by more than the dial
 //! timeout.
 
 use core::time::Duration;
@@ -50,7 +50,7 @@ impl ConnectionState {
     /// A connection that ended at `now`.
     pub(super) fn closed(now: Time, config: &Config) -> Self {
         Self::Disconnected {
-            redial_at: now + config.redial,
+            redial_at: now + config.redial_delay,
             failures: 0,
         }
     }
@@ -67,7 +67,7 @@ impl ConnectionState {
     /// A dial that failed at `now`, the last of `failures` in a row.
     pub(super) fn dial_failed(now: Time, failures: u32, config: &Config) -> Self {
         Self::Disconnected {
-            redial_at: now + config.redial * (1 << (failures - 1)),
+            redial_at: now + config.redial_delay * (1 << (failures - 1)),
             failures,
         }
     }
@@ -133,8 +133,8 @@ pub(super) enum DialCheck {
 /// How long a dial may take before it is late.
 pub(super) fn dial_timeout(nearness: Nearness, config: &Config) -> Duration {
     if nearness == Nearness::Elsewhere {
-        config.dial * OTHER_REGION_FACTOR
+        config.dial_timeout * OTHER_REGION_FACTOR
     } else {
-        config.dial
+        config.dial_timeout
     }
 }

@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use super::context::{Context, Work};
 use super::eta::TransferEta;
-use super::io::{BlobSlot, Output, PeerFacts, PeerSlot, Source, TransferId};
+use super::io::{BlobSlot, ChunkSource, Output, PeerFacts, PeerSlot, TransferId};
 use super::neighbours::Neighbours;
 use super::picker::{Picker, PickerView};
 use super::pull::{Pull, Pulls};
@@ -18,17 +18,17 @@ use crate::time::Time;
 /// Chunk times that are added to the timeout for a neighbour's first byte: on a slow link it comes
 /// behind other chunks.
 const FIRST_BYTE_CHUNK_TIMES: u32 = 4;
-/// The timeout for an origin's first byte, as a multiple of [`Config::stalled`]: an origin has to
+/// The timeout for an origin's first byte, as a multiple of [`Config::stall_timeout`]: an origin has to
 /// ask its storage.
 ///
-/// [`Config::stalled`]: super::config::Config::stalled
+/// [`Config::stall_timeout`]: super::config::Config::stall_timeout
 const ORIGIN_FACTOR: u32 = 2;
 
 /// The blob and source of a transfer that moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Progress {
     pub(super) blob: BlobSlot,
-    pub(super) source: Source,
+    pub(super) source: ChunkSource,
 }
 
 /// All downloads of the peer.
@@ -137,7 +137,7 @@ impl Downloads {
                 return self.schedule_fill_when_unpaused(ctx);
             };
             self.windows.open(pick.peer);
-            let source = Source::Peer(pick.peer);
+            let source = ChunkSource::Peer(pick.peer);
             self.start(ctx, pick.blob, pick.chunk, source, Permission::NotNeeded);
         }
         self.schedule_fill_when_slot_is_free(ctx);
@@ -149,7 +149,7 @@ impl Downloads {
         ctx: &mut Context,
         slot: BlobSlot,
         chunk: u32,
-        source: Source,
+        source: ChunkSource,
         permission: Permission,
     ) {
         let length = ctx.blobs.get_mut(slot).map_or(0, |blob| {
@@ -287,7 +287,7 @@ impl Downloads {
     }
 }
 
-// Questions about downloads.
+// Queries.
 impl Downloads {
     /// Whether a slot is free.
     pub(super) fn has_free_slot(&self, ctx: &Context) -> bool {
@@ -346,12 +346,13 @@ impl Downloads {
 impl Downloads {
     /// How long a transfer may go without moving.
     fn timeout(&self, ctx: &Context, transfer: &Transfer) -> Duration {
-        let stalled = ctx.config.stalled;
+        let stalled = ctx.config.stall_timeout;
         match transfer.source {
-            Source::Origin(_) if transfer.received == 0 => stalled * ORIGIN_FACTOR,
-            Source::Peer(peer) if !transfer.has_begun => {
+            ChunkSource::Origin(_) if transfer.received == 0 => stalled * ORIGIN_FACTOR,
+            ChunkSource::Peer(peer) if !transfer.has_begun => {
                 let chunk_time = ctx.blobs.chunk_time(transfer.blob);
-                let first_byte = ctx.config.first_byte + chunk_time * FIRST_BYTE_CHUNK_TIMES;
+                let first_byte =
+                    ctx.config.first_byte_timeout + chunk_time * FIRST_BYTE_CHUNK_TIMES;
                 let doublings = self.windows.of(peer).doublings();
                 (first_byte * (1 << doublings)).min(stalled)
             }

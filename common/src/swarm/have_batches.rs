@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use super::context::Context;
-use super::io::{Batch, BlobSlot, Output};
+use super::io::{BlobSlot, HaveBatch, Output};
 use super::per_blob::PerBlob;
 use super::timers::Timer;
 use crate::time::Time;
@@ -75,14 +75,14 @@ fn batch_interval(ctx: &Context, slot: BlobSlot) -> Duration {
 /// The chunks of one blob that are held and not announced yet.
 #[derive(Debug, Default)]
 struct HaveBatcher {
-    batch: Batch,
+    batch: HaveBatch,
     /// No batch before this.
     not_before: Time,
 }
 
 impl HaveBatcher {
     /// Adds a chunk; the batch to send now, if its time has come or it is full.
-    fn add(&mut self, now: Time, chunk: u32, interval: Duration) -> Option<Batch> {
+    fn add(&mut self, now: Time, chunk: u32, interval: Duration) -> Option<HaveBatch> {
         self.batch.push(chunk);
         if self.batch.is_full() {
             Some(self.take(now, interval))
@@ -92,12 +92,12 @@ impl HaveBatcher {
     }
 
     /// The batch, if there is one and its time has come.
-    fn take_due(&mut self, now: Time, interval: Duration) -> Option<Batch> {
+    fn take_due(&mut self, now: Time, interval: Duration) -> Option<HaveBatch> {
         (!self.batch.is_empty() && self.not_before <= now).then(|| self.take(now, interval))
     }
 
     fn clear(&mut self) {
-        self.batch = Batch::default();
+        self.batch = HaveBatch::default();
     }
 
     /// When [`Self::take_due`] will return a batch.
@@ -105,7 +105,7 @@ impl HaveBatcher {
         (!self.batch.is_empty()).then_some(self.not_before)
     }
 
-    fn take(&mut self, now: Time, interval: Duration) -> Batch {
+    fn take(&mut self, now: Time, interval: Duration) -> HaveBatch {
         self.not_before = now + interval;
         core::mem::take(&mut self.batch)
     }

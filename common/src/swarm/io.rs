@@ -1,4 +1,4 @@
-//! What goes into the machine and what comes out of it.
+//! The inputs and outputs of the machine.
 
 use core::time::Duration;
 
@@ -37,7 +37,7 @@ impl Slot for PeerSlot {
     }
 }
 
-/// An origin, by its place in the configured order: 0 is the own region's.
+/// An origin, by its index in the configured order: 0 is the own region's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OriginSlot(pub u32);
 
@@ -49,9 +49,9 @@ pub struct TransferId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UploadId(pub u64);
 
-/// Where a chunk comes from.
+/// The source of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum ChunkSource {
     /// A connected neighbour.
     Peer(PeerSlot),
     /// An origin.
@@ -69,30 +69,30 @@ pub enum Nearness {
     Elsewhere,
 }
 
-/// What the driver knows about a peer when it names it.
+/// The facts about a peer that the driver passes with its first mention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerFacts {
     /// The peer's slot.
     pub peer: PeerSlot,
     /// How far away it is.
     pub nearness: Nearness,
-    /// A stable hash of the peer's id, the same on every machine: without a tracker it decides who
-    /// asks the origin for which chunk.
+    /// A stable hash of the peer's id, the same on every computer: without a tracker it decides
+    /// which peer asks the origin for which chunk.
     pub key: u64,
 }
 
-/// At most eight chunks of one blob, told to neighbours at once.
+/// At most eight newly held chunks of one blob, announced to neighbours at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Batch {
+pub struct HaveBatch {
     len: u8,
-    chunks: [u32; Batch::MAX],
+    chunks: [u32; HaveBatch::MAX],
 }
 
-impl Batch {
-    /// Chunks that a batch may carry.
+impl HaveBatch {
+    /// Most chunks in a batch.
     pub const MAX: usize = 8;
 
-    /// The chunks, in the order they were held.
+    /// The chunks, in the order in which they were added.
     pub fn chunks(&self) -> &[u32] {
         &self.chunks[..usize::from(self.len)]
     }
@@ -102,12 +102,12 @@ impl Batch {
         usize::from(self.len) == Self::MAX
     }
 
-    /// Whether the batch says nothing.
+    /// Whether the batch has no chunk.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Adds a chunk; false, and nothing happens, if the batch is full.
+    /// Adds a chunk; false if the batch is full, which is then unchanged.
     pub fn push(&mut self, chunk: u32) -> bool {
         let fits = !self.is_full();
         if fits {
@@ -118,49 +118,50 @@ impl Batch {
     }
 }
 
-/// What a neighbour says it holds of a blob.
+/// The chunks of a blob that a neighbour says it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Have {
+pub enum HeldChunks {
     /// These chunks, besides those it named before.
-    Chunks(Batch),
+    Chunks(HaveBatch),
     /// Exactly these chunks: a greeting, or a correction.
     Map(ChunkMap),
     /// All of them.
     Complete,
 }
 
-/// Why an upload is not served, or why a neighbour did not serve us.
+/// Why a request for a chunk was refused, by us or by a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// All its slots are taken: leave it alone for half a chunk time.
+pub enum RefusalReason {
+    /// All upload slots are taken: to be asked again after half a chunk time.
     Busy,
-    /// It does not hold the chunk (any more), or will not serve it to us.
+    /// The chunk is not held (any longer), or may not be served to this peer.
     Gone,
 }
 
 /// Why a download ended without its chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// The connection or stream broke, or the origin answered an error that another attempt may
-    /// cure.
+pub enum DownloadFailure {
+    /// The connection or stream broke, or the origin answered with an error that may be gone at the
+    /// next attempt.
     Link,
-    /// The bytes were not what the chunk table says: the source lies.
+    /// The bytes do not match the chunk table.
     Corrupt,
-    /// The driver's own bound on time ran out.
+    /// The driver's own timeout ran out.
     Timeout,
-    /// Our own store could not take the bytes: nobody's fault out there.
+    /// The own store could not write the bytes; the source is not to blame.
     Store,
 }
 
-/// Everything that can happen to the machine.
+/// The events that the machine handles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// A blob is known, with what the store holds of it. It is served to others from now on, and
-    /// fetched only once it is wanted. Before it, nothing else may mention the slot.
+    /// Adds a blob with the chunks that the store holds. It is served to neighbours from now on,
+    /// and fetched only once it is wanted. No input may name the slot before this one.
     AddBlob {
-        /// Its slot; not in use.
+        /// A slot that is not in use.
         blob: BlobSlot,
-        /// Its size and cut. [`Geometry::whole`] for what can be checked only as a whole.
+        /// Its size and chunks; [`Geometry::whole`] for a blob that can be verified only as a
+        /// whole.
         geometry: Geometry,
         /// The chunks held, verified or to be verified on their first read.
         held: ChunkMap,
@@ -170,7 +171,7 @@ pub enum Input {
         /// An added blob.
         blob: BlobSlot,
     },
-    /// Nobody waits for the blob any more: downloads of it are cancelled, what is held is still
+    /// The blob is not wanted any longer: its downloads are cancelled, and held chunks are still
     /// served.
     Unwant {
         /// An added blob.
@@ -184,23 +185,22 @@ pub enum Input {
         /// The lowest chunk that a reader waits for.
         cursor: Option<u32>,
     },
-    /// Chunks thought to be held are not (a stored chunk failed its check): fetched again if the
-    /// blob is wanted.
+    /// A held chunk is lost, because it failed its verification in the store. It is fetched again
+    /// if the blob is wanted.
     Lost {
         /// An added blob.
         blob: BlobSlot,
-        /// The chunk that is gone.
+        /// The lost chunk.
         chunk: u32,
     },
-    /// The blob left the store; its slot may be used again. Its neighbours
-    /// ([`super::PeerMachine::neighbours`], asked before) are to be told. Uploads of it that still
-    /// run are the driver's to end.
+    /// The blob left the store; its slot may be used again. The driver tells its neighbours, which
+    /// it has asked [`super::PeerMachine::neighbours`] for before, and ends uploads that still run.
     Forget {
         /// An added blob.
         blob: BlobSlot,
     },
 
-    /// Peers that hold or want the blob, from a tracker, from the last run or from configuration.
+    /// Peers that hold or want the blob, from a tracker, the previous run or the configuration.
     Handout {
         /// An added blob.
         blob: BlobSlot,
@@ -208,48 +208,48 @@ pub enum Input {
         peers: Vec<PeerFacts>,
     },
     /// The driver needs a connection to a peer for something other than a blob, such as a manifest.
-    /// The peer is dialled unless it is connected, being dialled, quarantined or waiting for its
+    /// The peer is dialed unless it is connected, being dialed, quarantined or waiting for its
     /// redial time, or a connection limit is reached.
     Dial {
         /// The peer; never this peer itself.
         facts: PeerFacts,
     },
-    /// A connection stands, whoever dialled. Says again what is known about the peer.
+    /// A connection was made by either side. Repeats the facts about the peer.
     Connected {
-        /// Who it is.
+        /// The peer.
         facts: PeerFacts,
-        /// Round trip, as far as it is known.
+        /// The measured round trip, or zero.
         round_trip: Duration,
     },
-    /// The connection is gone: all transfers on it have failed, and the driver need not say so one
+    /// The connection is gone, and with it all its transfers, which the driver need not report one
     /// by one.
     Disconnected {
-        /// Who it was.
+        /// The peer.
         peer: PeerSlot,
     },
     /// A dial ended without a connection.
     DialFailed {
-        /// Who was dialled.
+        /// The peer.
         peer: PeerSlot,
     },
-    /// A neighbour says how fast its uplink is, in bits per second.
+    /// A neighbour announced the rate of its uplink.
     RateHint {
         /// A connected peer.
         peer: PeerSlot,
         /// Bits per second.
         bits_per_second: u64,
     },
-    /// A neighbour says what it holds.
+    /// A neighbour announced the chunks that it holds.
     Have {
         /// A connected peer.
         peer: PeerSlot,
         /// An added blob.
         blob: BlobSlot,
-        /// What it holds.
-        have: Have,
+        /// The chunks.
+        have: HeldChunks,
     },
 
-    /// A neighbour holds and wants nothing of a blob any more.
+    /// A neighbour neither holds nor wants chunks of a blob any longer.
     Forgot {
         /// A connected peer.
         peer: PeerSlot,
@@ -257,154 +257,152 @@ pub enum Input {
         blob: BlobSlot,
     },
 
-    /// A neighbour asks for a chunk. Answered at once by [`Output::Serve`] or [`Output::Refuse`].
+    /// A neighbour requests a chunk. Answered at once by [`Output::Serve`] or [`Output::Refuse`].
     UploadRequest {
         /// A connected peer.
         peer: PeerSlot,
         /// An added blob.
         blob: BlobSlot,
-        /// The chunk asked for.
+        /// The requested chunk.
         chunk: u32,
-        /// The driver's number for it.
+        /// The driver's number for the request.
         upload: UploadId,
     },
-    /// Bytes of an upload have left; said now and then, at least twice per chunk if it is worth a
-    /// slot's reuse.
+    /// Bytes of an upload were sent. To be reported at least twice per chunk, so that a slot is
+    /// free shortly before the end.
     UploadProgress {
         /// A served upload.
         upload: UploadId,
         /// Bytes sent so far.
         sent: u64,
     },
-    /// An upload is over, well or not; its slot is free.
+    /// An upload has ended, completely or not; its slot is free.
     UploadEnded {
         /// A served upload.
         upload: UploadId,
     },
 
-    /// The source accepted: the answer has begun.
+    /// The source has begun to send.
     FirstByte {
-        /// A fetch of ours.
+        /// The transfer of an [`Output::Fetch`].
         transfer: TransferId,
     },
-    /// Bytes of a download have come; said now and then, at least twice a second while it moves.
+    /// Bytes of a download arrived. To be reported at least twice a second while it moves.
     Progress {
-        /// A fetch of ours.
+        /// The transfer of an [`Output::Fetch`].
         transfer: TransferId,
         /// Bytes received so far.
         received: u64,
     },
-    /// The chunk is here, verified and written.
+    /// The chunk is verified and written.
     Received {
-        /// A fetch of ours.
+        /// The transfer of an [`Output::Fetch`].
         transfer: TransferId,
     },
-    /// The neighbour will not serve it.
+    /// The neighbour refused the request.
     Refused {
-        /// A fetch of ours.
+        /// The transfer of an [`Output::Fetch`].
         transfer: TransferId,
-        /// Why.
-        reason: Refusal,
+        /// The reason.
+        reason: RefusalReason,
     },
     /// The download ended without its chunk.
     Failed {
-        /// A fetch of ours.
+        /// The transfer of an [`Output::Fetch`].
         transfer: TransferId,
-        /// Why.
-        why: Failure,
+        /// The reason.
+        why: DownloadFailure,
     },
 
-    /// The tracker lets us fetch a chunk from the origin.
+    /// The tracker granted a lease: the chunk may be fetched from the origin.
     LeaseGranted {
-        /// The blob of our request.
+        /// The blob of the request.
         blob: BlobSlot,
         /// The chunk.
         chunk: u32,
         /// How long the lease lasts unless it is renewed.
         term: Duration,
     },
-    /// A request came back without a lease: the machine asks again while it still lacks chunks.
-    /// When the tracker names a holder to dial instead, that is an [`Input::Handout`] of that peer,
-    /// and then this.
+    /// A request came back without a lease; the machine asks again while chunks are missing. If the
+    /// tracker names a holder to dial instead, an [`Input::Handout`] of that peer comes first.
     LeaseWait {
-        /// The blob of our request.
+        /// The blob of the request.
         blob: BlobSlot,
-        /// Not before this long from now; may be zero after a request that was parked.
+        /// Delay before the next request; may be zero after a request that was parked.
         retry_after: Duration,
     },
-    /// The tracker says a lease is no longer ours (a renewal came too late).
+    /// The tracker gave the lease to another peer, because a renewal came too late.
     LeaseLost {
         /// The blob.
         blob: BlobSlot,
         /// The chunk.
         chunk: u32,
     },
-    /// No configured tracker answers; lease requests under way are void. A fleet without a tracker
-    /// says this once.
+    /// No configured tracker answers; lease requests under way are void. Reported once at the start
+    /// in a fleet without a tracker.
     TrackerUnreachable,
-    /// A tracker answers (again). Said once at the start, too.
+    /// A tracker answers (again). Reported once at the start, too.
     TrackerReachable,
 
-    /// An origin answered well outside of a fetch (a manifest, a seal): it is healthy.
+    /// An origin answered a request other than a fetch, for a manifest or a seal: it is healthy.
     OriginUp {
-        /// Which.
+        /// The origin.
         origin: OriginSlot,
     },
-    /// An origin failed outside of a fetch.
+    /// An origin failed to answer a request other than a fetch.
     OriginDown {
-        /// Which.
+        /// The origin.
         origin: OriginSlot,
     },
 }
 
-/// Everything that the machine wants done. Outputs are to be carried out in order.
+/// The actions that the machine asks of the driver, to be carried out in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Connect to a peer; answered by [`Input::Connected`] or [`Input::DialFailed`].
     Dial {
-        /// Whom.
+        /// The peer.
         peer: PeerSlot,
     },
-    /// Close the connection to a peer; the machine has forgotten it already and needs no answer.
+    /// Close the connection to a peer. The machine has forgotten it; there is no answer.
     HangUp {
-        /// Whom.
+        /// The peer.
         peer: PeerSlot,
     },
-    /// Tell a neighbour what is held of a blob ([`super::PeerMachine::held`]), even if it is
-    /// nothing: that says the blob is wanted.
+    /// Send a neighbour the map of the chunks held ([`super::PeerMachine::held`]), even an empty
+    /// one, which says that the blob is wanted.
     Greet {
         /// A connected peer.
         peer: PeerSlot,
         /// The blob.
         blob: BlobSlot,
     },
-    /// Tell all neighbours that may care ([`super::PeerMachine::audience`]) about newly held
-    /// chunks.
+    /// Tell the neighbours of [`super::PeerMachine::audience`] about newly held chunks.
     Have {
         /// The blob.
         blob: BlobSlot,
         /// The chunks.
-        batch: Batch,
+        batch: HaveBatch,
     },
 
-    /// Ask a source for a chunk. Answered by [`Input::FirstByte`], [`Input::Progress`] and at last
-    /// one of [`Input::Received`], [`Input::Refused`] (peers only) and [`Input::Failed`].
+    /// Request a chunk from a source. Answered by [`Input::FirstByte`], [`Input::Progress`] and
+    /// finally one of [`Input::Received`], [`Input::Refused`] (peers only) and [`Input::Failed`].
     Fetch {
-        /// The number to answer with.
+        /// The number of the transfer for its inputs.
         transfer: TransferId,
         /// The blob.
         blob: BlobSlot,
         /// The chunk.
         chunk: u32,
-        /// From where.
-        source: Source,
+        /// The source.
+        source: ChunkSource,
     },
-    /// Stop a download; the machine has forgotten it, and no answer is needed.
+    /// Stop a download. The machine has forgotten it; there is no answer.
     Cancel {
-        /// The fetch.
+        /// The transfer.
         transfer: TransferId,
     },
-    /// Send the chunk of a request.
+    /// Serve the chunk of a request.
     Serve {
         /// The request.
         upload: UploadId,
@@ -413,46 +411,46 @@ pub enum Output {
     Refuse {
         /// The request.
         upload: UploadId,
-        /// Why.
-        reason: Refusal,
+        /// The reason.
+        reason: RefusalReason,
     },
 
     /// Announce to the trackers now rather than at the next interval: a new want, a completed blob,
     /// or too few neighbours for a wanted blob.
     Announce,
-    /// Ask the tracker for a lease on a chunk of `missing`; the tracker parks the request. A second
-    /// request for the same blob takes the place of the first, whose answer is void.
+    /// Ask the tracker for a lease on one chunk of `missing`; the tracker parks the request. A
+    /// second request for the same blob replaces the first, whose answer is void.
     LeaseTake {
         /// The blob.
         blob: BlobSlot,
-        /// Chunks that neither we nor any neighbour has.
+        /// The chunks that neither this peer nor any neighbour holds.
         missing: ChunkMap,
-        /// Whether nothing of the blob has moved for so long that something must be wrong.
+        /// Whether nothing of the blob has moved for the starving timeout.
         starving: bool,
     },
-    /// Withdraw a parked request: it is needed no more. No answer.
+    /// Withdraw a parked request that is needed no longer. There is no answer.
     LeaseDrop {
         /// The blob.
         blob: BlobSlot,
     },
-    /// A lease is taken up (at once, with 0 bytes), or its download moves: extend it. No answer
-    /// unless it is lost.
+    /// Renew a lease: at once with 0 bytes, then while its download moves. There is no answer
+    /// unless the lease is lost.
     LeaseRenew {
         /// The blob.
         blob: BlobSlot,
         /// The chunk.
         chunk: u32,
-        /// Bytes of it received so far.
+        /// Bytes of the chunk received so far.
         received: u64,
     },
-    /// The chunk of a lease is here.
+    /// Report that the chunk of a lease was received.
     LeaseDone {
         /// The blob.
         blob: BlobSlot,
         /// The chunk.
         chunk: u32,
     },
-    /// The chunk of a lease will not come through us.
+    /// Return a lease whose chunk could not be fetched.
     LeaseFailed {
         /// The blob.
         blob: BlobSlot,
@@ -460,18 +458,18 @@ pub enum Output {
         chunk: u32,
     },
 
-    /// Every chunk of a wanted blob is held. Wants end by [`Input::Unwant`]; until then a lost
-    /// chunk is fetched again.
+    /// Every chunk of a wanted blob is held. Until [`Input::Unwant`] ends the want, a lost chunk is
+    /// fetched again.
     Complete {
         /// The blob.
         blob: BlobSlot,
     },
-    /// A neighbour sent bytes that fail their check. It is hung up on and not used before `until`;
-    /// refuse it at the door.
+    /// A neighbour sent bytes that failed their verification. Its connection is closed; refuse new
+    /// ones before `until`.
     Quarantine {
-        /// Who.
+        /// The peer.
         peer: PeerSlot,
-        /// Until when.
+        /// The end of the quarantine.
         until: Time,
     },
 }

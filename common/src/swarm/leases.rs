@@ -283,7 +283,7 @@ impl Leases {
         ) else {
             return;
         };
-        let timeout = ctx.config.starving + blob.chunk_time() * STARVING_CHUNK_TIMES;
+        let timeout = ctx.config.starving_timeout + blob.chunk_time() * STARVING_CHUNK_TIMES;
         let starving_at = pull.deadline(timeout, (-request.starved_leases).max(-MAX_HALVINGS));
         let is_alone = neighbours.is_abandoned(ctx, slot)
             || (request.starved_leases >= STARVED_LEASES_WHEN_ALONE && !blob.is_offered());

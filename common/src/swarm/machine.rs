@@ -12,12 +12,13 @@ use super::counters::TransferCounters;
 use super::downloads::{Downloads, Progress};
 use super::have_batches::HaveBatches;
 use super::io::{
-    Batch, BlobSlot, Failure, Have, Input, Output, PeerFacts, PeerSlot, Refusal, Source, TransferId,
+    BlobSlot, ChunkSource, DownloadFailure, HaveBatch, HeldChunks, Input, Output, PeerFacts,
+    PeerSlot, RefusalReason, TransferId,
 };
 use super::leases::Leases;
 use super::neighbours::Neighbours;
 use super::origin_fallback::OriginFallback;
-use super::stall_reasons::{StallReasons, Wait, WaitTimes};
+use super::stall_reasons::{StallReason, StallReasons, StallTimes};
 use super::timers::Timer;
 use super::transfer::Permission;
 use super::transfer_failures::TransferFailures;
@@ -158,7 +159,8 @@ impl PeerMachine {
                 Timer::Fill => self.ctx.due.add(Work::FillSlots),
                 Timer::Stall => {
                     while let Some(transfer) = self.downloads.cancel_stalled(&mut self.ctx) {
-                        self.failures().on_failed(&transfer, Failure::Timeout);
+                        self.failures()
+                            .on_failed(&transfer, DownloadFailure::Timeout);
                     }
                     self.neighbours.retry_unresponsive(&mut self.ctx);
                 }
@@ -182,7 +184,7 @@ impl PeerMachine {
     }
 }
 
-// Questions.
+// Queries.
 impl PeerMachine {
     /// The chunks held of a blob; `None` for an unknown blob.
     pub fn held(&self, blob: BlobSlot) -> Option<&ChunkMap> {
@@ -192,7 +194,11 @@ impl PeerMachine {
     /// The neighbours to tell about newly held chunks of a blob: those that were greeted and are
     /// not known to hold all of these chunks. Neighbours that hold them learn that we do from the
     /// greeting when we are complete, or when we lack one again.
-    pub fn audience(&self, blob: BlobSlot, batch: &Batch) -> impl Iterator<Item = PeerSlot> + '_ {
+    pub fn audience(
+        &self,
+        blob: BlobSlot,
+        batch: &HaveBatch,
+    ) -> impl Iterator<Item = PeerSlot> + '_ {
         let blob = self.ctx.blobs.get(blob);
         let audience = blob.map(|blob| blob.audience(batch.chunks()));
         audience.into_iter().flatten()
@@ -243,18 +249,18 @@ impl PeerMachine {
 
     /// Why nothing of a blob moves at present; `None` if something does, if no slot is free, or if
     /// the blob is not wanted.
-    pub fn waits_for(&self, blob: BlobSlot) -> Option<Wait> {
+    pub fn stall_reason(&self, blob: BlobSlot) -> Option<StallReason> {
         self.stalls.reason(blob)
     }
 
     /// How long a blob has stalled since it was first wanted, by reason.
-    pub fn waited(&self, now: Time, blob: BlobSlot) -> WaitTimes {
+    pub fn stall_times(&self, now: Time, blob: BlobSlot) -> StallTimes {
         self.stalls.of_blob(now, blob)
     }
 
     /// How long something was wanted and nothing moved at all since the machine was made, by the
     /// reason of the blob that was wanted first.
-    pub fn stood_still(&self, now: Time) -> WaitTimes {
+    pub fn total_stall_times(&self, now: Time) -> StallTimes {
         self.stalls.of_peer(now)
     }
 
@@ -366,7 +372,7 @@ impl PeerMachine {
     }
 
     /// Tells the neighbours that were greeted and still lack chunks exactly which chunks are held:
-    /// all of them at last, or fewer than they were told.
+    /// all of them at last, or fewer than before.
     fn greet_again(&mut self, slot: BlobSlot) {
         self.have_batches.clear(slot);
         if let Some(blob) = self.ctx.blobs.get(slot) {
@@ -411,7 +417,7 @@ impl PeerMachine {
         }
     }
 
-    fn on_have(&mut self, peer: PeerSlot, slot: BlobSlot, have: &Have) {
+    fn on_have(&mut self, peer: PeerSlot, slot: BlobSlot, have: &HeldChunks) {
         let is_wanted = self.neighbours.on_have(&mut self.ctx, peer, slot, have);
         if is_wanted && self.downloads.is_free(self.ctx.now, peer) {
             self.ctx.due.add(Work::FillSlots);
@@ -424,7 +430,7 @@ impl PeerMachine {
     fn on_moved(&mut self, progress: Option<Progress>) {
         if let Some(Progress { blob, source }) = progress {
             self.stalls.on_moved(self.ctx.now, blob);
-            if let Source::Peer(peer) = source {
+            if let ChunkSource::Peer(peer) = source {
                 self.neighbours.mark_responsive(&mut self.ctx, peer);
             }
         }
@@ -437,13 +443,13 @@ impl PeerMachine {
         let slot = transfer.blob;
         let chunk = transfer.chunk;
         match transfer.source {
-            Source::Peer(peer) => {
+            ChunkSource::Peer(peer) => {
                 self.neighbours.mark_responsive(&mut self.ctx, peer);
                 self.downloads.clear_failures(peer);
                 self.leases.reset_starving(slot);
                 self.ctx.counters.from_peers += 1;
             }
-            Source::Origin(origin) => {
+            ChunkSource::Origin(origin) => {
                 self.ctx.origins.succeeded(origin);
                 match transfer.permission {
                     Permission::Leased => self.ctx.counters.from_origin_leased += 1,
@@ -467,7 +473,7 @@ impl PeerMachine {
         self.complete_if_held(slot);
     }
 
-    fn on_refused(&mut self, id: TransferId, reason: Refusal) {
+    fn on_refused(&mut self, id: TransferId, reason: RefusalReason) {
         let Some(transfer) = self.downloads.end(&mut self.ctx, id) else {
             return;
         };
@@ -493,7 +499,7 @@ impl PeerMachine {
         if let Some(origin) = self.leases.on_granted(ctx, slot, chunk, term)
             && !self.downloads.put_under_lease(slot, chunk)
         {
-            let source = Source::Origin(origin);
+            let source = ChunkSource::Origin(origin);
             self.downloads
                 .start(ctx, slot, chunk, source, Permission::Leased);
         }

@@ -1,16 +1,16 @@
-//! The peer's side of a swarm: everything that decides in a peer process, and nothing that acts.
+//! The peer's side of a swarm: all decisions of a peer process, without any I/O.
 //!
-//! One [`PeerMachine`] stands for one peer process: all blobs it holds or wants, all its
-//! neighbours, the upload and download slots that they share, its leases and its opinion of the
-//! origins. Time comes in as an argument, randomness from a generator seeded once, so the same
-//! inputs give the same outputs on every machine, in a simulation and in the field alike. It never
-//! sees a payload byte, a digest, a socket or a clock.
+//! One [`PeerMachine`] stands for one peer process: all blobs that it holds or wants, all its
+//! neighbours, the upload and download slots that they share, its leases, and the health of the
+//! origins. Time comes in as an argument and randomness from a generator that is seeded once, so
+//! the same inputs give the same outputs on every computer, in simulations and in production. The
+//! machine never sees a payload byte, a digest, a socket or a clock.
 //!
 //! # The driver's loop
 //!
 //! ```text
 //! loop {
-//!     while let Some(output) = machine.poll_output() { act on it }
+//!     while let Some(output) = machine.poll_output() { carry it out }
 //!     wait for an event, at most until machine.poll_timeout()
 //!     machine.handle(now, input)   or   machine.handle_timeout(now)
 //! }
@@ -21,7 +21,7 @@
 //! ```text
 //! driver                          machine                           driver of the neighbour, its machine
 //!   Have {peer, blob, chunks} ──▶
-//!                              ◀── Fetch {transfer, Source::Peer}
+//!                              ◀── Fetch {transfer, ChunkSource::Peer}
 //!   request on the wire ─────────────────────────────────────────▶ UploadRequest ──▶ Serve | Refuse
 //!   FirstByte, Progress ──────▶
 //!   (each part is verified against the chunk table and written)
@@ -34,24 +34,42 @@
 //! ```text
 //!                              ◀── LeaseTake {blob, missing}         (parked at the tracker)
 //!   LeaseGranted {chunk} ─────▶
-//!                              ◀── Fetch {transfer, Source::Origin}
+//!                              ◀── Fetch {transfer, ChunkSource::Origin}
 //!   Progress ─────────────────▶ ◀── LeaseRenew, about twice per term
 //!   Received ─────────────────▶ ◀── LeaseDone, Have {blob, batch}
 //! ```
-//! Without a tracker, or when nothing moves for too long, the fetch happens without a lease.
+//! Without a tracker, or when nothing moves for too long, the chunk is fetched without a lease.
 //!
-//! # How two peers meet over a blob
+//! # How two peers become neighbours for a blob
 //!
-//! A greeting is the map of what one holds, perhaps nothing. Whoever wants a blob greets the peers
-//! of its handout once connected; whoever is greeted about a blob that it knows greets back, once.
-//! From then on each tells the other what it newly holds ([`Output::Have`] to
-//! [`PeerMachine::audience`]).
+//! A greeting is a map of the chunks that a peer holds, perhaps of none. A peer that wants a blob
+//! greets the peers of its handout once they are connected; a peer that is greeted about a blob it
+//! knows greets back, once. From then on each tells the other about newly held chunks
+//! ([`Output::Have`] to [`PeerMachine::audience`]).
+//!
+//! # Structure
+//!
+//! Each sub-machine owns its state in private fields. Its methods take the [`context::Context`]
+//! (time, settings, random numbers, outputs, timers, chunk maps) and shared references to the
+//! sub-machines that they ask; what others have to do is a return value. Modules import downwards
+//! only:
+//!
+//! ```text
+//! machine                                   hands inputs out, carries reports
+//! transfer_failures, stall_reasons
+//! leases, origin_fallback
+//! downloads (picker, transfer, pull, request_window), uploads
+//! neighbours (known_peer, dialer, unresponsive, candidates), have_batches
+//! context
+//! blobs (blob_exchange), origin_health, timers, rng, config, io
+//! ```
 //!
 //! # What is deliberately absent
 //!
-//! - Queues behind slots: who is full refuses at once, and the request goes elsewhere.
-//! - Marks that outlive their reason: a chunk being fetched is *pending*, never *held*; when the
-//!   transfer ends in any way the mark is cleared.
+//! - Queues behind slots: a peer whose slots are taken refuses at once, and the request goes
+//!   elsewhere.
+//! - Marks that outlive their reason: a chunk that is being fetched is *pending*, never *held*, and
+//!   the mark is cleared when the transfer ends in any way.
 //! - Ordered maps and hash maps: slots are indices into vectors, chunk maps are bitsets.
 
 mod blob_exchange;
@@ -89,8 +107,8 @@ mod tests;
 pub use config::Config;
 pub use counters::TransferCounters;
 pub use io::{
-    Batch, BlobSlot, Failure, Have, Input, Nearness, OriginSlot, Output, PeerFacts, PeerSlot,
-    Refusal, Source, TransferId, UploadId,
+    BlobSlot, ChunkSource, DownloadFailure, HaveBatch, HeldChunks, Input, Nearness, OriginSlot,
+    Output, PeerFacts, PeerSlot, RefusalReason, TransferId, UploadId,
 };
 pub use machine::PeerMachine;
-pub use stall_reasons::{Wait, WaitTimes};
+pub use stall_reasons::{StallReason, StallTimes};

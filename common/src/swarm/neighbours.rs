@@ -1,14 +1,14 @@
 //! The peers: which to dial, which to greet about which blob, and which not to use.
 //!
-//! A greeting is a map of the chunks that one holds, perhaps of none. Neighbours that were greeted
-//! about a blob are told of newly held chunks from then on.
+//! A greeting is a map of the chunks that a peer holds, perhaps of none. Neighbours that were
+//! greeted about a blob receive Have messages for newly held chunks from then on.
 
 use core::time::Duration;
 
 use super::candidates::{Candidates, Refill};
 use super::context::{Context, Work};
 use super::dialer::{ConnectionState, DialCheck, dial_timeout};
-use super::io::{BlobSlot, Have, Output, PeerFacts, PeerSlot};
+use super::io::{BlobSlot, HeldChunks, Output, PeerFacts, PeerSlot};
 use super::known_peer::KnownPeer;
 use super::per_blob::PerBlob;
 use super::timers::Timer;
@@ -28,7 +28,7 @@ pub(super) struct Neighbours {
     dialing: u32,
 }
 
-// What happens to peers.
+// Events.
 impl Neighbours {
     pub(super) fn add_blob(&mut self, slot: BlobSlot) {
         self.candidates.insert(slot, Candidates::new());
@@ -144,7 +144,7 @@ impl Neighbours {
         ctx: &mut Context,
         peer: PeerSlot,
         slot: BlobSlot,
-        have: &Have,
+        have: &HeldChunks,
     ) -> bool {
         self.mark_responsive(ctx, peer);
         let Some(blob) = ctx.blobs.get_mut(slot) else {
@@ -155,7 +155,7 @@ impl Neighbours {
             None if !self.is_connected(peer) => return false,
             None => {
                 let has_room = blob.neighbours().len() < ctx.config.max_neighbours as usize;
-                let is_seeder = *have == Have::Complete;
+                let is_seeder = *have == HeldChunks::Complete;
                 if !has_room || !blob.is_useful() || (!blob.is_wanted() && is_seeder) {
                     return false;
                 }
@@ -168,7 +168,7 @@ impl Neighbours {
         let effect = blob.apply_have(index, have);
         // A first message long after our greeting says that the peer did not know the blob then.
         let is_stale = |greeted_at: Time| is_first && greeted_at + GREETING_TIMEOUT <= ctx.now;
-        // A peer that lost a chunk may not have been told that we hold it.
+        // A peer that lost a chunk may have received no Have message for it, because it held it.
         if blob.greeted_at(index).is_none_or(is_stale)
             || (effect.is_correction && blob.held_count() > 0)
         {
@@ -194,7 +194,7 @@ impl Neighbours {
     /// Quarantines a neighbour that sent bytes which failed their verification; false if it was not
     /// connected.
     pub(super) fn quarantine(&mut self, ctx: &mut Context, slot: PeerSlot) -> bool {
-        let until = ctx.now + ctx.config.quarantine;
+        let until = ctx.now + ctx.config.quarantine_time;
         self.peers[slot.0 as usize].quarantined_until = until;
         ctx.output(Output::Quarantine { peer: slot, until });
         let was_connected = self.hang_up(ctx, slot);
@@ -299,7 +299,7 @@ impl Neighbours {
     }
 }
 
-// Questions about peers.
+// Queries.
 impl Neighbours {
     pub(super) fn is_connected(&self, peer: PeerSlot) -> bool {
         self.peers
@@ -408,7 +408,7 @@ impl Neighbours {
     }
 }
 
-// Steps of the above.
+// Steps of the events.
 impl Neighbours {
     /// Records who a peer is. The table grows to the highest slot named.
     fn introduce(&mut self, facts: &PeerFacts) {
@@ -490,7 +490,7 @@ impl Neighbours {
     /// Whether the limits allow another dial.
     fn may_dial(&self, ctx: &Context) -> bool {
         self.connections + self.dialing < ctx.config.max_connections
-            && self.dialing < ctx.config.max_dialling
+            && self.dialing < ctx.config.max_dials
     }
 
     fn start_dial(&mut self, ctx: &mut Context, slot: PeerSlot, failures: u32) {

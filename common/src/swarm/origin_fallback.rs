@@ -12,7 +12,7 @@ use core::time::Duration;
 
 use super::context::Context;
 use super::downloads::Downloads;
-use super::io::{BlobSlot, Source};
+use super::io::{BlobSlot, ChunkSource};
 use super::neighbours::Neighbours;
 use super::per_blob::PerBlob;
 use super::rng::mix;
@@ -100,7 +100,7 @@ impl OriginFallback {
         }
         let is_moving = !is_alone && downloads.count(slot) > 0;
         if is_moving || !downloads.has_free_slot(ctx) || downloads.fallbacks() >= max_fetches {
-            let look_again_at = ctx.now + ctx.config.escalate / 4;
+            let look_again_at = ctx.now + ctx.config.fallback_timeout / 4;
             ctx.timers.wake_by(Timer::Fallback, look_again_at);
             return false;
         }
@@ -120,9 +120,9 @@ impl OriginFallback {
             return Time::MAX;
         };
         let configured = if ctx.has_tracker {
-            ctx.config.escalate_with_tracker
+            ctx.config.fallback_timeout_with_tracker
         } else {
-            ctx.config.escalate
+            ctx.config.fallback_timeout
         };
         // A blob of one chunk, whatever its size, gives a reader nothing before all of it is here.
         let is_waited_for = blob.is_single_chunk() && pull.cursor().is_some();
@@ -169,7 +169,7 @@ fn fetch_ranked(
 /// Fetches a chunk from an origin without a lease; false if no origin is usable.
 fn fetch(ctx: &mut Context, downloads: &mut Downloads, slot: BlobSlot, chunk: u32) -> bool {
     if let Some(origin) = ctx.origins.choose(ctx.now) {
-        let source = Source::Origin(origin);
+        let source = ChunkSource::Origin(origin);
         downloads.start(ctx, slot, chunk, source, Permission::Fallback);
         return true;
     }

@@ -1,47 +1,48 @@
-//! Which origin to ask: the own region's while it is healthy, otherwise the next one.
+//! Which origin to ask: the own region's while it is healthy, otherwise the next one in order.
 
 use core::time::Duration;
 
 use super::io::OriginSlot;
 use crate::time::Time;
 
-/// How often the rest after a failure doubles at most.
-const DOUBLINGS: u32 = 4;
+/// How often the cooldown after a failure doubles.
+const MAX_DOUBLINGS: u32 = 4;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct OriginState {
     /// Failures since the last success.
     failures: u32,
-    /// Not asked before this, if there is another.
-    rests_until: Time,
+    /// Not asked before this.
+    cools_until: Time,
 }
 
-/// The machine's opinion of the origins.
+/// The health of all origins, in configured order.
 #[derive(Debug)]
 pub(super) struct OriginHealth {
     origins: Vec<OriginState>,
-    rest: Duration,
+    /// The cooldown after a first failure.
+    cooldown: Duration,
 }
 
 impl OriginHealth {
-    pub(super) fn new(origins: u32, rest: Duration) -> Self {
+    pub(super) fn new(origins: u32, cooldown: Duration) -> Self {
         Self {
             origins: vec![OriginState::default(); origins as usize],
-            rest,
+            cooldown,
         }
     }
 
-    /// The first origin, in configured order, that is not resting.
+    /// The first origin, in configured order, that is not in its cooldown.
     pub(super) fn choose(&self, now: Time) -> Option<OriginSlot> {
         (0_u32..)
             .zip(&self.origins)
-            .find(|(_, origin)| origin.rests_until <= now)
+            .find(|(_, origin)| origin.cools_until <= now)
             .map(|(i, _)| OriginSlot(i))
     }
 
-    /// When [`Self::choose`] may answer again; `None` if there is no origin at all.
+    /// When [`Self::choose`] next returns an origin; `None` if no origin is configured.
     pub(super) fn ready_at(&self) -> Option<Time> {
-        self.origins.iter().map(|origin| origin.rests_until).min()
+        self.origins.iter().map(|origin| origin.cools_until).min()
     }
 
     pub(super) fn succeeded(&mut self, origin: OriginSlot) {
@@ -50,11 +51,11 @@ impl OriginHealth {
         }
     }
 
-    /// A failure rests the origin, twice as long each time in a row.
+    /// Starts the cooldown of an origin, twice as long each time in a row.
     pub(super) fn failed(&mut self, now: Time, origin: OriginSlot) {
-        let rest = self.rest;
+        let cooldown = self.cooldown;
         if let Some(origin) = self.origins.get_mut(origin.0 as usize) {
-            origin.rests_until = now + rest * (1 << origin.failures.min(DOUBLINGS));
+            origin.cools_until = now + cooldown * (1 << origin.failures.min(MAX_DOUBLINGS));
             origin.failures = origin.failures.saturating_add(1);
         }
     }
@@ -67,7 +68,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn the_next_origin_stands_in_while_the_first_rests() {
+    fn next_origin_is_used_during_the_cooldown_of_the_first() {
         let mut health = OriginHealth::new(2, SECOND);
         assert_eq!(health.choose(Time::ZERO), Some(OriginSlot(0)));
         health.failed(Time::ZERO, OriginSlot(0));
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn rests_double_and_a_success_ends_them() {
+    fn cooldown_doubles_until_a_success() {
         let mut health = OriginHealth::new(1, SECOND);
         for _ in 0..20 {
             health.failed(Time::ZERO, OriginSlot(0));
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_origin_there_is_nothing_to_choose() {
+    fn no_configured_origin() {
         let health = OriginHealth::new(0, SECOND);
         assert_eq!(health.choose(Time::ZERO), None);
         assert_eq!(health.ready_at(), None);

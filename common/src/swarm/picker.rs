@@ -26,7 +26,7 @@ pub(super) struct Pick {
     pub(super) peer: PeerSlot,
 }
 
-/// What a choice depends on besides the context.
+/// The inputs of a choice besides the context.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PickerView<'a> {
     pub(super) neighbours: &'a Neighbours,

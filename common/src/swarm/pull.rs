@@ -1,4 +1,4 @@
-//! What the downloads of one blob have in common.
+//! The state that all downloads of one blob share.
 
 use core::time::Duration;
 

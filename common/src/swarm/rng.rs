@@ -1,4 +1,4 @@
-//! The machine's own generator: small, seeded once, the same on every machine.
+//! The machine's random numbers: seeded once, the same sequence on every computer.
 
 use core::time::Duration;
 
@@ -13,7 +13,7 @@ impl Rng {
         Self(Pcg32::seed_from_u64(rng_seed))
     }
 
-    /// A number below `bound`, which is not 0; the bias is below `bound / 2^32`.
+    /// A number below `bound`, which must not be 0; the bias is below `bound / 2^32`.
     pub(super) fn below(&mut self, bound: usize) -> usize {
         ((u64::from(self.0.next_u32()) * bound as u64) >> 32) as usize
     }
@@ -23,14 +23,14 @@ impl Rng {
         times > 0 && self.below(times as usize) == 0
     }
 
-    /// Between once and twice the duration.
+    /// A random duration from `duration` to twice that.
     pub(super) fn jitter(&mut self, duration: Duration) -> Duration {
         duration + duration.mul_f64(f64::from(self.0.next_u32()) / 4_294_967_296.0)
     }
 }
 
-/// Mixes two numbers into one that depends on every bit of both (splitmix64's finisher): for
-/// rendezvous hashing.
+/// Mixes two numbers into one that depends on every bit of both, for rendezvous hashing. This is
+/// the finalizer of splitmix64.
 pub(super) fn mix(a: u64, b: u64) -> u64 {
     let mut z = a ^ b.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,6 +1,6 @@
 //! Why pulls stall: the time in which a download slot was free and nothing moved, by reason.
 //!
-//! It is kept per wanted blob, and for the peer as a whole, which stalls while nothing of any
+//! The time is kept per wanted blob, and for the peer as a whole, which stalls while nothing of any
 //! wanted blob moves. The reason is determined when a slot or a lease changed (never at a byte of
 //! progress), and costs a few comparisons; its clock runs until the next time. Nothing here decides
 //! anything.
@@ -23,7 +23,7 @@ use crate::time::Time;
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
 #[serde(rename_all = "snake_case")]
-pub enum Wait {
+pub enum StallReason {
     /// A source was asked, and its first byte has not arrived.
     FirstByte,
     /// Neighbours hold the missing chunks, and all of them are busy, paused, or in other zones from
@@ -49,8 +49,8 @@ pub enum Wait {
     Store,
 }
 
-impl Wait {
-    /// Every reason, in the order of [`WaitTimes`].
+impl StallReason {
+    /// Every reason, in the order of [`StallTimes`].
     pub const ALL: [Self; 10] = [
         Self::FirstByte,
         Self::Holders,
@@ -81,14 +81,14 @@ impl Wait {
     }
 }
 
-/// Time waited, by reason.
+/// Time spent stalling, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WaitTimes([Duration; Wait::ALL.len()]);
+pub struct StallTimes([Duration; StallReason::ALL.len()]);
 
-impl WaitTimes {
+impl StallTimes {
     /// The reasons for which any time was spent, longest first.
-    pub fn longest(&self) -> Vec<(Wait, Duration)> {
-        let mut spent: Vec<_> = Wait::ALL
+    pub fn longest(&self) -> Vec<(StallReason, Duration)> {
+        let mut spent: Vec<_> = StallReason::ALL
             .into_iter()
             .map(|wait| (wait, self[wait]))
             .collect();
@@ -103,15 +103,15 @@ impl WaitTimes {
     }
 }
 
-impl Index<Wait> for WaitTimes {
+impl Index<StallReason> for StallTimes {
     type Output = Duration;
 
-    fn index(&self, wait: Wait) -> &Duration {
+    fn index(&self, wait: StallReason) -> &Duration {
         &self.0[wait as usize]
     }
 }
 
-impl AddAssign for WaitTimes {
+impl AddAssign for StallTimes {
     fn add_assign(&mut self, more: Self) {
         for (time, more) in self.0.iter_mut().zip(more.0) {
             *time += more;
@@ -119,10 +119,10 @@ impl AddAssign for WaitTimes {
     }
 }
 
-impl Sub for WaitTimes {
+impl Sub for StallTimes {
     type Output = Self;
 
-    /// What was waited since `earlier`.
+    /// The time that was spent since `earlier`.
     fn sub(self, earlier: Self) -> Self {
         let mut left = self;
         for (time, earlier) in left.0.iter_mut().zip(earlier.0) {
@@ -132,18 +132,18 @@ impl Sub for WaitTimes {
     }
 }
 
-/// A clock that runs while there is a reason.
+/// Adds up time by reason.
 #[derive(Clone, Copy, Debug, Default)]
 struct StallClock {
-    reason: Option<Wait>,
+    reason: Option<StallReason>,
     since: Time,
     /// Up to `since`.
-    spent: WaitTimes,
+    spent: StallTimes,
 }
 
 impl StallClock {
-    /// From `now` on the reason is this; `None` if there is nothing to wait for.
-    fn set(&mut self, now: Time, reason: Option<Wait>) {
+    /// Sets the reason from `now` on; `None` while the blob does not stall.
+    fn set(&mut self, now: Time, reason: Option<StallReason>) {
         if reason == self.reason {
             return;
         }
@@ -155,7 +155,7 @@ impl StallClock {
     }
 
     /// The time spent up to `now`.
-    fn spent(mut self, now: Time) -> WaitTimes {
+    fn spent(mut self, now: Time) -> StallTimes {
         self.set(now, None);
         self.spent
     }
@@ -193,19 +193,19 @@ impl StallReasons {
     }
 
     /// Why nothing of a blob moves at present.
-    pub(super) fn reason(&self, slot: BlobSlot) -> Option<Wait> {
+    pub(super) fn reason(&self, slot: BlobSlot) -> Option<StallReason> {
         self.clocks.get(slot)?.reason
     }
 
     /// How long a blob has stalled since it was wanted.
-    pub(super) fn of_blob(&self, now: Time, slot: BlobSlot) -> WaitTimes {
+    pub(super) fn of_blob(&self, now: Time, slot: BlobSlot) -> StallTimes {
         self.clocks
             .get(slot)
-            .map_or_else(WaitTimes::default, |clock| clock.spent(now))
+            .map_or_else(StallTimes::default, |clock| clock.spent(now))
     }
 
     /// How long the peer as a whole has stalled.
-    pub(super) fn of_peer(&self, now: Time) -> WaitTimes {
+    pub(super) fn of_peer(&self, now: Time) -> StallTimes {
         self.peer_clock.spent(now)
     }
 
@@ -263,29 +263,29 @@ impl PulledBlob<'_> {
         neighbours: &Neighbours,
         downloads: &Downloads,
         leases: &Leases,
-    ) -> Wait {
+    ) -> StallReason {
         let missing = self.blob.chunks() - self.blob.held_count();
         let has_any_announced = self.blob.has_any_announced();
         if self.pull.is_paused(ctx.now) {
-            Wait::Store
+            StallReason::Store
         } else if downloads.count(self.slot) > 0 {
-            Wait::FirstByte
+            StallReason::FirstByte
         } else if self.blob.unavailable() < missing {
-            Wait::Holders
+            StallReason::Holders
         } else if !has_any_announced && neighbours.are_candidates_quarantined(ctx.now, self.slot) {
-            Wait::Quarantine
+            StallReason::Quarantine
         } else if ctx.origins.choose(ctx.now).is_none() {
-            Wait::Origin
+            StallReason::Origin
         } else if !ctx.has_tracker {
-            Wait::NoTracker
+            StallReason::NoTracker
         } else if neighbours.dialing() > 0 && !has_any_announced {
-            Wait::Neighbours
+            StallReason::Neighbours
         } else if leases.is_parked(self.slot) {
-            Wait::Lease
+            StallReason::Lease
         } else if self.lease_turn > MAX_REQUESTS {
-            Wait::Turn
+            StallReason::Turn
         } else {
-            Wait::Tracker
+            StallReason::Tracker
         }
     }
 }

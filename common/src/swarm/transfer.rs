@@ -1,7 +1,7 @@
 //! One download of one chunk, and the table of those under way.
 
 use super::eta::TransferEta;
-use super::io::{BlobSlot, PeerSlot, Source, TransferId};
+use super::io::{BlobSlot, ChunkSource, PeerSlot, TransferId};
 use super::request_window::RequestWindows;
 use crate::time::Time;
 
@@ -22,7 +22,7 @@ pub(super) struct Transfer {
     pub(super) id: TransferId,
     pub(super) blob: BlobSlot,
     pub(super) chunk: u32,
-    pub(super) source: Source,
+    pub(super) source: ChunkSource,
     pub(super) permission: Permission,
     /// Bytes received.
     pub(super) received: u64,
@@ -44,8 +44,8 @@ impl Transfer {
     /// The neighbour that it comes from.
     pub(super) fn peer(&self) -> Option<PeerSlot> {
         match self.source {
-            Source::Peer(peer) => Some(peer),
-            Source::Origin(_) => None,
+            ChunkSource::Peer(peer) => Some(peer),
+            ChunkSource::Origin(_) => None,
         }
     }
 }
@@ -96,9 +96,9 @@ impl Transfers {
         Some(self.running.swap_remove(at))
     }
 
-    /// Transfers that count against the slots: those that are not nearly done. Requests whose answer
-    /// is late have a limit of their own, of the same size: a refusal that is queued behind other
-    /// chunks must not keep a slot from useful work.
+    /// Transfers that count against the slots: those that are not nearly done. Requests whose
+    /// answer is late have a limit of their own, of the same size: a refusal that is queued behind
+    /// other chunks must not keep a slot from useful work.
     pub(super) fn busy(&self, now: Time, slots: u32) -> u32 {
         let mut busy = 0;
         let mut late = 0_u32;

@@ -1,10 +1,10 @@
-//! What follows from a transfer that ended without its chunk.
+//! The consequences of a transfer that ended without its chunk.
 
 use core::time::Duration;
 
 use super::context::{Context, Work};
 use super::downloads::Downloads;
-use super::io::{Failure, OriginSlot, PeerSlot, Refusal, Source};
+use super::io::{ChunkSource, DownloadFailure, OriginSlot, PeerSlot, RefusalReason};
 use super::leases::Leases;
 use super::neighbours::Neighbours;
 use super::origin_fallback::OriginFallback;
@@ -28,16 +28,16 @@ pub(super) struct TransferFailures<'a> {
 
 impl TransferFailures<'_> {
     /// The source refused the chunk.
-    pub(super) fn on_refused(&mut self, transfer: &Transfer, reason: Refusal) {
+    pub(super) fn on_refused(&mut self, transfer: &Transfer, reason: RefusalReason) {
         self.ctx.counters.refused_by_others += 1;
         let peer = match transfer.source {
-            Source::Peer(peer) => peer,
-            Source::Origin(origin) => return self.on_origin_failed(transfer, origin),
+            ChunkSource::Peer(peer) => peer,
+            ChunkSource::Origin(origin) => return self.on_origin_failed(transfer, origin),
         };
         self.neighbours.mark_responsive(self.ctx, peer);
         match reason {
-            Refusal::Busy => self.downloads.pause_peer(self.ctx, peer, transfer.blob),
-            Refusal::Gone => {
+            RefusalReason::Busy => self.downloads.pause_peer(self.ctx, peer, transfer.blob),
+            RefusalReason::Gone => {
                 if let Some(blob) = self.ctx.blobs.get_mut(transfer.blob) {
                     blob.mark_lacking(peer, transfer.chunk);
                     self.ctx.due.add(Work::SeekLeases);
@@ -47,19 +47,21 @@ impl TransferFailures<'_> {
     }
 
     /// The transfer failed or was cancelled because it stalled.
-    pub(super) fn on_failed(&mut self, transfer: &Transfer, why: Failure) {
+    pub(super) fn on_failed(&mut self, transfer: &Transfer, why: DownloadFailure) {
         self.ctx.counters.failures += 1;
-        self.ctx.counters.corrupt += u64::from(why == Failure::Corrupt);
+        self.ctx.counters.corrupt += u64::from(why == DownloadFailure::Corrupt);
         match (why, transfer.source) {
-            (Failure::Store, _) => self.on_store_failed(transfer),
-            (Failure::Corrupt, Source::Peer(peer)) => self.quarantine(peer),
-            (_, Source::Peer(peer)) => {
+            (DownloadFailure::Store, _) => self.on_store_failed(transfer),
+            (DownloadFailure::Corrupt, ChunkSource::Peer(peer)) => self.quarantine(peer),
+            (_, ChunkSource::Peer(peer)) => {
                 self.downloads.back_off(self.ctx.now, peer);
-                if why == Failure::Timeout && self.neighbours.on_request_timeout(self.ctx, peer) {
+                if why == DownloadFailure::Timeout
+                    && self.neighbours.on_request_timeout(self.ctx, peer)
+                {
                     self.uploads.drop_peer(peer);
                 }
             }
-            (_, Source::Origin(origin)) => self.on_origin_failed(transfer, origin),
+            (_, ChunkSource::Origin(origin)) => self.on_origin_failed(transfer, origin),
         }
     }
 
@@ -94,7 +96,7 @@ impl TransferFailures<'_> {
         let now = self.ctx.now;
         self.ctx.origins.failed(now, origin);
         if let Some(next) = self.ctx.origins.choose(now) {
-            let source = Source::Origin(next);
+            let source = ChunkSource::Origin(next);
             self.downloads
                 .start(self.ctx, blob, chunk, source, permission);
         } else if permission == Permission::Leased {

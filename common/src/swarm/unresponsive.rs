@@ -9,9 +9,9 @@
 //!
 //! A machine that is paused or swaps keeps its connections until they time out, which takes
 //! seconds. Its chunks must not count as available for so long: chunks that only it holds are
-//! requested elsewhere and, if no other neighbour holds them, from the tracker. While a neighbour is
-//! unresponsive its chunks are set aside, its uploads take no slot, and the tracker is told that it
-//! is unreachable. Nothing is forgotten; a neighbour that was only slow is asked again.
+//! requested elsewhere and, if no other neighbour holds them, from the tracker. While a neighbour
+//! is unresponsive its chunks are set aside, its uploads take no slot, and the tracker learns that
+//! it is unreachable. Nothing is forgotten; a neighbour that was only slow is asked again.
 
 use core::time::Duration;
 
@@ -41,8 +41,8 @@ impl Responsiveness {
         self.retry_at
     }
 
-    /// Counts a request that timed out; if the neighbour becomes unresponsive by it, returns when it
-    /// is to be asked again.
+    /// Counts a request that timed out; if the neighbour becomes unresponsive by it, returns when
+    /// it is to be asked again.
     pub(super) fn count_timeout(&mut self, now: Time) -> Option<Time> {
         self.timeouts += 1;
         if self.timeouts < MAX_TIMEOUTS || self.is_unresponsive() {
@@ -58,7 +58,8 @@ impl Responsiveness {
         self.retry_at.take().is_some()
     }
 
-    /// Puts the neighbour on probation after its time: one more timeout makes it unresponsive again.
+    /// Puts the neighbour on probation after its time: one more timeout makes it unresponsive
+    /// again.
     pub(super) fn mark_on_probation(&mut self) {
         self.timeouts = MAX_TIMEOUTS - 1;
     }

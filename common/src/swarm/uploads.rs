@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::eta::TransferEta;
-use super::io::{BlobSlot, Output, PeerSlot, Refusal, UploadId};
+use super::io::{BlobSlot, Output, PeerSlot, RefusalReason, UploadId};
 use super::neighbours::Neighbours;
 use crate::time::Time;
 
@@ -35,14 +35,14 @@ impl Uploads {
         let slots = ctx.slots as usize;
         if self.busy(ctx.now) >= slots || self.running.len() >= 2 * slots {
             ctx.counters.refused_busy += 1;
-            return refuse(ctx, upload, Refusal::Busy);
+            return refuse(ctx, upload, RefusalReason::Busy);
         }
         let blob = ctx
             .blobs
             .get(slot)
             .filter(|blob| neighbours.is_connected(peer) && blob.held().contains(chunk));
         let Some(length) = blob.map(|blob| blob.chunk_len(chunk)) else {
-            return refuse(ctx, upload, Refusal::Gone);
+            return refuse(ctx, upload, RefusalReason::Gone);
         };
         ctx.counters.served += 1;
         self.running.push(RunningUpload {
@@ -93,6 +93,6 @@ impl Uploads {
     }
 }
 
-fn refuse(ctx: &mut Context, upload: UploadId, reason: Refusal) {
+fn refuse(ctx: &mut Context, upload: UploadId, reason: RefusalReason) {
     ctx.output(Output::Refuse { upload, reason });
 }

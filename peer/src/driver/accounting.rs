@@ -2,7 +2,7 @@
 //! times, pulls. No decision depends on it.
 
 use flotilla_common::digest::Digest;
-use flotilla_common::swarm::{BlobSlot, Nearness, PeerSlot, Source, TransferId, UploadId};
+use flotilla_common::swarm::{BlobSlot, ChunkSource, Nearness, PeerSlot, TransferId, UploadId};
 use flotilla_common::time::Time;
 
 use super::tables::nearness;
@@ -18,7 +18,7 @@ impl Driver {
                 .get(digest)
                 .map_or((0, false), |blob| (blob.held_bytes(), blob.is_complete()))
         };
-        let waits = self.machine.stood_still(now);
+        let waits = self.machine.total_stall_times(now);
         self.context.telemetry.pulls.open(start, waits, held);
     }
 
@@ -33,7 +33,7 @@ impl Driver {
         if let Some(blob) = self.tables.blob_mut(fetch.blob) {
             blob.down.add(now, more);
         }
-        if let Source::Peer(peer) = fetch.source
+        if let ChunkSource::Peer(peer) = fetch.source
             && let Some(peer) = self.tables.peer_mut(peer)
         {
             peer.down.add(now, more);
@@ -59,22 +59,22 @@ impl Driver {
     pub(super) fn count_chunk(&self, now: Time, fetch: &Fetch) {
         let counters = &self.context.telemetry.counters;
         let (source, total, share) = match fetch.source {
-            Source::Peer(peer) if self.is_in_own_zone(peer) => (
+            ChunkSource::Peer(peer) if self.is_in_own_zone(peer) => (
                 ByteSource::SameZone,
                 &counters.from_peers,
                 &counters.from_same_zone,
             ),
-            Source::Peer(_) => (
+            ChunkSource::Peer(_) => (
                 ByteSource::OtherZones,
                 &counters.from_peers,
                 &counters.from_other_zones,
             ),
-            Source::Origin(_) if self.is_leased(fetch) => (
+            ChunkSource::Origin(_) if self.is_leased(fetch) => (
                 ByteSource::OriginLeased,
                 &counters.from_origin,
                 &counters.origin_leased,
             ),
-            Source::Origin(_) => (
+            ChunkSource::Origin(_) => (
                 ByteSource::OriginUnleased,
                 &counters.from_origin,
                 &counters.origin_unleased,
@@ -104,7 +104,7 @@ impl Driver {
 
     /// Counts the time that a blob has waited since the last call.
     pub(super) fn count_waits(&mut self, now: Time, slot: BlobSlot) {
-        let waited = self.machine.waited(now, slot);
+        let waited = self.machine.stall_times(now, slot);
         let Some(blob) = self.tables.blob_mut(slot) else {
             return;
         };
@@ -122,7 +122,7 @@ impl Driver {
         let telemetry = &self.context.telemetry;
         telemetry
             .waits
-            .set(self.machine.stood_still(now), self.blob_waits);
+            .set(self.machine.total_stall_times(now), self.blob_waits);
         let leases = self.machine.leases().count() as u64;
         telemetry.counters.leases.set(leases);
         self.end_finished_pulls(now);
@@ -134,7 +134,7 @@ impl Driver {
             let slot = self.tables.blob_slot(digest);
             slot.is_some_and(|slot| self.fetches.values().any(|fetch| fetch.blob == slot))
         };
-        let waits = self.machine.stood_still(now);
+        let waits = self.machine.total_stall_times(now);
         let pulls = &self.context.telemetry.pulls;
         pulls.end_finished(now, waits, is_being_fetched);
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
-use flotilla_common::swarm::{BlobSlot, Failure, Input, WaitTimes};
+use flotilla_common::swarm::{BlobSlot, DownloadFailure, Input, StallTimes};
 use flotilla_common::time::Time;
 
 use super::tasks::{Fetched, TaskReport, Verdict};
@@ -109,14 +109,14 @@ impl Driver {
                     Fetched::Failed(why) => {
                         counters
                             .corrupt_chunks
-                            .add(u64::from(why == Failure::Corrupt));
+                            .add(u64::from(why == DownloadFailure::Corrupt));
                         Input::Failed { transfer, why }
                     }
                 };
                 let store_failed = input
                     == Input::Failed {
                         transfer,
-                        why: Failure::Store,
+                        why: DownloadFailure::Store,
                     };
                 self.machine.handle(now, input);
                 if store_failed {
@@ -204,7 +204,7 @@ impl Driver {
         if blob.pin.is_none() {
             blob.stored.clear_bypass();
             blob.pin = Some(pin);
-            blob.waited = WaitTimes::default();
+            blob.waited = StallTimes::default();
             self.machine.handle(now, Input::Want { blob: slot });
         }
     }

@@ -27,7 +27,9 @@ use core::time::Duration;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use flotilla_common::swarm::{BlobSlot, PeerMachine, Source, TransferId, UploadId, WaitTimes};
+use flotilla_common::swarm::{
+    BlobSlot, ChunkSource, PeerMachine, StallTimes, TransferId, UploadId,
+};
 use flotilla_common::time::Time;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
@@ -84,7 +86,7 @@ struct Fetch {
     /// The length of the chunk.
     bytes: u64,
     received: u64,
-    source: Source,
+    source: ChunkSource,
     task: AbortHandle,
 }
 
@@ -115,7 +117,7 @@ pub(crate) struct Driver {
     down: RateMeter,
     up: RateMeter,
     /// The waiting times of all blobs, summed.
-    blob_waits: WaitTimes,
+    blob_waits: StallTimes,
     reports: mpsc::Sender<TaskReport>,
     housekeeping_at: Time,
 }
@@ -167,7 +169,7 @@ impl Driver {
             seeks: images::ImageSeeks::default(),
             down: RateMeter::default(),
             up: RateMeter::default(),
-            blob_waits: WaitTimes::default(),
+            blob_waits: StallTimes::default(),
             reports,
             housekeeping_at: context.clock.now() + HOUSEKEEPING_INTERVAL,
             context,
@@ -193,7 +195,7 @@ impl Driver {
 
     /// Ends all pulls and transfers.
     fn end(self) {
-        let waits = self.machine.stood_still(self.context.clock.now());
+        let waits = self.machine.total_stall_times(self.context.clock.now());
         self.context.telemetry.pulls.close(waits);
         for fetch in self.fetches.values() {
             fetch.task.abort();

@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use flotilla_common::name::PeerId;
-use flotilla_common::swarm::{Batch, Have, Input, PeerSlot, UploadId};
+use flotilla_common::swarm::{HaveBatch, HeldChunks, Input, PeerSlot, UploadId};
 use flotilla_common::time::Time;
 use flotilla_common::wire::peer::{self, Control, Holding};
 
@@ -137,8 +137,8 @@ impl Driver {
             Control::Holds(holds) => (
                 holds.digest,
                 match holds.holding {
-                    Holding::Complete => Have::Complete,
-                    Holding::Partial(map) => Have::Map(map),
+                    Holding::Complete => HeldChunks::Complete,
+                    Holding::Partial(map) => HeldChunks::Map(map),
                 },
             ),
             Control::Have(have) => return self.on_have(now, peer, &have),
@@ -174,8 +174,8 @@ impl Driver {
         {
             return;
         }
-        for chunks in have.chunks.chunks(Batch::MAX) {
-            let mut batch = Batch::default();
+        for chunks in have.chunks.chunks(HaveBatch::MAX) {
+            let mut batch = HaveBatch::default();
             for chunk in chunks {
                 batch.push(*chunk);
             }
@@ -184,7 +184,7 @@ impl Driver {
                 Input::Have {
                     peer,
                     blob,
-                    have: Have::Chunks(batch),
+                    have: HeldChunks::Chunks(batch),
                 },
             );
         }

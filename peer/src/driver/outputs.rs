@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use flotilla_common::map::ChunkMap;
 use flotilla_common::swarm::{
-    Batch, BlobSlot, Failure, Input, OriginSlot, Output, PeerSlot, Refusal, Source, TransferId,
-    UploadId,
+    BlobSlot, ChunkSource, DownloadFailure, HaveBatch, Input, OriginSlot, Output, PeerSlot,
+    RefusalReason, TransferId, UploadId,
 };
 use flotilla_common::tracker::LeaseUpdate;
 use flotilla_common::wire::peer::{self, Control, Forgot, Have, Holding, Holds};
@@ -130,7 +130,7 @@ impl Driver {
         }));
     }
 
-    fn send_have(&self, slot: BlobSlot, batch: &Batch) {
+    fn send_have(&self, slot: BlobSlot, batch: &HaveBatch) {
         let Some(blob) = self.tables.blob(slot) else {
             return;
         };
@@ -165,7 +165,7 @@ impl Driver {
         }
     }
 
-    fn fetch(&mut self, transfer: TransferId, slot: BlobSlot, chunk: u32, source: Source) {
+    fn fetch(&mut self, transfer: TransferId, slot: BlobSlot, chunk: u32, source: ChunkSource) {
         // A download that was cancelled may have completed nevertheless.
         if self
             .tables
@@ -177,8 +177,8 @@ impl Driver {
                 .handle(self.context.clock.now(), Input::Received { transfer });
         }
         let task = match source {
-            Source::Peer(peer) => self.fetch_from_peer(transfer, slot, chunk, peer),
-            Source::Origin(origin) => self.fetch_from_origin(transfer, slot, chunk, origin),
+            ChunkSource::Peer(peer) => self.fetch_from_peer(transfer, slot, chunk, peer),
+            ChunkSource::Origin(origin) => self.fetch_from_origin(transfer, slot, chunk, origin),
         };
         let bytes = self
             .tables
@@ -201,7 +201,7 @@ impl Driver {
                 self.context.clock.now(),
                 Input::Failed {
                     transfer,
-                    why: Failure::Link,
+                    why: DownloadFailure::Link,
                 },
             ),
         }
@@ -266,16 +266,16 @@ impl Driver {
         upload.task = Some(self.context.shutdown.spawn(task).abort_handle());
     }
 
-    fn refuse(&mut self, id: UploadId, reason: Refusal) {
+    fn refuse(&mut self, id: UploadId, reason: RefusalReason) {
         let Some(request) = self.uploads.remove(&id).and_then(|upload| upload.request) else {
             return;
         };
         let why = match reason {
-            Refusal::Busy => {
+            RefusalReason::Busy => {
                 self.context.telemetry.counters.refused_busy.add(1);
                 peer::Refusal::Busy
             }
-            Refusal::Gone => peer::Refusal::Gone,
+            RefusalReason::Gone => peer::Refusal::Gone,
         };
         self.spawn_refusal(request, why);
     }

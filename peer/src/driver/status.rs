@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use flotilla_common::digest::Digest;
-use flotilla_common::swarm::{BlobSlot, PeerSlot, Source};
+use flotilla_common::swarm::{BlobSlot, ChunkSource, PeerSlot};
 use flotilla_common::time::Time;
 use flotilla_common::units::BitRate;
 
@@ -55,7 +55,7 @@ impl Driver {
             origins: context.upstream.origins.status(),
             leases: self.leases(),
             store: self.store(),
-            stalled: waits(&self.machine.stood_still(now)),
+            stalled: waits(&self.machine.total_stall_times(now)),
             counters: telemetry.stats(&context.stores.blobs, &network.identity),
         }
     }
@@ -101,19 +101,19 @@ impl Driver {
             bytes_per_second: blob.down.rate(now).round(),
             neighbours: self.machine.neighbours(slot).count() as u32,
             transfers,
-            waits_for: self.machine.waits_for(slot),
-            waited: waits(&self.machine.waited(now, slot)),
+            waits_for: self.machine.stall_reason(slot),
+            waited: waits(&self.machine.stall_times(now, slot)),
         }
     }
 
     fn transfer(&self, fetch: &Fetch) -> TransferStatus {
         let from = match fetch.source {
-            Source::Peer(peer) => self
+            ChunkSource::Peer(peer) => self
                 .tables
                 .peer(peer)
                 .map(|peer| peer.id.to_string())
                 .unwrap_or_default(),
-            Source::Origin(origin) => self.context.upstream.origins.url(origin).to_owned(),
+            ChunkSource::Origin(origin) => self.context.upstream.origins.url(origin).to_owned(),
         };
         TransferStatus {
             from,
@@ -126,7 +126,7 @@ impl Driver {
     fn neighbour(&self, now: Time, slot: PeerSlot, peer: &PeerEntry) -> Option<NeighbourStatus> {
         let link = peer.link.as_ref()?;
         let about = link.about();
-        let is_from = |fetch: &&Fetch| fetch.source == Source::Peer(slot);
+        let is_from = |fetch: &&Fetch| fetch.source == ChunkSource::Peer(slot);
         let downloads = self.fetches.values().filter(is_from).count();
         let is_to =
             |upload: &&ActiveUpload| upload.task.is_some() && upload.link.peer() == &peer.id;

@@ -7,7 +7,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
 use flotilla_common::interner::{Interner, Slot};
 use flotilla_common::name::{PeerId, RegionName, RepositoryName, ZoneName};
-use flotilla_common::swarm::{BlobSlot, Nearness, PeerFacts, PeerSlot, WaitTimes};
+use flotilla_common::swarm::{BlobSlot, Nearness, PeerFacts, PeerSlot, StallTimes};
 use flotilla_common::time::Time;
 use flotilla_common::wire::tracker::PeerInfo;
 
@@ -33,7 +33,7 @@ pub(super) struct BlobEntry {
     /// The rate at which its bytes are received.
     pub(super) down: RateMeter,
     /// The waiting times of the blob that are counted already.
-    pub(super) waited: WaitTimes,
+    pub(super) waited: StallTimes,
 }
 
 /// A peer that the machine knows.
@@ -101,7 +101,7 @@ impl Tables {
             used_at: now,
             is_being_checked: false,
             down: RateMeter::default(),
-            waited: WaitTimes::default(),
+            waited: StallTimes::default(),
         };
         let slot = self.blob_slots.intern(&digest);
         insert(&mut self.blobs, slot, blob);

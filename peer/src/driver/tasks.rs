@@ -8,7 +8,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::proof::Proof;
-use flotilla_common::swarm::{Failure, OriginSlot, Refusal, TransferId, UploadId};
+use flotilla_common::swarm::{DownloadFailure, OriginSlot, RefusalReason, TransferId, UploadId};
 use flotilla_common::wire::peer::{self, Image};
 use flotilla_runtime::rate::Limiter;
 use tokio::sync::mpsc;
@@ -53,8 +53,8 @@ pub(super) enum TaskReport {
 #[derive(Debug)]
 pub(super) enum Fetched {
     Received,
-    Refused(Refusal),
-    Failed(Failure),
+    Refused(RefusalReason),
+    Failed(DownloadFailure),
 }
 
 /// Reports the progress of a transfer at intervals. While the driver's queue is full, reports are
@@ -116,9 +116,9 @@ pub(super) async fn fetch_from_peer(
     let fetched = transport::fetch_chunk(&link, &blob, chunk, grant, &limit, progress).await;
     let outcome = match fetched {
         Ok(()) => Fetched::Received,
-        Err(FetchError::Refused(peer::Refusal::Busy)) => Fetched::Refused(Refusal::Busy),
+        Err(FetchError::Refused(peer::Refusal::Busy)) => Fetched::Refused(RefusalReason::Busy),
         Err(FetchError::Refused(peer::Refusal::Gone | peer::Refusal::NotPermitted)) => {
-            Fetched::Refused(Refusal::Gone)
+            Fetched::Refused(RefusalReason::Gone)
         }
         Err(error) => {
             tracing::debug!(
@@ -126,9 +126,9 @@ pub(super) async fn fetch_from_peer(
                 "download of a chunk from a neighbour failed"
             );
             Fetched::Failed(match error {
-                FetchError::Corrupt => Failure::Corrupt,
+                FetchError::Corrupt => DownloadFailure::Corrupt,
                 FetchError::Store(error) => store_failed(&blob, &error),
-                _ => Failure::Link,
+                _ => DownloadFailure::Link,
             })
         }
     };
@@ -175,11 +175,11 @@ pub(super) async fn fetch_from_origin(
                     if is_unsealed =>
                 {
                     blob.mark_bypassed();
-                    Failure::Store
+                    DownloadFailure::Store
                 }
-                OriginFetchError::Corrupt => Failure::Corrupt,
+                OriginFetchError::Corrupt => DownloadFailure::Corrupt,
                 OriginFetchError::Store(error) => store_failed(&blob, &error),
-                OriginFetchError::Origin(_) => Failure::Link,
+                OriginFetchError::Origin(_) => DownloadFailure::Link,
             })
         }
     };
@@ -187,13 +187,13 @@ pub(super) async fn fetch_from_origin(
 }
 
 /// The store cannot take the blob: readers get the rest from an origin, without the store.
-fn store_failed(blob: &StoredBlob, error: &StoreError) -> Failure {
+fn store_failed(blob: &StoredBlob, error: &StoreError) -> DownloadFailure {
     tracing::error!(
         blob = %blob.digest(), %error,
         "the store cannot take a blob; passing it through from an origin"
     );
     blob.mark_bypassed();
-    Failure::Store
+    DownloadFailure::Store
 }
 
 /// Sends a chunk to the neighbour that asked for it.

@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flotilla_common::digest::Digest;
-use flotilla_common::swarm::WaitTimes;
+use flotilla_common::swarm::StallTimes;
 use flotilla_common::time::Time;
 use flotilla_common::units::BitRate;
 use flotilla_runtime::metrics::seconds_histogram;
@@ -67,7 +67,7 @@ struct PulledBlob {
     bytes: u64,
     emitted: u64,
     is_complete: bool,
-    waited: WaitTimes,
+    waited: StallTimes,
 }
 
 impl PulledBlob {
@@ -86,7 +86,7 @@ struct OpenPull {
     /// When bytes of it were last received or read.
     last_progress: Time,
     /// The peer's total waiting times when the pull started.
-    initial_waits: WaitTimes,
+    initial_waits: StallTimes,
     /// The last error.
     trouble: Option<String>,
 }
@@ -128,7 +128,7 @@ impl Pulls {
     pub(crate) fn open(
         &self,
         start: PullStart,
-        waits: WaitTimes,
+        waits: StallTimes,
         held: impl Fn(&Digest) -> (u64, bool),
     ) {
         let mut table = self.lock();
@@ -175,7 +175,7 @@ impl Pulls {
     }
 
     /// Sets the waiting times of a blob since it was wanted.
-    pub(crate) fn waited(&self, digest: &Digest, times: WaitTimes) {
+    pub(crate) fn waited(&self, digest: &Digest, times: StallTimes) {
         for pull in &mut self.lock().open {
             if let Some(at) = pull.find(digest) {
                 pull.blobs[at].waited = times;
@@ -197,7 +197,7 @@ impl Pulls {
     pub(crate) fn end_finished(
         &self,
         now: Time,
-        waits: WaitTimes,
+        waits: StallTimes,
         is_being_fetched: impl Fn(&Digest) -> bool,
     ) {
         let mut table = self.lock();
@@ -218,7 +218,7 @@ impl Pulls {
     }
 
     /// Ends all pulls because the peer stops. Pulls with incomplete blobs are given up.
-    pub(crate) fn close(&self, waits: WaitTimes) {
+    pub(crate) fn close(&self, waits: StallTimes) {
         let mut table = self.lock();
         for pull in core::mem::take(&mut table.open) {
             let (result, why) = if pull.is_complete() {
@@ -272,7 +272,7 @@ impl Pulls {
         pull: &OpenPull,
         result: PullResult,
         why: Option<String>,
-        waits: WaitTimes,
+        waits: StallTimes,
     ) {
         let report = pull.report(result, why, waits, self.down);
         if pull.is_reported() {
@@ -297,7 +297,7 @@ impl Pulls {
 }
 
 impl OpenPull {
-    fn new(start: PullStart, waits: WaitTimes, held: impl Fn(&Digest) -> (u64, bool)) -> Self {
+    fn new(start: PullStart, waits: StallTimes, held: impl Fn(&Digest) -> (u64, bool)) -> Self {
         let mut pull = Self {
             blobs: Vec::with_capacity(start.blobs.len()),
             sources: Sources::default(),
@@ -316,7 +316,7 @@ impl OpenPull {
                     bytes,
                     emitted: 0,
                     is_complete,
-                    waited: WaitTimes::default(),
+                    waited: StallTimes::default(),
                 });
             }
         }
@@ -389,12 +389,12 @@ impl OpenPull {
         &self,
         result: PullResult,
         why: Option<String>,
-        waits_now: WaitTimes,
+        waits_now: StallTimes,
         down: Option<BitRate>,
     ) -> PullReport {
         let since = |time: Time| time.saturating_since(self.start.started).as_secs_f64();
         let seconds = since(self.last_progress);
-        let mut blob_waits = WaitTimes::default();
+        let mut blob_waits = StallTimes::default();
         for blob in &self.blobs {
             blob_waits += blob.waited;
         }

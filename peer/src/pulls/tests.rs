@@ -32,23 +32,23 @@ fn nothing_fetched(_: &Digest) -> bool {
 #[test]
 fn pull_with_a_running_download_is_not_finished() {
     let pulls = Pulls::new(None);
-    pulls.open(start(false), WaitTimes::default(), nothing_held);
+    pulls.open(start(false), StallTimes::default(), nothing_held);
     let [config, layer] = digests();
     pulls.received(ms(1100), &config, ByteSource::OriginLeased, 10);
     pulls.emitted(ms(1200), &config, 10);
     pulls.emitted(ms(1200), &layer, 1000);
-    pulls.end_finished(ms(1200), WaitTimes::default(), |digest| *digest == layer);
+    pulls.end_finished(ms(1200), StallTimes::default(), |digest| *digest == layer);
     assert!(pulls.finished().is_empty());
     pulls.received(ms(1201), &layer, ByteSource::SameZone, 1000);
-    pulls.end_finished(ms(1201), WaitTimes::default(), nothing_fetched);
+    pulls.end_finished(ms(1201), StallTimes::default(), nothing_fetched);
     assert_eq!(pulls.finished()[0].sources.received(), 1010);
 }
 
 #[test]
 fn pull_finishes_when_the_runtime_has_read_all() {
     let pulls = Pulls::new(Some(BitRate(8_000)));
-    pulls.open(start(false), WaitTimes::default(), nothing_held);
-    pulls.open(start(false), WaitTimes::default(), nothing_held);
+    pulls.open(start(false), StallTimes::default(), nothing_held);
+    pulls.open(start(false), StallTimes::default(), nothing_held);
     assert_eq!(
         pulls.open_now(ms(1000), |_| 0).len(),
         1,
@@ -61,10 +61,10 @@ fn pull_finishes_when_the_runtime_has_read_all() {
     pulls.completed(ms(1300), &layer);
     pulls.completed(ms(1300), &config);
     pulls.emitted(ms(1150), &config, 10);
-    pulls.end_finished(ms(1400), WaitTimes::default(), nothing_fetched);
+    pulls.end_finished(ms(1400), StallTimes::default(), nothing_fetched);
     assert_eq!(pulls.open_now(ms(1400), |_| 0)[0].emitted, 10);
     pulls.emitted(ms(3020), &layer, 1000);
-    pulls.end_finished(ms(3021), WaitTimes::default(), nothing_fetched);
+    pulls.end_finished(ms(3021), StallTimes::default(), nothing_fetched);
     let report = &pulls.finished()[0];
     assert_eq!(report.result, PullResult::Pulled);
     assert_eq!(
@@ -86,12 +86,12 @@ fn pull_finishes_when_the_runtime_has_read_all() {
 #[test]
 fn pull_finishes_after_idle_time_without_reads() {
     let pulls = Pulls::new(None);
-    pulls.open(start(false), WaitTimes::default(), |_| (505, true));
+    pulls.open(start(false), StallTimes::default(), |_| (505, true));
     let [_, layer] = digests();
     pulls.emitted(ms(1500), &layer, 1000);
-    pulls.end_finished(ms(1600), WaitTimes::default(), nothing_fetched);
+    pulls.end_finished(ms(1600), StallTimes::default(), nothing_fetched);
     assert!(pulls.finished().is_empty());
-    pulls.end_finished(ms(3500), WaitTimes::default(), nothing_fetched);
+    pulls.end_finished(ms(3500), StallTimes::default(), nothing_fetched);
     let report = &pulls.finished()[0];
     assert_eq!(report.sources.own_store, 1010);
     assert_eq!((report.seconds, report.bound_seconds), (0.5, None));
@@ -100,13 +100,13 @@ fn pull_finishes_after_idle_time_without_reads() {
 #[test]
 fn stalled_pull_is_given_up_with_its_last_error() {
     let pulls = Pulls::new(None);
-    pulls.open(start(false), WaitTimes::default(), nothing_held);
+    pulls.open(start(false), StallTimes::default(), nothing_held);
     let [_, layer] = digests();
     pulls.received(ms(2000), &layer, ByteSource::OtherZones, 500);
     pulls.failed(&layer, "no neighbour and no origin delivers it");
-    pulls.end_finished(ms(61_999), WaitTimes::default(), nothing_fetched);
+    pulls.end_finished(ms(61_999), StallTimes::default(), nothing_fetched);
     assert!(pulls.finished().is_empty());
-    pulls.end_finished(ms(62_000), WaitTimes::default(), nothing_fetched);
+    pulls.end_finished(ms(62_000), StallTimes::default(), nothing_fetched);
     let report = &pulls.finished()[0];
     assert_eq!(report.result, PullResult::GivenUp);
     assert_eq!(
@@ -119,31 +119,31 @@ fn stalled_pull_is_given_up_with_its_last_error() {
 #[test]
 fn warming_finishes_without_reads_and_unread_images_are_not_counted() {
     let pulls = Pulls::new(None);
-    pulls.open(start(true), WaitTimes::default(), nothing_held);
+    pulls.open(start(true), StallTimes::default(), nothing_held);
     for digest in digests() {
         pulls.completed(ms(1200), &digest);
     }
-    pulls.end_finished(ms(1200), WaitTimes::default(), nothing_fetched);
+    pulls.end_finished(ms(1200), StallTimes::default(), nothing_fetched);
     assert!(pulls.finished()[0].is_warming);
-    pulls.open(start(false), WaitTimes::default(), |_| (505, true));
-    pulls.end_finished(ms(9000), WaitTimes::default(), nothing_fetched);
+    pulls.open(start(false), StallTimes::default(), |_| (505, true));
+    pulls.end_finished(ms(9000), StallTimes::default(), nothing_fetched);
     assert_eq!(pulls.pulled.value(), 1, "nothing was read the second time");
 }
 
 #[test]
 fn shutdown_gives_up_incomplete_pulls() {
     let pulls = Pulls::new(None);
-    pulls.open(start(false), WaitTimes::default(), nothing_held);
+    pulls.open(start(false), StallTimes::default(), nothing_held);
     let [config, layer] = digests();
     pulls.emitted(ms(1100), &config, 10);
-    pulls.close(WaitTimes::default());
+    pulls.close(StallTimes::default());
     assert_eq!(
         pulls.finished()[0].why.as_deref(),
         Some("the peer was stopped")
     );
-    pulls.open(start(false), WaitTimes::default(), |_| (505, true));
+    pulls.open(start(false), StallTimes::default(), |_| (505, true));
     pulls.emitted(ms(1100), &layer, 10);
-    pulls.close(WaitTimes::default());
+    pulls.close(StallTimes::default());
     assert_eq!(pulls.finished()[0].result, PullResult::Pulled);
 }
 
@@ -157,7 +157,7 @@ fn number_of_open_pulls_is_bounded() {
                 manifest,
                 ..start(false)
             },
-            WaitTimes::default(),
+            StallTimes::default(),
             nothing_held,
         );
     }

@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_common::swarm::Wait;
+use flotilla_common::swarm::StallReason;
 use flotilla_common::units::BitRate;
 use flotilla_peer::status::{BlobStatus, Near, PullResult, Status};
 use flotilla_peer::{Config, Peer, Warming};
@@ -111,8 +111,9 @@ async fn waiting_blob_has_a_reason() {
         .store(true, Ordering::Relaxed);
     let peer = fleet.peer("vm-1").await;
     let is_waiting = |status: &Status| {
-        let waits_for_origin = |blob: &BlobStatus| blob.waits_for == Some(Wait::Origin);
-        status.wanted.iter().any(waits_for_origin) && status.stalled.contains_key(&Wait::Origin)
+        let waits_for_origin = |blob: &BlobStatus| blob.waits_for == Some(StallReason::Origin);
+        status.wanted.iter().any(waits_for_origin)
+            && status.stalled.contains_key(&StallReason::Origin)
     };
     let status = tokio::select! {
         pulled = try_pull(&peer) => panic!("the origin is down: {pulled:?}"),
@@ -122,7 +123,7 @@ async fn waiting_blob_has_a_reason() {
         status
             .wanted
             .iter()
-            .any(|blob| blob.waited.contains_key(&Wait::Origin)),
+            .any(|blob| blob.waited.contains_key(&StallReason::Origin)),
         "{status:?}"
     );
     let origin = &status.origins[0];

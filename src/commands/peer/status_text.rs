@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use flotilla_common::digest::Digest;
-use flotilla_common::swarm::Wait;
+use flotilla_common::swarm::StallReason;
 use flotilla_common::units::ByteSize;
 use flotilla_peer::status::{
     BlobStatus, Direction, Exchange, Near, NeighbourStatus, PullReport, PullResult, PullStatus,
@@ -279,20 +279,20 @@ fn table(text: &mut String, head: &[&str], rows: &[Vec<String>]) {
 }
 
 /// A description of the reason why a blob waits.
-fn description(wait: Wait) -> &'static str {
+fn description(wait: StallReason) -> &'static str {
     match wait {
-        Wait::FirstByte => "the first byte of a requested chunk",
-        Wait::Holders => "neighbours that have it but are busy",
-        Wait::Neighbours => "connections to other peers",
-        Wait::Lease => {
+        StallReason::FirstByte => "the first byte of a requested chunk",
+        StallReason::Holders => "neighbours that have it but are busy",
+        StallReason::Neighbours => "connections to other peers",
+        StallReason::Lease => {
             "a lease: no neighbour has it; other peers may be fetching it from the origin"
         }
-        Wait::Turn => "lease requests for other blobs, which come first",
-        Wait::Tracker => "the next request to the tracker (rate limit)",
-        Wait::NoTracker => "the origin: no tracker answers, and other peers go first",
-        Wait::Origin => "an origin; all are down",
-        Wait::Quarantine => "another source; all known ones sent corrupt bytes",
-        Wait::Store => "the peer's store, which reported an error",
+        StallReason::Turn => "lease requests for other blobs, which come first",
+        StallReason::Tracker => "the next request to the tracker (rate limit)",
+        StallReason::NoTracker => "the origin: no tracker answers, and other peers go first",
+        StallReason::Origin => "an origin; all are down",
+        StallReason::Quarantine => "another source; all known ones sent corrupt bytes",
+        StallReason::Store => "the peer's store, which reported an error",
     }
 }
 

@@ -3,13 +3,13 @@
 //!
 //! What neighbours hold is kept by chunk: one word per chunk with one bit per neighbour. An
 //! announced chunk touches one word, and the picker looks only at chunks that are missing. Counters
-//! follow: `availability` is the number of neighbours that hold a chunk, `unavailable` the number of
-//! chunks that neither we nor any neighbour holds. The fields are private so that every change goes
-//! through a method that keeps them consistent.
+//! follow: `availability` is the number of neighbours that hold a chunk, `unavailable` the number
+//! of chunks that neither we nor any neighbour holds. The fields are private so that every change
+//! goes through a method that keeps them consistent.
 
 use core::time::Duration;
 
-use super::io::{Have, PeerSlot};
+use super::io::{HeldChunks, PeerSlot};
 use crate::chunk::Geometry;
 use crate::map::{ChunkMap, bits};
 use crate::time::Time;
@@ -273,8 +273,8 @@ impl BlobExchange {
     }
 
     /// The neighbours to send a Have message for these chunks: those that were greeted and are not
-    /// known to hold all of the chunks. Neighbours that hold them learn that we do from the greeting
-    /// when we are complete, or when we lack one again.
+    /// known to hold all of the chunks. Neighbours that hold them learn that we do from the
+    /// greeting when we are complete, or when we lack one again.
     pub(super) fn audience(&self, chunks: &[u32]) -> impl Iterator<Item = PeerSlot> + '_ {
         let holders = self.holders_of_all(chunks);
         let states = self.neighbours.iter().zip(&self.states).zip(0_u32..);
@@ -301,18 +301,18 @@ impl BlobExchange {
     }
 
     /// Applies a neighbour's Have message.
-    pub(super) fn apply_have(&mut self, index: usize, have: &Have) -> HaveEffect {
+    pub(super) fn apply_have(&mut self, index: usize, have: &HeldChunks) -> HaveEffect {
         let chunks = self.chunks();
         self.states[index].has_announced = true;
         let mut has_new_chunks = false;
         let mut is_correction = false;
         match have {
-            Have::Chunks(batch) => {
+            HeldChunks::Chunks(batch) => {
                 for chunk in batch.chunks() {
                     has_new_chunks |= self.add_holder(index, *chunk);
                 }
             }
-            Have::Map(map) if map.len() == chunks => {
+            HeldChunks::Map(map) if map.len() == chunks => {
                 let bit = 1 << index;
                 is_correction =
                     (0..chunks).any(|c| self.holders[c as usize] & bit != 0 && !map.contains(c));
@@ -321,8 +321,8 @@ impl BlobExchange {
                     has_new_chunks |= self.add_holder(index, chunk);
                 }
             }
-            Have::Map(_) => {}
-            Have::Complete => {
+            HeldChunks::Map(_) => {}
+            HeldChunks::Complete => {
                 for chunk in 0..chunks {
                     has_new_chunks |= self.add_holder(index, chunk);
                 }
@@ -395,7 +395,8 @@ impl BlobExchange {
         self.departures
     }
 
-    /// The chunks that neither we nor any neighbour holds and that are not being fetched, ascending.
+    /// The chunks that neither we nor any neighbour holds and that are not being fetched,
+    /// ascending.
     pub(super) fn unavailable_chunks(&self) -> impl Iterator<Item = u32> + '_ {
         self.missing_chunks(0)
             .filter(|chunk| self.availability[*chunk as usize] == 0)

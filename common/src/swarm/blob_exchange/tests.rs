@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::swarm::io::Batch;
+use crate::swarm::io::HaveBatch;
 
 const CHUNKS: u32 = 70;
 
@@ -47,7 +47,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn apply(blob: &mut BlobExchange, step: Step) {
-    let announce = |blob: &mut BlobExchange, peer, have: Have| {
+    let announce = |blob: &mut BlobExchange, peer, have: HeldChunks| {
         if let Some(index) = blob.index_of(PeerSlot(peer)) {
             blob.apply_have(index, &have);
         }
@@ -61,18 +61,18 @@ fn apply(blob: &mut BlobExchange, step: Step) {
         Step::Join(_) => {}
         Step::Leave(peer) => blob.remove_neighbour(PeerSlot(peer)),
         Step::HaveChunk(peer, chunk) => {
-            let mut batch = Batch::default();
+            let mut batch = HaveBatch::default();
             batch.push(chunk);
-            announce(blob, peer, Have::Chunks(batch));
+            announce(blob, peer, HeldChunks::Chunks(batch));
         }
         Step::HaveMap(peer, chunks) => {
             let mut map = ChunkMap::empty(CHUNKS);
             for chunk in chunks {
                 map.insert(chunk);
             }
-            announce(blob, peer, Have::Map(map));
+            announce(blob, peer, HeldChunks::Map(map));
         }
-        Step::HaveComplete(peer) => announce(blob, peer, Have::Complete),
+        Step::HaveComplete(peer) => announce(blob, peer, HeldChunks::Complete),
         Step::Lacks(peer, chunk) => blob.mark_lacking(PeerSlot(peer), chunk),
         Step::SetAside(peer) => blob.set_aside(PeerSlot(peer)),
         Step::Restore(peer) => blob.restore(PeerSlot(peer)),

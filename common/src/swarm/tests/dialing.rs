@@ -3,7 +3,9 @@
 use core::time::Duration;
 
 use super::support::{BLOB, connect, facts, fetches, ms, outputs, wanting};
-use crate::swarm::{Config, Failure, Have, Input, Nearness, Output, PeerMachine, PeerSlot};
+use crate::swarm::{
+    Config, DownloadFailure, HeldChunks, Input, Nearness, Output, PeerMachine, PeerSlot,
+};
 use crate::time::Time;
 
 /// A machine that wants a blob of eight chunks and has this many candidates.
@@ -101,7 +103,7 @@ fn late_answer_makes_a_neighbour() {
 #[test]
 fn requested_dials_keep_the_limits() {
     let mut machine = machine_with_candidates(0, Nearness::SameZone);
-    let most = Config::default().max_dialling;
+    let most = Config::default().max_dials;
     for peer in 0..most + 5 {
         // A second request for a peer that is being dialed does nothing.
         for _ in 0..2 {
@@ -116,12 +118,12 @@ fn requested_dials_keep_the_limits() {
     let dials = count_dials(&outputs(&mut machine));
     assert_eq!(dials, 0, "redial time not reached");
     let quarantined = facts(PeerSlot(most), Nearness::SameZone);
-    connect(&mut machine, ms(3), quarantined.peer, Have::Complete);
-    let why = Failure::Corrupt;
+    connect(&mut machine, ms(3), quarantined.peer, HeldChunks::Complete);
+    let why = DownloadFailure::Corrupt;
     for transfer in fetches(&mut machine) {
         machine.handle(ms(3), Input::Failed { transfer, why });
     }
-    let end = ms(3) + Config::default().quarantine;
+    let end = ms(3) + Config::default().quarantine_time;
     for (now, expected) in [(ms(2000), 0), (end, 1)] {
         machine.handle(now, Input::Dial { facts: quarantined });
         assert_eq!(count_dials(&outputs(&mut machine)), expected, "at {now:?}");
@@ -131,7 +133,7 @@ fn requested_dials_keep_the_limits() {
 #[test]
 fn dials_to_dead_peers_are_bounded_and_failed_ones_make_room() {
     let mut machine = machine_with_candidates(64, Nearness::SameZone);
-    let most = Config::default().max_dialling as usize;
+    let most = Config::default().max_dials as usize;
     let mut under_way = 0;
     for tick in 0..12 {
         let now = ms(tick * 250);

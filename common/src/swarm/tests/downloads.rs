@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use super::support::{PEER, connect, connect_far, fetches, ms, outputs, wanting};
-use crate::swarm::{Have, Input, Output, PeerMachine, PeerSlot, TransferId};
+use crate::swarm::{HeldChunks, Input, Output, PeerMachine, PeerSlot, TransferId};
 
 #[test]
 fn late_requests_free_their_slots_up_to_a_limit() {
@@ -14,7 +14,7 @@ fn late_requests_free_their_slots_up_to_a_limit() {
             &mut machine,
             ms(0),
             peer,
-            Have::Complete,
+            HeldChunks::Complete,
             Duration::from_millis(100),
         );
     }
@@ -39,7 +39,7 @@ fn late_requests_free_their_slots_up_to_a_limit() {
 fn first_byte_timeout_is_shorter_than_the_stall_timeout() {
     let mut machine = wanting(2);
     for peer in [PEER, PeerSlot(1)] {
-        connect(&mut machine, ms(0), peer, Have::Complete);
+        connect(&mut machine, ms(0), peer, HeldChunks::Complete);
     }
     let ids: Vec<TransferId> = transfers(&machine);
     assert_eq!(ids.len(), 2);

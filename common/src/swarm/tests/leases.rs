@@ -1,14 +1,14 @@
 //! Requests for leases.
 
 use super::support::{PEER, connect, ms, outputs, wanting};
-use crate::swarm::{Batch, Have, Input, Output, PeerMachine};
+use crate::swarm::{HaveBatch, HeldChunks, Input, Output, PeerMachine};
 
 #[test]
 fn chunks_of_a_neighbour_that_left_are_requested_again() {
     let mut machine = wanting(8);
-    let mut batch = Batch::default();
+    let mut batch = HaveBatch::default();
     batch.push(0);
-    connect(&mut machine, ms(0), PEER, Have::Chunks(batch));
+    connect(&mut machine, ms(0), PEER, HeldChunks::Chunks(batch));
     assert_eq!(
         requested(&mut machine),
         vec![8],

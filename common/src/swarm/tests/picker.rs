@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use super::support::{BLOB, connect, facts, wanting};
-use crate::swarm::{Batch, Have, Input, Nearness, Output, PeerSlot};
+use crate::swarm::{HaveBatch, HeldChunks, Input, Nearness, Output, PeerSlot};
 use crate::time::Time;
 
 /// The first chunks that a peer fetches which has these candidates: seeders, and leechers that hold
@@ -21,12 +21,12 @@ fn first_fetched(seeders: u32, leechers: u32, connected: u32, after: Duration) -
     let mut fetched = Vec::new();
     let now = Time::ZERO + after;
     for peer in 0..connected {
-        let mut last = Batch::default();
+        let mut last = HaveBatch::default();
         last.push(63);
         let have = if peer < seeders {
-            Have::Complete
+            HeldChunks::Complete
         } else {
-            Have::Chunks(last)
+            HeldChunks::Chunks(last)
         };
         connect(&mut machine, now, PeerSlot(peer), have);
     }

@@ -1,5 +1,5 @@
-//! Random schedules: a few machines, an origin and no tracker, whose messages arrive in any order,
-//! whose transfers are refused, corrupted or lost, and whose connections break.
+//! Random schedules: a few machines with an origin and without a tracker. Messages arrive in any
+//! order, transfers are refused, corrupted or lost, and connections break.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use core::time::Duration;
@@ -9,22 +9,22 @@ use proptest::prelude::*;
 use crate::chunk::Geometry;
 use crate::map::ChunkMap;
 use crate::swarm::{
-    BlobSlot, Config, Failure, Have, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot,
-    Refusal, Source, TransferId, UploadId,
+    BlobSlot, ChunkSource, Config, DownloadFailure, HeldChunks, Input, Nearness, Output, PeerFacts,
+    PeerMachine, PeerSlot, RefusalReason, TransferId, UploadId,
 };
 use crate::time::Time;
 
 const BLOB: BlobSlot = BlobSlot(0);
 
-/// Something under way. Peers are numbered alike in all tables.
+/// A message or body under way. Peers have the same numbers in all tables.
 #[derive(Clone, Debug)]
-enum Flying {
+enum InFlight {
     Have {
         from: u32,
         to: u32,
-        have: Have,
+        have: HeldChunks,
     },
-    Ask {
+    Request {
         from: u32,
         to: u32,
         transfer: TransferId,
@@ -33,7 +33,7 @@ enum Flying {
     Refused {
         to: u32,
         transfer: TransferId,
-        reason: Refusal,
+        reason: RefusalReason,
     },
     Body {
         from: Option<u32>,
@@ -50,36 +50,37 @@ enum Flying {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// The message at this place arrives.
+    /// The message at this index arrives.
     Arrive(u8),
-    /// The body at this place, if it is one, fails.
-    Fail(u8, Failure),
+    /// The message at this index fails if it is a body.
+    Fail(u8, DownloadFailure),
     /// A connection breaks.
-    Break(u8, u8),
-    Pass(u16),
+    Disconnect(u8, u8),
+    /// Milliseconds pass.
+    PassTime(u16),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let failure = prop_oneof![
-        Just(Failure::Link),
-        Just(Failure::Corrupt),
-        Just(Failure::Timeout),
-        Just(Failure::Store)
+        Just(DownloadFailure::Link),
+        Just(DownloadFailure::Corrupt),
+        Just(DownloadFailure::Timeout),
+        Just(DownloadFailure::Store)
     ];
     prop_oneof![
         12 => any::<u8>().prop_map(Step::Arrive),
-        1 => (any::<u8>(), failure).prop_map(|(place, why)| Step::Fail(place, why)),
-        1 => (0_u8..5, 0_u8..5).prop_map(|(one, other)| Step::Break(one, other)),
-        2 => (1_u16..3000).prop_map(Step::Pass),
+        1 => (any::<u8>(), failure).prop_map(|(index, why)| Step::Fail(index, why)),
+        1 => (0_u8..5, 0_u8..5).prop_map(|(one, other)| Step::Disconnect(one, other)),
+        2 => (1_u16..3000).prop_map(Step::PassTime),
     ]
 }
 
 struct World {
     now: Time,
     machines: Vec<PeerMachine>,
-    /// What reached each whole and true.
+    /// The chunks that reached each machine complete and uncorrupted.
     verified: Vec<ChunkMap>,
-    flying: Vec<Flying>,
+    in_flight: Vec<InFlight>,
     connected: Vec<(u32, u32)>,
     complete: Vec<bool>,
     uploads: u64,
@@ -92,7 +93,7 @@ impl World {
             now: Time::ZERO,
             machines: Vec::new(),
             verified: Vec::new(),
-            flying: Vec::new(),
+            in_flight: Vec::new(),
             connected: Vec::new(),
             complete: vec![false; peers as usize],
             uploads: 0,
@@ -112,8 +113,8 @@ impl World {
                 .filter(|other| *other != peer)
                 .map(facts)
                 .collect();
-            world.feed(peer, Input::TrackerUnreachable);
-            world.feed(
+            world.handle(peer, Input::TrackerUnreachable);
+            world.handle(
                 peer,
                 Input::AddBlob {
                     blob: BLOB,
@@ -121,8 +122,8 @@ impl World {
                     held: ChunkMap::empty(chunks),
                 },
             );
-            world.feed(peer, Input::Want { blob: BLOB });
-            world.feed(
+            world.handle(peer, Input::Want { blob: BLOB });
+            world.handle(
                 peer,
                 Input::Handout {
                     blob: BLOB,
@@ -133,27 +134,28 @@ impl World {
         world
     }
 
-    fn feed(&mut self, peer: u32, input: Input) {
+    fn handle(&mut self, peer: u32, input: Input) {
         self.machines[peer as usize].handle(self.now, input);
         self.drain(peer);
     }
 
     fn drain(&mut self, peer: u32) {
         while let Some(output) = self.machines[peer as usize].poll_output() {
-            self.act(peer, output);
+            self.carry_out(peer, output);
         }
     }
 
-    fn act(&mut self, peer: u32, output: Output) {
+    fn carry_out(&mut self, peer: u32, output: Output) {
         match output {
-            Output::Dial { peer: to } => self.flying.push(Flying::Dial {
+            Output::Dial { peer: to } => self.in_flight.push(InFlight::Dial {
                 from: peer,
                 to: to.0,
             }),
-            Output::HangUp { peer: to } => self.cut(peer, to.0, false),
+            Output::HangUp { peer: to } => self.disconnect(peer, to.0, false),
             Output::Greet { peer: to, .. } => {
-                let have = Have::Map(self.machines[peer as usize].held(BLOB).unwrap().clone());
-                self.flying.push(Flying::Have {
+                let have =
+                    HeldChunks::Map(self.machines[peer as usize].held(BLOB).unwrap().clone());
+                self.in_flight.push(InFlight::Have {
                     from: peer,
                     to: to.0,
                     have,
@@ -163,10 +165,10 @@ impl World {
                 let audience = self.machines[peer as usize].audience(BLOB, &batch);
                 let audience: Vec<u32> = audience.map(|to| to.0).collect();
                 for to in audience {
-                    self.flying.push(Flying::Have {
+                    self.in_flight.push(InFlight::Have {
                         from: peer,
                         to,
-                        have: Have::Chunks(batch),
+                        have: HeldChunks::Chunks(batch),
                     });
                 }
             }
@@ -178,16 +180,16 @@ impl World {
             } => {
                 assert!(
                     !self.verified[peer as usize].contains(chunk),
-                    "fetches what it has"
+                    "fetches a chunk that it holds"
                 );
-                self.flying.push(match source {
-                    Source::Peer(to) => Flying::Ask {
+                self.in_flight.push(match source {
+                    ChunkSource::Peer(to) => InFlight::Request {
                         from: peer,
                         to: to.0,
                         transfer,
                         chunk,
                     },
-                    Source::Origin(_) => Flying::Body {
+                    ChunkSource::Origin(_) => InFlight::Body {
                         from: None,
                         to: peer,
                         transfer,
@@ -196,28 +198,28 @@ impl World {
                     },
                 });
             }
-            Output::Cancel { transfer } => self.forget(peer, transfer),
+            Output::Cancel { transfer } => self.cancel(peer, transfer),
             Output::Serve { upload } => self.answer(upload, None),
             Output::Refuse { upload, reason } => self.answer(upload, Some(reason)),
             Output::Complete { .. } => self.complete[peer as usize] = true,
             Output::Quarantine { .. } | Output::Announce => {}
-            other => panic!("without a tracker nobody says {other:?}"),
+            other => panic!("unexpected without a tracker: {other:?}"),
         }
     }
 
-    /// Answers the request that was put last: machines answer at once.
-    fn answer(&mut self, id: UploadId, refusal: Option<Refusal>) {
-        let Some(Flying::Ask {
+    /// Answers the request that was added last: machines answer at once.
+    fn answer(&mut self, id: UploadId, refusal: Option<RefusalReason>) {
+        let Some(InFlight::Request {
             from,
             to,
             transfer,
             chunk,
-        }) = self.flying.pop()
+        }) = self.in_flight.pop()
         else {
-            panic!("an answer to nothing")
+            panic!("an answer without a request")
         };
-        self.flying.push(match refusal {
-            Some(reason) => Flying::Refused {
+        self.in_flight.push(match refusal {
+            Some(reason) => InFlight::Refused {
                 to: from,
                 transfer,
                 reason,
@@ -225,9 +227,9 @@ impl World {
             None => {
                 assert!(
                     self.verified[to as usize].contains(chunk),
-                    "serves what it has not verified"
+                    "serves a chunk that it has not verified"
                 );
-                Flying::Body {
+                InFlight::Body {
                     from: Some(to),
                     to: from,
                     transfer,
@@ -238,52 +240,53 @@ impl World {
         });
     }
 
-    fn forget(&mut self, peer: u32, id: TransferId) {
-        let is_it = |flying: &Flying| match flying {
-            Flying::Ask { from, transfer, .. } => (*from, *transfer) == (peer, id),
-            Flying::Refused { to, transfer, .. } | Flying::Body { to, transfer, .. } => {
+    fn cancel(&mut self, peer: u32, id: TransferId) {
+        let is_of_transfer = |in_flight: &InFlight| match in_flight {
+            InFlight::Request { from, transfer, .. } => (*from, *transfer) == (peer, id),
+            InFlight::Refused { to, transfer, .. } | InFlight::Body { to, transfer, .. } => {
                 (*to, *transfer) == (peer, id)
             }
-            Flying::Have { .. } | Flying::Dial { .. } => false,
+            InFlight::Have { .. } | InFlight::Dial { .. } => false,
         };
-        if let Some(at) = self.flying.iter().position(is_it)
-            && let Flying::Body {
+        if let Some(at) = self.in_flight.iter().position(is_of_transfer)
+            && let InFlight::Body {
                 from: Some(from),
                 upload: Some(upload),
                 ..
-            } = self.flying.swap_remove(at)
+            } = self.in_flight.swap_remove(at)
         {
-            self.feed(from, Input::UploadEnded { upload });
+            self.handle(from, Input::UploadEnded { upload });
         }
     }
 
-    fn cut(&mut self, one: u32, other: u32, tell_one: bool) {
+    fn disconnect(&mut self, one: u32, other: u32, notify_one: bool) {
         let key = (one.min(other), one.max(other));
         let Some(at) = self.connected.iter().position(|pair| *pair == key) else {
             return;
         };
         self.connected.swap_remove(at);
         let is_between = |from: u32, to: u32| (from.min(to), from.max(to)) == key;
-        self.flying.retain(|flying| match flying {
-            Flying::Have { from, to, .. } | Flying::Ask { from, to, .. } => !is_between(*from, *to),
-            Flying::Body {
+        self.in_flight.retain(|in_flight| match in_flight {
+            InFlight::Have { from, to, .. } | InFlight::Request { from, to, .. } => {
+                !is_between(*from, *to)
+            }
+            InFlight::Body {
                 from: Some(from),
                 to,
                 ..
             } => !is_between(*from, *to),
-            // Whose refusal it was is not known here any more: the machine ignores what it has
-            // forgotten.
-            Flying::Refused { .. } | Flying::Body { .. } | Flying::Dial { .. } => true,
+            // A refusal does not name its sender; the machine ignores it if the transfer has ended.
+            InFlight::Refused { .. } | InFlight::Body { .. } | InFlight::Dial { .. } => true,
         });
-        if tell_one {
-            self.feed(
+        if notify_one {
+            self.handle(
                 one,
                 Input::Disconnected {
                     peer: PeerSlot(other),
                 },
             );
         }
-        self.feed(
+        self.handle(
             other,
             Input::Disconnected {
                 peer: PeerSlot(one),
@@ -292,15 +295,15 @@ impl World {
     }
 
     fn arrive(&mut self, at: usize) {
-        match self.flying.remove(at) {
-            Flying::Dial { from, to } => {
+        match self.in_flight.remove(at) {
+            InFlight::Dial { from, to } => {
                 let key = (from.min(to), from.max(to));
                 if !self.connected.contains(&key) {
                     self.connected.push(key);
                 }
                 for (one, other) in [(from, to), (to, from)] {
                     let round_trip = Duration::from_millis(1);
-                    self.feed(
+                    self.handle(
                         one,
                         Input::Connected {
                             facts: facts(other),
@@ -309,8 +312,8 @@ impl World {
                     );
                 }
             }
-            Flying::Have { from, to, have } => {
-                self.feed(
+            InFlight::Have { from, to, have } => {
+                self.handle(
                     to,
                     Input::Have {
                         peer: PeerSlot(from),
@@ -319,7 +322,7 @@ impl World {
                     },
                 );
             }
-            Flying::Ask {
+            InFlight::Request {
                 from,
                 to,
                 transfer,
@@ -327,7 +330,7 @@ impl World {
             } => {
                 self.uploads += 1;
                 let upload = UploadId(self.uploads);
-                self.flying.push(Flying::Ask {
+                self.in_flight.push(InFlight::Request {
                     from,
                     to,
                     transfer,
@@ -339,14 +342,14 @@ impl World {
                     chunk,
                     upload,
                 };
-                self.feed(to, request);
+                self.handle(to, request);
             }
-            Flying::Refused {
+            InFlight::Refused {
                 to,
                 transfer,
                 reason,
-            } => self.feed(to, Input::Refused { transfer, reason }),
-            Flying::Body {
+            } => self.handle(to, Input::Refused { transfer, reason }),
+            InFlight::Body {
                 from,
                 to,
                 transfer,
@@ -354,37 +357,37 @@ impl World {
                 chunk,
             } => {
                 if let (Some(from), Some(upload)) = (from, upload) {
-                    self.feed(from, Input::UploadEnded { upload });
+                    self.handle(from, Input::UploadEnded { upload });
                 }
                 assert!(
                     self.verified[to as usize].insert(chunk),
-                    "chunk {chunk} came twice"
+                    "chunk {chunk} was received twice"
                 );
-                self.feed(to, Input::Received { transfer });
+                self.handle(to, Input::Received { transfer });
             }
         }
     }
 
-    fn fail(&mut self, at: usize, why: Failure) {
-        let Flying::Body {
+    fn fail(&mut self, at: usize, why: DownloadFailure) {
+        let InFlight::Body {
             from,
             to,
             transfer,
             upload,
             ..
-        } = self.flying[at].clone()
+        } = self.in_flight[at].clone()
         else {
             return;
         };
-        self.flying.remove(at);
+        self.in_flight.remove(at);
         if let (Some(from), Some(upload)) = (from, upload) {
-            self.feed(from, Input::UploadEnded { upload });
+            self.handle(from, Input::UploadEnded { upload });
         }
-        self.feed(to, Input::Failed { transfer, why });
+        self.handle(to, Input::Failed { transfer, why });
     }
 
-    /// Lets time pass, with every deadline on the way.
-    fn pass(&mut self, time: Duration) {
+    /// Lets time pass and handles every deadline on the way.
+    fn pass_time(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
             let deadlines = self
@@ -403,16 +406,16 @@ impl World {
     }
 
     fn apply(&mut self, step: Step) {
-        let place = |place: u8, world: &Self| usize::from(place) % world.flying.len().max(1);
+        let index = |index: u8, world: &Self| usize::from(index) % world.in_flight.len().max(1);
         match step {
-            Step::Pass(millis) => self.pass(Duration::from_millis(millis.into())),
-            Step::Break(one, other) => {
+            Step::PassTime(millis) => self.pass_time(Duration::from_millis(millis.into())),
+            Step::Disconnect(one, other) => {
                 let peers = self.machines.len() as u32;
-                self.cut(u32::from(one) % peers, u32::from(other) % peers, true);
+                self.disconnect(u32::from(one) % peers, u32::from(other) % peers, true);
             }
-            Step::Arrive(_) | Step::Fail(..) if self.flying.is_empty() => {}
-            Step::Arrive(at) => self.arrive(place(at, self)),
-            Step::Fail(at, why) => self.fail(place(at, self), why),
+            Step::Arrive(_) | Step::Fail(..) if self.in_flight.is_empty() => {}
+            Step::Arrive(at) => self.arrive(index(at, self)),
+            Step::Fail(at, why) => self.fail(index(at, self), why),
         }
     }
 
@@ -421,7 +424,7 @@ impl World {
             assert_eq!(
                 machine.held(BLOB),
                 Some(verified),
-                "believes what was verified"
+                "holds exactly the verified chunks"
             );
             let (ctx, neighbours, downloads) = machine.parts();
             let transfers: Vec<_> = downloads.transfers().collect();
@@ -440,7 +443,7 @@ impl World {
             for slot in (0..neighbours.count()).map(PeerSlot) {
                 let asked = transfers
                     .iter()
-                    .filter(|transfer| transfer.source == Source::Peer(slot))
+                    .filter(|transfer| transfer.source == ChunkSource::Peer(slot))
                     .count();
                 assert_eq!(
                     downloads.open_requests(slot),
@@ -462,12 +465,12 @@ fn facts(peer: u32) -> PeerFacts {
 }
 
 #[test]
-fn a_store_that_fails_at_the_last_chunk_delays_the_pull_and_no_more() {
+fn store_failure_at_the_last_chunk_delays_the_pull() {
     let mut world = World::new(1, 1);
-    world.pass(Duration::ZERO);
-    world.fail(0, Failure::Store);
-    assert!(world.flying.is_empty(), "the store is given a rest");
-    world.pass(Duration::from_secs(2));
+    world.pass_time(Duration::ZERO);
+    world.fail(0, DownloadFailure::Store);
+    assert!(world.in_flight.is_empty(), "the pull is paused");
+    world.pass_time(Duration::from_secs(2));
     world.arrive(0);
     assert!(world.complete[0]);
 }
@@ -476,7 +479,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_marks_are_soft_and_everybody_completes(
+    fn random_schedules_keep_the_invariants_and_complete(
         peers in 1_u32..6,
         chunks in 1_u32..40,
         steps in prop::collection::vec(step(), 0..200),
@@ -486,13 +489,13 @@ proptest! {
             world.apply(step);
             world.check();
         }
-        // From now on everything arrives, in order, and time passes.
+        // From now on everything arrives in order, and time passes.
         for _ in 0..20_000 {
             if world.complete.iter().all(|complete| *complete) {
                 break;
             }
-            if world.flying.is_empty() {
-                world.pass(Duration::from_millis(100));
+            if world.in_flight.is_empty() {
+                world.pass_time(Duration::from_millis(100));
             } else {
                 world.arrive(0);
             }

@@ -5,8 +5,8 @@ use core::time::Duration;
 use crate::chunk::Geometry;
 use crate::map::ChunkMap;
 use crate::swarm::{
-    BlobSlot, Config, Failure, Have, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot,
-    Source,
+    BlobSlot, ChunkSource, Config, DownloadFailure, HeldChunks, Input, Nearness, Output, PeerFacts,
+    PeerMachine, PeerSlot,
 };
 use crate::time::Time;
 
@@ -42,7 +42,7 @@ fn chunk_is_out_of_reach_without_holder_and_usable_origin() {
     let fetch = outputs.iter().find_map(|output| match output {
         Output::Fetch {
             transfer,
-            source: Source::Origin(_),
+            source: ChunkSource::Origin(_),
             ..
         } => Some(*transfer),
         _ => None,
@@ -56,7 +56,7 @@ fn chunk_is_out_of_reach_without_holder_and_usable_origin() {
         now,
         Input::Failed {
             transfer,
-            why: Failure::Link,
+            why: DownloadFailure::Link,
         },
     );
     assert!(machine.is_out_of_reach(now, BLOB, 0));
@@ -72,7 +72,7 @@ fn chunk_is_out_of_reach_without_holder_and_usable_origin() {
         Input::Have {
             peer: NEIGHBOUR.peer,
             blob: BLOB,
-            have: Have::Complete,
+            have: HeldChunks::Complete,
         },
     );
     assert!(

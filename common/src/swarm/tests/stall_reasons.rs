@@ -3,12 +3,14 @@
 use core::time::Duration;
 
 use super::support::{BLOB, PEER, connect, facts, fetches, ms, wanting};
-use crate::swarm::{Failure, Have, Input, Nearness, OriginSlot, Refusal, Wait};
+use crate::swarm::{
+    DownloadFailure, HeldChunks, Input, Nearness, OriginSlot, RefusalReason, StallReason,
+};
 
 #[test]
 fn pull_waits_for_lease_then_first_byte() {
     let mut machine = wanting(8);
-    assert_eq!(machine.waits_for(BLOB), Some(Wait::Lease));
+    assert_eq!(machine.stall_reason(BLOB), Some(StallReason::Lease));
     let term = Duration::from_secs(1);
     machine.handle(
         ms(200),
@@ -18,17 +20,17 @@ fn pull_waits_for_lease_then_first_byte() {
             term,
         },
     );
-    assert_eq!(machine.waits_for(BLOB), Some(Wait::FirstByte));
+    assert_eq!(machine.stall_reason(BLOB), Some(StallReason::FirstByte));
     let transfer = fetches(&mut machine)[0];
     machine.handle(ms(250), Input::FirstByte { transfer });
-    assert_eq!(machine.waits_for(BLOB), None);
+    assert_eq!(machine.stall_reason(BLOB), None);
     machine.handle(ms(900), Input::Received { transfer });
-    let waited = machine.waited(ms(1000), BLOB);
-    assert_eq!(waited[Wait::Lease], Duration::from_millis(200 + 100));
-    assert_eq!(waited[Wait::FirstByte], Duration::from_millis(50));
-    assert_eq!(waited.longest()[0].0, Wait::Lease);
+    let waited = machine.stall_times(ms(1000), BLOB);
+    assert_eq!(waited[StallReason::Lease], Duration::from_millis(200 + 100));
+    assert_eq!(waited[StallReason::FirstByte], Duration::from_millis(50));
+    assert_eq!(waited.longest()[0].0, StallReason::Lease);
     assert_eq!(
-        machine.stood_still(ms(1000)),
+        machine.total_stall_times(ms(1000)),
         waited,
         "no other blob is wanted"
     );
@@ -37,16 +39,16 @@ fn pull_waits_for_lease_then_first_byte() {
 #[test]
 fn busy_holder_is_the_reason() {
     let mut machine = wanting(8);
-    connect(&mut machine, ms(10), PEER, Have::Complete);
+    connect(&mut machine, ms(10), PEER, HeldChunks::Complete);
     let transfer = fetches(&mut machine)[0];
     machine.handle(
         ms(20),
         Input::Refused {
             transfer,
-            reason: Refusal::Busy,
+            reason: RefusalReason::Busy,
         },
     );
-    assert_eq!(machine.waits_for(BLOB), Some(Wait::Holders));
+    assert_eq!(machine.stall_reason(BLOB), Some(StallReason::Holders));
 }
 
 #[test]
@@ -55,13 +57,13 @@ fn quarantined_holder_and_failed_origin_are_distinguished() {
     machine.handle(ms(1), Input::TrackerUnreachable);
     let peers = vec![facts(PEER, Nearness::SameZone)];
     machine.handle(ms(1), Input::Handout { blob: BLOB, peers });
-    connect(&mut machine, ms(2), PEER, Have::Complete);
+    connect(&mut machine, ms(2), PEER, HeldChunks::Complete);
     for transfer in fetches(&mut machine) {
         machine.handle(
             ms(3),
             Input::Failed {
                 transfer,
-                why: Failure::Corrupt,
+                why: DownloadFailure::Corrupt,
             },
         );
     }
@@ -76,11 +78,11 @@ fn quarantined_holder_and_failed_origin_are_distinguished() {
             ms(4),
             Input::Failed {
                 transfer,
-                why: Failure::Link,
+                why: DownloadFailure::Link,
             },
         );
     }
-    assert_eq!(machine.waits_for(BLOB), Some(Wait::Quarantine));
+    assert_eq!(machine.stall_reason(BLOB), Some(StallReason::Quarantine));
     machine.handle(
         ms(5),
         Input::Forgot {
@@ -98,20 +100,20 @@ fn quarantined_holder_and_failed_origin_are_distinguished() {
         },
     );
     machine.handle(ms(5), Input::TrackerUnreachable);
-    assert_eq!(machine.waits_for(BLOB), Some(Wait::Origin));
+    assert_eq!(machine.stall_reason(BLOB), Some(StallReason::Origin));
 }
 
 #[test]
 fn unwanted_blob_has_no_stall_reason() {
     let mut machine = wanting(8);
     machine.handle(ms(500), Input::Unwant { blob: BLOB });
-    assert_eq!(machine.waits_for(BLOB), None);
+    assert_eq!(machine.stall_reason(BLOB), None);
     assert_eq!(
-        machine.waited(ms(9000), BLOB).total(),
+        machine.stall_times(ms(9000), BLOB).total(),
         Duration::from_millis(500)
     );
     assert_eq!(
-        machine.stood_still(ms(9000)).total(),
+        machine.total_stall_times(ms(9000)).total(),
         Duration::from_millis(500)
     );
 }

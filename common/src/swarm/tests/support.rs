@@ -5,7 +5,8 @@ use core::time::Duration;
 use crate::chunk::Geometry;
 use crate::map::ChunkMap;
 use crate::swarm::{
-    BlobSlot, Config, Have, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot, TransferId,
+    BlobSlot, Config, HeldChunks, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot,
+    TransferId,
 };
 use crate::time::Time;
 
@@ -47,7 +48,7 @@ pub(super) fn connect_far(
     machine: &mut PeerMachine,
     now: Time,
     peer: PeerSlot,
-    have: Have,
+    have: HeldChunks,
     round_trip: Duration,
 ) {
     let facts = facts(peer, Nearness::SameZone);
@@ -63,7 +64,7 @@ pub(super) fn connect_far(
 }
 
 /// Connects a neighbour in the own zone, and announces what it holds.
-pub(super) fn connect(machine: &mut PeerMachine, now: Time, peer: PeerSlot, have: Have) {
+pub(super) fn connect(machine: &mut PeerMachine, now: Time, peer: PeerSlot, have: HeldChunks) {
     connect_far(machine, now, peer, have, Duration::ZERO);
 }
 

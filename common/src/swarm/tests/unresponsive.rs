@@ -1,12 +1,12 @@
 //! Neighbours that are connected but do not answer.
 
 use super::support::{BLOB, PEER, connect, ms, outputs, wanting};
-use crate::swarm::{Have, Input, Output, PeerMachine, Source};
+use crate::swarm::{ChunkSource, HeldChunks, Input, Output, PeerMachine};
 
 /// A machine that wants a blob of two chunks, which its one neighbour holds.
 fn machine_with_holder() -> PeerMachine {
     let mut machine = wanting(2);
-    connect(&mut machine, ms(0), PEER, Have::Complete);
+    connect(&mut machine, ms(0), PEER, HeldChunks::Complete);
     machine
 }
 
@@ -51,7 +51,7 @@ fn any_message_makes_a_neighbour_responsive() {
         Input::Have {
             peer: PEER,
             blob: BLOB,
-            have: Have::Complete,
+            have: HeldChunks::Complete,
         },
     );
     let outputs = pass_time(&mut machine, 2000, 2010);
@@ -72,7 +72,7 @@ fn unresponsive_neighbour_is_retried_after_a_while() {
         matches!(
             output,
             Output::Fetch {
-                source: Source::Peer(_),
+                source: ChunkSource::Peer(_),
                 ..
             }
         )

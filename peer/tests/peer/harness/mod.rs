@@ -95,8 +95,8 @@ impl Fleet {
         let (region, zone) = ("eu".parse().unwrap(), "eu-a".parse().unwrap());
         // Short, so that tests of the fallback to the origin do not take long.
         let swarm = swarm::Config {
-            escalate: Duration::from_millis(50),
-            escalate_with_tracker: Duration::from_millis(500),
+            fallback_timeout: Duration::from_millis(50),
+            fallback_timeout_with_tracker: Duration::from_millis(500),
             ..swarm::Config::default()
         };
         let mut trusted = TrustedKeys::none();
