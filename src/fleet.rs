@@ -3,13 +3,13 @@
 use flotilla_common::name::{PeerId, RegionName};
 use flotilla_common::seal::{SealKey, TrustedKeys};
 use flotilla_runtime::identity::{
-    Authority, Identity, IdentityError, SealSecret, parse_trusted_keys, trusted_key_line,
+    CertificateAuthority, Identity, IdentityError, SealSecret, parse_trusted_keys, trusted_key_line,
 };
 
 /// A certificate authority and a seal key: enough to start a region.
 #[derive(Debug)]
 pub struct Fleet {
-    authority: Authority,
+    authority: CertificateAuthority,
     seal_key: SealKey,
 }
 
@@ -20,13 +20,13 @@ impl Fleet {
     /// If a key cannot be generated.
     pub fn create(region: RegionName) -> Result<Self, IdentityError> {
         Ok(Self {
-            authority: Authority::create()?,
+            authority: CertificateAuthority::create()?,
             seal_key: SealSecret::generate(region)?.key(),
         })
     }
 
     /// A fleet with existing keys.
-    pub const fn from_keys(authority: Authority, seal_key: SealKey) -> Self {
+    pub const fn from_keys(authority: CertificateAuthority, seal_key: SealKey) -> Self {
         Self {
             authority,
             seal_key,
@@ -51,7 +51,9 @@ impl Fleet {
     /// # Errors
     /// If the certificate cannot be issued.
     pub fn peer(&self, id: &PeerId) -> Result<Identity, IdentityError> {
-        let issued = self.authority.issue_peer(id, Authority::DEFAULT_VALIDITY)?;
+        let issued = self
+            .authority
+            .issue_peer(id, CertificateAuthority::DEFAULT_VALIDITY)?;
         Identity::from_pem(
             &issued.certificate_pem,
             &issued.key_pem,

@@ -5,7 +5,7 @@
 
 use core::ops::Range;
 
-use crate::map::MAX_CHUNKS;
+use crate::chunk_map::MAX_CHUNKS;
 
 /// Bytes of a part: what is verified, written and emitted at once. Also the smallest chunk.
 pub const PART_SIZE: u64 = 256 << 10;

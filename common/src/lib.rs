@@ -4,15 +4,16 @@
 //! generators are arguments. That is what lets `simulations` prove the very code that ships; CI
 //! holds the line.
 
+pub mod bounds;
 pub mod chunk;
+pub mod chunk_map;
 pub mod codec;
 pub mod digest;
-pub mod figures;
 pub mod grant;
+pub mod hash_tree;
 pub mod hex;
 pub mod interner;
 pub mod manifest;
-pub mod map;
 pub mod name;
 pub mod proof;
 pub mod reachability;
@@ -20,6 +21,5 @@ pub mod seal;
 pub mod swarm;
 pub mod time;
 pub mod tracker;
-pub mod tree;
 pub mod units;
 pub mod wire;

@@ -4,8 +4,8 @@ use bincode::{Decode, Encode};
 
 use crate::chunk::{Geometry, MAX_BLOB_SIZE};
 use crate::digest::Digest;
+use crate::hash_tree::ChunkTable;
 use crate::seal::{Seal, TrustError, TrustedKeys};
-use crate::tree::ChunkTable;
 
 /// What proves a blob's bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -86,8 +86,8 @@ impl Proof {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hash_tree::TreeHasher;
     use crate::seal::{BlobFacts, SealKey};
-    use crate::tree::TreeHasher;
 
     #[test]
     fn a_table_from_anybody_is_checked_against_the_seal() {

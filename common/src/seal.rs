@@ -10,8 +10,8 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
 use crate::chunk::Geometry;
 use crate::digest::Digest;
+use crate::hash_tree::Value;
 use crate::name::RegionName;
-use crate::tree::Value;
 
 /// Separates a seal's signature from every other use of the key.
 const CONTEXT: &[u8] = b"flotilla seal 1\0";

@@ -8,14 +8,14 @@ use std::fs;
 use std::path::Path;
 
 use bincode::{Decode, Encode};
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::codec;
 use flotilla_common::digest::{Algorithm, DigestHasher};
 use flotilla_common::grant::Grant;
+use flotilla_common::hash_tree::{TreeHasher, TreeState};
 use flotilla_common::manifest::Manifest;
-use flotilla_common::map::ChunkMap;
 use flotilla_common::proof::Proof;
 use flotilla_common::seal::TrustedKeys;
-use flotilla_common::tree::{TreeHasher, TreeState};
 use flotilla_common::wire::frame::{HEADER_LEN, Header, Message};
 use flotilla_common::wire::origin::{ClosureAnswer, ClosureRequest};
 use flotilla_common::wire::peer::{Chunk, Control};

@@ -4,7 +4,7 @@
 
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
-use flotilla_common::map::MAX_CHUNKS;
+use flotilla_common::chunk_map::MAX_CHUNKS;
 use flotilla_common::proof::Proof;
 use flotilla_common::seal::{SealKey, TrustedKeys};
 use flotilla_common::wire::origin::{ClosureAnswer, ClosureRequest};

@@ -3,7 +3,7 @@
 
 use flotilla_common::chunk::PART_SIZE;
 use flotilla_common::digest::{Algorithm, DigestHasher};
-use flotilla_common::tree::{TreeHasher, TreeState};
+use flotilla_common::hash_tree::{TreeHasher, TreeState};
 use flotilla_fuzz::round_trip;
 use libfuzzer_sys::fuzz_target;
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use axum::body::Body;
 use flotilla_runtime::http::Connections;
 use flotilla_runtime::identity::Identity;
-use flotilla_runtime::metrics::{self, Answers, Figures, Requests};
+use flotilla_runtime::metrics::{self, MetricWriter, RequestMetrics, RouteMetrics};
 use http::{HeaderMap, Response, StatusCode};
 
 use crate::admission::Admission;
@@ -23,9 +23,9 @@ pub(crate) const MANIFEST: &str = "manifest";
 pub struct Metrics {
     blob_bytes_sent: AtomicU64,
     redirects: AtomicU64,
-    requests: Requests,
+    requests: RequestMetrics,
     /// Manifests served from memory.
-    manifests: Answers,
+    manifests: RouteMetrics,
     operations: Arc<Operations>,
     admission: Arc<Admission>,
     invalidator: Arc<Invalidator>,
@@ -40,8 +40,8 @@ impl Metrics {
         invalidator: Arc<Invalidator>,
         identity: Option<Identity>,
     ) -> Self {
-        let requests = Requests::default();
-        requests.begin_with(&["blob"]);
+        let requests = RequestMetrics::default();
+        requests.register_routes(&["blob"]);
         Self {
             blob_bytes_sent: AtomicU64::new(0),
             redirects: AtomicU64::new(0),
@@ -99,7 +99,7 @@ impl Metrics {
         self.requests.register(&mut exposition);
         let metrics = Arc::clone(self);
         let stale = registry.stale_answers();
-        exposition.register_collector(Figures::collector(move |figures| {
+        exposition.register_collector(MetricWriter::collector(move |figures| {
             figures.counter(
                 "sent_bytes",
                 "Bytes of blobs sent to clients",
@@ -153,7 +153,7 @@ impl Metrics {
             metrics
                 .identity
                 .iter()
-                .try_for_each(|identity| identity.figures(figures))?;
+                .try_for_each(|identity| identity.write_metrics(figures))?;
             let failures = metrics.operations.failures_by_kind();
             figures.counters(
                 "storage_failures",
@@ -172,6 +172,6 @@ impl Metrics {
                 operations,
             )
         }));
-        metrics::answer(headers, &exposition)
+        metrics::respond(headers, &exposition)
     }
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use flotilla_common::name::RegionName;
 use flotilla_runtime::admin::Readiness;
-use flotilla_runtime::http::{self as http_server, Server, Workers, serve, serve_with};
-use flotilla_runtime::identity::{Clients, IdentityError, Timing, keep_fresh};
-use flotilla_runtime::listen::listening_cure;
+use flotilla_runtime::http::{self as http_server, HttpServer, Workers, serve, serve_with};
+use flotilla_runtime::identity::{ClientAuth, IdentityError, ReloadTiming, reload_on_change};
+use flotilla_runtime::listen::listen_hint;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
@@ -66,7 +66,7 @@ pub enum StartError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The address cannot be bound.
-    #[error("listen on {address}: {source}{}", listening_cure(source))]
+    #[error("listen on {address}: {source}{}", listen_hint(source))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -116,7 +116,7 @@ impl Origin {
         let workers = start_workers(config.threads)?;
         let server = listen_for_clients(&config, &api, workers.clone(), &shutdown).await?;
         api.metrics.watch(server.connections());
-        api.readiness.ready();
+        api.readiness.set_ready();
         let address = server.address();
         tracing::info!(%address, storage = config.storage, "origin started");
         Ok(Self {
@@ -149,7 +149,7 @@ impl Origin {
     /// Drains: reports not ready, serves on for the drain delay so that load balancers turn away,
     /// then finishes what is in flight, within the drain timeout.
     pub async fn shutdown(self) {
-        self.readiness.not_ready("draining");
+        self.readiness.set_not_ready("draining");
         if !self.drain_delay.is_zero() {
             tracing::info!(delay = ?self.drain_delay, "draining: /readyz now returns 503");
             tokio::time::sleep(self.drain_delay).await;
@@ -258,11 +258,11 @@ async fn listen_for_clients(
     api: &Arc<Api>,
     workers: Option<Arc<Workers>>,
     shutdown: &Shutdown,
-) -> Result<Server, StartError> {
+) -> Result<HttpServer, StartError> {
     let tls = match &config.tls {
         Some(identity) => {
-            let tls = identity.https_server(Clients::Anybody)?;
-            keep_fresh(identity.clone(), Timing::default(), shutdown);
+            let tls = identity.https_server(ClientAuth::Optional)?;
+            reload_on_change(identity.clone(), ReloadTiming::default(), shutdown);
             Some(tls)
         }
         None => None,
@@ -276,14 +276,14 @@ async fn listen_for_clients(
 }
 
 /// The limits of the listener for clients.
-fn listener_limits(limits: &Limits) -> http_server::Limits {
-    http_server::Limits {
+fn listener_limits(limits: &Limits) -> http_server::ListenerLimits {
+    http_server::ListenerLimits {
         connections: limits.connections,
         reserve: CONNECTION_RESERVE,
         head_timeout: limits.head_timeout,
         write_timeout: limits.reader_timeout,
         drain_timeout: limits.drain_timeout,
-        ..http_server::Limits::default()
+        ..http_server::ListenerLimits::default()
     }
 }
 

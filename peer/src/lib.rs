@@ -36,7 +36,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use flotilla_common::name::PeerId;
-use flotilla_runtime::identity::{Timing, keep_fresh};
+use flotilla_runtime::identity::{ReloadTiming, reload_on_change};
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
@@ -98,10 +98,14 @@ impl Peer {
             upstream: connect_upstream(&config, queues.origin_health, &shutdowns.tasks)?,
             telemetry: Arc::new(Telemetry::new(config.down)),
         };
-        keep_fresh(config.identity.clone(), Timing::default(), &shutdowns.tasks);
-        keep_fresh(
+        reload_on_change(
+            config.identity.clone(),
+            ReloadTiming::default(),
+            &shutdowns.tasks,
+        );
+        reload_on_change(
             config.trusted_keys.clone(),
-            Timing::default(),
+            ReloadTiming::default(),
             &shutdowns.tasks,
         );
         start_driver(&config, &handles, events, &shutdowns.tasks);

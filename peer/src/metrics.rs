@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use flotilla_common::swarm::{StallReason, StallTimes};
 use flotilla_runtime::identity::Identity;
-use flotilla_runtime::metrics::{Figures, Requests};
+use flotilla_runtime::metrics::{MetricWriter, RequestMetrics};
 use prometheus_client::registry::Registry;
 
 use crate::origin::OriginClient;
@@ -25,7 +25,7 @@ pub(crate) struct MetricSources {
 }
 
 /// All metrics of a peer. Sources are read at each scrape.
-pub(crate) fn registry(sources: MetricSources, requests: &Requests) -> Registry {
+pub(crate) fn registry(sources: MetricSources, requests: &RequestMetrics) -> Registry {
     let mut registry = Registry::with_prefix("flotilla_peer");
     requests.register(&mut registry);
     let pulls = &sources.telemetry.pulls;
@@ -36,7 +36,7 @@ pub(crate) fn registry(sources: MetricSources, requests: &Requests) -> Registry 
     );
     let help = "Time from the first request of an image pull to the first byte of a blob";
     registry.register("first_byte_seconds", help, pulls.first_byte_seconds.clone());
-    registry.register_collector(Figures::collector(move |figures| {
+    registry.register_collector(MetricWriter::collector(move |figures| {
         bytes(&sources, figures)?;
         pulls_and_faults(&sources.telemetry, figures)?;
         state(&sources, figures)
@@ -44,7 +44,7 @@ pub(crate) fn registry(sources: MetricSources, requests: &Requests) -> Registry 
     registry
 }
 
-fn bytes(sources: &MetricSources, figures: &mut Figures<'_>) -> fmt::Result {
+fn bytes(sources: &MetricSources, figures: &mut MetricWriter<'_>) -> fmt::Result {
     let counters = &sources.telemetry.counters;
     let pulled = [
         ("own_store", counters.from_store.value()),
@@ -63,7 +63,7 @@ fn bytes(sources: &MetricSources, figures: &mut Figures<'_>) -> fmt::Result {
     figures.counters("sent_bytes", "Blob bytes sent, by receiver", "to", sent)
 }
 
-fn pulls_and_faults(telemetry: &Telemetry, figures: &mut Figures<'_>) -> fmt::Result {
+fn pulls_and_faults(telemetry: &Telemetry, figures: &mut MetricWriter<'_>) -> fmt::Result {
     let Telemetry {
         counters, pulls, ..
     } = telemetry;
@@ -99,7 +99,7 @@ fn pulls_and_faults(telemetry: &Telemetry, figures: &mut Figures<'_>) -> fmt::Re
     figures.counters("refusals", help, "reason", refusals)
 }
 
-fn state(sources: &MetricSources, figures: &mut Figures<'_>) -> fmt::Result {
+fn state(sources: &MetricSources, figures: &mut MetricWriter<'_>) -> fmt::Result {
     let MetricSources {
         telemetry, store, ..
     } = sources;
@@ -114,7 +114,7 @@ fn state(sources: &MetricSources, figures: &mut Figures<'_>) -> fmt::Result {
     figures.gauge("store_bytes", help, store.bytes())?;
     let help = "Maximum total size of the blobs in the store";
     figures.gauge("store_quota_bytes", help, store.quota().0)?;
-    sources.identity.figures(figures)?;
+    sources.identity.write_metrics(figures)?;
     let trackers = sources.trackers.status();
     let answers = trackers
         .iter()

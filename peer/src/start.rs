@@ -9,8 +9,8 @@ use flotilla_common::swarm::{self, PeerMachine};
 use flotilla_common::wire::peer::About;
 use flotilla_common::wire::tracker::PeerInfo;
 use flotilla_runtime::http;
-use flotilla_runtime::listen::listening_cure;
-use flotilla_runtime::metrics::Requests;
+use flotilla_runtime::listen::listen_hint;
+use flotilla_runtime::metrics::RequestMetrics;
 use flotilla_runtime::rate::Limiter;
 use flotilla_runtime::shutdown::Shutdown;
 use rand::RngExt;
@@ -40,7 +40,7 @@ pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// An address cannot be bound.
-    #[error("listen on {address}: {source}{}", listening_cure(source))]
+    #[error("listen on {address}: {source}{}", listen_hint(source))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -207,7 +207,7 @@ pub(crate) fn serve_mirror(
     listener: TcpListener,
     shutdowns: &Shutdowns,
 ) -> Result<SocketAddr, StartError> {
-    let requests = Requests::default();
+    let requests = RequestMetrics::default();
     let sources = MetricSources {
         telemetry: Arc::clone(&handles.telemetry),
         store: Arc::clone(&handles.stores.blobs),

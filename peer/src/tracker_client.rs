@@ -16,9 +16,9 @@ use core::time::Duration;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
-use flotilla_common::map::ChunkMap;
 use flotilla_common::name::PeerId;
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{

@@ -1,6 +1,6 @@
 //! The driver of each peer's machine: carries out its outputs with simulated bytes.
 
-use flotilla_common::map::ChunkMap;
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::swarm::{
     BlobSlot, ChunkSource, DownloadFailure, Input, Output, PeerSlot, RefusalReason, TransferId,
     UploadId,

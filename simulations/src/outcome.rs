@@ -1,6 +1,6 @@
 //! The result of a run, compared with the lower bounds.
 
-use flotilla_common::figures::{fluid_s, pipelined_s};
+use flotilla_common::bounds::{fluid_s, pipelined_s};
 use serde::Serialize;
 
 use crate::scenario::Scenario;

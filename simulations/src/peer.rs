@@ -1,6 +1,6 @@
 //! One simulated peer.
 
-use flotilla_common::map::ChunkMap;
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::swarm::{Input, PeerMachine, TransferId};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{SessionInput, TrackerSession};

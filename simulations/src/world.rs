@@ -2,10 +2,10 @@
 
 use core::time::Duration;
 
+use flotilla_common::bounds::percentile;
 use flotilla_common::chunk::Geometry;
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::digest::Digest;
-use flotilla_common::figures::percentile;
-use flotilla_common::map::ChunkMap;
 use flotilla_common::swarm::{BlobSlot, Config, Input, PeerMachine};
 use flotilla_common::time::Time;
 use flotilla_common::wire::tracker::PeerInfo;

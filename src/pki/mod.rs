@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use flotilla_common::name::{PeerId, RegionName};
 use flotilla_runtime::identity::{
-    Authority, CertificateFiles, FileKind, IdentityError, SealSecret, load_seal_key,
+    CertificateAuthority, CertificateFiles, FileKind, IdentityError, SealSecret, load_seal_key,
     trusted_key_line,
 };
 
@@ -121,7 +121,7 @@ pub fn init(dir: &Path, region: &RegionName) -> Result<PkiReport, PkiError> {
             path: dir.to_owned(),
             source,
         })?;
-    let authority = Authority::create()?;
+    let authority = CertificateAuthority::create()?;
     let seal = SealSecret::generate(region.clone())?;
     let files = vec![
         authority_key_file.write(
@@ -167,7 +167,12 @@ pub fn open_or_init(dir: &Path, region: &RegionName) -> Result<Fleet, PkiError> 
 /// # Errors
 /// If the peer has a certificate, or it cannot be created.
 pub fn issue_peer_files(dir: &Path, peer: &PeerId) -> Result<CertificateFiles, PkiError> {
-    issue_peer(dir, peer, Authority::DEFAULT_VALIDITY, IfExists::Fail)?;
+    issue_peer(
+        dir,
+        peer,
+        CertificateAuthority::DEFAULT_VALIDITY,
+        IfExists::Fail,
+    )?;
     let [certificate, key] =
         ["pem", "key"].map(|extension| dir.join(format!("{peer}.{extension}")));
     Ok(CertificateFiles {
@@ -181,6 +186,6 @@ fn seal_key_file(region: &RegionName) -> String {
     format!("{region}.seal.key")
 }
 
-fn load_authority(dir: &Path) -> Result<Authority, IdentityError> {
-    Authority::load(&dir.join(CA), &dir.join(CA_KEY))
+fn load_authority(dir: &Path) -> Result<CertificateAuthority, IdentityError> {
+    CertificateAuthority::load(&dir.join(CA), &dir.join(CA_KEY))
 }

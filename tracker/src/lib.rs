@@ -26,9 +26,11 @@ use std::sync::Arc;
 use flotilla_common::tracker::TrackerCounts;
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::clock::Clock;
-use flotilla_runtime::http::{Limits, Server, serve_with};
-use flotilla_runtime::identity::{Clients, Identity, IdentityError, Timing, keep_fresh};
-use flotilla_runtime::listen::listening_cure;
+use flotilla_runtime::http::{HttpServer, ListenerLimits, serve_with};
+use flotilla_runtime::identity::{
+    ClientAuth, Identity, IdentityError, ReloadTiming, reload_on_change,
+};
+use flotilla_runtime::listen::listen_hint;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
@@ -46,7 +48,7 @@ pub enum StartError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The address is in use, or not an address of this machine.
-    #[error("listen on {addr}: {source}{}", listening_cure(source))]
+    #[error("listen on {addr}: {source}{}", listen_hint(source))]
     Listen {
         /// The address.
         addr: SocketAddr,
@@ -58,7 +60,7 @@ pub enum StartError {
 /// A running tracker.
 #[derive(Debug)]
 pub struct Tracker {
-    server: Server,
+    server: HttpServer,
     service: Arc<Service>,
 }
 
@@ -82,16 +84,16 @@ impl Tracker {
         let listener = TcpListener::bind(addr)
             .await
             .map_err(|source| StartError::Listen { addr, source })?;
-        let limits = Limits {
+        let limits = ListenerLimits {
             connections: config.limits.connections as usize,
-            ..Limits::default()
+            ..ListenerLimits::default()
         };
         let https = tls
             .as_ref()
-            .map(|identity| identity.https_server(Clients::Anybody))
+            .map(|identity| identity.https_server(ClientAuth::Optional))
             .transpose()?;
         if let Some(identity) = &tls {
-            keep_fresh(identity.clone(), Timing::default(), shutdown);
+            reload_on_change(identity.clone(), ReloadTiming::default(), shutdown);
         }
         let service = Arc::new(Service::new(config, tls, clock, shutdown.clone()));
         shutdown.spawn(Arc::clone(&service).run_timers());
@@ -99,7 +101,7 @@ impl Tracker {
         let router = http::router(Arc::clone(&service), readiness.clone());
         let server = serve_with(listener, router, https, shutdown, limits)
             .map_err(|source| StartError::Listen { addr, source })?;
-        readiness.ready();
+        readiness.set_ready();
         tracing::info!(address = %server.address(), "tracker started");
         Ok(Self { server, service })
     }

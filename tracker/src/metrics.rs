@@ -1,7 +1,7 @@
 //! Metrics for Prometheus. Most are read from the state when they are scraped.
 
 use flotilla_runtime::identity::Identity;
-use flotilla_runtime::metrics::{self, Requests, seconds_histogram};
+use flotilla_runtime::metrics::{self, RequestMetrics, seconds_histogram};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
@@ -10,15 +10,15 @@ use crate::state::TrackerFigures;
 /// The metrics that are counted as requests come.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    pub(crate) requests: Requests,
+    pub(crate) requests: RequestMetrics,
     /// Time from an announce's last byte to its answer.
     pub(crate) handout_seconds: Histogram,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        let requests = Requests::default();
-        requests.begin_with(&["announce", "lease"]);
+        let requests = RequestMetrics::default();
+        requests.register_routes(&["announce", "lease"]);
         Self {
             requests,
             handout_seconds: seconds_histogram(),
@@ -36,7 +36,7 @@ pub(crate) fn registry(
     metrics.requests.register(&mut registry);
     let help = "Time to answer an announce, handouts included";
     registry.register("handout_seconds", help, metrics.handout_seconds.clone());
-    registry.register_collector(metrics::Figures::collector(move |figures| {
+    registry.register_collector(metrics::MetricWriter::collector(move |figures| {
         let TrackerFigures {
             peers,
             swarms,
@@ -54,7 +54,7 @@ pub(crate) fn registry(
         figures.gauge("requests_parked", "Parked lease requests", requests_parked)?;
         identity
             .iter()
-            .try_for_each(|identity| identity.figures(figures))?;
+            .try_for_each(|identity| identity.write_metrics(figures))?;
         let announces = [("accepted", counts.announces), ("resync", counts.resyncs)];
         figures.counters("announces", "Announces, by answer", "answer", announces)?;
         figures.counter(

@@ -41,12 +41,12 @@ impl Readiness {
     }
 
     /// It can do its work.
-    pub fn ready(&self) {
+    pub fn set_ready(&self) {
         self.waiting_for.store(Arc::new(None));
     }
 
     /// It cannot, because of `reason`: a few words for people.
-    pub fn not_ready(&self, reason: impl Into<String>) {
+    pub fn set_not_ready(&self, reason: impl Into<String>) {
         self.waiting_for.store(Arc::new(Some(reason.into())));
     }
 
@@ -79,7 +79,7 @@ async fn ready(State(readiness): State<Readiness>) -> Response {
 }
 
 async fn figures(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
-    metrics::answer(&headers, &registry)
+    metrics::respond(&headers, &registry)
 }
 
 #[cfg(test)]
@@ -107,17 +107,17 @@ mod tests {
         let router = router(Arc::default(), readiness.clone());
         let not = |reason: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"));
         assert_eq!(ask(&router, "/readyz").await, not("starting"));
-        readiness.ready();
+        readiness.set_ready();
         assert_eq!(
             ask(&router, "/readyz").await,
             (StatusCode::OK, "ready\n".to_owned())
         );
-        readiness.not_ready("storage cannot be reached");
+        readiness.set_not_ready("storage cannot be reached");
         assert_eq!(
             ask(&router, "/readyz").await,
             not("storage cannot be reached")
         );
-        readiness.ready();
+        readiness.set_ready();
         shutdown.trigger();
         assert_eq!(ask(&router, "/readyz").await, not("draining"));
         assert_eq!(ask(&router, "/healthz").await.0, StatusCode::OK);

@@ -14,4 +14,4 @@ pub mod metrics;
 pub mod rate;
 pub mod shutdown;
 pub mod telemetry;
-mod woken;
+mod wake_filter;

@@ -4,7 +4,7 @@ use std::io::{Error, ErrorKind};
 
 /// What to do about an `error` of listening, to be written behind it; nothing if the error says it
 /// all.
-pub fn listening_cure(error: &Error) -> &'static str {
+pub fn listen_hint(error: &Error) -> &'static str {
     match error.kind() {
         ErrorKind::AddrInUse => "; another process listens there, and `ss -ltunp` names it",
         ErrorKind::AddrNotAvailable => {

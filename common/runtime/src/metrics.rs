@@ -1,7 +1,7 @@
 //! Metrics, one way for every service: what is counted, how it is read, and how `/metrics` answers.
 //!
 //! A service counts in its own words (atomics, or the counters of a machine) and hands them out as
-//! [`Figures`] when somebody asks; only what needs buckets or labels of its own is kept in the
+//! [`MetricWriter`] when somebody asks; only what needs buckets or labels of its own is kept in the
 //! library's types. Names end in their unit, durations are seconds, sizes bytes.
 //!
 //! It must never make a label out of something that a client can choose freely.
@@ -31,24 +31,24 @@ pub fn seconds_histogram() -> Histogram {
     Histogram::new(exponential_buckets(0.000_1, 4.0, 11))
 }
 
-/// Figures that are read at the moment they are asked for.
+/// MetricWriter that are read at the moment they are asked for.
 ///
 /// ```
-/// # use flotilla_runtime::metrics::Figures;
+/// # use flotilla_runtime::metrics::MetricWriter;
 /// # use prometheus_client::registry::Registry;
 /// let mut registry = Registry::with_prefix("flotilla_peer");
-/// registry.register_collector(Figures::collector(|figures| {
+/// registry.register_collector(MetricWriter::collector(|figures| {
 ///     figures.gauge("neighbours", "Connections to neighbours", 3)?;
 ///     figures.counters("received_bytes", "Payload received", "source", [("origin", 1), ("zone", 2)])
 /// }));
 /// ```
-pub struct Figures<'e>(DescriptorEncoder<'e>);
+pub struct MetricWriter<'e>(DescriptorEncoder<'e>);
 
-impl Figures<'_> {
+impl MetricWriter<'_> {
     /// A collector that asks `read` each time.
     pub fn collector<F>(read: F) -> Box<dyn Collector>
     where
-        F: Fn(&mut Figures<'_>) -> fmt::Result + Send + Sync + 'static,
+        F: Fn(&mut MetricWriter<'_>) -> fmt::Result + Send + Sync + 'static,
     {
         Box::new(Reading(read))
     }
@@ -149,9 +149,9 @@ fn gauge_of(number: u64) -> ConstGauge<i64> {
     ConstGauge::new(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
-impl fmt::Debug for Figures<'_> {
+impl fmt::Debug for MetricWriter<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Figures").finish()
+        f.debug_tuple("MetricWriter").finish()
     }
 }
 
@@ -165,17 +165,17 @@ impl<F> fmt::Debug for Reading<F> {
 
 impl<F> Collector for Reading<F>
 where
-    F: Fn(&mut Figures<'_>) -> fmt::Result + Send + Sync + 'static,
+    F: Fn(&mut MetricWriter<'_>) -> fmt::Result + Send + Sync + 'static,
 {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        (self.0)(&mut Figures(encoder))
+        (self.0)(&mut MetricWriter(encoder))
     }
 }
 
 /// Requests answered over HTTP, by route and status, and how long the head of the answer took.
 /// Clones count together.
 #[derive(Clone, Debug)]
-pub struct Requests {
+pub struct RequestMetrics {
     answered: Family<RequestLabels, Counter>,
     durations: Family<RouteLabel, Histogram, fn() -> Histogram>,
 }
@@ -191,7 +191,7 @@ struct RouteLabel {
     route: &'static str,
 }
 
-impl Default for Requests {
+impl Default for RequestMetrics {
     fn default() -> Self {
         let durations = Family::new_with_constructor(seconds_histogram as fn() -> Histogram);
         Self {
@@ -201,7 +201,7 @@ impl Default for Requests {
     }
 }
 
-impl Requests {
+impl RequestMetrics {
     /// Adds `http_requests_total` and `http_request_seconds` to a service's registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("http_requests", "Requests answered", self.answered.clone());
@@ -214,15 +214,15 @@ impl Requests {
 
     /// Shows these routes from the start, as not asked yet: what is not there looks like what is
     /// not counted.
-    pub fn begin_with(&self, routes: &[&'static str]) {
+    pub fn register_routes(&self, routes: &[&'static str]) {
         for route in routes {
             self.of(route, StatusCode::OK);
         }
     }
 
     /// For answers of one kind that are too many to look the metrics up for each.
-    pub fn of(&self, route: &'static str, status: StatusCode) -> Answers {
-        Answers {
+    pub fn of(&self, route: &'static str, status: StatusCode) -> RouteMetrics {
+        RouteMetrics {
             answered: self.answered.get_or_create_owned(&RequestLabels {
                 route,
                 code: status.as_u16(),
@@ -247,12 +247,12 @@ impl Requests {
 
 /// Counts answers of one route and status.
 #[derive(Clone, Debug)]
-pub struct Answers {
+pub struct RouteMetrics {
     answered: Counter,
     durations: Histogram,
 }
 
-impl Answers {
+impl RouteMetrics {
     /// A request was answered.
     pub fn answered(&self, took: Duration) {
         self.answered.inc();
@@ -261,7 +261,7 @@ impl Answers {
 }
 
 /// The answer of `/metrics`: OpenMetrics for those that accept it, otherwise the older text format.
-pub fn answer(headers: &HeaderMap, registry: &Registry) -> Response {
+pub fn respond(headers: &HeaderMap, registry: &Registry) -> Response {
     let mut text = String::new();
     if let Err(error) = encode(&mut text, registry) {
         tracing::error!(%error, "encode metrics");
@@ -314,10 +314,10 @@ mod tests {
 
     fn registry() -> Registry {
         let mut registry = Registry::with_prefix("flotilla_test");
-        let requests = Requests::default();
+        let requests = RequestMetrics::default();
         requests.register(&mut registry);
         requests.answered("blob", StatusCode::OK, Duration::from_millis(3));
-        registry.register_collector(Figures::collector(|figures| {
+        registry.register_collector(MetricWriter::collector(|figures| {
             figures.gauge("neighbours", "Connections to neighbours", 3)?;
             figures.counters(
                 "received_bytes",
@@ -337,7 +337,7 @@ mod tests {
 
     async fn text(accept: &'static str) -> (String, String) {
         let headers = HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]);
-        let answer = answer(&headers, &registry());
+        let answer = respond(&headers, &registry());
         let media_type = answer.headers()[header::CONTENT_TYPE]
             .to_str()
             .unwrap()

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::woken::OnlyWhenWoken;
+use crate::wake_filter::WakeFilter;
 
 /// A clone of it is in every part of a service. A service made of services hands out children.
 #[derive(Clone, Debug, Default)]
@@ -113,7 +113,7 @@ impl Shutdown {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let abandoned = OnlyWhenWoken::new(self.abandoned.clone().cancelled_owned());
+        let abandoned = WakeFilter::new(self.abandoned.clone().cancelled_owned());
         let dropped = Arc::clone(&self.dropped);
         let until_abandoned = async move {
             tokio::select! {

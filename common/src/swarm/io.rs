@@ -3,8 +3,8 @@
 use core::time::Duration;
 
 use crate::chunk::Geometry;
+use crate::chunk_map::ChunkMap;
 use crate::interner::Slot;
-use crate::map::ChunkMap;
 use crate::time::Time;
 
 /// A blob that the driver has interned: its index in the machine's table. Small numbers, reused

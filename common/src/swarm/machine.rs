@@ -24,7 +24,7 @@ use super::transfer::Permission;
 use super::transfer_failures::TransferFailures;
 use super::uploads::Uploads;
 use crate::chunk::Geometry;
-use crate::map::ChunkMap;
+use crate::chunk_map::ChunkMap;
 use crate::time::Time;
 
 /// Everything that decides in one peer process. See the module's documentation.

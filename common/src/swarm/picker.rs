@@ -15,7 +15,7 @@ use super::neighbours::Neighbours;
 use super::pull::Pulls;
 use super::request_window::RequestWindows;
 use super::rng::Rng;
-use crate::map::bits;
+use crate::chunk_map::bits;
 use crate::time::Time;
 
 /// A chunk and the neighbour to ask for it.

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use super::roster::Progress;
 use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
-use crate::map::ChunkMap;
+use crate::chunk_map::ChunkMap;
 
 /// The driver's name for a request that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -16,12 +16,12 @@
 
 use bincode::{Decode, Encode};
 
+use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
 use crate::grant::Grant;
-use crate::map::ChunkMap;
+use crate::hash_tree::Value;
 use crate::name::{RegionName, ZoneName};
 use crate::proof;
-use crate::tree::Value;
 use crate::wire::frame::messages;
 
 /// The protocol's name in the TLS handshake.

@@ -5,8 +5,8 @@ use core::net::SocketAddr;
 
 use bincode::{Decode, Encode};
 
+use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
-use crate::map::ChunkMap;
 use crate::name::{PeerId, RegionName, ZoneName};
 
 /// Where announces are posted.

@@ -2,7 +2,7 @@
 
 use flotilla_common::codec;
 use flotilla_common::digest::{Digest, DigestHasher};
-use flotilla_common::tree::{ChunkTable, TreeHasher};
+use flotilla_common::hash_tree::{ChunkTable, TreeHasher};
 use futures_util::TryStreamExt;
 
 use super::{Checker, FOREIGN_KEY, Problems, parse_repository_key};

@@ -22,7 +22,7 @@ use flotilla_common::time::Time;
 use flotilla_common::wire::origin::{API_VERSION, API_VERSION_HEADER, CONTENT_DIGEST_HEADER};
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::clock::Clock;
-use flotilla_runtime::http::{Crowded, Responder};
+use flotilla_runtime::http::{OverLimit, Responder};
 use flotilla_runtime::rate::Limiter;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
@@ -126,7 +126,7 @@ impl RequestContext {
             path: tracing::enabled!(target: "flotilla_origin::request", tracing::Level::WARN)
                 .then(|| request.uri().path().to_owned()),
             version: request.version(),
-            is_crowded: request.extensions().get::<Crowded>().is_some(),
+            is_crowded: request.extensions().get::<OverLimit>().is_some(),
             started,
         }
     }

@@ -4,9 +4,9 @@
 use std::sync::{Arc, Mutex};
 
 use flotilla_common::digest::{Algorithm, Digest};
+use flotilla_common::hash_tree::Tree;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::seal::BlobFacts;
-use flotilla_common::tree::Tree;
 use futures_util::{StreamExt, stream};
 
 use super::blob_collection::{replica, repository};

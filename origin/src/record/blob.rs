@@ -1,8 +1,8 @@
 //! The record of a blob, and the membership of a blob in a repository.
 
 use bincode::{Decode, Encode};
+use flotilla_common::hash_tree::ChunkTable;
 use flotilla_common::seal::BlobFacts;
-use flotilla_common::tree::ChunkTable;
 
 use super::RecordState;
 use crate::upload::id::Generation;

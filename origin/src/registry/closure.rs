@@ -8,10 +8,10 @@ use flotilla_common::chunk::Geometry;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::{Grant, LIFETIME_S};
+use flotilla_common::hash_tree::ChunkTable;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{PeerId, RepositoryName};
 use flotilla_common::proof::Proof;
-use flotilla_common::tree::ChunkTable;
 use flotilla_common::wire::origin::ClosureAnswer;
 use futures_util::{StreamExt, TryStreamExt, stream};
 

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_common::codec;
 use flotilla_common::digest::{Digest, DigestHasher};
+use flotilla_common::hash_tree::{ChunkTable, Tree};
 use flotilla_common::name::RepositoryName;
 use flotilla_common::seal::BlobFacts;
-use flotilla_common::tree::{ChunkTable, Tree};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 

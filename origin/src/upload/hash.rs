@@ -3,7 +3,7 @@
 
 use bincode::{Decode, Encode};
 use flotilla_common::digest::{Algorithm, Digest, DigestHasher};
-use flotilla_common::tree::{Tree, TreeHasher, TreeState};
+use flotilla_common::hash_tree::{Tree, TreeHasher, TreeState};
 
 /// The hashers of all bytes so far.
 #[derive(Clone, Debug)]
@@ -139,6 +139,6 @@ mod tests {
         let second = Hashes::resume(midstates, tail).expect("own midstates");
         let (digest, tree) = second.finish(Algorithm::Sha256);
         assert_eq!(digest, Some(Digest::sha256(&bytes)));
-        assert_eq!(tree.root, flotilla_common::tree::root_of(&bytes));
+        assert_eq!(tree.root, flotilla_common::hash_tree::root_of(&bytes));
     }
 }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
-use flotilla_runtime::identity::{Authority, CertificateFiles, Identity, Issued, client_trusting};
+use flotilla_runtime::identity::{
+    CertificateAuthority, CertificateFiles, Identity, Issued, client_trusting,
+};
 use futures_util::{StreamExt, stream};
 use http::{Method, Request, StatusCode, Version};
 use reqwest::Body;
@@ -35,7 +37,7 @@ impl TlsFiles {
 
     /// Writes a new authority and a certificate issued by it.
     fn renew(&self) {
-        let fleet = Authority::create().unwrap();
+        let fleet = CertificateAuthority::create().unwrap();
         let Issued {
             certificate_pem,
             key_pem,

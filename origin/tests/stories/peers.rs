@@ -9,7 +9,7 @@ use flotilla_common::hex;
 use flotilla_common::proof::Proof;
 use flotilla_common::seal::TrustedKeys;
 use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer, ClosureRequest, KEYS_PATH};
-use flotilla_runtime::identity::{Authority, Identity, Issued, client_trusting};
+use flotilla_runtime::identity::{CertificateAuthority, Identity, Issued, client_trusting};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
@@ -69,7 +69,7 @@ async fn closure_proves_all_blobs_of_a_manifest() {
 
 #[tokio::test]
 async fn peer_certificate_gets_closure_grant() {
-    let fleet = Authority::create().unwrap();
+    let fleet = CertificateAuthority::create().unwrap();
     let identity = |issued: Issued| {
         Identity::from_pem(
             &issued.certificate_pem,

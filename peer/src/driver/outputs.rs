@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flotilla_common::map::ChunkMap;
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::swarm::{
     BlobSlot, ChunkSource, DownloadFailure, HaveBatch, Input, OriginSlot, Output, PeerSlot,
     RefusalReason, TransferId, UploadId,

@@ -32,5 +32,5 @@ pub(super) async fn status(State(mirror): State<Arc<Mirror>>) -> Response {
 
 /// `GET /flotilla/metrics`, in the text format that the client accepts.
 pub(super) async fn metrics(State(mirror): State<Arc<Mirror>>, headers: HeaderMap) -> Response {
-    metrics::answer(&headers, &mirror.metrics)
+    metrics::respond(&headers, &mirror.metrics)
 }

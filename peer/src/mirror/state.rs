@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName};
-use flotilla_runtime::metrics::Requests;
+use flotilla_runtime::metrics::RequestMetrics;
 use moka::future::Cache;
 use prometheus_client::registry::Registry;
 
@@ -45,7 +45,7 @@ pub(crate) struct Mirror {
     pub(super) begun: Cache<Digest, u64>,
     pub(super) image_names: ImageNames,
     pub(super) registries: Registries,
-    pub(super) requests: Requests,
+    pub(super) requests: RequestMetrics,
     pub(super) metrics: Registry,
 }
 
@@ -56,10 +56,10 @@ impl Mirror {
         context: MirrorContext,
         pull_starter: PullStarter,
         registries: Vec<String>,
-        requests: Requests,
+        requests: RequestMetrics,
         metrics: Registry,
     ) -> Arc<Self> {
-        requests.begin_with(&["manifest", "blob"]);
+        requests.register_routes(&["manifest", "blob"]);
         Arc::new(Self {
             cursors: Cursors::new(context.commands.clone(), context.shutdown.clone()),
             context: Arc::new(context),

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use flotilla_common::chunk::PART_SIZE;
+use flotilla_common::hash_tree::{self, Value};
 use flotilla_common::name::RepositoryName;
 use flotilla_common::proof::Proof;
 use flotilla_common::swarm::OriginSlot;
-use flotilla_common::tree::{self, Value};
 use flotilla_runtime::rate::Limiter;
 use reqwest::Response;
 
@@ -124,7 +124,7 @@ impl ChunkBuffer {
 
     fn hash_part(&mut self, until: usize) {
         let from = self.values.len() * PART_SIZE as usize;
-        self.values.push(tree::subtree_value(
+        self.values.push(hash_tree::subtree_value(
             self.start + from as u64,
             &self.bytes[from..until],
         ));
@@ -157,7 +157,7 @@ mod tests {
                 bytes.chunks(cut).for_each(|piece| buffer.append(piece));
                 let (got, values) = buffer.finish().unwrap();
                 assert_eq!(got, bytes);
-                assert_eq!(values, tree::part_values(4 << 20, &bytes));
+                assert_eq!(values, hash_tree::part_values(4 << 20, &bytes));
             }
         }
     }

@@ -9,8 +9,8 @@
 use core::ops::Range;
 
 use flotilla_common::chunk::{Geometry, PART_SIZE};
-use flotilla_common::map::ChunkMap;
-use flotilla_common::tree::Value;
+use flotilla_common::chunk_map::ChunkMap;
+use flotilla_common::hash_tree::Value;
 
 /// The state of a blob's chunks and parts.
 #[derive(Debug)]

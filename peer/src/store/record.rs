@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use bincode::{Decode, Encode};
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::codec;
-use flotilla_common::map::ChunkMap;
 use flotilla_common::proof::Proof;
 
 use super::blob::StoredBlob;

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_common::grant::Grant;
+use flotilla_common::hash_tree::{self, Value};
 use flotilla_common::proof::Proof;
-use flotilla_common::tree::{self, Value};
 use flotilla_common::wire::peer::{Ask, Chunk, Refusal};
 use flotilla_runtime::rate::Limiter;
 use futures_util::future::try_join;
@@ -145,7 +145,7 @@ impl ReceivedPart {
             value,
             bytes,
         } = self;
-        let is_valid = move |bytes: &[u8]| tree::subtree_value(start, bytes) == value;
+        let is_valid = move |bytes: &[u8]| hash_tree::subtree_value(start, bytes) == value;
         if blob.verify_and_write(start, bytes, is_valid).await? {
             Ok(())
         } else {

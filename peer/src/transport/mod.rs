@@ -22,7 +22,7 @@ use flotilla_common::name::PeerId;
 use flotilla_common::units::BitRate;
 use flotilla_common::wire::peer::{ALPN, About, Chunk, Control};
 use flotilla_runtime::identity::{self, Identity, IdentityError};
-use flotilla_runtime::listen::listening_cure;
+use flotilla_runtime::listen::listen_hint;
 use flotilla_runtime::shutdown::Shutdown;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, Incoming, ServerConfig};
@@ -70,7 +70,7 @@ pub(crate) enum TransportEvent {
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// The address does not belong to this machine, or is in use.
-    #[error("bind UDP socket {0}: {1}{cure}", cure = listening_cure(.1))]
+    #[error("bind UDP socket {0}: {1}{cure}", cure = listen_hint(.1))]
     Bind(SocketAddr, io::Error),
     /// The TLS configuration does not work with QUIC.
     #[error("use identity for QUIC: {0}")]

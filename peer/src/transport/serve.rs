@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_common::chunk::PART_SIZE;
 use flotilla_common::digest::Digest;
-use flotilla_common::tree::Value;
+use flotilla_common::hash_tree::Value;
 use flotilla_common::wire::peer::{Ask, Chunk, Parts, Refusal};
 use flotilla_runtime::rate::Limiter;
 use futures_util::future::try_join;

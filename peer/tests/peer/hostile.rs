@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::digest::Digest;
-use flotilla_common::map::ChunkMap;
 use flotilla_common::wire::frame::Message;
 use flotilla_common::wire::peer::{About, Ask, Chunk, Control, Have, Hello, Holding, Holds};
 use flotilla_peer::{Peer, QuicSettings, quic_endpoint};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
-use flotilla_common::tree::{self, Value};
+use flotilla_common::hash_tree::{self, Value};
 use flotilla_common::units::{BitRate, ByteSize};
 use flotilla_peer::{ChunkInterceptor, Config, CongestionControl, Peer};
 
@@ -104,7 +104,7 @@ impl ChunkInterceptor for ChangeLastByte {
         if self.changes_values
             && let Some(first) = values.first_mut()
         {
-            *first = tree::subtree_value(0, b"other");
+            *first = hash_tree::subtree_value(0, b"other");
         }
         values
     }

@@ -12,7 +12,7 @@ use flotilla_common::seal::SealKey;
 use flotilla_peer::{Config, Peer};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{
-    Authority, CertificateFiles, Identity, LiveKeys, trusted_key_line,
+    CertificateAuthority, CertificateFiles, Identity, LiveKeys, trusted_key_line,
 };
 
 use crate::harness::origin::GrantSource;
@@ -216,7 +216,7 @@ async fn certificate_and_authority_are_replaced_at_run_time() {
     wait_until("the peers are connected", || first.stats().neighbours == 1).await;
 
     // The next authority is trusted besides the old one; a peer with its certificate joins.
-    let next = Authority::create().unwrap();
+    let next = CertificateAuthority::create().unwrap();
     let issue = |name: &str| next.issue_peer(&name.parse().unwrap(), 2 * HOUR).unwrap();
     let both = format!(
         "{}{}",

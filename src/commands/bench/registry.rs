@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum, value_parser};
+use flotilla_common::bounds::percentile;
 use flotilla_common::digest::{Algorithm, DigestHasher};
-use flotilla_common::figures::percentile;
 use flotilla_common::manifest::ACCEPT;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::units::ByteSize;

@@ -15,7 +15,7 @@ use std::{env, io};
 
 use bytes::Bytes;
 use clap::{Args, value_parser};
-use flotilla_common::figures::percentile;
+use flotilla_common::bounds::percentile;
 use flotilla_common::units::ByteSize;
 use serde::Serialize;
 

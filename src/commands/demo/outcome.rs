@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flotilla_common::figures::{percentile, pipelined_s};
+use flotilla_common::bounds::{percentile, pipelined_s};
 use flotilla_common::units::BitRate;
 use serde::Serialize;
 

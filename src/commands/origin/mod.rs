@@ -118,7 +118,7 @@ async fn serve(args: ServeArgs) -> Result<(), CommandError> {
     tokio::select! {
         () = origin.shutdown() => {}
         // A second signal: dropping the origin ends it without draining.
-        () = shutdown.wait_abandoned() => {}
+        () = shutdown.wait_until_abandoned() => {}
     }
     Ok(())
 }

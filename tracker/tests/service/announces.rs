@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::digest::Digest;
-use flotilla_common::map::ChunkMap;
 use flotilla_common::wire::tracker::{
     AnnounceAnswer, BlobState, Change, HeldLease, LeaseAnswer, LeaseAsk,
 };

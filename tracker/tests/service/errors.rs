@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::codec;
-use flotilla_common::map::ChunkMap;
 use flotilla_common::wire::tracker::{ANNOUNCE_PATH, LEASE_PATH, LeaseRequest};
 use flotilla_runtime::clock::Clock;
-use flotilla_runtime::identity::{Authority, Identity, Issued, client_trusting};
+use flotilla_runtime::identity::{CertificateAuthority, Identity, Issued, client_trusting};
 use flotilla_runtime::shutdown::{Drained, Shutdown};
 use flotilla_tracker::{Config, LimitsConfig, StartError, Tracker};
 use reqwest::StatusCode;
@@ -78,7 +78,7 @@ async fn bad_requests_get_status_and_reason() {
 
 #[tokio::test]
 async fn peer_id_must_match_the_certificate() {
-    let fleet = Authority::create().unwrap();
+    let fleet = CertificateAuthority::create().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let authority = directory.path().join("ca.pem");
     std::fs::write(&authority, fleet.certificate_pem()).unwrap();

@@ -3,9 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
-use flotilla_common::map::ChunkMap;
 use flotilla_common::wire::tracker::{
     ANNOUNCE_PATH, AnnounceAnswer, AnnounceRequest, BlobState, Change, LEASE_PATH, LeaseAnswer,
     LeaseAsk, LeaseRequest, PeerInfo,

@@ -1,7 +1,7 @@
 //! Leases.
 
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::codec;
-use flotilla_common::map::ChunkMap;
 use flotilla_common::wire::tracker::{LEASE_PATH, LeaseAnswer, LeaseAsk, LeaseRequest};
 use flotilla_tracker::{Config, LeaseConfig};
 

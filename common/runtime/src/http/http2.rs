@@ -19,8 +19,8 @@ use hyper_util::rt::TokioTimer;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-use super::Limits;
-use super::pace::patiently;
+use super::ListenerLimits;
+use super::h2_stall::until_stalled;
 use crate::shutdown::Shutdown;
 
 /// What ALPN calls it.
@@ -65,7 +65,7 @@ impl Streams {
     }
 
     /// The settings of a connection with these streams.
-    pub(super) fn builder(&self, limits: &Limits) -> http2::Builder<Self> {
+    pub(super) fn builder(&self, limits: &ListenerLimits) -> http2::Builder<Self> {
         let mut http = http2::Builder::new(self.clone());
         http.timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
@@ -100,7 +100,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
         let open = Open(Arc::clone(&self.counts));
         let patience = self.patience;
         self.shutdown.spawn(async move {
-            patiently(stream, patience).await;
+            until_stalled(stream, patience).await;
             drop(open);
         });
     }

@@ -23,11 +23,14 @@ async fn cut_short() -> http::Response<Body> {
 }
 
 async fn start(responder: impl Into<Responder>) -> (SocketAddr, Shutdown) {
-    let (server, shutdown) = start_within(responder, Limits::default()).await;
+    let (server, shutdown) = start_within(responder, ListenerLimits::default()).await;
     (server.address(), shutdown)
 }
 
-async fn start_within(responder: impl Into<Responder>, limits: Limits) -> (Server, Shutdown) {
+async fn start_within(
+    responder: impl Into<Responder>,
+    limits: ListenerLimits,
+) -> (HttpServer, Shutdown) {
     let shutdown = Shutdown::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = serve_with(listener, responder, None, &shutdown, limits).unwrap();
@@ -122,9 +125,9 @@ async fn a_drain_cuts_what_never_ends_after_its_bound() {
             stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"1"))]).chain(stream::pending());
         Body::from_stream(ones)
     };
-    let limits = Limits {
+    let limits = ListenerLimits {
         drain_timeout: Duration::from_millis(10),
-        ..Limits::default()
+        ..ListenerLimits::default()
     };
     let (server, shutdown) = start_within(Router::new().route("/", get(endless)), limits).await;
     let mut stream = TcpStream::connect(server.address()).await.unwrap();
@@ -141,9 +144,9 @@ async fn a_drain_cuts_what_never_ends_after_its_bound() {
 async fn connections_are_kept_alive_and_bounded() {
     let (server, _shutdown) = start_within(
         hello(),
-        Limits {
+        ListenerLimits {
             connections: 1,
-            ..Limits::default()
+            ..ListenerLimits::default()
         },
     )
     .await;
@@ -171,9 +174,9 @@ async fn connections_are_kept_alive_and_bounded() {
 async fn a_burst_of_connections_waits_in_the_kernel_until_it_is_accepted() {
     let (server, _shutdown) = start_within(
         hello(),
-        Limits {
+        ListenerLimits {
             connections: 1,
-            ..Limits::default()
+            ..ListenerLimits::default()
         },
     )
     .await;
@@ -288,7 +291,7 @@ async fn a_client_that_hangs_up_is_noticed_while_its_response_waits_for_bytes() 
 
 #[tokio::test]
 async fn over_tls_a_handler_sees_which_peer_asks() {
-    let fleet = identity::Authority::create().unwrap();
+    let fleet = identity::CertificateAuthority::create().unwrap();
     let day = Duration::from_secs(86_400);
     let id = |issued: identity::Issued| {
         let (certificate, key) = (issued.certificate_pem, issued.key_pem);
@@ -301,7 +304,7 @@ async fn over_tls_a_handler_sees_which_peer_asks() {
     };
     let shutdown = Shutdown::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let tls = origin.https_server(identity::Clients::Anybody).unwrap();
+    let tls = origin.https_server(identity::ClientAuth::Optional).unwrap();
     let server = serve(
         listener,
         Router::new().route("/", get(who)),

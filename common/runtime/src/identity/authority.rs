@@ -11,7 +11,7 @@ use rcgen::{
 };
 use rustls::pki_types::{DnsName, IpAddr, ServerName};
 
-use super::files::{self, FileKind, IdentityError, Place};
+use super::files::{self, ContentSource, FileKind, IdentityError};
 use super::{PEER_DOMAIN, peer_name};
 use crate::clock::Clock;
 
@@ -24,7 +24,7 @@ const BACKDATED: Duration = DAY;
 
 /// The root of a fleet's trust, with its private key.
 #[derive(Debug)]
-pub struct Authority {
+pub struct CertificateAuthority {
     certificate_pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -46,7 +46,7 @@ impl std::fmt::Debug for Issued {
     }
 }
 
-impl Authority {
+impl CertificateAuthority {
     /// How long certificates are good for unless something else is asked for: a year.
     pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(365 * DAY.as_secs());
 
@@ -73,10 +73,10 @@ impl Authority {
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, IdentityError> {
         let certificate_pem = files::read(FileKind::Authority, certificate)?;
         let key_pem = files::read(FileKind::AuthorityKey, key)?;
-        let key_place = Place::File(key.to_owned());
+        let key_place = ContentSource::File(key.to_owned());
         let key = KeyPair::from_pem(&key_pem)
             .map_err(|error| key_place.fault(FileKind::AuthorityKey, error))?;
-        let place = Place::File(certificate.to_owned());
+        let place = ContentSource::File(certificate.to_owned());
         check_pair(&place, &certificate_pem, &key)?;
         let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key)
             .map_err(|error| place.fault(FileKind::Authority, error))?;
@@ -166,7 +166,11 @@ fn params(common_name: &str, validity: Duration) -> CertificateParams {
     params
 }
 
-fn check_pair(place: &Place, certificate_pem: &str, key: &KeyPair) -> Result<(), IdentityError> {
+fn check_pair(
+    place: &ContentSource,
+    certificate_pem: &str,
+    key: &KeyPair,
+) -> Result<(), IdentityError> {
     let certificates = place.certificates(FileKind::Authority, certificate_pem)?;
     let fault = |fault: &str| place.fault(FileKind::Authority, fault);
     let first = certificates

@@ -90,7 +90,7 @@ pub enum IdentityError {
         /// What it is for.
         kind: FileKind,
         /// The file, or how else it was given.
-        place: Place,
+        place: ContentSource,
         /// What is wrong.
         fault: String,
     },
@@ -123,14 +123,14 @@ pub enum IdentityError {
 
 /// Where content comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ContentSource {
     /// A file.
     File(PathBuf),
     /// Handed over by the program.
     Memory,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ContentSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "'{}'", path.display()),
@@ -139,7 +139,7 @@ impl fmt::Display for Place {
     }
 }
 
-impl Place {
+impl ContentSource {
     pub(super) fn fault(&self, kind: FileKind, fault: impl fmt::Display) -> IdentityError {
         IdentityError::Content {
             kind,

@@ -15,7 +15,7 @@ use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 
-use super::Clients;
+use super::ClientAuth;
 use super::files::IdentityError;
 use super::tls::{provider, tls_error};
 
@@ -126,12 +126,12 @@ impl ServerCertVerifier for Live {
 #[derive(Debug)]
 pub(super) struct LiveClients {
     pub(super) live: Arc<Live>,
-    pub(super) clients: Clients,
+    pub(super) clients: ClientAuth,
 }
 
 impl ClientCertVerifier for LiveClients {
     fn client_auth_mandatory(&self) -> bool {
-        self.clients == Clients::Authenticated
+        self.clients == ClientAuth::Required
     }
 
     /// None: the list could change during the handshake, and everybody here has but one certificate

@@ -14,7 +14,7 @@ use flotilla_common::hex;
 use flotilla_common::name::RegionName;
 use flotilla_common::seal::{SealKey, TrustedKeys};
 
-use super::files::{self, FileKind, IdentityError, Place};
+use super::files::{self, ContentSource, FileKind, IdentityError};
 use super::tls;
 
 const SECRET: &str = "ed25519-secret";
@@ -78,7 +78,7 @@ pub fn trusted_key_line(key: &SealKey) -> String {
 /// The file cannot be read, or is not exactly one secret.
 pub fn load_seal_key(path: &Path) -> Result<SealKey, IdentityError> {
     let text = files::read(FileKind::SealKey, path)?;
-    let place = Place::File(path.to_owned());
+    let place = ContentSource::File(path.to_owned());
     match keys(&place, FileKind::SealKey, SECRET, &text)?.as_slice() {
         [(issuer, secret)] => Ok(SealKey::from_secret(issuer.clone(), secret)),
         several => {
@@ -94,7 +94,7 @@ pub fn load_seal_key(path: &Path) -> Result<SealKey, IdentityError> {
 /// The file cannot be read, holds no key, or a line is none.
 pub fn load_trusted_keys(path: &Path) -> Result<TrustedKeys, IdentityError> {
     let text = files::read(FileKind::TrustedKeys, path)?;
-    trusted_keys(&Place::File(path.to_owned()), &text)
+    trusted_keys(&ContentSource::File(path.to_owned()), &text)
 }
 
 /// The public keys in a text of the same form.
@@ -102,10 +102,10 @@ pub fn load_trusted_keys(path: &Path) -> Result<TrustedKeys, IdentityError> {
 /// # Errors
 /// It holds no key, or a line is none.
 pub fn parse_trusted_keys(text: &str) -> Result<TrustedKeys, IdentityError> {
-    trusted_keys(&Place::Memory, text)
+    trusted_keys(&ContentSource::Memory, text)
 }
 
-fn trusted_keys(place: &Place, text: &str) -> Result<TrustedKeys, IdentityError> {
+fn trusted_keys(place: &ContentSource, text: &str) -> Result<TrustedKeys, IdentityError> {
     let found = keys(place, FileKind::TrustedKeys, PUBLIC, text)?;
     if found.is_empty() {
         return Err(place.fault(FileKind::TrustedKeys, "holds no key"));
@@ -123,7 +123,7 @@ fn trusted_keys(place: &Place, text: &str) -> Result<TrustedKeys, IdentityError>
 }
 
 fn keys(
-    place: &Place,
+    place: &ContentSource,
     kind: FileKind,
     algorithm: &str,
     text: &str,

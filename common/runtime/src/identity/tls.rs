@@ -13,10 +13,10 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 
-use super::files::{self, FileKind, IdentityError, Place};
+use super::files::{self, ContentSource, FileKind, IdentityError};
 use super::live::{Live, LiveClients, Moment, Validity};
 use crate::clock::Clock;
-use crate::metrics::Figures;
+use crate::metrics::MetricWriter;
 
 /// QUIC knows no older version.
 static QUIC_VERSIONS: &[&SupportedProtocolVersion] = &[&version::TLS13];
@@ -40,11 +40,11 @@ pub struct CertificateFiles {
 
 /// Whether clients must show a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Clients {
-    /// Without one, no connection.
-    Authenticated,
-    /// It is asked for, and checked if it is shown.
-    Anybody,
+pub enum ClientAuth {
+    /// A client without a certificate gets no connection.
+    Required,
+    /// The server asks for a certificate, and verifies one that is shown.
+    Optional,
 }
 
 /// A certificate with its key, and whom it trusts. Clones share all of it, also after a reload.
@@ -69,7 +69,7 @@ impl Identity {
     /// # Errors
     /// As [`Identity::load`].
     pub fn from_pem(certificate: &str, key: &str, authority: &str) -> Result<Self, IdentityError> {
-        let place = Place::Memory;
+        let place = ContentSource::Memory;
         let (certified, validity) = certified(&place, certificate, &place, key)?;
         Ok(Self::new(
             Moment::new(certified, validity, roots(&place, authority)?)?,
@@ -105,7 +105,9 @@ impl Identity {
             let named = named.map_or_else(|| "no peer".to_owned(), |named| format!("peer {named}"));
             let fault =
                 format!("names {named}, and this process is peer {id}: restart it to rename it");
-            return Err(Place::File(files.certificate.clone()).fault(FileKind::Certificate, fault));
+            return Err(
+                ContentSource::File(files.certificate.clone()).fault(FileKind::Certificate, fault)
+            );
         }
         self.live.0.store(Arc::new(moment));
         Ok(())
@@ -125,7 +127,7 @@ impl Identity {
     ///
     /// # Errors
     /// The text cannot be written.
-    pub fn figures(&self, figures: &mut Figures<'_>) -> fmt::Result {
+    pub fn figures(&self, figures: &mut MetricWriter<'_>) -> fmt::Result {
         let help = "When the certificate in use is over, in seconds since 1970";
         figures.gauge(
             "certificate_ends_timestamp_seconds",
@@ -143,7 +145,7 @@ impl Identity {
     /// # Errors
     /// The authorities cannot verify anybody.
     pub fn quic_server(&self, alpn: &[u8]) -> Result<ServerConfig, IdentityError> {
-        self.server(QUIC_VERSIONS, Clients::Authenticated, &[alpn])
+        self.server(QUIC_VERSIONS, ClientAuth::Required, &[alpn])
     }
 
     /// For dialling by QUIC: TLS 1.3, with the own certificate, the protocol `alpn`.
@@ -158,7 +160,7 @@ impl Identity {
     ///
     /// # Errors
     /// The authorities cannot verify anybody.
-    pub fn https_server(&self, clients: Clients) -> Result<Arc<ServerConfig>, IdentityError> {
+    pub fn https_server(&self, clients: ClientAuth) -> Result<Arc<ServerConfig>, IdentityError> {
         self.server(HTTPS_VERSIONS, clients, &[b"h2", b"http/1.1"])
             .map(Arc::new)
     }
@@ -174,7 +176,7 @@ impl Identity {
     fn server(
         &self,
         versions: &[&'static SupportedProtocolVersion],
-        clients: Clients,
+        clients: ClientAuth,
         alpn: &[&[u8]],
     ) -> Result<ServerConfig, IdentityError> {
         let verifier = LiveClients {
@@ -216,7 +218,7 @@ impl Identity {
 /// The file cannot be read, or holds no certificate.
 pub fn client_trusting(authority: &std::path::Path) -> Result<ClientConfig, IdentityError> {
     let text = files::read(FileKind::Authority, authority)?;
-    anonymous_client(roots(&Place::File(authority.to_owned()), &text)?)
+    anonymous_client(roots(&ContentSource::File(authority.to_owned()), &text)?)
 }
 
 /// For clients of plain HTTP, whose library wants a TLS configuration all the same: every handshake
@@ -243,7 +245,8 @@ fn load(files: &CertificateFiles) -> Result<Moment, IdentityError> {
     let key = files::read(FileKind::PrivateKey, &files.key)?;
     let authority = files::read(FileKind::Authority, &files.authority)?;
     let [certificate_place, key_place, authority_place] =
-        [&files.certificate, &files.key, &files.authority].map(|path| Place::File(path.clone()));
+        [&files.certificate, &files.key, &files.authority]
+            .map(|path| ContentSource::File(path.clone()));
     let (certified, validity) = certified(&certificate_place, &certificate, &key_place, &key)?;
     Moment::new(certified, validity, roots(&authority_place, &authority)?)
 }
@@ -253,9 +256,9 @@ fn peer_of(moment: &Moment) -> Option<PeerId> {
 }
 
 fn certified(
-    certificate_place: &Place,
+    certificate_place: &ContentSource,
     certificate: &str,
-    key_place: &Place,
+    key_place: &ContentSource,
     key: &str,
 ) -> Result<(CertifiedKey, Validity), IdentityError> {
     let chain = certificate_place.certificates(FileKind::Certificate, certificate)?;
@@ -287,7 +290,7 @@ fn certified(
 }
 
 /// A bundle may hold certificates that this cryptography cannot read; one good one is enough.
-fn roots(place: &Place, text: &str) -> Result<RootCertStore, IdentityError> {
+fn roots(place: &ContentSource, text: &str) -> Result<RootCertStore, IdentityError> {
     let mut roots = RootCertStore::empty();
     let (usable, unusable) =
         roots.add_parsable_certificates(place.certificates(FileKind::Authority, text)?);

@@ -36,14 +36,14 @@ const REMINDER_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// How often files are looked at, and how long they may be in the middle of a change.
 #[derive(Clone, Copy, Debug)]
-pub struct Timing {
+pub struct ReloadTiming {
     /// Between two looks. Default 2 s.
     pub poll: Duration,
     /// How long files may be unusable before it is said. Default 5 s.
     pub patience: Duration,
 }
 
-impl Default for Timing {
+impl Default for ReloadTiming {
     fn default() -> Self {
         Self {
             poll: Duration::from_secs(2),
@@ -179,7 +179,7 @@ impl Reloadable for LiveKeys {
 }
 
 /// Follows the files of `subject`, if it has any, until the shutdown.
-pub fn keep_fresh(subject: impl Reloadable, timing: Timing, shutdown: &Shutdown) {
+pub fn reload_on_change(subject: impl Reloadable, timing: ReloadTiming, shutdown: &Shutdown) {
     if subject.files().is_empty() {
         return;
     }

@@ -11,7 +11,7 @@ use core::time::Duration;
 
 use super::io::{HeldChunks, PeerSlot};
 use crate::chunk::Geometry;
-use crate::map::{ChunkMap, bits};
+use crate::chunk_map::{ChunkMap, bits};
 use crate::time::Time;
 
 /// Most neighbours of a blob: one bit each.

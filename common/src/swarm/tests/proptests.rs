@@ -7,7 +7,7 @@ use core::time::Duration;
 use proptest::prelude::*;
 
 use crate::chunk::Geometry;
-use crate::map::ChunkMap;
+use crate::chunk_map::ChunkMap;
 use crate::swarm::{
     BlobSlot, ChunkSource, Config, DownloadFailure, HeldChunks, Input, Nearness, Output, PeerFacts,
     PeerMachine, PeerSlot, RefusalReason, TransferId, UploadId,

@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use crate::chunk::Geometry;
-use crate::map::ChunkMap;
+use crate::chunk_map::ChunkMap;
 use crate::swarm::{
     BlobSlot, Config, HeldChunks, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot,
     TransferId,

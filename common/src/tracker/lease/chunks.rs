@@ -12,7 +12,7 @@
 
 use core::time::Duration;
 
-use crate::map::ChunkMap;
+use crate::chunk_map::ChunkMap;
 use crate::time::Time;
 use crate::tracker::slots::PeerSlot;
 

@@ -11,7 +11,7 @@ use std::ops::Bound;
 use rand::RngExt as _;
 use rand_pcg::Pcg64Mcg;
 
-use crate::map::ChunkMap;
+use crate::chunk_map::ChunkMap;
 use crate::time::Time;
 use crate::tracker::messages::RequestId;
 use crate::tracker::slots::PeerSlot;

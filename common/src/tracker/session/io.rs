@@ -3,8 +3,8 @@
 use core::time::Duration;
 
 use super::exchanges::ExchangeId;
+use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
-use crate::map::ChunkMap;
 use crate::name::PeerId;
 use crate::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, Change, Handout, HeldLease, LeaseAnswer, LeaseAsk,

@@ -3,8 +3,8 @@
 use core::time::Duration;
 
 use super::*;
+use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
-use crate::map::ChunkMap;
 use crate::time::Time;
 use crate::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, LeaseAnswer, LeaseAsk,

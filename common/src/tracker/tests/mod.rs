@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use core::time::Duration;
 
 use super::*;
-use crate::map::ChunkMap;
+use crate::chunk_map::ChunkMap;
 use crate::time::Time;
 
 pub(super) const BLOB: BlobSlot = BlobSlot(0);

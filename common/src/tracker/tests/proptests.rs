@@ -7,7 +7,7 @@ use core::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::map::ChunkMap;
+use crate::chunk_map::ChunkMap;
 use crate::time::Time;
 
 const PEERS: u32 = 7;

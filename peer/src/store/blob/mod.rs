@@ -16,10 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use flotilla_common::chunk::Geometry;
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::digest::Digest;
-use flotilla_common::map::ChunkMap;
+use flotilla_common::hash_tree::{self, ChunkTable, Value};
 use flotilla_common::proof::Proof;
-use flotilla_common::tree::{self, ChunkTable, Value};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use super::StoreError;
@@ -369,7 +369,7 @@ impl StoredBlob {
         let has_table = self.table().is_some();
         let part_values = move |bytes: &[u8]| {
             if has_table {
-                tree::part_values(start, bytes)
+                hash_tree::part_values(start, bytes)
             } else {
                 Vec::new()
             }

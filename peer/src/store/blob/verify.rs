@@ -5,8 +5,8 @@
 
 use core::ops::Range;
 
+use flotilla_common::hash_tree::Value;
 use flotilla_common::proof::Proof;
-use flotilla_common::tree::Value;
 
 use super::{IncrementalDigest, StoredBlob};
 use crate::store::StoreError;

@@ -7,8 +7,8 @@ mod crash;
 
 use bytes::Bytes;
 use flotilla_common::chunk::PART_SIZE;
+use flotilla_common::hash_tree::{self, TreeHasher};
 use flotilla_common::seal::{BlobFacts, SealKey};
-use flotilla_common::tree::{self, TreeHasher};
 
 use super::*;
 
@@ -68,7 +68,7 @@ fn sample_with_digest(digest: Digest, salt: u8, length: usize) -> Sample {
 async fn store_chunk(sample: &Sample, blob: &Arc<StoredBlob>, chunk: u32) {
     let range = sample.geometry.chunk_range(chunk);
     let bytes = sample.bytes.slice(range.start as usize..range.end as usize);
-    let values = tree::part_values(range.start, &bytes);
+    let values = hash_tree::part_values(range.start, &bytes);
     blob.write_verified(range.start, bytes).await.unwrap();
     blob.mark_held(chunk, &values);
 }
@@ -95,7 +95,7 @@ async fn partial_blob_survives_restart() {
     let sent = blob.chunk(2).await.unwrap().unwrap();
     assert_eq!(
         sent.values,
-        tree::part_values(2 * PART_SIZE, &sample.bytes[2 * PART..])
+        hash_tree::part_values(2 * PART_SIZE, &sample.bytes[2 * PART..])
     );
 
     store_chunk(&sample, &blob, 1).await;

@@ -17,7 +17,7 @@ use flotilla_common::seal::{SealKey, TrustedKeys};
 use flotilla_common::swarm;
 use flotilla_peer::{Config, Peer};
 use flotilla_runtime::clock::Clock;
-use flotilla_runtime::identity::{Authority, Identity, client_without_trust};
+use flotilla_runtime::identity::{CertificateAuthority, Identity, client_without_trust};
 use flotilla_runtime::shutdown::Shutdown;
 use futures_util::StreamExt;
 use reqwest::{Client, Response};
@@ -35,7 +35,7 @@ pub(crate) struct Fleet {
     pub origin: Arc<FakeOrigin>,
     pub tracker: Option<Arc<FakeTracker>>,
     pub key: SealKey,
-    pub authority: Authority,
+    pub authority: CertificateAuthority,
     dir: TempDir,
 }
 
@@ -48,12 +48,12 @@ impl Fleet {
     }
 
     pub(crate) async fn without_tracker() -> Self {
-        Self::create(Authority::create().unwrap(), None).await
+        Self::create(CertificateAuthority::create().unwrap(), None).await
     }
 
     /// A fleet whose origin authenticates peers by their certificates.
     pub(crate) async fn with_tls() -> Self {
-        let authority = Authority::create().unwrap();
+        let authority = CertificateAuthority::create().unwrap();
         let issued = authority
             .issue_server(&["127.0.0.1".to_owned()], HOUR)
             .unwrap();
@@ -68,7 +68,7 @@ impl Fleet {
         fleet
     }
 
-    async fn create(authority: Authority, origin: Option<Identity>) -> Self {
+    async fn create(authority: CertificateAuthority, origin: Option<Identity>) -> Self {
         init_logging();
         let shutdown = Shutdown::new();
         let key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);

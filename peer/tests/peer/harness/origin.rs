@@ -14,14 +14,14 @@ use bytes::Bytes;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
+use flotilla_common::hash_tree::TreeHasher;
 use flotilla_common::manifest::OCI_MANIFEST;
 use flotilla_common::name::PeerId;
 use flotilla_common::proof::Proof;
 use flotilla_common::seal::{BlobFacts, SealKey};
-use flotilla_common::tree::TreeHasher;
 use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer};
 use flotilla_runtime::http;
-use flotilla_runtime::identity::{Clients, Identity};
+use flotilla_runtime::identity::{ClientAuth, Identity};
 use flotilla_runtime::shutdown::Shutdown;
 use futures_util::stream;
 use tokio::net::TcpListener;
@@ -77,7 +77,7 @@ impl FakeOrigin {
     ) -> Arc<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let scheme = if identity.is_some() { "https" } else { "http" };
-        let tls = identity.map(|identity| identity.https_server(Clients::Anybody).unwrap());
+        let tls = identity.map(|identity| identity.https_server(ClientAuth::Optional).unwrap());
         let origin = Arc::new(Self {
             url: format!("{scheme}://{}", listener.local_addr().unwrap()),
             key,

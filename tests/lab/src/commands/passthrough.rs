@@ -15,7 +15,7 @@ use flotilla::fleet::Fleet;
 use flotilla::image;
 use flotilla::measure::require_disk_space;
 use flotilla::region::{PeerPlan, Region, RegionPlan};
-use flotilla_common::figures::percentile;
+use flotilla_common::bounds::percentile;
 use flotilla_common::units::{BitRate, ByteSize};
 use serde::Serialize;
 use tempfile::TempDir;

@@ -14,8 +14,8 @@ use clap::{Args, value_parser};
 use flotilla::command::{CommandError, print_outcome};
 use flotilla::measure::{EMPTY_CONFIG, SyntheticImage, require_disk_space};
 use flotilla::progress::Progress;
+use flotilla_common::bounds::{percentile, pipelined_s};
 use flotilla_common::chunk::Geometry;
-use flotilla_common::figures::{percentile, pipelined_s};
 use flotilla_common::units::{BitRate, ByteSize};
 use flotilla_lab::{
     Lab, LabError, LabPlan, LinkShape, LinkTraffic, NetworkKind, PeerSetup, TAG,

@@ -25,7 +25,7 @@ fn renew(files: &CertificateFiles, issued: &Issued) {
     replace(&files.key, &issued.key_pem);
 }
 
-fn vm(directory: &Path, fleet: &Authority) -> (CertificateFiles, Identity) {
+fn vm(directory: &Path, fleet: &CertificateAuthority) -> (CertificateFiles, Identity) {
     let files = write_files(
         directory,
         fleet,
@@ -37,7 +37,7 @@ fn vm(directory: &Path, fleet: &Authority) -> (CertificateFiles, Identity) {
 
 #[test]
 fn a_half_written_pair_is_waited_for() {
-    let fleet = Authority::create().unwrap();
+    let fleet = CertificateAuthority::create().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (files, vm) = vm(directory.path(), &fleet);
     let mut watch = Watch::new(vm.clone(), PATIENCE);
@@ -61,7 +61,7 @@ fn a_half_written_pair_is_waited_for() {
 
 #[test]
 fn a_bad_file_is_told_once_and_the_old_identity_stays() {
-    let fleet = Authority::create().unwrap();
+    let fleet = CertificateAuthority::create().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (files, vm) = vm(directory.path(), &fleet);
     let mut watch = Watch::new(vm.clone(), PATIENCE);
@@ -105,7 +105,7 @@ fn a_bad_file_is_told_once_and_the_old_identity_stays() {
 
 #[test]
 fn a_running_peer_keeps_its_name() {
-    let fleet = Authority::create().unwrap();
+    let fleet = CertificateAuthority::create().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (files, vm) = vm(directory.path(), &fleet);
     renew(&files, &fleet.issue_peer(&peer("vm-2"), DAY).unwrap());
@@ -141,7 +141,7 @@ fn the_end_of_a_certificate_is_announced_well_before() {
 
 #[test]
 fn a_clock_that_is_an_hour_behind_accepts_a_new_certificate() {
-    let fleet = Authority::create().unwrap();
+    let fleet = CertificateAuthority::create().unwrap();
     let made = identity(&fleet, &fleet.issue_peer(&peer("a"), DAY).unwrap());
     let slow_clock = crate::clock::Clock::system().unix_seconds() - 3600;
     assert!(made.validity().begins_unix_s < slow_clock);
@@ -235,17 +235,20 @@ async fn settled(until: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn a_fleet_changes_its_authority_under_load_without_losing_a_connection() {
-    let (old, new) = (Authority::create().unwrap(), Authority::create().unwrap());
+    let (old, new) = (
+        CertificateAuthority::create().unwrap(),
+        CertificateAuthority::create().unwrap(),
+    );
     let directory = tempfile::tempdir().unwrap();
     let (files, vm) = vm(directory.path(), &old);
     let (server, client) = (vm.quic_server(ALPN).unwrap(), vm.quic_client(ALPN).unwrap());
     let mut early = connect(&server, &client).await.unwrap();
     let shutdown = Shutdown::new();
-    let timing = Timing {
+    let timing = ReloadTiming {
         poll: Duration::from_millis(5),
         patience: PATIENCE,
     };
-    keep_fresh(vm.clone(), timing, &shutdown);
+    reload_on_change(vm.clone(), timing, &shutdown);
     // Connections come all the while, and none fails.
     let load = {
         let (server, client, stop) = (server.clone(), client.clone(), shutdown.clone());

@@ -12,12 +12,12 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 #[derive(Debug)]
-pub(super) struct FlushBeforeCut {
+pub(super) struct FlushBeforeAbort {
     inner: Body,
     held_back: Option<axum::Error>,
 }
 
-impl FlushBeforeCut {
+impl FlushBeforeAbort {
     pub(super) fn new(inner: Body) -> Self {
         Self {
             inner,
@@ -26,7 +26,7 @@ impl FlushBeforeCut {
     }
 }
 
-impl HttpBody for FlushBeforeCut {
+impl HttpBody for FlushBeforeAbort {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -16,9 +16,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Of one connection, which waits for one thing at a time.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Alarm(Arc<Mutex<Option<Pin<Box<Sleep>>>>>);
+pub(super) struct HeaderTimer(Arc<Mutex<Option<Pin<Box<Sleep>>>>>);
 
-impl Timer for Alarm {
+impl Timer for HeaderTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn HyperSleep>> {
         self.sleep_until(self.now() + duration)
     }
@@ -37,7 +37,7 @@ impl Timer for Alarm {
 
 #[derive(Debug)]
 struct Wait {
-    alarm: Alarm,
+    alarm: HeaderTimer,
     deadline: Instant,
 }
 
@@ -68,7 +68,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_wait_ends_at_its_own_deadline() {
-        let (alarm, second) = (Alarm::default(), Duration::from_secs(1));
+        let (alarm, second) = (HeaderTimer::default(), Duration::from_secs(1));
         let started = Instant::now();
         let given_up = tokio::time::timeout(second, alarm.sleep(3 * second)).await;
         assert!(given_up.is_err());

@@ -13,15 +13,15 @@ use futures_util::stream::FuturesUnordered;
 /// Polls a future only when that future itself was woken, however often its neighbours in the task
 /// are.
 #[derive(Debug)]
-pub(crate) struct OnlyWhenWoken<F>(FuturesUnordered<F>);
+pub(crate) struct WakeFilter<F>(FuturesUnordered<F>);
 
-impl<F> OnlyWhenWoken<F> {
+impl<F> WakeFilter<F> {
     pub(crate) fn new(future: F) -> Self {
         Self(core::iter::once(future).collect())
     }
 }
 
-impl<F: Future> Future for OnlyWhenWoken<F> {
+impl<F: Future> Future for WakeFilter<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
@@ -59,7 +59,7 @@ mod tests {
             assert_eq!(polls.get(), 1);
             notify.notify_waiters();
         };
-        tokio::join!(OnlyWhenWoken::new(future), busy);
+        tokio::join!(WakeFilter::new(future), busy);
         assert_eq!(polls.get(), 2);
     }
 }

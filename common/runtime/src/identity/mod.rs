@@ -2,7 +2,7 @@
 //! and origins' seal keys.
 //!
 //! ```text
-//! Authority ---issues---> certificate of a peer:   <id>.peer.flotilla.internal, client and server
+//! CertificateAuthority ---issues---> certificate of a peer:   <id>.peer.flotilla.internal, client and server
 //!     |                   certificate of a server: names and addresses, server only
 //!     '---trusted by----> Identity: own certificate and the authority ---> TLS configurations
 //! ```
@@ -25,13 +25,13 @@ use flotilla_common::name::PeerId;
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 
-pub use authority::{Authority, Issued};
-pub use files::{FileKind, IdentityError, Place, replace, write_new};
+pub use authority::{CertificateAuthority, Issued};
+pub use files::{ContentSource, FileKind, IdentityError, replace, write_new};
 pub use seal_keys::{
     SealSecret, load_seal_key, load_trusted_keys, parse_trusted_keys, trusted_key_line,
 };
-pub use tls::{CertificateFiles, Clients, Identity, client_trusting, client_without_trust};
-pub use watch::{LiveKeys, Reloadable, Timing, keep_fresh};
+pub use tls::{CertificateFiles, ClientAuth, Identity, client_trusting, client_without_trust};
+pub use watch::{LiveKeys, ReloadTiming, Reloadable, reload_on_change};
 
 /// The domain in which peers have their names: `<id>.peer.flotilla.internal`.
 pub const PEER_DOMAIN: &str = "peer.flotilla.internal";

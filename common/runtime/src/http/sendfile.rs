@@ -3,13 +3,13 @@
 //!
 //! hyper takes bodies of bytes and nothing else. So a body of files yields *stand-ins*: pieces of
 //! one buffer of zeros that no other body has, each as long as the piece of a file that it stands
-//! for, which is put into the connection's queue. Below hyper, [`FileStream`] knows a stand-in by
+//! for, which is put into the connection's queue. Below hyper, [`SendfileStream`] knows a stand-in by
 //! its address and sends the file's bytes in its place.
 //!
 //! ```text
 //! body:        queue <- (file, range)    yields STAND_IN[..len]
 //! hyper:       head, then the same slice, uncopied, to write_vectored
-//! FileStream:  is it in STAND_IN?   yes: sendfile from the queue's front   no: write it
+//! SendfileStream:  is it in STAND_IN?   yes: sendfile from the queue's front   no: write it
 //! ```
 //! Only bytes that are in the page cache take this way, for sendfile waits for a disk, and no
 //! thread of the runtime may; others are brought there first, where waiting is allowed. None are
@@ -166,12 +166,12 @@ fn shorter() -> io::Error {
 
 /// A connection's stream that sends files in the place of their stand-ins.
 #[derive(Debug)]
-pub(super) struct FileStream {
+pub(super) struct SendfileStream {
     inner: TcpStream,
     files: FileSender,
 }
 
-impl FileStream {
+impl SendfileStream {
     pub(super) const fn new(inner: TcpStream, files: FileSender) -> Self {
         Self { inner, files }
     }
@@ -192,7 +192,7 @@ impl FileStream {
     }
 }
 
-impl AsyncRead for FileStream {
+impl AsyncRead for SendfileStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -202,7 +202,7 @@ impl AsyncRead for FileStream {
     }
 }
 
-impl AsyncWrite for FileStream {
+impl AsyncWrite for SendfileStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -267,7 +267,7 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap())
             .await
             .unwrap();
-        let mut stream = FileStream::new(listener.accept().await.unwrap().0, sender);
+        let mut stream = SendfileStream::new(listener.accept().await.unwrap().0, sender);
         let reading = tokio::spawn(async move {
             let mut got = Vec::new();
             client.read_to_end(&mut got).await.map(|_| got)

@@ -21,15 +21,15 @@
 //!
 //! It must never buffer a body.
 
-mod alarm;
-mod cut;
-mod files;
+mod flush_before_abort;
+mod h2_stall;
+mod header_timer;
 mod http2;
-mod pace;
-mod patience;
 pub mod range;
 mod responder;
+mod sendfile;
 mod workers;
+mod write_timeout;
 
 use std::convert::Infallible;
 use std::future::{pending, ready};
@@ -57,18 +57,18 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
-pub use files::FileSender;
 pub use responder::Responder;
+pub use sendfile::FileSender;
 pub use workers::Workers;
 
 use crate::identity;
 use crate::shutdown::Shutdown;
-use crate::woken::OnlyWhenWoken;
-use alarm::Alarm;
-use cut::FlushBeforeCut;
-use files::FileStream;
-use pace::InPieces;
-use patience::Patient;
+use crate::wake_filter::WakeFilter;
+use flush_before_abort::FlushBeforeAbort;
+use h2_stall::PacedBody;
+use header_timer::HeaderTimer;
+use sendfile::SendfileStream;
+use write_timeout::WriteTimeout;
 
 /// Who the client is, by its verified certificate: in the extensions of every request.
 ///
@@ -86,17 +86,17 @@ const ENCRYPTED_LEN: usize = 32 << 10;
 /// rest would try again after a second, or think that they are connected and wait for an answer.
 const BACKLOG: i32 = 4096;
 
-/// The request came on a connection beyond [`Limits::connections`]: in its extensions. Whoever sees
+/// The request came on a connection beyond [`ListenerLimits::connections`]: in its extensions. Whoever sees
 /// it refuses what can wait, and ends the connection with its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Crowded;
+pub struct OverLimit;
 
 /// The bounds of a listener.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct ListenerLimits {
     /// Connections at once. Default 8192.
     pub connections: usize,
-    /// Connections beyond, whose requests are [`Crowded`]; more wait in the kernel's backlog.
+    /// Connections beyond, whose requests are [`OverLimit`]; more wait in the kernel's backlog.
     /// Default none.
     pub reserve: usize,
     /// For a whole request head, and for the next request of an idle connection. Default 120 s,
@@ -113,7 +113,7 @@ pub struct Limits {
     pub linger_timeout: Duration,
 }
 
-impl Default for Limits {
+impl Default for ListenerLimits {
     fn default() -> Self {
         Self {
             connections: 8192,
@@ -145,13 +145,13 @@ impl Connections {
 
 /// A running listener.
 #[derive(Debug)]
-pub struct Server {
+pub struct HttpServer {
     address: SocketAddr,
     connections: Connections,
     accepting: JoinHandle<Option<()>>,
 }
 
-impl Server {
+impl HttpServer {
     /// The address that was bound, with the port that the kernel chose for port 0.
     pub const fn address(&self) -> SocketAddr {
         self.address
@@ -170,7 +170,7 @@ impl Server {
     }
 }
 
-/// Serves what `responder` answers on `listener` until `shutdown`, with the default [`Limits`].
+/// Serves what `responder` answers on `listener` until `shutdown`, with the default [`ListenerLimits`].
 /// With `tls`, HTTPS only.
 ///
 /// The work is spawned through `shutdown`, whose `drain` waits for it.
@@ -182,8 +182,14 @@ pub fn serve(
     responder: impl Into<Responder>,
     tls: Option<Arc<ServerConfig>>,
     shutdown: &Shutdown,
-) -> io::Result<Server> {
-    serve_with(listener, responder, tls, shutdown, Limits::default())
+) -> io::Result<HttpServer> {
+    serve_with(
+        listener,
+        responder,
+        tls,
+        shutdown,
+        ListenerLimits::default(),
+    )
 }
 
 /// [`serve`] with other bounds.
@@ -195,8 +201,8 @@ pub fn serve_with(
     responder: impl Into<Responder>,
     tls: Option<Arc<ServerConfig>>,
     shutdown: &Shutdown,
-    limits: Limits,
-) -> io::Result<Server> {
+    limits: ListenerLimits,
+) -> io::Result<HttpServer> {
     let address = listener.local_addr()?;
     rustix::net::listen(&listener, BACKLOG)?;
     let mut http = http1::Builder::new();
@@ -221,7 +227,7 @@ pub fn serve_with(
         shutdown: shutdown.clone(),
     });
     let accepting = shutdown.spawn(service.accept_all(listener));
-    Ok(Server {
+    Ok(HttpServer {
         address,
         connections,
         accepting,
@@ -239,7 +245,7 @@ struct HttpService {
     responder: Responder,
     tls: Option<TlsAcceptor>,
     connections: Connections,
-    limits: Limits,
+    limits: ListenerLimits,
     shutdown: Shutdown,
 }
 
@@ -391,7 +397,7 @@ impl HttpService {
             Ok(Ok(false)) => {
                 let files = FileSender::default();
                 told.files = Some(files.clone());
-                self.requests(FileStream::new(stream, files), Version::HTTP_11, told)
+                self.requests(SendfileStream::new(stream, files), Version::HTTP_11, told)
                     .await;
             }
             Ok(Err(error)) => {
@@ -410,10 +416,10 @@ impl HttpService {
         let ended = if version == Version::HTTP_2 {
             let respond = service_fn(|request: Request<Incoming>| {
                 let response = self.respond(request, &told);
-                async move { response.await.map(|response| response.map(InPieces::new)) }
+                async move { response.await.map(|response| response.map(PacedBody::new)) }
             });
             let streams = http2::Streams::new(self.shutdown.clone(), patience);
-            let io = TokioIo::new(Patient::new(stream, patience));
+            let io = TokioIo::new(WriteTimeout::new(stream, patience));
             let connection = Box::pin(streams.builder(&self.limits).serve_connection(io, respond));
             let idle = streams.idle(self.limits.head_timeout);
             Box::pin(self.until_drained(
@@ -425,8 +431,11 @@ impl HttpService {
         } else {
             let respond = service_fn(|request: Request<Incoming>| self.respond(request, &told));
             let mut http = self.http.clone();
-            let io = TokioIo::new(Patient::new(&mut stream, patience));
-            let connection = Box::pin(http.timer(Alarm::default()).serve_connection(io, respond));
+            let io = TokioIo::new(WriteTimeout::new(&mut stream, patience));
+            let connection = Box::pin(
+                http.timer(HeaderTimer::default())
+                    .serve_connection(io, respond),
+            );
             let ended = Box::pin(self.until_drained(
                 connection,
                 |connection| connection.graceful_shutdown(),
@@ -452,7 +461,7 @@ impl HttpService {
         tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
-            () = OnlyWhenWoken::new(self.shutdown.wait()) => {}
+            () = WakeFilter::new(self.shutdown.wait()) => {}
             () = idle => {}
         }
         take_no_more(connection.as_mut());
@@ -466,7 +475,7 @@ impl HttpService {
         &self,
         request: Request<Incoming>,
         told: &Told,
-    ) -> impl Future<Output = Result<Response<FlushBeforeCut>, Infallible>> + use<> {
+    ) -> impl Future<Output = Result<Response<FlushBeforeAbort>, Infallible>> + use<> {
         let (parts, body) = request.into_parts();
         let shortcut = self
             .responder
@@ -474,13 +483,13 @@ impl HttpService {
             .as_ref()
             .filter(|_| !told.is_crowded);
         if let Some(response) = shortcut.and_then(|shortcut| shortcut(&parts)) {
-            return Either::Left(ready(Ok(response.map(FlushBeforeCut::new))));
+            return Either::Left(ready(Ok(response.map(FlushBeforeAbort::new))));
         }
         let mut request = Request::from_parts(parts, Body::new(body));
         request.extensions_mut().insert(ConnectInfo(told.client));
         request.extensions_mut().insert(told.identity.clone());
         if told.is_crowded {
-            request.extensions_mut().insert(Crowded);
+            request.extensions_mut().insert(OverLimit);
         }
         if let Some(files) = &told.files {
             request.extensions_mut().insert(files.clone());
@@ -489,7 +498,7 @@ impl HttpService {
         Either::Right(async move {
             response
                 .await
-                .map(|response| response.map(FlushBeforeCut::new))
+                .map(|response| response.map(FlushBeforeAbort::new))
         })
     }
 }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
 #[derive(Debug)]
-pub(super) struct Patient<S> {
+pub(super) struct WriteTimeout<S> {
     inner: S,
     patience: Duration,
     /// Until when a write that waits for the client may wait; kept between waits for its
@@ -22,7 +22,7 @@ pub(super) struct Patient<S> {
     is_waiting: bool,
 }
 
-impl<S> Patient<S> {
+impl<S> WriteTimeout<S> {
     pub(super) const fn new(inner: S, patience: Duration) -> Self {
         Self {
             inner,
@@ -56,7 +56,7 @@ impl<S> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -66,7 +66,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -112,7 +112,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_left() {
         let (near, _far) = duplex(10);
-        let mut stream = Patient::new(near, PATIENCE);
+        let mut stream = WriteTimeout::new(near, PATIENCE);
         let started = Instant::now();
         let error = stream.write_all(&[0; 11]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
@@ -122,7 +122,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_client_gets_everything() {
         let (near, mut far) = duplex(1);
-        let mut stream = Patient::new(near, PATIENCE);
+        let mut stream = WriteTimeout::new(near, PATIENCE);
         let reader = async {
             for _ in 0..5 {
                 sleep(PATIENCE - Duration::from_secs(1)).await;
@@ -136,7 +136,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pause_between_writes_tries_nobodys_patience() {
         let (near, mut far) = duplex(1);
-        let mut stream = Patient::new(near, PATIENCE);
+        let mut stream = WriteTimeout::new(near, PATIENCE);
         for _ in 0..3 {
             let taken = async {
                 sleep(PATIENCE / 2).await;

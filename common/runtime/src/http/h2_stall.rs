@@ -22,7 +22,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::task_local;
 use tokio::time::{Instant, sleep_until};
 
-use super::cut::FlushBeforeCut;
+use super::flush_before_abort::FlushBeforeAbort;
 
 /// Bytes of a piece: a frame of the size that every client takes. A stream has as much waiting at
 /// most, beyond what its window has room for.
@@ -53,7 +53,7 @@ fn was_asked() {
 }
 
 /// Runs a stream to its end, or until its client has taken nothing for as long as `patience`.
-pub(super) async fn patiently(stream: impl Future<Output = ()>, patience: Duration) {
+pub(super) async fn until_stalled(stream: impl Future<Output = ()>, patience: Duration) {
     let turn = Arc::<Turn>::default();
     let mut stream = pin!(TURN.scope(Arc::clone(&turn), stream));
     let mut deadline = pin!(None);
@@ -81,14 +81,14 @@ pub(super) async fn patiently(stream: impl Future<Output = ()>, patience: Durati
 
 /// A response's body in small pieces.
 #[derive(Debug)]
-pub(super) struct InPieces {
-    inner: FlushBeforeCut,
+pub(super) struct PacedBody {
+    inner: FlushBeforeAbort,
     rest: Bytes,
 }
 
-impl InPieces {
+impl PacedBody {
     /// The body of a response that is ready: its client may have the first piece.
-    pub(super) fn new(inner: FlushBeforeCut) -> Self {
+    pub(super) fn new(inner: FlushBeforeAbort) -> Self {
         gave();
         Self {
             inner,
@@ -102,7 +102,7 @@ impl InPieces {
     }
 }
 
-impl HttpBody for InPieces {
+impl HttpBody for PacedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -152,7 +152,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_goes_out_whole_in_small_pieces() {
         let whole: Bytes = (0..100_000_u32).map(|at| at as u8).collect();
-        let mut body = InPieces::new(FlushBeforeCut::new(whole.clone().into()));
+        let mut body = PacedBody::new(FlushBeforeAbort::new(whole.clone().into()));
         assert_eq!(body.size_hint().exact(), Some(100_000));
         let mut got = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -174,12 +174,12 @@ mod tests {
         let taken = async {
             let pieces = stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"x"))])
                 .chain(stream::pending());
-            let mut body = InPieces::new(FlushBeforeCut::new(Body::from_stream(pieces)));
+            let mut body = PacedBody::new(FlushBeforeAbort::new(Body::from_stream(pieces)));
             sleep(PATIENCE - Duration::from_secs(1)).await;
             body.frame().await.unwrap().unwrap();
             std::future::pending::<()>().await;
         };
-        patiently(taken, PATIENCE).await;
+        until_stalled(taken, PATIENCE).await;
         assert_eq!(started.elapsed(), 2 * PATIENCE - Duration::from_secs(1));
     }
 
@@ -191,14 +191,14 @@ mod tests {
                 sleep(2 * PATIENCE).await;
                 Ok::<_, std::io::Error>(Bytes::from_static(b"x"))
             });
-            let mut body = InPieces::new(FlushBeforeCut::new(Body::from_stream(Box::pin(slow))));
+            let mut body = PacedBody::new(FlushBeforeAbort::new(Body::from_stream(Box::pin(slow))));
             assert_eq!(
                 body.frame().await.unwrap().unwrap().into_data().unwrap(),
                 "x"
             );
         };
         let started = Instant::now();
-        patiently(taken, PATIENCE).await;
+        until_stalled(taken, PATIENCE).await;
         assert_eq!(started.elapsed(), 4 * PATIENCE);
     }
 }

@@ -24,7 +24,7 @@ fn peer(id: &str) -> PeerId {
     id.parse().unwrap()
 }
 
-fn identity(authority: &Authority, issued: &Issued) -> Identity {
+fn identity(authority: &CertificateAuthority, issued: &Issued) -> Identity {
     Identity::from_pem(
         &issued.certificate_pem,
         &issued.key_pem,
@@ -56,7 +56,7 @@ async fn handshake(
 
 #[tokio::test]
 async fn two_peers_of_a_fleet_know_each_other() {
-    let fleet = Authority::create().unwrap();
+    let fleet = CertificateAuthority::create().unwrap();
     let [left, right] = ["left-1", "right-1"]
         .map(|id| identity(&fleet, &fleet.issue_peer(&peer(id), DAY).unwrap()));
     assert_eq!(left.peer_id(), Some(peer("left-1")));
@@ -73,7 +73,7 @@ async fn two_peers_of_a_fleet_know_each_other() {
 
 #[tokio::test]
 async fn a_peer_that_answers_in_another_peers_place_is_refused() {
-    let fleet = Authority::create().unwrap();
+    let fleet = CertificateAuthority::create().unwrap();
     let [left, right] =
         ["left", "right"].map(|id| identity(&fleet, &fleet.issue_peer(&peer(id), DAY).unwrap()));
     let name = peer_name(&peer("middle"));
@@ -90,7 +90,10 @@ async fn a_peer_that_answers_in_another_peers_place_is_refused() {
 
 #[tokio::test]
 async fn strangers_and_expired_certificates_are_refused() {
-    let (fleet, other) = (Authority::create().unwrap(), Authority::create().unwrap());
+    let (fleet, other) = (
+        CertificateAuthority::create().unwrap(),
+        CertificateAuthority::create().unwrap(),
+    );
     let server = identity(&fleet, &fleet.issue_peer(&peer("a"), DAY).unwrap());
     let stranger = identity(&other, &other.issue_peer(&peer("b"), DAY).unwrap());
     let name = peer_name(&peer("a"));
@@ -118,7 +121,7 @@ async fn strangers_and_expired_certificates_are_refused() {
 
 #[tokio::test]
 async fn an_origin_serves_people_and_knows_peers() {
-    let fleet = Authority::create().unwrap();
+    let fleet = CertificateAuthority::create().unwrap();
     let names = [
         "origin.example".to_owned(),
         "127.0.0.1".to_owned(),
@@ -126,7 +129,7 @@ async fn an_origin_serves_people_and_knows_peers() {
     ];
     let origin = identity(&fleet, &fleet.issue_server(&names, DAY).unwrap());
     assert_eq!(origin.peer_id(), None);
-    let server = || Arc::unwrap_or_clone(origin.https_server(Clients::Anybody).unwrap());
+    let server = || Arc::unwrap_or_clone(origin.https_server(ClientAuth::Optional).unwrap());
 
     let vm = identity(&fleet, &fleet.issue_peer(&peer("vm-1"), DAY).unwrap());
     let seen = handshake(server(), vm.https_client().unwrap(), "origin.example")
@@ -146,7 +149,7 @@ async fn an_origin_serves_people_and_knows_peers() {
             .is_err()
     );
 
-    let members_only = Arc::unwrap_or_clone(origin.https_server(Clients::Authenticated).unwrap());
+    let members_only = Arc::unwrap_or_clone(origin.https_server(ClientAuth::Required).unwrap());
     let (near, far) = tokio::io::duplex(1 << 16);
     let name = ServerName::try_from("origin.example").unwrap();
     let (accepted, _) = tokio::join!(
@@ -158,7 +161,7 @@ async fn an_origin_serves_people_and_knows_peers() {
 
 #[test]
 fn no_server_gets_a_peers_name() {
-    let fleet = Authority::create().unwrap();
+    let fleet = CertificateAuthority::create().unwrap();
     for name in [
         "vm-1.peer.flotilla.internal",
         "x.PEER.flotilla.internal",
@@ -176,7 +179,7 @@ fn no_server_gets_a_peers_name() {
 
 #[test]
 fn an_id_of_63_characters_fits_a_certificate() {
-    let fleet = Authority::create().unwrap();
+    let fleet = CertificateAuthority::create().unwrap();
     let longest = peer(&"a".repeat(63));
     assert_eq!(
         identity(&fleet, &fleet.issue_peer(&longest, DAY).unwrap()).peer_id(),
@@ -199,7 +202,7 @@ fn a_certificate_that_names_two_peers_names_none() {
 /// An identity's files in a directory.
 fn write_files(
     directory: &std::path::Path,
-    fleet: &Authority,
+    fleet: &CertificateAuthority,
     issued: &Issued,
 ) -> CertificateFiles {
     let files = CertificateFiles {
@@ -225,7 +228,7 @@ fn write_files(
 
 #[test]
 fn a_bad_file_is_named_with_its_fault_and_cure() {
-    let fleet = Authority::create().unwrap();
+    let fleet = CertificateAuthority::create().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let files = write_files(
         directory.path(),
@@ -259,11 +262,11 @@ fn an_authority_is_loaded_again_and_issues_what_its_fleet_accepts() {
         directory.path().join("ca.pem"),
         directory.path().join("ca.key"),
     );
-    let made = Authority::create().unwrap();
+    let made = CertificateAuthority::create().unwrap();
     write_new(FileKind::Authority, &certificate, made.certificate_pem()).unwrap();
     write_new(FileKind::AuthorityKey, &key, &made.key_pem()).unwrap();
     assert_eq!(key.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    let loaded = Authority::load(&certificate, &key).unwrap();
+    let loaded = CertificateAuthority::load(&certificate, &key).unwrap();
     assert_eq!(loaded.certificate_pem(), made.certificate_pem());
     let issued = loaded.issue_peer(&peer("a"), DAY).unwrap();
     let chain = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap();
@@ -271,8 +274,10 @@ fn an_authority_is_loaded_again_and_issues_what_its_fleet_accepts() {
 
     let again = write_new(FileKind::AuthorityKey, &key, "other");
     assert!(matches!(again, Err(IdentityError::Exists(..))));
-    std::fs::write(&key, Authority::create().unwrap().key_pem()).unwrap();
-    let error = Authority::load(&certificate, &key).unwrap_err().to_string();
+    std::fs::write(&key, CertificateAuthority::create().unwrap().key_pem()).unwrap();
+    let error = CertificateAuthority::load(&certificate, &key)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("does not belong"), "{error}");
 }
 
