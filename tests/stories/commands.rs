@@ -204,7 +204,7 @@ fn configuration_errors_name_the_key_and_the_fix() {
         (
             "origin",
             "[tls]\ncert = 'x'",
-            ["unknown key 'tls'", "there are: listen, storage"],
+            ["unknown key 'tls'", "valid keys are: listen, storage"],
         ),
         (
             "tracker",
@@ -219,7 +219,7 @@ fn configuration_errors_name_the_key_and_the_fix() {
         (
             "tracker",
             "[lease]\nopen = 3",
-            ["unknown key 'lease'", "there are: listen, trackers"],
+            ["unknown key 'lease'", "valid keys are: listen, trackers"],
         ),
         (
             "peer",

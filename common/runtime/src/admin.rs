@@ -1,13 +1,12 @@
-//! What operators and their machines ask a service: is it alive, is it ready, how is it doing.
+//! Admin endpoints: liveness, readiness and metrics of a service.
 //!
-//! | path       | answer |
+//! | path       | response |
 //! |------------|--------|
-//! | `/healthz` | 200 while the process answers at all |
-//! | `/readyz`  | 200 when it can do its work; 503 and why not while it starts and while it drains |
+//! | `/healthz` | 200 while the process responds |
+//! | `/readyz`  | 200 when the service is ready; 503 with the reason while it starts or drains |
 //! | `/metrics` | every metric, in the text formats of Prometheus |
 //!
-//! It must never answer anything that changes a service, nor anything secret: it may listen without
-//! TLS.
+//! The endpoints may be served without TLS, so they must never change a service or reveal secrets.
 
 use std::sync::Arc;
 
@@ -22,53 +21,55 @@ use prometheus_client::registry::Registry;
 use crate::metrics;
 use crate::shutdown::Shutdown;
 
-/// Whether a service can do its work. Clones share one answer.
+/// Whether a service is ready. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct Readiness {
-    /// `None` is ready.
-    waiting_for: Arc<ArcSwap<Option<String>>>,
+    /// The reason why it is not ready; `None` is ready.
+    not_ready_because: Arc<ArcSwap<Option<String>>>,
     shutdown: Shutdown,
 }
 
 impl Readiness {
-    /// Not ready yet, because it starts; never again once `shutdown` is triggered.
+    /// A service that is starting. Once `shutdown` is triggered it is never ready again.
     pub fn starting(shutdown: &Shutdown) -> Self {
-        let waiting_for = ArcSwap::from_pointee(Some("starting".to_owned()));
+        let not_ready_because = ArcSwap::from_pointee(Some("starting".to_owned()));
         Self {
-            waiting_for: Arc::new(waiting_for),
+            not_ready_because: Arc::new(not_ready_because),
             shutdown: shutdown.clone(),
         }
     }
 
-    /// It can do its work.
+    /// Marks the service as ready.
     pub fn set_ready(&self) {
-        self.waiting_for.store(Arc::new(None));
+        self.not_ready_because.store(Arc::new(None));
     }
 
-    /// It cannot, because of `reason`: a few words for people.
+    /// Marks the service as not ready, with a short reason for operators.
     pub fn set_not_ready(&self, reason: impl Into<String>) {
-        self.waiting_for.store(Arc::new(Some(reason.into())));
+        self.not_ready_because.store(Arc::new(Some(reason.into())));
     }
 
+    /// Checks whether the service is ready.
+    ///
     /// # Errors
-    /// Why it cannot do its work.
+    /// The reason why it is not.
     pub fn check(&self) -> Result<(), String> {
         if self.shutdown.is_triggered() {
             return Err("draining".to_owned());
         }
-        match self.waiting_for.load().as_ref() {
+        match self.not_ready_because.load().as_ref() {
             None => Ok(()),
             Some(reason) => Err(reason.clone()),
         }
     }
 }
 
-/// The admin endpoints; a service merges its own JSON for people.
+/// The admin endpoints. A service merges its own JSON endpoints into this router.
 pub fn router(registry: Arc<Registry>, readiness: Readiness) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready).with_state(readiness))
-        .route("/metrics", get(figures).with_state(registry))
+        .route("/metrics", get(show_metrics).with_state(registry))
 }
 
 async fn ready(State(readiness): State<Readiness>) -> Response {
@@ -78,7 +79,7 @@ async fn ready(State(readiness): State<Readiness>) -> Response {
     }
 }
 
-async fn figures(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
+async fn show_metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
     metrics::respond(&headers, &registry)
 }
 
@@ -92,7 +93,7 @@ mod tests {
 
     use super::*;
 
-    async fn ask(router: &Router, path: &str) -> (StatusCode, String) {
+    async fn get_path(router: &Router, path: &str) -> (StatusCode, String) {
         let request = Request::get(path).body(Body::empty()).unwrap();
         let answer = router.clone().call(request).await.unwrap();
         let status = answer.status();
@@ -101,30 +102,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_service_starts_works_stumbles_and_drains() {
+    async fn readiness_follows_start_failure_and_drain() {
         let shutdown = Shutdown::new();
         let readiness = Readiness::starting(&shutdown);
         let router = router(Arc::default(), readiness.clone());
         let not = |reason: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"));
-        assert_eq!(ask(&router, "/readyz").await, not("starting"));
+        assert_eq!(get_path(&router, "/readyz").await, not("starting"));
         readiness.set_ready();
         assert_eq!(
-            ask(&router, "/readyz").await,
+            get_path(&router, "/readyz").await,
             (StatusCode::OK, "ready\n".to_owned())
         );
         readiness.set_not_ready("storage cannot be reached");
         assert_eq!(
-            ask(&router, "/readyz").await,
+            get_path(&router, "/readyz").await,
             not("storage cannot be reached")
         );
         readiness.set_ready();
         shutdown.trigger();
-        assert_eq!(ask(&router, "/readyz").await, not("draining"));
-        assert_eq!(ask(&router, "/healthz").await.0, StatusCode::OK);
+        assert_eq!(get_path(&router, "/readyz").await, not("draining"));
+        assert_eq!(get_path(&router, "/healthz").await.0, StatusCode::OK);
     }
 
     #[tokio::test]
-    async fn metrics_are_answered_beside_it() {
+    async fn metrics_endpoint_lists_registered_metrics() {
         let served = Counter::<u64>::default();
         let mut registry = Registry::default();
         registry.register(
@@ -133,7 +134,7 @@ mod tests {
             served.clone(),
         );
         served.inc_by(42);
-        let (status, text) = ask(
+        let (status, text) = get_path(
             &router(Arc::new(registry), Readiness::starting(&Shutdown::new())),
             "/metrics",
         )

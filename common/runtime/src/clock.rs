@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use flotilla_common::time::Time;
 use rustix::time::{ClockId, clock_gettime};
 
-/// Where drivers and services read the time. Never used inside a machine.
+/// The source of time of drivers and services. Never used inside a machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     source: Source,
@@ -24,8 +24,8 @@ enum Source {
 }
 
 impl Clock {
-    /// The kernel's clock. It counts while a VM is suspended, so a peer that was frozen sees at
-    /// once that its leases are over.
+    /// The kernel's clock. It counts while a VM is suspended, so a peer that was suspended
+    /// notices at once that its leases have expired.
     pub const fn system() -> Self {
         Self {
             source: Source::System,

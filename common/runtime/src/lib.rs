@@ -1,8 +1,9 @@
-//! What the drivers share.
+//! Infrastructure that the services share: clock, configuration, HTTP server, TLS identity,
+//! metrics, rate limits, shutdown, logs.
 //!
-//! The machines of `flotilla_common` decide; the services round them read sockets, disks and
-//! clocks. Whatever two of those services need alike is here, a room per subject. Nothing here
-//! knows an origin, a tracker or a peer.
+//! The state machines of `flotilla_common` decide; the services around them do the I/O. Code that
+//! two services need lives here, one module per subject. Nothing here knows an origin, a tracker or
+//! a peer.
 
 pub mod admin;
 pub mod clock;

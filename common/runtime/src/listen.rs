@@ -1,16 +1,16 @@
-//! Why an address cannot be listened on, and what to do about it.
+//! Hints for errors of binding an address.
 
 use std::io::{Error, ErrorKind};
 
-/// What to do about an `error` of listening, to be written behind it; nothing if the error says it
-/// all.
+/// A hint at the fix for an `error` of binding, to be appended to it; empty if the error says
+/// enough.
 pub fn listen_hint(error: &Error) -> &'static str {
     match error.kind() {
-        ErrorKind::AddrInUse => "; another process listens there, and `ss -ltunp` names it",
+        ErrorKind::AddrInUse => "; another process listens on this address; `ss -ltunp` shows it",
         ErrorKind::AddrNotAvailable => {
-            "; it is no address of this machine, and 0.0.0.0 is all of them"
+            "; this machine does not have the address; 0.0.0.0 means all of its addresses"
         }
-        ErrorKind::PermissionDenied => "; ports below 1024 need rights that services do not have",
+        ErrorKind::PermissionDenied => "; ports below 1024 need privileges (CAP_NET_BIND_SERVICE)",
         _ => "",
     }
 }

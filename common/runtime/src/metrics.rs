@@ -1,10 +1,10 @@
-//! Metrics, one way for every service: what is counted, how it is read, and how `/metrics` answers.
+//! Metrics of a service, and the `/metrics` endpoint.
 //!
-//! A service counts in its own words (atomics, or the counters of a machine) and hands them out as
-//! [`MetricWriter`] when somebody asks; only what needs buckets or labels of its own is kept in the
-//! library's types. Names end in their unit, durations are seconds, sizes bytes.
+//! A service counts in atomics or in the counters of a machine, and writes them to a
+//! [`MetricWriter`] when they are scraped. Only histograms and metrics with dynamic labels use the
+//! library's own types. Names end in their unit; durations are in seconds, sizes in bytes.
 //!
-//! It must never make a label out of something that a client can choose freely.
+//! A label value must never come from data that a client can choose freely.
 
 use std::fmt;
 
@@ -23,40 +23,40 @@ use std::time::Duration;
 
 /// The media type of OpenMetrics text.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// The media type of the older text format, for whoever does not ask for the other.
+/// The media type of the older Prometheus text format, for clients that do not accept OpenMetrics.
 const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// A histogram of seconds, from 0.1 ms to a minute.
+/// A histogram of seconds, with buckets from 0.1 ms to about 100 s.
 pub fn seconds_histogram() -> Histogram {
     Histogram::new(exponential_buckets(0.000_1, 4.0, 11))
 }
 
-/// MetricWriter that are read at the moment they are asked for.
+/// Writes metrics that are read at the moment of the scrape.
 ///
 /// ```
 /// # use flotilla_runtime::metrics::MetricWriter;
 /// # use prometheus_client::registry::Registry;
 /// let mut registry = Registry::with_prefix("flotilla_peer");
-/// registry.register_collector(MetricWriter::collector(|figures| {
-///     figures.gauge("neighbours", "Connections to neighbours", 3)?;
-///     figures.counters("received_bytes", "Payload received", "source", [("origin", 1), ("zone", 2)])
+/// registry.register_collector(MetricWriter::collector(|writer| {
+///     writer.gauge("neighbours", "Connections to neighbours", 3)?;
+///     writer.counters("received_bytes", "Payload received", "source", [("origin", 1), ("zone", 2)])
 /// }));
 /// ```
 pub struct MetricWriter<'e>(DescriptorEncoder<'e>);
 
 impl MetricWriter<'_> {
-    /// A collector that asks `read` each time.
+    /// A collector that calls `read` on each scrape.
     pub fn collector<F>(read: F) -> Box<dyn Collector>
     where
         F: Fn(&mut MetricWriter<'_>) -> fmt::Result + Send + Sync + 'static,
     {
-        Box::new(Reading(read))
+        Box::new(ReadCollector(read))
     }
 
-    /// A number that only grows.
+    /// Writes a counter.
     ///
     /// # Errors
-    /// As every other method: the text cannot be written.
+    /// The output cannot be written.
     pub fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let counter = ConstCounter::new(value);
         counter.encode(
@@ -65,10 +65,10 @@ impl MetricWriter<'_> {
         )
     }
 
-    /// A number that only grows, for each value of a label.
+    /// Writes a counter for each value of a label.
     ///
     /// # Errors
-    /// The text cannot be written.
+    /// The output cannot be written.
     pub fn counters<'l>(
         &mut self,
         name: &str,
@@ -82,10 +82,10 @@ impl MetricWriter<'_> {
         self.family(name, help, MetricType::Counter, label, counters)
     }
 
-    /// Seconds that only grow, for each value of a label.
+    /// Writes a counter of seconds for each value of a label.
     ///
     /// # Errors
-    /// The text cannot be written.
+    /// The output cannot be written.
     pub fn seconds<'l>(
         &mut self,
         name: &str,
@@ -99,10 +99,10 @@ impl MetricWriter<'_> {
         self.family(name, help, MetricType::Counter, label, counters)
     }
 
-    /// A number that goes up and down.
+    /// Writes a gauge.
     ///
     /// # Errors
-    /// The text cannot be written.
+    /// The output cannot be written.
     pub fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let gauge = gauge_of(value);
         gauge.encode(
@@ -111,10 +111,10 @@ impl MetricWriter<'_> {
         )
     }
 
-    /// A number that goes up and down, for each value of a label.
+    /// Writes a gauge for each value of a label.
     ///
     /// # Errors
-    /// The text cannot be written.
+    /// The output cannot be written.
     pub fn gauges<'l>(
         &mut self,
         name: &str,
@@ -128,7 +128,7 @@ impl MetricWriter<'_> {
         self.family(name, help, MetricType::Gauge, label, gauges)
     }
 
-    /// One metric for each value of a label.
+    /// Writes one metric for each value of a label.
     fn family<'l>(
         &mut self,
         name: &str,
@@ -155,15 +155,15 @@ impl fmt::Debug for MetricWriter<'_> {
     }
 }
 
-struct Reading<F>(F);
+struct ReadCollector<F>(F);
 
-impl<F> fmt::Debug for Reading<F> {
+impl<F> fmt::Debug for ReadCollector<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Reading").finish()
+        f.debug_tuple("ReadCollector").finish()
     }
 }
 
-impl<F> Collector for Reading<F>
+impl<F> Collector for ReadCollector<F>
 where
     F: Fn(&mut MetricWriter<'_>) -> fmt::Result + Send + Sync + 'static,
 {
@@ -172,8 +172,8 @@ where
     }
 }
 
-/// Requests answered over HTTP, by route and status, and how long the head of the answer took.
-/// Clones count together.
+/// HTTP requests by route and status, and their time to the response head. Clones share the
+/// metrics.
 #[derive(Clone, Debug)]
 pub struct RequestMetrics {
     answered: Family<RequestLabels, Counter>,
@@ -204,23 +204,27 @@ impl Default for RequestMetrics {
 impl RequestMetrics {
     /// Adds `http_requests_total` and `http_request_seconds` to a service's registry.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("http_requests", "Requests answered", self.answered.clone());
+        registry.register(
+            "http_requests",
+            "HTTP requests by route and status",
+            self.answered.clone(),
+        );
         registry.register(
             "http_request_seconds",
-            "Time to the head of an answer",
+            "Seconds from the request to the response head",
             self.durations.clone(),
         );
     }
 
-    /// Shows these routes from the start, as not asked yet: what is not there looks like what is
-    /// not counted.
+    /// Exports these routes with zero from the start, so that a missing series means a missing
+    /// metric.
     pub fn register_routes(&self, routes: &[&'static str]) {
         for route in routes {
             self.of(route, StatusCode::OK);
         }
     }
 
-    /// For answers of one kind that are too many to look the metrics up for each.
+    /// The metrics of one route and status, for responses too frequent for a lookup each.
     pub fn of(&self, route: &'static str, status: StatusCode) -> RouteMetrics {
         RouteMetrics {
             answered: self.answered.get_or_create_owned(&RequestLabels {
@@ -231,7 +235,7 @@ impl RequestMetrics {
         }
     }
 
-    /// A request was answered.
+    /// Counts a response that took this long.
     pub fn answered(&self, route: &'static str, status: StatusCode, took: Duration) {
         self.answered
             .get_or_create(&RequestLabels {
@@ -245,7 +249,7 @@ impl RequestMetrics {
     }
 }
 
-/// Counts answers of one route and status.
+/// Counts the responses of one route and status.
 #[derive(Clone, Debug)]
 pub struct RouteMetrics {
     answered: Counter,
@@ -253,18 +257,19 @@ pub struct RouteMetrics {
 }
 
 impl RouteMetrics {
-    /// A request was answered.
+    /// Counts a response that took this long.
     pub fn answered(&self, took: Duration) {
         self.answered.inc();
         self.durations.observe(took.as_secs_f64());
     }
 }
 
-/// The answer of `/metrics`: OpenMetrics for those that accept it, otherwise the older text format.
+/// The response of `/metrics`: OpenMetrics for clients that accept it, otherwise the older
+/// Prometheus text format.
 pub fn respond(headers: &HeaderMap, registry: &Registry) -> Response {
     let mut text = String::new();
     if let Err(error) = encode(&mut text, registry) {
-        tracing::error!(%error, "encode metrics");
+        tracing::error!(%error, "encoding metrics failed; /metrics returns 500");
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     let accepted = headers
@@ -274,13 +279,13 @@ pub fn respond(headers: &HeaderMap, registry: &Registry) -> Response {
     if accepted.contains("application/openmetrics-text") {
         ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response()
     } else {
-        ([(header::CONTENT_TYPE, PLAIN)], plain(&text)).into_response()
+        ([(header::CONTENT_TYPE, PLAIN)], to_prometheus_text(&text)).into_response()
     }
 }
 
-/// OpenMetrics in the older text format: there a counter's family is named as its samples are, and
-/// there are no units and no end.
-fn plain(open: &str) -> String {
+/// Converts OpenMetrics to the older Prometheus text format, where the family of a counter is named
+/// like its samples, and neither units nor an end marker exist.
+fn to_prometheus_text(open: &str) -> String {
     let mut text = String::with_capacity(open.len());
     let mut lines = open.lines().peekable();
     while let Some(line) = lines.next() {
@@ -317,15 +322,15 @@ mod tests {
         let requests = RequestMetrics::default();
         requests.register(&mut registry);
         requests.answered("blob", StatusCode::OK, Duration::from_millis(3));
-        registry.register_collector(MetricWriter::collector(|figures| {
-            figures.gauge("neighbours", "Connections to neighbours", 3)?;
-            figures.counters(
+        registry.register_collector(MetricWriter::collector(|writer| {
+            writer.gauge("neighbours", "Connections to neighbours", 3)?;
+            writer.counters(
                 "received_bytes",
                 "Payload received",
                 "source",
                 [("zone", 2)],
             )?;
-            figures.seconds(
+            writer.seconds(
                 "wait_seconds",
                 "Waited",
                 "reason",
@@ -349,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_accepts_open_metrics_gets_it() {
+    async fn openmetrics_for_clients_that_accept_it() {
         let (media_type, text) =
             text("application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;
         assert_eq!(media_type, OPEN_METRICS);
@@ -361,7 +366,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everybody_else_gets_families_named_as_their_samples() {
+    async fn prometheus_text_for_other_clients() {
         let (media_type, text) = text("*/*").await;
         assert_eq!(media_type, PLAIN);
         for line in [

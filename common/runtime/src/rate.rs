@@ -1,15 +1,15 @@
-//! Bandwidth caps: an asynchronous token bucket over payload bytes.
+//! Bandwidth limits: an asynchronous token bucket over payload bytes.
 //!
-//! A [`Limiter`] is cheap to clone and all clones share one bucket, so an origin's uplink is one
-//! limiter however many responses it feeds. Takers are served in the order in which they asked.
-//! What a taker asks for is granted when a link of that rate would have carried its last byte; a
-//! taker that goes away while it waits gives everything back.
+//! All clones of a [`Limiter`] share one bucket, so an origin's uplink is one limiter for all
+//! responses. Requests for bytes are granted in order of arrival, each at the time at which a link
+//! of that rate would have sent its last byte. A caller that is dropped while it waits takes
+//! nothing.
 //!
-//! The arithmetic is in [`Bucket`], which knows no clock: exact integers, so no rate drifts however
-//! small the takes.
+//! The arithmetic is in [`Bucket`], which has no clock and computes in exact integers, so no rate
+//! drifts however small the requests.
 //!
-//! It must never queue bytes itself, and never grant more than `rate * time + burst` over any
-//! stretch of time in which the process was given the processor.
+//! A limiter never queues bytes itself, and never grants more than `rate * time + burst` over any
+//! period in which the process could run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,34 +18,33 @@ use flotilla_common::units::BitRate;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// The least burst: what an idle bucket grants at once.
+/// The smallest burst: the bytes that an idle bucket grants at once.
 const BURST_BYTES: u64 = 64 * 1024;
-/// At high rates the burst is this much time, several ticks of the timer.
+/// At high rates the burst covers this much time, several ticks of the timer.
 const BURST_TIME: Duration = Duration::from_millis(5);
-/// How far a taker that was already waiting may catch up on a timer that fired late.
+/// How much delay of a late timer a waiting caller may catch up on.
 const LATENESS: Duration = Duration::from_millis(50);
 
 const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
-/// A bandwidth cap shared by its clones. Counts payload bytes only.
+/// A bandwidth limit shared by its clones. Counts payload bytes only.
 #[derive(Clone, Debug)]
 pub struct Limiter {
-    shared: Option<Arc<Shared>>,
+    shared: Option<Arc<SharedBucket>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedBucket {
     rate: BitRate,
     started: Instant,
-    /// Fair: waiters get it first come, first served. Held while its holder sleeps.
+    /// A fair lock: waiters get it in order of arrival. The holder keeps it while it sleeps.
     bucket: Mutex<Bucket>,
 }
 
 impl Limiter {
-    /// A cap of `rate`. A rate of zero is read as one bit per second: it never divides by zero and
-    /// never grants much.
+    /// A limit of `rate`. A rate of zero counts as one bit per second.
     pub fn new(rate: BitRate) -> Self {
-        let shared = Shared {
+        let shared = SharedBucket {
             rate,
             started: Instant::now(),
             bucket: Mutex::new(Bucket::new(rate.0)),
@@ -55,20 +54,20 @@ impl Limiter {
         }
     }
 
-    /// No cap: `take` returns at once and touches no shared memory.
+    /// No limit: `take` returns at once and touches no shared memory.
     pub const fn unlimited() -> Self {
         Self { shared: None }
     }
 
-    /// The cap where there is one.
+    /// The rate; `None` without a limit.
     pub fn rate(&self) -> Option<BitRate> {
         self.shared.as_ref().map(|shared| shared.rate)
     }
 
-    /// Waits until `bytes` may pass.
+    /// Waits until `bytes` may be sent.
     ///
-    /// Takers behind this one wait for the whole of it, so ask for pieces of some tens of KiB, not
-    /// for whole chunks. Dropping the future before it is ready takes nothing.
+    /// Later callers wait for all of them, so take tens of KiB at a time, not whole chunks. Dropping
+    /// the future before it is ready takes nothing.
     pub async fn take(&self, bytes: usize) {
         let Some(shared) = &self.shared else {
             return;
@@ -90,11 +89,10 @@ impl From<Option<BitRate>> for Limiter {
     }
 }
 
-/// A token bucket as a line in time: `free` is when the link has carried all that was granted.
+/// A token bucket as a position in time: at `free` the link has sent all granted bytes.
 ///
-/// All times are since the bucket's start. Positions are kept in units of one nanosecond divided by
-/// the rate, in which a byte costs exactly 8e9 units, so nothing is rounded until an instant is
-/// read.
+/// Times count from the bucket's start. Positions are in units of one nanosecond divided by the
+/// rate, in which a byte costs exactly 8e9 units, so only the conversion to an instant rounds.
 #[derive(Debug)]
 struct Bucket {
     bits_per_second: u128,
@@ -102,7 +100,7 @@ struct Bucket {
     free: u128,
 }
 
-/// What a take would cost: not yet charged.
+/// The cost of a request, not yet charged.
 #[derive(Debug)]
 struct Quote {
     at: Duration,
@@ -120,10 +118,10 @@ impl Bucket {
         }
     }
 
-    /// When `bytes` asked for at `arrived` may pass, as seen at `now` by the first in the queue.
+    /// Computes when `bytes` requested at `arrived` may be sent, for the head of the queue at `now`.
     fn quote(&self, arrived: Duration, now: Duration, bytes: usize) -> Quote {
-        // An idle link forgets its past but for one burst. For a taker that waited, the link was
-        // not idle: what the timer was late is made good, within reason.
+        // Unused capacity of an idle link is lost but for one burst. While a caller waits the link
+        // is not idle, so the delay of a late timer is made up, up to LATENESS.
         let idle_since =
             arrived.max(now.saturating_sub(LATENESS)).as_nanos() * self.bits_per_second;
         let free = self.free.max(idle_since) + cost(bytes as u64);
@@ -157,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_bucket_grants_one_burst_at_once_and_then_the_rate() {
+    fn idle_bucket_grants_one_burst_then_the_rate() {
         let mut bucket = Bucket::new(8 * MEGABIT); // one byte per microsecond
         let now = Duration::from_secs(10);
         let first = bucket.quote(now, now, 65_536);
@@ -171,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quote_that_is_not_settled_costs_nothing() {
+    fn unsettled_quote_costs_nothing() {
         let bucket = Bucket::new(MEGABIT);
         let now = Duration::from_secs(1);
         let abandoned = bucket.quote(now, now, 10_000_000);
@@ -180,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn tiny_takes_at_a_huge_rate_lose_nothing_to_rounding() {
+    fn tiny_requests_at_a_huge_rate_lose_nothing_to_rounding() {
         let rate = 99_999 * MEGABIT;
         let mut bucket = Bucket::new(rate);
         let mut now = Duration::ZERO;
@@ -197,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_timer_is_made_good_within_reason() {
+    fn late_timer_is_made_up_within_a_limit() {
         let mut bucket = Bucket::new(8 * MEGABIT);
         bucket.settle(bucket.quote(Duration::ZERO, Duration::ZERO, 65_536));
         // Waiting since the start, seen 20 ms late: as if it had been on time.
@@ -214,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn sixteen_takers_share_one_cap_fairly_and_exactly() {
+    async fn sixteen_callers_share_one_limit_fairly() {
         let rate = BitRate(50 * MEGABIT);
         let limiter = Limiter::new(rate);
         let started = Instant::now();
@@ -243,12 +241,12 @@ mod tests {
         assert!((sum as f64 / ideal - 1.0).abs() < 0.01, "{sum} of {ideal}");
         let most = shares.iter().max().unwrap();
         let least = shares.iter().min().unwrap();
-        // The burst at the start goes to who is first.
+        // The first caller gets the burst at the start.
         assert!(most - least <= BURST_BYTES + 16_384, "{shares:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_taker_that_goes_away_gives_its_place_back() {
+    async fn dropped_caller_takes_nothing() {
         let limiter = Limiter::new(BitRate(8 * MEGABIT));
         limiter.take(65_536).await;
         let started = Instant::now();
@@ -263,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_cap_no_wait() {
+    async fn no_limit_never_waits() {
         let started = Instant::now();
         Limiter::unlimited().take(usize::MAX).await;
         Limiter::from(None).take(usize::MAX).await;

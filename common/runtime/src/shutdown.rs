@@ -1,13 +1,12 @@
-//! Shutting down: one handle that everybody waits on, and a drain with a bound.
+//! Graceful shutdown: one handle shared by all tasks, and a drain with a timeout.
 //!
 //! ```text
-//! SIGTERM, SIGINT or trigger()      wait() returns: accept nothing new, finish what is in flight
-//! a second signal, the bound, or    what was spawned through the handle is dropped where it stands
-//! abandon()
+//! SIGTERM, SIGINT or trigger()        wait() returns: accept nothing new, finish work in flight
+//! a second signal, the drain timeout  tasks spawned through the handle are dropped unfinished
+//! or abandon()
 //! ```
 //!
-//! It must never end the process itself, and nobody waits longer than the bound that `drain` was
-//! given.
+//! This module never ends the process itself, and `drain` never waits longer than its timeout.
 
 use std::future::Future;
 use std::io;
@@ -23,22 +22,23 @@ use tokio_util::task::TaskTracker;
 
 use crate::wake_filter::WakeFilter;
 
-/// A clone of it is in every part of a service. A service made of services hands out children.
+/// The shutdown handle of a service. Each of its parts has a clone; a service that consists of
+/// services gives each of them a child.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     draining: CancellationToken,
     abandoned: CancellationToken,
     tasks: TaskTracker,
-    /// Tasks that were dropped where they stood.
+    /// The number of tasks that were dropped unfinished.
     dropped: Arc<AtomicUsize>,
 }
 
 /// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// Everything in flight was finished.
+    /// All tasks finished.
     Complete,
-    /// The bound passed, or a second signal came: this many tasks were dropped where they stood.
+    /// The timeout expired, or a second signal came: this many tasks were dropped unfinished.
     Abandoned(usize),
 }
 
@@ -48,7 +48,7 @@ impl Shutdown {
         Self::default()
     }
 
-    /// A handle that SIGTERM and SIGINT trigger; the second of them abandons what still drains.
+    /// A handle that SIGTERM and SIGINT trigger; a second signal abandons the tasks that still run.
     ///
     /// # Errors
     /// The operating system refuses a signal handler.
@@ -60,8 +60,8 @@ impl Shutdown {
         Ok(shutdown)
     }
 
-    /// A handle for a part: it follows this one, can be triggered and drained alone, and has its
-    /// own tasks.
+    /// A handle for a part of the service: it follows this one, can be triggered and drained alone,
+    /// and has its own tasks.
     pub fn child(&self) -> Self {
         Self {
             draining: self.draining.child_token(),
@@ -71,13 +71,13 @@ impl Shutdown {
         }
     }
 
-    /// Starts the shutdown. More calls change nothing.
+    /// Starts the shutdown. Further calls have no effect.
     pub fn trigger(&self) {
         self.draining.cancel();
     }
 
-    /// Starts the shutdown and drops what was spawned through this handle and its children where it
-    /// stands, as a killed process would.
+    /// Starts the shutdown and drops the tasks of this handle and its children unfinished, as if the
+    /// process had been killed.
     pub fn abandon(&self) {
         self.draining.cancel();
         self.abandoned.cancel();
@@ -93,12 +93,12 @@ impl Shutdown {
         self.draining.cancelled().await;
     }
 
-    /// Waits until nothing more may be finished.
-    pub async fn wait_abandoned(&self) {
+    /// Waits until the shutdown is abandoned.
+    pub async fn wait_until_abandoned(&self) {
         self.abandoned.cancelled().await;
     }
 
-    /// Spawns work that a drain waits for. `None` if it was abandoned.
+    /// Spawns a task that `drain` waits for. Its output is `None` if it was abandoned.
     pub fn spawn<F>(&self, work: F) -> JoinHandle<Option<F::Output>>
     where
         F: Future + Send + 'static,
@@ -107,7 +107,7 @@ impl Shutdown {
         self.spawn_on(&Handle::current(), work)
     }
 
-    /// [`spawn`](Self::spawn) on another runtime than the caller's.
+    /// [`spawn`](Self::spawn) on a given runtime.
     pub fn spawn_on<F>(&self, runtime: &Handle, work: F) -> JoinHandle<Option<F::Output>>
     where
         F: Future + Send + 'static,
@@ -128,16 +128,16 @@ impl Shutdown {
         self.tasks.spawn_on(until_abandoned, runtime)
     }
 
-    /// Starts the shutdown and waits at most `bound` for the work spawned through this handle (not
-    /// through its children); what is left then is dropped.
-    pub async fn drain(&self, bound: Duration) -> Drained {
+    /// Starts the shutdown and waits at most `limit` for the tasks of this handle (not of its
+    /// children). Tasks that still run then are dropped.
+    pub async fn drain(&self, limit: Duration) -> Drained {
         self.trigger();
         self.tasks.close();
         tokio::select! {
             biased;
             () = self.tasks.wait() => {}
             () = self.abandoned.cancelled() => {}
-            () = tokio::time::sleep(bound) => {}
+            () = tokio::time::sleep(limit) => {}
         }
         if !self.tasks.is_empty() {
             self.abandon();
@@ -152,10 +152,10 @@ impl Shutdown {
 
 async fn follow_signals(shutdown: Shutdown, mut terminate: Signal, mut interrupt: Signal) {
     next_signal(&mut terminate, &mut interrupt).await;
-    tracing::info!("signal received, draining; a second one ends at once");
+    tracing::info!("signal received; draining, a second signal stops at once");
     shutdown.trigger();
     next_signal(&mut terminate, &mut interrupt).await;
-    tracing::warn!("second signal received, ending at once");
+    tracing::warn!("second signal received; dropping requests in flight");
     shutdown.abandon();
 }
 
@@ -173,42 +173,42 @@ mod tests {
 
     use super::*;
 
-    const BOUND: Duration = Duration::from_secs(5);
+    const LIMIT: Duration = Duration::from_secs(5);
 
     #[tokio::test(start_paused = true)]
-    async fn a_drain_waits_for_what_is_in_flight() {
+    async fn drain_waits_for_running_tasks() {
         let shutdown = Shutdown::new();
         let work = shutdown.spawn(async {
             tokio::time::sleep(Duration::from_secs(3)).await;
             "finished"
         });
         let started = Instant::now();
-        assert_eq!(shutdown.drain(BOUND).await, Drained::Complete);
+        assert_eq!(shutdown.drain(LIMIT).await, Drained::Complete);
         assert_eq!(started.elapsed(), Duration::from_secs(3));
         assert_eq!(work.await.unwrap(), Some("finished"));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_drain_waits_no_longer_than_its_bound() {
+    async fn drain_drops_tasks_after_its_limit() {
         let shutdown = Shutdown::new();
         let work = shutdown.spawn(std::future::pending::<()>());
         let started = Instant::now();
-        assert_eq!(shutdown.drain(BOUND).await, Drained::Abandoned(1));
-        assert_eq!(started.elapsed(), BOUND);
+        assert_eq!(shutdown.drain(LIMIT).await, Drained::Abandoned(1));
+        assert_eq!(started.elapsed(), LIMIT);
         assert_eq!(work.await.unwrap(), None);
     }
 
     #[tokio::test]
-    async fn a_drain_that_was_abandoned_says_so_however_soon_its_work_is_gone() {
+    async fn abandoned_drain_counts_dropped_tasks() {
         let shutdown = Shutdown::new();
         let work = shutdown.spawn(std::future::pending::<()>());
         shutdown.abandon();
         assert_eq!(work.await.unwrap(), None);
-        assert_eq!(shutdown.drain(BOUND).await, Drained::Abandoned(1));
+        assert_eq!(shutdown.drain(LIMIT).await, Drained::Abandoned(1));
     }
 
     #[tokio::test]
-    async fn everybody_sees_the_trigger_and_a_child_alone_does_not_trigger_its_family() {
+    async fn child_trigger_does_not_reach_parent_or_siblings() {
         let shutdown = Shutdown::new();
         let (child, sibling) = (shutdown.child(), shutdown.child());
         child.trigger();
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn abandoning_reaches_the_work_of_children() {
+    async fn abandon_drops_tasks_of_children() {
         let shutdown = Shutdown::new();
         let work = shutdown.child().spawn(std::future::pending::<()>());
         shutdown.abandon();
@@ -227,12 +227,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_signal_triggers_and_a_second_one_abandons() {
+    async fn first_signal_triggers_and_second_abandons() {
         let shutdown = Shutdown::on_signals().unwrap();
         let this_process = rustix::process::getpid();
         rustix::process::kill_process(this_process, rustix::process::Signal::TERM).unwrap();
         shutdown.wait().await;
         rustix::process::kill_process(this_process, rustix::process::Signal::TERM).unwrap();
-        shutdown.wait_abandoned().await;
+        shutdown.wait_until_abandoned().await;
     }
 }

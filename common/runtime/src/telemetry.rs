@@ -1,9 +1,9 @@
-//! Logs: one subscriber for the process, to standard error.
+//! Logs: one subscriber for the process, which writes to standard error.
 //!
-//! `FLOTILLA_LOG` selects what is logged, in the syntax of `tracing-subscriber`'s filters (`info`,
-//! `flotilla_peer=debug,warn`). Standard output belongs to what commands print: never log there. A
-//! line that cannot be written, since nobody reads the pipe any more or the disk is full, is lost,
-//! and nothing else.
+//! `FLOTILLA_LOG` is the filter, in the syntax of `tracing-subscriber` (`info`,
+//! `flotilla_peer=debug,warn`). Standard output belongs to the output of commands: never log there.
+//! A line that cannot be written, because the pipe is closed or the disk is full, is dropped without
+//! further effect.
 
 use std::io::{self, IsTerminal};
 
@@ -15,33 +15,33 @@ pub const FILTER_VARIABLE: &str = "FLOTILLA_LOG";
 
 const DEFAULT_FILTER: &str = "info";
 
-/// How a line of the log looks.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// Text on a terminal, JSON elsewhere.
     #[default]
     Auto,
-    /// For people.
+    /// Human-readable lines.
     Text,
-    /// One object per line, for machines.
+    /// One JSON object per line.
     Json,
 }
 
-/// The filter in `FLOTILLA_LOG` cannot be read.
+/// The filter in `FLOTILLA_LOG` is not valid.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{FILTER_VARIABLE} '{filter}' is no filter ({source}): write a level (error, warn, info, debug, trace) or target=level, parted by commas"
+    "{FILTER_VARIABLE} '{filter}' is not a valid filter ({source}): use a level (error, warn, info, debug, trace) or target=level, separated by commas"
 )]
 pub struct FilterError {
     filter: String,
     source: ParseError,
 }
 
-/// Starts logging with the filter in `FLOTILLA_LOG`, otherwise at `info`. Later calls in the same
-/// process change nothing, so that tests may call it freely.
+/// Starts logging with the filter in `FLOTILLA_LOG`, or at `info`. Later calls in the same process
+/// have no effect, so tests may call it freely.
 ///
 /// # Errors
-/// The filter cannot be read; nothing is started then.
+/// The filter is not valid; logging is not started.
 pub fn init(format: LogFormat) -> Result<(), FilterError> {
     init_with(
         format,
@@ -52,10 +52,10 @@ pub fn init(format: LogFormat) -> Result<(), FilterError> {
     )
 }
 
-/// [`init`] with a filter of the caller's, for commands that show progress and want a quiet log.
+/// [`init`] with a given filter, for commands that show progress and need a quiet log.
 ///
 /// # Errors
-/// The filter cannot be read; nothing is started then.
+/// The filter is not valid; logging is not started.
 pub fn init_with(format: LogFormat, filter: &str) -> Result<(), FilterError> {
     let parsed = EnvFilter::try_new(filter).map_err(|source| FilterError {
         filter: filter.to_owned(),
@@ -65,7 +65,7 @@ pub fn init_with(format: LogFormat, filter: &str) -> Result<(), FilterError> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(parsed)
         .with_writer(io::stderr)
-        // It would complain on standard error, which just failed, and panic in whoever logs.
+        // Reporting a failed write to standard error would fail again, and panic in the caller.
         .log_internal_errors(false);
     let json = match format {
         LogFormat::Auto => !on_terminal,
@@ -86,13 +86,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn starting_twice_is_fine() {
+    fn starting_twice_has_no_effect() {
         init_with(LogFormat::Text, "warn").unwrap();
         init_with(LogFormat::Json, "flotilla_runtime=debug,info").unwrap();
     }
 
     #[test]
-    fn a_bad_filter_is_named_with_its_cure() {
+    fn invalid_filter_is_an_error_with_a_fix() {
         let error = init_with(LogFormat::Auto, "flotilla_peer=loud")
             .unwrap_err()
             .to_string();

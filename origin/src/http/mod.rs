@@ -65,7 +65,7 @@ async fn handle(State(api): State<Arc<Api>>, mut request: Request<Body>) -> Resp
     let routed = route(request.method(), request.uri().path());
     let name = routed.as_ref().map_or("none", Route::name);
     let answer =
-        match routed.and_then(|route| Ok((admit(&api, &route, context.is_crowded)?, route))) {
+        match routed.and_then(|route| Ok((admit(&api, &route, context.is_over_limit)?, route))) {
             Ok((permit, route)) => {
                 let streams = matches!(route, Route::Blob { .. });
                 if streams {
@@ -89,10 +89,10 @@ async fn handle(State(api): State<Arc<Api>>, mut request: Request<Body>) -> Resp
 }
 
 /// A permit for the request. Health and metrics need none.
-fn admit(api: &Api, route: &Route, is_crowded: bool) -> Result<Option<Permit>, ApiError> {
+fn admit(api: &Api, route: &Route, is_over_limit: bool) -> Result<Option<Permit>, ApiError> {
     match route {
         Route::Health | Route::Ready | Route::Metrics => Ok(None),
-        _ if is_crowded => Err(api.admission.refuse(Overload::Connections).into()),
+        _ if is_over_limit => Err(api.admission.refuse(Overload::Connections).into()),
         _ => Ok(Some(api.admission.admit_request()?)),
     }
 }
@@ -113,7 +113,7 @@ struct RequestContext {
     method: Method,
     path: Option<String>,
     version: Version,
-    is_crowded: bool,
+    is_over_limit: bool,
     started: Time,
 }
 
@@ -126,7 +126,7 @@ impl RequestContext {
             path: tracing::enabled!(target: "flotilla_origin::request", tracing::Level::WARN)
                 .then(|| request.uri().path().to_owned()),
             version: request.version(),
-            is_crowded: request.extensions().get::<OverLimit>().is_some(),
+            is_over_limit: request.extensions().get::<OverLimit>().is_some(),
             started,
         }
     }
@@ -146,7 +146,7 @@ impl RequestContext {
         }
         let headers = response.headers_mut();
         headers.insert(request_id::HEADER, self.id.value().clone());
-        if self.is_crowded && self.version <= Version::HTTP_11 {
+        if self.is_over_limit && self.version <= Version::HTTP_11 {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         set_version(&mut response);

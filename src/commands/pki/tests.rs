@@ -91,7 +91,7 @@ fn existing_files_are_not_overwritten() {
         &["issue", "--origin", "local"],
     ] {
         let error = pki(dir, words).unwrap_err();
-        assert!(error.contains("is there already"), "{error}");
+        assert!(error.contains("already exists"), "{error}");
     }
     assert_eq!(contents(), before);
 }
@@ -207,11 +207,11 @@ fn errors_name_the_fix() {
         (&["issue", "--peer", "VM_1"][..], "1 to 63 of a-z"),
         (
             &["issue", "--server", "../escape"],
-            "is no name for a server",
+            "is not a valid server name",
         ),
         (
             &["issue", "--server", "vm-1.peer.flotilla.internal"],
-            "is no name for a server",
+            "is not a valid server name",
         ),
         (&["issue"], "--peer"),
         (

@@ -1,18 +1,17 @@
 //! Configuration in layers: flag, then environment, then `--config FILE`, then default.
 //!
-//! There is one definition of every key, its flag in clap; the other two are derived from it. A
-//! command takes part by flattening [`ConfigFile`] into its arguments. Its flag `--tls-cert` is
+//! Every key is defined once, as a clap flag; the environment variable and the file key derive from
+//! it. A command opts in by flattening [`ConfigFile`] into its arguments. Its flag `--tls-cert` is
 //! then also
 //!
 //! - the environment variable `FLOTILLA_TLS_CERT`, unless the flag names another one, and
 //! - the line `tls-cert = "..."` (or `tls_cert`) of the TOML file; a flag that may be repeated
 //!   takes an array.
 //!
-//! What the file says becomes the flag's default value, so everything else stays clap's: the flag
-//! wins over the environment, that wins over the file. Values are checked before, so that an error
-//! names the file, the key and the cure.
+//! The file's value becomes the flag's default, so clap decides the precedence: flag, environment,
+//! file. Values are checked beforehand, so that an error names the file, the key and the fix.
 //!
-//! It must never know a key itself.
+//! This module must not know any key.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,7 +20,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, Parser};
 use toml::{Table, Value};
 
-/// The argument that names the file; flatten it into a command's arguments.
+/// The argument that names the file; to be flattened into a command's arguments.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ConfigFile {
     /// Read the keys that are neither flags nor in the environment from this TOML file
@@ -37,7 +36,7 @@ pub struct ConfigFile {
 const CONFIG: &str = "config";
 const ENVIRONMENT_PREFIX: &str = "FLOTILLA_";
 
-/// Why arguments, environment and file do not make a configuration.
+/// Why arguments, environment and file do not form a valid configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Flags or environment; also `--help` and `--version`.
@@ -48,26 +47,26 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The file is no TOML.
-    #[error("configuration '{}' is no TOML: {source}", path.display())]
+    /// The file is not valid TOML.
+    #[error("configuration '{}' is not valid TOML: {source}", path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
         /// Where and why.
         source: Box<toml::de::Error>,
     },
-    /// The file has a key that the command does not know.
-    #[error("configuration '{}': unknown key '{key}'; {cure}", path.display())]
+    /// The file has a key that the command does not have.
+    #[error("configuration '{}': unknown key '{key}'; {hint}", path.display())]
     UnknownKey {
         /// The file.
         path: PathBuf,
         /// The key.
         key: String,
-        /// The nearest key, or all of them.
-        cure: String,
+        /// The most similar key, or all keys.
+        hint: String,
     },
     /// The file has a bad value.
     #[error("configuration '{}': key '{key}': {fault}", path.display())]
@@ -76,18 +75,18 @@ pub enum ConfigError {
         path: PathBuf,
         /// The key.
         key: String,
-        /// What is wrong, and what would be right.
+        /// What is wrong, and how to fix it.
         fault: String,
     },
 }
 
-/// The configuration of this process. Does not return if there is none: it prints why, with clap's
-/// exit status of 2 (0 for `--help` and `--version`).
+/// Parses the configuration of this process. On an error it prints the reason and exits with clap's
+/// status 2 (0 for `--help` and `--version`).
 pub fn parse<P: Parser>() -> P {
     match try_parse_from(std::env::args_os()) {
         Ok(parsed) => parsed,
         Err(ConfigError::Arguments(error)) => error.exit(),
-        // The flags are not at fault: no usage beside it.
+        // The flags are correct, so clap's usage text would mislead.
         Err(error) => clap::Error::raw(
             ErrorKind::InvalidValue,
             format!("{}\n", error.to_string().trim_end()),
@@ -96,10 +95,11 @@ pub fn parse<P: Parser>() -> P {
     }
 }
 
-/// The configuration that `arguments` (the first is the program's name), environment and file make.
+/// Parses the configuration from `arguments` (the first is the program's name), environment and
+/// file.
 ///
 /// # Errors
-/// What is wrong, where, and what would be right.
+/// What is wrong, where, and how to fix it.
 pub fn try_parse_from<P, I>(arguments: I) -> Result<P, ConfigError>
 where
     P: Parser,
@@ -115,12 +115,12 @@ where
 
 fn matches(command: Command, arguments: Vec<OsString>) -> Result<ArgMatches, ConfigError> {
     let command = with_environment(command);
-    // The file may give what is missing: the first look overlooks every fault.
-    let first_look = command
+    // The first pass only looks for the file and ignores errors: the file may supply missing keys.
+    let first_pass = command
         .clone()
         .ignore_errors(true)
         .try_get_matches_from(&arguments);
-    let file = first_look.ok().and_then(|matches| named_file(&matches));
+    let file = first_pass.ok().and_then(|matches| named_file(&matches));
     let command = match file {
         None => command,
         Some((path, subcommands)) => {
@@ -133,11 +133,11 @@ fn matches(command: Command, arguments: Vec<OsString>) -> Result<ArgMatches, Con
     Ok(command.try_get_matches_from(arguments)?)
 }
 
-fn takes_part(command: &Command) -> bool {
+fn has_config_file(command: &Command) -> bool {
     command.get_arguments().any(|arg| arg.get_id() == CONFIG)
 }
 
-/// The name of a key in the file; `None` for what is no key.
+/// The key of an argument in the file; `None` for arguments that are not keys.
 fn key_of(arg: &Arg) -> Option<&str> {
     let is_key = arg.get_id() != CONFIG
         && !matches!(
@@ -147,9 +147,9 @@ fn key_of(arg: &Arg) -> Option<&str> {
     arg.get_long().filter(|_| is_key)
 }
 
-/// Gives every key of every command that takes part its environment variable.
+/// Adds an environment variable to every key of every command with a configuration file.
 fn with_environment(command: Command) -> Command {
-    let command = if takes_part(&command) {
+    let command = if has_config_file(&command) {
         command.mut_args(|arg| match key_of(&arg) {
             Some(key) if arg.get_env().is_none() => {
                 let variable = format!(
@@ -166,7 +166,7 @@ fn with_environment(command: Command) -> Command {
     command.mut_subcommands(with_environment)
 }
 
-/// The innermost `--config`, and the path of subcommands to it.
+/// Finds the innermost `--config`, and the path of subcommands to it.
 fn named_file(matches: &ArgMatches) -> Option<(PathBuf, Vec<String>)> {
     if let Some((name, matches)) = matches.subcommand()
         && let Some((path, mut subcommands)) = named_file(matches)
@@ -178,7 +178,7 @@ fn named_file(matches: &ArgMatches) -> Option<(PathBuf, Vec<String>)> {
     Some((path.clone(), Vec::new()))
 }
 
-/// Changes the command at the end of a path of subcommands.
+/// Applies `change` to the command at the end of a path of subcommands.
 fn at<F>(command: Command, path: &[String], change: F) -> Result<Command, ConfigError>
 where
     F: FnOnce(Command) -> Result<Command, ConfigError>,
@@ -208,7 +208,7 @@ fn read(path: &Path) -> Result<Table, ConfigError> {
     })
 }
 
-/// Makes the values of the file the defaults of their flags.
+/// Sets the values of the file as the defaults of their flags.
 fn with_file(mut command: Command, path: &Path, values: &Table) -> Result<Command, ConfigError> {
     for (key, value) in values {
         let arg = find(&command, key).ok_or_else(|| unknown_key(&command, path, key))?;
@@ -232,14 +232,14 @@ fn find<'c>(command: &'c Command, key: &str) -> Option<&'c Arg> {
         .find(|arg| key_of(arg) == Some(flag.as_str()))
 }
 
-/// A TOML value as what one would type behind the flag.
+/// Converts a TOML value to the text of the flag's value.
 fn texts(arg: &Arg, value: &Value) -> Result<Vec<String>, String> {
     let takes_value = arg.get_action().takes_values();
     let repeats =
         matches!(arg.get_action(), ArgAction::Append) || arg.get_value_delimiter().is_some();
     match value {
         Value::Boolean(value) => Ok(vec![value.to_string()]),
-        _ if !takes_value => Err("is a switch: write true or false".to_owned()),
+        _ if !takes_value => Err("is a switch: use true or false".to_owned()),
         Value::String(text) => Ok(vec![text.clone()]),
         Value::Integer(number) => Ok(vec![number.to_string()]),
         Value::Float(number) => Ok(vec![number.to_string()]),
@@ -248,15 +248,13 @@ fn texts(arg: &Arg, value: &Value) -> Result<Vec<String>, String> {
             each.collect::<Result<Vec<_>, _>>()
                 .map(|texts| texts.concat())
         }
-        Value::Array(_) => Err("takes one value, not several".to_owned()),
-        Value::Table(_) => {
-            Err("is a table: write 'key = value' lines without [sections]".to_owned())
-        }
-        Value::Datetime(_) => Err("is a date: write it in quotes".to_owned()),
+        Value::Array(_) => Err("takes one value, not an array".to_owned()),
+        Value::Table(_) => Err("is a table: use 'key = value' lines without [sections]".to_owned()),
+        Value::Datetime(_) => Err("is a date: put it in quotes".to_owned()),
     }
 }
 
-/// Lets clap judge the values, as if they had been typed behind this one flag.
+/// Checks the values with clap, as if they had been given to this one flag.
 fn check(arg: &Arg, texts: &[String]) -> Result<(), String> {
     let Some(flag) = arg.get_long().filter(|_| arg.get_action().takes_values()) else {
         return Ok(());
@@ -266,12 +264,12 @@ fn check(arg: &Arg, texts: &[String]) -> Result<(), String> {
         .action(ArgAction::Append)
         .value_parser(arg.get_value_parser().clone());
     let typed = texts.iter().map(|text| format!("--{flag}={text}"));
-    let judged = Command::new("configuration")
+    let parsed = Command::new("configuration")
         .no_binary_name(true)
         .disable_help_flag(true)
         .arg(alone)
         .try_get_matches_from(typed);
-    match judged {
+    match parsed {
         Ok(_) => Ok(()),
         Err(error) => Err(first_line(&error)),
     }
@@ -286,18 +284,18 @@ fn first_line(error: &clap::Error) -> String {
 fn unknown_key(command: &Command, path: &Path, key: &str) -> ConfigError {
     let keys = || command.get_arguments().filter_map(key_of);
     let nearest = keys().map(|known| (distance(known, key), known)).min();
-    let cure = match nearest {
+    let hint = match nearest {
         Some((distance, known)) if distance * 3 <= key.len() => format!("did you mean '{known}'?"),
-        _ => format!("there are: {}", keys().collect::<Vec<_>>().join(", ")),
+        _ => format!("valid keys are: {}", keys().collect::<Vec<_>>().join(", ")),
     };
     ConfigError::UnknownKey {
         path: path.to_owned(),
         key: key.to_owned(),
-        cure,
+        hint,
     }
 }
 
-/// How many characters must be inserted, removed or replaced (Levenshtein).
+/// The Levenshtein distance: characters to insert, remove or replace.
 fn distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.chars().collect();
     let mut row: Vec<usize> = (0..=right.len()).collect();

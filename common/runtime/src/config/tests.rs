@@ -1,4 +1,4 @@
-//! A service's keys, given in every way and every wrong way.
+//! The keys of a service from flags, environment and file, valid and invalid.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use clap::{Args, Subcommand};
@@ -35,7 +35,7 @@ struct Peer {
     #[arg(long)]
     require_grants: bool,
     /// In the environment of every test.
-    #[arg(long, env = "CARGO_PKG_NAME", default_value = "nobody")]
+    #[arg(long, env = "CARGO_PKG_NAME", default_value = "none")]
     region: String,
 }
 
@@ -57,7 +57,7 @@ fn run(file: &str, flags: &[&str]) -> Result<Peer, String> {
 }
 
 #[test]
-fn the_file_gives_what_no_flag_gives_and_the_flag_wins() {
+fn flag_wins_over_file() {
     let file = r#"
         store = "/var/lib/flotilla"
         quota = "2GiB"
@@ -77,7 +77,7 @@ fn the_file_gives_what_no_flag_gives_and_the_flag_wins() {
 }
 
 #[test]
-fn the_environment_wins_over_the_file_and_the_flag_over_both() {
+fn environment_wins_over_file_and_flag_over_both() {
     let file = "store = '/s'\nregion = 'from-the-file'";
     assert_eq!(run(file, &[]).unwrap().region, env!("CARGO_PKG_NAME"));
     assert_eq!(
@@ -87,14 +87,14 @@ fn the_environment_wins_over_the_file_and_the_flag_over_both() {
 }
 
 #[test]
-fn defaults_are_what_is_left() {
+fn default_applies_without_flag_or_file() {
     let peer = run("store = '/s'", &[]).unwrap();
     assert_eq!(peer.quota, ByteSize(10 << 30));
     assert!(!peer.require_grants && peer.origin.is_empty());
 }
 
 #[test]
-fn every_key_has_its_environment_variable() {
+fn every_key_has_an_environment_variable() {
     let command = with_environment(<Cli as clap::CommandFactory>::command());
     let variables = |name| -> Vec<String> {
         let service = command.find_subcommand(name).unwrap();
@@ -117,12 +117,12 @@ fn every_key_has_its_environment_variable() {
     assert_eq!(
         variables("plain"),
         [""; 0],
-        "a command without a file takes no part"
+        "a command without a configuration file has no variables"
     );
 }
 
 #[test]
-fn a_misspelled_key_is_named_with_the_nearest_one() {
+fn unknown_key_suggests_the_nearest_one() {
     let error = run("store = '/s'\nquotta = '1GiB'", &[]).unwrap_err();
     assert!(
         error.contains("unknown key 'quotta'; did you mean 'quota'?"),
@@ -131,14 +131,14 @@ fn a_misspelled_key_is_named_with_the_nearest_one() {
     assert!(error.contains("peer.toml"), "{error}");
     let error = run("colour = 'blue'", &[]).unwrap_err();
     assert!(
-        error.contains("there are: store, quota, origin, require-grants, region"),
+        error.contains("valid keys are: store, quota, origin, require-grants, region"),
         "{error}"
     );
 }
 
 #[test]
-fn a_bad_value_is_named_with_its_cure() {
-    for (file, key, cure) in [
+fn invalid_value_names_key_and_fix() {
+    for (file, key, fix) in [
         ("quota = '5 elephants'", "key 'quota'", "for example 64MiB"),
         ("store = ['/a', '/b']", "key 'store'", "one value"),
         (
@@ -147,20 +147,24 @@ fn a_bad_value_is_named_with_its_cure() {
             "true or false",
         ),
         ("store = 1979-05-27", "key 'store'", "quotes"),
-        ("[peer]\nstore = '/s'", "unknown key 'peer'", "there are"),
+        (
+            "[peer]\nstore = '/s'",
+            "unknown key 'peer'",
+            "valid keys are",
+        ),
         ("[store]\npath = '/s'", "key 'store'", "without [sections]"),
-        ("store = ", "no TOML", "line 1"),
+        ("store = ", "not valid TOML", "line 1"),
     ] {
         let error = run(file, &[]).unwrap_err();
         assert!(
-            error.contains(key) && error.contains(cure),
+            error.contains(key) && error.contains(fix),
             "{file}: {error}"
         );
     }
 }
 
 #[test]
-fn what_is_missing_everywhere_is_named() {
+fn missing_key_is_named() {
     let error = run("quota = '1GiB'", &[]).unwrap_err();
     assert!(error.contains("--store"), "{error}");
     let missing = try_parse_from::<Cli, _>(["flotilla", "peer", "--config", "/nowhere/peer.toml"]);
@@ -172,7 +176,7 @@ fn what_is_missing_everywhere_is_named() {
 }
 
 #[test]
-fn bad_flags_and_help_stay_claps() {
+fn flag_errors_and_help_come_from_clap() {
     let error = run("store = '/s'", &["--quta", "1GiB"]).unwrap_err();
     assert!(error.contains("--quota"), "{error}");
     let help = try_parse_from::<Cli, _>(["flotilla", "peer", "--help"]).unwrap_err();
@@ -184,7 +188,7 @@ fn bad_flags_and_help_stay_claps() {
 }
 
 #[test]
-fn distances() {
+fn levenshtein_distances() {
     for (left, right, expected) in [
         ("", "", 0),
         ("quota", "quotta", 1),

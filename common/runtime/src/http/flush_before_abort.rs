@@ -1,8 +1,8 @@
-//! A body that ends in an error first lets hyper send what came before it.
+//! A body whose error is delayed until hyper has flushed the bytes before it.
 //!
-//! hyper drops its write buffer when a body fails. A client resumes where its bytes end, and some
-//! count an answer without a byte as no progress at all; so the error is held back for one round,
-//! in which hyper flushes.
+//! hyper discards its write buffer when a body fails. Clients resume where the bytes that they got
+//! end, and some count a response without any byte as no progress. The error is therefore held back
+//! for one poll, in which hyper flushes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,14 +14,14 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 #[derive(Debug)]
 pub(super) struct FlushBeforeAbort {
     inner: Body,
-    held_back: Option<axum::Error>,
+    delayed: Option<axum::Error>,
 }
 
 impl FlushBeforeAbort {
     pub(super) fn new(inner: Body) -> Self {
         Self {
             inner,
-            held_back: None,
+            delayed: None,
         }
     }
 }
@@ -34,12 +34,12 @@ impl HttpBody for FlushBeforeAbort {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if let Some(error) = self.held_back.take() {
+        if let Some(error) = self.delayed.take() {
             return Poll::Ready(Some(Err(error)));
         }
         match Pin::new(&mut self.inner).poll_frame(context) {
             Poll::Ready(Some(Err(error))) => {
-                self.held_back = Some(error);
+                self.delayed = Some(error);
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
@@ -48,7 +48,7 @@ impl HttpBody for FlushBeforeAbort {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held_back.is_none() && self.inner.is_end_stream()
+        self.delayed.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

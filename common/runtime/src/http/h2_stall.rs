@@ -1,13 +1,13 @@
-//! The pace at which the client of one HTTP/2 stream takes its response.
+//! Stall timeout of one HTTP/2 stream, against clients that do not read their response.
 //!
-//! A client that opens a stream's window no further keeps what the stream has, while the connection
-//! goes on: the patience with a connection's socket ([`super::patience`]) never ends. So a response
-//! goes out in small pieces, each asked for only when the window has room for some of it, and a
-//! stream that waits for its client for too long is dropped, which resets it (RST_STREAM, CANCEL)
-//! and leaves the connection's other streams alone.
+//! A client that stops to open a stream's flow-control window pins the memory of that stream while
+//! the connection stays alive, so the write timeout of the socket never fires. A response is
+//! therefore sent in small pieces. hyper polls for the next piece only when the window has room, so
+//! the time between a piece and the next poll is the client's. A stream that waits for its client
+//! too long is dropped, which resets it (RST_STREAM, CANCEL) and leaves the other streams alone.
 //!
 //! ```text
-//! response ready -> [the client's turn] -> piece asked for -> [the body's turn] -> piece given -> [the client's turn] ...
+//! response ready -> [waits for client] -> polled -> [waits for body] -> piece -> [waits for client] ...
 //! ```
 
 use std::future::{Future, poll_fn};
@@ -24,52 +24,59 @@ use tokio::time::{Instant, sleep_until};
 
 use super::flush_before_abort::FlushBeforeAbort;
 
-/// Bytes of a piece: a frame of the size that every client takes. A stream has as much waiting at
-/// most, beyond what its window has room for.
+/// Bytes of a piece: a frame of the size that every client accepts. A stream buffers at most this
+/// much beyond its window.
 const PIECE_LEN: usize = 16 << 10;
 
 task_local! {
-    /// Whose turn it is on the stream whose task runs.
-    static TURN: Arc<Turn>;
+    /// The progress of the stream whose task runs.
+    static PROGRESS: Arc<Progress>;
 }
 
 #[derive(Debug, Default)]
-struct Turn {
-    is_clients: AtomicBool,
-    /// How often it became the client's.
-    given: AtomicU64,
+struct Progress {
+    is_waiting_for_client: AtomicBool,
+    /// Pieces given to the client so far, the response head included.
+    pieces: AtomicU64,
 }
 
-/// It is the client's turn on the stream whose task runs, if there is one.
-fn gave() {
-    let _no_stream = TURN.try_with(|turn| {
-        turn.given.fetch_add(1, Ordering::Relaxed);
-        turn.is_clients.store(true, Ordering::Relaxed);
+/// Marks the current stream, if there is one, as waiting for its client.
+fn mark_piece_given() {
+    let _no_stream = PROGRESS.try_with(|progress| {
+        progress.pieces.fetch_add(1, Ordering::Relaxed);
+        progress
+            .is_waiting_for_client
+            .store(true, Ordering::Relaxed);
     });
 }
 
-fn was_asked() {
-    let _no_stream = TURN.try_with(|turn| turn.is_clients.store(false, Ordering::Relaxed));
+/// Marks the current stream, if there is one, as waiting for its body.
+fn mark_polled() {
+    let _no_stream = PROGRESS.try_with(|progress| {
+        progress
+            .is_waiting_for_client
+            .store(false, Ordering::Relaxed)
+    });
 }
 
-/// Runs a stream to its end, or until its client has taken nothing for as long as `patience`.
-pub(super) async fn until_stalled(stream: impl Future<Output = ()>, patience: Duration) {
-    let turn = Arc::<Turn>::default();
-    let mut stream = pin!(TURN.scope(Arc::clone(&turn), stream));
+/// Runs a stream to its end, or until its client has read nothing for `stall_timeout`.
+pub(super) async fn run_until_stalled(stream: impl Future<Output = ()>, stall_timeout: Duration) {
+    let progress = Arc::<Progress>::default();
+    let mut stream = pin!(PROGRESS.scope(Arc::clone(&progress), stream));
     let mut deadline = pin!(None);
-    let mut waits_since = None;
+    let mut waiting_since_piece = None;
     poll_fn(move |context| {
         if stream.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
-        if !turn.is_clients.load(Ordering::Relaxed) {
-            waits_since = None;
+        if !progress.is_waiting_for_client.load(Ordering::Relaxed) {
+            waiting_since_piece = None;
             return Poll::Pending;
         }
-        let given = Some(turn.given.load(Ordering::Relaxed));
-        if waits_since != given {
-            waits_since = given;
-            deadline.set(Some(sleep_until(Instant::now() + patience)));
+        let pieces = Some(progress.pieces.load(Ordering::Relaxed));
+        if waiting_since_piece != pieces {
+            waiting_since_piece = pieces;
+            deadline.set(Some(sleep_until(Instant::now() + stall_timeout)));
         }
         match deadline.as_mut().as_pin_mut() {
             Some(deadline) => deadline.poll(context),
@@ -79,7 +86,7 @@ pub(super) async fn until_stalled(stream: impl Future<Output = ()>, patience: Du
     .await;
 }
 
-/// A response's body in small pieces.
+/// A response body in small pieces that tracks the progress of its client.
 #[derive(Debug)]
 pub(super) struct PacedBody {
     inner: FlushBeforeAbort,
@@ -87,9 +94,9 @@ pub(super) struct PacedBody {
 }
 
 impl PacedBody {
-    /// The body of a response that is ready: its client may have the first piece.
+    /// Wraps the body of a response whose head is ready to be sent.
     pub(super) fn new(inner: FlushBeforeAbort) -> Self {
-        gave();
+        mark_piece_given();
         Self {
             inner,
             rest: Bytes::new(),
@@ -97,7 +104,7 @@ impl PacedBody {
     }
 
     fn next_piece(&mut self) -> Frame<Bytes> {
-        gave();
+        mark_piece_given();
         Frame::data(self.rest.split_to(self.rest.len().min(PIECE_LEN)))
     }
 }
@@ -110,7 +117,7 @@ impl HttpBody for PacedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        was_asked();
+        mark_polled();
         if self.rest.is_empty() {
             match Pin::new(&mut self.inner).poll_frame(context) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
@@ -147,10 +154,10 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
     #[tokio::test]
-    async fn a_body_goes_out_whole_in_small_pieces() {
+    async fn body_is_sent_whole_in_small_pieces() {
         let whole: Bytes = (0..100_000_u32).map(|at| at as u8).collect();
         let mut body = PacedBody::new(FlushBeforeAbort::new(whole.clone().into()));
         assert_eq!(body.size_hint().exact(), Some(100_000));
@@ -169,26 +176,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_whose_turn_it_is_for_too_long_is_left() {
+    async fn stalled_client_ends_its_stream() {
         let started = Instant::now();
         let taken = async {
             let pieces = stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"x"))])
                 .chain(stream::pending());
             let mut body = PacedBody::new(FlushBeforeAbort::new(Body::from_stream(pieces)));
-            sleep(PATIENCE - Duration::from_secs(1)).await;
+            sleep(STALL_TIMEOUT - Duration::from_secs(1)).await;
             body.frame().await.unwrap().unwrap();
             std::future::pending::<()>().await;
         };
-        until_stalled(taken, PATIENCE).await;
-        assert_eq!(started.elapsed(), 2 * PATIENCE - Duration::from_secs(1));
+        run_until_stalled(taken, STALL_TIMEOUT).await;
+        assert_eq!(
+            started.elapsed(),
+            2 * STALL_TIMEOUT - Duration::from_secs(1)
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_takes_its_time_tries_nobodys_patience() {
+    async fn slow_body_does_not_count_as_a_stalled_client() {
         let taken = async {
-            sleep(2 * PATIENCE).await;
+            sleep(2 * STALL_TIMEOUT).await;
             let slow = stream::once(async {
-                sleep(2 * PATIENCE).await;
+                sleep(2 * STALL_TIMEOUT).await;
                 Ok::<_, std::io::Error>(Bytes::from_static(b"x"))
             });
             let mut body = PacedBody::new(FlushBeforeAbort::new(Body::from_stream(Box::pin(slow))));
@@ -198,7 +208,7 @@ mod tests {
             );
         };
         let started = Instant::now();
-        until_stalled(taken, PATIENCE).await;
-        assert_eq!(started.elapsed(), 4 * PATIENCE);
+        run_until_stalled(taken, STALL_TIMEOUT).await;
+        assert_eq!(started.elapsed(), 4 * STALL_TIMEOUT);
     }
 }

@@ -1,11 +1,11 @@
-//! HTTP/2: over TLS where both ends name it (ALPN), without TLS for clients that begin with its
-//! preface.
+//! HTTP/2: over TLS where both ends negotiate it (ALPN), without TLS for clients that start with
+//! its preface.
 //!
-//! One connection carries many requests, so what bounds a connection of HTTP/1.1 has to bound each
-//! of its streams: how many there are, what each may have in memory, how long none may be open, how
-//! long a client may take nothing of one (`pace`). A client that opens streams only to reset them
-//! (CVE-2023-44487) is told to go away by the `h2` crate: after 20 of them that were not yet looked
-//! at, or 1024 that broke the protocol; those are its defaults, and hyper's.
+//! One connection carries many requests, so the limits of an HTTP/1.1 connection apply to each
+//! stream: their number, their memory, how long a connection may have none, and how long a client
+//! may read nothing from one (`h2_stall`). The `h2` crate sends GOAWAY to clients that open streams
+//! only to reset them (CVE-2023-44487): after 20 resets that are not yet processed, or 1,024
+//! protocol errors. These are the defaults of `h2` and hyper.
 
 use std::future::Future;
 use std::io;
@@ -20,51 +20,51 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::ListenerLimits;
-use super::h2_stall::until_stalled;
+use super::h2_stall::run_until_stalled;
 use crate::shutdown::Shutdown;
 
-/// What ALPN calls it.
+/// Its ALPN protocol name.
 pub(super) const ALPN: &[u8] = b"h2";
-/// What a client that does not ask first begins with (RFC 9113, section 3.4). No method of HTTP/1.1
-/// does.
+/// The start of the preface of a client with prior knowledge (RFC 9113, section 3.4). No HTTP/1.1
+/// method starts like this.
 const PREFACE_START: &[u8; 4] = b"PRI ";
 
 /// Streams at once on one connection.
 const MAX_STREAMS: u32 = 128;
-/// Bytes of a request's header fields as they are counted for SETTINGS_MAX_HEADER_LIST_SIZE.
+/// Bytes of a request's header fields, counted as for SETTINGS_MAX_HEADER_LIST_SIZE.
 const MAX_HEADERS_LEN: u32 = 16 << 10;
-/// Bytes of a stream's response that its window has room for and that wait for the socket.
+/// Bytes of a stream's response that fit its window and may wait for the socket.
 const SEND_BUFFER_LEN: usize = 64 << 10;
-/// Bytes of a request's body, and of all on a connection, that wait for their handlers.
+/// Bytes of request bodies that may wait for their handlers, per stream and per connection.
 const WINDOW_LEN: u32 = 1 << 20;
-/// How long a client may leave a ping unanswered.
+/// How long a client may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The streams of a connection: tasks that a drain waits for.
+/// Spawns the streams of a connection as tasks that a drain waits for.
 #[derive(Clone, Debug)]
 pub(super) struct Streams {
     shutdown: Shutdown,
-    /// With a client that takes nothing.
-    patience: Duration,
-    counts: Arc<Counts>,
+    /// How long a client may read nothing.
+    stall_timeout: Duration,
+    counts: Arc<StreamCounts>,
 }
 
 #[derive(Debug, Default)]
-struct Counts {
+struct StreamCounts {
     begun: AtomicU64,
     open: AtomicUsize,
 }
 
 impl Streams {
-    pub(super) fn new(shutdown: Shutdown, patience: Duration) -> Self {
+    pub(super) fn new(shutdown: Shutdown, stall_timeout: Duration) -> Self {
         Self {
             shutdown,
-            patience,
+            stall_timeout,
             counts: Arc::default(),
         }
     }
 
-    /// The settings of a connection with these streams.
+    /// Builds a connection with these streams and the limits of this module.
     pub(super) fn builder(&self, limits: &ListenerLimits) -> http2::Builder<Self> {
         let mut http = http2::Builder::new(self.clone());
         http.timer(TokioTimer::new())
@@ -78,8 +78,8 @@ impl Streams {
         http
     }
 
-    /// Waits until no stream was open for `bound`, or for less than twice as long.
-    pub(super) async fn idle(&self, bound: Duration) {
+    /// Waits until no stream was open for a time between `bound` and twice `bound`.
+    pub(super) async fn wait_until_idle(&self, bound: Duration) {
         let mut begun_before = None;
         loop {
             let begun = self.counts.begun.load(Ordering::Relaxed);
@@ -97,30 +97,30 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
         self.counts.begun.fetch_add(1, Ordering::Relaxed);
         self.counts.open.fetch_add(1, Ordering::Relaxed);
-        let open = Open(Arc::clone(&self.counts));
-        let patience = self.patience;
+        let open = OpenStream(Arc::clone(&self.counts));
+        let stall_timeout = self.stall_timeout;
         self.shutdown.spawn(async move {
-            until_stalled(stream, patience).await;
+            run_until_stalled(stream, stall_timeout).await;
             drop(open);
         });
     }
 }
 
-/// An open stream, until it is dropped.
-struct Open(Arc<Counts>);
+/// Counts an open stream until it is dropped.
+struct OpenStream(Arc<StreamCounts>);
 
-impl Drop for Open {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Whether an unencrypted connection begins as HTTP/2 does. One that shows less than four bytes at
-/// first is taken for one of HTTP/1.1.
+/// Waits for the first bytes of an unencrypted connection and detects HTTP/2 by its preface. A
+/// connection whose first packet has less than four bytes is treated as HTTP/1.1.
 ///
 /// # Errors
-/// The connection has failed.
-pub(super) async fn begins_with_preface(stream: &TcpStream) -> io::Result<bool> {
+/// The connection failed.
+pub(super) async fn detect_preface(stream: &TcpStream) -> io::Result<bool> {
     let mut start = [0; PREFACE_START.len()];
     Ok(stream.peek(&mut start).await? == start.len() && start == *PREFACE_START)
 }

@@ -1,25 +1,26 @@
-//! Serving HTTP/1.1 and HTTP/2 over TCP or TLS, with a drain that finishes what is in flight.
+//! An HTTP/1.1 and HTTP/2 server over TCP or TLS, with a drain that finishes requests in flight.
 //!
-//! What this adds to hyper:
-//! - a handler sees who asks: [`ClientIdentity`] and `ConnectInfo<SocketAddr>` are in the request's
-//!   extensions;
-//! - everything is bounded: connections, the waits for a request's head, for the client to take its
-//!   response and for the TLS handshake, the drain;
-//! - a body of files can leave without passing through this process: [`FileSender`];
-//! - what is in memory can be answered before the router ([`Responder`]), on threads that share
-//!   nothing ([`Workers`]);
-//! - **a connection of HTTP/1.1 always ends with FIN**, never with a reset as long as the client
-//!   behaves. A client such as containerd resumes a body that was cut short by FIN and fails the
-//!   whole pull on a reset, and the kernel resets a socket that is closed while it holds unread
-//!   bytes. So the end of a connection is: send what the handler yielded, close the sending side,
-//!   read and discard until the client closes its own, for a bounded time.
+//! This module adds to hyper:
+//! - the client's identity: [`ClientIdentity`] and `ConnectInfo<SocketAddr>` are in the extensions
+//!   of each request;
+//! - limits: on connections, and timeouts for the request head, the client's reads, the TLS
+//!   handshake and the drain;
+//! - file bodies that the kernel sends without a copy through this process: [`FileSender`];
+//! - responses from memory that bypass the router ([`Responder`]), on one thread per core
+//!   ([`Workers`]);
+//! - **an HTTP/1.1 connection always ends with FIN**, and never with a reset while the client
+//!   behaves. containerd resumes a body that FIN cut short, but fails the whole pull on a reset,
+//!   and the kernel resets a socket that is closed with unread bytes. A connection therefore ends
+//!   like this: send everything that the handler yielded, close the sending side, then read and
+//!   discard until the client closes its side or the linger timeout expires.
 //!
 //! ```text
-//! body ends in an error:   ... bytes | FIN ->            <- FIN | closed        (HTTP/2: its stream is reset)
-//! shutdown triggered:      listener closed, idle connections FIN, the others after their response (HTTP/2: GOAWAY)
+//! body ends in an error:   ... bytes | FIN ->      <- FIN | closed    (HTTP/2: the stream is reset)
+//! shutdown triggered:      listener closed; idle connections get FIN at once, busy ones after
+//!                          their response                             (HTTP/2: GOAWAY)
 //! ```
 //!
-//! It must never buffer a body.
+//! This module must never buffer a body.
 
 mod flush_before_abort;
 mod h2_stall;
@@ -70,46 +71,46 @@ use header_timer::HeaderTimer;
 use sendfile::SendfileStream;
 use write_timeout::WriteTimeout;
 
-/// Who the client is, by its verified certificate: in the extensions of every request.
+/// The peer that the client's verified certificate names; in the extensions of every request.
 ///
 /// `None` without TLS, without a client certificate, and for a certificate that names no peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientIdentity(pub Option<PeerId>);
 
-/// Bytes of a connection's buffer each way; a request's head has to fit.
+/// Bytes of a connection's buffer in each direction. A request head must fit.
 const BUFFER_LEN: usize = 64 << 10;
-/// Encrypted bytes that wait for a client to take them: two records.
+/// Encrypted bytes that may wait for the client to read them: two TLS records.
 const ENCRYPTED_LEN: usize = 32 << 10;
 
-/// Connections that the kernel keeps until they are accepted, as far as it lets us
-/// (`net.core.somaxconn`). The standard library asks for 128: when a fleet starts all at once, the
-/// rest would try again after a second, or think that they are connected and wait for an answer.
+/// Length of the kernel's queue of connections that are not accepted yet; `net.core.somaxconn`
+/// limits it further. The standard library requests 128, which overflows when a fleet starts at
+/// once: the other clients retry after a second, or wait on connections that never get a response.
 const BACKLOG: i32 = 4096;
 
-/// The request came on a connection beyond [`ListenerLimits::connections`]: in its extensions. Whoever sees
-/// it refuses what can wait, and ends the connection with its answer.
+/// In the extensions of requests whose connection exceeds [`ListenerLimits::connections`]. Handlers
+/// refuse deferrable requests that carry it, and close the connection with the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverLimit;
 
-/// The bounds of a listener.
+/// Limits and timeouts of a listener.
 #[derive(Clone, Debug)]
 pub struct ListenerLimits {
     /// Connections at once. Default 8192.
     pub connections: usize,
-    /// Connections beyond, whose requests are [`OverLimit`]; more wait in the kernel's backlog.
-    /// Default none.
+    /// Connections beyond `connections`, whose requests carry [`OverLimit`]. Further connections
+    /// wait in the kernel's queue. Default 0.
     pub reserve: usize,
-    /// For a whole request head, and for the next request of an idle connection. Default 120 s,
-    /// more than common clients keep an idle connection, so that the client is the one to close it.
+    /// Timeout for a whole request head, and for the next request of an idle connection. Default
+    /// 120 s, longer than common clients keep idle connections, so that the client closes first.
     pub head_timeout: Duration,
-    /// For a TLS handshake. Default 10 s.
+    /// Timeout for a TLS handshake. Default 10 s.
     pub handshake_timeout: Duration,
-    /// For the client to take any byte of its response. Default 300 s: containerd parks responses
-    /// while it reads others.
+    /// How long a write may wait for the client to read. Default 300 s, because containerd pauses
+    /// responses while it reads others.
     pub write_timeout: Duration,
-    /// For what is in flight when the shutdown starts. Default 20 s.
+    /// Timeout for requests in flight when the shutdown starts. Default 20 s.
     pub drain_timeout: Duration,
-    /// For the client to close its side after we closed ours. Default 1 s.
+    /// How long the client may take to close its side after the server closed its own. Default 1 s.
     pub linger_timeout: Duration,
 }
 
@@ -127,7 +128,7 @@ impl Default for ListenerLimits {
     }
 }
 
-/// How many connections a listener has open. Clones count the same ones.
+/// Counts the open connections of a listener. Clones share the count.
 #[derive(Clone, Debug)]
 pub struct Connections {
     permits: Arc<Semaphore>,
@@ -136,7 +137,7 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// Those that are open now, or are accepted in this moment.
+    /// Connections that are open, or being accepted.
     pub fn open(&self) -> u64 {
         let free = self.permits.available_permits() + self.reserve.available_permits();
         self.bound.saturating_sub(free) as u64
@@ -152,28 +153,28 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// The address that was bound, with the port that the kernel chose for port 0.
+    /// The bound address, with the port that the kernel chose if port 0 was requested.
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its connections, to be counted.
+    /// The counter of its connections.
     pub fn connections(&self) -> Connections {
         self.connections.clone()
     }
 
-    /// Waits until the shutdown has come and every connection has ended.
+    /// Waits until the shutdown was triggered and every connection has ended.
     pub async fn finished(self) {
         if let Err(error) = self.accepting.await {
-            tracing::error!(%error, "serve HTTP");
+            tracing::error!(%error, "HTTP accept loop failed; the listener is closed");
         }
     }
 }
 
-/// Serves what `responder` answers on `listener` until `shutdown`, with the default [`ListenerLimits`].
-/// With `tls`, HTTPS only.
+/// Serves `responder` on `listener` until `shutdown`, with the default [`ListenerLimits`]. With
+/// `tls`, HTTPS only.
 ///
-/// The work is spawned through `shutdown`, whose `drain` waits for it.
+/// Tasks are spawned through `shutdown`, whose `drain` waits for them.
 ///
 /// # Errors
 /// The listener has no address.
@@ -192,7 +193,7 @@ pub fn serve(
     )
 }
 
-/// [`serve`] with other bounds.
+/// [`serve`] with other limits.
 ///
 /// # Errors
 /// The listener has no address.
@@ -206,12 +207,12 @@ pub fn serve_with(
     let address = listener.local_addr()?;
     rustix::net::listen(&listener, BACKLOG)?;
     let mut http = http1::Builder::new();
-    // No half-close: a client that hangs up is noticed while its response still waits for bytes.
+    // Half-close is off, so that a disconnect is noticed while the response waits for bytes.
     http.header_read_timeout(limits.head_timeout);
-    // Pieces of bodies reach the stream as they are: `files` knows its own among them by their
+    // Body pieces must reach the stream uncopied: `sendfile` recognizes its placeholders by their
     // address.
     http.writev(true);
-    // An upload that waits for its turn has as much in memory.
+    // An upload that waits for a permit holds this much memory.
     http.max_buf_size(BUFFER_LEN);
     let connections = Connections {
         permits: Arc::new(Semaphore::new(limits.connections)),
@@ -234,10 +235,10 @@ pub fn serve_with(
     })
 }
 
-/// A connection's place among those that there may be.
-struct Place {
+/// A permit for one connection.
+struct ConnectionPermit {
     _permit: OwnedSemaphorePermit,
-    is_crowded: bool,
+    is_over_limit: bool,
 }
 
 struct HttpService {
@@ -249,21 +250,21 @@ struct HttpService {
     shutdown: Shutdown,
 }
 
-/// What handlers are told of a connection.
-struct Told {
+/// The properties of a connection that its handlers see.
+struct ConnectionInfo {
     client: SocketAddr,
     identity: ClientIdentity,
     files: Option<FileSender>,
-    is_crowded: bool,
+    is_over_limit: bool,
 }
 
 impl HttpService {
     async fn accept_all(self: Arc<Self>, listener: TcpListener) {
-        while let Some((stream, client, place)) = self.accept(&listener).await {
-            Arc::clone(&self).start(stream, client, place);
+        while let Some((stream, client, permit)) = self.accept(&listener).await {
+            Arc::clone(&self).start(stream, client, permit);
         }
         drop(listener);
-        // Each connection ends by its own drain bound.
+        // The drain timeout ends every connection.
         let Connections {
             permits, reserve, ..
         } = &self.connections;
@@ -277,12 +278,12 @@ impl HttpService {
         }
     }
 
-    /// A place for the next connection. In the reserve only while all others are taken.
-    async fn place(&self) -> Option<Place> {
-        let taken = |permit, is_crowded| {
-            Some(Place {
+    /// Waits for a permit; for one of the reserve only while all others are taken.
+    async fn acquire_permit(&self) -> Option<ConnectionPermit> {
+        let taken = |permit, is_over_limit| {
+            Some(ConnectionPermit {
                 _permit: permit,
-                is_crowded,
+                is_over_limit,
             })
         };
         tokio::select! {
@@ -292,29 +293,32 @@ impl HttpService {
         }
     }
 
-    /// The same place, or a better one that became free meanwhile.
-    fn or_better(&self, place: Place) -> Place {
-        if !place.is_crowded {
-            return place;
+    /// Exchanges a permit of the reserve for a regular one that became free meanwhile.
+    fn upgrade(&self, permit: ConnectionPermit) -> ConnectionPermit {
+        if !permit.is_over_limit {
+            return permit;
         }
-        let better = Arc::clone(&self.connections.permits).try_acquire_owned();
-        better.map_or(place, |permit| Place {
-            _permit: permit,
-            is_crowded: false,
+        let regular = Arc::clone(&self.connections.permits).try_acquire_owned();
+        regular.map_or(permit, |regular| ConnectionPermit {
+            _permit: regular,
+            is_over_limit: false,
         })
     }
 
-    /// The next connection; `None` when the shutdown starts.
-    async fn accept(&self, listener: &TcpListener) -> Option<(TcpStream, SocketAddr, Place)> {
+    /// Accepts the next connection; `None` when the shutdown starts.
+    async fn accept(
+        &self,
+        listener: &TcpListener,
+    ) -> Option<(TcpStream, SocketAddr, ConnectionPermit)> {
         let next = async {
-            let place = self.place().await?;
+            let permit = self.acquire_permit().await?;
             loop {
                 match listener.accept().await {
-                    Ok((stream, client)) => return Some((stream, client, self.or_better(place))),
+                    Ok((stream, client)) => return Some((stream, client, self.upgrade(permit))),
                     Err(error) => {
-                        // Out of file descriptors, or a client that left at once: neither ends the
+                        // Neither a lack of file descriptors nor an early disconnect ends the
                         // service.
-                        tracing::warn!(%error, "accept connection");
+                        tracing::warn!(%error, "accept failed; retrying in 50 ms");
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 }
@@ -327,43 +331,42 @@ impl HttpService {
         }
     }
 
-    /// Serves a connection in a task of its own, here or on a worker.
-    fn start(self: Arc<Self>, stream: TcpStream, client: SocketAddr, place: Place) {
+    /// Spawns the task that serves a connection, on this runtime or on a worker.
+    fn start(self: Arc<Self>, stream: TcpStream, client: SocketAddr, permit: ConnectionPermit) {
         let shutdown = self.shutdown.clone();
         let Some(workers) = self.responder.workers.clone() else {
             shutdown.spawn(async move {
-                self.connection(stream, client, place.is_crowded).await;
-                drop(place);
+                self.connection(stream, client, permit.is_over_limit).await;
+                drop(permit);
             });
             return;
         };
         let (runtime, seat) = workers.seat();
         let stream = stream.into_std();
         shutdown.spawn_on(runtime, async move {
-            // A socket belongs to the runtime that polls it.
+            // The socket must be registered with the runtime that polls it.
             match stream.and_then(TcpStream::from_std) {
-                Ok(stream) => self.connection(stream, client, place.is_crowded).await,
-                Err(error) => tracing::warn!(%client, %error, "hand a connection to its thread"),
+                Ok(stream) => self.connection(stream, client, permit.is_over_limit).await,
+                Err(error) => tracing::warn!(%client, %error, "moving a connection to its worker thread failed; connection closed"),
             }
-            drop((seat, place));
+            drop((seat, permit));
         });
     }
 
-    /// What it waits for is in boxes of its own: a task is as large as the largest of all that it
-    /// may wait for, several times over where that is handed on, and most connections need the
-    /// smallest.
-    async fn connection(&self, stream: TcpStream, client: SocketAddr, is_crowded: bool) {
+    /// The awaited futures are boxed: a task is as large as the largest future that it may await,
+    /// several times over where futures are passed on, and most connections need the smallest.
+    async fn connection(&self, stream: TcpStream, client: SocketAddr, is_over_limit: bool) {
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%client, %error, "set TCP_NODELAY");
+            tracing::debug!(%client, %error, "setting TCP_NODELAY failed");
         }
-        let mut told = Told {
+        let mut info = ConnectionInfo {
             client,
             identity: ClientIdentity(None),
             files: None,
-            is_crowded,
+            is_over_limit,
         };
         let Some(tls) = &self.tls else {
-            return Box::pin(self.unencrypted(stream, told)).await;
+            return Box::pin(self.serve_plain(stream, info)).await;
         };
         match timeout(self.limits.handshake_timeout, Box::pin(tls.accept(stream))).await {
             Ok(Ok(stream)) => {
@@ -371,7 +374,7 @@ impl HttpService {
                 stream.get_mut().1.set_buffer_limit(Some(ENCRYPTED_LEN));
                 let session = stream.get_ref().1;
                 let certificate = session.peer_certificates().and_then(|chain| chain.first());
-                told.identity =
+                info.identity =
                     ClientIdentity(certificate.and_then(|first| identity::peer_id(first)));
                 let is_http2 = session.alpn_protocol() == Some(http2::ALPN);
                 let version = if is_http2 {
@@ -379,49 +382,49 @@ impl HttpService {
                 } else {
                     Version::HTTP_11
                 };
-                Box::pin(self.requests(stream, version, told)).await;
+                Box::pin(self.serve_requests(stream, version, info)).await;
             }
-            Ok(Err(error)) => tracing::debug!(%client, %error, "accept TLS handshake"),
+            Ok(Err(error)) => tracing::debug!(%client, %error, "TLS handshake failed"),
             Err(_) => tracing::debug!(%client, "TLS handshake timed out"),
         }
     }
 
-    async fn unencrypted(&self, stream: TcpStream, mut told: Told) {
+    async fn serve_plain(&self, stream: TcpStream, mut info: ConnectionInfo) {
         let is_http2 = tokio::select! {
-            begins = timeout(self.limits.head_timeout, http2::begins_with_preface(&stream)) => begins,
+            detected = timeout(self.limits.head_timeout, http2::detect_preface(&stream)) => detected,
             () = self.shutdown.wait() => return Box::pin(close(stream, self.limits.linger_timeout)).await,
         };
         match is_http2 {
-            // Its frames are put together from copies: no file can stand in for them.
-            Ok(Ok(true)) => self.requests(stream, Version::HTTP_2, told).await,
+            // hyper copies HTTP/2 bodies into frames, so `sendfile` cannot recognize them.
+            Ok(Ok(true)) => self.serve_requests(stream, Version::HTTP_2, info).await,
             Ok(Ok(false)) => {
                 let files = FileSender::default();
-                told.files = Some(files.clone());
-                self.requests(SendfileStream::new(stream, files), Version::HTTP_11, told)
+                info.files = Some(files.clone());
+                self.serve_requests(SendfileStream::new(stream, files), Version::HTTP_11, info)
                     .await;
             }
             Ok(Err(error)) => {
-                tracing::debug!(client = %told.client, %error, "wait for the first request")
+                tracing::debug!(client = %info.client, %error, "connection failed before its first request")
             }
             Err(_) => Box::pin(close(stream, self.limits.linger_timeout)).await,
         }
     }
 
-    /// The requests of a connection, whoever of the two ends it.
-    async fn requests<S>(&self, mut stream: S, version: Version, told: Told)
+    /// Serves the requests of a connection until either side ends it.
+    async fn serve_requests<S>(&self, mut stream: S, version: Version, info: ConnectionInfo)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let patience = self.limits.write_timeout;
+        let write_timeout = self.limits.write_timeout;
         let ended = if version == Version::HTTP_2 {
             let respond = service_fn(|request: Request<Incoming>| {
-                let response = self.respond(request, &told);
+                let response = self.respond(request, &info);
                 async move { response.await.map(|response| response.map(PacedBody::new)) }
             });
-            let streams = http2::Streams::new(self.shutdown.clone(), patience);
+            let streams = http2::Streams::new(self.shutdown.clone(), write_timeout);
             let io = TokioIo::new(WriteTimeout::new(stream, patience));
             let connection = Box::pin(streams.builder(&self.limits).serve_connection(io, respond));
-            let idle = streams.idle(self.limits.head_timeout);
+            let idle = streams.wait_until_idle(self.limits.head_timeout);
             Box::pin(self.until_drained(
                 connection,
                 |connection| connection.graceful_shutdown(),
@@ -429,7 +432,7 @@ impl HttpService {
             ))
             .await
         } else {
-            let respond = service_fn(|request: Request<Incoming>| self.respond(request, &told));
+            let respond = service_fn(|request: Request<Incoming>| self.respond(request, &info));
             let mut http = self.http.clone();
             let io = TokioIo::new(WriteTimeout::new(&mut stream, patience));
             let connection = Box::pin(
@@ -446,16 +449,16 @@ impl HttpService {
             ended
         };
         if let Err(error) = ended {
-            tracing::debug!(client = %told.client, %error, "serve connection");
+            tracing::debug!(client = %info.client, %error, "connection ended with an error");
         }
     }
 
-    /// Runs a connection to its end. From the shutdown on, or when it is idle, it takes no new
-    /// requests.
+    /// Runs a connection to its end. Once the shutdown starts, or the connection is idle, it takes
+    /// no new requests.
     async fn until_drained<C: Future<Output = hyper::Result<()>>>(
         &self,
         mut connection: Pin<Box<C>>,
-        take_no_more: impl FnOnce(Pin<&mut C>),
+        stop_accepting: impl FnOnce(Pin<&mut C>),
         idle: impl Future<Output = ()>,
     ) -> hyper::Result<()> {
         tokio::select! {
@@ -464,34 +467,34 @@ impl HttpService {
             () = WakeFilter::new(self.shutdown.wait()) => {}
             () = idle => {}
         }
-        take_no_more(connection.as_mut());
+        stop_accepting(connection.as_mut());
         timeout(self.limits.drain_timeout, connection)
             .await
             .unwrap_or(Ok(()))
     }
 
-    /// The answer of the shortcut, or else of the router.
+    /// Responds from the shortcut, or else from the router.
     fn respond(
         &self,
         request: Request<Incoming>,
-        told: &Told,
+        info: &ConnectionInfo,
     ) -> impl Future<Output = Result<Response<FlushBeforeAbort>, Infallible>> + use<> {
         let (parts, body) = request.into_parts();
         let shortcut = self
             .responder
             .shortcut
             .as_ref()
-            .filter(|_| !told.is_crowded);
+            .filter(|_| !info.is_over_limit);
         if let Some(response) = shortcut.and_then(|shortcut| shortcut(&parts)) {
             return Either::Left(ready(Ok(response.map(FlushBeforeAbort::new))));
         }
         let mut request = Request::from_parts(parts, Body::new(body));
-        request.extensions_mut().insert(ConnectInfo(told.client));
-        request.extensions_mut().insert(told.identity.clone());
-        if told.is_crowded {
+        request.extensions_mut().insert(ConnectInfo(info.client));
+        request.extensions_mut().insert(info.identity.clone());
+        if info.is_over_limit {
             request.extensions_mut().insert(OverLimit);
         }
-        if let Some(files) = &told.files {
+        if let Some(files) = &info.files {
             request.extensions_mut().insert(files.clone());
         }
         let response = self.responder.router.clone().call(request);
@@ -503,16 +506,16 @@ impl HttpService {
     }
 }
 
-/// Ends a connection with FIN: nothing unread may be left when the socket is closed.
+/// Closes a connection with FIN. Unread bytes at close would make the kernel send a reset.
 async fn close<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, linger: Duration) {
-    let farewell = async {
+    let closing = async {
         stream.shutdown().await?;
         let mut discarded = [0; 8192];
         while stream.read(&mut discarded).await? > 0 {}
         io::Result::Ok(())
     };
-    // A client that is gone already, or that does not close in time, has seen all that it will see.
-    let _client_closed = timeout(linger, farewell).await;
+    // A client that is gone, or does not close in time, got everything it will get.
+    let _client_closed = timeout(linger, closing).await;
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What answers a listener's requests, and on which threads.
+//! The request handler of a listener: a router, an optional shortcut before it, optional threads.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::Workers;
 
 type Shortcut = dyn Fn(&Parts) -> Option<Response<Body>> + Send + Sync;
 
-/// A router, and what may stand before it.
+/// A router, with an optional shortcut before it and optional threads of its own.
 #[derive(Clone)]
 pub struct Responder {
     pub(super) router: Router,
@@ -21,8 +21,8 @@ pub struct Responder {
 }
 
 impl Responder {
-    /// The same, with a shortcut: what can be answered at once, from memory and without the
-    /// request's body, does not go through the router. `None` leaves the request to it.
+    /// Adds a shortcut, which answers from memory and without the request's body before the router.
+    /// Where it returns `None`, the router handles the request.
     #[must_use]
     pub fn with_shortcut(
         self,
@@ -34,7 +34,7 @@ impl Responder {
         }
     }
 
-    /// The same, on threads of its own; on the caller's runtime without.
+    /// Serves connections on `workers`; with `None`, on the caller's runtime.
     #[must_use]
     pub fn on(self, workers: Option<Arc<Workers>>) -> Self {
         Self { workers, ..self }

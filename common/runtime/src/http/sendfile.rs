@@ -1,23 +1,23 @@
-//! Bytes of files that go from the page cache to a socket without passing through this process
-//! (sendfile(2)).
+//! File bodies sent from the page cache to the socket by sendfile(2), without a copy through this
+//! process.
 //!
-//! hyper takes bodies of bytes and nothing else. So a body of files yields *stand-ins*: pieces of
-//! one buffer of zeros that no other body has, each as long as the piece of a file that it stands
-//! for, which is put into the connection's queue. Below hyper, [`SendfileStream`] knows a stand-in by
-//! its address and sends the file's bytes in its place.
+//! hyper only takes bodies of bytes. A file body therefore yields *placeholders*: slices of one
+//! buffer of zeros that no other body uses, each as long as the file piece that it represents. The
+//! piece itself goes into the queue of the connection. Below hyper, [`SendfileStream`] recognizes a
+//! placeholder by its address and sends the file's bytes instead.
 //!
 //! ```text
-//! body:        queue <- (file, range)    yields STAND_IN[..len]
-//! hyper:       head, then the same slice, uncopied, to write_vectored
-//! SendfileStream:  is it in STAND_IN?   yes: sendfile from the queue's front   no: write it
+//! body:            queue <- (file, range)    yields PLACEHOLDER[..len]
+//! hyper:           head, then the same slice, uncopied, to write_vectored
+//! SendfileStream:  is it in PLACEHOLDER?   yes: sendfile from the queue's front   no: write it
 //! ```
-//! Only bytes that are in the page cache take this way, for sendfile waits for a disk, and no
-//! thread of the runtime may; others are brought there first, where waiting is allowed. None are
-//! kept in this process: of a thousand clients that take their time, each would hold its piece.
+//! sendfile blocks on the disk for bytes that are not in the page cache, and no runtime thread may
+//! block. Such bytes are first read into the page cache on a blocking thread. No file bytes are
+//! held in this process: with a thousand slow clients, each would hold a piece.
 //!
-//! What must never happen: a client gets the zeros of a stand-in. hyper may not copy what a body
-//! yields (it writes vectored, which [`super::serve_with`] insists on); a stand-in that finds
-//! nothing in the queue ends the connection.
+//! A client must never receive the zeros of a placeholder. hyper must not copy body pieces (vectored
+//! writes, which [`super::serve_with`] switches on), and a placeholder with an empty queue ends the
+//! connection with an error.
 
 use core::num::NonZeroU64;
 use core::ops::Range;
@@ -36,54 +36,53 @@ use tokio::net::TcpStream;
 
 /// Bytes of a file that are sent as one piece.
 const PIECE_LEN: u64 = 512 << 10;
-/// Distance at which a piece is probed for being in memory; the kernel reads ahead by at least this
-/// much.
+/// Distance between the bytes by which a piece is probed for being in the page cache; the kernel
+/// reads ahead by at least this much.
 const PROBE_EVERY: u64 = 128 << 10;
 
-/// Never written, so the kernel never gives it memory.
-static STAND_IN: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(vec![0; PIECE_LEN as usize]));
+/// Never written, so the kernel never allocates memory for it.
+static PLACEHOLDER: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(vec![0; PIECE_LEN as usize]));
 
-fn is_stand_in(slice: &[u8]) -> bool {
-    STAND_IN.as_ptr_range().contains(&slice.as_ptr())
+fn is_placeholder(slice: &[u8]) -> bool {
+    PLACEHOLDER.as_ptr_range().contains(&slice.as_ptr())
 }
 
 /// A piece of a file.
 #[derive(Clone, Debug)]
-struct Piece {
+struct FilePiece {
     file: Arc<File>,
     range: Range<u64>,
 }
 
-/// Sends files on one unencrypted connection: in the extensions of its requests. Not there where
-/// bytes have to pass through this process anyway, as with TLS.
+/// Sends files on one unencrypted HTTP/1.1 connection; in the extensions of its requests. Absent
+/// where bytes pass through this process anyway, as with TLS.
 #[derive(Clone, Debug, Default)]
 pub struct FileSender {
-    queue: Arc<Mutex<VecDeque<Piece>>>,
+    queue: Arc<Mutex<VecDeque<FilePiece>>>,
 }
 
 impl FileSender {
-    /// A body of ranges of files, one after the other, for a response on this connection and no
-    /// other.
+    /// A body of file ranges, one after the other, for a response on this connection only.
     ///
     /// # Errors
-    /// In the stream: if a file cannot be read, or is shorter than its range.
+    /// In the stream: a file cannot be read, or is shorter than its range.
     pub fn body(
         self,
         ranges: Vec<(Arc<File>, Range<u64>)>,
     ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         let pieces = ranges.into_iter().flat_map(|(file, range)| {
             let starts = (range.start..range.end).step_by(PIECE_LEN as usize);
-            starts.map(move |start| Piece {
+            starts.map(move |start| FilePiece {
                 file: Arc::clone(&file),
                 range: start..(start + PIECE_LEN).min(range.end),
             })
         });
         stream::iter(pieces.map(Ok))
-            .and_then(move |piece| self.clone().yielded(piece))
+            .and_then(move |piece| self.clone().enqueue(piece))
             .boxed()
     }
 
-    async fn yielded(self, piece: Piece) -> io::Result<Bytes> {
+    async fn enqueue(self, piece: FilePiece) -> io::Result<Bytes> {
         let piece = if piece.is_in_memory() {
             piece
         } else {
@@ -92,19 +91,19 @@ impl FileSender {
         };
         let len = (piece.range.end - piece.range.start) as usize;
         self.lock().push_back(piece);
-        Ok(STAND_IN.slice(..len))
+        Ok(PLACEHOLDER.slice(..len))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Piece>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<FilePiece>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends at most `len` bytes of what is next.
+    /// Sends at most `len` bytes of the piece at the front of the queue.
     fn send(&self, stream: &TcpStream, len: usize) -> io::Result<usize> {
         let mut queue = self.lock();
         let piece = queue
             .front_mut()
-            .ok_or_else(|| io::Error::other("a stand-in for no file"))?;
+            .ok_or_else(|| io::Error::other("a placeholder without a queued file piece"))?;
         let left = (piece.range.end - piece.range.start) as usize;
         let sent = rustix::fs::sendfile(
             stream,
@@ -113,7 +112,7 @@ impl FileSender {
             len.min(left),
         )?;
         if sent == 0 {
-            return Err(shorter());
+            return Err(too_short());
         }
         if sent == left {
             queue.pop_front();
@@ -122,16 +121,16 @@ impl FileSender {
     }
 }
 
-impl Piece {
-    /// Whether it can be read without waiting, as far as a few bytes of it tell.
+impl FilePiece {
+    /// Whether it is in the page cache, judged by a sample of its bytes.
     fn is_in_memory(&self) -> bool {
         self.probe(ReadWriteFlags::NOWAIT).is_ok()
     }
 
-    /// Brings it into the page cache. Blocking.
+    /// Reads it into the page cache. Blocking.
     fn fetch(&self) -> io::Result<()> {
         let len = NonZeroU64::new(self.range.end - self.range.start);
-        // Only a hint, without which it takes longer.
+        // Only a hint: without it the reads take longer.
         let _ = rustix::fs::fadvise(
             &self.file,
             self.range.start,
@@ -150,21 +149,21 @@ impl Piece {
             let mut byte = [0];
             match rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(&mut byte)], offset, flags)?
             {
-                0 => Err(shorter()),
+                0 => Err(too_short()),
                 _ => Ok(()),
             }
         })
     }
 }
 
-fn shorter() -> io::Error {
+fn too_short() -> io::Error {
     io::Error::new(
         io::ErrorKind::UnexpectedEof,
         "the file is shorter than its range",
     )
 }
 
-/// A connection's stream that sends files in the place of their stand-ins.
+/// A connection that sends file pieces in place of their placeholders.
 #[derive(Debug)]
 pub(super) struct SendfileStream {
     inner: TcpStream,
@@ -183,7 +182,7 @@ impl SendfileStream {
                 .inner
                 .try_io(Interest::WRITABLE, || self.files.send(&self.inner, len))
             {
-                // Readiness was out of date; it is cleared now.
+                // The readiness was stale; `try_io` has cleared it.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 sent => return Poll::Ready(sent),
@@ -208,7 +207,7 @@ impl AsyncWrite for SendfileStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if is_stand_in(bytes) {
+        if is_placeholder(bytes) {
             return self.poll_send(context, bytes.len());
         }
         Pin::new(&mut self.inner).poll_write(context, bytes)
@@ -220,7 +219,7 @@ impl AsyncWrite for SendfileStream {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let pieces = &pieces[pieces.iter().take_while(|piece| piece.is_empty()).count()..];
-        match pieces.iter().position(|piece| is_stand_in(piece)) {
+        match pieces.iter().position(|piece| is_placeholder(piece)) {
             Some(0) => self.poll_send(context, pieces[0].len()),
             Some(until) => Pin::new(&mut self.inner).poll_write_vectored(context, &pieces[..until]),
             None => Pin::new(&mut self.inner).poll_write_vectored(context, pieces),
@@ -260,8 +259,8 @@ mod tests {
         (0..len).map(|at| (at % 251) as u8 + 1).collect()
     }
 
-    /// What a client gets of what `body` yields, written as hyper writes: vectored, a head before
-    /// it.
+    /// The bytes that a client receives when `body` is written as hyper does: vectored, after a
+    /// head.
     async fn sent(sender: FileSender, body: Vec<Bytes>) -> io::Result<Vec<u8>> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap())
@@ -291,28 +290,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_gets_the_files_bytes_and_never_a_stand_in() {
+    async fn client_receives_file_bytes_and_never_a_placeholder() {
         let bytes = pattern(3 * PIECE_LEN as usize + 7);
         let (first, second) = (file(&bytes), file(b"second"));
         let sender = FileSender::default();
         let ranges = vec![(first, 5..bytes.len() as u64), (second, 0..6)];
         let body: Vec<Bytes> = sender.clone().body(ranges).try_collect().await.unwrap();
         assert!(
-            body.iter().all(|piece| is_stand_in(piece)),
-            "what was just written is in memory"
+            body.iter().all(|piece| is_placeholder(piece)),
+            "fresh writes are in the page cache"
         );
         let got = sent(sender, body).await.unwrap();
         assert_eq!(got, [b"head", &bytes[5..], b"second"].concat());
     }
 
     #[tokio::test]
-    async fn a_stand_in_for_no_file_is_an_error() {
-        let sent = sent(FileSender::default(), vec![STAND_IN.slice(..10)]).await;
-        assert_eq!(sent.unwrap_err().to_string(), "a stand-in for no file");
+    async fn placeholder_without_file_is_an_error() {
+        let sent = sent(FileSender::default(), vec![PLACEHOLDER.slice(..10)]).await;
+        assert_eq!(
+            sent.unwrap_err().to_string(),
+            "a placeholder without a queued file piece"
+        );
     }
 
     #[tokio::test]
-    async fn a_file_that_is_too_short_is_an_error() {
+    async fn file_shorter_than_its_range_is_an_error() {
         let sender = FileSender::default();
         let body = sender.body(vec![(file(b"short"), 0..10)]);
         let body: io::Result<Vec<Bytes>> = body.try_collect().await;

@@ -1,12 +1,11 @@
-//! Threads that serve connections, each its own: what one connection does never waits for another
-//! thread's lock, and those of a thread take turns, first come first served.
+//! Threads that each serve connections of their own with a single-threaded runtime.
 //!
-//! A runtime of several threads moves work between them. With a thousand busy connections the
-//! moving costs more than it evens out, and who was moved often waits long. A new connection goes
-//! to the thread that has fewest.
+//! A multi-threaded runtime moves tasks between threads. With a thousand busy connections that
+//! costs more than it balances, and moved tasks wait long. Here, a new connection goes to the
+//! thread with the fewest connections and stays there.
 //!
-//! It must never be used for handlers that compute for long or wait for a disk on the runtime's
-//! thread: nobody takes a thread's other connections over meanwhile.
+//! It must never run handlers that compute for long or block on a disk: no other thread takes over
+//! the connections of a busy one.
 
 use std::io;
 use std::sync::Arc;
@@ -15,12 +14,12 @@ use std::thread;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// One in so many tasks is taken from what other threads want run here: new connections, and
-/// answers that were made elsewhere. By default it is one in 31, and on a busy thread hundreds of
-/// new connections would wait for each other.
-const FROM_OTHERS_EVERY: u32 = 2;
+/// Every how many tasks a thread takes one that another thread queued: a new connection, or a
+/// response that was computed elsewhere. Tokio's default is 31, with which hundreds of new
+/// connections would queue behind each other on a busy thread.
+const GLOBAL_QUEUE_INTERVAL: u32 = 2;
 
-/// The threads; they end with it, and all that still runs on them ends where it stands.
+/// The threads. Dropping them stops the threads and drops the tasks that still run there.
 #[derive(Debug)]
 pub struct Workers {
     workers: Vec<Worker>,
@@ -30,21 +29,21 @@ pub struct Workers {
 #[derive(Debug)]
 struct Worker {
     runtime: Handle,
-    /// A clone for each connection.
+    /// One clone per connection.
     seats: Arc<()>,
 }
 
-/// A connection's place on a thread, until it is dropped.
+/// Counts a connection on its thread until it is dropped.
 #[derive(Debug)]
 pub(super) struct Seat {
     _counted: Arc<()>,
 }
 
 impl Workers {
-    /// As many threads as `number`, at least one.
+    /// Starts `number` threads, at least one.
     ///
     /// # Errors
-    /// The system has no thread or no descriptor for one.
+    /// The operating system refuses a thread or a file descriptor.
     pub fn start(number: usize) -> io::Result<Self> {
         let running = CancellationToken::new();
         let workers = (0..number.max(1)).map(|number| Worker::start(number, running.clone()));
@@ -56,7 +55,7 @@ impl Workers {
         })
     }
 
-    /// The thread with the fewest connections, and a seat on it.
+    /// Picks the thread with the fewest connections, and counts one more there.
     pub(super) fn seat(&self) -> (&Handle, Seat) {
         let fewest = self
             .workers
@@ -75,7 +74,7 @@ impl Workers {
 impl Worker {
     fn start(number: usize, running: CancellationToken) -> io::Result<Self> {
         let runtime = Builder::new_current_thread()
-            .global_queue_interval(FROM_OTHERS_EVERY)
+            .global_queue_interval(GLOBAL_QUEUE_INTERVAL)
             .enable_all()
             .build()?;
         let handle = runtime.handle().clone();
@@ -98,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_go_where_there_are_fewest() {
+    fn connections_go_to_the_least_loaded_thread() {
         let workers = Workers::start(2).unwrap();
         let (first, _first_seat) = workers.seat();
         let (second, second_seat) = workers.seat();

@@ -1,4 +1,4 @@
-//! A fleet's certificate authority: one root that issues certificates to peers and servers.
+//! The certificate authority of a fleet: one root that issues certificates to peers and servers.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -18,8 +18,8 @@ use crate::clock::Clock;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ten years.
 const AUTHORITY_VALIDITY: Duration = Duration::from_secs(3650 * DAY.as_secs());
-/// Certificates begin in the past: clocks of VMs that just booted may be behind, by an hour or by a
-/// time zone.
+/// Certificates start in the past, because the clock of a VM that just booted may be behind by an
+/// hour or by a time zone.
 const BACKDATED: Duration = DAY;
 
 /// The root of a fleet's trust, with its private key.
@@ -47,13 +47,13 @@ impl std::fmt::Debug for Issued {
 }
 
 impl CertificateAuthority {
-    /// How long certificates are good for unless something else is asked for: a year.
+    /// The default validity of certificates: one year.
     pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(365 * DAY.as_secs());
 
-    /// A new authority, valid for ten years.
+    /// Creates an authority that is valid for ten years.
     ///
     /// # Errors
-    /// The key cannot be made.
+    /// The key cannot be generated.
     pub fn create() -> Result<Self, IdentityError> {
         let mut params = params("Flotilla fleet CA", AUTHORITY_VALIDITY);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -66,27 +66,27 @@ impl CertificateAuthority {
         })
     }
 
-    /// The authority in two PEM files.
+    /// Loads the authority from two PEM files.
     ///
     /// # Errors
-    /// A file cannot be read, is no PEM, or the key is not the certificate's.
+    /// A file cannot be read, is not PEM, or the key does not match the certificate.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, IdentityError> {
         let certificate_pem = files::read(FileKind::Authority, certificate)?;
         let key_pem = files::read(FileKind::AuthorityKey, key)?;
-        let key_place = ContentSource::File(key.to_owned());
+        let key_source = ContentSource::File(key.to_owned());
         let key = KeyPair::from_pem(&key_pem)
-            .map_err(|error| key_place.fault(FileKind::AuthorityKey, error))?;
-        let place = ContentSource::File(certificate.to_owned());
-        check_pair(&place, &certificate_pem, &key)?;
+            .map_err(|error| key_source.fault(FileKind::AuthorityKey, error))?;
+        let source = ContentSource::File(certificate.to_owned());
+        check_pair(&source, &certificate_pem, &key)?;
         let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key)
-            .map_err(|error| place.fault(FileKind::Authority, error))?;
+            .map_err(|error| source.fault(FileKind::Authority, error))?;
         Ok(Self {
             certificate_pem,
             issuer,
         })
     }
 
-    /// The certificate that everybody trusts; public.
+    /// The root certificate, which all members of the fleet trust; public.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }
@@ -96,10 +96,10 @@ impl CertificateAuthority {
         self.issuer.key().serialize_pem()
     }
 
-    /// A certificate for a peer, as client and as server.
+    /// Issues a certificate to a peer, as client and as server.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The certificate cannot be issued.
     pub fn issue_peer(&self, peer: &PeerId, validity: Duration) -> Result<Issued, IdentityError> {
         let usages = [
             ExtendedKeyUsagePurpose::ServerAuth,
@@ -108,11 +108,11 @@ impl CertificateAuthority {
         self.issue(peer.as_str(), vec![peer_name(peer)], &usages, validity)
     }
 
-    /// A certificate for an origin or a tracker, under DNS names and IP addresses.
+    /// Issues a certificate to an origin or a tracker, for DNS names and IP addresses.
     ///
     /// # Errors
-    /// [`IdentityError::ServerName`] for what is neither, or lies in the peers' domain; or it
-    /// cannot be made.
+    /// [`IdentityError::ServerName`] for any other name, or one in the peers' domain; or the
+    /// certificate cannot be issued.
     pub fn issue_server(
         &self,
         names: &[String],
@@ -167,19 +167,19 @@ fn params(common_name: &str, validity: Duration) -> CertificateParams {
 }
 
 fn check_pair(
-    place: &ContentSource,
+    source: &ContentSource,
     certificate_pem: &str,
     key: &KeyPair,
 ) -> Result<(), IdentityError> {
-    let certificates = place.certificates(FileKind::Authority, certificate_pem)?;
-    let fault = |fault: &str| place.fault(FileKind::Authority, fault);
+    let certificates = source.certificates(FileKind::Authority, certificate_pem)?;
+    let fault = |fault: &str| source.fault(FileKind::Authority, fault);
     let first = certificates
         .first()
-        .ok_or_else(|| fault("holds no certificate"))?;
+        .ok_or_else(|| fault("contains no certificate"))?;
     let (_, parsed) =
         x509_parser::parse_x509_certificate(first).map_err(|error| fault(&error.to_string()))?;
     if !parsed.is_ca() {
-        return Err(fault("is not a certificate authority's"));
+        return Err(fault("is not the certificate of an authority"));
     }
     if parsed.public_key().raw != key.subject_public_key_info() {
         return Err(fault("does not belong to the authority's private key"));

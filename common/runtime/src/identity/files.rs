@@ -1,5 +1,5 @@
-//! Files of identities: read with errors that name the file, the fault and the cure; written once,
-//! secrets for their owner only.
+//! Files of identities: read with errors that name the file, the fault and the fix; written
+//! durably, secrets readable by their owner only.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -10,20 +10,20 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// What a file is for.
+/// The purpose of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
     /// A certificate, followed by its intermediates (PEM).
     Certificate,
     /// The private key of a certificate (PEM).
     PrivateKey,
-    /// The certificates that are trusted (PEM).
+    /// The trusted certificates (PEM).
     Authority,
     /// The private key of the fleet's certificate authority (PEM).
     AuthorityKey,
     /// The secret with which an origin signs seals.
     SealKey,
-    /// The public keys of the origins that are trusted.
+    /// The public keys of the trusted origins.
     TrustedKeys,
 }
 
@@ -32,27 +32,27 @@ impl FileKind {
         matches!(self, Self::PrivateKey | Self::AuthorityKey | Self::SealKey)
     }
 
-    const fn cure(self) -> &'static str {
+    const fn hint(self) -> &'static str {
         match self {
             Self::Certificate | Self::PrivateKey => {
-                "'flotilla pki issue' makes certificates with their keys"
+                "create certificates and keys with 'flotilla pki issue'"
             }
-            _ => "'flotilla pki init' makes the files of a fleet",
+            _ => "create the files of a fleet with 'flotilla pki init'",
         }
     }
 
-    /// What to do where one is there already that must not be overwritten.
-    const fn cure_if_there(self) -> &'static str {
+    /// The fix for a file that exists and must not be overwritten.
+    const fn hint_if_exists(self) -> &'static str {
         match self {
             Self::Certificate | Self::PrivateKey => {
                 "choose another name, or renew it ('flotilla pki issue' with --renew)"
             }
             Self::SealKey => {
-                "its origin has it; 'flotilla pki issue --origin REGION --renew' adds a second one"
+                "the region's origin uses it; 'flotilla pki issue --origin REGION --renew' adds a second key"
             }
             Self::Authority | Self::AuthorityKey | Self::TrustedKeys => {
-                "this directory has a fleet. 'flotilla pki issue' adds peers, servers and origins to it; another directory \
-                 begins another fleet, since an authority cannot be renewed in place"
+                "this directory holds a fleet. Add peers, servers and origins to it with 'flotilla pki \
+                 issue', or use another directory for another fleet; an authority cannot be renewed in place"
             }
         }
     }
@@ -71,62 +71,62 @@ impl fmt::Display for FileKind {
     }
 }
 
-/// Why an identity cannot be made, loaded or written.
+/// Why an identity cannot be created, loaded or written.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file cannot be read.
-    #[error("read {kind} '{}': {source} ({})", path.display(), kind.cure())]
+    #[error("read {kind} '{}': {source} ({})", path.display(), kind.hint())]
     Read {
-        /// What it is for.
+        /// The purpose of the file.
         kind: FileKind,
-        /// Where it is.
+        /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The content is not what it should be.
-    #[error("{kind} in {place}: {fault} ({})", kind.cure())]
+    /// The content is not valid.
+    #[error("{kind} in {location}: {fault} ({})", kind.hint())]
     Content {
-        /// What it is for.
+        /// The purpose of the file.
         kind: FileKind,
-        /// The file, or how else it was given.
-        place: ContentSource,
+        /// Where the content comes from.
+        location: ContentSource,
         /// What is wrong.
         fault: String,
     },
     /// A file cannot be written.
     #[error("write {kind} '{}': {source}", path.display())]
     Write {
-        /// What it is for.
+        /// The purpose of the file.
         kind: FileKind,
-        /// Where it should be.
+        /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A file is there already, and secrets are never overwritten unasked.
-    #[error("{kind} '{}' is there already: {cure}", .0.display(), kind = .1, cure = .1.cure_if_there())]
+    /// The file exists, and is not overwritten.
+    #[error("{kind} '{}' already exists: {hint}", .0.display(), kind = .1, hint = .1.hint_if_exists())]
     Exists(PathBuf, FileKind),
-    /// A name that no certificate may be issued for.
-    #[error("'{0}' is no name for a server: give a DNS name outside {domain} or an IP address", domain = super::PEER_DOMAIN)]
+    /// A name that a certificate must not be issued for.
+    #[error("'{0}' is not a valid server name: use a DNS name outside {domain} or an IP address", domain = super::PEER_DOMAIN)]
     ServerName(String),
-    /// A certificate cannot be made.
+    /// A certificate cannot be issued.
     #[error("issue certificate: {0}")]
     Issue(#[from] rcgen::Error),
     /// TLS cannot be configured.
     #[error("configure TLS: {0}")]
     Tls(String),
-    /// The operating system gives no random bytes.
-    #[error("no random bytes from the operating system")]
+    /// The operating system provides no random bytes.
+    #[error("generate key: the operating system provides no random bytes")]
     Random,
 }
 
-/// Where content comes from.
+/// The source of a PEM or key text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContentSource {
     /// A file.
     File(PathBuf),
-    /// Handed over by the program.
+    /// A text in memory.
     Memory,
 }
 
@@ -143,12 +143,12 @@ impl ContentSource {
     pub(super) fn fault(&self, kind: FileKind, fault: impl fmt::Display) -> IdentityError {
         IdentityError::Content {
             kind,
-            place: self.clone(),
+            location: self.clone(),
             fault: fault.to_string(),
         }
     }
 
-    /// All certificates of a PEM text; at least one.
+    /// Parses all certificates of a PEM text; at least one.
     pub(super) fn certificates(
         &self,
         kind: FileKind,
@@ -158,24 +158,24 @@ impl ContentSource {
             CertificateDer::pem_slice_iter(text.as_bytes()).collect();
         let certificates = certificates.map_err(|error| self.fault(kind, error))?;
         if certificates.is_empty() {
-            return Err(self.fault(kind, "holds no '-----BEGIN CERTIFICATE-----'"));
+            return Err(self.fault(kind, "contains no '-----BEGIN CERTIFICATE-----'"));
         }
         Ok(certificates)
     }
 
-    /// The private key of a PEM text.
+    /// Parses the private key of a PEM text.
     pub(super) fn private_key(&self, text: &str) -> Result<PrivateKeyDer<'static>, IdentityError> {
         PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| match error {
             pem::Error::NoItemsFound => self.fault(
                 FileKind::PrivateKey,
-                "holds no '-----BEGIN PRIVATE KEY-----'",
+                "contains no '-----BEGIN PRIVATE KEY-----'",
             ),
             error => self.fault(FileKind::PrivateKey, error),
         })
     }
 }
 
-/// The text of a file.
+/// Reads a file.
 pub(super) fn read(kind: FileKind, path: &Path) -> Result<String, IdentityError> {
     std::fs::read_to_string(path).map_err(|source| IdentityError::Read {
         kind,
@@ -184,7 +184,7 @@ pub(super) fn read(kind: FileKind, path: &Path) -> Result<String, IdentityError>
     })
 }
 
-/// Writes a file in place of the one that is there, which stays until the new one is durable.
+/// Replaces a file atomically; the old one stays until the new one is durable.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -204,7 +204,7 @@ pub fn replace(kind: FileKind, path: &Path, text: &str) -> Result<(), IdentityEr
     std::fs::rename(&new, path).map_err(write)
 }
 
-/// Writes a new file and makes it durable; a secret with mode 0600. Never overwrites.
+/// Creates a file and makes it durable; a secret gets mode 0600. Never overwrites.
 ///
 /// # Errors
 /// [`IdentityError::Exists`], or the file cannot be written.

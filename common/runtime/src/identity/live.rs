@@ -1,8 +1,9 @@
-//! What an identity is at this moment: every handshake reads it, a reload replaces it as a whole.
+//! The current state of an identity: every handshake reads it, and a reload replaces it as a whole.
 //!
-//! TLS configurations hold it behind the resolvers and verifiers below, which ask the stock ones of
-//! that moment. So a configuration made once follows every rotation, for new connections; those
-//! that stand go on. Nothing is verified less than by the stock verifiers.
+//! TLS configurations hold it through the resolvers and verifiers below, which delegate to the
+//! standard ones of the current state. New connections of an existing configuration therefore follow
+//! every rotation, while open connections continue. Everything is verified by the standard
+//! verifiers.
 
 use std::sync::Arc;
 
@@ -15,28 +16,26 @@ use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 
-use super::ClientAuth;
+use super::crypto::{ClientAuth, provider, tls_error};
 use super::files::IdentityError;
-use super::tls::{provider, tls_error};
 
-/// A certificate with its key, and the verifiers made of the authorities that are trusted beside
-/// it.
+/// A certificate with its key, and verifiers for the trusted authorities.
 #[derive(Debug)]
-pub(super) struct Moment {
+pub(super) struct IdentityState {
     pub(super) certified: Arc<CertifiedKey>,
     pub(super) validity: Validity,
     servers: Arc<WebPkiServerVerifier>,
     clients: Arc<dyn ClientCertVerifier>,
 }
 
-/// From when until when a certificate is good, in seconds since 1970.
+/// The validity period of a certificate, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Validity {
     pub(super) begins_unix_s: u64,
     pub(super) ends_unix_s: u64,
 }
 
-impl Moment {
+impl IdentityState {
     pub(super) fn new(
         certified: CertifiedKey,
         validity: Validity,
@@ -54,17 +53,17 @@ impl Moment {
     }
 }
 
-/// The current moment, as certificate of either side and as a client's verifier of servers.
+/// The current identity state, as certificate resolver of both sides and as the verifier of servers.
 #[derive(Debug)]
-pub(super) struct Live(pub(super) ArcSwap<Moment>);
+pub(super) struct LiveIdentity(pub(super) ArcSwap<IdentityState>);
 
-impl ResolvesServerCert for Live {
+impl ResolvesServerCert for LiveIdentity {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0.load().certified))
     }
 }
 
-impl ResolvesClientCert for Live {
+impl ResolvesClientCert for LiveIdentity {
     fn resolve(
         &self,
         _authorities: &[&[u8]],
@@ -78,7 +77,7 @@ impl ResolvesClientCert for Live {
     }
 }
 
-impl ServerCertVerifier for Live {
+impl ServerCertVerifier for LiveIdentity {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -122,10 +121,10 @@ impl ServerCertVerifier for Live {
     }
 }
 
-/// A server's verifier of clients.
+/// The verifier of clients.
 #[derive(Debug)]
 pub(super) struct LiveClients {
-    pub(super) live: Arc<Live>,
+    pub(super) live: Arc<LiveIdentity>,
     pub(super) clients: ClientAuth,
 }
 
@@ -134,8 +133,8 @@ impl ClientCertVerifier for LiveClients {
         self.clients == ClientAuth::Required
     }
 
-    /// None: the list could change during the handshake, and everybody here has but one certificate
-    /// to show.
+    /// Empty, because the list could change during the handshake, and a client of this fleet has only
+    /// one certificate.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }

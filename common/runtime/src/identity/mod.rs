@@ -1,5 +1,5 @@
-//! Who is who: the fleet's certificate authority, certificates, TLS configurations made of them,
-//! and origins' seal keys.
+//! Identities: the fleet's certificate authority, its certificates, the TLS configurations made of
+//! them, and the seal keys of origins.
 //!
 //! ```text
 //! CertificateAuthority ---issues---> certificate of a peer:   <id>.peer.flotilla.internal, client and server
@@ -8,13 +8,14 @@
 //! ```
 //!
 //! A peer's id is the label in front of [`PEER_DOMAIN`] in its certificate's subject alternative
-//! names, so that the stock verifier checks it and a new certificate keeps it. No server
-//! certificate is ever issued for that domain.
+//! names. The standard verifier checks it, and a renewed certificate keeps it. Server certificates
+//! are never issued for that domain.
 //!
-//! The cryptography is `ring`'s, named in every configuration: nothing here installs a default for
-//! the process, and no verification is weakened.
+//! Every configuration names `ring` as its crypto provider. Nothing here installs a process-wide
+//! default provider or weakens a verification.
 
 mod authority;
+mod crypto;
 mod files;
 mod live;
 mod seal_keys;
@@ -26,24 +27,25 @@ use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 
 pub use authority::{CertificateAuthority, Issued};
+pub use crypto::ClientAuth;
 pub use files::{ContentSource, FileKind, IdentityError, replace, write_new};
 pub use seal_keys::{
     SealSecret, load_seal_key, load_trusted_keys, parse_trusted_keys, trusted_key_line,
 };
-pub use tls::{CertificateFiles, ClientAuth, Identity, client_trusting, client_without_trust};
+pub use tls::{CertificateFiles, Identity, client_trusting, client_without_trust};
 pub use watch::{LiveKeys, ReloadTiming, Reloadable, reload_on_change};
 
 /// The domain in which peers have their names: `<id>.peer.flotilla.internal`.
 pub const PEER_DOMAIN: &str = "peer.flotilla.internal";
 
-/// The server name under which a peer is dialled.
+/// The TLS server name of a peer.
 pub fn peer_name(peer: &PeerId) -> String {
     format!("{peer}.{PEER_DOMAIN}")
 }
 
 /// The peer that a certificate names; `None` unless it names exactly one.
 ///
-/// Says nothing about trust: pass only certificates that a TLS session has verified.
+/// This does not verify the certificate: pass only certificates that a TLS session has verified.
 pub fn peer_id(certificate: &CertificateDer<'_>) -> Option<PeerId> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let names = certificate.subject_alternative_name().ok()??;

@@ -1,7 +1,7 @@
-//! The keys with which origins sign seals: secrets in a file of the origin, public keys in a file
-//! of every peer.
+//! The keys with which origins sign seals: secrets in a file of the origin, public keys in a file of
+//! every peer.
 //!
-//! Both are lines of text; what follows a `#` is for people.
+//! Both files consist of lines of text; `#` starts a comment.
 //!
 //! ```text
 //! seal-key:      <region> ed25519-secret <64 hex digits>
@@ -14,13 +14,13 @@ use flotilla_common::hex;
 use flotilla_common::name::RegionName;
 use flotilla_common::seal::{SealKey, TrustedKeys};
 
+use super::crypto;
 use super::files::{self, ContentSource, FileKind, IdentityError};
-use super::tls;
 
 const SECRET: &str = "ed25519-secret";
 const PUBLIC: &str = "ed25519";
 
-/// An origin's seal key with the secret that can be written to a file.
+/// The seal key of an origin, with the secret that its file holds.
 pub struct SealSecret {
     issuer: RegionName,
     secret: [u8; 32],
@@ -33,25 +33,25 @@ impl std::fmt::Debug for SealSecret {
 }
 
 impl SealSecret {
-    /// A new key for a region's origin.
+    /// Generates a key for the origin of a region.
     ///
     /// # Errors
     /// [`IdentityError::Random`].
     pub fn generate(issuer: RegionName) -> Result<Self, IdentityError> {
         let mut secret = [0; 32];
-        tls::provider()
+        crypto::provider()
             .secure_random
             .fill(&mut secret)
             .map_err(|_| IdentityError::Random)?;
         Ok(Self { issuer, secret })
     }
 
-    /// The key that signs.
+    /// The signing key.
     pub fn key(&self) -> SealKey {
         SealKey::from_secret(self.issuer.clone(), &self.secret)
     }
 
-    /// The text of the seal key's file; secret.
+    /// The text of the seal key file; secret.
     pub fn to_text(&self) -> String {
         let Self { issuer, secret } = self;
         format!(
@@ -72,50 +72,50 @@ pub fn trusted_key_line(key: &SealKey) -> String {
     )
 }
 
-/// The seal key in a file.
+/// Loads the seal key from a file.
 ///
 /// # Errors
-/// The file cannot be read, or is not exactly one secret.
+/// The file cannot be read, or does not contain exactly one secret.
 pub fn load_seal_key(path: &Path) -> Result<SealKey, IdentityError> {
     let text = files::read(FileKind::SealKey, path)?;
-    let place = ContentSource::File(path.to_owned());
-    match keys(&place, FileKind::SealKey, SECRET, &text)?.as_slice() {
+    let source = ContentSource::File(path.to_owned());
+    match keys(&source, FileKind::SealKey, SECRET, &text)?.as_slice() {
         [(issuer, secret)] => Ok(SealKey::from_secret(issuer.clone(), secret)),
         several => {
-            let fault = format!("holds {} keys and should hold one", several.len());
-            Err(place.fault(FileKind::SealKey, fault))
+            let fault = format!("contains {} keys instead of one", several.len());
+            Err(source.fault(FileKind::SealKey, fault))
         }
     }
 }
 
-/// The public keys in a file.
+/// Loads the public keys from a file.
 ///
 /// # Errors
-/// The file cannot be read, holds no key, or a line is none.
+/// The file cannot be read, contains no key, or has a line that is not valid.
 pub fn load_trusted_keys(path: &Path) -> Result<TrustedKeys, IdentityError> {
     let text = files::read(FileKind::TrustedKeys, path)?;
     trusted_keys(&ContentSource::File(path.to_owned()), &text)
 }
 
-/// The public keys in a text of the same form.
+/// Parses public keys from the text of such a file.
 ///
 /// # Errors
-/// It holds no key, or a line is none.
+/// The text contains no key, or has a line that is not valid.
 pub fn parse_trusted_keys(text: &str) -> Result<TrustedKeys, IdentityError> {
     trusted_keys(&ContentSource::Memory, text)
 }
 
-fn trusted_keys(place: &ContentSource, text: &str) -> Result<TrustedKeys, IdentityError> {
-    let found = keys(place, FileKind::TrustedKeys, PUBLIC, text)?;
+fn trusted_keys(source: &ContentSource, text: &str) -> Result<TrustedKeys, IdentityError> {
+    let found = keys(source, FileKind::TrustedKeys, PUBLIC, text)?;
     if found.is_empty() {
-        return Err(place.fault(FileKind::TrustedKeys, "holds no key"));
+        return Err(source.fault(FileKind::TrustedKeys, "contains no key"));
     }
     let mut trusted = TrustedKeys::none();
     for (issuer, public) in found {
         trusted.add(&public).map_err(|_| {
-            place.fault(
+            source.fault(
                 FileKind::TrustedKeys,
-                format!("the key of {issuer} is no Ed25519 public key"),
+                format!("the key of {issuer} is not a valid Ed25519 public key"),
             )
         })?;
     }
@@ -123,7 +123,7 @@ fn trusted_keys(place: &ContentSource, text: &str) -> Result<TrustedKeys, Identi
 }
 
 fn keys(
-    place: &ContentSource,
+    source: &ContentSource,
     kind: FileKind,
     algorithm: &str,
     text: &str,
@@ -132,14 +132,14 @@ fn keys(
     for (number, line) in (1..).zip(text.lines()) {
         let line = line
             .split_once('#')
-            .map_or(line, |(line, _for_people)| line)
+            .map_or(line, |(line, _comment)| line)
             .trim();
         if line.is_empty() {
             continue;
         }
         let key = key(line, algorithm).ok_or_else(|| {
-            // The line may be a secret: it is not repeated.
-            place.fault(
+            // The line may be a secret, so the error does not repeat it.
+            source.fault(
                 kind,
                 format!("line {number} is not '<region> {algorithm} <64 hex digits>'"),
             )

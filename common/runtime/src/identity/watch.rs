@@ -1,14 +1,14 @@
-//! Rotation without restart: files of identities are looked at now and then, and taken up when they
-//! change.
+//! Reload of identity files without a restart: the files are polled, and loaded when they change.
 //!
 //! ```text
-//! every 2 s, and at once on SIGHUP:   the same files as before?  nothing
-//!                                     changed and good           in use from the next connection on
-//!                                     changed and bad            look again: a pair may be half written
-//!                                     bad for 5 s, or SIGHUP     one ERROR with its cure; the old one stays in use
+//! every 2 s, and at once on SIGHUP:   files unchanged          nothing
+//!                                     changed and valid        used by new connections
+//!                                     changed and invalid      checked again: a pair may be half written
+//!                                     invalid for 5 s, SIGHUP  one error with the fix; the previous
+//!                                                              identity stays in use
 //! ```
 //!
-//! It must never leave a service without an identity, and never complain twice of the same files.
+//! A service must never lose its identity, and the same files must never be reported twice.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -29,44 +29,44 @@ use crate::clock::Clock;
 use crate::shutdown::Shutdown;
 
 const DAY_S: u64 = 24 * 60 * 60;
-/// Who has at most this long left is reminded, however long the certificate was good for.
+/// A reminder is due at most this long before a certificate expires.
 const REMINDER_S: u64 = 30 * DAY_S;
-/// Least time between two reminders.
+/// The minimum time between two reminders.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// How often files are looked at, and how long they may be in the middle of a change.
+/// How often files are polled, and how long a change may take.
 #[derive(Clone, Copy, Debug)]
 pub struct ReloadTiming {
-    /// Between two looks. Default 2 s.
+    /// Time between two polls. Default 2 s.
     pub poll: Duration,
-    /// How long files may be unusable before it is said. Default 5 s.
-    pub patience: Duration,
+    /// How long files may be invalid before an error is logged. Default 5 s.
+    pub settle: Duration,
 }
 
 impl Default for ReloadTiming {
     fn default() -> Self {
         Self {
             poll: Duration::from_secs(2),
-            patience: Duration::from_secs(5),
+            settle: Duration::from_secs(5),
         }
     }
 }
 
-/// Something that is read from files, and read again when they change.
+/// A value that is loaded from files, and loaded again when they change.
 pub trait Reloadable: Send + 'static {
-    /// The files; none for what never changes.
+    /// The files; empty for a value that never changes.
     fn files(&self) -> Vec<PathBuf>;
 
-    /// Reads them again and takes them up.
+    /// Loads the files again.
     ///
     /// # Errors
-    /// What is wrong with them; what was in use stays in use.
+    /// The files are not valid; the previous value stays in use.
     fn reload(&self) -> Result<(), IdentityError>;
 
-    /// A few words for the log.
+    /// A short description for the log.
     fn describe(&self) -> String;
 
-    /// What an operator must do soon, if anything.
+    /// The action that an operator must take soon, if any.
     fn reminder(&self) -> Option<String> {
         None
     }
@@ -93,7 +93,7 @@ impl Reloadable for Identity {
             .ends_unix_s()
             .saturating_sub(Clock::system().unix_seconds());
         format!(
-            "TLS identity, whose certificate is good for {} days and {} h",
+            "TLS identity, certificate valid for {} days and {} h",
             left / DAY_S,
             left % DAY_S / 3600
         )
@@ -104,20 +104,20 @@ impl Reloadable for Identity {
     }
 }
 
-/// Reminds in the last third of a certificate's life, but not before its last 30 days.
+/// A reminder in the last third of a certificate's validity, at most 30 days before its end.
 pub(super) fn expiry_reminder(validity: Validity, now_unix_s: u64) -> Option<String> {
     let life = validity.ends_unix_s.saturating_sub(validity.begins_unix_s);
     let left = validity.ends_unix_s.saturating_sub(now_unix_s);
     if left > REMINDER_S.min(life / 3) {
         return None;
     }
-    let cure =
+    let fix =
         "issue a new one (flotilla pki issue --renew) and replace the files; no restart is needed";
     Some(match left {
-        0 => format!("the certificate is over and nobody accepts it: {cure}"),
+        0 => format!("certificate expired; new connections fail: {fix}"),
         left => {
             format!(
-                "the certificate is over in {} days and {} h: {cure}",
+                "certificate expires in {} days and {} h: {fix}",
                 left / DAY_S,
                 left % DAY_S / 3600
             )
@@ -125,7 +125,7 @@ pub(super) fn expiry_reminder(validity: Validity, now_unix_s: u64) -> Option<Str
     })
 }
 
-/// The origin keys that are trusted now. Clones share them, also after a reload.
+/// The trusted origin keys. Clones share them, also after a reload.
 #[derive(Clone, Debug)]
 pub struct LiveKeys {
     current: Arc<ArcSwap<TrustedKeys>>,
@@ -133,7 +133,7 @@ pub struct LiveKeys {
 }
 
 impl LiveKeys {
-    /// The keys in a file.
+    /// Loads the keys from a file.
     ///
     /// # Errors
     /// As [`load_trusted_keys`].
@@ -145,7 +145,7 @@ impl LiveKeys {
         })
     }
 
-    /// The keys of this moment.
+    /// The current keys.
     pub fn current(&self) -> Arc<TrustedKeys> {
         self.current.load_full()
     }
@@ -178,7 +178,7 @@ impl Reloadable for LiveKeys {
     }
 }
 
-/// Follows the files of `subject`, if it has any, until the shutdown.
+/// Reloads `subject` when its files change, until the shutdown.
 pub fn reload_on_change(subject: impl Reloadable, timing: ReloadTiming, shutdown: &Shutdown) {
     if subject.files().is_empty() {
         return;
@@ -186,36 +186,36 @@ pub fn reload_on_change(subject: impl Reloadable, timing: ReloadTiming, shutdown
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => Some(hangup),
         Err(error) => {
-            tracing::warn!(%error, "SIGHUP cannot be listened to: changed files are seen at the next look");
+            tracing::warn!(%error, "SIGHUP handler failed; changed files are noticed at the next poll");
             None
         }
     };
-    let mut watch = Watch::new(subject, timing.patience);
+    let mut watch = Watch::new(subject, timing.settle);
     let stop = shutdown.clone();
     shutdown.spawn(async move {
         let mut ticks = tokio::time::interval(timing.poll);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let asked = tokio::select! {
+            let is_requested = tokio::select! {
                 () = stop.wait() => return,
                 _ = ticks.tick() => false,
-                () = hung_up(&mut hangup) => true,
+                () = wait_for_hangup(&mut hangup) => true,
             };
-            let looked = tokio::task::spawn_blocking(move || {
-                let seen = watch.look(asked, Instant::now());
+            let polled = tokio::task::spawn_blocking(move || {
+                let seen = watch.poll(is_requested, Instant::now());
                 (watch, seen)
             });
-            // Only fails when it panicked, or with the runtime.
-            let Ok((again, seen)) = looked.await else {
+            // Fails only after a panic, or when the runtime stops.
+            let Ok((again, seen)) = polled.await else {
                 return;
             };
             watch = again;
-            watch.tell(&seen, asked);
+            watch.log(&seen, is_requested);
         }
     });
 }
 
-async fn hung_up(hangup: &mut Option<Signal>) {
+async fn wait_for_hangup(hangup: &mut Option<Signal>) {
     if let Some(signal) = hangup
         && signal.recv().await.is_some()
     {
@@ -224,11 +224,11 @@ async fn hung_up(hangup: &mut Option<Signal>) {
     std::future::pending().await
 }
 
-/// What makes a changed file a different one: device, inode, length, and the times of content and
-/// of inode, since rights may be what was wrong. `None` for a file that is not there.
-type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
+/// The properties by which a file has changed: device, inode, length, and the times of content and
+/// inode (permissions may have been the fault). `None` for a missing file.
+type FileStamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
 
-fn stamp(path: &PathBuf) -> Stamp {
+fn stamp(path: &PathBuf) -> FileStamp {
     let metadata = fs::metadata(path).ok()?;
     let modified = (metadata.mtime(), metadata.mtime_nsec());
     let changed = (metadata.ctime(), metadata.ctime_nsec());
@@ -241,80 +241,85 @@ fn stamp(path: &PathBuf) -> Stamp {
     ))
 }
 
-/// What one look found.
+/// The outcome of one poll.
 #[derive(Debug)]
-pub(super) enum Seen {
+pub(super) enum PollOutcome {
     Unchanged,
     Reloaded,
-    /// Bad, and perhaps in the middle of a change.
-    Unsettled,
-    /// Bad, and said for the first time.
-    Bad(IdentityError),
+    /// Invalid, perhaps in the middle of a change.
+    Settling,
+    /// Invalid, and not reported before.
+    Invalid(IdentityError),
 }
 
-/// The memory of one subject's watch.
+/// The state of watching one value.
 #[derive(Debug)]
 pub(super) struct Watch<R> {
     subject: R,
-    patience: Duration,
-    /// The files as they were when they were last taken up, or complained of.
-    settled: Vec<Stamp>,
-    bad_since: Option<Instant>,
+    settle: Duration,
+    /// The files as they were when they were last loaded or reported.
+    settled: Vec<FileStamp>,
+    invalid_since: Option<Instant>,
     reminded_at: Option<Instant>,
 }
 
 impl<R: Reloadable> Watch<R> {
-    pub(super) fn new(subject: R, patience: Duration) -> Self {
-        // They may have changed since they were read: the first look reads them again.
+    pub(super) fn new(subject: R, settle: Duration) -> Self {
+        // The files may have changed since they were loaded: the first poll loads them again.
         Self {
             subject,
-            patience,
+            settle,
             settled: Vec::new(),
-            bad_since: None,
+            invalid_since: None,
             reminded_at: None,
         }
     }
 
-    pub(super) fn look(&mut self, asked: bool, now: Instant) -> Seen {
-        // Before they are read: what changes meanwhile is seen at the next look.
+    pub(super) fn poll(&mut self, is_requested: bool, now: Instant) -> PollOutcome {
+        // Taken before the files are read, so that the next poll notices changes in between.
         let stamps: Vec<_> = self.subject.files().iter().map(stamp).collect();
-        if stamps == self.settled && !asked {
-            return Seen::Unchanged;
+        if stamps == self.settled && !is_requested {
+            return PollOutcome::Unchanged;
         }
         let is_first = self.settled.is_empty();
         let Err(error) = self.subject.reload() else {
-            self.bad_since = None;
+            self.invalid_since = None;
             self.settled = stamps;
-            return if is_first && !asked {
-                Seen::Unchanged
+            return if is_first && !is_requested {
+                PollOutcome::Unchanged
             } else {
-                Seen::Reloaded
+                PollOutcome::Reloaded
             };
         };
-        let bad_since = *self.bad_since.get_or_insert(now);
-        if !asked && now.duration_since(bad_since) < self.patience {
-            return Seen::Unsettled;
+        let invalid_since = *self.invalid_since.get_or_insert(now);
+        if !is_requested && now.duration_since(invalid_since) < self.settle {
+            return PollOutcome::Settling;
         }
-        self.bad_since = None;
+        self.invalid_since = None;
         self.settled = stamps;
-        Seen::Bad(error)
+        PollOutcome::Invalid(error)
     }
 
-    fn tell(&mut self, seen: &Seen, asked: bool) {
-        match seen {
-            Seen::Unchanged => {}
-            Seen::Reloaded => tracing::info!(now = self.subject.describe(), "files taken up again"),
-            Seen::Unsettled => {
-                tracing::debug!(now = self.subject.describe(), "files are being changed")
+    fn log(&mut self, outcome: &PollOutcome, is_requested: bool) {
+        match outcome {
+            PollOutcome::Unchanged => {}
+            PollOutcome::Reloaded => {
+                tracing::info!(now = self.subject.describe(), "files reloaded")
             }
-            Seen::Bad(error) => {
-                tracing::error!(%error, stays = self.subject.describe(), "CHANGED FILES CANNOT BE USED: what was in use stays in use");
+            PollOutcome::Settling => {
+                tracing::debug!(
+                    now = self.subject.describe(),
+                    "files are not valid yet; checking again"
+                )
+            }
+            PollOutcome::Invalid(error) => {
+                tracing::error!(%error, kept = self.subject.describe(), "reload failed; keeping the previous files in use");
             }
         }
         let due = self
             .reminded_at
             .is_none_or(|at| at.elapsed() >= REMINDER_INTERVAL);
-        if let Some(reminder) = self.subject.reminder().filter(|_| due || asked) {
+        if let Some(reminder) = self.subject.reminder().filter(|_| due || is_requested) {
             self.reminded_at = Some(Instant::now());
             tracing::warn!("{reminder}");
         }

@@ -55,7 +55,7 @@ async fn handshake(
 }
 
 #[tokio::test]
-async fn two_peers_of_a_fleet_know_each_other() {
+async fn peers_of_a_fleet_authenticate_each_other() {
     let fleet = CertificateAuthority::create().unwrap();
     let [left, right] = ["left-1", "right-1"]
         .map(|id| identity(&fleet, &fleet.issue_peer(&peer(id), DAY).unwrap()));
@@ -72,7 +72,7 @@ async fn two_peers_of_a_fleet_know_each_other() {
 }
 
 #[tokio::test]
-async fn a_peer_that_answers_in_another_peers_place_is_refused() {
+async fn peer_with_another_peers_address_is_refused() {
     let fleet = CertificateAuthority::create().unwrap();
     let [left, right] =
         ["left", "right"].map(|id| identity(&fleet, &fleet.issue_peer(&peer(id), DAY).unwrap()));
@@ -89,7 +89,7 @@ async fn a_peer_that_answers_in_another_peers_place_is_refused() {
 }
 
 #[tokio::test]
-async fn strangers_and_expired_certificates_are_refused() {
+async fn foreign_and_expired_certificates_are_refused() {
     let (fleet, other) = (
         CertificateAuthority::create().unwrap(),
         CertificateAuthority::create().unwrap(),
@@ -120,7 +120,7 @@ async fn strangers_and_expired_certificates_are_refused() {
 }
 
 #[tokio::test]
-async fn an_origin_serves_people_and_knows_peers() {
+async fn client_certificates_are_optional_for_https() {
     let fleet = CertificateAuthority::create().unwrap();
     let names = [
         "origin.example".to_owned(),
@@ -160,7 +160,7 @@ async fn an_origin_serves_people_and_knows_peers() {
 }
 
 #[test]
-fn no_server_gets_a_peers_name() {
+fn server_certificates_exclude_the_peer_domain() {
     let fleet = CertificateAuthority::create().unwrap();
     for name in [
         "vm-1.peer.flotilla.internal",
@@ -178,7 +178,7 @@ fn no_server_gets_a_peers_name() {
 }
 
 #[test]
-fn an_id_of_63_characters_fits_a_certificate() {
+fn peer_id_of_63_characters_fits_a_certificate() {
     let fleet = CertificateAuthority::create().unwrap();
     let longest = peer(&"a".repeat(63));
     assert_eq!(
@@ -188,7 +188,7 @@ fn an_id_of_63_characters_fits_a_certificate() {
 }
 
 #[test]
-fn a_certificate_that_names_two_peers_names_none() {
+fn certificate_with_two_peer_names_is_not_a_peer() {
     let key = rcgen::KeyPair::generate().unwrap();
     let names = ["a", "b"].map(|id| peer_name(&peer(id))).to_vec();
     let certificate = rcgen::CertificateParams::new(names)
@@ -227,7 +227,7 @@ fn write_files(
 }
 
 #[test]
-fn a_bad_file_is_named_with_its_fault_and_cure() {
+fn file_errors_name_fault_and_fix() {
     let fleet = CertificateAuthority::create().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let files = write_files(
@@ -256,7 +256,7 @@ fn a_bad_file_is_named_with_its_fault_and_cure() {
 }
 
 #[test]
-fn an_authority_is_loaded_again_and_issues_what_its_fleet_accepts() {
+fn loaded_authority_issues_accepted_certificates() {
     let directory = tempfile::tempdir().unwrap();
     let (certificate, key) = (
         directory.path().join("ca.pem"),
@@ -282,7 +282,7 @@ fn an_authority_is_loaded_again_and_issues_what_its_fleet_accepts() {
 }
 
 #[test]
-fn a_seal_key_survives_its_file_and_peers_trust_its_public_line() {
+fn seal_key_file_round_trip() {
     let directory = tempfile::tempdir().unwrap();
     let (secret_file, trusted_file) = (
         directory.path().join("seal.key"),
@@ -316,7 +316,7 @@ fn a_seal_key_survives_its_file_and_peers_trust_its_public_line() {
     let error = parse_trusted_keys("# nobody yet\n\n")
         .unwrap_err()
         .to_string();
-    assert!(error.contains("holds no key"), "{error}");
+    assert!(error.contains("contains no key"), "{error}");
     let error = parse_trusted_keys("# one\neu-1 ed25519 12\n")
         .unwrap_err()
         .to_string();

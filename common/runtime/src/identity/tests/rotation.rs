@@ -1,4 +1,4 @@
-//! Stories of rotation: certificates, authorities and origin keys change under a running service.
+//! Rotation: certificates, authorities and origin keys change under a running service.
 
 use std::path::Path;
 use std::time::Instant;
@@ -7,13 +7,13 @@ use flotilla_common::seal::TrustError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::live::Validity;
-use super::super::watch::{Seen, Watch, expiry_reminder};
+use super::super::watch::{PollOutcome, Watch, expiry_reminder};
 use super::*;
 use crate::shutdown::Shutdown;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(5);
 
-/// Replaces a file as careful people do: at once.
+/// Replaces a file atomically.
 fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");
     std::fs::write(&new, text).unwrap();
@@ -36,41 +36,41 @@ fn vm(directory: &Path, fleet: &CertificateAuthority) -> (CertificateFiles, Iden
 }
 
 #[test]
-fn a_half_written_pair_is_waited_for() {
+fn half_written_pair_is_checked_again() {
     let fleet = CertificateAuthority::create().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (files, vm) = vm(directory.path(), &fleet);
-    let mut watch = Watch::new(vm.clone(), PATIENCE);
+    let mut watch = Watch::new(vm.clone(), SETTLE);
     let start = Instant::now();
-    assert!(matches!(watch.look(false, start), Seen::Unchanged));
+    assert!(matches!(watch.poll(false, start), PollOutcome::Unchanged));
     let renewed = fleet.issue_peer(&peer("vm-1"), 9 * DAY).unwrap();
     replace(&files.certificate, &renewed.certificate_pem);
-    assert!(matches!(watch.look(false, start), Seen::Unsettled));
+    assert!(matches!(watch.poll(false, start), PollOutcome::Settling));
     let before = vm.ends_unix_s();
     replace(&files.key, &renewed.key_pem);
     assert!(matches!(
-        watch.look(false, start + PATIENCE / 2),
-        Seen::Reloaded
+        watch.poll(false, start + SETTLE / 2),
+        PollOutcome::Reloaded
     ));
     assert!(vm.ends_unix_s() > before);
     assert!(matches!(
-        watch.look(false, start + PATIENCE),
-        Seen::Unchanged
+        watch.poll(false, start + SETTLE),
+        PollOutcome::Unchanged
     ));
 }
 
 #[test]
-fn a_bad_file_is_told_once_and_the_old_identity_stays() {
+fn invalid_file_is_reported_once_and_identity_stays() {
     let fleet = CertificateAuthority::create().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (files, vm) = vm(directory.path(), &fleet);
-    let mut watch = Watch::new(vm.clone(), PATIENCE);
+    let mut watch = Watch::new(vm.clone(), SETTLE);
     let start = Instant::now();
-    watch.look(false, start);
+    watch.poll(false, start);
     let before = vm.ends_unix_s();
     replace(&files.authority, "no certificate at all");
-    assert!(matches!(watch.look(false, start), Seen::Unsettled));
-    let Seen::Bad(error) = watch.look(false, start + PATIENCE) else {
+    assert!(matches!(watch.poll(false, start), PollOutcome::Settling));
+    let PollOutcome::Invalid(error) = watch.poll(false, start + SETTLE) else {
         panic!("it is bad")
     };
     let error = error.to_string();
@@ -79,18 +79,21 @@ fn a_bad_file_is_told_once_and_the_old_identity_stays() {
         "{error}"
     );
     assert!(
-        matches!(watch.look(false, start + 9 * PATIENCE), Seen::Unchanged),
+        matches!(
+            watch.poll(false, start + 9 * SETTLE),
+            PollOutcome::Unchanged
+        ),
         "told twice"
     );
     // Whoever asks by SIGHUP hears at once, and again.
     assert!(matches!(
-        watch.look(true, start + 9 * PATIENCE),
-        Seen::Bad(_)
+        watch.poll(true, start + 9 * SETTLE),
+        PollOutcome::Invalid(_)
     ));
     std::fs::remove_file(&files.authority).unwrap();
     assert!(matches!(
-        watch.look(false, start + 10 * PATIENCE),
-        Seen::Unsettled
+        watch.poll(false, start + 10 * SETTLE),
+        PollOutcome::Settling
     ));
     assert_eq!(
         (vm.peer_id(), vm.ends_unix_s()),
@@ -98,13 +101,13 @@ fn a_bad_file_is_told_once_and_the_old_identity_stays() {
     );
     replace(&files.authority, fleet.certificate_pem());
     assert!(matches!(
-        watch.look(false, start + 10 * PATIENCE),
-        Seen::Reloaded
+        watch.poll(false, start + 10 * SETTLE),
+        PollOutcome::Reloaded
     ));
 }
 
 #[test]
-fn a_running_peer_keeps_its_name() {
+fn reload_does_not_rename_a_peer() {
     let fleet = CertificateAuthority::create().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (files, vm) = vm(directory.path(), &fleet);
@@ -118,7 +121,7 @@ fn a_running_peer_keeps_its_name() {
 }
 
 #[test]
-fn the_end_of_a_certificate_is_announced_well_before() {
+fn expiry_reminder_precedes_expiry() {
     let begins_unix_s = 1_000_000_000;
     let day = DAY.as_secs();
     let year = Validity {
@@ -140,7 +143,7 @@ fn the_end_of_a_certificate_is_announced_well_before() {
 }
 
 #[test]
-fn a_clock_that_is_an_hour_behind_accepts_a_new_certificate() {
+fn clock_an_hour_behind_accepts_new_certificate() {
     let fleet = CertificateAuthority::create().unwrap();
     let made = identity(&fleet, &fleet.issue_peer(&peer("a"), DAY).unwrap());
     let slow_clock = crate::clock::Clock::system().unix_seconds() - 3600;
@@ -151,7 +154,7 @@ fn a_clock_that_is_an_hour_behind_accepts_a_new_certificate() {
 }
 
 #[test]
-fn overlapping_origin_keys_are_a_rotation_and_a_removed_key_is_not_believed() {
+fn origin_key_rotation_and_removal() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("trusted-keys");
     let [old, new] = [0, 1].map(|_| SealSecret::generate("eu-1".parse().unwrap()).unwrap().key());
@@ -166,15 +169,18 @@ fn overlapping_origin_keys_are_a_rotation_and_a_removed_key_is_not_believed() {
     };
     replace(&file, &trusted_key_line(&old));
     let trusted = LiveKeys::load(&file).unwrap();
-    let mut watch = Watch::new(trusted.clone(), PATIENCE);
-    watch.look(false, Instant::now());
+    let mut watch = Watch::new(trusted.clone(), SETTLE);
+    watch.poll(false, Instant::now());
     assert_eq!(
         trusted.current().check(&seal(&new)),
         Err(TrustError::UnknownKey(new.key_id()))
     );
 
     replace(&file, &(trusted_key_line(&old) + &trusted_key_line(&new)));
-    assert!(matches!(watch.look(false, Instant::now()), Seen::Reloaded));
+    assert!(matches!(
+        watch.poll(false, Instant::now()),
+        PollOutcome::Reloaded
+    ));
     assert!(
         [&old, &new]
             .iter()
@@ -182,7 +188,10 @@ fn overlapping_origin_keys_are_a_rotation_and_a_removed_key_is_not_believed() {
     );
 
     replace(&file, &trusted_key_line(&new));
-    assert!(matches!(watch.look(false, Instant::now()), Seen::Reloaded));
+    assert!(matches!(
+        watch.poll(false, Instant::now()),
+        PollOutcome::Reloaded
+    ));
     assert_eq!(
         trusted.current().check(&seal(&old)),
         Err(TrustError::UnknownKey(old.key_id()))
@@ -234,7 +243,7 @@ async fn settled(until: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn a_fleet_changes_its_authority_under_load_without_losing_a_connection() {
+async fn authority_rotation_under_load_keeps_connections() {
     let (old, new) = (
         CertificateAuthority::create().unwrap(),
         CertificateAuthority::create().unwrap(),
@@ -246,7 +255,7 @@ async fn a_fleet_changes_its_authority_under_load_without_losing_a_connection() 
     let shutdown = Shutdown::new();
     let timing = ReloadTiming {
         poll: Duration::from_millis(5),
-        patience: PATIENCE,
+        patience: SETTLE,
     };
     reload_on_change(vm.clone(), timing, &shutdown);
     // Connections come all the while, and none fails.
