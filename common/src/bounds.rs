@@ -1,8 +1,9 @@
-//! Figures of a burst: percentiles of its times, and the lower bounds that they are held against.
+//! Lower bounds of the time of a burst, and percentiles to compare with them.
 //!
-//! Bytes, bytes per second, seconds; only basic arithmetic, so every machine computes the same.
+//! In bytes, bytes per second and seconds. Only basic arithmetic is used, so every machine computes
+//! the same values.
 
-/// The fluid bound, `max(F/u_s, F/d_min, N F / (u_s + sum of u_i))`: no schedule whatsoever is
+/// The fluid bound, `max(F/u_s, F/d_min, N F / (u_s + sum of u_i))`: no schedule is
 /// faster.
 ///
 /// `origin_up` is u_s, `slowest_down` d_min, `peers_up` the sum of all peers' uplinks.
@@ -25,8 +26,7 @@ pub fn pipelined_s(image_bytes: u64, peers: u64, chunks: u64, rate: f64) -> f64 
     image_bytes as f64 / rate * (1.0 + depth / chunks.max(1) as f64)
 }
 
-/// The smallest of the ascending values that `share` of all do not exceed (nearest rank); 0 of
-/// none.
+/// The percentile `share` (0 to 1) of ascending values by nearest rank; 0 without values.
 pub fn percentile(ascending: &[f64], share: f64) -> f64 {
     let rank = libm::ceil(ascending.len() as f64 * share) as usize;
     ascending
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_figures_of_a_known_burst() {
+    fn bounds_of_a_known_burst() {
         // 16 peers, 64 MiB in 256 chunks, 50 Mbit/s everywhere.
         let rate = 50e6 / 8.0;
         let bytes = 64 << 20;
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_values_that_occurred() {
+    fn percentiles_are_measured_values() {
         let values: Vec<f64> = (1..=200).map(f64::from).collect();
         assert_eq!(percentile(&values, 0.5), 100.0);
         assert_eq!(percentile(&values, 0.99), 198.0);

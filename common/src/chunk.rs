@@ -1,4 +1,5 @@
-//! How a blob is cut: chunks are the unit of exchange, parts the unit of verification within one.
+//! The division of a blob: chunks are the unit of exchange, parts the unit of verification in a
+//! chunk.
 //!
 //! Chunk size is a pure function of the blob's size: a power of two from 256 KiB to 4 MiB, the
 //! smallest that gives at most 400 chunks; above 1.6 GiB the number of chunks grows instead.
@@ -7,20 +8,20 @@ use core::ops::Range;
 
 use crate::chunk_map::MAX_CHUNKS;
 
-/// Bytes of a part: what is verified, written and emitted at once. Also the smallest chunk.
+/// Bytes of a part, the unit of verification, writing and emission. Also the smallest chunk.
 pub const PART_SIZE: u64 = 256 << 10;
 /// log2 of [`PART_SIZE`].
 pub const PART_LOG2: u8 = 18;
 /// log2 of the largest chunk, 4 MiB.
 pub const MAX_CHUNK_LOG2: u8 = 22;
-/// Bytes that a blob may have, 16 TiB: bounds what is kept per chunk.
+/// The maximum size of a blob, 16 TiB. Limits the state per chunk.
 pub const MAX_BLOB_SIZE: u64 = (MAX_CHUNKS as u64) << MAX_CHUNK_LOG2;
-/// Says that a blob is not cut at all.
+/// Marks a blob that is not divided into chunks.
 const WHOLE_LOG2: u8 = 63;
-/// Chunks that a blob has at most while its chunk size can still grow.
-const CHUNKS_AIMED_AT: u64 = 400;
+/// The number of chunks above which the chunk size doubles, up to the largest.
+const TARGET_CHUNKS: u64 = 400;
 
-/// The cut of one blob: its size and its chunk size.
+/// The division of one blob: its size and its chunk size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Geometry {
     size: u64,
@@ -28,16 +29,16 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The cut of a blob of `size` bytes.
+    /// The geometry of a blob of `size` bytes.
     pub const fn for_size(size: u64) -> Self {
         let mut chunk_log2 = PART_LOG2;
-        while chunk_log2 < MAX_CHUNK_LOG2 && size.div_ceil(1 << chunk_log2) > CHUNKS_AIMED_AT {
+        while chunk_log2 < MAX_CHUNK_LOG2 && size.div_ceil(1 << chunk_log2) > TARGET_CHUNKS {
             chunk_log2 += 1;
         }
         Self { size, chunk_log2 }
     }
 
-    /// A blob that is exchanged only as a whole, since nothing proves a piece of it
+    /// A blob that is exchanged only as a whole, because no part of it can be verified alone
     /// (`Proof::DigestOnly`): one chunk of any size.
     pub const fn whole(size: u64) -> Self {
         Self {
@@ -46,8 +47,8 @@ impl Geometry {
         }
     }
 
-    /// A cut that came from elsewhere: `None` unless it is exactly the one for its size, and that
-    /// is one that a blob may have.
+    /// Validates a received geometry: `None` unless the chunk size is the one of the blob size, and
+    /// the size is within the limit.
     pub fn checked(size: u64, chunk_log2: u8) -> Option<Self> {
         let geometry = Self::for_size(size);
         (geometry.chunk_log2 == chunk_log2 && size <= MAX_BLOB_SIZE).then_some(geometry)
@@ -74,13 +75,12 @@ impl Geometry {
         u32::try_from(chunks).unwrap_or(u32::MAX)
     }
 
-    /// Whether this is [`Self::whole`]: a chunk of any size, of which no piece can be checked.
+    /// Whether this is [`Self::whole`]: one chunk of any size, whose parts cannot be verified.
     pub const fn is_whole(&self) -> bool {
         self.chunk_log2 == WHOLE_LOG2
     }
 
-    /// Whether the blob is one chunk or less, so that its digest is its check and it needs no
-    /// table.
+    /// Whether the blob is at most one chunk, so that its digest verifies it without a chunk table.
     pub fn is_single_chunk(&self) -> bool {
         self.chunks() == 1
     }
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunk_sizes_of_the_design() {
+    fn chunk_sizes_by_blob_size() {
         let cut = |size| {
             let geometry = Geometry::for_size(size);
             (geometry.chunk_size(), geometry.chunks())
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_has_a_bound() {
+    fn blob_size_is_limited() {
         assert_eq!(Geometry::for_size(MAX_BLOB_SIZE).chunks(), MAX_CHUNKS);
         assert!(Geometry::checked(MAX_BLOB_SIZE, MAX_CHUNK_LOG2).is_some());
         assert_eq!(Geometry::checked(MAX_BLOB_SIZE + 1, MAX_CHUNK_LOG2), None);

@@ -1,8 +1,9 @@
-//! The chunk map: a bitset of the chunks that somebody holds.
+//! The chunk map: a bitset of the chunks that a peer holds.
 
 use bincode::{Decode, Encode};
 
-/// Most chunks that a map may have: a blob of 16 TiB. Bounds what a message can make us allocate.
+/// The maximum number of chunks of a map: a blob of 16 TiB. Limits the memory that a message can
+/// make its receiver allocate.
 pub const MAX_CHUNKS: u32 = 1 << 22;
 
 /// A bitset over the chunks of one blob.
@@ -174,7 +175,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_map_behaves_like_a_set(chunks in 0_u32..200, steps in prop::collection::vec((0_u32..220, any::<bool>()), 0..100)) {
+        fn map_behaves_like_a_set(chunks in 0_u32..200, steps in prop::collection::vec((0_u32..220, any::<bool>()), 0..100)) {
             let mut map = ChunkMap::empty(chunks);
             let mut set = BTreeSet::new();
             for (chunk, insert) in steps {
@@ -194,7 +195,7 @@ mod tests {
         }
 
         #[test]
-        fn full_is_full(chunks in 0_u32..200) {
+        fn full_map_holds_every_chunk(chunks in 0_u32..200) {
             let map = ChunkMap::full(chunks);
             prop_assert!(map.is_full());
             prop_assert_eq!(map.count(), chunks);

@@ -1,8 +1,7 @@
-//! The one door to the binary encoding: bincode 2 behind a version byte and a limit of size.
+//! The binary encoding of messages and records: bincode 2 with a version byte and a size limit.
 //!
-//! bincode is finished and unmaintained; nothing outside this file calls its functions, so that it
-//! can be replaced here. A body never changes within a version: a change of a message is a new kind
-//! or a new version.
+//! bincode is finished and unmaintained, so only this file calls its functions and can replace it. A
+//! body never changes within a version: a changed message is a new kind or a new version.
 
 use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
 use bincode::{Decode, Encode};
@@ -21,7 +20,7 @@ pub enum CodecError {
     /// Longer than [`MAX_LEN`].
     #[error("encoded value of {0} bytes exceeds the limit of {MAX_LEN}")]
     TooLong(usize),
-    /// Nothing there, cut short, or followed by something else.
+    /// Empty, truncated, or followed by other bytes.
     #[error("malformed encoding: {0}")]
     Malformed(String),
 }
@@ -30,7 +29,7 @@ fn configuration() -> Configuration<LittleEndian, Varint, Limit<MAX_LEN>> {
     config::standard().with_limit::<MAX_LEN>()
 }
 
-/// The version byte and the encoded value.
+/// Encodes a value, after the version byte.
 ///
 /// # Errors
 /// [`CodecError::TooLong`] beyond [`MAX_LEN`].
@@ -44,11 +43,11 @@ pub fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, CodecError> {
     Ok(bytes)
 }
 
-/// The value of exactly these bytes. Never panics; whatever lengths the bytes claim, what is
-/// allocated for them stays below [`MAX_LEN`] in all.
+/// Decodes a value from exactly these bytes. Never panics, and never allocates more than
+/// [`MAX_LEN`], whatever lengths the bytes claim.
 ///
 /// # Errors
-/// What is wrong with the bytes.
+/// The fault of the bytes.
 pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
     if bytes.len() > MAX_LEN {
         return Err(CodecError::TooLong(bytes.len()));
@@ -75,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn version_length_and_leftovers_are_checked() {
+    fn version_length_and_trailing_bytes_are_checked() {
         let bytes = encode(&(7_u32, "x".to_owned())).expect("encodes");
         assert_eq!(
             decode::<(u32, String)>(&bytes).expect("own bytes"),

@@ -1,4 +1,4 @@
-//! OCI digests: an algorithm and the hash of some bytes, and the hashing of a stream of them.
+//! OCI digests: an algorithm and the hash of some bytes, and a hasher of streams.
 //!
 //! Follows the OCI image specification, "Digests": `sha256:` with 64 and `sha512:` with 128
 //! lower-case hexadecimal digits. Anything else is not a digest here.
@@ -16,14 +16,14 @@ use crate::hex;
 /// A registered digest algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Algorithm {
-    /// SHA-256, what all clients use by default.
+    /// SHA-256, the default of all clients.
     Sha256,
     /// SHA-512.
     Sha512,
 }
 
 impl Algorithm {
-    /// The name in front of the colon.
+    /// The name before the colon.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -87,7 +87,7 @@ impl Digest {
         hex::encode(self.hash())
     }
 
-    /// Whether `bytes` are what this digest names.
+    /// Whether this is the digest of `bytes`.
     pub fn matches(&self, bytes: &[u8]) -> bool {
         Self::of(self.algorithm(), bytes) == *self
     }
@@ -135,7 +135,7 @@ impl<'de> Deserialize<'de> for Digest {
 /// Why a text is not a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
-    /// There is no colon.
+    /// The colon is missing.
     #[error("a digest is ALGORITHM:HEX, for example sha256: and 64 lower-case hexadecimal digits")]
     NoAlgorithm,
     /// The algorithm is not registered.
@@ -146,16 +146,16 @@ pub enum DigestError {
         "malformed digest: the hash must be 64 (sha256) or 128 (sha512) lower-case hexadecimal digits"
     )]
     BadEncoding,
-    /// A stored midstate is not one.
+    /// A stored midstate is not valid.
     #[error("malformed hash midstate")]
     BadMidstate,
 }
 
-/// Blocks that a midstate may have hashed, far above any blob: the hashers' own count of bits
-/// overflows beyond.
+/// The maximum number of blocks that a midstate may have hashed, far above any blob. Beyond it, the
+/// hashers' own count of bits overflows.
 const MAX_BLOCKS: u64 = 1 << 48;
 
-/// Hashes a stream of bytes into a [`Digest`]; its midstate can be stored and taken up elsewhere.
+/// Hashes a stream of bytes into a [`Digest`]; its midstate can be stored and resumed elsewhere.
 #[derive(Clone)]
 pub enum DigestHasher {
     /// Hashing SHA-256.
@@ -173,7 +173,7 @@ impl DigestHasher {
         }
     }
 
-    /// Takes the next bytes.
+    /// Hashes the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
@@ -181,7 +181,7 @@ impl DigestHasher {
         }
     }
 
-    /// The digest of all bytes taken.
+    /// The digest of all bytes.
     pub fn finish(self) -> Digest {
         match self {
             Self::Sha256(hasher) => Digest::Sha256(hasher.finalize().into()),
@@ -189,7 +189,7 @@ impl DigestHasher {
         }
     }
 
-    /// The state after the bytes taken so far: 104 bytes for SHA-256, 208 for SHA-512.
+    /// The state after the bytes so far: 104 bytes for SHA-256, 208 for SHA-512.
     pub fn midstate(&self) -> Vec<u8> {
         match self {
             Self::Sha256(hasher) => hasher.serialize().to_vec(),
@@ -197,7 +197,7 @@ impl DigestHasher {
         }
     }
 
-    /// A hasher that goes on from a [`midstate`](Self::midstate).
+    /// A hasher that resumes from a [`midstate`](Self::midstate).
     ///
     /// # Errors
     /// [`DigestError::BadMidstate`] if the bytes are not a midstate of `algorithm`.
@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_empty_blob_has_its_well_known_digest() {
+    fn digest_of_the_empty_blob() {
         let digest = Digest::sha256(b"");
         let text = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(digest.to_string(), text);
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_digests_are_told_apart() {
+    fn malformed_digests_have_distinct_errors() {
         assert_eq!("abc".parse::<Digest>(), Err(DigestError::NoAlgorithm));
         assert_eq!(
             "md5:00".parse::<Digest>(),
@@ -267,7 +267,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_midstate_goes_on_where_it_stopped(bytes: Vec<u8>, cut: prop::sample::Index, wide: bool) {
+        fn midstate_resumes_the_hash(bytes: Vec<u8>, cut: prop::sample::Index, wide: bool) {
             let algorithm = if wide { Algorithm::Sha512 } else { Algorithm::Sha256 };
             let cut = cut.index(bytes.len() + 1);
             let mut first = DigestHasher::new(algorithm);
@@ -278,7 +278,7 @@ mod tests {
         }
 
         #[test]
-        fn any_midstate_is_taken_or_refused(state in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_midstates_do_not_panic(state in prop::collection::vec(any::<u8>(), 0..300)) {
             let fitting = [state.clone(), [state.clone(), vec![255; 208]].concat()];
             for state in fitting.iter().flat_map(|state| [state.get(..104), state.get(..208), Some(state)]).flatten() {
                 for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {

@@ -7,9 +7,9 @@
 //!   | <-- closure again ------- |                               |   when RENEW_BEFORE_S is left
 //! ```
 //!
-//! Clocks need not agree: a grant is honoured until [`CLOCK_TOLERANCE_S`] after its end, and
-//! renewed so long before it that neither a holder's nor a neighbour's clock that is an hour wrong,
-//! either way, cuts a pull short.
+//! Clocks may differ: a grant is honoured until [`CLOCK_TOLERANCE_S`] after its expiry, and renewed
+//! so early that a clock of the holder or of a neighbour that is an hour off does not interrupt a
+//! pull.
 
 use bincode::{Decode, Encode};
 
@@ -20,20 +20,19 @@ use crate::seal::{KeyId, SealKey, TrustError, TrustedKeys, push_digest, push_tex
 /// Separates a grant's signature from every other use of the key.
 const CONTEXT: &[u8] = b"flotilla grant 1\0";
 
-/// How long a grant is good for. An origin that withdraws a permission is obeyed after this time
-/// and the tolerance.
+/// The validity of a grant. A withdrawn permission takes effect after this time and the tolerance.
 pub const LIFETIME_S: u64 = 12 * 60 * 60;
-/// A holder asks for a new one when this much is left.
+/// A holder requests a new grant when less than this is left.
 pub const RENEW_BEFORE_S: u64 = 4 * 60 * 60;
-/// How far clocks may be apart.
+/// How far clocks may differ.
 pub const CLOCK_TOLERANCE_S: u64 = 60 * 60;
 
-/// Who may receive what, until when; signed by an origin.
+/// The permission of one peer to receive some digests, with an expiry, signed by an origin.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Grant {
-    /// The peer that may receive.
+    /// The permitted peer.
     pub peer: PeerId,
-    /// What it may receive: a manifest, which comes first, and the blobs that it names.
+    /// The permitted digests: a manifest, which comes first, and the blobs that it names.
     pub digests: Vec<Digest>,
     /// Seconds since the Unix epoch at which the grant ends.
     pub expires_unix_s: u64,
@@ -62,7 +61,7 @@ impl Grant {
         self.digests.first()
     }
 
-    /// Whether it is time to ask for a new one.
+    /// Whether a new grant should be requested.
     pub const fn is_due(&self, now_unix_s: u64) -> bool {
         self.expires_unix_s.saturating_sub(now_unix_s) < RENEW_BEFORE_S
     }
@@ -83,8 +82,8 @@ impl Grant {
         self.permits(peer, digest, now_unix_s)
     }
 
-    /// The part of [`Self::check`] that costs something, and says of the same grant and the same
-    /// keys always the same: that an origin among `trusted` signed it.
+    /// The expensive part of [`Self::check`], whose result depends only on the grant and the keys:
+    /// that an origin among `trusted` signed it.
     ///
     /// # Errors
     /// [`TrustError::UnknownKey`], [`TrustError::BadSignature`].
@@ -93,8 +92,8 @@ impl Grant {
         trusted.verify(self.key_id, &signed, &self.signature)
     }
 
-    /// The other part of [`Self::check`]: whether the grant, if it is genuine, is for this peer,
-    /// digest and time.
+    /// The cheap part of [`Self::check`]: whether the grant, if its signature is valid, is for this
+    /// peer, digest and time.
     ///
     /// # Errors
     /// As [`Self::check`].
@@ -131,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_grant_is_renewed_in_time_by_clocks_that_are_an_hour_wrong() {
+    fn grant_renewal_tolerates_clocks_an_hour_off() {
         let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
         let issued_at = 1_000_000;
         let grant = Grant::sign(
@@ -150,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_names_a_peer_digests_and_an_end() {
+    fn grant_is_bound_to_peer_digest_and_expiry() {
         let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
         let mut trusted = TrustedKeys::none();
         trusted.add(&key.public()).expect("a key");

@@ -1,9 +1,9 @@
 //! The BLAKE3 tree of a blob: chaining values of parts, chunks and the whole.
 //!
 //! BLAKE3 (paper, section 2.1) hashes a tree whose left subtrees are complete powers of two. A
-//! subtree of 256 KiB or more that starts at a multiple of its size has a chaining value of its
-//! own, and the values of all chunks roll up to the root: so a single chunk can be checked against
-//! a list of values which is itself checked against the root that a seal signs.
+//! subtree of 256 KiB or more that starts at a multiple of its size has a chaining value, and the
+//! values of all chunks merge to the root. So a single chunk can be verified against a list of
+//! values, which is itself verified against the root that a seal signs.
 
 use bincode::{Decode, Encode};
 use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
@@ -13,7 +13,7 @@ use crate::chunk::{Geometry, MAX_CHUNK_LOG2, PART_LOG2, PART_SIZE};
 /// A chaining value, or the root's hash: 32 bytes.
 pub type Value = ChainingValue;
 
-/// Why a stored tree state cannot go on.
+/// A stored tree state is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed hash tree state")]
 pub struct TreeStateError;
@@ -74,14 +74,14 @@ pub struct ChunkTable {
 }
 
 impl ChunkTable {
-    /// A table that came from anybody: `None` unless it has a value for each chunk of `geometry`
-    /// and rolls up to `root`.
+    /// Validates a table from an untrusted source: `None` unless it has a value for each chunk of
+    /// `geometry` and merges to `root`.
     pub fn checked(values: Vec<Value>, geometry: &Geometry, root: &Value) -> Option<Self> {
         let complete = values.len() == geometry.chunks() as usize;
         (complete && merge_root(&values).as_ref() == Some(root)).then_some(Self { values })
     }
 
-    /// Whether this table, as it came over the wire, is the one of `root`.
+    /// Whether this received table merges to `root`.
     pub fn proves(&self, geometry: &Geometry, root: &Value) -> bool {
         self.values.len() == geometry.chunks() as usize
             && merge_root(&self.values).as_ref() == Some(root)
@@ -99,7 +99,7 @@ impl ChunkTable {
             && self.values.get(chunk as usize) == Some(&subtree_value(range.start, bytes))
     }
 
-    /// Whether `parts`, the values of a chunk's parts as its sender says, are the chunk's.
+    /// Whether `parts`, the received values of a chunk's parts, merge to the value of the chunk.
     pub fn verifies_parts(&self, geometry: &Geometry, chunk: u32, parts: &[Value]) -> bool {
         parts.len() == geometry.part_count(chunk)
             && merge(parts)
@@ -116,12 +116,12 @@ pub fn part_values(offset: u64, bytes: &[u8]) -> Vec<Value> {
         .collect()
 }
 
-/// What a [`TreeHasher`] has after whole parts: stored with an upload, so that any replica can go
-/// on.
+/// The state of a [`TreeHasher`] after whole parts; stored with an upload, so that any replica can
+/// resume it.
 ///
-/// Bytes after the last whole part are not in it, and neither is a part that is all there is so
-/// far, since it may turn out to be the whole blob, which has a root and no chaining value: who
-/// takes it up reads that tail of at most 256 KiB again.
+/// It excludes the bytes after the last whole part. It also excludes a part that is the only one so
+/// far, because the blob may end there, and then it has a root and no chaining value. A resuming
+/// replica reads that tail of at most 256 KiB again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct TreeState {
     /// log2 of the unit of `values`.
@@ -135,18 +135,17 @@ pub struct TreeState {
 impl TreeState {
     /// Bytes that the state covers: a multiple of [`PART_SIZE`].
     pub fn covered(&self) -> u64 {
-        // Any state may come from a storage: one with an impossible unit covers nothing.
+        // A state from storage may be corrupt: one with an impossible unit covers nothing.
         let units = (self.values.len() as u64)
             .checked_mul(1_u64.checked_shl(self.unit_log2.into()).unwrap_or(0));
         units.unwrap_or(0) + self.pending.len() as u64 * PART_SIZE
     }
 }
 
-/// Computes a blob's tree while its bytes stream in, cut anywhere, with its size not known
-/// beforehand.
+/// Computes the hash tree of a stream whose size is not known beforehand, from pieces of any length.
 ///
-/// It keeps values of units of the chunk size that the bytes so far would have, merged pairwise as
-/// the size grows: at most some thousands of values for any blob below 16 GiB.
+/// The values are of units of the chunk size that the bytes so far would have. They are merged
+/// pairwise as the size grows: at most some thousands of values for any blob below 16 GiB.
 #[derive(Clone, Debug)]
 pub struct TreeHasher {
     unit_log2: u8,
@@ -159,7 +158,7 @@ pub struct TreeHasher {
 /// A finished tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tree {
-    /// How the blob is cut.
+    /// The division of the blob.
     pub geometry: Geometry,
     /// The BLAKE3 hash of the blob.
     pub root: Value,
@@ -185,12 +184,10 @@ impl TreeHasher {
         }
     }
 
-    /// A hasher that goes on after the bytes that `state` covers and `tail`, those that it does
-    /// not.
+    /// Resumes after the bytes that `state` covers and the `tail` that it does not.
     ///
     /// # Errors
-    /// [`TreeStateError`] if the state is not one that [`state`](Self::state) gives with such a
-    /// tail.
+    /// [`TreeStateError`] if [`state`](Self::state) never returns this state with such a tail.
     pub fn from_state(state: TreeState, tail: &[u8]) -> Result<Self, TreeStateError> {
         let unit = u32::from(
             state
@@ -222,14 +219,14 @@ impl TreeHasher {
         Ok(hasher)
     }
 
-    /// Bytes taken so far.
+    /// Bytes hashed so far.
     pub fn len(&self) -> u64 {
         ((self.values.len() as u64) << self.unit_log2)
             + self.pending.len() as u64 * PART_SIZE
             + self.part_len
     }
 
-    /// Whether no byte was taken yet.
+    /// Whether no byte was hashed yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -248,7 +245,7 @@ impl TreeHasher {
         self.values.is_empty() && self.pending.is_empty()
     }
 
-    /// Takes the next bytes.
+    /// Hashes the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.part_len == PART_SIZE {
@@ -276,7 +273,7 @@ impl TreeHasher {
         }
     }
 
-    /// The tree of all bytes taken.
+    /// The tree of all bytes.
     pub fn finish(mut self) -> Tree {
         let size = self.len();
         let geometry = Geometry::for_size(size);
@@ -363,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_blob_has_a_root_and_no_table() {
+    fn single_part_blob_has_no_table() {
         for len in [0, 1, 1024, 1025, PART_SIZE as usize] {
             let bytes = sample(len);
             let tree = tree_of(&bytes);
@@ -373,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_of_exactly_whole_parts_can_be_taken_up_anywhere() {
+    fn resume_at_part_boundaries() {
         let part = PART_SIZE as usize;
         for len in [part, 2 * part] {
             let bytes = sample(len);
@@ -396,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_no_hasher_gives_is_refused() {
+    fn impossible_states_are_errors() {
         let state = |unit_log2, values, pending| TreeState {
             unit_log2,
             values: vec![[0; 32]; values],
@@ -414,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_whose_chunks_outgrow_the_part_keeps_its_root() {
+    fn root_survives_growing_chunk_size() {
         // 401, 402 and 403 parts and a bit: the unit doubles in between.
         for parts in [400, 401, 402, 403, 801] {
             let bytes = sample(parts * PART_SIZE as usize + 77);
@@ -434,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn altered_bytes_parts_and_tables_are_found_out() {
+    fn altered_bytes_parts_and_tables_fail_verification() {
         let mut bytes = sample(3 * PART_SIZE as usize + 5);
         let tree = tree_of(&bytes);
         let (geometry, table) = (tree.geometry, tree.table.expect("four chunks"));
@@ -455,7 +452,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
-        fn any_cut_and_any_resumption_give_the_same_tree(
+        fn any_split_and_resume_gives_the_same_tree(
             len in 0_usize..9 * PART_SIZE as usize,
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
         ) {

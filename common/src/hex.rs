@@ -1,6 +1,6 @@
 //! Lower-case hexadecimal, the only spelling that OCI digests allow.
 
-/// Lower-case hexadecimal of `bytes`.
+/// Encodes `bytes` as lower-case hexadecimal.
 pub fn encode(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(bytes.len() * 2);
@@ -11,7 +11,7 @@ pub fn encode(bytes: &[u8]) -> String {
     text
 }
 
-/// The bytes of lower-case hexadecimal that fills `into` exactly; `None` for anything else.
+/// Decodes exactly `N` bytes of lower-case hexadecimal; `None` for anything else.
 pub fn decode_exact<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != N * 2 {
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn round_trip_and_refusals() {
+    fn hex_round_trip_and_errors() {
         assert_eq!(encode(&[0x0f, 0xa0]), "0fa0");
         assert_eq!(decode_exact::<2>("0fa0"), Some([0x0f, 0xa0]));
         assert_eq!(

@@ -1,8 +1,7 @@
-//! Flotilla's pure heart: its vocabulary, its wire messages, and the state machines that decide.
+//! Flotilla's pure core: its vocabulary, its wire messages, and the state machines that decide.
 //!
-//! Nothing here has a clock, a socket, a disk, a thread or randomness of its own: time and
-//! generators are arguments. That is what lets `simulations` prove the very code that ships; CI
-//! holds the line.
+//! Nothing here has a clock, a socket, a disk, a thread or a random generator of its own: time and
+//! generators are arguments. Therefore `simulations` run the code that ships. CI enforces this.
 
 pub mod bounds;
 pub mod chunk;

@@ -1,8 +1,9 @@
-//! OCI manifests and indexes, as far as a registry and its peers read them: what names what.
+//! OCI manifests and indexes, as far as a registry and its peers read them: the references between
+//! them.
 //!
 //! Follows the OCI image specification 1.1 ("Image Manifest", "Image Index") and Docker's schema 2,
-//! whose shape is the same. Unknown fields are kept out of the way: the bytes are what is stored
-//! and served.
+//! whose shape is the same. Unknown fields are ignored: the registry stores and serves the
+//! original bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,24 +22,24 @@ pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list
 /// All media types of manifests, as an Accept header lists them.
 pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
-/// Bytes that a manifest may have.
+/// The maximum size of a manifest, bytes.
 pub const MAX_MANIFEST_LEN: usize = 4 << 20;
 
 /// A reference to bytes: media type, digest and size.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// What the bytes are.
+    /// The media type of the bytes.
     #[serde(default)]
     pub media_type: String,
     /// Their digest.
     pub digest: Digest,
-    /// Their number.
+    /// Their size.
     pub size: u64,
     /// For an entry of an index: the platform, as given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<serde_json::Value>,
-    /// For an artifact: what it is.
+    /// The type of an artifact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
     /// Free text by key.
@@ -55,10 +56,10 @@ pub struct Descriptor {
 pub struct Manifest {
     /// Always 2.
     pub schema_version: u32,
-    /// What it is; may be left out in OCI.
+    /// The media type; optional in OCI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
-    /// For an artifact: what it is.
+    /// The type of an artifact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
     /// The configuration blob of an image.
@@ -84,7 +85,7 @@ pub enum ManifestError {
     /// Not JSON of the right shape.
     #[error("malformed manifest: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// Schema 1, or something unheard of.
+    /// Schema 1, or an unknown schema.
     #[error("unsupported manifest: schemaVersion {0}, this registry stores schemaVersion 2")]
     Schema(u32),
     /// Larger than [`MAX_MANIFEST_LEN`].
@@ -93,10 +94,10 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    /// Reads a manifest's bytes.
+    /// Parses the bytes of a manifest.
     ///
     /// # Errors
-    /// Why they are not one.
+    /// The bytes are not a supported manifest.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         if bytes.len() > MAX_MANIFEST_LEN {
             return Err(ManifestError::TooLarge(bytes.len()));
@@ -116,8 +117,7 @@ impl Manifest {
         }
     }
 
-    /// The blobs that it names and that a registry must hold: configuration, then layers, each
-    /// once.
+    /// The referenced blobs that a registry must hold: configuration, then layers, each once.
     pub fn blobs(&self) -> Vec<&Descriptor> {
         // A manifest of 4 MiB has room for tens of thousands of layers.
         let mut known = BTreeSet::new();
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blobs_are_named_once_and_foreign_layers_left_out() {
+    fn blobs_are_unique_and_exclude_foreign_layers() {
         let digest = Digest::sha256(b"layer");
         let layer = |urls: &str| {
             format!(r#"{{"mediaType":"x","digest":"{digest}","size":5,"urls":{urls}}}"#)
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_manifest_is_refused() {
+    fn invalid_manifests_are_errors() {
         assert!(matches!(
             Manifest::parse(b"{"),
             Err(ManifestError::Malformed(_))

@@ -12,7 +12,7 @@ use crate::digest::Digest;
 pub enum NameError {
     /// Not a repository name.
     #[error(
-        "malformed repository name: path components of a-z, 0-9, '.', '_', '-', parted by '/', 255 characters at most"
+        "malformed repository name: path components of a-z, 0-9, '.', '_', '-', separated by '/', 255 characters at most"
     )]
     Repository,
     /// Not a tag.
@@ -121,7 +121,7 @@ checked_name!(
     /// A region: a group of zones with its own origin and storage.
     RegionName, is_label, NameError::Label
 );
-/// The region of whoever is told no other: keys that are made for a fleet, origins, peers.
+/// The default region of seal keys, origins and peers.
 pub const DEFAULT_REGION: &str = "local";
 
 checked_name!(
@@ -129,12 +129,12 @@ checked_name!(
     ZoneName, is_label, NameError::Label
 );
 
-/// What a manifest is asked for by.
+/// The name by which a manifest is requested.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reference {
-    /// By its mutable name.
+    /// A mutable name.
     Tag(Tag),
-    /// By its bytes.
+    /// The digest of the manifest.
     Digest(Digest),
 }
 
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn repository_names_of_the_specification() {
+    fn repository_names_follow_the_specification() {
         for good in ["app", "library/app", "a.b/c_d/e__f/g--h", "0"] {
             assert!(good.parse::<RepositoryName>().is_ok(), "{good}");
         }

@@ -1,4 +1,4 @@
-//! How the bytes of a blob can be checked.
+//! Proofs by which the bytes of a blob are verified.
 
 use bincode::{Decode, Encode};
 
@@ -7,19 +7,19 @@ use crate::digest::Digest;
 use crate::hash_tree::ChunkTable;
 use crate::seal::{Seal, TrustError, TrustedKeys};
 
-/// What proves a blob's bytes.
+/// The proof of the bytes of a blob.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Proof {
-    /// An origin vouches for the blob's tree; with the table each chunk can be checked. A blob of
-    /// one chunk or less has no table: its digest is its check.
+    /// A seal signs the root of the blob's hash tree, and the table verifies each chunk. A blob of at
+    /// most one chunk has no table: its digest verifies it.
     Sealed {
         /// The signature.
         seal: Seal,
         /// The chunk table.
         table: Option<ChunkTable>,
     },
-    /// Only the digest is known (the blob of a registry that is not ours): shared as a whole, once
-    /// checked.
+    /// Only the digest is known, as of a blob of another registry. It is shared as a whole, after it
+    /// is verified.
     DigestOnly {
         /// The digest.
         digest: Digest,
@@ -34,16 +34,16 @@ pub enum ProofError {
     /// The seal is not accepted.
     #[error("check seal: {0}")]
     Seal(#[from] TrustError),
-    /// No blob is that large.
-    #[error("{0} bytes are more than a blob may have")]
+    /// The size exceeds the limit of a blob.
+    #[error("{0} bytes exceed the maximum size of a blob")]
     Size(u64),
-    /// There is no table, or it does not roll up to the sealed root.
-    #[error("the chunk table does not roll up to the sealed root")]
+    /// The table is missing, or does not merge to the sealed root.
+    #[error("the chunk table does not match the sealed root")]
     Table,
 }
 
 impl Proof {
-    /// The blob that is proved.
+    /// The digest of the blob.
     pub const fn digest(&self) -> &Digest {
         match self {
             Self::Sealed { seal, .. } => &seal.facts.digest,
@@ -59,10 +59,10 @@ impl Proof {
         }
     }
 
-    /// Checks seal and table, wherever they came from, and tells how the blob is exchanged.
+    /// Verifies seal and table from an untrusted source, and returns the geometry of the blob.
     ///
     /// # Errors
-    /// Why the proof proves nothing.
+    /// The proof is not valid.
     pub fn check(&self, trusted: &TrustedKeys) -> Result<Geometry, ProofError> {
         match self {
             Self::Sealed { seal, table } => {
@@ -90,7 +90,7 @@ mod tests {
     use crate::seal::{BlobFacts, SealKey};
 
     #[test]
-    fn a_table_from_anybody_is_checked_against_the_seal() {
+    fn table_is_checked_against_the_seal() {
         let bytes = vec![5; 600 << 10];
         let mut hasher = TreeHasher::new();
         hasher.update(&bytes);

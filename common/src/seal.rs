@@ -1,7 +1,7 @@
 //! Seals: an origin's signature over the identity of a blob.
 //!
-//! Whoever has a seal can check a chunk table that came from anybody. Ed25519 (RFC 8032) over a
-//! fixed byte layout, so that no codec's habits are part of what is signed.
+//! With a seal, a peer can verify a chunk table from an untrusted source. The signature is Ed25519
+//! (RFC 8032) over a fixed byte layout, so that it does not depend on a codec.
 
 use core::fmt;
 
@@ -16,7 +16,7 @@ use crate::name::RegionName;
 /// Separates a seal's signature from every other use of the key.
 const CONTEXT: &[u8] = b"flotilla seal 1\0";
 
-/// What is known of a blob's bytes: stored unsigned, signed when served.
+/// The properties of a blob that a seal signs; stored unsigned, signed when served.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct BlobFacts {
     /// The digest by which manifests name it.
@@ -30,7 +30,7 @@ pub struct BlobFacts {
 }
 
 impl BlobFacts {
-    /// How the blob is cut; `None` if the facts name another chunk size than its size gives.
+    /// The geometry of the blob; `None` if the chunk size is not the one of its size.
     pub fn geometry(&self) -> Option<Geometry> {
         Geometry::checked(self.size, self.chunk_log2)
     }
@@ -67,9 +67,9 @@ impl fmt::Debug for KeyId {
 pub struct Seal {
     /// The region whose origin signed.
     pub issuer: RegionName,
-    /// The key it signed with.
+    /// The key that signed.
     pub key_id: KeyId,
-    /// What it vouches for.
+    /// The signed properties.
     pub facts: BlobFacts,
     /// Ed25519.
     pub signature: [u8; 64],
@@ -81,13 +81,13 @@ pub enum TrustError {
     /// Signed by a key that is not configured.
     #[error("signed with key {0}, which is not among the trusted origin keys")]
     UnknownKey(KeyId),
-    /// The signature does not fit.
-    #[error("the signature does not fit what it signs")]
+    /// The signature is not valid.
+    #[error("the signature is not valid for its content")]
     BadSignature,
-    /// The chunk size is not the one for the size.
-    #[error("the chunk size is not the one for the blob's size")]
+    /// The chunk size does not match the size.
+    #[error("the chunk size does not match the blob's size")]
     BadGeometry,
-    /// A grant that is over.
+    /// The grant has expired.
     #[error("expired")]
     Expired,
 }

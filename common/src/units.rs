@@ -1,4 +1,4 @@
-//! Sizes and rates as people write them: `64MiB`, `50Mbit`.
+//! Sizes and rates in their human-readable form: `64MiB`, `50Mbit`.
 
 use core::fmt;
 use core::str::FromStr;
@@ -11,12 +11,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub enum UnitError {
     /// Not a size.
     #[error(
-        "'{0}' is no size: write a number and B, KiB, MiB, GiB, TiB, kB, MB, GB or TB, for example 64MiB"
+        "'{0}' is not a valid size: use a number and B, KiB, MiB, GiB, TiB, kB, MB, GB or TB, for example 64MiB"
     )]
     Size(String),
     /// Not a rate.
     #[error(
-        "'{0}' is no rate: write a number and bit, kbit, Mbit or Gbit (per second), for example 50Mbit"
+        "'{0}' is not a valid rate: use a number and bit, kbit, Mbit or Gbit (per second), for example 50Mbit"
     )]
     Rate(String),
 }
@@ -81,7 +81,7 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
         .ok()
         .filter(|value| value.is_finite() && *value >= 0.0)?;
     let product = value * factor as f64;
-    // Just above the largest number lies how that one is printed; the conversion saturates.
+    // The printed form of the largest number rounds up to just above it; the conversion saturates.
     (product <= u64::MAX as f64).then_some(product as u64)
 }
 
@@ -106,7 +106,7 @@ impl FromStr for BitRate {
     }
 }
 
-/// The largest of `units` (ascending) that `value` reaches, with one decimal unless it is whole.
+/// Prints in the largest of `units` (ascending) that `value` reaches, with one decimal unless whole.
 fn print(f: &mut fmt::Formatter<'_>, value: u64, units: &[(&str, u64)], base: &str) -> fmt::Result {
     match units.iter().rev().find(|(_, factor)| value >= *factor) {
         Some((unit, factor)) if value.is_multiple_of(*factor) => {

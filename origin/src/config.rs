@@ -40,6 +40,8 @@ pub struct Config {
     pub redirect_blobs: bool,
     /// Threads that serve connections. Default 0: the caller's runtime serves them.
     pub threads: usize,
+    /// Whether blobs of local storage are sent by sendfile(2) over plain HTTP. Default: on Linux.
+    pub sendfile: bool,
     /// The times of collection, which must be equal at all replicas of a bucket.
     pub horizons: Horizons,
     /// Bounds on memory, time and concurrency.
@@ -68,6 +70,7 @@ impl Config {
             replica_listen: None,
             redirect_blobs: false,
             threads: 0,
+            sendfile: cfg!(target_os = "linux"),
             horizons: Horizons::default(),
             limits: Limits::default(),
             clock,

@@ -270,7 +270,9 @@ async fn listen_for_clients(
     let address = config.listen;
     let listen_error = |source| StartError::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(listen_error)?;
-    let responder = http::responder(Arc::clone(api)).on(workers);
+    let responder = http::responder(Arc::clone(api))
+        .on(workers)
+        .with_sendfile(config.sendfile);
     let limits = listener_limits(&config.limits);
     serve_with(listener, responder, tls, shutdown, limits).map_err(listen_error)
 }

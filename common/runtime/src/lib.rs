@@ -15,4 +15,3 @@ pub mod metrics;
 pub mod rate;
 pub mod shutdown;
 pub mod telemetry;
-mod wake_filter;

@@ -20,8 +20,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::wake_filter::WakeFilter;
-
 /// The shutdown handle of a service. Each of its parts has a clone; a service that consists of
 /// services gives each of them a child.
 #[derive(Clone, Debug, Default)]
@@ -113,7 +111,7 @@ impl Shutdown {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let abandoned = WakeFilter::new(self.abandoned.clone().cancelled_owned());
+        let abandoned = self.abandoned.clone().cancelled_owned();
         let dropped = Arc::clone(&self.dropped);
         let until_abandoned = async move {
             tokio::select! {

@@ -1,25 +1,25 @@
 //! Frames on a QUIC stream: {kind: u8, length: u32 big-endian, body}.
 //!
-//! A reader that does not know a kind skips its body, so that a later version may say more.
+//! A reader skips the body of an unknown kind, so that later versions may add kinds.
 
 use crate::codec::{self, CodecError};
 
 /// Bytes of a frame's header.
 pub const HEADER_LEN: usize = 5;
-/// Bytes that a frame's body may have.
+/// The maximum length of a frame's body, bytes.
 pub const MAX_BODY_LEN: usize = codec::MAX_LEN;
 
 /// A frame's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What the body is.
+    /// The kind of the body.
     pub kind: u8,
     /// Bytes of the body.
     pub len: usize,
 }
 
 impl Header {
-    /// The header of these bytes.
+    /// Parses a header.
     ///
     /// # Errors
     /// [`CodecError::TooLong`] if it announces a body beyond [`MAX_BODY_LEN`].
@@ -50,7 +50,7 @@ pub trait Message: Sized {
     /// The message of a kind and a body; `None` for a kind that this version does not know.
     ///
     /// # Errors
-    /// What is wrong with the body.
+    /// The body is not valid.
     fn decode(kind: u8, body: &[u8]) -> Result<Option<Self>, CodecError>;
 
     /// Header and body, ready to send.
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_round_trips_and_is_bounded() {
+    fn header_round_trip_and_limit() {
         let header = Header {
             kind: 3,
             len: 70_000,

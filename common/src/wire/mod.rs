@@ -1,4 +1,4 @@
-//! What the processes say to each other. Bodies go through [`crate::codec`]; a body never changes
+//! The wire messages between processes. [`crate::codec`] encodes their bodies, which never change
 //! within a version.
 
 pub mod frame;

@@ -1,5 +1,5 @@
-//! Between a peer and an origin, beside the OCI interface: what proves all blobs of a manifest, in
-//! one request.
+//! Between a peer and an origin, beside the OCI interface: the proofs of all blobs of a manifest in
+//! one request. Also the paths and headers that several crates use.
 
 use bincode::{Decode, Encode};
 
@@ -9,11 +9,11 @@ use crate::grant::Grant;
 use crate::name::RepositoryName;
 use crate::proof::Proof;
 
-/// Where the closure of a manifest is asked for.
+/// The path of closure requests.
 pub const CLOSURE_PATH: &str = "/flotilla/v1/closure";
-/// Where the origin shows its public seal keys, as JSON.
+/// The path of the origin's public seal keys, as JSON.
 pub const KEYS_PATH: &str = "/flotilla/v1/keys";
-/// Where a replica of an origin receives the invalidations of the others.
+/// The path at which a replica of an origin receives invalidations from the others.
 pub const INVALIDATE_PATH: &str = "/flotilla/v1/changed";
 
 /// A request header. With the value [`REDIRECT_NEVER`] the origin sends a blob's bytes itself
@@ -30,10 +30,10 @@ pub const API_VERSION_HEADER: &str = "docker-distribution-api-version";
 /// The value of [`API_VERSION_HEADER`].
 pub const API_VERSION: &str = "registry/2.0";
 
-/// Asks for the proofs of all blobs that a manifest of a repository names.
+/// Requests the proofs of all blobs that a manifest of a repository names.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ClosureRequest {
-    /// The repository: the request is answered only within it.
+    /// The repository that the request is limited to.
     pub repository: RepositoryName,
     /// The manifest, or an index (which has no blobs of its own).
     pub manifest: Digest,
@@ -49,16 +49,16 @@ pub struct ClosureAnswer {
 }
 
 impl ClosureAnswer {
-    /// Puts a grant into an encoded answer that has none: the proofs, which are the same for every
-    /// peer, are encoded once.
+    /// Adds a grant to an encoded answer that has none, so that the proofs, which are the same for
+    /// every peer, are encoded once.
     ///
     /// # Errors
-    /// [`CodecError`] if the bytes are no such answer, or become too many.
+    /// [`CodecError`] if the bytes are not such an answer, or the result is too long.
     pub fn with_grant(encoded: &[u8], grant: Grant) -> Result<Vec<u8>, CodecError> {
         // The grant is the last field, and none is a zero.
         let Some((0, proofs)) = encoded.split_last() else {
             return Err(CodecError::Malformed(
-                "a closure that has a grant already".to_owned(),
+                "the closure already has a grant".to_owned(),
             ));
         };
         let grant = codec::encode(&Some(grant))?;
@@ -79,7 +79,7 @@ mod tests {
     use crate::seal::SealKey;
 
     #[test]
-    fn a_grant_is_put_into_an_encoded_answer() {
+    fn grant_is_added_to_an_encoded_answer() {
         let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
         let digest = Digest::sha256(b"x");
         let grant = Grant::sign(&key, "vm-1".parse().expect("a label"), vec![digest], 100);
@@ -105,7 +105,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_a_decoder_panic(mut body: Vec<u8>) {
+        fn decoders_do_not_panic(mut body: Vec<u8>) {
             body.insert(0, codec::VERSION);
             let _ = codec::decode::<ClosureRequest>(&body);
             let _ = codec::decode::<ClosureAnswer>(&body);

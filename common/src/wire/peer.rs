@@ -44,7 +44,7 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// What this build says.
+    /// The hello of this build.
     pub const fn ours() -> Self {
         Self {
             oldest: PROTOCOL_VERSION,
@@ -71,7 +71,7 @@ pub struct About {
     pub up_bits_per_second: Option<u64>,
 }
 
-/// All that the sender holds of one blob: said when a connection begins, and when a blob comes up.
+/// All chunks that the sender holds of one blob; sent when a connection starts, and for a new blob.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Holds {
     /// The blob.
@@ -80,7 +80,7 @@ pub struct Holds {
     pub holding: Holding,
 }
 
-/// How much of a blob somebody holds.
+/// The chunks of a blob that a peer holds.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Holding {
     /// Every chunk.
@@ -89,7 +89,7 @@ pub enum Holding {
     Partial(ChunkMap),
 }
 
-/// Chunks that the sender holds since it last said so.
+/// Chunks that the sender holds since its last message.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Have {
     /// The blob.
@@ -123,16 +123,16 @@ messages! {
         Have(Have) = 3,
         /// A blob was evicted.
         Forgot(Forgot) = 4,
-        /// A question for a proof.
+        /// A request for a proof.
         ProofWanted(ProofWanted) = 5,
-        /// A proof, handed on.
+        /// A proof, forwarded.
         Proof(proof::Proof) = 6,
         /// Where the sender is.
         About(About) = 7,
     }
 }
 
-/// Asks for one chunk.
+/// Requests one chunk.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Ask {
     /// The blob.
@@ -146,11 +146,11 @@ pub struct Ask {
 /// Why a chunk is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Refusal {
-    /// All upload slots are taken: ask again in half a chunk's time.
+    /// All upload slots are taken; retry after half the transfer time of a chunk.
     Busy,
     /// The chunk is not held (any more).
     Gone,
-    /// The asker has no valid grant.
+    /// The requesting peer has no valid grant.
     NotPermitted,
 }
 
@@ -163,8 +163,8 @@ pub struct Parts {
     pub values: Vec<Value>,
 }
 
-/// Asks for an image: its manifest, and the proofs of the blobs that it names. For whoever can ask
-/// no origin.
+/// Requests an image from a peer that cannot reach an origin: the manifest, and the proofs of the
+/// blobs that it names.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AskImage {
     /// The manifest.
@@ -173,28 +173,28 @@ pub struct AskImage {
     pub grant: Option<Grant>,
 }
 
-/// An image, handed on. Nothing of it is to be believed: the manifest has its digest or is none,
-/// and the proofs prove themselves.
+/// An image from a neighbour. The receiver trusts nothing in it: it checks the manifest against its
+/// digest, and verifies the proofs.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Image {
-    /// The manifest's media type, as an origin said it.
+    /// The manifest's media type, as the origin sent it.
     pub media_type: String,
     /// The manifest.
     pub manifest: Vec<u8>,
-    /// As many proofs of its blobs as there were, and as fit into a frame.
+    /// The known proofs of its blobs, as many as fit into a frame.
     pub proofs: Vec<proof::Proof>,
 }
 
 messages! {
     /// Messages of a chunk's stream.
     Chunk {
-        /// The question.
+        /// The request.
         Ask(Ask) = 32,
-        /// No.
+        /// The request is refused.
         Refused(Refusal) = 33,
-        /// Yes: the bytes follow.
+        /// The request is granted; the bytes follow.
         Parts(Parts) = 34,
-        /// A question for an image.
+        /// A request for an image.
         AskImage(AskImage) = 35,
         /// The image.
         Image(Image) = 36,
@@ -209,7 +209,7 @@ mod tests {
     use crate::wire::frame::{HEADER_LEN, Header, Message};
 
     #[test]
-    fn versions_overlap_or_do_not() {
+    fn common_version_of_overlapping_ranges() {
         let hello = |oldest, newest| Hello {
             oldest,
             newest,
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_round_trip_and_unknown_kinds_are_skipped() {
+    fn message_round_trip_and_unknown_kinds() {
         let have = Control::Have(Have {
             digest: Digest::sha256(b"x"),
             chunks: vec![1, 70_000],
@@ -237,7 +237,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_a_decoder_panic(kind in 0_u8..40, body: Vec<u8>) {
+        fn decoders_do_not_panic(kind in 0_u8..40, body: Vec<u8>) {
             let _ = Control::decode(kind, &body);
             let _ = Chunk::decode(kind, &body);
         }

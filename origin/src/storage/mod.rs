@@ -16,6 +16,7 @@
 //! Reads of one key are linearizable with its writes: a read that begins after a write completed
 //! returns that write or a later one. S3, GCS and Azure all promise this.
 
+mod client_options;
 mod counting_storage;
 mod error;
 mod key;

@@ -121,7 +121,7 @@ mod tests {
         assert!(open_result("memory:///").is_ok());
         for (url, part) in [
             ("s3://", "bucket is missing"),
-            ("s3://bucket/a prefix", "a prefix has letters"),
+            ("s3://bucket/a prefix", "a prefix may have letters"),
             ("s3://bucket--x-s3", "general purpose bucket"),
             ("az://container", "Account must be specified"),
             ("file://relative/path", "absolute path"),

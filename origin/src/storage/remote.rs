@@ -1,11 +1,11 @@
 //! Remote storage by its URL: `s3://bucket/prefix`, `gs://bucket/prefix` and
 //! `az://container/prefix`.
 //!
-//! Where it is and who asks is in the environment's variables that the providers' own tools use,
-//! too, read by `object_store`: `AWS_...`, `GOOGLE_...`, `AZURE_...` (`docs/operations.md` lists
-//! those that matter). Ours are only the bounds: what a server throttles or fails is tried again
-//! with backoff, for less time than one storage call may take, so that a request ends with 503 and
-//! not with a client that gave up.
+//! Endpoint and credentials come from the environment variables of the providers' own tools, read by
+//! `object_store`: `AWS_...`, `GOOGLE_...`, `AZURE_...` (`docs/operations.md` lists the important
+//! ones). This module sets only timeouts and retries: throttled and failed requests are retried with
+//! backoff, for less time than the timeout of a storage call, so that a client gets 503 before it
+//! gives up.
 
 use core::str::FromStr;
 use core::time::Duration;
@@ -14,38 +14,35 @@ use std::collections::BTreeMap;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
-use object_store::{BackoffConfig, ClientOptions, RetryConfig};
+use object_store::{BackoffConfig, RetryConfig};
 
 use super::ObjectStoreClient;
 use super::Prefix;
+use super::client_options::client_options;
 use super::transport::SmallBuffers;
 
-/// Variables of the environment.
+/// Environment variables by name.
 pub type Variables = BTreeMap<String, String>;
 
-/// How long a server may send nothing. No bound on a whole answer: a client may take its time with
-/// a large blob.
-pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(15);
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// After this long no further attempt is made; one that is under way may last a [`READ_TIMEOUT`]
-/// more.
+/// After this time no further attempt starts. An attempt in progress may last one read timeout
+/// longer.
 const RETRY_FOR: Duration = Duration::from_secs(10);
 const ATTEMPTS: usize = 8;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
-/// Why a remote storage cannot be used.
+/// A remote storage cannot be configured.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RemoteError {
-    /// The URL.
+    /// The URL is not valid.
     #[error("{0}")]
     Url(&'static str),
-    /// The variables.
+    /// The environment variables are not valid.
     #[error("{0}")]
     Variables(#[from] object_store::Error),
 }
 
-/// The variables of this process.
+/// The environment variables of this process.
 pub(super) fn process_variables() -> Variables {
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -53,7 +50,7 @@ pub(super) fn process_variables() -> Variables {
     std::env::vars_os().filter_map(text).collect()
 }
 
-/// The client of the storage at `kind://address`; `None` if no remote storage is of that kind.
+/// Connects to the storage at `kind://address`; `None` if no remote storage has that scheme.
 pub(super) fn connect(
     kind: &str,
     address: &str,
@@ -65,8 +62,8 @@ pub(super) fn connect(
         "az" => az,
         _ => return None,
     };
-    // The HTTP client wants to know of a TLS provider; whoever installed one before us installed
-    // the same.
+    // The HTTP client of `object_store` requires a process-wide crypto provider. An earlier
+    // installation of the same provider makes this one fail, without consequences.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Some(
         parse(address)
@@ -74,7 +71,7 @@ pub(super) fn connect(
     )
 }
 
-/// The bucket and the prefix of all keys in it.
+/// Splits an address into the bucket and the prefix of all keys.
 fn parse(address: &str) -> Result<(&str, Option<Prefix>), RemoteError> {
     let (bucket, prefix) = address.split_once('/').unwrap_or((address, ""));
     let prefix = prefix.trim_end_matches('/');
@@ -83,22 +80,25 @@ fn parse(address: &str) -> Result<(&str, Option<Prefix>), RemoteError> {
     }
     if bucket.ends_with("--x-s3") {
         return Err(RemoteError::Url(
-            "a directory bucket lists in no order: take a general purpose bucket",
+            "directory buckets list keys in no order: use a general purpose bucket",
         ));
     }
     if prefix.is_empty() {
         return Ok((bucket, None));
     }
     let prefix = Prefix::new(format!("{prefix}/"));
-    let prefix = prefix
-        .map_err(|_| RemoteError::Url("a prefix has letters, digits and ._-:+=@ between slashes"));
+    let prefix = prefix.map_err(|_| {
+        RemoteError::Url("a prefix may have letters, digits and ._-:+=@ between slashes")
+    });
     Ok((bucket, Some(prefix?)))
 }
 
 fn s3(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_store::Error> {
     let builder = AmazonS3Builder::new().with_http_connector(SmallBuffers);
-    let builder = builder.with_client_options(client()).with_retry(retry());
-    // Objects go one at a time, and not every server that calls itself S3 knows the other way.
+    let builder = builder
+        .with_client_options(client_options())
+        .with_retry(retry());
+    // Objects are deleted one at a time, because not all S3-compatible servers support bulk deletes.
     let builder = builder.with_config(
         object_store::aws::AmazonS3ConfigKey::DisableBulkDelete,
         "true",
@@ -113,7 +113,9 @@ fn s3(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_s
 
 fn gs(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_store::Error> {
     let builder = GoogleCloudStorageBuilder::new().with_http_connector(SmallBuffers);
-    let builder = builder.with_client_options(client()).with_retry(retry());
+    let builder = builder
+        .with_client_options(client_options())
+        .with_retry(retry());
     let builder = configured(builder, "GOOGLE_", variables, |builder, key, value| {
         builder.with_config(key, value)
     });
@@ -124,7 +126,9 @@ fn gs(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_s
 
 fn az(container: &str, variables: &Variables) -> Result<ObjectStoreClient, object_store::Error> {
     let builder = MicrosoftAzureBuilder::new().with_http_connector(SmallBuffers);
-    let builder = builder.with_client_options(client()).with_retry(retry());
+    let builder = builder
+        .with_client_options(client_options())
+        .with_retry(retry());
     let builder = configured(builder, "AZURE_", variables, |builder, key, value| {
         builder.with_config(key, value)
     });
@@ -133,8 +137,8 @@ fn az(container: &str, variables: &Variables) -> Result<ObjectStoreClient, objec
     ))
 }
 
-/// The builder with each variable that it knows. Others of the same prefix belong to the provider's
-/// other tools.
+/// Applies all variables that the builder knows. Others with the same prefix belong to other tools
+/// of the provider.
 fn configured<B, K: FromStr>(
     builder: B,
     prefix: &str,
@@ -147,13 +151,6 @@ fn configured<B, K: FromStr>(
     let known =
         ours.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value)));
     known.fold(builder, |builder, (key, value)| set(builder, key, value))
-}
-
-pub(super) fn client() -> ClientOptions {
-    ClientOptions::new()
-        .with_timeout_disabled()
-        .with_read_timeout(READ_TIMEOUT)
-        .with_connect_timeout(CONNECT_TIMEOUT)
 }
 
 fn retry() -> RetryConfig {

@@ -1,14 +1,15 @@
-//! The HTTP client of remote storages: HTTP/1.1, with small buffers.
+//! The HTTP client of remote storages: HTTP/1.1 with small connection buffers.
 //!
-//! A blob that passes through on its way to a slow client waits in the buffers of the connection
-//! that it comes on. The client that `object_store` brings lets those grow to 400 KiB, and has no
-//! setting for it: a thousand pulls at once would need as many. Here a connection has two buffers
-//! of [`SMALL_LEN`] at most, one to be filled and one that nobody has taken yet. Small ones cost
-//! speed, so the first [`LARGE_PLACES`] answers have large ones. Nobody waits for those: a slow
-//! client that holds one costs the others a part of their speed, and never their turn.
+//! A pass-through blob for a slow client waits in the buffers of its storage connection. The default
+//! client of `object_store` lets them grow to 400 KiB without a setting, and 1,000 slow pulls then
+//! exceed the memory bar of the origin (`docs/decisions/hand-written-infrastructure.md`). Here a
+//! connection has at most two buffers of [`SMALL_LEN`]: one being filled, one waiting for the
+//! client. Small buffers cost throughput, so the first [`LARGE_BUFFER_RESPONSES`] responses have
+//! large ones. No response waits for a large buffer: a slow client that holds one makes others
+//! slower, but never blocks them.
 //!
-//! What it does not know (proxies, whole answers that are bounded in time, certificates that nobody
-//! checks) the other client is asked for still: who configures it has it.
+//! Proxies and options that this client does not support (a timeout of whole responses, unverified
+//! certificates) are served by the default client.
 
 use core::error::Error;
 use core::future::Future;
@@ -38,25 +39,24 @@ use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::remote::{self, CONNECT_TIMEOUT, READ_TIMEOUT};
+use super::client_options::{CONNECT_TIMEOUT, READ_TIMEOUT, client_options};
 
-/// Bytes that a connection reads at once; the head of an answer has to fit.
+/// Bytes that a connection reads at once. A response head must fit.
 const SMALL_LEN: usize = 16 << 10;
 const LARGE_LEN: usize = 256 << 10;
-/// Answers at once with large buffers: 8 MiB.
-const LARGE_PLACES: usize = 16;
-/// How long a server may put a multipart upload together (CompleteMultipartUpload, the one POST
-/// that takes its time). S3 says that it may take minutes, and sends spaces meanwhile; its like
-/// copy all bytes, and send nothing.
+/// Concurrent responses with large buffers: 8 MiB.
+const LARGE_BUFFER_RESPONSES: usize = 16;
+/// Timeout of CompleteMultipartUpload, the only slow POST. S3 documents that it may take minutes and
+/// sends spaces meanwhile; compatible servers may copy all bytes and send nothing.
 const COMPLETE_TIMEOUT: Duration = Duration::from_mins(2);
-/// As long as other clients keep a connection that nobody uses.
+/// How long idle connections are kept, as in other clients.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const AGENT: HeaderValue =
     HeaderValue::from_static(concat!("flotilla/", env!("CARGO_PKG_VERSION")));
 
-/// Settings that this client has as [`remote::client`] says, and no others.
-const FIXED: [ClientConfigKey; 12] = [
+/// Options that this client supports only with the values of [`client_options`].
+const FIXED_OPTIONS: [ClientConfigKey; 12] = [
     ClientConfigKey::AllowInvalidCertificates,
     ClientConfigKey::ConnectTimeout,
     ClientConfigKey::Http2Only,
@@ -71,22 +71,22 @@ const FIXED: [ClientConfigKey; 12] = [
     ClientConfigKey::UserAgent,
 ];
 
-/// Makes clients with small buffers.
+/// Connects clients with small buffers.
 #[derive(Debug)]
 pub(super) struct SmallBuffers;
 
 impl HttpConnector for SmallBuffers {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let other = ReqwestConnector::default().connect(options)?;
-        let ours = remote::client();
-        if FIXED
+        let ours = client_options();
+        if FIXED_OPTIONS
             .iter()
             .any(|key| options.get_config_value(key) != ours.get_config_value(key))
         {
             return Ok(other);
         }
-        let may_be_http = options.get_config_value(&ClientConfigKey::AllowHttp);
-        let https = https(may_be_http.is_some_and(|value| value == "true"));
+        let allow_http = options.get_config_value(&ClientConfigKey::AllowHttp);
+        let https = https(allow_http.is_some_and(|value| value == "true"));
         let https = https.map_err(|error| object_store::Error::Generic {
             store: "HTTP client",
             source: error.into(),
@@ -94,8 +94,8 @@ impl HttpConnector for SmallBuffers {
         Ok(HttpClient::new(Transport {
             small: direct(https.clone(), SMALL_LEN),
             large: direct(https, LARGE_LEN),
-            places: Arc::new(Semaphore::new(LARGE_PLACES)),
-            other,
+            large_permits: Arc::new(Semaphore::new(LARGE_BUFFER_RESPONSES)),
+            default: other,
             proxies: Matcher::from_system(),
         }))
     }
@@ -103,7 +103,7 @@ impl HttpConnector for SmallBuffers {
 
 type Https = HttpsConnector<TcpConnector>;
 
-fn https(may_be_http: bool) -> Result<Https, rustls::Error> {
+fn https(allow_http: bool) -> Result<Https, rustls::Error> {
     let mut tcp = TcpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -114,7 +114,7 @@ fn https(may_be_http: bool) -> Result<Https, rustls::Error> {
         .with_safe_default_protocol_versions()?;
     let tls = tls.with_platform_verifier()?.with_no_client_auth();
     let https = HttpsConnectorBuilder::new().with_tls_config(tls);
-    let https = if may_be_http {
+    let https = if allow_http {
         https.https_or_http()
     } else {
         https.https_only()
@@ -137,9 +137,9 @@ fn direct(https: Https, buffer_len: usize) -> Direct {
 struct Transport {
     small: Direct,
     large: Direct,
-    places: Arc<Semaphore>,
-    other: HttpClient,
-    /// Those of the environment (`HTTPS_PROXY` and its like).
+    large_permits: Arc<Semaphore>,
+    default: HttpClient,
+    /// The proxies of the environment (`HTTPS_PROXY` and the like).
     proxies: Matcher,
 }
 
@@ -147,46 +147,45 @@ struct Transport {
 impl HttpService for Transport {
     async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
         if self.proxies.intercept(request.uri()).is_some() {
-            return self.other.execute(request).await;
+            return self.default.execute(request).await;
         }
         request.headers_mut().entry(USER_AGENT).or_insert(AGENT);
-        // Others have small answers.
+        // Other requests have small responses.
         let is_read = request.headers().contains_key(RANGE);
-        let place = is_read
-            .then(|| Arc::clone(&self.places).try_acquire_owned().ok())
+        let permit = is_read
+            .then(|| Arc::clone(&self.large_permits).try_acquire_owned().ok())
             .flatten();
-        let client = if place.is_some() {
+        let client = if permit.is_some() {
             &self.large
         } else {
             &self.small
         };
-        let patience = if request.method() == Method::POST {
+        let response_timeout = if request.method() == Method::POST {
             COMPLETE_TIMEOUT
         } else {
             READ_TIMEOUT
         };
-        let answer = timeout(patience, client.request(request)).await;
-        let answer = answer.map_err(|_| silent())?.map_err(failed)?;
-        Ok(answer.map(|body| {
-            HttpResponseBody::new(Answer {
+        let response = timeout(response_timeout, client.request(request)).await;
+        let response = response.map_err(|_| stalled())?.map_err(request_error)?;
+        Ok(response.map(|body| {
+            HttpResponseBody::new(TimedBody {
                 body,
-                silence: None,
-                _place: place,
+                stall_timer: None,
+                _permit: permit,
             })
         }))
     }
 }
 
-/// The body of an answer. A server that sends nothing for too long, while somebody waits for it,
-/// has failed.
+/// A response body that fails when the server sends nothing for too long while the body is polled.
 #[derive(Debug)]
-struct Answer {
+struct TimedBody {
     body: Incoming,
-    silence: Option<Pin<Box<Sleep>>>,
-    _place: Option<OwnedSemaphorePermit>,
+    stall_timer: Option<Pin<Box<Sleep>>>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Body for Answer {
+impl Body for TimedBody {
     type Data = Bytes;
     type Error = HttpError;
 
@@ -195,17 +194,17 @@ impl Body for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
-            self.silence = None;
+            self.stall_timer = None;
             return Poll::Ready(
                 frame.map(|frame| frame.map_err(|error| HttpError::new(kind(&error), error))),
             );
         }
-        let silence = self
-            .silence
+        let stall_timer = self
+            .stall_timer
             .get_or_insert_with(|| Box::pin(sleep(READ_TIMEOUT)));
-        ready!(silence.as_mut().poll(context));
-        self.silence = None;
-        Poll::Ready(Some(Err(silent())))
+        ready!(stall_timer.as_mut().poll(context));
+        self.stall_timer = None;
+        Poll::Ready(Some(Err(stalled())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -217,14 +216,17 @@ impl Body for Answer {
     }
 }
 
-fn silent() -> HttpError {
+fn stalled() -> HttpError {
     HttpError::new(
         HttpErrorKind::Timeout,
-        io::Error::new(io::ErrorKind::TimedOut, "the server sends nothing"),
+        io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the storage server sent nothing within the read timeout",
+        ),
     )
 }
 
-fn failed(error: ClientError) -> HttpError {
+fn request_error(error: ClientError) -> HttpError {
     let kind = if error.is_connect() {
         HttpErrorKind::Connect
     } else {
@@ -233,11 +235,11 @@ fn failed(error: ClientError) -> HttpError {
     HttpError::new(kind, error)
 }
 
-/// What an error means for whoever may try again, by the first of its causes that says it.
+/// Classifies an error for the retry logic, by the first of its causes that has a kind.
 fn kind(error: &(dyn Error + 'static)) -> HttpErrorKind {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(kind) = kind_alone(error) {
+        if let Some(kind) = kind_of_cause(error) {
             return kind;
         }
         cause = error.source();
@@ -245,7 +247,7 @@ fn kind(error: &(dyn Error + 'static)) -> HttpErrorKind {
     HttpErrorKind::Unknown
 }
 
-fn kind_alone(error: &(dyn Error + 'static)) -> Option<HttpErrorKind> {
+fn kind_of_cause(error: &(dyn Error + 'static)) -> Option<HttpErrorKind> {
     if let Some(error) = error.downcast_ref::<hyper::Error>() {
         if error.is_timeout() {
             return Some(HttpErrorKind::Timeout);
@@ -276,25 +278,25 @@ mod tests {
     }
 
     #[test]
-    fn who_configures_what_this_client_has_not_gets_the_other() {
-        assert!(is_ours(remote::client()));
-        assert!(is_ours(remote::client().with_allow_http(true)));
+    fn unsupported_options_use_the_default_client() {
+        assert!(is_ours(client_options()));
+        assert!(is_ours(client_options().with_allow_http(true)));
         assert!(!is_ours(
-            remote::client().with_proxy_url("http://proxy.internal:3128")
+            client_options().with_proxy_url("http://proxy.internal:3128")
         ));
         assert!(!is_ours(
-            remote::client().with_allow_invalid_certificates(true)
+            client_options().with_allow_invalid_certificates(true)
         ));
         assert!(!is_ours(
-            remote::client().with_timeout(Duration::from_secs(60))
+            client_options().with_timeout(Duration::from_secs(60))
         ));
     }
 
     #[test]
-    fn an_error_is_of_the_kind_of_its_cause() {
+    fn error_kind_comes_from_its_cause() {
         let reset = io::Error::from(io::ErrorKind::ConnectionReset);
         assert_eq!(kind(&reset), HttpErrorKind::Interrupted);
-        assert_eq!(kind(&io::Error::other("who knows")), HttpErrorKind::Unknown);
-        assert_eq!(silent().kind(), HttpErrorKind::Timeout);
+        assert_eq!(kind(&io::Error::other("unknown")), HttpErrorKind::Unknown);
+        assert_eq!(stalled().kind(), HttpErrorKind::Timeout);
     }
 }

@@ -79,6 +79,13 @@ struct ServeArgs {
     /// the origin
     #[arg(long)]
     redirect_blobs: bool,
+    /// Threads that serve connections, each with connections of its own; 0 uses the shared runtime
+    /// [default: one per core]
+    #[arg(long, value_name = "N")]
+    http_threads: Option<usize>,
+    /// Send blobs of local storage over plain HTTP by sendfile(2), without copies through this process
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = cfg!(target_os = "linux"))]
+    sendfile: bool,
     /// Concurrent connections; more get 503
     #[arg(long, value_name = "N", default_value_t = Limits::default().connections as u32, value_parser = value_parser!(u32).range(1..))]
     max_connections: u32,
@@ -142,7 +149,9 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
     config.replicas = Replicas::at(args.replicas);
     config.replica_listen = args.replica_listen;
     config.redirect_blobs = args.redirect_blobs;
-    config.threads = available_parallelism().map_or(1, NonZero::get);
+    let one_per_core = || available_parallelism().map_or(1, NonZero::get);
+    config.threads = args.http_threads.unwrap_or_else(one_per_core);
+    config.sendfile = args.sendfile;
     config.limits.connections = args.max_connections as usize;
     config.limits.requests = args.max_requests as usize;
     config.limits.uploads = args.max_uploads as usize;

@@ -29,6 +29,9 @@ pub(super) const ALPN: &[u8] = b"h2";
 /// method starts like this.
 const PREFACE_START: &[u8; 4] = b"PRI ";
 
+/// Time between two looks at an incomplete preface.
+const PREFACE_POLL: Duration = Duration::from_millis(5);
+
 /// Streams at once on one connection.
 const MAX_STREAMS: u32 = 128;
 /// Bytes of a request's header fields, counted as for SETTINGS_MAX_HEADER_LIST_SIZE.
@@ -115,12 +118,19 @@ impl Drop for OpenStream {
     }
 }
 
-/// Waits for the first bytes of an unencrypted connection and detects HTTP/2 by its preface. A
-/// connection whose first packet has less than four bytes is treated as HTTP/1.1.
+/// Waits for the first bytes of an unencrypted connection and detects HTTP/2 by its preface, which
+/// may arrive in several packets.
 ///
 /// # Errors
 /// The connection failed.
 pub(super) async fn detect_preface(stream: &TcpStream) -> io::Result<bool> {
     let mut start = [0; PREFACE_START.len()];
-    Ok(stream.peek(&mut start).await? == start.len() && start == *PREFACE_START)
+    loop {
+        let len = stream.peek(&mut start).await?;
+        if len == start.len() || len == 0 || !PREFACE_START.starts_with(&start[..len]) {
+            return Ok(start[..len] == *PREFACE_START);
+        }
+        // A peek returns at once while bytes are unread, so it cannot wait for the rest.
+        sleep(PREFACE_POLL).await;
+    }
 }

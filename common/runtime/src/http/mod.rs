@@ -24,7 +24,6 @@
 
 mod flush_before_abort;
 mod h2_stall;
-mod header_timer;
 mod http2;
 pub mod range;
 mod responder;
@@ -48,7 +47,7 @@ use futures_util::future::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -64,12 +63,10 @@ pub use workers::Workers;
 
 use crate::identity;
 use crate::shutdown::Shutdown;
-use crate::wake_filter::WakeFilter;
 use flush_before_abort::FlushBeforeAbort;
 use h2_stall::PacedBody;
-use header_timer::HeaderTimer;
 use sendfile::SendfileStream;
-use write_timeout::WriteTimeout;
+use write_timeout::with_write_timeout;
 
 /// The peer that the client's verified certificate names; in the extensions of every request.
 ///
@@ -207,8 +204,10 @@ pub fn serve_with(
     let address = listener.local_addr()?;
     rustix::net::listen(&listener, BACKLOG)?;
     let mut http = http1::Builder::new();
-    // Half-close is off, so that a disconnect is noticed while the response waits for bytes.
+    http.timer(TokioTimer::new());
     http.header_read_timeout(limits.head_timeout);
+    // Half-close stays off, so that a disconnect is noticed while the response waits for bytes.
+    http.half_close(false);
     // Body pieces must reach the stream uncopied: `sendfile` recognizes its placeholders by their
     // address.
     http.writev(true);
@@ -399,7 +398,7 @@ impl HttpService {
             Ok(Ok(true)) => self.serve_requests(stream, Version::HTTP_2, info).await,
             Ok(Ok(false)) => {
                 let files = FileSender::default();
-                info.files = Some(files.clone());
+                info.files = self.responder.has_sendfile.then(|| files.clone());
                 self.serve_requests(SendfileStream::new(stream, files), Version::HTTP_11, info)
                     .await;
             }
@@ -422,7 +421,7 @@ impl HttpService {
                 async move { response.await.map(|response| response.map(PacedBody::new)) }
             });
             let streams = http2::Streams::new(self.shutdown.clone(), write_timeout);
-            let io = TokioIo::new(WriteTimeout::new(stream, patience));
+            let io = TokioIo::new(with_write_timeout(stream, write_timeout));
             let connection = Box::pin(streams.builder(&self.limits).serve_connection(io, respond));
             let idle = streams.wait_until_idle(self.limits.head_timeout);
             Box::pin(self.until_drained(
@@ -433,12 +432,8 @@ impl HttpService {
             .await
         } else {
             let respond = service_fn(|request: Request<Incoming>| self.respond(request, &info));
-            let mut http = self.http.clone();
-            let io = TokioIo::new(WriteTimeout::new(&mut stream, patience));
-            let connection = Box::pin(
-                http.timer(HeaderTimer::default())
-                    .serve_connection(io, respond),
-            );
+            let io = TokioIo::new(with_write_timeout(&mut stream, write_timeout));
+            let connection = Box::pin(self.http.serve_connection(io, respond));
             let ended = Box::pin(self.until_drained(
                 connection,
                 |connection| connection.graceful_shutdown(),
@@ -464,7 +459,7 @@ impl HttpService {
         tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
-            () = WakeFilter::new(self.shutdown.wait()) => {}
+            () = self.shutdown.wait() => {}
             () = idle => {}
         }
         stop_accepting(connection.as_mut());

@@ -18,6 +18,7 @@ pub struct Responder {
     pub(super) router: Router,
     pub(super) shortcut: Option<Arc<Shortcut>>,
     pub(super) workers: Option<Arc<Workers>>,
+    pub(super) has_sendfile: bool,
 }
 
 impl Responder {
@@ -30,6 +31,15 @@ impl Responder {
     ) -> Self {
         Self {
             shortcut: Some(Arc::new(shortcut)),
+            ..self
+        }
+    }
+
+    /// Whether requests on unencrypted HTTP/1.1 connections carry a [`FileSender`](super::FileSender). Default: on Linux.
+    #[must_use]
+    pub fn with_sendfile(self, has_sendfile: bool) -> Self {
+        Self {
+            has_sendfile,
             ..self
         }
     }
@@ -47,6 +57,7 @@ impl From<Router> for Responder {
             router,
             shortcut: None,
             workers: None,
+            has_sendfile: cfg!(target_os = "linux"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Stories of a connection's end, told with a raw TCP client.
+//! Tests of the server with a raw TCP client, mostly of how connections end.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use axum::Router;
@@ -37,7 +37,7 @@ async fn start_within(
     (server, shutdown)
 }
 
-/// Says hello.
+/// A router that responds with "hello".
 fn hello() -> Router {
     Router::new().route("/", get(|| async { "hello" }))
 }
@@ -54,7 +54,7 @@ async fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<String> {
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: origin\r\n\r\n";
 
 #[tokio::test]
-async fn a_body_cut_short_ends_with_fin_after_all_that_was_yielded() {
+async fn aborted_body_is_flushed_and_ends_with_fin() {
     let (address, _shutdown) = start(Router::new().route("/", get(cut_short))).await;
     let answer = exchange(address, GET).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -65,7 +65,7 @@ async fn a_body_cut_short_ends_with_fin_after_all_that_was_yielded() {
 }
 
 #[tokio::test]
-async fn a_body_cut_short_ends_with_fin_even_if_the_client_pipelined_more() {
+async fn aborted_body_ends_with_fin_despite_unread_request_bytes() {
     let (address, _shutdown) = start(Router::new().route("/", get(cut_short))).await;
     // Far more than hyper reads ahead: it is unread in the socket when the body fails.
     let mut request = GET.to_vec();
@@ -78,7 +78,7 @@ async fn a_body_cut_short_ends_with_fin_even_if_the_client_pipelined_more() {
 }
 
 #[tokio::test]
-async fn an_upload_that_is_refused_early_reads_its_answer() {
+async fn early_refusal_of_an_upload_reaches_the_client() {
     let refuse = || async { (http::StatusCode::FORBIDDEN, "not you") };
     let (address, _shutdown) = start(Router::new().route("/", post(refuse))).await;
     let mut request =
@@ -90,7 +90,7 @@ async fn an_upload_that_is_refused_early_reads_its_answer() {
 }
 
 #[tokio::test]
-async fn a_drain_finishes_the_response_in_flight_and_refuses_new_connections() {
+async fn drain_finishes_responses_and_refuses_connections() {
     let (started, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let slow = {
         let (started, release) = (Arc::clone(&started), Arc::clone(&release));
@@ -119,7 +119,7 @@ async fn a_drain_finishes_the_response_in_flight_and_refuses_new_connections() {
 }
 
 #[tokio::test]
-async fn a_drain_cuts_what_never_ends_after_its_bound() {
+async fn drain_aborts_endless_responses_after_its_timeout() {
     let endless = || async {
         let ones =
             stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"1"))]).chain(stream::pending());
@@ -141,7 +141,7 @@ async fn a_drain_cuts_what_never_ends_after_its_bound() {
 }
 
 #[tokio::test]
-async fn connections_are_kept_alive_and_bounded() {
+async fn connections_are_kept_alive_and_limited() {
     let (server, _shutdown) = start_within(
         hello(),
         ListenerLimits {
@@ -171,7 +171,7 @@ async fn connections_are_kept_alive_and_bounded() {
 }
 
 #[tokio::test]
-async fn a_burst_of_connections_waits_in_the_kernel_until_it_is_accepted() {
+async fn connection_burst_waits_in_the_listen_queue() {
     let (server, _shutdown) = start_within(
         hello(),
         ListenerLimits {
@@ -182,8 +182,7 @@ async fn a_burst_of_connections_waits_in_the_kernel_until_it_is_accepted() {
     .await;
     let address = server.address();
     let burst = futures_util::future::try_join_all((0..500).map(|_| TcpStream::connect(address)));
-    // One is served and never leaves; a connection that the kernel has no place for tries again for
-    // minutes.
+    // One is served and never leaves. A connection that overflows the queue retries for minutes.
     let connected = timeout(Duration::from_secs(10), burst)
         .await
         .unwrap()
@@ -192,7 +191,7 @@ async fn a_burst_of_connections_waits_in_the_kernel_until_it_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_handler_sees_who_asks() {
+async fn handler_sees_the_client() {
     let who = |ConnectInfo(client): ConnectInfo<SocketAddr>,
                Extension(identity): Extension<ClientIdentity>| async move {
         assert_eq!(identity, ClientIdentity(None));
@@ -209,7 +208,7 @@ async fn a_handler_sees_who_asks() {
 }
 
 #[tokio::test]
-async fn what_a_shortcut_answers_does_not_reach_the_router() {
+async fn shortcut_bypasses_the_router() {
     let responder = Responder::from(Router::new().route("/", get(|| async { "the long way" })));
     let responder = responder.with_shortcut(|request| {
         (request.method == "HEAD").then(|| Response::new(Body::from("short")))
@@ -224,7 +223,7 @@ async fn what_a_shortcut_answers_does_not_reach_the_router() {
 }
 
 #[tokio::test]
-async fn threads_of_their_own_serve_and_drain_connections() {
+async fn workers_serve_and_drain_connections() {
     let workers = Arc::new(Workers::start(2).unwrap());
     let thread = || async { std::thread::current().name().unwrap_or_default().to_owned() };
     let router = Router::new().route("/", get(thread));
@@ -257,7 +256,40 @@ async fn threads_of_their_own_serve_and_drain_connections() {
     );
 }
 
-/// Says when it is dropped.
+#[tokio::test]
+async fn http2_preface_in_two_packets_is_detected() {
+    let (address, _shutdown) = start(hello()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.write_all(b"PR").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let rest = b"I * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    stream.write_all(rest).await.unwrap();
+    let mut header = [0; 9];
+    stream.read_exact(&mut header).await.unwrap();
+    assert_eq!(header[3], 4, "a SETTINGS frame");
+}
+
+#[tokio::test]
+async fn sendfile_can_be_switched_off() {
+    let has_sender = |request: axum::extract::Request| async move {
+        request
+            .extensions()
+            .get::<FileSender>()
+            .is_some()
+            .to_string()
+    };
+    let router = Router::new().route("/", get(has_sender));
+    let request = b"GET / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n";
+    for is_on in [true, false] {
+        let responder = Responder::from(router.clone()).with_sendfile(is_on);
+        let (address, _shutdown) = start(responder).await;
+        let answer = exchange(address, request).await.unwrap();
+        assert!(answer.ends_with(&is_on.to_string()), "{answer}");
+    }
+}
+
+/// Notifies when it is dropped.
 struct Dropped(Arc<Notify>);
 
 impl Drop for Dropped {
@@ -267,7 +299,7 @@ impl Drop for Dropped {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_is_noticed_while_its_response_waits_for_bytes() {
+async fn disconnect_drops_a_waiting_response() {
     let dropped = Arc::new(Notify::new());
     let waiting = {
         let dropped = Arc::clone(&dropped);
@@ -290,7 +322,7 @@ async fn a_client_that_hangs_up_is_noticed_while_its_response_waits_for_bytes() 
 }
 
 #[tokio::test]
-async fn over_tls_a_handler_sees_which_peer_asks() {
+async fn handler_sees_the_peer_over_tls() {
     let fleet = identity::CertificateAuthority::create().unwrap();
     let day = Duration::from_secs(86_400);
     let id = |issued: identity::Issued| {

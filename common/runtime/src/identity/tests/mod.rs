@@ -313,9 +313,7 @@ fn seal_key_file_round_trip() {
             .is_ok()
     );
 
-    let error = parse_trusted_keys("# nobody yet\n\n")
-        .unwrap_err()
-        .to_string();
+    let error = parse_trusted_keys("# empty\n\n").unwrap_err().to_string();
     assert!(error.contains("contains no key"), "{error}");
     let error = parse_trusted_keys("# one\neu-1 ed25519 12\n")
         .unwrap_err()

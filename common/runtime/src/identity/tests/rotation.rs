@@ -83,9 +83,9 @@ fn invalid_file_is_reported_once_and_identity_stays() {
             watch.poll(false, start + 9 * SETTLE),
             PollOutcome::Unchanged
         ),
-        "told twice"
+        "reported twice"
     );
-    // Whoever asks by SIGHUP hears at once, and again.
+    // SIGHUP reports at once, and again.
     assert!(matches!(
         watch.poll(true, start + 9 * SETTLE),
         PollOutcome::Invalid(_)
@@ -133,7 +133,7 @@ fn expiry_reminder_precedes_expiry() {
     };
     assert_eq!(at(year, 31), None);
     assert!(at(year, 30).unwrap().contains("30 days"));
-    assert!(at(year, 0).unwrap().contains("nobody accepts it"));
+    assert!(at(year, 0).unwrap().contains("new connections fail"));
     let week = Validity {
         begins_unix_s,
         ends_unix_s: begins_unix_s + 9 * day,
@@ -255,7 +255,7 @@ async fn authority_rotation_under_load_keeps_connections() {
     let shutdown = Shutdown::new();
     let timing = ReloadTiming {
         poll: Duration::from_millis(5),
-        patience: SETTLE,
+        settle: SETTLE,
     };
     reload_on_change(vm.clone(), timing, &shutdown);
     // Connections come all the while, and none fails.
@@ -278,7 +278,7 @@ async fn authority_rotation_under_load_keeps_connections() {
         "a stranger for now"
     );
 
-    // First everybody trusts both authorities, then certificates change, then the old authority
+    // First all members trust both authorities, then certificates change, then the old authority
     // goes.
     replace(
         &files.authority,
