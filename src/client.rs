@@ -442,7 +442,7 @@ async fn expect_success(
 /// Opens an image layout and pushes its image.
 ///
 /// # Errors
-/// What failed.
+/// If the layout is not valid or a request fails.
 pub async fn push_layout(
     origin: &str,
     repository: &str,

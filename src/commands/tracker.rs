@@ -48,7 +48,7 @@ pub struct TrackerArgs {
 /// Runs a tracker until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Why it does not start.
+/// If it does not start.
 pub fn run(args: TrackerArgs) -> Result<(), CommandError> {
     block_on(async move {
         let shutdown = init()?;

@@ -28,7 +28,7 @@ pub struct UpArgs {
 /// Runs the command until SIGTERM, SIGINT or, when its terminal is closed, SIGHUP.
 ///
 /// # Errors
-/// What did not start, and why.
+/// If a service does not start.
 pub fn run(args: &UpArgs) -> Result<(), CommandError> {
     telemetry::init(LogFormat::Auto)
         .map_err(|error| CommandError::failed("start logging", error))?;

@@ -25,7 +25,7 @@ pub enum IfExists {
 /// Issues a certificate to a peer.
 ///
 /// # Errors
-/// As `if_exists` says; if the authority cannot be loaded or a file not be written.
+/// As `if_exists` says; if the authority cannot be loaded or a file cannot be written.
 pub fn issue_peer(
     dir: &Path,
     peer: &PeerId,

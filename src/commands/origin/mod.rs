@@ -107,7 +107,7 @@ struct ServeArgs {
 /// Runs an origin until SIGTERM or SIGINT, or checks a storage.
 ///
 /// # Errors
-/// Why the origin does not start, or what the check found.
+/// If the origin does not start; as the check.
 pub fn run(args: OriginArgs) -> Result<(), CommandError> {
     match args.command {
         Some(OriginCommand::Check(args)) => check::run(&args),

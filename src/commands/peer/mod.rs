@@ -54,7 +54,7 @@ enum PeerCommand {
 /// Runs a peer until SIGTERM or SIGINT, or runs one of the commands.
 ///
 /// # Errors
-/// Why the peer does not start, or the command fails.
+/// If the peer does not start, or the command fails.
 pub fn run(args: PeerArgs) -> Result<(), CommandError> {
     match args.command {
         Some(PeerCommand::HostsToml(args)) => runtime_config::run(args),

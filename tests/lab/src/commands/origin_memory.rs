@@ -56,7 +56,7 @@ pub(crate) struct OriginMemoryArgs {
     /// uploads
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..))]
     slow_one_in: u32,
-    /// The pause of a slow pull between two reads
+    /// The pause of a slow pull between two reads, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = value_parser!(u64).range(1..=60_000))]
     slow_pause_ms: u64,
     /// The origin's storage, where the pushed blobs remain [default: a temporary folder]

@@ -20,9 +20,10 @@ use flotilla_common::units::{BitRate, ByteSize};
 use serde::Serialize;
 use tempfile::TempDir;
 
-/// The criterion: the time of a pull through the mirror, relative to a direct pull ...
+/// The criterion: a pull through the mirror takes at most this multiple of a direct pull's time,
+/// plus [`MAX_DELAY_S`].
 const MAX_RATIO: f64 = 1.1;
-/// ... plus this many seconds.
+/// See [`MAX_RATIO`]; in seconds.
 const MAX_DELAY_S: f64 = 0.25;
 const REPOSITORY: &str = "library/app";
 const TAG: &str = "v1";

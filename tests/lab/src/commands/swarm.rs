@@ -49,7 +49,8 @@ pub(crate) struct SwarmArgs {
     /// Zones among which the peers are divided
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=100))]
     zones: u32,
-    /// The longest time in a link's queue; packets that would wait longer are dropped
+    /// The longest time in a link's queue, in milliseconds; packets that would wait longer are
+    /// dropped
     #[arg(long, value_name = "MS", default_value_t = 50, value_parser = value_parser!(u64).range(1..=10_000))]
     queue_ms: u64,
     /// Print one JSON object on stdout and nothing else
