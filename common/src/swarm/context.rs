@@ -11,7 +11,7 @@ use super::rng::Rng;
 use super::timers::Timers;
 use crate::time::Time;
 
-/// The machine's surroundings while it handles one input.
+/// The environment while the machine handles one input.
 #[derive(Debug)]
 pub(super) struct Context {
     /// The time of the input.

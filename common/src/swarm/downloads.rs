@@ -18,8 +18,8 @@ use crate::time::Time;
 /// Chunk times that are added to the timeout for a neighbour's first byte: on a slow link it comes
 /// behind other chunks.
 const FIRST_BYTE_CHUNK_TIMES: u32 = 4;
-/// The timeout for an origin's first byte, as a multiple of [`Config::stall_timeout`]: an origin has to
-/// ask its storage.
+/// The timeout for an origin's first byte, as a multiple of [`Config::stall_timeout`]: an origin
+/// has to ask its storage.
 ///
 /// [`Config::stall_timeout`]: super::config::Config::stall_timeout
 const ORIGIN_FACTOR: u32 = 2;

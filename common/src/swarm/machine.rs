@@ -1,7 +1,7 @@
 //! The machine: one entrance for inputs, one stream of outputs.
 //!
-//! It owns the sub-machines, hands each input to the one in charge, and carries what one of them
-//! reports to the others. None of them knows the machine, or reaches into another.
+//! It owns the sub-machines, passes each input to the one in charge, and passes on results that
+//! concern others. The sub-machines do not know the machine, nor the fields of each other.
 
 use core::time::Duration;
 

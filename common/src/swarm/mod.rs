@@ -49,13 +49,12 @@
 //!
 //! # Structure
 //!
-//! Each sub-machine owns its state in private fields. Its methods take the [`context::Context`]
-//! (time, settings, random numbers, outputs, timers, chunk maps) and shared references to the
-//! sub-machines that they ask; what others have to do is a return value. Modules import downwards
-//! only:
+//! Each sub-machine owns its state in private fields. Its methods take the `Context` (time,
+//! settings, random numbers, outputs, timers, chunk maps) and references to the sub-machines that
+//! they use. Work for sub-machines above them is a return value. Modules import downwards only:
 //!
 //! ```text
-//! machine                                   hands inputs out, carries reports
+//! machine                                   routes inputs, passes on results
 //! transfer_failures, stall_reasons
 //! leases, origin_fallback
 //! downloads (picker, transfer, pull, request_window), uploads
