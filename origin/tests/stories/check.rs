@@ -106,7 +106,7 @@ async fn check_reports_missing_objects() {
     }
     let region = filled().await;
     remove(&region, "format").await;
-    assert_damage(&region, "format", "no origin has started here").await;
+    assert_damage(&region, "format", "no origin has started on this storage").await;
 }
 
 #[tokio::test]
