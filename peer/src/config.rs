@@ -203,7 +203,7 @@ impl Config {
 /// Checks that a text is the URL of an HTTP service: scheme, host and, optionally, port.
 ///
 /// # Errors
-/// What is wrong and what such a URL looks like; reads on from "it is ...".
+/// The end of a sentence that begins with "it is": the mistake, and an example of a valid URL.
 pub fn check_url(url: &str) -> Result<(), &'static str> {
     let parsed = reqwest::Url::parse(url).ok();
     match parsed.filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some())

@@ -179,7 +179,10 @@ impl Peer {
             Ok(())
         });
         if let Err(error) = saved.await {
-            tracing::warn!(%error, "could not save the store; blobs are verified again after a restart");
+            tracing::warn!(
+                %error,
+                "could not save the store; chunks received last may be downloaded again"
+            );
         }
     }
 }

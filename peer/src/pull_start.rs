@@ -144,7 +144,10 @@ impl PullStarter {
             let command = Command::SeekImage { manifest, answer };
             self.commands.send(command).await;
             let image = timeout(SEEK_TIMEOUT, image).await.ok()?.ok()?;
-            tracing::info!(%manifest, "no origin available; got the image's manifest from a neighbour");
+            tracing::info!(
+                %manifest,
+                "no origin available; got the image's manifest from a neighbour"
+            );
             Some(Arc::new(image))
         };
         self.images.optionally_get_with(*digest, seek).await

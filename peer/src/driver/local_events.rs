@@ -257,7 +257,10 @@ impl Driver {
                 self.end_finished_pulls(now);
             }
             Verdict::Damaged(chunks) => {
-                tracing::warn!(blob = %digest, ?chunks, "stored chunks are damaged; downloading them again");
+                tracing::warn!(
+                    blob = %digest, ?chunks,
+                    "stored chunks are damaged; downloading them again"
+                );
                 chunks
                     .into_iter()
                     .for_each(|chunk| self.chunk_lost(now, digest, chunk));

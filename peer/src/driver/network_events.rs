@@ -199,7 +199,10 @@ impl Driver {
         };
         if let Err(error) = self.check_grant(&link, &request.ask.digest, request.ask.grant.as_ref())
         {
-            tracing::debug!(peer = %link.peer(), blob = %request.ask.digest, %error, "refused a neighbour's request for a chunk");
+            tracing::debug!(
+                peer = %link.peer(), blob = %request.ask.digest, %error,
+                "refused a neighbour's request for a chunk"
+            );
             self.context.telemetry.counters.refused_not_permitted.add(1);
             return self.spawn_refusal(request, peer::Refusal::NotPermitted);
         }

@@ -71,7 +71,10 @@ impl Driver {
             Output::Complete { blob } => self.verify_whole(blob),
             Output::Quarantine { peer, until } => {
                 if let Some(peer) = self.tables.peer_mut(peer) {
-                    tracing::error!(peer = %peer.id, "neighbour quarantined: it sent a chunk that failed verification");
+                    tracing::error!(
+                        peer = %peer.id,
+                        "neighbour quarantined: it sent a chunk that failed verification"
+                    );
                     peer.quarantined_until = until;
                     self.context.telemetry.counters.quarantined_peers.add(1);
                 }
@@ -147,8 +150,8 @@ impl Driver {
         }
     }
 
-    /// Tells the neighbours that exchange a blob that it left the store. This must happen before the
-    /// machine forgets the blob.
+    /// Tells the neighbours that exchange a blob that it left the store. This must happen before
+    /// the machine forgets the blob.
     pub(super) fn send_forgot(&self, slot: BlobSlot) {
         let Some(blob) = self.tables.blob(slot) else {
             return;

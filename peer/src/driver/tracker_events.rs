@@ -1,4 +1,5 @@
-//! Events of trackers, translated into the machine's inputs; and the snapshot that trackers are sent.
+//! Events of trackers, translated into the machine's inputs; and the snapshot that trackers are
+//! sent.
 
 use core::time::Duration;
 use std::collections::HashSet;
@@ -151,7 +152,8 @@ impl Driver {
         }
     }
 
-    /// The peers that a tracker should not name to this peer, those of the handout for `blob` first.
+    /// The peers that a tracker should not name to this peer, those of the handout for `blob`
+    /// first.
     pub(super) fn unreachable(&self, blob: Option<BlobSlot>) -> Vec<PeerId> {
         let unreachable = self.machine.unreachable(self.context.clock.now(), blob);
         unreachable

@@ -12,9 +12,9 @@ const DIAL_TIMEOUT: &str = "200ms";
 
 /// The text for `<hosts-dir>/<registry host>:<port>/hosts.toml` (or `_default/hosts.toml`).
 ///
-/// `mirror` is the mirror's listening address. `origin` is the URL, with scheme, that containerd asks
-/// if the mirror is down or cannot serve. `ca` is the authority of the origin's certificate, unless
-/// it is a public one.
+/// `mirror` is the mirror's listening address. `origin` is the URL, with scheme, that containerd
+/// asks if the mirror is down or cannot serve. `ca` is the authority of the origin's certificate,
+/// unless it is a public one.
 ///
 /// The mirror gets no TLS key, because containerd would then try HTTPS first.
 pub fn hosts_toml(mirror: SocketAddr, origin: Option<&str>, ca: Option<&Path>) -> String {

@@ -190,7 +190,10 @@ impl Reader {
                 Ok(Some(bytes))
             }
             Err(StoreError::Damaged { digest, chunk }) => {
-                tracing::warn!(blob = %digest, chunk, "stored chunk is damaged; downloading it again");
+                tracing::warn!(
+                    blob = %digest, chunk,
+                    "stored chunk is damaged; downloading it again"
+                );
                 let command = Command::Damaged { digest, chunk };
                 self.context.commands.send(command).await;
                 Ok(None)

@@ -26,8 +26,8 @@ use crate::store::StoredBlob;
 /// share of the link.
 const LIMIT_STEP: usize = 64 << 10;
 
-/// Downloads one chunk from one origin into the store. `progress` is called with the number of bytes
-/// received so far, first with 0 when the response begins.
+/// Downloads one chunk from one origin into the store. `progress` is called with the number of
+/// bytes received so far, first with 0 when the response begins.
 pub(crate) async fn fetch_chunk(
     origins: &OriginClient,
     origin: OriginSlot,

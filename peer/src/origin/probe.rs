@@ -2,10 +2,10 @@
 //! next pull.
 //!
 //! [`Reachability`](flotilla_common::reachability::Reachability) decides when to probe; an origin
-//! that answers is never probed. The probe is `GET /readyz`: an origin answers whether it can serve,
-//! with its storage; another registry does not know the path and answers 404. Every status below
-//! 500 counts as an answer. A probe only changes status and metrics; when pulls ask the origin again
-//! is decided by the state machine.
+//! that answers is never probed. The probe is `GET /readyz`: an origin answers whether it can
+//! serve, with its storage; another registry does not know the path and answers 404. Every status
+//! below 500 counts as an answer. A probe only changes status and metrics; when pulls ask the
+//! origin again is decided by the state machine.
 
 use flotilla_common::swarm::OriginSlot;
 use flotilla_common::time::Time;
@@ -51,8 +51,8 @@ impl OriginClient {
 
     async fn probe(&self, origin: OriginSlot) {
         match self.get_readyz(origin).await {
-            // The machine keeps its own back-off: an overloaded origin is ready too, and must not be
-            // asked again earlier because of a probe.
+            // The machine keeps its own back-off: an overloaded origin is ready too, and must not
+            // be asked again earlier because of a probe.
             Ok(()) => self.record(origin, None),
             Err(trouble) => {
                 tracing::debug!(origin = self.url(origin), trouble, "origin probe failed");

@@ -1,7 +1,8 @@
 //! Downloads of a blob without chunk proofs from an origin. A download continues at the offset at
 //! which the last one ended, and goes to the end of the blob.
 //!
-//! The blob may have any size, so it is written part by part; the runtime reads it as it is written.
+//! The blob may have any size, so it is written part by part; the runtime reads it as it is
+//! written.
 
 use std::sync::Arc;
 
@@ -17,8 +18,8 @@ use super::error::{OriginError, OriginFetchError};
 use super::http_client::explain;
 use crate::store::StoredBlob;
 
-/// Downloads the rest of a blob from one origin into the store. `progress` is called with the number
-/// of bytes that are stored, first with 0 when the response begins.
+/// Downloads the rest of a blob from one origin into the store. `progress` is called with the
+/// number of bytes that are stored, first with 0 when the response begins.
 pub(super) async fn fetch(
     origins: &OriginClient,
     origin: OriginSlot,

@@ -34,8 +34,8 @@ const MAX_OPEN: usize = 256;
 const MAX_FINISHED: usize = 16;
 /// A pull whose blobs are complete is finished after the runtime read nothing for this long.
 const IDLE: Duration = Duration::from_secs(2);
-/// A pull with incomplete blobs is given up after nothing was received and nothing was read for this
-/// long.
+/// A pull with incomplete blobs is given up after nothing was received and nothing was read for
+/// this long.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 
 /// A pull that starts.
@@ -193,7 +193,8 @@ impl Pulls {
     }
 
     /// Logs and counts the pulls that are finished. A pull with a running download is not finished,
-    /// even if the runtime has read the chunk from the store already: its bytes are not counted yet.
+    /// even if the runtime has read the chunk from the store already: its bytes are not counted
+    /// yet.
     pub(crate) fn end_finished(
         &self,
         now: Time,
