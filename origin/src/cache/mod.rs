@@ -14,6 +14,9 @@
 //! was read before a write and arrives after it is not kept, and is not handed to a reader that
 //! started after the write. Absence is never kept, and never taken from a read that started before
 //! the reader asked. Entries are bounded by bytes, fills by a timeout.
+//!
+//! Moka's `try_get_with` replaces only the sharing of reads: it has no rule about the age of a read
+//! that is joined, about absence, or about writes during a read.
 
 mod rules;
 
