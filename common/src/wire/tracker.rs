@@ -1,5 +1,4 @@
-//! Between a peer and a tracker, over HTTP: announces and handouts, and leases as requests of their
-//! own.
+//! Between a peer and a tracker, over HTTP: announces with handouts, and separate lease requests.
 
 use core::net::SocketAddr;
 
@@ -9,21 +8,21 @@ use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
 use crate::name::{PeerId, RegionName, ZoneName};
 
-/// Where announces are posted.
+/// The path of announces.
 pub const ANNOUNCE_PATH: &str = "/flotilla/v1/announce";
-/// Where leases are asked for.
+/// The path of lease requests.
 pub const LEASE_PATH: &str = "/flotilla/v1/lease";
 /// Progress of a peer that holds the whole blob; 0 is none of it.
 pub const PROGRESS_COMPLETE: u8 = 15;
-/// Changes that one announce may carry.
+/// The maximum number of changes of one announce.
 pub const MAX_CHANGES: usize = 10_000;
 
-/// How to find a peer, and where it is.
+/// The address and the location of a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct PeerInfo {
     /// Its id, as in its certificate.
     pub id: PeerId,
-    /// Where its QUIC endpoint listens.
+    /// The address of its QUIC endpoint.
     pub addr: SocketAddr,
     /// Its region.
     pub region: RegionName,
@@ -36,14 +35,14 @@ pub struct PeerInfo {
 pub struct Change {
     /// The blob.
     pub digest: Digest,
-    /// What the peer has to do with it now.
+    /// The peer's part in its swarm now.
     pub state: BlobState,
 }
 
 /// A peer's part in one swarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum BlobState {
-    /// It wants the blob and would like neighbours.
+    /// It wants the blob and requests neighbours.
     Wanted {
         /// Fifteenths held, rounded down.
         progress: u8,
@@ -53,7 +52,7 @@ pub enum BlobState {
         /// Fifteenths held, rounded down; [`PROGRESS_COMPLETE`] only for the whole blob.
         progress: u8,
     },
-    /// It has nothing to do with the blob any more.
+    /// It neither wants nor holds the blob any more.
     Gone,
 }
 
@@ -89,7 +88,7 @@ pub struct HeldLease {
 /// One announce: the peer's changes, all blobs together.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AnnounceRequest {
-    /// Who announces.
+    /// The announcing peer.
     pub peer: PeerInfo,
     /// The tracker's epoch as the peer knows it; 0 for none.
     pub epoch: u64,
@@ -101,11 +100,11 @@ pub struct AnnounceRequest {
     pub changes: Vec<Change>,
     /// Leases held, all of them.
     pub leases: Vec<HeldLease>,
-    /// Peers it is connected to: they come first where equal.
+    /// Peers that it is connected to: they are preferred among equals.
     pub connected: Vec<PeerId>,
-    /// Peers that it lately could not reach.
+    /// Peers that it recently could not reach.
     pub unreachable: Vec<PeerId>,
-    /// Whether the peer is leaving: everything of it is to be forgotten.
+    /// Whether the peer is leaving, so that the tracker forgets its state.
     pub leaving: bool,
 }
 
@@ -118,7 +117,7 @@ pub enum AnnounceAnswer {
         /// The tracker's epoch.
         epoch: u64,
     },
-    /// Taken.
+    /// The announce was applied.
     Accepted {
         /// The tracker's epoch.
         epoch: u64,
@@ -138,21 +137,21 @@ pub struct Handout {
     pub peers: Vec<PeerInfo>,
 }
 
-/// A question about leases.
+/// A request about leases.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct LeaseRequest {
-    /// Who asks; must have announced.
+    /// The requesting peer, which must have announced.
     pub peer: PeerId,
     /// The blob.
     pub digest: Digest,
     /// Whether the peer could not reach the first tracker of this blob: only then the second one
     /// grants.
     pub first_unreachable: bool,
-    /// What is asked.
+    /// The request itself.
     pub ask: LeaseAsk,
 }
 
-/// What a peer asks of the lease authority.
+/// A request to the lease authority.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum LeaseAsk {
     /// A lease, on any chunk. Parked until one can be granted, or the tracker's bound has passed.
@@ -164,7 +163,7 @@ pub enum LeaseAsk {
         missing: ChunkMap,
         /// Whether the peer can go on with nothing else.
         starving: bool,
-        /// Holders that it was told to dial for this blob and could not reach.
+        /// Holders that it could not reach after [`LeaseAnswer::Dial`] named them.
         unreachable: Vec<PeerId>,
     },
     /// The parked [`Self::Take`] is needed no more: it is answered now, with [`LeaseAnswer::Wait`].
@@ -182,14 +181,14 @@ pub enum LeaseAsk {
         /// The chunk.
         chunk: u32,
     },
-    /// The origin did not give it; somebody else may try.
+    /// The origin did not serve the chunk; another peer may try.
     Failed {
         /// The chunk.
         chunk: u32,
     },
 }
 
-/// The lease authority's answer.
+/// The response of the lease authority.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum LeaseAnswer {
     /// Fetch this chunk from the origin.
@@ -199,17 +198,17 @@ pub enum LeaseAnswer {
         /// Milliseconds until it runs out, unless renewed.
         term_ms: u32,
     },
-    /// Nothing to grant for now: the chunks come from neighbours. Ask again after this time.
+    /// Nothing to grant now: the chunks come from neighbours. Retry after this time.
     Wait {
         /// Milliseconds.
         retry_ms: u32,
     },
-    /// Somebody alive holds what the starving peer lacks: dial it.
+    /// A live peer holds chunks that the starving peer lacks: dial it.
     Dial {
         /// The holder.
         peer: PeerInfo,
     },
-    /// Taken note of (drop, renew, done, failed).
+    /// The request was applied (drop, renew, done, failed).
     Noted,
     /// The lease is not (or no longer) the peer's.
     NotHeld,
@@ -228,7 +227,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_a_decoder_panic(mut body: Vec<u8>) {
+        fn decoders_do_not_panic(mut body: Vec<u8>) {
             body.insert(0, codec::VERSION);
             let _ = codec::decode::<AnnounceRequest>(&body);
             let _ = codec::decode::<AnnounceAnswer>(&body);
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_announce_round_trips() {
+    fn announce_round_trip() {
         let request = AnnounceRequest {
             peer: PeerInfo {
                 id: "vm-1".parse().expect("a label"),

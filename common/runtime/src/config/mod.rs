@@ -75,7 +75,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// The key.
         key: String,
-        /// What is wrong, and how to fix it.
+        /// The fault, and how to fix it.
         fault: String,
     },
 }
@@ -99,7 +99,7 @@ pub fn parse<P: Parser>() -> P {
 /// file.
 ///
 /// # Errors
-/// What is wrong, where, and how to fix it.
+/// The fault, its place, and how to fix it.
 pub fn try_parse_from<P, I>(arguments: I) -> Result<P, ConfigError>
 where
     P: Parser,

@@ -91,7 +91,7 @@ pub enum IdentityError {
         kind: FileKind,
         /// Where the content comes from.
         location: ContentSource,
-        /// What is wrong.
+        /// The fault.
         fault: String,
     },
     /// A file cannot be written.
