@@ -2,6 +2,7 @@
 
 use flotilla_common::name::{PeerId, RegionName};
 use flotilla_common::seal::{SealKey, TrustedKeys};
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{
     CertificateAuthority, Identity, IdentityError, SealSecret, parse_trusted_keys, trusted_key_line,
 };
@@ -20,7 +21,7 @@ impl Fleet {
     /// If a key cannot be generated.
     pub fn create(region: RegionName) -> Result<Self, IdentityError> {
         Ok(Self {
-            authority: CertificateAuthority::create()?,
+            authority: CertificateAuthority::create(Clock::system())?,
             seal_key: SealSecret::generate(region)?.key(),
         })
     }
@@ -58,6 +59,7 @@ impl Fleet {
             &issued.certificate_pem,
             &issued.key_pem,
             self.authority.certificate_pem(),
+            Clock::system(),
         )
     }
 }

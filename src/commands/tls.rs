@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{CertificateFiles, Identity};
 
 use crate::command::CommandError;
@@ -53,7 +54,7 @@ impl TlsArgs {
                 ));
             }
         };
-        Identity::load(&files)
+        Identity::load(&files, Clock::system())
             .map(Some)
             .map_err(|error| CommandError::failed("load the TLS identity", error))
     }

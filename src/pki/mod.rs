@@ -24,6 +24,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use flotilla_common::name::{PeerId, RegionName};
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{
     CertificateAuthority, CertificateFiles, FileKind, IdentityError, SealSecret, load_seal_key,
     trusted_key_line,
@@ -121,7 +122,7 @@ pub fn init(dir: &Path, region: &RegionName) -> Result<PkiReport, PkiError> {
             path: dir.to_owned(),
             source,
         })?;
-    let authority = CertificateAuthority::create()?;
+    let authority = CertificateAuthority::create(Clock::system())?;
     let seal = SealSecret::generate(region.clone())?;
     let files = vec![
         authority_key_file.write(
@@ -187,5 +188,5 @@ fn seal_key_file(region: &RegionName) -> String {
 }
 
 fn load_authority(dir: &Path) -> Result<CertificateAuthority, IdentityError> {
-    CertificateAuthority::load(&dir.join(CA), &dir.join(CA_KEY))
+    CertificateAuthority::load(&dir.join(CA), &dir.join(CA_KEY), Clock::system())
 }

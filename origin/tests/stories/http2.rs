@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{
     CertificateAuthority, CertificateFiles, Identity, Issued, client_trusting,
 };
@@ -37,7 +38,7 @@ impl TlsFiles {
 
     /// Writes a new authority and a certificate issued by it.
     fn renew(&self) {
-        let fleet = CertificateAuthority::create().unwrap();
+        let fleet = CertificateAuthority::create(Clock::system()).unwrap();
         let Issued {
             certificate_pem,
             key_pem,
@@ -55,11 +56,14 @@ impl TlsFiles {
     fn identity(&self) -> Identity {
         let [authority, certificate, key] =
             ["ca.pem", "tls.pem", "tls.key"].map(|name| self.dir.path().join(name));
-        Identity::load(&CertificateFiles {
-            certificate,
-            key,
-            authority,
-        })
+        Identity::load(
+            &CertificateFiles {
+                certificate,
+                key,
+                authority,
+            },
+            Clock::system(),
+        )
         .unwrap()
     }
 

@@ -9,6 +9,7 @@ use flotilla_common::hex;
 use flotilla_common::proof::Proof;
 use flotilla_common::seal::TrustedKeys;
 use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer, ClosureRequest, KEYS_PATH};
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{CertificateAuthority, Identity, Issued, client_trusting};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
@@ -69,12 +70,13 @@ async fn closure_proves_all_blobs_of_a_manifest() {
 
 #[tokio::test]
 async fn peer_certificate_gets_closure_grant() {
-    let fleet = CertificateAuthority::create().unwrap();
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     let identity = |issued: Issued| {
         Identity::from_pem(
             &issued.certificate_pem,
             &issued.key_pem,
             fleet.certificate_pem(),
+            Clock::system(),
         )
         .unwrap()
     };

@@ -189,7 +189,7 @@ fn config_from_files(
     replace_file(&files.authority, fleet.authority.certificate_pem());
     let trusted = file("keys");
     replace_file(&trusted, &trusted_key_line(&fleet.key));
-    let identity = Identity::load(&files).unwrap();
+    let identity = Identity::load(&files, Clock::system()).unwrap();
     let trusted_keys = LiveKeys::load(&trusted).unwrap();
     (
         Config {
@@ -216,7 +216,7 @@ async fn certificate_and_authority_are_replaced_at_run_time() {
     wait_until("the peers are connected", || first.stats().neighbours == 1).await;
 
     // The next authority is trusted besides the old one; a peer with its certificate joins.
-    let next = CertificateAuthority::create().unwrap();
+    let next = CertificateAuthority::create(Clock::system()).unwrap();
     let issue = |name: &str| next.issue_peer(&name.parse().unwrap(), 2 * HOUR).unwrap();
     let both = format!(
         "{}{}",
@@ -237,6 +237,7 @@ async fn certificate_and_authority_are_replaced_at_run_time() {
         &newcomer.certificate_pem,
         &newcomer.key_pem,
         next.certificate_pem(),
+        Clock::system(),
     );
     let third = fleet
         .start(Config {

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use clap::Parser;
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{CertificateFiles, Identity, load_seal_key, load_trusted_keys};
 
 use super::*;
@@ -29,11 +30,14 @@ fn pki(dir: &Path, words: &[&str]) -> Result<String, String> {
 }
 
 fn identity(dir: &Path, name: &str) -> Identity {
-    Identity::load(&CertificateFiles {
-        certificate: dir.join(format!("{name}.pem")),
-        key: dir.join(format!("{name}.key")),
-        authority: dir.join(CA),
-    })
+    Identity::load(
+        &CertificateFiles {
+            certificate: dir.join(format!("{name}.pem")),
+            key: dir.join(format!("{name}.key")),
+            authority: dir.join(CA),
+        },
+        Clock::system(),
+    )
     .unwrap()
 }
 

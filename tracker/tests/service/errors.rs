@@ -78,7 +78,7 @@ async fn bad_requests_get_status_and_reason() {
 
 #[tokio::test]
 async fn peer_id_must_match_the_certificate() {
-    let fleet = CertificateAuthority::create().unwrap();
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let authority = directory.path().join("ca.pem");
     std::fs::write(&authority, fleet.certificate_pem()).unwrap();
@@ -87,6 +87,7 @@ async fn peer_id_must_match_the_certificate() {
             &issued.certificate_pem,
             &issued.key_pem,
             fleet.certificate_pem(),
+            Clock::system(),
         )
         .unwrap()
     };

@@ -9,6 +9,7 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::Notify;
 
 use super::*;
+use crate::clock::Clock;
 
 /// 40 bytes of the 100 that the head promises, then an error.
 async fn cut_short() -> http::Response<Body> {
@@ -323,11 +324,12 @@ async fn disconnect_drops_a_waiting_response() {
 
 #[tokio::test]
 async fn handler_sees_the_peer_over_tls() {
-    let fleet = identity::CertificateAuthority::create().unwrap();
+    let fleet = identity::CertificateAuthority::create(Clock::system()).unwrap();
     let day = Duration::from_secs(86_400);
     let id = |issued: identity::Issued| {
         let (certificate, key) = (issued.certificate_pem, issued.key_pem);
-        identity::Identity::from_pem(&certificate, &key, fleet.certificate_pem()).unwrap()
+        identity::Identity::from_pem(&certificate, &key, fleet.certificate_pem(), Clock::system())
+            .unwrap()
     };
     let origin = id(fleet.issue_server(&["localhost".to_owned()], day).unwrap());
     let peer = id(fleet.issue_peer(&"vm-1".parse().unwrap(), day).unwrap());

@@ -27,6 +27,7 @@ const BACKDATED: Duration = DAY;
 pub struct CertificateAuthority {
     certificate_pem: String,
     issuer: Issuer<'static, KeyPair>,
+    clock: Clock,
 }
 
 /// A certificate and its private key, both PEM.
@@ -54,8 +55,8 @@ impl CertificateAuthority {
     ///
     /// # Errors
     /// The key cannot be generated.
-    pub fn create() -> Result<Self, IdentityError> {
-        let mut params = params("Flotilla fleet CA", AUTHORITY_VALIDITY);
+    pub fn create(clock: Clock) -> Result<Self, IdentityError> {
+        let mut params = params("Flotilla fleet CA", AUTHORITY_VALIDITY, clock);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate()?;
@@ -63,6 +64,7 @@ impl CertificateAuthority {
         Ok(Self {
             certificate_pem,
             issuer: Issuer::new(params, key),
+            clock,
         })
     }
 
@@ -70,7 +72,7 @@ impl CertificateAuthority {
     ///
     /// # Errors
     /// A file cannot be read, is not PEM, or the key does not match the certificate.
-    pub fn load(certificate: &Path, key: &Path) -> Result<Self, IdentityError> {
+    pub fn load(certificate: &Path, key: &Path, clock: Clock) -> Result<Self, IdentityError> {
         let certificate_pem = files::read(FileKind::Authority, certificate)?;
         let key_pem = files::read(FileKind::AuthorityKey, key)?;
         let key_source = ContentSource::File(key.to_owned());
@@ -83,6 +85,7 @@ impl CertificateAuthority {
         Ok(Self {
             certificate_pem,
             issuer,
+            clock,
         })
     }
 
@@ -139,7 +142,7 @@ impl CertificateAuthority {
         usages: &[ExtendedKeyUsagePurpose],
         validity: Duration,
     ) -> Result<Issued, IdentityError> {
-        let mut params = params(common_name, validity);
+        let mut params = params(common_name, validity, self.clock);
         params.subject_alt_names = CertificateParams::new(names)?.subject_alt_names;
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
@@ -154,9 +157,9 @@ impl CertificateAuthority {
     }
 }
 
-fn params(common_name: &str, validity: Duration) -> CertificateParams {
+fn params(common_name: &str, validity: Duration, clock: Clock) -> CertificateParams {
     let mut params = CertificateParams::default();
-    let now = date_time_ymd(1970, 1, 1) + Duration::from_secs(Clock::system().unix_seconds());
+    let now = date_time_ymd(1970, 1, 1) + Duration::from_secs(clock.unix_seconds());
     params.not_before = now - BACKDATED;
     params.not_after = now + validity;
     params.distinguished_name = DistinguishedName::new();

@@ -37,6 +37,7 @@ pub struct CertificateFiles {
 pub struct Identity {
     live: Arc<LiveIdentity>,
     files: Option<CertificateFiles>,
+    clock: Clock,
 }
 
 impl Identity {
@@ -45,27 +46,34 @@ impl Identity {
     /// # Errors
     /// The error names the file, the fault and the fix: unreadable, not PEM, a key that does not
     /// match the certificate, or an expired certificate.
-    pub fn load(files: &CertificateFiles) -> Result<Self, IdentityError> {
-        Ok(Self::new(load(files)?, Some(files.clone())))
+    pub fn load(files: &CertificateFiles, clock: Clock) -> Result<Self, IdentityError> {
+        Ok(Self::new(load(files, clock)?, Some(files.clone()), clock))
     }
 
     /// Makes the identity from three PEM texts, for services that create their own fleet.
     ///
     /// # Errors
     /// As [`Identity::load`].
-    pub fn from_pem(certificate: &str, key: &str, authority: &str) -> Result<Self, IdentityError> {
+    pub fn from_pem(
+        certificate: &str,
+        key: &str,
+        authority: &str,
+        clock: Clock,
+    ) -> Result<Self, IdentityError> {
         let source = ContentSource::Memory;
-        let (certified, validity) = certified(&source, certificate, &source, key)?;
+        let (certified, validity) = certified(&source, certificate, &source, key, clock)?;
         Ok(Self::new(
             IdentityState::new(certified, validity, roots(&source, authority)?)?,
             None,
+            clock,
         ))
     }
 
-    fn new(state: IdentityState, files: Option<CertificateFiles>) -> Self {
+    fn new(state: IdentityState, files: Option<CertificateFiles>, clock: Clock) -> Self {
         Self {
             live: Arc::new(LiveIdentity(ArcSwap::from_pointee(state))),
             files,
+            clock,
         }
     }
 
@@ -84,7 +92,7 @@ impl Identity {
         let Some(files) = &self.files else {
             return Ok(());
         };
-        let state = load(files)?;
+        let state = load(files, self.clock)?;
         let named = peer_of(&state);
         if let Some(id) = self.peer_id().filter(|id| named.as_ref() != Some(id)) {
             let named = named.map_or_else(|| "no peer".to_owned(), |named| format!("peer {named}"));
@@ -119,6 +127,10 @@ impl Identity {
             help,
             self.ends_unix_s(),
         )
+    }
+
+    pub(super) const fn clock(&self) -> Clock {
+        self.clock
     }
 
     pub(super) fn validity(&self) -> Validity {
@@ -225,14 +237,15 @@ fn anonymous_client(roots: RootCertStore) -> Result<ClientConfig, IdentityError>
     Ok(config)
 }
 
-fn load(files: &CertificateFiles) -> Result<IdentityState, IdentityError> {
+fn load(files: &CertificateFiles, clock: Clock) -> Result<IdentityState, IdentityError> {
     let certificate = files::read(FileKind::Certificate, &files.certificate)?;
     let key = files::read(FileKind::PrivateKey, &files.key)?;
     let authority = files::read(FileKind::Authority, &files.authority)?;
     let [certificate_source, key_source, authority_source] =
         [&files.certificate, &files.key, &files.authority]
             .map(|path| ContentSource::File(path.clone()));
-    let (certified, validity) = certified(&certificate_source, &certificate, &key_source, &key)?;
+    let (certified, validity) =
+        certified(&certificate_source, &certificate, &key_source, &key, clock)?;
     IdentityState::new(certified, validity, roots(&authority_source, &authority)?)
 }
 
@@ -245,6 +258,7 @@ fn certified(
     certificate: &str,
     key_source: &ContentSource,
     key: &str,
+    clock: Clock,
 ) -> Result<(CertifiedKey, Validity), IdentityError> {
     let chain = certificate_source.certificates(FileKind::Certificate, certificate)?;
     let key = key_source.private_key(key)?;
@@ -268,7 +282,7 @@ fn certified(
         begins_unix_s: unix_s(not_before),
         ends_unix_s: unix_s(not_after),
     };
-    if validity.ends_unix_s <= Clock::system().unix_seconds() {
+    if validity.ends_unix_s <= clock.unix_seconds() {
         return Err(fault(format!("expired on {not_after}")));
     }
     Ok((certified, validity))

@@ -25,7 +25,6 @@ use super::files::IdentityError;
 use super::live::Validity;
 use super::seal_keys::load_trusted_keys;
 use super::tls::Identity;
-use crate::clock::Clock;
 use crate::shutdown::Shutdown;
 
 const DAY_S: u64 = 24 * 60 * 60;
@@ -91,7 +90,7 @@ impl Reloadable for Identity {
     fn describe(&self) -> String {
         let left = self
             .ends_unix_s()
-            .saturating_sub(Clock::system().unix_seconds());
+            .saturating_sub(self.clock().unix_seconds());
         format!(
             "TLS identity, certificate valid for {} days and {} h",
             left / DAY_S,
@@ -100,7 +99,7 @@ impl Reloadable for Identity {
     }
 
     fn reminder(&self) -> Option<String> {
-        expiry_reminder(self.validity(), Clock::system().unix_seconds())
+        expiry_reminder(self.validity(), self.clock().unix_seconds())
     }
 }
 

@@ -48,12 +48,12 @@ impl Fleet {
     }
 
     pub(crate) async fn without_tracker() -> Self {
-        Self::create(CertificateAuthority::create().unwrap(), None).await
+        Self::create(CertificateAuthority::create(Clock::system()).unwrap(), None).await
     }
 
     /// A fleet whose origin authenticates peers by their certificates.
     pub(crate) async fn with_tls() -> Self {
-        let authority = CertificateAuthority::create().unwrap();
+        let authority = CertificateAuthority::create(Clock::system()).unwrap();
         let issued = authority
             .issue_server(&["127.0.0.1".to_owned()], HOUR)
             .unwrap();
@@ -61,6 +61,7 @@ impl Fleet {
             &issued.certificate_pem,
             &issued.key_pem,
             authority.certificate_pem(),
+            Clock::system(),
         )
         .unwrap();
         let mut fleet = Self::create(authority, Some(origin)).await;
@@ -90,6 +91,7 @@ impl Fleet {
             &issued.certificate_pem,
             &issued.key_pem,
             self.authority.certificate_pem(),
+            Clock::system(),
         )
         .unwrap();
         let (region, zone) = ("eu".parse().unwrap(), "eu-a".parse().unwrap());

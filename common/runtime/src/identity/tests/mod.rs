@@ -14,6 +14,7 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
+use crate::clock::Clock;
 
 mod rotation;
 
@@ -29,6 +30,7 @@ fn identity(authority: &CertificateAuthority, issued: &Issued) -> Identity {
         &issued.certificate_pem,
         &issued.key_pem,
         authority.certificate_pem(),
+        Clock::system(),
     )
     .unwrap()
 }
@@ -56,7 +58,7 @@ async fn handshake(
 
 #[tokio::test]
 async fn peers_of_a_fleet_authenticate_each_other() {
-    let fleet = CertificateAuthority::create().unwrap();
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     let [left, right] = ["left-1", "right-1"]
         .map(|id| identity(&fleet, &fleet.issue_peer(&peer(id), DAY).unwrap()));
     assert_eq!(left.peer_id(), Some(peer("left-1")));
@@ -73,7 +75,7 @@ async fn peers_of_a_fleet_authenticate_each_other() {
 
 #[tokio::test]
 async fn peer_with_another_peers_address_is_refused() {
-    let fleet = CertificateAuthority::create().unwrap();
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     let [left, right] =
         ["left", "right"].map(|id| identity(&fleet, &fleet.issue_peer(&peer(id), DAY).unwrap()));
     let name = peer_name(&peer("middle"));
@@ -91,8 +93,8 @@ async fn peer_with_another_peers_address_is_refused() {
 #[tokio::test]
 async fn foreign_and_expired_certificates_are_refused() {
     let (fleet, other) = (
-        CertificateAuthority::create().unwrap(),
-        CertificateAuthority::create().unwrap(),
+        CertificateAuthority::create(Clock::system()).unwrap(),
+        CertificateAuthority::create(Clock::system()).unwrap(),
     );
     let server = identity(&fleet, &fleet.issue_peer(&peer("a"), DAY).unwrap());
     let stranger = identity(&other, &other.issue_peer(&peer("b"), DAY).unwrap());
@@ -110,6 +112,7 @@ async fn foreign_and_expired_certificates_are_refused() {
         &over.certificate_pem,
         &over.key_pem,
         fleet.certificate_pem(),
+        Clock::system(),
     )
     .unwrap_err()
     .to_string();
@@ -121,7 +124,7 @@ async fn foreign_and_expired_certificates_are_refused() {
 
 #[tokio::test]
 async fn client_certificates_are_optional_for_https() {
-    let fleet = CertificateAuthority::create().unwrap();
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     let names = [
         "origin.example".to_owned(),
         "127.0.0.1".to_owned(),
@@ -161,7 +164,7 @@ async fn client_certificates_are_optional_for_https() {
 
 #[test]
 fn server_certificates_exclude_the_peer_domain() {
-    let fleet = CertificateAuthority::create().unwrap();
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     for name in [
         "vm-1.peer.flotilla.internal",
         "x.PEER.flotilla.internal",
@@ -179,7 +182,7 @@ fn server_certificates_exclude_the_peer_domain() {
 
 #[test]
 fn peer_id_of_63_characters_fits_a_certificate() {
-    let fleet = CertificateAuthority::create().unwrap();
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     let longest = peer(&"a".repeat(63));
     assert_eq!(
         identity(&fleet, &fleet.issue_peer(&longest, DAY).unwrap()).peer_id(),
@@ -228,7 +231,7 @@ fn write_files(
 
 #[test]
 fn file_errors_name_fault_and_fix() {
-    let fleet = CertificateAuthority::create().unwrap();
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let files = write_files(
         directory.path(),
@@ -239,7 +242,9 @@ fn file_errors_name_fault_and_fix() {
         certificate: files.key.clone(),
         ..files.clone()
     };
-    let error = Identity::load(&swapped).unwrap_err().to_string();
+    let error = Identity::load(&swapped, Clock::system())
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("peer.key") && error.contains("BEGIN CERTIFICATE"),
         "{error}"
@@ -248,7 +253,9 @@ fn file_errors_name_fault_and_fix() {
         key: directory.path().join("nowhere"),
         ..files
     };
-    let error = Identity::load(&missing).unwrap_err().to_string();
+    let error = Identity::load(&missing, Clock::system())
+        .unwrap_err()
+        .to_string();
     assert!(
         error.starts_with("read private key") && error.contains("nowhere"),
         "{error}"
@@ -262,11 +269,11 @@ fn loaded_authority_issues_accepted_certificates() {
         directory.path().join("ca.pem"),
         directory.path().join("ca.key"),
     );
-    let made = CertificateAuthority::create().unwrap();
+    let made = CertificateAuthority::create(Clock::system()).unwrap();
     write_new(FileKind::Authority, &certificate, made.certificate_pem()).unwrap();
     write_new(FileKind::AuthorityKey, &key, &made.key_pem()).unwrap();
     assert_eq!(key.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    let loaded = CertificateAuthority::load(&certificate, &key).unwrap();
+    let loaded = CertificateAuthority::load(&certificate, &key, Clock::system()).unwrap();
     assert_eq!(loaded.certificate_pem(), made.certificate_pem());
     let issued = loaded.issue_peer(&peer("a"), DAY).unwrap();
     let chain = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap();
@@ -274,8 +281,14 @@ fn loaded_authority_issues_accepted_certificates() {
 
     let again = write_new(FileKind::AuthorityKey, &key, "other");
     assert!(matches!(again, Err(IdentityError::Exists(..))));
-    std::fs::write(&key, CertificateAuthority::create().unwrap().key_pem()).unwrap();
-    let error = CertificateAuthority::load(&certificate, &key)
+    std::fs::write(
+        &key,
+        CertificateAuthority::create(Clock::system())
+            .unwrap()
+            .key_pem(),
+    )
+    .unwrap();
+    let error = CertificateAuthority::load(&certificate, &key, Clock::system())
         .unwrap_err()
         .to_string();
     assert!(error.contains("does not belong"), "{error}");

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::super::live::Validity;
 use super::super::watch::{PollOutcome, Watch, expiry_reminder};
 use super::*;
+use crate::clock::Clock;
 use crate::shutdown::Shutdown;
 
 const SETTLE: Duration = Duration::from_secs(5);
@@ -31,13 +32,13 @@ fn vm(directory: &Path, fleet: &CertificateAuthority) -> (CertificateFiles, Iden
         fleet,
         &fleet.issue_peer(&peer("vm-1"), DAY).unwrap(),
     );
-    let identity = Identity::load(&files).unwrap();
+    let identity = Identity::load(&files, Clock::system()).unwrap();
     (files, identity)
 }
 
 #[test]
 fn half_written_pair_is_checked_again() {
-    let fleet = CertificateAuthority::create().unwrap();
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (files, vm) = vm(directory.path(), &fleet);
     let mut watch = Watch::new(vm.clone(), SETTLE);
@@ -61,7 +62,7 @@ fn half_written_pair_is_checked_again() {
 
 #[test]
 fn invalid_file_is_reported_once_and_identity_stays() {
-    let fleet = CertificateAuthority::create().unwrap();
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (files, vm) = vm(directory.path(), &fleet);
     let mut watch = Watch::new(vm.clone(), SETTLE);
@@ -108,7 +109,7 @@ fn invalid_file_is_reported_once_and_identity_stays() {
 
 #[test]
 fn reload_does_not_rename_a_peer() {
-    let fleet = CertificateAuthority::create().unwrap();
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (files, vm) = vm(directory.path(), &fleet);
     renew(&files, &fleet.issue_peer(&peer("vm-2"), DAY).unwrap());
@@ -144,7 +145,7 @@ fn expiry_reminder_precedes_expiry() {
 
 #[test]
 fn clock_an_hour_behind_accepts_new_certificate() {
-    let fleet = CertificateAuthority::create().unwrap();
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     let made = identity(&fleet, &fleet.issue_peer(&peer("a"), DAY).unwrap());
     let slow_clock = crate::clock::Clock::system().unix_seconds() - 3600;
     assert!(made.validity().begins_unix_s < slow_clock);
@@ -245,8 +246,8 @@ async fn settled(until: impl Fn() -> bool) {
 #[tokio::test]
 async fn authority_rotation_under_load_keeps_connections() {
     let (old, new) = (
-        CertificateAuthority::create().unwrap(),
-        CertificateAuthority::create().unwrap(),
+        CertificateAuthority::create(Clock::system()).unwrap(),
+        CertificateAuthority::create(Clock::system()).unwrap(),
     );
     let directory = tempfile::tempdir().unwrap();
     let (files, vm) = vm(directory.path(), &old);
