@@ -146,7 +146,7 @@ fn invalid_values_name_the_key_and_the_fix() {
         (
             "peer",
             with(&format!("{origin}require-grants = true")),
-            ["require-grants: origin", "use https://"],
+            ["require-grants: without TLS, origin", "use https://"],
         ),
         (
             "tracker",
@@ -162,7 +162,7 @@ fn invalid_values_name_the_key_and_the_fix() {
             "origin",
             of_other_region.to_owned(),
             [
-                "region is us-1, but seal-key is one of region eu-1",
+                "region is us-1, but seal-key belongs to region eu-1",
                 "pki issue --origin us-1",
             ],
         ),
@@ -187,7 +187,7 @@ async fn mirror_that_is_not_on_loopback_logs_a_warning() {
     let peer = TestService::start(&mut folder.command(line));
     peer.wait_until_logged(&[
         "WARN",
-        "whoever reaches it may pull",
+        "other machines can reach the mirror",
         "such as 127.0.0.1:5001",
     ])
     .await;
