@@ -1,7 +1,7 @@
 //! The binary encoding of messages and records: bincode 2 with a version byte and a size limit.
 //!
-//! bincode is finished and unmaintained, so only this file calls its functions and can replace it. A
-//! body never changes within a version: a changed message is a new kind or a new version.
+//! bincode is finished and unmaintained, so only this file calls its functions and can replace it.
+//! A body never changes within a version: a changed message is a new kind or a new version.
 
 use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
 use bincode::{Decode, Encode};

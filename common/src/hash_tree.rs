@@ -142,7 +142,8 @@ impl TreeState {
     }
 }
 
-/// Computes the hash tree of a stream whose size is not known beforehand, from pieces of any length.
+/// Computes the hash tree of a stream whose size is not known beforehand, from pieces of any
+/// length.
 ///
 /// The values are of units of the chunk size that the bytes so far would have. They are merged
 /// pairwise as the size grows: at most some thousands of values for any blob below 16 GiB.

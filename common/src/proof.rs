@@ -10,16 +10,16 @@ use crate::seal::{Seal, TrustError, TrustedKeys};
 /// The proof of the bytes of a blob.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Proof {
-    /// A seal signs the root of the blob's hash tree, and the table verifies each chunk. A blob of at
-    /// most one chunk has no table: its digest verifies it.
+    /// A seal signs the root of the blob's hash tree, and the table verifies each chunk. A blob of
+    /// at most one chunk has no table: its digest verifies it.
     Sealed {
         /// The signature.
         seal: Seal,
         /// The chunk table.
         table: Option<ChunkTable>,
     },
-    /// Only the digest is known, as of a blob of another registry. It is shared as a whole, after it
-    /// is verified.
+    /// Only the digest is known, as of a blob of another registry. It is shared as a whole, after
+    /// it is verified.
     DigestOnly {
         /// The digest.
         digest: Digest,

@@ -106,7 +106,8 @@ impl FromStr for BitRate {
     }
 }
 
-/// Prints in the largest of `units` (ascending) that `value` reaches, with one decimal unless whole.
+/// Prints in the largest of `units` (ascending) that `value` reaches, with one decimal unless
+/// whole.
 fn print(f: &mut fmt::Formatter<'_>, value: u64, units: &[(&str, u64)], base: &str) -> fmt::Result {
     match units.iter().rev().find(|(_, factor)| value >= *factor) {
         Some((unit, factor)) if value.is_multiple_of(*factor) => {

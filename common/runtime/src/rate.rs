@@ -66,8 +66,8 @@ impl Limiter {
 
     /// Waits until `bytes` may be sent.
     ///
-    /// Later callers wait for all of them, so take tens of KiB at a time, not whole chunks. Dropping
-    /// the future before it is ready takes nothing.
+    /// Later callers wait for all of them, so take tens of KiB at a time, not whole chunks.
+    /// Dropping the future before it is ready takes nothing.
     pub async fn take(&self, bytes: usize) {
         let Some(shared) = &self.shared else {
             return;
@@ -118,7 +118,8 @@ impl Bucket {
         }
     }
 
-    /// Computes when `bytes` requested at `arrived` may be sent, for the head of the queue at `now`.
+    /// Computes when `bytes` requested at `arrived` may be sent, for the head of the queue at
+    /// `now`.
     fn quote(&self, arrived: Duration, now: Duration, bytes: usize) -> Quote {
         // Unused capacity of an idle link is lost but for one burst. While a caller waits the link
         // is not idle, so the delay of a late timer is made up, up to LATENESS.

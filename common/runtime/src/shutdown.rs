@@ -74,8 +74,8 @@ impl Shutdown {
         self.draining.cancel();
     }
 
-    /// Starts the shutdown and drops the tasks of this handle and its children unfinished, as if the
-    /// process had been killed.
+    /// Starts the shutdown and drops the tasks of this handle and its children unfinished, as if
+    /// the process had been killed.
     pub fn abandon(&self) {
         self.draining.cancel();
         self.abandoned.cancel();

@@ -2,8 +2,8 @@
 //!
 //! `FLOTILLA_LOG` is the filter, in the syntax of `tracing-subscriber` (`info`,
 //! `flotilla_peer=debug,warn`). Standard output belongs to the output of commands: never log there.
-//! A line that cannot be written, because the pipe is closed or the disk is full, is dropped without
-//! further effect.
+//! A line that cannot be written, because the pipe is closed or the disk is full, is dropped
+//! without further effect.
 
 use std::io::{self, IsTerminal};
 

@@ -1,11 +1,11 @@
 //! Remote storage by its URL: `s3://bucket/prefix`, `gs://bucket/prefix` and
 //! `az://container/prefix`.
 //!
-//! Endpoint and credentials come from the environment variables of the providers' own tools, read by
-//! `object_store`: `AWS_...`, `GOOGLE_...`, `AZURE_...` (`docs/operations.md` lists the important
-//! ones). This module sets only timeouts and retries: throttled and failed requests are retried with
-//! backoff, for less time than the timeout of a storage call, so that a client gets 503 before it
-//! gives up.
+//! Endpoint and credentials come from the environment variables of the providers' own tools, read
+//! by `object_store`: `AWS_...`, `GOOGLE_...`, `AZURE_...` (`docs/operations.md` lists the
+//! important ones). This module sets only timeouts and retries: throttled and failed requests are
+//! retried with backoff, for less time than the timeout of a storage call, so that a client gets
+//! 503 before it gives up.
 
 use core::str::FromStr;
 use core::time::Duration;
@@ -98,7 +98,8 @@ fn s3(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_s
     let builder = builder
         .with_client_options(client_options())
         .with_retry(retry());
-    // Objects are deleted one at a time, because not all S3-compatible servers support bulk deletes.
+    // Objects are deleted one at a time, because not all S3-compatible servers support bulk
+    // deletes.
     let builder = builder.with_config(
         object_store::aws::AmazonS3ConfigKey::DisableBulkDelete,
         "true",

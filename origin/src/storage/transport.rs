@@ -1,12 +1,12 @@
 //! The HTTP client of remote storages: HTTP/1.1 with small connection buffers.
 //!
-//! A pass-through blob for a slow client waits in the buffers of its storage connection. The default
-//! client of `object_store` lets them grow to 400 KiB without a setting, and 1,000 slow pulls then
-//! exceed the memory bar of the origin (`docs/decisions/hand-written-infrastructure.md`). Here a
-//! connection has at most two buffers of [`SMALL_LEN`]: one being filled, one waiting for the
-//! client. Small buffers cost throughput, so the first [`LARGE_BUFFER_RESPONSES`] responses have
-//! large ones. No response waits for a large buffer: a slow client that holds one makes others
-//! slower, but never blocks them.
+//! A pass-through blob for a slow client waits in the buffers of its storage connection. The
+//! default client of `object_store` lets them grow to 400 KiB without a setting, and 1,000 slow
+//! pulls then exceed the memory bar of the origin
+//! (`docs/decisions/hand-written-infrastructure.md`). Here a connection has at most two buffers of
+//! [`SMALL_LEN`]: one being filled, one waiting for the client. Small buffers cost throughput, so
+//! the first [`LARGE_BUFFER_RESPONSES`] responses have large ones. No response waits for a large
+//! buffer: a slow client that holds one makes others slower, but never blocks them.
 //!
 //! Proxies and options that this client does not support (a timeout of whole responses, unverified
 //! certificates) are served by the default client.
@@ -46,8 +46,8 @@ const SMALL_LEN: usize = 16 << 10;
 const LARGE_LEN: usize = 256 << 10;
 /// Concurrent responses with large buffers: 8 MiB.
 const LARGE_BUFFER_RESPONSES: usize = 16;
-/// Timeout of CompleteMultipartUpload, the only slow POST. S3 documents that it may take minutes and
-/// sends spaces meanwhile; compatible servers may copy all bytes and send nothing.
+/// Timeout of CompleteMultipartUpload, the only slow POST. S3 documents that it may take minutes
+/// and sends spaces meanwhile; compatible servers may copy all bytes and send nothing.
 const COMPLETE_TIMEOUT: Duration = Duration::from_mins(2);
 /// How long idle connections are kept, as in other clients.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);

@@ -7,7 +7,9 @@
 //! too long is dropped, which resets it (RST_STREAM, CANCEL) and leaves the other streams alone.
 //!
 //! ```text
-//! response ready -> [waits for client] -> polled -> [waits for body] -> piece -> [waits for client] ...
+//! response ready -> [waits for client] -> polled -> [waits for body] -> piece given
+//!                        ^                                                  |
+//!                        '--------------------------------------------------'
 //! ```
 
 use std::future::{Future, poll_fn};

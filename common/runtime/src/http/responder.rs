@@ -35,7 +35,8 @@ impl Responder {
         }
     }
 
-    /// Whether requests on unencrypted HTTP/1.1 connections carry a [`FileSender`](super::FileSender). Default: on Linux.
+    /// Whether requests on unencrypted HTTP/1.1 connections carry a
+    /// [`FileSender`](super::FileSender). Default: on Linux.
     #[must_use]
     pub fn with_sendfile(self, has_sendfile: bool) -> Self {
         Self {

@@ -15,9 +15,9 @@
 //! block. Such bytes are first read into the page cache on a blocking thread. No file bytes are
 //! held in this process: with a thousand slow clients, each would hold a piece.
 //!
-//! A client must never receive the zeros of a placeholder. hyper must not copy body pieces (vectored
-//! writes, which [`super::serve_with`] switches on), and a placeholder with an empty queue ends the
-//! connection with an error.
+//! A client must never receive the zeros of a placeholder. hyper must not copy body pieces
+//! (vectored writes, which [`super::serve_with`] switches on), and a placeholder with an empty
+//! queue ends the connection with an error.
 
 use core::num::NonZeroU64;
 use core::ops::Range;

@@ -1,8 +1,8 @@
 //! The current state of an identity: every handshake reads it, and a reload replaces it as a whole.
 //!
 //! TLS configurations hold it through the resolvers and verifiers below, which delegate to the
-//! standard ones of the current state. New connections of an existing configuration therefore follow
-//! every rotation, while open connections continue. Everything is verified by the standard
+//! standard ones of the current state. New connections of an existing configuration therefore
+//! follow every rotation, while open connections continue. Everything is verified by the standard
 //! verifiers.
 
 use std::sync::Arc;
@@ -53,7 +53,8 @@ impl IdentityState {
     }
 }
 
-/// The current identity state, as certificate resolver of both sides and as the verifier of servers.
+/// The current identity state, as certificate resolver of both sides and as the verifier of
+/// servers.
 #[derive(Debug)]
 pub(super) struct LiveIdentity(pub(super) ArcSwap<IdentityState>);
 
@@ -133,8 +134,8 @@ impl ClientCertVerifier for LiveClients {
         self.clients == ClientAuth::Required
     }
 
-    /// Empty, because the list could change during the handshake, and a client of this fleet has only
-    /// one certificate.
+    /// Empty, because the list could change during the handshake, and a client of this fleet has
+    /// only one certificate.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }

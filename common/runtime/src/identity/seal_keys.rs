@@ -1,5 +1,5 @@
-//! The keys with which origins sign seals: secrets in a file of the origin, public keys in a file of
-//! every peer.
+//! The keys with which origins sign seals: secrets in a file of the origin, public keys in a file
+//! of every peer.
 //!
 //! Both files consist of lines of text; `#` starts a comment.
 //!
