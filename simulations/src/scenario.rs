@@ -434,7 +434,7 @@ mod tests {
         };
         assert!(error("count = 16", "count = 0").contains("`peers.count`: write a number from 1"));
         assert!(error("count = 16", "cuont = 16").contains("cuont"));
-        assert!(error("\"64MiB\"", "\"64 elephants\"").contains("write a number and B, KiB, MiB"));
+        assert!(error("\"64MiB\"", "\"64 elephants\"").contains("use a number and B, KiB, MiB"));
         assert!(error("\"64MiB\", 1000", "").contains("`image.layers`"));
         assert!(error("count = 16", "count = 16\nslow_share = 2").contains("`peers.slow_share`"));
         assert!(error("count = 16", "count = 16\nzones = 0").contains("zones"));
