@@ -15,5 +15,3 @@ pub use synthetic_image::{
     EMPTY_CONFIG, EMPTY_CONFIG_TYPE, LAYER_TYPE, PushedImage, SyntheticImage,
 };
 pub use testbed::{PeerProcess, Testbed};
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;

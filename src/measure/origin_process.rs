@@ -7,9 +7,8 @@ use flotilla_common::name::{NameError, PeerId, RegionName, RepositoryName};
 use reqwest::Client;
 use tempfile::TempDir;
 
-use super::BoxError;
 use super::process::Process;
-use super::service_process::{ListeningEvent, ServiceProcess};
+use super::service_process::{BoxError, ListeningEvent, ServiceProcess};
 use crate::client::RegistryClient;
 use crate::command::CommandError;
 use crate::pki;

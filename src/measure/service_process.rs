@@ -18,6 +18,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Log lines that are kept for error messages.
 const LOG_LINES: usize = 20;
 
+/// The error of a step of a start.
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// A running service.
 #[derive(Debug)]
 pub(super) struct ServiceProcess {

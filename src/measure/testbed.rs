@@ -13,9 +13,8 @@ use flotilla_peer::Stats;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::BoxError;
 use super::process::Process;
-use super::service_process::{ListeningEvent, ServiceProcess};
+use super::service_process::{BoxError, ListeningEvent, ServiceProcess};
 use super::synthetic_image::PushedImage;
 use crate::client::{RegistryClient, http_client};
 use crate::command::CommandError;

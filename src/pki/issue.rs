@@ -10,17 +10,10 @@ use flotilla_runtime::identity::{
     FileKind, Issued, SealSecret, load_trusted_keys, trusted_key_line,
 };
 
-use super::new_file::NewFile;
-use super::{CA, PkiError, PkiReport, TRUSTED_KEYS, load_authority, seal_key_file};
-
-/// What to do about a certificate or key that was issued before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IfExists {
-    /// Fail without writing anything.
-    Fail,
-    /// Replace a certificate and its key, or add a seal key; fail if there is nothing to renew.
-    Renew,
-}
+use super::error::PkiError;
+use super::layout::{CA, TRUSTED_KEYS, load_authority, seal_key_file};
+use super::new_file::{IfExists, NewFile};
+use super::report::PkiReport;
 
 /// Issues a certificate to a peer.
 ///

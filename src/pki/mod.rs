@@ -14,83 +14,30 @@
 //! origin it adds a second seal key beside the first. Secrets are readable only by their owner.
 //! `docs/security.md` describes how to rotate each key in a running fleet.
 
+mod error;
 mod issue;
+mod layout;
 mod new_file;
+mod report;
 
-use std::fmt;
 use std::fs::DirBuilder;
-use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use flotilla_common::name::{PeerId, RegionName};
-use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{
-    CertificateAuthority, CertificateFiles, FileKind, IdentityError, SealSecret, load_seal_key,
-    trusted_key_line,
+    Authority, CertificateFiles, FileKind, SealSecret, load_seal_key, trusted_key_line,
 };
 
-pub use issue::{IfExists, issue_peer, issue_seal_key, issue_server};
+pub use error::PkiError;
+pub use issue::{issue_peer, issue_seal_key, issue_server};
+pub use layout::{CA, CA_KEY, TRUSTED_KEYS};
+pub use new_file::IfExists;
+pub use report::PkiReport;
 
 use crate::fleet::Fleet;
+use layout::{load_authority, seal_key_file};
 use new_file::NewFile;
-
-/// The certificate of the fleet's authority.
-pub const CA: &str = "ca.pem";
-/// The private key of the fleet's authority.
-pub const CA_KEY: &str = "ca.key";
-/// The public keys of the origins that peers trust.
-pub const TRUSTED_KEYS: &str = "trusted-keys";
-
-/// Why keys or certificates could not be created.
-#[derive(Debug, thiserror::Error)]
-pub enum PkiError {
-    /// A key, a certificate or its file.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// A renewal of something that was never issued.
-    #[error(
-        "cannot renew the {kind}: '{}' does not exist; check the name, or issue it without --renew",
-        path.display()
-    )]
-    NothingToRenew {
-        /// The kind of file.
-        kind: FileKind,
-        /// Its path.
-        path: PathBuf,
-    },
-    /// The directory, or the list of trusted keys in it, cannot be written.
-    #[error("write '{}': {source}", path.display())]
-    Write {
-        /// The file or directory.
-        path: PathBuf,
-        /// The operating system's error.
-        source: io::Error,
-    },
-}
-
-/// The files that were written, each with its purpose, and the operator's next step. Its `Display`
-/// is the output of `flotilla pki`.
-#[derive(Debug)]
-pub struct PkiReport {
-    files: Vec<(PathBuf, &'static str)>,
-    next_step: String,
-}
-
-impl fmt::Display for PkiReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths: Vec<_> = self
-            .files
-            .iter()
-            .map(|(path, _)| path.display().to_string())
-            .collect();
-        let width = paths.iter().map(String::len).max().unwrap_or(0);
-        for (path, (_, purpose)) in paths.iter().zip(&self.files) {
-            writeln!(f, "{path:width$}  {purpose}")?;
-        }
-        writeln!(f, "\n{}", self.next_step)
-    }
-}
 
 /// Creates a fleet in `dir`: its authority, the seal key of the origin of `region`, and the list of
 /// trusted keys.
@@ -181,12 +128,4 @@ pub fn issue_peer_files(dir: &Path, peer: &PeerId) -> Result<CertificateFiles, P
         key,
         authority: dir.join(CA),
     })
-}
-
-fn seal_key_file(region: &RegionName) -> String {
-    format!("{region}.seal.key")
-}
-
-fn load_authority(dir: &Path) -> Result<CertificateAuthority, IdentityError> {
-    CertificateAuthority::load(&dir.join(CA), &dir.join(CA_KEY), Clock::system())
 }

@@ -4,7 +4,16 @@ use std::path::{Path, PathBuf};
 
 use flotilla_runtime::identity::{FileKind, IdentityError, replace, write_new};
 
-use super::{IfExists, PkiError};
+use super::error::PkiError;
+
+/// What to do about a certificate or key that was issued before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfExists {
+    /// Fail without writing anything.
+    Fail,
+    /// Replace a certificate and its key, or add a seal key; fail if there is nothing to renew.
+    Renew,
+}
 
 /// A path and its purpose, for the report.
 pub(super) type WrittenFile = (PathBuf, &'static str);

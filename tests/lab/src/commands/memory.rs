@@ -14,7 +14,7 @@ use flotilla_common::units::ByteSize;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use super::flotilla_program;
+use super::program::flotilla_program;
 
 /// The criterion: a peer's resident memory must stay below this.
 const LIMIT: ByteSize = ByteSize(128 << 20);

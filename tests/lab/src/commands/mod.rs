@@ -7,10 +7,8 @@ mod growth;
 mod memory;
 mod origin_memory;
 mod passthrough;
+mod program;
 mod swarm;
-
-use std::env;
-use std::path::PathBuf;
 
 use clap::Subcommand;
 use flotilla::command::{CommandError, block_on_until_signal};
@@ -45,21 +43,4 @@ impl Command {
             Self::OriginMemory(args) => block_on_until_signal(origin_memory::run(args)),
         }
     }
-}
-
-/// The path of the `flotilla` program, in the folder of this one.
-///
-/// # Errors
-/// If it is not there.
-fn flotilla_program() -> Result<PathBuf, CommandError> {
-    let failed = |cause: String| CommandError::failed("find the program flotilla", cause);
-    let this = env::current_exe().map_err(|error| failed(error.to_string()))?;
-    let program = this.with_file_name("flotilla");
-    if program.is_file() {
-        return Ok(program);
-    }
-    Err(failed(format!(
-        "{} does not exist; build it with `cargo build --release`",
-        program.display()
-    )))
 }

@@ -26,7 +26,7 @@ use reqwest::Body;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use super::flotilla_program;
+use super::program::flotilla_program;
 
 /// The criterion: an origin's resident memory must not exceed this.
 const LIMIT: ByteSize = ByteSize(256 << 20);

@@ -25,7 +25,7 @@ use flotilla_peer::Stats;
 use serde::Serialize;
 
 use super::cpu::CpuTimes;
-use super::flotilla_program;
+use super::program::flotilla_program;
 
 /// The criteria: p99 relative to the bound, bytes that the origin sent relative to the layer's
 /// size, and seconds to the first byte of the layer.
