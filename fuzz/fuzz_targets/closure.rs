@@ -2,9 +2,9 @@
 //! chunk tables, geometries, grants. The first byte selects the message type.
 #![no_main]
 
+use flotilla_common::chunk_map::MAX_CHUNKS;
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
-use flotilla_common::chunk_map::MAX_CHUNKS;
 use flotilla_common::proof::Proof;
 use flotilla_common::seal::{SealKey, TrustedKeys};
 use flotilla_common::wire::origin::{ClosureAnswer, ClosureRequest};

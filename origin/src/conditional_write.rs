@@ -24,8 +24,8 @@ const ATTEMPTS: u32 = 3;
 pub(crate) enum WriteOutcome {
     /// It was applied.
     Written,
-    /// It was not applied and never will be: another writer was first. With the object that is there
-    /// now; `None` if there is none.
+    /// It was not applied and never will be: another writer was first. With the object that is
+    /// there now; `None` if there is none.
     Lost(Option<Object>),
 }
 

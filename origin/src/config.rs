@@ -91,8 +91,8 @@ pub struct Limits {
     /// How long a tag may be served from memory, from the start of its read. Default and maximum
     /// 1 s.
     pub tag_time_to_live: Duration,
-    /// How long a membership or a manifest may be served from memory, from the start of its read. It
-    /// is refreshed in the background from half of it on. Default and maximum 10 s.
+    /// How long a membership or a manifest may be served from memory, from the start of its read.
+    /// It is refreshed in the background from half of it on. Default and maximum 10 s.
     pub repository_time_to_live: Duration,
     /// Memory for manifests. Default 64 MiB.
     pub manifest_cache: ByteSize,
@@ -108,8 +108,8 @@ pub struct Limits {
     /// Memory for parts of 5 MiB on their way to remote storage. Default 80 MiB: one part for each
     /// of 16 uploads.
     pub part_buffers: ByteSize,
-    /// Memory for large pieces of blobs on their way to clients, where bytes are copied through this
-    /// process. Default 16 MiB; a response that finds none free sends pieces of 16 KiB.
+    /// Memory for large pieces of blobs on their way to clients, where bytes are copied through
+    /// this process. Default 16 MiB; a response that finds none free sends pieces of 16 KiB.
     pub pull_buffers: ByteSize,
     /// Concurrent connections. Default 8192; 128 more are answered 503, except for health and
     /// metrics.
@@ -128,16 +128,16 @@ pub struct Limits {
     pub reader_timeout: Duration,
     /// How long an upload id is valid. Default 24 h; shorter than the horizon.
     pub upload_lifetime: Duration,
-    /// The stall budget of a request body: how long a client may send nothing, or less than 16 KiB/s
-    /// on average. Default 60 s.
+    /// The stall budget of a request body: how long a client may send nothing, or less than 16
+    /// KiB/s on average. Default 60 s.
     pub stall_timeout: Duration,
     /// Timeout of a storage call on a small object. A conditional write, which may read back and
     /// repeat, has twice as long in total. Default 15 s.
     pub storage_timeout: Duration,
     /// The maximum size of a segment. Default 4 GiB.
     pub segment_len: ByteSize,
-    /// How long a shutdown still accepts requests while it reports not ready, so that load balancers
-    /// turn away first. Default zero.
+    /// How long a shutdown still accepts requests while it reports not ready, so that load
+    /// balancers turn away first. Default zero.
     pub drain_delay: Duration,
     /// How long a shutdown waits for requests in flight. Default 20 s.
     pub drain_timeout: Duration,

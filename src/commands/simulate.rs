@@ -29,8 +29,8 @@ pub struct SimulateArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// If the scenario cannot be read or an output cannot be written; [`CommandError::CriteriaNotMet`] if
-/// the outcome does not meet the scenario's criteria.
+/// If the scenario cannot be read or an output cannot be written; [`CommandError::CriteriaNotMet`]
+/// if the outcome does not meet the scenario's criteria.
 pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
     let text = fs::read_to_string(&args.scenario).map_err(|error| {
         CommandError::failed(format!("read scenario {}", args.scenario.display()), error)

@@ -16,7 +16,8 @@ const TEST: &str = "system calls of the systemd units";
 const SERVICES: [&str; 3] = ["origin", "tracker", "peer"];
 
 /// Writes a script that runs `flotilla` and records each service's system calls in a file. strace
-/// runs as a detached grandchild (`-D`), so the service itself gets signals and sets the exit status.
+/// runs as a detached grandchild (`-D`), so the service itself gets signals and sets the exit
+/// status.
 fn write_tracing_script(strace: &Path, dir: &Path) -> String {
     let flotilla = env!("CARGO_BIN_EXE_flotilla");
     let program = dir.join("flotilla");

@@ -12,19 +12,19 @@ use crate::harness::service::TestService;
 use crate::harness::tools::{self, run};
 
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
-/// The ids of `nobody` and `nogroup`, instead of the unit's own user.
-const NOBODY: &str = "65534";
-/// Applies `ProtectSystem=strict`, `StateDirectory=` and `UMask=`, and runs the service; `$0` is its
-/// state folder.
+/// The ids of an unprivileged user and group, instead of the unit's own user.
+const UNPRIVILEGED_ID: &str = "65534";
+/// Applies `ProtectSystem=strict`, `StateDirectory=` and `UMask=`, and runs the service; `$0` is
+/// its state folder.
 const SANDBOX: &str = r#"mount --make-rprivate / && mount --bind "$0" "$0" && mount -o remount,bind,ro / &&
     ! touch /flotilla-was-here 2>/dev/null && umask 077 && exec "$@""#;
 /// Applies `User=`, `NoNewPrivileges=` and the empty capability sets.
 const SETPRIV: &[&str] = &[
     "setpriv",
     "--reuid",
-    NOBODY,
+    UNPRIVILEGED_ID,
     "--regid",
-    NOBODY,
+    UNPRIVILEGED_ID,
     "--clear-groups",
     "--no-new-privs",
     "--bounding-set=-all",
@@ -89,7 +89,7 @@ async fn units_run_in_a_sandbox_with_the_example_configuration() {
         fs::create_dir_all(&state).unwrap();
         run(
             Path::new("chown"),
-            ["-R", &format!("{NOBODY}:{NOBODY}"), &root],
+            ["-R", &format!("{UNPRIVILEGED_ID}:{UNPRIVILEGED_ID}"), &root],
         )
         .unwrap();
         let command = exec_start(service);

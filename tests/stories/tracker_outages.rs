@@ -9,14 +9,14 @@ use crate::harness::lab::{
     SLOW_RATE, SLOW_SIZE, TestLab, namespaces_or_skip, slow_peers, slow_region,
 };
 
-/// Limit for four peers that share only the origin's 40 Mbit/s: four copies of 3.4 s each. Measured:
-/// 14 s.
+/// Limit for four peers that share only the origin's 40 Mbit/s: four copies of 3.4 s each.
+/// Measured: 14 s.
 const WITHOUT_TRACKER_LIMIT: Duration = Duration::from_secs(18);
 /// Limit for four peers whose tracker becomes unreachable during the burst. Measured: 8 s; its
 /// requests time out after 2 to 5 s.
 const UNREACHABLE_LIMIT: Duration = Duration::from_secs(12);
-/// Limit for two halves of a fleet that reach different trackers and share one origin. Measured: 9 s;
-/// two copies of 3.4 s, and 1 s until the request to the first tracker of a blob times out.
+/// Limit for two halves of a fleet that reach different trackers and share one origin. Measured: 9
+/// s; two copies of 3.4 s, and 1 s until the request to the first tracker of a blob times out.
 const SPLIT_LIMIT: Duration = Duration::from_secs(14);
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,8 +53,8 @@ pub struct Config {
     /// A wanted blob that has not moved for this long is reported to the tracker as starving.
     /// Longer on slow links, jittered.
     pub starving_timeout: Duration,
-    /// As `fallback_timeout`, while a tracker answers: then another peer holds the lease, and waiting costs
-    /// less.
+    /// As `fallback_timeout`, while a tracker answers: then another peer holds the lease, and
+    /// waiting costs less.
     pub fallback_timeout_with_tracker: Duration,
     /// How long a neighbour that sent corrupt bytes is in quarantine.
     pub quarantine_time: Duration,

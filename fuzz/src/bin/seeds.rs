@@ -4,13 +4,13 @@
 use std::fs;
 use std::path::Path;
 
+use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::codec;
 use flotilla_common::digest::{Algorithm, Digest, DigestHasher};
 use flotilla_common::grant::Grant;
-use flotilla_common::chunk_map::ChunkMap;
+use flotilla_common::hash_tree::TreeHasher;
 use flotilla_common::proof::Proof;
 use flotilla_common::seal::{BlobFacts, SealKey};
-use flotilla_common::hash_tree::TreeHasher;
 use flotilla_common::wire::frame::Message;
 use flotilla_common::wire::origin::{ClosureAnswer, ClosureRequest};
 use flotilla_common::wire::peer::{

@@ -224,8 +224,8 @@ pub(super) async fn tags(
     Ok(response)
 }
 
-/// `GET /v2/<name>/referrers/<digest>?artifactType=`. A Link header with `n` and `last` leads to the
-/// next page. With a filter a page may be short, or empty.
+/// `GET /v2/<name>/referrers/<digest>?artifactType=`. A Link header with `n` and `last` leads to
+/// the next page. With a filter a page may be short, or empty.
 pub(super) async fn referrers(
     api: &Arc<Api>,
     repository: &RepositoryName,

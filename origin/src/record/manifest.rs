@@ -28,8 +28,8 @@ pub(crate) struct ManifestRecord {
     pub(crate) stamp: Stamp,
     /// The media type and the bytes; `None` in a tombstone.
     pub(crate) content: Option<(String, Bytes)>,
-    /// The subject of a deleted manifest: a reader of the tombstone can complete the removal from the
-    /// referrers of that subject.
+    /// The subject of a deleted manifest: a reader of the tombstone can complete the removal from
+    /// the referrers of that subject.
     pub(crate) deleted_subject: Option<Digest>,
     pub(crate) nonce: u128,
 }

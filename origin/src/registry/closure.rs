@@ -44,8 +44,8 @@ const fn is_permitted(_peer: &PeerId, _repository: &RepositoryName) -> bool {
 }
 
 impl Registry {
-    /// The encoded [`ClosureAnswer`] for a manifest of the repository, with a grant for `peer` if it
-    /// presented a certificate.
+    /// The encoded [`ClosureAnswer`] for a manifest of the repository, with a grant for `peer` if
+    /// it presented a certificate.
     ///
     /// A blob that the manifest references and the repository lacks gets
     /// [`Proof::DigestOnly`].

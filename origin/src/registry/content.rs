@@ -66,8 +66,8 @@ impl Registry {
         }
     }
 
-    /// The files that hold a range of a blob, with the range of each. `None` if the storage keeps no
-    /// files, if there are too many or one is missing, or if the blob is small: use
+    /// The files that hold a range of a blob, with the range of each. `None` if the storage keeps
+    /// no files, if there are too many or one is missing, or if the blob is small: use
     /// [`Self::read_blob`] then.
     pub(crate) async fn blob_files(
         &self,

@@ -170,8 +170,8 @@ impl Registry {
         }))
     }
 
-    /// Stores a manifest, moves tags to it and invalidates at the other replicas. `media_type` is the
-    /// Content-Type of the request, without parameters.
+    /// Stores a manifest, moves tags to it and invalidates at the other replicas. `media_type` is
+    /// the Content-Type of the request, without parameters.
     pub(crate) async fn put_manifest(
         &self,
         repository: &RepositoryName,
@@ -218,8 +218,8 @@ impl Registry {
         Ok(PushedManifest { digest, subject })
     }
 
-    /// Checks that the repository has all blobs and manifests that a manifest references. Returns the
-    /// start of the oldest read on which the result relies.
+    /// Checks that the repository has all blobs and manifests that a manifest references. Returns
+    /// the start of the oldest read on which the result relies.
     async fn check_references(
         &self,
         repository: &RepositoryName,
@@ -324,8 +324,8 @@ impl Registry {
             WriteOutcome::Written => return Ok((what_was_replaced, record.stamp)),
             WriteOutcome::Lost(winner) => winner.ok_or(RegistryError::Contended)?,
         };
-        // Bytes with one digest are equal, so the manifest of another writer is as good, unless it is
-        // a tombstone.
+        // Bytes with one digest are equal, so the manifest of another writer is as good, unless it
+        // is a tombstone.
         let winner = ManifestRecord::of(&key, &winner.body)?;
         winner
             .content
@@ -333,8 +333,8 @@ impl Registry {
             .ok_or(RegistryError::Contended)
     }
 
-    /// Writes a tombstone in place of a manifest, invalidates at the other replicas, and removes the
-    /// manifest from the referrers of its subject.
+    /// Writes a tombstone in place of a manifest, invalidates at the other replicas, and removes
+    /// the manifest from the referrers of its subject.
     async fn delete_by_digest(
         &self,
         repository: &RepositoryName,

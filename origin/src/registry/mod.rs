@@ -180,8 +180,8 @@ impl Registry {
             .ok_or_else(|| StorageError::missing("read object", &key))
     }
 
-    /// Invalidates changed keys at the other replicas. When it returns, no replica serves the values
-    /// from before the change.
+    /// Invalidates changed keys at the other replicas. When it returns, no replica serves the
+    /// values from before the change.
     async fn invalidate_replicas(&self, changed: Vec<Changed>) {
         let time_to_live = changed.iter().map(|changed| match changed {
             Changed::Tag(..) => self.limits.tag_time_to_live,

@@ -36,8 +36,8 @@ pub(crate) struct ReferrerPage {
 }
 
 impl Registry {
-    /// At most `limit` descriptors of the manifests that refer to `subject`, after the digest `last`;
-    /// at least one, if there are any. The subject need not exist.
+    /// At most `limit` descriptors of the manifests that refer to `subject`, after the digest
+    /// `last`; at least one, if there are any. The subject need not exist.
     pub(crate) async fn referrers(
         &self,
         repository: &RepositoryName,
@@ -111,8 +111,8 @@ impl Registry {
             .await
     }
 
-    /// Writes an entry, unless the present one is of a later change. An entry that lost to an earlier
-    /// one was not applied and never will be, so it may be written again.
+    /// Writes an entry, unless the present one is of a later change. An entry that lost to an
+    /// earlier one was not applied and never will be, so it may be written again.
     async fn write_referrer_entry(
         &self,
         key: &Key,

@@ -7,9 +7,9 @@
 //! receiver  advance the epoch of the key: drop the value, detach fills in flight -> answer
 //! ```
 //! The time-to-live makes this safe, the message makes it fast: a replica that is dead, partitioned
-//! or not listed serves its cache for one time-to-live and no longer. A change is never acknowledged
-//! earlier for a replica that has not answered, and an answer counts only if it proves knowledge of
-//! the storage's secret.
+//! or not listed serves its cache for one time-to-live and no longer. A change is never
+//! acknowledged earlier for a replica that has not answered, and an answer counts only if it proves
+//! knowledge of the storage's secret.
 
 mod discovery;
 mod invalidate;

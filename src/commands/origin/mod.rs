@@ -83,7 +83,8 @@ struct ServeArgs {
     /// [default: one per core]
     #[arg(long, value_name = "N")]
     http_threads: Option<usize>,
-    /// Send blobs of local storage over plain HTTP by sendfile(2), without copies through this process
+    /// Send blobs of local storage over plain HTTP by sendfile(2), without copies through this
+    /// process
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = cfg!(target_os = "linux"))]
     sendfile: bool,
     /// Concurrent connections; more get 503

@@ -9,8 +9,8 @@ use std::process::{Command, Output, Stdio};
 /// it.
 const FORBID_SKIPS: &str = "FLOTILLA_FORBID_SKIPS";
 
-/// Finds all `tools`, and checks for root if `needs_root`. If something is missing, reports that the
-/// test is skipped and returns `None`.
+/// Finds all `tools`, and checks for root if `needs_root`. If something is missing, reports that
+/// the test is skipped and returns `None`.
 ///
 /// # Panics
 /// If something is missing and skips are forbidden.

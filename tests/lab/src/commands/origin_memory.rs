@@ -1,11 +1,11 @@
 //! `flotilla-lab origin-memory`: an origin's memory under many concurrent uploads and pulls.
 //!
 //! All uploads start together, each of a new blob, and so do all pulls, each on its own connection.
-//! Each client repeats its pull until all uploads are done. A share of the clients (`--slow-one-in`)
-//! is slow: they read a buffer, pause, and read the next one, as over a bad link. Meanwhile the
-//! files of a local storage are evicted from the page cache every second, so that many pulls read
-//! from disk. The figure is the peak of the origin's resident memory (`VmHWM`, proc_pid_status(5));
-//! the anonymous part of it (`RssAnon`) is printed as well.
+//! Each client repeats its pull until all uploads are done. A share of the clients
+//! (`--slow-one-in`) is slow: they read a buffer, pause, and read the next one, as over a bad link.
+//! Meanwhile the files of a local storage are evicted from the page cache every second, so that
+//! many pulls read from disk. The figure is the peak of the origin's resident memory (`VmHWM`,
+//! proc_pid_status(5)); the anonymous part of it (`RssAnon`) is printed as well.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
