@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use flotilla_common::name::RegionName;
-use flotilla_runtime::identity::{Authority, IdentityError};
+use flotilla_runtime::identity::{CertificateAuthority, IdentityError};
 
 /// The certificate of the fleet's authority.
 pub const CA: &str = "ca.pem";

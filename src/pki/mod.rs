@@ -26,7 +26,7 @@ use std::path::Path;
 
 use flotilla_common::name::{PeerId, RegionName};
 use flotilla_runtime::identity::{
-    Authority, CertificateFiles, FileKind, SealSecret, load_seal_key, trusted_key_line,
+    CertificateAuthority, CertificateFiles, FileKind, SealSecret, load_seal_key, trusted_key_line,
 };
 
 pub use error::PkiError;
