@@ -131,7 +131,7 @@ impl Downloads {
                 neighbours,
                 windows: &self.windows,
                 pulls: &self.pulls,
-                from_other_zones: self.transfers.from_other_zones(&self.windows),
+                count_from_other_zones: self.transfers.count_from_other_zones(&self.windows),
             };
             let Some(pick) = self.picker.pick(ctx, view) else {
                 return self.schedule_fill_when_unpaused(ctx);

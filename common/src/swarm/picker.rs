@@ -33,7 +33,7 @@ pub(super) struct PickerView<'a> {
     pub(super) windows: &'a RequestWindows,
     pub(super) pulls: &'a Pulls,
     /// Transfers from other zones under way.
-    pub(super) from_other_zones: u32,
+    pub(super) count_from_other_zones: u32,
 }
 
 /// Chooses chunks. It keeps its buffer, so that a choice allocates nothing.
@@ -133,7 +133,7 @@ impl FreeNeighbours {
             free.all_same_zone |= is_near << bit;
         }
         let limit = other_zones_limit(free.all_same_zone.count_ones(), slots);
-        if view.from_other_zones >= limit {
+        if view.count_from_other_zones >= limit {
             free.other_zones = 0;
         }
         free

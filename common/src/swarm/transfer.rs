@@ -111,7 +111,7 @@ impl Transfers {
     }
 
     /// Transfers from other zones.
-    pub(super) fn from_other_zones(&self, windows: &RequestWindows) -> u32 {
+    pub(super) fn count_from_other_zones(&self, windows: &RequestWindows) -> u32 {
         let is_crossing = |peer: &PeerSlot| !windows.of(*peer).is_same_zone();
         self.iter()
             .filter_map(Transfer::peer)
