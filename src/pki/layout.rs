@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use flotilla_common::name::RegionName;
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{CertificateAuthority, IdentityError};
 
 /// The certificate of the fleet's authority.

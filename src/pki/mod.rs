@@ -25,6 +25,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use flotilla_common::name::{PeerId, RegionName};
+use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{
     CertificateAuthority, CertificateFiles, FileKind, SealSecret, load_seal_key, trusted_key_line,
 };
