@@ -32,7 +32,7 @@ pub enum Proof {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
     /// The seal is not accepted.
-    #[error("check seal: {0}")]
+    #[error("invalid seal: {0}")]
     Seal(#[from] TrustError),
     /// The size exceeds the limit of a blob.
     #[error("{0} bytes exceed the maximum size of a blob")]

@@ -68,12 +68,14 @@ pub enum FormatError {
     #[error("read the format object of the storage: {0}")]
     Malformed(String),
     /// The bucket was set up by another version of the origin.
-    #[error("the storage has format version {0}, but this build supports only {VERSION}")]
+    #[error(
+        "the storage has format version {0}, but this build supports only {VERSION}; use a build for that version"
+    )]
     Version(u32),
     /// The bucket was set up with other times.
     #[error(
         "the storage was set up with {stored}, but this replica is configured with {configured}; \
-         configure the former"
+         set the former"
     )]
     Horizons {
         /// The times in the object.

@@ -113,7 +113,7 @@ impl PullStarter {
             }
             Ok(None) => self.want_unsealed(repository, &blobs).await,
             Err(error) => {
-                tracing::warn!(manifest = %digest, %error, "no proofs of the image's blobs");
+                tracing::warn!(manifest = %digest, %error, "could not get the proofs of an image's blobs from an origin; asking neighbours");
                 self.want_all(repository, &stored).await;
                 if stored.len() < blobs.len() {
                     self.want_from_neighbours(repository, &digest, &blobs, &error)

@@ -126,9 +126,9 @@ fn encoded(answer: Result<Vec<u8>, CodecError>) -> Response {
 /// Why a peer's request is rejected.
 #[derive(Debug, thiserror::Error)]
 enum RejectedRequest {
-    #[error("read body: {}", .0.body_text())]
+    #[error("read request body: {}", .0.body_text())]
     Body(#[from] BytesRejection),
-    #[error("decode body: {0}")]
+    #[error("decode request body: {0}")]
     Decode(#[from] CodecError),
     #[error(transparent)]
     Request(#[from] RequestError),

@@ -66,8 +66,9 @@ impl ConnectionState {
 
     /// A dial that failed at `now`, the last of `failures` in a row.
     pub(super) fn dial_failed(now: Time, failures: u32, config: &Config) -> Self {
+        let doublings = failures.saturating_sub(1).min(MAX_REDIALS);
         Self::Disconnected {
-            redial_at: now + config.redial_delay * (1 << (failures - 1)),
+            redial_at: now + config.redial_delay * (1 << doublings),
             failures,
         }
     }
@@ -136,5 +137,25 @@ pub(super) fn dial_timeout(nearness: Nearness, config: &Config) -> Duration {
         config.dial_timeout * OTHER_REGION_FACTOR
     } else {
         config.dial_timeout
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redial_delay_doubles_up_to_a_bound() {
+        let config = Config::default();
+        let delay = |failures| match ConnectionState::dial_failed(Time::ZERO, failures, &config) {
+            ConnectionState::Disconnected { redial_at, .. } => {
+                redial_at.saturating_since(Time::ZERO)
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(delay(1), config.redial_delay);
+        assert_eq!(delay(3), config.redial_delay * 4);
+        assert_eq!(delay(5), config.redial_delay * 16);
+        assert_eq!(delay(40), config.redial_delay * 16);
     }
 }

@@ -38,7 +38,7 @@ impl Registry {
         match self.open_range(blob, range.clone()).await {
             Err(StorageError::Missing { key, .. }) => {
                 let digest = blob.record.facts.digest;
-                tracing::warn!(%digest, key, "segment missing; reading the record again");
+                tracing::warn!(%digest, key, "a segment of a blob is missing in the storage; reading the blob's record again");
                 self.forget_blob(repository, &digest, &blob.generation);
                 let blob = self
                     .blob(repository, &digest, Need::Bytes)

@@ -116,7 +116,7 @@ async fn look_up(addresses: &[ReplicaAddress], list: &watch::Sender<Arc<[SocketA
         match tokio::net::lookup_host(&address.0).await {
             Ok(addresses) => resolved.extend(addresses),
             Err(error) => {
-                tracing::warn!(%address, %error, "replica look-up failed; keeping the previous list");
+                tracing::warn!(%address, %error, "resolving a replica name failed; keeping the previous list of replicas");
                 return;
             }
         }
@@ -125,14 +125,14 @@ async fn look_up(addresses: &[ReplicaAddress], list: &watch::Sender<Arc<[SocketA
         tracing::warn!(
             found = resolved.len(),
             limit = MAX_REPLICAS,
-            "too many replicas; some get no invalidations"
+            "too many origin replicas; those beyond the limit get no cache invalidations"
         );
     }
     let resolved: Arc<[SocketAddr]> = resolved.into_iter().take(MAX_REPLICAS).collect();
     list.send_if_modified(|listed| {
         let changed = *listed != resolved;
         if changed {
-            tracing::info!(replicas = ?resolved, "replica list changed");
+            tracing::info!(replicas = ?resolved, "list of origin replicas changed");
             *listed = resolved;
         }
         changed

@@ -111,7 +111,7 @@ impl Invalidator {
         }) {
             Ok((body, answer)) => (Bytes::from(body), answer),
             Err(error) => {
-                tracing::error!(%error, "encode invalidation failed; waiting for the time-to-live instead");
+                tracing::error!(%error, "a cache invalidation could not be encoded; acknowledging the change after the time-to-live");
                 return tokio::time::sleep_until(expired).await;
             }
         };
@@ -141,7 +141,7 @@ impl Invalidator {
             self.counts.answered.fetch_add(1, Ordering::Relaxed);
         } else {
             self.counts.waited_out.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(%replica, "listed replica did not answer an invalidation; waited for the time-to-live");
+            tracing::warn!(%replica, "replica did not answer a cache invalidation; acknowledged the change after the time-to-live");
         }
     }
 

@@ -73,7 +73,7 @@ impl VerifiedGrants {
 pub(super) enum NotPermitted {
     #[error("the neighbour presented no grant, but this peer requires one")]
     NoGrant,
-    #[error("check grant: {0}")]
+    #[error("invalid grant: {0}")]
     Grant(#[from] TrustError),
 }
 

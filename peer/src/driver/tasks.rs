@@ -165,7 +165,7 @@ pub(super) async fn fetch_from_origin(
         Err(error) => {
             tracing::warn!(
                 origin = origins.url(origin), blob = %blob.digest(), chunk, %error,
-                "download of a chunk from an origin failed"
+                "download of a chunk from an origin failed; requesting the chunk again"
             );
             let is_unsealed = matches!(blob.proof(), Proof::DigestOnly { .. });
             Fetched::Failed(match error {
@@ -243,7 +243,9 @@ pub(super) enum Verdict {
 pub(super) async fn verify(blob: Arc<StoredBlob>, reports: mpsc::Sender<TaskReport>) {
     match verdict(&blob).await {
         Ok(verdict) => send(&reports, TaskReport::Verified(*blob.digest(), verdict)).await,
-        Err(error) => tracing::warn!(blob = %blob.digest(), %error, "verify blob"),
+        Err(error) => {
+            tracing::warn!(blob = %blob.digest(), %error, "could not read back a blob to verify its digest; the digest stays unverified")
+        }
     }
 }
 

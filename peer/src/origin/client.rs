@@ -181,7 +181,7 @@ impl OriginClient {
                 }
                 Err(error) => {
                     self.record_and_report(origin, Some(error.to_string()));
-                    tracing::warn!(origin = self.url(origin), %error, "request to origin failed");
+                    tracing::warn!(origin = self.url(origin), %error, "request to an origin failed; trying the next one");
                     failed.push(self.with_url(origin, &error.to_string()));
                 }
             }

@@ -19,11 +19,11 @@ pub(crate) enum StreamError {
     Write(#[from] WriteError),
     #[error("the stream stalled for {} s", FRAME_TIMEOUT.as_secs())]
     Timeout,
-    #[error("decode frame: {0}")]
+    #[error("decode a neighbour's message: {0}")]
     Frame(#[from] CodecError),
-    #[error("the frame has {0} bytes; the limit is {1}")]
+    #[error("a neighbour's message has {0} bytes; the limit is {1}")]
     TooLong(usize, usize),
-    #[error("unexpected message")]
+    #[error("unexpected message from a neighbour")]
     Unexpected,
 }
 

@@ -29,7 +29,7 @@ async fn bad_requests_get_status_and_reason() {
         (status, text.as_str()),
         (
             StatusCode::BAD_REQUEST,
-            "decode body: encoded with version 9, this build reads version 1\n"
+            "decode request body: encoded with version 9, this build reads version 1\n"
         )
     );
     let bad = codec::encode(&peer.request(true, vec![wanted(blob(), 16)])).unwrap();

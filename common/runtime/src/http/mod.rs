@@ -163,7 +163,7 @@ impl HttpServer {
     /// Waits until the shutdown was triggered and every connection has ended.
     pub async fn finished(self) {
         if let Err(error) = self.accepting.await {
-            tracing::error!(%error, "HTTP accept loop failed; the listener is closed");
+            tracing::error!(%error, "accepting HTTP connections failed; this listener is closed until a restart");
         }
     }
 }
