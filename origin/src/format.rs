@@ -17,7 +17,7 @@ use crate::storage::{Storage, StorageError};
 /// The version of the key layout and of all encodings.
 const VERSION: u32 = 1;
 
-/// The times of collection (`docs/origin.md`, "Blobs and collection").
+/// The times of collection (`docs/origin.md`, "Times").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Horizons {
     /// H, the horizon: no request and no storage call lasts longer. Tombstones and finished uploads

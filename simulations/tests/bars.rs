@@ -1,5 +1,5 @@
 //! The bars of the shipped machines in the committed scenarios.
-//! `docs/decisions/chunk-scheduling.md` says how they were measured.
+//! `docs/benchmarks/simulated-swarm.md` says how they were measured.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use flotilla_simulations::{Outcome, Scenario, run};

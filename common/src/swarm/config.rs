@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-/// Settings of a peer's machine. `docs/decisions/chunk-scheduling.md` has the measurements behind
+/// Settings of a peer's machine. `docs/benchmarks/simulated-swarm.md` has the measurements behind
 /// the values of [`Config::default`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {

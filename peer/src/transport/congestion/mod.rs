@@ -1,7 +1,7 @@
 //! Congestion control of peer connections: which controller limits the bytes in flight.
 //!
 //! The delay-based controller in [`delay`] is the default, because it gave the best burst times in
-//! `docs/decisions/shaped-burst.md`. CUBIC and BBR are quinn's, for networks where it does worse.
+//! `docs/benchmarks/shaped-burst.md`. CUBIC and BBR are quinn's, for networks where it does worse.
 
 mod delay;
 
