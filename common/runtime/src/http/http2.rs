@@ -31,6 +31,8 @@ const PREFACE_START: &[u8; 4] = b"PRI ";
 
 /// Time between two looks at an incomplete preface.
 const PREFACE_POLL: Duration = Duration::from_millis(5);
+/// Looks at an incomplete preface, about a second in all.
+const MAX_PREFACE_POLLS: u32 = 200;
 
 /// Streams at once on one connection.
 const MAX_STREAMS: u32 = 128;
@@ -119,13 +121,14 @@ impl Drop for OpenStream {
 }
 
 /// Waits for the first bytes of an unencrypted connection and detects HTTP/2 by its preface, which
-/// may arrive in several packets.
+/// may arrive in several packets. A client that sends part of it and no more is served as HTTP/1.1,
+/// whose reader has a timeout and notices the end of the connection.
 ///
 /// # Errors
 /// The connection failed.
 pub(super) async fn detect_preface(stream: &TcpStream) -> io::Result<bool> {
     let mut start = [0; PREFACE_START.len()];
-    loop {
+    for _ in 0..MAX_PREFACE_POLLS {
         let len = stream.peek(&mut start).await?;
         if len == start.len() || len == 0 || !PREFACE_START.starts_with(&start[..len]) {
             return Ok(start[..len] == *PREFACE_START);
@@ -133,4 +136,5 @@ pub(super) async fn detect_preface(stream: &TcpStream) -> io::Result<bool> {
         // A peek returns at once while bytes are unread, so it cannot wait for the rest.
         sleep(PREFACE_POLL).await;
     }
+    Ok(false)
 }

@@ -272,6 +272,20 @@ async fn http2_preface_in_two_packets_is_detected() {
 }
 
 #[tokio::test]
+async fn partial_preface_does_not_keep_a_closed_connection() {
+    let (address, _shutdown) = start(hello()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"P").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    let closed = stream.read_to_end(&mut answer);
+    tokio::time::timeout(Duration::from_secs(20), closed)
+        .await
+        .expect("closed long before the timeout of a request head")
+        .unwrap();
+}
+
+#[tokio::test]
 async fn sendfile_can_be_switched_off() {
     let has_sender = |request: axum::extract::Request| async move {
         request
