@@ -65,7 +65,9 @@ impl Neighbours {
             redial_at,
             failures,
         } = peer.connection
-            && redial_at.max(peer.quarantined_until) <= ctx.now
+            && peer.quarantined_until <= ctx.now
+            // The delay is for dials that failed, not for a connection that was closed.
+            && (failures == 0 || redial_at <= ctx.now)
             && self.may_dial(ctx)
         {
             self.start_dial(ctx, facts.peer, failures);

@@ -131,6 +131,18 @@ fn requested_dials_keep_the_limits() {
 }
 
 #[test]
+fn requested_dial_does_not_wait_after_a_closed_connection() {
+    let mut machine = machine_with_candidates(0, Nearness::SameZone);
+    let facts = facts(PeerSlot(0), Nearness::SameZone);
+    let round_trip = Duration::from_millis(1);
+    machine.handle(ms(0), Input::Connected { facts, round_trip });
+    machine.handle(ms(10), Input::Disconnected { peer: facts.peer });
+    outputs(&mut machine);
+    machine.handle(ms(20), Input::Dial { facts });
+    assert_eq!(count_dials(&outputs(&mut machine)), 1);
+}
+
+#[test]
 fn dials_to_dead_peers_are_bounded_and_failed_ones_make_room() {
     let mut machine = machine_with_candidates(64, Nearness::SameZone);
     let most = Config::default().max_dials as usize;
