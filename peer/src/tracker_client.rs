@@ -237,10 +237,13 @@ impl Trackers {
             SessionOutput::NeedSnapshot { tracker } => {
                 let (sender, snapshot) = oneshot::channel();
                 let is_sent = self.report(TrackerEvent::Snapshot(sender)).await;
-                let Ok(snapshot) = snapshot.await else {
-                    return false;
-                };
-                self.handle(SessionInput::Snapshot { tracker, snapshot });
+                // A busy driver must not delay what the session sends to other trackers.
+                let client = self.clone();
+                self.0.shutdown.spawn(async move {
+                    if let Ok(snapshot) = snapshot.await {
+                        client.handle(SessionInput::Snapshot { tracker, snapshot });
+                    }
+                });
                 return is_sent;
             }
             SessionOutput::Post {
@@ -297,7 +300,11 @@ impl Trackers {
                 match self.post(tracker, ANNOUNCE_PATH, request).await {
                     Ok(answer) => SessionInput::AnnounceAnswered { exchange, answer },
                     Err(error) => {
-                        self.note_failed_announce(tracker, &error);
+                        if request.leaving {
+                            tracing::debug!(%error, "telling a tracker that this peer leaves failed");
+                        } else {
+                            self.note_failed_announce(tracker, &error);
+                        }
                         SessionInput::Failed { exchange }
                     }
                 }

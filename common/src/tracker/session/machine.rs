@@ -303,6 +303,8 @@ impl TrackerSession {
 
     fn leave(&mut self, now: Time) {
         self.is_leaving = true;
+        // An announce that is sent beside the last one could arrive after it.
+        self.outputs.clear();
         self.leases = LeaseRequests::default();
         for tracker in 0..self.urls.len() {
             let request = AnnounceRequest {

@@ -533,6 +533,16 @@ fn leaving_tells_every_tracker_and_sends_nothing_else() {
 }
 
 #[test]
+fn leaving_drops_requests_that_were_not_sent() {
+    let mut shell = Shell::announced(1, Vec::new());
+    shell.request_lease(ms(100), blob(1));
+    shell.handle(ms(100), SessionInput::Leave);
+    let outputs = shell.outputs(ms(100));
+    assert_eq!(outputs.len(), 1, "{outputs:?}");
+    assert!(announces(outputs)[0].2.leaving);
+}
+
+#[test]
 fn leaving_does_not_wait_longer_than_a_second() {
     let mut shell = Shell::announced(1, Vec::new());
     shell.handle(ms(100), SessionInput::Leave);
