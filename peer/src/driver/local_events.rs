@@ -58,9 +58,15 @@ impl Driver {
             }
             Command::Damaged { digest, chunk } => self.chunk_lost(now, &digest, chunk),
             Command::Evicted(digests) => {
+                // A blob may have been stored again since it was evicted.
+                let is_gone = |slot: &_| {
+                    let blob = self.tables.blob(*slot);
+                    blob.is_some_and(|blob| blob.stored.is_removed())
+                };
                 for slot in digests
                     .iter()
                     .filter_map(|digest| self.tables.blob_slot(digest))
+                    .filter(is_gone)
                     .collect::<Vec<_>>()
                 {
                     self.forget(now, slot);
