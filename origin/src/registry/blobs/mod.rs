@@ -300,21 +300,24 @@ impl Registry {
         generation: &Generation,
     ) -> Result<(), RegistryError> {
         let write = async {
-            let written = self.write_membership(repository, digest, generation);
-            Ok(match written.await? {
-                true => {
+            let written = self.write_membership(repository, digest, generation).await;
+            Ok::<_, RegistryError>(match written {
+                Ok(true) => {
                     let membership = CachedMembership {
                         generation: *generation,
                         state: RecordState::Live,
                     };
-                    (Effect::Stored(membership), ())
+                    (Effect::Stored(membership), Ok(()))
                 }
-                false => (Effect::Changed, ()),
+                Ok(false) => (Effect::Changed, Ok(())),
+                // The cached membership stays true, and is served while storage is unavailable:
+                // this write can only make it live.
+                Err(error) => (Effect::Unchanged, Err(error)),
             })
         };
         self.memberships
             .write(&(repository.clone(), *digest), write)
-            .await
+            .await?
     }
 
     /// Writes a membership. False if storage has another one that is live.
