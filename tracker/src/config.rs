@@ -43,17 +43,17 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
-    /// Most peers. Further ones get 503. Default 1000000.
+    /// Maximum number of peers. Further ones get 503. Default 1000000.
     pub peers: u32,
-    /// Most swarms that one peer may be in; further ones are ignored. Default 10000.
+    /// Maximum number of swarms that one peer may be in; further ones are ignored. Default 10000.
     pub swarms_per_peer: u32,
-    /// Most regions, and most zones in all of them. Default 1024.
+    /// Maximum number of regions, and of zones in all of them. Default 1024.
     pub zones: u32,
     /// Longest body of an announce, in bytes; the encoding allows at most 4 MiB. Default 2 MiB.
     pub announce_bytes: u32,
     /// Longest body of a lease request, in bytes. Default 512 KiB.
     pub lease_bytes: u32,
-    /// Most connections. A parked lease request holds one. Default 20000.
+    /// Maximum number of connections. A parked lease request holds one. Default 20000.
     pub connections: u32,
 }
 
@@ -72,7 +72,7 @@ pub struct LeaseConfig {
     pub park_ms: u32,
     /// Longest time that the request of a starving peer is parked. Default 1000.
     pub park_starving_ms: u32,
-    /// Most requests parked for one blob in one region. Default 20000.
+    /// Maximum number of requests parked for one blob in one region. Default 20000.
     pub parked: u32,
 }
 
@@ -122,12 +122,12 @@ impl Default for LeaseConfig {
 
 /// An invalid setting, and how to fix it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
+pub enum InvalidSetting {
     /// The setting must be at least one.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
-    /// The first setting must not be above the second.
-    #[error("{0} must not be above {1}")]
+    /// The first setting must be at most the second.
+    #[error("{0} must be at most {1}")]
     Above(&'static str, &'static str),
     /// `own_url` is not in `trackers`, or only one of the two is set.
     #[error(
@@ -141,7 +141,7 @@ impl Config {
     ///
     /// # Errors
     /// The first invalid setting.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
         let at_least_one = [
             ("min_interval_ms", self.min_interval_ms),
             ("announces_per_second", self.announces_per_second),
@@ -160,20 +160,20 @@ impl Config {
             ("lease.parked", self.lease.parked),
         ];
         if let Some((key, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
-            return Err(ConfigError::Zero(key));
+            return Err(InvalidSetting::Zero(key));
         }
         if self.min_interval_ms > self.max_interval_ms {
-            return Err(ConfigError::Above("min_interval_ms", "max_interval_ms"));
+            return Err(InvalidSetting::Above("min_interval_ms", "max_interval_ms"));
         }
         if self.lease.term_ms > self.lease.longest_ms {
-            return Err(ConfigError::Above("lease.term_ms", "lease.longest_ms"));
+            return Err(InvalidSetting::Above("lease.term_ms", "lease.longest_ms"));
         }
         let is_listed = self
             .own_url
             .as_ref()
             .is_some_and(|own| self.trackers.contains(own));
         if is_listed == self.trackers.is_empty() || self.own_url.is_some() != is_listed {
-            return Err(ConfigError::OwnUrl);
+            return Err(InvalidSetting::OwnUrl);
         }
         Ok(())
     }
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(error("[lease]\nopen = 0"), "lease.open must be at least 1");
         assert_eq!(
             error("min_interval_ms = 200000"),
-            "min_interval_ms must not be above max_interval_ms"
+            "min_interval_ms must be at most max_interval_ms"
         );
         assert!(error("trackers = ['http://a']").starts_with("own-url must be one of trackers"));
         assert!(error("own_url = 'http://a'").starts_with("own-url must be one of trackers"));

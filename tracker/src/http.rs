@@ -113,7 +113,7 @@ fn encoded(answer: Result<Vec<u8>, CodecError>) -> Response {
     match answer {
         Ok(body) => ([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response(),
         Err(error) => {
-            tracing::error!(%error, "could not encode the answer; answering 500");
+            tracing::error!(%error, "encoding the response failed; returning 500");
             (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!("encode answer: {error}\n"),

@@ -34,7 +34,7 @@ use flotilla_runtime::listen::listen_hint;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
-pub use config::{Config, ConfigError, LeaseConfig, LimitsConfig};
+pub use config::{Config, InvalidSetting, LeaseConfig, LimitsConfig};
 use service::Service;
 pub use state::SwarmStatus;
 
@@ -43,7 +43,7 @@ pub use state::SwarmStatus;
 pub enum StartError {
     /// A setting is invalid.
     #[error("tracker configuration: {0}")]
-    Config(#[from] ConfigError),
+    Config(#[from] InvalidSetting),
     /// The certificate is invalid or unreadable.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -116,7 +116,7 @@ impl Tracker {
         self.service.figures().peers
     }
 
-    /// TrackerCounts of events since the start.
+    /// Counts of events since the start.
     pub fn counts(&self) -> TrackerCounts {
         self.service.figures().counts
     }

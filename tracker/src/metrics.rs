@@ -44,19 +44,36 @@ pub(crate) fn registry(
             requests_parked,
             counts,
         } = read();
-        figures.gauge("peers", "Peers in the roster", u64::from(peers))?;
+        figures.gauge(
+            "peers",
+            "Peers that announce to this tracker",
+            u64::from(peers),
+        )?;
         figures.gauge(
             "swarms",
             "Blobs that at least one peer holds or wants",
             swarms,
         )?;
-        figures.gauge("leases_open", "Open leases", leases_open)?;
-        figures.gauge("requests_parked", "Parked lease requests", requests_parked)?;
+        figures.gauge(
+            "leases_open",
+            "Leases held by peers (chunks being fetched from origins)",
+            leases_open,
+        )?;
+        figures.gauge(
+            "requests_parked",
+            "Lease requests waiting for a lease",
+            requests_parked,
+        )?;
         identity
             .iter()
             .try_for_each(|identity| identity.write_metrics(figures))?;
         let announces = [("accepted", counts.announces), ("resync", counts.resyncs)];
-        figures.counters("announces", "Announces, by answer", "answer", announces)?;
+        figures.counters(
+            "announces",
+            "Announces received, by answer: accepted, or resync (peer must announce in full)",
+            "answer",
+            announces,
+        )?;
         figures.counter(
             "peers_expired",
             "Peers forgotten because their announces stopped",
@@ -64,7 +81,7 @@ pub(crate) fn registry(
         )?;
         figures.counter(
             "changes_left_out",
-            "Changes ignored because the peer is in too many swarms",
+            "Announced blobs ignored because the peer is in too many swarms",
             counts.changes_left_out,
         )?;
         let leases = [
@@ -78,7 +95,7 @@ pub(crate) fn registry(
         figures.counters("leases", "Leases, by event", "event", leases)?;
         figures.counter(
             "introduced",
-            "Starving peers that were named a holder to dial",
+            "Lease requests of starving peers answered with a holder to dial",
             counts.introduced,
         )
     }));

@@ -30,7 +30,7 @@ pub(crate) struct Service {
     identity: Option<Identity>,
     clock: Clock,
     /// The machine's next deadline is earlier than the one that the timer task sleeps for.
-    is_earlier: Notify,
+    deadline_moved: Notify,
     shutdown: Shutdown,
     metrics: Metrics,
 }
@@ -47,7 +47,7 @@ impl Service {
             config,
             identity,
             clock,
-            is_earlier: Notify::new(),
+            deadline_moved: Notify::new(),
             shutdown,
             metrics: Metrics::default(),
         }
@@ -104,7 +104,7 @@ impl Service {
             let deadline = self.lock().fire_timers(self.clock.now());
             tokio::select! {
                 () = self.clock.sleep_until(deadline) => {}
-                () = self.is_earlier.notified() => {}
+                () = self.deadline_moved.notified() => {}
                 () = self.shutdown.wait() => return,
             }
         }
@@ -139,7 +139,7 @@ impl Service {
         let mut state = self.lock();
         let result = act(&mut state);
         if state.is_due_earlier() {
-            self.is_earlier.notify_one();
+            self.deadline_moved.notify_one();
         }
         result
     }
