@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_and_nothing_have_bounds_too() {
+    fn bounds_of_zero_peers_are_zero() {
         assert_eq!(pipelined_s(0, 0, 0, 1.0), 0.0);
     }
 }

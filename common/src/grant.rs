@@ -172,9 +172,9 @@ mod tests {
             grant.check(&trusted, &peer, &outside, 99),
             Err(TrustError::BadSignature)
         );
-        let stranger = SealKey::from_secret("eu-1".parse().expect("a label"), &[2; 32]);
-        let foreign = Grant::sign(&stranger, peer.clone(), vec![inside], 100);
-        let unknown = TrustError::UnknownKey(stranger.key_id());
+        let foreign_key = SealKey::from_secret("eu-1".parse().expect("a label"), &[2; 32]);
+        let foreign = Grant::sign(&foreign_key, peer.clone(), vec![inside], 100);
+        let unknown = TrustError::UnknownKey(foreign_key.key_id());
         assert_eq!(foreign.check(&trusted, &peer, &inside, 99), Err(unknown));
         let longer = Grant {
             expires_unix_s: 1_000,

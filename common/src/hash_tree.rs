@@ -6,12 +6,11 @@
 //! values, which is itself verified against the root that a seal signs.
 
 use bincode::{Decode, Encode};
-use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
+/// A chaining value, or the root's hash: 32 bytes.
+pub use blake3::hazmat::ChainingValue;
+use blake3::hazmat::{self, HasherExt, Mode};
 
 use crate::chunk::{Geometry, MAX_CHUNK_LOG2, PART_LOG2, PART_SIZE};
-
-/// A chaining value, or the root's hash: 32 bytes.
-pub type Value = ChainingValue;
 
 /// A stored tree state is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,7 +21,7 @@ pub struct TreeStateError;
 ///
 /// `offset` must be a multiple of [`PART_SIZE`] and the bytes at most the subtree that starts
 /// there: a part, or a chunk. For a blob that is only this subtree use [`root_of`].
-pub fn subtree_value(offset: u64, bytes: &[u8]) -> Value {
+pub fn subtree_value(offset: u64, bytes: &[u8]) -> ChainingValue {
     let mut hasher = blake3::Hasher::new();
     hasher.set_input_offset(offset);
     hasher.update(bytes);
@@ -30,14 +29,14 @@ pub fn subtree_value(offset: u64, bytes: &[u8]) -> Value {
 }
 
 /// The BLAKE3 hash of a whole blob.
-pub fn root_of(bytes: &[u8]) -> Value {
+pub fn root_of(bytes: &[u8]) -> ChainingValue {
     blake3::hash(bytes).into()
 }
 
 /// Merges the values of consecutive units (all complete but the last, first at a multiple of their
 /// joint size rounded up to a power of two) into the value of the subtree that they cover; `None`
 /// for none.
-pub fn merge(values: &[Value]) -> Option<Value> {
+pub fn merge(values: &[ChainingValue]) -> Option<ChainingValue> {
     match values {
         [] => None,
         [value] => Some(*value),
@@ -54,7 +53,7 @@ pub fn merge(values: &[Value]) -> Option<Value> {
 
 /// The root over the values of all chunks, two at least; `None` for fewer (a single chunk's digest
 /// is its check).
-fn merge_root(values: &[Value]) -> Option<Value> {
+fn merge_root(values: &[ChainingValue]) -> Option<ChainingValue> {
     if values.len() < 2 {
         return None;
     }
@@ -70,25 +69,29 @@ const fn left_len(len: usize) -> usize {
 /// The chaining values of all chunks of one blob, two or more.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ChunkTable {
-    values: Vec<Value>,
+    values: Vec<ChainingValue>,
 }
 
 impl ChunkTable {
     /// Validates a table from an untrusted source: `None` unless it has a value for each chunk of
     /// `geometry` and merges to `root`.
-    pub fn checked(values: Vec<Value>, geometry: &Geometry, root: &Value) -> Option<Self> {
+    pub fn checked(
+        values: Vec<ChainingValue>,
+        geometry: &Geometry,
+        root: &ChainingValue,
+    ) -> Option<Self> {
         let complete = values.len() == geometry.chunks() as usize;
         (complete && merge_root(&values).as_ref() == Some(root)).then_some(Self { values })
     }
 
     /// Whether this received table merges to `root`.
-    pub fn proves(&self, geometry: &Geometry, root: &Value) -> bool {
+    pub fn proves(&self, geometry: &Geometry, root: &ChainingValue) -> bool {
         self.values.len() == geometry.chunks() as usize
             && merge_root(&self.values).as_ref() == Some(root)
     }
 
     /// The values, one per chunk.
-    pub fn values(&self) -> &[Value] {
+    pub fn values(&self) -> &[ChainingValue] {
         &self.values
     }
 
@@ -100,7 +103,7 @@ impl ChunkTable {
     }
 
     /// Whether `parts`, the received values of a chunk's parts, merge to the value of the chunk.
-    pub fn verifies_parts(&self, geometry: &Geometry, chunk: u32, parts: &[Value]) -> bool {
+    pub fn verifies_parts(&self, geometry: &Geometry, chunk: u32, parts: &[ChainingValue]) -> bool {
         parts.len() == geometry.part_count(chunk)
             && merge(parts)
                 .as_ref()
@@ -109,7 +112,7 @@ impl ChunkTable {
 }
 
 /// The values of a chunk's parts, computed from its bytes, which start at `offset` of the blob.
-pub fn part_values(offset: u64, bytes: &[u8]) -> Vec<Value> {
+pub fn part_values(offset: u64, bytes: &[u8]) -> Vec<ChainingValue> {
     let parts = bytes.chunks(PART_SIZE as usize).zip(0_u64..);
     parts
         .map(|(part, index)| subtree_value(offset + index * PART_SIZE, part))
@@ -127,9 +130,9 @@ pub struct TreeState {
     /// log2 of the unit of `values`.
     unit_log2: u8,
     /// Values of whole units, in order.
-    values: Vec<Value>,
+    values: Vec<ChainingValue>,
     /// Values of whole parts after the last whole unit, in order.
-    pending: Vec<Value>,
+    pending: Vec<ChainingValue>,
 }
 
 impl TreeState {
@@ -150,8 +153,8 @@ impl TreeState {
 #[derive(Clone, Debug)]
 pub struct TreeHasher {
     unit_log2: u8,
-    values: Vec<Value>,
-    pending: Vec<Value>,
+    values: Vec<ChainingValue>,
+    pending: Vec<ChainingValue>,
     part: blake3::Hasher,
     part_len: u64,
 }
@@ -162,7 +165,7 @@ pub struct Tree {
     /// The division of the blob.
     pub geometry: Geometry,
     /// The BLAKE3 hash of the blob.
-    pub root: Value,
+    pub root: ChainingValue,
     /// The chunk table; `None` for a blob of one chunk or less.
     pub table: Option<ChunkTable>,
 }
@@ -412,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn root_survives_growing_chunk_size() {
+    fn root_is_independent_of_chunk_size() {
         // 401, 402 and 403 parts and a bit: the unit doubles in between.
         for parts in [400, 401, 402, 403, 801] {
             let bytes = sample(parts * PART_SIZE as usize + 77);

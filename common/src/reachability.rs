@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             answered                      failed
-//! Unknown ───────────────▶ Answers ◀──────────────────▶ Silent {trouble, probe_at}
+//! Unknown ───────────────▶ Answers ◀──────────────────▶ Silent {error, probe_at}
 //!    └──────────────────────────── failed ───────────────▶ │  ▲
 //!                                                          └──┘ a probe failed: the next one twice as late
 //! ```
@@ -38,7 +38,7 @@ pub enum Reachability {
 /// An origin that does not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Silent {
-    trouble: String,
+    error: String,
     pause: Duration,
     probe_at: Time,
 }
@@ -50,24 +50,24 @@ impl Reachability {
     }
 
     /// A request failed. Failures of a silent origin do not delay its next probe.
-    pub fn failed(&mut self, now: Time, trouble: String, rng: &mut impl Rng) {
+    pub fn failed(&mut self, now: Time, error: String, rng: &mut impl Rng) {
         match self {
-            Self::Silent(silent) => silent.trouble = trouble,
-            Self::Unknown | Self::Answers => *self = Self::silent(now, trouble, FIRST_PAUSE, rng),
+            Self::Silent(silent) => silent.error = error,
+            Self::Unknown | Self::Answers => *self = Self::silent(now, error, FIRST_PAUSE, rng),
         }
     }
 
     /// A probe failed: the next one comes later. No effect if a request was answered meanwhile.
-    pub fn probe_failed(&mut self, now: Time, trouble: String, rng: &mut impl Rng) {
+    pub fn probe_failed(&mut self, now: Time, error: String, rng: &mut impl Rng) {
         if let Self::Silent(silent) = self {
-            *self = Self::silent(now, trouble, (silent.pause * 2).min(LONGEST_PAUSE), rng);
+            *self = Self::silent(now, error, (silent.pause * 2).min(LONGEST_PAUSE), rng);
         }
     }
 
-    fn silent(now: Time, trouble: String, pause: Duration, rng: &mut impl Rng) -> Self {
+    fn silent(now: Time, error: String, pause: Duration, rng: &mut impl Rng) -> Self {
         let probe_at = now + pause.mul_f64(rng.random_range(0.75..=1.0));
         Self::Silent(Silent {
-            trouble,
+            error,
             pause,
             probe_at,
         })
@@ -91,9 +91,9 @@ impl Reachability {
     }
 
     /// The last error, if the origin is silent.
-    pub fn trouble(&self) -> Option<&str> {
+    pub fn error(&self) -> Option<&str> {
         match self {
-            Self::Silent(silent) => Some(&silent.trouble),
+            Self::Silent(silent) => Some(&silent.error),
             Self::Unknown | Self::Answers => None,
         }
     }
@@ -108,7 +108,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn trouble() -> String {
+    fn error() -> String {
         "no answer".to_owned()
     }
 
@@ -128,9 +128,9 @@ mod tests {
         let mut rng = Pcg32::seed_from_u64(1);
         let mut origin = Reachability::default();
         let mut now = Time::ZERO + SECOND;
-        origin.failed(now, trouble(), &mut rng);
+        origin.failed(now, error(), &mut rng);
         assert_eq!(
-            (origin.is_answering(), origin.trouble()),
+            (origin.is_answering(), origin.error()),
             (Some(false), Some("no answer"))
         );
         for pause_s in [1, 2, 4, 8, 16, 30, 30, 30] {
@@ -142,14 +142,14 @@ mod tests {
                 "{pause:?} of {longest:?}"
             );
             now = probe_at;
-            origin.probe_failed(now, trouble(), &mut rng);
+            origin.probe_failed(now, error(), &mut rng);
         }
         assert!(origin.answered(), "it was silent before");
         assert_eq!(
-            (origin.is_answering(), origin.trouble(), origin.probe_at()),
+            (origin.is_answering(), origin.error(), origin.probe_at()),
             (Some(true), None, None)
         );
-        origin.failed(now, trouble(), &mut rng);
+        origin.failed(now, error(), &mut rng);
         assert!(
             origin.probe_at().expect("silent again") <= now + SECOND,
             "the back-off starts again"
@@ -160,7 +160,7 @@ mod tests {
     fn failed_requests_do_not_delay_the_probe() {
         let mut rng = Pcg32::seed_from_u64(1);
         let mut origin = Reachability::default();
-        origin.failed(Time::ZERO, trouble(), &mut rng);
+        origin.failed(Time::ZERO, error(), &mut rng);
         let probe_at = origin.probe_at();
         for tenths in 1..100 {
             origin.failed(
@@ -170,7 +170,7 @@ mod tests {
             );
         }
         assert_eq!(
-            (origin.probe_at(), origin.trouble()),
+            (origin.probe_at(), origin.error()),
             (probe_at, Some("again"))
         );
     }
@@ -179,9 +179,9 @@ mod tests {
     fn failed_probe_after_an_answer_has_no_effect() {
         let mut rng = Pcg32::seed_from_u64(1);
         let mut origin = Reachability::default();
-        origin.failed(Time::ZERO, trouble(), &mut rng);
+        origin.failed(Time::ZERO, error(), &mut rng);
         origin.answered();
-        origin.probe_failed(Time::ZERO + SECOND, trouble(), &mut rng);
+        origin.probe_failed(Time::ZERO + SECOND, error(), &mut rng);
         assert_eq!(origin, Reachability::Answers);
     }
 }

@@ -10,7 +10,7 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
 use crate::chunk::Geometry;
 use crate::digest::Digest;
-use crate::hash_tree::Value;
+use crate::hash_tree::ChainingValue;
 use crate::name::RegionName;
 
 /// Separates a seal's signature from every other use of the key.
@@ -26,7 +26,7 @@ pub struct BlobFacts {
     /// log2 of its chunk size.
     pub chunk_log2: u8,
     /// Its BLAKE3 hash.
-    pub root: Value,
+    pub root: ChainingValue,
 }
 
 impl BlobFacts {
@@ -88,7 +88,7 @@ pub enum TrustError {
     #[error("the chunk size does not match the blob's size")]
     BadGeometry,
     /// The grant has expired.
-    #[error("expired")]
+    #[error("the grant has expired; check the clocks of origin and peers")]
     Expired,
 }
 

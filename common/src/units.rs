@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_rates_as_people_write_them() {
+    fn parse_sizes_and_rates() {
         assert_eq!("64MiB".parse(), Ok(ByteSize(64 << 20)));
         assert_eq!("1.5 GiB".parse(), Ok(ByteSize(3 << 29)));
         assert_eq!("17".parse(), Ok(ByteSize(17)));

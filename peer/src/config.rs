@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use flotilla_common::name::{PeerId, RegionName, ZoneName};
 use flotilla_common::seal::TrustedKeys;
-use flotilla_common::swarm;
+use flotilla_common::swarm::SwarmConfig;
 use flotilla_common::units::{BitRate, ByteSize};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Identity, LiveKeys};
@@ -73,7 +73,7 @@ pub struct Config {
     pub fallback_timeouts: FallbackTimeouts,
     /// The settings of the swarm's state machine. Rates, origins and key are filled in from the
     /// other fields.
-    pub swarm: swarm::Config,
+    pub swarm: SwarmConfig,
     /// Seed for the random choices of the state machine; `None` takes one from the operating
     /// system.
     pub rng_seed: Option<u64>,
@@ -143,9 +143,9 @@ impl Config {
             congestion: CongestionControl::default(),
             requires_grants: false,
             fallback_timeouts: FallbackTimeouts::default(),
-            swarm: swarm::Config {
+            swarm: SwarmConfig {
                 slots: SLOTS,
-                ..swarm::Config::default()
+                ..SwarmConfig::default()
             },
             rng_seed: None,
             clock,
@@ -173,7 +173,7 @@ impl Config {
         }
         for (key, urls) in [("origin", &self.origins), ("tracker", &self.trackers)] {
             for url in urls {
-                check_url(url).map_err(|why| format!("{key}: '{url}' is {why}"))?;
+                check_url(url).map_err(|error| format!("{key}: '{url}': {error}"))?;
             }
         }
         let invalid = |name: &&String| name.is_empty() || name.contains('/');
@@ -203,15 +203,15 @@ impl Config {
 /// Checks that a text is the URL of an HTTP service: scheme, host and, optionally, port.
 ///
 /// # Errors
-/// The end of a sentence that begins with "it is": the mistake, and an example of a valid URL.
+/// The mistake, and an example of a valid URL.
 pub fn check_url(url: &str) -> Result<(), &'static str> {
     let parsed = reqwest::Url::parse(url).ok();
     match parsed.filter(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some())
     {
         Some(_) => Ok(()),
-        None => Err(
-            "not a service URL; write scheme, host and port, such as https://origin.internal:5000",
-        ),
+        None => {
+            Err("invalid URL; write scheme, host and port, such as https://origin.internal:5000")
+        }
     }
 }
 

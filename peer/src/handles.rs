@@ -23,14 +23,14 @@ pub(crate) struct Handles {
     pub(crate) telemetry: Arc<Telemetry>,
 }
 
-/// What the peer keeps on disk.
+/// The peer's stores on disk.
 #[derive(Clone, Debug)]
 pub(crate) struct Stores {
     pub(crate) blobs: Arc<Store>,
     pub(crate) manifests: Arc<ManifestStore>,
 }
 
-/// The origins, and what is needed to download from them and to check their proofs.
+/// The origins, and the keys and limits for downloads from them.
 #[derive(Clone, Debug)]
 pub(crate) struct Upstream {
     pub(crate) origins: OriginClient,

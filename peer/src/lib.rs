@@ -150,11 +150,11 @@ impl Peer {
         telemetry.stats(&stores.blobs, &network.identity)
     }
 
-    /// Drains pulls in progress, takes leave of trackers and neighbours, and saves the store. This
-    /// takes some seconds at most.
+    /// Drains pulls in progress, tells the trackers that it leaves, closes its connections, and
+    /// saves the store. This takes some seconds at most.
     pub async fn shutdown(self) {
         let drained = self.shutdowns.mirror.drain(PULL_DRAIN).await;
-        // The announcing tasks must have ended before the peer takes leave.
+        // The announcing tasks must have ended before the peer tells the trackers that it leaves.
         self.shutdowns.tasks.drain(TASK_DRAIN).await;
         self.handles.network.trackers.leave().await;
         self.handles.network.transport.close().await;
@@ -181,7 +181,7 @@ impl Peer {
         if let Err(error) = saved.await {
             tracing::warn!(
                 %error,
-                "could not save the store; chunks received last may be downloaded again"
+                "saving the store failed; chunks received last may be downloaded again"
             );
         }
     }

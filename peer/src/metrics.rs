@@ -14,7 +14,7 @@ use crate::store::Store;
 use crate::telemetry::Telemetry;
 use crate::tracker_client::Trackers;
 
-/// What the metrics are read from.
+/// The sources of the metrics' values.
 #[derive(Debug)]
 pub(crate) struct MetricSources {
     pub(crate) telemetry: Arc<Telemetry>,
@@ -106,10 +106,14 @@ fn state(sources: &MetricSources, figures: &mut MetricWriter<'_>) -> fmt::Result
     let counters = &telemetry.counters;
     figures.gauge(
         "neighbours",
-        "Connected neighbours",
+        "Peers connected to this peer",
         counters.neighbours.value(),
     )?;
-    figures.gauge("leases_open", "Leases held", counters.leases.value())?;
+    figures.gauge(
+        "leases_open",
+        "Leases held: chunks that this peer may fetch from an origin",
+        counters.leases.value(),
+    )?;
     let help = "Total size of the blobs in the store";
     figures.gauge("store_bytes", help, store.bytes())?;
     let help = "Maximum total size of the blobs in the store";

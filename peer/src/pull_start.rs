@@ -20,13 +20,13 @@ use flotilla_common::grant::Grant;
 use flotilla_common::manifest::{Descriptor, Manifest};
 use flotilla_common::name::RepositoryName;
 use flotilla_common::proof::Proof;
-use flotilla_common::wire::peer::Image;
+use flotilla_common::wire::peer::ImageBundle;
 use flotilla_runtime::clock::Clock;
 use moka::future::Cache;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::driver::{Command, Commands};
+use crate::driver::{Commands, DriverCommand};
 use crate::handles::{Stores, Upstream};
 use crate::origin::OriginError;
 use crate::pulls::PullStart;
@@ -49,7 +49,7 @@ pub(crate) struct PullStarter {
     telemetry: Arc<Telemetry>,
     commands: Commands,
     /// Images that neighbours delivered a short time ago.
-    images: Cache<Digest, Arc<Image>>,
+    images: Cache<Digest, Arc<ImageBundle>>,
 }
 
 impl PullStarter {
@@ -93,7 +93,7 @@ impl PullStarter {
             is_warming,
             started: self.clock.now(),
         };
-        self.commands.send(Command::StartPull(start)).await;
+        self.commands.send(DriverCommand::StartPull(start)).await;
         let stored: Vec<_> = blobs
             .iter()
             .filter_map(|blob| self.stores.blobs.get(&blob.digest))
@@ -134,14 +134,14 @@ impl PullStarter {
         &self,
         digest: &Digest,
         error: &OriginError,
-    ) -> Option<Arc<Image>> {
+    ) -> Option<Arc<ImageBundle>> {
         if !matches!(error, OriginError::Unavailable(_)) {
             return None;
         }
         let seek = async {
             let (answer, image) = oneshot::channel();
             let manifest = *digest;
-            let command = Command::SeekImage { manifest, answer };
+            let command = DriverCommand::SeekImage { manifest, answer };
             self.commands.send(command).await;
             let image = timeout(SEEK_TIMEOUT, image).await.ok()?.ok()?;
             tracing::info!(
@@ -197,13 +197,13 @@ impl PullStarter {
         let geometry = match proof.check(&self.upstream.trusted_keys.current()) {
             Ok(geometry) => geometry,
             Err(error) => {
-                return tracing::error!(blob = %digest, %error, "origin returned an invalid proof");
+                return tracing::error!(blob = %digest, %error, "origin returned an invalid proof; passing the blob through");
             }
         };
         if let Some(stored) = self.stores.blobs.get(&digest) {
             if contradict(stored.proof(), &proof) {
                 let reason = "two valid seals of the digest describe different bytes".to_owned();
-                let command = Command::Quarantine { digest, reason };
+                let command = DriverCommand::Quarantine { digest, reason };
                 return self.commands.send(command).await;
             }
             return self.want_with_grant(repository, &digest, grant).await;
@@ -211,10 +211,10 @@ impl PullStarter {
         match self.stores.blobs.insert(proof, geometry) {
             Ok((pin, evicted)) => {
                 if !evicted.is_empty() {
-                    self.commands.send(Command::Evicted(evicted)).await;
+                    self.commands.send(DriverCommand::Evicted(evicted)).await;
                 }
                 let repository = repository.clone();
-                let command = Command::Want {
+                let command = DriverCommand::Want {
                     pin,
                     repository,
                     grant,
@@ -222,9 +222,12 @@ impl PullStarter {
                 self.commands.send(command).await;
             }
             Err(error @ StoreError::Quarantined { .. }) => {
-                tracing::warn!(%error, "blob is passed through from the origin");
+                tracing::warn!(%error, "adding a blob to the store failed: it is in quarantine; passing it through from an origin");
             }
-            Err(error) => tracing::error!(blob = %digest, %error, "the store cannot take a blob"),
+            Err(error) => tracing::error!(
+                blob = %digest, %error,
+                "the store cannot take a blob; passing it through from an origin"
+            ),
         }
     }
 
@@ -242,7 +245,7 @@ impl PullStarter {
     ) {
         if let Some(pin) = self.stores.blobs.pin(digest) {
             let repository = repository.clone();
-            let command = Command::Want {
+            let command = DriverCommand::Want {
                 pin,
                 repository,
                 grant,

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use flotilla_common::swarm::{self, PeerMachine};
+use flotilla_common::swarm::{PeerMachine, SwarmConfig};
 use flotilla_common::wire::peer::About;
 use flotilla_common::wire::tracker::PeerInfo;
 use flotilla_runtime::http;
@@ -254,8 +254,8 @@ fn client(config: &Config, read_timeout: Option<Duration>) -> Result<Client, Sta
 }
 
 /// The settings of the state machine, with those that follow from the peer's settings.
-fn machine_config(config: &Config) -> swarm::Config {
-    swarm::Config {
+fn machine_config(config: &Config) -> SwarmConfig {
+    SwarmConfig {
         up_bits_per_second: config.up.map(|rate| rate.0),
         down_bits_per_second: config.down.map(|rate| rate.0),
         origins: u32::try_from(config.origins.len()).unwrap_or(u32::MAX),

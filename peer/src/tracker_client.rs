@@ -84,9 +84,9 @@ struct SharedSession {
     clock: Clock,
     session: Mutex<TrackerSession>,
     /// The session may have outputs, or an earlier deadline.
-    is_touched: Notify,
+    session_changed: Notify,
     /// The error of the last failed announce, by tracker.
-    troubles: Mutex<Vec<Option<String>>>,
+    errors: Mutex<Vec<Option<String>>>,
     events: mpsc::Sender<TrackerEvent>,
     shutdown: Shutdown,
 }
@@ -108,9 +108,9 @@ impl Trackers {
         let trackers = Self(Arc::new(SharedSession {
             client,
             clock,
-            troubles: Mutex::new(vec![None; urls.len()]),
+            errors: Mutex::new(vec![None; urls.len()]),
             session: Mutex::new(TrackerSession::new(clock.now(), peer, urls)),
-            is_touched: Notify::new(),
+            session_changed: Notify::new(),
             events,
             shutdown: shutdown.clone(),
         }));
@@ -126,18 +126,18 @@ impl Trackers {
     /// The state of each tracker.
     pub(crate) fn status(&self) -> Vec<TrackerStatus> {
         let session = self.session();
-        let troubles = lock(&self.0.troubles);
-        let status = |(tracker, (url, trouble)): (usize, (&String, &Option<String>))| {
+        let errors = lock(&self.0.errors);
+        let status = |(tracker, (url, error)): (usize, (&String, &Option<String>))| {
             let announces = session.accepted_announces(tracker);
-            let is_silent = session.is_silent(tracker);
+            let is_unresponsive = session.is_unresponsive(tracker);
             TrackerStatus {
                 url: url.clone(),
-                is_answering: (is_silent || announces > 0).then_some(!is_silent),
+                is_answering: (is_unresponsive || announces > 0).then_some(!is_unresponsive),
                 announces,
-                trouble: trouble.clone().filter(|_| is_silent),
+                trouble: error.clone().filter(|_| is_unresponsive),
             }
         };
-        let trackers = session.urls().iter().zip(&*troubles);
+        let trackers = session.urls().iter().zip(&*errors);
         trackers.enumerate().map(status).collect()
     }
 
@@ -197,7 +197,7 @@ impl Trackers {
                 }
                 session.poll_timeout()
             };
-            self.wait_until_touched(deadline).await;
+            self.wait_for_change_or_deadline(deadline).await;
         }
     }
 
@@ -213,15 +213,15 @@ impl Trackers {
             let deadline = self.session().poll_timeout();
             tokio::select! {
                 () = self.0.shutdown.wait() => return,
-                () = self.wait_until_touched(deadline) => {}
+                () = self.wait_for_change_or_deadline(deadline) => {}
             }
         }
     }
 
     /// Waits for new outputs or for the deadline, and handles the latter.
-    async fn wait_until_touched(&self, deadline: Option<Time>) {
+    async fn wait_for_change_or_deadline(&self, deadline: Option<Time>) {
         tokio::select! {
-            () = self.0.is_touched.notified() => {}
+            () = self.0.session_changed.notified() => {}
             () = self.0.clock.sleep_until(deadline) => {}
         }
         self.session().handle_timeout(self.0.clock.now());
@@ -336,8 +336,8 @@ impl Trackers {
     fn note_failed_announce(&self, tracker: usize, error: &PostError) {
         let session = self.session();
         let url = &session.urls()[tracker];
-        lock(&self.0.troubles)[tracker] = Some(error.to_string());
-        if session.is_silent(tracker) {
+        lock(&self.0.errors)[tracker] = Some(error.to_string());
+        if session.is_unresponsive(tracker) {
             tracing::debug!(tracker = url, %error, "announce failed");
         } else {
             tracing::warn!(tracker = url, %error, "announce failed; continuing without this tracker");
@@ -347,7 +347,7 @@ impl Trackers {
     fn handle(&self, input: SessionInput) {
         let now = self.0.clock.now();
         self.session().handle(now, input);
-        self.0.is_touched.notify_one();
+        self.0.session_changed.notify_one();
     }
 
     fn next_output(&self) -> Option<SessionOutput> {

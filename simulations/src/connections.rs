@@ -8,7 +8,7 @@ use flotilla_common::swarm::{
 
 use crate::event::Event;
 use crate::fetch::{FetchSource, SimulatedFetch};
-use crate::links::{Broadcast, Greeting, Receiver};
+use crate::links::{Broadcast, ChunkMapMessage, Receiver};
 use crate::scenario::seconds;
 use crate::slab::Key;
 use crate::world::World;
@@ -38,7 +38,7 @@ impl World<'_> {
         let link = self.peers[peer as usize].links.at_mut(slot);
         link.is_dialling = true;
         let other = link.peer;
-        // One round trip for the handshake, and one for the greeting on the control stream.
+        // One round trip for the handshake, and one for the Hello message on the control stream.
         self.queue.push_after(
             self.now,
             self.delay(peer, other) * 4,
@@ -135,7 +135,7 @@ impl World<'_> {
     }
 
     /// Tells one neighbour which chunks a peer holds.
-    pub(crate) fn greet(&mut self, peer: u32, slot: u32, blob: BlobSlot) {
+    pub(crate) fn send_chunk_map(&mut self, peer: u32, slot: u32, blob: BlobSlot) {
         let simulated = &self.peers[peer as usize];
         let link = *simulated.links.at(slot);
         let Some(held) = simulated.machine.held(blob).filter(|_| link.is_up) else {
@@ -146,7 +146,7 @@ impl World<'_> {
         } else {
             HeldChunks::Map(held.clone())
         };
-        let greeting = self.greetings.insert(Greeting {
+        let message = self.chunk_map_messages.insert(ChunkMapMessage {
             to: link.peer,
             slot: link.remote,
             epoch: link.epoch,
@@ -156,18 +156,18 @@ impl World<'_> {
         self.queue.push_after(
             self.now,
             self.delay(peer, link.peer),
-            Event::Greeted { greeting },
+            Event::ChunkMap { message },
         );
     }
 
-    pub(crate) fn on_greeting(&mut self, greeting: Key) {
-        let Some(Greeting {
+    pub(crate) fn on_chunk_map(&mut self, message: Key) {
+        let Some(ChunkMapMessage {
             to,
             slot,
             epoch,
             blob,
             have,
-        }) = self.greetings.remove(greeting)
+        }) = self.chunk_map_messages.remove(message)
         else {
             return;
         };
@@ -188,7 +188,7 @@ impl World<'_> {
     pub(crate) fn broadcast(&mut self, peer: u32, blob: BlobSlot, batch: HaveBatch) {
         let simulated = &self.peers[peer as usize];
         let mut by_delay: Vec<(Duration, Vec<Receiver>)> = Vec::new();
-        for slot in simulated.machine.audience(blob, &batch) {
+        for slot in simulated.machine.have_recipients(blob, &batch) {
             let link = simulated.links.at(slot.0);
             if !link.is_up {
                 continue;

@@ -23,7 +23,7 @@ impl World<'_> {
                 let notice = self.delay(peer, other);
                 self.hang_up(peer, slot.0, notice);
             }
-            Output::Greet { peer: slot, blob } => self.greet(peer, slot.0, blob),
+            Output::SendChunkMap { peer: slot, blob } => self.send_chunk_map(peer, slot.0, blob),
             Output::Have { blob, batch } => self.broadcast(peer, blob, batch),
             Output::Fetch {
                 transfer,

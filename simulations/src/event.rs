@@ -20,8 +20,8 @@ pub(crate) enum Event {
     Closed { peer: u32, slot: u32, epoch: u32 },
     /// Newly held chunks reach some neighbours.
     Have { broadcast: Key },
-    /// A greeting reaches a neighbour.
-    Greeted { greeting: Key },
+    /// A chunk map reaches a neighbour.
+    ChunkMap { message: Key },
     /// A fetch request reaches its source.
     Requested { fetch: Key },
     /// A refusal reaches the requesting peer.
@@ -59,7 +59,7 @@ impl Event {
             Self::DialTimeout { peer, slot } => (6, pair(peer, slot)),
             Self::Closed { peer, slot, .. } => (7, pair(peer, slot)),
             Self::Have { broadcast } => (8, broadcast.to_bits()),
-            Self::Greeted { greeting } => (9, greeting.to_bits()),
+            Self::ChunkMap { message } => (9, message.to_bits()),
             Self::Requested { fetch } => (10, fetch.to_bits()),
             Self::Refused { fetch, .. } => (11, fetch.to_bits()),
             Self::FirstByte { fetch } => (12, fetch.to_bits()),

@@ -49,7 +49,7 @@ mod world;
 pub use outcome::{Details, Outcome};
 pub use report::report;
 pub use scenario::{
-    Bars, Failure, FailureKind, Image, Links, MachineSettings, Origins, Peers, Scenario,
+    Bars, Failure, FailureKind, ImageSpec, Links, MachineSettings, Origins, Peers, Scenario,
     ScenarioError, Tracker,
 };
 

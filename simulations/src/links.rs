@@ -89,7 +89,7 @@ pub(crate) type Receiver = (u32, u32, u32);
 
 /// The chunks that a peer holds, on their way to one neighbour.
 #[derive(Debug)]
-pub(crate) struct Greeting {
+pub(crate) struct ChunkMapMessage {
     pub(crate) to: u32,
     pub(crate) slot: u32,
     pub(crate) epoch: u32,

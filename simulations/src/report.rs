@@ -134,7 +134,8 @@ fn y(share: f64) -> f64 {
 
 /// A horizontal line at a share of the peers, with its label.
 fn grid_line(share: f64) -> String {
-    let (at, right) = (y(share), LEFT + WIDTH);
+    let at = y(share);
+    let right = LEFT + WIDTH;
     format!(
         "<line x1='{LEFT}' x2='{right}' y1='{at:.1}' y2='{at:.1}' class=grid />\
          <text x='{:.1}' y='{:.1}' text-anchor='end'>{:.0} %</text>",
@@ -163,7 +164,8 @@ fn ticks(end: f64) -> Vec<f64> {
 
 /// A time below the plot.
 fn time(seconds: f64, end: f64) -> String {
-    let (at, bottom) = (x(seconds, end), HEIGHT + 18.0);
+    let at = x(seconds, end);
+    let bottom = HEIGHT + 18.0;
     format!("<text x='{at:.1}' y='{bottom}' text-anchor='middle'>{seconds} s</text>")
 }
 

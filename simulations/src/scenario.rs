@@ -9,9 +9,9 @@ use flotilla_common::chunk::Geometry;
 use flotilla_common::units::{BitRate, ByteSize};
 use serde::{Deserialize, Serialize};
 
-/// Most peers of a scenario; so many fit into a few GiB of memory.
+/// Maximum number of peers of a scenario; so many fit into a few GiB of memory.
 const MAX_PEERS: u32 = 100_000;
-/// Most layers of an image.
+/// Maximum number of layers of an image.
 const MAX_LAYERS: usize = 256;
 
 /// Why a text is not a valid scenario.
@@ -41,7 +41,7 @@ pub struct Scenario {
     #[serde(default = "default_time_limit_s")]
     pub time_limit_s: f64,
     /// The image that all peers pull.
-    pub image: Image,
+    pub image: ImageSpec,
     /// The peers.
     pub peers: Peers,
     /// The origins.
@@ -66,7 +66,7 @@ pub struct Scenario {
 /// The image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Image {
+pub struct ImageSpec {
     /// Sizes of its layers. A layer's size determines the size of its chunks.
     pub layers: Vec<ByteSize>,
     /// Whether the layers have no seal. Then each one is exchanged as a whole.
@@ -99,7 +99,7 @@ pub struct Peers {
     /// Zones of each region; the peers are spread evenly.
     #[serde(default = "one")]
     pub zones: NonZeroU32,
-    /// Most connections of one peer.
+    /// Maximum number of connections of one peer.
     #[serde(default)]
     pub max_connections: Option<u32>,
 }
@@ -149,7 +149,7 @@ pub struct MachineSettings {
     pub slots: Option<u32>,
     /// One of so many chunk choices is in order; 0 for none.
     pub in_order_one_in: Option<u32>,
-    /// Least time between two Have batches, in milliseconds.
+    /// Minimum time between two Have batches, in milliseconds.
     pub have_interval_ms: Option<u64>,
     /// How long before its end a transfer counts as nearly done, in milliseconds.
     pub nearly_done_ms: Option<u64>,

@@ -29,7 +29,7 @@ impl World<'_> {
     }
 
     /// Without a tracker, a peer knows some others from earlier.
-    pub(crate) fn meet_known_peers(&mut self, peer: u32) {
+    pub(crate) fn add_known_peers(&mut self, peer: u32) {
         let count = self.peers.len() as u32;
         let known = self.scenario.tracker.known_peers.min(count - 1);
         let mut peers: Vec<PeerFacts> = Vec::new();

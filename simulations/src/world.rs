@@ -6,7 +6,7 @@ use flotilla_common::bounds::percentile;
 use flotilla_common::chunk::Geometry;
 use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::digest::Digest;
-use flotilla_common::swarm::{BlobSlot, Config, Input, PeerMachine};
+use flotilla_common::swarm::{BlobSlot, Input, PeerMachine, SwarmConfig};
 use flotilla_common::time::Time;
 use flotilla_common::wire::tracker::PeerInfo;
 use rand::{RngExt as _, SeedableRng as _};
@@ -14,7 +14,7 @@ use rand_pcg::Pcg64Mcg;
 
 use crate::event::Event;
 use crate::fetch::SimulatedFetch;
-use crate::links::{Broadcast, Greeting, LinkTable};
+use crate::links::{Broadcast, ChunkMapMessage, LinkTable};
 use crate::names::{layer_digests, peer_info};
 use crate::network::Network;
 use crate::oracle::Oracle;
@@ -44,7 +44,7 @@ pub(crate) struct World<'a> {
     pub(crate) digests: Vec<Digest>,
     pub(crate) fetches: Slab<SimulatedFetch>,
     pub(crate) broadcasts: Slab<Broadcast>,
-    pub(crate) greetings: Slab<Greeting>,
+    pub(crate) chunk_map_messages: Slab<ChunkMapMessage>,
     /// Number of connections that have ended so far.
     pub(crate) closed_connections: u64,
     pub(crate) tracker: SimulatedTracker,
@@ -81,7 +81,7 @@ impl<'a> World<'a> {
             digests: layer_digests(scenario),
             fetches: Slab::new(),
             broadcasts: Slab::new(),
-            greetings: Slab::new(),
+            chunk_map_messages: Slab::new(),
             closed_connections: 0,
             tracker: SimulatedTracker::new(scenario, rng_seed),
             origins_up: vec![true; scenario.peers.regions.get() as usize],
@@ -154,11 +154,11 @@ impl<'a> World<'a> {
         }
     }
 
-    fn config(&self, up: u64, down: u64, key: u64) -> Config {
-        let default = Config::default();
+    fn config(&self, up: u64, down: u64, key: u64) -> SwarmConfig {
+        let default = SwarmConfig::default();
         let settings = &self.scenario.machine;
         let millis = |value: Option<u64>, otherwise| value.map_or(otherwise, Duration::from_millis);
-        Config {
+        SwarmConfig {
             up_bits_per_second: Some(up),
             down_bits_per_second: Some(down),
             origins: self.scenario.peers.regions.get(),
@@ -212,7 +212,7 @@ impl<'a> World<'a> {
             Event::DialTimeout { peer, slot } => self.on_dial_timeout(peer, slot),
             Event::Closed { peer, slot, epoch } => self.on_closed(peer, slot, epoch),
             Event::Have { broadcast } => self.on_broadcast(broadcast),
-            Event::Greeted { greeting } => self.on_greeting(greeting),
+            Event::ChunkMap { message } => self.on_chunk_map(message),
             Event::Requested { fetch } => self.on_requested(fetch),
             Event::Refused { fetch, reason } => self.on_refusal(fetch, reason),
             Event::FirstByte { fetch } => self.on_first_byte(fetch),
@@ -259,7 +259,7 @@ impl<'a> World<'a> {
             self.feed(peer, Input::Want { blob });
         }
         if !self.tracker.is_enabled {
-            self.meet_known_peers(peer);
+            self.add_known_peers(peer);
         }
     }
 

@@ -51,7 +51,7 @@ fn dying_lease_holders_strand_no_peer() {
 }
 
 #[test]
-fn churn_keeps_its_bars() {
+fn churn_meets_its_bars() {
     assert_ok(&run(&scenario("churn"), 1));
 }
 

@@ -3,17 +3,17 @@
 use core::time::Duration;
 
 use super::blob_exchange::BlobExchange;
-use super::config::Config;
+use super::config::SwarmConfig;
 use super::io::PeerSlot;
 use super::rng::Rng;
 use crate::time::Time;
 
-/// Most candidates that are remembered for a blob.
+/// Maximum number of candidates that are remembered for a blob.
 const MAX_CANDIDATES: usize = 64;
 /// Candidates that are not connected this long after they were named are slow or dead.
-const MEETING_TIME: Duration = Duration::from_millis(200);
+const CONNECT_GRACE: Duration = Duration::from_millis(200);
 /// The delay between two announces for more neighbours doubles up to this multiple of
-/// [`Config::refill_interval`].
+/// [`SwarmConfig::refill_interval`].
 const MAX_REFILL_DELAY: u32 = 16;
 
 /// The candidates of one blob.
@@ -76,8 +76,8 @@ impl Candidates {
     }
 
     /// Whether all candidates are neighbours or had time enough to become one.
-    pub(super) fn are_met(&self, now: Time, blob: &BlobExchange) -> bool {
-        self.named_at + MEETING_TIME <= now
+    pub(super) fn are_settled(&self, now: Time, blob: &BlobExchange) -> bool {
+        self.named_at + CONNECT_GRACE <= now
             || self
                 .peers
                 .iter()
@@ -85,7 +85,7 @@ impl Candidates {
     }
 
     /// Starts anew when the blob is wanted: its announce asks for neighbours already.
-    pub(super) fn restart_refill(&mut self, now: Time, config: &Config) {
+    pub(super) fn restart_refill(&mut self, now: Time, config: &SwarmConfig) {
         self.refill_delay = config.refill_interval;
         self.refill_at = now + self.refill_delay;
     }
@@ -95,7 +95,7 @@ impl Candidates {
         &mut self,
         now: Time,
         neighbours: usize,
-        config: &Config,
+        config: &SwarmConfig,
         rng: &mut Rng,
     ) -> Refill {
         if neighbours >= config.min_neighbours as usize {

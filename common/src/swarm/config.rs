@@ -3,9 +3,9 @@
 use core::time::Duration;
 
 /// Settings of a peer's machine. `docs/benchmarks/simulated-swarm.md` has the measurements behind
-/// the values of [`Config::default`].
+/// the values of [`SwarmConfig::default`].
 #[derive(Clone, Debug, PartialEq)]
-pub struct Config {
+pub struct SwarmConfig {
     /// Own uplink, bits per second; `None` if it has no cap and is not known.
     pub up_bits_per_second: Option<u64>,
     /// Own downlink, bits per second; `None` if it has no cap and is not known.
@@ -14,31 +14,31 @@ pub struct Config {
     pub assumed_bits_per_second: u64,
     /// Transfers in each direction if the own rate is the median rate of the neighbours.
     pub slots: u32,
-    /// Most transfers in each direction, however fast the own link is.
+    /// Maximum number of transfers in each direction, however fast the own link is.
     pub max_slots: u32,
     /// Number of configured origins, the own region's first.
     pub origins: u32,
     /// A stable hash of the own id, as in [`super::PeerFacts::key`].
     pub key: u64,
 
-    /// Most connections.
+    /// Maximum number of connections.
     pub max_connections: u32,
-    /// Most dials at once, some of which may be to dead peers.
+    /// Maximum number of concurrent dials, some of which may be to dead peers.
     pub max_dials: u32,
     /// A dial that is not answered for this long is late: the peer counts as unreachable, while the
     /// dial continues. Four times as long for a peer in another region.
     pub dial_timeout: Duration,
-    /// Most neighbours with which one blob is exchanged; at most 64.
+    /// Maximum number of neighbours with which one blob is exchanged; at most 64.
     pub max_neighbours: u32,
     /// With fewer neighbours than this for a wanted blob, the tracker is asked for more.
     pub min_neighbours: u32,
-    /// Least time between two announces that ask for more neighbours.
+    /// Minimum time between two announces that ask for more neighbours.
     pub refill_interval: Duration,
 
     /// One pick in this many is the lowest chunk that a reader waits for, rather than the rarest.
     pub in_order_one_in: u32,
-    /// Least time between two Have batches of one blob, or half a chunk's time if that is less. The
-    /// first batch is sent at once.
+    /// Minimum time between two Have batches of one blob, or half a chunk's time if that is less.
+    /// The first batch is sent at once.
     pub have_interval: Duration,
     /// A transfer with less than this left, or less than a round trip, takes no slot.
     pub nearly_done: Duration,
@@ -64,7 +64,7 @@ pub struct Config {
     pub origin_cooldown: Duration,
 }
 
-impl Config {
+impl SwarmConfig {
     /// The own rate, the slower of both directions, in bits per second; `None` if it is not known.
     pub(super) fn own_rate(&self) -> Option<u64> {
         let up = self.up_bits_per_second.into_iter();
@@ -88,7 +88,7 @@ impl Config {
     }
 }
 
-impl Default for Config {
+impl Default for SwarmConfig {
     fn default() -> Self {
         Self {
             up_bits_per_second: None,

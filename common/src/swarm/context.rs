@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::blobs::Blobs;
-use super::config::Config;
+use super::config::SwarmConfig;
 use super::counters::TransferCounters;
 use super::io::Output;
 use super::origin_health::OriginHealth;
@@ -16,7 +16,7 @@ use crate::time::Time;
 pub(super) struct Context {
     /// The time of the input.
     pub(super) now: Time,
-    pub(super) config: Config,
+    pub(super) config: SwarmConfig,
     pub(super) rng: Rng,
     pub(super) outputs: VecDeque<Output>,
     pub(super) timers: Timers,
@@ -31,7 +31,7 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(config: Config, rng_seed: u64) -> Self {
+    pub(super) fn new(config: SwarmConfig, rng_seed: u64) -> Self {
         Self {
             now: Time::ZERO,
             rng: Rng::new(rng_seed),

@@ -15,7 +15,7 @@
 
 use core::time::Duration;
 
-use super::config::Config;
+use super::config::SwarmConfig;
 use super::io::Nearness;
 use crate::time::Time;
 
@@ -48,7 +48,7 @@ impl ConnectionState {
     };
 
     /// A connection that ended at `now`.
-    pub(super) fn closed(now: Time, config: &Config) -> Self {
+    pub(super) fn closed(now: Time, config: &SwarmConfig) -> Self {
         Self::Disconnected {
             redial_at: now + config.redial_delay,
             failures: 0,
@@ -65,7 +65,7 @@ impl ConnectionState {
     }
 
     /// A dial that failed at `now`, the last of `failures` in a row.
-    pub(super) fn dial_failed(now: Time, failures: u32, config: &Config) -> Self {
+    pub(super) fn dial_failed(now: Time, failures: u32, config: &SwarmConfig) -> Self {
         let doublings = failures.saturating_sub(1).min(MAX_REDIALS);
         Self::Disconnected {
             redial_at: now + config.redial_delay * (1 << doublings),
@@ -132,7 +132,7 @@ pub(super) enum DialCheck {
 }
 
 /// How long a dial may take before it is late.
-pub(super) fn dial_timeout(nearness: Nearness, config: &Config) -> Duration {
+pub(super) fn dial_timeout(nearness: Nearness, config: &SwarmConfig) -> Duration {
     if nearness == Nearness::Elsewhere {
         config.dial_timeout * OTHER_REGION_FACTOR
     } else {
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn redial_delay_doubles_up_to_a_bound() {
-        let config = Config::default();
+        let config = SwarmConfig::default();
         let delay = |failures| match ConnectionState::dial_failed(Time::ZERO, failures, &config) {
             ConnectionState::Disconnected { redial_at, .. } => {
                 redial_at.saturating_since(Time::ZERO)

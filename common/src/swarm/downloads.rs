@@ -18,10 +18,10 @@ use crate::time::Time;
 /// Chunk times that are added to the timeout for a neighbour's first byte: on a slow link it comes
 /// behind other chunks.
 const FIRST_BYTE_CHUNK_TIMES: u32 = 4;
-/// The timeout for an origin's first byte, as a multiple of [`Config::stall_timeout`]: an origin
-/// has to ask its storage.
+/// The timeout for an origin's first byte, as a multiple of [`SwarmConfig::stall_timeout`]: an
+/// origin has to ask its storage.
 ///
-/// [`Config::stall_timeout`]: super::config::Config::stall_timeout
+/// [`SwarmConfig::stall_timeout`]: super::config::SwarmConfig::stall_timeout
 const ORIGIN_FACTOR: u32 = 2;
 
 /// The blob and source of a transfer that moved.
@@ -83,8 +83,8 @@ impl Downloads {
     }
 
     /// Records how near a peer is.
-    pub(super) fn introduce(&mut self, facts: &PeerFacts) {
-        self.windows.introduce(facts.peer, facts.nearness);
+    pub(super) fn register_peer(&mut self, facts: &PeerFacts) {
+        self.windows.register_peer(facts.peer, facts.nearness);
     }
 
     /// A new connection: earlier failures of the peer do not count.

@@ -59,7 +59,7 @@ impl HaveBatches {
         });
     }
 
-    /// Drops the chunks of a blob that are not announced yet: a greeting names them.
+    /// Drops the chunks of a blob that are not announced yet: a chunk map names them.
     pub(super) fn clear(&mut self, slot: BlobSlot) {
         if let Some(batcher) = self.batchers.get_mut(slot) {
             batcher.clear();
@@ -67,7 +67,7 @@ impl HaveBatches {
     }
 }
 
-/// Least time between two batches of a blob.
+/// Minimum time between two batches of a blob.
 fn batch_interval(ctx: &Context, slot: BlobSlot) -> Duration {
     ctx.config.have_interval.min(ctx.blobs.chunk_time(slot) / 2)
 }

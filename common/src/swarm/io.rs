@@ -89,7 +89,7 @@ pub struct HaveBatch {
 }
 
 impl HaveBatch {
-    /// Most chunks in a batch.
+    /// Maximum number of chunks in a batch.
     pub const MAX: usize = 8;
 
     /// The chunks, in the order in which they were added.
@@ -118,12 +118,12 @@ impl HaveBatch {
     }
 }
 
-/// The chunks of a blob that a neighbour says it holds.
+/// The chunks of a blob that a neighbour reports as held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeldChunks {
     /// These chunks, besides those it named before.
     Chunks(HaveBatch),
-    /// Exactly these chunks: a greeting, or a correction.
+    /// Exactly these chunks: the first chunk map, or a correction.
     Map(ChunkMap),
     /// All of them.
     Complete,
@@ -370,14 +370,14 @@ pub enum Output {
         peer: PeerSlot,
     },
     /// Send a neighbour the map of the chunks held ([`super::PeerMachine::held`]), even an empty
-    /// one, which says that the blob is wanted.
-    Greet {
+    /// one, which means that the blob is wanted.
+    SendChunkMap {
         /// A connected peer.
         peer: PeerSlot,
         /// The blob.
         blob: BlobSlot,
     },
-    /// Tell the neighbours of [`super::PeerMachine::audience`] about newly held chunks.
+    /// Tell the neighbours of [`super::PeerMachine::have_recipients`] about newly held chunks.
     Have {
         /// The blob.
         blob: BlobSlot,

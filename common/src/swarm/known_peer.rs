@@ -1,4 +1,4 @@
-//! What is known about one peer.
+//! The state that is kept about one peer.
 
 use core::time::Duration;
 
@@ -14,7 +14,7 @@ pub(super) struct KnownPeer {
     pub(super) nearness: Nearness,
     pub(super) connection: ConnectionState,
     pub(super) round_trip: Duration,
-    /// Its uplink in bits per second, if it said so.
+    /// Its uplink in bits per second, if it reported one.
     pub(super) rate: Option<u64>,
     pub(super) quarantined_until: Time,
     pub(super) responsiveness: Responsiveness,

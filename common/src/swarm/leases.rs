@@ -17,12 +17,12 @@ use super::timers::Timer;
 use crate::time::Time;
 
 /// Blobs for which a request is parked at once: the next blob's copy from the origin begins while
-/// the last chunks of the first are on their way, and yet all peers begin with the same blob.
+/// the last chunks of the first are on their way, and all peers still start with the same blob.
 pub(super) const MAX_REQUESTS: usize = 2;
 /// After so many leases in a row for starving requests, a pull without any neighbour that holds a
 /// chunk holds several leases at once. A pull whose dials are not answered does so from the start.
 const STARVED_LEASES_WHEN_ALONE: i32 = 3;
-/// Least time between two requests for one blob.
+/// Minimum time between two requests for one blob.
 const REQUEST_INTERVAL: Duration = Duration::from_millis(100);
 /// Chunk times that are added to the starving timeout: a chunk may take so long on its way through
 /// the swarm before something must be wrong.

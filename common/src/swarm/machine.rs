@@ -6,7 +6,7 @@
 use core::time::Duration;
 
 use super::blob_exchange::{BlobExchange, MAX_NEIGHBOURS};
-use super::config::Config;
+use super::config::SwarmConfig;
 use super::context::{Context, Work};
 use super::counters::TransferCounters;
 use super::downloads::{Downloads, Progress};
@@ -42,7 +42,7 @@ pub struct PeerMachine {
 
 impl PeerMachine {
     /// A machine that knows no blob and no peer.
-    pub fn new(mut config: Config, rng_seed: u64) -> Self {
+    pub fn new(mut config: SwarmConfig, rng_seed: u64) -> Self {
         config.max_neighbours = config.max_neighbours.min(MAX_NEIGHBOURS);
         Self {
             ctx: Context::new(config, rng_seed),
@@ -72,7 +72,7 @@ impl PeerMachine {
             Input::Forget { blob } => self.on_forget(blob),
             Input::Handout { blob, peers } => self.on_handout(blob, &peers),
             Input::Dial { facts } => {
-                self.downloads.introduce(&facts);
+                self.downloads.register_peer(&facts);
                 self.neighbours.on_dial(&mut self.ctx, &facts);
             }
             Input::Connected { facts, round_trip } => self.on_connected(&facts, round_trip),
@@ -176,7 +176,7 @@ impl PeerMachine {
                 }
                 Timer::Dial => {
                     self.neighbours.check_dials(&mut self.ctx);
-                    self.neighbours.meet(&mut self.ctx);
+                    self.neighbours.connect_candidates(&mut self.ctx);
                 }
             }
         }
@@ -191,17 +191,17 @@ impl PeerMachine {
         self.ctx.blobs.get(blob).map(BlobExchange::held)
     }
 
-    /// The neighbours to tell about newly held chunks of a blob: those that were greeted and are
-    /// not known to hold all of these chunks. Neighbours that hold them learn that we do from the
-    /// greeting when we are complete, or when we lack one again.
-    pub fn audience(
+    /// The recipients of a Have message for these chunks of a blob: neighbours that have our chunk
+    /// map and are not known to hold all of the chunks. Neighbours that hold them learn that we do
+    /// from the chunk map that is sent when we are complete, or when we lack one again.
+    pub fn have_recipients(
         &self,
         blob: BlobSlot,
         batch: &HaveBatch,
     ) -> impl Iterator<Item = PeerSlot> + '_ {
         let blob = self.ctx.blobs.get(blob);
-        let audience = blob.map(|blob| blob.audience(batch.chunks()));
-        audience.into_iter().flatten()
+        let recipients = blob.map(|blob| blob.have_recipients(batch.chunks()));
+        recipients.into_iter().flatten()
     }
 
     /// The neighbours with which a blob is exchanged.
@@ -275,7 +275,7 @@ impl PeerMachine {
     }
 
     /// The settings it was made with.
-    pub fn config(&self) -> &Config {
+    pub fn config(&self) -> &SwarmConfig {
         &self.ctx.config
     }
 
@@ -315,7 +315,7 @@ impl PeerMachine {
         self.ctx.due.add(Work::FillSlots);
         self.ctx.due.add(Work::SeekLeases);
         self.complete_if_held(slot);
-        self.neighbours.meet(&mut self.ctx);
+        self.neighbours.connect_candidates(&mut self.ctx);
     }
 
     fn on_unwant(&mut self, slot: BlobSlot) {
@@ -337,9 +337,9 @@ impl PeerMachine {
             self.downloads.mark_moved(self.ctx.now, slot);
             self.ctx.timers.wake_by(Timer::Fallback, self.ctx.now);
             self.ctx.output(Output::Announce);
-            self.neighbours.meet(&mut self.ctx);
+            self.neighbours.connect_candidates(&mut self.ctx);
         }
-        self.greet_again(slot);
+        self.resend_chunk_map(slot);
         self.ctx.due.add(Work::FillSlots);
         self.ctx.due.add(Work::SeekLeases);
     }
@@ -365,20 +365,20 @@ impl PeerMachine {
         self.stalls.stop(self.ctx.now, slot);
         self.leases.release_blob(&mut self.ctx, slot);
         self.neighbours.clear_candidates(slot);
-        self.greet_again(slot);
+        self.resend_chunk_map(slot);
         self.ctx.output(Output::Complete { blob: slot });
         self.ctx.output(Output::Announce);
         self.ctx.due.add(Work::SeekLeases);
     }
 
-    /// Tells the neighbours that were greeted and still lack chunks exactly which chunks are held:
-    /// all of them at last, or fewer than before.
-    fn greet_again(&mut self, slot: BlobSlot) {
+    /// Sends the neighbours that have our chunk map and still lack chunks a new one: the complete
+    /// chunk map, when the blob is complete, or the smaller one, when a chunk was lost.
+    fn resend_chunk_map(&mut self, slot: BlobSlot) {
         self.have_batches.clear(slot);
         if let Some(blob) = self.ctx.blobs.get(slot) {
-            let greet = |peer| Output::Greet { peer, blob: slot };
-            let greetings = blob.greeted_leechers().map(greet);
-            self.ctx.outputs.extend(greetings);
+            let send_map = |peer| Output::SendChunkMap { peer, blob: slot };
+            let outputs = blob.leechers_with_map().map(send_map);
+            self.ctx.outputs.extend(outputs);
         }
     }
 }
@@ -387,13 +387,13 @@ impl PeerMachine {
 impl PeerMachine {
     fn on_handout(&mut self, slot: BlobSlot, peers: &[PeerFacts]) {
         for facts in peers {
-            self.downloads.introduce(facts);
+            self.downloads.register_peer(facts);
         }
         self.neighbours.on_handout(&mut self.ctx, slot, peers);
     }
 
     fn on_connected(&mut self, facts: &PeerFacts, round_trip: Duration) {
-        self.downloads.introduce(facts);
+        self.downloads.register_peer(facts);
         let has_transfers = |peer| self.downloads.has_request_at(peer) || self.uploads.serves(peer);
         let ctx = &mut self.ctx;
         if self

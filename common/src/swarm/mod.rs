@@ -42,10 +42,10 @@
 //!
 //! # How two peers become neighbours for a blob
 //!
-//! A greeting is a map of the chunks that a peer holds, perhaps of none. A peer that wants a blob
-//! greets the peers of its handout once they are connected; a peer that is greeted about a blob it
-//! knows greets back, once. From then on each tells the other about newly held chunks
-//! ([`Output::Have`] to [`PeerMachine::audience`]).
+//! Neighbours for a blob first exchange chunk maps (possibly empty). A peer that wants a blob sends
+//! its map to each connected peer of its handout; the receiver answers once with its own map. After
+//! that both send Have messages for new chunks ([`Output::Have`] to
+//! [`PeerMachine::have_recipients`]).
 //!
 //! # Structure
 //!
@@ -103,7 +103,7 @@ mod uploads;
 #[cfg(test)]
 mod tests;
 
-pub use config::Config;
+pub use config::SwarmConfig;
 pub use counters::TransferCounters;
 pub use io::{
     BlobSlot, ChunkSource, DownloadFailure, HaveBatch, HeldChunks, Input, Nearness, OriginSlot,

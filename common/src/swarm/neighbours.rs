@@ -1,7 +1,7 @@
-//! The peers: which to dial, which to greet about which blob, and which not to use.
+//! The peers: which to dial, which to send the chunk map of which blob, and which not to use.
 //!
-//! A greeting is a map of the chunks that a peer holds, perhaps of none. Neighbours that were
-//! greeted about a blob receive Have messages for newly held chunks from then on.
+//! A chunk map may be empty. Neighbours that have our chunk map of a blob receive Have messages for
+//! newly held chunks from then on.
 
 use core::time::Duration;
 
@@ -15,8 +15,8 @@ use super::timers::Timer;
 use super::unresponsive::Responsiveness;
 use crate::time::Time;
 
-/// A neighbour that has not answered a greeting for this long did not know the blob then.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
+/// A neighbour that has not answered a chunk map for this long did not know the blob then.
+const CHUNK_MAP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// All peers, their connections, and the candidates of each blob.
 #[derive(Debug, Default)]
@@ -47,19 +47,19 @@ impl Neighbours {
 
     pub(super) fn on_handout(&mut self, ctx: &mut Context, slot: BlobSlot, peers: &[PeerFacts]) {
         for facts in peers {
-            self.introduce(facts);
+            self.register_peer(facts);
             if let Some(candidates) = self.candidates.get_mut(slot)
                 && candidates.add(ctx.now, facts.peer)
             {
                 self.peers[facts.peer.0 as usize].candidacies += 1;
             }
         }
-        self.meet(ctx);
+        self.connect_candidates(ctx);
     }
 
     /// Dials a peer that the driver asked for, within the same limits as candidates.
     pub(super) fn on_dial(&mut self, ctx: &mut Context, facts: &PeerFacts) {
-        self.introduce(facts);
+        self.register_peer(facts);
         let peer = &self.peers[facts.peer.0 as usize];
         if let ConnectionState::Disconnected {
             redial_at,
@@ -83,7 +83,7 @@ impl Neighbours {
         round_trip: Duration,
         has_transfers: impl Fn(PeerSlot) -> bool,
     ) -> bool {
-        self.introduce(facts);
+        self.register_peer(facts);
         let peer = &mut self.peers[facts.peer.0 as usize];
         if peer.is_connected() {
             peer.round_trip = round_trip;
@@ -102,7 +102,7 @@ impl Neighbours {
         peer.round_trip = round_trip;
         peer.responsiveness = Responsiveness::default();
         self.connections += 1;
-        self.meet(ctx);
+        self.connect_candidates(ctx);
         true
     }
 
@@ -110,7 +110,7 @@ impl Neighbours {
     pub(super) fn on_disconnected(&mut self, ctx: &mut Context, peer: PeerSlot) -> bool {
         let was_connected = self.close(ctx, peer);
         if was_connected {
-            self.meet(ctx);
+            self.connect_candidates(ctx);
         }
         was_connected
     }
@@ -128,7 +128,7 @@ impl Neighbours {
         if peer.connection.is_given_up() {
             self.give_up(ctx, slot);
         }
-        self.meet(ctx);
+        self.connect_candidates(ctx);
     }
 
     /// Records the rate of a neighbour's uplink; false for an unknown peer.
@@ -140,7 +140,7 @@ impl Neighbours {
         true
     }
 
-    /// Applies what a neighbour says it holds; true if it holds something new that we want.
+    /// Applies a neighbour's report of held chunks; true if it holds something new that we want.
     pub(super) fn on_have(
         &mut self,
         ctx: &mut Context,
@@ -168,14 +168,15 @@ impl Neighbours {
         let unavailable_before = blob.unavailable();
         let is_first = !blob.has_announced(index);
         let effect = blob.apply_have(index, have);
-        // A first message long after our greeting says that the peer did not know the blob then.
-        let is_stale = |greeted_at: Time| is_first && greeted_at + GREETING_TIMEOUT <= ctx.now;
+        // A first message long after our chunk map means that the peer did not know the blob then.
+        let is_stale = |map_sent_at: Time| is_first && map_sent_at + CHUNK_MAP_TIMEOUT <= ctx.now;
         // A peer that lost a chunk may have received no Have message for it, because it held it.
-        if blob.greeted_at(index).is_none_or(is_stale)
+        if blob.map_sent_at(index).is_none_or(is_stale)
             || (effect.is_correction && blob.held_count() > 0)
         {
-            blob.mark_greeted(index, ctx.now);
-            ctx.outputs.push_back(Output::Greet { peer, blob: slot });
+            blob.mark_map_sent(index, ctx.now);
+            ctx.outputs
+                .push_back(Output::SendChunkMap { peer, blob: slot });
         }
         let has_changed = (blob.unavailable() == 0) != (unavailable_before == 0);
         ctx.due.add_if(has_changed, Work::SeekLeases);
@@ -200,7 +201,7 @@ impl Neighbours {
         self.peers[slot.0 as usize].quarantined_until = until;
         ctx.output(Output::Quarantine { peer: slot, until });
         let was_connected = self.hang_up(ctx, slot);
-        self.meet(ctx);
+        self.connect_candidates(ctx);
         was_connected
     }
 
@@ -291,11 +292,12 @@ impl Neighbours {
         }
     }
 
-    /// Dials and greets the candidates of all wanted blobs, and asks for more where they are few.
-    pub(super) fn meet(&mut self, ctx: &mut Context) {
+    /// Dials the candidates of all wanted blobs, sends chunk maps to the connected ones, and asks
+    /// for more candidates where there are few.
+    pub(super) fn connect_candidates(&mut self, ctx: &mut Context) {
         for at in 0..ctx.blobs.wanted().len() {
             let slot = ctx.blobs.wanted()[at];
-            self.meet_candidates(ctx, slot);
+            self.connect_candidates_of(ctx, slot);
             self.refill(ctx, slot);
         }
     }
@@ -342,7 +344,7 @@ impl Neighbours {
         }
     }
 
-    /// The median rate of the connected peers that said theirs, in bits per second.
+    /// The median of the rates that connected peers reported, in bits per second.
     fn median_rate(&self) -> Option<u64> {
         let connected = self.peers.iter().filter(|peer| peer.is_connected());
         let mut rates: Vec<u64> = connected.filter_map(|peer| peer.rate).collect();
@@ -395,7 +397,7 @@ impl Neighbours {
         else {
             return false;
         };
-        blob.has_only_seeders() && candidates.are_met(ctx.now, blob)
+        blob.has_only_seeders() && candidates.are_settled(ctx.now, blob)
     }
 
     /// Number of peers named so far, for invariants.
@@ -412,8 +414,8 @@ impl Neighbours {
 
 // Steps of the events.
 impl Neighbours {
-    /// Records who a peer is. The table grows to the highest slot named.
-    fn introduce(&mut self, facts: &PeerFacts) {
+    /// Records the identity and location of a peer. The table grows to the highest slot named.
+    fn register_peer(&mut self, facts: &PeerFacts) {
         let index = facts.peer.0 as usize;
         if index >= self.peers.len() {
             self.peers.resize_with(index + 1, KnownPeer::default);
@@ -422,7 +424,7 @@ impl Neighbours {
         self.peers[index].key = facts.key;
     }
 
-    fn meet_candidates(&mut self, ctx: &mut Context, slot: BlobSlot) {
+    fn connect_candidates_of(&mut self, ctx: &mut Context, slot: BlobSlot) {
         let (Some(blob), Some(candidates)) = (ctx.blobs.get(slot), self.candidates.get(slot))
         else {
             return;
@@ -437,7 +439,7 @@ impl Neighbours {
             let peer = self.candidates_of(Some(slot))[at];
             match self.peers[peer.0 as usize].connection {
                 ConnectionState::Dialing { .. } => {}
-                ConnectionState::Connected => self.greet(ctx, slot, peer, &mut room),
+                ConnectionState::Connected => self.send_chunk_map(ctx, slot, peer, &mut room),
                 ConnectionState::Disconnected {
                     redial_at,
                     failures,
@@ -448,8 +450,14 @@ impl Neighbours {
         }
     }
 
-    /// Greets a connected candidate unless it was greeted already.
-    fn greet(&mut self, ctx: &mut Context, slot: BlobSlot, peer: PeerSlot, room: &mut usize) {
+    /// Sends a connected candidate the chunk map, unless it has it already.
+    fn send_chunk_map(
+        &mut self,
+        ctx: &mut Context,
+        slot: BlobSlot,
+        peer: PeerSlot,
+        room: &mut usize,
+    ) {
         let Some(blob) = ctx.blobs.get_mut(slot) else {
             return;
         };
@@ -462,9 +470,9 @@ impl Neighbours {
                 blob.add_neighbour(peer)
             }
         };
-        if blob.greeted_at(index).is_none() {
-            blob.mark_greeted(index, ctx.now);
-            ctx.output(Output::Greet { peer, blob: slot });
+        if blob.map_sent_at(index).is_none() {
+            blob.mark_map_sent(index, ctx.now);
+            ctx.output(Output::SendChunkMap { peer, blob: slot });
         }
     }
 

@@ -22,12 +22,12 @@ use crate::time::Time;
 
 /// The timeout is the configured one multiplied by two to the power of at most this.
 const MAX_TIMEOUT_LOG2: i32 = 3;
-/// As `MAX_TIMEOUT_LOG2`, at least.
+/// Lower bound of the same exponent.
 const MIN_TIMEOUT_LOG2: i32 = -6;
 /// Chunk times that are added to the timeout: a chunk may take so long on its way through the swarm
 /// before something must be wrong.
 const TIMEOUT_CHUNK_TIMES: u32 = 16;
-/// Most fetches without a lease at once while there are neighbours.
+/// Maximum number of concurrent fetches without a lease while there are neighbours.
 const MAX_AMONG_NEIGHBOURS: usize = 1;
 
 /// When each blob falls back to the origin.

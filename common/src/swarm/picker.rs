@@ -184,8 +184,8 @@ impl NearestPeer {
     }
 }
 
-/// Most transfers at once from other zones: one, and as many more as there are slots that the
-/// neighbours in the own zone are too few to fill.
+/// Maximum number of concurrent transfers from other zones: one, and as many more as there are
+/// slots that the neighbours in the own zone are too few to fill.
 fn other_zones_limit(same_zone: u32, slots: u32) -> u32 {
     slots.saturating_sub(same_zone).max(1)
 }

@@ -78,7 +78,7 @@ pub(super) struct RequestWindows(Vec<RequestWindow>);
 
 impl RequestWindows {
     /// Records how near a peer is. The table grows to the highest slot named.
-    pub(super) fn introduce(&mut self, peer: PeerSlot, nearness: Nearness) {
+    pub(super) fn register_peer(&mut self, peer: PeerSlot, nearness: Nearness) {
         let index = peer.0 as usize;
         if index >= self.0.len() {
             self.0.resize_with(index + 1, RequestWindow::default);

@@ -29,7 +29,7 @@ pub enum StallReason {
     /// Neighbours hold the missing chunks, and all of them are busy, paused, or in other zones from
     /// which enough chunks come.
     Holders,
-    /// No neighbour has said yet which chunks it holds.
+    /// No neighbour has sent its chunk map yet.
     Neighbours,
     /// No neighbour holds the missing chunks, and the tracker, which was asked, has granted no
     /// lease: other peers fetch them.

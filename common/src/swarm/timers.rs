@@ -6,7 +6,7 @@
 
 use crate::time::Time;
 
-/// What a deadline is for.
+/// The purpose of a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
     /// A batch of Have messages may be sent.

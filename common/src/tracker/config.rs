@@ -14,7 +14,7 @@ pub struct TrackerConfig {
     pub announces_per_second: u32,
     /// Intervals without an announce after which a peer is forgotten.
     pub intervals_to_expiry: u32,
-    /// Most peers at once; further ones are rejected.
+    /// Maximum number of peers; further ones are rejected.
     pub peers_limit: u32,
     /// Most swarms that one peer may be in; further changes are ignored.
     pub swarms_per_peer_limit: usize,

@@ -131,7 +131,7 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    /// Most peers that an index can address.
+    /// Maximum number of peers that an index can address.
     pub(super) const MAX_PEERS: u32 = 1 << RosterPosition::INDEX_BITS;
 
     pub(super) fn peer_count(&self) -> u32 {

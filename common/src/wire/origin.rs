@@ -55,7 +55,7 @@ impl ClosureAnswer {
     /// # Errors
     /// [`CodecError`] if the bytes are not such an answer, or the result is too long.
     pub fn with_grant(encoded: &[u8], grant: Grant) -> Result<Vec<u8>, CodecError> {
-        // The grant is the last field, and none is a zero.
+        // The grant is the last field; `None` is encoded as one zero byte.
         let Some((0, proofs)) = encoded.split_last() else {
             return Err(CodecError::Malformed(
                 "the closure already has a grant".to_owned(),

@@ -19,7 +19,7 @@ use bincode::{Decode, Encode};
 use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
 use crate::grant::Grant;
-use crate::hash_tree::Value;
+use crate::hash_tree::ChainingValue;
 use crate::name::{RegionName, ZoneName};
 use crate::proof;
 use crate::wire::frame::messages;
@@ -144,13 +144,16 @@ pub struct Ask {
 }
 
 /// Why a chunk is not sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, thiserror::Error)]
 pub enum Refusal {
     /// All upload slots are taken; retry after half the transfer time of a chunk.
+    #[error("no free upload slot")]
     Busy,
     /// The chunk is not held (any more).
+    #[error("chunk not held")]
     Gone,
     /// The requesting peer has no valid grant.
+    #[error("no valid grant")]
     NotPermitted,
 }
 
@@ -160,7 +163,7 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Parts {
     /// One per part, in order.
-    pub values: Vec<Value>,
+    pub values: Vec<ChainingValue>,
 }
 
 /// Requests an image from a peer that cannot reach an origin: the manifest, and the proofs of the
@@ -176,7 +179,7 @@ pub struct AskImage {
 /// An image from a neighbour. The receiver trusts nothing in it: it checks the manifest against its
 /// digest, and verifies the proofs.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Image {
+pub struct ImageBundle {
     /// The manifest's media type, as the origin sent it.
     pub media_type: String,
     /// The manifest.
@@ -197,7 +200,7 @@ messages! {
         /// A request for an image.
         AskImage(AskImage) = 35,
         /// The image.
-        Image(Image) = 36,
+        Image(ImageBundle) = 36,
     }
 }
 

@@ -156,12 +156,12 @@ pub struct LeaseRequest {
 pub enum LeaseAsk {
     /// A lease, on any chunk. Parked until one can be granted, or the tracker's bound has passed.
     Take {
-        /// Grows with each take of the peer's life. Requests may overtake each other: of two, the
-        /// higher one holds.
+        /// Sequence number of the peer's Take requests. Requests may be reordered; the highest
+        /// number wins.
         number: u64,
         /// Chunks that neither the peer nor any neighbour of it holds. Its length is the blob's.
         missing: ChunkMap,
-        /// Whether the peer can go on with nothing else.
+        /// Whether the peer has nothing else to fetch.
         starving: bool,
         /// Holders that it could not reach after [`LeaseAnswer::Dial`] named them.
         unreachable: Vec<PeerId>,

@@ -14,7 +14,7 @@ use flotilla_common::seal::{BlobFacts, SealKey};
 use flotilla_common::wire::frame::Message;
 use flotilla_common::wire::origin::{ClosureAnswer, ClosureRequest};
 use flotilla_common::wire::peer::{
-    About, Ask, AskImage, Chunk, Control, Forgot, Have, Hello, Holding, Holds, Image, Parts,
+    About, Ask, AskImage, Chunk, Control, Forgot, Have, Hello, Holding, Holds, ImageBundle, Parts,
     ProofWanted, Refusal,
 };
 use flotilla_common::wire::tracker::{
@@ -87,7 +87,7 @@ fn peer_frames() -> Seeds {
     map.insert(70);
     let digest = digest();
     let media_type = "application/vnd.oci.image.manifest.v1+json".to_owned();
-    let image = Image {
+    let image = ImageBundle {
         media_type,
         manifest: b"{}".to_vec(),
         proofs: vec![proof()],

@@ -3,7 +3,7 @@
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
 use flotilla_common::name::RepositoryName;
-use flotilla_common::wire::peer::Image;
+use flotilla_common::wire::peer::ImageBundle;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,7 +16,7 @@ pub(crate) const QUEUE: usize = 1024;
 
 /// A request to the driver.
 #[derive(Debug)]
-pub(crate) enum Command {
+pub(crate) enum DriverCommand {
     /// A pull needs this blob now or soon.
     Want {
         pin: Pin,
@@ -46,7 +46,7 @@ pub(crate) enum Command {
     /// them has it.
     SeekImage {
         manifest: Digest,
-        answer: oneshot::Sender<Image>,
+        answer: oneshot::Sender<ImageBundle>,
     },
     /// The container runtime starts to pull an image.
     StartPull(PullStart),
@@ -56,28 +56,28 @@ pub(crate) enum Command {
 
 /// The sending end of the driver's command queue.
 #[derive(Clone, Debug)]
-pub(crate) struct Commands(mpsc::Sender<Command>);
+pub(crate) struct Commands(mpsc::Sender<DriverCommand>);
 
 impl Commands {
     /// A bounded queue of commands.
-    pub(crate) fn channel() -> (Self, mpsc::Receiver<Command>) {
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<DriverCommand>) {
         let (sender, receiver) = mpsc::channel(QUEUE);
         (Self(sender), receiver)
     }
 
     /// Sends a command, waiting while the queue is full. A command to a stopped driver is dropped:
     /// readers then fall back to an origin.
-    pub(crate) async fn send(&self, command: Command) {
+    pub(crate) async fn send(&self, command: DriverCommand) {
         let _ = self.0.send(command).await;
     }
 
     /// Sends a command unless the queue is full; false if it is.
-    pub(crate) fn try_send(&self, command: Command) -> bool {
+    pub(crate) fn try_send(&self, command: DriverCommand) -> bool {
         !matches!(self.0.try_send(command), Err(TrySendError::Full(_)))
     }
 
     /// Waits until the queue has room for a command; `None` if the driver has stopped.
-    pub(crate) async fn reserve(&self) -> Option<mpsc::Permit<'_, Command>> {
+    pub(crate) async fn reserve(&self) -> Option<mpsc::Permit<'_, DriverCommand>> {
         self.0.reserve().await.ok()
     }
 }

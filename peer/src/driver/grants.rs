@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signature_is_verified_once_per_link_and_again_after_a_key_change() {
+    fn grant_signature_is_verified_once_per_link_and_key() {
         let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
         let mut trusted = TrustedKeys::none();
         trusted.add(&key.public()).expect("a key");

@@ -25,7 +25,7 @@ use flotilla_common::proof::Proof;
 use flotilla_common::swarm::Input;
 use flotilla_common::time::Time;
 use flotilla_common::wire::frame::MAX_BODY_LEN;
-use flotilla_common::wire::peer::{Image, Refusal};
+use flotilla_common::wire::peer::{ImageBundle, Refusal};
 use flotilla_common::wire::tracker::Handout;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
@@ -57,7 +57,7 @@ pub(super) struct ImageSeeks {
 
 #[derive(Debug, Default)]
 struct ImageSeek {
-    waiting: Vec<oneshot::Sender<Image>>,
+    waiting: Vec<oneshot::Sender<ImageBundle>>,
     asked: BTreeSet<PeerId>,
 }
 
@@ -87,7 +87,7 @@ impl ImageSeeks {
 
 impl Driver {
     /// Seeks an image among the peers. `answer` gets the first valid answer, or is dropped.
-    pub(super) fn seek_image(&mut self, manifest: Digest, answer: oneshot::Sender<Image>) {
+    pub(super) fn seek_image(&mut self, manifest: Digest, answer: oneshot::Sender<ImageBundle>) {
         self.seeks.retain_awaited();
         let seeks = &mut self.seeks.by_manifest;
         if seeks.len() >= MAX_SEEKS && !seeks.contains_key(&manifest) {
@@ -111,7 +111,7 @@ impl Driver {
         let own = self.context.network.me.id.clone();
         let others = handout.peers.iter().filter(|info| info.id != own);
         for info in others.take(MAX_ASKED) {
-            let facts = self.meet(info);
+            let facts = self.store_peer_info(info);
             match self.tables.link(facts.peer).cloned() {
                 Some(link) => self.ask_for_images(&link),
                 // The peer is asked once it is connected.
@@ -157,7 +157,7 @@ impl Driver {
     }
 
     /// Delivers an image to the requests that wait for it.
-    pub(super) fn image_received(&mut self, manifest: &Digest, image: &Image) {
+    pub(super) fn image_received(&mut self, manifest: &Digest, image: &ImageBundle) {
         let seek = self.seeks.by_manifest.remove(manifest).unwrap_or_default();
         for waiting in seek.waiting {
             // A request that timed out needs no image.
@@ -195,7 +195,7 @@ impl Driver {
 }
 
 /// An image from the stores: its manifest and the proofs of its blobs, as far as they are stored.
-async fn stored_image(stores: &Stores, digest: &Digest) -> Option<Image> {
+async fn stored_image(stores: &Stores, digest: &Digest) -> Option<ImageBundle> {
     let stored = stores.manifests.get(digest).await?;
     let manifest = Manifest::parse(&stored.bytes).ok()?;
     let mut room = MAX_PROOFS_LEN;
@@ -211,7 +211,7 @@ async fn stored_image(stores: &Stores, digest: &Digest) -> Option<Image> {
             proofs.push(Proof::clone(blob.proof()));
         }
     }
-    Some(Image {
+    Some(ImageBundle {
         media_type: stored.media_type,
         manifest: stored.bytes.to_vec(),
         proofs,

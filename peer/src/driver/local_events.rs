@@ -8,7 +8,7 @@ use flotilla_common::swarm::{BlobSlot, DownloadFailure, Input, StallTimes};
 use flotilla_common::time::Time;
 
 use super::tasks::{Fetched, TaskReport, Verdict};
-use super::{Command, Driver, LINGER};
+use super::{Driver, DriverCommand, UNREAD_DOWNLOAD_TIMEOUT};
 use crate::store::{Pin, StoredBlob, run_blocking};
 
 impl Driver {
@@ -22,11 +22,11 @@ impl Driver {
         }
     }
 
-    pub(super) fn on_command(&mut self, now: Time, command: Command) {
+    pub(super) fn on_command(&mut self, now: Time, command: DriverCommand) {
         match command {
             // The blob was quarantined after the command was sent.
-            Command::Want { pin, .. } if pin.blob().is_removed() => {}
-            Command::Want {
+            DriverCommand::Want { pin, .. } if pin.blob().is_removed() => {}
+            DriverCommand::Want {
                 pin,
                 repository,
                 grant,
@@ -39,7 +39,7 @@ impl Driver {
                 }
                 self.update_cursor(now, slot);
             }
-            Command::ReadersMoved { digest, lowest } => {
+            DriverCommand::ReadersMoved { digest, lowest } => {
                 if let Some(slot) = self.tables.blob_slot(&digest) {
                     if let Some(blob) = self.tables.blob_mut(slot) {
                         blob.cursor = lowest;
@@ -48,7 +48,7 @@ impl Driver {
                 }
                 self.end_finished_pulls(now);
             }
-            Command::HasSource {
+            DriverCommand::HasSource {
                 digest,
                 chunk,
                 answer,
@@ -56,8 +56,8 @@ impl Driver {
                 // A closed reader needs no answer.
                 let _ = answer.send(self.has_source(now, &digest, chunk));
             }
-            Command::Damaged { digest, chunk } => self.chunk_lost(now, &digest, chunk),
-            Command::Evicted(digests) => {
+            DriverCommand::Damaged { digest, chunk } => self.chunk_lost(now, &digest, chunk),
+            DriverCommand::Evicted(digests) => {
                 // A blob may have been stored again since it was evicted.
                 let is_gone = |slot: &_| {
                     let blob = self.tables.blob(*slot);
@@ -72,10 +72,10 @@ impl Driver {
                     self.forget(now, slot);
                 }
             }
-            Command::Quarantine { digest, reason } => self.quarantine(now, &digest, &reason),
-            Command::SeekImage { manifest, answer } => self.seek_image(manifest, answer),
-            Command::StartPull(start) => self.open_pull(now, start),
-            Command::Status(sender) => {
+            DriverCommand::Quarantine { digest, reason } => self.quarantine(now, &digest, &reason),
+            DriverCommand::SeekImage { manifest, answer } => self.seek_image(manifest, answer),
+            DriverCommand::StartPull(start) => self.open_pull(now, start),
+            DriverCommand::Status(sender) => {
                 // A request that timed out needs no answer.
                 let _ = sender.send(Box::new(self.status(now)));
             }
@@ -153,7 +153,9 @@ impl Driver {
             .tables
             .blobs()
             .filter(|(_, blob)| {
-                blob.pin.is_some() && blob.cursor.is_none() && blob.used_at + LINGER <= now
+                blob.pin.is_some()
+                    && blob.cursor.is_none()
+                    && blob.used_at + UNREAD_DOWNLOAD_TIMEOUT <= now
             })
             .map(|(slot, _)| slot)
             .collect();

@@ -2,10 +2,10 @@
 //! its outputs.
 //!
 //! ```text
-//! mirror ── Command ──┐                          ┌──▶ transport: dial, send, fetch, serve
-//! transport ── Event ─┼─▶ driver ─▶ PeerMachine ─┼──▶ origins: fetch
-//! tracker ─── Event ──┤            ◀─ outputs    ├──▶ trackers: announce, leases
-//! tasks ─ TaskReport ─┘                          └──▶ store: whole-blob check, bypass
+//! mirror ── DriverCommand ──┐                          ┌──▶ transport: dial, send, fetch, serve
+//! transport ──────── Event ─┼─▶ driver ─▶ PeerMachine ─┼──▶ origins: fetch
+//! tracker ────────── Event ─┤            ◀─ outputs    ├──▶ trackers: announce, leases
+//! tasks ─────── TaskReport ─┘                          └──▶ store: whole-blob check, bypass
 //! ```
 //!
 //! The driver makes no decisions; those are the machine's. It waits for nothing but the next event,
@@ -43,18 +43,18 @@ use crate::store::StoredBlob;
 use crate::telemetry::Telemetry;
 use crate::tracker_client::TrackerEvent;
 use crate::transport::{ChunkInterceptor, ChunkRequest, PeerLink, TransportEvent};
-pub(crate) use command::{Command, Commands, QUEUE};
+pub(crate) use command::{Commands, DriverCommand, QUEUE};
 use tables::Tables;
 pub(crate) use tables::peer_key;
 use tasks::TaskReport;
 
-/// How often the driver does what no event calls for: it saves records and stops the download of
-/// blobs that are no longer read.
+/// Time between two runs of periodic work: saving records, and stopping the download of blobs that
+/// are no longer read.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(2);
 /// How long after its last reader the download of a blob goes on.
-const LINGER: Duration = Duration::from_secs(60);
+const UNREAD_DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the driver needs of the rest of the peer.
+/// The parts of the peer that the driver uses.
 #[derive(Debug)]
 pub(crate) struct DriverContext {
     pub(crate) clock: Clock,
@@ -72,7 +72,7 @@ pub(crate) struct DriverContext {
 /// The receiving ends of the driver's queues.
 #[derive(Debug)]
 pub(crate) struct Events {
-    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) commands: mpsc::Receiver<DriverCommand>,
     pub(crate) transport_events: mpsc::Receiver<TransportEvent>,
     pub(crate) tracker: mpsc::Receiver<TrackerEvent>,
     pub(crate) origin_health: mpsc::Receiver<OriginHealthReport>,

@@ -154,7 +154,7 @@ impl Driver {
                 }
                 return;
             }
-            // This peer never requests proofs, and greetings are exchanged before.
+            // This peer never requests proofs, and Hello and About are exchanged before.
             Control::Proof(_) | Control::Hello(_) | Control::About(_) => return,
         };
         if let Some(blob) = self.tables.blob_slot(&digest) {

@@ -26,7 +26,7 @@ impl Driver {
         match output {
             Output::Dial { peer } => self.dial(peer),
             Output::HangUp { peer } => self.hang_up(peer),
-            Output::Greet { peer, blob } => self.greet(peer, blob),
+            Output::SendChunkMap { peer, blob } => self.send_chunk_map(peer, blob),
             Output::Have { blob, batch } => self.send_have(blob, &batch),
             Output::Fetch {
                 transfer,
@@ -114,7 +114,7 @@ impl Driver {
         self.count_neighbours();
     }
 
-    fn greet(&self, peer: PeerSlot, slot: BlobSlot) {
+    fn send_chunk_map(&self, peer: PeerSlot, slot: BlobSlot) {
         let (Some(link), Some(blob), Some(held)) = (
             self.tables.link(peer),
             self.tables.blob(slot),
@@ -143,7 +143,7 @@ impl Driver {
         });
         for link in self
             .machine
-            .audience(slot, batch)
+            .have_recipients(slot, batch)
             .filter_map(|peer| self.tables.link(peer))
         {
             link.send(have.clone());

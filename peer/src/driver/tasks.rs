@@ -9,7 +9,7 @@ use flotilla_common::grant::Grant;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::proof::Proof;
 use flotilla_common::swarm::{DownloadFailure, OriginSlot, RefusalReason, TransferId, UploadId};
-use flotilla_common::wire::peer::{self, Image};
+use flotilla_common::wire::peer::{self, ImageBundle};
 use flotilla_runtime::rate::Limiter;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -46,7 +46,7 @@ pub(super) enum TaskReport {
     /// An origin renewed a grant.
     Granted(Grant),
     /// A neighbour sent an image, whose manifest has this digest.
-    ImageReceived(Digest, Box<Image>),
+    ImageReceived(Digest, Box<ImageBundle>),
 }
 
 /// How a download ended.
@@ -155,11 +155,11 @@ pub(super) async fn fetch_from_origin(
     } = &upstream;
     let fetched =
         origin::fetch_chunk(origins, origin, &repository, &blob, chunk, limit, progress).await;
-    let trouble = match &fetched {
+    let error = match &fetched {
         Err(OriginFetchError::Origin(error)) => Some(error.to_string()),
         _ => None,
     };
-    origins.record(origin, trouble);
+    origins.record(origin, error);
     let outcome = match fetched {
         Ok(()) => Fetched::Received,
         Err(error) => {
@@ -249,9 +249,9 @@ pub(super) async fn verify(blob: Arc<StoredBlob>, reports: mpsc::Sender<TaskRepo
     }
 }
 
-/// A wrong digest accuses an origin. Before that, the chunks are verified again, because the disk
-/// may have changed them, and then the digest, because chunks may have been downloaded again
-/// meanwhile.
+/// A wrong digest means that an origin's seal is wrong. Before that is reported, the chunks are
+/// verified again, because the disk may have changed them, and then the digest, because chunks may
+/// have been downloaded again meanwhile.
 async fn verdict(blob: &StoredBlob) -> Result<Verdict, StoreError> {
     if blob.check_digest().await? {
         return Ok(Verdict::Valid);

@@ -62,12 +62,12 @@ impl Driver {
         };
         let own = self.context.network.me.id.clone();
         let others = handout.peers.iter().filter(|info| info.id != own);
-        let peers: Vec<PeerFacts> = others.map(|info| self.meet(info)).collect();
+        let peers: Vec<PeerFacts> = others.map(|info| self.store_peer_info(info)).collect();
         self.machine.handle(now, Input::Handout { blob, peers });
     }
 
     /// Stores the address and location of a peer.
-    pub(super) fn meet(&mut self, info: &PeerInfo) -> PeerFacts {
+    pub(super) fn store_peer_info(&mut self, info: &PeerInfo) -> PeerFacts {
         let slot = self.intern(&info.id);
         if let Some(peer) = self.tables.peer_mut(slot) {
             peer.info = Some(info.clone());

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::state::Mirror;
-use crate::driver::Command;
+use crate::driver::DriverCommand;
 
 /// How long the driver may take to answer. It never works on one event for long.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,7 +20,11 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 /// `GET /flotilla/status`.
 pub(super) async fn status(State(mirror): State<Arc<Mirror>>) -> Response {
     let (sender, answer) = oneshot::channel();
-    mirror.context.commands.send(Command::Status(sender)).await;
+    mirror
+        .context
+        .commands
+        .send(DriverCommand::Status(sender))
+        .await;
     match timeout(STATUS_TIMEOUT, answer).await {
         Ok(Ok(status)) => Json(status).into_response(),
         _ => {

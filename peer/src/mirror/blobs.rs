@@ -194,7 +194,7 @@ impl Mirror {
     fn refuse_after_cut(&self, digest: Digest, offset: u64) -> Result<(), MirrorError> {
         if self.cut.contains_key(&(digest, offset)) {
             return Err(MirrorError::Unknown(format!(
-                "{digest} was cut off here at byte {offset} a moment ago"
+                "{digest}: no source for the bytes from offset {offset}; try the next host"
             )));
         }
         Ok(())

@@ -10,7 +10,7 @@ use crate::driver::Commands;
 use crate::handles::{Stores, Upstream};
 use crate::telemetry::Telemetry;
 
-/// What handlers and readers need of the rest of the peer.
+/// The parts of the peer that handlers and readers use.
 #[derive(Debug)]
 pub(crate) struct MirrorContext {
     pub(crate) clock: Clock,

@@ -12,7 +12,7 @@ use flotilla_common::digest::Digest;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::sync::Notify;
 
-use crate::driver::{Command, Commands};
+use crate::driver::{Commands, DriverCommand};
 
 /// The cursors of all readers, by blob.
 #[derive(Debug)]
@@ -38,8 +38,8 @@ impl Table {
         self.offsets.get(digest)?.values().min().copied()
     }
 
-    fn command(&self, digest: Digest) -> Command {
-        Command::ReadersMoved {
+    fn command(&self, digest: Digest) -> DriverCommand {
+        DriverCommand::ReadersMoved {
             digest,
             lowest: self.lowest(&digest),
         }
@@ -188,7 +188,7 @@ mod tests {
     struct Setup {
         cursors: Arc<Cursors>,
         commands: Commands,
-        queue: mpsc::Receiver<Command>,
+        queue: mpsc::Receiver<DriverCommand>,
         digest: Digest,
         geometry: Geometry,
     }
@@ -219,7 +219,7 @@ mod tests {
         fn received(&mut self) -> Vec<Option<u64>> {
             let mut offsets = Vec::new();
             while let Ok(command) = self.queue.try_recv() {
-                if let Command::ReadersMoved { digest, lowest } = command {
+                if let DriverCommand::ReadersMoved { digest, lowest } = command {
                     assert_eq!(digest, self.digest);
                     offsets.push(lowest);
                 }
@@ -248,7 +248,7 @@ mod tests {
     async fn last_offset_is_sent_after_the_queue_was_full() {
         let mut setup = Setup::new();
         let other = Digest::sha256(b"other");
-        while setup.commands.try_send(Command::Damaged {
+        while setup.commands.try_send(DriverCommand::Damaged {
             digest: other,
             chunk: 0,
         }) {}
@@ -259,7 +259,7 @@ mod tests {
         let command = timeout(SOON, setup.queue.recv()).await;
         assert!(matches!(
             command,
-            Ok(Some(Command::ReadersMoved { lowest: None, .. }))
+            Ok(Some(DriverCommand::ReadersMoved { lowest: None, .. }))
         ));
     }
 

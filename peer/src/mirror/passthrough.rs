@@ -90,7 +90,9 @@ impl Passthrough {
         }
         let broken = |cause: &str| {
             let digest = self.digest;
-            MirrorError::Unavailable(format!("{digest}: the origin's response broke off{cause}"))
+            MirrorError::Unavailable(format!(
+                "{digest}: the origin's response ended early{cause}"
+            ))
         };
         let received = self.open.response.chunk().await;
         let received = received.map_err(|error| broken(&format!(": {error}")))?;

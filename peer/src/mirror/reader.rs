@@ -21,7 +21,7 @@ use super::cursors::Cursor;
 use super::error::MirrorError;
 use super::passthrough::Passthrough;
 use crate::config::FallbackTimeouts;
-use crate::driver::Command;
+use crate::driver::DriverCommand;
 use crate::store::{Availability, MAX_IO_BYTES, Pin, StoreError, StoredBlob};
 
 /// How often a waiting reader checks the fallback timeouts.
@@ -168,7 +168,7 @@ impl Reader {
         let (answer, answered) = oneshot::channel();
         let digest = *self.blob.digest();
         let chunk = self.blob.geometry().chunk_at(self.left.start);
-        let command = Command::HasSource {
+        let command = DriverCommand::HasSource {
             digest,
             chunk,
             answer,
@@ -194,7 +194,7 @@ impl Reader {
                     blob = %digest, chunk,
                     "stored chunk is damaged; downloading it again"
                 );
-                let command = Command::Damaged { digest, chunk };
+                let command = DriverCommand::Damaged { digest, chunk };
                 self.context.commands.send(command).await;
                 Ok(None)
             }

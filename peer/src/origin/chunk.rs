@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use flotilla_common::chunk::PART_SIZE;
-use flotilla_common::hash_tree::{self, Value};
+use flotilla_common::hash_tree::{self, ChainingValue};
 use flotilla_common::name::RepositoryName;
 use flotilla_common::proof::Proof;
 use flotilla_common::swarm::OriginSlot;
@@ -73,7 +73,7 @@ struct ChunkBuffer {
     length: usize,
     bytes: BytesMut,
     /// The chaining values of the complete parts.
-    values: Vec<Value>,
+    values: Vec<ChainingValue>,
 }
 
 impl ChunkBuffer {
@@ -131,7 +131,7 @@ impl ChunkBuffer {
     }
 
     /// The bytes and the chaining values of their parts; `None` if bytes are missing.
-    fn finish(mut self) -> Option<(Bytes, Vec<Value>)> {
+    fn finish(mut self) -> Option<(Bytes, Vec<ChainingValue>)> {
         if self.bytes.len() < self.length {
             return None;
         }

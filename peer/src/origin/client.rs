@@ -211,14 +211,14 @@ impl OriginClient {
     }
 
     /// Records the outcome of a request, and reports it to the state machine.
-    fn record_and_report(&self, origin: OriginSlot, trouble: Option<String>) {
-        let is_up = trouble.is_none();
+    fn record_and_report(&self, origin: OriginSlot, error: Option<String>) {
+        let is_up = error.is_none();
         let demoted_until = if is_up {
             Time::ZERO
         } else {
             self.0.clock.now() + DEMOTION
         };
-        self.record(origin, trouble);
+        self.record(origin, error);
         if let Some(entry) = self.0.entries.get(origin.0 as usize) {
             let nanos = demoted_until.as_nanos();
             entry.demoted_until.store(nanos, Ordering::Relaxed);
@@ -229,18 +229,18 @@ impl OriginClient {
     }
 
     /// Records the outcome of a request: the error, if it failed.
-    pub(crate) fn record(&self, origin: OriginSlot, trouble: Option<String>) {
+    pub(crate) fn record(&self, origin: OriginSlot, error: Option<String>) {
         let Some(entry) = self.0.entries.get(origin.0 as usize) else {
             return;
         };
         let mut reachability = lock(&entry.reachability);
-        match trouble {
+        match error {
             None if reachability.answered() => {
-                tracing::info!(origin = entry.url, "origin answers again");
+                tracing::info!(origin = entry.url, "origin is reachable again");
             }
             None => {}
-            Some(trouble) => {
-                reachability.failed(self.0.clock.now(), trouble, &mut rand::rng());
+            Some(error) => {
+                reachability.failed(self.0.clock.now(), error, &mut rand::rng());
                 self.0.failed.notify_one();
             }
         }
@@ -253,7 +253,7 @@ impl OriginClient {
             OriginStatus {
                 url: origin.url.clone(),
                 is_answering: reachability.is_answering(),
-                trouble: reachability.trouble().map(str::to_owned),
+                trouble: reachability.error().map(str::to_owned),
             }
         };
         self.0.entries.iter().map(status).collect()

@@ -54,12 +54,16 @@ impl OriginClient {
             // The machine keeps its own back-off: an overloaded origin is ready too, and must not
             // be asked again earlier because of a probe.
             Ok(()) => self.record(origin, None),
-            Err(trouble) => {
-                tracing::debug!(origin = self.url(origin), trouble, "origin probe failed");
+            Err(error) => {
+                tracing::debug!(
+                    origin = self.url(origin),
+                    trouble = error,
+                    "origin probe failed"
+                );
                 if let Some(origin) = self.0.entries.get(origin.0 as usize) {
                     lock(&origin.reachability).probe_failed(
                         self.0.clock.now(),
-                        trouble,
+                        error,
                         &mut rand::rng(),
                     );
                 }

@@ -92,7 +92,7 @@ impl PartReader {
             let piece = self.open.response.chunk().await;
             let piece = piece.map_err(|error| OriginError::Unavailable(explain(&error)))?;
             let piece =
-                piece.ok_or_else(|| OriginError::Unavailable("response broke off".to_owned()))?;
+                piece.ok_or_else(|| OriginError::Unavailable("response ended early".to_owned()))?;
             let skipped = self.skip.min(piece.len() as u64);
             self.skip -= skipped;
             self.buffer.extend_from_slice(&piece[skipped as usize..]);

@@ -88,7 +88,7 @@ struct OpenPull {
     /// The peer's total waiting times when the pull started.
     initial_waits: StallTimes,
     /// The last error.
-    trouble: Option<String>,
+    error: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -137,7 +137,7 @@ impl Pulls {
         }
         if table.open.len() >= MAX_OPEN {
             let oldest = table.open.remove(0);
-            let why = Some("too many pulls at once".to_owned());
+            let why = Some("too many concurrent pulls".to_owned());
             self.finish(&mut table, &oldest, PullResult::GivenUp, why, waits);
         }
         table.open.push(OpenPull::new(start, waits, held));
@@ -187,7 +187,7 @@ impl Pulls {
     pub(crate) fn failed(&self, digest: &Digest, why: &str) {
         for pull in &mut self.lock().open {
             if pull.find(digest).is_some() {
-                pull.trouble = Some(why.to_owned());
+                pull.error = Some(why.to_owned());
             }
         }
     }
@@ -305,7 +305,7 @@ impl OpenPull {
             first_byte: None,
             last_progress: start.started,
             initial_waits: waits,
-            trouble: None,
+            error: None,
             start,
         };
         for (digest, bytes) in pull.start.blobs.clone() {
@@ -364,9 +364,9 @@ impl OpenPull {
     }
 
     fn why_given_up(&self) -> String {
-        self.trouble.clone().unwrap_or_else(|| {
+        self.error.clone().unwrap_or_else(|| {
             let seconds = GIVE_UP_AFTER.as_secs();
-            format!("nothing received and nothing read for {seconds} s")
+            format!("no bytes received or read for {seconds} s")
         })
     }
 
@@ -382,7 +382,7 @@ impl OpenPull {
             complete: self.blobs.iter().filter(|blob| blob.is_complete).count() as u32,
             seconds: rounded(now.saturating_since(self.start.started).as_secs_f64()),
             sources: self.sources,
-            trouble: self.trouble.clone(),
+            trouble: self.error.clone(),
         }
     }
 

@@ -164,6 +164,6 @@ fn number_of_open_pulls_is_bounded() {
     assert_eq!(pulls.open_now(ms(1000), |_| 0).len(), MAX_OPEN);
     assert_eq!(
         pulls.finished()[0].why.as_deref(),
-        Some("too many pulls at once")
+        Some("too many concurrent pulls")
     );
 }

@@ -63,7 +63,9 @@ fn load_blob(record: &Path, dir: &Path, trusted: &TrustedKeys) -> io::Result<Sto
     } = Record::load(record)?;
     let digest = *proof.digest();
     if paths::digest_of(record) != Some(digest) {
-        return Err(invalid(format!("the record is that of {digest}")));
+        return Err(invalid(format!(
+            "record and file name do not match: the record is for {digest}"
+        )));
     }
     let geometry = proof
         .check(trusted)

@@ -13,7 +13,6 @@
 
 mod blob;
 mod buffers;
-mod chunk_state;
 mod error;
 mod file;
 mod folder_lock;
@@ -21,6 +20,7 @@ mod load;
 mod manifests;
 mod paths;
 mod record;
+mod stored_chunks;
 #[cfg(test)]
 mod tests;
 mod unsealed;

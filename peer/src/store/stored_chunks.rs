@@ -10,11 +10,11 @@ use core::ops::Range;
 
 use flotilla_common::chunk::{Geometry, PART_SIZE};
 use flotilla_common::chunk_map::ChunkMap;
-use flotilla_common::hash_tree::Value;
+use flotilla_common::hash_tree::ChainingValue;
 
 /// The state of a blob's chunks and parts.
 #[derive(Debug)]
-pub(super) struct ChunkState {
+pub(super) struct StoredChunks {
     geometry: Geometry,
     held: ChunkMap,
     /// A subset of `held`.
@@ -23,11 +23,11 @@ pub(super) struct ChunkState {
     readable: ChunkMap,
     /// The chaining value of each part; set for the parts of held, verified chunks. Empty until the
     /// first value is known.
-    values: Vec<Value>,
+    values: Vec<ChainingValue>,
     is_complete: bool,
 }
 
-impl ChunkState {
+impl StoredChunks {
     /// The state after a restart: the chunks in `held` are held and unverified.
     pub(super) fn new(geometry: Geometry, held: ChunkMap, is_complete: bool) -> Self {
         let part_count =
@@ -86,7 +86,7 @@ impl ChunkState {
     }
 
     /// The chaining values of a chunk's parts, as far as they are known.
-    pub(super) fn part_values(&self, chunk: u32) -> &[Value] {
+    pub(super) fn part_values(&self, chunk: u32) -> &[ChainingValue] {
         let first = part_index(self.geometry.chunk_range(chunk).start) as usize;
         self.values
             .get(first..first + self.geometry.part_count(chunk))
@@ -95,7 +95,7 @@ impl ChunkState {
 
     /// The first held chunk whose known values differ from `values`, those of the parts from offset
     /// `start` on.
-    pub(super) fn first_mismatch(&self, start: u64, values: &[Value]) -> Option<u32> {
+    pub(super) fn first_mismatch(&self, start: u64, values: &[ChainingValue]) -> Option<u32> {
         let offsets = (start..).step_by(PART_SIZE as usize);
         offsets.zip(values).find_map(|(offset, value)| {
             let chunk = self.geometry.chunk_at(offset);
@@ -118,7 +118,7 @@ impl ChunkState {
     }
 
     /// Records that a chunk is written and verified. True if it was not held before.
-    pub(super) fn mark_held(&mut self, chunk: u32, values: &[Value]) -> bool {
+    pub(super) fn mark_held(&mut self, chunk: u32, values: &[ChainingValue]) -> bool {
         self.mark_verified(chunk, values);
         self.mark_readable(&self.geometry.chunk_range(chunk));
         self.held.insert(chunk)
@@ -126,13 +126,13 @@ impl ChunkState {
 
     /// Records that a chunk held before the restart was verified again, with the values of its
     /// parts (none for a blob without a chunk table).
-    pub(super) fn mark_verified(&mut self, chunk: u32, values: &[Value]) {
+    pub(super) fn mark_verified(&mut self, chunk: u32, values: &[ChainingValue]) {
         self.unverified.remove(chunk);
         if values.is_empty() {
             return;
         }
         if self.values.is_empty() {
-            self.values = vec![Value::default(); self.readable.len() as usize];
+            self.values = vec![ChainingValue::default(); self.readable.len() as usize];
         }
         let first = part_index(self.geometry.chunk_range(chunk).start) as usize;
         if let Some(known) = self.values.get_mut(first..first + values.len()) {
@@ -186,13 +186,13 @@ mod tests {
     /// Three chunks, each of one part, the last one short.
     const SIZE: u64 = 2 * PART_SIZE + 100;
 
-    fn state(held: &[u32]) -> ChunkState {
+    fn state(held: &[u32]) -> StoredChunks {
         let geometry = Geometry::for_size(SIZE);
         let mut map = ChunkMap::empty(geometry.chunks());
         for chunk in held {
             map.insert(*chunk);
         }
-        ChunkState::new(geometry, map, false)
+        StoredChunks::new(geometry, map, false)
     }
 
     #[test]

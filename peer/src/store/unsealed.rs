@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn origin_bytes_are_readable_at_once_and_held_when_digest_matches() {
+    async fn origin_bytes_are_readable_before_the_digest_check() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(&dir);
         let blob = blob(&store);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_common::grant::Grant;
-use flotilla_common::hash_tree::{self, Value};
+use flotilla_common::hash_tree::{self, ChainingValue};
 use flotilla_common::proof::Proof;
 use flotilla_common::wire::peer::{Ask, Chunk, Refusal};
 use flotilla_runtime::rate::Limiter;
@@ -35,7 +35,7 @@ const MAX_ANSWER_LEN: usize = 4096;
 /// Why a chunk or an image was not received.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
-    #[error("refused: {0:?}")]
+    #[error("the neighbour refused the request: {0}")]
     Refused(Refusal),
     #[error("{0}")]
     Stream(#[from] StreamError),
@@ -101,7 +101,7 @@ async fn receive_parts(
     receive: &mut RecvStream,
     blob: &Arc<StoredBlob>,
     chunk: u32,
-    values: &[Value],
+    values: &[ChainingValue],
     limiter: &Limiter,
     mut on_progress: impl FnMut(u64),
 ) -> Result<(), FetchError> {
@@ -134,7 +134,7 @@ async fn receive_parts(
 /// A received part, and the chaining value that it must have.
 struct ReceivedPart {
     start: u64,
-    value: Value,
+    value: ChainingValue,
     bytes: Bytes,
 }
 

@@ -3,7 +3,7 @@
 use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
 use flotilla_common::wire::frame::MAX_BODY_LEN;
-use flotilla_common::wire::peer::{AskImage, Chunk, Image, Refusal};
+use flotilla_common::wire::peer::{AskImage, Chunk, ImageBundle, Refusal};
 use quinn::SendStream;
 
 use super::fetch::FetchError;
@@ -26,7 +26,7 @@ impl ImageRequest {
     /// Answers with the image, or with the reason for refusing it.
     pub(crate) async fn answer(
         mut self,
-        answer: Result<Image, Refusal>,
+        answer: Result<ImageBundle, Refusal>,
     ) -> Result<(), StreamError> {
         let message = match answer {
             Ok(image) => Chunk::Image(image),
@@ -44,7 +44,7 @@ pub(crate) async fn request_image(
     link: &PeerLink,
     manifest: Digest,
     grant: Option<Grant>,
-) -> Result<Image, FetchError> {
+) -> Result<ImageBundle, FetchError> {
     let (mut send, mut receive) = link.connection().open_bi().await?;
     frame_io::write(&mut send, &Chunk::AskImage(AskImage { manifest, grant })).await?;
     // Fails only if the stream is closed already, which the next read reports.

@@ -53,7 +53,7 @@ pub(crate) enum CloseReason {
 pub(crate) enum LinkSetupError {
     #[error("the certificate names no peer")]
     CertificateWithoutPeer,
-    #[error("the certificate is that of peer {0}, not of the dialled one")]
+    #[error("peer id mismatch: dialled another peer, but the certificate names {0}")]
     WrongPeer(PeerId),
     #[error("no common protocol version")]
     Version,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_common::chunk::PART_SIZE;
 use flotilla_common::digest::Digest;
-use flotilla_common::hash_tree::Value;
+use flotilla_common::hash_tree::ChainingValue;
 use flotilla_common::wire::peer::{Ask, Chunk, Parts, Refusal};
 use flotilla_runtime::rate::Limiter;
 use futures_util::future::try_join;
@@ -29,7 +29,7 @@ const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// uses [`Unaltered`].
 pub trait ChunkInterceptor: fmt::Debug + Send + Sync {
     /// The chaining values of a chunk's parts to send.
-    fn values(&self, blob: &Digest, chunk: u32, values: Vec<Value>) -> Vec<Value> {
+    fn values(&self, blob: &Digest, chunk: u32, values: Vec<ChainingValue>) -> Vec<ChainingValue> {
         let _ = (blob, chunk);
         values
     }

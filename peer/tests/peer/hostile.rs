@@ -68,7 +68,8 @@ impl HostilePeer {
     /// Dials a peer and completes the exchange of Hello and About.
     async fn connect(fleet: &Fleet, victim: &Peer) -> Self {
         let mut hostile = Self::dial(fleet, victim, Hello::ours()).await;
-        let (region, zone) = ("eu".parse().unwrap(), "eu-a".parse().unwrap());
+        let region = "eu".parse().unwrap();
+        let zone = "eu-a".parse().unwrap();
         let about = About {
             region,
             zone,
@@ -115,7 +116,8 @@ async fn pull_and_check(peer: &Peer, image: &[Bytes]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connection_with_unsupported_version_is_closed() {
-    let (fleet, image) = (Fleet::new().await, image());
+    let fleet = Fleet::new().await;
+    let image = image();
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
     let hello = Hello {
@@ -132,7 +134,8 @@ async fn connection_with_unsupported_version_is_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connection_with_malformed_frame_is_closed() {
-    let (fleet, image) = (Fleet::new().await, image());
+    let fleet = Fleet::new().await;
+    let image = image();
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
     let mut hostile = HostilePeer::connect(&fleet, &peer).await;
@@ -146,12 +149,14 @@ async fn connection_with_malformed_frame_is_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stalling_neighbour_does_not_delay_the_pull_much() {
-    let (fleet, image) = (Fleet::new().await, image());
+    let fleet = Fleet::new().await;
+    let image = image();
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
     let mut hostile = HostilePeer::connect(&fleet, &peer).await;
     let requests = Arc::new(AtomicUsize::new(0));
-    let (connection, count) = (hostile.connection.clone(), Arc::clone(&requests));
+    let connection = hostile.connection.clone();
+    let count = Arc::clone(&requests);
     let stalling = tokio::spawn(async move {
         let mut open_streams = Vec::new();
         while let Ok(streams) = connection.accept_bi().await {
@@ -177,7 +182,8 @@ async fn stalling_neighbour_does_not_delay_the_pull_much() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn flooding_neighbour_does_not_harm_the_pull() {
-    let (fleet, image) = (Fleet::new().await, image());
+    let fleet = Fleet::new().await;
+    let image = image();
     fleet.origin.push(&image);
     let peer = fleet.peer("vm-1").await;
     let mut hostile = HostilePeer::connect(&fleet, &peer).await;

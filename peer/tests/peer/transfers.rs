@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
-use flotilla_common::hash_tree::{self, Value};
+use flotilla_common::hash_tree::{self, ChainingValue};
 use flotilla_common::units::{BitRate, ByteSize};
 use flotilla_peer::{ChunkInterceptor, Config, CongestionControl, Peer};
 
@@ -100,7 +100,7 @@ struct ChangeLastByte {
 }
 
 impl ChunkInterceptor for ChangeLastByte {
-    fn values(&self, _: &Digest, _: u32, mut values: Vec<Value>) -> Vec<Value> {
+    fn values(&self, _: &Digest, _: u32, mut values: Vec<ChainingValue>) -> Vec<ChainingValue> {
         if self.changes_values
             && let Some(first) = values.first_mut()
         {

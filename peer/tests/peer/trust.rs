@@ -108,7 +108,7 @@ async fn peer_without_valid_grant_pulls_from_the_origin_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grant_is_valid_for_a_neighbour_whose_clock_is_almost_an_hour_ahead() {
+async fn grant_tolerates_clock_skew_of_59_minutes() {
     let (fleet, _first) = fleet_with_grants().await;
     // As expired as the grant appears to a neighbour with such a clock.
     set_grants(&fleet, expiring_in(60 - CLOCK_TOLERANCE_S as i64));
@@ -204,7 +204,8 @@ fn config_from_files(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificate_and_authority_are_replaced_at_run_time() {
-    let (fleet, dir) = (Fleet::new().await, tempfile::tempdir().unwrap());
+    let fleet = Fleet::new().await;
+    let dir = tempfile::tempdir().unwrap();
     let image = image();
     fleet.origin.push(&image);
     let (config, files, _) = config_from_files(&fleet, dir.path(), "vm-1");
@@ -260,7 +261,8 @@ async fn certificate_and_authority_are_replaced_at_run_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blob_sealed_with_removed_key_is_not_stored() {
-    let (fleet, dir) = (Fleet::new().await, tempfile::tempdir().unwrap());
+    let fleet = Fleet::new().await;
+    let dir = tempfile::tempdir().unwrap();
     fleet.origin.push(&image());
     let (config, _, trusted) = config_from_files(&fleet, dir.path(), "vm-1");
     let keys = config.trusted_keys.clone();

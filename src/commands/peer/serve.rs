@@ -104,7 +104,7 @@ impl ServeArgs {
 pub(super) fn parse_service_url(text: &str) -> Result<String, String> {
     check_url(text)
         .map(|()| text.to_owned())
-        .map_err(|why| format!("it is {why}"))
+        .map_err(str::to_owned)
 }
 
 /// Parses a quota, and rejects one that is too small for layers.

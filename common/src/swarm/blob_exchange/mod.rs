@@ -14,7 +14,7 @@ use crate::chunk::Geometry;
 use crate::chunk_map::{ChunkMap, bits};
 use crate::time::Time;
 
-/// Most neighbours of a blob: one bit each.
+/// Maximum number of neighbours of a blob: one bit each.
 pub(super) const MAX_NEIGHBOURS: u32 = u64::BITS;
 
 /// Whether this peer wants the blob.
@@ -35,8 +35,8 @@ struct NeighbourState {
     held_count: u32,
     /// Whether these are all chunks.
     is_complete: bool,
-    /// When we greeted it last.
-    greeted_at: Option<Time>,
+    /// When our chunk map was last sent to it.
+    map_sent_at: Option<Time>,
     /// Whether it has sent a Have message for the blob.
     has_announced: bool,
     /// The chunks it holds, kept here while they do not count because it is unresponsive.
@@ -229,13 +229,13 @@ impl BlobExchange {
         }
     }
 
-    /// When the neighbour was greeted last.
-    pub(super) fn greeted_at(&self, index: usize) -> Option<Time> {
-        self.states[index].greeted_at
+    /// When our chunk map was last sent to the neighbour.
+    pub(super) fn map_sent_at(&self, index: usize) -> Option<Time> {
+        self.states[index].map_sent_at
     }
 
-    pub(super) fn mark_greeted(&mut self, index: usize, now: Time) {
-        self.states[index].greeted_at = Some(now);
+    pub(super) fn mark_map_sent(&mut self, index: usize, now: Time) {
+        self.states[index].map_sent_at = Some(now);
     }
 
     /// Whether the neighbour has sent a Have message for the blob.
@@ -264,22 +264,22 @@ impl BlobExchange {
         self.states.iter().any(|state| state.held_count > 0)
     }
 
-    /// The neighbours that were greeted and still lack chunks.
-    pub(super) fn greeted_leechers(&self) -> impl Iterator<Item = PeerSlot> + '_ {
+    /// The neighbours that have our chunk map and still lack chunks.
+    pub(super) fn leechers_with_map(&self) -> impl Iterator<Item = PeerSlot> + '_ {
         let states = self.neighbours.iter().zip(&self.states);
         states
-            .filter(|(_, state)| state.greeted_at.is_some() && !state.is_complete)
+            .filter(|(_, state)| state.map_sent_at.is_some() && !state.is_complete)
             .map(|(peer, _)| *peer)
     }
 
-    /// The neighbours to send a Have message for these chunks: those that were greeted and are not
-    /// known to hold all of the chunks. Neighbours that hold them learn that we do from the
-    /// greeting when we are complete, or when we lack one again.
-    pub(super) fn audience(&self, chunks: &[u32]) -> impl Iterator<Item = PeerSlot> + '_ {
+    /// The recipients of a Have message for these chunks: neighbours that have our chunk map and
+    /// are not known to hold all of the chunks. Neighbours that hold them learn that we do from
+    /// the chunk map that is sent when we are complete, or when we lack one again.
+    pub(super) fn have_recipients(&self, chunks: &[u32]) -> impl Iterator<Item = PeerSlot> + '_ {
         let holders = self.holders_of_all(chunks);
         let states = self.neighbours.iter().zip(&self.states).zip(0_u32..);
         states
-            .filter(move |((_, state), bit)| state.greeted_at.is_some() && holders >> bit & 1 == 0)
+            .filter(move |((_, state), bit)| state.map_sent_at.is_some() && holders >> bit & 1 == 0)
             .map(|((peer, _), _)| *peer)
     }
 

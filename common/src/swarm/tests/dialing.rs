@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use super::support::{BLOB, connect, facts, fetches, ms, outputs, wanting};
 use crate::swarm::{
-    Config, DownloadFailure, HeldChunks, Input, Nearness, Output, PeerMachine, PeerSlot,
+    DownloadFailure, HeldChunks, Input, Nearness, Output, PeerMachine, PeerSlot, SwarmConfig,
 };
 use crate::time::Time;
 
@@ -90,7 +90,7 @@ fn late_answer_makes_a_neighbour() {
     let unreachable: Vec<_> = machine.unreachable(ms(800), Some(BLOB)).collect();
     assert_eq!(unreachable, [PeerSlot(0)]);
     assert!(
-        outputs_until(&mut machine, ms(800)).contains(&Output::Greet {
+        outputs_until(&mut machine, ms(800)).contains(&Output::SendChunkMap {
             peer: PeerSlot(1),
             blob: BLOB
         })
@@ -103,7 +103,7 @@ fn late_answer_makes_a_neighbour() {
 #[test]
 fn requested_dials_keep_the_limits() {
     let mut machine = machine_with_candidates(0, Nearness::SameZone);
-    let most = Config::default().max_dials;
+    let most = SwarmConfig::default().max_dials;
     for peer in 0..most + 5 {
         // A second request for a peer that is being dialed does nothing.
         for _ in 0..2 {
@@ -123,7 +123,7 @@ fn requested_dials_keep_the_limits() {
     for transfer in fetches(&mut machine) {
         machine.handle(ms(3), Input::Failed { transfer, why });
     }
-    let end = ms(3) + Config::default().quarantine_time;
+    let end = ms(3) + SwarmConfig::default().quarantine_time;
     for (now, expected) in [(ms(2000), 0), (end, 1)] {
         machine.handle(now, Input::Dial { facts: quarantined });
         assert_eq!(count_dials(&outputs(&mut machine)), expected, "at {now:?}");
@@ -145,7 +145,7 @@ fn requested_dial_does_not_wait_after_a_closed_connection() {
 #[test]
 fn dials_to_dead_peers_are_bounded_and_failed_ones_make_room() {
     let mut machine = machine_with_candidates(64, Nearness::SameZone);
-    let most = Config::default().max_dials as usize;
+    let most = SwarmConfig::default().max_dials as usize;
     let mut under_way = 0;
     for tick in 0..12 {
         let now = ms(tick * 250);

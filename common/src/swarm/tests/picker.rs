@@ -46,7 +46,7 @@ fn first_fetched(seeders: u32, leechers: u32, connected: u32, after: Duration) -
 }
 
 #[test]
-fn seeders_alone_deliver_in_order() {
+fn in_order_when_all_peers_are_seeders() {
     assert_eq!(
         first_fetched(1, 0, 1, Duration::ZERO),
         [0, 1, 2, 3, 4, 5, 6, 7]
@@ -60,7 +60,7 @@ fn seeders_alone_deliver_in_order() {
 }
 
 #[test]
-fn leechers_change_the_order() {
+fn rarest_first_with_leechers() {
     assert_ne!(
         first_fetched(1, 1, 2, Duration::from_secs(9)),
         [0, 1, 2, 3, 4, 5, 6, 7]

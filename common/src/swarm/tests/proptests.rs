@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use crate::chunk::Geometry;
 use crate::chunk_map::ChunkMap;
 use crate::swarm::{
-    BlobSlot, ChunkSource, Config, DownloadFailure, HeldChunks, Input, Nearness, Output, PeerFacts,
-    PeerMachine, PeerSlot, RefusalReason, TransferId, UploadId,
+    BlobSlot, ChunkSource, DownloadFailure, HeldChunks, Input, Nearness, Output, PeerFacts,
+    PeerMachine, PeerSlot, RefusalReason, SwarmConfig, TransferId, UploadId,
 };
 use crate::time::Time;
 
@@ -99,9 +99,9 @@ impl World {
             uploads: 0,
         };
         for peer in 0..peers {
-            let config = Config {
+            let config = SwarmConfig {
                 key: u64::from(peer),
-                ..Config::default()
+                ..SwarmConfig::default()
             };
             world
                 .machines
@@ -152,7 +152,7 @@ impl World {
                 to: to.0,
             }),
             Output::HangUp { peer: to } => self.disconnect(peer, to.0, false),
-            Output::Greet { peer: to, .. } => {
+            Output::SendChunkMap { peer: to, .. } => {
                 let have =
                     HeldChunks::Map(self.machines[peer as usize].held(BLOB).unwrap().clone());
                 self.in_flight.push(InFlight::Have {
@@ -162,9 +162,9 @@ impl World {
                 });
             }
             Output::Have { batch, .. } => {
-                let audience = self.machines[peer as usize].audience(BLOB, &batch);
-                let audience: Vec<u32> = audience.map(|to| to.0).collect();
-                for to in audience {
+                let recipients = self.machines[peer as usize].have_recipients(BLOB, &batch);
+                let recipients: Vec<u32> = recipients.map(|to| to.0).collect();
+                for to in recipients {
                     self.in_flight.push(InFlight::Have {
                         from: peer,
                         to,

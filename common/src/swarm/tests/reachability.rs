@@ -5,8 +5,8 @@ use core::time::Duration;
 use crate::chunk::Geometry;
 use crate::chunk_map::ChunkMap;
 use crate::swarm::{
-    BlobSlot, ChunkSource, Config, DownloadFailure, HeldChunks, Input, Nearness, Output, PeerFacts,
-    PeerMachine, PeerSlot,
+    BlobSlot, ChunkSource, DownloadFailure, HeldChunks, Input, Nearness, Output, PeerFacts,
+    PeerMachine, PeerSlot, SwarmConfig,
 };
 use crate::time::Time;
 
@@ -18,7 +18,7 @@ const NEIGHBOUR: PeerFacts = PeerFacts {
 };
 
 fn wanting_one_chunk(now: Time) -> PeerMachine {
-    let mut machine = PeerMachine::new(Config::default(), 1);
+    let mut machine = PeerMachine::new(SwarmConfig::default(), 1);
     let held = ChunkMap::empty(1);
     machine.handle(now, Input::TrackerUnreachable);
     machine.handle(

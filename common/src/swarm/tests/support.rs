@@ -1,11 +1,11 @@
-//! What the tests begin with: a machine that wants a blob, and neighbours that hold it.
+//! Test fixtures: a machine that wants a blob, and neighbours that hold it.
 
 use core::time::Duration;
 
 use crate::chunk::Geometry;
 use crate::chunk_map::ChunkMap;
 use crate::swarm::{
-    BlobSlot, Config, HeldChunks, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot,
+    BlobSlot, HeldChunks, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot, SwarmConfig,
     TransferId,
 };
 use crate::time::Time;
@@ -20,7 +20,7 @@ pub(super) fn ms(millis: u64) -> Time {
 
 /// A machine that wants a blob of `chunks` chunks from the start on, and holds none of them.
 pub(super) fn wanting(chunks: u64) -> PeerMachine {
-    let mut machine = PeerMachine::new(Config::default(), 1);
+    let mut machine = PeerMachine::new(SwarmConfig::default(), 1);
     let geometry = Geometry::for_size(chunks << 18);
     let held = ChunkMap::empty(geometry.chunks());
     machine.handle(

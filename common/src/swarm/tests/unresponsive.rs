@@ -30,7 +30,7 @@ fn has_starving_request(outputs: &[Output]) -> bool {
 }
 
 #[test]
-fn chunks_of_an_unresponsive_neighbour_are_requested_from_the_tracker() {
+fn unresponsive_neighbour_triggers_lease_requests() {
     let mut machine = machine_with_holder();
     let outputs = pass_time(&mut machine, 0, 2000);
     assert!(has_starving_request(&outputs), "{outputs:?}");

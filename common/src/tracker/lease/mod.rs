@@ -3,7 +3,7 @@
 //!
 //! A lease is one chunk, the lowest that the peer lacks and that was not granted. A few leases are
 //! open at once, one per peer unless no other peer has a request. Requests are parked, one per
-//! peer. The authority believes what a request says about the peer and its neighbours: a chunk that
+//! peer. The authority trusts the state of the peer and its neighbours in a request: a chunk that
 //! was not granted, and that the peer does not miss, is in the swarm already, so a restarted
 //! tracker learns the state of the swarm from requests.
 //!
@@ -31,9 +31,9 @@ use crate::time::Time;
 /// A lease whose holder sends nothing ends after so many times [`LeaseSettings::confirm`].
 const UNCONFIRMED_FACTOR: u32 = 5;
 /// Seeders that are looked at; beyond these, any of them is as good as another.
-const MANY_SEEDERS: usize = 64;
+const MAX_SEEDERS_CONSIDERED: usize = 64;
 /// A peer that could not reach so many seeders, about a handout of them, need not try the others.
-const MANY_UNREACHABLE: usize = 12;
+const UNREACHABLE_SEEDERS_LIMIT: usize = 12;
 
 /// An open lease.
 #[derive(Debug)]
@@ -344,7 +344,7 @@ impl Authority {
         } else {
             ctx.roster
                 .seeders_in(self.blob, self.region)
-                .take(MANY_SEEDERS)
+                .take(MAX_SEEDERS_CONSIDERED)
                 .collect()
         };
         self.grant_round(Share::One, &seeders, ctx);
@@ -394,8 +394,8 @@ impl Authority {
             .iter()
             .filter(|seeder| parked.unreachable.contains(seeder))
             .count();
-        let are_seeders_out_of_reach =
-            parked.starving && (out_of_reach == seeders.len() || out_of_reach >= MANY_UNREACHABLE);
+        let are_seeders_out_of_reach = parked.starving
+            && (out_of_reach == seeders.len() || out_of_reach >= UNREACHABLE_SEEDERS_LIMIT);
         if (seeders.is_empty() || are_seeders_out_of_reach)
             && let Some(chunk) = self.chunks.first_free(&parked.missing)
         {
@@ -420,7 +420,7 @@ impl Authority {
             .roster
             .seeders_in(self.blob, self.region)
             .filter(|seeder| is_candidate(*seeder))
-            .take(MANY_SEEDERS)
+            .take(MAX_SEEDERS_CONSIDERED)
             .collect();
         let first_missing = parked.missing.iter().next();
         let holder = if let (Some(chunk), false) = (first_missing, seeders.is_empty()) {

@@ -67,10 +67,10 @@ impl Exchanges {
         self.in_flight.remove(&exchange)
     }
 
-    /// Ends an exchange whose tracker fell silent.
+    /// Ends an exchange whose tracker became unresponsive.
     pub(super) fn cancel(&mut self, outputs: &mut VecDeque<SessionOutput>, exchange: ExchangeId) {
         if let Some(TrackerExchange { tracker, .. }) = self.end(exchange) {
-            let reason = CancelReason::Silent;
+            let reason = CancelReason::Unresponsive;
             outputs.push_back(SessionOutput::Cancel {
                 exchange,
                 tracker,

@@ -2,16 +2,16 @@
 //!
 //! ```text
 //!            asked                    no answer for `late`, or an error
-//! Answering ────────▶ Asked {since} ────────────────────────────────────▶ Silent
+//! Answering ────────▶ Asked {since} ────────────────────────────────────▶ Unresponsive
 //!     ▲                   │ answered                                        │ answered late
 //!     └───────────────────┴─────────────────────────────────────────────────┘
 //! ```
 //!
 //! Only announces count as questions, because a tracker answers them at once; lease requests may be
-//! parked. A silent tracker is skipped: the next one grants leases to peers that report the first
-//! one as unreachable. Announces to the silent tracker go on, and a late answer makes it an
-//! answering one again. A pull must never wait for the timeout of one tracker while another tracker
-//! or the origin could be asked.
+//! parked. An unresponsive tracker is skipped: the next one grants leases to peers that report the
+//! first one as unreachable. Announces to the unresponsive tracker go on, and a late answer makes
+//! it an answering one again. A pull must never wait for the timeout of one tracker while another
+//! tracker or the origin could be asked.
 
 use core::time::Duration;
 
@@ -33,7 +33,7 @@ pub(super) enum HealthChange {
 enum State {
     Answering,
     Asked { since: Time },
-    Silent,
+    Unresponsive,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,16 +75,16 @@ impl TrackerHealth {
     /// A tracker answered any question.
     pub(super) fn answered(&mut self, now: Time, tracker: usize) -> Option<HealthChange> {
         let entry = self.trackers.get_mut(tracker)?;
-        let was_silent = entry.state == State::Silent;
+        let was_unresponsive = entry.state == State::Unresponsive;
         entry.state = State::Answering;
         entry.answered_at = now;
-        was_silent.then_some(HealthChange::Reachable)
+        was_unresponsive.then_some(HealthChange::Reachable)
     }
 
     /// A question to a tracker failed.
     pub(super) fn failed(&mut self, tracker: usize) -> Option<HealthChange> {
         let was_any_answering = self.answering() > 0;
-        self.trackers.get_mut(tracker)?.state = State::Silent;
+        self.trackers.get_mut(tracker)?.state = State::Unresponsive;
         (was_any_answering && self.answering() == 0).then_some(HealthChange::Unreachable)
     }
 
@@ -96,7 +96,7 @@ impl TrackerHealth {
             .min()
     }
 
-    /// Marks trackers whose answer is late as silent.
+    /// Marks trackers whose answer is late as unresponsive.
     pub(super) fn handle_timeout(&mut self, now: Time) -> Option<HealthChange> {
         let mut change = None;
         for tracker in 0..self.trackers.len() {
@@ -109,23 +109,25 @@ impl TrackerHealth {
     }
 
     /// Whether the tracker is to be skipped.
-    pub(super) fn is_silent(&self, tracker: usize) -> bool {
+    pub(super) fn is_unresponsive(&self, tracker: usize) -> bool {
         self.trackers
             .get(tracker)
-            .is_none_or(|entry| entry.state == State::Silent)
+            .is_none_or(|entry| entry.state == State::Unresponsive)
     }
 
     /// Whether the last answer is at least `time` ago.
-    pub(super) fn is_quiet(&self, now: Time, tracker: usize, time: Duration) -> bool {
+    pub(super) fn last_answer_older_than(&self, now: Time, tracker: usize, time: Duration) -> bool {
         self.trackers
             .get(tracker)
             .is_none_or(|entry| entry.answered_at + time <= now)
     }
 
-    /// Number of trackers that are not silent.
+    /// Number of trackers that are not unresponsive.
     fn answering(&self) -> usize {
         let entries = self.trackers.iter();
-        entries.filter(|entry| entry.state != State::Silent).count()
+        entries
+            .filter(|entry| entry.state != State::Unresponsive)
+            .count()
     }
 
     fn late_at(&self, entry: &HealthEntry) -> Option<Time> {
@@ -154,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn late_answer_silences_tracker_until_it_answers() {
+    fn late_answer_makes_tracker_unresponsive_until_it_answers() {
         let mut health = health(2);
         assert_eq!(health.poll_timeout(), None);
         health.asked(ms(100), 0);
@@ -165,25 +167,25 @@ mod tests {
             "the oldest question counts"
         );
         assert_eq!(health.handle_timeout(ms(1099)), None);
-        assert!(!health.is_silent(0));
+        assert!(!health.is_unresponsive(0));
         assert_eq!(
             health.handle_timeout(ms(1100)),
             None,
             "another tracker answers"
         );
-        assert!(health.is_silent(0) && !health.is_silent(1));
+        assert!(health.is_unresponsive(0) && !health.is_unresponsive(1));
         health.asked(ms(1200), 0);
         assert_eq!(
             health.poll_timeout(),
             None,
-            "no deadline for a silent tracker"
+            "no deadline for an unresponsive tracker"
         );
         assert_eq!(health.answered(ms(4000), 0), Some(HealthChange::Reachable));
-        assert!(!health.is_silent(0));
+        assert!(!health.is_unresponsive(0));
     }
 
     #[test]
-    fn last_tracker_falling_silent_is_reported_once() {
+    fn last_unresponsive_tracker_is_reported_once() {
         let mut health = health(2);
         health.asked(ms(0), 1);
         assert_eq!(health.failed(0), None);
@@ -202,11 +204,11 @@ mod tests {
     }
 
     #[test]
-    fn tracker_is_quiet_after_time_without_answer() {
+    fn time_since_last_answer() {
         let mut health = health(1);
         health.answered(ms(1000), 0);
-        assert!(!health.is_quiet(ms(3999), 0, Duration::from_secs(3)));
-        assert!(health.is_quiet(ms(4000), 0, Duration::from_secs(3)));
+        assert!(!health.last_answer_older_than(ms(3999), 0, Duration::from_secs(3)));
+        assert!(health.last_answer_older_than(ms(4000), 0, Duration::from_secs(3)));
     }
 
     #[test]
@@ -214,6 +216,6 @@ mod tests {
         let mut health = health(0);
         assert_eq!(health.failed(0), None);
         assert_eq!(health.answered(ms(0), 0), None);
-        assert!(health.is_silent(0));
+        assert!(health.is_unresponsive(0));
     }
 }

@@ -131,8 +131,8 @@ pub enum CancelReason {
     AnnounceTimeout,
     /// The lease request or update timed out; it goes to the next tracker.
     LeaseTimeout,
-    /// The tracker fell silent; the request goes to the next tracker.
-    Silent,
+    /// The tracker became unresponsive; the request goes to the next tracker.
+    Unresponsive,
 }
 
 /// An action for the shell.

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! Announcing ──the blob is announced, or 2 s──▶ Posted ──answered──▶ outcome
-//!     │                                          │  failed, silent, NotFirst: the next tracker
-//!     └──────────── silent: the next tracker ────┘  no tracker left: wait a second
+//!     │                                          │  failed, unresponsive, NotFirst: the next tracker
+//!     └────── unresponsive: the next tracker ────┘  no tracker left: wait a second
 //! ```
 //!
 //! Only a lease request waits in `Announcing`: a tracker grants nothing to a peer that it does not
@@ -27,7 +27,7 @@ const ANNOUNCED_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) const PARKED_TIMEOUT: Duration = Duration::from_secs(30);
 /// A tracker that sent nothing for this long while a request waits for it gets an announce, because
 /// it answers announces at once.
-const QUIET: Duration = Duration::from_secs(3);
+const PROBE_AFTER: Duration = Duration::from_secs(3);
 
 /// A lease request or update, whichever tracker has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +40,7 @@ enum Stage {
     },
     Posted {
         exchange: ExchangeId,
-        quiet_at: Time,
+        probe_at: Time,
     },
 }
 
@@ -142,8 +142,8 @@ impl LeaseRequests {
         }
     }
 
-    /// A tracker fell silent: its requests go to the next one.
-    pub(super) fn on_silent(&mut self, tracker: usize, ctx: &mut LeaseContext<'_>) {
+    /// A tracker became unresponsive: its requests go to the next one.
+    pub(super) fn on_unresponsive(&mut self, tracker: usize, ctx: &mut LeaseContext<'_>) {
         for id in self.asks_of(|ask| ask.tracker == tracker) {
             if let Some(Stage::Posted { exchange, .. }) = self.asks.get(&id).map(|ask| ask.stage) {
                 ctx.exchanges.cancel(ctx.outputs, exchange);
@@ -178,9 +178,12 @@ impl LeaseRequests {
             match &mut ask.stage {
                 // The tracker answers that it does not know the peer, which counts as an answer.
                 Stage::Announcing { .. } => self.post(id, ctx),
-                Stage::Posted { quiet_at, .. } => {
-                    *quiet_at = now + QUIET;
-                    if ctx.health.is_quiet(now, ask.tracker, QUIET) {
+                Stage::Posted { probe_at, .. } => {
+                    *probe_at = now + PROBE_AFTER;
+                    if ctx
+                        .health
+                        .last_answer_older_than(now, ask.tracker, PROBE_AFTER)
+                    {
                         ctx.announcers[ask.tracker].mark_changed(now);
                     }
                 }
@@ -188,10 +191,10 @@ impl LeaseRequests {
         }
     }
 
-    fn asks_of(&self, is_meant: impl Fn(&PendingAsk) -> bool) -> Vec<AskId> {
+    fn asks_of(&self, matches: impl Fn(&PendingAsk) -> bool) -> Vec<AskId> {
         self.asks
             .iter()
-            .filter(|(_, ask)| is_meant(ask))
+            .filter(|(_, ask)| matches(ask))
             .map(|(id, _)| *id)
             .collect()
     }
@@ -202,7 +205,7 @@ impl LeaseRequests {
             return;
         };
         while let Some(tracker) = ask.next.pop() {
-            if ctx.health.is_silent(tracker) {
+            if ctx.health.is_unresponsive(tracker) {
                 ask.first_unreachable = true;
                 continue;
             }
@@ -245,8 +248,8 @@ impl LeaseRequests {
             Purpose::Lease(id),
             TrackerRequest::Lease(request),
         );
-        let quiet_at = ctx.now + QUIET;
-        ask.stage = Stage::Posted { exchange, quiet_at };
+        let probe_at = ctx.now + PROBE_AFTER;
+        ask.stage = Stage::Posted { exchange, probe_at };
     }
 
     /// Reports the outcome: `answer`, or `None` if no tracker answered.
@@ -282,7 +285,7 @@ impl PendingAsk {
     fn timeout(&self) -> Time {
         match self.stage {
             Stage::Announcing { until } => until,
-            Stage::Posted { quiet_at, .. } => quiet_at,
+            Stage::Posted { probe_at, .. } => probe_at,
         }
     }
 }

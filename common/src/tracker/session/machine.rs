@@ -19,9 +19,9 @@ use crate::wire::tracker::{
 
 /// Trackers that learn about one blob.
 const TRACKERS_PER_BLOB: usize = 2;
-/// A tracker that does not answer an announce within this time counts as silent. The last one that
-/// answers gets twice as long.
-const LATE: Duration = Duration::from_secs(1);
+/// A tracker that does not answer an announce within this time counts as unresponsive. The last
+/// one that answers gets twice as long.
+const ANNOUNCE_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Unreachable peers in one message.
 const MAX_UNREACHABLE: usize = 32;
 
@@ -49,7 +49,7 @@ impl TrackerSession {
     pub fn new(now: Time, peer: PeerInfo, urls: Vec<String>) -> Self {
         Self {
             peer,
-            health: TrackerHealth::new(urls.len(), LATE),
+            health: TrackerHealth::new(urls.len(), ANNOUNCE_ANSWER_TIMEOUT),
             announcers: urls.iter().map(|_| Announcer::new(now)).collect(),
             urls,
             leases: LeaseRequests::default(),
@@ -65,8 +65,8 @@ impl TrackerSession {
     }
 
     /// Whether the tracker does not answer.
-    pub fn is_silent(&self, tracker: usize) -> bool {
-        self.health.is_silent(tracker)
+    pub fn is_unresponsive(&self, tracker: usize) -> bool {
+        self.health.is_unresponsive(tracker)
     }
 
     /// Announces that the tracker has accepted.
@@ -110,9 +110,9 @@ impl TrackerSession {
         if self.is_leaving {
             return;
         }
-        let silent_before = self.silent_trackers();
+        let unresponsive_before = self.unresponsive_trackers();
         let change = self.health.handle_timeout(now);
-        self.on_health_change(now, &silent_before, change);
+        self.on_health_change(now, &unresponsive_before, change);
         let (leases, mut ctx) = self.lease_context(now);
         leases.handle_timeout(&mut ctx);
         for (tracker, announcer) in self.announcers.iter_mut().enumerate() {
@@ -224,7 +224,7 @@ impl TrackerSession {
                     self.outputs.push_back(SessionOutput::Handouts(handouts));
                 }
             }
-            // A silent tracker stays silent until it accepts the full announce: before that it
+            // An unresponsive tracker stays so until it accepts the full announce: before that it
             // grants no lease.
             AnnounceAnswer::Resync { epoch } => self.announcers[tracker].resync(now, epoch),
         }
@@ -251,9 +251,9 @@ impl TrackerSession {
         match exchange.purpose {
             Purpose::Announce => {
                 self.announcers[exchange.tracker].fail(now);
-                let silent_before = self.silent_trackers();
+                let unresponsive_before = self.unresponsive_trackers();
                 let change = self.health.failed(exchange.tracker);
-                self.on_health_change(now, &silent_before, change);
+                self.on_health_change(now, &unresponsive_before, change);
             }
             Purpose::Lease(ask) => {
                 let (leases, mut ctx) = self.lease_context(now);
@@ -269,17 +269,17 @@ impl TrackerSession {
         }
     }
 
-    fn silent_trackers(&self) -> Vec<bool> {
+    fn unresponsive_trackers(&self) -> Vec<bool> {
         (0..self.urls.len())
-            .map(|tracker| self.health.is_silent(tracker))
+            .map(|tracker| self.health.is_unresponsive(tracker))
             .collect()
     }
 
-    /// Reports a change, and moves the requests of trackers that fell silent.
+    /// Reports a change, and moves the requests of trackers that became unresponsive.
     fn on_health_change(
         &mut self,
         now: Time,
-        silent_before: &[bool],
+        unresponsive_before: &[bool],
         change: Option<HealthChange>,
     ) {
         match change {
@@ -287,10 +287,10 @@ impl TrackerSession {
             Some(HealthChange::Unreachable) => self.outputs.push_back(SessionOutput::Unreachable),
             None => {}
         }
-        for (tracker, was_silent) in silent_before.iter().enumerate() {
-            if !was_silent && self.health.is_silent(tracker) {
+        for (tracker, was_unresponsive) in unresponsive_before.iter().enumerate() {
+            if !was_unresponsive && self.health.is_unresponsive(tracker) {
                 let (leases, mut ctx) = self.lease_context(now);
-                leases.on_silent(tracker, &mut ctx);
+                leases.on_unresponsive(tracker, &mut ctx);
             }
         }
     }

@@ -17,7 +17,7 @@
 //! Each tracker is announced to on its own schedule. Of several trackers, the best two by
 //! rendezvous hashing learn about a blob; leases come from the first of them that answers. The
 //! session's health table decides which trackers answer. A lease request that a tracker has parked
-//! moves to the next tracker when the first one falls silent.
+//! moves to the next tracker when the first one becomes unresponsive.
 //!
 //! The session has no clock, socket or randomness: the shell passes the time in, posts what
 //! [`TrackerSession::poll_output`] returns, and calls [`TrackerSession::handle_timeout`] at

@@ -266,7 +266,7 @@ fn late_answer_makes_tracker_reachable_again() {
     shell.outputs(ms(2_000));
     shell.accept(ms(2_500), exchange);
     assert_eq!(shell.outputs(ms(2_500)), vec![SessionOutput::Reachable]);
-    assert!(!shell.session.is_silent(0));
+    assert!(!shell.session.is_unresponsive(0));
 }
 
 #[test]
@@ -446,7 +446,7 @@ fn failed_request_goes_to_the_second_tracker() {
 }
 
 #[test]
-fn request_that_is_not_for_the_first_tracker_goes_on_without_complaint() {
+fn not_first_answer_moves_request_to_next_tracker() {
     let mut shell = Shell::announced(2, vec![wanted(1)]);
     shell.request_lease(ms(0), blob(1));
     let (exchange, first, _) = shell.lease_post(ms(0));
@@ -457,7 +457,7 @@ fn request_that_is_not_for_the_first_tracker_goes_on_without_complaint() {
 }
 
 #[test]
-fn parked_request_moves_when_its_tracker_falls_silent() {
+fn parked_request_moves_when_its_tracker_becomes_unresponsive() {
     let mut shell = Shell::announced(2, vec![wanted(1)]);
     shell.request_lease(ms(0), blob(1));
     let (parked, first, _) = shell.lease_post(ms(0));
@@ -471,7 +471,7 @@ fn parked_request_moves_when_its_tracker_falls_silent() {
     assert!(outputs.contains(&SessionOutput::Cancel {
         exchange: parked,
         tracker: first,
-        reason: CancelReason::Silent
+        reason: CancelReason::Unresponsive
     }));
     let posts = lease_posts(outputs);
     assert_eq!(posts.len(), 1);
@@ -480,7 +480,7 @@ fn parked_request_moves_when_its_tracker_falls_silent() {
 }
 
 #[test]
-fn silent_tracker_is_skipped() {
+fn unresponsive_tracker_is_skipped() {
     let mut shell = Shell::announced(2, vec![wanted(1)]);
     shell.request_lease(ms(0), blob(1));
     let (_, first, _) = shell.lease_post(ms(0));

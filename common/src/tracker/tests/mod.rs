@@ -381,7 +381,7 @@ fn announce_out_of_sequence_gets_resync() {
 }
 
 #[test]
-fn peer_without_announces_and_swarm_without_members_are_forgotten() {
+fn expired_peers_and_empty_swarms_are_removed() {
     let mut tracker = Harness::new(TrackerConfig::default());
     tracker.join(0, 0, SwarmRole::Wanted(Progress::NONE));
     tracker.join(1, 0, SwarmRole::Wanted(Progress::NONE));

@@ -1,6 +1,6 @@
 //! One blob of the store: its file, and what may be read from it.
 //!
-//! [`ChunkState`] says which bytes may be used; bytes outside of it are never read as content.
+//! [`StoredChunks`] says which bytes may be used; bytes outside of it are never read as content.
 //! Every read of a sealed blob compares the bytes with their verified chaining values, so a chunk
 //! that was damaged on disk is dropped and fetched again: it never reaches a neighbour or the
 //! container runtime. (BLAKE3 hashes a GiB in 0.2 s.)
@@ -18,13 +18,13 @@ use bytes::Bytes;
 use flotilla_common::chunk::Geometry;
 use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::digest::Digest;
-use flotilla_common::hash_tree::{self, ChunkTable, Value};
+use flotilla_common::hash_tree::{self, ChainingValue, ChunkTable};
 use flotilla_common::proof::Proof;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use super::StoreError;
-use super::chunk_state::{ChunkState, align_to_parts};
 use super::file::{BlobFile, run_blocking};
+use super::stored_chunks::{StoredChunks, align_to_parts};
 pub(super) use incremental_digest::IncrementalDigest;
 
 /// Whether a reader can have the bytes at an offset.
@@ -61,7 +61,7 @@ pub(crate) struct StoredBlob {
 
 #[derive(Debug)]
 struct State {
-    chunks: ChunkState,
+    chunks: StoredChunks,
     /// Changes of the chunks since the record was last saved.
     unsaved: u32,
     is_bypassed: bool,
@@ -74,7 +74,7 @@ struct State {
 pub(crate) struct HeldChunk {
     pub(crate) range: Range<u64>,
     /// The chaining values of its parts; empty for a blob without a chunk table.
-    pub(crate) values: Vec<Value>,
+    pub(crate) values: Vec<ChainingValue>,
 }
 
 /// Protects a blob from eviction until it is dropped.
@@ -103,7 +103,7 @@ impl StoredBlob {
         is_complete: bool,
     ) -> Self {
         let state = State {
-            chunks: ChunkState::new(geometry, held, is_complete),
+            chunks: StoredChunks::new(geometry, held, is_complete),
             unsaved: 0,
             is_bypassed: false,
             is_removed: false,
@@ -292,7 +292,7 @@ impl StoredBlob {
 
     /// Records that a chunk is verified and written, with the chaining values of its parts. True if
     /// it was not held before.
-    pub(crate) fn mark_held(&self, chunk: u32, values: &[Value]) -> bool {
+    pub(crate) fn mark_held(&self, chunk: u32, values: &[ChainingValue]) -> bool {
         let mut state = self.lock();
         let is_new = state.chunks.mark_held(chunk, values);
         state.unsaved += u32::from(is_new);
@@ -359,7 +359,10 @@ impl StoredBlob {
     }
 
     /// Reads whole parts, with their chaining values if there is a table to compare them with.
-    async fn read_parts(&self, range: Range<u64>) -> Result<(Bytes, Vec<Value>), StoreError> {
+    async fn read_parts(
+        &self,
+        range: Range<u64>,
+    ) -> Result<(Bytes, Vec<ChainingValue>), StoreError> {
         let length = usize::try_from(range.end - range.start)
             .map_err(|_| StoreError::reading(&self.path, ErrorKind::InvalidInput.into()))?;
         if length == 0 {

@@ -5,7 +5,7 @@
 
 use core::ops::Range;
 
-use flotilla_common::hash_tree::Value;
+use flotilla_common::hash_tree::ChainingValue;
 use flotilla_common::proof::Proof;
 
 use super::{IncrementalDigest, StoredBlob};
@@ -41,7 +41,7 @@ impl StoredBlob {
 
     /// Reads a chunk from disk and checks it against the proof. The chaining values of its parts
     /// (none without a table) if it is intact.
-    async fn verify_chunk(&self, chunk: u32) -> Option<Vec<Value>> {
+    async fn verify_chunk(&self, chunk: u32) -> Option<Vec<ChainingValue>> {
         let Some(table) = self.table() else {
             let intact = self.hash_rest(IncrementalDigest::default()).await;
             return matches!(intact, Ok(true)).then(Vec::new);
@@ -56,7 +56,12 @@ impl StoredBlob {
     /// The first damaged chunk among whole parts that were read from `start` on, with their
     /// chaining values. A blob without chunk proofs is not compared: its whole file would have to
     /// be hashed at each read.
-    pub(super) fn first_damaged(&self, start: u64, bytes: &[u8], values: &[Value]) -> Option<u32> {
+    pub(super) fn first_damaged(
+        &self,
+        start: u64,
+        bytes: &[u8],
+        values: &[ChainingValue],
+    ) -> Option<u32> {
         match &self.proof {
             Proof::Sealed { table: Some(_), .. } => {
                 self.lock().chunks.first_mismatch(start, values)

@@ -81,7 +81,8 @@ fn flip_bit(path: &Path, offset: u64) {
 
 #[tokio::test]
 async fn flipped_bit_loses_only_its_chunk() {
-    let (dir, sample) = (tempfile::tempdir().unwrap(), sample(0));
+    let dir = tempfile::tempdir().unwrap();
+    let sample = sample(0);
     create_closed_store(dir.path(), &[&sample]).await;
     flip_bit(&data_file(dir.path(), &sample), PART_SIZE + 9);
     let store = Store::open(dir.path(), LARGE_QUOTA, &sample.trusted).unwrap();
@@ -91,10 +92,8 @@ async fn flipped_bit_loses_only_its_chunk() {
 
 #[tokio::test]
 async fn bit_flipped_at_run_time_is_found_at_next_read() {
-    let (dir, [large, small]) = (
-        tempfile::tempdir().unwrap(),
-        [sample(0), sample_of_length(1, 1000)],
-    );
+    let dir = tempfile::tempdir().unwrap();
+    let [large, small] = [sample(0), sample_of_length(1, 1000)];
     let store = Store::open(dir.path(), LARGE_QUOTA, &large.trusted).unwrap();
     let _pins = [fill(&store, &large).await, fill(&store, &small).await];
     for sample in [&large, &small] {
@@ -106,7 +105,8 @@ async fn bit_flipped_at_run_time_is_found_at_next_read() {
 
 #[tokio::test]
 async fn file_truncated_at_run_time_is_repaired() {
-    let (dir, sample) = (tempfile::tempdir().unwrap(), sample(0));
+    let dir = tempfile::tempdir().unwrap();
+    let sample = sample(0);
     let store = Store::open(dir.path(), LARGE_QUOTA, &sample.trusted).unwrap();
     let _pin = fill(&store, &sample).await;
     File::options()
@@ -178,9 +178,11 @@ async fn blob_with_inconsistent_files_is_deleted_at_start() {
 
 #[tokio::test]
 async fn swapped_data_files_of_equal_size_are_detected() {
-    let (dir, [left, right]) = (tempfile::tempdir().unwrap(), [sample(0), sample(1)]);
+    let dir = tempfile::tempdir().unwrap();
+    let [left, right] = [sample(0), sample(1)];
     create_closed_store(dir.path(), &[&left, &right]).await;
-    let (left_file, right_file) = (data_file(dir.path(), &left), data_file(dir.path(), &right));
+    let left_file = data_file(dir.path(), &left);
+    let right_file = data_file(dir.path(), &right);
     let temporary = dir.path().join("temporary");
     for (from, to) in [
         (&left_file, &temporary),
@@ -198,7 +200,8 @@ async fn swapped_data_files_of_equal_size_are_detected() {
 
 #[tokio::test]
 async fn blob_with_untrusted_seal_is_deleted_at_start() {
-    let (dir, sample) = (tempfile::tempdir().unwrap(), sample(0));
+    let dir = tempfile::tempdir().unwrap();
+    let sample = sample(0);
     create_closed_store(dir.path(), &[&sample]).await;
     let mut others = TrustedKeys::none();
     others
@@ -210,10 +213,8 @@ async fn blob_with_untrusted_seal_is_deleted_at_start() {
 
 #[tokio::test]
 async fn smaller_quota_after_restart_evicts_least_recently_used() {
-    let (dir, [a, b, c]) = (
-        tempfile::tempdir().unwrap(),
-        [sample(0), sample(1), sample(2)],
-    );
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b, c] = [sample(0), sample(1), sample(2)];
     create_closed_store(dir.path(), &[&a, &b, &c]).await;
     {
         let store = Store::open(dir.path(), LARGE_QUOTA, &a.trusted).unwrap();
@@ -236,7 +237,9 @@ fn concurrent_insertions_share_one_blob_and_respect_the_quota() {
     let start = Barrier::new(4);
     std::thread::scope(|scope| {
         for thread in 0..4 {
-            let (store, samples, start) = (&store, &samples, &start);
+            let store = &store;
+            let samples = &samples;
+            let start = &start;
             scope.spawn(move || {
                 start.wait();
                 for round in 0..2000 {
@@ -264,7 +267,8 @@ fn concurrent_insertions_share_one_blob_and_respect_the_quota() {
 
 #[tokio::test]
 async fn reinserted_blob_keeps_its_files() {
-    let (dir, [a, b]) = (tempfile::tempdir().unwrap(), [sample(0), sample(1)]);
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = [sample(0), sample(1)];
     let store = Store::open(dir.path(), ByteSize(a.geometry.size()), &a.trusted).unwrap();
     for _ in 0..20 {
         for sample in [&a, &b] {
@@ -280,7 +284,8 @@ async fn reinserted_blob_keeps_its_files() {
 
 #[tokio::test]
 async fn quarantined_blob_leaves_no_file() {
-    let (dir, sample) = (tempfile::tempdir().unwrap(), sample(0));
+    let dir = tempfile::tempdir().unwrap();
+    let sample = sample(0);
     let store = Store::open(dir.path(), LARGE_QUOTA, &sample.trusted).unwrap();
     let (pin, _) = store.insert(sample.proof.clone(), sample.geometry).unwrap();
     store.quarantine(sample.proof.digest());
@@ -307,7 +312,8 @@ fn start_reads_records_but_no_content() {
     let dir = tempfile::tempdir().unwrap();
     let blobs = dir.path().join("blobs");
     fs::create_dir_all(&blobs).unwrap();
-    let (count, size) = (20_u8, 64_u64 << 30);
+    let count = 20_u8;
+    let size = 64_u64 << 30;
     for number in 0..count {
         let proof = Proof::DigestOnly {
             digest: Digest::sha256(&[number]),

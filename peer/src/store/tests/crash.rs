@@ -52,7 +52,8 @@ async fn child_process_fills_store() {
     let Some(dir) = std::env::var_os(DIR_VARIABLE) else {
         return;
     };
-    let (store, samples) = (open(Path::new(&dir)), samples());
+    let store = open(Path::new(&dir));
+    let samples = samples();
     let mut rng = Pcg64Mcg::new(u128::from(rand::rng().random::<u64>()) << 1 | 1);
     let mut out = std::io::stdout();
     writeln!(out, "\nopen").unwrap();
@@ -80,7 +81,8 @@ async fn child_process_fills_store() {
         if blob.held().is_full() && !blob.is_complete() && blob.check_digest().await.unwrap() {
             blob.mark_complete();
         }
-        let (held, is_complete) = (blob.held().count(), blob.is_complete());
+        let held = blob.held().count();
+        let is_complete = blob.is_complete();
         store.save();
         writeln!(out, "saved {number} {held} {is_complete}").unwrap();
         out.flush().unwrap();
@@ -166,7 +168,8 @@ fn files(dir: &Path) -> Vec<String> {
 
 /// Opens the store after a kill and checks it against the saved state. Returns the chunks held.
 async fn check_after_kill(dir: &Path, saved: &Saved) -> u32 {
-    let (store, samples) = (open(dir), samples());
+    let store = open(dir);
+    let samples = samples();
     assert!(store.bytes() <= quota().0, "the quota is exceeded");
     let blobs = store.blobs();
     for blob in &blobs {

@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn loss_shrinks_window_once_and_persistent_congestion_to_minimum() {
+    fn loss_reduces_window_and_persistent_congestion_resets_it() {
         let link = SimulatedLink::new(50e6, ms(1));
         let mut flow = flow(&link);
         flow.window_bytes = 100_000.0;

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::seal::{SealKey, TrustedKeys};
-use flotilla_common::swarm;
+use flotilla_common::swarm::SwarmConfig;
 use flotilla_peer::{Config, Peer};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{CertificateAuthority, Identity, client_without_trust};
@@ -96,10 +96,10 @@ impl Fleet {
         .unwrap();
         let (region, zone) = ("eu".parse().unwrap(), "eu-a".parse().unwrap());
         // Short, so that tests of the fallback to the origin do not take long.
-        let swarm = swarm::Config {
+        let swarm = SwarmConfig {
             fallback_timeout: Duration::from_millis(50),
             fallback_timeout_with_tracker: Duration::from_millis(500),
-            ..swarm::Config::default()
+            ..SwarmConfig::default()
         };
         let mut trusted = TrustedKeys::none();
         trusted.add(&self.key.public()).unwrap();

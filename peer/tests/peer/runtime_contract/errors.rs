@@ -161,7 +161,7 @@ async fn hanging_origin_does_not_hang_the_mirror() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn later_range_of_a_started_blob_ends_early_without_error_status() {
+async fn unavailable_range_of_started_blob_is_206_with_cut_body() {
     let fleet = Fleet::without_tracker().await;
     let image = [random_bytes(700, 1), random_bytes(8 * MIB, 4)];
     fleet.origin.push(&image);

@@ -48,7 +48,7 @@ async fn moved_tag_is_followed_soon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stale_tag_is_served_with_a_warning_while_no_origin_is_available() {
+async fn stale_tag_during_origin_outage_has_warning() {
     let fleet = Fleet::without_tracker().await;
     let digest = fleet.origin.push(&image()).to_string();
     let peer = fleet.peer("vm-1").await;
