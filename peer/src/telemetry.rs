@@ -1,5 +1,5 @@
-//! What the peer measures: byte counters, pulls, waiting times and the time of the last received
-//! byte. The driver and the mirror write it; metrics and status read it.
+//! The peer's measurements: byte counters, pulls, waiting times and the time of the last received
+//! byte. The driver and the mirror write them; metrics and status read them.
 
 use core::time::Duration;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -198,7 +198,7 @@ pub(crate) fn peer_key(id: &PeerId) -> u64 {
         .fold(0, |key, byte| key << 8 | u64::from(*byte))
 }
 
-/// What the machine needs to know about a peer in this region and zone.
+/// The facts that the machine needs about a peer in this region and zone.
 pub(super) fn facts(
     slot: PeerSlot,
     id: &PeerId,

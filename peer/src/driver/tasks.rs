@@ -26,7 +26,7 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(20);
 /// `REPORT_INTERVAL` has passed.
 const REPORTS: u64 = 4;
 
-/// What a task reports to the driver.
+/// A report of a task to the driver.
 #[derive(Debug)]
 pub(super) enum TaskReport {
     /// A download's response has begun.

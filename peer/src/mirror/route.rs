@@ -8,7 +8,7 @@ use flotilla_common::name::{Reference, RepositoryName};
 
 use super::error::{ContentKind, MirrorError};
 
-/// What a request path selects.
+/// The target of a request path.
 #[derive(Debug)]
 pub(super) enum MirrorRoute {
     Ping,

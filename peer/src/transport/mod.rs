@@ -49,7 +49,7 @@ pub struct QuicSettings {
     pub congestion: CongestionControl,
 }
 
-/// What the transport reports to the driver.
+/// An event that the transport reports to the driver.
 #[derive(Debug)]
 pub(crate) enum TransportEvent {
     /// A link was established, dialled by either side.

@@ -1,7 +1,7 @@
 //! The exchange of one blob: which chunks we hold, which are being fetched, and which each
 //! neighbour holds.
 //!
-//! What neighbours hold is kept by chunk: one word per chunk with one bit per neighbour. An
+//! The holders are kept by chunk: one word per chunk with one bit per neighbour. An
 //! announced chunk touches one word, and the picker looks only at chunks that are missing. Counters
 //! follow: `availability` is the number of neighbours that hold a chunk, `unavailable` the number
 //! of chunks that neither we nor any neighbour holds. The fields are private so that every change
@@ -28,7 +28,7 @@ enum Interest {
     Complete,
 }
 
-/// What is known about one neighbour of the blob.
+/// The state of one neighbour of the blob.
 #[derive(Debug, Default)]
 struct NeighbourState {
     /// Number of chunks it is known to hold.
@@ -43,7 +43,7 @@ struct NeighbourState {
     set_aside: Option<ChunkMap>,
 }
 
-/// What a neighbour's Have message changed.
+/// The effect of a neighbour's Have message.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HaveEffect {
     /// The neighbour holds a chunk that it was not known to hold, and that we lack.

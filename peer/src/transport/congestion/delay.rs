@@ -76,7 +76,7 @@ pub(super) struct DelayBased {
     recovery_since: Option<Instant>,
 }
 
-/// What one acknowledgement frame covers.
+/// The sum of the packets that one acknowledgement frame covers.
 #[derive(Debug, Clone, Copy, Default)]
 struct AckBatch {
     bytes: u64,
