@@ -81,12 +81,12 @@ impl Metrics {
     }
 
     pub(crate) fn request(&self, route: &'static str, status: StatusCode, duration: Duration) {
-        self.requests.answered(route, status, duration);
+        self.requests.count_response(route, status, duration);
     }
 
     /// Counts a manifest served from memory.
     pub(crate) fn manifest_answered(&self, duration: Duration) {
-        self.manifests.answered(duration);
+        self.manifests.count_response(duration);
     }
 
     /// The response to `GET /metrics`.

@@ -88,7 +88,7 @@ fn answered(
     service
         .metrics()
         .requests
-        .answered(route, response.status(), elapsed(service, started));
+        .count_response(route, response.status(), elapsed(service, started));
     response
 }
 

@@ -176,7 +176,7 @@ where
 /// metrics.
 #[derive(Clone, Debug)]
 pub struct RequestMetrics {
-    answered: Family<RequestLabels, Counter>,
+    responses: Family<RequestLabels, Counter>,
     durations: Family<RouteLabel, Histogram, fn() -> Histogram>,
 }
 
@@ -195,7 +195,7 @@ impl Default for RequestMetrics {
     fn default() -> Self {
         let durations = Family::new_with_constructor(seconds_histogram as fn() -> Histogram);
         Self {
-            answered: Family::default(),
+            responses: Family::default(),
             durations,
         }
     }
@@ -207,7 +207,7 @@ impl RequestMetrics {
         registry.register(
             "http_requests",
             "HTTP requests by route and status",
-            self.answered.clone(),
+            self.responses.clone(),
         );
         registry.register(
             "http_request_seconds",
@@ -227,7 +227,7 @@ impl RequestMetrics {
     /// The metrics of one route and status, for responses too frequent for a lookup each.
     pub fn of(&self, route: &'static str, status: StatusCode) -> RouteMetrics {
         RouteMetrics {
-            answered: self.answered.get_or_create_owned(&RequestLabels {
+            responses: self.responses.get_or_create_owned(&RequestLabels {
                 route,
                 code: status.as_u16(),
             }),
@@ -236,8 +236,8 @@ impl RequestMetrics {
     }
 
     /// Counts a response that took this long.
-    pub fn answered(&self, route: &'static str, status: StatusCode, took: Duration) {
-        self.answered
+    pub fn count_response(&self, route: &'static str, status: StatusCode, took: Duration) {
+        self.responses
             .get_or_create(&RequestLabels {
                 route,
                 code: status.as_u16(),
@@ -252,14 +252,14 @@ impl RequestMetrics {
 /// Counts the responses of one route and status.
 #[derive(Clone, Debug)]
 pub struct RouteMetrics {
-    answered: Counter,
+    responses: Counter,
     durations: Histogram,
 }
 
 impl RouteMetrics {
     /// Counts a response that took this long.
-    pub fn answered(&self, took: Duration) {
-        self.answered.inc();
+    pub fn count_response(&self, took: Duration) {
+        self.responses.inc();
         self.durations.observe(took.as_secs_f64());
     }
 }
@@ -321,7 +321,7 @@ mod tests {
         let mut registry = Registry::with_prefix("flotilla_test");
         let requests = RequestMetrics::default();
         requests.register(&mut registry);
-        requests.answered("blob", StatusCode::OK, Duration::from_millis(3));
+        requests.count_response("blob", StatusCode::OK, Duration::from_millis(3));
         registry.register_collector(MetricWriter::collector(|writer| {
             writer.gauge("neighbours", "Connections to neighbours", 3)?;
             writer.counters(

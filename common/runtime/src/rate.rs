@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn tiny_requests_at_a_huge_rate_lose_nothing_to_rounding() {
+    fn small_requests_have_no_rounding_drift() {
         let rate = 99_999 * MEGABIT;
         let mut bucket = Bucket::new(rate);
         let mut now = Duration::ZERO;
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn late_timer_is_made_up_within_a_limit() {
+    fn late_timer_catches_up_to_a_bound() {
         let mut bucket = Bucket::new(8 * MEGABIT);
         bucket.settle(bucket.quote(Duration::ZERO, Duration::ZERO, 65_536));
         // Waiting since the start, seen 20 ms late: as if it had been on time.

@@ -150,7 +150,7 @@ impl Shutdown {
 
 async fn follow_signals(shutdown: Shutdown, mut terminate: Signal, mut interrupt: Signal) {
     next_signal(&mut terminate, &mut interrupt).await;
-    tracing::info!("signal received; draining, a second signal stops at once");
+    tracing::info!("signal received; draining (a second signal drops requests in flight)");
     shutdown.trigger();
     next_signal(&mut terminate, &mut interrupt).await;
     tracing::warn!("second signal received; dropping requests in flight");

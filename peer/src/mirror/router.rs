@@ -30,7 +30,9 @@ async fn serve(State(mirror): State<Arc<Mirror>>, request: Request) -> Response<
     let label = route_label(request.uri().path());
     let response = answer(&mirror, request).await;
     let elapsed = clock.now().saturating_since(started);
-    mirror.requests.answered(label, response.status(), elapsed);
+    mirror
+        .requests
+        .count_response(label, response.status(), elapsed);
     response
 }
 

@@ -125,7 +125,7 @@ fn matches(command: Command, arguments: Vec<OsString>) -> Result<ArgMatches, Con
         None => command,
         Some((path, subcommands)) => {
             let values = read(&path)?;
-            at(command, &subcommands, |command| {
+            update_subcommand(command, &subcommands, |command| {
                 with_file(command, &path, &values)
             })?
         }
@@ -179,7 +179,11 @@ fn named_file(matches: &ArgMatches) -> Option<(PathBuf, Vec<String>)> {
 }
 
 /// Applies `change` to the command at the end of a path of subcommands.
-fn at<F>(command: Command, path: &[String], change: F) -> Result<Command, ConfigError>
+fn update_subcommand<F>(
+    command: Command,
+    path: &[String],
+    change: F,
+) -> Result<Command, ConfigError>
 where
     F: FnOnce(Command) -> Result<Command, ConfigError>,
 {
@@ -189,7 +193,7 @@ where
     let mut result = Ok(());
     let command = command.mut_subcommand(next, |subcommand| {
         let unchanged = subcommand.clone();
-        at(subcommand, rest, change).unwrap_or_else(|error| {
+        update_subcommand(subcommand, rest, change).unwrap_or_else(|error| {
             result = Err(error);
             unchanged
         })

@@ -1,6 +1,6 @@
 //! Stall timeout of one HTTP/2 stream, against clients that do not read their response.
 //!
-//! A client that stops to open a stream's flow-control window pins the memory of that stream while
+//! A client that stops opening a stream's flow-control window pins the memory of that stream while
 //! the connection stays alive, so the write timeout of the socket never fires. A response is
 //! therefore sent in small pieces. hyper polls for the next piece only when the window has room, so
 //! the time between a piece and the next poll is the client's. A stream that waits for its client

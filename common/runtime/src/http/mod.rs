@@ -340,7 +340,7 @@ impl HttpService {
             });
             return;
         };
-        let (runtime, seat) = workers.seat();
+        let (runtime, slot) = workers.least_loaded();
         let stream = stream.into_std();
         shutdown.spawn_on(runtime, async move {
             // The socket must be registered with the runtime that polls it.
@@ -348,7 +348,7 @@ impl HttpService {
                 Ok(stream) => self.connection(stream, client, permit.is_over_limit).await,
                 Err(error) => tracing::warn!(%client, %error, "moving a connection to its worker thread failed; connection closed"),
             }
-            drop((seat, permit));
+            drop((slot, permit));
         });
     }
 

@@ -30,12 +30,12 @@ pub struct Workers {
 struct Worker {
     runtime: Handle,
     /// One clone per connection.
-    seats: Arc<()>,
+    connections: Arc<()>,
 }
 
 /// Counts a connection on its thread until it is dropped.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct WorkerSlot {
     _counted: Arc<()>,
 }
 
@@ -56,16 +56,16 @@ impl Workers {
     }
 
     /// Picks the thread with the fewest connections, and counts one more there.
-    pub(super) fn seat(&self) -> (&Handle, Seat) {
+    pub(super) fn least_loaded(&self) -> (&Handle, WorkerSlot) {
         let fewest = self
             .workers
             .iter()
-            .min_by_key(|worker| Arc::strong_count(&worker.seats));
+            .min_by_key(|worker| Arc::strong_count(&worker.connections));
         let worker = fewest.unwrap_or(&self.workers[0]);
         (
             &worker.runtime,
-            Seat {
-                _counted: Arc::clone(&worker.seats),
+            WorkerSlot {
+                _counted: Arc::clone(&worker.connections),
             },
         )
     }
@@ -86,7 +86,7 @@ impl Worker {
             })?;
         Ok(Self {
             runtime: handle,
-            seats: Arc::default(),
+            connections: Arc::default(),
         })
     }
 }
@@ -99,10 +99,10 @@ mod tests {
     #[test]
     fn connections_go_to_the_least_loaded_thread() {
         let workers = Workers::start(2).unwrap();
-        let (first, _first_seat) = workers.seat();
-        let (second, second_seat) = workers.seat();
+        let (first, _first_slot) = workers.least_loaded();
+        let (second, second_slot) = workers.least_loaded();
         assert_ne!(first.id(), second.id());
-        drop(second_seat);
-        assert_eq!(workers.seat().0.id(), second.id());
+        drop(second_slot);
+        assert_eq!(workers.least_loaded().0.id(), second.id());
     }
 }

@@ -17,7 +17,7 @@
 mod authority;
 mod crypto;
 mod files;
-mod live;
+mod live_identity;
 mod seal_keys;
 mod tls;
 mod watch;

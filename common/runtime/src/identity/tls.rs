@@ -13,7 +13,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 
 use super::crypto::{ClientAuth, provider, tls_error};
 use super::files::{self, ContentSource, FileKind, IdentityError};
-use super::live::{IdentityState, LiveClients, LiveIdentity, Validity};
+use super::live_identity::{IdentityState, LiveClients, LiveIdentity, Validity};
 use crate::clock::Clock;
 use crate::metrics::MetricWriter;
 

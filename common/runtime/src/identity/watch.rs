@@ -22,7 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 use super::files::IdentityError;
-use super::live::Validity;
+use super::live_identity::Validity;
 use super::seal_keys::load_trusted_keys;
 use super::tls::Identity;
 use crate::shutdown::Shutdown;
@@ -303,16 +303,16 @@ impl<R: Reloadable> Watch<R> {
         match outcome {
             PollOutcome::Unchanged => {}
             PollOutcome::Reloaded => {
-                tracing::info!(now = self.subject.describe(), "files reloaded")
+                tracing::info!(current = self.subject.describe(), "files reloaded")
             }
             PollOutcome::Settling => {
                 tracing::debug!(
-                    now = self.subject.describe(),
+                    current = self.subject.describe(),
                     "files are not valid yet; checking again"
                 )
             }
             PollOutcome::Invalid(error) => {
-                tracing::error!(%error, kept = self.subject.describe(), "reload failed; keeping the previous files in use");
+                tracing::error!(%error, current = self.subject.describe(), "reload failed; keeping the previous files in use");
             }
         }
         let due = self

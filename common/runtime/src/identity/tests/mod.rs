@@ -97,11 +97,11 @@ async fn foreign_and_expired_certificates_are_refused() {
         CertificateAuthority::create(Clock::system()).unwrap(),
     );
     let server = identity(&fleet, &fleet.issue_peer(&peer("a"), DAY).unwrap());
-    let stranger = identity(&other, &other.issue_peer(&peer("b"), DAY).unwrap());
+    let foreign = identity(&other, &other.issue_peer(&peer("b"), DAY).unwrap());
     let name = peer_name(&peer("a"));
     let met = handshake(
         server.quic_server(ALPN).unwrap(),
-        stranger.quic_client(ALPN).unwrap(),
+        foreign.quic_client(ALPN).unwrap(),
         &name,
     )
     .await;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use flotilla_common::seal::TrustError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::live::Validity;
+use super::super::live_identity::Validity;
 use super::super::watch::{PollOutcome, Watch, expiry_reminder};
 use super::*;
 use crate::clock::Clock;
@@ -223,12 +223,12 @@ async fn echo(
         impl AsyncReadExt + AsyncWriteExt + Unpin,
     ),
 ) {
-    let mut heard = [0; 4];
+    let mut received = [0; 4];
     client.write_all(b"ping").await.unwrap();
-    server.read_exact(&mut heard).await.unwrap();
-    server.write_all(&heard).await.unwrap();
-    client.read_exact(&mut heard).await.unwrap();
-    assert_eq!(&heard, b"ping");
+    server.read_exact(&mut received).await.unwrap();
+    server.write_all(&received).await.unwrap();
+    client.read_exact(&mut received).await.unwrap();
+    assert_eq!(&received, b"ping");
 }
 
 /// Waits until the watch has taken the files up.
@@ -276,7 +276,7 @@ async fn authority_rotation_under_load_keeps_connections() {
         .unwrap();
     assert!(
         connect(&server, &newcomer).await.is_err(),
-        "a stranger for now"
+        "not trusted yet"
     );
 
     // First all members trust both authorities, then certificates change, then the old authority
