@@ -92,7 +92,7 @@ pub enum FormatError {
 ///
 /// # Errors
 /// [`FormatError`] if the storage fails or was set up differently.
-pub(crate) async fn agree(
+pub(crate) async fn read_or_create(
     storage: &dyn Storage,
     horizons: Horizons,
 ) -> Result<Format, FormatError> {
@@ -129,7 +129,9 @@ pub(crate) async fn agree(
 ///
 /// # Errors
 /// [`StorageError`] if the storage cannot be read.
-pub(crate) async fn problem(storage: &dyn Storage) -> Result<Option<String>, StorageError> {
+pub(crate) async fn describe_problem(
+    storage: &dyn Storage,
+) -> Result<Option<String>, StorageError> {
     let Some(object) = storage.read(&layout::format()).await? else {
         return Ok(Some(
             "it does not exist: no origin has started on this storage".to_owned(),
@@ -190,21 +192,25 @@ mod tests {
     #[tokio::test]
     async fn later_replicas_must_agree_with_the_first() {
         let storage = open("memory:///", 0).unwrap();
-        let first = agree(&*storage, Horizons::default()).await.unwrap();
-        let second = agree(&*storage, Horizons::default()).await.unwrap();
+        let first = read_or_create(&*storage, Horizons::default())
+            .await
+            .unwrap();
+        let second = read_or_create(&*storage, Horizons::default())
+            .await
+            .unwrap();
         assert_eq!(first.upload_secret, second.upload_secret);
         let shorter = Horizons {
             horizon: Duration::from_hours(1),
             ..Horizons::default()
         };
-        let error = agree(&*storage, shorter).await.unwrap_err();
+        let error = read_or_create(&*storage, shorter).await.unwrap_err();
         assert!(error.to_string().contains("horizon 172800 s"), "{error}");
         let reversed = Horizons {
             liveness: Duration::from_hours(24),
             ..Horizons::default()
         };
         assert!(matches!(
-            agree(&*storage, reversed).await,
+            read_or_create(&*storage, reversed).await,
             Err(FormatError::Order(..))
         ));
     }

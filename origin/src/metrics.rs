@@ -56,7 +56,7 @@ impl Metrics {
     }
 
     /// Sets the listener whose connections are counted.
-    pub(crate) fn watch(&self, connections: Connections) {
+    pub(crate) fn set_connections(&self, connections: Connections) {
         self.connections.get_or_init(|| connections);
     }
 
@@ -90,7 +90,7 @@ impl Metrics {
     }
 
     /// The response to `GET /metrics`.
-    pub(crate) fn answer(
+    pub(crate) fn respond(
         self: &Arc<Self>,
         registry: &Registry,
         headers: &HeaderMap,
@@ -119,7 +119,7 @@ impl Metrics {
             let admission = &metrics.admission;
             figures.counters(
                 "shed",
-                "Requests refused because a limit was reached",
+                "Requests refused with 429 or 503, by the limit that was reached",
                 "reason",
                 admission.refused(),
             )?;
@@ -137,17 +137,19 @@ impl Metrics {
             )?;
             figures.gauge(
                 "replicas_listed",
-                "Replicas to which invalidations are sent",
+                "Origin replicas to which cache invalidations are sent",
                 metrics.invalidator.replica_count() as u64,
             )?;
-            let (help, outcomes) = (
-                "Invalidations sent to a replica, by outcome",
-                metrics.invalidator.counts().by_outcome(),
-            );
-            figures.counters("changes_told", help, "outcome", outcomes)?;
+            let outcomes = metrics.invalidator.counts().by_outcome();
+            figures.counters(
+                "changes_told",
+                "Cache invalidations sent to other replicas, by outcome",
+                "outcome",
+                outcomes,
+            )?;
             figures.counter(
                 "changes_heard",
-                "Invalidations received from other replicas",
+                "Cache invalidations received from other replicas",
                 metrics.invalidator.counts().received(),
             )?;
             metrics

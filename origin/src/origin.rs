@@ -36,8 +36,8 @@ pub enum StartError {
     #[error(transparent)]
     Format(#[from] FormatError),
     /// An upload could outlive the objects that it relies on.
-    #[error("upload_lifetime must be shorter than the horizon")]
-    UploadLifetime,
+    #[error("upload_lifetime ({0:?}) must be shorter than horizon ({1:?})")]
+    UploadLifetime(Duration, Duration),
     /// Seals would name another region than tags.
     #[error(
         "region is {region}, but seal-key belongs to region {issuer}: leave region out, or use a \
@@ -106,7 +106,7 @@ impl Origin {
     pub async fn start_on(config: Config, storage: Arc<dyn Storage>) -> Result<Self, StartError> {
         validate(&config)?;
         let storage = probe_storage(&config, storage).await?;
-        let format = format::agree(&*storage, config.horizons).await?;
+        let format = format::read_or_create(&*storage, config.horizons).await?;
         let shutdown = Shutdown::new();
         config.replicas.keep_resolved(&shutdown).await;
         let invalidator = Invalidator::new(config.replicas.clone(), Secret::of(&format))?;
@@ -115,7 +115,7 @@ impl Origin {
         let replica_address = listen_for_replicas(&config, &api, invalidator, &shutdown).await?;
         let workers = start_workers(config.threads)?;
         let server = listen_for_clients(&config, &api, workers.clone(), &shutdown).await?;
-        api.metrics.watch(server.connections());
+        api.metrics.set_connections(server.connections());
         api.readiness.set_ready();
         let address = server.address();
         tracing::info!(%address, storage = config.storage, "origin started");
@@ -161,7 +161,10 @@ impl Origin {
 
 fn validate(config: &Config) -> Result<(), StartError> {
     if config.limits.upload_lifetime >= config.horizons.horizon {
-        return Err(StartError::UploadLifetime);
+        return Err(StartError::UploadLifetime(
+            config.limits.upload_lifetime,
+            config.horizons.horizon,
+        ));
     }
     let issuer = config.seal_key.issuer();
     if config.region != *issuer {

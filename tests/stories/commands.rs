@@ -77,7 +77,7 @@ fn check_reports_an_empty_storage() {
     let storage = format!("file://{}", dir.path().display());
     let message = flotilla(&["origin", "check", "--storage", &storage]).unwrap_err();
     assert!(
-        message.contains("no origin has started on this storage") && message.contains("NOT SOUND"),
+        message.contains("no origin has started on this storage") && message.contains("damaged: "),
         "{message}"
     );
     assert!(

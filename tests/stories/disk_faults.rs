@@ -154,7 +154,7 @@ async fn full_disk_of_an_origin_is_507() {
         .await
         .unwrap();
     assert!(
-        report.is_sound() && report.leftovers.count == 0,
+        report.is_complete() && report.leftovers.count == 0,
         "{report:?}"
     );
     origin.shutdown().await;

@@ -50,7 +50,7 @@ pub struct Report {
 
 impl Report {
     /// Whether all acknowledged content is complete.
-    pub const fn is_sound(&self) -> bool {
+    pub const fn is_complete(&self) -> bool {
         self.damage.count == 0
     }
 }
@@ -92,7 +92,7 @@ impl Findings {
 pub async fn check(storage: Arc<dyn Storage>, deep: bool) -> Result<Report, StorageError> {
     let mut report = Report::default();
     let checker = Checker { storage, deep };
-    if let Some(problem) = format::problem(&*checker.storage).await? {
+    if let Some(problem) = format::describe_problem(&*checker.storage).await? {
         report.damage.add(&layout::format(), problem);
     }
     for kind in ObjectKind::ALL {

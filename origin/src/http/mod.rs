@@ -187,7 +187,9 @@ async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> Handl
         Route::Ping if is_read(&method) => Ok(json("{}")),
         Route::Health if is_read(&method) => Ok(text("ok\n")),
         Route::Ready if is_read(&method) => peers::ready(api).await,
-        Route::Metrics if is_read(&method) => Ok(api.metrics.answer(&api.registry, &parts.headers)),
+        Route::Metrics if is_read(&method) => {
+            Ok(api.metrics.respond(&api.registry, &parts.headers))
+        }
         Route::Keys if is_read(&method) => Ok(peers::keys(api)),
         Route::Closure if method == Method::POST => {
             peers::closure(api, parts.extensions.get(), body).await

@@ -17,7 +17,7 @@ use futures_util::{StreamExt, stream};
 use super::explorer::{Explored, Scenario, explore};
 use super::storage_model::{Faults, ModelStorage};
 use crate::config::Limits;
-use crate::format::{Horizons, agree};
+use crate::format::{Horizons, read_or_create};
 use crate::nonce::nonce;
 use crate::record::{BlobRecord, ManifestRecord, RecordState, decode, encode};
 use crate::registry::{Need, Registry, RegistryError, UploadBody};
@@ -36,7 +36,7 @@ pub(super) async fn replica(model: &ModelStorage) -> Arc<Registry> {
 }
 
 async fn replica_with(model: &ModelStorage, horizons: Horizons) -> Arc<Registry> {
-    let format = agree(model, horizons).await.expect("a format");
+    let format = read_or_create(model, horizons).await.expect("a format");
     let key = SealKey::from_secret("eu-1".parse().expect("a name"), &[7; 32]);
     // There is no other replica to invalidate, and an HTTP client is expensive to create.
     static INVALIDATOR: OnceLock<Arc<Invalidator>> = OnceLock::new();

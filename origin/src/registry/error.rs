@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
 
-use super::progress::UploadProgress;
+use super::upload_progress::UploadProgress;
 use crate::storage::StorageError;
 use crate::upload::receive::ReceiveError;
 
@@ -16,7 +16,7 @@ pub(crate) enum RegistryError {
     #[error("upload unknown, expired, finished or cancelled")]
     UploadUnknown,
     /// The request gives another offset than the upload has.
-    #[error("the chunk does not start at the end of the upload")]
+    #[error("the chunk does not start at the upload's current offset; see the Range header")]
     Offset(UploadProgress),
     #[error("{0}")]
     DigestInvalid(String),

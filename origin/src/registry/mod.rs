@@ -10,12 +10,12 @@ mod blobs;
 mod closure;
 mod content;
 mod error;
+mod hybrid_clock;
 mod manifests;
-mod progress;
 mod referrers;
-mod sessions;
-mod stamps;
 mod tags;
+mod upload_progress;
+mod upload_sessions;
 mod uploads;
 
 use core::time::Duration;
@@ -44,13 +44,13 @@ pub(crate) use blobs::{FoundBlob, Need};
 pub(crate) use content::read_segments;
 pub(crate) use error::RegistryError;
 pub(crate) use manifests::CachedManifest;
-pub(crate) use progress::{LocationHint, UploadProgress};
 pub(crate) use referrers::MAX_REFERRERS;
 pub(crate) use tags::MAX_TAGS;
+pub(crate) use upload_progress::{LocationHint, UploadProgress};
 pub(crate) use uploads::UploadBody;
 
 use blobs::{CachedMembership, CachedRecord};
-use stamps::HybridClock;
+use hybrid_clock::HybridClock;
 
 type BlobKey = (RepositoryName, Digest);
 
@@ -64,7 +64,7 @@ pub(crate) struct Registry {
     seal_key: SealKey,
     signer: UploadIdSigner,
     batches: BufferPool,
-    sessions: moka::sync::Cache<Generation, Arc<sessions::UploadSession>>,
+    sessions: moka::sync::Cache<Generation, Arc<upload_sessions::UploadSession>>,
     memberships: Cache<BlobKey, CachedMembership>,
     records: Cache<(Digest, Generation), Arc<CachedRecord>>,
     small_blobs: Cache<(Digest, Generation), Bytes>,
@@ -107,7 +107,7 @@ impl Registry {
             batches: BufferPool::new(BATCH_LEN, limits.upload_buffers.0),
             sessions: moka::sync::Cache::builder()
                 .max_capacity(other)
-                .weigher(|_, session: &Arc<sessions::UploadSession>| {
+                .weigher(|_, session: &Arc<upload_sessions::UploadSession>| {
                     u32::try_from(session.weight()).unwrap_or(u32::MAX)
                 })
                 .time_to_live(limits.upload_lifetime)

@@ -22,8 +22,8 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
 use super::content::read_segments;
-use super::progress::{LocationHint, UploadProgress};
-use super::sessions::{UploadSession, UploadStatus};
+use super::upload_progress::{LocationHint, UploadProgress};
+use super::upload_sessions::{UploadSession, UploadStatus};
 use super::{Registry, RegistryError};
 use crate::conditional_write::WriteOutcome;
 use crate::layout;

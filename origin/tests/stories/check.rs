@@ -1,4 +1,4 @@
-//! A check of a storage: sound after pushes, and each kind of damage is found and named.
+//! A check of a storage: complete after pushes, and each kind of damage is found and named.
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
@@ -9,7 +9,7 @@ use reqwest::StatusCode;
 use crate::faulty_storage::WriteFault;
 use crate::support::{MANIFEST, Region, descriptor, location, sample};
 
-/// A region with an image, a referrer, and a blob that wandered; its report.
+/// A region with an image, a referrer, and a blob whose chunks went to several replicas.
 async fn filled() -> Region {
     let region = Region::start_with(2, |config| config.limits.segment_len.0 = 2 << 20).await;
     let client = region.client(0);
@@ -56,7 +56,7 @@ async fn assert_damage(region: &Region, prefix: &str, words: &str) {
         finding.key.starts_with(prefix) && finding.problem.contains(words)
     };
     assert!(
-        !report.is_sound() && report.damage.shown.iter().all(fits),
+        !report.is_complete() && report.damage.shown.iter().all(fits),
         "{prefix} {words}: {report:#?}"
     );
 }
@@ -76,7 +76,7 @@ async fn check_accepts_complete_pushes() {
     let region = filled().await;
     let report = report(&region, true).await;
     assert!(
-        report.is_sound() && report.leftovers.count == 0,
+        report.is_complete() && report.leftovers.count == 0,
         "{report:#?}"
     );
     assert_eq!(report.objects["tags"], 2);
@@ -150,7 +150,7 @@ async fn deep_check_detects_altered_content() {
         vec![0; page.entries[0].size as usize],
     )
     .await;
-    assert!(report(&region, false).await.is_sound());
+    assert!(report(&region, false).await.is_complete());
     let report = report(&region, true).await;
     assert!(
         report.damage.count == 1
@@ -181,7 +181,7 @@ async fn deletes_and_unfinished_uploads_are_leftovers() {
     region.faults.arm("upload/", 3, WriteFault::Rejected);
     client.patch(&upload, sample(1000, 5)).await;
     let report = report(&region, true).await;
-    assert!(report.is_sound(), "{report:#?}");
+    assert!(report.is_complete(), "{report:#?}");
     let problems: Vec<_> = report
         .leftovers
         .shown

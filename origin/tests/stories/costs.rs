@@ -24,7 +24,8 @@ async fn push_across_replicas_costs_7_operations() {
     let region = Region::start(2).await;
     let (first, second) = (region.client(0), region.client(1));
     let total = || region.operations(0).total() + region.operations(1).total();
-    let (bytes, before) = (sample(1 << 20, 0), total());
+    let bytes = sample(1 << 20, 0);
+    let before = total();
     let digest = Digest::sha256(&bytes);
     assert_eq!(
         first
@@ -46,7 +47,8 @@ async fn push_across_replicas_costs_7_operations() {
 async fn single_post_push_costs_5_operations() {
     let region = Region::start(1).await;
     let client = region.client(0);
-    let (bytes, before) = (sample(1 << 20, 0), region.operations(0).total());
+    let bytes = sample(1 << 20, 0);
+    let before = region.operations(0).total();
     let digest = Digest::sha256(&bytes);
     client.head(&format!("/v2/app/blobs/{digest}")).await;
     let path = format!("/v2/app/blobs/uploads/?digest={digest}");

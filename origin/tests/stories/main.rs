@@ -17,7 +17,7 @@ mod http2;
 mod limits;
 mod logs;
 mod manifests;
-mod parts;
+mod part_buffers;
 mod peers;
 mod pull;
 mod push;

@@ -58,7 +58,8 @@ async fn ranges_spanning_segments_of_local_directory() {
         storage::open(&format!("file://{}", directory.path().display()), 64 << 20).unwrap();
     let replicas = start_replicas(1, storage, |_| {}).await;
     let client = Registry::at(replicas[0].addr());
-    let (bytes, cut) = (sample(3_000_000, 0), 1_200_000);
+    let bytes = sample(3_000_000, 0);
+    let cut = 1_200_000;
     let upload = client.begin("app").await;
     let upload = location(&client.chunk(&upload, 0, bytes.slice(..cut)).await);
     let upload = location(&client.chunk(&upload, cut, bytes.slice(cut..)).await);

@@ -20,7 +20,7 @@ async fn images_across_three_replicas_on_s3() {
             .client(0)
             .push_image("library/app", "v1", &layers)
             .await;
-        let wandered = push_across_replicas(&region, 5, 700_000).await;
+        let across_replicas = push_across_replicas(&region, 5, 700_000).await;
         for replica in 0..3 {
             let client = region.client(replica);
             let got = client
@@ -30,7 +30,7 @@ async fn images_across_three_replicas_on_s3() {
                 .await
                 .unwrap();
             assert_eq!(got, pushed);
-            for layer in layers.iter().chain([&wandered]) {
+            for layer in layers.iter().chain([&across_replicas]) {
                 let path = format!("/v2/library/app/blobs/{}", Digest::sha256(layer));
                 assert!(
                     client.get(&path).await.bytes().await.unwrap() == *layer,

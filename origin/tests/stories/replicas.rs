@@ -226,16 +226,15 @@ async fn unlisted_replica_is_stale_for_at_most_a_time_to_live() {
         .await
         .unwrap();
     let elsewhere = crate::support::Registry::at(loner.addr());
-    let (tag, client) = ("/v2/app/manifests/v1", region.client(0));
+    let tag = "/v2/app/manifests/v1";
+    let client = region.client(0);
     let old = client.push_image("app", "v1", &[sample(10, 1)]).await;
     let read = Instant::now();
     assert_eq!(elsewhere.get(tag).await.bytes().await.unwrap(), old);
     let new = client.push_image("app", "v1", &[sample(10, 2)]).await;
     loop {
-        let (asked, seen) = (
-            Instant::now(),
-            elsewhere.get(tag).await.bytes().await.unwrap(),
-        );
+        let asked = Instant::now();
+        let seen = elsewhere.get(tag).await.bytes().await.unwrap();
         if seen == new {
             break;
         }
@@ -249,7 +248,7 @@ async fn unlisted_replica_is_stale_for_at_most_a_time_to_live() {
 /// For a replica that is down, hangs, or is not a replica, a change waits until its time-to-live
 /// has passed.
 #[tokio::test]
-async fn unresponsive_replicas_are_waited_out() {
+async fn change_waits_time_to_live_for_unresponsive_replica() {
     let ttl = Duration::from_millis(400);
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let gone = TcpListener::bind("127.0.0.1:0")

@@ -49,7 +49,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), CommandError> {
                 format!("{error}{}", fix.unwrap_or_default()),
             )
         })?;
-        print_outcome(&report, args.json, render, report.is_sound())
+        print_outcome(&report, args.json, render, report.is_complete())
     })
 }
 
@@ -70,12 +70,12 @@ fn render(report: &Report) -> String {
     let _ = writeln!(text, "{:>12} missing or damaged", report.damage.count);
     render_findings(&mut text, &report.damage);
     let is_empty = report.objects.values().all(|count| *count == 0);
-    text.push_str(match (report.is_sound(), is_empty) {
-        (true, _) => "sound\n",
+    text.push_str(match (report.is_complete(), is_empty) {
+        (true, _) => "complete\n",
         (false, true) => {
-            "NOT SOUND: the storage is empty; is --storage the same as in the origins' configuration?\n"
+            "damaged: the storage is empty; is --storage the same as in the origins' configuration?\n"
         }
-        (false, false) => "NOT SOUND: push the affected images again\n",
+        (false, false) => "damaged; push the affected images again\n",
     });
     text
 }

@@ -7,7 +7,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::*;
 use crate::config::Limits;
-use crate::format::{Horizons, agree};
+use crate::format::{Horizons, read_or_create};
 use crate::registry::uploads::UploadBody;
 use crate::replicas::{Invalidator, Replicas, Secret};
 use crate::storage::open;
@@ -32,7 +32,9 @@ impl Fixture {
 
     /// A replica with empty caches.
     async fn replica(&self) -> Registry {
-        let format = agree(&*self.storage, Horizons::default()).await.unwrap();
+        let format = read_or_create(&*self.storage, Horizons::default())
+            .await
+            .unwrap();
         let key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
         let invalidator =
             Arc::new(Invalidator::new(Replicas::none(), Secret::of(&format)).unwrap());

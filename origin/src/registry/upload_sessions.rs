@@ -10,7 +10,7 @@ use flotilla_common::chunk::PART_SIZE;
 use futures_util::TryStreamExt;
 
 use super::content::read_segments;
-use super::progress::{LocationHint, UploadProgress};
+use super::upload_progress::{LocationHint, UploadProgress};
 use super::{Registry, RegistryError};
 use crate::layout;
 use crate::record::{Segment, decode};
