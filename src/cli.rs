@@ -37,7 +37,7 @@ enum Command {
     Up(UpArgs),
     /// Run an origin: the OCI registry on object storage
     Origin(OriginArgs),
-    /// Run a tracker: it tells peers about each other and grants leases
+    /// Run a tracker: peer discovery, and leases for downloads from the origin
     Tracker(TrackerArgs),
     /// Run a peer: the mirror for this machine's container runtime
     Peer(Box<PeerArgs>),

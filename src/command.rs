@@ -1,4 +1,4 @@
-//! What all commands share: how they run a future, print their result, and end.
+//! Helpers shared by all commands: run a future, print the result, set the exit status.
 //!
 //! Commands depend on this module and the table of commands ([`crate::cli`]) depends on them; this
 //! module depends on neither.

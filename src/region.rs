@@ -300,7 +300,7 @@ impl Region {
 /// Creates the folder of the origin's storage and returns its URL.
 fn storage_url(dir: &Path) -> Result<String, CommandError> {
     let dir = std::path::absolute(dir.join("storage")).map_err(|error| {
-        CommandError::failed(format!("use the folder {}", dir.display()), error)
+        CommandError::failed(format!("use the directory {}", dir.display()), error)
     })?;
     std::fs::create_dir_all(&dir)
         .map_err(|error| CommandError::failed(format!("create {}", dir.display()), error))?;

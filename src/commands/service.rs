@@ -42,7 +42,7 @@ pub(super) fn parse_rate_limit(text: &str) -> Result<BitRate, String> {
     let rate: BitRate = text.parse().map_err(|error: UnitError| error.to_string())?;
     if rate < MIN_RATE {
         return Err(format!(
-            "{rate} is too low: pulls would time out; the least is {MIN_RATE}. Write the unit: 200Mbit"
+            "{rate} is too low: pulls would time out; the minimum is {MIN_RATE} (write the unit: 200Mbit)"
         ));
     }
     Ok(rate)

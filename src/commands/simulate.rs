@@ -94,6 +94,6 @@ fn summary(outcome: &Outcome) -> String {
         outcome.wall_s,
         outcome.events,
         outcome.trace_hash,
-        if outcome.ok { "ok" } else { "NOT ok" },
+        if outcome.ok { "ok" } else { "failed" },
     )
 }

@@ -20,7 +20,7 @@ const TRACKER_PORT: u16 = 7070;
 /// The arguments of `flotilla up`.
 #[derive(Debug, Args)]
 pub struct UpArgs {
-    /// The folder for images, peers' stores and keys
+    /// The directory for images, peers' stores and keys
     #[arg(long, value_name = "DIR", default_value = "flotilla-data")]
     dir: PathBuf,
 }

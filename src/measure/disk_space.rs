@@ -18,7 +18,7 @@ pub fn require_disk_space(bytes: u64) -> Result<(), CommandError> {
         return Ok(());
     }
     Err(failed(format!(
-        "this needs {} in {}, which has {free} free; choose a smaller --size, or set TMPDIR to another folder",
+        "this needs {} in {}, which has {free} free; choose a smaller --size, or set TMPDIR to another directory",
         ByteSize(bytes),
         folder.display()
     )))

@@ -1,5 +1,5 @@
-//! What `flotilla bench` and the laboratory in `tests/lab` both need to measure services: services
-//! as child processes, their resource usage, and images to move.
+//! Helpers shared by `flotilla bench` and the laboratory in `tests/lab`: services as child
+//! processes, their resource usage, and images to move.
 
 mod disk_space;
 mod origin_process;

@@ -53,7 +53,7 @@ impl Testbed {
     /// What did not start, and why.
     pub async fn start(program: PathBuf) -> Result<Self, CommandError> {
         let dir = tempfile::tempdir()
-            .map_err(|error| CommandError::failed("create a temporary folder", error))?;
+            .map_err(|error| CommandError::failed("create a temporary directory", error))?;
         let name: RegionName = REGION
             .parse()
             .map_err(|error: NameError| CommandError::failed("name the region", error))?;

@@ -1,4 +1,4 @@
-//! The error type.
+//! Errors of creating keys and certificates.
 
 use std::io;
 use std::path::PathBuf;

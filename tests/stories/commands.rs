@@ -301,7 +301,7 @@ fn status_of_another_service_names_the_fix() {
         "ca.pem",
     ];
     for (tls, why) in [
-        (&tls[..], "an origin or a tracker with TLS?"),
+        (&tls[..], "an origin or a tracker with TLS"),
         (&[], "answered 404 Not Found"),
     ] {
         let mut tracker = Command::new(FLOTILLA);
@@ -314,7 +314,7 @@ fn status_of_another_service_names_the_fix() {
         let message =
             flotilla(&["peer", "status", "--mirror", &tracker.address.to_string()]).unwrap_err();
         assert!(
-            message.contains(why) && message.contains("Set --mirror ADDR"),
+            message.contains(why) && message.contains("set --mirror ADDR"),
             "{message}"
         );
     }

@@ -101,7 +101,7 @@ fn invalid_values_name_the_key_and_the_fix() {
         (
             "peer",
             with("quota = '0'"),
-            ["key 'quota'", "the least is 4MiB"],
+            ["key 'quota'", "the minimum is 4MiB"],
         ),
         (
             "peer",
@@ -111,7 +111,7 @@ fn invalid_values_name_the_key_and_the_fix() {
         (
             "peer",
             with("down = '200'"),
-            ["key 'down'", "the least is 1Mbit"],
+            ["key 'down'", "the minimum is 1Mbit"],
         ),
         (
             "peer",

@@ -142,7 +142,8 @@ async fn crane_pushes_mounts_lists_and_deletes() {
     let [crane] = <[PathBuf; 1]>::try_from(tools).unwrap();
     let region = TestRegion::with_image(SIZE, None).await;
     let pushed = MultiPlatformImage::create(region.dir().join("platforms"));
-    let (layout, digest) = (pushed.dir.display().to_string(), pushed.index.to_string());
+    let layout = pushed.dir.display().to_string();
+    let digest = pushed.index.to_string();
     let registry = region.registry();
     blocking(move || {
         let run = |arguments: &[&str]| {
@@ -174,14 +175,10 @@ async fn regctl_attaches_and_copies_referrers() {
     let [regctl] = <[PathBuf; 1]>::try_from(tools).unwrap();
     let region = TestRegion::with_image(SIZE, None).await;
     let pushed = MultiPlatformImage::create(region.dir().join("platforms"));
-    let (registry, layout) = (
-        region.registry(),
-        format!("ocidir://{}:v1", pushed.dir.display()),
-    );
-    let (config, file) = (
-        region.dir().join("regctl.json"),
-        region.layout.join("index.json"),
-    );
+    let registry = region.registry();
+    let layout = format!("ocidir://{}:v1", pushed.dir.display());
+    let config = region.dir().join("regctl.json");
+    let file = region.layout.join("index.json");
     blocking(move || {
         let host = format!("reg={registry},tls=disabled");
         let run = |arguments: &[&str]| {
@@ -197,7 +194,8 @@ async fn regctl_attaches_and_copies_referrers() {
             format!("{registry}/regctl/two:v1"),
         );
         run(&["image", "copy", &layout, &one]);
-        let (kind, file) = ("application/vnd.example.sbom", file.display().to_string());
+        let kind = "application/vnd.example.sbom";
+        let file = file.display().to_string();
         run(&[
             "artifact",
             "put",

@@ -25,7 +25,7 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// Measure the throughput and latency of a registry: an origin, or any other
     Registry(registry::RegistryArgs),
-    /// Measure a transfer from one peer to another, disk to verified disk, against a bare QUIC
+    /// Measure a peer-to-peer transfer, including disk writes and verification, against a bare QUIC
     /// stream
     Transfer(transfer::TransferArgs),
 }

@@ -38,7 +38,7 @@ pub(super) struct TransferArgs {
     /// Size of the blob; it must fit into memory
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(1 << 30))]
     size: ByteSize,
-    /// Transfers and bare streams, alternating; the medians count
+    /// Number of rounds; the medians are reported
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Print one JSON object on stdout and nothing else
@@ -210,7 +210,7 @@ fn summary(outcome: &Outcome) -> String {
     format!(
         "peer to peer     {:.0} MiB/s, disk to verified disk\n\
          bare QUIC        {:.0} MiB/s, memory to memory\n\
-         ratio            {:.3} (at least {MIN_RATIO} is ok)\n\
+         ratio            {:.3} (minimum {MIN_RATIO})\n\
          CPU time         sender {:.2} s/GiB, receiver {:.2} s/GiB\n\
          without network  file write {:.2} s/GiB, SHA-256 {:.2} s/GiB, on one thread\n",
         outcome.mib_s,

@@ -43,7 +43,7 @@ pub struct DemoArgs {
     /// Size of the generated image
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(256 << 20), conflicts_with = "image")]
     size: ByteSize,
-    /// The folder of an image to use instead: an OCI layout, from `skopeo copy ... oci:DIR`
+    /// The directory of an image to use instead: an OCI layout, from `skopeo copy ... oci:DIR`
     #[arg(long, value_name = "OCI-LAYOUT")]
     image: Option<PathBuf>,
     /// Rate limit of the origin's uplink and of each peer's uplink and downlink [default: 800Mbit
@@ -67,7 +67,7 @@ pub fn run(args: DemoArgs) -> Result<(), CommandError> {
 async fn demonstrate(args: DemoArgs) -> Result<(), CommandError> {
     let started = Instant::now();
     let dir = tempfile::tempdir()
-        .map_err(|error| CommandError::failed("create a temporary folder", error))?;
+        .map_err(|error| CommandError::failed("create a temporary directory", error))?;
     let rate = args
         .rate
         .unwrap_or(BitRate(DEFAULT_TOTAL_RATE / u64::from(args.peers)));

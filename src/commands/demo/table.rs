@@ -43,7 +43,7 @@ pub(super) fn render(peers: &[PeerOutcome], outcome: &Outcome) -> String {
         outcome.p99_over_bound,
     );
     let copies = format!(
-        "{:.3} ({} for an image of {}; at most {MAX_ORIGIN_COPIES} is ok)",
+        "{:.3} ({} for an image of {}; limit {MAX_ORIGIN_COPIES})",
         outcome.origin_copies,
         ByteSize(outcome.origin_bytes),
         ByteSize(outcome.image_bytes)
@@ -58,7 +58,7 @@ pub(super) fn render(peers: &[PeerOutcome], outcome: &Outcome) -> String {
         ("from peers", ByteSize(outcome.peer_bytes).to_string()),
         (
             "result",
-            if outcome.ok { "ok" } else { "NOT ok" }.to_owned(),
+            if outcome.ok { "ok" } else { "failed" }.to_owned(),
         ),
     ] {
         line(&mut text, format_args!("{name:<16} {value}"));

@@ -96,7 +96,8 @@ struct ServeArgs {
     /// Concurrent uploads, including those that wait for buffers; more get 429
     #[arg(long, value_name = "N", default_value_t = Limits::default().uploads as u32, value_parser = value_parser!(u32).range(1..))]
     max_uploads: u32,
-    /// How long it keeps serving after SIGTERM while /readyz reports that it is not ready
+    /// How long to keep serving after SIGTERM while /readyz returns 503, so that load balancers can
+    /// react
     #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().drain_delay.as_secs(), value_parser = value_parser!(u64).range(0..=300))]
     drain_delay: u64,
     #[command(flatten)]

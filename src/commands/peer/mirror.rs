@@ -65,7 +65,7 @@ impl MirrorArg {
             }
             let text = String::from_utf8_lossy(&body).trim().to_owned();
             return Err(self.not_a_peer(format!(
-                "it answered {status}: {text}; is it an origin or a tracker?"
+                "it answered {status}: {text}; this may be an origin or a tracker"
             )));
         }
         serde_json::from_slice(&body).map_err(|error| {
@@ -80,9 +80,9 @@ impl MirrorArg {
     /// The error for a request without a response, with a likely cause.
     pub(super) fn request_error(&self, error: reqwest::Error) -> CommandError {
         let cause = if error.is_connect() {
-            "connection refused; is a peer running there?".to_owned()
+            "cannot connect: no peer listens there".to_owned()
         } else if error.is_request() && !error.is_timeout() {
-            "it does not speak plain HTTP; is it an origin or a tracker with TLS?".to_owned()
+            "no plain HTTP response: this may be an origin or a tracker with TLS".to_owned()
         } else {
             error.to_string()
         };
@@ -92,7 +92,7 @@ impl MirrorArg {
     fn not_a_peer(&self, cause: impl Display) -> CommandError {
         CommandError::failed(
             format!("ask the peer at {}", self.mirror),
-            format!("{cause} Set --mirror ADDR to the address of a peer's mirror"),
+            format!("{cause}; set --mirror ADDR to the address of a peer's mirror"),
         )
     }
 }

@@ -41,7 +41,7 @@ pub struct PeerArgs {
 
 #[derive(Debug, Subcommand)]
 enum PeerCommand {
-    /// Show a peer's pulls: their sources, rates and progress, and why they wait
+    /// Show a peer's pulls: their sources, rates and progress, and why they stall
     Status(StatusArgs),
     /// Pull an image through a peer as containerd would, verify it, and discard it
     Pull(PullArgs),

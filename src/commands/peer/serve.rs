@@ -39,28 +39,28 @@ pub(super) struct ServeArgs {
     /// The trackers [default: none; all bytes come from the origins]
     #[arg(long, value_name = "URL[,URL]", value_delimiter = ',', value_parser = parse_service_url)]
     tracker: Vec<String>,
-    /// The folder of the chunk store
+    /// The directory of the chunk store
     #[arg(long, value_name = "DIR", help_heading = "Store")]
     store: Option<PathBuf>,
     /// Limit for the total size of the blobs in the store: 50GiB, 500GB
     #[arg(long, value_name = "SIZE", help_heading = "Store", default_value_t = ByteSize(50 << 30), value_parser = parse_quota)]
     quota: ByteSize,
     /// This machine's region; peers in other regions are used last
-    #[arg(long, value_name = "NAME", help_heading = "Place", default_value = DEFAULT_REGION)]
+    #[arg(long, value_name = "NAME", help_heading = "Location", default_value = DEFAULT_REGION)]
     region: RegionName,
     /// This machine's zone, within which traffic is cheap; peers in the same zone are used first
     #[arg(
         long,
         value_name = "NAME",
-        help_heading = "Place",
+        help_heading = "Location",
         default_value = "default"
     )]
     zone: ZoneName,
     /// Rate limit for bytes sent to other peers, per second: 500Mbit, 2Gbit [default: none]
-    #[arg(long, value_name = "RATE", help_heading = "Caps", value_parser = parse_rate_limit)]
+    #[arg(long, value_name = "RATE", help_heading = "Rate limits", value_parser = parse_rate_limit)]
     up: Option<BitRate>,
     /// Rate limit for bytes received from peers and origins, per second [default: none]
-    #[arg(long, value_name = "RATE", help_heading = "Caps", value_parser = parse_rate_limit)]
+    #[arg(long, value_name = "RATE", help_heading = "Rate limits", value_parser = parse_rate_limit)]
     down: Option<BitRate>,
     /// The congestion controller for connections to other peers: delay, cubic or bbr
     #[arg(long, value_name = "NAME", default_value_t = CongestionControl::default())]
@@ -112,8 +112,8 @@ fn parse_quota(text: &str) -> Result<ByteSize, String> {
     let quota: ByteSize = text.parse().map_err(|error: UnitError| error.to_string())?;
     if quota < MIN_QUOTA {
         return Err(format!(
-            "{quota} is too small to store a layer and share it; the least is {MIN_QUOTA}. Make room for several \
-             images: 50GiB"
+            "{quota} is too small to store a layer and share it; the minimum is {MIN_QUOTA}; \
+             allow for several images: 50GiB"
         ));
     }
     Ok(quota)
@@ -145,7 +145,7 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
         .ok_or_else(|| missing("a peer's name in tls-cert", issue))?;
     let store = args
         .store
-        .ok_or_else(|| missing("store", "name a folder for the chunk store"))?;
+        .ok_or_else(|| missing("store", "name a directory for the chunk store"))?;
     let trusted = args.trusted_keys.ok_or_else(|| {
         missing(
             "trusted-keys",

@@ -194,14 +194,17 @@ fn services(text: &mut String, status: &Status) {
         let health = match (is_answering, trouble) {
             (None, _) => "not used yet".to_owned(),
             (Some(true), _) => "up".to_owned(),
-            (Some(false), Some(trouble)) => format!("DOWN: {trouble}"),
-            (Some(false), None) => "DOWN".to_owned(),
+            (Some(false), Some(trouble)) => format!("down: {trouble}"),
+            (Some(false), None) => "down".to_owned(),
         };
         line(text, format_args!("{what:<11} {url}  {health}"));
     }
     let store = &status.store;
-    let (used, quota) = (size(store.bytes), size(store.quota));
-    let (blobs, complete, dir) = (store.blobs, store.complete, store.dir.display());
+    let used = size(store.bytes);
+    let quota = size(store.quota);
+    let blobs = store.blobs;
+    let complete = store.complete;
+    let dir = store.dir.display();
     line(
         text,
         format_args!("store       {used} of {quota}, {complete} of {blobs} blobs complete, {dir}"),
@@ -226,7 +229,7 @@ fn finished(report: &PullReport) -> Vec<String> {
         (PullResult::Pulled, true) => "warmed".to_owned(),
         (PullResult::GivenUp, _) => {
             format!(
-                "GIVEN UP: {}",
+                "given up: {}",
                 report.why.as_deref().unwrap_or("it stalled")
             )
         }
@@ -287,7 +290,9 @@ fn description(wait: StallReason) -> &'static str {
         StallReason::Lease => {
             "a lease: no neighbour has it; other peers may be fetching it from the origin"
         }
-        StallReason::Turn => "lease requests for other blobs, which come first",
+        StallReason::Turn => {
+            "its lease request: the limit of concurrent lease requests is used by other blobs"
+        }
         StallReason::Tracker => "the next request to the tracker (rate limit)",
         StallReason::NoTracker => "the origin: no tracker answers, and other peers go first",
         StallReason::Origin => "an origin; all are down",

@@ -30,7 +30,7 @@ pub(super) struct WarmArgs {
     image: ImageReference,
     #[command(flatten)]
     mirror: MirrorArg,
-    /// Return as soon as the peer has started
+    /// Return as soon as the peer has started the download
     #[arg(long)]
     no_wait: bool,
     /// Print one JSON array, with an object per image as in `flotilla peer status --json` under

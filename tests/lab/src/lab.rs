@@ -92,7 +92,7 @@ impl Lab {
     /// If a service does not start.
     pub async fn start(plan: LabPlan) -> Result<Self, LabError> {
         let dir = tempfile::tempdir()
-            .map_err(|error| LabError::failed("create a temporary folder", error))?;
+            .map_err(|error| LabError::failed("create a temporary directory", error))?;
         let mut network = Network::start(plan.network)?;
         let origin = origin(&plan, dir.path(), &mut network)?;
         let mut lab = Self {

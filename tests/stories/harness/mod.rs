@@ -1,4 +1,4 @@
-//! What the stories share: regions to break, images to pull, and third-party tools.
+//! Helpers shared by the stories: regions to break, images to pull, and third-party tools.
 
 pub(crate) mod buildah;
 pub(crate) mod containerd;

@@ -112,7 +112,7 @@ fn summary(outcome: &Outcome) -> String {
     format!(
         "images           {} of {}, {:.1} s\n\
          sources          {} from a peer, {} from the origin\n\
-         peak resident    {} (less than {} is ok)\n",
+         peak resident    {} (limit {})\n",
         outcome.images,
         ByteSize(outcome.image_bytes),
         outcome.seconds,

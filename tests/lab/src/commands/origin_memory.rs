@@ -43,7 +43,7 @@ pub(crate) struct OriginMemoryArgs {
     /// Concurrent uploads
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=1000))]
     uploads: u32,
-    /// Size of each upload; the temporary folder needs the sum
+    /// Size of each upload; the temporary directory needs the sum
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(1 << 30))]
     size: ByteSize,
     /// Concurrent pulls
@@ -59,7 +59,7 @@ pub(crate) struct OriginMemoryArgs {
     /// The pause of a slow pull between two reads, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = value_parser!(u64).range(1..=60_000))]
     slow_pause_ms: u64,
-    /// The origin's storage, where the pushed blobs remain [default: a temporary folder]
+    /// The origin's storage, where the pushed blobs remain [default: a temporary directory]
     #[arg(long, value_name = "URL")]
     storage: Option<String>,
     /// Use HTTPS
@@ -359,13 +359,13 @@ fn evict(folder: &Path) {
 }
 
 fn summary(outcome: &Outcome) -> String {
-    let verdict = if outcome.ok { "ok" } else { "NOT ok" };
+    let verdict = if outcome.ok { "ok" } else { "failed" };
     format!(
         "uploads          {} of {} at once, {:.1} s\n\
          pulls            {} at once, one in {} slow; {} finished, {}\n\
          errors           {}\n\
          peak anonymous   {}\n\
-         peak resident    {} (at most {} is ok)\n\
+         peak resident    {} (limit {})\n\
          result           {verdict}\n",
         outcome.uploads,
         ByteSize(outcome.upload_bytes),

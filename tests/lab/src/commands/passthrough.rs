@@ -37,7 +37,7 @@ pub(crate) struct PassthroughArgs {
     /// Rate limit of the origin's uplink
     #[arg(long, value_name = "BITS", default_value_t = BitRate(1_000_000_000))]
     rate: BitRate,
-    /// Pulls of each kind, alternating; the medians count
+    /// Number of rounds; the medians are reported
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Print one JSON object on stdout and nothing else

@@ -303,7 +303,7 @@ fn render(peers: &[PeerOutcome], outcome: &Outcome, traffic: &Traffic, busy: f64
             text.push_str(&format!("           {message}\n"));
         }
     }
-    let at_most = |limit: f64| format!("(at most {limit} is ok)");
+    let with_limit = |limit: f64| format!("(limit {limit})");
     for (name, value) in [
         (
             "time of a pull",
@@ -319,7 +319,7 @@ fn render(peers: &[PeerOutcome], outcome: &Outcome, traffic: &Traffic, busy: f64
             format!(
                 "{:.3} {}",
                 outcome.p99_over_bound,
-                at_most(MAX_P99_OVER_BOUND)
+                with_limit(MAX_P99_OVER_BOUND)
             ),
         ),
         (
@@ -327,7 +327,7 @@ fn render(peers: &[PeerOutcome], outcome: &Outcome, traffic: &Traffic, busy: f64
             format!(
                 "{:.3} {}",
                 outcome.origin_copies,
-                at_most(MAX_ORIGIN_COPIES)
+                with_limit(MAX_ORIGIN_COPIES)
             ),
         ),
         (
@@ -335,7 +335,7 @@ fn render(peers: &[PeerOutcome], outcome: &Outcome, traffic: &Traffic, busy: f64
             format!(
                 "p99 {} {}",
                 seconds(outcome.first_byte_p99_s),
-                at_most(MAX_FIRST_BYTE_S)
+                with_limit(MAX_FIRST_BYTE_S)
             ),
         ),
         (
@@ -349,7 +349,7 @@ fn render(peers: &[PeerOutcome], outcome: &Outcome, traffic: &Traffic, busy: f64
         ("CPUs", format!("{:.0} % busy", busy * 100.0)),
         (
             "result",
-            if outcome.ok { "ok" } else { "NOT ok" }.to_owned(),
+            if outcome.ok { "ok" } else { "failed" }.to_owned(),
         ),
     ] {
         text.push_str(&format!("\n{name:<16} {value}"));
