@@ -43,9 +43,9 @@ pub(crate) enum RequestError {
     NoIdentity { claimed: PeerId },
     #[error("peer id mismatch: the message says {claimed}, the certificate {certified}")]
     OtherIdentity { certified: PeerId, claimed: PeerId },
-    #[error("tracker is full; raise limits.peers")]
+    #[error("the tracker is full; run more trackers")]
     TooManyPeers,
-    #[error("tracker has too many zones; raise limits.zones")]
+    #[error("the tracker has too many zones; check the zone keys of the peers")]
     TooManyZones,
 }
 

@@ -66,6 +66,6 @@ impl Pulls {
     /// Counts and logs a pull that did not begin because there is no manifest.
     pub(crate) fn refuse(&self, image: &str, why: &str) {
         self.refused.add(1);
-        tracing::warn!(target: TARGET, image, why, "pull refused");
+        tracing::warn!(target: TARGET, image, why, "pull refused: the manifest is not available");
     }
 }
