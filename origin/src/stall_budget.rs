@@ -15,6 +15,9 @@ use tokio::time::{Instant, timeout};
 /// half minutes.
 const MIN_UPLOAD_RATE: u32 = 16 << 10;
 
+/// The message for a client whose budget is exhausted; names the rate of this module.
+pub(crate) const EXHAUSTED: &str = "the client stalled: less than 16 KiB/s on average";
+
 /// The client has stalled for too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BudgetExhausted;

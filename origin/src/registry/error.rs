@@ -24,7 +24,7 @@ pub(crate) enum RegistryError {
     SizeInvalid(String),
     #[error("{0}")]
     UploadInvalid(String),
-    #[error("the client stalled: less than 16 KiB/s on average")]
+    #[error("{}", crate::stall_budget::EXHAUSTED)]
     Stalled,
     #[error("repository unknown")]
     NameUnknown,

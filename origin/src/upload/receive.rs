@@ -71,7 +71,7 @@ pub(crate) enum ReceiveError {
     #[error("read request body: {0}")]
     Body(String),
     /// The client sent too slowly and exhausted its stall budget.
-    #[error("the client stalled: less than 16 KiB/s on average")]
+    #[error("{}", crate::stall_budget::EXHAUSTED)]
     Stalled,
     /// The length of the body differs from its Content-Length.
     #[error("the length of the body differs from its Content-Length")]
