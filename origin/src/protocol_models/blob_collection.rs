@@ -110,7 +110,11 @@ async fn swap(
     (record.state, record.nonce) = (state, nonce());
     let body = Bytes::from(encode(key, &record).expect("a record"));
     let version = model.swap(key, &seen.version, body.clone()).await.ok()?;
-    Some(Object { body, version })
+    Some(Object {
+        body,
+        version,
+        modified: None,
+    })
 }
 
 async fn collect(model: ModelStorage, key: Key, collector: Collector) {

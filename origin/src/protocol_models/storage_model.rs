@@ -87,6 +87,7 @@ enum Call {
     Read(String),
     List(String, Option<String>, usize),
     Delete(String),
+    Remove(String, Version),
     /// Not a storage call: an actor waits until the explorer lets it continue.
     Pause(&'static str),
 }
@@ -124,12 +125,12 @@ fn version(body: &[u8]) -> Version {
 
 impl Call {
     const fn is_conditional_write(&self) -> bool {
-        matches!(self, Self::Create(..) | Self::Swap(..))
+        matches!(self, Self::Create(..) | Self::Swap(..) | Self::Remove(..))
     }
 
     fn may_fail(&self, faults: Faults) -> bool {
         match self {
-            Self::Create(key, _) | Self::Swap(key, ..) => {
+            Self::Create(key, _) | Self::Swap(key, ..) | Self::Remove(key, _) => {
                 faults.writes > 0 && key.starts_with(faults.prefix)
             }
             _ => false,
@@ -143,6 +144,7 @@ impl Call {
             Self::Read(key) => format!("read {key}"),
             Self::List(prefix, ..) => format!("list {prefix}"),
             Self::Delete(key) => format!("delete {key}"),
+            Self::Remove(key, _) => format!("remove {key}"),
             Self::Pause(name) => (*name).to_owned(),
         }
     }
@@ -174,16 +176,17 @@ impl State {
                 Reply::Written(Ok(()))
             }
             Call::Swap(key, seen, body) => {
-                if self
-                    .objects
-                    .get(key)
-                    .map(|present| version(present))
-                    .as_ref()
-                    != Some(seen)
-                {
+                if !self.has_version(key, seen) {
                     return Reply::Written(Err(()));
                 }
                 self.put(key, body);
+                Reply::Written(Ok(()))
+            }
+            Call::Remove(key, seen) => {
+                if !self.has_version(key, seen) {
+                    return Reply::Written(Err(()));
+                }
+                self.objects.remove(key);
                 Reply::Written(Ok(()))
             }
             Call::Read(key) => Reply::Object(self.objects.get(key).cloned()),
@@ -196,6 +199,11 @@ impl State {
             }
             Call::Pause(_) => Reply::Done,
         }
+    }
+
+    fn has_version(&self, key: &str, seen: &Version) -> bool {
+        let present = self.objects.get(key);
+        present.is_some_and(|body| version(body) == *seen)
     }
 
     fn put(&mut self, key: &str, body: &Bytes) {
@@ -211,6 +219,8 @@ impl State {
         let entry = |(key, body): (&String, &Bytes)| Entry {
             key: key.parse().expect("a key"),
             size: body.len() as u64,
+            version: Some(version(body)),
+            modified: None,
         };
         let entries = entries.map(entry).collect();
         Page {
@@ -379,9 +389,9 @@ impl ModelStorage {
         let _ = state.pending.remove(index).reply.send(reply);
     }
 
-    async fn write_if(&self, call: Call, key: &Key, body: &[u8]) -> StorageResult<Version> {
+    async fn write_if(&self, call: Call, key: &Key) -> StorageResult<()> {
         match self.call(call).await {
-            Reply::Written(Ok(())) => Ok(version(body)),
+            Reply::Written(Ok(())) => Ok(()),
             Reply::Written(Err(())) => Err(StorageError::conflict("write object", key)),
             _ => Err(StorageError::unavailable(
                 "write object",
@@ -402,12 +412,14 @@ impl core::fmt::Debug for ModelStorage {
 impl Storage for ModelStorage {
     async fn create(&self, key: &Key, body: Bytes) -> StorageResult<Version> {
         let call = Call::Create(key.to_string(), body.clone());
-        self.write_if(call, key, &body).await
+        self.write_if(call, key).await?;
+        Ok(version(&body))
     }
 
     async fn swap(&self, key: &Key, seen: &Version, body: Bytes) -> StorageResult<Version> {
         let call = Call::Swap(key.to_string(), seen.clone(), body.clone());
-        self.write_if(call, key, &body).await
+        self.write_if(call, key).await?;
+        Ok(version(&body))
     }
 
     async fn read(&self, key: &Key) -> StorageResult<Option<Object>> {
@@ -417,6 +429,7 @@ impl Storage for ModelStorage {
         Ok(found.map(|body| Object {
             version: version(&body),
             body,
+            modified: None,
         }))
     }
 
@@ -453,6 +466,11 @@ impl Storage for ModelStorage {
     async fn delete(&self, key: &Key) -> StorageResult<()> {
         self.call(Call::Delete(key.to_string())).await;
         Ok(())
+    }
+
+    async fn remove(&self, key: &Key, seen: &Version) -> StorageResult<()> {
+        let call = Call::Remove(key.to_string(), seen.clone());
+        self.write_if(call, key).await
     }
 
     async fn presigned_get(&self, _: &Key, _: Duration) -> StorageResult<Option<String>> {

@@ -56,6 +56,7 @@ pub struct Operations {
     lists: OperationCounter,
     streamed_writes: OperationCounter,
     deletes: OperationCounter,
+    removes: OperationCounter,
 }
 
 impl Operations {
@@ -85,12 +86,18 @@ impl Operations {
         self.deletes.begun()
     }
 
-    /// Operations of all kinds.
-    pub fn total(&self) -> u64 {
-        self.writes() + self.metadata_reads() + self.range_reads() + self.lists() + self.deletes()
+    /// Conditional removals.
+    pub fn removes(&self) -> u64 {
+        self.removes.begun()
     }
 
-    fn kinds(&self) -> [(&'static str, &OperationCounter); 7] {
+    /// Operations of all kinds.
+    pub fn total(&self) -> u64 {
+        let kinds = self.kinds();
+        kinds.iter().map(|(_, kind)| kind.begun()).sum()
+    }
+
+    fn kinds(&self) -> [(&'static str, &OperationCounter); 8] {
         [
             ("create", &self.creates),
             ("swap", &self.swaps),
@@ -99,17 +106,18 @@ impl Operations {
             ("list", &self.lists),
             ("streamed_write", &self.streamed_writes),
             ("delete", &self.deletes),
+            ("remove", &self.removes),
         ]
     }
 
     /// The number of operations begun, by kind, for metrics.
-    pub fn by_kind(&self) -> [(&'static str, u64); 7] {
+    pub fn by_kind(&self) -> [(&'static str, u64); 8] {
         self.kinds().map(|(name, kind)| (name, kind.begun()))
     }
 
     /// The number of failed operations, by kind: the storage was unreachable, refused the call,
     /// throttled for too long, or is full.
-    pub fn failures_by_kind(&self) -> [(&'static str, u64); 7] {
+    pub fn failures_by_kind(&self) -> [(&'static str, u64); 8] {
         self.kinds()
             .map(|(name, kind)| (name, kind.failed.load(Ordering::Relaxed)))
     }
@@ -184,6 +192,11 @@ impl Storage for CountingStorage {
 
     async fn delete(&self, key: &Key) -> StorageResult<()> {
         self.operations.deletes.count(self.inner.delete(key)).await
+    }
+
+    async fn remove(&self, key: &Key, seen: &Version) -> StorageResult<()> {
+        let call = self.inner.remove(key, seen);
+        self.operations.removes.count(call).await
     }
 
     fn is_remote(&self) -> bool {

@@ -25,6 +25,14 @@ pub enum StorageError {
         /// The key or prefix that it was about.
         key: String,
     },
+    /// The storage has no such operation. Nothing was changed.
+    #[error("{action} {key}: this storage does not support it")]
+    Unsupported {
+        /// The call that failed, verb and noun.
+        action: &'static str,
+        /// The key or prefix that it was about.
+        key: String,
+    },
     /// The storage has no free space. The write did not apply and left nothing behind.
     #[error("{action} {key}: the storage is full")]
     Full {
@@ -55,6 +63,13 @@ impl StorageError {
 
     pub(crate) fn missing(action: &'static str, key: &Key) -> Self {
         Self::Missing {
+            action,
+            key: key.to_string(),
+        }
+    }
+
+    pub(crate) fn unsupported(action: &'static str, key: &Key) -> Self {
+        Self::Unsupported {
             action,
             key: key.to_string(),
         }

@@ -8,10 +8,10 @@
 //! | [`CountingStorage`] | decorator: every call is counted, for metrics |
 //!
 //! The trait has exactly the operations that the protocols need: create-only put, compare-and-swap
-//! on a version, an ordered page of keys, ranged reads, streaming writes, and an unconditional
-//! delete for keys that are used once. An implementation must never report success for a
-//! conditional write unless its condition held at the instant the write took effect, and never
-//! show a partial body.
+//! on a version, an ordered page of keys, ranged reads, streaming writes, an unconditional delete
+//! for keys that are used once, and a conditional removal for all others. An implementation must
+//! never report success for a conditional write unless its condition held at the instant the write
+//! took effect, and never show a partial body.
 //!
 //! Reads of one key are linearizable with its writes: a read that begins after a write completed
 //! returns that write or a later one. S3, GCS and Azure all promise this.
@@ -26,6 +26,7 @@ mod object_storage;
 mod open;
 mod probe;
 mod remote;
+mod storage_time;
 mod timeout_storage;
 mod transport;
 
@@ -49,11 +50,16 @@ pub use open::{OpenError, open, open_existing, open_with};
 pub(crate) use probe::probe_signing;
 pub use probe::{missing_credentials, probe};
 pub use remote::Variables;
+pub use storage_time::StorageTime;
 pub use timeout_storage::TimeoutStorage;
 
 /// Maximum number of bytes that [`Storage::read`] returns: enough for a manifest of 4 MiB or a
 /// chunk table of 16,384 chunks.
 pub const MAX_READ_LEN: u64 = 8 << 20;
+
+/// How many keys a caller that walks a listing asks for at once. A page tells whether more keys
+/// follow, so a page of 999 takes one request of S3, which returns at most 1,000 keys.
+pub const PAGE_LEN: usize = 999;
 
 /// The outcome of a storage call.
 pub type StorageResult<T> = Result<T, StorageError>;
@@ -123,6 +129,15 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// [`StorageError::Unavailable`].
     async fn delete(&self, key: &Key) -> StorageResult<()>;
 
+    /// Removes the object whose version is `seen`. Like every conditional write it may apply after
+    /// its caller was told that it failed.
+    ///
+    /// # Errors
+    /// [`StorageError::Conflict`] if the key has another version or does not exist;
+    /// [`StorageError::Unsupported`] if this storage cannot remove on a condition, and nothing was
+    /// changed; [`StorageError::Unavailable`] when the outcome is unknown.
+    async fn remove(&self, key: &Key, seen: &Version) -> StorageResult<()>;
+
     /// Whether bytes cross a network, where they may be altered. Whole bodies are then verified
     /// while they are served.
     fn is_remote(&self) -> bool;
@@ -177,8 +192,10 @@ pub trait ObjectWriter: Send {
 pub struct Object {
     /// The bytes.
     pub body: Bytes,
-    /// The version, for [`Storage::swap`].
+    /// The version, for [`Storage::swap`] and [`Storage::remove`].
     pub version: Version,
+    /// When the storage wrote this version; `None` if it does not say.
+    pub modified: Option<StorageTime>,
 }
 
 /// An opaque version of an object. Equal bodies may have equal versions (an S3 `ETag` is a hash of
@@ -209,6 +226,11 @@ pub struct Entry {
     pub key: Key,
     /// The object's length in bytes.
     pub size: u64,
+    /// The version, for [`Storage::swap`] and [`Storage::remove`]; `None` if a listing of this
+    /// storage does not tell it.
+    pub version: Option<Version>,
+    /// When the storage wrote this version; `None` if it does not say.
+    pub modified: Option<StorageTime>,
 }
 
 /// A page of a listing.

@@ -13,20 +13,31 @@ use futures_util::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion,
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    UpdateVersion,
 };
 
 use super::multipart_writer::{MultipartWriter, PartPool};
 use super::{
     ByteStream, Entry, Key, MAX_READ_LEN, Object, ObjectWriter, Page, Prefix, Storage,
-    StorageError, StorageResult, Version,
+    StorageError, StorageResult, StorageTime, Version,
 };
+
+/// What tells the versions of an object apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum VersionKind {
+    /// The `ETag`: S3, Azure and memory.
+    ETag,
+    /// The generation number, which listings do not tell: GCS.
+    Generation,
+}
 
 /// A client of an object store, and the prefix of our keys in its bucket.
 #[derive(Clone, Debug)]
 pub struct ObjectStoreClient {
     store: Arc<dyn ObjectStore>,
     signer: Option<Arc<dyn Signer>>,
+    versions: VersionKind,
     /// The store is memory of this process and keeps the buffers that are written to it.
     keeps_buffers: bool,
     prefix: Option<Prefix>,
@@ -34,10 +45,11 @@ pub struct ObjectStoreClient {
 
 impl ObjectStoreClient {
     /// A remote store, which can sign URLs.
-    pub(super) fn new(store: impl ObjectStore + Signer + Clone) -> Self {
+    pub(super) fn new(store: impl ObjectStore + Signer + Clone, versions: VersionKind) -> Self {
         Self {
             store: Arc::new(store.clone()),
             signer: Some(Arc::new(store)),
+            versions,
             keeps_buffers: false,
             prefix: None,
         }
@@ -48,6 +60,7 @@ impl ObjectStoreClient {
         Self {
             store: Arc::new(store),
             signer: None,
+            versions: VersionKind::ETag,
             keeps_buffers: true,
             prefix: None,
         }
@@ -103,32 +116,52 @@ impl ObjectStorage {
         let result = put
             .await
             .map_err(|error| StorageError::from_object_store(action, key, error))?;
-        version_of(result.e_tag, result.version).ok_or_else(|| no_version(action, key))
+        let versions = self.client.versions;
+        versions
+            .of(result.e_tag, result.version)
+            .ok_or_else(|| no_version(action, key))
     }
 }
 
-/// The version of an object: its `ETag` and, for stores that have one, its generation number.
-fn version_of(e_tag: Option<String>, generation: Option<String>) -> Option<Version> {
-    match (e_tag, generation) {
-        (None, None) => None,
-        (e_tag, generation) => {
-            let text = format!(
-                "{}\n{}",
-                e_tag.unwrap_or_default(),
-                generation.unwrap_or_default()
-            );
-            Some(Version::new(text))
+impl VersionKind {
+    /// The version of an object with these attributes; `None` if they do not tell it.
+    fn of(self, e_tag: Option<String>, generation: Option<String>) -> Option<Version> {
+        let text = match self {
+            Self::ETag => quoted(e_tag?),
+            Self::Generation => generation?,
+        };
+        Some(Version::new(text))
+    }
+
+    /// The precondition "the object has this version".
+    fn update(self, version: &Version) -> UpdateVersion {
+        let text = Some(version.as_str().to_owned());
+        match self {
+            Self::ETag => UpdateVersion {
+                e_tag: text,
+                version: None,
+            },
+            Self::Generation => UpdateVersion {
+                e_tag: None,
+                version: text,
+            },
         }
     }
 }
 
-fn update_of(version: &Version) -> UpdateVersion {
-    let (e_tag, generation) = version.as_str().split_once('\n').unwrap_or_default();
-    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    UpdateVersion {
-        e_tag: some(e_tag),
-        version: some(generation),
+/// An `ETag` as in headers (RFC 9110, section 8.8.3): listings of Azure leave the quotes out.
+fn quoted(e_tag: String) -> String {
+    if e_tag.ends_with('"') {
+        e_tag
+    } else {
+        format!("\"{e_tag}\"")
     }
+}
+
+/// When the store wrote an object, by its own clock.
+fn modified_at(meta: &ObjectMeta) -> StorageTime {
+    let unix_ms = meta.last_modified.timestamp_millis();
+    StorageTime::from_unix_ms(u64::try_from(unix_ms).unwrap_or_default())
 }
 
 fn no_version(action: &'static str, key: &Key) -> StorageError {
@@ -146,7 +179,7 @@ impl Storage for ObjectStorage {
     }
 
     async fn swap(&self, key: &Key, seen: &Version, body: Bytes) -> StorageResult<Version> {
-        let mode = PutMode::Update(update_of(seen));
+        let mode = PutMode::Update(self.client.versions.update(seen));
         self.put("swap object", key, mode, body).await
     }
 
@@ -165,10 +198,18 @@ impl Storage for ObjectStorage {
             );
             return Err(StorageError::unavailable(ACTION, key, problem));
         }
-        let version = version_of(result.meta.e_tag.clone(), result.meta.version.clone());
+        let version = self
+            .client
+            .versions
+            .of(result.meta.e_tag.clone(), result.meta.version.clone());
         let version = version.ok_or_else(|| no_version(ACTION, key))?;
+        let modified = modified_at(&result.meta);
         let body = result.bytes().await.map_err(map_error)?;
-        Ok(Some(Object { body, version }))
+        Ok(Some(Object {
+            body,
+            version,
+            modified: Some(modified),
+        }))
     }
 
     async fn read_range(&self, key: &Key, range: Range<u64>) -> StorageResult<ByteStream> {
@@ -226,6 +267,8 @@ impl Storage for ObjectStorage {
                 page.entries.push(Entry {
                     key,
                     size: meta.size,
+                    modified: Some(modified_at(&meta)),
+                    version: self.client.versions.of(meta.e_tag, meta.version),
                 });
             }
         }
@@ -252,6 +295,10 @@ impl Storage for ObjectStorage {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(StorageError::from_object_store(ACTION, key, error)),
         }
+    }
+
+    async fn remove(&self, key: &Key, _seen: &Version) -> StorageResult<()> {
+        Err(StorageError::unsupported("remove object", key))
     }
 
     fn is_remote(&self) -> bool {

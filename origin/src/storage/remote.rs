@@ -19,6 +19,7 @@ use object_store::{BackoffConfig, RetryConfig};
 use super::ObjectStoreClient;
 use super::Prefix;
 use super::client_options::client_options;
+use super::object_storage::VersionKind;
 use super::transport::SmallBuffers;
 
 /// Environment variables by name.
@@ -107,9 +108,8 @@ fn s3(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_s
     let builder = configured(builder, "AWS_", variables, |builder, key, value| {
         builder.with_config(key, value)
     });
-    Ok(ObjectStoreClient::new(
-        builder.with_bucket_name(bucket).build()?,
-    ))
+    let store = builder.with_bucket_name(bucket).build()?;
+    Ok(ObjectStoreClient::new(store, VersionKind::ETag))
 }
 
 fn gs(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_store::Error> {
@@ -120,9 +120,8 @@ fn gs(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_s
     let builder = configured(builder, "GOOGLE_", variables, |builder, key, value| {
         builder.with_config(key, value)
     });
-    Ok(ObjectStoreClient::new(
-        builder.with_bucket_name(bucket).build()?,
-    ))
+    let store = builder.with_bucket_name(bucket).build()?;
+    Ok(ObjectStoreClient::new(store, VersionKind::Generation))
 }
 
 fn az(container: &str, variables: &Variables) -> Result<ObjectStoreClient, object_store::Error> {
@@ -133,9 +132,8 @@ fn az(container: &str, variables: &Variables) -> Result<ObjectStoreClient, objec
     let builder = configured(builder, "AZURE_", variables, |builder, key, value| {
         builder.with_config(key, value)
     });
-    Ok(ObjectStoreClient::new(
-        builder.with_container_name(container).build()?,
-    ))
+    let store = builder.with_container_name(container).build()?;
+    Ok(ObjectStoreClient::new(store, VersionKind::ETag))
 }
 
 /// Applies all variables that the builder knows. Others with the same prefix belong to other tools

@@ -103,6 +103,11 @@ impl Storage for TimeoutStorage {
             .await
     }
 
+    async fn remove(&self, key: &Key, seen: &Version) -> StorageResult<()> {
+        self.limit("remove object", key, self.inner.remove(key, seen))
+            .await
+    }
+
     fn is_remote(&self) -> bool {
         self.inner.is_remote()
     }

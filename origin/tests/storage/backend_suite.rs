@@ -1,9 +1,12 @@
 //! The suite that every storage backend must pass: one function per guarantee of the trait.
 
+use core::time::Duration;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_origin::storage::{self, Key, Prefix, Storage, StorageError};
+use flotilla_origin::storage::{
+    self, Key, PAGE_LEN, Prefix, Storage, StorageError, StorageTime, Version,
+};
 use futures_util::{TryStreamExt, future};
 
 type SharedStorage = Arc<dyn Storage>;
@@ -13,6 +16,8 @@ type SharedStorage = Arc<dyn Storage>;
 pub(crate) struct Limitations {
     /// The server cannot keep both a key and keys below it. The layout of origins has no such keys.
     pub(crate) no_keys_under_keys: bool,
+    /// The storage cannot remove on a condition, and says so.
+    pub(crate) no_conditional_removal: bool,
 }
 
 pub(crate) async fn check(storage: SharedStorage, limitations: Limitations) {
@@ -29,6 +34,8 @@ pub(crate) async fn check(storage: SharedStorage, limitations: Limitations) {
     dropped_writer_leaves_nothing(&storage).await;
     streamed_write_never_replaces(&storage).await;
     delete_is_unconditional(&storage).await;
+    removal_requires_the_current_version(&storage, limitations).await;
+    modification_times_are_told(&storage).await;
 }
 
 fn key(text: &str) -> Key {
@@ -282,4 +289,68 @@ async fn delete_is_unconditional(storage: &SharedStorage) {
     assert!(storage.read(&name).await.unwrap().is_none());
     storage.create(&name, "again".into()).await.unwrap();
     assert_eq!(text(storage, "delete/a/b").await.as_deref(), Some("again"));
+}
+
+async fn removal_requires_the_current_version(storage: &SharedStorage, limitations: Limitations) {
+    let name = key("remove/a");
+    let first = storage.create(&name, "one".into()).await.unwrap();
+    let second = storage.swap(&name, &first, "two".into()).await.unwrap();
+    let by_old_version = storage.remove(&name, &first).await;
+    assert_eq!(text(storage, "remove/a").await.as_deref(), Some("two"));
+    let is_unsupported = matches!(by_old_version, Err(StorageError::Unsupported { .. }));
+    assert_eq!(
+        is_unsupported, limitations.no_conditional_removal,
+        "{by_old_version:?}"
+    );
+    if is_unsupported {
+        return;
+    }
+    assert!(conflicts(&by_old_version), "{by_old_version:?}");
+    storage.remove(&name, &second).await.unwrap();
+    assert_eq!(text(storage, "remove/a").await, None);
+    let repeated = storage.remove(&name, &second).await;
+    assert!(conflicts(&repeated), "{repeated:?}");
+    let third = storage.create(&name, "three".into()).await.unwrap();
+    assert!(conflicts(&storage.remove(&name, &second).await));
+    one_of_swap_and_removal_wins(storage, &name, third).await;
+}
+
+async fn one_of_swap_and_removal_wins(storage: &SharedStorage, name: &Key, mut version: Version) {
+    for round in 0..8 {
+        let (swapped, removed) = future::join(
+            storage.swap(name, &version, format!("{round}").into()),
+            storage.remove(name, &version),
+        )
+        .await;
+        match (swapped, removed) {
+            (Ok(swapped), Err(StorageError::Conflict { .. })) => version = swapped,
+            (Err(StorageError::Conflict { .. }), Ok(())) => {
+                let again = storage.create(name, format!("{round} again").into()).await;
+                version = again.unwrap();
+            }
+            other => panic!("round {round}: {other:?}"),
+        }
+    }
+}
+
+/// The times of objects and of listings are those of one clock, which moves forward.
+async fn modification_times_are_told(storage: &SharedStorage) {
+    const RESOLUTION: Duration = Duration::from_secs(1);
+    let mut last = StorageTime::from_unix_ms(0);
+    for name in ["modified/a", "modified/b"] {
+        storage.create(&key(name), name.into()).await.unwrap();
+        let object = storage.read(&key(name)).await.unwrap().unwrap();
+        let page = storage
+            .list(&prefix("modified/"), None, PAGE_LEN)
+            .await
+            .unwrap();
+        let entry = page.entries.last().unwrap();
+        let (read, listed) = (object.modified.unwrap(), entry.modified.unwrap());
+        let apart = read.saturating_since(listed) + listed.saturating_since(read);
+        assert!(apart <= RESOLUTION, "read {read:?}, listed {listed:?}");
+        assert!(last.saturating_since(listed) <= RESOLUTION);
+        last = listed;
+        let version = entry.version.clone().unwrap_or(object.version.clone());
+        assert_eq!(version, object.version);
+    }
 }

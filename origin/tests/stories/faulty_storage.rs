@@ -178,6 +178,11 @@ impl Storage for FaultyStorage {
         self.inner.delete(key).await
     }
 
+    async fn remove(&self, key: &Key, seen: &Version) -> StorageResult<()> {
+        let call = self.inner.remove(key, seen);
+        self.write_with_faults(key, call).await
+    }
+
     fn is_remote(&self) -> bool {
         self.inner.is_remote()
     }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::files::FILE_SUFFIX;
-use crate::storage::{Entry, Key, Page, Prefix};
+use crate::storage::{Entry, Key, Page, Prefix, StorageTime};
 
 /// Age of a modification time from which a later change is certain to have another one, whatever
 /// the resolution of the file system.
@@ -188,6 +188,9 @@ impl Walk<'_> {
                     self.entries.push(Entry {
                         key,
                         size: metadata.len(),
+                        // The version is a hash of the body, which a listing does not read.
+                        version: None,
+                        modified: metadata.modified().ok().map(StorageTime::of_file),
                     });
                 }
                 Ok(())

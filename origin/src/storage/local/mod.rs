@@ -3,7 +3,7 @@
 //! Every body is written to a temporary file and made durable, then linked (create) or renamed
 //! (swap) to its final name, and the directory is made durable. So no crash shows a partial object
 //! or loses an acknowledged one. A create needs no lock, because a link fails if the name exists; a
-//! swap compares and renames while it holds a kernel file lock for its key.
+//! swap or a removal compares and acts while it holds a kernel file lock for its key.
 
 mod files;
 mod list;
@@ -23,7 +23,7 @@ use rustix::buffer::spare_capacity;
 
 use super::{
     ByteStream, Key, MAX_READ_LEN, Object, ObjectWriter, Page, Prefix, Storage, StorageError,
-    StorageResult, Version,
+    StorageResult, StorageTime, Version,
 };
 use crate::nonce::nonce;
 use files::{KeyLock, TemporaryFile, path_of, version_of};
@@ -115,10 +115,7 @@ impl Storage for LocalDirectory {
             temporary.file().sync_data()?;
             let _lock = KeyLock::acquire(root, key)?;
             let path = path_of(root, key);
-            let present = read_whole(&path)?.map(|body| version_of(&body));
-            if present.as_ref() != Some(&seen) {
-                return Err(io::ErrorKind::AlreadyExists.into());
-            }
+            require_version(&path, &seen)?;
             temporary.publish_over(&path)?;
             Ok(version_of(&body))
         })
@@ -127,10 +124,11 @@ impl Storage for LocalDirectory {
 
     async fn read(&self, key: &Key) -> StorageResult<Option<Object>> {
         self.run_blocking("read object", key, |root, key| {
-            let body = read_whole(&path_of(root, key))?;
-            Ok(body.map(|body| Object {
+            let found = read_whole(&path_of(root, key))?;
+            Ok(found.map(|(body, modified)| Object {
                 version: version_of(&body),
                 body: body.into(),
+                modified,
             }))
         })
         .await
@@ -186,7 +184,21 @@ impl Storage for LocalDirectory {
 
     async fn delete(&self, key: &Key) -> StorageResult<()> {
         self.run_blocking("delete object", key, |root, key| {
+            // Between the comparison and the removal of a conditional removal, a delete and a
+            // create must not replace the file.
+            let _lock = KeyLock::acquire(root, key)?;
             files::remove(&path_of(root, key))
+        })
+        .await
+    }
+
+    async fn remove(&self, key: &Key, seen: &Version) -> StorageResult<()> {
+        let seen = seen.clone();
+        self.run_blocking("remove object", key, move |root, key| {
+            let _lock = KeyLock::acquire(root, key)?;
+            let path = path_of(root, key);
+            require_version(&path, &seen)?;
+            files::remove(&path)
         })
         .await
     }
@@ -204,12 +216,28 @@ impl Storage for LocalDirectory {
     }
 }
 
-fn read_whole(path: &Path) -> io::Result<Option<Vec<u8>>> {
+/// Checks that the file at `path` has the version `seen`. The caller holds the lock of its key.
+///
+/// # Errors
+/// `AlreadyExists`, which stands for a conflict, if it has another version or does not exist.
+fn require_version(path: &Path, seen: &Version) -> io::Result<()> {
+    let present = read_whole(path)?.map(|(body, _)| version_of(&body));
+    if present.as_ref() == Some(seen) {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+}
+
+/// The body of a file and when it was written.
+fn read_whole(path: &Path) -> io::Result<Option<(Vec<u8>, Option<StorageTime>)>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    let len = file.metadata()?.len();
+    let metadata = file.metadata()?;
+    let modified = metadata.modified().ok().map(StorageTime::of_file);
+    let len = metadata.len();
     if len > MAX_READ_LEN {
         return Err(io::Error::other(format!(
             "object of {len} bytes exceeds the limit of {MAX_READ_LEN} bytes"
@@ -217,7 +245,7 @@ fn read_whole(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
     let mut body = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
     file.take(MAX_READ_LEN).read_to_end(&mut body)?;
-    Ok(Some(body))
+    Ok(Some((body, modified)))
 }
 
 /// Streams `range` in large pieces, and reads the next piece while one is sent.

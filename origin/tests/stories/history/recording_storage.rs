@@ -116,6 +116,10 @@ impl Storage for RecordingStorage {
         self.pausable(self.inner.delete(key)).await
     }
 
+    async fn remove(&self, key: &Key, seen: &Version) -> StorageResult<()> {
+        self.pausable(self.inner.remove(key, seen)).await
+    }
+
     async fn presigned_get(&self, key: &Key, valid_for: Duration) -> StorageResult<Option<String>> {
         self.inner.presigned_get(key, valid_for).await
     }
