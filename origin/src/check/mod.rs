@@ -22,11 +22,9 @@ use flotilla_common::name::RepositoryName;
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
-use crate::storage::{Entry, Key, Page, Prefix, Storage, StorageError};
+use crate::storage::{Entry, Key, PAGE_LEN, Page, Prefix, Storage, StorageError};
 use crate::{format, layout};
 
-/// Keys per page of a listing.
-const PAGE_LEN: usize = 1000;
 /// Objects that are checked concurrently.
 const CONCURRENT_CHECKS: usize = 16;
 /// Findings of a kind that are kept; further ones are only counted.

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use flotilla_common::codec;
 
-use super::{Checker, FOREIGN_KEY, PAGE_LEN, Problems};
+use super::{Checker, FOREIGN_KEY, Problems};
 use crate::layout;
 use crate::record::{BlobRecord, Segment, TableLocation};
-use crate::storage::{Key, StorageError};
+use crate::storage::{Key, PAGE_LEN, StorageError};
 use crate::upload::id::Generation;
 use crate::upload::log::{LogState, UploadLog};
 use crate::upload::log_entry::{EntryKind, LogEntry};

@@ -7,12 +7,10 @@ use crate::conditional_write::WriteOutcome;
 use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{Pointer, TOMBSTONE_LIMIT, TagValue};
-use crate::storage::{Key, Prefix};
+use crate::storage::{Key, PAGE_LEN, Prefix};
 
 /// Maximum tags in one answer.
 pub(crate) const MAX_TAGS: usize = 10_000;
-/// Keys in one page of a storage listing.
-const KEYS_PER_PAGE: usize = 1000;
 
 /// A page of tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +56,7 @@ impl Registry {
     ) -> Result<Vec<Key>, RegistryError> {
         let mut live = Vec::new();
         while live.len() <= limit {
-            let page_len = (limit + 1 - live.len()).min(KEYS_PER_PAGE);
+            let page_len = (limit + 1 - live.len()).min(PAGE_LEN);
             let page = self.storage.list(prefix, after.as_ref(), page_len).await?;
             after = page.entries.last().map(|entry| entry.key.clone());
             let live_entries = page

@@ -14,14 +14,11 @@ use super::upload_progress::{LocationHint, UploadProgress};
 use super::{Registry, RegistryError};
 use crate::layout;
 use crate::record::{Segment, decode};
-use crate::storage::{Key, Object, StorageError};
+use crate::storage::{Key, Object, PAGE_LEN, StorageError};
 use crate::upload::hash::Hashes;
 use crate::upload::id::{Generation, UploadTicket};
 use crate::upload::log::{LogState, UploadLog};
 use crate::upload::log_entry::{EntryKind, LogEntry};
-
-/// Entries in one page of a listing.
-const ENTRIES_PER_PAGE: usize = 1000;
 
 /// An open upload in memory.
 #[derive(Clone, Debug)]
@@ -136,10 +133,7 @@ impl Registry {
             .map(|before| layout::log_entry(&ticket.id, before));
         let mut last = None;
         loop {
-            let page = self
-                .storage
-                .list(&prefix, after.as_ref(), ENTRIES_PER_PAGE)
-                .await?;
+            let page = self.storage.list(&prefix, after.as_ref(), PAGE_LEN).await?;
             last = page
                 .entries
                 .into_iter()
