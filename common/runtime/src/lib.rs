@@ -15,4 +15,5 @@ pub mod listen;
 pub mod metrics;
 pub mod rate;
 pub mod shutdown;
+pub mod suggest;
 pub mod telemetry;
