@@ -4,4 +4,5 @@
 pub mod frame;
 pub mod origin;
 pub mod peer;
+pub mod region;
 pub mod tracker;

@@ -1,6 +1,0 @@
-//! Tests of the machine on a virtual clock.
-
-mod proptests;
-mod requests;
-mod standing;
-mod support;
