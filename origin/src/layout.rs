@@ -11,9 +11,14 @@
 //! | `rm/<name>/_/<digest>` | the bytes of a manifest of the repository |
 //! | `tag/<name>/_/<tag>` | a tag |
 //! | `ref/<name>/_/<subject>/<digest>` | the manifest `digest` refers to `subject` |
+//! | `journal/<region>/<clock>-<nonce>` | keys of one request, owed to `region` |
+//! | `trimmed/<region>` | whether entries owed to `region` were dropped unread |
+//! | `region/<region>` | what this region knows of `region`: its storage, sweeps |
+//! | `lease/<job>` | the replica that does a job |
 
 use flotilla_common::digest::Digest;
-use flotilla_common::name::{RepositoryName, Tag};
+use flotilla_common::name::{RegionName, RepositoryName, Tag};
+use flotilla_common::wire::region::{EntryId, FactKey, FactKind};
 
 use crate::storage::{Key, Prefix};
 use crate::upload::id::Generation;
@@ -85,6 +90,67 @@ pub(crate) fn referrers(repository: &RepositoryName, subject: &Digest) -> Prefix
     prefix(format!("ref/{repository}/_/{subject}/"))
 }
 
+pub(crate) fn journal(region: &RegionName) -> Prefix {
+    prefix(format!("journal/{region}/"))
+}
+
+pub(crate) fn journal_entry(region: &RegionName, entry: EntryId) -> Key {
+    let EntryId { created, nonce } = entry;
+    key(format!("journal/{region}/{created:016x}-{nonce:032x}"))
+}
+
+/// The entry that a key of a journal names.
+pub(crate) fn entry_id(key: &Key) -> Option<EntryId> {
+    let (created, nonce) = key.last_segment().split_once('-')?;
+    Some(EntryId {
+        created: u64::from_str_radix(created, 16).ok()?,
+        nonce: u128::from_str_radix(nonce, 16).ok()?,
+    })
+}
+
+pub(crate) fn trim_mark(region: &RegionName) -> Key {
+    key(format!("trimmed/{region}"))
+}
+
+pub(crate) fn region(region: &RegionName) -> Key {
+    key(format!("region/{region}"))
+}
+
+pub(crate) fn lease(job: &str) -> Key {
+    key(format!("lease/{job}"))
+}
+
+/// The key of a replicated fact.
+pub(crate) fn fact(fact: &FactKey) -> Key {
+    match fact {
+        FactKey::Manifest(repository, digest) => manifest(repository, digest),
+        FactKey::Tag(repository, name) => tag(repository, name),
+    }
+}
+
+/// All facts of a kind, in all repositories.
+pub(crate) fn facts(kind: FactKind) -> Prefix {
+    prefix(
+        match kind {
+            FactKind::Manifests => "rm/",
+            FactKind::Tags => "tag/",
+        }
+        .to_owned(),
+    )
+}
+
+/// The fact that a key holds; `None` if it is a key of another kind.
+pub(crate) fn fact_key(key: &Key) -> Option<FactKey> {
+    let (kind, rest) = key.as_str().split_once('/')?;
+    let (repository, name) = rest.split_once("/_/")?;
+    let repository = repository.parse().ok()?;
+    match kind {
+        "rm" => Some(FactKey::Manifest(repository, name.parse().ok()?)),
+        "tag" => Some(FactKey::Tag(repository, name.parse().ok()?)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -108,6 +174,23 @@ mod tests {
             let below: RepositoryName = format!("{}/x", &name[..name.len().min(250)]).parse().expect("a name");
             prop_assert!(!tags(&below).as_str().starts_with(tags(&repository).as_str()));
         }
+    }
+
+    #[test]
+    fn facts_and_entries_are_read_back_from_their_keys() {
+        let repository: RepositoryName = "team/app".parse().expect("a name");
+        for key in [
+            FactKey::Manifest(repository.clone(), Digest::sha256(b"x")),
+            FactKey::Tag(repository, "v1".parse().expect("a tag")),
+        ] {
+            assert_eq!(fact_key(&fact(&key)), Some(key));
+        }
+        let region: RegionName = "eu-1".parse().expect("a name");
+        for created in [0, 1, u64::MAX] {
+            let entry = EntryId { created, nonce: 7 };
+            assert_eq!(entry_id(&journal_entry(&region, entry)), Some(entry));
+        }
+        assert_eq!(fact_key(&format()), None);
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(super) enum Code {
     BlobUnknown,
     BlobUploadInvalid,
     BlobUploadUnknown,
+    Denied,
     DigestInvalid,
     ManifestBlobUnknown,
     ManifestInvalid,
@@ -43,6 +44,7 @@ impl Code {
             Self::BlobUnknown => "BLOB_UNKNOWN",
             Self::BlobUploadInvalid | Self::RangeInvalid | Self::Timeout => "BLOB_UPLOAD_INVALID",
             Self::BlobUploadUnknown => "BLOB_UPLOAD_UNKNOWN",
+            Self::Denied => "DENIED",
             Self::DigestInvalid => "DIGEST_INVALID",
             Self::ManifestBlobUnknown => "MANIFEST_BLOB_UNKNOWN",
             Self::ManifestInvalid => "MANIFEST_INVALID",
@@ -76,6 +78,7 @@ impl Code {
             Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
+            Self::Denied => StatusCode::FORBIDDEN,
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -146,7 +149,8 @@ impl ApiError {
             RegistryError::ManifestUnknown => Code::ManifestUnknown,
             RegistryError::ManifestInvalid(_) => Code::ManifestInvalid,
             RegistryError::ManifestBlobUnknown(_) => Code::ManifestBlobUnknown,
-            RegistryError::Contended => Code::Unavailable,
+            RegistryError::Denied(_) => Code::Denied,
+            RegistryError::Contended | RegistryError::StampAhead(_) => Code::Unavailable,
             RegistryError::Storage(error) => {
                 let response = if matches!(**error, StorageError::Full { .. }) {
                     Self::new(

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::admission::Permit;
 use crate::metrics::MANIFEST;
-use crate::registry::{CachedManifest, MAX_REFERRERS, MAX_TAGS, RegistryError};
+use crate::registry::{CachedManifest, ChangeRules, MAX_REFERRERS, MAX_TAGS, RegistryError};
 use crate::stall_budget::BudgetExhausted;
 
 /// Maximum tags that one request moves.
@@ -112,9 +112,11 @@ pub(super) async fn put(
         .and_then(|value| value.split(';').next())
         .map(|value| value.trim().to_owned());
     let (bytes, _permits) = body_up_to_limit(api, body).await?;
+    let rules = ChangeRules::default();
+    let media_type = media_type.as_deref();
     let pushed = api
         .registry
-        .put_manifest(repository, reference, &tags, media_type.as_deref(), bytes)
+        .put_manifest(repository, reference, &tags, media_type, bytes, &rules)
         .await?;
     let digest = pushed.digest.to_string();
     let location = format!("/v2/{repository}/manifests/{digest}");
@@ -157,7 +159,10 @@ pub(super) async fn delete(
     repository: &RepositoryName,
     reference: &Reference,
 ) -> HandlerResult {
-    api.registry.delete_manifest(repository, reference).await?;
+    let rules = ChangeRules::default();
+    api.registry
+        .delete_manifest(repository, reference, &rules)
+        .await?;
     Ok(empty(StatusCode::ACCEPTED, &[]))
 }
 

@@ -20,7 +20,7 @@ use crate::config::Limits;
 use crate::format::{Horizons, read_or_create};
 use crate::nonce::nonce;
 use crate::record::{BlobRecord, ManifestRecord, RecordState, decode, encode};
-use crate::registry::{Need, Registry, RegistryError, UploadBody};
+use crate::registry::{ChangeRules, Need, Registry, RegistryError, UploadBody};
 use crate::replicas::{Invalidator, Replicas, Secret};
 use crate::storage::{Key, Object, Prefix, Storage};
 
@@ -183,9 +183,10 @@ async fn explore_push_with(collector: Collector, horizons: Horizons, faults: Fau
         let (acknowledged, by_digest) = (Arc::clone(&pushed), Digest::sha256(&manifest()));
         let push = async move {
             let reference = flotilla_common::name::Reference::Digest(by_digest);
-            let repository = repository();
+            let (repository, rules) = (repository(), ChangeRules::default());
+            let media_type = Some(OCI_MANIFEST);
             let put =
-                registry.put_manifest(&repository, &reference, &[], Some(OCI_MANIFEST), manifest());
+                registry.put_manifest(&repository, &reference, &[], media_type, manifest(), &rules);
             if put.await.is_ok() {
                 *acknowledged.lock().expect("no panic") = true;
             }
@@ -296,12 +297,14 @@ async fn explore_pull(pull: Pull) -> Explored {
                 let reference =
                     flotilla_common::name::Reference::Digest(Digest::sha256(&manifest()));
                 let repository = repository();
+                let rules = ChangeRules::default();
                 let put = pusher.put_manifest(
                     &repository,
                     &reference,
                     &[],
                     Some(OCI_MANIFEST),
                     manifest(),
+                    &rules,
                 );
                 if put.await.is_err() {
                     return;

@@ -17,9 +17,10 @@ use super::storage_model::{Faults, ModelStorage};
 use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{
-    ManifestRecord, MembershipRecord, Pointer, ReferrerValue, Stamp, TagValue, decode,
+    ManifestRecord, ManifestState, MembershipRecord, Pointer, ReferrerValue, Stamp, TagValue,
+    decode,
 };
-use crate::registry::{Need, Registry, RegistryError};
+use crate::registry::{ChangeRules, Need, Registry, RegistryError};
 use crate::storage::{Key, Storage};
 
 const CONFIG: &[u8] = b"{}";
@@ -48,6 +49,7 @@ async fn put(registry: &Registry, tags: &[Tag]) -> Result<(), RegistryError> {
             tags,
             Some(OCI_MANIFEST),
             artifact(),
+            &ChangeRules::default(),
         )
         .await
         .map(drop)
@@ -72,10 +74,15 @@ async fn send(
     let reference = Reference::Digest(Digest::sha256(&artifact()));
     match request {
         Request::Put => put(registry, &[]).await,
-        Request::Delete => registry.delete_manifest(&repository(), &reference).await,
+        Request::Delete => registry
+            .delete_manifest(&repository(), &reference, &ChangeRules::default())
+            .await
+            .map(drop),
         Request::DeleteUntilMissing => loop {
-            if let Err(RegistryError::ManifestUnknown) =
-                registry.delete_manifest(&repository(), &reference).await
+            if let Err(RegistryError::ManifestUnknown) = registry
+                .delete_manifest(&repository(), &reference, &ChangeRules::default())
+                .await
+                .map(drop)
             {
                 return Ok(());
             }
@@ -117,8 +124,10 @@ async fn write_tombstone(model: &ModelStorage, key: &Key) {
         );
         let tombstone = ManifestRecord {
             stamp,
+            turn: 0,
+            state: ManifestState::Deleted,
             content: None,
-            deleted_subject: None,
+            subject: None,
             nonce: nonce(),
         };
         tombstone.body(key).expect("a body")
@@ -130,6 +139,7 @@ async fn write_tombstone(model: &ModelStorage, key: &Key) {
         );
         Pointer::<ReferrerValue> {
             stamp,
+            turn: 0,
             value: None,
             nonce: nonce(),
         }
@@ -320,7 +330,10 @@ async fn delete(registry: &Registry, kind: &str) -> Result<(), RegistryError> {
         "tag/" => Reference::Tag(tag()),
         _ => Reference::Digest(Digest::sha256(&artifact())),
     };
-    registry.delete_manifest(&repository(), &reference).await
+    registry
+        .delete_manifest(&repository(), &reference, &ChangeRules::default())
+        .await
+        .map(drop)
 }
 
 /// Deletes one object of each kind, then re-creates all while another actor handles the tombstone
@@ -335,7 +348,7 @@ async fn explore_tombstone(kind: &'static str, variant: Variant) -> Explored {
             Reference::Digest(Digest::sha256(&artifact())),
         ] {
             first
-                .delete_manifest(&repository(), &reference)
+                .delete_manifest(&repository(), &reference, &ChangeRules::default())
                 .await
                 .expect("a delete");
         }

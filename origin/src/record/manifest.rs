@@ -1,24 +1,53 @@
 //! `rm/<name>/_/<digest>`: a manifest of a repository. A small head, then the bytes of the manifest
 //! as they were pushed.
+//!
+//! ```text
+//! Live ──collector──▶ Condemned (served; a PUT or an index that names it makes it live)
+//!   ▲                     │ collector
+//!   │ PUT, or needed      ▼
+//!   └──────────────── Evicted   (absent in this region; same stamp, next turn)
+//! any state ──DELETE──▶ Deleted (a tombstone with a new stamp; replicated)
+//! ```
 
 use bincode::{Decode, Encode};
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
+use flotilla_common::stamp::Stamp;
 
-use super::{Stamp, decode, encode};
+use super::{decode, encode};
 use crate::storage::{Key, StorageError};
 
 /// Maximum bytes of a head: a stamp, a nonce and a media type.
 const MAX_HEAD_LEN: usize = 4096;
 
+/// The state of a manifest in one region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+pub(crate) enum ManifestState {
+    /// In use.
+    Live,
+    /// Found unreachable by the collector; still served.
+    Condemned,
+    /// Removed by the collector of this region. Other regions may have it.
+    Evicted,
+    /// Deleted by a client, in all regions.
+    Deleted,
+}
+
+impl ManifestState {
+    /// Whether the bytes are stored and may be served.
+    pub(crate) const fn is_served(self) -> bool {
+        matches!(self, Self::Live | Self::Condemned)
+    }
+}
+
 /// Precedes the bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 struct ManifestHead {
     stamp: Stamp,
-    /// The media type; `None` in a tombstone.
+    turn: u32,
+    state: ManifestState,
     media_type: Option<String>,
-    /// The subject of a deleted manifest.
-    deleted_subject: Option<Digest>,
+    subject: Option<Digest>,
     nonce: u128,
 }
 
@@ -26,11 +55,14 @@ struct ManifestHead {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ManifestRecord {
     pub(crate) stamp: Stamp,
-    /// The media type and the bytes; `None` in a tombstone.
+    /// Counts evictions and revivals within one stamp.
+    pub(crate) turn: u32,
+    pub(crate) state: ManifestState,
+    /// The media type and the bytes, exactly if the state is served.
     pub(crate) content: Option<(String, Bytes)>,
-    /// The subject of a deleted manifest: a reader of the tombstone can complete the removal from
-    /// the referrers of that subject.
-    pub(crate) deleted_subject: Option<Digest>,
+    /// The manifest to which it refers: a reader of a tombstone can complete the removal from the
+    /// referrers of that subject.
+    pub(crate) subject: Option<Digest>,
     pub(crate) nonce: u128,
 }
 
@@ -38,12 +70,12 @@ impl ManifestRecord {
     /// The body of the object.
     pub(crate) fn body(&self, key: &Key) -> Result<Bytes, StorageError> {
         let (media_type, bytes) = self.content.clone().unzip();
-        let stamp = self.stamp.clone();
-        let deleted_subject = self.deleted_subject;
         let head = ManifestHead {
-            stamp,
+            stamp: self.stamp.clone(),
+            turn: self.turn,
+            state: self.state,
             media_type,
-            deleted_subject,
+            subject: self.subject,
             nonce: self.nonce,
         };
         let head = encode(key, &head)?;
@@ -63,19 +95,15 @@ impl ManifestRecord {
         let head: ManifestHead = decode(key, body.get(4..end).ok_or_else(torn)?)?;
         let content = head
             .media_type
-            .clone()
+            .filter(|_| head.state.is_served())
             .map(|media_type| (media_type, body.slice(end..)));
-        let ManifestHead {
-            stamp,
-            media_type: _,
-            deleted_subject,
-            nonce,
-        } = head;
         Ok(Self {
-            stamp,
+            stamp: head.stamp,
+            turn: head.turn,
+            state: head.state,
             content,
-            deleted_subject,
-            nonce,
+            subject: head.subject,
+            nonce: head.nonce,
         })
     }
 }
@@ -92,11 +120,12 @@ mod tests {
             clock: 7,
             region: "eu-1".parse().unwrap(),
         };
-        let content = Some(("m".to_owned(), "{}".into()));
         let live = ManifestRecord {
             stamp,
-            content,
-            deleted_subject: None,
+            turn: 3,
+            state: ManifestState::Live,
+            content: Some(("m".to_owned(), "{}".into())),
+            subject: None,
             nonce: 9,
         };
         assert_eq!(
@@ -104,8 +133,9 @@ mod tests {
             live
         );
         let dead = ManifestRecord {
+            state: ManifestState::Deleted,
             content: None,
-            deleted_subject: Some(Digest::sha256(b"subject")),
+            subject: Some(Digest::sha256(b"subject")),
             ..live
         };
         assert_eq!(

@@ -29,6 +29,8 @@ pub(crate) struct ReferrerValue {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Pointer<T> {
     pub(crate) stamp: Stamp,
+    /// A referrer has the turn of its manifest; a tag has 0.
+    pub(crate) turn: u32,
     pub(crate) value: Option<T>,
     pub(crate) nonce: u128,
 }
@@ -79,6 +81,7 @@ mod tests {
         };
         Pointer {
             stamp,
+            turn: u32::MAX,
             value,
             nonce: u128::MAX,
         }

@@ -34,6 +34,15 @@ pub(crate) enum RegistryError {
     ManifestInvalid(String),
     #[error("the manifest references {0}, which the repository does not have")]
     ManifestBlobUnknown(Digest),
+    /// The policy forbids the change.
+    #[error("{0}")]
+    Denied(String),
+    /// The present value is stamped too far in the future for any region to merge a later one.
+    #[error(
+        "the present value was stamped {} s in the future by a replica with a wrong clock; it cannot be replaced before then",
+        .0.as_secs()
+    )]
+    StampAhead(core::time::Duration),
     /// Another write came first, and the origin must not write a second time.
     #[error("a concurrent request changed the same key; repeat the request")]
     Contended,

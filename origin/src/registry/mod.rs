@@ -7,11 +7,15 @@
 //! learn from storage.
 
 mod blobs;
+mod changes;
 mod closure;
 mod content;
 mod error;
+mod facts;
 mod hybrid_clock;
+mod journal;
 mod manifests;
+mod merge;
 mod referrers;
 mod tags;
 mod upload_progress;
@@ -23,8 +27,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
-use flotilla_common::name::{RepositoryName, Tag};
+use flotilla_common::name::{RegionName, RepositoryName, Tag};
 use flotilla_common::seal::SealKey;
+use flotilla_common::time::Time;
+use flotilla_common::wire::region::EntryId;
 use flotilla_runtime::clock::Clock;
 use tokio::time::sleep;
 
@@ -41,9 +47,11 @@ use crate::upload::id::{Generation, UploadIdSigner};
 use crate::upload::receive::BATCH_LEN;
 
 pub(crate) use blobs::{FoundBlob, Need};
+pub(crate) use changes::ChangeRules;
 pub(crate) use content::read_segments;
 pub(crate) use error::RegistryError;
 pub(crate) use manifests::CachedManifest;
+pub(crate) use merge::{MergeReason, Merged};
 pub(crate) use referrers::MAX_REFERRERS;
 pub(crate) use tags::MAX_TAGS;
 pub(crate) use upload_progress::{LocationHint, UploadProgress};
@@ -71,6 +79,8 @@ pub(crate) struct Registry {
     manifests: Cache<BlobKey, Arc<CachedManifest>>,
     tags: Cache<(RepositoryName, Tag), Digest>,
     closures: moka::sync::Cache<Digest, Arc<closure::Closure>>,
+    /// Bodies of journal entries, which never change.
+    journal_entries: moka::sync::Cache<(RegionName, EntryId), Bytes>,
     invalidator: Arc<Invalidator>,
 }
 
@@ -78,6 +88,14 @@ pub(crate) struct Registry {
 const FOR_EVER: Duration = Duration::from_hours(24 * 365);
 /// Approximate overhead of a cache entry, in bytes.
 const ENTRY_LEN: usize = 160;
+
+impl core::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Registry")
+            .field("storage", &self.storage)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Registry {
     pub(crate) fn new(
@@ -145,6 +163,12 @@ impl Registry {
                     u32::try_from(closure.weight()).unwrap_or(u32::MAX)
                 })
                 .build(),
+            journal_entries: moka::sync::Cache::builder()
+                .max_capacity(other)
+                .weigher(|_, body: &Bytes| {
+                    u32::try_from(ENTRY_LEN + body.len()).unwrap_or(u32::MAX)
+                })
+                .build(),
             storage,
             limits,
             format,
@@ -154,6 +178,21 @@ impl Registry {
 
     pub(crate) fn seal_key(&self) -> &SealKey {
         &self.seal_key
+    }
+
+    /// The region whose changes this replica stamps.
+    pub(crate) const fn region(&self) -> &RegionName {
+        self.stamps.region()
+    }
+
+    /// The monotonic clock.
+    pub(crate) fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    /// Whether what was read as live since `started` still counts as live (L).
+    pub(crate) fn is_recent(&self, started: Time) -> bool {
+        self.clock.now().saturating_since(started) <= self.format.horizons.liveness
     }
 
     /// How many expired values were served because storage was unavailable.

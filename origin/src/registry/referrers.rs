@@ -1,7 +1,6 @@
 //! Referrers: one key for each fact "this manifest refers to that subject", listed by subject.
 //!
-//! An entry carries the stamp of the change to its manifest that caused it, and the entry with the
-//! higher stamp stays. So if a push and a delete of one manifest run through two replicas, an entry
+//! An entry carries the stamp and turn of its manifest, and the entry with the higher ones stays. So if a push and a delete of one manifest run through two replicas, an entry
 //! remains exactly if the manifest does, whichever of them is slower.
 
 use flotilla_common::digest::Digest;
@@ -77,16 +76,19 @@ impl Registry {
         Ok(page)
     }
 
-    /// Adds a manifest that was stored with `stamp` to the referrers of its subject.
+    /// Adds a manifest to the referrers of its subject, if it has one. `written` are the stamp and
+    /// turn with which the manifest is stored.
     pub(super) async fn write_referrer(
         &self,
         repository: &RepositoryName,
-        subject: &Digest,
         stored: &CachedManifest,
         manifest: &Manifest,
-        stamp: Stamp,
+        written: (Stamp, u32),
     ) -> Result<(), RegistryError> {
-        let key = layout::referrer(repository, subject, &stored.digest);
+        let Some(subject) = &manifest.subject else {
+            return Ok(());
+        };
+        let key = layout::referrer(repository, &subject.digest, &stored.digest);
         let descriptor = descriptor(
             &stored.digest,
             manifest,
@@ -94,21 +96,22 @@ impl Registry {
             stored.bytes.len(),
         )
         .to_string();
-        self.write_referrer_entry(&key, &stamp, Some(ReferrerValue { descriptor }))
+        self.write_referrer_entry(&key, written, Some(ReferrerValue { descriptor }))
             .await
     }
 
-    /// Removes a manifest that was deleted with `stamp` from the referrers of its subject. A
-    /// tombstone is written even if there is no entry: the entry of an earlier push may still come.
+    /// Removes a manifest from the referrers of its subject. `written` are the stamp and turn with
+    /// which it was deleted or evicted. A tombstone is written even if there is no entry: the entry
+    /// of an earlier push may still come.
     pub(super) async fn delete_referrer(
         &self,
         repository: &RepositoryName,
         subject: &Digest,
         digest: &Digest,
-        stamp: Stamp,
+        written: (Stamp, u32),
     ) -> Result<(), RegistryError> {
-        self.write_referrer_entry(&layout::referrer(repository, subject, digest), &stamp, None)
-            .await
+        let key = layout::referrer(repository, subject, digest);
+        self.write_referrer_entry(&key, written, None).await
     }
 
     /// Writes an entry, unless the present one is of a later change. An entry that lost to an
@@ -116,18 +119,20 @@ impl Registry {
     async fn write_referrer_entry(
         &self,
         key: &Key,
-        stamp: &Stamp,
+        (stamp, turn): (Stamp, u32),
         value: Option<ReferrerValue>,
     ) -> Result<(), RegistryError> {
         let mut present = self.storage.read(key).await?;
         for _ in 0..MAX_ATTEMPTS {
-            if let Some(object) = &present
-                && Pointer::<ReferrerValue>::of(key, &object.body)?.stamp >= *stamp
-            {
-                return Ok(());
+            if let Some(object) = &present {
+                let present = Pointer::<ReferrerValue>::of(key, &object.body)?;
+                if (&present.stamp, present.turn) >= (&stamp, turn) {
+                    return Ok(());
+                }
             }
             let entry = Pointer {
                 stamp: stamp.clone(),
+                turn,
                 value: value.clone(),
                 nonce: nonce(),
             };

@@ -1,12 +1,10 @@
-//! Lists the tags of a repository, and writes tags.
+//! Lists the tags of a repository.
 
 use flotilla_common::name::{RepositoryName, Tag};
 
 use super::{Registry, RegistryError};
-use crate::conditional_write::WriteOutcome;
 use crate::layout;
-use crate::nonce::nonce;
-use crate::record::{Pointer, TOMBSTONE_LIMIT, TagValue};
+use crate::record::TOMBSTONE_LIMIT;
 use crate::storage::{Key, PAGE_LEN, Prefix};
 
 /// Maximum tags in one answer.
@@ -77,40 +75,5 @@ impl Registry {
             .list(&layout::manifests(repository), None, 1)
             .await?;
         Ok(!page.entries.is_empty())
-    }
-
-    /// Writes a tag in place of the present one. `None` writes a tombstone, if there is a live tag.
-    pub(super) async fn write_pointer(
-        &self,
-        key: &Key,
-        value: Option<TagValue>,
-    ) -> Result<(), RegistryError> {
-        let present = self.storage.read(key).await?;
-        let replaced = present
-            .as_ref()
-            .map(|object| Pointer::<TagValue>::of(key, &object.body))
-            .transpose()?;
-        if value.is_none()
-            && replaced
-                .as_ref()
-                .is_none_or(|pointer| pointer.value.is_none())
-        {
-            return Err(RegistryError::ManifestUnknown);
-        }
-        let stamp = self
-            .stamps
-            .stamp(replaced.as_ref().map(|pointer| &pointer.stamp));
-        let body = Pointer {
-            stamp,
-            value,
-            nonce: nonce(),
-        }
-        .body(key)?
-        .into();
-        let seen = present.as_ref().map(|object| &object.version);
-        match self.conditional_write(key, seen, body).await? {
-            WriteOutcome::Written => Ok(()),
-            WriteOutcome::Lost(_) => Err(RegistryError::Contended),
-        }
     }
 }

@@ -1,0 +1,89 @@
+//! The present values of replicated keys, read past the caches: what another region merges.
+
+use bytes::Bytes;
+use flotilla_common::wire::region::{Fact, FactHead, FactKey, FactKind, KeysPage, MAX_KEYS};
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::{Registry, RegistryError};
+use crate::layout;
+use crate::record::{ManifestRecord, ManifestState, Pointer, TagValue};
+use crate::storage::{Key, StorageError};
+
+/// Keys read concurrently.
+const READS_AT_ONCE: usize = 16;
+
+impl Registry {
+    /// The values of keys, in their order.
+    pub(crate) async fn facts(&self, keys: &[FactKey]) -> Result<Vec<Fact>, RegistryError> {
+        stream::iter(keys)
+            .map(|key| self.fact(key))
+            .buffered(READS_AT_ONCE)
+            .try_collect()
+            .await
+    }
+
+    /// The value of one key.
+    pub(crate) async fn fact(&self, fact: &FactKey) -> Result<Fact, RegistryError> {
+        let key = layout::fact(fact);
+        let Some(object) = self.storage.read(&key).await? else {
+            return Ok(Fact::without_bytes(FactHead::Absent));
+        };
+        Ok(match fact {
+            FactKey::Manifest(..) => manifest_fact(&key, &object.body)?,
+            FactKey::Tag(..) => {
+                let pointer = Pointer::<TagValue>::of(&key, &object.body)?;
+                Fact::without_bytes(FactHead::Tag {
+                    stamp: pointer.stamp,
+                    digest: pointer.value.map(|value| value.digest),
+                })
+            }
+        })
+    }
+
+    /// At most `limit` keys of a kind after `after`, in the order of storage. Tombstones are
+    /// included.
+    pub(crate) async fn fact_keys(
+        &self,
+        kind: FactKind,
+        after: Option<&FactKey>,
+        limit: usize,
+    ) -> Result<KeysPage, RegistryError> {
+        let after = after.map(layout::fact);
+        let prefix = layout::facts(kind);
+        let page = self
+            .storage
+            .list(&prefix, after.as_ref(), limit.clamp(1, MAX_KEYS))
+            .await?;
+        let keys = page.entries.iter();
+        Ok(KeysPage {
+            keys: keys
+                .filter_map(|entry| layout::fact_key(&entry.key))
+                .collect(),
+            more: page.more,
+        })
+    }
+}
+
+fn manifest_fact(key: &Key, body: &Bytes) -> Result<Fact, StorageError> {
+    let record = ManifestRecord::of(key, body)?;
+    let stamp = record.stamp;
+    let head = match (record.state, record.content) {
+        (_, Some((media_type, bytes))) => {
+            let len = u32::try_from(bytes.len())
+                .map_err(|error| StorageError::unavailable("read manifest", key, error))?;
+            let head = FactHead::Manifest {
+                stamp,
+                media_type,
+                len,
+            };
+            let bytes = bytes.to_vec();
+            return Ok(Fact { head, bytes });
+        }
+        (ManifestState::Deleted, None) => FactHead::DeletedManifest {
+            stamp,
+            subject: record.subject,
+        },
+        (_, None) => FactHead::Evicted { stamp },
+    };
+    Ok(Fact::without_bytes(head))
+}
