@@ -1,0 +1,143 @@
+//! Copies blobs from other regions, by an ordinary upload: digest and BLAKE3 tree are computed here,
+//! and no region's word is taken for them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_common::digest::Digest;
+use flotilla_common::name::RepositoryName;
+use flotilla_runtime::rate::Limiter;
+use futures_util::StreamExt;
+use tokio::sync::Semaphore;
+
+use super::counts::RegionCounts;
+use super::replicate::Blob;
+use super::resuming_body::ResumingBody;
+use super::source::{Source, SourceBlob};
+use crate::registry::{Need, Registry, RegistryError, UploadBody};
+
+/// Blobs copied concurrently by one replica.
+pub(crate) const COPIES_AT_ONCE: usize = 8;
+
+/// Copies blobs into this region.
+#[derive(Debug)]
+pub(crate) struct BlobCopier {
+    registry: Arc<Registry>,
+    /// Bytes of background copies pass through it.
+    down: Limiter,
+    permits: Semaphore,
+    counts: Arc<RegionCounts>,
+}
+
+impl BlobCopier {
+    pub(crate) fn new(registry: Arc<Registry>, down: Limiter, counts: Arc<RegionCounts>) -> Self {
+        Self {
+            registry,
+            down,
+            permits: Semaphore::new(COPIES_AT_ONCE),
+            counts,
+        }
+    }
+
+    /// The counters.
+    pub(super) const fn counts(&self) -> &Arc<RegionCounts> {
+        &self.counts
+    }
+
+    /// Makes sure that the repository has a live blob here.
+    pub(super) async fn bring(
+        &self,
+        sources: &[Arc<dyn Source>],
+        repository: &RepositoryName,
+        digest: &Digest,
+        need: Need,
+    ) -> Result<Blob, RegistryError> {
+        if self.is_here(repository, digest, need).await? {
+            return Ok(Blob::Here);
+        }
+        let Ok(_permit) = self.permits.acquire().await else {
+            return Ok(Blob::Blocked("this replica is stopping".to_owned()));
+        };
+        // Another copy may have brought it while this one waited.
+        if self.is_here(repository, digest, need).await? {
+            return Ok(Blob::Here);
+        }
+        let mut unsure = None;
+        for (at, source) in sources.iter().enumerate() {
+            match source.blob(repository, digest, 0).await {
+                Ok(Some(blob)) => {
+                    let sources = [&sources[at..], &sources[..at]].concat();
+                    match self.copy(&sources, repository, digest, blob).await {
+                        Ok(()) => return Ok(Blob::Here),
+                        // The bytes were wrong or ended early; another region may have them whole.
+                        Err(
+                            error @ (RegistryError::DigestInvalid(_)
+                            | RegistryError::UploadInvalid(_)
+                            | RegistryError::SizeInvalid(_)
+                            | RegistryError::Stalled),
+                        ) => {
+                            tracing::warn!(region = %source.region(), %digest, %error, "copy of a blob failed; trying another region");
+                            unsure = Some(error.to_string());
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => unsure = Some(error.to_string()),
+            }
+        }
+        Ok(unsure.map_or(Blob::Nowhere, Blob::Blocked))
+    }
+
+    async fn is_here(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        need: Need,
+    ) -> Result<bool, RegistryError> {
+        if self
+            .registry
+            .blob(repository, digest, need)
+            .await?
+            .is_some()
+        {
+            return Ok(true);
+        }
+        let mounted = self.registry.mount(None, repository, digest).await?;
+        Ok(mounted.is_some())
+    }
+
+    async fn copy(
+        &self,
+        sources: &[Arc<dyn Source>],
+        repository: &RepositoryName,
+        digest: &Digest,
+        blob: SourceBlob,
+    ) -> Result<(), RegistryError> {
+        let (ticket, progress) = self.registry.begin_upload(repository, false);
+        let size = blob.size;
+        let body = ResumingBody::new(sources.to_vec(), repository.clone(), *digest, blob);
+        let bytes = body.into_stream();
+        let (down, counts) = (self.down.clone(), Arc::clone(&self.counts));
+        let first = sources.first().map(|source| source.region().clone());
+        let limited = bytes.then(move |piece| {
+            let (down, counts, first) = (down.clone(), Arc::clone(&counts), first.clone());
+            async move {
+                let piece: Bytes = piece?;
+                down.take(piece.len()).await;
+                if let Some(region) = first {
+                    counts.copied(&region, piece.len());
+                }
+                Ok(piece)
+            }
+        });
+        let body = UploadBody {
+            bytes: limited.boxed(),
+            len: Some(size),
+            offset: None,
+        };
+        self.registry
+            .finish(repository, ticket, Some(progress.hint), *digest, body)
+            .await
+    }
+}

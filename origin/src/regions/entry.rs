@@ -1,0 +1,113 @@
+//! Merges the keys of one journal entry.
+//!
+//! A key is merged as soon as its stamp at the source is above the one that the entry's writer saw:
+//! then this write or a later one has applied. Until then the write may still be in flight, or it
+//! never happened. The entry is done when all keys are merged; after the horizon, when no write can
+//! be in flight any more, it is done when those that were reached are.
+
+use std::sync::Arc;
+
+use flotilla_common::wire::region::{Fact, FactHead, FactKey, MAX_FACTS, OwedEntry};
+
+use super::replicate::{Replicated, Replicator};
+use super::source::{Source, SourceError};
+use crate::registry::{MergeReason, RegistryError};
+
+/// What came of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum EntryOutcome {
+    /// All is merged: the source may drop the entry.
+    Done,
+    /// A key is not written yet.
+    Unreached,
+    /// What a key names may be in a region that did not answer, or a stamp is ahead of the clock.
+    Blocked(String),
+}
+
+/// Why an entry could not be looked at.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum EntryError {
+    /// The other region did not answer.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// This region's storage failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+/// Whether this region's policy selects the repository of a key.
+pub(crate) type Selects<'a> = &'a (dyn Fn(&FactKey) -> bool + Send + Sync);
+
+/// How an entry is merged.
+#[derive(Clone, Copy)]
+pub(crate) struct EntryRules<'a> {
+    pub(crate) selects: Selects<'a>,
+    /// Whether the entry is older than the horizon, so that no write can be in flight.
+    pub(crate) is_expired: bool,
+}
+
+/// Merges what is reached of an entry of the first of `sources`.
+///
+/// # Errors
+/// [`EntryError`]; keys that were merged before it stay merged.
+pub(crate) async fn merge_entry(
+    replicator: &Replicator,
+    sources: &[Arc<dyn Source>],
+    entry: &OwedEntry,
+    rules: EntryRules<'_>,
+) -> Result<EntryOutcome, EntryError> {
+    let Some(source) = sources.first() else {
+        return Ok(EntryOutcome::Unreached);
+    };
+    let mut outcome = EntryOutcome::Done;
+    let mut at = 0;
+    while at < entry.keys.len() {
+        let batch = &entry.keys[at..(at + MAX_FACTS).min(entry.keys.len())];
+        let keys: Vec<FactKey> = batch.iter().map(|(key, _)| key.clone()).collect();
+        let facts = source.facts(&keys).await?;
+        if facts.is_empty() {
+            return Err(SourceError {
+                region: source.region().clone(),
+                reason: "it answered without facts".to_owned(),
+            }
+            .into());
+        }
+        at += facts.len().min(batch.len());
+        for ((key, seen), fact) in batch.iter().zip(&facts) {
+            if fact.stamp() <= seen.as_ref() {
+                if !rules.is_expired && outcome == EntryOutcome::Done {
+                    outcome = EntryOutcome::Unreached;
+                }
+                continue;
+            }
+            if !(rules.selects)(key) && !is_tombstone(fact) {
+                continue;
+            }
+            if !(rules.selects)(key) && !replicator.registry.has_fact(key).await? {
+                continue;
+            }
+            let merged = replicator
+                .replicate(sources, key, fact, MergeReason::Needed)
+                .await?;
+            match merged {
+                Replicated::Merged => {}
+                Replicated::MergedBroken => replicator.counts().broken_closure(),
+                Replicated::Blocked(reason) => outcome = EntryOutcome::Blocked(reason),
+                Replicated::Ahead(by) => {
+                    outcome = EntryOutcome::Blocked(format!(
+                        "its stamp is {} s ahead of this replica's clock",
+                        by.as_secs()
+                    ));
+                }
+            }
+        }
+    }
+    Ok(outcome)
+}
+
+const fn is_tombstone(fact: &Fact) -> bool {
+    matches!(
+        fact.head,
+        FactHead::DeletedManifest { .. } | FactHead::Tag { digest: None, .. }
+    )
+}

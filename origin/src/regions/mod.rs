@@ -1,0 +1,16 @@
+//! Regions: each one follows the others and copies what their journals say it is owed.
+//!
+//! | file | job |
+//! |---|---|
+//! | `source` | another region, as the follower sees it |
+//! | `replicate` | brings one key: its closure first, then the key |
+//! | `copy`, `resuming_body` | copies blobs, from whichever region delivers them |
+//! | `entry` | merges the keys of one journal entry |
+//! | `counts` | what happened, for metrics |
+
+pub(crate) mod copy;
+pub(crate) mod counts;
+pub(crate) mod entry;
+pub(crate) mod replicate;
+mod resuming_body;
+pub(crate) mod source;

@@ -1,0 +1,76 @@
+//! Another region, as the follower sees it.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use flotilla_common::digest::Digest;
+use flotilla_common::name::{RegionName, RepositoryName};
+use flotilla_common::wire::region::{
+    EntryId, Fact, FactKey, FactKind, JournalPage, KeysPage, RegionState, TakeAnswer, TakeRequest,
+};
+use futures_util::stream::BoxStream;
+
+/// A region did not answer, or not as it should. Says nothing about what it has.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("ask region {region}: {reason}")]
+pub(crate) struct SourceError {
+    pub(crate) region: RegionName,
+    pub(crate) reason: String,
+}
+
+/// The bytes of a blob from an offset to its end.
+pub(crate) struct SourceBlob {
+    /// Of the whole blob, in bytes.
+    pub(crate) size: u64,
+    /// Ends early only with an error.
+    pub(crate) bytes: BoxStream<'static, Result<Bytes, String>>,
+}
+
+impl core::fmt::Debug for SourceBlob {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("SourceBlob")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A region that is followed. Every answer comes from its own storage, past its caches.
+#[async_trait]
+pub(crate) trait Source: core::fmt::Debug + Send + Sync + 'static {
+    /// The name.
+    fn region(&self) -> &RegionName;
+
+    /// Its storage, clock and standing.
+    async fn state(&self) -> Result<RegionState, SourceError>;
+
+    /// Entries that are owed to this region.
+    async fn journal(
+        &self,
+        after: Option<EntryId>,
+        limit: usize,
+    ) -> Result<JournalPage, SourceError>;
+
+    /// Drops entries that are merged, and the mark of a sweep that has ended.
+    async fn done(&self, entries: Vec<EntryId>, sweep: Option<u128>) -> Result<(), SourceError>;
+
+    /// The values of the first of the keys, at least one.
+    async fn facts(&self, keys: &[FactKey]) -> Result<Vec<Fact>, SourceError>;
+
+    /// A page of keys.
+    async fn keys(
+        &self,
+        kind: FactKind,
+        after: Option<&FactKey>,
+        limit: usize,
+    ) -> Result<KeysPage, SourceError>;
+
+    /// Asks the region to copy keys from this one.
+    async fn take(&self, request: TakeRequest) -> Result<TakeAnswer, SourceError>;
+
+    /// The bytes of a blob from `offset`; `None` if the region does not have it.
+    async fn blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Option<SourceBlob>, SourceError>;
+}
