@@ -1,5 +1,5 @@
-//! Copies blobs from other regions, by an ordinary upload: digest and BLAKE3 tree are computed here,
-//! and no region's word is taken for them.
+//! Copies blobs from other regions, by an ordinary upload: digest and BLAKE3 tree are computed
+//! here, and no region's word is taken for them.
 
 use std::sync::Arc;
 

@@ -12,8 +12,8 @@
 //! owed to the other regions, also if this replica dies. An entry whose change never happened is
 //! dropped by the follower after a while.
 //!
-//! If a check fails after the manifest was written, the manifest is evicted and not deleted: another
-//! region may have the same manifest whole, and its push was acknowledged.
+//! If a check fails after the manifest was written, the manifest is evicted and not deleted:
+//! another region may have the same manifest whole, and its push was acknowledged.
 
 use std::sync::Arc;
 

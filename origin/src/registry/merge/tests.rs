@@ -72,7 +72,7 @@ fn newer_facts_always_win() {
     }
 }
 
-/// Whatever was evicted comes back for a closure, with the higher stamp and the next turn.
+/// An evicted manifest comes back for a closure, with the higher stamp and the next turn.
 #[test]
 fn needed_manifests_are_revived_whatever_their_stamp() {
     let present = record(ManifestState::Evicted, 105, 1);
