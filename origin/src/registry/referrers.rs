@@ -1,8 +1,8 @@
 //! Referrers: one key for each fact "this manifest refers to that subject", listed by subject.
 //!
-//! An entry carries the stamp and turn of its manifest, and the entry with the higher ones stays. So
-//! if a push and a delete of one manifest run through two replicas, an entry remains exactly if the
-//! manifest does, whichever of them is slower.
+//! An entry carries the stamp and turn of its manifest, and the entry with the higher ones stays.
+//! So if a push and a delete of one manifest run through two replicas, an entry remains exactly if
+//! the manifest does, whichever of them is slower.
 
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
