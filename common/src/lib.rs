@@ -8,6 +8,7 @@ pub mod chunk;
 pub mod chunk_map;
 pub mod codec;
 pub mod digest;
+pub mod failover;
 pub mod grant;
 pub mod hash_tree;
 pub mod hex;

@@ -1,4 +1,4 @@
-//! Sizes and rates in their human-readable form: `64MiB`, `50Mbit`.
+//! Sizes, rates and periods in their human-readable form: `64MiB`, `50Mbit`, `30d`.
 
 use core::fmt;
 use core::str::FromStr;
@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Why a text is not a size or a rate.
+/// Why a text is not a size, a rate or a period.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// Not a size.
@@ -19,6 +19,9 @@ pub enum UnitError {
         "'{0}' is not a valid rate: use a number and bit, kbit, Mbit or Gbit (per second), for example 50Mbit"
     )]
     Rate(String),
+    /// Not a period.
+    #[error("'{0}' is not a valid period: use a whole number and s, m, h or d, for example 30d")]
+    Period(String),
 }
 
 /// A number of bytes.
@@ -28,6 +31,10 @@ pub struct ByteSize(pub u64);
 /// A number of bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BitRate(pub u64);
+
+/// A period in whole seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Period(pub Duration);
 
 const SIZE_UNITS: [(&str, u64); 9] = [
     ("KiB", 1 << 10),
@@ -47,6 +54,9 @@ const RATE_UNITS: [(&str, u64); 4] = [
     ("Gbit", 1_000_000_000),
     ("bit", 1),
 ];
+
+/// Seconds in each unit, ascending.
+const PERIOD_UNITS: [(&str, u64); 4] = [("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)];
 
 impl BitRate {
     /// Bytes per second.
@@ -103,6 +113,48 @@ impl FromStr for BitRate {
             .filter(|rate| *rate > 0)
             .map(Self)
             .ok_or_else(|| UnitError::Rate(text.to_owned()))
+    }
+}
+
+/// A bare number has no unit and is refused.
+impl FromStr for Period {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let seconds = PERIOD_UNITS.iter().find_map(|(unit, factor)| {
+            let number = text.strip_suffix(unit)?.trim_end();
+            number.parse::<u64>().ok()?.checked_mul(*factor)
+        });
+        let seconds = seconds.ok_or_else(|| UnitError::Period(text.to_owned()))?;
+        Ok(Self(Duration::from_secs(seconds)))
+    }
+}
+
+/// Prints exactly, in the largest unit that gives a whole number; parts of seconds are left out.
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let exact = PERIOD_UNITS
+            .iter()
+            .rev()
+            .find(|(_, factor)| seconds >= *factor && seconds.is_multiple_of(*factor));
+        match exact {
+            Some((unit, factor)) => write!(f, "{}{unit}", seconds / factor),
+            None => write!(f, "{seconds}s"),
+        }
+    }
+}
+
+impl Serialize for Period {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
     }
 }
 
@@ -195,6 +247,37 @@ mod tests {
             ByteSize(u64::MAX).to_string().parse(),
             Ok(ByteSize(u64::MAX))
         );
+    }
+
+    #[test]
+    fn parse_and_print_periods() {
+        let period = |seconds| Period(Duration::from_secs(seconds));
+        for (text, parsed) in [
+            ("30d", period(30 * 86_400)),
+            ("36h", period(36 * 3_600)),
+            ("90s", period(90)),
+            ("5m", period(300)),
+            ("0s", period(0)),
+        ] {
+            assert_eq!(text.parse(), Ok(parsed));
+            assert_eq!(parsed.to_string(), text);
+        }
+        assert_eq!(
+            "720h".parse::<Period>().map(|period| period.to_string()),
+            Ok("30d".to_owned())
+        );
+        for text in [
+            "",
+            "d",
+            "30",
+            "1.5h",
+            "-1d",
+            "30 days",
+            "999999999999999999d",
+        ] {
+            let error = text.parse::<Period>().map_err(|error| error.to_string());
+            assert!(error.is_err_and(|error| error.contains("30d")), "{text}");
+        }
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use flotilla_common::name::{PeerId, RegionName};
 use flotilla_runtime::identity::{
-    FileKind, Issued, SealSecret, load_trusted_keys, trusted_key_line,
+    Certificate, FileKind, Issued, SealSecret, check_server_name, load_trusted_keys,
+    trusted_key_line,
 };
 
 use super::error::PkiError;
@@ -35,29 +36,44 @@ pub fn issue_peer(
 }
 
 /// Issues a certificate to an origin or a tracker; its files are named after the first of `names`
-/// (DNS names and IP addresses).
+/// (DNS names and IP addresses). With a region, the certificate also names the region's origin. A
+/// renewal without a region keeps the region of the certificate that it replaces.
 ///
 /// # Errors
 /// If a name is not valid; as [`issue_peer`].
 pub fn issue_server(
     dir: &Path,
     names: &[String],
+    region: Option<&RegionName>,
     validity: Duration,
     if_exists: IfExists,
 ) -> Result<PkiReport, PkiError> {
     let authority = load_authority(dir)?;
     // Before any path is made of the first name: this rejects names such as `../escape`.
-    let issued = authority.issue_server(names, validity)?;
+    for name in names {
+        check_server_name(name)?;
+    }
     let files = NewFile::certificate_and_key(
         dir,
         names.first().map_or("server", String::as_str),
         if_exists,
     )?;
-    let [certificate, key] = files.each_ref().map(|file| file.path.display().to_string());
-    let authority = dir.join(CA);
+    let [certificate_file, key_file] = &files;
+    let previous = match if_exists {
+        IfExists::Renew => Certificate::load(&certificate_file.path)?,
+        IfExists::Fail => None,
+    };
+    let region = region.or_else(|| previous.as_ref()?.region());
+    let issued = authority.issue_server(names, region, validity)?;
+    let server = region.map_or_else(
+        || "the server".to_owned(),
+        |region| format!("the origin of region {region}"),
+    );
     let next_step = format!(
-        "Next: start the server with --tls-cert {certificate} --tls-key {key} --tls-ca {}",
-        authority.display()
+        "Next: start {server} with --tls-cert {} --tls-key {} --tls-ca {}",
+        certificate_file.path.display(),
+        key_file.path.display(),
+        dir.join(CA).display()
     );
     write_certificate(files, &issued, if_exists, next_step)
 }

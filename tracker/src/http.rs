@@ -51,7 +51,7 @@ async fn announce(
     let started = service.clock().now();
     let answer = || -> Result<Response, RejectedRequest> {
         let request = codec::decode(&body?)?;
-        let answer = service.announce(request, identity.0.as_ref(), client.ip())?;
+        let answer = service.announce(request, identity.peer(), client.ip())?;
         Ok(encoded(codec::encode(&answer)))
     };
     let response = answered(&service, "announce", started, answer());
@@ -70,7 +70,7 @@ async fn lease(
     let started = service.clock().now();
     let answer = async || -> Result<Response, RejectedRequest> {
         let request = codec::decode(&body?)?;
-        let answer = service.lease(request, identity.0.as_ref()).await?;
+        let answer = service.lease(request, identity.peer()).await?;
         Ok(encoded(codec::encode(&answer)))
     };
     let answer = answer().await;

@@ -1,5 +1,5 @@
-//! Infrastructure that the services share: clock, configuration, HTTP server, TLS identity,
-//! metrics, rate limits, shutdown, logs.
+//! Infrastructure that the services share: clock, configuration, failover, HTTP server, TLS
+//! identity, metrics, rate limits, shutdown, logs.
 //!
 //! The state machines of `flotilla_common` decide; the services around them do the I/O. Code that
 //! two services need lives here, one module per subject. Nothing here knows an origin, a tracker or
@@ -8,10 +8,12 @@
 pub mod admin;
 pub mod clock;
 pub mod config;
+pub mod failover;
 pub mod http;
 pub mod identity;
 pub mod listen;
 pub mod metrics;
 pub mod rate;
 pub mod shutdown;
+pub mod suggest;
 pub mod telemetry;

@@ -45,7 +45,7 @@ pub(super) async fn closure(
         repository,
         manifest,
     } = codec::decode(&bytes).map_err(|error| malformed(&error))?;
-    let peer = client.and_then(|client| client.0.as_ref());
+    let peer = client.and_then(ClientIdentity::peer);
     let answer = api.registry.closure(&repository, &manifest, peer).await?;
     Ok(typed("application/octet-stream", Body::from(answer)))
 }

@@ -43,7 +43,9 @@ impl TlsFiles {
             certificate_pem,
             key_pem,
             ..
-        } = fleet.issue_server(&["127.0.0.1".to_owned()], DAY).unwrap();
+        } = fleet
+            .issue_server(&["127.0.0.1".to_owned()], None, DAY)
+            .unwrap();
         for (name, text) in [
             ("ca.pem", fleet.certificate_pem()),
             ("tls.pem", &certificate_pem),

@@ -82,7 +82,11 @@ async fn peer_certificate_gets_closure_grant() {
     };
     let day = Duration::from_secs(86_400);
     let vm = "vm-1".parse().unwrap();
-    let server = identity(fleet.issue_server(&["127.0.0.1".to_owned()], day).unwrap());
+    let server = identity(
+        fleet
+            .issue_server(&["127.0.0.1".to_owned()], None, day)
+            .unwrap(),
+    );
     let region = Region::start_with(1, |config| config.tls = Some(server.clone())).await;
     let address = region.origins[0].addr();
     let peer = identity(fleet.issue_peer(&vm, day).unwrap());

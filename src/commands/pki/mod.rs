@@ -42,6 +42,10 @@ struct IssueArgs {
     dir: PathBuf,
     #[command(flatten)]
     subject: Subject,
+    /// The region whose origin the server is: origins of other regions accept its certificate as
+    /// this region's
+    #[arg(long, value_name = "REGION", requires = "server")]
+    region: Option<RegionName>,
     /// How long the certificate is valid
     #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
@@ -98,7 +102,9 @@ fn execute(args: &PkiArgs) -> Result<PkiReport, PkiError> {
                     origin: Some(region),
                     ..
                 } => issue_seal_key(dir, region, if_exists),
-                Subject { server, .. } => issue_server(dir, server, validity, if_exists),
+                Subject { server, .. } => {
+                    issue_server(dir, server, args.region.as_ref(), validity, if_exists)
+                }
             }
         }
     }

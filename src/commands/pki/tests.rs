@@ -144,6 +144,21 @@ fn renewal_replaces_certificates_and_adds_seal_keys() {
 }
 
 #[test]
+fn region_of_a_certificate_outlives_renewals() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path();
+    pki(dir, &["init", "--region", "eu-1"]).unwrap();
+    let issue = ["issue", "--server", "origin.example", "10.0.0.1"];
+    let output = pki(dir, &[&issue[..], &["--region", "eu-1"]].concat()).unwrap();
+    assert!(output.contains("the origin of region eu-1"), "{output}");
+    let running = identity(dir, "origin.example");
+    assert_eq!(running.region(), Some("eu-1".parse().unwrap()));
+    pki(dir, &[&issue[..], &["--renew"]].concat()).unwrap();
+    running.reload().unwrap();
+    assert_eq!(running.region(), Some("eu-1".parse().unwrap()));
+}
+
+#[test]
 fn renewal_requires_an_issued_certificate() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path();
@@ -216,6 +231,18 @@ fn errors_name_the_fix() {
         (
             &["issue", "--server", "vm-1.peer.flotilla.internal"],
             "is not a valid server name",
+        ),
+        (
+            &["issue", "--server", "eu-1.origin.flotilla.internal"],
+            "--region NAME",
+        ),
+        (
+            &["issue", "--peer", "vm-1", "--region", "eu-1"],
+            "cannot be used with",
+        ),
+        (
+            &["issue", "--server", "origin.example", "--region", "EU_1"],
+            "1 to 63 of a-z",
         ),
         (&["issue"], "--peer"),
         (

@@ -91,7 +91,11 @@ async fn peer_id_must_match_the_certificate() {
         )
         .unwrap()
     };
-    let server = identity(fleet.issue_server(&["127.0.0.1".to_owned()], DAY).unwrap());
+    let server = identity(
+        fleet
+            .issue_server(&["127.0.0.1".to_owned()], None, DAY)
+            .unwrap(),
+    );
     let shutdown = Shutdown::new();
     let tracker = Tracker::start(config(), Some(server), Clock::system(), &shutdown)
         .await

@@ -20,6 +20,8 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, Parser};
 use toml::{Table, Value};
 
+use crate::suggest;
+
 /// The argument that names the file; to be flattened into a command's arguments.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ConfigFile {
@@ -286,33 +288,13 @@ fn first_line(error: &clap::Error) -> String {
 }
 
 fn unknown_key(command: &Command, path: &Path, key: &str) -> ConfigError {
-    let keys = || command.get_arguments().filter_map(key_of);
-    let nearest = keys().map(|known| (distance(known, key), known)).min();
-    let hint = match nearest {
-        Some((distance, known)) if distance * 3 <= key.len() => format!("did you mean '{known}'?"),
-        _ => format!("valid keys are: {}", keys().collect::<Vec<_>>().join(", ")),
-    };
+    let keys: Vec<_> = command.get_arguments().filter_map(key_of).collect();
+    let hint = suggest::hint(key, "keys", &keys);
     ConfigError::UnknownKey {
         path: path.to_owned(),
         key: key.to_owned(),
         hint,
     }
-}
-
-/// The Levenshtein distance: characters to insert, remove or replace.
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, l) in left.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, r) in right.iter().enumerate() {
-            let replaced = diagonal + usize::from(l != *r);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[right.len()]
 }
 
 #[cfg(test)]

@@ -186,15 +186,3 @@ fn flag_errors_and_help_come_from_clap() {
     let plain = try_parse_from::<Cli, _>(["flotilla", "plain", "--storage", "memory:///"]).unwrap();
     assert!(matches!(plain.command, Service::Plain { storage: Some(_) }));
 }
-
-#[test]
-fn levenshtein_distances() {
-    for (left, right, expected) in [
-        ("", "", 0),
-        ("quota", "quotta", 1),
-        ("abc", "", 3),
-        ("kitten", "sitting", 3),
-    ] {
-        assert_eq!(distance(left, right), expected);
-    }
-}

@@ -22,6 +22,7 @@
 //!
 //! This module must never buffer a body.
 
+mod client_identity;
 mod flush_before_abort;
 mod h2_stall;
 mod http2;
@@ -42,7 +43,6 @@ use std::time::Duration;
 use ::http::{Request, Response, Version};
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use flotilla_common::name::PeerId;
 use futures_util::future::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -57,22 +57,16 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
+pub use client_identity::ClientIdentity;
 pub use responder::Responder;
 pub use sendfile::FileSender;
 pub use workers::Workers;
 
-use crate::identity;
 use crate::shutdown::Shutdown;
 use flush_before_abort::FlushBeforeAbort;
 use h2_stall::PacedBody;
 use sendfile::SendfileStream;
 use write_timeout::with_write_timeout;
-
-/// The peer that the client's verified certificate names; in the extensions of every request.
-///
-/// `None` without TLS, without a client certificate, and for a certificate that names no peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientIdentity(pub Option<PeerId>);
 
 /// Bytes of a connection's buffer in each direction. A request head must fit.
 const BUFFER_LEN: usize = 64 << 10;
@@ -360,7 +354,7 @@ impl HttpService {
         }
         let mut info = ConnectionInfo {
             client,
-            identity: ClientIdentity(None),
+            identity: ClientIdentity::default(),
             files: None,
             is_over_limit,
         };
@@ -372,9 +366,7 @@ impl HttpService {
                 let mut stream = Box::new(stream);
                 stream.get_mut().1.set_buffer_limit(Some(ENCRYPTED_LEN));
                 let session = stream.get_ref().1;
-                let certificate = session.peer_certificates().and_then(|chain| chain.first());
-                info.identity =
-                    ClientIdentity(certificate.and_then(|first| identity::peer_id(first)));
+                info.identity = ClientIdentity::of(session);
                 let is_http2 = session.alpn_protocol() == Some(http2::ALPN);
                 let version = if is_http2 {
                     Version::HTTP_2
@@ -415,6 +407,7 @@ impl HttpService {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let write_timeout = self.limits.write_timeout;
+        let certificate_left = self.certificate_left(&info);
         let ended = if version == Version::HTTP_2 {
             let respond = service_fn(|request: Request<Incoming>| {
                 let response = self.respond(request, &info);
@@ -428,6 +421,7 @@ impl HttpService {
                 connection,
                 |connection| connection.graceful_shutdown(),
                 idle,
+                certificate_left,
             ))
             .await
         } else {
@@ -438,6 +432,7 @@ impl HttpService {
                 connection,
                 |connection| connection.graceful_shutdown(),
                 pending(),
+                certificate_left,
             ))
             .await;
             Box::pin(close(stream, self.limits.linger_timeout)).await;
@@ -448,19 +443,39 @@ impl HttpService {
         }
     }
 
-    /// Runs a connection to its end. Once the shutdown starts, or the connection is idle, it takes
-    /// no new requests.
+    /// How long the client's certificate is still valid; `None` without an identity.
+    fn certificate_left(&self, info: &ConnectionInfo) -> Option<Duration> {
+        info.identity.valid_for(self.tls.as_ref()?.config())
+    }
+
+    /// Runs a connection to its end. Once the shutdown starts, the connection is idle or the
+    /// client's certificate has expired, it takes no new requests.
     async fn until_drained<C: Future<Output = hyper::Result<()>>>(
         &self,
         mut connection: Pin<Box<C>>,
-        stop_accepting: impl FnOnce(Pin<&mut C>),
+        stop_accepting: impl Fn(Pin<&mut C>),
         idle: impl Future<Output = ()>,
+        certificate_left: Option<Duration>,
     ) -> hyper::Result<()> {
+        let expired = async {
+            match certificate_left {
+                Some(left) => tokio::time::sleep(left).await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
             () = self.shutdown.wait() => {}
             () = idle => {}
+            () = expired => {
+                stop_accepting(connection.as_mut());
+                // A transfer that began in time may take longer than a drain.
+                tokio::select! {
+                    ended = connection.as_mut() => return ended,
+                    () = self.shutdown.wait() => {}
+                }
+            }
         }
         stop_accepting(connection.as_mut());
         timeout(self.limits.drain_timeout, connection)
@@ -485,7 +500,11 @@ impl HttpService {
         }
         let mut request = Request::from_parts(parts, Body::new(body));
         request.extensions_mut().insert(ConnectInfo(info.client));
-        request.extensions_mut().insert(info.identity.clone());
+        let identity = match self.certificate_left(info) {
+            Some(left) if !left.is_zero() => info.identity.clone(),
+            _ => ClientIdentity::default(),
+        };
+        request.extensions_mut().insert(identity);
         if info.is_over_limit {
             request.extensions_mut().insert(OverLimit);
         }

@@ -4,15 +4,15 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use flotilla_common::name::PeerId;
+use flotilla_common::name::{PeerId, RegionName};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, date_time_ymd,
 };
-use rustls::pki_types::{DnsName, IpAddr, ServerName};
+use rustls::pki_types::{IpAddr, ServerName};
 
+use super::certificate::{is_member_name, origin_name, peer_name};
 use super::files::{self, ContentSource, FileKind, IdentityError};
-use super::{PEER_DOMAIN, peer_name};
 use crate::clock::Clock;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -111,14 +111,17 @@ impl CertificateAuthority {
         self.issue(peer.as_str(), vec![peer_name(peer)], &usages, validity)
     }
 
-    /// Issues a certificate to an origin or a tracker, for DNS names and IP addresses.
+    /// Issues a certificate to an origin or a tracker, for DNS names and IP addresses. With a
+    /// region, it also names the origin of that region, which may use it as a client of other
+    /// regions.
     ///
     /// # Errors
-    /// [`IdentityError::ServerName`] for any other name, or one in the peers' domain; or the
-    /// certificate cannot be issued.
+    /// [`IdentityError::ServerName`] for any other name, or one in a domain of the fleet's members;
+    /// or the certificate cannot be issued.
     pub fn issue_server(
         &self,
         names: &[String],
+        region: Option<&RegionName>,
         validity: Duration,
     ) -> Result<Issued, IdentityError> {
         let first = names
@@ -127,12 +130,13 @@ impl CertificateAuthority {
         for name in names {
             check_server_name(name)?;
         }
-        self.issue(
-            first,
-            names.to_vec(),
-            &[ExtendedKeyUsagePurpose::ServerAuth],
-            validity,
-        )
+        let mut usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let mut all_names = names.to_vec();
+        if let Some(region) = region {
+            usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+            all_names.push(origin_name(region));
+        }
+        self.issue(first, all_names, &usages, validity)
     }
 
     fn issue(
@@ -190,14 +194,15 @@ fn check_pair(
     Ok(())
 }
 
-fn check_server_name(name: &str) -> Result<(), IdentityError> {
+/// Checks that a certificate of a server may be issued for a name.
+///
+/// # Errors
+/// [`IdentityError::ServerName`] unless it is an IP address, or a DNS name outside the domains of
+/// the fleet's members.
+pub fn check_server_name(name: &str) -> Result<(), IdentityError> {
     let refused = || IdentityError::ServerName(name.to_owned());
-    let of_peers = |name: &DnsName<'_>| {
-        let name = name.as_ref().to_ascii_lowercase();
-        name == PEER_DOMAIN || name.ends_with(&format!(".{PEER_DOMAIN}"))
-    };
     match ServerName::try_from(name).map_err(|_| refused())? {
-        ServerName::DnsName(name) if of_peers(&name) => Err(refused()),
+        ServerName::DnsName(name) if is_member_name(name.as_ref()) => Err(refused()),
         ServerName::DnsName(_) => Ok(()),
         ServerName::IpAddress(IpAddr::V4(_) | IpAddr::V6(_))
             if std::net::IpAddr::from_str(name).is_ok() =>

@@ -108,7 +108,11 @@ pub enum IdentityError {
     #[error("{kind} '{}' already exists: {hint}", .0.display(), kind = .1, hint = .1.hint_if_exists())]
     Exists(PathBuf, FileKind),
     /// A name that a certificate must not be issued for.
-    #[error("'{0}' is not a valid server name: use a DNS name outside {domain} or an IP address", domain = super::PEER_DOMAIN)]
+    #[error(
+        "'{0}' is not a valid server name: use an IP address, or a DNS name outside {peers}, {origins} and \
+         {clients} ('flotilla pki issue' adds those names itself: --peer ID, --region NAME)",
+        peers = super::PEER_DOMAIN, origins = super::ORIGIN_DOMAIN, clients = super::CLIENT_DOMAIN
+    )]
     ServerName(String),
     /// A certificate cannot be issued.
     #[error("issue certificate: {0}")]

@@ -4,17 +4,20 @@
 //! ```text
 //! CertificateAuthority ---issues---> certificate of a peer:   <id>.peer.flotilla.internal, client and server
 //!     |                   certificate of a server: names and addresses, server only
+//!     |                   certificate of a region's origin: the same and <region>.origin.flotilla.internal,
+//!     |                                                     client and server
 //!     '---trusted by----> Identity: own certificate and the authority ---> TLS configurations
 //! ```
 //!
 //! A peer's id is the label in front of [`PEER_DOMAIN`] in its certificate's subject alternative
-//! names. The standard verifier checks it, and a renewed certificate keeps it. Server certificates
-//! are never issued for that domain.
+//! names. The standard verifier checks it, and a renewed certificate keeps it. The region of an
+//! origin is the label in front of [`ORIGIN_DOMAIN`]. Names of servers never lie in these domains.
 //!
 //! Every configuration names `ring` as its crypto provider. Nothing here installs a process-wide
 //! default provider or weakens a verification.
 
 mod authority;
+mod certificate;
 mod crypto;
 mod files;
 mod live_identity;
@@ -22,11 +25,11 @@ mod seal_keys;
 mod tls;
 mod watch;
 
-use flotilla_common::name::PeerId;
-use rustls::pki_types::CertificateDer;
-use x509_parser::extensions::GeneralName;
-
-pub use authority::{CertificateAuthority, Issued};
+pub use authority::{CertificateAuthority, Issued, check_server_name};
+pub use certificate::{
+    CLIENT_DOMAIN, Certificate, CertificateName, ORIGIN_DOMAIN, PEER_DOMAIN, origin_name, peer_id,
+    peer_name,
+};
 pub use crypto::ClientAuth;
 pub use files::{ContentSource, FileKind, IdentityError, replace, write_new};
 pub use seal_keys::{
@@ -34,35 +37,6 @@ pub use seal_keys::{
 };
 pub use tls::{CertificateFiles, Identity, client_trusting, client_without_trust};
 pub use watch::{LiveKeys, ReloadTiming, Reloadable, reload_on_change};
-
-/// The domain in which peers have their names: `<id>.peer.flotilla.internal`.
-pub const PEER_DOMAIN: &str = "peer.flotilla.internal";
-
-/// The TLS server name of a peer.
-pub fn peer_name(peer: &PeerId) -> String {
-    format!("{peer}.{PEER_DOMAIN}")
-}
-
-/// The peer that a certificate names; `None` unless it names exactly one.
-///
-/// This does not verify the certificate: pass only certificates that a TLS session has verified.
-pub fn peer_id(certificate: &CertificateDer<'_>) -> Option<PeerId> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let names = certificate.subject_alternative_name().ok()??;
-    let mut peers = names
-        .value
-        .general_names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::DNSName(name) => name.strip_suffix(PEER_DOMAIN)?.strip_suffix('.'),
-            _ => None,
-        });
-    let id = peers.next()?;
-    if peers.next().is_some() {
-        return None;
-    }
-    id.parse().ok()
-}
 
 #[cfg(test)]
 mod tests;

@@ -2,15 +2,16 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use flotilla_common::name::PeerId;
+use flotilla_common::name::{PeerId, RegionName};
 use rustls::client::Resumption;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 
+use super::certificate::{Certificate, CertificateName};
 use super::crypto::{ClientAuth, provider, tls_error};
 use super::files::{self, ContentSource, FileKind, IdentityError};
 use super::live_identity::{IdentityState, LiveClients, LiveIdentity, Validity};
@@ -36,6 +37,8 @@ pub struct CertificateFiles {
 #[derive(Clone, Debug)]
 pub struct Identity {
     live: Arc<LiveIdentity>,
+    /// The region whose origin uses this identity, once it is known.
+    bound_region: Arc<OnceLock<RegionName>>,
     files: Option<CertificateFiles>,
     clock: Clock,
 }
@@ -72,6 +75,7 @@ impl Identity {
     fn new(state: IdentityState, files: Option<CertificateFiles>, clock: Clock) -> Self {
         Self {
             live: Arc::new(LiveIdentity(ArcSwap::from_pointee(state))),
+            bound_region: Arc::default(),
             files,
             clock,
         }
@@ -86,29 +90,76 @@ impl Identity {
     /// continue.
     ///
     /// # Errors
-    /// As [`Identity::load`], and a certificate of another peer, because a process keeps its name.
-    /// On an error the previous identity stays in use.
+    /// As [`Identity::load`], and a certificate of another peer or region, because a process keeps
+    /// its name. On an error the previous identity stays in use.
     pub fn reload(&self) -> Result<(), IdentityError> {
         let Some(files) = &self.files else {
             return Ok(());
         };
         let state = load(files, self.clock)?;
-        let named = peer_of(&state);
-        if let Some(id) = self.peer_id().filter(|id| named.as_ref() != Some(id)) {
-            let named = named.map_or_else(|| "no peer".to_owned(), |named| format!("peer {named}"));
+        let named = name_of(&state);
+        if let Some(current) = self
+            .name()
+            .filter(|current| named.as_ref() != Some(current))
+        {
+            let named =
+                named.map_or_else(|| "no member of the fleet".to_owned(), |it| it.to_string());
             let fault =
-                format!("names {named}, but this process is peer {id}: restart it to rename it");
-            return Err(
-                ContentSource::File(files.certificate.clone()).fault(FileKind::Certificate, fault)
-            );
+                format!("names {named}, but this process is {current}: restart it to rename it");
+            return Err(self.certificate_fault(fault));
         }
+        self.check_region(named.as_ref())?;
         self.live.0.store(Arc::new(state));
         Ok(())
     }
 
+    /// Binds the identity to the region whose origin uses it: a certificate that names the origin
+    /// of another region is refused, now and at every reload. Without effect if it is bound.
+    ///
+    /// # Errors
+    /// The current certificate names the origin of another region.
+    pub fn bind_region(&self, region: &RegionName) -> Result<(), IdentityError> {
+        self.bound_region.get_or_init(|| region.clone());
+        self.check_region(self.name().as_ref())
+    }
+
+    fn check_region(&self, named: Option<&CertificateName>) -> Result<(), IdentityError> {
+        match (self.bound_region.get(), named) {
+            (Some(own), Some(CertificateName::Origin(region))) if region != own => {
+                let fault = format!("names region {region}, but this origin is in region {own}");
+                Err(self.certificate_fault(fault))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn certificate_fault(&self, fault: String) -> IdentityError {
+        let files = self.files.as_ref();
+        let source = files.map_or(ContentSource::Memory, |files| {
+            ContentSource::File(files.certificate.clone())
+        });
+        source.fault(FileKind::Certificate, fault)
+    }
+
+    /// The member of the fleet that the certificate names, if any.
+    fn name(&self) -> Option<CertificateName> {
+        name_of(&self.live.0.load())
+    }
+
     /// The peer that the certificate names, if any.
     pub fn peer_id(&self) -> Option<PeerId> {
-        peer_of(&self.live.0.load())
+        match self.name()? {
+            CertificateName::Peer(peer) => Some(peer),
+            CertificateName::Origin(_) => None,
+        }
+    }
+
+    /// The region whose origin the certificate names, if any.
+    pub fn region(&self) -> Option<RegionName> {
+        match self.name()? {
+            CertificateName::Origin(region) => Some(region),
+            CertificateName::Peer(_) => None,
+        }
     }
 
     /// When the current certificate expires, in seconds since 1970.
@@ -249,8 +300,9 @@ fn load(files: &CertificateFiles, clock: Clock) -> Result<IdentityState, Identit
     IdentityState::new(certified, validity, roots(&authority_source, &authority)?)
 }
 
-fn peer_of(state: &IdentityState) -> Option<PeerId> {
-    super::peer_id(state.certified.cert.first()?)
+fn name_of(state: &IdentityState) -> Option<CertificateName> {
+    let certificate = Certificate::parse(state.certified.cert.first()?)?;
+    Some(certificate.name)
 }
 
 fn certified(

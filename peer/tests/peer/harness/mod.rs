@@ -55,7 +55,7 @@ impl Fleet {
     pub(crate) async fn with_tls() -> Self {
         let authority = CertificateAuthority::create(Clock::system()).unwrap();
         let issued = authority
-            .issue_server(&["127.0.0.1".to_owned()], HOUR)
+            .issue_server(&["127.0.0.1".to_owned()], None, HOUR)
             .unwrap();
         let origin = Identity::from_pem(
             &issued.certificate_pem,

@@ -305,7 +305,7 @@ async fn serve(State(origin): State<Arc<FakeOrigin>>, request: Request) -> Respo
     }
     if path == CLOSURE_PATH {
         let client = request.extensions().get::<http::ClientIdentity>();
-        return origin.closure(client.and_then(|client| client.0.clone()));
+        return origin.closure(client.and_then(|client| client.peer().cloned()));
     }
     match path
         .strip_prefix("/v2/app/")

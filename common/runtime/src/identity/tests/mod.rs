@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use flotilla_common::chunk::Geometry;
 use flotilla_common::digest::Digest;
+use flotilla_common::name::PeerId;
 use flotilla_common::seal::BlobFacts;
-use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -130,7 +131,7 @@ async fn client_certificates_are_optional_for_https() {
         "127.0.0.1".to_owned(),
         "::1".to_owned(),
     ];
-    let origin = identity(&fleet, &fleet.issue_server(&names, DAY).unwrap());
+    let origin = identity(&fleet, &fleet.issue_server(&names, None, DAY).unwrap());
     assert_eq!(origin.peer_id(), None);
     let server = || Arc::unwrap_or_clone(origin.https_server(ClientAuth::Optional).unwrap());
 
@@ -162,17 +163,64 @@ async fn client_certificates_are_optional_for_https() {
     assert!(accepted.is_err());
 }
 
+/// Origins of other regions are clients, so a region's certificate is accepted from a client and
+/// from a server.
+#[tokio::test]
+async fn origins_of_two_regions_authenticate_each_other() {
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
+    let origin = |region: &str| {
+        let names = [format!("origin.{region}.example")];
+        let issued = fleet.issue_server(&names, Some(&region.parse().unwrap()), DAY);
+        identity(&fleet, &issued.unwrap())
+    };
+    let (left, right) = (origin("eu-1"), origin("us-1"));
+    assert_eq!(left.region(), Some("eu-1".parse().unwrap()));
+    assert_eq!(left.peer_id(), None);
+    let server = Arc::unwrap_or_clone(right.https_server(ClientAuth::Required).unwrap());
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let name = ServerName::try_from("origin.us-1.example").unwrap();
+    let (accepted, connected) = tokio::join!(
+        TlsAcceptor::from(Arc::new(server)).accept(far),
+        TlsConnector::from(Arc::new(left.https_client().unwrap())).connect(name, near),
+    );
+    let region = |chain: Option<&[CertificateDer<'_>]>| {
+        let certificate = Certificate::parse(chain?.first()?)?;
+        certificate.region().map(ToString::to_string)
+    };
+    let (accepted, connected) = (accepted.unwrap(), connected.unwrap());
+    let client = region(accepted.get_ref().1.peer_certificates());
+    assert_eq!(client.as_deref(), Some("eu-1"));
+    let server = region(connected.get_ref().1.peer_certificates());
+    assert_eq!(server.as_deref(), Some("us-1"));
+
+    // Without a region it is no client at all.
+    let tracker = fleet.issue_server(&["tracker.example".to_owned()], None, DAY);
+    let tracker = identity(&fleet, &tracker.unwrap());
+    let server = right.quic_server(ALPN).unwrap();
+    let met = handshake(
+        server,
+        tracker.quic_client(ALPN).unwrap(),
+        "origin.us-1.example",
+    )
+    .await;
+    assert!(met.is_err());
+}
+
 #[test]
-fn server_certificates_exclude_the_peer_domain() {
+fn server_certificates_exclude_the_names_of_members() {
     let fleet = CertificateAuthority::create(Clock::system()).unwrap();
     for name in [
         "vm-1.peer.flotilla.internal",
         "x.PEER.flotilla.internal",
         "peer.flotilla.internal",
+        "eu-1.origin.flotilla.internal",
+        "eu-1.Origin.Flotilla.Internal",
+        "origin.flotilla.internal",
+        "ci.client.flotilla.internal",
         "a b",
         "",
     ] {
-        let refused = fleet.issue_server(&[name.to_owned()], DAY);
+        let refused = fleet.issue_server(&[name.to_owned()], None, DAY);
         assert!(
             matches!(refused, Err(IdentityError::ServerName(_))),
             "{name}"
@@ -191,15 +239,36 @@ fn peer_id_of_63_characters_fits_a_certificate() {
 }
 
 #[test]
-fn certificate_with_two_peer_names_is_not_a_peer() {
+fn certificate_names_exactly_one_member() {
     let key = rcgen::KeyPair::generate().unwrap();
-    let names = ["a", "b"].map(|id| peer_name(&peer(id))).to_vec();
-    let certificate = rcgen::CertificateParams::new(names)
-        .unwrap()
-        .self_signed(&key)
-        .unwrap();
-    assert_eq!(peer_id(certificate.der()), None);
-    assert_eq!(peer_id(&CertificateDer::from_slice(b"nonsense")), None);
+    let named = |names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let params = rcgen::CertificateParams::new(names).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        Certificate::parse(certificate.der()).map(|certificate| certificate.name.to_string())
+    };
+    let peer = "a.peer.flotilla.internal";
+    let origin = "a.origin.flotilla.internal";
+    assert_eq!(named(&[peer, "vm.example"]).as_deref(), Some("peer a"));
+    let expected = Some("the origin of region a");
+    assert_eq!(named(&["10.0.0.1", origin]).as_deref(), expected);
+    for names in [
+        &[peer, "b.peer.flotilla.internal"][..],
+        &[origin, "b.origin.flotilla.internal"],
+        &[origin, peer],
+        &[peer, "a.client.flotilla.internal"],
+        &[peer, "b.PEER.flotilla.internal"],
+        &[peer, "origin.flotilla.internal"],
+        &["a.b.peer.flotilla.internal"],
+        &["peer.flotilla.internal"],
+        &["a.client.flotilla.internal"],
+        &["apeer.flotilla.internal"],
+        &["vm.example"],
+    ] {
+        assert_eq!(named(names), None, "{names:?}");
+    }
+    let nonsense = CertificateDer::from_slice(b"nonsense");
+    assert_eq!(Certificate::parse(&nonsense), None);
 }
 
 /// An identity's files in a directory.

@@ -122,6 +122,41 @@ fn reload_does_not_rename_a_peer() {
 }
 
 #[test]
+fn reload_does_not_move_an_origin_to_another_region() {
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let issue = |region: Option<&str>| {
+        let region = region.map(|region| region.parse().unwrap());
+        let names = ["origin.example".to_owned()];
+        fleet.issue_server(&names, region.as_ref(), DAY).unwrap()
+    };
+    let files = write_files(directory.path(), &fleet, &issue(None));
+    let origin = Identity::load(&files, Clock::system()).unwrap();
+    origin.bind_region(&"eu-1".parse().unwrap()).unwrap();
+
+    renew(&files, &issue(Some("us-1")));
+    let error = origin.reload().unwrap_err().to_string();
+    assert!(
+        error.contains("peer.pem")
+            && error.contains("names region us-1, but this origin is in region eu-1"),
+        "{error}"
+    );
+    // A certificate of its own region needs no restart.
+    renew(&files, &issue(Some("eu-1")));
+    origin.reload().unwrap();
+    assert_eq!(origin.region(), Some("eu-1".parse().unwrap()));
+    renew(&files, &issue(None));
+    let error = origin.reload().unwrap_err().to_string();
+    assert!(error.contains("is the origin of region eu-1"), "{error}");
+
+    let other = Identity::load(&files, Clock::system()).unwrap();
+    assert_eq!(other.region(), None);
+    renew(&files, &issue(Some("us-1")));
+    let other = Identity::load(&files, Clock::system()).unwrap();
+    assert!(other.bind_region(&"eu-1".parse().unwrap()).is_err());
+}
+
+#[test]
 fn expiry_reminder_precedes_expiry() {
     let begins_unix_s = 1_000_000_000;
     let day = DAY.as_secs();

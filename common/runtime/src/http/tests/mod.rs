@@ -9,7 +9,8 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::Notify;
 
 use super::*;
-use crate::clock::Clock;
+
+mod client_identity;
 
 /// 40 bytes of the 100 that the head promises, then an error.
 async fn cut_short() -> http::Response<Body> {
@@ -195,7 +196,7 @@ async fn connection_burst_waits_in_the_listen_queue() {
 async fn handler_sees_the_client() {
     let who = |ConnectInfo(client): ConnectInfo<SocketAddr>,
                Extension(identity): Extension<ClientIdentity>| async move {
-        assert_eq!(identity, ClientIdentity(None));
+        assert_eq!(identity, ClientIdentity::default());
         client.ip().to_string()
     };
     let (address, _shutdown) = start(Router::new().route("/", get(who))).await;
@@ -334,42 +335,4 @@ async fn disconnect_drops_a_waiting_response() {
     stream.read_exact(&mut [0; 15]).await.unwrap();
     drop(stream);
     dropped.notified().await;
-}
-
-#[tokio::test]
-async fn handler_sees_the_peer_over_tls() {
-    let fleet = identity::CertificateAuthority::create(Clock::system()).unwrap();
-    let day = Duration::from_secs(86_400);
-    let id = |issued: identity::Issued| {
-        let (certificate, key) = (issued.certificate_pem, issued.key_pem);
-        identity::Identity::from_pem(&certificate, &key, fleet.certificate_pem(), Clock::system())
-            .unwrap()
-    };
-    let origin = id(fleet.issue_server(&["localhost".to_owned()], day).unwrap());
-    let peer = id(fleet.issue_peer(&"vm-1".parse().unwrap(), day).unwrap());
-    let who = |Extension(ClientIdentity(peer)): Extension<ClientIdentity>| async move {
-        peer.unwrap().to_string()
-    };
-    let shutdown = Shutdown::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let tls = origin.https_server(identity::ClientAuth::Optional).unwrap();
-    let server = serve(
-        listener,
-        Router::new().route("/", get(who)),
-        Some(tls),
-        &shutdown,
-    )
-    .unwrap();
-
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(peer.https_client().unwrap()));
-    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
-    let stream = TcpStream::connect(server.address()).await.unwrap();
-    let mut stream = connector.connect(name, stream).await.unwrap();
-    stream
-        .write_all(b"GET / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n")
-        .await
-        .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.ends_with("vm-1"), "{answer}");
 }
