@@ -44,7 +44,7 @@ struct IssueArgs {
     subject: Subject,
     /// The region whose origin the server is: origins of other regions accept its certificate as
     /// this region's
-    #[arg(long, value_name = "REGION", requires = "server")]
+    #[arg(long, value_name = "REGION", requires = "server", conflicts_with_all = ["peer", "origin"])]
     region: Option<RegionName>,
     /// How long the certificate is valid
     #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
