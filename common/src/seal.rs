@@ -135,6 +135,15 @@ impl SealKey {
         }
     }
 
+    /// Derives a secret that takes both this key and `input` to know. `context` names its use;
+    /// secrets of different uses are independent (BLAKE3's key derivation mode).
+    pub fn derive_secret(&self, context: &str, input: &[u8; 32]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key(context);
+        hasher.update(self.key.as_bytes());
+        hasher.update(input);
+        hasher.finalize().into()
+    }
+
     pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.key.sign(message).to_bytes()
     }
@@ -275,6 +284,19 @@ mod tests {
             let mut altered = seal.clone();
             alter(&mut altered);
             assert_eq!(trusted.check(&altered), Err(TrustError::BadSignature));
+        }
+    }
+
+    #[test]
+    fn derived_secrets_depend_on_key_context_and_input() {
+        let derived = key(1).derive_secret("one use", &[1; 32]);
+        assert_eq!(derived, key(1).derive_secret("one use", &[1; 32]));
+        for other in [
+            key(2).derive_secret("one use", &[1; 32]),
+            key(1).derive_secret("other use", &[1; 32]),
+            key(1).derive_secret("one use", &[2; 32]),
+        ] {
+            assert_ne!(derived, other);
         }
     }
 

@@ -109,7 +109,10 @@ impl Origin {
         let format = format::read_or_create(&*storage, config.horizons).await?;
         let shutdown = Shutdown::new();
         config.replicas.keep_resolved(&shutdown).await;
-        let invalidator = Invalidator::new(config.replicas.clone(), Secret::of(&format))?;
+        let invalidator = Invalidator::new(
+            config.replicas.clone(),
+            Secret::new(&config.seal_key, &format),
+        )?;
         let invalidator = Arc::new(invalidator);
         let api = build_api(&config, storage, format, &invalidator, &shutdown);
         let replica_address = listen_for_replicas(&config, &api, invalidator, &shutdown).await?;

@@ -40,8 +40,9 @@ async fn replica_with(model: &ModelStorage, horizons: Horizons) -> Arc<Registry>
     let key = SealKey::from_secret("eu-1".parse().expect("a name"), &[7; 32]);
     // There is no other replica to invalidate, and an HTTP client is expensive to create.
     static INVALIDATOR: OnceLock<Arc<Invalidator>> = OnceLock::new();
-    let create =
-        || Arc::new(Invalidator::new(Replicas::none(), Secret::of(&format)).expect("a client"));
+    let create = || {
+        Arc::new(Invalidator::new(Replicas::none(), Secret::new(&key, &format)).expect("a client"))
+    };
     let invalidator = Arc::clone(INVALIDATOR.get_or_init(create));
     Arc::new(Registry::new(
         Arc::new(model.clone()),

@@ -120,8 +120,8 @@ impl Registry {
         Self {
             clock,
             stamps: HybridClock::new(clock, seal_key.issuer().clone()),
+            signer: UploadIdSigner::of(&seal_key, &format),
             seal_key,
-            signer: UploadIdSigner::new(format.upload_secret),
             batches: BufferPool::new(BATCH_LEN, limits.upload_buffers.0),
             sessions: moka::sync::Cache::builder()
                 .max_capacity(other)

@@ -11,6 +11,7 @@ use bincode::{Decode, Encode};
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{RepositoryName, Tag};
+use flotilla_common::seal::SealKey;
 use sha2::{Digest as _, Sha256};
 
 use crate::format::Format;
@@ -19,6 +20,8 @@ use crate::storage::StorageError;
 /// Maximum bytes of a request.
 pub(crate) const MAX_LEN: usize = 64 << 10;
 pub(crate) const MAC_LEN: usize = 32;
+/// Separates the key of replica messages from others that derive from the seal key.
+const CONTEXT: &str = "flotilla 2 replica messages";
 
 /// A key whose cached value may be outdated.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -39,7 +42,8 @@ pub(crate) struct InvalidationMessage {
     pub(crate) changed: Vec<Changed>,
 }
 
-/// A key shared by the replicas of a storage only.
+/// A key that only the replicas of a region share: it takes the region's seal key, and not only
+/// access to the bucket.
 #[derive(Clone)]
 pub(crate) struct Secret([u8; 32]);
 
@@ -50,12 +54,9 @@ impl core::fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// Derives it from the secret in the `format` object.
-    pub(crate) fn of(format: &Format) -> Self {
-        let mut hasher = Sha256::new();
-        hasher.update(b"flotilla: what replicas tell each other");
-        hasher.update(format.upload_secret);
-        Self(hasher.finalize().into())
+    /// Derives it from the region's seal key and the secret in the `format` object.
+    pub(crate) fn new(seal_key: &SealKey, format: &Format) -> Self {
+        Self(seal_key.derive_secret(CONTEXT, &format.upload_secret))
     }
 
     fn mac(&self, bytes: &[u8]) -> [u8; MAC_LEN] {

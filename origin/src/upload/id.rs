@@ -14,14 +14,18 @@ use core::str::FromStr;
 use bincode::{Decode, Encode};
 use flotilla_common::hex;
 use flotilla_common::name::RepositoryName;
+use flotilla_common::seal::SealKey;
 use sha2::{Digest, Sha256};
 
+use crate::format::Format;
 use crate::nonce::random_bytes;
 
 const SIGNED_LEN: usize = 24;
 const MAC_LEN: usize = 16;
 const LEN: usize = SIGNED_LEN + MAC_LEN;
 const HASH_SHA512: u8 = 1;
+/// Separates the key of upload ids from others that derive from the seal key.
+const CONTEXT: &str = "flotilla 2 upload ids";
 
 /// The id of an upload, and the generation of the blob that it becomes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
@@ -73,6 +77,12 @@ impl fmt::Debug for UploadIdSigner {
 }
 
 impl UploadIdSigner {
+    /// A signer for the replicas of a region. Its secret derives from the region's seal key and the
+    /// secret in the bucket, so that access to the bucket alone forges no ids.
+    pub(crate) fn of(seal_key: &SealKey, format: &Format) -> Self {
+        Self::new(seal_key.derive_secret(CONTEXT, &format.upload_secret))
+    }
+
     pub(crate) const fn new(secret: [u8; 32]) -> Self {
         Self { secret }
     }

@@ -37,7 +37,7 @@ impl Fixture {
             .unwrap();
         let key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
         let invalidator =
-            Arc::new(Invalidator::new(Replicas::none(), Secret::of(&format)).unwrap());
+            Arc::new(Invalidator::new(Replicas::none(), Secret::new(&key, &format)).unwrap());
         let storage = Arc::clone(&self.storage);
         let clock = Clock::tokio();
         Registry::new(storage, format, key, Limits::default(), invalidator, clock)
