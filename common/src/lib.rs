@@ -19,6 +19,7 @@ pub mod proof;
 pub mod reachability;
 pub mod seal;
 pub mod stamp;
+pub mod storage_id;
 pub mod swarm;
 pub mod time;
 pub mod tracker;

@@ -1,5 +1,5 @@
-//! The `format` object of a bucket: the version of the format and the times of collection, on which
-//! all replicas agree.
+//! The `format` object of a bucket: the version of the format, the identity of the bucket, and the
+//! times of collection, on which all replicas agree.
 //!
 //! A replica with other times refuses to start: a shorter horizon would delete objects on which a
 //! replica with a longer one relies. The object is JSON, since operators read it first.
@@ -9,13 +9,14 @@ use core::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use flotilla_common::hex;
+use flotilla_common::storage_id::{StorageId, StorageIdError};
 
 use crate::layout;
 use crate::nonce::random_bytes;
 use crate::storage::{Storage, StorageError};
 
 /// The version of the key layout and of all encodings.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The times of collection (`docs/origin.md`, "Times").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,9 @@ pub struct Horizons {
     pub condemned: Duration,
     /// L: how long a blob that was read as live counts as live. Default 5 min.
     pub liveness: Duration,
+    /// How long tombstones of manifests, tags and referrers are kept at least, for regions that
+    /// have not seen them; longer than H. Regions may differ. Default 30 days.
+    pub tombstones: Duration,
 }
 
 impl Default for Horizons {
@@ -36,6 +40,7 @@ impl Default for Horizons {
             horizon: Duration::from_hours(48),
             condemned: Duration::from_hours(24),
             liveness: Duration::from_mins(5),
+            tombstones: Duration::from_hours(30 * 24),
         }
     }
 }
@@ -44,7 +49,10 @@ impl Default for Horizons {
 #[derive(Clone, Debug)]
 pub(crate) struct Format {
     pub(crate) horizons: Horizons,
-    /// Signs upload ids; shared by the replicas of this bucket only.
+    /// The identity of this bucket.
+    pub(crate) storage_id: StorageId,
+    /// Known to all that may read the bucket. With the region's seal key it makes the keys of
+    /// upload ids and of replica messages.
     pub(crate) upload_secret: [u8; 32],
 }
 
@@ -55,6 +63,8 @@ struct FormatObject {
     horizon_s: u64,
     condemned_s: u64,
     liveness_s: u64,
+    tombstones_s: u64,
+    storage_id: String,
     upload_secret: String,
 }
 
@@ -69,7 +79,8 @@ pub enum FormatError {
     Malformed(String),
     /// The bucket was set up by another version of the origin.
     #[error(
-        "the storage has format version {0}, but this build supports only {VERSION}; use a build for that version"
+        "the storage has format version {0}, but this build supports only {VERSION}, and there is no \
+         migration between them; use a build for that version, or an empty bucket or prefix"
     )]
     Version(u32),
     /// The bucket was set up with other times.
@@ -86,6 +97,9 @@ pub enum FormatError {
     /// W must be longer than L.
     #[error("condemned ({0:?}) must be longer than liveness ({1:?})")]
     Order(Duration, Duration),
+    /// The time of tombstones must be longer than H.
+    #[error("tombstones ({0:?}) must be longer than horizon ({1:?})")]
+    Tombstones(Duration, Duration),
 }
 
 /// Reads the bucket's format object, or writes it if this replica is the first.
@@ -99,6 +113,12 @@ pub(crate) async fn read_or_create(
     if horizons.condemned <= horizons.liveness {
         return Err(FormatError::Order(horizons.condemned, horizons.liveness));
     }
+    if horizons.tombstones <= horizons.horizon {
+        return Err(FormatError::Tombstones(
+            horizons.tombstones,
+            horizons.horizon,
+        ));
+    }
     let key = layout::format();
     if let Some(object) = storage.read(&key).await? {
         return check(&object.body, horizons);
@@ -108,6 +128,8 @@ pub(crate) async fn read_or_create(
         horizon_s: horizons.horizon.as_secs(),
         condemned_s: horizons.condemned.as_secs(),
         liveness_s: horizons.liveness.as_secs(),
+        tombstones_s: horizons.tombstones.as_secs(),
+        storage_id: StorageId::from_bytes(random_bytes()).to_string(),
         upload_secret: hex::encode(&random_bytes::<32>()),
     };
     let body = serde_json::to_vec_pretty(&first)
@@ -164,10 +186,18 @@ fn check(body: &[u8], horizons: Horizons) -> Result<Format, FormatError> {
         horizons.horizon.as_secs(),
         horizons.condemned.as_secs(),
         horizons.liveness.as_secs(),
+        horizons.tombstones.as_secs(),
     );
-    let in_object = (stored.horizon_s, stored.condemned_s, stored.liveness_s);
+    let in_object = (
+        stored.horizon_s,
+        stored.condemned_s,
+        stored.liveness_s,
+        stored.tombstones_s,
+    );
     if configured != in_object {
-        let describe = |(h, w, l)| format!("horizon {h} s, condemned {w} s, liveness {l} s");
+        let describe = |(h, w, l, t)| {
+            format!("horizon {h} s, condemned {w} s, liveness {l} s, tombstones {t} s")
+        };
         return Err(FormatError::Horizons {
             stored: describe(in_object),
             configured: describe(configured),
@@ -177,8 +207,12 @@ fn check(body: &[u8], horizons: Horizons) -> Result<Format, FormatError> {
     let upload_secret = secret.ok_or_else(|| {
         FormatError::Malformed("upload_secret is not 32 bytes in hexadecimal".to_owned())
     })?;
+    let storage_id = stored.storage_id.parse();
+    let storage_id =
+        storage_id.map_err(|error: StorageIdError| FormatError::Malformed(error.to_string()))?;
     Ok(Format {
         horizons,
+        storage_id,
         upload_secret,
     })
 }
@@ -199,6 +233,7 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(first.upload_secret, second.upload_secret);
+        assert_eq!(first.storage_id, second.storage_id);
         let shorter = Horizons {
             horizon: Duration::from_hours(1),
             ..Horizons::default()
@@ -213,12 +248,21 @@ mod tests {
             read_or_create(&*storage, reversed).await,
             Err(FormatError::Order(..))
         ));
+        let short_tombstones = Horizons {
+            tombstones: Duration::from_hours(48),
+            ..Horizons::default()
+        };
+        assert!(matches!(
+            read_or_create(&*storage, short_tombstones).await,
+            Err(FormatError::Tombstones(..))
+        ));
     }
 
     #[test]
     fn other_formats_are_refused() {
         let check = |text: &str| check(text.as_bytes(), Horizons::default()).unwrap_err();
-        assert!(matches!(check(r#"{"format":2}"#), FormatError::Version(2)));
+        let first = check(r#"{"format":1,"horizon_s":172800}"#).to_string();
+        assert!(first.contains("no migration"), "{first}");
         assert!(matches!(check("{}"), FormatError::Malformed(_)));
         assert!(matches!(check("no"), FormatError::Malformed(_)));
     }

@@ -107,6 +107,7 @@ impl Origin {
         validate(&config)?;
         let storage = probe_storage(&config, storage).await?;
         let format = format::read_or_create(&*storage, config.horizons).await?;
+        let storage_id = format.storage_id;
         let shutdown = Shutdown::new();
         config.replicas.keep_resolved(&shutdown).await;
         let invalidator = Invalidator::new(
@@ -121,7 +122,7 @@ impl Origin {
         api.metrics.set_connections(server.connections());
         api.readiness.set_ready();
         let address = server.address();
-        tracing::info!(%address, storage = config.storage, "origin started");
+        tracing::info!(%address, storage = config.storage, %storage_id, "origin started");
         Ok(Self {
             address,
             replica_address,
