@@ -8,10 +8,13 @@ use super::Key;
 /// The failure of a storage call. Callers act on the variant.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// The condition of a write did not hold. Read the key back before deciding anything: after a
-    /// retry inside a client library the competing write may be the caller's own.
+    /// The condition of a write did not hold. Read the key back before deciding anything if the
+    /// write may have applied: the competing write may be the caller's own.
     #[error("{action} {key}: precondition failed, another write came first")]
     Conflict {
+        /// The request was sent more than once, and the outcome of an earlier attempt is unknown.
+        /// Otherwise the write was not applied and never will be.
+        may_have_applied: bool,
         /// The call that failed, verb and noun.
         action: &'static str,
         /// The key or prefix that it was about.
@@ -54,8 +57,10 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// The conflict of a write that was not applied and never will be.
     pub(crate) fn conflict(action: &'static str, key: &Key) -> Self {
         Self::Conflict {
+            may_have_applied: false,
             action,
             key: key.to_string(),
         }

@@ -17,6 +17,7 @@
 //! returns that write or a later one. S3, GCS and Azure all promise this.
 
 mod client_options;
+mod conditional_removal;
 mod counting_storage;
 mod error;
 mod key;
@@ -26,6 +27,7 @@ mod object_storage;
 mod open;
 mod probe;
 mod remote;
+mod sent_attempts;
 mod storage_time;
 mod timeout_storage;
 mod transport;
@@ -69,7 +71,8 @@ pub type ByteStream = BoxStream<'static, StorageResult<Bytes>>;
 /// The only external dependency of an origin.
 ///
 /// Dropping the future of a write before it is ready leaves the outcome unknown: the write may
-/// have applied, or may apply later.
+/// have applied, or may apply later. So does a conflict that says that the write may have applied:
+/// a client library repeated the request after a failure.
 #[async_trait]
 pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// Writes an object under a key that does not exist.

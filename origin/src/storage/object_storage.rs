@@ -1,7 +1,7 @@
 //! Storage over the `object_store` crate: the same code for memory, S3, GCS and Azure.
 //!
 //! The client library retries requests, so a conflict may be caused by the caller's own earlier
-//! attempt: as with every implementation, callers read the key back before they decide anything.
+//! attempt. Where that is possible, the conflict says so.
 
 use core::ops::Range;
 use core::time::Duration;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
+use object_store::client::HttpClient;
 use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{
@@ -17,7 +18,9 @@ use object_store::{
     UpdateVersion,
 };
 
+use super::conditional_removal::{ConditionalRemoval, Precondition};
 use super::multipart_writer::{MultipartWriter, PartPool};
+use super::sent_attempts::SentAttempts;
 use super::{
     ByteStream, Entry, Key, MAX_READ_LEN, Object, ObjectWriter, Page, Prefix, Storage,
     StorageError, StorageResult, StorageTime, Version,
@@ -25,7 +28,7 @@ use super::{
 
 /// What tells the versions of an object apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum VersionKind {
+enum VersionKind {
     /// The `ETag`: S3, Azure and memory.
     ETag,
     /// The generation number, which listings do not tell: GCS.
@@ -37,6 +40,7 @@ pub(super) enum VersionKind {
 pub struct ObjectStoreClient {
     store: Arc<dyn ObjectStore>,
     signer: Option<Arc<dyn Signer>>,
+    removal: Option<ConditionalRemoval>,
     versions: VersionKind,
     /// The store is memory of this process and keeps the buffers that are written to it.
     keeps_buffers: bool,
@@ -44,12 +48,23 @@ pub struct ObjectStoreClient {
 }
 
 impl ObjectStoreClient {
-    /// A remote store, which can sign URLs.
-    pub(super) fn new(store: impl ObjectStore + Signer + Clone, versions: VersionKind) -> Self {
+    /// A remote store, which can sign URLs and remove objects through `http`.
+    pub(super) fn new(
+        store: impl ObjectStore + Signer + Clone,
+        http: Option<HttpClient>,
+        precondition: Precondition,
+    ) -> Self {
+        let signer: Arc<dyn Signer> = Arc::new(store.clone());
+        let removal =
+            http.map(|http| ConditionalRemoval::new(Arc::clone(&signer), http, precondition));
         Self {
-            store: Arc::new(store.clone()),
-            signer: Some(Arc::new(store)),
-            versions,
+            store: Arc::new(store),
+            signer: Some(signer),
+            removal,
+            versions: match precondition {
+                Precondition::SignedIfMatch | Precondition::IfMatch => VersionKind::ETag,
+                Precondition::SignedGeneration => VersionKind::Generation,
+            },
             keeps_buffers: false,
             prefix: None,
         }
@@ -60,6 +75,7 @@ impl ObjectStoreClient {
         Self {
             store: Arc::new(store),
             signer: None,
+            removal: None,
             versions: VersionKind::ETag,
             keeps_buffers: true,
             prefix: None,
@@ -69,6 +85,11 @@ impl ObjectStoreClient {
     /// Places all keys under a prefix.
     pub(super) fn with_prefix(self, prefix: Option<Prefix>) -> Self {
         Self { prefix, ..self }
+    }
+
+    /// Whether requests cross a network, rather than reach memory of this process.
+    const fn is_remote(&self) -> bool {
+        self.signer.is_some()
     }
 
     fn prefix(&self) -> &str {
@@ -111,11 +132,20 @@ impl ObjectStorage {
         body: Bytes,
     ) -> StorageResult<Version> {
         let path = self.client.path(action, key)?;
-        let options = PutOptions::from(mode);
+        let attempts = SentAttempts::default();
+        let mut options = PutOptions::from(mode);
+        options.extensions.insert(attempts.clone());
         let put = self.client.store.put_opts(&path, body.into(), options);
-        let result = put
-            .await
-            .map_err(|error| StorageError::from_object_store(action, key, error))?;
+        let result = put.await.map_err(|error| {
+            let mut error = StorageError::from_object_store(action, key, error);
+            if let StorageError::Conflict {
+                may_have_applied, ..
+            } = &mut error
+            {
+                *may_have_applied = self.client.is_remote() && attempts.may_have_applied();
+            }
+            error
+        })?;
         let versions = self.client.versions;
         versions
             .of(result.e_tag, result.version)
@@ -297,8 +327,20 @@ impl Storage for ObjectStorage {
         }
     }
 
-    async fn remove(&self, key: &Key, _seen: &Version) -> StorageResult<()> {
-        Err(StorageError::unsupported("remove object", key))
+    async fn remove(&self, key: &Key, seen: &Version) -> StorageResult<()> {
+        const ACTION: &str = "remove object";
+        let Some(removal) = &self.client.removal else {
+            return Err(StorageError::unsupported(ACTION, key));
+        };
+        let send = |key: Key, seen: Version| async move {
+            let path = self.client.path(ACTION, &key)?;
+            removal.send(&key, &path, &seen).await
+        };
+        if removal.is_honoured(self, send).await? {
+            send(key.clone(), seen.clone()).await
+        } else {
+            Err(StorageError::unsupported(ACTION, key))
+        }
     }
 
     fn is_remote(&self) -> bool {

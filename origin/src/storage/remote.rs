@@ -19,7 +19,7 @@ use object_store::{BackoffConfig, RetryConfig};
 use super::ObjectStoreClient;
 use super::Prefix;
 use super::client_options::client_options;
-use super::object_storage::VersionKind;
+use super::conditional_removal::Precondition;
 use super::transport::SmallBuffers;
 
 /// Environment variables by name.
@@ -95,7 +95,8 @@ fn parse(address: &str) -> Result<(&str, Option<Prefix>), RemoteError> {
 }
 
 fn s3(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_store::Error> {
-    let builder = AmazonS3Builder::new().with_http_connector(SmallBuffers);
+    let connector = SmallBuffers::default();
+    let builder = AmazonS3Builder::new().with_http_connector(connector.clone());
     let builder = builder
         .with_client_options(client_options())
         .with_retry(retry());
@@ -109,11 +110,16 @@ fn s3(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_s
         builder.with_config(key, value)
     });
     let store = builder.with_bucket_name(bucket).build()?;
-    Ok(ObjectStoreClient::new(store, VersionKind::ETag))
+    Ok(ObjectStoreClient::new(
+        store,
+        connector.last_client(),
+        Precondition::SignedIfMatch,
+    ))
 }
 
 fn gs(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_store::Error> {
-    let builder = GoogleCloudStorageBuilder::new().with_http_connector(SmallBuffers);
+    let connector = SmallBuffers::default();
+    let builder = GoogleCloudStorageBuilder::new().with_http_connector(connector.clone());
     let builder = builder
         .with_client_options(client_options())
         .with_retry(retry());
@@ -121,11 +127,16 @@ fn gs(bucket: &str, variables: &Variables) -> Result<ObjectStoreClient, object_s
         builder.with_config(key, value)
     });
     let store = builder.with_bucket_name(bucket).build()?;
-    Ok(ObjectStoreClient::new(store, VersionKind::Generation))
+    Ok(ObjectStoreClient::new(
+        store,
+        connector.last_client(),
+        Precondition::SignedGeneration,
+    ))
 }
 
 fn az(container: &str, variables: &Variables) -> Result<ObjectStoreClient, object_store::Error> {
-    let builder = MicrosoftAzureBuilder::new().with_http_connector(SmallBuffers);
+    let connector = SmallBuffers::default();
+    let builder = MicrosoftAzureBuilder::new().with_http_connector(connector.clone());
     let builder = builder
         .with_client_options(client_options())
         .with_retry(retry());
@@ -133,7 +144,11 @@ fn az(container: &str, variables: &Variables) -> Result<ObjectStoreClient, objec
         builder.with_config(key, value)
     });
     let store = builder.with_container_name(container).build()?;
-    Ok(ObjectStoreClient::new(store, VersionKind::ETag))
+    Ok(ObjectStoreClient::new(
+        store,
+        connector.last_client(),
+        Precondition::IfMatch,
+    ))
 }
 
 /// Applies all variables that the builder knows. Others with the same prefix belong to other tools

@@ -17,7 +17,7 @@ use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 use core::time::Duration;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -40,6 +40,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::client_options::{CONNECT_TIMEOUT, READ_TIMEOUT, client_options};
+use super::sent_attempts::SentAttempts;
 
 /// Bytes that a connection reads at once. A response head must fit.
 const SMALL_LEN: usize = 16 << 10;
@@ -71,34 +72,54 @@ const FIXED_OPTIONS: [ClientConfigKey; 12] = [
     ClientConfigKey::UserAgent,
 ];
 
-/// Connects clients with small buffers.
-#[derive(Debug)]
-pub(super) struct SmallBuffers;
+/// Connects clients with small buffers, and remembers the last one. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SmallBuffers {
+    last: Arc<Mutex<Option<HttpClient>>>,
+}
+
+impl SmallBuffers {
+    /// The client that was connected last. A builder of a store connects clients for credentials
+    /// first, and the client for the store's own requests last.
+    pub(super) fn last_client(&self) -> Option<HttpClient> {
+        self.last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
 
 impl HttpConnector for SmallBuffers {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let other = ReqwestConnector::default().connect(options)?;
-        let ours = client_options();
-        if FIXED_OPTIONS
-            .iter()
-            .any(|key| options.get_config_value(key) != ours.get_config_value(key))
-        {
-            return Ok(other);
-        }
-        let allow_http = options.get_config_value(&ClientConfigKey::AllowHttp);
-        let https = https(allow_http.is_some_and(|value| value == "true"));
-        let https = https.map_err(|error| object_store::Error::Generic {
-            store: "HTTP client",
-            source: error.into(),
-        })?;
-        Ok(HttpClient::new(Transport {
-            small: direct(https.clone(), SMALL_LEN),
-            large: direct(https, LARGE_LEN),
-            large_permits: Arc::new(Semaphore::new(LARGE_BUFFER_RESPONSES)),
-            default: other,
-            proxies: Matcher::from_system(),
-        }))
+        let client = connect(options)?;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some(client.clone());
+        Ok(client)
     }
+}
+
+fn connect(options: &ClientOptions) -> object_store::Result<HttpClient> {
+    let other = ReqwestConnector::default().connect(options)?;
+    let ours = client_options();
+    if FIXED_OPTIONS
+        .iter()
+        .any(|key| options.get_config_value(key) != ours.get_config_value(key))
+    {
+        return Ok(other);
+    }
+    let allow_http = options.get_config_value(&ClientConfigKey::AllowHttp);
+    let https = https(allow_http.is_some_and(|value| value == "true"));
+    let https = https.map_err(|error| object_store::Error::Generic {
+        store: "HTTP client",
+        source: error.into(),
+    })?;
+    Ok(HttpClient::new(Transport {
+        small: direct(https.clone(), SMALL_LEN),
+        large: direct(https, LARGE_LEN),
+        large_permits: Arc::new(Semaphore::new(LARGE_BUFFER_RESPONSES)),
+        default: other,
+        proxies: Matcher::from_system(),
+    }))
 }
 
 type Https = HttpsConnector<TcpConnector>;
@@ -145,7 +166,18 @@ struct Transport {
 
 #[async_trait]
 impl HttpService for Transport {
-    async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let attempts = request.extensions().get::<SentAttempts>().cloned();
+        let outcome = self.send(request).await;
+        if let Some(attempts) = attempts {
+            attempts.note(&outcome);
+        }
+        outcome
+    }
+}
+
+impl Transport {
+    async fn send(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
         if self.proxies.intercept(request.uri()).is_some() {
             return self.default.execute(request).await;
         }
@@ -273,7 +305,7 @@ mod tests {
 
     fn is_ours(options: ClientOptions) -> bool {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = SmallBuffers.connect(&options).unwrap();
+        let client = connect(&options).unwrap();
         format!("{client:?}").contains("Transport")
     }
 
