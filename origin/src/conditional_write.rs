@@ -6,27 +6,47 @@
 //! | the key holds | outcome |
 //! |---|---|
 //! | the body that was written | written |
-//! | the version that was to be replaced | unknown: send the same body again |
+//! | the version that was to be replaced | unknown, or refused for the moment: send the same body again |
 //! | anything else | lost |
 //!
-//! A caller that lost must **never write a second time** in place of the first: a newer
-//! acknowledged write may be there. Bodies carry nonces, so no other writer sends the same bytes.
+//! A caller that lost must **never write a second time** in place of the first, unless the first is
+//! known not to have applied: it may have applied and been overwritten by another client's
+//! acknowledged change before it was read back, and a second write would undo that change. Bodies
+//! carry nonces, so no other writer sends the same bytes.
+//!
+//! A storage may also refuse a write whose precondition holds, because another request for the key
+//! is in progress (S3: 409 `ConditionalRequestConflict`). Attempts after a refusal are separated by
+//! pauses. The client library itself pauses when the storage throttles (429, 503).
+
+use core::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::sleep;
 
+use crate::nonce::random_bytes;
 use crate::storage::{Key, Object, Storage, StorageError, Version};
 
-/// How often one body is sent while the base is unchanged.
+/// How often one body is sent while the base is unchanged and the storage fails.
 const ATTEMPTS: u32 = 3;
+/// The same, if the storage refuses the write: about 3 s with the pauses.
+const REFUSED_ATTEMPTS: u32 = 8;
+/// The first pause after a refusal. Later ones are twice as long each, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The outcome of a conditional write.
 #[derive(Debug)]
 pub(crate) enum WriteOutcome {
     /// It was applied.
     Written,
-    /// It was not applied and never will be: another writer was first. With the object that is
-    /// there now; `None` if there is none.
-    Lost(Option<Object>),
+    /// Another writer was first, or came afterwards. The write will not be applied any more.
+    Lost {
+        /// The object that is there now; `None` if there is none.
+        present: Option<Object>,
+        /// The outcome of an attempt was unknown: the write may have been applied and overwritten
+        /// since. Otherwise it was not applied.
+        may_have_applied: bool,
+    },
 }
 
 /// Writes on a storage whose calls have a timeout.
@@ -36,7 +56,7 @@ pub(crate) struct ConditionalWriter<'a> {
 }
 
 impl ConditionalWriter<'_> {
-    /// Creates `key`, or replaces its version `seen`.
+    /// Creates `key`, or replaces its version `seen`. Callers limit how long it takes.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`] if the outcome stays unknown.
@@ -47,26 +67,49 @@ impl ConditionalWriter<'_> {
         body: Bytes,
     ) -> Result<WriteOutcome, StorageError> {
         let mut failure = None;
-        for _ in 0..ATTEMPTS {
+        let mut may_have_applied = false;
+        let mut refused = 0;
+        let mut failed = 0;
+        while failed < ATTEMPTS && refused < REFUSED_ATTEMPTS {
+            let mut has_failed = false;
             match self.attempt(key, seen, body.clone()).await {
                 Ok(_) => return Ok(WriteOutcome::Written),
-                Err(StorageError::Conflict { .. }) => {}
-                Err(error) => failure = Some(error),
+                Err(StorageError::Conflict {
+                    may_have_applied: unknown,
+                    ..
+                }) => {
+                    may_have_applied |= unknown;
+                    refused += 1;
+                }
+                Err(error) => {
+                    may_have_applied |= !matches!(error, StorageError::Full { .. });
+                    failure = Some(error);
+                    has_failed = true;
+                }
             }
             match self.storage.read(key).await {
                 Ok(Some(object)) if object.body == body => return Ok(WriteOutcome::Written),
                 Ok(present) if present.as_ref().map(|object| &object.version) != seen => {
-                    return Ok(WriteOutcome::Lost(present));
+                    return Ok(WriteOutcome::Lost {
+                        present,
+                        may_have_applied,
+                    });
                 }
+                Ok(_) if refused > 0 => sleep(pause_after(refused)).await,
                 Ok(_) => {}
-                Err(error) => failure = Some(error),
+                Err(error) => {
+                    failure = Some(error);
+                    has_failed = true;
+                }
             }
+            failed += u32::from(has_failed);
         }
         Err(failure.unwrap_or_else(|| {
             StorageError::unavailable(
                 "write object",
                 key,
-                "storage reports a precondition failure although the object is unchanged",
+                "the storage keeps refusing the write although the object is unchanged; other \
+                 requests for it may be in progress",
             )
         }))
     }
@@ -81,5 +124,33 @@ impl ConditionalWriter<'_> {
             None => self.storage.create(key, body).await,
             Some(version) => self.storage.swap(key, version, body).await,
         }
+    }
+}
+
+/// The pause after a number of refusals, between half and all of its length: writers that collided
+/// must not collide again.
+fn pause_after(refused: u32) -> Duration {
+    let longest = FIRST_PAUSE * 2_u32.saturating_pow(refused.saturating_sub(1));
+    let longest = longest.min(LONGEST_PAUSE);
+    let [random] = random_bytes::<1>();
+    longest / 2 + longest / 2 * u32::from(random) / 255
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_vary() {
+        for refused in 1..=REFUSED_ATTEMPTS {
+            let pause = pause_after(refused);
+            assert!(pause >= FIRST_PAUSE / 2, "{pause:?}");
+            assert!(pause <= LONGEST_PAUSE, "{pause:?}");
+        }
+        assert!(pause_after(1) <= FIRST_PAUSE);
+        assert!(pause_after(REFUSED_ATTEMPTS) >= LONGEST_PAUSE / 2);
+        let pauses: std::collections::BTreeSet<_> = (0..64).map(|_| pause_after(5)).collect();
+        assert!(pauses.len() > 1, "no jitter");
     }
 }

@@ -46,8 +46,13 @@ fn scenario(model: ModelStorage, bodies: &'static [&'static str], variant: Varia
                 .map(|object| object.version);
             let body_bytes = Bytes::from_static(body.as_bytes());
             let mut settled = settler.write(&key, seen.as_ref(), body_bytes.clone()).await;
-            if let (Ok(WriteOutcome::Lost(Some(winner))), Variant::WritingTwice) =
-                (&settled, variant)
+            if let (
+                Ok(WriteOutcome::Lost {
+                    present: Some(winner),
+                    ..
+                }),
+                Variant::WritingTwice,
+            ) = (&settled, variant)
             {
                 let seen = winner.version.clone();
                 settled = settler.write(&key, Some(&seen), body_bytes).await;

@@ -1,6 +1,8 @@
 //! Depth-first search over all sequences of choices; each sequence replays the scenario from its
 //! start.
 
+use core::time::Duration;
+
 use futures_util::future::BoxFuture;
 use tokio::task::JoinHandle;
 
@@ -8,6 +10,10 @@ use super::storage_model::{Faults, ModelStorage, Step};
 
 /// Scheduler turns without a storage call after which all actors are assumed to wait for storage.
 const IDLE_TURNS: u32 = 8;
+
+/// How long actors may pause when no call is pending, and how often in a row.
+const WAIT: Duration = Duration::from_secs(2);
+const MAX_WAITS: u32 = 2;
 
 /// Checks the final state; the error says which property is violated.
 pub(super) type Check = Box<dyn Fn(&ModelStorage) -> Result<(), String>>;
@@ -124,12 +130,21 @@ async fn run(
 ) -> (Result<(), String>, Vec<String>) {
     let actors: Vec<JoinHandle<()>> = scenario.actors.into_iter().map(tokio::spawn).collect();
     let mut trace = Vec::new();
+    let mut waits = 0;
     loop {
         wait_until_idle(model).await;
         let steps = model.steps();
         if steps.is_empty() {
+            if waits < MAX_WAITS && actors.iter().any(|actor| !actor.is_finished()) {
+                // An actor may pause before its next call. Tokio's clock is paused, so this takes
+                // no time.
+                waits += 1;
+                tokio::time::sleep(WAIT).await;
+                continue;
+            }
             break;
         }
+        waits = 0;
         let chosen = if steps.len() == 1 {
             0
         } else {

@@ -13,5 +13,6 @@ mod caches;
 mod conditional_writes;
 mod deletes;
 mod explorer;
+mod memberships;
 mod storage_model;
 mod uploads;

@@ -245,7 +245,7 @@ impl Client {
             UploadLog::default().finish_entry(&[segment], facts, TableLocation::None, nonce());
         let key = layout::log_entry(&self.ticket.id, 0);
         let body = encode(&key, &entry)?.into();
-        if let WriteOutcome::Lost(_) = (ConditionalWriter {
+        if let WriteOutcome::Lost { .. } = (ConditionalWriter {
             storage: &self.model,
         })
         .write(&key, None, body)

@@ -234,7 +234,7 @@ impl Registry {
             .await?
         {
             WriteOutcome::Written => self.invalidate_replicas(vec![change]).await,
-            WriteOutcome::Lost(_) => return Err(RegistryError::Contended),
+            WriteOutcome::Lost { .. } => return Err(RegistryError::Contended),
         }
         if let Some(subject) = tombstone.subject {
             self.delete_referrer(repository, &subject, digest, (stamp.clone(), 0))
@@ -454,7 +454,7 @@ impl Registry {
             };
             let winner = match self.manifests.write(&cache_key, write).await? {
                 WriteOutcome::Written => return Ok((replaced, (record.stamp, record.turn))),
-                WriteOutcome::Lost(winner) => winner.ok_or(RegistryError::Contended)?,
+                WriteOutcome::Lost { present, .. } => present.ok_or(RegistryError::Contended)?,
             };
             let won = ManifestRecord::of(&base.key, &winner.body)?;
             if won.state == ManifestState::Live && Some(&won.stamp) > seen_stamp.as_ref() {
@@ -493,7 +493,7 @@ impl Registry {
         let write = async {
             match self.conditional_write(&base.key, seen, body).await? {
                 WriteOutcome::Written => Ok((digest.map_or(Effect::Changed, Effect::Stored), ())),
-                WriteOutcome::Lost(_) => Err(RegistryError::Contended),
+                WriteOutcome::Lost { .. } => Err(RegistryError::Contended),
             }
         };
         self.tags

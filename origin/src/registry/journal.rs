@@ -53,7 +53,7 @@ impl Registry {
                 let body = encode(&key, &record)?.into();
                 match self.conditional_write(&key, None, body).await? {
                     WriteOutcome::Written => Ok::<_, RegistryError>(()),
-                    WriteOutcome::Lost(_) => Err(RegistryError::Contended),
+                    WriteOutcome::Lost { .. } => Err(RegistryError::Contended),
                 }
             }
         });
@@ -149,7 +149,7 @@ impl Registry {
         let object = present.as_ref().map(|(object, _)| object);
         match self.write_trim_mark(region, object, Some(nonce())).await? {
             WriteOutcome::Written => self.drop_entries(region, entries, None).await,
-            WriteOutcome::Lost(_) => Err(RegistryError::Contended),
+            WriteOutcome::Lost { .. } => Err(RegistryError::Contended),
         }
     }
 

@@ -143,7 +143,9 @@ impl Registry {
                 .await?
             {
                 WriteOutcome::Written => return Ok(()),
-                WriteOutcome::Lost(winner) => present = winner,
+                WriteOutcome::Lost {
+                    present: winner, ..
+                } => present = winner,
             }
         }
         Err(RegistryError::Contended)

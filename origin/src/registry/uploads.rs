@@ -235,7 +235,7 @@ impl Registry {
             .await
         {
             Ok(WriteOutcome::Written) => Ok(None),
-            Ok(WriteOutcome::Lost(present)) => {
+            Ok(WriteOutcome::Lost { present, .. }) => {
                 self.sessions.invalidate(&ticket.id);
                 let present =
                     present.ok_or_else(|| StorageError::missing("read upload log entry", &key))?;

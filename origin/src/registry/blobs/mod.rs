@@ -234,8 +234,8 @@ impl Registry {
                 record.nonce = nonce();
                 let body = encode(key, &record)?.into();
                 let outcome = self.conditional_write(key, Some(&object.version), body);
-                if let WriteOutcome::Lost(winner) = outcome.await? {
-                    return Ok((Effect::Changed, after_lost_rescue(key, winner)?));
+                if let WriteOutcome::Lost { present, .. } = outcome.await? {
+                    return Ok((Effect::Changed, after_lost_rescue(key, present)?));
                 }
             }
         }
@@ -282,7 +282,7 @@ impl Registry {
         let write = async {
             Ok::<_, RegistryError>(match self.conditional_write(&key, None, body).await? {
                 WriteOutcome::Written => (Effect::Stored(CachedRecord::new(record)), true),
-                WriteOutcome::Lost(_) => (Effect::Unchanged, false),
+                WriteOutcome::Lost { .. } => (Effect::Unchanged, false),
             })
         };
         if self.records.write(&(digest, *generation), write).await? {
@@ -321,6 +321,9 @@ impl Registry {
     }
 
     /// Writes a membership. False if storage has another one that is live.
+    ///
+    /// # Errors
+    /// [`RegistryError::Contended`] if another change came in between.
     async fn write_membership(
         &self,
         repository: &RepositoryName,
@@ -335,9 +338,18 @@ impl Registry {
         };
         let body = encode(&key, &record())?.into();
         let mut outcome = self.conditional_write(&key, None, body).await?;
-        if let WriteOutcome::Lost(Some(present)) = outcome {
+        if let WriteOutcome::Lost {
+            present: Some(present),
+            may_have_applied,
+        } = outcome
+        {
             if self.is_live_membership(digest, &key, &present).await? {
                 return Ok(false);
+            }
+            // A client may have seen the first write and deleted the membership since. A second
+            // write would bring it back after the delete was acknowledged.
+            if may_have_applied {
+                return Err(RegistryError::Contended);
             }
             // The first write met an older membership, so it was not applied and never will be.
             let body = encode(&key, &record())?.into();
@@ -347,12 +359,11 @@ impl Registry {
         }
         match outcome {
             WriteOutcome::Written => Ok(true),
-            WriteOutcome::Lost(Some(present))
-                if self.is_live_membership(digest, &key, &present).await? =>
-            {
-                Ok(false)
-            }
-            WriteOutcome::Lost(_) => Err(RegistryError::Contended),
+            WriteOutcome::Lost {
+                present: Some(present),
+                ..
+            } if self.is_live_membership(digest, &key, &present).await? => Ok(false),
+            WriteOutcome::Lost { .. } => Err(RegistryError::Contended),
         }
     }
 
@@ -422,7 +433,7 @@ impl Registry {
                 self.invalidate_replicas(vec![change]).await;
                 Ok(())
             }
-            WriteOutcome::Lost(_) => Err(RegistryError::Contended),
+            WriteOutcome::Lost { .. } => Err(RegistryError::Contended),
         }
     }
 

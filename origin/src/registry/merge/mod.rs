@@ -119,7 +119,9 @@ impl Registry {
                     self.invalidate_replicas(vec![changed]).await;
                     return Ok(Merged::Written);
                 }
-                WriteOutcome::Lost(winner) => present = winner,
+                WriteOutcome::Lost {
+                    present: winner, ..
+                } => present = winner,
             }
         }
         Err(RegistryError::Contended)
@@ -182,7 +184,9 @@ impl Registry {
                     self.follow_with_referrer(repository, digest, &next).await?;
                     return Ok(Merged::Written);
                 }
-                WriteOutcome::Lost(winner) => present = winner,
+                WriteOutcome::Lost {
+                    present: winner, ..
+                } => present = winner,
             }
         }
         Err(RegistryError::Contended)
