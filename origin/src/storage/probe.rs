@@ -6,6 +6,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
+use futures_util::future::join_all;
 
 use super::{Key, OpenError, Prefix, Storage, StorageError, StorageResult, Version};
 use crate::nonce::nonce;
@@ -13,22 +14,102 @@ use crate::nonce::nonce;
 /// The fix for a storage that does not keep its promises.
 const USE_ANOTHER_STORAGE: &str = "use a storage that honours If-None-Match and If-Match on every \
     write; see docs/operations.md";
+/// The fix for a storage that checks a precondition before it writes, not while it writes.
+const USE_ATOMIC_STORAGE: &str = "use a storage that checks preconditions atomically with the write, \
+    as S3, GCS and Azure do: with this one, two replicas would overwrite each other's tags; see \
+    docs/operations.md";
 /// The fix for a storage that cannot be reached.
 const CHECK_ACCESS: &str = "check that the storage can be reached and that the credentials may read, \
     write, list and delete; see docs/operations.md";
 
-/// Tries each operation that the protocols need, on a key of its own. This detects storage that
-/// ignores preconditions before such storage loses a tag.
+/// Concurrent writes of one key by the probe. Exactly one of them may succeed.
+const RIVALS: u8 = 8;
+
+/// Tries each operation that the protocols need, on keys of its own. This detects storage that
+/// ignores preconditions, or checks them before it writes, before such storage loses a tag.
 ///
 /// # Errors
 /// [`OpenError::Probe`] with the step that failed.
 pub async fn probe(storage: &dyn Storage) -> Result<(), OpenError> {
-    let name = format!("probe/{:032x}", nonce());
-    let key = Key::new(name.as_str()).map_err(|error| probe_error("name a key", error))?;
-    let outcome = probe_key(storage, &key).await;
-    let removed = storage.delete(&key).await;
-    outcome?;
-    removed.map_err(|error| probe_error("delete an object", error))
+    let key = |text: String| Key::new(text).map_err(|error| probe_error("name a key", error));
+    let (single, contested) = (
+        key(format!("probe/{:032x}", nonce()))?,
+        key(format!("probe/{:032x}", nonce()))?,
+    );
+    let outcome = async {
+        probe_key(storage, &single).await?;
+        probe_rivals(storage, &contested).await
+    };
+    let outcome = outcome.await;
+    for key in [single, contested] {
+        let removed = storage.delete(&key).await;
+        if outcome.is_ok() {
+            removed.map_err(|error| probe_error("delete an object", error))?;
+        }
+    }
+    outcome
+}
+
+/// Lets several writers create a key at once, then swap one version of it at once.
+async fn probe_rivals(storage: &dyn Storage, key: &Key) -> Result<(), OpenError> {
+    let body = |kind: u8, rival: u8| Bytes::from(vec![kind, rival]);
+    let creates = (0..RIVALS).map(|rival| storage.create(key, body(b'c', rival)));
+    let outcomes = join_all(creates).await;
+    let version = one_winner("create an object at once", storage, key, b'c', outcomes).await?;
+    let swaps = (0..RIVALS).map(|rival| storage.swap(key, &version, body(b's', rival)));
+    let outcomes = join_all(swaps).await;
+    one_winner("swap a version at once", storage, key, b's', outcomes).await?;
+    Ok(())
+}
+
+/// Checks that exactly one of concurrent writes succeeded, and that its body is there. Returns the
+/// version that is there.
+async fn one_winner(
+    step: &'static str,
+    storage: &dyn Storage,
+    key: &Key,
+    kind: u8,
+    outcomes: Vec<StorageResult<Version>>,
+) -> Result<Version, OpenError> {
+    let mut won = Vec::new();
+    let mut unknown = Vec::new();
+    for (rival, outcome) in (0..RIVALS).zip(outcomes) {
+        match outcome {
+            Ok(_) => won.push(rival),
+            Err(StorageError::Conflict {
+                may_have_applied, ..
+            }) => {
+                if may_have_applied {
+                    unknown.push(rival);
+                }
+            }
+            Err(error) => return Err(probe_error(step, error)),
+        }
+    }
+    let read = storage.read(key).await;
+    let present = read.map_err(|error| probe_error(step, error))?;
+    let winner = present.as_ref().and_then(|object| match *object.body {
+        [found, rival] if found == kind => Some(rival),
+        _ => None,
+    });
+    let is_atomic = match (won.as_slice(), winner) {
+        ([only], Some(winner)) => *only == winner,
+        // The response of the winner was lost, and it was refused when it was sent again.
+        ([], Some(winner)) => unknown.contains(&winner),
+        _ => false,
+    };
+    match present {
+        Some(object) if is_atomic => Ok(object.version),
+        _ => Err(OpenError::Probe {
+            step,
+            source: format!(
+                "{} of {RIVALS} concurrent writers succeeded, and not exactly one",
+                won.len()
+            )
+            .into(),
+            fix: USE_ATOMIC_STORAGE.into(),
+        }),
+    }
 }
 
 async fn probe_key(storage: &dyn Storage, key: &Key) -> Result<(), OpenError> {
@@ -70,7 +151,20 @@ async fn probe_key(storage: &dyn Storage, key: &Key) -> Result<(), OpenError> {
         .list(&prefix, None, 1)
         .await
         .map_err(|error| probe_error("list objects", error))?;
-    Ok(())
+    match storage.remove(key, &first).await {
+        Err(StorageError::Conflict { .. }) => Ok(()),
+        Err(StorageError::Unsupported { .. }) => {
+            tracing::info!(
+                "this storage cannot remove an object on a condition; tombstones are kept for ever"
+            );
+            Ok(())
+        }
+        Err(error) => Err(probe_error("remove an object by an old version", error)),
+        Ok(()) => Err(unsupported(
+            "remove an object by an old version",
+            "the storage ignored the precondition of the removal",
+        )),
+    }
 }
 
 /// Checks that the storage can sign URLs; the error is the reason why it cannot.

@@ -7,6 +7,7 @@
 
 mod backend_suite;
 mod local;
+mod looks_first;
 mod remote;
 #[path = "../servers/mod.rs"]
 mod servers;
