@@ -29,6 +29,7 @@ mod http2;
 pub mod range;
 mod responder;
 mod sendfile;
+mod unread_body;
 mod workers;
 mod write_timeout;
 
@@ -66,6 +67,7 @@ use crate::shutdown::Shutdown;
 use flush_before_abort::FlushBeforeAbort;
 use h2_stall::PacedBody;
 use sendfile::SendfileStream;
+use unread_body::UnreadBody;
 use write_timeout::with_write_timeout;
 
 /// Bytes of a connection's buffer in each direction. A request head must fit.
@@ -498,7 +500,13 @@ impl HttpService {
         if let Some(response) = shortcut.and_then(|shortcut| shortcut(&parts)) {
             return Either::Left(ready(Ok(response.map(FlushBeforeAbort::new))));
         }
-        let mut request = Request::from_parts(parts, Body::new(body));
+        // HTTP/2 ends the stream of a request and not its connection.
+        let unread = (parts.version < Version::HTTP_2).then(UnreadBody::default);
+        let body = match &unread {
+            Some(unread) => unread.watch(body),
+            None => Body::new(body),
+        };
+        let mut request = Request::from_parts(parts, body);
         request.extensions_mut().insert(ConnectInfo(info.client));
         let identity = match self.certificate_left(info) {
             Some(left) if !left.is_zero() => info.identity.clone(),
@@ -513,9 +521,11 @@ impl HttpService {
         }
         let response = self.responder.router.clone().call(request);
         Either::Right(async move {
-            response
-                .await
-                .map(|response| response.map(FlushBeforeAbort::new))
+            let mut response = response.await?;
+            if let Some(unread) = unread {
+                response = unread.finish(response).await;
+            }
+            Ok(response.map(FlushBeforeAbort::new))
         })
     }
 }

@@ -55,6 +55,59 @@ async fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<String> {
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: origin\r\n\r\n";
 
+/// A router that refuses bodies without reading them.
+fn refusing() -> Router {
+    Router::new().route(
+        "/",
+        post(|| async { http::StatusCode::RANGE_NOT_SATISFIABLE }),
+    )
+}
+
+fn post_of(len: usize) -> Vec<u8> {
+    let head = format!("POST / HTTP/1.1\r\nhost: origin\r\ncontent-length: {len}\r\n\r\n");
+    [head.into_bytes(), vec![b'x'; len]].concat()
+}
+
+#[tokio::test]
+async fn long_unread_body_is_answered_with_connection_close() {
+    let (address, _shutdown) = start(refusing()).await;
+    let answer = exchange(address, &post_of(300_000)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 416"), "{answer}");
+    assert!(answer.contains("connection: close\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn short_unread_body_leaves_the_connection_usable() {
+    let (address, _shutdown) = start(refusing()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let body = post_of(20_000);
+    for round in 0..3 {
+        // The rest of the body arrives after the handler has refused it.
+        let (first, rest) = body.split_at(10_000);
+        stream.write_all(first).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        stream.write_all(rest).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let read = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]);
+        assert!(
+            answer.starts_with("HTTP/1.1 416"),
+            "round {round}: {answer}"
+        );
+        assert!(!answer.contains("connection: close"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn body_that_is_read_leaves_the_connection_usable() {
+    let reads = post(|body: Bytes| async move { body.len().to_string() });
+    let (address, _shutdown) = start(Router::new().route("/", reads)).await;
+    let mut request = post_of(300_000);
+    request.extend_from_slice(b"GET / HTTP/1.1\r\nhost: origin\r\nconnection: close\r\n\r\n");
+    let answer = exchange(address, &request).await.unwrap();
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 2, "{answer}");
+}
+
 #[tokio::test]
 async fn aborted_body_is_flushed_and_ends_with_fin() {
     let (address, _shutdown) = start(Router::new().route("/", get(cut_short))).await;
