@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use flotilla_common::name::RegionName;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -16,6 +17,7 @@ use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 
+use super::certificate::{Certificate, CertificateName};
 use super::crypto::{ClientAuth, provider, tls_error};
 use super::files::IdentityError;
 
@@ -119,6 +121,63 @@ impl ServerCertVerifier for LiveIdentity {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.load().servers.supported_verify_schemes()
+    }
+}
+
+/// The verifier of the origin of one region. Beside the name of its host, the certificate must
+/// carry the name of the region, so a host that serves another region is refused.
+#[derive(Debug)]
+pub(super) struct LiveOrigin {
+    pub(super) live: Arc<LiveIdentity>,
+    pub(super) region: RegionName,
+}
+
+impl ServerCertVerifier for LiveOrigin {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = self
+            .live
+            .verify_server_cert(end_entity, intermediates, name, ocsp, now)?;
+        let named = Certificate::parse(end_entity).map(|certificate| certificate.name);
+        if named == Some(CertificateName::Origin(self.region.clone())) {
+            return Ok(verified);
+        }
+        let named = named.map_or_else(|| "no region's origin".to_owned(), |it| it.to_string());
+        Err(Error::General(format!(
+            "the certificate of {} names {named}, but the origin of region {} is expected",
+            name.to_str(),
+            self.region
+        )))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.live
+            .verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.live
+            .verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.live.supported_verify_schemes()
     }
 }
 

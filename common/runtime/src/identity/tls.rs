@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use flotilla_common::name::{PeerId, RegionName};
 use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
@@ -14,7 +15,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 use super::certificate::{Certificate, CertificateName};
 use super::crypto::{ClientAuth, provider, tls_error};
 use super::files::{self, ContentSource, FileKind, IdentityError};
-use super::live_identity::{IdentityState, LiveClients, LiveIdentity, Validity};
+use super::live_identity::{IdentityState, LiveClients, LiveIdentity, LiveOrigin, Validity};
 use crate::clock::Clock;
 use crate::metrics::MetricWriter;
 
@@ -201,7 +202,7 @@ impl Identity {
     /// # Errors
     /// The provider lacks TLS 1.3.
     pub fn quic_client(&self, alpn: &[u8]) -> Result<ClientConfig, IdentityError> {
-        self.client(QUIC_VERSIONS, alpn)
+        self.client(QUIC_VERSIONS, Arc::<LiveIdentity>::clone(&self.live), alpn)
     }
 
     /// Configures an HTTPS server: HTTP/2 for clients that offer it, otherwise HTTP/1.1.
@@ -218,7 +219,27 @@ impl Identity {
     /// # Errors
     /// The provider lacks a protocol version.
     pub fn https_client(&self) -> Result<ClientConfig, IdentityError> {
-        self.client(HTTPS_VERSIONS, b"http/1.1")
+        self.client(
+            HTTPS_VERSIONS,
+            Arc::<LiveIdentity>::clone(&self.live),
+            b"http/1.1",
+        )
+    }
+
+    /// Configures an HTTPS client that shows its certificate, and connects only to the origin of
+    /// one region: the server's certificate must carry the region's name beside that of its host.
+    ///
+    /// # Errors
+    /// The provider lacks a protocol version.
+    pub fn https_client_of_origin(
+        &self,
+        region: &RegionName,
+    ) -> Result<ClientConfig, IdentityError> {
+        let verifier = LiveOrigin {
+            live: Arc::clone(&self.live),
+            region: region.clone(),
+        };
+        self.client(HTTPS_VERSIONS, Arc::new(verifier), b"http/1.1")
     }
 
     fn server(
@@ -246,13 +267,14 @@ impl Identity {
     fn client(
         &self,
         versions: &[&'static SupportedProtocolVersion],
+        servers: Arc<dyn ServerCertVerifier>,
         alpn: &[u8],
     ) -> Result<ClientConfig, IdentityError> {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(versions)
             .map_err(tls_error)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::<LiveIdentity>::clone(&self.live))
+            .with_custom_certificate_verifier(servers)
             .with_client_cert_resolver(Arc::<LiveIdentity>::clone(&self.live));
         config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![alpn.to_vec()];

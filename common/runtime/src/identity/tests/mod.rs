@@ -206,6 +206,35 @@ async fn origins_of_two_regions_authenticate_each_other() {
     assert!(met.is_err());
 }
 
+#[tokio::test]
+async fn client_of_a_region_refuses_every_other_server() {
+    let fleet = CertificateAuthority::create(Clock::system()).unwrap();
+    let origin = |host: &str, region: Option<&str>| {
+        let region = region.map(|region| region.parse().unwrap());
+        let issued = fleet.issue_server(&[host.to_owned()], region.as_ref(), DAY);
+        identity(&fleet, &issued.unwrap())
+    };
+    let own = origin("origin.eu.example", Some("eu-1"));
+    let connect = async |host: &str, region: Option<&str>| {
+        let server = origin(host, region)
+            .https_server(ClientAuth::Optional)
+            .unwrap();
+        let client = own
+            .https_client_of_origin(&"us-1".parse().unwrap())
+            .unwrap();
+        let met = handshake(Arc::unwrap_or_clone(server), client, "origin.us.example").await;
+        met.map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(connect("origin.us.example", Some("us-1")).await, Ok(()));
+    for (host, region) in [
+        ("origin.us.example", Some("ap-1")),
+        ("origin.us.example", None),
+        ("origin.ap.example", Some("us-1")),
+    ] {
+        assert!(connect(host, region).await.is_err(), "{host} {region:?}");
+    }
+}
+
 #[test]
 fn server_certificates_exclude_the_names_of_members() {
     let fleet = CertificateAuthority::create(Clock::system()).unwrap();
