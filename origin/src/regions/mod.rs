@@ -3,6 +3,8 @@
 //! | file | job |
 //! |---|---|
 //! | `source` | another region, as the follower sees it |
+//! | `remote` | the same over HTTPS |
+//! | `take` | keys that other regions asked this one to copy |
 //! | `replicate` | brings one key: its closure first, then the key |
 //! | `copy`, `resuming_body` | copies blobs, from whichever region delivers them |
 //! | `entry` | merges the keys of one journal entry |
@@ -11,6 +13,8 @@
 pub(crate) mod copy;
 pub(crate) mod counts;
 pub(crate) mod entry;
+pub(crate) mod remote;
 pub(crate) mod replicate;
 mod resuming_body;
 pub(crate) mod source;
+pub(crate) mod take;

@@ -1,6 +1,7 @@
 //! Another region, as the follower sees it.
 
 use async_trait::async_trait;
+use axum::body::Body;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{RegionName, RepositoryName};
@@ -8,6 +9,7 @@ use flotilla_common::wire::region::{
     EntryId, Fact, FactKey, FactKind, JournalPage, KeysPage, RegionState, TakeAnswer, TakeRequest,
 };
 use futures_util::stream::BoxStream;
+use http::{Request, Response};
 
 /// A region did not answer, or not as it should. Says nothing about what it has.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -65,6 +67,15 @@ pub(crate) trait Source: core::fmt::Debug + Send + Sync + 'static {
 
     /// Asks the region to copy keys from this one.
     async fn take(&self, request: TakeRequest) -> Result<TakeAnswer, SourceError>;
+
+    /// Sends a client's request to an origin of the region, under this region's certificate, so that
+    /// it is answered from the region's own storage.
+    async fn send(&self, _request: Request<Body>) -> Result<Response<Body>, SourceError> {
+        Err(SourceError {
+            region: self.region().clone(),
+            reason: "it takes no requests of clients".to_owned(),
+        })
+    }
 
     /// The bytes of a blob from `offset`; `None` if the region does not have it.
     async fn blob(

@@ -1,7 +1,9 @@
 //! The present values of replicated keys, read past the caches: what another region merges.
 
 use bytes::Bytes;
-use flotilla_common::wire::region::{Fact, FactHead, FactKey, FactKind, KeysPage, MAX_KEYS};
+use flotilla_common::wire::region::{
+    FACTS_LEN, Fact, FactHead, FactKey, FactKind, KeysPage, MAX_KEYS,
+};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{Registry, RegistryError};
@@ -13,13 +15,20 @@ use crate::storage::{Key, StorageError};
 const READS_AT_ONCE: usize = 16;
 
 impl Registry {
-    /// The values of keys, in their order.
+    /// The values of the first keys, in their order: at least one, and no more after
+    /// [`FACTS_LEN`] bytes of manifests.
     pub(crate) async fn facts(&self, keys: &[FactKey]) -> Result<Vec<Fact>, RegistryError> {
-        stream::iter(keys)
-            .map(|key| self.fact(key))
-            .buffered(READS_AT_ONCE)
-            .try_collect()
-            .await
+        let reads = stream::iter(keys).map(|key| self.fact(key));
+        let mut reads = reads.buffered(READS_AT_ONCE);
+        let mut facts = Vec::with_capacity(keys.len());
+        let mut len = 0;
+        while len < FACTS_LEN
+            && let Some(fact) = reads.try_next().await?
+        {
+            len += fact.bytes.len();
+            facts.push(fact);
+        }
+        Ok(facts)
     }
 
     /// The value of one key.
