@@ -152,7 +152,7 @@ mod tests {
     fn grant_is_bound_to_peer_digest_and_expiry() {
         let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
         let mut trusted = TrustedKeys::none();
-        trusted.add(&key.public()).expect("a key");
+        trusted.add(key.issuer(), &key.public()).expect("a key");
         let peer: PeerId = "vm-1".parse().expect("a label");
         let other: PeerId = "vm-2".parse().expect("a label");
         let (inside, outside) = (Digest::sha256(b"in"), Digest::sha256(b"out"));

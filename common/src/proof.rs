@@ -97,7 +97,7 @@ mod tests {
         let tree = hasher.finish();
         let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
         let mut trusted = TrustedKeys::none();
-        trusted.add(&key.public()).expect("a key");
+        trusted.add(key.issuer(), &key.public()).expect("a key");
         let seal = key.seal(BlobFacts {
             digest: Digest::sha256(&bytes),
             size: tree.geometry.size(),

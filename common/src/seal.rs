@@ -81,6 +81,9 @@ pub enum TrustError {
     /// Signed by a key that is not configured.
     #[error("signed with key {0}, which is not among the trusted origin keys")]
     UnknownKey(KeyId),
+    /// Signed by a key of another region than the seal names.
+    #[error("signed with key {0}, which trusted-keys lists for another region than the seal names")]
+    WrongRegion(KeyId),
     /// The signature is not valid.
     #[error("the signature is not valid for its content")]
     BadSignature,
@@ -158,7 +161,15 @@ impl fmt::Debug for SealKey {
 /// The origin keys that a peer accepts; several at once are rotation, or several regions.
 #[derive(Clone, Debug, Default)]
 pub struct TrustedKeys {
-    keys: Vec<(KeyId, VerifyingKey)>,
+    keys: Vec<TrustedKey>,
+}
+
+#[derive(Clone, Debug)]
+struct TrustedKey {
+    id: KeyId,
+    /// The region that may issue with it.
+    issuer: RegionName,
+    key: VerifyingKey,
 }
 
 impl TrustedKeys {
@@ -167,24 +178,37 @@ impl TrustedKeys {
         Self::default()
     }
 
-    /// Adds a public key.
+    /// Adds a public key of a region.
     ///
     /// # Errors
     /// [`TrustError::BadSignature`] if the bytes are no point of the curve.
-    pub fn add(&mut self, public: &[u8; 32]) -> Result<(), TrustError> {
+    pub fn add(&mut self, issuer: &RegionName, public: &[u8; 32]) -> Result<(), TrustError> {
         let key = VerifyingKey::from_bytes(public).map_err(|_| TrustError::BadSignature)?;
         let id = KeyId::of(public);
-        if self.keys.iter().all(|(known, _)| *known != id) {
-            self.keys.push((id, key));
+        let is_known = |known: &TrustedKey| known.id == id && known.issuer == *issuer;
+        if !self.keys.iter().any(is_known) {
+            self.keys.push(TrustedKey {
+                id,
+                issuer: issuer.clone(),
+                key,
+            });
         }
         Ok(())
     }
 
-    /// Checks a seal: its key, its signature, its chunk size.
+    /// Checks a seal: its key and that key's region, its signature, its chunk size.
     ///
     /// # Errors
     /// Why it is not accepted.
     pub fn check(&self, seal: &Seal) -> Result<Geometry, TrustError> {
+        let mut with_id = self
+            .keys
+            .iter()
+            .filter(|key| key.id == seal.key_id)
+            .peekable();
+        if with_id.peek().is_some() && with_id.all(|key| key.issuer != seal.issuer) {
+            return Err(TrustError::WrongRegion(seal.key_id));
+        }
         self.verify(
             seal.key_id,
             &signed_bytes(&seal.issuer, seal.key_id, &seal.facts),
@@ -199,12 +223,11 @@ impl TrustedKeys {
         message: &[u8],
         signature: &[u8; 64],
     ) -> Result<(), TrustError> {
-        let (_, key) = self
-            .keys
-            .iter()
-            .find(|(id, _)| *id == key_id)
-            .ok_or(TrustError::UnknownKey(key_id))?;
-        key.verify_strict(message, &Signature::from_bytes(signature))
+        let known = self.keys.iter().find(|key| key.id == key_id);
+        let known = known.ok_or(TrustError::UnknownKey(key_id))?;
+        known
+            .key
+            .verify_strict(message, &Signature::from_bytes(signature))
             .map_err(|_| TrustError::BadSignature)
     }
 }
@@ -213,7 +236,7 @@ impl TrustedKeys {
 impl fmt::Display for TrustedKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
-        for (id, _) in &self.keys {
+        for TrustedKey { id, .. } in &self.keys {
             write!(f, "{separator}{id}")?;
             separator = ", ";
         }
@@ -263,6 +286,10 @@ mod tests {
         SealKey::from_secret("eu-1".parse().expect("a label"), &[secret; 32])
     }
 
+    fn trust(trusted: &mut TrustedKeys, key: &SealKey) {
+        trusted.add(key.issuer(), &key.public()).expect("a key");
+    }
+
     #[test]
     fn a_seal_is_accepted_only_from_a_trusted_key_and_unaltered() {
         let seal = key(1).seal(facts());
@@ -271,20 +298,38 @@ mod tests {
             trusted.check(&seal),
             Err(TrustError::UnknownKey(seal.key_id))
         );
-        trusted.add(&key(2).public()).expect("a key");
-        trusted.add(&key(1).public()).expect("a key");
+        trust(&mut trusted, &key(2));
+        trust(&mut trusted, &key(1));
         assert_eq!(trusted.check(&seal), Ok(Geometry::for_size(64 << 20)));
         for alter in [
             |seal: &mut Seal| seal.facts.size += 1,
             |seal: &mut Seal| seal.facts.root[0] ^= 1,
             |seal: &mut Seal| seal.facts.digest = Digest::sha256(b"y"),
             |seal: &mut Seal| seal.signature[9] ^= 1,
-            |seal: &mut Seal| seal.issuer = "eu-2".parse().expect("a label"),
         ] {
             let mut altered = seal.clone();
             alter(&mut altered);
             assert_eq!(trusted.check(&altered), Err(TrustError::BadSignature));
         }
+    }
+
+    /// A key signs what it is told to: the region must come from the list of trusted keys.
+    #[test]
+    fn key_of_one_region_cannot_seal_for_another() {
+        let other: RegionName = "us-1".parse().expect("a label");
+        let seal = SealKey::from_secret(other.clone(), &[1; 32]).seal(facts());
+        let mut trusted = TrustedKeys::none();
+        trust(&mut trusted, &key(1));
+        let wrong_region = Err(TrustError::WrongRegion(seal.key_id));
+        assert_eq!(trusted.check(&seal), wrong_region);
+        let mut renamed = key(1).seal(facts());
+        renamed.issuer = other.clone();
+        assert_eq!(trusted.check(&renamed), wrong_region);
+        // The same key may be listed for both.
+        trusted.add(&other, &key(1).public()).expect("a key");
+        assert!(trusted.check(&seal).is_ok());
+        assert!(trusted.check(&key(1).seal(facts())).is_ok());
+        assert_eq!(trusted.check(&renamed), Err(TrustError::BadSignature));
     }
 
     #[test]
@@ -303,7 +348,7 @@ mod tests {
     #[test]
     fn a_signed_but_wrong_chunk_size_is_refused() {
         let mut trusted = TrustedKeys::none();
-        trusted.add(&key(1).public()).expect("a key");
+        trust(&mut trusted, &key(1));
         let seal = key(1).seal(BlobFacts {
             chunk_log2: 20,
             ..facts()

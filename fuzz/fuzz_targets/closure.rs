@@ -34,7 +34,7 @@ fn key() -> SealKey {
 
 fn trusted() -> TrustedKeys {
     let mut trusted = TrustedKeys::none();
-    trusted.add(&key().public()).expect("a key");
+    trusted.add(key().issuer(), &key().public()).expect("a key");
     trusted
 }
 

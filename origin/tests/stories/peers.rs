@@ -36,7 +36,9 @@ async fn closure_proves_all_blobs_of_a_manifest() {
     let layers = [sample(100, 1), sample(5 << 20, 2)];
     let pushed = region.client(0).push_image("app", "v1", &layers).await;
     let mut trusted = TrustedKeys::none();
-    trusted.add(&seal_key().public()).unwrap();
+    trusted
+        .add(seal_key().issuer(), &seal_key().public())
+        .unwrap();
     // At another replica: the record has everything that is needed.
     for _ in 0..2 {
         let answer = closure(&region.client(1), "app", Digest::sha256(&pushed)).await;
@@ -94,7 +96,9 @@ async fn peer_certificate_gets_closure_grant() {
     let layers = [sample(100, 1), sample(600 << 10, 2)];
     let manifest = Digest::sha256(&client.push_image("app", "v1", &layers).await);
     let mut trusted = TrustedKeys::none();
-    trusted.add(&seal_key().public()).unwrap();
+    trusted
+        .add(seal_key().issuer(), &seal_key().public())
+        .unwrap();
     // The second response uses what the first one cached.
     for _ in 0..2 {
         let answer = closure(&client, "app", manifest)

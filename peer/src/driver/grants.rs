@@ -161,7 +161,7 @@ mod tests {
     fn grant_signature_is_verified_once_per_link_and_key() {
         let key = SealKey::from_secret("eu-1".parse().expect("a label"), &[1; 32]);
         let mut trusted = TrustedKeys::none();
-        trusted.add(&key.public()).expect("a key");
+        trusted.add(key.issuer(), &key.public()).expect("a key");
         let trusted = Arc::new(trusted);
         let untrusting = Arc::new(TrustedKeys::none());
         let grant = Grant::sign(

@@ -7,6 +7,8 @@
 //! seal-key:      <region> ed25519-secret <64 hex digits>
 //! trusted-keys:  <region> ed25519 <64 hex digits>        one line per key: several are rotation or several regions
 //! ```
+//!
+//! A trusted key is trusted for seals of the region on its line only.
 
 use std::path::Path;
 
@@ -112,7 +114,7 @@ fn trusted_keys(source: &ContentSource, text: &str) -> Result<TrustedKeys, Ident
     }
     let mut trusted = TrustedKeys::none();
     for (issuer, public) in found {
-        trusted.add(&public).map_err(|_| {
+        trusted.add(&issuer, &public).map_err(|_| {
             source.fault(
                 FileKind::TrustedKeys,
                 format!("the key of {issuer} is not a valid Ed25519 public key"),

@@ -204,9 +204,8 @@ async fn blob_with_untrusted_seal_is_deleted_at_start() {
     let sample = sample(0);
     create_closed_store(dir.path(), &[&sample]).await;
     let mut others = TrustedKeys::none();
-    others
-        .add(&SealKey::from_secret("eu-1".parse().unwrap(), &[9; 32]).public())
-        .unwrap();
+    let other = SealKey::from_secret("eu-1".parse().unwrap(), &[9; 32]);
+    others.add(other.issuer(), &other.public()).unwrap();
     let store = Store::open(dir.path(), LARGE_QUOTA, &others).unwrap();
     assert!(store.blobs().is_empty() && store.bytes() == 0);
 }

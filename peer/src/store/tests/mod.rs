@@ -45,7 +45,7 @@ fn sample_with_digest(digest: Digest, salt: u8, length: usize) -> Sample {
     let tree = hasher.finish();
     let key = SealKey::from_secret("eu-1".parse().unwrap(), &[1; 32]);
     let mut trusted = TrustedKeys::none();
-    trusted.add(&key.public()).unwrap();
+    trusted.add(key.issuer(), &key.public()).unwrap();
     let seal = key.seal(BlobFacts {
         digest,
         size: tree.geometry.size(),

@@ -102,7 +102,7 @@ impl Fleet {
             ..SwarmConfig::default()
         };
         let mut trusted = TrustedKeys::none();
-        trusted.add(&self.key.public()).unwrap();
+        trusted.add(self.key.issuer(), &self.key.public()).unwrap();
         Config {
             trusted_keys: trusted.into(),
             mirror: ([127, 0, 0, 1], 0).into(),
