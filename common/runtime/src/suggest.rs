@@ -15,20 +15,26 @@ pub fn hint(word: &str, plural: &str, known: &[&str]) -> String {
     }
 }
 
-/// The Levenshtein distance: characters to insert, remove or replace.
+/// The optimal string alignment distance: characters to insert, remove, replace or swap with their
+/// neighbour.
 fn distance(left: &str, right: &str) -> usize {
+    let left: Vec<char> = left.chars().collect();
     let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, l) in left.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
+    // The distances of the first `i` characters of `left` to all beginnings of `right`.
+    let mut rows: Vec<Vec<usize>> = vec![(0..=right.len()).collect()];
+    for (i, l) in left.iter().enumerate() {
+        let mut row = vec![i + 1];
         for (j, r) in right.iter().enumerate() {
-            let replaced = diagonal + usize::from(l != *r);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+            let replaced = rows[i][j] + usize::from(l != r);
+            let mut least = replaced.min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *l == right[j - 1] && left[i - 1] == *r {
+                least = least.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(least);
         }
+        rows.push(row);
     }
-    row[right.len()]
+    rows[left.len()][right.len()]
 }
 
 #[cfg(test)]
@@ -36,12 +42,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levenshtein_distances() {
+    fn distances() {
         for (left, right, expected) in [
             ("", "", 0),
             ("quota", "quotta", 1),
             ("abc", "", 3),
             ("kitten", "sitting", 3),
+            ("last", "lats", 1),
+            ("regions", "regoin", 2),
+            ("ab", "ba", 1),
         ] {
             assert_eq!(distance(left, right), expected);
         }
