@@ -4,6 +4,7 @@
 //! | key | object |
 //! |---|---|
 //! | `format` | version and times on which all replicas agree |
+//! | `policy` | the regions, and the rules of repositories |
 //! | `blob/<digest>/<generation>` | the record of a blob |
 //! | `seg/<upload id>/<nonce>` | data: a segment, or a chunk table that is too long for its record |
 //! | `upload/<id>/<offset>` | an entry of an upload log |
@@ -36,6 +37,10 @@ fn prefix(text: String) -> Prefix {
 
 pub(crate) fn format() -> Key {
     key("format".to_owned())
+}
+
+pub(crate) fn policy() -> Key {
+    key("policy".to_owned())
 }
 
 pub(crate) fn blob(digest: &Digest, generation: &Generation) -> Key {

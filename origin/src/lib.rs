@@ -11,6 +11,7 @@
 //! - `conditional_write`: writes whose outcome is known
 //! - `cache`: reads that are shared, bounded in age, and consistent with writes
 //! - `buffer_pool`, `stall_budget`, `admission`: bounds on memory, slow clients and concurrency
+//! - [`policy`]: the regions, and what each repository needs of them
 //! - `registry`: blobs, uploads, manifests, tags, referrers, closures
 //! - `replicas`: invalidation between the replicas of a region
 //! - `regions`: replication between regions
@@ -34,6 +35,7 @@ mod layout;
 mod metrics;
 mod nonce;
 mod origin;
+pub mod policy;
 #[cfg(test)]
 mod protocol_models;
 mod readiness;

@@ -23,7 +23,7 @@ use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
 use crate::storage::{Entry, Key, PAGE_LEN, Page, Prefix, Storage, StorageError};
-use crate::{format, layout};
+use crate::{format, layout, policy};
 
 /// Objects that are checked concurrently.
 const CONCURRENT_CHECKS: usize = 16;
@@ -92,6 +92,10 @@ pub async fn check(storage: Arc<dyn Storage>, deep: bool) -> Result<Report, Stor
     let checker = Checker { storage, deep };
     if let Some(problem) = format::describe_problem(&*checker.storage).await? {
         report.damage.add(&layout::format(), problem);
+    }
+    let policy = policy::read(&*checker.storage).await?;
+    if let Some(Err(problem)) = policy.map(|policy| policy.parse()) {
+        report.damage.add(&layout::policy(), problem.to_string());
     }
     for kind in ObjectKind::ALL {
         checker.check_all(kind, &mut report).await?;
