@@ -12,6 +12,7 @@
 //! - `cache`: reads that are shared, bounded in age, and consistent with writes
 //! - `buffer_pool`, `stall_budget`, `admission`: bounds on memory, slow clients and concurrency
 //! - [`policy`]: the regions, and what each repository needs of them
+//! - `region_certificate`: whether the certificate names the region, as other regions require
 //! - `registry`: blobs, uploads, manifests, tags, referrers, closures
 //! - `replicas`: invalidation between the replicas of a region
 //! - `regions`: replication between regions
@@ -41,6 +42,7 @@ mod protocol_models;
 mod readiness;
 #[allow(dead_code, reason = "replication is being built on it")]
 mod record;
+mod region_certificate;
 #[allow(dead_code, reason = "replication is being built on it")]
 mod regions;
 #[allow(dead_code, reason = "replication is being built on it")]
@@ -54,4 +56,5 @@ pub use config::{Config, Horizons, Limits, Replicas};
 pub use format::FormatError;
 pub use metrics::Metrics;
 pub use origin::{Origin, StartError};
+pub use region_certificate::MissingRegion;
 pub use replicas::{ReplicaAddress, ReplicaAddressError};

@@ -18,7 +18,9 @@ use crate::config::{Config, Limits};
 use crate::format::{self, Format, FormatError};
 use crate::http::{self, Api, SendBuffers};
 use crate::metrics::Metrics;
+use crate::policy::{LivePolicy, PolicyStartError};
 use crate::readiness::StorageHealth;
+use crate::region_certificate::{MissingRegion, RegionIdentity};
 use crate::registry::Registry;
 use crate::replicas::{self, Invalidator, Secret};
 use crate::storage::{self, CountingStorage, OpenError, Storage, TimeoutStorage};
@@ -32,6 +34,12 @@ pub enum StartError {
     /// The storage cannot be used.
     #[error(transparent)]
     Storage(#[from] OpenError),
+    /// The policy of the bucket cannot be used.
+    #[error(transparent)]
+    Policy(#[from] PolicyStartError),
+    /// The policy lists other regions, and the certificate does not name this one.
+    #[error(transparent)]
+    RegionCertificate(#[from] MissingRegion),
     /// The bucket was set up with another format or other horizons.
     #[error(transparent)]
     Format(#[from] FormatError),
@@ -80,6 +88,7 @@ pub enum StartError {
 pub struct Origin {
     address: SocketAddr,
     replica_address: Option<SocketAddr>,
+    policy: LivePolicy,
     metrics: Arc<Metrics>,
     readiness: Readiness,
     shutdown: Shutdown,
@@ -108,7 +117,13 @@ impl Origin {
         let storage = probe_storage(&config, storage).await?;
         let format = format::read_or_create(&*storage, config.horizons).await?;
         let storage_id = format.storage_id;
+        let own = config.region.clone();
+        let policy = LivePolicy::start(Arc::clone(&storage), own.clone(), config.clock).await?;
+        let identity = RegionIdentity::bind(own, config.tls.clone())?;
+        identity.check(&policy.current())?;
         let shutdown = Shutdown::new();
+        policy.keep_fresh(&shutdown);
+        identity.check_later_policies(&policy, &shutdown);
         config.replicas.keep_resolved(&shutdown).await;
         let invalidator = Invalidator::new(
             config.replicas.clone(),
@@ -126,6 +141,7 @@ impl Origin {
         Ok(Self {
             address,
             replica_address,
+            policy,
             metrics: Arc::clone(&api.metrics),
             readiness: api.readiness.clone(),
             shutdown,
@@ -143,6 +159,11 @@ impl Origin {
     /// The address on which it accepts invalidations from other replicas.
     pub const fn replica_addr(&self) -> Option<SocketAddr> {
         self.replica_address
+    }
+
+    /// The policy of its bucket.
+    pub const fn policy(&self) -> &LivePolicy {
+        &self.policy
     }
 
     /// Its counters.

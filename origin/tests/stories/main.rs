@@ -19,6 +19,7 @@ mod logs;
 mod manifests;
 mod part_buffers;
 mod peers;
+mod policy;
 mod pull;
 mod push;
 mod races;
