@@ -16,6 +16,7 @@ mod killed_services;
 mod metrics;
 mod mirror_failures;
 mod origin_outages;
+mod origin_policy;
 mod push_clients;
 mod stopped_services;
 mod suspended_peer;

@@ -1,6 +1,7 @@
-//! `flotilla origin`: runs an origin, or checks its storage.
+//! `flotilla origin`: runs an origin, checks its storage, or sets its policy.
 
 mod check;
+mod policy;
 
 use std::net::SocketAddr;
 use std::num::NonZero;
@@ -17,6 +18,7 @@ use flotilla_runtime::config::ConfigFile;
 use flotilla_runtime::identity::load_seal_key;
 
 use self::check::CheckArgs;
+use self::policy::PolicyArgs;
 use super::service::{init, parse_address, parse_rate_limit};
 use super::tls::{TlsArgs, WithoutTls};
 use crate::command::{CommandError, block_on};
@@ -35,7 +37,8 @@ Examples:
   flotilla origin --storage file:///var/lib/flotilla/origin --seal-key pki/local.seal.key
   flotilla origin --config origin.toml --replica-listen 0.0.0.0:5001 --replicas origin-replicas.internal:5001
   flotilla origin --config /etc/flotilla/origin.toml
-  flotilla origin check --storage file:///var/lib/flotilla/origin")]
+  flotilla origin check --storage file:///var/lib/flotilla/origin
+  flotilla origin policy set policy.toml --storage file:///var/lib/flotilla/origin")]
 pub struct OriginArgs {
     #[command(subcommand)]
     command: Option<OriginCommand>,
@@ -47,6 +50,8 @@ pub struct OriginArgs {
 enum OriginCommand {
     /// Verify that a storage is complete: records, segments, references, uploads
     Check(CheckArgs),
+    /// Show, set or check the policy: regions, and what each repository needs of them
+    Policy(PolicyArgs),
 }
 
 #[derive(Debug, Args)]
@@ -106,13 +111,14 @@ struct ServeArgs {
     config: ConfigFile,
 }
 
-/// Runs an origin until SIGTERM or SIGINT, or checks a storage.
+/// Runs an origin until SIGTERM or SIGINT, checks a storage, or sets its policy.
 ///
 /// # Errors
-/// If the origin does not start; as the check.
+/// If the origin does not start; as the check and the policy.
 pub fn run(args: OriginArgs) -> Result<(), CommandError> {
     match args.command {
         Some(OriginCommand::Check(args)) => check::run(&args),
+        Some(OriginCommand::Policy(args)) => policy::run(&args),
         None => block_on(serve(args.serve)),
     }
 }
