@@ -18,6 +18,7 @@ use crate::codec::{self, CodecError};
 use crate::digest::Digest;
 use crate::name::{RegionName, RepositoryName, Tag};
 use crate::stamp::Stamp;
+use crate::storage_id::StorageId;
 
 /// The prefix of all paths here.
 pub const REGION_PREFIX: &str = "/flotilla/v1/region/";
@@ -151,7 +152,7 @@ pub struct RegionState {
     /// The name.
     pub region: RegionName,
     /// Identifies the bucket.
-    pub storage_id: [u8; 16],
+    pub storage_id: StorageId,
     /// The wall clock, in nanoseconds since 1970.
     pub clock: u64,
     /// Whether its storage can be used.

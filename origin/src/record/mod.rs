@@ -4,6 +4,7 @@
 mod blob;
 mod journal;
 mod manifest;
+mod region;
 mod state;
 mod tag;
 
@@ -14,6 +15,7 @@ pub(crate) use blob::{BlobRecord, EMBEDDED_VALUES, MembershipRecord, Segment, Ta
 pub(crate) use flotilla_common::stamp::Stamp;
 pub(crate) use journal::{JournalRecord, TrimMark};
 pub(crate) use manifest::{ManifestRecord, ManifestState};
+pub(crate) use region::{LeaseRecord, RegionRecord, SweepState};
 pub(crate) use state::{RecordState, Rescue};
 pub(crate) use tag::{Pointer, ReferrerValue, TOMBSTONE_LIMIT, TagValue};
 

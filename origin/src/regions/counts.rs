@@ -10,6 +10,10 @@ use flotilla_common::name::RegionName;
 #[derive(Debug, Default)]
 pub(crate) struct RegionCounts {
     by_region: Mutex<BTreeMap<RegionName, PerRegion>>,
+    reads: Mutex<BTreeMap<(RegionName, &'static str), u64>>,
+    forwarded: Mutex<BTreeMap<RegionName, u64>>,
+    /// Changes that no region could take.
+    unforwarded: AtomicU64,
     /// Merged keys whose closure is in no region.
     broken_closures: AtomicU64,
 }
@@ -27,6 +31,8 @@ pub(crate) struct PerRegion {
     pub(crate) lag_nanos: u64,
     /// Entries that are owed.
     pub(crate) owed: u64,
+    /// Whether this replica follows the region at present.
+    pub(crate) follows: bool,
 }
 
 impl RegionCounts {
@@ -43,6 +49,44 @@ impl RegionCounts {
 
     pub(crate) fn copied(&self, region: &RegionName, bytes: usize) {
         self.update(region, |counts| counts.copied_bytes += bytes as u64);
+    }
+
+    pub(crate) fn set_follows(&self, region: &RegionName, follows: bool) {
+        self.update(region, |counts| counts.follows = follows);
+    }
+
+    /// A read that was served by a region, or failed.
+    pub(crate) fn read(&self, by: &RegionName, outcome: &'static str) {
+        let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        *reads.entry((by.clone(), outcome)).or_default() += 1;
+    }
+
+    /// A change that was forwarded to a region, or that none could take.
+    pub(crate) fn forwarded(&self, to: Option<&RegionName>) {
+        let Some(region) = to else {
+            self.unforwarded.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let mut forwarded = self
+            .forwarded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *forwarded.entry(region.clone()).or_default() += 1;
+    }
+
+    /// Reads by region and outcome.
+    pub(crate) fn reads(&self) -> BTreeMap<(RegionName, &'static str), u64> {
+        let reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        reads.clone()
+    }
+
+    /// Forwarded changes by region, and those that no region could take.
+    pub(crate) fn all_forwarded(&self) -> (BTreeMap<RegionName, u64>, u64) {
+        let forwarded = self
+            .forwarded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        (forwarded.clone(), self.unforwarded.load(Ordering::Relaxed))
     }
 
     pub(crate) fn broken_closure(&self) {

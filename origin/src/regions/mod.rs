@@ -5,16 +5,32 @@
 //! | `source` | another region, as the follower sees it |
 //! | `remote` | the same over HTTPS |
 //! | `take` | keys that other regions asked this one to copy |
+//! | `members` | the other regions of the policy |
 //! | `replicate` | brings one key: its closure first, then the key |
 //! | `copy`, `resuming_body` | copies blobs, from whichever region delivers them |
 //! | `entry` | merges the keys of one journal entry |
-//! | `counts` | what happened, for metrics |
+//! | `follower` | merges all that one region owes |
+//! | `sweep`, `sweep_state` | walks all keys of a region, and knows when this one is whole |
+//! | `lease` | one replica follows, not all |
+//! | `owed` | whether something absent here may be in another region |
+//! | `hints` | asks other regions to copy a push, and waits for their acknowledgement |
+//! | `regional` | all of these, as one replica runs them |
+//! | `counts`, `metrics` | what happened, for operators |
 
 pub(crate) mod copy;
 pub(crate) mod counts;
 pub(crate) mod entry;
+pub(crate) mod follower;
+pub(crate) mod hints;
+pub(crate) mod lease;
+pub(crate) mod members;
+pub(crate) mod metrics;
+pub(crate) mod owed;
+pub(crate) mod regional;
 pub(crate) mod remote;
 pub(crate) mod replicate;
-mod resuming_body;
+pub(crate) mod resuming_body;
 pub(crate) mod source;
+pub(crate) mod sweep;
+pub(crate) mod sweep_state;
 pub(crate) mod take;

@@ -181,6 +181,63 @@ impl Replicator {
         .boxed()
     }
 
+    /// Brings what a manifest references, without the manifest itself.
+    ///
+    /// # Errors
+    /// Those of this region's storage.
+    pub(crate) async fn bring_references(
+        &self,
+        sources: &[Arc<dyn Source>],
+        repository: &RepositoryName,
+        manifest: &Manifest,
+    ) -> Result<Replicated, RegistryError> {
+        let children = self.bring_children(sources, repository, manifest, MAX_DEPTH);
+        let is_broken = match children.await? {
+            Closure::Whole => false,
+            Closure::Broken => true,
+            not_yet => return Ok(not_yet.into()),
+        };
+        let blobs = self.bring_blobs(sources, repository, manifest, Need::Live);
+        Ok(match blobs.await? {
+            Blob::Here if !is_broken => Replicated::Merged,
+            Blob::Here | Blob::Nowhere => Replicated::MergedBroken,
+            Blob::Blocked(reason) => Replicated::Blocked(reason),
+        })
+    }
+
+    /// Brings the children of an index.
+    async fn bring_children(
+        &self,
+        sources: &[Arc<dyn Source>],
+        repository: &RepositoryName,
+        manifest: &Manifest,
+        depth: u32,
+    ) -> Result<Closure, RegistryError> {
+        let mut is_broken = false;
+        for child in manifest
+            .manifests
+            .iter()
+            .filter(|child| child.urls.is_empty())
+        {
+            if depth == 0 {
+                tracing::error!(%repository, "indexes are nested too deeply; leaving out the deepest");
+                return Ok(Closure::Broken);
+            }
+            let needed = MergeReason::Needed;
+            let child = self.bring(sources, repository, &child.digest, None, needed, depth - 1);
+            match child.await? {
+                Closure::Whole => {}
+                Closure::Broken => is_broken = true,
+                not_yet => return Ok(not_yet),
+            }
+        }
+        Ok(if is_broken {
+            Closure::Broken
+        } else {
+            Closure::Whole
+        })
+    }
+
     /// Brings the blobs and children of a manifest, then merges it.
     #[expect(
         clippy::too_many_arguments,
@@ -196,25 +253,12 @@ impl Replicator {
         reason: MergeReason,
         depth: u32,
     ) -> Result<Closure, RegistryError> {
-        let mut is_broken = false;
-        for child in manifest
-            .manifests
-            .iter()
-            .filter(|child| child.urls.is_empty())
-        {
-            if depth == 0 {
-                tracing::error!(%repository, %digest, "indexes are nested too deeply; leaving out the deepest");
-                is_broken = true;
-                break;
-            }
-            let needed = MergeReason::Needed;
-            let child = self.bring(sources, repository, &child.digest, None, needed, depth - 1);
-            match child.await? {
-                Closure::Whole => {}
-                Closure::Broken => is_broken = true,
-                not_yet => return Ok(not_yet),
-            }
-        }
+        let children = self.bring_children(sources, repository, manifest, depth);
+        let mut is_broken = match children.await? {
+            Closure::Whole => false,
+            Closure::Broken => true,
+            not_yet => return Ok(not_yet),
+        };
         let mut need = Need::Live;
         for _ in 0..MAX_ROUNDS {
             let started = self.registry.now();
@@ -324,7 +368,7 @@ async fn find_manifest(sources: &[Arc<dyn Source>], key: &FactKey, own: &Fact) -
 }
 
 /// The value of one key at a source.
-pub(super) async fn one_fact(source: &dyn Source, key: &FactKey) -> Result<Fact, SourceError> {
+pub(crate) async fn one_fact(source: &dyn Source, key: &FactKey) -> Result<Fact, SourceError> {
     let facts = source.facts(core::slice::from_ref(key)).await?;
     facts.into_iter().next().ok_or_else(|| SourceError {
         region: source.region().clone(),

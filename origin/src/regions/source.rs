@@ -85,3 +85,72 @@ pub(crate) trait Source: core::fmt::Debug + Send + Sync + 'static {
         offset: u64,
     ) -> Result<Option<SourceBlob>, SourceError>;
 }
+
+/// A region to which no client could be made.
+#[derive(Debug)]
+pub(crate) struct Unreachable {
+    region: RegionName,
+    reason: String,
+}
+
+impl Unreachable {
+    pub(crate) const fn new(region: RegionName, reason: String) -> Self {
+        Self { region, reason }
+    }
+
+    fn error<T>(&self) -> Result<T, SourceError> {
+        Err(SourceError {
+            region: self.region.clone(),
+            reason: self.reason.clone(),
+        })
+    }
+}
+
+#[async_trait]
+impl Source for Unreachable {
+    fn region(&self) -> &RegionName {
+        &self.region
+    }
+
+    async fn state(&self) -> Result<RegionState, SourceError> {
+        self.error()
+    }
+
+    async fn journal(
+        &self,
+        _after: Option<EntryId>,
+        _limit: usize,
+    ) -> Result<JournalPage, SourceError> {
+        self.error()
+    }
+
+    async fn done(&self, _entries: Vec<EntryId>, _sweep: Option<u128>) -> Result<(), SourceError> {
+        self.error()
+    }
+
+    async fn facts(&self, _keys: &[FactKey]) -> Result<Vec<Fact>, SourceError> {
+        self.error()
+    }
+
+    async fn keys(
+        &self,
+        _kind: FactKind,
+        _after: Option<&FactKey>,
+        _limit: usize,
+    ) -> Result<KeysPage, SourceError> {
+        self.error()
+    }
+
+    async fn take(&self, _request: TakeRequest) -> Result<TakeAnswer, SourceError> {
+        self.error()
+    }
+
+    async fn blob(
+        &self,
+        _repository: &RepositoryName,
+        _digest: &Digest,
+        _offset: u64,
+    ) -> Result<Option<SourceBlob>, SourceError> {
+        self.error()
+    }
+}

@@ -11,6 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use flotilla_common::stamp::Stamp;
+use flotilla_common::storage_id::StorageId;
 use flotilla_common::wire::region::{StorageStanding, encode_facts};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::http::{ClientIdentity, serve};
@@ -129,7 +130,7 @@ fn repository() -> RepositoryName {
 fn state(region: &str) -> RegionState {
     RegionState {
         region: region.parse().unwrap(),
-        storage_id: [7; 16],
+        storage_id: StorageId::from_bytes([7; 16]),
         clock: 1,
         standing: StorageStanding::Usable,
         is_whole: true,

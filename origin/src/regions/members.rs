@@ -1,0 +1,124 @@
+//! The other regions of the policy, and how to reach them. Follows the policy as it changes.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use flotilla_common::name::{RegionName, RepositoryName};
+use flotilla_common::wire::region::FactKey;
+use tokio::sync::watch;
+
+use super::source::Source;
+use crate::policy::{LivePolicy, Policy, Region};
+
+/// Connects to a region.
+pub(crate) type Connect = Box<dyn Fn(&Region) -> Arc<dyn Source> + Send + Sync>;
+
+/// The policy as one region reads it.
+#[derive(Clone, Debug)]
+pub(crate) struct RegionPolicy {
+    own: RegionName,
+    policy: Arc<Policy>,
+}
+
+impl RegionPolicy {
+    pub(crate) const fn new(own: RegionName, policy: Arc<Policy>) -> Self {
+        Self { own, policy }
+    }
+
+    /// Whether this region keeps the repository of a key.
+    pub(crate) fn selects(&self) -> Box<dyn Fn(&FactKey) -> bool + Send + Sync> {
+        let Self { own, policy } = self.clone();
+        Box::new(move |key| policy.is_replicated_here(&own, key.repository()))
+    }
+
+    /// The other regions that keep a repository, in the order of its rule.
+    pub(crate) fn others(&self, repository: &RepositoryName) -> Vec<RegionName> {
+        let rule = self.policy.rule_for(repository);
+        rule.others(&self.own).cloned().collect()
+    }
+
+    /// A hash of the choice of repositories that this region keeps.
+    pub(crate) fn selection(&self) -> u64 {
+        self.policy.selection_hash(&self.own)
+    }
+
+    pub(crate) const fn policy(&self) -> &Arc<Policy> {
+        &self.policy
+    }
+}
+
+/// The other regions.
+pub(crate) struct Members {
+    own: RegionName,
+    live: LivePolicy,
+    connect: Connect,
+    /// Connections, kept while a region's entry in the policy stays the same.
+    connected: Mutex<Vec<(Region, Arc<dyn Source>)>>,
+}
+
+impl core::fmt::Debug for Members {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Members")
+            .field("own", &self.own)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Members {
+    pub(crate) fn new(own: RegionName, live: LivePolicy, connect: Connect) -> Self {
+        Self {
+            own,
+            live,
+            connect,
+            connected: Mutex::default(),
+        }
+    }
+
+    /// The policy as it is now.
+    pub(crate) fn policy(&self) -> RegionPolicy {
+        RegionPolicy::new(self.own.clone(), self.live.current())
+    }
+
+    /// The live policy.
+    pub(crate) const fn live(&self) -> &LivePolicy {
+        &self.live
+    }
+
+    /// Notifies of changes of the policy.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<Policy>> {
+        self.live.subscribe()
+    }
+
+    /// All other regions, in the order of the policy.
+    pub(crate) fn sources(&self) -> Vec<Arc<dyn Source>> {
+        let policy = self.live.current();
+        let mut connected = self
+            .connected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = core::mem::take(&mut *connected);
+        for region in policy.others(&self.own) {
+            let known = before.iter().find(|(known, _)| known == region);
+            let source =
+                known.map_or_else(|| (self.connect)(region), |(_, source)| Arc::clone(source));
+            connected.push((region.clone(), source));
+        }
+        connected
+            .iter()
+            .map(|(_, source)| Arc::clone(source))
+            .collect()
+    }
+
+    /// Returns once the policy no longer lists a region with the present address.
+    pub(crate) async fn left(&self, region: &RegionName) {
+        let mut changes = self.changes();
+        let listed = changes.borrow_and_update().region(region).cloned();
+        loop {
+            if changes.changed().await.is_err() {
+                return core::future::pending().await;
+            }
+            if changes.borrow_and_update().region(region).cloned() != listed {
+                return;
+            }
+        }
+    }
+}

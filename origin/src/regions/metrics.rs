@@ -1,0 +1,150 @@
+//! The metrics of the work between regions.
+
+use core::fmt;
+
+use flotilla_common::failover::{SourceId, Standing};
+use flotilla_runtime::metrics::MetricWriter;
+
+use super::regional::Regional;
+
+/// Writes the metrics of all other regions.
+///
+/// # Errors
+/// The output cannot be written.
+pub(crate) fn write(regional: &Regional, figures: &mut MetricWriter<'_>) -> fmt::Result {
+    let counts = regional.replicator().counts();
+    let by_region = counts.by_region();
+    let routes = regional.routes();
+    let per_region = |value: fn(&super::counts::PerRegion) -> u64| {
+        by_region
+            .iter()
+            .map(move |(region, counts)| (region.to_string(), value(counts)))
+            .collect::<Vec<_>>()
+    };
+    gauges(
+        figures,
+        "region_lag_seconds",
+        "Age of the oldest journal entry of a region that is written there and not merged here",
+        "from",
+        per_region(|counts| counts.lag_nanos / 1_000_000_000),
+    )?;
+    gauges(
+        figures,
+        "region_lag_entries",
+        "Journal entries of a region that are not merged here",
+        "from",
+        per_region(|counts| counts.owed),
+    )?;
+    gauges(
+        figures,
+        "region_blocked_entries",
+        "Journal entries that wait for a region that does not answer",
+        "from",
+        per_region(|counts| counts.blocked),
+    )?;
+    gauges(
+        figures,
+        "region_follows",
+        "Whether this replica is the one that follows a region (1) or not (0)",
+        "from",
+        per_region(|counts| u64::from(counts.follows)),
+    )?;
+    counters(
+        figures,
+        "region_merged_entries",
+        "Journal entries of a region that were merged",
+        "from",
+        per_region(|counts| counts.entries_done),
+    )?;
+    counters(
+        figures,
+        "region_copied_bytes",
+        "Bytes of blobs copied from a region",
+        "from",
+        per_region(|counts| counts.copied_bytes),
+    )?;
+    let reads = counts
+        .reads()
+        .into_iter()
+        .map(|((region, outcome), count)| {
+            let from = if region == *regional.own() {
+                "own".to_owned()
+            } else {
+                region.to_string()
+            };
+            (format!("{from} {outcome}"), count)
+        });
+    counters(
+        figures,
+        "region_reads",
+        "Reads that missed memory, by the region that served them and the outcome",
+        "from",
+        reads.collect(),
+    )?;
+    let (forwarded, unforwarded) = counts.all_forwarded();
+    let forwarded = forwarded
+        .into_iter()
+        .map(|(region, count)| (region.to_string(), count))
+        .chain([("none".to_owned(), unforwarded)]);
+    counters(
+        figures,
+        "region_forwarded",
+        "Changes forwarded to a region; none: that no region could take",
+        "to",
+        forwarded.collect(),
+    )?;
+    let standing = (0..=routes.others.len() as u32).map(|id| {
+        let name = match routes.other(SourceId(id)) {
+            Some(other) => other.region().to_string(),
+            None => "own storage".to_owned(),
+        };
+        (name, percent(routes.failover.standing(SourceId(id))))
+    });
+    gauges(
+        figures,
+        "region_standing",
+        "Share of requests that a region, or the own storage, gets: 100 while it answers, 0 while it is out",
+        "of",
+        standing.collect(),
+    )?;
+    figures.gauge(
+        "region_whole",
+        "Whether this region has everything that the others had when it joined (1) or not (0)",
+        u64::from(regional.is_whole()),
+    )?;
+    figures.counter(
+        "region_broken_closures",
+        "Merged tags and indexes that name something no region has",
+        counts.broken_closures(),
+    )
+}
+
+const fn percent(standing: Standing) -> u64 {
+    match standing {
+        Standing::Fine | Standing::Suspect => 100,
+        Standing::Returning { percent } => percent as u64,
+        Standing::Out => 0,
+    }
+}
+
+fn gauges(
+    figures: &mut MetricWriter<'_>,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: Vec<(String, u64)>,
+) -> fmt::Result {
+    let values = values.iter().map(|(of, value)| (of.as_str(), *value));
+    figures.gauges(name, help, label, values)
+}
+
+fn counters(
+    figures: &mut MetricWriter<'_>,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: Vec<(String, u64)>,
+) -> fmt::Result {
+    let values = values.iter().map(|(of, value)| (of.as_str(), *value));
+    figures.counters(name, help, label, values)
+}

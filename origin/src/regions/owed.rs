@@ -1,0 +1,189 @@
+//! What other regions owe this one, as far as a read needs to know: a page of each journal, fetched
+//! on demand and at most about once a second.
+//!
+//! Something that is absent here is looked for elsewhere only if a journal names its repository. So
+//! a storm of requests for tags that exist nowhere costs another region one page a second.
+
+use core::time::Duration;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use flotilla_common::name::{RegionName, RepositoryName};
+use flotilla_common::time::Time;
+use flotilla_common::wire::region::MAX_ENTRIES;
+use flotilla_runtime::clock::Clock;
+use futures_util::future::join_all;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::timeout;
+
+use super::source::Source;
+
+/// How old a page may be, by the start of its listing at the other region.
+const FRESH: Duration = Duration::from_secs(1);
+/// For one page.
+const PAGE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Entries beyond which a region counts as owing something in every repository.
+const MAX_KNOWN: usize = 999;
+/// Questions to other regions about absent content of one repository that no journal names, per
+/// second, while that may exist nevertheless.
+const ASKS_PER_SECOND: u32 = 20;
+/// Repositories whose questions are counted.
+const MAX_COUNTED: usize = 4096;
+
+/// Whether other regions may have what is absent here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Owed {
+    /// All regions answered, and none owes anything in the repository.
+    Nothing,
+    /// The same, but a page was listed after the caller's own read began: the caller reads its own
+    /// storage once more, since a follower may have merged the entry in between.
+    ReadAgain,
+    /// These may have it.
+    By(Vec<RegionName>),
+    /// Some region may have it, but too many questions were asked, or it does not answer and its
+    /// last page named the repository.
+    Unknown,
+}
+
+/// The repositories that a page names.
+#[derive(Debug)]
+struct Page {
+    /// When its listing began, at the latest.
+    began: Time,
+    repositories: HashSet<RepositoryName>,
+    /// Whether there are more entries than the page tells.
+    is_partial: bool,
+}
+
+#[derive(Debug, Default)]
+struct KnownPage {
+    page: AsyncMutex<Option<Arc<Page>>>,
+}
+
+/// The pages of all other regions.
+#[derive(Debug)]
+pub(crate) struct OwedPages {
+    clock: Clock,
+    pages: Mutex<HashMap<RegionName, Arc<KnownPage>>>,
+    asks: Mutex<HashMap<RepositoryName, (Time, u32)>>,
+}
+
+impl OwedPages {
+    pub(crate) fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            pages: Mutex::default(),
+            asks: Mutex::default(),
+        }
+    }
+
+    /// Forgets all pages: this region's storage may lag behind what a client was told.
+    pub(crate) fn forget(&self) {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        pages.clear();
+    }
+
+    /// Whether `sources` may have something of a repository that is absent here. `read_at` is when
+    /// the read that found it absent began. `is_whole` says whether this region has everything that
+    /// the others had when it joined.
+    pub(crate) async fn look_up(
+        &self,
+        sources: &[Arc<dyn Source>],
+        repository: &RepositoryName,
+        read_at: Time,
+        is_whole: bool,
+    ) -> Owed {
+        let pages = join_all(sources.iter().map(|source| self.page(source))).await;
+        let mut owing = Vec::new();
+        let mut is_silent = false;
+        let mut is_named_by_silent = false;
+        let mut is_later = false;
+        for (source, (page, is_fresh)) in sources.iter().zip(pages) {
+            let names = page
+                .as_ref()
+                .is_some_and(|page| page.is_partial || page.repositories.contains(repository));
+            if is_fresh {
+                is_later |= page.is_some_and(|page| page.began > read_at);
+                if names {
+                    owing.push(source.region().clone());
+                }
+            } else {
+                is_silent = true;
+                is_named_by_silent |= names;
+            }
+        }
+        if !owing.is_empty() {
+            return Owed::By(owing);
+        }
+        if is_named_by_silent {
+            return Owed::Unknown;
+        }
+        if is_silent || !is_whole {
+            if !self.may_ask(repository) {
+                return Owed::Unknown;
+            }
+            return Owed::By(
+                sources
+                    .iter()
+                    .map(|source| source.region().clone())
+                    .collect(),
+            );
+        }
+        if is_later {
+            Owed::ReadAgain
+        } else {
+            Owed::Nothing
+        }
+    }
+
+    /// The last known page of a region, and whether it is fresh.
+    async fn page(&self, source: &Arc<dyn Source>) -> (Option<Arc<Page>>, bool) {
+        let known = {
+            let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(pages.entry(source.region().clone()).or_default())
+        };
+        let mut last = known.page.lock().await;
+        let is_fresh = |page: &Arc<Page>| self.clock.now().saturating_since(page.began) < FRESH;
+        if last.as_ref().is_some_and(is_fresh) {
+            return (last.clone(), true);
+        }
+        let asked = self.clock.now();
+        let Ok(Ok(fetched)) = timeout(PAGE_TIMEOUT, source.journal(None, MAX_ENTRIES)).await else {
+            return (last.clone(), false);
+        };
+        let age = Duration::from_millis(fetched.age_ms);
+        let began = Time::from_nanos(
+            asked
+                .as_nanos()
+                .saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)),
+        );
+        let keys = fetched.entries.iter().flat_map(|entry| &entry.keys);
+        let page = Arc::new(Page {
+            began,
+            is_partial: fetched.more
+                || fetched.entries.len() > MAX_KNOWN
+                || fetched.sweep.is_some(),
+            repositories: keys.map(|(key, _)| key.repository().clone()).collect(),
+        });
+        *last = Some(Arc::clone(&page));
+        (Some(page), true)
+    }
+
+    /// Counts a question about a repository; false if there were too many within a second.
+    fn may_ask(&self, repository: &RepositoryName) -> bool {
+        let now = self.clock.now();
+        let mut asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        if asks.len() >= MAX_COUNTED && !asks.contains_key(repository) {
+            asks.retain(|_, (since, _)| now.saturating_since(*since) < FRESH);
+            if asks.len() >= MAX_COUNTED {
+                return false;
+            }
+        }
+        let (since, count) = asks.entry(repository.clone()).or_insert((now, 0));
+        if now.saturating_since(*since) >= Duration::from_secs(1) {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+        *count <= ASKS_PER_SECOND
+    }
+}

@@ -1,0 +1,544 @@
+//! Everything about other regions that one replica runs: who they are, whether they and the own
+//! storage answer, what they owe, and the copies that requests ask for.
+
+use core::time::Duration;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use flotilla_common::failover::{Failover, FailoverConfig, SourceId, Standing};
+use flotilla_common::manifest::Manifest;
+use flotilla_common::name::{RegionName, RepositoryName, Tag};
+use flotilla_common::time::Time;
+use flotilla_common::wire::region::{FactKey, StorageStanding};
+use flotilla_runtime::clock::Clock;
+use flotilla_runtime::failover::Sources;
+use flotilla_runtime::shutdown::Shutdown;
+
+use super::follower::Follower;
+use super::hints::Hints;
+use super::lease::Lease;
+use super::members::Members;
+use super::owed::{Owed, OwedPages};
+use super::replicate::{Replicated, Replicator, one_fact, ordered};
+use super::source::Source;
+use super::sweep::Sweeper;
+use super::sweep_state::SweepTimes;
+use super::take::{TakeOrder, TakeOrders};
+use crate::registry::{KnownTag, MergeReason, Registry};
+use crate::replicas::Changed;
+
+/// The source of the failover machine that is this region's own storage.
+pub(crate) const OWN: SourceId = SourceId(0);
+/// Copies that reads have asked for and that run at once; more reads start none.
+const MAX_COPIES: usize = 32;
+/// How often it is looked up whether this region is whole.
+const WHOLE_INTERVAL: Duration = Duration::from_secs(30);
+/// Forwarded changes that are remembered, and for how long: longer than outages are expected.
+const MAX_TOLD: u64 = 10_000;
+const TOLD_FOR: Duration = Duration::from_hours(24);
+/// For this long after a start or an outage, tags of other regions count as owed.
+pub(crate) const FRESHEST_FOR: Duration = Duration::from_mins(10);
+
+/// The own storage and the other regions, as sources of one failover machine. Replaced when the
+/// regions of the policy change.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    /// [`OWN`], then the other regions in the order of the policy.
+    pub(crate) failover: Sources,
+    pub(crate) others: Vec<Arc<dyn Source>>,
+    stop: Shutdown,
+}
+
+impl Routes {
+    /// The other region that is a source of the failover machine.
+    pub(crate) fn other(&self, source: SourceId) -> Option<&Arc<dyn Source>> {
+        self.others.get((source.0 as usize).checked_sub(1)?)
+    }
+
+    /// How far this replica uses its own storage.
+    pub(crate) fn own_standing(&self) -> Standing {
+        self.failover.standing(OWN)
+    }
+
+    /// Whether the own storage is out, or returns in steps.
+    pub(crate) fn is_own_out(&self) -> bool {
+        matches!(
+            self.own_standing(),
+            Standing::Out | Standing::Returning { .. }
+        )
+    }
+
+    /// The other regions that answer, as far as is known, in the order of the policy.
+    pub(crate) fn usable_others(&self) -> Vec<Arc<dyn Source>> {
+        let others = (1_u32..).zip(&self.others);
+        others
+            .filter(|(id, _)| self.failover.standing(SourceId(*id)) != Standing::Out)
+            .map(|(_, source)| Arc::clone(source))
+            .collect()
+    }
+}
+
+/// Settings of the work between regions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RegionalConfig {
+    pub(crate) sweeps: SweepTimes,
+    /// H.
+    pub(crate) horizon: Duration,
+    /// Whether writes go to another region while the own storage is out.
+    pub(crate) forward_writes: bool,
+}
+
+/// The regions, as one replica sees them.
+pub(crate) struct Regional {
+    registry: Arc<Registry>,
+    members: Arc<Members>,
+    replicator: Arc<Replicator>,
+    routes: ArcSwap<Routes>,
+    owed: OwedPages,
+    hints: Hints,
+    /// Forwarded changes of tags that the own storage may not have yet.
+    told: moka::sync::Cache<(RepositoryName, Tag), KnownTag>,
+    clock: Clock,
+    config: RegionalConfig,
+    /// Keys that detached copies are bringing.
+    copying: Mutex<HashSet<FactKey>>,
+    is_whole: Mutex<bool>,
+    /// Until when tags are read from all regions that owe something.
+    freshest_until: Mutex<Time>,
+    shutdown: Shutdown,
+}
+
+impl core::fmt::Debug for Regional {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Regional")
+            .field("members", &self.members)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Regional {
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        members: Arc<Members>,
+        replicator: Arc<Replicator>,
+        clock: Clock,
+        config: RegionalConfig,
+        shutdown: Shutdown,
+    ) -> Arc<Self> {
+        let routes = ArcSwap::from_pointee(no_routes(clock));
+        Arc::new(Self {
+            registry,
+            members,
+            replicator,
+            routes,
+            owed: OwedPages::new(clock),
+            hints: Hints::new(shutdown.clone()),
+            told: moka::sync::Cache::builder()
+                .max_capacity(MAX_TOLD)
+                .time_to_live(TOLD_FOR)
+                .build(),
+            clock,
+            config,
+            copying: Mutex::default(),
+            is_whole: Mutex::new(false),
+            freshest_until: Mutex::new(clock.now() + FRESHEST_FOR),
+            shutdown,
+        })
+    }
+
+    /// Starts probes and followers, and restarts them whenever the policy changes the regions.
+    pub(crate) fn start(self: &Arc<Self>, orders: TakeOrders) {
+        let regional = Arc::clone(self);
+        self.shutdown.spawn(regional.take_all(orders));
+        let mut changes = self.members.changes();
+        changes.mark_unchanged();
+        self.connect();
+        let regional = Arc::clone(self);
+        self.shutdown.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = regional.shutdown.wait() => return,
+                    changed = changes.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(WHOLE_INTERVAL) => {
+                        regional.look_up_whole().await;
+                        continue;
+                    }
+                }
+                regional.connect();
+            }
+        });
+        let regional = Arc::clone(self);
+        self.shutdown
+            .spawn(async move { regional.look_up_whole().await });
+    }
+
+    /// The own storage and the other regions.
+    pub(crate) fn routes(&self) -> Arc<Routes> {
+        self.routes.load_full()
+    }
+
+    /// Whether there are other regions.
+    pub(crate) fn has_others(&self) -> bool {
+        !self.routes.load().others.is_empty()
+    }
+
+    pub(crate) const fn members(&self) -> &Arc<Members> {
+        &self.members
+    }
+
+    pub(crate) const fn replicator(&self) -> &Arc<Replicator> {
+        &self.replicator
+    }
+
+    pub(crate) const fn owed_pages(&self) -> &OwedPages {
+        &self.owed
+    }
+
+    /// Whether this region has everything that the others had when it joined.
+    pub(crate) fn is_whole(&self) -> bool {
+        *self.is_whole.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The standing that other regions are told.
+    pub(crate) fn storage_standing(&self) -> StorageStanding {
+        if self.routes.load().is_own_out() {
+            StorageStanding::Out
+        } else {
+            StorageStanding::Usable
+        }
+    }
+
+    /// The regions that may have something of a repository that is absent here.
+    pub(crate) async fn owed(&self, repository: &RepositoryName, read_at: Time) -> Owed {
+        let routes = self.routes.load_full();
+        let policy = self.members.policy();
+        let regions = policy.others(repository);
+        let sources: Vec<_> = routes
+            .others
+            .iter()
+            .filter(|source| regions.contains(source.region()))
+            .map(Arc::clone)
+            .collect();
+        if sources.is_empty() {
+            return Owed::Nothing;
+        }
+        self.owed
+            .look_up(&sources, repository, read_at, self.is_whole())
+            .await
+    }
+
+    /// Whether tags are read from all regions that owe something: for a while after a start or an
+    /// outage.
+    pub(crate) fn is_freshest(&self) -> bool {
+        let until = self
+            .freshest_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.clock.now() < *until
+    }
+
+    /// The own region.
+    pub(crate) fn own(&self) -> &RegionName {
+        self.registry.region()
+    }
+
+    /// Whether writes go to another region while the own storage is out.
+    pub(crate) const fn forwards_writes(&self) -> bool {
+        self.config.forward_writes
+    }
+
+    pub(crate) const fn hints(&self) -> &Hints {
+        &self.hints
+    }
+
+    /// Takes note of a change that another region made for this one.
+    pub(crate) fn told(&self, changed: &Changed) {
+        if let Changed::ForwardedTag {
+            repository,
+            tag,
+            stamp,
+            digest,
+        } = changed
+        {
+            let value = KnownTag::new(stamp.clone(), *digest);
+            self.told.insert((repository.clone(), tag.clone()), value);
+            self.owed.forget();
+        }
+    }
+
+    /// A forwarded change of a tag that this region's storage does not have yet.
+    pub(crate) async fn told_tag(
+        &self,
+        repository: &RepositoryName,
+        tag: &Tag,
+    ) -> Option<KnownTag> {
+        let key = (repository.clone(), tag.clone());
+        let told = self.told.get(&key)?;
+        let fact_key = FactKey::Tag(repository.clone(), tag.clone());
+        let own = self.registry.fact(&fact_key).await;
+        if own.is_ok_and(|own| own.stamp() >= Some(&told.stamp)) {
+            self.told.invalidate(&key);
+            return None;
+        }
+        Some(told)
+    }
+
+    /// Counts a read that was served by a region, or by none.
+    pub(crate) fn count_read(&self, by: Option<&Arc<dyn Source>>, outcome: &'static str) {
+        let by = by.map_or_else(|| self.own(), |source| source.region());
+        self.replicator.counts().read(by, outcome);
+    }
+
+    /// Counts a change that was forwarded, or that no region could take.
+    pub(crate) fn count_forwarded(&self, to: Option<&RegionName>) {
+        self.replicator.counts().forwarded(to);
+    }
+
+    /// Brings a key from a region in the background, unless that is under way, or too much is.
+    pub(crate) fn copy_behind(self: &Arc<Self>, region: &RegionName, key: FactKey) {
+        {
+            let mut copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
+            if copying.len() >= MAX_COPIES || !copying.insert(key.clone()) {
+                return;
+            }
+        }
+        let (regional, region) = (Arc::clone(self), region.clone());
+        self.shutdown.spawn(async move {
+            let stop = regional.shutdown.clone();
+            tokio::select! {
+                () = stop.wait() => {}
+                result = regional.bring(&region, &key) => if let Err(error) = result {
+                    tracing::debug!(%region, error, "a copy behind a read failed");
+                }
+            }
+            let mut copying = regional
+                .copying
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            copying.remove(&key);
+        });
+    }
+
+    /// Brings a key from a region. Returns once it is merged, or says why it is not.
+    pub(crate) async fn bring(&self, region: &RegionName, key: &FactKey) -> Result<bool, String> {
+        let sources = ordered(&self.routes.load().others, region);
+        let Some(source) = sources.first().filter(|source| source.region() == region) else {
+            return Err(format!("the policy has no region {region}"));
+        };
+        if !(self.members.policy().selects())(key) {
+            return Ok(false);
+        }
+        let fact = one_fact(&**source, key)
+            .await
+            .map_err(|error| error.to_string())?;
+        let replicated = self
+            .replicator
+            .replicate(&sources, key, &fact, MergeReason::Needed)
+            .await
+            .map_err(|error| error.to_string())?;
+        match replicated {
+            Replicated::Merged | Replicated::MergedBroken => Ok(true),
+            Replicated::Blocked(reason) => Err(reason),
+            Replicated::Ahead(by) => Err(format!("its stamp is {} s ahead", by.as_secs())),
+        }
+    }
+
+    /// Copies what other regions ask for, a few orders at once.
+    async fn take_all(self: Arc<Self>, mut orders: TakeOrders) {
+        let permits = Arc::new(tokio::sync::Semaphore::new(MAX_COPIES));
+        loop {
+            let order = tokio::select! {
+                () = self.shutdown.wait() => return,
+                order = orders.next() => order,
+            };
+            let (Some(order), Ok(permit)) = (order, Arc::clone(&permits).acquire_owned().await)
+            else {
+                return;
+            };
+            let regional = Arc::clone(&self);
+            self.shutdown.spawn(async move {
+                let _permit = permit;
+                regional.take(order).await;
+            });
+        }
+    }
+
+    async fn take(&self, order: TakeOrder) {
+        let mut is_merged = true;
+        for key in &order.keys {
+            match self.bring(&order.from, key).await {
+                Ok(merged) => is_merged &= merged,
+                Err(reason) => {
+                    tracing::debug!(region = %order.from, reason, "a key that a region asked to copy is not merged");
+                    is_merged = false;
+                }
+            }
+        }
+        order.finish(is_merged);
+    }
+
+    /// Brings what a manifest references. `false` if something of it is in no region.
+    ///
+    /// # Errors
+    /// A region that may have something does not answer, or this region's storage failed.
+    pub(crate) async fn bring_references(
+        &self,
+        repository: &RepositoryName,
+        manifest: &Manifest,
+    ) -> Result<bool, String> {
+        let sources = self.routes.load().others.clone();
+        let brought = self
+            .replicator
+            .bring_references(&sources, repository, manifest)
+            .await
+            .map_err(|error| error.to_string())?;
+        match brought {
+            Replicated::Merged => Ok(true),
+            Replicated::MergedBroken => Ok(false),
+            Replicated::Blocked(reason) => Err(reason),
+            Replicated::Ahead(by) => Err(format!("a stamp is {} s ahead", by.as_secs())),
+        }
+    }
+
+    /// Connects to the regions of the policy, as it is now.
+    fn connect(self: &Arc<Self>) {
+        let others = self.members.sources();
+        let before = self.routes.load_full();
+        let is_same = others.len() == before.others.len()
+            && others
+                .iter()
+                .zip(&before.others)
+                .all(|(now, before)| Arc::ptr_eq(now, before));
+        if is_same && !others.is_empty() {
+            return;
+        }
+        before.stop.trigger();
+        if others.is_empty() {
+            self.routes.store(Arc::new(no_routes(self.clock)));
+            return;
+        }
+        let regions: Vec<u32> = (0..=others.len() as u32).collect();
+        let machine = Failover::new(FailoverConfig::default(), &regions, rand::random());
+        let names = core::iter::once("the storage of this region".to_owned())
+            .chain(
+                others
+                    .iter()
+                    .map(|other| format!("region {}", other.region())),
+            )
+            .collect();
+        let routes = Arc::new(Routes {
+            failover: Sources::new(machine, names, self.clock),
+            others,
+            stop: Shutdown::new(),
+        });
+        self.routes.store(Arc::clone(&routes));
+        self.spawn_probes(&routes);
+        self.spawn_followers(&routes, &before);
+        self.watch_outages(routes);
+    }
+
+    fn spawn_probes(self: &Arc<Self>, routes: &Arc<Routes>) {
+        let failover = routes.failover.clone();
+        let (regional, routes) = (Arc::clone(self), Arc::clone(routes));
+        let stop = routes.stop.clone();
+        self.shutdown.spawn(async move {
+            let probe = |source: SourceId| {
+                let (regional, routes) = (Arc::clone(&regional), Arc::clone(&routes));
+                async move { regional.probe(&routes, source).await }
+            };
+            let all = regional.shutdown.clone();
+            tokio::select! {
+                () = all.wait() => {}
+                () = failover.run_probes(probe, stop) => {}
+            }
+        });
+    }
+
+    /// Whether a source can serve.
+    async fn probe(&self, routes: &Routes, source: SourceId) -> Result<(), String> {
+        let Some(other) = routes.other(source) else {
+            let probed = self.registry.probe_storage().await;
+            return probed.map_err(|error| error.to_string());
+        };
+        let state = other.state().await.map_err(|error| error.to_string())?;
+        match state.standing {
+            StorageStanding::Usable => Ok(()),
+            StorageStanding::Out => Err("its storage is out".to_owned()),
+        }
+    }
+
+    fn spawn_followers(self: &Arc<Self>, routes: &Routes, before: &Routes) {
+        for source in &routes.others {
+            if before.others.iter().any(|known| Arc::ptr_eq(known, source)) {
+                continue;
+            }
+            let region = source.region();
+            let sweeper = Sweeper::new(
+                Arc::clone(&self.replicator),
+                Arc::clone(&self.members),
+                region,
+                self.config.sweeps,
+            );
+            let follower = Follower::new(
+                Arc::clone(&self.replicator),
+                Arc::clone(&self.members),
+                Arc::clone(source),
+                sweeper,
+                self.config.horizon,
+            );
+            let storage = Arc::clone(self.registry.storage());
+            let lease = Lease::new(storage, self.clock, &format!("follow-{region}"));
+            let stop = self.shutdown.clone();
+            self.shutdown.spawn(follower.run(lease, stop));
+        }
+    }
+
+    /// From each outage of the own storage on, tags count as owed for a while.
+    fn watch_outages(self: &Arc<Self>, routes: Arc<Routes>) {
+        let regional = Arc::clone(self);
+        let mut changes = routes.failover.changes();
+        self.shutdown.spawn(async move {
+            let all = regional.shutdown.clone();
+            loop {
+                tokio::select! {
+                    () = all.wait() => return,
+                    () = routes.stop.wait() => return,
+                    changed = changes.changed() => if changed.is_err() { return },
+                }
+                if routes.is_own_out() {
+                    let mut until = regional
+                        .freshest_until
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    *until = regional.clock.now() + FRESHEST_FOR;
+                }
+            }
+        });
+    }
+
+    async fn look_up_whole(&self) {
+        let mut is_whole = true;
+        for source in &self.routes.load().others {
+            let sweeper = Sweeper::new(
+                Arc::clone(&self.replicator),
+                Arc::clone(&self.members),
+                source.region(),
+                self.config.sweeps,
+            );
+            is_whole &= sweeper.is_whole().await.unwrap_or(false);
+        }
+        *self.is_whole.lock().unwrap_or_else(PoisonError::into_inner) = is_whole;
+    }
+}
+
+/// A single region.
+fn no_routes(clock: Clock) -> Routes {
+    let machine = Failover::new(FailoverConfig::default(), &[0], 0);
+    let names = vec!["the storage of this region".to_owned()];
+    Routes {
+        failover: Sources::new(machine, names, clock),
+        others: Vec::new(),
+        stop: Shutdown::new(),
+    }
+}

@@ -1,0 +1,256 @@
+//! Sweeps: a region walks all keys of another one and merges each. The state is stored, so that a
+//! sweep goes on where it was after a crash.
+
+use std::sync::Arc;
+
+use flotilla_common::wire::region::{Fact, FactKey, MAX_FACTS, MAX_KEYS, RegionState};
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::entry::EntryError;
+use super::members::Members;
+use super::replicate::{Replicated, Replicator, ordered};
+use super::source::{Source, SourceError};
+use super::sweep_state::{SweepStep, SweepTimes, next_step, page_merged, retried};
+use crate::layout;
+use crate::nonce::nonce;
+use crate::record::{RegionRecord, SweepState, decode, encode};
+use crate::registry::{MergeReason, RegistryError};
+use crate::storage::{Key, Object};
+
+/// Keys merged concurrently.
+const KEYS_AT_ONCE: usize = 16;
+
+/// Walks the keys of one region.
+#[derive(Debug)]
+pub(crate) struct Sweeper {
+    replicator: Arc<Replicator>,
+    members: Arc<Members>,
+    times: SweepTimes,
+    key: Key,
+    /// Whether the storage of the region was compared with the one that is known.
+    is_checked: bool,
+}
+
+impl Sweeper {
+    pub(crate) fn new(
+        replicator: Arc<Replicator>,
+        members: Arc<Members>,
+        region: &flotilla_common::name::RegionName,
+        times: SweepTimes,
+    ) -> Self {
+        Self {
+            replicator,
+            members,
+            times,
+            key: layout::region(region),
+            is_checked: false,
+        }
+    }
+
+    /// Refuses a region whose storage is this region's, or another one than before: entries would
+    /// be done by the wrong one.
+    ///
+    /// # Errors
+    /// [`SourceError`] that says what is wrong; the storage's.
+    pub(crate) async fn check_storage_id(&mut self, source: &dyn Source) -> Result<(), EntryError> {
+        if self.is_checked {
+            return Ok(());
+        }
+        let state = source.state().await?;
+        let refused = |reason: String| {
+            tracing::error!(region = %source.region(), reason, "refusing to replicate from a region");
+            SourceError {
+                region: source.region().clone(),
+                reason,
+            }
+        };
+        self.check_state(source, &state, &refused).await?;
+        self.is_checked = true;
+        Ok(())
+    }
+
+    async fn check_state(
+        &self,
+        source: &dyn Source,
+        state: &RegionState,
+        refused: &impl Fn(String) -> SourceError,
+    ) -> Result<(), EntryError> {
+        let registry = &self.replicator.registry;
+        if state.region != *source.region() {
+            let reason = format!(
+                "its URL leads to region {}; correct the policy",
+                state.region
+            );
+            return Err(refused(reason).into());
+        }
+        if state.storage_id == registry.storage_id() {
+            let reason = "it uses the storage of this region; give each region a bucket of its own";
+            return Err(refused(reason.to_owned()).into());
+        }
+        match self.read().await? {
+            Some((_, record)) if record.storage_id != state.storage_id => {
+                let reason = "its storage is another one than before; a region that lost its storage \
+                    joins under a new name";
+                Err(refused(reason.to_owned()).into())
+            }
+            Some(_) => Ok(()),
+            None => {
+                let record = RegionRecord {
+                    storage_id: state.storage_id,
+                    is_whole: false,
+                    selection: self.members.policy().selection(),
+                    sweep: SweepState::first(registry.unix_nanos(), &self.times),
+                    nonce: nonce(),
+                };
+                self.write(None, record).await
+            }
+        }
+    }
+
+    /// Does the next step of the sweep, if there is one now. Returns whether it did.
+    ///
+    /// # Errors
+    /// The source or the storage failed: the step is repeated.
+    pub(crate) async fn step(
+        &self,
+        source: &Arc<dyn Source>,
+        owed: Option<u128>,
+    ) -> Result<bool, EntryError> {
+        let Some((object, record)) = self.read().await? else {
+            return Ok(false);
+        };
+        let now = self.replicator.registry.unix_nanos();
+        let selection = self.members.policy().selection();
+        let sources = ordered(&self.members.sources(), source.region());
+        let step = next_step(&record, now, owed, selection, &self.times);
+        let is_pausing = matches!(step, SweepStep::Idle | SweepStep::Retry(_));
+        let next = match step {
+            SweepStep::Idle => return Ok(false),
+            SweepStep::Store(sweep) => {
+                let is_owed = owed.is_some() || record.selection != selection;
+                RegionRecord {
+                    is_whole: record.is_whole && !is_owed,
+                    selection,
+                    sweep,
+                    ..record
+                }
+            }
+            SweepStep::Page { kind, after } => {
+                let page = source.keys(kind, after.as_ref(), MAX_KEYS).await?;
+                let blocked = self.merge(&sources, &page.keys).await?;
+                let last = page.keys.last().cloned();
+                RegionRecord {
+                    sweep: page_merged(record.sweep, now, last, page.more, blocked),
+                    ..record
+                }
+            }
+            SweepStep::Retry(keys) => {
+                let blocked = self.merge(&sources, &keys).await?;
+                RegionRecord {
+                    sweep: retried(record.sweep, blocked),
+                    ..record
+                }
+            }
+            SweepStep::End {
+                owed,
+                next,
+                is_whole,
+            } => {
+                if owed.is_some() {
+                    source.done(Vec::new(), owed).await?;
+                }
+                RegionRecord {
+                    is_whole: is_whole || record.is_whole,
+                    sweep: next,
+                    ..record
+                }
+            }
+        };
+        self.write(Some(&object), next).await?;
+        Ok(!is_pausing)
+    }
+
+    /// Whether everything that the region had is here.
+    pub(crate) async fn is_whole(&self) -> Result<bool, RegistryError> {
+        Ok(self
+            .read()
+            .await?
+            .is_some_and(|(_, record)| record.is_whole))
+    }
+
+    /// Merges keys. Returns those that wait for another region.
+    async fn merge(
+        &self,
+        sources: &[Arc<dyn Source>],
+        keys: &[FactKey],
+    ) -> Result<Vec<FactKey>, EntryError> {
+        let Some(source) = sources.first() else {
+            return Ok(keys.to_vec());
+        };
+        let selects = self.members.policy().selects();
+        let selects = &*selects;
+        let mut blocked = Vec::new();
+        let mut at = 0;
+        while at < keys.len() {
+            let batch = &keys[at..(at + MAX_FACTS).min(keys.len())];
+            let facts = source.facts(batch).await?;
+            if facts.is_empty() {
+                return Err(SourceError {
+                    region: source.region().clone(),
+                    reason: "it answered without facts".to_owned(),
+                }
+                .into());
+            }
+            at += facts.len().min(batch.len());
+            let pairs: Vec<(FactKey, Fact)> = batch.iter().cloned().zip(facts).collect();
+            let merges = stream::iter(pairs).map(|(key, fact)| async move {
+                if !selects(&key) && !self.replicator.registry.has_fact(&key).await? {
+                    return Ok(None);
+                }
+                let merged = self
+                    .replicator
+                    .replicate(sources, &key, &fact, MergeReason::Sweep)
+                    .await?;
+                Ok::<_, RegistryError>(match merged {
+                    Replicated::Merged => None,
+                    Replicated::MergedBroken => {
+                        self.replicator.counts().broken_closure();
+                        None
+                    }
+                    Replicated::Blocked(_) | Replicated::Ahead(_) => Some(key),
+                })
+            });
+            let merged: Vec<_> = merges.buffer_unordered(KEYS_AT_ONCE).try_collect().await?;
+            blocked.extend(merged.into_iter().flatten());
+        }
+        Ok(blocked)
+    }
+
+    async fn read(&self) -> Result<Option<(Object, RegionRecord)>, RegistryError> {
+        let Some(object) = self.replicator.registry.storage().read(&self.key).await? else {
+            return Ok(None);
+        };
+        let record = decode(&self.key, &object.body)?;
+        Ok(Some((object, record)))
+    }
+
+    async fn write(&self, seen: Option<&Object>, record: RegionRecord) -> Result<(), EntryError> {
+        let record = RegionRecord {
+            nonce: nonce(),
+            ..record
+        };
+        let body = encode(&self.key, &record)
+            .map_err(RegistryError::from)?
+            .into();
+        let storage = self.replicator.registry.storage();
+        let written = match seen {
+            None => storage.create(&self.key, body).await,
+            Some(object) => storage.swap(&self.key, &object.version, body).await,
+        };
+        // A conflict is another replica's step, as good as this one.
+        match written {
+            Ok(_) | Err(crate::storage::StorageError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(RegistryError::from(error).into()),
+        }
+    }
+}
