@@ -27,7 +27,7 @@ use flotilla_common::wire::region::FactKey;
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{CachedManifest, Need, Registry, RegistryError};
+use super::{CachedManifest, KnownTag, Need, Registry, RegistryError};
 use crate::cache::Effect;
 use crate::conditional_write::WriteOutcome;
 use crate::layout;
@@ -61,6 +61,8 @@ pub(crate) struct PushedManifest {
     pub(crate) subject: Option<Digest>,
     /// Of the tags, and of the manifest unless a concurrent push was first.
     pub(crate) stamp: Stamp,
+    /// The sum of the blobs that it names, as it states them.
+    pub(crate) bytes: u64,
 }
 
 /// Whether caches of other replicas may hold another version of a stored manifest.
@@ -172,6 +174,7 @@ impl Registry {
             digest,
             subject,
             stamp,
+            bytes: manifest.blobs().iter().map(|blob| blob.size).sum(),
         })
     }
 
@@ -498,7 +501,9 @@ impl Registry {
         };
         self.tags
             .write(&(repository.clone(), tag.clone()), write)
-            .await
+            .await?;
+        self.remember_tag(repository, tag, KnownTag::new(stamp.clone(), digest));
+        Ok(())
     }
 }
 

@@ -18,7 +18,7 @@ impl Registry {
     /// The values of the first keys, in their order: at least one, and no more after
     /// [`FACTS_LEN`] bytes of manifests.
     pub(crate) async fn facts(&self, keys: &[FactKey]) -> Result<Vec<Fact>, RegistryError> {
-        let reads = stream::iter(keys).map(|key| self.fact(key));
+        let reads = stream::iter(keys.to_vec()).map(|key| async move { self.fact(&key).await });
         let mut reads = reads.buffered(READS_AT_ONCE);
         let mut facts = Vec::with_capacity(keys.len());
         let mut len = 0;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName, Tag};
 
-use super::{Registry, RegistryError};
+use super::{KnownTag, Registry, RegistryError};
 use crate::layout;
 use crate::record::{ManifestRecord, Pointer, TagValue};
 use crate::storage::StorageError;
@@ -147,13 +147,17 @@ impl Registry {
     ) -> Result<Option<(Digest, bool)>, RegistryError> {
         let fill = || {
             let storage = Arc::clone(&self.storage);
+            let known_tags = self.known_tags.clone();
+            let cache_key = (repository.clone(), tag.clone());
             let key = layout::tag(repository, tag);
             async move {
                 let Some(object) = storage.read(&key).await? else {
                     return Ok(None);
                 };
                 let pointer = Pointer::<TagValue>::of(&key, &object.body)?;
-                Ok(pointer.value.map(|value| value.digest))
+                let digest = pointer.value.map(|value| value.digest);
+                KnownTag::new(pointer.stamp, digest).remember(&known_tags, cache_key);
+                Ok(digest)
             }
         };
         let cached = self

@@ -14,6 +14,7 @@ mod error;
 mod facts;
 mod hybrid_clock;
 mod journal;
+mod known_tags;
 mod manifests;
 mod merge;
 mod referrers;
@@ -29,6 +30,7 @@ use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{RegionName, RepositoryName, Tag};
 use flotilla_common::seal::SealKey;
+use flotilla_common::storage_id::StorageId;
 use flotilla_common::time::Time;
 use flotilla_common::wire::region::EntryId;
 use flotilla_runtime::clock::Clock;
@@ -50,6 +52,7 @@ pub(crate) use blobs::{FoundBlob, Need};
 pub(crate) use changes::ChangeRules;
 pub(crate) use content::read_segments;
 pub(crate) use error::RegistryError;
+pub(crate) use known_tags::KnownTag;
 pub(crate) use manifests::CachedManifest;
 pub(crate) use merge::{MergeReason, Merged};
 pub(crate) use referrers::MAX_REFERRERS;
@@ -78,6 +81,8 @@ pub(crate) struct Registry {
     small_blobs: Cache<(Digest, Generation), Bytes>,
     manifests: Cache<BlobKey, Arc<CachedManifest>>,
     tags: Cache<(RepositoryName, Tag), Digest>,
+    /// The last known value of each tag, however old: for the time when storage is out.
+    known_tags: moka::sync::Cache<(RepositoryName, Tag), KnownTag>,
     closures: moka::sync::Cache<Digest, Arc<closure::Closure>>,
     /// Bodies of journal entries, which never change.
     journal_entries: moka::sync::Cache<(RegionName, EntryId), Bytes>,
@@ -163,6 +168,13 @@ impl Registry {
                     u32::try_from(closure.weight()).unwrap_or(u32::MAX)
                 })
                 .build(),
+            known_tags: moka::sync::Cache::builder()
+                .max_capacity(other)
+                .weigher(|(name, tag): &(RepositoryName, Tag), _| {
+                    let len = ENTRY_LEN + name.as_str().len() + tag.as_str().len();
+                    u32::try_from(len).unwrap_or(u32::MAX)
+                })
+                .build(),
             journal_entries: moka::sync::Cache::builder()
                 .max_capacity(other)
                 .weigher(|_, body: &Bytes| {
@@ -183,6 +195,21 @@ impl Registry {
     /// The region whose changes this replica stamps.
     pub(crate) const fn region(&self) -> &RegionName {
         self.stamps.region()
+    }
+
+    /// The time of stamps and journal entries, in nanoseconds since 1970.
+    pub(crate) fn unix_nanos(&self) -> u64 {
+        self.stamps.unix_nanos()
+    }
+
+    /// Identifies the bucket.
+    pub(crate) const fn storage_id(&self) -> StorageId {
+        self.format.storage_id
+    }
+
+    /// The region's storage.
+    pub(crate) const fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
     }
 
     /// The monotonic clock.
@@ -221,9 +248,9 @@ impl Registry {
 
     /// Invalidates changed keys at the other replicas. When it returns, no replica serves the
     /// values from before the change.
-    async fn invalidate_replicas(&self, changed: Vec<Changed>) {
+    pub(crate) async fn invalidate_replicas(&self, changed: Vec<Changed>) {
         let time_to_live = changed.iter().map(|changed| match changed {
-            Changed::Tag(..) => self.limits.tag_time_to_live,
+            Changed::Tag(..) | Changed::ForwardedTag { .. } => self.limits.tag_time_to_live,
             Changed::Manifest(..) | Changed::Blob(..) => self.limits.repository_time_to_live,
         });
         let time_to_live = time_to_live.max().unwrap_or_default();
@@ -245,6 +272,15 @@ impl Registry {
                 self.manifests.invalidate(&(repository, digest))
             }
             Changed::Blob(repository, digest) => self.memberships.invalidate(&(repository, digest)),
+            Changed::ForwardedTag {
+                repository,
+                tag,
+                stamp,
+                digest,
+            } => {
+                self.tags.invalidate(&(repository.clone(), tag.clone()));
+                self.remember_tag(&repository, &tag, KnownTag::new(stamp, digest));
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{RepositoryName, Tag};
 use flotilla_common::seal::SealKey;
+use flotilla_common::stamp::Stamp;
 use sha2::{Digest as _, Sha256};
 
 use crate::format::Format;
@@ -32,6 +33,15 @@ pub(crate) enum Changed {
     Manifest(RepositoryName, Digest),
     /// The membership of a blob in a repository was deleted.
     Blob(RepositoryName, Digest),
+    /// Another region changed a tag for this one, and the storage here does not have it yet.
+    ForwardedTag {
+        repository: RepositoryName,
+        tag: Tag,
+        /// Of the change.
+        stamp: Stamp,
+        /// The manifest that it names; `None` if it was deleted.
+        digest: Option<Digest>,
+    },
 }
 
 /// The body of one request.

@@ -13,7 +13,7 @@ use flotilla_common::name::{RepositoryName, Tag};
 use flotilla_common::stamp::Stamp;
 use flotilla_common::wire::region::{Fact, FactHead, FactKey};
 
-use super::{CachedManifest, Registry, RegistryError};
+use super::{CachedManifest, KnownTag, Registry, RegistryError};
 use crate::cache::Effect;
 use crate::conditional_write::WriteOutcome;
 use crate::layout;
@@ -115,6 +115,7 @@ impl Registry {
             };
             match self.tags.write(&cache_key, write).await? {
                 WriteOutcome::Written => {
+                    self.remember_tag(repository, tag, KnownTag::new(stamp.clone(), digest));
                     let changed = Changed::Tag(repository.clone(), tag.clone());
                     self.invalidate_replicas(vec![changed]).await;
                     return Ok(Merged::Written);
