@@ -44,6 +44,8 @@ pub struct Config {
     pub sendfile: bool,
     /// The times of collection, which must be equal at all replicas of a bucket.
     pub horizons: Horizons,
+    /// The work between regions.
+    pub regions: RegionSettings,
     /// Bounds on memory, time and concurrency.
     pub limits: Limits,
     /// Where all parts of the origin read the time.
@@ -72,6 +74,7 @@ impl Config {
             threads: 0,
             sendfile: cfg!(target_os = "linux"),
             horizons: Horizons::default(),
+            regions: RegionSettings::default(),
             limits: Limits::default(),
             clock,
         }
@@ -82,6 +85,29 @@ impl Config {
     pub fn with_uplink(mut self, rate: Option<BitRate>) -> Self {
         self.uplink = rate.into();
         self
+    }
+}
+
+/// Settings of the work between regions.
+#[derive(Clone, Debug)]
+pub struct RegionSettings {
+    /// A rate limit for blobs that are copied from other regions in the background. Default none.
+    pub down: Limiter,
+    /// Whether changes go to another region while this region's storage is out. Default yes; if
+    /// not, they are answered 503.
+    pub forward_writes: bool,
+    /// From the first contact with a region to the first walk through all its keys: by then every
+    /// replica of it has read the policy. Default 5 min.
+    pub settle: Duration,
+}
+
+impl Default for RegionSettings {
+    fn default() -> Self {
+        Self {
+            down: Limiter::unlimited(),
+            forward_writes: true,
+            settle: Duration::from_mins(5),
+        }
     }
 }
 

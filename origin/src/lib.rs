@@ -52,7 +52,7 @@ mod stall_budget;
 pub mod storage;
 mod upload;
 
-pub use config::{Config, Horizons, Limits, Replicas};
+pub use config::{Config, Horizons, Limits, RegionSettings, Replicas};
 pub use format::FormatError;
 pub use metrics::Metrics;
 pub use origin::{Origin, StartError};

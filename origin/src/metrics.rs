@@ -11,6 +11,8 @@ use flotilla_runtime::metrics::{self, MetricWriter, RequestMetrics, RouteMetrics
 use http::{HeaderMap, Response, StatusCode};
 
 use crate::admission::Admission;
+use crate::regions;
+use crate::regions::regional::Regional;
 use crate::registry::Registry;
 use crate::replicas::Invalidator;
 use crate::storage::Operations;
@@ -31,6 +33,7 @@ pub struct Metrics {
     invalidator: Arc<Invalidator>,
     connections: OnceLock<Connections>,
     identity: Option<Identity>,
+    regional: OnceLock<Arc<Regional>>,
 }
 
 impl Metrics {
@@ -52,7 +55,13 @@ impl Metrics {
             invalidator,
             connections: OnceLock::new(),
             identity,
+            regional: OnceLock::new(),
         }
+    }
+
+    /// Sets the other regions, whose figures are exported while there are any.
+    pub(crate) fn set_regional(&self, regional: Arc<Regional>) {
+        self.regional.get_or_init(|| regional);
     }
 
     /// Sets the listener whose connections are counted.
@@ -165,6 +174,13 @@ impl Metrics {
             )?;
             if let Some(connections) = metrics.connections.get() {
                 figures.gauge("connections", "Open client connections", connections.open())?;
+            }
+            if let Some(regional) = metrics
+                .regional
+                .get()
+                .filter(|regional| regional.has_others())
+            {
+                regions::metrics::write(regional, figures)?;
             }
             let operations = metrics.operations.by_kind();
             figures.counters(

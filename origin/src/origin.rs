@@ -18,9 +18,17 @@ use crate::config::{Config, Limits};
 use crate::format::{self, Format, FormatError};
 use crate::http::{self, Api, SendBuffers};
 use crate::metrics::Metrics;
-use crate::policy::{LivePolicy, PolicyStartError};
+use crate::policy::{LivePolicy, PolicyStartError, Region};
 use crate::readiness::StorageHealth;
 use crate::region_certificate::{MissingRegion, RegionIdentity};
+use crate::regions::copy::BlobCopier;
+use crate::regions::members::Members;
+use crate::regions::regional::{Regional, RegionalConfig};
+use crate::regions::remote::{RegionClient, RemoteSource};
+use crate::regions::replicate::Replicator;
+use crate::regions::source::{Source, Unreachable};
+use crate::regions::sweep_state::SweepTimes;
+use crate::regions::take::{TakeOrders, take_queue};
 use crate::registry::Registry;
 use crate::replicas::{self, Invalidator, Secret};
 use crate::storage::{self, CountingStorage, OpenError, Storage, TimeoutStorage};
@@ -130,7 +138,9 @@ impl Origin {
             Secret::new(&config.seal_key, &format),
         )?;
         let invalidator = Arc::new(invalidator);
-        let api = build_api(&config, storage, format, &invalidator, &shutdown);
+        let (_queue, orders) = take_queue();
+        let api = build_api(&config, storage, format, &invalidator, &policy, &shutdown);
+        start_regional(&api, orders);
         let replica_address = listen_for_replicas(&config, &api, invalidator, &shutdown).await?;
         let workers = start_workers(config.threads)?;
         let server = listen_for_clients(&config, &api, workers.clone(), &shutdown).await?;
@@ -225,6 +235,7 @@ fn build_api(
     storage: Arc<dyn Storage>,
     format: Format,
     invalidator: &Arc<Invalidator>,
+    policy: &LivePolicy,
     shutdown: &Shutdown,
 ) -> Arc<Api> {
     let storage = CountingStorage::new(storage);
@@ -235,17 +246,18 @@ fn build_api(
         Arc::clone(invalidator),
         config.tls.clone(),
     );
-    let registry = Registry::new(
+    let registry = Arc::new(Registry::new(
         Arc::new(storage),
         format,
         config.seal_key.clone(),
         config.limits.clone(),
         Arc::clone(invalidator),
         config.clock,
-    );
+    ));
+    let regional = connect_regions(config, &registry, policy, shutdown);
     Arc::new(Api {
         clock: config.clock,
-        registry: Arc::new(registry),
+        registry,
         uplink: config.uplink.clone(),
         buffers: SendBuffers::new(config.limits.pull_buffers),
         redirect_blobs: config.redirect_blobs,
@@ -253,7 +265,59 @@ fn build_api(
         storage_health: StorageHealth::default(),
         admission,
         metrics: Arc::new(metrics),
+        regional,
     })
+}
+
+/// The other regions; `None` if this origin has no certificate to show them.
+fn connect_regions(
+    config: &Config,
+    registry: &Arc<Registry>,
+    policy: &LivePolicy,
+    shutdown: &Shutdown,
+) -> Option<Arc<Regional>> {
+    let identity = config.tls.clone()?;
+    let connect = move |region: &Region| -> Arc<dyn Source> {
+        match RegionClient::new(&identity, region.name.clone(), region.url.as_str()) {
+            Ok(client) => Arc::new(RemoteSource::new(client)),
+            Err(error) => {
+                tracing::error!(%error, "a region cannot be reached");
+                Arc::new(Unreachable::new(region.name.clone(), error.to_string()))
+            }
+        }
+    };
+    let members = Members::new(config.region.clone(), policy.clone(), Box::new(connect));
+    let copier = BlobCopier::new(
+        Arc::clone(registry),
+        config.regions.down.clone(),
+        Arc::default(),
+    );
+    let horizon = config.horizons.horizon;
+    let settings = RegionalConfig {
+        sweeps: SweepTimes {
+            settle: config.regions.settle,
+            second: horizon,
+            ..SweepTimes::default()
+        },
+        horizon,
+        forward_writes: config.regions.forward_writes,
+    };
+    Some(Regional::new(
+        Arc::clone(registry),
+        Arc::new(members),
+        Arc::new(Replicator::new(Arc::clone(registry), copier)),
+        config.clock,
+        settings,
+        shutdown.clone(),
+    ))
+}
+
+/// Starts the work between regions.
+fn start_regional(api: &Arc<Api>, orders: TakeOrders) {
+    if let Some(regional) = &api.regional {
+        regional.start(orders);
+        api.metrics.set_regional(Arc::clone(regional));
+    }
 }
 
 async fn listen_for_replicas(
@@ -267,8 +331,13 @@ async fn listen_for_replicas(
     };
     let listen_error = |source| StartError::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(listen_error)?;
-    let registry = Arc::clone(&api.registry);
-    let router = replicas::router(invalidator, move |changed| registry.invalidate(changed));
+    let (registry, regional) = (Arc::clone(&api.registry), api.regional.clone());
+    let router = replicas::router(invalidator, move |changed| {
+        if let Some(regional) = &regional {
+            regional.told(&changed);
+        }
+        registry.invalidate(changed);
+    });
     let server = serve(listener, router, None, shutdown).map_err(listen_error)?;
     Ok(Some(server.address()))
 }

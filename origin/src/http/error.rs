@@ -115,6 +115,23 @@ impl ApiError {
         self
     }
 
+    /// Asks the client to come back after so many seconds.
+    pub(super) fn with_retry_after(mut self, seconds: u32) -> Self {
+        self.headers
+            .retain(|(name, _)| *name != header::RETRY_AFTER);
+        self.with(header::RETRY_AFTER, seconds.to_string())
+    }
+
+    pub(super) const fn status(&self) -> StatusCode {
+        self.code.status()
+    }
+
+    /// What went wrong, for operators.
+    pub(super) fn describe_cause(&self) -> String {
+        let cause = self.cause.as_ref().map(ToString::to_string);
+        cause.unwrap_or_else(|| self.message.clone())
+    }
+
     /// The error of the storage, if that is the cause.
     pub(super) const fn cause(&self) -> Option<&Arc<StorageError>> {
         self.cause.as_ref()

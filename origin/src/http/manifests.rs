@@ -7,6 +7,8 @@ use bytes::{Bytes, BytesMut};
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::{MAX_MANIFEST_LEN, OCI_INDEX};
 use flotilla_common::name::{Reference, RepositoryName, Tag};
+use flotilla_common::stamp::Stamp;
+use flotilla_common::wire::region::FactKey;
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body::Body as _;
@@ -15,11 +17,12 @@ use serde_json::json;
 use super::error::{ApiError, Code};
 use super::route::{Route, digest as parse_digest, encode_parameter, parameter, parameters, route};
 use super::{
-    Api, CONTENT_DIGEST, HandlerResult, OCI_SUBJECT, OCI_TAG, empty, is_read, json, matches_etag,
-    set, set_version, text_of, typed, warn_if_stale,
+    Api, CONTENT_DIGEST, FromRegion, HandlerResult, OCI_SUBJECT, OCI_TAG, empty, is_read, json,
+    matches_etag, regional, set, set_version, text_of, typed, warn_if_stale,
 };
 use crate::admission::Permit;
 use crate::metrics::MANIFEST;
+use crate::regions::regional::Regional;
 use crate::registry::{CachedManifest, ChangeRules, MAX_REFERRERS, MAX_TAGS, RegistryError};
 use crate::stall_budget::BudgetExhausted;
 
@@ -66,7 +69,7 @@ pub(super) fn shortcut(api: &Api, request: &Parts) -> Option<Response<Body>> {
     Some(response)
 }
 
-fn response_of(manifest: &CachedManifest, request: &Parts) -> Response<Body> {
+pub(super) fn response_of(manifest: &CachedManifest, request: &Parts) -> Response<Body> {
     let is_known = matches_etag(&request.headers, manifest.quoted_digest());
     let sends_body = request.method != Method::HEAD && !is_known;
     let body = if sends_body {
@@ -112,12 +115,34 @@ pub(super) async fn put(
         .and_then(|value| value.split(';').next())
         .map(|value| value.trim().to_owned());
     let (bytes, _permits) = body_up_to_limit(api, body).await?;
-    let rules = ChangeRules::default();
+    let manifest_digest = match reference {
+        Reference::Digest(digest) => *digest,
+        Reference::Tag(_) => Digest::sha256(&bytes),
+    };
+    let keys = keys_of(repository, Some(manifest_digest), &tags);
+    let rules = rules_of(api, repository, &tags, &keys, request).await?;
     let media_type = media_type.as_deref();
-    let pushed = api
-        .registry
-        .put_manifest(repository, reference, &tags, media_type, bytes, &rules)
-        .await?;
+    let put = || {
+        let registry = &api.registry;
+        registry.put_manifest(
+            repository,
+            reference,
+            &tags,
+            media_type,
+            bytes.clone(),
+            &rules,
+        )
+    };
+    let pushed = match (put().await, other_regions(api)) {
+        (Err(error @ RegistryError::ManifestBlobUnknown(_)), Some(regional)) => {
+            regional::bring_references(regional, repository, &bytes, error).await?;
+            put().await?
+        }
+        (pushed, _) => pushed?,
+    };
+    if let Some(regional) = other_regions(api) {
+        regional::acknowledge(regional, repository, keys, pushed.bytes).await?;
+    }
     let digest = pushed.digest.to_string();
     let location = format!("/v2/{repository}/manifests/{digest}");
     let headers = [(header::LOCATION, &*location), (CONTENT_DIGEST, &*digest)];
@@ -125,6 +150,7 @@ pub(super) async fn put(
     if let Some(subject) = pushed.subject {
         set(&mut response, OCI_SUBJECT, &subject.to_string());
     }
+    add_stamp(&mut response, request, &pushed.stamp);
     if tags.len() > usize::from(matches!(reference, Reference::Tag(_))) {
         let names: Vec<_> = tags.iter().map(Tag::as_str).collect();
         set(&mut response, OCI_TAG, &names.join(", "));
@@ -133,7 +159,7 @@ pub(super) async fn put(
 }
 
 /// The tags that a PUT moves: the one in its path, and those of its `tag` parameters.
-fn tags_of(reference: &Reference, query: Option<&str>) -> Result<Vec<Tag>, ApiError> {
+pub(super) fn tags_of(reference: &Reference, query: Option<&str>) -> Result<Vec<Tag>, ApiError> {
     let own = match reference {
         Reference::Tag(tag) => Some(tag.clone()),
         Reference::Digest(_) => None,
@@ -158,12 +184,64 @@ pub(super) async fn delete(
     api: &Arc<Api>,
     repository: &RepositoryName,
     reference: &Reference,
+    request: &Parts,
 ) -> HandlerResult {
-    let rules = ChangeRules::default();
-    api.registry
-        .delete_manifest(repository, reference, &rules)
-        .await?;
-    Ok(empty(StatusCode::ACCEPTED, &[]))
+    let (digest, tags) = match reference {
+        Reference::Digest(digest) => (Some(*digest), Vec::new()),
+        Reference::Tag(tag) => (None, vec![tag.clone()]),
+    };
+    let keys = keys_of(repository, digest, &tags);
+    let rules = rules_of(api, repository, &tags, &keys, request).await?;
+    let delete = || api.registry.delete_manifest(repository, reference, &rules);
+    let stamp = match (delete().await, other_regions(api)) {
+        // What another region owes may be what the client wants to delete.
+        (Err(error @ RegistryError::ManifestUnknown), Some(regional)) => {
+            regional::bring_owed(api, regional, repository, &keys, error).await?;
+            delete().await?
+        }
+        (deleted, _) => deleted?,
+    };
+    if let Some(regional) = other_regions(api) {
+        regional::acknowledge(regional, repository, keys, 0).await?;
+    }
+    let mut response = empty(StatusCode::ACCEPTED, &[]);
+    add_stamp(&mut response, request, &stamp);
+    Ok(response)
+}
+
+/// The regions, if there are others.
+fn other_regions(api: &Api) -> Option<&Arc<Regional>> {
+    let regional = api.regional.as_ref()?;
+    regional.has_others().then_some(regional)
+}
+
+/// The keys that a change writes.
+fn keys_of(repository: &RepositoryName, digest: Option<Digest>, tags: &[Tag]) -> Vec<FactKey> {
+    let manifest = digest.map(|digest| FactKey::Manifest(repository.clone(), digest));
+    let tags = tags
+        .iter()
+        .map(|tag| FactKey::Tag(repository.clone(), tag.clone()));
+    manifest.into_iter().chain(tags).collect()
+}
+
+async fn rules_of(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    tags: &[Tag],
+    keys: &[FactKey],
+    request: &Parts,
+) -> Result<ChangeRules, ApiError> {
+    let Some(regional) = &api.regional else {
+        return Ok(ChangeRules::default());
+    };
+    regional::change_rules(api, regional, repository, tags, keys, request).await
+}
+
+/// Tells the region that forwarded the request how the change was stamped.
+fn add_stamp(response: &mut Response<Body>, request: &Parts, stamp: &Stamp) {
+    if request.extensions.get::<FromRegion>().is_some() {
+        set(response, regional::STAMP, &regional::stamp_text(stamp));
+    }
 }
 
 async fn body_up_to_limit(api: &Arc<Api>, body: Body) -> Result<(Bytes, Vec<Permit>), ApiError> {

@@ -8,6 +8,7 @@ mod blobs;
 mod error;
 mod manifests;
 mod peers;
+mod regional;
 mod request_id;
 mod route;
 mod uploads;
@@ -18,12 +19,14 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
+use flotilla_common::name::Reference;
 use flotilla_common::time::Time;
 use flotilla_common::wire::origin::{API_VERSION, API_VERSION_HEADER, CONTENT_DIGEST_HEADER};
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::http::{OverLimit, Responder};
 use flotilla_runtime::rate::Limiter;
+use http::request::Parts;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
 };
@@ -32,6 +35,7 @@ use http_body_util::BodyExt as _;
 use crate::admission::{Admission, Overload, Permit};
 use crate::metrics::Metrics;
 use crate::readiness::StorageHealth;
+use crate::regions::regional::Regional;
 use crate::registry::Registry;
 use crate::storage::StorageError;
 pub(crate) use blob_body::SendBuffers;
@@ -50,7 +54,14 @@ pub(crate) struct Api {
     pub(crate) storage_health: StorageHealth,
     pub(crate) admission: Arc<Admission>,
     pub(crate) metrics: Arc<Metrics>,
+    /// The other regions; `None` without a certificate that names this region.
+    pub(crate) regional: Option<Arc<Regional>>,
 }
+
+/// Marks a request under the certificate of another region of the policy: it is answered from the
+/// own storage only.
+#[derive(Clone, Debug)]
+pub(crate) struct FromRegion(pub(crate) flotilla_common::name::RegionName);
 
 type HandlerResult = Result<Response<Body>, ApiError>;
 
@@ -179,8 +190,54 @@ impl RequestContext {
     }
 }
 
+/// Passes a request to the region that serves it: this one, unless there are others.
 async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> HandlerResult {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    if parts.extensions.get::<FromRegion>().is_some() {
+        return serve_own(api, route, parts, body).await;
+    }
+    regional::remove_reserved(&mut parts.headers);
+    let Some(regional) = api
+        .regional
+        .as_ref()
+        .filter(|regional| regional.has_others())
+    else {
+        return serve_own(api, route, parts, body).await;
+    };
+    let (parts, body) = match regional::forward(api, regional, &route, parts, body).await {
+        Ok(forwarded) => return forwarded,
+        Err(own) => own,
+    };
+    match &route {
+        Route::Manifest {
+            repository,
+            reference,
+        } if is_read(&parts.method) => match reference {
+            Reference::Digest(digest) => {
+                regional::by_digest(api, regional, repository, digest, &parts).await
+            }
+            Reference::Tag(tag) => regional::by_tag(api, regional, repository, tag, &parts).await,
+        },
+        Route::Blob { repository, digest } if parts.method == Method::GET => {
+            regional::blob(api, regional, repository, digest, &parts).await
+        }
+        Route::Tags { repository } if is_read(&parts.method) => {
+            let own = || manifests::tags(api, repository, parts.uri.query());
+            regional::list(api, regional, repository, &parts, own).await
+        }
+        Route::Referrers {
+            repository,
+            subject,
+        } if is_read(&parts.method) => {
+            let own = || manifests::referrers(api, repository, subject, parts.uri.query());
+            regional::list(api, regional, repository, &parts, own).await
+        }
+        _ => serve_own(api, route, parts, body).await,
+    }
+}
+
+/// Serves a request by this region alone.
+async fn serve_own(api: &Arc<Api>, route: Route, parts: Parts, body: Body) -> HandlerResult {
     let method = parts.method.clone();
     let query = parts.uri.query();
     match route {
@@ -219,7 +276,7 @@ async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> Handl
                 manifests::get(api, &repository, &reference, &parts).await
             }
             Method::PUT => manifests::put(api, &repository, &reference, &parts, body).await,
-            Method::DELETE => manifests::delete(api, &repository, &reference).await,
+            Method::DELETE => manifests::delete(api, &repository, &reference, &parts).await,
             _ => Err(not_allowed("GET, HEAD, PUT, DELETE")),
         },
         Route::Tags { repository } if is_read(&method) => {

@@ -15,6 +15,7 @@ use super::error::{ApiError, Code, upload_range};
 use super::route::{digest as parse_digest, parameter};
 use super::{Api, CHUNK_MIN_LENGTH, CONTENT_DIGEST, HandlerResult, UPLOAD_ID, empty, text_of};
 use crate::registry::{LocationHint, RegistryError, UploadBody, UploadProgress};
+use crate::upload::id::UploadTicket;
 
 /// The recommended minimum size of a chunk in bytes, so that a blob does not become many objects.
 /// Not enforced.
@@ -48,14 +49,15 @@ pub(super) async fn begin(
     let body = body_of(request, body)?;
     let whole = digest.filter(|digest| body.len != Some(0) || digest.matches(b""));
     let Some(digest) = whole else {
-        return Ok(accepted(StatusCode::ACCEPTED, repository, &progress));
+        return Ok(accepted(api, StatusCode::ACCEPTED, repository, &progress));
     };
     let _permit = api.admission.admit_upload()?;
     let finished = api
         .registry
         .finish(repository, ticket, Some(progress.hint), digest, body)
         .await;
-    finished.map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
+    finished
+        .map_err(|error| ApiError::of(error, |progress| location(api, repository, &progress)))?;
     Ok(created(repository, &digest))
 }
 
@@ -90,9 +92,9 @@ pub(super) async fn status(
     id: &str,
     query: Option<&str>,
 ) -> HandlerResult {
-    let ticket = api.registry.ticket(repository, id)?;
+    let ticket = ticket(api, repository, id)?;
     let progress = api.registry.progress(ticket, location_hint(query)).await?;
-    Ok(accepted(StatusCode::NO_CONTENT, repository, &progress))
+    Ok(accepted(api, StatusCode::NO_CONTENT, repository, &progress))
 }
 
 /// `PATCH`: appends bytes.
@@ -103,7 +105,7 @@ pub(super) async fn patch(
     request: &Parts,
     body: Body,
 ) -> HandlerResult {
-    let ticket = api.registry.ticket(repository, id)?;
+    let ticket = ticket(api, repository, id)?;
     let hint = location_hint(request.uri.query());
     let _permit = api.admission.admit_upload()?;
     let appended = api
@@ -111,8 +113,8 @@ pub(super) async fn patch(
         .append(ticket, hint, body_of(request, body)?)
         .await;
     let progress = appended
-        .map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
-    Ok(accepted(StatusCode::ACCEPTED, repository, &progress))
+        .map_err(|error| ApiError::of(error, |progress| location(api, repository, &progress)))?;
+    Ok(accepted(api, StatusCode::ACCEPTED, repository, &progress))
 }
 
 /// `PUT`: finishes an upload as a digest, possibly with the last bytes.
@@ -123,7 +125,7 @@ pub(super) async fn put(
     request: &Parts,
     body: Body,
 ) -> HandlerResult {
-    let ticket = api.registry.ticket(repository, id)?;
+    let ticket = ticket(api, repository, id)?;
     let query = request.uri.query();
     let digest = parameter(query, "digest");
     let digest =
@@ -141,7 +143,8 @@ pub(super) async fn put(
         .registry
         .finish(repository, ticket, hint, digest, body)
         .await;
-    finished.map_err(|error| ApiError::of(error, |progress| location(repository, &progress)))?;
+    finished
+        .map_err(|error| ApiError::of(error, |progress| location(api, repository, &progress)))?;
     Ok(created(repository, &digest))
 }
 
@@ -152,9 +155,18 @@ pub(super) async fn cancel(
     id: &str,
     query: Option<&str>,
 ) -> HandlerResult {
-    let ticket = api.registry.ticket(repository, id)?;
+    let ticket = ticket(api, repository, id)?;
     api.registry.cancel(ticket, location_hint(query)).await?;
     Ok(empty(StatusCode::NO_CONTENT, &[]))
+}
+
+/// The upload of an id, which names the region in which it began.
+fn ticket(api: &Api, repository: &RepositoryName, id: &str) -> Result<UploadTicket, RegistryError> {
+    let own = match id.split_once('.') {
+        Some((region, own)) if region == api.registry.region().as_str() => own,
+        _ => return Err(RegistryError::UploadUnknown),
+    };
+    api.registry.ticket(repository, own)
 }
 
 fn created(repository: &RepositoryName, digest: &Digest) -> http::Response<Body> {
@@ -167,12 +179,13 @@ fn created(repository: &RepositoryName, digest: &Digest) -> http::Response<Body>
 }
 
 fn accepted(
+    api: &Api,
     status: StatusCode,
     repository: &RepositoryName,
     progress: &UploadProgress,
 ) -> http::Response<Body> {
     let headers = [
-        (header::LOCATION, &*location(repository, progress)),
+        (header::LOCATION, &*location(api, repository, progress)),
         (header::RANGE, &*upload_range(progress.end)),
         (UPLOAD_ID, &*progress.upload.to_string()),
         (CHUNK_MIN_LENGTH, CHUNK_MIN),
@@ -180,15 +193,16 @@ fn accepted(
     empty(status, &headers)
 }
 
-/// The Location of an upload. It names the last log entry, so that any replica continues with one
-/// read.
-fn location(repository: &RepositoryName, progress: &UploadProgress) -> String {
+/// The Location of an upload. It names the region, so that a request that reaches another one is
+/// forwarded, and the last log entry, so that any replica continues with one read.
+fn location(api: &Api, repository: &RepositoryName, progress: &UploadProgress) -> String {
     let last = progress
         .hint
         .last_entry
         .map_or("none".to_owned(), |offset| format!("{offset:016x}"));
     format!(
-        "/v2/{repository}/blobs/uploads/{}?last={last}",
+        "/v2/{repository}/blobs/uploads/{}.{}?last={last}",
+        api.registry.region(),
         progress.upload
     )
 }

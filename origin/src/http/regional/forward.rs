@@ -1,0 +1,329 @@
+//! Writes that another region does: while the own storage is out, for a repository whose home is
+//! elsewhere, and for an upload that began elsewhere.
+//!
+//! The whole request is forwarded, without knowledge of the protocol, to one region that is chosen
+//! before its first byte is sent. It is never sent to a second one: the outcome of the first would
+//! be unknown. Its answer means that the change is durable there.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use flotilla_common::digest::Digest;
+use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
+use flotilla_common::stamp::Stamp;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
+
+use super::proxy::{copy_of, end_to_end};
+use crate::http::error::{ApiError, Code};
+use crate::http::manifests::tags_of;
+use crate::http::route::Route;
+use crate::http::{Api, CONTENT_DIGEST, HandlerResult};
+use crate::regions::regional::{Regional, Routes};
+use crate::regions::source::Source;
+use crate::replicas::Changed;
+
+/// The stamp of a change, in the answer to a forwarded request: `<clock>.<region>`.
+pub(in crate::http) const STAMP: HeaderName = HeaderName::from_static("flotilla-stamp");
+/// A clock in nanoseconds since 1970 that the stamp of a forwarded change must exceed.
+pub(in crate::http) const ABOVE: HeaderName = HeaderName::from_static("flotilla-above");
+
+/// Which region does a write.
+enum Writer {
+    Own,
+    Other(Arc<dyn Source>),
+    /// None can now; for people.
+    Nobody(String),
+}
+
+/// Forwards a request that another region must do; `Err` gives the request back if this one does.
+///
+/// # Errors
+/// The request itself, untouched.
+pub(in crate::http) async fn forward(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    route: &Route,
+    request: Parts,
+    body: Body,
+) -> Result<HandlerResult, (Parts, Body)> {
+    let Some(repository) = written_repository(route, &request.method) else {
+        return Err((request, body));
+    };
+    let routes = regional.routes();
+    match writer(regional, &routes, route, &request.method, repository) {
+        Writer::Own => Err((request, body)),
+        Writer::Nobody(reason) => {
+            regional.count_forwarded(None);
+            Ok(Err(
+                ApiError::new(Code::Unavailable, reason).with_retry_after(5)
+            ))
+        }
+        Writer::Other(source) => {
+            regional.count_forwarded(Some(source.region()));
+            Ok(send(api, regional, route, &*source, &request, body).await)
+        }
+    }
+}
+
+/// The repository of a request that changes something, or that belongs to a push.
+fn written_repository<'a>(route: &'a Route, method: &Method) -> Option<&'a RepositoryName> {
+    match route {
+        Route::Uploads { repository } | Route::Upload { repository, .. } => Some(repository),
+        Route::Manifest { repository, .. }
+            if *method == Method::PUT || *method == Method::DELETE =>
+        {
+            Some(repository)
+        }
+        // A HEAD asks whether an upload can be skipped: the region that gets the push knows.
+        Route::Blob { repository, .. } if *method == Method::DELETE || *method == Method::HEAD => {
+            Some(repository)
+        }
+        _ => None,
+    }
+}
+
+fn writer(
+    regional: &Regional,
+    routes: &Routes,
+    route: &Route,
+    method: &Method,
+    repository: &RepositoryName,
+) -> Writer {
+    let usable = routes.usable_others();
+    let find = |region: &RegionName| {
+        let found = usable.iter().find(|source| source.region() == region);
+        found.map(Arc::clone)
+    };
+    let policy = regional.members().policy();
+    if let Route::Upload { id, .. } = route
+        && let Some(region) = upload_region(id)
+    {
+        if region == *regional.own() || policy.policy().region(&region).is_none() {
+            return Writer::Own;
+        }
+        let unavailable = || {
+            Writer::Nobody(format!(
+                "the upload began in region {region}, which does not answer; repeat the request later, or begin the upload again"
+            ))
+        };
+        return find(&region).map_or_else(unavailable, Writer::Other);
+    }
+    let rule = policy.policy().rule_for(repository);
+    if let Some(home) = rule.home.as_ref().filter(|home| *home != regional.own()) {
+        let unavailable = || {
+            Writer::Nobody(format!(
+                "the policy says that changes of {repository} are made in region {home}, which does not answer"
+            ))
+        };
+        return find(home).map_or_else(unavailable, Writer::Other);
+    }
+    let is_kept_here = rule.includes(regional.own());
+    let is_out = routes.is_own_out();
+    if is_kept_here && (!is_out || (*method == Method::HEAD && !regional.forwards_writes())) {
+        return Writer::Own;
+    }
+    if is_kept_here && !regional.forwards_writes() {
+        return Writer::Nobody(
+            "the storage of this region does not answer, and forward-writes is off".to_owned(),
+        );
+    }
+    // Those of the rule, in its order.
+    match rule.others(regional.own()).find_map(find) {
+        Some(source) => Writer::Other(source),
+        None => Writer::Nobody(
+            "the storage of this region does not answer, and no other region can take the change"
+                .to_owned(),
+        ),
+    }
+}
+
+/// The region in which an upload began, if its id names one.
+pub(in crate::http) fn upload_region(id: &str) -> Option<RegionName> {
+    let (region, _) = id.split_once('.')?;
+    region.parse().ok()
+}
+
+async fn send(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    route: &Route,
+    source: &dyn Source,
+    request: &Parts,
+    body: Body,
+) -> HandlerResult {
+    let path = request
+        .uri
+        .path_and_query()
+        .map_or("/", |path| path.as_str());
+    let mut copy = copy_of(request, path, body);
+    let above = known_clock(api, route, request).max(api.registry.unix_nanos());
+    copy.headers_mut().insert(ABOVE, HeaderValue::from(above));
+    let response = match source.send(copy).await {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::warn!(region = %source.region(), %error, "a forwarded change failed; its outcome is unknown");
+            return Err(ApiError::new(
+                Code::Unavailable,
+                "the region to which the change was forwarded did not answer; its outcome is unknown, repeat the request",
+            )
+            .with_retry_after(5));
+        }
+    };
+    if response.status().is_success() {
+        tell_replicas(api, regional, route, request, response.headers()).await;
+    }
+    let (mut parts, body) = response.into_parts();
+    parts.headers = end_to_end(&parts.headers);
+    parts.headers.remove(STAMP);
+    Ok(Response::from_parts(parts, body))
+}
+
+/// The highest clock that this replica knows of the tags of a request.
+fn known_clock(api: &Arc<Api>, route: &Route, request: &Parts) -> u64 {
+    let Route::Manifest {
+        repository,
+        reference,
+    } = route
+    else {
+        return 0;
+    };
+    let tags = tags_of(reference, request.uri.query()).unwrap_or_default();
+    let known = tags
+        .iter()
+        .filter_map(|tag| api.registry.known_tag(repository, tag));
+    known.map(|known| known.stamp.clock).max().unwrap_or(0)
+}
+
+/// Lets all replicas of this region serve a forwarded change before it is acknowledged.
+async fn tell_replicas(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    route: &Route,
+    request: &Parts,
+    headers: &HeaderMap,
+) {
+    let changed = match route {
+        Route::Manifest {
+            repository,
+            reference,
+        } => {
+            let stamp = headers.get(STAMP).and_then(parse_stamp);
+            let digest = digest_of(request, reference, headers);
+            changes(repository, reference, request, stamp, digest)
+        }
+        Route::Blob { repository, digest } if request.method == Method::DELETE => {
+            vec![Changed::Blob(repository.clone(), *digest)]
+        }
+        _ => Vec::new(),
+    };
+    if !changed.is_empty() {
+        for change in &changed {
+            regional.told(change);
+            api.registry.invalidate(change.clone());
+        }
+        api.registry.invalidate_replicas(changed).await;
+    }
+}
+
+/// The manifest that the tags name now; `None` after a delete.
+fn digest_of(request: &Parts, reference: &Reference, headers: &HeaderMap) -> Option<Digest> {
+    if request.method == Method::DELETE {
+        return None;
+    }
+    match reference {
+        Reference::Digest(digest) => Some(*digest),
+        Reference::Tag(_) => headers.get(CONTENT_DIGEST)?.to_str().ok()?.parse().ok(),
+    }
+}
+
+fn changes(
+    repository: &RepositoryName,
+    reference: &Reference,
+    request: &Parts,
+    stamp: Option<Stamp>,
+    digest: Option<Digest>,
+) -> Vec<Changed> {
+    let tags = tags_of(reference, request.uri.query()).unwrap_or_default();
+    let forwarded = |tag: Tag| match &stamp {
+        Some(stamp) => Changed::ForwardedTag {
+            repository: repository.clone(),
+            tag,
+            stamp: stamp.clone(),
+            digest,
+        },
+        None => Changed::Tag(repository.clone(), tag),
+    };
+    let mut changed: Vec<_> = tags.into_iter().map(forwarded).collect();
+    if let Reference::Digest(digest) = reference {
+        changed.push(Changed::Manifest(repository.clone(), *digest));
+    }
+    changed
+}
+
+/// The value of [`STAMP`].
+pub(in crate::http) fn stamp_text(stamp: &Stamp) -> String {
+    format!("{}.{}", stamp.clock, stamp.region)
+}
+
+fn parse_stamp(value: &HeaderValue) -> Option<Stamp> {
+    let (clock, region) = value.to_str().ok()?.split_once('.')?;
+    Some(Stamp {
+        clock: clock.parse().ok()?,
+        region: region.parse().ok()?,
+    })
+}
+
+/// The clock that the sender of a forwarded change asks to exceed. A clock of the sender that is
+/// too far ahead does not count.
+pub(in crate::http) fn requested_clock(headers: &HeaderMap, own: u64) -> Option<u64> {
+    const MAX_SKEW_NANOS: u64 = 60_000_000_000;
+    let above = headers.get(ABOVE)?.to_str().ok()?.parse::<u64>().ok()?;
+    Some(above.min(own.saturating_add(MAX_SKEW_NANOS)))
+}
+
+/// Removes headers that only origins of the policy's regions may send.
+pub(in crate::http) fn remove_reserved(headers: &mut HeaderMap) {
+    headers.remove(ABOVE);
+    headers.remove(STAMP);
+    headers.remove(header::FORWARDED);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stamps_survive_their_header() {
+        let stamp = Stamp {
+            clock: u64::MAX,
+            region: "eu-1".parse().expect("a label"),
+        };
+        let value = HeaderValue::from_str(&stamp_text(&stamp)).expect("a header");
+        assert_eq!(parse_stamp(&value), Some(stamp));
+        for text in ["", "x.eu-1", "1", "1.EU", "1."] {
+            let value = HeaderValue::from_str(text).expect("a header");
+            assert_eq!(parse_stamp(&value), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn clocks_far_ahead_do_not_count() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(requested_clock(&headers, 5), None);
+        headers.insert(ABOVE, HeaderValue::from(u64::MAX));
+        assert_eq!(requested_clock(&headers, 5), Some(60_000_000_005));
+        headers.insert(ABOVE, HeaderValue::from(7_u64));
+        assert_eq!(requested_clock(&headers, 5), Some(7));
+    }
+
+    #[test]
+    fn upload_ids_name_their_region() {
+        assert_eq!(
+            upload_region("us-1.abcd").map(|region| region.to_string()),
+            Some("us-1".to_owned())
+        );
+        assert_eq!(upload_region("abcd"), None);
+        assert_eq!(upload_region("US.abcd"), None);
+    }
+}

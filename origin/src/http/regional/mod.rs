@@ -1,0 +1,23 @@
+//! Requests that more than one region can serve.
+//!
+//! | file | job |
+//! |---|---|
+//! | `read` | reads: from the own storage, or from another region |
+//! | `tag` | tags, which can change: the value with the highest stamp |
+//! | `proxy` | one request to another region |
+//! | `rules` | what the policy demands of a change, and its acknowledgement by other regions |
+//! | `forward` | writes, while the own storage is out or the repository's home is elsewhere |
+//!
+//! A request under the certificate of a region is answered from the own storage only, so nothing
+//! goes through more than two regions.
+
+mod forward;
+mod proxy;
+mod read;
+mod rules;
+mod tag;
+
+pub(super) use forward::{STAMP, forward, remove_reserved, stamp_text};
+pub(super) use read::{blob, by_digest, list};
+pub(super) use rules::{acknowledge, bring_owed, bring_references, change_rules};
+pub(super) use tag::by_tag;

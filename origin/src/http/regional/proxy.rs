@@ -1,0 +1,154 @@
+//! One request of a client, sent to another region.
+
+use core::time::Duration;
+
+use axum::body::Body;
+use flotilla_common::failover::Outcome;
+use flotilla_common::wire::origin::{REDIRECT_HEADER, REDIRECT_NEVER};
+use flotilla_runtime::failover::CallError;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
+
+use crate::http::error::ApiError;
+use crate::regions::source::{Source, SourceError};
+
+/// How long a region that answers 503 or 429 without `Retry-After` is left alone.
+const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
+/// Headers that belong to one connection (RFC 9110, section 7.6.1), and those that name a host.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::HOST,
+    header::EXPECT,
+];
+
+/// Why a call to the own storage or another region does not serve a read.
+#[derive(Debug)]
+pub(super) enum ReadError {
+    /// The own storage is sure that it does not have it, and another region may.
+    MayBeElsewhere(ApiError),
+    /// The own answer is final.
+    Final(ApiError),
+    /// The own storage failed.
+    OwnFailed(ApiError),
+    /// Another region does not have it.
+    Absent,
+    /// Another region asks for a pause.
+    Busy(Duration),
+    /// Another region failed.
+    Failed(SourceError),
+}
+
+impl CallError for ReadError {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::MayBeElsewhere(_) | Self::Absent => Outcome::Missing,
+            Self::Final(_) => Outcome::Answered,
+            Self::OwnFailed(error) => Outcome::Failed {
+                error: error.describe_cause(),
+            },
+            Self::Busy(pause) => Outcome::Busy {
+                retry_after: *pause,
+            },
+            Self::Failed(error) => Outcome::Failed {
+                error: error.to_string(),
+            },
+        }
+    }
+}
+
+/// Sends a read to a region. An answer without the content is an error.
+pub(super) async fn read_at(
+    source: &dyn Source,
+    request: &Parts,
+    path_and_query: &str,
+) -> Result<Response<Body>, ReadError> {
+    let request = copy_of(request, path_and_query, Body::empty());
+    let response = source.send(request).await.map_err(ReadError::Failed)?;
+    let status = response.status();
+    if status.is_success()
+        || status == StatusCode::NOT_MODIFIED
+        || status == StatusCode::RANGE_NOT_SATISFIABLE
+    {
+        return Ok(response);
+    }
+    Err(match status {
+        StatusCode::NOT_FOUND => ReadError::Absent,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            ReadError::Busy(pause_of(response.headers()))
+        }
+        other => ReadError::Failed(SourceError {
+            region: source.region().clone(),
+            reason: format!("it answered {other}"),
+        }),
+    })
+}
+
+fn pause_of(headers: &HeaderMap) -> Duration {
+    let seconds = headers.get(header::RETRY_AFTER);
+    let seconds = seconds.and_then(|value| value.to_str().ok()?.parse().ok());
+    seconds.map_or(DEFAULT_PAUSE, Duration::from_secs)
+}
+
+/// A copy of a request for another region.
+pub(super) fn copy_of(request: &Parts, path_and_query: &str, body: Body) -> Request<Body> {
+    let mut copy = Request::new(body);
+    *copy.method_mut() = request.method.clone();
+    if let Ok(uri) = path_and_query.parse() {
+        *copy.uri_mut() = uri;
+    }
+    *copy.headers_mut() = end_to_end(&request.headers);
+    copy.headers_mut().insert(
+        HeaderName::from_static(REDIRECT_HEADER),
+        HeaderValue::from_static(REDIRECT_NEVER),
+    );
+    copy
+}
+
+/// The headers without those that belong to one connection.
+pub(super) fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let listed = headers.get_all(header::CONNECTION);
+    let listed: Vec<String> = listed
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
+    let mut copy = headers.clone();
+    for name in HOP_BY_HOP {
+        copy.remove(name);
+    }
+    for name in listed {
+        copy.remove(name.as_str());
+    }
+    copy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_one_connection_are_left_out() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-Own"),
+            ("x-own", "1"),
+            ("host", "a"),
+            ("transfer-encoding", "chunked"),
+            ("range", "bytes=0-1"),
+            ("authorization", "Basic x"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let copy = end_to_end(&headers);
+        let names: Vec<_> = copy.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert!(copy.contains_key("range") && copy.contains_key("authorization"));
+    }
+}

@@ -1,0 +1,230 @@
+//! Reads: from the own storage if it answers, otherwise from another region.
+//!
+//! Absence counts only from the own storage while it is sure. What is absent there and owed by
+//! another region is read through from it, and copied behind the answer. Content by digest may come
+//! from any region as soon as one is slow; facts that can change may not.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use flotilla_common::digest::Digest;
+use flotilla_common::failover::{ContentKey, Need, SourceId};
+use flotilla_common::name::{Reference, RepositoryName};
+use flotilla_common::wire::region::FactKey;
+use flotilla_runtime::failover::Unserved;
+use http::request::Parts;
+use http::{HeaderValue, Response, StatusCode, header};
+
+use super::proxy::{ReadError, read_at};
+use crate::http::error::{ApiError, Code};
+use crate::http::{Api, HandlerResult, blobs, manifests};
+use crate::regions::owed::Owed;
+use crate::regions::regional::{OWN, Regional, Routes};
+
+/// Clients are asked to come back after this many seconds if no region can serve.
+const RETRY_AFTER_S: u32 = 5;
+/// Marks an answer of another region that may be older than an acknowledged change.
+const MAYBE_OLD: HeaderValue =
+    HeaderValue::from_static("299 - \"Storage of this region is out; the answer may be old\"");
+
+/// GET or HEAD of a manifest by digest.
+pub(in crate::http) async fn by_digest(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    request: &Parts,
+) -> HandlerResult {
+    let routes = regional.routes();
+    if routes.is_own_out()
+        && let Some(manifest) = api.registry.known_manifest(repository, digest)
+    {
+        return Ok(manifests::response_of(&manifest, request));
+    }
+    let reference = Reference::Digest(*digest);
+    let path = format!("/v2/{repository}/manifests/{digest}");
+    let own = || manifests::get(api, repository, &reference, request);
+    let need = content(digest);
+    let (from, response) = serve(
+        api, regional, &routes, repository, need, request, &path, own,
+    )
+    .await?;
+    if let Some(other) = routes.other(from)
+        && !routes.is_own_out()
+    {
+        let key = FactKey::Manifest(repository.clone(), *digest);
+        regional.copy_behind(other.region(), key);
+    }
+    Ok(response)
+}
+
+/// GET of a blob.
+pub(in crate::http) async fn blob(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    request: &Parts,
+) -> HandlerResult {
+    let routes = regional.routes();
+    let path = format!("/v2/{repository}/blobs/{digest}");
+    let own = || blobs::get(api, repository, digest, request);
+    let need = content(digest);
+    let (_, response) = serve(
+        api, regional, &routes, repository, need, request, &path, own,
+    )
+    .await?;
+    Ok(response)
+}
+
+/// A list of tags or referrers, which can change.
+pub(in crate::http) async fn list<F>(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    repository: &RepositoryName,
+    request: &Parts,
+    own: impl Fn() -> F,
+) -> HandlerResult
+where
+    F: Future<Output = HandlerResult>,
+{
+    let routes = regional.routes();
+    let path = request
+        .uri
+        .path_and_query()
+        .map_or("/", |path| path.as_str());
+    let served = serve(
+        api,
+        regional,
+        &routes,
+        repository,
+        Need::Fact,
+        request,
+        path,
+        own,
+    );
+    let (from, mut response) = served.await?;
+    if from != OWN && routes.is_own_out() {
+        response.headers_mut().insert(header::WARNING, MAYBE_OLD);
+    }
+    Ok(response)
+}
+
+/// The key of content in the failover machine.
+pub(super) fn content(digest: &Digest) -> Need {
+    let mut first = [0; 8];
+    for (to, from) in first.iter_mut().zip(digest.hash()) {
+        *to = *from;
+    }
+    Need::Content(ContentKey(u64::from_be_bytes(first)))
+}
+
+/// Marks an answer that may be old.
+pub(super) fn mark_old(response: &mut Response<Body>) {
+    response.headers_mut().insert(header::WARNING, MAYBE_OLD);
+}
+
+/// Serves a read by the own storage or another region, and says by which.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the parts of one request, of which no two belong together"
+)]
+pub(super) async fn serve<F>(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    routes: &Arc<Routes>,
+    repository: &RepositoryName,
+    need: Need,
+    request: &Parts,
+    path: &str,
+    own: impl Fn() -> F,
+) -> Result<(SourceId, Response<Body>), ApiError>
+where
+    F: Future<Output = HandlerResult>,
+{
+    let call = |source: SourceId| {
+        let own = &own;
+        async move {
+            match routes.other(source) {
+                Some(other) => read_at(&**other, request, path).await,
+                None => own_answer(api, regional, repository, own).await,
+            }
+        }
+    };
+    match routes.failover.ask(need, call).await {
+        Ok((source, response)) => {
+            regional.count_read(routes.other(source), "served");
+            Ok((source, response))
+        }
+        Err(error) => {
+            regional.count_read(None, "failed");
+            Err(unserved(error))
+        }
+    }
+}
+
+/// The answer of the own storage. Absence is final unless another region owes something.
+pub(super) async fn own_answer<F>(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    repository: &RepositoryName,
+    own: impl Fn() -> F,
+) -> Result<Response<Body>, ReadError>
+where
+    F: Future<Output = HandlerResult>,
+{
+    let read_at = api.clock.now();
+    let mut error = match own().await {
+        Ok(response) => return Ok(response),
+        Err(error) => error,
+    };
+    if error.status() == StatusCode::NOT_FOUND {
+        let mut owed = regional.owed(repository, read_at).await;
+        if owed == Owed::ReadAgain {
+            error = match own().await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            if error.status() == StatusCode::NOT_FOUND {
+                owed = Owed::Nothing;
+            }
+        }
+        match owed {
+            Owed::Nothing => return Err(ReadError::Final(error)),
+            Owed::By(_) => return Err(ReadError::MayBeElsewhere(error)),
+            Owed::Unknown => return Err(ReadError::OwnFailed(undecided())),
+            Owed::ReadAgain => {}
+        }
+    }
+    Err(if error.cause().is_some() {
+        ReadError::OwnFailed(error)
+    } else {
+        ReadError::Final(error)
+    })
+}
+
+fn undecided() -> ApiError {
+    ApiError::new(
+        Code::Unavailable,
+        "another region may have it and does not answer; repeat the request",
+    )
+}
+
+/// The answer to a read that no region served.
+pub(super) fn unserved(error: Unserved<ReadError>) -> ApiError {
+    match error {
+        Unserved::Final(_, ReadError::Final(error)) => error,
+        Unserved::Absent(errors) => {
+            let own = errors.into_iter().find_map(|(_, error)| match error {
+                ReadError::MayBeElsewhere(error) => Some(error),
+                _ => None,
+            });
+            own.unwrap_or_else(undecided)
+        }
+        Unserved::Final(..) | Unserved::Unavailable(_) => ApiError::new(
+            Code::Unavailable,
+            "the storage of this region does not answer, and no other region can serve the request; repeat it",
+        )
+        .with_retry_after(RETRY_AFTER_S),
+    }
+}

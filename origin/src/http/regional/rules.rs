@@ -1,0 +1,190 @@
+//! What the policy demands of one change, and the acknowledgement by other regions.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_common::manifest::Manifest;
+use flotilla_common::name::{RepositoryName, Tag};
+use flotilla_common::wire::region::FactKey;
+use futures_util::future::join_all;
+use http::request::Parts;
+use tokio::time::timeout;
+
+use super::forward::requested_clock;
+use crate::http::error::{ApiError, Code};
+use crate::http::{Api, FromRegion};
+use crate::regions::owed::Owed;
+use crate::regions::regional::Regional;
+use crate::registry::{ChangeRules, RegistryError};
+
+/// How long other regions may take to tell the stamps of a change's keys.
+const STAMPS_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// How long a push waits for what other regions have of its manifest.
+const COPY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The rules of a change of a repository's tags.
+///
+/// # Errors
+/// The policy is too old to write by, and storage does not give a newer one.
+pub(in crate::http) async fn change_rules(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    repository: &RepositoryName,
+    tags: &[Tag],
+    keys: &[FactKey],
+    request: &Parts,
+) -> Result<ChangeRules, ApiError> {
+    let policy = regional.members().live().for_write().await;
+    let policy = policy.map_err(RegistryError::from)?;
+    if !policy.exists() {
+        return Ok(ChangeRules::default());
+    }
+    let rule = policy.rule_for(repository);
+    let is_forwarded = request.extensions.get::<FromRegion>().is_some();
+    let now = api.registry.unix_nanos();
+    let forwarded = is_forwarded.then(|| requested_clock(&request.headers, now));
+    let known = tags
+        .iter()
+        .filter_map(|tag| api.registry.known_tag(repository, tag));
+    let known = known.map(|known| known.stamp.clock).max();
+    let elsewhere = clock_elsewhere(api, regional, repository, keys).await;
+    Ok(ChangeRules {
+        owed_to: rule.others(regional.own()).cloned().collect(),
+        immutable: tags
+            .iter()
+            .filter(|tag| rule.is_immutable(tag))
+            .cloned()
+            .collect(),
+        above: forwarded.flatten().max(known).max(elsewhere),
+    })
+}
+
+/// The highest clock of the keys in regions that owe something of the repository: a change here
+/// comes after what a client may have read there.
+async fn clock_elsewhere(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    repository: &RepositoryName,
+    keys: &[FactKey],
+) -> Option<u64> {
+    if !regional.has_others() {
+        return None;
+    }
+    let asked = async {
+        let Owed::By(regions) = regional.owed(repository, api.clock.now()).await else {
+            return None;
+        };
+        let routes = regional.routes();
+        let others = routes.usable_others();
+        let owing = others
+            .iter()
+            .filter(|source| regions.contains(source.region()));
+        let facts = join_all(owing.map(|source| source.facts(keys))).await;
+        let facts = facts.into_iter().filter_map(Result::ok).flatten();
+        facts.filter_map(|fact| Some(fact.stamp()?.clock)).max()
+    };
+    timeout(STAMPS_TIMEOUT, asked).await.ok().flatten()
+}
+
+/// Tells the other regions of a change, and waits until as many as the policy demands have it.
+///
+/// # Errors
+/// Too few have it: the change is written here and will be copied, but is not acknowledged.
+pub(in crate::http) async fn acknowledge(
+    regional: &Arc<Regional>,
+    repository: &RepositoryName,
+    keys: Vec<FactKey>,
+    bytes: u64,
+) -> Result<(), ApiError> {
+    let policy = regional.members().policy();
+    let rule = policy.policy().rule_for(repository);
+    let routes = regional.routes();
+    let sources: Vec<_> = routes
+        .others
+        .iter()
+        .filter(|source| rule.includes(source.region()))
+        .map(Arc::clone)
+        .collect();
+    let needed = rule.ack_regions.saturating_sub(1);
+    if needed == 0 {
+        regional.hints().send(sources, keys, Vec::new());
+        return Ok(());
+    }
+    let acknowledged = regional.hints().wait(sources, keys, needed, bytes).await;
+    acknowledged.map_err(|missing| {
+        let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
+        ApiError::new(
+            Code::Unavailable,
+            format_args!(
+                "the change is written in this region, but not acknowledged: the policy demands {} regions, and {} did not copy it in time; repeat the request",
+                rule.ack_regions,
+                missing.join(", ")
+            ),
+        )
+        .with_retry_after(5)
+    })
+}
+
+/// Brings what a manifest references and this region lacks from the other regions, so that the
+/// push of the manifest can be repeated. A copy that takes longer goes on after the answer.
+///
+/// # Errors
+/// `error` if no region has it; 503 if one that may have it does not answer, or the copy takes
+/// longer than a client waits.
+pub(in crate::http) async fn bring_references(
+    regional: &Arc<Regional>,
+    repository: &RepositoryName,
+    manifest: &Bytes,
+    error: RegistryError,
+) -> Result<(), ApiError> {
+    let Ok(manifest) = Manifest::parse(manifest) else {
+        return Err(error.into());
+    };
+    let (regional, repository) = (Arc::clone(regional), repository.clone());
+    let copy = tokio::spawn(async move { regional.bring_references(&repository, &manifest).await });
+    let unavailable = |reason: &str| {
+        let message =
+            format_args!("{error}; another region may have it: {reason}. Repeat the request");
+        ApiError::new(Code::Unavailable, message).with_retry_after(5)
+    };
+    match timeout(COPY_TIMEOUT, copy).await {
+        Ok(Ok(Ok(true))) => Ok(()),
+        Ok(Ok(Ok(false))) => Err(error.into()),
+        Ok(Ok(Err(reason))) => Err(unavailable(&reason)),
+        Ok(Err(stopped)) => Err(unavailable(&stopped.to_string())),
+        Err(_) => Err(unavailable("it is being copied")),
+    }
+}
+
+/// Brings what other regions owe of keys that are absent here, so that a delete can be repeated.
+///
+/// # Errors
+/// `error` if no region owes any of them; 503 if one that may does not answer.
+pub(in crate::http) async fn bring_owed(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    repository: &RepositoryName,
+    keys: &[FactKey],
+    error: RegistryError,
+) -> Result<(), ApiError> {
+    let unavailable = |reason: &str| {
+        let message = format_args!("{error}; another region may have it: {reason}");
+        ApiError::new(Code::Unavailable, message).with_retry_after(5)
+    };
+    let regions = match regional.owed(repository, api.clock.now()).await {
+        Owed::By(regions) => regions,
+        Owed::Unknown => return Err(unavailable("it does not answer")),
+        Owed::Nothing | Owed::ReadAgain => return Err(error.into()),
+    };
+    for region in regions {
+        for key in keys {
+            regional
+                .bring(&region, key)
+                .await
+                .map_err(|reason| unavailable(&reason))?;
+        }
+    }
+    Ok(())
+}

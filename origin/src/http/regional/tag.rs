@@ -1,0 +1,201 @@
+//! Manifests by tag. A tag can change, so regions may know different values: the highest stamp
+//! wins.
+//!
+//! | own storage | answer |
+//! |---|---|
+//! | answers | its value; absent and owed: the value of a region that owes something |
+//! | answers, and tags are to be the freshest | the highest stamp of it and of the regions that owe |
+//! | is out | the highest stamp of memory, however old, and of all regions that answer |
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use flotilla_common::digest::Digest;
+use flotilla_common::failover::{Need, SourceId};
+use flotilla_common::name::{Reference, RepositoryName, Tag};
+use flotilla_common::wire::region::{FactHead, FactKey};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use http::StatusCode;
+use http::request::Parts;
+use tokio::time::{Instant, timeout_at};
+
+use super::proxy::{ReadError, read_at};
+use super::read::{by_digest, mark_old, own_answer, unserved};
+use crate::http::error::{ApiError, Code};
+use crate::http::{Api, HandlerResult, manifests};
+use crate::policy::TagReads;
+use crate::regions::owed::Owed;
+use crate::regions::regional::{Regional, Routes};
+use crate::regions::replicate::one_fact;
+use crate::regions::source::Source;
+use crate::registry::{KnownTag, RegistryError};
+
+/// How long other regions may take to say what a tag names.
+const FACT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How much later than the first region the others may answer.
+const LATER_THAN_FIRST: Duration = Duration::from_millis(500);
+
+/// GET or HEAD of a manifest by tag.
+pub(in crate::http) async fn by_tag(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    repository: &RepositoryName,
+    tag: &Tag,
+    request: &Parts,
+) -> HandlerResult {
+    let routes = regional.routes();
+    if routes.is_own_out() {
+        return during_outage(api, regional, &routes, repository, tag, request).await;
+    }
+    let newer = match regional.told_tag(repository, tag).await {
+        Some(told) => Some(told),
+        None => newer_elsewhere(api, regional, &routes, repository, tag).await,
+    };
+    if let Some(newer) = newer {
+        let digest = newer.digest.ok_or(RegistryError::ManifestUnknown)?;
+        return by_digest(api, regional, repository, &digest, request).await;
+    }
+    let reference = Reference::Tag(tag.clone());
+    let own = || manifests::get(api, repository, &reference, request);
+    let call = |source: SourceId| {
+        let (own, routes) = (&own, &routes);
+        async move {
+            match routes.other(source) {
+                None => own_answer(api, regional, repository, own).await,
+                Some(other) => {
+                    let digest = value_at(api, &**other, repository, tag).await?;
+                    let path = format!("/v2/{repository}/manifests/{digest}");
+                    let response = read_at(&**other, request, &path).await?;
+                    let key = FactKey::Tag(repository.clone(), tag.clone());
+                    regional.copy_behind(other.region(), key);
+                    Ok(response)
+                }
+            }
+        }
+    };
+    match routes.failover.ask(Need::Fact, call).await {
+        Ok((source, mut response)) => {
+            regional.count_read(routes.other(source), "served");
+            if routes.other(source).is_some() && routes.is_own_out() {
+                mark_old(&mut response);
+            }
+            Ok(response)
+        }
+        // The own storage went out during the request: memory may still have the tag.
+        Err(_) if routes.is_own_out() => {
+            during_outage(api, regional, &routes, repository, tag, request).await
+        }
+        Err(error) => {
+            regional.count_read(None, "failed");
+            Err(unserved(error))
+        }
+    }
+}
+
+/// What a tag names in another region, if that is newer than the value here: a tombstone here is
+/// replaced only by a higher stamp.
+async fn value_at(
+    api: &Arc<Api>,
+    source: &dyn Source,
+    repository: &RepositoryName,
+    tag: &Tag,
+) -> Result<Digest, ReadError> {
+    let key = FactKey::Tag(repository.clone(), tag.clone());
+    let fact = one_fact(source, &key).await.map_err(ReadError::Failed)?;
+    let FactHead::Tag {
+        stamp,
+        digest: Some(digest),
+    } = fact.head
+    else {
+        return Err(ReadError::Absent);
+    };
+    match api.registry.known_tag(repository, tag) {
+        Some(known) if known.stamp > stamp => known.digest.ok_or(ReadError::Absent),
+        _ => Ok(digest),
+    }
+}
+
+/// The value of a tag in a region that owes something, if tags are to be the freshest and it is
+/// newer than the own one. Without an answer in time the own value counts.
+async fn newer_elsewhere(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    routes: &Routes,
+    repository: &RepositoryName,
+    tag: &Tag,
+) -> Option<KnownTag> {
+    let policy = regional.members().policy();
+    let rule = policy.policy().rule_for(repository);
+    if rule.tag_reads != TagReads::Freshest && !regional.is_freshest() {
+        return None;
+    }
+    let read_at = api.clock.now();
+    let Owed::By(regions) = regional.owed(repository, read_at).await else {
+        return None;
+    };
+    let sources = routes.others.iter();
+    let sources: Vec<_> = sources
+        .filter(|source| regions.contains(source.region()))
+        .map(Arc::clone)
+        .collect();
+    let best = highest(&sources, repository, tag).await?;
+    let key = FactKey::Tag(repository.clone(), tag.clone());
+    let own = api.registry.fact(&key).await.ok()?;
+    (Some(&best.stamp) > own.stamp()).then_some(best)
+}
+
+/// While the own storage is out: the highest stamp that memory or another region knows.
+async fn during_outage(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    routes: &Routes,
+    repository: &RepositoryName,
+    tag: &Tag,
+    request: &Parts,
+) -> HandlerResult {
+    let elsewhere = highest(&routes.usable_others(), repository, tag).await;
+    let known = api.registry.known_tag(repository, tag);
+    let best = match (elsewhere, known) {
+        (Some(elsewhere), Some(known)) if known.stamp > elsewhere.stamp => known,
+        (Some(elsewhere), _) => elsewhere,
+        (None, Some(known)) => known,
+        (None, None) => {
+            return Err(ApiError::new(
+                Code::Unavailable,
+                "the storage of this region does not answer, and no other region knows the tag; repeat the request",
+            )
+            .with_retry_after(5));
+        }
+    };
+    let digest = best.digest.ok_or(RegistryError::ManifestUnknown)?;
+    let mut response = by_digest(api, regional, repository, &digest, request).await?;
+    if response.status() != StatusCode::NOT_FOUND {
+        mark_old(&mut response);
+    }
+    Ok(response)
+}
+
+/// The highest stamp of a tag among regions: of all that answer soon after the first.
+async fn highest(
+    sources: &[Arc<dyn Source>],
+    repository: &RepositoryName,
+    tag: &Tag,
+) -> Option<KnownTag> {
+    let key = FactKey::Tag(repository.clone(), tag.clone());
+    let mut asked: FuturesUnordered<_> = sources
+        .iter()
+        .map(|source| one_fact(&**source, &key))
+        .collect();
+    let mut best: Option<KnownTag> = None;
+    let mut until = Instant::now() + FACT_TIMEOUT;
+    while let Ok(Some(answer)) = timeout_at(until, asked.next()).await {
+        let Ok(fact) = answer else { continue };
+        until = until.min(Instant::now() + LATER_THAN_FIRST);
+        if let FactHead::Tag { stamp, digest } = fact.head
+            && best.as_ref().is_none_or(|best| best.stamp < stamp)
+        {
+            best = Some(KnownTag::new(stamp, digest));
+        }
+    }
+    best
+}
