@@ -13,7 +13,7 @@ use crate::nonce::nonce;
 use crate::record::{LeaseRecord, decode, encode};
 use crate::storage::{Key, Storage, StorageError, Version};
 
-/// A lease whose version has not changed for this long, by the contender's own clock, is taken over.
+/// A lease whose version has not changed for this long, by the contender's clock, is taken over.
 pub(crate) const EXPIRES_AFTER: Duration = Duration::from_secs(30);
 /// How often the holder renews.
 const RENEW_AFTER: Duration = Duration::from_secs(10);

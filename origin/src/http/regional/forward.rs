@@ -33,7 +33,7 @@ enum Writer {
     Own,
     Other(Arc<dyn Source>),
     /// None can now; for people.
-    Nobody(String),
+    Unavailable(String),
 }
 
 /// Forwards a request that another region must do; `Err` gives the request back if this one does.
@@ -53,7 +53,7 @@ pub(in crate::http) async fn forward(
     let routes = regional.routes();
     match writer(regional, &routes, route, &request.method, repository) {
         Writer::Own => Err((request, body)),
-        Writer::Nobody(reason) => {
+        Writer::Unavailable(reason) => {
             regional.count_forwarded(None);
             Ok(Err(
                 ApiError::new(Code::Unavailable, reason).with_retry_after(5)
@@ -103,7 +103,7 @@ fn writer(
             return Writer::Own;
         }
         let unavailable = || {
-            Writer::Nobody(format!(
+            Writer::Unavailable(format!(
                 "the upload began in region {region}, which does not answer; repeat the request later, or begin the upload again"
             ))
         };
@@ -112,7 +112,7 @@ fn writer(
     let rule = policy.policy().rule_for(repository);
     if let Some(home) = rule.home.as_ref().filter(|home| *home != regional.own()) {
         let unavailable = || {
-            Writer::Nobody(format!(
+            Writer::Unavailable(format!(
                 "the policy says that changes of {repository} are made in region {home}, which does not answer"
             ))
         };
@@ -124,14 +124,14 @@ fn writer(
         return Writer::Own;
     }
     if is_kept_here && !regional.forwards_writes() {
-        return Writer::Nobody(
+        return Writer::Unavailable(
             "the storage of this region does not answer, and forward-writes is off".to_owned(),
         );
     }
     // Those of the rule, in its order.
     match rule.others(regional.own()).find_map(find) {
         Some(source) => Writer::Other(source),
-        None => Writer::Nobody(
+        None => Writer::Unavailable(
             "the storage of this region does not answer, and no other region can take the change"
                 .to_owned(),
         ),
