@@ -125,6 +125,11 @@ pub(crate) fn lease(job: &str) -> Key {
     key(format!("lease/{job}"))
 }
 
+/// An object that is written to read the storage's clock.
+pub(crate) fn clock_probe(nonce: u128) -> Key {
+    key(format!("probe/clock-{nonce:032x}"))
+}
+
 /// The key of a replicated fact.
 pub(crate) fn fact(fact: &FactKey) -> Key {
     match fact {

@@ -1,6 +1,7 @@
 //! Pulls and deletions of blobs.
 
 use core::ops::Range;
+use std::io;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -17,7 +18,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use super::blob_body::one_piece_at_a_time;
 use super::error::{ApiError, Code};
 use super::request_id::HttpRequestId;
-use super::{Api, CONTENT_DIGEST, HandlerResult, empty, matches_etag, set, text_of, warn_if_stale};
+use super::{
+    Api, CONTENT_DIGEST, HandlerResult, empty, matches_etag, other_regions, set, text_of,
+    warn_if_stale,
+};
+use crate::regions::resuming_body::ResumingBody;
 use crate::registry::{FoundBlob, Need, RegistryError};
 
 const REDIRECT: HeaderName = HeaderName::from_static(REDIRECT_HEADER);
@@ -143,11 +148,24 @@ async fn body(
             None => limited_body(api, request, api.buffers.files(files)),
         });
     }
-    Ok(limited_body(
-        api,
-        request,
-        one_piece_at_a_time(api.registry.read_blob(repository, blob, range).await?),
-    ))
+    let bytes = api
+        .registry
+        .read_blob(repository, blob, range.clone())
+        .await?;
+    let bytes = one_piece_at_a_time(bytes);
+    let Some(regional) = other_regions(api, request) else {
+        return Ok(limited_body(api, request, bytes));
+    };
+    let bytes = ResumingBody::of_own(
+        regional.routes().usable_others(),
+        repository.clone(),
+        blob.record.facts.digest,
+        blob.size(),
+        range,
+        bytes.map_err(|error| error.to_string()).boxed(),
+    );
+    let bytes = bytes.into_stream().map_err(io::Error::other);
+    Ok(limited_body(api, request, bytes))
 }
 
 /// A body that is counted, and limited to the rate of the uplink.

@@ -17,12 +17,11 @@ use serde_json::json;
 use super::error::{ApiError, Code};
 use super::route::{Route, digest as parse_digest, encode_parameter, parameter, parameters, route};
 use super::{
-    Api, CONTENT_DIGEST, FromRegion, HandlerResult, OCI_SUBJECT, OCI_TAG, empty, is_read, json,
-    matches_etag, regional, set, set_version, text_of, typed, warn_if_stale,
+    Api, CONTENT_DIGEST, FromRegion, HandlerResult, OCI_SUBJECT, OCI_TAG, all_regions, empty,
+    is_read, json, matches_etag, regional, set, set_version, text_of, typed, warn_if_stale,
 };
 use crate::admission::Permit;
 use crate::metrics::MANIFEST;
-use crate::regions::regional::Regional;
 use crate::registry::{CachedManifest, ChangeRules, MAX_REFERRERS, MAX_TAGS, RegistryError};
 use crate::stall_budget::BudgetExhausted;
 
@@ -133,14 +132,14 @@ pub(super) async fn put(
             &rules,
         )
     };
-    let pushed = match (put().await, other_regions(api)) {
+    let pushed = match (put().await, all_regions(api)) {
         (Err(error @ RegistryError::ManifestBlobUnknown(_)), Some(regional)) => {
             regional::bring_references(regional, repository, &bytes, error).await?;
             put().await?
         }
         (pushed, _) => pushed?,
     };
-    if let Some(regional) = other_regions(api) {
+    if let Some(regional) = all_regions(api) {
         regional::acknowledge(regional, repository, keys, pushed.bytes).await?;
     }
     let digest = pushed.digest.to_string();
@@ -193,7 +192,7 @@ pub(super) async fn delete(
     let keys = keys_of(repository, digest, &tags);
     let rules = rules_of(api, repository, &tags, &keys, request).await?;
     let delete = || api.registry.delete_manifest(repository, reference, &rules);
-    let stamp = match (delete().await, other_regions(api)) {
+    let stamp = match (delete().await, all_regions(api)) {
         // What another region owes may be what the client wants to delete.
         (Err(error @ RegistryError::ManifestUnknown), Some(regional)) => {
             regional::bring_owed(api, regional, repository, &keys, error).await?;
@@ -201,18 +200,12 @@ pub(super) async fn delete(
         }
         (deleted, _) => deleted?,
     };
-    if let Some(regional) = other_regions(api) {
+    if let Some(regional) = all_regions(api) {
         regional::acknowledge(regional, repository, keys, 0).await?;
     }
     let mut response = empty(StatusCode::ACCEPTED, &[]);
     add_stamp(&mut response, request, &stamp);
     Ok(response)
-}
-
-/// The regions, if there are others.
-fn other_regions(api: &Api) -> Option<&Arc<Regional>> {
-    let regional = api.regional.as_ref()?;
-    regional.has_others().then_some(regional)
 }
 
 /// The keys that a change writes.

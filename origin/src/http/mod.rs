@@ -193,15 +193,10 @@ impl RequestContext {
 /// Passes a request to the region that serves it: this one, unless there are others.
 async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> HandlerResult {
     let (mut parts, body) = request.into_parts();
-    if parts.extensions.get::<FromRegion>().is_some() {
-        return serve_own(api, route, parts, body).await;
+    if parts.extensions.get::<FromRegion>().is_none() {
+        regional::remove_reserved(&mut parts.headers);
     }
-    regional::remove_reserved(&mut parts.headers);
-    let Some(regional) = api
-        .regional
-        .as_ref()
-        .filter(|regional| regional.has_others())
-    else {
+    let Some(regional) = other_regions(api, &parts) else {
         return serve_own(api, route, parts, body).await;
     };
     let (parts, body) = match regional::forward(api, regional, &route, parts, body).await {
@@ -231,6 +226,9 @@ async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> Handl
         } if is_read(&parts.method) => {
             let own = || manifests::referrers(api, repository, subject, parts.uri.query());
             regional::list(api, regional, repository, &parts, own).await
+        }
+        Route::Closure if parts.method == Method::POST => {
+            regional::closure(api, regional, &parts, body).await
         }
         _ => serve_own(api, route, parts, body).await,
     }
@@ -289,6 +287,18 @@ async fn serve_own(api: &Arc<Api>, route: Route, parts: Parts, body: Body) -> Ha
         Route::Closure => Err(not_allowed("POST")),
         _ => Err(not_allowed("GET, HEAD")),
     }
+}
+
+/// The regions, if there are others.
+fn all_regions(api: &Api) -> Option<&Arc<Regional>> {
+    let regional = api.regional.as_ref()?;
+    regional.has_others().then_some(regional)
+}
+
+/// The other regions that may serve a request: none if it comes from one of them.
+fn other_regions<'a>(api: &'a Api, request: &Parts) -> Option<&'a Arc<Regional>> {
+    let is_from_region = request.extensions.get::<FromRegion>().is_some();
+    all_regions(api).filter(|_| !is_from_region)
 }
 
 fn is_read(method: &Method) -> bool {

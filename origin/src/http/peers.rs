@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use flotilla_common::codec;
 use flotilla_common::hex;
 use flotilla_common::wire::origin::ClosureRequest;
@@ -12,7 +12,7 @@ use http::Response;
 use serde_json::json;
 
 use super::error::{ApiError, Code};
-use super::{Api, HandlerResult, json, text, typed};
+use super::{Api, HandlerResult, all_regions, json, text, typed};
 use crate::registry::RegistryError;
 use crate::stall_budget::BudgetExhausted;
 
@@ -26,14 +26,19 @@ pub(super) async fn closure(
     client: Option<&ClientIdentity>,
     body: Body,
 ) -> HandlerResult {
-    let malformed = |reason: &dyn core::fmt::Display| ApiError::new(Code::RequestInvalid, reason);
+    let bytes = read_request(api, body).await?;
+    closure_of(api, client, &decode_request(&bytes)?).await
+}
+
+/// Reads the body of a closure request.
+pub(super) async fn read_request(api: &Arc<Api>, body: Body) -> Result<Bytes, ApiError> {
     let mut bytes = BytesMut::new();
     let mut body = body.into_data_stream();
     let mut budget = api.registry.stall_budget();
     loop {
         let piece = budget.next(&mut body).await;
         let Some(piece) = piece.map_err(|BudgetExhausted| RegistryError::Stalled)? else {
-            break;
+            return Ok(bytes.freeze());
         };
         let piece = piece.map_err(|error| malformed(&error))?;
         if bytes.len() + piece.len() > MAX_REQUEST_LEN {
@@ -41,12 +46,27 @@ pub(super) async fn closure(
         }
         bytes.extend_from_slice(&piece);
     }
-    let ClosureRequest {
-        repository,
-        manifest,
-    } = codec::decode(&bytes).map_err(|error| malformed(&error))?;
+}
+
+pub(super) fn decode_request(bytes: &[u8]) -> Result<ClosureRequest, ApiError> {
+    codec::decode(bytes).map_err(|error| malformed(&error))
+}
+
+fn malformed(reason: &dyn core::fmt::Display) -> ApiError {
+    ApiError::new(Code::RequestInvalid, reason)
+}
+
+/// The answer to a closure request, from this region.
+pub(super) async fn closure_of(
+    api: &Arc<Api>,
+    client: Option<&ClientIdentity>,
+    request: &ClosureRequest,
+) -> HandlerResult {
     let peer = client.and_then(ClientIdentity::peer);
-    let answer = api.registry.closure(&repository, &manifest, peer).await?;
+    let answer = api
+        .registry
+        .closure(&request.repository, &request.manifest, peer)
+        .await?;
     Ok(typed("application/octet-stream", Body::from(answer)))
 }
 
@@ -71,11 +91,20 @@ pub(super) async fn ready(api: &Arc<Api>) -> HandlerResult {
         .storage_health
         .check(|| api.registry.probe_storage())
         .await;
-    probed.map_err(|reason| {
-        ApiError::new(
-            Code::Unavailable,
-            format_args!("storage is unavailable: {reason}"),
-        )
-    })?;
-    Ok(text("ready\n"))
+    let Err(reason) = probed else {
+        return Ok(text("ready\n"));
+    };
+    // Requests are served by another region: a balancer that turns away helps no client.
+    if let Some(regional) = all_regions(api)
+        && let Some(other) = regional.routes().usable_others().first()
+    {
+        let region = other.region();
+        return Ok(text(format!(
+            "degraded: storage is unavailable: {reason}; region {region} serves\n"
+        )));
+    }
+    Err(ApiError::new(
+        Code::Unavailable,
+        format_args!("storage is unavailable: {reason}"),
+    ))
 }

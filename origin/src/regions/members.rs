@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use flotilla_common::name::{RegionName, RepositoryName};
 use flotilla_common::wire::region::FactKey;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::source::Source;
@@ -36,9 +37,25 @@ impl RegionPolicy {
         rule.others(&self.own).cloned().collect()
     }
 
-    /// A hash of the choice of repositories that this region keeps.
+    /// A hash of the choice of repositories that this region keeps, and of all regions: when one
+    /// leaves, what it gave only some of the others is found by their sweeps.
     pub(crate) fn selection(&self) -> u64 {
-        self.policy.selection_hash(&self.own)
+        let mut hasher = Sha256::new();
+        hasher.update(self.policy.selection_hash(&self.own).to_be_bytes());
+        let mut names: Vec<&str> = self
+            .policy
+            .regions()
+            .iter()
+            .map(|region| region.name.as_str())
+            .collect();
+        names.sort_unstable();
+        for name in names {
+            hasher.update(name);
+            hasher.update([0]);
+        }
+        let mut first = [0; 8];
+        first.copy_from_slice(&hasher.finalize()[..8]);
+        u64::from_be_bytes(first)
     }
 
     pub(crate) const fn policy(&self) -> &Arc<Policy> {

@@ -112,6 +112,11 @@ pub(crate) fn write(regional: &Regional, figures: &mut MetricWriter<'_>) -> fmt:
         "Whether this region has everything that the others had when it joined (1) or not (0)",
         u64::from(regional.is_whole()),
     )?;
+    figures.gauge(
+        "region_clock_skew_seconds",
+        "How far this machine's clock is from the storage's",
+        regional.clock_check().skew_ms().unsigned_abs() / 1000,
+    )?;
     figures.counter(
         "region_broken_closures",
         "Merged tags and indexes that name something no region has",

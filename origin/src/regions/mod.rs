@@ -14,9 +14,11 @@
 //! | `lease` | one replica follows, not all |
 //! | `owed` | whether something absent here may be in another region |
 //! | `hints` | asks other regions to copy a push, and waits for their acknowledgement |
+//! | `clock_check` | compares the wall clock with the storage's |
 //! | `regional` | all of these, as one replica runs them |
 //! | `counts`, `metrics` | what happened, for operators |
 
+pub(crate) mod clock_check;
 pub(crate) mod copy;
 pub(crate) mod counts;
 pub(crate) mod entry;

@@ -15,6 +15,7 @@ use flotilla_runtime::clock::Clock;
 use flotilla_runtime::failover::Sources;
 use flotilla_runtime::shutdown::Shutdown;
 
+use super::clock_check::ClockCheck;
 use super::follower::Follower;
 use super::hints::Hints;
 use super::lease::Lease;
@@ -32,6 +33,9 @@ use crate::replicas::Changed;
 pub(crate) const OWN: SourceId = SourceId(0);
 /// Copies that reads have asked for and that run at once; more reads start none.
 const MAX_COPIES: usize = 32;
+/// How long a region may leave its entries before they are dropped and it sweeps all keys instead.
+const KEPT_ENTRIES: Duration = Duration::from_hours(7 * 24);
+const HOURLY: Duration = Duration::from_hours(1);
 /// How often it is looked up whether this region is whole.
 const WHOLE_INTERVAL: Duration = Duration::from_secs(30);
 /// Forwarded changes that are remembered, and for how long: longer than outages are expected.
@@ -106,6 +110,7 @@ pub(crate) struct Regional {
     is_whole: Mutex<bool>,
     /// Until when tags are read from all regions that owe something.
     freshest_until: Mutex<Time>,
+    clock_check: ClockCheck,
     shutdown: Shutdown,
 }
 
@@ -143,6 +148,7 @@ impl Regional {
             copying: Mutex::default(),
             is_whole: Mutex::new(false),
             freshest_until: Mutex::new(clock.now() + FRESHEST_FOR),
+            clock_check: ClockCheck::default(),
             shutdown,
         })
     }
@@ -169,8 +175,16 @@ impl Regional {
             }
         });
         let regional = Arc::clone(self);
-        self.shutdown
-            .spawn(async move { regional.look_up_whole().await });
+        self.shutdown.spawn(async move {
+            regional.look_up_whole().await;
+            loop {
+                regional.do_hourly().await;
+                tokio::select! {
+                    () = regional.shutdown.wait() => return,
+                    () = tokio::time::sleep(HOURLY) => {}
+                }
+            }
+        });
     }
 
     /// The own storage and the other regions.
@@ -241,6 +255,11 @@ impl Regional {
     /// The own region.
     pub(crate) fn own(&self) -> &RegionName {
         self.registry.region()
+    }
+
+    /// Whether this replica's clock agrees with the storage's.
+    pub(crate) const fn clock_check(&self) -> &ClockCheck {
+        &self.clock_check
     }
 
     /// Whether writes go to another region while the own storage is out.
@@ -342,6 +361,33 @@ impl Regional {
             Replicated::Blocked(reason) => Err(reason),
             Replicated::Ahead(by) => Err(format!("its stamp is {} s ahead", by.as_secs())),
         }
+    }
+
+    /// Hourly work: drops entries that a region has not fetched for a week, and compares this
+    /// replica's clock with the storage's.
+    async fn do_hourly(&self) {
+        self.clock_check.run(&self.registry).await;
+        let mut lease = Lease::new(
+            Arc::clone(self.registry.storage()),
+            self.clock,
+            "trim-journals",
+        );
+        if !lease.hold().await.unwrap_or(false) {
+            return;
+        }
+        for source in &self.routes().others {
+            let region = source.region();
+            match self.registry.trim_old_entries(region, KEPT_ENTRIES).await {
+                Ok(0) => {}
+                Ok(entries) => {
+                    tracing::warn!(%region, entries, "dropped journal entries that the region did not fetch for a week; it sweeps all keys when it returns");
+                }
+                Err(error) => {
+                    tracing::debug!(%region, %error, "old journal entries could not be dropped");
+                }
+            }
+        }
+        lease.release().await;
     }
 
     /// Copies what other regions ask for, a few orders at once.

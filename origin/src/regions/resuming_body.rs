@@ -1,5 +1,6 @@
 //! A body that goes on at the same offset from another region when its source stalls or breaks.
 
+use core::ops::Range;
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -12,25 +13,29 @@ use tokio::time::timeout;
 use super::source::{Source, SourceBlob};
 
 /// A source that sends nothing for this long is left.
-const STALL_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often a body changes its source. Each region is asked at most twice.
+const STALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a body changes its source: each region is asked at most twice.
 const MAX_RESUMES_PER_SOURCE: usize = 2;
 
-/// The bytes of a blob from whichever region delivers them.
+/// A range of a blob from whichever region delivers it.
 pub(crate) struct ResumingBody {
     sources: Vec<Arc<dyn Source>>,
     repository: RepositoryName,
     digest: Digest,
+    /// Of the whole blob.
     size: u64,
-    /// Bytes delivered so far.
+    /// The next byte.
     offset: u64,
+    /// After the last byte.
+    end: u64,
     bytes: BoxStream<'static, Result<Bytes, String>>,
-    /// Sources asked so far, the first included.
-    asked: usize,
+    /// The source that is asked next.
+    next: usize,
+    resumes: usize,
 }
 
 impl ResumingBody {
-    /// Continues `blob`, which the first of `sources` gave.
+    /// Continues `blob`, whole, which the first of `sources` gave.
     pub(crate) fn new(
         sources: Vec<Arc<dyn Source>>,
         repository: RepositoryName,
@@ -43,8 +48,32 @@ impl ResumingBody {
             digest,
             size: blob.size,
             offset: 0,
+            end: blob.size,
             bytes: blob.bytes,
-            asked: 1,
+            next: 1,
+            resumes: 0,
+        }
+    }
+
+    /// Continues a range that the own storage began to deliver.
+    pub(crate) fn of_own(
+        sources: Vec<Arc<dyn Source>>,
+        repository: RepositoryName,
+        digest: Digest,
+        size: u64,
+        range: Range<u64>,
+        bytes: BoxStream<'static, Result<Bytes, String>>,
+    ) -> Self {
+        Self {
+            sources,
+            repository,
+            digest,
+            size,
+            offset: range.start,
+            end: range.end,
+            bytes,
+            next: 0,
+            resumes: 0,
         }
     }
 
@@ -63,11 +92,13 @@ impl ResumingBody {
 
     async fn next_piece(&mut self) -> Option<Result<Bytes, String>> {
         loop {
-            if self.offset >= self.size {
+            if self.offset >= self.end {
                 return None;
             }
             let reason = match timeout(STALL_TIMEOUT, self.bytes.next()).await {
-                Ok(Some(Ok(piece))) => {
+                Ok(Some(Ok(mut piece))) => {
+                    let rest = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
+                    piece.truncate(rest);
                     self.offset += piece.len() as u64;
                     return Some(Ok(piece));
                 }
@@ -84,9 +115,10 @@ impl ResumingBody {
     /// Goes on with the next source that has the blob.
     async fn resume(&mut self, mut reason: String) -> Result<(), String> {
         let limit = self.sources.len() * MAX_RESUMES_PER_SOURCE;
-        while self.asked < limit {
-            let source = Arc::clone(&self.sources[self.asked % self.sources.len()]);
-            self.asked += 1;
+        while self.resumes < limit {
+            let source = Arc::clone(&self.sources[self.next % self.sources.len()]);
+            self.next += 1;
+            self.resumes += 1;
             tracing::debug!(region = %source.region(), digest = %self.digest, offset = self.offset, reason, "a blob's source failed; continuing from another region");
             let asked = source.blob(&self.repository, &self.digest, self.offset);
             match timeout(STALL_TIMEOUT, asked).await {

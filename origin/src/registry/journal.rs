@@ -4,6 +4,8 @@
 //! that region has merged the keys. The source only keeps the list. Entries that are never fetched
 //! are trimmed; the trim mark then says that the region must sweep all keys instead.
 
+use core::time::Duration;
+
 use bytes::Bytes;
 use flotilla_common::name::RegionName;
 use flotilla_common::stamp::Stamp;
@@ -150,6 +152,32 @@ impl Registry {
         match self.write_trim_mark(region, object, Some(nonce())).await? {
             WriteOutcome::Written => self.drop_entries(region, entries, None).await,
             WriteOutcome::Lost { .. } => Err(RegistryError::Contended),
+        }
+    }
+
+    /// Trims entries of a region that are older than `kept`. Returns their number.
+    pub(crate) async fn trim_old_entries(
+        &self,
+        region: &RegionName,
+        kept: Duration,
+    ) -> Result<usize, RegistryError> {
+        let kept = u64::try_from(kept.as_nanos()).unwrap_or(u64::MAX);
+        let oldest_kept = self.stamps.unix_nanos().saturating_sub(kept);
+        let mut trimmed = 0;
+        loop {
+            let (ids, more) = self.entry_ids(region, None, MAX_ENTRIES).await?;
+            let old: Vec<_> = ids
+                .into_iter()
+                .take_while(|id| id.created < oldest_kept)
+                .collect();
+            let is_last = !more || old.len() < MAX_ENTRIES;
+            if !old.is_empty() {
+                trimmed += old.len();
+                self.trim_journal(region, old).await?;
+            }
+            if is_last {
+                return Ok(trimmed);
+            }
         }
     }
 

@@ -68,7 +68,17 @@ pub(super) async fn read_at(
     request: &Parts,
     path_and_query: &str,
 ) -> Result<Response<Body>, ReadError> {
-    let request = copy_of(request, path_and_query, Body::empty());
+    send_at(source, request, path_and_query, Body::empty()).await
+}
+
+/// The same, with a body.
+pub(super) async fn send_at(
+    source: &dyn Source,
+    request: &Parts,
+    path_and_query: &str,
+    body: Body,
+) -> Result<Response<Body>, ReadError> {
+    let request = copy_of(request, path_and_query, body);
     let response = source.send(request).await.map_err(ReadError::Failed)?;
     let status = response.status();
     if status.is_success()

@@ -10,14 +10,15 @@ use axum::body::Body;
 use flotilla_common::digest::Digest;
 use flotilla_common::failover::{ContentKey, Need, SourceId};
 use flotilla_common::name::{Reference, RepositoryName};
+use flotilla_common::wire::origin::CLOSURE_PATH;
 use flotilla_common::wire::region::FactKey;
 use flotilla_runtime::failover::Unserved;
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::proxy::{ReadError, read_at};
+use super::proxy::{ReadError, read_at, send_at};
 use crate::http::error::{ApiError, Code};
-use crate::http::{Api, HandlerResult, blobs, manifests};
+use crate::http::{Api, HandlerResult, blobs, manifests, peers};
 use crate::regions::owed::Owed;
 use crate::regions::regional::{OWN, Regional, Routes};
 
@@ -108,6 +109,45 @@ where
         response.headers_mut().insert(header::WARNING, MAYBE_OLD);
     }
     Ok(response)
+}
+
+/// The closure of a manifest. A closure of another region has that region's seals, and no grant:
+/// a grant names the peer, and the other region sees this one.
+pub(in crate::http) async fn closure(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    request: &Parts,
+    body: Body,
+) -> HandlerResult {
+    let bytes = peers::read_request(api, body).await?;
+    let asked = peers::decode_request(&bytes)?;
+    let routes = regional.routes();
+    let client = request.extensions.get();
+    let call = |source: SourceId| {
+        let (routes, bytes, asked) = (&routes, &bytes, &asked);
+        async move {
+            match routes.other(source) {
+                None => {
+                    let own = || peers::closure_of(api, client, asked);
+                    own_answer(api, regional, &asked.repository, own).await
+                }
+                Some(other) => {
+                    let body = Body::from(bytes.clone());
+                    send_at(&**other, request, CLOSURE_PATH, body).await
+                }
+            }
+        }
+    };
+    match routes.failover.ask(content(&asked.manifest), call).await {
+        Ok((source, response)) => {
+            regional.count_read(routes.other(source), "served");
+            Ok(response)
+        }
+        Err(error) => {
+            regional.count_read(None, "failed");
+            Err(unserved(error))
+        }
+    }
 }
 
 /// The key of content in the failover machine.

@@ -41,6 +41,10 @@ pub(in crate::http) async fn change_rules(
     if !policy.exists() {
         return Ok(ChangeRules::default());
     }
+    if regional.clock_check().is_wrong() {
+        let message = "the clock of this machine is wrong, so changes cannot be ordered with those of other regions; correct it";
+        return Err(ApiError::new(Code::Unavailable, message).with_retry_after(60));
+    }
     let rule = policy.rule_for(repository);
     let is_forwarded = request.extensions.get::<FromRegion>().is_some();
     let now = api.registry.unix_nanos();
