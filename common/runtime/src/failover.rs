@@ -59,7 +59,7 @@ struct Shared {
     /// The names of the sources, for logs.
     names: Vec<String>,
     state: Mutex<State>,
-    /// The number of changes of standings.
+    /// The number of changes of standings, and of whether any source is usable.
     changes: watch::Sender<u64>,
     /// A probe is due, or the machine's deadline moved.
     wake: Notify,
@@ -200,7 +200,7 @@ impl Sources {
         self.with_machine(|machine, _| machine.status().map(read).collect())
     }
 
-    /// The number of changes of standings so far, to wait for the next one.
+    /// The number of changes of standings and of [`Self::is_usable`] so far, to wait for the next.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changes.subscribe()
     }
@@ -259,6 +259,9 @@ impl Sources {
                 Output::Changed { source, standing } => {
                     let error = error_of(&state.machine, source);
                     self.log(source, standing, error.as_deref());
+                    self.0.changes.send_modify(|changes| *changes += 1);
+                }
+                Output::UsableChanged { .. } => {
                     self.0.changes.send_modify(|changes| *changes += 1);
                 }
             }

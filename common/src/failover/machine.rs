@@ -117,6 +117,11 @@ pub enum Output {
         /// The standing from now on.
         standing: Standing,
     },
+    /// [`Failover::is_usable`] changed.
+    UsableChanged {
+        /// Its value from now on.
+        is_usable: bool,
+    },
 }
 
 /// What is known of a source, for status, metrics and logs.
@@ -150,6 +155,8 @@ pub struct Failover {
     regions: u32,
     missing: MissingContent,
     rng: Pcg32,
+    /// The value of the last [`Output::UsableChanged`].
+    reported_usable: bool,
     outputs: VecDeque<Output>,
     next_probe: u64,
 }
@@ -169,6 +176,7 @@ impl Failover {
             regions: regions.iter().max().map_or(0, |last| last + 1),
             missing: MissingContent::new(config.missing_limit),
             rng: Pcg32::seed_from_u64(rng_seed),
+            reported_usable: !regions.is_empty(),
             outputs: VecDeque::new(),
             next_probe: 0,
             config,
@@ -408,6 +416,11 @@ impl Failover {
                 };
                 self.outputs.push_back(changed);
             }
+        }
+        let is_usable = self.is_usable();
+        if is_usable != self.reported_usable {
+            self.reported_usable = is_usable;
+            self.outputs.push_back(Output::UsableChanged { is_usable });
         }
     }
 }

@@ -127,6 +127,7 @@ fn lone_source_is_used_again_soon_after_its_return() {
         took <= seconds(4),
         "the demand brings the probe forward: {took:?}"
     );
+    assert_eq!(bench.usable_changes, 2, "no source, then one again");
 }
 
 #[test]

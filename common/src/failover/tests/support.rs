@@ -95,6 +95,8 @@ pub(super) struct Bench {
     /// When each source was probed.
     pub(super) probes: Vec<(Time, SourceId)>,
     pub(super) changes: Vec<(Time, SourceId, Standing)>,
+    /// How often a source became usable, or the last usable one ceased to be.
+    pub(super) usable_changes: u32,
     /// Rules that were broken.
     pub(super) complaints: Vec<String>,
 }
@@ -115,6 +117,7 @@ impl Bench {
             runs: Vec::new(),
             probes: Vec::new(),
             changes: Vec::new(),
+            usable_changes: 0,
             complaints: Vec::new(),
         }
     }
@@ -248,6 +251,10 @@ impl Bench {
                 }
                 Output::Changed { source, standing } => {
                     self.changes.push((self.now, source, standing));
+                }
+                Output::UsableChanged { is_usable } => {
+                    assert_eq!(is_usable, self.failover.is_usable());
+                    self.usable_changes += 1;
                 }
             }
         }
