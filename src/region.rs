@@ -8,7 +8,7 @@ use std::sync::Arc;
 use flotilla_common::name::{PeerId, RegionName, ZoneName};
 use flotilla_common::units::BitRate;
 use flotilla_origin::Origin;
-use flotilla_peer::{ChunkInterceptor, Peer, Stats, Unaltered};
+use flotilla_peer::{ChunkInterceptor, OriginUrl, Peer, Stats, Unaltered};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
 use flotilla_tracker::Tracker;
@@ -186,7 +186,9 @@ impl Region {
             trusted_keys: trusted.into(),
             mirror: plan.mirror,
             quic: ANY_PORT,
-            origins: vec![plan.upstream.clone().unwrap_or_else(|| self.origin_url())],
+            origins: vec![OriginUrl::in_own_region(
+                plan.upstream.clone().unwrap_or_else(|| self.origin_url()),
+            )],
             trackers: vec![self.tracker_url()],
             up: self.rate,
             down: self.rate,

@@ -16,7 +16,6 @@ pub mod interner;
 pub mod manifest;
 pub mod name;
 pub mod proof;
-pub mod reachability;
 pub mod seal;
 pub mod stamp;
 pub mod storage_id;

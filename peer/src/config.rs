@@ -1,10 +1,12 @@
 //! The settings of a peer.
 
+use core::str::FromStr;
 use core::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use flotilla_common::failover::FailoverConfig;
 use flotilla_common::name::{PeerId, RegionName, ZoneName};
 use flotilla_common::seal::TrustedKeys;
 use flotilla_common::swarm::SwarmConfig;
@@ -44,8 +46,9 @@ pub struct Config {
     /// The address that neighbours dial, if it differs from the bound one. The tracker replaces an
     /// unspecified IP address with the source address it sees. Default none.
     pub advertised: Option<SocketAddr>,
-    /// The URLs of the origins, those of the peer's own region first.
-    pub origins: Vec<String>,
+    /// The origins. Those of the peer's own region are preferred, then those of the region that is
+    /// named first. Several origins of one region are replicas; the first one is preferred.
+    pub origins: Vec<OriginUrl>,
     /// The registries whose images the origins have, written as in image names. If the list is not
     /// empty, the mirror refuses requests for other registries (`?ns=`). Default empty.
     pub registries: Vec<String>,
@@ -71,9 +74,11 @@ pub struct Config {
     pub requires_grants: bool,
     /// When a blob's reader falls back from the swarm to an origin.
     pub fallback_timeouts: FallbackTimeouts,
-    /// The settings of the swarm's state machine. Rates, origins and key are filled in from the
-    /// other fields.
+    /// The settings of the swarm's state machine. Rates and key are filled in from the other
+    /// fields.
     pub swarm: SwarmConfig,
+    /// When origins are suspected, left out and used again.
+    pub failover: FailoverConfig,
     /// Seed for the random choices of the state machine; `None` takes one from the operating
     /// system.
     pub rng_seed: Option<u64>,
@@ -147,6 +152,7 @@ impl Config {
                 slots: SLOTS,
                 ..SwarmConfig::default()
             },
+            failover: FailoverConfig::default(),
             rng_seed: None,
             clock,
             interceptor: Arc::new(Unaltered),
@@ -171,10 +177,10 @@ impl Config {
                     .to_owned());
             }
         }
-        for (key, urls) in [("origin", &self.origins), ("tracker", &self.trackers)] {
-            for url in urls {
-                check_url(url).map_err(|error| format!("{key}: '{url}': {error}"))?;
-            }
+        let origins = self.origins.iter().map(|origin| ("origin", &origin.url));
+        let trackers = self.trackers.iter().map(|url| ("tracker", url));
+        for (key, url) in origins.chain(trackers) {
+            check_url(url).map_err(|error| format!("{key}: '{url}': {error}"))?;
         }
         let invalid = |name: &&String| name.is_empty() || name.contains('/');
         if let Some(name) = self.registries.iter().find(invalid) {
@@ -182,9 +188,9 @@ impl Config {
                 "registry: {name:?} is not a registry name; write it as in image names, host:port"
             ));
         }
-        let is_plain = |url: &&String| !url.starts_with("https://");
+        let mut urls = self.origins.iter().map(|origin| &origin.url);
         if self.requires_grants
-            && let Some(url) = self.origins.iter().find(is_plain)
+            && let Some(url) = urls.find(|url| !url.starts_with("https://"))
         {
             return Err(format!(
                 "require-grants: without TLS, origin {url} cannot identify this peer and issues \
@@ -197,6 +203,45 @@ impl Config {
                 .to_owned());
         }
         Ok(())
+    }
+}
+
+/// The URL of an origin, and its region. As text: `URL`, or `REGION=URL`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OriginUrl {
+    /// Its region; `None` for the peer's own.
+    pub region: Option<RegionName>,
+    /// Its URL: scheme, host and, optionally, port.
+    pub url: String,
+}
+
+impl OriginUrl {
+    /// An origin in the peer's own region. The URL is checked when the peer starts.
+    pub const fn in_own_region(url: String) -> Self {
+        Self { region: None, url }
+    }
+}
+
+impl FromStr for OriginUrl {
+    type Err = String;
+
+    /// Fails if the region is not a valid name, or the URL is not one; see [`check_url`].
+    fn from_str(text: &str) -> Result<Self, String> {
+        let scheme_end = text.find("://").unwrap_or(text.len());
+        let (region, url) = match text.split_once('=') {
+            Some((region, url)) if region.len() < scheme_end => (Some(region), url),
+            _ => (None, text),
+        };
+        let region = region.map(|region| {
+            region.parse().map_err(|error| {
+                format!("'{region}' is not a valid region: {error}; write REGION=URL or URL")
+            })
+        });
+        check_url(url)?;
+        Ok(Self {
+            region: region.transpose()?,
+            url: url.to_owned(),
+        })
     }
 }
 
@@ -218,6 +263,23 @@ pub fn check_url(url: &str) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn origin_may_name_its_region() {
+        let parse = |text: &str| text.parse::<OriginUrl>();
+        let own = parse("https://origin.eu:5000").expect("a URL");
+        assert_eq!(
+            own,
+            OriginUrl::in_own_region("https://origin.eu:5000".to_owned())
+        );
+        let other = parse("us-1=https://origin.us:5000").expect("a region and a URL");
+        assert_eq!(other.region.expect("it is named").as_str(), "us-1");
+        assert_eq!(other.url, "https://origin.us:5000");
+        let query = parse("https://origin.eu/?a=b").expect("a URL");
+        assert_eq!(query.region, None);
+        assert!(parse("US 1=https://origin.us").is_err());
+        assert!(parse("us-1=origin.us:5000").is_err());
+    }
 
     #[test]
     fn urls_need_a_scheme_and_a_host() {

@@ -40,7 +40,7 @@ use flotilla_runtime::identity::{ReloadTiming, reload_on_change};
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
-pub use config::{Config, FallbackTimeouts, check_url};
+pub use config::{Config, FallbackTimeouts, OriginUrl, check_url};
 pub use mirror::{Warming, docker_daemon_json, hosts_toml, registries_conf};
 pub use start::StartError;
 pub use stats::{BlobProgress, Stats};
@@ -95,7 +95,7 @@ impl Peer {
                 queues.tracker,
                 &shutdowns.tasks,
             )?,
-            upstream: connect_upstream(&config, queues.origin_health, &shutdowns.tasks)?,
+            upstream: connect_upstream(&config, &shutdowns.tasks)?,
             telemetry: Arc::new(Telemetry::new(config.down)),
         };
         reload_on_change(

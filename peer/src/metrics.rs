@@ -134,7 +134,13 @@ fn state(sources: &MetricSources, figures: &mut MetricWriter<'_>) -> fmt::Result
         .iter()
         .filter_map(|it| Some((it.url.as_str(), u64::from(it.is_answering?))));
     let help = "1 if the origin answered the last request or probe, 0 if not";
-    figures.gauges("origin_up", help, "url", answers)
+    figures.gauges("origin_up", help, "url", answers)?;
+    let shares = origins
+        .iter()
+        .map(|it| (it.url.as_str(), it.share_percent.into()));
+    let help = "Share of the requests that prefer the origin and ask it, in percent: 0 while it \
+                is out, less than 100 while it returns";
+    figures.gauges("origin_share_percent", help, "url", shares)
 }
 
 fn by_reason(times: &StallTimes) -> impl Iterator<Item = (&'static str, Duration)> + '_ {

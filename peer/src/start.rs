@@ -23,7 +23,7 @@ use crate::driver::{Commands, Driver, DriverContext, Events, QUEUE, peer_key};
 use crate::handles::{Handles, Network, Shutdowns, Stores, Upstream};
 use crate::metrics::{self, MetricSources};
 use crate::mirror::{self, Mirror, MirrorContext};
-use crate::origin::{OriginClient, OriginHealthReport, http_client};
+use crate::origin::{ConnectionReuse, HttpClients, OriginClient, http_client};
 use crate::pull_start::PullStarter;
 use crate::store::{ManifestStore, Store, StoreError, run_blocking};
 use crate::tracker_client::{POLL_TIMEOUT, TrackerEvent, Trackers};
@@ -87,7 +87,6 @@ pub(crate) struct Queues {
     pub(crate) commands: Commands,
     pub(crate) transport_events: mpsc::Sender<TransportEvent>,
     pub(crate) tracker: mpsc::Sender<TrackerEvent>,
-    pub(crate) origin_health: mpsc::Sender<OriginHealthReport>,
 }
 
 /// Makes the driver's queues.
@@ -95,18 +94,15 @@ pub(crate) fn queues() -> (Queues, Events) {
     let (commands, command_queue) = Commands::channel();
     let (transport_events, transport_event_queue) = mpsc::channel(QUEUE);
     let (tracker, tracker_queue) = mpsc::channel(QUEUE);
-    let (origin_health, origin_health_queue) = mpsc::channel(QUEUE);
     let queues = Queues {
         commands,
         transport_events,
         tracker,
-        origin_health,
     };
     let events = Events {
         commands: command_queue,
         transport_events: transport_event_queue,
         tracker: tracker_queue,
-        origin_health: origin_health_queue,
     };
     (queues, events)
 }
@@ -145,7 +141,7 @@ pub(crate) fn join_network(
         zone: config.zone.clone(),
     };
     let trackers = Trackers::start(
-        client(config, Some(POLL_TIMEOUT))?,
+        client(config, Some(POLL_TIMEOUT), ConnectionReuse::Pooled)?,
         &config.trackers,
         me.clone(),
         config.clock,
@@ -165,11 +161,20 @@ pub(crate) fn join_network(
 /// Makes the client of the origins, and begins to probe origins that do not answer.
 pub(crate) fn connect_upstream(
     config: &Config,
-    health: mpsc::Sender<OriginHealthReport>,
     shutdown: &Shutdown,
 ) -> Result<Upstream, StartError> {
-    let client = client(config, None)?;
-    let origins = OriginClient::new(client, &config.origins, config.clock, health);
+    let http = HttpClients::new(
+        client(config, None, ConnectionReuse::Pooled)?,
+        client(config, None, ConnectionReuse::Never)?,
+    );
+    let origins = OriginClient::new(
+        http,
+        &config.origins,
+        &config.region,
+        config.failover.clone(),
+        rng_seed(config),
+        config.clock,
+    );
     shutdown.spawn(origins.clone().probe_until_shutdown(shutdown.clone()));
     Ok(Upstream {
         origins,
@@ -248,8 +253,12 @@ pub(crate) fn serve_mirror(
 }
 
 /// An HTTP client with the peer's identity.
-fn client(config: &Config, read_timeout: Option<Duration>) -> Result<Client, StartError> {
-    http_client(&config.identity, read_timeout)
+fn client(
+    config: &Config,
+    read_timeout: Option<Duration>,
+    reuse: ConnectionReuse,
+) -> Result<Client, StartError> {
+    http_client(&config.identity, read_timeout, reuse)
         .map_err(|error| StartError::Transport(error.to_string()))
 }
 
@@ -258,7 +267,6 @@ fn machine_config(config: &Config) -> SwarmConfig {
     SwarmConfig {
         up_bits_per_second: config.up.map(|rate| rate.0),
         down_bits_per_second: config.down.map(|rate| rate.0),
-        origins: u32::try_from(config.origins.len()).unwrap_or(u32::MAX),
         key: peer_key(&config.id),
         ..config.swarm.clone()
     }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use flotilla_common::digest::Digest;
+use flotilla_common::failover::Standing;
 use flotilla_common::name::{PeerId, RegionName, ZoneName};
 use flotilla_common::swarm::{Nearness, StallReason, StallTimes};
 use flotilla_common::units::BitRate;
@@ -310,10 +311,43 @@ pub struct TrackerStatus {
 pub struct OriginStatus {
     /// Its URL.
     pub url: String,
+    /// Its region.
+    pub region: RegionName,
     /// Whether the last request or probe was answered; `null` before the first request.
     pub is_answering: Option<bool>,
+    /// How far it is used.
+    pub standing: OriginStanding,
+    /// The share of the requests that prefer it and ask it, in percent.
+    pub share_percent: u8,
+    /// The time since the standing changed last; `null` if it never did.
+    pub seconds: Option<f64>,
     /// The error, if it does not answer.
     pub trouble: Option<String>,
+}
+
+/// How far an origin is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OriginStanding {
+    /// Every request that prefers it asks it; it may never have been asked.
+    Fine,
+    /// As fine, but a request was slow or failed, and probes decide.
+    Suspect,
+    /// It is not asked until it answers probes.
+    Out,
+    /// It answers probes again, and is used by steps.
+    Returning,
+}
+
+impl From<Standing> for OriginStanding {
+    fn from(standing: Standing) -> Self {
+        match standing {
+            Standing::Fine => Self::Fine,
+            Standing::Suspect => Self::Suspect,
+            Standing::Out => Self::Out,
+            Standing::Returning { .. } => Self::Returning,
+        }
+    }
 }
 
 /// A lease held.

@@ -10,7 +10,6 @@ use flotilla_common::tracker::{LeaseUpdate, SessionInput};
 use crate::event::Event;
 use crate::fetch::{FetchSource, SimulatedFetch};
 use crate::network::FlowEvent;
-use crate::scenario::millis;
 use crate::slab::Key;
 use crate::world::World;
 
@@ -103,13 +102,7 @@ impl World<'_> {
                     self.delay(peer, link.peer),
                 )
             }
-            ChunkSource::Origin(origin) => {
-                let regions = self.origins_up.len() as u32;
-                let region = (self.locations[peer as usize].region + origin.0) % regions;
-                let delay =
-                    self.delay_to_region(peer, region) + millis(self.scenario.origin.think_ms);
-                (FetchSource::Origin { region }, delay)
-            }
+            ChunkSource::Origin => return self.fetch_from_origin(peer, transfer, blob, chunk),
         };
         let fetch = self.fetches.insert(SimulatedFetch {
             peer,
@@ -118,6 +111,7 @@ impl World<'_> {
             blob,
             chunk,
             flow: None,
+            request: None,
         });
         self.peers[peer as usize].fetches.push((transfer, fetch));
         self.queue
@@ -218,20 +212,9 @@ impl World<'_> {
     }
 
     pub(crate) fn on_first_byte(&mut self, key: Key) {
+        self.on_origin_answered(key);
         if let Some(&SimulatedFetch { peer, transfer, .. }) = self.fetches.get(key) {
             self.feed(peer, Input::FirstByte { transfer });
-        }
-    }
-
-    pub(crate) fn on_source_failed(&mut self, key: Key) {
-        if let Some((peer, transfer)) = self.take_fetch(key) {
-            self.feed(
-                peer,
-                Input::Failed {
-                    transfer,
-                    why: DownloadFailure::Link,
-                },
-            );
         }
     }
 
@@ -383,7 +366,7 @@ impl World<'_> {
         self.take_fetch(key);
     }
 
-    fn take_fetch(&mut self, key: Key) -> Option<(u32, TransferId)> {
+    pub(super) fn take_fetch(&mut self, key: Key) -> Option<(u32, TransferId)> {
         let fetch = self.fetches.remove(key)?;
         self.peers[fetch.peer as usize]
             .fetches

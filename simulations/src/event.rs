@@ -1,5 +1,6 @@
 //! Everything that happens at a time of its own, and its part in the trace hash.
 
+use flotilla_common::failover::{ProbeId, SourceId};
 use flotilla_common::swarm::RefusalReason;
 
 use crate::network::FlowEvent;
@@ -32,6 +33,15 @@ pub(crate) enum Event {
     Arrived { fetch: Key },
     /// An origin's error reaches the requesting peer.
     SourceFailed { fetch: Key },
+    /// A deadline of a peer's failover machine.
+    FailoverWake { peer: u32 },
+    /// The result of a peer's probe of an origin arrives.
+    Probed {
+        peer: u32,
+        source: SourceId,
+        probe: ProbeId,
+        is_good: bool,
+    },
     /// A message reaches the tracker.
     ToTracker { message: Key },
     /// An answer of the tracker reaches a peer.
@@ -71,6 +81,8 @@ impl Event {
             Self::SessionWake { peer } => (18, peer.into()),
             Self::FailureStarts { failure } | Self::FailureEnds { failure } => (19, failure as u64),
             Self::Departs { peer, .. } => (20, peer.into()),
+            Self::FailoverWake { peer } => (21, peer.into()),
+            Self::Probed { peer, source, .. } => (22, pair(peer, source.0)),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A chunk on its way from a source to a peer.
 
+use flotilla_common::failover::Request;
 use flotilla_common::swarm::{BlobSlot, TransferId};
 
 use crate::slab::Key;
@@ -15,6 +16,8 @@ pub(crate) struct SimulatedFetch {
     pub(crate) chunk: u32,
     /// The flow of its bytes, while they flow.
     pub(crate) flow: Option<Key>,
+    /// The request to the origins, until one of them answers.
+    pub(crate) request: Option<Request>,
 }
 
 /// Where the bytes of a fetch come from.

@@ -34,6 +34,7 @@ mod links;
 mod names;
 mod network;
 mod oracle;
+mod origins;
 mod outcome;
 mod peer;
 mod queue;

@@ -1,6 +1,7 @@
 //! One simulated peer.
 
 use flotilla_common::chunk_map::ChunkMap;
+use flotilla_common::failover::Failover;
 use flotilla_common::swarm::{Input, PeerMachine, TransferId};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{SessionInput, TrackerSession};
@@ -19,6 +20,10 @@ pub(crate) struct Location {
 #[derive(Debug)]
 pub(crate) struct SimulatedPeer {
     pub(crate) machine: PeerMachine,
+    /// Which origin it asks.
+    pub(crate) failover: Failover,
+    /// The time of the next `FailoverWake`.
+    pub(crate) failover_wake_at: Time,
     /// A stable number, the same in every run.
     pub(crate) key: u64,
     /// Uplink, in bits per second.

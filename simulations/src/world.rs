@@ -18,6 +18,7 @@ use crate::links::{Broadcast, ChunkMapMessage, LinkTable};
 use crate::names::{layer_digests, peer_info};
 use crate::network::Network;
 use crate::oracle::Oracle;
+use crate::origins::failover_machine;
 use crate::outcome::{Details, Outcome, bounds};
 use crate::peer::{Location, SimulatedPeer};
 use crate::queue::Queue;
@@ -125,6 +126,8 @@ impl<'a> World<'a> {
             let started_at = Time::ZERO + seconds(peers.start_spread_s * self.rng.random::<f64>());
             self.peers.push(SimulatedPeer {
                 machine,
+                failover: failover_machine(regions, key),
+                failover_wake_at: Time::MAX,
                 key,
                 up,
                 down,
@@ -161,7 +164,6 @@ impl<'a> World<'a> {
         SwarmConfig {
             up_bits_per_second: Some(up),
             down_bits_per_second: Some(down),
-            origins: self.scenario.peers.regions.get(),
             key,
             slots: settings.slots.unwrap_or(default.slots),
             in_order_one_in: settings.in_order_one_in.unwrap_or(default.in_order_one_in),
@@ -218,6 +220,13 @@ impl<'a> World<'a> {
             Event::FirstByte { fetch } => self.on_first_byte(fetch),
             Event::Arrived { fetch } => self.on_arrived(fetch),
             Event::SourceFailed { fetch } => self.on_source_failed(fetch),
+            Event::FailoverWake { peer } => self.on_failover_wake(peer),
+            Event::Probed {
+                peer,
+                source,
+                probe,
+                is_good,
+            } => self.on_probed(peer, source, probe, is_good),
             Event::ToTracker { message } => self.on_tracker_message(message),
             Event::FromTracker { answer } => self.on_tracker_answer(answer),
             Event::TrackerWake => self.on_tracker_wake(),

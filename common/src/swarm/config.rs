@@ -16,8 +16,6 @@ pub struct SwarmConfig {
     pub slots: u32,
     /// Maximum number of transfers in each direction, however fast the own link is.
     pub max_slots: u32,
-    /// Number of configured origins, the own region's first.
-    pub origins: u32,
     /// A stable hash of the own id, as in [`super::PeerFacts::key`].
     pub key: u64,
 
@@ -60,8 +58,9 @@ pub struct SwarmConfig {
     pub quarantine_time: Duration,
     /// Delay before a peer that could not be reached is dialed again, doubling with each failure.
     pub redial_delay: Duration,
-    /// How long a failed origin is not used, doubling up to 16 times this.
-    pub origin_cooldown: Duration,
+    /// After no origin delivered a chunk of a blob, none is asked for that blob for this long,
+    /// doubling up to 16 times this.
+    pub origin_retry_delay: Duration,
 }
 
 impl SwarmConfig {
@@ -96,7 +95,6 @@ impl Default for SwarmConfig {
             assumed_bits_per_second: 1_000_000_000,
             slots: 3,
             max_slots: 24,
-            origins: 1,
             key: 0,
             max_connections: 64,
             max_dials: 32,
@@ -114,7 +112,7 @@ impl Default for SwarmConfig {
             fallback_timeout_with_tracker: Duration::from_secs(10),
             quarantine_time: Duration::from_secs(600),
             redial_delay: Duration::from_secs(1),
-            origin_cooldown: Duration::from_secs(1),
+            origin_retry_delay: Duration::from_secs(1),
         }
     }
 }

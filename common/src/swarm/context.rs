@@ -6,7 +6,6 @@ use super::blobs::Blobs;
 use super::config::SwarmConfig;
 use super::counters::TransferCounters;
 use super::io::Output;
-use super::origin_health::OriginHealth;
 use super::rng::Rng;
 use super::timers::Timers;
 use crate::time::Time;
@@ -23,11 +22,12 @@ pub(super) struct Context {
     pub(super) counters: TransferCounters,
     pub(super) due: DueWork,
     pub(super) blobs: Blobs,
-    pub(super) origins: OriginHealth,
     /// Transfers at once in each direction.
     pub(super) slots: u32,
     /// Whether a tracker answers.
     pub(super) has_tracker: bool,
+    /// Whether an origin is worth asking.
+    pub(super) has_origin: bool,
 }
 
 impl Context {
@@ -40,9 +40,9 @@ impl Context {
             counters: TransferCounters::default(),
             due: DueWork::default(),
             blobs: Blobs::default(),
-            origins: OriginHealth::new(config.origins, config.origin_cooldown),
             slots: config.slots.max(1),
             has_tracker: true,
+            has_origin: true,
             config,
         }
     }

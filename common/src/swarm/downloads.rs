@@ -75,6 +75,26 @@ impl Downloads {
         }
     }
 
+    /// No origin delivered a chunk of the blob: none is asked for a while.
+    pub(super) fn delay_origin(&mut self, ctx: &Context, slot: BlobSlot) {
+        if let Some(pull) = self.pulls.get_mut(slot) {
+            pull.delay_origin(ctx.now, ctx.config.origin_retry_delay);
+        }
+    }
+
+    /// An origin delivered a chunk of the blob, or is usable again.
+    pub(super) fn clear_origin_delay(&mut self, slot: BlobSlot) {
+        if let Some(pull) = self.pulls.get_mut(slot) {
+            pull.clear_origin_delay();
+        }
+    }
+
+    /// Whether an origin may be asked for a chunk of the blob now.
+    pub(super) fn may_ask_origin(&self, ctx: &Context, slot: BlobSlot) -> bool {
+        let pull = self.pulls.get(slot);
+        ctx.has_origin && pull.is_some_and(|pull| pull.origin_retry_at() <= ctx.now)
+    }
+
     /// Sets the lowest chunk that a reader of the blob waits for.
     pub(super) fn set_cursor(&mut self, slot: BlobSlot, cursor: Option<u32>) {
         if let Some(pull) = self.pulls.get_mut(slot) {
@@ -348,7 +368,7 @@ impl Downloads {
     fn timeout(&self, ctx: &Context, transfer: &Transfer) -> Duration {
         let stalled = ctx.config.stall_timeout;
         match transfer.source {
-            ChunkSource::Origin(_) if transfer.received == 0 => stalled * ORIGIN_FACTOR,
+            ChunkSource::Origin if transfer.received == 0 => stalled * ORIGIN_FACTOR,
             ChunkSource::Peer(peer) if !transfer.has_begun => {
                 let chunk_time = ctx.blobs.chunk_time(transfer.blob);
                 let first_byte =

@@ -37,10 +37,6 @@ impl Slot for PeerSlot {
     }
 }
 
-/// An origin, by its index in the configured order: 0 is the own region's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OriginSlot(pub u32);
-
 /// One download of one chunk, numbered by the machine and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TransferId(pub u64);
@@ -54,8 +50,8 @@ pub struct UploadId(pub u64);
 pub enum ChunkSource {
     /// A connected neighbour.
     Peer(PeerSlot),
-    /// An origin.
-    Origin(OriginSlot),
+    /// The origins: the driver asks its [`Failover`](crate::failover::Failover) which of them.
+    Origin,
 }
 
 /// How far away a peer is, in order of preference.
@@ -344,16 +340,11 @@ pub enum Input {
     /// A tracker answers (again). Reported once at the start, too.
     TrackerReachable,
 
-    /// An origin answered a request other than a fetch, for a manifest or a seal: it is healthy.
-    OriginUp {
-        /// The origin.
-        origin: OriginSlot,
-    },
-    /// An origin failed to answer a request other than a fetch.
-    OriginDown {
-        /// The origin.
-        origin: OriginSlot,
-    },
+    /// No origin is worth asking, as far as the driver's
+    /// [`Failover`](crate::failover::Failover) knows. Fetches from origins that are under way go on.
+    OriginUnusable,
+    /// An origin is worth asking again. It is assumed at the start.
+    OriginUsable,
 }
 
 /// The actions that the machine asks of the driver, to be carried out in order.

@@ -10,7 +10,7 @@ use core::time::Duration;
 
 use super::context::{Context, Work};
 use super::downloads::Downloads;
-use super::io::{BlobSlot, OriginSlot, Output};
+use super::io::{BlobSlot, Output};
 use super::neighbours::Neighbours;
 use super::per_blob::PerBlob;
 use super::timers::Timer;
@@ -113,17 +113,19 @@ impl Leases {
         self.requests.get(slot).is_some_and(LeaseRequest::is_parked)
     }
 
-    /// Takes up a lease; the origin to fetch the chunk from, or `None` if the lease is not used.
+    /// Takes up a lease; false if it is not used.
     pub(super) fn on_granted(
         &mut self,
         ctx: &mut Context,
         slot: BlobSlot,
         chunk: u32,
         term: Duration,
-    ) -> Option<OriginSlot> {
+        may_ask_origin: bool,
+    ) -> bool {
         ctx.due.add(Work::SeekLeases);
-        let blob = ctx.blobs.get(slot)?;
-        let request = self.requests.get_mut(slot)?;
+        let (Some(blob), Some(request)) = (ctx.blobs.get(slot), self.requests.get_mut(slot)) else {
+            return false;
+        };
         if let RequestState::Parked {
             is_starving: true, ..
         } = request.state
@@ -134,16 +136,15 @@ impl Leases {
             not_before: ctx.now,
         };
         if chunk >= blob.chunks() {
-            return None;
+            return false;
         }
         if blob.held().contains(chunk) || blob.availability(chunk) > 0 {
             ctx.output(Output::LeaseDone { blob: slot, chunk });
-            return None;
+            return false;
         }
-        let origin = ctx.origins.choose(ctx.now).filter(|_| blob.is_wanted());
-        if origin.is_none() {
+        if !blob.is_wanted() || !may_ask_origin {
             ctx.output(Output::LeaseFailed { blob: slot, chunk });
-            return None;
+            return false;
         }
         let renew_at = ctx.now + term / 2;
         self.held.push(HeldLease {
@@ -160,7 +161,7 @@ impl Leases {
             chunk,
             received: 0,
         });
-        origin
+        true
     }
 
     /// A request came back without a lease.
@@ -190,9 +191,6 @@ impl Leases {
         ctx.due.add(Work::SeekLeases);
         if self.remove(slot, chunk) {
             ctx.output(Output::LeaseFailed { blob: slot, chunk });
-        }
-        if let Some(ready_at) = ctx.origins.ready_at() {
-            ctx.timers.wake_by(Timer::Lease, ready_at.max(ctx.now));
         }
     }
 
@@ -307,7 +305,10 @@ impl Leases {
                 return ctx.timers.wake_by(Timer::Lease, look_again_at);
             }
         };
-        let not_before = not_before.max(ctx.origins.ready_at().unwrap_or(Time::MAX));
+        if !ctx.has_origin {
+            return;
+        }
+        let not_before = not_before.max(pull.origin_retry_at());
         if not_before > ctx.now {
             return ctx.timers.wake_by(Timer::Lease, not_before);
         }

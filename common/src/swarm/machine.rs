@@ -130,11 +130,11 @@ impl PeerMachine {
                 self.set_has_tracker(false);
             }
             Input::TrackerReachable => self.set_has_tracker(true),
-            Input::OriginUp { origin } => {
-                self.ctx.origins.succeeded(origin);
+            Input::OriginUsable => self.on_origin_usable(),
+            Input::OriginUnusable => {
+                self.ctx.has_origin = false;
                 self.ctx.due.add(Work::SeekLeases);
             }
-            Input::OriginDown { origin } => self.ctx.origins.failed(now, origin),
         }
         self.do_due_work();
     }
@@ -213,13 +213,17 @@ impl PeerMachine {
     }
 
     /// Whether no source can deliver a chunk now: no neighbour holds it, nothing of the blob is
-    /// being fetched, and every origin has failed a moment ago. That may change at any time.
+    /// being fetched, and no origin is usable, or none delivered a moment ago. That may change at
+    /// any time.
     pub fn is_out_of_reach(&self, now: Time, slot: BlobSlot, chunk: u32) -> bool {
         let Some(blob) = self.ctx.blobs.get(slot) else {
             return true;
         };
         let is_available = blob.held().contains(chunk) || blob.availability(chunk) > 0;
-        !is_available && self.downloads.count(slot) == 0 && self.ctx.origins.choose(now).is_none()
+        let pull = self.downloads.pull(slot);
+        let is_delayed = pull.is_none_or(|pull| pull.origin_retry_at() > now);
+        let has_origin = self.ctx.has_origin && !is_delayed;
+        !is_available && self.downloads.count(slot) == 0 && !has_origin
     }
 
     /// The blobs that are wanted and not complete, in the order in which they were wanted.
@@ -449,8 +453,8 @@ impl PeerMachine {
                 self.leases.reset_starving(slot);
                 self.ctx.counters.from_peers += 1;
             }
-            ChunkSource::Origin(origin) => {
-                self.ctx.origins.succeeded(origin);
+            ChunkSource::Origin => {
+                self.downloads.clear_origin_delay(slot);
                 match transfer.permission {
                     Permission::Leased => self.ctx.counters.from_origin_leased += 1,
                     _ => self.ctx.counters.from_origin_unleased += 1,
@@ -495,14 +499,27 @@ impl PeerMachine {
 // Leases and deferred work.
 impl PeerMachine {
     fn on_lease_granted(&mut self, slot: BlobSlot, chunk: u32, term: Duration) {
+        let may_ask_origin = self.downloads.may_ask_origin(&self.ctx, slot);
         let ctx = &mut self.ctx;
-        if let Some(origin) = self.leases.on_granted(ctx, slot, chunk, term)
+        if self
+            .leases
+            .on_granted(ctx, slot, chunk, term, may_ask_origin)
             && !self.downloads.put_under_lease(slot, chunk)
         {
-            let source = ChunkSource::Origin(origin);
+            let source = ChunkSource::Origin;
             self.downloads
                 .start(ctx, slot, chunk, source, Permission::Leased);
         }
+    }
+
+    fn on_origin_usable(&mut self) {
+        self.ctx.has_origin = true;
+        for at in 0..self.ctx.blobs.wanted().len() {
+            let slot = self.ctx.blobs.wanted()[at];
+            self.downloads.clear_origin_delay(slot);
+        }
+        self.ctx.due.add(Work::SeekLeases);
+        self.ctx.timers.wake_by(Timer::Fallback, self.ctx.now);
     }
 
     fn set_has_tracker(&mut self, has_tracker: bool) {

@@ -1,10 +1,11 @@
 //! The peer's side of a swarm: all decisions of a peer process, without any I/O.
 //!
 //! One [`PeerMachine`] stands for one peer process: all blobs that it holds or wants, all its
-//! neighbours, the upload and download slots that they share, its leases, and the health of the
-//! origins. Time comes in as an argument and randomness from a generator that is seeded once, so
-//! the same inputs give the same outputs on every computer, in simulations and in production. The
-//! machine never sees a payload byte, a digest, a socket or a clock.
+//! neighbours, the upload and download slots that they share, and its leases. Which origin is asked
+//! for a chunk is decided by [`crate::failover`], whose machine the driver asks. Time comes in as
+//! an argument and randomness from a generator that is seeded once, so the same inputs give the
+//! same outputs on every computer, in simulations and in production. The machine never sees a
+//! payload byte, a digest, a socket or a clock.
 //!
 //! # The driver's loop
 //!
@@ -34,7 +35,7 @@
 //! ```text
 //!                              ◀── LeaseTake {blob, missing}         (parked at the tracker)
 //!   LeaseGranted {chunk} ─────▶
-//!                              ◀── Fetch {transfer, ChunkSource::Origin}
+//!                              ◀── Fetch {transfer, ChunkSource::Origin}   (from the origin that failover names)
 //!   Progress ─────────────────▶ ◀── LeaseRenew, about twice per term
 //!   Received ─────────────────▶ ◀── LeaseDone, Have {blob, batch}
 //! ```
@@ -60,7 +61,7 @@
 //! downloads (picker, transfer, pull, request_window), uploads
 //! neighbours (known_peer, dialer, unresponsive, candidates), have_batches
 //! context
-//! blobs (blob_exchange), origin_health, timers, rng, config, io
+//! blobs (blob_exchange), timers, rng, config, io
 //! ```
 //!
 //! # What is deliberately absent
@@ -87,7 +88,6 @@ mod leases;
 mod machine;
 mod neighbours;
 mod origin_fallback;
-mod origin_health;
 mod per_blob;
 mod picker;
 mod pull;
@@ -106,8 +106,8 @@ mod tests;
 pub use config::SwarmConfig;
 pub use counters::TransferCounters;
 pub use io::{
-    BlobSlot, ChunkSource, DownloadFailure, HaveBatch, HeldChunks, Input, Nearness, OriginSlot,
-    Output, PeerFacts, PeerSlot, RefusalReason, TransferId, UploadId,
+    BlobSlot, ChunkSource, DownloadFailure, HaveBatch, HeldChunks, Input, Nearness, Output,
+    PeerFacts, PeerSlot, RefusalReason, TransferId, UploadId,
 };
 pub use machine::PeerMachine;
 pub use stall_reasons::{StallReason, StallTimes};

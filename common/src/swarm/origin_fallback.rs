@@ -93,7 +93,10 @@ impl OriginFallback {
         } else {
             (self.deadline(ctx, downloads, slot), MAX_AMONG_NEIGHBOURS)
         };
-        let deadline = at.max(pull.paused_until());
+        if !ctx.has_origin {
+            return false;
+        }
+        let deadline = at.max(pull.paused_until()).max(pull.origin_retry_at());
         if deadline > ctx.now {
             ctx.timers.wake_by(Timer::Fallback, deadline);
             return false;
@@ -107,7 +110,8 @@ impl OriginFallback {
         let Some(chunk) = blob.lowest_missing() else {
             return false;
         };
-        fetch(ctx, downloads, slot, chunk)
+        fetch(ctx, downloads, slot, chunk);
+        true
     }
 
     /// When a blob that does not move falls back.
@@ -147,7 +151,14 @@ fn fetch_ranked(
         let (Some(blob), Some(pull)) = (ctx.blobs.get(slot), downloads.pull(slot)) else {
             return;
         };
-        if pull.is_paused(ctx.now) || blob.neighbours().is_empty() {
+        let retry_at = pull.origin_retry_at();
+        if ctx.has_origin && retry_at > ctx.now {
+            ctx.timers.wake_by(Timer::Fallback, retry_at);
+        }
+        if pull.is_paused(ctx.now)
+            || blob.neighbours().is_empty()
+            || !downloads.may_ask_origin(ctx, slot)
+        {
             return;
         }
         let keys = blob.neighbours().iter().map(|peer| neighbours.key(*peer));
@@ -160,21 +171,12 @@ fn fetch_ranked(
         let Some(chunk) = blob.unavailable_chunks().find(ranks_highest) else {
             return;
         };
-        if !fetch(ctx, downloads, slot, chunk) {
-            return;
-        }
+        fetch(ctx, downloads, slot, chunk);
     }
 }
 
-/// Fetches a chunk from an origin without a lease; false if no origin is usable.
-fn fetch(ctx: &mut Context, downloads: &mut Downloads, slot: BlobSlot, chunk: u32) -> bool {
-    if let Some(origin) = ctx.origins.choose(ctx.now) {
-        let source = ChunkSource::Origin(origin);
-        downloads.start(ctx, slot, chunk, source, Permission::Fallback);
-        return true;
-    }
-    if let Some(ready_at) = ctx.origins.ready_at() {
-        ctx.timers.wake_by(Timer::Fallback, ready_at);
-    }
-    false
+/// Fetches a chunk from an origin without a lease.
+fn fetch(ctx: &mut Context, downloads: &mut Downloads, slot: BlobSlot, chunk: u32) {
+    let source = ChunkSource::Origin;
+    downloads.start(ctx, slot, chunk, source, Permission::Fallback);
 }

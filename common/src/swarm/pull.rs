@@ -5,6 +5,9 @@ use core::time::Duration;
 use super::per_blob::PerBlob;
 use crate::time::Time;
 
+/// How often the delay after a failure of all origins doubles.
+const MAX_DOUBLINGS: u32 = 4;
+
 /// The pulls by blob.
 pub(super) type Pulls = PerBlob<Pull>;
 
@@ -19,6 +22,10 @@ pub(super) struct Pull {
     paused_until: Time,
     /// The lowest chunk that a reader waits for.
     cursor: Option<u32>,
+    /// No origin is asked before this, because none delivered the last chunk.
+    origin_retry_at: Time,
+    /// How often in a row no origin delivered.
+    origin_failures: u32,
 }
 
 impl Pull {
@@ -28,6 +35,8 @@ impl Pull {
             jitter: 1.0,
             paused_until: Time::ZERO,
             cursor: None,
+            origin_retry_at: Time::ZERO,
+            origin_failures: 0,
         }
     }
 
@@ -67,6 +76,23 @@ impl Pull {
 
     pub(super) fn set_cursor(&mut self, cursor: Option<u32>) {
         self.cursor = cursor;
+    }
+
+    /// No origin delivered a chunk: none is asked for `delay`, twice as long each time in a row.
+    pub(super) fn delay_origin(&mut self, now: Time, delay: Duration) {
+        self.origin_retry_at = now + delay * (1 << self.origin_failures.min(MAX_DOUBLINGS));
+        self.origin_failures = self.origin_failures.saturating_add(1);
+    }
+
+    /// An origin delivered a chunk, or is usable again.
+    pub(super) fn clear_origin_delay(&mut self) {
+        self.origin_retry_at = Time::ZERO;
+        self.origin_failures = 0;
+    }
+
+    /// When an origin may be asked for a chunk.
+    pub(super) fn origin_retry_at(&self) -> Time {
+        self.origin_retry_at
     }
 
     /// The lowest chunk that a reader waits for.

@@ -274,7 +274,7 @@ impl PulledBlob<'_> {
             StallReason::Holders
         } else if !has_any_announced && neighbours.are_candidates_quarantined(ctx.now, self.slot) {
             StallReason::Quarantine
-        } else if ctx.origins.choose(ctx.now).is_none() {
+        } else if !downloads.may_ask_origin(ctx, self.slot) {
             StallReason::Origin
         } else if !ctx.has_tracker {
             StallReason::NoTracker

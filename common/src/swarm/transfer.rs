@@ -45,7 +45,7 @@ impl Transfer {
     pub(super) fn peer(&self) -> Option<PeerSlot> {
         match self.source {
             ChunkSource::Peer(peer) => Some(peer),
-            ChunkSource::Origin(_) => None,
+            ChunkSource::Origin => None,
         }
     }
 }

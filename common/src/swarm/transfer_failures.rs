@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use super::context::{Context, Work};
 use super::downloads::Downloads;
-use super::io::{ChunkSource, DownloadFailure, OriginSlot, PeerSlot, RefusalReason};
+use super::io::{ChunkSource, DownloadFailure, PeerSlot, RefusalReason};
 use super::leases::Leases;
 use super::neighbours::Neighbours;
 use super::origin_fallback::OriginFallback;
@@ -32,7 +32,7 @@ impl TransferFailures<'_> {
         self.ctx.counters.refused_by_others += 1;
         let peer = match transfer.source {
             ChunkSource::Peer(peer) => peer,
-            ChunkSource::Origin(origin) => return self.on_origin_failed(transfer, origin),
+            ChunkSource::Origin => return self.on_origin_failed(transfer),
         };
         self.neighbours.mark_responsive(self.ctx, peer);
         match reason {
@@ -61,7 +61,7 @@ impl TransferFailures<'_> {
                     self.uploads.drop_peer(peer);
                 }
             }
-            (_, ChunkSource::Origin(origin)) => self.on_origin_failed(transfer, origin),
+            (_, ChunkSource::Origin) => self.on_origin_failed(transfer),
         }
     }
 
@@ -89,17 +89,11 @@ impl TransferFailures<'_> {
         }
     }
 
-    /// Asks the next origin for the chunk, with the same permission.
-    fn on_origin_failed(&mut self, transfer: &Transfer, origin: OriginSlot) {
+    /// No origin delivered the chunk.
+    fn on_origin_failed(&mut self, transfer: &Transfer) {
         let Transfer { blob, chunk, .. } = *transfer;
-        let permission = transfer.permission;
-        let now = self.ctx.now;
-        self.ctx.origins.failed(now, origin);
-        if let Some(next) = self.ctx.origins.choose(now) {
-            let source = ChunkSource::Origin(next);
-            self.downloads
-                .start(self.ctx, blob, chunk, source, permission);
-        } else if permission == Permission::Leased {
+        self.downloads.delay_origin(self.ctx, blob);
+        if transfer.permission == Permission::Leased {
             self.leases.on_fetch_failed(self.ctx, blob, chunk);
         } else {
             self.fallback.on_failed(self.ctx, blob);

@@ -69,12 +69,12 @@ impl Driver {
                 &counters.from_peers,
                 &counters.from_other_zones,
             ),
-            ChunkSource::Origin(_) if self.is_leased(fetch) => (
+            ChunkSource::Origin if self.is_leased(fetch) => (
                 ByteSource::OriginLeased,
                 &counters.from_origin,
                 &counters.origin_leased,
             ),
-            ChunkSource::Origin(_) => (
+            ChunkSource::Origin => (
                 ByteSource::OriginUnleased,
                 &counters.from_origin,
                 &counters.origin_unleased,

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
+use flotilla_common::failover;
 use flotilla_common::swarm::{BlobSlot, DownloadFailure, Input, StallTimes};
 use flotilla_common::time::Time;
 
@@ -86,6 +87,11 @@ impl Driver {
         match report {
             TaskReport::FirstByte(transfer) => {
                 self.machine.handle(now, Input::FirstByte { transfer })
+            }
+            TaskReport::Origin(transfer, origin) => {
+                if let Some(fetch) = self.fetches.get_mut(&transfer) {
+                    fetch.origin = Some(origin);
+                }
             }
             TaskReport::Progress(transfer, received) => {
                 self.context.telemetry.last_received.set(now);
@@ -237,11 +243,15 @@ impl Driver {
             .handle(now, Input::Reader { blob: slot, cursor });
     }
 
-    /// Whether any known source can deliver a chunk now.
+    /// Whether any known source can deliver a chunk now. If none can, origins are probed sooner.
     fn has_source(&self, now: Time, digest: &Digest, chunk: u32) -> bool {
-        self.tables
-            .blob_slot(digest)
-            .is_some_and(|slot| !self.machine.is_out_of_reach(now, slot, chunk))
+        let slot = self.tables.blob_slot(digest);
+        let has_source = slot.is_some_and(|slot| !self.machine.is_out_of_reach(now, slot, chunk));
+        if !has_source && !self.has_origin {
+            let sources = self.context.upstream.origins.sources();
+            sources.handle(failover::Input::Demand);
+        }
+        has_source
     }
 
     fn chunk_lost(&mut self, now: Time, digest: &Digest, chunk: u32) {

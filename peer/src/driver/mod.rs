@@ -27,6 +27,7 @@ use core::time::Duration;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use flotilla_common::failover::SourceId;
 use flotilla_common::swarm::{
     BlobSlot, ChunkSource, PeerMachine, StallTimes, TransferId, UploadId,
 };
@@ -37,7 +38,6 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::handles::{Network, Stores, Upstream};
-use crate::origin::OriginHealthReport;
 use crate::rate_meter::RateMeter;
 use crate::store::StoredBlob;
 use crate::telemetry::Telemetry;
@@ -75,7 +75,6 @@ pub(crate) struct Events {
     pub(crate) commands: mpsc::Receiver<DriverCommand>,
     pub(crate) transport_events: mpsc::Receiver<TransportEvent>,
     pub(crate) tracker: mpsc::Receiver<TrackerEvent>,
-    pub(crate) origin_health: mpsc::Receiver<OriginHealthReport>,
 }
 
 /// A running download of a chunk.
@@ -87,6 +86,8 @@ struct Fetch {
     bytes: u64,
     received: u64,
     source: ChunkSource,
+    /// The origin that sends it, once the response has begun.
+    origin: Option<SourceId>,
     task: AbortHandle,
 }
 
@@ -113,6 +114,8 @@ pub(crate) struct Driver {
     renewals: grants::Renewals,
     verified: grants::VerifiedGrants,
     seeks: images::ImageSeeks,
+    /// Whether the machine was told that an origin is usable.
+    has_origin: bool,
     /// The rates of all downloads and of all uploads.
     down: RateMeter,
     up: RateMeter,
@@ -129,6 +132,7 @@ impl Driver {
         let (reports, mut reported) = mpsc::channel(QUEUE);
         let clock = context.clock;
         let shutdown = context.shutdown.clone();
+        let mut origin_changes = context.upstream.origins.sources().changes();
         let mut driver = Self::new(machine, context, reports);
         driver.begin(clock.now());
         loop {
@@ -143,9 +147,7 @@ impl Driver {
                     driver.on_transport_event(clock.now(), event);
                 }
                 Some(event) = events.tracker.recv() => driver.on_tracker(clock.now(), event),
-                Some(report) = events.origin_health.recv() => {
-                    driver.on_origin_health(clock.now(), report);
-                }
+                Ok(()) = origin_changes.changed() => driver.on_origin_change(clock.now()),
                 () = clock.sleep_until(Some(deadline)) => {}
             }
             driver.on_time(clock.now());
@@ -167,6 +169,7 @@ impl Driver {
             renewals: grants::Renewals::new(),
             verified: grants::VerifiedGrants::default(),
             seeks: images::ImageSeeks::default(),
+            has_origin: true,
             down: RateMeter::default(),
             up: RateMeter::default(),
             blob_waits: StallTimes::default(),

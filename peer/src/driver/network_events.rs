@@ -10,7 +10,6 @@ use flotilla_common::wire::peer::{self, Control, Holding};
 
 use super::tables::facts;
 use super::{ActiveUpload, Driver};
-use crate::origin::OriginHealthReport;
 use crate::transport::{ChunkRequest, CloseReason, PeerLink, TransportEvent};
 
 /// How long transfers on the surplus one of two connections with a neighbour may go on.
@@ -34,14 +33,18 @@ impl Driver {
         }
     }
 
-    pub(super) fn on_origin_health(&mut self, now: Time, report: OriginHealthReport) {
-        let OriginHealthReport { origin, is_up } = report;
-        let input = if is_up {
-            Input::OriginUp { origin }
-        } else {
-            Input::OriginDown { origin }
-        };
-        self.machine.handle(now, input);
+    /// The standing of an origin changed.
+    pub(super) fn on_origin_change(&mut self, now: Time) {
+        let is_usable = self.context.upstream.origins.sources().is_usable();
+        if is_usable != self.has_origin {
+            self.has_origin = is_usable;
+            let input = if is_usable {
+                Input::OriginUsable
+            } else {
+                Input::OriginUnusable
+            };
+            self.machine.handle(now, input);
+        }
     }
 
     fn on_linked(&mut self, now: Time, link: PeerLink) {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::swarm::{
-    BlobSlot, ChunkSource, DownloadFailure, HaveBatch, Input, OriginSlot, Output, PeerSlot,
-    RefusalReason, TransferId, UploadId,
+    BlobSlot, ChunkSource, DownloadFailure, HaveBatch, Input, Output, PeerSlot, RefusalReason,
+    TransferId, UploadId,
 };
 use flotilla_common::tracker::LeaseUpdate;
 use flotilla_common::wire::peer::{self, Control, Forgot, Have, Holding, Holds};
@@ -181,7 +181,7 @@ impl Driver {
         }
         let task = match source {
             ChunkSource::Peer(peer) => self.fetch_from_peer(transfer, slot, chunk, peer),
-            ChunkSource::Origin(origin) => self.fetch_from_origin(transfer, slot, chunk, origin),
+            ChunkSource::Origin => self.fetch_from_origin(transfer, slot, chunk),
         };
         let bytes = self
             .tables
@@ -196,6 +196,7 @@ impl Driver {
                     bytes,
                     received: 0,
                     source,
+                    origin: None,
                     task,
                 };
                 self.fetches.insert(transfer, fetch);
@@ -235,13 +236,11 @@ impl Driver {
         transfer: TransferId,
         slot: BlobSlot,
         chunk: u32,
-        origin: OriginSlot,
     ) -> Option<JoinHandle<Option<()>>> {
         let blob = self.tables.blob(slot)?;
         let task = tasks::fetch_from_origin(
             transfer,
             self.context.upstream.clone(),
-            origin,
             blob.repository.clone()?,
             Arc::clone(&blob.stored),
             chunk,

@@ -113,7 +113,10 @@ impl Driver {
                 .peer(peer)
                 .map(|peer| peer.id.to_string())
                 .unwrap_or_default(),
-            ChunkSource::Origin(origin) => self.context.upstream.origins.url(origin).to_owned(),
+            ChunkSource::Origin => match fetch.origin {
+                Some(origin) => self.context.upstream.origins.url(origin).to_owned(),
+                None => "an origin".to_owned(),
+            },
         };
         TransferStatus {
             from,

@@ -5,17 +5,18 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
+use flotilla_common::failover::SourceId;
 use flotilla_common::grant::Grant;
 use flotilla_common::name::RepositoryName;
 use flotilla_common::proof::Proof;
-use flotilla_common::swarm::{DownloadFailure, OriginSlot, RefusalReason, TransferId, UploadId};
+use flotilla_common::swarm::{DownloadFailure, RefusalReason, TransferId, UploadId};
 use flotilla_common::wire::peer::{self, ImageBundle};
 use flotilla_runtime::rate::Limiter;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::handles::Upstream;
-use crate::origin::{self, OriginError, OriginFetchError};
+use crate::origin::{self, ChunkProgress, OriginError, OriginFetchError};
 use crate::store::{StoreError, StoredBlob};
 use crate::telemetry::Telemetry;
 use crate::transport::{self, ChunkInterceptor, ChunkRequest, FetchError, PeerLink, ServeError};
@@ -31,6 +32,8 @@ const REPORTS: u64 = 4;
 pub(super) enum TaskReport {
     /// A download's response has begun.
     FirstByte(TransferId),
+    /// The origin that sends the response of a download.
+    Origin(TransferId, SourceId),
     /// The bytes of a download received so far.
     Progress(TransferId, u64),
     /// A download ended.
@@ -135,11 +138,10 @@ pub(super) async fn fetch_from_peer(
     send(&reports, TaskReport::Fetched(transfer, outcome)).await;
 }
 
-/// Downloads a chunk from an origin.
+/// Downloads a chunk from the origins.
 pub(super) async fn fetch_from_origin(
     transfer: TransferId,
     upstream: Upstream,
-    origin: OriginSlot,
     repository: RepositoryName,
     blob: Arc<StoredBlob>,
     chunk: u32,
@@ -147,31 +149,33 @@ pub(super) async fn fetch_from_origin(
 ) {
     let length = blob.geometry().chunk_len(chunk);
     let mut progress = ProgressReporter::new(reports.clone(), length, download_report(transfer));
-    let progress = |bytes| progress.report(bytes);
+    let progress = |made| match made {
+        ChunkProgress::Begun(origin) => {
+            // While the driver's queue is full, the status lacks the origin.
+            let _ = reports.try_send(TaskReport::Origin(transfer, origin));
+            progress.report(0);
+        }
+        ChunkProgress::Received(bytes) => progress.report(bytes),
+    };
     let Upstream {
         origins,
         download_limit: limit,
         ..
     } = &upstream;
-    let fetched =
-        origin::fetch_chunk(origins, origin, &repository, &blob, chunk, limit, progress).await;
-    let error = match &fetched {
-        Err(OriginFetchError::Origin(error)) => Some(error.to_string()),
-        _ => None,
-    };
-    origins.record(origin, error);
+    let fetched = origin::fetch_chunk(origins, &repository, &blob, chunk, limit, progress).await;
     let outcome = match fetched {
         Ok(()) => Fetched::Received,
         Err(error) => {
             tracing::warn!(
-                origin = origins.url(origin), blob = %blob.digest(), chunk, %error,
-                "download of a chunk from an origin failed; requesting the chunk again"
+                blob = %blob.digest(), chunk, %error,
+                "download of a chunk from the origins failed; requesting the chunk again"
             );
             let is_unsealed = matches!(blob.proof(), Proof::DigestOnly { .. });
             Fetched::Failed(match error {
                 // The origin has no seal for the blob, so this proves a fault of the blob, not of
                 // the origin.
-                OriginFetchError::Corrupt | OriginFetchError::Origin(OriginError::Refused(_))
+                OriginFetchError::Corrupt
+                | OriginFetchError::Origin(OriginError::Refused(_) | OriginError::Missing(_))
                     if is_unsealed =>
                 {
                     blob.mark_bypassed();

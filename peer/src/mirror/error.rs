@@ -16,7 +16,7 @@ pub(crate) enum MirrorError {
     /// The path or reference is malformed.
     #[error("{0}")]
     Invalid(String),
-    /// Every origin that was asked says that it does not have the content.
+    /// Every region says that it does not have the content, or an origin refuses it to this peer.
     #[error("{0}")]
     Unknown(String),
     /// No source can deliver the content now.
@@ -28,7 +28,9 @@ impl MirrorError {
     /// An error of the origins about `subject`.
     pub(super) fn from_origin(subject: &str, error: &OriginError) -> Self {
         match error {
-            OriginError::Refused(message) => Self::Unknown(format!("{subject}: {message}")),
+            OriginError::Refused(message) | OriginError::Missing(message) => {
+                Self::Unknown(format!("{subject}: {message}"))
+            }
             _ => Self::Unavailable(format!("{subject}: {error}")),
         }
     }

@@ -1,7 +1,8 @@
 //! Pass-through: a blob's bytes straight from an origin to the container runtime, which checks the
 //! digest itself.
 //!
-//! These bytes are never stored, advertised or relayed.
+//! These bytes are never stored, advertised or relayed. A body that breaks off goes on from another
+//! origin, if there is one.
 
 use core::ops::Range;
 use std::sync::Arc;
@@ -14,15 +15,18 @@ use futures_util::{Stream, stream};
 use super::blob_range::BlobRange;
 use super::context::MirrorContext;
 use super::error::MirrorError;
-use crate::origin::{OpenBlob, OriginError};
+use crate::origin::{OpenBlob, OriginError, content};
 
 /// An origin's response body on its way to the runtime.
 pub(super) struct Passthrough {
     context: Arc<MirrorContext>,
     open: OpenBlob,
+    repository: RepositoryName,
     digest: Digest,
-    /// Bytes that are still to come.
-    left: u64,
+    /// The bytes that are still to come.
+    left: Range<u64>,
+    /// How often it may go on at another origin.
+    attempts: usize,
 }
 
 impl Passthrough {
@@ -35,13 +39,8 @@ impl Passthrough {
     ) -> Result<Self, OriginError> {
         let origins = &context.upstream.origins;
         let open = origins.open_blob(repository, digest, range).await?;
-        let left = open.range.end - open.range.start;
-        Ok(Self {
-            context,
-            open,
-            digest: *digest,
-            left,
-        })
+        let range = open.range.clone();
+        Ok(Self::new(context, open, repository, digest, range))
     }
 
     /// Opens exactly `range` of a blob at the first origin that has it.
@@ -53,12 +52,25 @@ impl Passthrough {
     ) -> Result<Self, OriginError> {
         let origins = &context.upstream.origins;
         let open = origins.open_exactly(repository, digest, &range).await?;
-        Ok(Self {
+        Ok(Self::new(context, open, repository, digest, range))
+    }
+
+    fn new(
+        context: Arc<MirrorContext>,
+        open: OpenBlob,
+        repository: &RepositoryName,
+        digest: &Digest,
+        left: Range<u64>,
+    ) -> Self {
+        let attempts = context.upstream.origins.attempts() - 1;
+        Self {
             context,
             open,
+            repository: repository.clone(),
             digest: *digest,
-            left: range.end - range.start,
-        })
+            left,
+            attempts,
+        }
     }
 
     /// The range that the origin sends.
@@ -85,21 +97,19 @@ impl Passthrough {
 
     /// The next bytes, never more than were asked for. A body that ends early is an error.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, MirrorError> {
-        if self.left == 0 {
+        if self.left.is_empty() {
             return Ok(None);
         }
-        let broken = |cause: &str| {
+        let mut bytes = self.receive().await.map_err(|error| {
             let digest = self.digest;
             MirrorError::Unavailable(format!(
-                "{digest}: the origin's response ended early{cause}"
+                "{digest}: the origin's response ended early: {error}"
             ))
-        };
-        let received = self.open.response.chunk().await;
-        let received = received.map_err(|error| broken(&format!(": {error}")))?;
-        let mut bytes = received.ok_or_else(|| broken(""))?;
-        bytes.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
+        })?;
+        let left = self.left.end - self.left.start;
+        bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         let len = bytes.len() as u64;
-        self.left -= len;
+        self.left.start += len;
         self.context.upstream.download_limit.take(bytes.len()).await;
         let telemetry = &self.context.telemetry;
         telemetry.counters.from_origin.add(len);
@@ -107,5 +117,28 @@ impl Passthrough {
         let now = self.context.clock.now();
         telemetry.pulls.passed_through(now, &self.digest, len);
         Ok(Some(bytes))
+    }
+
+    /// The next bytes of the response, or of another origin's if it broke off.
+    async fn receive(&mut self) -> Result<Bytes, OriginError> {
+        loop {
+            let origins = &self.context.upstream.origins;
+            let OpenBlob {
+                origin, response, ..
+            } = &mut self.open;
+            let origin = *origin;
+            let error = match origins.next_piece(origin, response).await {
+                Ok(Some(bytes)) => return Ok(bytes),
+                Ok(None) => OriginError::Unavailable("bytes are missing".to_owned()),
+                Err(error) => error,
+            };
+            origins.report_broken(origin, content(&self.digest), &error);
+            if self.attempts == 0 {
+                return Err(error);
+            }
+            self.attempts -= 1;
+            let open = origins.open_exactly(&self.repository, &self.digest, &self.left);
+            self.open = open.await?;
+        }
     }
 }

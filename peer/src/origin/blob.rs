@@ -6,19 +6,21 @@
 use core::ops::Range;
 
 use flotilla_common::digest::Digest;
+use flotilla_common::failover::SourceId;
 use flotilla_common::name::RepositoryName;
-use flotilla_common::swarm::OriginSlot;
 use flotilla_runtime::http::range::parse_content_range;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use reqwest::{Method, Response, StatusCode};
 
-use super::client::OriginClient;
+use super::client::{OriginClient, content};
 use super::error::OriginError;
-use super::request::{header, send};
+use super::request::header;
 
 /// An origin's response with a blob's bytes.
 #[derive(Debug)]
 pub(crate) struct OpenBlob {
+    /// The origin that sends it.
+    pub(crate) origin: SourceId,
     /// The response, of which only the head was read.
     pub(crate) response: Response,
     /// The bytes of the blob that it carries.
@@ -37,15 +39,12 @@ impl OriginClient {
         digest: &Digest,
     ) -> Result<u64, OriginError> {
         let path = path(repository, digest);
-        self.try_each(|origin| {
-            let request = self.request(Method::HEAD, origin, &path);
-            async move {
-                let response = send(request).await?;
-                // reqwest's content_length() is that of the body, which a HEAD response lacks.
-                length_of(&response).ok_or_else(no_length)
-            }
-        })
-        .await
+        let size = self.ask(content(digest), async |origin| {
+            let response = self.send(self.request(Method::HEAD, origin, &path)).await?;
+            // reqwest's content_length() is that of the body, which a HEAD response lacks.
+            length_of(&response).ok_or_else(no_length)
+        });
+        Ok(size.await?.1)
     }
 
     /// Opens what a `Range` header selects, or the whole blob, at the first origin that has it. An
@@ -56,48 +55,40 @@ impl OriginClient {
         digest: &Digest,
         range: Option<&str>,
     ) -> Result<OpenBlob, OriginError> {
-        self.try_each(|origin| self.open_at(origin, repository, digest, range))
-            .await
+        let open = self.ask(content(digest), |origin| {
+            self.open_at(origin, repository, digest, range)
+        });
+        Ok(open.await?.1)
     }
 
-    /// As [`Self::open_blob`], but a response that does not cover the range is an error.
+    /// As [`Self::open_blob`], but a response that does not cover the range is an error. It may
+    /// continue beyond the range.
     pub(crate) async fn open_exactly(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
         range: &Range<u64>,
     ) -> Result<OpenBlob, OriginError> {
-        self.try_each(|origin| self.open_exactly_at(origin, repository, digest, range))
-            .await
-    }
-
-    /// As [`Self::open_exactly`], at one origin. The response may continue beyond the range.
-    pub(super) async fn open_exactly_at(
-        &self,
-        origin: OriginSlot,
-        repository: &RepositoryName,
-        digest: &Digest,
-        range: &Range<u64>,
-    ) -> Result<OpenBlob, OriginError> {
         let header =
             (!range.is_empty()).then(|| format!("bytes={}-{}", range.start, range.end - 1));
-        let open = self
-            .open_at(origin, repository, digest, header.as_deref())
-            .await?;
-        if open.range.start == range.start && open.range.end >= range.end {
-            Ok(open)
-        } else {
+        let header = header.as_deref();
+        let open = self.ask(content(digest), async |origin| {
+            let open = self.open_at(origin, repository, digest, header).await?;
+            if open.range.start == range.start && open.range.end >= range.end {
+                return Ok(open);
+            }
             let sent = open.range;
             Err(OriginError::Unavailable(format!(
                 "requested bytes {range:?}, but the response has {sent:?}"
             )))
-        }
+        });
+        Ok(open.await?.1)
     }
 
     /// As [`Self::open_blob`], at one origin.
-    pub(super) async fn open_at(
+    async fn open_at(
         &self,
-        origin: OriginSlot,
+        origin: SourceId,
         repository: &RepositoryName,
         digest: &Digest,
         range: Option<&str>,
@@ -106,7 +97,7 @@ impl OriginClient {
         if let Some(range) = range {
             request = request.header(RANGE, range);
         }
-        let response = send(request).await?;
+        let response = self.send(request).await?;
         let is_partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let (range, size) = if is_partial {
             header(&response, CONTENT_RANGE.as_str())
@@ -119,6 +110,7 @@ impl OriginClient {
             (0..size, size)
         };
         Ok(OpenBlob {
+            origin,
             response,
             range,
             size,

@@ -8,16 +8,15 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use flotilla_common::chunk::PART_SIZE;
+use flotilla_common::failover::SourceId;
 use flotilla_common::hash_tree::{self, ChainingValue};
 use flotilla_common::name::RepositoryName;
 use flotilla_common::proof::Proof;
-use flotilla_common::swarm::OriginSlot;
 use flotilla_runtime::rate::Limiter;
-use reqwest::Response;
 
-use super::client::OriginClient;
+use super::blob::OpenBlob;
+use super::client::{OriginClient, content};
 use super::error::{OriginError, OriginFetchError};
-use super::http_client::explain;
 use super::unsealed;
 use crate::store::StoredBlob;
 
@@ -26,28 +25,61 @@ use crate::store::StoredBlob;
 /// share of the link.
 const LIMIT_STEP: usize = 64 << 10;
 
-/// Downloads one chunk from one origin into the store. `progress` is called with the number of
-/// bytes received so far, first with 0 when the response begins.
+/// What the download of a chunk reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChunkProgress {
+    /// An origin's response has begun; it may be the second one, after the first broke off.
+    Begun(SourceId),
+    /// The bytes received so far.
+    Received(u64),
+}
+
+/// Downloads one chunk from the origins into the store, and reports its progress.
 pub(crate) async fn fetch_chunk(
     origins: &OriginClient,
-    origin: OriginSlot,
     repository: &RepositoryName,
     blob: &Arc<StoredBlob>,
     chunk: u32,
     limit: &Limiter,
-    mut progress: impl FnMut(u64),
+    mut progress: impl FnMut(ChunkProgress),
 ) -> Result<(), OriginFetchError> {
     if matches!(blob.proof(), Proof::DigestOnly { .. }) {
-        return unsealed::fetch(origins, origin, repository, blob, limit, progress).await;
+        return unsealed::fetch(origins, repository, blob, limit, progress).await;
     }
+    let mut attempts = origins.attempts();
+    loop {
+        let range = blob.geometry().chunk_range(chunk);
+        let open = origins.open_exactly(repository, blob.digest(), &range);
+        let open = open.await?;
+        let origin = open.origin;
+        progress(ChunkProgress::Begun(origin));
+        let error = match receive(origins, open, blob, chunk, limit, &mut progress).await {
+            Ok(()) => return Ok(()),
+            Err(error @ OriginFetchError::Store(_)) => return Err(error),
+            Err(error) => error,
+        };
+        let broken = OriginError::Unavailable(error.to_string());
+        origins.report_broken(origin, content(blob.digest()), &broken);
+        attempts -= 1;
+        if attempts == 0 {
+            return Err(error);
+        }
+    }
+}
+
+/// Receives, verifies and stores a chunk.
+async fn receive(
+    origins: &OriginClient,
+    open: OpenBlob,
+    blob: &Arc<StoredBlob>,
+    chunk: u32,
+    limit: &Limiter,
+    progress: &mut impl FnMut(ChunkProgress),
+) -> Result<(), OriginFetchError> {
     let range = blob.geometry().chunk_range(chunk);
     let length = usize::try_from(range.end - range.start).map_err(|_| OriginFetchError::Corrupt)?;
-    let open = origins
-        .open_exactly_at(origin, repository, blob.digest(), &range)
-        .await?;
-    progress(0);
     let mut buffer = ChunkBuffer::new(range.start, length);
-    buffer.receive(open.response, limit, progress).await?;
+    buffer.receive(origins, open, limit, progress).await?;
     let (bytes, values) = buffer.finish().ok_or_else(|| {
         OriginError::Unavailable(format!(
             "response ended before the {length} bytes of the chunk"
@@ -88,19 +120,17 @@ impl ChunkBuffer {
 
     async fn receive(
         &mut self,
-        mut response: Response,
+        origins: &OriginClient,
+        mut open: OpenBlob,
         limit: &Limiter,
-        mut progress: impl FnMut(u64),
+        progress: &mut impl FnMut(ChunkProgress),
     ) -> Result<(), OriginError> {
         let mut owed = 0;
         while self.bytes.len() < self.length {
-            let piece = response
-                .chunk()
-                .await
-                .map_err(|error| OriginError::Unavailable(explain(&error)))?;
+            let piece = origins.next_piece(open.origin, &mut open.response).await?;
             let Some(piece) = piece else { break };
             self.append(&piece);
-            progress(self.bytes.len() as u64);
+            progress(ChunkProgress::Received(self.bytes.len() as u64));
             owed += piece.len();
             while owed >= LIMIT_STEP {
                 limit.take(LIMIT_STEP).await;

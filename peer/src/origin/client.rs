@@ -1,32 +1,28 @@
-//! The client of all origins: which origin is asked, and what is known of each.
-//!
-//! Origins are tried in the configured order, those of the peer's own region first; an origin that
-//! failed is tried last for a short time.
+//! The client of all origins. Which origin is asked, and for how long, is decided by the failover
+//! machine, which one peer has once: for the mirror, for chunks and for the probes.
 
-use core::time::Duration;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
+use flotilla_common::failover::{
+    ContentKey, Failover, FailoverConfig, Input, Need, Outcome, SourceId, Standing,
+};
 use flotilla_common::manifest::{ACCEPT, MAX_MANIFEST_LEN};
-use flotilla_common::name::{Reference, RepositoryName};
-use flotilla_common::reachability::Reachability;
-use flotilla_common::swarm::OriginSlot;
+use flotilla_common::name::{Reference, RegionName, RepositoryName};
 use flotilla_common::time::Time;
 use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer, ClosureRequest};
 use flotilla_runtime::clock::Clock;
+use flotilla_runtime::failover::{Sources, Unserved};
 use reqwest::header::{ACCEPT as ACCEPT_HEADER, CONTENT_TYPE};
-use reqwest::{Client, Method};
-use tokio::sync::{Notify, mpsc};
+use reqwest::{Method, RequestBuilder, Response};
 
 use super::error::OriginError;
-use super::request::{header, read_body, send};
-use crate::status::OriginStatus;
-
-/// How long a failed origin is tried last.
-const DEMOTION: Duration = Duration::from_secs(2);
+use super::http_client::explain;
+use super::request::{HttpClients, header};
+use crate::config::OriginUrl;
+use crate::status::{OriginStanding, OriginStatus, rounded};
 
 /// A manifest from an origin, checked against its digest.
 #[derive(Debug, Clone)]
@@ -36,57 +32,49 @@ pub(crate) struct FetchedManifest {
     pub(crate) bytes: Bytes,
 }
 
-/// Whether an origin answered a request other than the download of a chunk; for the state machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct OriginHealthReport {
-    pub(crate) origin: OriginSlot,
-    pub(crate) is_up: bool,
-}
-
 /// A client of all configured origins. Clones share their state.
 #[derive(Debug, Clone)]
-pub(crate) struct OriginClient(pub(super) Arc<ClientState>);
+pub(crate) struct OriginClient(Arc<ClientState>);
 
 #[derive(Debug)]
-pub(super) struct ClientState {
-    client: Client,
-    pub(super) clock: Clock,
-    pub(super) entries: Vec<OriginEntry>,
-    health: mpsc::Sender<OriginHealthReport>,
-    /// Notified when a request to an origin fails, for the probes.
-    pub(super) failed: Notify,
+struct ClientState {
+    http: HttpClients,
+    clock: Clock,
+    origins: Vec<Origin>,
+    sources: Sources,
 }
 
 #[derive(Debug)]
-pub(super) struct OriginEntry {
+struct Origin {
     /// Without a trailing slash.
     url: String,
-    /// The time until which the origin is tried last, in nanoseconds of the clock.
-    demoted_until: AtomicU64,
-    /// For status, metrics and probes.
-    pub(super) reachability: Mutex<Reachability>,
+    region: RegionName,
 }
 
 impl OriginClient {
-    /// A client of the origins at `urls`, in the order of preference. Each URL has the scheme
-    /// `http` or `https` and a host.
+    /// A client of these origins, in the order of preference; those without a region are in
+    /// `own_region`. Each URL has the scheme `http` or `https` and a host.
     pub(crate) fn new(
-        client: Client,
-        urls: &[String],
+        http: HttpClients,
+        urls: &[OriginUrl],
+        own_region: &RegionName,
+        failover: FailoverConfig,
+        rng_seed: u64,
         clock: Clock,
-        health: mpsc::Sender<OriginHealthReport>,
     ) -> Self {
-        let entry = |url: &String| OriginEntry {
-            url: url.trim_end_matches('/').to_owned(),
-            demoted_until: AtomicU64::new(0),
-            reachability: Mutex::default(),
+        let origin = |origin: &OriginUrl| Origin {
+            url: origin.url.trim_end_matches('/').to_owned(),
+            region: origin.region.as_ref().unwrap_or(own_region).clone(),
         };
+        let origins: Vec<Origin> = urls.iter().map(origin).collect();
+        let regions = region_numbers(&origins, own_region);
+        let machine = Failover::new(failover, &regions, rng_seed);
+        let names = origins.iter().map(|origin| origin.url.clone()).collect();
         Self(Arc::new(ClientState {
-            client,
+            http,
             clock,
-            entries: urls.iter().map(entry).collect(),
-            health,
-            failed: Notify::new(),
+            origins,
+            sources: Sources::new(machine, names, clock),
         }))
     }
 
@@ -97,32 +85,29 @@ impl OriginClient {
         reference: &Reference,
     ) -> Result<FetchedManifest, OriginError> {
         let path = format!("/v2/{repository}/manifests/{reference}");
-        self.try_each(|origin| {
-            let path = &path;
-            async move {
-                let request = self
-                    .request(Method::GET, origin, path)
-                    .header(ACCEPT_HEADER, ACCEPT);
-                let response = send(request).await?;
-                let media_type = header(&response, CONTENT_TYPE.as_str()).unwrap_or_default();
-                let bytes = read_body(response, MAX_MANIFEST_LEN).await?;
-                let digest = match reference {
-                    Reference::Digest(digest) if digest.matches(&bytes) => *digest,
-                    Reference::Digest(_) => {
-                        return Err(OriginError::Unavailable(
-                            "manifest does not match the requested digest".to_owned(),
-                        ));
-                    }
-                    Reference::Tag(_) => Digest::sha256(&bytes),
-                };
-                Ok(FetchedManifest {
-                    digest,
-                    media_type,
-                    bytes,
-                })
-            }
-        })
-        .await
+        let need = match reference {
+            Reference::Digest(digest) => content(digest),
+            Reference::Tag(_) => Need::Fact,
+        };
+        let request = |origin| {
+            let request = self.request(Method::GET, origin, &path);
+            request.header(ACCEPT_HEADER, ACCEPT)
+        };
+        let decode = |media_type: Option<String>, bytes: Bytes| {
+            let digest = match reference {
+                Reference::Digest(digest) if digest.matches(&bytes) => *digest,
+                Reference::Digest(_) => {
+                    return Err("manifest does not match the requested digest".to_owned());
+                }
+                Reference::Tag(_) => Digest::sha256(&bytes),
+            };
+            Ok(FetchedManifest {
+                digest,
+                media_type: media_type.unwrap_or_default(),
+                bytes,
+            })
+        };
+        self.fetch(need, request, MAX_MANIFEST_LEN, decode).await
     }
 
     /// The proofs of all blobs of a manifest; `None` if the origin is another kind of registry.
@@ -138,152 +123,264 @@ impl OriginClient {
         let encoded =
             codec::encode(&request).map_err(|error| OriginError::Refused(error.to_string()))?;
         let body = Bytes::from(encoded);
-        let answer = self
-            .try_each(|origin| {
-                let request = self
-                    .request(Method::POST, origin, CLOSURE_PATH)
-                    .body(body.clone());
-                async move {
-                    let bytes = read_body(send(request).await?, codec::MAX_LEN).await?;
-                    codec::decode(&bytes)
-                        .map_err(|error| OriginError::Unavailable(error.to_string()))
-                }
-            })
-            .await;
-        match answer {
+        let request = |origin| {
+            let request = self.request(Method::POST, origin, CLOSURE_PATH);
+            request.body(body.clone())
+        };
+        let decode = |_, bytes: Bytes| codec::decode(&bytes).map_err(|error| error.to_string());
+        let answer = self.fetch(closure_of(manifest), request, codec::MAX_LEN, decode);
+        match answer.await {
             Ok(answer) => Ok(Some(answer)),
-            Err(OriginError::Refused(_)) => Ok(None),
+            Err(OriginError::Refused(_) | OriginError::Missing(_)) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Asks one origin after another until one serves the content. If an origin does not have it,
-    /// the next one is asked too, because replication between regions takes time.
-    pub(super) async fn try_each<T, F: Future<Output = Result<T, OriginError>>>(
+    /// Asks one origin after another until one serves the request, and reads its answer: the media
+    /// type, and at most `limit` bytes. The next origin is also asked if an answer breaks off or
+    /// `decode` refuses it.
+    async fn fetch<T>(
         &self,
-        ask: impl Fn(OriginSlot) -> F,
+        need: Need,
+        request: impl Fn(SourceId) -> RequestBuilder,
+        limit: usize,
+        decode: impl Fn(Option<String>, Bytes) -> Result<T, String>,
     ) -> Result<T, OriginError> {
-        let mut refused = Vec::new();
-        let mut failed = Vec::new();
-        for origin in self.in_order() {
-            match ask(origin).await {
-                Ok(answer) => {
-                    self.record_and_report(origin, None);
-                    return Ok(answer);
-                }
-                Err(error @ OriginError::Unsatisfiable(_)) => {
-                    self.record_and_report(origin, None);
-                    return Err(error);
-                }
-                Err(OriginError::Refused(message)) => {
-                    self.record_and_report(origin, None);
-                    refused.push(self.with_url(origin, &message));
-                }
-                Err(error) => {
-                    self.record_and_report(origin, Some(error.to_string()));
-                    tracing::warn!(origin = self.url(origin), %error, "request to an origin failed; trying the next one");
-                    failed.push(self.with_url(origin, &error.to_string()));
-                }
+        let mut attempts = self.attempts();
+        loop {
+            let call = |origin| self.0.http.send(request(origin));
+            let (origin, response) = self.ask(need, call).await?;
+            let media_type = header(&response, CONTENT_TYPE.as_str());
+            let error = match self.read(origin, response, limit).await {
+                Ok(bytes) => match decode(media_type, bytes) {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => OriginError::Unavailable(error),
+                },
+                Err(error) => error,
+            };
+            self.report_broken(origin, need, &error);
+            attempts -= 1;
+            if attempts == 0 {
+                let message = self.with_url(origin, &error.to_string());
+                return Err(OriginError::Unavailable(message));
             }
         }
-        Err(match (refused.is_empty(), failed.is_empty()) {
-            (true, true) => OriginError::None,
-            (false, true) => OriginError::Refused(refused.join("; ")),
-            (true, false) => OriginError::Unavailable(failed.join("; ")),
-            // A failed origin may have the content. Only an error that is not `Refused` tells the
-            // runtime that a later attempt may succeed.
-            (false, false) => {
-                OriginError::Unsure(format!("{}; {}", failed.join("; "), refused.join("; ")))
+    }
+
+    /// Asks one origin after another, as the failover machine decides, until one answers that it
+    /// serves the request.
+    pub(super) async fn ask<T, F: Future<Output = Result<T, OriginError>>>(
+        &self,
+        need: Need,
+        call: impl Fn(SourceId) -> F,
+    ) -> Result<(SourceId, T), OriginError> {
+        let unserved = match self.0.sources.ask(need, call).await {
+            Ok(answer) => return Ok(answer),
+            Err(unserved) => unserved,
+        };
+        Err(match unserved {
+            Unserved::Final(origin, OriginError::Refused(message)) => {
+                OriginError::Refused(self.with_url(origin, &message))
+            }
+            Unserved::Final(_, error) => error,
+            Unserved::Absent(errors) => OriginError::Missing(self.explain_all(&errors)),
+            Unserved::Unavailable(errors) => {
+                let message = self.explain_all(&errors);
+                let is_missing =
+                    |(_, error): &(SourceId, OriginError)| matches!(error, OriginError::Missing(_));
+                // An unavailable region may have the content. Only an error that is not `Missing`
+                // tells the runtime that a later attempt may succeed.
+                if errors.iter().any(is_missing) {
+                    OriginError::Unsure(message)
+                } else {
+                    OriginError::Unavailable(message)
+                }
             }
         })
     }
 
-    /// All origins in the configured order, but those that failed a short time ago last.
-    fn in_order(&self) -> Vec<OriginSlot> {
-        let now = self.0.clock.now().as_nanos();
-        let is_demoted = |slot: &OriginSlot| {
-            let entry = &self.0.entries[slot.0 as usize];
-            entry.demoted_until.load(Ordering::Relaxed) > now
-        };
-        let mut slots: Vec<_> = (0..self.0.entries.len() as u32).map(OriginSlot).collect();
-        slots.sort_by_key(is_demoted);
-        slots
+    /// How often a download may be continued at another origin after its body broke off.
+    pub(crate) fn attempts(&self) -> usize {
+        self.0.origins.len().max(1)
     }
 
-    /// Records the outcome of a request, and reports it to the state machine.
-    fn record_and_report(&self, origin: OriginSlot, error: Option<String>) {
-        let is_up = error.is_none();
-        let demoted_until = if is_up {
-            Time::ZERO
-        } else {
-            self.0.clock.now() + DEMOTION
+    /// A body broke off or was wrong: other origins are preferred, for this content in any case.
+    pub(crate) fn report_broken(&self, origin: SourceId, need: Need, error: &OriginError) {
+        tracing::warn!(
+            origin = self.url(origin), %error,
+            "response of an origin is incomplete or wrong; trying the next origin"
+        );
+        let ended = |outcome| Input::Ended {
+            source: origin,
+            need,
+            outcome,
         };
-        self.record(origin, error);
-        if let Some(entry) = self.0.entries.get(origin.0 as usize) {
-            let nanos = demoted_until.as_nanos();
-            entry.demoted_until.store(nanos, Ordering::Relaxed);
+        if need != Need::Fact {
+            self.0.sources.handle(ended(Outcome::Missing));
         }
-        // While the driver's queue is full, reports are dropped; a later request makes another.
-        let report = OriginHealthReport { origin, is_up };
-        let _ = self.0.health.try_send(report);
+        self.0.sources.handle(ended(Outcome::Failed {
+            error: error.to_string(),
+        }));
     }
 
-    /// Records the outcome of a request: the error, if it failed.
-    pub(crate) fn record(&self, origin: OriginSlot, error: Option<String>) {
-        let Some(entry) = self.0.entries.get(origin.0 as usize) else {
-            return;
-        };
-        let mut reachability = lock(&entry.reachability);
-        match error {
-            None if reachability.answered() => {
-                tracing::info!(origin = entry.url, "origin is reachable again");
+    /// The next piece of a body, unless the origin goes out meanwhile.
+    pub(crate) async fn next_piece(
+        &self,
+        origin: SourceId,
+        response: &mut Response,
+    ) -> Result<Option<Bytes>, OriginError> {
+        let piece = self.0.sources.next_piece(origin, response.chunk()).await;
+        let piece = piece.map_err(|error| OriginError::Unavailable(error.to_string()))?;
+        piece.map_err(|error| OriginError::Unavailable(explain(&error)))
+    }
+
+    /// Reads a body of at most `limit` bytes.
+    async fn read(
+        &self,
+        origin: SourceId,
+        mut response: Response,
+        limit: usize,
+    ) -> Result<Bytes, OriginError> {
+        let mut body = Vec::new();
+        while let Some(piece) = self.next_piece(origin, &mut response).await? {
+            if body.len() + piece.len() > limit {
+                return Err(OriginError::Unavailable(format!(
+                    "response body exceeds {limit} bytes"
+                )));
             }
-            None => {}
-            Some(error) => {
-                reachability.failed(self.0.clock.now(), error, &mut rand::rng());
-                self.0.failed.notify_one();
-            }
+            body.extend_from_slice(&piece);
         }
+        Ok(Bytes::from(body))
+    }
+
+    /// The health of the origins.
+    pub(crate) fn sources(&self) -> &Sources {
+        &self.0.sources
     }
 
     /// The status of each origin.
     pub(crate) fn status(&self) -> Vec<OriginStatus> {
-        let status = |origin: &OriginEntry| {
-            let reachability = lock(&origin.reachability);
-            OriginStatus {
+        let now = self.0.clock.now();
+        let mut origins = self.0.origins.iter();
+        let statuses = self.0.sources.read_status(|status| {
+            let origin = origins.next()?;
+            let is_fine = status.standing == Standing::Fine && status.is_answering != Some(false);
+            let age = now.saturating_since(status.since);
+            let has_changed = status.since != Time::ZERO;
+            Some(OriginStatus {
                 url: origin.url.clone(),
-                is_answering: reachability.is_answering(),
-                trouble: reachability.error().map(str::to_owned),
-            }
-        };
-        self.0.entries.iter().map(status).collect()
+                region: origin.region.clone(),
+                is_answering: status.is_answering,
+                standing: OriginStanding::from(status.standing),
+                share_percent: share_percent(status.standing),
+                seconds: has_changed.then(|| rounded(age.as_secs_f64())),
+                trouble: status.error.filter(|_| !is_fine).map(str::to_owned),
+            })
+        });
+        statuses.into_iter().flatten().collect()
+    }
+
+    /// Sends a request to one origin and reads the head of its response.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, OriginError> {
+        self.0.http.send(request).await
     }
 
     /// A request to an origin; `path` begins with a slash.
-    pub(super) fn request(
-        &self,
-        method: Method,
-        origin: OriginSlot,
-        path: &str,
-    ) -> reqwest::RequestBuilder {
-        self.0
-            .client
-            .request(method, format!("{}{path}", self.url(origin)))
+    pub(super) fn request(&self, method: Method, origin: SourceId, path: &str) -> RequestBuilder {
+        let url = format!("{}{path}", self.url(origin));
+        self.0.http.pooled.request(method, url)
     }
 
     /// The URL of an origin.
-    pub(crate) fn url(&self, origin: OriginSlot) -> &str {
-        self.0
-            .entries
-            .get(origin.0 as usize)
-            .map_or("", |origin| &origin.url)
+    pub(crate) fn url(&self, origin: SourceId) -> &str {
+        let origin = self.0.origins.get(origin.0 as usize);
+        origin.map_or("", |origin| &origin.url)
     }
 
-    fn with_url(&self, origin: OriginSlot, message: &str) -> String {
+    /// The errors of all origins: of the calls, and of the origins that were not asked.
+    fn explain_all(&self, errors: &[(SourceId, OriginError)]) -> String {
+        let standings = self.0.sources.read_status(|status| {
+            status
+                .error
+                .map_or_else(|| "not asked".to_owned(), str::to_owned)
+        });
+        let origins = (0..).map(SourceId).zip(standings);
+        let messages = origins.map(|(origin, standing)| {
+            let error = errors.iter().find(|(source, _)| *source == origin);
+            let message = error.map_or(standing, |(_, error)| error.to_string());
+            self.with_url(origin, &message)
+        });
+        messages.collect::<Vec<_>>().join("; ")
+    }
+
+    fn with_url(&self, origin: SourceId, message: &str) -> String {
         format!("origin {}: {message}", self.url(origin))
     }
 }
 
-pub(super) fn lock(reachability: &Mutex<Reachability>) -> MutexGuard<'_, Reachability> {
-    reachability.lock().unwrap_or_else(PoisonError::into_inner)
+/// The number of each origin's region: the own one first, if any origin is in it, and the others
+/// in the order in which they are first named.
+fn region_numbers(origins: &[Origin], own_region: &RegionName) -> Vec<u32> {
+    let mut order: Vec<&RegionName> = Vec::new();
+    let own = origins.iter().filter(|origin| origin.region == *own_region);
+    for origin in own.chain(origins) {
+        if !order.contains(&&origin.region) {
+            order.push(&origin.region);
+        }
+    }
+    let number = |origin: &Origin| {
+        let at = order.iter().position(|region| **region == origin.region);
+        at.and_then(|at| u32::try_from(at).ok()).unwrap_or(u32::MAX)
+    };
+    origins.iter().map(number).collect()
+}
+
+/// The content of a digest.
+pub(crate) fn content(digest: &Digest) -> Need {
+    Need::Content(ContentKey(first_bytes(digest)))
+}
+
+/// The closure of a manifest. An origin may have the manifest without proofs of its blobs.
+fn closure_of(manifest: &Digest) -> Need {
+    Need::Content(ContentKey(!first_bytes(manifest)))
+}
+
+fn first_bytes(digest: &Digest) -> u64 {
+    let bytes: &[u8] = match digest {
+        Digest::Sha256(bytes) => bytes,
+        Digest::Sha512(bytes) => bytes,
+    };
+    let first = bytes.iter().take(8);
+    first.fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// The share of requests that ask an origin that is preferred, in percent.
+fn share_percent(standing: Standing) -> u8 {
+    match standing {
+        Standing::Fine | Standing::Suspect => 100,
+        Standing::Out => 0,
+        Standing::Returning { percent } => percent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::*;
+
+    #[test]
+    fn own_region_is_first_and_the_others_follow_in_order() {
+        let origin = |region: &str| Origin {
+            url: String::new(),
+            region: region.parse().unwrap(),
+        };
+        let origins = ["us", "eu", "ap", "us", "eu"].map(origin);
+        let numbers = |own: &str| region_numbers(&origins, &own.parse().unwrap());
+        assert_eq!(numbers("eu"), [1, 0, 2, 1, 0]);
+        assert_eq!(
+            numbers("sa"),
+            [0, 1, 2, 0, 1],
+            "no origin in the own region"
+        );
+    }
 }

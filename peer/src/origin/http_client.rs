@@ -25,12 +25,24 @@ pub(crate) enum BuildClientError {
     Client(#[from] reqwest::Error),
 }
 
+/// Whether a client keeps idle connections for later requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConnectionReuse {
+    Pooled,
+    Never,
+}
+
 /// A client that presents the peer's certificate. `read_timeout` is how long a response may make no
 /// progress; the default is too short for a long poll.
 pub(crate) fn http_client(
     identity: &Identity,
     read_timeout: Option<Duration>,
+    reuse: ConnectionReuse,
 ) -> Result<Client, BuildClientError> {
+    let idle_connections = match reuse {
+        ConnectionReuse::Pooled => IDLE_CONNECTIONS,
+        ConnectionReuse::Never => 0,
+    };
     let never = (
         HeaderName::from_static(REDIRECT_HEADER),
         HeaderValue::from_static(REDIRECT_NEVER),
@@ -43,7 +55,7 @@ pub(crate) fn http_client(
         .tcp_nodelay(true)
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(read_timeout.unwrap_or(READ_TIMEOUT))
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .pool_max_idle_per_host(idle_connections)
         .build()?;
     Ok(client)
 }

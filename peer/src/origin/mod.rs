@@ -1,9 +1,8 @@
 //! The client of the origins: manifests, closures, chunks, and blobs to pass through.
 //!
-//! An origin that does not answer is probed until it does. Which origin serves a *chunk* is decided
-//! by the state machine, which receives the outcome of each request; all other requests try one
-//! origin after another. Connecting, waiting for the response's head, and waiting for progress have
-//! timeouts.
+//! Which origin is asked, how long it may take, and when it is probed, is decided by one failover
+//! machine ([`flotilla_common::failover`]), which receives the outcome of every request. A download
+//! that breaks off goes on at the next origin.
 
 mod blob;
 mod chunk;
@@ -15,7 +14,8 @@ mod request;
 mod unsealed;
 
 pub(crate) use blob::OpenBlob;
-pub(crate) use chunk::fetch_chunk;
-pub(crate) use client::{FetchedManifest, OriginClient, OriginHealthReport};
+pub(crate) use chunk::{ChunkProgress, fetch_chunk};
+pub(crate) use client::{FetchedManifest, OriginClient, content};
 pub(crate) use error::{OriginError, OriginFetchError};
-pub(crate) use http_client::http_client;
+pub(crate) use http_client::{ConnectionReuse, http_client};
+pub(crate) use request::HttpClients;

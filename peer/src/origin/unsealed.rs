@@ -9,39 +9,55 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use flotilla_common::chunk::PART_SIZE;
 use flotilla_common::name::RepositoryName;
-use flotilla_common::swarm::OriginSlot;
 use flotilla_runtime::rate::Limiter;
 
 use super::blob::OpenBlob;
-use super::client::OriginClient;
+use super::chunk::ChunkProgress;
+use super::client::{OriginClient, content};
 use super::error::{OriginError, OriginFetchError};
-use super::http_client::explain;
 use crate::store::StoredBlob;
 
-/// Downloads the rest of a blob from one origin into the store. `progress` is called with the
-/// number of bytes that are stored, first with 0 when the response begins.
+/// Downloads the rest of a blob from the origins into the store. The progress is the number of
+/// bytes that are stored.
 pub(super) async fn fetch(
     origins: &OriginClient,
-    origin: OriginSlot,
     repository: &RepositoryName,
     blob: &Arc<StoredBlob>,
     limit: &Limiter,
-    mut progress: impl FnMut(u64),
+    mut progress: impl FnMut(ChunkProgress),
 ) -> Result<(), OriginFetchError> {
     let size = blob.geometry().size();
     let mut download = blob.start_direct_download().await;
-    if download.position() < size {
+    let mut attempts = origins.attempts();
+    while download.position() < size {
         let range = format!("bytes={}-", download.position());
-        let open = origins
-            .open_at(origin, repository, blob.digest(), Some(&range))
-            .await?;
-        let mut body = PartReader::new(open, download.position(), size)?;
-        progress(0);
-        while let Some(part) = body.next_part().await? {
-            let length = part.len();
-            download = download.write(part).await?;
-            progress(download.position());
-            limit.take(length).await;
+        let open = origins.open_blob(repository, blob.digest(), Some(&range));
+        let open = open.await?;
+        let origin = open.origin;
+        progress(ChunkProgress::Begun(origin));
+        let mut body = PartReader::new(open, download.position(), size);
+        let broken = loop {
+            let part = match &mut body {
+                Ok(body) => body.next_part(origins).await,
+                Err(error) => Err(error.clone()),
+            };
+            match part {
+                Ok(Some(part)) => {
+                    let length = part.len();
+                    download = download.write(part).await?;
+                    progress(ChunkProgress::Received(download.position()));
+                    limit.take(length).await;
+                }
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        if let Some(error) = broken {
+            origins.report_broken(origin, content(blob.digest()), &error);
+            attempts -= 1;
+            if attempts == 0 {
+                return Err(error.into());
+            }
         }
     }
     if download.finish()? {
@@ -83,16 +99,16 @@ impl PartReader {
     }
 
     /// The next part; `None` after the last one.
-    async fn next_part(&mut self) -> Result<Option<Bytes>, OriginError> {
+    async fn next_part(&mut self, origins: &OriginClient) -> Result<Option<Bytes>, OriginError> {
         let length = self.left.min(PART_SIZE) as usize;
         if length == 0 {
             return Ok(None);
         }
         while self.buffer.len() < length {
-            let piece = self.open.response.chunk().await;
-            let piece = piece.map_err(|error| OriginError::Unavailable(explain(&error)))?;
-            let piece =
-                piece.ok_or_else(|| OriginError::Unavailable("response ended early".to_owned()))?;
+            let piece = origins.next_piece(self.open.origin, &mut self.open.response);
+            let piece = piece
+                .await?
+                .ok_or_else(|| OriginError::Unavailable("response ended early".to_owned()))?;
             let skipped = self.skip.min(piece.len() as u64);
             self.skip -= skipped;
             self.buffer.extend_from_slice(&piece[skipped as usize..]);

@@ -6,6 +6,7 @@
     reason = "these tests run against sockets, in real time"
 )]
 
+mod failover;
 mod harness;
 mod hostile;
 mod origin_outage;

@@ -56,7 +56,10 @@ fn render(args: RuntimeConfigArgs) -> Result<String, CommandError> {
     let peer = ServeArgs::from_environment(args.config.as_deref())?;
     let mirror = args.mirror.unwrap_or(peer.mirror);
     let ca = args.ca.or_else(|| peer.tls.authority());
-    let origin = args.origin.or_else(|| peer.origin.into_iter().next());
+    let origin = args.origin.or_else(|| {
+        let first = peer.origin.into_iter().next();
+        first.map(|origin| origin.url)
+    });
     match (args.runtime, origin) {
         (Runtime::Containerd, origin) => Ok(hosts_toml(mirror, origin.as_deref(), ca.as_deref())),
         (Runtime::Docker, _) => Ok(docker_daemon_json(mirror)),

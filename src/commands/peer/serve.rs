@@ -7,7 +7,7 @@ use clap::{Args, Parser};
 use flotilla_common::chunk::MAX_CHUNK_LOG2;
 use flotilla_common::name::{DEFAULT_REGION, RegionName, ZoneName};
 use flotilla_common::units::{BitRate, ByteSize, UnitError};
-use flotilla_peer::{Config, CongestionControl, Peer, check_url};
+use flotilla_peer::{Config, CongestionControl, OriginUrl, Peer, check_url};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::config::{self, ConfigFile};
 use flotilla_runtime::identity::LiveKeys;
@@ -29,9 +29,10 @@ pub(super) struct ServeArgs {
     /// The UDP address for other peers
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:5002", value_parser = parse_address)]
     quic: SocketAddr,
-    /// The origins, this region's first
-    #[arg(long, value_name = "URL[,URL]", value_delimiter = ',', value_parser = parse_service_url)]
-    pub(super) origin: Vec<String>,
+    /// The origins. Without REGION=, an origin is in this region; several origins of one region are
+    /// replicas, of which the first is preferred. Other regions are used while this one is out
+    #[arg(long, value_name = "[REGION=]URL[,...]", value_delimiter = ',')]
+    pub(super) origin: Vec<OriginUrl>,
     /// The registry names (host:port) that the origins serve, as clients write them; the mirror
     /// refuses requests for other registries [default: any name]
     #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
@@ -100,7 +101,7 @@ impl ServeArgs {
     }
 }
 
-/// Parses the URL of an origin or a tracker.
+/// Parses the URL of a tracker.
 pub(super) fn parse_service_url(text: &str) -> Result<String, String> {
     check_url(text)
         .map(|()| text.to_owned())

@@ -6,8 +6,8 @@ use flotilla_common::digest::Digest;
 use flotilla_common::swarm::StallReason;
 use flotilla_common::units::ByteSize;
 use flotilla_peer::status::{
-    BlobStatus, Direction, Exchange, Near, NeighbourStatus, PullReport, PullResult, PullStatus,
-    Sources, Status, Waits,
+    BlobStatus, Direction, Exchange, Near, NeighbourStatus, OriginStanding, OriginStatus,
+    PullReport, PullResult, PullStatus, Sources, Status, Waits,
 };
 
 /// Characters shown of a digest.
@@ -186,11 +186,7 @@ fn services(text: &mut String, status: &Status) {
             &tracker.trouble,
         )
     });
-    let origins = status
-        .origins
-        .iter()
-        .map(|origin| ("origin", &origin.url, origin.is_answering, &origin.trouble));
-    for (what, url, is_answering, trouble) in trackers.chain(origins) {
+    for (what, url, is_answering, trouble) in trackers {
         let health = match (is_answering, trouble) {
             (None, _) => "not used yet".to_owned(),
             (Some(true), _) => "up".to_owned(),
@@ -198,6 +194,11 @@ fn services(text: &mut String, status: &Status) {
             (Some(false), None) => "down".to_owned(),
         };
         line(text, format_args!("{what:<11} {url}  {health}"));
+    }
+    for origin in &status.origins {
+        let health = origin_health(origin);
+        let OriginStatus { url, region, .. } = origin;
+        line(text, format_args!("origin      {url}  {region}  {health}"));
     }
     let store = &status.store;
     let used = size(store.bytes);
@@ -221,6 +222,26 @@ fn services(text: &mut String, status: &Status) {
             if leases.is_empty() { "none" } else { &leases }
         ),
     );
+}
+
+/// How far an origin is used, since when, and the last error.
+fn origin_health(origin: &OriginStatus) -> String {
+    let standing = match (origin.standing, origin.is_answering) {
+        (OriginStanding::Fine, None) => return "not used yet".to_owned(),
+        (OriginStanding::Fine, _) => "up".to_owned(),
+        (OriginStanding::Suspect, _) => "slow or failing, being probed".to_owned(),
+        (OriginStanding::Out, _) => "down".to_owned(),
+        (OriginStanding::Returning, _) => {
+            format!("up again, used by {} % of requests", origin.share_percent)
+        }
+    };
+    let since = match origin.seconds {
+        Some(age) if origin.standing != OriginStanding::Fine => format!(" for {}", seconds(age)),
+        _ => String::new(),
+    };
+    let trouble = origin.trouble.as_ref();
+    let trouble = trouble.map_or_else(String::new, |trouble| format!(": {trouble}"));
+    format!("{standing}{since}{trouble}")
 }
 
 fn finished(report: &PullReport) -> Vec<String> {

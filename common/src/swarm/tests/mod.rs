@@ -3,6 +3,7 @@
 mod dialing;
 mod downloads;
 mod leases;
+mod origins;
 mod picker;
 mod proptests;
 mod reachability;

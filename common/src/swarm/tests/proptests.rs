@@ -189,7 +189,7 @@ impl World {
                         transfer,
                         chunk,
                     },
-                    ChunkSource::Origin(_) => InFlight::Body {
+                    ChunkSource::Origin => InFlight::Body {
                         from: None,
                         to: peer,
                         transfer,

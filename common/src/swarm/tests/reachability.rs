@@ -42,7 +42,7 @@ fn chunk_is_out_of_reach_without_holder_and_usable_origin() {
     let fetch = outputs.iter().find_map(|output| match output {
         Output::Fetch {
             transfer,
-            source: ChunkSource::Origin(_),
+            source: ChunkSource::Origin,
             ..
         } => Some(*transfer),
         _ => None,

@@ -3,9 +3,7 @@
 use core::time::Duration;
 
 use super::support::{BLOB, PEER, connect, facts, fetches, ms, wanting};
-use crate::swarm::{
-    DownloadFailure, HeldChunks, Input, Nearness, OriginSlot, RefusalReason, StallReason,
-};
+use crate::swarm::{DownloadFailure, HeldChunks, Input, Nearness, RefusalReason, StallReason};
 
 #[test]
 fn pull_waits_for_lease_then_first_byte() {
@@ -67,12 +65,7 @@ fn quarantined_holder_and_failed_origin_are_distinguished() {
             },
         );
     }
-    machine.handle(
-        ms(3),
-        Input::OriginDown {
-            origin: OriginSlot(0),
-        },
-    );
+    machine.handle(ms(3), Input::OriginUnusable);
     for transfer in fetches(&mut machine) {
         machine.handle(
             ms(4),
@@ -93,12 +86,7 @@ fn quarantined_holder_and_failed_origin_are_distinguished() {
     // Wanting it anew drops the candidates.
     machine.handle(ms(5), Input::Unwant { blob: BLOB });
     machine.handle(ms(5), Input::Want { blob: BLOB });
-    machine.handle(
-        ms(5),
-        Input::OriginDown {
-            origin: OriginSlot(0),
-        },
-    );
+    machine.handle(ms(5), Input::OriginUnusable);
     machine.handle(ms(5), Input::TrackerUnreachable);
     assert_eq!(machine.stall_reason(BLOB), Some(StallReason::Origin));
 }

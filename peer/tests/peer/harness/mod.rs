@@ -15,7 +15,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::seal::{SealKey, TrustedKeys};
 use flotilla_common::swarm::SwarmConfig;
-use flotilla_peer::{Config, Peer};
+use flotilla_peer::{Config, OriginUrl, Peer};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{CertificateAuthority, Identity, client_without_trust};
 use flotilla_runtime::shutdown::Shutdown;
@@ -107,7 +107,7 @@ impl Fleet {
             trusted_keys: trusted.into(),
             mirror: ([127, 0, 0, 1], 0).into(),
             quic: ([127, 0, 0, 1], 0).into(),
-            origins: vec![self.origin.url()],
+            origins: vec![OriginUrl::in_own_region(self.origin.url())],
             trackers: self.tracker.iter().map(|tracker| tracker.url()).collect(),
             rng_seed: Some(1),
             swarm,

@@ -43,6 +43,10 @@ pub(crate) struct FakeOrigin {
     pub are_blobs_unavailable: AtomicBool,
     /// Answers 503 to all requests.
     pub is_unavailable: AtomicBool,
+    /// Accepts requests and never answers them, as a stopped process does.
+    pub is_stopped: AtomicBool,
+    /// Answers 403 to all requests except probes.
+    pub is_forbidding: AtomicBool,
     /// Accepts requests for blobs and never answers them.
     pub is_hanging: AtomicBool,
     /// Answers 404 to requests for closures, as registries of other vendors do.
@@ -89,6 +93,8 @@ impl FakeOrigin {
             requests: Mutex::default(),
             are_blobs_unavailable: AtomicBool::new(false),
             is_unavailable: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
+            is_forbidding: AtomicBool::new(false),
             is_hanging: AtomicBool::new(false),
             is_without_seals: AtomicBool::new(false),
             is_untagged: AtomicBool::new(false),
@@ -128,6 +134,12 @@ impl FakeOrigin {
         *self.manifest.lock().unwrap() = manifest.clone();
         *self.order.lock().unwrap() = blobs.iter().map(|bytes| Digest::sha256(bytes)).collect();
         Digest::sha256(&manifest)
+    }
+
+    /// Adds a blob that is part of no image.
+    pub(crate) fn add_blob(&self, bytes: &Bytes) {
+        let digest = Digest::sha256(bytes);
+        self.blobs.lock().unwrap().insert(digest, bytes.clone());
     }
 
     fn seal(&self, bytes: &[u8]) -> Proof {
@@ -294,8 +306,14 @@ async fn serve(State(origin): State<Arc<FakeOrigin>>, request: Request) -> Respo
         .lock()
         .unwrap()
         .push(received.trim_end().to_owned());
+    if origin.is_stopped.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
+    }
     if origin.is_unavailable.load(Ordering::Relaxed) {
         return status(StatusCode::SERVICE_UNAVAILABLE);
+    }
+    if origin.is_forbidding.load(Ordering::Relaxed) && path != "/readyz" {
+        return status(StatusCode::FORBIDDEN);
     }
     if origin.is_hanging.load(Ordering::Relaxed) && path.contains("/blobs/") {
         std::future::pending::<()>().await;
