@@ -47,6 +47,7 @@ mod region_certificate;
 mod regions;
 #[allow(dead_code, reason = "replication is being built on it")]
 mod registry;
+mod replica_port;
 mod replicas;
 mod stall_budget;
 pub mod storage;

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use flotilla_common::name::RegionName;
 use flotilla_runtime::admin::Readiness;
-use flotilla_runtime::http::{self as http_server, HttpServer, Workers, serve, serve_with};
+use flotilla_runtime::http::{self as http_server, HttpServer, Workers, serve_with};
 use flotilla_runtime::identity::{ClientAuth, IdentityError, ReloadTiming, reload_on_change};
 use flotilla_runtime::listen::listen_hint;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 
 use crate::admission::Admission;
 use crate::config::{Config, Limits};
@@ -30,7 +31,8 @@ use crate::regions::source::{Source, Unreachable};
 use crate::regions::sweep_state::SweepTimes;
 use crate::regions::take::{TakeOrders, take_queue};
 use crate::registry::Registry;
-use crate::replicas::{self, Invalidator, Secret};
+use crate::replica_port::ReplicaPort;
+use crate::replicas::{Invalidator, Secret};
 use crate::storage::{self, CountingStorage, OpenError, Storage, TimeoutStorage};
 
 /// Connections beyond the limit that still get an answer: 503.
@@ -95,7 +97,8 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Origin {
     address: SocketAddr,
-    replica_address: Option<SocketAddr>,
+    replica_port: Option<ReplicaPort>,
+    invalidator: Arc<Invalidator>,
     policy: LivePolicy,
     metrics: Arc<Metrics>,
     readiness: Readiness,
@@ -136,12 +139,18 @@ impl Origin {
         let invalidator = Invalidator::new(
             config.replicas.clone(),
             Secret::new(&config.seal_key, &format),
+            config.clock,
         )?;
         let invalidator = Arc::new(invalidator);
         let (_queue, orders) = take_queue();
         let api = build_api(&config, storage, format, &invalidator, &policy, &shutdown);
         start_regional(&api, orders);
-        let replica_address = listen_for_replicas(&config, &api, invalidator, &shutdown).await?;
+        // Other replicas conclude from a refused connection that this one serves no clients.
+        let replica_port = match config.replica_listen {
+            Some(address) => Some(ReplicaPort::open(address, &api, &invalidator).await?),
+            None => None,
+        };
+        invalidator.keep_leases(&shutdown);
         let workers = start_workers(config.threads)?;
         let server = listen_for_clients(&config, &api, workers.clone(), &shutdown).await?;
         api.metrics.set_connections(server.connections());
@@ -150,7 +159,8 @@ impl Origin {
         tracing::info!(%address, storage = config.storage, %storage_id, "origin started");
         Ok(Self {
             address,
-            replica_address,
+            replica_port,
+            invalidator,
             policy,
             metrics: Arc::clone(&api.metrics),
             readiness: api.readiness.clone(),
@@ -166,9 +176,9 @@ impl Origin {
         self.address
     }
 
-    /// The address on which it accepts invalidations from other replicas.
-    pub const fn replica_addr(&self) -> Option<SocketAddr> {
-        self.replica_address
+    /// The address on which it accepts messages from other replicas.
+    pub fn replica_addr(&self) -> Option<SocketAddr> {
+        self.replica_port.as_ref().map(ReplicaPort::address)
     }
 
     /// The policy of its bucket.
@@ -181,15 +191,20 @@ impl Origin {
         &self.metrics
     }
 
-    /// Drains: reports not ready, serves on for the drain delay so that load balancers turn away,
-    /// then finishes what is in flight, within the drain timeout.
-    pub async fn shutdown(self) {
+    /// Drains: reports not ready, gives its leases back, serves on for the drain delay so that load
+    /// balancers turn away, then finishes what is in flight, within the drain timeout.
+    pub async fn shutdown(mut self) {
         self.readiness.set_not_ready("draining");
+        self.invalidator.leave().await;
         if !self.drain_delay.is_zero() {
             tracing::info!(delay = ?self.drain_delay, "draining: /readyz now returns 503");
             tokio::time::sleep(self.drain_delay).await;
         }
         let drained = self.shutdown.drain(self.drain_timeout).await;
+        // The last client has been served.
+        if let Some(port) = self.replica_port.take() {
+            port.close().await;
+        }
         tracing::info!(?drained, "origin stopped");
     }
 }
@@ -320,28 +335,6 @@ fn start_regional(api: &Arc<Api>, orders: TakeOrders) {
     }
 }
 
-async fn listen_for_replicas(
-    config: &Config,
-    api: &Api,
-    invalidator: Arc<Invalidator>,
-    shutdown: &Shutdown,
-) -> Result<Option<SocketAddr>, StartError> {
-    let Some(address) = config.replica_listen else {
-        return Ok(None);
-    };
-    let listen_error = |source| StartError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(listen_error)?;
-    let (registry, regional) = (Arc::clone(&api.registry), api.regional.clone());
-    let router = replicas::router(invalidator, move |changed| {
-        if let Some(regional) = &regional {
-            regional.told(&changed);
-        }
-        registry.invalidate(changed);
-    });
-    let server = serve(listener, router, None, shutdown).map_err(listen_error)?;
-    Ok(Some(server.address()))
-}
-
 fn start_workers(threads: usize) -> Result<Option<Arc<Workers>>, StartError> {
     if threads == 0 {
         return Ok(None);
@@ -389,5 +382,13 @@ fn listener_limits(limits: &Limits) -> http_server::ListenerLimits {
 impl Drop for Origin {
     fn drop(&mut self) {
         self.shutdown.abandon();
+        let (clients, replica_port) = (self.shutdown.clone(), self.replica_port.take());
+        // Without a runtime no client is served any more.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                clients.drain(Duration::ZERO).await;
+                drop(replica_port);
+            });
+        }
     }
 }

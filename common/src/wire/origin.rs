@@ -13,8 +13,8 @@ use crate::proof::Proof;
 pub const CLOSURE_PATH: &str = "/flotilla/v1/closure";
 /// The path of the origin's public seal keys, as JSON.
 pub const KEYS_PATH: &str = "/flotilla/v1/keys";
-/// The path at which a replica of an origin receives invalidations from the others.
-pub const INVALIDATE_PATH: &str = "/flotilla/v1/changed";
+/// The path at which a replica of an origin receives messages from the others.
+pub const REPLICA_PATH: &str = "/flotilla/v1/replica";
 
 /// A request header. With the value [`REDIRECT_NEVER`] the origin sends a blob's bytes itself
 /// instead of redirecting the client to its object storage. Peers send it because they trust the

@@ -13,12 +13,14 @@
 //! So a key has at most one running and one queued fill, however many readers wait. A value that
 //! was read before a write and arrives after it is not kept, and is not handed to a reader that
 //! started after the write. Absence is never kept, and never taken from a read that started before
-//! the reader asked. Entries are bounded by bytes, fills by a timeout.
+//! the reader asked. Entries are bounded by bytes, fills by a timeout. A replica that the others
+//! may not know keeps what they can change only briefly ([`CacheTerm`]).
 //!
 //! Moka's `try_get_with` replaces only the sharing of reads: it has no rule about the age of a read
 //! that is joined, about absence, or about writes during a read.
 
 mod rules;
+mod term;
 
 use core::fmt;
 use core::hash::{BuildHasher, Hash};
@@ -35,6 +37,9 @@ use tokio::sync::watch;
 use crate::storage::StorageError;
 
 pub(crate) use rules::{Rules, ShippedRules};
+#[cfg(test)]
+pub(crate) use term::Term;
+pub(crate) use term::{CUT_OFF_TIME_TO_LIVE, CacheTerm};
 
 /// Counters in the table of epochs. Keys share them by hash: a collision costs an extra read.
 const EPOCHS: usize = 4096;
@@ -42,10 +47,13 @@ const EPOCHS: usize = 4096;
 const STALE_FOR: Duration = Duration::from_mins(10);
 
 /// The limits of one cache.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct CacheLimits {
     /// From the start of a read.
     pub(crate) time_to_live: Duration,
+    /// Outside of this term the time-to-live is short; `None` for facts that only this replica
+    /// changes, or that are never acted upon when they are old.
+    pub(crate) term: Option<Arc<CacheTerm>>,
     /// Age from which a hit starts a fill in the background; `None` for never.
     pub(crate) refresh_after: Option<Duration>,
     /// Bytes of all entries.
@@ -228,13 +236,11 @@ where
     /// The value if it is in memory and neither expired nor due to be refreshed.
     pub(crate) fn fresh(&self, key: &K) -> Option<V> {
         let entry = self.inner.entries.get(key)?;
-        let limits = &self.inner.limits;
-        let age = self.inner.clock.now().saturating_since(entry.read_at);
-        let bound = limits
-            .refresh_after
-            .unwrap_or(limits.time_to_live)
-            .min(limits.time_to_live);
-        (age < bound).then_some(entry.value)
+        let now = self.inner.clock.now();
+        let time_to_live = self.inner.time_to_live(entry.read_at, now);
+        let refresh_after = self.inner.limits.refresh_after;
+        let bound = refresh_after.unwrap_or(time_to_live).min(time_to_live);
+        (now.saturating_since(entry.read_at) < bound).then_some(entry.value)
     }
 
     /// The value if it is in memory, of any age. For facts that never change.
@@ -417,12 +423,21 @@ where
 
     fn unexpired(&self, key: &K, now: Time) -> Option<CacheEntry<V>> {
         let entry = self.entries.get(key)?;
-        (now.saturating_since(entry.read_at) < self.limits.time_to_live).then_some(entry)
+        let time_to_live = self.time_to_live(entry.read_at, now);
+        (now.saturating_since(entry.read_at) < time_to_live).then_some(entry)
+    }
+
+    /// The time-to-live at `now` of a value whose read started at `read_at`.
+    fn time_to_live(&self, read_at: Time, now: Time) -> Duration {
+        let whole = self.limits.time_to_live;
+        let term = self.limits.term.as_ref();
+        term.map_or(whole, |term| term.load().time_to_live(whole, read_at, now))
     }
 
     fn may_join(&self, key: &K, running: &RunningFill<V>, now: Time) -> bool {
         let age = now.saturating_since(running.started);
-        running.epoch == self.epoch(key) && self.rules.may_join(age, self.limits.time_to_live)
+        let time_to_live = self.time_to_live(running.started, now);
+        running.epoch == self.epoch(key) && self.rules.may_join(age, time_to_live)
     }
 
     async fn fill<F>(

@@ -59,6 +59,7 @@ const LONG: Duration = Duration::from_hours(1);
 fn limits(time_to_live: Duration) -> CacheLimits {
     CacheLimits {
         time_to_live,
+        term: None,
         refresh_after: None,
         bytes: 1 << 20,
         fill_timeout: Duration::from_secs(60),

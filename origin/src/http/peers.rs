@@ -1,5 +1,6 @@
 //! Endpoints for peers and operators beside the OCI interface.
 
+use core::time::Duration;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -82,6 +83,9 @@ pub(super) fn keys(api: &Arc<Api>) -> Response<Body> {
     json(json!({"keys": [entry]}).to_string())
 }
 
+/// For asking the other replicas whether they reach storage.
+const SIBLINGS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// `GET /readyz`: 200 if the storage can be used and this replica is not draining.
 pub(super) async fn ready(api: &Arc<Api>) -> HandlerResult {
     api.readiness
@@ -94,17 +98,25 @@ pub(super) async fn ready(api: &Arc<Api>) -> HandlerResult {
     let Err(reason) = probed else {
         return Ok(text("ready\n"));
     };
-    // Requests are served by another region: a balancer that turns away helps no client.
-    if let Some(regional) = all_regions(api)
-        && let Some(other) = regional.routes().usable_others().first()
-    {
-        let region = other.region();
-        return Ok(text(format!(
-            "degraded: storage is unavailable: {reason}; region {region} serves\n"
-        )));
-    }
+    let reached = api.registry.any_sibling_reaches_storage(SIBLINGS_TIMEOUT);
+    let elsewhere = match reached.await {
+        // This replica alone is cut off: another one of the region serves its clients better.
+        Some(true) => "; another replica reaches it, or may do so",
+        sibling => {
+            // Requests are served by another region: a balancer that turns away helps no client.
+            if let Some(regional) = all_regions(api)
+                && let Some(other) = regional.routes().usable_others().first()
+            {
+                let region = other.region();
+                return Ok(text(format!(
+                    "degraded: storage is unavailable: {reason}; region {region} serves\n"
+                )));
+            }
+            sibling.map_or("", |_| "; no other replica reaches it")
+        }
+    };
     Err(ApiError::new(
         Code::Unavailable,
-        format_args!("storage is unavailable: {reason}"),
+        format_args!("storage is unavailable: {reason}{elsewhere}"),
     ))
 }

@@ -41,7 +41,10 @@ async fn replica_with(model: &ModelStorage, horizons: Horizons) -> Arc<Registry>
     // There is no other replica to invalidate, and an HTTP client is expensive to create.
     static INVALIDATOR: OnceLock<Arc<Invalidator>> = OnceLock::new();
     let create = || {
-        Arc::new(Invalidator::new(Replicas::none(), Secret::new(&key, &format)).expect("a client"))
+        Arc::new(
+            Invalidator::new(Replicas::none(), Secret::new(&key, &format), Clock::tokio())
+                .expect("a client"),
+        )
     };
     let invalidator = Arc::clone(INVALIDATOR.get_or_init(create));
     Arc::new(Registry::new(

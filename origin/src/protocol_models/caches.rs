@@ -62,6 +62,7 @@ const TIME_TO_LIVE: Duration = Duration::from_hours(1);
 fn cache<R: Rules>(rules: R) -> ReplicaCache<R> {
     let limits = CacheLimits {
         time_to_live: TIME_TO_LIVE,
+        term: None,
         refresh_after: None,
         bytes: 1 << 20,
         // A hung fill outlives the time-to-live.

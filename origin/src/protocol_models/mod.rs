@@ -14,5 +14,6 @@ mod conditional_writes;
 mod deletes;
 mod explorer;
 mod memberships;
+mod replica_leases;
 mod storage_model;
 mod uploads;

@@ -113,11 +113,14 @@ impl Registry {
     ) -> Self {
         let timed = |time_to_live: Duration, bytes: u64| CacheLimits {
             time_to_live,
+            term: None,
             refresh_after: None,
             bytes,
             fill_timeout: limits.storage_timeout,
         };
+        let term = || Some(invalidator.cache_term());
         let refreshed = |bytes: u64| CacheLimits {
+            term: term(),
             refresh_after: Some(limits.repository_time_to_live / 2),
             ..timed(limits.repository_time_to_live, bytes)
         };
@@ -156,7 +159,10 @@ impl Registry {
                 },
             ),
             tags: Cache::new(
-                timed(limits.tag_time_to_live, other),
+                CacheLimits {
+                    term: term(),
+                    ..timed(limits.tag_time_to_live, other)
+                },
                 clock,
                 |(name, tag): &(RepositoryName, Tag), _| {
                     ENTRY_LEN + name.as_str().len() + tag.as_str().len()
@@ -254,6 +260,12 @@ impl Registry {
         object
             .map(drop)
             .ok_or_else(|| StorageError::missing("read object", &key))
+    }
+
+    /// Whether another listed replica reaches storage, asked for at most `limit`; `None` if no other
+    /// replica runs.
+    pub(crate) async fn any_sibling_reaches_storage(&self, limit: Duration) -> Option<bool> {
+        self.invalidator.any_sibling_reaches_storage(limit).await
     }
 
     /// Invalidates changed keys at the other replicas. When it returns, no replica serves the

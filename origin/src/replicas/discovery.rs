@@ -84,6 +84,13 @@ impl Replicas {
         self.list.is_some() && self.addresses.is_empty()
     }
 
+    /// Changes of the list from now on.
+    pub(crate) fn changes(&self) -> ListChanges {
+        let mut listed = self.listed.clone();
+        listed.mark_unchanged();
+        ListChanges(listed)
+    }
+
     /// The addresses known now.
     pub(crate) fn current(&self) -> Arc<[SocketAddr]> {
         Arc::clone(&self.listed.borrow())
@@ -105,6 +112,20 @@ impl Replicas {
                 }
             }
         });
+    }
+}
+
+/// Waits for changes of the list of replicas.
+#[derive(Debug)]
+pub(crate) struct ListChanges(watch::Receiver<Arc<[SocketAddr]>>);
+
+impl ListChanges {
+    /// Waits until the list has changed since the last call.
+    pub(crate) async fn next(&mut self) {
+        if self.0.changed().await.is_err() {
+            // The list never changes any more.
+            core::future::pending::<()>().await;
+        }
     }
 }
 

@@ -25,6 +25,7 @@ mod push;
 mod races;
 mod redirects;
 mod remote;
+mod replica_leases;
 mod replicas;
 #[path = "../servers/mod.rs"]
 mod servers;

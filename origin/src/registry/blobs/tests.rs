@@ -36,8 +36,9 @@ impl Fixture {
             .await
             .unwrap();
         let key = SealKey::from_secret("eu-1".parse().unwrap(), &[7; 32]);
-        let invalidator =
-            Arc::new(Invalidator::new(Replicas::none(), Secret::new(&key, &format)).unwrap());
+        let invalidator = Arc::new(
+            Invalidator::new(Replicas::none(), Secret::new(&key, &format), Clock::tokio()).unwrap(),
+        );
         let storage = Arc::clone(&self.storage);
         let clock = Clock::tokio();
         Registry::new(storage, format, key, Limits::default(), invalidator, clock)
