@@ -5,6 +5,7 @@
 //! |---|---|
 //! | connections | 503 on one of a few reserve connections, which close after their answer |
 //! | requests, from their head to the last byte of their answer | 429 TOOMANYREQUESTS |
+//! | requests of other regions' origins: half of those | 429 TOOMANYREQUESTS |
 //! | uploads that receive bytes or wait for a buffer | 429 TOOMANYREQUESTS |
 //! | bytes of manifests being received | 429 TOOMANYREQUESTS |
 //!
@@ -25,14 +26,16 @@ const MANIFEST_BYTES: usize = 64 << 20;
 pub(crate) enum Overload {
     Connections,
     Requests,
+    RegionRequests,
     Uploads,
     Manifests,
 }
 
 impl Overload {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::Connections,
         Self::Requests,
+        Self::RegionRequests,
         Self::Uploads,
         Self::Manifests,
     ];
@@ -42,6 +45,7 @@ impl Overload {
         match self {
             Self::Connections => "connections",
             Self::Requests => "requests",
+            Self::RegionRequests => "region_requests",
             Self::Uploads => "uploads",
             Self::Manifests => "manifests",
         }
@@ -82,6 +86,8 @@ impl Gate {
 #[derive(Debug)]
 pub(crate) struct Admission {
     requests: Gate,
+    /// Those of other regions' origins, which are also counted by `requests`.
+    region_requests: Gate,
     uploads: Gate,
     /// In bytes.
     manifests: Gate,
@@ -92,6 +98,7 @@ impl Admission {
     pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             requests: Gate::new(limits.requests),
+            region_requests: Gate::new(limits.requests / 2),
             uploads: Gate::new(limits.uploads),
             manifests: Gate::new(MANIFEST_BYTES),
             refused: Default::default(),
@@ -106,6 +113,18 @@ impl Admission {
         self.requests
             .try_acquire(1)
             .ok_or_else(|| self.refuse(Overload::Requests))
+    }
+
+    /// Admits a request of another region's origin, besides its permit of
+    /// [`admit_request`](Self::admit_request): however much other regions ask, half of the requests
+    /// remain for this region's clients.
+    ///
+    /// # Errors
+    /// [`Overload::RegionRequests`].
+    pub(crate) fn admit_region_request(&self) -> Result<Permit, Overload> {
+        self.region_requests
+            .try_acquire(1)
+            .ok_or_else(|| self.refuse(Overload::RegionRequests))
     }
 
     /// Admits an upload that is about to receive bytes.

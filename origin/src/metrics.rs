@@ -13,12 +13,15 @@ use http::{HeaderMap, Response, StatusCode};
 use crate::admission::Admission;
 use crate::regions;
 use crate::regions::regional::Regional;
+use crate::regions::take::TakeQueue;
 use crate::registry::Registry;
 use crate::replicas::Invalidator;
 use crate::storage::Operations;
 
 /// The route of manifests, as the value of a label.
 pub(crate) const MANIFEST: &str = "manifest";
+/// The route of the endpoints for other regions.
+pub(crate) const REGION: &str = "region";
 
 /// Counters of an origin since its start.
 #[derive(Debug)]
@@ -31,6 +34,7 @@ pub struct Metrics {
     operations: Arc<Operations>,
     admission: Arc<Admission>,
     invalidator: Arc<Invalidator>,
+    takes: TakeQueue,
     connections: OnceLock<Connections>,
     identity: Option<Identity>,
     regional: OnceLock<Arc<Regional>>,
@@ -41,6 +45,7 @@ impl Metrics {
         operations: Arc<Operations>,
         admission: Arc<Admission>,
         invalidator: Arc<Invalidator>,
+        takes: TakeQueue,
         identity: Option<Identity>,
     ) -> Self {
         let requests = RequestMetrics::default();
@@ -53,6 +58,7 @@ impl Metrics {
             operations,
             admission,
             invalidator,
+            takes,
             connections: OnceLock::new(),
             identity,
             regional: OnceLock::new(),
@@ -160,6 +166,12 @@ impl Metrics {
                 "changes_heard",
                 "Cache invalidations received from other replicas",
                 metrics.invalidator.counts().received(),
+            )?;
+            figures.counters(
+                "region_takes",
+                "Requests of other regions to copy keys, by outcome",
+                "outcome",
+                metrics.takes.by_outcome(),
             )?;
             metrics
                 .identity

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use crate::admission::Admission;
 use crate::config::{Config, Limits};
 use crate::format::{self, Format, FormatError};
-use crate::http::{self, Api, SendBuffers};
+use crate::http::{self, Api, RegionServer, SendBuffers};
 use crate::metrics::Metrics;
 use crate::policy::{LivePolicy, PolicyStartError, Region};
 use crate::readiness::StorageHealth;
@@ -29,7 +29,7 @@ use crate::regions::remote::{RegionClient, RemoteSource};
 use crate::regions::replicate::Replicator;
 use crate::regions::source::{Source, Unreachable};
 use crate::regions::sweep_state::SweepTimes;
-use crate::regions::take::{TakeOrders, take_queue};
+use crate::regions::take::{TakeOrders, TakeQueue, take_queue};
 use crate::registry::Registry;
 use crate::replica_port::ReplicaPort;
 use crate::replicas::{Invalidator, Secret};
@@ -142,8 +142,16 @@ impl Origin {
             config.clock,
         )?;
         let invalidator = Arc::new(invalidator);
-        let (_queue, orders) = take_queue();
-        let api = build_api(&config, storage, format, &invalidator, &policy, &shutdown);
+        let (takes, orders) = take_queue();
+        let api = build_api(
+            &config,
+            storage,
+            format,
+            &invalidator,
+            &policy,
+            takes,
+            &shutdown,
+        );
         start_regional(&api, orders);
         // Other replicas conclude from a refused connection that this one serves no clients.
         let replica_port = match config.replica_listen {
@@ -245,12 +253,13 @@ async fn probe_storage(
     Ok(storage)
 }
 
-fn build_api(
+pub(crate) fn build_api(
     config: &Config,
     storage: Arc<dyn Storage>,
     format: Format,
     invalidator: &Arc<Invalidator>,
     policy: &LivePolicy,
+    takes: TakeQueue,
     shutdown: &Shutdown,
 ) -> Arc<Api> {
     let storage = CountingStorage::new(storage);
@@ -259,6 +268,7 @@ fn build_api(
         storage.operations(),
         Arc::clone(&admission),
         Arc::clone(invalidator),
+        takes.clone(),
         config.tls.clone(),
     );
     let registry = Arc::new(Registry::new(
@@ -281,6 +291,7 @@ fn build_api(
         admission,
         metrics: Arc::new(metrics),
         regional,
+        regions: RegionServer::new(config.region.clone(), policy.clone(), takes, config.clock),
     })
 }
 

@@ -159,7 +159,8 @@ pub struct RegionState {
     pub standing: StorageStanding,
     /// Whether it has all that the other regions had when it joined.
     pub is_whole: bool,
-    /// What it owes.
+    /// What it owes. A region that is not listed is owed an unknown amount: the storage did not
+    /// answer.
     pub owed: Vec<OwedTo>,
 }
 

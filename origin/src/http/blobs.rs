@@ -19,8 +19,8 @@ use super::blob_body::one_piece_at_a_time;
 use super::error::{ApiError, Code};
 use super::request_id::HttpRequestId;
 use super::{
-    Api, CONTENT_DIGEST, HandlerResult, empty, matches_etag, other_regions, set, text_of,
-    warn_if_stale,
+    Api, CONTENT_DIGEST, FromRegion, HandlerResult, empty, matches_etag, other_regions, set,
+    text_of, warn_if_stale,
 };
 use crate::regions::resuming_body::ResumingBody;
 use crate::registry::{FoundBlob, Need, RegistryError};
@@ -37,7 +37,7 @@ pub(super) async fn get(
     request: &Parts,
 ) -> HandlerResult {
     let headers = &request.headers;
-    let redirects = api.redirect_blobs && may_be_redirected(headers);
+    let redirects = api.redirect_blobs && may_be_redirected(request);
     // A redirected client reads the data later, so the record must be recent.
     let need = if redirects { Need::Live } else { Need::Bytes };
     let blob = find(api, repository, digest, need).await?;
@@ -102,10 +102,12 @@ pub(super) async fn delete(
 }
 
 /// Whether a client accepts a redirect to storage. The ETags of storage are not those of the
-/// origin, so requests with If-Range are not redirected.
-fn may_be_redirected(headers: &HeaderMap) -> bool {
+/// origin, so requests with If-Range are not redirected. Other regions have no access to storage.
+fn may_be_redirected(request: &Parts) -> bool {
+    let headers = &request.headers;
     text_of(headers, header::IF_RANGE).is_none()
         && text_of(headers, REDIRECT) != Some(REDIRECT_NEVER)
+        && request.extensions.get::<FromRegion>().is_none()
 }
 
 async fn find(

@@ -208,10 +208,14 @@ impl ApiError {
 
 impl From<Overload> for ApiError {
     fn from(overload: Overload) -> Self {
-        let message = format_args!(
-            "too many {} at once; repeat the request later",
-            overload.label()
-        );
+        let message = match overload {
+            Overload::RegionRequests => "too many requests of other regions at once",
+            Overload::Connections => "too many connections at once",
+            Overload::Requests => "too many requests at once",
+            Overload::Uploads => "too many uploads at once",
+            Overload::Manifests => "too many manifests at once",
+        };
+        let message = format_args!("{message}; repeat the request later");
         match overload {
             Overload::Connections => Self::new(Code::Unavailable, message),
             _ => Self::new(Code::TooMany, message),

@@ -1,5 +1,5 @@
 //! The HTTP interface: the OCI distribution specification under `/v2/`, endpoints for peers under
-//! `/flotilla/v1/`, health and metrics.
+//! `/flotilla/v1/`, endpoints for origins of other regions below it, health and metrics.
 //!
 //! Malformed input is answered 4xx, failing storage 503 with Retry-After. Nothing here answers 500.
 
@@ -9,6 +9,8 @@ mod error;
 mod manifests;
 mod peers;
 mod regional;
+mod regions;
+mod request_body;
 mod request_id;
 mod route;
 mod uploads;
@@ -19,13 +21,14 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use flotilla_common::name::Reference;
+use flotilla_common::name::{Reference, RegionName};
 use flotilla_common::time::Time;
 use flotilla_common::wire::origin::{API_VERSION, API_VERSION_HEADER, CONTENT_DIGEST_HEADER};
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::http::{OverLimit, Responder};
 use flotilla_runtime::rate::Limiter;
+use futures_util::FutureExt as _;
 use http::request::Parts;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
@@ -40,6 +43,7 @@ use crate::registry::Registry;
 use crate::storage::StorageError;
 pub(crate) use blob_body::SendBuffers;
 use error::{ApiError, Code};
+pub(crate) use regions::RegionServer;
 use request_id::HttpRequestId;
 use route::{Route, route};
 
@@ -56,12 +60,15 @@ pub(crate) struct Api {
     pub(crate) metrics: Arc<Metrics>,
     /// The other regions; `None` without a certificate that names this region.
     pub(crate) regional: Option<Arc<Regional>>,
+    /// What other regions are answered.
+    pub(crate) regions: RegionServer,
 }
 
-/// Marks a request under the certificate of another region of the policy: it is answered from the
-/// own storage only.
-#[derive(Clone, Debug)]
-pub(crate) struct FromRegion(pub(crate) flotilla_common::name::RegionName);
+/// In the extensions of requests by the origin of another region of the policy, as its certificate
+/// names it. They are answered from this region's storage only, and are never forwarded or
+/// redirected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FromRegion(pub(crate) RegionName);
 
 type HandlerResult = Result<Response<Body>, ApiError>;
 
@@ -73,46 +80,67 @@ pub(crate) fn responder(api: Arc<Api>) -> Responder {
 
 async fn handle(State(api): State<Arc<Api>>, mut request: Request<Body>) -> Response<Body> {
     let context = RequestContext::of(&request, api.clock.now());
+    let region = api.regions.caller(request.extensions().get());
+    let is_from_region = region.is_some();
+    if let Some(region) = region {
+        request.extensions_mut().insert(FromRegion(region));
+    }
     let routed = route(request.method(), request.uri().path());
     let name = routed.as_ref().map_or("none", Route::name);
-    let answer =
-        match routed.and_then(|route| Ok((admit(&api, &route, context.is_over_limit)?, route))) {
-            Ok((permit, route)) => {
-                let streams = matches!(route, Route::Blob { .. });
-                if streams {
-                    request.extensions_mut().insert(context.id.clone());
-                }
-                let answer = dispatch(&api, route, request).await;
-                answer.map(|response| {
-                    if streams {
-                        hold_until_sent(permit, response)
-                    } else {
-                        response
-                    }
-                })
+    let admitted = routed.and_then(|route| {
+        let permits = admit(&api, &route, context.is_over_limit, is_from_region)?;
+        Ok((permits, route))
+    });
+    let answer = match admitted {
+        Ok((permits, route)) => {
+            let streams = matches!(route, Route::Blob { .. });
+            if streams {
+                request.extensions_mut().insert(context.id.clone());
             }
-            Err(error) => Err(error),
-        };
+            let answer = dispatch(&api, route, request).await;
+            answer.map(|response| {
+                if streams {
+                    hold_until_sent(permits, response)
+                } else {
+                    response
+                }
+            })
+        }
+        Err(error) => Err(error),
+    };
     let duration = api.clock.now().saturating_since(context.started);
     let response = context.complete(name, answer, duration);
     api.metrics.request(name, response.status(), duration);
     response
 }
 
-/// A permit for the request. Health and metrics need none.
-fn admit(api: &Api, route: &Route, is_over_limit: bool) -> Result<Option<Permit>, ApiError> {
+/// The permits of a request: one, and another one if it comes from another region.
+type RequestPermits = [Option<Permit>; 2];
+
+/// The permits for a request. Health and metrics need none.
+fn admit(
+    api: &Api,
+    route: &Route,
+    is_over_limit: bool,
+    is_from_region: bool,
+) -> Result<RequestPermits, ApiError> {
+    let admission = &api.admission;
     match route {
-        Route::Health | Route::Ready | Route::Metrics => Ok(None),
-        _ if is_over_limit => Err(api.admission.refuse(Overload::Connections).into()),
-        _ => Ok(Some(api.admission.admit_request()?)),
+        Route::Health | Route::Ready | Route::Metrics => Ok([None, None]),
+        _ if is_over_limit => Err(admission.refuse(Overload::Connections).into()),
+        _ if is_from_region => {
+            let of_region = admission.admit_region_request()?;
+            Ok([Some(admission.admit_request()?), Some(of_region)])
+        }
+        _ => Ok([Some(admission.admit_request()?), None]),
     }
 }
 
-/// Ties a permit to a response body: it is released after the last byte.
-fn hold_until_sent(permit: Option<Permit>, response: Response<Body>) -> Response<Body> {
+/// Ties permits to a response body: they are released after the last byte.
+fn hold_until_sent(permits: RequestPermits, response: Response<Body>) -> Response<Body> {
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
-            let _held = &permit;
+            let _held = &permits;
             frame
         }))
     })
@@ -230,7 +258,15 @@ async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> Handl
         Route::Closure if parts.method == Method::POST => {
             regional::closure(api, regional, &parts, body).await
         }
-        _ => serve_own(api, route, parts, body).await,
+        _ => {
+            let answer = serve_own(api, route, parts, body).await;
+            if let Err(error) = &answer
+                && error.cause().is_some()
+            {
+                regional.own_failed(error.describe_cause());
+            }
+            answer
+        }
     }
 }
 
@@ -249,6 +285,8 @@ async fn serve_own(api: &Arc<Api>, route: Route, parts: Parts, body: Body) -> Ha
         Route::Closure if method == Method::POST => {
             peers::closure(api, parts.extensions.get(), body).await
         }
+        // Boxed, because every request's task is as large as the largest future here.
+        Route::Region(endpoint) => regions::respond(api, endpoint, &parts, body).boxed().await,
         Route::Blob { repository, digest } => match method {
             Method::GET => blobs::get(api, &repository, &digest, &parts).await,
             Method::HEAD => blobs::head(api, &repository, &digest, &parts.headers).await,

@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use flotilla_common::codec;
 use flotilla_common::hex;
 use flotilla_common::wire::origin::ClosureRequest;
@@ -13,9 +13,8 @@ use http::Response;
 use serde_json::json;
 
 use super::error::{ApiError, Code};
+use super::request_body::whole_body;
 use super::{Api, HandlerResult, all_regions, json, text, typed};
-use crate::registry::RegistryError;
-use crate::stall_budget::BudgetExhausted;
 
 /// Maximum bytes of a closure request: a name and a digest.
 const MAX_REQUEST_LEN: usize = 1024;
@@ -33,28 +32,11 @@ pub(super) async fn closure(
 
 /// Reads the body of a closure request.
 pub(super) async fn read_request(api: &Arc<Api>, body: Body) -> Result<Bytes, ApiError> {
-    let mut bytes = BytesMut::new();
-    let mut body = body.into_data_stream();
-    let mut budget = api.registry.stall_budget();
-    loop {
-        let piece = budget.next(&mut body).await;
-        let Some(piece) = piece.map_err(|BudgetExhausted| RegistryError::Stalled)? else {
-            return Ok(bytes.freeze());
-        };
-        let piece = piece.map_err(|error| malformed(&error))?;
-        if bytes.len() + piece.len() > MAX_REQUEST_LEN {
-            return Err(malformed(&"the request is too long"));
-        }
-        bytes.extend_from_slice(&piece);
-    }
+    whole_body(api, body, MAX_REQUEST_LEN).await
 }
 
 pub(super) fn decode_request(bytes: &[u8]) -> Result<ClosureRequest, ApiError> {
-    codec::decode(bytes).map_err(|error| malformed(&error))
-}
-
-fn malformed(reason: &dyn core::fmt::Display) -> ApiError {
-    ApiError::new(Code::RequestInvalid, reason)
+    codec::decode(bytes).map_err(|error| ApiError::new(Code::RequestInvalid, error))
 }
 
 /// The answer to a closure request, from this region.
@@ -98,18 +80,22 @@ pub(super) async fn ready(api: &Arc<Api>) -> HandlerResult {
     let Err(reason) = probed else {
         return Ok(text("ready\n"));
     };
+    let regional = all_regions(api);
+    if let Some(regional) = regional {
+        regional.own_failed(reason.clone());
+    }
     let reached = api.registry.any_sibling_reaches_storage(SIBLINGS_TIMEOUT);
     let elsewhere = match reached.await {
         // This replica alone is cut off: another one of the region serves its clients better.
         Some(true) => "; another replica reaches it, or may do so",
         sibling => {
             // Requests are served by another region: a balancer that turns away helps no client.
-            if let Some(regional) = all_regions(api)
-                && let Some(other) = regional.routes().usable_others().first()
+            if let Some(regional) = regional
+                && let Some(region) = regional.serving_region().await
             {
-                let region = other.region();
                 return Ok(text(format!(
-                    "degraded: storage is unavailable: {reason}; region {region} serves\n"
+                    "degraded: storage is unavailable: {reason}; region {region} serves
+"
                 )));
             }
             sibling.map_or("", |_| "; no other replica reaches it")

@@ -6,12 +6,12 @@
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName};
-use flotilla_common::wire::origin::{CLOSURE_PATH, KEYS_PATH};
+use flotilla_common::wire::{origin, region};
 use http::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::error::{ApiError, Code};
-use crate::metrics::MANIFEST;
+use crate::metrics::{MANIFEST, REGION};
 
 /// The resource that a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,9 +41,21 @@ pub(super) enum Route {
     },
     Closure,
     Keys,
+    Region(RegionEndpoint),
     Health,
     Ready,
     Metrics,
+}
+
+/// An endpoint for origins of other regions (`flotilla_common::wire::region`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RegionEndpoint {
+    State,
+    Journal,
+    Done,
+    Facts,
+    Keys,
+    Take,
 }
 
 impl Route {
@@ -58,6 +70,7 @@ impl Route {
             Self::Referrers { .. } => "referrers",
             Self::Closure => "closure",
             Self::Keys => "keys",
+            Self::Region(_) => REGION,
             Self::Health | Self::Ready | Self::Metrics => "admin",
         }
     }
@@ -67,8 +80,14 @@ impl Route {
 pub(super) fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
     match path {
         "/v2" | "/v2/" => return Ok(Route::Ping),
-        CLOSURE_PATH => return Ok(Route::Closure),
-        KEYS_PATH => return Ok(Route::Keys),
+        origin::CLOSURE_PATH => return Ok(Route::Closure),
+        origin::KEYS_PATH => return Ok(Route::Keys),
+        region::STATE_PATH => return Ok(Route::Region(RegionEndpoint::State)),
+        region::JOURNAL_PATH => return Ok(Route::Region(RegionEndpoint::Journal)),
+        region::DONE_PATH => return Ok(Route::Region(RegionEndpoint::Done)),
+        region::FACTS_PATH => return Ok(Route::Region(RegionEndpoint::Facts)),
+        region::KEYS_PATH => return Ok(Route::Region(RegionEndpoint::Keys)),
+        region::TAKE_PATH => return Ok(Route::Region(RegionEndpoint::Take)),
         "/healthz" => return Ok(Route::Health),
         "/readyz" => return Ok(Route::Ready),
         "/metrics" => return Ok(Route::Metrics),
@@ -218,6 +237,9 @@ mod tests {
     fn paths_are_routed() {
         for (path, expected) in [
             ("/v2/", "ping"),
+            ("/flotilla/v1/region/state", "region"),
+            ("/flotilla/v1/region/take", "region"),
+            ("/flotilla/v1/region/other", "UNSUPPORTED"),
             ("/v2", "ping"),
             ("/healthz", "admin"),
             ("/v2/app/blobs/sha256:HEX", "blob of app"),

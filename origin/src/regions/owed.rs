@@ -55,16 +55,19 @@ struct Page {
     is_partial: bool,
 }
 
+/// The last page of a region.
 #[derive(Debug, Default)]
 struct KnownPage {
-    page: AsyncMutex<Option<Arc<Page>>>,
+    page: Option<Arc<Page>>,
+    /// When the region last did not answer.
+    failed_at: Option<Time>,
 }
 
 /// The pages of all other regions.
 #[derive(Debug)]
 pub(crate) struct OwedPages {
     clock: Clock,
-    pages: Mutex<HashMap<RegionName, Arc<KnownPage>>>,
+    pages: Mutex<HashMap<RegionName, Arc<AsyncMutex<KnownPage>>>>,
     asks: Mutex<HashMap<RepositoryName, (Time, u32)>>,
 }
 
@@ -142,14 +145,24 @@ impl OwedPages {
             let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(pages.entry(source.region().clone()).or_default())
         };
-        let mut last = known.page.lock().await;
-        let is_fresh = |page: &Arc<Page>| self.clock.now().saturating_since(page.began) < FRESH;
-        if last.as_ref().is_some_and(is_fresh) {
-            return (last.clone(), true);
+        let mut known = known.lock().await;
+        let now = self.clock.now();
+        let is_recent = |at: Time| now.saturating_since(at) < FRESH;
+        if known
+            .page
+            .as_ref()
+            .is_some_and(|page| is_recent(page.began))
+        {
+            return (known.page.clone(), true);
         }
-        let asked = self.clock.now();
+        // One caller a second waits for a region that does not answer.
+        if known.failed_at.is_some_and(is_recent) {
+            return (known.page.clone(), false);
+        }
+        let asked = now;
         let Ok(Ok(fetched)) = timeout(PAGE_TIMEOUT, source.journal(None, MAX_ENTRIES)).await else {
-            return (last.clone(), false);
+            known.failed_at = Some(self.clock.now());
+            return (known.page.clone(), false);
         };
         let age = Duration::from_millis(fetched.age_ms);
         let began = Time::from_nanos(
@@ -165,7 +178,10 @@ impl OwedPages {
                 || fetched.sweep.is_some(),
             repositories: keys.map(|(key, _)| key.repository().clone()).collect(),
         });
-        *last = Some(Arc::clone(&page));
+        *known = KnownPage {
+            page: Some(Arc::clone(&page)),
+            failed_at: None,
+        };
         (Some(page), true)
     }
 

@@ -6,7 +6,9 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use flotilla_common::failover::{Failover, FailoverConfig, SourceId, Standing};
+use flotilla_common::failover::{
+    Failover, FailoverConfig, Input, Need, Outcome, SourceId, Standing,
+};
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{RegionName, RepositoryName, Tag};
 use flotilla_common::time::Time;
@@ -14,6 +16,8 @@ use flotilla_common::wire::region::{FactKey, StorageStanding};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::failover::Sources;
 use flotilla_runtime::shutdown::Shutdown;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::timeout;
 
 use super::clock_check::ClockCheck;
 use super::follower::Follower;
@@ -41,6 +45,10 @@ const WHOLE_INTERVAL: Duration = Duration::from_secs(30);
 /// Forwarded changes that are remembered, and for how long: longer than outages are expected.
 const MAX_TOLD: u64 = 10_000;
 const TOLD_FOR: Duration = Duration::from_hours(24);
+/// How long the own storage may take to say whether it has such a change.
+const TOLD_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long another region may take to say whether it can serve.
+const STATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// For this long after a start or an outage, tags of other regions count as owed.
 pub(crate) const FRESHEST_FOR: Duration = Duration::from_mins(10);
 
@@ -214,6 +222,35 @@ impl Regional {
         *self.is_whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reports that the own storage failed a request outside a read.
+    pub(crate) fn own_failed(&self, error: String) {
+        self.routes.load().failover.handle(Input::Ended {
+            source: OWN,
+            need: Need::Fact,
+            outcome: Outcome::Failed { error },
+        });
+    }
+
+    /// A region that can serve now, if any says so within a second.
+    pub(crate) async fn serving_region(&self) -> Option<RegionName> {
+        let others = self.routes.load().others.clone();
+        let mut asked: FuturesUnordered<_> = others
+            .iter()
+            .map(|other| async move {
+                let state = timeout(STATE_TIMEOUT, other.state()).await;
+                (other.region().clone(), state)
+            })
+            .collect();
+        while let Some((region, state)) = asked.next().await {
+            if let Ok(Ok(state)) = state
+                && state.standing == StorageStanding::Usable
+            {
+                return Some(region);
+            }
+        }
+        None
+    }
+
     /// The standing that other regions are told.
     pub(crate) fn storage_standing(&self) -> StorageStanding {
         if self.routes.load().is_own_out() {
@@ -295,8 +332,8 @@ impl Regional {
         let key = (repository.clone(), tag.clone());
         let told = self.told.get(&key)?;
         let fact_key = FactKey::Tag(repository.clone(), tag.clone());
-        let own = self.registry.fact(&fact_key).await;
-        if own.is_ok_and(|own| own.stamp() >= Some(&told.stamp)) {
+        let own = timeout(TOLD_TIMEOUT, self.registry.fact(&fact_key)).await;
+        if own.is_ok_and(|own| own.is_ok_and(|own| own.stamp() >= Some(&told.stamp))) {
             self.told.invalidate(&key);
             return None;
         }

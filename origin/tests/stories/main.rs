@@ -24,6 +24,7 @@ mod pull;
 mod push;
 mod races;
 mod redirects;
+mod regions;
 mod remote;
 mod replica_leases;
 mod replicas;

@@ -25,7 +25,7 @@ use crate::http::error::{ApiError, Code};
 use crate::http::{Api, HandlerResult, manifests};
 use crate::policy::TagReads;
 use crate::regions::owed::Owed;
-use crate::regions::regional::{Regional, Routes};
+use crate::regions::regional::{OWN, Regional, Routes};
 use crate::regions::replicate::one_fact;
 use crate::regions::source::Source;
 use crate::registry::{KnownTag, RegistryError};
@@ -47,12 +47,8 @@ pub(in crate::http) async fn by_tag(
     if routes.is_own_out() {
         return during_outage(api, regional, &routes, repository, tag, request).await;
     }
-    let newer = match regional.told_tag(repository, tag).await {
-        Some(told) => Some(told),
-        None => newer_elsewhere(api, regional, &routes, repository, tag).await,
-    };
-    if let Some(newer) = newer {
-        let digest = newer.digest.ok_or(RegistryError::ManifestUnknown)?;
+    if let Some(told) = regional.told_tag(repository, tag).await {
+        let digest = told.digest.ok_or(RegistryError::ManifestUnknown)?;
         return by_digest(api, regional, repository, &digest, request).await;
     }
     let reference = Reference::Tag(tag.clone());
@@ -74,9 +70,19 @@ pub(in crate::http) async fn by_tag(
         }
     };
     match routes.failover.ask(Need::Fact, call).await {
+        Ok((OWN, response)) => {
+            regional.count_read(None, "served");
+            match newer_elsewhere(api, regional, &routes, repository, tag).await {
+                Some(newer) => {
+                    let digest = newer.digest.ok_or(RegistryError::ManifestUnknown)?;
+                    by_digest(api, regional, repository, &digest, request).await
+                }
+                None => Ok(response),
+            }
+        }
         Ok((source, mut response)) => {
             regional.count_read(routes.other(source), "served");
-            if routes.other(source).is_some() && routes.is_own_out() {
+            if routes.is_own_out() {
                 mark_old(&mut response);
             }
             Ok(response)
@@ -116,7 +122,7 @@ async fn value_at(
 }
 
 /// The value of a tag in a region that owes something, if tags are to be the freshest and it is
-/// newer than the own one. Without an answer in time the own value counts.
+/// newer than the own one, which was just read. Without an answer in time the own value counts.
 async fn newer_elsewhere(
     api: &Arc<Api>,
     regional: &Arc<Regional>,
@@ -139,9 +145,9 @@ async fn newer_elsewhere(
         .map(Arc::clone)
         .collect();
     let best = highest(&sources, repository, tag).await?;
-    let key = FactKey::Tag(repository.clone(), tag.clone());
-    let own = api.registry.fact(&key).await.ok()?;
-    (Some(&best.stamp) > own.stamp()).then_some(best)
+    // The own value was just read.
+    let own = api.registry.known_tag(repository, tag);
+    own.is_none_or(|own| best.stamp > own.stamp).then_some(best)
 }
 
 /// While the own storage is out: the highest stamp that memory or another region knows.

@@ -116,7 +116,8 @@ impl RegionClient {
         };
         let path = parts.uri.path_and_query();
         let path = path.map_or("/", http::uri::PathAndQuery::as_str);
-        let response = self.execute(parts.method, path, headers, body).await?;
+        let sent = self.execute(parts.method, path, headers, body).await;
+        let response = sent.map_err(|error| self.error(explain(&error)))?;
         Ok(http::Response::from(response).map(Body::new))
     }
 
@@ -126,7 +127,7 @@ impl RegionClient {
         path_and_query: &str,
         mut headers: HeaderMap,
         body: impl Into<reqwest::Body>,
-    ) -> Result<Response, SourceError> {
+    ) -> Result<Response, reqwest::Error> {
         headers.insert(
             HeaderName::from_static(REDIRECT_HEADER),
             HeaderValue::from_static(REDIRECT_NEVER),
@@ -136,12 +137,12 @@ impl RegionClient {
             .request(method, format!("{}{path_and_query}", self.url))
             .headers(headers)
             .body(body);
-        let sent = request.send().await;
-        sent.map_err(|error| self.error(explain(&error.without_url())))
+        request.send().await.map_err(reqwest::Error::without_url)
     }
 
-    /// Sends a request with a short body, or none; the head of the answer must arrive within
-    /// `head_timeout`.
+    /// Sends a request with a short body, or none, that may be performed twice; the head of the
+    /// answer must arrive within `head_timeout`. It is repeated once if its connection ends, which
+    /// an idle connection may do at any time.
     pub(super) async fn ask(
         &self,
         method: Method,
@@ -150,9 +151,18 @@ impl RegionClient {
         body: Vec<u8>,
         head_timeout: Duration,
     ) -> Result<Response, SourceError> {
-        let sent = self.execute(method, path, headers, body);
+        let sent = async {
+            let (first_method, first_headers) = (method.clone(), headers.clone());
+            let first = self.execute(first_method, path, first_headers, body.clone());
+            match first.await {
+                Err(error) if !error.is_connect() => {
+                    self.execute(method, path, headers, body).await
+                }
+                sent => sent,
+            }
+        };
         match timeout(head_timeout, sent).await {
-            Ok(sent) => sent,
+            Ok(sent) => sent.map_err(|error| self.error(explain(&error))),
             Err(_) => Err(self.error(format_args!("no answer within {head_timeout:?}"))),
         }
     }

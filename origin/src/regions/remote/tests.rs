@@ -5,6 +5,7 @@
     reason = "these tests run against sockets, in real time"
 )]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -30,6 +31,8 @@ struct Other {
     answers: Answers,
     /// Of each request: the caller's region, method, path and range.
     requests: Arc<Mutex<Vec<String>>>,
+    /// The connection of the next request ends without an answer.
+    breaks_next: Arc<AtomicBool>,
     _shutdown: Shutdown,
 }
 
@@ -52,9 +55,15 @@ impl Other {
         };
         let answers = Answers::default();
         let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+        let breaks_next: Arc<AtomicBool> = Arc::default();
         let (answering, seen) = (Arc::clone(&answers), Arc::clone(&requests));
+        let breaks = Arc::clone(&breaks_next);
         let router = Router::new().fallback(move |request: Request| {
             seen.lock().unwrap().push(describe(&request));
+            if breaks.swap(false, Ordering::Relaxed) {
+                // Unwinds through the task of the connection, without a message.
+                std::panic::resume_unwind(Box::new(()));
+            }
             let mut answers = answering.lock().unwrap();
             let answer = (!answers.is_empty()).then(|| answers.remove(0));
             async move {
@@ -74,6 +83,7 @@ impl Other {
             source: RemoteSource::new(client),
             answers,
             requests,
+            breaks_next,
             _shutdown: shutdown,
         }
     }
@@ -209,6 +219,18 @@ async fn failures_are_errors_with_their_reason() {
     assert!(reason(other.source.journal(None, 1).await).contains("longer than"));
     // A server that hangs.
     assert!(reason(other.source.state().await).contains("no answer within 3s"));
+}
+
+#[tokio::test]
+async fn request_is_repeated_after_its_connection_died() {
+    let other = Other::start().await;
+    other.will_send(&state("us-1"));
+    other.source.state().await.unwrap();
+    // The idle connection ends as the next request arrives.
+    other.breaks_next.store(true, Ordering::Relaxed);
+    other.will_send(&state("us-1"));
+    assert!(other.source.state().await.is_ok());
+    assert_eq!(other.requests.lock().unwrap().len(), 3);
 }
 
 #[tokio::test]

@@ -1,0 +1,19 @@
+//! Regions that copy from each other.
+
+mod endpoints;
+mod gate;
+mod harness;
+mod outages;
+mod replication;
+mod writes;
+
+use std::time::{Duration, Instant};
+
+/// Waits until a condition holds.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(40);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}: not within 40 s");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
