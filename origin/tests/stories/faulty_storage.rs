@@ -10,7 +10,8 @@ use flotilla_origin::storage::{
     ByteStream, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageError, StorageResult,
     Version,
 };
-use tokio::sync::Notify;
+use futures_util::StreamExt;
+use tokio::sync::{Notify, watch};
 
 /// A fault of a write.
 #[derive(Clone)]
@@ -26,6 +27,34 @@ pub(crate) enum WriteFault {
     },
 }
 
+/// A way in which a whole storage fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outage {
+    /// Every call fails at once.
+    Refuses,
+    /// No call returns, and bodies stop.
+    Hangs,
+    /// Every call fails after a second, as a storage that throttles.
+    Throttles,
+    /// Bodies end with an error after their first piece; all else works.
+    TearsBodies,
+    /// Data objects are gone; all else works.
+    LosesObjects,
+    /// Writes fail for want of space.
+    Full,
+}
+
+impl Outage {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Refuses,
+        Self::Hangs,
+        Self::Throttles,
+        Self::TearsBodies,
+        Self::LosesObjects,
+        Self::Full,
+    ];
+}
+
 struct ArmedFault {
     prefix: String,
     remaining: u32,
@@ -36,7 +65,7 @@ struct ArmedFault {
 #[derive(Clone, Default)]
 pub(crate) struct Faults {
     writes: Arc<Mutex<Vec<ArmedFault>>>,
-    down: Arc<Mutex<bool>>,
+    outage: watch::Sender<Option<Outage>>,
 }
 
 impl Faults {
@@ -64,7 +93,16 @@ impl Faults {
 
     /// Makes all calls fail, or none.
     pub(crate) fn set_down(&self, down: bool) {
-        *self.down.lock().unwrap() = down;
+        self.set_outage(down.then_some(Outage::Refuses));
+    }
+
+    /// Begins an outage, or ends it. Calls that hang go on when it ends.
+    pub(crate) fn set_outage(&self, outage: Option<Outage>) {
+        self.outage.send_replace(outage);
+    }
+
+    fn present(&self) -> Option<Outage> {
+        *self.outage.borrow()
     }
 
     fn take_fault(&self, key: &Key) -> Option<WriteFault> {
@@ -76,12 +114,49 @@ impl Faults {
         Some(armed.fault.clone())
     }
 
-    fn check_up(&self, key: &(dyn core::fmt::Display + Sync)) -> StorageResult<()> {
-        if *self.down.lock().unwrap() {
-            Err(injected(key))
-        } else {
-            Ok(())
+    async fn check_up(&self, key: &(dyn core::fmt::Display + Sync)) -> StorageResult<()> {
+        match self.present() {
+            Some(Outage::Refuses) => Err(injected(key)),
+            Some(Outage::Throttles) => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Err(injected(key))
+            }
+            Some(Outage::Hangs) => {
+                self.until_it_goes_on().await;
+                Ok(())
+            }
+            Some(Outage::TearsBodies | Outage::LosesObjects | Outage::Full) | None => Ok(()),
         }
+    }
+
+    /// Waits while the storage hangs.
+    async fn until_it_goes_on(&self) {
+        let mut outage = self.outage.subscribe();
+        let _ended = outage
+            .wait_for(|outage| *outage != Some(Outage::Hangs))
+            .await;
+    }
+
+    /// A body with the faults of the present outage.
+    fn with_faults(&self, key: &Key, bytes: ByteStream) -> ByteStream {
+        let faults = self.clone();
+        let key = key.clone();
+        let mut pieces = 0;
+        let bytes = bytes.then(move |piece| {
+            let (faults, key) = (faults.clone(), key.clone());
+            pieces += 1;
+            let is_first = pieces == 1;
+            async move {
+                match faults.present() {
+                    Some(Outage::Hangs) => faults.until_it_goes_on().await,
+                    Some(Outage::TearsBodies) if !is_first => return Err(injected(&key)),
+                    Some(Outage::Refuses | Outage::Throttles) => return Err(injected(&key)),
+                    _ => {}
+                }
+                piece
+            }
+        });
+        bytes.boxed()
     }
 }
 
@@ -109,6 +184,11 @@ impl FaultyStorage {
         }
     }
 
+    /// The same storage with the faults of another handle.
+    pub(crate) fn sharing(inner: Arc<dyn Storage>, faults: Faults) -> Self {
+        Self { inner, faults }
+    }
+
     pub(crate) fn faults(&self) -> Faults {
         self.faults.clone()
     }
@@ -119,7 +199,13 @@ impl FaultyStorage {
         key: &Key,
         write: impl Future<Output = StorageResult<T>> + Send,
     ) -> StorageResult<T> {
-        self.faults.check_up(key)?;
+        self.faults.check_up(key).await?;
+        if self.faults.present() == Some(Outage::Full) {
+            return Err(StorageError::Full {
+                action: "write object",
+                key: key.to_string(),
+            });
+        }
         match self.faults.take_fault(key) {
             None => write.await,
             Some(WriteFault::Rejected) => Err(injected(key)),
@@ -149,13 +235,20 @@ impl Storage for FaultyStorage {
     }
 
     async fn read(&self, key: &Key) -> StorageResult<Option<Object>> {
-        self.faults.check_up(key)?;
+        self.faults.check_up(key).await?;
         self.inner.read(key).await
     }
 
     async fn read_range(&self, key: &Key, range: Range<u64>) -> StorageResult<ByteStream> {
-        self.faults.check_up(key)?;
-        self.inner.read_range(key, range).await
+        self.faults.check_up(key).await?;
+        if self.faults.present() == Some(Outage::LosesObjects) {
+            return Err(StorageError::Missing {
+                action: "read object",
+                key: key.to_string(),
+            });
+        }
+        let bytes = self.inner.read_range(key, range).await?;
+        Ok(self.faults.with_faults(key, bytes))
     }
 
     async fn list(
@@ -164,7 +257,7 @@ impl Storage for FaultyStorage {
         after: Option<&Key>,
         limit: usize,
     ) -> StorageResult<Page> {
-        self.faults.check_up(prefix)?;
+        self.faults.check_up(prefix).await?;
         self.inner.list(prefix, after, limit).await
     }
 
@@ -174,7 +267,7 @@ impl Storage for FaultyStorage {
     }
 
     async fn delete(&self, key: &Key) -> StorageResult<()> {
-        self.faults.check_up(key)?;
+        self.faults.check_up(key).await?;
         self.inner.delete(key).await
     }
 

@@ -1,0 +1,138 @@
+//! Pushes that more than one region takes part in.
+
+use std::time::Duration;
+
+use flotilla_common::digest::Digest;
+use reqwest::StatusCode;
+
+use super::gate::GateState;
+use super::harness::Regions;
+use super::until;
+use crate::faulty_storage::Outage;
+use crate::support::{MANIFEST, header, location, manifest, sample};
+
+/// DNS moves a client to another region in the middle of an upload.
+#[tokio::test]
+async fn upload_goes_on_in_the_region_where_it_began() {
+    let regions = Regions::start(2, |_, _| {}).await;
+    let upload = regions.client(0).begin("app").await;
+    assert!(upload.contains("/uploads/eu-1."), "{upload}");
+    let bytes = sample(200_000, 1);
+    let digest = Digest::sha256(&bytes);
+    let moved = regions.client(1);
+    let answer = moved.patch(&upload, bytes).await;
+    assert_eq!(answer.status(), StatusCode::ACCEPTED);
+    let answer = moved.put(&location(&answer), &digest, Vec::new()).await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    let head = regions
+        .client(0)
+        .head(&format!("/v2/app/blobs/{digest}"))
+        .await;
+    assert_eq!(head.status(), StatusCode::OK);
+}
+
+/// `ack_regions = 2`: a push is acknowledged when both regions have it, and not before.
+#[tokio::test]
+async fn push_is_acknowledged_by_two_regions() {
+    let rules = "[[repository]]\nmatch = \"**\"\nack_regions = 2\n";
+    let regions = Regions::start_with(2, 1, rules, |_, _| {}).await;
+    let client = regions.client(0);
+    client.push_image("app", "v1", &[sample(70_000, 1)]).await;
+    // Without a wait: it is in the other region's own storage.
+    regions.faults(0).set_outage(Some(Outage::Refuses));
+    let key = "tag/app/_/v1".parse().unwrap();
+    let stored = regions.sites[1].storage.read(&key).await.unwrap();
+    assert!(stored.is_some());
+    regions.faults(0).set_outage(None);
+}
+
+/// Another region's home for a repository: changes go there, and are seen here at once.
+#[tokio::test]
+async fn changes_go_to_the_home_of_a_repository() {
+    let rules = "[[repository]]\nmatch = \"**\"\nhome = \"us-1\"\n";
+    let regions = Regions::start_with(2, 1, rules, |_, _| {}).await;
+    let client = regions.client(0);
+    for salt in 1..4 {
+        let image = client
+            .push_image("app", "v1", &[sample(70_000, salt)])
+            .await;
+        let answer = client.get("/v2/app/manifests/v1").await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.bytes().await.unwrap(), image, "push {salt}");
+    }
+    let key = "tag/app/_/v1".parse().unwrap();
+    let stored = regions.sites[1].storage.read(&key).await.unwrap();
+    assert!(stored.is_some());
+    assert_eq!(
+        client.delete("/v2/app/manifests/v1").await,
+        StatusCode::ACCEPTED
+    );
+    let answer = client.get("/v2/app/manifests/v1").await;
+    assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+    regions.gate(0, 1).set(GateState::Closed);
+    until("503 without the home", async || {
+        let config = sample(10, 1);
+        let answer = client
+            .put_manifest("/v2/app/manifests/v2", MANIFEST, manifest(&config, &[]))
+            .await;
+        answer.status() == StatusCode::SERVICE_UNAVAILABLE
+            && !header(&answer, "retry-after").is_empty()
+    })
+    .await;
+}
+
+/// A change that was forwarded during an outage is seen after it, before it was copied back.
+#[tokio::test]
+async fn forwarded_push_is_seen_after_the_outage() {
+    let regions = Regions::start(2, |_, _| {}).await;
+    let client = regions.client(0);
+    client.push_image("app", "v1", &[sample(70_000, 1)]).await;
+    let key = "tag/app/_/v1".parse().unwrap();
+    until("the copy", async || {
+        let stored = regions.sites[1].storage.read(&key).await.unwrap();
+        stored.is_some()
+    })
+    .await;
+    regions.faults(0).set_outage(Some(Outage::Refuses));
+    // Until the outage is noticed a push may be refused.
+    until("the outage is noticed", async || {
+        client
+            .get("/readyz")
+            .await
+            .text()
+            .await
+            .unwrap()
+            .contains("degraded")
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let second = client.push_image("app", "v1", &[sample(70_000, 2)]).await;
+    regions.faults(0).set_outage(None);
+    for _ in 0..50 {
+        let answer = client.get("/v2/app/manifests/v1").await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.bytes().await.unwrap(), second);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// A manifest whose blobs are in the other region only: they are copied behind the push.
+#[tokio::test]
+async fn manifest_finds_its_blobs_in_the_other_region() {
+    let regions = Regions::start(2, |_, _| {}).await;
+    let (config, layer) = (sample(40, 1), sample(70_000, 2));
+    for blob in [&config, &layer] {
+        regions.client(1).push_blob("app", blob.clone()).await;
+    }
+    let body = manifest(&config, &[layer]);
+    let answer = regions
+        .client(0)
+        .put_manifest("/v2/app/manifests/v1", MANIFEST, body)
+        .await;
+    assert_eq!(
+        answer.status(),
+        StatusCode::CREATED,
+        "{}",
+        answer.text().await.unwrap()
+    );
+}
