@@ -31,7 +31,6 @@ mod conditional_write;
 mod config;
 mod format;
 mod http;
-#[allow(dead_code, reason = "replication is being built on it")]
 mod layout;
 mod metrics;
 mod nonce;
@@ -40,12 +39,9 @@ pub mod policy;
 #[cfg(test)]
 mod protocol_models;
 mod readiness;
-#[allow(dead_code, reason = "replication is being built on it")]
 mod record;
 mod region_certificate;
-#[allow(dead_code, reason = "replication is being built on it")]
 mod regions;
-#[allow(dead_code, reason = "replication is being built on it")]
 mod registry;
 mod replica_port;
 mod replicas;

@@ -13,7 +13,9 @@ use http_body::Body as _;
 
 use super::error::{ApiError, Code, upload_range};
 use super::route::{digest as parse_digest, parameter};
-use super::{Api, CHUNK_MIN_LENGTH, CONTENT_DIGEST, HandlerResult, UPLOAD_ID, empty, text_of};
+use super::{
+    Api, CHUNK_MIN_LENGTH, CONTENT_DIGEST, HandlerResult, UPLOAD_ID, empty, regional, text_of,
+};
 use crate::registry::{LocationHint, RegistryError, UploadBody, UploadProgress};
 use crate::upload::id::UploadTicket;
 
@@ -58,6 +60,7 @@ pub(super) async fn begin(
         .await;
     finished
         .map_err(|error| ApiError::of(error, |progress| location(api, repository, &progress)))?;
+    regional::announce_blob(api, repository, &digest);
     Ok(created(repository, &digest))
 }
 
@@ -145,6 +148,7 @@ pub(super) async fn put(
         .await;
     finished
         .map_err(|error| ApiError::of(error, |progress| location(api, repository, &progress)))?;
+    regional::announce_blob(api, repository, &digest);
     Ok(created(repository, &digest))
 }
 

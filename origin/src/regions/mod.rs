@@ -15,10 +15,13 @@
 //! | `owed` | whether something absent here may be in another region |
 //! | `hints` | asks other regions to copy a push, and waits for their acknowledgement |
 //! | `clock_check` | compares the wall clock with the storage's |
+//! | `routes` | the own storage and the other regions, as sources of the failover machine |
+//! | `copies` | copies that requests ask for |
 //! | `regional` | all of these, as one replica runs them |
 //! | `counts`, `metrics` | what happened, for operators |
 
 pub(crate) mod clock_check;
+mod copies;
 pub(crate) mod copy;
 pub(crate) mod counts;
 pub(crate) mod entry;
@@ -32,6 +35,7 @@ pub(crate) mod regional;
 pub(crate) mod remote;
 pub(crate) mod replicate;
 pub(crate) mod resuming_body;
+pub(crate) mod routes;
 pub(crate) mod source;
 pub(crate) mod sweep;
 pub(crate) mod sweep_state;

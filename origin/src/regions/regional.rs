@@ -6,10 +6,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use flotilla_common::failover::{
-    Failover, FailoverConfig, Input, Need, Outcome, SourceId, Standing,
-};
-use flotilla_common::manifest::Manifest;
+use flotilla_common::failover::{Failover, FailoverConfig, Input, Need, Outcome, SourceId};
 use flotilla_common::name::{RegionName, RepositoryName, Tag};
 use flotilla_common::time::Time;
 use flotilla_common::wire::region::{FactKey, StorageStanding};
@@ -25,18 +22,15 @@ use super::hints::Hints;
 use super::lease::Lease;
 use super::members::Members;
 use super::owed::{Owed, OwedPages};
-use super::replicate::{Replicated, Replicator, one_fact, ordered};
+use super::replicate::Replicator;
+use super::routes::{OWN, Routes, no_routes};
 use super::source::Source;
 use super::sweep::Sweeper;
 use super::sweep_state::SweepTimes;
-use super::take::{TakeOrder, TakeOrders};
-use crate::registry::{KnownTag, MergeReason, Registry};
+use super::take::TakeOrders;
+use crate::registry::{KnownTag, Registry};
 use crate::replicas::Changed;
 
-/// The source of the failover machine that is this region's own storage.
-pub(crate) const OWN: SourceId = SourceId(0);
-/// Copies that reads have asked for and that run at once; more reads start none.
-const MAX_COPIES: usize = 32;
 /// How long a region may leave its entries before they are dropped and it sweeps all keys instead.
 const KEPT_ENTRIES: Duration = Duration::from_hours(7 * 24);
 const HOURLY: Duration = Duration::from_hours(1);
@@ -52,45 +46,6 @@ const STATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// For this long after a start or an outage, tags of other regions count as owed.
 pub(crate) const FRESHEST_FOR: Duration = Duration::from_mins(10);
 
-/// The own storage and the other regions, as sources of one failover machine. Replaced when the
-/// regions of the policy change.
-#[derive(Debug)]
-pub(crate) struct Routes {
-    /// [`OWN`], then the other regions in the order of the policy.
-    pub(crate) failover: Sources,
-    pub(crate) others: Vec<Arc<dyn Source>>,
-    stop: Shutdown,
-}
-
-impl Routes {
-    /// The other region that is a source of the failover machine.
-    pub(crate) fn other(&self, source: SourceId) -> Option<&Arc<dyn Source>> {
-        self.others.get((source.0 as usize).checked_sub(1)?)
-    }
-
-    /// How far this replica uses its own storage.
-    pub(crate) fn own_standing(&self) -> Standing {
-        self.failover.standing(OWN)
-    }
-
-    /// Whether the own storage is out, or returns in steps.
-    pub(crate) fn is_own_out(&self) -> bool {
-        matches!(
-            self.own_standing(),
-            Standing::Out | Standing::Returning { .. }
-        )
-    }
-
-    /// The other regions that answer, as far as is known, in the order of the policy.
-    pub(crate) fn usable_others(&self) -> Vec<Arc<dyn Source>> {
-        let others = (1_u32..).zip(&self.others);
-        others
-            .filter(|(id, _)| self.failover.standing(SourceId(*id)) != Standing::Out)
-            .map(|(_, source)| Arc::clone(source))
-            .collect()
-    }
-}
-
 /// Settings of the work between regions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RegionalConfig {
@@ -103,10 +58,10 @@ pub(crate) struct RegionalConfig {
 
 /// The regions, as one replica sees them.
 pub(crate) struct Regional {
-    registry: Arc<Registry>,
-    members: Arc<Members>,
-    replicator: Arc<Replicator>,
-    routes: ArcSwap<Routes>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) members: Arc<Members>,
+    pub(super) replicator: Arc<Replicator>,
+    pub(super) routes: ArcSwap<Routes>,
     owed: OwedPages,
     hints: Hints,
     /// Forwarded changes of tags that the own storage may not have yet.
@@ -114,12 +69,12 @@ pub(crate) struct Regional {
     clock: Clock,
     config: RegionalConfig,
     /// Keys that detached copies are bringing.
-    copying: Mutex<HashSet<FactKey>>,
+    pub(super) copying: Mutex<HashSet<FactKey>>,
     is_whole: Mutex<bool>,
     /// Until when tags are read from all regions that owe something.
     freshest_until: Mutex<Time>,
     clock_check: ClockCheck,
-    shutdown: Shutdown,
+    pub(super) shutdown: Shutdown,
 }
 
 impl core::fmt::Debug for Regional {
@@ -211,10 +166,6 @@ impl Regional {
 
     pub(crate) const fn replicator(&self) -> &Arc<Replicator> {
         &self.replicator
-    }
-
-    pub(crate) const fn owed_pages(&self) -> &OwedPages {
-        &self.owed
     }
 
     /// Whether this region has everything that the others had when it joined.
@@ -351,55 +302,6 @@ impl Regional {
         self.replicator.counts().forwarded(to);
     }
 
-    /// Brings a key from a region in the background, unless that is under way, or too much is.
-    pub(crate) fn copy_behind(self: &Arc<Self>, region: &RegionName, key: FactKey) {
-        {
-            let mut copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
-            if copying.len() >= MAX_COPIES || !copying.insert(key.clone()) {
-                return;
-            }
-        }
-        let (regional, region) = (Arc::clone(self), region.clone());
-        self.shutdown.spawn(async move {
-            let stop = regional.shutdown.clone();
-            tokio::select! {
-                () = stop.wait() => {}
-                result = regional.bring(&region, &key) => if let Err(error) = result {
-                    tracing::debug!(%region, error, "a copy behind a read failed");
-                }
-            }
-            let mut copying = regional
-                .copying
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            copying.remove(&key);
-        });
-    }
-
-    /// Brings a key from a region. Returns once it is merged, or says why it is not.
-    pub(crate) async fn bring(&self, region: &RegionName, key: &FactKey) -> Result<bool, String> {
-        let sources = ordered(&self.routes.load().others, region);
-        let Some(source) = sources.first().filter(|source| source.region() == region) else {
-            return Err(format!("the policy has no region {region}"));
-        };
-        if !(self.members.policy().selects())(key) {
-            return Ok(false);
-        }
-        let fact = one_fact(&**source, key)
-            .await
-            .map_err(|error| error.to_string())?;
-        let replicated = self
-            .replicator
-            .replicate(&sources, key, &fact, MergeReason::Needed)
-            .await
-            .map_err(|error| error.to_string())?;
-        match replicated {
-            Replicated::Merged | Replicated::MergedBroken => Ok(true),
-            Replicated::Blocked(reason) => Err(reason),
-            Replicated::Ahead(by) => Err(format!("its stamp is {} s ahead", by.as_secs())),
-        }
-    }
-
     /// Hourly work: drops entries that a region has not fetched for a week, and compares this
     /// replica's clock with the storage's.
     async fn do_hourly(&self) {
@@ -425,63 +327,6 @@ impl Regional {
             }
         }
         lease.release().await;
-    }
-
-    /// Copies what other regions ask for, a few orders at once.
-    async fn take_all(self: Arc<Self>, mut orders: TakeOrders) {
-        let permits = Arc::new(tokio::sync::Semaphore::new(MAX_COPIES));
-        loop {
-            let order = tokio::select! {
-                () = self.shutdown.wait() => return,
-                order = orders.next() => order,
-            };
-            let (Some(order), Ok(permit)) = (order, Arc::clone(&permits).acquire_owned().await)
-            else {
-                return;
-            };
-            let regional = Arc::clone(&self);
-            self.shutdown.spawn(async move {
-                let _permit = permit;
-                regional.take(order).await;
-            });
-        }
-    }
-
-    async fn take(&self, order: TakeOrder) {
-        let mut is_merged = true;
-        for key in &order.keys {
-            match self.bring(&order.from, key).await {
-                Ok(merged) => is_merged &= merged,
-                Err(reason) => {
-                    tracing::debug!(region = %order.from, reason, "a key that a region asked to copy is not merged");
-                    is_merged = false;
-                }
-            }
-        }
-        order.finish(is_merged);
-    }
-
-    /// Brings what a manifest references. `false` if something of it is in no region.
-    ///
-    /// # Errors
-    /// A region that may have something does not answer, or this region's storage failed.
-    pub(crate) async fn bring_references(
-        &self,
-        repository: &RepositoryName,
-        manifest: &Manifest,
-    ) -> Result<bool, String> {
-        let sources = self.routes.load().others.clone();
-        let brought = self
-            .replicator
-            .bring_references(&sources, repository, manifest)
-            .await
-            .map_err(|error| error.to_string())?;
-        match brought {
-            Replicated::Merged => Ok(true),
-            Replicated::MergedBroken => Ok(false),
-            Replicated::Blocked(reason) => Err(reason),
-            Replicated::Ahead(by) => Err(format!("a stamp is {} s ahead", by.as_secs())),
-        }
     }
 
     /// Connects to the regions of the policy, as it is now.
@@ -612,16 +457,5 @@ impl Regional {
             is_whole &= sweeper.is_whole().await.unwrap_or(false);
         }
         *self.is_whole.lock().unwrap_or_else(PoisonError::into_inner) = is_whole;
-    }
-}
-
-/// A single region.
-fn no_routes(clock: Clock) -> Routes {
-    let machine = Failover::new(FailoverConfig::default(), &[0], 0);
-    let names = vec!["the storage of this region".to_owned()];
-    Routes {
-        failover: Sources::new(machine, names, clock),
-        others: Vec::new(),
-        stop: Shutdown::new(),
     }
 }

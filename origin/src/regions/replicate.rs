@@ -181,6 +181,23 @@ impl Replicator {
         .boxed()
     }
 
+    /// Brings one blob, if any region has it.
+    ///
+    /// # Errors
+    /// Those of this region's storage.
+    pub(crate) async fn bring_blob(
+        &self,
+        sources: &[Arc<dyn Source>],
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<(), RegistryError> {
+        let brought = self
+            .copier
+            .bring(sources, repository, digest, Need::Live)
+            .await;
+        brought.map(drop)
+    }
+
     /// Brings what a manifest references, without the manifest itself.
     ///
     /// # Errors

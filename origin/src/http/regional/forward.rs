@@ -19,7 +19,8 @@ use crate::http::error::{ApiError, Code};
 use crate::http::manifests::tags_of;
 use crate::http::route::Route;
 use crate::http::{Api, CONTENT_DIGEST, HandlerResult};
-use crate::regions::regional::{Regional, Routes};
+use crate::regions::regional::Regional;
+use crate::regions::routes::Routes;
 use crate::regions::source::Source;
 use crate::replicas::Changed;
 

@@ -19,5 +19,5 @@ mod tag;
 
 pub(super) use forward::{STAMP, forward, remove_reserved, stamp_text};
 pub(super) use read::{blob, by_digest, closure, list};
-pub(super) use rules::{acknowledge, bring_owed, bring_references, change_rules};
+pub(super) use rules::{acknowledge, announce_blob, bring_owed, bring_references, change_rules};
 pub(super) use tag::by_tag;

@@ -20,7 +20,8 @@ use super::proxy::{ReadError, read_at, send_at};
 use crate::http::error::{ApiError, Code};
 use crate::http::{Api, HandlerResult, blobs, manifests, peers};
 use crate::regions::owed::Owed;
-use crate::regions::regional::{OWN, Regional, Routes};
+use crate::regions::regional::Regional;
+use crate::regions::routes::{OWN, Routes};
 
 /// Clients are asked to come back after this many seconds if no region can serve.
 const RETRY_AFTER_S: u32 = 5;

@@ -4,6 +4,7 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{RepositoryName, Tag};
 use flotilla_common::wire::region::FactKey;
@@ -13,7 +14,7 @@ use tokio::time::timeout;
 
 use super::forward::requested_clock;
 use crate::http::error::{ApiError, Code};
-use crate::http::{Api, FromRegion};
+use crate::http::{Api, FromRegion, all_regions};
 use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
 use crate::registry::{ChangeRules, RegistryError};
@@ -191,4 +192,23 @@ pub(in crate::http) async fn bring_owed(
         }
     }
     Ok(())
+}
+
+/// Tells the regions that keep a repository of a blob that a manifest will name soon, so that
+/// little is left to copy when the manifest comes.
+pub(in crate::http) fn announce_blob(api: &Api, repository: &RepositoryName, digest: &Digest) {
+    let Some(regional) = all_regions(api) else {
+        return;
+    };
+    let policy = regional.members().policy();
+    let rule = policy.policy().rule_for(repository);
+    let routes = regional.routes();
+    let sources = routes
+        .others
+        .iter()
+        .filter(|source| rule.includes(source.region()))
+        .map(Arc::clone)
+        .collect();
+    let blobs = vec![(repository.clone(), *digest)];
+    regional.hints().send(sources, Vec::new(), blobs);
 }

@@ -25,8 +25,9 @@ use crate::http::error::{ApiError, Code};
 use crate::http::{Api, HandlerResult, manifests};
 use crate::policy::TagReads;
 use crate::regions::owed::Owed;
-use crate::regions::regional::{OWN, Regional, Routes};
+use crate::regions::regional::Regional;
 use crate::regions::replicate::one_fact;
+use crate::regions::routes::{OWN, Routes};
 use crate::regions::source::Source;
 use crate::registry::{KnownTag, RegistryError};
 

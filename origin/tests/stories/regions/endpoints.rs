@@ -1,4 +1,4 @@
-//! Who may use the endpoints for other regions.
+//! The endpoints for other regions, and their refusals.
 
 use std::time::Duration;
 

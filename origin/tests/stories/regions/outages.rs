@@ -32,7 +32,9 @@ async fn pulls_and_pushes_survive_each_form_of_outage() {
         let mut regions = Regions::start(2, |_, _| {}).await;
         let client = regions.client(0);
         let layer = sample(600_000, 1);
-        let manifest = client.push_image("app", "v1", &[layer.clone()]).await;
+        let manifest = client
+            .push_image("app", "v1", core::slice::from_ref(&layer))
+            .await;
         until("the copy", async || stores_tag(&regions, 1, "v1").await).await;
         // Nothing of it is in memory.
         let cold = regions.cold_client(0).await;
@@ -105,7 +107,7 @@ async fn try_push(client: &Registry, layer: &bytes::Bytes) -> Result<(), StatusC
             return Err(answer.status());
         }
     }
-    let manifest = crate::support::manifest(&config, &[layer.clone()]);
+    let manifest = crate::support::manifest(&config, core::slice::from_ref(layer));
     let answer = client
         .put_manifest(
             "/v2/app/manifests/during",
@@ -125,7 +127,9 @@ async fn body_goes_on_elsewhere_when_storage_hangs() {
     let regions = Regions::start(2, |_, _| {}).await;
     let client = regions.client(0);
     let layer = sample(8 << 20, 3);
-    client.push_image("app", "v1", &[layer.clone()]).await;
+    client
+        .push_image("app", "v1", core::slice::from_ref(&layer))
+        .await;
     until("the copy", async || stores_tag(&regions, 1, "v1").await).await;
     let path = format!("/v2/app/blobs/{}", Digest::sha256(&layer));
     let mut answer = client.get(&path).await;

@@ -49,7 +49,7 @@ async fn pushed_image_is_pulled_elsewhere_a_second_later() {
     let layer = sample(300_000, 1);
     let manifest = regions
         .client(0)
-        .push_image("app", "v1", &[layer.clone()])
+        .push_image("app", "v1", core::slice::from_ref(&layer))
         .await;
     tokio::time::sleep(Duration::from_millis(1_050)).await;
     let client = regions.client(1);

@@ -1,0 +1,155 @@
+//! Copies that requests of clients and of other regions ask for, beside the followers.
+
+use std::sync::{Arc, PoisonError};
+
+use flotilla_common::manifest::Manifest;
+use flotilla_common::name::{RegionName, RepositoryName};
+use flotilla_common::wire::region::FactKey;
+
+use super::regional::Regional;
+use super::replicate::{Replicated, one_fact, ordered};
+use super::source::Source;
+use super::take::{TakeOrder, TakeOrders};
+use crate::registry::MergeReason;
+
+/// Copies that reads have asked for and that run at once; more reads start none.
+const MAX_COPIES: usize = 32;
+
+impl Regional {
+    /// Brings a key from a region in the background, unless that is under way, or too much is.
+    pub(crate) fn copy_behind(self: &Arc<Self>, region: &RegionName, key: FactKey) {
+        {
+            let mut copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
+            if copying.len() >= MAX_COPIES || !copying.insert(key.clone()) {
+                return;
+            }
+        }
+        let (regional, region) = (Arc::clone(self), region.clone());
+        self.shutdown.spawn(async move {
+            let stop = regional.shutdown.clone();
+            tokio::select! {
+                () = stop.wait() => {}
+                result = regional.bring(&region, &key) => if let Err(error) = result {
+                    tracing::debug!(%region, error, "a copy behind a read failed");
+                }
+            }
+            let mut copying = regional
+                .copying
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            copying.remove(&key);
+        });
+    }
+
+    /// Brings a key from a region. Returns once it is merged, or says why it is not.
+    pub(crate) async fn bring(&self, region: &RegionName, key: &FactKey) -> Result<bool, String> {
+        let sources = ordered(&self.routes.load().others, region);
+        let Some(source) = sources.first().filter(|source| source.region() == region) else {
+            return Err(format!("the policy has no region {region}"));
+        };
+        if !(self.members.policy().selects())(key) {
+            return Ok(false);
+        }
+        let fact = one_fact(&**source, key)
+            .await
+            .map_err(|error| error.to_string())?;
+        let replicated = self
+            .replicator
+            .replicate(&sources, key, &fact, MergeReason::Needed)
+            .await
+            .map_err(|error| error.to_string())?;
+        match replicated {
+            Replicated::Merged | Replicated::MergedBroken => Ok(true),
+            Replicated::Blocked(reason) => Err(reason),
+            Replicated::Ahead(by) => Err(format!("its stamp is {} s ahead", by.as_secs())),
+        }
+    }
+
+    /// Copies what other regions ask for, a few orders at once.
+    pub(super) async fn take_all(self: Arc<Self>, mut orders: TakeOrders) {
+        let permits = Arc::new(tokio::sync::Semaphore::new(MAX_COPIES));
+        loop {
+            let order = tokio::select! {
+                () = self.shutdown.wait() => return,
+                order = orders.next() => order,
+            };
+            let (Some(order), Ok(permit)) = (order, Arc::clone(&permits).acquire_owned().await)
+            else {
+                return;
+            };
+            let regional = Arc::clone(&self);
+            self.shutdown.spawn(async move {
+                let _permit = permit;
+                regional.take(order).await;
+            });
+        }
+    }
+
+    async fn take(&self, order: TakeOrder) {
+        let sources = ordered(&self.routes.load().others, &order.from);
+        let policy = self.members.policy();
+        for (repository, digest) in &order.blobs {
+            if !policy.policy().is_replicated_here(self.own(), repository) {
+                continue;
+            }
+            let brought = self.replicator.bring_blob(&sources, repository, digest);
+            if let Err(error) = brought.await {
+                tracing::debug!(region = %order.from, %error, "a blob that a region announced is not copied yet");
+            }
+        }
+        if order.is_awaited() {
+            order.expect_bytes(bytes_to_copy(&sources, &order.keys).await);
+        }
+        let mut is_merged = true;
+        for key in &order.keys {
+            match self.bring(&order.from, key).await {
+                Ok(merged) => is_merged &= merged,
+                Err(reason) => {
+                    tracing::debug!(region = %order.from, reason, "a key that a region asked to copy is not merged");
+                    is_merged = false;
+                }
+            }
+        }
+        order.finish(is_merged);
+    }
+
+    /// Brings what a manifest references. `false` if something of it is in no region.
+    ///
+    /// # Errors
+    /// A region that may have something does not answer, or this region's storage failed.
+    pub(crate) async fn bring_references(
+        &self,
+        repository: &RepositoryName,
+        manifest: &Manifest,
+    ) -> Result<bool, String> {
+        let sources = self.routes.load().others.clone();
+        let brought = self
+            .replicator
+            .bring_references(&sources, repository, manifest)
+            .await
+            .map_err(|error| error.to_string())?;
+        match brought {
+            Replicated::Merged => Ok(true),
+            Replicated::MergedBroken => Ok(false),
+            Replicated::Blocked(reason) => Err(reason),
+            Replicated::Ahead(by) => Err(format!("a stamp is {} s ahead", by.as_secs())),
+        }
+    }
+}
+
+/// The sum of the blobs that the manifests among the keys name.
+async fn bytes_to_copy(sources: &[Arc<dyn Source>], keys: &[FactKey]) -> u64 {
+    let Some(source) = sources.first() else {
+        return 0;
+    };
+    let mut bytes = 0;
+    for key in keys {
+        if matches!(key, FactKey::Manifest(..))
+            && let Ok(fact) = one_fact(&**source, key).await
+            && let Ok(manifest) = Manifest::parse(&fact.bytes)
+        {
+            bytes += manifest.blobs().iter().map(|blob| blob.size).sum::<u64>();
+        }
+    }
+    bytes
+}

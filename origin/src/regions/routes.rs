@@ -1,0 +1,62 @@
+//! The own storage and the other regions, as sources of one failover machine.
+
+use std::sync::Arc;
+
+use flotilla_common::failover::{Failover, FailoverConfig, SourceId, Standing};
+use flotilla_runtime::clock::Clock;
+use flotilla_runtime::failover::Sources;
+use flotilla_runtime::shutdown::Shutdown;
+
+use super::source::Source;
+
+/// The source of the failover machine that is this region's own storage.
+pub(crate) const OWN: SourceId = SourceId(0);
+/// The own storage and the other regions, as sources of one failover machine. Replaced when the
+/// regions of the policy change.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    /// [`OWN`], then the other regions in the order of the policy.
+    pub(crate) failover: Sources,
+    pub(crate) others: Vec<Arc<dyn Source>>,
+    pub(super) stop: Shutdown,
+}
+
+impl Routes {
+    /// The other region that is a source of the failover machine.
+    pub(crate) fn other(&self, source: SourceId) -> Option<&Arc<dyn Source>> {
+        self.others.get((source.0 as usize).checked_sub(1)?)
+    }
+
+    /// How far this replica uses its own storage.
+    pub(crate) fn own_standing(&self) -> Standing {
+        self.failover.standing(OWN)
+    }
+
+    /// Whether the own storage is out, or returns in steps.
+    pub(crate) fn is_own_out(&self) -> bool {
+        matches!(
+            self.own_standing(),
+            Standing::Out | Standing::Returning { .. }
+        )
+    }
+
+    /// The other regions that answer, as far as is known, in the order of the policy.
+    pub(crate) fn usable_others(&self) -> Vec<Arc<dyn Source>> {
+        let others = (1_u32..).zip(&self.others);
+        others
+            .filter(|(id, _)| self.failover.standing(SourceId(*id)) != Standing::Out)
+            .map(|(_, source)| Arc::clone(source))
+            .collect()
+    }
+}
+
+/// A single region.
+pub(super) fn no_routes(clock: Clock) -> Routes {
+    let machine = Failover::new(FailoverConfig::default(), &[0], 0);
+    let names = vec!["the storage of this region".to_owned()];
+    Routes {
+        failover: Sources::new(machine, names, clock),
+        others: Vec::new(),
+        stop: Shutdown::new(),
+    }
+}
