@@ -1,6 +1,7 @@
 //! Regions that copy from each other.
 
 mod endpoints;
+mod figures;
 mod gate;
 mod harness;
 mod outages;

@@ -1,0 +1,146 @@
+//! Figures of replication: the lag under a load, and the rate of a backfill. Benchmarks, run by
+//! hand: `cargo test --release -p flotilla-origin --test stories regions::figures -- --ignored
+//! --nocapture --test-threads 1`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flotilla_common::digest::Digest;
+use flotilla_origin::storage::{self, Prefix, Storage};
+use futures_util::future::join_all;
+use reqwest::StatusCode;
+
+use super::gate::GateState;
+use super::harness::Regions;
+use super::until;
+use crate::support::{MANIFEST, manifest, sample};
+
+const PUSHES_PER_SECOND: usize = 10;
+const SECONDS: usize = 30;
+const ENTRIES: usize = 3_000;
+
+fn directories(dirs: &[tempfile::TempDir]) -> Vec<Arc<dyn Storage>> {
+    dirs.iter()
+        .map(|dir| storage::open(&format!("file://{}", dir.path().display()), 64 << 20).unwrap())
+        .collect()
+}
+
+async fn stored(storage: &Arc<dyn Storage>, key: &str) -> bool {
+    let key = key.parse().unwrap();
+    storage.read(&key).await.unwrap().is_some()
+}
+
+async fn count(storage: &Arc<dyn Storage>, prefix: &str) -> usize {
+    let prefix = Prefix::new(prefix).unwrap();
+    let page = storage.list(&prefix, None, 100_000).await.unwrap();
+    page.entries.len()
+}
+
+/// From the acknowledgement of a push in one region until its tag is in the other's own storage.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a benchmark of half a minute"]
+async fn lag_of_small_images() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let regions = Regions::start_on(directories(&dirs), 1, "", |_, _| {}).await;
+    let regions = Arc::new(regions);
+    let mut pushes = Vec::new();
+    let started = Instant::now();
+    for number in 0..PUSHES_PER_SECOND * SECONDS {
+        let due = started + Duration::from_secs(1) * number as u32 / PUSHES_PER_SECOND as u32;
+        tokio::time::sleep_until(due.into()).await;
+        let regions = Arc::clone(&regions);
+        pushes.push(tokio::spawn(async move {
+            let tag = format!("v{number}");
+            let layer = sample(64 << 10, number);
+            regions.client(0).push_image("app", &tag, &[layer]).await;
+            let acknowledged = Instant::now();
+            let key = format!("tag/app/_/{tag}");
+            while !stored(&regions.sites[1].storage, &key).await {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                assert!(acknowledged.elapsed() < Duration::from_secs(60), "{tag}");
+            }
+            acknowledged.elapsed()
+        }));
+    }
+    let mut lags: Vec<f64> = join_all(pushes)
+        .await
+        .into_iter()
+        .map(|lag| lag.unwrap().as_secs_f64())
+        .collect();
+    lags.sort_by(f64::total_cmp);
+    let at = |share: f64| lags[((lags.len() - 1) as f64 * share) as usize];
+    eprintln!(
+        "lag of {} pushes, directories: p50 {:.2} s, p99 {:.2} s, max {:.2} s",
+        lags.len(),
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
+    assert!(at(0.99) <= 5.0);
+}
+
+/// Entries whose blobs are there already, after an absence.
+async fn backfill(storages: Vec<Arc<dyn Storage>>, name: &str) -> f64 {
+    let regions = Regions::start_on(storages, 1, "", |_, _| {}).await;
+    let client = regions.client(0);
+    let (config, layer) = (sample(40, 1), sample(70_000, 2));
+    for blob in [&config, &layer] {
+        client.push_blob("app", blob.clone()).await;
+    }
+    let body = manifest(&config, &[layer]);
+    let first = client
+        .put_manifest("/v2/app/manifests/first", MANIFEST, body.clone())
+        .await;
+    assert_eq!(first.status(), StatusCode::CREATED);
+    until("the first image", async || {
+        let key = format!("rm/app/_/{}", Digest::sha256(&body));
+        stored(&regions.sites[1].storage, &key).await
+    })
+    .await;
+    for (from, to) in [(0, 1), (1, 0)] {
+        regions.gate(from, to).set(GateState::Closed);
+    }
+    for batch in 0..ENTRIES / 50 {
+        let pushes = (0..50).map(|number| {
+            let path = format!("/v2/app/manifests/v{}", batch * 50 + number);
+            let (client, body) = (client.clone(), body.clone());
+            async move { client.put_manifest(&path, MANIFEST, body).await.status() }
+        });
+        for status in join_all(pushes).await {
+            assert!(
+                status == StatusCode::CREATED || status == StatusCode::SERVICE_UNAVAILABLE,
+                "{status}"
+            );
+        }
+    }
+    let owed = count(&regions.sites[0].storage, "journal/us-1/").await;
+    let had = count(&regions.sites[1].storage, "tag/app/_/").await;
+    for (from, to) in [(0, 1), (1, 0)] {
+        regions.gate(from, to).set(GateState::Open);
+    }
+    let mut began = None;
+    let tags = count(&regions.sites[0].storage, "tag/app/_/").await;
+    loop {
+        let here = count(&regions.sites[1].storage, "tag/app/_/").await;
+        if here > had && began.is_none() {
+            began = Some(Instant::now());
+        }
+        if here >= tags {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let rate = (tags - had) as f64 / began.unwrap().elapsed().as_secs_f64();
+    eprintln!("backfill, {name}: {rate:.0} tags/s of {owed} entries");
+    rate
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a benchmark"]
+async fn backfill_rate() {
+    let memory = (0..2).map(|_| storage::open("memory:///", 64 << 20).unwrap());
+    let rate = backfill(memory.collect(), "memory").await;
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    backfill(directories(&dirs), "directories").await;
+    assert!(rate >= 300.0, "{rate:.0} a second");
+}
