@@ -2,6 +2,7 @@
 //! a registry client, generated images, a fleet's keys, a region in this process ([`region`]), and
 //! services as child processes ([`measure`]).
 
+pub mod breakable_storage;
 pub mod cli;
 pub mod client;
 pub mod command;
