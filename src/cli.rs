@@ -33,7 +33,7 @@ pub struct Cli {
 enum Command {
     /// Demonstrate a burst: an origin, a tracker and peers in this process pull one image at once
     Demo(DemoArgs),
-    /// Start a region on this machine to try things out: an origin, a tracker and two peers
+    /// Start one or several regions on this machine to try things out, and break their storage
     Up(UpArgs),
     /// Run an origin: the OCI registry on object storage
     Origin(OriginArgs),

@@ -86,13 +86,21 @@ pub struct PulledImage {
     pub total: Duration,
 }
 
-/// Creates an HTTP client for services on this machine: without proxy, with timeouts.
+/// Creates a client of plain HTTP for services on this machine: without proxy, with timeouts.
 ///
 /// # Errors
 /// If the TLS configuration cannot be created.
 pub fn http_client() -> Result<Client, ClientError> {
+    http_client_with(client_without_trust()?)
+}
+
+/// As [`http_client`], for HTTPS with the given configuration.
+///
+/// # Errors
+/// If the client cannot be created.
+pub fn http_client_with(tls: rustls::ClientConfig) -> Result<Client, ClientError> {
     Client::builder()
-        .tls_backend_preconfigured(client_without_trust()?)
+        .tls_backend_preconfigured(tls)
         .no_proxy()
         .connect_timeout(Duration::from_secs(5))
         .read_timeout(Duration::from_secs(60))
@@ -195,7 +203,11 @@ impl RegistryClient {
         Ok(())
     }
 
-    async fn push_blob(&self, layout: &Layout, digest: &Digest) -> Result<(), ClientError> {
+    /// Whether the registry has a blob.
+    ///
+    /// # Errors
+    /// The request failed.
+    pub async fn has_blob(&self, digest: &Digest) -> Result<bool, ClientError> {
         let action = format!("check for blob {digest}");
         let head = self
             .http
@@ -203,7 +215,11 @@ impl RegistryClient {
             .send()
             .await;
         let head = head.map_err(|source| ClientError::Http { action, source })?;
-        if head.status() == StatusCode::OK {
+        Ok(head.status() == StatusCode::OK)
+    }
+
+    async fn push_blob(&self, layout: &Layout, digest: &Digest) -> Result<(), ClientError> {
+        if self.has_blob(digest).await? {
             return Ok(());
         }
         let (file, len) = layout.open_blob(digest)?;

@@ -13,3 +13,4 @@ pub mod measure;
 pub mod pki;
 pub mod progress;
 pub mod region;
+pub mod regions;

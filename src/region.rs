@@ -4,21 +4,30 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use flotilla_common::name::{PeerId, RegionName, ZoneName};
 use flotilla_common::units::BitRate;
 use flotilla_origin::Origin;
+use flotilla_origin::policy::LivePolicy;
+use flotilla_origin::storage::Storage;
 use flotilla_peer::{ChunkInterceptor, OriginUrl, Peer, Stats, Unaltered};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
 use flotilla_tracker::Tracker;
 
-use crate::client::{ClientError, RegistryClient};
+use crate::client::{ClientError, RegistryClient, http_client, http_client_with};
 use crate::command::CommandError;
 use crate::fleet::Fleet;
 
 /// Any free port on loopback.
 pub const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// The names in the certificate of an origin on this machine.
+const LOOPBACK_NAMES: [&str; 2] = ["127.0.0.1", "localhost"];
+/// From the first contact of two regions to the first walk through all keys: here all replicas of a
+/// region read a policy at the same moment.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// How a region is started.
 #[derive(Clone, Debug)]
@@ -29,6 +38,11 @@ pub struct RegionPlan {
     pub tracker: SocketAddr,
     /// The rate limit of the origin's uplink and of each peer's uplink and downlink.
     pub rate: Option<BitRate>,
+    /// The origin's storage; `None` for a directory in the region's own.
+    pub storage: Option<Arc<dyn Storage>>,
+    /// Whether the origin serves HTTPS, with a certificate that names its region. Origins of
+    /// several regions need it.
+    pub https: bool,
 }
 
 impl Default for RegionPlan {
@@ -37,6 +51,8 @@ impl Default for RegionPlan {
             origin: ANY_PORT,
             tracker: ANY_PORT,
             rate: None,
+            storage: None,
+            https: false,
         }
     }
 }
@@ -112,6 +128,9 @@ pub struct Region {
     origin: Option<Origin>,
     origin_addr: SocketAddr,
     origin_bytes: u64,
+    is_https: bool,
+    /// The origins of other regions, in the order in which peers prefer them.
+    other_origins: Vec<OriginUrl>,
     tracker: Option<(Tracker, Shutdown)>,
     tracker_addr: SocketAddr,
     peers: Vec<RunningPeer>,
@@ -124,18 +143,26 @@ impl Region {
     /// If a service does not start.
     pub async fn start(dir: &Path, fleet: Fleet, plan: RegionPlan) -> Result<Self, CommandError> {
         let name = fleet.seal_key().issuer().clone();
-        let storage = storage_url(dir)?;
-        let config = flotilla_origin::Config::new(
+        let mut config = flotilla_origin::Config::new(
             plan.origin,
-            storage,
+            storage_url(dir)?,
             name.clone(),
             fleet.seal_key().clone(),
             Clock::system(),
         )
         .with_uplink(plan.rate);
-        let origin = Origin::start(config)
-            .await
-            .map_err(|error| CommandError::failed("start the origin", error))?;
+        config.regions.settle = SETTLE;
+        if plan.https {
+            let identity = fleet.origin(&LOOPBACK_NAMES.map(str::to_owned));
+            config.tls = Some(identity.map_err(|error| {
+                CommandError::failed("issue a certificate to the origin", error)
+            })?);
+        }
+        let origin = match plan.storage {
+            Some(storage) => Origin::start_on(config, storage).await,
+            None => Origin::start(config).await,
+        };
+        let origin = origin.map_err(|error| CommandError::failed("start the origin", error))?;
         let config = flotilla_tracker::Config {
             listen: plan.tracker,
             ..flotilla_tracker::Config::default()
@@ -152,6 +179,8 @@ impl Region {
             origin_addr: origin.addr(),
             origin: Some(origin),
             origin_bytes: 0,
+            is_https: plan.https,
+            other_origins: Vec::new(),
             tracker_addr: tracker.addr(),
             tracker: Some((tracker, shutdown)),
             peers: Vec::new(),
@@ -186,9 +215,7 @@ impl Region {
             trusted_keys: trusted.into(),
             mirror: plan.mirror,
             quic: ANY_PORT,
-            origins: vec![OriginUrl::in_own_region(
-                plan.upstream.clone().unwrap_or_else(|| self.origin_url()),
-            )],
+            origins: self.origins_of(plan),
             trackers: vec![self.tracker_url()],
             up: self.rate,
             down: self.rate,
@@ -202,6 +229,23 @@ impl Region {
                 Clock::system(),
             )
         })
+    }
+
+    /// The origins of a peer, the preferred one first.
+    fn origins_of(&self, plan: &PeerPlan) -> Vec<OriginUrl> {
+        match &plan.upstream {
+            Some(upstream) => vec![OriginUrl::in_own_region(upstream.clone())],
+            None => {
+                let mut origins = vec![OriginUrl::in_own_region(self.origin_url())];
+                origins.extend(self.other_origins.iter().cloned());
+                origins
+            }
+        }
+    }
+
+    /// Sets the origins of other regions, for the peers that are added from now on.
+    pub fn set_other_origins(&mut self, origins: Vec<OriginUrl>) {
+        self.other_origins = origins;
     }
 
     /// As [`Region::add_peer`], with another configuration.
@@ -223,7 +267,18 @@ impl Region {
 
     /// The origin's base URL.
     pub fn origin_url(&self) -> String {
-        format!("http://{}", self.origin_addr)
+        let scheme = if self.is_https { "https" } else { "http" };
+        format!("{scheme}://{}", self.origin_addr)
+    }
+
+    /// The region's name.
+    pub const fn name(&self) -> &RegionName {
+        &self.name
+    }
+
+    /// The policy that the origin uses; `None` if it has been stopped.
+    pub fn policy(&self) -> Option<&LivePolicy> {
+        self.origin.as_ref().map(Origin::policy)
     }
 
     /// The registry's name in image references: the origin's host and port.
@@ -246,6 +301,44 @@ impl Region {
         self.origin
             .as_ref()
             .map_or(self.origin_bytes, |origin| origin.metrics().blob_bytes())
+    }
+
+    /// A client of the origin, for `repository`.
+    ///
+    /// # Errors
+    /// If the name is not valid, or the client cannot be created.
+    pub fn origin_client(&self, repository: &str) -> Result<RegistryClient, ClientError> {
+        let http = if self.is_https {
+            http_client_with(self.fleet.client()?)?
+        } else {
+            http_client()?
+        };
+        let repository = repository.parse()?;
+        Ok(RegistryClient::with_http(
+            http,
+            self.origin_url(),
+            repository,
+        ))
+    }
+
+    /// A client of the origin that shows the certificate of the region of `caller`: the origin
+    /// answers it from its own storage only, and not from another region.
+    ///
+    /// # Errors
+    /// As [`Region::origin_client`].
+    pub fn client_from_region(
+        &self,
+        caller: &Self,
+        repository: &str,
+    ) -> Result<RegistryClient, ClientError> {
+        let identity = caller.fleet.origin(&LOOPBACK_NAMES.map(str::to_owned))?;
+        let http = http_client_with(identity.https_client()?)?;
+        let repository = repository.parse()?;
+        Ok(RegistryClient::with_http(
+            http,
+            self.origin_url(),
+            repository,
+        ))
     }
 
     /// A client that pulls `repository` through a peer's mirror.
@@ -299,8 +392,8 @@ impl Region {
     }
 }
 
-/// Creates the folder of the origin's storage and returns its URL.
-fn storage_url(dir: &Path) -> Result<String, CommandError> {
+/// Creates the folder of the origin's storage in the region's directory, and returns its URL.
+pub(crate) fn storage_url(dir: &Path) -> Result<String, CommandError> {
     let dir = std::path::absolute(dir.join("storage")).map_err(|error| {
         CommandError::failed(format!("use the directory {}", dir.display()), error)
     })?;

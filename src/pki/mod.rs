@@ -111,6 +111,25 @@ pub fn open_or_init(dir: &Path, region: &RegionName) -> Result<Fleet, PkiError> 
     Ok(Fleet::from_keys(load_authority(dir)?, seal_key))
 }
 
+/// Loads the fleet in `dir` for each of `regions`; creates it, and the seal keys that are missing.
+///
+/// # Errors
+/// As [`open_or_init`].
+pub fn open_or_init_regions(dir: &Path, regions: &[RegionName]) -> Result<Vec<Fleet>, PkiError> {
+    let mut seal_keys = Vec::new();
+    for region in regions {
+        if !dir.join(CA).exists() {
+            init(dir, region)?;
+        }
+        let file = dir.join(seal_key_file(region));
+        if !file.exists() {
+            issue_seal_key(dir, region, IfExists::Fail)?;
+        }
+        seal_keys.push(load_seal_key(&file)?);
+    }
+    Ok(Fleet::of_regions(load_authority(dir)?, &seal_keys))
+}
+
 /// Issues a certificate to a peer of the fleet in `dir`, and returns the paths of the peer's files.
 ///
 /// # Errors

@@ -129,6 +129,17 @@ impl LivePolicy {
         Ok(self.current())
     }
 
+    /// Reads the policy now, not only within a minute: for a program that has just set it.
+    ///
+    /// # Errors
+    /// [`StorageError::Unavailable`]: the previous policy stays in use.
+    pub async fn read_now(&self) -> Result<Arc<Policy>, StorageError> {
+        let mut last_read = self.shared.last_read.lock().await;
+        self.shared.read(&mut last_read).await?;
+        drop(last_read);
+        Ok(self.current())
+    }
+
     /// Reads the policy each minute until the shutdown.
     pub fn keep_fresh(&self, shutdown: &Shutdown) {
         let (live, stop) = (self.clone(), shutdown.clone());

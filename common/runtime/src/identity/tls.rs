@@ -291,6 +291,14 @@ pub fn client_trusting(authority: &std::path::Path) -> Result<ClientConfig, Iden
     anonymous_client(roots(&ContentSource::File(authority.to_owned()), &text)?)
 }
 
+/// As [`client_trusting`], for authorities in memory.
+///
+/// # Errors
+/// The text contains no certificate.
+pub fn client_trusting_pem(authority: &str) -> Result<ClientConfig, IdentityError> {
+    anonymous_client(roots(&ContentSource::Memory, authority)?)
+}
+
 /// Configures a client of plain HTTP, whose library requires a TLS configuration. It trusts no
 /// server, so every handshake fails.
 ///
