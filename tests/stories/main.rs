@@ -18,6 +18,7 @@ mod mirror_failures;
 mod origin_outages;
 mod origin_policy;
 mod push_clients;
+mod region_outages;
 mod stopped_services;
 mod suspended_peer;
 mod system_calls;

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use flotilla_common::units::{BitRate, ByteSize};
 
-use super::outcome::{MAX_ORIGIN_COPIES, Outcome, PeerOutcome};
+use super::outcome::{
+    MAX_ORIGIN_COPIES, MAX_STALL_S, MAX_WAN_COPIES, OutageOutcome, Outcome, PeerOutcome,
+};
 
 /// Renders a row per peer, then the summary.
 pub(super) fn render(peers: &[PeerOutcome], outcome: &Outcome) -> String {
@@ -36,19 +38,32 @@ pub(super) fn render(peers: &[PeerOutcome], outcome: &Outcome) -> String {
         }
     }
     text.push('\n');
+    for (name, value) in summary(outcome) {
+        line(&mut text, format_args!("{name:<16} {value}"));
+    }
+    text
+}
+
+/// The names and values of the summary.
+fn summary(outcome: &Outcome) -> Vec<(&'static str, String)> {
     let bound = format!(
         "{:.2} s at {} each; p99 is {:.3} times that",
         outcome.pipelined_bound_s,
         BitRate(outcome.rate_bit_s),
         outcome.p99_over_bound,
     );
+    // In an outage other criteria hold.
+    let limit = match outcome.outage {
+        Some(_) => String::new(),
+        None => format!("; limit {MAX_ORIGIN_COPIES}"),
+    };
     let copies = format!(
-        "{:.3} ({} for an image of {}; limit {MAX_ORIGIN_COPIES})",
+        "{:.3} ({} for an image of {}{limit})",
         outcome.origin_copies,
         ByteSize(outcome.origin_bytes),
         ByteSize(outcome.image_bytes)
     );
-    for (name, value) in [
+    let mut rows = vec![
         (
             "time of a pull",
             format!("p50 {:.2} s, p99 {:.2} s", outcome.p50_s, outcome.p99_s),
@@ -56,14 +71,35 @@ pub(super) fn render(peers: &[PeerOutcome], outcome: &Outcome) -> String {
         ("pipelined bound", bound),
         ("origin copies", copies),
         ("from peers", ByteSize(outcome.peer_bytes).to_string()),
-        (
-            "result",
-            if outcome.ok { "ok" } else { "failed" }.to_owned(),
-        ),
-    ] {
-        line(&mut text, format_args!("{name:<16} {value}"));
+    ];
+    if let Some(regions) = &outcome.regions {
+        let by_region = regions.bytes_by_region.iter();
+        let by_region = by_region.map(|(name, bytes)| format!("{name} {}", ByteSize(*bytes)));
+        rows.push(("from origins", by_region.collect::<Vec<_>>().join(", ")));
     }
-    text
+    rows.extend(outcome.outage.iter().flat_map(outage_rows));
+    let result = if outcome.ok { "ok" } else { "failed" };
+    rows.push(("result", result.to_owned()));
+    rows
+}
+
+fn outage_rows(outage: &OutageOutcome) -> [(&'static str, String); 3] {
+    [
+        ("outage", outage.outage.clone()),
+        (
+            "longest stall",
+            format!("{:.2} s (limit {MAX_STALL_S})", outage.stall_s),
+        ),
+        (
+            "wan copies",
+            format!(
+                "{:.3} ({} from other regions, for {} that the own one had not sent; limit {MAX_WAN_COPIES})",
+                outage.wan_copies,
+                ByteSize(outage.wan_bytes),
+                ByteSize(outage.unsent_bytes)
+            ),
+        ),
+    ]
 }
 
 /// Adds a line; writing to a string cannot fail.
