@@ -158,7 +158,10 @@ impl Replicator {
             };
             let is_here = matches!(own.head, FactHead::Manifest { .. });
             let is_live = matches!(fact.head, FactHead::Manifest { .. });
-            if is_here || !is_live {
+            // What is here may lack a blob: it was merged as broken as it was at the source, or a
+            // push wrote it and is about to find that a blob has died. So its parts are looked at,
+            // except in a sweep, which would read every record.
+            if !is_live || (is_here && reason == MergeReason::Sweep) {
                 let merged = self
                     .registry
                     .merge_manifest(repository, digest, &fact, reason)

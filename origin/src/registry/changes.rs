@@ -23,11 +23,11 @@ use flotilla_common::manifest::{self, Manifest};
 use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
 use flotilla_common::stamp::Stamp;
 use flotilla_common::time::Time;
-use flotilla_common::wire::region::FactKey;
+use flotilla_common::wire::region::{Fact, FactHead, FactKey};
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{CachedManifest, KnownTag, Need, Registry, RegistryError};
+use super::{CachedManifest, KnownTag, MergeReason, Need, Registry, RegistryError};
 use crate::cache::Effect;
 use crate::conditional_write::WriteOutcome;
 use crate::layout;
@@ -157,7 +157,7 @@ impl Registry {
             changed.push(Changed::Manifest(repository.clone(), digest));
         }
         if self.clock.now().saturating_since(oldest) > self.format.horizons.liveness {
-            self.check_again(repository, &manifest, &digest, &stamp)
+            self.check_again(repository, &manifest, &stored, &stamp)
                 .await?;
         }
         if subject.is_some() {
@@ -360,24 +360,54 @@ impl Registry {
 
     /// Checks the references again, past the caches. A manifest that references a dead blob is
     /// evicted, if it still is the one that was written with `stamp`.
+    ///
+    /// A follower that copies the same manifest from another region may have found it before the
+    /// eviction, and relies on it. It brought the blobs before that, so a check after the eviction
+    /// sees them, and the manifest comes back.
     async fn check_again(
         &self,
         repository: &RepositoryName,
         manifest: &Manifest,
-        digest: &Digest,
+        stored: &CachedManifest,
         stamp: &Stamp,
+    ) -> Result<(), RegistryError> {
+        let checked = self.check_references_now(repository, manifest).await;
+        if !matches!(checked, Err(RegistryError::ManifestBlobUnknown(_))) {
+            return checked;
+        }
+        self.evict(repository, &stored.digest, stamp).await?;
+        if self
+            .check_references_now(repository, manifest)
+            .await
+            .is_err()
+        {
+            return checked;
+        }
+        let head = FactHead::Manifest {
+            stamp: stamp.clone(),
+            media_type: stored.media_type.clone(),
+            len: u32::try_from(stored.bytes.len()).unwrap_or(u32::MAX),
+        };
+        let bytes = stored.bytes.to_vec();
+        let fact = Fact { head, bytes };
+        self.merge_manifest(repository, &stored.digest, &fact, MergeReason::Needed)
+            .await
+            .map(drop)
+    }
+
+    /// Checks the references, past the caches.
+    async fn check_references_now(
+        &self,
+        repository: &RepositoryName,
+        manifest: &Manifest,
     ) -> Result<(), RegistryError> {
         for blob in manifest.blobs() {
             self.memberships
                 .invalidate(&(repository.clone(), blob.digest));
         }
-        let checked = self
-            .check_references(repository, manifest, Need::LiveNow)
-            .await;
-        if let Err(RegistryError::ManifestBlobUnknown(_)) = &checked {
-            self.evict(repository, digest, stamp).await?;
-        }
-        checked.map(drop)
+        self.check_references(repository, manifest, Need::LiveNow)
+            .await
+            .map(drop)
     }
 
     /// Evicts a manifest that has this stamp: it is absent in this region until a push or a closure
