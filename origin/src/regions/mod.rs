@@ -11,6 +11,7 @@
 //! | `entry` | merges the keys of one journal entry |
 //! | `follower` | merges all that one region owes |
 //! | `sweep`, `sweep_state` | walks all keys of a region, and knows when this one is whole |
+//! | `tombstones` | when a tombstone may be removed |
 //! | `lease` | one replica follows, not all |
 //! | `owed` | whether something absent here may be in another region |
 //! | `hints` | asks other regions to copy a push, and waits for their acknowledgement |
@@ -40,3 +41,11 @@ pub(crate) mod source;
 pub(crate) mod sweep;
 pub(crate) mod sweep_state;
 pub(crate) mod take;
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        reason = "removal is switched on with the collection of manifests"
+    )
+)]
+pub(crate) mod tombstones;
