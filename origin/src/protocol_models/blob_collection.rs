@@ -36,8 +36,17 @@ pub(super) async fn replica(model: &ModelStorage) -> Arc<Registry> {
 }
 
 async fn replica_with(model: &ModelStorage, horizons: Horizons) -> Arc<Registry> {
+    replica_in("eu-1", model, horizons).await
+}
+
+/// A replica of a region, with empty caches.
+pub(super) async fn replica_in(
+    region: &str,
+    model: &ModelStorage,
+    horizons: Horizons,
+) -> Arc<Registry> {
     let format = read_or_create(model, horizons).await.expect("a format");
-    let key = SealKey::from_secret("eu-1".parse().expect("a name"), &[7; 32]);
+    let key = SealKey::from_secret(region.parse().expect("a name"), &[7; 32]);
     // There is no other replica to invalidate, and an HTTP client is expensive to create.
     static INVALIDATOR: OnceLock<Arc<Invalidator>> = OnceLock::new();
     let create = || {
@@ -206,10 +215,7 @@ async fn explore_push_with(collector: Collector, horizons: Horizons, faults: Fau
                 _ => Ok(()),
             }
         };
-        Scenario {
-            actors: vec![Box::pin(push), Box::pin(collector)],
-            check: Box::new(check),
-        }
+        Scenario::new(vec![Box::pin(push), Box::pin(collector)], Box::new(check))
     };
     explore(faults, scenario).await
 }
@@ -329,10 +335,7 @@ async fn explore_pull(pull: Pull) -> Explored {
             true => Err("a layer of an acknowledged manifest is not served".to_owned()),
             false => Ok(()),
         };
-        Scenario {
-            actors: vec![Box::pin(client), Box::pin(collector)],
-            check: Box::new(check),
-        }
+        Scenario::new(vec![Box::pin(client), Box::pin(collector)], Box::new(check))
     };
     explore(Faults::NONE, scenario).await
 }

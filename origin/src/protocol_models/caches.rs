@@ -148,10 +148,10 @@ async fn explore_writes<R: Rules>(rules: impl Fn() -> R, invalidation: Invalidat
             Some((value, least)) => Err(format!("read {value} after {least} was acknowledged")),
             None => Ok(()),
         };
-        Scenario {
-            actors: vec![Box::pin(writer), Box::pin(first), Box::pin(second)],
-            check: Box::new(check),
-        }
+        Scenario::new(
+            vec![Box::pin(writer), Box::pin(first), Box::pin(second)],
+            Box::new(check),
+        )
     };
     explore(Faults::NONE, scenario).await
 }
@@ -251,10 +251,10 @@ async fn explore_deletes(found: FoundTombstone) -> Explored {
             true => Err("read after a delete was answered".to_owned()),
             false => Ok(()),
         };
-        Scenario {
-            actors: vec![Box::pin(first), Box::pin(second), Box::pin(reader)],
-            check: Box::new(check),
-        }
+        Scenario::new(
+            vec![Box::pin(first), Box::pin(second), Box::pin(reader)],
+            Box::new(check),
+        )
     };
     explore(Faults::NONE, scenario).await
 }
@@ -320,10 +320,10 @@ async fn explore_unlisted<R: Rules>(rules: impl Fn() -> R) -> Explored {
             true => Err("the value read is older than a time-to-live".to_owned()),
             false => Ok(()),
         };
-        Scenario {
-            actors: vec![Box::pin(writer), Box::pin(first), Box::pin(second)],
-            check: Box::new(check),
-        }
+        Scenario::new(
+            vec![Box::pin(writer), Box::pin(first), Box::pin(second)],
+            Box::new(check),
+        )
     };
     explore(Faults::NONE, scenario).await
 }
@@ -378,10 +378,10 @@ async fn explore_creation<R: Rules>(rules: impl Fn() -> R) -> Explored {
             true => Err("an acknowledged value was reported absent".to_owned()),
             false => Ok(()),
         };
-        Scenario {
-            actors: vec![Box::pin(writer), Box::pin(first), Box::pin(second)],
-            check: Box::new(check),
-        }
+        Scenario::new(
+            vec![Box::pin(writer), Box::pin(first), Box::pin(second)],
+            Box::new(check),
+        )
     };
     explore(Faults::NONE, scenario).await
 }

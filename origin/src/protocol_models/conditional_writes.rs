@@ -98,10 +98,7 @@ fn scenario(model: ModelStorage, bodies: &'static [&'static str], variant: Varia
         }
         Ok(())
     };
-    Scenario {
-        actors,
-        check: Box::new(check),
-    }
+    Scenario::new(actors, Box::new(check))
 }
 
 async fn explore_swaps(bodies: &'static [&'static str], variant: Variant, writes: u32) -> Explored {

@@ -243,10 +243,7 @@ async fn explore_artifact(
                 _ => Ok(()),
             }
         };
-        Scenario {
-            actors,
-            check: Box::new(check),
-        }
+        Scenario::new(actors, Box::new(check))
     };
     explore(faults, scenario).await
 }
@@ -397,10 +394,10 @@ async fn explore_tombstone(kind: &'static str, variant: Variant) -> Explored {
                 Ok(())
             }
         };
-        Scenario {
-            actors: vec![Box::pin(recreate), Box::pin(handle_tombstone)],
-            check: Box::new(check),
-        }
+        Scenario::new(
+            vec![Box::pin(recreate), Box::pin(handle_tombstone)],
+            Box::new(check),
+        )
     };
     explore(Faults::NONE, scenario).await
 }

@@ -18,10 +18,26 @@ const MAX_WAITS: u32 = 2;
 /// Checks the final state; the error says which property is violated.
 pub(super) type Check = Box<dyn Fn(&ModelStorage) -> Result<(), String>>;
 
+/// Brings the system to rest; the error says which property is violated before or meanwhile.
+pub(super) type Settle = BoxFuture<'static, Result<(), String>>;
+
 /// Concurrent actors on one storage, and the property that must hold after them.
 pub(super) struct Scenario {
     pub(super) actors: Vec<BoxFuture<'static, ()>>,
+    /// Runs after the actors and before the check. Its storage calls are performed at once.
+    pub(super) settle: Option<Settle>,
     pub(super) check: Check,
+}
+
+impl Scenario {
+    /// Actors and a property.
+    pub(super) const fn new(actors: Vec<BoxFuture<'static, ()>>, check: Check) -> Self {
+        Self {
+            actors,
+            settle: None,
+            check,
+        }
+    }
 }
 
 /// The result of an exploration.
@@ -158,12 +174,15 @@ async fn run(
     }
     let is_stuck = actors.iter().any(|actor| !actor.is_finished());
     actors.iter().for_each(JoinHandle::abort);
-    let outcome = if is_stuck {
-        Err("an actor did not finish".to_owned())
-    } else {
-        (scenario.check)(model)
+    if is_stuck {
+        return (Err("an actor did not finish".to_owned()), trace);
+    }
+    model.stop();
+    let settled = match scenario.settle {
+        Some(settle) => settle.await,
+        None => Ok(()),
     };
-    (outcome, trace)
+    (settled.and_then(|()| (scenario.check)(model)), trace)
 }
 
 /// Runs the actors until all of them wait for storage.

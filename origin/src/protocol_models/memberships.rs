@@ -74,10 +74,10 @@ async fn explore_mount(how: Mount, faults: u32) -> Explored {
         let pushing_model = model.clone();
         let push = async move { mount(how, &pushing, &pushing_model).await };
         let delete = async move { delete_twice(&deleting).await };
-        Scenario {
-            actors: vec![Box::pin(push), Box::pin(delete)],
-            check: Box::new(delete_lasts),
-        }
+        Scenario::new(
+            vec![Box::pin(push), Box::pin(delete)],
+            Box::new(delete_lasts),
+        )
     };
     explore(Faults::of(faults, MEMBERSHIPS), base).await
 }

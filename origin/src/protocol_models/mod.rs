@@ -14,6 +14,7 @@ mod conditional_writes;
 mod deletes;
 mod explorer;
 mod memberships;
+mod regions;
 mod replica_leases;
 mod storage_model;
 mod uploads;

@@ -1,22 +1,18 @@
 //! A model of storage whose calls wait until the explorer performs them. A version is a hash of the
 //! body, like an S3 `ETag`.
 
-use core::ops::Range;
-use core::time::Duration;
+mod interface;
+
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, stream};
+use bytes::Bytes;
+use flotilla_runtime::clock::Clock;
 use tokio::sync::oneshot;
 
-use crate::storage::{
-    ByteStream, Entry, Key, Object, ObjectWriter, Page, Prefix, Storage, StorageError,
-    StorageResult, Version,
-};
+use crate::storage::{Entry, Key, Object, Page, StorageTime, Version};
 
 /// The faults that may occur in one run.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +20,7 @@ pub(super) struct Faults {
     /// Number of faulty writes. Such a write applies although it fails, applies later, or applies
     /// twice.
     pub(super) writes: u32,
-    /// The prefix of the keys whose writes may be faulty.
+    /// The prefix of the keys whose writes may be faulty, without the region.
     pub(super) prefix: &'static str,
     /// Faulty writes only apply later, or never.
     pub(super) late_only: bool,
@@ -42,33 +38,52 @@ impl Faults {
     }
 }
 
-/// A model of storage, shared by the actors of one run.
+/// A model of storage, shared by the actors of one run. It may hold the buckets of several regions:
+/// see [`ModelStorage::of_region`].
 #[derive(Clone)]
-pub(super) struct ModelStorage(Arc<Mutex<State>>);
+pub(super) struct ModelStorage {
+    state: Arc<Mutex<State>>,
+    /// Precedes all keys of this handle: empty, or a region of one letter and a slash.
+    region: &'static str,
+}
 
 impl Default for ModelStorage {
     fn default() -> Self {
+        let clock = Clock::tokio();
         let state = State {
             objects: BTreeMap::new(),
+            modified: BTreeMap::new(),
+            clock,
+            start_ms: (clock.unix_nanos() - clock.now().as_nanos()) / 1_000_000,
             history: Vec::new(),
             pending: Vec::new(),
             late: Vec::new(),
             faults: Faults::NONE,
+            private: &[],
             is_exploring: false,
             activity: 0,
         };
-        Self(Arc::new(Mutex::new(state)))
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            region: "",
+        }
     }
 }
 
 struct State {
     objects: BTreeMap<String, Bytes>,
+    /// When each key was written, by the storage's clock: tokio's, and the wall clock at the start.
+    modified: BTreeMap<String, StorageTime>,
+    clock: Clock,
+    start_ms: u64,
     /// All applied writes, in order.
     history: Vec<(String, Bytes)>,
     pending: Vec<Pending>,
     /// Writes that failed for their caller and may still apply.
     late: Vec<Call>,
     faults: Faults,
+    /// Prefixes of keys that only one actor uses, with the region.
+    private: &'static [&'static str],
     /// Whether calls wait for the explorer. Before that, calls are performed at once.
     is_exploring: bool,
     /// Counts calls and steps, to detect when all actors wait.
@@ -94,7 +109,7 @@ enum Call {
 
 enum Reply {
     Written(Result<(), ()>),
-    Object(Option<Bytes>),
+    Object(Option<Object>),
     Page(Page),
     Done,
     Failed,
@@ -117,6 +132,14 @@ pub(super) enum Step {
     Stop,
 }
 
+/// A key or prefix without its region.
+fn without_region(key: &str) -> &str {
+    match key.as_bytes() {
+        [_, b'/', ..] => &key[2..],
+        _ => key,
+    }
+}
+
 fn version(body: &[u8]) -> Version {
     let mut hasher = DefaultHasher::new();
     body.hash(&mut hasher);
@@ -131,7 +154,7 @@ impl Call {
     fn may_fail(&self, faults: Faults) -> bool {
         match self {
             Self::Create(key, _) | Self::Swap(key, ..) | Self::Remove(key, _) => {
-                faults.writes > 0 && key.starts_with(faults.prefix)
+                faults.writes > 0 && without_region(key).starts_with(faults.prefix)
             }
             _ => false,
         }
@@ -149,18 +172,37 @@ impl Call {
         }
     }
 
+    /// The key, or the prefix of a listing.
+    fn key(&self) -> Option<&str> {
+        match self {
+            Self::Create(key, _)
+            | Self::Swap(key, ..)
+            | Self::Read(key)
+            | Self::List(key, ..)
+            | Self::Delete(key)
+            | Self::Remove(key, _) => Some(key),
+            Self::Pause(_) => None,
+        }
+    }
+
     /// The call and the kind of its key, which are the same in each run.
     fn kind(&self) -> String {
         let described = self.describe();
-        described.split('/').next().unwrap_or_default().to_owned()
+        let Some(key) = self.key() else {
+            return described;
+        };
+        let rest = without_region(key);
+        let rest = rest.find('/').map_or("", |end| &rest[end..]);
+        described[..described.len() - rest.len()].to_owned()
     }
 
     /// Whether only one actor ever uses the key. The order of such calls does not matter, so they
     /// are performed at once.
-    fn is_private(&self) -> bool {
+    fn is_private(&self, private: &[&str]) -> bool {
+        let Some(key) = self.key() else { return false };
         match self {
-            Self::Create(key, _) | Self::Read(key) => key.starts_with("seg/"),
-            _ => false,
+            Self::Create(..) | Self::Read(_) if without_region(key).starts_with("seg/") => true,
+            _ => private.iter().any(|prefix| key.starts_with(prefix)),
         }
     }
 }
@@ -189,7 +231,7 @@ impl State {
                 self.objects.remove(key);
                 Reply::Written(Ok(()))
             }
-            Call::Read(key) => Reply::Object(self.objects.get(key).cloned()),
+            Call::Read(key) => Reply::Object(self.object(key)),
             Call::List(prefix, after, limit) => {
                 Reply::Page(self.page(prefix, after.as_deref(), *limit))
             }
@@ -206,7 +248,19 @@ impl State {
         present.is_some_and(|body| version(body) == *seen)
     }
 
+    fn object(&self, key: &str) -> Option<Object> {
+        let body = self.objects.get(key)?;
+        Some(Object {
+            version: version(body),
+            body: body.clone(),
+            modified: self.modified.get(key).copied(),
+        })
+    }
+
     fn put(&mut self, key: &str, body: &Bytes) {
+        let now_ms = self.start_ms + self.clock.now().as_nanos() / 1_000_000;
+        let modified = StorageTime::from_unix_ms(now_ms);
+        self.modified.insert(key.to_owned(), modified);
         self.objects.insert(key.to_owned(), body.clone());
         self.history.push((key.to_owned(), body.clone()));
     }
@@ -220,7 +274,7 @@ impl State {
             key: key.parse().expect("a key"),
             size: body.len() as u64,
             version: Some(version(body)),
-            modified: None,
+            modified: self.modified.get(key).copied(),
         };
         let entries = entries.map(entry).collect();
         Page {
@@ -232,7 +286,30 @@ impl State {
 
 impl ModelStorage {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("no panic while it is locked")
+        self.state.lock().expect("no panic while it is locked")
+    }
+
+    /// The bucket of a region, of one letter and a slash: `a/`.
+    pub(super) fn of_region(&self, region: &'static str) -> Self {
+        assert_eq!(without_region(region), "", "{region}");
+        Self {
+            state: Arc::clone(&self.state),
+            region,
+        }
+    }
+
+    /// Declares that only one actor uses the keys under these prefixes, region included, or that
+    /// all only read them. The order of such calls does not matter, so the explorer does not vary
+    /// it.
+    pub(super) fn keep_private(&self, prefixes: &'static [&'static str]) {
+        self.lock().private = prefixes;
+    }
+
+    /// Ends the exploration: from now on calls are performed at once.
+    pub(super) fn stop(&self) {
+        let mut state = self.lock();
+        state.is_exploring = false;
+        state.pending.clear();
     }
 
     /// Starts the exploration: from now on calls wait for the explorer.
@@ -249,30 +326,49 @@ impl ModelStorage {
 
     /// All bodies that were written to a key, in order.
     pub(super) fn history(&self, key: &str) -> Vec<Bytes> {
+        let key = format!("{}{key}", self.region);
         let state = self.lock();
         state
             .history
             .iter()
-            .filter(|(at, _)| at == key)
+            .filter(|(at, _)| *at == key)
             .map(|(_, body)| body.clone())
             .collect()
     }
 
-    /// All objects under a prefix.
+    /// All objects of the region under a prefix.
     pub(super) fn objects(&self, prefix: &str) -> Vec<(Key, Bytes)> {
+        let prefix = format!("{}{prefix}", self.region);
         let state = self.lock();
         let found = state
             .objects
             .iter()
-            .filter(|(key, _)| key.starts_with(prefix));
+            .filter(|(key, _)| key.starts_with(&prefix));
         found
-            .map(|(key, body)| (key.parse().expect("a key"), body.clone()))
+            .map(|(key, body)| (self.without(key), body.clone()))
             .collect()
+    }
+
+    /// A key of this handle as it is stored.
+    fn within(&self, key: &Key) -> String {
+        format!("{}{key}", self.region)
+    }
+
+    /// A stored key as this handle knows it.
+    fn without(&self, key: &str) -> Key {
+        key[self.region.len()..].parse().expect("a key")
     }
 
     /// Pauses an actor until the explorer lets it continue.
     pub(super) async fn pause(&self, name: &'static str) {
         self.call(Call::Pause(name)).await;
+    }
+
+    /// Drops the writes whose actors have been cancelled: so much time passes that no storage call
+    /// can last longer.
+    pub(super) fn drop_abandoned_writes(&self) {
+        let mut state = self.lock();
+        state.pending.retain(|pending| !pending.reply.is_closed());
     }
 
     /// Runs an actor whose replica may crash at any step. Storage calls that are pending then may
@@ -313,10 +409,11 @@ impl ModelStorage {
         state
             .pending
             .sort_by_cached_key(|pending| pending.call.kind());
+        let private = state.private;
         if let Some(private) = state
             .pending
             .iter()
-            .position(|pending| pending.call.is_private())
+            .position(|pending| pending.call.is_private(private))
         {
             return vec![Step::Perform(private)];
         }
@@ -388,115 +485,10 @@ impl ModelStorage {
         // The caller may have crashed.
         let _ = state.pending.remove(index).reply.send(reply);
     }
-
-    async fn write_if(&self, call: Call, key: &Key) -> StorageResult<()> {
-        match self.call(call).await {
-            Reply::Written(Ok(())) => Ok(()),
-            Reply::Written(Err(())) => Err(StorageError::conflict("write object", key)),
-            _ => Err(StorageError::unavailable(
-                "write object",
-                key,
-                "injected fault",
-            )),
-        }
-    }
 }
 
 impl core::fmt::Debug for ModelStorage {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("ModelStorage")
-    }
-}
-
-#[async_trait]
-impl Storage for ModelStorage {
-    async fn create(&self, key: &Key, body: Bytes) -> StorageResult<Version> {
-        let call = Call::Create(key.to_string(), body.clone());
-        self.write_if(call, key).await?;
-        Ok(version(&body))
-    }
-
-    async fn swap(&self, key: &Key, seen: &Version, body: Bytes) -> StorageResult<Version> {
-        let call = Call::Swap(key.to_string(), seen.clone(), body.clone());
-        self.write_if(call, key).await?;
-        Ok(version(&body))
-    }
-
-    async fn read(&self, key: &Key) -> StorageResult<Option<Object>> {
-        let Reply::Object(found) = self.call(Call::Read(key.to_string())).await else {
-            return Ok(None);
-        };
-        Ok(found.map(|body| Object {
-            version: version(&body),
-            body,
-            modified: None,
-        }))
-    }
-
-    async fn read_range(&self, key: &Key, range: Range<u64>) -> StorageResult<ByteStream> {
-        let object = self
-            .read(key)
-            .await?
-            .ok_or_else(|| StorageError::missing("read range", key))?;
-        let bytes = object.body.slice(range.start as usize..range.end as usize);
-        Ok(stream::once(async move { Ok(bytes) }).boxed())
-    }
-
-    async fn list(
-        &self,
-        prefix: &Prefix,
-        after: Option<&Key>,
-        limit: usize,
-    ) -> StorageResult<Page> {
-        let call = Call::List(prefix.to_string(), after.map(Key::to_string), limit);
-        let Reply::Page(page) = self.call(call).await else {
-            return Ok(Page::default());
-        };
-        Ok(page)
-    }
-
-    async fn begin_write(&self, key: &Key) -> StorageResult<Box<dyn ObjectWriter>> {
-        Ok(Box::new(Writer {
-            model: self.clone(),
-            key: key.clone(),
-            bytes: BytesMut::new(),
-        }))
-    }
-
-    async fn delete(&self, key: &Key) -> StorageResult<()> {
-        self.call(Call::Delete(key.to_string())).await;
-        Ok(())
-    }
-
-    async fn remove(&self, key: &Key, seen: &Version) -> StorageResult<()> {
-        let call = Call::Remove(key.to_string(), seen.clone());
-        self.write_if(call, key).await
-    }
-
-    async fn presigned_get(&self, _: &Key, _: Duration) -> StorageResult<Option<String>> {
-        Ok(None)
-    }
-
-    fn is_remote(&self) -> bool {
-        false
-    }
-}
-
-struct Writer {
-    model: ModelStorage,
-    key: Key,
-    bytes: BytesMut,
-}
-
-#[async_trait]
-impl ObjectWriter for Writer {
-    async fn write(&mut self, bytes: Bytes) -> StorageResult<()> {
-        self.bytes.extend_from_slice(&bytes);
-        Ok(())
-    }
-
-    async fn finish(self: Box<Self>) -> StorageResult<()> {
-        let body = self.bytes.freeze();
-        self.model.create(&self.key, body).await.map(drop)
     }
 }

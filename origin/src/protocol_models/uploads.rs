@@ -355,10 +355,7 @@ async fn explore_from(
         let actors = actors.collect();
         let check =
             move |model: &ModelStorage| check(model, &acknowledged.lock().expect("no panic"));
-        Scenario {
-            actors,
-            check: Box::new(check),
-        }
+        Scenario::new(actors, Box::new(check))
     };
     explore(faults, scenario).await
 }

@@ -1,0 +1,24 @@
+//! Replication between regions: several buckets in one model, written by clients and followed by
+//! the shipped code.
+//!
+//! | file | job |
+//! |---|---|
+//! | `world` | regions, contents, requests, a region as a follower sees it |
+//! | `follower` | the shipped merge of entries, and its broken variants |
+//! | `properties` | what must hold of the buckets |
+//! | `journal_traces` | entries: when they are written, reached and dropped |
+//! | `merge_traces` | tags: which value stays |
+//! | `closure_traces` | manifests and their blobs: what comes before a name, and what is taken back |
+//! | `sweep_traces` | trimmed journals, and sweeps |
+//! | `tombstone_traces` | when tombstones are removed |
+//!
+//! `docs/protocols.md`, "Regions", lists which test covers which trace.
+
+mod closure_traces;
+mod follower;
+mod journal_traces;
+mod merge_traces;
+mod properties;
+mod sweep_traces;
+mod tombstone_traces;
+mod world;
