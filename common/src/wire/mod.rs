@@ -5,4 +5,5 @@ pub mod frame;
 pub mod origin;
 pub mod peer;
 pub mod region;
+pub mod region_list;
 pub mod tracker;

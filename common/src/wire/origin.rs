@@ -23,6 +23,13 @@ pub const REDIRECT_HEADER: &str = "flotilla-redirect";
 /// The value of [`REDIRECT_HEADER`].
 pub const REDIRECT_NEVER: &str = "never";
 
+/// A request header. With the value [`OWN_STORAGE_ONLY`] a read is answered from the storage of the
+/// region that is asked, even if another region could serve it: it tells whether the region itself
+/// has something.
+pub const OWN_STORAGE_HEADER: &str = "flotilla-own-storage";
+/// The value of [`OWN_STORAGE_HEADER`].
+pub const OWN_STORAGE_ONLY: &str = "only";
+
 /// The response header with the digest of the content (OCI distribution specification).
 pub const CONTENT_DIGEST_HEADER: &str = "docker-content-digest";
 /// The response header with [`API_VERSION`], by which old clients recognize a registry.

@@ -8,6 +8,7 @@ mod blobs;
 mod error;
 mod manifests;
 mod peers;
+mod region_list;
 mod regional;
 mod regions;
 mod request_body;
@@ -23,7 +24,9 @@ use axum::body::Body;
 use axum::extract::State;
 use flotilla_common::name::{Reference, RegionName};
 use flotilla_common::time::Time;
-use flotilla_common::wire::origin::{API_VERSION, API_VERSION_HEADER, CONTENT_DIGEST_HEADER};
+use flotilla_common::wire::origin::{
+    API_VERSION, API_VERSION_HEADER, CONTENT_DIGEST_HEADER, OWN_STORAGE_HEADER, OWN_STORAGE_ONLY,
+};
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::http::{OverLimit, Responder};
@@ -282,6 +285,7 @@ async fn serve_own(api: &Arc<Api>, route: Route, parts: Parts, body: Body) -> Ha
             Ok(api.metrics.respond(&api.registry, &parts.headers))
         }
         Route::Keys if is_read(&method) => Ok(peers::keys(api)),
+        Route::Regions if is_read(&method) => region_list::respond(api, query),
         Route::Closure if method == Method::POST => {
             peers::closure(api, parts.extensions.get(), body).await
         }
@@ -333,14 +337,25 @@ fn all_regions(api: &Api) -> Option<&Arc<Regional>> {
     regional.has_others().then_some(regional)
 }
 
-/// The other regions that may serve a request: none if it comes from one of them.
+/// The other regions that may serve a request: none if it comes from one of them, or asks for the
+/// own storage.
 fn other_regions<'a>(api: &'a Api, request: &Parts) -> Option<&'a Arc<Regional>> {
     let is_from_region = request.extensions.get::<FromRegion>().is_some();
-    all_regions(api).filter(|_| !is_from_region)
+    let is_own_only = is_from_region || is_own_storage_only(request);
+    all_regions(api).filter(|_| !is_own_only)
 }
 
 fn is_read(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// Whether a read asks what this region itself has. Changes do not have the choice.
+fn is_own_storage_only(request: &Parts) -> bool {
+    is_read(&request.method)
+        && text_of(
+            &request.headers,
+            HeaderName::from_static(OWN_STORAGE_HEADER),
+        ) == Some(OWN_STORAGE_ONLY)
 }
 
 fn not_allowed(allowed: &'static str) -> ApiError {

@@ -6,7 +6,7 @@
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName};
-use flotilla_common::wire::{origin, region};
+use flotilla_common::wire::{origin, region, region_list};
 use http::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
@@ -42,6 +42,7 @@ pub(super) enum Route {
     Closure,
     Keys,
     Region(RegionEndpoint),
+    Regions,
     Health,
     Ready,
     Metrics,
@@ -71,6 +72,7 @@ impl Route {
             Self::Closure => "closure",
             Self::Keys => "keys",
             Self::Region(_) => REGION,
+            Self::Regions => "regions",
             Self::Health | Self::Ready | Self::Metrics => "admin",
         }
     }
@@ -88,6 +90,7 @@ pub(super) fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
         region::FACTS_PATH => return Ok(Route::Region(RegionEndpoint::Facts)),
         region::KEYS_PATH => return Ok(Route::Region(RegionEndpoint::Keys)),
         region::TAKE_PATH => return Ok(Route::Region(RegionEndpoint::Take)),
+        region_list::REGIONS_PATH => return Ok(Route::Regions),
         "/healthz" => return Ok(Route::Health),
         "/readyz" => return Ok(Route::Ready),
         "/metrics" => return Ok(Route::Metrics),
@@ -241,6 +244,7 @@ mod tests {
             ("/flotilla/v1/region/take", "region"),
             ("/flotilla/v1/region/other", "UNSUPPORTED"),
             ("/v2", "ping"),
+            ("/flotilla/v1/regions", "regions"),
             ("/healthz", "admin"),
             ("/v2/app/blobs/sha256:HEX", "blob of app"),
             ("/v2/app/blobs/sha256%3AHEX", "blob of app"),

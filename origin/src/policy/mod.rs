@@ -186,6 +186,13 @@ impl Policy {
         !self.exists() || self.rule_for(repository).includes(own)
     }
 
+    /// Identifies the content, so that the policies of regions can be compared. Comments and layout of
+    /// the text do not count. Versions of this program may differ in it.
+    pub fn digest(&self) -> flotilla_common::digest::Digest {
+        let content = serde_json::to_vec(self).expect("names, numbers and texts");
+        flotilla_common::digest::Digest::sha256(&content)
+    }
+
     /// A hash of the choice of repositories that the region `own` keeps. It is the same in every
     /// process and version, so it can be stored. Another hash means that the choice may have
     /// changed, and that the region may lack what it now keeps.
