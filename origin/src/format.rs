@@ -169,6 +169,20 @@ pub(crate) async fn describe_problem(
     })
 }
 
+/// The id of a bucket whose `format` object is valid; `None` if it is not.
+///
+/// # Errors
+/// [`StorageError`] if the storage cannot be read.
+pub(crate) async fn read_storage_id(
+    storage: &dyn Storage,
+) -> Result<Option<StorageId>, StorageError> {
+    let Some(object) = storage.read(&layout::format()).await? else {
+        return Ok(None);
+    };
+    let stored: Option<FormatObject> = serde_json::from_slice(&object.body).ok();
+    Ok(stored.and_then(|stored| stored.storage_id.parse().ok()))
+}
+
 fn check(body: &[u8], horizons: Horizons) -> Result<Format, FormatError> {
     let malformed = |error: serde_json::Error| FormatError::Malformed(error.to_string());
     let version: serde_json::Value = serde_json::from_slice(body).map_err(malformed)?;

@@ -14,7 +14,7 @@ use crate::record::{
 use crate::storage::{Entry, Key, StorageError};
 
 /// The state of an object that another object refers to.
-enum Target {
+pub(super) enum Target {
     Present,
     /// A client deleted it: its key holds a tombstone.
     Deleted,
@@ -89,7 +89,7 @@ impl Checker {
         Ok(problems)
     }
 
-    async fn blob_target(
+    pub(super) async fn blob_target(
         &self,
         repository: &RepositoryName,
         digest: &Digest,

@@ -13,6 +13,7 @@
 
 mod blobs;
 mod manifests;
+pub mod regions;
 mod uploads;
 
 use std::collections::BTreeMap;

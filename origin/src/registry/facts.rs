@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::{Registry, RegistryError};
 use crate::layout;
 use crate::record::{ManifestRecord, ManifestState, Pointer, TagValue};
-use crate::storage::{Key, StorageError};
+use crate::storage::{Key, Storage, StorageError};
 
 /// Keys read concurrently.
 const READS_AT_ONCE: usize = 16;
@@ -33,20 +33,7 @@ impl Registry {
 
     /// The value of one key.
     pub(crate) async fn fact(&self, fact: &FactKey) -> Result<Fact, RegistryError> {
-        let key = layout::fact(fact);
-        let Some(object) = self.storage.read(&key).await? else {
-            return Ok(Fact::without_bytes(FactHead::Absent));
-        };
-        Ok(match fact {
-            FactKey::Manifest(..) => manifest_fact(&key, &object.body)?,
-            FactKey::Tag(..) => {
-                let pointer = Pointer::<TagValue>::of(&key, &object.body)?;
-                Fact::without_bytes(FactHead::Tag {
-                    stamp: pointer.stamp,
-                    digest: pointer.value.map(|value| value.digest),
-                })
-            }
-        })
+        Ok(read_fact(&*self.storage, fact).await?)
     }
 
     /// At most `limit` keys of a kind after `after`, in the order of storage. Tombstones are
@@ -57,20 +44,46 @@ impl Registry {
         after: Option<&FactKey>,
         limit: usize,
     ) -> Result<KeysPage, RegistryError> {
-        let after = after.map(layout::fact);
-        let prefix = layout::facts(kind);
-        let page = self
-            .storage
-            .list(&prefix, after.as_ref(), limit.clamp(1, MAX_KEYS))
-            .await?;
-        let keys = page.entries.iter();
-        Ok(KeysPage {
-            keys: keys
-                .filter_map(|entry| layout::fact_key(&entry.key))
-                .collect(),
-            more: page.more,
-        })
+        Ok(list_fact_keys(&*self.storage, kind, after, limit).await?)
     }
+}
+
+/// The value of a key in a bucket.
+pub(crate) async fn read_fact(storage: &dyn Storage, fact: &FactKey) -> Result<Fact, StorageError> {
+    let key = layout::fact(fact);
+    let Some(object) = storage.read(&key).await? else {
+        return Ok(Fact::without_bytes(FactHead::Absent));
+    };
+    match fact {
+        FactKey::Manifest(..) => manifest_fact(&key, &object.body),
+        FactKey::Tag(..) => {
+            let pointer = Pointer::<TagValue>::of(&key, &object.body)?;
+            Ok(Fact::without_bytes(FactHead::Tag {
+                stamp: pointer.stamp,
+                digest: pointer.value.map(|value| value.digest),
+            }))
+        }
+    }
+}
+
+/// A page of the keys of a kind in a bucket; see [`Registry::fact_keys`].
+pub(crate) async fn list_fact_keys(
+    storage: &dyn Storage,
+    kind: FactKind,
+    after: Option<&FactKey>,
+    limit: usize,
+) -> Result<KeysPage, StorageError> {
+    let after = after.map(layout::fact);
+    let prefix = layout::facts(kind);
+    let limit = limit.clamp(1, MAX_KEYS);
+    let page = storage.list(&prefix, after.as_ref(), limit).await?;
+    let keys = page.entries.iter();
+    Ok(KeysPage {
+        keys: keys
+            .filter_map(|entry| layout::fact_key(&entry.key))
+            .collect(),
+        more: page.more,
+    })
 }
 
 fn manifest_fact(key: &Key, body: &Bytes) -> Result<Fact, StorageError> {

@@ -52,6 +52,7 @@ pub(crate) use blobs::{FoundBlob, Need};
 pub(crate) use changes::ChangeRules;
 pub(crate) use content::read_segments;
 pub(crate) use error::RegistryError;
+pub(crate) use facts::{list_fact_keys, read_fact};
 pub(crate) use known_tags::KnownTag;
 pub(crate) use manifests::CachedManifest;
 pub(crate) use merge::{MergeReason, Merged};
