@@ -36,7 +36,7 @@ enum Command {
     /// Start one or several regions on this machine to try things out, and break their storage
     Up(UpArgs),
     /// Run an origin: the OCI registry on object storage
-    Origin(OriginArgs),
+    Origin(Box<OriginArgs>),
     /// Run a tracker: peer discovery, and leases for downloads from the origin
     Tracker(TrackerArgs),
     /// Run a peer: the mirror for this machine's container runtime
@@ -57,7 +57,7 @@ impl Cli {
         let result = match self.command {
             Command::Demo(args) => demo::run(args),
             Command::Up(args) => up::run(&args),
-            Command::Origin(args) => origin::run(args),
+            Command::Origin(args) => origin::run(*args),
             Command::Tracker(args) => tracker::run(args),
             Command::Peer(args) => peer::run(*args),
             Command::Pki(args) => pki::run(&args),

@@ -27,8 +27,10 @@ pub(super) struct TlsArgs {
 pub(super) enum WithoutTls {
     /// It serves plain HTTP.
     PlainHttp,
-    /// It does not start.
-    Refuse,
+    /// A peer does not start.
+    RefusePeer,
+    /// A command that asks other regions does not run.
+    RefuseRegion,
 }
 
 impl TlsArgs {
@@ -74,7 +76,8 @@ impl TlsArgs {
         let verb = if missing.len() == 1 { "is" } else { "are" };
         let (subject, alternative) = match without {
             WithoutTls::PlainHttp => ("--server NAME", "; for plain HTTP, omit all three"),
-            WithoutTls::Refuse => ("--peer ID", ""),
+            WithoutTls::RefusePeer => ("--peer ID", ""),
+            WithoutTls::RefuseRegion => ("--server NAMES --region REGION", ""),
         };
         format!(
             "{} {verb} missing; `flotilla pki issue {subject}` creates tls-cert and tls-key, \

@@ -7,7 +7,9 @@ use flotilla_common::units::ByteSize;
 use flotilla_origin::check::{Findings, Report, check};
 use flotilla_origin::storage::{self, missing_credentials};
 
+use super::check_regions;
 use crate::command::{CommandError, block_on, print_outcome};
+use crate::commands::tls::{TlsArgs, WithoutTls};
 
 /// Findings that the text output lists; `--json` lists up to 1000.
 const MAX_LISTED: usize = 50;
@@ -17,20 +19,29 @@ const MAX_LISTED: usize = 50;
 #[command(after_help = "\
 It only reads; origins may run meanwhile. The exit status is 1 if acknowledged data is missing or damaged. Remains of
 interrupted pushes are not damage.
+With --regions it is also 1 if a region does not answer, or if regions differ in what replication will not bring.
 
 Examples:
   flotilla origin check --storage file:///var/lib/flotilla/origin
-  flotilla origin check --storage s3://bucket/prefix --deep --json | jq .damage")]
+  flotilla origin check --storage s3://bucket/prefix --deep --json | jq .damage
+  flotilla origin check --storage s3://bucket-eu/prefix --regions --deep \\
+      --tls-cert pki/origin.pem --tls-key pki/origin.key --tls-ca pki/ca.pem")]
 pub(super) struct CheckArgs {
     /// The storage, as in the origins' configuration
     #[arg(long, value_name = "URL", env = "FLOTILLA_STORAGE")]
     storage: String,
-    /// Also read every blob and verify its digest
+    /// Also read every blob and verify its digest; with --regions, compare every key
     #[arg(long)]
     deep: bool,
+    /// Compare with the other regions instead: ids, policies, standing and lag; with --deep every
+    /// key, and the blobs of every manifest. Needs a certificate of the storage's region
+    #[arg(long)]
+    regions: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 /// Checks the storage and prints the findings.
@@ -41,6 +52,10 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), CommandError> {
     block_on(async {
         let storage = storage::open_existing(&args.storage);
         let storage = storage.map_err(|error| CommandError::failed("open the storage", error))?;
+        if args.regions {
+            let identity = args.tls.identity(WithoutTls::RefuseRegion)?;
+            return check_regions::run(storage, identity.as_ref(), args.deep, args.json).await;
+        }
         let checked = check(storage, args.deep).await;
         let report = checked.map_err(|error| {
             let fix = missing_credentials(&error.to_string()).map(|fix| format!("; {fix}"));
@@ -80,7 +95,7 @@ fn render(report: &Report) -> String {
     text
 }
 
-fn render_findings(text: &mut String, findings: &Findings) {
+pub(super) fn render_findings(text: &mut String, findings: &Findings) {
     for finding in findings.shown.iter().take(MAX_LISTED) {
         let _ = writeln!(text, "             {}: {}", finding.key, finding.problem);
     }

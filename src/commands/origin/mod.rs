@@ -1,7 +1,9 @@
-//! `flotilla origin`: runs an origin, checks its storage, or sets its policy.
+//! `flotilla origin`: runs an origin, checks its storage, sets its policy, or waits for a region.
 
 mod check;
+mod check_regions;
 mod policy;
+mod wait;
 
 use std::net::SocketAddr;
 use std::num::NonZero;
@@ -19,6 +21,7 @@ use flotilla_runtime::identity::load_seal_key;
 
 use self::check::CheckArgs;
 use self::policy::PolicyArgs;
+use self::wait::WaitArgs;
 use super::service::{init, parse_address, parse_rate_limit};
 use super::tls::{TlsArgs, WithoutTls};
 use crate::command::{CommandError, block_on};
@@ -52,6 +55,8 @@ enum OriginCommand {
     Check(CheckArgs),
     /// Show, set or check the policy: regions, and what each repository needs of them
     Policy(PolicyArgs),
+    /// Wait until a region has an image
+    Wait(WaitArgs),
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +78,14 @@ struct ServeArgs {
     /// none]
     #[arg(long, value_name = "RATE", value_parser = parse_rate_limit)]
     up: Option<BitRate>,
+    /// Rate limit for blobs that are copied from other regions in the background, per second: 1Gbit
+    /// [default: none]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate_limit)]
+    region_down: Option<BitRate>,
+    /// Pass pushes and deletes to another region while this region's storage is out; otherwise they
+    /// get 503
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, default_value_t = true)]
+    forward_writes: bool,
     /// The address on which this replica receives invalidations from the others
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     replica_listen: Option<SocketAddr>,
@@ -111,14 +124,15 @@ struct ServeArgs {
     config: ConfigFile,
 }
 
-/// Runs an origin until SIGTERM or SIGINT, checks a storage, or sets its policy.
+/// Runs an origin until SIGTERM or SIGINT, or one of the commands beside it.
 ///
 /// # Errors
-/// If the origin does not start; as the check and the policy.
+/// If the origin does not start; as the command.
 pub fn run(args: OriginArgs) -> Result<(), CommandError> {
     match args.command {
         Some(OriginCommand::Check(args)) => check::run(&args),
         Some(OriginCommand::Policy(args)) => policy::run(&args),
+        Some(OriginCommand::Wait(args)) => wait::run(&args),
         None => block_on(serve(args.serve)),
     }
 }
@@ -156,6 +170,8 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
     config.tls = args.tls.identity(WithoutTls::PlainHttp)?;
     config.replicas = Replicas::at(args.replicas);
     config.replica_listen = args.replica_listen;
+    config.regions.down = args.region_down.into();
+    config.regions.forward_writes = args.forward_writes;
     config.redirect_blobs = args.redirect_blobs;
     let one_per_core = || available_parallelism().map_or(1, NonZero::get);
     config.threads = args.http_threads.unwrap_or_else(one_per_core);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use flotilla_common::name::{Reference, RepositoryName};
+use flotilla_common::name::{NameError, Reference, RepositoryName};
 
 /// A repository, and a tag or digest in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,23 +26,31 @@ impl fmt::Display for ImageReference {
     }
 }
 
-impl FromStr for ImageReference {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
+impl ImageReference {
+    /// Parses `REPOSITORY[:TAG|@DIGEST]`; the default is the tag `latest`.
+    ///
+    /// # Errors
+    /// The repository, the tag or the digest is not valid.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
         let (repository, reference) = text
             .split_once('@')
             .or_else(|| text.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')))
             .unwrap_or((text, "latest"));
-        let fix = "write REPOSITORY:TAG or REPOSITORY@DIGEST, without the registry's name";
-        let failed = |error: &dyn fmt::Display| format!("{error}; {fix}");
         Ok(Self {
-            repository: repository
-                .parse::<RepositoryName>()
-                .map_err(|error| failed(&error))?,
-            reference: reference
-                .parse::<Reference>()
-                .map_err(|error| failed(&error))?,
+            repository: repository.parse()?,
+            reference: reference.parse()?,
+        })
+    }
+}
+
+impl FromStr for ImageReference {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text).map_err(|error| {
+            format!(
+                "{error}; write REPOSITORY:TAG or REPOSITORY@DIGEST, without the registry's name"
+            )
         })
     }
 }

@@ -139,7 +139,7 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
     let issue = "`flotilla pki issue --peer ID` creates certificate and key";
     let identity = args
         .tls
-        .identity(WithoutTls::Refuse)?
+        .identity(WithoutTls::RefusePeer)?
         .ok_or_else(|| missing("tls-cert", issue))?;
     let id = identity
         .peer_id()

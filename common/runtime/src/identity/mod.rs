@@ -36,7 +36,8 @@ pub use seal_keys::{
     SealSecret, load_seal_key, load_trusted_keys, parse_trusted_keys, trusted_key_line,
 };
 pub use tls::{
-    CertificateFiles, Identity, client_trusting, client_trusting_pem, client_without_trust,
+    CertificateFiles, Identity, client_trusting, client_trusting_pem, client_trusting_system,
+    client_without_trust,
 };
 pub use watch::{LiveKeys, ReloadTiming, Reloadable, reload_on_change};
 

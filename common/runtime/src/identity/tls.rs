@@ -11,6 +11,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
+use rustls_platform_verifier::BuilderVerifierExt as _;
 
 use super::certificate::{Certificate, CertificateName};
 use super::crypto::{ClientAuth, provider, tls_error};
@@ -297,6 +298,22 @@ pub fn client_trusting(authority: &std::path::Path) -> Result<ClientConfig, Iden
 /// The text contains no certificate.
 pub fn client_trusting_pem(authority: &str) -> Result<ClientConfig, IdentityError> {
     anonymous_client(roots(&ContentSource::Memory, authority)?)
+}
+
+/// Configures an HTTPS client without a certificate that trusts the authorities of the operating
+/// system.
+///
+/// # Errors
+/// The system's authorities cannot be used.
+pub fn client_trusting_system() -> Result<ClientConfig, IdentityError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(HTTPS_VERSIONS)
+        .map_err(tls_error)?
+        .with_platform_verifier()
+        .map_err(tls_error)?
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 /// Configures a client of plain HTTP, whose library requires a TLS configuration. It trusts no
