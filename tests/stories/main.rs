@@ -17,6 +17,7 @@ mod metrics;
 mod mirror_failures;
 mod origin_outages;
 mod origin_policy;
+mod origin_regions;
 mod push_clients;
 mod region_outages;
 mod stopped_services;

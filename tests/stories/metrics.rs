@@ -8,18 +8,17 @@ use flotilla_common::units::ByteSize;
 use crate::harness::region::TestRegion;
 
 /// The labels of each metric, by its name.
-type Metrics = BTreeMap<String, BTreeSet<String>>;
+pub(crate) type Metrics = BTreeMap<String, BTreeSet<String>>;
 
 /// The code spans of a table cell.
 fn code_spans(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
-/// The rows of the documented table of a service's metrics: the names and the labels in each.
-fn documented(service: &str) -> Vec<(Vec<String>, BTreeSet<String>)> {
+/// The rows of the documented table of the metrics with a prefix: the names and the labels in each.
+fn documented(prefix: &str) -> Vec<(Vec<String>, BTreeSet<String>)> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
     let page = std::fs::read_to_string(path).unwrap();
-    let prefix = format!("flotilla_{service}_");
     let (_, after) = page
         .split_once(&format!("(`{prefix}`):"))
         .expect("a table of its metrics");
@@ -38,8 +37,8 @@ fn documented(service: &str) -> Vec<(Vec<String>, BTreeSet<String>)> {
     rows.map(row).collect()
 }
 
-/// Parses a service's metrics.
-fn exported(text: &str) -> Metrics {
+/// Parses the metrics of a service.
+pub(crate) fn exported(text: &str) -> Metrics {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let names = types.filter_map(|line| line.split(' ').next());
     let mut metrics: Metrics = names
@@ -66,6 +65,22 @@ fn exported(text: &str) -> Metrics {
     metrics
 }
 
+/// Asserts that the table of the metrics with a prefix lists exactly these metrics and labels.
+pub(crate) fn assert_documented(mut exported: Metrics, prefix: &str) {
+    for (names, labels) in documented(prefix) {
+        let mut found = BTreeSet::new();
+        for name in &names {
+            let known = exported.remove(name);
+            found.extend(known.unwrap_or_else(|| panic!("{name} is documented but not exported")));
+        }
+        assert_eq!(found, labels, "the labels of {names:?}");
+    }
+    assert!(
+        exported.is_empty(),
+        "exported but not documented: {exported:?}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn documentation_lists_every_metric_with_its_labels() {
     let mut region = TestRegion::with_image(ByteSize(1 << 20), None).await;
@@ -87,22 +102,7 @@ async fn documentation_lists_every_metric_with_its_labels() {
             .text()
             .await
             .unwrap();
-        let mut exported = exported(&text);
-        for (names, labels) in documented(service) {
-            let mut found = BTreeSet::new();
-            for name in &names {
-                found.extend(
-                    exported.remove(name).unwrap_or_else(|| {
-                        panic!("{name} is documented but not exported:\n{text}")
-                    }),
-                );
-            }
-            assert_eq!(found, labels, "the labels of {names:?}");
-        }
-        assert!(
-            exported.is_empty(),
-            "exported but not documented: {exported:?}"
-        );
+        assert_documented(exported(&text), &format!("flotilla_{service}_"));
     }
 }
 
