@@ -152,7 +152,12 @@ impl Config {
                 slots: SLOTS,
                 ..SwarmConfig::default()
             },
-            failover: FailoverConfig::default(),
+            // An origin whose storage hangs turns to another region after 1.5 s itself. A peer that
+            // did so at the same time would fetch the same bytes from there once more.
+            failover: FailoverConfig {
+                hung_after: Duration::from_secs(2),
+                ..FailoverConfig::default()
+            },
             rng_seed: None,
             clock,
             interceptor: Arc::new(Unaltered),

@@ -11,6 +11,7 @@ use flotilla_common::wire::origin::ClosureRequest;
 use flotilla_runtime::http::ClientIdentity;
 use http::Response;
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::error::{ApiError, Code};
 use super::request_body::whole_body;
@@ -65,6 +66,8 @@ pub(super) fn keys(api: &Arc<Api>) -> Response<Body> {
     json(json!({"keys": [entry]}).to_string())
 }
 
+/// How long storage may take to answer, where another region can serve instead.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// For asking the other replicas whether they reach storage.
 const SIBLINGS_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -73,14 +76,18 @@ pub(super) async fn ready(api: &Arc<Api>) -> HandlerResult {
     api.readiness
         .check()
         .map_err(|reason| ApiError::new(Code::Unavailable, reason))?;
-    let probed = api
-        .storage_health
-        .check(|| api.registry.probe_storage())
-        .await;
+    let regional = all_regions(api);
+    let health = api.storage_health.check(|| api.registry.probe_storage());
+    let probed = match regional {
+        // Another region may serve, and peers that ask wait a second at most.
+        Some(_) => timeout(PROBE_TIMEOUT, health)
+            .await
+            .unwrap_or_else(|_| Err(format!("storage does not answer within {PROBE_TIMEOUT:?}"))),
+        None => health.await,
+    };
     let Err(reason) = probed else {
         return Ok(text("ready\n"));
     };
-    let regional = all_regions(api);
     if let Some(regional) = regional {
         regional.own_failed(reason.clone());
     }
@@ -94,8 +101,7 @@ pub(super) async fn ready(api: &Arc<Api>) -> HandlerResult {
                 && let Some(region) = regional.serving_region().await
             {
                 return Ok(text(format!(
-                    "degraded: storage is unavailable: {reason}; region {region} serves
-"
+                    "degraded: storage is unavailable: {reason}; region {region} serves\n"
                 )));
             }
             sibling.map_or("", |_| "; no other replica reaches it")

@@ -218,18 +218,16 @@ impl Requests {
                 let Some(stamp) = stamp else { continue };
                 // A manifest may be another push's with the same bytes, and an earlier stamp.
                 let is_tag = matches!(key, FactKey::Tag(..));
-                let value = held
-                    .get(key)
-                    .filter(|value| !is_tag || value.stamp >= *stamp);
+                let value = held.get(key);
+                let is_as_new = value.is_some_and(|value| !is_tag || value.stamp >= *stamp);
                 let is_live = value.is_some_and(|value| value.state.is_served());
-                let is_deleted = value.is_some_and(|value| !value.state.is_served());
                 let later = |other: &Request| {
                     other.key == *key
                         && other.is_delete != request.is_delete
                         && other.stamp.as_ref().is_none_or(|other| other > stamp)
                 };
                 let is_kept = match request.is_delete {
-                    false => is_live || is_deleted && requests.iter().any(later),
+                    false => is_as_new && (is_live || requests.iter().any(later)),
                     true => !is_live || requests.iter().any(later),
                 };
                 if !is_kept {
