@@ -98,6 +98,7 @@ impl OwedPages {
     ) -> Owed {
         let pages = join_all(sources.iter().map(|source| self.page(source))).await;
         let mut owing = Vec::new();
+        let mut answering = Vec::new();
         let mut is_silent = false;
         let mut is_named_by_silent = false;
         let mut is_later = false;
@@ -106,6 +107,7 @@ impl OwedPages {
                 .as_ref()
                 .is_some_and(|page| page.is_partial || page.repositories.contains(repository));
             if is_fresh {
+                answering.push(source.region().clone());
                 is_later |= page.is_some_and(|page| page.began > read_at);
                 if names {
                     owing.push(source.region().clone());
@@ -121,16 +123,13 @@ impl OwedPages {
         if is_named_by_silent {
             return Owed::Unknown;
         }
-        if is_silent || !is_whole {
+        // What a silent region has not told of may be in those that answer. If none answers, the
+        // own storage decides: an outage there must not fail each look-up of something absent here.
+        if (is_silent || !is_whole) && !answering.is_empty() {
             if !self.may_ask(repository) {
                 return Owed::Unknown;
             }
-            return Owed::By(
-                sources
-                    .iter()
-                    .map(|source| source.region().clone())
-                    .collect(),
-            );
+            return Owed::By(answering);
         }
         if is_later {
             Owed::ReadAgain
