@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod clock;
 pub mod config;
+pub mod error_text;
 pub mod failover;
 pub mod http;
 pub mod identity;

@@ -69,12 +69,12 @@ impl MetricWriter<'_> {
     ///
     /// # Errors
     /// The output cannot be written.
-    pub fn counters<'l>(
+    pub fn counters(
         &mut self,
         name: &str,
         help: &str,
         label: &str,
-        values: impl IntoIterator<Item = (&'l str, u64)>,
+        values: impl IntoIterator<Item = (impl AsRef<str>, u64)>,
     ) -> fmt::Result {
         let counters = values
             .into_iter()
@@ -86,12 +86,12 @@ impl MetricWriter<'_> {
     ///
     /// # Errors
     /// The output cannot be written.
-    pub fn seconds<'l>(
+    pub fn seconds(
         &mut self,
         name: &str,
         help: &str,
         label: &str,
-        values: impl IntoIterator<Item = (&'l str, Duration)>,
+        values: impl IntoIterator<Item = (impl AsRef<str>, Duration)>,
     ) -> fmt::Result {
         let counters = values
             .into_iter()
@@ -115,12 +115,12 @@ impl MetricWriter<'_> {
     ///
     /// # Errors
     /// The output cannot be written.
-    pub fn gauges<'l>(
+    pub fn gauges(
         &mut self,
         name: &str,
         help: &str,
         label: &str,
-        values: impl IntoIterator<Item = (&'l str, u64)>,
+        values: impl IntoIterator<Item = (impl AsRef<str>, u64)>,
     ) -> fmt::Result {
         let gauges = values
             .into_iter()
@@ -129,17 +129,17 @@ impl MetricWriter<'_> {
     }
 
     /// Writes one metric for each value of a label.
-    fn family<'l>(
+    fn family(
         &mut self,
         name: &str,
         help: &str,
         kind: MetricType,
         label: &str,
-        metrics: impl IntoIterator<Item = (&'l str, impl EncodeMetric)>,
+        metrics: impl IntoIterator<Item = (impl AsRef<str>, impl EncodeMetric)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, kind)?;
         for (value, metric) in metrics {
-            metric.encode(family.encode_family(&[(label, value)])?)?;
+            metric.encode(family.encode_family(&[(label, value.as_ref())])?)?;
         }
         Ok(())
     }

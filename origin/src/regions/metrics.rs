@@ -18,46 +18,39 @@ pub(crate) fn write(regional: &Regional, figures: &mut MetricWriter<'_>) -> fmt:
     let per_region = |value: fn(&super::counts::PerRegion) -> u64| {
         by_region
             .iter()
-            .map(move |(region, counts)| (region.to_string(), value(counts)))
-            .collect::<Vec<_>>()
+            .map(move |(region, counts)| (region.as_str(), value(counts)))
     };
-    gauges(
-        figures,
+    figures.gauges(
         "region_lag_seconds",
         "Age of the oldest journal entry of a region that is written there and not merged here",
         "from",
         per_region(|counts| counts.lag_nanos / 1_000_000_000),
     )?;
-    gauges(
-        figures,
+    figures.gauges(
         "region_lag_entries",
         "Journal entries of a region that are not merged here",
         "from",
         per_region(|counts| counts.owed),
     )?;
-    gauges(
-        figures,
+    figures.gauges(
         "region_blocked_entries",
         "Journal entries that wait for a region that does not answer",
         "from",
         per_region(|counts| counts.blocked),
     )?;
-    gauges(
-        figures,
+    figures.gauges(
         "region_follows",
         "Whether this replica is the one that follows a region (1) or not (0)",
         "from",
         per_region(|counts| u64::from(counts.follows)),
     )?;
-    counters(
-        figures,
+    figures.counters(
         "region_merged_entries",
         "Journal entries of a region that were merged",
         "from",
         per_region(|counts| counts.entries_done),
     )?;
-    counters(
-        figures,
+    figures.counters(
         "region_copied_bytes",
         "Bytes of blobs copied from a region",
         "from",
@@ -74,24 +67,22 @@ pub(crate) fn write(regional: &Regional, figures: &mut MetricWriter<'_>) -> fmt:
             };
             (format!("{from} {outcome}"), count)
         });
-    counters(
-        figures,
+    figures.counters(
         "region_reads",
         "Reads that missed memory, by the region that served them and the outcome",
         "from",
-        reads.collect(),
+        reads,
     )?;
     let (forwarded, unforwarded) = counts.all_forwarded();
     let forwarded = forwarded
         .into_iter()
         .map(|(region, count)| (region.to_string(), count))
         .chain([("none".to_owned(), unforwarded)]);
-    counters(
-        figures,
+    figures.counters(
         "region_forwarded",
         "Changes forwarded to a region; none: that no region could take",
         "to",
-        forwarded.collect(),
+        forwarded,
     )?;
     let standing = (0..=routes.others.len() as u32).map(|id| {
         let name = match routes.other(SourceId(id)) {
@@ -100,12 +91,11 @@ pub(crate) fn write(regional: &Regional, figures: &mut MetricWriter<'_>) -> fmt:
         };
         (name, percent(routes.failover.standing(SourceId(id))))
     });
-    gauges(
-        figures,
+    figures.gauges(
         "region_standing",
         "Share of requests that a region, or the own storage, gets: 100 while it answers, 0 while it is out",
         "of",
-        standing.collect(),
+        standing,
     )?;
     figures.gauge(
         "region_whole",
@@ -130,26 +120,4 @@ const fn percent(standing: Standing) -> u64 {
         Standing::Returning { percent } => percent as u64,
         Standing::Out => 0,
     }
-}
-
-fn gauges(
-    figures: &mut MetricWriter<'_>,
-    name: &str,
-    help: &str,
-    label: &str,
-    values: Vec<(String, u64)>,
-) -> fmt::Result {
-    let values = values.iter().map(|(of, value)| (of.as_str(), *value));
-    figures.gauges(name, help, label, values)
-}
-
-fn counters(
-    figures: &mut MetricWriter<'_>,
-    name: &str,
-    help: &str,
-    label: &str,
-    values: Vec<(String, u64)>,
-) -> fmt::Result {
-    let values = values.iter().map(|(of, value)| (of.as_str(), *value));
-    figures.counters(name, help, label, values)
 }

@@ -14,12 +14,12 @@ use flotilla_common::name::{Reference, RegionName, RepositoryName};
 use flotilla_common::time::Time;
 use flotilla_common::wire::origin::{CLOSURE_PATH, ClosureAnswer, ClosureRequest};
 use flotilla_runtime::clock::Clock;
+use flotilla_runtime::error_text::explain;
 use flotilla_runtime::failover::{Sources, Unserved};
 use reqwest::header::{ACCEPT as ACCEPT_HEADER, CONTENT_TYPE};
 use reqwest::{Method, RequestBuilder, Response};
 
 use super::error::OriginError;
-use super::http_client::explain;
 use super::request::{HttpClients, header};
 use crate::config::OriginUrl;
 use crate::status::{OriginStanding, OriginStatus, rounded};

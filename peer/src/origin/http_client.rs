@@ -1,7 +1,6 @@
 //! The HTTP client for origins and trackers, and readable texts for its errors.
 
 use core::time::Duration;
-use std::error::Error;
 
 use flotilla_common::wire::origin::{REDIRECT_HEADER, REDIRECT_NEVER};
 use flotilla_runtime::identity::{Identity, IdentityError};
@@ -58,20 +57,6 @@ pub(crate) fn http_client(
         .pool_max_idle_per_host(idle_connections)
         .build()?;
     Ok(client)
-}
-
-/// The text of an error with all its causes. reqwest's own text ends at "error sending request".
-pub(crate) fn explain(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        if !text.contains(&message) {
-            text = format!("{text}: {message}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// The first message of an OCI error body.

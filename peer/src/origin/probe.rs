@@ -5,11 +5,12 @@
 //! registry does not know the path and answers 404. Every status below 500 counts as good.
 
 use flotilla_common::failover::SourceId;
+use flotilla_runtime::error_text::explain;
 use flotilla_runtime::shutdown::Shutdown;
 use reqwest::Method;
 
 use super::client::OriginClient;
-use super::http_client::{error_message, explain};
+use super::http_client::error_message;
 use super::request::{MAX_ERROR_LEN, read_body};
 
 const PATH: &str = "/readyz";

@@ -8,13 +8,14 @@ use std::error::Error as _;
 use std::io;
 
 use bytes::Bytes;
+use flotilla_runtime::error_text::explain;
 use flotilla_runtime::http::range::parse_unsatisfied_range;
 use reqwest::header::{CONTENT_RANGE, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use tokio::time::timeout;
 
 use super::error::OriginError;
-use super::http_client::{error_message, explain};
+use super::http_client::error_message;
 
 /// For the body of a manifest, a closure or an error.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,12 +1,12 @@
 //! The HTTPS client of one other region.
 
-use core::error::Error;
 use core::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use flotilla_common::name::RegionName;
 use flotilla_common::wire::origin::{REDIRECT_HEADER, REDIRECT_NEVER};
+use flotilla_runtime::error_text::explain;
 use flotilla_runtime::identity::{Identity, IdentityError};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use http_body::Body as _;
@@ -224,20 +224,6 @@ impl RegionClient {
             reason: reason.to_string(),
         }
     }
-}
-
-/// The text of an error with all its causes. reqwest's own text ends at "error sending request".
-pub(super) fn explain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        if !text.contains(&message) {
-            text = format!("{text}: {message}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// The first message of an error body of the distribution specification.

@@ -20,6 +20,7 @@ use flotilla_common::wire::region::{
     MAX_ENTRIES, MAX_FACTS, MAX_KEYS, RegionState, STATE_PATH, TAKE_PATH, TakeAnswer, TakeRequest,
     decode_facts,
 };
+use flotilla_runtime::error_text::explain;
 use flotilla_runtime::http::range::parse_content_range;
 use futures_util::stream::{self, StreamExt};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -27,7 +28,6 @@ use reqwest::Response;
 
 use super::source::{Source, SourceBlob, SourceError};
 use super::take::MAX_TAKE_WAIT;
-use client::explain;
 
 pub(crate) use client::RegionClient;
 

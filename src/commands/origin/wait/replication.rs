@@ -10,6 +10,7 @@ use flotilla_common::wire::origin::{
     CONTENT_DIGEST_HEADER, OWN_STORAGE_HEADER, OWN_STORAGE_ONLY, REDIRECT_HEADER, REDIRECT_NEVER,
 };
 use flotilla_common::wire::region_list::{REGIONS_PATH, RegionList};
+use flotilla_runtime::error_text::explain;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header};
 
@@ -314,18 +315,4 @@ fn digest_of(response: &Response) -> Result<Digest, LookError> {
             response.url()
         ))
     })
-}
-
-/// The text of an error with all its causes.
-fn explain(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let message = error.to_string();
-        if !text.contains(&message) {
-            text = format!("{text}: {message}");
-        }
-        cause = error.source();
-    }
-    text
 }
