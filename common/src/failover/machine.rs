@@ -124,7 +124,7 @@ pub enum Output {
     },
 }
 
-/// What is known of a source, for status, metrics and logs.
+/// The health of a source, for status, metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceStatus<'a> {
     /// How far it is used.
@@ -267,7 +267,7 @@ impl Failover {
         source.map_or(Standing::Out, |it| it.health.standing(&self.config))
     }
 
-    /// What is known of each source, in the configured order.
+    /// The health of each source, in the configured order.
     pub fn status(&self) -> impl Iterator<Item = SourceStatus<'_>> {
         self.sources.iter().map(|source| SourceStatus {
             standing: source.health.standing(&self.config),

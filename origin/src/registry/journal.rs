@@ -101,7 +101,7 @@ impl Registry {
         })
     }
 
-    /// What is owed to a region.
+    /// The entries and the sweep that are owed to a region.
     pub(crate) async fn owed_to(&self, region: &RegionName) -> Result<OwedTo, RegistryError> {
         let (ids, _) = self.entry_ids(region, None, MAX_ENTRIES).await?;
         let mark = self.read_trim_mark(region).await?;

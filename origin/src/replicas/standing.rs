@@ -28,7 +28,7 @@ pub(super) type LastStanding = tokio::sync::Mutex<Option<(Time, Option<bool>)>>;
 #[derive(Debug, Default)]
 pub(super) struct Unanswered(BTreeMap<SocketAddr, Time>);
 
-/// What is known about one listed address.
+/// The last contact with one listed address.
 enum Sibling {
     /// It is this process, or no process.
     None,

@@ -49,7 +49,7 @@ pub(super) const fn is_live(head: &FactHead) -> bool {
     )
 }
 
-/// What is wrong with the older value.
+/// How the older value is wrong.
 const fn behind(older: Option<&Stamp>, newer: &FactHead) -> &'static str {
     match (older, is_live(newer)) {
         (None, _) => "is missing",

@@ -122,7 +122,7 @@ pub struct RegionReport {
     pub owes: Option<Owed>,
     /// What the checking region owes it.
     pub owed: Owed,
-    /// What is wrong, for people.
+    /// The fault, as text for people.
     pub problems: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! What must hold of the buckets of the regions, and of the requests that were acknowledged.
+//! The properties of the regions' buckets, and of the requests that were acknowledged.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
