@@ -223,10 +223,7 @@ impl RequestContext {
 
 /// Passes a request to the region that serves it: this one, unless there are others.
 async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> HandlerResult {
-    let (mut parts, body) = request.into_parts();
-    if parts.extensions.get::<FromRegion>().is_none() {
-        regional::remove_reserved(&mut parts.headers);
-    }
+    let (parts, body) = request.into_parts();
     let Some(regional) = other_regions(api, &parts) else {
         return serve_own(api, route, parts, body).await;
     };

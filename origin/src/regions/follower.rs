@@ -3,7 +3,8 @@
 //!
 //! Every replica has a follower for each region; the one with the lease works. A pass looks at all
 //! entries that are owed: those of the last minute first, then the oldest, [`ENTRIES_AT_ONCE`] at a
-//! time. No order is needed. What cannot be merged yet is looked at again after a pause that grows.
+//! time. No order is needed. An entry that cannot be merged yet is looked at again after a pause
+//! that grows.
 
 use core::time::Duration;
 use std::collections::HashMap;

@@ -13,15 +13,12 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::source::Source;
+use super::take::wait_limit;
 
 /// Hints on their way; more are dropped, and the follower finds the entries by itself.
 const MAX_HINTS: usize = 32;
 /// For a hint that is not waited for.
 const HINT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For an acknowledgement, besides the time that its bytes take.
-const ACK_TIMEOUT: Duration = Duration::from_mins(1);
-/// Bytes per second at which blobs are assumed to cross between regions.
-const ACK_RATE: u64 = 10_000_000;
 
 /// Sends hints.
 #[derive(Debug)]
@@ -74,7 +71,6 @@ impl Hints {
         needed: usize,
         bytes: u64,
     ) -> Result<(), Vec<RegionName>> {
-        let limit = ACK_TIMEOUT + Duration::from_secs(bytes / ACK_RATE);
         let mut missing: Vec<RegionName> = sources
             .iter()
             .map(|source| source.region().clone())
@@ -111,7 +107,7 @@ impl Hints {
                 }
             }
         };
-        let _in_time = timeout(limit, all).await;
+        let _in_time = timeout(wait_limit(bytes), all).await;
         if merged >= needed {
             Ok(())
         } else {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use flotilla_common::name::{RegionName, RepositoryName};
+use flotilla_common::name::RegionName;
 use flotilla_common::wire::region::FactKey;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
@@ -29,12 +29,6 @@ impl RegionPolicy {
     pub(crate) fn selects(&self) -> Box<dyn Fn(&FactKey) -> bool + Send + Sync> {
         let Self { own, policy } = self.clone();
         Box::new(move |key| policy.is_replicated_here(&own, key.repository()))
-    }
-
-    /// The other regions that keep a repository, in the order of its rule.
-    pub(crate) fn others(&self, repository: &RepositoryName) -> Vec<RegionName> {
-        let rule = self.policy.rule_for(repository);
-        rule.others(&self.own).cloned().collect()
     }
 
     /// A hash of the choice of repositories that this region keeps, and of all regions: when one

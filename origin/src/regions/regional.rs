@@ -1,6 +1,7 @@
 //! Everything about other regions that one replica runs: who they are, whether they and the own
 //! storage answer, what they owe, and the copies that requests ask for.
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,7 +71,7 @@ pub(crate) struct Regional {
     config: RegionalConfig,
     /// Keys that detached copies are bringing.
     pub(super) copying: Mutex<HashSet<FactKey>>,
-    is_whole: Mutex<bool>,
+    is_whole: AtomicBool,
     /// Until when tags are read from all regions that owe something.
     freshest_until: Mutex<Time>,
     clock_check: ClockCheck,
@@ -109,7 +110,7 @@ impl Regional {
             clock,
             config,
             copying: Mutex::default(),
-            is_whole: Mutex::new(false),
+            is_whole: AtomicBool::new(false),
             freshest_until: Mutex::new(clock.now() + FRESHEST_FOR),
             clock_check: ClockCheck::default(),
             shutdown,
@@ -170,7 +171,7 @@ impl Regional {
 
     /// Whether this region has everything that the others had when it joined.
     pub(crate) fn is_whole(&self) -> bool {
-        *self.is_whole.lock().unwrap_or_else(PoisonError::into_inner)
+        self.is_whole.load(Ordering::Relaxed)
     }
 
     /// Reports that the own storage failed a request outside a read.
@@ -211,17 +212,18 @@ impl Regional {
         }
     }
 
+    /// The other regions that keep a repository.
+    pub(crate) fn keepers(&self, repository: &RepositoryName) -> Vec<Arc<dyn Source>> {
+        let policy = self.members.policy();
+        let rule = policy.policy().rule_for(repository);
+        self.routes
+            .load()
+            .others_where(|region| rule.includes(region))
+    }
+
     /// The regions that may have something of a repository that is absent here.
     pub(crate) async fn owed(&self, repository: &RepositoryName, read_at: Time) -> Owed {
-        let routes = self.routes.load_full();
-        let policy = self.members.policy();
-        let regions = policy.others(repository);
-        let sources: Vec<_> = routes
-            .others
-            .iter()
-            .filter(|source| regions.contains(source.region()))
-            .map(Arc::clone)
-            .collect();
+        let sources = self.keepers(repository);
         if sources.is_empty() {
             return Owed::Nothing;
         }
@@ -358,7 +360,7 @@ impl Regional {
         let routes = Arc::new(Routes {
             failover: Sources::new(machine, names, self.clock),
             others,
-            stop: Shutdown::new(),
+            stop: self.shutdown.child(),
         });
         self.routes.store(Arc::clone(&routes));
         self.spawn_probes(&routes);
@@ -375,11 +377,7 @@ impl Regional {
                 let (regional, routes) = (Arc::clone(&regional), Arc::clone(&routes));
                 async move { regional.probe(&routes, source).await }
             };
-            let all = regional.shutdown.clone();
-            tokio::select! {
-                () = all.wait() => {}
-                () = failover.run_probes(probe, stop) => {}
-            }
+            failover.run_probes(probe, stop).await;
         });
     }
 
@@ -427,10 +425,8 @@ impl Regional {
         let regional = Arc::clone(self);
         let mut changes = routes.failover.changes();
         self.shutdown.spawn(async move {
-            let all = regional.shutdown.clone();
             loop {
                 tokio::select! {
-                    () = all.wait() => return,
                     () = routes.stop.wait() => return,
                     changed = changes.changed() => if changed.is_err() { return },
                 }
@@ -456,6 +452,6 @@ impl Regional {
             );
             is_whole &= sweeper.is_whole().await.unwrap_or(false);
         }
-        *self.is_whole.lock().unwrap_or_else(PoisonError::into_inner) = is_whole;
+        self.is_whole.store(is_whole, Ordering::Relaxed);
     }
 }

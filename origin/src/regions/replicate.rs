@@ -158,8 +158,8 @@ impl Replicator {
             };
             let is_here = matches!(own.head, FactHead::Manifest { .. });
             let is_live = matches!(fact.head, FactHead::Manifest { .. });
-            // What is here may lack a blob: it was merged as broken as it was at the source, or a
-            // push wrote it and is about to find that a blob has died. So its parts are looked at,
+            // A manifest that is here may lack a blob: it was merged as broken as it was at the
+            // source, or a push wrote it and is about to find that a blob has died. So its parts are looked at,
             // except in a sweep, which would read every record.
             if !is_live || (is_here && reason == MergeReason::Sweep) {
                 let merged = self
@@ -297,7 +297,7 @@ impl Replicator {
             {
                 return Ok(Closure::Ahead(by));
             }
-            // What was live when it was looked at counts as live for L, and no longer.
+            // A blob that was live when it was looked at counts as live for L, and no longer.
             if self.registry.is_recent(started) {
                 return Ok(if is_broken {
                     Closure::Broken

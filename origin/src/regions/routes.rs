@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use flotilla_common::failover::{Failover, FailoverConfig, SourceId, Standing};
+use flotilla_common::name::RegionName;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::failover::Sources;
 use flotilla_runtime::shutdown::Shutdown;
@@ -38,6 +39,18 @@ impl Routes {
             self.own_standing(),
             Standing::Out | Standing::Returning { .. }
         )
+    }
+
+    /// The other regions that `is_meant` names, in the order of the policy.
+    pub(crate) fn others_where(
+        &self,
+        is_meant: impl Fn(&RegionName) -> bool,
+    ) -> Vec<Arc<dyn Source>> {
+        let others = self.others.iter();
+        others
+            .filter(|source| is_meant(source.region()))
+            .map(Arc::clone)
+            .collect()
     }
 
     /// The other regions that answer, as far as is known, in the order of the policy.

@@ -107,7 +107,7 @@ pub(crate) fn next_step(
                 SweepStep::Idle
             }
         }
-        // What was walked by another choice may lack what is chosen now.
+        // A sweep of other repositories may have passed by keys of those that are chosen now.
         SweepState::Walking { round, .. } if record.selection != selection => begin(*round),
         SweepState::Walking {
             kind,

@@ -145,16 +145,17 @@ impl TakeQueue {
 async fn wait_until_finished(mut answer: oneshot::Receiver<bool>, bytes: &AtomicU64) -> bool {
     let started = Instant::now();
     loop {
-        let deadline = started + bound(bytes.load(Ordering::Relaxed));
+        let deadline = started + wait_limit(bytes.load(Ordering::Relaxed));
         match timeout_at(deadline, &mut answer).await {
             Ok(merged) => return merged.unwrap_or(false),
-            Err(_) if started + bound(bytes.load(Ordering::Relaxed)) > deadline => {}
+            Err(_) if started + wait_limit(bytes.load(Ordering::Relaxed)) > deadline => {}
             Err(_) => return false,
         }
     }
 }
 
-fn bound(bytes: u64) -> Duration {
+/// How long a sender waits until keys are merged whose blobs have so many bytes.
+pub(super) fn wait_limit(bytes: u64) -> Duration {
     (MERGE_TIMEOUT + Duration::from_secs(bytes / ASSUMED_RATE)).min(MAX_TAKE_WAIT)
 }
 

@@ -12,17 +12,16 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
 use flotilla_common::stamp::Stamp;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 
-use super::proxy::{copy_of, end_to_end};
-use crate::http::error::{ApiError, Code};
+use super::proxy::{copy_of, end_to_end, unavailable};
 use crate::http::manifests::tags_of;
 use crate::http::route::Route;
 use crate::http::{Api, CONTENT_DIGEST, HandlerResult};
 use crate::regions::regional::Regional;
 use crate::regions::routes::Routes;
 use crate::regions::source::Source;
-use crate::replicas::Changed;
+use crate::replicas::{Changed, Receiver as _};
 
 /// The stamp of a change, in the answer to a forwarded request: `<clock>.<region>`.
 pub(in crate::http) const STAMP: HeaderName = HeaderName::from_static("flotilla-stamp");
@@ -56,13 +55,11 @@ pub(in crate::http) async fn forward(
         Writer::Own => Err((request, body)),
         Writer::Unavailable(reason) => {
             regional.count_forwarded(None);
-            Ok(Err(
-                ApiError::new(Code::Unavailable, reason).with_retry_after(5)
-            ))
+            Ok(Err(unavailable(reason)))
         }
         Writer::Other(source) => {
             regional.count_forwarded(Some(source.region()));
-            Ok(send(api, regional, route, &*source, &request, body).await)
+            Ok(send(api, route, &*source, &request, body).await)
         }
     }
 }
@@ -103,21 +100,21 @@ fn writer(
         if region == *regional.own() || policy.policy().region(&region).is_none() {
             return Writer::Own;
         }
-        let unavailable = || {
+        let not_now = || {
             Writer::Unavailable(format!(
                 "the upload began in region {region}, which does not answer; repeat the request later, or begin the upload again"
             ))
         };
-        return find(&region).map_or_else(unavailable, Writer::Other);
+        return find(&region).map_or_else(not_now, Writer::Other);
     }
     let rule = policy.policy().rule_for(repository);
     if let Some(home) = rule.home.as_ref().filter(|home| *home != regional.own()) {
-        let unavailable = || {
+        let not_now = || {
             Writer::Unavailable(format!(
                 "the policy says that changes of {repository} are made in region {home}, which does not answer"
             ))
         };
-        return find(home).map_or_else(unavailable, Writer::Other);
+        return find(home).map_or_else(not_now, Writer::Other);
     }
     let is_kept_here = rule.includes(regional.own());
     let is_out = routes.is_own_out();
@@ -147,7 +144,6 @@ pub(in crate::http) fn upload_region(id: &str) -> Option<RegionName> {
 
 async fn send(
     api: &Arc<Api>,
-    regional: &Arc<Regional>,
     route: &Route,
     source: &dyn Source,
     request: &Parts,
@@ -164,15 +160,13 @@ async fn send(
         Ok(response) => response,
         Err(error) => {
             tracing::warn!(region = %source.region(), %error, "a forwarded change failed; its outcome is unknown");
-            return Err(ApiError::new(
-                Code::Unavailable,
+            return Err(unavailable(
                 "the region to which the change was forwarded did not answer; its outcome is unknown, repeat the request",
-            )
-            .with_retry_after(5));
+            ));
         }
     };
     if response.status().is_success() {
-        tell_replicas(api, regional, route, request, response.headers()).await;
+        tell_replicas(api, route, request, response.headers()).await;
     }
     let (mut parts, body) = response.into_parts();
     parts.headers = end_to_end(&parts.headers);
@@ -197,13 +191,7 @@ fn known_clock(api: &Arc<Api>, route: &Route, request: &Parts) -> u64 {
 }
 
 /// Lets all replicas of this region serve a forwarded change before it is acknowledged.
-async fn tell_replicas(
-    api: &Arc<Api>,
-    regional: &Arc<Regional>,
-    route: &Route,
-    request: &Parts,
-    headers: &HeaderMap,
-) {
+async fn tell_replicas(api: &Arc<Api>, route: &Route, request: &Parts, headers: &HeaderMap) {
     let changed = match route {
         Route::Manifest {
             repository,
@@ -220,8 +208,7 @@ async fn tell_replicas(
     };
     if !changed.is_empty() {
         for change in &changed {
-            regional.told(change);
-            api.registry.invalidate(change.clone());
+            api.invalidate(change.clone());
         }
         api.registry.invalidate_replicas(changed).await;
     }
@@ -281,13 +268,6 @@ pub(in crate::http) fn requested_clock(headers: &HeaderMap, own: u64) -> Option<
     const MAX_SKEW_NANOS: u64 = 60_000_000_000;
     let above = headers.get(ABOVE)?.to_str().ok()?.parse::<u64>().ok()?;
     Some(above.min(own.saturating_add(MAX_SKEW_NANOS)))
-}
-
-/// Removes headers that only origins of the policy's regions may send.
-pub(in crate::http) fn remove_reserved(headers: &mut HeaderMap) {
-    headers.remove(ABOVE);
-    headers.remove(STAMP);
-    headers.remove(header::FORWARDED);
 }
 
 #[cfg(test)]

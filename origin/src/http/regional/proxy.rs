@@ -9,7 +9,7 @@ use flotilla_runtime::failover::CallError;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, Code};
 use crate::regions::source::{Source, SourceError};
 
 /// How long a region that answers 503 or 429 without `Retry-After` is left alone.
@@ -26,6 +26,14 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::HOST,
     header::EXPECT,
 ];
+
+/// Seconds after which clients are asked to come back if no region can serve.
+const RETRY_AFTER_S: u32 = 5;
+
+/// The answer if no region can serve a request now.
+pub(super) fn unavailable(message: impl core::fmt::Display) -> ApiError {
+    ApiError::new(Code::Unavailable, message).with_retry_after(RETRY_AFTER_S)
+}
 
 /// Why a call to the own storage or another region does not serve a read.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! Reads: from the own storage if it answers, otherwise from another region.
 //!
-//! Absence counts only from the own storage while it is sure. What is absent there and owed by
-//! another region is read through from it, and copied behind the answer. Content by digest may come
-//! from any region as soon as one is slow; facts that can change may not.
+//! Absence counts only from the own storage while it is sure. Content that is absent there and
+//! owed by another region is read through from it, and copied behind the answer. Content by digest
+//! may come from any region as soon as one is slow; facts that can change may not.
 
 use std::sync::Arc;
 
@@ -16,15 +16,13 @@ use flotilla_runtime::failover::Unserved;
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::proxy::{ReadError, read_at, send_at};
+use super::proxy::{ReadError, read_at, send_at, unavailable};
 use crate::http::error::{ApiError, Code};
 use crate::http::{Api, HandlerResult, blobs, manifests, peers};
 use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
 use crate::regions::routes::{OWN, Routes};
 
-/// Clients are asked to come back after this many seconds if no region can serve.
-const RETRY_AFTER_S: u32 = 5;
 /// Marks an answer of another region that may be older than an acknowledged change.
 const MAYBE_OLD: HeaderValue =
     HeaderValue::from_static("299 - \"Storage of this region is out; the answer may be old\"");
@@ -107,7 +105,7 @@ where
     );
     let (from, mut response) = served.await?;
     if from != OWN && routes.is_own_out() {
-        response.headers_mut().insert(header::WARNING, MAYBE_OLD);
+        mark_old(&mut response);
     }
     Ok(response)
 }
@@ -139,16 +137,8 @@ pub(in crate::http) async fn closure(
             }
         }
     };
-    match routes.failover.ask(content(&asked.manifest), call).await {
-        Ok((source, response)) => {
-            regional.count_read(routes.other(source), "served");
-            Ok(response)
-        }
-        Err(error) => {
-            regional.count_read(None, "failed");
-            Err(unserved(error))
-        }
-    }
+    let (_, response) = ask(regional, &routes, content(&asked.manifest), call).await?;
+    Ok(response)
 }
 
 /// The key of content in the failover machine.
@@ -192,6 +182,19 @@ where
             }
         }
     };
+    ask(regional, routes, need, call).await
+}
+
+/// Asks the own storage and other regions as the failover machine decides, and counts the outcome.
+async fn ask<F>(
+    regional: &Regional,
+    routes: &Routes,
+    need: Need,
+    call: impl Fn(SourceId) -> F,
+) -> Result<(SourceId, Response<Body>), ApiError>
+where
+    F: Future<Output = Result<Response<Body>, ReadError>>,
+{
     match routes.failover.ask(need, call).await {
         Ok((source, response)) => {
             regional.count_read(routes.other(source), "served");
@@ -262,10 +265,8 @@ pub(super) fn unserved(error: Unserved<ReadError>) -> ApiError {
             });
             own.unwrap_or_else(undecided)
         }
-        Unserved::Final(..) | Unserved::Unavailable(_) => ApiError::new(
-            Code::Unavailable,
+        Unserved::Final(..) | Unserved::Unavailable(_) => unavailable(
             "the storage of this region does not answer, and no other region can serve the request; repeat it",
-        )
-        .with_retry_after(RETRY_AFTER_S),
+        ),
     }
 }

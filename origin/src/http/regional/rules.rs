@@ -13,6 +13,7 @@ use http::request::Parts;
 use tokio::time::timeout;
 
 use super::forward::requested_clock;
+use super::proxy::unavailable;
 use crate::http::error::{ApiError, Code};
 use crate::http::{Api, FromRegion, all_regions};
 use crate::regions::owed::Owed;
@@ -105,13 +106,7 @@ pub(in crate::http) async fn acknowledge(
 ) -> Result<(), ApiError> {
     let policy = regional.members().policy();
     let rule = policy.policy().rule_for(repository);
-    let routes = regional.routes();
-    let sources: Vec<_> = routes
-        .others
-        .iter()
-        .filter(|source| rule.includes(source.region()))
-        .map(Arc::clone)
-        .collect();
+    let sources = regional.keepers(repository);
     let needed = rule.ack_regions.saturating_sub(1);
     if needed == 0 {
         regional.hints().send(sources, keys, Vec::new());
@@ -120,15 +115,11 @@ pub(in crate::http) async fn acknowledge(
     let acknowledged = regional.hints().wait(sources, keys, needed, bytes).await;
     acknowledged.map_err(|missing| {
         let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
-        ApiError::new(
-            Code::Unavailable,
-            format_args!(
-                "the change is written in this region, but not acknowledged: the policy demands {} regions, and {} did not copy it in time; repeat the request",
-                rule.ack_regions,
-                missing.join(", ")
-            ),
-        )
-        .with_retry_after(5)
+        unavailable(format_args!(
+            "the change is written in this region, but not acknowledged: the policy demands {} regions, and {} did not copy it in time; repeat the request",
+            rule.ack_regions,
+            missing.join(", ")
+        ))
     })
 }
 
@@ -149,17 +140,17 @@ pub(in crate::http) async fn bring_references(
     };
     let (regional, repository) = (Arc::clone(regional), repository.clone());
     let copy = tokio::spawn(async move { regional.bring_references(&repository, &manifest).await });
-    let unavailable = |reason: &str| {
-        let message =
-            format_args!("{error}; another region may have it: {reason}. Repeat the request");
-        ApiError::new(Code::Unavailable, message).with_retry_after(5)
+    let undecided = |reason: &str| {
+        unavailable(format_args!(
+            "{error}; another region may have it: {reason}. Repeat the request"
+        ))
     };
     match timeout(COPY_TIMEOUT, copy).await {
         Ok(Ok(Ok(true))) => Ok(()),
         Ok(Ok(Ok(false))) => Err(error.into()),
-        Ok(Ok(Err(reason))) => Err(unavailable(&reason)),
-        Ok(Err(stopped)) => Err(unavailable(&stopped.to_string())),
-        Err(_) => Err(unavailable("it is being copied")),
+        Ok(Ok(Err(reason))) => Err(undecided(&reason)),
+        Ok(Err(stopped)) => Err(undecided(&stopped.to_string())),
+        Err(_) => Err(undecided("it is being copied")),
     }
 }
 
@@ -174,13 +165,14 @@ pub(in crate::http) async fn bring_owed(
     keys: &[FactKey],
     error: RegistryError,
 ) -> Result<(), ApiError> {
-    let unavailable = |reason: &str| {
-        let message = format_args!("{error}; another region may have it: {reason}");
-        ApiError::new(Code::Unavailable, message).with_retry_after(5)
+    let undecided = |reason: &str| {
+        unavailable(format_args!(
+            "{error}; another region may have it: {reason}"
+        ))
     };
     let regions = match regional.owed(repository, api.clock.now()).await {
         Owed::By(regions) => regions,
-        Owed::Unknown => return Err(unavailable("it does not answer")),
+        Owed::Unknown => return Err(undecided("it does not answer")),
         Owed::Nothing | Owed::ReadAgain => return Err(error.into()),
     };
     for region in regions {
@@ -188,7 +180,7 @@ pub(in crate::http) async fn bring_owed(
             regional
                 .bring(&region, key)
                 .await
-                .map_err(|reason| unavailable(&reason))?;
+                .map_err(|reason| undecided(&reason))?;
         }
     }
     Ok(())
@@ -200,15 +192,7 @@ pub(in crate::http) fn announce_blob(api: &Api, repository: &RepositoryName, dig
     let Some(regional) = all_regions(api) else {
         return;
     };
-    let policy = regional.members().policy();
-    let rule = policy.policy().rule_for(repository);
-    let routes = regional.routes();
-    let sources = routes
-        .others
-        .iter()
-        .filter(|source| rule.includes(source.region()))
-        .map(Arc::clone)
-        .collect();
     let blobs = vec![(repository.clone(), *digest)];
+    let sources = regional.keepers(repository);
     regional.hints().send(sources, Vec::new(), blobs);
 }

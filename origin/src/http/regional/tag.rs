@@ -15,13 +15,11 @@ use flotilla_common::failover::{Need, SourceId};
 use flotilla_common::name::{Reference, RepositoryName, Tag};
 use flotilla_common::wire::region::{FactHead, FactKey};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use http::StatusCode;
 use http::request::Parts;
 use tokio::time::{Instant, timeout_at};
 
-use super::proxy::{ReadError, read_at};
+use super::proxy::{ReadError, read_at, unavailable};
 use super::read::{by_digest, mark_old, own_answer, unserved};
-use crate::http::error::{ApiError, Code};
 use crate::http::{Api, HandlerResult, manifests};
 use crate::policy::TagReads;
 use crate::regions::owed::Owed;
@@ -140,11 +138,7 @@ async fn newer_elsewhere(
     let Owed::By(regions) = regional.owed(repository, read_at).await else {
         return None;
     };
-    let sources = routes.others.iter();
-    let sources: Vec<_> = sources
-        .filter(|source| regions.contains(source.region()))
-        .map(Arc::clone)
-        .collect();
+    let sources = routes.others_where(|region| regions.contains(region));
     let best = highest(&sources, repository, tag).await?;
     // The own value was just read.
     let own = api.registry.known_tag(repository, tag);
@@ -167,18 +161,14 @@ async fn during_outage(
         (Some(elsewhere), _) => elsewhere,
         (None, Some(known)) => known,
         (None, None) => {
-            return Err(ApiError::new(
-                Code::Unavailable,
+            return Err(unavailable(
                 "the storage of this region does not answer, and no other region knows the tag; repeat the request",
-            )
-            .with_retry_after(5));
+            ));
         }
     };
     let digest = best.digest.ok_or(RegistryError::ManifestUnknown)?;
     let mut response = by_digest(api, regional, repository, &digest, request).await?;
-    if response.status() != StatusCode::NOT_FOUND {
-        mark_old(&mut response);
-    }
+    mark_old(&mut response);
     Ok(response)
 }
 
