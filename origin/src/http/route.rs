@@ -12,6 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 use super::error::{ApiError, Code};
 use crate::metrics::{MANIFEST, REGION};
+use crate::registry::RegistryError;
 
 /// The resource that a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +129,8 @@ pub(super) fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
             let repository = repository(name.strip_suffix("/blobs").ok_or_else(not_found)?)?;
             if id.is_empty() {
                 Ok(Route::Uploads { repository })
+            } else if !is_upload_id(id) {
+                Err(RegistryError::UploadUnknown.into())
             } else {
                 Ok(Route::Upload {
                     repository,
@@ -137,6 +140,12 @@ pub(super) fn route(method: &Method, path: &str) -> Result<Route, ApiError> {
         }
         _ => Err(not_found()),
     }
+}
+
+/// Whether text has the form of an upload's id: `[REGION.]HEX`.
+fn is_upload_id(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    text.bytes().all(is_allowed)
 }
 
 fn not_found() -> ApiError {
@@ -251,6 +260,15 @@ mod tests {
             ("/v2/a/b/c/blobs/uploads/", "uploads of a/b/c"),
             ("/v2/a/b/c/blobs/uploads", "uploads of a/b/c"),
             ("/v2/app/blobs/uploads/00ff", "upload 00ff of app"),
+            ("/v2/app/blobs/uploads/us-1.00ff", "upload us-1.00ff of app"),
+            (
+                "/v2/app/blobs/uploads/us-1.x\\..\\..\\flotilla",
+                "BLOB_UPLOAD_UNKNOWN",
+            ),
+            (
+                "/v2/app/blobs/uploads/us-1.x%5c..%5cflotilla",
+                "BLOB_UPLOAD_UNKNOWN",
+            ),
             ("/v2/app/manifests/v1.0", "v1.0 of app"),
             ("/v2/app/manifests/sha256:HEX", "manifest of app"),
             ("/v2/app/tags/list", "tags of app"),

@@ -10,7 +10,7 @@ use flotilla_runtime::error_text::explain;
 use flotilla_runtime::identity::{Identity, IdentityError};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use http_body::Body as _;
-use reqwest::{Client, Response};
+use reqwest::{Client, Response, Url};
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -97,8 +97,8 @@ impl RegionClient {
     /// not contain those of the client's connection (`Host`, `Connection` and the like).
     ///
     /// # Errors
-    /// No connection, or it ended before the head of an answer; the request may have been
-    /// performed.
+    /// The path is not the one that would be sent. No connection, or it ended before the head of an
+    /// answer; the request may have been performed.
     pub(crate) async fn send(
         &self,
         request: http::Request<Body>,
@@ -106,7 +106,11 @@ impl RegionClient {
         let (parts, body) = request.into_parts();
         let mut headers = parts.headers;
         let body = match body.size_hint().exact() {
-            Some(0) => reqwest::Body::default(),
+            Some(0) => {
+                // Of a body that was dropped.
+                headers.remove(header::CONTENT_LENGTH);
+                reqwest::Body::default()
+            }
             exact => {
                 if let Some(len) = exact {
                     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(len));
@@ -116,9 +120,23 @@ impl RegionClient {
         };
         let path = parts.uri.path_and_query();
         let path = path.map_or("/", http::uri::PathAndQuery::as_str);
+        if !self.is_sent_as_given(path) {
+            return Err(self.error("the path is not in its normal form; it was not sent"));
+        }
         let sent = self.execute(parts.method, path, headers, body).await;
         let response = sent.map_err(|error| self.error(explain(&error)))?;
         Ok(http::Response::from(response).map(Body::new))
+    }
+
+    /// Whether the path of a client's request names the same resource for the other region as here.
+    /// URLs are normalized before they are sent (`\` is `/`, and `..` removes a segment), so that
+    /// a client could call with the certificate of this origin what it may not call itself.
+    fn is_sent_as_given(&self, path_and_query: &str) -> bool {
+        let (path, _) = path_and_query
+            .split_once('?')
+            .unwrap_or((path_and_query, ""));
+        let url = Url::parse(&format!("{}{path_and_query}", self.url));
+        url.is_ok_and(|url| url.path() == path)
     }
 
     async fn execute(

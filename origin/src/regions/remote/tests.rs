@@ -325,3 +325,28 @@ async fn blobs_are_read_from_an_offset() {
         Err("the blob ended 2 bytes early".to_owned())
     );
 }
+
+#[tokio::test]
+async fn client_paths_that_would_be_rewritten_are_not_sent() {
+    let other = Other::start().await;
+    let send = async |path: &str| {
+        let request = Request::builder().method("POST").uri(path);
+        other
+            .source
+            .send(request.body(Body::empty()).unwrap())
+            .await
+    };
+    other.will_answer(202, &[], "");
+    let path = "/v2/app/blobs/uploads/?digest=sha256:a/../b";
+    assert_eq!(send(path).await.unwrap().status(), 202);
+    assert!(other.last_request().contains(" /v2/app/blobs/uploads/ "));
+    for path in [
+        "/v2/app/blobs/uploads/us-1.x\\..\\..\\..\\..\\..\\flotilla\\v1\\region\\done",
+        "/v2/app/../../flotilla/v1/region/done",
+        "/v2/%2e%2e/flotilla/v1/region/done",
+    ] {
+        let error = send(path).await.unwrap_err().to_string();
+        assert!(error.contains("normal form"), "{path}: {error}");
+    }
+    assert!(other.requests.lock().unwrap().is_empty());
+}
