@@ -48,6 +48,9 @@ impl World<'_> {
                 chunk,
                 received,
             } => self.update_lease(peer, blob, LeaseUpdate::Renew { chunk, received }),
+            Output::LeaseWaiting { blob, chunk } => {
+                self.update_lease(peer, blob, LeaseUpdate::Waiting { chunk });
+            }
             Output::LeaseDone { blob, chunk } => {
                 self.update_lease(peer, blob, LeaseUpdate::Done { chunk });
             }

@@ -434,6 +434,14 @@ pub enum Output {
         /// Bytes of the chunk received so far.
         received: u64,
     },
+    /// Report that the download of a lease has made no progress since the last renewal, and waits
+    /// for the origin. There is no answer unless the lease is lost.
+    LeaseWaiting {
+        /// The blob.
+        blob: BlobSlot,
+        /// The chunk.
+        chunk: u32,
+    },
     /// Report that the chunk of a lease was received.
     LeaseDone {
         /// The blob.

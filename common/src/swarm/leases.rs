@@ -4,7 +4,7 @@
 //! request is parked at the tracker while there are chunks that neither we nor any neighbour holds.
 //! A neighbour that leaves may have been the only one with a chunk: then the request is made again,
 //! and the tracker learns at once which chunks went with it. A lease is renewed while its download
-//! moves.
+//! moves; while it does not, the tracker is told that this peer still waits for the origin.
 
 use core::time::Duration;
 
@@ -247,7 +247,7 @@ impl Leases {
         }
     }
 
-    /// Renews the leases whose downloads moved since the last time.
+    /// Renews the leases whose downloads moved since the last time, and reports the others.
     pub(super) fn renew(&mut self, ctx: &mut Context, downloads: &Downloads) {
         for lease in &mut self.held {
             if lease.renew_at <= ctx.now {
@@ -258,6 +258,11 @@ impl Leases {
                         blob: lease.blob,
                         chunk: lease.chunk,
                         received,
+                    });
+                } else {
+                    ctx.output(Output::LeaseWaiting {
+                        blob: lease.blob,
+                        chunk: lease.chunk,
                     });
                 }
                 lease.renew_at = ctx.now + lease.term / 4;

@@ -36,7 +36,7 @@
 //!                              ◀── LeaseTake {blob, missing}         (parked at the tracker)
 //!   LeaseGranted {chunk} ─────▶
 //!                              ◀── Fetch {transfer, ChunkSource::Origin}   (from the origin that failover names)
-//!   Progress ─────────────────▶ ◀── LeaseRenew, about twice per term
+//!   Progress ─────────────────▶ ◀── LeaseRenew, about twice per term; LeaseWaiting without progress
 //!   Received ─────────────────▶ ◀── LeaseDone, Have {blob, batch}
 //! ```
 //! Without a tracker, or when nothing moves for too long, the chunk is fetched without a lease.

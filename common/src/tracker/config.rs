@@ -55,6 +55,9 @@ pub struct LeaseSettings {
     /// holder that does not is probably dead, and the origin should not be idle. After five times
     /// as long an unconfirmed lease ends.
     pub confirm: Duration,
+    /// How long a lease lasts without progress while the origin serves none of the blob's holders.
+    /// An origin or a peer that turns to another region takes up to four seconds.
+    pub longest_stall: Duration,
     /// Longest total time of a lease, however much progress it makes.
     pub longest: Duration,
     /// As `longest`, for a blob of one chunk: a blob that cannot be cut into chunks has one chunk
@@ -78,6 +81,7 @@ impl Default for LeaseSettings {
             open_limit: 4,
             term: Duration::from_secs(1),
             confirm: Duration::from_millis(50),
+            longest_stall: Duration::from_secs(4),
             longest: Duration::from_secs(30),
             longest_whole: Duration::from_secs(900),
             park: Duration::from_secs(10),

@@ -415,6 +415,7 @@ impl TrackerMachine {
                         LeaseEvent::Renew { received } => {
                             authority.renew(peer, chunk, received, ctx)
                         }
+                        LeaseEvent::Waiting => authority.waiting(peer, chunk, ctx.now),
                         LeaseEvent::Done => authority.done(peer, chunk, ctx),
                         LeaseEvent::Failed => authority.failed(peer, chunk, ctx),
                     };

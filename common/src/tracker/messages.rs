@@ -139,6 +139,9 @@ pub enum LeaseEvent {
         /// Bytes of the chunk received so far.
         received: u64,
     },
+    /// No bytes came since the last renewal; the peer waits for the origin. The lease is extended
+    /// if the origin serves none of the blob's holders.
+    Waiting,
     /// The peer holds the verified chunk.
     Done,
     /// The peer gives the lease up.

@@ -10,7 +10,7 @@
 //!   |------------------------------------------->|  lease authority of (blob, region): parked, or
 //!   |                       granted chunk, term  |
 //!   |<-------------------------------------------|
-//!   | renew, then done or failed                  |
+//!   | renew or waiting, then done or failed       |
 //!   |------------------------------------------->|
 //! ```
 //!

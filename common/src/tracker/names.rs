@@ -93,6 +93,7 @@ impl SlotNames {
                 unreachable: self.known(&unreachable),
             }),
             wire::LeaseAsk::Drop => TrackerInput::Drop { peer, blob },
+            wire::LeaseAsk::Waiting { chunk } => update(chunk, LeaseEvent::Waiting),
             wire::LeaseAsk::Renew { chunk, received } => {
                 update(chunk, LeaseEvent::Renew { received })
             }

@@ -186,6 +186,12 @@ pub enum LeaseAsk {
         /// The chunk.
         chunk: u32,
     },
+    /// The transfer has made no progress since the last renewal, and the holder still waits for
+    /// the origin.
+    Waiting {
+        /// The chunk.
+        chunk: u32,
+    },
 }
 
 /// The response of the lease authority.
@@ -208,7 +214,7 @@ pub enum LeaseAnswer {
         /// The holder.
         peer: PeerInfo,
     },
-    /// The request was applied (drop, renew, done, failed).
+    /// The request was applied (drop, renew, waiting, done, failed).
     Noted,
     /// The lease is not (or no longer) the peer's.
     NotHeld,

@@ -241,6 +241,11 @@ fn tracker_messages() -> Seeds {
         ),
         (
             "tracker_messages",
+            "waiting",
+            with_selector(2, &lease(LeaseAsk::Waiting { chunk: 1 })),
+        ),
+        (
+            "tracker_messages",
             "granted",
             with_selector(
                 3,

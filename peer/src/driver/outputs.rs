@@ -62,6 +62,9 @@ impl Driver {
             } => {
                 self.update_lease(blob, LeaseUpdate::Renew { chunk, received });
             }
+            Output::LeaseWaiting { blob, chunk } => {
+                self.update_lease(blob, LeaseUpdate::Waiting { chunk });
+            }
             Output::LeaseDone { blob, chunk } => {
                 self.update_lease(blob, LeaseUpdate::Done { chunk });
             }

@@ -1,6 +1,8 @@
 //! Requests for leases.
 
-use super::support::{PEER, connect, ms, outputs, wanting};
+use core::time::Duration;
+
+use super::support::{BLOB, PEER, connect, ms, outputs, wanting};
 use crate::swarm::{HaveBatch, HeldChunks, Input, Output, PeerMachine};
 
 #[test]
@@ -31,4 +33,53 @@ fn requested(machine: &mut PeerMachine) -> Vec<u32> {
         _ => None,
     };
     outputs(machine).into_iter().filter_map(missing).collect()
+}
+
+#[test]
+fn lease_without_progress_is_reported_as_waiting() {
+    let mut machine = wanting(8);
+    let lease = Input::LeaseGranted {
+        blob: BLOB,
+        chunk: 0,
+        term: Duration::from_secs(1),
+    };
+    machine.handle(ms(0), lease);
+    let started = outputs(&mut machine);
+    let fetch = |output: &Output| match output {
+        Output::Fetch { transfer, .. } => Some(*transfer),
+        _ => None,
+    };
+    let fetches: Vec<_> = started.iter().filter_map(fetch).collect();
+    assert_eq!(reports(&started), vec![Report::Renewed(0)], "{started:?}");
+    let received = 7;
+    let progress = Input::Progress {
+        transfer: fetches[0],
+        received,
+    };
+    machine.handle(ms(400), progress);
+    let mut reported = Vec::new();
+    for at in [500, 750, 1000] {
+        machine.handle_timeout(ms(at));
+        reported.extend(reports(&outputs(&mut machine)));
+    }
+    assert_eq!(
+        reported,
+        vec![Report::Renewed(received), Report::Waiting, Report::Waiting]
+    );
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Report {
+    Renewed(u64),
+    Waiting,
+}
+
+/// What the tracker is told of held leases.
+fn reports(outputs: &[Output]) -> Vec<Report> {
+    let report = |output: &Output| match output {
+        Output::LeaseRenew { received, .. } => Some(Report::Renewed(*received)),
+        Output::LeaseWaiting { .. } => Some(Report::Waiting),
+        _ => None,
+    };
+    outputs.iter().filter_map(report).collect()
 }

@@ -11,6 +11,7 @@
 //! chunk whose holder lives: it names that holder to a starving peer instead.
 
 mod chunks;
+mod open_lease;
 mod parked;
 
 use core::time::Duration;
@@ -20,6 +21,7 @@ use rand::RngExt;
 use rand_pcg::Pcg64Mcg;
 
 use self::chunks::{ChunkState, ChunkStates};
+use self::open_lease::OpenLease;
 use self::parked::{ParkedRequest, ParkedRequests};
 use super::config::LeaseSettings;
 use super::messages::{LeaseOutcome, RequestId, Take, TrackerCounts, TrackerOutput};
@@ -34,32 +36,6 @@ const UNCONFIRMED_FACTOR: u32 = 5;
 const MAX_SEEDERS_CONSIDERED: usize = 64;
 /// A peer that could not reach so many seeders, about a handout of them, need not try the others.
 const UNREACHABLE_SEEDERS_LIMIT: usize = 12;
-
-/// An open lease.
-#[derive(Debug)]
-struct OpenLease {
-    chunk: u32,
-    holder: PeerSlot,
-    /// The lease expires then, unless it is renewed with progress.
-    deadline: Time,
-    /// The lease expires then in any case.
-    last_deadline: Time,
-    /// Bytes that the holder had at its last renewal.
-    received: u64,
-    /// Whether the holder has sent anything since the grant. Until then it may be dead.
-    is_confirmed: bool,
-    /// From then on the lease does not count against the limit, unless it is confirmed.
-    late_at: Time,
-    /// The state of the chunk if this lease fails: its former state, or held by a peer whose
-    /// transfer ended after its own lease had expired.
-    fallback: ChunkState,
-}
-
-impl OpenLease {
-    fn is_counted(&self, now: Time) -> bool {
-        self.is_confirmed || now < self.late_at
-    }
-}
 
 /// How many leases a peer may have in a round of grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +75,8 @@ pub(super) struct Authority {
     parked: ParkedRequests,
     /// A peer had a part of the blob before this authority granted any of it.
     is_resumed: bool,
+    /// When a lease was last renewed with more bytes, or done.
+    moved_at: Time,
 }
 
 impl Authority {
@@ -110,6 +88,7 @@ impl Authority {
             open: Vec::new(),
             parked: ParkedRequests::default(),
             is_resumed: false,
+            moved_at: Time::ZERO,
         }
     }
 
@@ -183,21 +162,22 @@ impl Authority {
             .iter_mut()
             .find(|lease| lease.chunk == chunk && lease.holder == peer)
         {
-            if !lease.is_confirmed || received > lease.received {
+            let is_extended = !lease.is_confirmed || received > lease.received;
+            if is_extended {
+                if received > lease.received {
+                    lease.moved_at = ctx.now;
+                    self.moved_at = ctx.now;
+                }
                 lease.is_confirmed = true;
                 lease.received = received;
                 lease.deadline = (ctx.now + ctx.config.term).min(lease.last_deadline);
-                ctx.timers.set(
-                    lease.deadline,
-                    Timer::Lease {
-                        blob: self.blob,
-                        region: self.region,
-                        chunk,
-                    },
-                );
+            }
+            let deadline = lease.deadline;
+            if is_extended {
+                self.set_timer(chunk, deadline, ctx);
             }
             return LeaseOutcome::Renewed {
-                term: lease.deadline.saturating_since(ctx.now),
+                term: deadline.saturating_since(ctx.now),
             };
         }
         if self.adopt(peer, chunk, received, ctx) {
@@ -206,6 +186,18 @@ impl Authority {
             }
         } else {
             LeaseOutcome::NotHeld
+        }
+    }
+
+    /// The transfer of a lease makes no progress, and its holder waits for the origin.
+    pub(super) fn waiting(&mut self, peer: PeerSlot, chunk: u32, now: Time) -> LeaseOutcome {
+        let mut open = self.open.iter_mut();
+        match open.find(|lease| lease.chunk == chunk && lease.holder == peer) {
+            Some(lease) => {
+                lease.waiting_at = Some(now);
+                LeaseOutcome::Noted
+            }
+            None => LeaseOutcome::NotHeld,
         }
     }
 
@@ -245,6 +237,7 @@ impl Authority {
         chunk: u32,
         ctx: &mut AuthorityContext<'_>,
     ) -> LeaseOutcome {
+        self.moved_at = ctx.now;
         match self.open.iter().position(|lease| lease.chunk == chunk) {
             Some(at) if self.open[at].holder == peer => {
                 self.open.swap_remove(at);
@@ -317,8 +310,12 @@ impl Authority {
         let Some(at) = self.open.iter().position(|lease| lease.chunk == chunk) else {
             return;
         };
-        let lease = &self.open[at];
+        let is_stalled = self.is_stalled(ctx);
+        let lease = &mut self.open[at];
         if lease.deadline <= ctx.now {
+            if is_stalled && lease.extend_stalled(ctx.now, ctx.config) {
+                return self.set_timer(chunk, self.open[at].deadline, ctx);
+            }
             self.close(at);
             ctx.counts.expired += 1;
             self.grant_parked(ctx);
@@ -448,6 +445,17 @@ impl Authority {
         open.filter(|lease| lease.is_counted(now)).count()
     }
 
+    /// Whether the origin serves none of the holders: no lease has moved for half a term, and
+    /// several holders wait. Other holders would wait too, and the chunks would be sent twice once
+    /// the origin, or another in its place, serves again.
+    fn is_stalled(&self, ctx: &AuthorityContext<'_>) -> bool {
+        let term = ctx.config.term;
+        let waiting = |lease: &&OpenLease| lease.is_waiting(ctx.now, term);
+        let mut holders = self.open.iter().filter(waiting).map(|lease| lease.holder);
+        let first = holders.next();
+        self.moved_at + term / 2 <= ctx.now && holders.any(|holder| Some(holder) != first)
+    }
+
     fn has_open(&self, peer: PeerSlot) -> bool {
         self.open.iter().any(|lease| lease.holder == peer)
     }
@@ -481,20 +489,25 @@ impl Authority {
             deadline,
             last_deadline: ctx.now + longest,
             received: received.unwrap_or(0),
+            moved_at: ctx.now,
+            waiting_at: None,
             is_confirmed,
             late_at,
             fallback,
         });
         for at in [late_at, deadline] {
-            ctx.timers.set(
-                at,
-                Timer::Lease {
-                    blob: self.blob,
-                    region: self.region,
-                    chunk,
-                },
-            );
+            self.set_timer(chunk, at, ctx);
         }
+    }
+
+    /// Looks at the lease on a chunk again at `at`.
+    fn set_timer(&self, chunk: u32, at: Time, ctx: &mut AuthorityContext<'_>) {
+        let timer = Timer::Lease {
+            blob: self.blob,
+            region: self.region,
+            chunk,
+        };
+        ctx.timers.set(at, timer);
     }
 
     /// Ends the open lease at index `at` without the chunk.

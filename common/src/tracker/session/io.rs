@@ -93,6 +93,11 @@ pub enum LeaseUpdate {
         /// Bytes of the chunk received so far.
         received: u64,
     },
+    /// The transfer makes no progress; the peer waits for the origin.
+    Waiting {
+        /// The chunk.
+        chunk: u32,
+    },
     /// The peer holds the chunk.
     Done {
         /// The chunk.
@@ -109,6 +114,7 @@ impl From<LeaseUpdate> for LeaseAsk {
     fn from(update: LeaseUpdate) -> Self {
         match update {
             LeaseUpdate::Renew { chunk, received } => Self::Renew { chunk, received },
+            LeaseUpdate::Waiting { chunk } => Self::Waiting { chunk },
             LeaseUpdate::Done { chunk } => Self::Done { chunk },
             LeaseUpdate::Failed { chunk } => Self::Failed { chunk },
         }

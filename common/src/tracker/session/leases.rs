@@ -270,7 +270,10 @@ impl LeaseRequests {
                     return Some((digest, chunk));
                 }
             }
-            (LeaseAsk::Renew { chunk, .. }, Some(LeaseAnswer::NotHeld)) => {
+            (
+                LeaseAsk::Renew { chunk, .. } | LeaseAsk::Waiting { chunk },
+                Some(LeaseAnswer::NotHeld),
+            ) => {
                 let chunk = *chunk;
                 ctx.outputs
                     .push_back(SessionOutput::LeaseLost { digest, chunk });

@@ -3,6 +3,7 @@
 
 mod leases;
 mod proptests;
+mod stalls;
 
 use std::collections::BTreeMap;
 

@@ -38,6 +38,10 @@ enum Step {
         chunk: u32,
         received: u64,
     },
+    Waiting {
+        peer: u32,
+        chunk: u32,
+    },
     Done {
         peer: u32,
         chunk: u32,
@@ -71,6 +75,7 @@ fn step(chunks: u32) -> impl Strategy<Value = Step> {
             chunk,
             received
         }),
+        3 => (peer.clone(), chunk.clone()).prop_map(|(peer, chunk)| Step::Waiting { peer, chunk }),
         6 => (peer.clone(), chunk.clone()).prop_map(|(peer, chunk)| Step::Done { peer, chunk }),
         2 => (peer.clone(), chunk.clone()).prop_map(|(peer, chunk)| Step::Failed { peer, chunk }),
         1 => (peer, chunk).prop_map(|(peer, chunk)| Step::Hold { peer, chunk }),
@@ -152,6 +157,9 @@ impl Model {
             } => {
                 self.tracker
                     .lease(peer, chunk, LeaseEvent::Renew { received });
+            }
+            Step::Waiting { peer, chunk } => {
+                self.tracker.lease(peer, chunk, LeaseEvent::Waiting);
             }
             Step::Done { peer, chunk } => self.done(PeerSlot(peer), chunk),
             Step::Failed { peer, chunk } => {

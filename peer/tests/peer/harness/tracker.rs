@@ -138,7 +138,10 @@ async fn lease(State(tracker): State<Arc<FakeTracker>>, body: Bytes) -> Vec<u8> 
             state.leases.remove(&(request.digest, chunk));
             LeaseAnswer::Noted
         }
-        LeaseAsk::Drop | LeaseAsk::Renew { .. } | LeaseAsk::Done { .. } => LeaseAnswer::Noted,
+        LeaseAsk::Drop
+        | LeaseAsk::Renew { .. }
+        | LeaseAsk::Waiting { .. }
+        | LeaseAsk::Done { .. } => LeaseAnswer::Noted,
     };
     codec::encode(&answer).unwrap()
 }
