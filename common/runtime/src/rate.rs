@@ -5,6 +5,9 @@
 //! of that rate would have sent its last byte. A caller that is dropped while it waits takes
 //! nothing.
 //!
+//! Bytes that are to give way to others ask by [`Limiter::take_background`]: they get what the
+//! others leave, and a twentieth of the rate if those leave nothing.
+//!
 //! The arithmetic is in [`Bucket`], which has no clock and computes in exact integers, so no rate
 //! drifts however small the requests.
 //!
@@ -25,6 +28,9 @@ const BURST_TIME: Duration = Duration::from_millis(5);
 /// How much delay of a late timer a waiting caller may catch up on.
 const LATENESS: Duration = Duration::from_millis(50);
 
+/// The part of the rate that background callers get however much the others want: one in so many.
+const BACKGROUND_SHARE: u64 = 20;
+
 const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
 /// A bandwidth limit shared by its clones. Counts payload bytes only.
@@ -39,6 +45,9 @@ struct SharedBucket {
     started: Instant,
     /// A fair lock: waiters get it in order of arrival. The holder keeps it while it sleeps.
     bucket: Mutex<Bucket>,
+    /// What background callers get at least. The holder of this fair lock is the one that waits
+    /// for unused bytes.
+    background: Mutex<Bucket>,
 }
 
 impl Limiter {
@@ -48,6 +57,7 @@ impl Limiter {
             rate,
             started: Instant::now(),
             bucket: Mutex::new(Bucket::new(rate.0)),
+            background: Mutex::new(Bucket::new(rate.0 / BACKGROUND_SHARE)),
         };
         Self {
             shared: Some(Arc::new(shared)),
@@ -80,6 +90,37 @@ impl Limiter {
             tokio::time::sleep_until(shared.started + quote.at).await;
         }
         bucket.settle(quote);
+    }
+
+    /// Waits until `bytes` may be sent that other callers do not want: until they would have half
+    /// a burst left. While the others want everything, background callers together get a
+    /// twentieth of the rate.
+    ///
+    /// As with [`Self::take`], dropping the future before it is ready takes nothing.
+    pub async fn take_background(&self, bytes: usize) {
+        let Some(shared) = &self.shared else {
+            return;
+        };
+        let arrived = shared.started.elapsed();
+        let mut background = shared.background.lock().await;
+        loop {
+            let mut bucket = shared.bucket.lock().await;
+            let now = shared.started.elapsed();
+            let unused = bucket.quote_unused(arrived, now, bytes);
+            if unused.at <= now {
+                bucket.settle(unused);
+                return;
+            }
+            // The others take first what becomes free meanwhile.
+            drop(bucket);
+            let least = background.quote(arrived, now, bytes);
+            if least.at <= now {
+                self.take(bytes).await;
+                background.settle(least);
+                return;
+            }
+            tokio::time::sleep_until(shared.started + unused.at.min(least.at)).await;
+        }
     }
 }
 
@@ -121,14 +162,21 @@ impl Bucket {
     /// Computes when `bytes` requested at `arrived` may be sent, for the head of the queue at
     /// `now`.
     fn quote(&self, arrived: Duration, now: Duration, bytes: usize) -> Quote {
+        self.quote_within(self.burst, arrived, now, bytes)
+    }
+
+    /// The same for a caller that leaves half of the burst to others.
+    fn quote_unused(&self, arrived: Duration, now: Duration, bytes: usize) -> Quote {
+        self.quote_within(self.burst / 2, arrived, now, bytes)
+    }
+
+    fn quote_within(&self, burst: u128, arrived: Duration, now: Duration, bytes: usize) -> Quote {
         // Unused capacity of an idle link is lost but for one burst. While a caller waits the link
         // is not idle, so the delay of a late timer is made up, up to LATENESS.
         let idle_since =
             arrived.max(now.saturating_sub(LATENESS)).as_nanos() * self.bits_per_second;
         let free = self.free.max(idle_since) + cost(bytes as u64);
-        let nanos = free
-            .saturating_sub(self.burst)
-            .div_ceil(self.bits_per_second);
+        let nanos = free.saturating_sub(burst).div_ceil(self.bits_per_second);
         Quote {
             at: Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)),
             free,
@@ -261,11 +309,77 @@ mod tests {
         assert!(started.elapsed() <= Duration::from_millis(12));
     }
 
+    /// Takes pieces until `finish`; returns the bytes.
+    async fn takes_until(limiter: Limiter, finish: Instant, is_background: bool) -> u64 {
+        let mut taken = 0;
+        loop {
+            if is_background {
+                limiter.take_background(32_768).await;
+            } else {
+                limiter.take(32_768).await;
+            }
+            if Instant::now() > finish {
+                return taken;
+            }
+            taken += 32_768;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn background_gets_all_of_an_idle_limit() {
+        let rate = BitRate(400 * MEGABIT);
+        let limiter = Limiter::new(rate);
+        let finish = Instant::now() + Duration::from_secs(10);
+        let takers: Vec<_> = (0..8)
+            .map(|_| tokio::spawn(takes_until(limiter.clone(), finish, true)))
+            .collect();
+        let mut sum = 0;
+        for taker in takers {
+            sum += taker.await.unwrap();
+        }
+        let ideal = bytes_in(rate.0, Duration::from_secs(10));
+        assert!((sum as f64 / ideal - 1.0).abs() < 0.01, "{sum} of {ideal}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn background_gives_way_but_for_a_small_share() {
+        let rate = BitRate(400 * MEGABIT);
+        let limiter = Limiter::new(rate);
+        let finish = Instant::now() + Duration::from_secs(10);
+        let background: Vec<_> = (0..64)
+            .map(|_| tokio::spawn(takes_until(limiter.clone(), finish, true)))
+            .collect();
+        let wanted = takes_until(limiter.clone(), finish, false).await as f64;
+        let mut left = 0;
+        for taker in background {
+            left += taker.await.unwrap();
+        }
+        let ideal = bytes_in(rate.0, Duration::from_secs(10));
+        let (wanted, left) = (wanted / ideal, left as f64 / ideal);
+        assert!(wanted > 0.94, "{wanted}");
+        assert!((0.045..0.06).contains(&left), "{left}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn caller_finds_half_a_burst_beside_background() {
+        let limiter = Limiter::new(BitRate(400 * MEGABIT));
+        let finish = Instant::now() + Duration::from_secs(2);
+        let background = tokio::spawn(takes_until(limiter.clone(), finish, true));
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let started = Instant::now();
+            limiter.take(16_384).await;
+            assert!(started.elapsed() <= Duration::from_millis(1));
+        }
+        background.await.unwrap();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn no_limit_never_waits() {
         let started = Instant::now();
         Limiter::unlimited().take(usize::MAX).await;
         Limiter::from(None).take(usize::MAX).await;
+        Limiter::unlimited().take_background(usize::MAX).await;
         assert_eq!(started.elapsed(), Duration::ZERO);
     }
 }
