@@ -5,8 +5,10 @@
 //! |---|---|
 //! | connections | 503 on one of a few reserve connections, which close after their answer |
 //! | requests, from their head to the last byte of their answer | 429 TOOMANYREQUESTS |
-//! | requests of other regions' origins: half of those | 429 TOOMANYREQUESTS |
+//! | requests of other regions' origins: a share of those | 429 TOOMANYREQUESTS |
+//! | questions by which other regions' origins find out what they are owed | 429 TOOMANYREQUESTS |
 //! | uploads that receive bytes or wait for a buffer | 429 TOOMANYREQUESTS |
+//! | uploads that other regions' origins forward: a share of those | 429 TOOMANYREQUESTS |
 //! | bytes of manifests being received | 429 TOOMANYREQUESTS |
 //!
 //! Refusals carry Retry-After. Health and metrics endpoints are exempt.
@@ -20,6 +22,10 @@ use crate::config::Limits;
 
 /// Memory for manifests being received, in bytes: 16 of the largest.
 const MANIFEST_BYTES: usize = 64 << 20;
+/// Concurrent questions of other regions' origins for this region's state and journal. They do not
+/// compete with the pulls of another region's clients: a region that gets no answer to them takes
+/// this one for out.
+const REGION_QUESTIONS: usize = 64;
 
 /// The limit that a request exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,16 +33,20 @@ pub(crate) enum Overload {
     Connections,
     Requests,
     RegionRequests,
+    RegionQuestions,
     Uploads,
+    RegionUploads,
     Manifests,
 }
 
 impl Overload {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::Connections,
         Self::Requests,
         Self::RegionRequests,
+        Self::RegionQuestions,
         Self::Uploads,
+        Self::RegionUploads,
         Self::Manifests,
     ];
 
@@ -46,7 +56,9 @@ impl Overload {
             Self::Connections => "connections",
             Self::Requests => "requests",
             Self::RegionRequests => "region_requests",
+            Self::RegionQuestions => "region_questions",
             Self::Uploads => "uploads",
+            Self::RegionUploads => "region_uploads",
             Self::Manifests => "manifests",
         }
     }
@@ -61,6 +73,13 @@ struct Gate {
 
 /// One or more units of a limit, released on drop.
 pub(crate) type Permit = OwnedSemaphorePermit;
+
+/// The permits of an upload, released on drop.
+#[derive(Debug)]
+pub(crate) struct UploadPermit {
+    _upload: Permit,
+    _of_region: Option<Permit>,
+}
 
 impl Gate {
     fn new(size: usize) -> Self {
@@ -88,7 +107,10 @@ pub(crate) struct Admission {
     requests: Gate,
     /// Those of other regions' origins, which are also counted by `requests`.
     region_requests: Gate,
+    region_questions: Gate,
     uploads: Gate,
+    /// Those of other regions' origins, which are also counted by `uploads`.
+    region_uploads: Gate,
     /// In bytes.
     manifests: Gate,
     refused: [AtomicU64; Overload::ALL.len()],
@@ -98,8 +120,10 @@ impl Admission {
     pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             requests: Gate::new(limits.requests),
-            region_requests: Gate::new(limits.requests / 2),
+            region_requests: Gate::new(limits.share_of_regions(limits.requests)),
+            region_questions: Gate::new(REGION_QUESTIONS),
             uploads: Gate::new(limits.uploads),
+            region_uploads: Gate::new(limits.share_of_regions(limits.uploads)),
             manifests: Gate::new(MANIFEST_BYTES),
             refused: Default::default(),
         }
@@ -116,8 +140,8 @@ impl Admission {
     }
 
     /// Admits a request of another region's origin, besides its permit of
-    /// [`admit_request`](Self::admit_request): however much other regions ask, half of the requests
-    /// remain for this region's clients.
+    /// [`admit_request`](Self::admit_request): however much other regions ask, the rest of the
+    /// requests remains for this region's clients.
     ///
     /// # Errors
     /// [`Overload::RegionRequests`].
@@ -127,14 +151,37 @@ impl Admission {
             .ok_or_else(|| self.refuse(Overload::RegionRequests))
     }
 
-    /// Admits an upload that is about to receive bytes.
+    /// Admits a question of another region's origin for this region's state or journal. It needs no
+    /// other permit.
     ///
     /// # Errors
-    /// [`Overload::Uploads`].
-    pub(crate) fn admit_upload(&self) -> Result<Permit, Overload> {
-        self.uploads
+    /// [`Overload::RegionQuestions`].
+    pub(crate) fn admit_region_question(&self) -> Result<Permit, Overload> {
+        self.region_questions
             .try_acquire(1)
-            .ok_or_else(|| self.refuse(Overload::Uploads))
+            .ok_or_else(|| self.refuse(Overload::RegionQuestions))
+    }
+
+    /// Admits an upload that is about to receive bytes. Those that another region's origin forwards
+    /// get their share at most.
+    ///
+    /// # Errors
+    /// [`Overload::Uploads`], [`Overload::RegionUploads`].
+    pub(crate) fn admit_upload(&self, is_from_region: bool) -> Result<UploadPermit, Overload> {
+        let of_region = is_from_region.then(|| {
+            self.region_uploads
+                .try_acquire(1)
+                .ok_or_else(|| self.refuse(Overload::RegionUploads))
+        });
+        let of_region = of_region.transpose()?;
+        let upload = self
+            .uploads
+            .try_acquire(1)
+            .ok_or_else(|| self.refuse(Overload::Uploads))?;
+        Ok(UploadPermit {
+            _upload: upload,
+            _of_region: of_region,
+        })
     }
 
     /// Admits the next `len` bytes of a manifest.
@@ -171,5 +218,55 @@ impl Admission {
     /// Uploads that receive bytes or wait for a buffer.
     pub(crate) fn uploads_in_flight(&self) -> u64 {
         self.uploads.in_use()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission(region_share: u8) -> Admission {
+        Admission::new(&Limits {
+            requests: 10,
+            uploads: 4,
+            region_share,
+            ..Limits::default()
+        })
+    }
+
+    #[test]
+    fn other_regions_get_their_share_and_own_clients_the_rest() {
+        for (share, requests, uploads) in [(1, 1, 1), (30, 3, 1), (50, 5, 2), (100, 10, 4)] {
+            let admission = admission(share);
+            let held: Vec<_> = (0..requests)
+                .map(|_| admission.admit_region_request().expect("a request"))
+                .collect();
+            let refused = admission.admit_region_request().expect_err("too many");
+            assert_eq!(refused, Overload::RegionRequests, "{share}");
+            let held_uploads: Vec<_> = (0..uploads)
+                .map(|_| admission.admit_upload(true).expect("an upload"))
+                .collect();
+            let refused = admission.admit_upload(true).expect_err("too many");
+            assert_eq!(refused, Overload::RegionUploads, "{share}");
+            for _ in uploads..4 {
+                drop(admission.admit_upload(false).expect("the rest"));
+            }
+            drop((held, held_uploads));
+            drop(admission.admit_region_request().expect("room again"));
+            drop(admission.admit_upload(true).expect("room again"));
+        }
+    }
+
+    #[test]
+    fn questions_do_not_compete_with_pulls() {
+        let admission = admission(50);
+        let pulls: Vec<_> = (0..10).map(|_| admission.admit_request()).collect();
+        assert!(admission.admit_request().is_err());
+        let questions: Vec<_> = (0..REGION_QUESTIONS)
+            .map(|_| admission.admit_region_question())
+            .collect();
+        assert!(questions.iter().all(Result::is_ok));
+        assert!(admission.admit_region_question().is_err());
+        drop(pulls);
     }
 }

@@ -146,6 +146,9 @@ pub struct Limits {
     /// Concurrent uploads that receive bytes or wait for a buffer. Default 512; more are refused
     /// (429).
     pub uploads: usize,
+    /// The share of `requests` and of `uploads` that the origins of other regions may use, in
+    /// percent: 1 to 100. Default 50; the rest remains for this region's clients.
+    pub region_share: u8,
     /// Timeout for a whole request head, and for the next request on an idle connection. Default
     /// 120 s.
     pub head_timeout: Duration,
@@ -184,6 +187,7 @@ impl Default for Limits {
             connections: 8192,
             requests: 4096,
             uploads: 512,
+            region_share: 50,
             head_timeout: Duration::from_mins(2),
             reader_timeout: Duration::from_mins(5),
             upload_lifetime: Duration::from_hours(24),
@@ -193,5 +197,16 @@ impl Default for Limits {
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(20),
         }
+    }
+}
+
+impl Limits {
+    /// What the origins of other regions may use of `number` permits: at least one, so that they
+    /// can copy from this region at all.
+    pub(crate) const fn share_of_regions(&self, number: usize) -> usize {
+        let percent = self.region_share as usize;
+        // The same as `number * percent / 100`, without an overflow.
+        let share = number / 100 * percent + number % 100 * percent / 100;
+        if share == 0 { 1 } else { share }
     }
 }

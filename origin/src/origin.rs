@@ -56,6 +56,12 @@ pub enum StartError {
     /// An upload could outlive the objects that it relies on.
     #[error("upload_lifetime ({0:?}) must be shorter than horizon ({1:?})")]
     UploadLifetime(Duration, Duration),
+    /// Other regions would get no requests, or more than there are.
+    #[error(
+        "region-share is {0}: write a percentage from 1 to 100, which is the share of max-requests \
+         and max-uploads for other regions"
+    )]
+    RegionShare(u8),
     /// Seals would name another region than tags.
     #[error(
         "region is {region}, but seal-key belongs to region {issuer}: leave region out, or use a \
@@ -223,6 +229,9 @@ fn validate(config: &Config) -> Result<(), StartError> {
             config.limits.upload_lifetime,
             config.horizons.horizon,
         ));
+    }
+    if !(1..=100).contains(&config.limits.region_share) {
+        return Err(StartError::RegionShare(config.limits.region_share));
     }
     let issuer = config.seal_key.issuer();
     if config.region != *issuer {

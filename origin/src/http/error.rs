@@ -210,6 +210,8 @@ impl From<Overload> for ApiError {
     fn from(overload: Overload) -> Self {
         let message = match overload {
             Overload::RegionRequests => "too many requests of other regions at once",
+            Overload::RegionQuestions => "too many questions of other regions' origins at once",
+            Overload::RegionUploads => "too many uploads of other regions at once",
             Overload::Connections => "too many connections at once",
             Overload::Requests => "too many requests at once",
             Overload::Uploads => "too many uploads at once",

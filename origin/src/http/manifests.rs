@@ -17,7 +17,7 @@ use serde_json::json;
 use super::error::{ApiError, Code};
 use super::route::{Route, digest as parse_digest, encode_parameter, parameter, parameters, route};
 use super::{
-    Api, CONTENT_DIGEST, FromRegion, HandlerResult, OCI_SUBJECT, OCI_TAG, all_regions, empty,
+    Api, CONTENT_DIGEST, HandlerResult, OCI_SUBJECT, OCI_TAG, all_regions, empty, is_from_region,
     is_read, json, matches_etag, regional, set, set_version, text_of, typed, warn_if_stale,
 };
 use crate::admission::Permit;
@@ -232,7 +232,7 @@ async fn rules_of(
 
 /// Tells the region that forwarded the request how the change was stamped.
 fn add_stamp(response: &mut Response<Body>, request: &Parts, stamp: &Stamp) {
-    if request.extensions.get::<FromRegion>().is_some() {
+    if is_from_region(request) {
         set(response, regional::STAMP, &regional::stamp_text(stamp));
     }
 }

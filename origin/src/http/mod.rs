@@ -131,6 +131,9 @@ fn admit(
     match route {
         Route::Health | Route::Ready | Route::Metrics => Ok([None, None]),
         _ if is_over_limit => Err(admission.refuse(Overload::Connections).into()),
+        Route::Region(endpoint) if is_from_region && endpoint.is_question() => {
+            Ok([None, Some(admission.admit_region_question()?)])
+        }
         _ if is_from_region => {
             let of_region = admission.admit_region_request()?;
             Ok([Some(admission.admit_request()?), Some(of_region)])
@@ -337,9 +340,13 @@ fn all_regions(api: &Api) -> Option<&Arc<Regional>> {
 /// The other regions that may serve a request: none if it comes from one of them, or asks for the
 /// own storage.
 fn other_regions<'a>(api: &'a Api, request: &Parts) -> Option<&'a Arc<Regional>> {
-    let is_from_region = request.extensions.get::<FromRegion>().is_some();
-    let is_own_only = is_from_region || is_own_storage_only(request);
+    let is_own_only = is_from_region(request) || is_own_storage_only(request);
     all_regions(api).filter(|_| !is_own_only)
+}
+
+/// Whether the origin of another region sent a request.
+fn is_from_region(request: &Parts) -> bool {
+    request.extensions.get::<FromRegion>().is_some()
 }
 
 fn is_read(method: &Method) -> bool {

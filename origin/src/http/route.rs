@@ -60,6 +60,14 @@ pub(super) enum RegionEndpoint {
     Take,
 }
 
+impl RegionEndpoint {
+    /// Whether other regions find out by it whether this one is there and what it owes them, rather
+    /// than serve a client by it.
+    pub(super) const fn is_question(self) -> bool {
+        matches!(self, Self::State | Self::Journal | Self::Done)
+    }
+}
+
 impl Route {
     /// The label in metrics.
     pub(super) const fn name(&self) -> &'static str {

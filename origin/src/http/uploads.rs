@@ -14,7 +14,8 @@ use http_body::Body as _;
 use super::error::{ApiError, Code, upload_range};
 use super::route::{digest as parse_digest, parameter};
 use super::{
-    Api, CHUNK_MIN_LENGTH, CONTENT_DIGEST, HandlerResult, UPLOAD_ID, empty, regional, text_of,
+    Api, CHUNK_MIN_LENGTH, CONTENT_DIGEST, HandlerResult, UPLOAD_ID, empty, is_from_region,
+    regional, text_of,
 };
 use crate::registry::{LocationHint, RegistryError, UploadBody, UploadProgress};
 use crate::upload::id::UploadTicket;
@@ -53,7 +54,7 @@ pub(super) async fn begin(
     let Some(digest) = whole else {
         return Ok(accepted(api, StatusCode::ACCEPTED, repository, &progress));
     };
-    let _permit = api.admission.admit_upload()?;
+    let _permit = api.admission.admit_upload(is_from_region(request))?;
     let finished = api
         .registry
         .finish(repository, ticket, Some(progress.hint), digest, body)
@@ -110,7 +111,7 @@ pub(super) async fn patch(
 ) -> HandlerResult {
     let ticket = ticket(api, repository, id)?;
     let hint = location_hint(request.uri.query());
-    let _permit = api.admission.admit_upload()?;
+    let _permit = api.admission.admit_upload(is_from_region(request))?;
     let appended = api
         .registry
         .append(ticket, hint, body_of(request, body)?)
@@ -140,7 +141,7 @@ pub(super) async fn put(
     let _permit = if body.len == Some(0) {
         None
     } else {
-        Some(api.admission.admit_upload()?)
+        Some(api.admission.admit_upload(is_from_region(request))?)
     };
     let finished = api
         .registry

@@ -114,6 +114,10 @@ struct ServeArgs {
     /// Concurrent uploads, including those that wait for buffers; more get 429
     #[arg(long, value_name = "N", default_value_t = Limits::default().uploads as u32, value_parser = value_parser!(u32).range(1..))]
     max_uploads: u32,
+    /// Share of max-requests and max-uploads for the origins of other regions, in percent; beyond
+    /// it they get 429, so the rest remains for this region's clients
+    #[arg(long, value_name = "PERCENT", default_value_t = Limits::default().region_share, value_parser = value_parser!(u8).range(1..=100))]
+    region_share: u8,
     /// How long to keep serving after SIGTERM while /readyz returns 503, so that load balancers can
     /// react
     #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().drain_delay.as_secs(), value_parser = value_parser!(u64).range(0..=300))]
@@ -179,6 +183,7 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
     config.limits.connections = args.max_connections as usize;
     config.limits.requests = args.max_requests as usize;
     config.limits.uploads = args.max_uploads as usize;
+    config.limits.region_share = args.region_share;
     config.limits.drain_delay = Duration::from_secs(args.drain_delay);
     Ok(config)
 }

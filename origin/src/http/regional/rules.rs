@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::forward::requested_clock;
 use super::proxy::unavailable;
 use crate::http::error::{ApiError, Code};
-use crate::http::{Api, FromRegion, all_regions};
+use crate::http::{Api, all_regions, is_from_region};
 use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
 use crate::registry::{ChangeRules, RegistryError};
@@ -48,7 +48,7 @@ pub(in crate::http) async fn change_rules(
         return Err(ApiError::new(Code::Unavailable, message).with_retry_after(60));
     }
     let rule = policy.rule_for(repository);
-    let is_forwarded = request.extensions.get::<FromRegion>().is_some();
+    let is_forwarded = is_from_region(request);
     let now = api.registry.unix_nanos();
     let forwarded = is_forwarded.then(|| requested_clock(&request.headers, now));
     let known = tags
