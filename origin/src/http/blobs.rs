@@ -19,7 +19,7 @@ use super::blob_body::one_piece_at_a_time;
 use super::error::{ApiError, Code};
 use super::request_id::HttpRequestId;
 use super::{
-    Api, CONTENT_DIGEST, FromRegion, HandlerResult, empty, matches_etag, other_regions, set,
+    Api, CONTENT_DIGEST, HandlerResult, empty, is_from_region, matches_etag, other_regions, set,
     text_of, warn_if_stale,
 };
 use crate::regions::resuming_body::ResumingBody;
@@ -107,7 +107,7 @@ fn may_be_redirected(request: &Parts) -> bool {
     let headers = &request.headers;
     text_of(headers, header::IF_RANGE).is_none()
         && text_of(headers, REDIRECT) != Some(REDIRECT_NEVER)
-        && request.extensions.get::<FromRegion>().is_none()
+        && !is_from_region(request)
 }
 
 async fn find(
@@ -170,7 +170,8 @@ async fn body(
     Ok(limited_body(api, request, bytes))
 }
 
-/// A body that is counted, and limited to the rate of the uplink.
+/// A body that is counted, and limited to the rate of the uplink. Other regions get what this
+/// region's clients leave of it.
 fn limited_body<S, E>(api: &Arc<Api>, request: &Parts, bytes: S) -> Body
 where
     S: Stream<Item = Result<Bytes, E>> + Send + 'static,
@@ -187,6 +188,7 @@ where
         return Body::from_stream(counted);
     }
     let uplink = api.uplink.clone();
+    let is_background = is_from_region(request);
     let pieces = bytes
         .map_ok(|piece| stream::iter(split(piece)).map(Ok::<_, E>))
         .try_flatten();
@@ -194,7 +196,11 @@ where
         let uplink = uplink.clone();
         let metrics = Arc::clone(&metrics);
         async move {
-            uplink.take(piece.len()).await;
+            if is_background {
+                uplink.take_background(piece.len()).await;
+            } else {
+                uplink.take(piece.len()).await;
+            }
             metrics.blob_bytes_sent(piece.len());
             Ok(piece)
         }
