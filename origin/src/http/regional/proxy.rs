@@ -30,9 +30,26 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 /// Seconds after which clients are asked to come back if no region can serve.
 const RETRY_AFTER_S: u32 = 5;
 
+/// Upper bound of the pause of another region that clients are asked for.
+const MAX_HANDED_ON_S: u32 = 60;
+
 /// The answer if no region can serve a request now.
 pub(super) fn unavailable(message: impl core::fmt::Display) -> ApiError {
     ApiError::new(Code::Unavailable, message).with_retry_after(RETRY_AFTER_S)
+}
+
+/// Hands on that other regions have no room for a request: own clients come first there.
+pub(super) fn busy(status: StatusCode, pause: Duration) -> ApiError {
+    let code = match status {
+        StatusCode::TOO_MANY_REQUESTS => Code::TooMany,
+        _ => Code::Unavailable,
+    };
+    let seconds = u32::try_from(pause.as_secs()).unwrap_or(MAX_HANDED_ON_S);
+    ApiError::new(
+        code,
+        "the storage of this region cannot serve the request, and the other regions have no room for it; repeat it later",
+    )
+    .with_retry_after(seconds.clamp(1, MAX_HANDED_ON_S))
 }
 
 /// Why a call to the own storage or another region does not serve a read.
@@ -46,8 +63,8 @@ pub(super) enum ReadError {
     OwnFailed(ApiError),
     /// Another region does not have it.
     Absent,
-    /// Another region asks for a pause.
-    Busy(Duration),
+    /// Another region asks for a pause, by this status: 429 or 503.
+    Busy(StatusCode, Duration),
     /// Another region failed.
     Failed(SourceError),
 }
@@ -60,7 +77,7 @@ impl CallError for ReadError {
             Self::OwnFailed(error) => Outcome::Failed {
                 error: error.describe_cause(),
             },
-            Self::Busy(pause) => Outcome::Busy {
+            Self::Busy(_, pause) => Outcome::Busy {
                 retry_after: *pause,
             },
             Self::Failed(error) => Outcome::Failed {
@@ -98,7 +115,7 @@ pub(super) async fn send_at(
     Err(match status {
         StatusCode::NOT_FOUND => ReadError::Absent,
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-            ReadError::Busy(pause_of(response.headers()))
+            ReadError::Busy(status, pause_of(response.headers()))
         }
         other => ReadError::Failed(SourceError {
             region: source.region().clone(),

@@ -16,7 +16,7 @@ use flotilla_runtime::failover::Unserved;
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::proxy::{ReadError, read_at, send_at, unavailable};
+use super::proxy::{ReadError, busy, read_at, send_at, unavailable};
 use crate::http::error::{ApiError, Code};
 use crate::http::{Api, HandlerResult, blobs, manifests, peers};
 use crate::regions::owed::Owed;
@@ -265,8 +265,19 @@ pub(super) fn unserved(error: Unserved<ReadError>) -> ApiError {
             });
             own.unwrap_or_else(undecided)
         }
-        Unserved::Final(..) | Unserved::Unavailable(_) => unavailable(
-            "the storage of this region does not answer, and no other region can serve the request; repeat it",
-        ),
+        Unserved::Unavailable(errors) => {
+            let pause = errors.into_iter().find_map(|(_, error)| match error {
+                ReadError::Busy(status, pause) => Some((status, pause)),
+                _ => None,
+            });
+            pause.map_or_else(no_region, |(status, pause)| busy(status, pause))
+        }
+        Unserved::Final(..) => no_region(),
     }
+}
+
+fn no_region() -> ApiError {
+    unavailable(
+        "the storage of this region does not answer, and no other region can serve the request; repeat it",
+    )
 }
