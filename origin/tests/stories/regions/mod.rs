@@ -6,6 +6,7 @@ mod gate;
 mod harness;
 mod outages;
 mod replication;
+mod shares;
 mod writes;
 
 use std::time::{Duration, Instant};
