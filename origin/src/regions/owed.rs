@@ -3,6 +3,16 @@
 //!
 //! Something that is absent here is looked for elsewhere only if a journal names its repository. So
 //! a storm of requests for tags that exist nowhere costs another region one page a second.
+//!
+//! | another region | may have it |
+//! |---|---|
+//! | its journal names the repository, or more than is listed | yes |
+//! | it does not answer, and its last page named the repository | yes |
+//! | it answers, but a third one does not, or this region is not whole | yes |
+//! | otherwise | no |
+//!
+//! It is absent everywhere only if every region that may have it says that it has not. Questions
+//! that no journal of an answering region suggests are limited for each repository.
 
 use core::time::Duration;
 use std::collections::{HashMap, HashSet};
@@ -38,10 +48,9 @@ pub(crate) enum Owed {
     /// The same, but a page was listed after the caller's own read began: the caller reads its own
     /// storage once more, since a follower may have merged the entry in between.
     ReadAgain,
-    /// These may have it.
+    /// These may have it, whether they answer or not. It is absent only if all of them say so.
     By(Vec<RegionName>),
-    /// Some region may have it, but too many questions were asked, or it does not answer and its
-    /// last page named the repository.
+    /// Some region may have it, but too many questions were asked.
     Unknown,
 }
 
@@ -86,50 +95,48 @@ impl OwedPages {
         pages.clear();
     }
 
-    /// Whether `sources` may have something of a repository that is absent here. `read_at` is when
-    /// the read that found it absent began. `is_whole` says whether this region has everything that
-    /// the others had when it joined.
+    /// Whether `sources` may have something of a repository that is absent here. Those of which
+    /// `is_out` holds are not asked for a page. `read_at` is when the read that found it absent
+    /// began. `is_whole` says whether this region has everything that the others had when it
+    /// joined.
     pub(crate) async fn look_up(
         &self,
         sources: &[Arc<dyn Source>],
+        is_out: impl Fn(&RegionName) -> bool,
         repository: &RepositoryName,
         read_at: Time,
         is_whole: bool,
     ) -> Owed {
-        let pages = join_all(sources.iter().map(|source| self.page(source))).await;
-        let mut owing = Vec::new();
-        let mut answering = Vec::new();
-        let mut is_silent = false;
-        let mut is_named_by_silent = false;
-        let mut is_later = false;
+        let pages = sources
+            .iter()
+            .map(|source| self.page(source, is_out(source.region())));
+        let pages = join_all(pages).await;
+        let mut may_have = Vec::new();
+        let mut others = Vec::new();
+        let (mut is_owed, mut is_silent, mut is_later) = (false, false, false);
         for (source, (page, is_fresh)) in sources.iter().zip(pages) {
             let names = page
                 .as_ref()
                 .is_some_and(|page| page.is_partial || page.repositories.contains(repository));
-            if is_fresh {
-                answering.push(source.region().clone());
-                is_later |= page.is_some_and(|page| page.began > read_at);
-                if names {
-                    owing.push(source.region().clone());
-                }
-            } else {
-                is_silent = true;
-                is_named_by_silent |= names;
+            if names {
+                may_have.push(source.region().clone());
+            } else if is_fresh {
+                others.push(source.region().clone());
             }
-        }
-        if !owing.is_empty() {
-            return Owed::By(owing);
-        }
-        if is_named_by_silent {
-            return Owed::Unknown;
+            is_owed |= names && is_fresh;
+            is_silent |= !is_fresh;
+            is_later |= is_fresh && page.is_some_and(|page| page.began > read_at);
         }
         // What a silent region has not told of may be in those that answer. If none answers, the
         // own storage decides: an outage there must not fail each look-up of something absent here.
-        if (is_silent || !is_whole) && !answering.is_empty() {
-            if !self.may_ask(repository) {
-                return Owed::Unknown;
+        if is_silent || !is_whole {
+            may_have.append(&mut others);
+        }
+        if !may_have.is_empty() {
+            if is_owed || self.may_ask(repository) {
+                return Owed::By(may_have);
             }
-            return Owed::By(answering);
+            return Owed::Unknown;
         }
         if is_later {
             Owed::ReadAgain
@@ -139,7 +146,7 @@ impl OwedPages {
     }
 
     /// The last known page of a region, and whether it is fresh.
-    async fn page(&self, source: &Arc<dyn Source>) -> (Option<Arc<Page>>, bool) {
+    async fn page(&self, source: &Arc<dyn Source>, is_out: bool) -> (Option<Arc<Page>>, bool) {
         let known = {
             let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(pages.entry(source.region().clone()).or_default())
@@ -154,8 +161,9 @@ impl OwedPages {
         {
             return (known.page.clone(), true);
         }
-        // One caller a second waits for a region that does not answer.
-        if known.failed_at.is_some_and(is_recent) {
+        // One caller a second waits for a region that does not answer, until probes have found it
+        // out.
+        if is_out || known.failed_at.is_some_and(is_recent) {
             return (known.page.clone(), false);
         }
         let asked = now;

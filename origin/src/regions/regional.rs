@@ -227,8 +227,10 @@ impl Regional {
         if sources.is_empty() {
             return Owed::Nothing;
         }
+        let routes = self.routes();
+        let is_out = |region: &RegionName| routes.is_other_out(region);
         self.owed
-            .look_up(&sources, repository, read_at, self.is_whole())
+            .look_up(&sources, is_out, repository, read_at, self.is_whole())
             .await
     }
 
@@ -349,7 +351,13 @@ impl Regional {
             return;
         }
         let regions: Vec<u32> = (0..=others.len() as u32).collect();
-        let machine = Failover::new(FailoverConfig::default(), &regions, rand::random());
+        let config = FailoverConfig {
+            // Own absence is looked up anew by each request, so that questions to other regions
+            // about what is absent here stay within their limit.
+            missing_limit: 0,
+            ..FailoverConfig::default()
+        };
+        let machine = Failover::new(config, &regions, rand::random());
         let names = core::iter::once("the storage of this region".to_owned())
             .chain(
                 others

@@ -41,6 +41,13 @@ impl Routes {
         )
     }
 
+    /// Whether another region is out, as far as is known.
+    pub(crate) fn is_other_out(&self, region: &RegionName) -> bool {
+        let mut others = (1_u32..).zip(&self.others);
+        let found = others.find(|(_, source)| source.region() == region);
+        found.is_some_and(|(id, _)| self.failover.standing(SourceId(id)) == Standing::Out)
+    }
+
     /// The other regions that `is_meant` names, in the order of the policy.
     pub(crate) fn others_where(
         &self,

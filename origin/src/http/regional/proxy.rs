@@ -4,6 +4,7 @@ use core::time::Duration;
 
 use axum::body::Body;
 use flotilla_common::failover::Outcome;
+use flotilla_common::name::RegionName;
 use flotilla_common::wire::origin::{REDIRECT_HEADER, REDIRECT_NEVER};
 use flotilla_runtime::failover::CallError;
 use http::request::Parts;
@@ -55,8 +56,9 @@ pub(super) fn busy(status: StatusCode, pause: Duration) -> ApiError {
 /// Why a call to the own storage or another region does not serve a read.
 #[derive(Debug)]
 pub(super) enum ReadError {
-    /// The own storage is sure that it does not have it, and another region may.
-    MayBeElsewhere(ApiError),
+    /// The own storage is sure that it does not have it, and these regions may. The error is the
+    /// answer once they all say that they have not.
+    MayBeElsewhere(ApiError, Vec<RegionName>),
     /// The own answer is final.
     Final(ApiError),
     /// The own storage failed.
@@ -72,7 +74,7 @@ pub(super) enum ReadError {
 impl CallError for ReadError {
     fn outcome(&self) -> Outcome {
         match self {
-            Self::MayBeElsewhere(_) | Self::Absent => Outcome::Missing,
+            Self::MayBeElsewhere(..) | Self::Absent => Outcome::Missing,
             Self::Final(_) => Outcome::Answered,
             Self::OwnFailed(error) => Outcome::Failed {
                 error: error.describe_cause(),

@@ -202,7 +202,7 @@ where
         }
         Err(error) => {
             regional.count_read(None, "failed");
-            Err(unserved(error))
+            Err(unserved(routes, error))
         }
     }
 }
@@ -235,8 +235,8 @@ where
         }
         match owed {
             Owed::Nothing => return Err(ReadError::Final(error)),
-            Owed::By(_) => return Err(ReadError::MayBeElsewhere(error)),
-            Owed::Unknown => return Err(ReadError::OwnFailed(undecided())),
+            Owed::By(regions) => return Err(ReadError::MayBeElsewhere(error, regions)),
+            Owed::Unknown => return Err(ReadError::Final(undecided())),
             Owed::ReadAgain => {}
         }
     }
@@ -255,29 +255,29 @@ fn undecided() -> ApiError {
 }
 
 /// The answer to a read that no region served.
-pub(super) fn unserved(error: Unserved<ReadError>) -> ApiError {
-    match error {
-        Unserved::Final(_, ReadError::Final(error)) => error,
-        Unserved::Absent(errors) => {
-            let own = errors.into_iter().find_map(|(_, error)| match error {
-                ReadError::MayBeElsewhere(error) => Some(error),
-                _ => None,
-            });
-            own.unwrap_or_else(undecided)
+pub(super) fn unserved(routes: &Routes, error: Unserved<ReadError>) -> ApiError {
+    let errors = match error {
+        Unserved::Final(_, ReadError::Final(error)) => return error,
+        Unserved::Final(..) => Vec::new(),
+        Unserved::Absent(errors) | Unserved::Unavailable(errors) => errors,
+    };
+    let (mut own, mut pause, mut absent) = (None, None, Vec::new());
+    for (source, error) in errors {
+        match error {
+            ReadError::MayBeElsewhere(error, regions) => own = Some((error, regions)),
+            ReadError::Absent => absent.extend(routes.other(source).map(|it| it.region().clone())),
+            ReadError::Busy(status, after) => pause = Some((status, after)),
+            ReadError::Final(_) | ReadError::OwnFailed(_) | ReadError::Failed(_) => {}
         }
-        Unserved::Unavailable(errors) => {
-            let pause = errors.into_iter().find_map(|(_, error)| match error {
-                ReadError::Busy(status, pause) => Some((status, pause)),
-                _ => None,
-            });
-            pause.map_or_else(no_region, |(status, pause)| busy(status, pause))
-        }
-        Unserved::Final(..) => no_region(),
     }
-}
-
-fn no_region() -> ApiError {
-    unavailable(
-        "the storage of this region does not answer, and no other region can serve the request; repeat it",
-    )
+    match (own, pause) {
+        (Some((error, regions)), _) if regions.iter().all(|region| absent.contains(region)) => {
+            error
+        }
+        (_, Some((status, pause))) => busy(status, pause),
+        (Some(_), None) => undecided(),
+        (None, None) => unavailable(
+            "the storage of this region does not answer, and no other region can serve the request; repeat it",
+        ),
+    }
 }

@@ -92,7 +92,7 @@ pub(in crate::http) async fn by_tag(
         }
         Err(error) => {
             regional.count_read(None, "failed");
-            Err(unserved(error))
+            Err(unserved(&routes, error))
         }
     }
 }
@@ -138,7 +138,8 @@ async fn newer_elsewhere(
     let Owed::By(regions) = regional.owed(repository, read_at).await else {
         return None;
     };
-    let sources = routes.others_where(|region| regions.contains(region));
+    let mut sources = routes.usable_others();
+    sources.retain(|source| regions.contains(source.region()));
     let best = highest(&sources, repository, tag).await?;
     // The own value was just read.
     let own = api.registry.known_tag(repository, tag);
