@@ -13,6 +13,7 @@
 //! | `sweep`, `sweep_state` | walks all keys of a region, and knows when this one is whole |
 //! | `tombstones` | when a tombstone may be removed |
 //! | `lease` | one replica follows, not all |
+//! | `freshest` | how long after an outage tags are read from all regions |
 //! | `owed` | whether something absent here may be in another region |
 //! | `hints` | asks other regions to copy a push, and waits for their acknowledgement |
 //! | `clock_check` | compares the wall clock with the storage's |
@@ -27,6 +28,7 @@ pub(crate) mod copy;
 pub(crate) mod counts;
 pub(crate) mod entry;
 pub(crate) mod follower;
+mod freshest;
 pub(crate) mod hints;
 pub(crate) mod lease;
 pub(crate) mod members;

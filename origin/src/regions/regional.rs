@@ -14,11 +14,13 @@ use flotilla_common::wire::region::{FactKey, StorageStanding};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::failover::Sources;
 use flotilla_runtime::shutdown::Shutdown;
+use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::timeout;
 
 use super::clock_check::ClockCheck;
 use super::follower::Follower;
+use super::freshest::Freshest;
 use super::hints::Hints;
 use super::lease::Lease;
 use super::members::Members;
@@ -44,8 +46,6 @@ const TOLD_FOR: Duration = Duration::from_hours(24);
 const TOLD_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long another region may take to say whether it can serve.
 const STATE_TIMEOUT: Duration = Duration::from_secs(1);
-/// For this long after a start or an outage, tags of other regions count as owed.
-pub(crate) const FRESHEST_FOR: Duration = Duration::from_mins(10);
 
 /// Settings of the work between regions.
 #[derive(Clone, Copy, Debug)]
@@ -72,8 +72,7 @@ pub(crate) struct Regional {
     /// Keys that detached copies are bringing.
     pub(super) copying: Mutex<HashSet<FactKey>>,
     is_whole: AtomicBool,
-    /// Until when tags are read from all regions that owe something.
-    freshest_until: Mutex<Time>,
+    freshest: Freshest,
     clock_check: ClockCheck,
     pub(super) shutdown: Shutdown,
 }
@@ -96,6 +95,7 @@ impl Regional {
         shutdown: Shutdown,
     ) -> Arc<Self> {
         let routes = ArcSwap::from_pointee(no_routes(clock));
+        let freshest = Freshest::new(clock.now(), registry.unix_nanos());
         Arc::new(Self {
             registry,
             members,
@@ -111,7 +111,7 @@ impl Regional {
             config,
             copying: Mutex::default(),
             is_whole: AtomicBool::new(false),
-            freshest_until: Mutex::new(clock.now() + FRESHEST_FOR),
+            freshest,
             clock_check: ClockCheck::default(),
             shutdown,
         })
@@ -132,6 +132,7 @@ impl Regional {
                     changed = changes.changed() => if changed.is_err() { return },
                     () = tokio::time::sleep(WHOLE_INTERVAL) => {
                         regional.look_up_whole().await;
+                        regional.end_freshest().await;
                         continue;
                     }
                 }
@@ -237,11 +238,7 @@ impl Regional {
     /// Whether tags are read from all regions that owe something: for a while after a start or an
     /// outage.
     pub(crate) fn is_freshest(&self) -> bool {
-        let until = self
-            .freshest_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.clock.now() < *until
+        self.freshest.is_on(self.clock.now())
     }
 
     /// The own region.
@@ -439,14 +436,26 @@ impl Regional {
                     changed = changes.changed() => if changed.is_err() { return },
                 }
                 if routes.is_own_out() {
-                    let mut until = regional
-                        .freshest_until
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner);
-                    *until = regional.clock.now() + FRESHEST_FOR;
+                    let now = regional.clock.now();
+                    regional.freshest.begin(now, regional.registry.unix_nanos());
                 }
             }
         });
+    }
+
+    /// Ends the time in which tags are read from all regions, once they owe nothing from it.
+    async fn end_freshest(&self) {
+        let now = self.clock.now();
+        if !self.freshest.may_end(now) {
+            return;
+        }
+        let others = self.routes.load().others.clone();
+        let states = others.iter().map(|other| async move {
+            let state = timeout(STATE_TIMEOUT, other.state()).await;
+            state.ok()?.ok()
+        });
+        let states = join_all(states).await;
+        self.freshest.end_if_merged(self.own(), &states);
     }
 
     async fn look_up_whole(&self) {
