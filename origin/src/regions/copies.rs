@@ -122,7 +122,14 @@ impl Regional {
         repository: &RepositoryName,
         manifest: &Manifest,
     ) -> Result<bool, String> {
-        let sources = self.routes.load().others.clone();
+        let routes = self.routes();
+        // A region that is away must not leave a push undecided for days. But a client whose
+        // requests were forwarded knows from another region that it need not send a blob.
+        let sources = if self.has_forwarded_lately() {
+            routes.others.clone()
+        } else {
+            routes.usable_others()
+        };
         let brought = self
             .replicator
             .bring_references(&sources, repository, manifest)

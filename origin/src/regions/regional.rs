@@ -73,6 +73,8 @@ pub(crate) struct Regional {
     pub(super) copying: Mutex<HashSet<FactKey>>,
     is_whole: AtomicBool,
     freshest: Freshest,
+    /// When the own storage was last found out, or returning.
+    last_out: Mutex<Option<Time>>,
     clock_check: ClockCheck,
     pub(super) shutdown: Shutdown,
 }
@@ -112,6 +114,7 @@ impl Regional {
             copying: Mutex::default(),
             is_whole: AtomicBool::new(false),
             freshest,
+            last_out: Mutex::default(),
             clock_check: ClockCheck::default(),
             shutdown,
         })
@@ -239,6 +242,13 @@ impl Regional {
     /// outage.
     pub(crate) fn is_freshest(&self) -> bool {
         self.freshest.is_on(self.clock.now())
+    }
+
+    /// Whether clients may have been told lately what other regions have: requests were forwarded
+    /// within the time for which a look at a blob is good.
+    pub(super) fn has_forwarded_lately(&self) -> bool {
+        let last = self.last_out.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|at| self.registry.is_recent(at))
     }
 
     /// The own region.
@@ -438,6 +448,8 @@ impl Regional {
                 if routes.is_own_out() {
                     let now = regional.clock.now();
                     regional.freshest.begin(now, regional.registry.unix_nanos());
+                    let last = regional.last_out.lock();
+                    *last.unwrap_or_else(PoisonError::into_inner) = Some(now);
                 }
             }
         });
