@@ -12,13 +12,16 @@ use async_trait::async_trait;
 use flotilla_runtime::http::serve;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
-use crate::http::Api;
+use crate::http::{Api, all_regions};
 use crate::origin::StartError;
 use crate::replicas::{self, Changed, Invalidator};
 
 /// For messages in progress when the listener is closed.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long the storage may take to answer another replica's question whether this one reaches it.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A listener that serves messages of other replicas. If it is dropped, it closes at once.
 #[derive(Debug)]
@@ -82,6 +85,20 @@ impl replicas::Receiver for Api {
 
     async fn reaches_storage(&self) -> bool {
         let probe = || self.registry.probe_storage();
-        self.storage_health.check(probe).await.is_ok()
+        let Some(regional) = all_regions(self) else {
+            return self.storage_health.check(probe).await.is_ok();
+        };
+        // Whether requests go to another region depends on the answer, so it comes soon, and says
+        // whether this replica uses the storage fully.
+        if regional.routes().is_own_out() {
+            return false;
+        }
+        let failed = match timeout(PROBE_TIMEOUT, probe()).await {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {PROBE_TIMEOUT:?}"),
+        };
+        regional.own_failed(failed);
+        false
     }
 }

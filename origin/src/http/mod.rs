@@ -332,7 +332,7 @@ async fn serve_own(api: &Arc<Api>, route: Route, parts: Parts, body: Body) -> Ha
 }
 
 /// The regions, if there are others.
-fn all_regions(api: &Api) -> Option<&Arc<Regional>> {
+pub(crate) fn all_regions(api: &Api) -> Option<&Arc<Regional>> {
     let regional = api.regional.as_ref()?;
     regional.has_others().then_some(regional)
 }

@@ -14,6 +14,7 @@ use flotilla_common::stamp::Stamp;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 
+use super::facts::{Authority, authority, cut_off};
 use super::proxy::{copy_of, end_to_end, unavailable};
 use crate::http::manifests::tags_of;
 use crate::http::route::Route;
@@ -32,6 +33,8 @@ pub(in crate::http) const ABOVE: HeaderName = HeaderName::from_static("flotilla-
 enum Writer {
     Own,
     Other(Arc<dyn Source>),
+    /// None: this replica alone is cut off from the storage.
+    CutOff,
     /// None can now; for people.
     Unavailable(String),
 }
@@ -51,8 +54,20 @@ pub(in crate::http) async fn forward(
         return Err((request, body));
     };
     let routes = regional.routes();
-    match writer(regional, &routes, route, &request.method, repository) {
+    let authority = authority(api, &routes).await;
+    match writer(
+        regional,
+        &routes,
+        authority,
+        route,
+        &request.method,
+        repository,
+    ) {
         Writer::Own => Err((request, body)),
+        Writer::CutOff => {
+            regional.count_forwarded(None);
+            Ok(Err(cut_off()))
+        }
         Writer::Unavailable(reason) => {
             regional.count_forwarded(None);
             Ok(Err(unavailable(reason)))
@@ -84,6 +99,7 @@ fn written_repository<'a>(route: &'a Route, method: &Method) -> Option<&'a Repos
 fn writer(
     regional: &Regional,
     routes: &Routes,
+    authority: Authority,
     route: &Route,
     method: &Method,
     repository: &RepositoryName,
@@ -117,7 +133,10 @@ fn writer(
         return find(home).map_or_else(not_now, Writer::Other);
     }
     let is_kept_here = rule.includes(regional.own());
-    let is_out = routes.is_own_out();
+    if is_kept_here && authority == Authority::CutOff {
+        return Writer::CutOff;
+    }
+    let is_out = authority == Authority::OtherRegion;
     if is_kept_here && (!is_out || (*method == Method::HEAD && !regional.forwards_writes())) {
         return Writer::Own;
     }

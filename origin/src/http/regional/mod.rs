@@ -3,6 +3,7 @@
 //! | file | job |
 //! |---|---|
 //! | `read` | reads: from the own storage, or from another region |
+//! | `facts` | who serves what can change: the own storage, another region, or none |
 //! | `tag` | tags, which can change: the value with the highest stamp |
 //! | `proxy` | one request to another region |
 //! | `rules` | what the policy demands of a change, and its acknowledgement by other regions |
@@ -11,6 +12,7 @@
 //! A request under the certificate of a region is answered from the own storage only, so nothing
 //! goes through more than two regions.
 
+mod facts;
 mod forward;
 mod proxy;
 mod read;

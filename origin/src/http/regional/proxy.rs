@@ -65,6 +65,8 @@ pub(super) enum ReadError {
     OwnFailed(ApiError),
     /// Another region does not have it.
     Absent,
+    /// Another region was not asked, since what can change is read here.
+    NotAsked,
     /// Another region asks for a pause, by this status: 429 or 503.
     Busy(StatusCode, Duration),
     /// Another region failed.
@@ -74,7 +76,7 @@ pub(super) enum ReadError {
 impl CallError for ReadError {
     fn outcome(&self) -> Outcome {
         match self {
-            Self::MayBeElsewhere(..) | Self::Absent => Outcome::Missing,
+            Self::MayBeElsewhere(..) | Self::Absent | Self::NotAsked => Outcome::Missing,
             Self::Final(_) => Outcome::Answered,
             Self::OwnFailed(error) => Outcome::Failed {
                 error: error.describe_cause(),

@@ -16,12 +16,14 @@ use flotilla_runtime::failover::Unserved;
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 
+use super::facts::{FactAnswer, read_fact};
 use super::proxy::{ReadError, busy, read_at, send_at, unavailable};
 use crate::http::error::{ApiError, Code};
 use crate::http::{Api, HandlerResult, blobs, manifests, peers};
 use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
 use crate::regions::routes::{OWN, Routes};
+use crate::regions::source::Source;
 
 /// Marks an answer of another region that may be older than an acknowledged change.
 const MAYBE_OLD: HeaderValue =
@@ -93,21 +95,36 @@ where
         .uri
         .path_and_query()
         .map_or("/", |path| path.as_str());
-    let served = serve(
-        api,
-        regional,
-        &routes,
-        repository,
-        Need::Fact,
-        request,
-        path,
-        own,
-    );
-    let (from, mut response) = served.await?;
-    if from != OWN && routes.is_own_out() {
-        mark_old(&mut response);
+    let at_other = async |other: Arc<dyn Source>| read_at(&*other, request, path).await;
+    let answer = read_fact(api, regional, &routes, repository, &own, at_other).await;
+    match count_failure(regional, answer)? {
+        FactAnswer::Served(source, response) => {
+            regional.count_read(routes.other(source), "served");
+            Ok(response)
+        }
+        FactAnswer::OtherRegion => {
+            let need = Need::Fact;
+            let served = serve(api, regional, &routes, repository, need, request, path, own);
+            let (from, mut response) = served.await?;
+            if from != OWN {
+                mark_old(&mut response);
+            }
+            Ok(response)
+        }
     }
-    Ok(response)
+}
+
+/// Counts a read that no region served.
+pub(super) fn count_failure<T>(
+    regional: &Regional,
+    answer: Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    if let Err(error) = &answer
+        && error.status() != StatusCode::NOT_FOUND
+    {
+        regional.count_read(None, "failed");
+    }
+    answer
 }
 
 /// The closure of a manifest. A closure of another region has that region's seals, and no grant:
@@ -267,7 +284,10 @@ pub(super) fn unserved(routes: &Routes, error: Unserved<ReadError>) -> ApiError 
             ReadError::MayBeElsewhere(error, regions) => own = Some((error, regions)),
             ReadError::Absent => absent.extend(routes.other(source).map(|it| it.region().clone())),
             ReadError::Busy(status, after) => pause = Some((status, after)),
-            ReadError::Final(_) | ReadError::OwnFailed(_) | ReadError::Failed(_) => {}
+            ReadError::Final(_)
+            | ReadError::NotAsked
+            | ReadError::OwnFailed(_)
+            | ReadError::Failed(_) => {}
         }
     }
     match (own, pause) {

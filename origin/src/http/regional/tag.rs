@@ -6,20 +6,21 @@
 //! | answers | its value; absent and owed: the value of a region that owes something |
 //! | answers, and tags are to be the freshest | the highest stamp of it and of the regions that owe |
 //! | is out | the highest stamp of memory, however old, and of all regions that answer |
+//! | is out for this replica alone | 503 |
 
 use core::time::Duration;
 use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
-use flotilla_common::failover::{Need, SourceId};
 use flotilla_common::name::{Reference, RepositoryName, Tag};
 use flotilla_common::wire::region::{FactHead, FactKey};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::request::Parts;
 use tokio::time::{Instant, timeout_at};
 
+use super::facts::{Authority, FactAnswer, authority, cut_off, read_fact};
 use super::proxy::{ReadError, read_at, unavailable};
-use super::read::{by_digest, mark_old, own_answer, unserved};
+use super::read::{by_digest, count_failure, mark_old};
 use crate::http::{Api, HandlerResult, manifests};
 use crate::policy::TagReads;
 use crate::regions::owed::Owed;
@@ -43,8 +44,12 @@ pub(in crate::http) async fn by_tag(
     request: &Parts,
 ) -> HandlerResult {
     let routes = regional.routes();
-    if routes.is_own_out() {
-        return during_outage(api, regional, &routes, repository, tag, request).await;
+    match authority(api, &routes).await {
+        Authority::Own => {}
+        Authority::OtherRegion => {
+            return during_outage(api, regional, &routes, repository, tag, request).await;
+        }
+        Authority::CutOff => return count_failure(regional, Err(cut_off())),
     }
     if let Some(told) = regional.told_tag(repository, tag).await {
         let digest = told.digest.ok_or(RegistryError::ManifestUnknown)?;
@@ -52,24 +57,17 @@ pub(in crate::http) async fn by_tag(
     }
     let reference = Reference::Tag(tag.clone());
     let own = || manifests::get(api, repository, &reference, request);
-    let call = |source: SourceId| {
-        let (own, routes) = (&own, &routes);
-        async move {
-            match routes.other(source) {
-                None => own_answer(api, regional, repository, own).await,
-                Some(other) => {
-                    let digest = value_at(api, &**other, repository, tag).await?;
-                    let path = format!("/v2/{repository}/manifests/{digest}");
-                    let response = read_at(&**other, request, &path).await?;
-                    let key = FactKey::Tag(repository.clone(), tag.clone());
-                    regional.copy_behind(other.region(), key);
-                    Ok(response)
-                }
-            }
-        }
+    let at_other = async |other: Arc<dyn Source>| {
+        let digest = value_at(api, &*other, repository, tag).await?;
+        let path = format!("/v2/{repository}/manifests/{digest}");
+        let response = read_at(&*other, request, &path).await?;
+        let key = FactKey::Tag(repository.clone(), tag.clone());
+        regional.copy_behind(other.region(), key);
+        Ok(response)
     };
-    match routes.failover.ask(Need::Fact, call).await {
-        Ok((OWN, response)) => {
+    let answer = read_fact(api, regional, &routes, repository, own, at_other).await;
+    match count_failure(regional, answer)? {
+        FactAnswer::Served(OWN, response) => {
             regional.count_read(None, "served");
             match newer_elsewhere(api, regional, &routes, repository, tag).await {
                 Some(newer) => {
@@ -79,20 +77,13 @@ pub(in crate::http) async fn by_tag(
                 None => Ok(response),
             }
         }
-        Ok((source, mut response)) => {
+        FactAnswer::Served(source, response) => {
             regional.count_read(routes.other(source), "served");
-            if routes.is_own_out() {
-                mark_old(&mut response);
-            }
             Ok(response)
         }
         // The own storage went out during the request: memory may still have the tag.
-        Err(_) if routes.is_own_out() => {
+        FactAnswer::OtherRegion => {
             during_outage(api, regional, &routes, repository, tag, request).await
-        }
-        Err(error) => {
-            regional.count_read(None, "failed");
-            Err(unserved(&routes, error))
         }
     }
 }
