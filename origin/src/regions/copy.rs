@@ -10,6 +10,7 @@ use flotilla_runtime::rate::Limiter;
 use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 
+use super::copy_lease::{CopyLease, LEASED_SIZE, Turn};
 use super::counts::RegionCounts;
 use super::replicate::Blob;
 use super::resuming_body::ResumingBody;
@@ -18,6 +19,13 @@ use crate::registry::{Need, Registry, RegistryError, UploadBody};
 
 /// Blobs copied concurrently by one replica.
 pub(crate) const COPIES_AT_ONCE: usize = 8;
+
+/// What came of a copy.
+enum Brought {
+    Done(Blob),
+    /// Nothing yet: a blob of this size is copied under a lease.
+    NeedsLease,
+}
 
 /// Copies blobs into this region.
 #[derive(Debug)]
@@ -44,31 +52,73 @@ impl BlobCopier {
         &self.counts
     }
 
-    /// Makes sure that the repository has a live blob here.
+    /// Makes sure that the repository has a live blob here. `size` is what a manifest says of it, if
+    /// one does.
     pub(super) async fn bring(
         &self,
         sources: &[Arc<dyn Source>],
         repository: &RepositoryName,
         digest: &Digest,
+        size: Option<u64>,
         need: Need,
     ) -> Result<Blob, RegistryError> {
         if self.is_here(repository, digest, need).await? {
             return Ok(Blob::Here);
         }
+        let is_large = size.is_some_and(|size| size >= LEASED_SIZE);
+        if !is_large {
+            match self
+                .copy_from_any(sources, repository, digest, need, false)
+                .await?
+            {
+                Brought::Done(blob) => return Ok(blob),
+                // The manifest gave another size, or none.
+                Brought::NeedsLease => {}
+            }
+        }
+        let is_here = || self.is_here(repository, digest, need);
+        match CopyLease::acquire(&self.registry, digest, is_here).await? {
+            Turn::Copied => Ok(Blob::Here),
+            Turn::TimedOut => Ok(Blob::Blocked(format!(
+                "another replica has been copying {digest} for long"
+            ))),
+            Turn::Mine(lease) => {
+                let copied = self.copy_from_any(sources, repository, digest, need, true);
+                match lease.during(copied).await? {
+                    Brought::Done(blob) => Ok(blob),
+                    Brought::NeedsLease => Ok(Blob::Nowhere),
+                }
+            }
+        }
+    }
+
+    /// Copies a blob from the first source that delivers it.
+    async fn copy_from_any(
+        &self,
+        sources: &[Arc<dyn Source>],
+        repository: &RepositoryName,
+        digest: &Digest,
+        need: Need,
+        has_lease: bool,
+    ) -> Result<Brought, RegistryError> {
         let Ok(_permit) = self.permits.acquire().await else {
-            return Ok(Blob::Blocked("this replica is stopping".to_owned()));
+            let reason = "this replica is stopping".to_owned();
+            return Ok(Brought::Done(Blob::Blocked(reason)));
         };
         // Another copy may have brought it while this one waited.
         if self.is_here(repository, digest, need).await? {
-            return Ok(Blob::Here);
+            return Ok(Brought::Done(Blob::Here));
         }
         let mut unsure = None;
         for (at, source) in sources.iter().enumerate() {
             match source.blob(repository, digest, 0).await {
+                Ok(Some(blob)) if blob.size >= LEASED_SIZE && !has_lease => {
+                    return Ok(Brought::NeedsLease);
+                }
                 Ok(Some(blob)) => {
                     let sources = [&sources[at..], &sources[..at]].concat();
                     match self.copy(&sources, repository, digest, blob).await {
-                        Ok(()) => return Ok(Blob::Here),
+                        Ok(()) => return Ok(Brought::Done(Blob::Here)),
                         // The bytes were wrong or ended early; another region may have them whole.
                         Err(
                             error @ (RegistryError::DigestInvalid(_)
@@ -86,7 +136,7 @@ impl BlobCopier {
                 Err(error) => unsure = Some(error.to_string()),
             }
         }
-        Ok(unsure.map_or(Blob::Nowhere, Blob::Blocked))
+        Ok(Brought::Done(unsure.map_or(Blob::Nowhere, Blob::Blocked)))
     }
 
     async fn is_here(

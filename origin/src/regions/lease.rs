@@ -16,7 +16,7 @@ use crate::storage::{Key, Storage, StorageError, Version};
 /// A lease whose version has not changed for this long, by the contender's clock, is taken over.
 pub(crate) const EXPIRES_AFTER: Duration = Duration::from_secs(30);
 /// How often the holder renews.
-const RENEW_AFTER: Duration = Duration::from_secs(10);
+pub(super) const RENEW_AFTER: Duration = Duration::from_secs(10);
 
 /// A lease as one replica sees it.
 #[derive(Debug)]

@@ -8,6 +8,7 @@
 //! | `members` | the other regions of the policy |
 //! | `replicate` | brings one key: its closure first, then the key |
 //! | `copy`, `resuming_body` | copies blobs, from whichever region delivers them |
+//! | `copy_lease` | one replica copies a large blob, not all |
 //! | `entry` | merges the keys of one journal entry |
 //! | `follower` | merges all that one region owes |
 //! | `sweep`, `sweep_state` | walks all keys of a region, and knows when this one is whole |
@@ -25,6 +26,7 @@
 pub(crate) mod clock_check;
 mod copies;
 pub(crate) mod copy;
+mod copy_lease;
 pub(crate) mod counts;
 pub(crate) mod entry;
 pub(crate) mod follower;

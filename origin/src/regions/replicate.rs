@@ -196,7 +196,7 @@ impl Replicator {
     ) -> Result<(), RegistryError> {
         let brought = self
             .copier
-            .bring(sources, repository, digest, Need::Live)
+            .bring(sources, repository, digest, None, Need::Live)
             .await;
         brought.map(drop)
     }
@@ -320,9 +320,12 @@ impl Replicator {
         manifest: &Manifest,
         need: Need,
     ) -> Result<Blob, RegistryError> {
-        let blobs: Vec<Digest> = manifest.blobs().iter().map(|blob| blob.digest).collect();
-        let brought = stream::iter(blobs).map(|digest| async move {
-            self.copier.bring(sources, repository, &digest, need).await
+        let blobs = manifest.blobs();
+        let blobs: Vec<(Digest, u64)> = blobs.iter().map(|blob| (blob.digest, blob.size)).collect();
+        let brought = stream::iter(blobs).map(|(digest, size)| async move {
+            self.copier
+                .bring(sources, repository, &digest, Some(size), need)
+                .await
         });
         let brought: Vec<Blob> = brought
             .buffer_unordered(BLOBS_AT_ONCE)

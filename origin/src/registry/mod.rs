@@ -229,6 +229,11 @@ impl Registry {
         &self.storage
     }
 
+    /// Where it reads the time.
+    pub(crate) const fn clock(&self) -> Clock {
+        self.clock
+    }
+
     /// The monotonic clock.
     pub(crate) fn now(&self) -> Time {
         self.clock.now()
