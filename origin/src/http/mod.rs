@@ -143,7 +143,7 @@ fn admit(
 }
 
 /// Ties permits to a response body: they are released after the last byte.
-fn hold_until_sent(permits: RequestPermits, response: Response<Body>) -> Response<Body> {
+fn hold_until_sent<P: Send + 'static>(permits: P, response: Response<Body>) -> Response<Body> {
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
             let _held = &permits;

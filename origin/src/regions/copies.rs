@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
+use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{RegionName, RepositoryName};
 use flotilla_common::wire::region::FactKey;
@@ -15,12 +16,19 @@ use crate::registry::MergeReason;
 /// Copies that reads have asked for and that run at once; more reads start none.
 const MAX_COPIES: usize = 32;
 
+/// Something that a read found in another region.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum CopyJob {
+    Key(FactKey),
+    Blob(RepositoryName, Digest),
+}
+
 impl Regional {
-    /// Brings a key from a region in the background, unless that is under way, or too much is.
-    pub(crate) fn copy_behind(self: &Arc<Self>, region: &RegionName, key: FactKey) {
+    /// Brings something from a region in the background, unless that is under way, or too much is.
+    pub(crate) fn copy_behind(self: &Arc<Self>, region: &RegionName, job: CopyJob) {
         {
             let mut copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
-            if copying.len() >= MAX_COPIES || !copying.insert(key.clone()) {
+            if copying.len() >= MAX_COPIES || !copying.insert(job.clone()) {
                 return;
             }
         }
@@ -29,7 +37,7 @@ impl Regional {
             let stop = regional.shutdown.clone();
             tokio::select! {
                 () = stop.wait() => {}
-                result = regional.bring(&region, &key) => if let Err(error) = result {
+                result = regional.copy(&region, &job) => if let Err(error) = result {
                     tracing::debug!(%region, error, "a copy behind a read failed");
                 }
             }
@@ -37,8 +45,27 @@ impl Regional {
                 .copying
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            copying.remove(&key);
+            copying.remove(&job);
+            drop(copying);
+            if let CopyJob::Blob(_, digest) = job {
+                regional.foreign_streams().copy_ended(&digest);
+            }
         });
+    }
+
+    async fn copy(&self, region: &RegionName, job: &CopyJob) -> Result<(), String> {
+        match job {
+            CopyJob::Key(key) => self.bring(region, key).await.map(drop),
+            CopyJob::Blob(repository, digest) => {
+                let policy = self.members.policy();
+                if !policy.policy().is_replicated_here(self.own(), repository) {
+                    return Ok(());
+                }
+                let sources = ordered(&self.routes.load().others, region);
+                let brought = self.replicator.bring_blob(&sources, repository, digest);
+                brought.await.map_err(|error| error.to_string())
+            }
+        }
     }
 
     /// Brings a key from a region. Returns once it is merged, or says why it is not.

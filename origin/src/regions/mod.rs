@@ -14,6 +14,7 @@
 //! | `sweep`, `sweep_state` | walks all keys of a region, and knows when this one is whole |
 //! | `tombstones` | when a tombstone may be removed |
 //! | `lease` | one replica follows, not all |
+//! | `foreign_streams` | how many bodies of one blob other regions send at once |
 //! | `freshest` | how long after an outage tags are read from all regions |
 //! | `owed` | whether something absent here may be in another region |
 //! | `hints` | asks other regions to copy a push, and waits for their acknowledgement |
@@ -24,12 +25,13 @@
 //! | `counts`, `metrics` | what happened, for operators |
 
 pub(crate) mod clock_check;
-mod copies;
+pub(crate) mod copies;
 pub(crate) mod copy;
 mod copy_lease;
 pub(crate) mod counts;
 pub(crate) mod entry;
 pub(crate) mod follower;
+pub(crate) mod foreign_streams;
 mod freshest;
 pub(crate) mod hints;
 pub(crate) mod lease;

@@ -19,7 +19,9 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::timeout;
 
 use super::clock_check::ClockCheck;
+use super::copies::CopyJob;
 use super::follower::Follower;
+use super::foreign_streams::ForeignStreams;
 use super::freshest::Freshest;
 use super::hints::Hints;
 use super::lease::Lease;
@@ -69,8 +71,10 @@ pub(crate) struct Regional {
     told: moka::sync::Cache<(RepositoryName, Tag), KnownTag>,
     clock: Clock,
     config: RegionalConfig,
-    /// Keys that detached copies are bringing.
-    pub(super) copying: Mutex<HashSet<FactKey>>,
+    /// What detached copies are bringing.
+    pub(super) copying: Mutex<HashSet<CopyJob>>,
+    /// Bodies that other regions send of blobs that this one lacks.
+    foreign_streams: Arc<ForeignStreams>,
     is_whole: AtomicBool,
     freshest: Freshest,
     /// When the own storage was last found out, or returning.
@@ -112,6 +116,7 @@ impl Regional {
             clock,
             config,
             copying: Mutex::default(),
+            foreign_streams: Arc::default(),
             is_whole: AtomicBool::new(false),
             freshest,
             last_out: Mutex::default(),
@@ -264,6 +269,11 @@ impl Regional {
     /// Whether writes go to another region while the own storage is out.
     pub(crate) const fn forwards_writes(&self) -> bool {
         self.config.forward_writes
+    }
+
+    /// Bodies that other regions send of blobs that this one lacks.
+    pub(crate) const fn foreign_streams(&self) -> &Arc<ForeignStreams> {
+        &self.foreign_streams
     }
 
     pub(crate) const fn hints(&self) -> &Hints {

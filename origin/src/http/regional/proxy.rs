@@ -67,6 +67,8 @@ pub(super) enum ReadError {
     Absent,
     /// Another region was not asked, since what can change is read here.
     NotAsked,
+    /// Enough bodies of the blob come from other regions, which is no word on any of them.
+    Crowded,
     /// Another region asks for a pause, by this status: 429 or 503.
     Busy(StatusCode, Duration),
     /// Another region failed.
@@ -76,8 +78,11 @@ pub(super) enum ReadError {
 impl CallError for ReadError {
     fn outcome(&self) -> Outcome {
         match self {
-            Self::MayBeElsewhere(..) | Self::Absent | Self::NotAsked => Outcome::Missing,
+            Self::MayBeElsewhere(..) | Self::Absent => Outcome::Missing,
             Self::Final(_) => Outcome::Answered,
+            Self::Crowded | Self::NotAsked => Outcome::Busy {
+                retry_after: Duration::ZERO,
+            },
             Self::OwnFailed(error) => Outcome::Failed {
                 error: error.describe_cause(),
             },

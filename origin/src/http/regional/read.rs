@@ -15,11 +15,14 @@ use flotilla_common::wire::region::FactKey;
 use flotilla_runtime::failover::Unserved;
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
+use tokio::time::Instant;
 
 use super::facts::{FactAnswer, read_fact};
 use super::proxy::{ReadError, busy, read_at, send_at, unavailable};
 use crate::http::error::{ApiError, Code};
-use crate::http::{Api, HandlerResult, blobs, manifests, peers};
+use crate::http::{Api, HandlerResult, blobs, hold_until_sent, manifests, peers};
+use crate::regions::copies::CopyJob;
+use crate::regions::foreign_streams;
 use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
 use crate::regions::routes::{OWN, Routes};
@@ -55,12 +58,13 @@ pub(in crate::http) async fn by_digest(
         && !routes.is_own_out()
     {
         let key = FactKey::Manifest(repository.clone(), *digest);
-        regional.copy_behind(other.region(), key);
+        regional.copy_behind(other.region(), CopyJob::Key(key));
     }
     Ok(response)
 }
 
-/// GET of a blob.
+/// GET of a blob. While the own storage is used, few bodies of a blob come from other regions at
+/// once: more readers wait for the copy.
 pub(in crate::http) async fn blob(
     api: &Arc<Api>,
     regional: &Arc<Regional>,
@@ -68,15 +72,53 @@ pub(in crate::http) async fn blob(
     digest: &Digest,
     request: &Parts,
 ) -> HandlerResult {
-    let routes = regional.routes();
     let path = format!("/v2/{repository}/blobs/{digest}");
-    let own = || blobs::get(api, repository, digest, request);
-    let need = content(digest);
-    let (_, response) = serve(
-        api, regional, &routes, repository, need, request, &path, own,
-    )
-    .await?;
-    Ok(response)
+    let streams = regional.foreign_streams();
+    let deadline = Instant::now() + foreign_streams::WAIT;
+    loop {
+        let routes = regional.routes();
+        let is_own_used = !routes.is_own_out();
+        let own = || blobs::get(api, repository, digest, request);
+        let call = |source: SourceId| {
+            let (routes, path, own) = (&routes, &path, &own);
+            async move {
+                let Some(other) = routes.other(source) else {
+                    return own_answer(api, regional, repository, own).await;
+                };
+                if !is_own_used {
+                    return read_at(&**other, request, path).await;
+                }
+                let permit = streams.try_begin(digest).ok_or(ReadError::Crowded)?;
+                let response = read_at(&**other, request, path).await?;
+                Ok(hold_until_sent(permit, response))
+            }
+        };
+        let answer = match routes.failover.ask(content(digest), call).await {
+            Err(error) if is_crowded(&error) && Instant::now() < deadline => {
+                streams.wait(digest, deadline).await;
+                continue;
+            }
+            answer => counted(regional, &routes, answer),
+        };
+        let (from, response) = answer?;
+        if let Some(other) = routes.other(from)
+            && is_own_used
+        {
+            let job = CopyJob::Blob(repository.clone(), *digest);
+            regional.copy_behind(other.region(), job);
+        }
+        return Ok(response);
+    }
+}
+
+/// Whether a request for a blob found enough of its bodies under way.
+fn is_crowded(error: &Unserved<ReadError>) -> bool {
+    match error {
+        Unserved::Unavailable(errors) => errors
+            .iter()
+            .any(|(_, error)| matches!(error, ReadError::Crowded)),
+        Unserved::Final(..) | Unserved::Absent(_) => false,
+    }
 }
 
 /// A list of tags or referrers, which can change.
@@ -212,15 +254,21 @@ async fn ask<F>(
 where
     F: Future<Output = Result<Response<Body>, ReadError>>,
 {
-    match routes.failover.ask(need, call).await {
+    counted(regional, routes, routes.failover.ask(need, call).await)
+}
+
+/// Counts the outcome of a read.
+fn counted(
+    regional: &Regional,
+    routes: &Routes,
+    answer: Result<(SourceId, Response<Body>), Unserved<ReadError>>,
+) -> Result<(SourceId, Response<Body>), ApiError> {
+    match answer {
         Ok((source, response)) => {
             regional.count_read(routes.other(source), "served");
             Ok((source, response))
         }
-        Err(error) => {
-            regional.count_read(None, "failed");
-            Err(unserved(routes, error))
-        }
+        Err(error) => count_failure(regional, Err(unserved(routes, error))),
     }
 }
 
@@ -273,6 +321,11 @@ fn undecided() -> ApiError {
 
 /// The answer to a read that no region served.
 pub(super) fn unserved(routes: &Routes, error: Unserved<ReadError>) -> ApiError {
+    if is_crowded(&error) {
+        return unavailable(
+            "the blob is being copied from another region, and enough clients read it from there; repeat the request",
+        );
+    }
     let errors = match error {
         Unserved::Final(_, ReadError::Final(error)) => return error,
         Unserved::Final(..) => Vec::new(),
@@ -286,6 +339,7 @@ pub(super) fn unserved(routes: &Routes, error: Unserved<ReadError>) -> ApiError 
             ReadError::Busy(status, after) => pause = Some((status, after)),
             ReadError::Final(_)
             | ReadError::NotAsked
+            | ReadError::Crowded
             | ReadError::OwnFailed(_)
             | ReadError::Failed(_) => {}
         }

@@ -23,6 +23,7 @@ use super::proxy::{ReadError, read_at, unavailable};
 use super::read::{by_digest, count_failure, mark_old};
 use crate::http::{Api, HandlerResult, manifests};
 use crate::policy::TagReads;
+use crate::regions::copies::CopyJob;
 use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
 use crate::regions::replicate::one_fact;
@@ -62,7 +63,7 @@ pub(in crate::http) async fn by_tag(
         let path = format!("/v2/{repository}/manifests/{digest}");
         let response = read_at(&*other, request, &path).await?;
         let key = FactKey::Tag(repository.clone(), tag.clone());
-        regional.copy_behind(other.region(), key);
+        regional.copy_behind(other.region(), CopyJob::Key(key));
         Ok(response)
     };
     let answer = read_fact(api, regional, &routes, repository, own, at_other).await;
