@@ -44,18 +44,22 @@ pub(crate) async fn start_replicas(
     storage: Arc<dyn Storage>,
     adjust: impl Fn(&mut Config),
 ) -> Vec<Origin> {
+    start_replicas_on(vec![storage; replicas], adjust).await
+}
+
+/// Starts a replica on each of these handles of one storage; they list each other.
+pub(crate) async fn start_replicas_on(
+    storages: Vec<Arc<dyn Storage>>,
+    adjust: impl Fn(&mut Config),
+) -> Vec<Origin> {
     let (list, listed) = watch::channel(Arc::default());
     let mut origins = Vec::new();
-    for _ in 0..replicas {
+    for storage in storages {
         let mut config = config();
         config.replicas = Replicas::followed(listed.clone());
         config.replica_listen = Some("127.0.0.1:0".parse().unwrap());
         adjust(&mut config);
-        origins.push(
-            Origin::start_on(config, Arc::clone(&storage))
-                .await
-                .unwrap(),
-        );
+        origins.push(Origin::start_on(config, storage).await.unwrap());
     }
     list.send_replace(origins.iter().filter_map(Origin::replica_addr).collect());
     origins

@@ -13,7 +13,7 @@ use flotilla_runtime::identity::{CertificateAuthority, Identity, Issued, client_
 
 use super::gate::Gate;
 use crate::faulty_storage::{Faults, FaultyStorage};
-use crate::support::{Registry, config, start_replicas};
+use crate::support::{Registry, config, start_replicas_on};
 
 /// The names of the regions, in the order of their numbers in tests.
 pub(crate) const NAMES: [&str; 3] = ["eu-1", "us-1", "ap-1"];
@@ -26,6 +26,8 @@ pub(crate) struct RegionSite {
     pub(crate) origins: Vec<Origin>,
     /// The faults of its storage.
     pub(crate) faults: Faults,
+    /// The faults of each replica's own path to the storage.
+    replica_faults: Vec<Faults>,
     /// Its storage, without faults.
     pub(crate) storage: Arc<dyn Storage>,
 }
@@ -108,8 +110,14 @@ impl Regions {
 
         let faulty = FaultyStorage::new(Arc::clone(&storage));
         let faults = faulty.faults();
+        let shared: Arc<dyn Storage> = Arc::new(faulty);
         let identity = self.identity_of(NAMES[number]);
-        let origins = start_replicas(replicas, Arc::new(faulty), |config| {
+        let replica_faults: Vec<_> = (0..replicas).map(|_| Faults::default()).collect();
+        let paths = replica_faults.iter().map(|faults| {
+            let path = FaultyStorage::sharing(Arc::clone(&shared), faults.clone());
+            Arc::new(path) as Arc<dyn Storage>
+        });
+        let origins = start_replicas_on(paths.collect(), |config| {
             adjust(config);
             config.tls = Some(identity.clone());
         });
@@ -117,6 +125,7 @@ impl Regions {
             origins: origins.await,
             name,
             faults,
+            replica_faults,
             storage,
         }
     }
@@ -180,6 +189,11 @@ impl Regions {
     /// The faults of a region's storage.
     pub(crate) fn faults(&self, region: usize) -> &Faults {
         &self.sites[region].faults
+    }
+
+    /// The faults between one replica of a region and the region's storage.
+    pub(crate) fn replica_faults(&self, region: usize, replica: usize) -> &Faults {
+        &self.sites[region].replica_faults[replica]
     }
 
     /// A certificate of an origin of a region, whether the policy lists it or not.
