@@ -82,6 +82,29 @@ impl MetricWriter<'_> {
         self.family(name, help, MetricType::Counter, label, counters)
     }
 
+    /// Writes a counter for each pair of values of two labels.
+    ///
+    /// # Errors
+    /// The output cannot be written.
+    pub fn counters_by_two(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: [&str; 2],
+        values: impl IntoIterator<Item = ([impl AsRef<str>; 2], u64)>,
+    ) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        let [first, second] = labels;
+        for ([one, two], count) in values {
+            let pair = [(first, one.as_ref()), (second, two.as_ref())];
+            let metric = family.encode_family(&pair)?;
+            ConstCounter::new(count).encode(metric)?;
+        }
+        Ok(())
+    }
+
     /// Writes a counter of seconds for each value of a label.
     ///
     /// # Errors

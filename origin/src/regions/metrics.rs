@@ -65,12 +65,12 @@ pub(crate) fn write(regional: &Regional, figures: &mut MetricWriter<'_>) -> fmt:
             } else {
                 region.to_string()
             };
-            (format!("{from} {outcome}"), count)
+            ([from, outcome.to_owned()], count)
         });
-    figures.counters(
+    figures.counters_by_two(
         "region_reads",
         "Reads that missed memory, by the region that served them and the outcome",
-        "from",
+        ["from", "outcome"],
         reads,
     )?;
     let (forwarded, unforwarded) = counts.all_forwarded();
