@@ -1,5 +1,6 @@
 //! Regions that copy from each other.
 
+mod absence;
 mod cut_off;
 mod endpoints;
 mod figures;

@@ -245,7 +245,8 @@ async fn region_requests(regions: &Regions, region: usize) -> u64 {
         .await
         .unwrap();
     let lines = text.lines().filter(|line| {
-        line.starts_with("flotilla_origin_requests_total{") && line.contains("route=\"region\"")
+        line.starts_with("flotilla_origin_http_requests_total{")
+            && line.contains("route=\"region\"")
     });
     lines
         .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
