@@ -1,6 +1,7 @@
 //! Regions that copy from each other.
 
 mod absence;
+mod copies;
 mod cut_off;
 mod endpoints;
 mod figures;

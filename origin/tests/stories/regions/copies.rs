@@ -1,0 +1,94 @@
+//! How often a blob crosses from one region to another.
+
+use flotilla_common::digest::Digest;
+use flotilla_runtime::rate::Limiter;
+use reqwest::StatusCode;
+
+use super::gate::GateState;
+use super::harness::Regions;
+use super::until;
+use crate::support::{header, sample};
+
+/// Bytes of blobs that the replicas of a region have sent.
+async fn sent_bytes(regions: &Regions, region: usize) -> u64 {
+    let mut sum = 0;
+    for replica in 0..regions.sites[region].origins.len() {
+        let client = regions.client_of_replica(region, replica);
+        let text = client.get("/metrics").await.text().await.unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("flotilla_origin_sent_bytes_total"))
+            .unwrap();
+        sum += line.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+    }
+    sum
+}
+
+/// Two replicas are asked for an image that their region lacks, beside the one that follows the
+/// other region: its large layer is copied once.
+#[tokio::test]
+async fn replicas_copy_a_large_blob_once() {
+    let regions = Regions::start_with(2, 2, "", |_, _| {}).await;
+    let layer = sample((64 << 20) + 1, 1);
+    regions.gate(1, 0).set(GateState::Closed);
+    let image = regions
+        .client(0)
+        .push_image("app", "v1", core::slice::from_ref(&layer))
+        .await;
+    let sent_before = sent_bytes(&regions, 0).await;
+    regions.gate(1, 0).set(GateState::Open);
+    let path = format!("/v2/app/manifests/{}", Digest::sha256(&image));
+    for replica in [0, 1] {
+        let client = regions.client_of_replica(1, replica);
+        until("the manifest is read through", async || {
+            client.get(&path).await.status() == StatusCode::OK
+        })
+        .await;
+    }
+    until("the copy", async || {
+        let key = "tag/app/_/v1".parse().unwrap();
+        let stored = regions.sites[1].storage.read(&key).await.unwrap();
+        stored.is_some()
+    })
+    .await;
+    let sent = sent_bytes(&regions, 0).await - sent_before;
+    let least = layer.len() as u64;
+    assert!((least..least + least / 20).contains(&sent), "{sent}");
+}
+
+/// Four clients read a blob that is being copied; a fifth one waits, and is asked to come back.
+#[tokio::test]
+async fn few_bodies_of_one_blob_come_from_another_region() {
+    let regions = Regions::start(2, |_, config| {
+        config.regions.down = Limiter::new("1Mbit".parse().unwrap());
+    })
+    .await;
+    let layer = sample(64 << 20, 1);
+    let path = format!("/v2/app/blobs/{}", Digest::sha256(&layer));
+    regions
+        .client(0)
+        .push_image("app", "v1", core::slice::from_ref(&layer))
+        .await;
+    let client = regions.client(1);
+    let mut bodies = Vec::new();
+    until("four bodies", async || {
+        let answer = client.get(&path).await;
+        if answer.status() == StatusCode::OK {
+            bodies.push(answer);
+        }
+        bodies.len() == 4
+    })
+    .await;
+    let started = std::time::Instant::now();
+    let refused = client.get(&path).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(header(&refused, "retry-after"), "5");
+    assert!(started.elapsed().as_secs() >= 4, "{:?}", started.elapsed());
+    // Its place is taken as soon as one of them ends.
+    let last = bodies.pop();
+    let (answer, ()) = tokio::join!(client.get(&path), async {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        drop(last);
+    });
+    assert_eq!(answer.status(), StatusCode::OK);
+}
