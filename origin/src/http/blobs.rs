@@ -24,6 +24,7 @@ use super::{
 };
 use crate::regions::resuming_body::ResumingBody;
 use crate::registry::{FoundBlob, Need, RegistryError};
+use crate::storage::StorageError;
 
 const REDIRECT: HeaderName = HeaderName::from_static(REDIRECT_HEADER);
 
@@ -158,10 +159,17 @@ async fn body(
     let Some(regional) = other_regions(api, request) else {
         return Ok(limited_body(api, request, bytes));
     };
+    let digest = blob.record.facts.digest;
+    let (owner, name) = (Arc::clone(regional), repository.clone());
+    let bytes = bytes.inspect_err(move |error| {
+        if matches!(error, StorageError::Missing { .. }) {
+            owner.replace_lost(&name, &digest);
+        }
+    });
     let bytes = ResumingBody::of_own(
         regional.routes().usable_others(),
         repository.clone(),
-        blob.record.facts.digest,
+        digest,
         blob.size(),
         range,
         bytes.map_err(|error| error.to_string()).boxed(),

@@ -137,6 +137,11 @@ impl ApiError {
         self.cause.as_ref()
     }
 
+    /// Whether an object is missing in the storage that a record names.
+    pub(super) fn is_lost_data(&self) -> bool {
+        matches!(self.cause.as_deref(), Some(StorageError::Missing { .. }))
+    }
+
     #[cfg(test)]
     pub(super) const fn code(&self) -> Code {
         self.code

@@ -21,6 +21,8 @@ const MAX_COPIES: usize = 32;
 pub(crate) enum CopyJob {
     Key(FactKey),
     Blob(RepositoryName, Digest),
+    /// A blob whose data is missing in the own storage.
+    LostBlob(RepositoryName, Digest),
 }
 
 impl Regional {
@@ -47,10 +49,24 @@ impl Regional {
                 .unwrap_or_else(PoisonError::into_inner);
             copying.remove(&job);
             drop(copying);
-            if let CopyJob::Blob(_, digest) = job {
+            if let CopyJob::Blob(_, digest) | CopyJob::LostBlob(_, digest) = job {
                 regional.foreign_streams().copy_ended(&digest);
             }
         });
+    }
+
+    /// Copies a blob anew whose data is missing in the own storage, at most once in a while: another
+    /// region serves it meanwhile.
+    pub(crate) fn replace_lost(self: &Arc<Self>, repository: &RepositoryName, digest: &Digest) {
+        let others = self.routes.load().usable_others();
+        let Some(other) = others.first() else {
+            return;
+        };
+        let entry = self.replaced.entry(*digest);
+        if entry.or_insert(()).is_fresh() {
+            let job = CopyJob::LostBlob(repository.clone(), *digest);
+            self.copy_behind(other.region(), job);
+        }
     }
 
     async fn copy(&self, region: &RegionName, job: &CopyJob) -> Result<(), String> {
@@ -64,6 +80,13 @@ impl Regional {
                 let sources = ordered(&self.routes.load().others, region);
                 let brought = self.replicator.bring_blob(&sources, repository, digest);
                 brought.await.map_err(|error| error.to_string())
+            }
+            CopyJob::LostBlob(repository, digest) => {
+                let sources = ordered(&self.routes.load().others, region);
+                let replaced = self
+                    .replicator
+                    .replace_lost_blob(&sources, repository, digest);
+                replaced.await.map_err(|error| error.to_string())
             }
         }
     }

@@ -1,13 +1,14 @@
 //! Copies blobs from other regions, by an ordinary upload: digest and BLAKE3 tree are computed
 //! here, and no region's word is taken for them.
 
-use std::sync::Arc;
+use core::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use flotilla_common::digest::Digest;
+use flotilla_common::digest::{Algorithm, Digest, DigestHasher};
 use flotilla_common::name::RepositoryName;
 use flotilla_runtime::rate::Limiter;
-use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 
 use super::copy_lease::{CopyLease, LEASED_SIZE, Turn};
@@ -15,10 +16,14 @@ use super::counts::RegionCounts;
 use super::replicate::Blob;
 use super::resuming_body::ResumingBody;
 use super::source::{Source, SourceBlob};
-use crate::registry::{Need, Registry, RegistryError, UploadBody};
+use crate::registry::{LostGeneration, Need, Registry, RegistryError, UploadBody, UploadProgress};
+use crate::upload::id::UploadTicket;
 
 /// Blobs copied concurrently by one replica.
 pub(crate) const COPIES_AT_ONCE: usize = 8;
+/// How often the end of a copy is tried that replaces lost data, and the pause between two tries.
+const FINISH_TRIES: u32 = 5;
+const FINISH_PAUSE: Duration = Duration::from_secs(1);
 
 /// What came of a copy.
 enum Brought {
@@ -164,7 +169,30 @@ impl BlobCopier {
         digest: &Digest,
         blob: SourceBlob,
     ) -> Result<(), RegistryError> {
-        let (ticket, progress) = self.registry.begin_upload(repository, false);
+        let (ticket, progress) = self.begin_upload(repository, digest);
+        let body = self.body(sources, repository, digest, blob);
+        self.registry
+            .finish(repository, ticket, Some(progress.hint), *digest, body)
+            .await
+    }
+
+    fn begin_upload(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> (UploadTicket, UploadProgress) {
+        let hash_sha512 = digest.algorithm() == Algorithm::Sha512;
+        self.registry.begin_upload(repository, hash_sha512)
+    }
+
+    /// The bytes of a blob of the first source, as the body of an upload.
+    fn body(
+        &self,
+        sources: &[Arc<dyn Source>],
+        repository: &RepositoryName,
+        digest: &Digest,
+        blob: SourceBlob,
+    ) -> UploadBody {
         let size = blob.size;
         let body = ResumingBody::new(sources.to_vec(), repository.clone(), *digest, blob);
         let bytes = body.into_stream();
@@ -181,13 +209,130 @@ impl BlobCopier {
                 Ok(piece)
             }
         });
-        let body = UploadBody {
+        UploadBody {
             bytes: limited.boxed(),
             len: Some(size),
             offset: None,
-        };
-        self.registry
-            .finish(repository, ticket, Some(progress.hint), *digest, body)
-            .await
+        }
     }
+
+    /// Copies a blob anew whose data is missing in the own storage. `false` if it is whole, or no
+    /// source has it.
+    ///
+    /// # Errors
+    /// Those of this region's storage.
+    pub(super) async fn replace(
+        &self,
+        sources: &[Arc<dyn Source>],
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<bool, RegistryError> {
+        let Some(lost) = self.registry.lost_generation(repository, digest).await? else {
+            return Ok(false);
+        };
+        let is_whole = || async {
+            let lost = self.registry.lost_generation(repository, digest).await?;
+            Ok(lost.is_none())
+        };
+        let lease = if lost.size() >= LEASED_SIZE {
+            match CopyLease::acquire(&self.registry, digest, is_whole).await? {
+                Turn::Mine(lease) => Some(lease),
+                Turn::Copied | Turn::TimedOut => return Ok(false),
+            }
+        } else {
+            None
+        };
+        let replaced = self.replace_from_any(sources, repository, digest, lost);
+        match lease {
+            Some(lease) => lease.during(replaced).await,
+            None => replaced.await,
+        }
+    }
+
+    async fn replace_from_any(
+        &self,
+        sources: &[Arc<dyn Source>],
+        repository: &RepositoryName,
+        digest: &Digest,
+        lost: LostGeneration,
+    ) -> Result<bool, RegistryError> {
+        let Ok(_permit) = self.permits.acquire().await else {
+            return Ok(false);
+        };
+        for (at, source) in sources.iter().enumerate() {
+            let Ok(Some(blob)) = source.blob(repository, digest, 0).await else {
+                continue;
+            };
+            let sources = [&sources[at..], &sources[..at]].concat();
+            let (ticket, progress) = self.begin_upload(repository, digest);
+            let hasher = Arc::new(Mutex::new(DigestHasher::new(digest.algorithm())));
+            let mut body = self.body(&sources, repository, digest, blob);
+            body.bytes = hashed(body.bytes, &hasher);
+            let hint = Some(progress.hint);
+            let progress = match self.registry.append(ticket, hint, body).await {
+                Ok(progress) => progress,
+                Err(error @ (RegistryError::UploadInvalid(_) | RegistryError::Stalled)) => {
+                    tracing::warn!(region = %source.region(), %digest, %error, "copy of a lost blob failed; trying another region");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let hasher = hasher
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            if hasher.finish() != *digest {
+                tracing::warn!(region = %source.region(), %digest, "another region sent wrong bytes of a lost blob; trying another region");
+                continue;
+            }
+            if !self.registry.bury_generation(lost).await? {
+                return Ok(false);
+            }
+            self.finish_surely(repository, ticket, progress, digest)
+                .await?;
+            tracing::warn!(region = %source.region(), %digest, "the data of a blob was missing in the storage; copied it anew");
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Finishes an upload whose bytes are stored. Repeats it: the blob is absent meanwhile.
+    async fn finish_surely(
+        &self,
+        repository: &RepositoryName,
+        ticket: UploadTicket,
+        progress: UploadProgress,
+        digest: &Digest,
+    ) -> Result<(), RegistryError> {
+        let finish = || {
+            let body = UploadBody {
+                bytes: stream::empty().boxed(),
+                len: Some(0),
+                offset: None,
+            };
+            let hint = Some(progress.hint);
+            self.registry
+                .finish(repository, ticket, hint, *digest, body)
+        };
+        for _ in 1..FINISH_TRIES {
+            if finish().await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(FINISH_PAUSE).await;
+        }
+        finish().await
+    }
+}
+
+/// Passes bytes through a hasher.
+fn hashed(
+    bytes: BoxStream<'static, Result<Bytes, String>>,
+    hasher: &Arc<Mutex<DigestHasher>>,
+) -> BoxStream<'static, Result<Bytes, String>> {
+    let hasher = Arc::clone(hasher);
+    let bytes = bytes.inspect_ok(move |piece| {
+        let mut hasher = hasher.lock().unwrap_or_else(PoisonError::into_inner);
+        hasher.update(piece);
+    });
+    bytes.boxed()
 }

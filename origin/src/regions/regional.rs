@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use flotilla_common::digest::Digest;
 use flotilla_common::failover::{Failover, FailoverConfig, Input, Need, Outcome, SourceId};
 use flotilla_common::name::{RegionName, RepositoryName, Tag};
 use flotilla_common::time::Time;
@@ -44,6 +45,10 @@ const WHOLE_INTERVAL: Duration = Duration::from_secs(30);
 /// Forwarded changes that are remembered, and for how long: longer than outages are expected.
 const MAX_TOLD: u64 = 10_000;
 const TOLD_FOR: Duration = Duration::from_hours(24);
+/// Blobs whose lost data was copied anew that are remembered, and how long: so long no second try
+/// is made.
+const MAX_REPLACED: u64 = 10_000;
+const REPLACED_FOR: Duration = Duration::from_mins(1);
 /// How long the own storage may take to say whether it has such a change.
 const TOLD_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long another region may take to say whether it can serve.
@@ -75,6 +80,8 @@ pub(crate) struct Regional {
     pub(super) copying: Mutex<HashSet<CopyJob>>,
     /// Bodies that other regions send of blobs that this one lacks.
     foreign_streams: Arc<ForeignStreams>,
+    /// Blobs whose lost data was copied anew lately, or could not be.
+    pub(super) replaced: moka::sync::Cache<Digest, ()>,
     is_whole: AtomicBool,
     freshest: Freshest,
     /// When the own storage was last found out, or returning.
@@ -117,6 +124,10 @@ impl Regional {
             config,
             copying: Mutex::default(),
             foreign_streams: Arc::default(),
+            replaced: moka::sync::Cache::builder()
+                .max_capacity(MAX_REPLACED)
+                .time_to_live(REPLACED_FOR)
+                .build(),
             is_whole: AtomicBool::new(false),
             freshest,
             last_out: Mutex::default(),

@@ -201,6 +201,23 @@ impl Replicator {
         brought.map(drop)
     }
 
+    /// Copies a blob anew whose data is missing in this region's storage.
+    ///
+    /// # Errors
+    /// Those of this region's storage.
+    pub(crate) async fn replace_lost_blob(
+        &self,
+        sources: &[Arc<dyn Source>],
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<(), RegistryError> {
+        let replaced = self.copier.replace(sources, repository, digest).await?;
+        if !replaced {
+            tracing::debug!(%repository, %digest, "lost data was not copied anew: it is whole, or no region has it");
+        }
+        Ok(())
+    }
+
     /// Brings what a manifest references, without the manifest itself.
     ///
     /// # Errors

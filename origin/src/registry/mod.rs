@@ -48,7 +48,7 @@ use crate::storage::{Key, Storage, StorageError, Version};
 use crate::upload::id::{Generation, UploadIdSigner};
 use crate::upload::receive::BATCH_LEN;
 
-pub(crate) use blobs::{FoundBlob, Need};
+pub(crate) use blobs::{FoundBlob, LostGeneration, Need};
 pub(crate) use changes::ChangeRules;
 pub(crate) use content::read_segments;
 pub(crate) use error::RegistryError;

@@ -61,6 +61,8 @@ pub(super) enum ReadError {
     MayBeElsewhere(ApiError, Vec<RegionName>),
     /// The own answer is final.
     Final(ApiError),
+    /// Data is missing in the own storage, which is no word on the rest of it.
+    OwnLost,
     /// The own storage failed.
     OwnFailed(ApiError),
     /// Another region does not have it.
@@ -80,7 +82,7 @@ impl CallError for ReadError {
         match self {
             Self::MayBeElsewhere(..) | Self::Absent => Outcome::Missing,
             Self::Final(_) => Outcome::Answered,
-            Self::Crowded | Self::NotAsked => Outcome::Busy {
+            Self::Crowded | Self::NotAsked | Self::OwnLost => Outcome::Busy {
                 retry_after: Duration::ZERO,
             },
             Self::OwnFailed(error) => Outcome::Failed {

@@ -83,7 +83,7 @@ pub(in crate::http) async fn blob(
             let (routes, path, own) = (&routes, &path, &own);
             async move {
                 let Some(other) = routes.other(source) else {
-                    return own_answer(api, regional, repository, own).await;
+                    return own_blob(api, regional, repository, digest, own).await;
                 };
                 if !is_own_used {
                     return read_at(&**other, request, path).await;
@@ -109,6 +109,40 @@ pub(in crate::http) async fn blob(
         }
         return Ok(response);
     }
+}
+
+/// The answer of the own storage about a blob. Data that is missing although the repository names
+/// the blob was lost: other regions are asked, and it is copied anew.
+async fn own_blob<F>(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    own: impl Fn() -> F,
+) -> Result<Response<Body>, ReadError>
+where
+    F: Future<Output = HandlerResult>,
+{
+    let answer = own_answer(api, regional, repository, own).await;
+    match answer {
+        Err(ReadError::OwnLost) => regional.replace_lost(repository, digest),
+        // A replica that copied it anew may have died between its last two writes.
+        Err(ReadError::Final(error))
+            if error.status() == StatusCode::NOT_FOUND
+                && is_named(api, repository, digest).await =>
+        {
+            let keepers = regional.keepers(repository);
+            let keepers = keepers.iter().map(|source| source.region().clone());
+            return Err(ReadError::MayBeElsewhere(error, keepers.collect()));
+        }
+        _ => {}
+    }
+    answer
+}
+
+async fn is_named(api: &Api, repository: &RepositoryName, digest: &Digest) -> bool {
+    let named = api.registry.has_membership(repository, digest).await;
+    named.unwrap_or(false)
 }
 
 /// Whether a request for a blob found enough of its bodies under way.
@@ -305,7 +339,9 @@ where
             Owed::ReadAgain => {}
         }
     }
-    Err(if error.cause().is_some() {
+    Err(if error.is_lost_data() {
+        ReadError::OwnLost
+    } else if error.cause().is_some() {
         ReadError::OwnFailed(error)
     } else {
         ReadError::Final(error)
@@ -340,6 +376,7 @@ pub(super) fn unserved(routes: &Routes, error: Unserved<ReadError>) -> ApiError 
             ReadError::Final(_)
             | ReadError::NotAsked
             | ReadError::Crowded
+            | ReadError::OwnLost
             | ReadError::OwnFailed(_)
             | ReadError::Failed(_) => {}
         }

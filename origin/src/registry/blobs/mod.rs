@@ -23,6 +23,10 @@ use crate::replicas::Changed;
 use crate::storage::{Key, Object, Storage, StorageError};
 use crate::upload::id::Generation;
 
+mod lost;
+
+pub(crate) use lost::LostGeneration;
+
 /// How many generations of a digest are tried when the one of a membership is dead.
 const MAX_GENERATIONS: usize = 100;
 

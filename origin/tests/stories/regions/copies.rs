@@ -1,6 +1,9 @@
 //! How often a blob crosses from one region to another.
 
+use std::sync::Arc;
+
 use flotilla_common::digest::Digest;
+use flotilla_origin::storage::Prefix;
 use flotilla_runtime::rate::Limiter;
 use reqwest::StatusCode;
 
@@ -91,4 +94,59 @@ async fn few_bodies_of_one_blob_come_from_another_region() {
         drop(last);
     });
     assert_eq!(answer.status(), StatusCode::OK);
+}
+
+/// Data objects of a region's storage are gone: another region serves the blob, and it is copied
+/// anew once.
+#[tokio::test]
+async fn lost_data_is_copied_anew() {
+    let mut regions = Regions::start(2, |_, _| {}).await;
+    let layer = sample(300_000, 1);
+    regions
+        .client(0)
+        .push_image("app", "v1", core::slice::from_ref(&layer))
+        .await;
+    until("the copy", async || {
+        let key = "tag/app/_/v1".parse().unwrap();
+        let stored = regions.sites[1].storage.read(&key).await.unwrap();
+        stored.is_some()
+    })
+    .await;
+    let storage = Arc::clone(&regions.sites[0].storage);
+    let prefix = Prefix::new("seg/").unwrap();
+    let lost = storage.list(&prefix, None, 1000).await.unwrap();
+    assert!(!lost.entries.is_empty());
+    for entry in lost.entries {
+        storage.delete(&entry.key).await.unwrap();
+    }
+    // Nothing of it is in memory.
+    let client = regions.cold_client(0).await;
+    let before = sent_bytes(&regions, 1).await;
+    let path = format!("/v2/app/blobs/{}", Digest::sha256(&layer));
+    for _ in 0..3 {
+        let answer = client.get(&path).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.bytes().await.unwrap(), layer);
+    }
+    let own_only = async || {
+        let request = client.request(reqwest::Method::GET, &path);
+        let answer = request.header("flotilla-own-storage", "only").send().await;
+        answer.unwrap()
+    };
+    until("the new copy", async || {
+        own_only().await.status() == StatusCode::OK
+    })
+    .await;
+    assert_eq!(own_only().await.bytes().await.unwrap(), layer);
+    let sent = sent_bytes(&regions, 1).await - before;
+    assert!(
+        sent <= 4 * layer.len() as u64,
+        "three pulls and a copy: {sent}"
+    );
+    assert_eq!(client.get(&path).await.bytes().await.unwrap(), layer);
+    let after = sent_bytes(&regions, 1).await - before;
+    assert_eq!(after, sent, "it is read here now");
+    // A lost object is no reason to leave the storage.
+    let text = client.get("/metrics").await.text().await.unwrap();
+    assert!(text.contains("region_standing{of=\"own storage\"} 100"));
 }
