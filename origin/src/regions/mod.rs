@@ -7,6 +7,7 @@
 //! | `take` | keys that other regions asked this one to copy |
 //! | `members` | the other regions of the policy |
 //! | `replicate` | brings one key: its closure first, then the key |
+//! | `walk` | which parts of a closure one replication has finished |
 //! | `copy`, `resuming_body` | copies blobs, from whichever region delivers them |
 //! | `copy_lease` | one replica copies a large blob, not all |
 //! | `entry` | merges the keys of one journal entry |
@@ -47,6 +48,8 @@ pub(crate) mod source;
 pub(crate) mod sweep;
 pub(crate) mod sweep_state;
 pub(crate) mod take;
+#[cfg(test)]
+mod test_regions;
 #[cfg_attr(
     not(test),
     expect(
@@ -55,3 +58,4 @@ pub(crate) mod take;
     )
 )]
 pub(crate) mod tombstones;
+mod walk;

@@ -9,6 +9,8 @@
 //! everywhere: what every region answered that it does not have holds no name back. What a region
 //! that did not answer may have does.
 
+use core::pin::pin;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -22,10 +24,9 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::copy::BlobCopier;
 use super::counts::RegionCounts;
 use super::source::{Source, SourceError};
+use super::walk::{MAX_DEPTH, OnBroken, Walk};
 use crate::registry::{MergeReason, Merged, Need, Registry, RegistryError};
 
-/// How deep indexes may be nested.
-const MAX_DEPTH: u32 = 8;
 /// Blobs of one manifest copied concurrently.
 const BLOBS_AT_ONCE: usize = 8;
 /// How often the blobs of one manifest are looked at again because the copies took longer than a
@@ -90,10 +91,11 @@ impl Replicator {
         fact: &Fact,
         reason: MergeReason,
     ) -> Result<Replicated, RegistryError> {
+        let mut walk = Walk::new(sources, key.repository(), OnBroken::Continue);
         let (repository, tag) = match key {
-            FactKey::Manifest(repository, digest) => {
+            FactKey::Manifest(_, digest) => {
                 let closure = self
-                    .bring(sources, repository, digest, Some(fact), reason, MAX_DEPTH)
+                    .bring(&mut walk, digest, Some(fact), reason, MAX_DEPTH)
                     .await?;
                 return Ok(closure.into());
             }
@@ -108,14 +110,7 @@ impl Replicator {
         let mut replicated = Replicated::Merged;
         if let Some(digest) = digest {
             let closure = self
-                .bring(
-                    sources,
-                    repository,
-                    digest,
-                    None,
-                    MergeReason::Needed,
-                    MAX_DEPTH,
-                )
+                .bring(&mut walk, digest, None, MergeReason::Needed, MAX_DEPTH)
                 .await?;
             replicated = closure.into();
             if matches!(replicated, Replicated::Blocked(_) | Replicated::Ahead(_)) {
@@ -134,54 +129,76 @@ impl Replicator {
         )
     }
 
-    /// Brings a manifest and everything that it references. `fact` is its value at the first
-    /// source, if that is known.
+    /// Brings a manifest and everything that it references, unless this walk has done so. `fact` is
+    /// its value at the first source, if that is known.
     fn bring<'a>(
         &'a self,
-        sources: &'a [Arc<dyn Source>],
-        repository: &'a RepositoryName,
+        walk: &'a mut Walk<'_>,
         digest: &'a Digest,
         fact: Option<&'a Fact>,
         reason: MergeReason,
         depth: u32,
     ) -> BoxFuture<'a, Result<Closure, RegistryError>> {
         async move {
-            let key = FactKey::Manifest(repository.clone(), *digest);
-            let own = self.registry.fact(&key).await?;
-            let fact = match fact {
-                Some(fact) => fact.clone(),
-                None => match find_manifest(sources, &key, &own).await {
-                    Found::Fact(fact) => fact,
-                    Found::Nowhere => return Ok(Closure::Broken),
-                    Found::Unsure(reason) => return Ok(Closure::Blocked(reason)),
-                },
-            };
-            let is_here = matches!(own.head, FactHead::Manifest { .. });
-            let is_live = matches!(fact.head, FactHead::Manifest { .. });
-            // A manifest that is here may lack a blob: it was merged as broken as it was at the
-            // source, or a push wrote it and is about to find that a blob has died. So its parts are looked at,
-            // except in a sweep, which would read every record.
-            if !is_live || (is_here && reason == MergeReason::Sweep) {
-                let merged = self
-                    .registry
-                    .merge_manifest(repository, digest, &fact, reason)
-                    .await?;
-                return Ok(merged.into());
+            if let Some(is_broken) = walk.is_broken(digest, depth) {
+                return Ok(Closure::finished(is_broken));
             }
-            if fact.stamp() < own.stamp()
-                && matches!(own.head, FactHead::DeletedManifest { .. })
-            {
-                // This region's delete is newer, and will reach the source.
+            if !walk.may_visit() {
+                tracing::error!(repository = %walk.repository, "an index names too many manifests; leaving out the rest");
                 return Ok(Closure::Broken);
             }
-            let Ok(manifest) = Manifest::parse(&fact.bytes) else {
-                tracing::error!(%repository, %digest, "another region sent bytes that are not a manifest; leaving it out");
-                return Ok(Closure::Broken);
-            };
-            self.bring_parts(sources, repository, digest, &fact, &manifest, reason, depth)
-                .await
+            let brought = self.bring_manifest(walk, digest, fact, reason, depth).await?;
+            match brought {
+                Closure::Whole => walk.finish(digest, depth, false),
+                Closure::Broken => walk.finish(digest, depth, true),
+                Closure::Blocked(_) | Closure::Ahead(_) => {}
+            }
+            Ok(brought)
         }
         .boxed()
+    }
+
+    async fn bring_manifest(
+        &self,
+        walk: &mut Walk<'_>,
+        digest: &Digest,
+        fact: Option<&Fact>,
+        reason: MergeReason,
+        depth: u32,
+    ) -> Result<Closure, RegistryError> {
+        let repository = walk.repository;
+        let key = FactKey::Manifest(repository.clone(), *digest);
+        let own = self.registry.fact(&key).await?;
+        let fact = match fact {
+            Some(fact) => fact.clone(),
+            None => match find_manifest(walk.sources, &key, &own).await {
+                Found::Fact(fact) => fact,
+                Found::Nowhere => return Ok(Closure::Broken),
+                Found::Unsure(reason) => return Ok(Closure::Blocked(reason)),
+            },
+        };
+        let is_here = matches!(own.head, FactHead::Manifest { .. });
+        let is_live = matches!(fact.head, FactHead::Manifest { .. });
+        // A manifest that is here may lack a blob: it was merged as broken as it was at the source,
+        // or a push wrote it and is about to find that a blob has died. So its parts are looked at,
+        // except in a sweep, which would read every record.
+        if !is_live || (is_here && reason == MergeReason::Sweep) {
+            let merged = self
+                .registry
+                .merge_manifest(repository, digest, &fact, reason)
+                .await?;
+            return Ok(merged.into());
+        }
+        if fact.stamp() < own.stamp() && matches!(own.head, FactHead::DeletedManifest { .. }) {
+            // This region's delete is newer, and will reach the source.
+            return Ok(Closure::Broken);
+        }
+        let Ok(manifest) = Manifest::parse(&fact.bytes) else {
+            tracing::error!(%repository, %digest, "another region sent bytes that are not a manifest; leaving it out");
+            return Ok(Closure::Broken);
+        };
+        self.bring_parts(walk, digest, &fact, &manifest, reason, depth)
+            .await
     }
 
     /// Brings one blob, if any region has it.
@@ -218,7 +235,8 @@ impl Replicator {
         Ok(())
     }
 
-    /// Brings what a manifest references, without the manifest itself.
+    /// Brings what a manifest references, without the manifest itself. Ends at the first part that
+    /// no region has.
     ///
     /// # Errors
     /// Those of this region's storage.
@@ -228,16 +246,15 @@ impl Replicator {
         repository: &RepositoryName,
         manifest: &Manifest,
     ) -> Result<Replicated, RegistryError> {
-        let children = self.bring_children(sources, repository, manifest, MAX_DEPTH);
-        let is_broken = match children.await? {
-            Closure::Whole => false,
-            Closure::Broken => true,
-            not_yet => return Ok(not_yet.into()),
-        };
-        let blobs = self.bring_blobs(sources, repository, manifest, Need::Live);
+        let mut walk = Walk::new(sources, repository, OnBroken::Stop);
+        match self.bring_children(&mut walk, manifest, MAX_DEPTH).await? {
+            Closure::Whole => {}
+            broken_or_not_yet => return Ok(broken_or_not_yet.into()),
+        }
+        let blobs = self.bring_blobs(&walk, manifest, Need::Live);
         Ok(match blobs.await? {
-            Blob::Here if !is_broken => Replicated::Merged,
-            Blob::Here | Blob::Nowhere => Replicated::MergedBroken,
+            Blob::Here => Replicated::Merged,
+            Blob::Nowhere => Replicated::MergedBroken,
             Blob::Blocked(reason) => Replicated::Blocked(reason),
         })
     }
@@ -245,8 +262,7 @@ impl Replicator {
     /// Brings the children of an index.
     async fn bring_children(
         &self,
-        sources: &[Arc<dyn Source>],
-        repository: &RepositoryName,
+        walk: &mut Walk<'_>,
         manifest: &Manifest,
         depth: u32,
     ) -> Result<Closure, RegistryError> {
@@ -257,52 +273,43 @@ impl Replicator {
             .filter(|child| child.urls.is_empty())
         {
             if depth == 0 {
-                tracing::error!(%repository, "indexes are nested too deeply; leaving out the deepest");
+                tracing::error!(repository = %walk.repository, "indexes are nested too deeply; leaving out the deepest");
                 return Ok(Closure::Broken);
             }
             let needed = MergeReason::Needed;
-            let child = self.bring(sources, repository, &child.digest, None, needed, depth - 1);
-            match child.await? {
+            match self
+                .bring(walk, &child.digest, None, needed, depth - 1)
+                .await?
+            {
                 Closure::Whole => {}
+                Closure::Broken if walk.on_broken == OnBroken::Stop => return Ok(Closure::Broken),
                 Closure::Broken => is_broken = true,
                 not_yet => return Ok(not_yet),
             }
         }
-        Ok(if is_broken {
-            Closure::Broken
-        } else {
-            Closure::Whole
-        })
+        Ok(Closure::finished(is_broken))
     }
 
     /// Brings the blobs and children of a manifest, then merges it.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one recursive walk, split for its length"
-    )]
     async fn bring_parts(
         &self,
-        sources: &[Arc<dyn Source>],
-        repository: &RepositoryName,
+        walk: &mut Walk<'_>,
         digest: &Digest,
         fact: &Fact,
         manifest: &Manifest,
         reason: MergeReason,
         depth: u32,
     ) -> Result<Closure, RegistryError> {
-        let children = self.bring_children(sources, repository, manifest, depth);
-        let mut is_broken = match children.await? {
+        let mut is_broken = match self.bring_children(walk, manifest, depth).await? {
             Closure::Whole => false,
             Closure::Broken => true,
             not_yet => return Ok(not_yet),
         };
+        let repository = walk.repository;
         let mut need = Need::Live;
         for _ in 0..MAX_ROUNDS {
             let started = self.registry.now();
-            match self
-                .bring_blobs(sources, repository, manifest, need)
-                .await?
-            {
+            match self.bring_blobs(walk, manifest, need).await? {
                 Blob::Here => {}
                 Blob::Nowhere => is_broken = true,
                 Blob::Blocked(reason) => return Ok(Closure::Blocked(reason)),
@@ -316,11 +323,7 @@ impl Replicator {
             }
             // A blob that was live when it was looked at counts as live for L, and no longer.
             if self.registry.is_recent(started) {
-                return Ok(if is_broken {
-                    Closure::Broken
-                } else {
-                    Closure::Whole
-                });
+                return Ok(Closure::finished(is_broken));
             }
             need = Need::LiveNow;
         }
@@ -332,31 +335,43 @@ impl Replicator {
     /// Brings all blobs of a manifest.
     async fn bring_blobs(
         &self,
-        sources: &[Arc<dyn Source>],
-        repository: &RepositoryName,
+        walk: &Walk<'_>,
         manifest: &Manifest,
         need: Need,
     ) -> Result<Blob, RegistryError> {
+        let (sources, repository) = (walk.sources, walk.repository);
         let blobs = manifest.blobs();
         let blobs: Vec<(Digest, u64)> = blobs.iter().map(|blob| (blob.digest, blob.size)).collect();
-        let brought = stream::iter(blobs).map(|(digest, size)| async move {
+        let is_stopped = AtomicBool::new(false);
+        let blobs = stream::iter(blobs)
+            .take_while(|_| core::future::ready(!is_stopped.load(Ordering::Relaxed)));
+        let brought = blobs.map(|(digest, size)| async move {
             self.copier
                 .bring(sources, repository, &digest, Some(size), need)
                 .await
         });
-        let brought: Vec<Blob> = brought
-            .buffer_unordered(BLOBS_AT_ONCE)
-            .try_collect()
-            .await?;
+        let mut brought = pin!(brought.buffer_unordered(BLOBS_AT_ONCE));
         let mut all = Blob::Here;
-        for blob in brought {
+        while let Some(blob) = brought.try_next().await? {
+            let is_here = matches!(blob, Blob::Here);
             match blob {
                 Blob::Here => {}
-                Blob::Nowhere => all = Blob::Nowhere,
-                blocked @ Blob::Blocked(_) => return Ok(blocked),
+                Blob::Nowhere if walk.on_broken == OnBroken::Stop => return Ok(Blob::Nowhere),
+                Blob::Nowhere if matches!(all, Blob::Blocked(_)) => {}
+                nowhere_or_blocked => all = nowhere_or_blocked,
+            }
+            if !is_here && walk.on_broken == OnBroken::Stop {
+                // Copies that have begun end.
+                is_stopped.store(true, Ordering::Relaxed);
             }
         }
         Ok(all)
+    }
+}
+
+impl Closure {
+    const fn finished(is_broken: bool) -> Self {
+        if is_broken { Self::Broken } else { Self::Whole }
     }
 }
 
@@ -421,4 +436,70 @@ pub(crate) fn ordered(sources: &[Arc<dyn Source>], first: &RegionName) -> Vec<Ar
     let mut ordered = sources.to_vec();
     ordered.sort_by_key(|source| source.region() != first);
     ordered
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use core::sync::atomic::Ordering;
+
+    use super::super::test_regions::{TestRegion, TestSource, index_of, repository, tag, tag_key};
+    use super::*;
+
+    /// Indexes that name one child hundreds of times, four levels deep, cost one visit each.
+    #[tokio::test]
+    async fn repeated_children_are_brought_once() {
+        let (eu, us) = (
+            TestRegion::start("eu-1").await,
+            TestRegion::start("us-1").await,
+        );
+        let mut manifest = index_of(&[]);
+        for _ in 0..4 {
+            eu.push(&manifest, &[], &us).await;
+            manifest = index_of(&[&manifest; 300]);
+        }
+        eu.push(&manifest, &["v1"], &us).await;
+        let sources: [Arc<dyn Source>; 1] = [eu.source_of(&us)];
+        let fact = one_fact(&*sources[0], &tag_key("v1")).await.unwrap();
+        let before = us.operations.total();
+        let replicator = us.replicator();
+        let needed = MergeReason::Needed;
+        let key = tag_key("v1");
+        let brought = replicator.replicate(&sources, &key, &fact, needed);
+        assert_eq!(brought.await.unwrap(), Replicated::Merged);
+        let operations = us.operations.total() - before;
+        assert!(operations < 100, "{operations} operations");
+        let stamp = fact.stamp().unwrap();
+        let has_tag = us
+            .registry
+            .has_tag_stamp(&repository(), &tag("v1"), stamp)
+            .await;
+        assert!(has_tag.unwrap());
+    }
+
+    /// A push that names thousands of blobs which no region has costs a few questions.
+    #[tokio::test]
+    async fn pushes_of_unknown_blobs_ask_little_of_other_regions() {
+        let (eu, us) = (
+            TestRegion::start("eu-1").await,
+            TestRegion::start("us-1").await,
+        );
+        let source = eu.source_of(&us);
+        let sources: [Arc<dyn Source>; 1] = [Arc::<TestSource>::clone(&source)];
+        let layer = |number: u32| {
+            let digest = Digest::sha256(&number.to_le_bytes());
+            serde_json::json!({"mediaType": "x/y", "digest": digest, "size": 4})
+        };
+        let layers: Vec<_> = (0..2_000).map(layer).collect();
+        let manifest = serde_json::json!({"schemaVersion": 2, "layers": layers}).to_string();
+        let manifest = Manifest::parse(manifest.as_bytes()).unwrap();
+        let brought = us
+            .replicator()
+            .bring_references(&sources, &repository(), &manifest)
+            .await;
+        assert_eq!(brought.unwrap(), Replicated::MergedBroken);
+        let asked = source.blob_calls.load(Ordering::Relaxed);
+        assert!(asked <= 2 * BLOBS_AT_ONCE, "{asked} questions");
+    }
 }

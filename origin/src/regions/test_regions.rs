@@ -1,0 +1,218 @@
+//! Regions in memory, for tests: a registry each, and a region as another one sees it.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use flotilla_common::digest::Digest;
+use flotilla_common::manifest::{OCI_INDEX, OCI_MANIFEST};
+use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
+use flotilla_common::seal::SealKey;
+use flotilla_common::wire::region::{
+    EntryId, Fact, FactKey, FactKind, JournalPage, KeysPage, RegionState, StorageStanding,
+    TakeAnswer, TakeRequest,
+};
+use flotilla_runtime::clock::Clock;
+use flotilla_runtime::rate::Limiter;
+use futures_util::StreamExt;
+
+use super::copy::BlobCopier;
+use super::replicate::Replicator;
+use super::source::{Source, SourceBlob, SourceError};
+use crate::config::Limits;
+use crate::format::{Horizons, read_or_create};
+use crate::registry::{ChangeRules, Need, Registry, RegistryError};
+use crate::replicas::{Invalidator, Replicas, Secret};
+use crate::storage::{CountingStorage, Operations, open};
+
+/// The repository of all tests.
+pub(super) fn repository() -> RepositoryName {
+    "app".parse().unwrap()
+}
+
+pub(super) fn tag(name: &str) -> Tag {
+    name.parse().unwrap()
+}
+
+pub(super) fn tag_key(name: &str) -> FactKey {
+    FactKey::Tag(repository(), tag(name))
+}
+
+/// An index that names these manifests, which may repeat.
+pub(super) fn index_of(children: &[&Bytes]) -> Bytes {
+    let described: Vec<_> = children
+        .iter()
+        .map(|child| {
+            serde_json::json!({"mediaType": OCI_MANIFEST, "digest": Digest::sha256(child), "size": child.len()})
+        })
+        .collect();
+    serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": described})
+        .to_string()
+        .into()
+}
+
+/// A region of one replica on a storage in memory.
+pub(super) struct TestRegion {
+    pub(super) name: RegionName,
+    pub(super) registry: Arc<Registry>,
+    /// Counts what the registry asks of the storage.
+    pub(super) operations: Arc<Operations>,
+}
+
+impl TestRegion {
+    pub(super) async fn start(name: &str) -> Self {
+        let name: RegionName = name.parse().unwrap();
+        let storage = CountingStorage::new(open("memory:///", 0).unwrap());
+        let operations = storage.operations();
+        let format = read_or_create(&storage, Horizons::default()).await.unwrap();
+        let key = SealKey::from_secret(name.clone(), &[7; 32]);
+        let secret = Secret::new(&key, &format);
+        let invalidator = Invalidator::new(Replicas::none(), secret, Clock::tokio()).unwrap();
+        let registry = Registry::new(
+            Arc::new(storage),
+            format,
+            key,
+            Limits::default(),
+            Arc::new(invalidator),
+            Clock::tokio(),
+        );
+        Self {
+            name,
+            registry: Arc::new(registry),
+            operations,
+        }
+    }
+
+    /// Copies without a limit of bandwidth into this region.
+    pub(super) fn replicator(&self) -> Replicator {
+        let registry = Arc::clone(&self.registry);
+        let copier = BlobCopier::new(registry, Limiter::unlimited(), Arc::default());
+        Replicator::new(Arc::clone(&self.registry), copier)
+    }
+
+    /// This region, as `caller` sees it.
+    pub(super) fn source_of(&self, caller: &Self) -> Arc<TestSource> {
+        Arc::new(TestSource {
+            registry: Arc::clone(&self.registry),
+            name: self.name.clone(),
+            caller: caller.name.clone(),
+            blob_calls: AtomicUsize::new(0),
+        })
+    }
+
+    /// Pushes a manifest, owed to a region. Its tag may be none.
+    pub(super) async fn push(&self, manifest: &Bytes, tags: &[&str], owed_to: &Self) {
+        let rules = ChangeRules {
+            owed_to: vec![owed_to.name.clone()],
+            ..ChangeRules::default()
+        };
+        let reference = Reference::Digest(Digest::sha256(manifest));
+        let tags: Vec<Tag> = tags.iter().map(|name| tag(name)).collect();
+        let repository = repository();
+        let pushed = self.registry.put_manifest(
+            &repository,
+            &reference,
+            &tags,
+            None,
+            manifest.clone(),
+            &rules,
+        );
+        pushed.await.unwrap();
+    }
+}
+
+/// A region whose registry is called directly.
+#[derive(Debug)]
+pub(super) struct TestSource {
+    registry: Arc<Registry>,
+    name: RegionName,
+    caller: RegionName,
+    /// Requests for blobs.
+    pub(super) blob_calls: AtomicUsize,
+}
+
+impl TestSource {
+    fn error(&self, error: &RegistryError) -> SourceError {
+        SourceError {
+            region: self.name.clone(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for TestSource {
+    fn region(&self) -> &RegionName {
+        &self.name
+    }
+
+    async fn state(&self) -> Result<RegionState, SourceError> {
+        Ok(RegionState {
+            region: self.name.clone(),
+            storage_id: self.registry.storage_id(),
+            clock: 0,
+            standing: StorageStanding::Usable,
+            is_whole: true,
+            owed: Vec::new(),
+        })
+    }
+
+    async fn journal(
+        &self,
+        after: Option<EntryId>,
+        limit: usize,
+    ) -> Result<JournalPage, SourceError> {
+        let page = self.registry.journal_page(&self.caller, after, limit).await;
+        page.map_err(|error| self.error(&error))
+    }
+
+    async fn done(&self, entries: Vec<EntryId>, sweep: Option<u128>) -> Result<(), SourceError> {
+        let dropped = self.registry.drop_entries(&self.caller, entries, sweep);
+        dropped.await.map_err(|error| self.error(&error))
+    }
+
+    async fn facts(&self, keys: &[FactKey]) -> Result<Vec<Fact>, SourceError> {
+        let facts = self.registry.facts(keys).await;
+        facts.map_err(|error| self.error(&error))
+    }
+
+    async fn keys(
+        &self,
+        kind: FactKind,
+        after: Option<&FactKey>,
+        limit: usize,
+    ) -> Result<KeysPage, SourceError> {
+        let page = self.registry.fact_keys(kind, after, limit).await;
+        page.map_err(|error| self.error(&error))
+    }
+
+    async fn take(&self, _: TakeRequest) -> Result<TakeAnswer, SourceError> {
+        Ok(TakeAnswer { merged: false })
+    }
+
+    async fn blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Option<SourceBlob>, SourceError> {
+        self.blob_calls.fetch_add(1, Ordering::Relaxed);
+        let found = self.registry.blob(repository, digest, Need::Bytes).await;
+        let Some(found) = found.map_err(|error| self.error(&error))? else {
+            return Ok(None);
+        };
+        let size = found.size();
+        let bytes = self
+            .registry
+            .read_blob(repository, &found, offset..size)
+            .await
+            .map_err(|error| self.error(&error))?;
+        let bytes = bytes.map(|piece| piece.map_err(|error| error.to_string()));
+        Ok(Some(SourceBlob {
+            size,
+            bytes: bytes.boxed(),
+        }))
+    }
+}
