@@ -128,6 +128,13 @@ impl Manifest {
             .filter(|blob| blob.urls.is_empty());
         here.filter(|blob| known.insert(blob.digest)).collect()
     }
+
+    /// The sum of the sizes of its blobs in bytes, as it states them: at most [`u64::MAX`], since a
+    /// manifest may state any size.
+    pub fn stated_bytes(&self) -> u64 {
+        let sizes = self.blobs().into_iter().map(|blob| blob.size);
+        sizes.fold(0, u64::saturating_add)
+    }
 }
 
 #[cfg(test)]

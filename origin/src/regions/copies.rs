@@ -199,13 +199,13 @@ async fn bytes_to_copy(sources: &[Arc<dyn Source>], keys: &[FactKey]) -> u64 {
     let Some(source) = sources.first() else {
         return 0;
     };
-    let mut bytes = 0;
+    let mut bytes: u64 = 0;
     for key in keys {
         if matches!(key, FactKey::Manifest(..))
             && let Ok(fact) = one_fact(&**source, key).await
             && let Ok(manifest) = Manifest::parse(&fact.bytes)
         {
-            bytes += manifest.blobs().iter().map(|blob| blob.size).sum::<u64>();
+            bytes = bytes.saturating_add(manifest.stated_bytes());
         }
     }
     bytes

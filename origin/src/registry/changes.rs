@@ -174,7 +174,7 @@ impl Registry {
             digest,
             subject,
             stamp,
-            bytes: manifest.blobs().iter().map(|blob| blob.size).sum(),
+            bytes: manifest.stated_bytes(),
         })
     }
 
