@@ -15,7 +15,7 @@ pub(crate) use blob::{BlobRecord, EMBEDDED_VALUES, MembershipRecord, Segment, Ta
 pub(crate) use flotilla_common::stamp::Stamp;
 pub(crate) use journal::{JournalRecord, TrimMark};
 pub(crate) use manifest::{ManifestRecord, ManifestState};
-pub(crate) use region::{LeaseRecord, RegionRecord, SweepState};
+pub(crate) use region::{LeaseRecord, RegionRecord, Selection, SweepState, Unfinished};
 pub(crate) use state::{RecordState, Rescue};
 pub(crate) use tag::{Pointer, ReferrerValue, TOMBSTONE_LIMIT, TagValue};
 

@@ -1,8 +1,21 @@
 //! `region/<name>`: what this region knows of another one. `lease/<job>`: which replica does a job.
 
 use bincode::{Decode, Encode};
+use flotilla_common::name::RegionName;
 use flotilla_common::storage_id::StorageId;
 use flotilla_common::wire::region::{FactKey, FactKind};
+
+/// Keys that another region must answer for first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Unfinished {
+    pub(crate) keys: Vec<FactKey>,
+    /// Whether there were more keys than are kept here.
+    pub(crate) is_cut: bool,
+    /// When they are tried again.
+    pub(crate) retry_at: u64,
+    /// Since when there have been so many that the walk waits for them.
+    pub(crate) full_since: Option<u64>,
+}
 
 /// How far this region has walked all keys of the other one. Times are wall clocks, in nanoseconds
 /// since 1970; they only pace the sweeps.
@@ -14,6 +27,8 @@ pub(crate) enum SweepState {
         from: u64,
         /// Its number: 0 for the first, 1 for the second, then more.
         round: u64,
+        /// Keys that the last sweep left unfinished.
+        unfinished: Unfinished,
     },
     /// Pages of keys are being merged.
     Walking {
@@ -27,8 +42,8 @@ pub(crate) enum SweepState {
         kind: FactKind,
         /// The last key that was walked.
         after: Option<FactKey>,
-        /// Keys that another region must answer for first.
-        unfinished: Vec<FactKey>,
+        /// Keys that wait for another region.
+        unfinished: Unfinished,
     },
     /// All pages are merged; some keys wait for a region that does not answer.
     Finishing {
@@ -39,8 +54,26 @@ pub(crate) enum SweepState {
         /// As in [`Self::Walking`].
         owed: Option<u128>,
         /// The keys.
-        unfinished: Vec<FactKey>,
+        unfinished: Unfinished,
     },
+}
+
+/// What of the policy a sweep depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Selection {
+    /// A hash of the choice of repositories that this region keeps.
+    pub(crate) repositories: u64,
+    /// All regions, sorted.
+    pub(crate) regions: Vec<RegionName>,
+}
+
+impl Selection {
+    /// Whether a region that was whole by an `earlier` policy may lack something by this one: it
+    /// keeps other repositories, or a region has left, which gave some changes only to others.
+    pub(crate) fn may_lack_after(&self, earlier: &Self) -> bool {
+        let has_left = |region: &RegionName| self.regions.binary_search(region).is_err();
+        self.repositories != earlier.repositories || earlier.regions.iter().any(has_left)
+    }
 }
 
 /// What a region knows of another.
@@ -50,8 +83,8 @@ pub(crate) struct RegionRecord {
     pub(crate) storage_id: StorageId,
     /// Whether everything that the other region had is here.
     pub(crate) is_whole: bool,
-    /// The choice of repositories with which the last sweep began.
-    pub(crate) selection: u64,
+    /// The policy by which it was decided when to sweep.
+    pub(crate) selection: Selection,
     pub(crate) sweep: SweepState,
     pub(crate) nonce: u128,
 }

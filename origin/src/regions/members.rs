@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use flotilla_common::name::RegionName;
 use flotilla_common::wire::region::FactKey;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::source::Source;
 use crate::policy::{LivePolicy, Policy, Region};
+use crate::record::Selection;
 
 /// Connects to a region.
 pub(crate) type Connect = Box<dyn Fn(&Region) -> Arc<dyn Source> + Send + Sync>;
@@ -31,25 +31,15 @@ impl RegionPolicy {
         Box::new(move |key| policy.is_replicated_here(&own, key.repository()))
     }
 
-    /// A hash of the choice of repositories that this region keeps, and of all regions: when one
-    /// leaves, what it gave only some of the others is found by their sweeps.
-    pub(crate) fn selection(&self) -> u64 {
-        let mut hasher = Sha256::new();
-        hasher.update(self.policy.selection_hash(&self.own).to_be_bytes());
-        let mut names: Vec<&str> = self
-            .policy
-            .regions()
-            .iter()
-            .map(|region| region.name.as_str())
-            .collect();
-        names.sort_unstable();
-        for name in names {
-            hasher.update(name);
-            hasher.update([0]);
+    /// What a sweep depends on.
+    pub(crate) fn selection(&self) -> Selection {
+        let regions = self.policy.regions().iter();
+        let mut regions: Vec<RegionName> = regions.map(|region| region.name.clone()).collect();
+        regions.sort_unstable();
+        Selection {
+            repositories: self.policy.selection_hash(&self.own),
+            regions,
         }
-        let mut first = [0; 8];
-        first.copy_from_slice(&hasher.finalize()[..8]);
-        u64::from_be_bytes(first)
     }
 
     pub(crate) const fn policy(&self) -> &Arc<Policy> {

@@ -47,6 +47,8 @@ pub(crate) mod routes;
 pub(crate) mod source;
 pub(crate) mod sweep;
 pub(crate) mod sweep_state;
+#[cfg(test)]
+mod sweep_tests;
 pub(crate) mod take;
 #[cfg(test)]
 mod test_regions;

@@ -456,10 +456,10 @@ mod tests {
         );
         let mut manifest = index_of(&[]);
         for _ in 0..4 {
-            eu.push(&manifest, &[], &us).await;
+            eu.push(&manifest, &[], &[&us]).await;
             manifest = index_of(&[&manifest; 300]);
         }
-        eu.push(&manifest, &["v1"], &us).await;
+        eu.push(&manifest, &["v1"], &[&us]).await;
         let sources: [Arc<dyn Source>; 1] = [eu.source_of(&us)];
         let fact = one_fact(&*sources[0], &tag_key("v1")).await.unwrap();
         let before = us.operations.total();

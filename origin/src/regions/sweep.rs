@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use flotilla_common::wire::region::{Fact, FactKey, MAX_FACTS, MAX_KEYS, RegionState};
+use flotilla_common::wire::region::{Fact, FactKey, FactKind, MAX_FACTS, MAX_KEYS, RegionState};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::entry::EntryError;
-use super::members::Members;
+use super::members::{Members, RegionPolicy};
 use super::replicate::{Replicated, Replicator, ordered};
 use super::source::{Source, SourceError};
 use super::sweep_state::{SweepStep, SweepTimes, next_step, page_merged, retried};
@@ -120,34 +120,37 @@ impl Sweeper {
             return Ok(false);
         };
         let now = self.replicator.registry.unix_nanos();
-        let selection = self.members.policy().selection();
+        let policy = self.members.policy();
+        let selection = policy.selection();
         let sources = ordered(&self.members.sources(), source.region());
-        let step = next_step(&record, now, owed, selection, &self.times);
-        let is_pausing = matches!(step, SweepStep::Idle | SweepStep::Retry(_));
-        let next = match step {
+        let next = match next_step(&record, now, owed, &selection, &self.times) {
             SweepStep::Idle => return Ok(false),
-            SweepStep::Store(sweep) => {
-                let is_owed = owed.is_some() || record.selection != selection;
-                RegionRecord {
-                    is_whole: record.is_whole && !is_owed,
-                    selection,
-                    sweep,
-                    ..record
-                }
-            }
+            SweepStep::Store { sweep, stays_whole } => RegionRecord {
+                is_whole: record.is_whole && stays_whole,
+                selection,
+                sweep,
+                ..record
+            },
             SweepStep::Page { kind, after } => {
                 let page = source.keys(kind, after.as_ref(), MAX_KEYS).await?;
-                let blocked = self.merge(&sources, &page.keys).await?;
                 let last = page.keys.last().cloned();
+                if page.more && (last.is_none() || last == after) {
+                    return Err(SourceError {
+                        region: source.region().clone(),
+                        reason: "it answered with a page of keys that leads no further".to_owned(),
+                    }
+                    .into());
+                }
+                let blocked = self.merge(&sources, &policy, &page.keys).await?;
                 RegionRecord {
                     sweep: page_merged(record.sweep, now, last, page.more, blocked),
                     ..record
                 }
             }
             SweepStep::Retry(keys) => {
-                let blocked = self.merge(&sources, &keys).await?;
+                let blocked = self.merge(&sources, &policy, &keys).await?;
                 RegionRecord {
-                    sweep: retried(record.sweep, blocked),
+                    sweep: retried(record.sweep, now, blocked),
                     ..record
                 }
             }
@@ -160,14 +163,14 @@ impl Sweeper {
                     source.done(Vec::new(), owed).await?;
                 }
                 RegionRecord {
-                    is_whole: is_whole || record.is_whole,
+                    is_whole: is_whole || record.is_whole || is_empty(&**source).await?,
                     sweep: next,
                     ..record
                 }
             }
         };
         self.write(Some(&object), next).await?;
-        Ok(!is_pausing)
+        Ok(true)
     }
 
     /// Whether everything that the region had is here.
@@ -182,12 +185,13 @@ impl Sweeper {
     async fn merge(
         &self,
         sources: &[Arc<dyn Source>],
+        policy: &RegionPolicy,
         keys: &[FactKey],
     ) -> Result<Vec<FactKey>, EntryError> {
         let Some(source) = sources.first() else {
             return Ok(keys.to_vec());
         };
-        let selects = self.members.policy().selects();
+        let selects = policy.selects();
         let selects = &*selects;
         let mut blocked = Vec::new();
         let mut at = 0;
@@ -253,4 +257,16 @@ impl Sweeper {
             Err(error) => Err(RegistryError::from(error).into()),
         }
     }
+}
+
+/// Whether a region has no keys. One that joins with an empty storage has nothing that this one
+/// could lack: its later changes are in its journal.
+async fn is_empty(source: &dyn Source) -> Result<bool, SourceError> {
+    for kind in [FactKind::Manifests, FactKind::Tags] {
+        let page = source.keys(kind, None, 1).await?;
+        if !page.keys.is_empty() || page.more {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

@@ -6,28 +6,36 @@
 //!                                                landed behind the first sweep)
 //!   ─▶ Walking, round 1 ─▶ Finishing ─▶ whole; Waiting (a month) ─▶ …
 //! ```
-//! A sweep that the source says is owed (its journal was trimmed), and another choice of
-//! repositories by the policy, begin a sweep at once; the region is not whole until it has ended.
+//! A sweep that the source says is owed (its journal was trimmed) begins at once, once the first
+//! two have ended; the region is not whole until it has ended. A policy by which this region keeps
+//! other repositories, or without a region that was there, begins all over: a writer that has not
+//! read it yet writes no entries for what this region keeps now. A region that is added changes
+//! nothing between the others.
 
 use core::time::Duration;
 
-use flotilla_common::wire::region::{FactKey, FactKind};
+use flotilla_common::wire::region::{FactKey, FactKind, MAX_KEYS};
 
-use crate::record::{RegionRecord, SweepState};
+use crate::record::{RegionRecord, Selection, SweepState, Unfinished};
 
-/// Keys that may wait for a region that does not answer; more hold up the sweep.
+/// Keys that wait for a region that does not answer. More hold up the walk.
 pub(crate) const MAX_UNFINISHED: usize = 1_000;
+/// From one attempt to finish keys to the next, while they hold up the sweep and afterwards.
+const RETRY_HELD: Duration = Duration::from_secs(5);
+const RETRY_LEFT: Duration = Duration::from_mins(10);
 
 /// The times of sweeps.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SweepTimes {
-    /// From the first contact to the first sweep. By then every writer has read the policy.
+    /// From the first contact, or a change of the policy, to the first sweep. By then every writer
+    /// has read the policy.
     pub(crate) settle: Duration,
     /// From the first sweep to the second: H.
     pub(crate) second: Duration,
     /// From a sweep to the next one, if nothing asks for it earlier.
     pub(crate) repeat: Duration,
-    /// After this long a key that waits for another region no longer holds up the end of a sweep.
+    /// After this long keys that wait for another region no longer hold up the sweep. They are
+    /// tried again later.
     pub(crate) give_up: Duration,
 }
 
@@ -47,8 +55,12 @@ impl Default for SweepTimes {
 pub(crate) enum SweepStep {
     /// Nothing now.
     Idle,
-    /// Store this record, then ask again.
-    Store(SweepState),
+    /// Store this state, then ask again.
+    Store {
+        sweep: SweepState,
+        /// Whether a region that is whole stays so.
+        stays_whole: bool,
+    },
     /// Merge the page of keys after `after`.
     Page {
         kind: FactKind,
@@ -74,49 +86,104 @@ impl SweepState {
         Self::Waiting {
             from: later(now, times.settle),
             round: 0,
+            unfinished: Unfinished::default(),
         }
     }
 }
 
-/// The next step. `owed` is the sweep that the source says is owed, `selection` the present choice
-/// of repositories.
+impl Unfinished {
+    /// Whether there are so many that the walk waits for them.
+    fn hold_up(&self, now: u64, times: &SweepTimes) -> bool {
+        self.full_since
+            .is_some_and(|since| now < later(since, times.give_up))
+    }
+
+    /// The step of a state that waits for these keys.
+    fn step(&self, now: u64) -> SweepStep {
+        if self.keys.is_empty() || now < self.retry_at {
+            SweepStep::Idle
+        } else {
+            SweepStep::Retry(self.keys.clone())
+        }
+    }
+
+    fn add(&mut self, keys: Vec<FactKey>, now: u64) {
+        self.keys.extend(keys);
+        if self.keys.len() > MAX_UNFINISHED + MAX_KEYS {
+            self.keys.truncate(MAX_UNFINISHED + MAX_KEYS);
+            self.is_cut = true;
+        }
+        self.note_full(now);
+    }
+
+    fn replace(&mut self, keys: Vec<FactKey>, now: u64, pause: Duration) {
+        self.keys = keys;
+        self.retry_at = later(now, pause);
+        self.note_full(now);
+    }
+
+    fn note_full(&mut self, now: u64) {
+        self.full_since = match self.full_since {
+            _ if self.keys.len() < MAX_UNFINISHED => None,
+            None => Some(now),
+            since => since,
+        };
+    }
+}
+
+/// The next step. `owed` is the sweep that the source says is owed, `selection` what the present
+/// policy selects.
 pub(crate) fn next_step(
     record: &RegionRecord,
     now: u64,
     owed: Option<u128>,
-    selection: u64,
+    selection: &Selection,
     times: &SweepTimes,
 ) -> SweepStep {
-    let begin = |round: u64| {
-        SweepStep::Store(SweepState::Walking {
-            round,
-            began: now,
-            owed,
-            kind: FactKind::Manifests,
-            after: None,
-            unfinished: Vec::new(),
-        })
-    };
+    if selection.may_lack_after(&record.selection) {
+        return SweepStep::Store {
+            sweep: SweepState::first(now, times),
+            stays_whole: false,
+        };
+    }
+    if *selection != record.selection {
+        return SweepStep::Store {
+            sweep: record.sweep.clone(),
+            stays_whole: true,
+        };
+    }
     match &record.sweep {
-        SweepState::Waiting { from, round } => {
-            let is_asked_for = owed.is_some() || record.selection != selection;
-            // Before the first sweep, every writer must have read the policy.
-            if now >= *from || (is_asked_for && *round > 0) {
-                begin(*round)
+        SweepState::Waiting {
+            from,
+            round,
+            unfinished,
+        } => {
+            // Before the first sweep every writer must have read the policy, and before the second
+            // no write from before the first may be in flight.
+            if now >= *from || (owed.is_some() && *round > 1) {
+                SweepStep::Store {
+                    sweep: SweepState::Walking {
+                        round: *round,
+                        began: now,
+                        owed,
+                        kind: FactKind::Manifests,
+                        after: None,
+                        unfinished: Unfinished::default(),
+                    },
+                    stays_whole: owed.is_none(),
+                }
             } else {
-                SweepStep::Idle
+                unfinished.step(now)
             }
         }
-        // A sweep of other repositories may have passed by keys of those that are chosen now.
-        SweepState::Walking { round, .. } if record.selection != selection => begin(*round),
         SweepState::Walking {
             kind,
             after,
             unfinished,
             ..
         } => {
-            if unfinished.len() >= MAX_UNFINISHED {
-                SweepStep::Retry(unfinished.clone())
+            if unfinished.hold_up(now, times) {
+                unfinished.step(now)
             } else {
                 SweepStep::Page {
                     kind: *kind,
@@ -130,22 +197,25 @@ pub(crate) fn next_step(
             owed,
             unfinished,
         } => {
-            if unfinished.is_empty() || now >= later(*since, times.give_up) {
-                let pause = if *round == 0 {
-                    times.second
-                } else {
-                    times.repeat
-                };
-                SweepStep::End {
-                    owed: *owed,
-                    next: SweepState::Waiting {
-                        from: later(now, pause),
-                        round: round + 1,
-                    },
-                    is_whole: *round > 0,
-                }
-            } else {
-                SweepStep::Retry(unfinished.clone())
+            if !unfinished.keys.is_empty() && now < later(*since, times.give_up) {
+                return unfinished.step(now);
+            }
+            let pause = match *round {
+                0 => times.second,
+                // The keys that were cut are found by the next sweep.
+                _ if unfinished.is_cut => times.give_up.min(times.repeat),
+                _ => times.repeat,
+            };
+            let mut left = Unfinished::default();
+            left.replace(unfinished.keys.clone(), now, RETRY_LEFT);
+            SweepStep::End {
+                owed: *owed,
+                next: SweepState::Waiting {
+                    from: later(now, pause),
+                    round: round.saturating_add(1),
+                    unfinished: left,
+                },
+                is_whole: *round > 0,
             }
         }
     }
@@ -171,7 +241,7 @@ pub(crate) fn page_merged(
     else {
         return state;
     };
-    unfinished.extend(blocked);
+    unfinished.add(blocked, now);
     match (more, kind) {
         (true, _) => SweepState::Walking {
             round,
@@ -199,18 +269,20 @@ pub(crate) fn page_merged(
 }
 
 /// The state after keys were tried again, `blocked` being those that still wait.
-pub(crate) fn retried(mut state: SweepState, blocked: Vec<FactKey>) -> SweepState {
+pub(crate) fn retried(mut state: SweepState, now: u64, blocked: Vec<FactKey>) -> SweepState {
     match &mut state {
         SweepState::Walking { unfinished, .. } | SweepState::Finishing { unfinished, .. } => {
-            *unfinished = blocked;
+            unfinished.replace(blocked, now, RETRY_HELD);
         }
-        SweepState::Waiting { .. } => {}
+        SweepState::Waiting { unfinished, .. } => unfinished.replace(blocked, now, RETRY_LEFT),
     }
     state
 }
 
 #[cfg(test)]
 mod tests {
+    use flotilla_common::name::RegionName;
+
     use super::*;
 
     const HOUR: Duration = Duration::from_hours(1);
@@ -221,13 +293,48 @@ mod tests {
         give_up: Duration::from_hours(24),
     };
 
+    fn region(name: &str) -> RegionName {
+        name.parse().expect("a name")
+    }
+
+    fn selection(repositories: u64, regions: &[&str]) -> Selection {
+        Selection {
+            repositories,
+            regions: regions.iter().map(|name| region(name)).collect(),
+        }
+    }
+
+    /// What the policy selects in all tests, unless they change it.
+    fn both() -> Selection {
+        selection(7, &["eu-1", "us-1"])
+    }
+
     fn record(sweep: SweepState) -> RegionRecord {
         RegionRecord {
             storage_id: flotilla_common::storage_id::StorageId::from_bytes([0; 16]),
             is_whole: false,
-            selection: 7,
+            selection: both(),
             sweep,
             nonce: 0,
+        }
+    }
+
+    fn waiting(from: u64, round: u64) -> SweepState {
+        SweepState::Waiting {
+            from,
+            round,
+            unfinished: Unfinished::default(),
+        }
+    }
+
+    fn walking(round: u64) -> SweepState {
+        SweepState::Walking {
+            round,
+            began: 0,
+            owed: None,
+            kind: FactKind::Tags,
+            after: None,
+            unfinished: Unfinished::default(),
         }
     }
 
@@ -239,8 +346,8 @@ mod tests {
     fn run_sweep(mut state: SweepState, mut now: u64, owed: Option<u128>) -> (SweepState, bool) {
         for _ in 0..20 {
             now += 1;
-            match next_step(&record(state.clone()), now, owed, 7, &TIMES) {
-                SweepStep::Store(next) => state = next,
+            match next_step(&record(state.clone()), now, owed, &both(), &TIMES) {
+                SweepStep::Store { sweep, .. } => state = sweep,
                 SweepStep::Page { .. } => state = page_merged(state, now, None, false, Vec::new()),
                 SweepStep::End { next, is_whole, .. } => return (next, is_whole),
                 other => panic!("{other:?}"),
@@ -252,53 +359,134 @@ mod tests {
     #[test]
     fn region_is_whole_after_the_second_sweep() {
         let first = SweepState::first(0, &TIMES);
-        let early = next_step(&record(first.clone()), 1, Some(9), 7, &TIMES);
+        let early = next_step(&record(first.clone()), 1, Some(9), &both(), &TIMES);
         assert_eq!(early, SweepStep::Idle, "a writer may have an old policy");
         let start = later(0, TIMES.settle);
-        let (waiting, is_whole) = run_sweep(first, start, None);
+        let (after_first, is_whole) = run_sweep(first, start, None);
         assert!(!is_whole);
-        let SweepState::Waiting { from, round: 1 } = waiting else {
-            panic!("{waiting:?}")
+        let SweepState::Waiting { from, round: 1, .. } = after_first else {
+            panic!("{after_first:?}")
         };
         assert!(from >= later(start, TIMES.second));
-        let (_, is_whole) = run_sweep(waiting, from, None);
+        let early = next_step(
+            &record(after_first.clone()),
+            from - 1,
+            Some(9),
+            &both(),
+            &TIMES,
+        );
+        assert_eq!(early, SweepStep::Idle, "a write may be in flight");
+        let (_, is_whole) = run_sweep(after_first, from, None);
         assert!(is_whole);
     }
 
     #[test]
-    fn owed_sweep_and_new_choice_of_repositories_begin_at_once() {
-        let waiting = SweepState::Waiting {
-            from: later(0, 100 * HOUR),
-            round: 2,
+    fn owed_sweeps_begin_at_once() {
+        let waiting = waiting(later(0, 100 * HOUR), 2);
+        let step = |owed| next_step(&record(waiting.clone()), 1, owed, &both(), &TIMES);
+        assert_eq!(step(None), SweepStep::Idle);
+        let SweepStep::Store { sweep, stays_whole } = step(Some(3)) else {
+            panic!("it begins")
         };
-        assert_eq!(
-            next_step(&record(waiting.clone()), 1, None, 7, &TIMES),
-            SweepStep::Idle
-        );
-        for (owed, selection) in [(Some(3), 7), (None, 8)] {
-            let step = next_step(&record(waiting.clone()), 1, owed, selection, &TIMES);
-            assert!(matches!(step, SweepStep::Store(SweepState::Walking { .. })));
+        assert!(matches!(sweep, SweepState::Walking { owed: Some(3), .. }));
+        assert!(!stays_whole);
+    }
+
+    /// A writer may write by the old policy for two minutes more, without entries for what is
+    /// selected now, and behind a sweep that began at once.
+    #[test]
+    fn other_selections_settle_and_are_whole_after_two_sweeps() {
+        let others = [selection(8, &["eu-1", "us-1"]), selection(7, &["us-1"])];
+        let finishing = SweepState::Finishing {
+            round: 1,
+            since: 0,
+            owed: None,
+            unfinished: Unfinished::default(),
+        };
+        let states = [waiting(later(0, 100 * HOUR), 2), walking(1), finishing];
+        for (state, selection) in states
+            .iter()
+            .flat_map(|state| others.iter().map(move |selection| (state, selection)))
+        {
+            let now = later(0, HOUR);
+            let step = next_step(&record(state.clone()), now, Some(3), selection, &TIMES);
+            let again = SweepStep::Store {
+                sweep: SweepState::first(now, &TIMES),
+                stays_whole: false,
+            };
+            assert_eq!(step, again, "{state:?} {selection:?}");
         }
     }
 
     #[test]
-    fn blocked_keys_are_tried_again_until_the_bound() {
-        let walking = SweepState::Walking {
-            round: 1,
-            began: 0,
-            owed: None,
-            kind: FactKind::Tags,
-            after: None,
-            unfinished: Vec::new(),
-        };
-        let state = page_merged(walking, 5, Some(tag("a")), false, vec![tag("a")]);
-        let step = next_step(&record(state.clone()), 6, None, 7, &TIMES);
-        assert_eq!(step, SweepStep::Retry(vec![tag("a")]));
+    fn added_regions_do_not_change_the_others() {
+        let more = selection(7, &["ap-1", "eu-1", "us-1"]);
+        for state in [waiting(later(0, 100 * HOUR), 2), walking(1)] {
+            let step = next_step(&record(state.clone()), 1, None, &more, &TIMES);
+            let kept = SweepStep::Store {
+                sweep: state,
+                stays_whole: true,
+            };
+            assert_eq!(step, kept);
+        }
+    }
+
+    #[test]
+    fn blocked_keys_hold_up_the_end_until_the_bound_and_are_tried_again_later() {
+        let blocked = vec![tag("a")];
+        let state = page_merged(walking(1), 5, Some(tag("a")), false, blocked.clone());
+        let step =
+            |state: &SweepState, now| next_step(&record(state.clone()), now, None, &both(), &TIMES);
+        assert_eq!(step(&state, 6), SweepStep::Retry(blocked.clone()));
+        let state = retried(state, 6, blocked.clone());
+        assert_eq!(step(&state, 7), SweepStep::Idle);
+        assert_eq!(
+            step(&state, later(6, RETRY_HELD)),
+            SweepStep::Retry(blocked.clone())
+        );
+        let done = retried(state.clone(), 7, Vec::new());
+        assert!(matches!(step(&done, 8), SweepStep::End { .. }));
+
         let late = later(5, TIMES.give_up);
-        let step = next_step(&record(state.clone()), late, None, 7, &TIMES);
-        assert!(matches!(step, SweepStep::End { is_whole: true, .. }));
-        let state = retried(state, Vec::new());
-        let step = next_step(&record(state), 7, None, 7, &TIMES);
-        assert!(matches!(step, SweepStep::End { .. }));
+        let SweepStep::End { next, is_whole, .. } = step(&state, late) else {
+            panic!("it holds up the sweep")
+        };
+        assert!(is_whole);
+        assert_eq!(step(&next, late), SweepStep::Idle);
+        let again = later(late, RETRY_LEFT);
+        assert_eq!(step(&next, again), SweepStep::Retry(blocked));
+        let next = retried(next, again, Vec::new());
+        assert_eq!(step(&next, later(again, RETRY_LEFT)), SweepStep::Idle);
+    }
+
+    #[test]
+    fn many_blocked_keys_hold_up_the_walk_for_a_day() {
+        let step =
+            |state: &SweepState, now| next_step(&record(state.clone()), now, None, &both(), &TIMES);
+        let page = |number: usize| -> Vec<FactKey> {
+            let keys = 0..MAX_KEYS;
+            keys.map(|key| tag(&format!("v{number}-{key}"))).collect()
+        };
+        let mut state = walking(1);
+        for number in 0..2 {
+            assert!(matches!(step(&state, 5), SweepStep::Page { .. }));
+            state = page_merged(state, 5, Some(tag("v")), true, page(number));
+        }
+        assert!(matches!(step(&state, 6), SweepStep::Retry(_)));
+        let late = later(5, TIMES.give_up);
+        assert!(matches!(step(&state, late), SweepStep::Page { .. }));
+        state = page_merged(state, late, Some(tag("v")), false, page(2));
+        let end = later(late, TIMES.give_up);
+        let SweepStep::End { next, .. } = step(&state, end) else {
+            panic!("it does not end")
+        };
+        let SweepState::Waiting {
+            from, unfinished, ..
+        } = next
+        else {
+            panic!("{next:?}")
+        };
+        assert_eq!(unfinished.keys.len(), MAX_UNFINISHED + MAX_KEYS);
+        assert_eq!(from, later(end, TIMES.give_up), "some keys were cut");
     }
 }

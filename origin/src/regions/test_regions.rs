@@ -19,13 +19,15 @@ use flotilla_runtime::rate::Limiter;
 use futures_util::StreamExt;
 
 use super::copy::BlobCopier;
+use super::members::Members;
 use super::replicate::Replicator;
 use super::source::{Source, SourceBlob, SourceError};
 use crate::config::Limits;
 use crate::format::{Horizons, read_or_create};
+use crate::policy::{self, LivePolicy, Region};
 use crate::registry::{ChangeRules, Need, Registry, RegistryError};
 use crate::replicas::{Invalidator, Replicas, Secret};
-use crate::storage::{CountingStorage, Operations, open};
+use crate::storage::{CountingStorage, Operations, Storage, open};
 
 /// The repository of all tests.
 pub(super) fn repository() -> RepositoryName {
@@ -53,9 +55,16 @@ pub(super) fn index_of(children: &[&Bytes]) -> Bytes {
         .into()
 }
 
+/// A policy of these regions, and with rules (`[[repository]]`).
+pub(super) fn policy(regions: &[&str], rules: &str) -> String {
+    let entry = |name: &&str| format!("[[region]]\nname = \"{name}\"\nurl = \"https://{name}\"\n");
+    regions.iter().map(entry).collect::<String>() + rules
+}
+
 /// A region of one replica on a storage in memory.
 pub(super) struct TestRegion {
     pub(super) name: RegionName,
+    storage: Arc<dyn Storage>,
     pub(super) registry: Arc<Registry>,
     /// Counts what the registry asks of the storage.
     pub(super) operations: Arc<Operations>,
@@ -66,12 +75,15 @@ impl TestRegion {
         let name: RegionName = name.parse().unwrap();
         let storage = CountingStorage::new(open("memory:///", 0).unwrap());
         let operations = storage.operations();
-        let format = read_or_create(&storage, Horizons::default()).await.unwrap();
+        let storage: Arc<dyn Storage> = Arc::new(storage);
+        let format = read_or_create(&*storage, Horizons::default())
+            .await
+            .unwrap();
         let key = SealKey::from_secret(name.clone(), &[7; 32]);
         let secret = Secret::new(&key, &format);
         let invalidator = Invalidator::new(Replicas::none(), secret, Clock::tokio()).unwrap();
         let registry = Registry::new(
-            Arc::new(storage),
+            Arc::clone(&storage),
             format,
             key,
             Limits::default(),
@@ -80,6 +92,7 @@ impl TestRegion {
         );
         Self {
             name,
+            storage,
             registry: Arc::new(registry),
             operations,
         }
@@ -92,20 +105,43 @@ impl TestRegion {
         Replicator::new(Arc::clone(&self.registry), copier)
     }
 
+    /// Stores a policy here.
+    pub(super) async fn set_policy(&self, text: &str) {
+        let seen = policy::read(&*self.storage).await.unwrap();
+        policy::set(&*self.storage, text, seen.as_ref())
+            .await
+            .unwrap();
+    }
+
+    /// The other regions of the stored policy, which are among `others`, and that policy.
+    pub(super) async fn members(&self, others: &[&Self]) -> (Arc<Members>, LivePolicy) {
+        let storage = Arc::clone(&self.storage);
+        let live = LivePolicy::start(storage, self.name.clone(), Clock::tokio());
+        let live = live.await.unwrap();
+        let sources: Vec<_> = others.iter().map(|other| other.source_of(self)).collect();
+        let connect = move |region: &Region| -> Arc<dyn Source> {
+            let found = sources.iter().find(|source| source.name == region.name);
+            // A new connection for each entry of the policy.
+            Arc::new(TestSource::clone(found.unwrap()))
+        };
+        let members = Members::new(self.name.clone(), live.clone(), Box::new(connect));
+        (Arc::new(members), live)
+    }
+
     /// This region, as `caller` sees it.
     pub(super) fn source_of(&self, caller: &Self) -> Arc<TestSource> {
         Arc::new(TestSource {
             registry: Arc::clone(&self.registry),
             name: self.name.clone(),
             caller: caller.name.clone(),
-            blob_calls: AtomicUsize::new(0),
+            blob_calls: Arc::default(),
         })
     }
 
-    /// Pushes a manifest, owed to a region. Its tag may be none.
-    pub(super) async fn push(&self, manifest: &Bytes, tags: &[&str], owed_to: &Self) {
+    /// Pushes a manifest with tags, owed to these regions.
+    pub(super) async fn push(&self, manifest: &Bytes, tags: &[&str], owed_to: &[&Self]) {
         let rules = ChangeRules {
-            owed_to: vec![owed_to.name.clone()],
+            owed_to: owed_to.iter().map(|region| region.name.clone()).collect(),
             ..ChangeRules::default()
         };
         let reference = Reference::Digest(Digest::sha256(manifest));
@@ -123,14 +159,14 @@ impl TestRegion {
     }
 }
 
-/// A region whose registry is called directly.
-#[derive(Debug)]
+/// A region whose registry is called directly. Clones count together.
+#[derive(Clone, Debug)]
 pub(super) struct TestSource {
     registry: Arc<Registry>,
     name: RegionName,
     caller: RegionName,
     /// Requests for blobs.
-    pub(super) blob_calls: AtomicUsize,
+    pub(super) blob_calls: Arc<AtomicUsize>,
 }
 
 impl TestSource {

@@ -73,17 +73,25 @@ pub(crate) async fn list_fact_keys(
     after: Option<&FactKey>,
     limit: usize,
 ) -> Result<KeysPage, StorageError> {
-    let after = after.map(layout::fact);
+    let mut after = after.map(layout::fact);
     let prefix = layout::facts(kind);
     let limit = limit.clamp(1, MAX_KEYS);
-    let page = storage.list(&prefix, after.as_ref(), limit).await?;
-    let keys = page.entries.iter();
-    Ok(KeysPage {
-        keys: keys
+    loop {
+        let page = storage.list(&prefix, after.as_ref(), limit).await?;
+        let keys = page.entries.iter();
+        let keys: Vec<FactKey> = keys
             .filter_map(|entry| layout::fact_key(&entry.key))
-            .collect(),
-        more: page.more,
-    })
+            .collect();
+        // A caller asks for the keys after the last one, so a page of foreign objects is passed by.
+        let last = page.entries.last().map(|entry| entry.key.clone());
+        if !keys.is_empty() || !page.more || last.is_none() {
+            return Ok(KeysPage {
+                keys,
+                more: page.more && last.is_some(),
+            });
+        }
+        after = last;
+    }
 }
 
 fn manifest_fact(key: &Key, body: &Bytes) -> Result<Fact, StorageError> {
