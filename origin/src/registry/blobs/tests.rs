@@ -236,3 +236,54 @@ async fn repeated_finish_of_a_dead_record_is_an_unknown_upload() {
     fixture.set_record(&ticket.id, RecordState::Dead).await;
     assert!(matches!(finish().await, Err(RegistryError::UploadUnknown)));
 }
+
+/// Deletes the data of a generation, but leaves its record live.
+async fn lose_data(fixture: &Fixture, generation: &Generation) {
+    let key = layout::blob(&fixture.digest, generation);
+    let object = fixture.storage.read(&key).await.unwrap().unwrap();
+    let record: BlobRecord = decode(&key, &object.body).unwrap();
+    for segment in record.segments {
+        let segment = layout::segment(generation, segment.nonce);
+        fixture.storage.delete(&segment).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn push_alone_does_not_replace_lost_data() {
+    let fixture = Fixture::new();
+    let lost = fixture.push().await;
+    let registry = fixture.replica().await;
+    let find = || registry.lost_generation(&fixture.repository, &fixture.digest);
+    assert!(find().await.unwrap().is_none(), "it is whole");
+    lose_data(&fixture, &lost).await;
+    let found = find().await.unwrap().unwrap();
+    assert_eq!(found.size(), BYTES.len() as u64);
+
+    // Its record is live, so the membership keeps it.
+    fixture.push().await;
+    assert_eq!(fixture.membership().await.generation, lost);
+    assert!(registry.bury_generation(found).await.unwrap());
+    assert_eq!(fixture.record_state(&lost).await, RecordState::Dead);
+    let again = fixture.push().await;
+    assert_eq!(fixture.membership().await.generation, again);
+    assert!(fixture.pulls(&fixture.replica().await).await);
+    assert!(find().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn one_replica_buries_a_lost_generation() {
+    let fixture = Fixture::new();
+    let lost = fixture.push().await;
+    lose_data(&fixture, &lost).await;
+    let mut buried = Vec::new();
+    let replicas = [fixture.replica().await, fixture.replica().await];
+    let mut found = Vec::new();
+    for replica in &replicas {
+        let lost = replica.lost_generation(&fixture.repository, &fixture.digest);
+        found.push(lost.await.unwrap().unwrap());
+    }
+    for (replica, found) in replicas.iter().zip(found) {
+        buried.push(replica.bury_generation(found).await.unwrap());
+    }
+    assert_eq!(buried, [true, false]);
+}
