@@ -5,6 +5,7 @@
 //! [`Sources::next_piece`] does the same for the body of an answer. [`Sources::run_probes`] is the
 //! task that probes. Who the sources are, and how they are called, is the caller's.
 
+use core::time::Duration;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +25,9 @@ use crate::shutdown::Shutdown;
 /// Upper bound of the probes that wait for [`Sources::run_probes`]; the oldest are dropped. They
 /// expire within a second, so more than a few mean that the task does not run.
 const MAX_DUE_PROBES: usize = 64;
+
+/// A call of [`Sources::until_out`] makes its source be probed again after this pause.
+const SUSPECT_AGAIN: Duration = Duration::from_secs(5);
 
 /// The error of a call, as the machine sees it.
 pub trait CallError {
@@ -69,6 +73,8 @@ struct Shared {
 struct State {
     machine: Failover,
     due_probes: Vec<(SourceId, ProbeId)>,
+    /// The standings that were logged last, in the machine's order.
+    standings: Vec<Standing>,
     /// The deadline for which the probing task waits.
     deadline: Option<Time>,
 }
@@ -80,6 +86,7 @@ impl Sources {
             clock,
             names,
             state: Mutex::new(State {
+                standings: machine.status().map(|status| status.standing).collect(),
                 machine,
                 due_probes: Vec::new(),
                 deadline: None,
@@ -180,6 +187,75 @@ impl Sources {
         Err(Stalled(error.unwrap_or_default()))
     }
 
+    /// Makes a call outside [`Self::ask`], bounded by its caller. If it takes long or fails, its
+    /// source is probed, and the probes decide: such a call may take long with good reason, or fail
+    /// where others do not. An answer brings the next probe of a source that is Out forward.
+    ///
+    /// # Errors
+    /// Those of the call.
+    pub async fn observe<T, E>(
+        &self,
+        source: SourceId,
+        call: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let slow_after = self.with_machine(|machine, _| machine.config().slow_after);
+        let mut observed = ObservedCall {
+            sources: self,
+            source,
+            suspect_at: Some(self.0.clock.now() + slow_after / 2),
+        };
+        let mut call = pin!(call);
+        let answer = match timeout(slow_after, &mut call).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                observed.suspect();
+                call.await
+            }
+        };
+        observed.suspect_at = None;
+        if answer.is_err() {
+            observed.suspect();
+        } else if self.standing(source) == Standing::Out {
+            self.handle(Input::Ended {
+                source,
+                need: Need::Fact,
+                outcome: Outcome::Answered,
+            });
+        }
+        answer
+    }
+
+    /// Makes a call that no other source can repeat, such as a write. It may take long with good
+    /// reason, so a long one only makes its source be probed, from time to time; it ends when the
+    /// source is Out. Its outcome is the caller's to report.
+    ///
+    /// # Errors
+    /// The source went Out before the call ended, or was Out and did not answer within the time
+    /// after which a call is slow.
+    pub async fn until_out<T>(
+        &self,
+        source: SourceId,
+        call: impl Future<Output = T>,
+    ) -> Result<T, Stalled> {
+        let mut call = pin!(call);
+        let slow_after = self.with_machine(|machine, _| machine.config().slow_after);
+        if let Ok(ended) = timeout(slow_after, &mut call).await {
+            return Ok(ended);
+        }
+        let mut changes = self.0.changes.subscribe();
+        self.handle(Input::Slow { source });
+        while self.standing(source) != Standing::Out {
+            tokio::select! {
+                biased;
+                ended = &mut call => return Ok(ended),
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(SUSPECT_AGAIN) => self.handle(Input::Slow { source }),
+            }
+        }
+        let error = self.with_machine(|machine, _| error_of(machine, source));
+        Err(Stalled(error.unwrap_or_default()))
+    }
+
     /// Reports something that happened outside [`Self::ask`], such as a body that broke off.
     pub fn handle(&self, input: Input) {
         self.with_machine(|machine, now| machine.handle(now, input));
@@ -258,7 +334,9 @@ impl Sources {
                 }
                 Output::Changed { source, standing } => {
                     let error = error_of(&state.machine, source);
-                    self.log(source, standing, error.as_deref());
+                    let before = state.standings.get_mut(source.0 as usize);
+                    let before = before.map(|before| core::mem::replace(before, standing));
+                    self.log(source, before, standing, error.as_deref());
                     self.0.changes.send_modify(|changes| *changes += 1);
                 }
                 Output::UsableChanged { .. } => {
@@ -274,10 +352,20 @@ impl Sources {
         result
     }
 
-    fn log(&self, source: SourceId, standing: Standing, error: Option<&str>) {
+    fn log(
+        &self,
+        source: SourceId,
+        before: Option<Standing>,
+        standing: Standing,
+        error: Option<&str>,
+    ) {
         let name = self.0.names.get(source.0 as usize);
         let source = name.map_or("", String::as_str);
         match standing {
+            // A long call makes its source suspect for a moment; that is no news.
+            Standing::Fine if before == Some(Standing::Suspect) => {
+                tracing::debug!(source, "source answers probes");
+            }
             Standing::Fine => tracing::info!(source, "source is used again without limits"),
             Standing::Suspect => {
                 tracing::debug!(source, error, "source is slow or failed; probing it");
@@ -332,130 +420,33 @@ impl Drop for OpenRequest<'_> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-    use core::time::Duration;
-    use std::future::pending;
-    use std::sync::atomic::{AtomicU32, Ordering};
+/// A call of [`Sources::observe`]. A caller that gives up must not hide a hung source.
+struct ObservedCall<'a> {
+    sources: &'a Sources,
+    source: SourceId,
+    /// From when on a call that is dropped makes its source suspect; `None` once it has ended or
+    /// was reported.
+    suspect_at: Option<Time>,
+}
 
-    use flotilla_common::failover::{ContentKey, FailoverConfig};
-
-    use super::*;
-
-    const CONTENT: Need = Need::Content(ContentKey(1));
-    const OWN: SourceId = SourceId(0);
-    const OTHER: SourceId = SourceId(1);
-
-    #[derive(Debug, PartialEq, Eq)]
-    struct NotFound;
-
-    impl CallError for NotFound {
-        fn outcome(&self) -> Outcome {
-            Outcome::Missing
-        }
-    }
-
-    fn sources(regions: &[u32]) -> Sources {
-        let machine = Failover::new(FailoverConfig::default(), regions, 1);
-        Sources::new(machine, Vec::new(), Clock::tokio())
-    }
-
-    /// The own source hangs; the other one answers at once.
-    async fn hanging(source: SourceId) -> Result<u32, NotFound> {
-        match source {
-            OWN => pending().await,
-            other => Ok(other.0),
-        }
-    }
-
-    async fn hanging_probe(source: SourceId) -> Result<(), String> {
-        match source {
-            OWN => pending().await,
-            _ => Ok(()),
-        }
-    }
-
-    async fn elapsed<T>(work: impl Future<Output = T>) -> (T, Duration) {
-        let started = tokio::time::Instant::now();
-        (work.await, started.elapsed())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn hung_source_costs_one_wait() {
-        let sources = sources(&[0, 1]);
-        let shutdown = Shutdown::new();
-        shutdown.spawn(sources.clone().run_probes(hanging_probe, shutdown.clone()));
-        let (answer, first) = elapsed(sources.ask(CONTENT, hanging)).await;
-        assert_eq!(answer.unwrap().0, OTHER);
-        assert!(first < Duration::from_millis(1_600), "{first:?}");
-        let (fact, second) = elapsed(sources.ask(Need::Fact, hanging)).await;
-        assert_eq!(fact.unwrap().0, OTHER);
-        assert!(first + second < Duration::from_millis(2_600), "{second:?}");
-        let (_, third) = elapsed(sources.ask(Need::Fact, hanging)).await;
-        assert!(third < Duration::from_millis(10), "{third:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn absence_is_told_from_silence() {
-        let sources = sources(&[0, 1]);
-        let absent = sources.ask(CONTENT, async |_| Err::<(), _>(NotFound)).await;
-        assert!(matches!(absent, Err(Unserved::Absent(errors)) if errors.len() == 2));
-        let unsure = sources.ask(CONTENT, async |source| match source {
-            OWN => Err::<(), _>(NotFound),
-            _ => pending().await,
-        });
-        assert!(matches!(unsure.await, Err(Unserved::Unavailable(_))));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn caller_that_goes_away_leaves_its_experience() {
-        let sources = sources(&[0, 1]);
-        let probed = Arc::new(AtomicU32::new(0));
-        let shutdown = Shutdown::new();
-        let counter = Arc::clone(&probed);
-        let probe = move |_| {
-            counter.fetch_add(1, Ordering::Relaxed);
-            async { Ok(()) }
-        };
-        shutdown.spawn(sources.clone().run_probes(probe, shutdown.clone()));
-        let ask = sources.ask(CONTENT, hanging);
-        timeout(Duration::from_millis(700), ask).await.unwrap_err();
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        assert_eq!(probed.load(Ordering::Relaxed), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn stalled_body_ends_when_its_source_is_out() {
-        let sources = sources(&[0, 1]);
-        let shutdown = Shutdown::new();
-        shutdown.spawn(sources.clone().run_probes(hanging_probe, shutdown.clone()));
-        let (stalled, took) = elapsed(sources.next_piece(OWN, pending::<()>())).await;
-        stalled.unwrap_err();
-        assert!(took < Duration::from_millis(2_600), "{took:?}");
-        let slow = tokio::time::sleep(Duration::from_secs(60));
-        sources.next_piece(OTHER, slow).await.unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn source_returns_by_its_probes_alone() {
-        let sources = sources(&[0]);
-        let shutdown = Shutdown::new();
-        let started = tokio::time::Instant::now();
-        let probe = move |_| async move {
-            if started.elapsed() < Duration::from_secs(5) {
-                return Err("connection refused".to_owned());
-            }
-            Ok(())
-        };
-        shutdown.spawn(sources.clone().run_probes(probe, shutdown.clone()));
-        sources.handle(Input::Hung { source: OWN });
-        let mut changes = sources.changes();
-        let mut seen = Vec::new();
-        while sources.standing(OWN) != Standing::Fine {
-            changes.changed().await.unwrap();
-            seen.push(sources.standing(OWN));
-        }
-        assert!(seen.contains(&Standing::Out), "{seen:?}");
+impl ObservedCall<'_> {
+    fn suspect(&mut self) {
+        self.suspect_at = None;
+        let source = self.source;
+        self.sources.handle(Input::Slow { source });
     }
 }
+
+impl Drop for ObservedCall<'_> {
+    fn drop(&mut self) {
+        if self
+            .suspect_at
+            .is_some_and(|at| at <= self.sources.0.clock.now())
+        {
+            self.suspect();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
