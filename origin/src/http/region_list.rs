@@ -38,6 +38,7 @@ fn list(regional: &Regional, repository: Option<&RepositoryName>) -> RegionList 
     let policy = policy.policy();
     let routes = regional.routes();
     let counts = regional.replicator().counts().by_region();
+    let unix_now = regional.unix_nanos();
     let own = regional.own();
     let storage = listed(routes.own_standing());
     let standing_of = |name| {
@@ -49,7 +50,7 @@ fn list(regional: &Regional, repository: Option<&RepositoryName>) -> RegionList 
             .unwrap_or(ListedStanding::Usable)
     };
     let regions = policy.regions().iter().map(|region| {
-        let followed = counts.get(&region.name).filter(|counts| counts.follows);
+        let followed = counts.get(&region.name).filter(|counts| counts.has_lease);
         ListedRegion {
             name: region.name.clone(),
             url: region.url.as_str().to_owned(),
@@ -60,7 +61,7 @@ fn list(regional: &Regional, repository: Option<&RepositoryName>) -> RegionList 
                 standing_of(&region.name)
             },
             lag: followed.map(|counts| ListedLag {
-                seconds: counts.lag_nanos / 1_000_000_000,
+                seconds: counts.lag_nanos(unix_now) / 1_000_000_000,
                 entries: counts.owed,
                 blocked: counts.blocked,
             }),

@@ -6,6 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flotilla_common::name::RegionName;
 
+/// For so long after a list nothing else counts as owed: twice the pause of an idle follower.
+const LISTED_FOR_NANOS: u64 = 10_000_000_000;
+
 /// Counters of one replica.
 #[derive(Debug, Default)]
 pub(crate) struct RegionCounts {
@@ -27,12 +30,42 @@ pub(crate) struct PerRegion {
     pub(crate) entries_done: u64,
     /// Entries that wait for a region that does not answer.
     pub(crate) blocked: u64,
-    /// Age of the oldest reached entry that is not merged, in nanoseconds.
-    pub(crate) lag_nanos: u64,
+    /// Entries whose stamps are too far ahead of this replica's clock.
+    pub(crate) ahead: u64,
     /// Entries that are owed.
     pub(crate) owed: u64,
-    /// Whether this replica follows the region at present.
+    /// Whether this replica has the lease to follow the region.
+    pub(crate) has_lease: bool,
+    /// Whether it follows the region: it has the lease, and the region is the one that is known.
     pub(crate) follows: bool,
+    /// When the oldest entry was written that is not merged and may have reached its keys, in
+    /// nanoseconds since 1970.
+    pub(crate) oldest_owed: Option<u64>,
+    /// When the last complete list of entries was asked for, in nanoseconds since 1970; before the
+    /// first one, when this replica got the lease.
+    pub(crate) listed_at: Option<u64>,
+}
+
+impl PerRegion {
+    /// Age of the oldest entry that is owed, in nanoseconds. While the region cannot be asked, what
+    /// it owes is unknown, and may be as old as the last list. 0 for a replica without the lease.
+    pub(crate) fn lag_nanos(&self, unix_now: u64) -> u64 {
+        if !self.has_lease {
+            return 0;
+        }
+        let age = |at: Option<u64>| at.map_or(0, |at| unix_now.saturating_sub(at));
+        let unlisted = Some(age(self.listed_at)).filter(|age| *age > LISTED_FOR_NANOS);
+        age(self.oldest_owed).max(unlisted.unwrap_or(0))
+    }
+
+    /// Leaves what is counted, and drops what is known of the region at present.
+    fn forget(&mut self) {
+        *self = Self {
+            copied_bytes: self.copied_bytes,
+            entries_done: self.entries_done,
+            ..Self::default()
+        };
+    }
 }
 
 impl RegionCounts {
@@ -49,6 +82,19 @@ impl RegionCounts {
 
     pub(crate) fn copied(&self, region: &RegionName, bytes: usize) {
         self.update(region, |counts| counts.copied_bytes += bytes as u64);
+    }
+
+    /// This replica has the lease to follow a region, since `unix_now` at the latest.
+    pub(crate) fn hold_lease(&self, region: &RegionName, unix_now: u64) {
+        self.update(region, |counts| {
+            counts.has_lease = true;
+            counts.listed_at.get_or_insert(unix_now);
+        });
+    }
+
+    /// Another replica follows a region, or none does any longer.
+    pub(crate) fn lose_lease(&self, region: &RegionName) {
+        self.update(region, PerRegion::forget);
     }
 
     pub(crate) fn set_follows(&self, region: &RegionName, follows: bool) {
@@ -100,5 +146,44 @@ impl RegionCounts {
 
     pub(crate) fn broken_closures(&self) -> u64 {
         self.broken_closures.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn lag_grows_while_a_region_cannot_be_listed() {
+        let mut counts = PerRegion {
+            has_lease: true,
+            listed_at: Some(100 * SECOND),
+            ..PerRegion::default()
+        };
+        assert_eq!(counts.lag_nanos(105 * SECOND), 0, "an idle follower pauses");
+        assert_eq!(counts.lag_nanos(160 * SECOND), 60 * SECOND);
+        counts.oldest_owed = Some(40 * SECOND);
+        assert_eq!(counts.lag_nanos(105 * SECOND), 65 * SECOND);
+        counts.has_lease = false;
+        assert_eq!(
+            counts.lag_nanos(160 * SECOND),
+            0,
+            "another replica tells it"
+        );
+    }
+
+    #[test]
+    fn replica_without_the_lease_keeps_only_its_counters() {
+        let counts = RegionCounts::default();
+        let region: RegionName = "us-1".parse().expect("a name");
+        counts.hold_lease(&region, SECOND);
+        counts.hold_lease(&region, 9 * SECOND);
+        counts.copied(&region, 5);
+        assert_eq!(counts.by_region()[&region].listed_at, Some(SECOND));
+        counts.lose_lease(&region);
+        let left = counts.by_region()[&region];
+        assert_eq!((left.copied_bytes, left.listed_at), (5, None));
     }
 }

@@ -5,6 +5,7 @@
 //! never happened. The entry is done when all keys are merged; after the horizon, when no write can
 //! be in flight any more, it is done when those that were reached are.
 
+use core::time::Duration;
 use std::sync::Arc;
 
 use flotilla_common::wire::region::{Fact, FactHead, FactKey, MAX_FACTS, OwedEntry};
@@ -20,7 +21,9 @@ pub(crate) enum EntryOutcome {
     Done,
     /// A key is not written yet.
     Unreached,
-    /// What a key names may be in a region that did not answer, or a stamp is ahead of the clock.
+    /// A stamp is ahead of this replica's clock by this much.
+    Ahead(Duration),
+    /// What a key names may be in a region that did not answer.
     Blocked(String),
 }
 
@@ -94,10 +97,9 @@ pub(crate) async fn merge_entry(
                 Replicated::MergedBroken => replicator.counts().broken_closure(),
                 Replicated::Blocked(reason) => outcome = EntryOutcome::Blocked(reason),
                 Replicated::Ahead(by) => {
-                    outcome = EntryOutcome::Blocked(format!(
-                        "its stamp is {} s ahead of this replica's clock",
-                        by.as_secs()
-                    ));
+                    if !matches!(outcome, EntryOutcome::Blocked(_)) {
+                        outcome = EntryOutcome::Ahead(by);
+                    }
                 }
             }
         }

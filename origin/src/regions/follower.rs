@@ -7,18 +7,21 @@
 //! that grows.
 
 use core::time::Duration;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use flotilla_common::name::RegionName;
 use flotilla_common::time::Time;
 use flotilla_common::wire::region::{EntryId, MAX_ENTRIES, OwedEntry};
 use flotilla_runtime::shutdown::Shutdown;
 use futures_util::{StreamExt, stream};
+use tokio::time::timeout;
 
 use super::entry::{EntryError, EntryOutcome, EntryRules, merge_entry};
 use super::lease::Lease;
 use super::members::Members;
 use super::replicate::{Replicator, ordered};
+use super::routes::LiveRoutes;
 use super::source::Source;
 use super::sweep::Sweeper;
 
@@ -38,12 +41,30 @@ const POLL_OWED: Duration = Duration::from_secs(1);
 const POLL_IDLE: Duration = Duration::from_secs(5);
 const POLL_WITHOUT_LEASE: Duration = Duration::from_secs(10);
 
+/// How often the gauges are updated during a pass.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a replica that does not list a region's journal asks for the region's state, so that
+/// it knows without requests of clients whether the region answers.
+const STATE_INTERVAL: Duration = Duration::from_secs(30);
+const STATE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why an entry could not be merged yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// It is not written yet, or never will be.
+    Unreached,
+    /// Its stamp is ahead of this replica's clock.
+    Ahead,
+    /// A region that does not answer may have what it names.
+    Blocked,
+}
+
 /// An entry that could not be merged yet.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     until: Time,
     pause: Duration,
-    is_blocked: bool,
+    cause: Cause,
 }
 
 /// What one pass found.
@@ -60,9 +81,12 @@ pub(crate) struct Pass {
 pub(crate) struct Follower {
     replicator: Arc<Replicator>,
     members: Arc<Members>,
+    routes: LiveRoutes,
     source: Arc<dyn Source>,
     sweeper: Sweeper,
     waiting: HashMap<EntryId, Waiting>,
+    /// When this replica asks for the region's state next, if it does not list the journal.
+    ask_state_at: Time,
     /// H, after which no write of an entry can be in flight.
     horizon: Duration,
 }
@@ -71,6 +95,7 @@ impl Follower {
     pub(crate) fn new(
         replicator: Arc<Replicator>,
         members: Arc<Members>,
+        routes: LiveRoutes,
         source: Arc<dyn Source>,
         sweeper: Sweeper,
         horizon: Duration,
@@ -78,9 +103,11 @@ impl Follower {
         Self {
             replicator,
             members,
+            routes,
             source,
             sweeper,
             waiting: HashMap::new(),
+            ask_state_at: Time::ZERO,
             horizon,
         }
     }
@@ -101,30 +128,39 @@ impl Follower {
                 () = tokio::time::sleep(pause) => {}
             }
         }
+        self.replicator.counts().lose_lease(self.source.region());
         lease.release().await;
     }
 
     /// One pass and one step of a sweep, if this replica holds the lease. Returns the pause until
     /// the next turn.
     async fn turn(&mut self, lease: &mut Lease) -> Duration {
+        let region = self.source.region().clone();
+        let counts = Arc::clone(self.replicator.counts());
         match lease.hold().await {
-            Ok(true) => {}
+            Ok(true) => counts.hold_lease(&region, self.replicator.registry.unix_nanos()),
             Ok(false) => {
-                self.replicator
-                    .counts()
-                    .set_follows(self.source.region(), false);
+                counts.lose_lease(&region);
+                self.ask_state().await;
                 return POLL_WITHOUT_LEASE;
             }
             Err(error) => {
-                tracing::debug!(region = %self.source.region(), %error, "the lease to follow a region cannot be read");
+                tracing::debug!(%region, %error, "the lease to follow a region cannot be read");
+                // The lag goes on growing: maybe no replica can read the lease.
+                counts.set_follows(&region, false);
+                self.ask_state().await;
                 return POLL_WITHOUT_LEASE;
             }
         }
-        self.replicator
-            .counts()
-            .set_follows(self.source.region(), true);
         let passed = async {
-            self.sweeper.check_storage_id(&*self.source).await?;
+            let source = Arc::clone(&self.source);
+            let routes = self.routes.load_full();
+            let checked = self.sweeper.check_storage_id(&*source).await;
+            counts.set_follows(source.region(), checked.is_ok());
+            if let Err(error) = checked {
+                let failed = core::future::ready(Err(error));
+                return routes.observe(source.region(), failed).await;
+            }
             let (pass, owed_sweep) = self.pass().await?;
             let sweeps = self.sweeper.step(&self.source, owed_sweep).await?;
             Ok::<_, EntryError>((pass, sweeps))
@@ -140,21 +176,39 @@ impl Follower {
         }
     }
 
+    /// Asks whether the region answers, unless that was asked a short time ago.
+    async fn ask_state(&mut self) {
+        let now = self.replicator.registry.now();
+        if now < self.ask_state_at {
+            return;
+        }
+        self.ask_state_at = now + STATE_INTERVAL;
+        let asked = async {
+            let state = timeout(STATE_TIMEOUT, self.source.state()).await;
+            state.map_err(drop)?.map_err(drop)
+        };
+        let routes = self.routes.load_full();
+        // The machine has heard of a failure.
+        let _state = routes.observe(self.source.region(), asked).await;
+    }
+
     /// Merges everything that is owed and due. Also returns the sweep that the source says is owed.
     ///
     /// # Errors
     /// The source or this region's storage failed; what was merged stays merged.
     pub(crate) async fn pass(&mut self) -> Result<(Pass, Option<u128>), EntryError> {
-        let page = self.source.journal(None, MAX_ENTRIES).await?;
         let registry = Arc::clone(&self.replicator.registry);
-        let now = registry.now();
         let unix_now = registry.unix_nanos();
+        let routes = self.routes.load_full();
+        let asked = self.source.journal(None, MAX_ENTRIES);
+        let page = routes.observe(self.source.region(), asked).await?;
+        let now = registry.now();
         let known: std::collections::HashSet<EntryId> =
             page.entries.iter().map(|entry| entry.id).collect();
         if !page.more {
             self.waiting.retain(|id, _| known.contains(id));
         }
-        let found = page.entries.len();
+        let mut owed = OwedEntries::of(&page.entries);
         let mut due: Vec<OwedEntry> = page
             .entries
             .into_iter()
@@ -164,6 +218,12 @@ impl Follower {
             })
             .collect();
         let age = |id: &EntryId| Duration::from_nanos(unix_now.saturating_sub(id.created));
+        owed.report(
+            &self.replicator,
+            self.source.region(),
+            &self.waiting,
+            unix_now,
+        );
         due.sort_by_key(|entry| (age(&entry.id) > YOUNG, entry.id));
         let sources = ordered(&self.members.sources(), self.source.region());
         let policy = self.members.policy();
@@ -182,60 +242,107 @@ impl Follower {
         let mut done = Vec::new();
         let mut pass = Pass::default();
         let mut failure = None;
+        let mut reported_at = now;
         while let Some((id, outcome)) = merges.next().await {
+            let mut wait = |cause| wait(&mut self.waiting, id, now, cause);
             match outcome {
                 Ok(EntryOutcome::Done) => {
                     self.waiting.remove(&id);
+                    owed.entries.remove(&id);
                     done.push(id);
                     if done.len() >= DONE_BATCH {
                         pass.done += done.len();
                         self.source.done(core::mem::take(&mut done), None).await?;
                     }
                 }
-                Ok(EntryOutcome::Unreached) => wait(&mut self.waiting, id, now, false),
+                Ok(EntryOutcome::Unreached) => wait(Cause::Unreached),
+                Ok(EntryOutcome::Ahead(by)) => {
+                    tracing::debug!(region = %self.source.region(), ?by, "a journal entry is ahead of this replica's clock; merging it later");
+                    wait(Cause::Ahead);
+                }
                 Ok(EntryOutcome::Blocked(reason)) => {
                     tracing::debug!(region = %self.source.region(), reason, "a journal entry cannot be merged yet");
-                    wait(&mut self.waiting, id, now, true);
+                    wait(Cause::Blocked);
                 }
                 Err(error) => failure = Some(error),
             }
+            if registry.now().saturating_since(reported_at) >= REPORT_INTERVAL {
+                owed.report(
+                    &self.replicator,
+                    self.source.region(),
+                    &self.waiting,
+                    unix_now,
+                );
+                reported_at = registry.now();
+            }
         }
+        owed.report(
+            &self.replicator,
+            self.source.region(),
+            &self.waiting,
+            unix_now,
+        );
         if !done.is_empty() {
             pass.done += done.len();
             self.source.done(done, None).await?;
         }
-        pass.remaining = found.saturating_sub(pass.done);
-        self.report(pass, unix_now);
+        pass.remaining = owed.entries.len();
+        let done = pass.done as u64;
+        self.replicator
+            .counts()
+            .update(self.source.region(), |counts| counts.entries_done += done);
         match failure {
             Some(error) => Err(error),
             None => Ok((pass, page.sweep)),
         }
     }
+}
 
-    /// Updates the gauges of this region.
-    fn report(&self, pass: Pass, unix_now: u64) {
+/// The entries that are owed at one time in a pass.
+struct OwedEntries {
+    entries: BTreeSet<EntryId>,
+}
+
+impl OwedEntries {
+    fn of(entries: &[OwedEntry]) -> Self {
+        Self {
+            entries: entries.iter().map(|entry| entry.id).collect(),
+        }
+    }
+
+    /// Updates the gauges of a region, of which a list was asked for at `unix_now`. They are of use
+    /// while a pass lasts: one that is limited by bandwidth may last for hours.
+    fn report(
+        &self,
+        replicator: &Replicator,
+        region: &RegionName,
+        waiting: &HashMap<EntryId, Waiting>,
+        unix_now: u64,
+    ) {
+        let cause = |id: &EntryId| waiting.get(id).map(|waiting| waiting.cause);
         let limit = u64::try_from(BLOCKED_LIMIT.as_nanos()).unwrap_or(u64::MAX);
-        let blocked = self
-            .waiting
-            .iter()
-            .filter(|(_, waiting)| waiting.is_blocked);
-        let ages = blocked
-            .clone()
-            .map(|(id, _)| unix_now.saturating_sub(id.created));
-        let lag = ages.filter(|age| *age < limit).max().unwrap_or(0);
-        let blocked = blocked.count() as u64;
-        self.replicator
-            .counts()
-            .update(self.source.region(), |counts| {
-                counts.entries_done += pass.done as u64;
-                counts.owed = pass.remaining as u64;
-                counts.blocked = blocked;
-                counts.lag_nanos = lag;
-            });
+        let counts_as_lag = |id: &&EntryId| match cause(id) {
+            Some(Cause::Unreached) => false,
+            Some(Cause::Blocked) => unix_now.saturating_sub(id.created) < limit,
+            Some(Cause::Ahead) | None => true,
+        };
+        let oldest = self.entries.iter().find(counts_as_lag);
+        let number = |of: Cause| {
+            let waiting = waiting.values();
+            waiting.filter(|waiting| waiting.cause == of).count() as u64
+        };
+        let (blocked, ahead) = (number(Cause::Blocked), number(Cause::Ahead));
+        replicator.counts().update(region, |counts| {
+            counts.listed_at = Some(unix_now);
+            counts.owed = self.entries.len() as u64;
+            counts.oldest_owed = oldest.map(|id| id.created);
+            counts.blocked = blocked;
+            counts.ahead = ahead;
+        });
     }
 }
 
-fn wait(waiting: &mut HashMap<EntryId, Waiting>, id: EntryId, now: Time, is_blocked: bool) {
+fn wait(waiting: &mut HashMap<EntryId, Waiting>, id: EntryId, now: Time, cause: Cause) {
     let pause = waiting.get(&id).map_or(FIRST_PAUSE, |waiting| {
         (waiting.pause * 2).min(LONGEST_PAUSE)
     });
@@ -244,7 +351,7 @@ fn wait(waiting: &mut HashMap<EntryId, Waiting>, id: EntryId, now: Time, is_bloc
         Waiting {
             until: now + pause,
             pause,
-            is_blocked,
+            cause,
         },
     );
 }

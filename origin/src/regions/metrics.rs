@@ -20,11 +20,16 @@ pub(crate) fn write(regional: &Regional, figures: &mut MetricWriter<'_>) -> fmt:
             .iter()
             .map(move |(region, counts)| (region.as_str(), value(counts)))
     };
+    let unix_now = regional.unix_nanos();
+    let lags = by_region.iter().map(|(region, counts)| {
+        let seconds = counts.lag_nanos(unix_now) / 1_000_000_000;
+        (region.as_str(), seconds)
+    });
     figures.gauges(
         "region_lag_seconds",
-        "Age of the oldest journal entry of a region that is written there and not merged here",
+        "Age of the oldest journal entry of a region that is not merged here; while the region cannot be asked, time since it was asked",
         "from",
-        per_region(|counts| counts.lag_nanos / 1_000_000_000),
+        lags,
     )?;
     figures.gauges(
         "region_lag_entries",
@@ -39,8 +44,14 @@ pub(crate) fn write(regional: &Regional, figures: &mut MetricWriter<'_>) -> fmt:
         per_region(|counts| counts.blocked),
     )?;
     figures.gauges(
+        "region_clock_ahead",
+        "Journal entries that are not merged yet, because their stamps are more than 10 minutes ahead of this machine's clock",
+        "from",
+        per_region(|counts| counts.ahead),
+    )?;
+    figures.gauges(
         "region_follows",
-        "Whether this replica is the one that follows a region (1) or not (0)",
+        "Whether this replica follows a region (1) or not (0): one replica does, if the region is the one that is known",
         "from",
         per_region(|counts| u64::from(counts.follows)),
     )?;

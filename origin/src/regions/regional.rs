@@ -29,7 +29,7 @@ use super::lease::Lease;
 use super::members::Members;
 use super::owed::{Owed, OwedPages};
 use super::replicate::Replicator;
-use super::routes::{OWN, Routes, no_routes};
+use super::routes::{LiveRoutes, OWN, Routes, no_routes};
 use super::source::Source;
 use super::sweep::Sweeper;
 use super::sweep_state::SweepTimes;
@@ -69,7 +69,7 @@ pub(crate) struct Regional {
     pub(super) registry: Arc<Registry>,
     pub(super) members: Arc<Members>,
     pub(super) replicator: Arc<Replicator>,
-    pub(super) routes: ArcSwap<Routes>,
+    pub(super) routes: LiveRoutes,
     owed: OwedPages,
     hints: Hints,
     /// Forwarded changes of tags that the own storage may not have yet.
@@ -107,7 +107,7 @@ impl Regional {
         config: RegionalConfig,
         shutdown: Shutdown,
     ) -> Arc<Self> {
-        let routes = ArcSwap::from_pointee(no_routes(clock));
+        let routes = Arc::new(ArcSwap::from_pointee(no_routes(clock)));
         let freshest = Freshest::new(clock.now(), registry.unix_nanos());
         Arc::new(Self {
             registry,
@@ -270,6 +270,11 @@ impl Regional {
     /// The own region.
     pub(crate) fn own(&self) -> &RegionName {
         self.registry.region()
+    }
+
+    /// The time of journal entries, in nanoseconds since 1970.
+    pub(crate) fn unix_nanos(&self) -> u64 {
+        self.registry.unix_nanos()
     }
 
     /// Whether this replica's clock agrees with the storage's.
@@ -445,6 +450,7 @@ impl Regional {
             let follower = Follower::new(
                 Arc::clone(&self.replicator),
                 Arc::clone(&self.members),
+                Arc::clone(&self.routes),
                 Arc::clone(source),
                 sweeper,
                 self.config.horizon,

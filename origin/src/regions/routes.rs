@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use flotilla_common::failover::{Failover, FailoverConfig, SourceId, Standing};
 use flotilla_common::name::RegionName;
 use flotilla_runtime::clock::Clock;
@@ -12,6 +13,10 @@ use super::source::Source;
 
 /// The source of the failover machine that is this region's own storage.
 pub(crate) const OWN: SourceId = SourceId(0);
+
+/// The routes as they are now.
+pub(crate) type LiveRoutes = Arc<ArcSwap<Routes>>;
+
 /// The own storage and the other regions, as sources of one failover machine. Replaced when the
 /// regions of the policy change.
 #[derive(Debug)]
@@ -46,6 +51,23 @@ impl Routes {
         let mut others = (1_u32..).zip(&self.others);
         let found = others.find(|(_, source)| source.region() == region);
         found.is_some_and(|(id, _)| self.failover.standing(SourceId(id)) == Standing::Out)
+    }
+
+    /// Makes a call to another region; a failed or slow one makes the machine probe the region.
+    /// One that is no longer in the policy is not probed.
+    ///
+    /// # Errors
+    /// Those of the call.
+    pub(crate) async fn observe<T, E>(
+        &self,
+        region: &RegionName,
+        call: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let mut others = (OWN.0 + 1..).zip(&self.others);
+        match others.find(|(_, source)| source.region() == region) {
+            Some((id, _)) => self.failover.observe(SourceId(id), call).await,
+            None => call.await,
+        }
     }
 
     /// The other regions that `is_meant` names, in the order of the policy.

@@ -245,7 +245,7 @@ impl Follower {
         match replicated.expect("no faults") {
             Replicated::Merged | Replicated::MergedBroken => None,
             Replicated::Blocked(reason) => Some(EntryOutcome::Blocked(reason)),
-            Replicated::Ahead(by) => Some(EntryOutcome::Blocked(format!("{by:?} ahead"))),
+            Replicated::Ahead(by) => Some(EntryOutcome::Ahead(by)),
         }
     }
 

@@ -7,6 +7,7 @@ mod endpoints;
 mod figures;
 mod gate;
 mod harness;
+mod monitoring;
 mod outages;
 mod replication;
 mod shares;
