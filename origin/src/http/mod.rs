@@ -228,6 +228,7 @@ impl RequestContext {
 async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> HandlerResult {
     let (parts, body) = request.into_parts();
     let Some(regional) = other_regions(api, &parts) else {
+        regional::check_forwarded(api, &route, &parts)?;
         return serve_own(api, route, parts, body).await;
     };
     let (parts, body) = match regional::forward(api, regional, &route, parts, body).await {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use flotilla_common::digest::Digest;
+use flotilla_common::failover::Standing;
 use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
 use flotilla_common::stamp::Stamp;
 use http::request::Parts;
@@ -124,13 +125,11 @@ fn writer(
         return find(&region).map_or_else(not_now, Writer::Other);
     }
     let rule = policy.policy().rule_for(repository);
-    if let Some(home) = rule.home.as_ref().filter(|home| *home != regional.own()) {
-        let not_now = || {
-            Writer::Unavailable(format!(
-                "the policy says that changes of {repository} are made in region {home}, which does not answer"
-            ))
-        };
-        return find(home).map_or_else(not_now, Writer::Other);
+    if let Some(home) = &rule.home
+        && let Some(writer) =
+            writer_at_home(regional, routes, authority, method, repository, home, &find)
+    {
+        return writer;
     }
     let is_kept_here = rule.includes(regional.own());
     if is_kept_here && authority == Authority::CutOff {
@@ -153,6 +152,40 @@ fn writer(
                 .to_owned(),
         ),
     }
+}
+
+/// Which region does a write of a repository whose changes are made in `home` alone; `None` for a
+/// question that another region may answer.
+fn writer_at_home(
+    regional: &Regional,
+    routes: &Routes,
+    authority: Authority,
+    method: &Method,
+    repository: &RepositoryName,
+    home: &RegionName,
+    find: &impl Fn(&RegionName) -> Option<Arc<dyn Source>>,
+) -> Option<Writer> {
+    let is_own = home == regional.own();
+    // A storage that returns in steps is written at once: no other region has newer changes.
+    if is_own && routes.own_standing() != Standing::Out {
+        return Some(Writer::Own);
+    }
+    if is_own && authority == Authority::CutOff {
+        return Some(Writer::CutOff);
+    }
+    if let Some(source) = find(home) {
+        return Some(Writer::Other(source));
+    }
+    if *method == Method::HEAD {
+        return None;
+    }
+    let problem = match is_own {
+        true => "whose storage does not answer",
+        false => "which does not answer",
+    };
+    Some(Writer::Unavailable(format!(
+        "the policy says that changes of {repository} are made in region {home}, {problem}; repeat the request later, or set a policy with another home"
+    )))
 }
 
 /// The region in which an upload began, if its id names one.

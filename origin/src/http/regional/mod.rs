@@ -21,5 +21,7 @@ mod tag;
 
 pub(super) use forward::{STAMP, forward, stamp_text};
 pub(super) use read::{blob, by_digest, closure, list};
-pub(super) use rules::{acknowledge, announce_blob, bring_owed, bring_references, change_rules};
+pub(super) use rules::{
+    acknowledge, announce_blob, bring_owed, bring_references, change_rules, check_forwarded,
+};
 pub(super) use tag::by_tag;

@@ -6,16 +6,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
-use flotilla_common::name::{RepositoryName, Tag};
+use flotilla_common::name::{RegionName, RepositoryName, Tag};
 use flotilla_common::wire::region::FactKey;
 use futures_util::future::join_all;
+use http::Method;
 use http::request::Parts;
 use tokio::time::timeout;
 
 use super::forward::requested_clock;
 use super::proxy::unavailable;
 use crate::http::error::{ApiError, Code};
+use crate::http::route::Route;
 use crate::http::{Api, all_regions, is_from_region};
+use crate::policy::Policy;
 use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
 use crate::registry::{ChangeRules, RegistryError};
@@ -48,6 +51,7 @@ pub(in crate::http) async fn change_rules(
         return Err(ApiError::new(Code::Unavailable, message).with_retry_after(60));
     }
     let rule = policy.rule_for(repository);
+    check_home(&policy, regional.own(), repository)?;
     let is_forwarded = is_from_region(request);
     let now = api.registry.unix_nanos();
     let forwarded = is_forwarded.then(|| requested_clock(&request.headers, now));
@@ -65,6 +69,44 @@ pub(in crate::http) async fn change_rules(
             .collect(),
         above: forwarded.flatten().max(known).max(elsewhere),
     })
+}
+
+/// Refuses a change of a repository that is made in another region, whatever the policy of a region
+/// that forwarded the request says: two regions that write may break an immutable tag.
+fn check_home(
+    policy: &Policy,
+    own: &RegionName,
+    repository: &RepositoryName,
+) -> Result<(), ApiError> {
+    match &policy.rule_for(repository).home {
+        Some(home) if home != own => Err(unavailable(format_args!(
+            "the policy of region {own} says that changes of {repository} are made in region {home}; repeat the request there, or set the same policy in all regions"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses the push of a blob that another region forwarded to one that is not the home of the
+/// repository.
+///
+/// # Errors
+/// 503, with the name of the home.
+pub(in crate::http) fn check_forwarded(
+    api: &Api,
+    route: &Route,
+    request: &Parts,
+) -> Result<(), ApiError> {
+    let Some(regional) = &api.regional else {
+        return Ok(());
+    };
+    let is_push = is_from_region(request) && request.method == Method::POST;
+    match route {
+        Route::Uploads { repository } if is_push => {
+            let policy = regional.members().policy();
+            check_home(policy.policy(), regional.own(), repository)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The highest clock of the keys in regions that owe something of the repository: a change here

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use flotilla_common::digest::Digest;
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 
 use super::gate::GateState;
 use super::harness::Regions;
 use super::until;
 use crate::faulty_storage::Outage;
-use crate::support::{MANIFEST, header, location, manifest, sample};
+use crate::support::{MANIFEST, Registry, header, location, manifest, sample};
 
 /// DNS moves a client to another region in the middle of an upload.
 #[tokio::test]
@@ -77,6 +77,54 @@ async fn changes_go_to_the_home_of_a_repository() {
             .await;
         answer.status() == StatusCode::SERVICE_UNAVAILABLE
             && !header(&answer, "retry-after").is_empty()
+    })
+    .await;
+}
+
+/// The storage of a repository's home is out: no client and no region can write in another region,
+/// because that would allow two values of an immutable tag.
+#[tokio::test]
+async fn repository_is_written_nowhere_while_its_home_is_out() {
+    let rules = "[[repository]]\nmatch = \"**\"\nhome = \"eu-1\"\nimmutable = [\"v*\"]\n";
+    let regions = Regions::start_with(2, 1, rules, |_, _| {}).await;
+    let client = regions.client(0);
+    let image = client.push_image("app", "v1", &[sample(70_000, 1)]).await;
+    let stores = async |tag: &str| {
+        let key = format!("tag/app/_/{tag}").parse().unwrap();
+        let stored = regions.sites[1].storage.read(&key).await.unwrap();
+        stored.is_some()
+    };
+    until("the copy", async || stores("v1").await).await;
+    let push = async |client: &Registry| {
+        let path = "/v2/app/manifests/v2";
+        client.put_manifest(path, MANIFEST, image.clone()).await
+    };
+    regions.faults(0).set_outage(Some(Outage::Refuses));
+    for region in [0, 1] {
+        let client = regions.client(region);
+        until("503 with the name of the home", async || {
+            let answer = push(&client).await;
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{region}");
+            assert!(!header(&answer, "retry-after").is_empty());
+            let text = answer.text().await.unwrap();
+            text.contains("made in region eu-1, ")
+        })
+        .await;
+    }
+    // A region with another policy forwards a push here.
+    let origin = regions.client_as(&regions.identity_of("eu-1"), 1);
+    let answer = push(&origin).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let upload = origin.request(Method::POST, "/v2/app/blobs/uploads/");
+    let answer = upload.send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!stores("v2").await);
+    // Reads go on, and so do the questions of pushes.
+    let answer = client.get("/v2/app/manifests/v1").await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    regions.faults(0).set_outage(None);
+    until("the push at home", async || {
+        push(&regions.client(1)).await.status() == StatusCode::CREATED
     })
     .await;
 }
