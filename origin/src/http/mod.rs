@@ -262,7 +262,7 @@ async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> Handl
         Route::Closure if parts.method == Method::POST => {
             regional::closure(api, regional, &parts, body).await
         }
-        _ => {
+        _ if is_read(&parts.method) => {
             let answer = serve_own(api, route, parts, body).await;
             if let Err(error) = &answer
                 && error.cause().is_some()
@@ -271,6 +271,7 @@ async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> Handl
             }
             answer
         }
+        _ => regional::change_own(api, regional, route, parts, body).await,
     }
 }
 

@@ -33,6 +33,13 @@ impl Routes {
         self.others.get((source.0 as usize).checked_sub(1)?)
     }
 
+    /// The source of the failover machine that is another region.
+    pub(crate) fn id_of(&self, region: &RegionName) -> Option<SourceId> {
+        let mut others = (OWN.0 + 1..).zip(&self.others);
+        let (id, _) = others.find(|(_, source)| source.region() == region)?;
+        Some(SourceId(id))
+    }
+
     /// How far this replica uses its own storage.
     pub(crate) fn own_standing(&self) -> Standing {
         self.failover.standing(OWN)
@@ -63,9 +70,8 @@ impl Routes {
         region: &RegionName,
         call: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        let mut others = (OWN.0 + 1..).zip(&self.others);
-        match others.find(|(_, source)| source.region() == region) {
-            Some((id, _)) => self.failover.observe(SourceId(id), call).await,
+        match self.id_of(region) {
+            Some(id) => self.failover.observe(id, call).await,
             None => call.await,
         }
     }

@@ -16,13 +16,14 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 
 use super::facts::{Authority, authority, cut_off};
+use super::forward_call::{self, head_timeout};
 use super::proxy::{copy_of, end_to_end, unavailable};
 use crate::http::manifests::tags_of;
 use crate::http::route::Route;
 use crate::http::{Api, CONTENT_DIGEST, HandlerResult};
 use crate::regions::regional::Regional;
 use crate::regions::routes::Routes;
-use crate::regions::source::Source;
+use crate::regions::source::{Source, SourceError};
 use crate::replicas::{Changed, Receiver as _};
 
 /// The stamp of a change, in the answer to a forwarded request: `<clock>.<region>`.
@@ -75,7 +76,16 @@ pub(in crate::http) async fn forward(
         }
         Writer::Other(source) => {
             regional.count_forwarded(Some(source.region()));
-            Ok(send(api, route, &*source, &request, body).await)
+            let policy = regional.members().policy();
+            let ack_regions = policy.policy().rule_for(repository).ack_regions;
+            let limit = head_timeout(route, &request.method, ack_regions);
+            let path = request.uri.path_and_query();
+            let path = path.map_or("/", |path| path.as_str());
+            let mut copy = copy_of(&request, path, body);
+            let above = known_clock(api, route, &request).max(api.registry.unix_nanos());
+            copy.headers_mut().insert(ABOVE, HeaderValue::from(above));
+            let sent = forward_call::send(&routes, &*source, api.clock, copy, limit).await;
+            Ok(answer_of(api, route, &request, sent).await)
         }
     }
 }
@@ -194,27 +204,21 @@ pub(in crate::http) fn upload_region(id: &str) -> Option<RegionName> {
     region.parse().ok()
 }
 
-async fn send(
+/// The answer to the client, and to the replicas of this region.
+async fn answer_of(
     api: &Arc<Api>,
     route: &Route,
-    source: &dyn Source,
     request: &Parts,
-    body: Body,
+    sent: Result<Response<Body>, SourceError>,
 ) -> HandlerResult {
-    let path = request
-        .uri
-        .path_and_query()
-        .map_or("/", |path| path.as_str());
-    let mut copy = copy_of(request, path, body);
-    let above = known_clock(api, route, request).max(api.registry.unix_nanos());
-    copy.headers_mut().insert(ABOVE, HeaderValue::from(above));
-    let response = match source.send(copy).await {
+    let response = match sent {
         Ok(response) => response,
         Err(error) => {
-            tracing::warn!(region = %source.region(), %error, "a forwarded change failed; its outcome is unknown");
-            return Err(unavailable(
-                "the region to which the change was forwarded did not answer; its outcome is unknown, repeat the request",
-            ));
+            tracing::warn!(region = %error.region, %error, "a forwarded change failed; its outcome is unknown");
+            return Err(unavailable(format_args!(
+                "the change was forwarded to region {}, which did not answer; its outcome is unknown, repeat the request",
+                error.region
+            )));
         }
     };
     if response.status().is_success() {

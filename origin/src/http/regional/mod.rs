@@ -8,18 +8,23 @@
 //! | `proxy` | one request to another region |
 //! | `rules` | what the policy demands of a change, and its acknowledgement by other regions |
 //! | `forward` | writes, while the own storage is out or the repository's home is elsewhere |
+//! | `own_change` | changes in the own storage |
+//! | `forward_call` | one such request: its time limits, and what it tells the failover machine |
 //!
 //! A request under the certificate of a region is answered from the own storage only, so nothing
 //! goes through more than two regions.
 
 mod facts;
 mod forward;
+mod forward_call;
+mod own_change;
 mod proxy;
 mod read;
 mod rules;
 mod tag;
 
 pub(super) use forward::{STAMP, forward, stamp_text};
+pub(super) use own_change::change_own;
 pub(super) use read::{blob, by_digest, closure, list};
 pub(super) use rules::{
     acknowledge, announce_blob, bring_owed, bring_references, change_rules, check_forwarded,

@@ -135,7 +135,8 @@ pub(super) async fn send_at(
     })
 }
 
-fn pause_of(headers: &HeaderMap) -> Duration {
+/// The pause that an answer asks for.
+pub(super) fn pause_of(headers: &HeaderMap) -> Duration {
     let seconds = headers.get(header::RETRY_AFTER);
     let seconds = seconds.and_then(|value| value.to_str().ok()?.parse().ok());
     seconds.map_or(DEFAULT_PAUSE, Duration::from_secs)

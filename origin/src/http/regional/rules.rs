@@ -27,7 +27,7 @@ use crate::registry::{ChangeRules, RegistryError};
 const STAMPS_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// How long a push waits for what other regions have of its manifest.
-const COPY_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const COPY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The rules of a change of a repository's tags.
 ///

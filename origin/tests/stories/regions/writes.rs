@@ -1,15 +1,23 @@
 //! Pushes that more than one region takes part in.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use reqwest::{Method, StatusCode};
 
 use super::gate::GateState;
 use super::harness::Regions;
 use super::until;
-use crate::faulty_storage::Outage;
+use crate::faulty_storage::{Outage, WriteFault};
 use crate::support::{MANIFEST, Registry, header, location, manifest, sample};
+
+/// Whether a region's storage has a tag of `app`.
+async fn stores(regions: &Regions, region: usize, tag: &str) -> bool {
+    let key = format!("tag/app/_/{tag}").parse().unwrap();
+    let stored = regions.sites[region].storage.read(&key).await.unwrap();
+    stored.is_some()
+}
 
 /// DNS moves a client to another region in the middle of an upload.
 #[tokio::test]
@@ -89,12 +97,7 @@ async fn repository_is_written_nowhere_while_its_home_is_out() {
     let regions = Regions::start_with(2, 1, rules, |_, _| {}).await;
     let client = regions.client(0);
     let image = client.push_image("app", "v1", &[sample(70_000, 1)]).await;
-    let stores = async |tag: &str| {
-        let key = format!("tag/app/_/{tag}").parse().unwrap();
-        let stored = regions.sites[1].storage.read(&key).await.unwrap();
-        stored.is_some()
-    };
-    until("the copy", async || stores("v1").await).await;
+    until("the copy", async || stores(&regions, 1, "v1").await).await;
     let push = async |client: &Registry| {
         let path = "/v2/app/manifests/v2";
         client.put_manifest(path, MANIFEST, image.clone()).await
@@ -118,7 +121,7 @@ async fn repository_is_written_nowhere_while_its_home_is_out() {
     let upload = origin.request(Method::POST, "/v2/app/blobs/uploads/");
     let answer = upload.send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert!(!stores("v2").await);
+    assert!(!stores(&regions, 1, "v2").await);
     // Reads go on, and so do the questions of pushes.
     let answer = client.get("/v2/app/manifests/v1").await;
     assert_eq!(answer.status(), StatusCode::OK);
@@ -127,6 +130,100 @@ async fn repository_is_written_nowhere_while_its_home_is_out() {
         push(&regions.client(1)).await.status() == StatusCode::CREATED
     })
     .await;
+}
+
+/// Three regions: the storage of the first one is out, and the second one does not answer. A client
+/// that only pushes is not sent to the second one for ever.
+#[tokio::test]
+async fn pushes_go_to_a_region_that_answers() {
+    for silence in [GateState::Closed, GateState::Hanging] {
+        let regions = Regions::start(3, |_, _| {}).await;
+        let client = regions.client(0);
+        let image = client.push_image("app", "v1", &[sample(70_000, 1)]).await;
+        for region in [1, 2] {
+            until("the copy", async || stores(&regions, region, "v1").await).await;
+        }
+        regions.faults(0).set_outage(Some(Outage::Hangs));
+        regions.gate(0, 1).set(silence);
+        let started = Instant::now();
+        let path = "/v2/app/manifests/v2";
+        while client
+            .put_manifest(path, MANIFEST, image.clone())
+            .await
+            .status()
+            != StatusCode::CREATED
+        {
+            let took = started.elapsed();
+            assert!(took < Duration::from_secs(10), "{silence:?}: {took:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(stores(&regions, 2, "v2").await, "{silence:?}");
+        assert!(!stores(&regions, 1, "v2").await, "{silence:?}");
+    }
+}
+
+/// Errors of single changes with successes between them do not take the storage out.
+#[tokio::test]
+async fn single_errors_do_not_take_the_storage_out() {
+    let regions = Regions::start(2, |_, _| {}).await;
+    let client = regions.client(0);
+    let image = client.push_image("app", "v1", &[sample(100, 1)]).await;
+    let push = async |tag: &str| {
+        let path = format!("/v2/app/manifests/{tag}");
+        let answer = client.put_manifest(&path, MANIFEST, image.clone()).await;
+        answer.status()
+    };
+    for number in 0..7 {
+        // As often as a write is repeated.
+        let faults = regions.faults(0);
+        faults.arm("tag/app/_/bad", 3, WriteFault::Rejected);
+        assert_eq!(push("bad").await, StatusCode::SERVICE_UNAVAILABLE);
+        let good = format!("good-{number}");
+        assert_eq!(push(&good).await, StatusCode::CREATED);
+        assert!(stores(&regions, 0, &good).await, "{good} was forwarded");
+        tokio::time::sleep(Duration::from_millis(600)).await;
+    }
+}
+
+/// The region to which a change was forwarded hangs before it answers: the outcome is unknown, and
+/// no other region gets the change.
+#[tokio::test]
+async fn change_is_never_forwarded_twice() {
+    let regions = Regions::start(3, |_, _| {}).await;
+    let client = regions.client(0);
+    let image = client.push_image("app", "v1", &[sample(70_000, 1)]).await;
+    for region in [1, 2] {
+        until("the copy", async || stores(&regions, region, "v1").await).await;
+    }
+    regions.faults(0).set_outage(Some(Outage::Refuses));
+    until("pushes are forwarded", async || {
+        let path = "/v2/app/manifests/first";
+        let answer = client.put_manifest(path, MANIFEST, image.clone()).await;
+        answer.status() == StatusCode::CREATED
+    })
+    .await;
+    // The first half of the manifest passes, and with it the head of the request.
+    let (pieces, body) = tokio::sync::mpsc::channel(1);
+    let body = futures_util::stream::unfold(body, async |mut body| {
+        let piece: Bytes = body.recv().await?;
+        Some((Ok::<_, std::io::Error>(piece), body))
+    });
+    let request = client
+        .request(Method::PUT, "/v2/app/manifests/second")
+        .header("content-type", MANIFEST)
+        .body(reqwest::Body::wrap_stream(body));
+    let answer = tokio::spawn(request.send());
+    pieces.send(image.slice(..50)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    regions.gate(0, 1).set(GateState::Hanging);
+    pieces.send(image.slice(50..)).await.unwrap();
+    drop(pieces);
+    let answer = answer.await.unwrap().unwrap();
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!header(&answer, "retry-after").is_empty());
+    let text = answer.text().await.unwrap();
+    assert!(text.contains("outcome is unknown"), "{text}");
+    assert!(!stores(&regions, 2, "second").await);
 }
 
 /// A change that was forwarded during an outage is seen after it, before it was copied back.

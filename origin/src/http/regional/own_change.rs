@@ -1,0 +1,46 @@
+//! Changes that this region makes itself, and what they tell the failover machine.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use flotilla_common::failover::{Input, Need, Outcome};
+use http::request::Parts;
+
+use super::proxy::unavailable;
+use crate::http::route::Route;
+use crate::http::{Api, HandlerResult, serve_own};
+use crate::regions::regional::Regional;
+use crate::regions::routes::OWN;
+
+/// Makes a change in the own storage. A success counts as an answer of the storage, so that errors
+/// with successes between them are not errors in a row. A storage that hangs is noticed, and the
+/// change ends as soon as it is out, so that a repeated request is forwarded.
+pub(in crate::http) async fn change_own(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    route: Route,
+    request: Parts,
+    body: Body,
+) -> HandlerResult {
+    let routes = regional.routes();
+    let change = serve_own(api, route, request, body);
+    let answer = match routes.failover.until_out(OWN, change).await {
+        Ok(answer) => answer,
+        Err(stalled) => {
+            tracing::warn!(error = %stalled, "a change was given up; its outcome is unknown");
+            return Err(unavailable(
+                "the storage of this region stopped answering; the outcome of the change is unknown, repeat the request",
+            ));
+        }
+    };
+    match &answer {
+        Ok(_) => routes.failover.handle(Input::Ended {
+            source: OWN,
+            need: Need::Fact,
+            outcome: Outcome::Answered,
+        }),
+        Err(error) if error.cause().is_some() => regional.own_failed(error.describe_cause()),
+        Err(_) => {}
+    }
+    answer
+}
