@@ -132,6 +132,11 @@ impl ApiError {
         cause.unwrap_or_else(|| self.message.clone())
     }
 
+    /// Whether the storage has no space for what was to be written.
+    pub(super) fn is_storage_full(&self) -> bool {
+        self.code == Code::StorageFull
+    }
+
     /// The error of the storage, if that is the cause.
     pub(super) const fn cause(&self) -> Option<&Arc<StorageError>> {
         self.cause.as_ref()
@@ -177,7 +182,7 @@ impl ApiError {
                 let response = if matches!(**error, StorageError::Full { .. }) {
                     Self::new(
                         Code::StorageFull,
-                        "the storage of the registry is full; nothing was written",
+                        "the storage of the registry is full, and the change was not made; free space or enlarge the storage, then repeat the request",
                     )
                 } else {
                     let message = "the storage is unavailable or failed; repeat the request";

@@ -51,6 +51,9 @@ const MAX_REPLACED: u64 = 10_000;
 const REPLACED_FOR: Duration = Duration::from_mins(1);
 /// How long the own storage may take to say whether it has such a change.
 const TOLD_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long changes go to another region after the own storage had no space for one. The next one
+/// afterwards tries the own storage again.
+const FULL_FOR: Duration = Duration::from_secs(30);
 /// How long another region may take to say whether it can serve.
 const STATE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -87,6 +90,8 @@ pub(crate) struct Regional {
     /// When the own storage was last found out, or returning.
     last_out: Mutex<Option<Time>>,
     clock_check: ClockCheck,
+    /// Until when other regions take this region's changes, because the own storage is full.
+    full_until: Mutex<Time>,
     pub(super) shutdown: Shutdown,
 }
 
@@ -132,6 +137,7 @@ impl Regional {
             freshest,
             last_out: Mutex::default(),
             clock_check: ClockCheck::default(),
+            full_until: Mutex::new(Time::ZERO),
             shutdown,
         })
     }
@@ -201,6 +207,29 @@ impl Regional {
             need: Need::Fact,
             outcome: Outcome::Failed { error },
         });
+    }
+
+    /// Takes note that the own storage had no space for a change. It answers reads and probes, so
+    /// it is not out; but changes go to another region for a while.
+    pub(crate) fn own_is_full(&self) {
+        let until = self.clock.now() + FULL_FOR;
+        let mut full_until = self
+            .full_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if *full_until < self.clock.now() {
+            tracing::warn!(region = %self.own(), "the storage is full; forwarding changes to other regions");
+        }
+        *full_until = until;
+    }
+
+    /// Whether the own storage had no space a short time ago.
+    pub(crate) fn is_own_full(&self) -> bool {
+        let full_until = self
+            .full_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.clock.now() < *full_until
     }
 
     /// A region that can serve now, if any says so within a second.

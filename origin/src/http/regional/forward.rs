@@ -146,21 +146,36 @@ fn writer(
         return Writer::CutOff;
     }
     let is_out = authority == Authority::OtherRegion;
+    if is_kept_here
+        && !is_out
+        && regional.is_own_full()
+        && regional.forwards_writes()
+        && needs_space(route, method)
+        && let Some(source) = rule.others(regional.own()).find_map(find)
+    {
+        return Writer::Other(source);
+    }
     if is_kept_here && (!is_out || (*method == Method::HEAD && !regional.forwards_writes())) {
         return Writer::Own;
     }
     if is_kept_here && !regional.forwards_writes() {
         return Writer::Unavailable(
-            "the storage of this region does not answer, and forward-writes is off".to_owned(),
+            "the storage of this region does not answer, and forward-writes is off; repeat the request later"
+                .to_owned(),
         );
     }
+    let problem = match is_kept_here {
+        true => {
+            "the storage of this region does not answer, and no other region can take the change"
+        }
+        false => {
+            "the policy does not keep the repository in this region, and none of its regions answers"
+        }
+    };
     // Those of the rule, in its order.
     match rule.others(regional.own()).find_map(find) {
         Some(source) => Writer::Other(source),
-        None => Writer::Unavailable(
-            "the storage of this region does not answer, and no other region can take the change"
-                .to_owned(),
-        ),
+        None => Writer::Unavailable(format!("{problem}; repeat the request later")),
     }
 }
 
@@ -196,6 +211,35 @@ fn writer_at_home(
     Some(Writer::Unavailable(format!(
         "the policy says that changes of {repository} are made in region {home}, {problem}; repeat the request later, or set a policy with another home"
     )))
+}
+
+/// Whether a change needs space in storage. The DELETE of a blob concerns one region, and is how
+/// space comes back.
+const fn needs_space(route: &Route, method: &Method) -> bool {
+    !matches!((route, method), (Route::Blob { .. }, &Method::DELETE))
+}
+
+/// The other region to which a change goes at present, if one does.
+pub(super) fn forwards_to(
+    regional: &Regional,
+    routes: &Routes,
+    route: &Route,
+    method: &Method,
+) -> Option<RegionName> {
+    let repository = written_repository(route, method)?;
+    // An upload stays where it began, so it is a new one that is forwarded.
+    let begun = Route::Uploads {
+        repository: repository.clone(),
+    };
+    let route = match route {
+        Route::Upload { .. } => &begun,
+        other => other,
+    };
+    // The own storage has just answered that it is full.
+    match writer(regional, routes, Authority::Own, route, method, repository) {
+        Writer::Other(source) => Some(source.region().clone()),
+        Writer::Own | Writer::CutOff | Writer::Unavailable(_) => None,
+    }
 }
 
 /// The region in which an upload began, if its id names one.

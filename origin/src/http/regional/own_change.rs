@@ -6,6 +6,7 @@ use axum::body::Body;
 use flotilla_common::failover::{Input, Need, Outcome};
 use http::request::Parts;
 
+use super::forward::forwards_to;
 use super::proxy::unavailable;
 use crate::http::route::Route;
 use crate::http::{Api, HandlerResult, serve_own};
@@ -23,6 +24,7 @@ pub(in crate::http) async fn change_own(
     body: Body,
 ) -> HandlerResult {
     let routes = regional.routes();
+    let target = (route.clone(), request.method.clone());
     let change = serve_own(api, route, request, body);
     let answer = match routes.failover.until_out(OWN, change).await {
         Ok(answer) => answer,
@@ -39,6 +41,14 @@ pub(in crate::http) async fn change_own(
             need: Need::Fact,
             outcome: Outcome::Answered,
         }),
+        Err(error) if error.is_storage_full() => {
+            regional.own_is_full();
+            if let Some(region) = forwards_to(regional, &routes, &target.0, &target.1) {
+                return Err(unavailable(format_args!(
+                    "the storage of this region is full; repeat the request: region {region} takes changes until there is space (an upload is begun again)"
+                )));
+            }
+        }
         Err(error) if error.cause().is_some() => regional.own_failed(error.describe_cause()),
         Err(_) => {}
     }

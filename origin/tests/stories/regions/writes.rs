@@ -185,6 +185,45 @@ async fn single_errors_do_not_take_the_storage_out() {
     }
 }
 
+/// A full storage answers reads and probes, so it is not out; but changes go to another region.
+#[tokio::test]
+async fn pushes_are_forwarded_while_the_storage_is_full() {
+    let regions = Regions::start(2, |_, _| {}).await;
+    let client = regions.client(0);
+    let layer = sample(70_000, 1);
+    client
+        .push_image("app", "v1", core::slice::from_ref(&layer))
+        .await;
+    regions.faults(0).set_outage(Some(Outage::Full));
+    let new = sample(5_000, 2);
+    let path = format!("/v2/app/blobs/uploads/?digest={}", Digest::sha256(&new));
+    let push = async || {
+        let request = client.request(Method::POST, &path).body(new.clone());
+        request.send().await.unwrap()
+    };
+    let answer = push().await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!header(&answer, "retry-after").is_empty());
+    let text = answer.text().await.unwrap();
+    assert!(text.contains("full") && text.contains("us-1"), "{text}");
+    assert_eq!(push().await.status(), StatusCode::CREATED);
+    client.push_image("app", "v2", &[new]).await;
+    assert!(stores(&regions, 1, "v2").await);
+    assert!(!stores(&regions, 0, "v2").await);
+    // The blobs of the region itself are still its own to send.
+    let own = client
+        .request(
+            Method::GET,
+            &format!("/v2/app/blobs/{}", Digest::sha256(&layer)),
+        )
+        .header("flotilla-own-storage", "only");
+    assert_eq!(own.send().await.unwrap().status(), StatusCode::OK);
+    let ready = client.get("/readyz").await.text().await.unwrap();
+    assert!(!ready.contains("degraded"), "{ready}");
+    regions.faults(0).set_outage(None);
+    until("the copy", async || stores(&regions, 0, "v2").await).await;
+}
+
 /// The region to which a change was forwarded hangs before it answers: the outcome is unknown, and
 /// no other region gets the change.
 #[tokio::test]
