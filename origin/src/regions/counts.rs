@@ -19,6 +19,8 @@ pub(crate) struct RegionCounts {
     unforwarded: AtomicU64,
     /// Merged keys whose closure is in no region.
     broken_closures: AtomicU64,
+    /// First pushes of immutable tags that a later one in another region replaced.
+    immutable_conflicts: AtomicU64,
 }
 
 /// Counters about one other region.
@@ -139,9 +141,18 @@ impl RegionCounts {
         self.broken_closures.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn immutable_conflicts_found(&self, number: u64) {
+        self.immutable_conflicts
+            .fetch_add(number, Ordering::Relaxed);
+    }
+
     /// A copy of all counters, by region.
     pub(crate) fn by_region(&self) -> BTreeMap<RegionName, PerRegion> {
         self.lock().clone()
+    }
+
+    pub(crate) fn immutable_conflicts(&self) -> u64 {
+        self.immutable_conflicts.load(Ordering::Relaxed)
     }
 
     pub(crate) fn broken_closures(&self) -> u64 {

@@ -18,6 +18,7 @@ use futures_util::{StreamExt, stream};
 use tokio::time::timeout;
 
 use super::entry::{EntryError, EntryOutcome, EntryRules, merge_entry};
+use super::immutable_conflicts::UnseenValues;
 use super::lease::Lease;
 use super::members::Members;
 use super::replicate::{Replicator, ordered};
@@ -230,12 +231,16 @@ impl Follower {
         let selects = policy.selects();
         let horizon = self.horizon;
         let (replicator, sources, selects) = (&self.replicator, &sources, &*selects);
+        let policy = &policy;
         let merges = stream::iter(due).map(|entry| async move {
             let rules = EntryRules {
                 selects,
                 is_expired: age(&entry.id) > horizon,
             };
+            let unseen = UnseenValues::read(&replicator.registry, policy, &entry).await;
             let outcome = merge_entry(replicator, sources, &entry, rules).await;
+            let replaced = unseen.replaced(&replicator.registry).await;
+            replicator.counts().immutable_conflicts_found(replaced);
             (entry.id, outcome)
         });
         let mut merges = std::pin::pin!(merges.buffer_unordered(ENTRIES_AT_ONCE));

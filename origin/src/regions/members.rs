@@ -31,6 +31,14 @@ impl RegionPolicy {
         Box::new(move |key| policy.is_replicated_here(&own, key.repository()))
     }
 
+    /// Whether a key is a tag that keeps the digest that it was first given.
+    pub(crate) fn is_immutable(&self, key: &FactKey) -> bool {
+        match key {
+            FactKey::Tag(repository, tag) => self.policy.rule_for(repository).is_immutable(tag),
+            FactKey::Manifest(..) => false,
+        }
+    }
+
     /// What a sweep depends on.
     pub(crate) fn selection(&self) -> Selection {
         let regions = self.policy.regions().iter();

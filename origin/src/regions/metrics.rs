@@ -119,6 +119,11 @@ pub(crate) fn write(regional: &Regional, figures: &mut MetricWriter<'_>) -> fmt:
         regional.clock_check().skew_ms().unsigned_abs() / 1000,
     )?;
     figures.counter(
+        "region_immutable_conflicts",
+        "First pushes of immutable tags that were replaced here, because another region accepted a later one while the regions could not reach each other",
+        counts.immutable_conflicts(),
+    )?;
+    figures.counter(
         "region_broken_closures",
         "Merged tags and indexes that name something no region has",
         counts.broken_closures(),

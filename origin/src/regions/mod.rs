@@ -18,6 +18,7 @@
 //! | `foreign_streams` | how many bodies of one blob other regions send at once |
 //! | `freshest` | how long after an outage tags are read from all regions |
 //! | `owed` | whether something absent here may be in another region |
+//! | `immutable_conflicts` | counts first pushes of immutable tags that were replaced |
 //! | `hints` | asks other regions to copy a push, and waits for their acknowledgement |
 //! | `clock_check` | compares the wall clock with the storage's |
 //! | `routes` | the own storage and the other regions, as sources of the failover machine |
@@ -35,6 +36,7 @@ pub(crate) mod follower;
 pub(crate) mod foreign_streams;
 mod freshest;
 pub(crate) mod hints;
+mod immutable_conflicts;
 pub(crate) mod lease;
 pub(crate) mod members;
 pub(crate) mod metrics;

@@ -1,11 +1,12 @@
 //! What an operator is told while something between the regions is wrong.
 
 use flotilla_common::units::BitRate;
+use reqwest::Method;
 
 use super::gate::GateState;
 use super::harness::Regions;
 use super::until;
-use crate::support::sample;
+use crate::support::{header, sample};
 
 async fn metrics(regions: &Regions, region: usize) -> String {
     let answer = regions.client(region).get("/metrics").await;
@@ -70,4 +71,41 @@ async fn lag_is_told_while_bandwidth_limits_copies() {
         metric(&regions, 1, "blocked_entries", "eu-1").await,
         Some(0)
     );
+}
+
+/// Both regions accept a first push of an immutable tag while they cannot reach each other.
+#[tokio::test]
+async fn replaced_push_of_an_immutable_tag_is_counted() {
+    let rules = "[[repository]]\nmatch = \"**\"\nimmutable = [\"v*\"]\n";
+    let regions = Regions::start_with(2, 1, rules, |_, _| {}).await;
+    let set_gates = |state| {
+        regions.gate(0, 1).set(state);
+        regions.gate(1, 0).set(state);
+    };
+    set_gates(GateState::Closed);
+    for region in [0, 1] {
+        let layer = sample(100, region);
+        let client = regions.client(region);
+        client.push_image("app", "v1", &[layer]).await;
+    }
+    set_gates(GateState::Open);
+    let value = async |region: usize| {
+        let client = regions.client(region);
+        let request = client
+            .request(Method::GET, "/v2/app/manifests/v1")
+            .header("flotilla-own-storage", "only");
+        header(&request.send().await.unwrap(), "docker-content-digest").to_owned()
+    };
+    until("the same value", async || value(0).await == value(1).await).await;
+    let conflicts = async |region: usize| {
+        let text = metrics(&regions, region).await;
+        let name = "flotilla_origin_region_immutable_conflicts_total ";
+        let mut lines = text.lines();
+        let line = lines.find_map(|line| line.strip_prefix(name));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    until("the count", async || {
+        conflicts(0).await + conflicts(1).await == 1
+    })
+    .await;
 }
