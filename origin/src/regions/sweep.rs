@@ -29,6 +29,8 @@ pub(crate) struct Sweeper {
     key: Key,
     /// Whether the storage of the region was compared with the one that is known.
     is_checked: bool,
+    /// Why the region was refused at the last comparison, which was logged.
+    refusal: Option<String>,
 }
 
 impl Sweeper {
@@ -44,6 +46,7 @@ impl Sweeper {
             times,
             key: layout::region(region),
             is_checked: false,
+            refusal: None,
         }
     }
 
@@ -57,14 +60,22 @@ impl Sweeper {
             return Ok(());
         }
         let state = source.state().await?;
-        let refused = |reason: String| {
-            tracing::error!(region = %source.region(), reason, "refusing to replicate from a region");
-            SourceError {
-                region: source.region().clone(),
-                reason,
-            }
+        let refused = |reason: String| SourceError {
+            region: source.region().clone(),
+            reason,
         };
-        self.check_state(source, &state, &refused).await?;
+        let checked = self.check_state(source, &state, &refused).await;
+        let refusal = match &checked {
+            Err(EntryError::Source(error)) => Some(error.reason.clone()),
+            Ok(()) | Err(EntryError::Registry(_)) => None,
+        };
+        if let Some(reason) = refusal.as_deref()
+            && self.refusal != refusal
+        {
+            tracing::error!(region = %source.region(), reason, "refusing to replicate from a region");
+        }
+        self.refusal = refusal;
+        checked?;
         self.is_checked = true;
         Ok(())
     }

@@ -110,7 +110,7 @@ impl RegionServer {
     fn refusal(&self, client: Option<&ClientIdentity>) -> ApiError {
         let own = &self.own;
         let reason = match client.and_then(|client| client.0.as_deref()) {
-            None => "there is none; connect by TLS with one (`flotilla pki issue --server NAMES --region REGION`)".to_owned(),
+            None => "the connection has none that is valid now; connect by TLS with one (`flotilla pki issue --server NAMES --region REGION`), or renew it if it has expired (`--renew`)".to_owned(),
             Some(certificate) => match certificate.region() {
                 None => format!("this one names {}", certificate.name),
                 Some(region) if region == own => format!("this one names {own}, the region that was asked"),
