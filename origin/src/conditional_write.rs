@@ -139,7 +139,14 @@ fn pause_after(refused: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use std::ops::Range;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use async_trait::async_trait;
+
     use super::*;
+    use crate::storage::{ByteStream, ObjectWriter, Page, Prefix, StorageResult};
 
     #[test]
     fn pauses_grow_to_a_bound_and_vary() {
@@ -152,5 +159,106 @@ mod tests {
         assert!(pause_after(REFUSED_ATTEMPTS) >= LONGEST_PAUSE / 2);
         let pauses: std::collections::BTreeSet<_> = (0..64).map(|_| pause_after(5)).collect();
         assert!(pauses.len() > 1, "no jitter");
+    }
+
+    /// A storage that refuses each write while other requests for the key are in progress.
+    #[tokio::test(start_paused = true)]
+    async fn refused_writes_are_repeated_after_pauses() {
+        let key: Key = "tag/app/_/v1".parse().unwrap();
+        let write = async |refusals: u32| {
+            let storage = RefusingStorage::new(refusals);
+            let started = tokio::time::Instant::now();
+            let writer = ConditionalWriter { storage: &storage };
+            let written = writer.write(&key, None, "v".into()).await;
+            (written, started.elapsed())
+        };
+        let longest: Duration = (1..REFUSED_ATTEMPTS)
+            .map(|refused| (FIRST_PAUSE * 2_u32.pow(refused - 1)).min(LONGEST_PAUSE))
+            .sum();
+        let (written, took) = write(REFUSED_ATTEMPTS - 1).await;
+        assert!(matches!(written, Ok(WriteOutcome::Written)), "{written:?}");
+        assert!(
+            took >= longest / 2 && took <= longest + LONGEST_PAUSE,
+            "{took:?}"
+        );
+        let (written, took) = write(REFUSED_ATTEMPTS).await;
+        assert!(written.unwrap_err().to_string().contains("keeps refusing"));
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        let (written, took) = write(0).await;
+        assert!(matches!(written, Ok(WriteOutcome::Written)));
+        assert_eq!(took, Duration::ZERO);
+    }
+
+    /// Storage in memory that refuses the first creates as if the key were in use.
+    #[derive(Debug)]
+    struct RefusingStorage {
+        inner: Arc<dyn Storage>,
+        refusals: AtomicU32,
+    }
+
+    impl RefusingStorage {
+        fn new(refusals: u32) -> Self {
+            Self {
+                inner: crate::storage::open("memory:///", 0).unwrap(),
+                refusals: AtomicU32::new(refusals),
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Storage for RefusingStorage {
+        async fn create(&self, key: &Key, body: Bytes) -> StorageResult<Version> {
+            let left = self.refusals.load(Ordering::Relaxed);
+            if left > 0 {
+                self.refusals.store(left - 1, Ordering::Relaxed);
+                return Err(StorageError::conflict("create object", key));
+            }
+            self.inner.create(key, body).await
+        }
+
+        async fn swap(&self, key: &Key, seen: &Version, body: Bytes) -> StorageResult<Version> {
+            self.inner.swap(key, seen, body).await
+        }
+
+        async fn read(&self, key: &Key) -> StorageResult<Option<Object>> {
+            self.inner.read(key).await
+        }
+
+        async fn read_range(&self, key: &Key, range: Range<u64>) -> StorageResult<ByteStream> {
+            self.inner.read_range(key, range).await
+        }
+
+        async fn list(
+            &self,
+            prefix: &Prefix,
+            after: Option<&Key>,
+            limit: usize,
+        ) -> StorageResult<Page> {
+            self.inner.list(prefix, after, limit).await
+        }
+
+        async fn begin_write(&self, key: &Key) -> StorageResult<Box<dyn ObjectWriter>> {
+            self.inner.begin_write(key).await
+        }
+
+        async fn delete(&self, key: &Key) -> StorageResult<()> {
+            self.inner.delete(key).await
+        }
+
+        async fn remove(&self, key: &Key, seen: &Version) -> StorageResult<()> {
+            self.inner.remove(key, seen).await
+        }
+
+        fn is_remote(&self) -> bool {
+            self.inner.is_remote()
+        }
+
+        async fn presigned_get(
+            &self,
+            key: &Key,
+            valid_for: Duration,
+        ) -> StorageResult<Option<String>> {
+            self.inner.presigned_get(key, valid_for).await
+        }
     }
 }

@@ -175,4 +175,27 @@ mod tests {
         }
         assert_eq!(signer.verify(&app, "", 99), Err(UnknownUpload));
     }
+
+    /// Access to the bucket alone, or to the seal key alone, forges no ids.
+    #[test]
+    fn secret_takes_seal_key_and_bucket() {
+        let key = |secret: u8| SealKey::from_secret("eu-1".parse().expect("a name"), &[secret; 32]);
+        let format = |upload_secret| Format {
+            horizons: crate::config::Horizons::default(),
+            storage_id: flotilla_common::storage_id::StorageId::from_bytes([0; 16]),
+            upload_secret,
+        };
+        let app: RepositoryName = "app".parse().expect("a name");
+        let signer = UploadIdSigner::of(&key(1), &format([1; 32]));
+        let ticket = signer.issue(&app, 100, false);
+        let id = ticket.id.to_string();
+        let verified =
+            |key, format: &Format| UploadIdSigner::of(&key, format).verify(&app, &id, 99);
+        assert_eq!(verified(key(1), &format([1; 32])), Ok(ticket));
+        assert_eq!(verified(key(2), &format([1; 32])), Err(UnknownUpload));
+        assert_eq!(verified(key(1), &format([2; 32])), Err(UnknownUpload));
+        // The bucket's secret is not the signer's.
+        let from_bucket = UploadIdSigner::new([1; 32]);
+        assert_eq!(from_bucket.verify(&app, &id, 99), Err(UnknownUpload));
+    }
 }
