@@ -26,6 +26,7 @@ use futures_util::future::join_all;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::timeout;
 
+use super::routes::Routes;
 use super::source::Source;
 
 /// How old a page may be, by the start of its listing at the other region.
@@ -95,21 +96,19 @@ impl OwedPages {
         pages.clear();
     }
 
-    /// Whether `sources` may have something of a repository that is absent here. Those of which
-    /// `is_out` holds are not asked for a page. `read_at` is when the read that found it absent
-    /// began. `is_whole` says whether this region has everything that the others had when it
-    /// joined.
+    /// Whether `sources` may have something of a repository that is absent here. Those that are out
+    /// are not asked for a page, and one that does not answer is probed. `read_at` is when the read
+    /// that found it absent began. `is_whole` says whether this region has everything that the
+    /// others had when it joined.
     pub(crate) async fn look_up(
         &self,
         sources: &[Arc<dyn Source>],
-        is_out: impl Fn(&RegionName) -> bool,
+        routes: &Routes,
         repository: &RepositoryName,
         read_at: Time,
         is_whole: bool,
     ) -> Owed {
-        let pages = sources
-            .iter()
-            .map(|source| self.page(source, is_out(source.region())));
+        let pages = sources.iter().map(|source| self.page(routes, source));
         let pages = join_all(pages).await;
         let mut may_have = Vec::new();
         let mut others = Vec::new();
@@ -146,7 +145,7 @@ impl OwedPages {
     }
 
     /// The last known page of a region, and whether it is fresh.
-    async fn page(&self, source: &Arc<dyn Source>, is_out: bool) -> (Option<Arc<Page>>, bool) {
+    async fn page(&self, routes: &Routes, source: &Arc<dyn Source>) -> (Option<Arc<Page>>, bool) {
         let known = {
             let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(pages.entry(source.region().clone()).or_default())
@@ -163,11 +162,15 @@ impl OwedPages {
         }
         // One caller a second waits for a region that does not answer, until probes have found it
         // out.
-        if is_out || known.failed_at.is_some_and(is_recent) {
+        if routes.is_other_out(source.region()) || known.failed_at.is_some_and(is_recent) {
             return (known.page.clone(), false);
         }
         let asked = now;
-        let Ok(Ok(fetched)) = timeout(PAGE_TIMEOUT, source.journal(None, MAX_ENTRIES)).await else {
+        let listed = async {
+            let page = timeout(PAGE_TIMEOUT, source.journal(None, MAX_ENTRIES)).await;
+            page.map_err(drop)?.map_err(drop)
+        };
+        let Ok(fetched) = routes.observe(source.region(), listed).await else {
             known.failed_at = Some(self.clock.now());
             return (known.page.clone(), false);
         };

@@ -277,9 +277,8 @@ impl Regional {
             return Owed::Nothing;
         }
         let routes = self.routes();
-        let is_out = |region: &RegionName| routes.is_other_out(region);
         self.owed
-            .look_up(&sources, is_out, repository, read_at, self.is_whole())
+            .look_up(&sources, &routes, repository, read_at, self.is_whole())
             .await
     }
 

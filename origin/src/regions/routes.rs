@@ -55,9 +55,8 @@ impl Routes {
 
     /// Whether another region is out, as far as is known.
     pub(crate) fn is_other_out(&self, region: &RegionName) -> bool {
-        let mut others = (1_u32..).zip(&self.others);
-        let found = others.find(|(_, source)| source.region() == region);
-        found.is_some_and(|(id, _)| self.failover.standing(SourceId(id)) == Standing::Out)
+        let id = self.id_of(region);
+        id.is_some_and(|id| self.failover.standing(id) == Standing::Out)
     }
 
     /// Makes a call to another region; a failed or slow one makes the machine probe the region.

@@ -179,3 +179,27 @@ async fn own_storage_header_keeps_a_read_in_its_region() {
     let served = "flotilla_origin_region_reads_total{from=\"eu-1\",outcome=\"served\"}";
     assert!(text.contains(served), "{text}");
 }
+
+/// Another region hangs: look-ups of what is absent here wait for it once, not each.
+#[tokio::test]
+async fn hung_region_costs_absent_look_ups_one_wait() {
+    let regions = Regions::start(2, |_, _| {}).await;
+    let client = regions.client(0);
+    client.push_image("app", "v1", &[sample(100, 1)]).await;
+    regions.gate(0, 1).set(GateState::Hanging);
+    let mut waited = Duration::ZERO;
+    for number in 0..20 {
+        let started = Instant::now();
+        let status = status(&client, &format!("/v2/app/manifests/absent-{number}")).await;
+        waited += started.elapsed();
+        assert!(
+            matches!(
+                status,
+                StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE
+            ),
+            "{status}"
+        );
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    assert!(waited < Duration::from_secs(3), "{waited:?}");
+}
