@@ -8,8 +8,8 @@ use flotilla_common::name::{RegionName, RepositoryName};
 use flotilla_common::wire::region::FactKey;
 
 use super::regional::Regional;
-use super::replicate::{Replicated, one_fact, ordered};
-use super::source::Source;
+use super::replicate::{Replicated, ordered};
+use super::source::{Source, one_fact};
 use super::take::{TakeOrder, TakeOrders};
 use crate::registry::MergeReason;
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use flotilla_common::wire::region::{Fact, FactHead, FactKey, MAX_FACTS, OwedEntry};
 
 use super::replicate::{Replicated, Replicator};
-use super::source::{Source, SourceError};
+use super::source::{Source, SourceError, readable_facts};
 use crate::registry::{MergeReason, RegistryError};
 
 /// What came of an entry.
@@ -63,48 +63,63 @@ pub(crate) async fn merge_entry(
         return Ok(EntryOutcome::Unreached);
     };
     let mut outcome = EntryOutcome::Done;
+    let mut failure = None;
     let mut at = 0;
     while at < entry.keys.len() {
         let batch = &entry.keys[at..(at + MAX_FACTS).min(entry.keys.len())];
         let keys: Vec<FactKey> = batch.iter().map(|(key, _)| key.clone()).collect();
-        let facts = source.facts(&keys).await?;
-        if facts.is_empty() {
-            return Err(SourceError {
-                region: source.region().clone(),
-                reason: "it answered without facts".to_owned(),
-            }
-            .into());
-        }
+        let facts = readable_facts(&**source, &keys).await?;
         at += facts.len().min(batch.len());
-        for ((key, seen), fact) in batch.iter().zip(&facts) {
+        for ((key, seen), fact) in batch.iter().zip(facts) {
+            let fact = match fact {
+                Ok(fact) => fact,
+                Err(error) => {
+                    outcome = EntryOutcome::Blocked(error.to_string());
+                    continue;
+                }
+            };
             if fact.stamp() <= seen.as_ref() {
                 if !rules.is_expired && outcome == EntryOutcome::Done {
                     outcome = EntryOutcome::Unreached;
                 }
                 continue;
             }
-            if !(rules.selects)(key) && !is_tombstone(fact) {
-                continue;
-            }
-            if !(rules.selects)(key) && !replicator.registry.has_fact(key).await? {
-                continue;
-            }
-            let merged = replicator
-                .replicate(sources, key, fact, MergeReason::Needed)
-                .await?;
-            match merged {
-                Replicated::Merged => {}
-                Replicated::MergedBroken => replicator.counts().broken_closure(),
-                Replicated::Blocked(reason) => outcome = EntryOutcome::Blocked(reason),
-                Replicated::Ahead(by) => {
+            match merge_key(replicator, sources, key, &fact, rules).await {
+                Ok(Replicated::Merged) => {}
+                Ok(Replicated::MergedBroken) => replicator.counts().broken_closure(),
+                Ok(Replicated::Blocked(reason)) => outcome = EntryOutcome::Blocked(reason),
+                Ok(Replicated::Ahead(by)) => {
                     if !matches!(outcome, EntryOutcome::Blocked(_)) {
                         outcome = EntryOutcome::Ahead(by);
                     }
                 }
+                // The other keys are merged nevertheless.
+                Err(error) => {
+                    failure.get_or_insert(error);
+                }
             }
         }
     }
-    Ok(outcome)
+    match failure {
+        Some(error) => Err(error.into()),
+        None => Ok(outcome),
+    }
+}
+
+/// Merges a key that is reached, unless the policy leaves it out.
+async fn merge_key(
+    replicator: &Replicator,
+    sources: &[Arc<dyn Source>],
+    key: &FactKey,
+    fact: &Fact,
+    rules: EntryRules<'_>,
+) -> Result<Replicated, RegistryError> {
+    if !(rules.selects)(key) && !(is_tombstone(fact) && replicator.registry.has_fact(key).await?) {
+        return Ok(Replicated::Merged);
+    }
+    replicator
+        .replicate(sources, key, fact, MergeReason::Needed)
+        .await
 }
 
 const fn is_tombstone(fact: &Fact) -> bool {

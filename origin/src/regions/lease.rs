@@ -29,6 +29,8 @@ pub(crate) struct Lease {
     seen: Option<(Version, Time)>,
     /// When this replica last renewed.
     renewed: Option<Time>,
+    /// Whether this replica had the lease when it last knew who has it.
+    is_holder: bool,
 }
 
 impl Lease {
@@ -40,6 +42,7 @@ impl Lease {
             id: nonce(),
             seen: None,
             renewed: None,
+            is_holder: false,
         }
     }
 
@@ -66,6 +69,7 @@ impl Lease {
             };
             self.seen = Some((present.version.clone(), first_seen));
             if now.saturating_since(first_seen) < EXPIRES_AFTER {
+                self.is_holder = false;
                 return Ok(false);
             }
         }
@@ -73,9 +77,31 @@ impl Lease {
             .await
     }
 
+    /// Renews the lease for as long as this replica holds it: run it beside the work. Returns once
+    /// another replica has the lease.
+    ///
+    /// # Errors
+    /// The storage has failed for so long that another replica may have the lease.
+    pub(crate) async fn keep(&mut self) -> Result<(), StorageError> {
+        let mut held_at = self.clock.now();
+        loop {
+            tokio::time::sleep(RENEW_AFTER).await;
+            let now = self.clock.now();
+            match self.hold().await {
+                Ok(true) => held_at = now,
+                Ok(false) => return Ok(()),
+                Err(error) if now.saturating_since(held_at) >= EXPIRES_AFTER => return Err(error),
+                Err(error) => {
+                    tracing::debug!(key = %self.key, %error, "a lease could not be renewed; trying again");
+                }
+            }
+        }
+    }
+
     /// Gives the lease up, so that another replica need not wait.
     pub(crate) async fn release(&mut self) {
-        if self.renewed.take().is_none() {
+        self.renewed = None;
+        if !core::mem::take(&mut self.is_holder) {
             return;
         }
         let released = async {
@@ -121,9 +147,13 @@ impl Lease {
         match written {
             Ok(_) => {
                 self.renewed = Some(now);
+                self.is_holder = true;
                 Ok(true)
             }
-            Err(StorageError::Conflict { .. }) => Ok(false),
+            Err(StorageError::Conflict { .. }) => {
+                self.is_holder = false;
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
@@ -151,5 +181,29 @@ mod tests {
         assert!(!first.hold().await.expect("storage"), "it was replaced");
         second.release().await;
         assert!(first.hold().await.expect("storage"), "without a wait");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn kept_leases_are_not_taken_over_however_long_the_work() {
+        let storage = open("memory:///", 0).expect("storage");
+        let clock = Clock::tokio();
+        let mut first = Lease::new(Arc::clone(&storage), clock, "job");
+        let mut second = Lease::new(storage, clock, "job");
+        assert!(first.hold().await.expect("storage"));
+        let contend = async {
+            for _ in 0..100 {
+                tokio::time::sleep(RENEW_AFTER).await;
+                assert!(!second.hold().await.expect("storage"));
+            }
+        };
+        tokio::select! {
+            kept = first.keep() => panic!("{kept:?}"),
+            () = contend => {}
+        }
+        // The work ends in the middle of a renewal, or before one.
+        first.release().await;
+        assert!(second.hold().await.expect("storage"), "without a wait");
+        let lost = tokio::time::timeout(EXPIRES_AFTER, first.keep()).await;
+        lost.expect("at the next renewal").expect("storage");
     }
 }

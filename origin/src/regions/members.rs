@@ -117,16 +117,18 @@ impl Members {
             .collect()
     }
 
-    /// Returns once the policy no longer lists a region with the present address.
-    pub(crate) async fn left(&self, region: &RegionName) {
+    /// Returns once the policy no longer lists the region of a source, or lists another address of
+    /// it.
+    pub(crate) async fn left(&self, source: &Arc<dyn Source>) {
         let mut changes = self.changes();
-        let listed = changes.borrow_and_update().region(region).cloned();
         loop {
+            changes.mark_unchanged();
+            let sources = self.sources();
+            if !sources.iter().any(|known| Arc::ptr_eq(known, source)) {
+                return;
+            }
             if changes.changed().await.is_err() {
                 return core::future::pending().await;
-            }
-            if changes.borrow_and_update().region(region).cloned() != listed {
-                return;
             }
         }
     }

@@ -11,7 +11,8 @@
 //! | `copy`, `resuming_body` | copies blobs, from whichever region delivers them |
 //! | `copy_lease` | one replica copies a large blob, not all |
 //! | `entry` | merges the keys of one journal entry |
-//! | `follower` | merges all that one region owes |
+//! | `backlog` | which entries of a journal are due, running or waiting |
+//! | `follower` | lists and merges all that one region owes |
 //! | `sweep`, `sweep_state` | walks all keys of a region, and knows when this one is whole |
 //! | `tombstones` | when a tombstone may be removed |
 //! | `lease` | one replica follows, not all |
@@ -26,6 +27,7 @@
 //! | `regional` | all of these, as one replica runs them |
 //! | `counts`, `metrics` | what happened, for operators |
 
+mod backlog;
 pub(crate) mod clock_check;
 pub(crate) mod copies;
 pub(crate) mod copy;
@@ -33,6 +35,8 @@ mod copy_lease;
 pub(crate) mod counts;
 pub(crate) mod entry;
 pub(crate) mod follower;
+#[cfg(test)]
+mod follower_tests;
 pub(crate) mod foreign_streams;
 mod freshest;
 pub(crate) mod hints;

@@ -23,7 +23,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::copy::BlobCopier;
 use super::counts::RegionCounts;
-use super::source::{Source, SourceError};
+use super::source::{Source, one_fact};
 use super::walk::{MAX_DEPTH, OnBroken, Walk};
 use crate::registry::{MergeReason, Merged, Need, Registry, RegistryError};
 
@@ -422,13 +422,10 @@ async fn find_manifest(sources: &[Arc<dyn Source>], key: &FactKey, own: &Fact) -
     unsure.map_or(Found::Nowhere, Found::Unsure)
 }
 
-/// The value of one key at a source.
-pub(crate) async fn one_fact(source: &dyn Source, key: &FactKey) -> Result<Fact, SourceError> {
-    let facts = source.facts(core::slice::from_ref(key)).await?;
-    facts.into_iter().next().ok_or_else(|| SourceError {
-        region: source.region().clone(),
-        reason: "it answered without the fact that was asked for".to_owned(),
-    })
+/// A source, then all other regions.
+pub(crate) fn led_by(first: &Arc<dyn Source>, all: &[Arc<dyn Source>]) -> Vec<Arc<dyn Source>> {
+    let others = all.iter().filter(|it| it.region() != first.region());
+    core::iter::once(first).chain(others).cloned().collect()
 }
 
 /// The sources, the region `first` before the others.
@@ -499,7 +496,7 @@ mod tests {
             .bring_references(&sources, &repository(), &manifest)
             .await;
         assert_eq!(brought.unwrap(), Replicated::MergedBroken);
-        let asked = source.blob_calls.load(Ordering::Relaxed);
+        let asked = source.faults.blob_calls.load(Ordering::Relaxed);
         assert!(asked <= 2 * BLOBS_AT_ONCE, "{asked} questions");
     }
 }

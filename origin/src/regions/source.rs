@@ -6,10 +6,14 @@ use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{RegionName, RepositoryName};
 use flotilla_common::wire::region::{
-    EntryId, Fact, FactKey, FactKind, JournalPage, KeysPage, RegionState, TakeAnswer, TakeRequest,
+    EntryId, Fact, FactKey, FactKind, JournalPage, KeysPage, RegionState, StorageStanding,
+    TakeAnswer, TakeRequest,
 };
-use futures_util::stream::BoxStream;
+use futures_util::stream::{self, BoxStream, StreamExt};
 use http::{Request, Response};
+
+/// Keys that are asked for one by one, concurrently.
+const SINGLE_FACTS_AT_ONCE: usize = 8;
 
 /// A region did not answer, or not as it should. Says nothing about what it has.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -84,6 +88,46 @@ pub(crate) trait Source: core::fmt::Debug + Send + Sync + 'static {
         digest: &Digest,
         offset: u64,
     ) -> Result<Option<SourceBlob>, SourceError>;
+}
+
+/// The values of the first of some keys, at least one, each or why it cannot be read: one record
+/// that the region cannot read does not keep the others.
+///
+/// # Errors
+/// The region does not answer, or its storage is out.
+pub(crate) async fn readable_facts(
+    source: &dyn Source,
+    keys: &[FactKey],
+) -> Result<Vec<Result<Fact, SourceError>>, SourceError> {
+    let error = match source.facts(keys).await {
+        Ok(facts) if facts.is_empty() => {
+            return Err(SourceError {
+                region: source.region().clone(),
+                reason: "it answered without facts".to_owned(),
+            });
+        }
+        Ok(facts) => return Ok(facts.into_iter().map(Ok).collect()),
+        Err(error) => error,
+    };
+    if source.state().await?.standing == StorageStanding::Out {
+        return Err(error);
+    }
+    let each = stream::iter(keys.to_vec())
+        .map(|key| async move { one_fact(source, &key).await })
+        .buffered(SINGLE_FACTS_AT_ONCE);
+    Ok(each.collect().await)
+}
+
+/// The value of one key.
+///
+/// # Errors
+/// The region does not answer, or cannot read the key.
+pub(crate) async fn one_fact(source: &dyn Source, key: &FactKey) -> Result<Fact, SourceError> {
+    let facts = source.facts(core::slice::from_ref(key)).await?;
+    facts.into_iter().next().ok_or_else(|| SourceError {
+        region: source.region().clone(),
+        reason: "it answered without the fact that was asked for".to_owned(),
+    })
 }
 
 /// A region to which no client could be made.

@@ -1,15 +1,15 @@
 //! Sweeps: a region walks all keys of another one and merges each. The state is stored, so that a
 //! sweep goes on where it was after a crash.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flotilla_common::wire::region::{Fact, FactKey, FactKind, MAX_FACTS, MAX_KEYS, RegionState};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 
 use super::entry::EntryError;
 use super::members::{Members, RegionPolicy};
-use super::replicate::{Replicated, Replicator, ordered};
-use super::source::{Source, SourceError};
+use super::replicate::{Replicated, Replicator, led_by};
+use super::source::{Source, SourceError, readable_facts};
 use super::sweep_state::{SweepStep, SweepTimes, next_step, page_merged, retried};
 use crate::layout;
 use crate::nonce::nonce;
@@ -27,10 +27,10 @@ pub(crate) struct Sweeper {
     members: Arc<Members>,
     times: SweepTimes,
     key: Key,
-    /// Whether the storage of the region was compared with the one that is known.
-    is_checked: bool,
+    /// The owed sweep that ended last. What was listed before its end may still name it.
+    ended: Mutex<Option<u128>>,
     /// Why the region was refused at the last comparison, which was logged.
-    refusal: Option<String>,
+    refusal: Mutex<Option<String>>,
 }
 
 impl Sweeper {
@@ -45,8 +45,8 @@ impl Sweeper {
             members,
             times,
             key: layout::region(region),
-            is_checked: false,
-            refusal: None,
+            ended: Mutex::default(),
+            refusal: Mutex::default(),
         }
     }
 
@@ -55,10 +55,7 @@ impl Sweeper {
     ///
     /// # Errors
     /// [`SourceError`] that says what is wrong; the storage's.
-    pub(crate) async fn check_storage_id(&mut self, source: &dyn Source) -> Result<(), EntryError> {
-        if self.is_checked {
-            return Ok(());
-        }
+    pub(crate) async fn check_storage_id(&self, source: &dyn Source) -> Result<(), EntryError> {
         let state = source.state().await?;
         let refused = |reason: String| SourceError {
             region: source.region().clone(),
@@ -69,15 +66,14 @@ impl Sweeper {
             Err(EntryError::Source(error)) => Some(error.reason.clone()),
             Ok(()) | Err(EntryError::Registry(_)) => None,
         };
+        let mut logged = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reason) = refusal.as_deref()
-            && self.refusal != refusal
+            && *logged != refusal
         {
             tracing::error!(region = %source.region(), reason, "refusing to replicate from a region");
         }
-        self.refusal = refusal;
-        checked?;
-        self.is_checked = true;
-        Ok(())
+        *logged = refusal;
+        checked
     }
 
     async fn check_state(
@@ -130,10 +126,12 @@ impl Sweeper {
         let Some((object, record)) = self.read().await? else {
             return Ok(false);
         };
+        let ended = *self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let owed = owed.filter(|owed| ended != Some(*owed));
         let now = self.replicator.registry.unix_nanos();
         let policy = self.members.policy();
         let selection = policy.selection();
-        let sources = ordered(&self.members.sources(), source.region());
+        let sources = led_by(source, &self.members.sources());
         let next = match next_step(&record, now, owed, &selection, &self.times) {
             SweepStep::Idle => return Ok(false),
             SweepStep::Store { sweep, stays_whole } => RegionRecord {
@@ -172,6 +170,7 @@ impl Sweeper {
             } => {
                 if owed.is_some() {
                     source.done(Vec::new(), owed).await?;
+                    *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = owed;
                 }
                 RegionRecord {
                     is_whole: is_whole || record.is_whole || is_empty(&**source).await?,
@@ -202,43 +201,59 @@ impl Sweeper {
         let Some(source) = sources.first() else {
             return Ok(keys.to_vec());
         };
-        let selects = policy.selects();
-        let selects = &*selects;
-        let mut blocked = Vec::new();
+        let mut unfinished = Vec::new();
+        let mut failure = None;
         let mut at = 0;
         while at < keys.len() {
             let batch = &keys[at..(at + MAX_FACTS).min(keys.len())];
-            let facts = source.facts(batch).await?;
-            if facts.is_empty() {
-                return Err(SourceError {
-                    region: source.region().clone(),
-                    reason: "it answered without facts".to_owned(),
-                }
-                .into());
-            }
+            let facts = readable_facts(&**source, batch).await?;
             at += facts.len().min(batch.len());
-            let pairs: Vec<(FactKey, Fact)> = batch.iter().cloned().zip(facts).collect();
+            let pairs: Vec<_> = batch.iter().cloned().zip(facts).collect();
             let merges = stream::iter(pairs).map(|(key, fact)| async move {
-                if !selects(&key) && !self.replicator.registry.has_fact(&key).await? {
-                    return Ok(None);
-                }
-                let merged = self
-                    .replicator
-                    .replicate(sources, &key, &fact, MergeReason::Sweep)
-                    .await?;
-                Ok::<_, RegistryError>(match merged {
-                    Replicated::Merged => None,
-                    Replicated::MergedBroken => {
-                        self.replicator.counts().broken_closure();
-                        None
-                    }
-                    Replicated::Blocked(_) | Replicated::Ahead(_) => Some(key),
-                })
+                let merged = match fact {
+                    Ok(fact) => self.merge_key(sources, policy, &key, &fact).await,
+                    Err(error) => Ok(Replicated::Blocked(error.to_string())),
+                };
+                (key, merged)
             });
-            let merged: Vec<_> = merges.buffer_unordered(KEYS_AT_ONCE).try_collect().await?;
-            blocked.extend(merged.into_iter().flatten());
+            let mut merges = merges.buffer_unordered(KEYS_AT_ONCE);
+            while let Some((key, merged)) = merges.next().await {
+                match merged {
+                    Ok(Replicated::Merged) => {}
+                    Ok(Replicated::MergedBroken) => self.replicator.counts().broken_closure(),
+                    Ok(Replicated::Blocked(_) | Replicated::Ahead(_)) => unfinished.push(key),
+                    Err(error) => {
+                        failure = Some(error);
+                        unfinished.push(key);
+                    }
+                }
+            }
         }
-        Ok(blocked)
+        // One record that cannot be read or written holds up nothing. A storage that is out does.
+        if let Some(error) = failure {
+            tracing::debug!(region = %source.region(), %error, "a sweep could not merge a key; trying it again");
+            self.replicator
+                .registry
+                .probe_storage()
+                .await
+                .map_err(RegistryError::from)?;
+        }
+        Ok(unfinished)
+    }
+
+    async fn merge_key(
+        &self,
+        sources: &[Arc<dyn Source>],
+        policy: &RegionPolicy,
+        key: &FactKey,
+        fact: &Fact,
+    ) -> Result<Replicated, RegistryError> {
+        if !policy.selects()(key) && !self.replicator.registry.has_fact(key).await? {
+            return Ok(Replicated::Merged);
+        }
+        self.replicator
+            .replicate(sources, key, fact, MergeReason::Sweep)
+            .await
     }
 
     async fn read(&self) -> Result<Option<(Object, RegionRecord)>, RegistryError> {

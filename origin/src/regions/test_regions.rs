@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use core::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,21 +12,25 @@ use flotilla_common::manifest::{OCI_INDEX, OCI_MANIFEST};
 use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
 use flotilla_common::seal::SealKey;
 use flotilla_common::wire::region::{
-    EntryId, Fact, FactKey, FactKind, JournalPage, KeysPage, RegionState, StorageStanding,
-    TakeAnswer, TakeRequest,
+    EntryId, Fact, FactHead, FactKey, FactKind, JournalPage, KeysPage, RegionState,
+    StorageStanding, TakeAnswer, TakeRequest,
 };
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::rate::Limiter;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 
 use super::copy::BlobCopier;
+use super::lease::Lease;
 use super::members::Members;
 use super::replicate::Replicator;
 use super::source::{Source, SourceBlob, SourceError};
 use crate::config::Limits;
 use crate::format::{Horizons, read_or_create};
+use crate::layout;
+use crate::nonce::nonce;
 use crate::policy::{self, LivePolicy, Region};
-use crate::registry::{ChangeRules, Need, Registry, RegistryError};
+use crate::record::{JournalRecord, encode};
+use crate::registry::{ChangeRules, Need, Registry, RegistryError, UploadBody};
 use crate::replicas::{Invalidator, Replicas, Secret};
 use crate::storage::{CountingStorage, Operations, Storage, open};
 
@@ -40,6 +45,14 @@ pub(super) fn tag(name: &str) -> Tag {
 
 pub(super) fn tag_key(name: &str) -> FactKey {
     FactKey::Tag(repository(), tag(name))
+}
+
+/// An image with one layer.
+pub(super) fn image_of(layer: &Digest, len: usize) -> Bytes {
+    let layer = serde_json::json!({"mediaType": "x/y", "digest": layer, "size": len});
+    serde_json::json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [layer]})
+        .to_string()
+        .into()
 }
 
 /// An index that names these manifests, which may repeat.
@@ -115,10 +128,18 @@ impl TestRegion {
 
     /// The other regions of the stored policy, which are among `others`, and that policy.
     pub(super) async fn members(&self, others: &[&Self]) -> (Arc<Members>, LivePolicy) {
+        let sources = others.iter().map(|other| other.source_of(self));
+        self.members_by(sources.collect()).await
+    }
+
+    /// The same with sources whose faults a test sets.
+    pub(super) async fn members_by(
+        &self,
+        sources: Vec<Arc<TestSource>>,
+    ) -> (Arc<Members>, LivePolicy) {
         let storage = Arc::clone(&self.storage);
         let live = LivePolicy::start(storage, self.name.clone(), Clock::tokio());
         let live = live.await.unwrap();
-        let sources: Vec<_> = others.iter().map(|other| other.source_of(self)).collect();
         let connect = move |region: &Region| -> Arc<dyn Source> {
             let found = sources.iter().find(|source| source.name == region.name);
             // A new connection for each entry of the policy.
@@ -134,8 +155,60 @@ impl TestRegion {
             registry: Arc::clone(&self.registry),
             name: self.name.clone(),
             caller: caller.name.clone(),
-            blob_calls: Arc::default(),
+            faults: Arc::default(),
         })
+    }
+
+    /// Pushes a blob.
+    pub(super) async fn push_blob(&self, bytes: Bytes) -> Digest {
+        let digest = Digest::sha256(&bytes);
+        let repository = repository();
+        let (ticket, progress) = self.registry.begin_upload(&repository, false);
+        let body = UploadBody {
+            bytes: stream::iter([Ok(bytes)]).boxed(),
+            len: None,
+            offset: None,
+        };
+        let hint = Some(progress.hint);
+        let pushed = self
+            .registry
+            .finish(&repository, ticket, hint, digest, body);
+        pushed.await.unwrap();
+        digest
+    }
+
+    /// Writes an entry whose write never happens.
+    pub(super) async fn owe(&self, key: FactKey, to: &Self) {
+        let nonce = nonce();
+        let created = self.registry.unix_nanos();
+        let entry = layout::journal_entry(&to.name, EntryId { created, nonce });
+        let keys = vec![(key, None)];
+        let record = JournalRecord { keys, nonce };
+        let body = encode(&entry, &record).unwrap().into();
+        self.storage.create(&entry, body).await.unwrap();
+    }
+
+    /// Overwrites a key with bytes that are no record.
+    pub(super) async fn corrupt(&self, key: &FactKey) {
+        let key = layout::fact(key);
+        let version = match self.storage.read(&key).await.unwrap() {
+            Some(object) => object.version,
+            None => self.storage.create(&key, "x".into()).await.unwrap(),
+        };
+        let garbage = Bytes::from_static(b"garbage");
+        self.storage.swap(&key, &version, garbage).await.unwrap();
+    }
+
+    /// Whether a tag names a manifest here.
+    pub(super) async fn has_tag(&self, name: &str) -> bool {
+        let fact = self.registry.fact(&tag_key(name)).await.unwrap();
+        let live = |head| matches!(head, FactHead::Tag { digest, .. } if digest.is_some());
+        live(fact.head)
+    }
+
+    /// A contender for a lease of this region.
+    pub(super) fn lease(&self, job: &str) -> Lease {
+        Lease::new(Arc::clone(&self.storage), Clock::tokio(), job)
     }
 
     /// Pushes a manifest with tags, owed to these regions.
@@ -165,8 +238,28 @@ pub(super) struct TestSource {
     registry: Arc<Registry>,
     name: RegionName,
     caller: RegionName,
+    pub(super) faults: Arc<SourceFaults>,
+}
+
+/// How a region misbehaves towards another one, and what it was asked.
+#[derive(Debug)]
+pub(super) struct SourceFaults {
     /// Requests for blobs.
-    pub(super) blob_calls: Arc<AtomicUsize>,
+    pub(super) blob_calls: AtomicUsize,
+    /// Blobs that never arrive.
+    pub(super) hanging: Mutex<HashSet<Digest>>,
+    /// The maximum number of entries in a page.
+    pub(super) page_len: AtomicUsize,
+}
+
+impl Default for SourceFaults {
+    fn default() -> Self {
+        Self {
+            blob_calls: AtomicUsize::new(0),
+            hanging: Mutex::default(),
+            page_len: AtomicUsize::new(usize::MAX),
+        }
+    }
 }
 
 impl TestSource {
@@ -200,6 +293,7 @@ impl Source for TestSource {
         after: Option<EntryId>,
         limit: usize,
     ) -> Result<JournalPage, SourceError> {
+        let limit = limit.min(self.faults.page_len.load(Ordering::Relaxed));
         let page = self.registry.journal_page(&self.caller, after, limit).await;
         page.map_err(|error| self.error(&error))
     }
@@ -234,7 +328,10 @@ impl Source for TestSource {
         digest: &Digest,
         offset: u64,
     ) -> Result<Option<SourceBlob>, SourceError> {
-        self.blob_calls.fetch_add(1, Ordering::Relaxed);
+        self.faults.blob_calls.fetch_add(1, Ordering::Relaxed);
+        if self.faults.hanging.lock().unwrap().contains(digest) {
+            core::future::pending::<()>().await;
+        }
         let found = self.registry.blob(repository, digest, Need::Bytes).await;
         let Some(found) = found.map_err(|error| self.error(&error))? else {
             return Ok(None);

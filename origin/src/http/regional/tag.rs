@@ -26,9 +26,9 @@ use crate::policy::TagReads;
 use crate::regions::copies::CopyJob;
 use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
-use crate::regions::replicate::one_fact;
 use crate::regions::routes::{OWN, Routes};
 use crate::regions::source::Source;
+use crate::regions::source::one_fact;
 use crate::registry::{KnownTag, RegistryError};
 
 /// How long other regions may take to say what a tag names.
