@@ -104,6 +104,23 @@ pub(crate) fn journal_entry(region: &RegionName, entry: EntryId) -> Key {
     key(format!("journal/{region}/{created:016x}-{nonce:032x}"))
 }
 
+/// All journals.
+pub(crate) fn journals() -> Prefix {
+    prefix("journal/".to_owned())
+}
+
+/// A key after all entries of a journal, and before those of the next one.
+pub(crate) fn journal_end(region: &RegionName) -> Key {
+    // Entries begin with a hexadecimal digit.
+    key(format!("journal/{region}/g"))
+}
+
+/// The region whose journal a key is in.
+pub(crate) fn journal_region(key: &Key) -> Option<RegionName> {
+    let (region, _) = key.as_str().strip_prefix("journal/")?.split_once('/')?;
+    region.parse().ok()
+}
+
 /// The entry that a key of a journal names.
 pub(crate) fn entry_id(key: &Key) -> Option<EntryId> {
     let (created, nonce) = key.last_segment().split_once('-')?;

@@ -201,3 +201,25 @@ async fn followers_of_moved_and_removed_regions_end_at_once() {
     }
     following.stop().await;
 }
+
+/// The journal of a region that has left grows no more, and is dropped after a week.
+#[tokio::test(start_paused = true)]
+async fn journals_of_all_regions_are_trimmed() {
+    let [eu, gone, us] = [
+        TestRegion::start("eu-1").await,
+        TestRegion::start("gone-1").await,
+        TestRegion::start("us-1").await,
+    ];
+    for number in 0..3 {
+        let key = tag_key(&format!("v{number}"));
+        eu.owe(key.clone(), &us).await;
+        eu.owe(key, &gone).await;
+    }
+    let regions = eu.registry.journal_regions().await.unwrap();
+    assert_eq!(regions, [gone.name.clone(), us.name]);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let kept = Duration::from_secs(1);
+    let trimmed = eu.registry.trim_old_entries(&gone.name, kept).await;
+    assert_eq!(trimmed.unwrap(), 3);
+    assert_eq!(eu.registry.journal_regions().await.unwrap().len(), 1);
+}

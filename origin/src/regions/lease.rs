@@ -77,6 +77,24 @@ impl Lease {
             .await
     }
 
+    /// Whether this replica holds the lease; a holder that does not renew it is noticed by a second
+    /// look, so this may take half a minute. For jobs that are done once in a while.
+    pub(crate) async fn hold_or_take_over(&mut self) -> bool {
+        if self.hold_if_storage_answers().await {
+            return true;
+        }
+        tokio::time::sleep(EXPIRES_AFTER + RENEW_AFTER).await;
+        self.hold_if_storage_answers().await
+    }
+
+    async fn hold_if_storage_answers(&mut self) -> bool {
+        let held = self.hold().await;
+        held.unwrap_or_else(|error| {
+            tracing::debug!(key = %self.key, %error, "a lease could not be acquired");
+            false
+        })
+    }
+
     /// Renews the lease for as long as this replica holds it: run it beside the work. Returns once
     /// another replica has the lease.
     ///
@@ -181,6 +199,23 @@ mod tests {
         assert!(!first.hold().await.expect("storage"), "it was replaced");
         second.release().await;
         assert!(first.hold().await.expect("storage"), "without a wait");
+    }
+
+    /// A replica that dies in the middle of a job that is done hourly.
+    #[tokio::test(start_paused = true)]
+    async fn lease_of_a_dead_holder_is_taken_over_at_once() {
+        let storage = open("memory:///", 0).expect("storage");
+        let clock = Clock::tokio();
+        let mut dead = Lease::new(Arc::clone(&storage), clock, "job");
+        assert!(dead.hold().await.expect("storage"));
+        drop(dead);
+        let mut next = Lease::new(Arc::clone(&storage), clock, "job");
+        assert!(next.hold_or_take_over().await);
+        let mut third = Lease::new(storage, clock, "job");
+        tokio::select! {
+            kept = next.keep() => panic!("{kept:?}"),
+            is_held = third.hold_or_take_over() => assert!(!is_held),
+        }
     }
 
     #[tokio::test(start_paused = true)]

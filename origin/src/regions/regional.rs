@@ -167,8 +167,13 @@ impl Regional {
         let regional = Arc::clone(self);
         self.shutdown.spawn(async move {
             regional.look_up_whole().await;
+            let storage = Arc::clone(regional.registry.storage());
+            let mut lease = Lease::new(storage, regional.clock, "trim-journals");
             loop {
-                regional.do_hourly().await;
+                tokio::select! {
+                    () = regional.shutdown.wait() => return,
+                    () = regional.do_hourly(&mut lease) => {}
+                }
                 tokio::select! {
                     () = regional.shutdown.wait() => return,
                     () = tokio::time::sleep(HOURLY) => {}
@@ -369,19 +374,26 @@ impl Regional {
 
     /// Hourly work: drops entries that a region has not fetched for a week, and compares this
     /// replica's clock with the storage's.
-    async fn do_hourly(&self) {
+    async fn do_hourly(&self, lease: &mut Lease) {
         self.clock_check.run(&self.registry).await;
-        let mut lease = Lease::new(
-            Arc::clone(self.registry.storage()),
-            self.clock,
-            "trim-journals",
-        );
-        if !lease.hold().await.unwrap_or(false) {
-            return;
+        match self.registry.journal_regions().await {
+            Ok(regions) if regions.is_empty() => {}
+            Ok(regions) if lease.hold_or_take_over().await => {
+                self.trim_journals(regions).await;
+                lease.release().await;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "the journals could not be listed to drop old entries");
+            }
         }
-        for source in &self.routes().others {
-            let region = source.region();
-            match self.registry.trim_old_entries(region, KEPT_ENTRIES).await {
+    }
+
+    /// Drops entries that a region has not fetched for a week; also those of a region that the
+    /// policy no longer lists, which no region will fetch.
+    async fn trim_journals(&self, regions: Vec<RegionName>) {
+        for region in regions {
+            match self.registry.trim_old_entries(&region, KEPT_ENTRIES).await {
                 Ok(0) => {}
                 Ok(entries) => {
                     tracing::warn!(%region, entries, "dropped journal entries that the region did not fetch for a week; it sweeps all keys when it returns");
@@ -391,7 +403,6 @@ impl Regional {
                 }
             }
         }
-        lease.release().await;
     }
 
     /// Connects to the regions of the policy, as it is now.

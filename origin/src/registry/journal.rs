@@ -24,6 +24,8 @@ use crate::storage::{Key, Object, PAGE_LEN, StorageError};
 
 /// Entries read or deleted concurrently.
 const CALLS_AT_ONCE: usize = 16;
+/// Journals that are looked for.
+const MAX_JOURNALS: usize = 1_000;
 /// Approximate bytes of keys after which a page ends, so that it stays below the limit of one
 /// encoded message.
 const MAX_PAGE_LEN: usize = 2 << 20;
@@ -178,6 +180,28 @@ impl Registry {
                 return Ok(trimmed);
             }
         }
+    }
+
+    /// The regions to which entries are owed, also those that the policy no longer lists.
+    pub(crate) async fn journal_regions(&self) -> Result<Vec<RegionName>, RegistryError> {
+        let prefix = layout::journals();
+        let mut regions = Vec::new();
+        let mut after = None;
+        for _ in 0..MAX_JOURNALS {
+            let page = self.storage.list(&prefix, after.as_ref(), 1).await?;
+            let Some(entry) = page.entries.into_iter().next() else {
+                break;
+            };
+            after = Some(match layout::journal_region(&entry.key) {
+                Some(region) => {
+                    let end = layout::journal_end(&region);
+                    regions.push(region);
+                    end
+                }
+                None => entry.key,
+            });
+        }
+        Ok(regions)
     }
 
     async fn entry_ids(
