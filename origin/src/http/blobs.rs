@@ -22,8 +22,8 @@ use super::{
     Api, CONTENT_DIGEST, HandlerResult, empty, is_from_region, matches_etag, other_regions, set,
     text_of, warn_if_stale,
 };
-use crate::regions::resuming_body::ResumingBody;
-use crate::registry::{FoundBlob, Need, RegistryError};
+use crate::regions::resuming_body::{BrokenBody, ResumingBody};
+use crate::registry::{FoundBlob, Need, RegistryError, gave_wrong_bytes};
 use crate::storage::StorageError;
 
 const REDIRECT: HeaderName = HeaderName::from_static(REDIRECT_HEADER);
@@ -172,10 +172,18 @@ async fn body(
         digest,
         blob.size(),
         range,
-        bytes.map_err(|error| error.to_string()).boxed(),
+        bytes.map_err(broken_body).boxed(),
     );
     let bytes = bytes.into_stream().map_err(io::Error::other);
     Ok(limited_body(api, request, bytes))
+}
+
+fn broken_body(error: StorageError) -> BrokenBody {
+    if gave_wrong_bytes(&error) {
+        BrokenBody::Corrupt(error.to_string())
+    } else {
+        BrokenBody::Failed(error.to_string())
+    }
 }
 
 /// A body that is counted, and limited to the rate of the uplink. Other regions get what this

@@ -250,6 +250,8 @@ pub(super) struct SourceFaults {
     pub(super) hanging: Mutex<HashSet<Digest>>,
     /// The maximum number of entries in a page.
     pub(super) page_len: AtomicUsize,
+    /// Bytes after which each body of a blob fails.
+    pub(super) breaks_after: AtomicUsize,
 }
 
 impl Default for SourceFaults {
@@ -258,6 +260,7 @@ impl Default for SourceFaults {
             blob_calls: AtomicUsize::new(0),
             hanging: Mutex::default(),
             page_len: AtomicUsize::new(usize::MAX),
+            breaks_after: AtomicUsize::new(usize::MAX),
         }
     }
 }
@@ -342,10 +345,32 @@ impl Source for TestSource {
             .read_blob(repository, &found, offset..size)
             .await
             .map_err(|error| self.error(&error))?;
-        let bytes = bytes.map(|piece| piece.map_err(|error| error.to_string()));
+        let mut left = self.faults.breaks_after.load(Ordering::Relaxed);
+        let small = bytes.flat_map(|piece| match piece {
+            Ok(piece) => stream::iter(split(piece)).map(Ok).boxed(),
+            Err(error) => stream::iter([Err(error.to_string())]).boxed(),
+        });
+        let bytes = small.map(move |piece: Result<Bytes, String>| {
+            let piece = piece?;
+            match left.checked_sub(piece.len()) {
+                Some(rest) => {
+                    left = rest;
+                    Ok(piece)
+                }
+                None => Err("connection reset".to_owned()),
+            }
+        });
         Ok(Some(SourceBlob {
             size,
             bytes: bytes.boxed(),
         }))
     }
+}
+
+/// Pieces as a connection delivers them.
+fn split(mut bytes: Bytes) -> impl Iterator<Item = Bytes> + Send {
+    core::iter::from_fn(move || {
+        let next = bytes.split_to(bytes.len().min(64 << 10));
+        (!next.is_empty()).then_some(next)
+    })
 }

@@ -24,6 +24,17 @@ const PRESIGNED_LIFETIME: Duration = Duration::from_mins(15);
 /// Maximum files that one response keeps open.
 const MAX_FILES: usize = 8;
 
+/// A stored blob is not what its digest says.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the bytes do not match the digest")]
+struct WrongBytes;
+
+/// Whether a read failed because the bytes that it gave so far are wrong: they must not be
+/// completed from elsewhere.
+pub(crate) fn gave_wrong_bytes(error: &StorageError) -> bool {
+    matches!(error, StorageError::Unavailable { source, .. } if source.is::<WrongBytes>())
+}
+
 impl Registry {
     /// Reads a range, which must lie within the blob.
     ///
@@ -159,11 +170,7 @@ async fn read_small_blob(
     let bytes = bytes.await?.freeze();
     if !digest.matches(&bytes) {
         tracing::error!(%digest, "stored blob does not match its digest; not serving it");
-        return Err(StorageError::unavailable(
-            "read bytes",
-            digest,
-            "the bytes do not match the digest",
-        ));
+        return Err(StorageError::unavailable("read bytes", digest, WrongBytes));
     }
     Ok(bytes)
 }
@@ -182,11 +189,7 @@ fn with_digest_check(bytes: ByteStream, digest: Digest, size: u64) -> ByteStream
             let left = left.saturating_sub(piece.len() as u64);
             if left == 0 && hasher.clone().finish() != digest {
                 tracing::error!(%digest, "stored blob does not match its digest; response aborted");
-                return Err(StorageError::unavailable(
-                    "read bytes",
-                    digest,
-                    "the bytes do not match the digest",
-                ));
+                return Err(StorageError::unavailable("read bytes", digest, WrongBytes));
             }
             Ok(Some((piece, (bytes, hasher, left))))
         },

@@ -50,7 +50,7 @@ use crate::upload::receive::BATCH_LEN;
 
 pub(crate) use blobs::{FoundBlob, LostGeneration, Need};
 pub(crate) use changes::ChangeRules;
-pub(crate) use content::read_segments;
+pub(crate) use content::{gave_wrong_bytes, read_segments};
 pub(crate) use error::RegistryError;
 pub(crate) use facts::{list_fact_keys, read_fact};
 pub(crate) use known_tags::KnownTag;
