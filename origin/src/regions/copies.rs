@@ -7,8 +7,9 @@ use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{RegionName, RepositoryName};
 use flotilla_common::wire::region::FactKey;
 
+use super::push_copies::Copied;
 use super::regional::Regional;
-use super::replicate::{Replicated, ordered};
+use super::replicate::{Replicated, Replicator, ordered};
 use super::source::{Source, one_fact};
 use super::take::{TakeOrder, TakeOrders};
 use crate::registry::MergeReason;
@@ -93,6 +94,25 @@ impl Regional {
 
     /// Brings a key from a region. Returns once it is merged, or says why it is not.
     pub(crate) async fn bring(&self, region: &RegionName, key: &FactKey) -> Result<bool, String> {
+        self.bring_by(&self.replicator, region, key).await
+    }
+
+    /// The same for a key that a client or another region waits for.
+    pub(crate) async fn bring_awaited(
+        &self,
+        region: &RegionName,
+        key: &FactKey,
+    ) -> Result<bool, String> {
+        let replicator = self.replicator.awaited();
+        self.bring_by(&replicator, region, key).await
+    }
+
+    async fn bring_by(
+        &self,
+        replicator: &Replicator,
+        region: &RegionName,
+        key: &FactKey,
+    ) -> Result<bool, String> {
         let sources = ordered(&self.routes.load().others, region);
         let Some(source) = sources.first().filter(|source| source.region() == region) else {
             return Err(format!("the policy has no region {region}"));
@@ -103,8 +123,7 @@ impl Regional {
         let fact = one_fact(&**source, key)
             .await
             .map_err(|error| error.to_string())?;
-        let replicated = self
-            .replicator
+        let replicated = replicator
             .replicate(&sources, key, &fact, MergeReason::Needed)
             .await
             .map_err(|error| error.to_string())?;
@@ -147,12 +166,18 @@ impl Regional {
                 tracing::debug!(region = %order.from, %error, "a blob that a region announced is not copied yet");
             }
         }
-        if order.is_awaited() {
+        let is_awaited = order.is_awaited();
+        if is_awaited {
             order.expect_bytes(bytes_to_copy(&sources, &order.keys).await);
         }
         let mut is_merged = true;
         for key in &order.keys {
-            match self.bring(&order.from, key).await {
+            let brought = if is_awaited {
+                self.bring_awaited(&order.from, key).await
+            } else {
+                self.bring(&order.from, key).await
+            };
+            match brought {
                 Ok(merged) => is_merged &= merged,
                 Err(reason) => {
                     tracing::debug!(region = %order.from, reason, "a key that a region asked to copy is not merged");
@@ -163,15 +188,36 @@ impl Regional {
         order.finish(is_merged);
     }
 
-    /// Brings what a manifest references. `false` if something of it is in no region.
+    /// Brings what a manifest references. `false` if something of it is in no region. The copy goes
+    /// on if the caller is dropped; it is one for all callers with the same manifest.
     ///
     /// # Errors
-    /// A region that may have something does not answer, or this region's storage failed.
+    /// A region that may have something does not answer, this region's storage failed, or too many
+    /// manifests wait for copies.
     pub(crate) async fn bring_references(
-        &self,
+        self: &Arc<Self>,
         repository: &RepositoryName,
-        manifest: &Manifest,
-    ) -> Result<bool, String> {
+        digest: &Digest,
+        manifest: Manifest,
+    ) -> Copied {
+        let Some((running, begun)) = self.push_copies.join(repository, digest) else {
+            return Err("too many pushes wait for copies".to_owned());
+        };
+        if let Some(copy) = begun {
+            let (regional, repository) = (Arc::clone(self), repository.clone());
+            self.shutdown.spawn(async move {
+                let copied = regional.copy_references(&repository, &manifest);
+                let copied = tokio::select! {
+                    () = regional.shutdown.wait() => Err("this replica is stopping".to_owned()),
+                    copied = copied => copied,
+                };
+                copy.finish(copied);
+            });
+        }
+        running.outcome().await
+    }
+
+    async fn copy_references(&self, repository: &RepositoryName, manifest: &Manifest) -> Copied {
         let routes = self.routes();
         // A region that is away must not leave a push undecided for days. But a client whose
         // requests were forwarded knows from another region that it need not send a blob.
@@ -180,8 +226,8 @@ impl Regional {
         } else {
             routes.usable_others()
         };
-        let brought = self
-            .replicator
+        let replicator = self.replicator.awaited();
+        let brought = replicator
             .bring_references(&sources, repository, manifest)
             .await
             .map_err(|error| error.to_string())?;

@@ -9,9 +9,9 @@ use flotilla_common::digest::{Algorithm, Digest, DigestHasher};
 use flotilla_common::name::RepositoryName;
 use flotilla_runtime::rate::Limiter;
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
-use tokio::sync::Semaphore;
 
 use super::copy_lease::{CopyLease, LEASED_SIZE, Turn};
+use super::copy_turns::{CopyTurn, CopyTurns, Urgency};
 use super::counts::RegionCounts;
 use super::replicate::Blob;
 use super::resuming_body::ResumingBody;
@@ -19,8 +19,6 @@ use super::source::{Source, SourceBlob};
 use crate::registry::{LostGeneration, Need, Registry, RegistryError, UploadBody, UploadProgress};
 use crate::upload::id::UploadTicket;
 
-/// Blobs copied concurrently by one replica.
-pub(crate) const COPIES_AT_ONCE: usize = 8;
 /// How often the end of a copy is tried that replaces lost data, and the pause between two tries.
 const FINISH_TRIES: u32 = 5;
 const FINISH_PAUSE: Duration = Duration::from_secs(1);
@@ -38,7 +36,7 @@ pub(crate) struct BlobCopier {
     registry: Arc<Registry>,
     /// Bytes of background copies pass through it.
     down: Limiter,
-    permits: Semaphore,
+    turns: CopyTurns,
     counts: Arc<RegionCounts>,
 }
 
@@ -47,7 +45,7 @@ impl BlobCopier {
         Self {
             registry,
             down,
-            permits: Semaphore::new(COPIES_AT_ONCE),
+            turns: CopyTurns::default(),
             counts,
         }
     }
@@ -66,14 +64,16 @@ impl BlobCopier {
         digest: &Digest,
         size: Option<u64>,
         need: Need,
+        urgency: Urgency,
     ) -> Result<Blob, RegistryError> {
         if self.is_here(repository, digest, need).await? {
             return Ok(Blob::Here);
         }
+        let turn = self.turns.turn(*digest, urgency).await;
         let is_large = size.is_some_and(|size| size >= LEASED_SIZE);
         if !is_large {
             match self
-                .copy_from_any(sources, repository, digest, need, false)
+                .copy_from_any(&turn, sources, repository, digest, need, false)
                 .await?
             {
                 Brought::Done(blob) => return Ok(blob),
@@ -88,7 +88,7 @@ impl BlobCopier {
                 "another replica has been copying {digest} for long"
             ))),
             Turn::Mine(lease) => {
-                let copied = self.copy_from_any(sources, repository, digest, need, true);
+                let copied = self.copy_from_any(&turn, sources, repository, digest, need, true);
                 match lease.during(copied).await? {
                     Brought::Done(blob) => Ok(blob),
                     Brought::NeedsLease => Ok(Blob::Nowhere),
@@ -100,13 +100,14 @@ impl BlobCopier {
     /// Copies a blob from the first source that delivers it.
     async fn copy_from_any(
         &self,
+        turn: &CopyTurn<'_>,
         sources: &[Arc<dyn Source>],
         repository: &RepositoryName,
         digest: &Digest,
         need: Need,
         has_lease: bool,
     ) -> Result<Brought, RegistryError> {
-        let Ok(_permit) = self.permits.acquire().await else {
+        let Some(_permit) = turn.permit().await else {
             let reason = "this replica is stopping".to_owned();
             return Ok(Brought::Done(Blob::Blocked(reason)));
         };
@@ -122,7 +123,7 @@ impl BlobCopier {
                 }
                 Ok(Some(blob)) => {
                     let sources = [&sources[at..], &sources[..at]].concat();
-                    match self.copy(&sources, repository, digest, blob).await {
+                    match self.copy(turn, &sources, repository, digest, blob).await {
                         Ok(()) => return Ok(Brought::Done(Blob::Here)),
                         // The bytes were wrong or ended early; another region may have them whole.
                         Err(
@@ -164,13 +165,14 @@ impl BlobCopier {
 
     async fn copy(
         &self,
+        turn: &CopyTurn<'_>,
         sources: &[Arc<dyn Source>],
         repository: &RepositoryName,
         digest: &Digest,
         blob: SourceBlob,
     ) -> Result<(), RegistryError> {
         let (ticket, progress) = self.begin_upload(repository, digest);
-        let body = self.body(sources, repository, digest, blob);
+        let body = self.body(turn, sources, repository, digest, blob);
         self.registry
             .finish(repository, ticket, Some(progress.hint), *digest, body)
             .await
@@ -188,6 +190,7 @@ impl BlobCopier {
     /// The bytes of a blob of the first source, as the body of an upload.
     fn body(
         &self,
+        turn: &CopyTurn<'_>,
         sources: &[Arc<dyn Source>],
         repository: &RepositoryName,
         digest: &Digest,
@@ -196,13 +199,13 @@ impl BlobCopier {
         let size = blob.size;
         let body = ResumingBody::new(sources.to_vec(), repository.clone(), *digest, blob);
         let bytes = body.into_stream();
-        let (down, counts) = (self.down.clone(), Arc::clone(&self.counts));
+        let (pace, counts) = (turn.pace(self.down.clone()), Arc::clone(&self.counts));
         let first = sources.first().map(|source| source.region().clone());
         let limited = bytes.then(move |piece| {
-            let (down, counts, first) = (down.clone(), Arc::clone(&counts), first.clone());
+            let (pace, counts, first) = (pace.clone(), Arc::clone(&counts), first.clone());
             async move {
                 let piece: Bytes = piece?;
-                down.take(piece.len()).await;
+                pace.take(piece.len()).await;
                 if let Some(region) = first {
                     counts.copied(&region, piece.len());
                 }
@@ -227,6 +230,7 @@ impl BlobCopier {
         repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<bool, RegistryError> {
+        let turn = self.turns.turn(*digest, Urgency::Background).await;
         let Some(lost) = self.registry.lost_generation(repository, digest).await? else {
             return Ok(false);
         };
@@ -242,7 +246,7 @@ impl BlobCopier {
         } else {
             None
         };
-        let replaced = self.replace_from_any(sources, repository, digest, lost);
+        let replaced = self.replace_from_any(&turn, sources, repository, digest, lost);
         match lease {
             Some(lease) => lease.during(replaced).await,
             None => replaced.await,
@@ -251,12 +255,13 @@ impl BlobCopier {
 
     async fn replace_from_any(
         &self,
+        turn: &CopyTurn<'_>,
         sources: &[Arc<dyn Source>],
         repository: &RepositoryName,
         digest: &Digest,
         lost: LostGeneration,
     ) -> Result<bool, RegistryError> {
-        let Ok(_permit) = self.permits.acquire().await else {
+        let Some(_permit) = turn.permit().await else {
             return Ok(false);
         };
         for (at, source) in sources.iter().enumerate() {
@@ -266,7 +271,7 @@ impl BlobCopier {
             let sources = [&sources[at..], &sources[..at]].concat();
             let (ticket, progress) = self.begin_upload(repository, digest);
             let hasher = Arc::new(Mutex::new(DigestHasher::new(digest.algorithm())));
-            let mut body = self.body(&sources, repository, digest, blob);
+            let mut body = self.body(turn, &sources, repository, digest, blob);
             body.bytes = hashed(body.bytes, &hasher);
             let hint = Some(progress.hint);
             let progress = match self.registry.append(ticket, hint, body).await {

@@ -10,6 +10,8 @@
 //! | `walk` | which parts of a closure one replication has finished |
 //! | `copy`, `resuming_body` | copies blobs, from whichever region delivers them |
 //! | `copy_lease` | one replica copies a large blob, not all |
+//! | `copy_turns` | each blob is copied once at a time; places for copies that are waited for |
+//! | `push_copies` | copies that pushes wait for |
 //! | `entry` | merges the keys of one journal entry |
 //! | `backlog` | which entries of a journal are due, running or waiting |
 //! | `follower` | lists and merges all that one region owes |
@@ -32,6 +34,7 @@ pub(crate) mod clock_check;
 pub(crate) mod copies;
 pub(crate) mod copy;
 mod copy_lease;
+pub(crate) mod copy_turns;
 pub(crate) mod counts;
 pub(crate) mod entry;
 pub(crate) mod follower;
@@ -45,6 +48,7 @@ pub(crate) mod lease;
 pub(crate) mod members;
 pub(crate) mod metrics;
 pub(crate) mod owed;
+mod push_copies;
 pub(crate) mod regional;
 pub(crate) mod remote;
 pub(crate) mod replicate;

@@ -28,6 +28,7 @@ use super::hints::Hints;
 use super::lease::Lease;
 use super::members::Members;
 use super::owed::{Owed, OwedPages};
+use super::push_copies::PushCopies;
 use super::replicate::Replicator;
 use super::routes::{LiveRoutes, OWN, Routes, no_routes};
 use super::source::Source;
@@ -85,6 +86,8 @@ pub(crate) struct Regional {
     foreign_streams: Arc<ForeignStreams>,
     /// Blobs whose lost data was copied anew lately, or could not be.
     pub(super) replaced: moka::sync::Cache<Digest, ()>,
+    /// Copies that pushes wait for.
+    pub(super) push_copies: PushCopies,
     is_whole: AtomicBool,
     freshest: Freshest,
     /// When the own storage was last found out, or returning.
@@ -133,6 +136,7 @@ impl Regional {
                 .max_capacity(MAX_REPLACED)
                 .time_to_live(REPLACED_FOR)
                 .build(),
+            push_copies: PushCopies::default(),
             is_whole: AtomicBool::new(false),
             freshest,
             last_out: Mutex::default(),

@@ -22,6 +22,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::copy::BlobCopier;
+use super::copy_turns::Urgency;
 use super::counts::RegionCounts;
 use super::source::{Source, one_fact};
 use super::walk::{MAX_DEPTH, OnBroken, Walk};
@@ -62,20 +63,33 @@ pub(super) enum Blob {
     Blocked(String),
 }
 
-/// Brings keys from other regions into this one.
-#[derive(Debug)]
+/// Brings keys from other regions into this one. Clones share their copies.
+#[derive(Clone, Debug)]
 pub(crate) struct Replicator {
     pub(super) registry: Arc<Registry>,
-    pub(super) copier: BlobCopier,
+    pub(super) copier: Arc<BlobCopier>,
+    urgency: Urgency,
 }
 
 impl Replicator {
     pub(crate) fn new(registry: Arc<Registry>, copier: BlobCopier) -> Self {
-        Self { registry, copier }
+        Self {
+            registry,
+            copier: Arc::new(copier),
+            urgency: Urgency::Background,
+        }
+    }
+
+    /// The same for keys that a client or another region waits for.
+    pub(crate) fn awaited(&self) -> Self {
+        Self {
+            urgency: Urgency::Awaited,
+            ..self.clone()
+        }
     }
 
     /// The counters.
-    pub(crate) const fn counts(&self) -> &Arc<RegionCounts> {
+    pub(crate) fn counts(&self) -> &Arc<RegionCounts> {
         self.copier.counts()
     }
 
@@ -213,7 +227,7 @@ impl Replicator {
     ) -> Result<(), RegistryError> {
         let brought = self
             .copier
-            .bring(sources, repository, digest, None, Need::Live)
+            .bring(sources, repository, digest, None, Need::Live, self.urgency)
             .await;
         brought.map(drop)
     }
@@ -345,9 +359,10 @@ impl Replicator {
         let is_stopped = AtomicBool::new(false);
         let blobs = stream::iter(blobs)
             .take_while(|_| core::future::ready(!is_stopped.load(Ordering::Relaxed)));
+        let urgency = self.urgency;
         let brought = blobs.map(|(digest, size)| async move {
             self.copier
-                .bring(sources, repository, &digest, Some(size), need)
+                .bring(sources, repository, &digest, Some(size), need, urgency)
                 .await
         });
         let mut brought = pin!(brought.buffer_unordered(BLOBS_AT_ONCE));

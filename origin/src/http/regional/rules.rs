@@ -177,21 +177,20 @@ pub(in crate::http) async fn bring_references(
     manifest: &Bytes,
     error: RegistryError,
 ) -> Result<(), ApiError> {
+    let digest = Digest::sha256(manifest);
     let Ok(manifest) = Manifest::parse(manifest) else {
         return Err(error.into());
     };
-    let (regional, repository) = (Arc::clone(regional), repository.clone());
-    let copy = tokio::spawn(async move { regional.bring_references(&repository, &manifest).await });
     let undecided = |reason: &str| {
         unavailable(format_args!(
             "{error}; another region may have it: {reason}. Repeat the request"
         ))
     };
+    let copy = regional.bring_references(repository, &digest, manifest);
     match timeout(COPY_TIMEOUT, copy).await {
-        Ok(Ok(Ok(true))) => Ok(()),
-        Ok(Ok(Ok(false))) => Err(error.into()),
-        Ok(Ok(Err(reason))) => Err(undecided(&reason)),
-        Ok(Err(stopped)) => Err(undecided(&stopped.to_string())),
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => Err(error.into()),
+        Ok(Err(reason)) => Err(undecided(&reason)),
         Err(_) => Err(undecided("it is being copied")),
     }
 }
@@ -220,7 +219,7 @@ pub(in crate::http) async fn bring_owed(
     for region in regions {
         for key in keys {
             regional
-                .bring(&region, key)
+                .bring_awaited(&region, key)
                 .await
                 .map_err(|reason| undecided(&reason))?;
         }
