@@ -15,6 +15,7 @@
 //! If a check fails after the manifest was written, the manifest is evicted and not deleted:
 //! another region may have the same manifest whole, and its push was acknowledged.
 
+use core::future::{Ready, ready};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -336,26 +337,18 @@ impl Registry {
         });
         let oldest = checks
             .buffer_unordered(CHECKS_AT_ONCE)
-            .try_fold(started, |oldest, read_at| async move {
-                Ok::<_, RegistryError>(oldest.min(read_at))
-            });
+            .try_fold(started, earlier);
         let oldest = oldest.await?;
-        let children = manifest
-            .manifests
-            .iter()
-            .filter(|child| child.urls.is_empty())
-            .map(|child| child.digest);
-        let checks = stream::iter(children.collect::<Vec<_>>()).map(|digest| async move {
+        let checks = stream::iter(children(manifest)).map(|digest| async move {
             let found = self.manifest_by_digest(repository, &digest).await?;
-            found
-                .map(drop)
-                .ok_or(RegistryError::ManifestBlobUnknown(digest))
+            Ok(found
+                .ok_or(RegistryError::ManifestBlobUnknown(digest))?
+                .read_at)
         });
         checks
             .buffer_unordered(CHECKS_AT_ONCE)
-            .try_collect::<()>()
-            .await?;
-        Ok(oldest)
+            .try_fold(oldest, earlier)
+            .await
     }
 
     /// Checks the references again, past the caches. A manifest that references a dead blob is
@@ -404,6 +397,9 @@ impl Registry {
         for blob in manifest.blobs() {
             self.memberships
                 .invalidate(&(repository.clone(), blob.digest));
+        }
+        for child in children(manifest) {
+            self.manifests.invalidate(&(repository.clone(), child));
         }
         self.check_references(repository, manifest, Need::LiveNow)
             .await
@@ -535,6 +531,19 @@ impl Registry {
         self.remember_tag(repository, tag, KnownTag::new(stamp.clone(), digest));
         Ok(())
     }
+}
+
+fn earlier(oldest: Time, read_at: Time) -> Ready<Result<Time, RegistryError>> {
+    ready(Ok(oldest.min(read_at)))
+}
+
+/// The manifests that an index names and that the repository must have.
+fn children(manifest: &Manifest) -> Vec<Digest> {
+    let children = manifest.manifests.iter();
+    children
+        .filter(|child| child.urls.is_empty())
+        .map(|child| child.digest)
+        .collect()
 }
 
 fn replaced_by(record: Option<&ManifestRecord>, media_type: &str) -> Replaced {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName, Tag};
+use flotilla_common::time::Time;
 
 use super::{KnownTag, Registry, RegistryError};
 use crate::layout;
@@ -53,6 +54,8 @@ impl CachedManifest {
 #[derive(Clone, Debug)]
 pub(crate) struct FoundManifest {
     pub(crate) manifest: Arc<CachedManifest>,
+    /// When its read started.
+    pub(super) read_at: Time,
     /// From an expired cache entry, because storage is unavailable.
     pub(crate) stale: bool,
 }
@@ -135,6 +138,7 @@ impl Registry {
             .await?;
         Ok(cached.map(|cached| FoundManifest {
             manifest: cached.value,
+            read_at: cached.read_at,
             stale: cached.stale,
         }))
     }

@@ -9,6 +9,7 @@
 //! | `journal_traces` | entries: when they are written, reached and dropped |
 //! | `merge_traces` | tags: which value stays |
 //! | `closure_traces` | manifests and their blobs: what comes before a name, and what is taken back |
+//! | `child_traces` | the children of an index |
 //! | `sweep_traces` | trimmed journals, and sweeps |
 //! | `tombstone_traces` | when tombstones are removed |
 //!
@@ -17,6 +18,7 @@
 mod closure_traces;
 mod follower;
 mod journal_traces;
+mod child_traces;
 mod merge_traces;
 mod properties;
 mod sweep_traces;
