@@ -102,7 +102,11 @@ impl StorageError {
         match error {
             object_store::Error::AlreadyExists { .. }
             | object_store::Error::Precondition { .. } => Self::conflict(action, key),
-            object_store::Error::NotFound { .. } => Self::missing(action, key),
+            error if is_object_missing(&error) => Self::missing(action, key),
+            error if is_full(&error) => Self::Full {
+                action,
+                key: key.to_string(),
+            },
             error => Self::unavailable(action, key, error),
         }
     }
@@ -116,6 +120,56 @@ impl StorageError {
                 key: key.to_string(),
             },
             _ => Self::unavailable(action, key, error),
+        }
+    }
+}
+
+/// The error codes of S3, GCS and Azure for a bucket that does not exist. They come with status 404
+/// like those of an object, but say nothing about the objects.
+const MISSING_BUCKET: [&str; 2] = [
+    "<Code>NoSuchBucket</Code>",
+    "<Code>ContainerNotFound</Code>",
+];
+
+/// How servers say that a write finds no space: MinIO and WebDAV by status 507, Ceph by its code.
+const FULL: [&str; 2] = ["status code: 507", "<Code>QuotaExceeded</Code>"];
+
+fn is_full(error: &object_store::Error) -> bool {
+    let object_store::Error::Generic { source, .. } = error else {
+        return false;
+    };
+    let answer = source.to_string();
+    FULL.iter().any(|sign| answer.contains(sign))
+}
+
+/// Whether an object store is sure that an object does not exist.
+pub(super) fn is_object_missing(error: &object_store::Error) -> bool {
+    let object_store::Error::NotFound { source, .. } = error else {
+        return false;
+    };
+    let answer = source.to_string();
+    !MISSING_BUCKET.iter().any(|code| answer.contains(code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_buckets_say_nothing_about_objects() {
+        let map_error = |answer: &str| {
+            let error = object_store::Error::NotFound {
+                path: "tag/app/_/v1".to_owned(),
+                source: answer.into(),
+            };
+            let key = Key::new("tag/app/_/v1".to_owned()).expect("a key");
+            StorageError::from_object_store("read object", &key, error)
+        };
+        let missing = map_error("404 Not Found: <Error><Code>NoSuchKey</Code></Error>");
+        assert!(matches!(missing, StorageError::Missing { .. }));
+        for code in MISSING_BUCKET {
+            let error = map_error(&format!("404 Not Found: <Error>{code}</Error>"));
+            assert!(matches!(error, StorageError::Unavailable { .. }), "{code}");
         }
     }
 }

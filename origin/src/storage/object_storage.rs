@@ -19,6 +19,7 @@ use object_store::{
 };
 
 use super::conditional_removal::{ConditionalRemoval, Precondition};
+use super::error::is_object_missing;
 use super::multipart_writer::{MultipartWriter, PartPool};
 use super::sent_attempts::SentAttempts;
 use super::{
@@ -218,7 +219,7 @@ impl Storage for ObjectStorage {
         let map_error = |error| StorageError::from_object_store(ACTION, key, error);
         let path = self.client.path(ACTION, key)?;
         let result = match self.client.store.get(&path).await {
-            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) if is_object_missing(&error) => return Ok(None),
             other => other.map_err(map_error)?,
         };
         if result.meta.size > MAX_READ_LEN {
@@ -322,7 +323,8 @@ impl Storage for ObjectStorage {
         const ACTION: &str = "delete object";
         let path = self.client.path(ACTION, key)?;
         match self.client.store.delete(&path).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(error) if is_object_missing(&error) => Ok(()),
             Err(error) => Err(StorageError::from_object_store(ACTION, key, error)),
         }
     }

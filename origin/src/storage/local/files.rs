@@ -31,6 +31,23 @@ pub(super) fn prepare(root: &Path) -> io::Result<()> {
     fs::create_dir_all(root.join(LOCK_DIR))
 }
 
+/// Whether a root directory has what [`prepare`] makes.
+pub(super) fn is_prepared(root: &Path) -> bool {
+    root.join(TEMPORARY_DIR).is_dir()
+}
+
+/// Fails if a root directory lacks what [`prepare`] made: its file system was unmounted, and what
+/// the directory below does not have may exist.
+pub(super) fn require_prepared(root: &Path) -> io::Result<()> {
+    match fs::metadata(root.join(TEMPORARY_DIR)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(io::Error::other(format!(
+            "{} has no {TEMPORARY_DIR} any more; mount its file system again",
+            root.display()
+        ))),
+        found => found.map(drop),
+    }
+}
+
 /// The path of the file of a key.
 pub(super) fn path_of(root: &Path, key: &Key) -> PathBuf {
     let mut path = root.join(key.as_str()).into_os_string();

@@ -4,6 +4,9 @@
 //! (swap) to its final name, and the directory is made durable. So no crash shows a partial object
 //! or loses an acknowledged one. A create needs no lock, because a link fails if the name exists; a
 //! swap or a removal compares and acts while it holds a kernel file lock for its key.
+//!
+//! A file that is not found counts as absent only while the root directory is the one that was
+//! opened, and not the empty one below a file system that was unmounted.
 
 mod files;
 mod list;
@@ -42,6 +45,8 @@ const ABANDONED_AGE: Duration = Duration::from_hours(24);
 #[derive(Clone)]
 pub struct LocalDirectory {
     root: Arc<Path>,
+    /// Whether the root had what a storage has when it was opened.
+    is_prepared: bool,
     directories: DirectoryCache,
 }
 
@@ -62,6 +67,7 @@ impl LocalDirectory {
         files::sweep_temporary(&root, ABANDONED_AGE)?;
         Ok(Self {
             root: root.into(),
+            is_prepared: true,
             directories: DirectoryCache::new(),
         })
     }
@@ -74,6 +80,7 @@ impl LocalDirectory {
         let root = root.into();
         std::fs::read_dir(&root)?;
         Ok(Self {
+            is_prepared: files::is_prepared(&root),
             root: root.into(),
             directories: DirectoryCache::new(),
         })
@@ -123,8 +130,12 @@ impl Storage for LocalDirectory {
     }
 
     async fn read(&self, key: &Key) -> StorageResult<Option<Object>> {
-        self.run_blocking("read object", key, |root, key| {
+        let is_prepared = self.is_prepared;
+        self.run_blocking("read object", key, move |root, key| {
             let found = read_whole(&path_of(root, key))?;
+            if found.is_none() && is_prepared {
+                files::require_prepared(root)?;
+            }
             Ok(found.map(|(body, modified)| Object {
                 version: version_of(&body),
                 body: body.into(),
@@ -143,9 +154,15 @@ impl Storage for LocalDirectory {
     }
 
     async fn open_file(&self, key: &Key) -> StorageResult<Option<Arc<File>>> {
-        self.run_blocking("open object", key, |root, key| {
+        let is_prepared = self.is_prepared;
+        self.run_blocking("open object", key, move |root, key| {
             match File::open(path_of(root, key)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    if is_prepared {
+                        files::require_prepared(root)?;
+                    }
+                    Ok(None)
+                }
                 opened => Ok(Some(Arc::new(opened?))),
             }
         })
@@ -162,11 +179,16 @@ impl Storage for LocalDirectory {
         let directories = self.directories.clone();
         let owned_prefix = prefix.clone();
         let after = after.cloned();
+        let is_prepared = self.is_prepared;
         let task = tokio::task::spawn_blocking(move || {
-            directories.page(&root, &owned_prefix, after.as_ref(), limit)
+            let page = directories.page(&root, &owned_prefix, after.as_ref(), limit)?;
+            if is_prepared {
+                files::require_prepared(&root)?;
+            }
+            Ok(page)
         });
         task.await
-            .unwrap_or_else(|stopped| Err(stopped.into()))
+            .unwrap_or_else(|stopped| Err(io::Error::from(stopped)))
             .map_err(|error| StorageError::unavailable("list objects", prefix, error))
     }
 
