@@ -6,6 +6,7 @@
 pub(crate) mod client;
 
 use core::time::Duration;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use axum::body::Body;
@@ -24,7 +25,10 @@ use flotilla_runtime::error_text::explain;
 use flotilla_runtime::http::range::parse_content_range;
 use futures_util::stream::{self, StreamExt};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http_body_util::BodyExt as _;
 use reqwest::Response;
+use serde_json::json;
+use tokio::sync::Semaphore;
 
 use super::source::{Source, SourceBlob, SourceError};
 use super::take::MAX_TAKE_WAIT;
@@ -35,6 +39,9 @@ pub(crate) use client::RegionClient;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// The timeout for answers that may need thousands of reads or deletes: a full page of entries.
 const ENTRIES_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests of clients that one replica sends to a region at once. Each has a connection, of which
+/// the other region's own clients need most.
+const REQUESTS_AT_ONCE: usize = 1024;
 /// The maximum length of an answer of facts in bytes: the heads, and the bytes of manifests, of
 /// which one alone may be longer than [`FACTS_LEN`].
 const MAX_FACTS_LEN: usize = codec::MAX_LEN + 2 * FACTS_LEN;
@@ -43,11 +50,16 @@ const MAX_FACTS_LEN: usize = codec::MAX_LEN + 2 * FACTS_LEN;
 #[derive(Clone, Debug)]
 pub(crate) struct RemoteSource {
     client: RegionClient,
+    /// Requests of clients, until the last byte of their answers.
+    requests: Arc<Semaphore>,
 }
 
 impl RemoteSource {
-    pub(crate) const fn new(client: RegionClient) -> Self {
-        Self { client }
+    pub(crate) fn new(client: RegionClient) -> Self {
+        Self {
+            client,
+            requests: Arc::new(Semaphore::new(REQUESTS_AT_ONCE)),
+        }
     }
 
     /// Posts a request; returns the body of the answer.
@@ -206,7 +218,16 @@ impl Source for RemoteSource {
         &self,
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, SourceError> {
-        self.client.send(request).await
+        let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
+            return Ok(too_many_requests(self.region()));
+        };
+        let response = self.client.send(request).await?;
+        Ok(response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _held = &permit;
+                frame
+            }))
+        }))
     }
 
     async fn blob(
@@ -240,6 +261,19 @@ impl Source for RemoteSource {
             bytes: exactly(size - offset, response),
         }))
     }
+}
+
+/// The answer to a client whose request was not sent to a region, as that region would give it.
+fn too_many_requests(region: &RegionName) -> http::Response<Body> {
+    let message = format!("too many requests to region {region} at once; repeat the request later");
+    let body = json!({"errors": [{"code": "TOOMANYREQUESTS", "message": message}]});
+    let mut response = http::Response::new(Body::from(body.to_string()));
+    *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    let headers = response.headers_mut();
+    let json = HeaderValue::from_static("application/json");
+    headers.insert(header::CONTENT_TYPE, json);
+    headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
 }
 
 /// The bytes of an answer, which must be `len`.

@@ -253,6 +253,28 @@ async fn requests_of_clients_pass_with_their_bodies() {
 }
 
 #[tokio::test]
+async fn requests_of_clients_beyond_the_limit_are_not_sent() {
+    let other = Other::start().await;
+    let ask = async || {
+        let request = http::Request::get("/v2/app/blobs/x").body(Body::empty());
+        other.source.send(request.unwrap()).await.unwrap()
+    };
+    let limit = u32::try_from(REQUESTS_AT_ONCE - 1).unwrap();
+    let _others = other.source.requests.acquire_many(limit).await.unwrap();
+    other.will_answer(200, &[], "bytes");
+    let answer = ask().await;
+    assert_eq!(answer.status(), 200);
+    let refused = ask().await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    // The first is under way until its last byte.
+    axum::body::to_bytes(answer.into_body(), 100).await.unwrap();
+    other.will_answer(404, &[], "");
+    assert_eq!(ask().await.status(), 404);
+    assert_eq!(other.requests.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn facts_must_answer_the_keys() {
     let other = Other::start().await;
     let stamp = || Stamp {
