@@ -11,7 +11,8 @@
 //! the own storage that the other region has not heard of, and would not know of its own.
 //!
 //! A single failed call does not mean that the storage is out. The answer waits for the probes,
-//! which decide within 2.5 s, and is not taken from another region before.
+//! which decide within 2.5 s, and is not taken from another region before. A storage that answers
+//! probes is asked again, for 5 s.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
@@ -22,7 +23,7 @@ use flotilla_common::failover::{Need, SourceId, Standing};
 use flotilla_common::name::RepositoryName;
 use flotilla_runtime::failover::Unserved;
 use http::Response;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::proxy::{ReadError, unavailable};
 use super::read::{own_answer, unserved};
@@ -34,6 +35,8 @@ use crate::regions::source::Source;
 
 /// For asking the other replicas whether they reach storage.
 const SIBLINGS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a storage may fail a read, whose probes say that it is not out.
+const FACT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Within this time probes decide whether a storage that failed a call is out.
 const DECISION_TIMEOUT: Duration = Duration::from_millis(2500);
 
@@ -120,23 +123,32 @@ where
             }
         }
     };
-    let started = Instant::now();
+    let deadline = Instant::now() + FACT_TIMEOUT;
     loop {
         match authority(api, routes).await {
             Authority::Own => {}
             Authority::OtherRegion => return Ok(FactAnswer::OtherRegion),
             Authority::CutOff => return Err(cut_off()),
         }
-        let error = match routes.failover.ask(Need::Fact, call).await {
-            Ok((source, response)) => return Ok(FactAnswer::Served(source, response)),
-            Err(error) => error,
+        let asked = timeout_at(deadline, routes.failover.ask(Need::Fact, call));
+        let error = match asked.await {
+            Ok(Ok((source, response))) => return Ok(FactAnswer::Served(source, response)),
+            Ok(Err(error)) => error,
+            // Probes are answered, but this read is not.
+            Err(_) => Unserved::Unavailable(Vec::new()),
         };
         let is_own_failure =
             matches!(error, Unserved::Unavailable(_)) && !is_absent.load(Ordering::Relaxed);
-        if !is_own_failure || (started.elapsed() >= DECISION_TIMEOUT && !routes.is_own_out()) {
+        if !is_own_failure {
             return Err(unserved(routes, error));
         }
         wait_for_probes(routes).await;
+        if Instant::now() >= deadline {
+            return match authority(api, routes).await {
+                Authority::OtherRegion => Ok(FactAnswer::OtherRegion),
+                Authority::Own | Authority::CutOff => Err(unserved(routes, error)),
+            };
+        }
     }
 }
 
