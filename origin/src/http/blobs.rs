@@ -63,7 +63,7 @@ pub(super) async fn get(
         RequestedRange::Unsatisfiable => {
             let error = ApiError::new(
                 Code::RangeUnsatisfiable,
-                format_args!("range starts beyond the end ({size} bytes)"),
+                format_args!("the range selects none of the {size} bytes"),
             );
             return Err(error.with(header::CONTENT_RANGE, unsatisfied_range(size)));
         }

@@ -2,8 +2,10 @@
 //! section 14) and of an upload's chunk (OCI distribution specification).
 //!
 //! Only single ranges are served as such. A header with several ranges, another unit or a syntax
-//! error is ignored, as the RFC allows, and the response has the whole body. An open-ended range is
-//! never shortened: containerd compares the length that it gets with the length that it requested.
+//! error is ignored, as the RFC allows, and the response has the whole body. A range whose last
+//! position is before its first one is refused with 416 (section 15.5.17), as the conformance
+//! program of the distribution specification demands. An open-ended range is never shortened:
+//! containerd compares the length that it gets with the length that it requested.
 
 use core::ops::Range;
 
@@ -14,7 +16,7 @@ pub enum RequestedRange {
     Whole,
     /// These bytes, at least one, all within the body: status 206.
     Part(Range<u64>),
-    /// A valid range that selects none of the bytes: status 416.
+    /// A range that selects none of the bytes: status 416.
     Unsatisfiable,
 }
 
@@ -109,8 +111,7 @@ impl RangeSpec {
             (false, false) => {
                 let first = position(first)?;
                 let last = position(last)?;
-                // Such a range is invalid (section 14.1.1), so it is ignored like a syntax error.
-                (first <= last).then_some(Self::Closed { first, last })
+                Some(Self::Closed { first, last })
             }
             (true, true) => None,
         }
@@ -161,7 +162,7 @@ mod tests {
             ("bytes=-0", Unsatisfiable),
             ("BYTES=1-2", Part(1..3)),
             (" bytes=1-2 ", Part(1..3)),
-            ("bytes=5-4", Whole),
+            ("bytes=5-4", Unsatisfiable),
             ("bytes=0-1,3-4", Whole),
             ("bytes=0-,3-4", Whole),
             ("bytes=x-", Whole),
