@@ -225,6 +225,7 @@ mod tests {
         TakeAnswer, TakeRequest,
     };
 
+    use super::super::routes::no_routes;
     use super::super::source::{SourceBlob, SourceError};
     use super::*;
 
@@ -353,8 +354,10 @@ mod tests {
         async fn look_up(&self, repository: &str) -> Owed {
             let repository = repository.parse().expect("a name");
             let now = self.pages.clock.now();
+            // None of the regions is out.
+            let routes = no_routes(self.pages.clock);
             self.pages
-                .look_up(&self.sources, |_| false, &repository, now, self.is_whole)
+                .look_up(&self.sources, &routes, &repository, now, self.is_whole)
                 .await
         }
     }
