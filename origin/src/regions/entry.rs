@@ -114,7 +114,9 @@ async fn merge_key(
     fact: &Fact,
     rules: EntryRules<'_>,
 ) -> Result<Replicated, RegistryError> {
-    if !(rules.selects)(key) && !(is_tombstone(fact) && replicator.registry.has_fact(key).await?) {
+    let is_kept =
+        (rules.selects)(key) || (is_tombstone(fact) && replicator.registry.has_fact(key).await?);
+    if !is_kept {
         return Ok(Replicated::Merged);
     }
     replicator

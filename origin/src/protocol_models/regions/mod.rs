@@ -15,10 +15,10 @@
 //!
 //! `docs/protocols.md`, "Regions", lists which test covers which trace.
 
+mod child_traces;
 mod closure_traces;
 mod follower;
 mod journal_traces;
-mod child_traces;
 mod merge_traces;
 mod properties;
 mod sweep_traces;
