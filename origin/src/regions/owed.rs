@@ -220,10 +220,13 @@ mod tests {
 
     use async_trait::async_trait;
     use flotilla_common::digest::Digest;
+    use flotilla_common::failover::{Failover, FailoverConfig};
     use flotilla_common::wire::region::{
         EntryId, Fact, FactKey, FactKind, JournalPage, KeysPage, OwedEntry, RegionState,
         TakeAnswer, TakeRequest,
     };
+    use flotilla_runtime::failover::Sources;
+    use flotilla_runtime::shutdown::Shutdown;
 
     use super::super::routes::no_routes;
     use super::super::source::{SourceBlob, SourceError};
@@ -362,6 +365,36 @@ mod tests {
         }
     }
 
+    /// Routes to the regions of a follower after their probes have failed.
+    async fn routes_with_others_out(follower: &Follower) -> Routes {
+        let regions: Vec<u32> = (0..=follower.sources.len() as u32).collect();
+        let machine = Failover::new(FailoverConfig::default(), &regions, 0);
+        let clock = follower.pages.clock;
+        let routes = Routes {
+            failover: Sources::new(machine, Vec::new(), clock),
+            others: follower.sources.clone(),
+            stop: Shutdown::new(),
+        };
+        let probe = async |_| Err("connection refused".to_owned());
+        let probes = routes
+            .failover
+            .clone()
+            .run_probes(probe, routes.stop.clone());
+        let region = follower.sources[0].region();
+        let failing = async {
+            while !routes.is_other_out(region) {
+                let call = async { Err::<(), _>(()) };
+                let _fails = routes.observe(region, call).await;
+                tokio::time::sleep(FRESH).await;
+            }
+        };
+        tokio::select! {
+            () = probes => {}
+            () = failing => {}
+        }
+        routes
+    }
+
     fn by(regions: &[&str]) -> Owed {
         let names = regions.iter().map(|name| name.parse().expect("a name"));
         Owed::By(names.collect())
@@ -443,10 +476,11 @@ mod tests {
         assert_eq!(journals[0].pages.load(Ordering::Relaxed), 1);
         next_page().await;
         let repository = "app".parse().expect("a name");
+        let routes = routes_with_others_out(&follower).await;
         let (sources, now) = (&follower.sources, follower.pages.clock.now());
         let owed = follower
             .pages
-            .look_up(sources, |_| true, &repository, now, true);
+            .look_up(sources, &routes, &repository, now, true);
         assert_eq!(owed.await, Owed::Nothing);
         assert_eq!(journals[0].pages.load(Ordering::Relaxed), 1);
     }
