@@ -2,12 +2,14 @@
 //!
 //! A key is merged as soon as its stamp at the source is above the one that the entry's writer saw:
 //! then this write or a later one has applied. Until then the write may still be in flight, or it
-//! never happened. The entry is done when all keys are merged; after the horizon, when no write can
-//! be in flight any more, it is done when those that were reached are.
+//! never happened. A manifest that the source has evicted is not reached either. The entry is done
+//! when all keys are merged; after the horizon, when no write can be in flight any more, it is done
+//! when those that were reached are.
 
 use core::time::Duration;
 use std::sync::Arc;
 
+use flotilla_common::stamp::Stamp;
 use flotilla_common::wire::region::{Fact, FactHead, FactKey, MAX_FACTS, OwedEntry};
 
 use super::replicate::{Replicated, Replicator};
@@ -78,7 +80,7 @@ pub(crate) async fn merge_entry(
                     continue;
                 }
             };
-            if fact.stamp() <= seen.as_ref() {
+            if !is_reached(&fact, seen.as_ref()) {
                 if !rules.is_expired && outcome == EntryOutcome::Done {
                     outcome = EntryOutcome::Unreached;
                 }
@@ -122,6 +124,14 @@ async fn merge_key(
     replicator
         .replicate(sources, key, fact, MergeReason::Needed)
         .await
+}
+
+/// Whether the write of an entry, or a later one, has applied.
+///
+/// An evicted manifest is not reached, although it has the stamp of a write: a push whose
+/// references were missing for a moment comes back with the same stamp.
+fn is_reached(fact: &Fact, seen: Option<&Stamp>) -> bool {
+    !matches!(fact.head, FactHead::Evicted { .. }) && fact.stamp() > seen
 }
 
 const fn is_tombstone(fact: &Fact) -> bool {

@@ -118,8 +118,9 @@ impl Replicator {
         let FactHead::Tag { stamp, digest } = &fact.head else {
             return Ok(Replicated::Merged);
         };
-        if self.registry.has_tag_stamp(repository, tag, stamp).await? {
-            return Ok(Replicated::Merged);
+        let own = self.registry.stored_tag(repository, tag).await?;
+        if let Some(own) = own.filter(|own| own.stamp >= *stamp) {
+            return self.keep_whole(&mut walk, own.digest).await;
         }
         let mut replicated = Replicated::Merged;
         if let Some(digest) = digest {
@@ -141,6 +142,29 @@ impl Replicator {
                 Merged::Ahead(by) => Replicated::Ahead(by),
             },
         )
+    }
+
+    /// Brings back what a tag of this region names, if it is missing here: a replica may have
+    /// stopped between the eviction of a manifest and its return.
+    async fn keep_whole(
+        &self,
+        walk: &mut Walk<'_>,
+        named: Option<Digest>,
+    ) -> Result<Replicated, RegistryError> {
+        let Some(digest) = named else {
+            return Ok(Replicated::Merged);
+        };
+        let key = FactKey::Manifest(walk.repository.clone(), digest);
+        match self.registry.fact(&key).await?.head {
+            FactHead::Absent | FactHead::Evicted { .. } => {}
+            // A client may delete a manifest and leave its tags.
+            FactHead::Manifest { .. } | FactHead::DeletedManifest { .. } | FactHead::Tag { .. } => {
+                return Ok(Replicated::Merged);
+            }
+        }
+        let needed = MergeReason::Needed;
+        let closure = self.bring(walk, &digest, None, needed, MAX_DEPTH);
+        Ok(closure.await?.into())
     }
 
     /// Brings a manifest and everything that it references, unless this walk has done so. `fact` is
@@ -197,9 +221,10 @@ impl Replicator {
         // or a push wrote it and is about to find that a blob has died. So its parts are looked at,
         // except in a sweep, which would read every record.
         if !is_live || (is_here && reason == MergeReason::Sweep) {
+            let others = names(walk.sources);
             let merged = self
                 .registry
-                .merge_manifest(repository, digest, &fact, reason)
+                .merge_manifest(repository, digest, &fact, reason, &others)
                 .await?;
             return Ok(merged.into());
         }
@@ -328,9 +353,10 @@ impl Replicator {
                 Blob::Nowhere => is_broken = true,
                 Blob::Blocked(reason) => return Ok(Closure::Blocked(reason)),
             }
+            let others = names(walk.sources);
             if let Merged::Ahead(by) = self
                 .registry
-                .merge_manifest(repository, digest, fact, reason)
+                .merge_manifest(repository, digest, fact, reason, &others)
                 .await?
             {
                 return Ok(Closure::Ahead(by));
@@ -437,6 +463,11 @@ async fn find_manifest(sources: &[Arc<dyn Source>], key: &FactKey, own: &Fact) -
     unsure.map_or(Found::Nowhere, Found::Unsure)
 }
 
+fn names(sources: &[Arc<dyn Source>]) -> Vec<RegionName> {
+    let names = sources.iter().map(|source| source.region().clone());
+    names.collect()
+}
+
 /// A source, then all other regions.
 pub(crate) fn led_by(first: &Arc<dyn Source>, all: &[Arc<dyn Source>]) -> Vec<Arc<dyn Source>> {
     let others = all.iter().filter(|it| it.region() != first.region());
@@ -482,12 +513,9 @@ mod tests {
         assert_eq!(brought.await.unwrap(), Replicated::Merged);
         let operations = us.operations.total() - before;
         assert!(operations < 100, "{operations} operations");
-        let stamp = fact.stamp().unwrap();
-        let has_tag = us
-            .registry
-            .has_tag_stamp(&repository(), &tag("v1"), stamp)
-            .await;
-        assert!(has_tag.unwrap());
+        let merged = us.registry.stored_tag(&repository(), &tag("v1")).await;
+        let merged = merged.unwrap().unwrap();
+        assert_eq!(Some(&merged.stamp), fact.stamp());
     }
 
     /// A push that names thousands of blobs which no region has costs a few questions.

@@ -383,7 +383,9 @@ impl Registry {
         };
         let bytes = stored.bytes.to_vec();
         let fact = Fact { head, bytes };
-        self.merge_manifest(repository, &stored.digest, &fact, MergeReason::Needed)
+        let needed = MergeReason::Needed;
+        // The entry of this push is still owed: an evicted manifest does not end it.
+        self.merge_manifest(repository, &stored.digest, &fact, needed, &[])
             .await
             .map(drop)
     }

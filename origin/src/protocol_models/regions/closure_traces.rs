@@ -11,44 +11,18 @@ use super::super::blob_collection::{push, repository};
 use super::super::explorer::{Explored, Scenario, explore};
 use super::super::storage_model::{Faults, ModelStorage};
 use super::follower::{Age, Follower, Follows, settle};
-use super::properties::{Requests, is_whole, referrer_agrees, tags_are_whole};
+use super::properties::{Requests, is_whole, referrer_agrees, regions_are_equal, tags_are_whole};
 use super::world::{
-    CONFIG, LIVENESS, Region, SUBJECT, image, index, manifest_key, owed_to, put, tag, tag_key,
+    CONFIG, LIVENESS, Region, SUBJECT, change_state, image, index, kill_blobs, manifest_key,
+    owed_to, put, tag, tag_key, warm_replica,
 };
 use crate::layout;
 use crate::nonce::nonce;
-use crate::record::{
-    BlobRecord, JournalRecord, ManifestRecord, ManifestState, Pointer, RecordState, ReferrerValue,
-    decode, encode,
-};
-use crate::registry::{ChangeRules, Need, Registry, RegistryError};
+use crate::record::{JournalRecord, ManifestRecord, ManifestState, Pointer, ReferrerValue, encode};
+use crate::registry::{ChangeRules, Registry, RegistryError};
 use crate::storage::{Key, Storage};
 
 const BOTH: &[Region] = &[Region::A, Region::B];
-
-/// A replica that has just looked at the config blob, so that it counts as live for L.
-async fn warm_replica(model: &ModelStorage, region: Region) -> Arc<Registry> {
-    let registry = region.replica(model).await;
-    push(&registry, CONFIG).await.expect("a push");
-    let blob = Digest::sha256(CONFIG);
-    let found = registry.blob(&repository(), &blob, Need::Live).await;
-    found.expect("no faults").expect("a blob");
-    registry
-}
-
-/// Kills all generations of the blobs of a region, as its collector does after W.
-async fn kill_blobs(model: &ModelStorage, region: Region) {
-    let storage = region.storage(model);
-    for (key, body) in storage.objects("blob/") {
-        let mut record: BlobRecord = decode(&key, &body).expect("a record");
-        (record.state, record.nonce) = (RecordState::Dead, nonce());
-        let present = storage.read(&key).await.expect("no faults");
-        let version = present.expect("a record").version;
-        let body = encode(&key, &record).expect("a body").into();
-        let swapped = storage.swap(&key, &version, body).await;
-        swapped.expect("the only writer");
-    }
-}
 
 /// R6: B copies an image, and the replica may crash at any step.
 async fn explore_crash(follows: Follows) -> Explored {
@@ -286,7 +260,8 @@ async fn explore_refused_push(refuses: Refuses, private: &'static [&'static str]
             check: Box::new(move |model| {
                 requests.are_kept(model, BOTH)?;
                 is_whole(model, Region::A, &Digest::sha256(&image()))?;
-                referrer_agrees(model, Region::A, SUBJECT, &image())
+                referrer_agrees(model, Region::A, SUBJECT, &image())?;
+                regions_are_equal(model, BOTH)
             }),
         }
     };
@@ -376,23 +351,6 @@ async fn explore_rescue(loses: Loses) -> Explored {
         }
     };
     explore(Faults::NONE, scenario).await
-}
-
-/// Changes the state of a manifest within its stamp, unless another writer is first.
-async fn change_state(storage: &ModelStorage, key: &Key, state: ManifestState) {
-    let present = storage.read(key).await.expect("no faults");
-    let present = present.expect("a manifest");
-    let record = ManifestRecord::of(key, &present.body).expect("a manifest");
-    let is_served = state.is_served();
-    let changed = ManifestRecord {
-        turn: record.turn + u32::from(!is_served),
-        content: record.content.clone().filter(|_| is_served),
-        state,
-        nonce: nonce(),
-        ..record
-    };
-    let body = changed.body(key).expect("a body");
-    let _ = storage.swap(key, &present.version, body).await;
 }
 
 /// A push that reads, journals and swaps, and is answered with 201 if any live manifest is there.

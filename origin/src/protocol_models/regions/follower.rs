@@ -51,6 +51,12 @@ pub(super) enum Follows {
     /// Violates "tombstones are merged wherever the key is present": leaves out what its policy
     /// leaves out.
     LeavesOutTombstones,
+    /// Violates "an evicted manifest ends no entry": drops an entry whose manifest is evicted.
+    EndsAtEvicted,
+    /// Violates "a manifest that comes back with a higher stamp is owed to the others".
+    RevivesSilently,
+    /// Violates "a tag with its stamp may lack its manifest": looks no further in a sweep.
+    TrustsTags,
 }
 
 /// Whether a write of an entry can still be in flight.
@@ -157,7 +163,25 @@ impl Follower {
                 shipped().await
             }
             Follows::LeavesOutTombstones if !self.is_selected => EntryOutcome::Done,
-            Follows::LeavesOutTombstones => shipped().await,
+            Follows::LeavesOutTombstones | Follows::TrustsTags => shipped().await,
+            Follows::EndsAtEvicted => {
+                let mut is_evicted = false;
+                for (key, _) in &entry.keys {
+                    let head = self.fact(&sources, key).await.head;
+                    is_evicted |= matches!(head, FactHead::Evicted { .. });
+                }
+                let outcome = shipped().await;
+                match outcome {
+                    EntryOutcome::Unreached if is_evicted => EntryOutcome::Done,
+                    outcome => outcome,
+                }
+            }
+            Follows::RevivesSilently => {
+                for (key, _) in &entry.keys {
+                    self.revive_children(&sources, key).await;
+                }
+                shipped().await
+            }
             _ => self.merge_keys(&sources, entry).await,
         }
     }
@@ -165,6 +189,23 @@ impl Follower {
     async fn fact(&self, sources: &[Arc<dyn Source>], key: &FactKey) -> Fact {
         let facts = sources[0].facts(core::slice::from_ref(key)).await;
         facts.expect("no faults").remove(0)
+    }
+
+    /// Merges the children of an index, and owes them to no region.
+    async fn revive_children(&self, sources: &[Arc<dyn Source>], key: &FactKey) {
+        let Ok(manifest) = Manifest::parse(&self.fact(sources, key).await.bytes) else {
+            return;
+        };
+        for child in &manifest.manifests {
+            let key = FactKey::Manifest(key.repository().clone(), child.digest);
+            let fact = self.fact(sources, &key).await;
+            let needed = MergeReason::Needed;
+            let repository = key.repository();
+            let merged =
+                self.registry
+                    .merge_manifest(repository, &child.digest, &fact, needed, &[]);
+            merged.await.expect("no faults");
+        }
     }
 
     /// Merges an entry key by key, with the follower's one mistake.
@@ -230,7 +271,7 @@ impl Follower {
             let needed = MergeReason::Needed;
             let merged = self
                 .registry
-                .merge_manifest(repository, digest, fact, needed);
+                .merge_manifest(repository, digest, fact, needed, &[]);
             merged.await.expect("no faults");
             return None;
         }
@@ -255,7 +296,7 @@ impl Follower {
         let needed = MergeReason::Needed;
         let merged = self
             .registry
-            .merge_manifest(repository, digest, fact, needed);
+            .merge_manifest(repository, digest, fact, needed, &[]);
         merged.await.expect("no faults");
         let manifest = Manifest::parse(&fact.bytes).expect("a manifest");
         for blob in manifest.blobs() {
@@ -294,6 +335,12 @@ impl Follower {
 }
 
 impl Follower {
+    /// Whether a key has the stamp of the source here.
+    async fn has(&self, key: &FactKey, fact: &Fact) -> bool {
+        let own = self.registry.fact(key).await.expect("no faults");
+        own.stamp() >= fact.stamp()
+    }
+
     /// Merges all keys of the sources, tombstones too.
     pub(super) async fn sweep(&self) {
         for source in &self.sources {
@@ -302,6 +349,9 @@ impl Follower {
                 let page = source.keys(kind, None, 99).await.expect("no faults");
                 for key in page.keys {
                     let fact = self.fact(&sources, &key).await;
+                    if self.follows == Follows::TrustsTags && self.has(&key, &fact).await {
+                        continue;
+                    }
                     let sweep = MergeReason::Sweep;
                     let merged = self.replicator.replicate(&sources, &key, &fact, sweep);
                     merged.await.expect("no faults");

@@ -8,6 +8,7 @@
 //! | `properties` | what must hold of the buckets |
 //! | `journal_traces` | entries: when they are written, reached and dropped |
 //! | `merge_traces` | tags: which value stays |
+//! | `revival_traces` | manifests that are evicted and come back |
 //! | `closure_traces` | manifests and their blobs: what comes before a name, and what is taken back |
 //! | `child_traces` | the children of an index |
 //! | `sweep_traces` | trimmed journals, and sweeps |
@@ -24,3 +25,4 @@ mod properties;
 mod sweep_traces;
 mod tombstone_traces;
 mod world;
+mod revival_traces;

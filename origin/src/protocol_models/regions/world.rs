@@ -15,11 +15,14 @@ use flotilla_common::wire::region::{
 };
 use futures_util::StreamExt;
 
-use super::super::blob_collection::{replica_in, repository};
+use super::super::blob_collection::{push, replica_in, repository};
 use super::super::storage_model::ModelStorage;
 use crate::format::Horizons;
+use crate::nonce::nonce;
+use crate::record::{BlobRecord, ManifestRecord, ManifestState, RecordState, decode, encode};
 use crate::regions::source::{Source, SourceBlob, SourceError};
 use crate::registry::{ChangeRules, Need, Registry, RegistryError};
+use crate::storage::{Key, Storage};
 
 /// The config blob of [`image`].
 pub(super) const CONFIG: &[u8] = b"{}";
@@ -107,6 +110,14 @@ pub(super) fn index(number: u32) -> Bytes {
         .into()
 }
 
+/// An index that names one manifest.
+pub(super) fn index_of(child: &[u8]) -> Bytes {
+    let child = serde_json::json!({"mediaType": OCI_INDEX, "digest": Digest::sha256(child), "size": child.len()});
+    serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [child]})
+        .to_string()
+        .into()
+}
+
 /// A manifest with one blob and a subject.
 pub(super) fn image() -> Bytes {
     let config = serde_json::json!({"mediaType": "x/y", "digest": Digest::sha256(CONFIG), "size": CONFIG.len()});
@@ -158,6 +169,47 @@ pub(super) async fn delete_manifest(
     registry
         .delete_manifest(&repository(), &reference, rules)
         .await
+}
+
+/// A replica that has just looked at the config blob, so that it counts as live for L.
+pub(super) async fn warm_replica(model: &ModelStorage, region: Region) -> Arc<Registry> {
+    let registry = region.replica(model).await;
+    push(&registry, CONFIG).await.expect("a push");
+    let blob = Digest::sha256(CONFIG);
+    let found = registry.blob(&repository(), &blob, Need::Live).await;
+    found.expect("no faults").expect("a blob");
+    registry
+}
+
+/// Kills all generations of the blobs of a region, as its collector does after W.
+pub(super) async fn kill_blobs(model: &ModelStorage, region: Region) {
+    let storage = region.storage(model);
+    for (key, body) in storage.objects("blob/") {
+        let mut record: BlobRecord = decode(&key, &body).expect("a record");
+        (record.state, record.nonce) = (RecordState::Dead, nonce());
+        let present = storage.read(&key).await.expect("no faults");
+        let version = present.expect("a record").version;
+        let body = encode(&key, &record).expect("a body").into();
+        let swapped = storage.swap(&key, &version, body).await;
+        swapped.expect("the only writer");
+    }
+}
+
+/// Changes the state of a manifest within its stamp, unless another writer is first.
+pub(super) async fn change_state(storage: &ModelStorage, key: &Key, state: ManifestState) {
+    let present = storage.read(key).await.expect("no faults");
+    let present = present.expect("a manifest");
+    let record = ManifestRecord::of(key, &present.body).expect("a manifest");
+    let is_served = state.is_served();
+    let changed = ManifestRecord {
+        turn: record.turn + u32::from(!is_served),
+        content: record.content.clone().filter(|_| is_served),
+        state,
+        nonce: nonce(),
+        ..record
+    };
+    let body = changed.body(key).expect("a body");
+    let _ = storage.swap(key, &present.version, body).await;
 }
 
 /// A region whose registry is called directly.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
-use flotilla_common::name::{RepositoryName, Tag};
+use flotilla_common::name::{RegionName, RepositoryName, Tag};
 use flotilla_common::stamp::Stamp;
 use flotilla_common::wire::region::{Fact, FactHead, FactKey};
 
@@ -59,18 +59,19 @@ enum ManifestStep {
 }
 
 impl Registry {
-    /// Whether a tag's stamp is at least `stamp`.
-    pub(crate) async fn has_tag_stamp(
+    /// The value of a tag, read past the caches; `None` if it never had one.
+    pub(crate) async fn stored_tag(
         &self,
         repository: &RepositoryName,
         tag: &Tag,
-        stamp: &Stamp,
-    ) -> Result<bool, RegistryError> {
+    ) -> Result<Option<KnownTag>, RegistryError> {
         let key = layout::tag(repository, tag);
         let Some(object) = self.storage.read(&key).await? else {
-            return Ok(false);
+            return Ok(None);
         };
-        Ok(Pointer::<TagValue>::of(&key, &object.body)?.stamp >= *stamp)
+        let pointer = Pointer::<TagValue>::of(&key, &object.body)?;
+        let digest = pointer.value.map(|value| value.digest);
+        Ok(Some(KnownTag::new(pointer.stamp, digest)))
     }
 
     /// Whether a key holds a value or a tombstone.
@@ -131,6 +132,10 @@ impl Registry {
     /// Merges a manifest and its referrer entry. If the fact is a live manifest, everything that it
     /// references must be here.
     ///
+    /// A manifest that comes back from an eviction may have a higher stamp than the fact: that of a
+    /// push which was refused here, or which `others` heard of in vain while it was evicted. So it
+    /// is owed to them, like a push.
+    ///
     /// # Errors
     /// Those of the storage; [`RegistryError::DigestInvalid`] if the bytes do not have the digest.
     pub(crate) async fn merge_manifest(
@@ -139,6 +144,7 @@ impl Registry {
         digest: &Digest,
         fact: &Fact,
         reason: MergeReason,
+        others: &[RegionName],
     ) -> Result<Merged, RegistryError> {
         if let Some(by) = fact
             .stamp()
@@ -153,6 +159,7 @@ impl Registry {
         }
         let key = layout::manifest(repository, digest);
         let mut present = self.storage.read(&key).await?;
+        let mut is_owed = false;
         for _ in 0..MAX_ATTEMPTS {
             let record = present
                 .as_ref()
@@ -167,7 +174,14 @@ impl Registry {
                     }
                     return Ok(Merged::Kept);
                 }
-                ManifestStep::Take { stamp, turn } => taken(fact, stamp, turn),
+                ManifestStep::Take { stamp, turn } => {
+                    if !is_owed && fact.stamp() < Some(&stamp) {
+                        let key = FactKey::Manifest(repository.clone(), *digest);
+                        self.write_journal(others, [(key, fact.stamp())]).await?;
+                        is_owed = true;
+                    }
+                    taken(fact, stamp, turn)
+                }
                 ManifestStep::Rescue => record.map(|record| ManifestRecord {
                     state: ManifestState::Live,
                     nonce: nonce(),
