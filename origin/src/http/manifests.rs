@@ -192,10 +192,11 @@ pub(super) async fn delete(
     let keys = keys_of(repository, digest, &tags);
     let rules = rules_of(api, repository, &tags, &keys, request).await?;
     let delete = || api.registry.delete_manifest(repository, reference, &rules);
+    let read_at = api.clock.now();
     let stamp = match (delete().await, all_regions(api)) {
         // What another region owes may be what the client wants to delete.
         (Err(error @ RegistryError::ManifestUnknown), Some(regional)) => {
-            regional::bring_owed(api, regional, repository, &keys, error).await?;
+            regional::bring_owed(regional, repository, &keys, read_at, error).await?;
             delete().await?
         }
         (deleted, _) => deleted?,

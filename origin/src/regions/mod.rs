@@ -21,6 +21,7 @@
 //! | `foreign_streams` | how many bodies of one blob other regions send at once |
 //! | `freshest` | how long after an outage tags are read from all regions |
 //! | `owed` | whether something absent here may be in another region |
+//! | `absence` | what a read does when the own storage does not have what it asks for |
 //! | `immutable_conflicts` | counts first pushes of immutable tags that were replaced |
 //! | `hints` | asks other regions to copy a push, and waits for their acknowledgement |
 //! | `clock_check` | compares the wall clock with the storage's |
@@ -29,6 +30,7 @@
 //! | `regional` | all of these, as one replica runs them |
 //! | `counts`, `metrics` | what happened, for operators |
 
+pub(crate) mod absence;
 mod backlog;
 pub(crate) mod clock_check;
 pub(crate) mod copies;

@@ -46,20 +46,37 @@ const MAX_COUNTED: usize = 4096;
 pub(crate) enum Owed {
     /// All regions answered, and none owes anything in the repository.
     Nothing,
-    /// The same, but a page was listed after the caller's own read began: the caller reads its own
-    /// storage once more, since a follower may have merged the entry in between.
-    ReadAgain,
     /// These may have it, whether they answer or not. It is absent only if all of them say so.
     By(Vec<RegionName>),
     /// Some region may have it, but too many questions were asked.
     Unknown,
 }
 
+/// What the pages say about a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OwedLookUp {
+    pub(crate) owed: Owed,
+    /// A page arrived after the caller's own read began, or a region has never answered. A follower
+    /// may have merged an entry after that read and dropped it before the page, so the caller reads
+    /// its own storage once more before it believes in absence.
+    pub(crate) reads_again: bool,
+}
+
+impl OwedLookUp {
+    /// There is no other region.
+    pub(crate) const ALONE: Self = Self {
+        owed: Owed::Nothing,
+        reads_again: false,
+    };
+}
+
 /// The repositories that a page names.
 #[derive(Debug)]
 struct Page {
-    /// When its listing began, at the latest.
-    began: Time,
+    /// When its listing began, at the earliest.
+    listed: Time,
+    /// When it arrived. An entry that is dropped between the listing and this time may be missing.
+    received: Time,
     repositories: HashSet<RepositoryName>,
     /// Whether there are more entries than the page tells.
     is_partial: bool,
@@ -107,16 +124,18 @@ impl OwedPages {
         repository: &RepositoryName,
         read_at: Time,
         is_whole: bool,
-    ) -> Owed {
+    ) -> OwedLookUp {
         let pages = sources.iter().map(|source| self.page(routes, source));
         let pages = join_all(pages).await;
+        let reads_again = pages
+            .iter()
+            .any(|(page, _)| page.as_ref().is_none_or(|page| page.received >= read_at));
         let mut may_have = Vec::new();
         let mut others = Vec::new();
-        let (mut is_owed, mut is_silent, mut is_later) = (false, false, false);
+        let (mut is_owed, mut is_silent) = (false, false);
         for (source, (page, is_fresh)) in sources.iter().zip(pages) {
-            let names = page
-                .as_ref()
-                .is_some_and(|page| page.is_partial || page.repositories.contains(repository));
+            let names =
+                page.is_some_and(|page| page.is_partial || page.repositories.contains(repository));
             if names {
                 may_have.push(source.region().clone());
             } else if is_fresh {
@@ -124,24 +143,20 @@ impl OwedPages {
             }
             is_owed |= names && is_fresh;
             is_silent |= !is_fresh;
-            is_later |= is_fresh && page.is_some_and(|page| page.began > read_at);
         }
         // What a silent region has not told of may be in those that answer. If none answers, the
         // own storage decides: an outage there must not fail each look-up of something absent here.
         if is_silent || !is_whole {
             may_have.append(&mut others);
         }
-        if !may_have.is_empty() {
-            if is_owed || self.may_ask(repository) {
-                return Owed::By(may_have);
-            }
-            return Owed::Unknown;
-        }
-        if is_later {
-            Owed::ReadAgain
-        } else {
+        let owed = if may_have.is_empty() {
             Owed::Nothing
-        }
+        } else if is_owed || self.may_ask(repository) {
+            Owed::By(may_have)
+        } else {
+            Owed::Unknown
+        };
+        OwedLookUp { owed, reads_again }
     }
 
     /// The last known page of a region, and whether it is fresh.
@@ -156,7 +171,7 @@ impl OwedPages {
         if known
             .page
             .as_ref()
-            .is_some_and(|page| is_recent(page.began))
+            .is_some_and(|page| is_recent(page.listed))
         {
             return (known.page.clone(), true);
         }
@@ -175,14 +190,15 @@ impl OwedPages {
             return (known.page.clone(), false);
         };
         let age = Duration::from_millis(fetched.age_ms);
-        let began = Time::from_nanos(
+        let listed = Time::from_nanos(
             asked
                 .as_nanos()
                 .saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)),
         );
         let keys = fetched.entries.iter().flat_map(|entry| &entry.keys);
         let page = Arc::new(Page {
-            began,
+            listed,
+            received: self.clock.now(),
             is_partial: fetched.more
                 || fetched.entries.len() > MAX_KNOWN
                 || fetched.sweep.is_some(),
@@ -362,6 +378,7 @@ mod tests {
             self.pages
                 .look_up(&self.sources, &routes, &repository, now, self.is_whole)
                 .await
+                .owed
         }
     }
 

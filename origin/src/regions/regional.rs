@@ -19,6 +19,7 @@ use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::timeout;
 
+use super::absence::Absence;
 use super::clock_check::ClockCheck;
 use super::copies::CopyJob;
 use super::follower::Follower;
@@ -27,7 +28,7 @@ use super::freshest::Freshest;
 use super::hints::Hints;
 use super::lease::Lease;
 use super::members::Members;
-use super::owed::{Owed, OwedPages};
+use super::owed::{OwedLookUp, OwedPages};
 use super::push_copies::PushCopies;
 use super::replicate::Replicator;
 use super::routes::{LiveRoutes, OWN, Routes, no_routes};
@@ -279,11 +280,27 @@ impl Regional {
             .others_where(|region| rule.includes(region))
     }
 
+    /// The monotonic clock.
+    pub(crate) fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    /// What a read of a repository does when the own storage does not have what it asks for.
+    pub(crate) fn absence(&self, repository: &RepositoryName) -> Absence<'_> {
+        Absence {
+            registry: &self.registry,
+            pages: &self.owed,
+            sources: self.keepers(repository),
+            routes: self.routes(),
+            is_whole: self.is_whole(),
+        }
+    }
+
     /// The regions that may have something of a repository that is absent here.
-    pub(crate) async fn owed(&self, repository: &RepositoryName, read_at: Time) -> Owed {
+    pub(crate) async fn owed(&self, repository: &RepositoryName, read_at: Time) -> OwedLookUp {
         let sources = self.keepers(repository);
         if sources.is_empty() {
-            return Owed::Nothing;
+            return OwedLookUp::ALONE;
         }
         let routes = self.routes();
         self.owed

@@ -98,7 +98,7 @@ impl Routes {
 }
 
 /// A single region.
-pub(super) fn no_routes(clock: Clock) -> Routes {
+pub(crate) fn no_routes(clock: Clock) -> Routes {
     let machine = Failover::new(FailoverConfig::default(), &[0], 0);
     let names = vec!["the storage of this region".to_owned()];
     Routes {

@@ -111,7 +111,7 @@ where
         async move {
             match routes.other(source) {
                 None => {
-                    let answer = own_answer(api, regional, repository, own).await;
+                    let answer = own_answer(regional, repository, None, own).await;
                     let elsewhere = matches!(answer, Err(ReadError::MayBeElsewhere(..)));
                     is_absent.store(elsewhere, Ordering::Relaxed);
                     answer

@@ -21,9 +21,9 @@ use super::facts::{FactAnswer, read_fact};
 use super::proxy::{ReadError, busy, read_at, send_at, unavailable};
 use crate::http::error::{ApiError, Code};
 use crate::http::{Api, HandlerResult, blobs, hold_until_sent, manifests, peers};
+use crate::regions::absence::{Missed, OwnRead, Presence};
 use crate::regions::copies::CopyJob;
 use crate::regions::foreign_streams;
-use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
 use crate::regions::routes::{OWN, Routes};
 use crate::regions::source::Source;
@@ -49,15 +49,12 @@ pub(in crate::http) async fn by_digest(
     let reference = Reference::Digest(*digest);
     let path = format!("/v2/{repository}/manifests/{digest}");
     let own = || manifests::get(api, repository, &reference, request);
-    let need = content(digest);
-    let (from, response) = serve(
-        api, regional, &routes, repository, need, request, &path, own,
-    )
-    .await?;
+    let key = FactKey::Manifest(repository.clone(), *digest);
+    let own = || own_answer(regional, repository, Some(&key), own);
+    let (from, response) = serve(regional, &routes, content(digest), request, &path, own).await?;
     if let Some(other) = routes.other(from)
         && !routes.is_own_out()
     {
-        let key = FactKey::Manifest(repository.clone(), *digest);
         regional.copy_behind(other.region(), CopyJob::Key(key));
     }
     Ok(response)
@@ -123,7 +120,8 @@ async fn own_blob<F>(
 where
     F: Future<Output = HandlerResult>,
 {
-    let answer = own_answer(api, regional, repository, own).await;
+    // A delete of a blob concerns one region.
+    let answer = own_answer(regional, repository, None, own).await;
     match answer {
         Err(ReadError::OwnLost) => regional.replace_lost(repository, digest),
         // A replica that copied it anew may have died between its last two writes.
@@ -179,8 +177,8 @@ where
             Ok(response)
         }
         FactAnswer::OtherRegion => {
-            let need = Need::Fact;
-            let served = serve(api, regional, &routes, repository, need, request, path, own);
+            let own = || own_answer(regional, repository, None, &own);
+            let served = serve(regional, &routes, Need::Fact, request, path, own);
             let (from, mut response) = served.await?;
             if from != OWN {
                 mark_old(&mut response);
@@ -215,13 +213,14 @@ pub(in crate::http) async fn closure(
     let asked = peers::decode_request(&bytes)?;
     let routes = regional.routes();
     let client = request.extensions.get();
+    let key = FactKey::Manifest(asked.repository.clone(), asked.manifest);
     let call = |source: SourceId| {
-        let (routes, bytes, asked) = (&routes, &bytes, &asked);
+        let (routes, bytes, asked, key) = (&routes, &bytes, &asked, &key);
         async move {
             match routes.other(source) {
                 None => {
                     let own = || peers::closure_of(api, client, asked);
-                    own_answer(api, regional, &asked.repository, own).await
+                    own_answer(regional, &asked.repository, Some(key), own).await
                 }
                 Some(other) => {
                     let body = Body::from(bytes.clone());
@@ -249,29 +248,23 @@ pub(super) fn mark_old(response: &mut Response<Body>) {
 }
 
 /// Serves a read by the own storage or another region, and says by which.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the parts of one request, of which no two belong together"
-)]
-pub(super) async fn serve<F>(
-    api: &Arc<Api>,
+async fn serve<F>(
     regional: &Arc<Regional>,
     routes: &Arc<Routes>,
-    repository: &RepositoryName,
     need: Need,
     request: &Parts,
     path: &str,
     own: impl Fn() -> F,
 ) -> Result<(SourceId, Response<Body>), ApiError>
 where
-    F: Future<Output = HandlerResult>,
+    F: Future<Output = Result<Response<Body>, ReadError>>,
 {
     let call = |source: SourceId| {
         let own = &own;
         async move {
             match routes.other(source) {
                 Some(other) => read_at(&**other, request, path).await,
-                None => own_answer(api, regional, repository, own).await,
+                None => own().await,
             }
         }
     };
@@ -306,46 +299,46 @@ fn counted(
     }
 }
 
-/// The answer of the own storage. Absence is final unless another region owes something.
+/// The answer of the own storage. Absence is final unless another region owes something. `key` is
+/// that of a manifest, which may have been deleted here.
 pub(super) async fn own_answer<F>(
-    api: &Arc<Api>,
     regional: &Arc<Regional>,
     repository: &RepositoryName,
+    key: Option<&FactKey>,
     own: impl Fn() -> F,
 ) -> Result<Response<Body>, ReadError>
 where
     F: Future<Output = HandlerResult>,
 {
-    let read_at = api.clock.now();
-    let mut error = match own().await {
-        Ok(response) => return Ok(response),
-        Err(error) => error,
-    };
-    if error.status() == StatusCode::NOT_FOUND {
-        let mut owed = regional.owed(repository, read_at).await;
-        if owed == Owed::ReadAgain {
-            error = match own().await {
-                Ok(response) => return Ok(response),
-                Err(error) => error,
-            };
-            if error.status() == StatusCode::NOT_FOUND {
-                owed = Owed::Nothing;
+    let read = || {
+        let answer = own();
+        async move {
+            match answer.await {
+                Ok(response) => OwnRead::Found(response),
+                Err(error) if error.status() == StatusCode::NOT_FOUND => OwnRead::Absent(error),
+                Err(error) => OwnRead::Failed(error),
             }
         }
-        match owed {
-            Owed::Nothing => return Err(ReadError::Final(error)),
-            Owed::By(regions) => return Err(ReadError::MayBeElsewhere(error, regions)),
-            Owed::Unknown => return Err(ReadError::Final(undecided())),
-            Owed::ReadAgain => {}
+    };
+    let read_at = regional.now();
+    let presence = match read().await {
+        OwnRead::Found(response) => return Ok(response),
+        OwnRead::Failed(error) => Presence::Failed(error),
+        OwnRead::Absent(error) => {
+            let missed = Missed { read_at, error };
+            let absence = regional.absence(repository);
+            absence.find(repository, key, missed, read).await
         }
+    };
+    match presence {
+        Presence::Here(response) => Ok(response),
+        Presence::Elsewhere(error, regions) => Err(ReadError::MayBeElsewhere(error, regions)),
+        Presence::Nowhere(error) => Err(ReadError::Final(error)),
+        Presence::Unknown => Err(ReadError::Final(undecided())),
+        Presence::Failed(error) if error.is_lost_data() => Err(ReadError::OwnLost),
+        Presence::Failed(error) if error.cause().is_some() => Err(ReadError::OwnFailed(error)),
+        Presence::Failed(error) => Err(ReadError::Final(error)),
     }
-    Err(if error.is_lost_data() {
-        ReadError::OwnLost
-    } else if error.cause().is_some() {
-        ReadError::OwnFailed(error)
-    } else {
-        ReadError::Final(error)
-    })
 }
 
 fn undecided() -> ApiError {

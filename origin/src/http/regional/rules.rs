@@ -7,6 +7,7 @@ use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{RegionName, RepositoryName, Tag};
+use flotilla_common::time::Time;
 use flotilla_common::wire::region::FactKey;
 use futures_util::future::join_all;
 use http::Method;
@@ -121,7 +122,8 @@ async fn clock_elsewhere(
         return None;
     }
     let asked = async {
-        let Owed::By(regions) = regional.owed(repository, api.clock.now()).await else {
+        let looked_up = regional.owed(repository, api.clock.now()).await;
+        let Owed::By(regions) = looked_up.owed else {
             return None;
         };
         let routes = regional.routes();
@@ -195,15 +197,17 @@ pub(in crate::http) async fn bring_references(
     }
 }
 
-/// Brings what other regions owe of keys that are absent here, so that a delete can be repeated.
+/// Brings what other regions owe of keys that were absent here at `read_at`, so that a delete can
+/// be repeated.
 ///
 /// # Errors
-/// `error` if no region owes any of them; 503 if one that may does not answer.
+/// `error` if no region owes any of them, now or since `read_at`; 503 if one that may does not
+/// answer.
 pub(in crate::http) async fn bring_owed(
-    api: &Arc<Api>,
     regional: &Arc<Regional>,
     repository: &RepositoryName,
     keys: &[FactKey],
+    read_at: Time,
     error: RegistryError,
 ) -> Result<(), ApiError> {
     let undecided = |reason: &str| {
@@ -211,10 +215,12 @@ pub(in crate::http) async fn bring_owed(
             "{error}; another region may have it: {reason}"
         ))
     };
-    let regions = match regional.owed(repository, api.clock.now()).await {
+    let looked_up = regional.owed(repository, read_at).await;
+    let regions = match looked_up.owed {
         Owed::By(regions) => regions,
         Owed::Unknown => return Err(undecided("it does not answer")),
-        Owed::Nothing | Owed::ReadAgain => return Err(error.into()),
+        Owed::Nothing if looked_up.reads_again => return Ok(()),
+        Owed::Nothing => return Err(error.into()),
     };
     for region in regions {
         for key in keys {

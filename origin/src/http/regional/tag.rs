@@ -127,7 +127,7 @@ async fn newer_elsewhere(
         return None;
     }
     let read_at = api.clock.now();
-    let Owed::By(regions) = regional.owed(repository, read_at).await else {
+    let Owed::By(regions) = regional.owed(repository, read_at).await.owed else {
         return None;
     };
     let mut sources = routes.usable_others();

@@ -13,16 +13,18 @@
 //! | `child_traces` | the children of an index |
 //! | `sweep_traces` | trimmed journals, and sweeps |
 //! | `tombstone_traces` | when tombstones are removed |
+//! | `absence_traces` | reads of what the own storage does not have |
 //!
 //! `docs/protocols.md`, "Regions", lists which test covers which trace.
 
+mod absence_traces;
 mod child_traces;
 mod closure_traces;
 mod follower;
 mod journal_traces;
 mod merge_traces;
 mod properties;
+mod revival_traces;
 mod sweep_traces;
 mod tombstone_traces;
 mod world;
-mod revival_traces;
