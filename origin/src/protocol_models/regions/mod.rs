@@ -12,6 +12,7 @@
 //! | `closure_traces` | manifests and their blobs: what comes before a name, and what is taken back |
 //! | `child_traces` | the children of an index |
 //! | `sweep_traces` | trimmed journals, and sweeps |
+//! | `backfill_traces` | a region that joins, by the shipped sweeps |
 //! | `tombstone_traces` | when tombstones are removed |
 //! | `absence_traces` | reads of what the own storage does not have |
 //!
@@ -20,6 +21,7 @@
 mod absence_traces;
 mod child_traces;
 mod closure_traces;
+mod backfill_traces;
 mod follower;
 mod journal_traces;
 mod merge_traces;
