@@ -24,6 +24,7 @@
 //! | `absence` | what a read does when the own storage does not have what it asks for |
 //! | `immutable_conflicts` | counts first pushes of immutable tags that were replaced |
 //! | `hints` | asks other regions to copy a push, and waits for their acknowledgement |
+//! | `clock_floor` | keeps the order of changes that one client makes in two regions |
 //! | `clock_check` | compares the wall clock with the storage's |
 //! | `routes` | the own storage and the other regions, as sources of the failover machine |
 //! | `copies` | copies that requests ask for |
@@ -33,6 +34,7 @@
 pub(crate) mod absence;
 mod backlog;
 pub(crate) mod clock_check;
+pub(crate) mod clock_floor;
 pub(crate) mod copies;
 pub(crate) mod copy;
 mod copy_lease;

@@ -498,7 +498,7 @@ mod tests {
         let owed = follower
             .pages
             .look_up(sources, &routes, &repository, now, true);
-        assert_eq!(owed.await, Owed::Nothing);
+        assert_eq!(owed.await.owed, Owed::Nothing);
         assert_eq!(journals[0].pages.load(Ordering::Relaxed), 1);
     }
 }

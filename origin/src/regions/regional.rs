@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use flotilla_common::digest::Digest;
 use flotilla_common::failover::{Failover, FailoverConfig, Input, Need, Outcome, SourceId};
 use flotilla_common::name::{RegionName, RepositoryName, Tag};
+use flotilla_common::stamp::Stamp;
 use flotilla_common::time::Time;
 use flotilla_common::wire::region::{FactKey, StorageStanding};
 use flotilla_runtime::clock::Clock;
@@ -21,6 +22,7 @@ use tokio::time::timeout;
 
 use super::absence::Absence;
 use super::clock_check::ClockCheck;
+use super::clock_floor::ShownTags;
 use super::copies::CopyJob;
 use super::follower::Follower;
 use super::foreign_streams::ForeignStreams;
@@ -79,6 +81,8 @@ pub(crate) struct Regional {
     hints: Hints,
     /// Forwarded changes of tags that the own storage may not have yet.
     told: moka::sync::Cache<(RepositoryName, Tag), KnownTag>,
+    /// The clocks of tags that clients were shown from other regions.
+    shown: ShownTags,
     clock: Clock,
     config: RegionalConfig,
     /// What detached copies are bringing.
@@ -129,6 +133,7 @@ impl Regional {
                 .max_capacity(MAX_TOLD)
                 .time_to_live(TOLD_FOR)
                 .build(),
+            shown: ShownTags::new(),
             clock,
             config,
             copying: Mutex::default(),
@@ -363,6 +368,22 @@ impl Regional {
             self.told.insert((repository.clone(), tag.clone()), value);
             self.owed.forget();
         }
+    }
+
+    /// Takes note of the value of a tag that a client is shown from another region: the client's
+    /// next change comes after it.
+    pub(crate) fn show(&self, repository: &RepositoryName, tag: &Tag, stamp: &Stamp) {
+        self.shown.note(repository, tag, stamp.clock);
+    }
+
+    /// The highest clock of tags that this replica wrote, was told or showed.
+    pub(crate) fn known_clock(&self, repository: &RepositoryName, tags: &[Tag]) -> Option<u64> {
+        let clocks = tags.iter().map(|tag| {
+            let known = self.registry.known_tag(repository, tag);
+            let known = known.map(|known| known.stamp.clock);
+            known.max(self.shown.clock(repository, tag))
+        });
+        clocks.max().flatten()
     }
 
     /// A forwarded change of a tag that this region's storage does not have yet.

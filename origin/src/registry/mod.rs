@@ -53,6 +53,7 @@ pub(crate) use changes::ChangeRules;
 pub(crate) use content::{gave_wrong_bytes, read_segments};
 pub(crate) use error::RegistryError;
 pub(crate) use facts::{list_fact_keys, read_fact};
+pub(crate) use hybrid_clock::HybridClock;
 pub(crate) use known_tags::KnownTag;
 pub(crate) use manifests::CachedManifest;
 pub(crate) use merge::{MergeReason, Merged};
@@ -62,7 +63,6 @@ pub(crate) use upload_progress::{LocationHint, UploadProgress};
 pub(crate) use uploads::UploadBody;
 
 use blobs::{CachedMembership, CachedRecord};
-use hybrid_clock::HybridClock;
 
 type BlobKey = (RepositoryName, Digest);
 

@@ -21,6 +21,7 @@ use super::proxy::{copy_of, end_to_end, unavailable};
 use crate::http::manifests::tags_of;
 use crate::http::route::Route;
 use crate::http::{Api, CONTENT_DIGEST, HandlerResult};
+use crate::regions::clock_floor::SenderClocks;
 use crate::regions::regional::Regional;
 use crate::regions::routes::Routes;
 use crate::regions::source::{Source, SourceError};
@@ -28,8 +29,10 @@ use crate::replicas::{Changed, Receiver as _};
 
 /// The stamp of a change, in the answer to a forwarded request: `<clock>.<region>`.
 pub(in crate::http) const STAMP: HeaderName = HeaderName::from_static("flotilla-stamp");
-/// A clock in nanoseconds since 1970 that the stamp of a forwarded change must exceed.
-pub(in crate::http) const ABOVE: HeaderName = HeaderName::from_static("flotilla-above");
+/// The highest clock of a forwarded change's keys that the sender knows, in nanoseconds since 1970.
+const ABOVE: HeaderName = HeaderName::from_static("flotilla-above");
+/// The wall clock of the sender of a forwarded change, in nanoseconds since 1970.
+const CLOCK: HeaderName = HeaderName::from_static("flotilla-clock");
 
 /// Which region does a write.
 enum Writer {
@@ -82,8 +85,11 @@ pub(in crate::http) async fn forward(
             let path = request.uri.path_and_query();
             let path = path.map_or("/", |path| path.as_str());
             let mut copy = copy_of(&request, path, body);
-            let above = known_clock(api, route, &request).max(api.registry.unix_nanos());
-            copy.headers_mut().insert(ABOVE, HeaderValue::from(above));
+            let clocks = SenderClocks {
+                known: known_clock(regional, route, &request),
+                wall: api.registry.unix_nanos(),
+            };
+            insert_clocks(copy.headers_mut(), clocks);
             let sent = forward_call::send(&routes, &*source, api.clock, copy, limit).await;
             Ok(answer_of(api, route, &request, sent).await)
         }
@@ -275,19 +281,16 @@ async fn answer_of(
 }
 
 /// The highest clock that this replica knows of the tags of a request.
-fn known_clock(api: &Arc<Api>, route: &Route, request: &Parts) -> u64 {
+fn known_clock(regional: &Regional, route: &Route, request: &Parts) -> Option<u64> {
     let Route::Manifest {
         repository,
         reference,
     } = route
     else {
-        return 0;
+        return None;
     };
     let tags = tags_of(reference, request.uri.query()).unwrap_or_default();
-    let known = tags
-        .iter()
-        .filter_map(|tag| api.registry.known_tag(repository, tag));
-    known.map(|known| known.stamp.clock).max().unwrap_or(0)
+    regional.known_clock(repository, &tags)
 }
 
 /// Lets all replicas of this region serve a forwarded change before it is acknowledged.
@@ -362,12 +365,21 @@ fn parse_stamp(value: &HeaderValue) -> Option<Stamp> {
     })
 }
 
-/// The clock that the sender of a forwarded change asks to exceed. A clock of the sender that is
-/// too far ahead does not count.
-pub(in crate::http) fn requested_clock(headers: &HeaderMap, own: u64) -> Option<u64> {
-    const MAX_SKEW_NANOS: u64 = 60_000_000_000;
-    let above = headers.get(ABOVE)?.to_str().ok()?.parse::<u64>().ok()?;
-    Some(above.min(own.saturating_add(MAX_SKEW_NANOS)))
+fn insert_clocks(headers: &mut HeaderMap, clocks: SenderClocks) {
+    headers.remove(ABOVE);
+    if let Some(known) = clocks.known {
+        headers.insert(ABOVE, HeaderValue::from(known));
+    }
+    headers.insert(CLOCK, HeaderValue::from(clocks.wall));
+}
+
+/// The clocks that the sender of a forwarded change states.
+pub(in crate::http) fn sender_clocks(headers: &HeaderMap) -> Option<SenderClocks> {
+    let clock = |name: &HeaderName| headers.get(name)?.to_str().ok()?.parse::<u64>().ok();
+    Some(SenderClocks {
+        known: clock(&ABOVE),
+        wall: clock(&CLOCK)?,
+    })
 }
 
 #[cfg(test)]
@@ -389,13 +401,16 @@ mod tests {
     }
 
     #[test]
-    fn clocks_far_ahead_do_not_count() {
+    fn clocks_survive_their_headers() {
         let mut headers = HeaderMap::new();
-        assert_eq!(requested_clock(&headers, 5), None);
+        // A client's own header does not pass.
         headers.insert(ABOVE, HeaderValue::from(u64::MAX));
-        assert_eq!(requested_clock(&headers, 5), Some(60_000_000_005));
-        headers.insert(ABOVE, HeaderValue::from(7_u64));
-        assert_eq!(requested_clock(&headers, 5), Some(7));
+        assert_eq!(sender_clocks(&headers), None);
+        for known in [None, Some(7)] {
+            let clocks = SenderClocks { known, wall: 9 };
+            insert_clocks(&mut headers, clocks);
+            assert_eq!(sender_clocks(&headers), Some(clocks));
+        }
     }
 
     #[test]

@@ -14,12 +14,13 @@ use http::Method;
 use http::request::Parts;
 use tokio::time::timeout;
 
-use super::forward::requested_clock;
+use super::forward::sender_clocks;
 use super::proxy::unavailable;
 use crate::http::error::{ApiError, Code};
 use crate::http::route::Route;
 use crate::http::{Api, all_regions, is_from_region};
 use crate::policy::Policy;
+use crate::regions::clock_floor::ClockFloor;
 use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
 use crate::registry::{ChangeRules, RegistryError};
@@ -54,13 +55,11 @@ pub(in crate::http) async fn change_rules(
     let rule = policy.rule_for(repository);
     check_home(&policy, regional.own(), repository)?;
     let is_forwarded = is_from_region(request);
-    let now = api.registry.unix_nanos();
-    let forwarded = is_forwarded.then(|| requested_clock(&request.headers, now));
-    let known = tags
-        .iter()
-        .filter_map(|tag| api.registry.known_tag(repository, tag));
-    let known = known.map(|known| known.stamp.clock).max();
-    let elsewhere = clock_elsewhere(api, regional, repository, keys).await;
+    let floor = ClockFloor {
+        known: regional.known_clock(repository, tags),
+        elsewhere: clock_elsewhere(api, regional, repository, keys).await,
+        sender: sender_clocks(&request.headers).filter(|_| is_forwarded),
+    };
     Ok(ChangeRules {
         owed_to: rule.others(regional.own()).cloned().collect(),
         immutable: tags
@@ -68,7 +67,7 @@ pub(in crate::http) async fn change_rules(
             .filter(|tag| rule.is_immutable(tag))
             .cloned()
             .collect(),
-        above: forwarded.flatten().max(known).max(elsewhere),
+        above: floor.above(api.registry.unix_nanos()),
     })
 }
 

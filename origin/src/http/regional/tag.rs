@@ -59,7 +59,7 @@ pub(in crate::http) async fn by_tag(
     let reference = Reference::Tag(tag.clone());
     let own = || manifests::get(api, repository, &reference, request);
     let at_other = async |other: Arc<dyn Source>| {
-        let digest = value_at(api, &*other, repository, tag).await?;
+        let digest = value_at(api, regional, &*other, repository, tag).await?;
         let path = format!("/v2/{repository}/manifests/{digest}");
         let response = read_at(&*other, request, &path).await?;
         let key = FactKey::Tag(repository.clone(), tag.clone());
@@ -72,6 +72,7 @@ pub(in crate::http) async fn by_tag(
             regional.count_read(None, "served");
             match newer_elsewhere(api, regional, &routes, repository, tag).await {
                 Some(newer) => {
+                    regional.show(repository, tag, &newer.stamp);
                     let digest = newer.digest.ok_or(RegistryError::ManifestUnknown)?;
                     by_digest(api, regional, repository, &digest, request).await
                 }
@@ -93,6 +94,7 @@ pub(in crate::http) async fn by_tag(
 /// replaced only by a higher stamp.
 async fn value_at(
     api: &Arc<Api>,
+    regional: &Regional,
     source: &dyn Source,
     repository: &RepositoryName,
     tag: &Tag,
@@ -108,7 +110,10 @@ async fn value_at(
     };
     match api.registry.known_tag(repository, tag) {
         Some(known) if known.stamp > stamp => known.digest.ok_or(ReadError::Absent),
-        _ => Ok(digest),
+        _ => {
+            regional.show(repository, tag, &stamp);
+            Ok(digest)
+        }
     }
 }
 
@@ -159,6 +164,7 @@ async fn during_outage(
             ));
         }
     };
+    regional.show(repository, tag, &best.stamp);
     let digest = best.digest.ok_or(RegistryError::ManifestUnknown)?;
     let mut response = by_digest(api, regional, repository, &digest, request).await?;
     mark_old(&mut response);

@@ -14,14 +14,16 @@
 //! | `sweep_traces` | trimmed journals, and sweeps |
 //! | `backfill_traces` | a region that joins, by the shipped sweeps |
 //! | `tombstone_traces` | when tombstones are removed |
+//! | `causality` | changes of one client through two regions |
 //! | `absence_traces` | reads of what the own storage does not have |
 //!
 //! `docs/protocols.md`, "Regions", lists which test covers which trace.
 
 mod absence_traces;
+mod backfill_traces;
+mod causality;
 mod child_traces;
 mod closure_traces;
-mod backfill_traces;
 mod follower;
 mod journal_traces;
 mod merge_traces;
