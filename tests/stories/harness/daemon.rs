@@ -1,6 +1,7 @@
 //! A third-party daemon that runs in a temporary folder, and ends with the test.
 
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -66,15 +67,35 @@ impl Daemon {
         }
     }
 
+    /// Sends a signal, such as `-STOP`.
+    ///
+    /// # Errors
+    /// If the daemon has ended.
+    pub(crate) fn signal(&self, signal: &str) -> Result<(), String> {
+        let arguments = [signal, &self.process.id().to_string()];
+        tools::run(Path::new("kill"), arguments).map(drop)
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 }
 
+/// Free addresses, for programs that cannot choose one and report it.
+///
+/// # Panics
+/// If there are none.
+pub(crate) fn free_addresses<const N: usize>() -> [SocketAddr; N] {
+    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a free port");
+    // All at once, so that they differ.
+    let listeners: [TcpListener; N] = std::array::from_fn(bind);
+    listeners.map(|listener| listener.local_addr().expect("the bound address"))
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         // All of these fail only if the daemon has ended already.
-        let _ = tools::run(Path::new("kill"), ["-TERM", &self.process.id().to_string()]);
+        let _ = self.signal("-TERM");
         let start = Instant::now();
         while start.elapsed() < END_TIMEOUT && matches!(self.process.try_wait(), Ok(None)) {
             thread::sleep(POLL_INTERVAL);

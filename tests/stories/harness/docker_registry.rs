@@ -1,10 +1,10 @@
 //! Debian's `docker-registry` (the distribution project): a third-party upstream.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 
-use super::daemon::Daemon;
+use super::daemon::{Daemon, free_addresses};
 
 /// A running registry, initially empty.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ impl DockerRegistry {
     /// If it does not start, with its log.
     pub(crate) fn start(docker_registry: &Path) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let address = free_port();
+        let [address] = free_addresses();
         let config = format!(
             "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
             dir.path().join("data").display(),
@@ -43,10 +43,4 @@ impl DockerRegistry {
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
-}
-
-/// A free port; the registry cannot choose one and report it.
-fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a free port");
-    listener.local_addr().expect("the bound address")
 }
