@@ -2,11 +2,12 @@
 
 mod absence;
 mod copies;
+mod costs;
 mod cut_off;
 mod endpoints;
 mod figures;
 mod gate;
-mod harness;
+pub(crate) mod harness;
 mod monitoring;
 mod outages;
 mod replication;
