@@ -1,11 +1,14 @@
 //! Runs the official conformance program, with every test and every optional interface enabled,
-//! against both deployments. Both must pass the same number of tests.
+//! against both deployments, which must pass the same number of tests, and through a region of
+//! three.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Deployment;
+use crate::regions::harness::Regions;
 
 /// Optional features of the specification that this origin implements.
 const OPTIONS: [&str; 5] = [
@@ -16,31 +19,33 @@ const OPTIONS: [&str; 5] = [
     "OCI_API_MANIFESTS_TAG_PARAM",
 ];
 
+/// Versions of the specification.
+const VERSIONS: [&str; 2] = ["1.1", "dev"];
+
 /// Number of tests by outcome.
 type Counts = BTreeMap<String, u64>;
+
+/// A registry, as the program reaches it.
+struct Target<'a> {
+    name: &'static str,
+    address: SocketAddr,
+    /// The authority of its certificate, if it serves HTTPS.
+    authority: Option<&'a Path>,
+}
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the official program: tests/official-conformance"]
 async fn passes_in_both_deployments() {
-    let program = std::env::var_os("OCI_CONFORMANCE").map(PathBuf::from);
-    let Some(program) = program else {
-        eprintln!("SKIPPED the official conformance program: OCI_CONFORMANCE is not set");
-        return;
-    };
-    for version in ["1.1", "dev"] {
+    let Some(program) = program() else { return };
+    for version in VERSIONS {
         let mut all_counts = Vec::new();
         for deployment in Deployment::start_all("the official conformance program").await {
-            let (counts, output) = run(&program, version, &deployment).await;
-            eprintln!("version {version}, {}: {counts:?}", deployment.name);
-            for outcome in ["Disabled", "Skip", "FAIL", "Error"] {
-                assert_eq!(
-                    counts.get(outcome),
-                    Some(&0),
-                    "{outcome}, version {version}, {}:\n{output}",
-                    deployment.name
-                );
-            }
-            all_counts.push(counts);
+            let target = Target {
+                name: deployment.name,
+                address: deployment.address,
+                authority: None,
+            };
+            all_counts.push(passes(&program, version, &target).await);
         }
         assert!(all_counts[0]["Pass"] > 0);
         assert!(
@@ -50,16 +55,61 @@ async fn passes_in_both_deployments() {
     }
 }
 
-async fn run(program: &Path, version: &str, deployment: &Deployment) -> (Counts, String) {
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the official program: tests/official-conformance --regions"]
+async fn passes_in_a_region_of_three() {
+    let Some(program) = program() else { return };
+    for version in VERSIONS {
+        let regions = Regions::start(3, |_, _| {}).await;
+        let target = Target {
+            name: "a region of three",
+            address: regions.sites[0].origins[0].addr(),
+            authority: Some(&regions.authority_file()),
+        };
+        passes(&program, version, &target).await;
+    }
+}
+
+/// The official program, which must be built beforehand.
+fn program() -> Option<PathBuf> {
+    let program = std::env::var_os("OCI_CONFORMANCE").map(PathBuf::from);
+    if program.is_none() {
+        eprintln!("SKIPPED the official conformance program: OCI_CONFORMANCE is not set");
+    }
+    program
+}
+
+/// Runs the program; nothing may fail or be skipped.
+async fn passes(program: &Path, version: &str, target: &Target<'_>) -> Counts {
+    let (counts, output) = run(program, version, target).await;
+    let name = target.name;
+    eprintln!("version {version}, {name}: {counts:?}");
+    for outcome in ["Disabled", "Skip", "FAIL", "Error"] {
+        assert_eq!(
+            counts.get(outcome),
+            Some(&0),
+            "{outcome}, version {version}, {name}:\n{output}"
+        );
+    }
+    counts
+}
+
+async fn run(program: &Path, version: &str, target: &Target<'_>) -> (Counts, String) {
     let results = tempfile::TempDir::new().unwrap();
     let mut command = Command::new(program);
     command
         .current_dir(results.path())
         .env("OCI_RESULTS_DIR", results.path());
     command
-        .env("OCI_REGISTRY", deployment.address.to_string())
-        .env("OCI_TLS", "disabled")
+        .env("OCI_REGISTRY", target.address.to_string())
         .env("OCI_VERSION", version);
+    match target.authority {
+        // The program trusts the authorities of the system, which this variable replaces.
+        Some(authority) => command
+            .env("OCI_TLS", "enabled")
+            .env("SSL_CERT_FILE", authority),
+        None => command.env("OCI_TLS", "disabled"),
+    };
     for option in OPTIONS {
         command.env(option, "true");
     }

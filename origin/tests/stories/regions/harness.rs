@@ -1,6 +1,7 @@
 //! Several regions in one process: each with its own storage, all with certificates of one
 //! authority and one policy.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -143,6 +144,11 @@ impl Regions {
         regions + rules
     }
 
+    /// The file with the certificate of the authority that clients must trust.
+    pub(crate) fn authority_file(&self) -> PathBuf {
+        self.authority.path().join("ca.pem")
+    }
+
     /// The gate through which one region reaches another one.
     pub(crate) fn gate(&self, from: usize, to: usize) -> &Gate {
         // A region never calls itself, but its policy has an entry of it. Between two regions both
@@ -162,7 +168,7 @@ impl Regions {
 
     /// An anonymous client of one replica, over TLS.
     pub(crate) fn client_of_replica(&self, region: usize, replica: usize) -> Registry {
-        let tls = client_trusting(&self.authority.path().join("ca.pem")).unwrap();
+        let tls = client_trusting(&self.authority_file()).unwrap();
         Registry::over_tls(self.sites[region].origins[replica].addr(), tls)
     }
 
