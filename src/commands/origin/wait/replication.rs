@@ -10,7 +10,7 @@ use flotilla_common::wire::origin::{
     CONTENT_DIGEST_HEADER, OWN_STORAGE_HEADER, OWN_STORAGE_ONLY, REDIRECT_HEADER, REDIRECT_NEVER,
 };
 use flotilla_common::wire::region_list::{REGIONS_PATH, RegionList};
-use flotilla_runtime::error_text::explain;
+use flotilla_runtime::error_text::{explain, is_refused_certificate};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header};
 
@@ -267,7 +267,14 @@ fn shortened(region: &RegionName, missing: Vec<String>) -> Vec<String> {
 
 async fn send(request: RequestBuilder, what: &str) -> Result<Response, LookError> {
     let sent = request.send().await;
-    sent.map_err(|error| LookError::Unanswered(format!("{what}: {}", explain(&error))))
+    sent.map_err(|error| {
+        let text = format!("{what}: {}", explain(&error));
+        if is_refused_certificate(&error) {
+            LookError::Final(text)
+        } else {
+            LookError::Unanswered(text)
+        }
+    })
 }
 
 /// Refusals are final; failures and overload are not.
