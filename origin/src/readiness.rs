@@ -58,10 +58,10 @@ impl StorageHealth {
         let was_ready = last.as_ref().is_none_or(|last| last.outcome.is_ok());
         match &outcome {
             Err(reason) if was_ready => {
-                tracing::warn!(reason, "storage is unavailable; /readyz now returns 503")
+                tracing::warn!(reason, "storage is unavailable; /readyz says so")
             }
             Ok(()) if !was_ready => {
-                tracing::info!("storage is available again; /readyz now returns 200")
+                tracing::info!("storage is available again")
             }
             _ => {}
         }

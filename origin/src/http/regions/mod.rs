@@ -115,7 +115,7 @@ impl RegionServer {
                 None => format!("this one names {}", certificate.name),
                 Some(region) if region == own => format!("this one names {own}, the region that was asked"),
                 Some(region) => format!(
-                    "this one names region {region}, which is not in the policy of {own}; add it there (`flotilla origin policy set`)"
+                    "this one names region {region}, which is not in the policy of {own}; add it there (`flotilla origin policy set`); replicas take a policy up within 2 minutes"
                 ),
             },
         };
