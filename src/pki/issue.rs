@@ -128,9 +128,14 @@ pub fn issue_seal_key(
         )?,
         (trusted, "with the new public key: for every peer"),
     ];
+    let older = match if_exists {
+        IfExists::Fail => String::new(),
+        IfExists::Renew => format!(
+            "\nWhen no replica signs with an older key of {region} any more, delete the older key's line from {TRUSTED_KEYS} on every peer."
+        ),
+    };
     let next_step = format!(
-        "Next: copy {TRUSTED_KEYS} to every peer, and only then the seal key to the origin of region {region} (--seal-key).\n\
-         When no replica signs with an older key of {region} any more, delete the older key's line from {TRUSTED_KEYS} on every peer."
+        "Next: copy {TRUSTED_KEYS} to every peer, and only then the seal key to the origin of region {region} (--seal-key).{older}"
     );
     Ok(PkiReport { files, next_step })
 }

@@ -110,7 +110,7 @@ fn policy_is_checked_stored_and_shown() {
     let printed = desk.policy("check", TWO_REGIONS).unwrap();
     assert!(
         printed.starts_with("region eu-1: added, https://origin.eu.example\n")
-            && printed.ends_with("valid: 2 regions, 1 rules\n"),
+            && printed.ends_with("valid; regions: 2, rules: 1\n"),
         "{printed}"
     );
     assert_eq!(

@@ -78,12 +78,16 @@ fn summary(outcome: &Outcome) -> Vec<(&'static str, String)> {
         rows.push(("from origins", by_region.collect::<Vec<_>>().join(", ")));
     }
     rows.extend(outcome.outage.iter().flat_map(outage_rows));
-    let result = if outcome.ok { "ok" } else { "failed" };
+    let result = if outcome.ok {
+        "ok"
+    } else {
+        "failed: a pull, or a limit above"
+    };
     rows.push(("result", result.to_owned()));
     rows
 }
 
-fn outage_rows(outage: &OutageOutcome) -> [(&'static str, String); 3] {
+fn outage_rows(outage: &OutageOutcome) -> [(&'static str, String); 4] {
     [
         ("outage", outage.outage.clone()),
         (
@@ -92,9 +96,12 @@ fn outage_rows(outage: &OutageOutcome) -> [(&'static str, String); 3] {
         ),
         (
             "wan copies",
+            format!("{:.3} (limit {MAX_WAN_COPIES})", outage.wan_copies),
+        ),
+        (
+            "",
             format!(
-                "{:.3} ({} from other regions, for {} that the own one had not sent; limit {MAX_WAN_COPIES})",
-                outage.wan_copies,
+                "{} from other regions; unsent before: {}",
                 ByteSize(outage.wan_bytes),
                 ByteSize(outage.unsent_bytes)
             ),

@@ -131,7 +131,7 @@ async fn check(args: &CheckArgs) -> Result<(), CommandError> {
     }
     let (regions, rules) = (new.regions().len(), new.rules().len());
     print_text(format_args!(
-        "{text}valid: {regions} regions, {rules} rules\n"
+        "{text}valid; regions: {regions}, rules: {rules}\n"
     ))
 }
 

@@ -93,7 +93,8 @@ fn push_and_pull(region: &Region, skopeo_tls: &str, ca: Option<&Path>) -> String
          skopeo copy {skopeo_tls} oci:DIR docker://{registry}/app:v1\n\n\
          Pull it with containerd through the first mirror:\n\n    \
          mkdir -p hosts/{registry}\n    \
-         flotilla peer hosts-toml --mirror {mirror} --origin {origin}{ca} > hosts/{registry}/hosts.toml\n    \
+         flotilla peer hosts-toml --mirror {mirror} \\\n        \
+         --origin {origin}{ca} \\\n        > hosts/{registry}/hosts.toml\n    \
          ctr images pull --hosts-dir hosts {registry}/app:v1\n",
         ca = ca.unwrap_or_default(),
     )
