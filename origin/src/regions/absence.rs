@@ -119,7 +119,7 @@ impl Absence<'_> {
 
     /// Whether a key may be served from these regions: it was not deleted here, or one of them has
     /// a later value. `None` if one that may have it does not answer.
-    async fn outlives_delete(
+    pub(crate) async fn outlives_delete(
         &self,
         key: Option<&FactKey>,
         regions: &[RegionName],

@@ -4,6 +4,7 @@
 //! owed by another region is read through from it, and copied behind the answer. Content by digest
 //! may come from any region as soon as one is slow; facts that can change may not.
 
+use core::time::Duration;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -11,11 +12,11 @@ use flotilla_common::digest::Digest;
 use flotilla_common::failover::{ContentKey, Need, SourceId};
 use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_common::wire::origin::CLOSURE_PATH;
-use flotilla_common::wire::region::FactKey;
+use flotilla_common::wire::region::{Fact, FactHead, FactKey};
 use flotilla_runtime::failover::Unserved;
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::facts::{FactAnswer, read_fact};
 use super::proxy::{ReadError, busy, read_at, send_at, unavailable};
@@ -28,6 +29,8 @@ use crate::regions::regional::Regional;
 use crate::regions::routes::{OWN, Routes};
 use crate::regions::source::Source;
 
+/// How long the own storage may take to say whether a manifest was deleted here.
+const DELETE_TIMEOUT: Duration = Duration::from_millis(800);
 /// Marks an answer of another region that may be older than an acknowledged change.
 const MAYBE_OLD: HeaderValue =
     HeaderValue::from_static("299 - \"Storage of this region is out; the answer may be old\"");
@@ -51,13 +54,50 @@ pub(in crate::http) async fn by_digest(
     let own = || manifests::get(api, repository, &reference, request);
     let key = FactKey::Manifest(repository.clone(), *digest);
     let own = || own_answer(regional, repository, Some(&key), own);
-    let (from, response) = serve(regional, &routes, content(digest), request, &path, own).await?;
+    let call = |source: SourceId| {
+        let (routes, path, own, key) = (&routes, &path, &own, &key);
+        async move {
+            let Some(other) = routes.other(source) else {
+                return own().await;
+            };
+            refuse_deleted(regional, routes, &**other, repository, key).await?;
+            read_at(&**other, request, path).await
+        }
+    };
+    let (from, response) = ask(regional, &routes, content(digest), call).await?;
     if let Some(other) = routes.other(from)
         && !routes.is_own_out()
     {
         regional.copy_behind(other.region(), CopyJob::Key(key));
     }
     Ok(response)
+}
+
+/// Refuses the manifest of another region if this region has deleted it later. The own storage may
+/// not have been asked: it lacked the content a moment ago, so the other region is asked first.
+async fn refuse_deleted(
+    regional: &Regional,
+    routes: &Routes,
+    source: &dyn Source,
+    repository: &RepositoryName,
+    key: &FactKey,
+) -> Result<(), ReadError> {
+    if routes.is_own_out() {
+        return Ok(());
+    }
+    let absence = regional.absence(repository);
+    let own = timeout(DELETE_TIMEOUT, absence.registry.fact(key)).await;
+    let is_deleted = |fact: &Fact| matches!(fact.head, FactHead::DeletedManifest { .. });
+    // Without an answer of the own storage in time nothing is known of a delete.
+    if !own.is_ok_and(|own| own.is_ok_and(|own| is_deleted(&own))) {
+        return Ok(());
+    }
+    let regions = [source.region().clone()];
+    match absence.outlives_delete(Some(key), &regions).await {
+        Ok(Some(true)) => Ok(()),
+        // The own storage decides.
+        _ => Err(ReadError::Absent),
+    }
 }
 
 /// GET of a blob. While the own storage is used, few bodies of a blob come from other regions at
