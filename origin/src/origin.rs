@@ -23,11 +23,13 @@ use crate::policy::{LivePolicy, PolicyStartError, Region};
 use crate::readiness::StorageHealth;
 use crate::region_certificate::{MissingRegion, RegionIdentity};
 use crate::regions::copy::BlobCopier;
+use crate::regions::counts::RegionCounts;
 use crate::regions::members::Members;
 use crate::regions::regional::{Regional, RegionalConfig};
 use crate::regions::remote::{RegionClient, RemoteSource};
 use crate::regions::replicate::Replicator;
 use crate::regions::source::{Source, Unreachable};
+use crate::regions::storage_pins::{PinnedSource, StoragePins};
 use crate::regions::sweep_state::SweepTimes;
 use crate::regions::take::{TakeOrders, TakeQueue, take_queue};
 use crate::registry::Registry;
@@ -158,6 +160,10 @@ impl Origin {
             takes,
             &shutdown,
         );
+        // While the storage is out it cannot say which storages the regions had.
+        if let Err(error) = api.regions.load_pins().await {
+            tracing::warn!(%error, "the known storages of other regions cannot be read; trusting the first contact");
+        }
         start_regional(&api, orders);
         // Other replicas conclude from a refused connection that this one serves no clients.
         let replica_port = match config.replica_listen {
@@ -288,7 +294,13 @@ pub(crate) fn build_api(
         Arc::clone(invalidator),
         config.clock,
     ));
-    let regional = connect_regions(config, &registry, policy, shutdown);
+    let counts = Arc::<RegionCounts>::default();
+    let pins = StoragePins::new(
+        registry.storage_id(),
+        Arc::clone(registry.storage()),
+        Arc::clone(&counts),
+    );
+    let regional = connect_regions(config, &registry, policy, &pins, counts, shutdown);
     Arc::new(Api {
         clock: config.clock,
         registry,
@@ -300,7 +312,13 @@ pub(crate) fn build_api(
         admission,
         metrics: Arc::new(metrics),
         regional,
-        regions: RegionServer::new(config.region.clone(), policy.clone(), takes, config.clock),
+        regions: RegionServer::new(
+            config.region.clone(),
+            policy.clone(),
+            takes,
+            pins,
+            config.clock,
+        ),
     })
 }
 
@@ -309,12 +327,21 @@ fn connect_regions(
     config: &Config,
     registry: &Arc<Registry>,
     policy: &LivePolicy,
+    pins: &Arc<StoragePins>,
+    counts: Arc<RegionCounts>,
     shutdown: &Shutdown,
 ) -> Option<Arc<Regional>> {
     let identity = config.tls.clone()?;
+    let pins = Arc::clone(pins);
     let connect = move |region: &Region| -> Arc<dyn Source> {
         match RegionClient::new(&identity, region.name.clone(), region.url.as_str()) {
-            Ok(client) => Arc::new(RemoteSource::new(client)),
+            Ok(client) => {
+                let client = client.with_pins(Arc::clone(&pins));
+                Arc::new(PinnedSource::new(
+                    RemoteSource::new(client),
+                    Arc::clone(&pins),
+                ))
+            }
             Err(error) => {
                 tracing::error!(%error, "a region cannot be reached");
                 Arc::new(Unreachable::new(region.name.clone(), error.to_string()))
@@ -322,11 +349,7 @@ fn connect_regions(
         }
     };
     let members = Members::new(config.region.clone(), policy.clone(), Box::new(connect));
-    let copier = BlobCopier::new(
-        Arc::clone(registry),
-        config.regions.down.clone(),
-        Arc::default(),
-    );
+    let copier = BlobCopier::new(Arc::clone(registry), config.regions.down.clone(), counts);
     let horizon = config.horizons.horizon;
     let settings = RegionalConfig {
         sweeps: SweepTimes {

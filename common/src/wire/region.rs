@@ -35,6 +35,12 @@ pub const KEYS_PATH: &str = "/flotilla/v1/region/keys";
 /// POST [`TakeRequest`]: a [`TakeAnswer`].
 pub const TAKE_PATH: &str = "/flotilla/v1/region/take";
 
+/// Header of requests between origins: the storage id of the sender's region.
+pub const FROM_STORAGE_HEADER: &str = "flotilla-from-storage";
+/// Header of requests between origins: the storage id that the sender knows the receiver's region
+/// by. A receiver with another storage, or that knows another storage of the sender, answers 421.
+pub const TO_STORAGE_HEADER: &str = "flotilla-to-storage";
+
 /// Maximum keys in one [`FactsRequest`].
 pub const MAX_FACTS: usize = 64;
 /// Maximum entries in one [`JournalPage`]: ten pages of a storage listing.

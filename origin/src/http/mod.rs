@@ -100,7 +100,12 @@ async fn handle(State(api): State<Arc<Api>>, mut request: Request<Body>) -> Resp
             if streams {
                 request.extensions_mut().insert(context.id.clone());
             }
-            let answer = dispatch(&api, route, request).await;
+            let (caller, headers) = (request.extensions().get(), request.headers());
+            let checked = api.regions.check_storage(&route, caller, headers).await;
+            let answer = match checked {
+                Ok(()) => dispatch(&api, route, request).await,
+                Err(refused) => Err(refused),
+            };
             answer.map(|response| {
                 if streams {
                     hold_until_sent(permits, response)

@@ -40,6 +40,8 @@ pub(crate) struct PerRegion {
     pub(crate) has_lease: bool,
     /// Whether it follows the region: it has the lease, and the region is the one that is known.
     pub(crate) follows: bool,
+    /// Whether its storage is a wrong one.
+    pub(crate) is_refused: bool,
     /// When the oldest entry was written that is not merged and may have reached its keys, in
     /// nanoseconds since 1970.
     pub(crate) oldest_owed: Option<u64>,
@@ -65,6 +67,7 @@ impl PerRegion {
         *self = Self {
             copied_bytes: self.copied_bytes,
             entries_done: self.entries_done,
+            is_refused: self.is_refused,
             ..Self::default()
         };
     }

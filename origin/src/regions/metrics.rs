@@ -55,6 +55,12 @@ pub(crate) fn write(regional: &Regional, figures: &mut MetricWriter<'_>) -> fmt:
         "from",
         per_region(|counts| u64::from(counts.follows)),
     )?;
+    figures.gauges(
+        "region_refused",
+        "Whether a region is refused, because its storage is this region's or another one than before (1) or not (0)",
+        "region",
+        per_region(|counts| u64::from(counts.is_refused)),
+    )?;
     figures.counters(
         "region_merged_entries",
         "Journal entries of a region that were merged",

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `source` | another region, as the follower sees it |
 //! | `remote` | the same over HTTPS |
+//! | `storage_pins` | which storage each region uses; a wrong one is refused |
 //! | `take` | keys that other regions asked this one to copy |
 //! | `members` | the other regions of the policy |
 //! | `replicate` | brings one key: its closure first, then the key |
@@ -59,6 +60,7 @@ pub(crate) mod replicate;
 pub(crate) mod resuming_body;
 pub(crate) mod routes;
 pub(crate) mod source;
+pub(crate) mod storage_pins;
 pub(crate) mod sweep;
 pub(crate) mod sweep_state;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::entry::EntryError;
 use super::members::{Members, RegionPolicy};
 use super::replicate::{Replicated, Replicator, led_by};
 use super::source::{Source, SourceError, readable_facts};
+use super::storage_pins::refusal;
 use super::sweep_state::{SweepStep, SweepTimes, next_step, page_merged, retried};
 use crate::layout;
 use crate::nonce::nonce;
@@ -90,16 +91,12 @@ impl Sweeper {
             );
             return Err(refused(reason).into());
         }
-        if state.storage_id == registry.storage_id() {
-            let reason = "it uses the storage of this region; give each region a bucket of its own";
+        let known = self.read().await?;
+        let pinned = known.as_ref().map(|(_, record)| record.storage_id);
+        if let Some(reason) = refusal(registry.storage_id(), pinned, state.storage_id) {
             return Err(refused(reason.to_owned()).into());
         }
-        match self.read().await? {
-            Some((_, record)) if record.storage_id != state.storage_id => {
-                let reason = "its storage is another one than before; a region that lost its storage \
-                    joins under a new name";
-                Err(refused(reason.to_owned()).into())
-            }
+        match known {
             Some(_) => Ok(()),
             None => {
                 let record = RegionRecord {

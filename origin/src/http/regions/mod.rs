@@ -12,25 +12,28 @@ use axum::body::Body;
 use bincode::Decode;
 use flotilla_common::codec::{self, CodecError};
 use flotilla_common::name::RegionName;
+use flotilla_common::storage_id::StorageId;
 use flotilla_common::wire::region::{
-    DoneRequest, EntryId, FactsRequest, JournalPage, JournalRequest, KeysRequest, MAX_ENTRIES,
-    MAX_FACTS, MAX_KEYS, OwedTo, RegionState, StorageStanding, TakeRequest, encode_facts,
+    DoneRequest, EntryId, FROM_STORAGE_HEADER, FactsRequest, JournalPage, JournalRequest,
+    KeysRequest, MAX_ENTRIES, MAX_FACTS, MAX_KEYS, OwedTo, RegionState, StorageStanding,
+    TO_STORAGE_HEADER, TakeRequest, encode_facts,
 };
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::http::ClientIdentity;
 use futures_util::future::{FutureExt as _, join_all};
 use http::request::Parts;
-use http::{Method, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::error::{ApiError, Code};
 use super::request_body::whole_body;
-use super::route::RegionEndpoint;
-use super::{Api, FromRegion, HandlerResult, empty, not_allowed, typed};
+use super::route::{RegionEndpoint, Route};
+use super::{Api, FromRegion, HandlerResult, empty, not_allowed, text_of, typed};
 use crate::cache::{Cache, CacheLimits};
 use crate::policy::LivePolicy;
 use crate::regions::regional::Regional;
+use crate::regions::storage_pins::StoragePins;
 use crate::regions::take::TakeQueue;
 use crate::registry::{Registry, RegistryError};
 use crate::storage::StorageError;
@@ -62,13 +65,20 @@ pub(crate) struct RegionServer {
     own: RegionName,
     policy: LivePolicy,
     takes: TakeQueue,
+    pins: Arc<StoragePins>,
     pages: Cache<PageKey, Arc<JournalPage>>,
     owed: Cache<RegionName, OwedTo>,
     facts: Semaphore,
 }
 
 impl RegionServer {
-    pub(crate) fn new(own: RegionName, policy: LivePolicy, takes: TakeQueue, clock: Clock) -> Self {
+    pub(crate) fn new(
+        own: RegionName,
+        policy: LivePolicy,
+        takes: TakeQueue,
+        pins: Arc<StoragePins>,
+        clock: Clock,
+    ) -> Self {
         let limits = |time_to_live, bytes| CacheLimits {
             time_to_live,
             term: None,
@@ -80,6 +90,7 @@ impl RegionServer {
             own,
             policy,
             takes,
+            pins,
             pages: Cache::new(
                 limits(PAGE_TIME_TO_LIVE, PAGES_LEN),
                 clock,
@@ -97,6 +108,52 @@ impl RegionServer {
         let region = client?.region()?;
         let is_other = *region != self.own && self.policy.current().region(region).is_some();
         is_other.then(|| region.clone())
+    }
+
+    /// Refuses a request of another region if either side uses another storage than the other one
+    /// knows, except the question which storage that is.
+    pub(super) async fn check_storage(
+        &self,
+        route: &Route,
+        caller: Option<&FromRegion>,
+        headers: &HeaderMap,
+    ) -> Result<(), ApiError> {
+        let Some(FromRegion(caller)) = caller else {
+            return Ok(());
+        };
+        if *route == Route::Region(RegionEndpoint::State) {
+            return Ok(());
+        }
+        let named = |header| {
+            let text = text_of(headers, HeaderName::from_static(header));
+            text.and_then(|text| text.parse::<StorageId>().ok())
+        };
+        let own = self.pins.own();
+        if let Some(expected) = named(TO_STORAGE_HEADER).filter(|expected| *expected != own) {
+            return Err(ApiError::new(
+                Code::Misdirected,
+                format_args!(
+                    "region {} uses storage {own}, but region {caller} knows it by {expected}; a region that lost its storage joins under a new name",
+                    self.own
+                ),
+            ));
+        }
+        let Some(from) = named(FROM_STORAGE_HEADER) else {
+            return Ok(());
+        };
+        let checked = self.pins.check(caller, from).boxed().await;
+        checked.map_err(|reason| {
+            let message = format_args!("region {caller} with storage {from} is refused: {reason}");
+            ApiError::new(Code::Misdirected, message)
+        })
+    }
+
+    /// Learns which storages the other regions of the policy were known by.
+    ///
+    /// # Errors
+    /// The own storage's.
+    pub(crate) async fn load_pins(&self) -> Result<(), StorageError> {
+        self.pins.load(&self.others()).await
     }
 
     /// The other regions of the policy.

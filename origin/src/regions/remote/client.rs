@@ -1,11 +1,13 @@
 //! The HTTPS client of one other region.
 
 use core::time::Duration;
+use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use flotilla_common::name::RegionName;
 use flotilla_common::wire::origin::{REDIRECT_HEADER, REDIRECT_NEVER};
+use flotilla_common::wire::region::{FROM_STORAGE_HEADER, TO_STORAGE_HEADER};
 use flotilla_runtime::error_text::explain;
 use flotilla_runtime::identity::{Identity, IdentityError};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -15,6 +17,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use crate::regions::source::SourceError;
+use crate::regions::storage_pins::StoragePins;
 
 /// For the TCP and TLS handshakes together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -50,6 +53,8 @@ pub(crate) struct RegionClient {
     /// `https://HOST[:PORT]`.
     url: String,
     http: Client,
+    /// Which storages the requests name; `None` for requests that name none.
+    pins: Option<Arc<StoragePins>>,
 }
 
 impl RegionClient {
@@ -84,7 +89,15 @@ impl RegionClient {
             region,
             url: url.to_owned(),
             http,
+            pins: None,
         })
+    }
+
+    /// Makes every request name the storages of this region and of the other one, so that a wrong
+    /// one is refused.
+    pub(crate) fn with_pins(mut self, pins: Arc<StoragePins>) -> Self {
+        self.pins = Some(pins);
+        self
     }
 
     /// The region.
@@ -150,12 +163,30 @@ impl RegionClient {
             HeaderName::from_static(REDIRECT_HEADER),
             HeaderValue::from_static(REDIRECT_NEVER),
         );
+        self.name_storages(&mut headers);
         let request = self
             .http
             .request(method, format!("{}{path_and_query}", self.url))
             .headers(headers)
             .body(body);
         request.send().await.map_err(reqwest::Error::without_url)
+    }
+
+    fn name_storages(&self, headers: &mut HeaderMap) {
+        let Some(pins) = &self.pins else {
+            return;
+        };
+        for (name, storage) in [
+            (FROM_STORAGE_HEADER, Some(pins.own())),
+            (TO_STORAGE_HEADER, pins.expected(&self.region)),
+        ] {
+            headers.remove(name);
+            if let Some(storage) = storage
+                && let Ok(value) = HeaderValue::from_str(&storage.to_string())
+            {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
     }
 
     /// Sends a request with a short body, or none, that may be performed twice; the head of the

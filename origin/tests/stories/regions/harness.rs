@@ -3,22 +3,17 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use flotilla_common::name::RegionName;
-use flotilla_common::seal::SealKey;
 use flotilla_origin::storage::{self, Storage};
-use flotilla_origin::{Config, Origin, policy};
-use flotilla_runtime::clock::Clock;
-use flotilla_runtime::identity::{CertificateAuthority, Identity, Issued, client_trusting};
+use flotilla_origin::{Config, Origin};
+use flotilla_runtime::identity::Identity;
 
 use super::gate::Gate;
+pub(crate) use super::network::NAMES;
+use super::network::Network;
 use crate::faulty_storage::{Faults, FaultyStorage};
 use crate::support::{Registry, config, start_replicas_on};
-
-/// The names of the regions, in the order of their numbers in tests.
-pub(crate) const NAMES: [&str; 3] = ["eu-1", "us-1", "ap-1"];
-const DAY: Duration = Duration::from_hours(24);
 
 /// One region.
 pub(crate) struct RegionSite {
@@ -36,10 +31,7 @@ pub(crate) struct RegionSite {
 /// Regions that list each other in their policies.
 pub(crate) struct Regions {
     pub(crate) sites: Vec<RegionSite>,
-    fleet: CertificateAuthority,
-    /// `gates[from][to]`: through which region `from` reaches region `to`.
-    gates: Vec<Vec<Gate>>,
-    authority: tempfile::TempDir,
+    network: Network,
 }
 
 impl Regions {
@@ -60,32 +52,32 @@ impl Regions {
         Self::start_on(storages.collect(), replicas, rules, adjust).await
     }
 
-    /// Starts a region on each of these storages, which must be empty.
+    /// Starts a region on each of these storages.
     pub(crate) async fn start_on(
         storages: Vec<Arc<dyn Storage>>,
         replicas: usize,
         rules: &str,
         adjust: impl Fn(usize, &mut Config),
     ) -> Self {
-        let fleet = CertificateAuthority::create(Clock::system()).unwrap();
-        let authority = tempfile::tempdir().unwrap();
-        std::fs::write(authority.path().join("ca.pem"), fleet.certificate_pem()).unwrap();
         let mut regions = Self {
             sites: Vec::new(),
-            gates: gates(storages.len()).await,
-            fleet,
-            authority,
+            network: Network::start(storages.len()).await,
         };
         for (number, storage) in storages.into_iter().enumerate() {
             let site = regions
                 .start_site(number, storage, replicas, rules, &adjust)
                 .await;
-            for gates in &regions.gates {
-                gates[number].set_targets(site.origins.iter().map(Origin::addr));
-            }
             regions.sites.push(site);
         }
         regions
+    }
+
+    /// Stops the replicas of a region, and starts one on another storage.
+    pub(crate) async fn restart_on(&mut self, region: usize, storage: Arc<dyn Storage>) {
+        self.sites[region].origins.clear();
+        self.sites[region] = self
+            .start_site(region, storage, 1, "", &|_: usize, _: &mut Config| {})
+            .await;
     }
 
     async fn start_site(
@@ -96,19 +88,9 @@ impl Regions {
         rules: &str,
         adjust: &impl Fn(usize, &mut Config),
     ) -> RegionSite {
-        let name: RegionName = NAMES[number].parse().unwrap();
-        let adjust = |config: &mut Config| {
-            config.region = name.clone();
-            config.seal_key = SealKey::from_secret(name.clone(), &[7 + number as u8; 32]);
-            adjust(number, config);
-        };
-        // The first start writes the format, without which no policy can be stored.
-        let mut first = config();
-        adjust(&mut first);
-        drop(Origin::start_on(first, Arc::clone(&storage)).await.unwrap());
-        let policy = self.policy(number, rules);
-        policy::set(&*storage, &policy, None).await.unwrap();
-
+        self.network
+            .store_policy(number, &storage, rules, |config| adjust(number, config))
+            .await;
         let faulty = FaultyStorage::new(Arc::clone(&storage));
         let faults = faulty.faults();
         let shared: Arc<dyn Storage> = Arc::new(faulty);
@@ -119,46 +101,30 @@ impl Regions {
             Arc::new(path) as Arc<dyn Storage>
         });
         let origins = start_replicas_on(paths.collect(), |config| {
-            adjust(config);
+            Network::configure(number, config);
+            adjust(number, config);
             config.tls = Some(identity.clone());
         });
+        let origins = origins.await;
+        let addresses: Vec<_> = origins.iter().map(Origin::addr).collect();
+        self.network.set_targets(number, &addresses);
         RegionSite {
-            origins: origins.await,
-            name,
+            origins,
+            name: NAMES[number].parse().unwrap(),
             faults,
             replica_faults,
             storage,
         }
     }
 
-    /// The policy of a region. It reaches each other region through a gate of its own.
-    fn policy(&self, from: usize, rules: &str) -> String {
-        let entry = |to: usize| {
-            let address = self.gate(from, to).address;
-            format!(
-                "[[region]]\nname = \"{}\"\nurl = \"https://{address}\"\n",
-                NAMES[to]
-            )
-        };
-        let regions: String = (0..self.gates.len()).map(entry).collect();
-        regions + rules
-    }
-
     /// The file with the certificate of the authority that clients must trust.
     pub(crate) fn authority_file(&self) -> PathBuf {
-        self.authority.path().join("ca.pem")
+        self.network.authority_file()
     }
 
     /// The gate through which one region reaches another one.
     pub(crate) fn gate(&self, from: usize, to: usize) -> &Gate {
-        // A region never calls itself, but its policy has an entry of it. Between two regions both
-        // policies are equal.
-        let from = if from == to {
-            (to + 1) % self.gates.len()
-        } else {
-            from
-        };
-        &self.gates[from][to]
+        self.network.gate(from, to)
     }
 
     /// An anonymous client of the first replica of a region, over TLS.
@@ -168,8 +134,8 @@ impl Regions {
 
     /// An anonymous client of one replica, over TLS.
     pub(crate) fn client_of_replica(&self, region: usize, replica: usize) -> Registry {
-        let tls = client_trusting(&self.authority_file()).unwrap();
-        Registry::over_tls(self.sites[region].origins[replica].addr(), tls)
+        let address = self.sites[region].origins[replica].addr();
+        Registry::over_tls(address, self.network.anonymous_tls())
     }
 
     /// A client of the first replica of a region, with a certificate.
@@ -184,8 +150,7 @@ impl Regions {
         let site = &self.sites[region];
         let storage = FaultyStorage::sharing(Arc::clone(&site.storage), site.faults.clone());
         let mut config = config();
-        config.region = site.name.clone();
-        config.seal_key = SealKey::from_secret(site.name.clone(), &[7 + region as u8; 32]);
+        Network::configure(region, &mut config);
         config.tls = Some(self.identity_of(NAMES[region]));
         let origin = Origin::start_on(config, Arc::new(storage)).await.unwrap();
         self.sites[region].origins.push(origin);
@@ -204,45 +169,16 @@ impl Regions {
 
     /// A certificate of an origin of a region, whether the policy lists it or not.
     pub(crate) fn identity_of(&self, region: &str) -> Identity {
-        let region = region.parse().unwrap();
-        self.identity(
-            &self
-                .fleet
-                .issue_server(&local(), Some(&region), DAY)
-                .unwrap(),
-        )
+        self.network.identity_of(region)
     }
 
     /// A server certificate without a region.
     pub(crate) fn identity_without_region(&self) -> Identity {
-        self.identity(&self.fleet.issue_server(&local(), None, DAY).unwrap())
+        self.network.identity_without_region()
     }
 
     /// A certificate of a peer.
     pub(crate) fn identity_of_peer(&self, peer: &str) -> Identity {
-        let issued = self.fleet.issue_peer(&peer.parse().unwrap(), DAY);
-        self.identity(&issued.unwrap())
+        self.network.identity_of_peer(peer)
     }
-
-    fn identity(&self, issued: &Issued) -> Identity {
-        let (certificate, key) = (&issued.certificate_pem, &issued.key_pem);
-        let authority = self.fleet.certificate_pem();
-        Identity::from_pem(certificate, key, authority, Clock::system()).unwrap()
-    }
-}
-
-fn local() -> [String; 1] {
-    ["127.0.0.1".to_owned()]
-}
-
-async fn gates(regions: usize) -> Vec<Vec<Gate>> {
-    let mut gates = Vec::new();
-    for _ in 0..regions {
-        let mut row = Vec::new();
-        for _ in 0..regions {
-            row.push(Gate::start().await);
-        }
-        gates.push(row);
-    }
-    gates
 }

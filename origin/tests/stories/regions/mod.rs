@@ -6,13 +6,15 @@ mod costs;
 mod cut_off;
 mod endpoints;
 mod figures;
-mod gate;
+pub(crate) mod gate;
 pub(crate) mod harness;
 mod monitoring;
+pub(crate) mod network;
 mod outages;
 mod replication;
 mod shares;
 mod writes;
+mod wrong_storage;
 
 use std::time::{Duration, Instant};
 
