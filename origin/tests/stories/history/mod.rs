@@ -11,6 +11,7 @@ mod checker;
 mod clients;
 mod fleet;
 mod recording_storage;
+mod two_regions;
 
 use core::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Storage that records the order in which changes of tags apply, and that can be paused before
-//! and after each call.
+//! Storage that records the order in which changes of tags, manifests and referrers apply, and that
+//! can be paused before and after each call.
 
 use core::ops::Range;
 use core::time::Duration;
@@ -13,7 +13,7 @@ use flotilla_origin::storage::{
 };
 use tokio::sync::{Mutex, watch};
 
-/// A change of a tag, as the storage applied it.
+/// A change of a tag, a manifest or a referrer, as the storage applied it.
 #[derive(Clone, Debug)]
 pub(super) struct AppliedChange {
     pub(super) key: String,
@@ -23,8 +23,11 @@ pub(super) struct AppliedChange {
     pub(super) ended: Instant,
 }
 
-/// All changes of tags, in the order in which they applied.
+/// All changes, in the order in which they applied.
 pub(super) type ChangeLog = Arc<Mutex<Vec<AppliedChange>>>;
+
+/// The keys whose changes are recorded.
+const RECORDED: [&str; 3] = ["tag/", "rm/", "ref/"];
 
 /// One replica's connection to the shared storage.
 pub(super) struct RecordingStorage {
@@ -53,14 +56,17 @@ impl RecordingStorage {
         outcome
     }
 
-    /// Records a change of a tag. Changes apply one at a time, so that the log has their order.
+    /// Records a change. Changes apply one at a time, so that the log has their order.
     async fn record(
         &self,
         key: &Key,
         body: Bytes,
         write: impl Future<Output = StorageResult<Version>> + Send,
     ) -> StorageResult<Version> {
-        if !key.as_str().starts_with("tag/") {
+        if !RECORDED
+            .iter()
+            .any(|prefix| key.as_str().starts_with(prefix))
+        {
             return self.pausable(write).await;
         }
         let recorded = async {

@@ -12,7 +12,7 @@ use flotilla_origin::{Config, Origin, policy};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{CertificateAuthority, Identity, Issued, client_trusting};
 
-use super::gate::Gate;
+use super::gate::{Gate, GateState};
 use crate::support::config;
 
 /// The names of the regions, in the order of their numbers in tests.
@@ -89,6 +89,13 @@ impl Network {
             from
         };
         &self.gates[from][to]
+    }
+
+    /// Opens all gates, or cuts all regions off from each other.
+    pub(crate) fn set_all_gates(&self, state: GateState) {
+        for gate in self.gates.iter().flatten() {
+            gate.set(state);
+        }
     }
 
     /// Sets the addresses of a region's origins.
