@@ -11,6 +11,7 @@
 //! pieces deadlocks. A connection drops each piece once it is sent.
 
 use core::ops::Range;
+use core::time::Duration;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
@@ -62,10 +63,12 @@ impl SendBuffers {
         Self(BufferPool::new(LARGE, bytes.0))
     }
 
-    /// Streams ranges of files, one after the other.
+    /// Streams ranges of files, one after the other. With `read_timeout`, a read that takes longer
+    /// ends the stream with an error; the time in which the client reads does not count.
     pub(super) fn files(
         &self,
         files: Vec<(Arc<File>, Range<u64>)>,
+        read_timeout: Option<Duration>,
     ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         let permits = Arc::new(Semaphore::new(PIECES_IN_FLIGHT));
         let pool = self.0.clone();
@@ -83,10 +86,14 @@ impl SendBuffers {
                     }
                     let first = acquire(&permits).await;
                     let (piece, second) = match pool.try_take() {
-                        Some(buffer) => (read_large(buffer, file, range.clone()).await?, None),
+                        Some(buffer) => {
+                            let read = read_large(buffer, file, range.clone());
+                            (within(read_timeout, read).await?, None)
+                        }
                         None => {
                             let second = acquire(&permits).await;
-                            (read_small(file, range.clone()).await?, second)
+                            let read = read_small(file, range.clone());
+                            (within(read_timeout, read).await?, second)
                         }
                     };
                     let rest = range.start + piece.len() as u64..range.end;
@@ -96,6 +103,18 @@ impl SendBuffers {
         });
         pieces.try_flatten().boxed()
     }
+}
+
+/// Fails if a read takes longer than `limit`.
+async fn within<T>(
+    limit: Option<Duration>,
+    read: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    let Some(limit) = limit else {
+        return read.await;
+    };
+    let read = tokio::time::timeout(limit, read).await;
+    read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Streams bytes from remote storage, with one piece in memory at a time.
@@ -161,6 +180,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::regions::resuming_body::{BrokenBody, with_stall_timeout};
 
     const LEN: usize = 2 * LARGE + 5;
 
@@ -173,7 +193,7 @@ mod tests {
 
     /// The length of each piece and all bytes, for a client that reads everything.
     async fn sent(buffers: &SendBuffers, range: Range<u64>) -> (Vec<usize>, Vec<u8>) {
-        let pieces = buffers.files(vec![(file().0, range)]);
+        let pieces = buffers.files(vec![(file().0, range)], None);
         let mut lens = Vec::new();
         let mut bytes = Vec::new();
         let mut pieces = Box::pin(pieces);
@@ -200,7 +220,7 @@ mod tests {
     #[tokio::test]
     async fn stalled_client_holds_two_large_pieces_or_one_small() {
         let buffers = SendBuffers::new(ByteSize(3 * LARGE as u64));
-        let of = || Box::pin(buffers.files(vec![(file().0, 0..LEN as u64)]));
+        let of = || Box::pin(buffers.files(vec![(file().0, 0..LEN as u64)], None));
         let mut first = of();
         let mut second = of();
         let mut third = of();
@@ -217,6 +237,20 @@ mod tests {
         assert_eq!(first.next().await.unwrap().unwrap().len(), 5);
         drop(small);
         assert_eq!(third.next().await.unwrap().unwrap().len(), LARGE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_storage_that_stalls_ends_a_body() {
+        let pieces = [Bytes::from_static(b"a"), Bytes::from_static(b"b")].map(Ok::<_, BrokenBody>);
+        let bytes = stream::iter(pieces).chain(stream::pending()).boxed();
+        let mut body = Box::pin(one_piece_at_a_time(with_stall_timeout(bytes)));
+        let first = body.next().await.unwrap().unwrap();
+        // A connection asks for the next piece while its client reads the first one slowly.
+        let minute = tokio::time::timeout(Duration::from_secs(60), body.next()).await;
+        assert!(minute.is_err(), "{minute:?}");
+        drop(first);
+        assert_eq!(body.next().await.unwrap().unwrap(), "b");
+        body.next().await.unwrap().unwrap_err();
     }
 
     #[tokio::test]

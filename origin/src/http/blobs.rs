@@ -11,6 +11,7 @@ use flotilla_common::name::RepositoryName;
 use flotilla_common::wire::origin::{REDIRECT_HEADER, REDIRECT_NEVER};
 use flotilla_runtime::http::FileSender;
 use flotilla_runtime::http::range::{RequestedRange, content_range, unsatisfied_range};
+use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -22,7 +23,8 @@ use super::{
     Api, CONTENT_DIGEST, HandlerResult, empty, is_from_region, matches_etag, other_regions, set,
     text_of, warn_if_stale,
 };
-use crate::regions::resuming_body::{BrokenBody, ResumingBody};
+use crate::regions::regional::Regional;
+use crate::regions::resuming_body::{BrokenBody, ResumingBody, STALL_TIMEOUT, with_stall_timeout};
 use crate::registry::{FoundBlob, Need, RegistryError, gave_wrong_bytes};
 use crate::storage::StorageError;
 
@@ -145,19 +147,26 @@ async fn body(
     range: Range<u64>,
     request: &Parts,
 ) -> Result<Body, ApiError> {
+    let regional = other_regions(api, request);
     if let Some(files) = api.registry.blob_files(blob, range.clone()).await? {
-        return Ok(match request.extensions.get::<FileSender>() {
-            Some(sender) => limited_body(api, request, sender.clone().body(files)),
-            None => limited_body(api, request, api.buffers.files(files)),
-        });
+        let Some(regional) = regional else {
+            return Ok(match request.extensions.get::<FileSender>() {
+                Some(sender) => limited_body(api, request, sender.clone().body(files)),
+                None => limited_body(api, request, api.buffers.files(files, None)),
+            });
+        };
+        let bytes = api.buffers.files(files, Some(STALL_TIMEOUT));
+        let bytes = bytes.map_err(|error| BrokenBody::Failed(error.to_string()));
+        let bytes = bytes.boxed();
+        let bytes = continued_elsewhere(regional, repository, blob, range, bytes);
+        return Ok(limited_body(api, request, bytes));
     }
     let bytes = api
         .registry
         .read_blob(repository, blob, range.clone())
         .await?;
-    let bytes = one_piece_at_a_time(bytes);
-    let Some(regional) = other_regions(api, request) else {
-        return Ok(limited_body(api, request, bytes));
+    let Some(regional) = regional else {
+        return Ok(limited_body(api, request, one_piece_at_a_time(bytes)));
     };
     let digest = blob.record.facts.digest;
     let (owner, name) = (Arc::clone(regional), repository.clone());
@@ -166,16 +175,29 @@ async fn body(
             owner.replace_lost(&name, &digest);
         }
     });
+    let bytes = with_stall_timeout(bytes.map_err(broken_body).boxed());
+    let bytes = continued_elsewhere(regional, repository, blob, range, bytes);
+    Ok(limited_body(api, request, bytes))
+}
+
+/// A body that goes on from another region when the own storage stalls or fails.
+fn continued_elsewhere(
+    regional: &Regional,
+    repository: &RepositoryName,
+    blob: &FoundBlob,
+    range: Range<u64>,
+    bytes: BoxStream<'static, Result<Bytes, BrokenBody>>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     let bytes = ResumingBody::of_own(
         regional.routes().usable_others(),
         repository.clone(),
-        digest,
+        blob.record.facts.digest,
         blob.size(),
         range,
-        bytes.map_err(broken_body).boxed(),
+        bytes,
     );
-    let bytes = bytes.into_stream().map_err(io::Error::other);
-    Ok(limited_body(api, request, bytes))
+    // Outermost, so that a client that reads slowly is not taken for a source that stalls.
+    one_piece_at_a_time(bytes.into_stream().map_err(io::Error::other))
 }
 
 fn broken_body(error: StorageError) -> BrokenBody {

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::source::{Source, SourceBlob};
 
 /// A source that sends nothing for this long is left.
-const STALL_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a body changes its source without progress: each region is asked at most twice.
 const MAX_RESUMES_PER_SOURCE: usize = 2;
 /// After so many bytes from one source the regions are asked anew: a blob of hundreds of GB takes
@@ -28,6 +28,24 @@ pub(crate) enum BrokenBody {
     Failed(String),
     /// The bytes so far are not those of the blob.
     Corrupt(String),
+}
+
+/// Ends `bytes` with an error if the next of them do not come within [`STALL_TIMEOUT`]. The time
+/// counts while they are asked for, not while a client reads those before.
+pub(crate) fn with_stall_timeout(
+    bytes: BoxStream<'static, Result<Bytes, BrokenBody>>,
+) -> BoxStream<'static, Result<Bytes, BrokenBody>> {
+    stream::unfold(Some(bytes), |bytes| async move {
+        let mut bytes = bytes?;
+        match timeout(STALL_TIMEOUT, bytes.next()).await {
+            Ok(piece) => Some((piece?, Some(bytes))),
+            Err(_) => {
+                let reason = format!("no byte within {STALL_TIMEOUT:?}");
+                Some((Err(BrokenBody::Failed(reason)), None))
+            }
+        }
+    })
+    .boxed()
 }
 
 /// A range of a blob from whichever region delivers it.
@@ -65,14 +83,15 @@ impl ResumingBody {
             size: blob.size,
             offset: 0,
             end: blob.size,
-            bytes: of_source(blob.bytes),
+            bytes: with_stall_timeout(of_source(blob.bytes)),
             next: 1,
             resumes: 0,
             progress: 0,
         }
     }
 
-    /// Continues a range that the own storage began to deliver.
+    /// Continues a range that the own storage began to deliver. `bytes` must end with an error if
+    /// the storage stalls; it may wait for the client.
     pub(crate) fn of_own(
         sources: Vec<Arc<dyn Source>>,
         repository: RepositoryName,
@@ -113,8 +132,8 @@ impl ResumingBody {
             if self.offset >= self.end {
                 return None;
             }
-            let reason = match timeout(STALL_TIMEOUT, self.bytes.next()).await {
-                Ok(Some(Ok(mut piece))) => {
+            let reason = match self.bytes.next().await {
+                Some(Ok(mut piece)) => {
                     let rest = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
                     piece.truncate(rest);
                     self.offset += piece.len() as u64;
@@ -124,10 +143,9 @@ impl ResumingBody {
                     }
                     return Some(Ok(piece));
                 }
-                Ok(Some(Err(BrokenBody::Corrupt(error)))) => return Some(Err(error)),
-                Ok(Some(Err(BrokenBody::Failed(error)))) => error,
-                Ok(None) => "the body ended early".to_owned(),
-                Err(_) => format!("no byte within {STALL_TIMEOUT:?}"),
+                Some(Err(BrokenBody::Corrupt(error))) => return Some(Err(error)),
+                Some(Err(BrokenBody::Failed(error))) => error,
+                None => "the body ended early".to_owned(),
             };
             if let Err(error) = self.resume(reason).await {
                 return Some(Err(error));
@@ -146,7 +164,7 @@ impl ResumingBody {
             let asked = source.blob(&self.repository, &self.digest, self.offset);
             match timeout(STALL_TIMEOUT, asked).await {
                 Ok(Ok(Some(blob))) if blob.size == self.size => {
-                    self.bytes = of_source(blob.bytes);
+                    self.bytes = with_stall_timeout(of_source(blob.bytes));
                     self.progress = 0;
                     return Ok(());
                 }
