@@ -1,12 +1,16 @@
 //! Object store servers for tests: third-party programs, each with its own port and directory for
 //! the duration of a test. `tests/run` installs them; without them their tests are skipped with a
-//! message. Clients reach a server through a proxy that injects faults.
+//! message. Clients reach a server through a gate that can be cut, and a proxy that injects faults.
 #![allow(
     dead_code,
     unused_imports,
     reason = "two test programs share this, and neither uses all of it"
 )]
 
+mod directory;
+mod gate;
+mod gcs;
+mod outage;
 mod proxy;
 
 use std::env;
@@ -21,8 +25,11 @@ use std::time::{Duration, Instant};
 use flotilla_origin::storage::{self, Storage, Variables};
 use tempfile::TempDir;
 
+pub(crate) use directory::MountedDirectory;
+pub(crate) use gate::{Gate, GateState};
+pub(crate) use outage::{Outage, StorageServer};
 use proxy::Proxy;
-pub(crate) use proxy::{Fault, Faults};
+pub(crate) use proxy::{Behaviour, Fault, Faults};
 
 /// If this variable is set, and not to `0`, a missing program fails its test instead of skipping
 /// it.
@@ -39,8 +46,10 @@ pub(crate) enum Kind {
     S3Fs,
     /// S3 in memory, a Python program.
     Moto,
-    /// GCS in memory, a Go program.
+    /// GCS in memory, a Go program, without conditional writes.
     FakeGcs,
+    /// The same program behind a translation of conditional writes.
+    Gcs,
     /// Azure in a directory, a Node.js program.
     Azurite,
 }
@@ -50,15 +59,16 @@ impl Kind {
         match self {
             Self::S3Fs => "s3s-fs",
             Self::Moto => "moto_server",
-            Self::FakeGcs => "fake-gcs-server",
+            Self::FakeGcs | Self::Gcs => "fake-gcs-server",
             Self::Azurite => "azurite-blob",
         }
     }
 
-    fn arguments(self, port: u16, proxy: SocketAddr, dir: &Path) -> Vec<String> {
-        let (port, proxy, dir) = (
+    /// The arguments of the program. Clients reach it at `public`.
+    fn arguments(self, port: u16, public: SocketAddr, dir: &Path) -> Vec<String> {
+        let (port, public, dir) = (
             port.to_string(),
-            proxy.to_string(),
+            public.to_string(),
             dir.display().to_string(),
         );
         let arguments: &[&str] = match self {
@@ -74,7 +84,7 @@ impl Kind {
                 &dir,
             ],
             Self::Moto => &["-H", "127.0.0.1", "-p", &port],
-            Self::FakeGcs => &[
+            Self::FakeGcs | Self::Gcs => &[
                 "-scheme",
                 "http",
                 "-host",
@@ -82,7 +92,7 @@ impl Kind {
                 "-port",
                 &port,
                 "-public-host",
-                &proxy,
+                &public,
                 "-backend",
                 "memory",
             ],
@@ -117,10 +127,15 @@ const GOOGLE_ACCOUNT: &str = r#"{"private_key": "none", "private_key_id": "none"
 /// A running object store with one bucket.
 pub(crate) struct Server {
     kind: Kind,
+    /// Where the program listens.
     address: SocketAddr,
     process: Child,
     dir: TempDir,
     proxy: Proxy,
+    /// Where clients reach it.
+    gate: Gate,
+    /// The service account of clients of GCS.
+    google_account: String,
 }
 
 impl Server {
@@ -129,27 +144,26 @@ impl Server {
     /// # Panics
     /// If it does not start, or if its program is missing and skips are forbidden.
     pub(crate) async fn start(test: &str, kind: Kind) -> Option<Self> {
-        let program = find(test, kind.program())?;
+        find(test, kind.program())?;
         let dir = tempfile::tempdir().expect("create the server's directory");
         let address = free_address();
-        let log = File::create(dir.path().join(".log")).expect("create the server's log");
         // The client builder requires a TLS provider even for plain HTTP. All tests install the
         // same.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let proxy = Proxy::start(address).await;
-        let process = Command::new(&program)
-            .args(kind.arguments(address.port(), proxy.address, dir.path()))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("share the log"))
-            .stderr(log)
-            .spawn()
-            .unwrap_or_else(|error| panic!("start {}: {error}", program.display()));
+        let proxy = Proxy::start(address, matches!(kind, Kind::Gcs)).await;
+        let gate = Gate::start().await;
+        gate.set_targets([proxy.address]);
         let mut server = Self {
             kind,
             address,
-            process,
+            process: start_program(kind, address, gate.address, dir.path()),
             dir,
             proxy,
+            gate,
+            google_account: match kind {
+                Kind::Gcs => gcs::service_account(),
+                _ => GOOGLE_ACCOUNT.to_owned(),
+            },
         };
         server.wait_until_listening();
         server.create_bucket().await;
@@ -170,7 +184,7 @@ impl Server {
     pub(crate) fn url(&self) -> String {
         let kind = match self.kind {
             Kind::S3Fs | Kind::Moto => "s3",
-            Kind::FakeGcs => "gs",
+            Kind::FakeGcs | Kind::Gcs => "gs",
             Kind::Azurite => "az",
         };
         format!("{kind}://{BUCKET}/fleet/eu-1")
@@ -178,7 +192,7 @@ impl Server {
 
     /// The environment variables of a process that uses it.
     pub(crate) fn variables(&self) -> Variables {
-        let endpoint = format!("http://{}", self.proxy.address);
+        let endpoint = format!("http://{}", self.gate.address);
         let variables = match self.kind {
             Kind::S3Fs | Kind::Moto => vec![
                 ("AWS_ENDPOINT", endpoint),
@@ -187,10 +201,10 @@ impl Server {
                 ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
                 ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
             ],
-            Kind::FakeGcs => vec![
+            Kind::FakeGcs | Kind::Gcs => vec![
                 ("GOOGLE_BASE_URL", endpoint),
                 ("GOOGLE_ALLOW_HTTP", "true".to_owned()),
-                ("GOOGLE_SERVICE_ACCOUNT_KEY", GOOGLE_ACCOUNT.to_owned()),
+                ("GOOGLE_SERVICE_ACCOUNT_KEY", self.google_account.clone()),
             ],
             Kind::Azurite => vec![
                 (
@@ -246,7 +260,7 @@ impl Server {
             Kind::S3Fs => return fs::create_dir(self.dir.path().join(BUCKET)).unwrap(),
             Kind::Azurite => return create_azure_container(&base),
             Kind::Moto => client.put(format!("{base}/{BUCKET}")),
-            Kind::FakeGcs => client
+            Kind::FakeGcs | Kind::Gcs => client
                 .post(format!("{base}/storage/v1/b"))
                 .body(format!("{{\"name\":\"{BUCKET}\"}}")),
         };
@@ -264,6 +278,24 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Starts the program of a server, which logs into `dir`.
+fn start_program(kind: Kind, address: SocketAddr, public: SocketAddr, dir: &Path) -> Child {
+    let program = find_on_path(kind.program()).expect("it was found before");
+    let mut options = File::options();
+    let log = options
+        .create(true)
+        .append(true)
+        .open(dir.join(".log"))
+        .expect("open the server's log");
+    Command::new(&program)
+        .args(kind.arguments(address.port(), public, dir))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("share the log"))
+        .stderr(log)
+        .spawn()
+        .unwrap_or_else(|error| panic!("start {}: {error}", program.display()))
 }
 
 /// Creates a container by a signed request. Node.js is available, because azurite runs on it.

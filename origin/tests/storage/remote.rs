@@ -65,6 +65,15 @@ async fn probe_rejects_gcs_without_conditional_writes() {
 }
 
 #[tokio::test]
+async fn probe_accepts_gcs_with_conditional_writes() {
+    let test = "probe_accepts_gcs_with_conditional_writes";
+    let Some(server) = Server::start(test, Kind::Gcs).await else {
+        return;
+    };
+    storage::probe(&*server.storage()).await.unwrap();
+}
+
+#[tokio::test]
 async fn azure_on_azurite() {
     let Some(server) = Server::start("azure_on_azurite", Kind::Azurite).await else {
         return;

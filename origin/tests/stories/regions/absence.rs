@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use flotilla_common::digest::Digest;
 use reqwest::StatusCode;
 
-use super::gate::GateState;
 use super::harness::Regions;
 use super::until;
 use crate::faulty_storage::WriteFault;
+use crate::servers::GateState;
 use crate::support::{MANIFEST, Registry, code, header, manifest, sample};
 
 async fn status(client: &Registry, path: &str) -> StatusCode {

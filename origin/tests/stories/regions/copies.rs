@@ -7,9 +7,9 @@ use flotilla_origin::storage::Prefix;
 use flotilla_runtime::rate::Limiter;
 use reqwest::StatusCode;
 
-use super::gate::GateState;
 use super::harness::Regions;
 use super::until;
+use crate::servers::GateState;
 use crate::support::{header, sample};
 
 /// Bytes of blobs that the replicas of a region have sent.

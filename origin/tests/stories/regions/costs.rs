@@ -13,9 +13,9 @@ use flotilla_origin::storage::{
 };
 use reqwest::StatusCode;
 
-use super::gate::GateState;
 use super::harness::Regions;
 use super::until;
+use crate::servers::GateState;
 use crate::support::{MANIFEST, Registry, descriptor, manifest, sample};
 
 /// Kinds of objects that replicas use at any time, whether clients send requests or not.

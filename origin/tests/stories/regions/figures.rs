@@ -13,10 +13,10 @@ use futures_util::future::join_all;
 use reqwest::StatusCode;
 use tokio::sync::watch;
 
-use super::gate::GateState;
 use super::harness::Regions;
 use super::until;
 use crate::faulty_storage::Outage;
+use crate::servers::GateState;
 use crate::support::{MANIFEST, Registry, manifest, sample};
 
 const PUSHES_PER_SECOND: usize = 10;

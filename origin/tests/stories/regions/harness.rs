@@ -9,10 +9,10 @@ use flotilla_origin::storage::{self, Storage};
 use flotilla_origin::{Config, Origin};
 use flotilla_runtime::identity::Identity;
 
-use super::gate::Gate;
 pub(crate) use super::network::NAMES;
 use super::network::Network;
 use crate::faulty_storage::{Faults, FaultyStorage};
+use crate::servers::Gate;
 use crate::support::{Registry, config, start_replicas_on};
 
 /// One region.

@@ -6,13 +6,15 @@ mod costs;
 mod cut_off;
 mod endpoints;
 mod figures;
-pub(crate) mod gate;
 pub(crate) mod harness;
 mod monitoring;
 pub(crate) mod network;
+mod outage_table;
 mod outages;
 mod replication;
 mod shares;
+mod storage_outages;
+mod storage_servers;
 mod writes;
 mod wrong_storage;
 

@@ -3,9 +3,9 @@
 use flotilla_common::units::BitRate;
 use reqwest::Method;
 
-use super::gate::GateState;
 use super::harness::Regions;
 use super::until;
+use crate::servers::GateState;
 use crate::support::{header, sample};
 
 async fn metrics(regions: &Regions, region: usize) -> String {

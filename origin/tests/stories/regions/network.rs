@@ -12,7 +12,7 @@ use flotilla_origin::{Config, Origin, policy};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{CertificateAuthority, Identity, Issued, client_trusting};
 
-use super::gate::{Gate, GateState};
+use crate::servers::{Gate, GateState};
 use crate::support::config;
 
 /// The names of the regions, in the order of their numbers in tests.

@@ -7,9 +7,9 @@ use flotilla_common::digest::Digest;
 use flotilla_common::units::BitRate;
 use reqwest::StatusCode;
 
-use super::gate::GateState;
 use super::harness::Regions;
 use super::until;
+use crate::servers::GateState;
 use crate::support::{MANIFEST, code, descriptor, header, sample};
 
 /// The keys of a region's storage under a prefix.

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use reqwest::{Method, StatusCode};
 
-use super::gate::GateState;
 use super::harness::Regions;
 use super::until;
 use crate::faulty_storage::{Outage, WriteFault};
+use crate::servers::GateState;
 use crate::support::{MANIFEST, Registry, header, location, manifest, sample};
 
 /// Whether a region's storage has a tag of `app`.

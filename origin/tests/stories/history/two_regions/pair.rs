@@ -18,8 +18,8 @@ use super::stored::{Stored, decode};
 use crate::faulty_storage::{Faults, FaultyStorage, Outage};
 use crate::history::fleet::{Fleet, Listing, Site};
 use crate::history::recording_storage::AppliedChange;
-use crate::regions::gate::GateState;
 use crate::regions::network::{NAMES, Network};
+use crate::servers::GateState;
 use crate::support::Registry;
 
 /// Within this time after the last disturbance both regions have the same values.
