@@ -1,7 +1,7 @@
 //! What clients see in each form of outage, made outside the origin: a table.
 //!
 //! `docs/benchmarks` has it from `cargo test --release -p flotilla-origin --test stories
-//! regions::outage_table -- --nocapture --test-threads 1`.
+//! regions::outage_table -- --ignored --nocapture`.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ const PUSH: Duration = Duration::from_secs(10);
 const PUSH_IN_BROWN_OUT: Duration = Duration::from_secs(60);
 
 /// How the storage fails, as in the table.
-const FORMS: [(&str, Outage); 12] = [
+const FORMS: [(&str, Outage); 10] = [
     ("accepts, and hangs", Outage::Hangs),
     ("refuses connections", Outage::Refuses),
     ("process stopped", Outage::ProcessStops),
@@ -40,14 +40,6 @@ const FORMS: [(&str, Outage); 12] = [
     ),
     ("lost its bucket", Outage::Answers(Behaviour::HasNoBucket)),
     ("full (507)", Outage::Answers(Behaviour::IsFull)),
-    (
-        "hangs, but not for probes",
-        Outage::Answers(Behaviour::HangsUnprobed),
-    ),
-    (
-        "takes 5 s, but not for probes",
-        Outage::Answers(Behaviour::SlowUnprobed),
-    ),
 ];
 
 /// What a client saw.
@@ -202,6 +194,7 @@ async fn row(name: &str, outage: Outage) -> Option<String> {
 }
 
 #[tokio::test]
+#[ignore = "prints a table; half a minute"]
 async fn clients_in_each_form_of_outage() {
     let rows = stream::iter(FORMS).map(|(name, outage)| row(name, outage));
     let rows: Vec<_> = rows.buffered(AT_ONCE).collect().await;
