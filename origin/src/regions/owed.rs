@@ -35,9 +35,11 @@ const FRESH: Duration = Duration::from_secs(1);
 const PAGE_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Entries beyond which a region counts as owing something in every repository.
 const MAX_KNOWN: usize = 999;
-/// Questions to other regions about absent content of one repository that no journal names, per
-/// second, while that may exist nevertheless.
-const ASKS_PER_SECOND: u32 = 20;
+/// Time between two questions to other regions about absent content of one repository that no
+/// journal names, while that may exist nevertheless...
+const ASK_INTERVAL: Duration = Duration::from_millis(50);
+/// ...on average: after a pause so many may follow each other at once.
+const MAX_ASKS_AT_ONCE: u32 = 200;
 /// Repositories whose questions are counted.
 const MAX_COUNTED: usize = 4096;
 
@@ -95,7 +97,8 @@ struct KnownPage {
 pub(crate) struct OwedPages {
     clock: Clock,
     pages: Mutex<HashMap<RegionName, Arc<AsyncMutex<KnownPage>>>>,
-    asks: Mutex<HashMap<RepositoryName, (Time, u32)>>,
+    /// When the questions so far about a repository have used up their time.
+    asks: Mutex<HashMap<RepositoryName, Time>>,
 }
 
 impl OwedPages {
@@ -211,22 +214,24 @@ impl OwedPages {
         (Some(page), true)
     }
 
-    /// Counts a question about a repository; false if there were too many within a second.
+    /// Counts a question about a repository; false if there were too many lately. This is the
+    /// generic cell rate algorithm (ITU-T I.371).
     fn may_ask(&self, repository: &RepositoryName) -> bool {
         let now = self.clock.now();
         let mut asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
         if asks.len() >= MAX_COUNTED && !asks.contains_key(repository) {
-            asks.retain(|_, (since, _)| now.saturating_since(*since) < FRESH);
+            asks.retain(|_, used_up| *used_up > now);
             if asks.len() >= MAX_COUNTED {
                 return false;
             }
         }
-        let (since, count) = asks.entry(repository.clone()).or_insert((now, 0));
-        if now.saturating_since(*since) >= Duration::from_secs(1) {
-            (*since, *count) = (now, 0);
+        let used_up = asks.entry(repository.clone()).or_insert(now);
+        let next = (*used_up).max(now) + ASK_INTERVAL;
+        if next > now + ASK_INTERVAL * MAX_ASKS_AT_ONCE {
+            return false;
         }
-        *count += 1;
-        *count <= ASKS_PER_SECOND
+        *used_up = next;
+        true
     }
 }
 
@@ -471,16 +476,17 @@ mod tests {
     async fn questions_without_a_hint_are_limited_for_each_repository() {
         let mut follower = Follower::of(&[Journal::naming("us-1", &["owed"])]);
         follower.is_whole = false;
-        for _ in 0..ASKS_PER_SECOND {
+        for _ in 0..MAX_ASKS_AT_ONCE {
             assert_eq!(follower.look_up("app").await, by(&["us-1"]));
         }
         assert_eq!(follower.look_up("app").await, Owed::Unknown);
         assert_eq!(follower.look_up("other").await, by(&["us-1"]));
-        for _ in 0..3 * ASKS_PER_SECOND {
+        for _ in 0..3 * MAX_ASKS_AT_ONCE {
             assert_eq!(follower.look_up("owed").await, by(&["us-1"]));
         }
-        next_page().await;
+        tokio::time::advance(ASK_INTERVAL).await;
         assert_eq!(follower.look_up("app").await, by(&["us-1"]));
+        assert_eq!(follower.look_up("app").await, Owed::Unknown);
     }
 
     #[tokio::test(start_paused = true)]

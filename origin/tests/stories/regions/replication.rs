@@ -216,12 +216,11 @@ async fn new_region_is_filled() {
 #[tokio::test]
 async fn storm_of_absent_tags_costs_few_pages() {
     let regions = Regions::start(2, |_, _| {}).await;
-    // Whole, so that absence is certain without a question.
     let client = regions.client(0);
     client.push_image("app", "v1", &[sample(100, 1)]).await;
     let before = region_requests(&regions, 1).await;
     let started = Instant::now();
-    for number in 0..300 {
+    for number in 0..500 {
         let path = format!("/v2/app/manifests/sha256-{number}.sig");
         let status = client.get(&path).await.status();
         assert!(
@@ -231,7 +230,7 @@ async fn storm_of_absent_tags_costs_few_pages() {
     }
     let seconds = started.elapsed().as_secs_f64();
     let asked = region_requests(&regions, 1).await - before;
-    let bound = (seconds + 1.0) * 30.0;
+    let bound = 200.0 + (seconds + 1.0) * 30.0;
     assert!((asked as f64) < bound, "{asked} requests in {seconds:.1} s");
 }
 
