@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use flotilla_common::storage_id::StorageId;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::{Drained, Shutdown};
 use tokio::time::{Instant, sleep};
@@ -120,6 +121,38 @@ async fn slow_entries_hold_up_no_others_and_keep_the_lease() {
         sleep(Duration::from_secs(20)).await;
     }
     assert!(!following.us.has_tag("slow").await);
+    following.stop().await;
+}
+
+/// Nothing arrives from a region that does not answer, or that says that it uses another storage.
+#[tokio::test(start_paused = true)]
+async fn lag_of_a_region_that_cannot_be_followed_grows() {
+    let following = Following::start().await;
+    following.push("v1").await;
+    following.wait_for("v1").await.unwrap();
+    let faults = &following.source.faults;
+    let told = || {
+        let counts = following.us.counts.by_region()[following.source.region()];
+        let unix_now = following.us.registry.unix_nanos();
+        (counts.follows, counts.lag_nanos(unix_now) / 1_000_000_000)
+    };
+    sleep(SOON).await;
+    assert_eq!(told(), (true, 0));
+
+    faults.is_silent.store(true, Ordering::Relaxed);
+    sleep(Duration::from_mins(1)).await;
+    let (_, lag) = told();
+    assert!(lag >= 50, "{lag} s");
+
+    faults.is_silent.store(false, Ordering::Relaxed);
+    *faults.storage_id.lock().unwrap() = Some(StorageId::from_bytes([9; 16]));
+    sleep(Duration::from_mins(1)).await;
+    let (follows, later) = told();
+    assert!(!follows && later >= lag + 50, "{follows} {later} s");
+
+    *faults.storage_id.lock().unwrap() = None;
+    sleep(SOON).await;
+    assert_eq!(told(), (true, 0));
     following.stop().await;
 }
 

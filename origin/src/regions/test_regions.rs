@@ -1,7 +1,7 @@
 //! Regions in memory, for tests: a registry each, and a region as another one sees it.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
@@ -11,6 +11,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::manifest::{OCI_INDEX, OCI_MANIFEST};
 use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
 use flotilla_common::seal::SealKey;
+use flotilla_common::storage_id::StorageId;
 use flotilla_common::wire::region::{
     EntryId, Fact, FactHead, FactKey, FactKind, JournalPage, KeysPage, RegionState,
     StorageStanding, TakeAnswer, TakeRequest,
@@ -20,6 +21,7 @@ use flotilla_runtime::rate::Limiter;
 use futures_util::{StreamExt, stream};
 
 use super::copy::BlobCopier;
+use super::counts::RegionCounts;
 use super::lease::Lease;
 use super::members::Members;
 use super::replicate::Replicator;
@@ -81,6 +83,8 @@ pub(super) struct TestRegion {
     pub(super) registry: Arc<Registry>,
     /// Counts what the registry asks of the storage.
     pub(super) operations: Arc<Operations>,
+    /// Of all replicators that copy into it.
+    pub(super) counts: Arc<RegionCounts>,
 }
 
 impl TestRegion {
@@ -108,13 +112,14 @@ impl TestRegion {
             storage,
             registry: Arc::new(registry),
             operations,
+            counts: Arc::default(),
         }
     }
 
     /// Copies without a limit of bandwidth into this region.
     pub(super) fn replicator(&self) -> Replicator {
         let registry = Arc::clone(&self.registry);
-        let copier = BlobCopier::new(registry, Limiter::unlimited(), Arc::default());
+        let copier = BlobCopier::new(registry, Limiter::unlimited(), Arc::clone(&self.counts));
         Replicator::new(Arc::clone(&self.registry), copier)
     }
 
@@ -252,6 +257,10 @@ pub(super) struct SourceFaults {
     pub(super) page_len: AtomicUsize,
     /// Bytes after which each body of a blob fails.
     pub(super) breaks_after: AtomicUsize,
+    /// Whether the journal cannot be listed.
+    pub(super) is_silent: AtomicBool,
+    /// The storage that it says it uses, if not its own.
+    pub(super) storage_id: Mutex<Option<StorageId>>,
 }
 
 impl Default for SourceFaults {
@@ -261,6 +270,8 @@ impl Default for SourceFaults {
             hanging: Mutex::default(),
             page_len: AtomicUsize::new(usize::MAX),
             breaks_after: AtomicUsize::new(usize::MAX),
+            is_silent: AtomicBool::new(false),
+            storage_id: Mutex::default(),
         }
     }
 }
@@ -281,9 +292,10 @@ impl Source for TestSource {
     }
 
     async fn state(&self) -> Result<RegionState, SourceError> {
+        let storage_id = *self.faults.storage_id.lock().unwrap();
         Ok(RegionState {
             region: self.name.clone(),
-            storage_id: self.registry.storage_id(),
+            storage_id: storage_id.unwrap_or_else(|| self.registry.storage_id()),
             clock: 0,
             standing: StorageStanding::Usable,
             is_whole: true,
@@ -296,6 +308,12 @@ impl Source for TestSource {
         after: Option<EntryId>,
         limit: usize,
     ) -> Result<JournalPage, SourceError> {
+        if self.faults.is_silent.load(Ordering::Relaxed) {
+            return Err(SourceError {
+                region: self.name.clone(),
+                reason: "no answer".to_owned(),
+            });
+        }
         let limit = limit.min(self.faults.page_len.load(Ordering::Relaxed));
         let page = self.registry.journal_page(&self.caller, after, limit).await;
         page.map_err(|error| self.error(&error))
