@@ -79,7 +79,7 @@ struct Deployment {
 /// Keeps the storage alive as long as the deployment.
 enum Backend {
     Directory { _directory: TempDir },
-    S3 { _server: Server },
+    S3 { _server: Box<Server> },
 }
 
 impl Deployment {
@@ -97,7 +97,9 @@ impl Deployment {
     async fn round_robin(test: &str) -> Option<Self> {
         let server = Server::start(test, Kind::S3Fs).await?;
         let storage = server.storage();
-        let backend = Backend::S3 { _server: server };
+        let backend = Backend::S3 {
+            _server: Box::new(server),
+        };
         Some(Self::start("round-robin over 3 replicas", 3, storage, backend).await)
     }
 
