@@ -34,6 +34,8 @@ pub(crate) enum Outage {
     Refuses,
     /// No call returns, and bodies stop.
     Hangs,
+    /// Reads of data objects do not return; all else works, probes too.
+    HangsForData,
     /// Every call fails after a second, as a storage that throttles.
     Throttles,
     /// Bodies end with an error after their first piece; all else works.
@@ -125,16 +127,19 @@ impl Faults {
                 self.until_it_goes_on().await;
                 Ok(())
             }
-            Some(Outage::TearsBodies | Outage::LosesObjects | Outage::Full) | None => Ok(()),
+            Some(
+                Outage::HangsForData | Outage::TearsBodies | Outage::LosesObjects | Outage::Full,
+            )
+            | None => Ok(()),
         }
     }
 
     /// Waits while the storage hangs.
     async fn until_it_goes_on(&self) {
         let mut outage = self.outage.subscribe();
-        let _ended = outage
-            .wait_for(|outage| *outage != Some(Outage::Hangs))
-            .await;
+        let hangs =
+            |outage: &Option<Outage>| matches!(outage, Some(Outage::Hangs | Outage::HangsForData));
+        let _ended = outage.wait_for(|outage| !hangs(outage)).await;
     }
 
     /// A body with the faults of the present outage.
@@ -241,6 +246,9 @@ impl Storage for FaultyStorage {
 
     async fn read_range(&self, key: &Key, range: Range<u64>) -> StorageResult<ByteStream> {
         self.faults.check_up(key).await?;
+        if self.faults.present() == Some(Outage::HangsForData) {
+            self.faults.until_it_goes_on().await;
+        }
         if self.faults.present() == Some(Outage::LosesObjects) {
             return Err(StorageError::Missing {
                 action: "read object",

@@ -4,6 +4,7 @@
 //! owed by another region is read through from it, and copied behind the answer. Content by digest
 //! may come from any region as soon as one is slow; facts that can change may not.
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -100,8 +101,8 @@ async fn refuse_deleted(
     }
 }
 
-/// GET of a blob. While the own storage is used, few bodies of a blob come from other regions at
-/// once: more readers wait for the copy.
+/// GET of a blob. Few bodies of a blob that the own storage lacks come from other regions at once:
+/// more readers wait for the copy. If it has the blob and is slow, there is no copy to wait for.
 pub(in crate::http) async fn blob(
     api: &Arc<Api>,
     regional: &Arc<Regional>,
@@ -114,15 +115,21 @@ pub(in crate::http) async fn blob(
     let deadline = Instant::now() + foreign_streams::WAIT;
     loop {
         let routes = regional.routes();
-        let is_own_used = !routes.is_own_out();
+        let is_lacking = AtomicBool::new(false);
         let own = || blobs::get(api, repository, digest, request);
         let call = |source: SourceId| {
-            let (routes, path, own) = (&routes, &path, &own);
+            let (routes, path, own, is_lacking) = (&routes, &path, &own, &is_lacking);
             async move {
                 let Some(other) = routes.other(source) else {
-                    return own_blob(api, regional, repository, digest, own).await;
+                    let answer = own_blob(api, regional, repository, digest, own).await;
+                    let lacks = matches!(
+                        answer,
+                        Err(ReadError::MayBeElsewhere(..) | ReadError::OwnLost)
+                    );
+                    is_lacking.store(lacks, Ordering::Relaxed);
+                    return answer;
                 };
-                if !is_own_used {
+                if !is_lacking.load(Ordering::Relaxed) {
                     return read_at(&**other, request, path).await;
                 }
                 let permit = streams.try_begin(digest).ok_or(ReadError::Crowded)?;
@@ -139,7 +146,7 @@ pub(in crate::http) async fn blob(
         };
         let (from, response) = answer?;
         if let Some(other) = routes.other(from)
-            && is_own_used
+            && is_lacking.into_inner()
         {
             let job = CopyJob::Blob(repository.clone(), *digest);
             regional.copy_behind(other.region(), job);

@@ -9,6 +9,7 @@ use reqwest::StatusCode;
 
 use super::harness::Regions;
 use super::until;
+use crate::faulty_storage::Outage;
 use crate::servers::GateState;
 use crate::support::{header, sample};
 
@@ -94,6 +95,38 @@ async fn few_bodies_of_one_blob_come_from_another_region() {
         drop(last);
     });
     assert_eq!(answer.status(), StatusCode::OK);
+}
+
+/// A storage that has a blob, answers probes and does not send its data is slow: all readers are
+/// served by another region, since there is no copy to wait for.
+#[tokio::test]
+async fn all_readers_of_a_slow_storage_are_served() {
+    let mut regions = Regions::start(2, |_, _| {}).await;
+    let layer = sample(600_000, 1);
+    let path = format!("/v2/app/blobs/{}", Digest::sha256(&layer));
+    let pushed = regions
+        .client(0)
+        .push_image("app", "v1", core::slice::from_ref(&layer))
+        .await;
+    assert!(!pushed.is_empty());
+    let copied = "tag/app/_/v1".parse().unwrap();
+    until("the copy", async || {
+        let stored = regions.sites[1].storage.read(&copied).await;
+        stored.unwrap().is_some()
+    })
+    .await;
+    // Nothing of it is in memory.
+    let cold = regions.cold_client(0).await;
+    regions.faults(0).set_outage(Some(Outage::HangsForData));
+    let readers = (0..12).map(|_| async {
+        let answer = cold.get(&path).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.bytes().await.unwrap()
+    });
+    for body in futures_util::future::join_all(readers).await {
+        assert!(body == layer);
+    }
+    regions.faults(0).set_outage(None);
 }
 
 /// Data objects of a region's storage are gone: another region serves the blob, and it is copied
