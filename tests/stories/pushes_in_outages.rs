@@ -1,5 +1,5 @@
-//! Docker pushes to a region whose storage hangs: before it begins, or in the middle. Each push is
-//! one command; Docker repeats the upload of a layer by itself.
+//! Clients push to a region whose storage hangs: before the push begins, or in the middle. Each
+//! push is one command; clients repeat the upload of a layer by themselves.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use tokio::task::spawn_blocking;
 
 use crate::harness::docker::Docker;
 use crate::harness::outage::{Outage, RunningCommand, TAG};
+use crate::harness::podman::Podman;
 use crate::harness::tools;
 
 /// Large enough that the push takes most of a second.
@@ -36,6 +37,45 @@ async fn docker_pushes_through_an_outage() {
         let registry = outage.regions.registry(0);
         Arc::new(move |image, repository| {
             docker.push(&local[image], &format!("{registry}/{repository}:{TAG}"))
+        })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podman_pushes_through_an_outage() {
+    pushes_through_an_outage("Podman", &["podman"], |programs, outage| {
+        let registries = [0, 1].map(|region| outage.regions.registry(region));
+        let unverified: String = registries
+            .iter()
+            .map(|it| format!("[[registry]]\nlocation = \"{it}\"\ninsecure = true\n"))
+            .collect();
+        let podman = Podman::new(&programs[0], &unverified);
+        let local = IMAGES.map(|(repository, _)| {
+            let image = format!("{}/{repository}:{TAG}", registries[1]);
+            podman.pull(&image).unwrap();
+            image
+        });
+        let [registry, _] = registries;
+        Arc::new(move |image, repository| {
+            podman.push(&local[image], &format!("{registry}/{repository}:{TAG}"))
+        })
+    })
+    .await;
+}
+
+/// skopeo repeats nothing unless it is told to.
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_pushes_through_an_outage() {
+    pushes_through_an_outage("skopeo", &["skopeo"], |programs, outage| {
+        let (skopeo, registry) = (programs[0].clone(), outage.regions.registry(0));
+        let layouts = [0, 1].map(|image: usize| outage.images[image].layout.clone());
+        Arc::new(move |image, repository| {
+            let source = format!("oci:{}", layouts[image]);
+            let target = format!("docker://{registry}/{repository}:{TAG}");
+            let copy = ["--insecure-policy", "copy", "--retry-times", "3"];
+            let copy = copy.into_iter().chain(["--dest-tls-verify=false"]);
+            tools::run(&skopeo, copy.chain([&*source, &*target])).map(drop)
         })
     })
     .await;

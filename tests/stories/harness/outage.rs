@@ -32,6 +32,8 @@ pub(crate) struct Outage {
 
 /// An image that both regions have.
 pub(crate) struct TestImage {
+    /// The folder of its layout.
+    pub(crate) layout: String,
     pub(crate) digest: Digest,
     /// The sum of its blobs.
     pub(crate) bytes: u64,
@@ -56,6 +58,7 @@ impl Outage {
                 .and_then(|layout| layout.manifest(&digest))
                 .unwrap();
             pushed.push(TestImage {
+                layout,
                 digest,
                 bytes: manifest.blobs().iter().map(|blob| blob.size).sum(),
             });

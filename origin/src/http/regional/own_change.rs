@@ -8,6 +8,7 @@ use http::request::Parts;
 
 use super::forward::forwards_to;
 use super::proxy::unavailable;
+use crate::http::error::{ApiError, Code};
 use crate::http::route::Route;
 use crate::http::{Api, HandlerResult, serve_own};
 use crate::regions::regional::Regional;
@@ -25,14 +26,21 @@ pub(in crate::http) async fn change_own(
 ) -> HandlerResult {
     let routes = regional.routes();
     let target = (route.clone(), request.method.clone());
+    let was_out = routes.is_own_out();
     let change = serve_own(api, route, request, body);
     let answer = match routes.failover.until_out(OWN, change).await {
         Ok(answer) => answer,
         Err(stalled) => {
             tracing::warn!(error = %stalled, "a change was given up; its outcome is unknown");
-            return Err(unavailable(
-                "the storage of this region stopped answering; the outcome of the change is unknown, repeat the request",
-            ));
+            let message = "the storage of this region stopped answering; the outcome of the change is unknown, repeat the request";
+            let is_upload = matches!(target.0, Route::Upload { .. } | Route::Uploads { .. });
+            // Podman and skopeo give a push up after 503, and begin the upload again after 408. A
+            // new upload is forwarded by now.
+            return Err(if is_upload && !was_out {
+                ApiError::new(Code::Timeout, message)
+            } else {
+                unavailable(message)
+            });
         }
     };
     match &answer {

@@ -86,8 +86,12 @@ async fn push_once_noticed(client: &Registry, outage: Outage) -> &'static str {
         match try_push(client, &layer).await {
             Ok(()) => return "forwarded",
             Err(status) => assert!(
-                status == StatusCode::SERVICE_UNAVAILABLE
-                    || status == StatusCode::INSUFFICIENT_STORAGE,
+                matches!(
+                    status,
+                    StatusCode::SERVICE_UNAVAILABLE
+                        | StatusCode::REQUEST_TIMEOUT
+                        | StatusCode::INSUFFICIENT_STORAGE
+                ),
                 "{outage:?}: {status}"
             ),
         }

@@ -164,15 +164,20 @@ pub(super) async fn pull_blobs(client: &Registry, image: &Image) -> Duration {
     longest
 }
 
-/// A push as clients do it: requests that are answered 503 or 507 are repeated after a while, and
-/// an upload that is gone is begun again. Returns the number of refused requests.
+/// A push as clients do it: requests that are answered 408, 503 or 507 are repeated after a while,
+/// and an upload that is gone is begun again. Returns the number of refused requests.
 pub(super) async fn push_until_accepted(client: &Registry, tag: &str, layer: &Bytes) -> usize {
     let image = Image::new(tag, vec![layer.clone()]);
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut refused = 0;
     while let Err(status) = try_push(client, tag, &image).await {
         assert!(
-            status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::INSUFFICIENT_STORAGE,
+            matches!(
+                status,
+                StatusCode::SERVICE_UNAVAILABLE
+                    | StatusCode::REQUEST_TIMEOUT
+                    | StatusCode::INSUFFICIENT_STORAGE
+            ),
             "{status}"
         );
         assert!(
