@@ -121,7 +121,7 @@ async fn full_disk_of_an_origin_is_507() {
         assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);
         let message = response.text().await.unwrap();
         assert!(
-            message.contains("STORAGE_FULL") && message.contains("nothing was written"),
+            message.contains("STORAGE_FULL") && message.contains("the change was not made"),
             "{message}"
         );
     }
