@@ -71,7 +71,7 @@ async fn check_compares_the_regions() {
     assert_eq!(report["regions"][0]["whole"], false, "{report}");
 
     // All metrics have samples once something was copied, and read by a client.
-    regions.get(1, "/v2/app/manifests/other").await;
+    regions.get(1, "/v2/app/tags/list").await;
     let text = regions.get(1, "/metrics").await;
     let mut exported = exported(&text);
     exported.retain(|name, _| {
