@@ -203,7 +203,8 @@ async fn missing_storage_directory_makes_replica_unready() {
     std::fs::rename(&folder, &elsewhere).unwrap();
     let reason = wait_until_ready_is(&client, StatusCode::SERVICE_UNAVAILABLE).await;
     assert!(
-        reason.contains("storage is unavailable: read object format: no such object"),
+        reason.contains("storage is unavailable: read object format:")
+            && reason.contains("mount its file system again"),
         "{reason}"
     );
     assert!(!folder.exists(), "the directory must not be created again");
