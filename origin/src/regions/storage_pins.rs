@@ -34,7 +34,7 @@ use crate::storage::{Storage, StorageError};
 
 /// How long the own storage may take to say which storage of a region was recorded. Without an
 /// answer, what this process has seen counts.
-const RECORD_TIMEOUT: Duration = Duration::from_secs(1);
+const RECORD_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Why a region with the storage `found` is refused; `None` if it is not.
 pub(crate) fn refusal(
@@ -120,8 +120,12 @@ impl StoragePins {
         region: &RegionName,
         found: StorageId,
     ) -> Result<(), &'static str> {
-        // Without an answer in time, what was seen counts.
-        if let Ok(Ok(Some(recorded))) = timeout(RECORD_TIMEOUT, self.recorded(region)).await {
+        let known = self.lock().get(region).and_then(|pin| pin.known());
+        // The record is read if it may say something new: probes of other regions must not wait for
+        // an own storage that hangs. Without an answer in time, what was seen counts.
+        if known != Some(found)
+            && let Ok(Ok(Some(recorded))) = timeout(RECORD_TIMEOUT, self.recorded(region)).await
+        {
             self.lock().entry(region.clone()).or_default().recorded = Some(recorded);
         }
         let mut pins = self.lock();
