@@ -119,7 +119,7 @@ impl Absence<'_> {
 
     /// Whether a key may be served from these regions: it was not deleted here, or one of them has
     /// a later value. `None` if one that may have it does not answer.
-    pub(crate) async fn outlives_delete(
+    async fn outlives_delete(
         &self,
         key: Option<&FactKey>,
         regions: &[RegionName],
@@ -128,9 +128,20 @@ impl Absence<'_> {
             return Ok(Some(true));
         };
         let own = self.registry.fact(key).await?.head;
-        let Some(deleted) = deleted_at(&own) else {
-            return Ok(Some(true));
-        };
+        match deleted_at(&own) {
+            Some(deleted) => Ok(self.is_later_elsewhere(key, deleted, regions).await),
+            None => Ok(Some(true)),
+        }
+    }
+
+    /// Whether one of these regions has a value of a key that is later than its delete here. `None`
+    /// if none says so, and one does not answer.
+    pub(crate) async fn is_later_elsewhere(
+        &self,
+        key: &FactKey,
+        deleted: &Stamp,
+        regions: &[RegionName],
+    ) -> Option<bool> {
         let asked = self
             .sources
             .iter()
@@ -139,17 +150,17 @@ impl Absence<'_> {
         let mut is_silent = false;
         for answer in join_all(asked).await {
             match answer {
-                Ok(Ok(fact)) if counts_over(deleted, &fact.head) => return Ok(Some(true)),
+                Ok(Ok(fact)) if counts_over(deleted, &fact.head) => return Some(true),
                 Ok(Ok(_)) => {}
                 Ok(Err(_)) | Err(_) => is_silent = true,
             }
         }
-        Ok((!is_silent).then_some(false))
+        (!is_silent).then_some(false)
     }
 }
 
 /// The stamp of a delete.
-const fn deleted_at(head: &FactHead) -> Option<&Stamp> {
+pub(crate) const fn deleted_at(head: &FactHead) -> Option<&Stamp> {
     match head {
         FactHead::DeletedManifest { stamp, .. }
         | FactHead::Tag {

@@ -13,7 +13,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::failover::{ContentKey, Need, SourceId};
 use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_common::wire::origin::CLOSURE_PATH;
-use flotilla_common::wire::region::{Fact, FactHead, FactKey};
+use flotilla_common::wire::region::FactKey;
 use flotilla_runtime::failover::Unserved;
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -23,7 +23,7 @@ use super::facts::{FactAnswer, read_fact};
 use super::proxy::{ReadError, busy, read_at, send_at, unavailable};
 use crate::http::error::{ApiError, Code};
 use crate::http::{Api, HandlerResult, blobs, hold_until_sent, manifests, peers};
-use crate::regions::absence::{Missed, OwnRead, Presence};
+use crate::regions::absence::{Missed, OwnRead, Presence, deleted_at};
 use crate::regions::copies::CopyJob;
 use crate::regions::foreign_streams;
 use crate::regions::regional::Regional;
@@ -87,15 +87,16 @@ async fn refuse_deleted(
         return Ok(());
     }
     let absence = regional.absence(repository);
-    let own = timeout(DELETE_TIMEOUT, absence.registry.fact(key)).await;
-    let is_deleted = |fact: &Fact| matches!(fact.head, FactHead::DeletedManifest { .. });
     // Without an answer of the own storage in time nothing is known of a delete.
-    if !own.is_ok_and(|own| own.is_ok_and(|own| is_deleted(&own))) {
+    let Ok(Ok(own)) = timeout(DELETE_TIMEOUT, absence.registry.fact(key)).await else {
         return Ok(());
-    }
+    };
+    let Some(deleted) = deleted_at(&own.head) else {
+        return Ok(());
+    };
     let regions = [source.region().clone()];
-    match absence.outlives_delete(Some(key), &regions).await {
-        Ok(Some(true)) => Ok(()),
+    match absence.is_later_elsewhere(key, deleted, &regions).await {
+        Some(true) => Ok(()),
         // The own storage decides.
         _ => Err(ReadError::Absent),
     }
