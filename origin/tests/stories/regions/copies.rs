@@ -49,12 +49,7 @@ async fn replicas_copy_a_large_blob_once() {
         })
         .await;
     }
-    until("the copy", async || {
-        let key = "tag/app/_/v1".parse().unwrap();
-        let stored = regions.sites[1].storage.read(&key).await.unwrap();
-        stored.is_some()
-    })
-    .await;
+    until("the copy", async || regions.stores_tag(1, "v1").await).await;
     let sent = sent_bytes(&regions, 0).await - sent_before;
     let least = layer.len() as u64;
     assert!((least..least + least / 20).contains(&sent), "{sent}");
@@ -109,12 +104,7 @@ async fn all_readers_of_a_slow_storage_are_served() {
         .push_image("app", "v1", core::slice::from_ref(&layer))
         .await;
     assert!(!pushed.is_empty());
-    let copied = "tag/app/_/v1".parse().unwrap();
-    until("the copy", async || {
-        let stored = regions.sites[1].storage.read(&copied).await;
-        stored.unwrap().is_some()
-    })
-    .await;
+    until("the copy", async || regions.stores_tag(1, "v1").await).await;
     // Nothing of it is in memory.
     let cold = regions.cold_client(0).await;
     regions.faults(0).set_outage(Some(Outage::HangsForData));
@@ -139,12 +129,7 @@ async fn lost_data_is_copied_anew() {
         .client(0)
         .push_image("app", "v1", core::slice::from_ref(&layer))
         .await;
-    until("the copy", async || {
-        let key = "tag/app/_/v1".parse().unwrap();
-        let stored = regions.sites[1].storage.read(&key).await.unwrap();
-        stored.is_some()
-    })
-    .await;
+    until("the copy", async || regions.stores_tag(1, "v1").await).await;
     let storage = Arc::clone(&regions.sites[0].storage);
     let prefix = Prefix::new("seg/").unwrap();
     let lost = storage.list(&prefix, None, 1000).await.unwrap();

@@ -32,12 +32,7 @@ async fn replica_that_is_cut_off_alone_serves_only_content() {
     let first = cut
         .push_image("app", "v1", core::slice::from_ref(&layer))
         .await;
-    until("the copy", async || {
-        let key = "tag/app/_/v1".parse().unwrap();
-        let stored = regions.sites[1].storage.read(&key).await.unwrap();
-        stored.is_some()
-    })
-    .await;
+    until("the copy", async || regions.stores_tag(1, "v1").await).await;
 
     regions
         .replica_faults(0, 0)

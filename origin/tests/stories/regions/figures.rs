@@ -58,8 +58,7 @@ async fn lag_of_small_images() {
             let layer = sample(64 << 10, number);
             regions.client(0).push_image("app", &tag, &[layer]).await;
             let acknowledged = Instant::now();
-            let key = format!("tag/app/_/{tag}");
-            while !stored(&regions.sites[1].storage, &key).await {
+            while !regions.stores_tag(1, &tag).await {
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 assert!(acknowledged.elapsed() < Duration::from_secs(60), "{tag}");
             }
@@ -172,10 +171,7 @@ async fn own_pulls_beside_another_regions_fleet() {
     .await;
     let layers = [sample(OWN_LAYER, 1), sample(FLEET_LAYER, 2)];
     regions.client(0).push_image("app", "v1", &layers).await;
-    until("the copy", async || {
-        stored(&regions.sites[1].storage, "tag/app/_/v1").await
-    })
-    .await;
+    until("the copy", async || regions.stores_tag(1, "v1").await).await;
     let [own_path, fleet_path] =
         layers.map(|layer| format!("/v2/app/blobs/{}", Digest::sha256(&layer)));
     regions.faults(0).set_outage(Some(Outage::Refuses));

@@ -157,6 +157,13 @@ impl Regions {
         self.client_of_replica(region, self.sites[region].origins.len() - 1)
     }
 
+    /// Whether a region's storage has a tag of `app`, whatever other regions would answer.
+    pub(crate) async fn stores_tag(&self, region: usize, tag: &str) -> bool {
+        let key = format!("tag/app/_/{tag}").parse().unwrap();
+        let stored = self.sites[region].storage.read(&key).await.unwrap();
+        stored.is_some()
+    }
+
     /// The faults of a region's storage.
     pub(crate) fn faults(&self, region: usize) -> &Faults {
         &self.sites[region].faults

@@ -18,13 +18,6 @@ async fn has_image(client: &Registry, repository: &str, tag: &str) -> bool {
     client.get(&path).await.status() == StatusCode::OK
 }
 
-/// Whether a region's storage has a tag, whatever other regions would answer.
-async fn stores_tag(regions: &Regions, region: usize, tag: &str) -> bool {
-    let key = format!("tag/app/_/{tag}").parse().unwrap();
-    let stored = regions.sites[region].storage.read(&key).await.unwrap();
-    stored.is_some()
-}
-
 #[tokio::test]
 async fn pulls_and_pushes_survive_each_form_of_outage() {
     let mut table = String::new();
@@ -35,7 +28,7 @@ async fn pulls_and_pushes_survive_each_form_of_outage() {
         let manifest = client
             .push_image("app", "v1", core::slice::from_ref(&layer))
             .await;
-        until("the copy", async || stores_tag(&regions, 1, "v1").await).await;
+        until("the copy", async || regions.stores_tag(1, "v1").await).await;
         // Nothing of it is in memory.
         let cold = regions.cold_client(0).await;
         regions.faults(0).set_outage(Some(outage));
@@ -68,7 +61,7 @@ async fn pulls_and_pushes_survive_each_form_of_outage() {
         if !matches!(outage, Outage::TearsBodies | Outage::LosesObjects) {
             // The region is whole again without a hand, and traffic returns.
             until("the pushed image returns", async || {
-                stores_tag(&regions, 0, "during").await
+                regions.stores_tag(0, "during").await
             })
             .await;
             assert!(has_image(&cold, "app", "during").await);
@@ -134,7 +127,7 @@ async fn body_goes_on_elsewhere_when_storage_hangs() {
     client
         .push_image("app", "v1", core::slice::from_ref(&layer))
         .await;
-    until("the copy", async || stores_tag(&regions, 1, "v1").await).await;
+    until("the copy", async || regions.stores_tag(1, "v1").await).await;
     let path = format!("/v2/app/blobs/{}", Digest::sha256(&layer));
     let mut answer = client.get(&path).await;
     let first = answer.chunk().await.unwrap().unwrap();

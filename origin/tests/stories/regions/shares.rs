@@ -30,12 +30,7 @@ async fn own_pulls_keep_their_share_of_the_requests() {
     let layer = sample(64 << 20, 1);
     let path = format!("/v2/app/blobs/{}", Digest::sha256(&layer));
     regions.client(0).push_image("app", "v1", &[layer]).await;
-    until("the copy", async || {
-        let key = "tag/app/_/v1".parse().unwrap();
-        let stored = regions.sites[1].storage.read(&key).await.unwrap();
-        stored.is_some()
-    })
-    .await;
+    until("the copy", async || regions.stores_tag(1, "v1").await).await;
     regions.faults(0).set_outage(Some(Outage::Refuses));
     let (away, home) = (regions.client(0), regions.client(1));
     // Until the outage is noticed a pull may be refused.

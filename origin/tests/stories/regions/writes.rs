@@ -12,13 +12,6 @@ use crate::faulty_storage::{Outage, WriteFault};
 use crate::servers::GateState;
 use crate::support::{MANIFEST, Registry, header, location, manifest, sample};
 
-/// Whether a region's storage has a tag of `app`.
-async fn stores(regions: &Regions, region: usize, tag: &str) -> bool {
-    let key = format!("tag/app/_/{tag}").parse().unwrap();
-    let stored = regions.sites[region].storage.read(&key).await.unwrap();
-    stored.is_some()
-}
-
 /// DNS moves a client to another region in the middle of an upload.
 #[tokio::test]
 async fn upload_goes_on_in_the_region_where_it_began() {
@@ -48,9 +41,7 @@ async fn push_is_acknowledged_by_two_regions() {
     client.push_image("app", "v1", &[sample(70_000, 1)]).await;
     // Without a wait: it is in the other region's own storage.
     regions.faults(0).set_outage(Some(Outage::Refuses));
-    let key = "tag/app/_/v1".parse().unwrap();
-    let stored = regions.sites[1].storage.read(&key).await.unwrap();
-    assert!(stored.is_some());
+    assert!(regions.stores_tag(1, "v1").await);
     regions.faults(0).set_outage(None);
 }
 
@@ -68,9 +59,7 @@ async fn changes_go_to_the_home_of_a_repository() {
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(answer.bytes().await.unwrap(), image, "push {salt}");
     }
-    let key = "tag/app/_/v1".parse().unwrap();
-    let stored = regions.sites[1].storage.read(&key).await.unwrap();
-    assert!(stored.is_some());
+    assert!(regions.stores_tag(1, "v1").await);
     assert_eq!(
         client.delete("/v2/app/manifests/v1").await,
         StatusCode::ACCEPTED
@@ -97,7 +86,7 @@ async fn repository_is_written_nowhere_while_its_home_is_out() {
     let regions = Regions::start_with(2, 1, rules, |_, _| {}).await;
     let client = regions.client(0);
     let image = client.push_image("app", "v1", &[sample(70_000, 1)]).await;
-    until("the copy", async || stores(&regions, 1, "v1").await).await;
+    until("the copy", async || regions.stores_tag(1, "v1").await).await;
     let push = async |client: &Registry| {
         let path = "/v2/app/manifests/v2";
         client.put_manifest(path, MANIFEST, image.clone()).await
@@ -121,7 +110,7 @@ async fn repository_is_written_nowhere_while_its_home_is_out() {
     let upload = origin.request(Method::POST, "/v2/app/blobs/uploads/");
     let answer = upload.send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert!(!stores(&regions, 1, "v2").await);
+    assert!(!regions.stores_tag(1, "v2").await);
     // Reads go on, and so do the questions of pushes.
     let answer = client.get("/v2/app/manifests/v1").await;
     assert_eq!(answer.status(), StatusCode::OK);
@@ -141,7 +130,7 @@ async fn pushes_go_to_a_region_that_answers() {
         let client = regions.client(0);
         let image = client.push_image("app", "v1", &[sample(70_000, 1)]).await;
         for region in [1, 2] {
-            until("the copy", async || stores(&regions, region, "v1").await).await;
+            until("the copy", async || regions.stores_tag(region, "v1").await).await;
         }
         regions.faults(0).set_outage(Some(Outage::Hangs));
         regions.gate(0, 1).set(silence);
@@ -157,8 +146,8 @@ async fn pushes_go_to_a_region_that_answers() {
             assert!(took < Duration::from_secs(10), "{silence:?}: {took:?}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        assert!(stores(&regions, 2, "v2").await, "{silence:?}");
-        assert!(!stores(&regions, 1, "v2").await, "{silence:?}");
+        assert!(regions.stores_tag(2, "v2").await, "{silence:?}");
+        assert!(!regions.stores_tag(1, "v2").await, "{silence:?}");
     }
 }
 
@@ -180,7 +169,7 @@ async fn single_errors_do_not_take_the_storage_out() {
         assert_eq!(push("bad").await, StatusCode::SERVICE_UNAVAILABLE);
         let good = format!("good-{number}");
         assert_eq!(push(&good).await, StatusCode::CREATED);
-        assert!(stores(&regions, 0, &good).await, "{good} was forwarded");
+        assert!(regions.stores_tag(0, &good).await, "{good} was forwarded");
         tokio::time::sleep(Duration::from_millis(600)).await;
     }
 }
@@ -208,8 +197,8 @@ async fn pushes_are_forwarded_while_the_storage_is_full() {
     assert!(text.contains("full") && text.contains("us-1"), "{text}");
     assert_eq!(push().await.status(), StatusCode::CREATED);
     client.push_image("app", "v2", &[new]).await;
-    assert!(stores(&regions, 1, "v2").await);
-    assert!(!stores(&regions, 0, "v2").await);
+    assert!(regions.stores_tag(1, "v2").await);
+    assert!(!regions.stores_tag(0, "v2").await);
     // The blobs of the region itself are still its own to send.
     let own = client
         .request(
@@ -221,7 +210,7 @@ async fn pushes_are_forwarded_while_the_storage_is_full() {
     let ready = client.get("/readyz").await.text().await.unwrap();
     assert!(!ready.contains("degraded"), "{ready}");
     regions.faults(0).set_outage(None);
-    until("the copy", async || stores(&regions, 0, "v2").await).await;
+    until("the copy", async || regions.stores_tag(0, "v2").await).await;
 }
 
 /// The region to which a change was forwarded hangs before it answers: the outcome is unknown, and
@@ -232,7 +221,7 @@ async fn change_is_never_forwarded_twice() {
     let client = regions.client(0);
     let image = client.push_image("app", "v1", &[sample(70_000, 1)]).await;
     for region in [1, 2] {
-        until("the copy", async || stores(&regions, region, "v1").await).await;
+        until("the copy", async || regions.stores_tag(region, "v1").await).await;
     }
     regions.faults(0).set_outage(Some(Outage::Refuses));
     until("pushes are forwarded", async || {
@@ -262,7 +251,7 @@ async fn change_is_never_forwarded_twice() {
     assert!(!header(&answer, "retry-after").is_empty());
     let text = answer.text().await.unwrap();
     assert!(text.contains("outcome is unknown"), "{text}");
-    assert!(!stores(&regions, 2, "second").await);
+    assert!(!regions.stores_tag(2, "second").await);
 }
 
 /// A change that was forwarded during an outage is seen after it, before it was copied back.
@@ -271,12 +260,7 @@ async fn forwarded_push_is_seen_after_the_outage() {
     let regions = Regions::start(2, |_, _| {}).await;
     let client = regions.client(0);
     client.push_image("app", "v1", &[sample(70_000, 1)]).await;
-    let key = "tag/app/_/v1".parse().unwrap();
-    until("the copy", async || {
-        let stored = regions.sites[1].storage.read(&key).await.unwrap();
-        stored.is_some()
-    })
-    .await;
+    until("the copy", async || regions.stores_tag(1, "v1").await).await;
     regions.faults(0).set_outage(Some(Outage::Refuses));
     // Until the outage is noticed a push may be refused.
     until("the outage is noticed", async || {
