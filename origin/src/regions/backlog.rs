@@ -233,7 +233,7 @@ mod tests {
         let mut backlog = Backlog::default();
         backlog.add(None, page(&[1, 2, 990, 995], false), AT, NOW);
         assert_eq!(begin_all(&mut backlog), [990, 995, 1, 2]);
-        // What is being merged is not begun again.
+        // Entries that are being merged are not begun again.
         backlog.begin_list();
         backlog.add(None, page(&[1, 2, 990, 995], false), AT, NOW);
         assert!(!backlog.has_due());

@@ -50,7 +50,7 @@ pub(crate) fn refusal(
     })
 }
 
-/// What is known of one region.
+/// The storages that one region is known by, and whether it is refused.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pin {
     /// As recorded in the own storage; it never changes.

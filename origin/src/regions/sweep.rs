@@ -28,7 +28,8 @@ pub(crate) struct Sweeper {
     members: Arc<Members>,
     times: SweepTimes,
     key: Key,
-    /// The owed sweep that ended last. What was listed before its end may still name it.
+    /// The owed sweep that ended last. A journal page that was listed before its end may still name
+    /// it.
     ended: Mutex<Option<u128>>,
     /// Why the region was refused at the last comparison, which was logged.
     refusal: Mutex<Option<String>>,

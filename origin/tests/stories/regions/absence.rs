@@ -1,4 +1,4 @@
-//! What is absent here, while another region does not answer.
+//! Answers about content that the own storage lacks, while another region does not answer.
 
 use std::time::{Duration, Instant};
 

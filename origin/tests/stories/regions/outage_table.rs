@@ -170,7 +170,7 @@ async fn row(name: &str, outage: Outage) -> Option<String> {
         let is_right = is_not_now(&answer) || (is_sure(outage) && is_absent);
         assert!(is_right, "{outage:?}: {path}: {answer:?}");
     }
-    // What was acknowledged is read at once.
+    // Acknowledged pushes are read at once.
     for tag in ["during", "during-2"] {
         let answer = cold[3].get(&format!("/v2/app/manifests/{tag}")).await;
         assert_eq!(answer.status(), StatusCode::OK, "{outage:?}: {tag}");

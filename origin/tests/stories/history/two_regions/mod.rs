@@ -1,7 +1,7 @@
 //! The consistency checker over two regions: clients in both write the same tags, manifests and
 //! referrers, while replicas crash and pause and the regions are cut off from each other.
 //!
-//! What is checked (`docs/regions.md`, "Promises"):
+//! The checked guarantees (`docs/regions.md`, "Guarantees"):
 //! - In each region a read that begins after a change was acknowledged there returns that change or
 //!   a later one. Stamps order the changes, since they decide which of two regions' changes stays.
 //! - Afterwards both regions come to the same stamps and values: of each key the highest stamp that
@@ -24,7 +24,7 @@ use pair::RegionPair;
 const TIME_TO_LIVE: Duration = Duration::from_millis(300);
 const REPLICAS: usize = 2;
 
-/// What is done to the regions, and for how long.
+/// The disturbances of the regions, and how long clients run beside them.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
     time: Duration,
