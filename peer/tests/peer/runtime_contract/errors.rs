@@ -147,8 +147,9 @@ async fn hanging_origin_does_not_hang_the_mirror() {
             ..fleet.config("vm-1")
         })
         .await;
-    assert_eq!(get(&peer, "/v2/app/manifests/v1", None).await.status, 200);
+    // Blobs hang from the start: the peer begins to fetch them as soon as it has the manifest.
     fleet.origin.is_hanging.store(true, Ordering::Relaxed);
+    assert_eq!(get(&peer, "/v2/app/manifests/v1", None).await.status, 200);
     let started = Instant::now();
     let response = get(&peer, &path_of(&image[2]), Some("bytes=0-")).await;
     assert_eq!(response.status, 503);
