@@ -18,6 +18,15 @@ pub struct MissingRegion {
     region: RegionName,
 }
 
+impl MissingRegion {
+    /// Of the origin of a region.
+    pub(crate) fn of(region: &RegionName) -> Self {
+        Self {
+            region: region.clone(),
+        }
+    }
+}
+
 /// The identity of an origin in its region.
 #[derive(Clone, Debug)]
 pub(crate) struct RegionIdentity {
@@ -46,9 +55,7 @@ impl RegionIdentity {
         if has_region || policy.others(&self.own).next().is_none() {
             return Ok(());
         }
-        Err(MissingRegion {
-            region: self.own.clone(),
-        })
+        Err(MissingRegion::of(&self.own))
     }
 
     /// Logs an error for each later policy that the certificate does not suffice for, until the

@@ -15,6 +15,7 @@ use http_body::Body as _;
 use serde_json::json;
 
 use super::error::{ApiError, Code};
+use super::regional::OwedValue;
 use super::route::{Route, digest as parse_digest, encode_parameter, parameter, parameters, route};
 use super::{
     Api, CONTENT_DIGEST, HandlerResult, OCI_SUBJECT, OCI_TAG, all_regions, empty, is_from_region,
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::admission::Permit;
 use crate::metrics::MANIFEST;
-use crate::registry::{CachedManifest, ChangeRules, MAX_REFERRERS, MAX_TAGS, RegistryError};
+use crate::registry::{CachedManifest, MAX_REFERRERS, MAX_TAGS, RegistryError};
 use crate::stall_budget::BudgetExhausted;
 
 /// Maximum tags that one request moves.
@@ -118,8 +119,9 @@ pub(super) async fn put(
         Reference::Digest(digest) => *digest,
         Reference::Tag(_) => Digest::sha256(&bytes),
     };
-    let keys = keys_of(repository, Some(manifest_digest), &tags);
-    let rules = rules_of(api, repository, &tags, &keys, request).await?;
+    let keys = keys_of(repository, manifest_digest, &tags);
+    let kind = regional::ChangeKind::Push;
+    let rules = regional::change_rules(api, kind, repository, &tags, &keys, request).await?;
     let media_type = media_type.as_deref();
     let put = || {
         let registry = &api.registry;
@@ -185,19 +187,30 @@ pub(super) async fn delete(
     reference: &Reference,
     request: &Parts,
 ) -> HandlerResult {
-    let (digest, tags) = match reference {
-        Reference::Digest(digest) => (Some(*digest), Vec::new()),
-        Reference::Tag(tag) => (None, vec![tag.clone()]),
+    let tags = match reference {
+        Reference::Digest(_) => Vec::new(),
+        Reference::Tag(tag) => vec![tag.clone()],
     };
-    let keys = keys_of(repository, digest, &tags);
-    let rules = rules_of(api, repository, &tags, &keys, request).await?;
-    let delete = || api.registry.delete_manifest(repository, reference, &rules);
+    let key = match reference {
+        Reference::Digest(digest) => FactKey::Manifest(repository.clone(), *digest),
+        Reference::Tag(tag) => FactKey::Tag(repository.clone(), tag.clone()),
+    };
+    let keys = vec![key.clone()];
+    let kind = regional::ChangeKind::Delete;
+    let mut rules = regional::change_rules(api, kind, repository, &tags, &keys, request).await?;
     let read_at = api.clock.now();
-    let stamp = match (delete().await, all_regions(api)) {
+    let deleted = api.registry.delete_manifest(repository, reference, &rules);
+    let stamp = match (deleted.await, all_regions(api)) {
         // What another region owes may be what the client wants to delete.
         (Err(error @ RegistryError::ManifestUnknown), Some(regional)) => {
-            regional::bring_owed(regional, repository, &keys, read_at, error).await?;
-            delete().await?
+            let owed = regional::owed_value(regional, repository, &key, read_at, request).await?;
+            rules.unseen = match owed {
+                OwedValue::Live(value) => Some(value),
+                OwedValue::ReadAgain => None,
+                OwedValue::Nothing => return Err(error.into()),
+            };
+            let deleted = api.registry.delete_manifest(repository, reference, &rules);
+            deleted.await?
         }
         (deleted, _) => deleted?,
     };
@@ -209,26 +222,13 @@ pub(super) async fn delete(
     Ok(response)
 }
 
-/// The keys that a change writes.
-fn keys_of(repository: &RepositoryName, digest: Option<Digest>, tags: &[Tag]) -> Vec<FactKey> {
-    let manifest = digest.map(|digest| FactKey::Manifest(repository.clone(), digest));
+/// The keys that a push writes.
+fn keys_of(repository: &RepositoryName, digest: Digest, tags: &[Tag]) -> Vec<FactKey> {
     let tags = tags
         .iter()
         .map(|tag| FactKey::Tag(repository.clone(), tag.clone()));
-    manifest.into_iter().chain(tags).collect()
-}
-
-async fn rules_of(
-    api: &Arc<Api>,
-    repository: &RepositoryName,
-    tags: &[Tag],
-    keys: &[FactKey],
-    request: &Parts,
-) -> Result<ChangeRules, ApiError> {
-    let Some(regional) = &api.regional else {
-        return Ok(ChangeRules::default());
-    };
-    regional::change_rules(api, regional, repository, tags, keys, request).await
+    let manifest = FactKey::Manifest(repository.clone(), digest);
+    core::iter::once(manifest).chain(tags).collect()
 }
 
 /// Tells the region that forwarded the request how the change was stamped.

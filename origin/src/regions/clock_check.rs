@@ -5,6 +5,8 @@
 
 use core::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use tokio::sync::Mutex;
+
 use crate::layout;
 use crate::nonce::nonce;
 use crate::registry::Registry;
@@ -17,9 +19,24 @@ const MAX_SKEW_MS: i64 = 60_000;
 pub(crate) struct ClockCheck {
     skew_ms: AtomicI64,
     is_wrong: AtomicBool,
+    has_run: AtomicBool,
+    /// Held by the first comparison, for which the first changes wait.
+    first: Mutex<()>,
 }
 
 impl ClockCheck {
+    /// Whether changes must be refused. Compares the clocks if they have not been compared: of a
+    /// storage that fails, each caller asks again.
+    pub(crate) async fn refuses_changes(&self, registry: &Registry) -> bool {
+        if !self.has_run.load(Ordering::Acquire) {
+            let _held = self.first.lock().await;
+            if !self.has_run.load(Ordering::Acquire) {
+                self.run(registry).await;
+            }
+        }
+        self.is_wrong.load(Ordering::Relaxed)
+    }
+
     /// Compares the clocks. Without an answer, or with a storage that tells no times, the last
     /// result stays.
     pub(crate) async fn run(&self, registry: &Registry) {
@@ -34,6 +51,7 @@ impl ClockCheck {
         let _deleted = storage.delete(&key).await;
         let Ok(Some(object)) = written else { return };
         let Some(modified) = object.modified else {
+            self.has_run.store(true, Ordering::Release);
             return;
         };
         let modified_ms = i64::try_from(modified.unix_ms()).unwrap_or(i64::MAX);
@@ -51,11 +69,7 @@ impl ClockCheck {
         if self.is_wrong.swap(is_wrong, Ordering::Relaxed) && !is_wrong {
             tracing::info!(skew_ms, "the clock agrees with the storage's again");
         }
-    }
-
-    /// Whether changes must be refused.
-    pub(crate) fn is_wrong(&self) -> bool {
-        self.is_wrong.load(Ordering::Relaxed)
+        self.has_run.store(true, Ordering::Release);
     }
 
     /// How far this machine's clock is ahead of the storage's, in milliseconds.

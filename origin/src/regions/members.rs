@@ -87,11 +87,6 @@ impl Members {
         RegionPolicy::new(self.own.clone(), self.live.current())
     }
 
-    /// The live policy.
-    pub(crate) const fn live(&self) -> &LivePolicy {
-        &self.live
-    }
-
     /// Notifies of changes of the policy.
     pub(crate) fn changes(&self) -> watch::Receiver<Arc<Policy>> {
         self.live.subscribe()

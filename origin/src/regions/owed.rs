@@ -62,6 +62,8 @@ pub(crate) struct OwedLookUp {
     /// may have merged an entry after that read and dropped it before the page, so the caller reads
     /// its own storage once more before it believes in absence.
     pub(crate) reads_again: bool,
+    /// The regions without a fresh page: they may owe what this region has not heard of.
+    pub(crate) silent: Vec<RegionName>,
 }
 
 impl OwedLookUp {
@@ -69,6 +71,7 @@ impl OwedLookUp {
     pub(crate) const ALONE: Self = Self {
         owed: Owed::Nothing,
         reads_again: false,
+        silent: Vec::new(),
     };
 }
 
@@ -135,7 +138,8 @@ impl OwedPages {
             .any(|(page, _)| page.as_ref().is_none_or(|page| page.received >= read_at));
         let mut may_have = Vec::new();
         let mut others = Vec::new();
-        let (mut is_owed, mut is_silent) = (false, false);
+        let mut is_owed = false;
+        let mut silent = Vec::new();
         for (source, (page, is_fresh)) in sources.iter().zip(pages) {
             let names =
                 page.is_some_and(|page| page.is_partial || page.repositories.contains(repository));
@@ -145,11 +149,13 @@ impl OwedPages {
                 others.push(source.region().clone());
             }
             is_owed |= names && is_fresh;
-            is_silent |= !is_fresh;
+            if !is_fresh {
+                silent.push(source.region().clone());
+            }
         }
         // What a silent region has not told of may be in those that answer. If none answers, the
         // own storage decides: an outage there must not fail each look-up of something absent here.
-        if is_silent || !is_whole {
+        if !silent.is_empty() || !is_whole {
             may_have.append(&mut others);
         }
         let owed = if may_have.is_empty() {
@@ -159,7 +165,11 @@ impl OwedPages {
         } else {
             Owed::Unknown
         };
-        OwedLookUp { owed, reads_again }
+        OwedLookUp {
+            owed,
+            reads_again,
+            silent,
+        }
     }
 
     /// The last known page of a region, and whether it is fresh.

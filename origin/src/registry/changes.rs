@@ -21,13 +21,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::{self, Manifest};
-use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
+use flotilla_common::name::{Reference, RepositoryName, Tag};
 use flotilla_common::stamp::Stamp;
 use flotilla_common::time::Time;
 use flotilla_common::wire::region::{Fact, FactHead, FactKey};
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
+use super::change_rules::ChangeRules;
 use super::{CachedManifest, KnownTag, MergeReason, Need, Registry, RegistryError};
 use crate::cache::Effect;
 use crate::conditional_write::WriteOutcome;
@@ -41,18 +42,6 @@ use crate::storage::{Key, Object};
 const CHECKS_AT_ONCE: usize = 16;
 /// How often the manifest is written again after only the state of the present one changed.
 const MAX_ATTEMPTS: u32 = 4;
-
-/// What the regions demand of one change.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct ChangeRules {
-    /// The regions to which the change is owed.
-    pub(crate) owed_to: Vec<RegionName>,
-    /// Those of the request's tags that must not move to another digest.
-    pub(crate) immutable: Vec<Tag>,
-    /// The new stamp is above this clock: of a change in another region that the client may have
-    /// seen. Nanoseconds since 1970.
-    pub(crate) above: Option<u64>,
-}
 
 /// A manifest that was stored.
 #[derive(Clone, Debug)]
@@ -202,9 +191,12 @@ impl Registry {
         rules: &ChangeRules,
     ) -> Result<Stamp, RegistryError> {
         let base = self.read_manifest_base(repository, digest).await?;
-        let record = base.record.as_ref().ok_or(RegistryError::ManifestUnknown)?;
+        let record = base.record.as_ref();
+        let seen_stamp = record.map(|record| &record.stamp);
+        let unseen = rules.unseen_above(seen_stamp);
         let change = Changed::Manifest(repository.clone(), *digest);
-        if !record.state.is_served() {
+        if unseen.is_none() && !record.is_some_and(|record| record.state.is_served()) {
+            let record = record.ok_or(RegistryError::ManifestUnknown)?;
             self.invalidate_deleted(change).await;
             // The replica that wrote the tombstone may have stopped before it did this.
             if let Some(subject) = record.subject {
@@ -214,17 +206,19 @@ impl Registry {
             }
             return Err(RegistryError::ManifestUnknown);
         }
-        let stamp = self.stamp_above([&record.stamp], rules)?;
+        let unseen_stamp = unseen.map(|value| &value.stamp);
+        let stamp = self.stamp_above(seen_stamp.into_iter().chain(unseen_stamp), rules)?;
+        let own_subject = record.and_then(|record| record.subject);
         let tombstone = ManifestRecord {
             stamp: stamp.clone(),
             turn: 0,
             state: ManifestState::Deleted,
             content: None,
-            subject: record.subject,
+            subject: own_subject.or_else(|| unseen?.subject),
             nonce: nonce(),
         };
         let key = FactKey::Manifest(repository.clone(), *digest);
-        self.write_journal(&rules.owed_to, [(key, Some(&record.stamp))])
+        self.write_journal(&rules.owed_to, [(key, seen_stamp)])
             .await?;
         let body = tombstone.body(&base.key)?;
         let seen = base.object.as_ref().map(|object| &object.version);
@@ -255,12 +249,14 @@ impl Registry {
     ) -> Result<Stamp, RegistryError> {
         let base = self.read_tag_base(repository, tag).await?;
         let change = Changed::Tag(repository.clone(), tag.clone());
-        if base.digest().is_none() {
+        let unseen = rules.unseen_above(base.stamp());
+        if base.digest().is_none() && unseen.is_none() {
             // Also if there never was a tag: this replica cannot tell.
             self.invalidate_deleted(change).await;
             return Err(RegistryError::ManifestUnknown);
         }
-        let stamp = self.stamp_above(base.stamp(), rules)?;
+        let unseen = unseen.map(|value| &value.stamp);
+        let stamp = self.stamp_above(base.stamp().into_iter().chain(unseen), rules)?;
         let key = FactKey::Tag(repository.clone(), tag.clone());
         self.write_journal(&rules.owed_to, [(key, base.stamp())])
             .await?;

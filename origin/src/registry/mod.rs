@@ -7,6 +7,7 @@
 //! learn from storage.
 
 mod blobs;
+mod change_rules;
 mod changes;
 mod closure;
 mod content;
@@ -49,7 +50,7 @@ use crate::upload::id::{Generation, UploadIdSigner};
 use crate::upload::receive::BATCH_LEN;
 
 pub(crate) use blobs::{FoundBlob, LostGeneration, Need};
-pub(crate) use changes::ChangeRules;
+pub(crate) use change_rules::{ChangeRules, UnseenValue};
 pub(crate) use content::{gave_wrong_bytes, read_segments};
 pub(crate) use error::RegistryError;
 pub(crate) use facts::{list_fact_keys, read_fact};

@@ -27,6 +27,7 @@ pub(super) use forward::{STAMP, forward, stamp_text};
 pub(super) use own_change::change_own;
 pub(super) use read::{blob, by_digest, closure, list};
 pub(super) use rules::{
-    acknowledge, announce_blob, bring_owed, bring_references, change_rules, check_forwarded,
+    ChangeKind, OwedValue, acknowledge, announce_blob, bring_references, change_rules,
+    check_forwarded, owed_value,
 };
 pub(super) use tag::by_tag;

@@ -8,7 +8,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{RegionName, RepositoryName, Tag};
 use flotilla_common::time::Time;
-use flotilla_common::wire::region::FactKey;
+use flotilla_common::wire::region::{Fact, FactHead, FactKey};
 use futures_util::future::join_all;
 use http::Method;
 use http::request::Parts;
@@ -18,12 +18,14 @@ use super::forward::sender_clocks;
 use super::proxy::unavailable;
 use crate::http::error::{ApiError, Code};
 use crate::http::route::Route;
-use crate::http::{Api, all_regions, is_from_region};
+use crate::http::{Api, FromRegion, all_regions, is_from_region};
 use crate::policy::Policy;
+use crate::region_certificate::MissingRegion;
 use crate::regions::clock_floor::ClockFloor;
 use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
-use crate::registry::{ChangeRules, RegistryError};
+use crate::regions::source::one_fact;
+use crate::registry::{ChangeRules, RegistryError, UnseenValue};
 
 /// How long other regions may take to tell the stamps of a change's keys.
 const STAMPS_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -31,29 +33,57 @@ const STAMPS_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long a push waits for what other regions have of its manifest.
 pub(super) const COPY_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// What a change does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::http) enum ChangeKind {
+    Push,
+    Delete,
+}
+
 /// The rules of a change of a repository's tags.
 ///
 /// # Errors
-/// The policy is too old to write by, and storage does not give a newer one.
+/// The policy is too old to write by, and storage does not give a newer one; or this process cannot
+/// write by it.
 pub(in crate::http) async fn change_rules(
     api: &Arc<Api>,
-    regional: &Arc<Regional>,
+    kind: ChangeKind,
     repository: &RepositoryName,
     tags: &[Tag],
     keys: &[FactKey],
     request: &Parts,
 ) -> Result<ChangeRules, ApiError> {
-    let policy = regional.members().live().for_write().await;
+    let own = api.regions.own();
+    let policy = api.regions.policy().for_write().await;
     let policy = policy.map_err(RegistryError::from)?;
     if !policy.exists() {
         return Ok(ChangeRules::default());
     }
-    if regional.clock_check().is_wrong() {
+    check_home(&policy, own, repository)?;
+    let rule = policy.rule_for(repository);
+    let immutable = tags.iter().filter(|tag| rule.is_immutable(tag));
+    let immutable = immutable.cloned().collect();
+    let Some(regional) = &api.regional else {
+        return match policy.others(own).next() {
+            // No follower would hear of the change.
+            Some(_) => Err(unavailable(MissingRegion::of(own))),
+            None => Ok(ChangeRules {
+                immutable,
+                ..ChangeRules::default()
+            }),
+        };
+    };
+    let clock_check = regional.clock_check();
+    if clock_check.refuses_changes(&api.registry).await {
         let message = "the clock of this machine is wrong, so changes cannot be ordered with those of other regions; correct it";
         return Err(ApiError::new(Code::Unavailable, message).with_retry_after(60));
     }
-    let rule = policy.rule_for(repository);
-    check_home(&policy, regional.own(), repository)?;
+    // A region that no longer keeps the repository may have its keys, and may keep it again after
+    // the tombstone was removed.
+    let owed_to = match kind {
+        ChangeKind::Push => rule.others(own).cloned().collect(),
+        ChangeKind::Delete => policy.others(own).map(|it| it.name.clone()).collect(),
+    };
     let is_forwarded = is_from_region(request);
     let floor = ClockFloor {
         known: regional.known_clock(repository, tags),
@@ -61,13 +91,10 @@ pub(in crate::http) async fn change_rules(
         sender: sender_clocks(&request.headers).filter(|_| is_forwarded),
     };
     Ok(ChangeRules {
-        owed_to: rule.others(regional.own()).cloned().collect(),
-        immutable: tags
-            .iter()
-            .filter(|tag| rule.is_immutable(tag))
-            .cloned()
-            .collect(),
+        owed_to,
+        immutable,
         above: floor.above(api.registry.unix_nanos()),
+        unseen: None,
     })
 }
 
@@ -196,40 +223,84 @@ pub(in crate::http) async fn bring_references(
     }
 }
 
-/// Brings what other regions owe of keys that were absent here at `read_at`, so that a delete can
-/// be repeated.
+/// What other regions owe of a key that is absent here.
+#[derive(Debug)]
+pub(in crate::http) enum OwedValue {
+    /// The latest live value.
+    Live(UnseenValue),
+    /// It may have arrived since it was read here.
+    ReadAgain,
+    Nothing,
+}
+
+/// The latest value that other regions owe of a key that was absent here at `read_at`, so that a
+/// delete can be written above it. The value is not copied.
 ///
 /// # Errors
-/// `error` if no region owes any of them, now or since `read_at`; 503 if one that may does not
-/// answer.
-pub(in crate::http) async fn bring_owed(
+/// 503 if a region that may owe it does not answer. The region that forwarded the delete may: its
+/// storage is out, so it does not list what it owes.
+pub(in crate::http) async fn owed_value(
     regional: &Arc<Regional>,
     repository: &RepositoryName,
-    keys: &[FactKey],
+    key: &FactKey,
     read_at: Time,
-    error: RegistryError,
-) -> Result<(), ApiError> {
+    request: &Parts,
+) -> Result<OwedValue, ApiError> {
     let undecided = |reason: &str| {
         unavailable(format_args!(
-            "{error}; another region may have it: {reason}"
+            "it is absent here, and another region may have it: {reason}; repeat the request"
         ))
     };
     let looked_up = regional.owed(repository, read_at).await;
+    let sender = request.extensions.get::<FromRegion>();
+    if let Some(FromRegion(sender)) = sender.filter(|it| looked_up.silent.contains(&it.0)) {
+        return Err(undecided(&format!(
+            "region {sender}, which forwarded the request, does not list what it owes"
+        )));
+    }
     let regions = match looked_up.owed {
         Owed::By(regions) => regions,
-        Owed::Unknown => return Err(undecided("it does not answer")),
-        Owed::Nothing if looked_up.reads_again => return Ok(()),
-        Owed::Nothing => return Err(error.into()),
+        Owed::Unknown => return Err(undecided("it was asked too often for absent content")),
+        Owed::Nothing if looked_up.reads_again => return Ok(OwedValue::ReadAgain),
+        Owed::Nothing => return Ok(OwedValue::Nothing),
     };
-    for region in regions {
-        for key in keys {
-            regional
-                .bring_awaited(&region, key)
-                .await
-                .map_err(|reason| undecided(&reason))?;
-        }
+    let routes = regional.routes();
+    let owing = routes.others_where(|region| regions.contains(region));
+    let facts = owing
+        .iter()
+        .map(|source| timeout(STAMPS_TIMEOUT, one_fact(&**source, key)));
+    let mut latest: Option<UnseenValue> = None;
+    for fact in join_all(facts).await {
+        let fact = fact.map_err(|_| undecided("it does not answer in time"))?;
+        let fact = fact.map_err(|error| undecided(&error.to_string()))?;
+        let live = live_value(fact);
+        latest = [latest, live]
+            .into_iter()
+            .flatten()
+            .max_by(|a, b| a.stamp.cmp(&b.stamp));
     }
-    Ok(())
+    Ok(latest.map_or(OwedValue::Nothing, OwedValue::Live))
+}
+
+/// The stamp of a live value, and the subject of a live manifest.
+fn live_value(fact: Fact) -> Option<UnseenValue> {
+    match fact.head {
+        FactHead::Manifest { stamp, .. } => {
+            let subject = Manifest::parse(&fact.bytes)
+                .ok()?
+                .subject
+                .map(|it| it.digest);
+            Some(UnseenValue { stamp, subject })
+        }
+        FactHead::Tag {
+            stamp,
+            digest: Some(_),
+        } => Some(UnseenValue {
+            stamp,
+            subject: None,
+        }),
+        _ => None,
+    }
 }
 
 /// Tells the regions that keep a repository of a blob that a manifest will name soon, so that

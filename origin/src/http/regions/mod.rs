@@ -103,6 +103,16 @@ impl RegionServer {
         }
     }
 
+    /// The region of this origin.
+    pub(super) const fn own(&self) -> &RegionName {
+        &self.own
+    }
+
+    /// The policy of the bucket.
+    pub(super) const fn policy(&self) -> &LivePolicy {
+        &self.policy
+    }
+
     /// The region of the policy, other than the own one, whose origin sent a request.
     pub(super) fn caller(&self, client: Option<&ClientIdentity>) -> Option<RegionName> {
         let region = client?.region()?;

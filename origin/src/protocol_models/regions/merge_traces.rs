@@ -1,4 +1,4 @@
-//! Merges of tags: which value stays (traces R5, R20, R27, F2, F10).
+//! Merges of tags: which value stays (traces R5, R20, R27, F2, F10, F15).
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::properties::{Requests, held, owed, regions_are_equal, tags_are_whole}
 use super::world::{Region, delete_manifest, delete_tag, index, owed_to, put, tag, tag_key};
 use crate::regions::entry::EntryOutcome;
 use crate::regions::source::Unreachable;
-use crate::registry::RegistryError;
+use crate::registry::{ChangeRules, RegistryError, UnseenValue};
 
 const BOTH: &[Region] = &[Region::A, Region::B];
 
@@ -297,6 +297,63 @@ async fn explore_left_out(follows: Follows) -> Explored {
 async fn tombstones_are_merged_in_repositories_that_the_policy_leaves_out() {
     explore_left_out(Follows::Shipped).await.assert_holds(5);
     explore_left_out(Follows::LeavesOutTombstones)
+        .await
+        .assert_violated("an acknowledged delete");
+}
+
+/// F15: A's clock is ahead of B's, and a client has pushed a tag at A. It deletes the tag at B,
+/// which has not copied it. `is_told` says whether B asks A for the stamp of the tag.
+async fn explore_delete_of_owed_tag(is_told: bool) -> Explored {
+    let scenario = async move |model: ModelStorage| {
+        let registry = Region::A.replica(&model).await;
+        advance(Duration::from_secs(60)).await;
+        let pushed = put(&registry, &index(1), &[tag()], &owed_to(&[Region::B])).await;
+        let pushed = pushed.expect("a push");
+        let registry = Region::B.replica(&model).await;
+        let sources = &[Region::A];
+        let follower = Follower::new(&model, Region::B, sources, Follows::Shipped).await;
+        model.keep_private(ONLY_TAG_OF_B);
+        let rules = ChangeRules {
+            unseen: Some(UnseenValue {
+                stamp: Stamp {
+                    clock: if is_told { pushed.clock } else { 1 },
+                    region: pushed.region,
+                },
+                subject: None,
+            }),
+            ..owed_to(&[Region::A])
+        };
+        let requests = Requests::default();
+        let client = {
+            let requests = requests.clone();
+            async move {
+                let stamp = delete_tag(&registry, &rules).await;
+                requests.deleted(tag_key(), stamp.ok());
+            }
+        };
+        let follow = async move {
+            follower.follow(Age::Young).await;
+        };
+        let settling = model.clone();
+        Scenario {
+            actors: vec![Box::pin(client), Box::pin(follow)],
+            settle: Some(Box::pin(async move {
+                settle(&settling, BOTH, Follows::Shipped).await;
+                Ok(())
+            })),
+            check: Box::new(move |model| {
+                requests.are_kept(model, BOTH)?;
+                regions_are_equal(model, BOTH)
+            }),
+        }
+    };
+    explore(Faults::NONE, scenario).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletes_are_later_than_what_another_region_owes() {
+    explore_delete_of_owed_tag(true).await.assert_holds(5);
+    explore_delete_of_owed_tag(false)
         .await
         .assert_violated("an acknowledged delete");
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use flotilla_common::name::RegionName;
-use flotilla_origin::storage::{self, Storage};
+use flotilla_origin::storage::{self, Prefix, Storage};
 use flotilla_origin::{Config, Origin};
 use flotilla_runtime::identity::Identity;
 
@@ -162,6 +162,26 @@ impl Regions {
         let key = format!("tag/app/_/{tag}").parse().unwrap();
         let stored = self.sites[region].storage.read(&key).await.unwrap();
         stored.is_some()
+    }
+
+    /// The keys of a region's storage under a prefix.
+    pub(crate) async fn keys(&self, region: usize, prefix: &str) -> Vec<String> {
+        let prefix = Prefix::new(prefix).unwrap();
+        let storage = &self.sites[region].storage;
+        let page = storage.list(&prefix, None, 10_000).await.unwrap();
+        let keys = page.entries.into_iter();
+        keys.map(|entry| entry.key.to_string()).collect()
+    }
+
+    /// Stores a policy with these rules for a region, and lets its replicas read it.
+    pub(crate) async fn set_rules(&self, region: usize, rules: &str) {
+        let site = &self.sites[region];
+        self.network
+            .replace_policy(region, &site.storage, rules)
+            .await;
+        for origin in &site.origins {
+            origin.policy().read_now().await.unwrap();
+        }
     }
 
     /// The faults of a region's storage.

@@ -4,6 +4,7 @@ mod absence;
 mod copies;
 mod costs;
 mod cut_off;
+mod deletes;
 mod endpoints;
 mod figures;
 pub(crate) mod harness;

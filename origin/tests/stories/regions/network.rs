@@ -66,6 +66,20 @@ impl Network {
         policy::set(&**storage, &text, None).await.unwrap();
     }
 
+    /// Replaces the policy of a region.
+    pub(crate) async fn replace_policy(
+        &self,
+        region: usize,
+        storage: &Arc<dyn Storage>,
+        rules: &str,
+    ) {
+        let before = policy::read(&**storage).await.unwrap();
+        let text = self.policy(region, rules);
+        policy::set(&**storage, &text, before.as_ref())
+            .await
+            .unwrap();
+    }
+
     /// The policy of a region. It reaches each other region through a gate of its own.
     fn policy(&self, from: usize, rules: &str) -> String {
         let entry = |to: usize| {

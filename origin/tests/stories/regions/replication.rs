@@ -12,17 +12,6 @@ use super::until;
 use crate::servers::GateState;
 use crate::support::{MANIFEST, code, descriptor, header, sample};
 
-/// The keys of a region's storage under a prefix.
-async fn keys(regions: &Regions, region: usize, prefix: &str) -> Vec<String> {
-    let prefix = flotilla_origin::storage::Prefix::new(prefix).unwrap();
-    let storage = &regions.sites[region].storage;
-    let page = storage.list(&prefix, None, 10_000).await.unwrap();
-    page.entries
-        .into_iter()
-        .map(|entry| entry.key.to_string())
-        .collect()
-}
-
 /// Waits until a region has answered a path with a status.
 async fn until_status(regions: &Regions, region: usize, path: &str, status: StatusCode) {
     let client = regions.client(region);
@@ -63,7 +52,7 @@ async fn pushed_image_is_pulled_elsewhere_a_second_later() {
     let answer = client.get(&path).await;
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(answer.bytes().await.unwrap(), layer);
-    let stored = keys(&regions, 1, "rb/").await;
+    let stored = regions.keys(1, "rb/").await;
     let layer = Digest::sha256(&layer).to_string();
     assert!(
         !stored.iter().any(|key| key.ends_with(&layer)),
@@ -120,7 +109,7 @@ async fn moved_tags_deletes_and_referrers_follow() {
     .await;
     // All entries are done.
     until("no entries", async || {
-        keys(&regions, 0, "journal/").await.is_empty()
+        regions.keys(0, "journal/").await.is_empty()
     })
     .await;
 }
@@ -163,7 +152,7 @@ async fn regions_agree_after_they_were_cut_off() {
     }
     for prefix in ["rm/", "tag/"] {
         until(prefix, async || {
-            keys(&regions, 0, prefix).await == keys(&regions, 1, prefix).await
+            regions.keys(0, prefix).await == regions.keys(1, prefix).await
         })
         .await;
     }
@@ -199,14 +188,14 @@ async fn new_region_is_filled() {
     let client = regions.client(0);
     regions.gate(1, 0).set(GateState::Closed);
     client.push_image("app", "v1", &[sample(70_000, 1)]).await;
-    let journal = keys(&regions, 0, "journal/").await;
+    let journal = regions.keys(0, "journal/").await;
     for key in journal {
         let storage = &regions.sites[0].storage;
         storage.delete(&key.parse().unwrap()).await.unwrap();
     }
     regions.gate(1, 0).set(GateState::Open);
     until("the swept image", async || {
-        let stored = keys(&regions, 1, "tag/").await;
+        let stored = regions.keys(1, "tag/").await;
         !stored.is_empty()
     })
     .await;

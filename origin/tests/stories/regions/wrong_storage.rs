@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flotilla_common::digest::Digest;
-use flotilla_origin::storage::{self, Prefix};
+use flotilla_origin::storage;
 use reqwest::{Method, StatusCode};
 
 use super::harness::Regions;
@@ -13,16 +13,6 @@ use crate::support::{Registry, sample};
 
 /// Longer than a follower, a hint or a probe needs.
 const A_WHILE: Duration = Duration::from_secs(3);
-
-async fn keys(regions: &Regions, region: usize, prefix: &str) -> Vec<String> {
-    let prefix = Prefix::new(prefix).unwrap();
-    let storage = &regions.sites[region].storage;
-    let page = storage.list(&prefix, None, 1_000).await.unwrap();
-    page.entries
-        .into_iter()
-        .map(|entry| entry.key.to_string())
-        .collect()
-}
 
 /// Waits until a region says that it refuses the other one, or no longer does.
 async fn until_refused(regions: &Regions, region: usize, is_refused: bool) {
@@ -74,7 +64,7 @@ async fn regions_with_one_storage_refuse_each_other() {
         until_refused(&regions, region, true).await;
     }
     tokio::time::sleep(A_WHILE).await;
-    let owed = keys(&regions, 0, "journal/us-1/").await;
+    let owed = regions.keys(0, "journal/us-1/").await;
     assert_eq!(owed.len(), 1, "no entry is dropped: {owed:?}");
     assert_alone_during_outage(&mut regions, 0).await;
 }
@@ -85,8 +75,7 @@ async fn region_with_another_storage_than_before_is_refused() {
     let client = regions.client(0);
     client.push_image("app", "v1", &[sample(1_000, 1)]).await;
     until("the copy", async || {
-        !keys(&regions, 1, "tag/").await.is_empty()
-            && keys(&regions, 0, "journal/").await.is_empty()
+        !regions.keys(1, "tag/").await.is_empty() && regions.keys(0, "journal/").await.is_empty()
     })
     .await;
     let before = std::sync::Arc::clone(&regions.sites[1].storage);
@@ -96,9 +85,9 @@ async fn region_with_another_storage_than_before_is_refused() {
     client.push_image("app", "v2", &[sample(1_000, 2)]).await;
     until_refused(&regions, 0, true).await;
     tokio::time::sleep(A_WHILE).await;
-    let owed = keys(&regions, 0, "journal/us-1/").await;
+    let owed = regions.keys(0, "journal/us-1/").await;
     assert_eq!(owed.len(), 1, "no entry is dropped: {owed:?}");
-    let copied = keys(&regions, 1, "tag/").await;
+    let copied = regions.keys(1, "tag/").await;
     assert_eq!(copied, Vec::<String>::new());
     for tag in ["v1", "v2"] {
         let path = format!("/v2/app/manifests/{tag}");
@@ -111,7 +100,7 @@ async fn region_with_another_storage_than_before_is_refused() {
     regions.restart_on(1, before).await;
     until_refused(&regions, 0, false).await;
     until("the copy", async || {
-        keys(&regions, 1, "tag/").await.len() == 2
+        regions.keys(1, "tag/").await.len() == 2
     })
     .await;
 }
