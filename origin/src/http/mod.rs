@@ -240,6 +240,9 @@ async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> Handl
         Ok(forwarded) => return forwarded,
         Err(own) => own,
     };
+    if let Some(answer) = regional::read_elsewhere(regional, &route, &parts).await {
+        return answer;
+    }
     match &route {
         Route::Manifest {
             repository,

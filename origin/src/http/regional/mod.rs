@@ -5,6 +5,7 @@
 //! | `read` | reads: from the own storage, or from another region |
 //! | `facts` | who serves what can change: the own storage, another region, or none |
 //! | `tag` | tags, which can change: the value with the highest stamp |
+//! | `elsewhere` | reads of repositories that this region does not keep |
 //! | `proxy` | one request to another region |
 //! | `rules` | what the policy demands of a change, and its acknowledgement by other regions |
 //! | `forward` | writes, while the own storage is out or the repository's home is elsewhere |
@@ -14,6 +15,7 @@
 //! A request under the certificate of a region is answered from the own storage only, so nothing
 //! goes through more than two regions.
 
+mod elsewhere;
 mod facts;
 mod forward;
 mod forward_call;
@@ -23,6 +25,7 @@ mod read;
 mod rules;
 mod tag;
 
+pub(super) use elsewhere::read_elsewhere;
 pub(super) use forward::{STAMP, forward, stamp_text};
 pub(super) use own_change::change_own;
 pub(super) use read::{blob, by_digest, closure, list};

@@ -48,7 +48,7 @@ pub(super) fn busy(status: StatusCode, pause: Duration) -> ApiError {
     let seconds = u32::try_from(pause.as_secs()).unwrap_or(MAX_HANDED_ON_S);
     ApiError::new(
         code,
-        "the storage of this region cannot serve the request, and the other regions have no room for it; repeat it later",
+        "this region cannot serve the request, and the other regions have no room for it; repeat it later",
     )
     .with_retry_after(seconds.clamp(1, MAX_HANDED_ON_S))
 }

@@ -19,6 +19,7 @@ use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 use tokio::time::{Instant, timeout};
 
+use super::elsewhere::{keepers_elsewhere, serve_elsewhere};
 use super::facts::{FactAnswer, read_fact};
 use super::proxy::{ReadError, busy, read_at, send_at, unavailable};
 use crate::http::error::{ApiError, Code};
@@ -29,6 +30,7 @@ use crate::regions::foreign_streams;
 use crate::regions::regional::Regional;
 use crate::regions::routes::{OWN, Routes};
 use crate::regions::source::Source;
+use crate::registry::RegistryError;
 
 /// How long the own storage may take to say whether a manifest was deleted here.
 const DELETE_TIMEOUT: Duration = Duration::from_millis(800);
@@ -259,6 +261,13 @@ pub(in crate::http) async fn closure(
 ) -> HandlerResult {
     let bytes = peers::read_request(api, body).await?;
     let asked = peers::decode_request(&bytes)?;
+    if let Some(keepers) = keepers_elsewhere(regional, &asked.repository) {
+        let send = async |other: Arc<dyn Source>| {
+            send_at(&*other, request, CLOSURE_PATH, Body::from(bytes.clone())).await
+        };
+        let absent = RegistryError::ManifestUnknown.into();
+        return serve_elsewhere(regional, &keepers, content(&asked.manifest), absent, send).await;
+    }
     let routes = regional.routes();
     let client = request.extensions.get();
     let key = FactKey::Manifest(asked.repository.clone(), asked.manifest);

@@ -13,6 +13,7 @@ pub(crate) mod network;
 mod outage_table;
 mod outages;
 mod replication;
+mod selection;
 mod shares;
 mod storage_outages;
 mod storage_servers;
