@@ -31,6 +31,7 @@ mod sent_attempts;
 mod storage_time;
 mod timeout_storage;
 mod transport;
+mod whole_body;
 
 use core::fmt;
 use core::ops::Range;

@@ -22,10 +22,15 @@ use super::conditional_removal::{ConditionalRemoval, Precondition};
 use super::error::is_object_missing;
 use super::multipart_writer::{MultipartWriter, PartPool};
 use super::sent_attempts::SentAttempts;
+use super::whole_body::WholeBody;
 use super::{
     ByteStream, Entry, Key, MAX_READ_LEN, Object, ObjectWriter, Page, Prefix, Storage,
     StorageError, StorageResult, StorageTime, Version,
 };
+
+/// The pauses before an object whose body was cut is read again. A storage that cuts bodies is to
+/// fail several reads within the two seconds after which failures count as an outage.
+const CUT_READ_PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(100)];
 
 /// What tells the versions of an object apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +157,61 @@ impl ObjectStorage {
             .of(result.e_tag, result.version)
             .ok_or_else(|| no_version(action, key))
     }
+
+    async fn read_once(&self, key: &Key) -> Result<Option<Object>, ReadFailure> {
+        const ACTION: &str = "read object";
+        let failed =
+            |error| ReadFailure::Other(StorageError::from_object_store(ACTION, key, error));
+        let path = self.client.path(ACTION, key).map_err(ReadFailure::Other)?;
+        let whole = WholeBody::default();
+        let mut options = GetOptions::default();
+        options.extensions.insert(whole.clone());
+        let result = match self.client.store.get_opts(&path, options).await {
+            Err(error) if is_object_missing(&error) => return Ok(None),
+            other => other.map_err(failed)?,
+        };
+        let size = result.meta.size;
+        if size > MAX_READ_LEN {
+            let problem =
+                format!("object of {size} bytes exceeds the limit of {MAX_READ_LEN} bytes");
+            let error = StorageError::unavailable(ACTION, key, problem);
+            return Err(ReadFailure::Other(error));
+        }
+        let version = self
+            .client
+            .versions
+            .of(result.meta.e_tag.clone(), result.meta.version.clone());
+        let version = version.ok_or_else(|| ReadFailure::Other(no_version(ACTION, key)))?;
+        let modified = modified_at(&result.meta);
+        let body = result.bytes().await.map_err(failed)?;
+        if body.len() as u64 != size {
+            let error = whole.take_error();
+            let error = error.unwrap_or_else(|| "the body ended early".to_owned());
+            let problem = format!("after {} of {size} bytes: {error}", body.len());
+            let error = StorageError::unavailable(ACTION, key, problem);
+            return Err(ReadFailure::Cut(error));
+        }
+        Ok(Some(Object {
+            body,
+            version,
+            modified: Some(modified),
+        }))
+    }
+}
+
+/// Why an object was not read.
+enum ReadFailure {
+    /// Its body broke or ended early.
+    Cut(StorageError),
+    Other(StorageError),
+}
+
+impl ReadFailure {
+    fn into_inner(self) -> StorageError {
+        match self {
+            Self::Cut(error) | Self::Other(error) => error,
+        }
+    }
 }
 
 impl VersionKind {
@@ -215,32 +275,14 @@ impl Storage for ObjectStorage {
     }
 
     async fn read(&self, key: &Key) -> StorageResult<Option<Object>> {
-        const ACTION: &str = "read object";
-        let map_error = |error| StorageError::from_object_store(ACTION, key, error);
-        let path = self.client.path(ACTION, key)?;
-        let result = match self.client.store.get(&path).await {
-            Err(error) if is_object_missing(&error) => return Ok(None),
-            other => other.map_err(map_error)?,
-        };
-        if result.meta.size > MAX_READ_LEN {
-            let problem = format!(
-                "object of {} bytes exceeds the limit of {MAX_READ_LEN} bytes",
-                result.meta.size
-            );
-            return Err(StorageError::unavailable(ACTION, key, problem));
+        for pause in CUT_READ_PAUSES {
+            match self.read_once(key).await {
+                Err(ReadFailure::Cut(_)) => tokio::time::sleep(pause).await,
+                Err(ReadFailure::Other(error)) => return Err(error),
+                Ok(read) => return Ok(read),
+            }
         }
-        let version = self
-            .client
-            .versions
-            .of(result.meta.e_tag.clone(), result.meta.version.clone());
-        let version = version.ok_or_else(|| no_version(ACTION, key))?;
-        let modified = modified_at(&result.meta);
-        let body = result.bytes().await.map_err(map_error)?;
-        Ok(Some(Object {
-            body,
-            version,
-            modified: Some(modified),
-        }))
+        self.read_once(key).await.map_err(ReadFailure::into_inner)
     }
 
     async fn read_range(&self, key: &Key, range: Range<u64>) -> StorageResult<ByteStream> {

@@ -41,6 +41,7 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use super::client_options::{CONNECT_TIMEOUT, READ_TIMEOUT, client_options};
 use super::sent_attempts::SentAttempts;
+use super::whole_body::WholeBody;
 
 /// Bytes that a connection reads at once. A response head must fit.
 const SMALL_LEN: usize = 16 << 10;
@@ -182,6 +183,7 @@ impl Transport {
             return self.default.execute(request).await;
         }
         request.headers_mut().entry(USER_AGENT).or_insert(AGENT);
+        let whole = request.extensions().get::<WholeBody>().cloned();
         // Other requests have small responses.
         let is_read = request.headers().contains_key(RANGE);
         let permit = is_read
@@ -198,11 +200,18 @@ impl Transport {
             READ_TIMEOUT
         };
         let response = timeout(response_timeout, client.request(request)).await;
-        let response = response.map_err(|_| stalled())?.map_err(request_error)?;
+        let response = response.map_err(|_| stalled())?.map_err(|error| {
+            let error = request_error(error);
+            match &whole {
+                Some(whole) => whole.map_error(error),
+                None => error,
+            }
+        })?;
         Ok(response.map(|body| {
             HttpResponseBody::new(TimedBody {
                 body,
                 stall_timer: None,
+                whole,
                 _permit: permit,
             })
         }))
@@ -214,7 +223,22 @@ impl Transport {
 struct TimedBody {
     body: Incoming,
     stall_timer: Option<Pin<Box<Sleep>>>,
+    /// Gets the error in place of the reader.
+    whole: Option<WholeBody>,
     _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl TimedBody {
+    /// The last item of a body that broke.
+    fn broken(&self, error: HttpError) -> Option<Result<Frame<Bytes>, HttpError>> {
+        match &self.whole {
+            Some(whole) => {
+                whole.note(&error);
+                None
+            }
+            None => Some(Err(error)),
+        }
+    }
 }
 
 impl Body for TimedBody {
@@ -227,16 +251,18 @@ impl Body for TimedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             self.stall_timer = None;
-            return Poll::Ready(
-                frame.map(|frame| frame.map_err(|error| HttpError::new(kind(&error), error))),
-            );
+            return Poll::Ready(match frame {
+                Some(Err(error)) => self.broken(HttpError::new(kind(&error), error)),
+                Some(Ok(frame)) => Some(Ok(frame)),
+                None => None,
+            });
         }
         let stall_timer = self
             .stall_timer
             .get_or_insert_with(|| Box::pin(sleep(READ_TIMEOUT)));
         ready!(stall_timer.as_mut().poll(context));
         self.stall_timer = None;
-        Poll::Ready(Some(Err(stalled())))
+        Poll::Ready(self.broken(stalled()))
     }
 
     fn is_end_stream(&self) -> bool {

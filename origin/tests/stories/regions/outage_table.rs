@@ -64,11 +64,8 @@ fn is_sure(outage: Outage) -> bool {
 
 /// Whether the storage answers probes although requests fail or hang.
 fn is_brown_out(outage: Outage) -> bool {
-    use Behaviour::{HangsUnprobed, SlowUnprobed, TearsBodies};
-    matches!(
-        outage,
-        Outage::Answers(HangsUnprobed | SlowUnprobed | TearsBodies)
-    )
+    use Behaviour::{HangsUnprobed, SlowUnprobed};
+    matches!(outage, Outage::Answers(HangsUnprobed | SlowUnprobed))
 }
 
 /// Pulls by tag, which can change: in a brown-out, 503 after a bounded wait is right.

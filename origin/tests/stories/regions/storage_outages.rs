@@ -12,7 +12,7 @@ use super::storage_servers::{
     OutageSite, StorageKind, is_not_now, own_standing, pull, pull_blobs, push_until_accepted,
 };
 use super::until;
-use crate::servers::{Kind, Outage};
+use crate::servers::{Behaviour, Kind, Outage};
 use crate::support::{Registry, location, sample};
 
 /// The bar of the first requests is 2.5 s and a round trip; machines are shared.
@@ -171,4 +171,38 @@ async fn directory_with_directory() {
         LARGE_LAYER,
     )
     .await;
+}
+
+/// The storage answers probes, and cuts the body of everything else that is read, also of records.
+#[tokio::test]
+async fn storage_that_cuts_each_body_is_left() {
+    let test = "storage_that_cuts_each_body_is_left";
+    let Some(mut site) = OutageSite::start(test, [S3, S3], 0, 100_000).await else {
+        return;
+    };
+    let [reader, pusher] = [
+        site.regions.cold_client(0).await,
+        site.regions.cold_client(0).await,
+    ];
+    site.set_outage(Some(Outage::Answers(Behaviour::TearsBodies)));
+    let layer = sample(50_000, 77);
+    let started = Instant::now();
+    let push = async {
+        let refused = push_until_accepted(&pusher, "during", &layer).await;
+        (refused, started.elapsed())
+    };
+    let by_tag = pull(&reader, "/v2/app/manifests/v1", &site.image.manifest);
+    let (first, (refused, push)) = tokio::join!(by_tag, push);
+    eprintln!("by tag {first:.2?}, push {push:.2?}, {refused} refused");
+    assert!(first < FIRST, "{first:?}");
+    assert!(push < Duration::from_secs(10), "{push:?}");
+    let later = pull(&reader, "/v2/app/manifests/v1", &site.image.manifest).await;
+    assert!(later < Duration::from_secs(1), "{later:?}");
+    assert!(site.stores_tag(1, "during").await);
+    site.set_outage(None);
+    until("the forwarded push returns", async || {
+        site.stores_tag(0, "during").await
+    })
+    .await;
+    site.assert_whole().await;
 }
