@@ -118,7 +118,7 @@ async fn within<T>(
 }
 
 /// Streams bytes from remote storage, with one piece in memory at a time.
-pub(super) fn one_piece_at_a_time<S, E>(
+pub(in crate::http) fn one_piece_at_a_time<S, E>(
     bytes: S,
 ) -> impl Stream<Item = Result<Bytes, E>> + Send + 'static
 where

@@ -22,11 +22,13 @@ const MAX_RESUMES_PER_SOURCE: usize = 2;
 const PROGRESS_LEN: u64 = 1 << 20;
 
 /// Why a source of a body ended early.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BrokenBody {
     /// Another region may deliver the rest.
+    #[error("{0}")]
     Failed(String),
     /// The bytes so far are not those of the blob.
+    #[error("{0}")]
     Corrupt(String),
 }
 

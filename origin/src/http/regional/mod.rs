@@ -7,6 +7,7 @@
 //! | `tag` | tags, which can change: the value with the highest stamp |
 //! | `elsewhere` | reads of repositories that this region does not keep |
 //! | `proxy` | one request to another region |
+//! | `relay` | the body of its answer |
 //! | `rules` | what the policy demands of a change, and its acknowledgement by other regions |
 //! | `forward` | writes, while the own storage is out or the repository's home is elsewhere |
 //! | `own_change` | changes in the own storage |
@@ -22,6 +23,7 @@ mod forward_call;
 mod own_change;
 mod proxy;
 mod read;
+mod relay;
 mod rules;
 mod tag;
 

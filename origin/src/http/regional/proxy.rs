@@ -10,6 +10,7 @@ use flotilla_runtime::failover::CallError;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 
+use super::relay;
 use crate::http::error::{ApiError, Code};
 use crate::regions::source::{Source, SourceError};
 
@@ -98,7 +99,7 @@ impl CallError for ReadError {
     }
 }
 
-/// Sends a read to a region. An answer without the content is an error.
+/// Sends a read to a region. An answer without the content is an error; a body that stalls ends.
 pub(super) async fn read_at(
     source: &dyn Source,
     request: &Parts,
@@ -109,6 +110,25 @@ pub(super) async fn read_at(
 
 /// The same, with a body.
 pub(super) async fn send_at(
+    source: &dyn Source,
+    request: &Parts,
+    path_and_query: &str,
+    body: Body,
+) -> Result<Response<Body>, ReadError> {
+    let response = exchange(source, request, path_and_query, body).await?;
+    Ok(relay::bounded(response))
+}
+
+/// Sends a read to a region, as [`read_at`]. The caller bounds the body.
+pub(super) async fn open_at(
+    source: &dyn Source,
+    request: &Parts,
+    path_and_query: &str,
+) -> Result<Response<Body>, ReadError> {
+    exchange(source, request, path_and_query, Body::empty()).await
+}
+
+async fn exchange(
     source: &dyn Source,
     request: &Parts,
     path_and_query: &str,

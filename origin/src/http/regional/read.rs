@@ -21,7 +21,8 @@ use tokio::time::{Instant, timeout};
 
 use super::elsewhere::{keepers_elsewhere, serve_elsewhere};
 use super::facts::{FactAnswer, read_fact};
-use super::proxy::{ReadError, busy, read_at, send_at, unavailable};
+use super::proxy::{ReadError, busy, open_at, read_at, send_at, unavailable};
+use super::relay::resumed;
 use crate::http::error::{ApiError, Code};
 use crate::http::{Api, HandlerResult, blobs, hold_until_sent, manifests, peers};
 use crate::regions::absence::{Missed, OwnRead, Presence, deleted_at};
@@ -132,11 +133,12 @@ pub(in crate::http) async fn blob(
                     is_lacking.store(lacks, Ordering::Relaxed);
                     return answer;
                 };
-                if !is_lacking.load(Ordering::Relaxed) {
-                    return read_at(&**other, request, path).await;
-                }
-                let permit = streams.try_begin(digest).ok_or(ReadError::Crowded)?;
-                let response = read_at(&**other, request, path).await?;
+                let permit = match is_lacking.load(Ordering::Relaxed) {
+                    true => Some(streams.try_begin(digest).ok_or(ReadError::Crowded)?),
+                    false => None,
+                };
+                let response = open_at(&**other, request, path).await?;
+                let response = resumed(routes, other, repository, digest, response);
                 Ok(hold_until_sent(permit, response))
             }
         };

@@ -12,6 +12,7 @@ mod monitoring;
 pub(crate) mod network;
 mod outage_table;
 mod outages;
+mod reads;
 mod replication;
 mod selection;
 mod shares;
