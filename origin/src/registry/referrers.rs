@@ -7,6 +7,7 @@
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::RepositoryName;
+use flotilla_common::wire::region::{FactHead, FactKey};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Map, Value, json};
 
@@ -38,6 +39,9 @@ pub(crate) struct ReferrerPage {
 impl Registry {
     /// At most `limit` descriptors of the manifests that refer to `subject`, after the digest
     /// `last`; at least one, if there are any. The subject need not exist.
+    ///
+    /// An entry of an evicted manifest does not count: the replica that evicted it may have stopped
+    /// before it removed the entry. A delete that stops there is not acknowledged, and is repeated.
     pub(crate) async fn referrers(
         &self,
         repository: &RepositoryName,
@@ -56,7 +60,11 @@ impl Registry {
             let pointer = object
                 .map(|object| Pointer::<ReferrerValue>::of(&key, &object.body))
                 .transpose()?;
-            Ok::<_, RegistryError>((key, pointer.and_then(|pointer| pointer.value)))
+            let value = match pointer.and_then(|pointer| pointer.value) {
+                Some(value) if !self.is_evicted(repository, &key).await? => Some(value),
+                _ => None,
+            };
+            Ok::<_, RegistryError>((key, value))
         });
         let mut reads = reads.buffered(READS_AT_ONCE);
         let mut page = ReferrerPage::default();
@@ -75,6 +83,25 @@ impl Registry {
             }
         }
         Ok(page)
+    }
+
+    /// Whether the manifest of an entry was evicted.
+    async fn is_evicted(
+        &self,
+        repository: &RepositoryName,
+        entry: &Key,
+    ) -> Result<bool, RegistryError> {
+        let Ok(digest) = entry.last_segment().parse() else {
+            return Ok(false);
+        };
+        let found = self.manifest_by_digest(repository, &digest).await;
+        // One that cannot be read is not evicted.
+        if !matches!(found, Ok(None)) {
+            return Ok(false);
+        }
+        let key = FactKey::Manifest(repository.clone(), digest);
+        let head = self.fact(&key).await?.head;
+        Ok(matches!(head, FactHead::Evicted { .. }))
     }
 
     /// Adds a manifest to the referrers of its subject, if it has one. `written` are the stamp and

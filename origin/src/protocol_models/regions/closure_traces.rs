@@ -11,7 +11,9 @@ use super::super::blob_collection::{push, repository};
 use super::super::explorer::{Explored, Scenario, explore};
 use super::super::storage_model::{Faults, ModelStorage};
 use super::follower::{Age, Follower, Follows, settle};
-use super::properties::{Requests, is_whole, referrer_agrees, regions_are_equal, tags_are_whole};
+use super::properties::{
+    Requests, is_whole, manifest_state, referrer_agrees, regions_are_equal, tags_are_whole,
+};
 use super::world::{
     CONFIG, LIVENESS, Region, SUBJECT, change_state, image, index, kill_blobs, manifest_key,
     owed_to, put, tag, tag_key, warm_replica,
@@ -393,4 +395,72 @@ async fn pushes_over_rescued_manifests_are_replicated() {
     explore_rescue(Loses::AcceptsAnyWinner)
         .await
         .assert_violated("an acknowledged push");
+}
+
+/// By what a manifest counts as a referrer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lists {
+    /// As shipped: the entry of an evicted manifest does not count.
+    Shipped,
+    /// Violates that: by its entry alone.
+    ByEntry,
+}
+
+/// A replica refuses the push of an artifact that was there before, and may crash at any step.
+async fn explore_crash_of_eviction(lists: Lists) -> Explored {
+    let scenario = async move |model: ModelStorage| {
+        let registry = warm_replica(&model, Region::A).await;
+        let pushed = put(&registry, &image(), &[], &owed_to(&[])).await;
+        pushed.expect("a push");
+        kill_blobs(&model, Region::A).await;
+        model.keep_private(&["a/journal/", "a/upload/", "a/blob/", "a/rb/"]);
+        let crashing = model.clone();
+        let write = {
+            let model = model.clone();
+            async move {
+                let pushed = push_with_dying_blob(&model, &registry, Refuses::Shipped).await;
+                assert!(pushed.is_err(), "the blob is dead");
+            }
+        };
+        // After the first check of the push, which is answered from memory.
+        let time = async { advance(LIVENESS * 2).await };
+        let settling = model.clone();
+        Scenario {
+            actors: vec![
+                Box::pin(async move { crashing.until_crash(write).await }),
+                Box::pin(time),
+            ],
+            settle: Some(Box::pin(async move {
+                let is_listed = match lists {
+                    Lists::ByEntry => {
+                        return referrer_agrees(&settling, Region::A, SUBJECT, &image());
+                    }
+                    Lists::Shipped => {
+                        let registry = Region::A.replica(&settling).await;
+                        let subject = Digest::sha256(SUBJECT);
+                        let page = registry.referrers(&repository(), &subject, None, 10).await;
+                        !page.expect("no faults").descriptors.is_empty()
+                    }
+                };
+                let state = manifest_state(&settling, Region::A, &image());
+                match (state.is_some_and(ManifestState::is_served), is_listed) {
+                    (true, false) => Err("a manifest is there and not listed".to_owned()),
+                    (false, true) => Err("a manifest is listed and not there".to_owned()),
+                    _ => Ok(()),
+                }
+            })),
+            check: Box::new(|_| Ok(())),
+        }
+    };
+    explore(Faults::NONE, scenario).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn evictions_that_crash_leave_no_referrer() {
+    explore_crash_of_eviction(Lists::Shipped)
+        .await
+        .assert_holds(5);
+    explore_crash_of_eviction(Lists::ByEntry)
+        .await
+        .assert_violated("listed and not there");
 }
