@@ -23,7 +23,7 @@ use super::{
 };
 use crate::admission::Permit;
 use crate::metrics::MANIFEST;
-use crate::registry::{CachedManifest, MAX_REFERRERS, MAX_TAGS, RegistryError};
+use crate::registry::{CachedManifest, LiveTag, MAX_REFERRERS, MAX_TAGS, RegistryError};
 use crate::stall_budget::BudgetExhausted;
 
 /// Maximum tags that one request moves.
@@ -38,8 +38,15 @@ pub(super) async fn get(
     let found = api.registry.manifest(repository, reference).await?;
     let mut response = response_of(&found.manifest, request);
     warn_if_stale(&mut response, found.stale);
+    if let Some(tag) = found.tag {
+        response.extensions_mut().insert(OwnTag(tag));
+    }
     Ok(response)
 }
+
+/// In the extensions of a response to a read by tag: the tag in the own storage.
+#[derive(Clone, Debug)]
+pub(super) struct OwnTag(pub(super) LiveTag);
 
 /// The response to a GET or HEAD of a manifest that is in memory; `None` passes the request on to
 /// the router.
@@ -58,7 +65,19 @@ pub(super) fn shortcut(api: &Api, request: &Parts) -> Option<Response<Body>> {
     else {
         return None;
     };
+    let regional = all_regions(api);
+    if regional.is_some_and(|it| !it.may_answer_from_memory(&repository, &reference)) {
+        return None;
+    }
+    // A manifest that a tag names may have been deleted elsewhere.
+    let regional = regional.filter(|it| !it.ahead().is_empty());
+    let named = regional.map(|regional| (regional, repository.clone()));
     let manifest = api.registry.manifest_in_memory(repository, reference)?;
+    if let Some((regional, repository)) = named
+        && !regional.may_answer_from_memory(&repository, &Reference::Digest(manifest.digest))
+    {
+        return None;
+    }
     let mut response = response_of(&manifest, request);
     set_version(&mut response);
     let duration = api.clock.now().saturating_since(started);

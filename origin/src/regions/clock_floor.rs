@@ -4,16 +4,6 @@
 //! A failover sends the changes of one client to two regions whose clocks differ. The higher stamp
 //! wins everywhere, so each stamp must exceed that of every change which the client may know of.
 
-use core::time::Duration;
-
-use flotilla_common::name::{RepositoryName, Tag};
-use moka::ops::compute::Op;
-use moka::sync::Cache;
-
-/// Tags of other regions that are remembered, and for how long: longer than a client pauses between
-/// a read and the change that follows from it.
-const MAX_SHOWN: u64 = 10_000;
-const SHOWN_FOR: Duration = Duration::from_hours(24);
 /// How much the wall clocks of two regions may differ, in nanoseconds: each may be wrong by a
 /// minute.
 const MAX_SKEW_NANOS: u64 = 120_000_000_000;
@@ -51,31 +41,6 @@ impl ClockFloor {
             .map(|sender| sender.wall.min(own.saturating_add(MAX_SKEW_NANOS)));
         let sent = self.sender.and_then(|sender| sender.known);
         self.known.max(self.elsewhere).max(sent).max(wall)
-    }
-}
-
-/// The clocks of tags that clients were shown from other regions.
-#[derive(Debug)]
-pub(super) struct ShownTags(Cache<(RepositoryName, Tag), u64>);
-
-impl ShownTags {
-    pub(super) fn new() -> Self {
-        let shown = Cache::builder().max_capacity(MAX_SHOWN);
-        Self(shown.time_to_live(SHOWN_FOR).build())
-    }
-
-    /// Remembers a clock, unless a later one is known.
-    pub(super) fn note(&self, repository: &RepositoryName, tag: &Tag, clock: u64) {
-        let shown = self.0.entry((repository.clone(), tag.clone()));
-        shown.and_compute_with(|present| match present {
-            Some(present) if *present.value() >= clock => Op::Nop,
-            _ => Op::Put(clock),
-        });
-    }
-
-    /// The highest clock of a tag that was shown.
-    pub(super) fn clock(&self, repository: &RepositoryName, tag: &Tag) -> Option<u64> {
-        self.0.get(&(repository.clone(), tag.clone()))
     }
 }
 

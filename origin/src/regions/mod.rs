@@ -18,10 +18,13 @@
 //! | `follower` | lists and merges all that one region owes |
 //! | `sweep`, `sweep_state` | walks all keys of a region, and knows when this one is whole |
 //! | `tombstones` | when a tombstone may be removed |
+//! | `trim` | drops journal entries that a region does not fetch |
 //! | `lease` | one replica follows, not all |
 //! | `foreign_streams` | how many bodies of one blob other regions send at once |
 //! | `freshest` | how long after an outage tags are read from all regions |
-//! | `owed` | whether something absent here may be in another region |
+//! | `ahead` | values of other regions that the own storage may not have yet |
+//! | `forwarded` | which repositories other regions changed for this one |
+//! | `owed`, `owed_page` | whether something absent here may be in another region |
 //! | `absence` | what a read does when the own storage does not have what it asks for |
 //! | `immutable_conflicts` | counts first pushes of immutable tags that were replaced |
 //! | `hints` | asks other regions to copy a push, and waits for their acknowledgement |
@@ -33,6 +36,7 @@
 //! | `counts`, `metrics` | what happened, for operators |
 
 pub(crate) mod absence;
+pub(crate) mod ahead;
 mod backlog;
 pub(crate) mod clock_check;
 pub(crate) mod clock_floor;
@@ -46,6 +50,7 @@ pub(crate) mod follower;
 #[cfg(test)]
 mod follower_tests;
 pub(crate) mod foreign_streams;
+mod forwarded;
 mod freshest;
 pub(crate) mod hints;
 mod immutable_conflicts;
@@ -53,6 +58,7 @@ pub(crate) mod lease;
 pub(crate) mod members;
 pub(crate) mod metrics;
 pub(crate) mod owed;
+mod owed_page;
 mod push_copies;
 pub(crate) mod regional;
 pub(crate) mod remote;
@@ -76,4 +82,5 @@ mod test_regions;
     )
 )]
 pub(crate) mod tombstones;
+mod trim;
 mod walk;

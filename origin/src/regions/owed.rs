@@ -7,6 +7,7 @@
 //! | another region | may have it |
 //! |---|---|
 //! | its journal names the repository, or more than is listed | yes |
+//! | it made a change there for this region, after its journal was listed | yes |
 //! | it does not answer, and its last page named the repository | yes |
 //! | it answers, but a third one does not, or this region is not whole | yes |
 //! | otherwise | no |
@@ -15,8 +16,8 @@
 //! that no journal of an answering region suggests are limited for each repository.
 
 use core::time::Duration;
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flotilla_common::name::{RegionName, RepositoryName};
 use flotilla_common::time::Time;
@@ -26,15 +27,13 @@ use futures_util::future::join_all;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::timeout;
 
+use super::forwarded::ForwardedChanges;
+use super::owed_page::{FRESH, Page};
 use super::routes::Routes;
 use super::source::Source;
 
-/// How old a page may be, by the start of its listing at the other region.
-const FRESH: Duration = Duration::from_secs(1);
 /// For one page.
 const PAGE_TIMEOUT: Duration = Duration::from_millis(1500);
-/// Entries beyond which a region counts as owing something in every repository.
-const MAX_KNOWN: usize = 999;
 /// Time between two questions to other regions about absent content of one repository that no
 /// journal names, while that may exist nevertheless...
 const ASK_INTERVAL: Duration = Duration::from_millis(50);
@@ -75,18 +74,6 @@ impl OwedLookUp {
     };
 }
 
-/// The repositories that a page names.
-#[derive(Debug)]
-struct Page {
-    /// When its listing began, at the earliest.
-    listed: Time,
-    /// When it arrived. An entry that is dropped between the listing and this time may be missing.
-    received: Time,
-    repositories: HashSet<RepositoryName>,
-    /// Whether there are more entries than the page tells.
-    is_partial: bool,
-}
-
 /// The last page of a region.
 #[derive(Debug, Default)]
 struct KnownPage {
@@ -102,6 +89,7 @@ pub(crate) struct OwedPages {
     pages: Mutex<HashMap<RegionName, Arc<AsyncMutex<KnownPage>>>>,
     /// When the questions so far about a repository have used up their time.
     asks: Mutex<HashMap<RepositoryName, Time>>,
+    forwarded: Mutex<ForwardedChanges>,
 }
 
 impl OwedPages {
@@ -110,13 +98,52 @@ impl OwedPages {
             clock,
             pages: Mutex::default(),
             asks: Mutex::default(),
+            forwarded: Mutex::default(),
         }
     }
 
-    /// Forgets all pages: this region's storage may lag behind what a client was told.
-    pub(crate) fn forget(&self) {
-        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        pages.clear();
+    /// Takes note of a change that a region made for this one: its pages from before do not name it.
+    pub(crate) fn note_forwarded(&self, region: RegionName, repository: RepositoryName) {
+        let now = self.clock.now();
+        self.forwarded().note(region, repository, now);
+    }
+
+    /// Whether fresh pages of all `sources` say that they owe nothing in a repository. False if that
+    /// takes a question to one of them.
+    pub(crate) fn owe_nothing(
+        &self,
+        sources: &[Arc<dyn Source>],
+        repository: &RepositoryName,
+    ) -> bool {
+        let now = self.clock.now();
+        let pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.iter().all(|source| {
+            let known = pages.get(source.region());
+            let known = known.and_then(|known| known.try_lock().ok());
+            let page = known.as_ref().and_then(|known| known.page.as_ref());
+            page.is_some_and(|page| {
+                page.is_fresh(now) && !self.names(source.region(), Some(page), repository)
+            })
+        })
+    }
+
+    /// Whether a region may owe something in a repository, by its last page.
+    fn names(
+        &self,
+        region: &RegionName,
+        page: Option<&Arc<Page>>,
+        repository: &RepositoryName,
+    ) -> bool {
+        page.is_some_and(|page| page.names(repository))
+            || self
+                .forwarded()
+                .is_missed_by(page.map(|page| page.listed), region, repository)
+    }
+
+    fn forwarded(&self) -> MutexGuard<'_, ForwardedChanges> {
+        self.forwarded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether `sources` may have something of a repository that is absent here. Those that are out
@@ -141,8 +168,7 @@ impl OwedPages {
         let mut is_owed = false;
         let mut silent = Vec::new();
         for (source, (page, is_fresh)) in sources.iter().zip(pages) {
-            let names =
-                page.is_some_and(|page| page.is_partial || page.repositories.contains(repository));
+            let names = self.names(source.region(), page.as_ref(), repository);
             if names {
                 may_have.push(source.region().clone());
             } else if is_fresh {
@@ -181,11 +207,7 @@ impl OwedPages {
         let mut known = known.lock().await;
         let now = self.clock.now();
         let is_recent = |at: Time| now.saturating_since(at) < FRESH;
-        if known
-            .page
-            .as_ref()
-            .is_some_and(|page| is_recent(page.listed))
-        {
+        if known.page.as_ref().is_some_and(|page| page.is_fresh(now)) {
             return (known.page.clone(), true);
         }
         // One caller a second waits for a region that does not answer, until probes have found it
@@ -202,21 +224,8 @@ impl OwedPages {
             known.failed_at = Some(self.clock.now());
             return (known.page.clone(), false);
         };
-        let age = Duration::from_millis(fetched.age_ms);
-        let listed = Time::from_nanos(
-            asked
-                .as_nanos()
-                .saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)),
-        );
-        let keys = fetched.entries.iter().flat_map(|entry| &entry.keys);
-        let page = Arc::new(Page {
-            listed,
-            received: self.clock.now(),
-            is_partial: fetched.more
-                || fetched.entries.len() > MAX_KNOWN
-                || fetched.sweep.is_some(),
-            repositories: keys.map(|(key, _)| key.repository().clone()).collect(),
-        });
+        let page = Arc::new(Page::new(&fetched, asked, self.clock.now()));
+        self.forwarded().drop_listed(source.region(), page.listed);
         *known = KnownPage {
             page: Some(Arc::clone(&page)),
             failed_at: None,
@@ -269,6 +278,8 @@ mod tests {
         region: RegionName,
         repositories: Vec<&'static str>,
         is_trimmed: bool,
+        /// The time to the answer.
+        delay: Duration,
         is_silent: AtomicBool,
         pages: AtomicU32,
     }
@@ -279,6 +290,7 @@ mod tests {
                 region: region.parse().expect("a name"),
                 repositories: repositories.to_vec(),
                 is_trimmed: false,
+                delay: Duration::ZERO,
                 is_silent: AtomicBool::new(false),
                 pages: AtomicU32::new(0),
             })
@@ -308,6 +320,7 @@ mod tests {
             _limit: usize,
         ) -> Result<JournalPage, SourceError> {
             self.pages.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(self.delay).await;
             if self.is_silent.load(Ordering::Relaxed) {
                 return self.error();
             }
@@ -480,6 +493,47 @@ mod tests {
         journal.fall_silent();
         next_page().await;
         assert_eq!(follower.look_up("app").await, by(&["us-1"]));
+    }
+
+    /// A page that took long may miss what was written right after its request.
+    #[tokio::test(start_paused = true)]
+    async fn slow_pages_age_from_their_request() {
+        let journal = Arc::new(Journal {
+            delay: FRESH * 6 / 10,
+            ..Arc::into_inner(Journal::naming("us-1", &[])).expect("the only handle")
+        });
+        let follower = Follower::of(&[Arc::clone(&journal)]);
+        for pages in [1, 2] {
+            assert_eq!(follower.look_up("app").await, Owed::Nothing);
+            assert_eq!(journal.pages.load(Ordering::Relaxed), pages);
+            tokio::time::advance(FRESH * 5 / 10).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_for_this_region_are_owed_until_a_later_page() {
+        let journals = [
+            Journal::naming("us-1", &[]),
+            Journal::naming("ap-1", &["owed"]),
+        ];
+        let follower = Follower::of(&journals);
+        let owe_nothing = |repository: &str| {
+            let repository = repository.parse().expect("a name");
+            follower.pages.owe_nothing(&follower.sources, &repository)
+        };
+        assert!(!owe_nothing("app"), "there is no page");
+        assert_eq!(follower.look_up("app").await, Owed::Nothing);
+        assert!(owe_nothing("app") && !owe_nothing("owed"));
+        let (region, repository) = ("us-1".parse(), "app".parse());
+        let (region, repository) = (region.expect("a name"), repository.expect("a name"));
+        follower.pages.note_forwarded(region, repository);
+        assert_eq!(follower.look_up("app").await, by(&["us-1"]));
+        assert_eq!(follower.look_up("other").await, Owed::Nothing);
+        assert!(!owe_nothing("app") && owe_nothing("other"));
+        next_page().await;
+        assert!(!owe_nothing("other"), "the pages are old");
+        assert_eq!(follower.look_up("app").await, Owed::Nothing);
+        assert!(owe_nothing("app"));
     }
 
     #[tokio::test(start_paused = true)]

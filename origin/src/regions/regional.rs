@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use flotilla_common::digest::Digest;
 use flotilla_common::failover::{Failover, FailoverConfig, Input, Need, Outcome, SourceId};
-use flotilla_common::name::{RegionName, RepositoryName, Tag};
-use flotilla_common::stamp::Stamp;
+use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
 use flotilla_common::time::Time;
 use flotilla_common::wire::region::{FactKey, StorageStanding};
 use flotilla_runtime::clock::Clock;
@@ -21,12 +20,12 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::timeout;
 
 use super::absence::Absence;
+use super::ahead::{AheadOfOwn, AheadValue, Noted, forwarded_values};
 use super::clock_check::ClockCheck;
-use super::clock_floor::ShownTags;
 use super::copies::CopyJob;
 use super::follower::Follower;
 use super::foreign_streams::ForeignStreams;
-use super::freshest::Freshest;
+use super::freshest::{ComparedTags, Freshest};
 use super::hints::Hints;
 use super::lease::Lease;
 use super::members::Members;
@@ -38,23 +37,18 @@ use super::source::Source;
 use super::sweep::Sweeper;
 use super::sweep_state::SweepTimes;
 use super::take::TakeOrders;
+use super::trim::trim_journals;
+use crate::policy::TagReads;
 use crate::registry::{KnownTag, Registry};
 use crate::replicas::Changed;
 
-/// How long a region may leave its entries before they are dropped and it sweeps all keys instead.
-const KEPT_ENTRIES: Duration = Duration::from_hours(7 * 24);
 const HOURLY: Duration = Duration::from_hours(1);
 /// How often it is looked up whether this region is whole.
 const WHOLE_INTERVAL: Duration = Duration::from_secs(30);
-/// Forwarded changes that are remembered, and for how long: longer than outages are expected.
-const MAX_TOLD: u64 = 10_000;
-const TOLD_FOR: Duration = Duration::from_hours(24);
 /// Blobs whose lost data was copied anew that are remembered, and how long: so long no second try
 /// is made.
 const MAX_REPLACED: u64 = 10_000;
 const REPLACED_FOR: Duration = Duration::from_mins(1);
-/// How long the own storage may take to say whether it has such a change.
-const TOLD_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long changes go to another region after the own storage had no space for one. The next one
 /// afterwards tries the own storage again.
 const FULL_FOR: Duration = Duration::from_secs(30);
@@ -79,10 +73,8 @@ pub(crate) struct Regional {
     pub(super) routes: LiveRoutes,
     owed: OwedPages,
     hints: Hints,
-    /// Forwarded changes of tags that the own storage may not have yet.
-    told: moka::sync::Cache<(RepositoryName, Tag), KnownTag>,
-    /// The clocks of tags that clients were shown from other regions.
-    shown: ShownTags,
+    ahead: AheadOfOwn,
+    compared: ComparedTags,
     clock: Clock,
     config: RegionalConfig,
     /// What detached copies are bringing.
@@ -122,6 +114,7 @@ impl Regional {
     ) -> Arc<Self> {
         let routes = Arc::new(ArcSwap::from_pointee(no_routes(clock)));
         let freshest = Freshest::new(clock.now(), registry.unix_nanos());
+        let ahead = AheadOfOwn::new(Arc::clone(&registry), Arc::clone(&members));
         Arc::new(Self {
             registry,
             members,
@@ -129,11 +122,8 @@ impl Regional {
             routes,
             owed: OwedPages::new(clock),
             hints: Hints::new(shutdown.clone()),
-            told: moka::sync::Cache::builder()
-                .max_capacity(MAX_TOLD)
-                .time_to_live(TOLD_FOR)
-                .build(),
-            shown: ShownTags::new(),
+            ahead,
+            compared: ComparedTags::new(clock),
             clock,
             config,
             copying: Mutex::default(),
@@ -313,10 +303,36 @@ impl Regional {
             .await
     }
 
-    /// Whether tags are read from all regions that owe something: for a while after a start or an
-    /// outage.
-    pub(crate) fn is_freshest(&self) -> bool {
-        self.freshest.is_on(self.clock.now())
+    /// Whether tags are read from all regions that owe something: by the policy, or for a while
+    /// after a start or an outage.
+    pub(crate) fn reads_freshest(&self, repository: &RepositoryName) -> bool {
+        let policy = self.members.policy();
+        policy.policy().rule_for(repository).tag_reads == TagReads::Freshest
+            || self.freshest.is_on(self.clock.now())
+    }
+
+    /// Whether memory of the own storage may answer a read, as far as other regions are concerned.
+    pub(crate) fn may_answer_from_memory(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> bool {
+        match reference {
+            Reference::Digest(digest) => {
+                let key = || FactKey::Manifest(repository.clone(), *digest);
+                let ahead = self.ahead.known_of(key);
+                ahead.is_none_or(|ahead| ahead.digest.is_some())
+            }
+            Reference::Tag(tag) => {
+                let key = || FactKey::Tag(repository.clone(), tag.clone());
+                self.ahead.known_of(key).is_none()
+                    && (!self.reads_freshest(repository)
+                        || self.compared.are_fresh(&key())
+                        || self
+                            .owed
+                            .owe_nothing(&self.routes.load().others, repository))
+            }
+        }
     }
 
     /// Whether clients may have been told lately what other regions have: requests were forwarded
@@ -355,52 +371,57 @@ impl Regional {
         &self.hints
     }
 
+    /// Values that other regions have and the own storage may not have yet.
+    pub(crate) const fn ahead(&self) -> &AheadOfOwn {
+        &self.ahead
+    }
+
+    /// When tags were last compared with other regions.
+    pub(crate) const fn compared(&self) -> &ComparedTags {
+        &self.compared
+    }
+
     /// Takes note of a change that another region made for this one.
     pub(crate) fn told(&self, changed: &Changed) {
-        if let Changed::ForwardedTag {
-            repository,
-            tag,
-            stamp,
-            digest,
-        } = changed
-        {
-            let value = KnownTag::new(stamp.clone(), *digest);
-            self.told.insert((repository.clone(), tag.clone()), value);
-            self.owed.forget();
+        for (key, value) in forwarded_values(changed) {
+            self.note_ahead(key, value);
         }
     }
 
-    /// Takes note of the value of a tag that a client is shown from another region: the client's
-    /// next change comes after it.
-    pub(crate) fn show(&self, repository: &RepositoryName, tag: &Tag, stamp: &Stamp) {
-        self.shown.note(repository, tag, stamp.clock);
+    /// Takes note of the value of a tag that a client is shown from another region: later answers
+    /// are not older, and the client's next change comes after it.
+    pub(crate) fn show(&self, repository: &RepositoryName, tag: &Tag, value: &KnownTag) {
+        let policy = self.members.policy();
+        if policy.policy().is_replicated_here(self.own(), repository) {
+            let key = FactKey::Tag(repository.clone(), tag.clone());
+            self.note_ahead(key, AheadValue::shown(value));
+        }
     }
 
-    /// The highest clock of tags that this replica wrote, was told or showed.
-    pub(crate) fn known_clock(&self, repository: &RepositoryName, tags: &[Tag]) -> Option<u64> {
-        let clocks = tags.iter().map(|tag| {
-            let known = self.registry.known_tag(repository, tag);
-            let known = known.map(|known| known.stamp.clock);
-            known.max(self.shown.clock(repository, tag))
+    fn note_ahead(&self, key: FactKey, value: AheadValue) {
+        let (region, repository) = (value.stamp.region.clone(), key.repository().clone());
+        let noted = self.ahead.note(key, value);
+        if noted != Noted::Known {
+            self.owed.note_forwarded(region, repository);
+        }
+        if noted == Noted::InPlaceOfOthers {
+            // Other regions are asked for what was forgotten.
+            let unix = self.registry.unix_nanos();
+            self.freshest.begin(self.clock.now(), unix);
+        }
+    }
+
+    /// The highest clock of keys that this replica wrote, was told of or showed.
+    pub(crate) fn known_clock(&self, keys: &[FactKey]) -> Option<u64> {
+        let clocks = keys.iter().map(|key| {
+            let written = match key {
+                FactKey::Tag(repository, tag) => self.registry.known_tag(repository, tag),
+                FactKey::Manifest(..) => None,
+            };
+            let written = written.map(|known| known.stamp.clock);
+            written.max(self.ahead.known(key).map(|ahead| ahead.stamp.clock))
         });
         clocks.max().flatten()
-    }
-
-    /// A forwarded change of a tag that this region's storage does not have yet.
-    pub(crate) async fn told_tag(
-        &self,
-        repository: &RepositoryName,
-        tag: &Tag,
-    ) -> Option<KnownTag> {
-        let key = (repository.clone(), tag.clone());
-        let told = self.told.get(&key)?;
-        let fact_key = FactKey::Tag(repository.clone(), tag.clone());
-        let own = timeout(TOLD_TIMEOUT, self.registry.fact(&fact_key)).await;
-        if own.is_ok_and(|own| own.is_ok_and(|own| own.stamp() >= Some(&told.stamp))) {
-            self.told.invalidate(&key);
-            return None;
-        }
-        Some(told)
     }
 
     /// Counts a read that was served by a region, or by none.
@@ -421,28 +442,12 @@ impl Regional {
         match self.registry.journal_regions().await {
             Ok(regions) if regions.is_empty() => {}
             Ok(regions) if lease.hold_or_take_over().await => {
-                self.trim_journals(regions).await;
+                trim_journals(&self.registry, regions).await;
                 lease.release().await;
             }
             Ok(_) => {}
             Err(error) => {
                 tracing::debug!(%error, "the journals could not be listed to drop old entries");
-            }
-        }
-    }
-
-    /// Drops entries that a region has not fetched for a week; also those of a region that the
-    /// policy no longer lists, which no region will fetch.
-    async fn trim_journals(&self, regions: Vec<RegionName>) {
-        for region in regions {
-            match self.registry.trim_old_entries(&region, KEPT_ENTRIES).await {
-                Ok(0) => {}
-                Ok(entries) => {
-                    tracing::warn!(%region, entries, "dropped journal entries that the region did not fetch for a week; it sweeps all keys when it returns");
-                }
-                Err(error) => {
-                    tracing::debug!(%region, %error, "old journal entries could not be dropped");
-                }
             }
         }
     }

@@ -29,7 +29,7 @@ use futures_util::future::try_join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::change_rules::ChangeRules;
-use super::{CachedManifest, KnownTag, MergeReason, Need, Registry, RegistryError};
+use super::{CachedManifest, KnownTag, LiveTag, MergeReason, Need, Registry, RegistryError};
 use crate::cache::Effect;
 use crate::conditional_write::WriteOutcome;
 use crate::layout;
@@ -519,7 +519,11 @@ impl Registry {
         let seen = base.object.as_ref().map(|object| &object.version);
         let write = async {
             match self.conditional_write(&base.key, seen, body).await? {
-                WriteOutcome::Written => Ok((digest.map_or(Effect::Changed, Effect::Stored), ())),
+                WriteOutcome::Written => {
+                    let stamp = stamp.clone();
+                    let live = digest.map(|digest| LiveTag { stamp, digest });
+                    Ok((live.map_or(Effect::Changed, Effect::Stored), ()))
+                }
                 WriteOutcome::Lost { .. } => Err(RegistryError::Contended),
             }
         };

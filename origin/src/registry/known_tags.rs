@@ -1,5 +1,7 @@
 //! The last known value of each tag. While storage is out, a tag is answered from here and from
 //! other regions: the higher stamp wins, and a delete counts like any other value.
+//!
+//! The memory is bounded, so an unknown tag may have any value.
 
 use std::sync::Arc;
 
@@ -15,6 +17,13 @@ pub(crate) struct KnownTag {
     pub(crate) stamp: Stamp,
     /// `None` if it was deleted.
     pub(crate) digest: Option<Digest>,
+}
+
+/// A tag that names a manifest, as the own storage has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LiveTag {
+    pub(crate) stamp: Stamp,
+    pub(crate) digest: Digest,
 }
 
 impl KnownTag {
@@ -36,7 +45,7 @@ impl KnownTag {
 }
 
 impl Registry {
-    /// Remembers a value of a tag that this replica wrote or was told.
+    /// Remembers a value of a tag that this replica wrote or was told of.
     pub(crate) fn remember_tag(&self, repository: &RepositoryName, tag: &Tag, value: KnownTag) {
         value.remember(&self.known_tags, (repository.clone(), tag.clone()));
     }

@@ -9,7 +9,8 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName, Tag};
 use flotilla_common::time::Time;
 
-use super::{KnownTag, Registry, RegistryError};
+use super::{KnownTag, LiveTag, Registry, RegistryError};
+use crate::cache::Cached;
 use crate::layout;
 use crate::record::{ManifestRecord, Pointer, TagValue};
 use crate::storage::StorageError;
@@ -58,6 +59,8 @@ pub(crate) struct FoundManifest {
     pub(super) read_at: Time,
     /// From an expired cache entry, because storage is unavailable.
     pub(crate) stale: bool,
+    /// The tag that names it, if it was found by tag.
+    pub(crate) tag: Option<LiveTag>,
 }
 
 impl Registry {
@@ -67,19 +70,21 @@ impl Registry {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<FoundManifest, RegistryError> {
-        let (digest, tag_is_stale) = match reference {
-            Reference::Digest(digest) => (*digest, false),
-            Reference::Tag(tag) => self
-                .tag(repository, tag)
-                .await?
-                .ok_or(RegistryError::ManifestUnknown)?,
+        let (digest, tag) = match reference {
+            Reference::Digest(digest) => (*digest, None),
+            Reference::Tag(tag) => {
+                let tag = self.tag(repository, tag).await?;
+                let tag = tag.ok_or(RegistryError::ManifestUnknown)?;
+                (tag.value.digest, Some(tag))
+            }
         };
         let found = self
             .manifest_by_digest(repository, &digest)
             .await?
             .ok_or(RegistryError::ManifestUnknown)?;
         Ok(FoundManifest {
-            stale: found.stale || tag_is_stale,
+            stale: found.stale || tag.as_ref().is_some_and(|tag| tag.stale),
+            tag: tag.map(|tag| tag.value),
             ..found
         })
     }
@@ -95,8 +100,8 @@ impl Registry {
             Reference::Digest(digest) => (repository, digest),
             Reference::Tag(tag) => {
                 let key = (repository, tag);
-                let digest = self.tags.fresh(&key)?;
-                (key.0, digest)
+                let tag = self.tags.fresh(&key)?;
+                (key.0, tag.digest)
             }
         };
         self.manifests.fresh(&key)
@@ -140,15 +145,16 @@ impl Registry {
             manifest: cached.value,
             read_at: cached.read_at,
             stale: cached.stale,
+            tag: None,
         }))
     }
 
-    /// The digest that a tag names, and whether it comes from an expired cache entry.
+    /// The manifest that a tag names.
     async fn tag(
         &self,
         repository: &RepositoryName,
         tag: &Tag,
-    ) -> Result<Option<(Digest, bool)>, RegistryError> {
+    ) -> Result<Option<Cached<LiveTag>>, RegistryError> {
         let fill = || {
             let storage = Arc::clone(&self.storage);
             let known_tags = self.known_tags.clone();
@@ -159,15 +165,13 @@ impl Registry {
                     return Ok(None);
                 };
                 let pointer = Pointer::<TagValue>::of(&key, &object.body)?;
+                let stamp = pointer.stamp;
                 let digest = pointer.value.map(|value| value.digest);
-                KnownTag::new(pointer.stamp, digest).remember(&known_tags, cache_key);
-                Ok(digest)
+                KnownTag::new(stamp.clone(), digest).remember(&known_tags, cache_key);
+                Ok(digest.map(|digest| LiveTag { stamp, digest }))
             }
         };
-        let cached = self
-            .tags
-            .get(&(repository.clone(), tag.clone()), fill)
-            .await?;
-        Ok(cached.map(|cached| (cached.value, cached.stale)))
+        let cache_key = (repository.clone(), tag.clone());
+        Ok(self.tags.get(&cache_key, fill).await?)
     }
 }

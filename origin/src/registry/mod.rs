@@ -55,7 +55,7 @@ pub(crate) use content::{gave_wrong_bytes, read_segments};
 pub(crate) use error::RegistryError;
 pub(crate) use facts::{list_fact_keys, read_fact};
 pub(crate) use hybrid_clock::HybridClock;
-pub(crate) use known_tags::KnownTag;
+pub(crate) use known_tags::{KnownTag, LiveTag};
 pub(crate) use manifests::CachedManifest;
 pub(crate) use merge::{MergeReason, Merged};
 pub(crate) use referrers::MAX_REFERRERS;
@@ -82,7 +82,7 @@ pub(crate) struct Registry {
     records: Cache<(Digest, Generation), Arc<CachedRecord>>,
     small_blobs: Cache<(Digest, Generation), Bytes>,
     manifests: Cache<BlobKey, Arc<CachedManifest>>,
-    tags: Cache<(RepositoryName, Tag), Digest>,
+    tags: Cache<(RepositoryName, Tag), LiveTag>,
     /// The last known value of each tag, however old: for the time when storage is out.
     known_tags: moka::sync::Cache<(RepositoryName, Tag), KnownTag>,
     closures: moka::sync::Cache<Digest, Arc<closure::Closure>>,
@@ -178,6 +178,8 @@ impl Registry {
                 .build(),
             known_tags: moka::sync::Cache::builder()
                 .max_capacity(other)
+                // What was changed last matters most.
+                .eviction_policy(moka::policy::EvictionPolicy::lru())
                 .weigher(|(name, tag): &(RepositoryName, Tag), _| {
                     let len = ENTRY_LEN + name.as_str().len() + tag.as_str().len();
                     u32::try_from(len).unwrap_or(u32::MAX)
@@ -280,7 +282,9 @@ impl Registry {
     pub(crate) async fn invalidate_replicas(&self, changed: Vec<Changed>) {
         let time_to_live = changed.iter().map(|changed| match changed {
             Changed::Tag(..) | Changed::ForwardedTag { .. } => self.limits.tag_time_to_live,
-            Changed::Manifest(..) | Changed::Blob(..) => self.limits.repository_time_to_live,
+            Changed::Manifest(..) | Changed::Blob(..) | Changed::ForwardedManifest { .. } => {
+                self.limits.repository_time_to_live
+            }
         });
         let time_to_live = time_to_live.max().unwrap_or_default();
         self.invalidator.invalidate(changed, time_to_live).await;
@@ -297,9 +301,10 @@ impl Registry {
     pub(crate) fn invalidate(&self, changed: Changed) {
         match changed {
             Changed::Tag(repository, tag) => self.tags.invalidate(&(repository, tag)),
-            Changed::Manifest(repository, digest) => {
-                self.manifests.invalidate(&(repository, digest))
-            }
+            Changed::Manifest(repository, digest)
+            | Changed::ForwardedManifest {
+                repository, digest, ..
+            } => self.manifests.invalidate(&(repository, digest)),
             Changed::Blob(repository, digest) => self.memberships.invalidate(&(repository, digest)),
             Changed::ForwardedTag {
                 repository,

@@ -44,6 +44,14 @@ pub(crate) enum Changed {
         /// The manifest that it names; `None` if it was deleted.
         digest: Option<Digest>,
     },
+    /// The same for a manifest by its digest.
+    ForwardedManifest {
+        repository: RepositoryName,
+        digest: Digest,
+        /// Of the change.
+        stamp: Stamp,
+        is_deleted: bool,
+    },
 }
 
 /// What one replica says to another.

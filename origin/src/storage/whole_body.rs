@@ -1,10 +1,11 @@
 //! Bodies that are read as a whole, and fail soon if they are cut.
 //!
-//! The client library repeats a request whose connection ends, and resumes a body that breaks, up to
-//! eight times with growing pauses. That is right for the bytes of a blob. A record has a few hundred
-//! bytes, and its reader has to know soon that the storage fails. So a [`WholeBody`] travels with
-//! the request through the library. [`Transport`](super::transport) ends the body at its first
-//! error, and notes the error here; it also limits the attempts that end before an answer.
+//! The client library repeats a request whose connection ends, and resumes a body that breaks, up
+//! to eight times with growing pauses. That is right for the bytes of a blob. A record has a few
+//! hundred bytes, and its reader has to know soon that the storage fails. So a [`WholeBody`]
+//! travels with the request through the library. [`Transport`](super::transport) ends the body at
+//! its first error, and notes the error here; it also limits the attempts that end before an
+//! answer.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -80,6 +80,11 @@ impl Faults {
         });
     }
 
+    /// Injects no more faults into writes.
+    pub(crate) fn disarm(&self) {
+        self.writes.lock().unwrap().clear();
+    }
+
     /// Holds the next write under `prefix`. Returns what signals that the write was reached, and
     /// what resumes it.
     pub(crate) fn hold(&self, prefix: &str) -> (Arc<Notify>, Arc<Notify>) {

@@ -12,6 +12,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::failover::Standing;
 use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
 use flotilla_common::stamp::Stamp;
+use flotilla_common::wire::region::FactKey;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 
@@ -280,7 +281,7 @@ async fn answer_of(
     Ok(Response::from_parts(parts, body))
 }
 
-/// The highest clock that this replica knows of the tags of a request.
+/// The highest clock that this replica knows of the keys of a request.
 fn known_clock(regional: &Regional, route: &Route, request: &Parts) -> Option<u64> {
     let Route::Manifest {
         repository,
@@ -290,7 +291,14 @@ fn known_clock(regional: &Regional, route: &Route, request: &Parts) -> Option<u6
         return None;
     };
     let tags = tags_of(reference, request.uri.query()).unwrap_or_default();
-    regional.known_clock(repository, &tags)
+    let tags = tags.into_iter();
+    let tags = tags.map(|tag| FactKey::Tag(repository.clone(), tag));
+    let manifest = match reference {
+        Reference::Digest(digest) => Some(FactKey::Manifest(repository.clone(), *digest)),
+        Reference::Tag(_) => None,
+    };
+    let keys: Vec<_> = tags.chain(manifest).collect();
+    regional.known_clock(&keys)
 }
 
 /// Lets all replicas of this region serve a forwarded change before it is acknowledged.
@@ -347,7 +355,15 @@ fn changes(
     };
     let mut changed: Vec<_> = tags.into_iter().map(forwarded).collect();
     if let Reference::Digest(digest) = reference {
-        changed.push(Changed::Manifest(repository.clone(), *digest));
+        changed.push(match stamp {
+            Some(stamp) => Changed::ForwardedManifest {
+                repository: repository.clone(),
+                digest: *digest,
+                stamp,
+                is_deleted: request.method == Method::DELETE,
+            },
+            None => Changed::Manifest(repository.clone(), *digest),
+        });
     }
     changed
 }

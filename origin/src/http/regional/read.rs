@@ -48,6 +48,10 @@ pub(in crate::http) async fn by_digest(
     request: &Parts,
 ) -> HandlerResult {
     let routes = regional.routes();
+    let key = FactKey::Manifest(repository.clone(), *digest);
+    if regional.ahead().is_deleted(&key, routes.is_own_out()).await {
+        return Err(RegistryError::ManifestUnknown.into());
+    }
     if routes.is_own_out()
         && let Some(manifest) = api.registry.known_manifest(repository, digest)
     {
@@ -56,7 +60,6 @@ pub(in crate::http) async fn by_digest(
     let reference = Reference::Digest(*digest);
     let path = format!("/v2/{repository}/manifests/{digest}");
     let own = || manifests::get(api, repository, &reference, request);
-    let key = FactKey::Manifest(repository.clone(), *digest);
     let own = || own_answer(regional, repository, Some(&key), own);
     let call = |source: SourceId| {
         let (routes, path, own, key) = (&routes, &path, &own, &key);

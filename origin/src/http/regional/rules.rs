@@ -86,7 +86,7 @@ pub(in crate::http) async fn change_rules(
     };
     let is_forwarded = is_from_region(request);
     let floor = ClockFloor {
-        known: regional.known_clock(repository, tags),
+        known: regional.known_clock(keys),
         elsewhere: clock_elsewhere(api, regional, repository, keys).await,
         sender: sender_clocks(&request.headers).filter(|_| is_forwarded),
     };

@@ -5,8 +5,12 @@
 //! |---|---|
 //! | answers | its value; absent and owed: the value of a region that owes something |
 //! | answers, and tags are to be the freshest | the highest stamp of it and of the regions that owe |
+//! | answers, and another region had a later value | the highest stamp of all regions that answer, and of that value |
 //! | is out | the highest stamp of memory, however old, and of all regions that answer |
 //! | is out for this replica alone | 503 |
+//!
+//! While the own storage is out, a delete in another region is no absence: a later push may be
+//! here. So the answer is 503, unless the delete is a change that this region forwarded.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -16,13 +20,13 @@ use flotilla_common::name::{Reference, RepositoryName, Tag};
 use flotilla_common::wire::region::{FactHead, FactKey};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::request::Parts;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::facts::{Authority, FactAnswer, authority, cut_off, read_fact};
 use super::proxy::{ReadError, read_at, unavailable};
 use super::read::{by_digest, count_failure, mark_old};
+use crate::http::manifests::OwnTag;
 use crate::http::{Api, HandlerResult, manifests};
-use crate::policy::TagReads;
 use crate::regions::copies::CopyJob;
 use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
@@ -35,6 +39,19 @@ use crate::registry::{KnownTag, RegistryError};
 const FACT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How much later than the first region the others may answer.
 const LATER_THAN_FIRST: Duration = Duration::from_millis(500);
+/// How long the own storage may take to say whether it has a later value than another region.
+const OWN_TIMEOUT: Duration = Duration::from_millis(800);
+
+/// The tag of a request.
+struct TagRead<'a> {
+    api: &'a Arc<Api>,
+    regional: &'a Arc<Regional>,
+    routes: &'a Arc<Routes>,
+    repository: &'a RepositoryName,
+    tag: &'a Tag,
+    key: FactKey,
+    request: &'a Parts,
+}
 
 /// GET or HEAD of a manifest by tag.
 pub(in crate::http) async fn by_tag(
@@ -44,37 +61,56 @@ pub(in crate::http) async fn by_tag(
     tag: &Tag,
     request: &Parts,
 ) -> HandlerResult {
-    let routes = regional.routes();
-    match authority(api, &routes).await {
+    let routes = &regional.routes();
+    let read = TagRead {
+        api,
+        regional,
+        routes,
+        repository,
+        tag,
+        key: FactKey::Tag(repository.clone(), tag.clone()),
+        request,
+    };
+    match authority(api, routes).await {
         Authority::Own => {}
-        Authority::OtherRegion => {
-            return during_outage(api, regional, &routes, repository, tag, request).await;
-        }
+        Authority::OtherRegion => return read.during_outage().await,
         Authority::CutOff => return count_failure(regional, Err(cut_off())),
     }
-    if let Some(told) = regional.told_tag(repository, tag).await {
-        let digest = told.digest.ok_or(RegistryError::ManifestUnknown)?;
-        return by_digest(api, regional, repository, &digest, request).await;
+    if let Some(ahead) = regional.ahead().beyond_own(&read.key).await {
+        let elsewhere = read.compare(&routes.usable_others()).await;
+        let ahead = KnownTag::from(ahead);
+        let later = elsewhere.filter(|elsewhere| elsewhere.stamp > ahead.stamp);
+        return read.answer(later.unwrap_or(ahead)).await;
     }
+    // Before the own read: an entry that is merged and dropped between the two is in the own
+    // storage then.
+    let owing = read.owing().await;
     let reference = Reference::Tag(tag.clone());
     let own = || manifests::get(api, repository, &reference, request);
     let at_other = async |other: Arc<dyn Source>| {
-        let digest = value_at(api, regional, &*other, repository, tag).await?;
+        let value = read.value_at(&*other).await?;
+        let digest = value.digest.ok_or(ReadError::Absent)?;
         let path = format!("/v2/{repository}/manifests/{digest}");
         let response = read_at(&*other, request, &path).await?;
-        let key = FactKey::Tag(repository.clone(), tag.clone());
-        regional.copy_behind(other.region(), CopyJob::Key(key));
+        regional.show(repository, tag, &value);
+        regional.copy_behind(other.region(), CopyJob::Key(read.key.clone()));
         Ok(response)
     };
-    let answer = read_fact(api, regional, &routes, repository, own, at_other).await;
+    let answer = read_fact(api, regional, routes, repository, own, at_other).await;
     match count_failure(regional, answer)? {
         FactAnswer::Served(OWN, response) => {
             regional.count_read(None, "served");
-            match newer_elsewhere(api, regional, &routes, repository, tag).await {
-                Some(newer) => {
-                    regional.show(repository, tag, &newer.stamp);
-                    let digest = newer.digest.ok_or(RegistryError::ManifestUnknown)?;
-                    by_digest(api, regional, repository, &digest, request).await
+            let elsewhere = match owing.is_empty() {
+                false => read.compare(&owing).await,
+                true => None,
+            };
+            let Some(OwnTag(own)) = response.extensions().get() else {
+                return Ok(response);
+            };
+            match elsewhere.filter(|elsewhere| elsewhere.stamp > own.stamp) {
+                Some(later) => read.answer(later).await,
+                None if read.is_deleted(own.digest).await => {
+                    Err(RegistryError::ManifestUnknown.into())
                 }
                 None => Ok(response),
             }
@@ -84,114 +120,130 @@ pub(in crate::http) async fn by_tag(
             Ok(response)
         }
         // The own storage went out during the request: memory may still have the tag.
-        FactAnswer::OtherRegion => {
-            during_outage(api, regional, &routes, repository, tag, request).await
+        FactAnswer::OtherRegion => read.during_outage().await,
+    }
+}
+
+impl TagRead<'_> {
+    /// Answers the value of another region, of which the own storage is sure that it has none as
+    /// new, or which this region forwarded.
+    async fn answer(&self, value: KnownTag) -> HandlerResult {
+        self.regional.show(self.repository, self.tag, &value);
+        let digest = value.digest.ok_or(RegistryError::ManifestUnknown)?;
+        by_digest(
+            self.api,
+            self.regional,
+            self.repository,
+            &digest,
+            self.request,
+        )
+        .await
+    }
+
+    /// Whether a forwarded change deleted the manifest that the tag names.
+    async fn is_deleted(&self, digest: Digest) -> bool {
+        let key = FactKey::Manifest(self.repository.clone(), digest);
+        let is_own_out = self.routes.is_own_out();
+        self.regional.ahead().is_deleted(&key, is_own_out).await
+    }
+
+    /// What the tag names in another region. An older value than that of the own storage, which
+    /// may be a delete, does not count.
+    async fn value_at(&self, source: &dyn Source) -> Result<KnownTag, ReadError> {
+        let fact = one_fact(source, &self.key).await;
+        let FactHead::Tag { stamp, digest } = fact.map_err(ReadError::Failed)?.head else {
+            return Err(ReadError::Absent);
+        };
+        let own = timeout(OWN_TIMEOUT, self.api.registry.fact(&self.key)).await;
+        match own {
+            Ok(Ok(own)) if own.stamp() > Some(&stamp) => Err(ReadError::Absent),
+            Ok(Ok(_)) => Ok(KnownTag::new(stamp, digest)),
+            // It may have been deleted here.
+            Ok(Err(_)) | Err(_) => Err(ReadError::NotAsked),
         }
     }
-}
 
-/// What a tag names in another region, if that is newer than the value here: a tombstone here is
-/// replaced only by a higher stamp.
-async fn value_at(
-    api: &Arc<Api>,
-    regional: &Regional,
-    source: &dyn Source,
-    repository: &RepositoryName,
-    tag: &Tag,
-) -> Result<Digest, ReadError> {
-    let key = FactKey::Tag(repository.clone(), tag.clone());
-    let fact = one_fact(source, &key).await.map_err(ReadError::Failed)?;
-    let FactHead::Tag {
-        stamp,
-        digest: Some(digest),
-    } = fact.head
-    else {
-        return Err(ReadError::Absent);
-    };
-    match api.registry.known_tag(repository, tag) {
-        Some(known) if known.stamp > stamp => known.digest.ok_or(ReadError::Absent),
-        _ => {
-            regional.show(repository, tag, &stamp);
-            Ok(digest)
+    /// The regions that may have a later value, if tags are to be the freshest.
+    async fn owing(&self) -> Vec<Arc<dyn Source>> {
+        if !self.regional.reads_freshest(self.repository) {
+            return Vec::new();
         }
+        let read_at = self.api.clock.now();
+        let owed = self.regional.owed(self.repository, read_at).await.owed;
+        let Owed::By(regions) = owed else {
+            return Vec::new();
+        };
+        let mut sources = self.routes.usable_others();
+        sources.retain(|source| regions.contains(source.region()));
+        sources
     }
-}
 
-/// The value of a tag in a region that owes something, if tags are to be the freshest and it is
-/// newer than the own one, which was just read. Without an answer in time the own value counts.
-async fn newer_elsewhere(
-    api: &Arc<Api>,
-    regional: &Arc<Regional>,
-    routes: &Routes,
-    repository: &RepositoryName,
-    tag: &Tag,
-) -> Option<KnownTag> {
-    let policy = regional.members().policy();
-    let rule = policy.policy().rule_for(repository);
-    if rule.tag_reads != TagReads::Freshest && !regional.is_freshest() {
-        return None;
+    /// The highest value among regions, unless they were asked a moment ago. `None` without an
+    /// answer in time.
+    async fn compare(&self, sources: &[Arc<dyn Source>]) -> Option<KnownTag> {
+        let compared = self.regional.compared();
+        if compared.are_fresh(&self.key) {
+            return None;
+        }
+        let asked = self.api.clock.now();
+        let highest = self.highest(sources).await;
+        compared.note(self.key.clone(), asked);
+        highest
     }
-    let read_at = api.clock.now();
-    let Owed::By(regions) = regional.owed(repository, read_at).await.owed else {
-        return None;
-    };
-    let mut sources = routes.usable_others();
-    sources.retain(|source| regions.contains(source.region()));
-    let best = highest(&sources, repository, tag).await?;
-    // The own value was just read.
-    let own = api.registry.known_tag(repository, tag);
-    own.is_none_or(|own| best.stamp > own.stamp).then_some(best)
-}
 
-/// While the own storage is out: the highest stamp that memory or another region knows.
-async fn during_outage(
-    api: &Arc<Api>,
-    regional: &Arc<Regional>,
-    routes: &Routes,
-    repository: &RepositoryName,
-    tag: &Tag,
-    request: &Parts,
-) -> HandlerResult {
-    let elsewhere = highest(&routes.usable_others(), repository, tag).await;
-    let known = api.registry.known_tag(repository, tag);
-    let best = match (elsewhere, known) {
-        (Some(elsewhere), Some(known)) if known.stamp > elsewhere.stamp => known,
-        (Some(elsewhere), _) => elsewhere,
-        (None, Some(known)) => known,
-        (None, None) => {
+    /// While the own storage is out: the highest stamp that memory or another region knows.
+    async fn during_outage(&self) -> HandlerResult {
+        let elsewhere = self.highest(&self.routes.usable_others()).await;
+        let known = self.api.registry.known_tag(self.repository, self.tag);
+        let ahead = self.regional.ahead().known(&self.key);
+        let acknowledged = ahead
+            .as_ref()
+            .filter(|ahead| ahead.is_acknowledged)
+            .map(|ahead| ahead.stamp.clone());
+        let ahead = ahead.map(KnownTag::from);
+        let values = [known, ahead, elsewhere.clone()].into_iter().flatten();
+        let Some(best) = values.max_by(|a, b| a.stamp.cmp(&b.stamp)) else {
             return Err(unavailable(
                 "the storage of this region does not answer, and no other region knows the tag; repeat the request",
             ));
+        };
+        if elsewhere.as_ref() == Some(&best) {
+            self.regional.show(self.repository, self.tag, &best);
         }
-    };
-    regional.show(repository, tag, &best.stamp);
-    let digest = best.digest.ok_or(RegistryError::ManifestUnknown)?;
-    let mut response = by_digest(api, regional, repository, &digest, request).await?;
-    mark_old(&mut response);
-    Ok(response)
-}
-
-/// The highest stamp of a tag among regions: of all that answer soon after the first.
-async fn highest(
-    sources: &[Arc<dyn Source>],
-    repository: &RepositoryName,
-    tag: &Tag,
-) -> Option<KnownTag> {
-    let key = FactKey::Tag(repository.clone(), tag.clone());
-    let mut asked: FuturesUnordered<_> = sources
-        .iter()
-        .map(|source| one_fact(&**source, &key))
-        .collect();
-    let mut best: Option<KnownTag> = None;
-    let mut until = Instant::now() + FACT_TIMEOUT;
-    while let Ok(Some(answer)) = timeout_at(until, asked.next()).await {
-        let Ok(fact) = answer else { continue };
-        until = until.min(Instant::now() + LATER_THAN_FIRST);
-        if let FactHead::Tag { stamp, digest } = fact.head
-            && best.as_ref().is_none_or(|best| best.stamp < stamp)
-        {
-            best = Some(KnownTag::new(stamp, digest));
-        }
+        let Some(digest) = best.digest else {
+            if acknowledged.as_ref() == Some(&best.stamp) {
+                return Err(RegistryError::ManifestUnknown.into());
+            }
+            return Err(unavailable(
+                "the storage of this region does not answer, and another region says that the tag was deleted; a later push may be here, so repeat the request",
+            ));
+        };
+        let (api, regional) = (self.api, self.regional);
+        let mut response = by_digest(api, regional, self.repository, &digest, self.request).await?;
+        mark_old(&mut response);
+        Ok(response)
     }
-    best
+
+    /// The highest stamp of the tag among regions: of all that answer soon after the first.
+    async fn highest(&self, sources: &[Arc<dyn Source>]) -> Option<KnownTag> {
+        let mut asked: FuturesUnordered<_> = sources
+            .iter()
+            .map(|source| {
+                let fact = one_fact(&**source, &self.key);
+                self.routes.observe(source.region(), fact)
+            })
+            .collect();
+        let mut best: Option<KnownTag> = None;
+        let mut until = Instant::now() + FACT_TIMEOUT;
+        while let Ok(Some(answer)) = timeout_at(until, asked.next()).await {
+            let Ok(fact) = answer else { continue };
+            until = until.min(Instant::now() + LATER_THAN_FIRST);
+            if let FactHead::Tag { stamp, digest } = fact.head
+                && best.as_ref().is_none_or(|best| best.stamp < stamp)
+            {
+                best = Some(KnownTag::new(stamp, digest));
+            }
+        }
+        best
+    }
 }
