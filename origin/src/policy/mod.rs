@@ -15,6 +15,7 @@
 //! never taken up: the last good one stays in use.
 
 mod changes;
+mod keys;
 mod live;
 mod matcher;
 mod parse;

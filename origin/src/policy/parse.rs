@@ -11,26 +11,11 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::keys::{KEEP_KEYS, KeyForm, POLICY_KEYS, REGION_KEYS, RULE_KEYS};
 use super::{
     KeepRule, MAX_ITEMS, MAX_POLICY_LEN, MAX_REGIONS, MAX_RULES, Policy, Region, RegionUrl,
     RepositoryPattern, RepositoryRule, TagPattern, TagReads, Untagged,
 };
-
-const POLICY_KEYS: &[&str] = &["region", "repository"];
-const REGION_KEYS: &[&str] = &["name", "url"];
-const RULE_KEYS: &[&str] = &[
-    "match",
-    "regions",
-    "ack_regions",
-    "tag_reads",
-    "home",
-    "immutable",
-    "quota",
-    "untagged",
-    "delay",
-    "keep",
-];
-const KEEP_KEYS: &[&str] = &["tags", "last", "pushed_within", "in_use_within"];
 
 /// A text is not a valid policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -137,6 +122,13 @@ impl Parser<'_> {
     /// An error of the TOML library, with the line that it is about.
     fn toml_error(self, error: &toml::de::Error) -> PolicyError {
         let message = error.message().replace('\n', "; ");
+        let message = match message.as_str() {
+            "duplicate key" => {
+                "duplicate key; remove one, or begin another entry before it".to_owned()
+            }
+            // "string values must be quoted, expected literal string"
+            _ => message.replace(", expected literal string", ", such as \"x\""),
+        };
         let Some(span) = error.span() else {
             return PolicyError::new(message);
         };
@@ -145,7 +137,8 @@ impl Parser<'_> {
         self.error(span, format!("`{source}`: {message}"))
     }
 
-    /// Checks all keys, so that a misspelt one gets the nearest as a hint.
+    /// Checks all keys and the forms of their values, so that a misspelt key gets the nearest as a
+    /// hint, and a wrong value an example.
     fn check_keys(self, table: &DeTable<'_>) -> Result<(), PolicyError> {
         self.check_table(table, "a policy", POLICY_KEYS)?;
         for (key, value) in table {
@@ -170,16 +163,21 @@ impl Parser<'_> {
         self,
         table: &DeTable<'_>,
         place: &str,
-        known: &[&str],
+        known: &[KeyForm],
     ) -> Result<(), PolicyError> {
-        let unknown = table
-            .keys()
-            .find(|key| !known.contains(&key.get_ref().as_ref()));
-        unknown.map_or(Ok(()), |key| {
-            let hint = suggest::hint(key.get_ref(), "keys", known);
-            let fault = format!("unknown key '{}' of {place}; {hint}", key.get_ref());
-            Err(self.error(key.span(), fault))
-        })
+        for (key, value) in table {
+            let name: &str = key.get_ref();
+            let Some(form) = known.iter().find(|known| known.name == name) else {
+                let names: Vec<&str> = known.iter().map(|known| known.name).collect();
+                let hint = suggest::hint(name, "keys", &names);
+                let fault = format!("unknown key '{name}' of {place}; {hint}");
+                return Err(self.error(key.span(), fault));
+            };
+            if let Some(fault) = form.fault(value.get_ref()) {
+                return Err(self.error(key.span(), fault));
+            }
+        }
+        Ok(())
     }
 
     /// The tables of an array of tables.
@@ -188,10 +186,16 @@ impl Parser<'_> {
         key: &str,
         value: &'v Spanned<DeValue<'i>>,
     ) -> Result<impl Iterator<Item = &'v DeTable<'i>>, PolicyError> {
+        let fault = || format!("begin each entry with [[{key}]], in double brackets");
         let DeValue::Array(entries) = value.get_ref() else {
-            let fault = format!("begin each entry with [[{key}]], in double brackets");
-            return Err(self.error(value.span(), fault));
+            return Err(self.error(value.span(), fault()));
         };
+        if let Some(other) = entries
+            .iter()
+            .find(|entry| entry.get_ref().as_table().is_none())
+        {
+            return Err(self.error(other.span(), fault()));
+        }
         Ok(entries
             .iter()
             .filter_map(|entry| entry.get_ref().as_table()))

@@ -220,7 +220,11 @@ fn errors_name_line_cause_and_fix() {
         (
             rule("regions = \"eu-1\""),
             Some(10),
-            &["`regions = \"eu-1\"`", "sequence"],
+            &[
+                "regions must be a list",
+                "[\"eu-1\", \"us-1\"]",
+                "the text \"eu-1\"",
+            ],
         ),
         (rule("regions = []"), Some(10), &["at least one region"]),
         (
@@ -246,12 +250,19 @@ fn errors_name_line_cause_and_fix() {
         (
             rule("ack_regions = \"all\""),
             Some(10),
-            &["`ack_regions = \"all\"`", "invalid type"],
+            &[
+                "ack_regions must be a number of regions",
+                "such as 2",
+                "the text \"all\"",
+            ],
         ),
         (
             rule("tag_reads = \"fresh\""),
             Some(10),
-            &["`fresh`", "`local` or `freshest`"],
+            &[
+                "tag_reads must be \"local\" or \"freshest\"",
+                "the text \"fresh\"",
+            ],
         ),
         (
             rule("home = \"us-2\""),
@@ -281,7 +292,74 @@ fn errors_name_line_cause_and_fix() {
         (
             rule("delay = 24"),
             Some(10),
-            &["`delay = 24`", "invalid type"],
+            &[
+                "delay must be a period in quotes, such as \"24h\"",
+                "the number 24",
+            ],
+        ),
+        (
+            rule("ack_regions = -1"),
+            Some(10),
+            &["ack_regions must be a number", "the number -1"],
+        ),
+        (
+            rule("ack_regions = 1.5"),
+            Some(10),
+            &["ack_regions must be a number", "the number 1.5"],
+        ),
+        (
+            rule("match = [\"a\", \"b\"]").replace("match = \"team/**\"\n", ""),
+            Some(9),
+            &[
+                "match must be one pattern",
+                "repeat [[repository]]",
+                "a list",
+            ],
+        ),
+        (
+            rule("match = \"b\""),
+            Some(10),
+            &["duplicate key; remove one"],
+        ),
+        (
+            rule("delay = 24h"),
+            Some(10),
+            &["`delay = 24h`", "string values must be quoted, such as"],
+        ),
+        (
+            rule("immutable = true"),
+            Some(10),
+            &["immutable must be a list of patterns", "it is true"],
+        ),
+        (
+            rule("regions = [\"eu-1\", 2]"),
+            Some(10),
+            &["regions must be a list", "a list with the number 2"],
+        ),
+        (
+            rule("quota = 500"),
+            Some(10),
+            &["quota must be a size in quotes", "\"500GiB\""],
+        ),
+        (
+            rule("home = [\"eu-1\"]"),
+            Some(10),
+            &["home must be the name of one region", "a list"],
+        ),
+        (
+            rule("[[repository.keep]]\nlast = \"10\""),
+            Some(11),
+            &["last must be a number of tags without quotes"],
+        ),
+        (
+            rule("[[repository.keep]]\ntags = \"v*\""),
+            Some(11),
+            &["tags must be a list", "[\"v*\"]"],
+        ),
+        (
+            "region = [\"eu-1\"]\n".to_owned(),
+            Some(1),
+            &["[[region]]", "double brackets"],
         ),
         (
             rule("[repository.keep]\nlast = 1"),
