@@ -5,6 +5,10 @@
 //! or loses an acknowledged one. A create needs no lock, because a link fails if the name exists; a
 //! swap or a removal compares and acts while it holds a kernel file lock for its key.
 //!
+//! A file system that hangs (NFS, FUSE) keeps each thread that calls it. So at most
+//! [`CALLS_AT_ONCE`] threads call it at a time, and one reads the object by which the storage is
+//! probed: what is asked meanwhile waits without a thread, until its timeout.
+//!
 //! A file that is not found counts as absent only while the root directory is the one that was
 //! opened, and not the empty one below a file system that was unmounted.
 
@@ -23,11 +27,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use rustix::buffer::spare_capacity;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     ByteStream, Key, MAX_READ_LEN, Object, ObjectWriter, Page, Prefix, Storage, StorageError,
     StorageResult, StorageTime, Version,
 };
+use crate::layout;
 use crate::nonce::nonce;
 use files::{KeyLock, TemporaryFile, path_of, version_of};
 use list::DirectoryCache;
@@ -38,6 +44,9 @@ const READ_LEN: u64 = 512 << 10;
 const READS_AHEAD: usize = 2;
 /// Bytes collected before a blocking write.
 const WRITE_LEN: usize = 1 << 20;
+/// Threads that call the file system at the same time: half of the runtime's blocking threads. The
+/// others go on with hashing, and with other directories.
+const CALLS_AT_ONCE: usize = 256;
 /// Age at which a temporary file is certainly abandoned.
 const ABANDONED_AGE: Duration = Duration::from_hours(24);
 
@@ -48,6 +57,10 @@ pub struct LocalDirectory {
     /// Whether the root had what a storage has when it was opened.
     is_prepared: bool,
     directories: DirectoryCache,
+    /// For calls of the file system.
+    calls: Arc<Semaphore>,
+    /// For reads of the object that says whether the storage answers.
+    probes: Arc<Semaphore>,
 }
 
 impl fmt::Debug for LocalDirectory {
@@ -65,11 +78,7 @@ impl LocalDirectory {
         let root = root.into();
         files::prepare(&root)?;
         files::sweep_temporary(&root, ABANDONED_AGE)?;
-        Ok(Self {
-            root: root.into(),
-            is_prepared: true,
-            directories: DirectoryCache::new(),
-        })
+        Ok(Self::new(root.into(), true))
     }
 
     /// Opens an existing directory for reading; creates nothing in it.
@@ -79,11 +88,29 @@ impl LocalDirectory {
     pub fn open_existing(root: impl Into<PathBuf>) -> io::Result<Self> {
         let root = root.into();
         std::fs::read_dir(&root)?;
-        Ok(Self {
-            is_prepared: files::is_prepared(&root),
-            root: root.into(),
+        let is_prepared = files::is_prepared(&root);
+        Ok(Self::new(root.into(), is_prepared))
+    }
+
+    fn new(root: Arc<Path>, is_prepared: bool) -> Self {
+        Self {
+            root,
+            is_prepared,
             directories: DirectoryCache::new(),
-        })
+            calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+            probes: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Waits until another thread may call the file system about `key`. A thread that hangs keeps
+    /// its permit, also after its caller has given up.
+    async fn permit(&self, key: &str) -> Option<OwnedSemaphorePermit> {
+        let permits = match key == layout::format().as_str() {
+            true => &self.probes,
+            false => &self.calls,
+        };
+        // The semaphores are never closed.
+        Arc::clone(permits).acquire_owned().await.ok()
     }
 
     /// Runs blocking `work` on a thread of the blocking pool.
@@ -95,7 +122,11 @@ impl LocalDirectory {
     ) -> StorageResult<T> {
         let root = Arc::clone(&self.root);
         let owned_key = key.clone();
-        let task = tokio::task::spawn_blocking(move || work(&root, &owned_key));
+        let permit = self.permit(key.as_str()).await;
+        let task = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work(&root, &owned_key)
+        });
         task.await
             .unwrap_or_else(|stopped| Err(stopped.into()))
             .map_err(|error| StorageError::from_io(action, key, error))
@@ -180,7 +211,9 @@ impl Storage for LocalDirectory {
         let owned_prefix = prefix.clone();
         let after = after.cloned();
         let is_prepared = self.is_prepared;
+        let permit = self.permit(prefix.as_str()).await;
         let task = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
             let page = directories.page(&root, &owned_prefix, after.as_ref(), limit)?;
             if is_prepared {
                 files::require_prepared(&root)?;
@@ -364,5 +397,54 @@ impl ObjectWriter for FileWriter {
         let path = self.path.clone();
         self.write_pending(move |temporary| temporary.publish_new(&path))
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that blocks every thread that opens it: a pipe without a writer.
+    fn block(root: &Path, name: &str) {
+        let made = std::process::Command::new("mkfifo")
+            .arg(root.join(name))
+            .status();
+        assert!(made.expect("run mkfifo").success());
+    }
+
+    /// Lets all threads go on that wait for the file, and those that come later.
+    fn unblock(root: &Path, name: &str) -> File {
+        let mut options = std::fs::OpenOptions::new();
+        let opened = options.read(true).write(true).open(root.join(name));
+        opened.expect("open the pipe")
+    }
+
+    #[test]
+    fn probes_of_a_directory_that_hangs_share_one_thread() {
+        let root = tempfile::tempdir().expect("a directory");
+        let storage = LocalDirectory::open(root.path()).expect("a storage");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(2)
+            .build();
+        let runtime = runtime.expect("a runtime");
+        let other: Key = "policy".parse().expect("a key");
+        let limit = Duration::from_millis(20);
+        runtime.block_on(async {
+            let created = storage.create(&other, "x".into()).await;
+            created.expect("the directory answers");
+            block(root.path(), "format~");
+            for _ in 0..10 {
+                let probe = tokio::time::timeout(limit, storage.read(&layout::format())).await;
+                assert!(probe.is_err(), "it hangs");
+            }
+            let read = tokio::time::timeout(Duration::from_secs(10), storage.read(&other)).await;
+            let read = read.expect("a thread is left").expect("it answers");
+            assert!(read.is_some());
+            // A pipe is no regular file, so what a read returns does not matter.
+            let pipe = unblock(root.path(), "format~");
+            drop(pipe);
+        });
+        runtime.shutdown_background();
     }
 }
