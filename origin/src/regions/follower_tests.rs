@@ -22,6 +22,7 @@ use super::test_regions::{TestRegion, TestSource, image_of, index_of, policy, ta
 use crate::policy::LivePolicy;
 
 const HORIZON: Duration = Duration::from_hours(48);
+const DAY: Duration = Duration::from_hours(24);
 
 /// `us` follows `eu`.
 struct Following {
@@ -250,9 +251,47 @@ async fn journals_of_all_regions_are_trimmed() {
     }
     let regions = eu.registry.journal_regions().await.unwrap();
     assert_eq!(regions, [gone.name.clone(), us.name]);
-    tokio::time::advance(Duration::from_secs(60)).await;
-    let kept = Duration::from_secs(1);
-    let trimmed = eu.registry.trim_old_entries(&gone.name, kept).await;
+    tokio::time::advance(7 * DAY).await;
+    let trimmed = eu.registry.trim_old_entries(&gone.name, 6 * DAY, 9).await;
     assert_eq!(trimmed.unwrap(), 3);
     assert_eq!(eu.registry.journal_regions().await.unwrap().len(), 1);
+}
+
+/// A region that fetches nothing is owed a sweep in place of a journal without an end. What may
+/// still be in flight stays.
+#[tokio::test(start_paused = true)]
+async fn oldest_entries_of_a_journal_that_is_too_long_are_trimmed() {
+    let [eu, us] = [
+        TestRegion::start("eu-1").await,
+        TestRegion::start("us-1").await,
+    ];
+    for number in 0..6 {
+        eu.owe(tag_key(&format!("v{number}")), &us).await;
+        tokio::time::advance(DAY).await;
+    }
+    let week = 7 * DAY;
+    let trim = async |max_entries| {
+        let trimmed = eu.registry.trim_old_entries(&us.name, week, max_entries);
+        trimmed.await.unwrap()
+    };
+    assert_eq!(trim(6).await, 0);
+    let owed = eu.registry.owed_to(&us.name).await.unwrap();
+    assert_eq!((owed.entries, owed.sweep), (6, None));
+    assert_eq!(trim(4).await, 2, "the oldest");
+    let page = eu.registry.journal_page(&us.name, None, 9).await.unwrap();
+    let keys: Vec<_> = page
+        .entries
+        .iter()
+        .map(|entry| entry.keys[0].0.clone())
+        .collect();
+    let left: Vec<_> = (2..6)
+        .map(|number| tag_key(&format!("v{number}")))
+        .collect();
+    assert_eq!(keys, left);
+    assert!(page.sweep.is_some(), "it sweeps all keys");
+    assert_eq!(
+        trim(0).await,
+        2,
+        "those of the last two days may be in flight"
+    );
 }

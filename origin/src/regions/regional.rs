@@ -435,7 +435,7 @@ impl Regional {
         self.replicator.counts().forwarded(to);
     }
 
-    /// Hourly work: drops entries that a region has not fetched for a week, and compares this
+    /// Hourly work: drops entries that a region has not fetched for long, and compares this
     /// replica's clock with the storage's.
     async fn do_hourly(&self, lease: &mut Lease) {
         self.clock_check.run(&self.registry).await;

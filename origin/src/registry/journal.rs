@@ -156,20 +156,36 @@ impl Registry {
         }
     }
 
-    /// Trims entries of a region that are older than `kept`. Returns their number.
+    /// Trims entries of a region that are older than `kept`, and the oldest of those that are more
+    /// than `max_entries`. An entry that is younger than the horizon stays in any case: its write
+    /// may be in flight. Returns the number of trimmed entries.
     pub(crate) async fn trim_old_entries(
         &self,
         region: &RegionName,
         kept: Duration,
+        max_entries: usize,
     ) -> Result<usize, RegistryError> {
-        let kept = u64::try_from(kept.as_nanos()).unwrap_or(u64::MAX);
-        let oldest_kept = self.stamps.unix_nanos().saturating_sub(kept);
+        let now = self.stamps.unix_nanos();
+        let before =
+            |age: Duration| now.saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+        let horizon = self.format.horizons.horizon;
+        let (oldest_kept, in_flight) = (before(kept.max(horizon)), before(horizon));
+        let surplus = self
+            .count_entries(region)
+            .await?
+            .saturating_sub(max_entries);
         let mut trimmed = 0;
         loop {
             let (ids, more) = self.entry_ids(region, None, MAX_ENTRIES).await?;
+            let is_trimmed = |(number, id): &(usize, EntryId)| {
+                let is_surplus = trimmed + number < surplus && id.created < in_flight;
+                id.created < oldest_kept || is_surplus
+            };
             let old: Vec<_> = ids
                 .into_iter()
-                .take_while(|id| id.created < oldest_kept)
+                .enumerate()
+                .take_while(is_trimmed)
+                .map(|(_, id)| id)
                 .collect();
             let is_last = !more || old.len() < MAX_ENTRIES;
             if !old.is_empty() {
@@ -178,6 +194,20 @@ impl Registry {
             }
             if is_last {
                 return Ok(trimmed);
+            }
+        }
+    }
+
+    /// The number of entries that are owed to a region.
+    async fn count_entries(&self, region: &RegionName) -> Result<usize, RegistryError> {
+        let prefix = layout::journal(region);
+        let (mut number, mut after) = (0, None);
+        loop {
+            let page = self.storage.list(&prefix, after.as_ref(), PAGE_LEN).await?;
+            number += page.entries.len();
+            after = page.entries.into_iter().last().map(|entry| entry.key);
+            if !page.more || after.is_none() {
+                return Ok(number);
             }
         }
     }
