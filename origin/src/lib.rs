@@ -53,5 +53,5 @@ pub use config::{Config, Horizons, Limits, RegionSettings, Replicas};
 pub use format::FormatError;
 pub use metrics::Metrics;
 pub use origin::{Origin, StartError};
-pub use region_certificate::MissingRegion;
+pub use region_certificate::{MissingRegion, RegionCertificateError};
 pub use replicas::{ReplicaAddress, ReplicaAddressError};

@@ -21,7 +21,7 @@ use crate::http::{self, Api, RegionServer, SendBuffers};
 use crate::metrics::Metrics;
 use crate::policy::{LivePolicy, PolicyStartError, Region};
 use crate::readiness::StorageHealth;
-use crate::region_certificate::{MissingRegion, RegionIdentity};
+use crate::region_certificate::{RegionCertificateError, RegionIdentity};
 use crate::regions::copy::BlobCopier;
 use crate::regions::counts::RegionCounts;
 use crate::regions::members::Members;
@@ -49,9 +49,9 @@ pub enum StartError {
     /// The policy of the bucket cannot be used.
     #[error(transparent)]
     Policy(#[from] PolicyStartError),
-    /// The policy lists other regions, and the certificate does not name this one.
+    /// The policy lists other regions, and the certificate does not prove this one.
     #[error(transparent)]
-    RegionCertificate(#[from] MissingRegion),
+    RegionCertificate(#[from] RegionCertificateError),
     /// The bucket was set up with another format or other horizons.
     #[error(transparent)]
     Format(#[from] FormatError),

@@ -6,7 +6,7 @@ use flotilla_runtime::shutdown::Shutdown;
 
 use crate::policy::{LivePolicy, Policy};
 
-/// The policy lists other regions, but this origin cannot prove its own.
+/// The policy lists other regions, but this origin cannot name its own.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the policy lists other regions, so the certificate of this origin must name its region {region}: issue one \
@@ -25,6 +25,17 @@ impl MissingRegion {
             region: region.clone(),
         }
     }
+}
+
+/// The policy lists other regions, and the certificate of this origin does not suffice for them.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionCertificateError {
+    /// There is no certificate, or it does not name the region.
+    #[error(transparent)]
+    Missing(#[from] MissingRegion),
+    /// No other region would accept the certificate.
+    #[error("the policy lists other regions, which verify the certificate of this origin: {0}")]
+    Untrusted(IdentityError),
 }
 
 /// The identity of an origin in its region.
@@ -49,13 +60,19 @@ impl RegionIdentity {
     /// Checks that the certificate suffices for a policy.
     ///
     /// # Errors
-    /// [`MissingRegion`].
-    pub(crate) fn check(&self, policy: &Policy) -> Result<(), MissingRegion> {
-        let has_region = self.tls.as_ref().is_some_and(|tls| tls.region().is_some());
-        if has_region || policy.others(&self.own).next().is_none() {
+    /// [`RegionCertificateError`].
+    pub(crate) fn check(&self, policy: &Policy) -> Result<(), RegionCertificateError> {
+        if policy.others(&self.own).next().is_none() {
             return Ok(());
         }
-        Err(MissingRegion::of(&self.own))
+        // A single region may have a certificate of a public authority: its clients trust that one,
+        // and its own authority is that of the peers.
+        match self.tls.as_ref().filter(|tls| tls.region().is_some()) {
+            Some(tls) => tls
+                .verify_origin(&self.own)
+                .map_err(RegionCertificateError::Untrusted),
+            None => Err(MissingRegion::of(&self.own).into()),
+        }
     }
 
     /// Logs an error for each later policy that the certificate does not suffice for, until the

@@ -191,6 +191,23 @@ async fn origin_does_not_start_with_an_unusable_policy() {
         "{error}"
     );
     assert_eq!(start(certificate(Some("eu-1"))).await, Ok(()));
+    // Issued by another authority than the one that this origin trusts.
+    let other = CertificateAuthority::create(Clock::system()).unwrap();
+    let (region, day) = ("eu-1".parse().unwrap(), Duration::from_hours(24));
+    let names = ["localhost".to_owned()];
+    let issued = other.issue_server(&names, Some(&region), day).unwrap();
+    let (certificate_pem, key) = (&issued.certificate_pem, &issued.key_pem);
+    let foreign = Identity::from_pem(
+        certificate_pem,
+        key,
+        fleet.certificate_pem(),
+        Clock::system(),
+    );
+    let error = start(Some(foreign.unwrap())).await.unwrap_err();
+    assert!(
+        error.contains("does not verify against the authority") && error.contains("pki issue"),
+        "{error}"
+    );
 
     let us_only = "[[region]]\nname = \"us-1\"\nurl = \"https://us-1.example\"\n";
     for (body, parts) in [

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use flotilla_common::name::RegionName;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -91,6 +92,22 @@ pub enum IdentityError {
         kind: FileKind,
         /// Where the content comes from.
         location: ContentSource,
+        /// The fault.
+        fault: String,
+    },
+    /// The certificate was not issued by the authority beside it, or must not be used so.
+    #[error(
+        "certificate in {certificate} does not verify against the authority in {authority}: {fault}; \
+         use the certificate and the authority of one fleet, or issue the certificate with that \
+         authority's key ('flotilla pki issue --server NAMES --region {region} --renew')"
+    )]
+    Untrusted {
+        /// Where the certificate comes from.
+        certificate: ContentSource,
+        /// Where the authority comes from.
+        authority: ContentSource,
+        /// The region that the certificate names.
+        region: RegionName,
         /// The fault.
         fault: String,
     },

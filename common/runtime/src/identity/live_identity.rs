@@ -53,6 +53,21 @@ impl IdentityState {
             clients: clients.build().map_err(tls_error)?,
         })
     }
+
+    /// Verifies the own certificate as other members of the fleet do that trust the same
+    /// authorities: as a client's, and as that of a server with this name.
+    pub(super) fn verify_own(&self, name: &ServerName<'_>, now: UnixTime) -> Result<(), Error> {
+        let (end_entity, intermediates) = self
+            .certified
+            .cert
+            .split_first()
+            .ok_or(Error::NoCertificatesPresented)?;
+        self.clients
+            .verify_client_cert(end_entity, intermediates, now)?;
+        self.servers
+            .verify_server_cert(end_entity, intermediates, name, &[], now)?;
+        Ok(())
+    }
 }
 
 /// The current identity state, as certificate resolver of both sides and as the verifier of

@@ -3,17 +3,21 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use flotilla_common::name::{PeerId, RegionName};
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::{ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
+use rustls::{
+    CertificateError, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version,
+};
 use rustls_platform_verifier::BuilderVerifierExt as _;
 
-use super::certificate::{Certificate, CertificateName};
+use super::certificate::{Certificate, CertificateName, origin_name};
 use super::crypto::{ClientAuth, provider, tls_error};
 use super::files::{self, ContentSource, FileKind, IdentityError};
 use super::live_identity::{IdentityState, LiveClients, LiveIdentity, LiveOrigin, Validity};
@@ -133,6 +137,32 @@ impl Identity {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Verifies that the certificate, which names the origin of `region`, was issued by the trusted
+    /// authorities, may be used by clients and servers, and is valid now. Origins of other regions
+    /// verify it so.
+    ///
+    /// # Errors
+    /// [`IdentityError::Untrusted`]: it names both files.
+    pub fn verify_origin(&self, region: &RegionName) -> Result<(), IdentityError> {
+        let name = origin_name(region);
+        let files = self.files.as_ref();
+        let source = |path: fn(&CertificateFiles) -> &PathBuf| {
+            files.map_or(ContentSource::Memory, |files| {
+                ContentSource::File(path(files).clone())
+            })
+        };
+        let untrusted = |fault: String| IdentityError::Untrusted {
+            certificate: source(|files| &files.certificate),
+            authority: source(|files| &files.authority),
+            region: region.clone(),
+            fault,
+        };
+        let server = ServerName::try_from(name).map_err(|error| untrusted(error.to_string()))?;
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(self.clock.unix_seconds()));
+        let verified = self.live.0.load().verify_own(&server, now);
+        verified.map_err(|error| untrusted(explained(&error)))
     }
 
     fn certificate_fault(&self, fault: String) -> IdentityError {
@@ -345,6 +375,22 @@ fn load(files: &CertificateFiles, clock: Clock) -> Result<IdentityState, Identit
     let (certified, validity) =
         certified(&certificate_source, &certificate, &key_source, &key, clock)?;
     IdentityState::new(certified, validity, roots(&authority_source, &authority)?)
+}
+
+/// Why a certificate is refused, in words.
+fn explained(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "another authority issued it".to_owned()
+        }
+        rustls::Error::InvalidCertificate(CertificateError::BadSignature) => {
+            "another authority of the same name issued it".to_owned()
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => "it is not valid yet by the clock of this machine, which may be wrong".to_owned(),
+        error => error.to_string(),
+    }
 }
 
 fn name_of(state: &IdentityState) -> Option<CertificateName> {

@@ -91,6 +91,36 @@ async fn peer_with_another_peers_address_is_refused() {
     );
 }
 
+/// An origin refuses to start with a certificate that no other region would accept.
+#[test]
+fn certificate_of_an_origin_verifies_against_its_own_authority() {
+    let [fleet, other] = [(); 2].map(|()| CertificateAuthority::create(Clock::system()).unwrap());
+    let region = "eu-1".parse().unwrap();
+    let names = ["127.0.0.1".to_owned()];
+    let issued = fleet.issue_server(&names, Some(&region), DAY).unwrap();
+    identity(&fleet, &issued).verify_origin(&region).unwrap();
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let files = CertificateFiles {
+        certificate: file("origin.pem", &issued.certificate_pem),
+        key: file("origin.key", &issued.key_pem),
+        authority: file("ca.pem", other.certificate_pem()),
+    };
+    let foreign = Identity::load(&files, Clock::system()).unwrap();
+    let error = foreign.verify_origin(&region).unwrap_err().to_string();
+    for part in ["origin.pem", "ca.pem", "another authority", "pki issue"] {
+        assert!(error.contains(part), "{error}");
+    }
+
+    let unnamed = fleet.issue_server(&names, None, DAY).unwrap();
+    assert!(identity(&fleet, &unnamed).verify_origin(&region).is_err());
+}
+
 #[tokio::test]
 async fn foreign_and_expired_certificates_are_refused() {
     let (fleet, other) = (
