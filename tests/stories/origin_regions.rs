@@ -23,6 +23,16 @@ async fn pipeline_waits_until_the_other_region_has_the_image() {
         error.contains("timeout after 0s: ask the region for the tag"),
         "{error}"
     );
+    let ca = regions.authority();
+    let refused = ["origin", "wait", "127.0.0.1:1/app:v1", "--tls-ca", &ca];
+    let short = ["--timeout", "1s"];
+    let error = regions.flotilla(&[&refused[..], &us, &short].concat());
+    let error = error.unwrap_err();
+    assert!(
+        error.contains("Connection refused (os error 111); trying again for 1s")
+            && error.contains("timeout after 1s: ask the registry for its regions"),
+        "{error}"
+    );
     let error = regions.wait("app:typo", &us).unwrap_err();
     assert!(error.contains("is it pushed there?"), "{error}");
     let error = regions.wait("app:v1", &["--region", "us-2"]).unwrap_err();
@@ -40,7 +50,6 @@ async fn pipeline_waits_until_the_other_region_has_the_image() {
     // The image is there even if the first region is lost: this origin cannot ask it.
     drop(eu);
     let image = format!("{}/app:v1", regions.registry(1));
-    let ca = regions.authority();
     let arguments = ["origin", "wait", &image, "--tls-ca", &ca, "--json"];
     let printed = regions.flotilla(&[&arguments[..], &us].concat()).unwrap();
     let outcome: serde_json::Value = serde_json::from_str(&printed).unwrap();

@@ -120,12 +120,19 @@ async fn wait(args: &WaitArgs) -> Result<(), CommandError> {
     let started = Instant::now();
     let mut pause = FIRST_PAUSE;
     let mut last = Look::default();
+    let mut has_told = false;
     let mut budget = args.timeout.0.max(FIRST_LOOK);
     let ok = loop {
         match timeout(budget, replication.look()).await {
             Ok(Ok(look)) => last = look,
             Ok(Err(LookError::Final(error))) => return Err(failed(error)),
-            Ok(Err(LookError::Unanswered(error))) => last.missing = vec![error],
+            Ok(Err(LookError::Unanswered(error))) => {
+                // A wrong address fails like one whose origin is starting.
+                if !core::mem::replace(&mut has_told, true) && !args.timeout.0.is_zero() {
+                    eprintln!("{error}; trying again for {} (--timeout)", args.timeout);
+                }
+                last.missing = vec![error];
+            }
             Err(_) if last.missing.is_empty() => {
                 last.missing = vec!["no answer in time".to_owned()];
             }
