@@ -132,3 +132,27 @@ async fn corrupt_records_do_not_hold_up_a_sweep() {
     }
     assert!(sweep(&sweeper, &source).await, "whole but for them");
 }
+
+/// A region with an empty storage is whole for the others after one sweep, or each would ask it for
+/// whatever is absent for two days. The second sweep still comes: a push by the old policy, with no
+/// entry, may have been in flight.
+#[tokio::test(start_paused = true)]
+async fn regions_that_join_empty_are_swept_a_second_time() {
+    let (eu, us) = (
+        TestRegion::start("eu-1").await,
+        TestRegion::start("us-1").await,
+    );
+    us.set_policy(&policy(&["eu-1", "us-1"], "")).await;
+    let (members, _) = us.members(&[&eu]).await;
+    let (sweeper, source) = (sweeper(&us, &members, &eu), source_of(&members, &eu));
+    sweep(&sweeper, &source).await;
+    advance(SETTLED).await;
+    assert!(sweep(&sweeper, &source).await);
+    eu.push(&index_of(&[]), &["late"], &[]).await;
+    advance(SETTLED).await;
+    sweep(&sweeper, &source).await;
+    assert!(!us.has_tag("late").await);
+    advance(SECOND).await;
+    assert!(sweep(&sweeper, &source).await);
+    assert!(us.has_tag("late").await);
+}
