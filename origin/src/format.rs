@@ -3,6 +3,8 @@
 //!
 //! A replica with other times refuses to start: a shorter horizon would delete objects on which a
 //! replica with a longer one relies. The object is JSON, since operators read it first.
+//!
+//! Only [`renew`] ever changes it: a storage that was restored from an old copy gets another id.
 
 use core::time::Duration;
 
@@ -13,10 +15,12 @@ use flotilla_common::storage_id::{StorageId, StorageIdError};
 
 use crate::layout;
 use crate::nonce::random_bytes;
-use crate::storage::{Storage, StorageError};
+use crate::storage::{Object, Storage, StorageError};
 
 /// The version of the key layout and of all encodings.
 const VERSION: u32 = 2;
+/// Earlier ids of a storage that are kept; other regions remember those that they knew.
+const MAX_REPLACED: usize = 64;
 
 /// The times of collection (`docs/origin.md`, "Times").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +55,8 @@ pub(crate) struct Format {
     pub(crate) horizons: Horizons,
     /// The identity of this bucket.
     pub(crate) storage_id: StorageId,
+    /// The ids that it had before, and that no origin may use any more.
+    pub(crate) replaced: Vec<StorageId>,
     /// Known to all that may read the bucket. With the region's seal key it makes the keys of
     /// upload ids and of replica messages.
     pub(crate) upload_secret: [u8; 32],
@@ -66,6 +72,8 @@ struct FormatObject {
     tombstones_s: u64,
     storage_id: String,
     upload_secret: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    replaced: Vec<String>,
 }
 
 /// Why this replica cannot serve a bucket.
@@ -131,6 +139,7 @@ pub(crate) async fn read_or_create(
         tombstones_s: horizons.tombstones.as_secs(),
         storage_id: StorageId::from_bytes(random_bytes()).to_string(),
         upload_secret: hex::encode(&random_bytes::<32>()),
+        replaced: Vec::new(),
     };
     let body = serde_json::to_vec_pretty(&first)
         .map_err(|error| FormatError::Malformed(error.to_string()))?;
@@ -138,7 +147,7 @@ pub(crate) async fn read_or_create(
         Ok(_) | Err(StorageError::Conflict { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    // The object never changes again, whichever replica wrote it.
+    // No other replica changes it, whichever wrote it.
     let object = storage
         .read(&key)
         .await?
@@ -176,14 +185,79 @@ pub(crate) async fn describe_problem(
 pub(crate) async fn read_storage_id(
     storage: &dyn Storage,
 ) -> Result<Option<StorageId>, StorageError> {
-    let Some(object) = storage.read(&layout::format()).await? else {
-        return Ok(None);
-    };
-    let stored: Option<FormatObject> = serde_json::from_slice(&object.body).ok();
-    Ok(stored.and_then(|stored| stored.storage_id.parse().ok()))
+    let object = storage.read(&layout::format()).await?;
+    Ok(object.and_then(|object| storage_id_of(&object.body)))
 }
 
-fn check(body: &[u8], horizons: Horizons) -> Result<Format, FormatError> {
+/// The id in a `format` object; `None` if the object is not valid.
+pub(crate) fn storage_id_of(body: &[u8]) -> Option<StorageId> {
+    let stored: FormatObject = serde_json::from_slice(body).ok()?;
+    stored.storage_id.parse().ok()
+}
+
+/// The ids of a storage, and how long it keeps what.
+#[derive(Clone, Debug)]
+pub(crate) struct StorageIdentity {
+    pub(crate) storage_id: StorageId,
+    pub(crate) replaced: Vec<StorageId>,
+    pub(crate) horizon: Duration,
+    pub(crate) tombstones: Duration,
+    object: Object,
+}
+
+/// Reads the identity of a storage, whatever its times are.
+///
+/// # Errors
+/// [`FormatError`] if there is no valid `format` object.
+pub(crate) async fn read_identity(storage: &dyn Storage) -> Result<StorageIdentity, FormatError> {
+    let object = storage.read(&layout::format()).await?.ok_or_else(|| {
+        FormatError::Malformed("it does not exist: no origin has started on this storage".into())
+    })?;
+    let stored = parse(&object.body)?;
+    let (storage_id, replaced) = ids(&stored)?;
+    Ok(StorageIdentity {
+        storage_id,
+        replaced,
+        horizon: Duration::from_secs(stored.horizon_s),
+        tombstones: Duration::from_secs(stored.tombstones_s),
+        object,
+    })
+}
+
+/// Gives a storage another id, and another secret, so that uploads and replicas from before are
+/// refused. Returns the new id.
+///
+/// # Errors
+/// [`StorageError::Conflict`] if the object has changed since `present` was read.
+pub(crate) async fn renew(
+    storage: &dyn Storage,
+    present: &StorageIdentity,
+) -> Result<StorageId, FormatError> {
+    let storage_id = StorageId::from_bytes(random_bytes());
+    let mut next = parse(&present.object.body)?;
+    next.replaced.push(next.storage_id);
+    let surplus = next.replaced.len().saturating_sub(MAX_REPLACED);
+    next.replaced.drain(..surplus);
+    next.storage_id = storage_id.to_string();
+    next.upload_secret = hex::encode(&random_bytes::<32>());
+    let body = serde_json::to_vec_pretty(&next)
+        .map_err(|error| FormatError::Malformed(error.to_string()))?;
+    let version = &present.object.version;
+    storage
+        .swap(&layout::format(), version, body.into())
+        .await?;
+    Ok(storage_id)
+}
+
+fn ids(stored: &FormatObject) -> Result<(StorageId, Vec<StorageId>), FormatError> {
+    let malformed = |error: StorageIdError| FormatError::Malformed(error.to_string());
+    let storage_id = stored.storage_id.parse().map_err(malformed)?;
+    let replaced = stored.replaced.iter().map(|id| id.parse());
+    let replaced: Result<_, _> = replaced.collect();
+    Ok((storage_id, replaced.map_err(malformed)?))
+}
+
+fn parse(body: &[u8]) -> Result<FormatObject, FormatError> {
     let malformed = |error: serde_json::Error| FormatError::Malformed(error.to_string());
     let version: serde_json::Value = serde_json::from_slice(body).map_err(malformed)?;
     match version.get("format").and_then(serde_json::Value::as_u64) {
@@ -195,7 +269,11 @@ fn check(body: &[u8], horizons: Horizons) -> Result<Format, FormatError> {
         }
         None => return Err(FormatError::Malformed("it has no version".to_owned())),
     }
-    let stored: FormatObject = serde_json::from_slice(body).map_err(malformed)?;
+    serde_json::from_slice(body).map_err(malformed)
+}
+
+fn check(body: &[u8], horizons: Horizons) -> Result<Format, FormatError> {
+    let stored = parse(body)?;
     let configured = (
         horizons.horizon.as_secs(),
         horizons.condemned.as_secs(),
@@ -221,12 +299,11 @@ fn check(body: &[u8], horizons: Horizons) -> Result<Format, FormatError> {
     let upload_secret = secret.ok_or_else(|| {
         FormatError::Malformed("upload_secret is not 32 bytes in hexadecimal".to_owned())
     })?;
-    let storage_id = stored.storage_id.parse();
-    let storage_id =
-        storage_id.map_err(|error: StorageIdError| FormatError::Malformed(error.to_string()))?;
+    let (storage_id, replaced) = ids(&stored)?;
     Ok(Format {
         horizons,
         storage_id,
+        replaced,
         upload_secret,
     })
 }

@@ -138,6 +138,28 @@ pub(crate) fn region(region: &RegionName) -> Key {
     key(format!("region/{region}"))
 }
 
+/// What this region knows of all others.
+pub(crate) fn regions() -> Prefix {
+    prefix("region/".to_owned())
+}
+
+/// All leases.
+pub(crate) fn leases() -> Prefix {
+    prefix("lease/".to_owned())
+}
+
+/// The referrers of all repositories.
+pub(crate) fn all_referrers() -> Prefix {
+    prefix("ref/".to_owned())
+}
+
+/// The manifest whose referrer entry a key holds; `None` if it is a key of another kind.
+pub(crate) fn referring_manifest(key: &Key) -> Option<(RepositoryName, Digest)> {
+    let (repository, name) = key.as_str().strip_prefix("ref/")?.split_once("/_/")?;
+    let (_, digest) = name.split_once('/')?;
+    Some((repository.parse().ok()?, digest.parse().ok()?))
+}
+
 pub(crate) fn lease(job: &str) -> Key {
     key(format!("lease/{job}"))
 }
@@ -218,6 +240,10 @@ mod tests {
             assert_eq!(entry_id(&journal_entry(&region, entry)), Some(entry));
         }
         assert_eq!(fact_key(&format()), None);
+        let (repository, digest): (RepositoryName, _) =
+            ("team/app".parse().expect("a name"), Digest::sha256(b"x"));
+        let key = referrer(&repository, &Digest::sha256(b"subject"), &digest);
+        assert_eq!(referring_manifest(&key), Some((repository, digest)));
     }
 
     #[test]

@@ -19,6 +19,7 @@
 //! - `metrics`, `readiness`: what operators see
 //! - `http`: the registry over HTTP
 //! - [`check`]: whether a storage holds everything that was acknowledged
+//! - [`maintenance`]: repairs of a storage that an operator asks for
 //!
 //! The origin never depends on the tracker or on a peer, never keeps a fact that storage lacks, and
 //! never writes twice while the outcome of the first write is unknown.
@@ -32,6 +33,7 @@ mod config;
 mod format;
 mod http;
 mod layout;
+pub mod maintenance;
 mod metrics;
 mod nonce;
 mod origin;

@@ -159,6 +159,9 @@ pub struct RegionState {
     pub region: RegionName,
     /// Identifies the bucket.
     pub storage_id: StorageId,
+    /// The ids that the bucket had before it was renewed, oldest first. A region that is known by
+    /// one of them is the same region, on a storage that was restored from an old copy.
+    pub replaced: Vec<StorageId>,
     /// The wall clock, in nanoseconds since 1970.
     pub clock: u64,
     /// Whether its storage can be used.

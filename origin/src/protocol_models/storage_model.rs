@@ -349,6 +349,24 @@ impl ModelStorage {
             .collect()
     }
 
+    /// Sets the storage's clock to that of replicas which are created now: it has been behind all
+    /// that were created earlier, before tokio's clock was advanced.
+    pub(super) fn correct_clock(&self) {
+        let mut state = self.lock();
+        let now = state.clock.now().as_nanos();
+        state.start_ms = state.clock.unix_nanos().saturating_sub(now) / 1_000_000;
+    }
+
+    /// Replaces all objects of the region, as a restored copy does.
+    pub(super) fn restore(&self, copy: &[(Key, Bytes)]) {
+        let mut state = self.lock();
+        let region = self.region;
+        state.objects.retain(|key, _| !key.starts_with(region));
+        for (key, body) in copy {
+            state.put(&format!("{region}{key}"), body);
+        }
+    }
+
     /// A key of this handle as it is stored.
     fn within(&self, key: &Key) -> String {
         format!("{}{key}", self.region)

@@ -79,8 +79,10 @@ impl Selection {
 /// What a region knows of another.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct RegionRecord {
-    /// The other region's bucket, as first seen.
+    /// The other region's bucket, as first seen, or as it was renewed since.
     pub(crate) storage_id: StorageId,
+    /// The ids that the bucket had before it was renewed; an origin that uses one is refused.
+    pub(crate) retired: Vec<StorageId>,
     /// Whether everything that the other region had is here.
     pub(crate) is_whole: bool,
     /// The policy by which it was decided when to sweep.

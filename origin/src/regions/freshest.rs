@@ -134,6 +134,7 @@ mod tests {
         Some(RegionState {
             region: "us-1".parse().expect("a name"),
             storage_id: StorageId::from_bytes([1; 16]),
+            replaced: Vec::new(),
             clock: UNIX,
             standing: StorageStanding::Usable,
             is_whole: true,

@@ -9,7 +9,10 @@
 //! storage would drop entries into an empty one. So nothing is replicated, read or forwarded
 //! between such regions, in neither direction, until an operator corrects them.
 //!
-//! A region is known by the storage that was recorded at the first contact (`region/<name>`).
+//! A region is known by the storage that was recorded at the first contact (`region/<name>`). A
+//! storage that was restored from an old copy gets another id (`flotilla origin format renew`), and
+//! says which ids it had before. The follower records the new id in place of the known one, which
+//! is retired: an origin that still uses it is refused from then on.
 
 use core::time::Duration;
 use std::collections::HashMap;
@@ -36,33 +39,79 @@ use crate::storage::{Storage, StorageError};
 /// answer, what this process has seen counts.
 const RECORD_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Why a region with the storage `found` is refused; `None` if it is not.
-pub(crate) fn refusal(
-    own: StorageId,
-    known: Option<StorageId>,
-    found: StorageId,
-) -> Option<&'static str> {
-    if found == own {
-        return Some("it uses the storage of this region; give each region a bucket of its own");
+/// The storage that a region is known by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct KnownStorage {
+    /// `None` before the first contact.
+    pub(crate) id: Option<StorageId>,
+    /// The ids that it had before it was renewed.
+    pub(crate) retired: Vec<StorageId>,
+}
+
+impl KnownStorage {
+    pub(crate) fn of(record: &RegionRecord) -> Self {
+        Self {
+            id: Some(record.storage_id),
+            retired: record.retired.clone(),
+        }
     }
-    known.filter(|known| *known != found).map(|_| {
-        "its storage is another one than before; a region that lost its storage joins under a new name"
-    })
+}
+
+/// What a storage that a region uses is to this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FoundStorage {
+    /// The known one, or the first one.
+    Known,
+    /// The known one, renewed. It must be recorded before anything is exchanged.
+    Renewed,
+    /// A wrong one. The reason and the fix are for people.
+    Refused(&'static str),
+}
+
+/// Compares the storage `found`, which had the ids `replaced` before, with what is known.
+pub(crate) fn compare(
+    own: StorageId,
+    known: &KnownStorage,
+    found: StorageId,
+    replaced: &[StorageId],
+) -> FoundStorage {
+    if found == own {
+        let reason = "it uses the storage of this region; give each region a bucket of its own";
+        return FoundStorage::Refused(reason);
+    }
+    if known.retired.contains(&found) {
+        return FoundStorage::Refused(
+            "its storage was replaced by a renewed one (`flotilla origin format renew`), but this origin still uses the old one; stop it, or start it with the renewed storage",
+        );
+    }
+    match known.id {
+        None => FoundStorage::Known,
+        Some(known) if known == found => FoundStorage::Known,
+        Some(known) if replaced.contains(&known) => FoundStorage::Renewed,
+        Some(_) => FoundStorage::Refused(
+            "its storage is another one than before; start it with its own storage. A region that lost its storage joins under a new name, and one that was restored from a backup needs `flotilla origin format renew`",
+        ),
+    }
 }
 
 /// The storages that one region is known by, and whether it is refused.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Pin {
-    /// As recorded in the own storage; it never changes.
-    recorded: Option<StorageId>,
+    /// As recorded in the own storage.
+    recorded: KnownStorage,
     /// As seen by this process, before it was recorded.
     seen: Option<StorageId>,
     is_refused: bool,
+    /// Why the region refuses this one, as it said last.
+    refuses: Option<String>,
 }
 
 impl Pin {
-    fn known(&self) -> Option<StorageId> {
-        self.recorded.or(self.seen)
+    fn known(&self) -> KnownStorage {
+        KnownStorage {
+            id: self.recorded.id.or(self.seen),
+            retired: self.recorded.retired.clone(),
+        }
     }
 }
 
@@ -96,7 +145,7 @@ impl StoragePins {
 
     /// The storage that a region is expected to use; `None` before it was compared.
     pub(crate) fn expected(&self, region: &RegionName) -> Option<StorageId> {
-        self.lock().get(region)?.known()
+        self.lock().get(region)?.known().id
     }
 
     /// Learns which storages were recorded, so that they are known while the own storage is out.
@@ -111,7 +160,8 @@ impl StoragePins {
         Ok(())
     }
 
-    /// Compares the storage that a region uses with what is known of it.
+    /// Compares the storage that a region uses, which had the ids `replaced` before, with what is
+    /// known of it.
     ///
     /// # Errors
     /// The region is refused, which is logged; the text is for people.
@@ -119,20 +169,26 @@ impl StoragePins {
         &self,
         region: &RegionName,
         found: StorageId,
+        replaced: &[StorageId],
     ) -> Result<(), &'static str> {
-        let known = self.lock().get(region).and_then(|pin| pin.known());
+        let known = self.expected(region);
         // The record is read if it may say something new: probes of other regions must not wait for
         // an own storage that hangs. Without an answer in time, what was seen counts.
         if known != Some(found)
-            && let Ok(Ok(Some(recorded))) = timeout(RECORD_TIMEOUT, self.recorded(region)).await
+            && let Ok(Ok(recorded)) = timeout(RECORD_TIMEOUT, self.recorded(region)).await
+            && recorded.id.is_some()
         {
-            self.lock().entry(region.clone()).or_default().recorded = Some(recorded);
+            self.lock().entry(region.clone()).or_default().recorded = recorded;
         }
         let mut pins = self.lock();
         let pin = pins.entry(region.clone()).or_default();
-        let refused = refusal(self.own, pin.known(), found);
+        let compared = compare(self.own, &pin.known(), found, replaced);
+        let refused = match compared {
+            FoundStorage::Refused(reason) => Some(reason),
+            FoundStorage::Known | FoundStorage::Renewed => None,
+        };
         let was_refused = core::mem::replace(&mut pin.is_refused, refused.is_some());
-        if refused.is_none() {
+        if compared == FoundStorage::Known {
             pin.seen = Some(found);
         }
         drop(pins);
@@ -150,18 +206,36 @@ impl StoragePins {
         refused.map_or(Ok(()), Err)
     }
 
-    /// The storage that was recorded at the first contact.
-    async fn recorded(&self, region: &RegionName) -> Result<Option<StorageId>, StorageError> {
-        let known = self.lock().get(region).and_then(|pin| pin.recorded);
-        if known.is_some() {
-            return Ok(known);
+    /// Notes that a region has answered 421, with its reason: this origin may be the one whose
+    /// storage is wrong.
+    pub(super) fn refused_by(&self, region: &RegionName, reason: &str) {
+        let mut pins = self.lock();
+        let before = &mut pins.entry(region.clone()).or_default().refuses;
+        if before.as_deref() != Some(reason) {
+            tracing::warn!(%region, storage_id = %self.own, reason, "a region refuses the requests of this origin; check the storage of both");
+            *before = Some(reason.to_owned());
         }
+    }
+
+    /// Notes that a region answers.
+    fn accepted_by(&self, region: &RegionName) {
+        let mut pins = self.lock();
+        let Some(pin) = pins.get_mut(region) else {
+            return;
+        };
+        if pin.refuses.take().is_some() {
+            tracing::info!(%region, "the region accepts the requests of this origin again");
+        }
+    }
+
+    /// The storage that was recorded at the first contact, or since.
+    async fn recorded(&self, region: &RegionName) -> Result<KnownStorage, StorageError> {
         let key = layout::region(region);
         let Some(object) = self.storage.read(&key).await? else {
-            return Ok(None);
+            return Ok(KnownStorage::default());
         };
         let record: RegionRecord = decode(&key, &object.body)?;
-        Ok(Some(record.storage_id))
+        Ok(KnownStorage::of(&record))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<RegionName, Pin>> {
@@ -206,7 +280,10 @@ impl<S: Source> Source for PinnedSource<S> {
 
     async fn state(&self) -> Result<RegionState, SourceError> {
         let state = self.inner.state().await?;
-        let checked = self.pins.check(self.region(), state.storage_id).await;
+        let checked = self
+            .pins
+            .check(self.region(), state.storage_id, &state.replaced)
+            .await;
         checked.map_err(|reason| self.error(reason))?;
         Ok(state)
     }
@@ -217,7 +294,9 @@ impl<S: Source> Source for PinnedSource<S> {
         limit: usize,
     ) -> Result<JournalPage, SourceError> {
         self.admit().await?;
-        self.inner.journal(after, limit).await
+        let page = self.inner.journal(after, limit).await?;
+        self.pins.accepted_by(self.region());
+        Ok(page)
     }
 
     async fn done(&self, entries: Vec<EntryId>, sweep: Option<u128>) -> Result<(), SourceError> {
@@ -279,11 +358,40 @@ mod tests {
         let us: RegionName = "us-1".parse().expect("a label");
         let storage = open("memory:///", 0).expect("storage");
         let pins = StoragePins::new(id(1), storage, Arc::default());
-        assert!(pins.check(&us, id(1)).await.is_err(), "the own storage");
+        let check =
+            async |storage, replaced: &[StorageId]| pins.check(&us, storage, replaced).await;
+        assert!(check(id(1), &[]).await.is_err(), "the own storage");
         assert_eq!(pins.expected(&us), None);
-        assert_eq!(pins.check(&us, id(2)).await, Ok(()));
+        assert_eq!(check(id(2), &[]).await, Ok(()));
         assert_eq!(pins.expected(&us), Some(id(2)));
-        assert!(pins.check(&us, id(3)).await.is_err(), "another storage");
-        assert_eq!(pins.check(&us, id(2)).await, Ok(()), "corrected");
+        assert!(check(id(3), &[]).await.is_err(), "another storage");
+        assert!(
+            check(id(3), &[id(4)]).await.is_err(),
+            "renewed from another"
+        );
+        assert_eq!(check(id(2), &[]).await, Ok(()), "corrected");
+        assert_eq!(check(id(3), &[id(2)]).await, Ok(()), "renewed");
+        assert_eq!(pins.expected(&us), Some(id(2)), "not before it is recorded");
+    }
+
+    /// Once the renewed storage is recorded, an origin with the old one is refused, and so is
+    /// another storage that was renewed from the same copy.
+    #[test]
+    fn retired_storages_are_refused() {
+        let known = KnownStorage {
+            id: Some(id(3)),
+            retired: vec![id(2)],
+        };
+        let compare = |found, replaced: &[StorageId]| compare(id(1), &known, found, replaced);
+        assert_eq!(compare(id(3), &[id(2)]), FoundStorage::Known);
+        assert_eq!(compare(id(5), &[id(2), id(3)]), FoundStorage::Renewed);
+        let FoundStorage::Refused(reason) = compare(id(2), &[]) else {
+            panic!("the old storage is accepted")
+        };
+        assert!(
+            reason.contains("start it with the renewed storage"),
+            "{reason}"
+        );
+        assert!(matches!(compare(id(4), &[id(2)]), FoundStorage::Refused(_)));
     }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use flotilla_common::storage_id::StorageId;
 use flotilla_common::wire::region::{Fact, FactKey, FactKind, MAX_FACTS, MAX_KEYS, RegionState};
 use futures_util::{StreamExt, stream};
 
@@ -10,13 +11,13 @@ use super::entry::EntryError;
 use super::members::{Members, RegionPolicy};
 use super::replicate::{Replicated, Replicator, led_by};
 use super::source::{Source, SourceError, readable_facts};
-use super::storage_pins::refusal;
+use super::storage_pins::{FoundStorage, KnownStorage, compare};
 use super::sweep_state::{SweepStep, SweepTimes, next_step, page_merged, retried};
 use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{RegionRecord, SweepState, decode, encode};
 use crate::registry::{MergeReason, RegistryError};
-use crate::storage::{Key, Object};
+use crate::storage::{Key, Object, PAGE_LEN, Storage, StorageError};
 
 /// Keys merged concurrently.
 const KEYS_AT_ONCE: usize = 16;
@@ -93,15 +94,19 @@ impl Sweeper {
             return Err(refused(reason).into());
         }
         let known = self.read().await?;
-        let pinned = known.as_ref().map(|(_, record)| record.storage_id);
-        if let Some(reason) = refusal(registry.storage_id(), pinned, state.storage_id) {
-            return Err(refused(reason.to_owned()).into());
-        }
-        match known {
-            Some(_) => Ok(()),
-            None => {
+        let pinned = known.as_ref().map(|(_, record)| KnownStorage::of(record));
+        let pinned = pinned.unwrap_or_default();
+        let (own, found) = (registry.storage_id(), state.storage_id);
+        match (compare(own, &pinned, found, &state.replaced), known) {
+            (FoundStorage::Refused(reason), _) => Err(refused(reason.to_owned()).into()),
+            (FoundStorage::Renewed, Some((object, record))) => {
+                self.accept_renewed(&object, record, found).await
+            }
+            (FoundStorage::Known, Some(_)) => Ok(()),
+            (FoundStorage::Known | FoundStorage::Renewed, None) => {
                 let record = RegionRecord {
-                    storage_id: state.storage_id,
+                    storage_id: found,
+                    retired: Vec::new(),
                     is_whole: false,
                     selection: self.members.policy().selection(),
                     sweep: SweepState::first(registry.unix_nanos(), &self.times),
@@ -110,6 +115,44 @@ impl Sweeper {
                 self.write(None, record).await
             }
         }
+    }
+
+    /// Records that a region's storage was restored from an old copy and has another id. Its keys
+    /// are swept again. So are those of all other regions: what the region had given only to some
+    /// of them since the copy is in no journal.
+    async fn accept_renewed(
+        &self,
+        seen: &Object,
+        record: RegionRecord,
+        storage_id: StorageId,
+    ) -> Result<(), EntryError> {
+        let storage = self.replicator.registry.storage();
+        let first = || SweepState::first(self.replicator.registry.unix_nanos(), &self.times);
+        // Before the new id is recorded: a replica that dies in between does it again.
+        let others = region_records(&**storage).await;
+        for (key, object, other) in others.map_err(RegistryError::from)? {
+            if key != self.key {
+                let again = RegionRecord {
+                    is_whole: false,
+                    sweep: first(),
+                    ..other
+                };
+                write_region(&**storage, &key, Some(&object), again)
+                    .await
+                    .map_err(RegistryError::from)?;
+            }
+        }
+        let mut retired = record.retired;
+        retired.push(record.storage_id);
+        let renewed = RegionRecord {
+            storage_id,
+            retired,
+            sweep: first(),
+            ..record
+        };
+        self.write(Some(seen), renewed).await?;
+        tracing::warn!(key = %self.key, %storage_id, "a region has a renewed storage; sweeping all regions again");
+        Ok(())
     }
 
     /// Does the next step of the sweep, if there is one now. Returns whether it did.
@@ -263,24 +306,60 @@ impl Sweeper {
     }
 
     async fn write(&self, seen: Option<&Object>, record: RegionRecord) -> Result<(), EntryError> {
-        let record = RegionRecord {
-            nonce: nonce(),
-            ..record
-        };
-        let body = encode(&self.key, &record)
-            .map_err(RegistryError::from)?
-            .into();
         let storage = self.replicator.registry.storage();
-        let written = match seen {
-            None => storage.create(&self.key, body).await,
-            Some(object) => storage.swap(&self.key, &object.version, body).await,
-        };
+        let written = write_region(&**storage, &self.key, seen, record).await;
         // A conflict is another replica's step, as good as this one.
         match written {
-            Ok(_) | Err(crate::storage::StorageError::Conflict { .. }) => Ok(()),
+            Ok(()) | Err(StorageError::Conflict { .. }) => Ok(()),
             Err(error) => Err(RegistryError::from(error).into()),
         }
     }
+}
+
+/// What this region knows of all others, those included that the policy no longer lists.
+///
+/// # Errors
+/// The storage's.
+pub(crate) async fn region_records(
+    storage: &dyn Storage,
+) -> Result<Vec<(Key, Object, RegionRecord)>, StorageError> {
+    let prefix = layout::regions();
+    let (mut records, mut after) = (Vec::new(), None);
+    loop {
+        let page = storage.list(&prefix, after.as_ref(), PAGE_LEN).await?;
+        for entry in &page.entries {
+            if let Some(object) = storage.read(&entry.key).await? {
+                let record = decode(&entry.key, &object.body)?;
+                records.push((entry.key.clone(), object, record));
+            }
+        }
+        after = page.entries.into_iter().last().map(|entry| entry.key);
+        if !page.more || after.is_none() {
+            return Ok(records);
+        }
+    }
+}
+
+/// Writes what is known of a region, in place of what was `seen`.
+///
+/// # Errors
+/// The storage's; [`StorageError::Conflict`] if it was changed meanwhile.
+pub(crate) async fn write_region(
+    storage: &dyn Storage,
+    key: &Key,
+    seen: Option<&Object>,
+    record: RegionRecord,
+) -> Result<(), StorageError> {
+    let record = RegionRecord {
+        nonce: nonce(),
+        ..record
+    };
+    let body = encode(key, &record)?.into();
+    let written = match seen {
+        None => storage.create(key, body).await,
+        Some(object) => storage.swap(key, &object.version, body).await,
+    };
+    written.map(drop)
 }
 
 /// Whether a region has no keys. One that joins with an empty storage has nothing that this one

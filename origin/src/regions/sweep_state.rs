@@ -312,6 +312,7 @@ mod tests {
     fn record(sweep: SweepState) -> RegionRecord {
         RegionRecord {
             storage_id: flotilla_common::storage_id::StorageId::from_bytes([0; 16]),
+            retired: Vec::new(),
             is_whole: false,
             selection: both(),
             sweep,

@@ -296,6 +296,7 @@ impl Source for TestSource {
         Ok(RegionState {
             region: self.name.clone(),
             storage_id: storage_id.unwrap_or_else(|| self.registry.storage_id()),
+            replaced: self.registry.replaced_storages().to_vec(),
             clock: 0,
             standing: StorageStanding::Usable,
             is_whole: true,

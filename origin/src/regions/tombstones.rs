@@ -91,6 +91,7 @@ mod tests {
         RegionState {
             region: "eu-1".parse().expect("a label"),
             storage_id: StorageId::from_bytes([0; 16]),
+            replaced: Vec::new(),
             clock: at_day(day),
             standing: StorageStanding::Usable,
             is_whole: true,

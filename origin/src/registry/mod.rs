@@ -41,7 +41,7 @@ use crate::buffer_pool::BufferPool;
 use crate::cache::{Cache, CacheLimits};
 use crate::conditional_write::{ConditionalWriter, WriteOutcome};
 use crate::config::Limits;
-use crate::format::Format;
+use crate::format::{self, Format};
 use crate::layout;
 use crate::replicas::{Changed, Invalidator};
 use crate::stall_budget::StallBudget;
@@ -54,7 +54,7 @@ pub(crate) use change_rules::{ChangeRules, UnseenValue};
 pub(crate) use content::{gave_wrong_bytes, read_segments};
 pub(crate) use error::RegistryError;
 pub(crate) use facts::{list_fact_keys, read_fact};
-pub(crate) use hybrid_clock::HybridClock;
+pub(crate) use hybrid_clock::{HybridClock, MAX_AHEAD};
 pub(crate) use known_tags::{KnownTag, LiveTag};
 pub(crate) use manifests::CachedManifest;
 pub(crate) use merge::{MergeReason, Merged};
@@ -217,6 +217,11 @@ impl Registry {
         self.format.storage_id
     }
 
+    /// The ids that the bucket had before.
+    pub(crate) fn replaced_storages(&self) -> &[StorageId] {
+        &self.format.replaced
+    }
+
     /// The machine's wall clock, in nanoseconds since 1970.
     pub(crate) fn wall_clock_nanos(&self) -> u64 {
         self.clock.unix_nanos()
@@ -266,9 +271,19 @@ impl Registry {
     pub(crate) async fn probe_storage(&self) -> Result<(), StorageError> {
         let key = layout::format();
         let object = self.storage.read(&key).await?;
-        object
-            .map(drop)
-            .ok_or_else(|| StorageError::missing("read object", &key))
+        let object = object.ok_or_else(|| StorageError::missing("read object", &key))?;
+        let id = self.format.storage_id;
+        if format::storage_id_of(&object.body).is_none_or(|present| present == id) {
+            return Ok(());
+        }
+        // Other regions know the storage by the new id, and refuse this origin.
+        Err(StorageError::unavailable(
+            "read object",
+            &key,
+            format!(
+                "the storage no longer has the id {id}, with which this origin started: it was renewed (`flotilla origin format renew`) or replaced; restart this origin"
+            ),
+        ))
     }
 
     /// Whether another listed replica reaches storage, asked for at most `limit`; `None` if no other

@@ -218,6 +218,7 @@ mod tests {
         let format = |upload_secret| Format {
             horizons: crate::config::Horizons::default(),
             storage_id: flotilla_common::storage_id::StorageId::from_bytes([0; 16]),
+            replaced: Vec::new(),
             upload_secret,
         };
         let secret = Secret::new(&key(1), &format([1; 32]));

@@ -183,6 +183,7 @@ mod tests {
         let format = |upload_secret| Format {
             horizons: crate::config::Horizons::default(),
             storage_id: flotilla_common::storage_id::StorageId::from_bytes([0; 16]),
+            replaced: Vec::new(),
             upload_secret,
         };
         let app: RepositoryName = "app".parse().expect("a name");

@@ -1,8 +1,11 @@
-//! `flotilla origin`: runs an origin, checks its storage, sets its policy, or waits for a region.
+//! `flotilla origin`: runs an origin, checks or repairs its storage, sets its policy, or waits for
+//! a region.
 
 mod check;
 mod check_regions;
+mod format;
 mod policy;
+mod repair;
 mod wait;
 
 use std::net::SocketAddr;
@@ -20,6 +23,7 @@ use flotilla_runtime::config::ConfigFile;
 use flotilla_runtime::identity::load_seal_key;
 
 use self::check::CheckArgs;
+use self::format::FormatArgs;
 use self::policy::PolicyArgs;
 use self::wait::WaitArgs;
 use super::service::{init, parse_address, parse_rate_limit};
@@ -57,6 +61,8 @@ enum OriginCommand {
     Policy(PolicyArgs),
     /// Wait until a region has an image
     Wait(WaitArgs),
+    /// Show the id of a storage, or renew it after the storage was restored from a backup
+    Format(FormatArgs),
 }
 
 #[derive(Debug, Args)]
@@ -137,6 +143,7 @@ pub fn run(args: OriginArgs) -> Result<(), CommandError> {
         Some(OriginCommand::Check(args)) => check::run(&args),
         Some(OriginCommand::Policy(args)) => policy::run(&args),
         Some(OriginCommand::Wait(args)) => wait::run(&args),
+        Some(OriginCommand::Format(args)) => format::run(&args),
         None => block_on(serve(args.serve)),
     }
 }

@@ -2,13 +2,12 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use flotilla_origin::Limits;
 use flotilla_origin::policy::{self, Policy, StoredPolicy, changes, check_replacement};
-use flotilla_origin::storage::{self, Storage, TimeoutStorage, missing_credentials};
+use flotilla_origin::storage::{Storage, missing_credentials};
 
+use super::repair::open;
 use crate::command::{CommandError, block_on, print_json, print_text};
 
 /// The arguments of `flotilla origin policy`.
@@ -142,13 +141,6 @@ fn read_file(file: &Path) -> Result<(String, Policy), CommandError> {
         std::fs::read_to_string(file).map_err(|error| CommandError::failed(action(), error))?;
     let policy = Policy::parse(&text).map_err(|error| CommandError::failed(action(), error))?;
     Ok((text, policy))
-}
-
-fn open(url: &str) -> Result<Arc<dyn Storage>, CommandError> {
-    let storage = storage::open_existing(url);
-    let storage = storage.map_err(|error| CommandError::failed("open the storage", error))?;
-    let timeout = Limits::default().storage_timeout;
-    Ok(Arc::new(TimeoutStorage::new(storage, timeout)))
 }
 
 async fn read_stored(storage: &dyn Storage) -> Result<Option<StoredPolicy>, CommandError> {

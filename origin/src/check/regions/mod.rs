@@ -35,6 +35,7 @@ use crate::policy::{self, Policy, PolicyError, Region};
 use crate::record::{RegionRecord, decode};
 use crate::regions::remote::{RegionClient, RemoteSource};
 use crate::regions::source::{Source, SourceError};
+use crate::regions::storage_pins::{FoundStorage, KnownStorage, compare};
 use crate::storage::{Storage, StorageError};
 use crate::{format, layout};
 
@@ -273,18 +274,18 @@ impl RegionCheck {
             sweep: owed.sweep.is_some(),
         });
         let mut problems = Vec::new();
-        if Some(state.storage_id) == format::read_storage_id(&*self.storage).await? {
-            problems.push(format!(
-                "region {name} uses the storage of this region; give each region a bucket of its own"
-            ));
-        }
-        if let Some(pinned) = record.map(|record| record.storage_id)
-            && pinned != state.storage_id
-        {
-            problems.push(format!(
-                "region {name} has storage {}, but had {pinned} before: nothing is replicated between them; a region that lost its storage joins under a new name",
-                state.storage_id
-            ));
+        if let Some(own) = format::read_storage_id(&*self.storage).await? {
+            let known = record.map(KnownStorage::of).unwrap_or_default();
+            match compare(own, &known, state.storage_id, &state.replaced) {
+                FoundStorage::Known => {}
+                FoundStorage::Renewed => problems.push(format!(
+                    "region {name} has a renewed storage that this region has not recorded yet; an origin of this region does that within a minute"
+                )),
+                FoundStorage::Refused(reason) => problems.push(format!(
+                    "nothing is replicated between this region and {name} with storage {}: {reason}",
+                    state.storage_id
+                )),
+            }
         }
         if state.standing == StorageStanding::Out {
             problems.push(format!("the storage of region {name} is out"));

@@ -178,6 +178,7 @@ impl Desk {
         let state = RegionState {
             region: self.other.name.clone(),
             storage_id: flotilla_common::storage_id::StorageId::from_bytes([1; 16]),
+            replaced: Vec::new(),
             clock: 10_000_000_000,
             standing: StorageStanding::Usable,
             is_whole: self.is_whole,

@@ -143,7 +143,7 @@ impl RegionServer {
             return Err(ApiError::new(
                 Code::Misdirected,
                 format_args!(
-                    "region {} uses storage {own}, but region {caller} knows it by {expected}; a region that lost its storage joins under a new name",
+                    "region {} uses storage {own}, but region {caller} knows it by {expected}; start each region with its own storage. A renewed one (`flotilla origin format renew`) is known within a minute",
                     self.own
                 ),
             ));
@@ -151,7 +151,7 @@ impl RegionServer {
         let Some(from) = named(FROM_STORAGE_HEADER) else {
             return Ok(());
         };
-        let checked = self.pins.check(caller, from).boxed().await;
+        let checked = self.pins.check(caller, from, &[]).boxed().await;
         checked.map_err(|reason| {
             let message = format_args!("region {caller} with storage {from} is refused: {reason}");
             ApiError::new(Code::Misdirected, message)
@@ -249,6 +249,7 @@ async fn state(api: &Arc<Api>) -> HandlerResult {
     encoded(codec::encode(&RegionState {
         region: regions.own.clone(),
         storage_id: api.registry.storage_id(),
+        replaced: api.registry.replaced_storages().to_vec(),
         clock: api.registry.unix_nanos(),
         standing,
         is_whole: regional.is_none_or(Regional::is_whole),

@@ -5,7 +5,6 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use flotilla_common::name::RegionName;
-use flotilla_common::storage_id::StorageId;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::rate::Limiter;
 use tokio::sync::Notify;
@@ -30,7 +29,7 @@ use crate::regions::sweep_state::{SweepStep, SweepTimes, next_step, page_merged}
 use crate::registry::{ChangeRules, MergeReason, Registry};
 use crate::storage::Storage;
 
-const TIMES: SweepTimes = SweepTimes {
+pub(super) const TIMES: SweepTimes = SweepTimes {
     settle: Duration::from_secs(1),
     second: Duration::from_secs(10),
     repeat: Duration::from_hours(1_000),
@@ -39,7 +38,7 @@ const TIMES: SweepTimes = SweepTimes {
 
 /// How a region sweeps another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sweeps {
+pub(super) enum Sweeps {
     /// As shipped.
     Shipped,
     /// Violates "the position is stored after the page is merged": stores it before.
@@ -47,9 +46,9 @@ enum Sweeps {
 }
 
 /// A replica that sweeps A.
-struct Joining {
-    sweeper: Sweeper,
-    source: Arc<dyn Source>,
+pub(super) struct Joining {
+    pub(super) sweeper: Sweeper,
+    pub(super) source: Arc<dyn Source>,
     replicator: Arc<Replicator>,
     members: Arc<Members>,
     registry: Arc<Registry>,
@@ -60,7 +59,12 @@ struct Joining {
 
 impl Joining {
     /// A replica of `region` by a policy that lists it and `others`. It sweeps the first of them.
-    async fn new(model: &ModelStorage, region: Region, others: &[Region], sweeps: Sweeps) -> Self {
+    pub(super) async fn new(
+        model: &ModelStorage,
+        region: Region,
+        others: &[Region],
+        sweeps: Sweeps,
+    ) -> Self {
         let storage = region.storage(model);
         set_policy(&storage, region, others).await;
         let registry = region.replica(model).await;
@@ -100,7 +104,7 @@ impl Joining {
     }
 
     /// One step, as the follower takes it. Returns whether there was one.
-    async fn step(&mut self) -> bool {
+    pub(super) async fn step(&mut self) -> bool {
         let checked = self.sweeper.check_storage_id(&*self.source).await;
         checked.expect("another storage");
         let page = self.source.journal(None, 99).await.expect("no faults");
@@ -149,7 +153,8 @@ impl Joining {
     /// Writes down that the first sweep has ended and the second one begins now.
     async fn end_first(&self) {
         let record = RegionRecord {
-            storage_id: StorageId::from_bytes([0; 16]),
+            storage_id: self.source.state().await.expect("no faults").storage_id,
+            retired: Vec::new(),
             is_whole: false,
             selection: self.members.policy().selection(),
             sweep: SweepState::Waiting {
@@ -172,7 +177,7 @@ impl Joining {
     }
 
     /// Sweeps until the region is whole. `horizon` ends H, between the first two sweeps.
-    async fn run(&mut self, mut horizon: Option<Arc<Notify>>) {
+    pub(super) async fn run(&mut self, mut horizon: Option<Arc<Notify>>) {
         for _ in 0..100 {
             if self.record().await.is_some_and(|record| record.is_whole) {
                 return;
@@ -211,7 +216,7 @@ async fn set_policy(storage: &ModelStorage, region: Region, others: &[Region]) {
     .expect("the only writer");
 }
 
-async fn record(storage: &ModelStorage, from: &RegionName) -> Option<RegionRecord> {
+pub(super) async fn record(storage: &ModelStorage, from: &RegionName) -> Option<RegionRecord> {
     let key = layout::region(from);
     let object = storage.read(&key).await.expect("no faults")?;
     Some(decode(&key, &object.body).expect("a record"))

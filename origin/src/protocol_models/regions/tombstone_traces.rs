@@ -57,6 +57,7 @@ async fn remove(
         states.push(RegionState {
             region: registry.region().clone(),
             storage_id: StorageId::from_bytes([0; 16]),
+            replaced: Vec::new(),
             clock: now,
             standing: StorageStanding::Usable,
             is_whole: true,

@@ -8,7 +8,6 @@ use flotilla_common::digest::Digest;
 use flotilla_common::manifest::{OCI_INDEX, OCI_MANIFEST};
 use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
 use flotilla_common::stamp::Stamp;
-use flotilla_common::storage_id::StorageId;
 use flotilla_common::wire::region::{
     EntryId, Fact, FactKey, FactKind, JournalPage, KeysPage, RegionState, StorageStanding,
     TakeAnswer, TakeRequest,
@@ -239,7 +238,8 @@ impl Source for LocalSource {
         let owed = self.registry.owed_to(&self.caller).await;
         Ok(RegionState {
             region: self.name.clone(),
-            storage_id: StorageId::from_bytes([0; 16]),
+            storage_id: self.registry.storage_id(),
+            replaced: self.registry.replaced_storages().to_vec(),
             clock: 0,
             standing: StorageStanding::Usable,
             is_whole: true,

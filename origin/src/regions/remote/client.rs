@@ -12,7 +12,7 @@ use flotilla_runtime::error_text::explain;
 use flotilla_runtime::identity::{Identity, IdentityError};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use http_body::Body as _;
-use reqwest::{Client, Response, Url};
+use reqwest::{Client, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -232,7 +232,13 @@ impl RegionClient {
     pub(super) async fn refused(&self, response: Response) -> SourceError {
         let status = response.status();
         let body = self.read(response, MAX_ERROR_LEN).await;
-        match body.ok().as_deref().and_then(first_message) {
+        let message = body.ok().as_deref().and_then(first_message);
+        if status == StatusCode::MISDIRECTED_REQUEST
+            && let Some(pins) = &self.pins
+        {
+            pins.refused_by(&self.region, message.as_deref().unwrap_or("no reason"));
+        }
+        match message {
             Some(message) => self.error(format_args!("it answered {status}: {message}")),
             None => self.error(format_args!("it answered {status}")),
         }

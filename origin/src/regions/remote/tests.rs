@@ -141,6 +141,7 @@ fn state(region: &str) -> RegionState {
     RegionState {
         region: region.parse().unwrap(),
         storage_id: StorageId::from_bytes([7; 16]),
+        replaced: vec![StorageId::from_bytes([6; 16])],
         clock: 1,
         standing: StorageStanding::Usable,
         is_whole: true,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use flotilla_common::digest::Digest;
+use flotilla_origin::maintenance::{self, Renewing};
 use flotilla_origin::storage;
 use reqwest::{Method, StatusCode};
 
@@ -103,4 +104,46 @@ async fn region_with_another_storage_than_before_is_refused() {
         regions.keys(1, "tag/").await.len() == 2
     })
     .await;
+}
+
+#[tokio::test]
+async fn renewed_storage_is_accepted_and_the_old_one_is_refused() {
+    let mut regions = Regions::start(2, |_, _| {}).await;
+    let client = regions.client(0);
+    client.push_image("app", "v1", &[sample(1_000, 1)]).await;
+    until("the copy", async || {
+        regions.keys(1, "tag/").await.len() == 1
+    })
+    .await;
+    let renewed = std::sync::Arc::clone(&regions.sites[1].storage);
+    let format = "format".parse().unwrap();
+    let old = storage::open("memory:///", 64 << 20).unwrap();
+    let body = renewed.read(&format).await.unwrap().unwrap().body;
+    old.create(&format, body).await.unwrap();
+    regions.sites[1].origins.clear();
+    let ids = maintenance::storage_ids(&*renewed).await.unwrap();
+    let asked = Renewing {
+        region: regions.sites[1].name.clone(),
+        replace: ids.storage_id.parse().unwrap(),
+        age: Duration::from_hours(1),
+        now: 1,
+        dry_run: false,
+    };
+    let done = maintenance::renew(std::sync::Arc::clone(&renewed), &asked).await;
+    assert_eq!(done.unwrap().swept_regions, 1);
+
+    regions.restart_on(1, std::sync::Arc::clone(&renewed)).await;
+    client.push_image("app", "v2", &[sample(1_000, 2)]).await;
+    until("the next copy", async || {
+        regions.keys(1, "tag/").await.len() == 2 && regions.keys(0, "journal/").await.is_empty()
+    })
+    .await;
+
+    regions.restart_on(1, old).await;
+    until_refused(&regions, 0, true).await;
+    client.push_image("app", "v3", &[sample(1_000, 3)]).await;
+    tokio::time::sleep(A_WHILE).await;
+    assert_eq!(regions.keys(0, "journal/us-1/").await.len(), 1);
+    regions.restart_on(1, renewed).await;
+    until_refused(&regions, 0, false).await;
 }
