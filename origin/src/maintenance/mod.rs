@@ -1,5 +1,5 @@
-//! Repairs of a storage that an operator asks for, while no origin uses it: [`renew`] after the
-//! storage was restored from an old copy.
+//! Repairs of a storage that an operator asks for, while no origin uses it: [`restamp`] after a
+//! clock ran ahead, [`renew`] after the storage was restored from an old copy.
 //!
 //! A repair that is stopped at any call is repeated from its start, and does what is left. All
 //! writes are compare-and-swaps on the version that was read, or creates of new keys, so an origin
@@ -7,6 +7,7 @@
 
 mod in_use;
 mod renew;
+mod restamp;
 
 use flotilla_common::name::RegionName;
 use flotilla_common::storage_id::StorageId;
@@ -18,6 +19,7 @@ use crate::storage::{Entry, PAGE_LEN, Prefix, Storage, StorageError};
 
 pub use in_use::wait_until_unused;
 pub use renew::{Renewed, Renewing, StorageIds, renew, storage_ids};
+pub use restamp::{MAX_SHOWN, Restamped, RestampedKey, Restamping, restamp};
 
 /// Why a repair ended.
 #[derive(Debug, thiserror::Error)]

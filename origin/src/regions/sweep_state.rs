@@ -89,6 +89,34 @@ impl SweepState {
             unfinished: Unfinished::default(),
         }
     }
+
+    /// The state from which all keys are walked again as soon as that is of use. Without any time
+    /// of `self`, which a wrong clock may have made.
+    pub(crate) fn again(self, now: u64, times: &SweepTimes) -> Self {
+        let (round, mut unfinished) = match self {
+            Self::Waiting {
+                round, unfinished, ..
+            }
+            | Self::Walking {
+                round, unfinished, ..
+            }
+            | Self::Finishing {
+                round, unfinished, ..
+            } => (round, unfinished),
+        };
+        unfinished.retry_at = 0;
+        unfinished.full_since = None;
+        let pause = match round {
+            0 => times.settle,
+            1 => times.second,
+            _ => Duration::ZERO,
+        };
+        Self::Waiting {
+            from: later(now, pause),
+            round,
+            unfinished,
+        }
+    }
 }
 
 impl Unfinished {
@@ -416,6 +444,38 @@ mod tests {
                 stays_whole: false,
             };
             assert_eq!(step, again, "{state:?} {selection:?}");
+        }
+    }
+
+    /// A clock that was a year ahead would put off the next sweep for a year.
+    #[test]
+    fn sweeps_again_forget_all_times_and_keep_the_order_of_rounds() {
+        let year = later(0, 8_760 * HOUR);
+        let finishing = SweepState::Finishing {
+            round: 4,
+            since: year,
+            owed: Some(3),
+            unfinished: Unfinished {
+                keys: vec![tag("a")],
+                is_cut: false,
+                retry_at: year,
+                full_since: Some(year),
+            },
+        };
+        let again = finishing.again(7, &TIMES);
+        let SweepState::Waiting {
+            from: 7,
+            round: 4,
+            unfinished,
+        } = again
+        else {
+            panic!("{again:?}")
+        };
+        assert_eq!((unfinished.retry_at, unfinished.full_since), (0, None));
+        let pauses = [(0, TIMES.settle), (1, TIMES.second), (2, Duration::ZERO)];
+        for (round, pause) in pauses {
+            let again = waiting(year, round).again(7, &TIMES);
+            assert_eq!(again, waiting(later(7, pause), round));
         }
     }
 

@@ -39,7 +39,7 @@ pub(crate) enum RegistryError {
     Denied(String),
     /// The present value is stamped too far in the future for any region to merge a later one.
     #[error(
-        "the present value was stamped {} s in the future by a replica with a wrong clock; it cannot be replaced before then",
+        "the present value was stamped {} s in the future by a replica with a wrong clock; it cannot be replaced before then, unless an operator restamps it (`flotilla origin restamp`)",
         .0.as_secs()
     )]
     StampAhead(core::time::Duration),

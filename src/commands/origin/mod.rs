@@ -6,6 +6,7 @@ mod check_regions;
 mod format;
 mod policy;
 mod repair;
+mod restamp;
 mod wait;
 
 use std::net::SocketAddr;
@@ -25,6 +26,7 @@ use flotilla_runtime::identity::load_seal_key;
 use self::check::CheckArgs;
 use self::format::FormatArgs;
 use self::policy::PolicyArgs;
+use self::restamp::RestampArgs;
 use self::wait::WaitArgs;
 use super::service::{init, parse_address, parse_rate_limit};
 use super::tls::{TlsArgs, WithoutTls};
@@ -63,6 +65,8 @@ enum OriginCommand {
     Wait(WaitArgs),
     /// Show the id of a storage, or renew it after the storage was restored from a backup
     Format(FormatArgs),
+    /// End stamps in the future, after a clock ran ahead
+    Restamp(RestampArgs),
 }
 
 #[derive(Debug, Args)]
@@ -144,6 +148,7 @@ pub fn run(args: OriginArgs) -> Result<(), CommandError> {
         Some(OriginCommand::Policy(args)) => policy::run(&args),
         Some(OriginCommand::Wait(args)) => wait::run(&args),
         Some(OriginCommand::Format(args)) => format::run(&args),
+        Some(OriginCommand::Restamp(args)) => restamp::run(&args),
         None => block_on(serve(args.serve)),
     }
 }

@@ -13,6 +13,7 @@
 //! | `child_traces` | the children of an index |
 //! | `sweep_traces` | trimmed journals, and sweeps |
 //! | `backfill_traces` | a region that joins, by the shipped sweeps |
+//! | `restamp_traces` | stamps in the future, by the shipped repair |
 //! | `renewal_traces` | a storage that was restored from an old copy |
 //! | `tombstone_traces` | when tombstones are removed |
 //! | `causality` | changes of one client through two regions |
@@ -30,6 +31,7 @@ mod journal_traces;
 mod merge_traces;
 mod properties;
 mod renewal_traces;
+mod restamp_traces;
 mod revival_traces;
 mod sweep_traces;
 mod tombstone_traces;
