@@ -14,6 +14,7 @@ use flotilla_common::storage_id::StorageId;
 use futures_util::{Stream, TryStreamExt, stream};
 
 use crate::format::FormatError;
+use crate::layout;
 use crate::policy::{self, Policy, PolicyError};
 use crate::storage::{Entry, PAGE_LEN, Prefix, Storage, StorageError};
 
@@ -43,6 +44,11 @@ pub enum RepairError {
         /// Those of the policy.
         listed: String,
     },
+    /// The storage is the one of another region: it has a record of the region that was named.
+    #[error(
+        "this storage knows {0} as another region, so it is not that region's storage; correct --region or --storage"
+    )]
+    NotOwn(RegionName),
     /// An origin uses the storage.
     #[error(
         "an origin uses this storage: {0} was renewed a moment ago; stop all replicas of the region, then repeat this command"
@@ -75,8 +81,12 @@ impl RepairError {
     }
 }
 
-/// The policy of a storage, which must list `own`; a policy of a single region if there is none.
+/// The policy of a storage, which must list `own`; a policy of a single region if there is none. The
+/// storage must be that of `own`: what other regions keep is decided by that name.
 async fn read_policy(storage: &dyn Storage, own: &RegionName) -> Result<Policy, RepairError> {
+    if storage.read(&layout::region(own)).await?.is_some() {
+        return Err(RepairError::NotOwn(own.clone()));
+    }
     let Some(stored) = policy::read(storage).await? else {
         return Ok(Policy::none());
     };
@@ -110,4 +120,28 @@ fn entries<'s>(
         },
     );
     pages.try_flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::open;
+
+    /// With the name of another region, a repair would take for replicated what only this one has.
+    #[tokio::test]
+    async fn storage_of_another_region_is_refused() {
+        let storage = open("memory:///", 0).expect("storage");
+        let (own, other): (RegionName, RegionName) = (
+            "eu-1".parse().expect("a name"),
+            "us-1".parse().expect("a name"),
+        );
+        let record = layout::region(&other);
+        storage
+            .create(&record, "x".into())
+            .await
+            .expect("no faults");
+        assert!(read_policy(&*storage, &own).await.is_ok());
+        let refused = read_policy(&*storage, &other).await;
+        assert!(matches!(refused, Err(RepairError::NotOwn(region)) if region == other));
+    }
 }
