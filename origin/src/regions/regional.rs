@@ -161,7 +161,10 @@ impl Regional {
                         continue;
                     }
                 }
+                // A region that kept less, or was alone, has not got what the others had before.
+                regional.is_whole.store(false, Ordering::Relaxed);
                 regional.connect();
+                regional.look_up_whole().await;
             }
         });
         let regional = Arc::clone(self);
@@ -584,8 +587,8 @@ impl Regional {
     }
 
     async fn look_up_whole(&self) {
-        let mut is_whole = true;
-        for source in &self.routes.load().others {
+        let (routes, mut is_whole) = (self.routes.load_full(), true);
+        for source in &routes.others {
             let sweeper = Sweeper::new(
                 Arc::clone(&self.replicator),
                 Arc::clone(&self.members),
@@ -594,6 +597,9 @@ impl Regional {
             );
             is_whole &= sweeper.is_whole().await.unwrap_or(false);
         }
-        self.is_whole.store(is_whole, Ordering::Relaxed);
+        // A region that was added meanwhile is looked up by the caller that connected to it.
+        if Arc::ptr_eq(&routes, &self.routes.load()) {
+            self.is_whole.store(is_whole, Ordering::Relaxed);
+        }
     }
 }

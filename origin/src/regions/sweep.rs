@@ -224,12 +224,13 @@ impl Sweeper {
         Ok(true)
     }
 
-    /// Whether everything that the region had is here.
+    /// Whether everything that the region had is here, by the policy as it is now.
     pub(crate) async fn is_whole(&self) -> Result<bool, RegistryError> {
-        Ok(self
-            .read()
-            .await?
-            .is_some_and(|(_, record)| record.is_whole))
+        let selection = self.members.policy().selection();
+        let is_whole =
+            |record: &RegionRecord| record.is_whole && !selection.may_lack_after(&record.selection);
+        let known = self.read().await?;
+        Ok(known.is_some_and(|(_, record)| is_whole(&record)))
     }
 
     /// Merges keys. Returns those that wait for another region.

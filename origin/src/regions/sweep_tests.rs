@@ -61,6 +61,8 @@ async fn pushes_by_the_old_policy_are_swept_before_the_region_is_whole() {
 
     us.set_policy(&policy(&regions, "")).await;
     live.read_now().await.unwrap();
+    let is_whole = sweeper.is_whole().await.unwrap();
+    assert!(!is_whole, "not by the record of the old policy");
     assert!(!sweep(&sweeper, &source).await);
     advance(Duration::from_secs(40)).await;
     eu.push(&index_of(&[]), &["v1"], &[]).await;

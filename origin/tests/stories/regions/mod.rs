@@ -8,6 +8,7 @@ mod deletes;
 mod endpoints;
 mod figures;
 pub(crate) mod harness;
+mod joining;
 mod monitoring;
 pub(crate) mod network;
 mod outage_table;

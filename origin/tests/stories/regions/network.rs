@@ -81,7 +81,7 @@ impl Network {
     }
 
     /// The policy of a region. It reaches each other region through a gate of its own.
-    fn policy(&self, from: usize, rules: &str) -> String {
+    pub(crate) fn policy(&self, from: usize, rules: &str) -> String {
         let entry = |to: usize| {
             let address = self.gate(from, to).address;
             format!(
