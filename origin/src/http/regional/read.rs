@@ -36,8 +36,7 @@ use crate::registry::RegistryError;
 /// How long the own storage may take to say whether a manifest was deleted here.
 const DELETE_TIMEOUT: Duration = Duration::from_millis(800);
 /// Marks an answer of another region that may be older than an acknowledged change.
-const MAYBE_OLD: HeaderValue =
-    HeaderValue::from_static("299 - \"Storage of this region is out; the answer may be old\"");
+const MAYBE_OLD: &str = "299 - \"Storage of this region is out; the answer may be old\"";
 
 /// GET or HEAD of a manifest by digest.
 pub(in crate::http) async fn by_digest(
@@ -234,11 +233,11 @@ where
         FactAnswer::OtherRegion => {
             let own = || own_answer(regional, repository, None, &own);
             let served = serve(regional, &routes, Need::Fact, request, path, own);
-            let (from, mut response) = served.await?;
-            if from != OWN {
-                mark_old(&mut response);
+            let (from, response) = served.await?;
+            if from == OWN {
+                return Ok(response);
             }
-            Ok(response)
+            mark_old(Ok(response))
         }
     }
 }
@@ -304,9 +303,16 @@ pub(super) fn content(digest: &Digest) -> Need {
     Need::Content(ContentKey(u64::from_be_bytes(first)))
 }
 
-/// Marks an answer that may be old.
-pub(super) fn mark_old(response: &mut Response<Body>) {
-    response.headers_mut().insert(header::WARNING, MAYBE_OLD);
+/// Marks an answer that may be old, be it that something was deleted.
+pub(super) fn mark_old(answer: HandlerResult) -> HandlerResult {
+    match answer {
+        Ok(mut response) => {
+            let maybe_old = HeaderValue::from_static(MAYBE_OLD);
+            response.headers_mut().insert(header::WARNING, maybe_old);
+            Ok(response)
+        }
+        Err(error) => Err(error.with(header::WARNING, MAYBE_OLD.to_owned())),
+    }
 }
 
 /// Serves a read by the own storage or another region, and says by which.

@@ -212,16 +212,14 @@ impl TagRead<'_> {
         }
         let Some(digest) = best.digest else {
             if acknowledged.as_ref() == Some(&best.stamp) {
-                return Err(RegistryError::ManifestUnknown.into());
+                return mark_old(Err(RegistryError::ManifestUnknown.into()));
             }
             return Err(unavailable(
                 "the storage of this region does not answer, and another region says that the tag was deleted; a later push may be here, so repeat the request",
             ));
         };
         let (api, regional) = (self.api, self.regional);
-        let mut response = by_digest(api, regional, self.repository, &digest, self.request).await?;
-        mark_old(&mut response);
-        Ok(response)
+        mark_old(by_digest(api, regional, self.repository, &digest, self.request).await)
     }
 
     /// The highest stamp of the tag among regions: of all that answer soon after the first.

@@ -8,6 +8,7 @@ use reqwest::{Method, StatusCode};
 use super::harness::Regions;
 use super::until;
 use crate::faulty_storage::Outage;
+use crate::servers::GateState;
 use crate::support::{Registry, header, sample};
 
 /// The first requests of an outage take at most this long; machines are shared.
@@ -68,6 +69,37 @@ async fn pulls_and_pushes_survive_each_form_of_outage() {
         }
     }
     eprintln!("{table}");
+}
+
+/// Neither a value nor a delete that memory knows is sure: the own storage, or another region, may
+/// have a later one.
+#[tokio::test]
+async fn answers_about_tags_may_be_old_during_an_outage() {
+    let regions = Regions::start(2, |_, _| {}).await;
+    let client = regions.client(0);
+    for tag in ["kept", "deleted"] {
+        client.push_image("app", tag, &[sample(1_000, 1)]).await;
+        until("the copy", async || regions.stores_tag(1, tag).await).await;
+    }
+    // The other region does not hear of the delete.
+    regions.gate(1, 0).set(GateState::Closed);
+    let deleted = client.delete("/v2/app/manifests/deleted").await;
+    assert_eq!(deleted, StatusCode::ACCEPTED);
+    regions.faults(0).set_outage(Some(Outage::Refuses));
+    until("the outage is noticed", async || {
+        let ready = client.get("/readyz").await;
+        ready.text().await.unwrap().contains("degraded")
+    })
+    .await;
+    for (tag, status) in [("kept", StatusCode::OK), ("deleted", StatusCode::NOT_FOUND)] {
+        // Memory is sure of it for a while.
+        until("an answer that may be old", async || {
+            let answer = client.get(&format!("/v2/app/manifests/{tag}")).await;
+            assert_eq!(answer.status(), status, "{tag}");
+            header(&answer, "warning").starts_with("299 - ")
+        })
+        .await;
+    }
 }
 
 /// Pushes an image through a region whose storage is out. Until the outage is noticed, requests may
