@@ -256,6 +256,9 @@ async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> Handl
         Route::Blob { repository, digest } if parts.method == Method::GET => {
             regional::blob(api, regional, repository, digest, &parts).await
         }
+        Route::Blob { .. } if parts.method == Method::HEAD => {
+            regional::has_blob(api, regional, route, parts).await
+        }
         Route::Tags { repository } if is_read(&parts.method) => {
             let own = || manifests::tags(api, repository, parts.uri.query());
             regional::list(api, regional, repository, &parts, own).await

@@ -10,7 +10,7 @@
 //! | `relay` | the body of its answer |
 //! | `rules` | what the policy demands of a change, and its acknowledgement by other regions |
 //! | `forward` | writes, while the own storage is out or the repository's home is elsewhere |
-//! | `own_change` | changes in the own storage |
+//! | `own_change` | changes in the own storage, and the questions of a push |
 //! | `forward_call` | one such request: its time limits, and what it tells the failover machine |
 //!
 //! A request under the certificate of a region is answered from the own storage only, so nothing
@@ -29,7 +29,7 @@ mod tag;
 
 pub(super) use elsewhere::read_elsewhere;
 pub(super) use forward::{STAMP, forward, stamp_text};
-pub(super) use own_change::change_own;
+pub(super) use own_change::{change_own, has_blob};
 pub(super) use read::{blob, by_digest, closure, list};
 pub(super) use rules::{
     ChangeKind, OwedValue, acknowledge, announce_blob, bring_references, change_rules,

@@ -6,7 +6,7 @@ use axum::body::Body;
 use flotilla_common::failover::{Input, Need, Outcome};
 use http::request::Parts;
 
-use super::forward::forwards_to;
+use super::forward::{forward, forwards_to};
 use super::proxy::unavailable;
 use crate::http::error::{ApiError, Code};
 use crate::http::route::Route;
@@ -61,4 +61,30 @@ pub(in crate::http) async fn change_own(
         Err(_) => {}
     }
     answer
+}
+
+/// Answers from the own storage whether there is a blob, so that a push may skip its upload. If the
+/// storage goes out meanwhile, the region is asked that gets the push.
+pub(in crate::http) async fn has_blob(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    route: Route,
+    request: Parts,
+) -> HandlerResult {
+    let routes = regional.routes();
+    let own = serve_own(api, route.clone(), request.clone(), Body::empty());
+    if let Ok(answer) = routes.failover.until_out(OWN, own).await {
+        if let Err(error) = &answer
+            && error.cause().is_some()
+        {
+            regional.own_failed(error.describe_cause());
+        }
+        return answer;
+    }
+    match forward(api, regional, &route, request, Body::empty()).await {
+        Ok(forwarded) => forwarded,
+        Err(_) => Err(unavailable(
+            "the storage of this region stopped answering; repeat the request",
+        )),
+    }
 }

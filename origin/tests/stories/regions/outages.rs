@@ -102,6 +102,23 @@ async fn answers_about_tags_may_be_old_during_an_outage() {
     }
 }
 
+/// A push asks which uploads it may skip, here before the outage is noticed.
+#[tokio::test]
+async fn question_about_a_blob_goes_on_elsewhere_when_storage_hangs() {
+    let mut regions = Regions::start(2, |_, _| {}).await;
+    let layer = sample(1_000, 1);
+    let image = [layer.clone()];
+    regions.client(0).push_image("app", "v1", &image).await;
+    until("the copy", async || regions.stores_tag(1, "v1").await).await;
+    let cold = regions.cold_client(0).await;
+    regions.faults(0).set_outage(Some(Outage::Hangs));
+    let started = Instant::now();
+    let path = format!("/v2/app/blobs/{}", Digest::sha256(&layer));
+    assert_eq!(cold.head(&path).await.status(), StatusCode::OK);
+    let took = started.elapsed();
+    assert!(took < FIRST, "{took:?}");
+}
+
 /// Pushes an image through a region whose storage is out. Until the outage is noticed, requests may
 /// be answered 503; a client repeats them.
 async fn push_once_noticed(client: &Registry, outage: Outage) -> &'static str {
