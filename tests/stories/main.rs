@@ -27,5 +27,6 @@ mod suspended_peer;
 mod system_calls;
 mod systemd_units;
 mod tracker_outages;
+mod up_regions;
 mod upstream;
 mod wrong_clocks;

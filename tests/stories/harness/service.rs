@@ -77,6 +77,11 @@ impl TestService {
         }
     }
 
+    /// The id of its process.
+    pub(crate) fn process_id(&self) -> String {
+        self.child.id().to_string()
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -115,7 +120,7 @@ impl TestService {
     }
 
     fn signal(&self, signal: &str) {
-        run(Path::new("kill"), [signal, &self.child.id().to_string()]).expect("send a signal");
+        run(Path::new("kill"), [signal, &self.process_id()]).expect("send a signal");
     }
 
     /// Waits until its listener is closed.
