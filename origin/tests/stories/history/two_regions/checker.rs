@@ -8,6 +8,7 @@ use flotilla_common::stamp::Stamp;
 
 use super::stored::{Stored, decode};
 use crate::history::recording_storage::AppliedChange;
+use crate::regions::network::NAMES;
 
 /// A request and its outcome, with times of the client's clock.
 #[derive(Clone, Debug)]
@@ -31,15 +32,6 @@ pub(super) enum Outcome {
     Changed(Option<Digest>),
     /// A read returned a value.
     Read(Option<Digest>),
-}
-
-/// Whether a manifest that was deleted may still be read by its digest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DeletedContent {
-    IsGone,
-    /// For a while: content by digest comes from another region if the own storage is slow, and
-    /// that region may not have heard of the delete. On a loaded machine every storage is slow.
-    MayBeServed,
 }
 
 /// A change as one of the storages applied it.
@@ -118,7 +110,7 @@ impl History {
 
     /// Changes that were acknowledged and never applied, and reads that are older than a change
     /// that the same region acknowledged before they began.
-    pub(super) fn violations(&self, deleted_content: DeletedContent) -> Vec<String> {
+    pub(super) fn violations(&self) -> Vec<String> {
         let mut violations = Vec::new();
         let mut acknowledged = BTreeMap::<(usize, &str), Vec<(&Event, &Stamp)>>::new();
         for event in &self.events {
@@ -143,16 +135,26 @@ impl History {
                 .get(&(read.region, &*changed_key))
                 .into_iter()
                 .flatten()
-                .filter(|(change, _)| change.ended < read.began);
+                .filter(|(change, stamp)| change.ended < read.began && self.must_show(read, stamp));
             let newest = before.max_by_key(|(_, stamp)| *stamp);
-            let is_content = read.key.starts_with("rm/") && seen.is_some();
-            let newest = match deleted_content {
-                DeletedContent::MayBeServed if is_content => None,
-                _ => newest.copied(),
-            };
-            violations.extend(self.violation(read, *seen, newest));
+            violations.extend(self.violation(read, *seen, newest.copied()));
         }
         violations
+    }
+
+    /// Whether a read must show an acknowledged change with this stamp. A list shows a change that
+    /// was forwarded to another region only once it is merged here.
+    fn must_show(&self, read: &Event, stamp: &Stamp) -> bool {
+        let is_list = read.key.starts_with("ref/");
+        let is_from_here = stamp.region.as_str() == NAMES[read.region];
+        let is_merged = || {
+            self.changes_of(&read.key).iter().any(|applied| {
+                applied.region == read.region
+                    && applied.ended < read.began
+                    && applied.stored.stamp >= *stamp
+            })
+        };
+        !is_list || is_from_here || is_merged()
     }
 
     /// The lowest stamp that an acknowledged change can have had, in whichever region it was made.
@@ -233,6 +235,8 @@ mod tests {
 
     /// A history of sequential steps, 10 ms each.
     struct Steps {
+        /// The key of the next steps.
+        key: String,
         now: Instant,
         history: History,
     }
@@ -240,6 +244,7 @@ mod tests {
     impl Steps {
         fn new() -> Self {
             Self {
+                key: KEY.to_owned(),
                 now: Instant::now(),
                 history: History::new(Vec::new(), Vec::new()),
             }
@@ -254,7 +259,7 @@ mod tests {
         fn event(&mut self, region: usize, outcome: Outcome, (began, ended): (Instant, Instant)) {
             self.history.events.push(Event {
                 region,
-                key: KEY.to_owned(),
+                key: self.key.clone(),
                 began,
                 ended,
                 outcome,
@@ -274,7 +279,7 @@ mod tests {
             value: Option<Digest>,
             (began, ended): (Instant, Instant),
         ) {
-            let applied = self.history.applied.entry(KEY.to_owned()).or_default();
+            let applied = self.history.applied.entry(self.key.clone()).or_default();
             applied.push(Applied {
                 region,
                 stored: stored(clock, value),
@@ -296,7 +301,7 @@ mod tests {
         }
 
         fn assert_violations(&self, expected: usize) {
-            let found = self.history.violations(DeletedContent::IsGone);
+            let found = self.history.violations();
             assert_eq!(found.len(), expected, "{found:#?}");
         }
     }
@@ -358,6 +363,27 @@ mod tests {
         // A value that was never written.
         steps.read(1, image(3));
         steps.assert_violations(3);
+    }
+
+    #[test]
+    fn lists_may_lack_a_forwarded_change_until_it_is_merged() {
+        let digest = image(1).unwrap();
+        let manifest = format!("rm/app/_/{digest}");
+        let list = format!("ref/app/_/{}/{digest}", image(2).unwrap());
+        for (region, violations) in [(0, 1), (1, 0)] {
+            let mut steps = Steps::new();
+            steps.key = list.clone();
+            steps.apply(0, 10, Some(digest));
+            // The stamp is one of region 0.
+            steps.key = manifest.clone();
+            steps.change(region, 10, Some(digest));
+            steps.key = list.clone();
+            steps.read(region, None);
+            steps.assert_violations(violations);
+            steps.apply(1, 10, Some(digest));
+            steps.read(region, None);
+            steps.assert_violations(violations + 1);
+        }
     }
 
     #[test]

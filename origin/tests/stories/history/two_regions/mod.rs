@@ -16,7 +16,6 @@ mod stored;
 
 use core::time::Duration;
 
-use checker::DeletedContent;
 use clients::run;
 use pair::RegionPair;
 
@@ -31,7 +30,6 @@ struct Plan {
     rng_seed: u64,
     /// Whether the storage of a region fails now and then, beside crashes, pauses and cuts.
     outages: bool,
-    deleted_content: DeletedContent,
 }
 
 /// Runs clients and disturbances, and returns all violations.
@@ -39,7 +37,7 @@ async fn violations(plan: Plan) -> Vec<String> {
     let mut regions = RegionPair::start(REPLICAS, TIME_TO_LIVE).await;
     let history = run(&mut regions, plan).await;
     history.assert_enough_events();
-    let mut violations = history.violations(plan.deleted_content);
+    let mut violations = history.violations();
     violations.extend(regions.differences_at_last().await);
     violations.extend(regions.damage().await);
     violations
@@ -50,7 +48,6 @@ async fn assert_no_violations(rng_seed: u64) {
         time: Duration::from_secs(3),
         rng_seed,
         outages: false,
-        deleted_content: DeletedContent::MayBeServed,
     };
     let found = violations(plan).await;
     assert!(found.is_empty(), "{plan:?}:\n{}", found.join("\n"));
@@ -83,7 +80,6 @@ async fn regions_keep_all_acknowledged_changes_for_minutes() {
             time,
             rng_seed,
             outages,
-            deleted_content: DeletedContent::IsGone,
         };
         for violation in violations(plan).await {
             eprintln!("{plan:?}: {violation}");
