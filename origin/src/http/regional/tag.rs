@@ -196,10 +196,12 @@ impl TagRead<'_> {
         let elsewhere = self.highest(&self.routes.usable_others()).await;
         let known = self.api.registry.known_tag(self.repository, self.tag);
         let ahead = self.regional.ahead().known(&self.key);
-        let acknowledged = ahead
-            .as_ref()
-            .filter(|ahead| ahead.is_acknowledged)
-            .map(|ahead| ahead.stamp.clone());
+        let acknowledged = ahead.as_ref().filter(|ahead| ahead.is_acknowledged);
+        // Stamps of this region's storage, and of what clients of this region were told.
+        let own = [
+            known.as_ref().map(|known| known.stamp.clone()),
+            acknowledged.map(|ahead| ahead.stamp.clone()),
+        ];
         let ahead = ahead.map(KnownTag::from);
         let values = [known, ahead, elsewhere.clone()].into_iter().flatten();
         let Some(best) = values.max_by(|a, b| a.stamp.cmp(&b.stamp)) else {
@@ -211,7 +213,7 @@ impl TagRead<'_> {
             self.regional.show(self.repository, self.tag, &best);
         }
         let Some(digest) = best.digest else {
-            if acknowledged.as_ref() == Some(&best.stamp) {
+            if own.contains(&Some(best.stamp)) {
                 return mark_old(Err(RegistryError::ManifestUnknown.into()));
             }
             return Err(unavailable(
