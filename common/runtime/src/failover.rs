@@ -9,12 +9,15 @@ use core::time::Duration;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
 use flotilla_common::failover::{
     Failover, Input, Need, Outcome, Output, ProbeId, Request, SourceId, SourceStatus, Standing,
     Step,
 };
 use flotilla_common::time::Time;
+use futures_util::future::FutureExt as _;
+use futures_util::poll;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -109,13 +112,20 @@ impl Sources {
         E: CallError,
         F: Future<Output = Result<T, E>>,
     {
-        let mut changes = self.0.changes.subscribe();
-        let mut request = OpenRequest {
-            sources: self,
-            request: self.with_machine(|machine, now| machine.request(now, need)),
-        };
-        let mut calls = FuturesUnordered::new();
+        let (mut request, step) = OpenRequest::begin(self, need);
         let mut errors = Vec::new();
+        let Step::Ask(first) = step else {
+            return Err(Unserved::Unavailable(errors));
+        };
+        // Most requests end here: what is in memory needs no timer, and nothing to wait for.
+        let mut first_call = pin!(call(first).fuse());
+        if let Poll::Ready(answer) = poll!(first_call.as_mut())
+            && let Some(served) = request.end(first, answer, &mut errors)
+        {
+            return served;
+        }
+        let mut changes = self.0.changes.subscribe();
+        let mut calls = FuturesUnordered::new();
         loop {
             let until = match request.poll() {
                 Step::Ask(source) => {
@@ -129,22 +139,15 @@ impl Sources {
                 }
                 Step::Exhausted => return Err(Unserved::Unavailable(errors)),
             };
-            tokio::select! {
+            let (source, answer) = tokio::select! {
                 biased;
-                Some((source, answer)) = calls.next() => {
-                    let outcome = answer.as_ref().map_or_else(E::outcome, |_| Outcome::Answered);
-                    let is_final = matches!(outcome, Outcome::Answered | Outcome::Refused);
-                    if !request.ended(source, outcome) {
-                        continue;
-                    }
-                    match answer {
-                        Ok(answer) => return Ok((source, answer)),
-                        Err(error) if is_final => return Err(Unserved::Final(source, error)),
-                        Err(error) => errors.push((source, error)),
-                    }
-                }
-                _ = changes.changed() => {}
-                () = self.0.clock.sleep_until(Some(until)) => {}
+                answer = &mut first_call => (first, answer),
+                Some(ended) = calls.next() => ended,
+                _ = changes.changed() => continue,
+                () = self.0.clock.sleep_until(Some(until)) => continue,
+            };
+            if let Some(served) = request.end(source, answer, &mut errors) {
+                return served;
             }
         }
     }
@@ -398,23 +401,59 @@ struct OpenRequest<'a> {
     request: Request,
 }
 
-impl OpenRequest<'_> {
+impl<'a> OpenRequest<'a> {
+    /// A request, and its first step.
+    fn begin(sources: &'a Sources, need: Need) -> (Self, Step) {
+        let (request, step) = sources.with_machine(|machine, now| {
+            let mut request = machine.request(now, need);
+            let step = request.poll(now, machine);
+            (request, step)
+        });
+        (Self { sources, request }, step)
+    }
+
     fn poll(&mut self) -> Step {
         let request = &mut self.request;
         self.sources
             .with_machine(|machine, now| request.poll(now, machine))
     }
 
-    fn ended(&mut self, source: SourceId, outcome: Outcome) -> bool {
+    /// A call ended. Returns what that means for the request, if it decides it; otherwise its error
+    /// is kept in `errors`.
+    fn end<T, E: CallError>(
+        &mut self,
+        source: SourceId,
+        answer: Result<T, E>,
+        errors: &mut Vec<(SourceId, E)>,
+    ) -> Option<Result<(SourceId, T), Unserved<E>>> {
+        let outcome = answer
+            .as_ref()
+            .map_or_else(E::outcome, |_| Outcome::Answered);
+        let is_final = matches!(outcome, Outcome::Answered | Outcome::Refused);
         let request = &mut self.request;
-        self.sources
-            .with_machine(|machine, now| request.ended(now, machine, source, outcome))
+        let is_waited_for = self
+            .sources
+            .with_machine(|machine, now| request.ended(now, machine, source, outcome));
+        if !is_waited_for {
+            return None;
+        }
+        match answer {
+            Ok(answer) => Some(Ok((source, answer))),
+            Err(error) if is_final => Some(Err(Unserved::Final(source, error))),
+            Err(error) => {
+                errors.push((source, error));
+                None
+            }
+        }
     }
 }
 
 impl Drop for OpenRequest<'_> {
     fn drop(&mut self) {
         let request = &mut self.request;
+        if !request.has_calls() {
+            return;
+        }
         self.sources
             .with_machine(|machine, now| request.abandon(now, machine));
     }

@@ -139,6 +139,12 @@ impl Request {
             .any(|(it, progress)| it.source == source && matches!(progress, Progress::Asked { .. }))
     }
 
+    /// Whether the request waits for any call's end: without one, [`Self::abandon`] does nothing.
+    pub fn has_calls(&self) -> bool {
+        let mut attempts = self.attempts.iter();
+        attempts.any(|(_, progress)| matches!(progress, Progress::Asked { .. }))
+    }
+
     /// Whether every region answered that it does not have what is asked for. Regions that were
     /// not asked, or did not answer, may have it.
     pub fn is_absent(&self) -> bool {
