@@ -1,5 +1,6 @@
 //! Pulls and deletions of blobs.
 
+use core::convert::Infallible;
 use core::ops::Range;
 use std::io;
 use std::sync::Arc;
@@ -57,28 +58,80 @@ pub(super) async fn get(
         ];
         return Ok(empty(StatusCode::TEMPORARY_REDIRECT, &headers));
     }
+    let (status, range) = requested_range(headers, &etag, size)?;
+    let body = body(api, repository, &blob, range.clone(), request).await?;
+    let mut response = described(digest, range.end - range.start, blob.stale);
+    complete(&mut response, status, &range, size, body);
+    Ok(response)
+}
+
+/// The answer to a GET of a small blob that is in memory; `None` if storage must be read, or other
+/// regions may have to be asked.
+pub(super) fn from_memory(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    digest: &Digest,
+    request: &Parts,
+) -> Option<HandlerResult> {
+    let bytes = api.registry.blob_in_memory(repository, digest)?;
+    Some(answer_from_memory(api, &bytes, digest, request))
+}
+
+fn answer_from_memory(
+    api: &Arc<Api>,
+    bytes: &Bytes,
+    digest: &Digest,
+    request: &Parts,
+) -> HandlerResult {
+    let size = bytes.len() as u64;
+    let etag = format!("\"{digest}\"");
+    if matches_etag(&request.headers, &etag) {
+        return Ok(empty(StatusCode::NOT_MODIFIED, &[(header::ETAG, &etag)]));
+    }
+    let (status, range) = requested_range(&request.headers, &etag, size)?;
+    // A range of a blob of at most 64 KiB.
+    let piece = bytes.slice(range.start as usize..range.end as usize);
+    let pieces = stream::iter([Ok::<_, Infallible>(piece)]);
+    let body = limited_body(api, request, pieces);
+    let mut response = described(digest, range.end - range.start, false);
+    complete(&mut response, status, &range, size, body);
+    Ok(response)
+}
+
+/// The bytes that a request asks for, and the status of the answer.
+fn requested_range(
+    headers: &HeaderMap,
+    etag: &str,
+    size: u64,
+) -> Result<(StatusCode, Range<u64>), ApiError> {
     let unchanged = text_of(headers, header::IF_RANGE).is_none_or(|validator| validator == etag);
     let range = text_of(headers, header::RANGE).filter(|_| unchanged);
-    let (status, range) = match RequestedRange::parse(range, size) {
-        RequestedRange::Whole => (StatusCode::OK, 0..size),
-        RequestedRange::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+    match RequestedRange::parse(range, size) {
+        RequestedRange::Whole => Ok((StatusCode::OK, 0..size)),
+        RequestedRange::Part(range) => Ok((StatusCode::PARTIAL_CONTENT, range)),
         RequestedRange::Unsatisfiable => {
             let error = ApiError::new(
                 Code::RangeUnsatisfiable,
                 format_args!("the range selects none of the {size} bytes"),
             );
-            return Err(error.with(header::CONTENT_RANGE, unsatisfied_range(size)));
+            Err(error.with(header::CONTENT_RANGE, unsatisfied_range(size)))
         }
-    };
-    let body = body(api, repository, &blob, range.clone(), request).await?;
-    let mut response = described(&blob, digest, range.end - range.start);
+    }
+}
+
+/// Adds status, range and body to a response that describes a blob.
+fn complete(
+    response: &mut Response<Body>,
+    status: StatusCode,
+    range: &Range<u64>,
+    size: u64,
+    body: Body,
+) {
     *response.status_mut() = status;
     if status == StatusCode::PARTIAL_CONTENT {
-        let value = content_range(&range, size);
-        set(&mut response, header::CONTENT_RANGE, &value);
+        set(response, header::CONTENT_RANGE, &content_range(range, size));
     }
     *response.body_mut() = body;
-    Ok(response)
 }
 
 pub(super) async fn head(
@@ -92,7 +145,7 @@ pub(super) async fn head(
     if matches_etag(headers, &etag) {
         return Ok(empty(StatusCode::NOT_MODIFIED, &[(header::ETAG, &etag)]));
     }
-    Ok(described(&blob, digest, blob.size()))
+    Ok(described(digest, blob.size(), blob.stale))
 }
 
 pub(super) async fn delete(
@@ -123,7 +176,7 @@ async fn find(
     Ok(found.ok_or(RegistryError::BlobUnknown)?)
 }
 
-fn described(blob: &FoundBlob, digest: &Digest, len: u64) -> Response<Body> {
+fn described(digest: &Digest, len: u64, is_stale: bool) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     headers.insert(
@@ -134,7 +187,7 @@ fn described(blob: &FoundBlob, digest: &Digest, len: u64) -> Response<Body> {
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(len));
     set(&mut response, CONTENT_DIGEST, &digest.to_string());
     set(&mut response, header::ETAG, &format!("\"{digest}\""));
-    warn_if_stale(&mut response, blob.stale);
+    warn_if_stale(&mut response, is_stale);
     response
 }
 

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use flotilla_common::name::{Reference, RegionName};
+use flotilla_common::name::{Reference, RegionName, RepositoryName};
 use flotilla_common::time::Time;
 use flotilla_common::wire::origin::{
     API_VERSION, API_VERSION_HEADER, CONTENT_DIGEST_HEADER, OWN_STORAGE_HEADER, OWN_STORAGE_ONLY,
@@ -230,15 +230,49 @@ impl RequestContext {
 }
 
 /// Passes a request to the region that serves it: this one, unless there are others.
+///
+/// What is seldom or writes to storage is boxed: the task of every request is as large as the
+/// largest future here, and is moved a few times.
 async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> HandlerResult {
     let (parts, body) = request.into_parts();
-    let Some(regional) = other_regions(api, &parts) else {
-        regional::check_forwarded(api, &route, &parts)?;
-        return serve_own(api, route, parts, body).await;
-    };
-    let (parts, body) = match regional::forward(api, regional, &route, parts, body).await {
-        Ok(forwarded) => return forwarded,
-        Err(own) => own,
+    let regional = other_regions(api, &parts);
+    if let Route::Blob { repository, digest } = &route
+        && parts.method == Method::GET
+        && let Some(answer) = blobs::from_memory(api, repository, digest, &parts)
+    {
+        if let (Some(regional), Ok(_)) = (regional, &answer) {
+            regional.count_read(None, "served");
+        }
+        return answer;
+    }
+    match regional {
+        Some(regional) => {
+            let served = serve_in_regions(api, regional, route, parts, body);
+            served.boxed().await
+        }
+        None => {
+            regional::check_forwarded(api, &route, &parts)?;
+            serve_own(api, route, parts, body).await
+        }
+    }
+}
+
+/// Serves a request by this region or another one.
+async fn serve_in_regions(
+    api: &Arc<Api>,
+    regional: &Arc<Regional>,
+    route: Route,
+    parts: Parts,
+    body: Body,
+) -> HandlerResult {
+    let (parts, body) = if regional::may_be_forwarded(&route, &parts.method) {
+        let forwarded = regional::forward(api, regional, &route, parts, body).boxed();
+        match forwarded.await {
+            Ok(forwarded) => return forwarded,
+            Err(own) => own,
+        }
+    } else {
+        (parts, body)
     };
     if let Some(answer) = regional::read_elsewhere(regional, &route, &parts).await {
         return answer;
@@ -251,7 +285,10 @@ async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> Handl
             Reference::Digest(digest) => {
                 regional::by_digest(api, regional, repository, digest, &parts).await
             }
-            Reference::Tag(tag) => regional::by_tag(api, regional, repository, tag, &parts).await,
+            Reference::Tag(tag) => {
+                let answer = regional::by_tag(api, regional, repository, tag, &parts);
+                answer.boxed().await
+            }
         },
         Route::Blob { repository, digest } if parts.method == Method::GET => {
             regional::blob(api, regional, repository, digest, &parts).await
@@ -261,17 +298,20 @@ async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> Handl
         }
         Route::Tags { repository } if is_read(&parts.method) => {
             let own = || manifests::tags(api, repository, parts.uri.query());
-            regional::list(api, regional, repository, &parts, own).await
+            let answer = regional::list(api, regional, repository, &parts, own);
+            answer.boxed().await
         }
         Route::Referrers {
             repository,
             subject,
         } if is_read(&parts.method) => {
             let own = || manifests::referrers(api, repository, subject, parts.uri.query());
-            regional::list(api, regional, repository, &parts, own).await
+            let answer = regional::list(api, regional, repository, &parts, own);
+            answer.boxed().await
         }
         Route::Closure if parts.method == Method::POST => {
-            regional::closure(api, regional, &parts, body).await
+            let answer = regional::closure(api, regional, &parts, body);
+            answer.boxed().await
         }
         _ if is_read(&parts.method) => {
             let answer = serve_own(api, route, parts, body).await;
@@ -282,7 +322,10 @@ async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> Handl
             }
             answer
         }
-        _ => regional::change_own(api, regional, route, parts, body).await,
+        _ => {
+            let change = regional::change_own(api, regional, route, parts, body);
+            change.boxed().await
+        }
     }
 }
 
@@ -300,27 +343,30 @@ async fn serve_own(api: &Arc<Api>, route: Route, parts: Parts, body: Body) -> Ha
         Route::Keys if is_read(&method) => Ok(peers::keys(api)),
         Route::Regions if is_read(&method) => region_list::respond(api, query),
         Route::Closure if method == Method::POST => {
-            peers::closure(api, parts.extensions.get(), body).await
+            let answer = peers::closure(api, parts.extensions.get(), body);
+            answer.boxed().await
         }
-        // Boxed, because every request's task is as large as the largest future here.
         Route::Region(endpoint) => regions::respond(api, endpoint, &parts, body).boxed().await,
         Route::Blob { repository, digest } => match method {
             Method::GET => blobs::get(api, &repository, &digest, &parts).await,
             Method::HEAD => blobs::head(api, &repository, &digest, &parts.headers).await,
-            Method::DELETE => blobs::delete(api, &repository, &digest).await,
+            Method::DELETE => {
+                let deleted = blobs::delete(api, &repository, &digest);
+                deleted.boxed().await
+            }
             _ => Err(not_allowed("GET, HEAD, DELETE")),
         },
         Route::Uploads { repository } => match method {
-            Method::POST => uploads::begin(api, &repository, &parts, body).await,
+            Method::POST => {
+                let begun = uploads::begin(api, &repository, &parts, body);
+                begun.boxed().await
+            }
             _ => Err(not_allowed("POST")),
         },
-        Route::Upload { repository, id } => match method {
-            Method::GET | Method::HEAD => uploads::status(api, &repository, &id, query).await,
-            Method::PATCH => uploads::patch(api, &repository, &id, &parts, body).await,
-            Method::PUT => uploads::put(api, &repository, &id, &parts, body).await,
-            Method::DELETE => uploads::cancel(api, &repository, &id, query).await,
-            _ => Err(not_allowed("GET, PATCH, PUT, DELETE")),
-        },
+        Route::Upload { repository, id } => {
+            let answer = upload(api, &repository, &id, &parts, body);
+            answer.boxed().await
+        }
         Route::Manifest {
             repository,
             reference,
@@ -328,19 +374,47 @@ async fn serve_own(api: &Arc<Api>, route: Route, parts: Parts, body: Body) -> Ha
             Method::GET | Method::HEAD => {
                 manifests::get(api, &repository, &reference, &parts).await
             }
-            Method::PUT => manifests::put(api, &repository, &reference, &parts, body).await,
-            Method::DELETE => manifests::delete(api, &repository, &reference, &parts).await,
+            Method::PUT => {
+                let put = manifests::put(api, &repository, &reference, &parts, body);
+                put.boxed().await
+            }
+            Method::DELETE => {
+                let deleted = manifests::delete(api, &repository, &reference, &parts);
+                deleted.boxed().await
+            }
             _ => Err(not_allowed("GET, HEAD, PUT, DELETE")),
         },
         Route::Tags { repository } if is_read(&method) => {
-            manifests::tags(api, &repository, query).await
+            let answer = manifests::tags(api, &repository, query);
+            answer.boxed().await
         }
         Route::Referrers {
             repository,
             subject,
-        } if is_read(&method) => manifests::referrers(api, &repository, &subject, query).await,
+        } if is_read(&method) => {
+            let answer = manifests::referrers(api, &repository, &subject, query);
+            answer.boxed().await
+        }
         Route::Closure => Err(not_allowed("POST")),
         _ => Err(not_allowed("GET, HEAD")),
+    }
+}
+
+/// Serves a request about an upload by this region.
+async fn upload(
+    api: &Arc<Api>,
+    repository: &RepositoryName,
+    id: &str,
+    request: &Parts,
+    body: Body,
+) -> HandlerResult {
+    let query = request.uri.query();
+    match request.method {
+        Method::GET | Method::HEAD => uploads::status(api, repository, id, query).await,
+        Method::PATCH => uploads::patch(api, repository, id, request, body).await,
+        Method::PUT => uploads::put(api, repository, id, request, body).await,
+        Method::DELETE => uploads::cancel(api, repository, id, query).await,
+        _ => Err(not_allowed("GET, PATCH, PUT, DELETE")),
     }
 }
 

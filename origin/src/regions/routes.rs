@@ -89,10 +89,12 @@ impl Routes {
 
     /// The other regions that answer, as far as is known, in the order of the policy.
     pub(crate) fn usable_others(&self) -> Vec<Arc<dyn Source>> {
-        let others = (1_u32..).zip(&self.others);
+        // One look at the machine: [`OWN`] first, then the others.
+        let standings = self.failover.read_status(|status| status.standing);
+        let others = self.others.iter().zip(standings.into_iter().skip(1));
         others
-            .filter(|(id, _)| self.failover.standing(SourceId(*id)) != Standing::Out)
-            .map(|(_, source)| Arc::clone(source))
+            .filter(|(_, standing)| *standing != Standing::Out)
+            .map(|(source, _)| Arc::clone(source))
             .collect()
     }
 }

@@ -99,6 +99,30 @@ impl Registry {
         Ok(Some(files))
     }
 
+    /// The bytes of a small blob, if they and the proof that the repository has it are in memory.
+    /// `None` also if that proof is due to be renewed.
+    pub(crate) fn blob_in_memory(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Option<Bytes> {
+        let membership = self.memberships.fresh(&(repository.clone(), *digest))?;
+        let cache_key = (*digest, membership.generation);
+        self.records.peek(&cache_key)?;
+        Some(self.small_blobs.peek(&cache_key)?.value)
+    }
+
+    /// The size of a blob, if its record is in memory.
+    pub(crate) fn known_blob_size(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Option<u64> {
+        let membership = self.memberships.fresh(&(repository.clone(), *digest))?;
+        let record = self.records.peek(&(*digest, membership.generation))?;
+        Some(record.value.facts.size)
+    }
+
     async fn open_range(
         &self,
         blob: &FoundBlob,

@@ -45,6 +45,11 @@ enum Writer {
     Unavailable(String),
 }
 
+/// Whether another region may have to do a request.
+pub(in crate::http) fn may_be_forwarded(route: &Route, method: &Method) -> bool {
+    written_repository(route, method).is_some()
+}
+
 /// Forwards a request that another region must do; `Err` gives the request back if this one does.
 ///
 /// # Errors

@@ -28,7 +28,7 @@ mod rules;
 mod tag;
 
 pub(super) use elsewhere::read_elsewhere;
-pub(super) use forward::{STAMP, forward, stamp_text};
+pub(super) use forward::{STAMP, forward, may_be_forwarded, stamp_text};
 pub(super) use own_change::{change_own, has_blob};
 pub(super) use read::{blob, by_digest, closure, list};
 pub(super) use rules::{

@@ -44,7 +44,7 @@ pub(crate) enum Need {
 /// A cached membership of a blob in a repository.
 #[derive(Clone, Debug)]
 pub(super) struct CachedMembership {
-    generation: Generation,
+    pub(super) generation: Generation,
     state: RecordState,
 }
 
