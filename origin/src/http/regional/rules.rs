@@ -24,11 +24,14 @@ use crate::region_certificate::MissingRegion;
 use crate::regions::clock_floor::ClockFloor;
 use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
-use crate::regions::source::one_fact;
+use crate::regions::source::{Source, one_fact};
 use crate::registry::{ChangeRules, RegistryError, UnseenValue};
 
 /// How long other regions may take to tell the stamps of a change's keys.
 const STAMPS_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// The size in bytes from which on other regions are told of each blob that is pushed.
+const ANNOUNCED_SIZE: u64 = 1 << 20;
 
 /// How long a push waits for what other regions have of its manifest.
 pub(super) const COPY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -176,12 +179,13 @@ pub(in crate::http) async fn acknowledge(
 ) -> Result<(), ApiError> {
     let policy = regional.members().policy();
     let rule = policy.policy().rule_for(repository);
-    let sources = regional.keepers(repository);
     let needed = rule.ack_regions.saturating_sub(1);
     if needed == 0 {
+        let sources = answering_keepers(regional, repository);
         regional.hints().send(sources, keys, Vec::new());
         return Ok(());
     }
+    let sources = regional.keepers(repository);
     let acknowledged = regional.hints().wait(sources, keys, needed, bytes).await;
     acknowledged.map_err(|missing| {
         let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
@@ -304,12 +308,29 @@ fn live_value(fact: Fact) -> Option<UnseenValue> {
 }
 
 /// Tells the regions that keep a repository of a blob that a manifest will name soon, so that
-/// little is left to copy when the manifest comes.
+/// little is left to copy when the manifest comes. Of a small blob they are told only if the push
+/// of that manifest will wait for them: copying it takes little longer than telling.
 pub(in crate::http) fn announce_blob(api: &Api, repository: &RepositoryName, digest: &Digest) {
     let Some(regional) = all_regions(api) else {
         return;
     };
+    let size = api.registry.known_blob_size(repository, digest);
+    if size.is_some_and(|size| size < ANNOUNCED_SIZE) {
+        let policy = regional.members().policy();
+        if policy.policy().rule_for(repository).ack_regions <= 1 {
+            return;
+        }
+    }
     let blobs = vec![(repository.clone(), *digest)];
-    let sources = regional.keepers(repository);
+    let sources = answering_keepers(regional, repository);
     regional.hints().send(sources, Vec::new(), blobs);
+}
+
+/// The other regions that keep a repository and are not known to be out.
+fn answering_keepers(regional: &Regional, repository: &RepositoryName) -> Vec<Arc<dyn Source>> {
+    let policy = regional.members().policy();
+    let rule = policy.policy().rule_for(repository);
+    let mut sources = regional.routes().usable_others();
+    sources.retain(|source| rule.includes(source.region()));
+    sources
 }
