@@ -5,14 +5,13 @@ use std::sync::{Arc, PoisonError};
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{RegionName, RepositoryName};
-use flotilla_common::wire::region::FactKey;
+use flotilla_common::wire::region::{Fact, FactKey, MAX_FACTS};
 
 use super::push_copies::Copied;
 use super::regional::Regional;
 use super::replicate::{Replicated, Replicator, ordered};
-use super::source::{Source, one_fact};
+use super::source::{Source, one_fact, readable_facts};
 use super::take::{TakeOrder, TakeOrders};
-use crate::registry::MergeReason;
 
 /// Copies that reads have asked for and that run at once; more reads start none.
 const MAX_COPIES: usize = 32;
@@ -123,15 +122,52 @@ impl Regional {
         let fact = one_fact(&**source, key)
             .await
             .map_err(|error| error.to_string())?;
-        let replicated = replicator
-            .replicate(&sources, key, &fact, MergeReason::Needed)
-            .await
-            .map_err(|error| error.to_string())?;
-        match replicated {
-            Replicated::Merged | Replicated::MergedBroken => Ok(true),
-            Replicated::Blocked(reason) => Err(reason),
-            Replicated::Ahead(by) => Err(format!("its stamp is {} s ahead", by.as_secs())),
+        merge_ahead(replicator, &sources, key, &fact).await
+    }
+
+    /// Brings keys of an order from the first of `sources`, whose values are asked for together.
+    /// Returns whether all are merged.
+    async fn bring_ordered(
+        &self,
+        replicator: &Replicator,
+        sources: &[Arc<dyn Source>],
+        keys: &[FactKey],
+    ) -> bool {
+        let Some(source) = sources.first() else {
+            return false;
+        };
+        let region = source.region();
+        let selects = self.members.policy().selects();
+        let selected = keys.iter().filter(|key| selects(key)).cloned();
+        let selected: Vec<FactKey> = selected.collect();
+        let mut is_merged = selected.len() == keys.len();
+        let mut rest = &selected[..];
+        while !rest.is_empty() {
+            let batch = &rest[..rest.len().min(MAX_FACTS)];
+            let facts = match readable_facts(&**source, batch).await {
+                Ok(facts) => facts,
+                Err(error) => {
+                    tracing::debug!(%region, %error, "keys that a region asked to copy are not merged");
+                    return false;
+                }
+            };
+            let answered = facts.len().min(batch.len());
+            for (key, fact) in batch.iter().zip(facts) {
+                let merged = match fact {
+                    Ok(fact) => merge_ahead(replicator, sources, key, &fact).await,
+                    Err(error) => Err(error.to_string()),
+                };
+                match merged {
+                    Ok(merged) => is_merged &= merged,
+                    Err(reason) => {
+                        tracing::debug!(%region, reason, "a key that a region asked to copy is not merged");
+                        is_merged = false;
+                    }
+                }
+            }
+            rest = &rest[answered..];
         }
+        is_merged
     }
 
     /// Copies what other regions ask for, a few orders at once.
@@ -170,21 +206,14 @@ impl Regional {
         if is_awaited {
             order.expect_bytes(bytes_to_copy(&sources, &order.keys).await);
         }
-        let mut is_merged = true;
-        for key in &order.keys {
-            let brought = if is_awaited {
-                self.bring_awaited(&order.from, key).await
-            } else {
-                self.bring(&order.from, key).await
-            };
-            match brought {
-                Ok(merged) => is_merged &= merged,
-                Err(reason) => {
-                    tracing::debug!(region = %order.from, reason, "a key that a region asked to copy is not merged");
-                    is_merged = false;
-                }
-            }
-        }
+        let replicator = match is_awaited {
+            true => self.replicator.awaited(),
+            false => Replicator::clone(&self.replicator),
+        };
+        let is_known = sources
+            .first()
+            .is_some_and(|source| *source.region() == order.from);
+        let is_merged = is_known && self.bring_ordered(&replicator, &sources, &order.keys).await;
         order.finish(is_merged);
     }
 
@@ -237,6 +266,21 @@ impl Regional {
             Replicated::Blocked(reason) => Err(reason),
             Replicated::Ahead(by) => Err(format!("a stamp is {} s ahead", by.as_secs())),
         }
+    }
+}
+
+/// Merges a key that a region asked to copy, or a client waits for.
+async fn merge_ahead(
+    replicator: &Replicator,
+    sources: &[Arc<dyn Source>],
+    key: &FactKey,
+    fact: &Fact,
+) -> Result<bool, String> {
+    let replicated = replicator.replicate_ahead(sources, key, fact).await;
+    match replicated.map_err(|error| error.to_string())? {
+        Replicated::Merged | Replicated::MergedBroken => Ok(true),
+        Replicated::Blocked(reason) => Err(reason),
+        Replicated::Ahead(by) => Err(format!("its stamp is {} s ahead", by.as_secs())),
     }
 }
 

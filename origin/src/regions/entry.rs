@@ -14,6 +14,7 @@ use flotilla_common::wire::region::{Fact, FactHead, FactKey, MAX_FACTS, OwedEntr
 
 use super::replicate::{Replicated, Replicator};
 use super::source::{Source, SourceError, readable_facts};
+use super::walk::{OnBroken, Walk};
 use crate::registry::{MergeReason, RegistryError};
 
 /// What came of an entry.
@@ -64,11 +65,17 @@ pub(crate) async fn merge_entry(
     let Some(source) = sources.first() else {
         return Ok(EntryOutcome::Unreached);
     };
+    let unmerged = entry
+        .keys
+        .iter()
+        .filter(|(key, seen)| !replicator.has_merged(source.region(), key, seen.as_ref()));
+    let unmerged: Vec<_> = unmerged.collect();
+    let mut walk: Option<Walk<'_>> = None;
     let mut outcome = EntryOutcome::Done;
     let mut failure = None;
     let mut at = 0;
-    while at < entry.keys.len() {
-        let batch = &entry.keys[at..(at + MAX_FACTS).min(entry.keys.len())];
+    while at < unmerged.len() {
+        let batch = &unmerged[at..(at + MAX_FACTS).min(unmerged.len())];
         let keys: Vec<FactKey> = batch.iter().map(|(key, _)| key.clone()).collect();
         let facts = readable_facts(&**source, &keys).await?;
         at += facts.len().min(batch.len());
@@ -86,7 +93,12 @@ pub(crate) async fn merge_entry(
                 }
                 continue;
             }
-            match merge_key(replicator, sources, key, &fact, rules).await {
+            // All keys of a change are of one repository.
+            let walk = match &mut walk {
+                Some(walk) if walk.repository == key.repository() => walk,
+                walk => walk.insert(Walk::new(sources, key.repository(), OnBroken::Continue)),
+            };
+            match merge_key(replicator, walk, key, &fact, rules).await {
                 Ok(Replicated::Merged) => {}
                 Ok(Replicated::MergedBroken) => replicator.counts().broken_closure(),
                 Ok(Replicated::Blocked(reason)) => outcome = EntryOutcome::Blocked(reason),
@@ -111,7 +123,7 @@ pub(crate) async fn merge_entry(
 /// Merges a key that is reached, unless the policy leaves it out.
 async fn merge_key(
     replicator: &Replicator,
-    sources: &[Arc<dyn Source>],
+    walk: &mut Walk<'_>,
     key: &FactKey,
     fact: &Fact,
     rules: EntryRules<'_>,
@@ -122,7 +134,7 @@ async fn merge_key(
         return Ok(Replicated::Merged);
     }
     replicator
-        .replicate(sources, key, fact, MergeReason::Needed)
+        .replicate_in(walk, key, fact, MergeReason::Needed)
         .await
 }
 

@@ -13,6 +13,7 @@
 //! | `copy_lease` | one replica copies a large blob, not all |
 //! | `copy_turns` | each blob is copied once at a time; places for copies that are waited for |
 //! | `push_copies` | copies that pushes wait for |
+//! | `recent_merges` | which keys were merged a moment ago, and need no question |
 //! | `entry` | merges the keys of one journal entry |
 //! | `backlog` | which entries of a journal are due, running or waiting |
 //! | `follower` | lists and merges all that one region owes |
@@ -60,6 +61,7 @@ pub(crate) mod metrics;
 pub(crate) mod owed;
 mod owed_page;
 mod push_copies;
+mod recent_merges;
 pub(crate) mod regional;
 pub(crate) mod remote;
 pub(crate) mod replicate;

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{RegionName, RepositoryName};
+use flotilla_common::stamp::Stamp;
 use flotilla_common::wire::region::{Fact, FactHead, FactKey};
 use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -24,6 +25,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::copy::BlobCopier;
 use super::copy_turns::Urgency;
 use super::counts::RegionCounts;
+use super::recent_merges::RecentMerges;
 use super::source::{Source, one_fact};
 use super::walk::{MAX_DEPTH, OnBroken, Walk};
 use crate::registry::{MergeReason, Merged, Need, Registry, RegistryError};
@@ -69,6 +71,7 @@ pub(crate) struct Replicator {
     pub(super) registry: Arc<Registry>,
     pub(super) copier: Arc<BlobCopier>,
     urgency: Urgency,
+    recent: RecentMerges,
 }
 
 impl Replicator {
@@ -77,6 +80,7 @@ impl Replicator {
             registry,
             copier: Arc::new(copier),
             urgency: Urgency::Background,
+            recent: RecentMerges::new(),
         }
     }
 
@@ -106,11 +110,60 @@ impl Replicator {
         reason: MergeReason,
     ) -> Result<Replicated, RegistryError> {
         let mut walk = Walk::new(sources, key.repository(), OnBroken::Continue);
+        self.replicate_in(&mut walk, key, fact, reason).await
+    }
+
+    /// The same for a key that a journal entry is going to name: [`Self::has_merged`] remembers it.
+    ///
+    /// # Errors
+    /// Those of this region's storage.
+    pub(crate) async fn replicate_ahead(
+        &self,
+        sources: &[Arc<dyn Source>],
+        key: &FactKey,
+        fact: &Fact,
+    ) -> Result<Replicated, RegistryError> {
+        let needed = MergeReason::Needed;
+        let replicated = self.replicate(sources, key, fact, needed).await?;
+        if replicated == Replicated::Merged
+            && let Some(source) = sources.first()
+        {
+            self.recent.note(source.region(), key, fact);
+        }
+        Ok(replicated)
+    }
+
+    /// Whether a key of an entry of `region` was reached and merged a moment ago. `seen` is the
+    /// stamp that the entry's writer saw.
+    pub(crate) fn has_merged(
+        &self,
+        region: &RegionName,
+        key: &FactKey,
+        seen: Option<&Stamp>,
+    ) -> bool {
+        self.recent.is_reached(region, key, seen)
+    }
+
+    /// Merges a key in a walk, which knows the manifests that it has just brought: a tag of one of
+    /// them needs no second look at it.
+    pub(super) async fn replicate_in(
+        &self,
+        walk: &mut Walk<'_>,
+        key: &FactKey,
+        fact: &Fact,
+        reason: MergeReason,
+    ) -> Result<Replicated, RegistryError> {
         let (repository, tag) = match key {
             FactKey::Manifest(_, digest) => {
+                // Whatever the walk has brought: this value has a stamp of its own.
                 let closure = self
-                    .bring(&mut walk, digest, Some(fact), reason, MAX_DEPTH)
+                    .bring_manifest(walk, digest, Some(fact), reason, MAX_DEPTH)
                     .await?;
+                if matches!(closure, Closure::Whole)
+                    && matches!(fact.head, FactHead::Manifest { .. })
+                {
+                    walk.finish(digest, MAX_DEPTH, false);
+                }
                 return Ok(closure.into());
             }
             FactKey::Tag(repository, tag) => (repository, tag),
@@ -120,12 +173,12 @@ impl Replicator {
         };
         let own = self.registry.stored_tag(repository, tag).await?;
         if let Some(own) = own.filter(|own| own.stamp >= *stamp) {
-            return self.keep_whole(&mut walk, own.digest).await;
+            return self.keep_whole(walk, own.digest).await;
         }
         let mut replicated = Replicated::Merged;
         if let Some(digest) = digest {
             let closure = self
-                .bring(&mut walk, digest, None, MergeReason::Needed, MAX_DEPTH)
+                .bring(walk, digest, None, MergeReason::Needed, MAX_DEPTH)
                 .await?;
             replicated = closure.into();
             if matches!(replicated, Replicated::Blocked(_) | Replicated::Ahead(_)) {

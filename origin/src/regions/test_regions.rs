@@ -251,6 +251,8 @@ pub(super) struct TestSource {
 pub(super) struct SourceFaults {
     /// Requests for blobs.
     pub(super) blob_calls: AtomicUsize,
+    /// Requests for facts.
+    pub(super) fact_calls: AtomicUsize,
     /// Blobs that never arrive.
     pub(super) hanging: Mutex<HashSet<Digest>>,
     /// The maximum number of entries in a page.
@@ -267,6 +269,7 @@ impl Default for SourceFaults {
     fn default() -> Self {
         Self {
             blob_calls: AtomicUsize::new(0),
+            fact_calls: AtomicUsize::new(0),
             hanging: Mutex::default(),
             page_len: AtomicUsize::new(usize::MAX),
             breaks_after: AtomicUsize::new(usize::MAX),
@@ -326,6 +329,7 @@ impl Source for TestSource {
     }
 
     async fn facts(&self, keys: &[FactKey]) -> Result<Vec<Fact>, SourceError> {
+        self.faults.fact_calls.fetch_add(1, Ordering::Relaxed);
         let facts = self.registry.facts(keys).await;
         facts.map_err(|error| self.error(&error))
     }

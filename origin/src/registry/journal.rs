@@ -54,9 +54,14 @@ impl Registry {
                 nonce,
             };
             async move {
-                let body = encode(&key, &record)?.into();
-                match self.conditional_write(&key, None, body).await? {
-                    WriteOutcome::Written => Ok::<_, RegistryError>(()),
+                let body: Bytes = encode(&key, &record)?.into();
+                match self.conditional_write(&key, None, body.clone()).await? {
+                    WriteOutcome::Written => {
+                        // The region lists it soon.
+                        let cache_key = (region.clone(), EntryId { created, nonce });
+                        self.journal_entries.insert(cache_key, body);
+                        Ok::<_, RegistryError>(())
+                    }
                     WriteOutcome::Lost { .. } => Err(RegistryError::Contended),
                 }
             }

@@ -53,6 +53,9 @@ pub(super) enum Follows {
     LeavesOutTombstones,
     /// Violates "an evicted manifest ends no entry": drops an entry whose manifest is evicted.
     EndsAtEvicted,
+    /// Violates "a key is reached above the stamp that its writer saw": drops an entry whose tag an
+    /// order has copied before, whatever it copied.
+    EndsAtOrders,
     /// Violates "a manifest that comes back with a higher stamp is owed to the others".
     RevivesSilently,
     /// Violates "a tag with its stamp may lack its manifest": looks no further in a sweep.
@@ -176,6 +179,16 @@ impl Follower {
                     outcome => outcome,
                 }
             }
+            Follows::EndsAtOrders => {
+                let mut tags = entry.keys.iter().map(|(key, _)| key);
+                let is_copied = tags.any(|key| {
+                    matches!(key, FactKey::Tag(..)) && self.replicator.has_merged(from, key, None)
+                });
+                match is_copied {
+                    true => EntryOutcome::Done,
+                    false => shipped().await,
+                }
+            }
             Follows::RevivesSilently => {
                 for (key, _) in &entry.keys {
                     self.revive_children(&sources, key).await;
@@ -183,6 +196,18 @@ impl Follower {
                 shipped().await
             }
             _ => self.merge_keys(&sources, entry).await,
+        }
+    }
+
+    /// Copies keys as an order of the first source asks, before their entry is listed.
+    pub(super) async fn take(&self, keys: &[FactKey]) {
+        for key in keys {
+            let fact = self.fact(&self.sources, key).await;
+            let taken = self
+                .replicator
+                .replicate_ahead(&self.sources, key, &fact)
+                .await;
+            taken.expect("no faults");
         }
     }
 

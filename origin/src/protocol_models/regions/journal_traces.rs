@@ -70,9 +70,18 @@ enum Ends {
     TimedOut,
 }
 
-/// A tag that A and B have moves in A while B follows. The clock of the writer is behind the tag's
-/// stamp.
 async fn explore_move(follows: Follows, writes: Writes, ends: Ends) -> Explored {
+    explore_order(follows, writes, ends, &[]).await
+}
+
+/// A tag that A and B have moves in A while B follows. The clock of the writer is behind the tag's
+/// stamp. Before it lists its journal, B copies the keys of an order.
+async fn explore_order(
+    follows: Follows,
+    writes: Writes,
+    ends: Ends,
+    order: &[FactKey],
+) -> Explored {
     let scenario = async move |model: ModelStorage| {
         let ahead = Region::A.replica(&model).await;
         advance(Duration::from_secs(1)).await;
@@ -105,7 +114,9 @@ async fn explore_move(follows: Follows, writes: Writes, ends: Ends) -> Explored 
                 advance(Limits::default().storage_timeout * 3).await;
             }
         };
+        let order = order.to_vec();
         let follow = async move {
+            follower.take(&order).await;
             follower.follow(Age::Young).await;
         };
         let settle = {
@@ -172,6 +183,20 @@ async fn changes_of_crashed_replicas_are_owed() {
     explore_move(Follows::Shipped, Writes::EntryAfter, Ends::Crashed)
         .await
         .assert_violated("neither merged nor owed");
+}
+
+/// What B copied for an order ends the entry of the push that it copied, and of no later one.
+#[tokio::test(start_paused = true)]
+async fn orders_end_only_the_entries_of_what_they_copied() {
+    let order = [manifest_key(&index(1)), tag_key()];
+    for ends in [Ends::Answered, Ends::TimedOut] {
+        explore_order(Follows::Shipped, Writes::Shipped, ends, &order)
+            .await
+            .assert_holds(20);
+        explore_order(Follows::EndsAtOrders, Writes::Shipped, ends, &order)
+            .await
+            .assert_violated("neither merged nor owed");
+    }
 }
 
 /// F7: a replica dies between the two tags of one push.
