@@ -14,17 +14,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use flotilla_common::time::Time;
 use flotilla_common::wire::region::{EntryId, JournalPage, MAX_ENTRIES, OwedEntry};
 use flotilla_runtime::shutdown::Shutdown;
-use tokio::task::{Id, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::backlog::{Backlog, Cause, YOUNG};
 use super::entry::{EntryError, EntryOutcome, EntryRules, merge_entry};
+use super::fact_batches::FactBatches;
 use super::immutable_conflicts::UnseenValues;
 use super::lease::Lease;
 use super::members::Members;
 use super::replicate::{Replicator, led_by};
 use super::routes::LiveRoutes;
-use super::source::Source;
+use super::source::{Source, SourceError};
 use super::sweep::Sweeper;
 
 /// Entries merged concurrently, and those of them that may be older than a minute.
@@ -161,11 +162,13 @@ impl Follower {
             members: Arc::clone(&self.members),
             routes: Arc::clone(&self.routes),
             source: Arc::clone(&self.source),
+            facts: FactBatches::new(Arc::clone(&self.source)),
             horizon: self.horizon,
             backlog: Backlog::default(),
             merges: JoinSet::new(),
             ids: HashMap::new(),
             done: Vec::new(),
+            telling: JoinSet::new(),
             list_at: Instant::now(),
             had_due: false,
         };
@@ -200,6 +203,8 @@ struct Merging {
     members: Arc<Members>,
     routes: LiveRoutes,
     source: Arc<dyn Source>,
+    /// The same, for merges.
+    facts: Arc<dyn Source>,
     horizon: Duration,
     backlog: Backlog,
     merges: JoinSet<(EntryId, Result<EntryOutcome, EntryError>)>,
@@ -207,6 +212,8 @@ struct Merging {
     ids: HashMap<Id, EntryId>,
     /// Entries that are merged, and of which the source was not told.
     done: Vec<EntryId>,
+    /// Tells the source of entries that are merged, beside the merges. Gives their number.
+    telling: JoinSet<Result<u64, SourceError>>,
     /// When the journal is listed next.
     list_at: Instant,
     /// Whether the last list left more entries due than were begun.
@@ -254,11 +261,14 @@ impl Merging {
                     self.report(None);
                     report_at = Instant::now() + REPORT_INTERVAL;
                 }
+                Some(told) = self.telling.join_next(), if !self.telling.is_empty() => {
+                    if let Err(error) = self.end_telling(told) {
+                        tracing::debug!(region = %self.source.region(), %error, "telling a region what is merged failed");
+                    }
+                }
             }
-            if self.done.len() >= DONE_BATCH
-                && let Err(error) = self.tell_done().await
-            {
-                tracing::debug!(region = %self.source.region(), %error, "telling a region what is merged failed");
+            if self.done.len() >= DONE_BATCH && self.telling.is_empty() {
+                self.begin_telling();
             }
         }
     }
@@ -287,7 +297,7 @@ impl Merging {
         unix_now: u64,
     ) -> impl Future<Output = Result<EntryOutcome, EntryError>> + Send + use<> {
         let replicator = Arc::clone(&self.replicator);
-        let sources = led_by(&self.source, &self.members.sources());
+        let sources = led_by(&self.facts, &self.members.sources());
         let policy = self.members.policy();
         let selects = policy.selects();
         let age = Duration::from_nanos(unix_now.saturating_sub(entry.id.created));
@@ -398,13 +408,38 @@ impl Merging {
 
     /// Tells the source what is merged.
     async fn tell_done(&mut self) -> Result<(), EntryError> {
-        if self.done.is_empty() {
-            return Ok(());
+        while let Some(told) = self.telling.join_next().await {
+            self.end_telling(told)?;
         }
-        let done = core::mem::take(&mut self.done);
-        let number = done.len() as u64;
-        // What fails is listed again, and merged without effect.
-        self.source.done(done, None).await?;
+        if !self.done.is_empty() {
+            self.begin_telling();
+        }
+        while let Some(told) = self.telling.join_next().await {
+            self.end_telling(told)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to tell the source what is merged.
+    fn begin_telling(&mut self) {
+        let (source, done) = (Arc::clone(&self.source), core::mem::take(&mut self.done));
+        self.telling.spawn(async move {
+            let number = done.len() as u64;
+            source.done(done, None).await?;
+            Ok(number)
+        });
+    }
+
+    /// What was not told is listed again, and merged without effect.
+    fn end_telling(
+        &self,
+        told: Result<Result<u64, SourceError>, JoinError>,
+    ) -> Result<(), EntryError> {
+        let stopped = |stopped: JoinError| SourceError {
+            region: self.source.region().clone(),
+            reason: stopped.to_string(),
+        };
+        let number = told.map_err(stopped)??;
         let counts = self.replicator.counts();
         counts.update(self.source.region(), |counts| counts.entries_done += number);
         Ok(())

@@ -14,6 +14,7 @@
 //! | `copy_turns` | each blob is copied once at a time; places for copies that are waited for |
 //! | `push_copies` | copies that pushes wait for |
 //! | `recent_merges` | which keys were merged a moment ago, and need no question |
+//! | `fact_batches` | asks a region about the keys of many entries at once |
 //! | `entry` | merges the keys of one journal entry |
 //! | `backlog` | which entries of a journal are due, running or waiting |
 //! | `follower` | lists and merges all that one region owes |
@@ -47,6 +48,7 @@ mod copy_lease;
 pub(crate) mod copy_turns;
 pub(crate) mod counts;
 pub(crate) mod entry;
+mod fact_batches;
 pub(crate) mod follower;
 #[cfg(test)]
 mod follower_tests;
