@@ -93,25 +93,6 @@ impl Regional {
 
     /// Brings a key from a region. Returns once it is merged, or says why it is not.
     pub(crate) async fn bring(&self, region: &RegionName, key: &FactKey) -> Result<bool, String> {
-        self.bring_by(&self.replicator, region, key).await
-    }
-
-    /// The same for a key that a client or another region waits for.
-    pub(crate) async fn bring_awaited(
-        &self,
-        region: &RegionName,
-        key: &FactKey,
-    ) -> Result<bool, String> {
-        let replicator = self.replicator.awaited();
-        self.bring_by(&replicator, region, key).await
-    }
-
-    async fn bring_by(
-        &self,
-        replicator: &Replicator,
-        region: &RegionName,
-        key: &FactKey,
-    ) -> Result<bool, String> {
         let sources = ordered(&self.routes.load().others, region);
         let Some(source) = sources.first().filter(|source| source.region() == region) else {
             return Err(format!("the policy has no region {region}"));
@@ -122,7 +103,7 @@ impl Regional {
         let fact = one_fact(&**source, key)
             .await
             .map_err(|error| error.to_string())?;
-        merge_ahead(replicator, &sources, key, &fact).await
+        merge_ahead(&self.replicator, &sources, key, &fact).await
     }
 
     /// Brings keys of an order from the first of `sources`, whose values are asked for together.
