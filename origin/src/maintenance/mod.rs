@@ -81,8 +81,8 @@ impl RepairError {
     }
 }
 
-/// The policy of a storage, which must list `own`; a policy of a single region if there is none. The
-/// storage must be that of `own`: what other regions keep is decided by that name.
+/// The policy of a storage, which must list `own`; a policy of a single region if there is none.
+/// The storage must be that of `own`: what other regions keep is decided by that name.
 async fn read_policy(storage: &dyn Storage, own: &RegionName) -> Result<Policy, RepairError> {
     if storage.read(&layout::region(own)).await?.is_some() {
         return Err(RepairError::NotOwn(own.clone()));

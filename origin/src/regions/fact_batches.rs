@@ -60,11 +60,11 @@ impl Question {
 }
 
 impl FactBatches {
-    pub(super) fn new(source: Arc<dyn Source>) -> Arc<dyn Source> {
-        Arc::new(Self(Arc::new(Shared {
+    pub(super) fn new(source: Arc<dyn Source>) -> Self {
+        Self(Arc::new(Shared {
             source,
             queue: Mutex::default(),
-        })))
+        }))
     }
 }
 
@@ -252,7 +252,7 @@ mod tests {
         let keys: Vec<FactKey> = names.iter().map(|name| tag_key(name)).collect();
         let ask = || {
             let questions = keys.iter().map(core::slice::from_ref);
-            join_all(questions.map(|keys| readable_facts(&*batches, keys)))
+            join_all(questions.map(|keys| readable_facts(&batches, keys)))
         };
         for (key, answer) in keys.iter().zip(ask().await) {
             let fact = answer.unwrap().remove(0).unwrap();

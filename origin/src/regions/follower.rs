@@ -162,7 +162,7 @@ impl Follower {
             members: Arc::clone(&self.members),
             routes: Arc::clone(&self.routes),
             source: Arc::clone(&self.source),
-            facts: FactBatches::new(Arc::clone(&self.source)),
+            facts: Arc::new(FactBatches::new(Arc::clone(&self.source))),
             horizon: self.horizon,
             backlog: Backlog::default(),
             merges: JoinSet::new(),

@@ -33,6 +33,7 @@
 //! | `clock_floor` | keeps the order of changes that one client makes in two regions |
 //! | `clock_check` | compares the wall clock with the storage's |
 //! | `routes` | the own storage and the other regions, as sources of the failover machine |
+//! | `connect` | follows the other regions of the policy, and probes them |
 //! | `copies` | copies that requests ask for |
 //! | `regional` | all of these, as one replica runs them |
 //! | `counts`, `metrics` | what happened, for operators |
@@ -42,6 +43,7 @@ pub(crate) mod ahead;
 mod backlog;
 pub(crate) mod clock_check;
 pub(crate) mod clock_floor;
+mod connect;
 pub(crate) mod copies;
 pub(crate) mod copy;
 mod copy_lease;

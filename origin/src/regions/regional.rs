@@ -8,12 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use flotilla_common::digest::Digest;
-use flotilla_common::failover::{Failover, FailoverConfig, Input, Need, Outcome, SourceId};
+use flotilla_common::failover::{Input, Need, Outcome};
 use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
 use flotilla_common::time::Time;
 use flotilla_common::wire::region::{FactKey, StorageStanding};
 use flotilla_runtime::clock::Clock;
-use flotilla_runtime::failover::Sources;
 use flotilla_runtime::shutdown::Shutdown;
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -23,7 +22,6 @@ use super::absence::Absence;
 use super::ahead::{AheadOfOwn, AheadValue, Noted, forwarded_values};
 use super::clock_check::ClockCheck;
 use super::copies::CopyJob;
-use super::follower::Follower;
 use super::foreign_streams::ForeignStreams;
 use super::freshest::{ComparedTags, Freshest};
 use super::hints::Hints;
@@ -75,8 +73,8 @@ pub(crate) struct Regional {
     hints: Hints,
     ahead: AheadOfOwn,
     compared: ComparedTags,
-    clock: Clock,
-    config: RegionalConfig,
+    pub(super) clock: Clock,
+    pub(super) config: RegionalConfig,
     /// What detached copies are bringing.
     pub(super) copying: Mutex<HashSet<CopyJob>>,
     /// Bodies that other regions send of blobs that this one lacks.
@@ -86,9 +84,9 @@ pub(crate) struct Regional {
     /// Copies that pushes wait for.
     pub(super) push_copies: PushCopies,
     is_whole: AtomicBool,
-    freshest: Freshest,
+    pub(super) freshest: Freshest,
     /// When the own storage was last found out, or returning.
-    last_out: Mutex<Option<Time>>,
+    pub(super) last_out: Mutex<Option<Time>>,
     clock_check: ClockCheck,
     /// Until when other regions take this region's changes, because the own storage is full.
     full_until: Mutex<Time>,
@@ -453,122 +451,6 @@ impl Regional {
                 tracing::debug!(%error, "the journals could not be listed to drop old entries");
             }
         }
-    }
-
-    /// Connects to the regions of the policy, as it is now.
-    fn connect(self: &Arc<Self>) {
-        let others = self.members.sources();
-        let before = self.routes.load_full();
-        let is_same = others.len() == before.others.len()
-            && others
-                .iter()
-                .zip(&before.others)
-                .all(|(now, before)| Arc::ptr_eq(now, before));
-        if is_same && !others.is_empty() {
-            return;
-        }
-        before.stop.trigger();
-        if others.is_empty() {
-            self.routes.store(Arc::new(no_routes(self.clock)));
-            return;
-        }
-        let regions: Vec<u32> = (0..=others.len() as u32).collect();
-        let config = FailoverConfig {
-            // Own absence is looked up anew by each request, so that questions to other regions
-            // about what is absent here stay within their limit.
-            missing_limit: 0,
-            ..FailoverConfig::default()
-        };
-        let machine = Failover::new(config, &regions, rand::random());
-        let names = core::iter::once("the storage of this region".to_owned())
-            .chain(
-                others
-                    .iter()
-                    .map(|other| format!("region {}", other.region())),
-            )
-            .collect();
-        let routes = Arc::new(Routes {
-            failover: Sources::new(machine, names, self.clock),
-            others,
-            stop: self.shutdown.child(),
-        });
-        self.routes.store(Arc::clone(&routes));
-        self.spawn_probes(&routes);
-        self.spawn_followers(&routes, &before);
-        self.watch_outages(routes);
-    }
-
-    fn spawn_probes(self: &Arc<Self>, routes: &Arc<Routes>) {
-        let failover = routes.failover.clone();
-        let (regional, routes) = (Arc::clone(self), Arc::clone(routes));
-        let stop = routes.stop.clone();
-        self.shutdown.spawn(async move {
-            let probe = |source: SourceId| {
-                let (regional, routes) = (Arc::clone(&regional), Arc::clone(&routes));
-                async move { regional.probe(&routes, source).await }
-            };
-            failover.run_probes(probe, stop).await;
-        });
-    }
-
-    /// Whether a source can serve.
-    async fn probe(&self, routes: &Routes, source: SourceId) -> Result<(), String> {
-        let Some(other) = routes.other(source) else {
-            let probed = self.registry.probe_storage().await;
-            return probed.map_err(|error| error.to_string());
-        };
-        let state = other.state().await.map_err(|error| error.to_string())?;
-        match state.standing {
-            StorageStanding::Usable => Ok(()),
-            StorageStanding::Out => Err("its storage is out".to_owned()),
-        }
-    }
-
-    fn spawn_followers(self: &Arc<Self>, routes: &Routes, before: &Routes) {
-        for source in &routes.others {
-            if before.others.iter().any(|known| Arc::ptr_eq(known, source)) {
-                continue;
-            }
-            let region = source.region();
-            let sweeper = Sweeper::new(
-                Arc::clone(&self.replicator),
-                Arc::clone(&self.members),
-                region,
-                self.config.sweeps,
-            );
-            let follower = Follower::new(
-                Arc::clone(&self.replicator),
-                Arc::clone(&self.members),
-                Arc::clone(&self.routes),
-                Arc::clone(source),
-                sweeper,
-                self.config.horizon,
-            );
-            let storage = Arc::clone(self.registry.storage());
-            let lease = Lease::new(storage, self.clock, &format!("follow-{region}"));
-            let stop = self.shutdown.clone();
-            self.shutdown.spawn(follower.run(lease, stop));
-        }
-    }
-
-    /// From each outage of the own storage on, tags count as owed for a while.
-    fn watch_outages(self: &Arc<Self>, routes: Arc<Routes>) {
-        let regional = Arc::clone(self);
-        let mut changes = routes.failover.changes();
-        self.shutdown.spawn(async move {
-            loop {
-                tokio::select! {
-                    () = routes.stop.wait() => return,
-                    changed = changes.changed() => if changed.is_err() { return },
-                }
-                if routes.is_own_out() {
-                    let now = regional.clock.now();
-                    regional.freshest.begin(now, regional.registry.unix_nanos());
-                    let last = regional.last_out.lock();
-                    *last.unwrap_or_else(PoisonError::into_inner) = Some(now);
-                }
-            }
-        });
     }
 
     /// Ends the time in which tags are read from all regions, once they owe nothing from it.

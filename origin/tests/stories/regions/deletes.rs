@@ -53,8 +53,8 @@ async fn delete_of_what_another_region_owes_copies_nothing() {
     }
 }
 
-/// F15: the storage that has a tag is out, and nobody else has heard of the tag. That is no reason to
-/// say that it does not exist.
+/// F15: the storage that has a tag is out, and no other region has heard of the tag. That is no
+/// reason to say that it does not exist.
 #[tokio::test]
 async fn forwarded_delete_is_undecided_while_its_region_is_silent() {
     let regions = Regions::start(2, |_, _| {}).await;
