@@ -74,11 +74,14 @@ impl TwoRegions {
 
     /// The text of a policy with both regions and these rules.
     pub(crate) fn policy(&self, rules: &str) -> String {
-        let entry = |(region, address): (&&str, &SocketAddr)| {
-            format!("[[region]]\nname = \"{region}\"\nurl = \"https://{address}\"\n")
-        };
-        let regions: String = REGIONS.iter().zip(&self.addresses).map(entry).collect();
+        let regions: String = [0, 1].map(|region| self.policy_entry(region)).concat();
         regions + rules
+    }
+
+    /// The entry of a region in a policy.
+    pub(crate) fn policy_entry(&self, region: usize) -> String {
+        let (name, url) = (REGIONS[region], self.url(region));
+        format!("[[region]]\nname = \"{name}\"\nurl = \"{url}\"\n")
     }
 
     /// Sets the policy of a file in a region's storage.
