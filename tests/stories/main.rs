@@ -20,6 +20,7 @@ mod origin_policy;
 mod origin_regions;
 mod push_clients;
 mod pushes_in_outages;
+mod region_joins;
 mod region_loss;
 mod region_outages;
 mod runtimes_in_outages;

@@ -45,6 +45,21 @@ impl TwoRegions {
     }
 
     fn new(servers: Option<[S3; 2]>, rules: &str) -> Self {
+        let regions = Self::without_policies(servers);
+        std::fs::write(regions.path("policy.toml"), regions.policy(rules)).unwrap();
+        for region in [0, 1] {
+            drop(regions.start_origin(region, &[]));
+            regions.set_policy(region, &regions.path("policy.toml"));
+        }
+        regions
+    }
+
+    /// Sets up two single regions on directories, which do not know each other.
+    pub(crate) fn single_on_directories() -> Self {
+        Self::without_policies(None)
+    }
+
+    fn without_policies(servers: Option<[S3; 2]>) -> Self {
         let regions = Self {
             dir: tempfile::tempdir().unwrap(),
             addresses: free_addresses(),
@@ -55,8 +70,7 @@ impl TwoRegions {
         regions.must(&["pki", "init", "--dir", &pki, "--region", "eu-1"]);
         regions.must(&["pki", "issue", "--dir", &pki, "--origin", "us-1"]);
         regions.must(&["pki", "issue", "--dir", &pki, "--peer", PEER]);
-        std::fs::write(regions.path("policy.toml"), regions.policy(rules)).unwrap();
-        for (number, region) in REGIONS.iter().enumerate() {
+        for region in REGIONS {
             // Each region's certificate is for the same host here, so it has a folder of its own.
             let own = regions.path(&format!("pki-{region}"));
             tools::run(Path::new("cp"), ["-r", &pki, &own]).unwrap();
@@ -65,9 +79,6 @@ impl TwoRegions {
             if regions.servers.is_none() {
                 std::fs::create_dir(regions.path(region)).unwrap();
             }
-            drop(regions.start_origin(number, &[]));
-            let file = regions.path("policy.toml");
-            regions.set_policy(number, &file);
         }
         regions
     }
@@ -257,11 +268,19 @@ impl TwoRegions {
     /// # Errors
     /// If it fails, with its output.
     pub(crate) fn check(&self, flags: &[&str]) -> Result<String, String> {
-        let storage = self.storage(0);
-        let mut command = self.command(0);
+        self.check_as(0, flags)
+    }
+
+    /// Runs `flotilla origin check --regions` as a region.
+    ///
+    /// # Errors
+    /// If it fails, with its output.
+    pub(crate) fn check_as(&self, region: usize, flags: &[&str]) -> Result<String, String> {
+        let storage = self.storage(region);
+        let mut command = self.command(region);
         command
             .args(["origin", "check", "--storage", &storage, "--regions"])
-            .args(self.tls(0))
+            .args(self.tls(region))
             .args(flags);
         tools::output(&mut command)
     }
