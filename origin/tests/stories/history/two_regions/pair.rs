@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use flotilla_origin::check::check;
-use flotilla_origin::storage::{self, Prefix, Storage};
+use flotilla_origin::storage::{self, Key, PAGE_LEN, Prefix, Storage};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use tokio::time::timeout_at;
@@ -24,8 +24,6 @@ use crate::support::Registry;
 
 /// Within this time after the last disturbance both regions have the same values.
 const CONVERGENCE_LIMIT: Duration = Duration::from_secs(30);
-/// Keys compared at most.
-const MAX_KEYS: usize = 10_000;
 
 /// The regions.
 pub(super) struct RegionPair {
@@ -184,10 +182,8 @@ impl RegionPair {
     /// Deletes all journal entries of a region.
     pub(super) async fn lose_journal(&self, region: usize) {
         let storage = &self.storages[region];
-        let journal = Prefix::new("journal/").unwrap();
-        let page = storage.list(&journal, None, MAX_KEYS).await.unwrap();
-        for entry in page.entries {
-            storage.delete(&entry.key).await.unwrap();
+        for key in keys(&**storage, "journal/").await {
+            storage.delete(&key).await.unwrap();
         }
     }
 
@@ -208,15 +204,26 @@ async fn pause(rng: &mut impl Rng, millis: core::ops::Range<u64>) {
     tokio::time::sleep(Duration::from_millis(rng.random_range(millis))).await;
 }
 
+/// All keys of a storage under a prefix.
+async fn keys(storage: &dyn Storage, prefix: &str) -> Vec<Key> {
+    let prefix = Prefix::new(prefix).unwrap();
+    let mut keys: Vec<Key> = Vec::new();
+    loop {
+        let page = storage.list(&prefix, keys.last(), PAGE_LEN).await.unwrap();
+        keys.extend(page.entries.into_iter().map(|entry| entry.key));
+        if !page.more {
+            return keys;
+        }
+    }
+}
+
 /// The tags and manifests of a region, and its live referrers.
 async fn values(storage: &dyn Storage) -> BTreeMap<String, Stored> {
     let mut values = BTreeMap::new();
     for prefix in ["rm/", "tag/", "ref/"] {
-        let prefix = Prefix::new(prefix).unwrap();
-        let page = storage.list(&prefix, None, MAX_KEYS).await.unwrap();
-        for entry in page.entries {
-            let object = storage.read(&entry.key).await.unwrap().unwrap();
-            let key = entry.key.to_string();
+        for key in keys(storage, prefix).await {
+            let object = storage.read(&key).await.unwrap().unwrap();
+            let key = key.to_string();
             let value = decode(&key, &object.body);
             values.insert(key, value);
         }
