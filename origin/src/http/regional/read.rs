@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use flotilla_common::digest::Digest;
-use flotilla_common::failover::{ContentKey, Need, SourceId};
+use flotilla_common::failover::{ContentKey, Need, SourceId, Standing};
 use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_common::wire::origin::CLOSURE_PATH;
 use flotilla_common::wire::region::FactKey;
@@ -48,7 +48,9 @@ pub(in crate::http) async fn by_digest(
 ) -> HandlerResult {
     let routes = regional.routes();
     let key = FactKey::Manifest(repository.clone(), *digest);
-    if regional.ahead().is_deleted(&key, routes.is_own_out()).await {
+    // A storage that returns in steps may have a later push of another replica.
+    let is_own_out = routes.own_standing() == Standing::Out;
+    if regional.ahead().is_deleted(&key, is_own_out).await {
         return Err(RegistryError::ManifestUnknown.into());
     }
     if routes.is_own_out()

@@ -16,6 +16,7 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
+use flotilla_common::failover::Standing;
 use flotilla_common::name::{Reference, RepositoryName, Tag};
 use flotilla_common::wire::region::{FactHead, FactKey};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -143,7 +144,7 @@ impl TagRead<'_> {
     /// Whether a forwarded change deleted the manifest that the tag names.
     async fn is_deleted(&self, digest: Digest) -> bool {
         let key = FactKey::Manifest(self.repository.clone(), digest);
-        let is_own_out = self.routes.is_own_out();
+        let is_own_out = self.routes.own_standing() == Standing::Out;
         self.regional.ahead().is_deleted(&key, is_own_out).await
     }
 
