@@ -1,14 +1,16 @@
 //! Checks of upload logs, from their first entry to their last, and of segments that no entry
 //! names.
 
+use core::pin::pin;
 use std::collections::BTreeMap;
 
 use flotilla_common::codec;
+use futures_util::TryStreamExt;
 
 use super::{Checker, FOREIGN_KEY, Problems};
 use crate::layout;
 use crate::record::{BlobRecord, Segment, TableLocation};
-use crate::storage::{Key, PAGE_LEN, StorageError};
+use crate::storage::{Key, StorageError, entries};
 use crate::upload::id::Generation;
 use crate::upload::log::{LogState, UploadLog};
 use crate::upload::log_entry::{EntryKind, LogEntry};
@@ -90,45 +92,32 @@ impl Checker {
         &self,
         upload: &Generation,
     ) -> Result<BTreeMap<u128, u64>, StorageError> {
-        let prefix = layout::segments(upload);
         let mut sizes = BTreeMap::new();
-        let mut after = None;
-        loop {
-            let page = self.storage.list(&prefix, after.as_ref(), PAGE_LEN).await?;
-            sizes.extend(page.entries.iter().filter_map(|entry| {
-                let nonce = u128::from_str_radix(entry.key.last_segment(), 16).ok()?;
-                Some((nonce, entry.size))
-            }));
-            if !page.more {
-                return Ok(sizes);
+        let mut listed = pin!(entries(&*self.storage, layout::segments(upload), None));
+        while let Some(entry) = listed.try_next().await? {
+            if let Ok(nonce) = u128::from_str_radix(entry.key.last_segment(), 16) {
+                sizes.insert(nonce, entry.size);
             }
-            after = page.entries.into_iter().next_back().map(|entry| entry.key);
         }
+        Ok(sizes)
     }
 
     async fn replay_log(&self, upload: &Generation) -> Result<LogReplay, StorageError> {
-        let prefix = layout::log_entries(upload);
         let mut replay = LogReplay::default();
-        let mut after = None;
-        loop {
-            let page = self.storage.list(&prefix, after.as_ref(), PAGE_LEN).await?;
-            for entry in &page.entries {
-                let Some(object) = self.storage.read(&entry.key).await? else {
-                    continue;
-                };
-                let offset = offset_of(&entry.key);
-                let applied = match (offset, codec::decode::<LogEntry>(&object.body)) {
-                    (Some(offset), Ok(entry)) => replay.apply(offset, entry).map_err(str::to_owned),
-                    (None, _) => Err(FOREIGN_KEY.to_owned()),
-                    (_, Err(error)) => Err(format!("{}: {error}", entry.key)),
-                };
-                replay.problems.extend(applied.err());
-            }
-            if !page.more {
-                return Ok(replay);
-            }
-            after = page.entries.into_iter().next_back().map(|entry| entry.key);
+        let mut listed = pin!(entries(&*self.storage, layout::log_entries(upload), None));
+        while let Some(entry) = listed.try_next().await? {
+            let Some(object) = self.storage.read(&entry.key).await? else {
+                continue;
+            };
+            let offset = offset_of(&entry.key);
+            let applied = match (offset, codec::decode::<LogEntry>(&object.body)) {
+                (Some(offset), Ok(entry)) => replay.apply(offset, entry).map_err(str::to_owned),
+                (None, _) => Err(FOREIGN_KEY.to_owned()),
+                (_, Err(error)) => Err(format!("{}: {error}", entry.key)),
+            };
+            replay.problems.extend(applied.err());
         }
+        Ok(replay)
     }
 
     /// Checks the upload whose first log entry is `key`.

@@ -1,13 +1,14 @@
 //! Whether an origin uses a storage.
 
+use core::pin::pin;
 use core::time::Duration;
 use std::collections::HashMap;
 
 use futures_util::TryStreamExt;
 
-use super::{RepairError, entries};
+use super::RepairError;
 use crate::layout;
-use crate::storage::{Key, Storage, Version};
+use crate::storage::{Key, Storage, Version, entries};
 
 /// Longer than the time from one renewal of a lease to the next, and a slow call of the storage.
 const LOOK_FOR: Duration = Duration::from_secs(15);
@@ -33,9 +34,9 @@ pub async fn wait_until_unused(storage: &dyn Storage) -> Result<(), RepairError>
 }
 
 async fn leases(storage: &dyn Storage) -> Result<HashMap<Key, Version>, RepairError> {
-    let listed: Vec<_> = entries(storage, layout::leases()).try_collect().await?;
     let mut leases = HashMap::new();
-    for entry in listed {
+    let mut listed = pin!(entries(storage, layout::leases(), None));
+    while let Some(entry) = listed.try_next().await? {
         if let Some(object) = storage.read(&entry.key).await? {
             leases.insert(entry.key, object.version);
         }

@@ -11,12 +11,11 @@ mod restamp;
 
 use flotilla_common::name::RegionName;
 use flotilla_common::storage_id::StorageId;
-use futures_util::{Stream, TryStreamExt, stream};
 
 use crate::format::FormatError;
 use crate::layout;
 use crate::policy::{self, Policy, PolicyError};
-use crate::storage::{Entry, PAGE_LEN, Prefix, Storage, StorageError};
+use crate::storage::{Storage, StorageError};
 
 pub use in_use::wait_until_unused;
 pub use renew::{Renewed, Renewing, StorageIds, renew, storage_ids};
@@ -99,27 +98,6 @@ async fn read_policy(storage: &dyn Storage, own: &RegionName) -> Result<Policy, 
         });
     }
     Ok(policy)
-}
-
-/// All entries under a prefix, page by page.
-fn entries<'s>(
-    storage: &'s dyn Storage,
-    prefix: Prefix,
-) -> impl Stream<Item = Result<Entry, StorageError>> + 's {
-    let pages = stream::try_unfold(
-        (prefix, None, true),
-        move |(prefix, after, more)| async move {
-            if !more {
-                return Ok(None);
-            }
-            let page = storage.list(&prefix, after.as_ref(), PAGE_LEN).await?;
-            let last = page.entries.last().map(|entry| entry.key.clone());
-            let more = page.more && last.is_some();
-            let entries = stream::iter(page.entries.into_iter().map(Ok));
-            Ok::<_, StorageError>(Some((entries, (prefix, last.or(after), more))))
-        },
-    );
-    pages.try_flatten()
 }
 
 #[cfg(test)]

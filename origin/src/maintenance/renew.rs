@@ -22,14 +22,14 @@ use flotilla_common::wire::region::FactKind;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
-use super::{RepairError, entries, read_policy};
+use super::{RepairError, read_policy};
 use crate::format::{self, FormatError, StorageIdentity};
 use crate::layout;
 use crate::policy::Policy;
 use crate::record::SweepState;
 use crate::regions::sweep::{region_records, write_region};
 use crate::regions::sweep_state::SweepTimes;
-use crate::storage::{Key, PAGE_LEN, Prefix, Storage};
+use crate::storage::{Key, PAGE_LEN, Prefix, Storage, entries};
 
 /// Objects removed concurrently.
 const REMOVED_AT_ONCE: usize = 16;
@@ -52,7 +52,7 @@ pub struct Renewing {
     pub dry_run: bool,
 }
 
-/// What was renewed, or would be.
+/// The outcome of [`renew`]; with `dry_run`, of what it would do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Renewed {
     /// The id of the storage: the new one, or the present one if nothing was written.
@@ -96,7 +96,7 @@ pub async fn storage_ids(storage: &dyn Storage) -> Result<StorageIds, RepairErro
 /// Gives a storage another id, and prepares it for the return among other regions.
 ///
 /// # Errors
-/// [`RepairError`]. What was done stays; the same call does the rest.
+/// [`RepairError`]. Completed steps stay; a repeated call does the remaining ones.
 pub async fn renew(storage: Arc<dyn Storage>, asked: &Renewing) -> Result<Renewed, RepairError> {
     let identity = format::read_identity(&*storage).await?;
     let mut done = Renewed {
@@ -192,7 +192,7 @@ async fn remove(
     chosen: impl Fn(&Key) -> bool,
 ) -> Result<(u64, u64), RepairError> {
     let (mut removed, mut kept) = (0, 0);
-    let listed = entries(storage, prefix);
+    let listed = entries(storage, prefix, None);
     let mut batches = core::pin::pin!(listed.try_chunks(PAGE_LEN));
     while let Some(batch) = batches.try_next().await.map_err(|error| error.1)? {
         let (gone, stays): (Vec<_>, Vec<_>) =

@@ -16,6 +16,7 @@
 //! that the writer saw may itself lie in the future, and would never be reached. The old entries
 //! stay until the end, because they say above which stamp a value must stay.
 
+use core::pin::pin;
 use core::time::Duration;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use flotilla_common::wire::region::{EntryId, FactKey, FactKind};
 use futures_util::TryStreamExt;
 use serde::Serialize;
 
-use super::{RepairError, entries, read_policy};
+use super::{RepairError, read_policy};
 use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{
@@ -36,7 +37,7 @@ use crate::record::{
 use crate::regions::sweep::{region_records, write_region};
 use crate::regions::sweep_state::SweepTimes;
 use crate::registry::MAX_AHEAD;
-use crate::storage::{Key, Object, PAGE_LEN, Prefix, Storage, StorageError};
+use crate::storage::{Key, Object, Prefix, Storage, StorageError, entries};
 
 /// Keys that a report names.
 pub const MAX_SHOWN: usize = 1_000;
@@ -57,7 +58,7 @@ pub struct Restamping {
     pub dry_run: bool,
 }
 
-/// What was restamped, or would be.
+/// The outcome of [`restamp`]; with `dry_run`, of what it would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Restamped {
     /// Manifests, deleted ones included.
@@ -95,7 +96,7 @@ pub struct RestampedKey {
 /// Gives everything that is stamped in the future the time at which it was written.
 ///
 /// # Errors
-/// [`RepairError`]. What was done stays; the same call does the rest.
+/// [`RepairError`]. Completed steps stay; a repeated call does the remaining ones.
 pub async fn restamp(
     storage: Arc<dyn Storage>,
     asked: &Restamping,
@@ -161,26 +162,19 @@ impl Job {
             .filter_map(|(key, ..)| key.last_segment().parse().ok());
         regions.extend(known);
         for region in regions {
-            let mut after = layout::journal_entry(
-                &region,
-                EntryId {
-                    created: self.bound,
-                    nonce: u128::MAX,
-                },
-            );
-            loop {
-                let prefix = layout::journal(&region);
-                let page = self.storage.list(&prefix, Some(&after), PAGE_LEN).await?;
-                for entry in &page.entries {
-                    if let Some(object) = self.storage.read(&entry.key).await? {
-                        let record: JournalRecord = decode(&entry.key, &object.body)?;
-                        self.note_seen(&record);
-                        found.push((region.clone(), entry.key.clone(), record));
-                    }
-                }
-                match page.entries.into_iter().last() {
-                    Some(last) if page.more => after = last.key,
-                    _ => break,
+            let after = EntryId {
+                created: self.bound,
+                nonce: u128::MAX,
+            };
+            let after = layout::journal_entry(&region, after);
+            let storage = Arc::clone(&self.storage);
+            let listed = entries(&*storage, layout::journal(&region), Some(after));
+            let mut listed = pin!(listed);
+            while let Some(entry) = listed.try_next().await? {
+                if let Some(object) = storage.read(&entry.key).await? {
+                    let record: JournalRecord = decode(&entry.key, &object.body)?;
+                    self.note_seen(&record);
+                    found.push((region.clone(), entry.key, record));
                 }
             }
         }
@@ -206,7 +200,7 @@ impl Job {
         mut each: impl AsyncFnMut(&mut Self, Ahead<R>) -> Result<(), RepairError>,
     ) -> Result<(), RepairError> {
         let storage = Arc::clone(&self.storage);
-        let reads = entries(&*storage, prefix).map_ok(|entry| {
+        let reads = entries(&*storage, prefix, None).map_ok(|entry| {
             let storage = Arc::clone(&storage);
             async move {
                 let object = storage.read(&entry.key).await?;
@@ -225,7 +219,7 @@ impl Job {
                 )))
             }
         });
-        let mut reads = core::pin::pin!(reads.try_buffered(READS_AT_ONCE));
+        let mut reads = pin!(reads.try_buffered(READS_AT_ONCE));
         while let Some(found) = reads.try_next().await? {
             let Some((ahead, clock)) = found else {
                 continue;

@@ -1,11 +1,12 @@
 //! Sweeps: a region walks all keys of another one and merges each. The state is stored, so that a
 //! sweep goes on where it was after a crash.
 
+use core::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use flotilla_common::storage_id::StorageId;
 use flotilla_common::wire::region::{Fact, FactKey, FactKind, MAX_FACTS, MAX_KEYS, RegionState};
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::entry::EntryError;
 use super::members::{Members, RegionPolicy};
@@ -17,7 +18,7 @@ use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{RegionRecord, SweepState, decode, encode};
 use crate::registry::{MergeReason, RegistryError};
-use crate::storage::{Key, Object, PAGE_LEN, Storage, StorageError};
+use crate::storage::{Key, Object, Storage, StorageError, entries};
 
 /// Keys merged concurrently.
 const KEYS_AT_ONCE: usize = 16;
@@ -324,21 +325,15 @@ impl Sweeper {
 pub(crate) async fn region_records(
     storage: &dyn Storage,
 ) -> Result<Vec<(Key, Object, RegionRecord)>, StorageError> {
-    let prefix = layout::regions();
-    let (mut records, mut after) = (Vec::new(), None);
-    loop {
-        let page = storage.list(&prefix, after.as_ref(), PAGE_LEN).await?;
-        for entry in &page.entries {
-            if let Some(object) = storage.read(&entry.key).await? {
-                let record = decode(&entry.key, &object.body)?;
-                records.push((entry.key.clone(), object, record));
-            }
-        }
-        after = page.entries.into_iter().last().map(|entry| entry.key);
-        if !page.more || after.is_none() {
-            return Ok(records);
+    let mut records = Vec::new();
+    let mut listed = pin!(entries(storage, layout::regions(), None));
+    while let Some(entry) = listed.try_next().await? {
+        if let Some(object) = storage.read(&entry.key).await? {
+            let record = decode(&entry.key, &object.body)?;
+            records.push((entry.key, object, record));
         }
     }
+    Ok(records)
 }
 
 /// Writes what is known of a region, in place of what was `seen`.

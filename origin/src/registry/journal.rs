@@ -20,7 +20,7 @@ use crate::conditional_write::WriteOutcome;
 use crate::layout;
 use crate::nonce::nonce;
 use crate::record::{JournalRecord, TrimMark, decode, encode};
-use crate::storage::{Key, Object, PAGE_LEN, StorageError};
+use crate::storage::{Key, Object, PAGE_LEN, StorageError, entries};
 
 /// Entries read or deleted concurrently.
 const CALLS_AT_ONCE: usize = 16;
@@ -205,16 +205,9 @@ impl Registry {
 
     /// The number of entries that are owed to a region.
     async fn count_entries(&self, region: &RegionName) -> Result<usize, RegistryError> {
-        let prefix = layout::journal(region);
-        let (mut number, mut after) = (0, None);
-        loop {
-            let page = self.storage.list(&prefix, after.as_ref(), PAGE_LEN).await?;
-            number += page.entries.len();
-            after = page.entries.into_iter().last().map(|entry| entry.key);
-            if !page.more || after.is_none() {
-                return Ok(number);
-            }
-        }
+        let entries = entries(&*self.storage, layout::journal(region), None);
+        let count = entries.try_fold(0, async |number, _| Ok(number + 1));
+        Ok(count.await?)
     }
 
     /// The regions to which entries are owed, also those that the policy no longer lists.
