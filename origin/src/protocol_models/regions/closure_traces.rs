@@ -10,7 +10,7 @@ use tokio::time::advance;
 use super::super::blob_collection::{push, repository};
 use super::super::explorer::{Explored, Scenario, explore};
 use super::super::storage_model::{Faults, ModelStorage};
-use super::follower::{Age, Follower, Follows, settle};
+use super::follower::{Age, Follower, Follows, settle, settling};
 use super::properties::{
     Requests, is_whole, manifest_state, referrer_agrees, regions_are_equal, tags_are_whole,
 };
@@ -77,13 +77,9 @@ async fn explore_dying_blob(follows: Follows) -> Explored {
         let follow = async move {
             follower.follow(Age::Young).await;
         };
-        let settling = model.clone();
         Scenario {
             actors: vec![Box::pin(follow), Box::pin(time)],
-            settle: Some(Box::pin(async move {
-                settle(&settling, BOTH, Follows::Shipped).await;
-                Ok(())
-            })),
+            settle: settling(&model, BOTH, Follows::Shipped),
             check: Box::new(move |model| requests.are_kept(model, BOTH)),
         }
     };
@@ -252,13 +248,9 @@ async fn explore_refused_push(refuses: Refuses, private: &'static [&'static str]
         let follow = async move {
             follower.follow(Age::Young).await;
         };
-        let settling = model.clone();
         Scenario {
             actors: vec![Box::pin(write), Box::pin(time), Box::pin(follow)],
-            settle: Some(Box::pin(async move {
-                settle(&settling, BOTH, Follows::Shipped).await;
-                Ok(())
-            })),
+            settle: settling(&model, BOTH, Follows::Shipped),
             check: Box::new(move |model| {
                 requests.are_kept(model, BOTH)?;
                 is_whole(model, Region::A, &Digest::sha256(&image()))?;
@@ -342,13 +334,9 @@ async fn explore_rescue(loses: Loses) -> Explored {
         let follow = async move {
             follower.follow(Age::Young).await;
         };
-        let settling = model.clone();
         Scenario {
             actors: vec![Box::pin(client), Box::pin(rescue), Box::pin(follow)],
-            settle: Some(Box::pin(async move {
-                settle(&settling, BOTH, Follows::Shipped).await;
-                Ok(())
-            })),
+            settle: settling(&model, BOTH, Follows::Shipped),
             check: Box::new(move |model| requests.are_kept(model, BOTH)),
         }
     };

@@ -9,6 +9,7 @@ use flotilla_common::name::{Reference, RegionName, RepositoryName};
 use flotilla_common::wire::region::{Fact, FactHead, FactKey, FactKind, OwedEntry};
 use flotilla_runtime::rate::Limiter;
 
+use super::super::explorer::Settle;
 use super::super::storage_model::ModelStorage;
 use super::world::{Region, owed_to};
 use crate::layout;
@@ -384,6 +385,19 @@ impl Follower {
             }
         }
     }
+}
+
+/// [`settle`], as the step of a scenario between its actors and its check.
+pub(super) fn settling(
+    model: &ModelStorage,
+    regions: &'static [Region],
+    follows: Follows,
+) -> Option<Settle> {
+    let model = model.clone();
+    Some(Box::pin(async move {
+        settle(&model, regions, follows).await;
+        Ok(())
+    }))
 }
 
 /// Follows in all directions until nothing can be in flight any more, through new replicas.

@@ -10,7 +10,7 @@ use tokio::time::advance;
 
 use super::super::explorer::{Explored, Scenario, explore};
 use super::super::storage_model::{Faults, ModelStorage};
-use super::follower::{Age, Follower, Follows, settle};
+use super::follower::{Age, Follower, Follows, settle, settling};
 use super::properties::{Requests, differences_are_owed, owed, regions_are_equal, tags_are_whole};
 use super::world::{Region, index, manifest_key, owed_to, put, tag, tag_key};
 use crate::config::Limits;
@@ -209,13 +209,9 @@ async fn explore_two_tags(follows: Follows) -> Explored {
             let _ = put(&registry, &index(1), &tags, &owed_to(&[Region::B])).await;
         };
         let crashing = model.clone();
-        let settling = model.clone();
         Scenario {
             actors: vec![Box::pin(async move { crashing.until_crash(write).await })],
-            settle: Some(Box::pin(async move {
-                settle(&settling, &[Region::A, Region::B], follows).await;
-                Ok(())
-            })),
+            settle: settling(&model, &[Region::A, Region::B], follows),
             check: Box::new(move |model| {
                 if !owed(model, Region::A, Region::B).is_empty() {
                     return Err("an entry is never dropped".to_owned());

@@ -10,8 +10,8 @@ use tokio::time::advance;
 use super::super::blob_collection::repository;
 use super::super::explorer::{Explored, Scenario, explore};
 use super::super::storage_model::{Faults, ModelStorage};
-use super::follower::{Age, Follower, Follows, settle};
-use super::properties::{Requests, held, owed, regions_are_equal, tags_are_whole};
+use super::follower::{Age, Follower, Follows, settling};
+use super::properties::{Requests, agreed, held, owed, regions_are_equal, tags_are_whole};
 use super::world::{Region, delete_manifest, delete_tag, index, owed_to, put, tag, tag_key};
 use crate::regions::entry::EntryOutcome;
 use crate::regions::source::Unreachable;
@@ -42,17 +42,10 @@ async fn explore_concurrent_move(follows: Follows) -> Explored {
         let follow = async move {
             follower.follow(Age::Young).await;
         };
-        let settling = model.clone();
         Scenario {
             actors: vec![Box::pin(client), Box::pin(follow)],
-            settle: Some(Box::pin(async move {
-                settle(&settling, BOTH, Follows::Shipped).await;
-                Ok(())
-            })),
-            check: Box::new(move |model| {
-                requests.are_kept(model, BOTH)?;
-                regions_are_equal(model, BOTH)
-            }),
+            settle: settling(&model, BOTH, Follows::Shipped),
+            check: agreed(requests, BOTH),
         }
     };
     explore(Faults::NONE, scenario).await
@@ -90,17 +83,10 @@ async fn explore_two_followers(follows: Follows) -> Explored {
         let [first, second] = followers.map(|follower| async move {
             follower.follow(Age::Young).await;
         });
-        let settling = model.clone();
         Scenario {
             actors: vec![Box::pin(client), Box::pin(first), Box::pin(second)],
-            settle: Some(Box::pin(async move {
-                settle(&settling, BOTH, Follows::Shipped).await;
-                Ok(())
-            })),
-            check: Box::new(move |model| {
-                requests.are_kept(model, BOTH)?;
-                regions_are_equal(model, BOTH)
-            }),
+            settle: settling(&model, BOTH, Follows::Shipped),
+            check: agreed(requests, BOTH),
         }
     };
     explore(Faults::NONE, scenario).await
@@ -198,13 +184,9 @@ async fn explore_dangling_tag(follows: Follows) -> Explored {
         let follow = async move {
             follower.follow(Age::Young).await;
         };
-        let settling = model.clone();
         Scenario {
             actors: vec![Box::pin(client), Box::pin(follow)],
-            settle: Some(Box::pin(async move {
-                settle(&settling, BOTH, follows).await;
-                Ok(())
-            })),
+            settle: settling(&model, BOTH, follows),
             check: Box::new(move |model| {
                 if !owed(model, Region::A, Region::B).is_empty() {
                     return Err("an entry is never dropped".to_owned());
@@ -334,17 +316,10 @@ async fn explore_delete_of_owed_tag(is_told: bool) -> Explored {
         let follow = async move {
             follower.follow(Age::Young).await;
         };
-        let settling = model.clone();
         Scenario {
             actors: vec![Box::pin(client), Box::pin(follow)],
-            settle: Some(Box::pin(async move {
-                settle(&settling, BOTH, Follows::Shipped).await;
-                Ok(())
-            })),
-            check: Box::new(move |model| {
-                requests.are_kept(model, BOTH)?;
-                regions_are_equal(model, BOTH)
-            }),
+            settle: settling(&model, BOTH, Follows::Shipped),
+            check: agreed(requests, BOTH),
         }
     };
     explore(Faults::NONE, scenario).await

@@ -9,6 +9,7 @@ use flotilla_common::stamp::Stamp;
 use flotilla_common::wire::region::FactKey;
 
 use super::super::blob_collection::repository;
+use super::super::explorer::Check;
 use super::super::storage_model::ModelStorage;
 use super::world::Region;
 use crate::layout;
@@ -86,6 +87,14 @@ pub(super) fn differences_are_owed(
         }
     }
     Ok(())
+}
+
+/// What was acknowledged is kept, and all regions are equal.
+pub(super) fn agreed(requests: Requests, regions: &'static [Region]) -> Check {
+    Box::new(move |model| {
+        requests.are_kept(model, regions)?;
+        regions_are_equal(model, regions)
+    })
 }
 
 /// All regions have the same stamps and states.

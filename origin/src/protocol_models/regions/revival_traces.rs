@@ -7,8 +7,8 @@ use tokio::time::advance;
 use super::super::blob_collection::push;
 use super::super::explorer::{Explored, Scenario, explore};
 use super::super::storage_model::{Faults, ModelStorage};
-use super::follower::{Age, Follower, Follows, settle};
-use super::properties::{Requests, regions_are_equal, tags_are_whole};
+use super::follower::{Age, Follower, Follows, settle, settling};
+use super::properties::{Requests, agreed, tags_are_whole};
 use super::world::{
     CONFIG, LIVENESS, Region, change_state, delete_manifest, image, index, index_of, kill_blobs,
     manifest_key, owed_to, put, tag, tag_key, warm_replica,
@@ -64,7 +64,6 @@ async fn explore_back_in_time(follows: Follows) -> Explored {
                 follower.follow(Age::Young).await;
             }
         };
-        let settling = model.clone();
         Scenario {
             actors: vec![
                 Box::pin(client),
@@ -72,10 +71,7 @@ async fn explore_back_in_time(follows: Follows) -> Explored {
                 Box::pin(bring),
                 Box::pin(follow),
             ],
-            settle: Some(Box::pin(async move {
-                settle(&settling, BOTH, Follows::Shipped).await;
-                Ok(())
-            })),
+            settle: settling(&model, BOTH, Follows::Shipped),
             check: Box::new(move |model| requests.are_kept(model, BOTH)),
         }
     };
@@ -149,10 +145,7 @@ async fn explore_revival(follows: Follows) -> Explored {
         Scenario {
             actors: vec![Box::pin(async move { crashing.until_crash(follow).await })],
             settle: Some(Box::pin(settling)),
-            check: Box::new(move |model| {
-                requests.are_kept(model, BOTH)?;
-                regions_are_equal(model, BOTH)
-            }),
+            check: agreed(requests, BOTH),
         }
     };
     explore(Faults::NONE, scenario).await
