@@ -11,7 +11,7 @@ use flotilla_origin::maintenance::{
 };
 use flotilla_runtime::clock::Clock;
 
-use super::repair::{open, repair_error};
+use super::repair::{StorageArgs, repair_error};
 use crate::command::{CommandError, block_on, print_outcome};
 
 /// The arguments of `flotilla origin format`.
@@ -39,9 +39,8 @@ enum FormatCommand {
 
 #[derive(Debug, Args)]
 struct ShowArgs {
-    /// The storage, as in the origins' configuration
-    #[arg(long, value_name = "URL", env = "FLOTILLA_STORAGE")]
-    storage: String,
+    #[command(flatten)]
+    storage: StorageArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -49,9 +48,8 @@ struct ShowArgs {
 
 #[derive(Debug, Args)]
 struct RenewArgs {
-    /// The storage, as in the origins' configuration
-    #[arg(long, value_name = "URL", env = "FLOTILLA_STORAGE")]
-    storage: String,
+    #[command(flatten)]
+    storage: StorageArgs,
     /// The region of the storage
     #[arg(long, value_name = "NAME")]
     region: RegionName,
@@ -82,7 +80,7 @@ pub(super) fn run(args: &FormatArgs) -> Result<(), CommandError> {
 }
 
 async fn show(args: &ShowArgs) -> Result<(), CommandError> {
-    let storage = open(&args.storage)?;
+    let storage = args.storage.open()?;
     let ids = storage_ids(&*storage).await;
     let ids = ids.map_err(|error| repair_error("read the id of the storage", &error))?;
     print_outcome(&ids, args.json, render_ids, true)
@@ -90,7 +88,7 @@ async fn show(args: &ShowArgs) -> Result<(), CommandError> {
 
 async fn renew_storage(args: &RenewArgs) -> Result<(), CommandError> {
     let action = "renew the storage";
-    let storage = open(&args.storage)?;
+    let storage = args.storage.open()?;
     if !args.dry_run {
         let unused = wait_until_unused(&*storage).await;
         unused.map_err(|error| repair_error(action, &error))?;

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use flotilla_origin::policy::{self, Policy, StoredPolicy, changes, check_replacement};
 use flotilla_origin::storage::{Storage, missing_credentials};
 
-use super::repair::open;
+use super::repair::{StorageArgs, open};
 use crate::command::{CommandError, block_on, print_json, print_text};
 
 /// The arguments of `flotilla origin policy`.
@@ -37,9 +37,8 @@ enum PolicyCommand {
 
 #[derive(Debug, Args)]
 struct ShowArgs {
-    /// The storage, as in the origins' configuration
-    #[arg(long, value_name = "URL", env = "FLOTILLA_STORAGE")]
-    storage: String,
+    #[command(flatten)]
+    storage: StorageArgs,
     /// Print one JSON object, with all defaults filled in; null if there is no policy
     #[arg(long)]
     json: bool,
@@ -50,9 +49,8 @@ struct SetArgs {
     /// The policy, TOML
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The storage, as in the origins' configuration
-    #[arg(long, value_name = "URL", env = "FLOTILLA_STORAGE")]
-    storage: String,
+    #[command(flatten)]
+    storage: StorageArgs,
 }
 
 #[derive(Debug, Args)]
@@ -81,7 +79,7 @@ pub(super) fn run(args: &PolicyArgs) -> Result<(), CommandError> {
 }
 
 async fn show(args: &ShowArgs) -> Result<(), CommandError> {
-    let storage = open(&args.storage)?;
+    let storage = args.storage.open()?;
     let Some(stored) = read_stored(&*storage).await? else {
         return if args.json {
             print_json(&None::<Policy>)
@@ -99,7 +97,7 @@ async fn show(args: &ShowArgs) -> Result<(), CommandError> {
 
 async fn set(args: &SetArgs) -> Result<(), CommandError> {
     let (text, new) = read_file(&args.file)?;
-    let storage = open(&args.storage)?;
+    let storage = args.storage.open()?;
     let stored = read_stored(&*storage).await?;
     if stored
         .as_ref()

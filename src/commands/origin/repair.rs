@@ -1,12 +1,28 @@
-//! What the commands that repair a storage share.
+//! The storage argument, and the errors of the commands that repair a storage.
 
 use std::sync::Arc;
 
+use clap::Args;
 use flotilla_origin::Limits;
 use flotilla_origin::maintenance::RepairError;
 use flotilla_origin::storage::{self, Storage, TimeoutStorage, missing_credentials};
 
 use crate::command::CommandError;
+
+/// The storage that a command works on.
+#[derive(Debug, Args)]
+pub(super) struct StorageArgs {
+    /// The storage, as in the origins' configuration
+    #[arg(long, value_name = "URL", env = "FLOTILLA_STORAGE")]
+    storage: String,
+}
+
+impl StorageArgs {
+    /// Opens the storage, which must exist.
+    pub(super) fn open(&self) -> Result<Arc<dyn Storage>, CommandError> {
+        open(&self.storage)
+    }
+}
 
 /// Opens a storage that exists.
 pub(super) fn open(url: &str) -> Result<Arc<dyn Storage>, CommandError> {

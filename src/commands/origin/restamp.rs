@@ -8,7 +8,7 @@ use flotilla_common::units::Period;
 use flotilla_origin::maintenance::{Restamped, Restamping, restamp, wait_until_unused};
 use flotilla_runtime::clock::Clock;
 
-use super::repair::{open, repair_error};
+use super::repair::{StorageArgs, repair_error};
 use crate::command::{CommandError, block_on, print_outcome};
 
 /// Keys that the text output lists; `--json` lists up to 1000.
@@ -25,9 +25,8 @@ Examples:
   flotilla origin restamp --storage s3://bucket-eu/prefix --region eu-1 --dry-run
   flotilla origin restamp --storage s3://bucket-eu/prefix --region eu-1")]
 pub(super) struct RestampArgs {
-    /// The storage, as in the origins' configuration
-    #[arg(long, value_name = "URL", env = "FLOTILLA_STORAGE")]
-    storage: String,
+    #[command(flatten)]
+    storage: StorageArgs,
     /// The region of the storage
     #[arg(long, value_name = "NAME")]
     region: RegionName,
@@ -46,7 +45,7 @@ pub(super) struct RestampArgs {
 pub(super) fn run(args: &RestampArgs) -> Result<(), CommandError> {
     block_on(async {
         let action = "restamp the storage";
-        let storage = open(&args.storage)?;
+        let storage = args.storage.open()?;
         let asked = Restamping {
             region: args.region.clone(),
             now: Clock::system().unix_nanos(),
