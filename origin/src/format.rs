@@ -15,7 +15,7 @@ use flotilla_common::storage_id::{StorageId, StorageIdError};
 
 use crate::layout;
 use crate::nonce::random_bytes;
-use crate::storage::{Object, Storage, StorageError};
+use crate::storage::{Storage, StorageError, Version};
 
 /// The version of the key layout and of all encodings.
 const VERSION: u32 = 2;
@@ -202,7 +202,8 @@ pub(crate) struct StorageIdentity {
     pub(crate) replaced: Vec<StorageId>,
     pub(crate) horizon: Duration,
     pub(crate) tombstones: Duration,
-    object: Object,
+    object: FormatObject,
+    version: Version,
 }
 
 /// Reads the identity of a storage, whatever its times are.
@@ -220,7 +221,8 @@ pub(crate) async fn read_identity(storage: &dyn Storage) -> Result<StorageIdenti
         replaced,
         horizon: Duration::from_secs(stored.horizon_s),
         tombstones: Duration::from_secs(stored.tombstones_s),
-        object,
+        object: stored,
+        version: object.version,
     })
 }
 
@@ -234,7 +236,7 @@ pub(crate) async fn renew(
     present: &StorageIdentity,
 ) -> Result<StorageId, FormatError> {
     let storage_id = StorageId::from_bytes(random_bytes());
-    let mut next = parse(&present.object.body)?;
+    let mut next = present.object.clone();
     next.replaced.push(next.storage_id);
     let surplus = next.replaced.len().saturating_sub(MAX_REPLACED);
     next.replaced.drain(..surplus);
@@ -242,9 +244,8 @@ pub(crate) async fn renew(
     next.upload_secret = hex::encode(&random_bytes::<32>());
     let body = serde_json::to_vec_pretty(&next)
         .map_err(|error| FormatError::Malformed(error.to_string()))?;
-    let version = &present.object.version;
     storage
-        .swap(&layout::format(), version, body.into())
+        .swap(&layout::format(), &present.version, body.into())
         .await?;
     Ok(storage_id)
 }
