@@ -138,9 +138,9 @@ pub(super) async fn put(
         Reference::Digest(digest) => *digest,
         Reference::Tag(_) => Digest::sha256(&bytes),
     };
-    let keys = keys_of(repository, manifest_digest, &tags);
+    let keys = keys_of(repository, Some(manifest_digest), &tags);
     let kind = regional::ChangeKind::Push;
-    let rules = regional::change_rules(api, kind, repository, &tags, &keys, request).await?;
+    let rules = regional::change_rules(api, kind, repository, &keys, request).await?;
     let media_type = media_type.as_deref();
     let put = || {
         let registry = &api.registry;
@@ -206,17 +206,13 @@ pub(super) async fn delete(
     reference: &Reference,
     request: &Parts,
 ) -> HandlerResult {
-    let tags = match reference {
-        Reference::Digest(_) => Vec::new(),
-        Reference::Tag(tag) => vec![tag.clone()],
-    };
     let key = match reference {
         Reference::Digest(digest) => FactKey::Manifest(repository.clone(), *digest),
         Reference::Tag(tag) => FactKey::Tag(repository.clone(), tag.clone()),
     };
     let keys = vec![key.clone()];
     let kind = regional::ChangeKind::Delete;
-    let mut rules = regional::change_rules(api, kind, repository, &tags, &keys, request).await?;
+    let mut rules = regional::change_rules(api, kind, repository, &keys, request).await?;
     let read_at = api.clock.now();
     let deleted = api.registry.delete_manifest(repository, reference, &rules);
     let stamp = match (deleted.await, all_regions(api)) {
@@ -241,13 +237,17 @@ pub(super) async fn delete(
     Ok(response)
 }
 
-/// The keys that a push writes.
-fn keys_of(repository: &RepositoryName, digest: Digest, tags: &[Tag]) -> Vec<FactKey> {
+/// The keys of a manifest and of tags.
+pub(super) fn keys_of(
+    repository: &RepositoryName,
+    digest: Option<Digest>,
+    tags: &[Tag],
+) -> Vec<FactKey> {
     let tags = tags
         .iter()
         .map(|tag| FactKey::Tag(repository.clone(), tag.clone()));
-    let manifest = FactKey::Manifest(repository.clone(), digest);
-    core::iter::once(manifest).chain(tags).collect()
+    let manifest = digest.map(|digest| FactKey::Manifest(repository.clone(), digest));
+    manifest.into_iter().chain(tags).collect()
 }
 
 /// Tells the region that forwarded the request how the change was stamped.

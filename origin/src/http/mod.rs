@@ -22,7 +22,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use flotilla_common::name::{Reference, RegionName, RepositoryName};
+use flotilla_common::name::{Reference, RegionName};
 use flotilla_common::time::Time;
 use flotilla_common::wire::origin::{
     API_VERSION, API_VERSION_HEADER, CONTENT_DIGEST_HEADER, OWN_STORAGE_HEADER, OWN_STORAGE_ONLY,
@@ -231,7 +231,7 @@ impl RequestContext {
 
 /// Passes a request to the region that serves it: this one, unless there are others.
 ///
-/// What is seldom or writes to storage is boxed: the task of every request is as large as the
+/// The futures of all requests but pulls are boxed: the task of every request is as large as the
 /// largest future here, and is moved a few times.
 async fn dispatch(api: &Arc<Api>, route: Route, request: Request<Body>) -> HandlerResult {
     let (parts, body) = request.into_parts();
@@ -315,11 +315,7 @@ async fn serve_in_regions(
         }
         _ if is_read(&parts.method) => {
             let answer = serve_own(api, route, parts, body).await;
-            if let Err(error) = &answer
-                && error.cause().is_some()
-            {
-                regional.own_failed(error.describe_cause());
-            }
+            regional::note_failure(regional, &answer);
             answer
         }
         _ => {
@@ -331,6 +327,30 @@ async fn serve_in_regions(
 
 /// Serves a request by this region alone.
 async fn serve_own(api: &Arc<Api>, route: Route, parts: Parts, body: Body) -> HandlerResult {
+    match (&route, &parts.method) {
+        (Route::Blob { repository, digest }, &Method::GET) => {
+            blobs::get(api, repository, digest, &parts).await
+        }
+        (Route::Blob { repository, digest }, &Method::HEAD) => {
+            blobs::head(api, repository, digest, &parts.headers).await
+        }
+        (
+            Route::Manifest {
+                repository,
+                reference,
+            },
+            &(Method::GET | Method::HEAD),
+        ) => manifests::get(api, repository, reference, &parts).await,
+        _ => serve_all_but_pulls(api, route, parts, body).boxed().await,
+    }
+}
+
+async fn serve_all_but_pulls(
+    api: &Arc<Api>,
+    route: Route,
+    parts: Parts,
+    body: Body,
+) -> HandlerResult {
     let method = parts.method.clone();
     let query = parts.uri.query();
     match route {
@@ -343,78 +363,41 @@ async fn serve_own(api: &Arc<Api>, route: Route, parts: Parts, body: Body) -> Ha
         Route::Keys if is_read(&method) => Ok(peers::keys(api)),
         Route::Regions if is_read(&method) => region_list::respond(api, query),
         Route::Closure if method == Method::POST => {
-            let answer = peers::closure(api, parts.extensions.get(), body);
-            answer.boxed().await
+            peers::closure(api, parts.extensions.get(), body).await
         }
-        Route::Region(endpoint) => regions::respond(api, endpoint, &parts, body).boxed().await,
+        Route::Region(endpoint) => regions::respond(api, endpoint, &parts, body).await,
         Route::Blob { repository, digest } => match method {
-            Method::GET => blobs::get(api, &repository, &digest, &parts).await,
-            Method::HEAD => blobs::head(api, &repository, &digest, &parts.headers).await,
-            Method::DELETE => {
-                let deleted = blobs::delete(api, &repository, &digest);
-                deleted.boxed().await
-            }
+            Method::DELETE => blobs::delete(api, &repository, &digest).await,
             _ => Err(not_allowed("GET, HEAD, DELETE")),
         },
         Route::Uploads { repository } => match method {
-            Method::POST => {
-                let begun = uploads::begin(api, &repository, &parts, body);
-                begun.boxed().await
-            }
+            Method::POST => uploads::begin(api, &repository, &parts, body).await,
             _ => Err(not_allowed("POST")),
         },
-        Route::Upload { repository, id } => {
-            let answer = upload(api, &repository, &id, &parts, body);
-            answer.boxed().await
-        }
+        Route::Upload { repository, id } => match method {
+            Method::GET | Method::HEAD => uploads::status(api, &repository, &id, query).await,
+            Method::PATCH => uploads::patch(api, &repository, &id, &parts, body).await,
+            Method::PUT => uploads::put(api, &repository, &id, &parts, body).await,
+            Method::DELETE => uploads::cancel(api, &repository, &id, query).await,
+            _ => Err(not_allowed("GET, PATCH, PUT, DELETE")),
+        },
         Route::Manifest {
             repository,
             reference,
         } => match method {
-            Method::GET | Method::HEAD => {
-                manifests::get(api, &repository, &reference, &parts).await
-            }
-            Method::PUT => {
-                let put = manifests::put(api, &repository, &reference, &parts, body);
-                put.boxed().await
-            }
-            Method::DELETE => {
-                let deleted = manifests::delete(api, &repository, &reference, &parts);
-                deleted.boxed().await
-            }
+            Method::PUT => manifests::put(api, &repository, &reference, &parts, body).await,
+            Method::DELETE => manifests::delete(api, &repository, &reference, &parts).await,
             _ => Err(not_allowed("GET, HEAD, PUT, DELETE")),
         },
         Route::Tags { repository } if is_read(&method) => {
-            let answer = manifests::tags(api, &repository, query);
-            answer.boxed().await
+            manifests::tags(api, &repository, query).await
         }
         Route::Referrers {
             repository,
             subject,
-        } if is_read(&method) => {
-            let answer = manifests::referrers(api, &repository, &subject, query);
-            answer.boxed().await
-        }
+        } if is_read(&method) => manifests::referrers(api, &repository, &subject, query).await,
         Route::Closure => Err(not_allowed("POST")),
         _ => Err(not_allowed("GET, HEAD")),
-    }
-}
-
-/// Serves a request about an upload by this region.
-async fn upload(
-    api: &Arc<Api>,
-    repository: &RepositoryName,
-    id: &str,
-    request: &Parts,
-    body: Body,
-) -> HandlerResult {
-    let query = request.uri.query();
-    match request.method {
-        Method::GET | Method::HEAD => uploads::status(api, repository, id, query).await,
-        Method::PATCH => uploads::patch(api, repository, id, request, body).await,
-        Method::PUT => uploads::put(api, repository, id, request, body).await,
-        Method::DELETE => uploads::cancel(api, repository, id, query).await,
-        _ => Err(not_allowed("GET, PATCH, PUT, DELETE")),
     }
 }
 

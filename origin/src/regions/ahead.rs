@@ -153,7 +153,7 @@ impl AheadOfOwn {
 
     /// Whether a forwarded change deleted a manifest that the own storage may still have. An own
     /// storage that is out is not asked.
-    pub(crate) async fn is_deleted(&self, key: &FactKey, is_own_out: bool) -> bool {
+    pub(super) async fn is_deleted(&self, key: &FactKey, is_own_out: bool) -> bool {
         let is_deleted = |value: AheadValue| value.digest.is_none();
         if !self.known(key).is_some_and(is_deleted) {
             return false;

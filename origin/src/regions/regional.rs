@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use flotilla_common::digest::Digest;
-use flotilla_common::failover::{Input, Need, Outcome};
+use flotilla_common::failover::{Input, Need, Outcome, Standing};
 use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
 use flotilla_common::time::Time;
 use flotilla_common::wire::region::{FactKey, StorageStanding};
@@ -375,6 +375,13 @@ impl Regional {
     /// Values that other regions have and the own storage may not have yet.
     pub(crate) const fn ahead(&self) -> &AheadOfOwn {
         &self.ahead
+    }
+
+    /// Whether a forwarded change deleted a manifest that the own storage may still have.
+    pub(crate) async fn is_deleted_elsewhere(&self, key: &FactKey) -> bool {
+        // A storage that returns in steps may have a later push of another replica.
+        let is_own_out = self.routes.load().own_standing() == Standing::Out;
+        self.ahead.is_deleted(key, is_own_out).await
     }
 
     /// When tags were last compared with other regions.

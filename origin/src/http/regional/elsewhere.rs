@@ -14,7 +14,7 @@ use http::Response;
 use http::request::Parts;
 
 use super::proxy::{ReadError, busy, read_at, unavailable};
-use super::read::{content, count_failure};
+use super::read::{Refusals, content, count_failure};
 use crate::http::error::ApiError;
 use crate::http::route::Route;
 use crate::http::{HandlerResult, is_read};
@@ -104,25 +104,17 @@ fn failure(
     error: Unserved<ReadError>,
     absent: ApiError,
 ) -> ApiError {
-    let errors = match error {
-        Unserved::Final(_, ReadError::Final(error)) => return error,
-        Unserved::Final(..) => Vec::new(),
-        Unserved::Absent(errors) | Unserved::Unavailable(errors) => errors,
+    let refusals = match Refusals::of(routes, error) {
+        Ok(refusals) => refusals,
+        Err(error) => return error,
     };
-    let says_absent = |keeper: &RegionName| {
-        errors.iter().any(|(source, error)| {
-            let region = routes.other(*source).map(|source| source.region());
-            region == Some(keeper) && matches!(error, ReadError::Absent)
-        })
-    };
-    if keepers.iter().all(says_absent) {
+    if keepers
+        .iter()
+        .all(|keeper| refusals.absent.contains(keeper))
+    {
         return absent;
     }
-    let paused = errors.iter().find_map(|(_, error)| match error {
-        ReadError::Busy(status, pause) => Some((*status, *pause)),
-        _ => None,
-    });
-    match paused {
+    match refusals.pause {
         Some((status, pause)) => busy(status, pause),
         None => unavailable(
             "the policy does not keep the repository in this region, and a region that may have it does not answer; repeat the request",

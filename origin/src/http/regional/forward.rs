@@ -12,14 +12,13 @@ use flotilla_common::digest::Digest;
 use flotilla_common::failover::Standing;
 use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
 use flotilla_common::stamp::Stamp;
-use flotilla_common::wire::region::FactKey;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 
 use super::facts::{Authority, authority, cut_off};
 use super::forward_call::{self, head_timeout};
 use super::proxy::{copy_of, end_to_end, unavailable};
-use crate::http::manifests::tags_of;
+use crate::http::manifests::{keys_of, tags_of};
 use crate::http::route::Route;
 use crate::http::{Api, CONTENT_DIGEST, HandlerResult};
 use crate::regions::clock_floor::SenderClocks;
@@ -296,14 +295,11 @@ fn known_clock(regional: &Regional, route: &Route, request: &Parts) -> Option<u6
         return None;
     };
     let tags = tags_of(reference, request.uri.query()).unwrap_or_default();
-    let tags = tags.into_iter();
-    let tags = tags.map(|tag| FactKey::Tag(repository.clone(), tag));
-    let manifest = match reference {
-        Reference::Digest(digest) => Some(FactKey::Manifest(repository.clone(), *digest)),
+    let digest = match reference {
+        Reference::Digest(digest) => Some(*digest),
         Reference::Tag(_) => None,
     };
-    let keys: Vec<_> = tags.chain(manifest).collect();
-    regional.known_clock(&keys)
+    regional.known_clock(&keys_of(repository, digest, &tags))
 }
 
 /// Lets all replicas of this region serve a forwarded change before it is acknowledged.

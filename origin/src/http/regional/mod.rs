@@ -29,7 +29,7 @@ mod tag;
 
 pub(super) use elsewhere::read_elsewhere;
 pub(super) use forward::{STAMP, forward, may_be_forwarded, stamp_text};
-pub(super) use own_change::{change_own, has_blob};
+pub(super) use own_change::{change_own, has_blob, note_failure};
 pub(super) use read::{blob, by_digest, closure, list};
 pub(super) use rules::{
     ChangeKind, OwedValue, acknowledge, announce_blob, bring_references, change_rules,

@@ -57,10 +57,18 @@ pub(in crate::http) async fn change_own(
                 )));
             }
         }
-        Err(error) if error.cause().is_some() => regional.own_failed(error.describe_cause()),
-        Err(_) => {}
+        Err(_) => note_failure(regional, &answer),
     }
     answer
+}
+
+/// Tells the failover machine if the own storage has failed a request.
+pub(in crate::http) fn note_failure(regional: &Regional, answer: &HandlerResult) {
+    if let Err(error) = answer
+        && error.cause().is_some()
+    {
+        regional.own_failed(error.describe_cause());
+    }
 }
 
 /// Answers from the own storage whether there is a blob, so that a push may skip its upload. If the
@@ -74,11 +82,7 @@ pub(in crate::http) async fn has_blob(
     let routes = regional.routes();
     let own = serve_own(api, route.clone(), request.clone(), Body::empty());
     if let Ok(answer) = routes.failover.until_out(OWN, own).await {
-        if let Err(error) = &answer
-            && error.cause().is_some()
-        {
-            regional.own_failed(error.describe_cause());
-        }
+        note_failure(regional, &answer);
         return answer;
     }
     match forward(api, regional, &route, request, Body::empty()).await {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use flotilla_common::digest::Digest;
-use flotilla_common::failover::{ContentKey, Need, SourceId, Standing};
-use flotilla_common::name::{Reference, RepositoryName};
+use flotilla_common::failover::{ContentKey, Need, SourceId};
+use flotilla_common::name::{Reference, RegionName, RepositoryName};
 use flotilla_common::wire::origin::CLOSURE_PATH;
 use flotilla_common::wire::region::FactKey;
 use flotilla_runtime::failover::Unserved;
@@ -48,9 +48,7 @@ pub(in crate::http) async fn by_digest(
 ) -> HandlerResult {
     let routes = regional.routes();
     let key = FactKey::Manifest(repository.clone(), *digest);
-    // A storage that returns in steps may have a later push of another replica.
-    let is_own_out = routes.own_standing() == Standing::Out;
-    if regional.ahead().is_deleted(&key, is_own_out).await {
+    if regional.is_deleted_elsewhere(&key).await {
         return Err(RegistryError::ManifestUnknown.into());
     }
     if routes.is_own_out()
@@ -418,6 +416,47 @@ fn undecided() -> ApiError {
     )
 }
 
+/// Why the sources that were asked did not serve a read.
+#[derive(Default)]
+pub(super) struct Refusals {
+    /// The own storage is sure that it does not have it, and these regions may have it.
+    own: Option<(ApiError, Vec<RegionName>)>,
+    /// A region has no room for the request.
+    pub(super) pause: Option<(StatusCode, Duration)>,
+    /// Regions that do not have it.
+    pub(super) absent: Vec<RegionName>,
+}
+
+impl Refusals {
+    /// # Errors
+    /// The own answer, if it is final.
+    pub(super) fn of(routes: &Routes, error: Unserved<ReadError>) -> Result<Self, ApiError> {
+        let errors = match error {
+            Unserved::Final(_, ReadError::Final(error)) => return Err(error),
+            Unserved::Final(..) => Vec::new(),
+            Unserved::Absent(errors) | Unserved::Unavailable(errors) => errors,
+        };
+        let mut refusals = Self::default();
+        for (source, error) in errors {
+            match error {
+                ReadError::MayBeElsewhere(error, regions) => refusals.own = Some((error, regions)),
+                ReadError::Absent => {
+                    let other = routes.other(source);
+                    refusals.absent.extend(other.map(|it| it.region().clone()));
+                }
+                ReadError::Busy(status, after) => refusals.pause = Some((status, after)),
+                ReadError::Final(_)
+                | ReadError::NotAsked
+                | ReadError::Crowded
+                | ReadError::OwnLost
+                | ReadError::OwnFailed(_)
+                | ReadError::Failed(_) => {}
+            }
+        }
+        Ok(refusals)
+    }
+}
+
 /// The answer to a read that no region served.
 pub(super) fn unserved(routes: &Routes, error: Unserved<ReadError>) -> ApiError {
     if is_crowded(&error) {
@@ -425,27 +464,16 @@ pub(super) fn unserved(routes: &Routes, error: Unserved<ReadError>) -> ApiError 
             "the blob is being copied from another region, and enough clients read it from there; repeat the request",
         );
     }
-    let errors = match error {
-        Unserved::Final(_, ReadError::Final(error)) => return error,
-        Unserved::Final(..) => Vec::new(),
-        Unserved::Absent(errors) | Unserved::Unavailable(errors) => errors,
+    let refusals = match Refusals::of(routes, error) {
+        Ok(refusals) => refusals,
+        Err(error) => return error,
     };
-    let (mut own, mut pause, mut absent) = (None, None, Vec::new());
-    for (source, error) in errors {
-        match error {
-            ReadError::MayBeElsewhere(error, regions) => own = Some((error, regions)),
-            ReadError::Absent => absent.extend(routes.other(source).map(|it| it.region().clone())),
-            ReadError::Busy(status, after) => pause = Some((status, after)),
-            ReadError::Final(_)
-            | ReadError::NotAsked
-            | ReadError::Crowded
-            | ReadError::OwnLost
-            | ReadError::OwnFailed(_)
-            | ReadError::Failed(_) => {}
-        }
-    }
-    match (own, pause) {
-        (Some((error, regions)), _) if regions.iter().all(|region| absent.contains(region)) => {
+    match (refusals.own, refusals.pause) {
+        (Some((error, regions)), _)
+            if regions
+                .iter()
+                .all(|region| refusals.absent.contains(region)) =>
+        {
             error
         }
         (_, Some((status, pause))) => busy(status, pause),

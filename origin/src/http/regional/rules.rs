@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
-use flotilla_common::name::{RegionName, RepositoryName, Tag};
+use flotilla_common::name::{RegionName, RepositoryName};
 use flotilla_common::time::Time;
 use flotilla_common::wire::region::{Fact, FactHead, FactKey};
 use futures_util::future::join_all;
@@ -19,7 +19,7 @@ use super::proxy::unavailable;
 use crate::http::error::{ApiError, Code};
 use crate::http::route::Route;
 use crate::http::{Api, FromRegion, all_regions, is_from_region};
-use crate::policy::Policy;
+use crate::policy::{Policy, RepositoryRule};
 use crate::region_certificate::MissingRegion;
 use crate::regions::clock_floor::ClockFloor;
 use crate::regions::owed::Owed;
@@ -43,7 +43,7 @@ pub(in crate::http) enum ChangeKind {
     Delete,
 }
 
-/// The rules of a change of a repository's tags.
+/// The rules of a change of keys of a repository.
 ///
 /// # Errors
 /// The policy is too old to write by, and storage does not give a newer one; or this process cannot
@@ -52,7 +52,6 @@ pub(in crate::http) async fn change_rules(
     api: &Arc<Api>,
     kind: ChangeKind,
     repository: &RepositoryName,
-    tags: &[Tag],
     keys: &[FactKey],
     request: &Parts,
 ) -> Result<ChangeRules, ApiError> {
@@ -64,8 +63,11 @@ pub(in crate::http) async fn change_rules(
     }
     check_home(&policy, own, repository)?;
     let rule = policy.rule_for(repository);
-    let immutable = tags.iter().filter(|tag| rule.is_immutable(tag));
-    let immutable = immutable.cloned().collect();
+    let tags = keys.iter().filter_map(|key| match key {
+        FactKey::Tag(_, tag) => Some(tag),
+        FactKey::Manifest(..) => None,
+    });
+    let immutable = tags.filter(|tag| rule.is_immutable(tag)).cloned().collect();
     let Some(regional) = &api.regional else {
         return match policy.others(own).next() {
             // No follower would hear of the change.
@@ -181,7 +183,7 @@ pub(in crate::http) async fn acknowledge(
     let rule = policy.policy().rule_for(repository);
     let needed = rule.ack_regions.saturating_sub(1);
     if needed == 0 {
-        let sources = answering_keepers(regional, repository);
+        let sources = answering_keepers(regional, rule);
         regional.hints().send(sources, keys, Vec::new());
         return Ok(());
     }
@@ -273,16 +275,13 @@ pub(in crate::http) async fn owed_value(
     let facts = owing
         .iter()
         .map(|source| timeout(STAMPS_TIMEOUT, one_fact(&**source, key)));
-    let mut latest: Option<UnseenValue> = None;
+    let mut live = Vec::new();
     for fact in join_all(facts).await {
         let fact = fact.map_err(|_| undecided("it does not answer in time"))?;
         let fact = fact.map_err(|error| undecided(&error.to_string()))?;
-        let live = live_value(fact);
-        latest = [latest, live]
-            .into_iter()
-            .flatten()
-            .max_by(|a, b| a.stamp.cmp(&b.stamp));
+        live.extend(live_value(fact));
     }
+    let latest = live.into_iter().max_by(|a, b| a.stamp.cmp(&b.stamp));
     Ok(latest.map_or(OwedValue::Nothing, OwedValue::Live))
 }
 
@@ -314,22 +313,19 @@ pub(in crate::http) fn announce_blob(api: &Api, repository: &RepositoryName, dig
     let Some(regional) = all_regions(api) else {
         return;
     };
+    let policy = regional.members().policy();
+    let rule = policy.policy().rule_for(repository);
     let size = api.registry.known_blob_size(repository, digest);
-    if size.is_some_and(|size| size < ANNOUNCED_SIZE) {
-        let policy = regional.members().policy();
-        if policy.policy().rule_for(repository).ack_regions <= 1 {
-            return;
-        }
+    if rule.ack_regions <= 1 && size.is_some_and(|size| size < ANNOUNCED_SIZE) {
+        return;
     }
     let blobs = vec![(repository.clone(), *digest)];
-    let sources = answering_keepers(regional, repository);
+    let sources = answering_keepers(regional, rule);
     regional.hints().send(sources, Vec::new(), blobs);
 }
 
-/// The other regions that keep a repository and are not known to be out.
-fn answering_keepers(regional: &Regional, repository: &RepositoryName) -> Vec<Arc<dyn Source>> {
-    let policy = regional.members().policy();
-    let rule = policy.policy().rule_for(repository);
+/// The other regions that keep the repositories of a rule and are not known to be out.
+fn answering_keepers(regional: &Regional, rule: &RepositoryRule) -> Vec<Arc<dyn Source>> {
     let mut sources = regional.routes().usable_others();
     sources.retain(|source| rule.includes(source.region()));
     sources

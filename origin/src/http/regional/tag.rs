@@ -16,7 +16,6 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
-use flotilla_common::failover::Standing;
 use flotilla_common::name::{Reference, RepositoryName, Tag};
 use flotilla_common::wire::region::{FactHead, FactKey};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -144,8 +143,7 @@ impl TagRead<'_> {
     /// Whether a forwarded change deleted the manifest that the tag names.
     async fn is_deleted(&self, digest: Digest) -> bool {
         let key = FactKey::Manifest(self.repository.clone(), digest);
-        let is_own_out = self.routes.own_standing() == Standing::Out;
-        self.regional.ahead().is_deleted(&key, is_own_out).await
+        self.regional.is_deleted_elsewhere(&key).await
     }
 
     /// What the tag names in another region. An older value than that of the own storage, which
