@@ -114,7 +114,7 @@ pub(super) const KEEP_KEYS: &[KeyForm] = &[
 ];
 
 impl KeyForm {
-    /// What is wrong with the form of a value, and the fix; `None` if it is right.
+    /// The fault in the form of a value, with its fix; `None` if the form is right.
     pub(super) fn fault(&self, value: &DeValue<'_>) -> Option<String> {
         let is_right = match (self.form, value) {
             (Form::Tables, _) | (Form::Text, DeValue::String(_)) => true,

@@ -430,7 +430,8 @@ impl Merging {
         });
     }
 
-    /// What was not told is listed again, and merged without effect.
+    /// Ends a call that told the source which entries are merged. After a failure the source lists
+    /// these entries again, and merging them has no effect.
     fn end_telling(
         &self,
         told: Result<Result<u64, SourceError>, JoinError>,

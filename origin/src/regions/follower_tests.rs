@@ -257,8 +257,8 @@ async fn journals_of_all_regions_are_trimmed() {
     assert_eq!(eu.registry.journal_regions().await.unwrap().len(), 1);
 }
 
-/// A region that fetches nothing is owed a sweep in place of a journal without an end. What may
-/// still be in flight stays.
+/// A region that fetches nothing is owed a sweep in place of an endless journal. Entries whose
+/// writes may be in flight stay.
 #[tokio::test(start_paused = true)]
 async fn oldest_entries_of_a_journal_that_is_too_long_are_trimmed() {
     let [eu, us] = [

@@ -178,7 +178,7 @@ impl Registry {
                 .build(),
             known_tags: moka::sync::Cache::builder()
                 .max_capacity(other)
-                // What was changed last matters most.
+                // The tags that were changed last matter most.
                 .eviction_policy(moka::policy::EvictionPolicy::lru())
                 .weigher(|(name, tag): &(RepositoryName, Tag), _| {
                     let len = ENTRY_LEN + name.as_str().len() + tag.as_str().len();

@@ -167,8 +167,9 @@ async fn forwarded_deletes_by_digest_are_seen_by_all_replicas() {
     }
 }
 
-/// What another region deleted may have been pushed here later. While the own storage is out, that
-/// is not known, so the answer is 503. What was deleted through this region is known to be gone.
+/// A tag that another region deleted may have been pushed here later. While the own storage is out,
+/// this region does not know, so the answer is 503. A tag that was deleted through this region is
+/// known to be gone.
 #[tokio::test]
 async fn deletes_elsewhere_are_no_absence_during_an_outage() {
     let mut regions = Regions::start(2, |_, _| {}).await;
