@@ -37,6 +37,19 @@ pub(crate) struct AheadValue {
 }
 
 impl AheadValue {
+    pub(crate) const fn is_deleted(&self) -> bool {
+        self.digest.is_none()
+    }
+
+    /// The delete of a manifest that a client is told of.
+    pub(super) const fn seen_delete(stamp: Stamp) -> Self {
+        Self {
+            stamp,
+            digest: None,
+            is_acknowledged: false,
+        }
+    }
+
     /// A value of a tag that a client is shown.
     pub(super) fn shown(value: &KnownTag) -> Self {
         Self {
@@ -129,18 +142,19 @@ impl AheadOfOwn {
 
     /// The value that is kept of a key, if the own storage does not say that it has one which is
     /// as new.
-    pub(crate) async fn beyond_own(&self, key: &FactKey) -> Option<AheadValue> {
+    pub(crate) async fn beyond_own(&self, key: &FactKey) -> Option<BeyondOwn> {
         let value = self.known(key)?;
         // A region that was removed has taken with it what it alone had.
         let policy = self.members.policy();
         let rule = policy.policy().rule_for(key.repository());
         let is_left = !rule.includes(&value.stamp.region);
-        let is_reached = async {
+        if !is_left {
             let own = timeout(OWN_TIMEOUT, self.registry.fact(key)).await;
-            own.is_ok_and(|own| own.is_ok_and(|own| own.stamp() >= Some(&value.stamp)))
-        };
-        if !is_left && !is_reached.await {
-            return Some(value);
+            let own = own.ok().and_then(Result::ok);
+            let is_sure = own.is_some();
+            if own.is_none_or(|own| own.stamp() < Some(&value.stamp)) {
+                return Some(BeyondOwn { value, is_sure });
+            }
         }
         // Memory may have what the own storage had before.
         self.registry.invalidate(match key.clone() {
@@ -151,15 +165,29 @@ impl AheadOfOwn {
         None
     }
 
-    /// Whether a forwarded change deleted a manifest that the own storage may still have. An own
-    /// storage that is out is not asked.
-    pub(super) async fn is_deleted(&self, key: &FactKey, is_own_out: bool) -> bool {
-        let is_deleted = |value: AheadValue| value.digest.is_none();
-        if !self.known(key).is_some_and(is_deleted) {
-            return false;
+    /// The forwarded delete of a manifest that the own storage may still have. An own storage that
+    /// is not to be asked may have a later value.
+    pub(super) async fn delete_beyond_own(
+        &self,
+        key: &FactKey,
+        asks_own: bool,
+    ) -> Option<BeyondOwn> {
+        let value = self.known(key).filter(AheadValue::is_deleted)?;
+        if !asks_own {
+            let is_sure = false;
+            return Some(BeyondOwn { value, is_sure });
         }
-        is_own_out || self.beyond_own(key).await.is_some_and(is_deleted)
+        let beyond = self.beyond_own(key).await;
+        beyond.filter(|beyond| beyond.value.is_deleted())
     }
+}
+
+/// A value that the own storage does not say to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BeyondOwn {
+    pub(crate) value: AheadValue,
+    /// Whether the own storage answered: what it has is older.
+    pub(crate) is_sure: bool,
 }
 
 /// What became of a value.

@@ -10,42 +10,42 @@ use flotilla_common::time::Time;
 use flotilla_common::wire::region::{FactKey, RegionState};
 use flotilla_runtime::clock::Clock;
 
-/// How long a tag that was compared with other regions is answered without asking them again.
+/// How long a key that was compared with other regions is answered without asking them again.
 const COMPARED_FOR: Duration = Duration::from_secs(1);
-/// Tags of which that is remembered.
+/// Keys of which that is remembered.
 const MAX_COMPARED: u64 = 10_000;
 /// For this long after a start or an outage at least.
 const LEAST: Duration = Duration::from_mins(10);
 /// How old what a region says that it owes may be, at most.
 const ANSWER_AGE: Duration = Duration::from_secs(10);
 
-/// When each tag was last compared with other regions, so that clients who read one tag at the same
-/// time do not each ask them.
+/// When each key was last compared with other regions, so that clients who read one at the same time
+/// do not each ask them.
 #[derive(Debug)]
-pub(crate) struct ComparedTags {
+pub(crate) struct ComparedKeys {
     clock: Clock,
-    tags: moka::sync::Cache<FactKey, Time>,
+    keys: moka::sync::Cache<FactKey, Time>,
 }
 
-impl ComparedTags {
+impl ComparedKeys {
     pub(super) fn new(clock: Clock) -> Self {
-        let tags = moka::sync::Cache::builder()
+        let keys = moka::sync::Cache::builder()
             .max_capacity(MAX_COMPARED)
             .time_to_live(COMPARED_FOR * 2);
         Self {
             clock,
-            tags: tags.build(),
+            keys: keys.build(),
         }
     }
 
     /// Other regions were asked at `asked`, and their answers are known by now.
     pub(crate) fn note(&self, key: FactKey, asked: Time) {
-        self.tags.insert(key, asked);
+        self.keys.insert(key, asked);
     }
 
-    /// Whether other regions were asked for a tag a moment ago.
+    /// Whether other regions were asked for a key a moment ago.
     pub(crate) fn are_fresh(&self, key: &FactKey) -> bool {
-        let asked = self.tags.get(key);
+        let asked = self.keys.get(key);
         asked.is_some_and(|asked| self.clock.now().saturating_since(asked) < COMPARED_FOR)
     }
 }

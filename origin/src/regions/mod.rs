@@ -23,6 +23,7 @@
 //! | `trim` | drops journal entries that a region does not fetch |
 //! | `lease` | one replica follows, not all |
 //! | `foreign_streams` | how many bodies of one blob other regions send at once |
+//! | `deletes` | deletes of manifests that other regions made for this one |
 //! | `freshest` | how long after an outage tags are read from all regions |
 //! | `ahead` | values of other regions that the own storage may not have yet |
 //! | `forwarded` | which repositories other regions changed for this one |
@@ -49,6 +50,7 @@ pub(crate) mod copy;
 mod copy_lease;
 pub(crate) mod copy_turns;
 pub(crate) mod counts;
+mod deletes;
 pub(crate) mod entry;
 mod fact_batches;
 pub(crate) mod follower;

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flotilla_common::name::{RegionName, RepositoryName};
 use flotilla_common::time::Time;
-use flotilla_common::wire::region::MAX_ENTRIES;
+use flotilla_common::wire::region::{FactKey, MAX_ENTRIES};
 use flotilla_runtime::clock::Clock;
 use futures_util::future::join_all;
 use tokio::sync::Mutex as AsyncMutex;
@@ -74,6 +74,14 @@ impl OwedLookUp {
     };
 }
 
+/// The regions that owe a change of a manifest.
+#[derive(Debug)]
+pub(super) struct OwingManifest {
+    pub(super) sources: Vec<Arc<dyn Source>>,
+    /// Whether there are no others: each region has told lately all that it owes.
+    pub(super) is_complete: bool,
+}
+
 /// The last page of a region.
 #[derive(Debug, Default)]
 struct KnownPage {
@@ -115,15 +123,29 @@ impl OwedPages {
         sources: &[Arc<dyn Source>],
         repository: &RepositoryName,
     ) -> bool {
+        self.all_fresh(sources, |region, page| {
+            !self.names(region, Some(page), repository)
+        })
+    }
+
+    /// The same for changes of a manifest.
+    pub(crate) fn owe_no_manifest(&self, sources: &[Arc<dyn Source>], key: &FactKey) -> bool {
+        self.all_fresh(sources, |_, page| page.names_manifest(key) == Some(false))
+    }
+
+    /// Whether the last page of each of `sources` is fresh and says something.
+    fn all_fresh(
+        &self,
+        sources: &[Arc<dyn Source>],
+        says: impl Fn(&RegionName, &Arc<Page>) -> bool,
+    ) -> bool {
         let now = self.clock.now();
         let pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         sources.iter().all(|source| {
             let known = pages.get(source.region());
             let known = known.and_then(|known| known.try_lock().ok());
             let page = known.as_ref().and_then(|known| known.page.as_ref());
-            page.is_some_and(|page| {
-                page.is_fresh(now) && !self.names(source.region(), Some(page), repository)
-            })
+            page.is_some_and(|page| page.is_fresh(now) && says(source.region(), page))
         })
     }
 
@@ -198,6 +220,32 @@ impl OwedPages {
         }
     }
 
+    /// Which of `sources` owe a change of a manifest.
+    pub(super) async fn owing_manifest(
+        &self,
+        sources: &[Arc<dyn Source>],
+        routes: &Routes,
+        key: &FactKey,
+    ) -> OwingManifest {
+        let pages = sources.iter().map(|source| self.page(routes, source));
+        let pages = join_all(pages).await;
+        let mut owing = OwingManifest {
+            sources: Vec::new(),
+            is_complete: true,
+        };
+        for (source, (page, is_fresh)) in sources.iter().zip(pages) {
+            match page
+                .filter(|_| is_fresh)
+                .map(|page| page.names_manifest(key))
+            {
+                Some(Some(true)) => owing.sources.push(Arc::clone(source)),
+                Some(Some(false)) => {}
+                Some(None) | None => owing.is_complete = false,
+            }
+        }
+        owing
+    }
+
     /// The last known page of a region, and whether it is fresh.
     async fn page(&self, routes: &Routes, source: &Arc<dyn Source>) -> (Option<Arc<Page>>, bool) {
         let known = {
@@ -262,8 +310,8 @@ mod tests {
     use flotilla_common::digest::Digest;
     use flotilla_common::failover::{Failover, FailoverConfig};
     use flotilla_common::wire::region::{
-        EntryId, Fact, FactKey, FactKind, JournalPage, KeysPage, OwedEntry, RegionState,
-        TakeAnswer, TakeRequest,
+        EntryId, Fact, FactKind, JournalPage, KeysPage, OwedEntry, RegionState, TakeAnswer,
+        TakeRequest,
     };
     use flotilla_runtime::failover::Sources;
     use flotilla_runtime::shutdown::Shutdown;

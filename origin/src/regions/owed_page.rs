@@ -1,18 +1,18 @@
-//! What one page of another region's journal says about repositories.
+//! What one page of another region's journal says about repositories and manifests.
 
 use core::time::Duration;
 use std::collections::HashSet;
 
 use flotilla_common::name::RepositoryName;
 use flotilla_common::time::Time;
-use flotilla_common::wire::region::JournalPage;
+use flotilla_common::wire::region::{FactKey, JournalPage};
 
 /// How old a page may be, by the start of its listing at the other region.
 pub(super) const FRESH: Duration = Duration::from_secs(1);
 /// Entries beyond which a region counts as owing something in every repository.
 const MAX_KNOWN: usize = 999;
 
-/// The repositories that a page names.
+/// What a page names.
 #[derive(Debug)]
 pub(super) struct Page {
     /// When its listing began, at the earliest.
@@ -20,6 +20,7 @@ pub(super) struct Page {
     /// When it arrived. An entry that is dropped between the listing and this time may be missing.
     pub(super) received: Time,
     repositories: HashSet<RepositoryName>,
+    manifests: HashSet<FactKey>,
     /// Whether there are more entries than the page tells.
     is_partial: bool,
 }
@@ -31,11 +32,16 @@ impl Page {
         let age = Duration::from_millis(page.age_ms);
         let age = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
         let keys = page.entries.iter().flat_map(|entry| &entry.keys);
+        let keys = keys.map(|(key, _)| key);
+        let manifests = keys
+            .clone()
+            .filter(|key| matches!(key, FactKey::Manifest(..)));
         Self {
             listed: Time::from_nanos(asked.as_nanos().saturating_sub(age)),
             received,
             is_partial: page.more || page.entries.len() > MAX_KNOWN || page.sweep.is_some(),
-            repositories: keys.map(|(key, _)| key.repository().clone()).collect(),
+            manifests: manifests.cloned().collect(),
+            repositories: keys.map(|key| key.repository().clone()).collect(),
         }
     }
 
@@ -45,5 +51,11 @@ impl Page {
 
     pub(super) fn names(&self, repository: &RepositoryName) -> bool {
         self.is_partial || self.repositories.contains(repository)
+    }
+
+    /// Whether it names a manifest; `None` if there are more entries than it tells.
+    pub(super) fn names_manifest(&self, key: &FactKey) -> Option<bool> {
+        let names = self.manifests.contains(key);
+        (names || !self.is_partial).then_some(names)
     }
 }

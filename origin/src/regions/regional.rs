@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use flotilla_common::digest::Digest;
-use flotilla_common::failover::{Input, Need, Outcome, Standing};
+use flotilla_common::failover::{Input, Need, Outcome};
 use flotilla_common::name::{Reference, RegionName, RepositoryName, Tag};
 use flotilla_common::time::Time;
 use flotilla_common::wire::region::{FactKey, StorageStanding};
@@ -23,7 +23,7 @@ use super::ahead::{AheadOfOwn, AheadValue, Noted, forwarded_values};
 use super::clock_check::ClockCheck;
 use super::copies::CopyJob;
 use super::foreign_streams::ForeignStreams;
-use super::freshest::{ComparedTags, Freshest};
+use super::freshest::{ComparedKeys, Freshest};
 use super::hints::Hints;
 use super::lease::Lease;
 use super::members::Members;
@@ -69,10 +69,10 @@ pub(crate) struct Regional {
     pub(super) members: Arc<Members>,
     pub(super) replicator: Arc<Replicator>,
     pub(super) routes: LiveRoutes,
-    owed: OwedPages,
+    pub(super) owed: OwedPages,
     hints: Hints,
     ahead: AheadOfOwn,
-    compared: ComparedTags,
+    pub(super) compared: ComparedKeys,
     pub(super) clock: Clock,
     pub(super) config: RegionalConfig,
     /// What detached copies are bringing.
@@ -121,7 +121,7 @@ impl Regional {
             owed: OwedPages::new(clock),
             hints: Hints::new(shutdown.clone()),
             ahead,
-            compared: ComparedTags::new(clock),
+            compared: ComparedKeys::new(clock),
             clock,
             config,
             copying: Mutex::default(),
@@ -308,8 +308,13 @@ impl Regional {
     /// after a start or an outage.
     pub(crate) fn reads_freshest(&self, repository: &RepositoryName) -> bool {
         let policy = self.members.policy();
-        policy.policy().rule_for(repository).tag_reads == TagReads::Freshest
-            || self.freshest.is_on(self.clock.now())
+        policy.policy().rule_for(repository).tag_reads == TagReads::Freshest || self.may_be_behind()
+    }
+
+    /// Whether changes of this region's clients may be in other regions only: for a while after a
+    /// start or an outage.
+    pub(super) fn may_be_behind(&self) -> bool {
+        self.freshest.is_on(self.clock.now())
     }
 
     /// Whether memory of the own storage may answer a read, as far as other regions are concerned.
@@ -318,20 +323,20 @@ impl Regional {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> bool {
+        let routes = self.routes.load();
         match reference {
             Reference::Digest(digest) => {
                 let key = || FactKey::Manifest(repository.clone(), *digest);
                 let ahead = self.ahead.known_of(key);
-                ahead.is_none_or(|ahead| ahead.digest.is_some())
+                !ahead.is_some_and(|ahead| ahead.is_deleted())
+                    && (!self.may_be_behind() || self.owed.owe_no_manifest(&routes.others, &key()))
             }
             Reference::Tag(tag) => {
                 let key = || FactKey::Tag(repository.clone(), tag.clone());
                 self.ahead.known_of(key).is_none()
                     && (!self.reads_freshest(repository)
                         || self.compared.are_fresh(&key())
-                        || self
-                            .owed
-                            .owe_nothing(&self.routes.load().others, repository))
+                        || self.owed.owe_nothing(&routes.others, repository))
             }
         }
     }
@@ -377,15 +382,8 @@ impl Regional {
         &self.ahead
     }
 
-    /// Whether a forwarded change deleted a manifest that the own storage may still have.
-    pub(crate) async fn is_deleted_elsewhere(&self, key: &FactKey) -> bool {
-        // A storage that returns in steps may have a later push of another replica.
-        let is_own_out = self.routes.load().own_standing() == Standing::Out;
-        self.ahead.is_deleted(key, is_own_out).await
-    }
-
     /// When tags were last compared with other regions.
-    pub(crate) const fn compared(&self) -> &ComparedTags {
+    pub(crate) const fn compared(&self) -> &ComparedKeys {
         &self.compared
     }
 
@@ -406,7 +404,7 @@ impl Regional {
         }
     }
 
-    fn note_ahead(&self, key: FactKey, value: AheadValue) {
+    pub(super) fn note_ahead(&self, key: FactKey, value: AheadValue) {
         let (region, repository) = (value.stamp.region.clone(), key.repository().clone());
         let noted = self.ahead.note(key, value);
         if noted != Noted::Known {

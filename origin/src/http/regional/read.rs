@@ -11,21 +11,21 @@ use std::sync::Arc;
 use axum::body::Body;
 use flotilla_common::digest::Digest;
 use flotilla_common::failover::{ContentKey, Need, SourceId};
-use flotilla_common::name::{Reference, RegionName, RepositoryName};
+use flotilla_common::name::{RegionName, RepositoryName};
 use flotilla_common::wire::origin::CLOSURE_PATH;
 use flotilla_common::wire::region::FactKey;
 use flotilla_runtime::failover::Unserved;
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::elsewhere::{keepers_elsewhere, serve_elsewhere};
 use super::facts::{FactAnswer, read_fact};
 use super::proxy::{ReadError, busy, open_at, read_at, send_at, unavailable};
 use super::relay::resumed;
 use crate::http::error::{ApiError, Code};
-use crate::http::{Api, HandlerResult, blobs, hold_until_sent, manifests, peers};
-use crate::regions::absence::{Missed, OwnRead, Presence, deleted_at};
+use crate::http::{Api, HandlerResult, blobs, hold_until_sent, peers};
+use crate::regions::absence::{Missed, OwnRead, Presence};
 use crate::regions::copies::CopyJob;
 use crate::regions::foreign_streams;
 use crate::regions::regional::Regional;
@@ -33,79 +33,9 @@ use crate::regions::routes::{OWN, Routes};
 use crate::regions::source::Source;
 use crate::registry::RegistryError;
 
-/// How long the own storage may take to say whether a manifest was deleted here.
-const DELETE_TIMEOUT: Duration = Duration::from_millis(800);
-/// Marks an answer of another region that may be older than an acknowledged change.
-const MAYBE_OLD: &str = "299 - \"Storage of this region is out; the answer may be old\"";
-
-/// GET or HEAD of a manifest by digest.
-pub(in crate::http) async fn by_digest(
-    api: &Arc<Api>,
-    regional: &Arc<Regional>,
-    repository: &RepositoryName,
-    digest: &Digest,
-    request: &Parts,
-) -> HandlerResult {
-    let routes = regional.routes();
-    let key = FactKey::Manifest(repository.clone(), *digest);
-    if regional.is_deleted_elsewhere(&key).await {
-        return Err(RegistryError::ManifestUnknown.into());
-    }
-    if routes.is_own_out()
-        && let Some(manifest) = api.registry.known_manifest(repository, digest)
-    {
-        return Ok(manifests::response_of(&manifest, request));
-    }
-    let reference = Reference::Digest(*digest);
-    let path = format!("/v2/{repository}/manifests/{digest}");
-    let own = || manifests::get(api, repository, &reference, request);
-    let own = || own_answer(regional, repository, Some(&key), own);
-    let call = |source: SourceId| {
-        let (routes, path, own, key) = (&routes, &path, &own, &key);
-        async move {
-            let Some(other) = routes.other(source) else {
-                return own().await;
-            };
-            refuse_deleted(regional, routes, &**other, repository, key).await?;
-            read_at(&**other, request, path).await
-        }
-    };
-    let (from, response) = ask(regional, &routes, content(digest), call).await?;
-    if let Some(other) = routes.other(from)
-        && !routes.is_own_out()
-    {
-        regional.copy_behind(other.region(), CopyJob::Key(key));
-    }
-    Ok(response)
-}
-
-/// Refuses the manifest of another region if this region has deleted it later. The own storage may
-/// not have been asked: it lacked the content a moment ago, so the other region is asked first.
-async fn refuse_deleted(
-    regional: &Regional,
-    routes: &Routes,
-    source: &dyn Source,
-    repository: &RepositoryName,
-    key: &FactKey,
-) -> Result<(), ReadError> {
-    if routes.is_own_out() {
-        return Ok(());
-    }
-    let absence = regional.absence(repository);
-    // Without an answer of the own storage in time nothing is known of a delete.
-    let Ok(Ok(own)) = timeout(DELETE_TIMEOUT, absence.registry.fact(key)).await else {
-        return Ok(());
-    };
-    let Some(deleted) = deleted_at(&own.head) else {
-        return Ok(());
-    };
-    let regions = [source.region().clone()];
-    match absence.is_later_elsewhere(key, deleted, &regions).await {
-        Some(true) => Ok(()),
-        // The own storage decides.
-        _ => Err(ReadError::Absent),
-    }
-}
+/// Marks an answer that may be older than an acknowledged change.
+const MAYBE_OLD: &str =
+    "299 - \"This region does not reach all acknowledged changes; the answer may be old\"";
 
 /// GET of a blob. Few bodies of a blob that the own storage lacks come from other regions at once:
 /// more readers wait for the copy. If it has the blob and is slow, there is no copy to wait for.
@@ -315,6 +245,14 @@ pub(super) fn mark_old(answer: HandlerResult) -> HandlerResult {
     }
 }
 
+/// The same if it is not sure that the answer shows all acknowledged changes.
+pub(super) fn mark_old_unless(is_sure: bool, answer: HandlerResult) -> HandlerResult {
+    match is_sure {
+        true => answer,
+        false => mark_old(answer),
+    }
+}
+
 /// Serves a read by the own storage or another region, and says by which.
 async fn serve<F>(
     regional: &Arc<Regional>,
@@ -340,7 +278,7 @@ where
 }
 
 /// Asks the own storage and other regions as the failover machine decides, and counts the outcome.
-async fn ask<F>(
+pub(super) async fn ask<F>(
     regional: &Regional,
     routes: &Routes,
     need: Need,

@@ -4,8 +4,9 @@
 //! | own storage | answer |
 //! |---|---|
 //! | answers | its value; absent and owed: the value of a region that owes something |
-//! | answers, and tags are to be the freshest | the highest stamp of it and of the regions that owe |
+//! | answers, and tags are to be the freshest | the highest stamp of it and of the regions that owe; marked as maybe old if one of them, or a region that may owe something, does not answer |
 //! | answers, and another region had a later value | the highest stamp of all regions that answer, and of that value |
+//! | does not answer, and another region had a later value | the same, marked as maybe old |
 //! | is out | the highest stamp of memory, however old, and of all regions that answer |
 //! | is out for this replica alone | 503 |
 //!
@@ -15,16 +16,19 @@
 use core::time::Duration;
 use std::sync::Arc;
 
+use axum::body::Body;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::{Reference, RepositoryName, Tag};
 use flotilla_common::wire::region::{FactHead, FactKey};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::request::Parts;
+use http::{Response, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::digest::by_digest;
 use super::facts::{Authority, FactAnswer, authority, cut_off, read_fact};
 use super::proxy::{ReadError, read_at, unavailable};
-use super::read::{by_digest, count_failure, mark_old};
+use super::read::{count_failure, mark_old, mark_old_unless};
 use crate::http::manifests::OwnTag;
 use crate::http::{Api, HandlerResult, manifests};
 use crate::regions::copies::CopyJob;
@@ -53,6 +57,30 @@ struct TagRead<'a> {
     request: &'a Parts,
 }
 
+/// The regions that may have a later value than the own storage.
+struct Owing {
+    /// Those that answer.
+    sources: Vec<Arc<dyn Source>>,
+    /// Whether there are no others: each region has told lately what it owes.
+    is_complete: bool,
+}
+
+/// What regions that were asked for a tag have.
+struct Compared {
+    /// The value with the highest stamp.
+    highest: Option<KnownTag>,
+    /// Whether all of them answered.
+    is_complete: bool,
+}
+
+impl Compared {
+    /// None was asked.
+    const WITH_NONE: Self = Self {
+        highest: None,
+        is_complete: true,
+    };
+}
+
 /// GET or HEAD of a manifest by tag.
 pub(in crate::http) async fn by_tag(
     api: &Arc<Api>,
@@ -76,55 +104,69 @@ pub(in crate::http) async fn by_tag(
         Authority::OtherRegion => return read.during_outage().await,
         Authority::CutOff => return count_failure(regional, Err(cut_off())),
     }
-    if let Some(ahead) = regional.ahead().beyond_own(&read.key).await {
-        let elsewhere = read.compare(&routes.usable_others()).await;
-        let ahead = KnownTag::from(ahead);
+    if let Some(beyond) = regional.ahead().beyond_own(&read.key).await {
+        let elsewhere = read.compare(&routes.usable_others()).await.highest;
+        let ahead = KnownTag::from(beyond.value);
         let later = elsewhere.filter(|elsewhere| elsewhere.stamp > ahead.stamp);
-        return read.answer(later.unwrap_or(ahead)).await;
+        let answer = read.answer(later.unwrap_or(ahead)).await;
+        return mark_old_unless(beyond.is_sure, answer);
     }
     // Before the own read: an entry that is merged and dropped between the two is in the own
     // storage then.
     let owing = read.owing().await;
-    let reference = Reference::Tag(tag.clone());
-    let own = || manifests::get(api, repository, &reference, request);
-    let at_other = async |other: Arc<dyn Source>| {
-        let value = read.value_at(&*other).await?;
-        let digest = value.digest.ok_or(ReadError::Absent)?;
-        let path = format!("/v2/{repository}/manifests/{digest}");
-        let response = read_at(&*other, request, &path).await?;
-        regional.show(repository, tag, &value);
-        regional.copy_behind(other.region(), CopyJob::Key(read.key.clone()));
-        Ok(response)
-    };
-    let answer = read_fact(api, regional, routes, repository, own, at_other).await;
-    match count_failure(regional, answer)? {
-        FactAnswer::Served(OWN, response) => {
-            regional.count_read(None, "served");
-            let elsewhere = match owing.is_empty() {
-                false => read.compare(&owing).await,
-                true => None,
-            };
-            let Some(OwnTag(own)) = response.extensions().get() else {
-                return Ok(response);
-            };
-            match elsewhere.filter(|elsewhere| elsewhere.stamp > own.stamp) {
-                Some(later) => read.answer(later).await,
-                None if read.is_deleted(own.digest).await => {
-                    Err(RegistryError::ManifestUnknown.into())
-                }
-                None => Ok(response),
-            }
-        }
-        FactAnswer::Served(source, response) => {
-            regional.count_read(routes.other(source), "served");
-            Ok(response)
-        }
-        // The own storage went out during the request: memory may still have the tag.
-        FactAnswer::OtherRegion => read.during_outage().await,
-    }
+    read.while_own_answers(&owing).await
 }
 
 impl TagRead<'_> {
+    /// Answers what the own storage has, or a later value of a region that owes something.
+    async fn while_own_answers(&self, owing: &Owing) -> HandlerResult {
+        let Self {
+            api,
+            regional,
+            routes,
+            repository,
+            tag,
+            request,
+            ..
+        } = *self;
+        let reference = Reference::Tag(tag.clone());
+        let own = || manifests::get(api, repository, &reference, request);
+        let at_other = async |other: Arc<dyn Source>| {
+            let value = self.value_at(&*other).await?;
+            let digest = value.digest.ok_or(ReadError::Absent)?;
+            let path = format!("/v2/{repository}/manifests/{digest}");
+            let response = read_at(&*other, request, &path).await?;
+            regional.show(repository, tag, &value);
+            regional.copy_behind(other.region(), CopyJob::Key(self.key.clone()));
+            Ok(response)
+        };
+        let answer = read_fact(api, regional, routes, repository, own, at_other).await;
+        let (source, response) = match count_failure(regional, answer) {
+            Ok(FactAnswer::Served(source, response)) => (source, response),
+            // The own storage went out during the request: memory may still have the tag.
+            Ok(FactAnswer::OtherRegion) => return self.during_outage().await,
+            Err(error) if error.status() == StatusCode::NOT_FOUND => {
+                return mark_old_unless(owing.is_complete, Err(error));
+            }
+            Err(error) => return Err(error),
+        };
+        regional.count_read(routes.other(source), "served");
+        if source != OWN {
+            return mark_old_unless(owing.is_complete, Ok(response));
+        }
+        let compared = self.compare(&owing.sources).await;
+        let is_sure = owing.is_complete && compared.is_complete;
+        let Some(OwnTag(own)) = response.extensions().get().cloned() else {
+            return mark_old_unless(is_sure, Ok(response));
+        };
+        let later = compared.highest.filter(|later| later.stamp > own.stamp);
+        let answer = match later {
+            Some(later) => self.answer(later).await,
+            None => self.refuse_deleted(own.digest, response).await,
+        };
+        mark_old_unless(is_sure, answer)
+    }
+
     /// Answers the value of another region, of which the own storage is sure that it has none as
     /// new, or which this region forwarded.
     async fn answer(&self, value: KnownTag) -> HandlerResult {
@@ -140,10 +182,17 @@ impl TagRead<'_> {
         .await
     }
 
-    /// Whether a forwarded change deleted the manifest that the tag names.
-    async fn is_deleted(&self, digest: Digest) -> bool {
-        let key = FactKey::Manifest(self.repository.clone(), digest);
-        self.regional.is_deleted_elsewhere(&key).await
+    /// The response, unless a forwarded change deleted the manifest that the tag names.
+    async fn refuse_deleted(&self, named: Digest, response: Response<Body>) -> HandlerResult {
+        let key = FactKey::Manifest(self.repository.clone(), named);
+        let deletes = self.regional.deletes(&key, true).await;
+        match deletes.beyond_own {
+            Some(deleted) => {
+                let absent = Err(RegistryError::ManifestUnknown.into());
+                mark_old_unless(deleted.is_sure, absent)
+            }
+            None => mark_old_unless(deletes.is_complete, Ok(response)),
+        }
     }
 
     /// What the tag names in another region. An older value than that of the own storage, which
@@ -163,36 +212,44 @@ impl TagRead<'_> {
     }
 
     /// The regions that may have a later value, if tags are to be the freshest.
-    async fn owing(&self) -> Vec<Arc<dyn Source>> {
+    async fn owing(&self) -> Owing {
         if !self.regional.reads_freshest(self.repository) {
-            return Vec::new();
+            return Owing {
+                sources: Vec::new(),
+                is_complete: true,
+            };
         }
         let read_at = self.api.clock.now();
-        let owed = self.regional.owed(self.repository, read_at).await.owed;
-        let Owed::By(regions) = owed else {
-            return Vec::new();
-        };
+        let looked_up = self.regional.owed(self.repository, read_at).await;
         let mut sources = self.routes.usable_others();
-        sources.retain(|source| regions.contains(source.region()));
-        sources
+        sources.retain(|source| match &looked_up.owed {
+            Owed::By(regions) => regions.contains(source.region()),
+            Owed::Nothing | Owed::Unknown => false,
+        });
+        Owing {
+            sources,
+            is_complete: looked_up.silent.is_empty(),
+        }
     }
 
-    /// The highest value among regions, unless they were asked a moment ago. `None` without an
-    /// answer in time.
-    async fn compare(&self, sources: &[Arc<dyn Source>]) -> Option<KnownTag> {
-        let compared = self.regional.compared();
-        if compared.are_fresh(&self.key) {
-            return None;
+    /// The highest value among regions, unless they were asked a moment ago: then it was shown.
+    async fn compare(&self, sources: &[Arc<dyn Source>]) -> Compared {
+        let asked_lately = self.regional.compared();
+        if sources.is_empty() || asked_lately.are_fresh(&self.key) {
+            return Compared::WITH_NONE;
         }
         let asked = self.api.clock.now();
-        let highest = self.highest(sources).await;
-        compared.note(self.key.clone(), asked);
-        highest
+        let compared = self.highest(sources).await;
+        if compared.is_complete {
+            asked_lately.note(self.key.clone(), asked);
+        }
+        compared
     }
 
     /// While the own storage is out: the highest stamp that memory or another region knows.
     async fn during_outage(&self) -> HandlerResult {
-        let elsewhere = self.highest(&self.routes.usable_others()).await;
+        let others = self.routes.usable_others();
+        let elsewhere = self.highest(&others).await.highest;
         let known = self.api.registry.known_tag(self.repository, self.tag);
         let ahead = self.regional.ahead().known(&self.key);
         let acknowledged = ahead.as_ref().filter(|ahead| ahead.is_acknowledged);
@@ -224,7 +281,7 @@ impl TagRead<'_> {
     }
 
     /// The highest stamp of the tag among regions: of all that answer soon after the first.
-    async fn highest(&self, sources: &[Arc<dyn Source>]) -> Option<KnownTag> {
+    async fn highest(&self, sources: &[Arc<dyn Source>]) -> Compared {
         let mut asked: FuturesUnordered<_> = sources
             .iter()
             .map(|source| {
@@ -233,9 +290,11 @@ impl TagRead<'_> {
             })
             .collect();
         let mut best: Option<KnownTag> = None;
+        let mut answers = 0;
         let mut until = Instant::now() + FACT_TIMEOUT;
         while let Ok(Some(answer)) = timeout_at(until, asked.next()).await {
             let Ok(fact) = answer else { continue };
+            answers += 1;
             until = until.min(Instant::now() + LATER_THAN_FIRST);
             if let FactHead::Tag { stamp, digest } = fact.head
                 && best.as_ref().is_none_or(|best| best.stamp < stamp)
@@ -243,6 +302,9 @@ impl TagRead<'_> {
                 best = Some(KnownTag::new(stamp, digest));
             }
         }
-        best
+        Compared {
+            highest: best,
+            is_complete: answers == sources.len(),
+        }
     }
 }

@@ -11,7 +11,7 @@ use super::harness::Regions;
 use super::until;
 use crate::faulty_storage::{Outage, WriteFault};
 use crate::servers::GateState;
-use crate::support::{MANIFEST, Registry, manifest, sample};
+use crate::support::{MANIFEST, Registry, header, manifest, sample};
 
 const TAG: &str = "/v2/app/manifests/v1";
 const FRESHEST: &str = "[[repository]]\nmatch = \"**\"\ntag_reads = \"freshest\"\n";
@@ -164,6 +164,44 @@ async fn forwarded_deletes_by_digest_are_seen_by_all_replicas() {
     assert_eq!(answer.status(), StatusCode::CREATED);
     for client in [&second, &first] {
         assert_eq!(status(client, &path).await, StatusCode::OK);
+    }
+}
+
+/// A replica that did not run when a delete was forwarded hears of it from the region that made it.
+/// While that one does not answer, what the own storage says is marked as maybe old.
+#[tokio::test]
+async fn replica_that_missed_forwarded_changes_hears_of_them() {
+    let mut regions = Regions::start_with(2, 1, HOME_ELSEWHERE, |_, _| {}).await;
+    let client = regions.client(0);
+    let image = client.push_image("app", "v1", &[sample(100, 1)]).await;
+    until("the copy", async || regions.stores_tag(0, "v1").await).await;
+    block_merges(&regions, 0, "rm/");
+    let path = format!("/v2/app/manifests/{}", Digest::sha256(&image));
+    assert_eq!(client.delete(&path).await, StatusCode::ACCEPTED);
+
+    regions.gate(0, 1).set(GateState::Closed);
+    let cold = regions.cold_client(0).await;
+    for (path, expected) in [
+        (&*path, StatusCode::OK),
+        (TAG, StatusCode::OK),
+        ("/v2/app/manifests/absent", StatusCode::NOT_FOUND),
+    ] {
+        let answer = cold.get(path).await;
+        assert_eq!(answer.status(), expected, "{path}");
+        assert!(header(&answer, "warning").starts_with("299 - "), "{path}");
+    }
+    regions.gate(0, 1).set(GateState::Open);
+    until("the delete", async || {
+        status(&cold, &path).await == StatusCode::NOT_FOUND
+    })
+    .await;
+    let end = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < end {
+        for path in [&*path, TAG] {
+            let answer = cold.get(path).await;
+            assert_eq!(answer.status(), StatusCode::NOT_FOUND, "{path}");
+            assert_eq!(header(&answer, "warning"), "", "{path}");
+        }
     }
 }
 
