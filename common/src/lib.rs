@@ -15,6 +15,7 @@ pub mod hex;
 pub mod interner;
 pub mod manifest;
 pub mod name;
+pub mod opening;
 pub mod proof;
 pub mod seal;
 pub mod stamp;
