@@ -76,7 +76,7 @@ pub struct Details {
 
 /// The lower bounds of a scenario, in seconds: fluid and pipelined. Each region has its own origin.
 pub(crate) fn bounds(scenario: &Scenario, up_sum: f64, slowest_down: f64) -> (f64, f64) {
-    let bytes = scenario.image_bytes();
+    let bytes = scenario.image.bytes();
     let peers = scenario.peers.count;
     let regions = scenario.peers.regions.get();
     let origin_up = scenario.origin.up.bytes_per_second();
@@ -97,7 +97,7 @@ pub(crate) fn bounds(scenario: &Scenario, up_sum: f64, slowest_down: f64) -> (f6
         .image
         .layers
         .iter()
-        .map(|size| scenario.geometry(*size).chunks())
+        .map(|size| scenario.image.geometry(*size).chunks())
         .sum();
     let pipelined = pipelined_s(bytes, u64::from(peers / regions), u64::from(chunks), rate);
     (fluid, pipelined)

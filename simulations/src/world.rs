@@ -77,7 +77,7 @@ impl<'a> World<'a> {
                 .image
                 .layers
                 .iter()
-                .map(|size| scenario.geometry(*size))
+                .map(|size| scenario.image.geometry(*size))
                 .collect(),
             digests: layer_digests(scenario),
             fetches: Slab::new(),
@@ -158,23 +158,17 @@ impl<'a> World<'a> {
     }
 
     fn config(&self, up: u64, down: u64, key: u64) -> SwarmConfig {
-        let default = SwarmConfig::default();
-        let settings = &self.scenario.machine;
-        let millis = |value: Option<u64>, otherwise| value.map_or(otherwise, Duration::from_millis);
+        let config = self.scenario.machine.swarm_config();
         SwarmConfig {
             up_bits_per_second: Some(up),
             down_bits_per_second: Some(down),
             key,
-            slots: settings.slots.unwrap_or(default.slots),
-            in_order_one_in: settings.in_order_one_in.unwrap_or(default.in_order_one_in),
-            have_interval: millis(settings.have_interval_ms, default.have_interval),
-            nearly_done: millis(settings.nearly_done_ms, default.nearly_done),
             max_connections: self
                 .scenario
                 .peers
                 .max_connections
-                .unwrap_or(default.max_connections),
-            ..default
+                .unwrap_or(config.max_connections),
+            ..config
         }
     }
 
@@ -362,7 +356,7 @@ impl<'a> World<'a> {
         let (fluid_bound_s, pipelined_bound_s) = bounds(scenario, up_sum, slowest);
         let p99_s = percentile(&completions, 0.99);
         let p99_over_bound = p99_s / fluid_bound_s.max(pipelined_bound_s);
-        let bytes = scenario.image_bytes() as f64;
+        let bytes = scenario.image.bytes() as f64;
         let origin_copies =
             self.origin_bytes as f64 / bytes / f64::from(scenario.peers.regions.get());
         let is_unfinished =

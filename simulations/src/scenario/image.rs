@@ -1,0 +1,57 @@
+//! `[image]`: what all peers pull.
+
+use flotilla_common::chunk::Geometry;
+use flotilla_common::units::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use super::ScenarioError;
+use super::check::require;
+
+/// Maximum number of layers of an image.
+const MAX_LAYERS: usize = 256;
+
+/// The image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSpec {
+    /// Sizes of its layers. A layer's size determines the size of its chunks.
+    pub layers: Vec<ByteSize>,
+    /// Whether the layers have no seal. Then each one is exchanged as a whole.
+    #[serde(default)]
+    pub digest_only: bool,
+}
+
+impl ImageSpec {
+    /// Size of the image, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.layers.iter().map(|size| size.0).sum()
+    }
+
+    /// The chunks of a layer of this size.
+    pub(crate) fn geometry(&self, size: ByteSize) -> Geometry {
+        if self.digest_only {
+            Geometry::whole(size.0)
+        } else {
+            Geometry::for_size(size.0)
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), ScenarioError> {
+        let key = "image.layers";
+        require(
+            !self.layers.is_empty(),
+            key,
+            "name at least one size, such as [\"64MiB\"]",
+        )?;
+        require(
+            self.layers.len() <= MAX_LAYERS,
+            key,
+            "name at most 256 layers",
+        )?;
+        require(
+            self.bytes() > 0,
+            key,
+            "the image must not be empty: name a size such as \"64MiB\"",
+        )
+    }
+}

@@ -1,0 +1,161 @@
+//! Scenarios, as TOML files: a file per table, which also checks the table's values.
+//!
+//! Unknown keys are errors, so a misspelt key is not silently ignored. `scenarios/` has examples.
+
+mod bars;
+mod check;
+mod failure;
+mod image;
+mod links;
+mod machine;
+mod origin;
+mod peers;
+mod tracker;
+
+use core::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use check::{is_time, require};
+
+pub use bars::Bars;
+pub use failure::{Failure, FailureKind};
+pub use image::ImageSpec;
+pub use links::Links;
+pub use machine::MachineSettings;
+pub use origin::Origins;
+pub use peers::Peers;
+pub use tracker::Tracker;
+
+/// Why a text is not a valid scenario.
+#[derive(Debug, thiserror::Error)]
+pub enum ScenarioError {
+    /// The text is not valid TOML, or has an unknown key or value.
+    #[error("parse scenario: {0}")]
+    Parse(#[from] toml::de::Error),
+    /// A value is out of range.
+    #[error("scenario key `{key}`: {cure}")]
+    Value {
+        /// The key, with its table.
+        key: &'static str,
+        /// How to fix it.
+        cure: String,
+    },
+}
+
+/// A simulated world: peers, links, an image and failures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Its name in results.
+    pub name: String,
+    /// The run ends after so many simulated seconds; peers that are not complete by then are
+    /// stranded.
+    #[serde(default = "default_time_limit_s")]
+    pub time_limit_s: f64,
+    /// The image that all peers pull.
+    pub image: ImageSpec,
+    /// The peers.
+    pub peers: Peers,
+    /// The origins.
+    pub origin: Origins,
+    /// The delays between them.
+    #[serde(default)]
+    pub links: Links,
+    /// The tracker.
+    #[serde(default)]
+    pub tracker: Tracker,
+    /// Settings of the peers' machines, for comparisons.
+    #[serde(default)]
+    pub machine: MachineSettings,
+    /// Failures, and when they happen.
+    #[serde(default)]
+    pub failures: Vec<Failure>,
+    /// The bars that the outcome must keep.
+    #[serde(default)]
+    pub bars: Bars,
+}
+
+impl Scenario {
+    /// Parses a scenario.
+    ///
+    /// # Errors
+    /// The text is not valid TOML, a key is unknown, or a value is out of range; the message names
+    /// it.
+    pub fn parse(text: &str) -> Result<Self, ScenarioError> {
+        let scenario: Self = toml::from_str(text)?;
+        scenario.check()?;
+        Ok(scenario)
+    }
+
+    fn check(&self) -> Result<(), ScenarioError> {
+        require(
+            is_time(self.time_limit_s) && self.time_limit_s > 0.0,
+            "time_limit_s",
+            "write seconds above zero",
+        )?;
+        self.image.check()?;
+        self.peers.check()?;
+        self.origin.check()?;
+        self.links.check()?;
+        self.tracker.check()?;
+        self.failures.iter().try_for_each(Failure::check)
+    }
+}
+
+/// A time of a scenario, in seconds.
+pub(crate) fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+/// A delay of a scenario, in milliseconds.
+pub(crate) fn millis(millis: f64) -> Duration {
+    Duration::from_nanos((millis * 1e6) as u64)
+}
+
+fn default_time_limit_s() -> f64 {
+    3600.0
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    const SMALL: &str = r#"
+        name = "small"
+        [image]
+        layers = ["64MiB", 1000]
+        [peers]
+        count = 16
+        up = "50Mbit"
+        down = "50Mbit"
+        [origin]
+        up = "50Mbit"
+    "#;
+
+    #[test]
+    fn missing_keys_have_defaults() {
+        let scenario = Scenario::parse(SMALL).unwrap();
+        assert_eq!(scenario.image.bytes(), (64 << 20) + 1000);
+        assert_eq!(scenario.peers.zones.get(), 1);
+        assert!(scenario.tracker.enabled);
+        assert!(scenario.failures.is_empty());
+    }
+
+    #[test]
+    fn errors_name_the_key_and_the_fix() {
+        let error = |from: &str, to: &str| {
+            Scenario::parse(&SMALL.replace(from, to))
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(error("count = 16", "count = 0").contains("`peers.count`: write a number from 1"));
+        assert!(error("count = 16", "cuont = 16").contains("cuont"));
+        assert!(error("\"64MiB\"", "\"64 elephants\"").contains("use a number and B, KiB, MiB"));
+        assert!(error("\"64MiB\", 1000", "").contains("`image.layers`"));
+        assert!(error("count = 16", "count = 16\nslow_share = 2").contains("`peers.slow_share`"));
+        assert!(error("count = 16", "count = 16\nzones = 0").contains("zones"));
+    }
+}
