@@ -30,6 +30,7 @@ mod driver;
 mod event;
 mod failures;
 mod fetch;
+mod known_misses;
 mod links;
 mod names;
 mod network;
@@ -47,7 +48,8 @@ mod tracker;
 mod tracker_messages;
 mod world;
 
-pub use outcome::{Details, Outcome};
+pub use known_misses::{KnownMiss, KnownMisses};
+pub use outcome::{Details, MissedBar, Outcome};
 pub use report::report;
 pub use scenario::{
     Bars, Failure, FailureKind, ImageSpec, Links, MachineSettings, Origins, Peers, Scenario,

@@ -5,6 +5,7 @@
 //! - No peer is stranded: every peer that is alive at the end is complete.
 //! - The scenario's bars are kept.
 
+use crate::outcome::MissedBar;
 use crate::scenario::Bars;
 
 /// Complaints that are kept; further ones are dropped.
@@ -13,6 +14,15 @@ const MAX_COMPLAINTS: usize = 20;
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
     complaints: Vec<String>,
+    missed_bars: Vec<MissedBar>,
+}
+
+/// The figures of a run that have bars.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BarFigures {
+    pub(crate) stranded: u32,
+    pub(crate) p99_over_bound: f64,
+    pub(crate) origin_copies: f64,
 }
 
 impl Oracle {
@@ -23,24 +33,30 @@ impl Oracle {
     }
 
     /// Checks the end of a run.
-    pub(crate) fn judge(
-        &mut self,
-        bars: &Bars,
-        stranded: u32,
-        p99_over_bound: f64,
-        origin_copies: f64,
-    ) {
-        if stranded > 0 {
-            self.complain(|| format!("{stranded} peers are stranded"));
-        }
-        self.keep(bars.max_p99_over_bound, p99_over_bound, "p99 over bound");
-        self.keep(bars.max_origin_copies, origin_copies, "origin copies");
+    pub(crate) fn judge(&mut self, bars: &Bars, figures: BarFigures) {
+        let BarFigures {
+            stranded,
+            p99_over_bound,
+            origin_copies,
+        } = figures;
+        self.keep(Some(0.0), f64::from(stranded), "max_stranded");
+        self.keep(
+            bars.max_p99_over_bound,
+            p99_over_bound,
+            "max_p99_over_bound",
+        );
+        self.keep(bars.max_origin_copies, origin_copies, "max_origin_copies");
     }
 
-    fn keep(&mut self, bar: Option<f64>, value: f64, name: &str) {
-        if let Some(bar) = bar.filter(|bar| value > *bar) {
-            self.complain(|| format!("{name} is {value:.4}, above its bar of {bar}"));
+    fn keep(&mut self, limit: Option<f64>, figure: f64, bar: &'static str) {
+        if let Some(limit) = limit.filter(|limit| figure > *limit) {
+            self.complain(|| format!("bar {bar} = {limit} is missed: {figure:.4}"));
+            self.missed_bars.push(MissedBar { bar, limit, figure });
         }
+    }
+
+    pub(crate) fn take_missed_bars(&mut self) -> Vec<MissedBar> {
+        core::mem::take(&mut self.missed_bars)
     }
 
     pub(crate) fn take_complaints(&mut self) -> Vec<String> {

@@ -60,6 +60,8 @@ pub struct Details {
     pub first_chunks_s: Vec<f64>,
     /// Violations and missed bars; empty if `ok`.
     pub complaints: Vec<String>,
+    /// The missed bars among them.
+    pub missed_bars: Vec<MissedBar>,
     /// Bytes sent between zones of a region, divided by the image's bytes.
     pub cross_zone_copies: f64,
     /// Chunks sent by peers.
@@ -72,6 +74,17 @@ pub struct Details {
     pub failures: u64,
     /// Corrupt chunks that were detected.
     pub corrupt: u64,
+}
+
+/// A bar that a run missed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MissedBar {
+    /// Its key in the scenario's `[bars]`; `max_stranded` is a bar of every scenario.
+    pub bar: &'static str,
+    /// The bar.
+    pub limit: f64,
+    /// The run's figure, which is above it.
+    pub figure: f64,
 }
 
 /// The lower bounds of a scenario, in seconds: fluid and pipelined. Each region has its own origin.

@@ -17,7 +17,7 @@ use crate::fetch::SimulatedFetch;
 use crate::links::{Broadcast, ChunkMapMessage, LinkTable};
 use crate::names::{layer_digests, peer_info};
 use crate::network::Network;
-use crate::oracle::Oracle;
+use crate::oracle::{BarFigures, Oracle};
 use crate::origins::failover_machine;
 use crate::outcome::{Details, Outcome, bounds};
 use crate::peer::{Location, SimulatedPeer};
@@ -362,8 +362,12 @@ impl<'a> World<'a> {
         let is_unfinished =
             |simulated: &&SimulatedPeer| simulated.is_alive && simulated.completed_at.is_none();
         let stranded = self.peers.iter().filter(is_unfinished).count() as u32;
-        self.oracle
-            .judge(&scenario.bars, stranded, p99_over_bound, origin_copies);
+        let figures = BarFigures {
+            stranded,
+            p99_over_bound,
+            origin_copies,
+        };
+        self.oracle.judge(&scenario.bars, figures);
         let mut details = Details {
             completions_s: completions,
             first_chunks_s: first_bytes,
@@ -379,6 +383,7 @@ impl<'a> World<'a> {
             details.corrupt += counters.corrupt;
         }
         details.complaints = self.oracle.take_complaints();
+        details.missed_bars = self.oracle.take_missed_bars();
         Outcome {
             scenario: scenario.name.clone(),
             rng_seed: self.rng_seed,
