@@ -293,8 +293,8 @@ async fn serve_in_regions(
         Route::Blob { repository, digest } if parts.method == Method::GET => {
             regional::blob(api, regional, repository, digest, &parts).await
         }
-        Route::Blob { .. } if parts.method == Method::HEAD => {
-            regional::has_blob(api, regional, route, parts).await
+        Route::Blob { repository, digest } if parts.method == Method::HEAD => {
+            regional::has_blob(api, regional, repository, digest, parts).await
         }
         Route::Tags { repository } if is_read(&parts.method) => {
             let own = || manifests::tags(api, repository, parts.uri.query());

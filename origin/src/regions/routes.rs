@@ -87,6 +87,13 @@ impl Routes {
             .collect()
     }
 
+    /// Another region, if it answers, as far as is known.
+    pub(crate) fn usable(&self, region: &RegionName) -> Option<Arc<dyn Source>> {
+        let id = self.id_of(region)?;
+        let is_usable = self.failover.standing(id) != Standing::Out;
+        self.other(id).filter(|_| is_usable).map(Arc::clone)
+    }
+
     /// The other regions that answer, as far as is known, in the order of the policy.
     pub(crate) fn usable_others(&self) -> Vec<Arc<dyn Source>> {
         // One look at the machine: [`OWN`] first, then the others.

@@ -16,6 +16,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::failover::SourceId;
 use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_common::wire::region::FactKey;
+use futures_util::future::join;
 use http::StatusCode;
 use http::request::Parts;
 use tokio::time::timeout;
@@ -31,8 +32,9 @@ use crate::regions::routes::OWN;
 use crate::regions::source::Source;
 use crate::registry::RegistryError;
 
-/// How long the own storage may take to say whether a manifest was deleted here.
-const DELETE_TIMEOUT: Duration = Duration::from_millis(800);
+/// How long the own storage may take to say whether a manifest was deleted here, while another
+/// region sends it.
+const DELETE_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// GET or HEAD of a manifest by digest.
 pub(in crate::http) async fn by_digest(
@@ -69,11 +71,13 @@ pub(in crate::http) async fn by_digest(
             let Some(other) = routes.other(source) else {
                 return own().await;
             };
-            if own_decides {
-                let is_known = refuse_deleted(regional, &**other, repository, key).await?;
-                is_delete_known.store(is_known, Ordering::Relaxed);
+            let read = read_at(&**other, request, path);
+            if !own_decides {
+                return read.await;
             }
-            read_at(&**other, request, path).await
+            let (is_known, read) = join(refuse_deleted(regional, &**other, key), read).await;
+            is_delete_known.store(is_known?, Ordering::Relaxed);
+            read
         }
     };
     let answer = ask(regional, &routes, content(digest), call).await;
@@ -97,10 +101,9 @@ pub(in crate::http) async fn by_digest(
 async fn refuse_deleted(
     regional: &Regional,
     source: &dyn Source,
-    repository: &RepositoryName,
     key: &FactKey,
 ) -> Result<bool, ReadError> {
-    let absence = regional.absence(repository);
+    let absence = regional.absence(key.repository());
     let Ok(Ok(own)) = timeout(DELETE_TIMEOUT, absence.registry.fact(key)).await else {
         return Ok(false);
     };

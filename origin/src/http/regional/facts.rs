@@ -64,12 +64,12 @@ impl Authority {
 
 /// Who serves what can change now.
 pub(super) async fn authority(api: &Api, routes: &Routes) -> Authority {
-    let sibling = match routes.is_own_out() {
-        true => {
+    let sibling = match routes.own_standing() {
+        Standing::Fine | Standing::Suspect => return Authority::Own,
+        Standing::Out | Standing::Returning { .. } => {
             let asked = api.registry.any_sibling_reaches_storage(SIBLINGS_TIMEOUT);
             asked.await
         }
-        false => None,
     };
     Authority::of(routes.own_standing(), sibling)
 }

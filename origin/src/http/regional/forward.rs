@@ -126,11 +126,7 @@ fn writer(
     method: &Method,
     repository: &RepositoryName,
 ) -> Writer {
-    let usable = routes.usable_others();
-    let find = |region: &RegionName| {
-        let found = usable.iter().find(|source| source.region() == region);
-        found.map(Arc::clone)
-    };
+    let find = |region: &RegionName| routes.usable(region);
     let policy = regional.members().policy();
     if let Route::Upload { id, .. } = route
         && let Some(region) = upload_region(id)

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use flotilla_common::digest::Digest;
 use flotilla_common::failover::{Input, Need, Outcome};
+use flotilla_common::name::RepositoryName;
 use http::request::Parts;
 
 use super::forward::{forward, forwards_to};
 use super::proxy::unavailable;
 use crate::http::error::{ApiError, Code};
 use crate::http::route::Route;
-use crate::http::{Api, HandlerResult, serve_own};
+use crate::http::{Api, HandlerResult, blobs, serve_own};
 use crate::regions::regional::Regional;
 use crate::regions::routes::OWN;
 
@@ -76,15 +78,20 @@ pub(in crate::http) fn note_failure(regional: &Regional, answer: &HandlerResult)
 pub(in crate::http) async fn has_blob(
     api: &Arc<Api>,
     regional: &Arc<Regional>,
-    route: Route,
+    repository: &RepositoryName,
+    digest: &Digest,
     request: Parts,
 ) -> HandlerResult {
     let routes = regional.routes();
-    let own = serve_own(api, route.clone(), request.clone(), Body::empty());
+    let own = blobs::head(api, repository, digest, &request.headers);
     if let Ok(answer) = routes.failover.until_out(OWN, own).await {
         note_failure(regional, &answer);
         return answer;
     }
+    let route = Route::Blob {
+        repository: repository.clone(),
+        digest: *digest,
+    };
     match forward(api, regional, &route, request, Body::empty()).await {
         Ok(forwarded) => forwarded,
         Err(_) => Err(unavailable(
