@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use flotilla_common::failover::FailoverConfig;
 use flotilla_common::name::{PeerId, RegionName, ZoneName};
+use flotilla_common::opening::FallbackTimeouts;
 use flotilla_common::seal::TrustedKeys;
 use flotilla_common::swarm::SwarmConfig;
 use flotilla_common::units::{BitRate, ByteSize};
@@ -86,37 +87,6 @@ pub struct Config {
     pub clock: Clock,
     /// Sends chunks to neighbours. Tests replace it to corrupt chunks.
     pub interceptor: Arc<dyn ChunkInterceptor>,
-}
-
-/// How long a blob's reader waits for its next byte before it falls back to an origin.
-///
-/// Bytes read from an origin by a reader are not stored, so waiting is cheaper while the swarm may
-/// still deliver them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FallbackTimeouts {
-    /// While no neighbour has the chunk and every origin fails. Default 3 s, which leaves time to
-    /// connect to neighbours.
-    pub no_source: Duration,
-    /// While no bytes are received for any blob. Default 20 s; the state machine tries an origin
-    /// long before.
-    pub no_progress: Duration,
-    /// For a blob without chunk proofs, whose bytes from a neighbour can be read only after the
-    /// whole blob has arrived. Default 20 s.
-    pub whole_blob: Duration,
-    /// The upper bound, even while other blobs make progress. Default 120 s; container runtimes
-    /// give up after 5 minutes.
-    pub maximum: Duration,
-}
-
-impl Default for FallbackTimeouts {
-    fn default() -> Self {
-        Self {
-            no_source: Duration::from_secs(3),
-            no_progress: Duration::from_secs(20),
-            whole_blob: Duration::from_secs(20),
-            maximum: Duration::from_secs(120),
-        }
-    }
 }
 
 impl Config {

@@ -9,9 +9,10 @@
 //!                   Want, for each blob ────────────────────────────▶
 //! ```
 //!
-//! If no origin is available, neighbours are asked for the manifest and the proofs. Proofs are
-//! checked no matter which side they come from.
+//! Whom to ask, and what an answer means, is decided by the [`Opening`] machine; this is its driver.
+//! Proofs are checked no matter which side they come from.
 
+use core::pin::pin;
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -19,26 +20,36 @@ use flotilla_common::digest::Digest;
 use flotilla_common::grant::Grant;
 use flotilla_common::manifest::{Descriptor, Manifest};
 use flotilla_common::name::RepositoryName;
+use flotilla_common::opening::{
+    ClosureResult, ImageBlob, Opening, OpeningConfig, OpeningInput, OpeningOutput, ProofSource,
+    ProvedBlob, Stored,
+};
 use flotilla_common::proof::Proof;
 use flotilla_common::wire::peer::ImageBundle;
 use flotilla_runtime::clock::Clock;
 use moka::future::Cache;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 
 use crate::driver::{Commands, DriverCommand};
 use crate::handles::{Stores, Upstream};
 use crate::origin::OriginError;
 use crate::pulls::PullStart;
-use crate::store::{StoreError, StoredBlob};
+use crate::store::StoreError;
 use crate::telemetry::Telemetry;
 
-/// How long neighbours may take to deliver an image. Being named by the tracker, connecting and
-/// asking takes some round trips; a runtime that has other hosts to try must not wait much longer.
-const SEEK_TIMEOUT: Duration = Duration::from_millis(750);
 /// How long an image from a neighbour is cached, and how many are.
 const IMAGES_TTL: Duration = Duration::from_secs(30);
 const IMAGES_CACHED: u64 = 8;
+
+/// Why an image is opened.
+#[derive(Debug)]
+pub(crate) enum PullTrigger {
+    /// The container runtime requested the manifest. The response is held back until this is used
+    /// or dropped.
+    Manifest(oneshot::Sender<()>),
+    /// The image is downloaded before it is pulled.
+    Warming,
+}
 
 /// Starts image pulls.
 #[derive(Debug)]
@@ -73,51 +84,134 @@ impl PullStarter {
         }
     }
 
-    /// Wants all blobs of an image. `image` is its name for logs and status.
+    /// Opens an image and wants its blobs. `image` is its name for logs and status.
     pub(crate) async fn start(
         &self,
         repository: &RepositoryName,
         image: String,
         digest: Digest,
         manifest: &Manifest,
-        is_warming: bool,
+        trigger: PullTrigger,
     ) {
         let blobs = manifest.blobs();
         if blobs.is_empty() {
             return;
         }
+        let started = self.clock.now();
         let start = PullStart {
             image,
             manifest: digest,
             blobs: blobs.iter().map(|blob| (blob.digest, blob.size)).collect(),
-            is_warming,
-            started: self.clock.now(),
+            is_warming: matches!(trigger, PullTrigger::Warming),
+            started,
         };
-        self.commands.send(DriverCommand::StartPull(start)).await;
-        let stored: Vec<_> = blobs
-            .iter()
-            .filter_map(|blob| self.stores.blobs.get(&blob.digest))
-            .collect();
-        let held = stored.iter().map(|blob| blob.held_bytes()).sum();
-        self.telemetry.counters.from_store.add(held);
-        if stored.len() == blobs.len() && stored.iter().all(|blob| blob.is_complete()) {
-            return self.want_all(repository, &stored).await;
+        let config = OpeningConfig::default();
+        let mut hold = Some(trigger);
+        let mut opening = Opening::new(started, &config, self.image_blobs(&blobs));
+        let start = self.commands.send(DriverCommand::StartPull(start));
+        self.run_beside(&mut opening, &mut hold, start).await;
+        while let Some(output) = opening.poll_output() {
+            let action = self.carry_out(repository, &digest, output);
+            if let Some(input) = self.run_beside(&mut opening, &mut hold, action).await {
+                opening.handle(self.clock.now(), input);
+            }
         }
-        let origins = &self.upstream.origins;
-        match origins.closure(repository, &digest).await {
-            Ok(Some(closure)) => {
-                for proof in closure.proofs {
-                    self.want_proved(repository, proof, closure.grant.clone())
-                        .await;
+        // The response that is still held back is sent when `hold` is dropped.
+    }
+
+    /// Finishes `work`. The manifest's response is sent meanwhile if it becomes late.
+    async fn run_beside<T>(
+        &self,
+        opening: &mut Opening,
+        hold: &mut Option<PullTrigger>,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = pin!(work);
+        loop {
+            if opening.is_late()
+                && let Some(PullTrigger::Manifest(response)) = hold.take()
+            {
+                // A client that has gone needs no response.
+                let _ = response.send(());
+            }
+            tokio::select! {
+                biased;
+                finished = &mut work => return finished,
+                () = self.clock.sleep_until(opening.poll_timeout()) => {
+                    opening.handle_timeout(self.clock.now());
                 }
             }
-            Ok(None) => self.want_unsealed(repository, &blobs).await,
+        }
+    }
+
+    /// The blobs of an image as they are in the store. Counts the bytes that it has already.
+    fn image_blobs(&self, blobs: &[&Descriptor]) -> Vec<ImageBlob> {
+        let image_blob = |blob: &&Descriptor| {
+            let stored = self.stores.blobs.get(&blob.digest);
+            let held = stored.as_ref().map_or(0, |blob| blob.held_bytes());
+            self.telemetry.counters.from_store.add(held);
+            ImageBlob {
+                digest: blob.digest,
+                size: blob.size,
+                has_urls: !blob.urls.is_empty(),
+                stored: match stored {
+                    None => Stored::Absent,
+                    Some(blob) if blob.is_complete() => Stored::Complete,
+                    Some(_) => Stored::Incomplete,
+                },
+            }
+        };
+        blobs.iter().map(image_blob).collect()
+    }
+
+    /// Carries out an action of the machine.
+    async fn carry_out(
+        &self,
+        repository: &RepositoryName,
+        manifest: &Digest,
+        output: OpeningOutput,
+    ) -> Option<OpeningInput> {
+        match output {
+            OpeningOutput::AskOrigins => {
+                let result = self.closure(repository, manifest).await;
+                return Some(OpeningInput::Closure(result));
+            }
+            OpeningOutput::AskNeighbours => {
+                let image = self.seek_image(manifest).await;
+                let proofs = image.map(|image| image.proofs.clone());
+                return Some(OpeningInput::Neighbours(proofs));
+            }
+            OpeningOutput::Add(blob) => self.want_proved(repository, *blob).await,
+            OpeningOutput::Want { digest } => self.want(repository, &digest).await,
+        }
+        None
+    }
+
+    /// Asks the origins for the proofs of an image's blobs.
+    async fn closure(&self, repository: &RepositoryName, manifest: &Digest) -> ClosureResult {
+        let origins = &self.upstream.origins;
+        match origins.closure(repository, manifest).await {
+            Ok(answer) => ClosureResult::Proved(answer),
+            Err(error @ (OriginError::Refused(_) | OriginError::Missing(_))) => {
+                tracing::debug!(
+                    %repository, %manifest, %error,
+                    "origin has no seals; blobs are exchanged as wholes"
+                );
+                if matches!(error, OriginError::Refused(_)) {
+                    ClosureResult::Refused
+                } else {
+                    ClosureResult::Missing
+                }
+            }
             Err(error) => {
-                tracing::warn!(manifest = %digest, %error, "could not get the proofs of an image's blobs from an origin; asking neighbours");
-                self.want_all(repository, &stored).await;
-                if stored.len() < blobs.len() {
-                    self.want_from_neighbours(repository, &digest, &blobs, &error)
-                        .await;
+                tracing::warn!(
+                    %manifest, %error,
+                    "could not get the proofs of an image's blobs from an origin; asking neighbours"
+                );
+                if matches!(error, OriginError::Unavailable(_)) {
+                    ClosureResult::Unavailable
+                } else {
+                    ClosureResult::Unsure
                 }
             }
         }
@@ -128,22 +222,15 @@ impl PullStarter {
         self.want_with_grant(repository, digest, None).await;
     }
 
-    /// Asks the neighbours for an image, if every origin is unavailable. The manifest that is
+    /// Asks the neighbours for an image, because no origin is available. The manifest that is
     /// returned has the digest.
-    pub(crate) async fn seek_image(
-        &self,
-        digest: &Digest,
-        error: &OriginError,
-    ) -> Option<Arc<ImageBundle>> {
-        if !matches!(error, OriginError::Unavailable(_)) {
-            return None;
-        }
+    pub(crate) async fn seek_image(&self, digest: &Digest) -> Option<Arc<ImageBundle>> {
         let seek = async {
             let (answer, image) = oneshot::channel();
             let manifest = *digest;
             let command = DriverCommand::SeekImage { manifest, answer };
             self.commands.send(command).await;
-            let image = timeout(SEEK_TIMEOUT, image).await.ok()?.ok()?;
+            let image = image.await.ok()?;
             tracing::info!(
                 %manifest,
                 "no origin available; got the image's manifest from a neighbour"
@@ -153,51 +240,24 @@ impl PullStarter {
         self.images.optionally_get_with(*digest, seek).await
     }
 
-    /// Wants the blobs for which a neighbour has valid proofs.
-    async fn want_from_neighbours(
-        &self,
-        repository: &RepositoryName,
-        digest: &Digest,
-        blobs: &[&Descriptor],
-        error: &OriginError,
-    ) {
-        let Some(image) = self.seek_image(digest, error).await else {
-            return;
-        };
-        let trusted = self.upstream.trusted_keys.current();
-        for proof in &image.proofs {
-            let is_of_image = blobs
-                .iter()
-                .any(|blob| blob.digest == *proof.digest() && blob.size == proof.size());
-            let blob = proof.digest();
-            match proof.check(&trusted) {
-                Ok(_) if is_of_image => self.want_proved(repository, proof.clone(), None).await,
-                Ok(_) => tracing::debug!(%blob, "neighbour's proof is for a blob of another image"),
-                Err(error) => tracing::debug!(%blob, %error, "neighbour's proof is invalid"),
-            }
-        }
-    }
-
-    /// Wants the blobs of an origin without seals. They are exchanged as whole blobs.
-    async fn want_unsealed(&self, repository: &RepositoryName, blobs: &[&Descriptor]) {
-        tracing::debug!(%repository, "origin has no seals; blobs are exchanged as wholes");
-        // Blobs with URLs of their own may be missing in the registry.
-        for blob in blobs.iter().filter(|blob| blob.urls.is_empty()) {
-            let proof = Proof::DigestOnly {
-                digest: blob.digest,
-                size: blob.size,
-            };
-            self.want_proved(repository, proof, None).await;
-        }
-    }
-
     /// Adds a blob to the store, if its proof is valid, and wants it.
-    async fn want_proved(&self, repository: &RepositoryName, proof: Proof, grant: Option<Grant>) {
+    async fn want_proved(&self, repository: &RepositoryName, blob: ProvedBlob) {
+        let ProvedBlob {
+            proof,
+            grant,
+            source,
+        } = blob;
         let digest = *proof.digest();
-        let geometry = match proof.check(&self.upstream.trusted_keys.current()) {
-            Ok(geometry) => geometry,
-            Err(error) => {
-                return tracing::error!(blob = %digest, %error, "origin returned an invalid proof; passing the blob through");
+        let geometry = match (proof.check(&self.upstream.trusted_keys.current()), source) {
+            (Ok(geometry), _) => geometry,
+            (Err(error), ProofSource::Origin) => {
+                return tracing::error!(
+                    blob = %digest, %error,
+                    "origin returned an invalid proof; passing the blob through"
+                );
+            }
+            (Err(error), ProofSource::Neighbour) => {
+                return tracing::debug!(blob = %digest, %error, "neighbour's proof is invalid");
             }
         };
         if let Some(stored) = self.stores.blobs.get(&digest) {
@@ -228,12 +288,6 @@ impl PullStarter {
                 blob = %digest, %error,
                 "the store cannot take a blob; passing it through from an origin"
             ),
-        }
-    }
-
-    async fn want_all(&self, repository: &RepositoryName, blobs: &[Arc<StoredBlob>]) {
-        for blob in blobs {
-            self.want(repository, blob.digest()).await;
         }
     }
 

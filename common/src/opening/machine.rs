@@ -145,12 +145,13 @@ impl Opening {
         opening
     }
 
-    /// Whether the manifest may be sent: the blobs are decided, or that took too long.
-    pub fn may_answer(&self) -> bool {
-        self.is_late || self.is_finished()
+    /// Whether the manifest must be sent now, although the machine is not finished.
+    pub fn is_late(&self) -> bool {
+        self.is_late
     }
 
-    /// Whether no further input is needed. Outputs may be left.
+    /// Whether no further input is needed. The manifest may be sent when all outputs are carried
+    /// out.
     pub fn is_finished(&self) -> bool {
         self.state == State::Finished
     }
@@ -162,12 +163,13 @@ impl Opening {
 
     /// When [`Self::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Time> {
-        (!self.may_answer()).then_some(self.answer_by)
+        let is_held_back = !self.is_late && !self.is_finished();
+        is_held_back.then_some(self.answer_by)
     }
 
     /// Handles the deadline. The machine goes on after it: what it learns later is used too.
     pub fn handle_timeout(&mut self, now: Time) {
-        self.is_late |= self.answer_by <= now;
+        self.is_late |= self.answer_by <= now && !self.is_finished();
     }
 
     /// Handles an event. An event that the machine does not wait for is ignored.

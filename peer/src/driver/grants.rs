@@ -15,6 +15,7 @@ use super::Driver;
 use super::tables::BlobEntry;
 use super::tasks::TaskReport;
 use crate::handles::Upstream;
+use crate::origin::OriginError;
 use crate::transport::PeerLink;
 
 /// Links whose last grant is remembered. This is more than the maximum number of connections.
@@ -143,7 +144,8 @@ async fn renew(
     manifest: &Digest,
 ) -> Option<Grant> {
     match upstream.origins.closure(repository, manifest).await {
-        Ok(closure) => closure?.grant,
+        Ok(closure) => closure.grant,
+        Err(OriginError::Refused(_) | OriginError::Missing(_)) => None,
         Err(error) => {
             tracing::warn!(%manifest, %error, "grant renewal failed; retrying");
             None

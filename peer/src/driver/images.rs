@@ -11,22 +11,23 @@
 //!
 //! Nothing that a neighbour sends is trusted: the manifest is checked against its digest here, the
 //! proofs where they are used. If grants are required, an image is sent only to neighbours with a
-//! valid grant. The number of seeks, of neighbours asked for each, of images sent at a time, and
-//! every wait are bounded.
+//! valid grant. Which neighbours are asked, and for how long, is decided by the [`ImageSeeks`]
+//! machine; the number of images sent at a time is bounded here.
 
 use core::time::Duration;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::PeerId;
+use flotilla_common::opening::{ImageSeeks, NamedPeer, PeerConnection, SeekInput, SeekOutput};
 use flotilla_common::proof::Proof;
 use flotilla_common::swarm::Input;
 use flotilla_common::time::Time;
 use flotilla_common::wire::frame::MAX_BODY_LEN;
 use flotilla_common::wire::peer::{ImageBundle, Refusal};
-use flotilla_common::wire::tracker::Handout;
+use flotilla_common::wire::tracker::{Handout, PeerInfo};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
@@ -35,10 +36,6 @@ use super::tasks::TaskReport;
 use crate::handles::Stores;
 use crate::transport::{ImageRequest, PeerLink, request_image};
 
-/// Images sought at a time.
-const MAX_SEEKS: usize = 16;
-/// Neighbours asked for one image.
-const MAX_ASKED: usize = 8;
 /// From a request to the end of its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Images sent to neighbours at a time.
@@ -50,119 +47,180 @@ const PROOF_LEN: usize = 512;
 
 /// The images that are sought, and the images that are being sent.
 #[derive(Debug)]
-pub(super) struct ImageSeeks {
-    by_manifest: BTreeMap<Digest, ImageSeek>,
+pub(super) struct ImageExchange {
+    pub(super) seeks: ImageSeeks,
+    /// The requests that wait for each image.
+    waiting: BTreeMap<Digest, Vec<oneshot::Sender<ImageBundle>>>,
     answers: Arc<Semaphore>,
 }
 
-#[derive(Debug, Default)]
-struct ImageSeek {
-    waiting: Vec<oneshot::Sender<ImageBundle>>,
-    asked: BTreeSet<PeerId>,
-}
-
-impl Default for ImageSeeks {
+impl Default for ImageExchange {
     fn default() -> Self {
         Self {
-            by_manifest: BTreeMap::new(),
+            seeks: ImageSeeks::default(),
+            waiting: BTreeMap::new(),
             answers: Arc::new(Semaphore::new(MAX_ANSWERS)),
         }
     }
 }
 
-impl ImageSeeks {
-    /// The digests of the manifests that are sought, for the trackers.
-    pub(super) fn manifests(&self) -> impl Iterator<Item = &Digest> {
-        self.by_manifest.keys()
-    }
-
-    /// Forgets the images for which no request waits any more.
-    fn retain_awaited(&mut self) {
-        self.by_manifest.retain(|_, seek| {
-            seek.waiting.retain(|waiting| !waiting.is_closed());
-            !seek.waiting.is_empty()
+impl ImageExchange {
+    /// Gives up the images for which no request waits any more.
+    fn retain_awaited(&mut self, now: Time) {
+        let seeks = &mut self.seeks;
+        self.waiting.retain(|manifest, waiting| {
+            waiting.retain(|waiting| !waiting.is_closed());
+            if waiting.is_empty() {
+                let manifest = *manifest;
+                seeks.handle(now, SeekInput::Abandon { manifest });
+            }
+            !waiting.is_empty()
         });
     }
 }
 
 impl Driver {
     /// Seeks an image among the peers. `answer` gets the first valid answer, or is dropped.
-    pub(super) fn seek_image(&mut self, manifest: Digest, answer: oneshot::Sender<ImageBundle>) {
-        self.seeks.retain_awaited();
-        let seeks = &mut self.seeks.by_manifest;
-        if seeks.len() >= MAX_SEEKS && !seeks.contains_key(&manifest) {
-            return;
-        }
-        seeks.entry(manifest).or_default().waiting.push(answer);
-        let peers = self.tables.peers();
-        let links: Vec<PeerLink> = peers.filter_map(|peer| peer.link.clone()).collect();
-        for link in links {
-            self.ask_for_images(&link);
-        }
-        self.context.network.trackers.announce();
+    pub(super) fn seek_image(
+        &mut self,
+        now: Time,
+        manifest: Digest,
+        answer: oneshot::Sender<ImageBundle>,
+    ) {
+        self.images.retain_awaited(now);
+        let waiting = self.images.waiting.entry(manifest).or_default();
+        waiting.push(answer);
+        self.handle_seek(now, SeekInput::Seek { manifest });
     }
 
     /// Handles a tracker's handout for a digest that is not a blob of this peer.
     pub(super) fn image_handout(&mut self, now: Time, handout: &Handout) {
-        self.seeks.retain_awaited();
-        if !self.seeks.by_manifest.contains_key(&handout.digest) {
+        self.images.retain_awaited(now);
+        if !self.images.waiting.contains_key(&handout.digest) {
             return;
         }
         let own = self.context.network.me.id.clone();
-        let others = handout.peers.iter().filter(|info| info.id != own);
-        for info in others.take(MAX_ASKED) {
-            let facts = self.store_peer_info(info);
-            match self.tables.link(facts.peer).cloned() {
-                Some(link) => self.ask_for_images(&link),
-                // The peer is asked once it is connected.
-                None => self.machine.handle(now, Input::Dial { facts }),
+        let mut peers = Vec::new();
+        for info in handout.peers.iter().filter(|info| info.id != own) {
+            let connection = self.connection(&info.id);
+            if connection != PeerConnection::None {
+                self.store_peer_info(info);
             }
+            let peer = info.id.clone();
+            peers.push(NamedPeer { peer, connection });
         }
+        let manifest = handout.digest;
+        let input = SeekInput::Handout { manifest, peers };
+        self.images.seeks.handle(now, input);
+        self.carry_out_seeks(now, &handout.peers, None);
     }
 
     /// Asks a neighbour for all images that are sought and for which it was not asked yet.
-    pub(super) fn ask_for_images(&mut self, link: &PeerLink) {
-        self.seeks.retain_awaited();
-        for (manifest, seek) in &mut self.seeks.by_manifest {
-            let may_ask = link.is_serving_images() && seek.asked.len() < MAX_ASKED;
-            if !may_ask || !seek.asked.insert(link.peer().clone()) {
-                continue;
-            }
-            let mut grants = self
-                .tables
-                .blobs()
-                .filter_map(|(_, blob)| blob.grant.as_ref());
-            let grant = grants
-                .find(|grant| grant.manifest() == Some(manifest))
-                .cloned();
-            let (manifest, link, reports) = (*manifest, link.clone(), self.reports.clone());
-            self.context.shutdown.spawn(async move {
-                match timeout(ANSWER_TIMEOUT, request_image(&link, manifest, grant)).await {
-                    Ok(Ok(image)) => {
-                        let report = TaskReport::ImageReceived(manifest, Box::new(image));
-                        // Fails only when the driver has stopped.
-                        let _ = reports.send(report).await;
-                    }
-                    Ok(Err(error)) => tracing::debug!(
-                        peer = %link.peer(), %manifest, %error,
-                        "neighbour did not deliver an image"
-                    ),
-                    Err(_) => tracing::debug!(
-                        peer = %link.peer(), %manifest,
-                        "neighbour did not deliver an image in time"
-                    ),
-                }
-            });
+    pub(super) fn ask_for_images(&mut self, now: Time, link: &PeerLink) {
+        if link.is_serving_images() {
+            let peer = link.peer().clone();
+            self.images.retain_awaited(now);
+            self.handle_seek(now, SeekInput::Neighbour { peer });
         }
     }
 
     /// Delivers an image to the requests that wait for it.
-    pub(super) fn image_received(&mut self, manifest: &Digest, image: &ImageBundle) {
-        let seek = self.seeks.by_manifest.remove(manifest).unwrap_or_default();
-        for waiting in seek.waiting {
-            // A request that timed out needs no image.
-            let _ = waiting.send(image.clone());
+    pub(super) fn image_received(&mut self, now: Time, manifest: Digest, image: &ImageBundle) {
+        self.images
+            .seeks
+            .handle(now, SeekInput::Delivered { manifest });
+        self.carry_out_seeks(now, &[], Some(image));
+    }
+
+    /// Ends the seeks that took too long.
+    pub(super) fn end_late_seeks(&mut self, now: Time) {
+        self.images.seeks.handle_timeout(now);
+        self.carry_out_seeks(now, &[], None);
+    }
+
+    fn handle_seek(&mut self, now: Time, input: SeekInput) {
+        self.images.seeks.handle(now, input);
+        self.carry_out_seeks(now, &[], None);
+    }
+
+    fn connection(&self, peer: &PeerId) -> PeerConnection {
+        let slot = self.tables.peer_slot(peer);
+        match slot.and_then(|slot| self.tables.link(slot)) {
+            None => PeerConnection::None,
+            Some(link) if link.is_serving_images() => PeerConnection::ServesImages,
+            Some(_) => PeerConnection::LacksImages,
         }
+    }
+
+    /// Carries out what the seeks ask for. `named` are the peers of the handout that was handled,
+    /// `image` is the one that was delivered.
+    fn carry_out_seeks(&mut self, now: Time, named: &[PeerInfo], image: Option<&ImageBundle>) {
+        while let Some(output) = self.images.seeks.poll_output() {
+            match output {
+                SeekOutput::Started { .. } => {
+                    let peers = self.tables.peers();
+                    let links = peers.filter_map(|peer| peer.link.as_ref());
+                    let serving = links.filter(|link| link.is_serving_images());
+                    for peer in serving.map(|link| link.peer().clone()).collect::<Vec<_>>() {
+                        let neighbour = SeekInput::Neighbour { peer };
+                        self.images.seeks.handle(now, neighbour);
+                    }
+                    self.context.network.trackers.announce();
+                }
+                SeekOutput::Ask { peer, manifest } => self.request_image(&peer, manifest),
+                SeekOutput::Connect { peer } => {
+                    if let Some(info) = named.iter().find(|info| info.id == peer) {
+                        let facts = self.store_peer_info(info);
+                        self.machine.handle(now, Input::Dial { facts });
+                    }
+                }
+                SeekOutput::Found { manifest } => {
+                    let waiting = self.images.waiting.remove(&manifest);
+                    for waiting in waiting.unwrap_or_default() {
+                        if let Some(image) = image {
+                            // A request that has ended needs no image.
+                            let _ = waiting.send(image.clone());
+                        }
+                    }
+                }
+                SeekOutput::GaveUp { manifest } => {
+                    self.images.waiting.remove(&manifest);
+                }
+            }
+        }
+    }
+
+    /// Sends a neighbour a request for an image.
+    fn request_image(&self, peer: &PeerId, manifest: Digest) {
+        let slot = self.tables.peer_slot(peer);
+        let Some(link) = slot.and_then(|slot| self.tables.link(slot)).cloned() else {
+            return;
+        };
+        let mut grants = self
+            .tables
+            .blobs()
+            .filter_map(|(_, blob)| blob.grant.as_ref());
+        let grant = grants
+            .find(|grant| grant.manifest() == Some(&manifest))
+            .cloned();
+        let reports = self.reports.clone();
+        self.context.shutdown.spawn(async move {
+            match timeout(ANSWER_TIMEOUT, request_image(&link, manifest, grant)).await {
+                Ok(Ok(image)) => {
+                    let report = TaskReport::ImageReceived(manifest, Box::new(image));
+                    // Fails only when the driver has stopped.
+                    let _ = reports.send(report).await;
+                }
+                Ok(Err(error)) => tracing::debug!(
+                    peer = %link.peer(), %manifest, %error,
+                    "neighbour did not deliver an image"
+                ),
+                Err(_) => tracing::debug!(
+                    peer = %link.peer(), %manifest,
+                    "neighbour did not deliver an image in time"
+                ),
+            }
+        });
     }
 
     /// Answers a neighbour's request for an image.
@@ -177,7 +235,7 @@ impl Driver {
             let counters = &self.context.telemetry.counters;
             counters.refused_not_permitted.add(1);
         }
-        let permit = Arc::clone(&self.seeks.answers).try_acquire_owned();
+        let permit = Arc::clone(&self.images.answers).try_acquire_owned();
         let stores = self.context.stores.clone();
         self.context.shutdown.spawn(async move {
             let answer = match (permission, &permit) {

@@ -74,7 +74,7 @@ impl Driver {
                 }
             }
             DriverCommand::Quarantine { digest, reason } => self.quarantine(now, &digest, &reason),
-            DriverCommand::SeekImage { manifest, answer } => self.seek_image(manifest, answer),
+            DriverCommand::SeekImage { manifest, answer } => self.seek_image(now, manifest, answer),
             DriverCommand::StartPull(start) => self.open_pull(now, start),
             DriverCommand::Status(sender) => {
                 // A request that timed out needs no answer.
@@ -148,7 +148,9 @@ impl Driver {
             TaskReport::Damaged(digest, chunk) => self.chunk_lost(now, &digest, chunk),
             TaskReport::Verified(digest, verdict) => self.verified(now, &digest, verdict),
             TaskReport::Granted(grant) => self.granted(&grant),
-            TaskReport::ImageReceived(manifest, image) => self.image_received(&manifest, &image),
+            TaskReport::ImageReceived(manifest, image) => {
+                self.image_received(now, manifest, &image)
+            }
         }
     }
 

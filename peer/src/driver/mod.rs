@@ -113,7 +113,7 @@ pub(crate) struct Driver {
     next_upload: u64,
     renewals: grants::Renewals,
     verified: grants::VerifiedGrants,
-    seeks: images::ImageSeeks,
+    images: images::ImageExchange,
     /// Whether the machine was told that an origin is usable.
     has_origin: bool,
     /// The rates of all downloads and of all uploads.
@@ -168,7 +168,7 @@ impl Driver {
             next_upload: 0,
             renewals: grants::Renewals::new(),
             verified: grants::VerifiedGrants::default(),
-            seeks: images::ImageSeeks::default(),
+            images: images::ImageExchange::default(),
             has_origin: true,
             down: RateMeter::default(),
             up: RateMeter::default(),
@@ -180,15 +180,22 @@ impl Driver {
     }
 
     fn deadline(&self) -> Time {
-        self.machine
-            .poll_timeout()
-            .map_or(self.housekeeping_at, |next| next.min(self.housekeeping_at))
+        let machines = [
+            self.machine.poll_timeout(),
+            self.images.seeks.poll_timeout(),
+        ];
+        let deadlines = machines.into_iter().flatten();
+        deadlines.fold(self.housekeeping_at, Time::min)
     }
 
     fn on_time(&mut self, now: Time) {
         let deadline = self.machine.poll_timeout();
         if deadline.is_some_and(|deadline| deadline <= now) {
             self.machine.handle_timeout(now);
+        }
+        let deadline = self.images.seeks.poll_timeout();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            self.end_late_seeks(now);
         }
         if self.housekeeping_at <= now {
             self.housekeeping_at = now + HOUSEKEEPING_INTERVAL;

@@ -95,7 +95,7 @@ impl Driver {
                 },
             );
         }
-        self.ask_for_images(&link);
+        self.ask_for_images(now, &link);
     }
 
     /// Closes a surplus connection after its transfers had time to finish.

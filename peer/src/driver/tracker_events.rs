@@ -119,6 +119,7 @@ impl Driver {
         // Manifests are announced too, without chunks: while no origin is available, peers ask the
         // holders for them.
         let sought = self
+            .images
             .seeks
             .manifests()
             .map(|digest| (*digest, BlobState::Wanted { progress: 0 }));

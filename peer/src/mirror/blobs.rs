@@ -15,6 +15,7 @@ use axum::http::Response;
 use bytes::Bytes;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::RepositoryName;
+use flotilla_common::opening::BlobRead;
 use flotilla_runtime::http::range::normalize_range;
 use futures_util::{Stream, StreamExt, stream};
 
@@ -49,9 +50,11 @@ impl Mirror {
                 None => unsatisfiable(size),
             });
         }
-        match stored {
-            Some(blob) => self.read(repository, &blob, range).await,
-            None => self.pass_through(repository, digest, range).await,
+        let geometry = stored.as_ref().map(|blob| blob.geometry());
+        let mut machine = BlobRead::new(self.context.fallback_timeouts, geometry);
+        match (stored, machine.poll_output()) {
+            (Some(blob), None) => self.read(repository, &blob, machine, range).await,
+            _ => self.pass_through(repository, digest, range).await,
         }
     }
 
@@ -70,6 +73,7 @@ impl Mirror {
         self: &Arc<Self>,
         repository: &RepositoryName,
         blob: &Arc<StoredBlob>,
+        machine: BlobRead,
         range: Option<&str>,
     ) -> Result<Response<Body>, MirrorError> {
         let (digest, size) = (*blob.digest(), blob.geometry().size());
@@ -85,6 +89,7 @@ impl Mirror {
             Arc::clone(&self.context),
             repository.clone(),
             Arc::clone(blob),
+            machine,
             self.cursors.open(digest, *blob.geometry(), start),
             range.range.clone(),
         );

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use flotilla_common::opening::FallbackTimeouts;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::shutdown::Shutdown;
 
-use crate::config::FallbackTimeouts;
 use crate::driver::Commands;
 use crate::handles::{Stores, Upstream};
 use crate::telemetry::Telemetry;

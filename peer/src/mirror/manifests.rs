@@ -1,7 +1,6 @@
 //! Manifest requests. A request for the manifest of an image also starts the pull of the image:
 //! the peer wants all its blobs before the runtime requests the first of them.
 
-use core::time::Duration;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -11,18 +10,15 @@ use flotilla_common::digest::Digest;
 use flotilla_common::manifest::Manifest;
 use flotilla_common::name::{Reference, RepositoryName};
 use flotilla_runtime::http::range::RequestedRange;
-use tokio::time::timeout;
+use tokio::sync::oneshot;
 
 use super::error::MirrorError;
 use super::image_names::display_name;
 use super::response::{set_content_headers, set_partial, unsatisfiable};
 use super::state::Mirror;
 use crate::origin::{FetchedManifest, OriginError};
+use crate::pull_start::PullTrigger;
 use crate::store::StoredManifest;
-
-/// How long the response waits for the proofs of the image's blobs. They usually take one round
-/// trip.
-const PROOFS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A manifest as it is served.
 #[derive(Debug, Clone)]
@@ -69,20 +65,27 @@ impl Mirror {
         if !is_head {
             let (mirror, repository) = (Arc::clone(self), repository.clone());
             let (digest, bytes) = (found.digest, found.manifest.bytes.clone());
-            let start = async move { mirror.start_pull(&repository, &digest, &bytes, false).await };
-            // After the timeout, the task goes on in the background.
-            let _ = timeout(PROOFS_TIMEOUT, self.context.shutdown.spawn(start)).await;
+            let (hold, released) = oneshot::channel();
+            let trigger = PullTrigger::Manifest(hold);
+            let start = async move {
+                mirror
+                    .start_pull(&repository, &digest, &bytes, trigger)
+                    .await
+            };
+            // After the response, the task goes on in the background.
+            self.context.shutdown.spawn(start);
+            let _ = released.await;
         }
         Ok(found)
     }
 
-    /// Starts the pull of the image that a manifest describes.
+    /// Starts the pull of the image that a manifest describes, and obtains the proofs of its blobs.
     pub(super) async fn start_pull(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
         bytes: &[u8],
-        is_warming: bool,
+        trigger: PullTrigger,
     ) {
         let manifest = match Manifest::parse(bytes) {
             Ok(manifest) => manifest,
@@ -98,7 +101,7 @@ impl Mirror {
         }
         let image = self.image_names.get(repository, digest);
         self.pull_starter
-            .start(repository, image, *digest, &manifest, is_warming)
+            .start(repository, image, *digest, &manifest, trigger)
             .await;
     }
 
@@ -174,7 +177,10 @@ impl Mirror {
         digest: &Digest,
         error: &OriginError,
     ) -> Option<ResolvedManifest> {
-        let image = self.pull_starter.seek_image(digest, error).await?;
+        if !matches!(error, OriginError::Unavailable(_)) {
+            return None;
+        }
+        let image = self.pull_starter.seek_image(digest).await?;
         let manifest = StoredManifest {
             media_type: image.media_type.clone(),
             bytes: Bytes::copy_from_slice(&image.manifest),

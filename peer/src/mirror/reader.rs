@@ -2,8 +2,8 @@
 //!
 //! A reader returns bytes as they are verified. It reads at most one piece ahead, because the
 //! runtime may close the connection long before the end of the range. The position of readers
-//! decides which chunks are downloaded first. If no bytes arrive within the fallback timeouts, or
-//! the store cannot take the blob, the reader goes on with bytes from an origin.
+//! decides which chunks are downloaded first. When the reader goes on with bytes from an origin is
+//! decided by its [`BlobRead`] machine.
 
 use core::ops::Range;
 use core::time::Duration;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_common::name::RepositoryName;
-use flotilla_common::time::Time;
+use flotilla_common::opening::{BlobRead, BlobReadInput, BlobReadOutput, FallbackReason};
 use futures_util::{Stream, stream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -20,71 +20,18 @@ use super::context::MirrorContext;
 use super::cursors::Cursor;
 use super::error::MirrorError;
 use super::passthrough::Passthrough;
-use crate::config::FallbackTimeouts;
 use crate::driver::DriverCommand;
 use crate::store::{Availability, MAX_IO_BYTES, Pin, StoreError, StoredBlob};
 
-/// How often a waiting reader checks the fallback timeouts.
-const CHECK_INTERVAL: Duration = Duration::from_millis(250);
-
 /// How long a body that must be cut waits for the bodies at lower offsets of the blob to end.
 const CUT_ORDER_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// One wait for the next byte.
-struct ByteWait {
-    since: Time,
-    /// Since when no source has the chunk, while none has.
-    no_source_since: Option<Time>,
-    /// Whether the blob has no chunk proofs.
-    is_whole_blob: bool,
-}
-
-impl ByteWait {
-    const fn new(now: Time, is_whole_blob: bool) -> Self {
-        Self {
-            since: now,
-            no_source_since: None,
-            is_whole_blob,
-        }
-    }
-
-    /// The reason to fall back to an origin, if a timeout has expired.
-    fn expired(
-        &mut self,
-        now: Time,
-        has_source: bool,
-        last_received: Duration,
-        timeouts: &FallbackTimeouts,
-    ) -> Option<&'static str> {
-        self.no_source_since = if has_source {
-            None
-        } else {
-            self.no_source_since.or(Some(now))
-        };
-        let waited = now.saturating_since(self.since);
-        let maximum = if self.is_whole_blob {
-            timeouts.whole_blob.min(timeouts.maximum)
-        } else {
-            timeouts.maximum
-        };
-        if self
-            .no_source_since
-            .is_some_and(|since| now.saturating_since(since) >= timeouts.no_source)
-        {
-            Some("no neighbour has the next chunk and no origin answers")
-        } else if waited >= timeouts.no_progress && last_received >= timeouts.no_progress {
-            Some("no bytes received from any source")
-        } else {
-            (waited >= maximum).then_some("next chunk did not arrive in time")
-        }
-    }
-}
 
 /// The state of one response.
 pub(super) struct Reader {
     context: Arc<MirrorContext>,
     repository: RepositoryName,
     blob: Arc<StoredBlob>,
+    machine: BlobRead,
     cursor: Cursor,
     /// The bytes that are still to be returned.
     left: Range<u64>,
@@ -98,12 +45,14 @@ impl Reader {
         context: Arc<MirrorContext>,
         repository: RepositoryName,
         blob: Arc<StoredBlob>,
+        machine: BlobRead,
         cursor: Cursor,
         range: Range<u64>,
     ) -> Self {
         Self {
             context,
             repository,
+            machine,
             cursor,
             left: range,
             passthrough: None,
@@ -132,35 +81,47 @@ impl Reader {
             return Ok(None);
         }
         let clock = self.context.clock;
-        let mut wait = ByteWait::new(clock.now(), self.blob.geometry().is_whole());
+        self.machine.handle(clock.now(), BlobReadInput::NextByte);
         loop {
-            match timeout(
-                CHECK_INTERVAL,
-                self.blob.wait_until_available(self.left.start),
-            )
-            .await
-            {
-                Ok(Availability::Ready(until)) => {
-                    if let Some(bytes) = self.read(until).await? {
-                        return Ok(Some(bytes));
-                    }
-                }
-                Ok(Availability::Bypassed) => return self.fall_back().await,
-                Ok(Availability::Waiting) | Err(_) => {
-                    let has_source = self.has_source().await;
-                    let now = clock.now();
-                    let last_received = self.context.telemetry.last_received.elapsed(now);
-                    let timeouts = &self.context.fallback_timeouts;
-                    if let Some(reason) = wait.expired(now, has_source, last_received, timeouts) {
-                        tracing::warn!(
-                            blob = %self.blob.digest(), offset = self.left.start, reason,
-                            "swarm did not deliver in time; passing the blob through from an origin"
-                        );
-                        return self.fall_back().await;
-                    }
+            while let Some(output) = self.machine.poll_output() {
+                match output {
+                    BlobReadOutput::CheckSources => self.check_sources().await,
+                    BlobReadOutput::PassThrough(reason) => return self.fall_back(reason).await,
                 }
             }
+            let deadline = clock.sleep_until(self.machine.poll_timeout());
+            tokio::select! {
+                biased;
+                availability = self.blob.wait_until_available(self.left.start) => {
+                    match availability {
+                        Availability::Ready(until) => {
+                            if let Some(bytes) = self.read(until).await? {
+                                self.machine.handle(clock.now(), BlobReadInput::Delivered);
+                                return Ok(Some(bytes));
+                            }
+                        }
+                        Availability::Bypassed => {
+                            self.machine.handle(clock.now(), BlobReadInput::Bypassed);
+                        }
+                        // The wait does not end with this.
+                        Availability::Waiting => {}
+                    }
+                }
+                () = deadline => self.machine.handle_timeout(clock.now()),
+            }
         }
+    }
+
+    /// Tells the machine which sources there are.
+    async fn check_sources(&mut self) {
+        let has_source = self.has_source().await;
+        let now = self.context.clock.now();
+        let last_received = self.context.telemetry.last_received.elapsed(now);
+        let sources = BlobReadInput::Sources {
+            has_source,
+            last_received,
+        };
+        self.machine.handle(now, sources);
     }
 
     /// Whether any known source can deliver the chunk that the reader waits for.
@@ -177,8 +138,8 @@ impl Reader {
         answered.await.unwrap_or(false)
     }
 
-    /// Reads the next piece, which ends at `until` at the latest; `None` if the chunk was damaged
-    /// on disk.
+    /// Reads the next piece, which ends at `until` at the latest; `None` if the chunk is
+    /// damaged on disk or cannot be read.
     async fn read(&mut self, until: u64) -> Result<Option<Bytes>, MirrorError> {
         let start = self.left.start;
         let piece = MAX_IO_BYTES as u64;
@@ -204,13 +165,21 @@ impl Reader {
                     "read of a stored blob failed; passing it through from an origin"
                 );
                 self.blob.mark_bypassed();
-                self.fall_back().await
+                let now = self.context.clock.now();
+                self.machine.handle(now, BlobReadInput::Bypassed);
+                Ok(None)
             }
         }
     }
 
     /// Goes on with bytes from an origin.
-    async fn fall_back(&mut self) -> Result<Option<Bytes>, MirrorError> {
+    async fn fall_back(&mut self, reason: FallbackReason) -> Result<Option<Bytes>, MirrorError> {
+        if reason != FallbackReason::Bypassed {
+            tracing::warn!(
+                blob = %self.blob.digest(), offset = self.left.start, %reason,
+                "swarm did not deliver in time; passing the blob through from an origin"
+            );
+        }
         let opened = Passthrough::open_exactly(
             Arc::clone(&self.context),
             &self.repository,

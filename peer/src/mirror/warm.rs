@@ -21,6 +21,7 @@ use super::error::{ContentKind, MirrorError, error_response};
 use super::manifests::ResolvedManifest;
 use super::route::{MirrorRoute, route};
 use super::state::Mirror;
+use crate::pull_start::PullTrigger;
 
 /// How often the blobs are wanted again. The driver stops the download of a blob without a reader
 /// after a longer time.
@@ -62,7 +63,8 @@ impl Mirror {
         let images = self.images_below(repository, reference).await?;
         for image in &images {
             let (digest, bytes) = (&image.digest, &image.manifest.bytes);
-            self.start_pull(repository, digest, bytes, true).await;
+            self.start_pull(repository, digest, bytes, PullTrigger::Warming)
+                .await;
             self.keep_wanting(repository, digest, bytes);
         }
         Ok(Warming {

@@ -110,12 +110,13 @@ impl OriginClient {
         self.fetch(need, request, MAX_MANIFEST_LEN, decode).await
     }
 
-    /// The proofs of all blobs of a manifest; `None` if the origin is another kind of registry.
+    /// The proofs of all blobs of a manifest. Another kind of registry refuses the request or does
+    /// not know it.
     pub(crate) async fn closure(
         &self,
         repository: &RepositoryName,
         manifest: &Digest,
-    ) -> Result<Option<ClosureAnswer>, OriginError> {
+    ) -> Result<ClosureAnswer, OriginError> {
         let request = ClosureRequest {
             repository: repository.clone(),
             manifest: *manifest,
@@ -128,12 +129,8 @@ impl OriginClient {
             request.body(body.clone())
         };
         let decode = |_, bytes: Bytes| codec::decode(&bytes).map_err(|error| error.to_string());
-        let answer = self.fetch(closure_of(manifest), request, codec::MAX_LEN, decode);
-        match answer.await {
-            Ok(answer) => Ok(Some(answer)),
-            Err(OriginError::Refused(_) | OriginError::Missing(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.fetch(closure_of(manifest), request, codec::MAX_LEN, decode)
+            .await
     }
 
     /// Asks one origin after another until one serves the request, and reads its answer: the media

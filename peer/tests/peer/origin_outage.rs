@@ -152,3 +152,24 @@ async fn image_request_without_grant_is_refused() {
         first.stats()
     );
 }
+
+/// A known limit: the proofs are asked for once, and without them no blob joins the swarm.
+#[tokio::test(flavor = "multi_thread")]
+async fn first_closures_fail_and_each_peer_passes_the_image_through() {
+    const PEERS: u64 = 3;
+    let fleet = Fleet::new().await;
+    fleet.origin.push(&image());
+    fleet
+        .origin
+        .failing_closures
+        .store(PEERS, Ordering::Relaxed);
+    let mut peers = Vec::new();
+    for number in 0..PEERS {
+        let config = fleet.config(&format!("vm-{number}"));
+        peers.push(peer_with_image(&fleet, config).await);
+    }
+    let size: usize = image().iter().map(Bytes::len).sum();
+    assert_eq!(fleet.origin.bytes_sent(), PEERS * size as u64);
+    let requests = fleet.origin.closure_requests.load(Ordering::Relaxed);
+    assert_eq!(requests, PEERS, "no proofs are asked for again");
+}

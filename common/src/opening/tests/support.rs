@@ -98,7 +98,7 @@ impl TestMirror {
             self.opening.handle_timeout(now);
             self.carry_out(now);
         }
-        self.opening.may_answer()
+        self.opening.is_late() || self.opening.is_finished()
     }
 
     /// How a request for a blob that arrives now is answered: from the store, or past it.

@@ -61,6 +61,8 @@ pub(crate) struct FakeOrigin {
     pub stalls_at: watch::Sender<u64>,
     /// Makes the grants for peers that have shown a certificate. `None`: no grants.
     pub grants: Mutex<Option<GrantSource>>,
+    /// Answers 503 to so many further requests for closures.
+    pub failing_closures: AtomicU64,
     /// Requests for closures received.
     pub closure_requests: AtomicU64,
 }
@@ -102,6 +104,7 @@ impl FakeOrigin {
             aborts_at: AtomicU64::new(u64::MAX),
             stalls_at: watch::Sender::new(u64::MAX),
             grants: Mutex::default(),
+            failing_closures: AtomicU64::new(0),
             closure_requests: AtomicU64::new(0),
         });
         let router = Router::new()
@@ -169,6 +172,12 @@ impl FakeOrigin {
 
     fn closure(&self, client: Option<PeerId>) -> Response<Body> {
         self.closure_requests.fetch_add(1, Ordering::Relaxed);
+        let one_less = |left: u64| left.checked_sub(1);
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        let failing = self.failing_closures.fetch_update(set, fetch, one_less);
+        if failing.is_ok() {
+            return status(StatusCode::SERVICE_UNAVAILABLE);
+        }
         if self.is_without_seals.load(Ordering::Relaxed) {
             return status(StatusCode::NOT_FOUND);
         }
