@@ -160,7 +160,7 @@ impl Network {
     }
 
     /// When [`Self::pop`] may have something.
-    pub(crate) fn next_at(&self) -> Option<Time> {
+    pub(crate) fn next_at(&mut self) -> Option<Time> {
         self.queue.next_at()
     }
 

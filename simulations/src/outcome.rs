@@ -106,12 +106,7 @@ pub(crate) fn bounds(scenario: &Scenario, up_sum: f64, slowest_down: f64) -> (f6
         .up
         .bytes_per_second()
         .min(scenario.peers.down.bytes_per_second());
-    let chunks: u32 = scenario
-        .image
-        .layers
-        .iter()
-        .map(|size| scenario.image.geometry(*size).chunks())
-        .sum();
-    let pipelined = pipelined_s(bytes, u64::from(peers / regions), u64::from(chunks), rate);
+    let chunks = u64::from(scenario.image.chunks());
+    let pipelined = pipelined_s(bytes, u64::from(peers / regions), chunks, rate);
     (fluid, pipelined)
 }

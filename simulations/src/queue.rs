@@ -1,8 +1,9 @@
 //! The event queue: earliest first; simultaneous events in the order in which they were pushed.
 //!
-//! Most events come a fixed delay after they are pushed, for example a message between two zones.
-//! Each such delay has a lane, a FIFO in which events are in order because time does not go back.
-//! Other events are in a heap.
+//! It is a calendar queue. Time is cut into buckets of 16 us, and an event goes into its bucket
+//! unsorted. When the time of a bucket comes, its events are sorted. Events beyond the last bucket
+//! are in a heap until their bucket is near. So an event costs about the same however many there
+//! are and however their delays vary.
 
 use core::time::Duration;
 use std::cmp::Reverse;
@@ -10,24 +11,27 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use flotilla_common::time::Time;
 
-/// Delays that have lanes of their own.
-const MAX_LANES: usize = 8;
+/// Binary logarithm of a bucket's nanoseconds.
+const BUCKET_LOG2: u32 = 14;
+/// Number of buckets, a power of two: 134 ms.
+const BUCKETS: usize = 1 << 13;
 
 /// Events by time, in an order that depends on nothing else.
 #[derive(Debug)]
 pub(crate) struct Queue<E> {
-    heap: BinaryHeap<Reverse<QueueEntry<E>>>,
-    lanes: Vec<Lane<E>>,
+    /// The events up to the end of the current bucket, in order.
+    current: VecDeque<QueueEntry<E>>,
+    /// Number of the current bucket.
+    bucket: u64,
+    /// The events of the next buckets, in no order. Bucket `n` is at the index `n % BUCKETS`.
+    buckets: Vec<Vec<QueueEntry<E>>>,
+    /// Which of `buckets` have events, one bit each.
+    occupied: Vec<u64>,
+    /// The events of later buckets.
+    later: BinaryHeap<Reverse<QueueEntry<E>>>,
+    /// Empty vectors with capacity, for buckets.
+    spare: Vec<Vec<QueueEntry<E>>>,
     sequence: u64,
-}
-
-/// The events that come after the same delay.
-#[derive(Debug)]
-struct Lane<E> {
-    delay: Duration,
-    /// Time and sequence of the first event; [`NEVER`] if there is none.
-    next: (Time, u64),
-    events: VecDeque<QueueEntry<E>>,
 }
 
 #[derive(Debug)]
@@ -40,8 +44,12 @@ struct QueueEntry<E> {
 impl<E> Queue<E> {
     pub(crate) fn new() -> Self {
         Self {
-            heap: BinaryHeap::new(),
-            lanes: Vec::new(),
+            current: VecDeque::new(),
+            bucket: 0,
+            buckets: (0..BUCKETS).map(|_| Vec::new()).collect(),
+            occupied: vec![0; BUCKETS / 64],
+            later: BinaryHeap::new(),
+            spare: Vec::new(),
             sequence: 0,
         }
     }
@@ -49,72 +57,98 @@ impl<E> Queue<E> {
     /// Pushes an event for the time `at`.
     pub(crate) fn push(&mut self, at: Time, event: E) {
         self.sequence += 1;
-        self.heap.push(Reverse(QueueEntry {
+        let entry = QueueEntry {
             at,
             sequence: self.sequence,
             event,
-        }));
-    }
-
-    /// Pushes an event for `delay` after `now`, which must never decrease.
-    pub(crate) fn push_after(&mut self, now: Time, delay: Duration, event: E) {
-        let at = now + delay;
-        let lane = match self.lanes.iter_mut().position(|lane| lane.delay == delay) {
-            Some(lane) => lane,
-            None if self.lanes.len() < MAX_LANES => {
-                self.lanes.push(Lane {
-                    delay,
-                    next: NEVER,
-                    events: VecDeque::new(),
-                });
-                self.lanes.len() - 1
-            }
-            None => return self.push(at, event),
         };
-        self.sequence += 1;
-        let lane = &mut self.lanes[lane];
-        if lane.events.is_empty() {
-            lane.next = (at, self.sequence);
+        let bucket = bucket_of(at);
+        if bucket <= self.bucket {
+            let place = self.current.partition_point(|other| *other < entry);
+            self.current.insert(place, entry);
+        } else if bucket - self.bucket < BUCKETS as u64 {
+            self.push_into_bucket(bucket, entry);
+        } else {
+            self.later.push(Reverse(entry));
         }
-        lane.events.push_back(QueueEntry {
-            at,
-            sequence: self.sequence,
-            event,
-        });
     }
 
-    pub(crate) fn next_at(&self) -> Option<Time> {
-        let in_lanes = self.lanes.iter().map(|lane| lane.next.0);
-        let in_heap = self.heap.peek().map(|Reverse(entry)| entry.at);
-        in_lanes.chain(in_heap).min().filter(|at| *at != Time::MAX)
+    /// Pushes an event for `delay` after `now`.
+    pub(crate) fn push_after(&mut self, now: Time, delay: Duration, event: E) {
+        self.push(now + delay, event);
+    }
+
+    /// The time of the next event.
+    pub(crate) fn next_at(&mut self) -> Option<Time> {
+        self.advance();
+        self.current.front().map(|entry| entry.at)
     }
 
     pub(crate) fn pop(&mut self) -> Option<(Time, E)> {
-        let in_heap = self
-            .heap
-            .peek()
-            .map_or(NEVER, |Reverse(entry)| (entry.at, entry.sequence));
-        let lane = self
-            .lanes
-            .iter_mut()
-            .filter(|lane| lane.next < in_heap)
-            .min_by_key(|lane| lane.next);
-        let Some(lane) = lane else {
-            return self
-                .heap
-                .pop()
-                .map(|Reverse(entry)| (entry.at, entry.event));
-        };
-        let entry = lane.events.pop_front()?;
-        lane.next = lane
-            .events
-            .front()
-            .map_or(NEVER, |entry| (entry.at, entry.sequence));
+        self.advance();
+        let entry = self.current.pop_front()?;
         Some((entry.at, entry.event))
+    }
+
+    fn push_into_bucket(&mut self, bucket: u64, entry: QueueEntry<E>) {
+        let index = bucket as usize % BUCKETS;
+        let events = &mut self.buckets[index];
+        if events.capacity() == 0 {
+            *events = self.spare.pop().unwrap_or_default();
+        }
+        events.push(entry);
+        self.occupied[index / 64] |= 1 << (index % 64);
+    }
+
+    /// Proceeds to the next bucket with events if there are none left in the current one.
+    fn advance(&mut self) {
+        if !self.current.is_empty() {
+            return;
+        }
+        let Some(bucket) = self.next_occupied().or_else(|| {
+            let Reverse(first) = self.later.peek()?;
+            Some(bucket_of(first.at))
+        }) else {
+            return;
+        };
+        self.bucket = bucket;
+        while let Some(Reverse(first)) = self.later.peek()
+            && bucket_of(first.at) - bucket < BUCKETS as u64
+            && let Some(Reverse(entry)) = self.later.pop()
+        {
+            self.push_into_bucket(bucket_of(entry.at), entry);
+        }
+        let index = bucket as usize % BUCKETS;
+        self.occupied[index / 64] &= !(1 << (index % 64));
+        let mut events = core::mem::take(&mut self.buckets[index]);
+        events.sort_unstable();
+        let emptied = core::mem::replace(&mut self.current, events.into());
+        self.spare.push(emptied.into());
+    }
+
+    /// The number of the first bucket with events.
+    fn next_occupied(&self) -> Option<u64> {
+        let words = self.occupied.len();
+        let first = (self.bucket as usize + 1) % BUCKETS;
+        // The word of the first bucket is looked at twice: its upper bits first, its lower last.
+        (0..=words).find_map(|step| {
+            let at = (first / 64 + step) % words;
+            let mut word = self.occupied[at];
+            if step == 0 {
+                word &= u64::MAX << (first % 64);
+            } else if step == words {
+                word &= (1 << (first % 64)) - 1;
+            }
+            let index = at * 64 + word.trailing_zeros() as usize;
+            let distance = (index + BUCKETS - first) % BUCKETS;
+            (word != 0).then_some(self.bucket + 1 + distance as u64)
+        })
     }
 }
 
-const NEVER: (Time, u64) = (Time::MAX, u64::MAX);
+fn bucket_of(at: Time) -> u64 {
+    at.as_nanos() >> BUCKET_LOG2
+}
 
 impl<E> PartialEq for QueueEntry<E> {
     fn eq(&self, other: &Self) -> bool {
@@ -138,6 +172,8 @@ impl<E> Ord for QueueEntry<E> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -149,34 +185,31 @@ mod tests {
         assert_eq!(queue.next_at(), Some(Time::from_nanos(1)));
         let order: String = core::iter::from_fn(|| queue.pop().map(|(_, event)| event)).collect();
         assert_eq!(order, "abcd");
-    }
-
-    #[test]
-    fn lanes_and_heap_share_one_order() {
-        let mut queue = Queue::new();
-        let long = Duration::from_nanos(9);
-        let short = Duration::from_nanos(1);
-        let at = Time::from_nanos;
-        queue.push_after(at(0), long, 'e');
-        queue.push(at(9), 'f');
-        queue.push_after(at(0), short, 'a');
-        queue.push(at(1), 'b');
-        queue.push_after(at(1), short, 'c');
-        queue.push_after(at(8), short, 'g');
-        queue.push(at(3), 'd');
-        assert_eq!(queue.next_at(), Some(at(1)));
-        let order: String = core::iter::from_fn(|| queue.pop().map(|(_, event)| event)).collect();
-        assert_eq!(order, "abcdefg");
         assert_eq!(queue.next_at(), None);
     }
 
-    #[test]
-    fn more_delays_than_lanes_stay_in_order() {
-        let mut queue = Queue::new();
-        for delay in (0..20).rev() {
-            queue.push_after(Time::ZERO, Duration::from_nanos(delay), delay);
+    proptest! {
+        /// Delays of nanoseconds to minutes, pushed while others are popped.
+        #[test]
+        fn order_is_that_of_a_sorted_list(steps in prop::collection::vec((0_u32..38, 0_u64..1000, 0_usize..3), 1..200)) {
+            let mut queue = Queue::new();
+            let mut list: Vec<(Time, usize)> = Vec::new();
+            let mut now = Time::ZERO;
+            for (event, (log2, factor, pops)) in steps.into_iter().enumerate() {
+                let at = Time::from_nanos(now.as_nanos() + ((factor << log2) >> 10));
+                queue.push(at, event);
+                list.push((at, event));
+                for _ in 0..pops {
+                    list.sort_unstable();
+                    let first = (!list.is_empty()).then(|| list.remove(0));
+                    prop_assert_eq!(queue.next_at(), first.map(|(at, _)| at));
+                    prop_assert_eq!(queue.pop(), first);
+                    now = first.map_or(now, |(at, _)| at);
+                }
+            }
+            list.sort_unstable();
+            let rest: Vec<_> = core::iter::from_fn(|| queue.pop()).collect();
+            prop_assert_eq!(rest, list);
         }
-        let order: Vec<u64> = core::iter::from_fn(|| queue.pop().map(|(_, event)| event)).collect();
-        assert_eq!(order, (0..20).collect::<Vec<_>>());
     }
 }

@@ -194,13 +194,13 @@ impl PeerMachine {
     /// The recipients of a Have message for these chunks of a blob: neighbours that have our chunk
     /// map and are not known to hold all of the chunks. Neighbours that hold them learn that we do
     /// from the chunk map that is sent when we are complete, or when we lack one again.
-    pub fn have_recipients(
-        &self,
+    pub fn have_recipients<'a>(
+        &'a self,
         blob: BlobSlot,
-        batch: &HaveBatch,
-    ) -> impl Iterator<Item = PeerSlot> + '_ {
+        batch: &'a HaveBatch,
+    ) -> impl Iterator<Item = PeerSlot> + 'a {
         let blob = self.ctx.blobs.get(blob);
-        let recipients = blob.map(|blob| blob.have_recipients(batch.chunks()));
+        let recipients = blob.map(|blob| blob.have_recipients(batch));
         recipients.into_iter().flatten()
     }
 

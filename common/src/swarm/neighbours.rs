@@ -26,6 +26,9 @@ pub(super) struct Neighbours {
     connections: u32,
     /// Dials under way.
     dialing: u32,
+    /// Peers whose last request timed out, or that are unresponsive: usually none, and then a
+    /// message need not look at its sender.
+    suspected: u32,
 }
 
 // Events.
@@ -100,6 +103,7 @@ impl Neighbours {
         let peer = &mut self.peers[facts.peer.0 as usize];
         peer.connection = ConnectionState::Connected;
         peer.round_trip = round_trip;
+        self.suspected -= u32::from(peer.responsiveness.is_suspected());
         peer.responsiveness = Responsiveness::default();
         self.connections += 1;
         self.connect_candidates(ctx);
@@ -215,6 +219,7 @@ impl Neighbours {
         else {
             return false;
         };
+        self.suspected += u32::from(!peer.responsiveness.is_suspected());
         let Some(retry_at) = peer.responsiveness.count_timeout(ctx.now) else {
             return false;
         };
@@ -230,9 +235,13 @@ impl Neighbours {
 
     /// Records that a neighbour sent something.
     pub(super) fn mark_responsive(&mut self, ctx: &mut Context, slot: PeerSlot) {
+        if self.suspected == 0 {
+            return;
+        }
         let Some(peer) = self.peers.get_mut(slot.0 as usize) else {
             return;
         };
+        self.suspected -= u32::from(peer.responsiveness.is_suspected());
         if !peer.responsiveness.mark_responsive() {
             return;
         }
@@ -254,6 +263,7 @@ impl Neighbours {
                     self.peers[slot.0 as usize]
                         .responsiveness
                         .mark_on_probation();
+                    self.suspected += 1;
                 }
                 Some(retry_at) => ctx.timers.wake_by(Timer::Stall, retry_at),
                 None => {}

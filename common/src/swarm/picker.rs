@@ -8,7 +8,7 @@
 //! Neighbours in other zones are asked only for chunks that no neighbour in the own zone holds, and
 //! only in a few slots.
 
-use super::blob_exchange::BlobExchange;
+use super::blob_exchange::{BlobExchange, chunks_of};
 use super::context::Context;
 use super::io::{BlobSlot, Nearness, PeerSlot};
 use super::neighbours::Neighbours;
@@ -66,16 +66,25 @@ impl Picker {
                 return pick_neighbour(ctx, view, *slot, chunk);
             }
             let is_in_order = view.neighbours.has_only_seeders(ctx, *slot);
-            for chunk in blob.missing_chunks(0) {
-                let available = blob.availability(chunk);
-                if available > rarest || !free.offer(blob.holders(chunk)) {
+            for word in 0..blob.word_count() {
+                let offered = free.offered(blob, word);
+                if offered == 0 {
+                    continue;
+                }
+                let (mut chunks, available) = blob.rarest_in(word, offered);
+                if available > rarest {
                     continue;
                 }
                 if available < rarest {
                     rarest = available;
                     self.ties.clear();
                 }
-                self.ties.push((*slot, chunk));
+                if is_in_order {
+                    // Seeders hold every chunk: none is rarer than the lowest.
+                    chunks &= chunks.wrapping_neg();
+                }
+                self.ties
+                    .extend(chunks_of(word, chunks).map(|chunk| (*slot, chunk)));
                 if is_in_order {
                     break;
                 }
@@ -99,9 +108,11 @@ fn pick_neighbour(
     let blob = ctx.blobs.get(slot)?;
     let free = FreeNeighbours::of(blob, ctx.now, ctx.slots, view);
     let mut best = NearestPeer::default();
-    for index in bits(blob.holders(chunk) & free.all()) {
-        let peer = blob.neighbours()[index as usize];
-        best.consider(view.windows.of(peer).nearness(), peer, &mut ctx.rng);
+    for index in bits(free.all()).map(|index| index as usize) {
+        if blob.holds(index, chunk) {
+            let peer = blob.neighbours()[index];
+            best.consider(view.windows.of(peer).nearness(), peer, &mut ctx.rng);
+        }
     }
     best.peer.map(|peer| Pick {
         blob: slot,
@@ -147,16 +158,30 @@ impl FreeNeighbours {
         self.all() == 0
     }
 
-    /// Whether one of them may be asked for a chunk with these holders.
-    fn offer(&self, holders: u64) -> bool {
-        holders & self.same_zone != 0
-            || (holders & self.other_zones != 0 && holders & self.all_same_zone == 0)
+    /// The missing chunks of a word for which one of them may be asked.
+    fn offered(&self, blob: &BlobExchange, word: usize) -> u64 {
+        let missing = blob.missing_in(word);
+        if missing == 0 {
+            return 0;
+        }
+        let mut offered = blob.held_by_any(word, self.same_zone);
+        if self.other_zones != 0 {
+            offered |= blob.held_by_any(word, self.other_zones)
+                & !blob.held_by_any(word, self.all_same_zone);
+        }
+        missing & offered
     }
 
-    /// The lowest missing chunk at or after `from` that one of them may be asked for.
+    /// The lowest missing chunk at or after `from` for which one of them may be asked.
     fn lowest(&self, blob: &BlobExchange, from: u32) -> Option<u32> {
-        blob.missing_chunks(from)
-            .find(|chunk| self.offer(blob.holders(*chunk)))
+        let first = from as usize / 64;
+        (first..blob.word_count()).find_map(|word| {
+            let mut offered = self.offered(blob, word);
+            if word == first {
+                offered &= u64::MAX << (from % 64);
+            }
+            chunks_of(word, offered).next()
+        })
     }
 }
 

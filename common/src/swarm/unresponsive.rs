@@ -36,6 +36,11 @@ impl Responsiveness {
         self.retry_at.is_some()
     }
 
+    /// Whether the last request timed out, or the neighbour is unresponsive.
+    pub(super) fn is_suspected(&self) -> bool {
+        self.timeouts > 0 || self.is_unresponsive()
+    }
+
     /// When an unresponsive neighbour is asked again.
     pub(super) fn retry_at(&self) -> Option<Time> {
         self.retry_at

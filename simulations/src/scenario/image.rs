@@ -27,6 +27,12 @@ impl ImageSpec {
         self.layers.iter().map(|size| size.0).sum()
     }
 
+    /// Number of chunks of all layers.
+    pub fn chunks(&self) -> u32 {
+        let layers = self.layers.iter();
+        layers.map(|size| self.geometry(*size).chunks()).sum()
+    }
+
     /// The chunks of a layer of this size.
     pub(crate) fn geometry(&self, size: ByteSize) -> Geometry {
         if self.digest_only {

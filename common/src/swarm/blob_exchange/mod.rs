@@ -1,20 +1,23 @@
 //! The exchange of one blob: which chunks we hold, which are being fetched, and which each
 //! neighbour holds.
 //!
-//! The holders are kept by chunk: one word per chunk with one bit per neighbour. An
-//! announced chunk touches one word, and the picker looks only at chunks that are missing. Counters
-//! follow: `availability` is the number of neighbours that hold a chunk, `unavailable` the number
-//! of chunks that neither we nor any neighbour holds. The fields are private so that every change
-//! goes through a method that keeps them consistent.
+//! Everything about chunks is kept in words of 64 of them: the chunks of each neighbour as a row of
+//! a table of bits, and the number of neighbours that hold each chunk as [`ChunkWords`]. So an
+//! announced chunk touches three words, and the picker looks at 64 chunks at once. `unavailable` is
+//! the number of chunks that neither we nor any neighbour holds. The fields are private so that
+//! every change goes through a method that keeps them consistent.
+
+mod words;
 
 use core::time::Duration;
 
-use super::io::{HeldChunks, PeerSlot};
+use self::words::ChunkWords;
+use super::io::{HaveBatch, HeldChunks, PeerSlot};
 use crate::chunk::Geometry;
 use crate::chunk_map::{ChunkMap, bits};
 use crate::time::Time;
 
-/// Maximum number of neighbours of a blob: one bit each.
+/// Maximum number of neighbours of a blob: one bit each in a word.
 pub(super) const MAX_NEIGHBOURS: u32 = u64::BITS;
 
 /// Whether this peer wants the blob.
@@ -33,14 +36,12 @@ enum Interest {
 struct NeighbourState {
     /// Number of chunks it is known to hold.
     held_count: u32,
-    /// Whether these are all chunks.
-    is_complete: bool,
     /// When our chunk map was last sent to it.
     map_sent_at: Option<Time>,
     /// Whether it has sent a Have message for the blob.
     has_announced: bool,
-    /// The chunks it holds, kept here while they do not count because it is unresponsive.
-    set_aside: Option<ChunkMap>,
+    /// Its row, kept here while its chunks do not count because it is unresponsive.
+    set_aside: Option<Box<[u64]>>,
 }
 
 /// The effect of a neighbour's Have message.
@@ -61,15 +62,15 @@ pub(super) struct BlobExchange {
     interest: Interest,
     held: ChunkMap,
     held_count: u32,
-    /// Being fetched; never held at the same time.
-    pending: ChunkMap,
+    /// The counters of the chunks, and which of them are being fetched; never held at the same
+    /// time.
+    words: Vec<ChunkWords>,
     /// The neighbours; `states[i]` belongs to `neighbours[i]`.
     neighbours: Vec<PeerSlot>,
     states: Vec<NeighbourState>,
-    /// Which neighbours hold each chunk: bit `i` stands for `neighbours[i]`.
-    holders: Vec<u64>,
-    /// How many neighbours hold each chunk.
-    availability: Vec<u8>,
+    /// The chunks that each neighbour holds: a row of as many words as `words` has, in the order of
+    /// the neighbours.
+    rows: Vec<u64>,
     /// Number of chunks that neither we nor any neighbour holds.
     unavailable: u32,
     /// How often a neighbour left or was set aside, and chunks may have become unavailable.
@@ -92,11 +93,10 @@ impl BlobExchange {
             interest: Interest::Idle,
             held,
             held_count,
-            pending: ChunkMap::empty(chunks),
+            words: vec![ChunkWords::default(); (chunks as usize).div_ceil(64)],
             neighbours: Vec::new(),
             states: Vec::new(),
-            holders: vec![0; chunks as usize],
-            availability: vec![0; chunks as usize],
+            rows: Vec::new(),
             unavailable: chunks - held_count,
             departures: 0,
         }
@@ -172,7 +172,7 @@ impl BlobExchange {
         let is_new = self.held.insert(chunk);
         if is_new {
             self.held_count += 1;
-            self.unavailable -= u32::from(self.availability[chunk as usize] == 0);
+            self.unavailable -= u32::from(self.availability(chunk) == 0);
         }
         is_new
     }
@@ -182,27 +182,33 @@ impl BlobExchange {
         let was_held = self.held.remove(chunk);
         if was_held {
             self.held_count -= 1;
-            self.unavailable += u32::from(self.availability[chunk as usize] == 0);
+            self.unavailable += u32::from(self.availability(chunk) == 0);
         }
         was_held
     }
 
     /// Marks a chunk as being fetched.
     pub(super) fn mark_pending(&mut self, chunk: u32) {
-        self.pending.insert(chunk);
+        let (word, bit) = position(chunk);
+        if let Some(words) = self.words.get_mut(word) {
+            words.pending |= bit;
+        }
     }
 
     /// Marks a chunk as not being fetched.
     pub(super) fn clear_pending(&mut self, chunk: u32) {
-        self.pending.remove(chunk);
+        let (word, bit) = position(chunk);
+        if let Some(words) = self.words.get_mut(word) {
+            words.pending &= !bit;
+        }
     }
 
-    /// The neighbours with which the blob is exchanged, in the order of their bits.
+    /// The neighbours with which the blob is exchanged.
     pub(super) fn neighbours(&self) -> &[PeerSlot] {
         &self.neighbours
     }
 
-    /// The neighbour's index, which is its bit in [`Self::holders`].
+    /// The neighbour's index in [`Self::neighbours`].
     pub(super) fn index_of(&self, peer: PeerSlot) -> Option<usize> {
         self.neighbours.iter().position(|other| *other == peer)
     }
@@ -211,6 +217,7 @@ impl BlobExchange {
     pub(super) fn add_neighbour(&mut self, peer: PeerSlot) -> usize {
         self.neighbours.push(peer);
         self.states.push(NeighbourState::default());
+        self.rows.resize(self.rows.len() + self.words.len(), 0);
         self.neighbours.len() - 1
     }
 
@@ -223,10 +230,8 @@ impl BlobExchange {
         self.clear_neighbour(index);
         self.neighbours.remove(index);
         self.states.remove(index);
-        let below = (1 << index) - 1;
-        for holders in &mut self.holders {
-            *holders = (*holders & below) | ((*holders >> 1) & !below);
-        }
+        let first = index * self.words.len();
+        self.rows.drain(first..first + self.words.len());
     }
 
     /// When our chunk map was last sent to the neighbour.
@@ -251,12 +256,12 @@ impl BlobExchange {
     /// Whether the peer is a neighbour that holds every chunk.
     pub(super) fn is_seeder(&self, peer: PeerSlot) -> bool {
         self.index_of(peer)
-            .is_some_and(|index| self.states[index].is_complete)
+            .is_some_and(|index| self.is_complete(index))
     }
 
     /// Whether there are neighbours, and each of them holds every chunk.
     pub(super) fn has_only_seeders(&self) -> bool {
-        !self.states.is_empty() && self.states.iter().all(|state| state.is_complete)
+        !self.states.is_empty() && (0..self.states.len()).all(|index| self.is_complete(index))
     }
 
     /// Whether any neighbour holds any chunk.
@@ -266,73 +271,67 @@ impl BlobExchange {
 
     /// The neighbours that have our chunk map and still lack chunks.
     pub(super) fn leechers_with_map(&self) -> impl Iterator<Item = PeerSlot> + '_ {
-        let states = self.neighbours.iter().zip(&self.states);
-        states
-            .filter(|(_, state)| state.map_sent_at.is_some() && !state.is_complete)
-            .map(|(peer, _)| *peer)
+        let indices = (0..self.states.len())
+            .filter(|index| self.states[*index].map_sent_at.is_some() && !self.is_complete(*index));
+        indices.map(|index| self.neighbours[index])
     }
 
     /// The recipients of a Have message for these chunks: neighbours that have our chunk map and
     /// are not known to hold all of the chunks. Neighbours that hold them learn that we do from
     /// the chunk map that is sent when we are complete, or when we lack one again.
-    pub(super) fn have_recipients(&self, chunks: &[u32]) -> impl Iterator<Item = PeerSlot> + '_ {
-        let holders = self.holders_of_all(chunks);
-        let states = self.neighbours.iter().zip(&self.states).zip(0_u32..);
-        states
-            .filter(move |((_, state), bit)| state.map_sent_at.is_some() && holders >> bit & 1 == 0)
-            .map(|((peer, _), _)| *peer)
+    pub(super) fn have_recipients(&self, batch: &HaveBatch) -> impl Iterator<Item = PeerSlot> {
+        let has_all = |index| (batch.chunks().iter()).all(|chunk| self.holds(index, *chunk));
+        let indices = (0..self.states.len())
+            .filter(move |index| self.states[*index].map_sent_at.is_some() && !has_all(*index));
+        indices.map(|index| self.neighbours[index])
     }
 
-    /// The neighbours that hold all of these chunks, one bit each.
-    fn holders_of_all(&self, chunks: &[u32]) -> u64 {
-        chunks.iter().fold(u64::MAX, |all, chunk| {
-            all & self.holders.get(*chunk as usize).copied().unwrap_or(0)
-        })
-    }
-
-    /// The neighbours that hold a chunk, one bit each.
-    pub(super) fn holders(&self, chunk: u32) -> u64 {
-        self.holders[chunk as usize]
+    /// Whether the neighbour at `index` holds a chunk; false beyond the end.
+    pub(super) fn holds(&self, index: usize, chunk: u32) -> bool {
+        let (word, bit) = position(chunk);
+        word < self.words.len() && self.rows[index * self.words.len() + word] & bit != 0
     }
 
     /// How many neighbours hold a chunk; 0 beyond the end.
     pub(super) fn availability(&self, chunk: u32) -> u8 {
-        self.availability.get(chunk as usize).copied().unwrap_or(0)
+        self.words
+            .get(chunk as usize / 64)
+            .map_or(0, |words| words.availability(chunk % 64))
     }
 
     /// Applies a neighbour's Have message.
     pub(super) fn apply_have(&mut self, index: usize, have: &HeldChunks) -> HaveEffect {
-        let chunks = self.chunks();
         self.states[index].has_announced = true;
-        let mut has_new_chunks = false;
-        let mut is_correction = false;
+        let mut effect = HaveEffect {
+            has_new_chunks: false,
+            is_correction: false,
+        };
         match have {
             HeldChunks::Chunks(batch) => {
                 for chunk in batch.chunks() {
-                    has_new_chunks |= self.add_holder(index, *chunk);
+                    let (word, bit) = position(*chunk);
+                    if *chunk < self.chunks() {
+                        let added = self.add_chunks(index, word, bit);
+                        effect.has_new_chunks |= added & !self.held.words()[word] != 0;
+                    }
                 }
             }
-            HeldChunks::Map(map) if map.len() == chunks => {
-                let bit = 1 << index;
-                is_correction =
-                    (0..chunks).any(|c| self.holders[c as usize] & bit != 0 && !map.contains(c));
-                self.clear_neighbour(index);
-                for chunk in map.iter() {
-                    has_new_chunks |= self.add_holder(index, chunk);
+            HeldChunks::Map(map) if map.len() == self.chunks() => {
+                for (word, named) in map.words().iter().enumerate() {
+                    effect.is_correction |= self.remove_chunks(index, word, !named) != 0;
+                    self.add_chunks(index, word, *named);
+                    effect.has_new_chunks |= named & !self.held.words()[word] != 0;
                 }
             }
             HeldChunks::Map(_) => {}
             HeldChunks::Complete => {
-                for chunk in 0..chunks {
-                    has_new_chunks |= self.add_holder(index, chunk);
+                for word in 0..self.words.len() {
+                    let added = self.add_chunks(index, word, self.chunks_in(word));
+                    effect.has_new_chunks |= added & !self.held.words()[word] != 0;
                 }
             }
         }
-        self.update_is_complete(index);
-        HaveEffect {
-            has_new_chunks,
-            is_correction,
-        }
+        effect
     }
 
     /// Records that a neighbour does not hold a chunk.
@@ -340,8 +339,8 @@ impl BlobExchange {
         if let Some(index) = self.index_of(peer)
             && chunk < self.chunks()
         {
-            self.remove_holder(index, chunk);
-            self.states[index].is_complete = false;
+            let (word, bit) = position(chunk);
+            self.remove_chunks(index, word, bit);
         }
     }
 
@@ -354,15 +353,10 @@ impl BlobExchange {
             return;
         };
         self.departures += 1;
-        let mut held = ChunkMap::empty(self.chunks());
-        for chunk in
-            (0..self.chunks()).filter(|chunk| self.holders[*chunk as usize] >> index & 1 == 1)
-        {
-            held.insert(chunk);
-        }
+        let first = index * self.words.len();
+        let row = self.rows[first..first + self.words.len()].into();
         self.clear_neighbour(index);
-        self.states[index].is_complete = false;
-        self.states[index].set_aside = Some(held);
+        self.states[index].set_aside = Some(row);
     }
 
     /// Counts the chunks of a neighbour again.
@@ -370,17 +364,17 @@ impl BlobExchange {
         let Some(index) = self.index_of(peer) else {
             return;
         };
-        if let Some(held) = self.states[index].set_aside.take() {
-            for chunk in held.iter() {
-                self.add_holder(index, chunk);
+        if let Some(row) = self.states[index].set_aside.take() {
+            for (word, chunks) in row.iter().enumerate() {
+                self.add_chunks(index, word, *chunks);
             }
-            self.update_is_complete(index);
         }
     }
 
     /// Removes all neighbours; the counters are not updated, for the blob is removed next.
     pub(super) fn take_neighbours(&mut self) -> Vec<PeerSlot> {
         self.states.clear();
+        self.rows.clear();
         core::mem::take(&mut self.neighbours)
     }
 
@@ -398,8 +392,10 @@ impl BlobExchange {
     /// The chunks that neither we nor any neighbour holds and that are not being fetched,
     /// ascending.
     pub(super) fn unavailable_chunks(&self) -> impl Iterator<Item = u32> + '_ {
-        self.missing_chunks(0)
-            .filter(|chunk| self.availability[*chunk as usize] == 0)
+        (0..self.words.len()).flat_map(|word| {
+            let unavailable = self.missing_in(word) & self.words[word].unavailable();
+            chunks_of(word, unavailable)
+        })
     }
 
     /// The chunks of [`Self::unavailable_chunks`] as a map.
@@ -411,81 +407,98 @@ impl BlobExchange {
         map
     }
 
-    /// The chunks at or after `from` that are neither held nor being fetched, ascending.
-    pub(super) fn missing_chunks(&self, from: u32) -> impl Iterator<Item = u32> + '_ {
-        let end = self.chunks();
-        let words = self
-            .held
-            .words()
-            .iter()
-            .zip(self.pending.words())
-            .zip(0_u32..);
-        words
-            .skip(from as usize / 64)
-            .flat_map(move |((held, pending), index)| {
-                let first = index * 64;
-                let mut word = !(held | pending);
-                if first < from {
-                    word &= u64::MAX << (from - first);
-                }
-                if end - first < 64 {
-                    word &= (1 << (end - first)) - 1;
-                }
-                bits(word).map(move |bit| first + bit)
-            })
+    /// Number of words: each stands for 64 chunks.
+    pub(super) fn word_count(&self) -> usize {
+        self.words.len()
+    }
+
+    /// The chunks of a word that are neither held nor being fetched.
+    pub(super) fn missing_in(&self, word: usize) -> u64 {
+        !(self.held.words()[word] | self.words[word].pending) & self.chunks_in(word)
+    }
+
+    /// The chunks of a word that any of these neighbours, one bit each, holds.
+    pub(super) fn held_by_any(&self, word: usize, neighbours: u64) -> u64 {
+        let row_len = self.words.len();
+        let words = bits(neighbours).map(|index| self.rows[index as usize * row_len + word]);
+        words.fold(0, |any, held| any | held)
+    }
+
+    /// The rarest of these chunks of a word, at least one, and how many neighbours hold each.
+    pub(super) fn rarest_in(&self, word: usize, chunks: u64) -> (u64, u8) {
+        self.words[word].rarest(chunks)
     }
 
     /// The lowest chunk that is neither held nor being fetched.
     pub(super) fn lowest_missing(&self) -> Option<u32> {
-        self.missing_chunks(0).next()
+        (0..self.words.len())
+            .flat_map(|word| chunks_of(word, self.missing_in(word)))
+            .next()
     }
 
     /// The chunks being fetched.
     #[cfg(test)]
-    pub(super) fn pending(&self) -> &ChunkMap {
-        &self.pending
+    pub(super) fn pending(&self) -> impl Iterator<Item = u32> + '_ {
+        let words = self.words.iter().enumerate();
+        words.flat_map(|(word, words)| chunks_of(word, words.pending))
     }
 
-    /// Records that a neighbour holds a chunk; true if that is new and we lack the chunk.
-    fn add_holder(&mut self, index: usize, chunk: u32) -> bool {
-        let Some(holders) = self
-            .holders
-            .get_mut(chunk as usize)
-            .filter(|holders| **holders >> index & 1 == 0)
-        else {
-            return false;
-        };
-        *holders |= 1 << index;
-        self.states[index].held_count += 1;
-        let available = &mut self.availability[chunk as usize];
-        *available += 1;
-        let is_missing = !self.held.contains(chunk);
-        self.unavailable -= u32::from(*available == 1 && is_missing);
-        is_missing
-    }
-
-    fn remove_holder(&mut self, index: usize, chunk: u32) {
-        let holders = &mut self.holders[chunk as usize];
-        if *holders >> index & 1 == 1 {
-            *holders &= !(1 << index);
-            self.states[index].held_count -= 1;
-            let available = &mut self.availability[chunk as usize];
-            *available -= 1;
-            self.unavailable += u32::from(*available == 0 && !self.held.contains(chunk));
+    /// The chunks of a word that exist: all but in the last one.
+    fn chunks_in(&self, word: usize) -> u64 {
+        match self.chunks() - word as u32 * 64 {
+            rest @ 0..64 => (1 << rest) - 1,
+            64.. => u64::MAX,
         }
+    }
+
+    /// Whether the neighbour at `index` holds every chunk.
+    fn is_complete(&self, index: usize) -> bool {
+        self.states[index].held_count == self.chunks()
+    }
+
+    /// Records that a neighbour holds these chunks of a word. Returns those that it was not known
+    /// to hold.
+    fn add_chunks(&mut self, index: usize, word: usize, chunks: u64) -> u64 {
+        let row = &mut self.rows[index * self.words.len() + word];
+        let added = chunks & !*row;
+        *row |= added;
+        if added != 0 {
+            self.states[index].held_count += added.count_ones();
+            let available = self.words[word].add_holder(added) & !self.held.words()[word];
+            self.unavailable -= available.count_ones();
+        }
+        added
+    }
+
+    /// Records that a neighbour does not hold these chunks of a word. Returns those that it was
+    /// known to hold.
+    fn remove_chunks(&mut self, index: usize, word: usize, chunks: u64) -> u64 {
+        let row = &mut self.rows[index * self.words.len() + word];
+        let removed = chunks & *row;
+        *row &= !removed;
+        if removed != 0 {
+            self.states[index].held_count -= removed.count_ones();
+            let unavailable = self.words[word].remove_holder(removed) & !self.held.words()[word];
+            self.unavailable += unavailable.count_ones();
+        }
+        removed
     }
 
     fn clear_neighbour(&mut self, index: usize) {
-        for chunk in 0..self.chunks() {
-            self.remove_holder(index, chunk);
+        for word in 0..self.words.len() {
+            self.remove_chunks(index, word, u64::MAX);
         }
     }
+}
 
-    fn update_is_complete(&mut self, index: usize) {
-        let chunks = self.chunks();
-        let state = &mut self.states[index];
-        state.is_complete = state.held_count == chunks;
-    }
+/// The word of a chunk, and its bit there.
+const fn position(chunk: u32) -> (usize, u64) {
+    (chunk as usize / 64, 1 << (chunk % 64))
+}
+
+/// The numbers of these chunks of a word, ascending.
+pub(super) fn chunks_of(word: usize, chunks: u64) -> impl Iterator<Item = u32> {
+    bits(chunks).map(move |bit| word as u32 * 64 + bit)
 }
 
 #[cfg(test)]

@@ -87,20 +87,19 @@ proptest! {
             apply(&mut blob, step);
             prop_assert_eq!(blob.held_count, blob.held.count());
             for chunk in 0..CHUNKS {
-                let holders = blob.holders[chunk as usize].count_ones();
-                prop_assert_eq!(u32::from(blob.availability[chunk as usize]), holders);
+                let holders = (0..blob.states.len()).filter(|index| blob.holds(*index, chunk));
+                prop_assert_eq!(usize::from(blob.availability(chunk)), holders.count());
             }
             prop_assert_eq!(blob.unavailable, blob.unavailable_map().count());
-            for from in [0, 1, 63, 64, 65, CHUNKS - 1, CHUNKS] {
-                let missing: Vec<u32> = blob.missing_chunks(from).collect();
-                let expected = (from..CHUNKS).filter(|chunk| !blob.held.contains(*chunk));
-                prop_assert_eq!(missing, expected.collect::<Vec<_>>());
-            }
+            let missing = (0..blob.word_count()).flat_map(|word| chunks_of(word, blob.missing_in(word)));
+            let expected = (0..CHUNKS).filter(|chunk| !blob.held.contains(*chunk));
+            prop_assert_eq!(missing.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
             for (index, state) in blob.states.iter().enumerate() {
-                let held = (0..CHUNKS).filter(|chunk| blob.holders[*chunk as usize] >> index & 1 == 1);
-                let count = held.count() as u32;
-                prop_assert_eq!(state.held_count, count);
-                prop_assert_eq!(state.is_complete, count == CHUNKS);
+                let held: Vec<u32> = (0..CHUNKS).filter(|chunk| blob.holds(index, *chunk)).collect();
+                prop_assert_eq!(state.held_count as usize, held.len());
+                let in_words = (0..blob.word_count())
+                    .flat_map(|word| chunks_of(word, blob.held_by_any(word, 1 << index)));
+                prop_assert_eq!(in_words.collect::<Vec<_>>(), held);
             }
         }
     }

@@ -437,7 +437,7 @@ impl World {
             let pending = ctx.blobs.get(BLOB).unwrap().pending();
             assert_eq!(
                 chunks,
-                pending.iter().collect::<Vec<_>>(),
+                pending.collect::<Vec<_>>(),
                 "each pending chunk has one transfer"
             );
             for slot in (0..neighbours.count()).map(PeerSlot) {
