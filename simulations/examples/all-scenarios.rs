@@ -5,23 +5,24 @@
 //! all-scenarios [--write] [NAME...]
 //! ```
 //!
-//! `--write` writes `trace-hashes.txt` and `known-misses.toml` anew, for a change that is meant to
-//! alter traces or figures; it takes no names.
+//! `--write` writes `trace-hashes.txt`, `known-misses.toml` and `baselines.json` anew, for a change
+//! that is meant to alter traces or figures; it takes no names.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "a command-line program prints"
 )]
 
+use core::num::NonZeroUsize;
 use std::error::Error;
 use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use flotilla_simulations::{KnownMisses, Outcome, Scenario, run};
+use flotilla_simulations::{Baseline, Job, KnownMisses, Limits, Outcome, Scenario, run, run_all};
 
 const RNG_SEEDS: core::ops::RangeInclusive<u64> = 1..=4;
+/// Memory for runs at the same time.
+const MEMORY_BYTES: u64 = 8 << 30;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut names: Vec<String> = std::env::args().skip(1).collect();
@@ -39,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     scenarios.sort_by(|one, other| one.name.cmp(&other.name));
-    let outcomes = run_all(&scenarios);
+    let outcomes = run_each(&scenarios);
     println!("scenario, rng seed, trace hash, p50, p99, p99 over bound, origin copies, stranded");
     for outcome in &outcomes {
         println!(
@@ -63,36 +64,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::write(folder.join("trace-hashes.txt"), hashes)?;
         let misses = KnownMisses::of(&outcomes).to_toml();
         fs::write(folder.join("known-misses.toml"), misses)?;
+        let path = folder.join("baselines.json");
+        let mut baseline = Baseline::parse(&fs::read_to_string(&path)?)?;
+        let outcomes: Vec<&Outcome> = outcomes.iter().collect();
+        print!("{}", baseline.compare(&outcomes).moves_text());
+        baseline.update(&outcomes);
+        fs::write(path, baseline.to_json())?;
     }
     Ok(())
 }
 
 /// Runs the scenarios on all processors; the outcomes are in order of scenarios and seeds.
-fn run_all(scenarios: &[Scenario]) -> Vec<Outcome> {
-    let runs: Vec<(&Scenario, u64)> = scenarios
-        .iter()
-        .flat_map(|scenario| RNG_SEEDS.map(move |rng_seed| (scenario, rng_seed)))
-        .collect();
-    let next = AtomicUsize::new(0);
-    let outcomes = Mutex::new(Vec::new());
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((scenario, rng_seed)) = runs.get(number) else {
-                        break;
-                    };
-                    let outcome = run(scenario, *rng_seed);
-                    if let Ok(mut outcomes) = outcomes.lock() {
-                        outcomes.push((number, outcome));
-                    }
-                }
-            });
-        }
-    });
-    let mut outcomes = outcomes.into_inner().unwrap_or_default();
-    outcomes.sort_by_key(|(number, _)| *number);
-    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+fn run_each(scenarios: &[Scenario]) -> Vec<Outcome> {
+    let with_seeds = |scenario| RNG_SEEDS.map(move |rng_seed| Job { scenario, rng_seed });
+    let jobs: Vec<Job<'_>> = scenarios.iter().flat_map(with_seeds).collect();
+    let limits = Limits {
+        threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        memory_bytes: MEMORY_BYTES,
+    };
+    run_all(&jobs, &limits, |_, job| run(job.scenario, job.rng_seed))
 }

@@ -195,6 +195,7 @@ impl World<'_> {
         if let Some(fetch) = self.fetches.get_mut(key) {
             fetch.flow = Some(flow);
         }
+        self.record_flow_start(key);
         let delay = self.way_back(peer, source);
         self.queue
             .push_after(self.now, delay, Event::FirstByte { fetch: key });
@@ -384,8 +385,9 @@ impl World<'_> {
         };
         let bytes =
             moved.unwrap_or_else(|| self.geometries[fetch.blob.0 as usize].chunk_len(fetch.chunk));
-        let to = self.locations[fetch.peer as usize];
-        match fetch.source {
+        let (to, source) = (self.locations[fetch.peer as usize], fetch.source);
+        self.record_bytes(key, bytes);
+        match source {
             FetchSource::Origin { region } => {
                 self.origin_bytes += bytes;
                 self.wan_bytes += if region == to.region { 0 } else { bytes };

@@ -25,11 +25,14 @@
 //! # Ok::<(), flotilla_simulations::ScenarioError>(())
 //! ```
 
+mod baseline;
+mod batch;
 mod connections;
 mod driver;
 mod event;
 mod failures;
 mod fetch;
+mod figures;
 mod known_misses;
 mod links;
 mod names;
@@ -37,26 +40,44 @@ mod network;
 mod oracle;
 mod origins;
 mod outcome;
+mod pairing;
 mod peer;
 mod queue;
+mod record;
 mod report;
+mod results;
 mod rng;
+mod rng_seeds;
 mod scenario;
 mod session;
+mod set;
 mod slab;
 mod tracker;
 mod tracker_messages;
 mod world;
 
+pub use baseline::{Baseline, BaselineError, Comparison, Move, Tolerance};
+pub use batch::{Job, Limits, run_all};
+pub use figures::{FIGURES, Figure, Spread};
 pub use known_misses::{KnownMiss, KnownMisses};
 pub use outcome::{Details, MissedBar, Outcome};
-pub use report::report;
+pub use pairing::comparison_table;
+pub use record::{ByteSeries, ByteSource, Progress, RunOptions, StallSeries, Timeline};
+pub use report::{compare_report, report};
+pub use results::{Curves, Results, ResultsError, RunResult, Summary};
+pub use rng_seeds::{RngSeeds, RngSeedsError};
 pub use scenario::{
     Bars, Failure, FailureKind, ImageSpec, Links, MachineSettings, Origins, Peers, Scenario,
     ScenarioError, Tracker,
 };
+pub use set::{RunSet, SetError};
 
 /// Runs a scenario until every living peer is complete or the time limit is reached.
 pub fn run(scenario: &Scenario, rng_seed: u64) -> Outcome {
-    world::World::new(scenario, rng_seed).run()
+    run_with(scenario, rng_seed, &RunOptions::default())
+}
+
+/// As [`run`], and reports what the options ask for. They do not alter the run.
+pub fn run_with(scenario: &Scenario, rng_seed: u64, options: &RunOptions<'_>) -> Outcome {
+    world::World::new(scenario, rng_seed, options).run()
 }

@@ -59,6 +59,11 @@ impl Oracle {
         core::mem::take(&mut self.missed_bars)
     }
 
+    /// Whether anything was violated so far.
+    pub(crate) fn has_complaints(&self) -> bool {
+        !self.complaints.is_empty()
+    }
+
     pub(crate) fn take_complaints(&mut self) -> Vec<String> {
         core::mem::take(&mut self.complaints)
     }

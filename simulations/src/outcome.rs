@@ -1,13 +1,15 @@
 //! The result of a run, compared with the lower bounds.
 
 use flotilla_common::bounds::{fluid_s, pipelined_s};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::record::Timeline;
 use crate::scenario::Scenario;
 
 /// The figures of a run. The serialized form has exactly the fields that `flotilla simulate --json`
 /// prints.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Outcome {
     /// The scenario's name.
     pub scenario: String,
@@ -40,6 +42,8 @@ pub struct Outcome {
     pub origin_copies: f64,
     /// Bytes sent from one region to another.
     pub wan_bytes: u64,
+    /// `wan_bytes`, divided by the image's bytes.
+    pub wan_copies: f64,
     /// Peers that were alive at the end and not complete.
     pub stranded: u32,
     /// Hash of all events in order: equal runs have equal hashes.
@@ -62,6 +66,8 @@ pub struct Details {
     pub complaints: Vec<String>,
     /// The missed bars among them.
     pub missed_bars: Vec<MissedBar>,
+    /// Whether anything but a bar was violated.
+    pub is_violated: bool,
     /// Bytes sent between zones of a region, divided by the image's bytes.
     pub cross_zone_copies: f64,
     /// Chunks sent by peers.
@@ -74,6 +80,10 @@ pub struct Details {
     pub failures: u64,
     /// Corrupt chunks that were detected.
     pub corrupt: u64,
+    /// Curves over time, if they were recorded.
+    pub timeline: Option<Timeline>,
+    /// The last events before the first violation, if there was one and events were kept.
+    pub last_events: Vec<String>,
 }
 
 /// A bar that a run missed.

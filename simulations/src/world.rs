@@ -22,6 +22,7 @@ use crate::origins::failover_machine;
 use crate::outcome::{Details, Outcome, bounds};
 use crate::peer::{Location, SimulatedPeer};
 use crate::queue::Queue;
+use crate::record::{Recorder, RunOptions};
 use crate::rng::mix;
 use crate::scenario::{Scenario, millis, seconds};
 use crate::slab::Slab;
@@ -55,6 +56,7 @@ pub(crate) struct World<'a> {
     pub(crate) wan_bytes: u64,
     pub(crate) cross_zone_bytes: u64,
     pub(crate) oracle: Oracle,
+    pub(crate) recorder: Recorder<'a>,
     /// Peers that are alive and not complete.
     pub(crate) unfinished: u32,
     events: u64,
@@ -62,7 +64,7 @@ pub(crate) struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    pub(crate) fn new(scenario: &'a Scenario, rng_seed: u64) -> Self {
+    pub(crate) fn new(scenario: &'a Scenario, rng_seed: u64, options: &RunOptions<'a>) -> Self {
         let mut world = World {
             scenario,
             rng_seed,
@@ -90,6 +92,7 @@ impl<'a> World<'a> {
             wan_bytes: 0,
             cross_zone_bytes: 0,
             oracle: Oracle::default(),
+            recorder: Recorder::new(options, scenario),
             unfinished: scenario.peers.count,
             events: 0,
             trace_hash: rng_seed,
@@ -187,8 +190,10 @@ impl<'a> World<'a> {
                 break;
             };
             self.now = next_at;
+            self.record_time();
             if flow_event_at == Some(next_at) {
                 if let Some((_, Some(event))) = self.network.pop() {
+                    self.record_flow_event(&event);
                     self.trace(event.fingerprint());
                     self.on_flow_event(event);
                 }
@@ -200,6 +205,7 @@ impl<'a> World<'a> {
     }
 
     fn handle(&mut self, event: Event) {
+        self.record_event(&event);
         self.trace(event.fingerprint());
         match event {
             Event::Start { peer } => self.on_start(peer),
@@ -229,6 +235,11 @@ impl<'a> World<'a> {
             Event::FailureEnds { failure } => self.on_recovery(failure),
             Event::Departs { peer, is_orderly } => self.on_departure(peer, is_orderly),
         }
+    }
+
+    /// Number of events so far.
+    pub(crate) fn events(&self) -> u64 {
+        self.events
     }
 
     fn trace(&mut self, (kind, number): (u64, u64)) {
@@ -362,6 +373,7 @@ impl<'a> World<'a> {
         let is_unfinished =
             |simulated: &&SimulatedPeer| simulated.is_alive && simulated.completed_at.is_none();
         let stranded = self.peers.iter().filter(is_unfinished).count() as u32;
+        let is_violated = self.oracle.has_complaints() || stranded > 0;
         let figures = BarFigures {
             stranded,
             p99_over_bound,
@@ -371,6 +383,7 @@ impl<'a> World<'a> {
         let mut details = Details {
             completions_s: completions,
             first_chunks_s: first_bytes,
+            is_violated,
             cross_zone_copies: self.cross_zone_bytes as f64 / bytes,
             ..Details::default()
         };
@@ -382,6 +395,7 @@ impl<'a> World<'a> {
             details.failures += counters.failures;
             details.corrupt += counters.corrupt;
         }
+        (details.timeline, details.last_events) = self.take_record();
         details.complaints = self.oracle.take_complaints();
         details.missed_bars = self.oracle.take_missed_bars();
         Outcome {
@@ -400,6 +414,7 @@ impl<'a> World<'a> {
             p99_over_bound,
             origin_copies,
             wan_bytes: self.wan_bytes,
+            wan_copies: self.wan_bytes as f64 / bytes,
             stranded,
             trace_hash: format!("{:016x}", self.trace_hash),
             ok: details.complaints.is_empty(),

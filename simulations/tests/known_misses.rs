@@ -1,13 +1,24 @@
-//! Every committed scenario keeps its bars, except for those that `known-misses.toml` lists.
+//! Every committed scenario keeps its bars, except for those that `known-misses.toml` lists, and
+//! its figures are as in `baselines.json`.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
 
-use flotilla_simulations::{KnownMisses, Outcome, Scenario, run};
+use flotilla_simulations::{
+    Baseline, Job, KnownMisses, Limits, Outcome, RunSet, Scenario, run, run_all,
+};
+
+/// Memory for runs at the same time.
+const MEMORY_BYTES: u64 = 4 << 30;
 
 fn folder() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(folder().join(name)).unwrap()
 }
 
 fn scenarios() -> Vec<Scenario> {
@@ -36,46 +47,58 @@ fn differences(list: &KnownMisses, outcome: &Outcome) -> Vec<String> {
     differences
 }
 
-/// Scenarios in which peers receive at most so many bytes together run with every change.
-const QUICK_BYTES: u64 = 100 << 30;
-
-fn is_quick(scenario: &Scenario) -> bool {
-    u64::from(scenario.peers.count) * scenario.image.bytes() <= QUICK_BYTES
-}
-
-fn check(rng_seeds: &[u64], is_included: impl Fn(&Scenario) -> bool) {
-    let list = fs::read_to_string(folder().join("known-misses.toml")).unwrap();
-    let list = KnownMisses::parse(&list).unwrap();
-    let scenarios = scenarios();
-    let is_known = |name: &String| scenarios.iter().any(|scenario| scenario.name == *name);
-    for miss in &list.misses {
-        assert!(is_known(&miss.scenario), "no scenario {}", miss.scenario);
+fn check(jobs: &[Job<'_>]) {
+    let list = KnownMisses::parse(&read("known-misses.toml")).unwrap();
+    let baseline = Baseline::parse(&read("baselines.json")).unwrap();
+    let limits = Limits {
+        threads: available_parallelism().unwrap(),
+        memory_bytes: MEMORY_BYTES,
+    };
+    let outcomes = run_all(jobs, &limits, |_, job| run(job.scenario, job.rng_seed));
+    let mut found: Vec<String> = outcomes
+        .iter()
+        .flat_map(|outcome| differences(&list, outcome))
+        .collect();
+    let comparison = baseline.compare(&outcomes.iter().collect::<Vec<_>>());
+    if !comparison.is_ok() {
+        found.push(comparison.text());
     }
-    let found: Vec<String> = std::thread::scope(|scope| {
-        let run_one = |scenario| {
-            let list = &list;
-            scope.spawn(move || {
-                let outcomes = rng_seeds.iter().map(|rng_seed| run(scenario, *rng_seed));
-                outcomes
-                    .flat_map(|outcome| differences(list, &outcome))
-                    .collect::<Vec<String>>()
-            })
-        };
-        let included = scenarios.iter().filter(|scenario| is_included(scenario));
-        let threads: Vec<_> = included.map(run_one).collect();
-        let joined = threads.into_iter().map(|thread| thread.join().unwrap());
-        joined.flatten().collect()
-    });
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 #[test]
-fn bars_are_kept_except_for_known_misses() {
-    check(&[1, 2], is_quick);
+fn known_misses_are_of_committed_scenarios() {
+    let scenarios = scenarios();
+    for miss in &KnownMisses::parse(&read("known-misses.toml"))
+        .unwrap()
+        .misses
+    {
+        let is_known = scenarios.iter().any(|it| it.name == miss.scenario);
+        assert!(is_known, "no scenario {}", miss.scenario);
+    }
+}
+
+/// The set `quick.toml`.
+#[test]
+fn quick_set_is_as_committed() {
+    let scenarios = scenarios();
+    let set = RunSet::parse(&read("quick.toml")).unwrap();
+    let mut jobs = Vec::new();
+    for (name, rng_seeds) in set.runs() {
+        let scenario = scenarios.iter().find(|scenario| scenario.name == name);
+        let scenario = scenario.unwrap_or_else(|| panic!("no scenario {name}"));
+        for rng_seed in rng_seeds.as_slice().iter().copied() {
+            jobs.push(Job { scenario, rng_seed });
+        }
+    }
+    check(&jobs);
 }
 
 #[test]
 #[ignore = "takes minutes; `tests/run --long` runs it"]
-fn bars_are_kept_except_for_known_misses_in_all_runs() {
-    check(&[1, 2, 3, 4], |_| true);
+fn all_scenarios_are_as_committed() {
+    let scenarios = scenarios();
+    let with_seeds = |scenario| (1..=4).map(move |rng_seed| Job { scenario, rng_seed });
+    let jobs: Vec<Job<'_>> = scenarios.iter().flat_map(with_seeds).collect();
+    check(&jobs);
 }

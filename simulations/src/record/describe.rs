@@ -1,0 +1,100 @@
+//! Events in words, with the peers and chunks that they are about.
+
+use core::fmt::Debug;
+
+use crate::event::Event;
+use crate::fetch::FetchSource;
+use crate::network::FlowEvent;
+use crate::slab::Key;
+use crate::world::World;
+
+/// Maximum number of characters of a described message.
+const MAX_CHARACTERS: usize = 300;
+
+impl World<'_> {
+    pub(super) fn describe(&self, event: &Event) -> String {
+        match event {
+            Event::Requested { fetch } => format!("request arrives: {}", self.fetch_text(*fetch)),
+            Event::Refused { fetch, reason } => {
+                format!("refusal ({reason:?}) arrives: {}", self.fetch_text(*fetch))
+            }
+            Event::FirstByte { fetch } => {
+                format!("first byte arrives: {}", self.fetch_text(*fetch))
+            }
+            Event::Arrived { fetch } => format!("last byte arrives: {}", self.fetch_text(*fetch)),
+            Event::SourceFailed { fetch } => {
+                format!("origin's error arrives: {}", self.fetch_text(*fetch))
+            }
+            Event::Have { broadcast } => {
+                format!(
+                    "held chunks arrive: {}",
+                    text(self.broadcasts.get(*broadcast))
+                )
+            }
+            Event::ChunkMap { message } => {
+                let message = self.chunk_map_messages.get(*message);
+                format!("chunk map arrives: {}", text(message))
+            }
+            Event::ToTracker { message } => {
+                let message = self.tracker.messages.get(*message);
+                format!("message reaches the tracker: {}", text(message))
+            }
+            Event::FromTracker { answer } => {
+                let answer = self.tracker.answers.get(*answer);
+                format!("answer of the tracker arrives: {}", text(answer))
+            }
+            Event::FailureStarts { failure } => {
+                format!(
+                    "failure starts: {}",
+                    text(self.scenario.failures.get(*failure))
+                )
+            }
+            Event::FailureEnds { failure } => {
+                format!(
+                    "failure ends: {}",
+                    text(self.scenario.failures.get(*failure))
+                )
+            }
+            other => shorten(format!("{other:?}")),
+        }
+    }
+
+    pub(super) fn describe_flow(&self, event: &FlowEvent) -> String {
+        match *event {
+            FlowEvent::Progress { tag, moved } => {
+                let fetch = self.fetch_text(Key::from_bits(tag));
+                format!("{moved} bytes have flowed: {fetch}")
+            }
+            FlowEvent::Done { tag, .. } => {
+                let fetch = self.fetch_text(Key::from_bits(tag));
+                format!("all bytes have left the source: {fetch}")
+            }
+        }
+    }
+
+    fn fetch_text(&self, key: Key) -> String {
+        let Some(fetch) = self.fetches.get(key) else {
+            return "a fetch that has ended".to_owned();
+        };
+        let source = match fetch.source {
+            FetchSource::Peer { peer, .. } => format!("peer {peer}"),
+            FetchSource::Origin { region } => format!("the origin of region {region}"),
+        };
+        let (peer, blob, chunk) = (fetch.peer, fetch.blob.0, fetch.chunk);
+        format!("peer {peer} fetches chunk {chunk} of blob {blob} from {source}")
+    }
+}
+
+fn text<T: Debug>(message: Option<&T>) -> String {
+    match message {
+        Some(message) => shorten(format!("{message:?}")),
+        None => "one that was withdrawn".to_owned(),
+    }
+}
+
+fn shorten(text: String) -> String {
+    match text.char_indices().nth(MAX_CHARACTERS) {
+        Some((at, _)) => format!("{} ...", &text[..at]),
+        None => text,
+    }
+}
