@@ -9,8 +9,8 @@
 //!                   Want, for each blob ────────────────────────────▶
 //! ```
 //!
-//! Whom to ask, and what an answer means, is decided by the [`Opening`] machine; this is its driver.
-//! Proofs are checked no matter which side they come from.
+//! The [`Opening`] machine decides whom to ask and what an answer means; this is its driver. Proofs
+//! are checked no matter which side they come from.
 
 use core::pin::pin;
 use core::time::Duration;

@@ -1,6 +1,7 @@
 //! The driver of each peer's machine: carries out its outputs with simulated bytes.
 
 use flotilla_common::chunk_map::ChunkMap;
+use flotilla_common::failover::{ContentKey, Need};
 use flotilla_common::swarm::{
     BlobSlot, ChunkSource, DownloadFailure, Input, Output, PeerSlot, RefusalReason, TransferId,
     UploadId,
@@ -8,7 +9,7 @@ use flotilla_common::swarm::{
 use flotilla_common::tracker::{LeaseUpdate, SessionInput};
 
 use crate::event::Event;
-use crate::fetch::{FetchSource, SimulatedFetch};
+use crate::fetch::{FetchPurpose, FetchSource, SimulatedFetch};
 use crate::network::FlowEvent;
 use crate::slab::Key;
 use crate::world::World;
@@ -57,7 +58,7 @@ impl World<'_> {
             Output::LeaseFailed { blob, chunk } => {
                 self.update_lease(peer, blob, LeaseUpdate::Failed { chunk });
             }
-            Output::Complete { .. } => self.on_complete(peer),
+            Output::Complete { blob } => self.on_complete(peer, blob),
             // The machine itself refuses peers in quarantine.
             Output::Quarantine { .. } => {}
         }
@@ -105,14 +106,17 @@ impl World<'_> {
                     self.delay(peer, link.peer),
                 )
             }
-            ChunkSource::Origin => return self.fetch_from_origin(peer, transfer, blob, chunk),
+            ChunkSource::Origin => {
+                let need = Need::Content(ContentKey(u64::from(blob.0)));
+                let purpose = FetchPurpose::Chunk { transfer, chunk };
+                return self.fetch_from_origin(peer, purpose, need, blob);
+            }
         };
         let fetch = self.fetches.insert(SimulatedFetch {
             peer,
-            transfer,
+            purpose: FetchPurpose::Chunk { transfer, chunk },
             source,
             blob,
-            chunk,
             flow: None,
             request: None,
         });
@@ -124,9 +128,9 @@ impl World<'_> {
     pub(crate) fn on_requested(&mut self, key: Key) {
         let Some(&SimulatedFetch {
             peer,
+            purpose,
             source,
             blob,
-            chunk,
             ..
         }) = self.fetches.get(key)
         else {
@@ -137,6 +141,9 @@ impl World<'_> {
                 peer: uploader,
                 requester,
             } => {
+                let FetchPurpose::Chunk { chunk, .. } = purpose else {
+                    return;
+                };
                 let upload = UploadId(key.to_bits());
                 self.feed(
                     uploader,
@@ -148,7 +155,7 @@ impl World<'_> {
                     },
                 );
             }
-            FetchSource::Origin { region } if self.origins_up[region as usize] => {
+            FetchSource::Origin { region } if self.serves(peer, purpose, region) => {
                 self.start_flow(key, self.peers.len() as u32 + region);
             }
             FetchSource::Origin { region } => {
@@ -162,8 +169,8 @@ impl World<'_> {
     fn serve(&mut self, key: Key) {
         let Some(&SimulatedFetch {
             source: FetchSource::Peer { peer: uploader, .. },
+            purpose: FetchPurpose::Chunk { chunk, .. },
             blob,
-            chunk,
             ..
         }) = self.fetches.get(key)
         else {
@@ -180,22 +187,24 @@ impl World<'_> {
     fn start_flow(&mut self, key: Key, from: u32) {
         let Some(&SimulatedFetch {
             peer,
+            purpose,
             blob,
-            chunk,
             source,
             ..
         }) = self.fetches.get(key)
         else {
             return;
         };
-        let bytes = self.geometries[blob.0 as usize].chunk_len(chunk);
-        let flow = self
-            .network
-            .start(self.now, from, peer, bytes, key.to_bits());
-        if let Some(fetch) = self.fetches.get_mut(key) {
-            fetch.flow = Some(flow);
+        let bytes = purpose.bytes(&self.geometries[blob.0 as usize]);
+        if purpose != FetchPurpose::Proofs {
+            let flow = self
+                .network
+                .start(self.now, from, peer, bytes, key.to_bits());
+            if let Some(fetch) = self.fetches.get_mut(key) {
+                fetch.flow = Some(flow);
+            }
+            self.record_flow_start(key);
         }
-        self.record_flow_start(key);
         let delay = self.way_back(peer, source);
         self.queue
             .push_after(self.now, delay, Event::FirstByte { fetch: key });
@@ -210,15 +219,25 @@ impl World<'_> {
     }
 
     pub(crate) fn on_refusal(&mut self, key: Key, reason: RefusalReason) {
-        if let Some((peer, transfer)) = self.take_fetch(key) {
+        if let Some((peer, FetchPurpose::Chunk { transfer, .. })) = self.take_fetch(key) {
             self.feed(peer, Input::Refused { transfer, reason });
         }
     }
 
     pub(crate) fn on_first_byte(&mut self, key: Key) {
         self.on_origin_answered(key);
-        if let Some(&SimulatedFetch { peer, transfer, .. }) = self.fetches.get(key) {
-            self.feed(peer, Input::FirstByte { transfer });
+        let Some(&SimulatedFetch { peer, purpose, .. }) = self.fetches.get(key) else {
+            return;
+        };
+        match purpose {
+            FetchPurpose::Chunk { transfer, .. } => {
+                self.feed(peer, Input::FirstByte { transfer });
+            }
+            FetchPurpose::Proofs => {
+                self.take_fetch(key);
+                self.on_proofs(peer);
+            }
+            FetchPurpose::PassThrough { .. } => {}
         }
     }
 
@@ -227,12 +246,17 @@ impl World<'_> {
             FlowEvent::Progress { tag, moved } => {
                 let Some(&SimulatedFetch {
                     peer,
-                    transfer,
+                    purpose,
                     source,
+                    blob,
                     ..
                 }) = self.fetches.get(Key::from_bits(tag))
                 else {
                     return;
+                };
+                self.peers[peer as usize].reads.last_received_at = self.now;
+                let FetchPurpose::Chunk { transfer, .. } = purpose else {
+                    return self.on_passing_through(peer, blob, moved);
                 };
                 self.feed(
                     peer,
@@ -275,17 +299,15 @@ impl World<'_> {
     }
 
     pub(crate) fn on_arrived(&mut self, key: Key) {
-        let Some(&SimulatedFetch {
-            blob,
-            chunk,
-            source,
-            ..
-        }) = self.fetches.get(key)
-        else {
+        let Some(&SimulatedFetch { blob, source, .. }) = self.fetches.get(key) else {
             return;
         };
-        let Some((peer, transfer)) = self.take_fetch(key) else {
-            return;
+        let (peer, transfer, chunk) = match self.take_fetch(key) {
+            Some((peer, FetchPurpose::Chunk { transfer, chunk })) => (peer, transfer, chunk),
+            Some((peer, FetchPurpose::PassThrough { .. })) => {
+                return self.on_passed_through(peer, blob);
+            }
+            Some((_, FetchPurpose::Proofs)) | None => return,
         };
         let is_corrupt =
             matches!(source, FetchSource::Peer { peer, .. } if self.peers[peer as usize].is_liar);
@@ -311,27 +333,23 @@ impl World<'_> {
         if (blob, chunk) == (BlobSlot(0), 0) {
             simulated.first_byte_at = Some(now);
         }
+        simulated.reads.last_received_at = now;
         self.advance_reader(peer, blob);
         self.feed(peer, Input::Received { transfer });
     }
 
-    /// The reader takes all chunks that it can, and waits for the next one.
-    fn advance_reader(&mut self, peer: u32, blob: BlobSlot) {
-        let simulated = &mut self.peers[peer as usize];
-        let verified: &ChunkMap = &simulated.verified[blob.0 as usize];
-        let cursor = &mut simulated.cursors[blob.0 as usize];
-        if verified.contains(*cursor) {
-            let next = verified.first_missing(*cursor);
-            *cursor = next.unwrap_or(verified.len());
-            self.feed(peer, Input::Reader { blob, cursor: next });
+    /// The store has all bytes of a blob.
+    fn on_complete(&mut self, peer: u32, blob: BlobSlot) {
+        if !self.peers[peer as usize].reads.is_passing(blob) {
+            self.on_blob_delivered(peer, blob);
         }
     }
 
-    fn on_complete(&mut self, peer: u32) {
+    /// The runtime has all bytes of a blob, or reads the rest of them from the store.
+    pub(crate) fn on_blob_delivered(&mut self, peer: u32, blob: BlobSlot) {
         let now = self.now;
         let simulated = &mut self.peers[peer as usize];
-        simulated.complete += 1;
-        if simulated.complete as usize == self.geometries.len() {
+        if simulated.delivered.insert(blob.0) && simulated.delivered.is_full() {
             simulated.completed_at = Some(now);
             self.unfinished -= 1;
         }
@@ -370,12 +388,16 @@ impl World<'_> {
         self.take_fetch(key);
     }
 
-    pub(super) fn take_fetch(&mut self, key: Key) -> Option<(u32, TransferId)> {
+    pub(super) fn take_fetch(&mut self, key: Key) -> Option<(u32, FetchPurpose)> {
         let fetch = self.fetches.remove(key)?;
-        self.peers[fetch.peer as usize]
-            .fetches
-            .retain(|(_, other)| *other != key);
-        Some((fetch.peer, fetch.transfer))
+        let peer = &mut self.peers[fetch.peer as usize];
+        match fetch.purpose {
+            FetchPurpose::Chunk { .. } => peer.fetches.retain(|(_, other)| *other != key),
+            FetchPurpose::Proofs | FetchPurpose::PassThrough { .. } => {
+                peer.mirror_fetches.retain(|other| *other != key);
+            }
+        }
+        Some((fetch.peer, fetch.purpose))
     }
 
     /// Counts the bytes of a fetch: `moved`, or the whole chunk.
@@ -383,8 +405,8 @@ impl World<'_> {
         let Some(fetch) = self.fetches.get(key) else {
             return;
         };
-        let bytes =
-            moved.unwrap_or_else(|| self.geometries[fetch.blob.0 as usize].chunk_len(fetch.chunk));
+        let geometry = &self.geometries[fetch.blob.0 as usize];
+        let bytes = moved.unwrap_or_else(|| fetch.purpose.bytes(geometry));
         let (to, source) = (self.locations[fetch.peer as usize], fetch.source);
         self.record_bytes(key, bytes);
         match source {

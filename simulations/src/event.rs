@@ -1,7 +1,7 @@
 //! Everything that happens at a time of its own, and its part in the trace hash.
 
 use flotilla_common::failover::{ProbeId, SourceId};
-use flotilla_common::swarm::RefusalReason;
+use flotilla_common::swarm::{BlobSlot, RefusalReason};
 
 use crate::network::FlowEvent;
 use crate::slab::Key;
@@ -13,6 +13,12 @@ pub(crate) enum Event {
     Start { peer: u32 },
     /// A deadline of a peer's machine.
     Wake { peer: u32 },
+    /// A deadline of a peer's opening of the image.
+    OpeningWake { peer: u32 },
+    /// A deadline of a peer's requests for blobs.
+    ReadWake { peer: u32 },
+    /// The runtime repeats a request for a blob.
+    BlobRequested { peer: u32, blob: BlobSlot },
     /// The handshake of a dial is over.
     Dialled { peer: u32, slot: u32 },
     /// A dial to a dead peer times out.
@@ -83,6 +89,9 @@ impl Event {
             Self::Departs { peer, .. } => (20, peer.into()),
             Self::FailoverWake { peer } => (21, peer.into()),
             Self::Probed { peer, source, .. } => (22, pair(peer, source.0)),
+            Self::OpeningWake { peer } => (23, peer.into()),
+            Self::BlobRequested { peer, blob } => (24, pair(peer, blob.0)),
+            Self::ReadWake { peer } => (25, peer.into()),
         }
     }
 }

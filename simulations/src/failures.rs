@@ -68,7 +68,8 @@ impl World<'_> {
         let simulated = &mut self.peers[peer as usize];
         simulated.is_alive = false;
         self.unfinished -= u32::from(simulated.completed_at.is_none());
-        let keys: Vec<_> = simulated.fetches.iter().map(|(_, key)| *key).collect();
+        let fetches = simulated.fetches.iter().map(|(_, key)| *key);
+        let keys: Vec<_> = fetches.chain(simulated.mirror_fetches.clone()).collect();
         for key in keys {
             self.end_fetch(key);
         }
@@ -104,6 +105,8 @@ impl World<'_> {
                 self.feed(peer, input);
             }
             self.thaw_session(peer, backlog.session_inputs);
+            self.thaw_opening(peer, backlog.opening_inputs);
+            self.schedule_read_wake(peer);
         }
     }
 

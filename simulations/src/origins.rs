@@ -3,14 +3,14 @@
 //! An origin that is stopped refuses requests and probes at once; none of them hangs.
 
 use flotilla_common::failover::{
-    ContentKey, Failover, FailoverConfig, Input as FailoverInput, Need, Outcome as CallOutcome,
-    Output, ProbeId, SourceId, Step,
+    Failover, FailoverConfig, Input as FailoverInput, Need, Outcome as CallOutcome, Output,
+    ProbeId, SourceId, Step,
 };
-use flotilla_common::swarm::{BlobSlot, DownloadFailure, Input, TransferId};
+use flotilla_common::swarm::{BlobSlot, DownloadFailure, Input};
 use flotilla_common::time::Time;
 
 use crate::event::Event;
-use crate::fetch::{FetchSource, SimulatedFetch};
+use crate::fetch::{FetchPurpose, FetchSource, SimulatedFetch};
 use crate::scenario::millis;
 use crate::slab::Key;
 use crate::world::World;
@@ -26,24 +26,28 @@ impl World<'_> {
     pub(crate) fn fetch_from_origin(
         &mut self,
         peer: u32,
-        transfer: TransferId,
+        purpose: FetchPurpose,
+        need: Need,
         blob: BlobSlot,
-        chunk: u32,
     ) {
-        let need = Need::Content(ContentKey(u64::from(blob.0)));
         let now = self.now;
         let request = self.peers[peer as usize].failover.request(now, need);
         let region = self.locations[peer as usize].region;
         let fetch = self.fetches.insert(SimulatedFetch {
             peer,
-            transfer,
+            purpose,
             source: FetchSource::Origin { region },
             blob,
-            chunk,
             flow: None,
             request: Some(request),
         });
-        self.peers[peer as usize].fetches.push((transfer, fetch));
+        let simulated = &mut self.peers[peer as usize];
+        match purpose {
+            FetchPurpose::Chunk { transfer, .. } => simulated.fetches.push((transfer, fetch)),
+            FetchPurpose::Proofs | FetchPurpose::PassThrough { .. } => {
+                simulated.mirror_fetches.push(fetch);
+            }
+        }
         self.ask_next_origin(fetch);
     }
 
@@ -74,9 +78,17 @@ impl World<'_> {
             // The origin that was asked answers or refuses.
             Step::Wait(_) => {}
             Step::Exhausted => {
-                if let Some((peer, transfer)) = self.take_fetch(key) {
-                    let why = DownloadFailure::Link;
-                    self.feed(peer, Input::Failed { transfer, why });
+                let blob = self.fetches.get(key).map(|fetch| fetch.blob);
+                match (self.take_fetch(key), blob) {
+                    (Some((peer, FetchPurpose::Chunk { transfer, .. })), _) => {
+                        let why = DownloadFailure::Link;
+                        self.feed(peer, Input::Failed { transfer, why });
+                    }
+                    (Some((peer, FetchPurpose::Proofs)), _) => self.on_no_proofs(peer),
+                    (Some((peer, FetchPurpose::PassThrough { .. })), Some(blob)) => {
+                        self.on_nothing_passed(peer, blob);
+                    }
+                    (Some((_, FetchPurpose::PassThrough { .. })) | None, _) => {}
                 }
             }
         }
@@ -161,7 +173,7 @@ impl World<'_> {
 
     /// Carries out what a peer's failover machine asks for, and tells the peer's other machine
     /// whether an origin is usable.
-    fn drain_failover(&mut self, peer: u32) {
+    pub(crate) fn drain_failover(&mut self, peer: u32) {
         while let Some(output) = self.peers[peer as usize].failover.poll_output() {
             match output {
                 Output::Probe { source, probe } => self.probe(peer, source, probe),

@@ -2,11 +2,14 @@
 
 use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::failover::Failover;
+use flotilla_common::opening::OpeningInput;
 use flotilla_common::swarm::{Input, PeerMachine, TransferId};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{SessionInput, TrackerSession};
 
 use crate::links::LinkTable;
+use crate::opening::ImageOpening;
+use crate::reads::BlobReads;
 use crate::slab::Key;
 
 /// Where a peer is. Zones are numbered across regions.
@@ -38,14 +41,20 @@ pub(crate) struct SimulatedPeer {
     pub(crate) links: LinkTable,
     /// Its session with the tracker, once it has started and if there is a tracker.
     pub(crate) session: Option<PeerSession>,
-    /// Its fetches under way.
+    /// Its opening of the image, until the runtime has the manifest and the proofs are decided.
+    pub(crate) opening: Option<Box<ImageOpening>>,
+    /// Its fetches of chunks under way.
     pub(crate) fetches: Vec<(TransferId, Key)>,
+    /// Its fetches of proofs, and of blobs that are passed through.
+    pub(crate) mirror_fetches: Vec<Key>,
+    /// The runtime's requests for blobs.
+    pub(crate) reads: BlobReads,
     /// The verified chunks of each blob, counted independently of the machine.
     pub(crate) verified: Vec<ChunkMap>,
     /// For each blob, the chunk that the reader waits for.
     pub(crate) cursors: Vec<u32>,
-    /// Blobs that are complete.
-    pub(crate) complete: u32,
+    /// The blobs that the runtime has, or reads to the end from the store.
+    pub(crate) delivered: ChunkMap,
     pub(crate) started_at: Time,
     pub(crate) first_byte_at: Option<Time>,
     pub(crate) completed_at: Option<Time>,
@@ -66,6 +75,7 @@ pub(crate) struct PeerSession {
 pub(crate) struct Backlog {
     pub(crate) inputs: Vec<Input>,
     pub(crate) session_inputs: Vec<SessionInput>,
+    pub(crate) opening_inputs: Vec<OpeningInput>,
 }
 
 impl SimulatedPeer {

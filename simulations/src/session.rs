@@ -197,7 +197,7 @@ impl World<'_> {
         self.infos[peer as usize].id.clone()
     }
 
-    fn blob(&self, digest: &Digest) -> Option<BlobSlot> {
+    pub(crate) fn blob(&self, digest: &Digest) -> Option<BlobSlot> {
         let slots = (0_u32..).map(BlobSlot);
         let found = slots.zip(&self.digests).find(|(_, known)| *known == digest);
         found.map(|(blob, _)| blob)

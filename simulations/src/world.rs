@@ -22,6 +22,7 @@ use crate::origins::failover_machine;
 use crate::outcome::{Details, Outcome, bounds};
 use crate::peer::{Location, SimulatedPeer};
 use crate::queue::Queue;
+use crate::reads::BlobReads;
 use crate::record::{Recorder, RunOptions};
 use crate::rng::mix;
 use crate::scenario::{Scenario, millis, seconds};
@@ -139,14 +140,17 @@ impl<'a> World<'a> {
                 frozen: None,
                 links: LinkTable::default(),
                 session: None,
+                opening: None,
                 fetches: Vec::new(),
+                mirror_fetches: Vec::new(),
+                reads: BlobReads::new(self.geometries.len()),
                 verified: self
                     .geometries
                     .iter()
                     .map(|geometry| ChunkMap::empty(geometry.chunks()))
                     .collect(),
                 cursors: vec![0; self.geometries.len()],
-                complete: 0,
+                delivered: ChunkMap::empty(self.geometries.len() as u32),
                 started_at,
                 first_byte_at: None,
                 completed_at: None,
@@ -210,6 +214,9 @@ impl<'a> World<'a> {
         match event {
             Event::Start { peer } => self.on_start(peer),
             Event::Wake { peer } => self.on_wake(peer),
+            Event::OpeningWake { peer } => self.on_opening_wake(peer),
+            Event::ReadWake { peer } => self.on_read_wake(peer),
+            Event::BlobRequested { peer, blob } => self.request_blob(peer, blob),
             Event::Dialled { peer, slot } => self.on_dialled(peer, slot),
             Event::DialTimeout { peer, slot } => self.on_dial_timeout(peer, slot),
             Event::Closed { peer, slot, epoch } => self.on_closed(peer, slot, epoch),
@@ -252,29 +259,7 @@ impl<'a> World<'a> {
             return;
         }
         self.begin_session(peer);
-        for blob in (0..self.geometries.len() as u32).map(BlobSlot) {
-            let geometry = self.geometries[blob.0 as usize];
-            let held = ChunkMap::empty(geometry.chunks());
-            self.feed(
-                peer,
-                Input::AddBlob {
-                    blob,
-                    geometry,
-                    held,
-                },
-            );
-            self.feed(
-                peer,
-                Input::Reader {
-                    blob,
-                    cursor: Some(0),
-                },
-            );
-            self.feed(peer, Input::Want { blob });
-        }
-        if !self.tracker.is_enabled {
-            self.add_known_peers(peer);
-        }
+        self.open_image(peer);
     }
 
     fn on_wake(&mut self, peer: u32) {

@@ -85,6 +85,37 @@ fn origin_of_another_region_takes_over() {
     assert!(outcome.wan_bytes > 0);
 }
 
+/// A known limit: each peer asks for the proofs once, and passes the image through without them.
+#[test]
+fn first_closures_fail_and_each_peer_passes_the_image_through() {
+    let mut scenario = small(8);
+    scenario.origin.fail_first_closures = true;
+    let outcome = run(&scenario, 1);
+    assert_ok(&outcome);
+    assert!((outcome.origin_copies - 8.0).abs() < 1e-9);
+    assert_eq!(outcome.details.served, 0);
+}
+
+/// A known limit: a request for a blob does not wait for proofs that come late.
+#[test]
+fn late_closures_make_each_peer_pass_the_image_through() {
+    let mut scenario = small(8);
+    scenario.origin.think_ms = 2100.0;
+    let outcome = run(&scenario, 1);
+    assert_ok(&outcome);
+    assert!(outcome.origin_copies >= 8.0, "{}", outcome.origin_copies);
+}
+
+#[test]
+fn proofs_from_another_region_keep_the_image_in_the_swarm() {
+    let mut scenario = small(8);
+    scenario.peers.regions = 2.try_into().unwrap();
+    scenario.failures = vec![failing(0.0, FailureKind::StopOrigin, None)];
+    let outcome = run(&scenario, 1);
+    assert_ok(&outcome);
+    assert!(outcome.origin_copies < 1.5, "{}", outcome.origin_copies);
+}
+
 #[test]
 fn blob_without_seal_is_exchanged_as_a_whole() {
     let mut scenario = small(12);

@@ -3,7 +3,7 @@
 use core::fmt::Debug;
 
 use crate::event::Event;
-use crate::fetch::FetchSource;
+use crate::fetch::{FetchPurpose, FetchSource};
 use crate::network::FlowEvent;
 use crate::slab::Key;
 use crate::world::World;
@@ -80,8 +80,15 @@ impl World<'_> {
             FetchSource::Peer { peer, .. } => format!("peer {peer}"),
             FetchSource::Origin { region } => format!("the origin of region {region}"),
         };
-        let (peer, blob, chunk) = (fetch.peer, fetch.blob.0, fetch.chunk);
-        format!("peer {peer} fetches chunk {chunk} of blob {blob} from {source}")
+        let (peer, blob) = (fetch.peer, fetch.blob.0);
+        let what = match fetch.purpose {
+            FetchPurpose::Chunk { chunk, .. } => format!("chunk {chunk} of blob {blob}"),
+            FetchPurpose::Proofs => "the proofs of the image's blobs".to_owned(),
+            FetchPurpose::PassThrough { from } => {
+                format!("blob {blob} from offset {from} past the swarm")
+            }
+        };
+        format!("peer {peer} fetches {what} from {source}")
     }
 }
 

@@ -15,6 +15,10 @@ pub struct Origins {
     /// Time to the first byte, without network delays, in milliseconds.
     #[serde(default = "default_think_ms")]
     pub think_ms: f64,
+    /// Whether each origin answers the first request of each peer for the proofs of the image's
+    /// blobs with an error.
+    #[serde(default)]
+    pub fail_first_closures: bool,
 }
 
 impl Origins {
