@@ -1,6 +1,6 @@
-//! Deletes of manifests that other regions made for this one, and that its storage may not have yet.
-//! This replica knows of them from its siblings; what it missed while it did not run, or its own
-//! storage was out, it hears from the regions, for as long as tags are read from all of them.
+//! Deletes of manifests that other regions made for this one, and that its storage may not have
+//! yet. This replica knows of them from its siblings; what it missed while it did not run, or its
+//! own storage was out, it hears from the regions, for as long as tags are read from all of them.
 
 use core::time::Duration;
 use std::sync::Arc;

@@ -19,8 +19,8 @@ const LEAST: Duration = Duration::from_mins(10);
 /// How old what a region says that it owes may be, at most.
 const ANSWER_AGE: Duration = Duration::from_secs(10);
 
-/// When each key was last compared with other regions, so that clients who read one at the same time
-/// do not each ask them.
+/// When each key was last compared with other regions, so that clients who read one at the same
+/// time do not each ask them.
 #[derive(Debug)]
 pub(crate) struct ComparedKeys {
     clock: Clock,

@@ -27,7 +27,7 @@ use super::freshest::{ComparedKeys, Freshest};
 use super::hints::Hints;
 use super::lease::Lease;
 use super::members::Members;
-use super::owed::{OwedLookUp, OwedPages};
+use super::owed::{OwedLookUp, OwedPages, Owing};
 use super::push_copies::PushCopies;
 use super::replicate::Replicator;
 use super::routes::{LiveRoutes, OWN, Routes, no_routes};
@@ -301,6 +301,15 @@ impl Regional {
         let routes = self.routes();
         self.owed
             .look_up(&sources, &routes, repository, read_at, self.is_whole())
+            .await
+    }
+
+    /// The regions that may have something of a repository that this one has not got yet. Unlike
+    /// [`Self::owed`] it is no question about absent content, and so not limited.
+    pub(crate) async fn owing(&self, repository: &RepositoryName) -> Owing {
+        let (sources, routes) = (self.keepers(repository), self.routes());
+        self.owed
+            .owing(&sources, &routes, repository, self.is_whole())
             .await
     }
 

@@ -1,5 +1,5 @@
-//! Manifests by digest. Their content cannot be old, but one may have been deleted, or pushed again:
-//! an answer that may not know of that is marked as maybe old.
+//! Manifests by digest. Their content cannot be old, but one may have been deleted, or pushed
+//! again: an answer that may not know of that is marked as maybe old.
 //!
 //! | own storage | there | absent, or deleted |
 //! |---|---|---|

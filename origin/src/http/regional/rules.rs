@@ -92,7 +92,7 @@ pub(in crate::http) async fn change_rules(
     let is_forwarded = is_from_region(request);
     let floor = ClockFloor {
         known: regional.known_clock(keys),
-        elsewhere: clock_elsewhere(api, regional, repository, keys).await,
+        elsewhere: clock_elsewhere(regional, repository, keys).await,
         sender: sender_clocks(&request.headers).filter(|_| is_forwarded),
     };
     Ok(ChangeRules {
@@ -144,7 +144,6 @@ pub(in crate::http) fn check_forwarded(
 /// The highest clock of the keys in regions that owe something of the repository: a change here
 /// comes after what a client may have read there.
 async fn clock_elsewhere(
-    api: &Arc<Api>,
     regional: &Arc<Regional>,
     repository: &RepositoryName,
     keys: &[FactKey],
@@ -153,10 +152,7 @@ async fn clock_elsewhere(
         return None;
     }
     let asked = async {
-        let looked_up = regional.owed(repository, api.clock.now()).await;
-        let Owed::By(regions) = looked_up.owed else {
-            return None;
-        };
+        let regions = regional.owing(repository).await.regions;
         let routes = regional.routes();
         let others = routes.usable_others();
         let owing = others

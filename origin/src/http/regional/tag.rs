@@ -32,7 +32,6 @@ use super::read::{count_failure, mark_old, mark_old_unless};
 use crate::http::manifests::OwnTag;
 use crate::http::{Api, HandlerResult, manifests};
 use crate::regions::copies::CopyJob;
-use crate::regions::owed::Owed;
 use crate::regions::regional::Regional;
 use crate::regions::routes::{OWN, Routes};
 use crate::regions::source::Source;
@@ -58,7 +57,7 @@ struct TagRead<'a> {
 }
 
 /// The regions that may have a later value than the own storage.
-struct Owing {
+struct OwingSources {
     /// Those that answer.
     sources: Vec<Arc<dyn Source>>,
     /// Whether there are no others: each region has told lately what it owes.
@@ -119,7 +118,7 @@ pub(in crate::http) async fn by_tag(
 
 impl TagRead<'_> {
     /// Answers what the own storage has, or a later value of a region that owes something.
-    async fn while_own_answers(&self, owing: &Owing) -> HandlerResult {
+    async fn while_own_answers(&self, owing: &OwingSources) -> HandlerResult {
         let Self {
             api,
             regional,
@@ -212,23 +211,19 @@ impl TagRead<'_> {
     }
 
     /// The regions that may have a later value, if tags are to be the freshest.
-    async fn owing(&self) -> Owing {
+    async fn owing(&self) -> OwingSources {
         if !self.regional.reads_freshest(self.repository) {
-            return Owing {
+            return OwingSources {
                 sources: Vec::new(),
                 is_complete: true,
             };
         }
-        let read_at = self.api.clock.now();
-        let looked_up = self.regional.owed(self.repository, read_at).await;
+        let owing = self.regional.owing(self.repository).await;
         let mut sources = self.routes.usable_others();
-        sources.retain(|source| match &looked_up.owed {
-            Owed::By(regions) => regions.contains(source.region()),
-            Owed::Nothing | Owed::Unknown => false,
-        });
-        Owing {
+        sources.retain(|source| owing.regions.contains(source.region()));
+        OwingSources {
             sources,
-            is_complete: looked_up.silent.is_empty(),
+            is_complete: owing.silent.is_empty(),
         }
     }
 
