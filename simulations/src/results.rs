@@ -173,7 +173,7 @@ const COLUMNS: &[(&str, &str)] = &[
     ("wan_copies", "wide-area copies"),
 ];
 /// Width of a column, in characters.
-const COLUMN: usize = 30;
+const COLUMN: usize = 36;
 
 /// A spread in a table.
 fn cell(spread: &Spread) -> String {

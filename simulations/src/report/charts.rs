@@ -40,7 +40,9 @@ pub(super) fn completions(shown: &[Shown<'_>]) -> String {
         }
         let done = shares(&curves.completions_s, curves.completed, peers);
         plot.steps(done, class);
-        legend.push((class, (*label).to_owned()));
+        if !label.is_empty() {
+            legend.push((class, (*label).to_owned()));
+        }
     }
     for (number, Shown { run, class, label }) in shown.iter().enumerate() {
         let outcome = &run.outcome;
@@ -177,7 +179,7 @@ fn reason(reason: StallReason) -> (&'static str, &'static str) {
 pub(super) fn zones(timeline: &Timeline, scale: &Scale) -> String {
     let rows = timeline.zone_bytes.len();
     let x = Axis::time("simulated time", scale.end_s);
-    let mut y = Axis::new("zone", "", rows as f64, 8);
+    let mut y = Axis::new("zone", "", rows as f64, rows.min(8) as u32);
     // Labels in the middle of the rows.
     y.ticks
         .retain(|(zone, label)| *zone < rows as f64 && !label.contains('.'));
