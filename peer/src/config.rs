@@ -1,7 +1,6 @@
 //! The settings of a peer.
 
 use core::str::FromStr;
-use core::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,11 +15,6 @@ use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Identity, LiveKeys};
 
 use crate::transport::{ChunkInterceptor, CongestionControl, Unaltered};
-
-/// Transfers in each direction. One more than the simulator needs, whose links have no queues: on
-/// a real link, a slot is also occupied while a request and its answer travel
-/// (`docs/decisions/transfer-slots.md`).
-const SLOTS: u32 = 4;
 
 /// The default address of the mirror.
 const MIRROR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5001);
@@ -118,16 +112,8 @@ impl Config {
             congestion: CongestionControl::default(),
             requires_grants: false,
             fallback_timeouts: FallbackTimeouts::default(),
-            swarm: SwarmConfig {
-                slots: SLOTS,
-                ..SwarmConfig::default()
-            },
-            // An origin whose storage hangs turns to another region after 1.5 s itself. A peer that
-            // did so at the same time would fetch the same bytes from there once more.
-            failover: FailoverConfig {
-                hung_after: Duration::from_secs(2),
-                ..FailoverConfig::default()
-            },
+            swarm: SwarmConfig::default(),
+            failover: FailoverConfig::of_peers(),
             rng_seed: None,
             clock,
             interceptor: Arc::new(Unaltered),

@@ -5,6 +5,7 @@ use core::time::Duration;
 use flotilla_common::swarm::{
     BlobSlot, HaveBatch, HeldChunks, Input, Nearness, PeerFacts, PeerSlot,
 };
+use flotilla_common::time::Time;
 
 use crate::event::Event;
 use crate::fetch::{FetchSource, SimulatedFetch};
@@ -39,11 +40,9 @@ impl World<'_> {
         link.is_dialling = true;
         let other = link.peer;
         // One round trip for the handshake, and one for the Hello message on the control stream.
-        self.queue.push_after(
-            self.now,
-            self.delay(peer, other) * 4,
-            Event::Dialled { peer, slot },
-        );
+        let handshake = (0..4).map(|_| self.quic_delay(peer, other)).sum();
+        self.queue
+            .push_after(self.now, handshake, Event::Dialled { peer, slot });
     }
 
     pub(crate) fn on_dialled(&mut self, peer: u32, slot: u32) {
@@ -56,7 +55,11 @@ impl World<'_> {
             link.is_dialling = false;
             return;
         }
-        if !self.peers[other as usize].is_alive || self.peers[other as usize].frozen.is_some() {
+        let other_region = self.locations[other as usize].region;
+        if !self.peers[other as usize].is_alive
+            || self.peers[other as usize].frozen.is_some()
+            || self.is_cut(self.locations[peer as usize].region, other_region)
+        {
             self.queue.push(
                 self.now + seconds(DIAL_TIMEOUT_S),
                 Event::DialTimeout { peer, slot },
@@ -71,19 +74,19 @@ impl World<'_> {
             link.is_up = true;
             link.is_dialling = false;
             link.epoch = epoch;
+            link.control_until = Time::ZERO;
         }
         let round_trip = self.delay(peer, other) * 2;
         for (one, of) in [(other, peer), (peer, other)] {
             let facts = self.facts(of, one);
             self.feed(one, Input::Connected { facts, round_trip });
-            let bits_per_second = self.peers[of as usize].rate();
-            self.feed(
-                one,
-                Input::RateHint {
+            if self.scenario.peers.knows_rates {
+                let hint = Input::RateHint {
                     peer: facts.peer,
-                    bits_per_second,
-                },
-            );
+                    bits_per_second: self.peers[of as usize].up,
+                };
+                self.feed(one, hint);
+            }
         }
     }
 
@@ -153,9 +156,12 @@ impl World<'_> {
             blob,
             have,
         });
+        let at = self.now + self.quic_delay(peer, link.peer);
+        let links = &mut self.peers[peer as usize].links;
+        let at = links.at_mut(slot).control_arrival(at);
         self.queue.push_after(
             self.now,
-            self.delay(peer, link.peer),
+            at.saturating_since(self.now),
             Event::ChunkMap { message },
         );
     }
@@ -184,23 +190,26 @@ impl World<'_> {
         }
     }
 
-    /// Tells all interested neighbours about newly held chunks, in one event per distance.
+    /// Tells all interested neighbours about newly held chunks, in one event per time of arrival.
     pub(crate) fn broadcast(&mut self, peer: u32, blob: BlobSlot, batch: HaveBatch) {
-        let simulated = &self.peers[peer as usize];
-        let mut by_delay: Vec<(Duration, Vec<Receiver>)> = Vec::new();
-        for slot in simulated.machine.have_recipients(blob, &batch) {
-            let link = simulated.links.at(slot.0);
+        let machine = &self.peers[peer as usize].machine;
+        let recipients: Vec<PeerSlot> = machine.have_recipients(blob, &batch).collect();
+        let mut by_arrival: Vec<(Time, Vec<Receiver>)> = Vec::new();
+        for slot in recipients {
+            let link = *self.peers[peer as usize].links.at(slot.0);
             if !link.is_up {
                 continue;
             }
-            let delay = self.delay(peer, link.peer);
+            let at = self.now + self.quic_delay(peer, link.peer);
+            let links = &mut self.peers[peer as usize].links;
+            let at = links.at_mut(slot.0).control_arrival(at);
             let receiver = (link.peer, link.remote, link.epoch);
-            match by_delay.iter_mut().find(|(other, _)| *other == delay) {
+            match by_arrival.iter_mut().find(|(other, _)| *other == at) {
                 Some((_, to)) => to.push(receiver),
-                None => by_delay.push((delay, vec![receiver])),
+                None => by_arrival.push((at, vec![receiver])),
             }
         }
-        for (delay, to) in by_delay {
+        for (at, to) in by_arrival {
             let closed_connections = self.closed_connections;
             let broadcast = self.broadcasts.insert(Broadcast {
                 blob,
@@ -208,8 +217,11 @@ impl World<'_> {
                 to,
                 closed_connections,
             });
-            self.queue
-                .push_after(self.now, delay, Event::Have { broadcast });
+            self.queue.push_after(
+                self.now,
+                at.saturating_since(self.now),
+                Event::Have { broadcast },
+            );
         }
     }
 

@@ -1,5 +1,7 @@
 //! The driver of each peer's machine: carries out its outputs with simulated bytes.
 
+use core::time::Duration;
+
 use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::failover::{ContentKey, Need};
 use flotilla_common::swarm::{
@@ -8,9 +10,11 @@ use flotilla_common::swarm::{
 };
 use flotilla_common::tracker::{LeaseUpdate, SessionInput};
 
+use crate::delays::Transport;
 use crate::event::Event;
 use crate::fetch::{FetchPurpose, FetchSource, SimulatedFetch};
 use crate::network::FlowEvent;
+use crate::record::ByteSource;
 use crate::slab::Key;
 use crate::world::World;
 
@@ -20,7 +24,7 @@ impl World<'_> {
             Output::Dial { peer: slot } => self.dial(peer, slot.0),
             Output::HangUp { peer: slot } => {
                 let other = self.peers[peer as usize].links.at(slot.0).peer;
-                let notice = self.delay(peer, other);
+                let notice = self.quic_delay(peer, other);
                 self.hang_up(peer, slot.0, notice);
             }
             Output::SendChunkMap { peer: slot, blob } => self.send_chunk_map(peer, slot.0, blob),
@@ -91,79 +95,55 @@ impl World<'_> {
         chunk: u32,
         source: ChunkSource,
     ) {
-        let simulated = &self.peers[peer as usize];
-        let (source, delay) = match source {
-            ChunkSource::Peer(slot) => {
-                let link = simulated.links.at(slot.0);
-                if !link.is_up {
-                    return; // `Closed` is on its way to the machine.
-                }
-                (
-                    FetchSource::Peer {
-                        peer: link.peer,
-                        requester: link.remote,
-                    },
-                    self.delay(peer, link.peer),
-                )
-            }
+        let slot = match source {
+            ChunkSource::Peer(slot) => slot.0,
             ChunkSource::Origin => {
                 let need = Need::Content(ContentKey(u64::from(blob.0)));
                 let purpose = FetchPurpose::Chunk { transfer, chunk };
                 return self.fetch_from_origin(peer, purpose, need, blob);
             }
         };
+        let link = *self.peers[peer as usize].links.at(slot);
+        if !link.is_up {
+            return; // `Closed` is on its way to the machine.
+        }
         let fetch = self.fetches.insert(SimulatedFetch {
             peer,
             purpose: FetchPurpose::Chunk { transfer, chunk },
-            source,
+            source: FetchSource::Peer {
+                peer: link.peer,
+                requester: link.remote,
+            },
             blob,
             flow: None,
-            request: None,
+            moved: 0,
+            way_back: Duration::ZERO,
+            origin: None,
         });
         self.peers[peer as usize].fetches.push((transfer, fetch));
+        let delay = self.quic_delay(peer, link.peer);
         self.queue
             .push_after(self.now, delay, Event::Requested { fetch });
     }
 
+    /// A request reaches a peer.
     pub(crate) fn on_requested(&mut self, key: Key) {
         let Some(&SimulatedFetch {
-            peer,
-            purpose,
-            source,
+            source: FetchSource::Peer { peer, requester },
+            purpose: FetchPurpose::Chunk { chunk, .. },
             blob,
             ..
         }) = self.fetches.get(key)
         else {
             return;
         };
-        match source {
-            FetchSource::Peer {
-                peer: uploader,
-                requester,
-            } => {
-                let FetchPurpose::Chunk { chunk, .. } = purpose else {
-                    return;
-                };
-                let upload = UploadId(key.to_bits());
-                self.feed(
-                    uploader,
-                    Input::UploadRequest {
-                        peer: PeerSlot(requester),
-                        blob,
-                        chunk,
-                        upload,
-                    },
-                );
-            }
-            FetchSource::Origin { region } if self.serves(peer, purpose, region) => {
-                self.start_flow(key, self.peers.len() as u32 + region);
-            }
-            FetchSource::Origin { region } => {
-                let delay = self.delay_to_region(peer, region);
-                self.queue
-                    .push_after(self.now, delay, Event::SourceFailed { fetch: key });
-            }
-        }
+        let request = Input::UploadRequest {
+            peer: PeerSlot(requester),
+            blob,
+            chunk,
+            upload: UploadId(key.to_bits()),
+        };
+        self.feed(peer, request);
     }
 
     fn serve(&mut self, key: Key) {
@@ -189,125 +169,114 @@ impl World<'_> {
             peer,
             purpose,
             blob,
-            source,
             ..
         }) = self.fetches.get(key)
         else {
             return;
         };
         let bytes = purpose.bytes(&self.geometries[blob.0 as usize]);
-        if purpose != FetchPurpose::Proofs {
-            let flow = self
-                .network
-                .start(self.now, from, peer, bytes, key.to_bits());
-            if let Some(fetch) = self.fetches.get_mut(key) {
-                fetch.flow = Some(flow);
-            }
-            self.record_flow_start(key);
+        let flow = self
+            .network
+            .start(self.now, from, peer, bytes, key.to_bits());
+        let way_back = self.quic_delay(peer, from);
+        if let Some(fetch) = self.fetches.get_mut(key) {
+            fetch.flow = Some(flow);
+            fetch.way_back = way_back;
         }
-        let delay = self.way_back(peer, source);
+        self.record_flow_start(key);
         self.queue
-            .push_after(self.now, delay, Event::FirstByte { fetch: key });
+            .push_after(self.now, way_back, Event::FirstByte { fetch: key });
     }
 
     fn refuse(&mut self, key: Key, reason: RefusalReason) {
-        if let Some(fetch) = self.fetches.get(key) {
-            let delay = self.way_back(fetch.peer, fetch.source);
+        if let Some(&SimulatedFetch {
+            peer,
+            source: FetchSource::Peer { peer: uploader, .. },
+            ..
+        }) = self.fetches.get(key)
+        {
+            let delay = self.quic_delay(peer, uploader);
             self.queue
                 .push_after(self.now, delay, Event::Refused { fetch: key, reason });
         }
     }
 
     pub(crate) fn on_refusal(&mut self, key: Key, reason: RefusalReason) {
-        if let Some((peer, FetchPurpose::Chunk { transfer, .. })) = self.take_fetch(key) {
+        if let Some(SimulatedFetch {
+            peer,
+            purpose: FetchPurpose::Chunk { transfer, .. },
+            ..
+        }) = self.take_fetch(key)
+        {
             self.feed(peer, Input::Refused { transfer, reason });
         }
     }
 
     pub(crate) fn on_first_byte(&mut self, key: Key) {
-        self.on_origin_answered(key);
-        let Some(&SimulatedFetch { peer, purpose, .. }) = self.fetches.get(key) else {
-            return;
-        };
-        match purpose {
-            FetchPurpose::Chunk { transfer, .. } => {
-                self.feed(peer, Input::FirstByte { transfer });
-            }
-            FetchPurpose::Proofs => {
-                self.take_fetch(key);
-                self.on_proofs(peer);
-            }
-            FetchPurpose::PassThrough { .. } => {}
+        if let Some(&SimulatedFetch {
+            peer,
+            purpose: FetchPurpose::Chunk { transfer, .. },
+            ..
+        }) = self.fetches.get(key)
+        {
+            self.feed(peer, Input::FirstByte { transfer });
         }
     }
 
     pub(crate) fn on_flow_event(&mut self, event: FlowEvent) {
         match event {
-            FlowEvent::Progress { tag, moved } => {
-                let Some(&SimulatedFetch {
+            FlowEvent::Progress { tag, from, moved } if self.is_origin(from) => {
+                self.on_call_progress(Key::from_bits(tag), moved);
+            }
+            FlowEvent::Done { tag, from, .. } if self.is_origin(from) => {
+                self.on_call_sent(Key::from_bits(tag));
+            }
+            FlowEvent::Progress { tag, from, moved } => {
+                let Some(SimulatedFetch {
                     peer,
-                    purpose,
-                    source,
-                    blob,
+                    purpose: FetchPurpose::Chunk { transfer, .. },
+                    moved: moved_before,
                     ..
-                }) = self.fetches.get(Key::from_bits(tag))
+                }) = self.fetches.get_mut(Key::from_bits(tag))
                 else {
                     return;
                 };
-                self.peers[peer as usize].reads.last_received_at = self.now;
-                let FetchPurpose::Chunk { transfer, .. } = purpose else {
-                    return self.on_passing_through(peer, blob, moved);
-                };
-                self.feed(
-                    peer,
-                    Input::Progress {
-                        transfer,
-                        received: moved,
-                    },
-                );
-                if let FetchSource::Peer { peer: uploader, .. } = source {
-                    self.feed(
-                        uploader,
-                        Input::UploadProgress {
-                            upload: UploadId(tag),
-                            sent: moved,
-                        },
-                    );
+                let (peer, transfer, received) = (*peer, *transfer, moved);
+                if moved > core::mem::replace(moved_before, moved) {
+                    self.note_delivery(peer);
                 }
+                self.feed(peer, Input::Progress { transfer, received });
+                let (upload, sent) = (UploadId(tag), moved);
+                self.feed(from, Input::UploadProgress { upload, sent });
             }
-            FlowEvent::Done { tag, .. } => {
+            FlowEvent::Done { tag, from, to } => {
                 let key = Key::from_bits(tag);
                 let Some(fetch) = self.fetches.get_mut(key) else {
                     return;
                 };
                 fetch.flow = None;
-                let &mut SimulatedFetch { peer, source, .. } = fetch;
+                let way_back = fetch.way_back;
                 self.count_bytes(key, None);
-                let delay = self.way_back(peer, source);
+                let one_way = self.delay(from, to);
+                let delay = way_back + self.delays.retransmissions(Transport::Quic, one_way);
                 self.queue
                     .push_after(self.now, delay, Event::Arrived { fetch: key });
-                if let FetchSource::Peer { peer: uploader, .. } = source {
-                    self.feed(
-                        uploader,
-                        Input::UploadEnded {
-                            upload: UploadId(tag),
-                        },
-                    );
-                }
+                let upload = UploadId(tag);
+                self.feed(from, Input::UploadEnded { upload });
             }
         }
     }
 
     pub(crate) fn on_arrived(&mut self, key: Key) {
-        let Some(&SimulatedFetch { blob, source, .. }) = self.fetches.get(key) else {
+        let Some(fetch) = self.take_fetch(key) else {
             return;
         };
-        let (peer, transfer, chunk) = match self.take_fetch(key) {
-            Some((peer, FetchPurpose::Chunk { transfer, chunk })) => (peer, transfer, chunk),
-            Some((peer, FetchPurpose::PassThrough { .. })) => {
-                return self.on_passed_through(peer, blob);
-            }
-            Some((_, FetchPurpose::Proofs)) | None => return,
+        let (peer, blob, source) = (fetch.peer, fetch.blob, fetch.source);
+        let (transfer, chunk) = match fetch.purpose {
+            FetchPurpose::Chunk { transfer, chunk } => (transfer, chunk),
+            FetchPurpose::PassThrough { .. } => return self.on_passed_through(peer, blob),
+            // They have no body.
+            FetchPurpose::Proofs => return,
         };
         let is_corrupt =
             matches!(source, FetchSource::Peer { peer, .. } if self.peers[peer as usize].is_liar);
@@ -333,7 +302,7 @@ impl World<'_> {
         if (blob, chunk) == (BlobSlot(0), 0) {
             simulated.first_byte_at = Some(now);
         }
-        simulated.reads.last_received_at = now;
+        self.note_delivery(peer);
         self.advance_reader(peer, blob);
         self.feed(peer, Input::Received { transfer });
     }
@@ -388,7 +357,8 @@ impl World<'_> {
         self.take_fetch(key);
     }
 
-    pub(super) fn take_fetch(&mut self, key: Key) -> Option<(u32, FetchPurpose)> {
+    pub(super) fn take_fetch(&mut self, key: Key) -> Option<SimulatedFetch> {
+        self.close_calls(key);
         let fetch = self.fetches.remove(key)?;
         let peer = &mut self.peers[fetch.peer as usize];
         match fetch.purpose {
@@ -397,39 +367,43 @@ impl World<'_> {
                 peer.mirror_fetches.retain(|other| *other != key);
             }
         }
-        Some((fetch.peer, fetch.purpose))
+        Some(fetch)
     }
 
-    /// Counts the bytes of a fetch: `moved`, or the whole chunk.
+    /// Counts the bytes of a fetch from a peer: `moved`, or the whole chunk.
     fn count_bytes(&mut self, key: Key, moved: Option<u64>) {
         let Some(fetch) = self.fetches.get(key) else {
             return;
         };
+        let FetchSource::Peer { peer, .. } = fetch.source else {
+            return;
+        };
         let geometry = &self.geometries[fetch.blob.0 as usize];
         let bytes = moved.unwrap_or_else(|| fetch.purpose.bytes(geometry));
-        let (to, source) = (self.locations[fetch.peer as usize], fetch.source);
-        self.record_bytes(key, bytes);
-        match source {
-            FetchSource::Origin { region } => {
-                self.origin_bytes += bytes;
-                self.wan_bytes += if region == to.region { 0 } else { bytes };
-            }
-            FetchSource::Peer { peer, .. } => {
-                let from = self.locations[peer as usize];
-                if from.region != to.region {
-                    self.wan_bytes += bytes;
-                } else if from.zone != to.zone {
-                    self.cross_zone_bytes += bytes;
-                }
-            }
+        let to = self.locations[fetch.peer as usize];
+        let from = self.locations[peer as usize];
+        self.record_bytes(key, ByteSource::of_peer(from, to), bytes);
+        if from.region != to.region {
+            self.wan_bytes += bytes;
+        } else if from.zone != to.zone {
+            self.cross_zone_bytes += bytes;
         }
     }
 
-    /// One-way delay from the source to the requesting peer.
-    fn way_back(&self, peer: u32, source: FetchSource) -> core::time::Duration {
-        match source {
-            FetchSource::Peer { peer: source, .. } => self.delay(source, peer),
-            FetchSource::Origin { region } => self.delay_to_region(peer, region),
-        }
+    /// Counts bytes that the origin of a region sent for a fetch of a peer.
+    pub(crate) fn count_origin_bytes(&mut self, fetch: Key, peer: u32, region: u32, bytes: u64) {
+        let is_own = region == self.locations[peer as usize].region;
+        let source = if is_own {
+            ByteSource::OwnOrigin
+        } else {
+            ByteSource::OtherOrigin
+        };
+        self.record_bytes(fetch, source, bytes);
+        self.origin_bytes += bytes;
+        self.wan_bytes += if is_own { 0 } else { bytes };
+    }
+
+    pub(crate) fn is_origin(&self, end: u32) -> bool {
+        end as usize >= self.peers.len()
     }
 }

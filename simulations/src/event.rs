@@ -1,6 +1,6 @@
 //! Everything that happens at a time of its own, and its part in the trace hash.
 
-use flotilla_common::failover::{ProbeId, SourceId};
+use flotilla_common::failover::{Outcome as CallOutcome, ProbeId, SourceId};
 use flotilla_common::swarm::{BlobSlot, RefusalReason};
 
 use crate::network::FlowEvent;
@@ -37,8 +37,23 @@ pub(crate) enum Event {
     FirstByte { fetch: Key },
     /// The last byte reaches the requesting peer.
     Arrived { fetch: Key },
-    /// An origin's error reaches the requesting peer.
-    SourceFailed { fetch: Key },
+    /// The request of a fetch to the origins is to be looked at.
+    RequestWake { fetch: Key },
+    /// A request reaches an origin.
+    OriginAsked { call: Key },
+    /// An origin sends its answer.
+    OriginServes { call: Key },
+    /// The head of an origin's answer reaches the peer, or an error does.
+    OriginAnswered {
+        call: Key,
+        outcome: Box<CallOutcome>,
+    },
+    /// The last byte of an origin's answer reaches the peer.
+    OriginArrived { call: Key },
+    /// The progress of an origin's answer is to be looked at.
+    BodyWatched { call: Key },
+    /// The connection of a call to an origin breaks.
+    BodyBroke { call: Key },
     /// A deadline of a peer's failover machine.
     FailoverWake { peer: u32 },
     /// The result of a peer's probe of an origin arrives.
@@ -50,6 +65,8 @@ pub(crate) enum Event {
     },
     /// A message reaches the tracker.
     ToTracker { message: Key },
+    /// The tracker's processor has handled a request.
+    TrackerServes { exchange: Key },
     /// An answer of the tracker reaches a peer.
     FromTracker { answer: Key },
     /// A deadline of the tracker's machine.
@@ -80,7 +97,13 @@ impl Event {
             Self::Refused { fetch, .. } => (11, fetch.to_bits()),
             Self::FirstByte { fetch } => (12, fetch.to_bits()),
             Self::Arrived { fetch } => (13, fetch.to_bits()),
-            Self::SourceFailed { fetch } => (14, fetch.to_bits()),
+            Self::RequestWake { fetch } => (14, fetch.to_bits()),
+            Self::OriginAsked { call } => (24, call.to_bits()),
+            Self::OriginServes { call } => (25, call.to_bits()),
+            Self::OriginAnswered { call, .. } => (26, call.to_bits()),
+            Self::OriginArrived { call } => (27, call.to_bits()),
+            Self::BodyWatched { call } => (28, call.to_bits()),
+            Self::BodyBroke { call } => (29, call.to_bits()),
             Self::ToTracker { message } => (15, message.to_bits()),
             Self::FromTracker { answer } => (16, answer.to_bits()),
             Self::TrackerWake => (17, 0),
@@ -88,10 +111,11 @@ impl Event {
             Self::FailureStarts { failure } | Self::FailureEnds { failure } => (19, failure as u64),
             Self::Departs { peer, .. } => (20, peer.into()),
             Self::FailoverWake { peer } => (21, peer.into()),
+            Self::TrackerServes { exchange } => (23, exchange.to_bits()),
             Self::Probed { peer, source, .. } => (22, pair(peer, source.0)),
-            Self::OpeningWake { peer } => (23, peer.into()),
-            Self::BlobRequested { peer, blob } => (24, pair(peer, blob.0)),
-            Self::ReadWake { peer } => (25, peer.into()),
+            Self::OpeningWake { peer } => (30, peer.into()),
+            Self::BlobRequested { peer, blob } => (31, pair(peer, blob.0)),
+            Self::ReadWake { peer } => (32, peer.into()),
         }
     }
 }
@@ -100,7 +124,7 @@ impl FlowEvent {
     /// As [`Event::fingerprint`].
     pub(crate) fn fingerprint(&self) -> (u64, u64) {
         match *self {
-            Self::Progress { tag, moved } => (1, tag ^ moved << 32),
+            Self::Progress { tag, moved, .. } => (1, tag ^ moved << 32),
             Self::Done { tag, .. } => (2, tag),
         }
     }

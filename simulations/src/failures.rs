@@ -1,5 +1,5 @@
-//! The failures of a scenario: peers that die, leave or freeze; a tracker or an origin that does
-//! not answer.
+//! The failures of a scenario: peers that die, leave or freeze, and the tracker. Those of regions
+//! are in `region_failures.rs`.
 
 use core::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::scenario::{FailureKind, millis, seconds};
 use crate::world::World;
 
 /// The rate of a frozen peer's links, in bytes per second: less than a byte in any run.
-const FROZEN: f64 = 1e-6;
+pub(crate) const FROZEN: f64 = 1e-6;
 
 impl World<'_> {
     pub(crate) fn on_failure(&mut self, number: usize) {
@@ -25,8 +25,12 @@ impl World<'_> {
             FailureKind::LeavePeers => self.schedule_departures(number, self.living(), true),
             FailureKind::FreezePeers => self.freeze(number),
             FailureKind::RestartTracker => self.restart_tracker(),
-            FailureKind::StopTracker => self.tracker.stop(),
-            FailureKind::StopOrigin => self.origins_up[0] = false,
+            FailureKind::StopTracker => self.stop_tracker(),
+            FailureKind::StopOrigin
+            | FailureKind::HangOrigin
+            | FailureKind::SlowOrigin
+            | FailureKind::LagOrigin
+            | FailureKind::Partition => self.fail_regions(number),
         }
         if let Some(for_s) = failure.for_s {
             self.queue.push(
@@ -39,7 +43,11 @@ impl World<'_> {
     pub(crate) fn on_recovery(&mut self, number: usize) {
         match self.scenario.failures[number].kind {
             FailureKind::StopTracker => self.restart_tracker(),
-            FailureKind::StopOrigin => self.origins_up[0] = true,
+            FailureKind::StopOrigin
+            | FailureKind::HangOrigin
+            | FailureKind::SlowOrigin
+            | FailureKind::LagOrigin
+            | FailureKind::Partition => self.recover_regions(number),
             FailureKind::FreezePeers => self.thaw(),
             FailureKind::KillPeers
             | FailureKind::KillLeaseHolders
@@ -59,7 +67,7 @@ impl World<'_> {
         for slot in self.peers[peer as usize].links.up_slots() {
             let other = self.peers[peer as usize].links.at(slot).peer;
             let notice = if is_orderly {
-                self.delay(peer, other)
+                self.quic_delay(peer, other)
             } else {
                 millis(self.scenario.links.death_noticed_ms)
             };
@@ -98,6 +106,7 @@ impl World<'_> {
             };
             let up = simulated.up as f64 / 8.0;
             let down = simulated.down as f64 / 8.0;
+            simulated.delivered_at = self.now;
             simulated.machine.handle_timeout(self.now);
             self.network.set_rates(self.now, peer, up, down);
             self.drain(peer);

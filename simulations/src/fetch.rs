@@ -1,9 +1,12 @@
 //! Bytes on their way from a source to a peer: a chunk, the proofs of the image's blobs, or a blob
 //! that is passed through.
 
+use core::time::Duration;
+
 use flotilla_common::chunk::Geometry;
-use flotilla_common::failover::Request;
+use flotilla_common::failover::{Need, Request};
 use flotilla_common::swarm::{BlobSlot, TransferId};
+use flotilla_common::time::Time;
 
 use crate::slab::Key;
 
@@ -16,10 +19,32 @@ pub(crate) struct SimulatedFetch {
     pub(crate) source: FetchSource,
     /// The blob; unused if the proofs are fetched.
     pub(crate) blob: BlobSlot,
-    /// The flow of its bytes, while they flow.
+    /// The flow of its bytes from a peer, while they flow.
     pub(crate) flow: Option<Key>,
-    /// The request to the origins, until one of them answers.
+    /// Bytes from a peer that have arrived.
+    pub(crate) moved: u64,
+    /// The delay from a peer to the requesting peer, drawn once: the bytes of one stream keep their
+    /// order.
+    pub(crate) way_back: Duration,
+    /// The calls to origins; `None` if the source is a peer.
+    pub(crate) origin: Option<Box<OriginFetch>>,
+}
+
+/// A fetch from the origins.
+#[derive(Debug)]
+pub(crate) struct OriginFetch {
+    /// What is asked for, as the failover machine knows it.
+    pub(crate) need: Need,
+    /// The request, until one of the origins answers that it serves it.
     pub(crate) request: Option<Request>,
+    /// The time of its next `RequestWake`.
+    pub(crate) wake_at: Time,
+    /// The calls that are open.
+    pub(crate) calls: Vec<Key>,
+    /// The call whose body is received.
+    pub(crate) body: Option<Key>,
+    /// How many more bodies may break off.
+    pub(crate) attempts_left: u32,
 }
 
 /// What is fetched, and for whom.
@@ -49,6 +74,13 @@ impl FetchPurpose {
 pub(crate) enum FetchSource {
     /// A peer, and the slot of the requesting peer there.
     Peer { peer: u32, requester: u32 },
-    /// The origin of a region.
-    Origin { region: u32 },
+    /// The origins; which one, the calls say.
+    Origin,
+}
+
+impl SimulatedFetch {
+    /// The call whose body is received.
+    pub(crate) fn body(&self) -> Option<Key> {
+        self.origin.as_ref()?.body
+    }
 }

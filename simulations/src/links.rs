@@ -1,6 +1,7 @@
 //! Connections between peers, and the messages on them.
 
 use flotilla_common::swarm::{BlobSlot, HaveBatch, HeldChunks};
+use flotilla_common::time::Time;
 
 /// One peer's view of another peer.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +15,16 @@ pub(crate) struct PeerLink {
     /// Counts connections, so that messages on an old connection are not taken for messages on a
     /// new one.
     pub(crate) epoch: u32,
+    /// When the last control message to the other peer arrives: the next one does not overtake it.
+    pub(crate) control_until: Time,
+}
+
+impl PeerLink {
+    /// When a control message arrives that takes until `at` by itself.
+    pub(crate) fn control_arrival(&mut self, at: Time) -> Time {
+        self.control_until = self.control_until.max(at);
+        self.control_until
+    }
 }
 
 /// The peers that one peer knows, by the slots that its machine uses.
@@ -40,6 +51,7 @@ impl LinkTable {
                     is_up: false,
                     is_dialling: false,
                     epoch: 0,
+                    control_until: Time::ZERO,
                 });
                 self.by_number.insert(at, (peer, slot));
                 slot
@@ -73,7 +85,7 @@ impl LinkTable {
     }
 }
 
-/// Newly held chunks on their way to all neighbours at one distance.
+/// Newly held chunks on their way to all neighbours that they reach at the same time.
 #[derive(Debug)]
 pub(crate) struct Broadcast {
     pub(crate) blob: BlobSlot,

@@ -67,7 +67,7 @@ struct Flow {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum FlowEvent {
     /// `moved` bytes have arrived.
-    Progress { tag: u64, moved: u64 },
+    Progress { tag: u64, from: End, moved: u64 },
     /// All bytes have arrived.
     Done { tag: u64, from: End, to: End },
 }
@@ -185,6 +185,7 @@ impl Network {
             flow.reported_at = now;
             FlowEvent::Progress {
                 tag: flow.tag,
+                from: flow.from,
                 moved: (flow.length - flow.left) as u64,
             }
         });

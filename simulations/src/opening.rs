@@ -2,8 +2,9 @@
 //!
 //! The runtime has the manifest when the peer starts; it requests all blobs as soon as the proofs
 //! are decided. Manifests are not announced to the tracker and a peer has no neighbours when it
-//! starts, so a seek among neighbours ends by its timeout. Proofs take the time of a message, as if
-//! they had no bytes.
+//! starts, so a seek among neighbours ends by its timeout. Proofs have no bytes: they
+//! arrive with the head of the answer. An origin whose region lags behind has them from another
+//! region, as a real one; the time for that is not simulated.
 
 use flotilla_common::digest::Digest;
 use flotilla_common::failover::{ContentKey, Need};
@@ -59,21 +60,16 @@ impl World<'_> {
         self.drain_opening(peer);
     }
 
-    /// Whether the origin of a region serves a request that reaches it now.
-    pub(crate) fn serves(&mut self, peer: u32, purpose: FetchPurpose, region: u32) -> bool {
-        if !self.origins_up[region as usize] {
-            return false;
-        }
+    /// Whether the origin of a region answers a request for proofs with an error: the first one of
+    /// each peer, if the scenario says so.
+    pub(crate) fn fails_closure(&mut self, peer: u32, region: u32) -> bool {
         let opening = self.peers[peer as usize].opening.as_mut();
-        match opening.filter(|_| purpose == FetchPurpose::Proofs) {
-            Some(opening) if self.scenario.origin.fail_first_closures => {
-                let has_failed = opening.failed_regions.contains(&region);
-                if !has_failed {
-                    opening.failed_regions.push(region);
-                }
-                has_failed
+        match opening.filter(|_| self.scenario.origin.fail_first_closures) {
+            Some(opening) if !opening.failed_regions.contains(&region) => {
+                opening.failed_regions.push(region);
+                true
             }
-            _ => true,
+            _ => false,
         }
     }
 
@@ -168,7 +164,7 @@ impl World<'_> {
         }
         if is_finished {
             self.peers[peer as usize].opening = None;
-            if !self.tracker.is_enabled {
+            if !self.scenario.tracker.enabled {
                 self.add_known_peers(peer);
             }
         }

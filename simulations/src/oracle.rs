@@ -22,7 +22,10 @@ pub(crate) struct Oracle {
 pub(crate) struct BarFigures {
     pub(crate) stranded: u32,
     pub(crate) p99_over_bound: f64,
+    pub(crate) p50_s: f64,
     pub(crate) origin_copies: f64,
+    pub(crate) wan_copies: f64,
+    pub(crate) stall_s: f64,
 }
 
 impl Oracle {
@@ -37,7 +40,10 @@ impl Oracle {
         let BarFigures {
             stranded,
             p99_over_bound,
+            p50_s,
             origin_copies,
+            wan_copies,
+            stall_s,
         } = figures;
         self.keep(Some(0.0), f64::from(stranded), "max_stranded");
         self.keep(
@@ -45,7 +51,10 @@ impl Oracle {
             p99_over_bound,
             "max_p99_over_bound",
         );
+        self.keep(bars.max_p50_s, p50_s, "max_p50_s");
         self.keep(bars.max_origin_copies, origin_copies, "max_origin_copies");
+        self.keep(bars.max_wan_copies, wan_copies, "max_wan_copies");
+        self.keep(bars.max_stall_s, stall_s, "max_stall_s");
     }
 
     fn keep(&mut self, limit: Option<f64>, figure: f64, bar: &'static str) {

@@ -70,6 +70,9 @@ pub struct Details {
     pub is_violated: bool,
     /// Bytes sent between zones of a region, divided by the image's bytes.
     pub cross_zone_copies: f64,
+    /// Longest time in which any pull under way delivered no byte, in seconds. Peers that were
+    /// frozen or died do not count.
+    pub longest_stall_s: f64,
     /// Chunks sent by peers.
     pub served: u64,
     /// Requests between peers that were refused because all slots were taken.

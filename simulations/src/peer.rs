@@ -5,7 +5,7 @@ use flotilla_common::failover::Failover;
 use flotilla_common::opening::OpeningInput;
 use flotilla_common::swarm::{Input, PeerMachine, TransferId};
 use flotilla_common::time::Time;
-use flotilla_common::tracker::{SessionInput, TrackerSession};
+use flotilla_common::tracker::{ExchangeId, SessionInput, TrackerSession};
 
 use crate::links::LinkTable;
 use crate::opening::ImageOpening;
@@ -57,6 +57,8 @@ pub(crate) struct SimulatedPeer {
     pub(crate) delivered: ChunkMap,
     pub(crate) started_at: Time,
     pub(crate) first_byte_at: Option<Time>,
+    /// When bytes of the image reached it last; its start before the first ones.
+    pub(crate) delivered_at: Time,
     pub(crate) completed_at: Option<Time>,
     /// The time of its next `Wake`.
     pub(crate) wake_at: Time,
@@ -68,6 +70,8 @@ pub(crate) struct PeerSession {
     pub(crate) machine: TrackerSession,
     /// The time of its next `SessionWake`.
     pub(crate) wake_at: Time,
+    /// Its exchanges that have reached the tracker and are not answered.
+    pub(crate) exchanges: Vec<(ExchangeId, Key)>,
 }
 
 /// Inputs of a frozen peer, in order.

@@ -173,17 +173,18 @@ impl World<'_> {
         self.fetch_from_origin(peer, FetchPurpose::PassThrough { from }, need, blob);
     }
 
-    /// Bytes of a pass-through arrived: `moved` of them so far.
-    pub(crate) fn on_passing_through(&mut self, peer: u32, blob: BlobSlot, moved: u64) {
+    /// Bytes of a pass-through arrived: those of the blob up to the offset `to`.
+    pub(crate) fn on_passing_through(&mut self, peer: u32, blob: BlobSlot, to: u64) {
         let first_chunk = self.geometries[0].chunk_len(0);
         let simulated = &mut self.peers[peer as usize];
-        if blob == BlobSlot(0) && moved >= first_chunk && simulated.first_byte_at.is_none() {
+        if blob == BlobSlot(0) && to >= first_chunk && simulated.first_byte_at.is_none() {
             simulated.first_byte_at = Some(self.now);
         }
     }
 
     /// The last byte of a pass-through arrived: the runtime has the blob.
     pub(crate) fn on_passed_through(&mut self, peer: u32, blob: BlobSlot) {
+        self.note_delivery(peer);
         let bytes = self.geometries[blob.0 as usize].size();
         self.on_passing_through(peer, blob, bytes);
         if self.peers[peer as usize].is_alive {
@@ -191,10 +192,12 @@ impl World<'_> {
         }
     }
 
-    /// No origin is left that passes a blob through.
-    pub(crate) fn on_nothing_passed(&mut self, peer: u32, blob: BlobSlot) {
-        let passing = &mut self.peers[peer as usize].reads.passing;
-        passing.retain(|other| *other != blob);
+    /// No origin is left that passes the bytes of a blob from the offset `from` through. The
+    /// runtime keeps the chunks before it.
+    pub(crate) fn on_nothing_passed(&mut self, peer: u32, blob: BlobSlot, from: u64) {
+        let simulated = &mut self.peers[peer as usize];
+        simulated.cursors[blob.0 as usize] = self.geometries[blob.0 as usize].chunk_at(from);
+        simulated.reads.passing.retain(|other| *other != blob);
         self.repeat_request(peer, blob);
     }
 

@@ -19,11 +19,15 @@ const TRACKER_URL: &str = "http://tracker";
 impl World<'_> {
     /// Starts a peer's session, if there is a tracker.
     pub(crate) fn begin_session(&mut self, peer: u32) {
-        if self.tracker.is_enabled {
+        if self.scenario.tracker.enabled {
             let info = self.infos[peer as usize].clone();
             let machine = TrackerSession::new(self.now, info, vec![TRACKER_URL.to_owned()]);
             let wake_at = Time::MAX;
-            self.peers[peer as usize].session = Some(PeerSession { machine, wake_at });
+            self.peers[peer as usize].session = Some(PeerSession {
+                machine,
+                wake_at,
+                exchanges: Vec::new(),
+            });
             self.drain_session(peer);
         }
     }
@@ -112,8 +116,7 @@ impl World<'_> {
             SessionOutput::Post {
                 exchange, request, ..
             } => self.send_to_tracker(peer, exchange, request),
-            // The session ignores late answers by itself.
-            SessionOutput::Cancel { .. } => {}
+            SessionOutput::Cancel { exchange, .. } => self.cancel_exchange(peer, exchange),
             SessionOutput::Handouts(handouts) => {
                 for handout in handouts {
                     self.on_handout(peer, &handout);

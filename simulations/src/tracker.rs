@@ -1,4 +1,16 @@
-//! The tracker in the world: its machine, the names of its slots, and messages under way.
+//! A tracker in the world: its machine, the names of its slots, its queue, and its connections.
+//!
+//! ```text
+//! message arrives ──▶ a connection is free? ──no──▶ waits for one
+//!                            │ yes                      │ another exchange ends
+//!                            ▼                          ▼
+//!                      queue for the processor ──▶ machine ──▶ answered at once, or parked
+//! ```
+//!
+//! Each exchange has a connection of its own from its arrival to its answer, as over HTTP/1.1.
+
+use core::time::Duration;
+use std::collections::VecDeque;
 
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
@@ -6,21 +18,27 @@ use flotilla_common::tracker::{
 };
 
 use crate::rng::mix;
-use crate::scenario::Scenario;
-use crate::slab::Slab;
+use crate::scenario::{Scenario, micros};
+use crate::service::Server;
+use crate::slab::{Key, Slab};
 
 /// A request on its way to the tracker.
 #[derive(Debug)]
 pub(crate) struct TrackerMessage {
-    pub(crate) from: Requester,
+    pub(crate) peer: u32,
+    pub(crate) exchange: ExchangeId,
     pub(crate) request: TrackerRequest,
 }
 
-/// A peer that sent a request, and its name for the answer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Requester {
+/// An exchange that a peer has begun and the tracker has not answered.
+#[derive(Debug)]
+pub(crate) struct TrackerExchange {
     pub(crate) peer: u32,
     pub(crate) exchange: ExchangeId,
+    /// The request, until the machine has it.
+    pub(crate) request: Option<TrackerRequest>,
+    /// Whether the exchange has one of the tracker's connections.
+    pub(crate) is_connected: bool,
 }
 
 /// An answer on its way to a peer.
@@ -30,28 +48,33 @@ pub(crate) struct TrackerAnswer {
     pub(crate) input: SessionInput,
 }
 
-/// The tracker, and the messages to and from it.
+/// A tracker, and the messages to and from it.
 #[derive(Debug)]
 pub(crate) struct SimulatedTracker {
     pub(crate) machine: TrackerMachine,
     pub(crate) names: SlotNames,
     config: TrackerConfig,
     rng_seed: u64,
-    pub(crate) is_enabled: bool,
     pub(crate) is_up: bool,
     restarts: u64,
     /// The time of its next `TrackerWake`.
     pub(crate) wake_at: Time,
-    /// Peers that wait for an answer.
-    pub(crate) requesters: Slab<Requester>,
-    pub(crate) messages: Slab<TrackerMessage>,
-    pub(crate) answers: Slab<TrackerAnswer>,
+    /// What occupies the tracker's processor.
+    server: Server,
+    announce_time: Duration,
+    lease_time: Duration,
+    connections: u32,
+    connections_limit: u32,
+    /// Exchanges that wait for a connection, in order of arrival; some may have ended.
+    backlog: VecDeque<Key>,
+    pub(crate) exchanges: Slab<TrackerExchange>,
 }
 
 impl SimulatedTracker {
     pub(crate) fn new(scenario: &Scenario, rng_seed: u64) -> Self {
+        let settings = &scenario.tracker;
         let mut config = TrackerConfig::default();
-        if let Some(open_leases) = scenario.tracker.open_leases {
+        if let Some(open_leases) = settings.open_leases {
             config.lease.open_limit = open_leases;
         }
         Self {
@@ -59,36 +82,123 @@ impl SimulatedTracker {
             names: SlotNames::default(),
             config,
             rng_seed,
-            is_enabled: scenario.tracker.enabled,
-            is_up: scenario.tracker.enabled,
+            is_up: settings.enabled,
             restarts: 0,
             wake_at: Time::MAX,
-            requesters: Slab::new(),
-            messages: Slab::new(),
-            answers: Slab::new(),
+            server: Server::default(),
+            announce_time: micros(settings.announce_us),
+            lease_time: micros(settings.lease_us),
+            connections: 0,
+            connections_limit: settings.connections,
+            backlog: VecDeque::new(),
+            exchanges: Slab::new(),
         }
     }
 
-    /// Stops: from now on messages are lost, and so are the answers that peers wait for.
-    pub(crate) fn stop(&mut self) {
-        self.is_up = false;
-        self.requesters = Slab::new();
+    /// Gives an exchange a connection, and a place in the queue for the processor. Returns when it
+    /// is served; `None` if it waits for a connection.
+    pub(crate) fn connect(&mut self, now: Time, key: Key) -> Option<Time> {
+        let exchange = self.exchanges.get_mut(key)?;
+        if self.connections >= self.connections_limit {
+            self.backlog.push_back(key);
+            return None;
+        }
+        self.connections += 1;
+        exchange.is_connected = true;
+        let service = match exchange.request {
+            Some(TrackerRequest::Announce(_)) => self.announce_time,
+            Some(TrackerRequest::Lease(_)) | None => self.lease_time,
+        };
+        Some(self.server.serve(now, service))
     }
 
-    /// Starts again with an empty memory. Returns the peers that waited for an answer.
-    pub(crate) fn restart(&mut self) -> Vec<Requester> {
+    /// Ends an exchange. Returns it, with the exchange that gets its connection and when that one
+    /// is served.
+    pub(crate) fn end(
+        &mut self,
+        now: Time,
+        key: Key,
+    ) -> Option<(TrackerExchange, Option<(Key, Time)>)> {
+        let ended = self.exchanges.remove(key)?;
+        let mut next = None;
+        if ended.is_connected {
+            self.connections -= 1;
+            while let Some(waiting) = self.backlog.pop_front() {
+                if let Some(at) = self.connect(now, waiting) {
+                    next = Some((waiting, at));
+                    break;
+                }
+            }
+        }
+        Some((ended, next))
+    }
+
+    /// Stops: from now on messages are lost, and so are the answers that peers wait for.
+    /// Returns the exchanges that get no answer.
+    pub(crate) fn stop(&mut self) -> Vec<TrackerExchange> {
+        self.is_up = false;
+        self.forget_exchanges()
+    }
+
+    /// Starts again with an empty memory. Returns the exchanges whose connections break.
+    pub(crate) fn restart(&mut self) -> Vec<TrackerExchange> {
         self.restarts += 1;
         let rng_seed = mix(self.rng_seed ^ self.restarts << 32);
         self.machine = TrackerMachine::new(self.config.clone(), rng_seed);
         self.names = SlotNames::default();
-        self.is_up = self.is_enabled;
+        self.is_up = true;
         self.wake_at = Time::MAX;
-        let waiting = self
-            .requesters
+        self.forget_exchanges()
+    }
+
+    fn forget_exchanges(&mut self) -> Vec<TrackerExchange> {
+        self.connections = 0;
+        self.backlog.clear();
+        self.server = Server::default();
+        let keys: Vec<Key> = self.exchanges.iter().map(|(key, _)| key).collect();
+        keys.into_iter()
+            .filter_map(|key| self.exchanges.remove(key))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    fn tracker(connections: u32) -> SimulatedTracker {
+        let scenario = format!(
+            "name = 'one'\n[image]\nlayers = ['1MiB']\n[peers]\ncount = 1\nup = '1Mbit'\ndown = '1Mbit'\n\
+             [origin]\nup = '1Mbit'\n[tracker]\nlease_us = 10\nconnections = {connections}"
+        );
+        SimulatedTracker::new(&Scenario::parse(&scenario).unwrap(), 1)
+    }
+
+    fn exchange(tracker: &mut SimulatedTracker, number: u64) -> Key {
+        tracker.exchanges.insert(TrackerExchange {
+            peer: 0,
+            exchange: ExchangeId(number),
+            request: None,
+            is_connected: false,
+        })
+    }
+
+    #[test]
+    fn exchanges_beyond_the_connections_wait_until_one_ends() {
+        let at = |micros| Time::ZERO + Duration::from_micros(micros);
+        let mut tracker = tracker(2);
+        let keys: Vec<Key> = (0..4).map(|it| exchange(&mut tracker, it)).collect();
+        let served: Vec<_> = keys
             .iter()
-            .map(|(_, requester)| *requester)
+            .map(|key| tracker.connect(at(0), *key))
             .collect();
-        self.requesters = Slab::new();
-        waiting
+        assert_eq!(served, [Some(at(10)), Some(at(20)), None, None]);
+        // The third gives up before it has a connection: the fourth gets the one that is free.
+        assert!(tracker.end(at(25), keys[2]).unwrap().1.is_none());
+        let (_, next) = tracker.end(at(30), keys[0]).unwrap();
+        assert_eq!(next, Some((keys[3], at(40))));
+        assert!(tracker.end(at(50), keys[0]).is_none(), "it has ended");
     }
 }

@@ -8,14 +8,29 @@ use flotilla_common::wire::tracker::LeaseAnswer;
 
 use crate::event::Event;
 use crate::slab::Key;
-use crate::tracker::{Requester, TrackerAnswer, TrackerMessage};
+use crate::tracker::{TrackerAnswer, TrackerExchange, TrackerMessage};
 use crate::world::World;
 
 impl World<'_> {
     /// Restarts the tracker, which breaks the connections of waiting peers.
     pub(crate) fn restart_tracker(&mut self) {
-        for Requester { peer, exchange } in self.tracker.restart() {
-            self.answer(peer, SessionInput::Failed { exchange });
+        for broken in self.tracker.restart() {
+            let exchange = broken.exchange;
+            self.forget_exchange(broken.peer, exchange);
+            self.answer(broken.peer, SessionInput::Failed { exchange });
+        }
+    }
+
+    /// Stops the tracker: messages to it are lost, and waiting peers get no answer.
+    pub(crate) fn stop_tracker(&mut self) {
+        for lost in self.tracker.stop() {
+            self.forget_exchange(lost.peer, lost.exchange);
+        }
+    }
+
+    fn forget_exchange(&mut self, peer: u32, exchange: ExchangeId) {
+        if let Some(session) = &mut self.peers[peer as usize].session {
+            session.exchanges.retain(|(open, _)| *open != exchange);
         }
     }
 
@@ -25,26 +40,47 @@ impl World<'_> {
         exchange: ExchangeId,
         request: TrackerRequest,
     ) {
-        let from = Requester { peer, exchange };
-        let message = self
-            .tracker
-            .messages
-            .insert(TrackerMessage { from, request });
-        let delay = self.delay_to_region(peer, self.locations[peer as usize].region);
+        let message = self.tracker_messages.insert(TrackerMessage {
+            peer,
+            exchange,
+            request,
+        });
+        let delay = self.http_delay(peer, self.locations[peer as usize].region);
         self.queue
             .push_after(self.now, delay, Event::ToTracker { message });
     }
 
     pub(crate) fn on_tracker_message(&mut self, message: Key) {
-        let Some(TrackerMessage { from, request }) = self.tracker.messages.remove(message) else {
+        let Some(message) = self.tracker_messages.remove(message) else {
             return;
         };
         if !self.tracker.is_up {
             return;
         }
-        let Requester { peer, exchange } = from;
+        let exchange = self.tracker.exchanges.insert(TrackerExchange {
+            peer: message.peer,
+            exchange: message.exchange,
+            request: Some(message.request),
+            is_connected: false,
+        });
+        if let Some(session) = &mut self.peers[message.peer as usize].session {
+            session.exchanges.push((message.exchange, exchange));
+        }
+        if let Some(at) = self.tracker.connect(self.now, exchange) {
+            self.queue.push(at, Event::TrackerServes { exchange });
+        }
+    }
+
+    /// The tracker's processor has handled a request.
+    pub(crate) fn on_tracker_serves(&mut self, key: Key) {
         let tracker = &mut self.tracker;
-        let id = RequestId(tracker.requesters.insert(from).to_bits());
+        let served = tracker.exchanges.get_mut(key);
+        let Some((exchange, request)) =
+            served.and_then(|it| Some((it.exchange, it.request.take()?)))
+        else {
+            return;
+        };
+        let id = RequestId(key.to_bits());
         let input = match request {
             TrackerRequest::Announce(announce) => {
                 TrackerInput::Announce(tracker.names.announce(id, announce))
@@ -52,19 +88,31 @@ impl World<'_> {
             TrackerRequest::Lease(lease) => match tracker.names.lease(id, lease) {
                 Some(input) => input,
                 None => {
-                    tracker.requesters.remove(Key::from_bits(id.0));
                     let answer = LeaseAnswer::Unknown;
-                    return self.answer(peer, SessionInput::LeaseAnswered { exchange, answer });
+                    let input = SessionInput::LeaseAnswered { exchange, answer };
+                    return self.answer_exchange(key, input);
                 }
             },
         };
         if matches!(input, TrackerInput::Drop { .. }) {
-            tracker.requesters.remove(Key::from_bits(id.0));
             let answer = LeaseAnswer::Noted;
-            self.answer(peer, SessionInput::LeaseAnswered { exchange, answer });
+            self.answer_exchange(key, SessionInput::LeaseAnswered { exchange, answer });
         }
         self.tracker.machine.handle(self.now, input);
         self.drain_tracker();
+    }
+
+    /// A peer gives an exchange up and closes its connection.
+    pub(crate) fn cancel_exchange(&mut self, peer: u32, exchange: ExchangeId) {
+        if let Some(session) = &self.peers[peer as usize].session
+            && let Some(at) = session
+                .exchanges
+                .iter()
+                .position(|(open, _)| *open == exchange)
+        {
+            let (_, key) = session.exchanges[at];
+            self.end_exchange(key);
+        }
     }
 
     pub(crate) fn on_tracker_wake(&mut self) {
@@ -112,20 +160,38 @@ impl World<'_> {
         request: RequestId,
         input: impl FnOnce(ExchangeId) -> SessionInput,
     ) {
-        if let Some(requester) = self.tracker.requesters.remove(Key::from_bits(request.0)) {
-            self.answer(requester.peer, input(requester.exchange));
+        let key = Key::from_bits(request.0);
+        if let Some(exchange) = self.tracker.exchanges.get(key) {
+            let input = input(exchange.exchange);
+            self.answer_exchange(key, input);
         }
     }
 
+    fn answer_exchange(&mut self, key: Key, input: SessionInput) {
+        if let Some(ended) = self.end_exchange(key) {
+            self.answer(ended.peer, input);
+        }
+    }
+
+    /// Ends an exchange; the next one gets its connection.
+    fn end_exchange(&mut self, key: Key) -> Option<TrackerExchange> {
+        let (ended, next) = self.tracker.end(self.now, key)?;
+        if let Some((exchange, at)) = next {
+            self.queue.push(at, Event::TrackerServes { exchange });
+        }
+        self.forget_exchange(ended.peer, ended.exchange);
+        Some(ended)
+    }
+
     fn answer(&mut self, peer: u32, input: SessionInput) {
-        let answer = self.tracker.answers.insert(TrackerAnswer { peer, input });
-        let delay = self.delay_to_region(peer, self.locations[peer as usize].region);
+        let answer = self.tracker_answers.insert(TrackerAnswer { peer, input });
+        let delay = self.http_delay(peer, self.locations[peer as usize].region);
         self.queue
             .push_after(self.now, delay, Event::FromTracker { answer });
     }
 
     pub(crate) fn on_tracker_answer(&mut self, answer: Key) {
-        if let Some(TrackerAnswer { peer, input }) = self.tracker.answers.remove(answer) {
+        if let Some(TrackerAnswer { peer, input }) = self.tracker_answers.remove(answer) {
             self.feed_session(peer, input);
         }
     }

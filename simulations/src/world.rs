@@ -12,12 +12,15 @@ use flotilla_common::wire::tracker::PeerInfo;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
 
+use crate::delays::Delays;
 use crate::event::Event;
 use crate::fetch::SimulatedFetch;
 use crate::links::{Broadcast, ChunkMapMessage, LinkTable};
 use crate::names::{layer_digests, peer_info};
 use crate::network::Network;
 use crate::oracle::{BarFigures, Oracle};
+use crate::origin_calls::OriginCall;
+use crate::origin_site::SimulatedOrigin;
 use crate::origins::failover_machine;
 use crate::outcome::{Details, Outcome, bounds};
 use crate::peer::{Location, SimulatedPeer};
@@ -25,15 +28,16 @@ use crate::queue::Queue;
 use crate::reads::BlobReads;
 use crate::record::{Recorder, RunOptions};
 use crate::rng::mix;
-use crate::scenario::{Scenario, millis, seconds};
+use crate::scenario::{Scenario, seconds};
 use crate::slab::Slab;
-use crate::tracker::SimulatedTracker;
+use crate::tracker::{SimulatedTracker, TrackerAnswer, TrackerMessage};
 
 /// The state of a run.
 pub(crate) struct World<'a> {
     pub(crate) scenario: &'a Scenario,
     rng_seed: u64,
     pub(crate) rng: Pcg64Mcg,
+    pub(crate) delays: Delays,
     pub(crate) now: Time,
     pub(crate) queue: Queue<Event>,
     pub(crate) network: Network,
@@ -51,13 +55,22 @@ pub(crate) struct World<'a> {
     /// Number of connections that have ended so far.
     pub(crate) closed_connections: u64,
     pub(crate) tracker: SimulatedTracker,
-    /// Whether each region's origin answers.
-    pub(crate) origins_up: Vec<bool>,
+    pub(crate) tracker_messages: Slab<TrackerMessage>,
+    pub(crate) tracker_answers: Slab<TrackerAnswer>,
+    /// The origin of each region.
+    pub(crate) origins: Vec<SimulatedOrigin>,
+    pub(crate) calls: Slab<OriginCall>,
+    /// Draws the origins' times to the first byte.
+    pub(crate) latency_rng: Pcg64Mcg,
+    /// Whether each region is cut off from all others.
+    pub(crate) is_cut_off: Vec<bool>,
     pub(crate) origin_bytes: u64,
     pub(crate) wan_bytes: u64,
     pub(crate) cross_zone_bytes: u64,
     pub(crate) oracle: Oracle,
     pub(crate) recorder: Recorder<'a>,
+    /// The longest time in which a pull under way delivered no byte.
+    pub(crate) longest_stall: Duration,
     /// Peers that are alive and not complete.
     pub(crate) unfinished: u32,
     events: u64,
@@ -66,10 +79,12 @@ pub(crate) struct World<'a> {
 
 impl<'a> World<'a> {
     pub(crate) fn new(scenario: &'a Scenario, rng_seed: u64, options: &RunOptions<'a>) -> Self {
+        let regions = scenario.peers.regions.get();
         let mut world = World {
             scenario,
             rng_seed,
             rng: Pcg64Mcg::seed_from_u64(rng_seed),
+            delays: Delays::new(&scenario.links, rng_seed),
             now: Time::ZERO,
             queue: Queue::new(),
             network: Network::new(),
@@ -88,12 +103,20 @@ impl<'a> World<'a> {
             chunk_map_messages: Slab::new(),
             closed_connections: 0,
             tracker: SimulatedTracker::new(scenario, rng_seed),
-            origins_up: vec![true; scenario.peers.regions.get() as usize],
+            tracker_messages: Slab::new(),
+            tracker_answers: Slab::new(),
+            origins: (0..regions)
+                .map(|_| SimulatedOrigin::new(&scenario.origin))
+                .collect(),
+            calls: Slab::new(),
+            latency_rng: Pcg64Mcg::seed_from_u64(mix(rng_seed ^ 1)),
+            is_cut_off: vec![false; regions as usize],
             origin_bytes: 0,
             wan_bytes: 0,
             cross_zone_bytes: 0,
             oracle: Oracle::default(),
             recorder: Recorder::new(options, scenario),
+            longest_stall: Duration::ZERO,
             unfinished: scenario.peers.count,
             events: 0,
             trace_hash: rng_seed,
@@ -153,22 +176,24 @@ impl<'a> World<'a> {
                 delivered: ChunkMap::empty(self.geometries.len() as u32),
                 started_at,
                 first_byte_at: None,
+                delivered_at: started_at,
                 completed_at: None,
                 wake_at: Time::MAX,
             });
             self.queue.push(started_at, Event::Start { peer: number });
         }
         for _ in 0..regions {
-            self.network
-                .add_end(self.scenario.origin.up.bytes_per_second(), 1e12);
+            let (up, down) = self.scenario.origin.rates();
+            self.network.add_end(up, down);
         }
     }
 
     fn config(&self, up: u64, down: u64, key: u64) -> SwarmConfig {
         let config = self.scenario.machine.swarm_config();
+        let knows_rates = self.scenario.peers.knows_rates;
         SwarmConfig {
-            up_bits_per_second: Some(up),
-            down_bits_per_second: Some(down),
+            up_bits_per_second: knows_rates.then_some(up),
+            down_bits_per_second: knows_rates.then_some(down),
             key,
             max_connections: self
                 .scenario
@@ -226,7 +251,13 @@ impl<'a> World<'a> {
             Event::Refused { fetch, reason } => self.on_refusal(fetch, reason),
             Event::FirstByte { fetch } => self.on_first_byte(fetch),
             Event::Arrived { fetch } => self.on_arrived(fetch),
-            Event::SourceFailed { fetch } => self.on_source_failed(fetch),
+            Event::RequestWake { fetch } => self.on_request_wake(fetch),
+            Event::OriginAsked { call } => self.on_origin_asked(call),
+            Event::OriginServes { call } => self.on_origin_serves(call),
+            Event::OriginAnswered { call, outcome } => self.on_origin_answered(call, *outcome),
+            Event::OriginArrived { call } => self.on_call_arrived(call),
+            Event::BodyWatched { call } => self.on_body_watched(call),
+            Event::BodyBroke { call } => self.on_body_broke(call, "connection reset"),
             Event::FailoverWake { peer } => self.on_failover_wake(peer),
             Event::Probed {
                 peer,
@@ -235,6 +266,7 @@ impl<'a> World<'a> {
                 is_good,
             } => self.on_probed(peer, source, probe, is_good),
             Event::ToTracker { message } => self.on_tracker_message(message),
+            Event::TrackerServes { exchange } => self.on_tracker_serves(exchange),
             Event::FromTracker { answer } => self.on_tracker_answer(answer),
             Event::TrackerWake => self.on_tracker_wake(),
             Event::SessionWake { peer } => self.on_session_wake(peer),
@@ -286,6 +318,17 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Bytes of the image have reached a peer.
+    pub(crate) fn note_delivery(&mut self, peer: u32) {
+        let simulated = &mut self.peers[peer as usize];
+        simulated.reads.last_received_at = self.now;
+        if simulated.is_alive && simulated.frozen.is_none() {
+            let stall = self.now.saturating_since(simulated.delivered_at);
+            simulated.delivered_at = self.now;
+            self.longest_stall = self.longest_stall.max(stall);
+        }
+    }
+
     pub(crate) fn drain(&mut self, peer: u32) {
         while let Some(output) = self.peers[peer as usize].machine.poll_output() {
             self.act(peer, output);
@@ -299,30 +342,6 @@ impl<'a> World<'a> {
             simulated.wake_at = at;
             self.queue.push(at, Event::Wake { peer });
         }
-    }
-
-    /// One-way delay between two peers.
-    pub(crate) fn delay(&self, one: u32, other: u32) -> Duration {
-        let one = self.locations[one as usize];
-        let other = self.locations[other as usize];
-        let links = &self.scenario.links;
-        if one.zone == other.zone {
-            millis(links.zone_ms)
-        } else if one.region == other.region {
-            millis(links.region_ms)
-        } else {
-            millis(links.wan_ms)
-        }
-    }
-
-    /// One-way delay between a peer and the origin and tracker of a region.
-    pub(crate) fn delay_to_region(&self, peer: u32, region: u32) -> Duration {
-        let links = &self.scenario.links;
-        millis(if self.locations[peer as usize].region == region {
-            links.region_ms
-        } else {
-            links.wan_ms
-        })
     }
 
     fn outcome(mut self) -> Outcome {
@@ -362,7 +381,10 @@ impl<'a> World<'a> {
         let figures = BarFigures {
             stranded,
             p99_over_bound,
+            p50_s: percentile(&completions, 0.5),
             origin_copies,
+            wan_copies: self.wan_bytes as f64 / bytes,
+            stall_s: self.longest_stall.as_secs_f64(),
         };
         self.oracle.judge(&scenario.bars, figures);
         let mut details = Details {
@@ -370,6 +392,7 @@ impl<'a> World<'a> {
             first_chunks_s: first_bytes,
             is_violated,
             cross_zone_copies: self.cross_zone_bytes as f64 / bytes,
+            longest_stall_s: self.longest_stall.as_secs_f64(),
             ..Details::default()
         };
         for simulated in &self.peers {

@@ -15,8 +15,11 @@ fn failing(at_s: f64, kind: FailureKind, for_s: Option<f64>) -> Failure {
     Failure {
         at_s,
         kind,
+        region: None,
         share: 1.0,
         for_s,
+        p50_ms: None,
+        p99_ms: None,
         over_s: 0.0,
     }
 }
@@ -27,15 +30,6 @@ fn assert_ok(outcome: &Outcome) {
         "{:?} in {:?}",
         outcome.details.complaints, outcome.trace_hash
     );
-}
-
-#[test]
-fn known_peers_share_origin_fetches_without_tracker() {
-    let mut scenario = small(12);
-    scenario.tracker.enabled = false;
-    let outcome = run(&scenario, 1);
-    assert_ok(&outcome);
-    assert!(outcome.origin_copies < 3.0, "{}", outcome.origin_copies);
 }
 
 #[test]
@@ -80,6 +74,7 @@ fn origin_of_another_region_takes_over() {
     let mut scenario = small(12);
     scenario.peers.regions = 2.try_into().unwrap();
     scenario.failures = vec![failing(0.0, FailureKind::StopOrigin, None)];
+    scenario.failures[0].region = Some(0);
     let outcome = run(&scenario, 1);
     assert_ok(&outcome);
     assert!(outcome.wan_bytes > 0);
@@ -100,10 +95,22 @@ fn first_closures_fail_and_each_peer_passes_the_image_through() {
 #[test]
 fn late_closures_make_each_peer_pass_the_image_through() {
     let mut scenario = small(8);
-    scenario.origin.think_ms = 2100.0;
+    scenario.origin.p50_ms = 2100.0;
     let outcome = run(&scenario, 1);
     assert_ok(&outcome);
     assert!(outcome.origin_copies >= 8.0, "{}", outcome.origin_copies);
+}
+
+#[test]
+fn runtime_keeps_the_chunks_of_a_pass_through_that_broke_off() {
+    let mut scenario = small(8);
+    scenario.origin.fail_first_closures = true;
+    scenario.failures = vec![failing(2.0, FailureKind::StopOrigin, Some(1.0))];
+    let outcome = run(&scenario, 1);
+    assert_ok(&outcome);
+    // Two seconds of the origin's uplink are 4.8 copies.
+    let copies = outcome.origin_copies;
+    assert!((8.0..10.0).contains(&copies), "{copies}");
 }
 
 #[test]
@@ -111,6 +118,7 @@ fn proofs_from_another_region_keep_the_image_in_the_swarm() {
     let mut scenario = small(8);
     scenario.peers.regions = 2.try_into().unwrap();
     scenario.failures = vec![failing(0.0, FailureKind::StopOrigin, None)];
+    scenario.failures[0].region = Some(0);
     let outcome = run(&scenario, 1);
     assert_ok(&outcome);
     assert!(outcome.origin_copies < 1.5, "{}", outcome.origin_copies);

@@ -69,3 +69,22 @@ fn corrupt_chunks_are_detected_and_dropped() {
     assert_sound(&outcome);
     assert!(outcome.details.corrupt > 0);
 }
+
+/// A peer that knows its rate and its neighbours' has as many slots as its rate deserves.
+#[test]
+fn rates_that_peers_are_told_change_the_exchange() {
+    let mut scenario = scenario("burst-16");
+    scenario.peers.slow_share = 0.3;
+    scenario.bars = flotilla_simulations::Bars::default();
+    let unknown = run(&scenario, 1);
+    scenario.peers.knows_rates = true;
+    let known = run(&scenario, 1);
+    assert_sound(&unknown);
+    assert_sound(&known);
+    assert!(
+        known.details.refused_busy < unknown.details.refused_busy,
+        "{} and {}",
+        known.details.refused_busy,
+        unknown.details.refused_busy
+    );
+}

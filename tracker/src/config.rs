@@ -216,6 +216,13 @@ mod tests {
         assert_eq!(toml::from_str::<Config>(""), Ok(Config::default()));
     }
 
+    /// The simulator runs the machine with its own defaults.
+    #[test]
+    fn defaults_are_those_of_the_machine() {
+        let shipped = Config::default().machine();
+        assert_eq!(shipped, machine::TrackerConfig::default());
+    }
+
     #[test]
     fn errors_name_the_setting() {
         let error = |text| {

@@ -2,8 +2,8 @@
 
 use core::time::Duration;
 
-/// Settings of a [`super::Failover`]. [`FailoverConfig::default`] has the values that origins and
-/// peers use.
+/// Settings of a [`super::Failover`]. [`FailoverConfig::default`] has the values that origins use,
+/// and [`FailoverConfig::of_peers`] those that peers use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailoverConfig {
     /// A call without the head of its answer for this long makes its source suspect.
@@ -49,6 +49,18 @@ pub struct FailoverConfig {
     pub missing_limit: usize,
     /// Upper bound of the time for which a busy source is asked last.
     pub max_retry_after: Duration,
+}
+
+impl FailoverConfig {
+    /// The values that peers use. An origin whose storage hangs turns to another region after
+    /// 1.5 s itself. A peer that did so at the same time would fetch the same bytes from there once
+    /// more.
+    pub fn of_peers() -> Self {
+        Self {
+            hung_after: Duration::from_secs(2),
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for FailoverConfig {

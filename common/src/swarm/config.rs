@@ -2,8 +2,8 @@
 
 use core::time::Duration;
 
-/// Settings of a peer's machine. `docs/benchmarks/simulated-swarm.md` has the measurements behind
-/// the values of [`SwarmConfig::default`].
+/// Settings of a peer's machine. [`SwarmConfig::default`] has the values that ship;
+/// `docs/benchmarks/simulated-swarm.md` has the measurements behind them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SwarmConfig {
     /// Own uplink, bits per second; `None` if it has no cap and is not known.
@@ -12,7 +12,9 @@ pub struct SwarmConfig {
     pub down_bits_per_second: Option<u64>,
     /// Assumed rate of the own link while neither direction is known, bits per second.
     pub assumed_bits_per_second: u64,
-    /// Transfers in each direction if the own rate is the median rate of the neighbours.
+    /// Transfers in each direction if the own rate is the median rate of the neighbours. One more
+    /// than links without queues need: on a real link, a slot is also occupied while a request and
+    /// its answer travel (`docs/decisions/transfer-slots.md`).
     pub slots: u32,
     /// Maximum number of transfers in each direction, however fast the own link is.
     pub max_slots: u32,
@@ -93,7 +95,7 @@ impl Default for SwarmConfig {
             up_bits_per_second: None,
             down_bits_per_second: None,
             assumed_bits_per_second: 1_000_000_000,
-            slots: 3,
+            slots: 4,
             max_slots: 24,
             key: 0,
             max_connections: 64,

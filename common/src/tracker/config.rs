@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 /// Settings of the tracker's machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrackerConfig {
     /// Shortest time between two announces of a peer.
     pub min_interval: Duration,
@@ -44,7 +44,7 @@ impl Default for TrackerConfig {
 }
 
 /// Settings of the lease authorities.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseSettings {
     /// Open leases for one blob in one region. The default was measured; six are better when a
     /// chunk takes 10 ms or less, and more when the origin is much faster than the peers.

@@ -22,9 +22,15 @@ impl World<'_> {
                 format!("first byte arrives: {}", self.fetch_text(*fetch))
             }
             Event::Arrived { fetch } => format!("last byte arrives: {}", self.fetch_text(*fetch)),
-            Event::SourceFailed { fetch } => {
-                format!("origin's error arrives: {}", self.fetch_text(*fetch))
+            Event::OriginAsked { call } => format!("request arrives: {}", self.call_text(*call)),
+            Event::OriginServes { call } => format!("answer begins: {}", self.call_text(*call)),
+            Event::OriginAnswered { call, outcome } => {
+                format!("{outcome:?} arrives: {}", self.call_text(*call))
             }
+            Event::OriginArrived { call } => {
+                format!("last byte arrives: {}", self.call_text(*call))
+            }
+            Event::BodyBroke { call } => format!("answer breaks off: {}", self.call_text(*call)),
             Event::Have { broadcast } => {
                 format!(
                     "held chunks arrive: {}",
@@ -36,11 +42,11 @@ impl World<'_> {
                 format!("chunk map arrives: {}", text(message))
             }
             Event::ToTracker { message } => {
-                let message = self.tracker.messages.get(*message);
+                let message = self.tracker_messages.get(*message);
                 format!("message reaches the tracker: {}", text(message))
             }
             Event::FromTracker { answer } => {
-                let answer = self.tracker.answers.get(*answer);
+                let answer = self.tracker_answers.get(*answer);
                 format!("answer of the tracker arrives: {}", text(answer))
             }
             Event::FailureStarts { failure } => {
@@ -61,14 +67,34 @@ impl World<'_> {
 
     pub(super) fn describe_flow(&self, event: &FlowEvent) -> String {
         match *event {
-            FlowEvent::Progress { tag, moved } => {
-                let fetch = self.fetch_text(Key::from_bits(tag));
-                format!("{moved} bytes have flowed: {fetch}")
+            FlowEvent::Progress { tag, from, moved } => {
+                format!("{moved} bytes have flowed: {}", self.flow_text(tag, from))
             }
-            FlowEvent::Done { tag, .. } => {
-                let fetch = self.fetch_text(Key::from_bits(tag));
-                format!("all bytes have left the source: {fetch}")
+            FlowEvent::Done { tag, from, .. } => {
+                format!(
+                    "all bytes have left the source: {}",
+                    self.flow_text(tag, from)
+                )
             }
+        }
+    }
+
+    fn flow_text(&self, tag: u64, from: u32) -> String {
+        let key = Key::from_bits(tag);
+        if self.is_origin(from) {
+            self.call_text(key)
+        } else {
+            self.fetch_text(key)
+        }
+    }
+
+    fn call_text(&self, key: Key) -> String {
+        match self.calls.get(key) {
+            Some(call) => {
+                let fetch = self.fetch_text(call.fetch);
+                format!("{fetch}: that of region {}", call.region)
+            }
+            None => "a call that has ended".to_owned(),
         }
     }
 
@@ -78,7 +104,7 @@ impl World<'_> {
         };
         let source = match fetch.source {
             FetchSource::Peer { peer, .. } => format!("peer {peer}"),
-            FetchSource::Origin { region } => format!("the origin of region {region}"),
+            FetchSource::Origin => "the origins".to_owned(),
         };
         let (peer, blob) = (fetch.peer, fetch.blob.0);
         let what = match fetch.purpose {

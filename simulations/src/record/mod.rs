@@ -17,7 +17,6 @@ use self::event_log::EventLog;
 use self::timeline::TimelineRecorder;
 pub use self::timeline::{ByteSeries, ByteSource, StallSeries, Timeline};
 use crate::event::Event;
-use crate::fetch::{FetchSource, SimulatedFetch};
 use crate::network::FlowEvent;
 use crate::scenario::Scenario;
 use crate::slab::Key;
@@ -150,30 +149,15 @@ impl World<'_> {
     }
 
     /// Bytes of a fetch have flowed since [`Self::record_flow_start`].
-    pub(crate) fn record_bytes(&mut self, key: Key, bytes: u64) {
+    pub(crate) fn record_bytes(&mut self, key: Key, source: ByteSource, bytes: u64) {
         self.recorder.bytes += bytes;
         let Some(timeline) = &mut self.recorder.timeline else {
             return;
         };
-        let Some(&SimulatedFetch { peer, source, .. }) = self.fetches.get(key) else {
-            return;
-        };
-        let to = self.locations[peer as usize];
-        let source = match source {
-            FetchSource::Origin { region } if region == to.region => ByteSource::OwnOrigin,
-            FetchSource::Origin { .. } => ByteSource::OtherOrigin,
-            FetchSource::Peer { peer, .. } => {
-                let from = self.locations[peer as usize];
-                if from.region != to.region {
-                    ByteSource::OtherRegion
-                } else if from.zone != to.zone {
-                    ByteSource::OtherZone
-                } else {
-                    ByteSource::SameZone
-                }
-            }
-        };
-        timeline.add_bytes(self.now, key, source, to.zone, bytes);
+        if let Some(fetch) = self.fetches.get(key) {
+            let zone = self.locations[fetch.peer as usize].zone;
+            timeline.add_bytes(self.now, key, source, zone, bytes);
+        }
     }
 
     /// The recorded curves and events, at the end of the run.

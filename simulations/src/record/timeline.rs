@@ -10,7 +10,7 @@ use flotilla_common::swarm::{StallReason, StallTimes};
 use flotilla_common::time::Time;
 use serde::{Deserialize, Serialize};
 
-use crate::peer::SimulatedPeer;
+use crate::peer::{Location, SimulatedPeer};
 use crate::slab::Key;
 
 /// Maximum number of buckets; even, because two become one.
@@ -37,6 +37,17 @@ pub enum ByteSource {
 }
 
 impl ByteSource {
+    /// The source of bytes between two peers.
+    pub(crate) fn of_peer(from: Location, to: Location) -> Self {
+        if from.region != to.region {
+            Self::OtherRegion
+        } else if from.zone != to.zone {
+            Self::OtherZone
+        } else {
+            Self::SameZone
+        }
+    }
+
     /// Every source.
     pub const ALL: [Self; 5] = [
         Self::SameZone,

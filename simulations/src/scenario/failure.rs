@@ -13,11 +13,18 @@ pub struct Failure {
     pub at_s: f64,
     /// Its kind.
     pub kind: FailureKind,
-    /// The share of the possible peers that fail.
+    /// The region that it is about (origins and partitions only), from 0. All regions if not set.
+    pub region: Option<u32>,
+    /// The share of the possible peers that fail, or of the image's layers that a region lacks.
     #[serde(default = "all")]
     pub share: f64,
-    /// Seconds after which the failure ends (frozen peers, trackers and origins only).
+    /// Seconds after which the failure ends; never if not set. Peers that departed and trackers
+    /// that restarted do not come back.
     pub for_s: Option<f64>,
+    /// While an origin is slow: median time to the first byte, in milliseconds.
+    pub p50_ms: Option<f64>,
+    /// While an origin is slow: 99th percentile of the same; as the median if not set.
+    pub p99_ms: Option<f64>,
     /// The peers fail at random times within so many seconds.
     #[serde(default)]
     pub over_s: f64,
@@ -40,12 +47,20 @@ pub enum FailureKind {
     StopTracker,
     /// The tracker restarts with an empty memory.
     RestartTracker,
-    /// The first region's origin stops answering.
+    /// A region's origin stops: connections are refused, and open ones break.
     StopOrigin,
+    /// A region's origin hangs: it accepts requests, and no byte leaves it.
+    HangOrigin,
+    /// A region's origin answers with the times `p50_ms` and `p99_ms`.
+    SlowOrigin,
+    /// A region lags behind: its origin answers 404 for the last `share` of the image's layers.
+    LagOrigin,
+    /// A region is cut off from all others: no message and no byte crosses its border.
+    Partition,
 }
 
 impl Failure {
-    pub(super) fn check(&self) -> Result<(), ScenarioError> {
+    pub(super) fn check(&self, regions: u32) -> Result<(), ScenarioError> {
         require_seconds(self.at_s, "failures.at_s")?;
         require_seconds(self.over_s, "failures.over_s")?;
         require(
@@ -53,7 +68,31 @@ impl Failure {
             "failures.for_s",
             WRITE_SECONDS,
         )?;
-        require_share(self.share, "failures.share")
+        require_share(self.share, "failures.share")?;
+        require(
+            self.region.is_none_or(|region| region < regions),
+            "failures.region",
+            "write the number of a region, from 0 to one below peers.regions",
+        )?;
+        let is_slow = self.kind == FailureKind::SlowOrigin;
+        let p50_ms = self.p50_ms.unwrap_or(0.0);
+        require(
+            self.p50_ms.is_some() == is_slow && (!is_slow || is_time(p50_ms) && p50_ms > 0.0),
+            "failures.p50_ms",
+            "write milliseconds above 0 for the kind slow-origin, and for no other kind",
+        )?;
+        require(
+            self.p99_ms
+                .is_none_or(|p99_ms| is_slow && is_time(p99_ms) && p99_ms >= p50_ms),
+            "failures.p99_ms",
+            "write milliseconds, at least as many as p50_ms, for the kind slow-origin only",
+        )
+    }
+
+    /// The regions that it is about.
+    pub(crate) fn regions(&self, regions: u32) -> impl Iterator<Item = u32> + use<> {
+        let region = self.region;
+        (0..regions).filter(move |it| region.is_none_or(|region| region == *it))
     }
 }
 

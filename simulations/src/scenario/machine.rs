@@ -33,3 +33,23 @@ impl MachineSettings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_run_as_shipped_unless_a_setting_differs() {
+        let shipped = MachineSettings::default().swarm_config();
+        assert_eq!(shipped, SwarmConfig::default());
+        let settings = MachineSettings {
+            slots: Some(8),
+            ..MachineSettings::default()
+        };
+        let expected = SwarmConfig {
+            slots: 8,
+            ..SwarmConfig::default()
+        };
+        assert_eq!(settings.swarm_config(), expected);
+    }
+}

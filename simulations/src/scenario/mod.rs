@@ -99,7 +99,9 @@ impl Scenario {
         self.origin.check()?;
         self.links.check()?;
         self.tracker.check()?;
-        self.failures.iter().try_for_each(Failure::check)
+        let regions = self.peers.regions.get();
+        let mut failures = self.failures.iter();
+        failures.try_for_each(|failure| failure.check(regions))
     }
 }
 
@@ -111,6 +113,11 @@ pub(crate) fn seconds(seconds: f64) -> Duration {
 /// A delay of a scenario, in milliseconds.
 pub(crate) fn millis(millis: f64) -> Duration {
     Duration::from_nanos((millis * 1e6) as u64)
+}
+
+/// A service time of a scenario, in microseconds.
+pub(crate) fn micros(micros: f64) -> Duration {
+    Duration::from_nanos((micros * 1e3) as u64)
 }
 
 fn default_time_limit_s() -> f64 {

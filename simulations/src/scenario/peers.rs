@@ -36,6 +36,10 @@ pub struct Peers {
     /// Zones of each region; the peers are spread evenly.
     #[serde(default = "one")]
     pub zones: NonZeroU32,
+    /// Whether peers are configured with the rates of their links (`--up` and `--down`), which they
+    /// tell their neighbours. Without it neither knows them, as peers that are not configured.
+    #[serde(default)]
+    pub knows_rates: bool,
     /// Maximum number of connections of one peer.
     #[serde(default)]
     pub max_connections: Option<u32>,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ScenarioError;
-use super::check::require;
+use super::check::{is_time, require};
 
 /// The tracker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,6 +15,14 @@ pub struct Tracker {
     pub open_leases: Option<usize>,
     /// Number of peers that each peer knows from earlier, if there is no tracker.
     pub known_peers: u32,
+    /// Time for which an announce occupies the tracker, in microseconds. Requests are served one
+    /// after the other.
+    pub announce_us: f64,
+    /// The same for a lease request.
+    pub lease_us: f64,
+    /// Maximum number of requests that are served or parked at once, each on a connection of its
+    /// own; further ones wait until one ends. The default is the tracker's own.
+    pub connections: u32,
 }
 
 impl Tracker {
@@ -23,6 +31,17 @@ impl Tracker {
             self.open_leases != Some(0),
             "tracker.open_leases",
             "write a number of 1 or more, because without leases no chunk leaves the origin",
+        )?;
+        for (value, key) in [
+            (self.announce_us, "tracker.announce_us"),
+            (self.lease_us, "tracker.lease_us"),
+        ] {
+            require(is_time(value), key, "write microseconds, 0 or more")?;
+        }
+        require(
+            self.connections > 0,
+            "tracker.connections",
+            "write a number of 1 or more",
         )
     }
 }
@@ -33,6 +52,9 @@ impl Default for Tracker {
             enabled: true,
             open_leases: None,
             known_peers: 16,
+            announce_us: 150.0,
+            lease_us: 20.0,
+            connections: 20_000,
         }
     }
 }

@@ -1,0 +1,115 @@
+//! Failures of a region: its origin refuses, hangs, is slow or lags behind, or the region is cut
+//! off.
+
+use crate::event::Event;
+use crate::failures::FROZEN;
+use crate::origin_site::Condition;
+use crate::scenario::{FailureKind, millis};
+use crate::service::Latency;
+use crate::world::World;
+
+impl World<'_> {
+    pub(crate) fn fail_regions(&mut self, number: usize) {
+        let failure = &self.scenario.failures[number];
+        for region in failure.regions(self.origins.len() as u32) {
+            let origin = &mut self.origins[region as usize];
+            match failure.kind {
+                FailureKind::StopOrigin => {
+                    origin.condition = Condition::Refuses;
+                    self.break_calls(region);
+                }
+                FailureKind::HangOrigin => {
+                    origin.condition = Condition::Hangs;
+                    let end = self.origin_end(region);
+                    self.network.set_rates(self.now, end, FROZEN, FROZEN);
+                }
+                FailureKind::SlowOrigin => {
+                    let p50_ms = failure.p50_ms.unwrap_or_default();
+                    origin.slow = Some(Latency::new(p50_ms, failure.p99_ms));
+                }
+                FailureKind::LagOrigin => origin.lacking_share = failure.share,
+                FailureKind::Partition => {
+                    self.is_cut_off[region as usize] = true;
+                    self.cut_links(region);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(crate) fn recover_regions(&mut self, number: usize) {
+        let failure = &self.scenario.failures[number];
+        for region in failure.regions(self.origins.len() as u32) {
+            let origin = &mut self.origins[region as usize];
+            match failure.kind {
+                FailureKind::StopOrigin => origin.condition = Condition::Up,
+                FailureKind::HangOrigin => {
+                    origin.condition = Condition::Up;
+                    let held = origin.take_held();
+                    let end = self.origin_end(region);
+                    let (up, down) = self.scenario.origin.rates();
+                    self.network.set_rates(self.now, end, up, down);
+                    for call in held {
+                        self.resume_call(call);
+                    }
+                }
+                FailureKind::SlowOrigin => origin.slow = None,
+                FailureKind::LagOrigin => origin.lacking_share = 0.0,
+                FailureKind::Partition => {
+                    self.is_cut_off[region as usize] = false;
+                    self.reset_calls_across(region);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether nothing passes between two regions.
+    pub(crate) fn is_cut(&self, one: u32, other: u32) -> bool {
+        one != other && (self.is_cut_off[one as usize] || self.is_cut_off[other as usize])
+    }
+
+    /// A region's origin stops: its connections break.
+    fn break_calls(&mut self, region: u32) {
+        for call in self.calls_to(region) {
+            if let Some(peer) = self.stop_call(call) {
+                let delay = self.http_delay(peer, region);
+                let broke = Event::BodyBroke { call };
+                self.queue.push_after(self.now, delay, broke);
+            }
+        }
+    }
+
+    /// A region is cut off: its connections with others fall silent. Neighbours notice that after
+    /// their idle timeout; calls to origins wait for their bytes.
+    fn cut_links(&mut self, region: u32) {
+        let notice = millis(self.scenario.links.death_noticed_ms);
+        for peer in 0..self.peers.len() as u32 {
+            if self.locations[peer as usize].region != region {
+                continue;
+            }
+            for slot in self.peers[peer as usize].links.up_slots() {
+                let link = *self.peers[peer as usize].links.at(slot);
+                if self.locations[link.peer as usize].region == region {
+                    continue;
+                }
+                self.hang_up(peer, slot, notice);
+                let (slot, epoch) = (slot, link.epoch);
+                let closed = Event::Closed { peer, slot, epoch };
+                self.queue.push_after(self.now, notice, closed);
+            }
+        }
+        for (call, _) in self.calls_across(region) {
+            self.stop_call(call);
+        }
+    }
+
+    /// A region is connected again: calls that lost their bytes are reset.
+    fn reset_calls_across(&mut self, region: u32) {
+        for (call, peer) in self.calls_across(region) {
+            let delay = self.http_delay(peer, region);
+            let broke = Event::BodyBroke { call };
+            self.queue.push_after(self.now, delay, broke);
+        }
+    }
+}
