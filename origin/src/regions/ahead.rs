@@ -41,20 +41,11 @@ impl AheadValue {
         self.digest.is_none()
     }
 
-    /// The delete of a manifest that a client is told of.
-    pub(super) const fn seen_delete(stamp: Stamp) -> Self {
+    /// A value that a client is shown: of a tag, or the delete of a manifest.
+    pub(super) const fn shown(stamp: Stamp, digest: Option<Digest>) -> Self {
         Self {
             stamp,
-            digest: None,
-            is_acknowledged: false,
-        }
-    }
-
-    /// A value of a tag that a client is shown.
-    pub(super) fn shown(value: &KnownTag) -> Self {
-        Self {
-            stamp: value.stamp.clone(),
-            digest: value.digest,
+            digest,
             is_acknowledged: false,
         }
     }

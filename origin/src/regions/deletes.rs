@@ -16,7 +16,7 @@ use super::source::{Source, one_fact};
 /// How long another region may take to say whether a manifest was deleted there.
 const FACT_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// What is known of deletes of a manifest outside the own storage.
+/// The deletes of a manifest in other regions, as far as this replica knows them.
 #[derive(Debug)]
 pub(crate) struct Deletes {
     /// The one that the own storage does not say to have.
@@ -58,7 +58,7 @@ impl Regional {
         for answer in join_all(owing.sources.iter().map(ask)).await {
             match answer.map(|fact| fact.head) {
                 Ok(FactHead::DeletedManifest { stamp, .. }) => {
-                    self.note_ahead(key.clone(), AheadValue::seen_delete(stamp));
+                    self.note_ahead(key.clone(), AheadValue::shown(stamp, None));
                 }
                 Ok(_) => {}
                 Err(()) => all_answered = false,

@@ -87,12 +87,12 @@ pub(crate) struct Owing {
     received: Option<Time>,
 }
 
-/// The regions that owe a change of a manifest.
+/// The regions that owe a change, as sources.
 #[derive(Debug)]
-pub(super) struct OwingManifest {
-    pub(super) sources: Vec<Arc<dyn Source>>,
+pub(crate) struct OwingSources {
+    pub(crate) sources: Vec<Arc<dyn Source>>,
     /// Whether there are no others: each region has told lately all that it owes.
-    pub(super) is_complete: bool,
+    pub(crate) is_complete: bool,
 }
 
 /// The last page of a region.
@@ -216,8 +216,7 @@ impl OwedPages {
         repository: &RepositoryName,
         is_whole: bool,
     ) -> Owing {
-        let pages = sources.iter().map(|source| self.page(routes, source));
-        let pages = join_all(pages).await;
+        let pages = self.pages(sources, routes).await;
         let received = pages.iter().map(|(page, _)| Some(page.as_ref()?.received));
         let received: Option<Vec<Time>> = received.collect();
         let mut owing = Owing {
@@ -254,10 +253,9 @@ impl OwedPages {
         sources: &[Arc<dyn Source>],
         routes: &Routes,
         key: &FactKey,
-    ) -> OwingManifest {
-        let pages = sources.iter().map(|source| self.page(routes, source));
-        let pages = join_all(pages).await;
-        let mut owing = OwingManifest {
+    ) -> OwingSources {
+        let pages = self.pages(sources, routes).await;
+        let mut owing = OwingSources {
             sources: Vec::new(),
             is_complete: true,
         };
@@ -272,6 +270,15 @@ impl OwedPages {
             }
         }
         owing
+    }
+
+    /// The last known page of each region, and whether it is fresh.
+    async fn pages(
+        &self,
+        sources: &[Arc<dyn Source>],
+        routes: &Routes,
+    ) -> Vec<(Option<Arc<Page>>, bool)> {
+        join_all(sources.iter().map(|source| self.page(routes, source))).await
     }
 
     /// The last known page of a region, and whether it is fresh.

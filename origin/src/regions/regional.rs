@@ -332,20 +332,24 @@ impl Regional {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> bool {
-        let routes = self.routes.load();
         match reference {
             Reference::Digest(digest) => {
                 let key = || FactKey::Manifest(repository.clone(), *digest);
                 let ahead = self.ahead.known_of(key);
                 !ahead.is_some_and(|ahead| ahead.is_deleted())
-                    && (!self.may_be_behind() || self.owed.owe_no_manifest(&routes.others, &key()))
+                    && (!self.may_be_behind()
+                        || self
+                            .owed
+                            .owe_no_manifest(&self.routes.load().others, &key()))
             }
             Reference::Tag(tag) => {
                 let key = || FactKey::Tag(repository.clone(), tag.clone());
                 self.ahead.known_of(key).is_none()
                     && (!self.reads_freshest(repository)
                         || self.compared.are_fresh(&key())
-                        || self.owed.owe_nothing(&routes.others, repository))
+                        || self
+                            .owed
+                            .owe_nothing(&self.routes.load().others, repository))
             }
         }
     }
@@ -409,7 +413,7 @@ impl Regional {
         let policy = self.members.policy();
         if policy.policy().is_replicated_here(self.own(), repository) {
             let key = FactKey::Tag(repository.clone(), tag.clone());
-            self.note_ahead(key, AheadValue::shown(value));
+            self.note_ahead(key, AheadValue::shown(value.stamp.clone(), value.digest));
         }
     }
 

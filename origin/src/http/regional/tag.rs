@@ -32,6 +32,7 @@ use super::read::{count_failure, mark_old, mark_old_unless};
 use crate::http::manifests::OwnTag;
 use crate::http::{Api, HandlerResult, manifests};
 use crate::regions::copies::CopyJob;
+use crate::regions::owed::OwingSources;
 use crate::regions::regional::Regional;
 use crate::regions::routes::{OWN, Routes};
 use crate::regions::source::Source;
@@ -54,14 +55,6 @@ struct TagRead<'a> {
     tag: &'a Tag,
     key: FactKey,
     request: &'a Parts,
-}
-
-/// The regions that may have a later value than the own storage.
-struct OwingSources {
-    /// Those that answer.
-    sources: Vec<Arc<dyn Source>>,
-    /// Whether there are no others: each region has told lately what it owes.
-    is_complete: bool,
 }
 
 /// What regions that were asked for a tag have.

@@ -89,7 +89,7 @@ pub(super) fn differences_are_owed(
     Ok(())
 }
 
-/// What was acknowledged is kept, and all regions are equal.
+/// All acknowledged changes are kept, and all regions are equal.
 pub(super) fn agreed(requests: Requests, regions: &'static [Region]) -> Check {
     Box::new(move |model| {
         requests.are_kept(model, regions)?;
