@@ -19,8 +19,7 @@ use crate::scenario::{Links, millis};
 use crate::world::World;
 
 /// Delays in excess of the one-way delay, as multiples of the mean jitter: the middles of the
-/// eighths of an exponential distribution, scaled to a mean of one. Few different delays let the
-/// event queue keep messages of one delay in a FIFO.
+/// eighths of an exponential distribution, scaled to a mean of one. A draw needs no logarithm.
 const JITTER: [f64; 8] = [
     0.0675, 0.2170, 0.3916, 0.6015, 0.8641, 1.2159, 1.7498, 2.8926,
 ];
@@ -40,7 +39,7 @@ pub(crate) enum Transport {
 #[derive(Debug)]
 pub(crate) struct Delays {
     rng: Pcg64Mcg,
-    /// What is added to a delay, as a share of it.
+    /// The excess delays of the scenario, as shares of the one-way delay.
     jitter: [f64; JITTER.len()],
     loss: f64,
 }

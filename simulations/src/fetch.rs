@@ -33,7 +33,7 @@ pub(crate) struct SimulatedFetch {
 /// A fetch from the origins.
 #[derive(Debug)]
 pub(crate) struct OriginFetch {
-    /// What is asked for, as the failover machine knows it.
+    /// The content that the request names to the failover machine.
     pub(crate) need: Need,
     /// The request, until one of the origins answers that it serves it.
     pub(crate) request: Option<Request>,
@@ -47,7 +47,7 @@ pub(crate) struct OriginFetch {
     pub(crate) attempts_left: u32,
 }
 
-/// What is fetched, and for whom.
+/// The object of a fetch, and the part of the peer that receives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FetchPurpose {
     /// A chunk, for the swarm's machine.
@@ -79,6 +79,12 @@ pub(crate) enum FetchSource {
 }
 
 impl SimulatedFetch {
+    /// The requesting peer and the state of the fetch from the origins; `None` if its source is a
+    /// peer.
+    pub(crate) fn origins_mut(&mut self) -> Option<(u32, &mut OriginFetch)> {
+        Some((self.peer, self.origin.as_deref_mut()?))
+    }
+
     /// The call whose body is received.
     pub(crate) fn body(&self) -> Option<Key> {
         self.origin.as_ref()?.body

@@ -8,8 +8,8 @@
 //!   ◀── body: a flow; if it stalls until the source is Out, the fetch goes to the next origin
 //! ```
 //!
-//! What is asked, how long it is waited for and which source is preferred is decided by the
-//! peer's failover machine (`origins.rs`).
+//! The peer's failover machine decides which origins are asked, in which order, and how long the
+//! peer waits for each (`origins.rs`).
 
 use core::time::Duration;
 

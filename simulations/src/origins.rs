@@ -59,13 +59,9 @@ impl World<'_> {
 
     /// Asks the origins for what a fetch needs.
     fn begin_request(&mut self, key: Key) {
-        if let Some(SimulatedFetch {
-            peer,
-            origin: Some(origin),
-            ..
-        }) = self.fetches.get_mut(key)
-        {
-            let failover = &mut self.peers[*peer as usize].failover;
+        let fetch = self.fetches.get_mut(key);
+        if let Some((peer, origin)) = fetch.and_then(SimulatedFetch::origins_mut) {
+            let failover = &mut self.peers[peer as usize].failover;
             origin.request = Some(failover.request(self.now, origin.need));
             self.poll_request(key);
         }
@@ -73,19 +69,14 @@ impl World<'_> {
 
     /// After the body of an answer broke off: asks again, if that may help.
     pub(crate) fn continue_at_next_origin(&mut self, key: Key) {
-        let Some(SimulatedFetch {
-            peer,
-            origin: Some(origin),
-            ..
-        }) = self.fetches.get_mut(key)
-        else {
+        let fetch = self.fetches.get_mut(key);
+        let Some((peer, origin)) = fetch.and_then(SimulatedFetch::origins_mut) else {
             return;
         };
         origin.attempts_left -= 1;
         if origin.attempts_left > 0 {
             self.begin_request(key);
         } else {
-            let peer = *peer;
             self.fail_fetch(key);
             self.drain_failover(peer);
         }
@@ -95,25 +86,19 @@ impl World<'_> {
     pub(crate) fn poll_request(&mut self, key: Key) {
         let now = self.now;
         let peer = loop {
-            let Some(SimulatedFetch {
-                peer,
-                origin: Some(origin),
-                ..
-            }) = self.fetches.get_mut(key)
-            else {
+            let fetch = self.fetches.get_mut(key);
+            let Some((peer, origin)) = fetch.and_then(SimulatedFetch::origins_mut) else {
                 return;
             };
             let Some(request) = &mut origin.request else {
                 return;
             };
-            let peer = *peer;
             match request.poll(now, &mut self.peers[peer as usize].failover) {
                 Step::Ask(origin) => {
                     let region = self.region_of(peer, origin);
                     let call = self.call_origin(key, peer, region);
-                    if let Some(fetch) = self.fetches.get_mut(key)
-                        && let Some(origin) = &mut fetch.origin
-                    {
+                    let fetch = self.fetches.get_mut(key);
+                    if let Some((_, origin)) = fetch.and_then(SimulatedFetch::origins_mut) {
                         origin.calls.push(call);
                     }
                 }
@@ -136,8 +121,8 @@ impl World<'_> {
     }
 
     pub(crate) fn on_request_wake(&mut self, key: Key) {
-        if let Some(fetch) = self.fetches.get_mut(key)
-            && let Some(origin) = &mut fetch.origin
+        let fetch = self.fetches.get_mut(key);
+        if let Some((_, origin)) = fetch.and_then(SimulatedFetch::origins_mut)
             && origin.wake_at == self.now
         {
             origin.wake_at = Time::MAX;

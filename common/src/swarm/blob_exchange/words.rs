@@ -1,4 +1,4 @@
-//! What is counted about 64 chunks: how many neighbours hold each, and which are being fetched.
+//! Counters of 64 chunks: how many neighbours hold each chunk, and which chunks are being fetched.
 //!
 //! The counters are bit-sliced: word `d` has the binary digit `d` of all 64 counters. So a few
 //! instructions count a neighbour's chunks in or out, or find the rarest ones, and everything that
