@@ -76,7 +76,7 @@ impl World<'_> {
             link.epoch = epoch;
             link.control_until = Time::ZERO;
         }
-        let round_trip = self.delay(peer, other) * 2;
+        let round_trip = self.route(peer, other).one_way * 2;
         for (one, of) in [(other, peer), (peer, other)] {
             let facts = self.facts(of, one);
             self.feed(one, Input::Connected { facts, round_trip });

@@ -35,13 +35,20 @@ pub(crate) enum Transport {
     Http,
 }
 
+/// How packets get from one place to another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route {
+    pub(crate) one_way: Duration,
+    /// Share of the packets that are lost.
+    pub(crate) loss: f64,
+}
+
 /// Draws the delay of each message.
 #[derive(Debug)]
 pub(crate) struct Delays {
     rng: Pcg64Mcg,
     /// The excess delays of the scenario, as shares of the one-way delay.
     jitter: [f64; JITTER.len()],
-    loss: f64,
 }
 
 impl Transport {
@@ -58,13 +65,12 @@ impl Delays {
         Self {
             rng: Pcg64Mcg::seed_from_u64(mix(rng_seed)),
             jitter: JITTER.map(|quantile| quantile * links.jitter),
-            loss: links.loss,
         }
     }
 
     /// The delay of one message.
-    pub(crate) fn draw(&mut self, transport: Transport, one_way: Duration) -> Duration {
-        self.jittered(one_way) + self.retransmissions(transport, one_way)
+    pub(crate) fn draw(&mut self, transport: Transport, route: Route) -> Duration {
+        self.jittered(route.one_way) + self.retransmissions(transport, route)
     }
 
     /// The delay of one message if no packet is lost.
@@ -75,12 +81,12 @@ impl Delays {
     }
 
     /// What retransmissions add to one message's delay.
-    pub(crate) fn retransmissions(&mut self, transport: Transport, one_way: Duration) -> Duration {
+    pub(crate) fn retransmissions(&mut self, transport: Transport, route: Route) -> Duration {
         let mut added = Duration::ZERO;
-        if self.loss > 0.0 {
-            let mut delay = transport.retransmission_delay(one_way);
+        if route.loss > 0.0 {
+            let mut delay = transport.retransmission_delay(route.one_way);
             for _ in 0..MAX_RETRANSMISSIONS {
-                if !self.rng.random_bool(self.loss) {
+                if !self.rng.random_bool(route.loss) {
                     break;
                 }
                 added += delay;
@@ -92,40 +98,48 @@ impl Delays {
 }
 
 impl World<'_> {
-    /// One-way delay between two peers.
-    pub(crate) fn delay(&self, one: u32, other: u32) -> Duration {
+    /// How packets get from one peer to another.
+    pub(crate) fn route(&self, one: u32, other: u32) -> Route {
         let one = self.locations[one as usize];
         let other = self.locations[other as usize];
         let links = &self.scenario.links;
-        if one.zone == other.zone {
-            millis(links.zone_ms)
+        let one_way_ms = if one.zone == other.zone {
+            links.zone_ms
         } else if one.region == other.region {
-            millis(links.region_ms)
+            links.region_ms
         } else {
-            millis(links.wan_ms)
+            let link = self.region_links.between(one.region, other.region);
+            return Route {
+                one_way: link.one_way,
+                loss: link.loss,
+            };
+        };
+        Route {
+            one_way: millis(one_way_ms),
+            loss: links.loss,
         }
     }
 
-    /// One-way delay between a peer and the origin and tracker of a region.
-    pub(crate) fn delay_to_region(&self, peer: u32, region: u32) -> Duration {
-        let links = &self.scenario.links;
-        millis(if self.locations[peer as usize].region == region {
-            links.region_ms
-        } else {
-            links.wan_ms
-        })
+    /// How packets get from a peer to the origin and tracker of a region, and back.
+    pub(crate) fn route_to_region(&self, peer: u32, region: u32) -> Route {
+        let own = self.locations[peer as usize].region;
+        let link = self.region_links.between(own, region);
+        Route {
+            one_way: link.one_way,
+            loss: link.loss,
+        }
     }
 
     /// The delay of one QUIC message between two peers.
     pub(crate) fn quic_delay(&mut self, one: u32, other: u32) -> Duration {
-        let one_way = self.delay(one, other);
-        self.delays.draw(Transport::Quic, one_way)
+        let route = self.route(one, other);
+        self.delays.draw(Transport::Quic, route)
     }
 
     /// The delay of one HTTP message between a peer and the origin or tracker of a region.
     pub(crate) fn http_delay(&mut self, peer: u32, region: u32) -> Duration {
-        let one_way = self.delay_to_region(peer, region);
-        self.delays.draw(Transport::Http, one_way)
+        let route = self.route_to_region(peer, region);
+        self.delays.draw(Transport::Http, route)
     }
 }
 
@@ -133,25 +147,33 @@ impl World<'_> {
 mod tests {
     use super::*;
 
-    fn links(jitter: f64, loss: f64) -> Links {
-        Links {
+    fn delays(jitter: f64, rng_seed: u64) -> Delays {
+        let links = Links {
             jitter,
-            loss,
             ..Links::default()
+        };
+        Delays::new(&links, rng_seed)
+    }
+
+    const ONE_WAY: Duration = Duration::from_millis(10);
+
+    fn route(loss: f64) -> Route {
+        Route {
+            one_way: ONE_WAY,
+            loss,
         }
     }
 
     #[test]
     fn jitter_has_the_mean_of_the_scenario_and_follows_the_seed() {
-        let one_way = Duration::from_millis(10);
         let draw = |rng_seed| {
-            let mut delays = Delays::new(&links(0.5, 0.0), rng_seed);
+            let mut delays = delays(0.5, rng_seed);
             (0..4000)
-                .map(|_| delays.draw(Transport::Quic, one_way))
+                .map(|_| delays.draw(Transport::Quic, route(0.0)))
                 .collect::<Vec<Duration>>()
         };
         let delays = draw(1);
-        assert!(delays.iter().all(|delay| *delay > one_way));
+        assert!(delays.iter().all(|delay| *delay > ONE_WAY));
         let mean = delays.iter().sum::<Duration>() / 4000;
         assert!((mean.as_secs_f64() - 0.015).abs() < 0.0003, "{mean:?}");
         assert!(!delays.is_sorted(), "messages overtake each other");
@@ -161,15 +183,16 @@ mod tests {
 
     #[test]
     fn lost_packets_are_sent_again_later_over_http_than_over_quic() {
-        let one_way = Duration::from_millis(10);
-        let mut delays = Delays::new(&links(0.0, 0.1), 1);
+        let mut delays = delays(0.0, 1);
         for (transport, retransmitted_ms) in [(Transport::Quic, 45), (Transport::Http, 240)] {
-            let drawn: Vec<_> = (0..4000).map(|_| delays.draw(transport, one_way)).collect();
-            let late = drawn.iter().filter(|delay| **delay > one_way).count();
+            let drawn: Vec<_> = (0..4000)
+                .map(|_| delays.draw(transport, route(0.1)))
+                .collect();
+            let late = drawn.iter().filter(|delay| **delay > ONE_WAY).count();
             assert!((320..480).contains(&late), "{late} of 4000");
-            let first = one_way + Duration::from_millis(retransmitted_ms);
+            let first = ONE_WAY + Duration::from_millis(retransmitted_ms);
             assert_eq!(
-                drawn.iter().filter(|delay| **delay > one_way).min(),
+                drawn.iter().filter(|delay| **delay > ONE_WAY).min(),
                 Some(&first)
             );
         }

@@ -175,9 +175,10 @@ impl World<'_> {
             return;
         };
         let bytes = purpose.bytes(&self.geometries[blob.0 as usize]);
+        let middle = self.middle(from, peer);
         let flow = self
             .network
-            .start(self.now, from, peer, bytes, key.to_bits());
+            .start(self.now, (from, peer), middle, bytes, key.to_bits());
         let way_back = self.quic_delay(peer, from);
         if let Some(fetch) = self.fetches.get_mut(key) {
             fetch.flow = Some(flow);
@@ -257,8 +258,8 @@ impl World<'_> {
                 fetch.flow = None;
                 let way_back = fetch.way_back;
                 self.count_bytes(key, None);
-                let one_way = self.delay(from, to);
-                let delay = way_back + self.delays.retransmissions(Transport::Quic, one_way);
+                let route = self.route(from, to);
+                let delay = way_back + self.delays.retransmissions(Transport::Quic, route);
                 self.queue
                     .push_after(self.now, delay, Event::Arrived { fetch: key });
                 let upload = UploadId(tag);

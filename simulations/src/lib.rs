@@ -50,6 +50,7 @@ mod queue;
 mod reads;
 mod record;
 mod region_failures;
+mod region_links;
 mod report;
 mod results;
 mod rng;
@@ -74,8 +75,8 @@ pub use report::{compare_report, report};
 pub use results::{Curves, Results, ResultsError, RunResult, Summary};
 pub use rng_seeds::{RngSeeds, RngSeedsError};
 pub use scenario::{
-    Bars, Failure, FailureKind, ImageSpec, Links, MachineSettings, Origins, Peers, Scenario,
-    ScenarioError, Tracker,
+    Bars, Failure, FailureKind, ImageSpec, LinkBetween, Links, MachineSettings, Origins, Peers,
+    Scenario, ScenarioError, Tracker,
 };
 pub use set::{RunSet, SetError};
 

@@ -137,10 +137,11 @@ impl World<'_> {
         }
         let bytes = purpose.bytes(&self.geometries[blob.0 as usize]);
         let way_back = self.http_delay(peer, region);
-        let from = self.origin_end(region);
+        let ends = (self.origin_end(region), peer);
+        let middle = self.middle_from_origin(region, peer);
         let flow = self
             .network
-            .start(self.now, from, peer, bytes, key.to_bits());
+            .start(self.now, ends, middle, bytes, key.to_bits());
         if let Some(call) = self.calls.get_mut(key) {
             call.flow = Some(flow);
             call.way_back = way_back;
@@ -360,8 +361,8 @@ impl World<'_> {
         {
             let bytes = purpose.bytes(&self.geometries[blob.0 as usize]);
             self.count_origin_bytes(fetch, peer, region, bytes);
-            let one_way = self.delay_to_region(peer, region);
-            let delay = way_back + self.delays.retransmissions(Transport::Http, one_way);
+            let route = self.route_to_region(peer, region);
+            let delay = way_back + self.delays.retransmissions(Transport::Http, route);
             self.queue
                 .push_after(self.now, delay, Event::OriginArrived { call: key });
         }

@@ -27,6 +27,7 @@ use crate::peer::{Location, SimulatedPeer};
 use crate::queue::Queue;
 use crate::reads::BlobReads;
 use crate::record::{Recorder, RunOptions};
+use crate::region_links::RegionLinks;
 use crate::rng::mix;
 use crate::scenario::{Scenario, seconds};
 use crate::slab::Slab;
@@ -41,6 +42,7 @@ pub(crate) struct World<'a> {
     pub(crate) now: Time,
     pub(crate) queue: Queue<Event>,
     pub(crate) network: Network,
+    pub(crate) region_links: RegionLinks,
     pub(crate) peers: Vec<SimulatedPeer>,
     /// Where each peer is; apart from the peers, because every message looks there.
     pub(crate) locations: Vec<Location>,
@@ -88,6 +90,7 @@ impl<'a> World<'a> {
             now: Time::ZERO,
             queue: Queue::new(),
             network: Network::new(),
+            region_links: RegionLinks::default(),
             peers: Vec::new(),
             locations: Vec::new(),
             infos: Vec::new(),
@@ -131,8 +134,8 @@ impl<'a> World<'a> {
         world
     }
 
-    /// Creates the peers, then the origins. The number of a peer is the number of its end in the
-    /// network; the origins follow.
+    /// Creates the peers, then the origins, then the links between regions. The number of a peer is
+    /// the number of its end in the network; the origins follow.
     fn populate(&mut self) {
         let peers = &self.scenario.peers;
         let regions = peers.regions.get();
@@ -186,6 +189,7 @@ impl<'a> World<'a> {
             let (up, down) = self.scenario.origin.rates();
             self.network.add_end(up, down);
         }
+        self.region_links = RegionLinks::new(&self.scenario.links, peers, &mut self.network);
     }
 
     fn config(&self, up: u64, down: u64, key: u64) -> SwarmConfig {

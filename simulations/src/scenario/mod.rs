@@ -21,7 +21,7 @@ use check::{is_time, require};
 pub use bars::Bars;
 pub use failure::{Failure, FailureKind};
 pub use image::ImageSpec;
-pub use links::Links;
+pub use links::{LinkBetween, Links};
 pub use machine::MachineSettings;
 pub use origin::Origins;
 pub use peers::Peers;
@@ -97,9 +97,9 @@ impl Scenario {
         self.image.check()?;
         self.peers.check()?;
         self.origin.check()?;
-        self.links.check()?;
-        self.tracker.check()?;
         let regions = self.peers.regions.get();
+        self.links.check(regions, self.peers.zones.get())?;
+        self.tracker.check()?;
         let mut failures = self.failures.iter();
         failures.try_for_each(|failure| failure.check(regions))
     }

@@ -1,4 +1,4 @@
-//! Fluid links: concurrent transfers share both ends.
+//! Fluid links: concurrent transfers share both ends, and what is between them.
 //!
 //! Each side of an end (its uplink, its downlink) has a *level*: the largest rate that a transfer
 //! may have there. Transfers that are limited at their other end leave the rest of their share to
@@ -7,6 +7,11 @@
 //! bounded number. The result is close to max-min fairness, which congestion control aims at. Each
 //! transfer has one event in the queue at a time, at its expected end or earlier; an event that
 //! comes too early schedules the next one.
+//!
+//! A transfer may pass further sides between its ends (`middle.rs`): a pipe, whose capacity all
+//! transfers through it share, and a connection. Their levels are computed in the same way.
+
+mod middle;
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -15,6 +20,9 @@ use flotilla_common::time::Time;
 
 use crate::queue::Queue;
 use crate::slab::{Key, Slab};
+
+use middle::MiddleSide;
+pub(crate) use middle::{Middle, PipeId};
 
 /// One end of links: a peer or an origin, by number.
 pub(crate) type End = u32;
@@ -30,16 +38,19 @@ const NOTABLE: f64 = 0.02;
 /// Levels computed after one change at most.
 const MAX_STEPS: usize = 48;
 
-/// An uplink or a downlink.
+/// An uplink, a downlink, or a side between two ends.
 #[derive(Debug)]
 struct Side {
     /// In bytes per nanosecond.
     capacity: f64,
+    /// The transfers that have two sides.
     flows: Vec<SideFlow>,
+    /// The transfers that have more than two sides.
+    long_flows: Vec<Key>,
     is_due: bool,
 }
 
-/// A transfer, as one of its sides lists it.
+/// A transfer with two sides, as one of them lists it.
 #[derive(Clone, Copy, Debug)]
 struct SideFlow {
     flow: Key,
@@ -51,6 +62,7 @@ struct SideFlow {
 struct Flow {
     from: End,
     to: End,
+    middle: Middle,
     length: f64,
     left: f64,
     /// In bytes per nanosecond.
@@ -75,11 +87,13 @@ pub(crate) enum FlowEvent {
 /// All links and the transfers on them.
 #[derive(Debug)]
 pub(crate) struct Network {
-    /// Two of each end: first its uplink, then its downlink.
+    /// Two of each end, first its uplink, then its downlink; then those between the ends.
     sides: Vec<Side>,
     /// The level of each side, in bytes per nanosecond; apart from the sides, because they are read
     /// most often.
     levels: Vec<f64>,
+    /// What else is known of each side between the ends.
+    middle_sides: Vec<MiddleSide>,
     flows: Slab<Flow>,
     queue: Queue<Key>,
     /// Sides whose level must be computed again.
@@ -93,6 +107,7 @@ impl Network {
         Self {
             sides: Vec::new(),
             levels: Vec::new(),
+            middle_sides: Vec::new(),
             flows: Slab::new(),
             queue: Queue::new(),
             due: VecDeque::new(),
@@ -100,18 +115,23 @@ impl Network {
         }
     }
 
-    /// Adds an end with these rates, in bytes per second.
+    /// Adds an end with these rates, in bytes per second. All ends are added before the first pipe.
     pub(crate) fn add_end(&mut self, up: f64, down: f64) -> End {
-        for bytes_per_second in [up, down] {
-            let capacity = bytes_per_second / 1e9;
-            self.sides.push(Side {
-                capacity,
-                flows: Vec::new(),
-                is_due: false,
-            });
-            self.levels.push(capacity);
-        }
-        self.sides.len() as End / 2 - 1
+        debug_assert!(self.middle_sides.is_empty(), "ends come before pipes");
+        self.add_side(up);
+        self.add_side(down) / 2
+    }
+
+    fn add_side(&mut self, bytes_per_second: f64) -> u32 {
+        let capacity = bytes_per_second / 1e9;
+        self.sides.push(Side {
+            capacity,
+            flows: Vec::new(),
+            long_flows: Vec::new(),
+            is_due: false,
+        });
+        self.levels.push(capacity);
+        self.sides.len() as u32 - 1
     }
 
     /// Changes the rates of an end, in bytes per second; they must not be zero.
@@ -123,12 +143,20 @@ impl Network {
         self.settle(now);
     }
 
-    /// Starts a transfer. Its events carry `tag`.
-    pub(crate) fn start(&mut self, now: Time, from: End, to: End, bytes: u64, tag: u64) -> Key {
+    /// Starts a transfer through `middle`. Its events carry `tag`.
+    pub(crate) fn start(
+        &mut self,
+        now: Time,
+        (from, to): (End, End),
+        middle: Middle,
+        bytes: u64,
+        tag: u64,
+    ) -> Key {
         let length = bytes.max(1) as f64;
         let key = self.flows.insert(Flow {
             from,
             to,
+            middle,
             length,
             left: length,
             rate: 0.0,
@@ -139,11 +167,15 @@ impl Network {
             tag,
         });
         let (up, down) = (uplink(from), downlink(to));
-        for (side, other) in [(up, down), (down, up)] {
-            self.sides[side as usize]
-                .flows
-                .push(SideFlow { flow: key, other });
-            self.mark_due(side);
+        if middle.is_empty() {
+            for (side, other) in [(up, down), (down, up)] {
+                self.sides[side as usize]
+                    .flows
+                    .push(SideFlow { flow: key, other });
+                self.mark_due(side);
+            }
+        } else {
+            self.attach_long(key);
         }
         self.settle(now);
         self.rate(now, key);
@@ -153,7 +185,7 @@ impl Network {
     /// Aborts a transfer. Returns the bytes that had arrived, if it was still running.
     pub(crate) fn abort(&mut self, now: Time, key: Key) -> Option<u64> {
         let flow = self.flows.remove(key)?;
-        self.detach(now, key, flow.from, flow.to);
+        self.detach(now, key, &flow);
         let left =
             (flow.left - flow.rate * now.saturating_since(flow.as_of).as_nanos() as f64).max(0.0);
         Some((flow.length - left) as u64)
@@ -173,8 +205,9 @@ impl Network {
         flow.advance(now);
         if flow.left < 0.5 {
             let (tag, from, to) = (flow.tag, flow.from, flow.to);
-            self.flows.remove(key);
-            self.detach(now, key, from, to);
+            if let Some(flow) = self.flows.remove(key) {
+                self.detach(now, key, &flow);
+            }
             return Some((now, Some(FlowEvent::Done { tag, from, to })));
         }
         let reports_share =
@@ -194,12 +227,16 @@ impl Network {
         Some((now, progress))
     }
 
-    fn detach(&mut self, now: Time, key: Key, from: End, to: End) {
-        for side in [uplink(from), downlink(to)] {
-            self.sides[side as usize]
-                .flows
-                .retain(|flow| flow.flow != key);
-            self.mark_due(side);
+    fn detach(&mut self, now: Time, key: Key, flow: &Flow) {
+        if flow.middle.is_empty() {
+            for side in [uplink(flow.from), downlink(flow.to)] {
+                self.sides[side as usize]
+                    .flows
+                    .retain(|flow| flow.flow != key);
+                self.mark_due(side);
+            }
+        } else {
+            self.detach_long(key, flow);
         }
         self.settle(now);
     }
@@ -220,11 +257,11 @@ impl Network {
             let before = self.levels[side as usize];
             let level = self.find_level(side);
             self.levels[side as usize] = level;
-            let is_notable = (level - before).abs() > NOTABLE * before;
             steps += 1;
             if level == before {
                 continue;
             }
+            let is_notable = (level - before).abs() > NOTABLE * before;
             for at in 0..self.sides[side as usize].flows.len() {
                 let SideFlow { flow, other } = self.sides[side as usize].flows[at];
                 // The transfer is limited at its other end, as before.
@@ -236,17 +273,28 @@ impl Network {
                 }
                 self.rate(now, flow);
             }
+            if !self.sides[side as usize].long_flows.is_empty() {
+                self.pass_on_to_long(now, side, before, steps < MAX_STEPS);
+            }
         }
     }
 
     /// The level at which the transfers of a side, each limited by its other end, fill the side.
     fn find_level(&mut self, side: u32) -> f64 {
         let Side {
-            capacity, flows, ..
+            capacity,
+            flows,
+            long_flows,
+            ..
         } = &self.sides[side as usize];
         self.offers.clear();
         self.offers
             .extend(flows.iter().map(|lane| self.levels[lane.other as usize]));
+        for key in long_flows {
+            let flow = self.flows.get(*key);
+            let offer = flow.map(|flow| flow.offer_to(side, &self.levels));
+            self.offers.extend(offer);
+        }
         self.offers.sort_unstable_by(f64::total_cmp);
         let mut left = *capacity;
         let mut sharers = self.offers.len() as f64;
@@ -270,7 +318,10 @@ impl Network {
         };
         let [up, down] =
             [uplink(flow.from), downlink(flow.to)].map(|side| self.levels[side as usize]);
-        let rate = up.min(down);
+        let mut rate = up.min(down);
+        if !flow.middle.is_empty() {
+            rate = flow.middle.limit(rate, &self.levels);
+        }
         if rate == flow.rate {
             return;
         }
@@ -314,58 +365,4 @@ impl Flow {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(network: &mut Network) -> Vec<(u64, u64)> {
-        let mut done = Vec::new();
-        while let Some((now, moved)) = network.pop() {
-            if let Some(FlowEvent::Done { tag, .. }) = moved {
-                done.push((tag, now.as_nanos() / 1_000_000));
-            }
-        }
-        done
-    }
-
-    #[test]
-    fn transfers_share_an_uplink() {
-        let mut network = Network::new();
-        let hub = network.add_end(1000.0, 1000.0);
-        let (a, b) = (
-            network.add_end(1000.0, 1000.0),
-            network.add_end(1000.0, 1000.0),
-        );
-        network.start(Time::ZERO, hub, a, 1000, 1);
-        network.start(Time::ZERO, hub, b, 500, 2);
-        // Both run at half the rate until the short one ends after a second.
-        assert_eq!(run(&mut network), vec![(2, 1000), (1, 1500)]);
-    }
-
-    #[test]
-    fn slower_end_limits_a_transfer() {
-        let mut network = Network::new();
-        let fast = network.add_end(1e6, 1e6);
-        let slow = network.add_end(100.0, 100.0);
-        network.start(Time::ZERO, fast, slow, 100, 1);
-        network.start(Time::ZERO, fast, slow, 100, 2);
-        assert_eq!(run(&mut network), vec![(1, 2000), (2, 2000)]);
-    }
-
-    #[test]
-    fn aborted_transfer_frees_its_share() {
-        let mut network = Network::new();
-        let (a, b) = (
-            network.add_end(1000.0, 1000.0),
-            network.add_end(1000.0, 1000.0),
-        );
-        let first = network.start(Time::ZERO, a, b, 1000, 1);
-        network.start(Time::ZERO, a, b, 1000, 2);
-        let second = Time::from_nanos(1_000_000_000);
-        while network.next_at().is_some_and(|at| at <= second) {
-            network.pop();
-        }
-        assert_eq!(network.abort(second, first), Some(500));
-        assert_eq!(network.abort(second, first), None);
-        assert_eq!(run(&mut network), vec![(2, 1500)]);
-    }
-}
+mod tests;
