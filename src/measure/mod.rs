@@ -1,6 +1,7 @@
 //! Helpers shared by `flotilla bench` and the laboratory in `tests/lab`: services as child
-//! processes, their resource usage, and images to move.
+//! processes, their resource usage, images to move, and the bytes that pulls deliver.
 
+mod delivery;
 mod disk_space;
 mod origin_process;
 mod process;
@@ -8,6 +9,7 @@ mod service_process;
 mod synthetic_image;
 mod testbed;
 
+pub use delivery::{Delivery, PullDelivery};
 pub use disk_space::require_disk_space;
 pub use origin_process::{OriginProcess, OriginProcessPlan};
 pub use process::Process;

@@ -18,8 +18,8 @@ async fn origin_restarts_before_any_peer_has_the_image() {
     let mut lab = TestLab::with_plan(slow_region(), SLOW_SIZE, &slow_peers(4)).await;
     let pulls = lab.pull_everywhere();
     lab.wait_until_held(0, 0.1).await;
-    lab.origin().kill();
-    lab.origin().start().await.unwrap();
+    lab.origin(0).kill();
+    lab.origin(0).start().await.unwrap();
     for pull in pulls {
         lab.finish_pull_within(pull, RESTART_LIMIT).await;
     }
@@ -33,7 +33,7 @@ async fn origin_killed_after_a_peer_has_the_image() {
     for peer in 1..4 {
         lab.wait_until_held(peer, 0.05).await;
     }
-    lab.origin().kill();
+    lab.origin(0).kill();
     for pull in pulls {
         let total = lab.finish_pull(pull).await.total;
         assert!(
@@ -48,7 +48,7 @@ async fn pulls_fail_when_the_origin_is_gone_and_no_peer_has_the_image() {
     let mut lab = TestLab::with_plan(slow_region(), SLOW_SIZE, &slow_peers(2)).await;
     let pulls = lab.pull_everywhere();
     lab.wait_until_held(0, 0.1).await;
-    lab.origin().kill();
+    lab.origin(0).kill();
     for pull in pulls {
         let ended = timeout(FAILURE_LIMIT, pull)
             .await

@@ -137,7 +137,7 @@ async fn units_allow_all_system_calls_of_their_services() {
         assert!(lab.peer(service).terminate().await.unwrap().success());
     }
     assert!(lab.tracker(0).terminate().await.unwrap().success());
-    assert!(lab.origin().terminate().await.unwrap().success());
+    assert!(lab.origin(0).terminate().await.unwrap().success());
 
     let text = run(&tools[1], ["syscall-filter", "--no-pager"]).unwrap();
     let sets = parse_sets(&text);

@@ -2,7 +2,6 @@
 //! `--regions`, other regions copy the image first; with `--outage`, the storage of the peers'
 //! region breaks when half of the bytes have been delivered.
 
-mod delivery;
 mod outcome;
 mod services;
 mod table;
@@ -18,7 +17,6 @@ use flotilla_common::units::{BitRate, ByteSize};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
-use delivery::Delivery;
 use outcome::{Outcome, PeerOutcome, Sent, SentAtOutage, Setup};
 use services::Services;
 
@@ -26,6 +24,7 @@ use crate::breakable_storage::Outage;
 use crate::client::{ClientError, PulledImage, RegistryClient, pick_platform};
 use crate::command::{CommandError, block_on, print_outcome};
 use crate::image::{self, Layout, LayoutError};
+use crate::measure::Delivery;
 use crate::progress::Progress;
 use crate::region::{PeerPlan, Region, RunningPeer};
 use crate::regions::MAX_REGIONS;

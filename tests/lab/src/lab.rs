@@ -1,5 +1,5 @@
-//! A region as an operator starts it: `flotilla pki`, an origin, trackers and peers, each a process
-//! on its own host.
+//! Regions as an operator starts them: `flotilla pki`, an origin for each, trackers and peers, each
+//! a process on its own host.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -21,6 +21,7 @@ const ORIGIN_PORT: u16 = 15_000;
 const MIRROR_PORT: u16 = 15_001;
 const QUIC_PORT: u16 = 15_002;
 const TRACKER_PORT: u16 = 15_070;
+/// The name of the only region.
 const REGION: &str = "local";
 const REPOSITORY: &str = "library/app";
 /// The tag of the image that is pulled.
@@ -33,20 +34,25 @@ pub struct LabPlan {
     pub program: PathBuf,
     /// How the hosts are connected.
     pub network: NetworkKind,
-    /// The number of trackers. Every peer is configured with all of them.
+    /// The number of regions, each with an origin and a storage. The origins do not know each
+    /// other: an image is pushed to each of them. Peers prefer the origin of their own region, then
+    /// the others in their order.
+    pub regions: usize,
+    /// The number of trackers, all in the first region. Every peer is configured with all of them.
     pub trackers: u32,
-    /// More arguments for the origin.
+    /// More arguments for every origin.
     pub origin_arguments: Vec<String>,
     /// More arguments for every tracker.
     pub tracker_arguments: Vec<String>,
 }
 
 impl LabPlan {
-    /// One tracker, and no more arguments.
+    /// One region, one tracker, and no more arguments.
     pub fn new(program: impl Into<PathBuf>, network: NetworkKind) -> Self {
         Self {
             program: program.into(),
             network,
+            regions: 1,
             trackers: 1,
             origin_arguments: Vec::new(),
             tracker_arguments: Vec::new(),
@@ -57,6 +63,8 @@ impl LabPlan {
 /// How a peer process is set up.
 #[derive(Clone, Debug, Default)]
 pub struct PeerSetup {
+    /// The peer's region, by number from 0.
+    pub region: usize,
     /// The peer's zone; `None` for `default`.
     pub zone: Option<String>,
     /// The folder of its store; `None` for one in the laboratory's folder.
@@ -70,56 +78,96 @@ pub struct PeerSetup {
 /// A running pull.
 pub type PullTask = JoinHandle<Result<PulledImage, ClientError>>;
 
-/// A running region. Dropping it ends all its processes, and panics if a service logged an error or
-/// ended unexpectedly; [`Lab::finish`] returns that as an error instead.
+/// Running regions. Dropping it ends all their processes, and panics if a service logged an error
+/// or ended unexpectedly; [`Lab::finish`] returns that as an error instead.
 #[derive(Debug)]
 pub struct Lab {
     plan: LabPlan,
     repository: RepositoryName,
     expected_errors: Vec<String>,
     is_finished: bool,
-    origin: Service,
+    /// One for each region.
+    origins: Vec<Service>,
     trackers: Vec<Service>,
     peers: Vec<Service>,
+    /// The region of each peer.
+    peer_regions: Vec<usize>,
     network: Network,
     dir: TempDir,
 }
 
 impl Lab {
-    /// Creates the fleet's keys and starts an origin and the trackers. Peers are added later.
+    /// Creates the fleet's keys and starts the origins and trackers. Peers are added later.
     ///
     /// # Errors
     /// If a service does not start.
     pub async fn start(plan: LabPlan) -> Result<Self, LabError> {
         let dir = tempfile::tempdir()
             .map_err(|error| LabError::failed("create a temporary directory", error))?;
-        let mut network = Network::start(plan.network)?;
-        let origin = origin(&plan, dir.path(), &mut network)?;
+        let network = Network::start(plan.network, plan.regions)?;
         let mut lab = Self {
             plan,
             repository: REPOSITORY.parse().map_err(ClientError::from)?,
             expected_errors: Vec::new(),
             is_finished: false,
-            origin,
+            origins: Vec::new(),
             trackers: Vec::new(),
             peers: Vec::new(),
+            peer_regions: Vec::new(),
             network,
             dir,
         };
-        lab.origin.spawn()?;
+        for region in 0..lab.plan.regions {
+            lab.spawn_origin(region)?;
+        }
         for number in 1..=lab.plan.trackers {
             lab.spawn_tracker(number)?;
         }
-        lab.origin.wait_until_healthy().await?;
-        for tracker in &mut lab.trackers {
-            tracker.wait_until_healthy().await?;
+        for service in lab.origins.iter_mut().chain(&mut lab.trackers) {
+            service.wait_until_healthy().await?;
         }
         Ok(lab)
     }
 
+    /// Creates the seal key of a region and starts its origin; with the first one, creates the
+    /// fleet.
+    fn spawn_origin(&mut self, region: usize) -> Result<(), LabError> {
+        let pki = display(&self.dir.path().join("pki"));
+        let region_name = self.region_name(region);
+        let name = match region {
+            0 => "origin".to_owned(),
+            _ => format!("origin-{}", region + 1),
+        };
+        let (host, link) = self.network.add_host(&name, region)?;
+        let create_key = match region {
+            0 => ["pki", "init", "--dir", &pki, "--region", &region_name],
+            _ => ["pki", "issue", "--dir", &pki, "--origin", &region_name],
+        };
+        host.run(&flotilla(&self.plan.program, &create_key), "")?;
+        let listen = host.public_address(ORIGIN_PORT);
+        let storage = match region {
+            0 => "storage".to_owned(),
+            _ => format!("storage-{}", region + 1),
+        };
+        let storage = self.dir.path().join(storage);
+        std::fs::create_dir_all(&storage).map_err(LabError::io("create", &storage))?;
+        let storage = format!("file://{}", storage.display());
+        let seal_key = format!("{pki}/{region_name}.seal.key");
+        let mut arguments = owned(&["origin", "--listen", &listen.to_string()]);
+        arguments.extend(owned(&["--storage", &storage]));
+        arguments.extend(owned(&["--region", &region_name, "--seal-key", &seal_key]));
+        arguments.extend(self.plan.origin_arguments.iter().cloned());
+        let health_url = format!("http://{listen}/healthz");
+        let command = service_command(&self.plan, self.dir.path(), &name, arguments, health_url);
+        let mut origin = Service::new(command, host, link)?;
+        origin.spawn()?;
+        self.origins.push(origin);
+        Ok(())
+    }
+
     fn spawn_tracker(&mut self, number: u32) -> Result<(), LabError> {
         let name = format!("tracker-{number}");
-        let (host, link) = self.network.add_host(&name)?;
+        let (host, link) = self.network.add_host(&name, 0)?;
         let listen = host.public_address(TRACKER_PORT);
         let mut arguments = owned(&["tracker", "--listen", &listen.to_string()]);
         arguments.extend(self.plan.tracker_arguments.iter().cloned());
@@ -148,7 +196,7 @@ impl Lab {
 
     fn spawn_peer(&mut self, setup: &PeerSetup) -> Result<(), LabError> {
         let name = format!("peer-{}", self.peers.len() + 1);
-        let (host, link) = self.network.add_host(&name)?;
+        let (host, link) = self.network.add_host(&name, setup.region)?;
         let pki = display(&self.dir.path().join("pki"));
         let issue = ["pki", "issue", "--dir", &pki, "--peer", &name];
         host.run(&flotilla(&self.plan.program, &issue), "")?;
@@ -163,6 +211,7 @@ impl Lab {
         let mut peer = Service::new(command, host, link)?;
         peer.spawn()?;
         self.peers.push(peer);
+        self.peer_regions.push(setup.region);
         Ok(())
     }
 
@@ -176,11 +225,11 @@ impl Lab {
             .iter()
             .map(|tracker| format!("http://{}", tracker.host().public_address(TRACKER_PORT)))
             .collect();
-        let mut arguments = owned(&["peer", "--region", REGION]);
+        let mut arguments = owned(&["peer", "--region", &self.region_name(setup.region)]);
         for (flag, value) in [
             ("--mirror", host.private_address(MIRROR_PORT).to_string()),
             ("--quic", host.public_address(QUIC_PORT).to_string()),
-            ("--origin", self.origin_url()),
+            ("--origin", self.origins_of(setup.region)),
             ("--tracker", trackers.join(",")),
             ("--store", display(&store)),
             ("--zone", zone),
@@ -198,17 +247,51 @@ impl Lab {
         arguments
     }
 
-    /// The origin's host.
-    pub const fn origin_host(&self) -> &Host {
-        self.origin.host()
+    /// The origins of the peers of a region, the preferred one first.
+    fn origins_of(&self, region: usize) -> String {
+        let own = std::iter::once(region);
+        let others = (0..self.origins.len()).filter(|other| *other != region);
+        let urls = own
+            .chain(others)
+            .map(|region| format!("{}={}", self.region_name(region), self.origin_url(region)));
+        urls.collect::<Vec<_>>().join(",")
     }
 
-    /// The link of the origin's host.
+    /// The name of a region, by number from 0.
+    pub fn region_name(&self, region: usize) -> String {
+        match self.plan.regions {
+            1 => REGION.to_owned(),
+            _ => format!("region-{}", region + 1),
+        }
+    }
+
+    /// The number of regions.
+    pub fn region_count(&self) -> usize {
+        self.origins.len()
+    }
+
+    /// The host of a region's origin.
+    ///
+    /// # Panics
+    /// If `region` is out of range, as all methods for an origin.
+    pub fn origin_host(&self, region: usize) -> &Host {
+        self.origins[region].host()
+    }
+
+    /// The link of the host of a region's origin.
     ///
     /// # Errors
     /// On loopback.
-    pub fn origin_link(&self) -> Result<&VirtualLink, LabError> {
-        self.origin.link()
+    pub fn origin_link(&self, region: usize) -> Result<&VirtualLink, LabError> {
+        self.origins[region].link()
+    }
+
+    /// The host of a peer.
+    ///
+    /// # Panics
+    /// If `index` is out of range.
+    pub fn peer_host(&self, index: usize) -> &Host {
+        self.peers[index].host()
     }
 
     /// The link of a peer's host.
@@ -222,9 +305,17 @@ impl Lab {
         self.peers[index].link()
     }
 
-    /// The origin.
-    pub const fn origin(&mut self) -> &mut Service {
-        &mut self.origin
+    /// Bytes that each region has sent to others, packet headers included.
+    ///
+    /// # Errors
+    /// On loopback, or if `ip` fails.
+    pub fn bytes_to_other_regions(&self) -> Result<Vec<u64>, LabError> {
+        self.network.bytes_to_other_regions()
+    }
+
+    /// The origin of a region.
+    pub fn origin(&mut self, region: usize) -> &mut Service {
+        &mut self.origins[region]
     }
 
     /// A tracker, by number from 0.
@@ -248,19 +339,21 @@ impl Lab {
         self.peers.len()
     }
 
-    /// The laboratory's folder: `pki`, `storage`, `stores/peer-N`, and a log file per service.
+    /// The laboratory's folder: `pki`, `storage`, `storage-N` of further regions, `stores/peer-N`,
+    /// and a log file per service.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The origin's base URL.
-    pub fn origin_url(&self) -> String {
-        format!("http://{}", self.registry())
+    /// The base URL of a region's origin.
+    pub fn origin_url(&self, region: usize) -> String {
+        format!("http://{}", self.registry(region))
     }
 
-    /// The registry's name in image references: the origin's host and port.
-    pub fn registry(&self) -> String {
-        self.origin.host().public_address(ORIGIN_PORT).to_string()
+    /// The registry's name in image references: host and port of a region's origin.
+    pub fn registry(&self, region: usize) -> String {
+        let address = self.origin_host(region).public_address(ORIGIN_PORT);
+        address.to_string()
     }
 
     /// The base URL of a peer's mirror, for clients on the peer's host.
@@ -269,30 +362,32 @@ impl Lab {
         format!("http://{}", host.private_address(MIRROR_PORT))
     }
 
-    /// A client that pushes to the origin. Use it on the origin's host, whose link then does not
-    /// slow the push down.
+    /// A client that pushes to the origin of a region. Use it on the origin's host, whose link then
+    /// does not slow the push down.
     ///
     /// # Errors
     /// If the HTTP client cannot be created.
-    pub fn origin_client(&self) -> Result<RegistryClient, LabError> {
+    pub fn origin_client(&self, region: usize) -> Result<RegistryClient, LabError> {
         Ok(RegistryClient::new(
-            self.origin_url(),
+            self.origin_url(region),
             self.repository.clone(),
         )?)
     }
 
-    /// Pushes the image of a layout under [`TAG`].
+    /// Pushes the image of a layout to every region under [`TAG`].
     ///
     /// # Errors
-    /// If the push fails.
+    /// If a push fails.
     pub async fn push(&self, layout: &Path) -> Result<(), LabError> {
-        let client = self.origin_client()?;
-        let layout = layout.to_owned();
-        let pushed = self.origin.host().spawn(async move {
-            let layout = Layout::open(&layout)?;
-            client.push(&layout, TAG).await
-        });
-        pushed.await.map_err(ClientError::from)??;
+        for region in 0..self.origins.len() {
+            let client = self.origin_client(region)?;
+            let layout = layout.to_owned();
+            let pushed = self.origin_host(region).spawn(async move {
+                let layout = Layout::open(&layout)?;
+                client.push(&layout, TAG).await
+            });
+            pushed.await.map_err(ClientError::from)??;
+        }
         Ok(())
     }
 
@@ -307,7 +402,7 @@ impl Lab {
         on_bytes: impl Fn(u64) + Clone + Send + Sync + 'static,
     ) -> Result<PullTask, LabError> {
         let client = RegistryClient::new(self.mirror_url(peer), self.repository.clone())?;
-        let client = client.through_mirror(self.registry());
+        let client = client.through_mirror(self.registry(self.peer_regions[peer]));
         Ok(self.peers[peer]
             .host()
             .spawn(async move { client.pull(TAG, on_bytes).await }))
@@ -324,14 +419,14 @@ impl Lab {
             .map_err(|error| LabError::failed("decode a peer's status", error))
     }
 
-    /// Blob bytes that the origin has sent since it started, by its own metrics.
+    /// Blob bytes that the origin of a region has sent since it started, by its own metrics.
     ///
     /// # Errors
     /// If it does not answer.
-    pub async fn origin_blob_bytes(&self) -> Result<u64, LabError> {
+    pub async fn origin_blob_bytes(&self, region: usize) -> Result<u64, LabError> {
         const COUNTER: &str = "flotilla_origin_sent_bytes_total ";
-        let url = format!("{}/metrics", self.origin_url());
-        let text = self.origin.get(&url).await?;
+        let url = format!("{}/metrics", self.origin_url(region));
+        let text = self.origins[region].get(&url).await?;
         let value = text
             .lines()
             .find_map(|line| line.strip_prefix(COUNTER)?.parse().ok());
@@ -372,18 +467,15 @@ impl Lab {
     }
 
     fn services_mut(&mut self) -> impl Iterator<Item = &mut Service> {
-        [&mut self.origin]
-            .into_iter()
+        self.origins
+            .iter_mut()
             .chain(&mut self.trackers)
             .chain(&mut self.peers)
     }
 
     /// The last lines of all logs.
     fn logs(&self) -> String {
-        let services = [&self.origin]
-            .into_iter()
-            .chain(&self.trackers)
-            .chain(&self.peers);
+        let services = self.origins.iter().chain(&self.trackers).chain(&self.peers);
         services
             .map(|service| format!("\nlog of {}:\n{}", service.name(), service.log()))
             .collect()
@@ -402,26 +494,6 @@ impl Drop for Lab {
             Err(error) => panic!("{error}"),
         }
     }
-}
-
-/// Creates the fleet's keys, and the stopped origin.
-fn origin(plan: &LabPlan, dir: &Path, network: &mut Network) -> Result<Service, LabError> {
-    let pki = dir.join("pki");
-    let (host, link) = network.add_host("origin")?;
-    let init = ["pki", "init", "--dir", &display(&pki)];
-    host.run(&flotilla(&plan.program, &init), "")?;
-    let listen = host.public_address(ORIGIN_PORT);
-    let storage = dir.join("storage");
-    std::fs::create_dir_all(&storage).map_err(LabError::io("create", &storage))?;
-    let storage = format!("file://{}", storage.display());
-    let seal_key = display(&pki.join(format!("{REGION}.seal.key")));
-    let mut arguments = owned(&["origin", "--listen", &listen.to_string()]);
-    arguments.extend(owned(&["--storage", &storage]));
-    arguments.extend(owned(&["--region", REGION, "--seal-key", &seal_key]));
-    arguments.extend(plan.origin_arguments.iter().cloned());
-    let health_url = format!("http://{listen}/healthz");
-    let command = service_command(plan, dir, "origin", arguments, health_url);
-    Service::new(command, host, link)
 }
 
 fn service_command(

@@ -63,11 +63,16 @@ pub struct VirtualLink {
 }
 
 impl VirtualLink {
-    /// Connects a host to the bridge `br0` of the switch.
-    pub(crate) fn connect(host: &Host, switch: &Host, port: String) -> Result<Self, LabError> {
+    /// Connects a host to a bridge of the switch.
+    pub(crate) fn connect(
+        host: &Host,
+        switch: &Host,
+        bridge: &str,
+        port: String,
+    ) -> Result<Self, LabError> {
         let namespace = host.thread_id();
         let commands = format!(
-            "link add {port} type veth peer name {HOST_INTERFACE} netns {namespace}\nlink set {port} master br0 up\n"
+            "link add {port} type veth peer name {HOST_INTERFACE} netns {namespace}\nlink set {port} master {bridge} up\n"
         );
         switch.run(&["ip", "-batch", "-"], &commands)?;
         let commands = format!(

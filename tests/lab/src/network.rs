@@ -1,4 +1,10 @@
-//! The network of a laboratory: addresses on loopback, or a switch with a link to each host.
+//! The network of a laboratory: addresses on loopback, or a switch with a link to each host. The
+//! hosts of each region are on a bridge of their own; the traffic between regions passes an uplink
+//! of each bridge, which counts it.
+//!
+//! ```text
+//!  hosts of region 1 ── br0 ── uplink0 ── core ── uplink1 ── br1 ── hosts of region 2
+//! ```
 
 use std::env;
 use std::net::{Ipv4Addr, TcpListener};
@@ -11,6 +17,8 @@ use crate::link::{LinkShape, VirtualLink};
 
 /// The programs that network namespaces require.
 const REQUIRED_PROGRAMS: [&str; 5] = ["unshare", "ip", "tc", "bridge", "ethtool"];
+/// The bridge between the regions.
+const CORE: &str = "core";
 /// The first bytes of the hosts' addresses, which exist only in the laboratory's namespaces.
 const SWITCH_NETWORK: [u8; 3] = [10, 77, 0];
 /// A laboratory reserves a network of loopback by listening on this port of it.
@@ -36,8 +44,8 @@ pub fn why_namespaces_are_unavailable() -> Option<String> {
     if let Some(missing) = programs.find(|program| !is_installed(program)) {
         return Some(format!("{missing} is not installed"));
     }
-    let trial = Network::start(NetworkKind::Namespaces(None))
-        .and_then(|mut network| network.add_host("trial"));
+    let trial = Network::start(NetworkKind::Namespaces(None), 1)
+        .and_then(|mut network| network.add_host("trial", 0));
     trial
         .err()
         .map(|error| format!("network namespaces are not allowed ({error})"))
@@ -51,6 +59,7 @@ const DISABLE_BRIDGE_FILTER: &str = r#"for call in /proc/sys/net/bridge/bridge-n
 #[derive(Debug)]
 pub(crate) struct Network {
     base: [u8; 3],
+    regions: usize,
     hosts: u8,
     medium: Medium,
 }
@@ -66,25 +75,24 @@ enum Medium {
 }
 
 impl Network {
-    pub(crate) fn start(kind: NetworkKind) -> Result<Self, LabError> {
+    pub(crate) fn start(kind: NetworkKind, regions: usize) -> Result<Self, LabError> {
         match kind {
             NetworkKind::Loopback => {
                 let (base, lock) = reserve_loopback_network()?;
                 Ok(Self {
                     base,
+                    regions,
                     hosts: 0,
                     medium: Medium::Loopback { _lock: lock },
                 })
             }
             NetworkKind::Namespaces(shape) => {
                 let switch = Host::start("switch", Ipv4Addr::UNSPECIFIED, Namespace::Own)?;
-                let commands = "link set lo up\n\
-                                link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
-                                link set br0 up\n";
-                switch.run(&["ip", "-batch", "-"], commands)?;
+                switch.run(&["ip", "-batch", "-"], &bridges(regions))?;
                 switch.run(&["sh", "-c", DISABLE_BRIDGE_FILTER], "")?;
                 Ok(Self {
                     base: SWITCH_NETWORK,
+                    regions,
                     hosts: 0,
                     medium: Medium::Switch { switch, shape },
                 })
@@ -92,8 +100,12 @@ impl Network {
         }
     }
 
-    /// Adds a host; on a switch, with its link.
-    pub(crate) fn add_host(&mut self, name: &str) -> Result<(Host, Option<VirtualLink>), LabError> {
+    /// Adds a host to a region; on a switch, with its link.
+    pub(crate) fn add_host(
+        &mut self,
+        name: &str,
+        region: usize,
+    ) -> Result<(Host, Option<VirtualLink>), LabError> {
         let number = self.hosts.checked_add(1).filter(|&number| number < 255);
         let number = number.ok_or_else(|| {
             LabError::failed(
@@ -108,7 +120,8 @@ impl Network {
             Medium::Loopback { .. } => Ok((Host::start(name, address, Namespace::Shared)?, None)),
             Medium::Switch { switch, shape } => {
                 let host = Host::start(name, address, Namespace::Own)?;
-                let link = VirtualLink::connect(&host, switch, format!("port{number}"))?;
+                let port = format!("port{number}");
+                let link = VirtualLink::connect(&host, switch, &bridge(region), port)?;
                 if let Some(shape) = shape {
                     link.shape(*shape)?;
                 }
@@ -116,6 +129,72 @@ impl Network {
             }
         }
     }
+
+    /// Bytes that each region has sent to others, packet headers included.
+    pub(crate) fn bytes_to_other_regions(&self) -> Result<Vec<u64>, LabError> {
+        let Medium::Switch { switch, .. } = &self.medium else {
+            return Err(LabError::failed(
+                "count the bytes between regions",
+                "loopback has no links",
+            ));
+        };
+        let sent = |region| {
+            let name = uplink(region);
+            let command = ["ip", "-s", "-j", "link", "show", "dev", &name];
+            let output = switch.run(&command, "")?;
+            let interfaces: Vec<InterfaceStatistics> =
+                serde_json::from_str(&output).map_err(|error| {
+                    LabError::failed(format!("parse the statistics of {name}"), error)
+                })?;
+            Ok(interfaces.iter().map(|each| each.stats64.tx.bytes).sum())
+        };
+        (0..self.regions).map(sent).collect()
+    }
+}
+
+/// An interface's counters in the output of `ip -s -j link`.
+#[derive(serde::Deserialize)]
+struct InterfaceStatistics {
+    stats64: Counters,
+}
+
+#[derive(serde::Deserialize)]
+struct Counters {
+    tx: Sent,
+}
+
+#[derive(serde::Deserialize)]
+struct Sent {
+    bytes: u64,
+}
+
+/// The `ip` commands that create a bridge for each region and connect them.
+fn bridges(regions: usize) -> String {
+    let mut commands = "link set lo up\n".to_owned();
+    let mut add = |name: &str| {
+        let kind = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0";
+        commands.push_str(&format!("link add {name} {kind}\nlink set {name} up\n"));
+    };
+    add(CORE);
+    (0..regions).for_each(|region| add(&bridge(region)));
+    for region in 0..regions {
+        let (bridge, uplink) = (bridge(region), uplink(region));
+        commands.push_str(&format!(
+            "link add {uplink} type veth peer name core{region}\n\
+             link set {uplink} master {bridge} up\nlink set core{region} master {CORE} up\n"
+        ));
+    }
+    commands
+}
+
+/// The bridge of a region.
+fn bridge(region: usize) -> String {
+    format!("br{region}")
+}
+
+/// The interface of a region's bridge to the other regions.
+fn uplink(region: usize) -> String {
+    format!("uplink{region}")
 }
 
 /// Reserves a network 127.a.b.0/24 that no other laboratory on this machine uses.
@@ -145,12 +224,12 @@ mod tests {
 
     #[test]
     fn loopback_hosts_have_distinct_addresses() {
-        let mut first = Network::start(NetworkKind::Loopback).unwrap();
-        let mut second = Network::start(NetworkKind::Loopback).unwrap();
+        let mut first = Network::start(NetworkKind::Loopback, 1).unwrap();
+        let mut second = Network::start(NetworkKind::Loopback, 1).unwrap();
         let hosts = [
-            first.add_host("a"),
-            first.add_host("b"),
-            second.add_host("a"),
+            first.add_host("a", 0),
+            first.add_host("b", 0),
+            second.add_host("a", 0),
         ]
         .map(Result::unwrap);
         let addresses = hosts.map(|(host, _)| host.address());

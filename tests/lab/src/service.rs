@@ -241,8 +241,8 @@ mod tests {
 
     #[test]
     fn services_on_loopback_have_no_link() {
-        let mut network = Network::start(NetworkKind::Loopback).unwrap();
-        let (host, link) = network.add_host("a").unwrap();
+        let mut network = Network::start(NetworkKind::Loopback, 1).unwrap();
+        let (host, link) = network.add_host("a", 0).unwrap();
         let command = ServiceCommand {
             name: "a".to_owned(),
             program: PathBuf::new(),

@@ -1,4 +1,4 @@
-//! The bytes that all pulls of a demonstration deliver to their clients, and the longest stall.
+//! The bytes that all pulls of a burst deliver to their clients, and the longest stall.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 /// Deliveries of all pulls.
 #[derive(Debug)]
-pub(super) struct Delivery {
+pub struct Delivery {
     started: Instant,
     delivered: watch::Sender<u64>,
     longest_stall_nanos: AtomicU64,
@@ -17,7 +17,7 @@ pub(super) struct Delivery {
 
 /// Deliveries of one pull. Clones belong to the same pull.
 #[derive(Clone, Debug)]
-pub(super) struct PullDelivery {
+pub struct PullDelivery {
     all: Arc<Delivery>,
     /// When the last byte was delivered, in nanoseconds since the start of all; at first, when the
     /// pull began.
@@ -25,7 +25,7 @@ pub(super) struct PullDelivery {
 }
 
 impl Delivery {
-    pub(super) fn new() -> Arc<Self> {
+    pub fn new() -> Arc<Self> {
         Arc::new(Self {
             started: Instant::now(),
             delivered: watch::Sender::new(0),
@@ -34,7 +34,7 @@ impl Delivery {
     }
 
     /// A pull that begins now.
-    pub(super) fn begin_pull(self: &Arc<Self>) -> PullDelivery {
+    pub fn begin_pull(self: &Arc<Self>) -> PullDelivery {
         PullDelivery {
             all: Arc::clone(self),
             last_nanos: Arc::new(AtomicU64::new(self.nanos())),
@@ -42,7 +42,7 @@ impl Delivery {
     }
 
     /// Waits until the pulls have delivered `bytes` in total.
-    pub(super) async fn wait_for(&self, bytes: u64) {
+    pub async fn wait_for(&self, bytes: u64) {
         let mut delivered = self.delivered.subscribe();
         // The sender lives as long as `self`.
         let _ = delivered.wait_for(|delivered| *delivered >= bytes).await;
@@ -50,7 +50,7 @@ impl Delivery {
 
     /// The longest time in which any running pull delivered no byte. It includes the time to a
     /// pull's first byte.
-    pub(super) fn longest_stall(&self) -> Duration {
+    pub fn longest_stall(&self) -> Duration {
         Duration::from_nanos(self.longest_stall_nanos.load(Ordering::Relaxed))
     }
 
@@ -61,7 +61,7 @@ impl Delivery {
 
 impl PullDelivery {
     /// Counts bytes that the pull delivers now.
-    pub(super) fn add_bytes(&self, bytes: u64) {
+    pub fn add_bytes(&self, bytes: u64) {
         self.end_stall();
         self.all
             .delivered
@@ -69,7 +69,7 @@ impl PullDelivery {
     }
 
     /// The pull ends now.
-    pub(super) fn finish(&self) {
+    pub fn finish(&self) {
         self.end_stall();
     }
 
