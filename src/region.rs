@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_common::name::{PeerId, RegionName, ZoneName};
+use flotilla_common::tracker::TrackerUrl;
 use flotilla_common::units::BitRate;
 use flotilla_origin::Origin;
 use flotilla_origin::policy::LivePolicy;
@@ -216,7 +217,7 @@ impl Region {
             mirror: plan.mirror,
             quic: ANY_PORT,
             origins: self.origins_of(plan),
-            trackers: vec![self.tracker_url()],
+            trackers: vec![TrackerUrl::in_own_region(self.tracker_url())],
             up: self.rate,
             down: self.rate,
             interceptor: Arc::clone(&plan.interceptor),

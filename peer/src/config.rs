@@ -10,6 +10,7 @@ use flotilla_common::name::{PeerId, RegionName, ZoneName};
 use flotilla_common::opening::FallbackTimeouts;
 use flotilla_common::seal::TrustedKeys;
 use flotilla_common::swarm::SwarmConfig;
+use flotilla_common::tracker::TrackerUrl;
 use flotilla_common::units::{BitRate, ByteSize};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{Identity, LiveKeys};
@@ -47,9 +48,10 @@ pub struct Config {
     /// The registries whose images the origins have, written as in image names. If the list is not
     /// empty, the mirror refuses requests for other registries (`?ns=`). Default empty.
     pub registries: Vec<String>,
-    /// The URLs of the trackers, in any order, but the same for every peer. Without a tracker,
-    /// blobs come from origins only.
-    pub trackers: Vec<String>,
+    /// The trackers: for each region, the same for every peer, in any order. Those of the peer's own
+    /// region are used; those of other regions only while none of the own ones answers, the region
+    /// that is named first before the others. Without a tracker, blobs come from origins only.
+    pub trackers: Vec<TrackerUrl>,
     /// The store's directory, which no other peer may use.
     pub store: PathBuf,
     /// The maximum total size of the blobs in the store. Default 50 GiB.
@@ -139,10 +141,11 @@ impl Config {
             }
         }
         let origins = self.origins.iter().map(|origin| ("origin", &origin.url));
-        let trackers = self.trackers.iter().map(|url| ("tracker", url));
+        let trackers = self.trackers.iter().map(|it| ("tracker", &it.url));
         for (key, url) in origins.chain(trackers) {
             check_url(url).map_err(|error| format!("{key}: '{url}': {error}"))?;
         }
+        self.check_repeated_trackers()?;
         let invalid = |name: &&String| name.is_empty() || name.contains('/');
         if let Some(name) = self.registries.iter().find(invalid) {
             return Err(format!(
@@ -165,6 +168,33 @@ impl Config {
         }
         Ok(())
     }
+
+    /// Rendezvous hashing is over URLs: a tracker that is named twice is not twice as good.
+    fn check_repeated_trackers(&self) -> Result<(), String> {
+        for (number, tracker) in self.trackers.iter().enumerate() {
+            let url = base_url(&tracker.url);
+            let mut before = self.trackers[..number].iter();
+            let Some(first) = before.find(|it| base_url(&it.url) == url) else {
+                continue;
+            };
+            let region = |it: &TrackerUrl| it.region.clone().unwrap_or(self.region.clone());
+            let (one, other) = (region(first), region(tracker));
+            return Err(if one == other {
+                format!("tracker: '{url}' is named twice; remove one of the two")
+            } else {
+                format!(
+                    "tracker: '{url}' is named in the regions {one} and {other}; keep the one that \
+                     it is in"
+                )
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A URL without slashes at the end.
+pub(crate) fn base_url(url: &str) -> &str {
+    url.trim_end_matches('/')
 }
 
 /// The URL of an origin, and its region. As text: `URL`, or `REGION=URL`.
@@ -188,22 +218,33 @@ impl FromStr for OriginUrl {
 
     /// Fails if the region is not a valid name, or the URL is not one; see [`check_url`].
     fn from_str(text: &str) -> Result<Self, String> {
-        let scheme_end = text.find("://").unwrap_or(text.len());
-        let (region, url) = match text.split_once('=') {
-            Some((region, url)) if region.len() < scheme_end => (Some(region), url),
-            _ => (None, text),
-        };
-        let region = region.map(|region| {
-            region.parse().map_err(|error| {
-                format!("'{region}' is not a valid region: {error}; write REGION=URL or URL")
-            })
-        });
-        check_url(url)?;
-        Ok(Self {
-            region: region.transpose()?,
-            url: url.to_owned(),
-        })
+        let (region, url) = parse_region_and_url(text)?;
+        Ok(Self { region, url })
     }
+}
+
+/// Parses a tracker: `URL`, or `REGION=URL`.
+///
+/// # Errors
+/// The region is not a valid name, or the URL is not one; see [`check_url`].
+pub fn parse_tracker(text: &str) -> Result<TrackerUrl, String> {
+    let (region, url) = parse_region_and_url(text)?;
+    Ok(TrackerUrl { region, url })
+}
+
+fn parse_region_and_url(text: &str) -> Result<(Option<RegionName>, String), String> {
+    let scheme_end = text.find("://").unwrap_or(text.len());
+    let (region, url) = match text.split_once('=') {
+        Some((region, url)) if region.len() < scheme_end => (Some(region), url),
+        _ => (None, text),
+    };
+    let region = region.map(|region| {
+        region.parse().map_err(|error| {
+            format!("'{region}' is not a valid region: {error}; write REGION=URL or URL")
+        })
+    });
+    check_url(url)?;
+    Ok((region.transpose()?, url.to_owned()))
 }
 
 /// Checks that a text is the URL of an HTTP service: scheme, host and, optionally, port.
@@ -240,6 +281,20 @@ mod tests {
         assert_eq!(query.region, None);
         assert!(parse("US 1=https://origin.us").is_err());
         assert!(parse("us-1=origin.us:5000").is_err());
+    }
+
+    #[test]
+    fn tracker_may_name_its_region() {
+        let own = parse_tracker("https://tracker.eu:7070").expect("a URL");
+        assert_eq!(
+            own,
+            TrackerUrl::in_own_region("https://tracker.eu:7070".to_owned())
+        );
+        let other = parse_tracker("us-1=https://tracker.us:7070").expect("a region and a URL");
+        assert_eq!(other.region.expect("it is named").as_str(), "us-1");
+        assert_eq!(other.url, "https://tracker.us:7070");
+        let error = parse_tracker("US 1=https://tracker.us").expect_err("no region");
+        assert!(error.ends_with("write REGION=URL or URL"), "{error}");
     }
 
     #[test]

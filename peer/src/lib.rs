@@ -40,7 +40,7 @@ use flotilla_runtime::identity::{ReloadTiming, reload_on_change};
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
-pub use config::{Config, OriginUrl, check_url};
+pub use config::{Config, OriginUrl, check_url, parse_tracker};
 pub use flotilla_common::opening::FallbackTimeouts;
 pub use mirror::{Warming, docker_daemon_json, hosts_toml, registries_conf};
 pub use start::StartError;

@@ -298,7 +298,15 @@ pub struct Quarantined {
 pub struct TrackerStatus {
     /// Its URL.
     pub url: String,
-    /// Whether the last announce was answered; `null` before the first answer.
+    /// Its region; `null` if the peer is older than this field.
+    #[serde(default)]
+    pub region: Option<RegionName>,
+    /// Whether the peer announces to it. A tracker of another region is used while none of the own
+    /// region answers.
+    #[serde(default)]
+    pub is_used: bool,
+    /// Whether the last announce was answered; `null` before the first answer, and while the
+    /// tracker is not used.
     pub is_answering: Option<bool>,
     /// Announces that it accepted.
     pub announces: u64,

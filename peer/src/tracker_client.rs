@@ -23,7 +23,7 @@ use flotilla_common::name::PeerId;
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
     CancelReason, ExchangeId, LeaseUpdate, PeerSnapshot, SessionInput, SessionOutput,
-    TrackerRequest, TrackerSession,
+    TrackerRequest, TrackerSession, TrackerUrl,
 };
 use flotilla_common::wire::tracker::{ANNOUNCE_PATH, Handout, LEASE_PATH, PeerInfo};
 use flotilla_runtime::clock::Clock;
@@ -32,6 +32,7 @@ use reqwest::Client;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::config::base_url;
 use crate::status::TrackerStatus;
 
 /// The longest time that a tracker takes to answer: a lease request may be parked.
@@ -92,19 +93,20 @@ struct SharedSession {
 }
 
 impl Trackers {
-    /// Starts announcing `peer` to every tracker in `urls`, until the shutdown.
+    /// Starts announcing `peer` to the trackers, until the shutdown.
     pub(crate) fn start(
         client: Client,
-        urls: &[String],
+        trackers: &[TrackerUrl],
         peer: PeerInfo,
         clock: Clock,
         events: mpsc::Sender<TrackerEvent>,
         shutdown: &Shutdown,
     ) -> Self {
-        let urls: Vec<String> = urls
-            .iter()
-            .map(|url| url.trim_end_matches('/').to_owned())
-            .collect();
+        let tracker = |tracker: &TrackerUrl| TrackerUrl {
+            region: tracker.region.clone(),
+            url: base_url(&tracker.url).to_owned(),
+        };
+        let urls: Vec<TrackerUrl> = trackers.iter().map(tracker).collect();
         let trackers = Self(Arc::new(SharedSession {
             client,
             clock,
@@ -120,24 +122,28 @@ impl Trackers {
 
     /// Whether no tracker is configured.
     pub(crate) fn is_empty(&self) -> bool {
-        self.session().urls().is_empty()
+        self.session().trackers().is_empty()
     }
 
     /// The state of each tracker.
     pub(crate) fn status(&self) -> Vec<TrackerStatus> {
         let session = self.session();
         let errors = lock(&self.0.errors);
-        let status = |(tracker, (url, error)): (usize, (&String, &Option<String>))| {
-            let announces = session.accepted_announces(tracker);
-            let is_unresponsive = session.is_unresponsive(tracker);
+        let status = |(number, (tracker, error)): (usize, (&TrackerUrl, &Option<String>))| {
+            let announces = session.accepted_announces(number);
+            let is_unresponsive = session.is_unresponsive(number);
+            let is_used = session.is_used(number);
+            let is_known = is_used && (is_unresponsive || announces > 0);
             TrackerStatus {
-                url: url.clone(),
-                is_answering: (is_unresponsive || announces > 0).then_some(!is_unresponsive),
+                url: tracker.url.clone(),
+                region: session.region(number).cloned(),
+                is_used,
+                is_answering: is_known.then_some(!is_unresponsive),
                 announces,
                 trouble: error.clone().filter(|_| is_unresponsive),
             }
         };
-        let trackers = session.urls().iter().zip(&*errors);
+        let trackers = session.trackers().iter().zip(&*errors);
         trackers.enumerate().map(status).collect()
     }
 
@@ -326,7 +332,7 @@ impl Trackers {
         path: &str,
         request: &Q,
     ) -> Result<A, PostError> {
-        let url = format!("{}{path}", self.session().urls()[tracker]);
+        let url = format!("{}{path}", self.session().trackers()[tracker].url);
         let request = self.0.client.post(url).body(codec::encode(request)?);
         let answer = request.send().await?.error_for_status()?;
         Ok(codec::decode(&answer.bytes().await?)?)
@@ -335,7 +341,7 @@ impl Trackers {
     /// Logs a failed announce: only the first failure of a tracker is a warning.
     fn note_failed_announce(&self, tracker: usize, error: &PostError) {
         let session = self.session();
-        let url = &session.urls()[tracker];
+        let url = &session.trackers()[tracker].url;
         lock(&self.0.errors)[tracker] = Some(error.to_string());
         if session.is_unresponsive(tracker) {
             tracing::debug!(tracker = url, %error, "announce failed");

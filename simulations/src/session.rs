@@ -4,7 +4,9 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::swarm::{BlobSlot, Input, PeerFacts};
 use flotilla_common::time::Time;
-use flotilla_common::tracker::{PeerSnapshot, SessionInput, SessionOutput, TrackerSession};
+use flotilla_common::tracker::{
+    PeerSnapshot, SessionInput, SessionOutput, TrackerSession, TrackerUrl,
+};
 use flotilla_common::wire::tracker::{BlobState, Change, Handout, HeldLease};
 use rand::RngExt as _;
 
@@ -21,7 +23,8 @@ impl World<'_> {
     pub(crate) fn begin_session(&mut self, peer: u32) {
         if self.scenario.tracker.enabled {
             let info = self.infos[peer as usize].clone();
-            let machine = TrackerSession::new(self.now, info, vec![TRACKER_URL.to_owned()]);
+            let tracker = TrackerUrl::in_own_region(TRACKER_URL.to_owned());
+            let machine = TrackerSession::new(self.now, info, vec![tracker]);
             let wake_at = Time::MAX;
             self.peers[peer as usize].session = Some(PeerSession {
                 machine,

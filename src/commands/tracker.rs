@@ -29,8 +29,8 @@ pub struct TrackerArgs {
     /// The address for peers and for /metrics
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070", value_parser = parse_address)]
     listen: SocketAddr,
-    /// All trackers of the fleet, including this one, with the URLs that peers use [default: only
-    /// this tracker]
+    /// All trackers of this one's region, including this one, with the URLs that peers use [default:
+    /// only this tracker]
     #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
     trackers: Vec<String>,
     /// This tracker's own URL among --trackers

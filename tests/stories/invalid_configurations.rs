@@ -140,6 +140,25 @@ fn invalid_values_name_the_key_and_the_fix() {
         ),
         (
             "peer",
+            with("tracker = ['US_1=https://tracker.us:7070']"),
+            ["key 'tracker'", "write REGION=URL or URL"],
+        ),
+        (
+            "peer",
+            with(&format!(
+                "{origin}region = 'eu-1'\ntracker = ['http://t1:7070', 'eu-1=http://t1:7070/']"
+            )),
+            ["tracker: 'http://t1:7070' is named twice", "remove one"],
+        ),
+        (
+            "peer",
+            with(&format!(
+                "{origin}region = 'eu-1'\ntracker = ['http://t1:7070', 'us-1=http://t1:7070']"
+            )),
+            ["named in the regions eu-1 and us-1", "keep the one"],
+        ),
+        (
+            "peer",
             peer.clone(),
             ["origin: missing", "https://origin.internal:5000"],
         ),

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// The address to listen on. With port 0 the system chooses a free one. Default 127.0.0.1:7070.
     pub listen: SocketAddr,
-    /// The URLs of all trackers of the fleet, this one included, exactly as the peers have them.
-    /// Empty, the default, if this is the only tracker. The first tracker of a blob by rendezvous
+    /// The URLs of all trackers of this one's region, itself included, exactly as the peers have
+    /// them. Those of other regions share no blobs with it. Empty, the default, if this is the only tracker. The first tracker of a blob by rendezvous
     /// hashing grants its leases.
     pub trackers: Vec<String>,
     /// This tracker's own URL in `trackers`. Needed exactly when `trackers` is not empty.

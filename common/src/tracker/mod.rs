@@ -47,6 +47,6 @@ pub use rendezvous::ranked;
 pub use roster::Progress;
 pub use session::{
     CancelReason, ExchangeId, LeaseUpdate, PeerSnapshot, SessionInput, SessionOutput,
-    TrackerRequest, TrackerSession,
+    TrackerRequest, TrackerSession, TrackerUrl,
 };
 pub use slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser};
 use flotilla_common::chunk::MAX_CHUNK_LOG2;
 use flotilla_common::name::{DEFAULT_REGION, RegionName, ZoneName};
+use flotilla_common::tracker::TrackerUrl;
 use flotilla_common::units::{BitRate, ByteSize, UnitError};
-use flotilla_peer::{Config, CongestionControl, OriginUrl, Peer, check_url};
+use flotilla_peer::{Config, CongestionControl, OriginUrl, Peer, check_url, parse_tracker};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::config::{self, ConfigFile};
 use flotilla_runtime::identity::LiveKeys;
@@ -37,9 +38,11 @@ pub(super) struct ServeArgs {
     /// refuses requests for other registries [default: any name]
     #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
     registry: Vec<String>,
-    /// The trackers [default: none; all bytes come from the origins]
-    #[arg(long, value_name = "URL[,URL]", value_delimiter = ',', value_parser = parse_service_url)]
-    tracker: Vec<String>,
+    /// The trackers; list the same ones on all peers. Without REGION=, a tracker is in this region.
+    /// Those of other regions are used while none of this one answers [default: none; all bytes
+    /// come from the origins]
+    #[arg(long, value_name = "[REGION=]URL[,...]", value_delimiter = ',', value_parser = parse_tracker)]
+    tracker: Vec<TrackerUrl>,
     /// The directory of the chunk store
     #[arg(long, value_name = "DIR", help_heading = "Store")]
     store: Option<PathBuf>,
@@ -101,7 +104,7 @@ impl ServeArgs {
     }
 }
 
-/// Parses the URL of a tracker.
+/// Parses the URL of a service.
 pub(super) fn parse_service_url(text: &str) -> Result<String, String> {
     check_url(text)
         .map(|()| text.to_owned())

@@ -7,7 +7,7 @@ use flotilla_common::swarm::StallReason;
 use flotilla_common::units::ByteSize;
 use flotilla_peer::status::{
     BlobStatus, Direction, Exchange, Near, NeighbourStatus, OriginStanding, OriginStatus,
-    PullReport, PullResult, PullStatus, Sources, Status, Waits,
+    PullReport, PullResult, PullStatus, Sources, Status, TrackerStatus, Waits,
 };
 
 /// Characters shown of a digest.
@@ -178,23 +178,7 @@ fn services(text: &mut String, status: &Status) {
             ),
         );
     }
-    let trackers = status.trackers.iter().map(|tracker| {
-        (
-            "tracker",
-            &tracker.url,
-            tracker.is_answering,
-            &tracker.trouble,
-        )
-    });
-    for (what, url, is_answering, trouble) in trackers {
-        let health = match (is_answering, trouble) {
-            (None, _) => "not used yet".to_owned(),
-            (Some(true), _) => "up".to_owned(),
-            (Some(false), Some(trouble)) => format!("down: {trouble}"),
-            (Some(false), None) => "down".to_owned(),
-        };
-        line(text, format_args!("{what:<11} {url}  {health}"));
-    }
+    trackers(text, &status.trackers);
     for origin in &status.origins {
         let health = origin_health(origin);
         let OriginStatus { url, region, .. } = origin;
@@ -222,6 +206,30 @@ fn services(text: &mut String, status: &Status) {
             if leases.is_empty() { "none" } else { &leases }
         ),
     );
+}
+
+/// Each tracker, with its region if there are several.
+fn trackers(text: &mut String, trackers: &[TrackerStatus]) {
+    let mut regions = trackers.iter().map(|tracker| &tracker.region);
+    let first = regions.next();
+    let has_several_regions = regions.any(|region| Some(region) != first);
+    for tracker in trackers {
+        let health = match (tracker.is_answering, &tracker.trouble) {
+            (None, _) if has_several_regions && !tracker.is_used => {
+                "not used while a nearer one answers".to_owned()
+            }
+            (None, _) => "not used yet".to_owned(),
+            (Some(true), _) => "up".to_owned(),
+            (Some(false), Some(trouble)) => format!("down: {trouble}"),
+            (Some(false), None) => "down".to_owned(),
+        };
+        let region = match &tracker.region {
+            Some(region) if has_several_regions => format!("  {region}"),
+            _ => String::new(),
+        };
+        let url = &tracker.url;
+        line(text, format_args!("tracker     {url}{region}  {health}"));
+    }
 }
 
 /// How far an origin is used, since when, and the last error.

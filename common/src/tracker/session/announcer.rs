@@ -1,6 +1,7 @@
 //! The announces to one tracker: when the next one is due, and its contents.
 //!
 //! ```text
+//!  Unused ──start──▶ Due, with everything forgotten; and back from any phase: stop
 //!  Due{at} ──────▶ AwaitsSnapshot ──▶ InFlight ──accepted, resync──▶ Due
 //!   ▲ state changed: at most 5 ms away     └──failed──▶ BackingOff ──▶ AwaitsSnapshot
 //! ```
@@ -23,6 +24,7 @@ pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
+    Unused,
     Due { at: Time },
     AwaitsSnapshot,
     InFlight { blobs: BTreeMap<Digest, BlobState> },
@@ -66,6 +68,30 @@ impl Announcer {
         }
     }
 
+    /// Nothing is announced before [`Self::start`].
+    pub(super) fn unused() -> Self {
+        Self {
+            phase: Phase::Unused,
+            ..Self::new(Time::ZERO)
+        }
+    }
+
+    /// The first announce is due `now`.
+    pub(super) fn start(&mut self, now: Time) {
+        *self = Self {
+            accepted: self.accepted,
+            ..Self::new(now)
+        };
+    }
+
+    /// Nothing is announced any more. Exchanges in flight must be cancelled.
+    pub(super) fn stop(&mut self) {
+        *self = Self {
+            accepted: self.accepted,
+            ..Self::unused()
+        };
+    }
+
     /// Announces that the tracker has accepted.
     pub(super) fn accepted_count(&self) -> u64 {
         self.accepted
@@ -80,7 +106,7 @@ impl Announcer {
         match self.phase {
             Phase::Due { at } => Some(at),
             Phase::BackingOff { until } => Some(until),
-            Phase::AwaitsSnapshot | Phase::InFlight { .. } => None,
+            Phase::Unused | Phase::AwaitsSnapshot | Phase::InFlight { .. } => None,
         }
     }
 

@@ -67,15 +67,31 @@ impl Exchanges {
         self.in_flight.remove(&exchange)
     }
 
-    /// Ends an exchange whose tracker became unresponsive.
-    pub(super) fn cancel(&mut self, outputs: &mut VecDeque<SessionOutput>, exchange: ExchangeId) {
+    /// Ends an exchange, if it has not ended.
+    pub(super) fn cancel(
+        &mut self,
+        outputs: &mut VecDeque<SessionOutput>,
+        exchange: ExchangeId,
+        reason: CancelReason,
+    ) {
         if let Some(TrackerExchange { tracker, .. }) = self.end(exchange) {
-            let reason = CancelReason::Unresponsive;
             outputs.push_back(SessionOutput::Cancel {
                 exchange,
                 tracker,
                 reason,
             });
+        }
+    }
+
+    /// Ends all exchanges that match, oldest first.
+    pub(super) fn cancel_all(
+        &mut self,
+        outputs: &mut VecDeque<SessionOutput>,
+        reason: CancelReason,
+        matches: impl Fn(&TrackerExchange) -> bool,
+    ) {
+        for exchange in self.ids(matches) {
+            self.cancel(outputs, exchange, reason);
         }
     }
 
@@ -106,9 +122,13 @@ impl Exchanges {
 
     /// The exchanges that have timed out, oldest first.
     pub(super) fn expired(&self, now: Time) -> Vec<ExchangeId> {
+        self.ids(|exchange| exchange.deadline <= now)
+    }
+
+    fn ids(&self, matches: impl Fn(&TrackerExchange) -> bool) -> Vec<ExchangeId> {
         self.in_flight
             .iter()
-            .filter(|(_, exchange)| exchange.deadline <= now)
+            .filter(|(_, exchange)| matches(exchange))
             .map(|(id, _)| *id)
             .collect()
     }

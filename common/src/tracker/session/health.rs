@@ -17,7 +17,8 @@ use core::time::Duration;
 
 use crate::time::Time;
 
-/// The last tracker that answers may take so many times longer, because no other one can be asked.
+/// The last tracker of its group that answers may take so many times longer, because no other one
+/// in its region can be asked.
 const LAST_FACTOR: u32 = 2;
 
 /// A change that the peer must know about.
@@ -38,6 +39,7 @@ enum State {
 
 #[derive(Clone, Copy, Debug)]
 struct HealthEntry {
+    group: usize,
     state: State,
     answered_at: Time,
 }
@@ -50,16 +52,24 @@ pub(super) struct TrackerHealth {
 }
 
 impl TrackerHealth {
-    /// All `trackers` count as answering at first. An answer may take as long as `late`; that of
-    /// the last answering tracker twice as long.
-    pub(super) fn new(trackers: usize, late: Duration) -> Self {
-        let entry = HealthEntry {
+    /// `groups` has the group of each tracker. All trackers count as answering at first. An answer
+    /// may take as long as `late`; that of the last answering tracker of a group twice as long.
+    pub(super) fn new(groups: &[usize], late: Duration) -> Self {
+        let entry = |group: &usize| HealthEntry {
+            group: *group,
             state: State::Answering,
             answered_at: Time::ZERO,
         };
         Self {
             late,
-            trackers: vec![entry; trackers],
+            trackers: groups.iter().map(entry).collect(),
+        }
+    }
+
+    /// The tracker is not used any more. It counts as answering when it is used again.
+    pub(super) fn forget(&mut self, tracker: usize) {
+        if let Some(entry) = self.trackers.get_mut(tracker) {
+            entry.state = State::Answering;
         }
     }
 
@@ -124,17 +134,20 @@ impl TrackerHealth {
 
     /// Number of trackers that are not unresponsive.
     fn answering(&self) -> usize {
+        self.answering_entries().count()
+    }
+
+    fn answering_entries(&self) -> impl Iterator<Item = &HealthEntry> {
         let entries = self.trackers.iter();
-        entries
-            .filter(|entry| entry.state != State::Unresponsive)
-            .count()
+        entries.filter(|entry| entry.state != State::Unresponsive)
     }
 
     fn late_at(&self, entry: &HealthEntry) -> Option<Time> {
         let State::Asked { since } = entry.state else {
             return None;
         };
-        let late = if self.answering() > 1 {
+        let answering = self.answering_entries();
+        let late = if answering.filter(|it| it.group == entry.group).count() > 1 {
             self.late
         } else {
             self.late * LAST_FACTOR
@@ -152,7 +165,7 @@ mod tests {
     }
 
     fn health(trackers: usize) -> TrackerHealth {
-        TrackerHealth::new(trackers, Duration::from_secs(1))
+        TrackerHealth::new(&vec![0; trackers], Duration::from_secs(1))
     }
 
     #[test]
@@ -201,6 +214,23 @@ mod tests {
         assert_eq!(health.failed(1), None);
         assert_eq!(health.answered(ms(3000), 1), Some(HealthChange::Reachable));
         assert_eq!(health.answered(ms(3001), 1), None);
+    }
+
+    #[test]
+    fn last_tracker_of_a_group_gets_twice_the_time() {
+        let mut health = TrackerHealth::new(&[0, 0, 1], Duration::from_secs(1));
+        health.failed(0);
+        health.asked(ms(0), 1);
+        assert_eq!(health.poll_timeout(), Some(ms(2000)));
+        assert_eq!(
+            health.handle_timeout(ms(2000)),
+            None,
+            "another group is left"
+        );
+        assert!(health.is_unresponsive(1) && !health.is_unresponsive(2));
+        assert_eq!(health.failed(2), Some(HealthChange::Unreachable));
+        health.forget(2);
+        assert!(!health.is_unresponsive(2));
     }
 
     #[test]

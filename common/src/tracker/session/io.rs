@@ -139,6 +139,8 @@ pub enum CancelReason {
     LeaseTimeout,
     /// The tracker became unresponsive; the request goes to the next tracker.
     Unresponsive,
+    /// A tracker of a nearer group answers again; the request goes to that one.
+    GroupUnused,
 }
 
 /// An action for the shell.

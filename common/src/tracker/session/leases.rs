@@ -6,6 +6,9 @@
 //!     └────── unresponsive: the next tracker ────┘  no tracker left: wait a second
 //! ```
 //!
+//! The next tracker is one of the same group, then of the next group, if that one is used. When a
+//! group is not used any more, its requests begin again with the nearest one.
+//!
 //! Only a lease request waits in `Announcing`: a tracker grants nothing to a peer that it does not
 //! know in the blob's swarm. Updates are posted at once.
 
@@ -14,8 +17,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::announcer::{Announcer, RETRY};
 use super::exchanges::{ExchangeId, Exchanges, Purpose, REQUEST_TIMEOUT};
+use super::groups::Groups;
 use super::health::TrackerHealth;
-use super::io::{SessionOutput, TrackerRequest};
+use super::io::{CancelReason, SessionOutput, TrackerRequest};
 use crate::digest::Digest;
 use crate::name::PeerId;
 use crate::time::Time;
@@ -52,6 +56,7 @@ struct PendingAsk {
     tracker: usize,
     /// Trackers to ask after this one, the last of them first.
     next: Vec<usize>,
+    /// Whether a better tracker of the same group was unreachable.
     first_unreachable: bool,
     stage: Stage,
 }
@@ -61,6 +66,7 @@ pub(super) struct LeaseContext<'a> {
     pub(super) now: Time,
     pub(super) peer: &'a PeerId,
     pub(super) health: &'a TrackerHealth,
+    pub(super) groups: &'a Groups,
     pub(super) announcers: &'a mut [Announcer],
     pub(super) exchanges: &'a mut Exchanges,
     pub(super) outputs: &'a mut VecDeque<SessionOutput>,
@@ -101,7 +107,7 @@ impl LeaseRequests {
         let pending = PendingAsk {
             digest,
             ask,
-            tracker: 0,
+            tracker: trackers.last().copied().unwrap_or_default(),
             next: trackers,
             first_unreachable: false,
             stage: Stage::Announcing { until: ctx.now },
@@ -146,10 +152,27 @@ impl LeaseRequests {
     pub(super) fn on_unresponsive(&mut self, tracker: usize, ctx: &mut LeaseContext<'_>) {
         for id in self.asks_of(|ask| ask.tracker == tracker) {
             if let Some(Stage::Posted { exchange, .. }) = self.asks.get(&id).map(|ask| ask.stage) {
-                ctx.exchanges.cancel(ctx.outputs, exchange);
+                let reason = CancelReason::Unresponsive;
+                ctx.exchanges.cancel(ctx.outputs, exchange, reason);
             }
             self.on_failure(id, ctx);
         }
+    }
+
+    /// Removes the requests and updates that a tracker has; their exchanges must have ended.
+    /// Requests whose outcome does not count any more are left out.
+    pub(super) fn take_from(&mut self, tracker: usize) -> Vec<(Digest, LeaseAsk)> {
+        let mut taken = Vec::new();
+        for id in self.asks_of(|ask| ask.tracker == tracker) {
+            let Some(ask) = self.asks.remove(&id) else {
+                continue;
+            };
+            let is_request = matches!(ask.ask, LeaseAsk::Take { .. });
+            if !is_request || self.current.get(&ask.digest) == Some(&id) {
+                taken.push((ask.digest, ask.ask));
+            }
+        }
+        taken
     }
 
     /// A tracker accepted an announce: requests that waited for it are posted.
@@ -205,11 +228,17 @@ impl LeaseRequests {
             return;
         };
         while let Some(tracker) = ask.next.pop() {
+            if !ctx.groups.is_used(tracker) {
+                continue;
+            }
+            if ctx.groups.of(tracker) != ctx.groups.of(ask.tracker) {
+                ask.first_unreachable = false;
+            }
+            ask.tracker = tracker;
             if ctx.health.is_unresponsive(tracker) {
                 ask.first_unreachable = true;
                 continue;
             }
-            ask.tracker = tracker;
             let must_wait = matches!(ask.ask, LeaseAsk::Take { .. })
                 && !ctx.announcers[tracker].has_announced(&ask.digest);
             if must_wait {

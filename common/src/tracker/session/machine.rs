@@ -6,21 +6,19 @@ use std::collections::VecDeque;
 
 use super::announcer::{Announcer, RETRY};
 use super::exchanges::{ExchangeId, Exchanges, Purpose, REQUEST_TIMEOUT, TrackerExchange};
+use super::groups::{Groups, TrackerUrl};
 use super::health::{HealthChange, TrackerHealth};
-use super::io::{PeerSnapshot, SessionInput, SessionOutput, TrackerRequest};
+use super::io::{CancelReason, PeerSnapshot, SessionInput, SessionOutput, TrackerRequest};
 use super::leases::{LeaseContext, LeaseRequests, PARKED_TIMEOUT};
 use crate::digest::Digest;
-use crate::name::PeerId;
+use crate::name::{PeerId, RegionName};
 use crate::time::Time;
-use crate::tracker::ranked;
 use crate::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, Change, LeaseAnswer, LeaseAsk, PeerInfo,
 };
 
-/// Trackers that learn about one blob.
-const TRACKERS_PER_BLOB: usize = 2;
 /// A tracker that does not answer an announce within this time counts as unresponsive. The last
-/// one that answers gets twice as long.
+/// one of its group that answers gets twice as long.
 const ANNOUNCE_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Unreachable peers in one message.
 const MAX_UNREACHABLE: usize = 32;
@@ -30,7 +28,8 @@ const MAX_UNREACHABLE: usize = 32;
 #[derive(Debug)]
 pub struct TrackerSession {
     peer: PeerInfo,
-    urls: Vec<String>,
+    trackers: Vec<TrackerUrl>,
+    groups: Groups,
     health: TrackerHealth,
     announcers: Vec<Announcer>,
     leases: LeaseRequests,
@@ -43,15 +42,24 @@ impl TrackerSession {
     /// The longest time that an exchange takes: a lease request may be parked for most of it.
     pub const LONGEST_EXCHANGE: Duration = PARKED_TIMEOUT;
 
-    /// A session of `peer` with the trackers at `urls`; the first announces are due `now`. All
-    /// peers and trackers must know a tracker by the same URL, because rendezvous hashing is over
-    /// URLs.
-    pub fn new(now: Time, peer: PeerInfo, urls: Vec<String>) -> Self {
+    /// A session of `peer` with `trackers`; the first announces are due `now`. Trackers in the
+    /// peer's region are used first. Those of each other region are a group that is used while all
+    /// groups before it are lost; groups are in the order in which `trackers` names them.
+    pub fn new(now: Time, peer: PeerInfo, trackers: Vec<TrackerUrl>) -> Self {
+        let groups = Groups::new(&peer.region, &trackers);
+        let announcer = |tracker| {
+            if groups.is_used(tracker) {
+                Announcer::new(now)
+            } else {
+                Announcer::unused()
+            }
+        };
         Self {
             peer,
-            health: TrackerHealth::new(urls.len(), ANNOUNCE_ANSWER_TIMEOUT),
-            announcers: urls.iter().map(|_| Announcer::new(now)).collect(),
-            urls,
+            health: TrackerHealth::new(groups.of_each(), ANNOUNCE_ANSWER_TIMEOUT),
+            announcers: (0..trackers.len()).map(announcer).collect(),
+            trackers,
+            groups,
             leases: LeaseRequests::default(),
             exchanges: Exchanges::default(),
             is_leaving: false,
@@ -59,9 +67,25 @@ impl TrackerSession {
         }
     }
 
-    /// The URLs of the trackers.
-    pub fn urls(&self) -> &[String] {
-        &self.urls
+    /// The trackers, as the session was given them.
+    pub fn trackers(&self) -> &[TrackerUrl] {
+        &self.trackers
+    }
+
+    /// The region of a tracker; `None` if there is no such tracker.
+    pub fn region(&self, tracker: usize) -> Option<&RegionName> {
+        self.groups.region(tracker)
+    }
+
+    /// The number of groups of trackers: regions that have any.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Whether the peer announces to the tracker: it is in the peer's region, or in a group whose
+    /// predecessors are lost.
+    pub fn is_used(&self, tracker: usize) -> bool {
+        self.groups.is_used(tracker)
     }
 
     /// Whether the tracker does not answer.
@@ -169,8 +193,7 @@ impl TrackerSession {
     }
 
     fn announce(&mut self, now: Time, tracker: usize, snapshot: PeerSnapshot) {
-        let is_responsible =
-            |change: &Change| responsible(&self.urls, &change.digest).contains(&tracker);
+        let is_responsible = |change: &Change| self.groups.is_responsible(tracker, &change.digest);
         let mut blobs = snapshot.blobs;
         blobs.retain(is_responsible);
         let announcer = self.announcers.get_mut(tracker);
@@ -266,16 +289,18 @@ impl TrackerSession {
     fn on_answered(&mut self, now: Time, tracker: usize) {
         if self.health.answered(now, tracker) == Some(HealthChange::Reachable) {
             self.outputs.push_back(SessionOutput::Reachable);
+            self.update_groups(now);
         }
     }
 
     fn unresponsive_trackers(&self) -> Vec<bool> {
-        (0..self.urls.len())
+        (0..self.trackers.len())
             .map(|tracker| self.health.is_unresponsive(tracker))
             .collect()
     }
 
-    /// Reports a change, and moves the requests of trackers that became unresponsive.
+    /// Reports a change, begins to use the next group if one was lost, and moves the requests of
+    /// trackers that became unresponsive.
     fn on_health_change(
         &mut self,
         now: Time,
@@ -287,6 +312,7 @@ impl TrackerSession {
             Some(HealthChange::Unreachable) => self.outputs.push_back(SessionOutput::Unreachable),
             None => {}
         }
+        self.update_groups(now);
         for (tracker, was_unresponsive) in unresponsive_before.iter().enumerate() {
             if !was_unresponsive && self.health.is_unresponsive(tracker) {
                 let (leases, mut ctx) = self.lease_context(now);
@@ -295,8 +321,29 @@ impl TrackerSession {
         }
     }
 
+    /// Begins to announce to the groups that are used from now on. The trackers of groups that are
+    /// not used any more are told that the peer leaves, and their requests move to nearer ones.
+    fn update_groups(&mut self, now: Time) {
+        let (begun, ended) = self.groups.update(&self.health);
+        for tracker in self.groups.trackers_of(begun) {
+            self.announcers[tracker].start(now);
+        }
+        for tracker in self.groups.trackers_of(ended) {
+            self.exchanges
+                .cancel_all(&mut self.outputs, CancelReason::GroupUnused, |exchange| {
+                    exchange.tracker == tracker && exchange.purpose != Purpose::Leave
+                });
+            self.health.forget(tracker);
+            self.announcers[tracker].stop();
+            self.post_leave(now, tracker);
+            for (digest, ask) in self.leases.take_from(tracker) {
+                self.ask(now, digest, ask);
+            }
+        }
+    }
+
     fn ask(&mut self, now: Time, digest: Digest, ask: LeaseAsk) {
-        let trackers = responsible(&self.urls, &digest);
+        let trackers = self.groups.ranked(&digest);
         let (leases, mut ctx) = self.lease_context(now);
         leases.ask(digest, ask, trackers, &mut ctx);
     }
@@ -306,26 +353,33 @@ impl TrackerSession {
         // An announce that is sent beside the last one could arrive after it.
         self.outputs.clear();
         self.leases = LeaseRequests::default();
-        for tracker in 0..self.urls.len() {
-            let request = AnnounceRequest {
-                peer: self.peer.clone(),
-                epoch: 0,
-                sequence: 0,
-                full: true,
-                changes: Vec::new(),
-                leases: Vec::new(),
-                connected: Vec::new(),
-                unreachable: Vec::new(),
-                leaving: true,
-            };
-            self.exchanges.post(
-                &mut self.outputs,
-                now + RETRY,
-                tracker,
-                Purpose::Leave,
-                TrackerRequest::Announce(request),
-            );
+        for tracker in 0..self.trackers.len() {
+            if self.groups.is_used(tracker) {
+                self.post_leave(now, tracker);
+            }
         }
+    }
+
+    /// Tells a tracker that the peer leaves.
+    fn post_leave(&mut self, now: Time, tracker: usize) {
+        let request = AnnounceRequest {
+            peer: self.peer.clone(),
+            epoch: 0,
+            sequence: 0,
+            full: true,
+            changes: Vec::new(),
+            leases: Vec::new(),
+            connected: Vec::new(),
+            unreachable: Vec::new(),
+            leaving: true,
+        };
+        self.exchanges.post(
+            &mut self.outputs,
+            now + RETRY,
+            tracker,
+            Purpose::Leave,
+            TrackerRequest::Announce(request),
+        );
     }
 
     fn lease_context(&mut self, now: Time) -> (&mut LeaseRequests, LeaseContext<'_>) {
@@ -334,17 +388,11 @@ impl TrackerSession {
             now,
             peer,
             health: &self.health,
+            groups: &self.groups,
             announcers: &mut self.announcers,
             exchanges: &mut self.exchanges,
             outputs: &mut self.outputs,
         };
         (&mut self.leases, ctx)
     }
-}
-
-/// The trackers of a blob, best first.
-fn responsible(urls: &[String], digest: &Digest) -> Vec<usize> {
-    let mut trackers = ranked(urls, digest);
-    trackers.truncate(TRACKERS_PER_BLOB);
-    trackers
 }

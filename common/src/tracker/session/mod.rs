@@ -14,10 +14,11 @@
 //!   ◀─── LeaseGranted, LeaseWait
 //! ```
 //!
-//! Each tracker is announced to on its own schedule. Of several trackers, the best two by
-//! rendezvous hashing learn about a blob; leases come from the first of them that answers. The
+//! Each tracker is announced to on its own schedule. Of several trackers of a region, the best two
+//! by rendezvous hashing learn about a blob; leases come from the first of them that answers. The
 //! session's health table decides which trackers answer. A lease request that a tracker has parked
-//! moves to the next tracker when the first one becomes unresponsive.
+//! moves to the next tracker when the first one becomes unresponsive. Trackers of another region
+//! are used only while no tracker of the own one answers.
 //!
 //! The session has no clock, socket or randomness: the shell passes the time in, posts what
 //! [`TrackerSession::poll_output`] returns, and calls [`TrackerSession::handle_timeout`] at
@@ -26,6 +27,7 @@
 
 mod announcer;
 mod exchanges;
+mod groups;
 mod health;
 mod io;
 mod leases;
@@ -35,6 +37,7 @@ mod machine;
 mod tests;
 
 pub use exchanges::ExchangeId;
+pub use groups::TrackerUrl;
 pub use io::{
     CancelReason, LeaseUpdate, PeerSnapshot, SessionInput, SessionOutput, TrackerRequest,
 };

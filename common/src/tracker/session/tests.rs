@@ -1,5 +1,7 @@
 //! The session on a virtual clock; each test plays the shell and the trackers.
 
+mod groups;
+
 use core::time::Duration;
 
 use super::*;
@@ -53,9 +55,18 @@ struct Shell {
 
 impl Shell {
     fn new(trackers: usize) -> Self {
-        let urls = (0..trackers).map(|number| format!("http://tracker-{number}"));
+        Self::with_regions(&vec![None; trackers])
+    }
+
+    /// A session of a peer in the region `eu` with a tracker for each of `regions`.
+    fn with_regions(regions: &[Option<&str>]) -> Self {
+        let tracker = |(number, region): (usize, &Option<&str>)| TrackerUrl {
+            region: region.map(|region| region.parse().expect("a label")),
+            url: format!("http://tracker-{number}"),
+        };
+        let trackers = regions.iter().enumerate().map(tracker).collect();
         Self {
-            session: TrackerSession::new(ms(0), info("me"), urls.collect()),
+            session: TrackerSession::new(ms(0), info("me"), trackers),
             blobs: Vec::new(),
         }
     }

@@ -15,6 +15,7 @@ use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::seal::{SealKey, TrustedKeys};
 use flotilla_common::swarm::SwarmConfig;
+use flotilla_common::tracker::TrackerUrl;
 use flotilla_peer::{Config, OriginUrl, Peer};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::{CertificateAuthority, Identity, client_without_trust};
@@ -108,7 +109,11 @@ impl Fleet {
             mirror: ([127, 0, 0, 1], 0).into(),
             quic: ([127, 0, 0, 1], 0).into(),
             origins: vec![OriginUrl::in_own_region(self.origin.url())],
-            trackers: self.tracker.iter().map(|tracker| tracker.url()).collect(),
+            trackers: self
+                .tracker
+                .iter()
+                .map(|tracker| TrackerUrl::in_own_region(tracker.url()))
+                .collect(),
             rng_seed: Some(1),
             swarm,
             ..Config::new(
