@@ -168,14 +168,16 @@ impl World<'_> {
         let Some(&SimulatedFetch {
             peer,
             purpose,
+            source: FetchSource::Peer { requester, .. },
             blob,
             ..
         }) = self.fetches.get(key)
         else {
             return;
         };
+        let epoch = self.peers[from as usize].links.at(requester).epoch;
         let bytes = purpose.bytes(&self.geometries[blob.0 as usize]);
-        let middle = self.middle(from, peer);
+        let middle = self.middle(from, peer, epoch);
         let flow = self
             .network
             .start(self.now, (from, peer), middle, bytes, key.to_bits());

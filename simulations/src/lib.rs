@@ -27,6 +27,7 @@
 
 mod baseline;
 mod batch;
+mod congestion;
 mod connections;
 mod delays;
 mod driver;
@@ -41,6 +42,7 @@ mod network;
 mod opening;
 mod oracle;
 mod origin_calls;
+mod origin_connections;
 mod origin_site;
 mod origins;
 mod outcome;

@@ -22,6 +22,7 @@ use flotilla_common::time::Time;
 use crate::delays::Transport;
 use crate::event::Event;
 use crate::fetch::{FetchPurpose, SimulatedFetch};
+use crate::origin_connections::OriginConnection;
 use crate::origin_site::{Admission, internal_error, refused};
 use crate::slab::Key;
 use crate::world::World;
@@ -35,6 +36,8 @@ pub(crate) struct OriginCall {
     pub(crate) region: u32,
     /// The flow of its bytes, while they flow.
     pub(crate) flow: Option<Key>,
+    /// Its connection, if connections are simulated, until that is idle again.
+    connection: Option<OriginConnection>,
     /// The delay from the origin to the peer, drawn once.
     way_back: Duration,
     /// Whether all bytes have left the origin.
@@ -52,11 +55,12 @@ pub(crate) struct OriginCall {
 }
 
 impl OriginCall {
-    pub(crate) fn new(fetch: Key, region: u32) -> Self {
+    fn new(fetch: Key, region: u32, connection: Option<OriginConnection>) -> Self {
         Self {
             fetch,
             region,
             flow: None,
+            connection,
             way_back: Duration::ZERO,
             is_sent: false,
             is_admitted: false,
@@ -72,9 +76,11 @@ impl OriginCall {
 impl World<'_> {
     /// Sends a request to the origin of a region.
     pub(crate) fn call_origin(&mut self, fetch: Key, peer: u32, region: u32) -> Key {
-        let call = self.calls.insert(OriginCall::new(fetch, region));
+        let (connection, handshake) = self.connect_to_origin(peer, region);
+        let call = OriginCall::new(fetch, region, connection);
+        let call = self.calls.insert(call);
         if !self.is_cut(self.locations[peer as usize].region, region) {
-            let delay = self.http_delay(peer, region);
+            let delay = handshake + self.http_delay(peer, region);
             self.queue
                 .push_after(self.now, delay, Event::OriginAsked { call });
         }
@@ -127,6 +133,7 @@ impl World<'_> {
             return;
         };
         let (peer, region, blob, purpose) = (fetch.peer, call.region, fetch.blob, fetch.purpose);
+        let window = call.connection.and_then(|connection| connection.window);
         if self.is_cut(self.locations[peer as usize].region, region)
             || !self.origins[region as usize].serves(key)
         {
@@ -138,7 +145,7 @@ impl World<'_> {
         let bytes = purpose.bytes(&self.geometries[blob.0 as usize]);
         let way_back = self.http_delay(peer, region);
         let ends = (self.origin_end(region), peer);
-        let middle = self.middle_from_origin(region, peer);
+        let middle = self.middle_from_origin(region, peer, window);
         let flow = self
             .network
             .start(self.now, ends, middle, bytes, key.to_bits());
@@ -169,11 +176,19 @@ impl World<'_> {
 
     /// The head of an answer reaches the peer, or an error does.
     pub(crate) fn on_origin_answered(&mut self, key: Key, outcome: CallOutcome) {
-        let Some((call, _)) = self.fetch_of(key) else {
+        let Some((call, simulated)) = self.fetch_of(key) else {
             return;
         };
         let (fetch, region) = (call.fetch, call.region);
         let is_answered = outcome == CallOutcome::Answered;
+        let is_whole = match outcome {
+            CallOutcome::Answered => simulated.purpose == FetchPurpose::Proofs,
+            CallOutcome::Failed { .. } | CallOutcome::TimedOut => false,
+            CallOutcome::Missing | CallOutcome::Refused | CallOutcome::Busy { .. } => true,
+        };
+        if is_whole {
+            self.release_connection(key);
+        }
         if self.end_call(fetch, region, outcome) && is_answered {
             self.on_head(fetch, key);
         } else {
@@ -368,8 +383,19 @@ impl World<'_> {
         }
     }
 
+    /// An answer was received whole: its connection is idle.
+    fn release_connection(&mut self, key: Key) {
+        let connection = self.calls.get_mut(key).and_then(|it| it.connection.take());
+        if let Some(connection) = connection
+            && let Some((call, fetch)) = self.fetch_of(key)
+        {
+            self.keep_origin_connection(fetch.peer, call.region, connection);
+        }
+    }
+
     /// The last byte of an answer's body reaches the peer.
     pub(crate) fn on_call_arrived(&mut self, key: Key) {
+        self.release_connection(key);
         if let Some((call, fetch)) = self.fetch_of(key)
             && fetch.body() == Some(key)
         {
@@ -390,6 +416,9 @@ impl World<'_> {
             if let Some(&SimulatedFetch { peer, .. }) = self.fetches.get(call.fetch) {
                 self.count_origin_bytes(call.fetch, peer, call.region, moved);
             }
+        }
+        if let Some(connection) = call.connection {
+            self.close_origin_connection(connection);
         }
         if let Some(fetch) = self.fetches.get_mut(call.fetch)
             && let Some(origin) = &mut fetch.origin

@@ -296,7 +296,9 @@ impl World<'_> {
             return;
         }
         let think = self.origins[region as usize].probe_time(&mut self.latency_rng);
-        let delay = self.http_delay(peer, region) + think + self.http_delay(peer, region);
+        let handshake = self.probe_handshake_delay(peer, region);
+        let there = self.http_delay(peer, region);
+        let delay = handshake + there + think + self.http_delay(peer, region);
         let probed = Event::Probed {
             peer,
             source,

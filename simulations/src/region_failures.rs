@@ -17,6 +17,7 @@ impl World<'_> {
                 FailureKind::StopOrigin => {
                     origin.condition = Condition::Refuses;
                     self.break_calls(region);
+                    self.break_idle_connections(region);
                 }
                 FailureKind::HangOrigin => {
                     origin.condition = Condition::Hangs;

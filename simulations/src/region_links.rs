@@ -1,8 +1,11 @@
 //! The links between regions, and between the zones of a region: delay, loss and capacity.
 
 use core::time::Duration;
+use std::collections::BTreeMap;
 
-use crate::network::{Middle, Network, PipeId};
+use crate::congestion;
+use crate::delays::{Route, Transport};
+use crate::network::{ConnectionId, Middle, Network, PipeId, Window};
 use crate::peer::Location;
 use crate::scenario::{Links, Peers, millis};
 use crate::world::World;
@@ -15,7 +18,14 @@ pub(crate) struct RegionLink {
     pub(crate) loss: f64,
     /// Its capacity, if it is limited.
     pub(crate) pipe: Option<PipeId>,
+    /// The congestion windows of new connections, if they are simulated.
+    pub(crate) quic_window: Option<Window>,
+    pub(crate) http_window: Option<Window>,
 }
+
+/// For each sender and receiver in different regions, the epoch of their connection, and its
+/// direction from the one to the other.
+pub(crate) type WideConnections = BTreeMap<(u32, u32), (u32, ConnectionId)>;
 
 /// All links between regions and zones.
 #[derive(Debug, Default)]
@@ -39,10 +49,18 @@ impl RegionLinks {
                 let own = links.between(from, to);
                 let rate = own.rate.filter(|_| from != to);
                 let pipe = rate.map(|rate| network.add_pipe(rate.bytes_per_second()));
+                let (one_way, loss) = (millis(own.one_way_ms), own.loss);
+                let route = Route { one_way, loss };
+                let window = |transport| {
+                    let window = congestion::window(transport, route, links.slow_start);
+                    window.filter(|_| from != to)
+                };
                 between.push(RegionLink {
-                    one_way: millis(own.one_way_ms),
-                    loss: own.loss,
+                    one_way,
+                    loss,
                     pipe,
+                    quic_window: window(Transport::Quic),
+                    http_window: window(Transport::Http),
                 });
             }
         }
@@ -77,21 +95,47 @@ impl RegionLinks {
 }
 
 impl World<'_> {
-    /// What bytes from one peer to another pass between their ends.
-    pub(crate) fn middle(&self, from: u32, to: u32) -> Middle {
-        let [from, to] = [from, to].map(|peer| self.locations[peer as usize]);
-        Middle::of(match () {
-            () if from.zone == to.zone => None,
-            () if from.region == to.region => self.region_links.between_zones(from.zone, to.zone),
-            () => self.region_links.between(from.region, to.region).pipe,
-        })
+    /// What bytes from one peer to another pass between their ends, on their connection of this
+    /// epoch.
+    pub(crate) fn middle(&mut self, from: u32, to: u32, epoch: u32) -> Middle {
+        let [one, other] = [from, to].map(|peer| self.locations[peer as usize]);
+        if one.zone == other.zone {
+            return Middle::new(None, None);
+        }
+        if one.region == other.region {
+            let pipe = self.region_links.between_zones(one.zone, other.zone);
+            return Middle::new(pipe, None);
+        }
+        let link = self.region_links.between(one.region, other.region);
+        let (pipe, window) = (link.pipe, link.quic_window);
+        let connection = window.map(|window| self.wide_connection((from, to), epoch, window));
+        Middle::new(pipe, connection)
+    }
+
+    /// One direction of the connection between two peers of different regions. A connection of an
+    /// earlier epoch is closed, and has no transfers.
+    fn wide_connection(&mut self, ends: (u32, u32), epoch: u32, window: Window) -> ConnectionId {
+        if let Some((known, connection)) = self.wide_connections.get(&ends) {
+            if *known == epoch {
+                return *connection;
+            }
+            self.network.close_connection(*connection);
+        }
+        let connection = self.network.open_connection(window);
+        self.wide_connections.insert(ends, (epoch, connection));
+        connection
     }
 
     /// What bytes from a region's origin to a peer pass between their ends. An origin is in no
     /// zone: the zones of its region reach it by links of their own.
-    pub(crate) fn middle_from_origin(&self, region: u32, to: u32) -> Middle {
+    pub(crate) fn middle_from_origin(
+        &self,
+        region: u32,
+        to: u32,
+        connection: Option<ConnectionId>,
+    ) -> Middle {
         let Location { region: own, .. } = self.locations[to as usize];
-        Middle::of(self.region_links.between(region, own).pipe)
+        Middle::new(self.region_links.between(region, own).pipe, connection)
     }
 }
 

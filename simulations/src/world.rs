@@ -20,6 +20,7 @@ use crate::names::{layer_digests, peer_info};
 use crate::network::Network;
 use crate::oracle::{BarFigures, Oracle};
 use crate::origin_calls::OriginCall;
+use crate::origin_connections::OriginConnections;
 use crate::origin_site::SimulatedOrigin;
 use crate::origins::failover_machine;
 use crate::outcome::{Details, Outcome, bounds};
@@ -27,7 +28,7 @@ use crate::peer::{Location, SimulatedPeer};
 use crate::queue::Queue;
 use crate::reads::BlobReads;
 use crate::record::{Recorder, RunOptions};
-use crate::region_links::RegionLinks;
+use crate::region_links::{RegionLinks, WideConnections};
 use crate::rng::mix;
 use crate::scenario::{Scenario, seconds};
 use crate::slab::Slab;
@@ -43,6 +44,8 @@ pub(crate) struct World<'a> {
     pub(crate) queue: Queue<Event>,
     pub(crate) network: Network,
     pub(crate) region_links: RegionLinks,
+    pub(crate) wide_connections: WideConnections,
+    pub(crate) origin_connections: OriginConnections,
     pub(crate) peers: Vec<SimulatedPeer>,
     /// Where each peer is; apart from the peers, because every message looks there.
     pub(crate) locations: Vec<Location>,
@@ -91,6 +94,8 @@ impl<'a> World<'a> {
             queue: Queue::new(),
             network: Network::new(),
             region_links: RegionLinks::default(),
+            wide_connections: WideConnections::new(),
+            origin_connections: OriginConnections::default(),
             peers: Vec::new(),
             locations: Vec::new(),
             infos: Vec::new(),

@@ -1,11 +1,12 @@
-//! What transfers pass between their two ends: pipes.
+//! What transfers pass between their two ends: a pipe, and a connection.
 //!
 //! A pipe is one direction of a link that many transfers share, such as the one between two
-//! regions. A transfer through it has three sides, and each of them leaves to the others what
-//! limits it elsewhere.
+//! regions. A connection (`connection.rs`) is limited by its congestion window. A transfer through
+//! them has more than two sides, and each of them leaves to the others what limits it elsewhere.
 
 use flotilla_common::time::Time;
 
+use super::connection::{Connection, ConnectionId};
 use super::{Flow, NOTABLE, Network, downlink, uplink};
 use crate::slab::Key;
 
@@ -20,29 +21,45 @@ pub(crate) struct PipeId(u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Middle {
     pipe: u32,
+    connection: u32,
 }
 
 /// What is known of a side between the ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MiddleSide {
+    /// The connection, if it is one.
+    pub(super) connection: Option<Connection>,
     /// The level that the other sides of its transfers were computed with last. Among hundreds of
     /// transfers, one more changes the level by too little to be notable, but many do not.
     passed_on: f64,
 }
 
 impl Middle {
-    /// A pipe, or nothing but the two ends.
-    pub(crate) const fn of(pipe: Option<PipeId>) -> Self {
+    /// A pipe and a connection, as far as there are any.
+    pub(crate) const fn new(pipe: Option<PipeId>, connection: Option<ConnectionId>) -> Self {
         Self {
             pipe: match pipe {
                 Some(PipeId(side)) => side,
+                None => NONE,
+            },
+            connection: match connection {
+                Some(ConnectionId(side)) => side,
                 None => NONE,
             },
         }
     }
 
     pub(super) const fn is_empty(self) -> bool {
-        self.pipe == NONE
+        self.pipe == NONE && self.connection == NONE
+    }
+
+    pub(super) const fn has_connection(self) -> bool {
+        self.connection != NONE
+    }
+
+    /// The side of the connection, if there is one.
+    pub(super) fn connection_side(self) -> Option<u32> {
+        Some(self.connection).filter(|side| *side != NONE)
     }
 
     /// The smallest of `rate` and the levels of these sides.
@@ -52,7 +69,9 @@ impl Middle {
     }
 
     fn sides(self) -> impl Iterator<Item = u32> {
-        [self.pipe].into_iter().filter(|side| *side != NONE)
+        [self.pipe, self.connection]
+            .into_iter()
+            .filter(|side| *side != NONE)
     }
 }
 
@@ -77,14 +96,23 @@ impl Flow {
 impl Network {
     /// Adds one direction of a shared link with this capacity, in bytes per second.
     pub(crate) fn add_pipe(&mut self, bytes_per_second: f64) -> PipeId {
-        let side = self.add_side(bytes_per_second);
-        self.middle_sides.push(MiddleSide {
-            passed_on: self.levels[side as usize],
-        });
-        PipeId(side)
+        PipeId(self.add_middle_side(bytes_per_second, None))
     }
 
-    fn middle_side(&mut self, side: u32) -> Option<&mut MiddleSide> {
+    pub(super) fn add_middle_side(
+        &mut self,
+        bytes_per_second: f64,
+        connection: Option<Connection>,
+    ) -> u32 {
+        let side = self.add_side(bytes_per_second);
+        self.middle_sides.push(MiddleSide {
+            connection,
+            passed_on: self.levels[side as usize],
+        });
+        side
+    }
+
+    pub(super) fn middle_side(&mut self, side: u32) -> Option<&mut MiddleSide> {
         let ends = self.sides.len() - self.middle_sides.len();
         self.middle_sides
             .get_mut((side as usize).checked_sub(ends)?)

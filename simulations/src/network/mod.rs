@@ -9,8 +9,10 @@
 //! comes too early schedules the next one.
 //!
 //! A transfer may pass further sides between its ends (`middle.rs`): a pipe, whose capacity all
-//! transfers through it share, and a connection. Their levels are computed in the same way.
+//! transfers through it share, and a connection, whose congestion window limits it. Their levels
+//! are computed in the same way.
 
+mod connection;
 mod middle;
 
 use core::time::Duration;
@@ -21,6 +23,7 @@ use flotilla_common::time::Time;
 use crate::queue::Queue;
 use crate::slab::{Key, Slab};
 
+pub(crate) use connection::{ConnectionId, Growth, Window};
 use middle::MiddleSide;
 pub(crate) use middle::{Middle, PipeId};
 
@@ -65,6 +68,9 @@ struct Flow {
     middle: Middle,
     length: f64,
     left: f64,
+    /// The bytes that are left when its connection's first window is sent; 0 if that is the end or
+    /// was before.
+    left_after_burst: f64,
     /// In bytes per nanosecond.
     rate: f64,
     as_of: Time,
@@ -94,6 +100,8 @@ pub(crate) struct Network {
     levels: Vec<f64>,
     /// What else is known of each side between the ends.
     middle_sides: Vec<MiddleSide>,
+    /// Sides of connections that are closed.
+    free_sides: Vec<u32>,
     flows: Slab<Flow>,
     queue: Queue<Key>,
     /// Sides whose level must be computed again.
@@ -108,6 +116,7 @@ impl Network {
             sides: Vec::new(),
             levels: Vec::new(),
             middle_sides: Vec::new(),
+            free_sides: Vec::new(),
             flows: Slab::new(),
             queue: Queue::new(),
             due: VecDeque::new(),
@@ -159,6 +168,7 @@ impl Network {
             middle,
             length,
             left: length,
+            left_after_burst: 0.0,
             rate: 0.0,
             as_of: now,
             planned: Time::MAX,
@@ -175,10 +185,14 @@ impl Network {
                 self.mark_due(side);
             }
         } else {
+            self.begin_on_connection(now, key);
             self.attach_long(key);
         }
         self.settle(now);
         self.rate(now, key);
+        if !middle.is_empty() {
+            self.plan_growth(key);
+        }
         key
     }
 
@@ -222,8 +236,13 @@ impl Network {
                 moved: (flow.length - flow.left) as u64,
             }
         });
+        let has_connection = flow.middle.has_connection();
+        let ends_burst = has_connection && flow.ends_burst();
         flow.planned = flow.next_event();
         self.queue.push(flow.planned, key);
+        if has_connection {
+            self.continue_on_connection(now, key, ends_burst);
+        }
         Some((now, progress))
     }
 
@@ -357,6 +376,7 @@ impl Flow {
         } else {
             self.length * (1.0 - REPORT_AT)
         };
+        let target = target.max(self.left_after_burst);
         let nanos = ((self.left - target).max(0.0) / self.rate).ceil().max(1.0);
         (self.as_of + Duration::from_nanos(nanos as u64))
             .min(self.reported_at + REPORT_EVERY)

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Nothing but the two ends.
-const NOTHING: Middle = Middle::of(None);
+const NOTHING: Middle = Middle::new(None, None);
 
 fn run(network: &mut Network) -> Vec<(u64, u64)> {
     let mut done = Vec::new();
@@ -63,7 +63,7 @@ fn aborted_transfer_frees_its_share() {
 fn transfers_share_a_pipe() {
     let mut network = Network::new();
     let ends: Vec<End> = (0..4).map(|_| network.add_end(1000.0, 1000.0)).collect();
-    let pipe = Middle::of(Some(network.add_pipe(500.0)));
+    let pipe = Middle::new(Some(network.add_pipe(500.0)), None);
     network.start(Time::ZERO, (ends[0], ends[1]), pipe, 500, 1);
     network.start(Time::ZERO, (ends[2], ends[3]), pipe, 250, 2);
     // Both run at half the pipe's rate until the short one ends after a second.
@@ -77,8 +77,8 @@ fn directions_of_a_shared_link_have_a_capacity_each() {
         network.add_end(1000.0, 1000.0),
         network.add_end(1000.0, 1000.0),
     );
-    let forth = Middle::of(Some(network.add_pipe(500.0)));
-    let back = Middle::of(Some(network.add_pipe(500.0)));
+    let forth = Middle::new(Some(network.add_pipe(500.0)), None);
+    let back = Middle::new(Some(network.add_pipe(500.0)), None);
     network.start(Time::ZERO, (a, b), forth, 500, 1);
     network.start(Time::ZERO, (b, a), back, 500, 2);
     assert_eq!(run(&mut network), vec![(1, 1000), (2, 1000)]);
@@ -88,7 +88,7 @@ fn directions_of_a_shared_link_have_a_capacity_each() {
 fn pipe_leaves_the_rest_of_both_ends_to_other_transfers() {
     let mut network = Network::new();
     let ends: Vec<End> = (0..4).map(|_| network.add_end(1000.0, 1000.0)).collect();
-    let pipe = Middle::of(Some(network.add_pipe(100.0)));
+    let pipe = Middle::new(Some(network.add_pipe(100.0)), None);
     network.start(Time::ZERO, (ends[0], ends[1]), pipe, 300, 1);
     // They share an end with the first transfer, which uses a tenth of it.
     network.start(Time::ZERO, (ends[0], ends[2]), NOTHING, 900, 2);
@@ -100,7 +100,7 @@ fn pipe_leaves_the_rest_of_both_ends_to_other_transfers() {
 fn aborted_transfer_frees_its_share_of_a_pipe() {
     let mut network = Network::new();
     let ends: Vec<End> = (0..4).map(|_| network.add_end(1000.0, 1000.0)).collect();
-    let pipe = Middle::of(Some(network.add_pipe(500.0)));
+    let pipe = Middle::new(Some(network.add_pipe(500.0)), None);
     let first = network.start(Time::ZERO, (ends[0], ends[1]), pipe, 1000, 1);
     network.start(Time::ZERO, (ends[2], ends[3]), pipe, 500, 2);
     let second = Time::from_nanos(1_000_000_000);
@@ -187,7 +187,7 @@ fn rates_of(sample: &Sample) -> Vec<(f64, f64)> {
     for ((from, to, pipe), is_aborted) in sample.transfers.iter().zip(&sample.aborts) {
         let (from, to) = (from % sample.ends.len(), to % sample.ends.len());
         let pipe = pipe % (pipes.len() + 1);
-        let middle = Middle::of(pipes.get(pipe).copied());
+        let middle = Middle::new(pipes.get(pipe).copied(), None);
         let ends = (from as End, to as End);
         let key = network.start(Time::ZERO, ends, middle, 1 << 40, 0);
         if *is_aborted {
@@ -215,4 +215,91 @@ proptest! {
             prop_assert!((rate / fair - 1.0).abs() < 0.1, "{} instead of {}", rate, fair);
         }
     }
+}
+
+/// A round trip of 100 ms, and a window of 10 kB that doubles.
+const COLD: Window = Window {
+    bytes: 1e4,
+    max_bytes: f64::INFINITY,
+    round_trip: Duration::from_millis(100),
+    growth: Growth {
+        share: 1.0,
+        bytes: 0.0,
+    },
+};
+
+/// A network with two fast ends and a connection between them.
+fn with_connection(window: Window) -> (Network, (End, End), Middle) {
+    let mut network = Network::new();
+    let ends = (network.add_end(1e9, 1e9), network.add_end(1e9, 1e9));
+    let connection = network.open_connection(window);
+    (network, ends, Middle::new(None, Some(connection)))
+}
+
+#[test]
+fn cold_connection_doubles_its_window_and_keeps_it() {
+    let (mut network, ends, middle) = with_connection(COLD);
+    network.start(Time::ZERO, ends, middle, 1_000_000, 1);
+    // 640 kB after six round trips; the rest at 640 kB per round trip.
+    assert_eq!(run(&mut network), vec![(1, 656)]);
+    // The first 640 kB at once, and the rest at that pace.
+    let second = Time::from_nanos(2_000_000_000);
+    network.start(second, ends, middle, 1_000_000, 2);
+    assert_eq!(run(&mut network), vec![(2, 2056)]);
+}
+
+#[test]
+fn what_fits_into_the_window_is_sent_at_once() {
+    let (mut network, ends, middle) = with_connection(COLD);
+    network.start(Time::ZERO, ends, middle, 10_000, 1);
+    assert_eq!(run(&mut network), vec![(1, 0)]);
+}
+
+#[test]
+fn window_grows_no_further_than_its_maximum_or_the_slowest_end() {
+    let limited = Window {
+        max_bytes: 2e4,
+        ..COLD
+    };
+    let (mut network, ends, middle) = with_connection(limited);
+    network.start(Time::ZERO, ends, middle, 220_000, 1);
+    // 20 kB in the first round trip, then as many in each.
+    assert_eq!(run(&mut network), vec![(1, 1100)]);
+
+    let mut network = Network::new();
+    let ends = (network.add_end(1e9, 1e9), network.add_end(1e9, 1e5));
+    let middle = Middle::new(None, Some(network.open_connection(COLD)));
+    network.start(Time::ZERO, ends, middle, 100_000, 1);
+    // The end carries 10 kB per round trip.
+    assert_eq!(run(&mut network), vec![(1, 1000)]);
+}
+
+#[test]
+fn transfers_of_one_connection_share_its_window() {
+    let constant = Window {
+        max_bytes: 1e4,
+        ..COLD
+    };
+    let (mut network, ends, middle) = with_connection(constant);
+    network.start(Time::ZERO, ends, middle, 110_000, 1);
+    network.start(Time::ZERO, ends, middle, 50_000, 2);
+    // 100 kB per second together; the second one began after the first window was sent for half.
+    let done = run(&mut network);
+    assert_eq!(done.iter().map(|(tag, _)| *tag).collect::<Vec<_>>(), [2, 1]);
+    assert!((1000..1050).contains(&done[0].1), "{done:?}");
+    assert!((1590..1610).contains(&done[1].1), "{done:?}");
+}
+
+#[test]
+fn side_of_a_closed_connection_is_used_again() {
+    let (mut network, ends, _) = with_connection(COLD);
+    let sides = network.sides.len();
+    for tag in 0..3 {
+        let connection = network.open_connection(COLD);
+        let middle = Middle::new(None, Some(connection));
+        let key = network.start(Time::ZERO, ends, middle, 1_000_000, tag);
+        network.abort(Time::ZERO, key);
+        network.close_connection(connection);
+    }
+    assert_eq!(network.sides.len(), sides + 1);
 }

@@ -39,6 +39,11 @@ pub struct Links {
     /// Capacity between two regions, in each direction, per second. All transfers between them
     /// share it. Not limited if not set.
     pub wan_rate: Option<BitRate>,
+    /// Whether connections between regions begin with a small congestion window, which grows with
+    /// each round trip.
+    pub slow_start: bool,
+    /// Whether a request to an origin waits for the handshakes of a connection, unless one is idle.
+    pub handshakes: bool,
     /// Pairs of regions whose links differ from those between all others.
     pub between: Vec<LinkBetween>,
 }
@@ -95,6 +100,8 @@ impl Links {
             wan_loss,
             region_rate,
             wan_rate,
+            slow_start: _,
+            handshakes: _,
             ref between,
         } = *self;
         require(
@@ -178,6 +185,8 @@ impl Default for Links {
             wan_loss: None,
             region_rate: None,
             wan_rate: None,
+            slow_start: false,
+            handshakes: false,
             between: Vec::new(),
         }
     }
