@@ -9,7 +9,7 @@ use flotilla_common::name::PeerId;
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
     self as machine, BlobSlot, LeaseEvent, PeerSlot, Progress, RequestId, SlotNames, TrackerCounts,
-    TrackerInput, TrackerMachine, TrackerOutput, ranked,
+    TrackerGroup, TrackerInput, TrackerMachine, TrackerOutput,
 };
 use flotilla_common::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, LeaseAnswer, LeaseAsk, LeaseRequest, MAX_CHANGES,
@@ -95,8 +95,7 @@ pub(crate) struct State {
     zones_limit: usize,
     waiting: HashMap<RequestId, WaitingRequest>,
     next_request: u64,
-    trackers: Vec<String>,
-    own_url: Option<String>,
+    group: TrackerGroup,
     /// The deadline that the timer task sleeps for.
     armed: Option<Time>,
 }
@@ -112,8 +111,7 @@ impl State {
             zones_limit: config.limits.zones as usize,
             waiting: HashMap::new(),
             next_request: 0,
-            trackers: config.trackers.clone(),
-            own_url: config.own_url.clone(),
+            group: TrackerGroup::new(config.trackers.clone(), config.own_url.clone()),
             armed: None,
         }
     }
@@ -162,14 +160,10 @@ impl State {
         now: Time,
         request: LeaseRequest,
     ) -> Result<PendingAnswer, RequestError> {
-        let LeaseRequest {
-            digest,
-            first_unreachable,
-            ..
-        } = request;
+        let digest = request.digest;
         let mut chunks = 0;
         let mut unreachable_count = 0;
-        let mut is_not_first = false;
+        let is_for_another = self.group.is_for_another(&request);
         if let LeaseAsk::Take {
             missing,
             unreachable,
@@ -178,14 +172,13 @@ impl State {
         {
             chunks = missing.len();
             unreachable_count = unreachable.len();
-            is_not_first = !first_unreachable && !self.is_first(&digest);
         }
         self.next_request += 1;
         let id = RequestId(self.next_request);
         let Some(input) = self.names.lease(id, request) else {
             return Ok(answered(LeaseAnswer::Unknown));
         };
-        if is_not_first {
+        if is_for_another {
             return Ok(answered(LeaseAnswer::NotFirst));
         }
         check_count("unreachable", unreachable_count, MAX_NAMED_PEERS)?;
@@ -243,14 +236,6 @@ impl State {
             requests_parked: self.waiting.len() as u64,
             counts: self.machine.counts(),
         }
-    }
-
-    /// Whether this tracker is the blob's first one, which grants its leases.
-    fn is_first(&self, digest: &Digest) -> bool {
-        let first = ranked(&self.trackers, digest)
-            .first()
-            .map(|first| &self.trackers[*first]);
-        first == self.own_url.as_ref()
     }
 
     /// Carries out the machine's outputs. Returns the answer to an announce, if it handled one.

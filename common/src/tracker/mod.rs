@@ -43,7 +43,7 @@ pub use messages::{
     RoleChange, SwarmRole, Take, TrackerCounts, TrackerInput, TrackerOutput,
 };
 pub use names::SlotNames;
-pub use rendezvous::ranked;
+pub use rendezvous::{TrackerGroup, ranked};
 pub use roster::Progress;
 pub use session::{
     CancelReason, ExchangeId, LeaseUpdate, PeerSnapshot, SessionInput, SessionOutput,

@@ -5,6 +5,34 @@
 //! its own blobs move. Peers and trackers must have the same list, in any order.
 
 use crate::digest::Digest;
+use crate::wire::tracker::{LeaseAsk, LeaseRequest};
+
+/// The trackers that share the blobs of a region, from the view of one of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrackerGroup {
+    urls: Vec<String>,
+    own: Option<String>,
+}
+
+impl TrackerGroup {
+    /// The trackers at `urls`, of which this one is `own`. Both are empty for one tracker alone.
+    pub const fn new(urls: Vec<String>, own: Option<String>) -> Self {
+        Self { urls, own }
+    }
+
+    /// Whether another tracker of the group must be asked: a lease is granted by the first one of
+    /// the blob, unless the peer cannot reach it.
+    pub fn is_for_another(&self, request: &LeaseRequest) -> bool {
+        matches!(request.ask, LeaseAsk::Take { .. })
+            && !request.first_unreachable
+            && !self.is_first(&request.digest)
+    }
+
+    fn is_first(&self, digest: &Digest) -> bool {
+        let ranked = ranked(&self.urls, digest);
+        ranked.first().map(|first| &self.urls[*first]) == self.own.as_ref()
+    }
+}
 
 /// The indices of `trackers` for a blob, best first.
 pub fn ranked<T: AsRef<str>>(trackers: &[T], digest: &Digest) -> Vec<usize> {
@@ -28,6 +56,34 @@ pub fn ranked<T: AsRef<str>>(trackers: &[T], digest: &Digest) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk_map::ChunkMap;
+
+    #[test]
+    fn only_the_first_tracker_of_a_blob_grants_its_leases() {
+        let urls: Vec<String> = ["http://t1", "http://t2"].map(str::to_owned).to_vec();
+        let digest = Digest::sha256(b"blob");
+        let take = LeaseAsk::Take {
+            number: 1,
+            missing: ChunkMap::full(4),
+            starving: false,
+            unreachable: Vec::new(),
+        };
+        let request = |first_unreachable, ask: &LeaseAsk| LeaseRequest {
+            peer: "vm-1".parse().expect("a label"),
+            digest,
+            first_unreachable,
+            ask: ask.clone(),
+        };
+        let group = |place: usize| {
+            let own = urls[ranked(&urls, &digest)[place]].clone();
+            TrackerGroup::new(urls.clone(), Some(own))
+        };
+        assert!(!group(0).is_for_another(&request(false, &take)));
+        assert!(group(1).is_for_another(&request(false, &take)));
+        assert!(!group(1).is_for_another(&request(true, &take)));
+        assert!(!group(1).is_for_another(&request(false, &LeaseAsk::Drop)));
+        assert!(!TrackerGroup::default().is_for_another(&request(false, &take)));
+    }
 
     #[test]
     fn blobs_are_spread_and_removed_tracker_moves_only_its_own() {
