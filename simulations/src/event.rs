@@ -63,15 +63,15 @@ pub(crate) enum Event {
         probe: ProbeId,
         is_good: bool,
     },
-    /// A message reaches the tracker.
+    /// A message reaches a tracker.
     ToTracker { message: Key },
-    /// The tracker's processor has handled a request.
-    TrackerServes { exchange: Key },
-    /// An answer of the tracker reaches a peer.
+    /// A tracker's processor has handled a request.
+    TrackerServes { tracker: u32, exchange: Key },
+    /// An answer of a tracker reaches a peer.
     FromTracker { answer: Key },
-    /// A deadline of the tracker's machine.
-    TrackerWake,
-    /// A deadline of a peer's session with the tracker.
+    /// A deadline of a tracker's machine.
+    TrackerWake { tracker: u32 },
+    /// A deadline of a peer's session with the trackers.
     SessionWake { peer: u32 },
     /// A failure of the scenario starts.
     FailureStarts { failure: usize },
@@ -106,12 +106,14 @@ impl Event {
             Self::BodyBroke { call } => (29, call.to_bits()),
             Self::ToTracker { message } => (15, message.to_bits()),
             Self::FromTracker { answer } => (16, answer.to_bits()),
-            Self::TrackerWake => (17, 0),
+            Self::TrackerWake { tracker } => (17, tracker.into()),
             Self::SessionWake { peer } => (18, peer.into()),
             Self::FailureStarts { failure } | Self::FailureEnds { failure } => (19, failure as u64),
             Self::Departs { peer, .. } => (20, peer.into()),
             Self::FailoverWake { peer } => (21, peer.into()),
-            Self::TrackerServes { exchange } => (23, exchange.to_bits()),
+            Self::TrackerServes { tracker, exchange } => {
+                (23, exchange.to_bits() ^ u64::from(tracker) << 40)
+            }
             Self::Probed { peer, source, .. } => (22, pair(peer, source.0)),
             Self::OpeningWake { peer } => (30, peer.into()),
             Self::BlobRequested { peer, blob } => (31, pair(peer, blob.0)),

@@ -1,5 +1,5 @@
-//! The failures of a scenario: peers that die, leave or freeze, and the tracker. Those of regions
-//! are in `region_failures.rs`.
+//! The failures of a scenario: peers that die, leave or freeze. Those of trackers are in
+//! `tracker_failures.rs`, those of regions in `region_failures.rs`.
 
 use core::time::Duration;
 
@@ -24,8 +24,10 @@ impl World<'_> {
             }
             FailureKind::LeavePeers => self.schedule_departures(number, self.living(), true),
             FailureKind::FreezePeers => self.freeze(number),
-            FailureKind::RestartTracker => self.restart_tracker(),
-            FailureKind::StopTracker => self.stop_tracker(),
+            FailureKind::StopTracker
+            | FailureKind::RestartTracker
+            | FailureKind::SlowTracker
+            | FailureKind::SilentTracker => self.fail_trackers(number),
             FailureKind::StopOrigin
             | FailureKind::HangOrigin
             | FailureKind::SlowOrigin
@@ -42,17 +44,17 @@ impl World<'_> {
 
     pub(crate) fn on_recovery(&mut self, number: usize) {
         match self.scenario.failures[number].kind {
-            FailureKind::StopTracker => self.restart_tracker(),
+            FailureKind::StopTracker
+            | FailureKind::RestartTracker
+            | FailureKind::SlowTracker
+            | FailureKind::SilentTracker => self.recover_trackers(number),
             FailureKind::StopOrigin
             | FailureKind::HangOrigin
             | FailureKind::SlowOrigin
             | FailureKind::LagOrigin
             | FailureKind::Partition => self.recover_regions(number),
             FailureKind::FreezePeers => self.thaw(),
-            FailureKind::KillPeers
-            | FailureKind::KillLeaseHolders
-            | FailureKind::LeavePeers
-            | FailureKind::RestartTracker => {}
+            FailureKind::KillPeers | FailureKind::KillLeaseHolders | FailureKind::LeavePeers => {}
         }
     }
 

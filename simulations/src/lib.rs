@@ -63,6 +63,7 @@ mod session;
 mod set;
 mod slab;
 mod tracker;
+mod tracker_failures;
 mod tracker_messages;
 mod world;
 

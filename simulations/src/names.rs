@@ -1,10 +1,12 @@
-//! The names of peers and layers in messages to the tracker.
+//! The names of peers, layers and trackers in messages between peers and trackers.
 
 use core::fmt::Debug;
 use core::net::{Ipv4Addr, SocketAddr};
 use core::str::FromStr;
 
 use flotilla_common::digest::Digest;
+use flotilla_common::name::RegionName;
+use flotilla_common::tracker::TrackerUrl;
 use flotilla_common::wire::tracker::PeerInfo;
 
 use crate::peer::Location;
@@ -22,9 +24,21 @@ pub(crate) fn peer_info(peer: u32, location: Location) -> PeerInfo {
     PeerInfo {
         id: label(format!("peer-{peer}")),
         addr: SocketAddr::from((Ipv4Addr::from_bits(peer), 0)),
-        region: label(format!("region-{}", location.region)),
+        region: region_name(location.region),
         zone: label(format!("zone-{}", location.zone)),
     }
+}
+
+/// A tracker's name and region. Messages are simulated, so nothing looks at its address.
+pub(crate) fn tracker_url(number: u32, region: Option<u32>) -> TrackerUrl {
+    TrackerUrl {
+        region: region.map(region_name),
+        url: format!("http://tracker-{number}"),
+    }
+}
+
+fn region_name(region: u32) -> RegionName {
+    label(format!("region-{region}"))
 }
 
 /// The number of the peer with this address.

@@ -39,7 +39,7 @@ pub(crate) struct SimulatedPeer {
     /// While it is frozen, the inputs that it has not handled.
     pub(crate) frozen: Option<Backlog>,
     pub(crate) links: LinkTable,
-    /// Its session with the tracker, once it has started and if there is a tracker.
+    /// Its session with the trackers, once it has started and if there are any.
     pub(crate) session: Option<PeerSession>,
     /// Its opening of the image, until the runtime has the manifest and the proofs are decided.
     pub(crate) opening: Option<Box<ImageOpening>>,
@@ -64,14 +64,16 @@ pub(crate) struct SimulatedPeer {
     pub(crate) wake_at: Time,
 }
 
-/// A peer's session with the tracker.
+/// A peer's session with the trackers.
 #[derive(Debug)]
 pub(crate) struct PeerSession {
     pub(crate) machine: TrackerSession,
     /// The time of its next `SessionWake`.
     pub(crate) wake_at: Time,
-    /// Its exchanges that have reached the tracker and are not answered.
-    pub(crate) exchanges: Vec<(ExchangeId, Key)>,
+    /// The number of each tracker that the machine knows.
+    pub(crate) trackers: Vec<u32>,
+    /// Its exchanges that have reached a tracker and are not answered, with the tracker's number.
+    pub(crate) exchanges: Vec<(ExchangeId, u32, Key)>,
 }
 
 /// Inputs of a frozen peer, in order.

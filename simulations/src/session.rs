@@ -1,34 +1,35 @@
-//! Each peer's session with the tracker: the shipped machine, over simulated messages.
+//! Each peer's session with the trackers: the shipped machine, over simulated messages.
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
 use flotilla_common::swarm::{BlobSlot, Input, PeerFacts};
 use flotilla_common::time::Time;
-use flotilla_common::tracker::{
-    PeerSnapshot, SessionInput, SessionOutput, TrackerSession, TrackerUrl,
-};
+use flotilla_common::tracker::{PeerSnapshot, SessionInput, SessionOutput, TrackerSession};
 use flotilla_common::wire::tracker::{BlobState, Change, Handout, HeldLease};
 use rand::RngExt as _;
 
 use crate::event::Event;
-use crate::names::peer_number;
+use crate::names::{peer_number, tracker_url};
 use crate::peer::PeerSession;
 use crate::world::World;
 
-/// The one tracker. Messages are simulated, so nothing looks at its address.
-const TRACKER_URL: &str = "http://tracker";
-
 impl World<'_> {
-    /// Starts a peer's session, if there is a tracker.
+    /// Starts a peer's session, if there are trackers.
     pub(crate) fn begin_session(&mut self, peer: u32) {
         if self.scenario.tracker.enabled {
             let info = self.infos[peer as usize].clone();
-            let tracker = TrackerUrl::in_own_region(TRACKER_URL.to_owned());
-            let machine = TrackerSession::new(self.now, info, vec![tracker]);
-            let wake_at = Time::MAX;
+            let regions = self.scenario.peers.regions.get();
+            let region = self.locations[peer as usize].region;
+            let trackers: Vec<u32> = self.scenario.tracker.known_in(region, regions).collect();
+            let known = trackers.iter().map(|number| {
+                let region = self.trackers[*number as usize].region;
+                tracker_url(*number, region)
+            });
+            let machine = TrackerSession::new(self.now, info, known.collect());
             self.peers[peer as usize].session = Some(PeerSession {
                 machine,
-                wake_at,
+                wake_at: Time::MAX,
+                trackers,
                 exchanges: Vec::new(),
             });
             self.drain_session(peer);
@@ -117,8 +118,16 @@ impl World<'_> {
                 self.feed_session(peer, SessionInput::Snapshot { tracker, snapshot });
             }
             SessionOutput::Post {
-                exchange, request, ..
-            } => self.send_to_tracker(peer, exchange, request),
+                exchange,
+                tracker,
+                request,
+            } => {
+                let session = self.peers[peer as usize].session.as_ref();
+                let number = session.and_then(|it| it.trackers.get(tracker).copied());
+                if let Some(number) = number {
+                    self.send_to_tracker(peer, number, exchange, request);
+                }
+            }
             SessionOutput::Cancel { exchange, .. } => self.cancel_exchange(peer, exchange),
             SessionOutput::Handouts(handouts) => {
                 for handout in handouts {

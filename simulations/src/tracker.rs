@@ -14,18 +14,22 @@ use std::collections::VecDeque;
 
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
-    ExchangeId, SessionInput, SlotNames, TrackerConfig, TrackerMachine, TrackerRequest,
+    ExchangeId, SessionInput, SlotNames, TrackerConfig, TrackerGroup, TrackerMachine,
+    TrackerRequest,
 };
 
+use crate::names::tracker_url;
 use crate::rng::mix;
 use crate::scenario::{Scenario, micros};
-use crate::service::Server;
+use crate::service::{Latency, Server};
 use crate::slab::{Key, Slab};
 
-/// A request on its way to the tracker.
+/// A request on its way to a tracker.
 #[derive(Debug)]
 pub(crate) struct TrackerMessage {
     pub(crate) peer: u32,
+    /// The number of the tracker.
+    pub(crate) tracker: u32,
     pub(crate) exchange: ExchangeId,
     pub(crate) request: TrackerRequest,
 }
@@ -45,17 +49,29 @@ pub(crate) struct TrackerExchange {
 #[derive(Debug)]
 pub(crate) struct TrackerAnswer {
     pub(crate) peer: u32,
+    /// The number of the tracker.
+    pub(crate) tracker: u32,
     pub(crate) input: SessionInput,
 }
 
 /// A tracker, and the messages to and from it.
 #[derive(Debug)]
 pub(crate) struct SimulatedTracker {
+    /// Its region; `None` if all regions share it.
+    pub(crate) region: Option<u32>,
     pub(crate) machine: TrackerMachine,
     pub(crate) names: SlotNames,
+    /// The trackers that it shares the blobs with.
+    pub(crate) group: TrackerGroup,
     config: TrackerConfig,
     rng_seed: u64,
     pub(crate) is_up: bool,
+    /// Whether it hangs: it accepts requests, and answers none.
+    pub(crate) is_silent: bool,
+    /// While it hangs, the exchanges that it would have served, in order.
+    pub(crate) held: Vec<Key>,
+    /// The times to the first byte while it is slow.
+    pub(crate) slow: Option<Latency>,
     restarts: u64,
     /// The time of its next `TrackerWake`.
     pub(crate) wake_at: Time,
@@ -70,19 +86,37 @@ pub(crate) struct SimulatedTracker {
     pub(crate) exchanges: Slab<TrackerExchange>,
 }
 
+/// The trackers of a scenario, those of the first region first.
+pub(crate) fn simulated_trackers(scenario: &Scenario, rng_seed: u64) -> Vec<SimulatedTracker> {
+    let total = scenario.tracker.total(scenario.peers.regions.get());
+    (0..total)
+        .map(|number| SimulatedTracker::new(scenario, number, rng_seed))
+        .collect()
+}
+
 impl SimulatedTracker {
-    pub(crate) fn new(scenario: &Scenario, rng_seed: u64) -> Self {
+    fn new(scenario: &Scenario, number: u32, rng_seed: u64) -> Self {
         let settings = &scenario.tracker;
+        let rng_seed = rng_seed ^ u64::from(number) << 40;
+        let count = settings.count.get();
+        let first = number / count * count;
+        let url = |number| tracker_url(number, None).url;
+        let urls = (first..first + count).map(url).collect();
         let mut config = TrackerConfig::default();
         if let Some(open_leases) = settings.open_leases {
             config.lease.open_limit = open_leases;
         }
         Self {
+            region: settings.region(number),
             machine: TrackerMachine::new(config.clone(), mix(rng_seed)),
             names: SlotNames::default(),
+            group: TrackerGroup::new(urls, Some(url(number))),
             config,
             rng_seed,
             is_up: settings.enabled,
+            is_silent: false,
+            held: Vec::new(),
+            slow: None,
             restarts: 0,
             wake_at: Time::MAX,
             server: Server::default(),
@@ -147,6 +181,7 @@ impl SimulatedTracker {
         self.machine = TrackerMachine::new(self.config.clone(), rng_seed);
         self.names = SlotNames::default();
         self.is_up = true;
+        self.is_silent = false;
         self.wake_at = Time::MAX;
         self.forget_exchanges()
     }
@@ -154,6 +189,7 @@ impl SimulatedTracker {
     fn forget_exchanges(&mut self) -> Vec<TrackerExchange> {
         self.connections = 0;
         self.backlog.clear();
+        self.held.clear();
         self.server = Server::default();
         let keys: Vec<Key> = self.exchanges.iter().map(|(key, _)| key).collect();
         keys.into_iter()
@@ -173,7 +209,7 @@ mod tests {
             "name = 'one'\n[image]\nlayers = ['1MiB']\n[peers]\ncount = 1\nup = '1Mbit'\ndown = '1Mbit'\n\
              [origin]\nup = '1Mbit'\n[tracker]\nlease_us = 10\nconnections = {connections}"
         );
-        SimulatedTracker::new(&Scenario::parse(&scenario).unwrap(), 1)
+        SimulatedTracker::new(&Scenario::parse(&scenario).unwrap(), 0, 1)
     }
 
     fn exchange(tracker: &mut SimulatedTracker, number: u64) -> Key {

@@ -1,4 +1,6 @@
-//! Messages between peers and the tracker.
+//! Messages between peers and trackers.
+
+use core::time::Duration;
 
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
@@ -12,68 +14,79 @@ use crate::tracker::{TrackerAnswer, TrackerExchange, TrackerMessage};
 use crate::world::World;
 
 impl World<'_> {
-    /// Restarts the tracker, which breaks the connections of waiting peers.
-    pub(crate) fn restart_tracker(&mut self) {
-        for broken in self.tracker.restart() {
-            let exchange = broken.exchange;
-            self.forget_exchange(broken.peer, exchange);
-            self.answer(broken.peer, SessionInput::Failed { exchange });
-        }
-    }
-
-    /// Stops the tracker: messages to it are lost, and waiting peers get no answer.
-    pub(crate) fn stop_tracker(&mut self) {
-        for lost in self.tracker.stop() {
-            self.forget_exchange(lost.peer, lost.exchange);
-        }
-    }
-
-    fn forget_exchange(&mut self, peer: u32, exchange: ExchangeId) {
+    pub(crate) fn forget_exchange(&mut self, peer: u32, exchange: ExchangeId) {
         if let Some(session) = &mut self.peers[peer as usize].session {
-            session.exchanges.retain(|(open, _)| *open != exchange);
+            session.exchanges.retain(|(open, ..)| *open != exchange);
         }
     }
 
     pub(crate) fn send_to_tracker(
         &mut self,
         peer: u32,
+        tracker: u32,
         exchange: ExchangeId,
         request: TrackerRequest,
     ) {
         let message = self.tracker_messages.insert(TrackerMessage {
             peer,
+            tracker,
             exchange,
             request,
         });
-        let delay = self.http_delay(peer, self.locations[peer as usize].region);
+        let region = self.tracker_region(tracker, peer);
+        let delay = self.http_delay(peer, region);
         self.queue
             .push_after(self.now, delay, Event::ToTracker { message });
+    }
+
+    /// The region of a tracker, as seen from a peer: a tracker that all regions share is in that
+    /// of the peer.
+    fn tracker_region(&self, tracker: u32, peer: u32) -> u32 {
+        let own = self.locations[peer as usize].region;
+        self.trackers[tracker as usize].region.unwrap_or(own)
+    }
+
+    /// Whether messages between a peer and a tracker are lost.
+    fn is_tracker_cut(&self, tracker: u32, peer: u32) -> bool {
+        let region = self.tracker_region(tracker, peer);
+        self.is_cut(region, self.locations[peer as usize].region)
     }
 
     pub(crate) fn on_tracker_message(&mut self, message: Key) {
         let Some(message) = self.tracker_messages.remove(message) else {
             return;
         };
-        if !self.tracker.is_up {
+        let number = message.tracker;
+        if self.is_tracker_cut(number, message.peer) {
             return;
         }
-        let exchange = self.tracker.exchanges.insert(TrackerExchange {
+        let tracker = &mut self.trackers[number as usize];
+        if !tracker.is_up {
+            return;
+        }
+        let exchange = tracker.exchanges.insert(TrackerExchange {
             peer: message.peer,
             exchange: message.exchange,
             request: Some(message.request),
             is_connected: false,
         });
         if let Some(session) = &mut self.peers[message.peer as usize].session {
-            session.exchanges.push((message.exchange, exchange));
+            session.exchanges.push((message.exchange, number, exchange));
         }
-        if let Some(at) = self.tracker.connect(self.now, exchange) {
-            self.queue.push(at, Event::TrackerServes { exchange });
+        if let Some(at) = tracker.connect(self.now, exchange) {
+            let tracker = number;
+            self.queue
+                .push(at, Event::TrackerServes { tracker, exchange });
         }
     }
 
-    /// The tracker's processor has handled a request.
-    pub(crate) fn on_tracker_serves(&mut self, key: Key) {
-        let tracker = &mut self.tracker;
+    /// A tracker's processor has handled a request.
+    pub(crate) fn on_tracker_serves(&mut self, number: u32, key: Key) {
+        let tracker = &mut self.trackers[number as usize];
+        if tracker.is_silent {
+            tracker.held.push(key);
+            return;
+        }
         let served = tracker.exchanges.get_mut(key);
         let Some((exchange, request)) =
             served.and_then(|it| Some((it.exchange, it.request.take()?)))
@@ -85,21 +98,34 @@ impl World<'_> {
             TrackerRequest::Announce(announce) => {
                 TrackerInput::Announce(tracker.names.announce(id, announce))
             }
-            TrackerRequest::Lease(lease) => match tracker.names.lease(id, lease) {
-                Some(input) => input,
-                None => {
-                    let answer = LeaseAnswer::Unknown;
-                    let input = SessionInput::LeaseAnswered { exchange, answer };
-                    return self.answer_exchange(key, input);
-                }
-            },
+            TrackerRequest::Lease(lease) => {
+                let is_for_another = tracker.group.is_for_another(&lease);
+                let answer = match tracker.names.lease(id, lease) {
+                    None => LeaseAnswer::Unknown,
+                    Some(_) if is_for_another => LeaseAnswer::NotFirst,
+                    Some(input) => return self.on_lease_message(number, key, input),
+                };
+                let input = SessionInput::LeaseAnswered { exchange, answer };
+                return self.answer_exchange(number, key, input);
+            }
         };
-        if matches!(input, TrackerInput::Drop { .. }) {
+        tracker.machine.handle(self.now, input);
+        self.drain_tracker(number);
+    }
+
+    fn on_lease_message(&mut self, number: u32, key: Key, input: TrackerInput) {
+        let exchange = self.trackers[number as usize].exchanges.get(key);
+        if let Some(exchange) = exchange.map(|it| it.exchange)
+            && matches!(input, TrackerInput::Drop { .. })
+        {
+            // The machine does not answer this one.
             let answer = LeaseAnswer::Noted;
-            self.answer_exchange(key, SessionInput::LeaseAnswered { exchange, answer });
+            let input = SessionInput::LeaseAnswered { exchange, answer };
+            self.answer_exchange(number, key, input);
         }
-        self.tracker.machine.handle(self.now, input);
-        self.drain_tracker();
+        let tracker = &mut self.trackers[number as usize];
+        tracker.machine.handle(self.now, input);
+        self.drain_tracker(number);
     }
 
     /// A peer gives an exchange up and closes its connection.
@@ -108,36 +134,40 @@ impl World<'_> {
             && let Some(at) = session
                 .exchanges
                 .iter()
-                .position(|(open, _)| *open == exchange)
+                .position(|(open, ..)| *open == exchange)
         {
-            let (_, key) = session.exchanges[at];
-            self.end_exchange(key);
+            let (_, tracker, key) = session.exchanges[at];
+            self.end_exchange(tracker, key);
         }
     }
 
-    pub(crate) fn on_tracker_wake(&mut self) {
-        if self.tracker.is_up && self.tracker.wake_at == self.now {
-            self.tracker.wake_at = Time::MAX;
-            self.tracker.machine.handle_timeout(self.now);
-            self.drain_tracker();
+    pub(crate) fn on_tracker_wake(&mut self, number: u32) {
+        let tracker = &mut self.trackers[number as usize];
+        if tracker.is_up && tracker.wake_at == self.now {
+            tracker.wake_at = Time::MAX;
+            if tracker.is_silent {
+                return;
+            }
+            tracker.machine.handle_timeout(self.now);
+            self.drain_tracker(number);
         }
     }
 
-    fn drain_tracker(&mut self) {
-        while let Some(output) = self.tracker.machine.poll_output() {
-            let tracker = &mut self.tracker;
+    pub(crate) fn drain_tracker(&mut self, number: u32) {
+        while let Some(output) = self.trackers[number as usize].machine.poll_output() {
+            let tracker = &mut self.trackers[number as usize];
             match output {
                 TrackerOutput::Announced { request, answer } => {
                     let epoch = tracker.machine.epoch();
                     let answer = tracker.names.announce_answer(epoch, answer);
-                    self.answer_request(request, |exchange| match answer {
+                    self.answer_request(number, request, |exchange| match answer {
                         Some(answer) => SessionInput::AnnounceAnswered { exchange, answer },
                         None => SessionInput::Failed { exchange },
                     });
                 }
                 TrackerOutput::Lease { request, answer } => {
                     let answer = tracker.names.lease_answer(answer);
-                    self.answer_request(request, |exchange| match answer {
+                    self.answer_request(number, request, |exchange| match answer {
                         Some(answer) => SessionInput::LeaseAnswered { exchange, answer },
                         None => SessionInput::Failed { exchange },
                     });
@@ -146,52 +176,71 @@ impl World<'_> {
                 TrackerOutput::BlobForgotten(blob) => tracker.names.release_blob(blob),
             }
         }
-        if let Some(at) = self.tracker.machine.poll_timeout()
-            && at < self.tracker.wake_at
+        let tracker = &mut self.trackers[number as usize];
+        if let Some(at) = tracker.machine.poll_timeout()
+            && at < tracker.wake_at
         {
             let at = at.max(self.now);
-            self.tracker.wake_at = at;
-            self.queue.push(at, Event::TrackerWake);
+            tracker.wake_at = at;
+            let tracker = number;
+            self.queue.push(at, Event::TrackerWake { tracker });
         }
     }
 
     fn answer_request(
         &mut self,
+        tracker: u32,
         request: RequestId,
         input: impl FnOnce(ExchangeId) -> SessionInput,
     ) {
         let key = Key::from_bits(request.0);
-        if let Some(exchange) = self.tracker.exchanges.get(key) {
+        if let Some(exchange) = self.trackers[tracker as usize].exchanges.get(key) {
             let input = input(exchange.exchange);
-            self.answer_exchange(key, input);
+            self.answer_exchange(tracker, key, input);
         }
     }
 
-    fn answer_exchange(&mut self, key: Key, input: SessionInput) {
-        if let Some(ended) = self.end_exchange(key) {
-            self.answer(ended.peer, input);
+    fn answer_exchange(&mut self, tracker: u32, key: Key, input: SessionInput) {
+        if let Some(ended) = self.end_exchange(tracker, key) {
+            self.answer(tracker, ended.peer, input);
         }
     }
 
     /// Ends an exchange; the next one gets its connection.
-    fn end_exchange(&mut self, key: Key) -> Option<TrackerExchange> {
-        let (ended, next) = self.tracker.end(self.now, key)?;
+    fn end_exchange(&mut self, tracker: u32, key: Key) -> Option<TrackerExchange> {
+        let (ended, next) = self.trackers[tracker as usize].end(self.now, key)?;
         if let Some((exchange, at)) = next {
-            self.queue.push(at, Event::TrackerServes { exchange });
+            self.queue
+                .push(at, Event::TrackerServes { tracker, exchange });
         }
         self.forget_exchange(ended.peer, ended.exchange);
         Some(ended)
     }
 
-    fn answer(&mut self, peer: u32, input: SessionInput) {
-        let answer = self.tracker_answers.insert(TrackerAnswer { peer, input });
-        let delay = self.http_delay(peer, self.locations[peer as usize].region);
+    pub(crate) fn answer(&mut self, tracker: u32, peer: u32, input: SessionInput) {
+        let slow = self.trackers[tracker as usize].slow;
+        let late = slow.map_or(Duration::ZERO, |slow| slow.draw(&mut self.latency_rng));
+        let answer = self.tracker_answers.insert(TrackerAnswer {
+            peer,
+            tracker,
+            input,
+        });
+        let region = self.tracker_region(tracker, peer);
+        let delay = late + self.http_delay(peer, region);
         self.queue
             .push_after(self.now, delay, Event::FromTracker { answer });
     }
 
     pub(crate) fn on_tracker_answer(&mut self, answer: Key) {
-        if let Some(TrackerAnswer { peer, input }) = self.tracker_answers.remove(answer) {
+        let Some(TrackerAnswer {
+            peer,
+            tracker,
+            input,
+        }) = self.tracker_answers.remove(answer)
+        else {
+            return;
+        };
+        if !self.is_tracker_cut(tracker, peer) {
             self.feed_session(peer, input);
         }
     }

@@ -32,7 +32,7 @@ use crate::region_links::{RegionLinks, WideConnections};
 use crate::rng::mix;
 use crate::scenario::{Scenario, seconds};
 use crate::slab::Slab;
-use crate::tracker::{SimulatedTracker, TrackerAnswer, TrackerMessage};
+use crate::tracker::{SimulatedTracker, TrackerAnswer, TrackerMessage, simulated_trackers};
 
 /// The state of a run.
 pub(crate) struct World<'a> {
@@ -59,13 +59,13 @@ pub(crate) struct World<'a> {
     pub(crate) chunk_map_messages: Slab<ChunkMapMessage>,
     /// Number of connections that have ended so far.
     pub(crate) closed_connections: u64,
-    pub(crate) tracker: SimulatedTracker,
+    pub(crate) trackers: Vec<SimulatedTracker>,
     pub(crate) tracker_messages: Slab<TrackerMessage>,
     pub(crate) tracker_answers: Slab<TrackerAnswer>,
     /// The origin of each region.
     pub(crate) origins: Vec<SimulatedOrigin>,
     pub(crate) calls: Slab<OriginCall>,
-    /// Draws the origins' times to the first byte.
+    /// Draws the times to the first byte of origins and slow trackers.
     pub(crate) latency_rng: Pcg64Mcg,
     /// Whether each region is cut off from all others.
     pub(crate) is_cut_off: Vec<bool>,
@@ -110,7 +110,7 @@ impl<'a> World<'a> {
             broadcasts: Slab::new(),
             chunk_map_messages: Slab::new(),
             closed_connections: 0,
-            tracker: SimulatedTracker::new(scenario, rng_seed),
+            trackers: simulated_trackers(scenario, rng_seed),
             tracker_messages: Slab::new(),
             tracker_answers: Slab::new(),
             origins: (0..regions)
@@ -275,9 +275,9 @@ impl<'a> World<'a> {
                 is_good,
             } => self.on_probed(peer, source, probe, is_good),
             Event::ToTracker { message } => self.on_tracker_message(message),
-            Event::TrackerServes { exchange } => self.on_tracker_serves(exchange),
+            Event::TrackerServes { tracker, exchange } => self.on_tracker_serves(tracker, exchange),
             Event::FromTracker { answer } => self.on_tracker_answer(answer),
-            Event::TrackerWake => self.on_tracker_wake(),
+            Event::TrackerWake { tracker } => self.on_tracker_wake(tracker),
             Event::SessionWake { peer } => self.on_session_wake(peer),
             Event::FailureStarts { failure } => self.on_failure(failure),
             Event::FailureEnds { failure } => self.on_recovery(failure),

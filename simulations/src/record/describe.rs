@@ -43,11 +43,11 @@ impl World<'_> {
             }
             Event::ToTracker { message } => {
                 let message = self.tracker_messages.get(*message);
-                format!("message reaches the tracker: {}", text(message))
+                format!("message reaches a tracker: {}", text(message))
             }
             Event::FromTracker { answer } => {
                 let answer = self.tracker_answers.get(*answer);
-                format!("answer of the tracker arrives: {}", text(answer))
+                format!("answer of a tracker arrives: {}", text(answer))
             }
             Event::FailureStarts { failure } => {
                 format!(

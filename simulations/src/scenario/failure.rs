@@ -13,17 +13,20 @@ pub struct Failure {
     pub at_s: f64,
     /// Its kind.
     pub kind: FailureKind,
-    /// The region that it is about (origins and partitions only), from 0. All regions if not set.
+    /// The region that it is about (origins, trackers and partitions only), from 0. All regions if
+    /// not set.
     pub region: Option<u32>,
-    /// The share of the possible peers that fail, or of the image's layers that a region lacks.
+    /// The share of the possible peers that fail, of a region's trackers, or of the image's layers
+    /// that a region lacks.
     #[serde(default = "all")]
     pub share: f64,
     /// Seconds after which the failure ends; never if not set. Peers that departed and trackers
     /// that restarted do not come back.
     pub for_s: Option<f64>,
-    /// While an origin is slow: median time to the first byte, in milliseconds.
+    /// While an origin or tracker is slow: median time to the first byte, in milliseconds. A
+    /// tracker's own service time and queue come first.
     pub p50_ms: Option<f64>,
-    /// While an origin is slow: 99th percentile of the same; as the median if not set.
+    /// While an origin or tracker is slow: 99th percentile of the same; as the median if not set.
     pub p99_ms: Option<f64>,
     /// The peers fail at random times within so many seconds.
     #[serde(default)]
@@ -43,10 +46,15 @@ pub enum FailureKind {
     FreezePeers,
     /// Peers tell the tracker that they leave, and close their connections.
     LeavePeers,
-    /// The tracker stops answering; messages to it are lost.
+    /// Trackers stop answering; messages to them are lost.
     StopTracker,
-    /// The tracker restarts with an empty memory.
+    /// Trackers restart with an empty memory.
     RestartTracker,
+    /// Trackers answer with the times `p50_ms` and `p99_ms`.
+    SlowTracker,
+    /// Trackers hang: they accept requests, and answer none. With `for_s` they continue after that
+    /// time.
+    SilentTracker,
     /// A region's origin stops: connections are refused, and open ones break.
     StopOrigin,
     /// A region's origin hangs: it accepts requests, and no byte leaves it.
@@ -57,6 +65,16 @@ pub enum FailureKind {
     LagOrigin,
     /// A region is cut off from all others: no message and no byte crosses its border.
     Partition,
+}
+
+impl FailureKind {
+    /// Whether trackers fail.
+    pub(super) fn is_of_tracker(self) -> bool {
+        matches!(
+            self,
+            Self::StopTracker | Self::RestartTracker | Self::SlowTracker | Self::SilentTracker
+        )
+    }
 }
 
 impl Failure {
@@ -74,18 +92,21 @@ impl Failure {
             "failures.region",
             "write the number of a region, from 0 to one below peers.regions",
         )?;
-        let is_slow = self.kind == FailureKind::SlowOrigin;
+        let is_slow = matches!(
+            self.kind,
+            FailureKind::SlowOrigin | FailureKind::SlowTracker
+        );
         let p50_ms = self.p50_ms.unwrap_or(0.0);
         require(
             self.p50_ms.is_some() == is_slow && (!is_slow || is_time(p50_ms) && p50_ms > 0.0),
             "failures.p50_ms",
-            "write milliseconds above 0 for the kind slow-origin, and for no other kind",
+            "write milliseconds above 0 for the kinds slow-origin and slow-tracker, and for no other kind",
         )?;
         require(
             self.p99_ms
                 .is_none_or(|p99_ms| is_slow && is_time(p99_ms) && p99_ms >= p50_ms),
             "failures.p99_ms",
-            "write milliseconds, at least as many as p50_ms, for the kind slow-origin only",
+            "write milliseconds, at least as many as p50_ms, for the kinds slow-origin and slow-tracker only",
         )
     }
 

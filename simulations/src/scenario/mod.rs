@@ -101,7 +101,16 @@ impl Scenario {
         self.links.check(regions, self.peers.zones.get())?;
         self.tracker.check()?;
         let mut failures = self.failures.iter();
-        failures.try_for_each(|failure| failure.check(regions))
+        failures.try_for_each(|failure| {
+            failure.check(regions)?;
+            require(
+                failure.region.is_none()
+                    || !failure.kind.is_of_tracker()
+                    || self.tracker.per_region,
+                "failures.region",
+                "leave it out for trackers that all regions share, or set tracker.per_region",
+            )
+        })
     }
 }
 

@@ -1,16 +1,29 @@
-//! `[tracker]`: the tracker.
+//! `[tracker]`: the trackers.
+
+use core::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
 use super::ScenarioError;
 use super::check::{is_time, require};
 
-/// The tracker.
+/// Maximum number of trackers in one group.
+const MAX_TRACKERS: u32 = 16;
+
+/// The trackers. They are equal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tracker {
     /// Whether there is a tracker. Without one, each peer knows `known_peers` others.
     pub enabled: bool,
+    /// Whether each region has trackers of its own. Otherwise all peers share the trackers, and
+    /// each of them is as near to every peer as if it were in the peer's region.
+    pub per_region: bool,
+    /// Number of trackers, in each region if `per_region` is set. They share the blobs.
+    pub count: NonZeroU32,
+    /// Whether peers also know the trackers of the other regions, which they use while those of
+    /// the own one are lost.
+    pub fallback_to_other_regions: bool,
     /// Open leases per blob and region; the tracker's own default if not set.
     pub open_leases: Option<usize>,
     /// Number of peers that each peer knows from earlier, if there is no tracker.
@@ -42,7 +55,40 @@ impl Tracker {
             self.connections > 0,
             "tracker.connections",
             "write a number of 1 or more",
+        )?;
+        require(
+            self.count.get() <= MAX_TRACKERS,
+            "tracker.count",
+            "write a number from 1 to 16",
+        )?;
+        require(
+            self.per_region || !self.fallback_to_other_regions,
+            "tracker.fallback_to_other_regions",
+            "set per_region, too; without it all regions share the trackers",
         )
+    }
+
+    /// The number of trackers in `regions` regions.
+    pub(crate) fn total(&self, regions: u32) -> u32 {
+        self.count.get() * if self.per_region { regions } else { 1 }
+    }
+
+    /// The region of a tracker; `None` if all regions share it.
+    pub(crate) fn region(&self, number: u32) -> Option<u32> {
+        self.per_region.then(|| number / self.count)
+    }
+
+    /// The numbers of the trackers that peers of a region know, its own ones first.
+    pub(crate) fn known_in(&self, region: u32, regions: u32) -> impl Iterator<Item = u32> + use<> {
+        let count = self.count.get();
+        let first = if self.per_region { region * count } else { 0 };
+        let known = if self.fallback_to_other_regions {
+            count * regions
+        } else {
+            count
+        };
+        let total = self.total(regions);
+        (first..first + known).map(move |number| number % total)
     }
 }
 
@@ -50,6 +96,9 @@ impl Default for Tracker {
     fn default() -> Self {
         Self {
             enabled: true,
+            per_region: false,
+            count: NonZeroU32::MIN,
+            fallback_to_other_regions: false,
             open_leases: None,
             known_peers: 16,
             announce_us: 150.0,
