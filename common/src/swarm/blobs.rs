@@ -11,21 +11,21 @@ use super::per_blob::PerBlob;
 /// A blob is in the list of wanted blobs exactly while [`BlobExchange::is_wanted`].
 #[derive(Debug, Default)]
 pub(super) struct Blobs {
-    exchanges: PerBlob<Box<BlobExchange>>,
+    exchanges: PerBlob<BlobExchange>,
     wanted: Vec<BlobSlot>,
 }
 
 impl Blobs {
     pub(super) fn get(&self, slot: BlobSlot) -> Option<&BlobExchange> {
-        self.exchanges.get(slot).map(|blob| &**blob)
+        self.exchanges.get(slot)
     }
 
     pub(super) fn get_mut(&mut self, slot: BlobSlot) -> Option<&mut BlobExchange> {
-        self.exchanges.get_mut(slot).map(|blob| &mut **blob)
+        self.exchanges.get_mut(slot)
     }
 
     pub(super) fn add(&mut self, slot: BlobSlot, blob: BlobExchange) {
-        self.exchanges.insert(slot, Box::new(blob));
+        self.exchanges.insert(slot, blob);
     }
 
     /// Removes a blob that is not wanted.

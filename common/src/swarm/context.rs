@@ -1,11 +1,10 @@
 //! The environment of the sub-machines: everything that all of them use.
 
-use std::collections::VecDeque;
-
 use super::blobs::Blobs;
 use super::config::SwarmConfig;
 use super::counters::TransferCounters;
 use super::io::Output;
+use super::outbox::Outbox;
 use super::rng::Rng;
 use super::timers::Timers;
 use crate::time::Time;
@@ -15,9 +14,10 @@ use crate::time::Time;
 pub(super) struct Context {
     /// The time of the input.
     pub(super) now: Time,
-    pub(super) config: SwarmConfig,
+    /// Apart, so that what changes is in few cache lines.
+    pub(super) config: Box<SwarmConfig>,
     pub(super) rng: Rng,
-    pub(super) outputs: VecDeque<Output>,
+    pub(super) outputs: Outbox,
     pub(super) timers: Timers,
     pub(super) counters: TransferCounters,
     pub(super) due: DueWork,
@@ -35,7 +35,7 @@ impl Context {
         Self {
             now: Time::ZERO,
             rng: Rng::new(rng_seed),
-            outputs: VecDeque::new(),
+            outputs: Outbox::default(),
             timers: Timers::new(),
             counters: TransferCounters::default(),
             due: DueWork::default(),
@@ -43,12 +43,12 @@ impl Context {
             slots: config.slots.max(1),
             has_tracker: true,
             has_origin: true,
-            config,
+            config: Box::new(config),
         }
     }
 
     pub(super) fn output(&mut self, output: Output) {
-        self.outputs.push_back(output);
+        self.outputs.push(output);
     }
 }
 

@@ -146,6 +146,7 @@ impl Downloads {
         if ctx.blobs.wanted().is_empty() {
             return;
         }
+        self.transfers.recount(ctx.now);
         while self.has_free_slot(ctx) && self.transfers.len() < 2 * ctx.slots as usize + 2 {
             let view = PickerView {
                 neighbours,
@@ -159,6 +160,7 @@ impl Downloads {
             self.windows.open(pick.peer);
             let source = ChunkSource::Peer(pick.peer);
             self.start(ctx, pick.blob, pick.chunk, source, Permission::NotNeeded);
+            self.transfers.recount(ctx.now);
         }
         self.schedule_fill_when_slot_is_free(ctx);
     }
@@ -316,7 +318,7 @@ impl Downloads {
 
     /// Whether the peer may be asked for another chunk.
     pub(super) fn is_free(&self, now: Time, peer: PeerSlot) -> bool {
-        self.windows.of(peer).is_free(now)
+        self.windows.is_free(now, peer)
     }
 
     /// Whether a request is open at the peer.
@@ -382,15 +384,8 @@ impl Downloads {
 
     /// All slots are busy: looks again when a transfer is nearly done, or its answer is late.
     fn schedule_fill_when_slot_is_free(&self, ctx: &mut Context) {
-        for transfer in self.transfers.iter() {
-            let free_at = transfer.eta.free_at();
-            if free_at > ctx.now && free_at != Time::MAX {
-                ctx.timers.wake_by(Timer::Fill, free_at);
-            }
-            if !transfer.has_begun && transfer.late_at > ctx.now {
-                ctx.timers.wake_by(Timer::Fill, transfer.late_at);
-            }
-        }
+        let changes_at = self.transfers.busy_changes_at(ctx.now);
+        ctx.timers.wake_by(Timer::Fill, changes_at);
     }
 
     /// Slots are free, but no neighbour may be asked: looks again when the first pause ends.
@@ -400,7 +395,7 @@ impl Downloads {
                 continue;
             };
             for peer in blob.neighbours() {
-                let until = self.windows.of(*peer).paused_until();
+                let until = self.windows.paused_until(*peer);
                 if until > ctx.now {
                     ctx.timers.wake_by(Timer::Fill, until);
                 }

@@ -41,11 +41,6 @@ impl TransferEta {
     pub(super) fn free_at(&self) -> Time {
         self.free_at
     }
-
-    /// Whether the slot counts as free.
-    pub(super) fn is_free(&self, now: Time) -> bool {
-        self.free_at <= now
-    }
 }
 
 #[cfg(test)]
@@ -57,10 +52,8 @@ mod tests {
         let ms = |millis| Time::ZERO + Duration::from_millis(millis);
         let mut eta = TransferEta::new(ms(0), 1000);
         eta.restart(ms(100));
-        assert!(!eta.is_free(ms(100_000)));
+        assert_eq!(eta.free_at(), Time::MAX);
         eta.update(ms(150), 500, Duration::from_millis(10));
         assert_eq!(eta.free_at(), ms(190));
-        assert!(!eta.is_free(ms(189)));
-        assert!(eta.is_free(ms(190)));
     }
 }

@@ -141,7 +141,7 @@ impl PeerMachine {
 
     /// The next thing to do, in order; `None` when there is nothing more.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.ctx.outputs.pop_front()
+        self.ctx.outputs.pop()
     }
 
     /// When [`Self::handle_timeout`] is to be called; may be earlier than needed, and changes with
@@ -381,8 +381,9 @@ impl PeerMachine {
         self.have_batches.clear(slot);
         if let Some(blob) = self.ctx.blobs.get(slot) {
             let send_map = |peer| Output::SendChunkMap { peer, blob: slot };
-            let outputs = blob.leechers_with_map().map(send_map);
-            self.ctx.outputs.extend(outputs);
+            for output in blob.leechers_with_map().map(send_map) {
+                self.ctx.outputs.push(output);
+            }
         }
     }
 }

@@ -58,10 +58,10 @@
 //! machine                                   routes inputs, passes on results
 //! transfer_failures, stall_reasons
 //! leases, origin_fallback
-//! downloads (picker, transfer, pull, request_window), uploads
+//! downloads (picker, transfer, pull, request_window), uploads (slot_count)
 //! neighbours (known_peer, dialer, unresponsive, candidates), have_batches
 //! context
-//! blobs (blob_exchange), timers, rng, config, io
+//! blobs (blob_exchange), timers, outbox, rng, config, io
 //! ```
 //!
 //! # What is deliberately absent
@@ -88,11 +88,13 @@ mod leases;
 mod machine;
 mod neighbours;
 mod origin_fallback;
+mod outbox;
 mod per_blob;
 mod picker;
 mod pull;
 mod request_window;
 mod rng;
+mod slot_count;
 mod stall_reasons;
 mod timers;
 mod transfer;

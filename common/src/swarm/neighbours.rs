@@ -179,8 +179,7 @@ impl Neighbours {
             || (effect.is_correction && blob.held_count() > 0)
         {
             blob.mark_map_sent(index, ctx.now);
-            ctx.outputs
-                .push_back(Output::SendChunkMap { peer, blob: slot });
+            ctx.outputs.push(Output::SendChunkMap { peer, blob: slot });
         }
         let has_changed = (blob.unavailable() == 0) != (unavailable_before == 0);
         ctx.due.add_if(has_changed, Work::SeekLeases);

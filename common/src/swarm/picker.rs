@@ -40,7 +40,16 @@ pub(super) struct PickerView<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Picker {
     /// The rarest chunks found so far, equally rare.
-    ties: Vec<(BlobSlot, u32)>,
+    ties: Vec<Ties>,
+}
+
+/// Chunks of one word of a blob, at least one, that are as rare as any.
+#[derive(Clone, Copy, Debug)]
+struct Ties {
+    blob: BlobSlot,
+    word: usize,
+    chunks: u64,
+    free: FreeNeighbours,
 }
 
 impl Picker {
@@ -63,7 +72,7 @@ impl Picker {
             if is_for_reader
                 && let Some(chunk) = pull.cursor().and_then(|from| free.lowest(blob, from))
             {
-                return pick_neighbour(ctx, view, *slot, chunk);
+                return pick_neighbour(ctx, view, free, *slot, chunk);
             }
             let is_in_order = view.neighbours.has_only_seeders(ctx, *slot);
             for word in 0..blob.word_count() {
@@ -83,36 +92,54 @@ impl Picker {
                     // Seeders hold every chunk: none is rarer than the lowest.
                     chunks &= chunks.wrapping_neg();
                 }
-                self.ties
-                    .extend(chunks_of(word, chunks).map(|chunk| (*slot, chunk)));
+                self.ties.push(Ties {
+                    blob: *slot,
+                    word,
+                    chunks,
+                    free,
+                });
                 if is_in_order {
                     break;
                 }
             }
         }
-        if self.ties.is_empty() {
+        let (ties, chunk) = self.pick_tie(&mut ctx.rng)?;
+        pick_neighbour(ctx, view, ties.free, ties.blob, chunk)
+    }
+
+    /// One of the rarest chunks; all have equal chances.
+    fn pick_tie(&self, rng: &mut Rng) -> Option<(Ties, u32)> {
+        let counts = self.ties.iter().map(|ties| ties.chunks.count_ones());
+        let count: u32 = counts.sum();
+        if count == 0 {
             return None;
         }
-        let (slot, chunk) = self.ties[ctx.rng.below(self.ties.len())];
-        pick_neighbour(ctx, view, slot, chunk)
+        let mut skip = rng.below(count as usize) as u32;
+        self.ties.iter().find_map(|ties| {
+            let count = ties.chunks.count_ones();
+            if skip < count {
+                let mut chunks = chunks_of(ties.word, ties.chunks);
+                return Some((*ties, chunks.nth(skip as usize)?));
+            }
+            skip -= count;
+            None
+        })
     }
 }
 
-/// The nearest free neighbour that holds the chunk, ties at random.
+/// The nearest of these free neighbours that holds the chunk, ties at random.
 fn pick_neighbour(
     ctx: &mut Context,
     view: PickerView<'_>,
+    free: FreeNeighbours,
     slot: BlobSlot,
     chunk: u32,
 ) -> Option<Pick> {
     let blob = ctx.blobs.get(slot)?;
-    let free = FreeNeighbours::of(blob, ctx.now, ctx.slots, view);
     let mut best = NearestPeer::default();
-    for index in bits(free.all()).map(|index| index as usize) {
-        if blob.holds(index, chunk) {
-            let peer = blob.neighbours()[index];
-            best.consider(view.windows.of(peer).nearness(), peer, &mut ctx.rng);
-        }
+    for index in bits(free.all() & blob.holders_of(chunk)) {
+        let peer = blob.neighbours()[index as usize];
+        best.consider(view.windows.nearness(peer), peer, &mut ctx.rng);
     }
     best.peer.map(|peer| Pick {
         blob: slot,
@@ -122,7 +149,7 @@ fn pick_neighbour(
 }
 
 /// The neighbours of a blob that may be asked now, one bit each.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct FreeNeighbours {
     /// Free, in the own zone.
     same_zone: u64,
@@ -134,15 +161,13 @@ struct FreeNeighbours {
 
 impl FreeNeighbours {
     fn of(blob: &BlobExchange, now: Time, slots: u32, view: PickerView<'_>) -> Self {
-        let mut free = Self::default();
-        for (peer, bit) in blob.neighbours().iter().zip(0..) {
-            let window = view.windows.of(*peer);
-            let is_free = u64::from(window.is_free(now));
-            let is_near = u64::from(window.is_same_zone());
-            free.same_zone |= (is_free & is_near) << bit;
-            free.other_zones |= (is_free & (is_near ^ 1)) << bit;
-            free.all_same_zone |= is_near << bit;
-        }
+        let all = view.windows.free(now, blob.neighbours());
+        let all_same_zone = view.windows.same_zone(blob.neighbours());
+        let mut free = Self {
+            same_zone: all & all_same_zone,
+            other_zones: all & !all_same_zone,
+            all_same_zone,
+        };
         let limit = other_zones_limit(free.all_same_zone.count_ones(), slots);
         if view.count_from_other_zones >= limit {
             free.other_zones = 0;
@@ -161,15 +186,12 @@ impl FreeNeighbours {
     /// The missing chunks of a word for which one of them may be asked.
     fn offered(&self, blob: &BlobExchange, word: usize) -> u64 {
         let missing = blob.missing_in(word);
-        if missing == 0 {
-            return 0;
+        let near = blob.held_by_any(word, missing, self.same_zone);
+        if self.other_zones == 0 {
+            return near;
         }
-        let mut offered = blob.held_by_any(word, self.same_zone);
-        if self.other_zones != 0 {
-            offered |= blob.held_by_any(word, self.other_zones)
-                & !blob.held_by_any(word, self.all_same_zone);
-        }
-        missing & offered
+        let far = blob.held_by_any(word, missing & !near, self.other_zones);
+        near | (far & !blob.held_by_any(word, far, self.all_same_zone))
     }
 
     /// The lowest missing chunk at or after `from` for which one of them may be asked.

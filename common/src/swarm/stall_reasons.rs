@@ -167,6 +167,8 @@ pub(super) struct StallReasons {
     clocks: PerBlob<StallClock>,
     /// Runs while something is wanted and nothing moves.
     peer_clock: StallClock,
+    /// Whether a clock may run. Usually none does, and then there is nothing to stop.
+    may_run: bool,
 }
 
 impl StallReasons {
@@ -181,7 +183,7 @@ impl StallReasons {
 
     /// The blob is not wanted any longer, or complete.
     pub(super) fn stop(&mut self, now: Time, slot: BlobSlot) {
-        if let Some(clock) = self.clocks.get_mut(slot) {
+        if let Some(clock) = self.clocks.get_mut(slot).filter(|_| self.may_run) {
             clock.set(now, None);
         }
     }
@@ -218,6 +220,10 @@ impl StallReasons {
         leases: &Leases,
     ) {
         let has_free_slot = downloads.has_free_slot(ctx);
+        if !has_free_slot && !self.may_run {
+            return;
+        }
+        self.may_run = false;
         let mut first_reason = None;
         let mut any_moves = false;
         let mut lease_turn = 0;
@@ -239,6 +245,7 @@ impl StallReasons {
             first_reason = first_reason.or(reason);
             if let Some(clock) = self.clocks.get_mut(*slot) {
                 clock.set(ctx.now, reason);
+                self.may_run |= reason.is_some();
             }
         }
         let reason = first_reason.filter(|_| !any_moves);

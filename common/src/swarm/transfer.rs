@@ -3,6 +3,7 @@
 use super::eta::TransferEta;
 use super::io::{BlobSlot, ChunkSource, PeerSlot, TransferId};
 use super::request_window::RequestWindows;
+use super::slot_count::SlotCount;
 use crate::time::Time;
 
 /// Why a chunk may be fetched from its source.
@@ -36,11 +37,6 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
-    /// Whether a neighbour has not answered yet although an idle one nearby would have.
-    fn is_late(&self, now: Time) -> bool {
-        !self.has_begun && self.peer().is_some() && self.late_at <= now
-    }
-
     /// The neighbour that it comes from.
     pub(super) fn peer(&self) -> Option<PeerSlot> {
         match self.source {
@@ -55,6 +51,8 @@ impl Transfer {
 pub(super) struct Transfers {
     running: Vec<Transfer>,
     next_id: u64,
+    /// The slots that they take; not valid once one of them has changed.
+    count: SlotCount,
 }
 
 impl Transfers {
@@ -70,7 +68,9 @@ impl Transfers {
         self.iter().filter(move |transfer| transfer.blob == blob)
     }
 
+    /// The transfer with a number, which may move on.
     pub(super) fn find(&mut self, id: TransferId) -> Option<&mut Transfer> {
+        self.count = SlotCount::default();
         self.running.iter_mut().find(|transfer| transfer.id == id)
     }
 
@@ -88,11 +88,13 @@ impl Transfers {
     }
 
     pub(super) fn push(&mut self, transfer: Transfer) {
+        self.count = SlotCount::default();
         self.running.push(transfer);
     }
 
     pub(super) fn take(&mut self, id: TransferId) -> Option<Transfer> {
         let at = self.running.iter().position(|transfer| transfer.id == id)?;
+        self.count = SlotCount::default();
         Some(self.running.swap_remove(at))
     }
 
@@ -100,19 +102,43 @@ impl Transfers {
     /// answer is late have a limit of their own, of the same size: a refusal that is queued behind
     /// other chunks must not keep a slot from useful work.
     pub(super) fn busy(&self, now: Time, slots: u32) -> u32 {
-        let mut busy = 0;
-        let mut late = 0_u32;
-        for transfer in &self.running {
-            let is_late = transfer.is_late(now);
-            late += u32::from(is_late);
-            busy += u32::from(!is_late && !transfer.eta.is_free(now));
+        let count = self.count(now);
+        count.busy() + count.late().saturating_sub(slots)
+    }
+
+    /// When the number of busy transfers may change next, or an answer is late.
+    pub(super) fn busy_changes_at(&self, now: Time) -> Time {
+        self.count(now).changes_at()
+    }
+
+    /// Counts the slots that are taken, and keeps the number for as long as it holds.
+    pub(super) fn recount(&mut self, now: Time) {
+        self.count = self.count(now);
+    }
+
+    fn count(&self, now: Time) -> SlotCount {
+        if self.count.is_valid(now) {
+            return self.count;
         }
-        busy + late.saturating_sub(slots)
+        let mut count = SlotCount::EMPTY;
+        for transfer in &self.running {
+            if transfer.has_begun {
+                count.add(now, transfer.eta.free_at());
+            } else if transfer.peer().is_some() {
+                count.add_unanswered(now, transfer.late_at);
+            } else {
+                count.add(now, Time::MAX);
+                if transfer.late_at > now {
+                    count.change_by(transfer.late_at);
+                }
+            }
+        }
+        count
     }
 
     /// Transfers from other zones.
     pub(super) fn count_from_other_zones(&self, windows: &RequestWindows) -> u32 {
-        let is_crossing = |peer: &PeerSlot| !windows.of(*peer).is_same_zone();
+        let is_crossing = |peer: &PeerSlot| !windows.is_same_zone(*peer);
         self.iter()
             .filter_map(Transfer::peer)
             .filter(is_crossing)

@@ -4,6 +4,7 @@ use super::context::Context;
 use super::eta::TransferEta;
 use super::io::{BlobSlot, Output, PeerSlot, RefusalReason, UploadId};
 use super::neighbours::Neighbours;
+use super::slot_count::SlotCount;
 use crate::time::Time;
 
 #[derive(Debug)]
@@ -17,6 +18,8 @@ struct RunningUpload {
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
     running: Vec<RunningUpload>,
+    /// The slots that they take; not valid once one of them has changed.
+    count: SlotCount,
 }
 
 impl Uploads {
@@ -45,6 +48,7 @@ impl Uploads {
             return refuse(ctx, upload, RefusalReason::Gone);
         };
         ctx.counters.served += 1;
+        self.count = SlotCount::default();
         self.running.push(RunningUpload {
             id: upload,
             peer,
@@ -65,17 +69,20 @@ impl Uploads {
             let round_trip = neighbours.round_trip(upload.peer);
             let nearly_done = ctx.config.nearly_done.max(round_trip);
             upload.eta.update(ctx.now, sent, nearly_done);
+            self.count = SlotCount::default();
         }
     }
 
     /// An upload has ended.
     pub(super) fn on_ended(&mut self, id: UploadId) {
         self.running.retain(|upload| upload.id != id);
+        self.count = SlotCount::default();
     }
 
     /// The uploads to a peer take no slot any longer.
     pub(super) fn drop_peer(&mut self, peer: PeerSlot) {
         self.running.retain(|upload| upload.peer != peer);
+        self.count = SlotCount::default();
     }
 
     /// Whether a peer is being served.
@@ -84,12 +91,14 @@ impl Uploads {
     }
 
     /// Uploads that take a slot: those that are not nearly done.
-    fn busy(&self, now: Time) -> usize {
-        let busy = self
-            .running
-            .iter()
-            .filter(|upload| !upload.eta.is_free(now));
-        busy.count()
+    fn busy(&mut self, now: Time) -> usize {
+        if !self.count.is_valid(now) {
+            self.count = SlotCount::EMPTY;
+            for upload in &self.running {
+                self.count.add(now, upload.eta.free_at());
+            }
+        }
+        self.count.busy() as usize
     }
 }
 

@@ -1,16 +1,19 @@
 //! The exchange of one blob: which chunks we hold, which are being fetched, and which each
 //! neighbour holds.
 //!
-//! Everything about chunks is kept in words of 64 of them: the chunks of each neighbour as a row of
-//! a table of bits, and the number of neighbours that hold each chunk as [`ChunkWords`]. So an
-//! announced chunk touches three words, and the picker looks at 64 chunks at once. `unavailable` is
-//! the number of chunks that neither we nor any neighbour holds. The fields are private so that
-//! every change goes through a method that keeps them consistent.
+//! Everything about chunks is kept in words of 64 of them: the chunks of each neighbour in a
+//! [`HolderTable`], and the number of neighbours that hold each chunk as [`ChunkWords`]. So an
+//! announced chunk touches two cache lines, and the picker looks at 64 chunks at once. What is true
+//! of a neighbour or not is a bit of a word, by its index. `unavailable` is the number of chunks
+//! that neither we nor any neighbour holds. The fields are private so that every change goes
+//! through a method that keeps them consistent.
 
+mod table;
 mod words;
 
 use core::time::Duration;
 
+use self::table::HolderTable;
 use self::words::ChunkWords;
 use super::io::{HaveBatch, HeldChunks, PeerSlot};
 use crate::chunk::Geometry;
@@ -31,16 +34,12 @@ enum Interest {
     Complete,
 }
 
-/// The state of one neighbour of the blob.
+/// The state of one neighbour of the blob that few messages need.
 #[derive(Debug, Default)]
 struct NeighbourState {
-    /// Number of chunks it is known to hold.
-    held_count: u32,
-    /// When our chunk map was last sent to it.
-    map_sent_at: Option<Time>,
-    /// Whether it has sent a Have message for the blob.
-    has_announced: bool,
-    /// Its row, kept here while its chunks do not count because it is unresponsive.
+    /// When our chunk map was last sent to it, if it was.
+    map_sent_at: Time,
+    /// Its chunks, kept here while they do not count because it is unresponsive.
     set_aside: Option<Box<[u64]>>,
 }
 
@@ -62,15 +61,22 @@ pub(super) struct BlobExchange {
     interest: Interest,
     held: ChunkMap,
     held_count: u32,
-    /// The counters of the chunks, and which of them are being fetched; never held at the same
-    /// time.
+    /// The counters of the chunks, and which of them are missing.
     words: Vec<ChunkWords>,
-    /// The neighbours; `states[i]` belongs to `neighbours[i]`.
+    /// The neighbours. An index in this list is the index of the neighbour in the tables and its
+    /// bit in the words below.
     neighbours: Vec<PeerSlot>,
+    /// The chunks that each neighbour holds.
+    holders: HolderTable,
+    /// Number of chunks that each neighbour is known to hold.
+    held_counts: Vec<u32>,
     states: Vec<NeighbourState>,
-    /// The chunks that each neighbour holds: a row of as many words as `words` has, in the order of
-    /// the neighbours.
-    rows: Vec<u64>,
+    /// The neighbours that hold every chunk.
+    seeders: u64,
+    /// The neighbours to which our chunk map was sent.
+    have_map: u64,
+    /// The neighbours that have sent a Have message for the blob.
+    have_announced: u64,
     /// Number of chunks that neither we nor any neighbour holds.
     unavailable: u32,
     /// How often a neighbour left or was set aside, and chunks may have become unavailable.
@@ -87,16 +93,24 @@ impl BlobExchange {
             ChunkMap::empty(chunks)
         };
         let held_count = held.count();
+        let words = held.words().iter().enumerate().map(|(word, held)| {
+            let missing = !held & chunks_in(chunks, word);
+            ChunkWords::new(missing)
+        });
         Self {
             geometry,
             chunk_time,
             interest: Interest::Idle,
+            words: words.collect(),
+            holders: HolderTable::new(held.words().len()),
             held,
             held_count,
-            words: vec![ChunkWords::default(); (chunks as usize).div_ceil(64)],
             neighbours: Vec::new(),
+            held_counts: Vec::new(),
             states: Vec::new(),
-            rows: Vec::new(),
+            seeders: 0,
+            have_map: 0,
+            have_announced: 0,
             unavailable: chunks - held_count,
             departures: 0,
         }
@@ -171,6 +185,8 @@ impl BlobExchange {
     pub(super) fn hold(&mut self, chunk: u32) -> bool {
         let is_new = self.held.insert(chunk);
         if is_new {
+            let (word, bit) = position(chunk);
+            self.words[word].missing &= !bit;
             self.held_count += 1;
             self.unavailable -= u32::from(self.availability(chunk) == 0);
         }
@@ -181,25 +197,27 @@ impl BlobExchange {
     pub(super) fn lose(&mut self, chunk: u32) -> bool {
         let was_held = self.held.remove(chunk);
         if was_held {
+            let (word, bit) = position(chunk);
+            self.words[word].missing |= bit;
             self.held_count -= 1;
             self.unavailable += u32::from(self.availability(chunk) == 0);
         }
         was_held
     }
 
-    /// Marks a chunk as being fetched.
+    /// Marks a missing chunk as being fetched.
     pub(super) fn mark_pending(&mut self, chunk: u32) {
         let (word, bit) = position(chunk);
         if let Some(words) = self.words.get_mut(word) {
-            words.pending |= bit;
+            words.missing &= !bit;
         }
     }
 
     /// Marks a chunk as not being fetched.
     pub(super) fn clear_pending(&mut self, chunk: u32) {
         let (word, bit) = position(chunk);
-        if let Some(words) = self.words.get_mut(word) {
-            words.pending &= !bit;
+        if chunk < self.chunks() && !self.held.contains(chunk) {
+            self.words[word].missing |= bit;
         }
     }
 
@@ -216,8 +234,9 @@ impl BlobExchange {
     /// Adds a neighbour that is not one yet; there must be room for it. Returns its index.
     pub(super) fn add_neighbour(&mut self, peer: PeerSlot) -> usize {
         self.neighbours.push(peer);
+        self.holders.push();
+        self.held_counts.push(0);
         self.states.push(NeighbourState::default());
-        self.rows.resize(self.rows.len() + self.words.len(), 0);
         self.neighbours.len() - 1
     }
 
@@ -229,67 +248,76 @@ impl BlobExchange {
         self.departures += 1;
         self.clear_neighbour(index);
         self.neighbours.remove(index);
+        self.holders.remove(index);
+        self.held_counts.remove(index);
         self.states.remove(index);
-        let first = index * self.words.len();
-        self.rows.drain(first..first + self.words.len());
+        for bits in [
+            &mut self.seeders,
+            &mut self.have_map,
+            &mut self.have_announced,
+        ] {
+            *bits = without_bit(*bits, index);
+        }
     }
 
     /// When our chunk map was last sent to the neighbour.
     pub(super) fn map_sent_at(&self, index: usize) -> Option<Time> {
-        self.states[index].map_sent_at
+        (self.have_map >> index & 1 != 0).then(|| self.states[index].map_sent_at)
     }
 
     pub(super) fn mark_map_sent(&mut self, index: usize, now: Time) {
-        self.states[index].map_sent_at = Some(now);
+        self.have_map |= 1 << index;
+        self.states[index].map_sent_at = now;
     }
 
     /// Whether the neighbour has sent a Have message for the blob.
     pub(super) fn has_announced(&self, index: usize) -> bool {
-        self.states[index].has_announced
+        self.have_announced >> index & 1 != 0
     }
 
     /// Whether any neighbour has sent a Have message for the blob.
     pub(super) fn has_any_announced(&self) -> bool {
-        self.states.iter().any(|state| state.has_announced)
+        self.have_announced != 0
     }
 
     /// Whether the peer is a neighbour that holds every chunk.
     pub(super) fn is_seeder(&self, peer: PeerSlot) -> bool {
         self.index_of(peer)
-            .is_some_and(|index| self.is_complete(index))
+            .is_some_and(|index| self.seeders >> index & 1 != 0)
     }
 
     /// Whether there are neighbours, and each of them holds every chunk.
     pub(super) fn has_only_seeders(&self) -> bool {
-        !self.states.is_empty() && (0..self.states.len()).all(|index| self.is_complete(index))
+        !self.neighbours.is_empty() && self.seeders.count_ones() as usize == self.neighbours.len()
     }
 
     /// Whether any neighbour holds any chunk.
     pub(super) fn is_offered(&self) -> bool {
-        self.states.iter().any(|state| state.held_count > 0)
+        self.held_counts.iter().any(|count| *count > 0)
     }
 
     /// The neighbours that have our chunk map and still lack chunks.
     pub(super) fn leechers_with_map(&self) -> impl Iterator<Item = PeerSlot> + '_ {
-        let indices = (0..self.states.len())
-            .filter(|index| self.states[*index].map_sent_at.is_some() && !self.is_complete(*index));
-        indices.map(|index| self.neighbours[index])
+        self.at(self.have_map & !self.seeders)
     }
 
     /// The recipients of a Have message for these chunks: neighbours that have our chunk map and
     /// are not known to hold all of the chunks. Neighbours that hold them learn that we do from
     /// the chunk map that is sent when we are complete, or when we lack one again.
     pub(super) fn have_recipients(&self, batch: &HaveBatch) -> impl Iterator<Item = PeerSlot> {
-        let has_all = |index| (batch.chunks().iter()).all(|chunk| self.holds(index, *chunk));
-        let indices = (0..self.states.len())
-            .filter(move |index| self.states[*index].map_sent_at.is_some() && !has_all(*index));
-        indices.map(|index| self.neighbours[index])
+        let holders = batch.chunks().iter().map(|chunk| self.holders_of(*chunk));
+        let holders_of_all = holders.fold(u64::MAX, |all, holders| all & holders);
+        self.at(self.have_map & !holders_of_all)
     }
 
-    /// Whether the neighbour at `index` holds a chunk; false beyond the end.
-    pub(super) fn holds(&self, index: usize, chunk: u32) -> bool {
-        let (word, bit) = position(chunk);
-        word < self.words.len() && self.rows[index * self.words.len() + word] & bit != 0
+    /// The neighbours that hold a chunk, one bit each; none beyond the end.
+    pub(super) fn holders_of(&self, chunk: u32) -> u64 {
+        let word = chunk as usize / 64;
+        if word < self.words.len() {
+            self.holders.holders(word, chunk % 64)
+        } else {
+            0
+        }
     }
 
     /// How many neighbours hold a chunk; 0 beyond the end.
@@ -301,7 +329,7 @@ impl BlobExchange {
 
     /// Applies a neighbour's Have message.
     pub(super) fn apply_have(&mut self, index: usize, have: &HeldChunks) -> HaveEffect {
-        self.states[index].has_announced = true;
+        self.have_announced |= 1 << index;
         let mut effect = HaveEffect {
             has_new_chunks: false,
             is_correction: false,
@@ -312,7 +340,7 @@ impl BlobExchange {
                     let (word, bit) = position(*chunk);
                     if *chunk < self.chunks() {
                         let added = self.add_chunks(index, word, bit);
-                        effect.has_new_chunks |= added & !self.held.words()[word] != 0;
+                        effect.has_new_chunks |= self.lacks_any(word, added);
                     }
                 }
             }
@@ -320,14 +348,14 @@ impl BlobExchange {
                 for (word, named) in map.words().iter().enumerate() {
                     effect.is_correction |= self.remove_chunks(index, word, !named) != 0;
                     self.add_chunks(index, word, *named);
-                    effect.has_new_chunks |= named & !self.held.words()[word] != 0;
+                    effect.has_new_chunks |= self.lacks_any(word, *named);
                 }
             }
             HeldChunks::Map(_) => {}
             HeldChunks::Complete => {
                 for word in 0..self.words.len() {
-                    let added = self.add_chunks(index, word, self.chunks_in(word));
-                    effect.has_new_chunks |= added & !self.held.words()[word] != 0;
+                    let added = self.add_chunks(index, word, chunks_in(self.chunks(), word));
+                    effect.has_new_chunks |= self.lacks_any(word, added);
                 }
             }
         }
@@ -353,10 +381,10 @@ impl BlobExchange {
             return;
         };
         self.departures += 1;
-        let first = index * self.words.len();
-        let row = self.rows[first..first + self.words.len()].into();
+        let words = (0..self.words.len()).map(|word| self.holders.word(index, word));
+        let chunks = words.collect();
         self.clear_neighbour(index);
-        self.states[index].set_aside = Some(row);
+        self.states[index].set_aside = Some(chunks);
     }
 
     /// Counts the chunks of a neighbour again.
@@ -364,8 +392,8 @@ impl BlobExchange {
         let Some(index) = self.index_of(peer) else {
             return;
         };
-        if let Some(row) = self.states[index].set_aside.take() {
-            for (word, chunks) in row.iter().enumerate() {
+        if let Some(words) = self.states[index].set_aside.take() {
+            for (word, chunks) in words.iter().enumerate() {
                 self.add_chunks(index, word, *chunks);
             }
         }
@@ -373,8 +401,12 @@ impl BlobExchange {
 
     /// Removes all neighbours; the counters are not updated, for the blob is removed next.
     pub(super) fn take_neighbours(&mut self) -> Vec<PeerSlot> {
+        self.holders.clear();
+        self.held_counts.clear();
         self.states.clear();
-        self.rows.clear();
+        self.seeders = 0;
+        self.have_map = 0;
+        self.have_announced = 0;
         core::mem::take(&mut self.neighbours)
     }
 
@@ -414,14 +446,17 @@ impl BlobExchange {
 
     /// The chunks of a word that are neither held nor being fetched.
     pub(super) fn missing_in(&self, word: usize) -> u64 {
-        !(self.held.words()[word] | self.words[word].pending) & self.chunks_in(word)
+        self.words[word].missing
     }
 
-    /// The chunks of a word that any of these neighbours, one bit each, holds.
-    pub(super) fn held_by_any(&self, word: usize, neighbours: u64) -> u64 {
-        let row_len = self.words.len();
-        let words = bits(neighbours).map(|index| self.rows[index as usize * row_len + word]);
-        words.fold(0, |any, held| any | held)
+    /// Those of these chunks of a word that any of these neighbours, one bit each, holds.
+    pub(super) fn held_by_any(&self, word: usize, chunks: u64, neighbours: u64) -> u64 {
+        // Chunks that no neighbour holds are not looked for.
+        let available = chunks & !self.words[word].unavailable();
+        if available == 0 || neighbours == 0 {
+            return 0;
+        }
+        self.holders.held_by_any(word, available, neighbours)
     }
 
     /// The rarest of these chunks of a word, at least one, and how many neighbours hold each.
@@ -439,33 +474,37 @@ impl BlobExchange {
     /// The chunks being fetched.
     #[cfg(test)]
     pub(super) fn pending(&self) -> impl Iterator<Item = u32> + '_ {
-        let words = self.words.iter().enumerate();
-        words.flat_map(|(word, words)| chunks_of(word, words.pending))
+        (0..self.chunks()).filter(|chunk| {
+            let (word, bit) = position(*chunk);
+            !self.held.contains(*chunk) && self.words[word].missing & bit == 0
+        })
     }
 
-    /// The chunks of a word that exist: all but in the last one.
-    fn chunks_in(&self, word: usize) -> u64 {
-        match self.chunks() - word as u32 * 64 {
-            rest @ 0..64 => (1 << rest) - 1,
-            64.. => u64::MAX,
-        }
+    /// Whether we lack any of these chunks of a word.
+    fn lacks_any(&self, word: usize, chunks: u64) -> bool {
+        // Most are missing, and those that are being fetched are lacking, too.
+        chunks & self.words[word].missing != 0 || chunks & !self.held.words()[word] != 0
     }
 
-    /// Whether the neighbour at `index` holds every chunk.
-    fn is_complete(&self, index: usize) -> bool {
-        self.states[index].held_count == self.chunks()
+    /// The neighbours at these indices, one bit each.
+    fn at(&self, indices: u64) -> impl Iterator<Item = PeerSlot> + '_ {
+        bits(indices).map(|index| self.neighbours[index as usize])
     }
 
     /// Records that a neighbour holds these chunks of a word. Returns those that it was not known
     /// to hold.
     fn add_chunks(&mut self, index: usize, word: usize, chunks: u64) -> u64 {
-        let row = &mut self.rows[index * self.words.len() + word];
-        let added = chunks & !*row;
-        *row |= added;
+        let held = self.holders.word_mut(index, word);
+        let added = chunks & !*held;
+        *held |= added;
         if added != 0 {
-            self.states[index].held_count += added.count_ones();
-            let available = self.words[word].add_holder(added) & !self.held.words()[word];
-            self.unavailable -= available.count_ones();
+            self.held_counts[index] += added.count_ones();
+            let is_seeder = self.held_counts[index] == self.chunks();
+            self.seeders |= u64::from(is_seeder) << index;
+            let had_none = self.words[word].add_holder(added);
+            if had_none != 0 {
+                self.unavailable -= (had_none & !self.held.words()[word]).count_ones();
+            }
         }
         added
     }
@@ -473,13 +512,14 @@ impl BlobExchange {
     /// Records that a neighbour does not hold these chunks of a word. Returns those that it was
     /// known to hold.
     fn remove_chunks(&mut self, index: usize, word: usize, chunks: u64) -> u64 {
-        let row = &mut self.rows[index * self.words.len() + word];
-        let removed = chunks & *row;
-        *row &= !removed;
+        let held = self.holders.word_mut(index, word);
+        let removed = chunks & *held;
+        *held &= !removed;
         if removed != 0 {
-            self.states[index].held_count -= removed.count_ones();
-            let unavailable = self.words[word].remove_holder(removed) & !self.held.words()[word];
-            self.unavailable += unavailable.count_ones();
+            self.held_counts[index] -= removed.count_ones();
+            self.seeders &= !(1 << index);
+            let have_none = self.words[word].remove_holder(removed);
+            self.unavailable += (have_none & !self.held.words()[word]).count_ones();
         }
         removed
     }
@@ -494,6 +534,20 @@ impl BlobExchange {
 /// The word of a chunk, and its bit there.
 const fn position(chunk: u32) -> (usize, u64) {
     (chunk as usize / 64, 1 << (chunk % 64))
+}
+
+/// The chunks of a word that exist, of `chunks` in all: 64 but in the last word.
+const fn chunks_in(chunks: u32, word: usize) -> u64 {
+    match chunks - word as u32 * 64 {
+        rest @ 0..64 => (1 << rest) - 1,
+        64.. => u64::MAX,
+    }
+}
+
+/// These bits without the one at `index`; those above it move down by one.
+const fn without_bit(bits: u64, index: usize) -> u64 {
+    let below = (1 << index) - 1;
+    bits & below | bits >> 1 & !below
 }
 
 /// The numbers of these chunks of a word, ascending.

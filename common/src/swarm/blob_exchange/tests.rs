@@ -30,7 +30,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let (chunk, peer) = (0..CHUNKS, 0_u32..4);
+    let (chunk, peer) = (0..CHUNKS, 0_u32..12);
     prop_oneof![
         chunk.clone().prop_map(Step::Hold),
         chunk.clone().prop_map(Step::Lose),
@@ -87,20 +87,23 @@ proptest! {
             apply(&mut blob, step);
             prop_assert_eq!(blob.held_count, blob.held.count());
             for chunk in 0..CHUNKS {
-                let holders = (0..blob.states.len()).filter(|index| blob.holds(*index, chunk));
-                prop_assert_eq!(usize::from(blob.availability(chunk)), holders.count());
+                let holders = blob.holders_of(chunk);
+                prop_assert_eq!(u32::from(blob.availability(chunk)), holders.count_ones());
             }
             prop_assert_eq!(blob.unavailable, blob.unavailable_map().count());
             let missing = (0..blob.word_count()).flat_map(|word| chunks_of(word, blob.missing_in(word)));
             let expected = (0..CHUNKS).filter(|chunk| !blob.held.contains(*chunk));
             prop_assert_eq!(missing.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
-            for (index, state) in blob.states.iter().enumerate() {
-                let held: Vec<u32> = (0..CHUNKS).filter(|chunk| blob.holds(index, *chunk)).collect();
-                prop_assert_eq!(state.held_count as usize, held.len());
+            for (index, count) in blob.held_counts.iter().enumerate() {
+                let is_holder = |chunk: &u32| blob.holders_of(*chunk) >> index & 1 != 0;
+                let held: Vec<u32> = (0..CHUNKS).filter(is_holder).collect();
+                prop_assert_eq!(*count as usize, held.len());
+                prop_assert_eq!(blob.seeders >> index & 1 != 0, held.len() == CHUNKS as usize);
                 let in_words = (0..blob.word_count())
-                    .flat_map(|word| chunks_of(word, blob.held_by_any(word, 1 << index)));
+                    .flat_map(|word| chunks_of(word, blob.held_by_any(word, u64::MAX, 1 << index)));
                 prop_assert_eq!(in_words.collect::<Vec<_>>(), held);
             }
+            prop_assert!(blob.seeders >> blob.neighbours.len() == 0);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Counters of 64 chunks: how many neighbours hold each chunk, and which chunks are being fetched.
+//! Counters of 64 chunks: how many neighbours hold each chunk, and which chunks are missing.
 //!
 //! The counters are bit-sliced: word `d` has the binary digit `d` of all 64 counters. So a few
 //! instructions count a neighbour's chunks in or out, or find the rarest ones, and everything that
@@ -9,14 +9,23 @@ const DIGITS: usize = 7;
 const _: () = assert!(super::MAX_NEIGHBOURS < 1 << DIGITS);
 
 /// Counters and marks of 64 chunks; the lowest chunk is the lowest bit of each word.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub(super) struct ChunkWords {
     digits: [u64; DIGITS],
-    /// Being fetched.
-    pub(super) pending: u64,
+    /// Neither held nor being fetched.
+    pub(super) missing: u64,
 }
 
 impl ChunkWords {
+    /// Chunks without holders, of which these are missing.
+    pub(super) const fn new(missing: u64) -> Self {
+        Self {
+            digits: [0; DIGITS],
+            missing,
+        }
+    }
+
     /// Counts one more holder of these chunks. Returns those that had none.
     pub(super) fn add_holder(&mut self, chunks: u64) -> u64 {
         let had_none = chunks & self.unavailable();
@@ -89,7 +98,7 @@ mod tests {
             left in any::<u64>(),
             chunks in 1_u64..,
         ) {
-            let mut words = ChunkWords::default();
+            let mut words = ChunkWords::new(u64::MAX);
             let mut counts = [0_u8; 64];
             let mut add = |counts: &mut [u8; 64], held: u64, step: i8| {
                 let changed = if step > 0 {
