@@ -6,6 +6,8 @@
 
 use core::ops::Range;
 
+use bincode::{Decode, Encode};
+
 use crate::chunk_map::MAX_CHUNKS;
 
 /// Bytes of a part, the unit of verification, writing and emission. Also the smallest chunk.
@@ -22,7 +24,7 @@ const WHOLE_LOG2: u8 = 63;
 const TARGET_CHUNKS: u64 = 400;
 
 /// The division of one blob: its size and its chunk size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode)]
 pub struct Geometry {
     size: u64,
     chunk_log2: u8,
@@ -120,6 +122,22 @@ impl Geometry {
         self.chunk_len(chunk).div_ceil(PART_SIZE).max(1) as usize
     }
 }
+
+impl<Context> Decode<Context> for Geometry {
+    fn decode<D: bincode::de::Decoder<Context = Context>>(
+        decoder: &mut D,
+    ) -> Result<Self, bincode::error::DecodeError> {
+        let (size, chunk_log2) = <(u64, u8)>::decode(decoder)?;
+        let whole = (chunk_log2 == WHOLE_LOG2).then_some(Self::whole(size));
+        whole
+            .or_else(|| Self::checked(size, chunk_log2))
+            .ok_or(bincode::error::DecodeError::Other(
+                "chunks of another size than the blob has",
+            ))
+    }
+}
+
+bincode::impl_borrow_decode!(Geometry);
 
 #[cfg(test)]
 mod tests {

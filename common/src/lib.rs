@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod name;
 pub mod opening;
 pub mod proof;
+pub mod recording;
 pub mod seal;
 pub mod stamp;
 pub mod storage_id;

@@ -6,10 +6,24 @@ use core::fmt;
 use core::ops::{Add, AddAssign, Sub};
 use core::time::Duration;
 
+use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 /// A monotonic instant: nanoseconds since the driver's epoch. Arithmetic saturates.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    Encode,
+    Decode,
+)]
 pub struct Time(u64);
 
 impl Time {

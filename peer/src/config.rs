@@ -79,6 +79,9 @@ pub struct Config {
     /// Seed for the random choices of the state machine; `None` takes one from the operating
     /// system.
     pub rng_seed: Option<u64>,
+    /// The folder for recordings of the state machines' inputs and outputs, a diagnostic
+    /// ([`flotilla_common::recording`]). Default none.
+    pub record: Option<PathBuf>,
     /// Where the peer reads the time: the system's clock, or a test's.
     pub clock: Clock,
     /// Sends chunks to neighbours. Tests replace it to corrupt chunks.
@@ -117,6 +120,7 @@ impl Config {
             swarm: SwarmConfig::default(),
             failover: FailoverConfig::of_peers(),
             rng_seed: None,
+            record: None,
             clock,
             interceptor: Arc::new(Unaltered),
         }

@@ -109,7 +109,7 @@ impl Peer {
             ReloadTiming::default(),
             &shutdowns.tasks,
         );
-        start_driver(&config, &handles, events, &shutdowns.tasks);
+        start_driver(&config, &handles, events, &shutdowns.tasks)?;
         let mirror = serve_mirror(&config, &handles, queues.commands, listener, &shutdowns)?;
         let transport = &handles.network.transport;
         let quic = transport

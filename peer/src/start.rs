@@ -3,15 +3,19 @@
 use core::time::Duration;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use flotilla_common::recording::{Machine, Recorded, Sink};
 use flotilla_common::swarm::{PeerMachine, SwarmConfig};
+use flotilla_common::tracker::TrackerSession;
 use flotilla_common::wire::peer::About;
 use flotilla_common::wire::tracker::PeerInfo;
 use flotilla_runtime::http;
 use flotilla_runtime::listen::listen_hint;
 use flotilla_runtime::metrics::RequestMetrics;
 use flotilla_runtime::rate::Limiter;
+use flotilla_runtime::recording;
 use flotilla_runtime::shutdown::Shutdown;
 use rand::RngExt;
 use reqwest::Client;
@@ -44,6 +48,14 @@ pub enum StartError {
     Listen {
         /// The address.
         address: SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A recording cannot be created.
+    #[error("record to {}: {source}", .folder.display())]
+    Record {
+        /// The folder.
+        folder: PathBuf,
         /// The cause.
         source: io::Error,
     },
@@ -144,6 +156,7 @@ pub(crate) fn join_network(
         client(config, Some(POLL_TIMEOUT), ConnectionReuse::Pooled)?,
         &config.trackers,
         me.clone(),
+        recording_of::<TrackerSession>(config)?,
         config.clock,
         tracker_events,
         shutdown,
@@ -189,7 +202,7 @@ pub(crate) fn start_driver(
     handles: &Handles,
     events: Events,
     shutdown: &Shutdown,
-) {
+) -> Result<(), StartError> {
     let context = DriverContext {
         clock: config.clock,
         stores: handles.stores.clone(),
@@ -200,8 +213,21 @@ pub(crate) fn start_driver(
         requires_grants: config.requires_grants,
         shutdown: shutdown.clone(),
     };
-    let machine = PeerMachine::new(machine_config(config), rng_seed(config));
+    let setup = (machine_config(config), rng_seed(config));
+    let machine = Recorded::new(setup, recording_of::<PeerMachine>(config)?);
     shutdown.spawn(Driver::run(machine, context, events));
+    Ok(())
+}
+
+/// Where a machine is recorded; `None` if it is not.
+fn recording_of<M: Machine>(config: &Config) -> Result<Option<Box<dyn Sink>>, StartError> {
+    let sink = config.record.as_ref().map(|folder| {
+        recording::create(folder, M::NAME).map_err(|source| StartError::Record {
+            folder: folder.clone(),
+            source,
+        })
+    });
+    sink.transpose()
 }
 
 /// Serves the mirror on `listener`; returns its address.

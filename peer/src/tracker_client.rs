@@ -20,6 +20,7 @@ use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::codec;
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
+use flotilla_common::recording::{Recorded, Sink};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
     CancelReason, ExchangeId, LeaseUpdate, PeerSnapshot, SessionInput, SessionOutput,
@@ -83,7 +84,7 @@ pub(crate) struct Trackers(Arc<SharedSession>);
 struct SharedSession {
     client: Client,
     clock: Clock,
-    session: Mutex<TrackerSession>,
+    session: Mutex<Recorded<TrackerSession>>,
     /// The session may have outputs, or an earlier deadline.
     session_changed: Notify,
     /// The error of the last failed announce, by tracker.
@@ -93,11 +94,13 @@ struct SharedSession {
 }
 
 impl Trackers {
-    /// Starts announcing `peer` to the trackers, until the shutdown.
+    /// Starts announcing `peer` to the trackers, until the shutdown. The session is recorded to
+    /// `recording` if there is one.
     pub(crate) fn start(
         client: Client,
         trackers: &[TrackerUrl],
         peer: PeerInfo,
+        recording: Option<Box<dyn Sink>>,
         clock: Clock,
         events: mpsc::Sender<TrackerEvent>,
         shutdown: &Shutdown,
@@ -107,11 +110,13 @@ impl Trackers {
             url: base_url(&tracker.url).to_owned(),
         };
         let urls: Vec<TrackerUrl> = trackers.iter().map(tracker).collect();
+        let errors = vec![None; urls.len()];
+        let session = Recorded::new((clock.now(), peer, urls), recording);
         let trackers = Self(Arc::new(SharedSession {
             client,
             clock,
-            errors: Mutex::new(vec![None; urls.len()]),
-            session: Mutex::new(TrackerSession::new(clock.now(), peer, urls)),
+            errors: Mutex::new(errors),
+            session: Mutex::new(session),
             session_changed: Notify::new(),
             events,
             shutdown: shutdown.clone(),
@@ -360,7 +365,7 @@ impl Trackers {
         self.session().poll_output()
     }
 
-    fn session(&self) -> MutexGuard<'_, TrackerSession> {
+    fn session(&self) -> MutexGuard<'_, Recorded<TrackerSession>> {
         lock(&self.0.session)
     }
 

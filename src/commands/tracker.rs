@@ -1,6 +1,7 @@
 //! `flotilla tracker`: runs a tracker.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
@@ -39,6 +40,10 @@ pub struct TrackerArgs {
     /// Chunks of one blob that peers of one region may fetch from the origin at the same time
     #[arg(long, value_name = "N", default_value_t = Config::default().lease.open, value_parser = value_parser!(u32).range(1..))]
     open_leases: u32,
+    /// Record what the state machine is told and what it decides, in a file of this directory that
+    /// `flotilla simulate replay` repeats; for developers: it may grow to 1 GiB
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
     #[command(flatten)]
     tls: TlsArgs,
     #[command(flatten)]
@@ -56,6 +61,7 @@ pub fn run(args: TrackerArgs) -> Result<(), CommandError> {
             listen: args.listen,
             trackers: args.trackers,
             own_url: args.own_url,
+            record: args.record,
             ..Config::default()
         };
         config.lease.open = args.open_leases;

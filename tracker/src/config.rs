@@ -1,6 +1,7 @@
 //! The tracker's configuration, with defaults for a region of some thousand peers.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use flotilla_common::tracker as machine;
@@ -33,6 +34,9 @@ pub struct Config {
     /// After a start, how long no lease is granted on blobs that peers already have parts of. In
     /// this time peers report the chunks that they hold. Default 2000.
     pub settle_ms: u32,
+    /// The folder for a recording of the state machine's inputs and outputs, a diagnostic
+    /// ([`flotilla_common::recording`]). Default none.
+    pub record: Option<PathBuf>,
     /// Limits.
     pub limits: LimitsConfig,
     /// Settings of leases.
@@ -88,6 +92,7 @@ impl Default for Config {
             intervals_to_expiry: 3,
             handout: 16,
             settle_ms: 2_000,
+            record: None,
             limits: LimitsConfig::default(),
             lease: LeaseConfig::default(),
         }

@@ -21,9 +21,11 @@ mod state;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use flotilla_common::tracker::TrackerCounts;
+use flotilla_common::recording::{Machine, Sink};
+use flotilla_common::tracker::{TrackerCounts, TrackerMachine};
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::http::{HttpServer, ListenerLimits, serve_with};
@@ -31,6 +33,7 @@ use flotilla_runtime::identity::{
     ClientAuth, Identity, IdentityError, ReloadTiming, reload_on_change,
 };
 use flotilla_runtime::listen::listen_hint;
+use flotilla_runtime::recording;
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
@@ -47,6 +50,14 @@ pub enum StartError {
     /// The certificate is invalid or unreadable.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The recording cannot be created.
+    #[error("record to {}: {source}", .folder.display())]
+    Record {
+        /// The folder.
+        folder: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
     /// The address is in use, or not an address of this machine.
     #[error("listen on {addr}: {source}{}", listen_hint(source))]
     Listen {
@@ -55,6 +66,17 @@ pub enum StartError {
         /// The system's error.
         source: io::Error,
     },
+}
+
+/// Where the machine is recorded; `None` if it is not.
+fn recording_of(config: &Config) -> Result<Option<Box<dyn Sink>>, StartError> {
+    let sink = config.record.as_ref().map(|folder| {
+        recording::create(folder, TrackerMachine::NAME).map_err(|source| StartError::Record {
+            folder: folder.clone(),
+            source,
+        })
+    });
+    sink.transpose()
 }
 
 /// A running tracker.
@@ -95,7 +117,9 @@ impl Tracker {
         if let Some(identity) = &tls {
             reload_on_change(identity.clone(), ReloadTiming::default(), shutdown);
         }
-        let service = Arc::new(Service::new(config, tls, clock, shutdown.clone()));
+        let recording = recording_of(&config)?;
+        let service = Service::new(config, tls, clock, shutdown.clone(), recording);
+        let service = Arc::new(service);
         shutdown.spawn(Arc::clone(&service).run_timers());
         let readiness = Readiness::starting(shutdown);
         let router = http::router(Arc::clone(&service), readiness.clone());

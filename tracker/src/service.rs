@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flotilla_common::name::PeerId;
+use flotilla_common::recording::Sink;
 use flotilla_common::wire::tracker::{AnnounceAnswer, AnnounceRequest, LeaseAnswer, LeaseRequest};
 use flotilla_runtime::clock::Clock;
 use flotilla_runtime::identity::Identity;
@@ -36,14 +37,16 @@ pub(crate) struct Service {
 }
 
 impl Service {
+    /// The machine is recorded to `recording` if there is one.
     pub(crate) fn new(
         config: Config,
         identity: Option<Identity>,
         clock: Clock,
         shutdown: Shutdown,
+        recording: Option<Box<dyn Sink>>,
     ) -> Self {
         Self {
-            state: Mutex::new(State::new(&config)),
+            state: Mutex::new(State::new(&config, recording)),
             config,
             identity,
             clock,

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use flotilla_common::digest::Digest;
 use flotilla_common::name::PeerId;
+use flotilla_common::recording::{Recorded, Sink};
 use flotilla_common::time::Time;
 use flotilla_common::tracker::{
     self as machine, BlobSlot, LeaseEvent, PeerSlot, Progress, RequestId, SlotNames, TrackerCounts,
@@ -90,7 +91,7 @@ pub(crate) struct TrackerFigures {
 /// The machine, the names of its slots, and the waiting requests.
 #[derive(Debug)]
 pub(crate) struct State {
-    machine: TrackerMachine,
+    machine: Recorded<TrackerMachine>,
     names: SlotNames,
     zones_limit: usize,
     waiting: HashMap<RequestId, WaitingRequest>,
@@ -101,12 +102,13 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// The machine is recorded to `recording` if there is one.
+    pub(crate) fn new(config: &Config, recording: Option<Box<dyn Sink>>) -> Self {
         // The keys of the standard library's hasher come from the system, so each start has another
         // seed and another epoch.
         let rng_seed = RandomState::new().build_hasher().finish();
         Self {
-            machine: TrackerMachine::new(config.machine(), rng_seed),
+            machine: Recorded::new((config.machine(), rng_seed), recording),
             names: SlotNames::default(),
             zones_limit: config.limits.zones as usize,
             waiting: HashMap::new(),

@@ -15,6 +15,7 @@ pub mod identity;
 pub mod listen;
 pub mod metrics;
 pub mod rate;
+pub mod recording;
 pub mod shutdown;
 pub mod suggest;
 pub mod telemetry;

@@ -2,9 +2,11 @@
 
 use core::time::Duration;
 
+use bincode::{Decode, Encode};
+
 /// Settings of a peer's machine. [`SwarmConfig::default`] has the values that ship;
 /// `docs/benchmarks/simulated-swarm.md` has the measurements behind them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub struct SwarmConfig {
     /// Own uplink, bits per second; `None` if it has no cap and is not known.
     pub up_bits_per_second: Option<u64>,

@@ -2,6 +2,8 @@
 
 use core::time::Duration;
 
+use bincode::{Decode, Encode};
+
 use crate::chunk::Geometry;
 use crate::chunk_map::ChunkMap;
 use crate::interner::Slot;
@@ -9,12 +11,12 @@ use crate::time::Time;
 
 /// A blob that the driver has interned: its index in the machine's table. Small numbers, reused
 /// after [`Input::Forget`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct BlobSlot(pub u32);
 
 /// A peer that the driver has interned: its index in the machine's table. Small numbers; one may be
 /// given to another peer once [`super::PeerMachine::is_idle`] says that nothing refers to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct PeerSlot(pub u32);
 
 impl Slot for BlobSlot {
@@ -38,15 +40,15 @@ impl Slot for PeerSlot {
 }
 
 /// One download of one chunk, numbered by the machine and never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct TransferId(pub u64);
 
 /// One neighbour's request for a chunk, numbered by the driver and never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct UploadId(pub u64);
 
 /// The source of a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum ChunkSource {
     /// A connected neighbour.
     Peer(PeerSlot),
@@ -55,7 +57,7 @@ pub enum ChunkSource {
 }
 
 /// How far away a peer is, in order of preference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub enum Nearness {
     /// In the own zone: traffic is cheap.
     SameZone,
@@ -66,7 +68,7 @@ pub enum Nearness {
 }
 
 /// The facts about a peer that the driver passes with its first mention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct PeerFacts {
     /// The peer's slot.
     pub peer: PeerSlot,
@@ -78,7 +80,7 @@ pub struct PeerFacts {
 }
 
 /// At most eight newly held chunks of one blob, announced to neighbours at once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode)]
 pub struct HaveBatch {
     len: u8,
     chunks: [u32; HaveBatch::MAX],
@@ -114,8 +116,24 @@ impl HaveBatch {
     }
 }
 
+impl<Context> Decode<Context> for HaveBatch {
+    fn decode<D: bincode::de::Decoder<Context = Context>>(
+        decoder: &mut D,
+    ) -> Result<Self, bincode::error::DecodeError> {
+        let (len, chunks) = <(u8, [u32; Self::MAX])>::decode(decoder)?;
+        if usize::from(len) > Self::MAX {
+            return Err(bincode::error::DecodeError::Other(
+                "batch of more chunks than it has room for",
+            ));
+        }
+        Ok(Self { len, chunks })
+    }
+}
+
+bincode::impl_borrow_decode!(HaveBatch);
+
 /// The chunks of a blob that a neighbour reports as held.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum HeldChunks {
     /// These chunks, besides those it named before.
     Chunks(HaveBatch),
@@ -126,7 +144,7 @@ pub enum HeldChunks {
 }
 
 /// Why a request for a chunk was refused, by us or by a neighbour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum RefusalReason {
     /// All upload slots are taken: to be asked again after half a chunk time.
     Busy,
@@ -135,7 +153,7 @@ pub enum RefusalReason {
 }
 
 /// Why a download ended without its chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum DownloadFailure {
     /// The connection or stream broke, or the origin answered with an error that may be gone at the
     /// next attempt.
@@ -149,7 +167,7 @@ pub enum DownloadFailure {
 }
 
 /// The events that the machine handles.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Input {
     /// Adds a blob with the chunks that the store holds. It is served to neighbours from now on,
     /// and fetched only once it is wanted. No input may name the slot before this one.
@@ -348,7 +366,7 @@ pub enum Input {
 }
 
 /// The actions that the machine asks of the driver, to be carried out in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Output {
     /// Connect to a peer; answered by [`Input::Connected`] or [`Input::DialFailed`].
     Dial {

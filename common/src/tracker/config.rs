@@ -2,8 +2,10 @@
 
 use core::time::Duration;
 
+use bincode::{Decode, Encode};
+
 /// Settings of the tracker's machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct TrackerConfig {
     /// Shortest time between two announces of a peer.
     pub min_interval: Duration,
@@ -44,7 +46,7 @@ impl Default for TrackerConfig {
 }
 
 /// Settings of the lease authorities.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct LeaseSettings {
     /// Open leases for one blob in one region. The default was measured; six are better when a
     /// chunk takes 10 ms or less, and more when the origin is much faster than the peers.

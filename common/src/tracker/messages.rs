@@ -3,16 +3,18 @@
 
 use core::time::Duration;
 
+use bincode::{Decode, Encode};
+
 use super::roster::Progress;
 use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
 use crate::chunk_map::ChunkMap;
 
 /// The driver's name for a request that waits for an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct RequestId(pub u64);
 
 /// An event for the machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Encode, Decode)]
 pub enum TrackerInput {
     /// A peer announces; answered by [`TrackerOutput::Announced`].
     Announce(Announce),
@@ -36,7 +38,7 @@ pub enum TrackerInput {
 }
 
 /// One announce: a peer's changes, all blobs together.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Encode, Decode)]
 pub struct Announce {
     /// Names the answer.
     pub request: RequestId,
@@ -65,7 +67,7 @@ pub struct Announce {
 }
 
 /// A peer's new role in one swarm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RoleChange {
     /// The blob.
     pub blob: BlobSlot,
@@ -74,7 +76,7 @@ pub struct RoleChange {
 }
 
 /// A peer's role in one swarm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum SwarmRole {
     /// It wants the blob, and a handout.
     Wanted(Progress),
@@ -85,7 +87,7 @@ pub enum SwarmRole {
 }
 
 /// A lease that a peer reports as its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ReportedLease {
     /// The blob.
     pub blob: BlobSlot,
@@ -96,7 +98,7 @@ pub struct ReportedLease {
 }
 
 /// A peer requests permission to fetch a chunk from the origin.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Encode, Decode)]
 pub struct Take {
     /// Names the answer.
     pub request: RequestId,
@@ -117,7 +119,7 @@ pub struct Take {
 }
 
 /// A peer reports the state of a lease that it was granted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Encode, Decode)]
 pub struct Lease {
     /// Names the answer.
     pub request: RequestId,
@@ -132,7 +134,7 @@ pub struct Lease {
 }
 
 /// The state of a lease, as its holder reports it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum LeaseEvent {
     /// The lease should be extended; it is if more bytes were received than at the last renewal.
     Renew {
@@ -149,7 +151,7 @@ pub enum LeaseEvent {
 }
 
 /// An action for the driver.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum TrackerOutput {
     /// Answers an announce.
     Announced {
@@ -172,7 +174,7 @@ pub enum TrackerOutput {
 }
 
 /// The answer to an announce.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum AnnounceOutcome {
     /// The peer must announce in full; this announce was ignored.
     Resync,
@@ -188,7 +190,7 @@ pub enum AnnounceOutcome {
 }
 
 /// The answer to a lease request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum LeaseOutcome {
     /// The peer may fetch this chunk from the origin.
     Granted {

@@ -6,12 +6,14 @@
 //! kept by zone, and seeders apart from leechers, so a handout never walks a whole swarm. The
 //! roster never decides anything; handout and leases do.
 
+use bincode::{Decode, Encode};
+
 use super::slots::{BlobSlot, PeerSlot, RegionSlot, ZoneSlot};
 use crate::interner::Slot;
 use crate::time::Time;
 
 /// How much of a blob a peer holds, in sixteen steps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct Progress(u8);
 
 impl Progress {

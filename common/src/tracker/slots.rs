@@ -1,11 +1,13 @@
 //! Dense ids of the tracker's machine, in place of digests and names.
 
+use bincode::{Decode, Encode};
+
 use crate::interner::Slot;
 
 macro_rules! slots {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
         pub struct $name(pub u32);
 
         impl Slot for $name {

@@ -28,6 +28,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use flotilla_common::failover::SourceId;
+use flotilla_common::recording::Recorded;
 use flotilla_common::swarm::{
     BlobSlot, ChunkSource, PeerMachine, StallTimes, TransferId, UploadId,
 };
@@ -105,7 +106,7 @@ struct ActiveUpload {
 /// The state of the driver's task.
 #[derive(Debug)]
 pub(crate) struct Driver {
-    machine: PeerMachine,
+    machine: Recorded<PeerMachine>,
     tables: Tables,
     context: DriverContext,
     fetches: HashMap<TransferId, Fetch>,
@@ -128,7 +129,11 @@ pub(crate) struct Driver {
 impl Driver {
     /// Runs until the shutdown starts. Blobs that are in the store already are served from the
     /// beginning.
-    pub(crate) async fn run(machine: PeerMachine, context: DriverContext, mut events: Events) {
+    pub(crate) async fn run(
+        machine: Recorded<PeerMachine>,
+        context: DriverContext,
+        mut events: Events,
+    ) {
         let (reports, mut reported) = mpsc::channel(QUEUE);
         let clock = context.clock;
         let shutdown = context.shutdown.clone();
@@ -156,7 +161,7 @@ impl Driver {
     }
 
     fn new(
-        machine: PeerMachine,
+        machine: Recorded<PeerMachine>,
         context: DriverContext,
         reports: mpsc::Sender<TaskReport>,
     ) -> Self {

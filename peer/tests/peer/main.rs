@@ -10,6 +10,7 @@ mod failover;
 mod harness;
 mod hostile;
 mod origin_outage;
+mod recording;
 mod runtime_contract;
 mod status;
 mod transfers;

@@ -76,6 +76,10 @@ pub(super) struct ServeArgs {
     /// The public keys of trusted origins, from `flotilla pki init`
     #[arg(long, value_name = "FILE", help_heading = "Trust")]
     trusted_keys: Option<PathBuf>,
+    /// Record what the state machines are told and what they decide, in files of this directory
+    /// that `flotilla simulate replay` repeats; for developers: each may grow to 1 GiB
+    #[arg(long, value_name = "DIR", help_heading = "Diagnostics")]
+    record: Option<PathBuf>,
     #[command(flatten)]
     pub(super) tls: TlsArgs,
     #[command(flatten)]
@@ -170,6 +174,7 @@ fn config(args: ServeArgs) -> Result<Config, CommandError> {
         down: args.down,
         congestion: args.congestion,
         requires_grants: args.require_grants,
+        record: args.record,
         ..Config::new(id, identity, store, args.region, args.zone, Clock::system())
     })
 }

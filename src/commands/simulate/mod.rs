@@ -5,6 +5,7 @@ mod baseline;
 mod compare;
 mod memory;
 mod progress;
+mod replay;
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -22,6 +23,7 @@ use serde::Serialize;
 
 use self::compare::CompareArgs;
 use self::progress::RunsProgress;
+use self::replay::ReplayArgs;
 use crate::command::{CommandError, print_json, print_text};
 
 /// The arguments of `flotilla simulate`.
@@ -74,6 +76,9 @@ pub struct SimulateArgs {
 enum SimulateCommand {
     /// Compare two results: print how the figures differ, and write a report of both side by side
     Compare(CompareArgs),
+    /// Repeat recordings of real services: give their inputs to fresh machines, as the simulator
+    /// has them, and compare the outputs
+    Replay(ReplayArgs),
 }
 
 impl SimulateArgs {
@@ -95,8 +100,10 @@ struct PlannedScenario {
 /// If a scenario cannot be read or an output cannot be written; [`CommandError::CriteriaNotMet`]
 /// if an outcome does not meet its scenario's criteria, or differs from the baseline.
 pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
-    if let Some(SimulateCommand::Compare(args)) = &args.command {
-        return compare::run(args);
+    match &args.command {
+        Some(SimulateCommand::Compare(args)) => return compare::run(args),
+        Some(SimulateCommand::Replay(args)) => return replay::run(args),
+        None => {}
     }
     let plan = plan(args)?;
     let runs: Vec<(&PlannedScenario, Job<'_>)> = plan

@@ -2,6 +2,7 @@
 
 use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::codec;
+use flotilla_common::recording::replay;
 use flotilla_common::wire::tracker::{LEASE_PATH, LeaseAnswer, LeaseAsk, LeaseRequest};
 use flotilla_tracker::{Config, LeaseConfig};
 
@@ -66,6 +67,32 @@ async fn parked_request_gets_the_next_free_lease() {
         LeaseAnswer::NotHeld
     );
     region.stop().await;
+}
+
+#[tokio::test]
+async fn recorded_leases_replay_to_the_same_outputs() {
+    let dir = tempfile::tempdir().unwrap();
+    let region = Region::start(Config {
+        record: Some(dir.path().to_owned()),
+        ..config()
+    })
+    .await;
+    let mut one = region.peer("one", "a");
+    one.want(blob()).await;
+    for chunk in 0..3 {
+        let granted = one.take(blob(), ChunkMap::full(3)).await;
+        assert!(
+            matches!(granted, LeaseAnswer::Granted { .. }),
+            "{granted:?}"
+        );
+        one.ask(blob(), LeaseAsk::Done { chunk }).await;
+    }
+    region.stop().await;
+    let recording = std::fs::read(dir.path().join("tracker.recording")).unwrap();
+    let replayed = replay(&recording).unwrap();
+    assert_eq!(replayed.machine, "tracker");
+    assert!(replayed.inputs >= 7, "{replayed:?}");
+    assert!(replayed.outputs >= 7, "{replayed:?}");
 }
 
 #[tokio::test]

@@ -3,12 +3,14 @@
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 
+use bincode::{Decode, Encode};
+
 use super::io::{CancelReason, SessionOutput, TrackerRequest};
 use super::leases::AskId;
 use crate::time::Time;
 
 /// A request in flight to one tracker; never reused within a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct ExchangeId(pub u64);
 
 /// The purpose of a request.

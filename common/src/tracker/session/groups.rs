@@ -11,6 +11,8 @@
 
 use core::ops::Range;
 
+use bincode::{Decode, Encode};
+
 use super::health::TrackerHealth;
 use crate::digest::Digest;
 use crate::name::RegionName;
@@ -20,7 +22,7 @@ use crate::tracker::ranked;
 const TRACKERS_PER_BLOB: usize = 2;
 
 /// The URL of a tracker, and its region.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct TrackerUrl {
     /// Its region; `None` for the peer's own.
     pub region: Option<RegionName>,

@@ -2,6 +2,8 @@
 
 use core::time::Duration;
 
+use bincode::{Decode, Encode};
+
 use super::exchanges::ExchangeId;
 use crate::chunk_map::ChunkMap;
 use crate::digest::Digest;
@@ -12,7 +14,7 @@ use crate::wire::tracker::{
 };
 
 /// The part of a peer's state that announces carry.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct PeerSnapshot {
     /// Every blob that the peer holds some of or wants.
     pub blobs: Vec<Change>,
@@ -25,7 +27,7 @@ pub struct PeerSnapshot {
 }
 
 /// An event for the session.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Encode, Decode)]
 pub enum SessionInput {
     /// The peer's state changed: all trackers get an announce soon.
     StateChanged,
@@ -84,7 +86,7 @@ pub enum SessionInput {
 }
 
 /// The state of a lease that a peer was granted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum LeaseUpdate {
     /// The transfer makes progress; the lease should be extended.
     Renew {
@@ -122,7 +124,7 @@ impl From<LeaseUpdate> for LeaseAsk {
 }
 
 /// A request to one tracker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum TrackerRequest {
     /// For [`crate::wire::tracker::ANNOUNCE_PATH`].
     Announce(AnnounceRequest),
@@ -131,7 +133,7 @@ pub enum TrackerRequest {
 }
 
 /// Why the session does not wait for an answer any longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum CancelReason {
     /// The announce timed out.
     AnnounceTimeout,
@@ -144,7 +146,7 @@ pub enum CancelReason {
 }
 
 /// An action for the shell.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum SessionOutput {
     /// Pass the peer's state in with [`SessionInput::Snapshot`]. Until then this tracker gets no
     /// announce.

@@ -15,6 +15,7 @@ mod table;
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -65,6 +66,10 @@ pub(crate) struct SwarmArgs {
     /// dropped
     #[arg(long, value_name = "MS", default_value_t = 50, value_parser = value_parser!(u64).range(1..=10_000))]
     queue_ms: u64,
+    /// Record the state machines of the tracker and of each peer, in folders of DIR, for `flotilla
+    /// simulate replay`
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
     /// Print one JSON object on stdout and nothing else
     #[arg(long)]
     json: bool,
@@ -76,12 +81,20 @@ impl SwarmArgs {
         (peer % self.regions) as usize
     }
 
+    /// The arguments with which a service records its machines.
+    fn record_arguments(&self, service: &str) -> Vec<String> {
+        let folder = self.record.as_ref().map(|folder| folder.join(service));
+        let arguments = folder.map(|folder| ["--record".to_owned(), folder.display().to_string()]);
+        arguments.into_iter().flatten().collect()
+    }
+
     fn peer_setup(&self, peer: u32) -> PeerSetup {
         let region = self.region_of(peer);
         let zone = peer / self.regions % self.zones + 1;
         PeerSetup {
             region,
             zone: Some(format!("zone-{}-{zone}", region + 1)),
+            arguments: self.record_arguments(&format!("peer-{}", peer + 1)),
             ..PeerSetup::default()
         }
     }
@@ -134,6 +147,7 @@ async fn start(args: &SwarmArgs) -> Result<Lab, CommandError> {
     let network = NetworkKind::Namespaces(Some(shape));
     let plan = LabPlan {
         regions: args.regions as usize,
+        tracker_arguments: args.record_arguments("tracker-1"),
         ..LabPlan::new(flotilla_program()?, network)
     };
     let mut lab = Lab::start(plan).await.map_err(failed)?;
