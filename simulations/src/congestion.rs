@@ -79,9 +79,9 @@ fn growth_share(round_trip_s: f64) -> f64 {
 
 /// The mean window of a peer's controller, in packets, at a loss of `p`. In a round trip without a
 /// loss, whose probability is `exp(-p w)`, the window `w` grows by `a w + b`; in any other one it
-/// shrinks by 0.3 of itself. So it stays where `a + b p / x = 0.3 (exp(x) - 1)` with `x = p w`. This
-/// is the fluid model of Misra, Gong and Towsley, "Fluid-based analysis of a network of AQM routers
-/// supporting TCP flows", SIGCOMM 2000, with this controller's law.
+/// shrinks by 0.3 of itself. So it stays where `a + b p / x = 0.3 (exp(x) - 1)` with `x = p w`.
+/// This is the fluid model of Misra, Gong and Towsley, "Fluid-based analysis of a network of AQM
+/// routers supporting TCP flows", SIGCOMM 2000, with this controller's law.
 fn delay_based_packets(p: f64, round_trip_s: f64) -> f64 {
     let share = growth_share(round_trip_s);
     let grows = |x: f64| share + ADDITIVE_PACKETS * p / x > (1.0 - LOSS_FACTOR) * libm::expm1(x);

@@ -393,17 +393,24 @@ impl World<'_> {
         }
     }
 
-    /// Counts bytes that the origin of a region sent for a fetch of a peer.
-    pub(crate) fn count_origin_bytes(&mut self, fetch: Key, peer: u32, region: u32, bytes: u64) {
-        let is_own = region == self.locations[peer as usize].region;
-        let source = if is_own {
+    /// Counts bytes that the origin of the region `from` sent for a fetch of a peer, by way of that
+    /// of the region `by`.
+    pub(crate) fn count_origin_bytes(
+        &mut self,
+        fetch: Key,
+        (from, by): (u32, u32),
+        peer: u32,
+        bytes: u64,
+    ) {
+        let own = self.locations[peer as usize].region;
+        let source = if from == own {
             ByteSource::OwnOrigin
         } else {
             ByteSource::OtherOrigin
         };
         self.record_bytes(fetch, source, bytes);
         self.origin_bytes += bytes;
-        self.wan_bytes += if is_own { 0 } else { bytes };
+        self.wan_bytes += bytes * (u64::from(from != by) + u64::from(by != own));
     }
 
     pub(crate) fn is_origin(&self, end: u32) -> bool {

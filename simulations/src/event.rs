@@ -54,9 +54,21 @@ pub(crate) enum Event {
     BodyWatched { call: Key },
     /// The connection of a call to an origin breaks.
     BodyBroke { call: Key },
-    /// A deadline of a peer's failover machine.
+    /// A request of a call's origin reaches the origin of the region `by`.
+    RelayAsked { call: Key, by: u32 },
+    /// The answer of the region `by`, or of the own storage, reaches a call's origin.
+    ReadAnswered {
+        call: Key,
+        by: Option<u32>,
+        outcome: Box<CallOutcome>,
+    },
+    /// The sources of a call's bytes are to be looked at.
+    StorageWake { call: Key },
+    /// The bytes of a call's storage did not come for too long, or broke off.
+    BodyStalled { call: Key },
+    /// A deadline of the failover machine of a peer or an origin, by the number of its end.
     FailoverWake { peer: u32 },
-    /// The result of a peer's probe of an origin arrives.
+    /// The result of a probe by such a machine arrives.
     Probed {
         peer: u32,
         source: SourceId,
@@ -118,6 +130,10 @@ impl Event {
             Self::OpeningWake { peer } => (30, peer.into()),
             Self::BlobRequested { peer, blob } => (31, pair(peer, blob.0)),
             Self::ReadWake { peer } => (32, peer.into()),
+            Self::RelayAsked { call, .. } => (40, call.to_bits()),
+            Self::ReadAnswered { call, .. } => (41, call.to_bits()),
+            Self::StorageWake { call } => (42, call.to_bits()),
+            Self::BodyStalled { call } => (43, call.to_bits()),
         }
     }
 }

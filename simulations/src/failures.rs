@@ -32,6 +32,9 @@ impl World<'_> {
             | FailureKind::HangOrigin
             | FailureKind::SlowOrigin
             | FailureKind::LagOrigin
+            | FailureKind::HangStorage
+            | FailureKind::RefuseStorage
+            | FailureKind::SlowStorage
             | FailureKind::Partition => self.fail_regions(number),
         }
         if let Some(for_s) = failure.for_s {
@@ -52,6 +55,9 @@ impl World<'_> {
             | FailureKind::HangOrigin
             | FailureKind::SlowOrigin
             | FailureKind::LagOrigin
+            | FailureKind::HangStorage
+            | FailureKind::RefuseStorage
+            | FailureKind::SlowStorage
             | FailureKind::Partition => self.recover_regions(number),
             FailureKind::FreezePeers => self.thaw(),
             FailureKind::KillPeers | FailureKind::KillLeaseHolders | FailureKind::LeavePeers => {}

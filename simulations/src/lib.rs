@@ -62,6 +62,8 @@ mod service;
 mod session;
 mod set;
 mod slab;
+mod storage_reads;
+mod storage_site;
 mod tracker;
 mod tracker_failures;
 mod tracker_messages;

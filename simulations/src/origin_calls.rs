@@ -25,6 +25,7 @@ use crate::fetch::{FetchPurpose, SimulatedFetch};
 use crate::origin_connections::OriginConnection;
 use crate::origin_site::{Admission, internal_error, refused};
 use crate::slab::Key;
+use crate::storage_reads::{Relay, StorageRead};
 use crate::world::World;
 
 /// A call to an origin.
@@ -38,12 +39,18 @@ pub(crate) struct OriginCall {
     pub(crate) flow: Option<Key>,
     /// Its connection, if connections are simulated, until that is idle again.
     connection: Option<OriginConnection>,
+    /// The part that concerns the origin's storage, once that was asked.
+    pub(crate) read: Option<Box<StorageRead>>,
+    /// Bytes of the body that were sent before the present flow.
+    pub(crate) offset: u64,
+    /// Whether the head of the answer has left the origin.
+    is_head_sent: bool,
     /// The delay from the origin to the peer, drawn once.
     way_back: Duration,
     /// Whether all bytes have left the origin.
     is_sent: bool,
     /// Whether the origin counts it among its requests under way.
-    is_admitted: bool,
+    pub(crate) is_admitted: bool,
     /// The bytes that have arrived, and when that number changed last.
     moved: u64,
     moved_at: Time,
@@ -61,6 +68,9 @@ impl OriginCall {
             region,
             flow: None,
             connection,
+            read: None,
+            offset: 0,
+            is_head_sent: false,
             way_back: Duration::ZERO,
             is_sent: false,
             is_admitted: false,
@@ -70,6 +80,11 @@ impl OriginCall {
             is_slow: false,
             is_hung: false,
         }
+    }
+
+    /// The origin of another region that sends the body, if one does.
+    pub(crate) fn relay(&self) -> Option<Relay> {
+        self.read.as_ref()?.relay
     }
 }
 
@@ -88,7 +103,7 @@ impl World<'_> {
     }
 
     /// The peer of a call, and the fetch that it is made for.
-    fn fetch_of(&self, key: Key) -> Option<(&OriginCall, &SimulatedFetch)> {
+    pub(crate) fn fetch_of(&self, key: Key) -> Option<(&OriginCall, &SimulatedFetch)> {
         let call = self.calls.get(key)?;
         Some((call, self.fetches.get(call.fetch)?))
     }
@@ -106,7 +121,7 @@ impl World<'_> {
                 if let Some(call) = self.calls.get_mut(key) {
                     call.is_admitted = true;
                 }
-                self.queue.push(at, Event::OriginServes { call: key });
+                self.serve_call(key, at);
             }
             Admission::Holds => {}
             Admission::Answers(outcome) => self.answer_call(key, outcome),
@@ -114,7 +129,7 @@ impl World<'_> {
     }
 
     /// Sends an answer without bytes.
-    fn answer_call(&mut self, key: Key, outcome: CallOutcome) {
+    pub(crate) fn answer_call(&mut self, key: Key, outcome: CallOutcome) {
         let Some((call, fetch)) = self.fetch_of(key) else {
             return;
         };
@@ -132,32 +147,51 @@ impl World<'_> {
         let Some((call, fetch)) = self.fetch_of(key) else {
             return;
         };
-        let (peer, region, blob, purpose) = (fetch.peer, call.region, fetch.blob, fetch.purpose);
-        let window = call.connection.and_then(|connection| connection.window);
+        let (peer, region, purpose) = (fetch.peer, call.region, fetch.purpose);
         if self.is_cut(self.locations[peer as usize].region, region)
             || !self.origins[region as usize].serves(key)
         {
             return;
         }
-        if purpose == FetchPurpose::Proofs {
-            return self.on_origin_serves_proofs(key, peer, region);
+        match purpose {
+            FetchPurpose::Proofs => self.on_origin_serves_proofs(key, peer, region),
+            FetchPurpose::Chunk { .. } | FetchPurpose::PassThrough { .. } => self.start_body(key),
         }
-        let bytes = purpose.bytes(&self.geometries[blob.0 as usize]);
+    }
+
+    /// The bytes of an answer flow to the peer: from its origin, or through that from the origin of
+    /// another region.
+    pub(crate) fn start_body(&mut self, key: Key) {
+        let Some((call, fetch)) = self.fetch_of(key) else {
+            return;
+        };
+        let (peer, region, blob, purpose) = (fetch.peer, call.region, fetch.blob, fetch.purpose);
+        let (relay, offset) = (call.relay(), call.offset);
+        let window = call.connection.and_then(|connection| connection.window);
+        let bytes = purpose.bytes(&self.geometries[blob.0 as usize]) - offset;
         let way_back = self.http_delay(peer, region);
-        let ends = (self.origin_end(region), peer);
-        let middle = self.middle_from_origin(region, peer, window);
+        let from = relay.map_or(region, |relay| relay.region);
+        let ends = (self.origin_end(from), peer);
+        let middle = match relay {
+            None => self.middle_from_origin(region, peer, window),
+            Some(relay) => self.middle_of_relay(relay, region, peer),
+        };
         let flow = self
             .network
             .start(self.now, ends, middle, bytes, key.to_bits());
+        let mut is_first = false;
         if let Some(call) = self.calls.get_mut(key) {
             call.flow = Some(flow);
             call.way_back = way_back;
+            is_first = !core::mem::replace(&mut call.is_head_sent, true);
             let fetch = call.fetch;
             self.record_flow_start(fetch);
         }
-        let outcome = Box::new(CallOutcome::Answered);
-        let answered = Event::OriginAnswered { call: key, outcome };
-        self.queue.push_after(self.now, way_back, answered);
+        if is_first {
+            let outcome = Box::new(CallOutcome::Answered);
+            let answered = Event::OriginAnswered { call: key, outcome };
+            self.queue.push_after(self.now, way_back, answered);
+        }
     }
 
     /// The origin sends the proofs, which have no bytes, or an error.
@@ -333,6 +367,7 @@ impl World<'_> {
         let Some(call) = self.calls.get_mut(key) else {
             return;
         };
+        let moved = call.offset + moved;
         let has_moved = moved > call.moved;
         if has_moved {
             (call.moved, call.moved_at) = (moved, now);
@@ -365,22 +400,40 @@ impl World<'_> {
         call.flow = None;
         call.is_admitted = false;
         call.is_sent = true;
-        let (region, fetch, way_back) = (call.region, call.fetch, call.way_back);
+        let (region, way_back, offset) = (call.region, call.way_back, call.offset);
         self.origins[region as usize].end();
-        if let Some(&SimulatedFetch {
-            peer,
-            blob,
-            purpose,
-            ..
-        }) = self.fetches.get(fetch)
-        {
-            let bytes = purpose.bytes(&self.geometries[blob.0 as usize]);
-            self.count_origin_bytes(fetch, peer, region, bytes);
+        if let Some((_, fetch)) = self.fetch_of(key) {
+            let peer = fetch.peer;
+            let bytes = fetch.purpose.bytes(&self.geometries[fetch.blob.0 as usize]);
+            self.count_call_bytes(key, bytes - offset);
             let route = self.route_to_region(peer, region);
             let delay = way_back + self.delays.retransmissions(Transport::Http, route);
             self.queue
                 .push_after(self.now, delay, Event::OriginArrived { call: key });
         }
+        self.end_relay_of(key, true);
+    }
+
+    /// Ends the part of another region's origin in a call, if it has one.
+    fn end_relay_of(&mut self, key: Key, is_whole: bool) {
+        let Some(call) = self.calls.get_mut(key) else {
+            return;
+        };
+        let region = call.region;
+        let relay = call.read.as_mut().and_then(|read| read.relay.take());
+        if let Some(relay) = relay {
+            self.finish_relay(region, relay, is_whole);
+        }
+    }
+
+    /// Counts bytes of a call's body that have reached the peer.
+    pub(crate) fn count_call_bytes(&mut self, key: Key, bytes: u64) {
+        let Some((call, fetch)) = self.fetch_of(key) else {
+            return;
+        };
+        let (of, peer, region) = (call.fetch, fetch.peer, call.region);
+        let from = call.relay().map_or(region, |relay| relay.region);
+        self.count_origin_bytes(of, (from, region), peer, bytes);
     }
 
     /// An answer was received whole: its connection is idle.
@@ -405,18 +458,11 @@ impl World<'_> {
 
     /// Closes a call in any state. Bytes that have flowed are counted.
     pub(crate) fn close_call(&mut self, key: Key) {
-        let Some(call) = self.calls.remove(key) else {
+        self.stop_call(key);
+        let Some(mut call) = self.calls.remove(key) else {
             return;
         };
-        if call.is_admitted {
-            self.origins[call.region as usize].end();
-        }
-        if let Some(flow) = call.flow {
-            let moved = self.network.abort(self.now, flow).unwrap_or_default();
-            if let Some(&SimulatedFetch { peer, .. }) = self.fetches.get(call.fetch) {
-                self.count_origin_bytes(call.fetch, peer, call.region, moved);
-            }
-        }
+        self.abandon_read(&mut call);
         if let Some(connection) = call.connection {
             self.close_origin_connection(connection);
         }
@@ -436,11 +482,11 @@ impl World<'_> {
         if core::mem::take(&mut call.is_admitted) {
             self.origins[region as usize].end();
         }
-        let peer = self.fetches.get(fetch)?.peer;
         if let Some(moved) = flow.and_then(|flow| self.network.abort(self.now, flow)) {
-            self.count_origin_bytes(fetch, peer, region, moved);
+            self.count_call_bytes(key, moved);
         }
-        Some(peer)
+        self.end_relay_of(key, false);
+        Some(self.fetches.get(fetch)?.peer)
     }
 
     /// An origin that hung works again, and goes on with a request that it holds.
@@ -479,6 +525,12 @@ impl World<'_> {
     /// The number of a region's origin among the ends of the network.
     pub(crate) fn origin_end(&self, region: u32) -> u32 {
         self.peers.len() as u32 + region
+    }
+
+    /// The region of an origin, by its number among the ends of the network; `None` if it is a
+    /// peer's.
+    pub(crate) fn region_of_end(&self, end: u32) -> Option<u32> {
+        end.checked_sub(self.peers.len() as u32)
     }
 
     /// The number of a region's origin in a peer's failover machine.

@@ -1,4 +1,5 @@
-//! The connections of peers to origins: HTTP/1.1, so each carries one request at a time.
+//! The connections of peers, and of origins, to origins: HTTP/1.1, so each carries one request at a
+//! time.
 //!
 //! As a real peer does, a request takes the connection that became idle last, or opens one: a round
 //! trip for TCP and one for TLS 1.3. An answer that is received whole gives its connection back;
@@ -13,21 +14,21 @@ use crate::network::ConnectionId;
 use crate::origin_site::Condition;
 use crate::world::World;
 
-/// Idle connections that a peer keeps per origin.
+/// Idle connections that a client keeps per origin.
 const MAX_IDLE: usize = 16;
 /// A connection that was idle for this long is closed: the HTTP client's default.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// One-way messages of both handshakes.
 const HANDSHAKE_MESSAGES: u32 = 4;
 
-/// An open connection of a peer to an origin.
+/// An open connection of a peer or another origin to an origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OriginConnection {
-    /// Its congestion window in the direction to the peer, if it is simulated.
+    /// Its congestion window in the direction to the client, if it is simulated.
     pub(crate) window: Option<ConnectionId>,
 }
 
-/// The idle connections, by peer and region of the origin, each since when, the latest last.
+/// The idle connections, by client and region of the origin, each since when, the latest last.
 #[derive(Debug, Default)]
 pub(crate) struct OriginConnections(BTreeMap<(u32, u32), Vec<(OriginConnection, Time)>>);
 
@@ -52,6 +53,20 @@ impl World<'_> {
         let window = window.map(|window| self.network.open_connection(window));
         let delay = self.handshake_delay(peer, region);
         (Some(OriginConnection { window }), delay)
+    }
+
+    /// A connection of one region's origin to another's, for a body. It is open already: origins ask
+    /// each other all the time. Its window may be small.
+    pub(crate) fn connect_origins(&mut self, own: u32, other: u32) -> Option<OriginConnection> {
+        let window = self.region_links.between(other, own).http_window?;
+        let client = self.origin_end(own);
+        self.close_expired(client, other);
+        let idle = self.origin_connections.0.get_mut(&(client, other));
+        if let Some((connection, _)) = idle.and_then(Vec::pop) {
+            return Some(connection);
+        }
+        let window = Some(self.network.open_connection(window));
+        Some(OriginConnection { window })
     }
 
     /// How long a probe waits for a connection.

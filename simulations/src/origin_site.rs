@@ -9,6 +9,7 @@ use rand::Rng;
 use crate::scenario::{Origins, micros};
 use crate::service::{Latency, Server};
 use crate::slab::Key;
+use crate::storage_site::SimulatedStorage;
 
 /// What an origin asks of clients beyond its limit, as the real one.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -42,6 +43,8 @@ pub(crate) struct SimulatedOrigin {
     pub(crate) lacking_share: f64,
     /// Replaces `latency` while the origin is slow.
     pub(crate) slow: Option<Latency>,
+    /// Its storage, if a storage fails in the scenario.
+    pub(crate) storage: Option<Box<SimulatedStorage>>,
     latency: Latency,
     server: Server,
     service_time: Duration,
@@ -52,11 +55,12 @@ pub(crate) struct SimulatedOrigin {
 }
 
 impl SimulatedOrigin {
-    pub(crate) fn new(settings: &Origins) -> Self {
+    pub(crate) fn new(settings: &Origins, storage: Option<Box<SimulatedStorage>>) -> Self {
         Self {
             condition: Condition::Up,
             lacking_share: 0.0,
             slow: None,
+            storage,
             latency: Latency::new(settings.p50_ms, settings.p99_ms),
             server: Server::default(),
             service_time: micros(settings.service_us),
@@ -118,8 +122,8 @@ impl SimulatedOrigin {
         core::mem::take(&mut self.held)
     }
 
-    /// The result of a probe, if there is one.
-    pub(crate) fn probe(&self) -> Option<bool> {
+    /// Whether its process answers or refuses connections; `None` if it does neither.
+    pub(crate) fn process_answers(&self) -> Option<bool> {
         match self.condition {
             Condition::Up => Some(true),
             Condition::Refuses => Some(false),
@@ -159,7 +163,7 @@ mod tests {
     fn requests_beyond_the_limit_are_answered_429_with_a_pause() {
         let settings: Origins = toml::from_str("up = '1Gbit'\nmax_requests = 2\nservice_us = 1000")
             .expect("valid settings");
-        let mut origin = SimulatedOrigin::new(&settings);
+        let mut origin = SimulatedOrigin::new(&settings, None);
         let mut rng = Pcg64Mcg::seed_from_u64(1);
         let call = Slab::new().insert(());
         let mut admit =
@@ -177,7 +181,7 @@ mod tests {
     #[test]
     fn lagging_origin_lacks_the_last_layers() {
         let settings: Origins = toml::from_str("up = '1Gbit'").expect("valid settings");
-        let mut origin = SimulatedOrigin::new(&settings);
+        let mut origin = SimulatedOrigin::new(&settings, None);
         origin.lacking_share = 0.25;
         let mut rng = Pcg64Mcg::seed_from_u64(1);
         let call = Slab::new().insert(());

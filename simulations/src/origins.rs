@@ -216,6 +216,9 @@ impl World<'_> {
 
     pub(crate) fn on_failover_wake(&mut self, peer: u32) {
         let now = self.now;
+        if let Some(region) = self.region_of_end(peer) {
+            return self.on_origin_failover_wake(region);
+        }
         let simulated = &mut self.peers[peer as usize];
         if simulated.is_alive && simulated.failover_wake_at == now {
             simulated.failover_wake_at = Time::MAX;
@@ -225,6 +228,9 @@ impl World<'_> {
     }
 
     pub(crate) fn on_probed(&mut self, peer: u32, source: SourceId, probe: ProbeId, is_good: bool) {
+        if let Some(region) = self.region_of_end(peer) {
+            return self.on_origin_probed(region, source, probe, is_good);
+        }
         let result = if is_good {
             Ok(())
         } else {
@@ -289,16 +295,18 @@ impl World<'_> {
     /// Sends a probe; its result arrives after a round trip, if there is one.
     fn probe(&mut self, peer: u32, source: SourceId, probe: ProbeId) {
         let region = self.region_of(peer, source);
-        let Some(is_good) = self.origins[region as usize].probe() else {
+        let Some(answers) = self.origins[region as usize].process_answers() else {
             return;
         };
         if self.is_cut(self.locations[peer as usize].region, region) {
             return;
         }
         let think = self.origins[region as usize].probe_time(&mut self.latency_rng);
+        let (is_ready, wait) = self.readiness(region);
+        let is_good = answers && is_ready;
         let handshake = self.probe_handshake_delay(peer, region);
         let there = self.http_delay(peer, region);
-        let delay = handshake + there + think + self.http_delay(peer, region);
+        let delay = handshake + there + think + wait + self.http_delay(peer, region);
         let probed = Event::Probed {
             peer,
             source,

@@ -1,11 +1,12 @@
-//! Failures of a region: its origin refuses, hangs, is slow or lags behind, or the region is cut
-//! off.
+//! Failures of a region: its origin refuses, hangs, is slow or lags behind, its storage fails, or
+//! the region is cut off.
 
 use crate::event::Event;
 use crate::failures::FROZEN;
 use crate::origin_site::Condition;
 use crate::scenario::{FailureKind, millis};
 use crate::service::Latency;
+use crate::storage_site::StorageCondition;
 use crate::world::World;
 
 impl World<'_> {
@@ -29,6 +30,11 @@ impl World<'_> {
                     origin.slow = Some(Latency::new(p50_ms, failure.p99_ms));
                 }
                 FailureKind::LagOrigin => origin.lacking_share = failure.share,
+                FailureKind::HangStorage
+                | FailureKind::RefuseStorage
+                | FailureKind::SlowStorage => {
+                    self.fail_storage(number, region);
+                }
                 FailureKind::Partition => {
                     self.is_cut_off[region as usize] = true;
                     self.cut_links(region);
@@ -56,6 +62,11 @@ impl World<'_> {
                 }
                 FailureKind::SlowOrigin => origin.slow = None,
                 FailureKind::LagOrigin => origin.lacking_share = 0.0,
+                FailureKind::HangStorage
+                | FailureKind::RefuseStorage
+                | FailureKind::SlowStorage => {
+                    self.recover_storage(region);
+                }
                 FailureKind::Partition => {
                     self.is_cut_off[region as usize] = false;
                     self.reset_calls_across(region);
@@ -63,6 +74,34 @@ impl World<'_> {
                 _ => {}
             }
         }
+    }
+
+    fn fail_storage(&mut self, number: usize, region: u32) {
+        let failure = &self.scenario.failures[number];
+        let Some(storage) = &mut self.origins[region as usize].storage else {
+            return;
+        };
+        storage.cached_share = failure.cached;
+        storage.condition = match failure.kind {
+            FailureKind::HangStorage => StorageCondition::Hangs,
+            FailureKind::RefuseStorage => StorageCondition::Refuses,
+            _ => {
+                let p50_ms = failure.p50_ms.unwrap_or_default();
+                storage.slow = Some(Latency::new(p50_ms, failure.p99_ms));
+                return;
+            }
+        };
+        let condition = storage.condition;
+        self.interrupt_bodies(region, condition);
+    }
+
+    fn recover_storage(&mut self, region: u32) {
+        if let Some(storage) = &mut self.origins[region as usize].storage {
+            storage.condition = StorageCondition::Up;
+            storage.slow = None;
+            storage.cached_share = 0.0;
+        }
+        self.resume_reads(region);
     }
 
     /// Whether nothing passes between two regions.

@@ -8,6 +8,7 @@ use crate::delays::{Route, Transport};
 use crate::network::{ConnectionId, Middle, Network, PipeId, Window};
 use crate::peer::Location;
 use crate::scenario::{Links, Peers, millis};
+use crate::storage_reads::Relay;
 use crate::world::World;
 
 /// One direction of the link between two regions.
@@ -136,6 +137,16 @@ impl World<'_> {
     ) -> Middle {
         let Location { region: own, .. } = self.locations[to as usize];
         Middle::new(self.region_links.between(region, own).pipe, connection)
+    }
+
+    /// What bytes from the origin of another region to a peer pass, through the origin of the
+    /// region `by`.
+    pub(crate) fn middle_of_relay(&self, relay: Relay, by: u32, to: u32) -> Middle {
+        let Location { region: own, .. } = self.locations[to as usize];
+        let window = relay.connection.and_then(|connection| connection.window);
+        let first = self.region_links.between(relay.region, by).pipe;
+        let second = self.region_links.between(by, own).pipe;
+        Middle::new(first, window).relayed(self.origin_end(by), second)
     }
 }
 

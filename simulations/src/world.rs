@@ -32,6 +32,7 @@ use crate::region_links::{RegionLinks, WideConnections};
 use crate::rng::mix;
 use crate::scenario::{Scenario, seconds};
 use crate::slab::Slab;
+use crate::storage_site::SimulatedStorage;
 use crate::tracker::{SimulatedTracker, TrackerAnswer, TrackerMessage, simulated_trackers};
 
 /// The state of a run.
@@ -114,7 +115,10 @@ impl<'a> World<'a> {
             tracker_messages: Slab::new(),
             tracker_answers: Slab::new(),
             origins: (0..regions)
-                .map(|_| SimulatedOrigin::new(&scenario.origin))
+                .map(|region| {
+                    let storage = SimulatedStorage::new(scenario, region, rng_seed);
+                    SimulatedOrigin::new(&scenario.origin, storage)
+                })
                 .collect(),
             calls: Slab::new(),
             latency_rng: Pcg64Mcg::seed_from_u64(mix(rng_seed ^ 1)),
@@ -267,6 +271,10 @@ impl<'a> World<'a> {
             Event::OriginArrived { call } => self.on_call_arrived(call),
             Event::BodyWatched { call } => self.on_body_watched(call),
             Event::BodyBroke { call } => self.on_body_broke(call, "connection reset"),
+            Event::RelayAsked { call, by } => self.on_relay_asked(call, by),
+            Event::ReadAnswered { call, by, outcome } => self.on_read_answered(call, by, *outcome),
+            Event::StorageWake { call } => self.on_storage_wake(call),
+            Event::BodyStalled { call } => self.resume_body(call),
             Event::FailoverWake { peer } => self.on_failover_wake(peer),
             Event::Probed {
                 peer,

@@ -18,6 +18,7 @@ fn failing(at_s: f64, kind: FailureKind, for_s: Option<f64>) -> Failure {
         region: None,
         share: 1.0,
         for_s,
+        cached: 0.0,
         p50_ms: None,
         p99_ms: None,
         over_s: 0.0,

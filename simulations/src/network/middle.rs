@@ -7,7 +7,7 @@
 use flotilla_common::time::Time;
 
 use super::connection::{Connection, ConnectionId};
-use super::{Flow, NOTABLE, Network, downlink, uplink};
+use super::{End, Flow, NOTABLE, Network, downlink, uplink};
 use crate::slab::Key;
 
 /// Stands for no side.
@@ -22,6 +22,8 @@ pub(crate) struct PipeId(u32);
 pub(crate) struct Middle {
     pipe: u32,
     connection: u32,
+    /// Of a transfer through a third end: the uplink there, and the pipe that follows.
+    relay: [u32; 2],
 }
 
 /// What is known of a side between the ends.
@@ -46,11 +48,20 @@ impl Middle {
                 Some(ConnectionId(side)) => side,
                 None => NONE,
             },
+            relay: [NONE; 2],
+        }
+    }
+
+    /// The same, through the end `by`, and from there through a further pipe.
+    pub(crate) fn relayed(self, by: End, pipe: Option<PipeId>) -> Self {
+        Self {
+            relay: [uplink(by), pipe.map_or(NONE, |pipe| pipe.0)],
+            ..self
         }
     }
 
     pub(super) const fn is_empty(self) -> bool {
-        self.pipe == NONE && self.connection == NONE
+        self.pipe == NONE && self.connection == NONE && self.relay[0] == NONE
     }
 
     pub(super) const fn has_connection(self) -> bool {
@@ -69,7 +80,8 @@ impl Middle {
     }
 
     fn sides(self) -> impl Iterator<Item = u32> {
-        [self.pipe, self.connection]
+        let [relay, second_pipe] = self.relay;
+        [self.pipe, self.connection, relay, second_pipe]
             .into_iter()
             .filter(|side| *side != NONE)
     }

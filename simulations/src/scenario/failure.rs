@@ -13,8 +13,8 @@ pub struct Failure {
     pub at_s: f64,
     /// Its kind.
     pub kind: FailureKind,
-    /// The region that it is about (origins, trackers and partitions only), from 0. All regions if
-    /// not set.
+    /// The region that it is about (origins, their storages, trackers and partitions only), from 0.
+    /// All regions if not set.
     pub region: Option<u32>,
     /// The share of the possible peers that fail, of a region's trackers, or of the image's layers
     /// that a region lacks.
@@ -23,10 +23,13 @@ pub struct Failure {
     /// Seconds after which the failure ends; never if not set. Peers that departed and trackers
     /// that restarted do not come back.
     pub for_s: Option<f64>,
-    /// While an origin or tracker is slow: median time to the first byte, in milliseconds. A
-    /// tracker's own service time and queue come first.
+    /// While a storage fails: the share of the chunks that the region's origin has in memory.
+    #[serde(default)]
+    pub cached: f64,
+    /// While an origin, a storage or a tracker is slow: median time to the first byte, in
+    /// milliseconds. A tracker's own service time and queue come first.
     pub p50_ms: Option<f64>,
-    /// While an origin or tracker is slow: 99th percentile of the same; as the median if not set.
+    /// The same: 99th percentile of it; as the median if not set.
     pub p99_ms: Option<f64>,
     /// The peers fail at random times within so many seconds.
     #[serde(default)]
@@ -63,11 +66,26 @@ pub enum FailureKind {
     SlowOrigin,
     /// A region lags behind: its origin answers 404 for the last `share` of the image's layers.
     LagOrigin,
+    /// The storage of a region's origin hangs: it takes calls, and answers none.
+    HangStorage,
+    /// The storage of a region's origin fails each call at once.
+    RefuseStorage,
+    /// Each call of the storage of a region's origin takes longer by the times `p50_ms` and
+    /// `p99_ms`.
+    SlowStorage,
     /// A region is cut off from all others: no message and no byte crosses its border.
     Partition,
 }
 
 impl FailureKind {
+    /// Whether it is a failure of an origin's storage.
+    pub(crate) fn is_of_storage(self) -> bool {
+        matches!(
+            self,
+            Self::HangStorage | Self::RefuseStorage | Self::SlowStorage
+        )
+    }
+
     /// Whether trackers fail.
     pub(super) fn is_of_tracker(self) -> bool {
         matches!(
@@ -92,21 +110,27 @@ impl Failure {
             "failures.region",
             "write the number of a region, from 0 to one below peers.regions",
         )?;
+        require_share(self.cached, "failures.cached")?;
+        require(
+            self.cached == 0.0 || self.kind.is_of_storage(),
+            "failures.cached",
+            "write it for failures of a storage only",
+        )?;
         let is_slow = matches!(
             self.kind,
-            FailureKind::SlowOrigin | FailureKind::SlowTracker
+            FailureKind::SlowOrigin | FailureKind::SlowStorage | FailureKind::SlowTracker
         );
         let p50_ms = self.p50_ms.unwrap_or(0.0);
         require(
             self.p50_ms.is_some() == is_slow && (!is_slow || is_time(p50_ms) && p50_ms > 0.0),
             "failures.p50_ms",
-            "write milliseconds above 0 for the kinds slow-origin and slow-tracker, and for no other kind",
+            "write milliseconds above 0 for slow-origin, slow-storage and slow-tracker, and for no other kind",
         )?;
         require(
             self.p99_ms
                 .is_none_or(|p99_ms| is_slow && is_time(p99_ms) && p99_ms >= p50_ms),
             "failures.p99_ms",
-            "write milliseconds, at least as many as p50_ms, for the kinds slow-origin and slow-tracker only",
+            "write milliseconds, at least as many as p50_ms, for slow-origin, slow-storage and slow-tracker only",
         )
     }
 
