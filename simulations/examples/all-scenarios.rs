@@ -5,8 +5,9 @@
 //! all-scenarios [--write] [NAME...]
 //! ```
 //!
-//! `--write` writes `trace-hashes.txt`, `known-misses.toml` and `baselines.json` anew, for a change
-//! that is meant to alter traces or figures; it takes no names.
+//! Runs only the scenarios that are named, if any are. `--write` writes their entries in
+//! `trace-hashes.txt`, `known-misses.toml` and `baselines.json` anew, for a change that is meant to
+//! alter traces or figures.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -28,23 +29,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut names: Vec<String> = std::env::args().skip(1).collect();
     let writes = names.iter().any(|name| name == "--write");
     names.retain(|name| name != "--write");
-    if writes && !names.is_empty() {
-        return Err("--write runs all scenarios and takes no names".into());
-    }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut scenarios = Vec::new();
     for entry in fs::read_dir(folder.join("scenarios"))? {
-        let scenario = Scenario::parse(&fs::read_to_string(entry?.path())?)?;
+        let scenario = Scenario::read(&entry?.path())?;
         if names.is_empty() || names.contains(&scenario.name) {
             scenarios.push(scenario);
         }
     }
     scenarios.sort_by(|one, other| one.name.cmp(&other.name));
     let outcomes = run_each(&scenarios);
-    println!("scenario, rng seed, trace hash, p50, p99, p99 over bound, origin copies, stranded");
+    println!(
+        "scenario, rng seed, trace hash, p50, p99, p99 over bound, origin copies, wide-area copies, stall, \
+         stranded"
+    );
     for outcome in &outcomes {
         println!(
-            "{} {} {} {:.3} {:.3} {:.4} {:.4} {} {}",
+            "{} {} {} {:.3} {:.3} {:.4} {:.4} {:.4} {:.3} {} {}",
             outcome.scenario,
             outcome.rng_seed,
             outcome.trace_hash,
@@ -52,18 +53,19 @@ fn main() -> Result<(), Box<dyn Error>> {
             outcome.p99_s,
             outcome.p99_over_bound,
             outcome.origin_copies,
+            outcome.wan_copies,
+            outcome.stall_s,
             outcome.stranded,
             outcome.details.complaints.join("; "),
         );
     }
     if writes {
-        let hashes: String = outcomes
-            .iter()
-            .map(|it| format!("{} {} {}\n", it.scenario, it.rng_seed, it.trace_hash))
-            .collect();
-        fs::write(folder.join("trace-hashes.txt"), hashes)?;
-        let misses = KnownMisses::of(&outcomes).to_toml();
-        fs::write(folder.join("known-misses.toml"), misses)?;
+        let path = folder.join("trace-hashes.txt");
+        fs::write(&path, update_hashes(&fs::read_to_string(&path)?, &outcomes))?;
+        let path = folder.join("known-misses.toml");
+        let mut misses = KnownMisses::parse(&fs::read_to_string(&path)?)?;
+        misses.update(&outcomes);
+        fs::write(&path, misses.to_toml())?;
         let path = folder.join("baselines.json");
         let mut baseline = Baseline::parse(&fs::read_to_string(&path)?)?;
         let outcomes: Vec<&Outcome> = outcomes.iter().collect();
@@ -72,6 +74,22 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::write(path, baseline.to_json())?;
     }
     Ok(())
+}
+
+/// The list of hashes with those of the scenarios that ran in the place of older ones.
+fn update_hashes(list: &str, outcomes: &[Outcome]) -> String {
+    let has_run = |line: &&str| {
+        let name = line.split_whitespace().next();
+        outcomes.iter().any(|it| name == Some(it.scenario.as_str()))
+    };
+    let kept = list
+        .lines()
+        .filter(|line| !has_run(line))
+        .map(str::to_owned);
+    let hash = |it: &Outcome| format!("{} {} {}", it.scenario, it.rng_seed, it.trace_hash);
+    let mut lines: Vec<String> = kept.chain(outcomes.iter().map(hash)).collect();
+    lines.sort();
+    lines.into_iter().map(|line| line + "\n").collect()
 }
 
 /// Runs the scenarios on all processors; the outcomes are in order of scenarios and seeds.

@@ -12,6 +12,7 @@
 use std::error::Error;
 use std::fs;
 use std::io::{Write as _, stdout};
+use std::path::Path;
 use std::time::Instant;
 
 use flotilla_simulations::{Scenario, run};
@@ -25,8 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = arguments
         .next()
         .ok_or("usage: scale SCENARIO.toml [PEERS...]")?;
-    let text = fs::read_to_string(&path).map_err(|error| format!("read {path}: {error}"))?;
-    let mut scenario = Scenario::parse(&text)?;
+    let mut scenario = Scenario::read(Path::new(&path))?;
     let mut counts = arguments
         .map(|count| count.parse().map_err(|error| format!("{count}: {error}")))
         .collect::<Result<Vec<u32>, _>>()?;

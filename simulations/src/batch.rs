@@ -4,6 +4,7 @@ use core::num::NonZeroUsize;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
+use crate::images::Images;
 use crate::scenario::Scenario;
 
 /// Memory of a run without any peers, in bytes.
@@ -30,10 +31,10 @@ impl Job<'_> {
         BASE_BYTES + peers * (PEER_BYTES + self.chunks() * CHUNK_BITS / 8)
     }
 
+    /// Chunks of the images that a peer pulls; of a set's images, that of the largest ones.
     fn chunks(&self) -> u64 {
-        let layers = &self.scenario.image.layers;
-        let chunks = |size| u64::from(self.scenario.image.geometry(size).chunks());
-        layers.iter().copied().map(chunks).sum()
+        let images = Images::new(self.scenario);
+        images.most_chunks_per_peer()
     }
 
     /// A number that grows with the time that the run takes.

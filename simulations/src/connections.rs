@@ -153,7 +153,7 @@ impl World<'_> {
             to: link.peer,
             slot: link.remote,
             epoch: link.epoch,
-            blob,
+            blob: simulated.blobs.at(blob).id,
             have,
         });
         let at = self.now + self.quic_delay(peer, link.peer);
@@ -177,8 +177,12 @@ impl World<'_> {
         else {
             return;
         };
-        let link = self.peers[to as usize].links.at(slot);
-        if link.is_up && link.epoch == epoch {
+        let simulated = &self.peers[to as usize];
+        let link = simulated.links.at(slot);
+        if link.is_up
+            && link.epoch == epoch
+            && let Some(blob) = simulated.blobs.slot(blob)
+        {
             self.feed(
                 to,
                 Input::Have {
@@ -209,6 +213,7 @@ impl World<'_> {
                 None => by_arrival.push((at, vec![receiver])),
             }
         }
+        let blob = self.peers[peer as usize].blobs.at(blob).id;
         for (at, to) in by_arrival {
             let closed_connections = self.closed_connections;
             let broadcast = self.broadcasts.insert(Broadcast {
@@ -240,7 +245,9 @@ impl World<'_> {
                 let link = self.peers[peer as usize].links.at(slot);
                 link.is_up && link.epoch == epoch
             };
-            if self.closed_connections == closed_connections || is_up() {
+            if (self.closed_connections == closed_connections || is_up())
+                && let Some(blob) = self.peers[peer as usize].blobs.slot(blob)
+            {
                 self.feed(
                     peer,
                     Input::Have {

@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use flotilla_common::chunk_map::ChunkMap;
-use flotilla_common::failover::{ContentKey, Need};
+use flotilla_common::digest::Digest;
 use flotilla_common::swarm::{
     BlobSlot, ChunkSource, DownloadFailure, Input, Output, PeerSlot, RefusalReason, TransferId,
     UploadId,
@@ -14,6 +14,7 @@ use crate::delays::Transport;
 use crate::event::Event;
 use crate::fetch::{FetchPurpose, FetchSource, SimulatedFetch};
 use crate::network::FlowEvent;
+use crate::reads::content_of;
 use crate::record::ByteSource;
 use crate::slab::Key;
 use crate::world::World;
@@ -45,7 +46,7 @@ impl World<'_> {
                 starving,
             } => self.request_lease(peer, blob, missing, starving),
             Output::LeaseDrop { blob } => {
-                let digest = self.digests[blob.0 as usize];
+                let digest = self.digest(peer, blob);
                 self.feed_session(peer, SessionInput::WithdrawRequest { digest });
             }
             Output::LeaseRenew {
@@ -68,9 +69,14 @@ impl World<'_> {
         }
     }
 
+    fn digest(&self, peer: u32, blob: BlobSlot) -> Digest {
+        let id = self.peers[peer as usize].blobs.at(blob).id;
+        self.images.blob(id).digest
+    }
+
     fn request_lease(&mut self, peer: u32, blob: BlobSlot, missing: ChunkMap, starving: bool) {
         let unreachable = self.unreachable(peer, Some(blob));
-        let digest = self.digests[blob.0 as usize];
+        let digest = self.digest(peer, blob);
         self.feed_session(
             peer,
             SessionInput::RequestLease {
@@ -83,7 +89,7 @@ impl World<'_> {
     }
 
     fn update_lease(&mut self, peer: u32, blob: BlobSlot, update: LeaseUpdate) {
-        let digest = self.digests[blob.0 as usize];
+        let digest = self.digest(peer, blob);
         self.feed_session(peer, SessionInput::UpdateLease { digest, update });
     }
 
@@ -95,12 +101,12 @@ impl World<'_> {
         chunk: u32,
         source: ChunkSource,
     ) {
+        let blob = self.peers[peer as usize].blobs.at(blob).id;
         let slot = match source {
             ChunkSource::Peer(slot) => slot.0,
             ChunkSource::Origin => {
-                let need = Need::Content(ContentKey(u64::from(blob.0)));
                 let purpose = FetchPurpose::Chunk { transfer, chunk };
-                return self.fetch_from_origin(peer, purpose, need, blob);
+                return self.fetch_from_origin(peer, purpose, content_of(blob), blob);
             }
         };
         let link = *self.peers[peer as usize].links.at(slot);
@@ -137,6 +143,11 @@ impl World<'_> {
         else {
             return;
         };
+        let simulated = &self.peers[peer as usize];
+        let slot = simulated.blobs.slot(blob);
+        let Some(blob) = slot.filter(|slot| simulated.machine.held(*slot).is_some()) else {
+            return self.refuse(key, RefusalReason::Gone);
+        };
         let request = Input::UploadRequest {
             peer: PeerSlot(requester),
             blob,
@@ -156,7 +167,9 @@ impl World<'_> {
         else {
             return;
         };
-        if !self.peers[uploader as usize].verified[blob.0 as usize].contains(chunk) {
+        let blobs = &self.peers[uploader as usize].blobs;
+        let slot = blobs.slot(blob);
+        if !slot.is_some_and(|slot| blobs.at(slot).verified.contains(chunk)) {
             self.oracle.complain(|| {
                 format!("peer {uploader} served chunk {chunk}, which it has not verified")
             });
@@ -176,7 +189,7 @@ impl World<'_> {
             return;
         };
         let epoch = self.peers[from as usize].links.at(requester).epoch;
-        let bytes = purpose.bytes(&self.geometries[blob.0 as usize]);
+        let bytes = purpose.bytes(self.images.geometry(blob));
         let middle = self.middle(from, peer, epoch);
         let flow = self
             .network
@@ -279,7 +292,7 @@ impl World<'_> {
             FetchPurpose::Chunk { transfer, chunk } => (transfer, chunk),
             FetchPurpose::PassThrough { .. } => return self.on_passed_through(peer, blob),
             // They have no body.
-            FetchPurpose::Proofs => return,
+            FetchPurpose::Manifest { .. } | FetchPurpose::Proofs { .. } => return,
         };
         let is_corrupt =
             matches!(source, FetchSource::Peer { peer, .. } if self.peers[peer as usize].is_liar);
@@ -293,37 +306,29 @@ impl World<'_> {
             );
             return;
         }
-        let now = self.now;
         let simulated = &mut self.peers[peer as usize];
-        if !simulated.is_alive {
+        let Some(slot) = simulated.blobs.slot(blob).filter(|_| simulated.is_alive) else {
             return;
-        }
-        if !simulated.verified[blob.0 as usize].insert(chunk) {
+        };
+        if !simulated.blobs.at_mut(slot).verified.insert(chunk) {
             self.oracle
                 .complain(|| format!("peer {peer} fetched chunk {chunk} twice"));
         }
-        if (blob, chunk) == (BlobSlot(0), 0) {
-            simulated.first_byte_at = Some(now);
+        let bytes = self.images.geometry(blob).chunk_len(chunk);
+        let region = self.locations[peer as usize].region;
+        self.holders.add(region, blob, chunk, bytes);
+        if chunk == 0 {
+            self.note_first_byte(peer, blob);
         }
         self.note_delivery(peer);
-        self.advance_reader(peer, blob);
+        self.advance_reader(peer, slot);
         self.feed(peer, Input::Received { transfer });
     }
 
     /// The store has all bytes of a blob.
     fn on_complete(&mut self, peer: u32, blob: BlobSlot) {
-        if !self.peers[peer as usize].reads.is_passing(blob) {
+        if !self.peers[peer as usize].blobs.at(blob).is_passing {
             self.on_blob_delivered(peer, blob);
-        }
-    }
-
-    /// The runtime has all bytes of a blob, or reads the rest of them from the store.
-    pub(crate) fn on_blob_delivered(&mut self, peer: u32, blob: BlobSlot) {
-        let now = self.now;
-        let simulated = &mut self.peers[peer as usize];
-        if simulated.delivered.insert(blob.0) && simulated.delivered.is_full() {
-            simulated.completed_at = Some(now);
-            self.unfinished -= 1;
         }
     }
 
@@ -366,7 +371,9 @@ impl World<'_> {
         let peer = &mut self.peers[fetch.peer as usize];
         match fetch.purpose {
             FetchPurpose::Chunk { .. } => peer.fetches.retain(|(_, other)| *other != key),
-            FetchPurpose::Proofs | FetchPurpose::PassThrough { .. } => {
+            FetchPurpose::Manifest { .. }
+            | FetchPurpose::Proofs { .. }
+            | FetchPurpose::PassThrough { .. } => {
                 peer.mirror_fetches.retain(|other| *other != key);
             }
         }
@@ -381,20 +388,20 @@ impl World<'_> {
         let FetchSource::Peer { peer, .. } = fetch.source else {
             return;
         };
-        let geometry = &self.geometries[fetch.blob.0 as usize];
+        let geometry = self.images.geometry(fetch.blob);
         let bytes = moved.unwrap_or_else(|| fetch.purpose.bytes(geometry));
         let to = self.locations[fetch.peer as usize];
         let from = self.locations[peer as usize];
         self.record_bytes(key, ByteSource::of_peer(from, to), bytes);
         if from.region != to.region {
-            self.wan_bytes += bytes;
+            self.count_wan_bytes(key, bytes);
         } else if from.zone != to.zone {
             self.cross_zone_bytes += bytes;
         }
     }
 
     /// Counts bytes that the origin of the region `from` sent for a fetch of a peer, by way of that
-    /// of the region `by`.
+    /// of the region `by`: they came into the peer's region from origins.
     pub(crate) fn count_origin_bytes(
         &mut self,
         fetch: Key,
@@ -409,8 +416,28 @@ impl World<'_> {
             ByteSource::OtherOrigin
         };
         self.record_bytes(fetch, source, bytes);
-        self.origin_bytes += bytes;
-        self.wan_bytes += bytes * (u64::from(from != by) + u64::from(by != own));
+        self.origin_bytes[own as usize] += bytes;
+        self.count_wan_bytes(
+            fetch,
+            bytes * (u64::from(from != by) + u64::from(by != own)),
+        );
+    }
+
+    /// Counts bytes of a fetch that came from another region.
+    fn count_wan_bytes(&mut self, key: Key, bytes: u64) {
+        self.wan_bytes += bytes;
+        if let Some(&SimulatedFetch {
+            peer,
+            purpose: FetchPurpose::Chunk { chunk, .. },
+            blob,
+            ..
+        }) = self.fetches.get(key)
+        {
+            let region = self.locations[peer as usize].region;
+            if self.holders.has_holder(region, blob, chunk) {
+                self.repeated_wan_bytes += bytes;
+            }
+        }
     }
 
     pub(crate) fn is_origin(&self, end: u32) -> bool {

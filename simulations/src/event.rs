@@ -17,6 +17,8 @@ pub(crate) enum Event {
     OpeningWake { peer: u32 },
     /// A deadline of a peer's requests for blobs.
     ReadWake { peer: u32 },
+    /// The runtime repeats a request for a manifest.
+    ManifestRequested { peer: u32, pull: u32 },
     /// The runtime repeats a request for a blob.
     BlobRequested { peer: u32, blob: BlobSlot },
     /// The handshake of a dial is over.
@@ -91,6 +93,10 @@ pub(crate) enum Event {
     FailureEnds { failure: usize },
     /// A peer dies, or leaves in an orderly way.
     Departs { peer: u32, is_orderly: bool },
+    /// A peer dies, and starts again later.
+    Restarts { peer: u32, failure: usize },
+    /// A peer that died starts again.
+    Returns { peer: u32 },
 }
 
 impl Event {
@@ -134,6 +140,9 @@ impl Event {
             Self::ReadAnswered { call, .. } => (41, call.to_bits()),
             Self::StorageWake { call } => (42, call.to_bits()),
             Self::BodyStalled { call } => (43, call.to_bits()),
+            Self::ManifestRequested { peer, pull } => (33, pair(peer, pull)),
+            Self::Restarts { peer, .. } => (34, peer.into()),
+            Self::Returns { peer } => (35, peer.into()),
         }
     }
 }

@@ -1,13 +1,14 @@
-//! Bytes on their way from a source to a peer: a chunk, the proofs of the image's blobs, or a blob
-//! that is passed through.
+//! Bytes on their way from a source to a peer: a chunk, a manifest, the proofs of an image's blobs,
+//! or a blob that is passed through.
 
 use core::time::Duration;
 
 use flotilla_common::chunk::Geometry;
 use flotilla_common::failover::{Need, Request};
-use flotilla_common::swarm::{BlobSlot, TransferId};
+use flotilla_common::swarm::TransferId;
 use flotilla_common::time::Time;
 
+use crate::images::BlobId;
 use crate::slab::Key;
 
 /// A fetch under way, as both of its sides see it.
@@ -17,8 +18,8 @@ pub(crate) struct SimulatedFetch {
     pub(crate) peer: u32,
     pub(crate) purpose: FetchPurpose,
     pub(crate) source: FetchSource,
-    /// The blob; unused if the proofs are fetched.
-    pub(crate) blob: BlobSlot,
+    /// The blob; unused if the manifest or the proofs are fetched.
+    pub(crate) blob: BlobId,
     /// The flow of its bytes from a peer, while they flow.
     pub(crate) flow: Option<Key>,
     /// Bytes from a peer that have arrived.
@@ -52,18 +53,25 @@ pub(crate) struct OriginFetch {
 pub(crate) enum FetchPurpose {
     /// A chunk, for the swarm's machine.
     Chunk { transfer: TransferId, chunk: u32 },
-    /// The proofs of the image's blobs, for the peer's opening of the image.
-    Proofs,
+    /// The manifest of a pull's image.
+    Manifest { pull: u32 },
+    /// The proofs of the blobs of a pull's image, for the peer's opening of the image.
+    Proofs { pull: u32 },
     /// A blob that is passed through to the runtime, from this offset to its end.
     PassThrough { from: u64 },
 }
 
 impl FetchPurpose {
-    /// Bytes of the transfer. Those of proofs are not simulated.
+    /// Whether it is a manifest or proofs, which the origin has in memory in any case.
+    pub(crate) fn is_metadata(self) -> bool {
+        matches!(self, Self::Manifest { .. } | Self::Proofs { .. })
+    }
+
+    /// Bytes of the transfer. Those of metadata are not simulated.
     pub(crate) fn bytes(self, geometry: &Geometry) -> u64 {
         match self {
             Self::Chunk { chunk, .. } => geometry.chunk_len(chunk),
-            Self::Proofs => 0,
+            Self::Manifest { .. } | Self::Proofs { .. } => 0,
             Self::PassThrough { from } => geometry.size() - from,
         }
     }

@@ -64,6 +64,10 @@ pub const FIGURES: &[Figure] = &[
     figure("wan_copies", "wide-area copies", "", |outcome| {
         outcome.wan_copies
     }),
+    figure("wan_repeats", "wide-area repeats", "", |outcome| {
+        outcome.wan_repeats
+    }),
+    figure("stall_s", "longest stall", "s", |outcome| outcome.stall_s),
     figure("stranded", "stranded peers", "", |outcome| {
         outcome.stranded.into()
     }),

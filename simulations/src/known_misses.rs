@@ -71,6 +71,16 @@ impl KnownMisses {
         Self { misses }
     }
 
+    /// Replaces the entries of the scenarios that ran by those that the runs give. The list is in
+    /// order of the scenarios' names.
+    pub fn update(&mut self, outcomes: &[Outcome]) {
+        let has_run = |miss: &KnownMiss| outcomes.iter().any(|it| it.scenario == miss.scenario);
+        self.misses.retain(|miss| !has_run(miss));
+        self.misses.extend(Self::of(outcomes).misses);
+        self.misses
+            .sort_by(|one, other| one.scenario.cmp(&other.scenario));
+    }
+
     /// The list as TOML.
     pub fn to_toml(&self) -> String {
         let mut text = String::from(

@@ -35,6 +35,8 @@ mod event;
 mod failures;
 mod fetch;
 mod figures;
+mod holders;
+mod images;
 mod known_misses;
 mod links;
 mod names;
@@ -48,6 +50,9 @@ mod origins;
 mod outcome;
 mod pairing;
 mod peer;
+mod peer_blobs;
+mod population;
+mod pulls;
 mod queue;
 mod reads;
 mod record;
@@ -64,6 +69,7 @@ mod set;
 mod slab;
 mod storage_reads;
 mod storage_site;
+mod summary;
 mod tracker;
 mod tracker_failures;
 mod tracker_messages;
@@ -80,8 +86,8 @@ pub use report::{compare_report, report};
 pub use results::{Curves, Results, ResultsError, RunResult, Summary};
 pub use rng_seeds::{RngSeeds, RngSeedsError};
 pub use scenario::{
-    Bars, Failure, FailureKind, ImageSpec, LinkBetween, Links, MachineSettings, Origins, Peers,
-    Scenario, ScenarioError, Tracker,
+    Arrivals, Bars, BaseImage, Failure, FailureKind, HostClass, ImageSpec, LinkBetween, Links,
+    MachineSettings, Origins, Peak, Peers, Pulls, Scenario, ScenarioError, SetImage, Tracker,
 };
 pub use set::{RunSet, SetError};
 

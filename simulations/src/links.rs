@@ -1,7 +1,9 @@
 //! Connections between peers, and the messages on them.
 
-use flotilla_common::swarm::{BlobSlot, HaveBatch, HeldChunks};
+use flotilla_common::swarm::{HaveBatch, HeldChunks};
 use flotilla_common::time::Time;
+
+use crate::images::BlobId;
 
 /// One peer's view of another peer.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +90,7 @@ impl LinkTable {
 /// Newly held chunks on their way to all neighbours that they reach at the same time.
 #[derive(Debug)]
 pub(crate) struct Broadcast {
-    pub(crate) blob: BlobSlot,
+    pub(crate) blob: BlobId,
     pub(crate) batch: HaveBatch,
     pub(crate) to: Vec<Receiver>,
     /// Number of connections that had ended anywhere when it was sent. If it is the same on
@@ -105,6 +107,6 @@ pub(crate) struct ChunkMapMessage {
     pub(crate) to: u32,
     pub(crate) slot: u32,
     pub(crate) epoch: u32,
-    pub(crate) blob: BlobSlot,
+    pub(crate) blob: BlobId,
     pub(crate) have: HeldChunks,
 }

@@ -1,23 +1,14 @@
-//! The names of peers, layers and trackers in messages between peers and trackers.
+//! The names of peers and trackers in messages between them.
 
 use core::fmt::Debug;
 use core::net::{Ipv4Addr, SocketAddr};
 use core::str::FromStr;
 
-use flotilla_common::digest::Digest;
 use flotilla_common::name::RegionName;
 use flotilla_common::tracker::TrackerUrl;
 use flotilla_common::wire::tracker::PeerInfo;
 
 use crate::peer::Location;
-use crate::scenario::Scenario;
-
-/// The digests of the layers, by slot.
-pub(crate) fn layer_digests(scenario: &Scenario) -> Vec<Digest> {
-    (0..scenario.image.layers.len())
-        .map(|layer| Digest::sha256(&layer.to_be_bytes()))
-        .collect()
-}
 
 /// A peer's name and address. The address is the peer's number.
 pub(crate) fn peer_info(peer: u32, location: Location) -> PeerInfo {

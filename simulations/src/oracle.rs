@@ -23,8 +23,10 @@ pub(crate) struct BarFigures {
     pub(crate) stranded: u32,
     pub(crate) p99_over_bound: f64,
     pub(crate) p50_s: f64,
-    pub(crate) origin_copies: f64,
+    /// The origin copies of the region that has most of them.
+    pub(crate) most_origin_copies: f64,
     pub(crate) wan_copies: f64,
+    pub(crate) wan_repeats: f64,
     pub(crate) stall_s: f64,
 }
 
@@ -41,8 +43,9 @@ impl Oracle {
             stranded,
             p99_over_bound,
             p50_s,
-            origin_copies,
+            most_origin_copies,
             wan_copies,
+            wan_repeats,
             stall_s,
         } = figures;
         self.keep(Some(0.0), f64::from(stranded), "max_stranded");
@@ -52,8 +55,13 @@ impl Oracle {
             "max_p99_over_bound",
         );
         self.keep(bars.max_p50_s, p50_s, "max_p50_s");
-        self.keep(bars.max_origin_copies, origin_copies, "max_origin_copies");
+        self.keep(
+            bars.max_origin_copies,
+            most_origin_copies,
+            "max_origin_copies",
+        );
         self.keep(bars.max_wan_copies, wan_copies, "max_wan_copies");
+        self.keep(bars.max_wan_repeats, wan_repeats, "max_wan_repeats");
         self.keep(bars.max_stall_s, stall_s, "max_stall_s");
     }
 

@@ -113,8 +113,8 @@ impl World<'_> {
             return;
         };
         let region = call.region;
-        let layer = (fetch.purpose != FetchPurpose::Proofs)
-            .then_some((fetch.blob.0, self.geometries.len() as u32));
+        let layer =
+            (!fetch.purpose.is_metadata()).then_some((fetch.blob.0, self.images.blob_count()));
         let origin = &mut self.origins[region as usize];
         match origin.admit(self.now, key, layer, &mut self.latency_rng) {
             Admission::Serves(at) => {
@@ -153,9 +153,10 @@ impl World<'_> {
         {
             return;
         }
-        match purpose {
-            FetchPurpose::Proofs => self.on_origin_serves_proofs(key, peer, region),
-            FetchPurpose::Chunk { .. } | FetchPurpose::PassThrough { .. } => self.start_body(key),
+        if purpose.is_metadata() {
+            self.on_origin_serves_metadata(key, peer, region, purpose);
+        } else {
+            self.start_body(key);
         }
     }
 
@@ -168,7 +169,7 @@ impl World<'_> {
         let (peer, region, blob, purpose) = (fetch.peer, call.region, fetch.blob, fetch.purpose);
         let (relay, offset) = (call.relay(), call.offset);
         let window = call.connection.and_then(|connection| connection.window);
-        let bytes = purpose.bytes(&self.geometries[blob.0 as usize]) - offset;
+        let bytes = purpose.bytes(self.images.geometry(blob)) - offset;
         let way_back = self.http_delay(peer, region);
         let from = relay.map_or(region, |relay| relay.region);
         let ends = (self.origin_end(from), peer);
@@ -194,13 +195,20 @@ impl World<'_> {
         }
     }
 
-    /// The origin sends the proofs, which have no bytes, or an error.
-    fn on_origin_serves_proofs(&mut self, key: Key, peer: u32, region: u32) {
+    /// The origin sends a manifest or proofs, which have no bytes, or an error.
+    fn on_origin_serves_metadata(
+        &mut self,
+        key: Key,
+        peer: u32,
+        region: u32,
+        purpose: FetchPurpose,
+    ) {
         if let Some(call) = self.calls.get_mut(key) {
             call.is_admitted = false;
             self.origins[region as usize].end();
         }
-        let outcome = if self.fails_closure(peer, region) {
+        let is_closure = matches!(purpose, FetchPurpose::Proofs { .. });
+        let outcome = if is_closure && self.fails_closure(peer, region) {
             internal_error()
         } else {
             CallOutcome::Answered
@@ -216,7 +224,7 @@ impl World<'_> {
         let (fetch, region) = (call.fetch, call.region);
         let is_answered = outcome == CallOutcome::Answered;
         let is_whole = match outcome {
-            CallOutcome::Answered => simulated.purpose == FetchPurpose::Proofs,
+            CallOutcome::Answered => simulated.purpose.is_metadata(),
             CallOutcome::Failed { .. } | CallOutcome::TimedOut => false,
             CallOutcome::Missing | CallOutcome::Refused | CallOutcome::Busy { .. } => true,
         };
@@ -260,9 +268,13 @@ impl World<'_> {
             FetchPurpose::Chunk { transfer, .. } => {
                 self.feed(peer, Input::FirstByte { transfer });
             }
-            FetchPurpose::Proofs => {
+            FetchPurpose::Manifest { pull } => {
                 self.take_fetch(fetch);
-                return self.on_proofs(peer);
+                return self.on_manifest(peer, pull);
+            }
+            FetchPurpose::Proofs { pull } => {
+                self.take_fetch(fetch);
+                return self.on_proofs(peer, pull);
             }
             FetchPurpose::PassThrough { .. } => {}
         }
@@ -387,7 +399,7 @@ impl World<'_> {
                 FetchPurpose::PassThrough { from } => {
                     self.on_passing_through(peer, blob, from + received);
                 }
-                FetchPurpose::Proofs => {}
+                FetchPurpose::Manifest { .. } | FetchPurpose::Proofs { .. } => {}
             }
         }
     }
@@ -404,7 +416,7 @@ impl World<'_> {
         self.origins[region as usize].end();
         if let Some((_, fetch)) = self.fetch_of(key) {
             let peer = fetch.peer;
-            let bytes = fetch.purpose.bytes(&self.geometries[fetch.blob.0 as usize]);
+            let bytes = fetch.purpose.bytes(self.images.geometry(fetch.blob));
             self.count_call_bytes(key, bytes - offset);
             let route = self.route_to_region(peer, region);
             let delay = way_back + self.delays.retransmissions(Transport::Http, route);

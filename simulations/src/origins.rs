@@ -7,11 +7,12 @@ use flotilla_common::failover::{
     Failover, FailoverConfig, Input as FailoverInput, Need, Outcome as CallOutcome, Output,
     ProbeId, Request, SourceId, Step,
 };
-use flotilla_common::swarm::{BlobSlot, DownloadFailure, Input};
+use flotilla_common::swarm::{DownloadFailure, Input};
 use flotilla_common::time::Time;
 
 use crate::event::Event;
 use crate::fetch::{FetchPurpose, FetchSource, OriginFetch, SimulatedFetch};
+use crate::images::BlobId;
 use crate::slab::Key;
 use crate::world::World;
 
@@ -28,7 +29,7 @@ impl World<'_> {
         peer: u32,
         purpose: FetchPurpose,
         need: Need,
-        blob: BlobSlot,
+        blob: BlobId,
     ) {
         let fetch = self.fetches.insert(SimulatedFetch {
             peer,
@@ -50,7 +51,9 @@ impl World<'_> {
         let simulated = &mut self.peers[peer as usize];
         match purpose {
             FetchPurpose::Chunk { transfer, .. } => simulated.fetches.push((transfer, fetch)),
-            FetchPurpose::Proofs | FetchPurpose::PassThrough { .. } => {
+            FetchPurpose::Manifest { .. }
+            | FetchPurpose::Proofs { .. }
+            | FetchPurpose::PassThrough { .. } => {
                 simulated.mirror_fetches.push(fetch);
             }
         }
@@ -163,7 +166,8 @@ impl World<'_> {
                 let why = DownloadFailure::Link;
                 self.feed(fetch.peer, Input::Failed { transfer, why });
             }
-            FetchPurpose::Proofs => self.on_no_proofs(fetch.peer),
+            FetchPurpose::Manifest { pull } => self.on_no_manifest(fetch.peer, pull),
+            FetchPurpose::Proofs { pull } => self.on_no_proofs(fetch.peer, pull),
             FetchPurpose::PassThrough { from } => {
                 self.on_nothing_passed(fetch.peer, fetch.blob, from);
             }

@@ -1,10 +1,8 @@
 //! The result of a run, compared with the lower bounds.
 
-use flotilla_common::bounds::{fluid_s, pipelined_s};
 use serde::{Deserialize, Serialize};
 
 use crate::record::Timeline;
-use crate::scenario::Scenario;
 
 /// The figures of a run. The serialized form has exactly the fields that `flotilla simulate --json`
 /// prints.
@@ -23,27 +21,40 @@ pub struct Outcome {
     pub wall_s: f64,
     /// Number of events.
     pub events: u64,
-    /// Median of the seconds from a peer's start to its completion.
+    /// Median of the seconds from the start of a pull to its completion.
     pub p50_s: f64,
     /// 99th percentile of the same.
     pub p99_s: f64,
     /// Maximum of the same.
     pub max_s: f64,
-    /// 99th percentile of the seconds from a peer's start until it held the first chunk of the
-    /// first layer.
+    /// 99th percentile of the seconds from the start of a pull until the peer held the first chunk of
+    /// the image's first layer.
     pub first_byte_p99_s: f64,
-    /// The fluid bound: `max(F/u_s, F/d_min, N F / (u_s + sum of u_i))`.
+    /// The fluid bound: `max(F/u_s, F/d_min, N F / (u_s + sum of u_i))`. If peers do not pull the same
+    /// images at once, the greatest time that a pull's missing bytes take on its peer's own link.
     pub fluid_bound_s: f64,
-    /// The pipelined bound: `(F/u)(1 + floor(log2 N)/M)`.
+    /// The pipelined bound: `(F/u)(1 + floor(log2 N)/M)`; as the fluid bound if peers do not pull the
+    /// same images at once.
     pub pipelined_bound_s: f64,
-    /// `p99_s` over the greater bound.
+    /// `p99_s` over the greater bound. If peers do not pull the same images at once, the 99th
+    /// percentile of the times of the pulls, each over its own bound.
     pub p99_over_bound: f64,
-    /// Bytes sent by the origins, divided by the image's bytes and by the number of regions.
+    /// Mean of `copies_by_region`.
     pub origin_copies: f64,
+    /// Bytes that each region's peers received from origins, own and other ones, divided by the
+    /// bytes of the images that they pulled, each layer once. Bytes that were fetched again after
+    /// their last holder in the region had gone count as pulled once more.
+    pub copies_by_region: Vec<f64>,
     /// Bytes sent from one region to another.
     pub wan_bytes: u64,
-    /// `wan_bytes`, divided by the image's bytes.
+    /// `wan_bytes`, divided by the bytes of all images that were pulled, each layer once.
     pub wan_copies: f64,
+    /// The part of `wan_copies` that are chunks which a living peer of the receiving region held
+    /// already.
+    pub wan_repeats: f64,
+    /// Longest time in which any pull under way delivered no byte, in seconds. Peers that were
+    /// frozen or died do not count.
+    pub stall_s: f64,
     /// Peers that were alive at the end and not complete.
     pub stranded: u32,
     /// Hash of all events in order: equal runs have equal hashes.
@@ -58,9 +69,9 @@ pub struct Outcome {
 /// Figures that `flotilla simulate --json` does not print.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Details {
-    /// Seconds to completion of each peer that completed, ascending.
+    /// Seconds to completion of each pull that completed, ascending.
     pub completions_s: Vec<f64>,
-    /// Seconds to the first chunk of the first layer, of each peer that got it, ascending.
+    /// Seconds to the first chunk of the first layer, of each pull that got it, ascending.
     pub first_chunks_s: Vec<f64>,
     /// Violations and missed bars; empty if `ok`.
     pub complaints: Vec<String>,
@@ -68,11 +79,8 @@ pub struct Details {
     pub missed_bars: Vec<MissedBar>,
     /// Whether anything but a bar was violated.
     pub is_violated: bool,
-    /// Bytes sent between zones of a region, divided by the image's bytes.
+    /// Bytes sent between zones of a region, divided as for `wan_copies`.
     pub cross_zone_copies: f64,
-    /// Longest time in which any pull under way delivered no byte, in seconds. Peers that were
-    /// frozen or died do not count.
-    pub longest_stall_s: f64,
     /// Chunks sent by peers.
     pub served: u64,
     /// Requests between peers that were refused because all slots were taken.
@@ -98,28 +106,4 @@ pub struct MissedBar {
     pub limit: f64,
     /// The run's figure, which is above it.
     pub figure: f64,
-}
-
-/// The lower bounds of a scenario, in seconds: fluid and pipelined. Each region has its own origin.
-pub(crate) fn bounds(scenario: &Scenario, up_sum: f64, slowest_down: f64) -> (f64, f64) {
-    let bytes = scenario.image.bytes();
-    let peers = scenario.peers.count;
-    let regions = scenario.peers.regions.get();
-    let origin_up = scenario.origin.up.bytes_per_second();
-    let other_origins = origin_up * f64::from(regions - 1);
-    let fluid = fluid_s(
-        bytes,
-        u64::from(peers),
-        origin_up,
-        slowest_down,
-        other_origins + up_sum,
-    );
-    let rate = scenario
-        .peers
-        .up
-        .bytes_per_second()
-        .min(scenario.peers.down.bytes_per_second());
-    let chunks = u64::from(scenario.image.chunks());
-    let pipelined = pipelined_s(bytes, u64::from(peers / regions), chunks, rate);
-    (fluid, pipelined)
 }

@@ -1,6 +1,5 @@
 //! One simulated peer.
 
-use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::failover::Failover;
 use flotilla_common::opening::OpeningInput;
 use flotilla_common::swarm::{Input, PeerMachine, TransferId};
@@ -8,8 +7,9 @@ use flotilla_common::time::Time;
 use flotilla_common::tracker::{ExchangeId, SessionInput, TrackerSession};
 
 use crate::links::LinkTable;
-use crate::opening::ImageOpening;
-use crate::reads::BlobReads;
+use crate::peer_blobs::PeerBlobs;
+use crate::pulls::Pull;
+use crate::reads::ReadTimes;
 use crate::slab::Key;
 
 /// Where a peer is. Zones are numbered across regions.
@@ -41,24 +41,21 @@ pub(crate) struct SimulatedPeer {
     pub(crate) links: LinkTable,
     /// Its session with the trackers, once it has started and if there are any.
     pub(crate) session: Option<PeerSession>,
-    /// Its opening of the image, until the runtime has the manifest and the proofs are decided.
-    pub(crate) opening: Option<Box<ImageOpening>>,
+    /// The images that it pulls, in order.
+    pub(crate) pulls: Vec<Pull>,
+    /// The regions whose origins failed its first request for proofs.
+    pub(crate) failed_closures: Vec<u32>,
     /// Its fetches of chunks under way.
     pub(crate) fetches: Vec<(TransferId, Key)>,
-    /// Its fetches of proofs, and of blobs that are passed through.
+    /// Its fetches of manifests and proofs, and of blobs that are passed through.
     pub(crate) mirror_fetches: Vec<Key>,
-    /// The runtime's requests for blobs.
-    pub(crate) reads: BlobReads,
-    /// The verified chunks of each blob, counted independently of the machine.
-    pub(crate) verified: Vec<ChunkMap>,
-    /// For each blob, the chunk that the reader waits for.
-    pub(crate) cursors: Vec<u32>,
-    /// The blobs that the runtime has, or reads to the end from the store.
-    pub(crate) delivered: ChunkMap,
+    /// The blobs of its images.
+    pub(crate) blobs: PeerBlobs,
+    pub(crate) reads: ReadTimes,
     pub(crate) started_at: Time,
-    pub(crate) first_byte_at: Option<Time>,
-    /// When bytes of the image reached it last; its start before the first ones.
+    /// When bytes of its images reached it last; the start of the pull before the first ones.
     pub(crate) delivered_at: Time,
+    /// When all its pulls were complete.
     pub(crate) completed_at: Option<Time>,
     /// The time of its next `Wake`.
     pub(crate) wake_at: Time,
@@ -81,7 +78,10 @@ pub(crate) struct PeerSession {
 pub(crate) struct Backlog {
     pub(crate) inputs: Vec<Input>,
     pub(crate) session_inputs: Vec<SessionInput>,
-    pub(crate) opening_inputs: Vec<OpeningInput>,
+    /// The pulls whose manifests arrived.
+    pub(crate) manifests: Vec<u32>,
+    /// With the pull that each is for.
+    pub(crate) opening_inputs: Vec<(u32, OpeningInput)>,
 }
 
 impl SimulatedPeer {

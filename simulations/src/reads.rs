@@ -6,7 +6,6 @@
 
 use core::time::Duration;
 
-use flotilla_common::chunk_map::ChunkMap;
 use flotilla_common::failover::{ContentKey, Input as FailoverInput, Need};
 use flotilla_common::opening::{BlobRead, BlobReadInput, BlobReadOutput, FallbackTimeouts};
 use flotilla_common::swarm::{BlobSlot, Input};
@@ -14,43 +13,39 @@ use flotilla_common::time::Time;
 
 use crate::event::Event;
 use crate::fetch::FetchPurpose;
+use crate::images::BlobId;
+use crate::peer_blobs::PeerBlobs;
 use crate::world::World;
 
-/// After a request for a blob that no origin served, the runtime repeats it so much later.
-const RUNTIME_RETRY: Duration = Duration::from_secs(1);
+/// After a request that no origin served, the runtime repeats it so much later.
+pub(crate) const RUNTIME_RETRY: Duration = Duration::from_secs(1);
 
-/// A peer's requests for blobs.
+/// The time of a peer's next `ReadWake`, and what its reads share.
 #[derive(Debug)]
-pub(crate) struct BlobReads {
-    /// For each blob, the request that is answered from the store.
-    from_store: Vec<Option<BlobRead>>,
-    /// The blobs that are passed through.
-    passing: Vec<BlobSlot>,
+pub(crate) struct ReadTimes {
     /// When bytes were received last, for any blob.
     pub(crate) last_received_at: Time,
-    /// The time of the next `ReadWake`.
     wake_at: Time,
 }
 
-impl BlobReads {
-    pub(crate) fn new(blobs: usize) -> Self {
+impl Default for ReadTimes {
+    fn default() -> Self {
         Self {
-            from_store: (0..blobs).map(|_| None).collect(),
-            passing: Vec::new(),
             last_received_at: Time::ZERO,
             wake_at: Time::MAX,
         }
     }
+}
 
-    /// Whether a blob is passed through to the runtime.
-    pub(crate) fn is_passing(&self, blob: BlobSlot) -> bool {
-        self.passing.contains(&blob)
-    }
+/// The next deadline of a peer's reads from its store.
+fn poll_timeout(blobs: &PeerBlobs) -> Option<Time> {
+    let reads = blobs.iter().filter_map(|(_, blob)| blob.read.as_ref());
+    reads.filter_map(BlobRead::poll_timeout).min()
+}
 
-    fn poll_timeout(&self) -> Option<Time> {
-        let reads = self.from_store.iter().flatten();
-        reads.filter_map(BlobRead::poll_timeout).min()
-    }
+/// A blob's content, as the failover machines know it.
+pub(crate) fn content_of(blob: BlobId) -> Need {
+    Need::Content(ContentKey(blob.0.into()))
 }
 
 impl World<'_> {
@@ -65,15 +60,16 @@ impl World<'_> {
             return self.repeat_request(peer, blob);
         }
         let is_stored = simulated.machine.held(blob).is_some();
-        let geometry = &self.geometries[blob.0 as usize];
+        let requested = simulated.blobs.at_mut(blob);
+        let geometry = self.images.geometry(requested.id);
         let timeouts = FallbackTimeouts::default();
         let mut read = BlobRead::new(timeouts, is_stored.then_some(geometry));
         if let Some(BlobReadOutput::PassThrough(_)) = read.poll_output() {
             return self.pass_through(peer, blob);
         }
         read.handle(now, BlobReadInput::NextByte);
-        simulated.reads.from_store[blob.0 as usize] = Some(read);
-        let cursor = Some(simulated.cursors[blob.0 as usize]);
+        requested.read = Some(read);
+        let cursor = Some(requested.cursor);
         self.feed(peer, Input::Reader { blob, cursor });
         self.advance_reader(peer, blob);
         self.schedule_read_wake(peer);
@@ -82,22 +78,20 @@ impl World<'_> {
     /// The reader takes all chunks that it can, and waits for the next one.
     pub(crate) fn advance_reader(&mut self, peer: u32, blob: BlobSlot) {
         let now = self.now;
-        let simulated = &mut self.peers[peer as usize];
-        let Some(read) = &mut simulated.reads.from_store[blob.0 as usize] else {
+        let reading = self.peers[peer as usize].blobs.at_mut(blob);
+        let Some(read) = &mut reading.read else {
             return;
         };
-        let verified: &ChunkMap = &simulated.verified[blob.0 as usize];
-        let cursor = &mut simulated.cursors[blob.0 as usize];
-        if !verified.contains(*cursor) {
+        if !reading.verified.contains(reading.cursor) {
             return;
         }
-        let next = verified.first_missing(*cursor);
-        *cursor = next.unwrap_or(verified.len());
+        let next = reading.verified.first_missing(reading.cursor);
+        reading.cursor = next.unwrap_or(reading.verified.len());
         read.handle(now, BlobReadInput::Delivered);
         if next.is_some() {
             read.handle(now, BlobReadInput::NextByte);
         } else {
-            simulated.reads.from_store[blob.0 as usize] = None;
+            reading.read = None;
         }
         self.feed(peer, Input::Reader { blob, cursor: next });
         if next.is_none() {
@@ -115,8 +109,11 @@ impl World<'_> {
         if simulated.frozen.is_some() {
             return;
         }
-        for blob in (0..self.geometries.len() as u32).map(BlobSlot) {
-            self.check_read(peer, blob);
+        let blobs = simulated.blobs.iter();
+        let reading = blobs.filter(|(_, blob)| blob.read.is_some());
+        let slots: Vec<BlobSlot> = reading.map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.check_read(peer, slot);
         }
         self.schedule_read_wake(peer);
     }
@@ -125,14 +122,15 @@ impl World<'_> {
     fn check_read(&mut self, peer: u32, blob: BlobSlot) {
         let now = self.now;
         let simulated = &mut self.peers[peer as usize];
-        let Some(read) = &mut simulated.reads.from_store[blob.0 as usize] else {
+        let reading = simulated.blobs.at_mut(blob);
+        let Some(read) = &mut reading.read else {
             return;
         };
         read.handle_timeout(now);
         let Some(BlobReadOutput::CheckSources) = read.poll_output() else {
             return;
         };
-        let cursor = simulated.cursors[blob.0 as usize];
+        let cursor = reading.cursor;
         let has_source = !simulated.machine.is_out_of_reach(now, blob, cursor);
         let sources = BlobReadInput::Sources {
             has_source,
@@ -145,14 +143,15 @@ impl World<'_> {
             self.drain_failover(peer);
         }
         if falls_back {
-            self.peers[peer as usize].reads.from_store[blob.0 as usize] = None;
+            self.peers[peer as usize].blobs.at_mut(blob).read = None;
             self.pass_through(peer, blob);
         }
     }
 
     pub(crate) fn schedule_read_wake(&mut self, peer: u32) {
-        let reads = &mut self.peers[peer as usize].reads;
-        if let Some(at) = reads.poll_timeout()
+        let simulated = &mut self.peers[peer as usize];
+        let reads = &mut simulated.reads;
+        if let Some(at) = poll_timeout(&simulated.blobs)
             && at < reads.wake_at
         {
             let at = at.max(self.now);
@@ -163,42 +162,43 @@ impl World<'_> {
 
     /// The rest of a blob comes from an origin.
     fn pass_through(&mut self, peer: u32, blob: BlobSlot) {
-        let simulated = &mut self.peers[peer as usize];
-        simulated.reads.passing.push(blob);
-        let geometry = &self.geometries[blob.0 as usize];
-        let from = geometry
-            .chunk_range(simulated.cursors[blob.0 as usize])
-            .start;
-        let need = Need::Content(ContentKey(u64::from(blob.0)));
-        self.fetch_from_origin(peer, FetchPurpose::PassThrough { from }, need, blob);
+        let passing = self.peers[peer as usize].blobs.at_mut(blob);
+        passing.is_passing = true;
+        let geometry = self.images.geometry(passing.id);
+        let from = geometry.chunk_range(passing.cursor).start;
+        let (purpose, id) = (FetchPurpose::PassThrough { from }, passing.id);
+        self.fetch_from_origin(peer, purpose, content_of(id), id);
     }
 
     /// Bytes of a pass-through arrived: those of the blob up to the offset `to`.
-    pub(crate) fn on_passing_through(&mut self, peer: u32, blob: BlobSlot, to: u64) {
-        let first_chunk = self.geometries[0].chunk_len(0);
-        let simulated = &mut self.peers[peer as usize];
-        if blob == BlobSlot(0) && to >= first_chunk && simulated.first_byte_at.is_none() {
-            simulated.first_byte_at = Some(self.now);
+    pub(crate) fn on_passing_through(&mut self, peer: u32, blob: BlobId, to: u64) {
+        if to >= self.images.geometry(blob).chunk_len(0) {
+            self.note_first_byte(peer, blob);
         }
     }
 
     /// The last byte of a pass-through arrived: the runtime has the blob.
-    pub(crate) fn on_passed_through(&mut self, peer: u32, blob: BlobSlot) {
+    pub(crate) fn on_passed_through(&mut self, peer: u32, blob: BlobId) {
         self.note_delivery(peer);
-        let bytes = self.geometries[blob.0 as usize].size();
-        self.on_passing_through(peer, blob, bytes);
-        if self.peers[peer as usize].is_alive {
-            self.on_blob_delivered(peer, blob);
+        self.note_first_byte(peer, blob);
+        let simulated = &self.peers[peer as usize];
+        if simulated.is_alive
+            && let Some(slot) = simulated.blobs.slot(blob)
+        {
+            self.on_blob_delivered(peer, slot);
         }
     }
 
     /// No origin is left that passes the bytes of a blob from the offset `from` through. The
     /// runtime keeps the chunks before it.
-    pub(crate) fn on_nothing_passed(&mut self, peer: u32, blob: BlobSlot, from: u64) {
-        let simulated = &mut self.peers[peer as usize];
-        simulated.cursors[blob.0 as usize] = self.geometries[blob.0 as usize].chunk_at(from);
-        simulated.reads.passing.retain(|other| *other != blob);
-        self.repeat_request(peer, blob);
+    pub(crate) fn on_nothing_passed(&mut self, peer: u32, blob: BlobId, from: u64) {
+        let cursor = self.images.geometry(blob).chunk_at(from);
+        let blobs = &mut self.peers[peer as usize].blobs;
+        if let Some(slot) = blobs.slot(blob) {
+            let passing = blobs.at_mut(slot);
+            (passing.cursor, passing.is_passing) = (cursor, false);
+            self.repeat_request(peer, slot);
+        }
     }
 
     fn repeat_request(&mut self, peer: u32, blob: BlobSlot) {

@@ -11,6 +11,7 @@ use rand::RngExt as _;
 use crate::event::Event;
 use crate::names::{peer_number, tracker_url};
 use crate::peer::PeerSession;
+use crate::peer_blobs::PeerBlob;
 use crate::world::World;
 
 impl World<'_> {
@@ -36,8 +37,8 @@ impl World<'_> {
         }
     }
 
-    /// Without a tracker, a peer knows some others from earlier.
-    pub(crate) fn add_known_peers(&mut self, peer: u32) {
+    /// Without a tracker, a peer knows some others from earlier that have or pull an image.
+    pub(crate) fn add_known_peers(&mut self, peer: u32, pull: u32) {
         let count = self.peers.len() as u32;
         let known = self.scenario.tracker.known_peers.min(count - 1);
         let mut peers: Vec<PeerFacts> = Vec::new();
@@ -48,7 +49,11 @@ impl World<'_> {
                 peers.push(facts);
             }
         }
-        for blob in (0..self.geometries.len() as u32).map(BlobSlot) {
+        let simulated = &self.peers[peer as usize];
+        let image = simulated.pulls[pull as usize].image;
+        let layers = self.images.image(image).blobs.iter();
+        let slots = layers.filter_map(|layer| simulated.blobs.slot(*layer));
+        for blob in slots.collect::<Vec<_>>() {
             let peers = peers.clone();
             self.feed(peer, Input::Handout { blob, peers });
         }
@@ -139,7 +144,7 @@ impl World<'_> {
                 chunk,
                 term,
             } => {
-                if let Some(blob) = self.blob(&digest) {
+                if let Some(blob) = self.slot(peer, &digest) {
                     self.feed(peer, Input::LeaseGranted { blob, chunk, term });
                 }
             }
@@ -147,12 +152,12 @@ impl World<'_> {
                 digest,
                 retry_after,
             } => {
-                if let Some(blob) = self.blob(&digest) {
+                if let Some(blob) = self.slot(peer, &digest) {
                     self.feed(peer, Input::LeaseWait { blob, retry_after });
                 }
             }
             SessionOutput::LeaseLost { digest, chunk } => {
-                if let Some(blob) = self.blob(&digest) {
+                if let Some(blob) = self.slot(peer, &digest) {
                     self.feed(peer, Input::LeaseLost { blob, chunk });
                 }
             }
@@ -162,7 +167,7 @@ impl World<'_> {
     }
 
     fn on_handout(&mut self, peer: u32, handout: &Handout) {
-        let Some(blob) = self.blob(&handout.digest) else {
+        let Some(blob) = self.slot(peer, &handout.digest) else {
             return;
         };
         let others = handout.peers.iter().filter_map(peer_number);
@@ -174,21 +179,23 @@ impl World<'_> {
     fn snapshot(&self, peer: u32) -> PeerSnapshot {
         let simulated = &self.peers[peer as usize];
         let wanted: Vec<BlobSlot> = simulated.machine.wanted().collect();
-        let blobs = (0_u32..).map(BlobSlot).zip(&self.digests);
-        let change = |(blob, digest): (BlobSlot, &Digest)| {
-            let held = simulated.machine.held(blob)?;
+        let change = |(slot, blob): (BlobSlot, &PeerBlob)| {
+            let held = simulated.machine.held(slot)?;
             Some(Change {
-                digest: *digest,
-                state: BlobState::of(held, wanted.contains(&blob))?,
+                digest: self.images.blob(blob.id).digest,
+                state: BlobState::of(held, wanted.contains(&slot))?,
             })
         };
-        let leases = simulated.machine.leases().map(|(blob, chunk)| HeldLease {
-            digest: self.digests[blob.0 as usize],
-            chunk,
-            chunks: self.geometries[blob.0 as usize].chunks(),
+        let leases = simulated.machine.leases().map(|(slot, chunk)| {
+            let blob = self.images.blob(simulated.blobs.at(slot).id);
+            HeldLease {
+                digest: blob.digest,
+                chunk,
+                chunks: blob.geometry.chunks(),
+            }
         });
         PeerSnapshot {
-            blobs: blobs.filter_map(change).collect(),
+            blobs: simulated.blobs.iter().filter_map(change).collect(),
             leases: leases.collect(),
             connected: simulated
                 .links
@@ -212,9 +219,9 @@ impl World<'_> {
         self.infos[peer as usize].id.clone()
     }
 
-    pub(crate) fn blob(&self, digest: &Digest) -> Option<BlobSlot> {
-        let slots = (0_u32..).map(BlobSlot);
-        let found = slots.zip(&self.digests).find(|(_, known)| *known == digest);
-        found.map(|(blob, _)| blob)
+    /// The slot of a blob that a peer pulls.
+    fn slot(&self, peer: u32, digest: &Digest) -> Option<BlobSlot> {
+        let id = self.images.find(digest)?;
+        self.peers[peer as usize].blobs.slot(id)
     }
 }

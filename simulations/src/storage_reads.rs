@@ -10,14 +10,14 @@
 //! ```
 //!
 //! As the real origin: every request that another region serves crosses by itself, whether or not
-//! others ask for the same bytes; the proofs are in memory; and other regions answer from their
-//! own storage only. A relayed body is one flow, through both origins' uplinks.
+//! others ask for the same bytes; manifests and proofs are in memory; and other regions answer from
+//! their own storage only. A relayed body is one flow, through both origins' uplinks.
 
 use core::time::Duration;
 
 use flotilla_common::failover::{
-    ContentKey, Input as FailoverInput, Need, Outcome as CallOutcome, Output, ProbeId, Request,
-    SourceId, Standing, Step,
+    Input as FailoverInput, Need, Outcome as CallOutcome, Output, ProbeId, Request, SourceId,
+    Standing, Step,
 };
 use flotilla_common::time::Time;
 
@@ -27,6 +27,7 @@ use crate::fetch::FetchPurpose;
 use crate::origin_calls::OriginCall;
 use crate::origin_connections::OriginConnection;
 use crate::origin_site::{Admission, Condition, refused};
+use crate::reads::content_of;
 use crate::slab::Key;
 use crate::storage_site::{OWN_STORAGE, SimulatedStorage, StorageCondition};
 use crate::world::World;
@@ -65,7 +66,7 @@ impl World<'_> {
             return false;
         };
         let chunk = match fetch.purpose {
-            FetchPurpose::Proofs => return false,
+            FetchPurpose::Manifest { .. } | FetchPurpose::Proofs { .. } => return false,
             FetchPurpose::Chunk { chunk, .. } => Some(chunk),
             FetchPurpose::PassThrough { .. } => None,
         };
@@ -81,7 +82,7 @@ impl World<'_> {
         let Some((call, fetch)) = self.fetch_of(key) else {
             return;
         };
-        let (region, need) = (call.region, Need::Content(ContentKey(fetch.blob.0.into())));
+        let (region, need) = (call.region, content_of(fetch.blob));
         let now = self.now;
         let Some(storage) = &mut self.origins[region as usize].storage else {
             return;
@@ -180,7 +181,7 @@ impl World<'_> {
             return;
         };
         let own = call.region;
-        let layer = Some((fetch.blob.0, self.geometries.len() as u32));
+        let layer = Some((fetch.blob.0, self.images.blob_count()));
         let origin = &mut self.origins[by as usize];
         if origin.condition == Condition::Hangs {
             return; // No answer, also after its recovery: the asking origin does not wait so long.

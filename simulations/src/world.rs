@@ -2,31 +2,26 @@
 
 use core::time::Duration;
 
-use flotilla_common::bounds::percentile;
-use flotilla_common::chunk::Geometry;
-use flotilla_common::chunk_map::ChunkMap;
-use flotilla_common::digest::Digest;
-use flotilla_common::swarm::{BlobSlot, Input, PeerMachine, SwarmConfig};
+use flotilla_common::swarm::Input;
 use flotilla_common::time::Time;
 use flotilla_common::wire::tracker::PeerInfo;
-use rand::{RngExt as _, SeedableRng as _};
+use rand::SeedableRng as _;
 use rand_pcg::Pcg64Mcg;
 
 use crate::delays::Delays;
 use crate::event::Event;
 use crate::fetch::SimulatedFetch;
-use crate::links::{Broadcast, ChunkMapMessage, LinkTable};
-use crate::names::{layer_digests, peer_info};
+use crate::holders::Holders;
+use crate::images::Images;
+use crate::links::{Broadcast, ChunkMapMessage};
 use crate::network::Network;
-use crate::oracle::{BarFigures, Oracle};
+use crate::oracle::Oracle;
 use crate::origin_calls::OriginCall;
 use crate::origin_connections::OriginConnections;
 use crate::origin_site::SimulatedOrigin;
-use crate::origins::failover_machine;
-use crate::outcome::{Details, Outcome, bounds};
+use crate::outcome::Outcome;
 use crate::peer::{Location, SimulatedPeer};
 use crate::queue::Queue;
-use crate::reads::BlobReads;
 use crate::record::{Recorder, RunOptions};
 use crate::region_links::{RegionLinks, WideConnections};
 use crate::rng::mix;
@@ -38,7 +33,7 @@ use crate::tracker::{SimulatedTracker, TrackerAnswer, TrackerMessage, simulated_
 /// The state of a run.
 pub(crate) struct World<'a> {
     pub(crate) scenario: &'a Scenario,
-    rng_seed: u64,
+    pub(crate) rng_seed: u64,
     pub(crate) rng: Pcg64Mcg,
     pub(crate) delays: Delays,
     pub(crate) now: Time,
@@ -52,9 +47,8 @@ pub(crate) struct World<'a> {
     pub(crate) locations: Vec<Location>,
     /// The name and address of each peer in messages to the tracker.
     pub(crate) infos: Vec<PeerInfo>,
-    pub(crate) geometries: Vec<Geometry>,
-    /// The name of each blob in messages to the tracker.
-    pub(crate) digests: Vec<Digest>,
+    pub(crate) images: Images,
+    pub(crate) holders: Holders,
     pub(crate) fetches: Slab<SimulatedFetch>,
     pub(crate) broadcasts: Slab<Broadcast>,
     pub(crate) chunk_map_messages: Slab<ChunkMapMessage>,
@@ -70,8 +64,11 @@ pub(crate) struct World<'a> {
     pub(crate) latency_rng: Pcg64Mcg,
     /// Whether each region is cut off from all others.
     pub(crate) is_cut_off: Vec<bool>,
-    pub(crate) origin_bytes: u64,
+    /// Bytes that came from origins, own and other ones, into each region.
+    pub(crate) origin_bytes: Vec<u64>,
     pub(crate) wan_bytes: u64,
+    /// Bytes among them of chunks that a living peer of the receiving region held already.
+    pub(crate) repeated_wan_bytes: u64,
     pub(crate) cross_zone_bytes: u64,
     pub(crate) oracle: Oracle,
     pub(crate) recorder: Recorder<'a>,
@@ -80,12 +77,13 @@ pub(crate) struct World<'a> {
     /// Peers that are alive and not complete.
     pub(crate) unfinished: u32,
     events: u64,
-    trace_hash: u64,
+    pub(crate) trace_hash: u64,
 }
 
 impl<'a> World<'a> {
     pub(crate) fn new(scenario: &'a Scenario, rng_seed: u64, options: &RunOptions<'a>) -> Self {
         let regions = scenario.peers.regions.get();
+        let images = Images::new(scenario);
         let mut world = World {
             scenario,
             rng_seed,
@@ -100,13 +98,8 @@ impl<'a> World<'a> {
             peers: Vec::new(),
             locations: Vec::new(),
             infos: Vec::new(),
-            geometries: scenario
-                .image
-                .layers
-                .iter()
-                .map(|size| scenario.image.geometry(*size))
-                .collect(),
-            digests: layer_digests(scenario),
+            holders: Holders::new(&images, regions),
+            images,
             fetches: Slab::new(),
             broadcasts: Slab::new(),
             chunk_map_messages: Slab::new(),
@@ -123,13 +116,14 @@ impl<'a> World<'a> {
             calls: Slab::new(),
             latency_rng: Pcg64Mcg::seed_from_u64(mix(rng_seed ^ 1)),
             is_cut_off: vec![false; regions as usize],
-            origin_bytes: 0,
+            origin_bytes: vec![0; regions as usize],
             wan_bytes: 0,
+            repeated_wan_bytes: 0,
             cross_zone_bytes: 0,
             oracle: Oracle::default(),
             recorder: Recorder::new(options, scenario),
             longest_stall: Duration::ZERO,
-            unfinished: scenario.peers.count,
+            unfinished: 0,
             events: 0,
             trace_hash: rng_seed,
         };
@@ -141,80 +135,6 @@ impl<'a> World<'a> {
             );
         }
         world
-    }
-
-    /// Creates the peers, then the origins, then the links between regions. The number of a peer is
-    /// the number of its end in the network; the origins follow.
-    fn populate(&mut self) {
-        let peers = &self.scenario.peers;
-        let regions = peers.regions.get();
-        for number in 0..peers.count {
-            let is_slow = self.rng.random_bool(peers.slow_share);
-            let divisor = if is_slow { 10 } else { 1 };
-            let up = (peers.up.0 / divisor).max(1);
-            let down = (peers.down.0 / divisor).max(1);
-            self.network.add_end(up as f64 / 8.0, down as f64 / 8.0);
-            let key = mix(u64::from(number) + 1);
-            let machine = PeerMachine::new(self.config(up, down, key), self.rng.random());
-            let region = number % regions;
-            let zone = region * peers.zones.get() + number / regions % peers.zones.get();
-            let place = Location { zone, region };
-            self.locations.push(place);
-            self.infos.push(peer_info(number, place));
-            let is_liar = self.rng.random_bool(peers.lying_share);
-            let started_at = Time::ZERO + seconds(peers.start_spread_s * self.rng.random::<f64>());
-            self.peers.push(SimulatedPeer {
-                machine,
-                failover: failover_machine(regions, key),
-                failover_wake_at: Time::MAX,
-                key,
-                up,
-                down,
-                is_liar,
-                is_alive: true,
-                frozen: None,
-                links: LinkTable::default(),
-                session: None,
-                opening: None,
-                fetches: Vec::new(),
-                mirror_fetches: Vec::new(),
-                reads: BlobReads::new(self.geometries.len()),
-                verified: self
-                    .geometries
-                    .iter()
-                    .map(|geometry| ChunkMap::empty(geometry.chunks()))
-                    .collect(),
-                cursors: vec![0; self.geometries.len()],
-                delivered: ChunkMap::empty(self.geometries.len() as u32),
-                started_at,
-                first_byte_at: None,
-                delivered_at: started_at,
-                completed_at: None,
-                wake_at: Time::MAX,
-            });
-            self.queue.push(started_at, Event::Start { peer: number });
-        }
-        for _ in 0..regions {
-            let (up, down) = self.scenario.origin.rates();
-            self.network.add_end(up, down);
-        }
-        self.region_links = RegionLinks::new(&self.scenario.links, peers, &mut self.network);
-    }
-
-    fn config(&self, up: u64, down: u64, key: u64) -> SwarmConfig {
-        let config = self.scenario.machine.swarm_config();
-        let knows_rates = self.scenario.peers.knows_rates;
-        SwarmConfig {
-            up_bits_per_second: knows_rates.then_some(up),
-            down_bits_per_second: knows_rates.then_some(down),
-            key,
-            max_connections: self
-                .scenario
-                .peers
-                .max_connections
-                .unwrap_or(config.max_connections),
-            ..config
-        }
     }
 
     /// Handles events until every living peer is complete, or the time limit is reached.
@@ -254,6 +174,7 @@ impl<'a> World<'a> {
             Event::Wake { peer } => self.on_wake(peer),
             Event::OpeningWake { peer } => self.on_opening_wake(peer),
             Event::ReadWake { peer } => self.on_read_wake(peer),
+            Event::ManifestRequested { peer, pull } => self.request_manifest(peer, pull),
             Event::BlobRequested { peer, blob } => self.request_blob(peer, blob),
             Event::Dialled { peer, slot } => self.on_dialled(peer, slot),
             Event::DialTimeout { peer, slot } => self.on_dial_timeout(peer, slot),
@@ -290,6 +211,8 @@ impl<'a> World<'a> {
             Event::FailureStarts { failure } => self.on_failure(failure),
             Event::FailureEnds { failure } => self.on_recovery(failure),
             Event::Departs { peer, is_orderly } => self.on_departure(peer, is_orderly),
+            Event::Restarts { peer, failure } => self.on_restart(peer, failure),
+            Event::Returns { peer } => self.on_return(peer),
         }
     }
 
@@ -308,7 +231,7 @@ impl<'a> World<'a> {
             return;
         }
         self.begin_session(peer);
-        self.open_image(peer);
+        self.start_pulls(peer);
     }
 
     fn on_wake(&mut self, peer: u32) {
@@ -358,114 +281,6 @@ impl<'a> World<'a> {
             let at = at.max(self.now);
             simulated.wake_at = at;
             self.queue.push(at, Event::Wake { peer });
-        }
-    }
-
-    fn outcome(mut self) -> Outcome {
-        let scenario = self.scenario;
-        self.check_maps();
-        let since_start = |simulated: &SimulatedPeer, at: Time| {
-            at.saturating_since(simulated.started_at).as_secs_f64()
-        };
-        let mut completions: Vec<f64> = Vec::new();
-        let mut first_bytes: Vec<f64> = Vec::new();
-        for simulated in &self.peers {
-            completions.extend(simulated.completed_at.map(|at| since_start(simulated, at)));
-            first_bytes.extend(simulated.first_byte_at.map(|at| since_start(simulated, at)));
-        }
-        completions.sort_by(f64::total_cmp);
-        first_bytes.sort_by(f64::total_cmp);
-        let up_sum = self
-            .peers
-            .iter()
-            .map(|simulated| simulated.rate() as f64 / 8.0)
-            .sum();
-        let slowest = self
-            .peers
-            .iter()
-            .map(|simulated| simulated.rate() as f64 / 8.0)
-            .fold(f64::INFINITY, f64::min);
-        let (fluid_bound_s, pipelined_bound_s) = bounds(scenario, up_sum, slowest);
-        let p99_s = percentile(&completions, 0.99);
-        let p99_over_bound = p99_s / fluid_bound_s.max(pipelined_bound_s);
-        let bytes = scenario.image.bytes() as f64;
-        let origin_copies =
-            self.origin_bytes as f64 / bytes / f64::from(scenario.peers.regions.get());
-        let is_unfinished =
-            |simulated: &&SimulatedPeer| simulated.is_alive && simulated.completed_at.is_none();
-        let stranded = self.peers.iter().filter(is_unfinished).count() as u32;
-        let is_violated = self.oracle.has_complaints() || stranded > 0;
-        let figures = BarFigures {
-            stranded,
-            p99_over_bound,
-            p50_s: percentile(&completions, 0.5),
-            origin_copies,
-            wan_copies: self.wan_bytes as f64 / bytes,
-            stall_s: self.longest_stall.as_secs_f64(),
-        };
-        self.oracle.judge(&scenario.bars, figures);
-        let mut details = Details {
-            completions_s: completions,
-            first_chunks_s: first_bytes,
-            is_violated,
-            cross_zone_copies: self.cross_zone_bytes as f64 / bytes,
-            longest_stall_s: self.longest_stall.as_secs_f64(),
-            ..Details::default()
-        };
-        for simulated in &self.peers {
-            let counters = simulated.machine.counters();
-            details.served += counters.served;
-            details.refused_busy += counters.refused_busy;
-            details.unleased += counters.from_origin_unleased;
-            details.failures += counters.failures;
-            details.corrupt += counters.corrupt;
-        }
-        (details.timeline, details.last_events) = self.take_record();
-        details.complaints = self.oracle.take_complaints();
-        details.missed_bars = self.oracle.take_missed_bars();
-        Outcome {
-            scenario: scenario.name.clone(),
-            rng_seed: self.rng_seed,
-            peers: scenario.peers.count,
-            simulated_s: self.now.as_secs_f64(),
-            wall_s: 0.0,
-            events: self.events,
-            p50_s: percentile(&details.completions_s, 0.5),
-            p99_s,
-            max_s: percentile(&details.completions_s, 1.0),
-            first_byte_p99_s: percentile(&details.first_chunks_s, 0.99),
-            fluid_bound_s,
-            pipelined_bound_s,
-            p99_over_bound,
-            origin_copies,
-            wan_bytes: self.wan_bytes,
-            wan_copies: self.wan_bytes as f64 / bytes,
-            stranded,
-            trace_hash: format!("{:016x}", self.trace_hash),
-            ok: details.complaints.is_empty(),
-            details,
-        }
-    }
-
-    /// Checks that each machine holds exactly the chunks that were verified.
-    fn check_maps(&mut self) {
-        for (number, simulated) in self
-            .peers
-            .iter()
-            .enumerate()
-            .filter(|(_, simulated)| simulated.is_alive)
-        {
-            for (blob, verified) in (0_u32..).map(BlobSlot).zip(&simulated.verified) {
-                if simulated
-                    .machine
-                    .held(blob)
-                    .is_some_and(|held| held != verified)
-                {
-                    self.oracle.complain(|| {
-                        format!("peer {number} holds chunks that were not verified, or lost verified ones")
-                    });
-                }
-            }
         }
     }
 }

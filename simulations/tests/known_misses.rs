@@ -26,7 +26,7 @@ fn scenarios() -> Vec<Scenario> {
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     let parse = |path: &PathBuf| {
-        let scenario = Scenario::parse(&fs::read_to_string(path).unwrap()).unwrap();
+        let scenario = Scenario::read(path).unwrap();
         let stem = path.file_stem().unwrap().to_str();
         assert_eq!(stem, Some(scenario.name.as_str()), "file and name differ");
         scenario

@@ -7,7 +7,7 @@ use flotilla_simulations::{Progress, RunOptions, Scenario, run, run_with};
 
 fn scenario(name: &str) -> Scenario {
     let path = format!("{}/scenarios/{name}.toml", env!("CARGO_MANIFEST_DIR"));
-    Scenario::parse(&std::fs::read_to_string(path).unwrap()).unwrap()
+    Scenario::read(path.as_ref()).unwrap()
 }
 
 #[test]

@@ -22,6 +22,7 @@ fn failing(at_s: f64, kind: FailureKind, for_s: Option<f64>) -> Failure {
         p50_ms: None,
         p99_ms: None,
         over_s: 0.0,
+        kept_share: None,
     }
 }
 

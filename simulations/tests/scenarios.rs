@@ -5,7 +5,7 @@ use flotilla_simulations::{Outcome, Scenario, run};
 
 fn scenario(name: &str) -> Scenario {
     let path = format!("{}/scenarios/{name}.toml", env!("CARGO_MANIFEST_DIR"));
-    Scenario::parse(&std::fs::read_to_string(path).unwrap()).unwrap()
+    Scenario::read(path.as_ref()).unwrap()
 }
 
 /// Nothing was violated, and no peer is stranded. `known_misses.rs` checks the other bars.

@@ -109,7 +109,10 @@ impl World<'_> {
         let (peer, blob) = (fetch.peer, fetch.blob.0);
         let what = match fetch.purpose {
             FetchPurpose::Chunk { chunk, .. } => format!("chunk {chunk} of blob {blob}"),
-            FetchPurpose::Proofs => "the proofs of the image's blobs".to_owned(),
+            FetchPurpose::Manifest { pull } => format!("the manifest of its pull {pull}"),
+            FetchPurpose::Proofs { pull } => {
+                format!("the proofs of the blobs of its pull {pull}")
+            }
             FetchPurpose::PassThrough { from } => {
                 format!("blob {blob} from offset {from} past the swarm")
             }

@@ -68,7 +68,7 @@ pub(crate) struct Recorder<'a> {
     /// Bytes that have arrived.
     bytes: u64,
     /// Bytes of all pulls.
-    all_bytes: f64,
+    all_bytes: u64,
     /// When to call `progress` and to sample stalls; [`Time::MAX`] for never.
     due: Time,
 }
@@ -85,9 +85,16 @@ impl<'a> Recorder<'a> {
                 .then(|| Box::new(TimelineRecorder::new(zones))),
             event_log: (options.last_events > 0).then(|| EventLog::new(options.last_events)),
             bytes: 0,
-            all_bytes: scenario.image.bytes() as f64 * f64::from(peers.count),
+            all_bytes: 0,
             due: if is_sampling { Time::ZERO } else { Time::MAX },
         }
+    }
+}
+
+impl Recorder<'_> {
+    /// A peer will pull so many bytes.
+    pub(crate) fn expect_bytes(&mut self, bytes: u64) {
+        self.all_bytes += bytes;
     }
 }
 
@@ -104,7 +111,7 @@ impl World<'_> {
             progress(Progress {
                 simulated_s: self.now.as_secs_f64(),
                 events: self.events(),
-                share: (self.recorder.bytes as f64 / self.recorder.all_bytes).min(1.0),
+                share: (self.recorder.bytes as f64 / self.recorder.all_bytes as f64).min(1.0),
             });
         }
         self.recorder.due = self.now + PROGRESS_EVERY;

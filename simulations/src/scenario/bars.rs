@@ -10,10 +10,13 @@ pub struct Bars {
     pub max_p99_over_bound: Option<f64>,
     /// Median of the times to completion, in seconds.
     pub max_p50_s: Option<f64>,
-    /// Bytes from origins per region, divided by the image's bytes.
+    /// Bytes from origins into any region, divided by the bytes that its peers pulled, each layer
+    /// once.
     pub max_origin_copies: Option<f64>,
-    /// Bytes between regions, divided by the image's bytes.
+    /// Bytes between regions, divided by the bytes that all peers pulled, each layer once.
     pub max_wan_copies: Option<f64>,
+    /// The part of these that are chunks which a living peer of the receiving region held already.
+    pub max_wan_repeats: Option<f64>,
     /// Longest time in which any pull under way delivered no byte, in seconds.
     pub max_stall_s: Option<f64>,
 }

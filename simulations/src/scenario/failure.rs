@@ -20,8 +20,8 @@ pub struct Failure {
     /// that a region lacks.
     #[serde(default = "all")]
     pub share: f64,
-    /// Seconds after which the failure ends; never if not set. Peers that departed and trackers
-    /// that restarted do not come back.
+    /// Seconds after which the failure ends; never if not set. Peers that died or left and trackers
+    /// that restarted do not come back; peers that restart do, at once if not set.
     pub for_s: Option<f64>,
     /// While a storage fails: the share of the chunks that the region's origin has in memory.
     #[serde(default)]
@@ -34,6 +34,8 @@ pub struct Failure {
     /// The peers fail at random times within so many seconds.
     #[serde(default)]
     pub over_s: f64,
+    /// The share of its chunks that a peer which restarts still has; all of them if not set.
+    pub kept_share: Option<f64>,
 }
 
 /// The kinds of failures.
@@ -49,6 +51,9 @@ pub enum FailureKind {
     FreezePeers,
     /// Peers tell the tracker that they leave, and close their connections.
     LeavePeers,
+    /// Peers die as with `kill-peers`, and start again after `for_s` with `kept_share` of their
+    /// chunks. Their runtimes pull again what they lack.
+    RestartPeers,
     /// Trackers stop answering; messages to them are lost.
     StopTracker,
     /// Trackers restart with an empty memory.
@@ -109,6 +114,13 @@ impl Failure {
             self.region.is_none_or(|region| region < regions),
             "failures.region",
             "write the number of a region, from 0 to one below peers.regions",
+        )?;
+        let is_restart = self.kind == FailureKind::RestartPeers;
+        require(
+            self.kept_share
+                .is_none_or(|kept| is_restart && (0.0..=1.0).contains(&kept)),
+            "failures.kept_share",
+            "write a share from 0 to 1 for the kind restart-peers, and for no other kind",
         )?;
         require_share(self.cached, "failures.cached")?;
         require(

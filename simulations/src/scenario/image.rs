@@ -8,10 +8,10 @@ use super::ScenarioError;
 use super::check::require;
 
 /// Maximum number of layers of an image.
-const MAX_LAYERS: usize = 256;
+pub(super) const MAX_LAYERS: usize = 256;
 
-/// The image.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The image. It is empty if the scenario has a set of images instead.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageSpec {
     /// Sizes of its layers. A layer's size determines the size of its chunks.
@@ -43,21 +43,21 @@ impl ImageSpec {
     }
 
     pub(super) fn check(&self) -> Result<(), ScenarioError> {
-        let key = "image.layers";
-        require(
-            !self.layers.is_empty(),
-            key,
-            "name at least one size, such as [\"64MiB\"]",
-        )?;
-        require(
-            self.layers.len() <= MAX_LAYERS,
-            key,
-            "name at most 256 layers",
-        )?;
-        require(
-            self.bytes() > 0,
-            key,
-            "the image must not be empty: name a size such as \"64MiB\"",
-        )
+        require_layers(&self.layers, "image.layers")
     }
+}
+
+/// Checks the layers of an image or a base.
+pub(super) fn require_layers(layers: &[ByteSize], key: &'static str) -> Result<(), ScenarioError> {
+    require(
+        !layers.is_empty(),
+        key,
+        "name at least one size, such as [\"64MiB\"]",
+    )?;
+    require(layers.len() <= MAX_LAYERS, key, "name at most 256 layers")?;
+    require(
+        layers.iter().any(|size| size.0 > 0),
+        key,
+        "the image must not be empty: name a size such as \"64MiB\"",
+    )
 }

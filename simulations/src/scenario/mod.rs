@@ -2,10 +2,12 @@
 //!
 //! Unknown keys are errors, so a misspelt key is not silently ignored. `scenarios/` has examples.
 
+mod arrivals;
 mod bars;
 mod check;
 mod failure;
 mod image;
+mod images;
 mod links;
 mod machine;
 mod origin;
@@ -13,23 +15,44 @@ mod peers;
 mod tracker;
 
 use core::time::Duration;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use check::{is_time, require};
 
+pub(crate) use arrivals::RecordedStart;
+pub use arrivals::{Arrivals, Peak};
 pub use bars::Bars;
 pub use failure::{Failure, FailureKind};
 pub use image::ImageSpec;
+pub use images::{BaseImage, Pulls, SetImage};
 pub use links::{LinkBetween, Links};
 pub use machine::MachineSettings;
 pub use origin::Origins;
-pub use peers::Peers;
+pub use peers::{HostClass, Peers};
 pub use tracker::Tracker;
 
-/// Why a text is not a valid scenario.
+/// Why a scenario cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
+    /// The scenario's file cannot be read.
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    /// The trace of starts cannot be read, or is not as expected.
+    #[error(
+        "read the trace {}, which `arrivals.trace` names: {error}; it is a CSV file with a header and \
+         the columns start_s and, if you like, stop_s and image",
+        path.display()
+    )]
+    Trace {
+        /// The trace's file.
+        path: PathBuf,
+        /// Why.
+        error: csv::Error,
+    },
     /// The text is not valid TOML, or has an unknown key or value.
     #[error("parse scenario: {0}")]
     Parse(#[from] toml::de::Error),
@@ -54,9 +77,22 @@ pub struct Scenario {
     #[serde(default = "default_time_limit_s")]
     pub time_limit_s: f64,
     /// The image that all peers pull.
+    #[serde(default)]
     pub image: ImageSpec,
+    /// Instead of `image`: what the images of a set begin with.
+    #[serde(default)]
+    pub bases: Vec<BaseImage>,
+    /// Instead of `image`: a set of images.
+    #[serde(default)]
+    pub images: Vec<SetImage>,
+    /// Which images of the set each peer pulls.
+    #[serde(default)]
+    pub pulls: Pulls,
     /// The peers.
     pub peers: Peers,
+    /// When they start, if not all at once.
+    #[serde(default)]
+    pub arrivals: Arrivals,
     /// The origins.
     pub origin: Origins,
     /// The delays between them.
@@ -77,7 +113,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Parses a scenario.
+    /// Parses a scenario. One that names a trace of starts can only be [read](Self::read).
     ///
     /// # Errors
     /// The text is not valid TOML, a key is unknown, or a value is out of range; the message names
@@ -88,13 +124,40 @@ impl Scenario {
         Ok(scenario)
     }
 
+    /// Reads a scenario from a file, and the trace of starts that it names.
+    ///
+    /// # Errors
+    /// As [`Self::parse`]; or a file cannot be read.
+    pub fn read(path: &Path) -> Result<Self, ScenarioError> {
+        let text = fs::read_to_string(path)?;
+        let mut scenario: Self = toml::from_str(&text)?;
+        if let Some(trace) = &scenario.arrivals.trace {
+            let path = path.with_file_name(trace);
+            let rows = RecordedStart::read_all(&path);
+            scenario.arrivals.recorded =
+                rows.map_err(|error| ScenarioError::Trace { path, error })?;
+        }
+        scenario.check()?;
+        Ok(scenario)
+    }
+
     fn check(&self) -> Result<(), ScenarioError> {
         require(
             is_time(self.time_limit_s) && self.time_limit_s > 0.0,
             "time_limit_s",
             "write seconds above zero",
         )?;
-        self.image.check()?;
+        let has_image = self.image != ImageSpec::default();
+        require(
+            !has_image || self.images.is_empty(),
+            "image",
+            "remove it, or the [[images]]: a scenario has one image or a set",
+        )?;
+        if self.images.is_empty() {
+            self.image.check()?;
+        }
+        images::check(&self.bases, &self.images, &self.pulls)?;
+        self.arrivals.check(&self.peers, &self.images)?;
         self.peers.check()?;
         self.origin.check()?;
         let regions = self.peers.regions.get();

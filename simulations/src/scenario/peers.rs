@@ -43,6 +43,24 @@ pub struct Peers {
     /// Maximum number of connections of one peer.
     #[serde(default)]
     pub max_connections: Option<u32>,
+    /// Number of peers, the first ones, that have all images at the start and pull nothing.
+    #[serde(default)]
+    pub seeders: u32,
+    /// Classes of hosts with other rates. Peers of no class have `up` and `down`.
+    #[serde(default)]
+    pub classes: Vec<HostClass>,
+}
+
+/// A class of hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostClass {
+    /// Share of the peers that are of this class.
+    pub share: f64,
+    /// Uplink of each of them, per second.
+    pub up: BitRate,
+    /// Downlink of each of them, per second.
+    pub down: BitRate,
 }
 
 impl Peers {
@@ -56,7 +74,36 @@ impl Peers {
         require(self.down.0 > 0, "peers.down", WRITE_RATE)?;
         require_share(self.slow_share, "peers.slow_share")?;
         require_share(self.lying_share, "peers.lying_share")?;
-        require_seconds(self.start_spread_s, "peers.start_spread_s")
+        require_seconds(self.start_spread_s, "peers.start_spread_s")?;
+        require(
+            self.seeders < self.count,
+            "peers.seeders",
+            "write a number below peers.count",
+        )?;
+        let mut shares = 0.0;
+        for class in &self.classes {
+            require_share(class.share, "peers.classes.share")?;
+            require(class.up.0 > 0, "peers.classes.up", WRITE_RATE)?;
+            require(class.down.0 > 0, "peers.classes.down", WRITE_RATE)?;
+            shares += class.share;
+        }
+        require(
+            shares <= 1.0 + 1e-9,
+            "peers.classes.share",
+            "write shares whose sum is at most 1",
+        )
+    }
+
+    /// The rates of a host, in bits per second: uplink and downlink. `place`, from 0 to 1, is its
+    /// place among all hosts in order of their classes.
+    pub(crate) fn rates_at(&self, mut place: f64) -> (u64, u64) {
+        for class in &self.classes {
+            if place < class.share {
+                return (class.up.0, class.down.0);
+            }
+            place -= class.share;
+        }
+        (self.up.0, self.down.0)
     }
 }
 

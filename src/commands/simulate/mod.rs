@@ -173,8 +173,7 @@ fn plan(args: &SimulateArgs) -> Result<Vec<PlannedScenario>, CommandError> {
 
 fn read_scenario(path: PathBuf, rng_seeds: Vec<u64>) -> Result<PlannedScenario, CommandError> {
     let action = || format!("read scenario {}", path.display());
-    let text = fs::read_to_string(&path).map_err(|error| CommandError::failed(action(), error))?;
-    let scenario = Scenario::parse(&text).map_err(|error| CommandError::failed(action(), error))?;
+    let scenario = Scenario::read(&path).map_err(|error| CommandError::failed(action(), error))?;
     Ok(PlannedScenario {
         path,
         scenario,
