@@ -73,6 +73,7 @@ mod summary;
 mod tracker;
 mod tracker_failures;
 mod tracker_messages;
+mod tracker_oracle;
 mod world;
 
 pub use baseline::{Baseline, BaselineError, Comparison, Move, Tolerance};

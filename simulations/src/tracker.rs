@@ -63,9 +63,11 @@ pub(crate) struct SimulatedTracker {
     pub(crate) names: SlotNames,
     /// The trackers that it shares the blobs with.
     pub(crate) group: TrackerGroup,
-    config: TrackerConfig,
+    pub(crate) config: TrackerConfig,
     rng_seed: u64,
     pub(crate) is_up: bool,
+    /// Whether a failure of the scenario has been about it.
+    pub(crate) has_failed: bool,
     /// Whether it hangs: it accepts requests, and answers none.
     pub(crate) is_silent: bool,
     /// While it hangs, the exchanges that it would have served, in order.
@@ -114,6 +116,7 @@ impl SimulatedTracker {
             config,
             rng_seed,
             is_up: settings.enabled,
+            has_failed: false,
             is_silent: false,
             held: Vec::new(),
             slow: None,

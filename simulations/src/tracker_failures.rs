@@ -10,6 +10,7 @@ impl World<'_> {
     pub(crate) fn fail_trackers(&mut self, number: usize) {
         let failure = &self.scenario.failures[number];
         for tracker in self.failing_trackers(number) {
+            self.trackers[tracker as usize].has_failed = true;
             match failure.kind {
                 FailureKind::StopTracker => self.stop_tracker(tracker),
                 FailureKind::RestartTracker => self.restart_tracker(tracker),

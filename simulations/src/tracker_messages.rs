@@ -185,6 +185,7 @@ impl World<'_> {
             let tracker = number;
             self.queue.push(at, Event::TrackerWake { tracker });
         }
+        self.check_tracker(number);
     }
 
     fn answer_request(

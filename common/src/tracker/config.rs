@@ -77,6 +77,17 @@ pub struct LeaseSettings {
     pub chunks_limit: u32,
 }
 
+/// A lease whose holder sends nothing ends after so many times [`LeaseSettings::confirm`].
+pub(super) const UNCONFIRMED_FACTOR: u32 = 5;
+
+impl LeaseSettings {
+    /// Most leases of one blob in one region that are open at the same time: those that count, and
+    /// those whose holders are late to confirm, because each of these made room for another one.
+    pub const fn most_open(&self) -> usize {
+        self.open_limit * (UNCONFIRMED_FACTOR as usize + 1)
+    }
+}
+
 impl Default for LeaseSettings {
     fn default() -> Self {
         Self {

@@ -112,6 +112,15 @@ impl TrackerMachine {
             .unwrap_or_default()
     }
 
+    /// All open leases, in order of blobs: blob, chunk and holder.
+    pub fn leases(&self) -> impl Iterator<Item = (BlobSlot, u32, PeerSlot)> + '_ {
+        let blobs = (0_u32..).map(BlobSlot::at).zip(&self.authorities);
+        blobs.flat_map(|(blob, regions)| {
+            let open = regions.iter().flat_map(Authority::open_leases);
+            open.map(move |(chunk, holder)| (blob, chunk, holder))
+        })
+    }
+
     /// The number of a blob's chunks that were not granted and that no peer of the region was seen
     /// to have; `None` before the first request.
     pub fn free_chunks(&self, blob: BlobSlot, region: RegionSlot) -> Option<u32> {

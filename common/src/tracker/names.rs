@@ -203,7 +203,8 @@ impl SlotNames {
         peers.filter_map(|peer| self.peers.slot(peer)).collect()
     }
 
-    fn info(&self, peer: PeerSlot) -> Option<&wire::PeerInfo> {
+    /// The peer in a slot.
+    pub fn info(&self, peer: PeerSlot) -> Option<&wire::PeerInfo> {
         self.infos.get(peer.index() as usize)?.as_ref()
     }
 }

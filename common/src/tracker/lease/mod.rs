@@ -23,15 +23,13 @@ use rand_pcg::Pcg64Mcg;
 use self::chunks::{ChunkState, ChunkStates};
 use self::open_lease::OpenLease;
 use self::parked::{ParkedRequest, ParkedRequests};
-use super::config::LeaseSettings;
+use super::config::{LeaseSettings, UNCONFIRMED_FACTOR};
 use super::messages::{LeaseOutcome, RequestId, Take, TrackerCounts, TrackerOutput};
 use super::roster::Roster;
 use super::slots::{BlobSlot, PeerSlot, RegionSlot};
 use super::timers::{Ticket, Timer, Timers};
 use crate::time::Time;
 
-/// A lease whose holder sends nothing ends after so many times [`LeaseSettings::confirm`].
-const UNCONFIRMED_FACTOR: u32 = 5;
 /// Seeders that are looked at; beyond these, any of them is as good as another.
 const MAX_SEEDERS_CONSIDERED: usize = 64;
 /// A peer that could not reach so many seeders, about a handout of them, need not try the others.
