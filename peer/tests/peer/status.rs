@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_common::swarm::StallReason;
+use flotilla_common::tracker::TrackerUrl;
 use flotilla_common::units::BitRate;
 use flotilla_peer::status::{BlobStatus, Near, PullResult, Status};
 use flotilla_peer::{Config, Peer, Warming};
+use flotilla_runtime::shutdown::Shutdown;
 use serde::de::DeserializeOwned;
 
+use crate::harness::tracker::FakeTracker;
 use crate::harness::{Fleet, client, get, pull, random_bytes, try_pull};
 
 const MIB: usize = 1 << 20;
@@ -268,4 +271,35 @@ async fn metrics_have_units_and_labels() {
         text.contains("flotilla_peer_wait_seconds_total{reason=\"lease\"} "),
         "{text}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trackers_of_another_region_are_used_while_the_own_one_is_lost() {
+    let fleet = Fleet::new().await;
+    let own_shutdown = Shutdown::new();
+    let own = FakeTracker::start(&own_shutdown).await;
+    let other = fleet.tracker.as_ref().unwrap();
+    let mut config = fleet.config("vm-1");
+    config.trackers = vec![
+        TrackerUrl {
+            region: Some("us".parse().unwrap()),
+            url: other.url(),
+        },
+        TrackerUrl::in_own_region(own.url()),
+    ];
+    let peer = fleet.start(config).await;
+    let status = wait_for_status(&peer, "the own tracker answers", |status| {
+        status.trackers[1].is_answering == Some(true)
+    })
+    .await;
+    let other = &status.trackers[0];
+    assert_eq!(other.region.as_ref().unwrap().as_str(), "us");
+    assert!(!other.is_used && other.is_answering.is_none() && other.announces == 0);
+
+    own_shutdown.trigger();
+    let status = wait_for_status(&peer, "the other tracker answers", |status| {
+        status.trackers[0].is_answering == Some(true)
+    })
+    .await;
+    assert_eq!(status.trackers[1].is_answering, Some(false), "{status:?}");
 }
