@@ -131,6 +131,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::images::BlobId;
     use crate::names::peer_info;
     use crate::peer::Location;
     use crate::record::RunOptions;
@@ -181,7 +182,7 @@ mod tests {
 
     /// A tracker grants the first chunk of the first blob to a peer.
     fn grant(world: &mut World<'_>, tracker: usize, peer: usize) {
-        let digest = world.digests[0];
+        let digest = world.images.blob(BlobId(0)).digest;
         let peer = world.infos[peer].clone();
         let tracker = &mut world.trackers[tracker];
         let lease = LeaseRequest {
@@ -190,7 +191,7 @@ mod tests {
             first_unreachable: false,
             ask: LeaseAsk::Take {
                 number: 1,
-                missing: ChunkMap::full(world.geometries[0].chunks()),
+                missing: ChunkMap::full(world.images.geometry(BlobId(0)).chunks()),
                 starving: false,
                 unreachable: Vec::new(),
             },
