@@ -80,6 +80,7 @@ impl World<'_> {
         for (one, of) in [(other, peer), (peer, other)] {
             let facts = self.facts(of, one);
             self.feed(one, Input::Connected { facts, round_trip });
+            self.check_connections(one);
             if self.scenario.peers.knows_rates {
                 let hint = Input::RateHint {
                     peer: facts.peer,

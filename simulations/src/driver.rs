@@ -175,6 +175,7 @@ impl World<'_> {
             });
         }
         self.start_flow(key, uploader);
+        self.check_uploads(uploader);
     }
 
     fn start_flow(&mut self, key: Key, from: u32) {

@@ -165,7 +165,11 @@ impl World<'_> {
         };
         let config = self.config(up, down, key);
         let machine = PeerMachine::new(config, self.rng.random());
-        let failover = failover_machine(self.origins.len() as u32, key);
+        let failover = failover_machine(
+            self.scenario.machine.failover_config(),
+            self.origins.len() as u32,
+            key,
+        );
         let simulated = &mut self.peers[peer as usize];
         let known: Vec<BlobSlot> = simulated
             .blobs

@@ -51,6 +51,7 @@ mod outcome;
 mod pairing;
 mod peer;
 mod peer_blobs;
+mod peer_oracle;
 mod population;
 mod pulls;
 mod queue;
@@ -74,6 +75,7 @@ mod tracker;
 mod tracker_failures;
 mod tracker_messages;
 mod tracker_oracle;
+mod variation;
 mod world;
 
 pub use baseline::{Baseline, BaselineError, Comparison, Move, Tolerance};
@@ -91,6 +93,7 @@ pub use scenario::{
     MachineSettings, Origins, Peak, Peers, Pulls, Scenario, ScenarioError, SetImage, Tracker,
 };
 pub use set::{RunSet, SetError};
+pub use variation::{Variation, VariationError};
 
 /// Runs a scenario until every living peer is complete or the time limit is reached.
 pub fn run(scenario: &Scenario, rng_seed: u64) -> Outcome {

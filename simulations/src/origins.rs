@@ -17,9 +17,9 @@ use crate::slab::Key;
 use crate::world::World;
 
 /// A peer's machine: the origin of each region, the own region's first.
-pub(crate) fn failover_machine(regions: u32, key: u64) -> Failover {
+pub(crate) fn failover_machine(config: FailoverConfig, regions: u32, key: u64) -> Failover {
     let regions: Vec<u32> = (0..regions).collect();
-    Failover::new(FailoverConfig::of_peers(), &regions, key)
+    Failover::new(config, &regions, key)
 }
 
 impl World<'_> {

@@ -110,7 +110,7 @@ impl World<'_> {
         let blobs = PeerBlobs::new(&self.images, if is_seeder { &all } else { pulled });
         self.peers.push(SimulatedPeer {
             machine,
-            failover: failover_machine(regions, key),
+            failover: failover_machine(self.scenario.machine.failover_config(), regions, key),
             failover_wake_at: Time::MAX,
             key,
             up,

@@ -20,7 +20,7 @@ use flotilla_common::tracker::{
 
 use crate::names::tracker_url;
 use crate::rng::mix;
-use crate::scenario::{Scenario, micros};
+use crate::scenario::{Scenario, micros, seconds};
 use crate::service::{Latency, Server};
 use crate::slab::{Key, Slab};
 
@@ -107,6 +107,12 @@ impl SimulatedTracker {
         let mut config = TrackerConfig::default();
         if let Some(open_leases) = settings.open_leases {
             config.lease.open_limit = open_leases;
+        }
+        if let Some(handout) = settings.handout {
+            config.handout = handout;
+        }
+        if let Some(interval_s) = settings.min_interval_s {
+            config.min_interval = seconds(interval_s);
         }
         Self {
             region: settings.region(number),

@@ -143,6 +143,12 @@ impl Network {
         self.sides.len() as u32 - 1
     }
 
+    /// Number of transfers under way from an end.
+    pub(crate) fn sends(&self, end: End) -> usize {
+        let side = &self.sides[uplink(end) as usize];
+        side.flows.len() + side.long_flows.len()
+    }
+
     /// Changes the rates of an end, in bytes per second; they must not be zero.
     pub(crate) fn set_rates(&mut self, now: Time, end: End, up: f64, down: f64) {
         for (side, bytes_per_second) in [(uplink(end), up), (downlink(end), down)] {

@@ -2,8 +2,15 @@
 
 use core::time::Duration;
 
+use flotilla_common::failover::FailoverConfig;
 use flotilla_common::swarm::SwarmConfig;
 use serde::{Deserialize, Serialize};
+
+use super::ScenarioError;
+use super::check::require;
+
+/// The machine has a bit for each neighbour of a blob.
+const MAX_NEIGHBOURS: u32 = 64;
 
 /// Settings of the peers' machines that differ from the defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -17,6 +24,10 @@ pub struct MachineSettings {
     pub have_interval_ms: Option<u64>,
     /// How long before its end a transfer counts as nearly done, in milliseconds.
     pub nearly_done_ms: Option<u64>,
+    /// Maximum number of neighbours with which one blob is exchanged.
+    pub max_neighbours: Option<u32>,
+    /// After how long without the head of an answer a peer asks the next origin, in milliseconds.
+    pub hung_after_ms: Option<u64>,
 }
 
 impl MachineSettings {
@@ -29,8 +40,34 @@ impl MachineSettings {
             in_order_one_in: self.in_order_one_in.unwrap_or(default.in_order_one_in),
             have_interval: millis(self.have_interval_ms, default.have_interval),
             nearly_done: millis(self.nearly_done_ms, default.nearly_done),
+            max_neighbours: self.max_neighbours.unwrap_or(default.max_neighbours),
             ..default
         }
+    }
+
+    /// As [`Self::swarm_config`], of a peer's failover machine.
+    pub(crate) fn failover_config(&self) -> FailoverConfig {
+        let default = FailoverConfig::of_peers();
+        FailoverConfig {
+            hung_after: self
+                .hung_after_ms
+                .map_or(default.hung_after, Duration::from_millis),
+            ..default
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), ScenarioError> {
+        require(
+            self.slots.is_none_or(|slots| slots > 0),
+            "machine.slots",
+            "write a number of 1 or more",
+        )?;
+        require(
+            self.max_neighbours
+                .is_none_or(|count| (1..=MAX_NEIGHBOURS).contains(&count)),
+            "machine.max_neighbours",
+            "write a number from 1 to 64",
+        )
     }
 }
 
@@ -51,5 +88,6 @@ mod tests {
             ..SwarmConfig::default()
         };
         assert_eq!(settings.swarm_config(), expected);
+        assert_eq!(settings.failover_config(), FailoverConfig::of_peers());
     }
 }

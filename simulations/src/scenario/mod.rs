@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use check::{is_time, require};
 
+use crate::variation::Variation;
+
 pub(crate) use arrivals::RecordedStart;
 pub use arrivals::{Arrivals, Peak};
 pub use bars::Bars;
@@ -129,8 +131,24 @@ impl Scenario {
     /// # Errors
     /// As [`Self::parse`]; or a file cannot be read.
     pub fn read(path: &Path) -> Result<Self, ScenarioError> {
-        let text = fs::read_to_string(path)?;
-        let mut scenario: Self = toml::from_str(&text)?;
+        Self::with_trace(toml::from_str(&fs::read_to_string(path)?)?, path)
+    }
+
+    /// Reads a scenario from a file as often as the variation has values, each time with one of
+    /// them, which the name says.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_varied(path: &Path, variation: &Variation) -> Result<Vec<Self>, ScenarioError> {
+        let table: toml::Table = toml::from_str(&fs::read_to_string(path)?)?;
+        let varied = variation.apply(&table).into_iter();
+        varied
+            .map(|table| Self::with_trace(table.try_into()?, path))
+            .collect()
+    }
+
+    /// Reads the trace that a scenario of the file `path` names, and checks the scenario.
+    fn with_trace(mut scenario: Self, path: &Path) -> Result<Self, ScenarioError> {
         if let Some(trace) = &scenario.arrivals.trace {
             let path = path.with_file_name(trace);
             let rows = RecordedStart::read_all(&path);
@@ -163,6 +181,7 @@ impl Scenario {
         let regions = self.peers.regions.get();
         self.links.check(regions, self.peers.zones.get())?;
         self.tracker.check()?;
+        self.machine.check()?;
         let mut failures = self.failures.iter();
         failures.try_for_each(|failure| {
             failure.check(regions)?;

@@ -26,6 +26,11 @@ pub struct Tracker {
     pub fallback_to_other_regions: bool,
     /// Open leases per blob and region; the tracker's own default if not set.
     pub open_leases: Option<usize>,
+    /// Neighbours in a handout; the tracker's own default if not set.
+    pub handout: Option<usize>,
+    /// Shortest time between two announces of a peer, in seconds; the tracker's own default if not
+    /// set.
+    pub min_interval_s: Option<f64>,
     /// Number of peers that each peer knows from earlier, if there is no tracker.
     pub known_peers: u32,
     /// Time for which an announce occupies the tracker, in microseconds. Requests are served one
@@ -44,6 +49,17 @@ impl Tracker {
             self.open_leases != Some(0),
             "tracker.open_leases",
             "write a number of 1 or more, because without leases no chunk leaves the origin",
+        )?;
+        require(
+            self.handout != Some(0),
+            "tracker.handout",
+            "write a number of 1 or more",
+        )?;
+        require(
+            self.min_interval_s
+                .is_none_or(|interval_s| is_time(interval_s) && interval_s > 0.0),
+            "tracker.min_interval_s",
+            "write seconds above 0",
         )?;
         for (value, key) in [
             (self.announce_us, "tracker.announce_us"),
@@ -100,6 +116,8 @@ impl Default for Tracker {
             count: NonZeroU32::MIN,
             fallback_to_other_regions: false,
             open_leases: None,
+            handout: None,
+            min_interval_s: None,
             known_peers: 16,
             announce_us: 150.0,
             lease_us: 20.0,

@@ -16,8 +16,8 @@ use std::time::Instant;
 use clap::{Args, Subcommand};
 use flotilla_common::units::ByteSize;
 use flotilla_simulations::{
-    Job, Limits, Outcome, Results, RngSeeds, RunOptions, RunResult, RunSet, Scenario, report,
-    run_all, run_with,
+    Job, Limits, Outcome, Results, RngSeeds, RunOptions, RunResult, RunSet, Scenario,
+    ScenarioError, Variation, report, run_all, run_with,
 };
 use serde::Serialize;
 
@@ -38,6 +38,9 @@ pub struct SimulateArgs {
     /// Run the scenarios of a set with its seeds, for example simulations/quick.toml
     #[arg(long, value_name = "FILE", conflicts_with_all = ["scenarios", "rng_seed", "rng_seeds"])]
     set: Option<PathBuf>,
+    /// Run each scenario once for each value of a key, such as machine.slots=2,3,4
+    #[arg(long, value_name = "KEY=V1,V2", conflicts_with = "set")]
+    vary: Option<Variation>,
     /// The random number generator's seed; the same seed gives the same trace on every machine
     #[arg(long, value_name = "S", default_value_t = 1)]
     rng_seed: u64,
@@ -157,8 +160,22 @@ fn plan(args: &SimulateArgs) -> Result<Vec<PlannedScenario>, CommandError> {
             Some(seeds) => seeds.as_slice().to_vec(),
             None => vec![args.rng_seed],
         };
-        let read = |path: &PathBuf| read_scenario(path.clone(), rng_seeds.clone());
-        return args.scenarios.iter().map(read).collect();
+        let mut plan = Vec::new();
+        for path in &args.scenarios {
+            let scenarios = match &args.vary {
+                Some(variation) => Scenario::read_varied(path, variation),
+                None => Scenario::read(path).map(|scenario| vec![scenario]),
+            };
+            plan.extend(read(path, scenarios)?.into_iter().map(|scenario| {
+                let (path, rng_seeds) = (path.clone(), rng_seeds.clone());
+                PlannedScenario {
+                    path,
+                    scenario,
+                    rng_seeds,
+                }
+            }));
+        }
+        return Ok(plan);
     };
     let action = || format!("read set {}", path.display());
     let text = fs::read_to_string(path).map_err(|error| CommandError::failed(action(), error))?;
@@ -166,19 +183,20 @@ fn plan(args: &SimulateArgs) -> Result<Vec<PlannedScenario>, CommandError> {
     set.runs()
         .map(|(name, seeds)| {
             let path = RunSet::scenario_path(path, name);
-            read_scenario(path, seeds.as_slice().to_vec())
+            let scenario = read(&path, Scenario::read(&path))?;
+            Ok(PlannedScenario {
+                path,
+                scenario,
+                rng_seeds: seeds.as_slice().to_vec(),
+            })
         })
         .collect()
 }
 
-fn read_scenario(path: PathBuf, rng_seeds: Vec<u64>) -> Result<PlannedScenario, CommandError> {
+/// Names the file in the error of a scenario that could not be read.
+fn read<T>(path: &Path, scenario: Result<T, ScenarioError>) -> Result<T, CommandError> {
     let action = || format!("read scenario {}", path.display());
-    let scenario = Scenario::read(&path).map_err(|error| CommandError::failed(action(), error))?;
-    Ok(PlannedScenario {
-        path,
-        scenario,
-        rng_seeds,
-    })
+    scenario.map_err(|error| CommandError::failed(action(), error))
 }
 
 /// Runs the jobs in parallel, and shows their progress.
@@ -253,15 +271,26 @@ fn write(path: &Path, text: &str) -> Result<(), CommandError> {
 
 /// The outcome as text.
 fn summary(outcome: &Outcome) -> String {
+    let details = &outcome.details;
+    let complaints = details.complaints.iter();
+    let result = match outcome.ok {
+        true => "ok".to_owned(),
+        false => complaints.fold("failed".to_owned(), |text, complaint| {
+            text + "\n                 " + complaint
+        }),
+    };
+    let copies = outcome.copies_by_region.iter();
+    let copies: Vec<String> = copies.map(|copies| format!("{copies:.3}")).collect();
     format!(
         "scenario         {} (rng seed {})\n\
          peers            {}, stranded {}\n\
          time of a pull   p50 {:.2} s, p99 {:.2} s, longest {:.2} s; first byte p99 {:.2} s\n\
-         bounds           fluid {:.2} s, pipelined {:.2} s; p99 is {:.3} times the pipelined bound\n\
-         origin copies    {:.3}\n\
-         between regions  {} bytes\n\
+         bounds           fluid {:.2} s, pipelined {:.2} s; p99 is {:.3} times the greater one\n\
+         longest stall    {:.2} s\n\
+         origin copies    {} by region\n\
+         between regions  {:.3} copies, {:.3} of chunks that the region held already\n\
          simulated        {:.1} s in {:.2} s, {} events, trace {}\n\
-         result           {}\n",
+         result           {result}\n",
         outcome.scenario,
         outcome.rng_seed,
         outcome.peers,
@@ -273,12 +302,13 @@ fn summary(outcome: &Outcome) -> String {
         outcome.fluid_bound_s,
         outcome.pipelined_bound_s,
         outcome.p99_over_bound,
-        outcome.origin_copies,
-        outcome.wan_bytes,
+        outcome.stall_s,
+        copies.join(", "),
+        outcome.wan_copies,
+        outcome.wan_repeats,
         outcome.simulated_s,
         outcome.wall_s,
         outcome.events,
         outcome.trace_hash,
-        if outcome.ok { "ok" } else { "failed" },
     )
 }
