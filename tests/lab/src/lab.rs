@@ -39,11 +39,17 @@ pub struct LabPlan {
     /// the others in their order.
     pub regions: usize,
     /// The number of trackers, all in the first region. Every peer is configured with all of them.
+    /// Without effect if each region has one.
     pub trackers: u32,
+    /// Whether each region has a tracker, which its peers use before those of other regions.
+    pub has_tracker_per_region: bool,
     /// More arguments for every origin.
     pub origin_arguments: Vec<String>,
     /// More arguments for every tracker.
     pub tracker_arguments: Vec<String>,
+    /// The directory in which trackers and peers record their state machines, each in a folder with
+    /// its name; `None` if they do not.
+    pub record: Option<PathBuf>,
 }
 
 impl LabPlan {
@@ -54,8 +60,10 @@ impl LabPlan {
             network,
             regions: 1,
             trackers: 1,
+            has_tracker_per_region: false,
             origin_arguments: Vec::new(),
             tracker_arguments: Vec::new(),
+            record: None,
         }
     }
 }
@@ -120,8 +128,10 @@ impl Lab {
         for region in 0..lab.plan.regions {
             lab.spawn_origin(region)?;
         }
-        for number in 1..=lab.plan.trackers {
-            lab.spawn_tracker(number)?;
+        if lab.plan.has_tracker_per_region {
+            (0..lab.plan.regions).try_for_each(|region| lab.spawn_tracker(region))?;
+        } else {
+            (0..lab.plan.trackers).try_for_each(|_| lab.spawn_tracker(0))?;
         }
         for service in lab.origins.iter_mut().chain(&mut lab.trackers) {
             service.wait_until_healthy().await?;
@@ -165,11 +175,12 @@ impl Lab {
         Ok(())
     }
 
-    fn spawn_tracker(&mut self, number: u32) -> Result<(), LabError> {
-        let name = format!("tracker-{number}");
-        let (host, link) = self.network.add_host(&name, 0)?;
+    fn spawn_tracker(&mut self, region: usize) -> Result<(), LabError> {
+        let name = format!("tracker-{}", self.trackers.len() + 1);
+        let (host, link) = self.network.add_host(&name, region)?;
         let listen = host.public_address(TRACKER_PORT);
         let mut arguments = owned(&["tracker", "--listen", &listen.to_string()]);
+        arguments.extend(self.record_arguments(&name));
         arguments.extend(self.plan.tracker_arguments.iter().cloned());
         let health_url = format!("http://{listen}/healthz");
         let command = service_command(&self.plan, self.dir.path(), &name, arguments, health_url);
@@ -220,17 +231,12 @@ impl Lab {
         let default_store = || self.dir.path().join("stores").join(name);
         let store = setup.store.clone().unwrap_or_else(default_store);
         let zone = setup.zone.clone().unwrap_or_else(|| "default".to_owned());
-        let trackers: Vec<String> = self
-            .trackers
-            .iter()
-            .map(|tracker| format!("http://{}", tracker.host().public_address(TRACKER_PORT)))
-            .collect();
         let mut arguments = owned(&["peer", "--region", &self.region_name(setup.region)]);
         for (flag, value) in [
             ("--mirror", host.private_address(MIRROR_PORT).to_string()),
             ("--quic", host.public_address(QUIC_PORT).to_string()),
             ("--origin", self.origins_of(setup.region)),
-            ("--tracker", trackers.join(",")),
+            ("--tracker", self.trackers_of(setup.region)),
             ("--store", display(&store)),
             ("--zone", zone),
             ("--trusted-keys", display(&pki.join("trusted-keys"))),
@@ -243,18 +249,45 @@ impl Lab {
                 arguments.extend([flag.to_owned(), value]);
             }
         }
+        arguments.extend(self.record_arguments(name));
         arguments.extend(setup.arguments.iter().cloned());
         arguments
     }
 
+    /// The arguments with which a service records its state machines.
+    fn record_arguments(&self, service: &str) -> Vec<String> {
+        let folder = self.plan.record.as_ref().map(|dir| dir.join(service));
+        let arguments = folder.map(|folder| ["--record".to_owned(), display(&folder)]);
+        arguments.into_iter().flatten().collect()
+    }
+
     /// The origins of the peers of a region, the preferred one first.
     fn origins_of(&self, region: usize) -> String {
-        let own = std::iter::once(region);
-        let others = (0..self.origins.len()).filter(|other| *other != region);
-        let urls = own
-            .chain(others)
-            .map(|region| format!("{}={}", self.region_name(region), self.origin_url(region)));
+        let origins = self.own_first(region);
+        let urls = origins.map(|at| format!("{}={}", self.region_name(at), self.origin_url(at)));
         urls.collect::<Vec<_>>().join(",")
+    }
+
+    /// The trackers of the peers of a region.
+    fn trackers_of(&self, region: usize) -> String {
+        let url = |tracker: &Service| {
+            let address = tracker.host().public_address(TRACKER_PORT);
+            format!("http://{address}")
+        };
+        let urls: Vec<String> = if self.plan.has_tracker_per_region {
+            let regions = self.own_first(region);
+            let of = |at| format!("{}={}", self.region_name(at), url(&self.trackers[at]));
+            regions.map(of).collect()
+        } else {
+            self.trackers.iter().map(url).collect()
+        };
+        urls.join(",")
+    }
+
+    /// All regions, this one first.
+    fn own_first(&self, region: usize) -> impl Iterator<Item = usize> + use<> {
+        let others = (0..self.plan.regions).filter(move |other| *other != region);
+        std::iter::once(region).chain(others)
     }
 
     /// The name of a region, by number from 0.
@@ -318,7 +351,12 @@ impl Lab {
         &mut self.origins[region]
     }
 
-    /// A tracker, by number from 0.
+    /// The number of trackers.
+    pub fn tracker_count(&self) -> usize {
+        self.trackers.len()
+    }
+
+    /// A tracker, by number from 0; with one per region, by the number of its region.
     ///
     /// # Panics
     /// If `index` is out of range.
@@ -433,6 +471,17 @@ impl Lab {
         value.ok_or_else(|| {
             LabError::failed("read the origin's metrics", format!("{COUNTER}is missing"))
         })
+    }
+
+    /// Ends the peers, then the trackers, with SIGTERM: they write the rest of their recordings.
+    ///
+    /// # Errors
+    /// If one does not end.
+    pub async fn terminate_recorded(&mut self) -> Result<(), LabError> {
+        for service in self.peers.iter_mut().chain(&mut self.trackers) {
+            service.terminate().await?;
+        }
+        Ok(())
     }
 
     /// From now on, logged errors that contain `text` are expected.

@@ -6,8 +6,8 @@
 //! mirror and verifies the digest. The times are compared with the pipelined bound for the rate on
 //! the wire, headers included.
 //!
-//! With several regions, each has an origin with the image; all share one tracker. The origins do
-//! not know each other: for the peers, that is a replicated image while one origin is suspended.
+//! With several regions, each has an origin with the image. The origins do not know each other: for
+//! the peers, that is a replicated image while one origin is suspended.
 
 mod outcome;
 mod probes;
@@ -51,10 +51,13 @@ pub(crate) struct SwarmArgs {
     /// Size of the layer
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20))]
     size: ByteSize,
-    /// Regions among which the peers are divided, each with an origin that has the image; all
-    /// share the tracker of the first one
+    /// Regions among which the peers are divided, each with an origin that has the image
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=8))]
     regions: u32,
+    /// Give each region a tracker, which its peers use first; without this flag all regions share
+    /// the tracker of the first one
+    #[arg(long)]
+    tracker_per_region: bool,
     /// Zones among which the peers of each region are divided
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=100))]
     zones: u32,
@@ -81,20 +84,12 @@ impl SwarmArgs {
         (peer % self.regions) as usize
     }
 
-    /// The arguments with which a service records its machines.
-    fn record_arguments(&self, service: &str) -> Vec<String> {
-        let folder = self.record.as_ref().map(|folder| folder.join(service));
-        let arguments = folder.map(|folder| ["--record".to_owned(), folder.display().to_string()]);
-        arguments.into_iter().flatten().collect()
-    }
-
     fn peer_setup(&self, peer: u32) -> PeerSetup {
         let region = self.region_of(peer);
         let zone = peer / self.regions % self.zones + 1;
         PeerSetup {
             region,
             zone: Some(format!("zone-{}-{zone}", region + 1)),
-            arguments: self.record_arguments(&format!("peer-{}", peer + 1)),
             ..PeerSetup::default()
         }
     }
@@ -126,8 +121,11 @@ pub(super) async fn run(args: SwarmArgs) -> Result<(), CommandError> {
         eprintln!("{regions} started: {peers} peers on links of {rate}, a layer of {size}");
     }
     let measured = measure(&mut lab, &args).await?;
-    lab.finish()
-        .map_err(|error| CommandError::failed("measure a swarm", error))?;
+    let failed = |error: LabError| CommandError::failed("end the services", error);
+    if args.record.is_some() {
+        lab.terminate_recorded().await.map_err(failed)?;
+    }
+    lab.finish().map_err(failed)?;
     let outcome = Outcome::of(&args, &measured);
     print_outcome(
         &outcome,
@@ -147,7 +145,8 @@ async fn start(args: &SwarmArgs) -> Result<Lab, CommandError> {
     let network = NetworkKind::Namespaces(Some(shape));
     let plan = LabPlan {
         regions: args.regions as usize,
-        tracker_arguments: args.record_arguments("tracker-1"),
+        has_tracker_per_region: args.tracker_per_region,
+        record: args.record.clone(),
         ..LabPlan::new(flotilla_program()?, network)
     };
     let mut lab = Lab::start(plan).await.map_err(failed)?;

@@ -61,14 +61,20 @@ impl Probes {
             round_trips: Shared::default(),
             tasks: Vec::new(),
         };
-        let tracker = lab.tracker(0).host().clone();
-        let mut hosts = vec![(tracker.clone(), Vec::new())];
+        let mut hosts = Vec::new();
         for region in 0..lab.region_count() {
             hosts.push((lab.origin_host(region).clone(), Vec::new()));
         }
+        let mut trackers = Vec::new();
+        for number in 0..lab.tracker_count() {
+            let tracker = lab.tracker(number).host().clone();
+            hosts.push((tracker.clone(), Vec::new()));
+            trackers.push(tracker);
+        }
         for (peer, region) in regions.iter().enumerate() {
             let next = lab.peer_host((peer + 1) % regions.len());
-            let targets = [next, &tracker, lab.origin_host(*region)];
+            let tracker = &trackers[region % trackers.len()];
+            let targets = [next, tracker, lab.origin_host(*region)];
             let targets = targets.map(|host| host.public_address(PORT)).to_vec();
             hosts.push((lab.peer_host(peer).clone(), targets));
         }
