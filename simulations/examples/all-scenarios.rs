@@ -19,13 +19,16 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use flotilla_simulations::{Baseline, Job, KnownMisses, Limits, Outcome, Scenario, run, run_all};
+use flotilla_simulations::{
+    Baseline, Job, KnownMisses, Limits, Outcome, Scenario, restart_with_huge_pages, run, run_all,
+};
 
 const RNG_SEEDS: core::ops::RangeInclusive<u64> = 1..=4;
 /// Memory for runs at the same time.
 const MEMORY_BYTES: u64 = 8 << 30;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    restart_with_huge_pages();
     let mut names: Vec<String> = std::env::args().skip(1).collect();
     let writes = names.iter().any(|name| name == "--write");
     names.retain(|name| name != "--write");

@@ -15,13 +15,14 @@ use std::io::{Write as _, stdout};
 use std::path::Path;
 use std::time::Instant;
 
-use flotilla_simulations::{Scenario, run};
+use flotilla_simulations::{Scenario, restart_with_huge_pages, run};
 
 /// Clock ticks per second in `/proc/self/stat`: the same on every Linux.
 const TICKS_PER_S: f64 = 100.0;
 const RNG_SEED: u64 = 1;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    restart_with_huge_pages();
     let mut arguments = std::env::args().skip(1);
     let path = arguments
         .next()

@@ -17,7 +17,7 @@ use clap::{Args, Subcommand};
 use flotilla_common::units::ByteSize;
 use flotilla_simulations::{
     Job, Limits, Outcome, Results, RngSeeds, RunOptions, RunResult, RunSet, Scenario,
-    ScenarioError, Variation, report, run_all, run_with,
+    ScenarioError, Variation, report, restart_with_huge_pages, run_all, run_with,
 };
 use serde::Serialize;
 
@@ -108,6 +108,7 @@ pub fn run(args: &SimulateArgs) -> Result<(), CommandError> {
         Some(SimulateCommand::Replay(args)) => return replay::run(args),
         None => {}
     }
+    restart_with_huge_pages();
     let plan = plan(args)?;
     let runs: Vec<(&PlannedScenario, Job<'_>)> = plan
         .iter()
