@@ -55,7 +55,8 @@ impl Time {
 
 /// Whole nanoseconds of a duration, saturating at 584 years.
 fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+    let nanos_of_secs = duration.as_secs().saturating_mul(1_000_000_000);
+    nanos_of_secs.saturating_add(u64::from(duration.subsec_nanos()))
 }
 
 impl Add<Duration> for Time {

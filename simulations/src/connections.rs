@@ -9,7 +9,7 @@ use flotilla_common::time::Time;
 
 use crate::event::Event;
 use crate::fetch::{FetchSource, SimulatedFetch};
-use crate::links::{Broadcast, ChunkMapMessage, Receiver};
+use crate::links::{Broadcast, ChunkMapMessage};
 use crate::scenario::seconds;
 use crate::slab::Key;
 use crate::world::World;
@@ -197,10 +197,11 @@ impl World<'_> {
 
     /// Tells all interested neighbours about newly held chunks, in one event per time of arrival.
     pub(crate) fn broadcast(&mut self, peer: u32, blob: BlobSlot, batch: HaveBatch) {
+        let mut buffers = core::mem::take(&mut self.broadcast_buffers);
         let machine = &self.peers[peer as usize].machine;
-        let recipients: Vec<PeerSlot> = machine.have_recipients(blob, &batch).collect();
-        let mut by_arrival: Vec<(Time, Vec<Receiver>)> = Vec::new();
-        for slot in recipients {
+        let recipients = machine.have_recipients(blob, &batch);
+        buffers.recipients.extend(recipients);
+        for slot in buffers.recipients.drain(..) {
             let link = *self.peers[peer as usize].links.at(slot.0);
             if !link.is_up {
                 continue;
@@ -209,13 +210,17 @@ impl World<'_> {
             let links = &mut self.peers[peer as usize].links;
             let at = links.at_mut(slot.0).control_arrival(at);
             let receiver = (link.peer, link.remote, link.epoch);
-            match by_arrival.iter_mut().find(|(other, _)| *other == at) {
-                Some((_, to)) => to.push(receiver),
-                None => by_arrival.push((at, vec![receiver])),
+            let mut arrivals = buffers.by_arrival.iter_mut();
+            if let Some((_, to)) = arrivals.find(|(other, _)| *other == at) {
+                to.push(receiver);
+            } else {
+                let mut to = buffers.spare.pop().unwrap_or_default();
+                to.push(receiver);
+                buffers.by_arrival.push((at, to));
             }
         }
         let blob = self.peers[peer as usize].blobs.at(blob).id;
-        for (at, to) in by_arrival {
+        for (at, to) in buffers.by_arrival.drain(..) {
             let closed_connections = self.closed_connections;
             let broadcast = self.broadcasts.insert(Broadcast {
                 blob,
@@ -229,19 +234,20 @@ impl World<'_> {
                 Event::Have { broadcast },
             );
         }
+        self.broadcast_buffers = buffers;
     }
 
     pub(crate) fn on_broadcast(&mut self, broadcast: Key) {
         let Some(Broadcast {
             blob,
             batch,
-            to,
+            mut to,
             closed_connections,
         }) = self.broadcasts.remove(broadcast)
         else {
             return;
         };
-        for (peer, slot, epoch) in to {
+        for (peer, slot, epoch) in to.drain(..) {
             let is_up = || {
                 let link = self.peers[peer as usize].links.at(slot);
                 link.is_up && link.epoch == epoch
@@ -259,6 +265,7 @@ impl World<'_> {
                 );
             }
         }
+        self.broadcast_buffers.spare.push(to);
     }
 
     /// Ends the fetches of one peer from another without telling their machines.

@@ -49,6 +49,9 @@ pub(crate) struct Delays {
     rng: Pcg64Mcg,
     /// The excess delays of the scenario, as shares of the one-way delay.
     jitter: [f64; JITTER.len()],
+    /// The routes within a zone, and between zones of a region.
+    within_zone: Route,
+    within_region: Route,
 }
 
 impl Transport {
@@ -65,6 +68,14 @@ impl Delays {
         Self {
             rng: Pcg64Mcg::seed_from_u64(mix(rng_seed)),
             jitter: JITTER.map(|quantile| quantile * links.jitter),
+            within_zone: Route {
+                one_way: millis(links.zone_ms),
+                loss: links.loss,
+            },
+            within_region: Route {
+                one_way: millis(links.region_ms),
+                loss: links.loss,
+            },
         }
     }
 
@@ -76,7 +87,7 @@ impl Delays {
     /// The delay of one message if no packet is lost.
     pub(crate) fn jittered(&mut self, one_way: Duration) -> Duration {
         let number = self.rng.random_range(0..self.jitter.len() as u64) as usize;
-        let nanos = one_way.as_nanos() as f64;
+        let nanos = one_way.as_nanos() as u64 as f64;
         one_way + Duration::from_nanos((nanos * self.jitter[number]) as u64)
     }
 
@@ -102,21 +113,16 @@ impl World<'_> {
     pub(crate) fn route(&self, one: u32, other: u32) -> Route {
         let one = self.locations[one as usize];
         let other = self.locations[other as usize];
-        let links = &self.scenario.links;
-        let one_way_ms = if one.zone == other.zone {
-            links.zone_ms
+        if one.zone == other.zone {
+            self.delays.within_zone
         } else if one.region == other.region {
-            links.region_ms
+            self.delays.within_region
         } else {
             let link = self.region_links.between(one.region, other.region);
-            return Route {
+            Route {
                 one_way: link.one_way,
                 loss: link.loss,
-            };
-        };
-        Route {
-            one_way: millis(one_way_ms),
-            loss: links.loss,
+            }
         }
     }
 

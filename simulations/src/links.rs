@@ -1,6 +1,6 @@
 //! Connections between peers, and the messages on them.
 
-use flotilla_common::swarm::{HaveBatch, HeldChunks};
+use flotilla_common::swarm::{HaveBatch, HeldChunks, PeerSlot};
 use flotilla_common::time::Time;
 
 use crate::images::BlobId;
@@ -100,6 +100,16 @@ pub(crate) struct Broadcast {
 
 /// The receiver's number, its slot for the sender, and the connection's epoch.
 pub(crate) type Receiver = (u32, u32, u32);
+
+/// Memory for sending the next broadcast, empty in between.
+#[derive(Debug, Default)]
+pub(crate) struct BroadcastBuffers {
+    pub(crate) recipients: Vec<PeerSlot>,
+    /// The receivers by time of arrival.
+    pub(crate) by_arrival: Vec<(Time, Vec<Receiver>)>,
+    /// Lists of receivers that have arrived, cleared.
+    pub(crate) spare: Vec<Vec<Receiver>>,
+}
 
 /// The chunks that a peer holds, on their way to one neighbour.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use crate::event::Event;
 use crate::fetch::SimulatedFetch;
 use crate::holders::Holders;
 use crate::images::Images;
-use crate::links::{Broadcast, ChunkMapMessage};
+use crate::links::{Broadcast, BroadcastBuffers, ChunkMapMessage};
 use crate::network::Network;
 use crate::oracle::Oracle;
 use crate::origin_calls::OriginCall;
@@ -51,6 +51,7 @@ pub(crate) struct World<'a> {
     pub(crate) holders: Holders,
     pub(crate) fetches: Slab<SimulatedFetch>,
     pub(crate) broadcasts: Slab<Broadcast>,
+    pub(crate) broadcast_buffers: BroadcastBuffers,
     pub(crate) chunk_map_messages: Slab<ChunkMapMessage>,
     /// Number of connections that have ended so far.
     pub(crate) closed_connections: u64,
@@ -102,6 +103,7 @@ impl<'a> World<'a> {
             images,
             fetches: Slab::new(),
             broadcasts: Slab::new(),
+            broadcast_buffers: BroadcastBuffers::default(),
             chunk_map_messages: Slab::new(),
             closed_connections: 0,
             trackers: simulated_trackers(scenario, rng_seed),
