@@ -417,6 +417,7 @@ impl World<'_> {
             ByteSource::OtherOrigin
         };
         self.record_bytes(fetch, source, bytes);
+        self.origins[from as usize].sent_bytes += bytes;
         self.origin_bytes[own as usize] += bytes;
         self.count_wan_bytes(
             fetch,

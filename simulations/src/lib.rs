@@ -48,6 +48,7 @@ mod origin_calls;
 mod origin_connections;
 mod origin_site;
 mod origins;
+mod outages;
 mod outcome;
 mod pairing;
 mod peer;

@@ -534,6 +534,16 @@ impl World<'_> {
             .collect()
     }
 
+    /// Bytes that the origin of a region has sent to peers from its own storage.
+    pub(crate) fn sent_bytes(&self, region: u32) -> u64 {
+        let flows = self.calls_to(region).into_iter().filter_map(|key| {
+            let call = self.calls.get(key)?;
+            call.flow.filter(|_| call.relay().is_none())
+        });
+        let under_way: u64 = flows.map(|flow| self.network.arrived(self.now, flow)).sum();
+        self.origins[region as usize].sent_bytes + under_way
+    }
+
     /// The number of a region's origin among the ends of the network.
     pub(crate) fn origin_end(&self, region: u32) -> u32 {
         self.peers.len() as u32 + region

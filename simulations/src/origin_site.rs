@@ -43,6 +43,8 @@ pub(crate) struct SimulatedOrigin {
     pub(crate) lacking_share: f64,
     /// Replaces `latency` while the origin is slow.
     pub(crate) slow: Option<Latency>,
+    /// Bytes of bodies that it has sent, but for those of transfers under way.
+    pub(crate) sent_bytes: u64,
     /// Its storage, if a storage fails in the scenario.
     pub(crate) storage: Option<Box<SimulatedStorage>>,
     latency: Latency,
@@ -60,6 +62,7 @@ impl SimulatedOrigin {
             condition: Condition::Up,
             lacking_share: 0.0,
             slow: None,
+            sent_bytes: 0,
             storage,
             latency: Latency::new(settings.p50_ms, settings.p99_ms),
             server: Server::default(),

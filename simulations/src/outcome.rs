@@ -36,7 +36,8 @@ pub struct Outcome {
     /// The pipelined bound: `(F/u)(1 + floor(log2 N)/M)`; as the fluid bound if peers do not pull the
     /// same images at once.
     pub pipelined_bound_s: f64,
-    /// `p99_s` over the greater bound. If peers do not pull the same images at once, the 99th
+    /// `p99_s` over the greater bound, or over that of what remains after an outage, if that is
+    /// greater still. If peers do not pull the same images at once, the 99th
     /// percentile of the times of the pulls, each over its own bound.
     pub p99_over_bound: f64,
     /// Mean of `copies_by_region`.

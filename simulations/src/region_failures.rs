@@ -13,6 +13,7 @@ impl World<'_> {
     pub(crate) fn fail_regions(&mut self, number: usize) {
         let failure = &self.scenario.failures[number];
         for region in failure.regions(self.origins.len() as u32) {
+            self.note_outage(failure, region);
             let origin = &mut self.origins[region as usize];
             match failure.kind {
                 FailureKind::StopOrigin => {

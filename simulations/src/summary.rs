@@ -130,7 +130,7 @@ impl World<'_> {
         };
         if self.is_burst() {
             let bounds = self.burst_bounds();
-            let greater_s = bounds.greater_s();
+            let greater_s = bounds.greater_s().max(self.outage_bound_s());
             return (bounds, over_bound(&|_, _| greater_s));
         }
         // A pull that lacks nothing takes no longer than the requests for manifest and proofs, so

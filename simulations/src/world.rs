@@ -19,6 +19,7 @@ use crate::oracle::Oracle;
 use crate::origin_calls::OriginCall;
 use crate::origin_connections::OriginConnections;
 use crate::origin_site::SimulatedOrigin;
+use crate::outages::Outage;
 use crate::outcome::Outcome;
 use crate::peer::{Location, SimulatedPeer};
 use crate::queue::Queue;
@@ -65,6 +66,8 @@ pub(crate) struct World<'a> {
     pub(crate) latency_rng: Pcg64Mcg,
     /// Whether each region is cut off from all others.
     pub(crate) is_cut_off: Vec<bool>,
+    /// Origins that failed for good.
+    pub(crate) outages: Vec<Outage>,
     /// Bytes that came from origins, own and other ones, into each region.
     pub(crate) origin_bytes: Vec<u64>,
     pub(crate) wan_bytes: u64,
@@ -118,6 +121,7 @@ impl<'a> World<'a> {
             calls: Slab::new(),
             latency_rng: Pcg64Mcg::seed_from_u64(mix(rng_seed ^ 1)),
             is_cut_off: vec![false; regions as usize],
+            outages: Vec::new(),
             origin_bytes: vec![0; regions as usize],
             wan_bytes: 0,
             repeated_wan_bytes: 0,

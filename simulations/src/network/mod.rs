@@ -211,6 +211,15 @@ impl Network {
         Some((flow.length - left) as u64)
     }
 
+    /// The bytes of a transfer that have arrived; 0 if it has ended.
+    pub(crate) fn arrived(&self, now: Time, key: Key) -> u64 {
+        let arrived = self.flows.get(key).map(|flow| {
+            let since = now.saturating_since(flow.as_of).as_nanos() as f64;
+            flow.length - (flow.left - flow.rate * since).max(0.0)
+        });
+        arrived.unwrap_or_default() as u64
+    }
+
     /// When [`Self::pop`] may have something.
     pub(crate) fn next_at(&mut self) -> Option<Time> {
         self.queue.next_at()
