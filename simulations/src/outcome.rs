@@ -70,6 +70,8 @@ pub struct Outcome {
 /// Figures that `flotilla simulate --json` does not print.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Details {
+    /// Pulls that started.
+    pub pulls: usize,
     /// Seconds to completion of each pull that completed, ascending.
     pub completions_s: Vec<f64>,
     /// Seconds to the first chunk of the first layer, of each pull that got it, ascending.

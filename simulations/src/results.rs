@@ -32,14 +32,16 @@ pub struct RunResult {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Curves {
-    /// Seconds from its start to its completion of each peer that completed, ascending; of many
-    /// peers at evenly spaced ranks, the last one included.
+    /// Number of pulls that started.
+    pub pulls: usize,
+    /// Seconds from its start to its completion of each pull that completed, ascending; of many
+    /// pulls at evenly spaced ranks, the last one included.
     pub completions_s: Vec<f64>,
-    /// Number of peers that completed.
+    /// Number of pulls that completed.
     pub completed: usize,
     /// As `completions_s`, for the first chunk of the first layer.
     pub first_chunks_s: Vec<f64>,
-    /// Number of peers that got it.
+    /// Number of pulls that got it.
     pub first_chunks: usize,
     /// The rest, over time.
     pub timeline: Option<Timeline>,
@@ -83,6 +85,7 @@ impl Curves {
     /// The curves of a run.
     pub fn of(details: &Details) -> Self {
         Self {
+            pulls: details.pulls,
             completions_s: thin_out(&details.completions_s),
             completed: details.completions_s.len(),
             first_chunks_s: thin_out(&details.first_chunks_s),

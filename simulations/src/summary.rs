@@ -56,6 +56,7 @@ impl World<'_> {
         };
         self.oracle.judge(&scenario.bars, figures);
         let mut details = Details {
+            pulls: self.started_pulls(),
             completions_s: completions,
             first_chunks_s: first_bytes,
             is_violated,
@@ -98,6 +99,11 @@ impl World<'_> {
             ok: details.complaints.is_empty(),
             details,
         }
+    }
+
+    fn started_pulls(&self) -> usize {
+        let pulls = self.peers.iter().flat_map(|simulated| &simulated.pulls);
+        pulls.filter(|pull| pull.started_at.is_some()).count()
     }
 
     /// Seconds from the start of each pull to a point of it, ascending.

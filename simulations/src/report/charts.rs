@@ -21,24 +21,24 @@ pub(super) struct Shown<'a> {
     pub(super) class: &'a str,
 }
 
-/// The share of peers that are complete, by the time since their start, and the lower bounds.
+/// The share of pulls that are complete, by the time since their start, and the lower bounds.
 pub(super) fn completions(shown: &[Shown<'_>]) -> String {
     let outcomes = || shown.iter().map(|shown| &shown.run.outcome);
     let latest = outcomes()
         .flat_map(|it| [it.max_s, it.fluid_bound_s, it.pipelined_bound_s])
         .fold(0.0, f64::max);
-    let x = Axis::time("time since the peer's start", latest * 1.05);
-    let mut plot = Plot::new(x, Axis::share("peers that are complete"));
+    let x = Axis::time("time since the start of the pull", latest * 1.05);
+    let mut plot = Plot::new(x, Axis::share("pulls that are complete"));
     let mut legend = Vec::new();
     for Shown { run, label, class } in shown {
         let Some(curves) = &run.curves else { continue };
-        let peers = f64::from(run.outcome.peers.max(1));
+        let pulls = curves.pulls.max(1) as f64;
         if let [_] = shown {
-            let first = shares(&curves.first_chunks_s, curves.first_chunks, peers);
+            let first = shares(&curves.first_chunks_s, curves.first_chunks, pulls);
             plot.steps(first, "c1");
             legend.push(("c1", "have the first chunk".to_owned()));
         }
-        let done = shares(&curves.completions_s, curves.completed, peers);
+        let done = shares(&curves.completions_s, curves.completed, pulls);
         plot.steps(done, class);
         if !label.is_empty() {
             legend.push((class, (*label).to_owned()));
@@ -67,7 +67,7 @@ pub(super) fn completions(shown: &[Shown<'_>]) -> String {
         let pipelined = format!("{of}pipelined bound {:.2} s", bounds.1);
         plot.mark(bounds.1, &pipelined, class);
     }
-    let svg = plot.svg("share of peers that are complete, by the time since their start");
+    let svg = plot.svg("share of pulls that are complete, by the time since their start");
     figure("Completion", "", &svg, &legend)
 }
 
@@ -82,10 +82,10 @@ fn is_alone(shown: &[Shown<'_>]) -> bool {
         .all(|pair| bounds(&pair[0]) == bounds(&pair[1]))
 }
 
-/// The points of a step function: thinned-out times, which stand for `count` of all `peers`.
-fn shares(times: &[f64], count: usize, peers: f64) -> Vec<(f64, f64)> {
+/// The points of a step function: thinned-out times, which stand for `count` of all `pulls`.
+fn shares(times: &[f64], count: usize, pulls: f64) -> Vec<(f64, f64)> {
     let points = times.len() as f64;
-    let share = |number: usize| (number + 1) as f64 / points * count as f64 / peers;
+    let share = |number: usize| (number + 1) as f64 / points * count as f64 / pulls;
     let points = times.iter().enumerate();
     points
         .map(|(number, time)| (*time, share(number)))
