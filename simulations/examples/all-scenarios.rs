@@ -1,5 +1,5 @@
-//! Runs every scenario of `scenarios/` with rng seeds 1 to 4, on all processors, and prints a
-//! table.
+//! Runs every scenario of `scenarios/` with the rng seeds of `all.toml`, on all processors, and
+//! prints a table.
 //!
 //! ```text
 //! all-scenarios [--write] [NAME...]
@@ -20,10 +20,10 @@ use std::fs;
 use std::path::Path;
 
 use flotilla_simulations::{
-    Baseline, Job, KnownMisses, Limits, Outcome, Scenario, restart_with_huge_pages, run, run_all,
+    Baseline, Job, KnownMisses, Limits, Outcome, RunSet, Scenario, restart_with_huge_pages, run,
+    run_all,
 };
 
-const RNG_SEEDS: core::ops::RangeInclusive<u64> = 1..=4;
 /// Memory for runs at the same time.
 const MEMORY_BYTES: u64 = 8 << 30;
 
@@ -33,15 +33,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let writes = names.iter().any(|name| name == "--write");
     names.retain(|name| name != "--write");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut scenarios = Vec::new();
-    for entry in fs::read_dir(folder.join("scenarios"))? {
-        let scenario = Scenario::read(&entry?.path())?;
-        if names.is_empty() || names.contains(&scenario.name) {
-            scenarios.push(scenario);
+    let path = folder.join("all.toml");
+    let set = RunSet::parse(&fs::read_to_string(&path)?)?;
+    let mut runs = Vec::new();
+    for (name, rng_seeds) in set.runs() {
+        if names.is_empty() || names.iter().any(|wanted| wanted == name) {
+            let scenario = Scenario::read(&RunSet::scenario_path(&path, name))?;
+            runs.push((scenario, rng_seeds.as_slice()));
         }
     }
-    scenarios.sort_by(|one, other| one.name.cmp(&other.name));
-    let outcomes = run_each(&scenarios);
+    let outcomes = run_each(&runs);
     println!(
         "scenario, rng seed, trace hash, p50, p99, p99 over bound, most origin copies of a region, \
          wide-area copies, stall, stranded"
@@ -96,9 +97,14 @@ fn update_hashes(list: &str, outcomes: &[Outcome]) -> String {
 }
 
 /// Runs the scenarios on all processors; the outcomes are in order of scenarios and seeds.
-fn run_each(scenarios: &[Scenario]) -> Vec<Outcome> {
-    let with_seeds = |scenario| RNG_SEEDS.map(move |rng_seed| Job { scenario, rng_seed });
-    let jobs: Vec<Job<'_>> = scenarios.iter().flat_map(with_seeds).collect();
+fn run_each(runs: &[(Scenario, &[u64])]) -> Vec<Outcome> {
+    let jobs: Vec<Job<'_>> = runs
+        .iter()
+        .flat_map(|(scenario, rng_seeds)| {
+            let rng_seeds = rng_seeds.iter().copied();
+            rng_seeds.map(move |rng_seed| Job { scenario, rng_seed })
+        })
+        .collect();
     let limits = Limits {
         threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
         memory_bytes: MEMORY_BYTES,

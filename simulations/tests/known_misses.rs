@@ -1,5 +1,5 @@
-//! Every committed scenario keeps its bars, except for those that `known-misses.toml` lists, and
-//! its figures are as in `baselines.json`.
+//! Every committed scenario keeps its bars, except for those that `known-misses.toml` lists, its
+//! figures are as in `baselines.json`, and its traces as in `trace-hashes.txt`.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs;
@@ -59,6 +59,15 @@ fn check(jobs: &[Job<'_>]) {
         .iter()
         .flat_map(|outcome| differences(&list, outcome))
         .collect();
+    let hashes = read("trace-hashes.txt");
+    let listed: Vec<&str> = hashes.lines().collect();
+    for outcome in &outcomes {
+        let (scenario, rng_seed) = (&outcome.scenario, outcome.rng_seed);
+        let line = format!("{scenario} {rng_seed} {}", outcome.trace_hash);
+        if !listed.contains(&line.as_str()) {
+            found.push(format!("trace-hashes.txt lacks {line}"));
+        }
+    }
     let comparison = baseline.compare(&outcomes.iter().collect::<Vec<_>>());
     if !comparison.is_ok() {
         found.push(comparison.text());
@@ -78,11 +87,10 @@ fn known_misses_are_of_committed_scenarios() {
     }
 }
 
-/// The set `quick.toml`.
-#[test]
-fn quick_set_is_as_committed() {
+/// Runs a set.
+fn check_set(name: &str) {
     let scenarios = scenarios();
-    let set = RunSet::parse(&read("quick.toml")).unwrap();
+    let set = RunSet::parse(&read(name)).unwrap();
     let mut jobs = Vec::new();
     for (name, rng_seeds) in set.runs() {
         let scenario = scenarios.iter().find(|scenario| scenario.name == name);
@@ -95,10 +103,19 @@ fn quick_set_is_as_committed() {
 }
 
 #[test]
+fn quick_set_is_as_committed() {
+    check_set("quick.toml");
+}
+
+#[test]
 #[ignore = "takes minutes; `tests/run --long` runs it"]
 fn all_scenarios_are_as_committed() {
-    let scenarios = scenarios();
-    let with_seeds = |scenario| (1..=4).map(move |rng_seed| Job { scenario, rng_seed });
-    let jobs: Vec<Job<'_>> = scenarios.iter().flat_map(with_seeds).collect();
-    check(&jobs);
+    check_set("all.toml");
+}
+
+#[test]
+fn set_of_all_scenarios_names_each_of_them() {
+    let set = RunSet::parse(&read("all.toml")).unwrap();
+    let names: Vec<String> = scenarios().into_iter().map(|it| it.name).collect();
+    assert_eq!(set.runs().map(|(name, _)| name).collect::<Vec<_>>(), names);
 }
