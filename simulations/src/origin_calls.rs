@@ -203,10 +203,7 @@ impl World<'_> {
         region: u32,
         purpose: FetchPurpose,
     ) {
-        if let Some(call) = self.calls.get_mut(key) {
-            call.is_admitted = false;
-            self.origins[region as usize].end();
-        }
+        self.end_admission(key);
         let is_closure = matches!(purpose, FetchPurpose::Proofs { .. });
         let outcome = if is_closure && self.fails_closure(peer, region) {
             internal_error()
@@ -410,10 +407,9 @@ impl World<'_> {
             return;
         };
         call.flow = None;
-        call.is_admitted = false;
         call.is_sent = true;
         let (region, way_back, offset) = (call.region, call.way_back, call.offset);
-        self.origins[region as usize].end();
+        self.end_admission(key);
         if let Some((_, fetch)) = self.fetch_of(key) {
             let peer = fetch.peer;
             let bytes = fetch.purpose.bytes(self.images.geometry(fetch.blob));
@@ -486,14 +482,20 @@ impl World<'_> {
         }
     }
 
+    /// The origin does not count a call among its requests under way any longer.
+    pub(crate) fn end_admission(&mut self, key: Key) {
+        if let Some(call) = self.calls.get_mut(key)
+            && core::mem::take(&mut call.is_admitted)
+        {
+            self.origins[call.region as usize].end();
+        }
+    }
+
     /// No further byte of a call arrives, and its peer is not told. Returns the peer.
     pub(crate) fn stop_call(&mut self, key: Key) -> Option<u32> {
         let call = self.calls.get_mut(key)?;
-        let (fetch, region) = (call.fetch, call.region);
-        let flow = call.flow.take();
-        if core::mem::take(&mut call.is_admitted) {
-            self.origins[region as usize].end();
-        }
+        let (fetch, flow) = (call.fetch, call.flow.take());
+        self.end_admission(key);
         if let Some(moved) = flow.and_then(|flow| self.network.abort(self.now, flow)) {
             self.count_call_bytes(key, moved);
         }

@@ -150,10 +150,8 @@ impl World<'_> {
     fn refuse_call(&mut self, key: Key, outcome: CallOutcome) {
         if let Some(call) = self.calls.get_mut(key) {
             call.read = None;
-            if core::mem::take(&mut call.is_admitted) {
-                self.origins[call.region as usize].end();
-            }
         }
+        self.end_admission(key);
         self.answer_call(key, outcome);
     }
 
