@@ -4,16 +4,15 @@
 use core::time::Duration;
 
 use flotilla_common::chunk_map::ChunkMap;
-use flotilla_common::swarm::{BlobSlot, PeerMachine};
+use flotilla_common::swarm::BlobSlot;
 use flotilla_common::time::Time;
 use flotilla_common::tracker::SessionInput;
 use rand::RngExt as _;
 
 use crate::event::Event;
-use crate::origins::failover_machine;
 use crate::peer::{Backlog, SimulatedPeer};
 use crate::reads::ReadTimes;
-use crate::scenario::{FailureKind, millis, seconds};
+use crate::scenario::{FailureKind, FailureSubject, millis, seconds};
 use crate::world::World;
 
 /// The rate of a frozen peer's links, in bytes per second: less than a byte in any run.
@@ -22,28 +21,15 @@ pub(crate) const FROZEN: f64 = 1e-6;
 impl World<'_> {
     pub(crate) fn on_failure(&mut self, number: usize) {
         let failure = &self.scenario.failures[number];
-        match failure.kind {
-            FailureKind::KillPeers => self.schedule_departures(number, self.living(), false),
-            FailureKind::KillLeaseHolders => {
-                self.schedule_departures(number, self.lease_holders(), false)
-            }
-            FailureKind::LeavePeers => self.schedule_departures(number, self.living(), true),
-            FailureKind::RestartPeers => return self.schedule_restarts(number),
-            FailureKind::FreezePeers => self.freeze(number),
-            FailureKind::StopTracker
-            | FailureKind::RestartTracker
-            | FailureKind::SlowTracker
-            | FailureKind::SilentTracker => self.fail_trackers(number),
-            FailureKind::StopOrigin
-            | FailureKind::HangOrigin
-            | FailureKind::SlowOrigin
-            | FailureKind::LagOrigin
-            | FailureKind::HangStorage
-            | FailureKind::RefuseStorage
-            | FailureKind::SlowStorage
-            | FailureKind::Partition => self.fail_regions(number),
+        match failure.kind.subject() {
+            FailureSubject::Peers => self.fail_peers(number),
+            FailureSubject::Trackers => self.fail_trackers(number),
+            FailureSubject::Regions => self.fail_regions(number),
         }
-        if let Some(for_s) = failure.for_s {
+        // Peers that restart return one by one.
+        if let Some(for_s) = failure.for_s
+            && failure.kind != FailureKind::RestartPeers
+        {
             self.queue.push(
                 self.now + seconds(for_s),
                 Event::FailureEnds { failure: number },
@@ -52,24 +38,26 @@ impl World<'_> {
     }
 
     pub(crate) fn on_recovery(&mut self, number: usize) {
+        let kind = self.scenario.failures[number].kind;
+        match kind.subject() {
+            FailureSubject::Peers if kind == FailureKind::FreezePeers => self.thaw(),
+            // Peers that died or left do not come back.
+            FailureSubject::Peers => {}
+            FailureSubject::Trackers => self.recover_trackers(number),
+            FailureSubject::Regions => self.recover_regions(number),
+        }
+    }
+
+    fn fail_peers(&mut self, number: usize) {
         match self.scenario.failures[number].kind {
-            FailureKind::StopTracker
-            | FailureKind::RestartTracker
-            | FailureKind::SlowTracker
-            | FailureKind::SilentTracker => self.recover_trackers(number),
-            FailureKind::StopOrigin
-            | FailureKind::HangOrigin
-            | FailureKind::SlowOrigin
-            | FailureKind::LagOrigin
-            | FailureKind::HangStorage
-            | FailureKind::RefuseStorage
-            | FailureKind::SlowStorage
-            | FailureKind::Partition => self.recover_regions(number),
-            FailureKind::FreezePeers => self.thaw(),
-            FailureKind::KillPeers
-            | FailureKind::KillLeaseHolders
-            | FailureKind::LeavePeers
-            | FailureKind::RestartPeers => {}
+            FailureKind::KillPeers => self.schedule_departures(number, self.living(), false),
+            FailureKind::KillLeaseHolders => {
+                self.schedule_departures(number, self.lease_holders(), false);
+            }
+            FailureKind::LeavePeers => self.schedule_departures(number, self.living(), true),
+            FailureKind::RestartPeers => self.schedule_restarts(number),
+            FailureKind::FreezePeers => self.freeze(number),
+            _ => {}
         }
     }
 
@@ -159,17 +147,8 @@ impl World<'_> {
     /// keeps the blobs that it has.
     pub(crate) fn on_return(&mut self, peer: u32) {
         self.count_as_holder(peer, true);
-        let (up, down, key) = {
-            let simulated = &self.peers[peer as usize];
-            (simulated.up, simulated.down, simulated.key)
-        };
-        let config = self.config(up, down, key);
-        let machine = PeerMachine::new(config, self.rng.random());
-        let failover = failover_machine(
-            self.scenario.machine.failover_config(),
-            self.origins.len() as u32,
-            key,
-        );
+        let &SimulatedPeer { up, down, key, .. } = &self.peers[peer as usize];
+        let (machine, failover) = self.new_machines(up, down, key);
         let simulated = &mut self.peers[peer as usize];
         let known: Vec<BlobSlot> = simulated
             .blobs
@@ -177,8 +156,7 @@ impl World<'_> {
             .map(|(slot, _)| slot)
             .filter(|slot| simulated.machine.held(*slot).is_some())
             .collect();
-        simulated.machine = machine;
-        simulated.failover = failover;
+        (simulated.machine, simulated.failover) = (machine, failover);
         simulated.frozen = None;
         simulated.is_alive = true;
         (simulated.wake_at, simulated.failover_wake_at) = (Time::MAX, Time::MAX);

@@ -27,6 +27,7 @@
 
 mod baseline;
 mod batch;
+mod burst;
 mod congestion;
 mod connections;
 mod delays;

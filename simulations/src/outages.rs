@@ -2,6 +2,7 @@
 
 use flotilla_common::bounds::pipelined_s;
 
+use crate::burst::Burst;
 use crate::scenario::{Failure, FailureKind, Links};
 use crate::world::World;
 
@@ -13,17 +14,6 @@ pub(crate) struct Outage {
     at_s: f64,
     /// Bytes of the images that the origin had not sent by then.
     unsent_bytes: u64,
-}
-
-/// The images of a burst, and who pulls them.
-#[derive(Clone, Copy, Debug)]
-struct Burst {
-    regions: u32,
-    peers_per_region: u32,
-    bytes: u64,
-    chunks: u64,
-    /// The slower direction of a peer's link, in bytes per second.
-    peer_rate: f64,
 }
 
 impl World<'_> {
@@ -55,22 +45,6 @@ impl World<'_> {
             .map(|outage| outage.bound_s(burst, links))
             .fold(0.0, f64::max)
     }
-
-    fn burst(&self) -> Burst {
-        let peers = &self.scenario.peers;
-        let regions = peers.regions.get();
-        let images = || 0..self.images.len();
-        Burst {
-            regions,
-            peers_per_region: (peers.count - peers.seeders) / regions,
-            bytes: self.images.distinct_bytes(images()),
-            chunks: self.images.distinct_chunks(images()),
-            peer_rate: peers
-                .up
-                .bytes_per_second()
-                .min(peers.down.bytes_per_second()),
-        }
-    }
 }
 
 impl Outage {
@@ -87,7 +61,7 @@ impl Outage {
         }
         let share = self.unsent_bytes as f64 / burst.bytes as f64;
         let chunks = libm::ceil(share * burst.chunks as f64) as u64;
-        let peers = u64::from(burst.peers_per_region);
+        let peers = u64::from(burst.peers / burst.regions);
         self.at_s + pipelined_s(self.unsent_bytes, peers, chunks, rate)
     }
 }
@@ -105,7 +79,7 @@ mod tests {
         };
         let burst = Burst {
             regions: 2,
-            peers_per_region: 8,
+            peers: 16,
             bytes: 100_000_000,
             chunks: 95,
             peer_rate: 1e8,

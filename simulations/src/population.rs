@@ -1,6 +1,7 @@
 //! The peers of a run: their links, places and images, and when they start and end.
 
 use flotilla_common::chunk_map::ChunkMap;
+use flotilla_common::failover::Failover;
 use flotilla_common::swarm::{PeerMachine, SwarmConfig};
 use flotilla_common::time::Time;
 use rand::{Rng, RngExt as _, SeedableRng as _};
@@ -97,7 +98,7 @@ impl World<'_> {
         let (up, down) = ((up / divisor).max(1), (down / divisor).max(1));
         self.network.add_end(up as f64 / 8.0, down as f64 / 8.0);
         let key = mix(u64::from(number) + 1);
-        let machine = PeerMachine::new(self.config(up, down, key), self.rng.random());
+        let (machine, failover) = self.new_machines(up, down, key);
         let region = number % regions;
         let zone = region * peers.zones.get() + number / regions % peers.zones.get();
         let place = Location { zone, region };
@@ -110,7 +111,7 @@ impl World<'_> {
         let blobs = PeerBlobs::new(&self.images, if is_seeder { &all } else { pulled });
         self.peers.push(SimulatedPeer {
             machine,
-            failover: failover_machine(self.scenario.machine.failover_config(), regions, key),
+            failover,
             failover_wake_at: Time::MAX,
             key,
             up,
@@ -158,6 +159,14 @@ impl World<'_> {
         }
     }
 
+    /// The machines of a peer that starts, or starts again.
+    pub(crate) fn new_machines(&mut self, up: u64, down: u64, key: u64) -> (PeerMachine, Failover) {
+        let machine = PeerMachine::new(self.config(up, down, key), self.rng.random());
+        let config = self.scenario.machine.failover_config();
+        let failover = failover_machine(config, self.scenario.peers.regions.get(), key);
+        (machine, failover)
+    }
+
     /// The configuration of a peer's machine.
     pub(crate) fn config(&self, up: u64, down: u64, key: u64) -> SwarmConfig {
         let config = self.scenario.machine.swarm_config();
@@ -183,7 +192,7 @@ fn exponential(rng: &mut impl Rng) -> f64 {
 
 /// When the next peer starts, as a Poisson process whose rate changes with the peaks.
 fn next_start_s(arrivals: &Arrivals, per_s: f64, last_s: f64, rng: &mut impl Rng) -> f64 {
-    // What is left of a unit-rate process's interval.
+    // The rest of the interval until the next start, in mean intervals.
     let mut left = exponential(rng);
     let mut now_s = last_s;
     loop {

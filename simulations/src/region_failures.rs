@@ -27,8 +27,7 @@ impl World<'_> {
                     self.network.set_rates(self.now, end, FROZEN, FROZEN);
                 }
                 FailureKind::SlowOrigin => {
-                    let p50_ms = failure.p50_ms.unwrap_or_default();
-                    origin.slow = Some(Latency::new(p50_ms, failure.p99_ms));
+                    origin.slow = Some(Latency::of_failure(failure));
                 }
                 FailureKind::LagOrigin => origin.lacking_share = failure.share,
                 FailureKind::HangStorage
@@ -87,8 +86,7 @@ impl World<'_> {
             FailureKind::HangStorage => StorageCondition::Hangs,
             FailureKind::RefuseStorage => StorageCondition::Refuses,
             _ => {
-                let p50_ms = failure.p50_ms.unwrap_or_default();
-                storage.slow = Some(Latency::new(p50_ms, failure.p99_ms));
+                storage.slow = Some(Latency::of_failure(failure));
                 return;
             }
         };

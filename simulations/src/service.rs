@@ -5,6 +5,8 @@ use core::time::Duration;
 use flotilla_common::time::Time;
 use rand::{Rng, RngExt as _};
 
+use crate::scenario::Failure;
+
 /// The standard normal distribution's 99th percentile.
 const Z99: f64 = 2.326_347_874_040_841;
 
@@ -38,6 +40,11 @@ impl Latency {
             p50_ms,
             sigma: libm::log(spread) / Z99,
         }
+    }
+
+    /// The distribution of a failure that makes something slow.
+    pub(crate) fn of_failure(failure: &Failure) -> Self {
+        Self::new(failure.p50_ms.unwrap_or_default(), failure.p99_ms)
     }
 
     pub(crate) fn draw(&self, rng: &mut impl Rng) -> Duration {

@@ -3,6 +3,7 @@
 use flotilla_common::bounds::{fluid_s, percentile, pipelined_s};
 use flotilla_common::time::Time;
 
+use crate::burst::Burst;
 use crate::oracle::BarFigures;
 use crate::outcome::{Details, Outcome};
 use crate::peer::SimulatedPeer;
@@ -156,42 +157,25 @@ impl World<'_> {
         (bounds, over_bound(&own))
     }
 
-    /// Whether all peers pull the same images at the same time, so that the fleet's bounds hold.
-    fn is_burst(&self) -> bool {
-        let scenario = self.scenario;
-        let at_once = scenario.pulls.at_once;
-        self.images.are_pulled_by_all()
-            && at_once.is_none_or(|at_once| at_once >= self.images.len())
-            && !scenario.arrivals.are_over_time()
-    }
-
     /// The bounds of a burst: fluid and pipelined. Each region has its own origin.
     fn burst_bounds(&self) -> Bounds {
         let scenario = self.scenario;
-        let regions = scenario.peers.regions.get();
-        let images = || 0..self.images.len();
-        let (bytes, chunks) = (
-            self.images.distinct_bytes(images()),
-            self.images.distinct_chunks(images()),
-        );
-        let peers = scenario.peers.count - scenario.peers.seeders;
+        let burst = self.burst();
+        let seeders = scenario.peers.seeders as usize;
         let rates = |simulated: &SimulatedPeer| simulated.rate() as f64 / 8.0;
         let up_sum: f64 = self.peers.iter().map(rates).sum();
-        let pullers = self.peers.iter().skip(scenario.peers.seeders as usize);
+        let pullers = self.peers.iter().skip(seeders);
         let slowest = pullers.map(rates).fold(f64::INFINITY, f64::min);
-        let seeders = self.peers.iter().take(scenario.peers.seeders as usize);
+        let seeders = self.peers.iter().take(seeders);
         let seeders_up: f64 = seeders.map(|seeder| seeder.up as f64 / 8.0).sum();
-        let origin_up = scenario.origin.up.bytes_per_second() + seeders_up;
-        let other_origins = scenario.origin.up.bytes_per_second() * f64::from(regions - 1);
-        let up_sum = other_origins + up_sum - seeders_up;
-        let rate = scenario
-            .peers
-            .up
-            .bytes_per_second()
-            .min(scenario.peers.down.bytes_per_second());
+        let origin_up = scenario.origin.up.bytes_per_second();
+        let source_up = origin_up + seeders_up;
+        let others_up = origin_up * f64::from(burst.regions - 1) + up_sum - seeders_up;
+        let Burst { bytes, chunks, .. } = burst;
+        let peers_per_region = u64::from(burst.peers / burst.regions);
         Bounds {
-            fluid_s: fluid_s(bytes, u64::from(peers), origin_up, slowest, up_sum),
-            pipelined_s: pipelined_s(bytes, u64::from(peers / regions), chunks, rate),
+            fluid_s: fluid_s(bytes, u64::from(burst.peers), source_up, slowest, others_up),
+            pipelined_s: pipelined_s(bytes, peers_per_region, chunks, burst.peer_rate),
         }
     }
 

@@ -15,8 +15,7 @@ impl World<'_> {
                 FailureKind::StopTracker => self.stop_tracker(tracker),
                 FailureKind::RestartTracker => self.restart_tracker(tracker),
                 FailureKind::SlowTracker => {
-                    let p50_ms = failure.p50_ms.unwrap_or_default();
-                    let latency = Latency::new(p50_ms, failure.p99_ms);
+                    let latency = Latency::of_failure(failure);
                     self.trackers[tracker as usize].slow = Some(latency);
                 }
                 FailureKind::SilentTracker => self.trackers[tracker as usize].is_silent = true,

@@ -33,7 +33,7 @@ pub(crate) struct Window {
     pub(crate) growth: Growth,
 }
 
-/// What is added to a window after each round trip in which it was the limit.
+/// The growth of a window after each round trip in which it was the limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Growth {
     /// A share of the window.

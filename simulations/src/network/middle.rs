@@ -26,7 +26,7 @@ pub(crate) struct Middle {
     relay: [u32; 2],
 }
 
-/// What is known of a side between the ends.
+/// The state of a side between the ends: a pipe, or a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MiddleSide {
     /// The connection, if it is one.

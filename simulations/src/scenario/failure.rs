@@ -82,6 +82,15 @@ pub enum FailureKind {
     Partition,
 }
 
+/// What a failure is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FailureSubject {
+    Peers,
+    Trackers,
+    /// A region's origin, its storage, or its links to other regions.
+    Regions,
+}
+
 impl FailureKind {
     /// Whether it is a failure of an origin's storage.
     pub(crate) fn is_of_storage(self) -> bool {
@@ -91,12 +100,26 @@ impl FailureKind {
         )
     }
 
-    /// Whether trackers fail.
-    pub(super) fn is_of_tracker(self) -> bool {
-        matches!(
-            self,
-            Self::StopTracker | Self::RestartTracker | Self::SlowTracker | Self::SilentTracker
-        )
+    /// What fails.
+    pub(crate) fn subject(self) -> FailureSubject {
+        match self {
+            Self::KillPeers
+            | Self::KillLeaseHolders
+            | Self::FreezePeers
+            | Self::LeavePeers
+            | Self::RestartPeers => FailureSubject::Peers,
+            Self::StopTracker | Self::RestartTracker | Self::SlowTracker | Self::SilentTracker => {
+                FailureSubject::Trackers
+            }
+            Self::StopOrigin
+            | Self::HangOrigin
+            | Self::SlowOrigin
+            | Self::LagOrigin
+            | Self::HangStorage
+            | Self::RefuseStorage
+            | Self::SlowStorage
+            | Self::Partition => FailureSubject::Regions,
+        }
     }
 }
 

@@ -28,6 +28,7 @@ use crate::variation::Variation;
 pub(crate) use arrivals::RecordedStart;
 pub use arrivals::{Arrivals, Peak};
 pub use bars::Bars;
+pub(crate) use failure::FailureSubject;
 pub use failure::{Failure, FailureKind};
 pub use image::ImageSpec;
 pub use images::{BaseImage, Pulls, SetImage};
@@ -187,7 +188,7 @@ impl Scenario {
             failure.check(regions)?;
             require(
                 failure.region.is_none()
-                    || !failure.kind.is_of_tracker()
+                    || failure.kind.subject() != FailureSubject::Trackers
                     || self.tracker.per_region,
                 "failures.region",
                 "leave it out for trackers that all regions share, or set tracker.per_region",
