@@ -7,6 +7,7 @@ pub mod bounds;
 pub mod chunk;
 pub mod chunk_map;
 pub mod codec;
+pub mod congestion;
 pub mod digest;
 pub mod failover;
 pub mod grant;

@@ -6,28 +6,20 @@
 //! | QUIC | a peer | as its delay-based controller on an idle link | where growth and losses balance |
 //! | HTTP | an origin's kernel: CUBIC | doubles | the larger one of CUBIC's and Reno's |
 
-use core::time::Duration;
+use flotilla_common::congestion::{
+    ADDITIVE_PACKETS, CONNECTION_WINDOW_BYTES, GAIN, INITIAL_WINDOW_BYTES, LOSS_FACTOR, TARGET,
+};
 
 use crate::delays::{Route, Transport};
 use crate::network::{Growth, Window};
 
-/// A packet on an Ethernet path. `INITIAL_WINDOW_BYTES` of peers (`delay.rs`) is ten of them, as is
-/// Linux's.
+/// A packet on an Ethernet path.
 const PACKET_BYTES: f64 = 1_472.0;
-const INITIAL_PACKETS: f64 = 10.0;
-
-/// The constants of `peer/src/transport/congestion/delay.rs`.
-const TARGET: Duration = Duration::from_millis(7);
-const GAIN: f64 = 0.5;
-const ADDITIVE_PACKETS: f64 = 6.0;
-const LOSS_FACTOR: f64 = 0.7;
 
 /// Bounds of a window's lost packets per round trip, and steps to find them.
 const MAX_LOSSES: f64 = 10.0;
 const BISECTIONS: u32 = 60;
 
-/// The flow-control window of a connection between peers (`tuning.rs`).
-const QUIC_WINDOW_BYTES: f64 = 8.0 * 1024.0 * 1024.0;
 /// The receive window of a TCP connection: half of the buffer that Linux allows by default.
 const TCP_WINDOW_BYTES: f64 = 3.0 * 1024.0 * 1024.0;
 
@@ -40,7 +32,7 @@ pub(crate) fn window(transport: Transport, route: Route, has_slow_start: bool) -
     }
     let seconds = round_trip.as_secs_f64();
     let mut max_bytes = match transport {
-        Transport::Quic => QUIC_WINDOW_BYTES,
+        Transport::Quic => f64::from(CONNECTION_WINDOW_BYTES),
         Transport::Http => TCP_WINDOW_BYTES,
     };
     if route.loss > 0.0 {
@@ -51,7 +43,8 @@ pub(crate) fn window(transport: Transport, route: Route, has_slow_start: bool) -
         max_bytes = max_bytes.min(packets * PACKET_BYTES);
     }
     let initial = if has_slow_start {
-        (INITIAL_PACKETS * PACKET_BYTES).min(max_bytes)
+        // Linux begins with ten packets, too.
+        (INITIAL_WINDOW_BYTES as f64).min(max_bytes)
     } else {
         max_bytes
     };
@@ -107,6 +100,9 @@ fn cubic_packets(p: f64, round_trip_s: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use core::time::Duration;
+
+    use flotilla_common::congestion::MIN_WINDOW_PACKETS;
     use rand::{RngExt as _, SeedableRng as _};
     use rand_pcg::Pcg64Mcg;
 
@@ -123,13 +119,13 @@ mod tests {
     /// most.
     fn simulated_packets(p: f64, round_trip_s: f64) -> f64 {
         let mut rng = Pcg64Mcg::seed_from_u64(1);
-        let (mut window, mut sum) = (INITIAL_PACKETS, 0.0);
+        let (mut window, mut sum) = (INITIAL_WINDOW_BYTES as f64 / PACKET_BYTES, 0.0);
         let round_trips = 20_000;
         for _ in 0..round_trips {
             sum += window;
             let is_lost = (0..window as u32).any(|_| rng.random_bool(p));
             if is_lost {
-                window = (window * LOSS_FACTOR).max(4.0);
+                window = (window * LOSS_FACTOR).max(MIN_WINDOW_PACKETS as f64);
             } else {
                 window += window * growth_share(round_trip_s) + ADDITIVE_PACKETS;
             }

@@ -5,6 +5,7 @@ use core::time::Duration;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
+use flotilla_common::congestion::CONNECTION_WINDOW_BYTES;
 use flotilla_common::units::BitRate;
 use quinn::{
     ConfigError, Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig,
@@ -20,9 +21,6 @@ const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// neighbours would send whole chunks into our buffers and count them as delivered.
 const LIMITED_WINDOW_MS: u64 = 20;
 const MIN_STREAM_WINDOW_BYTES: u32 = 128 * 1024;
-/// Flow-control window of a connection: usually one chunk each way, plus a hedged request and
-/// control messages.
-const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// The send buffer of a connection is this many congestion windows, within the bounds below. Bytes
 /// in the buffer count as sent, so a larger one would report an upload as nearly done that has
 /// hardly begun.

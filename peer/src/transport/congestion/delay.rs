@@ -29,21 +29,12 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use flotilla_common::congestion::{
+    ADDITIVE_PACKETS, GAIN, INITIAL_WINDOW_BYTES, LOSS_FACTOR, MIN_WINDOW_PACKETS, TARGET,
+};
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
-/// The queueing delay to aim at: above the jitter of a busy processor or a token bucket, and a
-/// fraction of a chunk's transfer time on links where queueing matters.
-const TARGET: Duration = Duration::from_millis(7);
-/// Share of the distance to the target made up in a round trip. A larger one overshoots, because
-/// the measurement is a round trip old.
-const GAIN: f64 = 0.5;
-/// Packets added to the window in each round trip whatever the delay.
-const ADDITIVE_PACKETS: f64 = 6.0;
-/// Factor on the window after a loss, as in CUBIC.
-const LOSS_FACTOR: f64 = 0.7;
-const INITIAL_WINDOW_BYTES: u64 = 14_720;
-const MIN_WINDOW_PACKETS: u64 = 4;
 /// Lower bound for the round trip as a divisor.
 const MIN_ROUND_TRIP: Duration = Duration::from_micros(10);
 /// Measurements in [`RecentMin`].
