@@ -2,8 +2,8 @@
 
 use core::time::Duration;
 
-/// Settings of a [`super::Failover`]. [`FailoverConfig::default`] has the values that origins use,
-/// and [`FailoverConfig::of_peers`] those that peers use.
+/// Settings of a [`super::Failover`]: [`FailoverConfig::of_origins`] has the values that origins
+/// use, and [`FailoverConfig::of_peers`] those that peers use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailoverConfig {
     /// A call without the head of its answer for this long makes its source suspect.
@@ -52,6 +52,15 @@ pub struct FailoverConfig {
 }
 
 impl FailoverConfig {
+    /// The values that origins use. Own absence is looked up anew by each request, so that
+    /// questions to other regions about what is absent here stay within their limit.
+    pub fn of_origins() -> Self {
+        Self {
+            missing_limit: 0,
+            ..Self::default()
+        }
+    }
+
     /// The values that peers use. An origin whose storage hangs turns to another region after
     /// 1.5 s itself. A peer that did so at the same time would fetch the same bytes from there once
     /// more.

@@ -32,13 +32,7 @@ impl Regional {
             return;
         }
         let regions: Vec<u32> = (0..=others.len() as u32).collect();
-        let config = FailoverConfig {
-            // Own absence is looked up anew by each request, so that questions to other regions
-            // about what is absent here stay within their limit.
-            missing_limit: 0,
-            ..FailoverConfig::default()
-        };
-        let machine = Failover::new(config, &regions, rand::random());
+        let machine = Failover::new(FailoverConfig::of_origins(), &regions, rand::random());
         let names = core::iter::once("the storage of this region".to_owned())
             .chain(
                 others
