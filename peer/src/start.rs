@@ -3,10 +3,9 @@
 use core::time::Duration;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use flotilla_common::recording::{Machine, Recorded, Sink};
+use flotilla_common::recording::Recorded;
 use flotilla_common::swarm::{PeerMachine, SwarmConfig};
 use flotilla_common::tracker::TrackerSession;
 use flotilla_common::wire::peer::About;
@@ -15,7 +14,7 @@ use flotilla_runtime::http;
 use flotilla_runtime::listen::listen_hint;
 use flotilla_runtime::metrics::RequestMetrics;
 use flotilla_runtime::rate::Limiter;
-use flotilla_runtime::recording;
+use flotilla_runtime::recording::{self, RecordingError};
 use flotilla_runtime::shutdown::Shutdown;
 use rand::RngExt;
 use reqwest::Client;
@@ -52,13 +51,8 @@ pub enum StartError {
         source: io::Error,
     },
     /// A recording cannot be created.
-    #[error("record to {}: {source}", .folder.display())]
-    Record {
-        /// The folder.
-        folder: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Record(#[from] RecordingError),
     /// The transport, or the client of origins and trackers, cannot be set up.
     #[error("{0}")]
     Transport(String),
@@ -156,7 +150,7 @@ pub(crate) fn join_network(
         client(config, Some(POLL_TIMEOUT), ConnectionReuse::Pooled)?,
         &config.trackers,
         me.clone(),
-        recording_of::<TrackerSession>(config)?,
+        recording::create::<TrackerSession>(config.record.as_deref())?,
         config.clock,
         tracker_events,
         shutdown,
@@ -214,20 +208,12 @@ pub(crate) fn start_driver(
         shutdown: shutdown.clone(),
     };
     let setup = (machine_config(config), rng_seed(config));
-    let machine = Recorded::new(setup, recording_of::<PeerMachine>(config)?);
+    let machine = Recorded::new(
+        setup,
+        recording::create::<PeerMachine>(config.record.as_deref())?,
+    );
     shutdown.spawn(Driver::run(machine, context, events));
     Ok(())
-}
-
-/// Where a machine is recorded; `None` if it is not.
-fn recording_of<M: Machine>(config: &Config) -> Result<Option<Box<dyn Sink>>, StartError> {
-    let sink = config.record.as_ref().map(|folder| {
-        recording::create(folder, M::NAME).map_err(|source| StartError::Record {
-            folder: folder.clone(),
-            source,
-        })
-    });
-    sink.transpose()
 }
 
 /// Serves the mirror on `listener`; returns its address.

@@ -21,10 +21,8 @@ mod state;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use flotilla_common::recording::{Machine, Sink};
 use flotilla_common::tracker::{TrackerCounts, TrackerMachine};
 use flotilla_runtime::admin::Readiness;
 use flotilla_runtime::clock::Clock;
@@ -33,7 +31,7 @@ use flotilla_runtime::identity::{
     ClientAuth, Identity, IdentityError, ReloadTiming, reload_on_change,
 };
 use flotilla_runtime::listen::listen_hint;
-use flotilla_runtime::recording;
+use flotilla_runtime::recording::{self, RecordingError};
 use flotilla_runtime::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
@@ -51,13 +49,8 @@ pub enum StartError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The recording cannot be created.
-    #[error("record to {}: {source}", .folder.display())]
-    Record {
-        /// The folder.
-        folder: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Record(#[from] RecordingError),
     /// The address is in use, or not an address of this machine.
     #[error("listen on {addr}: {source}{}", listen_hint(source))]
     Listen {
@@ -66,17 +59,6 @@ pub enum StartError {
         /// The system's error.
         source: io::Error,
     },
-}
-
-/// Where the machine is recorded; `None` if it is not.
-fn recording_of(config: &Config) -> Result<Option<Box<dyn Sink>>, StartError> {
-    let sink = config.record.as_ref().map(|folder| {
-        recording::create(folder, TrackerMachine::NAME).map_err(|source| StartError::Record {
-            folder: folder.clone(),
-            source,
-        })
-    });
-    sink.transpose()
 }
 
 /// A running tracker.
@@ -117,7 +99,7 @@ impl Tracker {
         if let Some(identity) = &tls {
             reload_on_change(identity.clone(), ReloadTiming::default(), shutdown);
         }
-        let recording = recording_of(&config)?;
+        let recording = recording::create::<TrackerMachine>(config.record.as_deref())?;
         let service = Service::new(config, tls, clock, shutdown.clone(), recording);
         let service = Arc::new(service);
         shutdown.spawn(Arc::clone(&service).run_timers());

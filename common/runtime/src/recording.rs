@@ -4,14 +4,32 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use flotilla_common::recording::Sink;
+use flotilla_common::recording::{Machine, Sink};
 
-/// Creates the file `NAME.recording` in a folder, which is created if it does not exist. A file of
-/// an earlier start is replaced.
+/// A recording cannot be created.
+#[derive(Debug, thiserror::Error)]
+#[error("record to {}: {source}", .folder.display())]
+pub struct RecordingError {
+    folder: PathBuf,
+    source: io::Error,
+}
+
+/// Where a machine is recorded: the file `NAME.recording` in a folder, which is created if it does
+/// not exist. A file of an earlier start is replaced. Without a folder the machine is not recorded.
 ///
 /// # Errors
 /// If the folder or the file cannot be created.
-pub fn create(folder: &Path, name: &str) -> io::Result<Box<dyn Sink>> {
+pub fn create<M: Machine>(folder: Option<&Path>) -> Result<Option<Box<dyn Sink>>, RecordingError> {
+    let sink = folder.map(|folder| {
+        create_file(folder, M::NAME).map_err(|source| RecordingError {
+            folder: folder.to_owned(),
+            source,
+        })
+    });
+    sink.transpose()
+}
+
+fn create_file(folder: &Path, name: &str) -> io::Result<Box<dyn Sink>> {
     fs::create_dir_all(folder)?;
     let path = folder.join(format!("{name}.recording"));
     let file = BufWriter::new(File::create(&path)?);
@@ -19,7 +37,7 @@ pub fn create(folder: &Path, name: &str) -> io::Result<Box<dyn Sink>> {
     Ok(Box::new(FileSink { path, file }))
 }
 
-/// A file. What is buffered is written when the machine is dropped.
+/// The file of a recording. Its buffer is written out when the machine is dropped.
 #[derive(Debug)]
 struct FileSink {
     path: PathBuf,
