@@ -144,10 +144,11 @@ impl Lab {
     fn spawn_origin(&mut self, region: usize) -> Result<(), LabError> {
         let pki = display(&self.dir.path().join("pki"));
         let region_name = self.region_name(region);
-        let name = match region {
-            0 => "origin".to_owned(),
-            _ => format!("origin-{}", region + 1),
+        let numbered = |what: &str| match region {
+            0 => what.to_owned(),
+            _ => format!("{what}-{}", region + 1),
         };
+        let name = numbered("origin");
         let (host, link) = self.network.add_host(&name, region)?;
         let create_key = match region {
             0 => ["pki", "init", "--dir", &pki, "--region", &region_name],
@@ -155,11 +156,7 @@ impl Lab {
         };
         host.run(&flotilla(&self.plan.program, &create_key), "")?;
         let listen = host.public_address(ORIGIN_PORT);
-        let storage = match region {
-            0 => "storage".to_owned(),
-            _ => format!("storage-{}", region + 1),
-        };
-        let storage = self.dir.path().join(storage);
+        let storage = self.dir.path().join(numbered("storage"));
         std::fs::create_dir_all(&storage).map_err(LabError::io("create", &storage))?;
         let storage = format!("file://{}", storage.display());
         let seal_key = format!("{pki}/{region_name}.seal.key");

@@ -3,8 +3,8 @@
 //!
 //! Everything about chunks is kept in words of 64 of them: the chunks of each neighbour in a
 //! [`HolderTable`], and the number of neighbours that hold each chunk as [`ChunkWords`]. So an
-//! announced chunk touches two cache lines, and the picker looks at 64 chunks at once. What is true
-//! of a neighbour or not is a bit of a word, by its index. `unavailable` is the number of chunks
+//! announced chunk touches two cache lines, and the picker looks at 64 chunks at once. Flags of
+//! neighbours are bits of a word, by the neighbour's index. `unavailable` is the number of chunks
 //! that neither we nor any neighbour holds. The fields are private so that every change goes
 //! through a method that keeps them consistent.
 
