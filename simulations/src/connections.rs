@@ -160,11 +160,7 @@ impl World<'_> {
         let at = self.now + self.quic_delay(peer, link.peer);
         let links = &mut self.peers[peer as usize].links;
         let at = links.at_mut(slot).control_arrival(at);
-        self.queue.push_after(
-            self.now,
-            at.saturating_since(self.now),
-            Event::ChunkMap { message },
-        );
+        self.queue.push(at, Event::ChunkMap { message });
     }
 
     pub(crate) fn on_chunk_map(&mut self, message: Key) {
@@ -228,11 +224,7 @@ impl World<'_> {
                 to,
                 closed_connections,
             });
-            self.queue.push_after(
-                self.now,
-                at.saturating_since(self.now),
-                Event::Have { broadcast },
-            );
+            self.queue.push(at, Event::Have { broadcast });
         }
         self.broadcast_buffers = buffers;
     }

@@ -118,22 +118,14 @@ impl World<'_> {
         } else if one.region == other.region {
             self.delays.within_region
         } else {
-            let link = self.region_links.between(one.region, other.region);
-            Route {
-                one_way: link.one_way,
-                loss: link.loss,
-            }
+            self.region_links.between(one.region, other.region).route
         }
     }
 
     /// How packets get from a peer to the origin and tracker of a region, and back.
     pub(crate) fn route_to_region(&self, peer: u32, region: u32) -> Route {
         let own = self.locations[peer as usize].region;
-        let link = self.region_links.between(own, region);
-        Route {
-            one_way: link.one_way,
-            loss: link.loss,
-        }
+        self.region_links.between(own, region).route
     }
 
     /// The delay of one QUIC message between two peers.

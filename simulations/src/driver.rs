@@ -443,6 +443,6 @@ impl World<'_> {
     }
 
     pub(crate) fn is_origin(&self, end: u32) -> bool {
-        end as usize >= self.peers.len()
+        self.region_of_end(end).is_some()
     }
 }

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 
 use flotilla_common::time::Time;
 
-use crate::network::ConnectionId;
-use crate::origin_site::Condition;
+use crate::network::{ConnectionId, Network};
+use crate::service::Condition;
 use crate::world::World;
 
 /// Idle connections that a client keeps per origin.
@@ -32,6 +32,14 @@ pub(crate) struct OriginConnection {
 #[derive(Debug, Default)]
 pub(crate) struct OriginConnections(BTreeMap<(u32, u32), Vec<(OriginConnection, Time)>>);
 
+impl OriginConnection {
+    fn close(self, network: &mut Network) {
+        if let Some(window) = self.window {
+            network.close_connection(window);
+        }
+    }
+}
+
 impl World<'_> {
     /// A connection to the origin of a region for a request, and how long it takes to open;
     /// `None` if connections are not simulated.
@@ -45,9 +53,7 @@ impl World<'_> {
         if window.is_none() && !self.scenario.links.handshakes {
             return (None, Duration::ZERO);
         }
-        self.close_expired(peer, region);
-        let idle = self.origin_connections.0.get_mut(&(peer, region));
-        if let Some((connection, _)) = idle.and_then(Vec::pop) {
+        if let Some(connection) = self.take_idle(peer, region) {
             return (Some(connection), Duration::ZERO);
         }
         let window = window.map(|window| self.network.open_connection(window));
@@ -60,13 +66,18 @@ impl World<'_> {
     pub(crate) fn connect_origins(&mut self, own: u32, other: u32) -> Option<OriginConnection> {
         let window = self.region_links.between(other, own).http_window?;
         let client = self.origin_end(own);
-        self.close_expired(client, other);
-        let idle = self.origin_connections.0.get_mut(&(client, other));
-        if let Some((connection, _)) = idle.and_then(Vec::pop) {
+        if let Some(connection) = self.take_idle(client, other) {
             return Some(connection);
         }
         let window = Some(self.network.open_connection(window));
         Some(OriginConnection { window })
+    }
+
+    /// Takes a client's idle connection to the origin of a region, if there is one.
+    fn take_idle(&mut self, client: u32, region: u32) -> Option<OriginConnection> {
+        self.close_expired(client, region);
+        let idle = self.origin_connections.0.get_mut(&(client, region))?;
+        idle.pop().map(|(connection, _)| connection)
     }
 
     /// How long a probe waits for a connection.
@@ -98,9 +109,7 @@ impl World<'_> {
         let expired = idle.iter().take_while(|(_, since)| is_expired(*since));
         let expired = expired.count();
         for (connection, _) in idle.drain(..expired) {
-            if let Some(window) = connection.window {
-                self.network.close_connection(window);
-            }
+            connection.close(&mut self.network);
         }
     }
 
@@ -121,22 +130,20 @@ impl World<'_> {
 
     /// Closes a connection that carries no bytes any more.
     pub(crate) fn close_origin_connection(&mut self, connection: OriginConnection) {
-        if let Some(window) = connection.window {
-            self.network.close_connection(window);
-        }
+        connection.close(&mut self.network);
     }
 
     /// A region's origin stops: the idle connections to it break.
     pub(crate) fn break_idle_connections(&mut self, region: u32) {
-        let all = core::mem::take(&mut self.origin_connections.0);
-        for (key, idle) in all {
-            if key.1 != region {
-                self.origin_connections.0.insert(key, idle);
-                continue;
+        let network = &mut self.network;
+        self.origin_connections.0.retain(|(_, of), idle| {
+            let is_kept = *of != region;
+            if !is_kept {
+                for (connection, _) in idle.drain(..) {
+                    connection.close(network);
+                }
             }
-            for (connection, _) in idle {
-                self.close_origin_connection(connection);
-            }
-        }
+            is_kept
+        });
     }
 }

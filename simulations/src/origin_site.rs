@@ -7,22 +7,12 @@ use flotilla_common::time::Time;
 use rand::Rng;
 
 use crate::scenario::{Origins, micros};
-use crate::service::{Latency, Server};
+use crate::service::{Condition, Latency, Server};
 use crate::slab::Key;
 use crate::storage_site::SimulatedStorage;
 
 /// What an origin asks of clients beyond its limit, as the real one.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// How far an origin works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Condition {
-    Up,
-    /// Its process is stopped: connections are refused.
-    Refuses,
-    /// It takes requests, and no byte leaves it.
-    Hangs,
-}
 
 /// What an origin does with a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,15 +113,6 @@ impl SimulatedOrigin {
     /// The requests that it took while it hung.
     pub(crate) fn take_held(&mut self) -> Vec<Key> {
         core::mem::take(&mut self.held)
-    }
-
-    /// Whether its process answers or refuses connections; `None` if it does neither.
-    pub(crate) fn process_answers(&self) -> Option<bool> {
-        match self.condition {
-            Condition::Up => Some(true),
-            Condition::Refuses => Some(false),
-            Condition::Hangs => None,
-        }
     }
 
     /// How long a probe takes in the origin.

@@ -299,7 +299,7 @@ impl World<'_> {
     /// Sends a probe; its result arrives after a round trip, if there is one.
     fn probe(&mut self, peer: u32, source: SourceId, probe: ProbeId) {
         let region = self.region_of(peer, source);
-        let Some(answers) = self.origins[region as usize].process_answers() else {
+        let Some(answers) = self.origins[region as usize].condition.answers() else {
             return;
         };
         if self.is_cut(self.locations[peer as usize].region, region) {

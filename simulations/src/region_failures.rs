@@ -3,10 +3,8 @@
 
 use crate::event::Event;
 use crate::failures::FROZEN;
-use crate::origin_site::Condition;
 use crate::scenario::{FailureKind, millis};
-use crate::service::Latency;
-use crate::storage_site::StorageCondition;
+use crate::service::{Condition, Latency};
 use crate::world::World;
 
 impl World<'_> {
@@ -83,8 +81,8 @@ impl World<'_> {
         };
         storage.cached_share = failure.cached;
         storage.condition = match failure.kind {
-            FailureKind::HangStorage => StorageCondition::Hangs,
-            FailureKind::RefuseStorage => StorageCondition::Refuses,
+            FailureKind::HangStorage => Condition::Hangs,
+            FailureKind::RefuseStorage => Condition::Refuses,
             _ => {
                 storage.slow = Some(Latency::of_failure(failure));
                 return;
@@ -96,7 +94,7 @@ impl World<'_> {
 
     fn recover_storage(&mut self, region: u32) {
         if let Some(storage) = &mut self.origins[region as usize].storage {
-            storage.condition = StorageCondition::Up;
+            storage.condition = Condition::Up;
             storage.slow = None;
             storage.cached_share = 0.0;
         }

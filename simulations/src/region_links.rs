@@ -1,6 +1,5 @@
 //! The links between regions, and between the zones of a region: delay, loss and capacity.
 
-use core::time::Duration;
 use std::collections::BTreeMap;
 
 use crate::congestion;
@@ -14,9 +13,7 @@ use crate::world::World;
 /// One direction of the link between two regions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RegionLink {
-    pub(crate) one_way: Duration,
-    /// Share of the packets that are lost.
-    pub(crate) loss: f64,
+    pub(crate) route: Route,
     /// Its capacity, if it is limited.
     pub(crate) pipe: Option<PipeId>,
     /// The congestion windows of new connections, if they are simulated.
@@ -50,15 +47,16 @@ impl RegionLinks {
                 let own = links.between(from, to);
                 let rate = own.rate.filter(|_| from != to);
                 let pipe = rate.map(|rate| network.add_pipe(rate.bytes_per_second()));
-                let (one_way, loss) = (millis(own.one_way_ms), own.loss);
-                let route = Route { one_way, loss };
+                let route = Route {
+                    one_way: millis(own.one_way_ms),
+                    loss: own.loss,
+                };
                 let window = |transport| {
                     let window = congestion::window(transport, route, links.slow_start);
                     window.filter(|_| from != to)
                 };
                 between.push(RegionLink {
-                    one_way,
-                    loss,
+                    route,
                     pipe,
                     quic_window: window(Transport::Quic),
                     http_window: window(Transport::Http),
@@ -167,7 +165,11 @@ mod tests {
         let links = RegionLinks::new(&links, &peers, &mut Network::new());
         let facts = |from, to| {
             let link = links.between(from, to);
-            (link.one_way.as_micros(), link.loss, link.pipe.is_some())
+            (
+                link.route.one_way.as_micros(),
+                link.route.loss,
+                link.pipe.is_some(),
+            )
         };
         assert_eq!(facts(0, 1), (40_000, 0.02, true));
         assert_eq!(facts(0, 2), (100_000, 0.03, true));

@@ -10,6 +10,28 @@ use crate::scenario::Failure;
 /// The standard normal distribution's 99th percentile.
 const Z99: f64 = 2.326_347_874_040_841;
 
+/// How far an origin, or its storage, works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    Up,
+    /// It refuses each request at once: an origin's process is stopped, or each call of a storage
+    /// fails.
+    Refuses,
+    /// It takes requests, and answers none.
+    Hangs,
+}
+
+impl Condition {
+    /// Whether it serves a request; `None` if no answer comes.
+    pub(crate) fn answers(self) -> Option<bool> {
+        match self {
+            Self::Up => Some(true),
+            Self::Refuses => Some(false),
+            Self::Hangs => None,
+        }
+    }
+}
+
 /// A server that serves one request after the other, in order of arrival.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Server {

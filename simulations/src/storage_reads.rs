@@ -21,15 +21,16 @@ use flotilla_common::failover::{
 };
 use flotilla_common::time::Time;
 
-use crate::delays::{Route, Transport};
+use crate::delays::Transport;
 use crate::event::Event;
 use crate::fetch::FetchPurpose;
 use crate::origin_calls::OriginCall;
 use crate::origin_connections::OriginConnection;
-use crate::origin_site::{Admission, Condition, refused};
+use crate::origin_site::{Admission, refused};
 use crate::reads::content_of;
+use crate::service::Condition;
 use crate::slab::Key;
-use crate::storage_site::{OWN_STORAGE, SimulatedStorage, StorageCondition};
+use crate::storage_site::{OWN_STORAGE, SimulatedStorage};
 use crate::world::World;
 
 /// What an origin asks of clients that no region serves, as the real one.
@@ -185,16 +186,14 @@ impl World<'_> {
             return; // No answer, also after its recovery: the asking origin does not wait so long.
         }
         let storage = origin.storage.as_ref().map(|storage| storage.condition);
-        let (outcome, at) = match storage.unwrap_or(StorageCondition::Up) {
-            StorageCondition::Hangs => return,
-            StorageCondition::Refuses => (refused(), self.now),
-            StorageCondition::Up => {
-                match origin.admit(self.now, key, layer, &mut self.latency_rng) {
-                    Admission::Serves(at) => (CallOutcome::Answered, at),
-                    Admission::Answers(outcome) => (outcome, self.now),
-                    Admission::Holds => return,
-                }
-            }
+        let (outcome, at) = match storage.unwrap_or(Condition::Up) {
+            Condition::Hangs => return,
+            Condition::Refuses => (refused(), self.now),
+            Condition::Up => match origin.admit(self.now, key, layer, &mut self.latency_rng) {
+                Admission::Serves(at) => (CallOutcome::Answered, at),
+                Admission::Answers(outcome) => (outcome, self.now),
+                Admission::Holds => return,
+            },
         };
         let delay = self.delay_between(own, by);
         self.push_read_answer(at + delay, key, Some(by), outcome);
@@ -206,7 +205,7 @@ impl World<'_> {
         let is_admitted = by.is_some() && outcome == CallOutcome::Answered;
         let (is_waited_for, serves) = self.end_read(key, by, outcome);
         if is_admitted
-            && !(is_waited_for && serves)
+            && !is_waited_for
             && let Some(by) = by
         {
             self.origins[by as usize].end();
@@ -251,11 +250,11 @@ impl World<'_> {
             return (false, false);
         };
         let outcome = match (by, storage.condition) {
-            (None, StorageCondition::Hangs) => {
+            (None, Condition::Hangs) => {
                 storage.held.push(key);
                 return (false, false);
             }
-            (None, StorageCondition::Refuses) => refused(),
+            (None, Condition::Refuses) => refused(),
             _ => outcome,
         };
         let serves = outcome == CallOutcome::Answered;
@@ -291,7 +290,7 @@ impl World<'_> {
     }
 
     /// A region's storage fails: bodies that it sends break or stall.
-    pub(crate) fn interrupt_bodies(&mut self, region: u32, condition: StorageCondition) {
+    pub(crate) fn interrupt_bodies(&mut self, region: u32, condition: Condition) {
         let now = self.now;
         for key in self.calls_to(region) {
             let Some(call) = self.calls.get_mut(key) else {
@@ -315,8 +314,8 @@ impl World<'_> {
                 }
             }
             let after = match condition {
-                StorageCondition::Hangs => STALL_TIMEOUT,
-                StorageCondition::Up | StorageCondition::Refuses => Duration::ZERO,
+                Condition::Hangs => STALL_TIMEOUT,
+                Condition::Up | Condition::Refuses => Duration::ZERO,
             };
             let stalled = Event::BodyStalled { call: key };
             self.queue.push_after(now, after, stalled);
@@ -347,7 +346,7 @@ impl World<'_> {
             return;
         };
         let storage = self.origins[region as usize].storage.as_ref();
-        if storage.is_none_or(|storage| storage.condition == StorageCondition::Up) {
+        if storage.is_none_or(|storage| storage.condition == Condition::Up) {
             read.is_interrupted = false;
             return self.start_body(key);
         }
@@ -443,24 +442,17 @@ impl World<'_> {
                 return;
             };
             let slow = storage.slow;
-            let is_good = match storage.condition {
-                StorageCondition::Hangs => return,
-                StorageCondition::Up => true,
-                StorageCondition::Refuses => false,
+            let Some(is_good) = storage.condition.answers() else {
+                return;
             };
             let latency = slow.map(|slow| slow.draw(&mut self.latency_rng));
             (is_good, latency.unwrap_or_default())
         } else {
-            if self.is_cut(region, by) {
-                return;
-            }
-            let Some(is_up) = self.origins[by as usize].process_answers() else {
+            let Some(is_good) = self.is_usable(region, by) else {
                 return;
             };
-            let storage = self.origins[by as usize].storage.as_ref();
-            let is_usable = !storage.is_some_and(|storage| storage.is_out());
             let round_trip = self.delay_between(region, by) + self.delay_between(by, region);
-            (is_up && is_usable, round_trip)
+            (is_good, round_trip)
         };
         let probed = Event::Probed {
             peer: self.origin_end(region),
@@ -473,17 +465,25 @@ impl World<'_> {
 
     /// The delay of one HTTP message between the origins of two regions.
     pub(crate) fn delay_between(&mut self, one: u32, other: u32) -> Duration {
-        let link = self.region_links.between(one, other);
-        let (one_way, loss) = (link.one_way, link.loss);
-        let route = Route { one_way, loss };
+        let route = self.region_links.between(one, other).route;
         self.delays.draw(Transport::Http, route)
+    }
+
+    /// What the origin of the region `by` tells another region's: whether it can serve; `None` if no
+    /// answer comes.
+    fn is_usable(&self, region: u32, by: u32) -> Option<bool> {
+        let origin = &self.origins[by as usize];
+        let answers = origin.condition.answers();
+        let is_up = answers.filter(|_| !self.is_cut(region, by))?;
+        let is_out = origin.storage.as_ref().is_some_and(|it| it.is_out());
+        Some(is_up && !is_out)
     }
 
     /// How long a peer's probe takes because the origin's own storage does not answer, and whether
     /// the probe is good: the origin waits half a second for its storage, and then asks other
     /// regions whether they can serve.
     pub(crate) fn readiness(&mut self, region: u32) -> (bool, Duration) {
-        let is_up = |storage: &SimulatedStorage| storage.condition == StorageCondition::Up;
+        let is_up = |storage: &SimulatedStorage| storage.condition == Condition::Up;
         let storage = &mut self.origins[region as usize].storage;
         let Some(storage) = storage.as_mut().filter(|storage| !is_up(storage)) else {
             return (true, Duration::ZERO);
@@ -497,18 +497,11 @@ impl World<'_> {
         storage.failover.handle(self.now, failed);
         self.drain_origin_failover(region);
         let regions = self.origins.len() as u32;
-        let serves = |by: u32| {
-            let origin = &self.origins[by as usize];
-            let is_out = origin.storage.as_ref().is_some_and(|it| it.is_out());
-            by != region
-                && !self.is_cut(region, by)
-                && origin.process_answers() == Some(true)
-                && !is_out
-        };
+        let serves = |by: u32| by != region && self.is_usable(region, by) == Some(true);
         let serving: Vec<u32> = (0..regions).filter(|by| serves(*by)).collect();
         let round_trips = serving
             .iter()
-            .map(|by| 2 * self.region_links.between(region, *by).one_way);
+            .map(|by| 2 * self.region_links.between(region, *by).route.one_way);
         match round_trips.min() {
             Some(round_trip) => (true, READINESS_TIMEOUT + round_trip),
             None => (false, READINESS_TIMEOUT),

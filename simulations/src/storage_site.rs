@@ -7,28 +7,19 @@
 use flotilla_common::failover::{Failover, FailoverConfig, SourceId, Standing};
 use flotilla_common::time::Time;
 
+use crate::origins::failover_machine;
 use crate::rng::mix;
 use crate::scenario::Scenario;
-use crate::service::Latency;
+use crate::service::{Condition, Latency};
 use crate::slab::Key;
 
 /// The own storage, in an origin's failover machine.
 pub(crate) const OWN_STORAGE: SourceId = SourceId(0);
 
-/// How far a storage works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StorageCondition {
-    Up,
-    /// It takes calls, and answers none.
-    Hangs,
-    /// Each call fails at once.
-    Refuses,
-}
-
 /// The storage of one region.
 #[derive(Debug)]
 pub(crate) struct SimulatedStorage {
-    pub(crate) condition: StorageCondition,
+    pub(crate) condition: Condition,
     /// While it is slow, what each call takes longer.
     pub(crate) slow: Option<Latency>,
     /// The share of the chunks that the origin has in memory while its storage fails.
@@ -48,18 +39,13 @@ impl SimulatedStorage {
         if !failures.any(|failure| failure.kind.is_of_storage()) {
             return None;
         }
-        // As `origin/src/regions/connect.rs` makes it.
-        let config = FailoverConfig {
-            missing_limit: 0,
-            ..FailoverConfig::default()
-        };
-        let sources: Vec<u32> = (0..scenario.peers.regions.get()).collect();
+        let (config, regions) = (FailoverConfig::of_origins(), scenario.peers.regions.get());
         let rng_seed = mix(rng_seed ^ mix(u64::from(region)));
         Some(Box::new(Self {
-            condition: StorageCondition::Up,
+            condition: Condition::Up,
             slow: None,
             cached_share: 0.0,
-            failover: Failover::new(config, &sources, rng_seed),
+            failover: failover_machine(config, regions, rng_seed),
             wake_at: Time::MAX,
             held: Vec::new(),
         }))

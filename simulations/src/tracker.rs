@@ -100,10 +100,8 @@ impl SimulatedTracker {
     fn new(scenario: &Scenario, number: u32, rng_seed: u64) -> Self {
         let settings = &scenario.tracker;
         let rng_seed = rng_seed ^ u64::from(number) << 40;
-        let count = settings.count.get();
-        let first = number / count * count;
         let url = |number| tracker_url(number, None).url;
-        let urls = (first..first + count).map(url).collect();
+        let urls = settings.group_of(number).map(url).collect();
         let mut config = TrackerConfig::default();
         if let Some(open_leases) = settings.open_leases {
             config.lease.open_limit = open_leases;

@@ -94,49 +94,44 @@ impl World<'_> {
             return;
         };
         let id = RequestId(key.to_bits());
-        let input = match request {
+        let (input, answer) = match request {
             TrackerRequest::Announce(announce) => {
-                TrackerInput::Announce(tracker.names.announce(id, announce))
+                let announce = tracker.names.announce(id, announce);
+                (Some(TrackerInput::Announce(announce)), None)
             }
             TrackerRequest::Lease(lease) => {
                 let is_for_another = tracker.group.is_for_another(&lease);
-                let answer = match tracker.names.lease(id, lease) {
-                    None => LeaseAnswer::Unknown,
-                    Some(_) if is_for_another => LeaseAnswer::NotFirst,
-                    Some(input) => return self.on_lease_message(number, key, input),
-                };
-                let input = SessionInput::LeaseAnswered { exchange, answer };
-                return self.answer_exchange(number, key, input);
+                match tracker.names.lease(id, lease) {
+                    None => (None, Some(LeaseAnswer::Unknown)),
+                    Some(_) if is_for_another => (None, Some(LeaseAnswer::NotFirst)),
+                    // The machine does not answer this one.
+                    Some(input @ TrackerInput::Drop { .. }) => {
+                        (Some(input), Some(LeaseAnswer::Noted))
+                    }
+                    Some(input) => (Some(input), None),
+                }
             }
         };
-        tracker.machine.handle(self.now, input);
-        self.drain_tracker(number);
-    }
-
-    fn on_lease_message(&mut self, number: u32, key: Key, input: TrackerInput) {
-        let exchange = self.trackers[number as usize].exchanges.get(key);
-        if let Some(exchange) = exchange.map(|it| it.exchange)
-            && matches!(input, TrackerInput::Drop { .. })
-        {
-            // The machine does not answer this one.
-            let answer = LeaseAnswer::Noted;
+        if let Some(answer) = answer {
             let input = SessionInput::LeaseAnswered { exchange, answer };
             self.answer_exchange(number, key, input);
         }
-        let tracker = &mut self.trackers[number as usize];
-        tracker.machine.handle(self.now, input);
-        self.drain_tracker(number);
+        if let Some(input) = input {
+            self.trackers[number as usize]
+                .machine
+                .handle(self.now, input);
+            self.drain_tracker(number);
+        }
     }
 
     /// A peer gives an exchange up and closes its connection.
     pub(crate) fn cancel_exchange(&mut self, peer: u32, exchange: ExchangeId) {
-        if let Some(session) = &self.peers[peer as usize].session
-            && let Some(at) = session
-                .exchanges
-                .iter()
-                .position(|(open, ..)| *open == exchange)
-        {
-            let (_, tracker, key) = session.exchanges[at];
+        let session = self.peers[peer as usize].session.as_ref();
+        let open = session.and_then(|session| {
+            let mut exchanges = session.exchanges.iter();
+            exchanges.find(|(open, ..)| *open == exchange)
+        });
+        if let Some(&(_, tracker, key)) = open {
             self.end_exchange(tracker, key);
         }
     }

@@ -43,14 +43,11 @@ impl World<'_> {
 
     /// The other trackers that share the blobs of a tracker; none once one of them has failed.
     fn group_of(&self, number: u32) -> impl Iterator<Item = &SimulatedTracker> {
-        let count = self.scenario.tracker.count.get();
-        let first = (number / count * count) as usize;
-        let group = &self.trackers[first..first + count as usize];
-        let has_failed = group.iter().any(|tracker| tracker.has_failed);
-        (0..)
-            .zip(group)
-            .filter(move |(place, _)| !has_failed && first + place != number as usize)
-            .map(|(_, tracker)| tracker)
+        let group = self.scenario.tracker.group_of(number);
+        let has_failed = |tracker: u32| self.trackers[tracker as usize].has_failed;
+        let is_whole = !group.clone().any(has_failed);
+        let others = group.filter(move |other| is_whole && *other != number);
+        others.map(|other| &self.trackers[other as usize])
     }
 }
 

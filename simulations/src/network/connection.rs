@@ -186,7 +186,7 @@ impl Network {
         is_full
     }
 
-    fn set_capacity(&mut self, side: u32, capacity: f64) {
+    pub(super) fn set_capacity(&mut self, side: u32, capacity: f64) {
         self.sides[side as usize].capacity = capacity;
         self.mark_due(side);
     }

@@ -152,8 +152,7 @@ impl Network {
     /// Changes the rates of an end, in bytes per second; they must not be zero.
     pub(crate) fn set_rates(&mut self, now: Time, end: End, up: f64, down: f64) {
         for (side, bytes_per_second) in [(uplink(end), up), (downlink(end), down)] {
-            self.sides[side as usize].capacity = bytes_per_second / 1e9;
-            self.mark_due(side);
+            self.set_capacity(side, bytes_per_second / 1e9);
         }
         self.settle(now);
     }
@@ -206,18 +205,12 @@ impl Network {
     pub(crate) fn abort(&mut self, now: Time, key: Key) -> Option<u64> {
         let flow = self.flows.remove(key)?;
         self.detach(now, key, &flow);
-        let left =
-            (flow.left - flow.rate * now.saturating_since(flow.as_of).as_nanos() as f64).max(0.0);
-        Some((flow.length - left) as u64)
+        Some(flow.arrived(now))
     }
 
     /// The bytes of a transfer that have arrived; 0 if it has ended.
     pub(crate) fn arrived(&self, now: Time, key: Key) -> u64 {
-        let arrived = self.flows.get(key).map(|flow| {
-            let since = now.saturating_since(flow.as_of).as_nanos() as f64;
-            flow.length - (flow.left - flow.rate * since).max(0.0)
-        });
-        arrived.unwrap_or_default() as u64
+        self.flows.get(key).map_or(0, |flow| flow.arrived(now))
     }
 
     /// When [`Self::pop`] may have something.
@@ -378,9 +371,19 @@ const fn downlink(end: End) -> u32 {
 }
 
 impl Flow {
+    /// The bytes that are left.
+    fn left_at(&self, now: Time) -> f64 {
+        let since = now.saturating_since(self.as_of).as_nanos() as f64;
+        (self.left - self.rate * since).max(0.0)
+    }
+
+    /// The bytes that have arrived.
+    fn arrived(&self, now: Time) -> u64 {
+        (self.length - self.left_at(now)) as u64
+    }
+
     fn advance(&mut self, now: Time) {
-        self.left =
-            (self.left - self.rate * now.saturating_since(self.as_of).as_nanos() as f64).max(0.0);
+        self.left = self.left_at(now);
         self.as_of = now;
     }
 

@@ -1,6 +1,7 @@
 //! `[tracker]`: the trackers.
 
 use core::num::NonZeroU32;
+use core::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +93,12 @@ impl Tracker {
     /// The region of a tracker; `None` if all regions share it.
     pub(crate) fn region(&self, number: u32) -> Option<u32> {
         self.per_region.then(|| number / self.count)
+    }
+
+    /// The numbers of the trackers that share the blobs of one, with its own.
+    pub(crate) fn group_of(&self, number: u32) -> Range<u32> {
+        let first = number / self.count * self.count.get();
+        first..first + self.count.get()
     }
 
     /// The numbers of the trackers that peers of a region know, its own ones first.
