@@ -1,4 +1,8 @@
-//! Telling neighbours about newly held chunks: the first one at once, later ones in batches.
+//! Telling neighbours about newly held chunks, in batches.
+//!
+//! A chunk that few neighbours hold is announced at once, or soon after the batch before it. One
+//! that many of them hold can be had from others, and waits until a batch is full, for a while at
+//! most. Most messages are saved that way: a peer gets most chunks when many neighbours have them.
 
 use core::time::Duration;
 
@@ -7,6 +11,13 @@ use super::io::{BlobSlot, HaveBatch, Output};
 use super::per_blob::PerBlob;
 use super::timers::Timer;
 use crate::time::Time;
+
+/// A chunk is common if one in so many neighbours, or more, holds it.
+const COMMON_ONE_IN: usize = 4;
+/// How long common chunks wait for a full batch: as long as its chunks take at the own rate, and
+/// at most [`MAX_COMMON_DELAY`].
+const COMMON_CHUNK_TIMES: u32 = HaveBatch::MAX as u32;
+const MAX_COMMON_DELAY: Duration = Duration::from_secs(1);
 
 /// The chunks of all blobs that are held and not announced to neighbours yet.
 #[derive(Debug, Default)]
@@ -27,14 +38,20 @@ impl HaveBatches {
 
     /// Announces a chunk, now or soon.
     pub(super) fn add(&mut self, ctx: &mut Context, slot: BlobSlot, chunk: u32) {
-        let interval = batch_interval(ctx, slot);
-        let Some(batcher) = self.batchers.get_mut(slot) else {
+        let (Some(batcher), Some(blob)) = (self.batchers.get_mut(slot), ctx.blobs.get(slot)) else {
             return;
         };
-        if let Some(batch) = batcher.add(ctx.now, chunk, interval) {
+        let holders = usize::from(blob.availability(chunk));
+        let due_at = if holders * COMMON_ONE_IN >= blob.neighbours().len() {
+            ctx.now + common_delay(blob.chunk_time())
+        } else {
+            batcher.sent_at + batch_interval(ctx.config.have_interval, blob.chunk_time())
+        };
+        batcher.add(chunk, due_at);
+        if let Some(batch) = batcher.take_due(ctx.now) {
             ctx.output(Output::Have { blob: slot, batch });
-        } else if let Some(due_at) = batcher.due_at() {
-            ctx.timers.wake_by(Timer::Have, due_at);
+        } else {
+            ctx.timers.wake_by(Timer::Have, batcher.due_at);
             if !self.waiting.contains(&slot) {
                 self.waiting.push(slot);
             }
@@ -44,18 +61,14 @@ impl HaveBatches {
     /// Sends the batches whose time has come.
     pub(super) fn send_due(&mut self, ctx: &mut Context) {
         self.waiting.retain(|slot| {
-            let interval = batch_interval(ctx, *slot);
             let Some(batcher) = self.batchers.get_mut(*slot) else {
                 return false;
             };
-            if let Some(batch) = batcher.take_due(ctx.now, interval) {
+            if let Some(batch) = batcher.take_due(ctx.now) {
                 ctx.output(Output::Have { blob: *slot, batch });
             }
-            let due_at = batcher.due_at();
-            if let Some(due_at) = due_at {
-                ctx.timers.wake_by(Timer::Have, due_at);
-            }
-            due_at.is_some()
+            ctx.timers.wake_by(Timer::Have, batcher.due_at);
+            !batcher.batch.is_empty()
         });
     }
 
@@ -67,47 +80,55 @@ impl HaveBatches {
     }
 }
 
-/// Minimum time between two batches of a blob.
-fn batch_interval(ctx: &Context, slot: BlobSlot) -> Duration {
-    ctx.config.have_interval.min(ctx.blobs.chunk_time(slot) / 2)
+/// Minimum time between two batches of a blob with chunks that are not common.
+fn batch_interval(have_interval: Duration, chunk_time: Duration) -> Duration {
+    have_interval.min(chunk_time / 2)
+}
+
+/// How long a common chunk may wait.
+fn common_delay(chunk_time: Duration) -> Duration {
+    (chunk_time * COMMON_CHUNK_TIMES).min(MAX_COMMON_DELAY)
 }
 
 /// The chunks of one blob that are held and not announced yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct HaveBatcher {
     batch: HaveBatch,
-    /// No batch before this.
-    not_before: Time,
+    /// When the batch is to be sent; [`Time::MAX`] while it is empty.
+    due_at: Time,
+    /// When the last batch was sent.
+    sent_at: Time,
+}
+
+impl Default for HaveBatcher {
+    fn default() -> Self {
+        Self {
+            batch: HaveBatch::default(),
+            due_at: Time::MAX,
+            sent_at: Time::ZERO,
+        }
+    }
 }
 
 impl HaveBatcher {
-    /// Adds a chunk; the batch to send now, if its time has come or it is full.
-    fn add(&mut self, now: Time, chunk: u32, interval: Duration) -> Option<HaveBatch> {
+    /// Adds a chunk that is to be announced by `due_at`.
+    fn add(&mut self, chunk: u32, due_at: Time) {
         self.batch.push(chunk);
-        if self.batch.is_full() {
-            Some(self.take(now, interval))
-        } else {
-            self.take_due(now, interval)
-        }
+        self.due_at = self.due_at.min(due_at);
     }
 
-    /// The batch, if there is one and its time has come.
-    fn take_due(&mut self, now: Time, interval: Duration) -> Option<HaveBatch> {
-        (!self.batch.is_empty() && self.not_before <= now).then(|| self.take(now, interval))
+    /// The batch, if it is full or its time has come.
+    fn take_due(&mut self, now: Time) -> Option<HaveBatch> {
+        (self.batch.is_full() || self.due_at <= now).then(|| {
+            self.due_at = Time::MAX;
+            self.sent_at = now;
+            core::mem::take(&mut self.batch)
+        })
     }
 
     fn clear(&mut self) {
         self.batch = HaveBatch::default();
-    }
-
-    /// When [`Self::take_due`] will return a batch.
-    fn due_at(&self) -> Option<Time> {
-        (!self.batch.is_empty()).then_some(self.not_before)
-    }
-
-    fn take(&mut self, now: Time, interval: Duration) -> HaveBatch {
-        self.not_before = now + interval;
-        core::mem::take(&mut self.batch)
+        self.due_at = Time::MAX;
     }
 }
 
@@ -115,36 +136,43 @@ impl HaveBatcher {
 mod tests {
     use super::*;
 
-    const INTERVAL: Duration = Duration::from_millis(50);
+    fn at(millis: u64) -> Time {
+        Time::ZERO + Duration::from_millis(millis)
+    }
+
+    fn chunks(batch: Option<HaveBatch>) -> Option<Vec<u32>> {
+        batch.map(|batch| batch.chunks().to_vec())
+    }
 
     #[test]
-    fn first_chunk_is_sent_at_once_and_later_ones_per_interval() {
+    fn batch_is_sent_when_its_first_chunk_is_due() {
         let mut batcher = HaveBatcher::default();
-        let first = batcher
-            .add(Time::ZERO, 7, INTERVAL)
-            .map(|batch| batch.chunks().to_vec());
-        assert_eq!(first, Some(vec![7]));
-        assert_eq!(batcher.add(Time::ZERO, 8, INTERVAL), None);
-        assert_eq!(batcher.add(Time::ZERO, 9, INTERVAL), None);
-        assert_eq!(batcher.due_at(), Some(Time::ZERO + INTERVAL));
-        assert_eq!(batcher.take_due(Time::ZERO, INTERVAL), None);
-        let second = batcher
-            .take_due(Time::ZERO + INTERVAL, INTERVAL)
-            .map(|batch| batch.chunks().to_vec());
-        assert_eq!(second, Some(vec![8, 9]));
-        assert_eq!(batcher.due_at(), None);
+        batcher.add(7, at(400));
+        batcher.add(8, at(150));
+        batcher.add(9, at(500));
+        assert_eq!(chunks(batcher.take_due(at(149))), None);
+        assert_eq!(batcher.due_at, at(150));
+        assert_eq!(chunks(batcher.take_due(at(150))), Some(vec![7, 8, 9]));
+        assert_eq!((batcher.due_at, batcher.sent_at), (Time::MAX, at(150)));
+        assert_eq!(chunks(batcher.take_due(at(1000))), None);
     }
 
     #[test]
     fn full_batch_is_sent_at_once() {
         let mut batcher = HaveBatcher::default();
-        batcher.add(Time::ZERO, 0, INTERVAL);
-        let full = (1..=8)
-            .filter_map(|chunk| batcher.add(Time::ZERO, chunk, INTERVAL))
-            .next();
+        for chunk in 0..HaveBatch::MAX as u32 {
+            assert_eq!(chunks(batcher.take_due(at(0))), None);
+            batcher.add(chunk, at(1000));
+        }
+        assert_eq!(chunks(batcher.take_due(at(0))), Some((0..8).collect()));
+    }
+
+    #[test]
+    fn common_chunks_wait_for_a_full_batch_or_a_second() {
         assert_eq!(
-            full.map(|batch| batch.chunks().to_vec()),
-            Some((1..=8).collect())
+            common_delay(Duration::from_millis(33)),
+            Duration::from_millis(264)
         );
+        assert_eq!(common_delay(Duration::from_secs(2)), MAX_COMMON_DELAY);
     }
 }
