@@ -14,9 +14,8 @@ pub struct SwarmConfig {
     pub down_bits_per_second: Option<u64>,
     /// Assumed rate of the own link while neither direction is known, bits per second.
     pub assumed_bits_per_second: u64,
-    /// Transfers in each direction if the own rate is the median rate of the neighbours. One more
-    /// than links without queues need: on a real link, a slot is also occupied while a request and
-    /// its answer travel (`docs/decisions/transfer-slots.md`).
+    /// Transfers in each direction if the own rate is the median rate of the neighbours
+    /// (`docs/decisions/transfer-slots.md`).
     pub slots: u32,
     /// Maximum number of transfers in each direction, however fast the own link is.
     pub max_slots: u32,
@@ -97,7 +96,7 @@ impl Default for SwarmConfig {
             up_bits_per_second: None,
             down_bits_per_second: None,
             assumed_bits_per_second: 1_000_000_000,
-            slots: 4,
+            slots: 3,
             max_slots: 24,
             key: 0,
             max_connections: 64,
