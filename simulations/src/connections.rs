@@ -260,6 +260,31 @@ impl World<'_> {
         self.broadcast_buffers.spare.push(to);
     }
 
+    /// Tells a neighbour that a peer has a free upload slot.
+    pub(crate) fn tell_slot_free(&mut self, peer: u32, slot: u32) {
+        let link = *self.peers[peer as usize].links.at(slot);
+        if !link.is_up {
+            return;
+        }
+        let at = self.now + self.quic_delay(peer, link.peer);
+        let links = &mut self.peers[peer as usize].links;
+        let at = links.at_mut(slot).control_arrival(at);
+        let told = Event::SlotFree {
+            peer: link.peer,
+            slot: link.remote,
+            epoch: link.epoch,
+        };
+        self.queue.push(at, told);
+    }
+
+    pub(crate) fn on_slot_free(&mut self, peer: u32, slot: u32, epoch: u32) {
+        let link = self.peers[peer as usize].links.at(slot);
+        if link.is_up && link.epoch == epoch {
+            let peer_slot = PeerSlot(slot);
+            self.feed(peer, Input::SlotFree { peer: peer_slot });
+        }
+    }
+
     /// Ends the fetches of one peer from another without telling their machines.
     fn end_fetches_from(&mut self, peer: u32, source: u32) {
         let is_from_source = |fetch: &SimulatedFetch| matches!(fetch.source, FetchSource::Peer { peer, .. } if peer == source);

@@ -38,6 +38,7 @@ impl World<'_> {
             } => self.fetch(peer, transfer, blob, chunk, source),
             Output::Cancel { transfer } => self.cancel(peer, transfer),
             Output::Serve { upload } => self.serve(Key::from_bits(upload.0)),
+            Output::TellSlotFree { peer: slot } => self.tell_slot_free(peer, slot.0),
             Output::Refuse { upload, reason } => self.refuse(Key::from_bits(upload.0), reason),
             Output::Announce => self.feed_session(peer, SessionInput::StateChanged),
             Output::LeaseTake {

@@ -31,6 +31,8 @@ pub(crate) enum Event {
     Have { broadcast: Key },
     /// A chunk map reaches a neighbour.
     ChunkMap { message: Key },
+    /// A neighbour learns of a free upload slot.
+    SlotFree { peer: u32, slot: u32, epoch: u32 },
     /// A fetch request reaches its source.
     Requested { fetch: Key },
     /// A refusal reaches the requesting peer.
@@ -111,6 +113,7 @@ impl Event {
             Self::Closed { peer, slot, .. } => (7, pair(peer, slot)),
             Self::Have { broadcast } => (8, broadcast.to_bits()),
             Self::ChunkMap { message } => (9, message.to_bits()),
+            Self::SlotFree { peer, slot, .. } => (36, pair(peer, slot)),
             Self::Requested { fetch } => (10, fetch.to_bits()),
             Self::Refused { fetch, .. } => (11, fetch.to_bits()),
             Self::FirstByte { fetch } => (12, fetch.to_bits()),

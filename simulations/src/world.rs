@@ -187,6 +187,7 @@ impl<'a> World<'a> {
             Event::Closed { peer, slot, epoch } => self.on_closed(peer, slot, epoch),
             Event::Have { broadcast } => self.on_broadcast(broadcast),
             Event::ChunkMap { message } => self.on_chunk_map(message),
+            Event::SlotFree { peer, slot, epoch } => self.on_slot_free(peer, slot, epoch),
             Event::Requested { fetch } => self.on_requested(fetch),
             Event::Refused { fetch, reason } => self.on_refusal(fetch, reason),
             Event::FirstByte { fetch } => self.on_first_byte(fetch),

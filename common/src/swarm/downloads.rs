@@ -15,6 +15,9 @@ use super::timers::Timer;
 use super::transfer::{Permission, Transfer, Transfers};
 use crate::time::Time;
 
+/// A busy neighbour is not asked for so many chunk times. Usually it tells when it has a free slot
+/// before that.
+const BUSY_CHUNK_TIMES: u32 = 5;
 /// Chunk times that are added to the timeout for a neighbour's first byte: on a slow link it comes
 /// behind other chunks.
 const FIRST_BYTE_CHUNK_TIMES: u32 = 4;
@@ -121,10 +124,19 @@ impl Downloads {
         }
     }
 
-    /// The peer has no free upload slot: it is not asked for half a chunk time.
-    pub(super) fn pause_peer(&mut self, ctx: &Context, peer: PeerSlot, blob: BlobSlot) {
-        let half_chunk = ctx.blobs.chunk_time(blob) / 2;
-        self.windows.pause(peer, ctx.now + half_chunk);
+    /// The peer has no free upload slot: it is not asked until it has one, or for a few chunk times.
+    pub(super) fn on_busy(&mut self, ctx: &Context, peer: PeerSlot, blob: BlobSlot) {
+        let pause = ctx.blobs.chunk_time(blob) * BUSY_CHUNK_TIMES;
+        self.windows.pause(peer, ctx.now + pause);
+    }
+
+    /// The peer has a free upload slot. That does not end the pause of one that did not deliver.
+    pub(super) fn on_slot_free(&mut self, ctx: &mut Context, peer: PeerSlot) {
+        if self.windows.of(peer).doublings() == 0 {
+            self.windows.pause(peer, Time::ZERO);
+            self.windows.prefer(peer);
+            ctx.due.add(Work::FillSlots);
+        }
     }
 
     /// The peer did not deliver: it is not asked for a while.
@@ -132,9 +144,10 @@ impl Downloads {
         self.windows.back_off(now, peer);
     }
 
-    /// The peer delivered a chunk.
-    pub(super) fn clear_failures(&mut self, peer: PeerSlot) {
+    /// The peer delivered a chunk: it has a free upload slot for the next one.
+    pub(super) fn on_delivered(&mut self, peer: PeerSlot) {
         self.windows.clear_failures(peer);
+        self.windows.prefer(peer);
     }
 }
 

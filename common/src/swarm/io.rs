@@ -146,7 +146,8 @@ pub enum HeldChunks {
 /// Why a request for a chunk was refused, by us or by a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum RefusalReason {
-    /// All upload slots are taken: to be asked again after half a chunk time.
+    /// All upload slots are taken: to be asked again when it has a free one, or after a few chunk
+    /// times.
     Busy,
     /// The chunk is not held (any longer), or may not be served to this peer.
     Gone,
@@ -313,6 +314,11 @@ pub enum Input {
         /// The transfer of an [`Output::Fetch`].
         transfer: TransferId,
     },
+    /// A neighbour that refused a request as busy has a free upload slot.
+    SlotFree {
+        /// A connected peer.
+        peer: PeerSlot,
+    },
     /// The neighbour refused the request.
     Refused {
         /// The transfer of an [`Output::Fetch`].
@@ -415,6 +421,11 @@ pub enum Output {
     Serve {
         /// The request.
         upload: UploadId,
+    },
+    /// Tell a neighbour whose request was refused that an upload slot is free.
+    TellSlotFree {
+        /// A connected peer.
+        peer: PeerSlot,
     },
     /// Refuse a request.
     Refuse {

@@ -98,7 +98,7 @@ impl PeerMachine {
                 self.uploads
                     .on_progress(&self.ctx, &self.neighbours, upload, sent);
             }
-            Input::UploadEnded { upload } => self.uploads.on_ended(upload),
+            Input::UploadEnded { upload } => self.uploads.on_ended(&mut self.ctx, upload),
             Input::FirstByte { transfer } => {
                 let progress = self.downloads.on_first_byte(&self.ctx, transfer);
                 self.on_moved(progress);
@@ -111,6 +111,7 @@ impl PeerMachine {
                 self.on_moved(progress);
             }
             Input::Received { transfer } => self.on_received(transfer),
+            Input::SlotFree { peer } => self.on_slot_free(peer),
             Input::Refused { transfer, reason } => self.on_refused(transfer, reason),
             Input::Failed { transfer, why } => {
                 if let Some(transfer) = self.downloads.end(&mut self.ctx, transfer) {
@@ -450,7 +451,7 @@ impl PeerMachine {
         match transfer.source {
             ChunkSource::Peer(peer) => {
                 self.neighbours.mark_responsive(&mut self.ctx, peer);
-                self.downloads.clear_failures(peer);
+                self.downloads.on_delivered(peer);
                 self.leases.reset_starving(slot);
                 self.ctx.counters.from_peers += 1;
             }
@@ -476,6 +477,13 @@ impl PeerMachine {
         self.stalls.on_moved(self.ctx.now, slot);
         self.leases.on_chunk_received(&mut self.ctx, slot, chunk);
         self.complete_if_held(slot);
+    }
+
+    fn on_slot_free(&mut self, peer: PeerSlot) {
+        if self.neighbours.is_connected(peer) {
+            self.neighbours.mark_responsive(&mut self.ctx, peer);
+            self.downloads.on_slot_free(&mut self.ctx, peer);
+        }
     }
 
     fn on_refused(&mut self, id: TransferId, reason: RefusalReason) {

@@ -5,6 +5,11 @@
 //! chunk. Where every known peer holds every chunk, no chunk is rare and no other order helps
 //! anyone: then the lowest comes first, for the reader and for the digest of the whole blob, which
 //! is hashed as the chunks arrive. The chunk is asked of the nearest free neighbour that holds it.
+//!
+//! Neighbours that probably have an upload slot for us come first, for all but the reader's chunks:
+//! the rarest chunk among theirs is asked of one of them. Any other request is refused nine times
+//! in ten in a busy swarm, and two peers that serve each other's neighbours well stay together.
+//!
 //! Neighbours in other zones are asked only for chunks that no neighbour in the own zone holds, and
 //! only in a few slots.
 
@@ -12,7 +17,7 @@ use super::blob_exchange::{BlobExchange, chunks_of};
 use super::context::Context;
 use super::io::{BlobSlot, Nearness, PeerSlot};
 use super::neighbours::Neighbours;
-use super::pull::Pulls;
+use super::pull::{Pull, Pulls};
 use super::request_window::RequestWindows;
 use super::rng::Rng;
 use crate::chunk_map::bits;
@@ -43,6 +48,14 @@ pub(super) struct Picker {
     ties: Vec<Ties>,
 }
 
+/// The neighbours of which a chunk is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Among {
+    /// Those that probably have an upload slot for us.
+    Preferred,
+    All,
+}
+
 /// Chunks of one word of a blob, at least one, that are as rare as any.
 #[derive(Clone, Copy, Debug)]
 struct Ties {
@@ -55,24 +68,33 @@ struct Ties {
 impl Picker {
     /// The chunk to fetch next; `None` if no free neighbour holds a missing chunk.
     pub(super) fn pick(&mut self, ctx: &mut Context, view: PickerView<'_>) -> Option<Pick> {
-        let is_for_reader = ctx.rng.one_in(ctx.config.in_order_one_in);
+        if ctx.rng.one_in(ctx.config.in_order_one_in)
+            && let Some(pick) = pick_for_reader(ctx, view)
+        {
+            return Some(pick);
+        }
+        self.pick_rarest(ctx, view, Among::Preferred)
+            .or_else(|| self.pick_rarest(ctx, view, Among::All))
+    }
+
+    fn pick_rarest(
+        &mut self,
+        ctx: &mut Context,
+        view: PickerView<'_>,
+        among: Among,
+    ) -> Option<Pick> {
         let mut rarest = u8::MAX;
         self.ties.clear();
         for slot in ctx.blobs.wanted() {
-            let (Some(blob), Some(pull)) = (ctx.blobs.get(*slot), view.pulls.get(*slot)) else {
+            let Some((blob, _)) = active_pull(ctx, view, *slot) else {
                 continue;
             };
-            if pull.is_paused(ctx.now) {
-                continue;
+            let mut free = FreeNeighbours::of(blob, ctx.now, ctx.slots, view);
+            if among == Among::Preferred {
+                free.keep(view.windows.preferred(blob.neighbours()));
             }
-            let free = FreeNeighbours::of(blob, ctx.now, ctx.slots, view);
             if free.is_empty() {
                 continue;
-            }
-            if is_for_reader
-                && let Some(chunk) = pull.cursor().and_then(|from| free.lowest(blob, from))
-            {
-                return pick_neighbour(ctx, view, free, *slot, chunk);
             }
             let is_in_order = view.neighbours.has_only_seeders(ctx, *slot);
             for word in 0..blob.word_count() {
@@ -127,6 +149,32 @@ impl Picker {
     }
 }
 
+/// The lowest missing chunk that a reader waits for.
+fn pick_for_reader(ctx: &mut Context, view: PickerView<'_>) -> Option<Pick> {
+    let mut wanted = ctx.blobs.wanted().iter();
+    let (slot, free, chunk) = wanted.find_map(|slot| {
+        let (blob, pull) = active_pull(ctx, view, *slot)?;
+        let cursor = pull.cursor()?;
+        let free = FreeNeighbours::of(blob, ctx.now, ctx.slots, view);
+        let chunk = (!free.is_empty())
+            .then(|| free.lowest(blob, cursor))
+            .flatten()?;
+        Some((*slot, free, chunk))
+    })?;
+    pick_neighbour(ctx, view, free, slot, chunk)
+}
+
+/// A wanted blob of which chunks are fetched at present.
+fn active_pull<'a>(
+    ctx: &'a Context,
+    view: PickerView<'a>,
+    slot: BlobSlot,
+) -> Option<(&'a BlobExchange, &'a Pull)> {
+    let blob = ctx.blobs.get(slot)?;
+    let pull = view.pulls.get(slot)?;
+    (!pull.is_paused(ctx.now)).then_some((blob, pull))
+}
+
 /// The nearest of these free neighbours that holds the chunk, ties at random.
 fn pick_neighbour(
     ctx: &mut Context,
@@ -173,6 +221,12 @@ impl FreeNeighbours {
             free.other_zones = 0;
         }
         free
+    }
+
+    /// Leaves these neighbours only.
+    fn keep(&mut self, neighbours: u64) {
+        self.same_zone &= neighbours;
+        self.other_zones &= neighbours;
     }
 
     fn all(&self) -> u64 {

@@ -62,6 +62,8 @@ pub(super) struct RequestWindows {
     /// When each peer may be asked: neither paused nor without room for another request.
     free_at: Vec<Time>,
     nearness: Vec<Nearness>,
+    /// The last peer that had a free upload slot and was not asked since.
+    preferred: Option<PeerSlot>,
 }
 
 impl RequestWindows {
@@ -100,6 +102,15 @@ impl RequestWindows {
         one_bit_each(peers, |peer| self.is_free(now, peer))
     }
 
+    /// Which of these peers probably have an upload slot for us, one bit each: the one that
+    /// delivered or told so last, and those whose transfer to us is under way. The latter are free
+    /// only when that is nearly done.
+    pub(super) fn preferred(&self, peers: &[PeerSlot]) -> u64 {
+        one_bit_each(peers, |peer| {
+            self.preferred == Some(peer) || self.of(peer).open() > 0
+        })
+    }
+
     /// Which of these peers are in the own zone, one bit each.
     pub(super) fn same_zone(&self, peers: &[PeerSlot]) -> u64 {
         one_bit_each(peers, |peer| self.is_same_zone(peer))
@@ -110,8 +121,16 @@ impl RequestWindows {
         self.paused_until[peer.0 as usize]
     }
 
+    /// The peer has a free upload slot: it is the first to be asked.
+    pub(super) fn prefer(&mut self, peer: PeerSlot) {
+        self.preferred = Some(peer);
+    }
+
     /// A request was sent.
     pub(super) fn open(&mut self, peer: PeerSlot) {
+        if self.preferred == Some(peer) {
+            self.preferred = None;
+        }
         let window = &mut self.windows[peer.0 as usize];
         window.open += 1;
         window.nearly_done_at = Time::MAX;

@@ -36,7 +36,7 @@ impl TransferFailures<'_> {
         };
         self.neighbours.mark_responsive(self.ctx, peer);
         match reason {
-            RefusalReason::Busy => self.downloads.pause_peer(self.ctx, peer, transfer.blob),
+            RefusalReason::Busy => self.downloads.on_busy(self.ctx, peer, transfer.blob),
             RefusalReason::Gone => {
                 if let Some(blob) = self.ctx.blobs.get_mut(transfer.blob) {
                     blob.mark_lacking(peer, transfer.chunk);
@@ -58,7 +58,7 @@ impl TransferFailures<'_> {
                 if why == DownloadFailure::Timeout
                     && self.neighbours.on_request_timeout(self.ctx, peer)
                 {
-                    self.uploads.drop_peer(peer);
+                    self.uploads.drop_peer(self.ctx, peer);
                 }
             }
             (_, ChunkSource::Origin) => self.on_origin_failed(transfer),
@@ -68,7 +68,7 @@ impl TransferFailures<'_> {
     /// Ends the transfers over a connection that is gone.
     pub(super) fn on_disconnected(&mut self, peer: PeerSlot) {
         self.downloads.on_disconnected(self.ctx, peer);
-        self.uploads.drop_peer(peer);
+        self.uploads.drop_peer(self.ctx, peer);
         self.neighbours.update_slots(self.ctx);
     }
 

@@ -1,4 +1,8 @@
-//! Uploads: a peer whose slots are taken refuses at once, so that the request goes elsewhere.
+//! Uploads: a peer whose slots are taken refuses at once, so that the request goes elsewhere. When
+//! it has a free slot that the neighbour it served does not take, it tells those refused last:
+//! others have found an uploader since.
+
+use std::collections::VecDeque;
 
 use super::context::Context;
 use super::eta::TransferEta;
@@ -6,6 +10,11 @@ use super::io::{BlobSlot, Output, PeerSlot, RefusalReason, UploadId};
 use super::neighbours::Neighbours;
 use super::slot_count::SlotCount;
 use crate::time::Time;
+
+/// Neighbours that are told of a free slot. Not every one has a free slot itself by then.
+const TOLD_PER_SLOT: usize = 2;
+/// Maximum number of refused neighbours that are remembered.
+const MAX_REFUSED: usize = 16;
 
 #[derive(Debug)]
 struct RunningUpload {
@@ -18,6 +27,8 @@ struct RunningUpload {
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
     running: Vec<RunningUpload>,
+    /// Neighbours whose last request was refused and that were told nothing since, newest last.
+    refused: VecDeque<PeerSlot>,
     /// The slots that they take; not valid once one of them has changed.
     count: SlotCount,
 }
@@ -38,6 +49,7 @@ impl Uploads {
         let slots = ctx.slots as usize;
         if self.busy(ctx.now) >= slots || self.running.len() >= 2 * slots {
             ctx.counters.refused_busy += 1;
+            self.remember_refused(peer);
             return refuse(ctx, upload, RefusalReason::Busy);
         }
         let blob = ctx
@@ -48,6 +60,7 @@ impl Uploads {
             return refuse(ctx, upload, RefusalReason::Gone);
         };
         ctx.counters.served += 1;
+        self.forget_refused(peer);
         self.count = SlotCount::default();
         self.running.push(RunningUpload {
             id: upload,
@@ -74,20 +87,49 @@ impl Uploads {
     }
 
     /// An upload has ended.
-    pub(super) fn on_ended(&mut self, id: UploadId) {
+    pub(super) fn on_ended(&mut self, ctx: &mut Context, id: UploadId) {
         self.running.retain(|upload| upload.id != id);
         self.count = SlotCount::default();
+        self.tell_slot_free(ctx);
     }
 
     /// The uploads to a peer take no slot any longer.
-    pub(super) fn drop_peer(&mut self, peer: PeerSlot) {
+    pub(super) fn drop_peer(&mut self, ctx: &mut Context, peer: PeerSlot) {
+        let before = self.running.len();
         self.running.retain(|upload| upload.peer != peer);
         self.count = SlotCount::default();
+        self.forget_refused(peer);
+        if self.running.len() < before {
+            self.tell_slot_free(ctx);
+        }
     }
 
     /// Whether a peer is being served.
     pub(super) fn serves(&self, peer: PeerSlot) -> bool {
         self.running.iter().any(|upload| upload.peer == peer)
+    }
+
+    fn remember_refused(&mut self, peer: PeerSlot) {
+        self.forget_refused(peer);
+        if self.refused.len() == MAX_REFUSED {
+            self.refused.pop_front();
+        }
+        self.refused.push_back(peer);
+    }
+
+    fn forget_refused(&mut self, peer: PeerSlot) {
+        self.refused.retain(|other| *other != peer);
+    }
+
+    fn tell_slot_free(&mut self, ctx: &mut Context) {
+        if self.refused.is_empty() || self.busy(ctx.now) >= ctx.slots as usize {
+            return;
+        }
+        for _ in 0..TOLD_PER_SLOT {
+            if let Some(peer) = self.refused.pop_back() {
+                ctx.output(Output::TellSlotFree { peer });
+            }
+        }
     }
 
     /// Uploads that take a slot: those that are not nearly done.

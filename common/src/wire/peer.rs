@@ -5,7 +5,8 @@
 //!    | ---- control stream (bidirectional): Hello ----> |
 //!    | <--------------- Hello ------------------------- |
 //!    | <--- About ------------------------------------> |   both, once
-//!    | <--- Holds, Have, Forgot, ProofWanted, Proof --> |   both ways, any time
+//!    | <--- Holds, Have, Forgot, ProofWanted, Proof,    |
+//!    |      SlotFree ---------------------------------> |   both ways, any time
 //!    |                                                  |
 //!    | ---- a bidirectional stream per chunk: Ask ----> |
 //!    | <--- Refused | Parts, then the chunk's bytes --- |
@@ -112,6 +113,11 @@ pub struct ProofWanted {
     pub digest: Digest,
 }
 
+/// The sender has a free upload slot, and refused a request of the receiver as [`Refusal::Busy`] a
+/// while ago.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SlotFree;
+
 messages! {
     /// Messages of the control stream.
     Control {
@@ -129,6 +135,8 @@ messages! {
         Proof(proof::Proof) = 6,
         /// Where the sender is.
         About(About) = 7,
+        /// An upload slot is free.
+        SlotFree(SlotFree) = 8,
     }
 }
 
@@ -146,7 +154,8 @@ pub struct Ask {
 /// Why a chunk is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, thiserror::Error)]
 pub enum Refusal {
-    /// All upload slots are taken; retry after half the transfer time of a chunk.
+    /// All upload slots are taken. A [`SlotFree`] may follow; without one, retry after five times
+    /// the transfer time of a chunk.
     #[error("no free upload slot")]
     Busy,
     /// The chunk is not held (any more).

@@ -15,7 +15,7 @@ use flotilla_common::wire::frame::Message;
 use flotilla_common::wire::origin::{ClosureAnswer, ClosureRequest};
 use flotilla_common::wire::peer::{
     About, Ask, AskImage, Chunk, Control, Forgot, Have, Hello, Holding, Holds, ImageBundle, Parts,
-    ProofWanted, Refusal,
+    ProofWanted, Refusal, SlotFree,
 };
 use flotilla_common::wire::tracker::{
     AnnounceAnswer, AnnounceRequest, BlobState, Change, Handout, HeldLease, LeaseAnswer, LeaseAsk,
@@ -126,6 +126,7 @@ fn peer_frames() -> Seeds {
         ("forgot", Control::Forgot(Forgot { digest })),
         ("proof-wanted", Control::ProofWanted(ProofWanted { digest })),
         ("proof", Control::Proof(proof())),
+        ("slot-free", Control::SlotFree(SlotFree)),
     ];
     let chunk = [
         (

@@ -151,6 +151,7 @@ impl Driver {
                 }
                 return;
             }
+            Control::SlotFree(_) => return self.machine.handle(now, Input::SlotFree { peer }),
             Control::ProofWanted(wanted) => {
                 if let Some(stored) = self.context.stores.blobs.get(&wanted.digest) {
                     link.send(Control::Proof(stored.proof().clone()));

@@ -8,7 +8,7 @@ use flotilla_common::swarm::{
     TransferId, UploadId,
 };
 use flotilla_common::tracker::LeaseUpdate;
-use flotilla_common::wire::peer::{self, Control, Forgot, Have, Holding, Holds};
+use flotilla_common::wire::peer::{self, Control, Forgot, Have, Holding, Holds, SlotFree};
 use tokio::task::JoinHandle;
 
 use super::{Driver, Fetch, tasks};
@@ -40,6 +40,11 @@ impl Driver {
                 }
             }
             Output::Serve { upload } => self.serve(upload),
+            Output::TellSlotFree { peer } => {
+                if let Some(link) = self.tables.link(peer) {
+                    link.send(Control::SlotFree(SlotFree));
+                }
+            }
             Output::Refuse { upload, reason } => self.refuse(upload, reason),
             Output::Announce => self.context.network.trackers.announce(),
             Output::LeaseTake {

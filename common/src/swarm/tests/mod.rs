@@ -10,3 +10,4 @@ mod reachability;
 mod stall_reasons;
 mod support;
 mod unresponsive;
+mod uploads;

@@ -24,6 +24,10 @@ enum InFlight {
         to: u32,
         have: HeldChunks,
     },
+    SlotFree {
+        from: u32,
+        to: u32,
+    },
     Request {
         from: u32,
         to: u32,
@@ -200,6 +204,10 @@ impl World {
             }
             Output::Cancel { transfer } => self.cancel(peer, transfer),
             Output::Serve { upload } => self.answer(upload, None),
+            Output::TellSlotFree { peer: to } => self.in_flight.push(InFlight::SlotFree {
+                from: peer,
+                to: to.0,
+            }),
             Output::Refuse { upload, reason } => self.answer(upload, Some(reason)),
             Output::Complete { .. } => self.complete[peer as usize] = true,
             Output::Quarantine { .. } | Output::Announce => {}
@@ -246,7 +254,7 @@ impl World {
             InFlight::Refused { to, transfer, .. } | InFlight::Body { to, transfer, .. } => {
                 (*to, *transfer) == (peer, id)
             }
-            InFlight::Have { .. } | InFlight::Dial { .. } => false,
+            InFlight::Have { .. } | InFlight::SlotFree { .. } | InFlight::Dial { .. } => false,
         };
         if let Some(at) = self.in_flight.iter().position(is_of_transfer)
             && let InFlight::Body {
@@ -267,9 +275,9 @@ impl World {
         self.connected.swap_remove(at);
         let is_between = |from: u32, to: u32| (from.min(to), from.max(to)) == key;
         self.in_flight.retain(|in_flight| match in_flight {
-            InFlight::Have { from, to, .. } | InFlight::Request { from, to, .. } => {
-                !is_between(*from, *to)
-            }
+            InFlight::Have { from, to, .. }
+            | InFlight::SlotFree { from, to }
+            | InFlight::Request { from, to, .. } => !is_between(*from, *to),
             InFlight::Body {
                 from: Some(from),
                 to,
@@ -321,6 +329,10 @@ impl World {
                         have,
                     },
                 );
+            }
+            InFlight::SlotFree { from, to } => {
+                let peer = PeerSlot(from);
+                self.handle(to, Input::SlotFree { peer });
             }
             InFlight::Request {
                 from,

@@ -5,8 +5,8 @@ use core::time::Duration;
 use crate::chunk::Geometry;
 use crate::chunk_map::ChunkMap;
 use crate::swarm::{
-    BlobSlot, HeldChunks, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot, SwarmConfig,
-    TransferId,
+    BlobSlot, ChunkSource, HeldChunks, Input, Nearness, Output, PeerFacts, PeerMachine, PeerSlot,
+    SwarmConfig, TransferId,
 };
 use crate::time::Time;
 
@@ -71,6 +71,20 @@ pub(super) fn connect(machine: &mut PeerMachine, now: Time, peer: PeerSlot, have
 /// All outputs of the machine so far.
 pub(super) fn outputs(machine: &mut PeerMachine) -> Vec<Output> {
     core::iter::from_fn(|| machine.poll_output()).collect()
+}
+
+/// The first transfer from a neighbour among the outputs so far, and the neighbour.
+pub(super) fn fetched_from(machine: &mut PeerMachine) -> Option<(TransferId, PeerSlot)> {
+    outputs(machine)
+        .into_iter()
+        .find_map(|output| match output {
+            Output::Fetch {
+                transfer,
+                source: ChunkSource::Peer(peer),
+                ..
+            } => Some((transfer, peer)),
+            _ => None,
+        })
 }
 
 /// The transfers among the outputs so far.
