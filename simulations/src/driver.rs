@@ -16,6 +16,7 @@ use crate::fetch::{FetchPurpose, FetchSource, SimulatedFetch};
 use crate::network::FlowEvent;
 use crate::reads::content_of;
 use crate::record::ByteSource;
+use crate::scenario::Fault;
 use crate::slab::Key;
 use crate::world::World;
 
@@ -145,6 +146,11 @@ impl World<'_> {
             return;
         };
         let simulated = &self.peers[peer as usize];
+        match simulated.fault {
+            Some(Fault::IsMute) => return,
+            Some(Fault::IsBusy) => return self.refuse(key, RefusalReason::Busy),
+            Some(Fault::Lies) | None => {}
+        }
         let slot = simulated.blobs.slot(blob);
         let Some(blob) = slot.filter(|slot| simulated.machine.held(*slot).is_some()) else {
             return self.refuse(key, RefusalReason::Gone);
@@ -296,8 +302,8 @@ impl World<'_> {
             // They have no body.
             FetchPurpose::Manifest { .. } | FetchPurpose::Proofs { .. } => return,
         };
-        let is_corrupt =
-            matches!(source, FetchSource::Peer { peer, .. } if self.peers[peer as usize].is_liar);
+        let lies = |peer: u32| self.peers[peer as usize].fault == Some(Fault::Lies);
+        let is_corrupt = matches!(source, FetchSource::Peer { peer, .. } if lies(peer));
         if is_corrupt {
             self.feed(
                 peer,

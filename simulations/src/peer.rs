@@ -10,6 +10,7 @@ use crate::links::LinkTable;
 use crate::peer_blobs::PeerBlobs;
 use crate::pulls::Pull;
 use crate::reads::ReadTimes;
+use crate::scenario::Fault;
 use crate::slab::Key;
 
 /// Where a peer is. Zones are numbered across regions.
@@ -33,8 +34,7 @@ pub(crate) struct SimulatedPeer {
     pub(crate) up: u64,
     /// Downlink, in bits per second.
     pub(crate) down: u64,
-    /// Whether it sends corrupt bytes.
-    pub(crate) is_liar: bool,
+    pub(crate) fault: Option<Fault>,
     pub(crate) is_alive: bool,
     /// While it is frozen, the inputs that it has not handled.
     pub(crate) frozen: Option<Backlog>,

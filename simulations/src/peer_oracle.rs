@@ -76,6 +76,6 @@ mod tests {
     #[test]
     fn machine_that_sends_too_many_chunks_is_found() {
         let complaints = complaints(|config| config.slots = 64);
-        assert!(complaints[0].contains("chunks at once, and its limit is 8"));
+        assert!(complaints[0].contains("chunks at once, and its limit is 6"));
     }
 }

@@ -89,7 +89,9 @@ impl World<'_> {
     fn add_peer(&mut self, number: u32, pulled: &[u32]) -> f64 {
         let peers = &self.scenario.peers;
         let regions = peers.regions.get();
-        let is_slow = self.rng.random_bool(peers.slow_share);
+        let is_seeder = pulled.is_empty();
+        let may_be_faulty = is_seeder || peers.seeders == 0;
+        let is_slow = self.rng.random_bool(peers.slow_share) && may_be_faulty;
         let (up, down) = match peers.classes.is_empty() {
             true => (peers.up.0, peers.down.0),
             false => peers.rates_at(self.rng.random()),
@@ -104,9 +106,8 @@ impl World<'_> {
         let place = Location { zone, region };
         self.locations.push(place);
         self.infos.push(peer_info(number, place));
-        let is_liar = self.rng.random_bool(peers.lying_share);
+        let fault = peers.fault_at(self.rng.random());
         let spread_s = peers.start_spread_s * self.rng.random::<f64>();
-        let is_seeder = pulled.is_empty();
         let all: Vec<u32> = (0..self.images.len()).collect();
         let blobs = PeerBlobs::new(&self.images, if is_seeder { &all } else { pulled });
         self.peers.push(SimulatedPeer {
@@ -116,7 +117,7 @@ impl World<'_> {
             key,
             up,
             down,
-            is_liar,
+            fault: fault.filter(|_| may_be_faulty),
             is_alive: true,
             frozen: None,
             links: LinkTable::default(),

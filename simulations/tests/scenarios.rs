@@ -70,6 +70,32 @@ fn corrupt_chunks_are_detected_and_dropped() {
     assert!(outcome.details.corrupt > 0);
 }
 
+#[test]
+fn faulty_seeders_serve_nothing_and_strand_nobody() {
+    let mut scenario = scenario("burst-16");
+    scenario.peers.seeders = 4;
+    scenario.bars = flotilla_simulations::Bars::default();
+    let outcome = run(&scenario, 1);
+    assert_sound(&outcome);
+    assert!(outcome.origin_copies < 0.1, "{}", outcome.origin_copies);
+    for fault in ["lying", "mute", "busy"] {
+        let peers = &mut scenario.peers;
+        (peers.lying_share, peers.mute_share, peers.busy_share) = (0.0, 0.0, 0.0);
+        match fault {
+            "lying" => peers.lying_share = 1.0,
+            "mute" => peers.mute_share = 1.0,
+            _ => peers.busy_share = 1.0,
+        }
+        let outcome = run(&scenario, 1);
+        assert_sound(&outcome);
+        assert!(
+            outcome.origin_copies >= 1.0,
+            "{fault}: {}",
+            outcome.origin_copies
+        );
+    }
+}
+
 /// A peer that knows its rate and its neighbours' has as many slots as its rate deserves.
 #[test]
 fn rates_that_peers_are_told_change_the_exchange() {

@@ -35,6 +35,7 @@ pub use images::{BaseImage, Pulls, SetImage};
 pub use links::{LinkBetween, Links};
 pub use machine::MachineSettings;
 pub use origin::Origins;
+pub(crate) use peers::Fault;
 pub use peers::{HostClass, Peers};
 pub use tracker::Tracker;
 

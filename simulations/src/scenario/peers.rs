@@ -21,12 +21,19 @@ pub struct Peers {
     pub up: BitRate,
     /// Downlink of each peer, per second.
     pub down: BitRate,
-    /// Share of the peers whose links are a tenth as fast.
+    /// Share of the peers whose links are a tenth as fast. If there are seeders, this share and
+    /// the three below are of the seeders only.
     #[serde(default)]
     pub slow_share: f64,
     /// Share of the peers that send corrupt bytes.
     #[serde(default)]
     pub lying_share: f64,
+    /// Share of the peers that accept connections and name their chunks, and answer no request.
+    #[serde(default)]
+    pub mute_share: f64,
+    /// Share of the peers that refuse every request, as if all their upload slots were taken.
+    #[serde(default)]
+    pub busy_share: f64,
     /// The peers start at random times within so many seconds.
     #[serde(default)]
     pub start_spread_s: f64,
@@ -63,6 +70,17 @@ pub struct HostClass {
     pub down: BitRate,
 }
 
+/// What is wrong with a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It sends corrupt bytes.
+    Lies,
+    /// It answers no request.
+    IsMute,
+    /// It refuses every request as busy.
+    IsBusy,
+}
+
 impl Peers {
     pub(super) fn check(&self) -> Result<(), ScenarioError> {
         require(
@@ -74,6 +92,13 @@ impl Peers {
         require(self.down.0 > 0, "peers.down", WRITE_RATE)?;
         require_share(self.slow_share, "peers.slow_share")?;
         require_share(self.lying_share, "peers.lying_share")?;
+        require_share(self.mute_share, "peers.mute_share")?;
+        require_share(self.busy_share, "peers.busy_share")?;
+        require(
+            self.lying_share + self.mute_share + self.busy_share <= 1.0 + 1e-9,
+            "peers.busy_share",
+            "write shares of lying, mute and busy peers whose sum is at most 1",
+        )?;
         require_seconds(self.start_spread_s, "peers.start_spread_s")?;
         require(
             self.seeders < self.count,
@@ -92,6 +117,23 @@ impl Peers {
             "peers.classes.share",
             "write shares whose sum is at most 1",
         )
+    }
+
+    /// What is wrong with a peer. `place`, from 0 to 1, is its place among all peers in order of
+    /// their faults.
+    pub(crate) fn fault_at(&self, mut place: f64) -> Option<Fault> {
+        let shares = [
+            (self.lying_share, Fault::Lies),
+            (self.mute_share, Fault::IsMute),
+            (self.busy_share, Fault::IsBusy),
+        ];
+        for (share, fault) in shares {
+            if place < share {
+                return Some(fault);
+            }
+            place -= share;
+        }
+        None
     }
 
     /// The rates of a host, in bits per second: uplink and downlink. `place`, from 0 to 1, is its
