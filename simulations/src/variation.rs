@@ -1,5 +1,6 @@
 //! One key of a scenario with several values, as `--vary` takes it.
 
+use core::fmt;
 use core::str::FromStr;
 
 use toml::{Table, Value};
@@ -28,12 +29,45 @@ impl Variation {
                 let mut varied = table.clone();
                 if let Some(Value::String(name)) = varied.get_mut("name") {
                     let text = value.as_str().map_or(value.to_string(), str::to_owned);
-                    *name = format!("{name}, {} = {text}", self.key);
+                    let varied = VariedName {
+                        scenario: name,
+                        key: &self.key,
+                        value: &text,
+                    };
+                    *name = varied.to_string();
                 }
                 set(&mut varied, &self.key, value.clone());
                 varied
             })
             .collect()
+    }
+}
+
+/// The name of a scenario with one of the values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VariedName<'a> {
+    /// The name of the scenario as written.
+    pub(crate) scenario: &'a str,
+    pub(crate) key: &'a str,
+    pub(crate) value: &'a str,
+}
+
+impl<'a> VariedName<'a> {
+    /// The parts of such a name; `None` for any other name.
+    pub(crate) fn parse(name: &'a str) -> Option<Self> {
+        let (scenario, varied) = name.rsplit_once(", ")?;
+        let (key, value) = varied.split_once(" = ")?;
+        Some(Self {
+            scenario,
+            key,
+            value,
+        })
+    }
+}
+
+impl fmt::Display for VariedName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {} = {}", self.scenario, self.key, self.value)
     }
 }
 
@@ -94,7 +128,14 @@ mod tests {
         let varied = variation.apply(&table);
         let ups = varied.iter().map(|table| table["peers"]["up"].as_str());
         assert_eq!(ups.collect::<Vec<_>>(), [Some("50Mbit"), Some("1Gbit")]);
-        assert_eq!(varied[0]["name"].as_str(), Some("a, peers.up = 50Mbit"));
+        let name = varied[0]["name"].as_str().unwrap();
+        assert_eq!(name, "a, peers.up = 50Mbit");
+        let parts = VariedName::parse(name).unwrap();
+        assert_eq!(
+            (parts.scenario, parts.key, parts.value),
+            ("a", "peers.up", "50Mbit")
+        );
+        assert_eq!(VariedName::parse("a"), None);
     }
 
     #[test]

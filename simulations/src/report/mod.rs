@@ -8,6 +8,7 @@ mod axis;
 mod charts;
 mod plot;
 mod seeds;
+mod sweep;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,8 @@ use crate::outcome::Outcome;
 use crate::pairing::pairs;
 use crate::results::{Results, RunResult};
 
-/// The page of results: for each scenario the verdict, charts and a table of figures.
+/// The page of results: charts of each sweep, and for each scenario the verdict, charts and a table
+/// of figures.
 pub fn report(results: &Results) -> String {
     let title = match &results.summaries[..] {
         [summary] => summary.scenario.clone(),
@@ -33,7 +35,7 @@ pub fn report(results: &Results) -> String {
             section(&summary.scenario, &[("", runs)])
         })
         .collect();
-    page(&title, &sections.concat())
+    page(&title, &(sweep::sections(results) + &sections.concat()))
 }
 
 /// The page of two results side by side: of the scenarios that both have, or, if they have none in

@@ -70,6 +70,16 @@ impl Plot {
         let _ = write!(self.body, "<path class='line {class}' d='{path}'/>");
     }
 
+    /// A line from point to point.
+    pub(super) fn line(&mut self, points: impl IntoIterator<Item = (f64, f64)>, class: &str) {
+        let mut path = String::new();
+        for (x, y) in points {
+            let start = if path.is_empty() { 'M' } else { 'L' };
+            let _ = write!(path, "{start}{:.1} {:.1}", self.at_x(x), self.at_y(y));
+        }
+        let _ = write!(self.body, "<path class='line {class}' d='{path}'/>");
+    }
+
     /// A line of values, each for a bucket of the axis `x`.
     pub(super) fn buckets(&mut self, bucket: f64, values: &[f64], class: &str) {
         let mut path = String::new();

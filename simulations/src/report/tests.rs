@@ -50,6 +50,21 @@ fn report_escapes_text_and_has_no_external_resources() {
 }
 
 #[test]
+fn sweep_is_drawn_before_its_scenarios() {
+    let mut runs = Vec::new();
+    for value in ["1", "2", "3"] {
+        runs.extend(results(&format!("burst, machine.slots = {value}"), &[1, 2]).runs);
+    }
+    let page = report(&Results::new(runs));
+    let sweep = page.find("<h2>burst by machine.slots</h2>").unwrap();
+    assert!(sweep < page.find("<h2>burst, machine.slots = 1: ok</h2>").unwrap());
+    assert!(page.contains("p99 over bound by machine.slots</figcaption>"));
+    assert!(page.contains("lowest median: "));
+    assert_balanced(&page);
+    assert!(!report(&results("burst, machine.slots = 1", &[1, 2])).contains(" by machine.slots"));
+}
+
+#[test]
 fn several_seeds_are_shown_with_their_spread() {
     let page = report(&results("burst", &[1, 2, 3]));
     assert!(page.contains("p99 over bound of each seed"));
