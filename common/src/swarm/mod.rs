@@ -67,7 +67,7 @@
 //! # What is deliberately absent
 //!
 //! - Queues behind slots: a peer whose slots are taken refuses at once, and the request goes
-//!   elsewhere. The peer tells refused neighbours when it has a free slot, and promises nothing.
+//!   elsewhere. The peer tells refused neighbours when it has a free slot, but reserves none.
 //! - Marks that outlive their reason: a chunk that is being fetched is *pending*, never *held*, and
 //!   the mark is cleared when the transfer ends in any way.
 //! - Ordered maps and hash maps: slots are indices into vectors, chunk maps are bitsets.
