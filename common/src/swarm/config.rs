@@ -38,8 +38,8 @@ pub struct SwarmConfig {
 
     /// One pick in this many is the lowest chunk that a reader waits for, rather than the rarest.
     pub in_order_one_in: u32,
-    /// Minimum time between two Have batches of one blob, or half a chunk's time if that is less.
-    /// The first batch is sent at once.
+    /// Minimum time between a Have batch of a blob and the next one with a chunk that few
+    /// neighbours hold, or half a chunk's time if that is less. Other chunks may wait longer.
     pub have_interval: Duration,
     /// A transfer with less than this left, or less than a round trip, takes no slot.
     pub nearly_done: Duration,

@@ -15,9 +15,10 @@ use super::timers::Timer;
 use super::transfer::{Permission, Transfer, Transfers};
 use crate::time::Time;
 
-/// A busy neighbour is not asked for so many chunk times. Usually it tells when it has a free slot
-/// before that.
+/// A busy neighbour is not asked for so many chunk times, and for [`MAX_BUSY_PAUSE`] at most.
+/// Usually it tells when it has a free slot before that.
 const BUSY_CHUNK_TIMES: u32 = 5;
+const MAX_BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// Chunk times that are added to the timeout for a neighbour's first byte: on a slow link it comes
 /// behind other chunks.
 const FIRST_BYTE_CHUNK_TIMES: u32 = 4;
@@ -127,13 +128,13 @@ impl Downloads {
     /// The peer has no free upload slot: it is not asked until it has one, or for a few chunk times.
     pub(super) fn on_busy(&mut self, ctx: &Context, peer: PeerSlot, blob: BlobSlot) {
         let pause = ctx.blobs.chunk_time(blob) * BUSY_CHUNK_TIMES;
-        self.windows.pause(peer, ctx.now + pause);
+        self.windows
+            .pause_busy(peer, ctx.now + pause.min(MAX_BUSY_PAUSE));
     }
 
-    /// The peer has a free upload slot. That does not end the pause of one that did not deliver.
+    /// The peer has a free upload slot. That only counts if it was busy when it was asked last.
     pub(super) fn on_slot_free(&mut self, ctx: &mut Context, peer: PeerSlot) {
-        if self.windows.of(peer).doublings() == 0 {
-            self.windows.pause(peer, Time::ZERO);
+        if self.windows.end_busy_pause(peer) {
             self.windows.prefer(peer);
             ctx.due.add(Work::FillSlots);
         }
@@ -144,7 +145,7 @@ impl Downloads {
         self.windows.back_off(now, peer);
     }
 
-    /// The peer delivered a chunk: it has a free upload slot for the next one.
+    /// The peer delivered a chunk: it probably has a free upload slot for the next one.
     pub(super) fn on_delivered(&mut self, peer: PeerSlot) {
         self.windows.clear_failures(peer);
         self.windows.prefer(peer);

@@ -1,8 +1,8 @@
 //! Telling neighbours about newly held chunks, in batches.
 //!
 //! A chunk that few neighbours hold is announced at once, or soon after the batch before it. One
-//! that many of them hold can be had from others, and waits until a batch is full, for a while at
-//! most. Most messages are saved that way: a peer gets most chunks when many neighbours have them.
+//! that many of them hold is available elsewhere, so it waits for a full batch, at most a second.
+//! That saves most messages: a peer gets most chunks when many neighbours have them.
 
 use core::time::Duration;
 
@@ -12,7 +12,7 @@ use super::per_blob::PerBlob;
 use super::timers::Timer;
 use crate::time::Time;
 
-/// A chunk is common if one in so many neighbours, or more, holds it.
+/// A chunk is common if several neighbours hold it, and one in so many of all, or more.
 const COMMON_ONE_IN: usize = 4;
 /// How long common chunks wait for a full batch: as long as its chunks take at the own rate, and
 /// at most [`MAX_COMMON_DELAY`].
@@ -42,7 +42,7 @@ impl HaveBatches {
             return;
         };
         let holders = usize::from(blob.availability(chunk));
-        let due_at = if holders * COMMON_ONE_IN >= blob.neighbours().len() {
+        let due_at = if holders > 1 && holders * COMMON_ONE_IN >= blob.neighbours().len() {
             ctx.now + common_delay(blob.chunk_time())
         } else {
             batcher.sent_at + batch_interval(ctx.config.have_interval, blob.chunk_time())

@@ -98,7 +98,10 @@ impl PeerMachine {
                 self.uploads
                     .on_progress(&self.ctx, &self.neighbours, upload, sent);
             }
-            Input::UploadEnded { upload } => self.uploads.on_ended(&mut self.ctx, upload),
+            Input::UploadEnded { upload } => {
+                self.uploads
+                    .on_ended(&mut self.ctx, &self.neighbours, upload);
+            }
             Input::FirstByte { transfer } => {
                 let progress = self.downloads.on_first_byte(&self.ctx, transfer);
                 self.on_moved(progress);

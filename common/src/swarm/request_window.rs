@@ -20,6 +20,8 @@ pub(super) struct RequestWindow {
     failures: u32,
     /// Open requests: at most two, and the second only when the first is nearly done.
     open: u8,
+    /// Whether it is paused because it had no free upload slot.
+    is_busy: bool,
 }
 
 impl Default for RequestWindow {
@@ -28,6 +30,7 @@ impl Default for RequestWindow {
             nearly_done_at: Time::MAX,
             failures: 0,
             open: 0,
+            is_busy: false,
         }
     }
 }
@@ -157,7 +160,24 @@ impl RequestWindows {
     /// Does not ask the peer before `until`.
     pub(super) fn pause(&mut self, peer: PeerSlot, until: Time) {
         self.paused_until[peer.0 as usize] = until;
+        self.windows[peer.0 as usize].is_busy = false;
         self.update(peer);
+    }
+
+    /// Does not ask the peer, which has no free upload slot, before `until` or
+    /// [`Self::end_busy_pause`].
+    pub(super) fn pause_busy(&mut self, peer: PeerSlot, until: Time) {
+        self.pause(peer, until);
+        self.windows[peer.0 as usize].is_busy = true;
+    }
+
+    /// Ends the pause of a busy peer. False if it is not paused for that reason.
+    pub(super) fn end_busy_pause(&mut self, peer: PeerSlot) -> bool {
+        let was_busy = self.windows[peer.0 as usize].is_busy;
+        if was_busy {
+            self.pause(peer, Time::ZERO);
+        }
+        was_busy
     }
 
     /// The peer did not deliver: it is not asked for a while, longer each time in a row.

@@ -58,7 +58,7 @@ impl TransferFailures<'_> {
                 if why == DownloadFailure::Timeout
                     && self.neighbours.on_request_timeout(self.ctx, peer)
                 {
-                    self.uploads.drop_peer(self.ctx, peer);
+                    self.uploads.drop_peer(self.ctx, self.neighbours, peer);
                 }
             }
             (_, ChunkSource::Origin) => self.on_origin_failed(transfer),
@@ -68,7 +68,7 @@ impl TransferFailures<'_> {
     /// Ends the transfers over a connection that is gone.
     pub(super) fn on_disconnected(&mut self, peer: PeerSlot) {
         self.downloads.on_disconnected(self.ctx, peer);
-        self.uploads.drop_peer(self.ctx, peer);
+        self.uploads.drop_peer(self.ctx, self.neighbours, peer);
         self.neighbours.update_slots(self.ctx);
     }
 

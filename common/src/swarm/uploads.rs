@@ -1,6 +1,6 @@
 //! Uploads: a peer whose slots are taken refuses at once, so that the request goes elsewhere. When
-//! it has a free slot that the neighbour it served does not take, it tells those refused last:
-//! others have found an uploader since.
+//! an upload ends and a slot is free, it tells the neighbours that it refused last: those refused
+//! earlier have probably found another uploader.
 
 use std::collections::VecDeque;
 
@@ -27,10 +27,10 @@ struct RunningUpload {
 #[derive(Debug, Default)]
 pub(super) struct Uploads {
     running: Vec<RunningUpload>,
-    /// Neighbours whose last request was refused and that were told nothing since, newest last.
-    refused: VecDeque<PeerSlot>,
     /// The slots that they take; not valid once one of them has changed.
     count: SlotCount,
+    /// Neighbours whose last request was refused and that were told nothing since, newest last.
+    refused: VecDeque<PeerSlot>,
 }
 
 impl Uploads {
@@ -44,10 +44,8 @@ impl Uploads {
         chunk: u32,
         upload: UploadId,
     ) {
-        // The most frequent case first. Uploads that are nearly done take no slot, but all together
-        // are bounded.
-        let slots = ctx.slots as usize;
-        if self.busy(ctx.now) >= slots || self.running.len() >= 2 * slots {
+        // The most frequent case first.
+        if !self.has_free_slot(ctx) {
             ctx.counters.refused_busy += 1;
             self.remember_refused(peer);
             return refuse(ctx, upload, RefusalReason::Busy);
@@ -87,20 +85,28 @@ impl Uploads {
     }
 
     /// An upload has ended.
-    pub(super) fn on_ended(&mut self, ctx: &mut Context, id: UploadId) {
-        self.running.retain(|upload| upload.id != id);
-        self.count = SlotCount::default();
-        self.tell_slot_free(ctx);
+    pub(super) fn on_ended(&mut self, ctx: &mut Context, neighbours: &Neighbours, id: UploadId) {
+        self.end(ctx, neighbours, |upload| upload.id == id);
     }
 
     /// The uploads to a peer take no slot any longer.
-    pub(super) fn drop_peer(&mut self, ctx: &mut Context, peer: PeerSlot) {
-        let before = self.running.len();
-        self.running.retain(|upload| upload.peer != peer);
-        self.count = SlotCount::default();
+    pub(super) fn drop_peer(&mut self, ctx: &mut Context, neighbours: &Neighbours, peer: PeerSlot) {
         self.forget_refused(peer);
-        if self.running.len() < before {
-            self.tell_slot_free(ctx);
+        self.end(ctx, neighbours, |upload| upload.peer == peer);
+    }
+
+    /// Ends uploads. If any ended, and a slot is free now, refused neighbours are told.
+    fn end(
+        &mut self,
+        ctx: &mut Context,
+        neighbours: &Neighbours,
+        has_ended: impl Fn(&RunningUpload) -> bool,
+    ) {
+        let before = self.running.len();
+        self.running.retain(|upload| !has_ended(upload));
+        self.count = SlotCount::default();
+        if self.running.len() < before && !self.refused.is_empty() && self.has_free_slot(ctx) {
+            self.tell_slot_free(ctx, neighbours);
         }
     }
 
@@ -121,15 +127,23 @@ impl Uploads {
         self.refused.retain(|other| *other != peer);
     }
 
-    fn tell_slot_free(&mut self, ctx: &mut Context) {
-        if self.refused.is_empty() || self.busy(ctx.now) >= ctx.slots as usize {
-            return;
-        }
-        for _ in 0..TOLD_PER_SLOT {
-            if let Some(peer) = self.refused.pop_back() {
+    fn tell_slot_free(&mut self, ctx: &mut Context, neighbours: &Neighbours) {
+        let mut told = 0;
+        while told < TOLD_PER_SLOT
+            && let Some(peer) = self.refused.pop_back()
+        {
+            if neighbours.is_connected(peer) {
                 ctx.output(Output::TellSlotFree { peer });
+                told += 1;
             }
         }
+    }
+
+    /// Whether another upload may begin. Uploads that are nearly done take no slot, but all
+    /// together are bounded.
+    fn has_free_slot(&mut self, ctx: &Context) -> bool {
+        let slots = ctx.slots as usize;
+        self.busy(ctx.now) < slots && self.running.len() < 2 * slots
     }
 
     /// Uploads that take a slot: those that are not nearly done.

@@ -154,8 +154,8 @@ pub struct Ask {
 /// Why a chunk is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, thiserror::Error)]
 pub enum Refusal {
-    /// All upload slots are taken. A [`SlotFree`] may follow; without one, retry after five times
-    /// the transfer time of a chunk.
+    /// For [`Ask`]: all upload slots are taken. A [`SlotFree`] may follow; without one, retry after
+    /// five times the transfer time of a chunk. For [`AskImage`]: too many are being answered.
     #[error("no free upload slot")]
     Busy,
     /// The chunk is not held (any more).

@@ -1,4 +1,4 @@
-//! Uploads: slots, refusals, and who is told of a free slot.
+//! Uploads: slots, refusals, and which neighbours are told of a free slot.
 
 use core::time::Duration;
 
@@ -6,8 +6,8 @@ use super::support::{BLOB, PEER, connect, fetched_from, ms, outputs, wanting};
 use crate::chunk::Geometry;
 use crate::chunk_map::ChunkMap;
 use crate::swarm::{
-    HaveBatch, HeldChunks, Input, Output, PeerMachine, PeerSlot, RefusalReason, SwarmConfig,
-    TransferId, UploadId,
+    DownloadFailure, HaveBatch, HeldChunks, Input, Output, PeerMachine, PeerSlot, RefusalReason,
+    SwarmConfig, TransferId, UploadId,
 };
 
 const CHUNKS: u64 = 64;
@@ -90,6 +90,24 @@ fn the_neighbours_refused_last_are_told_of_a_free_slot_once() {
 }
 
 #[test]
+fn an_upload_that_took_no_slot_tells_of_none() {
+    let mut machine = seeding(8);
+    let slots = machine.slots();
+    for peer in 0..slots - 1 {
+        request(&mut machine, peer);
+    }
+    end(&mut machine, 7);
+    assert!(told(&mut machine).is_empty(), "no neighbour was refused");
+    for peer in slots - 1..slots + 2 {
+        request(&mut machine, peer);
+    }
+    end(&mut machine, 7);
+    assert!(told(&mut machine).is_empty(), "the upload is unknown");
+    end(&mut machine, 0);
+    assert_eq!(told(&mut machine), [slots + 1, slots]);
+}
+
+#[test]
 fn neighbours_that_left_are_not_told_and_their_slots_are_free() {
     let mut machine = seeding(8);
     let slots = machine.slots();
@@ -117,7 +135,7 @@ fn refused_and_failed() -> PeerMachine {
             let reason = RefusalReason::Busy;
             Input::Refused { transfer, reason }
         } else {
-            let why = crate::swarm::DownloadFailure::Timeout;
+            let why = DownloadFailure::Timeout;
             Input::Failed { transfer, why }
         };
         machine.handle(ms(1), answer);
@@ -134,8 +152,26 @@ fn a_busy_neighbour_is_asked_again_when_it_has_a_free_slot() {
     machine.handle(ms(2), Input::SlotFree { peer: PeerSlot(9) });
     assert_eq!(fetched_from(&mut machine), None, "it is not connected");
     machine.handle(ms(2), Input::SlotFree { peer: PEER });
-    let source = fetched_from(&mut machine).map(|(_, source)| source);
-    assert_eq!(source, Some(PEER));
+    let (transfer, source) = fetched_from(&mut machine).expect("it is asked");
+    assert_eq!(source, PEER);
+    let why = DownloadFailure::Link;
+    machine.handle(ms(3), Input::Failed { transfer, why });
+    machine.handle(ms(3), Input::SlotFree { peer: PEER });
+    assert_eq!(fetched_from(&mut machine), None, "it was not busy");
+}
+
+#[test]
+fn a_busy_neighbour_that_failed_before_is_asked_again_when_it_has_a_free_slot() {
+    let mut machine = refused_and_failed();
+    machine.handle(ms(2), Input::Disconnected { peer: PEER });
+    machine.handle_timeout(ms(101));
+    let (transfer, source) = fetched_from(&mut machine).expect("its pause is over");
+    assert_eq!(source, PeerSlot(1));
+    let reason = RefusalReason::Busy;
+    machine.handle(ms(102), Input::Refused { transfer, reason });
+    machine.handle(ms(102), Input::SlotFree { peer: source });
+    let again = fetched_from(&mut machine).map(|(_, source)| source);
+    assert_eq!(again, Some(source));
 }
 
 #[test]
