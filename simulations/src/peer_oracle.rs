@@ -27,7 +27,12 @@ impl World<'_> {
             false => config.slots,
         };
         let limit = UPLOADS_PER_SLOT * slots;
-        let uploads = self.network.sends(peer);
+        if self.network.sends(peer) <= limit as usize {
+            return;
+        }
+        // An upload to an unresponsive neighbour takes no slot: it does not move.
+        let moves = |to: &u32| self.peers[*to as usize].frozen.is_none();
+        let uploads = self.network.receivers(peer).filter(moves).count();
         if uploads > limit as usize {
             self.oracle.complain(|| {
                 format!("peer {peer} sends {uploads} chunks at once, and its limit is {limit}")

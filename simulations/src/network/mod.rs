@@ -149,6 +149,14 @@ impl Network {
         side.flows.len() + side.long_flows.len()
     }
 
+    /// The ends that receive the transfers under way from an end.
+    pub(crate) fn receivers(&self, end: End) -> impl Iterator<Item = End> + '_ {
+        let side = &self.sides[uplink(end) as usize];
+        let keys = side.flows.iter().map(|lane| lane.flow);
+        let keys = keys.chain(side.long_flows.iter().copied());
+        keys.filter_map(|key| self.flows.get(key).map(|flow| flow.to))
+    }
+
     /// Changes the rates of an end, in bytes per second; they must not be zero.
     pub(crate) fn set_rates(&mut self, now: Time, end: End, up: f64, down: f64) {
         for (side, bytes_per_second) in [(uplink(end), up), (downlink(end), down)] {
