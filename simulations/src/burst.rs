@@ -2,7 +2,7 @@
 
 use crate::world::World;
 
-/// The images of a burst, and who pulls them.
+/// The images of a burst, and the number of peers that pull them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Burst {
     pub(crate) regions: u32,

@@ -79,13 +79,23 @@ pub(crate) struct SimulatedTracker {
     pub(crate) wake_at: Time,
     /// What occupies the tracker's processor.
     server: Server,
-    announce_time: Duration,
-    lease_time: Duration,
+    service_times: ServiceTimes,
     connections: u32,
     connections_limit: u32,
     /// Exchanges that wait for a connection, in order of arrival; some may have ended.
     backlog: VecDeque<Key>,
     pub(crate) exchanges: Slab<TrackerExchange>,
+}
+
+/// How long requests occupy a tracker's processor.
+#[derive(Clone, Copy, Debug)]
+struct ServiceTimes {
+    announce: Duration,
+    /// For each connected peer that an announce names.
+    named: Duration,
+    /// For each blob for which the answer names neighbours.
+    handout: Duration,
+    lease: Duration,
 }
 
 /// The trackers of a scenario, those of the first region first.
@@ -127,8 +137,12 @@ impl SimulatedTracker {
             restarts: 0,
             wake_at: Time::MAX,
             server: Server::default(),
-            announce_time: micros(settings.announce_us),
-            lease_time: micros(settings.lease_us),
+            service_times: ServiceTimes {
+                announce: micros(settings.announce_us),
+                named: micros(settings.named_us),
+                handout: micros(settings.handout_us),
+                lease: micros(settings.lease_us),
+            },
             connections: 0,
             connections_limit: settings.connections,
             backlog: VecDeque::new(),
@@ -146,11 +160,22 @@ impl SimulatedTracker {
         }
         self.connections += 1;
         exchange.is_connected = true;
-        let service = match exchange.request {
-            Some(TrackerRequest::Announce(_)) => self.announce_time,
-            Some(TrackerRequest::Lease(_)) | None => self.lease_time,
+        let times = self.service_times;
+        let service = match &exchange.request {
+            Some(TrackerRequest::Announce(announce)) => {
+                times.announce + times.named * announce.connected.len() as u32
+            }
+            Some(TrackerRequest::Lease(_)) | None => times.lease,
         };
         Some(self.server.serve(now, service))
+    }
+
+    /// Occupies the processor with the handouts of an answer. Returns how much later the answer is
+    /// sent.
+    pub(crate) fn write_handouts(&mut self, now: Time, handouts: usize) -> Duration {
+        let service = self.service_times.handout * handouts as u32;
+        self.server.serve(now, service);
+        service
     }
 
     /// Ends an exchange. Returns it, with the exchange that gets its connection and when that one

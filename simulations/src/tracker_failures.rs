@@ -1,5 +1,7 @@
 //! Failures of trackers: they stop, restart, hang, or are slow.
 
+use core::time::Duration;
+
 use flotilla_common::tracker::SessionInput;
 
 use crate::scenario::FailureKind;
@@ -53,7 +55,8 @@ impl World<'_> {
         for broken in self.trackers[tracker as usize].restart() {
             let exchange = broken.exchange;
             self.forget_exchange(broken.peer, exchange);
-            self.answer(tracker, broken.peer, SessionInput::Failed { exchange });
+            let failed = SessionInput::Failed { exchange };
+            self.answer(tracker, broken.peer, Duration::ZERO, failed);
         }
     }
 

@@ -6,7 +6,7 @@ use flotilla_common::time::Time;
 use flotilla_common::tracker::{
     ExchangeId, RequestId, SessionInput, TrackerInput, TrackerOutput, TrackerRequest,
 };
-use flotilla_common::wire::tracker::LeaseAnswer;
+use flotilla_common::wire::tracker::{AnnounceAnswer, LeaseAnswer};
 
 use crate::event::Event;
 use crate::slab::Key;
@@ -114,7 +114,7 @@ impl World<'_> {
         };
         if let Some(answer) = answer {
             let input = SessionInput::LeaseAnswered { exchange, answer };
-            self.answer_exchange(number, key, input);
+            self.answer_exchange(number, key, Duration::ZERO, input);
         }
         if let Some(input) = input {
             self.trackers[number as usize]
@@ -155,14 +155,20 @@ impl World<'_> {
                 TrackerOutput::Announced { request, answer } => {
                     let epoch = tracker.machine.epoch();
                     let answer = tracker.names.announce_answer(epoch, answer);
-                    self.answer_request(number, request, |exchange| match answer {
+                    let handouts = match &answer {
+                        Some(AnnounceAnswer::Accepted { handouts, .. }) => handouts.len(),
+                        Some(AnnounceAnswer::Resync { .. }) | None => 0,
+                    };
+                    let after = tracker.write_handouts(self.now, handouts);
+                    self.answer_request(number, request, after, |exchange| match answer {
                         Some(answer) => SessionInput::AnnounceAnswered { exchange, answer },
                         None => SessionInput::Failed { exchange },
                     });
                 }
                 TrackerOutput::Lease { request, answer } => {
                     let answer = tracker.names.lease_answer(answer);
-                    self.answer_request(number, request, |exchange| match answer {
+                    let after = Duration::ZERO;
+                    self.answer_request(number, request, after, |exchange| match answer {
                         Some(answer) => SessionInput::LeaseAnswered { exchange, answer },
                         None => SessionInput::Failed { exchange },
                     });
@@ -187,18 +193,20 @@ impl World<'_> {
         &mut self,
         tracker: u32,
         request: RequestId,
+        after: Duration,
         input: impl FnOnce(ExchangeId) -> SessionInput,
     ) {
         let key = Key::from_bits(request.0);
         if let Some(exchange) = self.trackers[tracker as usize].exchanges.get(key) {
             let input = input(exchange.exchange);
-            self.answer_exchange(tracker, key, input);
+            self.answer_exchange(tracker, key, after, input);
         }
     }
 
-    fn answer_exchange(&mut self, tracker: u32, key: Key, input: SessionInput) {
+    /// Answers an exchange, this time from now.
+    fn answer_exchange(&mut self, tracker: u32, key: Key, after: Duration, input: SessionInput) {
         if let Some(ended) = self.end_exchange(tracker, key) {
-            self.answer(tracker, ended.peer, input);
+            self.answer(tracker, ended.peer, after, input);
         }
     }
 
@@ -213,7 +221,7 @@ impl World<'_> {
         Some(ended)
     }
 
-    pub(crate) fn answer(&mut self, tracker: u32, peer: u32, input: SessionInput) {
+    pub(crate) fn answer(&mut self, tracker: u32, peer: u32, after: Duration, input: SessionInput) {
         let slow = self.trackers[tracker as usize].slow;
         let late = slow.map_or(Duration::ZERO, |slow| slow.draw(&mut self.latency_rng));
         let answer = self.tracker_answers.insert(TrackerAnswer {
@@ -222,7 +230,7 @@ impl World<'_> {
             input,
         });
         let region = self.tracker_region(tracker, peer);
-        let delay = late + self.http_delay(peer, region);
+        let delay = after + late + self.http_delay(peer, region);
         self.queue
             .push_after(self.now, delay, Event::FromTracker { answer });
     }

@@ -35,9 +35,14 @@ pub struct Tracker {
     /// Number of peers that each peer knows from earlier, if there is no tracker.
     pub known_peers: u32,
     /// Time for which an announce occupies the tracker, in microseconds. Requests are served one
-    /// after the other.
+    /// after the other. The defaults of the four times add up to what one start was measured to
+    /// cost (`docs/benchmarks/simulated-swarm.md`).
     pub announce_us: f64,
-    /// The same for a lease request.
+    /// What each connected peer adds that the announce names.
+    pub named_us: f64,
+    /// What each blob adds for which the answer names neighbours.
+    pub handout_us: f64,
+    /// Time for which a lease request occupies the tracker.
     pub lease_us: f64,
     /// Maximum number of requests that are served or parked at once, each on a connection of its
     /// own; further ones wait until one ends. The default is the tracker's own.
@@ -64,6 +69,8 @@ impl Tracker {
         )?;
         for (value, key) in [
             (self.announce_us, "tracker.announce_us"),
+            (self.named_us, "tracker.named_us"),
+            (self.handout_us, "tracker.handout_us"),
             (self.lease_us, "tracker.lease_us"),
         ] {
             require(is_time(value), key, "write microseconds, 0 or more")?;
@@ -126,8 +133,10 @@ impl Default for Tracker {
             handout: None,
             min_interval_s: None,
             known_peers: 16,
-            announce_us: 150.0,
-            lease_us: 20.0,
+            announce_us: 27.0,
+            named_us: 1.4,
+            handout_us: 17.0,
+            lease_us: 24.0,
             connections: 20_000,
         }
     }
