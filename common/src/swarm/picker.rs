@@ -91,7 +91,7 @@ impl Picker {
             };
             let mut free = FreeNeighbours::of(blob, ctx.now, ctx.slots, view);
             if among == Among::Preferred {
-                free.keep(view.windows.preferred(blob.neighbours()));
+                free.retain(|index| view.windows.is_preferred(blob.neighbours()[index]));
             }
             if free.is_empty() {
                 continue;
@@ -156,9 +156,10 @@ fn pick_for_reader(ctx: &mut Context, view: PickerView<'_>) -> Option<Pick> {
         let (blob, pull) = active_pull(ctx, view, *slot)?;
         let cursor = pull.cursor()?;
         let free = FreeNeighbours::of(blob, ctx.now, ctx.slots, view);
-        let chunk = (!free.is_empty())
-            .then(|| free.lowest(blob, cursor))
-            .flatten()?;
+        if free.is_empty() {
+            return None;
+        }
+        let chunk = free.lowest(blob, cursor)?;
         Some((*slot, free, chunk))
     })?;
     pick_neighbour(ctx, view, free, slot, chunk)
@@ -223,10 +224,12 @@ impl FreeNeighbours {
         free
     }
 
-    /// Leaves these neighbours only.
-    fn keep(&mut self, neighbours: u64) {
-        self.same_zone &= neighbours;
-        self.other_zones &= neighbours;
+    /// Leaves those for whose index this is true.
+    fn retain(&mut self, is_kept: impl Fn(usize) -> bool) {
+        for index in bits(self.all()).filter(|index| !is_kept(*index as usize)) {
+            self.same_zone &= !(1 << index);
+            self.other_zones &= !(1 << index);
+        }
     }
 
     fn all(&self) -> u64 {

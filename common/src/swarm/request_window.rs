@@ -105,13 +105,10 @@ impl RequestWindows {
         one_bit_each(peers, |peer| self.is_free(now, peer))
     }
 
-    /// Which of these peers probably have an upload slot for us, one bit each: the one that
-    /// delivered or told so last, and those whose transfer to us is under way. The latter are free
-    /// only when that is nearly done.
-    pub(super) fn preferred(&self, peers: &[PeerSlot]) -> u64 {
-        one_bit_each(peers, |peer| {
-            self.preferred == Some(peer) || self.of(peer).open() > 0
-        })
+    /// Whether a peer that is free probably has an upload slot for us: it delivered or told so
+    /// last, or its transfer to us is nearly done.
+    pub(super) fn is_preferred(&self, peer: PeerSlot) -> bool {
+        self.preferred == Some(peer) || self.of(peer).open() > 0
     }
 
     /// Which of these peers are in the own zone, one bit each.
