@@ -73,18 +73,17 @@ pub(super) fn outputs(machine: &mut PeerMachine) -> Vec<Output> {
     core::iter::from_fn(|| machine.poll_output()).collect()
 }
 
-/// The first transfer from a neighbour among the outputs so far, and the neighbour.
-pub(super) fn fetched_from(machine: &mut PeerMachine) -> Option<(TransferId, PeerSlot)> {
-    outputs(machine)
-        .into_iter()
-        .find_map(|output| match output {
-            Output::Fetch {
-                transfer,
-                source: ChunkSource::Peer(peer),
-                ..
-            } => Some((transfer, peer)),
-            _ => None,
-        })
+/// The transfers from neighbours among the outputs so far, and the neighbours.
+pub(super) fn fetches_from_peers(machine: &mut PeerMachine) -> Vec<(TransferId, PeerSlot)> {
+    let fetch = |output| match output {
+        Output::Fetch {
+            transfer,
+            source: ChunkSource::Peer(peer),
+            ..
+        } => Some((transfer, peer)),
+        _ => None,
+    };
+    outputs(machine).into_iter().filter_map(fetch).collect()
 }
 
 /// The transfers among the outputs so far.

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::support::{BLOB, PEER, connect, fetched_from, ms, outputs, wanting};
+use super::support::{BLOB, PEER, connect, fetches_from_peers, ms, outputs, wanting};
 use crate::chunk::Geometry;
 use crate::chunk_map::ChunkMap;
 use crate::swarm::{
@@ -16,10 +16,7 @@ const CHUNKS: u64 = 64;
 fn seeding(neighbours: u32) -> PeerMachine {
     let mut machine = PeerMachine::new(SwarmConfig::default(), 1);
     let geometry = Geometry::for_size(CHUNKS << 18);
-    let mut held = ChunkMap::empty(geometry.chunks());
-    for chunk in 0..geometry.chunks() {
-        held.insert(chunk);
-    }
+    let held = ChunkMap::full(geometry.chunks());
     let add = Input::AddBlob {
         blob: BLOB,
         geometry,
@@ -63,6 +60,11 @@ fn told(machine: &mut PeerMachine) -> Vec<u32> {
         _ => None,
     };
     outputs(machine).into_iter().filter_map(told).collect()
+}
+
+/// The first transfer from a neighbour among the outputs so far, and the neighbour.
+fn fetched_from(machine: &mut PeerMachine) -> Option<(TransferId, PeerSlot)> {
+    fetches_from_peers(machine).first().copied()
 }
 
 /// Ends the upload to a neighbour.
@@ -191,24 +193,11 @@ fn the_neighbour_that_delivered_is_asked_for_the_next_chunk() {
     for peer in (0..16).map(PeerSlot) {
         connect(&mut machine, ms(0), peer, HeldChunks::Complete);
     }
-    let fetches = outputs(&mut machine)
-        .into_iter()
-        .filter_map(|output| match output {
-            Output::Fetch {
-                transfer, source, ..
-            } => Some((transfer, source)),
-            _ => None,
-        });
-    let fetches: Vec<(TransferId, _)> = fetches.collect();
+    let fetches = fetches_from_peers(&mut machine);
     assert_eq!(fetches.len(), machine.slots() as usize);
     for (transfer, source) in fetches {
         machine.handle(ms(2), Input::Received { transfer });
-        let next = outputs(&mut machine)
-            .into_iter()
-            .find_map(|output| match output {
-                Output::Fetch { source, .. } => Some(source),
-                _ => None,
-            });
+        let next = fetched_from(&mut machine).map(|(_, source)| source);
         assert_eq!(next, Some(source));
     }
 }
