@@ -157,9 +157,7 @@ impl World<'_> {
             blob: simulated.blobs.at(blob).id,
             have,
         });
-        let at = self.now + self.quic_delay(peer, link.peer);
-        let links = &mut self.peers[peer as usize].links;
-        let at = links.at_mut(slot).control_arrival(at);
+        let at = self.control_arrival(peer, slot);
         self.queue.push(at, Event::ChunkMap { message });
     }
 
@@ -174,11 +172,8 @@ impl World<'_> {
         else {
             return;
         };
-        let simulated = &self.peers[to as usize];
-        let link = simulated.links.at(slot);
-        if link.is_up
-            && link.epoch == epoch
-            && let Some(blob) = simulated.blobs.slot(blob)
+        if self.is_connected(to, slot, epoch)
+            && let Some(blob) = self.peers[to as usize].blobs.slot(blob)
         {
             self.feed(
                 to,
@@ -202,9 +197,7 @@ impl World<'_> {
             if !link.is_up {
                 continue;
             }
-            let at = self.now + self.quic_delay(peer, link.peer);
-            let links = &mut self.peers[peer as usize].links;
-            let at = links.at_mut(slot.0).control_arrival(at);
+            let at = self.control_arrival(peer, slot.0);
             let receiver = (link.peer, link.remote, link.epoch);
             let mut arrivals = buffers.by_arrival.iter_mut();
             if let Some((_, to)) = arrivals.find(|(other, _)| *other == at) {
@@ -240,11 +233,8 @@ impl World<'_> {
             return;
         };
         for (peer, slot, epoch) in to.drain(..) {
-            let is_up = || {
-                let link = self.peers[peer as usize].links.at(slot);
-                link.is_up && link.epoch == epoch
-            };
-            if (self.closed_connections == closed_connections || is_up())
+            if (self.closed_connections == closed_connections
+                || self.is_connected(peer, slot, epoch))
                 && let Some(blob) = self.peers[peer as usize].blobs.slot(blob)
             {
                 self.feed(
@@ -266,23 +256,34 @@ impl World<'_> {
         if !link.is_up {
             return;
         }
-        let at = self.now + self.quic_delay(peer, link.peer);
-        let links = &mut self.peers[peer as usize].links;
-        let at = links.at_mut(slot).control_arrival(at);
         let told = Event::SlotFree {
             peer: link.peer,
             slot: link.remote,
             epoch: link.epoch,
         };
+        let at = self.control_arrival(peer, slot);
         self.queue.push(at, told);
     }
 
     pub(crate) fn on_slot_free(&mut self, peer: u32, slot: u32, epoch: u32) {
-        let link = self.peers[peer as usize].links.at(slot);
-        if link.is_up && link.epoch == epoch {
+        if self.is_connected(peer, slot, epoch) {
             let peer_slot = PeerSlot(slot);
             self.feed(peer, Input::SlotFree { peer: peer_slot });
         }
+    }
+
+    /// When a control message of a peer that is sent now reaches the neighbour in a slot.
+    fn control_arrival(&mut self, peer: u32, slot: u32) -> Time {
+        let other = self.peers[peer as usize].links.at(slot).peer;
+        let at = self.now + self.quic_delay(peer, other);
+        let links = &mut self.peers[peer as usize].links;
+        links.at_mut(slot).control_arrival(at)
+    }
+
+    /// Whether the connection on which a message was sent is still open at its receiver.
+    fn is_connected(&self, peer: u32, slot: u32, epoch: u32) -> bool {
+        let link = self.peers[peer as usize].links.at(slot);
+        link.is_up && link.epoch == epoch
     }
 
     /// Ends the fetches of one peer from another without telling their machines.
