@@ -45,30 +45,22 @@ pub(super) fn sections(results: &Results) -> String {
 fn section(results: &Results, sweep: &Sweep<'_>) -> String {
     let heading = format!("{} by {}", sweep.scenario, sweep.key);
     let mut text = format!("<h2>{}</h2>\n<div class=charts>\n", escape(&heading));
-    for shown in SHOWN.iter().filter_map(|name| Figure::named(name)) {
-        text.push_str(&chart(results, sweep, shown));
-    }
+    let figures = SHOWN.iter().filter_map(|name| Figure::named(name));
+    text.extend(figures.filter_map(|shown| chart(results, sweep, shown)));
     text.push_str("</div>\n");
     text
 }
 
 /// A dot for each seed, and a line through the medians. Values are at equal distances.
-fn chart(results: &Results, sweep: &Sweep<'_>, shown: &Figure) -> String {
-    let of_seeds: Vec<Vec<f64>> = sweep
-        .values
-        .iter()
-        .map(|(_, summary)| {
-            let runs = results.of_scenario(&summary.scenario);
-            runs.map(|run| shown.of(&run.outcome)).collect()
-        })
-        .collect();
-    let spreads = of_seeds
-        .iter()
-        .map(|seeds| Spread::of(seeds.iter().copied()));
-    let spreads: Vec<Spread> = spreads.collect();
-    let all = Spread::of(of_seeds.iter().flatten().copied());
-    let mut x = Axis::new(sweep.key, "", sweep.values.len() as f64, 1);
+fn chart(results: &Results, sweep: &Sweep<'_>, shown: &Figure) -> Option<String> {
+    let spreads = sweep.values.iter().map(|(_, summary)| {
+        let spread = summary.figures.get(shown.name)?;
+        Some(*spread)
+    });
+    let spreads: Vec<Spread> = spreads.collect::<Option<_>>()?;
+    let all = Spread::of(spreads.iter().flat_map(|spread| [spread.min, spread.max]));
     let place = |at: usize| at as f64 + 0.5;
+    let mut x = Axis::new(sweep.key, "", sweep.values.len() as f64, 1);
     let labels = sweep.values.iter().map(|(value, _)| (*value).to_owned());
     x.ticks = labels
         .enumerate()
@@ -78,18 +70,16 @@ fn chart(results: &Results, sweep: &Sweep<'_>, shown: &Figure) -> String {
     let mut plot = Plot::new(x, y);
     let medians = spreads.iter().enumerate();
     plot.line(medians.map(|(at, spread)| (place(at), spread.median)), "c0");
-    for (at, seeds) in of_seeds.iter().enumerate() {
-        for value in seeds {
-            plot.dot(place(at), *value, "c0");
+    for (at, (_, summary)) in sweep.values.iter().enumerate() {
+        for run in results.of_scenario(&summary.scenario) {
+            plot.dot(place(at), shown.of(&run.outcome), "c0");
         }
     }
     let best = spreads.iter().zip(&sweep.values);
     let best = best.min_by(|(one, _), (other, _)| one.median.total_cmp(&other.median));
-    let legend = best.map(|(spread, (value, _))| {
-        let text = format!("lowest median: {:.3} with {value}", spread.median);
-        ("c0", text)
-    });
+    let (spread, (value, _)) = best?;
+    let best = format!("lowest median: {:.3} with {value}", spread.median);
     let label = format!("{} by {}", shown.label, sweep.key);
-    let legend: Vec<_> = legend.into_iter().collect();
-    figure(&escape(&label), "", &plot.svg(&label), &legend)
+    let svg = plot.svg(&label);
+    Some(figure(&escape(&label), "", &svg, &[("c0", best)]))
 }
