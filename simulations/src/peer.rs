@@ -34,6 +34,7 @@ pub(crate) struct SimulatedPeer {
     pub(crate) up: u64,
     /// Downlink, in bits per second.
     pub(crate) down: u64,
+    /// Its fault, if it has one.
     pub(crate) fault: Option<Fault>,
     pub(crate) is_alive: bool,
     /// While it is frozen, the inputs that it has not handled.

@@ -8,6 +8,13 @@ fn scenario(name: &str) -> Scenario {
     Scenario::read(path.as_ref()).unwrap()
 }
 
+/// The scenario `burst-16` without bars, for variants that would miss them.
+fn burst_without_bars() -> Scenario {
+    let mut scenario = scenario("burst-16");
+    scenario.bars = flotilla_simulations::Bars::default();
+    scenario
+}
+
 /// Nothing was violated, and no peer is stranded. `known_misses.rs` checks the other bars.
 fn assert_sound(outcome: &Outcome) {
     let details = &outcome.details;
@@ -62,9 +69,8 @@ fn lone_peer_runs_at_the_bound() {
 
 #[test]
 fn corrupt_chunks_are_detected_and_dropped() {
-    let mut scenario = scenario("burst-16");
+    let mut scenario = burst_without_bars();
     scenario.peers.lying_share = 0.2;
-    scenario.bars = flotilla_simulations::Bars::default();
     let outcome = run(&scenario, 3);
     assert_sound(&outcome);
     assert!(outcome.details.corrupt > 0);
@@ -72,9 +78,8 @@ fn corrupt_chunks_are_detected_and_dropped() {
 
 #[test]
 fn faulty_seeders_serve_nothing_and_strand_nobody() {
-    let mut scenario = scenario("burst-16");
+    let mut scenario = burst_without_bars();
     scenario.peers.seeders = 4;
-    scenario.bars = flotilla_simulations::Bars::default();
     let outcome = run(&scenario, 1);
     assert_sound(&outcome);
     assert!(outcome.origin_copies < 0.1, "{}", outcome.origin_copies);
@@ -99,9 +104,8 @@ fn faulty_seeders_serve_nothing_and_strand_nobody() {
 /// A peer that knows its rate and its neighbours' has as many slots as its rate deserves.
 #[test]
 fn rates_that_peers_are_told_change_the_exchange() {
-    let mut scenario = scenario("burst-16");
+    let mut scenario = burst_without_bars();
     scenario.peers.slow_share = 0.3;
-    scenario.bars = flotilla_simulations::Bars::default();
     let unknown = run(&scenario, 1);
     scenario.peers.knows_rates = true;
     let known = run(&scenario, 1);

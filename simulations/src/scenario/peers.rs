@@ -70,7 +70,7 @@ pub struct HostClass {
     pub down: BitRate,
 }
 
-/// What is wrong with a peer.
+/// The fault of a simulated peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// It sends corrupt bytes.
@@ -119,34 +119,38 @@ impl Peers {
         )
     }
 
-    /// What is wrong with a peer. `place`, from 0 to 1, is its place among all peers in order of
-    /// their faults.
-    pub(crate) fn fault_at(&self, mut place: f64) -> Option<Fault> {
+    /// The fault of a peer; `None` for a sound one. `place`, from 0 to 1, is its place among all
+    /// peers in order of their faults.
+    pub(crate) fn fault_at(&self, place: f64) -> Option<Fault> {
         let shares = [
             (self.lying_share, Fault::Lies),
             (self.mute_share, Fault::IsMute),
             (self.busy_share, Fault::IsBusy),
         ];
-        for (share, fault) in shares {
-            if place < share {
-                return Some(fault);
-            }
-            place -= share;
-        }
-        None
+        group_at(place, shares)
     }
 
     /// The rates of a host, in bits per second: uplink and downlink. `place`, from 0 to 1, is its
     /// place among all hosts in order of their classes.
-    pub(crate) fn rates_at(&self, mut place: f64) -> (u64, u64) {
-        for class in &self.classes {
-            if place < class.share {
-                return (class.up.0, class.down.0);
-            }
-            place -= class.share;
+    pub(crate) fn rates_at(&self, place: f64) -> (u64, u64) {
+        let classes = self.classes.iter().map(|class| (class.share, class));
+        match group_at(place, classes) {
+            Some(class) => (class.up.0, class.down.0),
+            None => (self.up.0, self.down.0),
         }
-        (self.up.0, self.down.0)
     }
+}
+
+/// The group at a place from 0 to 1, if each has its share of the places, in order; `None` behind
+/// the last group.
+fn group_at<T>(mut place: f64, groups: impl IntoIterator<Item = (f64, T)>) -> Option<T> {
+    for (share, group) in groups {
+        if place < share {
+            return Some(group);
+        }
+        place -= share;
+    }
+    None
 }
 
 fn one() -> NonZeroU32 {

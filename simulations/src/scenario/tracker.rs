@@ -38,9 +38,9 @@ pub struct Tracker {
     /// after the other. The defaults of the four times add up to what one start was measured to
     /// cost (`docs/benchmarks/simulated-swarm.md`).
     pub announce_us: f64,
-    /// What each connected peer adds that the announce names.
+    /// Time added by each connected peer that the announce names.
     pub named_us: f64,
-    /// What each blob adds for which the answer names neighbours.
+    /// Time added by each blob for which the answer names neighbours.
     pub handout_us: f64,
     /// Time for which a lease request occupies the tracker.
     pub lease_us: f64,
