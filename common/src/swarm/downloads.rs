@@ -145,10 +145,14 @@ impl Downloads {
         self.windows.back_off(now, peer);
     }
 
-    /// The peer delivered a chunk: it probably has a free upload slot for the next one.
-    pub(super) fn on_delivered(&mut self, peer: PeerSlot) {
-        self.windows.clear_failures(peer);
-        self.windows.prefer(peer);
+    /// A transfer delivered its chunk, as one that [`Self::end`] returned.
+    pub(super) fn on_delivered(&mut self, transfer: &Transfer) {
+        self.transfers.count_received(transfer.unreported());
+        if let Some(peer) = transfer.peer() {
+            self.windows.clear_failures(peer);
+            // It probably has a free upload slot for the next chunk.
+            self.windows.prefer(peer);
+        }
     }
 }
 
@@ -160,7 +164,7 @@ impl Downloads {
         if ctx.blobs.wanted().is_empty() {
             return;
         }
-        self.transfers.recount(ctx.now);
+        self.transfers.recount(ctx.now, ctx.slots);
         while self.has_free_slot(ctx) && self.transfers.len() < 2 * ctx.slots as usize + 2 {
             let view = PickerView {
                 neighbours,
@@ -174,7 +178,7 @@ impl Downloads {
             self.windows.open(pick.peer);
             let source = ChunkSource::Peer(pick.peer);
             self.start(ctx, pick.blob, pick.chunk, source, Permission::NotNeeded);
-            self.transfers.recount(ctx.now);
+            self.transfers.recount(ctx.now, ctx.slots);
         }
         self.schedule_fill_when_slot_is_free(ctx);
     }
@@ -202,6 +206,7 @@ impl Downloads {
             moved_at: ctx.now,
             late_at: ctx.now + ctx.config.nearly_done,
             has_begun: false,
+            received_in_all_before: 0,
             eta: TransferEta::new(ctx.now, length),
         };
         let deadline = ctx.now + self.timeout(ctx, &transfer);
@@ -217,10 +222,7 @@ impl Downloads {
 
     /// The source accepted: its answer has begun.
     pub(super) fn on_first_byte(&mut self, ctx: &Context, id: TransferId) -> Option<Progress> {
-        let transfer = self.transfers.find(id)?;
-        transfer.moved_at = ctx.now;
-        transfer.has_begun = true;
-        transfer.eta.restart(ctx.now);
+        let transfer = self.transfers.begin(ctx.now, id)?;
         let Transfer { blob, source, .. } = *transfer;
         self.mark_moved(ctx.now, blob);
         Some(Progress { blob, source })
@@ -238,6 +240,7 @@ impl Downloads {
         if received <= transfer.received {
             return None;
         }
+        let bytes = received - transfer.received;
         transfer.received = received;
         transfer.moved_at = ctx.now;
         transfer.has_begun = true;
@@ -248,6 +251,7 @@ impl Downloads {
         let free_at = transfer.eta.free_at();
         ctx.timers.wake_by(Timer::Fill, free_at);
         let Transfer { blob, source, .. } = *transfer;
+        self.transfers.count_received(bytes);
         if let Some(peer) = peer {
             self.windows.set_nearly_done(peer, free_at);
         }
@@ -398,7 +402,7 @@ impl Downloads {
 
     /// All slots are busy: looks again when a transfer is nearly done, or its answer is late.
     fn schedule_fill_when_slot_is_free(&self, ctx: &mut Context) {
-        let changes_at = self.transfers.busy_changes_at(ctx.now);
+        let changes_at = self.transfers.busy_changes_at(ctx.now, ctx.slots);
         ctx.timers.wake_by(Timer::Fill, changes_at);
     }
 

@@ -38,6 +38,11 @@ impl TransferEta {
         self.free_at = now + left - nearly_done;
     }
 
+    /// Bytes to transfer.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
     pub(super) fn free_at(&self) -> Time {
         self.free_at
     }

@@ -451,10 +451,10 @@ impl PeerMachine {
         };
         let slot = transfer.blob;
         let chunk = transfer.chunk;
+        self.downloads.on_delivered(&transfer);
         match transfer.source {
             ChunkSource::Peer(peer) => {
                 self.neighbours.mark_responsive(&mut self.ctx, peer);
-                self.downloads.on_delivered(peer);
                 self.leases.reset_starving(slot);
                 self.ctx.counters.from_peers += 1;
             }

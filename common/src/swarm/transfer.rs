@@ -6,6 +6,9 @@ use super::request_window::RequestWindows;
 use super::slot_count::SlotCount;
 use crate::time::Time;
 
+/// Reports of progress in each transfer, at least: fewer bytes than one in so many are not known.
+const REPORTS: u64 = 4;
+
 /// Why a chunk may be fetched from its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Permission {
@@ -15,6 +18,18 @@ pub(super) enum Permission {
     Leased,
     /// None was granted: the pull had not moved for too long.
     Fallback,
+}
+
+impl Permission {
+    /// A transfer is slow if each other slot receives more than so many times as many bytes. A
+    /// chunk from a neighbour has a higher limit, because another one in its stead takes another
+    /// neighbour's upload slot; a chunk under a lease is lacking everywhere until it has arrived.
+    fn slow_factor(self) -> u64 {
+        match self {
+            Self::Leased => 2,
+            Self::NotNeeded | Self::Fallback => 6,
+        }
+    }
 }
 
 /// One download of one chunk.
@@ -33,6 +48,8 @@ pub(super) struct Transfer {
     pub(super) late_at: Time,
     /// Its first byte has arrived.
     pub(super) has_begun: bool,
+    /// The table's `received_in_all` when it began.
+    pub(super) received_in_all_before: u64,
     pub(super) eta: TransferEta,
 }
 
@@ -44,6 +61,21 @@ impl Transfer {
             ChunkSource::Origin => None,
         }
     }
+
+    /// Bytes whose arrival was not reported.
+    pub(super) fn unreported(&self) -> u64 {
+        self.eta.length().saturating_sub(self.received)
+    }
+
+    /// Whether it is slow for the link: `received_in_all` of the table has grown so much since it
+    /// began that the other slots must be several times as fast.
+    fn is_slow(&self, received_in_all: u64, slots: u32) -> bool {
+        let in_all = received_in_all.saturating_sub(self.received_in_all_before);
+        let by_others = in_all.saturating_sub(self.received);
+        let received = self.received.max(self.eta.length() / REPORTS);
+        let other_slots = u64::from(slots.saturating_sub(1).max(1));
+        self.has_begun && by_others > self.permission.slow_factor() * other_slots * received
+    }
 }
 
 /// The downloads under way: a handful.
@@ -53,6 +85,8 @@ pub(super) struct Transfers {
     next_id: u64,
     /// The slots that they take; not valid once one of them has changed.
     count: SlotCount,
+    /// Bytes that all transfers have received so far, ended ones too.
+    received_in_all: u64,
 }
 
 impl Transfers {
@@ -80,6 +114,22 @@ impl Transfers {
             .find(|transfer| (transfer.blob, transfer.chunk) == (blob, chunk))
     }
 
+    /// The first byte of a transfer moves now.
+    pub(super) fn begin(&mut self, now: Time, id: TransferId) -> Option<&Transfer> {
+        let received_in_all = self.received_in_all;
+        let transfer = self.find(id)?;
+        transfer.moved_at = now;
+        transfer.has_begun = true;
+        transfer.received_in_all_before = received_in_all;
+        transfer.eta.restart(now);
+        Some(transfer)
+    }
+
+    /// Counts bytes that a transfer has received.
+    pub(super) fn count_received(&mut self, bytes: u64) {
+        self.received_in_all += bytes;
+    }
+
     /// A number for the next transfer.
     pub(super) fn next_id(&mut self) -> TransferId {
         let id = TransferId(self.next_id);
@@ -98,30 +148,33 @@ impl Transfers {
         Some(self.running.swap_remove(at))
     }
 
-    /// Transfers that count against the slots: those that are not nearly done. Requests whose
-    /// answer is late have a limit of their own, of the same size: a refusal that is queued behind
-    /// other chunks must not keep a slot from useful work.
+    /// Transfers that count against the slots: those that are neither nearly done nor slow.
+    /// Requests whose answer is late have a limit of their own, of the same size: a refusal that is
+    /// queued behind other chunks must not keep a slot from useful work.
     pub(super) fn busy(&self, now: Time, slots: u32) -> u32 {
-        let count = self.count(now);
+        let count = self.count(now, slots);
         count.busy() + count.late().saturating_sub(slots)
     }
 
     /// When the number of busy transfers may change next, or an answer is late.
-    pub(super) fn busy_changes_at(&self, now: Time) -> Time {
-        self.count(now).changes_at()
+    pub(super) fn busy_changes_at(&self, now: Time, slots: u32) -> Time {
+        self.count(now, slots).changes_at()
     }
 
     /// Counts the slots that are taken, and keeps the number for as long as it holds.
-    pub(super) fn recount(&mut self, now: Time) {
-        self.count = self.count(now);
+    pub(super) fn recount(&mut self, now: Time, slots: u32) {
+        self.count = self.count(now, slots);
     }
 
-    fn count(&self, now: Time) -> SlotCount {
+    fn count(&self, now: Time, slots: u32) -> SlotCount {
         if self.count.is_valid(now) {
             return self.count;
         }
         let mut count = SlotCount::EMPTY;
         for transfer in &self.running {
+            if transfer.is_slow(self.received_in_all, slots) {
+                continue;
+            }
             if transfer.has_begun {
                 count.add(now, transfer.eta.free_at());
             } else if transfer.peer().is_some() {

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::support::{PEER, connect, connect_far, fetches, ms, outputs, wanting};
+use super::support::{BLOB, PEER, connect, connect_far, fetches, ms, outputs, wanting};
 use crate::swarm::{HeldChunks, Input, Output, PeerMachine, PeerSlot, TransferId};
 
 #[test]
@@ -63,4 +63,51 @@ fn cancelled(machine: &mut PeerMachine) -> Vec<TransferId> {
         _ => None,
     };
     outputs(machine).into_iter().filter_map(cancelled).collect()
+}
+
+/// The number of chunks that fast neighbours deliver, before any answer is late, until a transfer
+/// that only began takes no slot any more.
+fn chunks_until_slot_is_free(machine: &mut PeerMachine, slow: TransferId) -> u32 {
+    let slots = machine.slots() as usize;
+    machine.handle(ms(1), Input::FirstByte { transfer: slow });
+    for chunk in 0.. {
+        let running = transfers(machine);
+        if running.len() > slots {
+            assert!(running.contains(&slow));
+            return chunk;
+        }
+        let next = running.into_iter().find(|id| *id != slow).unwrap();
+        let now = ms(2);
+        machine.handle(now, Input::FirstByte { transfer: next });
+        machine.handle(now, Input::Received { transfer: next });
+    }
+    unreachable!("the loop returns")
+}
+
+#[test]
+fn slow_transfer_frees_its_slot() {
+    let mut machine = wanting(64);
+    for peer in (0..16).map(PeerSlot) {
+        connect(&mut machine, ms(0), peer, HeldChunks::Complete);
+    }
+    let slow = fetches(&mut machine)[0];
+    // More than 6 x 2 other slots x the quarter of a chunk that may have arrived unreported.
+    assert_eq!(chunks_until_slot_is_free(&mut machine, slow), 4);
+}
+
+#[test]
+fn slow_transfer_under_a_lease_frees_its_slot_sooner() {
+    let mut machine = wanting(64);
+    let lease = Input::LeaseGranted {
+        blob: BLOB,
+        chunk: 0,
+        term: Duration::from_secs(1),
+    };
+    machine.handle(ms(0), lease);
+    let slow = fetches(&mut machine)[0];
+    for peer in (0..16).map(PeerSlot) {
+        connect(&mut machine, ms(0), peer, HeldChunks::Complete);
+    }
+    // More than 2 x 2 x a quarter of a chunk.
+    assert_eq!(chunks_until_slot_is_free(&mut machine, slow), 2);
 }
