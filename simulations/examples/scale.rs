@@ -5,9 +5,9 @@
 //! ```
 //!
 //! runs the scenario with rng seed 1 for each number of peers, its own number if none is given, and
-//! prints a row for each: processor time and peak memory of the process, events, and events per
-//! peer and chunk. The peak is that of the process so far, so the numbers should ascend. Times and
-//! memory come from `/proc`, so there are none outside Linux.
+//! prints a row for each: processor time and peak memory of the process, events, and events and
+//! messages to and from trackers, per peer and chunk. The peak is that of the process so far, so
+//! the numbers should ascend. Times and memory come from `/proc`, so there are none outside Linux.
 
 use std::error::Error;
 use std::fs;
@@ -37,8 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut output = stdout().lock();
     writeln!(
         output,
-        "{:>8} {:>9} {:>9} {:>9} {:>12} {:>14} {:>8}  trace",
-        "peers", "wall s", "cpu s", "peak MiB", "events", "/peer/chunk", "p99/bound"
+        "{:>8} {:>9} {:>9} {:>9} {:>12} {:>12} {:>12} {:>9}  trace",
+        "peers", "wall s", "cpu s", "peak MiB", "events", "/peer/chunk", "to trackers", "p99/bound"
     )?;
     for count in counts {
         scenario.peers.count = count;
@@ -46,13 +46,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         let start = Instant::now();
         let outcome = run(&scenario, RNG_SEED);
         let wall_s = start.elapsed().as_secs_f64();
+        let per_peer_and_chunk =
+            |count_of: u64| count_of as f64 / f64::from(count) / f64::from(scenario.image.chunks());
         writeln!(
             output,
-            "{count:>8} {wall_s:>9.2} {:>9.2} {:>9.1} {:>12} {:>14.2} {:>8.3}  {}",
+            "{count:>8} {wall_s:>9.2} {:>9.2} {:>9.1} {:>12} {:>12.2} {:>12.3} {:>9.3}  {}",
             cpu_s() - cpu_before,
             peak_mib(),
             outcome.events,
-            outcome.events as f64 / f64::from(count) / f64::from(scenario.image.chunks()),
+            per_peer_and_chunk(outcome.events),
+            per_peer_and_chunk(outcome.tracker_messages),
             outcome.p99_over_bound,
             outcome.trace_hash,
         )?;

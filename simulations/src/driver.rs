@@ -335,7 +335,9 @@ impl World<'_> {
 
     /// The store has all bytes of a blob.
     fn on_complete(&mut self, peer: u32, blob: BlobSlot) {
-        if !self.peers[peer as usize].blobs.at(blob).is_passing {
+        let completed = self.peers[peer as usize].blobs.at(blob);
+        // A lazy runtime goes on with its reads.
+        if !completed.is_passing && !self.images.blob(completed.id).is_read_lazily() {
             self.on_blob_delivered(peer, blob);
         }
     }

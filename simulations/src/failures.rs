@@ -164,7 +164,8 @@ impl World<'_> {
         simulated.delivered_at = self.now;
         for (_, blob) in simulated.blobs.iter_mut() {
             (blob.read, blob.is_requested, blob.is_passing) = (None, false, false);
-            blob.cursor = 0;
+            let read = self.images.blob(blob.id).read_at(blob.reads_done);
+            blob.cursor = read.unwrap_or_default();
         }
         for slot in known {
             let id = self.peers[peer as usize].blobs.at(slot).id;

@@ -57,8 +57,8 @@ pub(crate) enum FetchPurpose {
     Manifest { pull: u32 },
     /// The proofs of the blobs of a pull's image, for the peer's opening of the image.
     Proofs { pull: u32 },
-    /// A blob that is passed through to the runtime, from this offset to its end.
-    PassThrough { from: u64 },
+    /// Bytes of a blob that are passed through to the runtime: from `from` up to `to`.
+    PassThrough { from: u64, to: u64 },
 }
 
 impl FetchPurpose {
@@ -72,7 +72,7 @@ impl FetchPurpose {
         match self {
             Self::Chunk { chunk, .. } => geometry.chunk_len(chunk),
             Self::Manifest { .. } | Self::Proofs { .. } => 0,
-            Self::PassThrough { from } => geometry.size() - from,
+            Self::PassThrough { from, to } => to - from,
         }
     }
 }

@@ -75,6 +75,9 @@ pub const FIGURES: &[Figure] = &[
         outcome.simulated_s
     }),
     figure("events", "events", "", |outcome| outcome.events as f64),
+    figure("tracker_messages", "tracker messages", "", |outcome| {
+        outcome.tracker_messages as f64
+    }),
 ];
 
 /// How a figure spreads over the seeds.

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use flotilla_common::chunk::Geometry;
 use flotilla_common::digest::Digest;
 use flotilla_common::units::ByteSize;
-use rand::{Rng, RngExt as _};
+use rand::seq::SliceRandom as _;
+use rand::{Rng, RngExt as _, SeedableRng as _};
+use rand_pcg::Pcg64Mcg;
 
 use crate::scenario::{ImageSpec, Scenario};
 
@@ -19,6 +21,23 @@ pub(crate) struct Blob {
     /// Its name in messages to the tracker.
     pub(crate) digest: Digest,
     pub(crate) geometry: Geometry,
+    /// The chunks that runtimes read, in this order, if they read lazily.
+    lazy_reads: Option<Box<[u32]>>,
+}
+
+impl Blob {
+    /// The chunk at which the read `number` of this blob starts, from 0; `None` if there are fewer.
+    pub(crate) fn read_at(&self, number: u32) -> Option<u32> {
+        match &self.lazy_reads {
+            Some(reads) => reads.get(number as usize).copied(),
+            None => (number == 0).then_some(0),
+        }
+    }
+
+    /// Whether each read is of one chunk. Otherwise it goes on to the end of the blob.
+    pub(crate) fn is_read_lazily(&self) -> bool {
+        self.lazy_reads.is_some()
+    }
 }
 
 /// An image.
@@ -39,11 +58,16 @@ pub(crate) struct Images {
     /// The sum of the weights of the images up to each one.
     weights: Vec<f64>,
     per_peer: usize,
+    /// Share of the chunks that runtimes read, if they read lazily.
+    lazy_share: Option<f64>,
 }
 
 impl Images {
     pub(crate) fn new(scenario: &Scenario) -> Self {
-        let mut images = Self::default();
+        let mut images = Self {
+            lazy_share: scenario.pulls.lazy_share,
+            ..Self::default()
+        };
         if scenario.images.is_empty() {
             images.add_single(&scenario.image);
         } else {
@@ -91,7 +115,14 @@ impl Images {
         let id = BlobId(self.blobs.len() as u32);
         let digest = Digest::sha256(&self.blobs.len().to_be_bytes());
         self.by_digest.insert(digest, id);
-        self.blobs.push(Blob { digest, geometry });
+        let lazy_reads = self
+            .lazy_share
+            .map(|share| lazy_reads(id, geometry.chunks(), share));
+        self.blobs.push(Blob {
+            digest,
+            geometry,
+            lazy_reads,
+        });
         id
     }
 
@@ -188,12 +219,18 @@ impl Images {
     }
 }
 
+/// The share of a blob's chunks, one at least, in a random order.
+fn lazy_reads(blob: BlobId, chunks: u32, share: f64) -> Box<[u32]> {
+    let mut order: Vec<u32> = (0..chunks).collect();
+    order.shuffle(&mut Pcg64Mcg::seed_from_u64(blob.0.into()));
+    let count = (f64::from(chunks) * share).ceil().max(1.0);
+    order.truncate(count as usize);
+    order.into()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
-    use rand::SeedableRng as _;
-    use rand_pcg::Pcg64Mcg;
 
     use super::*;
 
@@ -235,6 +272,19 @@ mod tests {
         for (share, expected) in shares.into_iter().zip([0.598, 0.212, 0.115, 0.075]) {
             assert!((share - expected).abs() < 0.025, "{shares:?}");
         }
+    }
+
+    #[test]
+    fn lazy_reads_are_a_share_of_the_chunks_in_a_random_order() {
+        let lazy = SET.replace("images = 2", "images = 2\nlazy_share = 0.25");
+        let images = Images::new(&Scenario::parse(&lazy).unwrap());
+        let blob = images.blob(BlobId(0));
+        let chunks = blob.geometry.chunks();
+        let reads: Vec<u32> = (0..).map_while(|number| blob.read_at(number)).collect();
+        assert_eq!(reads.len() as u32, chunks.div_ceil(4));
+        assert!(reads.iter().all(|chunk| *chunk < chunks));
+        assert!(!reads.is_sorted(), "{reads:?}");
+        assert_eq!(images.blob(BlobId(3)).read_at(0), Some(0), "its only chunk");
     }
 
     #[test]

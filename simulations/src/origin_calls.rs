@@ -352,7 +352,7 @@ impl World<'_> {
             return;
         };
         // A chunk is fetched anew, a pass-through goes on.
-        if let FetchPurpose::PassThrough { from } = purpose {
+        if let FetchPurpose::PassThrough { from, .. } = purpose {
             *from += received;
         }
         let (peer, need) = (*peer, origin.need);
@@ -393,7 +393,7 @@ impl World<'_> {
                 FetchPurpose::Chunk { transfer, .. } => {
                     self.feed(peer, Input::Progress { transfer, received });
                 }
-                FetchPurpose::PassThrough { from } => {
+                FetchPurpose::PassThrough { from, .. } => {
                     self.on_passing_through(peer, blob, from + received);
                 }
                 FetchPurpose::Manifest { .. } | FetchPurpose::Proofs { .. } => {}

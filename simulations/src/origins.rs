@@ -168,7 +168,7 @@ impl World<'_> {
             }
             FetchPurpose::Manifest { pull } => self.on_no_manifest(fetch.peer, pull),
             FetchPurpose::Proofs { pull } => self.on_no_proofs(fetch.peer, pull),
-            FetchPurpose::PassThrough { from } => {
+            FetchPurpose::PassThrough { from, .. } => {
                 self.on_nothing_passed(fetch.peer, fetch.blob, from);
             }
         }

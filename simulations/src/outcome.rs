@@ -21,6 +21,8 @@ pub struct Outcome {
     pub wall_s: f64,
     /// Number of events.
     pub events: u64,
+    /// Messages between peers and trackers, in both directions.
+    pub tracker_messages: u64,
     /// Median of the seconds from the start of a pull to its completion.
     pub p50_s: f64,
     /// 99th percentile of the same.

@@ -14,6 +14,8 @@ pub(crate) struct PeerBlob {
     pub(crate) verified: ChunkMap,
     /// The chunk that the reader waits for.
     pub(crate) cursor: u32,
+    /// Reads that the runtime has finished.
+    pub(crate) reads_done: u32,
     /// The runtime's request, while it is answered from the store.
     pub(crate) read: Option<BlobRead>,
     /// Whether the runtime has requested it.
@@ -38,7 +40,8 @@ impl PeerBlobs {
         let blob = |id: BlobId| PeerBlob {
             id,
             verified: ChunkMap::empty(images.geometry(id).chunks()),
-            cursor: 0,
+            cursor: images.blob(id).read_at(0).unwrap_or_default(),
+            reads_done: 0,
             read: None,
             is_requested: false,
             is_passing: false,

@@ -1,8 +1,10 @@
 //! The runtime's requests for blobs. The shipped machine decides whether one is answered from the
 //! store or by a pass-through.
 //!
-//! The runtime takes bytes at once. If no origin serves a pass-through, a real runtime turns to its
-//! next host; here it repeats its request for the bytes that it lacks.
+//! The runtime reads each blob from its start to its end, or lazily: some of its chunks one after
+//! the other, each by a request of its own. It takes bytes at once. If no origin serves a
+//! pass-through, a real runtime turns to its next host; here it repeats its request for the bytes
+//! that it lacks.
 
 use core::time::Duration;
 
@@ -15,6 +17,7 @@ use crate::event::Event;
 use crate::fetch::FetchPurpose;
 use crate::images::BlobId;
 use crate::peer_blobs::PeerBlobs;
+use crate::scenario::millis;
 use crate::world::World;
 
 /// After a request that no origin served, the runtime repeats it so much later.
@@ -61,6 +64,9 @@ impl World<'_> {
         }
         let is_stored = simulated.machine.held(blob).is_some();
         let requested = simulated.blobs.at_mut(blob);
+        if requested.is_delivered {
+            return;
+        }
         let geometry = self.images.geometry(requested.id);
         let timeouts = FallbackTimeouts::default();
         let mut read = BlobRead::new(timeouts, is_stored.then_some(geometry));
@@ -85,7 +91,9 @@ impl World<'_> {
         if !reading.verified.contains(reading.cursor) {
             return;
         }
+        let is_lazy = self.images.blob(reading.id).is_read_lazily();
         let next = reading.verified.first_missing(reading.cursor);
+        let next = next.filter(|_| !is_lazy);
         reading.cursor = next.unwrap_or(reading.verified.len());
         read.handle(now, BlobReadInput::Delivered);
         if next.is_some() {
@@ -95,7 +103,22 @@ impl World<'_> {
         }
         self.feed(peer, Input::Reader { blob, cursor: next });
         if next.is_none() {
-            self.on_blob_delivered(peer, blob);
+            self.finish_read(peer, blob);
+        }
+    }
+
+    /// The runtime has the bytes of a read. After a pause it begins the next one, if there is one.
+    fn finish_read(&mut self, peer: u32, blob: BlobSlot) {
+        let read = self.peers[peer as usize].blobs.at_mut(blob);
+        read.reads_done += 1;
+        match self.images.blob(read.id).read_at(read.reads_done) {
+            Some(chunk) => {
+                (read.cursor, read.is_passing) = (chunk, false);
+                let pause = millis(self.scenario.pulls.lazy_pause_ms);
+                let request = Event::BlobRequested { peer, blob };
+                self.queue.push_after(self.now, pause, request);
+            }
+            None => self.on_blob_delivered(peer, blob),
         }
     }
 
@@ -160,13 +183,16 @@ impl World<'_> {
         }
     }
 
-    /// The rest of a blob comes from an origin.
+    /// The rest of a read comes from an origin.
     fn pass_through(&mut self, peer: u32, blob: BlobSlot) {
         let passing = self.peers[peer as usize].blobs.at_mut(blob);
         passing.is_passing = true;
         let geometry = self.images.geometry(passing.id);
-        let from = geometry.chunk_range(passing.cursor).start;
-        let (purpose, id) = (FetchPurpose::PassThrough { from }, passing.id);
+        let chunk = geometry.chunk_range(passing.cursor);
+        let is_lazy = self.images.blob(passing.id).is_read_lazily();
+        let to = if is_lazy { chunk.end } else { geometry.size() };
+        let from = chunk.start;
+        let (purpose, id) = (FetchPurpose::PassThrough { from, to }, passing.id);
         self.fetch_from_origin(peer, purpose, content_of(id), id);
     }
 
@@ -185,7 +211,7 @@ impl World<'_> {
         if simulated.is_alive
             && let Some(slot) = simulated.blobs.slot(blob)
         {
-            self.on_blob_delivered(peer, slot);
+            self.finish_read(peer, slot);
         }
     }
 

@@ -82,6 +82,7 @@ impl World<'_> {
             simulated_s: self.now.as_secs_f64(),
             wall_s: 0.0,
             events: self.events(),
+            tracker_messages: self.sent_tracker_messages,
             p50_s,
             p99_s,
             max_s,

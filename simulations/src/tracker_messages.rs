@@ -33,6 +33,7 @@ impl World<'_> {
             exchange,
             request,
         });
+        self.sent_tracker_messages += 1;
         let region = self.tracker_region(tracker, peer);
         let delay = self.http_delay(peer, region);
         self.queue
@@ -229,6 +230,7 @@ impl World<'_> {
             tracker,
             input,
         });
+        self.sent_tracker_messages += 1;
         let region = self.tracker_region(tracker, peer);
         let delay = after + late + self.http_delay(peer, region);
         self.queue

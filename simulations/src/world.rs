@@ -59,6 +59,8 @@ pub(crate) struct World<'a> {
     pub(crate) trackers: Vec<SimulatedTracker>,
     pub(crate) tracker_messages: Slab<TrackerMessage>,
     pub(crate) tracker_answers: Slab<TrackerAnswer>,
+    /// Number of messages between peers and trackers so far, in both directions.
+    pub(crate) sent_tracker_messages: u64,
     /// The origin of each region.
     pub(crate) origins: Vec<SimulatedOrigin>,
     pub(crate) calls: Slab<OriginCall>,
@@ -112,6 +114,7 @@ impl<'a> World<'a> {
             trackers: simulated_trackers(scenario, rng_seed),
             tracker_messages: Slab::new(),
             tracker_answers: Slab::new(),
+            sent_tracker_messages: 0,
             origins: (0..regions)
                 .map(|region| {
                     let storage = SimulatedStorage::new(scenario, region, rng_seed);

@@ -150,3 +150,33 @@ fn errors_name_the_key_and_the_fix() {
         format!("{SET}{PEERS}[[failures]]\nkind = 'kill-peers'\nat_s = 1\nkept_share = 0.5\n");
     assert!(error_of(&kept).contains("`failures.kept_share`"));
 }
+
+#[test]
+fn lazy_runtime_reads_its_share_with_pauses_and_is_done() {
+    let lazy = |share: &str| {
+        let text = format!(
+            "name = 'lazy'\n[image]\nlayers = ['16MiB']\n[origin]\nup = '1Gbit'\n\
+             [peers]\ncount = 4\nup = '1Gbit'\ndown = '1Gbit'\n\
+             [pulls]\nlazy_share = {share}\nlazy_pause_ms = 500\n"
+        );
+        let outcome = run_text(&text);
+        assert_ok(&outcome);
+        outcome
+    };
+    // One read, and a quarter of 64 chunks with a pause before each but the first.
+    assert!(lazy("0").max_s < 0.5);
+    let max_s = lazy("0.25").max_s;
+    assert!((15.0 * 0.5..15.0 * 0.5 + 0.5).contains(&max_s), "{max_s}");
+}
+
+#[test]
+fn lazy_reads_that_are_passed_through_are_of_one_chunk_each() {
+    let outcome = run_text(
+        "name = 'lazy'\n[image]\nlayers = ['16MiB']\n\
+         [origin]\nup = '1Gbit'\nfail_first_closures = true\n\
+         [peers]\ncount = 4\nup = '1Gbit'\ndown = '1Gbit'\n[pulls]\nlazy_share = 0.25\n",
+    );
+    assert_ok(&outcome);
+    assert_eq!(outcome.details.completions_s.len(), 4);
+    assert_eq!(outcome.origin_copies, 4.0 * 0.25);
+}

@@ -113,8 +113,8 @@ impl World<'_> {
             FetchPurpose::Proofs { pull } => {
                 format!("the proofs of the blobs of its pull {pull}")
             }
-            FetchPurpose::PassThrough { from } => {
-                format!("blob {blob} from offset {from} past the swarm")
+            FetchPurpose::PassThrough { from, to } => {
+                format!("the bytes {from} to {to} of blob {blob} past the swarm")
             }
         };
         format!("peer {peer} fetches {what} from {source}")

@@ -4,7 +4,7 @@ use flotilla_common::units::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::ScenarioError;
-use super::check::require;
+use super::check::{require, require_millis, require_share};
 use super::image::{MAX_LAYERS, require_layers};
 
 /// Maximum number of images of a set, counting variants.
@@ -51,6 +51,12 @@ pub struct Pulls {
     /// How unequally popular the images are: the image at place `k` of the list is chosen with a
     /// weight of `1 / k^zipf`.
     pub zipf: f64,
+    /// Share of each layer's chunks that runtimes read, chunk by chunk in one random order for all
+    /// peers, as lazy loaders do. A pull is complete with the last of these reads. If not set,
+    /// runtimes read each layer from its start to its end.
+    pub lazy_share: Option<f64>,
+    /// Time between two lazy reads of a layer, in milliseconds.
+    pub lazy_pause_ms: f64,
 }
 
 impl Default for Pulls {
@@ -59,6 +65,8 @@ impl Default for Pulls {
             images: None,
             at_once: None,
             zipf: 1.0,
+            lazy_share: None,
+            lazy_pause_ms: 0.0,
         }
     }
 }
@@ -133,7 +141,9 @@ pub(super) fn check(
         (0.0..=MAX_ZIPF).contains(&pulls.zipf),
         "pulls.zipf",
         "write an exponent from 0 (all images are equally popular) to 5, such as 1.0",
-    )
+    )?;
+    require_share(pulls.lazy_share.unwrap_or_default(), "pulls.lazy_share")?;
+    require_millis(pulls.lazy_pause_ms, "pulls.lazy_pause_ms")
 }
 
 const fn one() -> u32 {
