@@ -192,6 +192,7 @@ impl World<'_> {
         let machine = &self.peers[peer as usize].machine;
         let recipients = machine.have_recipients(blob, &batch);
         buffers.recipients.extend(recipients);
+        self.check_neighbours(peer, buffers.recipients.len());
         for slot in buffers.recipients.drain(..) {
             let link = *self.peers[peer as usize].links.at(slot.0);
             if !link.is_up {

@@ -129,6 +129,7 @@ impl World<'_> {
             origin: None,
         });
         self.peers[peer as usize].fetches.push((transfer, fetch));
+        self.check_downloads(peer);
         let delay = self.quic_delay(peer, link.peer);
         self.queue
             .push_after(self.now, delay, Event::Requested { fetch });

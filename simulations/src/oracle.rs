@@ -2,7 +2,7 @@
 //!
 //! - Nothing unverified is accepted: a peer holds and serves exactly the chunks that reached it
 //!   whole and uncorrupted.
-//! - Peers keep their limits of connections and uploads (`peer_oracle.rs`).
+//! - Peers keep their limits of connections, neighbours, uploads and downloads (`peer_oracle.rs`).
 //! - Trackers stay within their limits, and keep their leases (`tracker_oracle.rs`).
 //! - No peer is stranded: every peer that is alive at the end is complete.
 //! - The scenario's bars are kept.

@@ -50,7 +50,10 @@ impl World<'_> {
         });
         let simulated = &mut self.peers[peer as usize];
         match purpose {
-            FetchPurpose::Chunk { transfer, .. } => simulated.fetches.push((transfer, fetch)),
+            FetchPurpose::Chunk { transfer, .. } => {
+                simulated.fetches.push((transfer, fetch));
+                self.check_downloads(peer);
+            }
             FetchPurpose::Manifest { .. }
             | FetchPurpose::Proofs { .. }
             | FetchPurpose::PassThrough { .. } => {

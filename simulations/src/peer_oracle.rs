@@ -1,9 +1,14 @@
-//! Checks that peers keep their limits: connections, and chunks that they send at once.
+//! Checks that the state of peers is bounded: connections, neighbours of a blob, and chunks that
+//! they send and fetch at once.
 
 use crate::world::World;
 
 /// Uploads that are nearly done take no slot, but all together are at most so many times the slots.
 const UPLOADS_PER_SLOT: u32 = 2;
+/// Downloads that are nearly done, late or slow take no slot, but all together are at most so many
+/// times the slots, and so many more.
+const DOWNLOADS_PER_SLOT: u32 = 2;
+const MORE_DOWNLOADS: u32 = 2;
 
 impl World<'_> {
     /// To be called when a peer has handled a new connection.
@@ -18,15 +23,42 @@ impl World<'_> {
         }
     }
 
-    /// To be called when a peer has begun to send a chunk.
-    pub(crate) fn check_uploads(&mut self, peer: u32) {
+    /// To be called when a peer tells so many neighbours of a new chunk of a blob.
+    pub(crate) fn check_neighbours(&mut self, peer: u32, count: usize) {
+        let limit = self.scenario.machine.swarm_config().max_neighbours;
+        if count > limit as usize {
+            self.oracle.complain(|| {
+                format!("peer {peer} has {count} neighbours for a blob, and its limit is {limit}")
+            });
+        }
+    }
+
+    /// To be called when a peer has begun to fetch a chunk.
+    pub(crate) fn check_downloads(&mut self, peer: u32) {
+        let simulated = &self.peers[peer as usize];
+        let (downloads, blobs) = (simulated.fetches.len(), simulated.blobs.iter().count());
+        // Without a slot, a peer fetches one chunk of each blob from an origin.
+        let limit = DOWNLOADS_PER_SLOT * self.most_slots() + MORE_DOWNLOADS + blobs as u32;
+        if downloads > limit as usize {
+            self.oracle.complain(|| {
+                format!("peer {peer} fetches {downloads} chunks at once, and its limit is {limit}")
+            });
+        }
+    }
+
+    /// The most slots that a peer may have in each direction. Those that know their rates have
+    /// more the faster they are.
+    fn most_slots(&self) -> u32 {
         let config = self.scenario.machine.swarm_config();
-        // Peers that know their rates have more slots the faster they are.
-        let slots = match self.scenario.peers.knows_rates {
+        match self.scenario.peers.knows_rates {
             true => config.max_slots,
             false => config.slots,
-        };
-        let limit = UPLOADS_PER_SLOT * slots;
+        }
+    }
+
+    /// To be called when a peer has begun to send a chunk.
+    pub(crate) fn check_uploads(&mut self, peer: u32) {
+        let limit = UPLOADS_PER_SLOT * self.most_slots();
         if self.network.sends(peer) <= limit as usize {
             return;
         }
@@ -54,11 +86,17 @@ mod tests {
     /// The complaints about a burst in which the peers' machines have other settings than the
     /// scenario says.
     fn complaints(alter: impl Fn(&mut SwarmConfig)) -> Vec<String> {
-        let scenario = "name = 'limits'\n[image]\nlayers = ['8MiB']\n[peers]\ncount = 24\n\
-             up = '100Mbit'\ndown = '100Mbit'\nmax_connections = 12\n[origin]\nup = '100Mbit'";
-        let scenario = Scenario::parse(scenario).unwrap();
+        complaints_with("", alter)
+    }
+
+    /// As [`complaints`], of a scenario with these settings besides.
+    fn complaints_with(settings: &str, alter: impl Fn(&mut SwarmConfig)) -> Vec<String> {
+        let scenario = "name = 'limits'\n[image]\nlayers = ['8MiB']\n[origin]\nup = '100Mbit'\n\
+             [peers]\ncount = 24\nup = '100Mbit'\ndown = '100Mbit'\nmax_connections = 12\n";
+        let scenario = Scenario::parse(&format!("{scenario}{settings}")).unwrap();
         let mut world = World::new(&scenario, 1, &RunOptions::default());
-        for peer in 0..world.peers.len() {
+        // Seeders have blobs already.
+        for peer in scenario.peers.seeders as usize..world.peers.len() {
             let altered = &world.peers[peer];
             let mut config = world.config(altered.up, altered.down, altered.key);
             alter(&mut config);
@@ -79,8 +117,25 @@ mod tests {
     }
 
     #[test]
+    fn machine_with_too_many_neighbours_is_found() {
+        let settings = "[machine]\nmax_neighbours = 4";
+        assert_eq!(complaints_with(settings, |_| {}), Vec::<String>::new());
+        let complaints = complaints_with(settings, |config| config.max_neighbours = 64);
+        let is_found = |found: &String| found.contains("neighbours for a blob, and its limit is 4");
+        assert!(complaints.iter().any(is_found), "{complaints:?}");
+    }
+
+    #[test]
     fn machine_that_sends_too_many_chunks_is_found() {
         let complaints = complaints(|config| config.slots = 64);
         assert!(complaints[0].contains("chunks at once, and its limit is 6"));
+    }
+
+    #[test]
+    fn machine_that_fetches_too_many_chunks_is_found() {
+        let settings = "seeders = 23\n[machine]\nslots = 1";
+        let complaints = complaints_with(settings, |config| config.slots = 64);
+        let is_found = |found: &String| found.contains("chunks at once, and its limit is 5");
+        assert!(complaints.iter().any(is_found), "{complaints:?}");
     }
 }
